@@ -1,0 +1,237 @@
+"""Group commit: concurrent calls become one bulk operation in one transaction.
+
+A call joins the queue and blocks; a flusher thread takes what waits, runs the bulk operation on it and hands each
+caller its own outcome. There is no timer: an idle coalescer flushes a call at once, alone, and while a flush
+runs the next batch gathers. So the batch grows with load, and a hot row is locked once a batch, not once a call.
+
+It is also the only way to the database for a call: a caller never waits longer than its deadline, whatever state
+the database is in, and connections are held by the few flusher threads, never by waiters.
+"""
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass
+from typing import Generic, TypeVar, cast
+
+from shop_common.database import is_own_fault
+from shop_common.errors import DatabaseUnavailable, QueueFull, ShopError
+
+_Request = TypeVar("_Request")
+_Result = TypeVar("_Result")
+
+BATCH_REQUESTS_MAX = 500
+BATCH_WEIGHT_MAX = 2000
+QUEUE_REQUESTS_MAX = 10_000
+BISECT_SECONDS_MAX = 5.0
+
+ANSWER_SECONDS = 0.1
+"""Kept of a caller's time for the answer to travel, so that it hears why instead of timing out."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """How much one batch holds, and how many batches run at once."""
+
+    requests_max: int = BATCH_REQUESTS_MAX
+    weight_max: int = BATCH_WEIGHT_MAX
+    flights_max: int = 1
+
+
+class _Call:
+    """One caller: its lock is released when the last of its requests has an outcome."""
+
+    __slots__ = ("abandoned", "done", "started", "waiting")
+
+    def __init__(self, size: int) -> None:
+        self.done = threading.Lock()
+        self.done.acquire()
+        self.waiting = size
+        self.started = False
+        self.abandoned = False
+
+
+class _Entry(Generic[_Request, _Result]):
+    """One request in the queue, and its outcome."""
+
+    __slots__ = ("call", "outcome", "request")
+
+    def __init__(self, request: _Request, call: _Call) -> None:
+        self.request = request
+        self.call = call
+        self.outcome: _Result | ShopError | Exception | None = None
+
+    def take(self) -> _Result | ShopError:
+        """The outcome; raises what was no outcome but a failure of this request alone."""
+        if isinstance(self.outcome, Exception) and not isinstance(self.outcome, ShopError):
+            raise self.outcome
+        return cast("_Result | ShopError", self.outcome)
+
+
+class Coalescer(Generic[_Request, _Result]):
+    """Runs `bulk` on what waits.
+
+    `bulk` gets requests in arrival order and returns one outcome for each, in order: a result, or the ShopError
+    that refuses it. A ShopError that it raises is the answer for the whole batch. Any other exception, or a
+    database error that data can cause, is found by bisection, so that it hits only the request that causes it.
+
+    Requests with the same `key` that are equal are folded: the first decides, the others get its outcome. If they
+    differ, the later one waits for the next batch.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        bulk: Callable[[Sequence[_Request]], Sequence[_Result | ShopError]],
+        *,
+        key: Callable[[_Request], Hashable | None] | None = None,
+        weigh: Callable[[_Request], int] | None = None,
+        limits: Limits | None = None,
+        die: Callable[[str, BaseException], None],
+    ) -> None:
+        self._name = name
+        self._bulk = bulk
+        self._key = key
+        self._weigh = weigh
+        self._limits = limits or Limits()
+        self._die = die
+        self._queue: deque[_Entry[_Request, _Result]] = deque()
+        self._mutex = threading.Lock()
+        self._arrived = threading.Condition(self._mutex)
+        self._idle_flushers = 0
+        self._closing = False
+        self._threads = [
+            threading.Thread(target=self._run, name=f"{name}-flusher-{n}", daemon=True)
+            for n in range(self._limits.flights_max)
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    def __call__(self, request: _Request, *, deadline: float) -> _Result:
+        """The request's result; raises the ShopError that refused it. `deadline` is by time.monotonic."""
+        (outcome,) = self.all([request], deadline=deadline)
+        if isinstance(outcome, ShopError):
+            raise outcome
+        return outcome
+
+    def all(self, requests: Sequence[_Request], *, deadline: float) -> list[_Result | ShopError]:
+        """One outcome for each request, in order; they may be decided in different batches.
+
+        Raises QueueFull when there is no room or no turn in time (nothing was done), DatabaseUnavailable when the
+        time ran out during the flush (it may have been done), and what `bulk` raised for one of them alone.
+        """
+        call = _Call(len(requests))
+        entries: list[_Entry[_Request, _Result]] = [_Entry(request, call) for request in requests]
+        if not entries:
+            return []
+        with self._mutex:
+            if self._closing or len(self._queue) + len(entries) > QUEUE_REQUESTS_MAX:
+                raise QueueFull(f"{self._name}: too many calls wait; try again later")
+            self._queue.extend(entries)
+            if self._idle_flushers:
+                self._arrived.notify()
+        if not call.done.acquire(timeout=max(0.0, deadline - time.monotonic() - ANSWER_SECONDS)):
+            self._give_up(call)
+        return [entry.take() for entry in entries]
+
+    def close(self) -> None:
+        """Finish what waits, then end the threads."""
+        with self._mutex:
+            self._closing = True
+            self._arrived.notify_all()
+        for thread in self._threads:
+            thread.join()
+
+    def _give_up(self, call: _Call) -> None:
+        with self._mutex:
+            if not call.waiting:
+                return  # the answer came at the last moment
+            call.abandoned = True
+            if not call.started:
+                raise QueueFull(f"{self._name}: no turn came within the deadline; nothing was done")
+        raise DatabaseUnavailable(f"{self._name}: no answer within the deadline", rolled_back=False)
+
+    def _run(self) -> None:
+        try:
+            while batch := self._next_batch():
+                self._flush(batch)
+        except BaseException as error:
+            # Without its flusher every later call would wait for nothing.
+            self._die(f"the {self._name} flusher died", error)
+            raise
+
+    def _next_batch(self) -> list[list[_Entry[_Request, _Result]]] | None:
+        """What to flush next, a list of entries for each distinct request; None when closed and empty."""
+        with self._mutex:
+            while True:
+                while not self._queue:
+                    if self._closing:
+                        return None
+                    self._idle_flushers += 1
+                    self._arrived.wait()
+                    self._idle_flushers -= 1
+                batch = self._take()
+                if batch:
+                    return batch
+
+    def _take(self) -> list[list[_Entry[_Request, _Result]]]:
+        limits, key_of, weigh, queue = self._limits, self._key, self._weigh, self._queue
+        batch: list[list[_Entry[_Request, _Result]]] = []
+        by_key: dict[Hashable, list[_Entry[_Request, _Result]]] = {}
+        later: list[_Entry[_Request, _Result]] = []
+        weight = 0
+        while queue and len(batch) < limits.requests_max:
+            entry = queue[0]
+            if entry.call.abandoned:
+                queue.popleft()
+                continue
+            weight += weigh(entry.request) if weigh else 1
+            if batch and weight > limits.weight_max:
+                break
+            queue.popleft()
+            key = key_of(entry.request) if key_of else None
+            twins = by_key.get(key) if key is not None else None
+            if twins is not None and twins[0].request != entry.request:
+                later.append(entry)
+                continue
+            entry.call.started = True
+            if twins is not None:
+                twins.append(entry)
+                continue
+            folded = [entry]
+            batch.append(folded)
+            if key is not None:
+                by_key[key] = folded
+        queue.extendleft(reversed(later))
+        return batch
+
+    def _flush(self, batch: list[list[_Entry[_Request, _Result]]]) -> None:
+        outcomes = self._outcomes([folded[0].request for folded in batch], time.monotonic() + BISECT_SECONDS_MAX)
+        finished = []
+        with self._mutex:
+            for folded, outcome in zip(batch, outcomes, strict=True):
+                for entry in folded:
+                    entry.outcome = outcome
+                    entry.call.waiting -= 1
+                    if not entry.call.waiting:
+                        finished.append(entry.call)
+        for call in finished:
+            call.done.release()
+
+    def _outcomes(self, requests: Sequence[_Request], bisect_until: float) -> Sequence[_Result | ShopError | Exception]:
+        try:
+            outcomes = self._bulk(requests)
+        except ShopError as error:
+            return [error] * len(requests)
+        except Exception as error:  # the transaction has rolled back: `bulk` had no effect
+            if len(requests) == 1 or not is_own_fault(error) or time.monotonic() > bisect_until:
+                return [error] * len(requests)
+            half = len(requests) // 2
+            return [
+                *self._outcomes(requests[:half], bisect_until),
+                *self._outcomes(requests[half:], bisect_until),
+            ]
+        if len(outcomes) != len(requests):
+            raise AssertionError(f"{self._name}: {len(outcomes)} outcomes for {len(requests)} requests")
+        return outcomes

@@ -1,0 +1,250 @@
+"""One code path to two databases: engines, transactions, and what their failures mean.
+
+SQLite is the embedded default, PostgreSQL is production. The transaction is the unit of everything: it is
+opened here, by entry points only, and retried here as a whole; operations receive it and never commit.
+"""
+
+import random
+import sqlite3
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+import psycopg
+from sqlalchemy import Connection, Engine, create_engine, event, exc
+from sqlalchemy.engine import make_url
+from sqlalchemy.engine.interfaces import DBAPIConnection
+from sqlalchemy.pool import ConnectionPoolEntry
+
+from shop_common.errors import Contention, DatabaseUnavailable, PoolTimeout, ShopError
+
+_T = TypeVar("_T")
+
+TRIES_MAX = 3
+"""How often one transaction is tried when the database itself asks for another try."""
+
+LOCK_TIMEOUT_SECONDS = 2.0
+STATEMENT_TIMEOUT_SECONDS = 5.0
+IDLE_TIMEOUT_SECONDS = 5.0
+CONNECT_TIMEOUT_SECONDS = 3
+POOL_TIMEOUT_SECONDS = 3.0
+UNANSWERED_TIMEOUT_SECONDS = 15
+
+_READ_ONLY = "shop_read_only"
+
+# The database asks to run the transaction again: serialization failure, deadlock.
+_RETRY_STATES = frozenset({"40001", "40P01"})
+# What the data of a request can cause; everything else is the surroundings. XX: internal error, 42: our SQL.
+_OWN_FAULT_CLASSES = frozenset({"22", "23", "42", "0A", "21", "XX"})
+_LOCK_NOT_AVAILABLE = "55P03"
+_SQLITE_OWN_FAULTS = ("constraint failed", "syntax error", "no such", "datatype mismatch", "too big", "malformed JSON")
+
+
+class Database:
+    """A database and the transactions on it. Safe to share between threads."""
+
+    def __init__(self, url: str, *, connections_max: int = 16) -> None:
+        self.engine = _engine(url, connections_max)
+        self.is_sqlite = self.engine.dialect.name == "sqlite"
+        # SQLite has one writer. Waiting for one's turn here is fair and wakes at once; its own busy
+        # handler sleeps and polls, so it is left for writers of other processes.
+        self._turn: threading.Lock | None = threading.Lock() if self.is_sqlite else None
+
+    @contextmanager
+    def write(self) -> Iterator[Connection]:
+        """A transaction that commits when the block ends and rolls back when it raises.
+
+        Raises ShopError for failures of the surroundings; where the commit itself got no answer, a
+        DatabaseUnavailable whose `rolled_back` is False: nobody knows whether it happened.
+        """
+        with self._in_turn(), _translated() as phase, self.engine.connect() as tx:
+            tx.begin()
+            phase.begun = True
+            try:
+                yield tx
+            except BaseException:
+                tx.rollback()
+                raise
+            phase.committing = True
+            tx.commit()
+
+    @contextmanager
+    def read(self) -> Iterator[Connection]:
+        """A read-only transaction. Raises ShopError for failures of the surroundings."""
+        with _translated() as phase, self.engine.connect().execution_options(**{_READ_ONLY: True}) as tx:
+            tx.begin()
+            phase.begun = True
+            yield tx
+
+    def transact(self, operation: Callable[[Connection], _T]) -> _T:
+        """Run the operation in one transaction; again, as a whole, where the database asks for that."""
+        return self._retrying(self.write, operation)
+
+    def query(self, operation: Callable[[Connection], _T]) -> _T:
+        """Run the operation in one read-only transaction, tried as `transact` is."""
+        return self._retrying(self.read, operation)
+
+    def close(self) -> None:
+        """Close all pooled connections."""
+        self.engine.dispose()
+
+    def _retrying(self, open_transaction: Callable[[], Any], operation: Callable[[Connection], _T]) -> _T:
+        for attempt in range(1, TRIES_MAX + 1):
+            try:
+                with open_transaction() as tx:
+                    return operation(tx)
+            except _TryAgain as again:
+                if attempt == TRIES_MAX:
+                    raise again.instead from again.__cause__
+                # Two that deadlocked must not meet again in step.
+                time.sleep(random.uniform(0, 0.01 * attempt))
+        raise AssertionError("unreachable: the last try returns or raises")
+
+    @contextmanager
+    def _in_turn(self) -> Iterator[None]:
+        if self._turn is None:
+            yield
+            return
+        if not self._turn.acquire(timeout=POOL_TIMEOUT_SECONDS):
+            raise DatabaseUnavailable("the database is busy with another change")
+        try:
+            yield
+        finally:
+            self._turn.release()
+
+
+class _TryAgain(Exception):
+    """The transaction has rolled back and may be run again; `instead` is the answer when tries run out."""
+
+    def __init__(self, instead: ShopError) -> None:
+        super().__init__(instead.message)
+        self.instead = instead
+
+
+class _Phase:
+    begun = False
+    committing = False
+
+
+@contextmanager
+def _translated() -> Iterator[_Phase]:
+    """Turn SQLAlchemy's exceptions into ours. What a request's data or a defect caused passes unchanged."""
+    phase = _Phase()
+    try:
+        yield phase
+    except exc.TimeoutError as error:
+        raise PoolTimeout("no database connection came free in time") from error
+    except exc.DBAPIError as error:
+        raise _meaning(error, phase) from error
+
+
+def _meaning(error: exc.DBAPIError, phase: _Phase) -> Exception:
+    state = getattr(error.orig, "sqlstate", None)
+    if phase.committing and (error.connection_invalidated or state is None or state[:2] in {"08", "57"}):
+        return DatabaseUnavailable("the database did not answer a commit", rolled_back=False)
+    if not phase.begun and error.connection_invalidated:
+        # A pooled connection had died. Nothing has run yet, and SQLAlchemy has emptied the pool, so a second
+        # try gets a fresh one: this spares a ping before each transaction.
+        return _TryAgain(DatabaseUnavailable("the database closed the connection"))
+    if state in _RETRY_STATES:
+        return _TryAgain(Contention("others changed the same rows; try again"))
+    if state == _LOCK_NOT_AVAILABLE:
+        return Contention("others hold the same rows; try again")
+    if is_own_fault(error):
+        return error
+    return DatabaseUnavailable("the database is not available")
+
+
+def is_own_fault(error: BaseException) -> bool:
+    """Whether the statement or its data caused the error, so that no later try can succeed."""
+    if not isinstance(error, exc.DBAPIError) or error.connection_invalidated:
+        return not isinstance(error, ShopError | exc.DBAPIError)
+    state = getattr(error.orig, "sqlstate", None)
+    if state is not None:
+        return state[:2] in _OWN_FAULT_CLASSES
+    if isinstance(error, exc.IntegrityError | exc.ProgrammingError | exc.DataError | exc.InterfaceError):
+        return True
+    return any(text in str(error.orig) for text in _SQLITE_OWN_FAULTS)
+
+
+def _engine(url: str, connections_max: int) -> Engine:
+    sqlite = make_url(url).get_backend_name() == "sqlite"
+    engine = create_engine(
+        url,
+        # We say BEGIN ourselves, see _begin_*: drivers begin late (sqlite3) or in a round trip of its own (psycopg).
+        isolation_level="AUTOCOMMIT",
+        pool_size=connections_max,
+        max_overflow=0,
+        pool_timeout=POOL_TIMEOUT_SECONDS,
+        pool_use_lifo=True,
+        connect_args=_SQLITE_CONNECT if sqlite else _POSTGRES_CONNECT,
+    )
+    if sqlite:
+        event.listen(engine, "connect", _configure_sqlite)
+        event.listen(engine, "begin", _begin_sqlite)
+    else:
+        event.listen(engine, "begin", _begin_postgres)
+    return engine
+
+
+_SQLITE_CONNECT = {"timeout": LOCK_TIMEOUT_SECONDS, "check_same_thread": False}
+_POSTGRES_CONNECT = {
+    "connect_timeout": CONNECT_TIMEOUT_SECONDS,
+    "application_name": "shop",
+    "keepalives_idle": 10,
+    "keepalives_interval": 5,
+    "keepalives_count": 3,
+    "tcp_user_timeout": UNANSWERED_TIMEOUT_SECONDS * 1000,
+}
+
+
+def _configure_sqlite(connection: DBAPIConnection, _: ConnectionPoolEntry) -> None:
+    cursor = connection.cursor()
+    _write_ahead(cursor)
+    cursor.execute("PRAGMA synchronous = FULL")
+    cursor.execute("PRAGMA foreign_keys = ON")
+    cursor.close()
+
+
+def _write_ahead(cursor: Any) -> None:
+    # The file keeps this mode. Of two that open a new file at once one is refused: busy_timeout does not apply.
+    deadline = time.monotonic() + LOCK_TIMEOUT_SECONDS
+    while True:
+        try:
+            cursor.execute("PRAGMA journal_mode = WAL")
+            return
+        except sqlite3.OperationalError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(random.uniform(0, 0.02))
+
+
+def _begin_sqlite(tx: Connection) -> None:
+    # A deferred BEGIN takes the write lock at the first write, after it has read: two such transactions read the
+    # same stock, and one of them oversells or fails. IMMEDIATE takes it before the first read.
+    tx.exec_driver_sql("BEGIN" if tx.get_execution_options().get(_READ_ONLY) else "BEGIN IMMEDIATE")
+
+
+# SET LOCAL, not startup options, since PgBouncer refuses those; one round trip with the BEGIN. A frozen holder
+# of a hot row is thrown out after the idle timeout, so that others go on.
+_TIMEOUTS = (
+    f"; SET LOCAL lock_timeout = {int(LOCK_TIMEOUT_SECONDS * 1000)}"
+    f"; SET LOCAL statement_timeout = {int(STATEMENT_TIMEOUT_SECONDS * 1000)}"
+    f"; SET LOCAL idle_in_transaction_session_timeout = {int(IDLE_TIMEOUT_SECONDS * 1000)}"
+)
+_BEGIN_WRITE = "BEGIN ISOLATION LEVEL READ COMMITTED" + _TIMEOUTS
+_BEGIN_READ = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY" + _TIMEOUTS
+
+
+def _begin_postgres(tx: Connection) -> None:
+    # Through the driver and never prepared: a prepared statement can't hold several commands.
+    driver: Any = tx.connection.driver_connection
+    begin = _BEGIN_READ if tx.get_execution_options().get(_READ_ONLY) else _BEGIN_WRITE
+    try:
+        driver.execute(begin, prepare=False)
+    except psycopg.Error as error:
+        # Raised outside SQLAlchemy's own cursor, so the pool has to be told that this connection is gone.
+        tx.invalidate(error)
+        raise exc.DBAPIError(begin, None, error, connection_invalidated=True) from error

@@ -1,0 +1,338 @@
+"""The gRPC server of an API: admission, deadlines, decoding, errors, traces and metrics around each servicer method.
+
+This is the way of every call, so its cost is the floor of every call's cost: what can be decided once per method
+is decided once per method.
+"""
+
+import secrets
+import time
+from collections.abc import Callable, Iterable, Sequence
+from concurrent import futures
+from dataclasses import dataclass
+from typing import Any, NoReturn, TypeVar
+
+import grpc
+from google.protobuf.descriptor import ServiceDescriptor
+from google.protobuf.message import DecodeError
+from google.rpc.status_pb2 import Status
+from opentelemetry import trace
+from opentelemetry.util.types import AttributeValue
+from sqlalchemy import exc
+
+from shop_common import logs, telemetry
+from shop_common.call_pool import CallPool
+from shop_common.errors import DatabaseUnavailable, InvalidInput, Overload, QueueFull, ShopError, Unavailable, Violation
+from shop_common.health import HEALTH_SERVICE, Health
+from shop_common.listen import opened
+from shop_common.logs import Flood
+from shop_common.settings import ApiSettings
+from shop_common.status import STATUS_KEY, code_of, new_status, to_status
+
+CALL_SECONDS_MAX = 30.0
+"""The time a call has when its client sets no deadline."""
+
+REQUEST_BYTES_MAX = 4 * 1024 * 1024
+"""A batch of 5,000 lines is about a quarter of it."""
+
+_ASIDE_THREADS = 4
+
+_log = logs.get(__name__)
+
+_Servicer = TypeVar("_Servicer")
+_Handler = grpc.RpcMethodHandler[Any, Any]
+_Answer = Callable[[bytes, grpc.ServicerContext], bytes]
+
+
+class Server:
+    """A gRPC server with health and, if wanted, reflection. Nothing listens before `start`."""
+
+    def __init__(self, settings: ApiSettings) -> None:
+        self.health = Health()
+        self.port = 0
+        self._settings = settings
+        self._services: list[str] = []
+        self._pool = CallPool(settings.grpc_threads)
+        # Health and refusals have threads of their own: they must answer when all others are taken.
+        self._aside = futures.ThreadPoolExecutor(_ASIDE_THREADS, thread_name_prefix="aside")
+        self._server = grpc.server(
+            # grpcio asks of it nothing but `submit`.
+            self._pool,  # type: ignore[arg-type]
+            interceptors=[_Gate(self._pool, self._aside, settings.calls_max)],
+            options=_options(shared_port=settings.workers > 1),
+        )
+
+    def add(
+        self,
+        service: ServiceDescriptor,
+        add_to_server: Callable[[_Servicer, grpc.Server], None],
+        servicer: _Servicer,
+    ) -> None:
+        """Offer a service, by the generated function that adds it.
+
+        Its methods raise ShopError for what the caller is told. They must not use `context.abort`: whatever else they
+        raise is a defect, answered INTERNAL with an id that is also in the log.
+        """
+        add_to_server(servicer, self._server)
+        self._services.append(service.full_name)
+
+    def start(self) -> None:
+        """Open the port and answer; ready unless another part says otherwise. Raises PortBusy."""
+        self.health.serve_on(self._server, self._services, reflect=self._settings.reflection)
+        self.port = opened(self._settings.listen_host, self._settings.grpc_port, self._server.add_insecure_port)
+        self._server.start()
+        self.health.set_ready("server", True)
+
+    def stop(self, grace_seconds: float) -> None:
+        """Take no more calls; return when those running have ended, or after the grace, when they are cancelled.
+
+        Calls that arrive at this very moment may be cancelled (grpc #41785): drain first.
+        """
+        self.health.end_watches()
+        self._server.stop(grace_seconds).wait()
+        self._pool.shutdown(wait=False)
+        self._aside.shutdown(wait=False)
+
+
+def deadline(context: grpc.ServicerContext) -> float:
+    """When the call's time is up, by time.monotonic; at most CALL_SECONDS_MAX from now."""
+    return time.monotonic() + min(context.time_remaining(), CALL_SECONDS_MAX)
+
+
+def traceparent(context: grpc.ServicerContext) -> str | None:
+    """The W3C traceparent to continue this call's trace with: of its span, else as the client sent it, else None."""
+    return telemetry.current_traceparent() or _incoming_traceparent(context)
+
+
+class _Gate(grpc.ServerInterceptor):
+    """Decides for each call, before it takes a thread, whether it runs, and wraps each method once."""
+
+    def __init__(self, pool: CallPool, aside: futures.ThreadPoolExecutor, calls_max: int) -> None:
+        self._pool = pool
+        self._aside = aside
+        self._calls_max = calls_max
+        self._ways: dict[str, tuple[_Handler, _Handler]] = {}
+
+    def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], _Handler | None],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> _Handler | None:
+        ways = self._ways.get(handler_call_details.method)
+        if ways is None:
+            handler = continuation(handler_call_details)
+            if handler is None:
+                return None  # UNIMPLEMENTED; not remembered, since callers choose the name
+            ways = self._ways[handler_call_details.method] = self._wrap(handler_call_details.method, handler)
+        run, refuse = ways
+        return run if self._pool.calls < self._calls_max else refuse
+
+    def _wrap(
+        self, path: str, handler: _Handler
+    ) -> tuple[_Handler, _Handler]:
+        if path.startswith(f"/{HEALTH_SERVICE}/"):
+            exempt = _on(self._aside, handler)
+            return exempt, exempt
+        method = _Method(path)
+        return method.running(handler), method.refusing(self._aside)
+
+
+@dataclass(frozen=True)
+class _Failure:
+    """How a call ends that does not succeed."""
+
+    code: grpc.StatusCode
+    status: Status
+    reason: str
+    is_ours: bool = False
+    """Whether this process is to blame, or what it depends on, and not the caller."""
+    error_id: str | None = None
+    """Given to a defect, by which its traceback is found in the log."""
+
+
+class _Method:
+    """One method of the API: what is done around it, and how it is told of in logs, metrics and traces."""
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+        self._service, _, self._name = path.lstrip("/").partition("/")
+        self._metrics = telemetry.rpc_metrics(self._service, self._name)
+        self._flood = Flood()
+
+    def running(self, handler: _Handler) -> _Handler:
+        """The handler with everything around it. Streaming ones (reflection) are left as they are."""
+        behave, decode, encode = handler.unary_unary, handler.request_deserializer, handler.response_serializer
+        if behave is None or decode is None or encode is None:
+            return handler
+        answer = self._answer(behave, decode, encode)
+        tracer = telemetry.tracer()
+        if tracer is not None:
+            answer = self._traced(answer, tracer)
+        # Decoding and encoding happen in `answer`, where bytes that are no message are the caller's fault.
+        return grpc.unary_unary_rpc_method_handler(answer)
+
+    def refusing(self, pool: futures.ThreadPoolExecutor) -> _Handler:
+        """A handler that says QUEUE_FULL, on threads of its own."""
+        failure = _failure_of(QueueFull("the server has as many calls as it takes on; retry after a moment"))
+
+        def refuse(_requests: Iterable[bytes], context: grpc.ServicerContext) -> NoReturn:
+            self._fail(failure, context, 0.0)
+
+        refuse.experimental_thread_pool = pool  # type: ignore[attr-defined]  # read there by grpcio
+        # A streaming handler does not wait for the request: a slow sender must not hold one of the few threads.
+        return grpc.stream_unary_rpc_method_handler(refuse)
+
+    def _answer(
+        self,
+        behave: Callable[[Any, grpc.ServicerContext], Any],
+        decode: Callable[[bytes], Any],
+        encode: Callable[[Any], bytes],
+    ) -> _Answer:
+        observe_success = self._metrics.observer("OK") if self._metrics else None
+        clock = time.perf_counter
+
+        def answer(data: bytes, context: grpc.ServicerContext) -> bytes:
+            started = clock()
+            try:
+                if context.time_remaining() <= 0:
+                    raise _DeadlinePassed
+                try:
+                    request = decode(data)
+                except DecodeError:
+                    raise InvalidInput([_UNREADABLE]) from None
+                response = encode(behave(request, context))
+            except Exception as error:
+                self._fail(_failure_of(error), context, clock() - started, error)
+            if observe_success is not None:
+                observe_success(clock() - started)
+            return response
+
+        return answer
+
+    def _traced(
+        self, answer: _Answer, tracer: trace.Tracer
+    ) -> _Answer:
+        attributes: dict[str, AttributeValue] = {
+            "rpc.system": "grpc",
+            "rpc.service": self._service,
+            "rpc.method": self._name,
+            "rpc.grpc.status_code": 0,  # overwritten by `_fail`
+        }
+
+        def traced(data: bytes, context: grpc.ServicerContext) -> bytes:
+            with tracer.start_as_current_span(
+                f"{self._service}/{self._name}",
+                context=telemetry.remote_parent(_incoming_traceparent(context)),
+                kind=trace.SpanKind.SERVER,
+                attributes=attributes,
+                # What ends the call is grpcio's own signal; `_fail` has written down the cause.
+                record_exception=False,
+                set_status_on_exception=False,
+            ):
+                return answer(data, context)
+
+        return traced
+
+    def _fail(
+        self, failure: _Failure, context: grpc.ServicerContext, seconds: float, error: Exception | None = None
+    ) -> NoReturn:
+        """Tell of the failure in metrics, trace and log, then end the call with it."""
+        if self._metrics is not None:
+            self._metrics.observer(failure.code.name)(seconds)
+        span = trace.get_current_span()
+        if span.is_recording():
+            span.set_attribute("rpc.grpc.status_code", failure.code.value[0])
+            span.set_attribute("error.type", failure.reason)
+            if failure.is_ours:
+                span.set_status(trace.StatusCode.ERROR, failure.status.message)
+        self._write(failure, context, error)
+        context.set_trailing_metadata(((STATUS_KEY, failure.status.SerializeToString()),))
+        context.abort(failure.code, failure.status.message)
+
+    def _write(self, failure: _Failure, context: grpc.ServicerContext, error: Exception | None) -> None:
+        if failure.error_id is not None:
+            _log.error("call failed", method=self._path, error_id=failure.error_id, exc_info=error)
+            return
+        unwritten = self._flood.admit(failure.reason)
+        if unwritten is None:
+            return
+        more: dict[str, Any] = {"unwritten_before": unwritten} if unwritten else {}
+        if telemetry.tracer() is None and (traceparent := _incoming_traceparent(context)) is not None:
+            more["trace_id"] = traceparent.split("-")[1]
+        write = _log.warning if failure.is_ours else _log.info
+        write(
+            "call refused",
+            method=self._path,
+            code=failure.code.name,
+            reason=failure.reason,
+            message=failure.status.message,
+            **more,
+        )
+
+
+class _DeadlinePassed(Exception):
+    """The client has stopped waiting; the call was not executed."""
+
+
+_UNREADABLE = Violation("request", "its bytes are not a message of this method, or hold text that is not UTF-8")
+
+
+def _failure_of(error: Exception) -> _Failure:
+    """How a call ends that raised this. The way of defects is the last one."""
+    if isinstance(error, ShopError):
+        status = to_status(error)
+        return _Failure(code_of(error), status, error.reason, is_ours=isinstance(error, Overload | Unavailable))
+    if isinstance(error, exc.OperationalError | exc.TimeoutError):
+        # `database` translates these; whatever slips past it is still no defect of the request.
+        return _failure_of(DatabaseUnavailable("the database did not answer"))
+    if isinstance(error, _DeadlinePassed):
+        code = grpc.StatusCode.DEADLINE_EXCEEDED
+        return _Failure(code, new_status(code, "the deadline passed while the call waited", code.name), code.name)
+    error_id = secrets.token_hex(8)
+    code = grpc.StatusCode.INTERNAL
+    status = new_status(code, f"internal error {error_id}", code.name, {"error_id": error_id})
+    return _Failure(code, status, code.name, is_ours=True, error_id=error_id)
+
+
+def _incoming_traceparent(context: grpc.ServicerContext) -> str | None:
+    for key, value in context.invocation_metadata():
+        if key == "traceparent":
+            return telemetry.well_formed(value if isinstance(value, str) else None)
+    return None
+
+
+def _on(pool: futures.ThreadPoolExecutor, handler: _Handler) -> _Handler:
+    """The same handler, run on threads of its own. For unary calls and for streams that hold no thread."""
+    if handler.unary_unary is not None:
+        answer = handler.unary_unary
+
+        def run(request: Any, context: grpc.ServicerContext) -> Any:
+            return answer(request, context)
+
+        run.experimental_thread_pool = pool  # type: ignore[attr-defined]  # read there by grpcio
+        return grpc.unary_unary_rpc_method_handler(run, handler.request_deserializer, handler.response_serializer)
+    # A stream that holds no thread has a third argument, of which the types know nothing: what sends a response.
+    stream: Any = handler.unary_stream
+
+    def watch(request: Any, context: grpc.ServicerContext, send: Callable[[Any], None]) -> None:
+        stream(request, context, send)
+
+    watch.experimental_thread_pool = pool  # type: ignore[attr-defined]  # read there by grpcio
+    watch.experimental_non_blocking = True  # type: ignore[attr-defined]  # read there by grpcio
+    return grpc.unary_stream_rpc_method_handler(watch, handler.request_deserializer, handler.response_serializer)
+
+
+def _options(*, shared_port: bool) -> Sequence[tuple[str, int]]:
+    minute_ms = 60_000
+    return (
+        ("grpc.so_reuseport", int(shared_port)),
+        ("grpc.max_receive_message_length", REQUEST_BYTES_MAX),
+        # Idle and old connections are closed with GOAWAY: clients find new processes, and dead peers are forgotten.
+        ("grpc.max_connection_idle_ms", 5 * minute_ms),
+        ("grpc.max_connection_age_ms", 10 * minute_ms),
+        ("grpc.max_connection_age_grace_ms", minute_ms),
+        ("grpc.keepalive_time_ms", minute_ms),
+        ("grpc.keepalive_timeout_ms", 20_000),
+        # Clients may ping every 10 s, also between calls, before they are taken for a flood.
+        ("grpc.keepalive_permit_without_calls", 1),
+        ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
+    )

@@ -1,0 +1,190 @@
+"""The schema of one service's database: brought up to date by Alembic, checked before the service starts.
+
+Migrations go forward only, and expand before they contract, so that the last version of the code still runs
+on the next schema. They are one transaction on both databases: a failed one leaves nothing behind.
+
+A service's `migrations` folder has this in its `__init__.py`, beside `versions/` and an `env.py` that calls
+`run_migrations`:
+
+    SCHEMA = Schema(service="inventory-api", migrations=Path(__file__).parent, metadata=tables.metadata)
+"""
+
+import argparse
+import sys
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+from alembic import command, context
+from alembic.autogenerate import compare_metadata
+from alembic.config import Config
+from alembic.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from sqlalchemy import CheckConstraint, Connection, MetaData, Table, inspect, text
+from sqlalchemy.schema import DropTable
+
+from shop_common.database import Database
+from shop_common.errors import ShopError
+
+_VERSION_TABLE_SUFFIX = "_schema_version"
+
+TURN_TIMEOUT_SECONDS = 60
+"""How long a migration waits for another one of the same database to end."""
+
+LOCK_TIMEOUT_SECONDS = 3
+"""How long it waits for a table: everyone who comes after it waits as well."""
+
+
+class SchemaError(Exception):
+    """The service must not run on this database; the message says what to do."""
+
+
+class SchemaTooOld(SchemaError):
+    """The database lacks what the code needs."""
+
+
+class WrongDatabase(SchemaError):
+    """The database is another service's."""
+
+
+class _State(Enum):
+    EMPTY = "has no schema yet"
+    OLDER = "has a schema older than this version needs"
+    CURRENT = "is up to date"
+    NEWER = "has a newer schema"
+
+
+@dataclass(frozen=True)
+class Schema:
+    """One service's schema: where its migrations are, and the tables that they lead to."""
+
+    service: str
+    migrations: Path
+    metadata: MetaData
+
+    @property
+    def version_table(self) -> str:
+        """The service's own, so that two services can tell their databases apart."""
+        return self.service.replace("-", "_") + _VERSION_TABLE_SUFFIX
+
+    def upgrade(self, database: Database) -> None:
+        """Bring the database to the newest schema; does nothing when it is there or beyond.
+
+        Safe to run twice at once: the second waits for the first.
+        Raises WrongDatabase, and ShopError when the database is away or a table stays locked.
+        """
+        with database.write() as tx:
+            self._take_turn(tx)
+            self._upgrade(tx)
+
+    def reset(self, database: Database) -> None:
+        """Drop every table and bring an empty database to the newest schema, in one transaction.
+
+        Raises WrongDatabase. Where this service's version table is missing, nothing is dropped: the tables
+        there, if any, are somebody else's.
+        """
+        with database.write() as tx:
+            self._take_turn(tx)
+            if self._state(tx) is not _State.EMPTY:
+                for name, _ in reversed(inspect(tx).get_sorted_table_and_fkc_names()):
+                    if name is not None:
+                        tx.execute(DropTable(Table(name, MetaData())))
+            self._upgrade(tx)
+
+    def check(self, database: Database) -> None:
+        """Pass if the code can run on this schema, newer ones included.
+
+        Raises SchemaTooOld or WrongDatabase, and ShopError when the database is away.
+        """
+        state = database.query(self._state)
+        if state in (_State.EMPTY, _State.OLDER):
+            module = self.service.replace("-", "_")
+            raise SchemaTooOld(
+                f"the database {state.value}. Run `./task db-init` or `python -m {module} migrate`."
+            )
+
+    def drift(self, database: Database) -> list[str]:
+        """What differs between the migrated database and the declared tables; empty when nothing does."""
+        return database.query(self._drift)
+
+    def _take_turn(self, tx: Connection) -> None:
+        if tx.dialect.name == "sqlite":
+            return  # BEGIN IMMEDIATE was the turn
+        # A backfill may take longer than a request's statements. The turn comes before any lock on a table.
+        turn = zlib.crc32(self.version_table.encode())
+        tx.execute(text("SET LOCAL statement_timeout = 0"))
+        tx.execute(text(f"SET LOCAL lock_timeout = '{TURN_TIMEOUT_SECONDS}s'"))
+        tx.execute(text("SELECT pg_advisory_xact_lock(:turn)"), {"turn": turn})
+        tx.execute(text(f"SET LOCAL lock_timeout = '{LOCK_TIMEOUT_SECONDS}s'"))
+
+    def _upgrade(self, tx: Connection) -> None:
+        if self._state(tx) in (_State.EMPTY, _State.OLDER):
+            command.upgrade(self._config(tx), "head")
+
+    def _state(self, tx: Connection) -> _State:
+        others = [
+            name
+            for name in inspect(tx).get_table_names()
+            if name.endswith(_VERSION_TABLE_SUFFIX) and name != self.version_table
+        ]
+        if others:
+            owner = others[0].removesuffix(_VERSION_TABLE_SUFFIX).replace("_", "-")
+            raise WrongDatabase(
+                f"the database belongs to {owner}, not to {self.service}. Check DATABASE_URL."
+            )
+        version = self._alembic(tx).get_current_revision()
+        if version is None:
+            return _State.EMPTY
+        scripts = ScriptDirectory.from_config(self._config(tx))
+        if version == scripts.get_current_head():
+            return _State.CURRENT
+        known = {script.revision for script in scripts.walk_revisions()}
+        return _State.OLDER if version in known else _State.NEWER
+
+    def _drift(self, tx: Connection) -> list[str]:
+        # Alembic compares tables, columns, types, indexes and keys, but no CHECK constraints.
+        differences = [str(difference) for difference in compare_metadata(self._alembic(tx), self.metadata)]
+        checks = inspect(tx).get_multi_check_constraints()
+        for table in self.metadata.sorted_tables:
+            declared = {str(c.name) for c in table.constraints if isinstance(c, CheckConstraint)}
+            found = {str(c["name"]) for c in checks.get((None, table.name), ())}
+            differences += [f"check constraint {name} of {table.name}" for name in sorted(declared ^ found)]
+        return differences
+
+    def _alembic(self, tx: Connection) -> MigrationContext:
+        return MigrationContext.configure(tx, opts={"version_table": self.version_table})
+
+    def _config(self, tx: Connection) -> Config:
+        config = Config(attributes={"connection": tx, "version_table": self.version_table})
+        config.set_main_option("script_location", str(self.migrations).replace("%", "%%"))
+        return config
+
+
+def run_migrations() -> None:
+    """What a service's `env.py` does: run what was asked for, in the transaction that `Schema` opened."""
+    attributes: dict[str, Any] = context.config.attributes
+    context.configure(connection=attributes["connection"], version_table=attributes["version_table"])
+    context.run_migrations()
+
+
+def main(argv: Sequence[str], schema: Schema, database_url: str) -> int:
+    """The `migrate` command; `argv` are the words that follow it. Returns the exit code."""
+    parser = argparse.ArgumentParser(
+        prog=f"python -m {schema.service.replace('-', '_')} migrate",
+        description=f"Bring the database of {schema.service} (DATABASE_URL) to the newest schema.",
+    )
+    parser.add_argument("--reset", action="store_true", help="drop all of its tables and data first")
+    reset = parser.parse_args(argv).reset
+    database = Database(database_url, connections_max=1)
+    try:
+        (schema.reset if reset else schema.upgrade)(database)
+    except (SchemaError, ShopError) as error:
+        sys.stderr.write(f"{schema.service}: {error}\n")
+        return 1
+    finally:
+        database.close()
+    sys.stdout.write(f"{schema.service}: the database {_State.CURRENT.value}\n")
+    return 0

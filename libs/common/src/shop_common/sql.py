@@ -1,0 +1,191 @@
+"""What the SQL of all services is made of: column types, the database's clock, statements over sets of rows.
+
+A statement over a set takes all its rows as one JSON parameter: one text, one plan and one round trip, for one
+row as for two thousand, on PostgreSQL (`json_to_recordset`) and on SQLite (`json_each`) alike.
+
+    add_reserved = Statement(
+        lambda given: update(items).where(items.c.id == given.c.id).values(...),
+        id=BigInteger(), quantity=BigInteger(),
+    )
+    add_reserved(tx, [{"id": 7, "quantity": 2}])
+"""
+
+from collections.abc import Callable, Sequence
+from datetime import datetime
+from decimal import Decimal
+from typing import Any
+
+import orjson
+from sqlalchemy import (
+    BigInteger,
+    Connection,
+    CursorResult,
+    DateTime,
+    Dialect,
+    Executable,
+    Integer,
+    Numeric,
+    Subquery,
+    Table,
+    Text,
+    Uuid,
+    bindparam,
+    cast,
+    column,
+    func,
+    select,
+    true,
+    type_coerce,
+)
+from sqlalchemy.dialects.postgresql import JSON
+from sqlalchemy.dialects.postgresql import insert as postgres_insert
+from sqlalchemy.ext.compiler import compiles
+from sqlalchemy.sql.expression import ColumnElement, FunctionElement
+from sqlalchemy.sql.selectable import ScalarSelect
+from sqlalchemy.types import TypeDecorator, TypeEngine
+
+from shop_common.moments import from_micros, micros
+
+Row = Any
+"""A mapping or dataclass instance whose keys are the statement's columns."""
+
+
+class Timestamp(TypeDecorator[datetime]):
+    """A point in time, UTC, to the microsecond: timestamptz on PostgreSQL, microseconds since 1970 on SQLite."""
+
+    impl = DateTime(timezone=True)
+    cache_ok = True
+
+    def load_dialect_impl(self, dialect: Dialect) -> TypeEngine[Any]:
+        return dialect.type_descriptor(BigInteger() if dialect.name == "sqlite" else DateTime(timezone=True))
+
+    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> Any:
+        return micros(value) if value is not None and dialect.name == "sqlite" else value
+
+    def process_result_value(self, value: Any, dialect: Dialect) -> datetime | None:
+        return from_micros(value) if isinstance(value, int) else value
+
+
+class Id(TypeDecorator[str]):
+    """A UUID in its text form: uuid on PostgreSQL, text on SQLite."""
+
+    impl = Text
+    cache_ok = True
+
+    def load_dialect_impl(self, dialect: Dialect) -> TypeEngine[Any]:
+        return dialect.type_descriptor(Text() if dialect.name == "sqlite" else Uuid(as_uuid=False))
+
+
+class Amount(TypeDecorator[Decimal]):
+    """An exact decimal: NUMERIC on PostgreSQL, text on SQLite, whose own numbers are inexact."""
+
+    impl = Numeric(28, 9)
+    cache_ok = True
+
+    def load_dialect_impl(self, dialect: Dialect) -> TypeEngine[Any]:
+        return dialect.type_descriptor(Text() if dialect.name == "sqlite" else Numeric(28, 9))
+
+    def process_bind_param(self, value: Decimal | None, dialect: Dialect) -> Any:
+        return str(value) if value is not None and dialect.name == "sqlite" else value
+
+    def process_result_value(self, value: Any, dialect: Dialect) -> Decimal | None:
+        return Decimal(value) if isinstance(value, str) else value
+
+
+# SQLite gives out an id again after its row is gone unless told AUTOINCREMENT, and knows that only for INTEGER.
+RowId = BigInteger().with_variant(Integer(), "sqlite")
+
+
+class Clock(FunctionElement[datetime]):
+    """The database's clock, as SQL. In a statement use `clock()`."""
+
+    type = Timestamp()
+    inherit_cache = True
+
+
+@compiles(Clock, "postgresql")
+def _postgres_clock(*_: Any, **__: Any) -> str:
+    # Not now(): that is when the transaction began, before it waited for its locks.
+    return "clock_timestamp()"
+
+
+@compiles(Clock, "sqlite")
+def _sqlite_clock(*_: Any, **__: Any) -> str:
+    return "CAST(ROUND((julianday('now') - 2440587.5) * 86400000) AS INTEGER) * 1000"
+
+
+def clock() -> ScalarSelect[datetime]:
+    """The database's clock inside a statement, read once: a bare volatile function would forbid an index."""
+    return select(Clock()).scalar_subquery()
+
+
+def now(tx: Connection) -> datetime:
+    """The database's clock. Read it after the locks are taken: waiting for them takes time."""
+    moment: datetime = tx.execute(_NOW).scalar_one()
+    return moment
+
+
+_NOW = select(Clock())
+
+
+class Statement:
+    """A statement over a set of rows; built once per dialect, at its first use.
+
+    `build` receives the rows as a subquery with the named columns. Calling it with no rows is an error of the
+    caller: it would be a round trip for nothing.
+    """
+
+    def __init__(self, build: Callable[[Subquery], Executable], **columns: TypeEngine[Any]) -> None:
+        self._build = build
+        self._columns = columns
+        self._built: dict[str, Executable] = {}
+
+    def __call__(self, tx: Connection, rows: Sequence[Row], **parameters: Any) -> CursorResult[Any]:
+        dialect = tx.dialect.name
+        built = self._built.get(dialect)
+        if built is None:
+            built = self._built[dialect] = self._build(_given(dialect, self._columns))
+        return tx.execute(built, {"given": _packed(rows, dialect), **parameters})
+
+
+def inserting(
+    table: Table, *names: str, or_ignore: bool = False, returning: Sequence[ColumnElement[Any]] = ()
+) -> Statement:
+    """An INSERT of many rows into the named columns, in the order given; `or_ignore` passes over conflicts."""
+
+    def build(given: Subquery) -> Executable:
+        # Rows arrive in the order of the JSON array on both databases, and get their ids in that order. The
+        # WHERE keeps SQLite from reading ON CONFLICT as a join's condition.
+        source = select(*(given.c[name] for name in names)).where(true())
+        # PostgreSQL's INSERT compiles for SQLite too: ON CONFLICT is the same there.
+        insert = postgres_insert(table).from_select(list(names), source)
+        if or_ignore:
+            insert = insert.on_conflict_do_nothing()
+        return insert.returning(*returning) if returning else insert
+
+    return Statement(build, **{name: table.c[name].type for name in names})
+
+
+def _given(dialect: str, columns: dict[str, TypeEngine[Any]]) -> Subquery:
+    if dialect == "sqlite":
+        each = func.json_each(bindparam("given", type_=Text())).table_valued("value")
+        fields = [
+            type_coerce(func.json_extract(each.c.value, f"$.{name}"), kind).label(name)
+            for name, kind in columns.items()
+        ]
+        return select(*fields).subquery("given")
+    records = func.json_to_recordset(cast(bindparam("given", type_=Text()), JSON)).table_valued(
+        *(column(name, kind) for name, kind in columns.items())
+    )
+    typed = records.render_derived(with_types=True)
+    return select(*(typed.c[name] for name in columns)).subquery("given")
+
+
+def _packed(rows: Sequence[Row], dialect: str) -> str:
+    if dialect == "sqlite":
+        return orjson.dumps(rows, default=_as_sqlite_stores, option=orjson.OPT_PASSTHROUGH_DATETIME).decode()
+    return orjson.dumps(rows, default=str).decode()
+
+
+def _as_sqlite_stores(value: object) -> object:
+    return micros(value) if isinstance(value, datetime) else str(value)

@@ -1,0 +1,142 @@
+"""Checks of request fields. A `Fields` gathers every violation, so that the caller is told of all at once.
+
+    with Fields() as check:
+        product_id = check.between("product_id", request.product_id, 1, INT64_MAX)
+        order_id = check.identifier("order_id", request.order_id)
+
+Leaving the block raises InvalidInput when anything was wrong; what a failed check returned is never used.
+"""
+
+import re
+from collections.abc import Sized
+from types import TracebackType
+from typing import Self, TypeVar
+
+from google.protobuf.duration_pb2 import Duration
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from shop_common.errors import InvalidInput, Violation
+
+INT64_MAX = 2**63 - 1
+IDENTIFIER_LENGTH_MAX = 64
+TEXT_LENGTH_MAX = 500
+UUID_PATTERN = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}\Z")
+
+_IDENTIFIER = re.compile(r"[\x20-\x7e]{1,64}\Z")
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f]")
+_NANOS = 1_000_000_000
+
+# The bounds of google.protobuf.Timestamp: years 1 to 9999.
+_TIMESTAMP_SECONDS_MIN = -62_135_596_800
+_TIMESTAMP_SECONDS_MAX = 253_402_300_799
+
+_T = TypeVar("_T")
+
+
+class Fields:
+    """Collects violations of one request; `prefix` is the path of the message within it."""
+
+    __slots__ = ("_prefix", "_violations")
+
+    def __init__(self, prefix: str = "", violations: list[Violation] | None = None) -> None:
+        self._prefix = prefix
+        self._violations: list[Violation] = [] if violations is None else violations
+
+    def at(self, path: str) -> "Fields":
+        """The same collection, for a message nested at `path`, such as `lines[3]`."""
+        return Fields(f"{self._prefix}{path}.", self._violations)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if error is None and self._violations:
+            raise InvalidInput(self._violations)
+
+    def violate(self, field: str, description: str) -> None:
+        """Record that the field is wrong."""
+        self._violations.append(Violation(self._prefix + field, description))
+
+    def between(self, field: str, value: int, low: int, high: int) -> int:
+        """A whole number within both bounds, inclusive."""
+        if not low <= value <= high:
+            self.violate(field, f"must be between {low} and {high}")
+        return value
+
+    def identity(self, field: str, value: int) -> int:
+        """The id of a product, user or item: a positive int64."""
+        if value < 1:
+            self.violate(field, f"must be between 1 and {INT64_MAX}")
+        return value
+
+    def identifier(self, field: str, value: str) -> str:
+        """1 to 64 printable ASCII characters."""
+        if not _IDENTIFIER.match(value):
+            self.violate(field, f"must be 1 to {IDENTIFIER_LENGTH_MAX} printable ASCII characters")
+        return value
+
+    def request_id(self, value: str, field: str = "request_id") -> str | None:
+        """An idempotency key, or None when the caller sent none."""
+        return self.identifier(field, value) if value else None
+
+    def uuid(self, field: str, value: str) -> str:
+        """A UUID in its canonical text form; capital letters are accepted."""
+        value = value.lower()
+        if not UUID_PATTERN.match(value):
+            self.violate(field, "must be a UUID such as 018f3d5e-7b7a-7c3e-9a52-0c8d5f0e9b11")
+        return value
+
+    def text(self, field: str, value: str, length_max: int = TEXT_LENGTH_MAX) -> str:
+        """Free text of a person: any Unicode but control characters, up to `length_max` characters."""
+        if len(value) > length_max or _CONTROL.search(value):
+            self.violate(field, f"must have at most {length_max} characters, none of them a control character")
+        return value
+
+    def size(self, field: str, values: Sized, low: int, high: int) -> bool:
+        """Whether a repeated field has between `low` and `high` entries; records a violation when not."""
+        if low <= len(values) <= high:
+            return True
+        self.violate(field, f"must have between {low} and {high} entries")
+        return False
+
+    def page_size(self, value: int, default: int = 50, largest: int = 1000) -> int:
+        """Entries on a page: 0 means the default, more than the largest means the largest."""
+        if value < 0:
+            self.violate("page_size", "must not be negative")
+        return min(value, largest) if value else default
+
+    def duration(self, field: str, value: Duration, low_seconds: float, high_seconds: float) -> float:
+        """Seconds, within both bounds, to the microsecond."""
+        return self.between_seconds(field, seconds_of(value), low_seconds, high_seconds)
+
+    def between_seconds(self, field: str, seconds: float | None, low: float, high: float) -> float:
+        """A length of time within both bounds; None (a malformed Duration) is a violation too."""
+        if seconds is None or not low <= seconds <= high:
+            self.violate(field, f"must be a duration between {low:g} s and {high:g} s")
+            return low
+        return seconds
+
+    def instant_micros(self, field: str, value: Timestamp) -> int:
+        """Microseconds since 1970 UTC, rounded down, of a well-formed Timestamp."""
+        if not _TIMESTAMP_SECONDS_MIN <= value.seconds <= _TIMESTAMP_SECONDS_MAX or not 0 <= value.nanos < _NANOS:
+            self.violate(field, "must be a time in the years 1 to 9999, with nanos between 0 and 999999999")
+            return 0
+        return value.seconds * 1_000_000 + value.nanos // 1000
+
+    def member(self, field: str, value: int, known: dict[int, _T]) -> _T | None:
+        """What an enum value stands for; an unknown number is a violation."""
+        found = known.get(value)
+        if found is None:
+            self.violate(field, "must be a known value of its enum, and not the unspecified one")
+        return found
+
+
+def seconds_of(value: Duration) -> float | None:
+    """The length of a Duration, or None when its parts contradict each other."""
+    if not -_NANOS < value.nanos < _NANOS or (
+        value.seconds and value.nanos and (value.seconds < 0) != (value.nanos < 0)
+    ):
+        return None
+    return value.seconds + value.nanos / _NANOS

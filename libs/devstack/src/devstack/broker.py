@@ -1,0 +1,102 @@
+"""The embedded development broker: librdkafka's own in-memory cluster, as a process of its own.
+
+    python -m devstack.broker --run-file PATH
+
+It speaks Kafka's protocol on a port of the loopback that it picks itself, and writes its address to the
+run file. It keeps nothing over a restart, and about 5 MB a partition, the oldest forgotten first: never more
+than development.
+"""
+
+import argparse
+import ctypes
+import os
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import confluent_kafka.cimpl
+
+TOPICS = ("order-events", "inventory-events", "order-events.dlq", "inventory-events.dlq")
+PARTITIONS = 3
+"""Of those topics. One that is first used by another name gets librdkafka's own number, four."""
+
+_RD_KAFKA_PRODUCER = 0
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Serve until SIGTERM or SIGINT."""
+    parser = argparse.ArgumentParser(
+        prog="python -m devstack.broker", description="An in-memory Kafka broker."
+    )
+    parser.add_argument("--run-file", type=Path, required=True, help="where to write its address")
+    parser.add_argument(
+        "--topic", action="append", metavar="NAME", help="a topic to make (default: the shop's)"
+    )
+    parser.add_argument(
+        "--partitions", type=int, default=PARTITIONS, help="of those topics (default: %(default)s)"
+    )
+    options = parser.parse_args(arguments)
+
+    # Blocked before the broker's threads exist, so that none of them takes a signal that sigwait is for.
+    signals = {signal.SIGTERM, signal.SIGINT}
+    signal.pthread_sigmask(signal.SIG_BLOCK, signals)
+    address = start(options.topic or TOPICS, options.partitions)
+    _write_at_once(options.run_file, address)
+    print(f"broker ready at {address}", flush=True)
+    signal.sigwait(signals)
+    options.run_file.unlink(missing_ok=True)
+    return 0
+
+
+def start(topics: Sequence[str], partitions: int) -> str:
+    """Start a cluster of one broker that lives as long as this process; its address."""
+    # confluent-kafka offers the cluster only as a client's setting. Through the C API (rdkafka_mock.h) it takes
+    # the number of partitions, too, and lets a consumer group begin at once instead of after three seconds.
+    library = ctypes.CDLL(confluent_kafka.cimpl.__file__)
+    cluster = _function(library, "rd_kafka_mock_cluster_new", ctypes.c_void_p)(_client(library), 1)
+    if not cluster:
+        raise RuntimeError("librdkafka's broker does not start")
+    cluster = ctypes.c_void_p(cluster)
+    _function(library, "rd_kafka_mock_group_initial_rebalance_delay_ms", None)(cluster, 0)
+    create = _function(library, "rd_kafka_mock_topic_create", ctypes.c_int)
+    for topic in topics:
+        if code := create(cluster, topic.encode(), partitions, 1):
+            raise RuntimeError(
+                f"the broker refuses the topic {topic} with {partitions} partitions (code {code})"
+            )
+    bootstraps: bytes = _function(library, "rd_kafka_mock_cluster_bootstraps", ctypes.c_char_p)(cluster)
+    return bootstraps.decode()
+
+
+def _client(library: ctypes.CDLL) -> ctypes.c_void_p:
+    """The client that carries the cluster. It has no broker of its own, and need not complain about that."""
+    conf = ctypes.c_void_p(_function(library, "rd_kafka_conf_new", ctypes.c_void_p)())
+    error = ctypes.create_string_buffer(512)
+    size = ctypes.c_size_t(len(error))
+    _function(library, "rd_kafka_conf_set", ctypes.c_int)(conf, b"log_level", b"4", error, size)
+    new = _function(library, "rd_kafka_new", ctypes.c_void_p)
+    client = new(_RD_KAFKA_PRODUCER, conf, error, size)
+    if not client:
+        raise RuntimeError(f"librdkafka does not start: {error.value.decode()}")
+    return ctypes.c_void_p(client)
+
+
+def _function(library: ctypes.CDLL, name: str, result: Any) -> Callable[..., Any]:
+    """Of the C API; without `result` ctypes would cut its pointers to 32 bits."""
+    function = library[name]
+    function.restype = result
+    return function
+
+
+def _write_at_once(path: Path, text: str) -> None:
+    """Whoever reads the file sees all of it or none."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f"{path.name}.{os.getpid()}")
+    part.write_text(text)
+    part.replace(path)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

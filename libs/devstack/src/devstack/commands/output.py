@@ -1,0 +1,80 @@
+"""What commands write: tables for people, JSON for programs."""
+
+import json
+import sys
+from collections.abc import Iterable
+from datetime import UTC, datetime
+from typing import Any
+
+from rich.console import Console
+from rich.table import Column, Table
+from rich.text import Text
+
+_WIDTH_WITHOUT_TERMINAL = 200
+
+
+def add_json(parser: Any) -> None:
+    """The option --json, for an argparse parser."""
+    parser.add_argument("--json", action="store_true", help="write JSON for programs instead of tables")
+
+
+def print_json(document: Any) -> None:
+    """One JSON document on a line of its own; times are RFC 3339 in UTC."""
+    print(json.dumps(document, default=_plain, ensure_ascii=False), flush=True)
+
+
+def console() -> Console:
+    """Standard output, wide enough for a table where nobody says how wide it is."""
+    return _console(stderr=False)
+
+
+def error_console() -> Console:
+    """Standard error: progress and questions, which a program that reads our output must not see."""
+    return _console(stderr=True)
+
+
+def print_table(title: str, columns: Iterable[str | Column], rows: Iterable[Iterable[object]]) -> None:
+    """A table; text in it is shown as it is, whatever it holds."""
+    table = Table(*columns, title=title, title_justify="left", title_style="bold", show_edge=False)
+    for row in rows:
+        table.add_row(*(cell if isinstance(cell, Text) else Text(shown(cell)) for cell in row))
+    console().print(table)
+
+
+def number(name: str) -> Column:
+    """A column of numbers."""
+    return Column(name, justify="right", no_wrap=True)
+
+
+def whole(name: str) -> Column:
+    """A column whose cells are copied by people (ids, addresses): never cut or broken."""
+    return Column(name, no_wrap=True, overflow="ignore")
+
+
+def shown(value: object) -> str:
+    """A cell's text."""
+    if value is None:
+        return "–"
+    if isinstance(value, datetime):
+        return f"{value.astimezone(UTC):%Y-%m-%d %H:%M:%S}"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return f"{value:,}" if isinstance(value, int) else str(value)
+
+
+def timestamp(moment: datetime) -> str:
+    """RFC 3339 in UTC."""
+    return moment.astimezone(UTC).isoformat().replace("+00:00", "Z")
+
+
+def _console(*, stderr: bool) -> Console:
+    stream = sys.stderr if stderr else sys.stdout
+    return Console(
+        stderr=stderr, highlight=False, soft_wrap=False, width=None if stream.isatty() else _WIDTH_WITHOUT_TERMINAL
+    )
+
+
+def _plain(value: object) -> str:
+    if isinstance(value, datetime):
+        return timestamp(value)
+    raise TypeError(f"{type(value).__name__} has no JSON")

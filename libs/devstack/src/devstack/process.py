@@ -1,0 +1,242 @@
+"""A real child process, in a group of its own: heard line by line, stopped, frozen or killed at will."""
+
+import os
+import signal
+import subprocess
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Self
+
+import grpc
+from grpc_health.v1 import health_pb2
+
+from devstack import watchdog
+
+LOG_LINES_MAX = 20_000
+TAIL_LINES = 25
+_POLL_SECONDS = 0.05
+
+# What a program needs to run at all. Everything else a child gets is said by who starts it: an exported
+# GRPC_PORT or DATABASE_URL of the caller must never reach a process that it was not meant for.
+_INHERITED = (
+    "PATH",
+    "HOME",
+    "USER",
+    "LANG",
+    "TZ",
+    "TMPDIR",
+    "VIRTUAL_ENV",
+    "LD_LIBRARY_PATH",
+    "DYLD_LIBRARY_PATH",
+)
+
+
+class ProcessEnded(Exception):
+    """A process ended that should be running, or never became ready; the message holds the end of its log."""
+
+
+def inherited_environment() -> dict[str, str]:
+    """The few variables of this process that every child may see."""
+    return {name: os.environ[name] for name in _INHERITED if name in os.environ}
+
+
+class Process:
+    """One program that can be started, stopped and started again; its output, stderr included, is kept.
+
+    `health_address` is where it serves grpc.health.v1. `on_line` is called on a thread of its own with
+    each line of output, without the line's end.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        args: Sequence[str],
+        env: Mapping[str, str] | None = None,
+        *,
+        health_address: str | None = None,
+        on_line: Callable[[str], None] | None = None,
+        folder: Path | None = None,
+    ) -> None:
+        self.name = name
+        self.args = list(args)
+        self.env = dict(env or {})
+        self.health_address = health_address
+        self._on_line = on_line
+        self._folder = folder
+        self._lines: deque[str] = deque(maxlen=LOG_LINES_MAX)
+        self._child: subprocess.Popen[str] | None = None
+        self._reader: threading.Thread | None = None
+
+    def start(self) -> Self:
+        """Start it. Its log goes on where an earlier run of it ended."""
+        if self.alive:
+            raise RuntimeError(f"{self.name} is running already")
+        self._child = subprocess.Popen(
+            self.args,
+            env=inherited_environment() | {"PYTHONUNBUFFERED": "1"} | self.env,
+            cwd=self._folder,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+            # A session of its own: the terminal's Ctrl-C is for us, who stop the children in their order.
+            start_new_session=True,
+        )
+        try:
+            watchdog.watch(self._child.pid)
+        except BaseException:
+            self._child.kill()
+            raise
+        self._reader = threading.Thread(
+            target=self._read, args=(self._child,), name=f"log of {self.name}", daemon=True
+        )
+        self._reader.start()
+        return self
+
+    @property
+    def pid(self) -> int:
+        return self._started().pid
+
+    @property
+    def alive(self) -> bool:
+        return self._child is not None and self._child.poll() is None
+
+    @property
+    def exit_code(self) -> int | None:
+        """None while it runs; negative the signal that ended it."""
+        return self._started().poll()
+
+    @property
+    def log(self) -> str:
+        """All that it has printed so far (its last 20,000 lines)."""
+        return "\n".join(self._lines)
+
+    def terminate(self) -> None:
+        """Ask it to end (SIGTERM to it alone: it looks after its own children); `wait` for that."""
+        self.send_signal(signal.SIGTERM)
+
+    def send_signal(self, signum: signal.Signals) -> None:
+        """Send it a signal, to it alone; nothing happens when it has ended."""
+        self._started().send_signal(signum)
+
+    def kill(self) -> None:
+        """End it and its children at once, as a crash would, and wait until they are gone."""
+        self._signal_group(signal.SIGKILL)
+        self.wait(10)
+
+    def freeze(self) -> None:
+        """Stop it and its children in the middle of whatever they do, connections open, until `thaw`."""
+        self._signal_group(signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        self._signal_group(signal.SIGCONT)
+
+    @contextmanager
+    def frozen(self) -> Iterator[None]:
+        self.freeze()
+        try:
+            yield
+        finally:
+            self.thaw()
+
+    def wait(self, seconds: float) -> int:
+        """Its exit code, once it has ended and all of its output is in the log. Raises TimeoutError."""
+        child = self._started()
+        try:
+            code = child.wait(seconds)
+        except subprocess.TimeoutExpired:
+            raise TimeoutError(f"{self.name} did not end within {seconds:g} s\n{self.tail()}") from None
+        watchdog.forget(child.pid)
+        if self._reader is not None:
+            self._reader.join(1)
+        return code
+
+    def stop(self, seconds: float = 10) -> int:
+        """End it in its own time, or by force when that is up. Its exit code; harmless when it has ended."""
+        try:
+            # A frozen one can't hear SIGTERM.
+            self.thaw()
+            self.terminate()
+            code = self.wait(seconds)
+        except TimeoutError:
+            self.kill()
+            code = self.wait(0)
+        # Children of its own that it left behind go too.
+        self._signal_group(signal.SIGKILL)
+        return code
+
+    def wait_ready(self, seconds: float, service: str = "") -> None:
+        """Wait until its health service says SERVING for `service` ('' is ready for calls, or 'liveness').
+
+        Raises ProcessEnded at once when the process has ended, and TimeoutError; both show the log's end.
+        """
+        if self.health_address is None:
+            raise ValueError(f"{self.name} has no health service")
+        deadline = time.monotonic() + seconds
+        said = "nothing"
+        while time.monotonic() < deadline:
+            if not self.alive:
+                raise ProcessEnded(f"{self.name} ended with exit code {self.wait(1)}\n{self.tail()}")
+            said = health(self.health_address, service)
+            if said == "SERVING":
+                return
+            time.sleep(_POLL_SECONDS)
+        raise TimeoutError(f"{self.name} is not ready after {seconds:g} s: health says {said}\n{self.tail()}")
+
+    def wait_for_line(self, text: str, seconds: float) -> str:
+        """The first line of its log that contains `text`. Raises as `wait_ready` does."""
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline:
+            ended = not self.alive
+            if ended:
+                self.wait(1)
+            for line in list(self._lines):
+                if text in line:
+                    return line
+            if ended:
+                raise ProcessEnded(f"{self.name} ended with exit code {self.exit_code}\n{self.tail()}")
+            time.sleep(_POLL_SECONDS)
+        raise TimeoutError(f"{self.name} did not print {text!r} within {seconds:g} s\n{self.tail()}")
+
+    def tail(self) -> str:
+        """The end of its log, indented, for messages."""
+        return "\n".join(f"    {line}" for line in list(self._lines)[-TAIL_LINES:])
+
+    def _read(self, child: subprocess.Popen[str]) -> None:
+        assert child.stdout is not None
+        with child.stdout as output:
+            for line in output:
+                self._lines.append(line.rstrip("\n"))
+                if self._on_line is not None:
+                    self._on_line(self._lines[-1])
+
+    def _started(self) -> subprocess.Popen[str]:
+        if self._child is None:
+            raise RuntimeError(f"{self.name} was never started")
+        return self._child
+
+    def _signal_group(self, signum: signal.Signals) -> None:
+        # None of the group may be left (macOS calls a group of zombies a matter of permission).
+        with suppress(ProcessLookupError, PermissionError):
+            os.killpg(self._started().pid, signum)
+
+
+def health(address: str, service: str = "", *, timeout_seconds: float = 1) -> str:
+    """What grpc.health.v1 at the address says: SERVING, NOT_SERVING, …, or the status of a failed call."""
+    # A new channel each time: one that has failed before waits longer and longer until it tries again.
+    with grpc.insecure_channel(address, options=[("grpc.use_local_subchannel_pool", 1)]) as channel:
+        check = channel.unary_unary(
+            "/grpc.health.v1.Health/Check",
+            request_serializer=health_pb2.HealthCheckRequest.SerializeToString,
+            response_deserializer=health_pb2.HealthCheckResponse.FromString,
+        )
+        try:
+            answer = check(health_pb2.HealthCheckRequest(service=service), timeout=timeout_seconds)
+        except grpc.RpcError as error:
+            return str(error.code().name)
+    return str(health_pb2.HealthCheckResponse.ServingStatus.Name(answer.status))

@@ -1,0 +1,72 @@
+"""Databases and a broker for everyone's tests: real ones, each started at its first use.
+
+Under pytest-xdist each worker starts its own: a test that freezes its server then stands in nobody's way.
+"""
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from devstack import kafka as kafka_brokers
+from devstack import postgres
+from devstack.kafka import Kafka
+from devstack.postgres import PostgresServer
+
+POSTGRES_VARIABLE = "TEST_POSTGRES_URL"
+KAFKA_VARIABLE = "TEST_KAFKA_BOOTSTRAP_SERVERS"
+
+
+def pytest_report_header() -> list[str]:
+    """Which database and which broker the tests run on."""
+    found = postgres.sources(os.environ.get(POSTGRES_VARIABLE))
+    return [
+        f"postgresql: {found[0].description if found else 'none; what needs it will fail'}",
+        f"kafka: {kafka_brokers.describe(os.environ.get(KAFKA_VARIABLE))}",
+    ]
+
+
+@pytest.fixture(scope="session")
+def postgres_server() -> Iterator[PostgresServer]:
+    """A PostgreSQL whose data need not survive."""
+    with postgres.provide(os.environ.get(POSTGRES_VARIABLE)) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def kafka() -> Iterator[Kafka]:
+    """A broker. Tests share it: each looks for its own keys."""
+    with kafka_brokers.provide(os.environ.get(KAFKA_VARIABLE)) as broker:
+        yield broker
+
+
+@pytest.fixture(scope="session", params=["sqlite", "postgresql"])
+def database_kind(request: pytest.FixtureRequest) -> str:
+    """Runs the test once on each of the two databases."""
+    return str(request.param)
+
+
+@pytest.fixture
+def new_database(
+    database_kind: str, tmp_path: Path, request: pytest.FixtureRequest
+) -> Iterator[Callable[[str], str]]:
+    """Makes an empty database of the kind under test, for tests that need more than one: name → URL."""
+    with ExitStack() as after_the_test:
+
+        def make(name: str) -> str:
+            if database_kind == "sqlite":
+                return f"sqlite:///{tmp_path / name}.db"
+            server: PostgresServer = request.getfixturevalue("postgres_server")
+            url = server.new_database(name)
+            after_the_test.callback(server.drop_database, url)
+            return url
+
+        yield make
+
+
+@pytest.fixture
+def database_url(new_database: Callable[[str], str]) -> str:
+    """An empty database of its own for the test."""
+    return new_database("shop")

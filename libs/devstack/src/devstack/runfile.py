@@ -1,0 +1,78 @@
+"""The run file: what `dev` runs and where it listens, for every other task to find."""
+
+import json
+import os
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import psutil
+
+from devstack.stack import Databases
+
+PATH = Path("run/devstack.json")
+
+# Clocks of the system round differently when they tell when a process began.
+_SAME_START_SECONDS = 1.0
+
+
+class NotRunning(Exception):
+    """There is no `dev` here; the message is for the person who needs it."""
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """A process and where it listens: gRPC with health, and metrics if they are on."""
+
+    pid: int
+    address: str
+    metrics: str | None
+
+
+@dataclass(frozen=True)
+class RunFile:
+    """What runs. `started` tells the process of that number from a later one with the same."""
+
+    pid: int
+    started: float
+    bootstrap: str
+    databases: Databases
+    processes: dict[str, Endpoint]
+
+
+def write(run: RunFile, path: Path = PATH) -> None:
+    """Whoever reads it sees all of it or none. It names passwords, so only its owner may read it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f"{path.name}.{os.getpid()}")
+    part.touch(mode=0o600)
+    part.write_text(json.dumps(asdict(run), indent=2) + "\n")
+    part.replace(path)
+
+
+def read(path: Path = PATH) -> RunFile:
+    """What runs now. Raises NotRunning, also where a file tells of a `dev` that is gone."""
+    try:
+        content = json.loads(path.read_text())
+    except FileNotFoundError:
+        raise NotRunning("dev is not running here; start it with ./task dev") from None
+    run = RunFile(
+        pid=content["pid"],
+        started=content["started"],
+        bootstrap=content["bootstrap"],
+        databases=Databases(**content["databases"]),
+        processes={name: Endpoint(**endpoint) for name, endpoint in content["processes"].items()},
+    )
+    if not _still_runs(run):
+        raise NotRunning(f"dev is not running any more (it left {path}); start it with ./task dev")
+    return run
+
+
+def remove(path: Path = PATH) -> None:
+    """Nothing runs any more. May be repeated."""
+    path.unlink(missing_ok=True)
+
+
+def _still_runs(run: RunFile) -> bool:
+    try:
+        return abs(psutil.Process(run.pid).create_time() - run.started) < _SAME_START_SECONDS
+    except psutil.NoSuchProcess:
+        return False

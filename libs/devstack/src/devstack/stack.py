@@ -1,0 +1,210 @@
+"""The whole system on one machine: the four processes over two databases and a broker.
+
+Used by `dev`, the end-to-end tests and the benchmarks. Each process gets its settings from here and none from
+the environment of whoever starts it.
+"""
+
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Self
+
+from devstack.kafka import Kafka
+from devstack.ports import free_ports
+from devstack.postgres import PostgresServer
+from devstack.process import Process, ProcessEnded
+
+INVENTORY_API = "inventory-api"
+ORDER_API = "order-api"
+REAPER = "reservation-reaper"
+RELAY = "event-relay"
+
+MIGRATE_SECONDS = 60
+READY_SECONDS = 45
+STOP_SECONDS = 20
+
+
+@dataclass(frozen=True)
+class Databases:
+    """The URLs of the two databases."""
+
+    inventory: str
+    orders: str
+
+    @classmethod
+    def in_folder(cls, folder: Path) -> Self:
+        """Two SQLite files; the folder is made if it is missing."""
+        folder = folder.absolute()
+        folder.mkdir(parents=True, exist_ok=True)
+        return cls(f"sqlite:///{folder / 'inventory.db'}", f"sqlite:///{folder / 'orders.db'}")
+
+    @classmethod
+    def on_server(cls, server: PostgresServer) -> Self:
+        """Two new databases, gone with the server."""
+        return cls(server.new_database("inventory"), server.new_database("orders"))
+
+
+@dataclass(frozen=True)
+class Ports:
+    """Where each process listens: gRPC, health included, and metrics (0 is off)."""
+
+    inventory: int = 50053
+    orders: int = 50054
+    reaper: int = 50055
+    relay: int = 50056
+    inventory_metrics: int = 9464
+    orders_metrics: int = 9465
+    reaper_metrics: int = 9466
+    relay_metrics: int = 9467
+
+    @classmethod
+    def free(cls, *, metrics: bool = False) -> Self:
+        """Ports on which nobody listens; metrics are off unless asked for."""
+        found = free_ports(8 if metrics else 4)
+        return cls(*found, *([] if metrics else [0] * 4))
+
+    def all(self) -> list[int]:
+        return [port for port in vars(self).values() if port]
+
+
+@dataclass(frozen=True)
+class Options:
+    """What differs from stack to stack. `environment` is for all processes, `per_process` for one."""
+
+    log_format: str = "console"
+    drain_seconds: float = 0
+    reap_interval_seconds: float = 1
+    environment: Mapping[str, str] = field(default_factory=dict)
+    per_process: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+
+
+class Stack:
+    """The four processes. Entering it brings the schema up to date and starts all; leaving it stops all."""
+
+    def __init__(
+        self,
+        databases: Databases,
+        kafka: Kafka,
+        ports: Ports | None = None,
+        options: Options | None = None,
+        on_line: Callable[[str, str], None] | None = None,
+    ) -> None:
+        self.databases = databases
+        self.kafka = kafka
+        self.ports = ports or Ports.free()
+        self._options = options or Options()
+        self._on_line = on_line
+        self.inventory_api = self._process(INVENTORY_API, self.ports.inventory)
+        self.order_api = self._process(ORDER_API, self.ports.orders)
+        self.reaper = self._process(REAPER, self.ports.reaper)
+        self.relay = self._process(RELAY, self.ports.relay)
+
+    @property
+    def processes(self) -> list[Process]:
+        return [self.inventory_api, self.order_api, self.reaper, self.relay]
+
+    @property
+    def inventory_address(self) -> str:
+        return _local(self.ports.inventory)
+
+    @property
+    def orders_address(self) -> str:
+        return _local(self.ports.orders)
+
+    def __enter__(self) -> Self:
+        try:
+            self.migrate()
+            return self.start()
+        except BaseException:
+            self.stop()
+            raise
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def migrate(self, *, reset: bool = False) -> None:
+        """Bring both schemas up to date; `reset` drops everything in them first. Raises ProcessEnded."""
+        for name in (INVENTORY_API, ORDER_API):
+            migration = self._process(name, 0)
+            migration.args += ["migrate", *(["--reset"] if reset else [])]
+            if code := migration.start().wait(MIGRATE_SECONDS):
+                raise ProcessEnded(f"the migration of {name} ended with exit code {code}\n{migration.tail()}")
+
+    def start(self) -> Self:
+        """Start all four at once and wait until all are ready. Raises ProcessEnded or TimeoutError."""
+        for process in self.processes:
+            process.start()
+        self.wait_ready()
+        return self
+
+    def wait_ready(self, seconds: float = READY_SECONDS) -> None:
+        deadline = time.monotonic() + seconds
+        for process in self.processes:
+            process.wait_ready(max(1, deadline - time.monotonic()))
+
+    def move_apis(self, inventory_port: int, orders_port: int) -> None:
+        """Let both APIs listen elsewhere from their next start on."""
+        self.ports = replace(self.ports, inventory=inventory_port, orders=orders_port)
+        for process in (self.inventory_api, self.order_api):
+            process.env = self._environment(process.name)
+        self.inventory_api.health_address = self.inventory_address
+        self.order_api.health_address = self.orders_address
+
+    def stop(self) -> dict[str, int]:
+        """End all that runs, each in its own time, or by force: what each exited with."""
+        running = [process for process in self.processes if process.alive]
+        for process in running:
+            process.thaw()
+            process.terminate()
+        return {process.name: process.stop(STOP_SECONDS) for process in running}
+
+    def _process(self, name: str, port: int) -> Process:
+        listener = self._on_line
+        return Process(
+            name,
+            [sys.executable, "-m", name.replace("-", "_")],
+            self._environment(name),
+            health_address=_local(port),
+            on_line=listener and (lambda line: listener(name, line)),
+        )
+
+    def _environment(self, name: str) -> dict[str, str]:
+        options, ports = self._options, self.ports
+        common = {
+            "LOG_FORMAT": options.log_format,
+            "DRAIN_SECONDS": f"{options.drain_seconds:g}",
+            "KAFKA_BOOTSTRAP_SERVERS": self.kafka.bootstrap,
+        }
+        own = {
+            INVENTORY_API: {
+                "DATABASE_URL": self.databases.inventory,
+                "GRPC_PORT": str(ports.inventory),
+                "METRICS_PORT": str(ports.inventory_metrics),
+            },
+            ORDER_API: {
+                "DATABASE_URL": self.databases.orders,
+                "GRPC_PORT": str(ports.orders),
+                "METRICS_PORT": str(ports.orders_metrics),
+                "INVENTORY_TARGET": self.inventory_address,
+            },
+            REAPER: {
+                "INVENTORY_TARGET": self.inventory_address,
+                "ORDER_TARGET": self.orders_address,
+                "HEALTH_PORT": str(ports.reaper),
+                "METRICS_PORT": str(ports.reaper_metrics),
+                "REAP_INTERVAL_SECONDS": f"{options.reap_interval_seconds:g}",
+            },
+            RELAY: {
+                "INVENTORY_DATABASE_URL": self.databases.inventory,
+                "ORDERS_DATABASE_URL": self.databases.orders,
+                "HEALTH_PORT": str(ports.relay),
+                "METRICS_PORT": str(ports.relay_metrics),
+            },
+        }
+        return common | own[name] | dict(options.environment) | dict(options.per_process.get(name, {}))
+
+
+def _local(port: int) -> str:
+    return f"localhost:{port}"

@@ -1,0 +1,90 @@
+"""Ends the processes that this one started when this one dies, however it dies.
+
+A small child waits on a pipe that closes with its parent, also when the parent is killed. Unlike
+PR_SET_PDEATHSIG it ends whole process groups, does not care which thread started them, survives a change of
+user and works on macOS.
+"""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+_GONE_WITHIN_SECONDS = 10.0
+
+
+def watch(pid: int, *, with_signal: signal.Signals = signal.SIGKILL, then_remove: Path | None = None) -> None:
+    """Should this process die: signal the group that `pid` leads; once it is gone, remove the folder."""
+    _watchdog.tell({"pid": pid, "signal": int(with_signal), "remove": then_remove and str(then_remove)})
+
+
+def forget(pid: int) -> None:
+    """`pid` has ended and was waited for: its number may belong to someone else soon."""
+    _watchdog.tell({"pid": pid, "signal": None})
+
+
+class _Watchdog:
+    """The child, started when there is first something to watch."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._child: subprocess.Popen[bytes] | None = None
+
+    def tell(self, message: dict[str, object]) -> None:
+        with self._lock:
+            self._child = self._child or self._start()
+            assert self._child.stdin is not None
+            self._child.stdin.write(json.dumps(message).encode() + b"\n")
+            self._child.stdin.flush()
+
+    @staticmethod
+    def _start() -> subprocess.Popen[bytes]:
+        return subprocess.Popen(
+            [sys.executable, "-I", "-S", __file__],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            # Out of reach of the terminal's Ctrl-C, which is for the parent to handle.
+            start_new_session=True,
+        )
+
+
+_watchdog = _Watchdog()
+
+
+def _guard() -> None:
+    watched: dict[int, tuple[int, str | None]] = {}
+    for line in sys.stdin:
+        message = json.loads(line)
+        if message["signal"] is None:
+            watched.pop(message["pid"], None)
+        else:
+            watched[message["pid"]] = (message["signal"], message["remove"])
+    for pid, (signum, _) in watched.items():
+        _signal(pid, signum)
+        # A frozen one would never see a signal that it is free to handle.
+        _signal(pid, signal.SIGCONT)
+    deadline = time.monotonic() + _GONE_WITHIN_SECONDS
+    for pid, (_, folder) in watched.items():
+        if folder is None:
+            continue
+        while _signal(pid, 0) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _signal(pid: int, signum: int) -> bool:
+    try:
+        os.killpg(pid, signum)
+    except OSError:
+        return False
+    return True
+
+
+if __name__ == "__main__":
+    _guard()

@@ -1,0 +1,123 @@
+import signal
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from uuid import uuid4
+
+import pytest
+from confluent_kafka import Consumer
+from devstack import broker, kafka
+from devstack.kafka import Kafka, Record
+from devstack.process import Process
+
+
+@pytest.fixture
+def embedded() -> Iterator[Kafka]:
+    """One for this test alone, which may break it."""
+    with kafka.provide() as started:
+        yield started
+
+
+def test_what_was_written_is_read_back_in_order_with_its_key_and_headers(kafka: Kafka) -> None:
+    topic, key = _new_topic(), str(uuid4())
+    for number in range(3):
+        kafka.produce(topic, key, f'{{"number": {number}}}', {"ce_type": "TOLD"})
+
+    records = kafka.consume(topic, until=lambda records: len(records) >= 3)
+
+    assert [record.json()["number"] for record in records] == [0, 1, 2]
+    assert {(record.topic, record.key, record.headers["ce_type"]) for record in records} == {
+        (topic, key, "TOLD")
+    }
+    assert len({record.partition for record in records}) == 1
+
+
+def test_each_reader_sees_the_topic_from_its_start(kafka: Kafka) -> None:
+    topic = _new_topic()
+    kafka.produce(topic, "a", b"1")
+
+    for _ in range(2):
+        assert [record.value for record in kafka.consume(topic, until=_any)] == [b"1"]
+
+
+def test_a_reader_may_come_before_the_first_message(kafka: Kafka) -> None:
+    topic = _new_topic()
+    with ThreadPoolExecutor(1) as other:
+        reading = other.submit(kafka.consume, topic, _any, 20)
+        kafka.produce(topic, "a", b"1")
+
+    assert [record.value for record in reading.result()] == [b"1"]
+
+
+def test_waiting_in_vain_shows_what_was_there_instead(kafka: Kafka) -> None:
+    topic = _new_topic()
+    kafka.produce(topic, "a", b"something else")
+
+    with pytest.raises(TimeoutError, match=r"1 there.*\n.*something else"):
+        kafka.consume(topic, until=lambda records: len(records) > 1, within_seconds=3)
+
+
+def test_the_lag_of_a_group_is_what_it_has_not_committed(kafka: Kafka) -> None:
+    topic, group = _new_topic(), str(uuid4())
+    for number in range(5):
+        kafka.produce(topic, str(number), b"x")
+    assert kafka.lag(group, topic) == 5
+
+    consumer = Consumer(
+        {
+            "bootstrap.servers": kafka.bootstrap,
+            "group.id": group,
+            "auto.offset.reset": "earliest",
+            "enable.auto.commit": False,
+        }
+    )
+    consumer.subscribe([topic])
+    read = 0
+    while read < 5:
+        read += len(consumer.consume(5, 10))
+    consumer.commit(asynchronous=False)
+    consumer.close()
+
+    assert kafka.lag(group, topic) == 0
+
+
+def test_the_shops_topics_are_there_from_the_start(embedded: Kafka) -> None:
+    assert embedded.topics() == dict.fromkeys(sorted(broker.TOPICS), broker.PARTITIONS)
+
+
+def test_a_frozen_broker_takes_nothing_and_a_thawed_one_goes_on(embedded: Kafka) -> None:
+    topic = "order-events"
+    embedded.produce(topic, "a", b"before")
+
+    with embedded.frozen(), pytest.raises(TimeoutError):
+        embedded.consume(topic, until=_any, within_seconds=1)
+
+    assert [record.value for record in embedded.consume(topic, until=_any)] == [b"before"]
+
+
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
+def test_the_broker_ends_cleanly_and_takes_its_address_with_it(
+    tmp_path: Path, signum: signal.Signals
+) -> None:
+    address = tmp_path / "run" / "address"
+    process = Process("broker", [sys.executable, "-m", "devstack.broker", "--run-file", str(address)]).start()
+    try:
+        line = process.wait_for_line("broker ready", 20)
+        assert address.read_text() in line
+
+        process.send_signal(signum)
+
+        assert process.wait(10) == 0
+        assert not address.exists()
+        assert process.log == line
+    finally:
+        process.stop()
+
+
+def _new_topic() -> str:
+    return f"topic-{uuid4()}"
+
+
+def _any(records: list[Record]) -> bool:
+    return bool(records)

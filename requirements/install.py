@@ -1,0 +1,149 @@
+"""Makes .venv and keeps it equal to the locked requirements: `install.py runtime` or `install.py dev`.
+
+`runtime` is what the four processes and every task but the developers' own need; `dev` adds linters, type
+checkers and test tools. Nothing to do takes a few milliseconds, and parallel calls wait for one another, so
+this may run in front of every task. Standard library only: it runs before anything is installed.
+"""
+
+import ast
+import fcntl
+import hashlib
+import importlib.util
+import os
+import subprocess
+import sys
+import tomllib
+import venv
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+VENV = ROOT / ".venv"
+REQUIREMENTS = ROOT / "requirements"
+LAYERS = {"runtime": ["runtime"], "dev": ["runtime", "dev"]}
+
+# Where packages come from is the user's business, said to pip; uv does not read pip's settings.
+UV_NAMES = {
+    "cert": "SSL_CERT_FILE",
+    "extra-index-url": "UV_INDEX",
+    "find-links": "UV_FIND_LINKS",
+    "index-url": "UV_DEFAULT_INDEX",
+    "proxy": "ALL_PROXY",
+    "timeout": "UV_HTTP_TIMEOUT",
+    "trusted-host": "UV_INSECURE_HOST",
+}
+
+
+def main() -> None:
+    for layer in LAYERS[sys.argv[1]]:
+        if not is_installed(layer):
+            with one_at_a_time():
+                if not is_installed(layer):  # else the one that we waited for has done it
+                    install(layer)
+
+
+def install(layer: str) -> None:
+    if not is_usable():
+        make_venv()
+    say(f"installing requirements/{layer}.txt")
+    run("python", "-m", "pip", "install", "--quiet", "--only-binary=:all:", *locked("bootstrap"))
+    settings = uv_settings()
+    uv_install = ("pip", "install", "--python", str(VENV / "bin" / "python"))
+    run("uv", *uv_install, *locked(layer), **settings)
+    if layer == "runtime":
+        editable = [word for member in members() for word in ("--editable", str(member))]
+        run("uv", *uv_install, "--no-deps", "--no-build-isolation", *editable, **settings)
+    stamp(layer).write_text(fingerprint(layer))
+
+
+def is_usable() -> bool:
+    """False for a .venv that is absent, half made, moved, or left behind by an upgrade of Python."""
+    library = VENV / "lib" / "python{}.{}".format(*sys.version_info)
+    pip = VENV / "bin" / "pip"  # made last, and a script, which holds the path of its environment
+    return library.is_dir() and pip.is_file() and str(VENV) in pip.read_text()
+
+
+def make_venv() -> None:
+    if importlib.util.find_spec("ensurepip") is None:
+        sys.exit(f"task: {sys.executable} lacks venv and ensurepip (on Debian: install python3-venv)")
+    say(f"making .venv with Python {sys.version.split()[0]}")
+    venv.create(VENV, clear=True, symlinks=True, with_pip=True, prompt="shop")
+
+
+def run(program: str, *arguments: str, **settings: str) -> None:
+    quiet = ["--quiet"] if program == "uv" and not sys.stderr.isatty() else []
+    # As with pip, any index may serve a package: the hash says whether it is the right one.
+    environment = {"UV_INDEX_STRATEGY": "unsafe-best-match"} | os.environ | settings
+    done = subprocess.run(
+        [VENV / "bin" / program, *arguments, *quiet], cwd=ROOT, env=environment, check=False
+    )
+    if done.returncode != 0:
+        sys.exit(f"task: could not install, see above ({program} ended with {done.returncode})")
+
+
+def locked(name: str) -> list[str]:
+    return ["--require-hashes", "--requirement", str(REQUIREMENTS / f"{name}.txt")]
+
+
+def members() -> list[Path]:
+    """The packages of the workspace, each a folder with a pyproject.toml."""
+    patterns = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["uv"]["workspace"]["members"]
+    return sorted(found.parent for pattern in patterns for found in ROOT.glob(f"{pattern}/pyproject.toml"))
+
+
+def uv_settings() -> dict[str, str]:
+    """pip's settings, from its files and from PIP_…, as uv's variables; uv's own, where set, win."""
+    listed = subprocess.run(
+        [VENV / "bin" / "python", "-m", "pip", "config", "list"], capture_output=True, text=True, check=True
+    )
+    found: dict[str, tuple[bool, str]] = {}
+    for line in listed.stdout.splitlines():
+        key, _, value = line.partition("=")
+        section, _, name = key.rpartition(".")
+        variable = UV_NAMES.get(name.removeprefix("default-"))
+        if variable is None or section not in (":env:", "global", "install"):
+            continue
+        words = str(ast.literal_eval(value)).split()
+        if variable == "UV_FIND_LINKS":  # a folder that is not there is passed over by pip, but fails uv
+            words = [",".join(word for word in words if "://" in word or Path(word).is_dir())]
+        setting = section == ":env:", " ".join(words)
+        found[variable] = max(found.get(variable, setting), setting)  # the environment wins over files
+    return {variable: value for variable, (_, value) in found.items() if variable not in os.environ}
+
+
+def is_installed(layer: str) -> bool:
+    return stamp(layer).is_file() and stamp(layer).read_text() == fingerprint(layer)
+
+
+def stamp(layer: str) -> Path:
+    return VENV / f"{layer}.installed"
+
+
+def fingerprint(layer: str) -> str:
+    """Of all that decides what is installed, and where."""
+    sources = [REQUIREMENTS / "bootstrap.txt", REQUIREMENTS / f"{layer}.txt"]
+    sources += [member / "pyproject.toml" for member in members()] if layer == "runtime" else []
+    digest = hashlib.sha256(f"{ROOT} {sys.version_info[:2]}".encode())
+    for source in sources:
+        digest.update(source.read_bytes())
+    return digest.hexdigest()
+
+
+@contextmanager
+def one_at_a_time() -> Iterator[None]:
+    with Path(__file__).open() as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            say("waiting for another ./task to finish installing")
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def say(message: str) -> None:
+    print(f"task: {message}", file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    main()

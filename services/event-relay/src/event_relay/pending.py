@@ -1,0 +1,135 @@
+"""The rows of an outbox that wait to be shipped: read in their order, deleted by what they are."""
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+
+from shop_common.sql import Clock, Statement
+from sqlalchemy import (
+    ARRAY,
+    BigInteger,
+    Connection,
+    Delete,
+    Executable,
+    Select,
+    Subquery,
+    Table,
+    any_,
+    delete,
+    func,
+    select,
+    text,
+    tuple_,
+    union_all,
+)
+
+SHARD_ROWS_MAX = 500
+"""Rows of one shard in one read; with 16 shards at most 8,000 rows are on their way at once."""
+
+BACKLOG_COUNTED_MAX = 100_000
+
+# Autoanalyze that has once seen the table empty makes a walk through all of it look cheap, and a prepared statement
+# keeps that plan while the table grows to millions. With these off, for the transaction, what is left are walks along
+# an index from one bound to another, and joins that read each side once.
+_STEADY_PLANS = text(
+    "SELECT set_config(name, 'off', true) FROM (VALUES ('enable_seqscan'), ('enable_bitmapscan'),"
+    " ('enable_sort'), ('enable_nestloop'), ('enable_mergejoin')) AS setting (name)"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Pending:
+    """A row as it is shipped. `headers` is a JSON object of headers that go before our own."""
+
+    id: int
+    shard: int
+    event_id: str
+    topic: str
+    key: str
+    type: str
+    payload: str
+    headers: str | None
+    traceparent: str | None
+    created_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Backlog:
+    """What waits: `rows` counts to 100,000 and no further, `oldest_seconds` is 0 when nothing waits."""
+
+    rows: int
+    oldest_seconds: float
+
+
+class PendingRows:
+    """The waiting rows of one outbox."""
+
+    def __init__(self, outbox: Table) -> None:
+        self._outbox = outbox
+        self._delete = {
+            "sqlite": Statement(self._deleting, id=outbox.c.id.type, event_id=outbox.c.event_id.type),
+            "postgresql": Statement(self._deleting_by_array, id=outbox.c.id.type, event_id=outbox.c.event_id.type),
+        }
+        self._reads: tuple[object, Executable] = (None, text(""))
+
+    def oldest(self, tx: Connection, shards: Sequence[int], *, without_topics: Collection[str] = ()) -> list[Pending]:
+        """The oldest rows of each shard, at most 500 of each, in the order of their ids within a shard.
+
+        Always from the very first: a row whose transaction was slow to commit has a lower id than rows that were
+        read and shipped long before it could be seen.
+        """
+        if not shards:
+            return []
+        steady_plans(tx)
+        wanted = (tuple(shards), frozenset(without_topics))
+        if self._reads[0] != wanted:
+            self._reads = (wanted, union_all(*(self._oldest_of(shard, wanted[1]) for shard in shards)))
+        return [Pending(*row) for row in tx.execute(self._reads[1])]
+
+    def delete(self, tx: Connection, rows: Sequence[Pending]) -> None:
+        """Delete exactly these rows; those that are gone already are no fault."""
+        steady_plans(tx)
+        self._delete[tx.dialect.name](tx, [{"id": row.id, "event_id": row.event_id} for row in rows])
+
+    def backlog(self, tx: Connection) -> Backlog:
+        """How much waits, and since when."""
+        steady_plans(tx)
+        ids = self._outbox.c.id
+        counted = tx.execute(
+            select(func.count()).select_from(select(ids).order_by(ids).limit(BACKLOG_COUNTED_MAX).subquery())
+        ).scalar_one()
+        oldest = tx.execute(select(self._outbox.c.created_at, Clock()).order_by(ids).limit(1)).first()
+        return Backlog(counted, (oldest[1] - oldest[0]).total_seconds() if oldest else 0.0)
+
+    def _oldest_of(self, shard: int, without_topics: Collection[str]) -> Select[tuple[object, ...]]:
+        outbox = self._outbox
+        rows = (
+            select(*(outbox.c[name] for name in Pending.__slots__))
+            # A range of one shard and not `=`: then only the index (shard, id) has this order. With a constant shard
+            # the primary key has it as well, and a walk along that reads the rows of all other shards.
+            .where(outbox.c.shard.between(shard, shard))
+            .order_by(outbox.c.shard, outbox.c.id)
+            .limit(SHARD_ROWS_MAX)
+        )
+        if without_topics:
+            rows = rows.where(outbox.c.topic.not_in(sorted(without_topics)))
+        # SQLite takes a LIMIT inside a UNION only in a subquery.
+        return select(rows.subquery())
+
+    def _deleting(self, given: Subquery) -> Delete:
+        # By the event's id as well: in a database that was restored, a row's id may stand for another event.
+        outbox = self._outbox
+        return delete(outbox).where(
+            tuple_(outbox.c.id, outbox.c.event_id).in_(select(given.c.id, given.c.event_id))
+        )
+
+    def _deleting_by_array(self, given: Subquery) -> Delete:
+        # An array is a bound of the index; of a subquery alone PostgreSQL may make a join with all of the table.
+        ids = func.array(select(given.c.id).scalar_subquery(), type_=ARRAY(BigInteger))
+        return self._deleting(given).where(self._outbox.c.id == any_(ids))
+
+
+def steady_plans(tx: Connection) -> None:
+    """Let PostgreSQL plan the rest of this transaction the same way whatever it believes of the table."""
+    if tx.dialect.name == "postgresql":
+        tx.execute(_STEADY_PLANS)

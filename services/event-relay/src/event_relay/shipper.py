@@ -1,0 +1,223 @@
+"""Rows to Kafka: produced in order, reported only when the broker has them for good.
+
+What is promised: of the rows of a key, first occurrences in the topic are in the order of the rows, whatever fails.
+librdkafka alone does not promise that, even with idempotence. Of messages 1, 2, 3, 4 it may deliver 1, let 2 and 3
+time out, and deliver 4. So here no single message ever times out or is skipped:
+
+- Messages have no timeout of their own; the whole batch has one. When it is up, everything is purged.
+- A refusal by the broker is fatal for the producer (gapless guarantee), so nothing after it is sent.
+- After any failure the producer is thrown away, and the caller begins again from its oldest rows.
+"""
+
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import orjson
+from confluent_kafka import KafkaError, KafkaException, Message, Producer
+from opentelemetry.trace import SpanKind
+from shop_common import logs, telemetry
+from shop_common.outbox import timestamp
+
+from event_relay.pending import Pending
+
+LINGER_MS = 2
+MEMORY_KILOBYTES_MAX = 65_536
+"""What the producer holds at most; rows beyond that wait for the next batch."""
+
+BROKER_ANSWER_SECONDS = 2.0
+ABSENT_TOPIC_SECONDS = 1.0
+"""How long rows of a topic that does not exist are left alone before the broker is asked again."""
+
+_log = logs.get(__name__)
+
+
+class BrokerAway(Exception):
+    """No broker answers. Nothing was sent."""
+
+
+@dataclass(frozen=True, slots=True)
+class Delivery:
+    """What became of a batch: `acknowledged` rows may be deleted, in `failure` stands why others were not."""
+
+    acknowledged: list[Pending]
+    failure: str | None
+
+
+class Shipper:
+    """One producer, made anew after each failure. For one thread.
+
+    `source` names the database in CloudEvents' words: /shop/orders.
+    """
+
+    def __init__(self, bootstrap_servers: str, source: str) -> None:
+        self._bootstrap_servers = bootstrap_servers
+        self._source = source
+        self._producer: Producer | None = None
+        self._known_topics: set[str] = set()
+        self._absent_topics: dict[str, float] = {}
+        self._complaint = ""
+
+    def connect(self) -> Producer:
+        """The producer, whose broker has answered at least once. Raises BrokerAway."""
+        if self._producer is None:
+            self._producer = Producer(self._settings())
+            self._known_topics.clear()
+            try:
+                self._producer.list_topics(timeout=BROKER_ANSWER_SECONDS)
+            except KafkaException as error:
+                self._discard()
+                raise BrokerAway(self._complaint or _told(error.args[0])) from error
+        return self._producer
+
+    def absent_topics(self) -> frozenset[str]:
+        """Topics that do not exist, or not for us. Their rows need not be read now; others don't wait for them."""
+        now = time.monotonic()
+        return frozenset(topic for topic, ask_again_at in self._absent_topics.items() if now < ask_again_at)
+
+    def ship(self, rows: Sequence[Pending], *, until: float) -> Delivery:
+        """Produce the rows, and wait until the broker has them or `until` (monotonic clock) has come.
+
+        Rows of a shard must come in their order, from its oldest. Nothing is in flight on return. Raises BrokerAway.
+        """
+        producer = self.connect()
+        # Decided once for the batch: a topic that appears in the middle must not get the later rows only.
+        present = {topic for topic in {row.topic for row in rows} if self._exists(producer, topic)}
+        batch = _Batch()
+        with telemetry.span("ship", SpanKind.PRODUCER, links=(row.traceparent for row in rows)):
+            self._produce(producer, (row for row in rows if row.topic in present), batch, until)
+            # Flushing also sends what would still linger.
+            unanswered = producer.flush(max(0.0, until - time.monotonic()))
+        if unanswered:
+            batch.failed(f"{unanswered} of {len(batch.produced)} events not acknowledged in time. {self._complaint}")
+        delivery = Delivery(batch.acknowledged_prefixes(), batch.failure)
+        if delivery.failure is not None:
+            self._discard()
+        return delivery
+
+    def close(self) -> None:
+        """Let the producer go. Nothing is in flight between two calls."""
+        self._discard()
+
+    def _produce(self, producer: Producer, rows: Iterable[Pending], batch: "_Batch", until: float) -> None:
+        held_back: set[int] = set()
+        for row in rows:
+            if row.shard in held_back:
+                continue
+            # This process may be frozen at any instruction, so each row looks at the clock.
+            if time.monotonic() >= until:
+                return
+            try:
+                producer.produce(
+                    row.topic, row.payload, row.key, on_delivery=partial(batch.reported, row), headers=self._headers(row)
+                )
+            except BufferError:
+                return
+            except KafkaException as error:
+                # Refused before it was sent: too large, say. Only what comes after it must wait for it.
+                batch.failed(f"{_told(error.args[0])}: event {row.event_id} of topic {row.topic}")
+                held_back.add(row.shard)
+            else:
+                batch.produced.append(row)
+
+    def _headers(self, row: Pending) -> list[tuple[str, bytes]]:
+        headers = {
+            "ce_specversion": "1.0",
+            "ce_id": row.event_id,
+            "ce_type": row.type,
+            "ce_source": self._source,
+            "ce_time": timestamp(row.created_at),
+            "ce_sequence": str(row.id),
+            "content-type": "application/json",
+        }
+        if row.traceparent:
+            headers["traceparent"] = row.traceparent
+        if row.headers:
+            headers |= orjson.loads(row.headers)
+        return [(name, value.encode()) for name, value in headers.items()]
+
+    def _exists(self, producer: Producer, topic: str) -> bool:
+        if topic in self._known_topics:
+            return True
+        try:
+            found = producer.list_topics(topic, timeout=BROKER_ANSWER_SECONDS).topics[topic]
+        except KafkaException as error:
+            self._discard()
+            raise BrokerAway(_told(error.args[0])) from error
+        if found.error is None and found.partitions:
+            self._known_topics.add(topic)
+            if self._absent_topics.pop(topic, None) is not None:
+                _log.info("topic is there", topic=topic)
+            return True
+        if topic not in self._absent_topics:
+            _log.warning("topic does not exist: its events wait", topic=topic, answer=str(found.error))
+        self._absent_topics[topic] = time.monotonic() + ABSENT_TOPIC_SECONDS
+        return False
+
+    def _discard(self) -> None:
+        if self._producer is None:
+            return
+        self._producer.purge()
+        # Collects the reports of what was purged; they change nothing any more.
+        self._producer.flush(1)
+        self._producer = None
+
+    def _settings(self) -> dict[str, object]:
+        return {
+            "bootstrap.servers": self._bootstrap_servers,
+            "client.id": "event-relay",
+            "enable.idempotence": True,
+            "enable.gapless.guarantee": True,
+            "acks": "all",
+            # Without end: see above. `ship` has the time limit.
+            "message.timeout.ms": 0,
+            "partitioner": "murmur2_random",
+            "linger.ms": LINGER_MS,
+            "queue.buffering.max.kbytes": MEMORY_KILOBYTES_MAX,
+            "reconnect.backoff.max.ms": 1000,
+            # Its own lines would flood the log while a broker is away; what it has to say is in our one line.
+            "log_level": 0,
+            "error_cb": self._complained,
+        }
+
+    def _complained(self, error: KafkaError) -> None:
+        self._complaint = _told(error)
+
+
+class _Batch:
+    """The rows of one batch and what was reported of them."""
+
+    def __init__(self) -> None:
+        self.produced: list[Pending] = []
+        self.failure: str | None = None
+        self._acknowledged: set[int] = set()
+
+    def reported(self, row: Pending, error: KafkaError | None, _: Message) -> None:
+        if error is None:
+            self._acknowledged.add(row.id)
+        else:
+            self.failed(f"{_told(error)}: event {row.event_id} of topic {row.topic}")
+
+    def failed(self, why: str) -> None:
+        # The first failure is the cause, the others follow from it.
+        self.failure = self.failure or why
+
+    def acknowledged_prefixes(self) -> list[Pending]:
+        """Of each shard the rows before the first that was not acknowledged.
+
+        What was acknowledged after it stays and is sent again: should the broker have taken rows out of turn all the
+        same, the last that a consumer sees of a key is then still the latest.
+        """
+        gaps: set[int] = set()
+        prefixes = []
+        for row in self.produced:
+            if row.id not in self._acknowledged:
+                gaps.add(row.shard)
+            elif row.shard not in gaps:
+                prefixes.append(row)
+        return prefixes
+
+
+def _told(error: KafkaError) -> str:
+    return str(error.str())

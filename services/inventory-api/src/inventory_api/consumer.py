@@ -1,0 +1,58 @@
+"""What order events do to the stock. Each handler is safe to repeat by the states that it checks."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from prometheus_client import Counter
+from shop_common import logs
+from shop_common.consumer import Event, Handler
+from sqlalchemy import Connection
+
+from inventory_api import transitions
+from inventory_api.transitions import OrderRequest
+
+TOPIC = "order-events"
+GROUP = "inventory-api"
+
+_log = logs.get(__name__)
+
+
+class OrderEvents:
+    """The handlers of this service by event type."""
+
+    def __init__(self, short_fulfilments: Counter) -> None:
+        self._short_fulfilments = short_fulfilments
+
+    def handlers(self) -> Mapping[str, Handler]:
+        return {"ORDER_CANCELLED": self.release, "ORDER_SHIPPED": self.fulfil}
+
+    def release(self, tx: Connection, events: Sequence[Event]) -> None:
+        """A cancelled order gives back what it holds."""
+        transitions.release_orders(tx, [_order(event) for event in events])
+
+    def fulfil(self, tx: Connection, events: Sequence[Event]) -> None:
+        """A shipped order's units leave the stock."""
+        fulfilled = transitions.fulfil_orders(tx, [_order(event) for event in events])
+        for event in events:
+            missing = _missing(event.data, fulfilled[event.data["id"]])
+            if missing:
+                # The goods are gone, whatever the books say; a person has to look at it.
+                self._short_fulfilments.inc()
+                _log.error(
+                    "an order was shipped with less stock than its lines", order_id=event.data["id"], missing=missing
+                )
+
+
+def _order(event: Event) -> OrderRequest:
+    return OrderRequest(str(event.data["id"]), event.traceparent)
+
+
+def _missing(order: Mapping[str, Any], fulfilled: Mapping[int, int]) -> dict[int, int]:
+    wanted: dict[int, int] = {}
+    for line in order["items"]:
+        wanted[line["product_id"]] = wanted.get(line["product_id"], 0) + line["quantity"]
+    return {
+        product: units - fulfilled.get(product, 0)
+        for product, units in wanted.items()
+        if units > fulfilled.get(product, 0)
+    }

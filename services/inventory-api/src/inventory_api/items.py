@@ -1,0 +1,79 @@
+"""Items as rows: locking, reading, and writing their numbers."""
+
+from collections.abc import Iterable
+from typing import Any
+
+from shop_common.sql import Statement, Timestamp, clock
+from sqlalchemy import BigInteger, Connection, Row, func, select, update
+from sqlalchemy.types import TypeEngine
+
+from inventory_api import tables
+from inventory_api.domain import Item, State
+
+_items = tables.inventory_items
+_reservations = tables.stock_reservations
+_allocations = tables.reservation_allocations
+
+COLUMNS = tuple(_items.c[name] for name in Item.__slots__ if name != "due")
+
+
+def from_row(row: Row[Any], due: int = 0) -> Item:
+    """An item out of a row of COLUMNS."""
+    return Item(*row, due=due)
+
+
+def lock_products(tx: Connection, product_ids: Iterable[int]) -> list[Item]:
+    """Lock all items of these products, by id. Products without items are left out."""
+    rows = [{"product_id": product_id} for product_id in product_ids]
+    return [from_row(row) for row in _lock_products(tx, rows)] if rows else []
+
+
+def due_of_products(tx: Connection, product_ids: Iterable[int]) -> dict[int, int]:
+    """Units held past their time, by item id, of these products' items."""
+    rows = [{"product_id": product_id} for product_id in set(product_ids)]
+    return {row.item_id: int(row.quantity) for row in _due(tx, rows)} if rows else {}
+
+
+def save_counters(tx: Connection, changed: Iterable[Item]) -> None:
+    """Write the numbers of locked items: they are absolute, since nobody else changes a locked row."""
+    _save(tx, [{name: getattr(item, name) for name in _COUNTERS} for item in changed])
+
+
+_COUNTERS: dict[str, TypeEngine[Any]] = {
+    "id": BigInteger(),
+    "quantity": BigInteger(),
+    "reserved_quantity": BigInteger(),
+    "version": BigInteger(),
+    "updated_at": Timestamp(),
+}
+
+_lock_products = Statement(
+    lambda given: (
+        select(*COLUMNS)
+        .where(_items.c.product_id.in_(select(given.c.product_id)))
+        .order_by(_items.c.id)
+        .with_for_update(of=_items)
+    ),
+    product_id=BigInteger(),
+)
+_due = Statement(
+    lambda given: (
+        select(_allocations.c.item_id, func.sum(_allocations.c.quantity).label("quantity"))
+        .join_from(_reservations, _allocations, _allocations.c.reservation_id == _reservations.c.id)
+        .where(
+            _reservations.c.state == State.HELD,
+            _reservations.c.product_id.in_(select(given.c.product_id)),
+            _reservations.c.expires_at <= clock(),
+        )
+        .group_by(_allocations.c.item_id)
+    ),
+    product_id=BigInteger(),
+)
+_save = Statement(
+    lambda given: (
+        update(_items)
+        .values({name: given.c[name] for name in _COUNTERS if name != "id"})
+        .where(_items.c.id == given.c.id)
+    ),
+    **_COUNTERS,
+)

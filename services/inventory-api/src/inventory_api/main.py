@@ -1,0 +1,83 @@
+"""The composition root of inventory-api."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from prometheus_client import Counter
+
+from inventory_api.consumer import GROUP, TOPIC, OrderEvents
+from inventory_api.migrations import SCHEMA
+from inventory_api.operations import Operations
+from inventory_api.servicer import InventoryMaintenanceServicer, InventoryServicer
+from inventory_api.settings import InventorySettings
+from inventory_api.tables import outbox
+from shop.inventory.v1 import inventory_pb2, inventory_pb2_grpc, maintenance_pb2, maintenance_pb2_grpc
+from shop_common import lifecycle, schema, telemetry
+from shop_common.consumer import Consumer
+from shop_common.database import Database
+from shop_common.errors import ShopError
+from shop_common.grpc_server import Server
+from shop_common.schema import SchemaError
+from shop_common.settings import help_text, load
+
+PROCESS = "inventory-api"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the process until a signal comes, or its `migrate` command; returns the exit code."""
+    argv = sys.argv[1:] if argv is None else argv
+    if argv[:1] == ["migrate"]:
+        return schema.main(argv[1:], SCHEMA, load(InventorySettings).database_url)
+    parser = argparse.ArgumentParser(
+        prog="python -m inventory_api",
+        description="Stock, reservations and their expiry over gRPC. `migrate` brings the database to the newest schema.",
+        epilog=help_text(InventorySettings),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.parse_args(argv)
+    serve(load(InventorySettings))
+    return 0
+
+
+def serve(settings: InventorySettings) -> None:
+    """Wire the parts and serve."""
+    lifecycle.begin(PROCESS, settings)
+    telemetry.start(PROCESS, settings)
+    database = Database(settings.database_url)
+    telemetry.instrument(database.engine)
+    try:
+        SCHEMA.check(database)
+    except (SchemaError, ShopError) as error:
+        raise SystemExit(f"{PROCESS}: {error}") from None
+
+    operations = Operations(database, ttl_seconds=settings.reservation_ttl, die=lifecycle.die)
+    server = Server(settings)
+    server.add(
+        inventory_pb2.DESCRIPTOR.services_by_name["InventoryService"],
+        inventory_pb2_grpc.add_InventoryServiceServicer_to_server,
+        InventoryServicer(operations),
+    )
+    server.add(
+        maintenance_pb2.DESCRIPTOR.services_by_name["InventoryMaintenanceService"],
+        maintenance_pb2_grpc.add_InventoryMaintenanceServiceServicer_to_server,
+        InventoryMaintenanceServicer(operations),
+    )
+    on_stop = [operations.close, database.close, telemetry.shutdown]
+    if settings.consumer_enabled:
+        short_fulfilments = Counter(
+            "shop_short_fulfilments_total", "Orders that were shipped with less stock than their lines"
+        )
+        consumer = Consumer(
+            database=database,
+            bootstrap_servers=settings.kafka_bootstrap_servers,
+            group=GROUP,
+            topic=TOPIC,
+            handlers=OrderEvents(short_fulfilments).handlers(),
+            outbox=outbox,
+            set_ready=lambda ready: server.health.set_ready("consumer", ready),
+            die=lifecycle.die,
+        )
+        consumer.start()
+        on_stop.insert(0, consumer.stop)
+    lifecycle.serve(server, settings, on_stop=on_stop)

@@ -1,0 +1,9 @@
+"""How the database of this service came to be; see shop_common.schema."""
+
+from pathlib import Path
+
+from shop_common.schema import Schema
+
+from inventory_api import tables
+
+SCHEMA = Schema(service="inventory-api", migrations=Path(__file__).parent, metadata=tables.metadata)

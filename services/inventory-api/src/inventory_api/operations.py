@@ -1,0 +1,37 @@
+"""The operations as the servicer calls them: each behind a coalescer, which is their only way to the database."""
+
+from collections.abc import Callable
+from functools import partial
+
+from shop_common.coalesced import ALONE, LISTS, Coalesced, one_by_one
+from shop_common.database import Database
+
+from inventory_api import history, reservations, reserve, stock, transitions
+
+
+class Operations:
+    """Every operation of this service by name: call it with a request and a deadline."""
+
+    def __init__(self, database: Database, *, ttl_seconds: float, die: Callable[[str, BaseException], None]) -> None:
+        run = Coalesced(database, die)
+        self.close = run.close
+
+        self.reserve = run.writes(
+            "reserve",
+            partial(reserve.reserve, default_ttl_seconds=ttl_seconds),
+            key=lambda order: order.request_id,
+            weigh=lambda order: len(order.lines),
+        )
+        self.release = run.writes("release", transitions.release, key=lambda request: request.reservation_id)
+        self.confirm = run.writes("confirm", transitions.confirm, key=lambda order: order.order_id)
+        self.add_stock = run.writes("add-stock", stock.add, key=lambda request: request.request_id)
+        self.set_quantity = run.writes("set-quantity", stock.set_quantity, key=lambda request: request.request_id)
+
+        self.check_stock = run.reads("check-stock", stock.check)
+        self.item = run.reads("item", stock.get)
+        self.reservation = run.reads("reservation", reservations.get)
+        self.items_page = run.reads("items-page", one_by_one(stock.list_page), limits=LISTS)
+        self.reservations_page = run.reads("reservations-page", one_by_one(reservations.list_page), limits=LISTS)
+
+        self.expire = run.writes("expire", one_by_one(transitions.expire_due), limits=ALONE)
+        self.purge = run.writes("purge", one_by_one(history.purge), limits=ALONE)

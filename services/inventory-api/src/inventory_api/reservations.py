@@ -1,0 +1,228 @@
+"""Reservations as rows: locking, reading, and the one way in which their state changes.
+
+Every transition takes the locks of the items first, then of the reservations, and acts on what the locked rows say.
+So no two transitions of one reservation can both happen, and the counters of an item always equal the sum of its
+active reservations.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime
+from typing import Any
+
+from shop_common.paging import Page, PageRequest, page_of
+from shop_common.sql import Id, Statement, Timestamp, now
+from sqlalchemy import Connection, Row, Subquery, Text, and_, or_, select, update
+
+from inventory_api import events, items, tables
+from inventory_api.domain import Allocation, Item, Reservation, ReservationNotFound, State
+
+_reservations = tables.stock_reservations
+_allocations = tables.reservation_allocations
+_items = tables.inventory_items
+
+_COLUMNS = tuple(_reservations.c[name] for name in Reservation.__slots__ if name != "allocations")
+
+
+@dataclass(frozen=True, slots=True)
+class ReservationFilter:
+    """Which reservations to list; None is any. `state` is the state as callers see it."""
+
+    order_id: str | None = None
+    product_id: int | None = None
+    state: State | None = None
+
+
+def get(tx: Connection, ids: Sequence[str]) -> list[Reservation | ReservationNotFound]:
+    """One outcome per id, in order; holds past their time read as expired."""
+    moment = now(tx)
+    found = {reservation.id: reservation.as_of(moment) for reservation in load(tx, ids)}
+    return [found.get(each) or ReservationNotFound(reservation_id=each) for each in ids]
+
+
+def load(tx: Connection, ids: Iterable[str]) -> list[Reservation]:
+    """The reservations as they are stored, with their allocations, sorted by id. Locks nothing."""
+    rows = [{"id": each} for each in set(ids)]
+    return _with_allocations(tx, _load(tx, rows).all()) if rows else []
+
+
+def list_page(tx: Connection, asked: PageRequest[ReservationFilter]) -> Page[Reservation]:
+    """A page by id; ids are drawn in the order of time, so that rows inserted meanwhile come later."""
+    moment = now(tx)
+    wanted = asked.wanted
+    query = select(*_COLUMNS).order_by(_reservations.c.id).limit(asked.size + 1)
+    if wanted.order_id is not None:
+        query = query.where(_reservations.c.order_id == wanted.order_id)
+    if wanted.product_id is not None:
+        query = query.where(_reservations.c.product_id == wanted.product_id)
+    if wanted.state is not None:
+        query = query.where(_seen_as(wanted.state, moment))
+    if asked.after is not None:
+        query = query.where(_reservations.c.id > asked.after[0])
+    page = page_of(tx.execute(query).all(), asked.size, lambda row: (row.id,))
+    found = [reservation.as_of(moment) for reservation in _with_allocations(tx, page.rows)]
+    return Page(found, page.next_position)
+
+
+def of_orders(tx: Connection, order_ids: Iterable[str]) -> dict[str, list[str]]:
+    """The ids of each order's reservations. Locks nothing."""
+    found: dict[str, list[str]] = {order_id: [] for order_id in order_ids}
+    if found:
+        for row in _ids_of_orders(tx, [{"order_id": order_id} for order_id in found]):
+            found[row.order_id].append(row.id)
+    return found
+
+
+@dataclass(slots=True)
+class Locked:
+    """Reservations and their items, locked, as of `now`: nobody else changes them until the transaction ends."""
+
+    now: datetime
+    reservations: dict[str, Reservation]
+    items: dict[int, Item]
+
+
+def lock(tx: Connection, ids: Iterable[str]) -> Locked:
+    """Lock the reservations, after the items that they draw on. Ids that don't exist are left out."""
+    rows = [{"id": each} for each in set(ids)]
+    if not rows:
+        return Locked(now(tx), {}, {})
+    # Which items a reservation draws on never changes, so the subquery needs no lock.
+    shelves = {row.id: items.from_row(row) for row in _lock_items(tx, rows)}
+    reservations = _with_allocations(tx, _lock(tx, rows).all())
+    return Locked(now(tx), {reservation.id: reservation for reservation in reservations}, shelves)
+
+
+def move(
+    tx: Connection,
+    locked: Locked,
+    moves: Mapping[str, State],
+    traceparents: Mapping[str, str | None] | None = None,
+) -> None:
+    """Bring locked reservations into new states, with the effect on their items and one event each.
+
+    The caller has checked on `locked` that each step is legal. Releasing and expiring give units back to the
+    item; fulfilling takes them out. `locked` is brought up to date. `traceparents` is by reservation id.
+    """
+    if not moves:
+        return
+    traceparents = traceparents or {}
+    messages = []
+    changed: dict[int, Item] = {}
+    shipped: dict[int, str | None] = {}
+    for reservation_id, state in moves.items():
+        reservation = locked.reservations[reservation_id]
+        traceparent = traceparents.get(reservation_id)
+        for part in reservation.allocations if state is not State.CONFIRMED else ():
+            item = changed.get(part.item_id, locked.items[part.item_id])
+            taken_out = part.quantity if state is State.FULFILLED else 0
+            changed[item.id] = replace(
+                item,
+                quantity=item.quantity - taken_out,
+                reserved_quantity=item.reserved_quantity - part.quantity,
+                # The version counts changes of quantity, once a transaction.
+                version=locked.items[item.id].version + 1 if taken_out or item.id in shipped else item.version,
+                updated_at=locked.now,
+            )
+            if taken_out:
+                shipped[item.id] = traceparent
+        moved = replace(reservation, state=state)
+        messages.append(events.OF_STATE[state](moved, locked.now, traceparent))
+        locked.reservations[reservation_id] = replace(moved, expires_at=None) if state is State.CONFIRMED else moved
+    messages += [events.stock_updated(changed[item_id], locked.now, tp) for item_id, tp in shipped.items()]
+    _set_state(tx, [_state_row(locked.reservations[each]) for each in moves])
+    if changed:
+        items.save_counters(tx, changed.values())
+        locked.items.update(changed)
+    tables.outbox.append(tx, messages)
+
+
+def _state_row(reservation: Reservation) -> dict[str, object]:
+    return {"id": reservation.id, "state": reservation.state, "expires_at": reservation.expires_at}
+
+
+def _with_allocations(tx: Connection, rows: Sequence[Row[Any]]) -> list[Reservation]:
+    if not rows:
+        return []
+    parts: dict[str, list[Allocation]] = {row.id: [] for row in rows}
+    for part in _allocations_of(tx, [{"id": row.id} for row in rows]):
+        parts[part.reservation_id].append(Allocation(part.item_id, part.location, part.quantity))
+    return [
+        Reservation(
+            row.id,
+            row.product_id,
+            row.quantity,
+            row.order_id,
+            State(row.state),
+            row.created_at,
+            row.expires_at,
+            tuple(parts[row.id]),
+        )
+        for row in rows
+    ]
+
+
+def _seen_as(state: State, moment: datetime) -> Any:
+    due = and_(_reservations.c.state == State.HELD, _reservations.c.expires_at <= moment)
+    if state is State.HELD:
+        return and_(_reservations.c.state == State.HELD, _reservations.c.expires_at > moment)
+    if state is State.EXPIRED:
+        return or_(_reservations.c.state == State.EXPIRED, due)
+    return _reservations.c.state == state
+
+
+def _given_ids(given: Subquery) -> Any:
+    return select(given.c.id)
+
+
+_load = Statement(
+    lambda given: select(*_COLUMNS).where(_reservations.c.id.in_(_given_ids(given))).order_by(_reservations.c.id),
+    id=Id(),
+)
+_lock = Statement(
+    lambda given: (
+        select(*_COLUMNS)
+        .where(_reservations.c.id.in_(_given_ids(given)))
+        .order_by(_reservations.c.id)
+        .with_for_update(of=_reservations)
+    ),
+    id=Id(),
+)
+_lock_items = Statement(
+    lambda given: (
+        select(*items.COLUMNS)
+        .where(
+            _items.c.id.in_(select(_allocations.c.item_id).where(_allocations.c.reservation_id.in_(_given_ids(given))))
+        )
+        .order_by(_items.c.id)
+        .with_for_update(of=_items)
+    ),
+    id=Id(),
+)
+_allocations_of = Statement(
+    lambda given: (
+        select(_allocations.c.reservation_id, _allocations.c.item_id, _items.c.location, _allocations.c.quantity)
+        .join_from(_allocations, _items, _items.c.id == _allocations.c.item_id)
+        .where(_allocations.c.reservation_id.in_(_given_ids(given)))
+        .order_by(_allocations.c.reservation_id, _allocations.c.item_id)
+    ),
+    id=Id(),
+)
+_ids_of_orders = Statement(
+    lambda given: (
+        select(_reservations.c.order_id, _reservations.c.id)
+        .where(_reservations.c.order_id.in_(select(given.c.order_id)))
+        .order_by(_reservations.c.id)
+    ),
+    order_id=Text(),
+)
+_set_state = Statement(
+    lambda given: (
+        update(_reservations)
+        .values(state=given.c.state, expires_at=given.c.expires_at)
+        .where(_reservations.c.id == given.c.id)
+    ),
+    id=Id(),
+    state=Text(),
+    expires_at=Timestamp(),
+)

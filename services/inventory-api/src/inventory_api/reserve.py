@@ -1,0 +1,222 @@
+"""Holding stock for orders: the operation behind ReserveStock and BatchReserveStock."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
+
+from shop_common.errors import Contention, ShopError
+from shop_common.idempotency import Claim, fingerprint
+from shop_common.sql import inserting, now
+from sqlalchemy import Connection
+from uuid_utils import uuid7
+
+from inventory_api import events, items, reservations, tables, transitions
+from inventory_api.allocation import Shelves
+from inventory_api.domain import Allocation, InsufficientStock, Item, OrderLines, Reservation, State
+
+METHOD = "ReserveStock"
+DUE_EXPIRED_MAX = 10_000
+"""Holds past their time that one batch expires to cover its need."""
+
+Reservations = list[Reservation]
+_Decision = dict[int, tuple[Allocation, ...]] | InsufficientStock | Contention
+
+
+def reserve(
+    tx: Connection, orders: Sequence[OrderLines], *, default_ttl_seconds: float
+) -> list[Reservations | ShopError]:
+    """Hold stock for each order, all of its lines or none, one reservation a product.
+
+    Orders are decided in the sequence given and do not affect each other beyond the stock that they take. Returns
+    one outcome per order, in order: its reservations, or what refused it (InsufficientStock; RequestIdReused;
+    Contention when more than DUE_EXPIRED_MAX holds would have to be expired first). A request_id that came
+    before answers with what the first call made, as it is now; one batch holds a request_id once.
+
+    Emits STOCK_RESERVED per reservation, and STOCK_RESERVATION_EXPIRED for holds that it had to expire.
+    """
+    return tables.idempotency_keys.once(
+        tx,
+        [_Planned(order, _reservation_ids(order)) for order in orders],
+        claim_of=_Planned.claim,
+        perform=lambda new: _hold(tx, new, default_ttl_seconds),
+        replay=lambda claims: _replay(tx, claims),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Planned:
+    """An order and the ids of its reservations by product, drawn before the claim, which names them."""
+
+    order: OrderLines
+    ids: Mapping[int, str]
+
+    def claim(self) -> Claim | None:
+        order = self.order
+        if order.request_id is None:
+            return None
+        lines = [(line.product_id, line.quantity, line.location) for line in order.lines]
+        content = fingerprint(order.order_id, lines, order.ttl_seconds)
+        return Claim(METHOD, "", order.request_id, content, tuple(self.ids.values()))
+
+
+def _hold(tx: Connection, planned: Sequence[_Planned], default_ttl_seconds: float) -> list[Reservations | ShopError]:
+    """Decide and write orders that have no earlier outcome."""
+    orders = [each.order for each in planned]
+    products = {line.product_id for order in orders for line in order.lines}
+    stock = {item.id: item for item in items.lock_products(tx, products)}
+    decisions = _decide(orders, stock)
+    if any(isinstance(decision, InsufficientStock) for decision in decisions):
+        # A hold past its time is free stock even if the reaper has not come by yet.
+        more_due = _expire_for(tx, orders, decisions, stock)
+        decisions = _decide(orders, stock)
+        if more_due:
+            decisions = [_try_again(each) if isinstance(each, InsufficientStock) else each for each in decisions]
+    moment = now(tx)
+    outcomes: list[Reservations | ShopError] = []
+    held: Reservations = []
+    messages = []
+    for each, decision in zip(planned, decisions, strict=True):
+        order = each.order
+        if isinstance(decision, ShopError):
+            outcomes.append(decision)
+            continue
+        expires_at = moment + timedelta(seconds=order.ttl_seconds or default_ttl_seconds)
+        made = [
+            Reservation(
+                id=each.ids[product_id],
+                product_id=product_id,
+                quantity=sum(part.quantity for part in parts),
+                order_id=order.order_id,
+                state=State.HELD,
+                created_at=moment,
+                expires_at=expires_at,
+                allocations=parts,
+            )
+            for product_id, parts in decision.items()
+        ]
+        outcomes.append(made)
+        held += made
+        messages += [events.stock_reserved(reservation, moment, order.traceparent) for reservation in made]
+    _save(tx, held, stock, moment)
+    tables.outbox.append(tx, messages)
+    return outcomes
+
+
+def _decide(orders: Sequence[OrderLines], stock: Mapping[int, Item]) -> list[_Decision]:
+    """What each order gets, in the sequence given."""
+    shelves = Shelves(stock.values())
+    decisions: list[_Decision] = []
+    for order in orders:
+        try:
+            decisions.append(shelves.take(order.lines))
+        except InsufficientStock as refusal:
+            decisions.append(refusal)
+    return decisions
+
+
+def _expire_for(
+    tx: Connection, orders: Sequence[OrderLines], decisions: Sequence[_Decision], stock: dict[int, Item]
+) -> bool:
+    """Expire the oldest due holds of the products that fell short until their need is covered.
+
+    `stock` is brought up to date. Returns whether more are due than one batch may expire.
+    """
+    short = {decision.product_id for decision in decisions if isinstance(decision, InsufficientStock)}
+    need = _need(orders, short, stock)
+    # One more than allowed, only to know whether there are more.
+    due = transitions.due_of_products(tx, short, DUE_EXPIRED_MAX + 1)
+    # All items of these products are locked already, so these locks wait for nobody.
+    locked = reservations.lock(tx, due[:DUE_EXPIRED_MAX])
+    chosen = set()
+    for each in due[:DUE_EXPIRED_MAX]:
+        reservation = locked.reservations[each]
+        places = [
+            (reservation.product_id, None),
+            *((reservation.product_id, p.location) for p in reservation.allocations),
+        ]
+        if any(need.get(place, 0) > 0 for place in places):
+            chosen.add(each)
+            need[places[0]] = need.get(places[0], 0) - reservation.quantity
+            for part in reservation.allocations:
+                place = (reservation.product_id, part.location)
+                need[place] = need.get(place, 0) - part.quantity
+    locked.reservations = {each: locked.reservations[each] for each in due if each in chosen}
+    transitions.expire(tx, locked)
+    stock.update(locked.items)
+    return len(due) > DUE_EXPIRED_MAX
+
+
+def _need(
+    orders: Sequence[OrderLines], products: set[int], stock: Mapping[int, Item]
+) -> dict[tuple[int, str | None], int]:
+    """What all orders together want of each product and of each place, beyond what is free there.
+
+    All orders and not only the refused ones: when the batch is decided anew, an earlier order that gets its
+    stock now may leave too little for a later one that had it before.
+    """
+    need: dict[tuple[int, str | None], int] = {}
+    for order in orders:
+        for line in order.lines:
+            if line.product_id in products:
+                for place in {(line.product_id, line.location), (line.product_id, None)}:
+                    need[place] = need.get(place, 0) + line.quantity
+    for item in stock.values():
+        free = item.quantity - item.reserved_quantity
+        for place in ((item.product_id, item.location), (item.product_id, None)):
+            if place in need:
+                need[place] -= free
+    return need
+
+
+def _try_again(refusal: InsufficientStock) -> Contention:
+    return Contention(f"product {refusal.product_id}: more than {DUE_EXPIRED_MAX} holds are past their time; try again")
+
+
+def _save(tx: Connection, held: Reservations, stock: dict[int, Item], moment: datetime) -> None:
+    if not held:
+        return
+    drawn: dict[int, int] = {}
+    for reservation in held:
+        for part in reservation.allocations:
+            drawn[part.item_id] = drawn.get(part.item_id, 0) + part.quantity
+    items.save_counters(
+        tx,
+        [
+            replace(stock[item_id], reserved_quantity=stock[item_id].reserved_quantity + quantity, updated_at=moment)
+            for item_id, quantity in drawn.items()
+        ],
+    )
+    _insert_reservations(tx, held)
+    _insert_allocations(
+        tx,
+        [
+            {"reservation_id": reservation.id, "item_id": part.item_id, "quantity": part.quantity}
+            for reservation in held
+            for part in reservation.allocations
+        ],
+    )
+
+
+def _replay(tx: Connection, claims: Sequence[Claim]) -> list[Reservations | ShopError]:
+    """What earlier calls made, as it is now; what has been purged since is left out."""
+    moment = now(tx)
+    stored = reservations.load(tx, (each for claim in claims for each in claim.resources))
+    found = {reservation.id: reservation.as_of(moment) for reservation in stored}
+    return [[found[each] for each in claim.resources if each in found] for claim in claims]
+
+
+def _reservation_ids(order: OrderLines) -> dict[int, str]:
+    return {product_id: str(uuid7()) for product_id in dict.fromkeys(line.product_id for line in order.lines)}
+
+
+_insert_reservations = inserting(
+    tables.stock_reservations,
+    "id",
+    "product_id",
+    "quantity",
+    "order_id",
+    "state",
+    "created_at",
+    "expires_at",
+)
+_insert_allocations = inserting(tables.reservation_allocations, "reservation_id", "item_id", "quantity")

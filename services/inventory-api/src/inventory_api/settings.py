@@ -1,0 +1,15 @@
+"""Everything that inventory-api reads from the environment."""
+
+from pydantic import Field
+from shop_common.settings import ApiSettings, DatabaseSettings, DatabaseUrl, GrpcPort, KafkaSettings
+
+
+class InventorySettings(ApiSettings, DatabaseSettings, KafkaSettings):
+    """Settings of inventory-api."""
+
+    database_url: DatabaseUrl = "sqlite:///./inventory.db"
+    grpc_port: GrpcPort = 50053
+    reservation_ttl: float = Field(
+        1800.0, ge=1, le=7 * 24 * 3600, description="seconds that a hold lasts when the request does not say"
+    )
+    consumer_enabled: bool = Field(True, description="consume order-events; off to scale consumers apart from the API")

@@ -1,0 +1,99 @@
+"""The inventory database. Private to this service: others know stock by RPC and by events only."""
+
+from shop_common.idempotency import IdempotencyKeys
+from shop_common.outbox import Outbox
+from shop_common.sql import Id, RowId, Timestamp
+from sqlalchemy import (
+    BigInteger,
+    Boolean,
+    CheckConstraint,
+    Column,
+    Computed,
+    ForeignKey,
+    Index,
+    MetaData,
+    Table,
+    Text,
+    UniqueConstraint,
+    text,
+)
+
+metadata = MetaData(
+    naming_convention={
+        "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+        "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+        "ck": "ck_%(table_name)s_%(constraint_name)s",
+        "fk": "fk_%(table_name)s_%(column_0_N_name)s",
+        "pk": "pk_%(table_name)s",
+    }
+)
+
+inventory_items = Table(
+    "inventory_items",
+    metadata,
+    Column("id", RowId, primary_key=True),
+    Column("product_id", BigInteger, nullable=False),
+    Column("location", Text, nullable=False),
+    Column("quantity", BigInteger, nullable=False),
+    # What active reservations draw on this item, past their time or not.
+    Column("reserved_quantity", BigInteger, nullable=False),
+    # Counts the changes of quantity; reservations do not touch it.
+    Column("version", BigInteger, nullable=False),
+    Column("created_at", Timestamp, nullable=False),
+    Column("updated_at", Timestamp, nullable=False),
+    UniqueConstraint("product_id", "location"),
+    CheckConstraint("reserved_quantity >= 0 AND reserved_quantity <= quantity", name="reserved_within_quantity"),
+    sqlite_autoincrement=True,
+)
+
+stock_reservations = Table(
+    "stock_reservations",
+    metadata,
+    Column("id", Id, primary_key=True),
+    Column("product_id", BigInteger, nullable=False),
+    Column("quantity", BigInteger, nullable=False),
+    Column("order_id", Text, nullable=False),
+    Column("state", Text, nullable=False),
+    Column("is_active", Boolean, Computed("state IN ('HELD', 'CONFIRMED')", persisted=True)),
+    Column("created_at", Timestamp, nullable=False),
+    Column("expires_at", Timestamp),
+    CheckConstraint("quantity > 0", name="quantity_positive"),
+    CheckConstraint("state IN ('HELD', 'CONFIRMED', 'EXPIRED', 'RELEASED', 'FULFILLED')", name="state_known"),
+    CheckConstraint("state <> 'HELD' OR expires_at IS NOT NULL", name="hold_expires"),
+    Index(None, "order_id"),
+    # For the reaper, and for a request in need of stock.
+    Index(
+        "ix_stock_reservations_due",
+        "expires_at",
+        postgresql_where=text("state = 'HELD'"),
+        sqlite_where=text("state = 'HELD'"),
+    ),
+    Index(
+        "ix_stock_reservations_product_due",
+        "product_id",
+        "expires_at",
+        postgresql_where=text("state = 'HELD'"),
+        sqlite_where=text("state = 'HELD'"),
+    ),
+    # For the pages of one product, and for purging what has ended.
+    Index(None, "product_id", "id"),
+    Index(
+        "ix_stock_reservations_ended",
+        "created_at",
+        postgresql_where=text("state IN ('EXPIRED', 'RELEASED', 'FULFILLED')"),
+        sqlite_where=text("state IN ('EXPIRED', 'RELEASED', 'FULFILLED')"),
+    ),
+)
+
+reservation_allocations = Table(
+    "reservation_allocations",
+    metadata,
+    Column("reservation_id", Id, ForeignKey(stock_reservations.c.id, ondelete="CASCADE"), primary_key=True),
+    Column("item_id", BigInteger, primary_key=True),
+    Column("quantity", BigInteger, nullable=False),
+    CheckConstraint("quantity > 0", name="quantity_positive"),
+    Index(None, "item_id"),
+)
+
+outbox = Outbox(metadata)
+idempotency_keys = IdempotencyKeys(metadata)
