@@ -6,11 +6,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from sqlalchemy import BigInteger, CheckConstraint, Column, MetaData, Table, Text, inspect
-from sqlalchemy.exc import DBAPIError
-
 from shop_common.database import Database
 from shop_common.schema import Schema, SchemaTooOld, WrongDatabase, main
+from sqlalchemy import BigInteger, CheckConstraint, Column, MetaData, Table, Text, inspect
+from sqlalchemy.exc import DBAPIError
 
 FIRST = """
 import sqlalchemy as sa
@@ -77,9 +76,7 @@ def tables(database: Database) -> set[str]:
         return set(inspect(tx).get_table_names())
 
 
-def test_an_empty_database_is_refused_with_the_command_that_fills_it(
-    database: Database, parcels: Schema
-) -> None:
+def test_an_empty_database_is_refused_with_the_command_that_fills_it(database: Database, parcels: Schema) -> None:
     with pytest.raises(SchemaTooOld, match=r"no schema yet.*\./task db-init.*python -m parcel_api migrate"):
         parcels.check(database)
 
@@ -165,9 +162,7 @@ def test_a_reset_spares_tables_that_are_not_this_services(database: Database, pa
     assert "diary" in tables(database)
 
 
-def test_migrations_started_at_once_wait_for_each_other(
-    database: Database, database_url: str, parcels: Schema
-) -> None:
+def test_migrations_started_at_once_wait_for_each_other(database: Database, database_url: str, parcels: Schema) -> None:
     program = (
         "import sys; from pathlib import Path; from sqlalchemy import MetaData;"
         "from shop_common import schema;"

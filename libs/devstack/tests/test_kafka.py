@@ -27,9 +27,7 @@ def test_what_was_written_is_read_back_in_order_with_its_key_and_headers(kafka: 
     records = kafka.consume(topic, until=lambda records: len(records) >= 3)
 
     assert [record.json()["number"] for record in records] == [0, 1, 2]
-    assert {(record.topic, record.key, record.headers["ce_type"]) for record in records} == {
-        (topic, key, "TOLD")
-    }
+    assert {(record.topic, record.key, record.headers["ce_type"]) for record in records} == {(topic, key, "TOLD")}
     assert len({record.partition for record in records}) == 1
 
 
@@ -97,9 +95,7 @@ def test_a_frozen_broker_takes_nothing_and_a_thawed_one_goes_on(embedded: Kafka)
 
 
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
-def test_the_broker_ends_cleanly_and_takes_its_address_with_it(
-    tmp_path: Path, signum: signal.Signals
-) -> None:
+def test_the_broker_ends_cleanly_and_takes_its_address_with_it(tmp_path: Path, signum: signal.Signals) -> None:
     address = tmp_path / "run" / "address"
     process = Process("broker", [sys.executable, "-m", "devstack.broker", "--run-file", str(address)]).start()
     try:

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent import futures
 from dataclasses import dataclass
-from typing import Any, NoReturn, TypeVar
+from typing import Any, NoReturn, TypeAlias, TypeVar
 
 import grpc
 from google.protobuf.descriptor import ServiceDescriptor
@@ -39,7 +39,8 @@ _ASIDE_THREADS = 4
 _log = logs.get(__name__)
 
 _Servicer = TypeVar("_Servicer")
-_Handler = grpc.RpcMethodHandler[Any, Any]
+_Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"  # in quotes, since only the stubs know its parameters
+_FoundHandler: TypeAlias = "_Handler | None"
 _Answer = Callable[[bytes, grpc.ServicerContext], bytes]
 
 
@@ -114,9 +115,9 @@ class _Gate(grpc.ServerInterceptor):
 
     def intercept_service(
         self,
-        continuation: Callable[[grpc.HandlerCallDetails], _Handler | None],
+        continuation: Callable[[grpc.HandlerCallDetails], _FoundHandler],
         handler_call_details: grpc.HandlerCallDetails,
-    ) -> _Handler | None:
+    ) -> _FoundHandler:
         ways = self._ways.get(handler_call_details.method)
         if ways is None:
             handler = continuation(handler_call_details)
@@ -126,9 +127,7 @@ class _Gate(grpc.ServerInterceptor):
         run, refuse = ways
         return run if self._pool.calls < self._calls_max else refuse
 
-    def _wrap(
-        self, path: str, handler: _Handler
-    ) -> tuple[_Handler, _Handler]:
+    def _wrap(self, path: str, handler: _Handler) -> tuple[_Handler, _Handler]:
         if path.startswith(f"/{HEALTH_SERVICE}/"):
             exempt = _on(self._aside, handler)
             return exempt, exempt
@@ -208,9 +207,7 @@ class _Method:
 
         return answer
 
-    def _traced(
-        self, answer: _Answer, tracer: trace.Tracer
-    ) -> _Answer:
+    def _traced(self, answer: _Answer, tracer: trace.Tracer) -> _Answer:
         attributes: dict[str, AttributeValue] = {
             "rpc.system": "grpc",
             "rpc.service": self._service,

@@ -73,7 +73,7 @@ class Health(health_pb2_grpc.HealthServicer):
 
     def Check(self, request: health_pb2.HealthCheckRequest, context: grpc.ServicerContext) -> _Response:
         status = self._status(request.service)
-        if status == _Response.SERVICE_UNKNOWN:
+        if status == "SERVICE_UNKNOWN":
             context.abort(grpc.StatusCode.NOT_FOUND, f"no service {request.service!r} here")
         return _Response(status=status)
 
@@ -86,12 +86,12 @@ class Health(health_pb2_grpc.HealthServicer):
                 self._watches[send] = request.service
                 send(_Response(status=self._status(request.service)))
 
-    def _status(self, name: str) -> _Response.ServingStatus.ValueType:
+    def _status(self, name: str) -> str:
         if name == LIVENESS:
-            return _Response.SERVING
+            return "SERVING"
         if name not in self._names:
-            return _Response.SERVICE_UNKNOWN
-        return _Response.SERVING if self._ready else _Response.NOT_SERVING
+            return "SERVICE_UNKNOWN"
+        return "SERVING" if self._ready else "NOT_SERVING"
 
     def _publish(self) -> None:
         ready = not self._draining and all(self._ready_parts.values())

@@ -22,12 +22,10 @@ from typing import Protocol
 from shop_common import listen, logs, workers
 from shop_common.health import Health
 from shop_common.settings import CommonSettings
+from shop_common.workers import SAME_SIGNAL_SECONDS
 
 FLUSH_SECONDS_MAX = 10.0
 """What runs after the last call has this long together; then the process ends without it."""
-
-SAME_SIGNAL_SECONDS = 1.0
-"""One Ctrl-C may arrive twice, from the terminal and from the parent. What comes later is a second one."""
 
 _log = logs.get(__name__)
 

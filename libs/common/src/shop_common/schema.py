@@ -102,9 +102,7 @@ class Schema:
         state = database.query(self._state)
         if state in (_State.EMPTY, _State.OLDER):
             module = self.service.replace("-", "_")
-            raise SchemaTooOld(
-                f"the database {state.value}. Run `./task db-init` or `python -m {module} migrate`."
-            )
+            raise SchemaTooOld(f"the database {state.value}. Run `./task db-init` or `python -m {module} migrate`.")
 
     def drift(self, database: Database) -> list[str]:
         """What differs between the migrated database and the declared tables; empty when nothing does."""
@@ -132,9 +130,7 @@ class Schema:
         ]
         if others:
             owner = others[0].removesuffix(_VERSION_TABLE_SUFFIX).replace("_", "-")
-            raise WrongDatabase(
-                f"the database belongs to {owner}, not to {self.service}. Check DATABASE_URL."
-            )
+            raise WrongDatabase(f"the database belongs to {owner}, not to {self.service}. Check DATABASE_URL.")
         version = self._alembic(tx).get_current_revision()
         if version is None:
             return _State.EMPTY

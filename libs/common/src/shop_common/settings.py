@@ -67,9 +67,9 @@ _PortNumber = Annotated[int, Field(ge=0, le=65535)]
 GrpcPort = Annotated[_PortNumber, Field(description="port of the gRPC API; 0 lets the system choose")]
 HealthPort = Annotated[_PortNumber, Field(description="port of grpc.health.v1; 0 lets the system choose")]
 MetricsPort = Annotated[_PortNumber, Field(description="port of the Prometheus metrics; 0 is off")]
+DatabaseAddress = Annotated[str, AfterValidator(_database_url)]
 DatabaseUrl = Annotated[
-    str,
-    AfterValidator(_database_url),
+    DatabaseAddress,
     Field(
         description="sqlite:///PATH or postgresql://USER:PASSWORD@HOST:PORT/NAME", repr=False, json_schema_extra=_SECRET
     ),

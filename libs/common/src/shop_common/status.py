@@ -62,9 +62,7 @@ def to_status(error: ShopError) -> Status:
     return status
 
 
-def new_status(
-    code: grpc.StatusCode, message: str, reason: str, metadata: Mapping[str, str] | None = None
-) -> Status:
+def new_status(code: grpc.StatusCode, message: str, reason: str, metadata: Mapping[str, str] | None = None) -> Status:
     """A status with its ErrorInfo."""
     if len(message) > _MESSAGE_CHARACTERS_MAX:
         message = message[: _MESSAGE_CHARACTERS_MAX - 1] + "…"

@@ -1,29 +1,28 @@
-"""Traces and metrics of a process, both off unless asked for: traces by OTEL_EXPORTER_OTLP_ENDPOINT, metrics by
-METRICS_PORT. Off, they cost nothing.
+"""Traces and metrics of a process. Both are off unless asked for, and then they cost nothing.
 
+OTEL_EXPORTER_OTLP_ENDPOINT turns traces on, METRICS_PORT metrics.
 Trace context crosses Kafka by hand, as the `traceparent` header of W3C Trace Context.
 """
 
-import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache
+from typing import TYPE_CHECKING
 
 from opentelemetry import trace
 from opentelemetry.context import Context
-from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
-from opentelemetry.instrumentation.sqlalchemy import SQLAlchemyInstrumentor
-from opentelemetry.sdk.resources import SERVICE_INSTANCE_ID, SERVICE_NAME, SERVICE_VERSION, Resource
-from opentelemetry.sdk.trace import TracerProvider
-from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter
 from opentelemetry.trace import NonRecordingSpan, Span, SpanContext, SpanKind, TraceFlags
 from opentelemetry.util.types import AttributeValue
-from prometheus_client import Histogram, start_http_server
-from sqlalchemy import Engine
+from prometheus_client import REGISTRY, CollectorRegistry, Histogram, start_http_server
 
-from shop_common import listen, logs
+from shop_common import listen
 from shop_common.settings import CommonSettings
+
+if TYPE_CHECKING:
+    from sqlalchemy import Engine
+
+    from shop_common.tracing import Tracing
 
 _TRACEPARENT = re.compile(r"00-(?!0{32})([0-9a-f]{32})-(?!0{16})([0-9a-f]{16})-([0-9a-f]{2})")
 
@@ -33,46 +32,48 @@ _RPC_SECONDS_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5,
 class _Running:
     """What has been started; one process has one telemetry."""
 
-    provider: TracerProvider | None = None
+    tracing: "Tracing | None" = None
     tracer: trace.Tracer | None = None
     metrics = False
 
 
-def start(process: str, settings: CommonSettings, *, exporter: SpanExporter | None = None) -> None:
-    """Start what the settings ask for. Raises PortBusy. Before the engine and the server, which look here once."""
-    if exporter is None and settings.otel_exporter_otlp_endpoint:
-        exporter = OTLPSpanExporter(endpoint=settings.otel_exporter_otlp_endpoint)
-    if exporter is not None:
-        resource = Resource.create(
-            {
-                SERVICE_NAME: process,
-                SERVICE_VERSION: logs.version_of(process),
-                SERVICE_INSTANCE_ID: f"{os.uname().nodename}:{os.getpid()}",
-            }
-        )
-        _Running.provider = TracerProvider(resource=resource)
-        _Running.provider.add_span_processor(BatchSpanProcessor(exporter))
-        _Running.tracer = _Running.provider.get_tracer("shop_common")
+def start(process: str, settings: CommonSettings) -> None:
+    """Start what the settings ask for. To be called before the engine and the server are made: they look here once."""
+    if settings.otel_exporter_otlp_endpoint:
+        from shop_common.tracing import Tracing  # noqa: PLC0415 - see there
+
+        trace_with(Tracing.to(process, settings.otel_exporter_otlp_endpoint))
     _Running.metrics = settings.metrics_port > 0
     if _Running.metrics and not settings.is_worker:
         # The metrics of workers are served, summed, by their parent: they could not share this port.
-        try:
-            start_http_server(settings.metrics_port, listen.python_host(settings.listen_host))
-        except OSError as error:
-            raise listen.PortBusy(listen.refusal(settings.listen_host, settings.metrics_port, error)) from error
+        serve_metrics(settings, REGISTRY)
+
+
+def trace_with(tracing: "Tracing") -> None:
+    """Make spans with this from now on."""
+    _Running.tracing = tracing
+    _Running.tracer = tracing.tracer
+
+
+def serve_metrics(settings: CommonSettings, registry: CollectorRegistry) -> None:
+    """Answer Prometheus on METRICS_PORT. Ends the process with one sentence if the port is busy."""
+    try:
+        start_http_server(settings.metrics_port, listen.python_host(settings.listen_host), registry)
+    except OSError as error:
+        raise SystemExit(listen.refusal(settings.listen_host, settings.metrics_port, error)) from None
 
 
 def shutdown() -> None:
-    """Send the spans that wait. Takes a few seconds at most."""
-    if _Running.provider is not None:
-        _Running.provider.shutdown()
-    _Running.provider = _Running.tracer = None
+    """Send the spans that wait; traces are off from now on."""
+    tracing, _Running.tracing, _Running.tracer = _Running.tracing, None, None
+    if tracing is not None:
+        tracing.shutdown()
 
 
-def instrument(engine: Engine) -> None:
+def instrument(engine: "Engine") -> None:
     """Let each statement on this engine be a span, if traces are on."""
-    if _Running.provider is not None:
-        SQLAlchemyInstrumentor().instrument(engine=engine, tracer_provider=_Running.provider)
+    if _Running.tracing is not None:
+        _Running.tracing.instrument(engine)
 
 
 def tracer() -> trace.Tracer | None:

@@ -7,7 +7,6 @@ starts it again.
 
 import os
 import select
-import shutil
 import signal
 import subprocess
 import sys
@@ -16,29 +15,33 @@ import threading
 import time
 from types import FrameType
 
-from prometheus_client import CollectorRegistry, start_http_server
+from prometheus_client import CollectorRegistry
 from prometheus_client.multiprocess import MultiProcessCollector
 
-from shop_common import listen, logs
+from shop_common import logs, telemetry
 from shop_common.settings import CommonSettings
 
 _log = logs.get(__name__)
 
+_STOP = (signal.SIGTERM, signal.SIGINT)
+
+SAME_SIGNAL_SECONDS = 1.0
+"""One Ctrl-C may arrive twice, from the terminal and from who started us. What comes later is a second one."""
+
 _EXTRA_SECONDS = 15.0
 """What a worker may take to end beyond draining and grace, before it is killed."""
-
-_METRICS_FOLDER = "PROMETHEUS_MULTIPROC_DIR"
 
 
 def supervise(count: int, settings: CommonSettings) -> int:
     """Run that many workers until a signal comes or one ends; the exit code when all have ended."""
-    folder = tempfile.mkdtemp(prefix="metrics-")
-    try:
-        if settings.metrics_port:
-            _serve_metrics(settings, folder)
-        return _Parent(count, settings, folder).run()
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+    if not settings.metrics_port:
+        return _Parent(count, settings, {}).run()
+    with tempfile.TemporaryDirectory(prefix="metrics-", ignore_cleanup_errors=True) as folder:
+        # prometheus_client's way to sum over processes: each writes to files there, the parent reads them.
+        registry = CollectorRegistry()
+        MultiProcessCollector(registry, path=folder)  # type: ignore[no-untyped-call]  # has no types
+        telemetry.serve_metrics(settings, registry)
+        return _Parent(count, settings, {"PROMETHEUS_MULTIPROC_DIR": folder}).run()
 
 
 def follow_parent(settings: CommonSettings) -> None:
@@ -57,10 +60,10 @@ def follow_parent(settings: CommonSettings) -> None:
 class _Parent:
     """Waits for signals and for children, all on the main thread."""
 
-    def __init__(self, count: int, settings: CommonSettings, metrics_folder: str) -> None:
+    def __init__(self, count: int, settings: CommonSettings, environment: dict[str, str]) -> None:
         self._count = count
         self._stop_seconds = settings.drain_seconds + settings.grace_seconds + _EXTRA_SECONDS
-        self._metrics_folder = metrics_folder
+        self._environment = environment
         self._workers: list[subprocess.Popen[bytes]] = []
         self._signals, self._wake_write_end = os.pipe()
         # Python writes each signal's number there; a handler that takes locks could meet its own thread's.
@@ -68,36 +71,45 @@ class _Parent:
 
     def run(self) -> int:
         signal.set_wakeup_fd(self._wake_write_end)
-        for handled in (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD):
+        for handled in (*_STOP, signal.SIGCHLD):
             signal.signal(handled, _ignore)
         self._start()
-        stopping_since: float | None = None
-        asked = False
+        asked = self._wait()
+        ended_well = self._stop()
+        return 0 if asked and ended_well else 1
+
+    def _wait(self) -> bool:
+        """Until it is time to stop. Whether that was asked for."""
+        while True:
+            for worker in self._workers:
+                if worker.poll() is not None:
+                    _log.error("a worker ended unasked; ending all", pid=worker.pid, exit_code=worker.returncode)
+                    return False
+            if self._next_signal(None) in _STOP:
+                return True
+
+    def _stop(self) -> bool:
+        """Stop all workers; whether they ended well and in time."""
+        _log.info("stopping", workers=len(self._workers))
+        self._send(signal.SIGTERM)
+        begun = time.monotonic()
         while any(worker.poll() is None for worker in self._workers):
-            ended = [worker for worker in self._workers if worker.poll() is not None]
-            if ended and stopping_since is None:
-                _log.error("a worker ended unasked; ending all", pid=ended[0].pid, exit_code=ended[0].returncode)
-                stopping_since = time.monotonic()
-                self._send(signal.SIGTERM)
-            number = self._next_signal(stopping_since)
-            if number in (signal.SIGTERM, signal.SIGINT):
-                if stopping_since is None:
-                    _log.info("stopping", workers=len(self._workers))
-                    stopping_since, asked = time.monotonic(), True
-                    self._send(signal.SIGTERM)
-                elif time.monotonic() - stopping_since > 1.0:
-                    self._send(signal.SIGKILL)
-            elif number is None:
-                _log.error("workers took too long to end and are killed")
+            elapsed = time.monotonic() - begun
+            number = self._next_signal(max(0.0, self._stop_seconds - elapsed))
+            impatient = number in _STOP and elapsed > SAME_SIGNAL_SECONDS
+            if impatient or number is None:
+                _log.error("workers are killed: a second signal came, or they took too long")
                 self._send(signal.SIGKILL)
-        codes = [worker.returncode for worker in self._workers]
-        # A worker that was stopped before it took signals was ended by this one.
-        return 0 if asked and all(code in (0, -signal.SIGTERM, 128 + signal.SIGTERM) for code in codes) else 1
+                for worker in self._workers:
+                    worker.wait()
+        # One that was stopped before it took signals was ended by this one.
+        return all(worker.returncode in {0, -signal.SIGTERM, 128 + signal.SIGTERM} for worker in self._workers)
 
     def _start(self) -> None:
         worker_end, self._parent_end = os.pipe()
-        # Handed on, with two more; nothing is read from it here.
-        environment = {**os.environ, "WORKER_PIPE": str(worker_end), _METRICS_FOLDER: self._metrics_folder}  # noqa: TID251
+        # Handed on; nothing is read from it here.
+        inherited = os.environ  # noqa: TID251
+        environment = {**inherited, **self._environment, "WORKER_PIPE": str(worker_end)}
         for _ in range(self._count):
             self._workers.append(
                 subprocess.Popen(
@@ -111,9 +123,8 @@ class _Parent:
         os.close(worker_end)
         _log.info("workers started", pids=[worker.pid for worker in self._workers])
 
-    def _next_signal(self, stopping_since: float | None) -> int | None:
-        """Wait for a signal. None: the time to stop has run out."""
-        timeout = None if stopping_since is None else max(0.0, stopping_since + self._stop_seconds - time.monotonic())
+    def _next_signal(self, timeout: float | None) -> int | None:
+        """The next signal, or None if there is none in time."""
         ready, _, _ = select.select([self._signals], [], [], timeout)
         return os.read(self._signals, 1)[0] if ready else None
 
@@ -124,9 +135,3 @@ class _Parent:
 
 def _ignore(_number: int, _frame: FrameType | None) -> None:
     """Nothing to do here: the number has been written to the pipe."""
-
-
-def _serve_metrics(settings: CommonSettings, folder: str) -> None:
-    registry = CollectorRegistry()
-    MultiProcessCollector(registry, path=folder)  # type: ignore[no-untyped-call]
-    start_http_server(settings.metrics_port, listen.python_host(settings.listen_host), registry)

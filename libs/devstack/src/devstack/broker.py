@@ -27,16 +27,10 @@ _RD_KAFKA_PRODUCER = 0
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Serve until SIGTERM or SIGINT."""
-    parser = argparse.ArgumentParser(
-        prog="python -m devstack.broker", description="An in-memory Kafka broker."
-    )
+    parser = argparse.ArgumentParser(prog="python -m devstack.broker", description="An in-memory Kafka broker.")
     parser.add_argument("--run-file", type=Path, required=True, help="where to write its address")
-    parser.add_argument(
-        "--topic", action="append", metavar="NAME", help="a topic to make (default: the shop's)"
-    )
-    parser.add_argument(
-        "--partitions", type=int, default=PARTITIONS, help="of those topics (default: %(default)s)"
-    )
+    parser.add_argument("--topic", action="append", metavar="NAME", help="a topic to make (default: the shop's)")
+    parser.add_argument("--partitions", type=int, default=PARTITIONS, help="of those topics (default: %(default)s)")
     options = parser.parse_args(arguments)
 
     # Blocked before the broker's threads exist, so that none of them takes a signal that sigwait is for.
@@ -63,9 +57,7 @@ def start(topics: Sequence[str], partitions: int) -> str:
     create = _function(library, "rd_kafka_mock_topic_create", ctypes.c_int)
     for topic in topics:
         if code := create(cluster, topic.encode(), partitions, 1):
-            raise RuntimeError(
-                f"the broker refuses the topic {topic} with {partitions} partitions (code {code})"
-            )
+            raise RuntimeError(f"the broker refuses the topic {topic} with {partitions} partitions (code {code})")
     bootstraps: bytes = _function(library, "rd_kafka_mock_cluster_bootstraps", ctypes.c_char_p)(cluster)
     return bootstraps.decode()
 

@@ -18,11 +18,14 @@ from types import FrameType
 
 import psutil
 import psycopg
+from confluent_kafka import KafkaException
 from psycopg import sql
+from rich import box
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 from sqlalchemy.engine import make_url
+from sqlalchemy.exc import SQLAlchemyError
 
 from devstack import kafka, runfile
 from devstack.drain import drain
@@ -61,8 +64,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         screen.say("interrupted again: ended at once", "bold red")
         return 1
-    except (CannotStart, ProcessEnded, TimeoutError) as failure:
-        screen.say(str(failure), "bold red")
+    except CannotStart as refusal:
+        screen.say(str(refusal), "bold red")
         return 1
 
 
@@ -96,11 +99,7 @@ class Dev:
             orders=options.order_port,
             reaper=options.reaper_port,
             relay=options.relay_port,
-            **{
-                f"{name}_metrics": 0
-                for name in ("inventory", "orders", "reaper", "relay")
-                if options.no_metrics
-            },
+            **{f"{name}_metrics": 0 for name in ("inventory", "orders", "reaper", "relay") if options.no_metrics},
         )
 
     def run(self) -> int:
@@ -121,14 +120,18 @@ class Dev:
                 f"{dead.name} ended by itself with exit code {dead.exit_code}; ending the rest", "bold red"
             )
             return 1
+        except (ProcessEnded, TimeoutError) as failure:
+            # The rest of the message is what the screen has shown already.
+            self._screen.say(str(failure).partition("\n")[0], "bold red")
+            return 1
         except KeyboardInterrupt:
-            self._drain(stack)
-            return 0
+            return 0 if self._drain(stack) else 1
         finally:
             runfile.remove()
             if stack is not None:
                 stack.stop()
-            broker.stop()
+            if broker.alive:
+                broker.stop()
             self._screen.say("ended")
 
     def _refuse_busy_ports(self) -> None:
@@ -144,11 +147,11 @@ class Dev:
         endpoints = _endpoints(stack)
         me = psutil.Process()
         runfile.write(RunFile(me.pid, me.create_time(), stack.kafka.bootstrap, stack.databases, endpoints))
-        table = Table(title="all healthy", title_justify="left")
+        table = Table(title="all healthy", title_justify="left", box=box.SIMPLE_HEAD)
         for column in ("process", "address", "health", "metrics"):
             table.add_column(column, no_wrap=True)
         for name, endpoint in endpoints.items():
-            metrics = f"http://{endpoint.metrics}/metrics" if endpoint.metrics else "off"
+            metrics = f"{endpoint.metrics}/metrics" if endpoint.metrics else "off"
             table.add_row(Text(name, _COLOURS[name]), endpoint.address, health(endpoint.address), metrics)
         table.add_row(Text("broker", _COLOURS["broker"]), stack.kafka.bootstrap, "", "")
         self._screen.table(table)
@@ -161,20 +164,27 @@ class Dev:
                     return process
             time.sleep(_POLL_SECONDS)
 
-    def _drain(self, stack: Stack | None) -> None:
+    def _drain(self, stack: Stack | None) -> bool:
+        """Whether nothing was left undone."""
         if stack is None or not all(process.alive for process in stack.processes):
-            return
+            return True
         self._screen.say("ending: no new work; what was begun is finished first (Ctrl-C again: at once)")
-        drain(stack, DRAIN_SECONDS, self._screen.say)
+        try:
+            return drain(stack, DRAIN_SECONDS, self._screen.say)
+        except KeyboardInterrupt:
+            for process in stack.processes:
+                process.kill()
+            raise
+        except (KafkaException, SQLAlchemyError) as failure:
+            self._screen.say(f"can't tell whether all events were acted upon: {failure}", "bold red")
+            return False
 
 
 def _endpoints(stack: Stack) -> dict[str, Endpoint]:
     ports = stack.ports
     metrics = (ports.inventory_metrics, ports.orders_metrics, ports.reaper_metrics, ports.relay_metrics)
     return {
-        process.name: Endpoint(
-            process.pid, process.health_address or "", f"localhost:{port}" if port else None
-        )
+        process.name: Endpoint(process.pid, process.health_address or "", f"localhost:{port}" if port else None)
         for process, port in zip(stack.processes, metrics, strict=True)
     }
 
@@ -215,9 +225,7 @@ def _signals_interrupt() -> Iterator[None]:
         if not echo:
             raise KeyboardInterrupt
 
-    before = {
-        signum: signal.signal(signum, interrupt) for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-    }
+    before = {signum: signal.signal(signum, interrupt) for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
     try:
         yield
     finally:
@@ -226,9 +234,7 @@ def _signals_interrupt() -> Iterator[None]:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="./task dev --", description="Run the whole system on this machine."
-    )
+    parser = argparse.ArgumentParser(prog="./task dev --", description="Run the whole system on this machine.")
     parser.add_argument(
         "--database",
         default="sqlite",

@@ -52,9 +52,7 @@ class Kafka:
         self.description = description
         self._own = own
 
-    def consume(
-        self, topic: str, until: Callable[[list[Record]], bool], within_seconds: float = 10
-    ) -> list[Record]:
+    def consume(self, topic: str, until: Callable[[list[Record]], bool], within_seconds: float = 10) -> list[Record]:
         """Everything in the topic from its start on, once `until` is content with it.
 
         In order within each partition. Raises TimeoutError, which shows what was there.
@@ -79,9 +77,7 @@ class Kafka:
             if error is not None:
                 failures.append(error)
 
-        producer = Producer(
-            {"bootstrap.servers": self.bootstrap, "acks": "all", "partitioner": "murmur2_random"}
-        )
+        producer = Producer({"bootstrap.servers": self.bootstrap, "acks": "all", "partitioner": "murmur2_random"})
         producer.produce(topic, value, key, headers=dict(headers or {}), on_delivery=delivered)
         if producer.flush(REQUEST_SECONDS):
             raise TimeoutError(f"{topic}: the broker did not take the message within {REQUEST_SECONDS} s")
@@ -98,9 +94,7 @@ class Kafka:
         """How many messages of the topic the group has not committed yet. Raises KafkaException."""
         with self._consumer(group) as consumer:
             partitions = consumer.list_topics(topic, timeout=REQUEST_SECONDS).topics[topic].partitions
-            committed = consumer.committed(
-                [TopicPartition(topic, number) for number in partitions], REQUEST_SECONDS
-            )
+            committed = consumer.committed([TopicPartition(topic, number) for number in partitions], REQUEST_SECONDS)
             return sum(_unread(consumer, position) for position in committed)
 
     def freeze(self) -> None:
@@ -123,9 +117,7 @@ class Kafka:
     @contextmanager
     def _consumer(self, group: str = "devstack") -> Iterator[Consumer]:
         # It assigns itself and commits nothing: the group is never joined, and no other reader is disturbed.
-        consumer = Consumer(
-            {"bootstrap.servers": self.bootstrap, "group.id": group, "enable.auto.commit": False}
-        )
+        consumer = Consumer({"bootstrap.servers": self.bootstrap, "group.id": group, "enable.auto.commit": False})
         try:
             yield consumer
         finally:
@@ -140,9 +132,7 @@ class Kafka:
                 why = str(failure)
                 continue
             if found.partitions and found.error is None:
-                consumer.assign(
-                    [TopicPartition(topic, number, OFFSET_BEGINNING) for number in found.partitions]
-                )
+                consumer.assign([TopicPartition(topic, number, OFFSET_BEGINNING) for number in found.partitions])
                 return
             time.sleep(_POLL_SECONDS)
         raise TimeoutError(f"{topic}: {why}")
@@ -207,6 +197,4 @@ def _text(value: str | bytes | None) -> str | None:
 
 def _unmet(topic: str, records: list[Record], within_seconds: float) -> str:
     shown = "\n".join(f"    {record.key} {record.value.decode(errors='replace')}" for record in records[-10:])
-    return (
-        f"{topic}: not what was awaited within {within_seconds:g} s; {len(records)} there, the last:\n{shown}"
-    )
+    return f"{topic}: not what was awaited within {within_seconds:g} s; {len(records)} there, the last:\n{shown}"

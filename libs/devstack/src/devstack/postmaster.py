@@ -284,9 +284,7 @@ def _newest(binaries: list[Path]) -> Installation | None:
 
 def _version(binary: Path) -> tuple[int, int]:
     try:
-        said = subprocess.run(
-            [binary, "--version"], capture_output=True, text=True, timeout=10, check=True
-        ).stdout
+        said = subprocess.run([binary, "--version"], capture_output=True, text=True, timeout=10, check=True).stdout
     except (OSError, subprocess.SubprocessError):
         return (0, 0)
     numbers = re.search(r"(\d+)\.(\d+)", said)

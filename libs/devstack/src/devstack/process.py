@@ -19,6 +19,7 @@ from devstack import watchdog
 LOG_LINES_MAX = 20_000
 TAIL_LINES = 25
 _POLL_SECONDS = 0.05
+_KILL_SECONDS = 10
 
 # What a program needs to run at all. Everything else a child gets is said by who starts it: an exported
 # GRPC_PORT or DATABASE_URL of the caller must never reach a process that it was not meant for.
@@ -70,6 +71,7 @@ class Process:
         self._lines: deque[str] = deque(maxlen=LOG_LINES_MAX)
         self._child: subprocess.Popen[str] | None = None
         self._reader: threading.Thread | None = None
+        self._group_gone = True
 
     def start(self) -> Self:
         """Start it. Its log goes on where an earlier run of it ended."""
@@ -92,9 +94,8 @@ class Process:
         except BaseException:
             self._child.kill()
             raise
-        self._reader = threading.Thread(
-            target=self._read, args=(self._child,), name=f"log of {self.name}", daemon=True
-        )
+        self._group_gone = False
+        self._reader = threading.Thread(target=self._read, args=(self._child,), name=f"log of {self.name}", daemon=True)
         self._reader.start()
         return self
 
@@ -104,12 +105,16 @@ class Process:
 
     @property
     def alive(self) -> bool:
-        return self._child is not None and self._child.poll() is None
+        return self._child is not None and self.exit_code is None
 
     @property
     def exit_code(self) -> int | None:
         """None while it runs; negative the signal that ended it."""
-        return self._started().poll()
+        code = self._started().poll()
+        if code is not None:
+            # Its number may be another's from now on.
+            watchdog.forget(self.pid)
+        return code
 
     @property
     def log(self) -> str:
@@ -125,9 +130,10 @@ class Process:
         self._started().send_signal(signum)
 
     def kill(self) -> None:
-        """End it and its children at once, as a crash would, and wait until they are gone."""
+        """End it and its children at once, as a crash would, and wait until it is gone. Harmless when it is."""
         self._signal_group(signal.SIGKILL)
-        self.wait(10)
+        self.wait(_KILL_SECONDS)
+        self._group_gone = True
 
     def freeze(self) -> None:
         """Stop it and its children in the middle of whatever they do, connections open, until `thaw`."""
@@ -164,10 +170,9 @@ class Process:
             self.terminate()
             code = self.wait(seconds)
         except TimeoutError:
-            self.kill()
-            code = self.wait(0)
+            code = -signal.SIGKILL
         # Children of its own that it left behind go too.
-        self._signal_group(signal.SIGKILL)
+        self.kill()
         return code
 
     def wait_ready(self, seconds: float, service: str = "") -> None:
@@ -221,7 +226,10 @@ class Process:
         return self._child
 
     def _signal_group(self, signum: signal.Signals) -> None:
-        # None of the group may be left (macOS calls a group of zombies a matter of permission).
+        # The number of a group that is gone may be another's by now.
+        if self._group_gone:
+            return
+        # None of it may be left (macOS calls a group of zombies a matter of permission).
         with suppress(ProcessLookupError, PermissionError):
             os.killpg(self._started().pid, signum)
 

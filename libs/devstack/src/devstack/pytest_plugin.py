@@ -49,9 +49,7 @@ def database_kind(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture
-def new_database(
-    database_kind: str, tmp_path: Path, request: pytest.FixtureRequest
-) -> Iterator[Callable[[str], str]]:
+def new_database(database_kind: str, tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Callable[[str], str]]:
     """Makes an empty database of the kind under test, for tests that need more than one: name → URL."""
     with ExitStack() as after_the_test:
 

@@ -129,7 +129,11 @@ class Stack:
         for name in (INVENTORY_API, ORDER_API):
             migration = self._process(name, 0)
             migration.args += ["migrate", *(["--reset"] if reset else [])]
-            if code := migration.start().wait(MIGRATE_SECONDS):
+            try:
+                code = migration.start().wait(MIGRATE_SECONDS)
+            finally:
+                migration.kill()
+            if code:
                 raise ProcessEnded(f"the migration of {name} ended with exit code {code}\n{migration.tail()}")
 
     def start(self) -> Self:

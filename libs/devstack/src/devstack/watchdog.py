@@ -20,12 +20,12 @@ _GONE_WITHIN_SECONDS = 10.0
 
 def watch(pid: int, *, with_signal: signal.Signals = signal.SIGKILL, then_remove: Path | None = None) -> None:
     """Should this process die: signal the group that `pid` leads; once it is gone, remove the folder."""
-    _watchdog.tell({"pid": pid, "signal": int(with_signal), "remove": then_remove and str(then_remove)})
+    _watchdog.watch(pid, with_signal, then_remove)
 
 
 def forget(pid: int) -> None:
-    """`pid` has ended and was waited for: its number may belong to someone else soon."""
-    _watchdog.tell({"pid": pid, "signal": None})
+    """`pid` has ended and was waited for: its number may belong to someone else soon. May be repeated."""
+    _watchdog.forget(pid)
 
 
 class _Watchdog:
@@ -34,13 +34,24 @@ class _Watchdog:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._child: subprocess.Popen[bytes] | None = None
+        self._watched: set[int] = set()
 
-    def tell(self, message: dict[str, object]) -> None:
+    def watch(self, pid: int, with_signal: signal.Signals, folder: Path | None) -> None:
         with self._lock:
-            self._child = self._child or self._start()
-            assert self._child.stdin is not None
-            self._child.stdin.write(json.dumps(message).encode() + b"\n")
-            self._child.stdin.flush()
+            self._watched.add(pid)
+            self._tell({"pid": pid, "signal": int(with_signal), "remove": folder and str(folder)})
+
+    def forget(self, pid: int) -> None:
+        with self._lock:
+            if pid in self._watched:
+                self._watched.remove(pid)
+                self._tell({"pid": pid, "signal": None})
+
+    def _tell(self, message: dict[str, object]) -> None:
+        self._child = self._child or self._start()
+        assert self._child.stdin is not None
+        self._child.stdin.write(json.dumps(message).encode() + b"\n")
+        self._child.stdin.flush()
 
     @staticmethod
     def _start() -> subprocess.Popen[bytes]:

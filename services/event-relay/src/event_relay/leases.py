@@ -11,7 +11,19 @@ from datetime import timedelta
 
 from shop_common.outbox import SHARDS
 from shop_common.sql import Statement, Timestamp, now
-from sqlalchemy import Connection, Executable, SmallInteger, Subquery, Table, Text, bindparam, delete, select, true, update
+from sqlalchemy import (
+    Connection,
+    Executable,
+    SmallInteger,
+    Subquery,
+    Table,
+    Text,
+    bindparam,
+    delete,
+    select,
+    true,
+    update,
+)
 from sqlalchemy.dialects.postgresql import insert
 
 SEATS = range(-SHARDS, 0)
@@ -59,9 +71,7 @@ class Leases:
         share = _share(ours, (taken | ours).intersection(SEATS))
         if len(shards) > share:
             surplus = shards[share:]
-            tx.execute(
-                delete(self._table).where(self._table.c.owner == self._owner, self._table.c.shard.in_(surplus))
-            )
+            tx.execute(delete(self._table).where(self._table.c.owner == self._owner, self._table.c.shard.in_(surplus)))
             shards = shards[:share]
         elif len(shards) < share:
             free = [shard for shard in range(SHARDS) if shard not in taken]
@@ -97,9 +107,7 @@ def _share(ours: set[int], seats: set[int]) -> int:
 
 def _taking(table: Table, given: Subquery) -> Executable:
     # WHERE true keeps SQLite from reading ON CONFLICT as a join's condition.
-    rows = select(
-        given.c.shard, bindparam("owner", type_=Text()), bindparam("until", type_=Timestamp())
-    ).where(true())
+    rows = select(given.c.shard, bindparam("owner", type_=Text()), bindparam("until", type_=Timestamp())).where(true())
     wanted = insert(table).from_select(["shard", "owner", "expires_at"], rows)
     # Who comes second waits for the first one's row and then finds a lease that has not expired.
     return wanted.on_conflict_do_update(

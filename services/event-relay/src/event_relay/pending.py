@@ -17,6 +17,7 @@ from sqlalchemy import (
     any_,
     delete,
     func,
+    literal,
     select,
     text,
     tuple_,
@@ -103,13 +104,15 @@ class PendingRows:
 
     def _oldest_of(self, shard: int, without_topics: Collection[str]) -> Select[tuple[object, ...]]:
         outbox = self._outbox
+        # Written into the SQL: with parameters PostgreSQL would plan these sixteen selects anew each time.
+        this = literal(shard, literal_execute=True)
         rows = (
             select(*(outbox.c[name] for name in Pending.__slots__))
             # A range of one shard and not `=`: then only the index (shard, id) has this order. With a constant shard
             # the primary key has it as well, and a walk along that reads the rows of all other shards.
-            .where(outbox.c.shard.between(shard, shard))
+            .where(outbox.c.shard.between(this, this))
             .order_by(outbox.c.shard, outbox.c.id)
-            .limit(SHARD_ROWS_MAX)
+            .limit(literal(SHARD_ROWS_MAX, literal_execute=True))
         )
         if without_topics:
             rows = rows.where(outbox.c.topic.not_in(sorted(without_topics)))
@@ -119,9 +122,7 @@ class PendingRows:
     def _deleting(self, given: Subquery) -> Delete:
         # By the event's id as well: in a database that was restored, a row's id may stand for another event.
         outbox = self._outbox
-        return delete(outbox).where(
-            tuple_(outbox.c.id, outbox.c.event_id).in_(select(given.c.id, given.c.event_id))
-        )
+        return delete(outbox).where(tuple_(outbox.c.id, outbox.c.event_id).in_(select(given.c.id, given.c.event_id)))
 
     def _deleting_by_array(self, given: Subquery) -> Delete:
         # An array is a bound of the index; of a subquery alone PostgreSQL may make a join with all of the table.

@@ -127,7 +127,7 @@ class Relay:
             lambda tx: [name for name in ("outbox", "relay_lease") if not inspect(tx).has_table(name)]
         )
         if missing:
-            raise TablesMissing(f"the database has no table {' or '.join(missing)}: its service has to migrate it first")
+            raise TablesMissing(f"no table {' and no '.join(missing)}: the service of this database has to migrate it")
         self._tables_seen = True
 
     def _hold(self) -> Held:

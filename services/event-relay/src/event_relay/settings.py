@@ -3,7 +3,7 @@
 from typing import Annotated
 
 from pydantic import Field, ValidationInfo, field_validator
-from shop_common.settings import CommonSettings, DatabaseUrl, HealthPort, KafkaSettings, MetricsPort
+from shop_common.settings import CommonSettings, DatabaseAddress, HealthPort, KafkaSettings, MetricsPort
 
 _URL = "database whose outbox is shipped: sqlite:///PATH or postgresql://USER:PASSWORD@HOST:PORT/NAME; unset is none"
 _SECRET = {"secret": True}
@@ -13,10 +13,10 @@ class RelaySettings(CommonSettings, KafkaSettings):
     """The relay's settings. At least one of the two databases is given."""
 
     inventory_database_url: Annotated[
-        DatabaseUrl | None, Field(description=_URL, repr=False, json_schema_extra=_SECRET)
+        DatabaseAddress | None, Field(description=_URL, repr=False, json_schema_extra=_SECRET)
     ] = None
     orders_database_url: Annotated[
-        DatabaseUrl | None, Field(description=_URL, repr=False, json_schema_extra=_SECRET, validate_default=True)
+        DatabaseAddress | None, Field(description=_URL, repr=False, json_schema_extra=_SECRET, validate_default=True)
     ] = None
     health_port: HealthPort = 50056
     metrics_port: MetricsPort = 9467

@@ -18,7 +18,7 @@ import orjson
 from confluent_kafka import KafkaError, KafkaException, Message, Producer
 from opentelemetry.trace import SpanKind
 from shop_common import logs, telemetry
-from shop_common.outbox import timestamp
+from shop_common.moments import rfc3339
 
 from event_relay.pending import Pending
 
@@ -110,7 +110,11 @@ class Shipper:
                 return
             try:
                 producer.produce(
-                    row.topic, row.payload, row.key, on_delivery=partial(batch.reported, row), headers=self._headers(row)
+                    row.topic,
+                    row.payload,
+                    row.key,
+                    on_delivery=partial(batch.reported, row),
+                    headers=self._headers(row),
                 )
             except BufferError:
                 return
@@ -121,13 +125,13 @@ class Shipper:
             else:
                 batch.produced.append(row)
 
-    def _headers(self, row: Pending) -> list[tuple[str, bytes]]:
+    def _headers(self, row: Pending) -> list[tuple[str, str | bytes | None]]:
         headers = {
             "ce_specversion": "1.0",
             "ce_id": row.event_id,
             "ce_type": row.type,
             "ce_source": self._source,
-            "ce_time": timestamp(row.created_at),
+            "ce_time": rfc3339(row.created_at),
             "ce_sequence": str(row.id),
             "content-type": "application/json",
         }

@@ -1,10 +1,12 @@
 """Which system a command speaks to: what its options name, else what the run file says `dev` runs."""
 
 import argparse
-from pathlib import Path
 
 from devstack import runfile
 from devstack.stack import INVENTORY_API, ORDER_API, Databases
+
+DATA_FOLDER = runfile.PATH.with_name("data")
+"""Where `dev` keeps its SQLite files unless told otherwise."""
 
 _FROM_DEV = "(default: that of ./task dev)"
 
@@ -57,4 +59,4 @@ def running() -> runfile.RunFile | None:
 
 def _dev_databases() -> Databases:
     run = running()
-    return run.databases if run else Databases.in_folder(runfile.PATH.parent)
+    return run.databases if run else Databases.in_folder(DATA_FOLDER)

@@ -2,7 +2,8 @@
 
 from pathlib import Path
 
-from order_api import tables
 from shop_common.schema import Schema
+
+from order_api import tables
 
 SCHEMA = Schema(service="order-api", migrations=Path(__file__).parent, metadata=tables.metadata)

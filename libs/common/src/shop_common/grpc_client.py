@@ -1,0 +1,125 @@
+"""A channel to another service: balanced over its healthy processes, with a deadline on every call.
+
+What goes wrong comes back as the ShopError that the other service raised; what goes wrong on the way, as Unavailable.
+"""
+
+import json
+from collections.abc import Iterable
+from typing import TypeVar
+
+import grpc
+from google.protobuf.descriptor import ServiceDescriptor
+from google.protobuf.message import DecodeError, Message
+from google.rpc.status_pb2 import Status
+from opentelemetry.trace import SpanKind
+
+from shop_common import telemetry
+from shop_common.errors import ShopError
+from shop_common.status import STATUS_KEY, RemoteUnavailable, from_status
+
+_Response = TypeVar("_Response")
+
+TRIES_MAX = 4
+
+RESPONSE_BYTES_MAX = 16 * 1024 * 1024
+
+
+class Client:
+    """A connection to one service, shared by all threads. Nothing is connected before the first call.
+
+    `target` is `host:port`; every address of the host is used in turn. Methods named in `repeatable` are retried when a
+    process goes away: an UNAVAILABLE can follow a commit, so they read, or carry a request_id, or are repeatable
+    by state. `unavailable_reason` is what an Unavailable of this client says, such as INVENTORY_UNAVAILABLE.
+    """
+
+    def __init__(
+        self,
+        target: str,
+        service: ServiceDescriptor,
+        *,
+        repeatable: Iterable[str],
+        unavailable_reason: str,
+    ) -> None:
+        self._name = service.full_name
+        self._unavailable_reason = unavailable_reason
+        self.channel = grpc.insecure_channel(
+            target if ":///" in target else f"dns:///{target}", options=_options(service, repeatable)
+        )
+        """For the generated stub."""
+
+    def call(
+        self,
+        method: "grpc.UnaryUnaryMultiCallable[Message, _Response]",
+        request: Message,
+        *,
+        timeout_seconds: float,
+        traceparent: str | None = None,
+    ) -> _Response:
+        """Call a method of the stub. Continues the trace given, else the current one.
+
+        Raises the ShopError that the service raised, or an Unavailable when there was no answer in time, or none
+        that says what happened: the call may then have had its effect.
+        """
+        # A request is named for its method; buf lint holds the protos to that.
+        name = type(request).__name__.removesuffix("Request")
+        attributes = {"rpc.system": "grpc", "rpc.service": self._name, "rpc.method": name}
+        with telemetry.span(f"{self._name}/{name}", SpanKind.CLIENT, parent=traceparent, attributes=attributes):
+            passed_on = telemetry.current_traceparent() or traceparent
+            metadata = (("traceparent", passed_on),) if passed_on else None
+            try:
+                return method(request, timeout=timeout_seconds, metadata=metadata)
+            except grpc.RpcError as error:
+                raise self._meaning(error) from error
+
+    def close(self) -> None:
+        """End the connections; running calls are cancelled."""
+        self.channel.close()
+
+    def _meaning(self, error: object) -> ShopError:
+        assert isinstance(error, grpc.Call), "grpcio's errors of a call are the call as well"
+        for key, value in error.trailing_metadata() or ():
+            if key == STATUS_KEY and isinstance(value, bytes):
+                try:
+                    return from_status(Status.FromString(value), unavailable_reason=self._unavailable_reason)
+                except DecodeError:
+                    break  # not of our making; the code below is what is known
+        what = f"{self._name} did not answer: {error.code().name}"
+        return RemoteUnavailable(what, self._unavailable_reason, {})
+
+
+def _options(service: ServiceDescriptor, repeatable: Iterable[str]) -> list[tuple[str, str | int]]:
+    names = [{"service": service.full_name, "method": service.methods_by_name[name].name} for name in repeatable]
+    config = {
+        "loadBalancingConfig": [{"round_robin": {}}],
+        "healthCheckConfig": {"serviceName": service.full_name},
+        "methodConfig": [
+            {
+                "name": names,
+                "retryPolicy": {
+                    "maxAttempts": TRIES_MAX,
+                    "initialBackoff": "0.05s",
+                    "maxBackoff": "1s",
+                    "backoffMultiplier": 2,
+                    # CANCELLED is what a stopping server says to calls it had not begun (grpc #41785).
+                    "retryableStatusCodes": ["UNAVAILABLE", "CANCELLED"],
+                },
+            }
+        ]
+        if names
+        else [],
+        # When half of all calls fail, retries would only add to the load.
+        "retryThrottling": {"maxTokens": 100, "tokenRatio": 0.5},
+    }
+    return [
+        ("grpc.service_config", json.dumps(config)),
+        ("grpc.enable_retries", 1),
+        ("grpc.enable_http_proxy", 0),
+        ("grpc.max_receive_message_length", RESPONSE_BYTES_MAX),
+        ("grpc.keepalive_time_ms", 30_000),
+        ("grpc.keepalive_timeout_ms", 10_000),
+        # By default a channel waits up to two minutes before it tries a restarted service again.
+        ("grpc.initial_reconnect_backoff_ms", 100),
+        ("grpc.min_reconnect_backoff_ms", 1_000),
+        ("grpc.max_reconnect_backoff_ms", 2_000),
+        ("grpc.dns_min_time_between_resolutions_ms", 2_000),
+    ]

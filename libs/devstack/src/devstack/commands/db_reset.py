@@ -1,0 +1,35 @@
+"""Drop everything in both databases and bring them to the newest schema. All items, reservations, orders and events
+that wait in an outbox are lost. Refused while ./task dev runs."""
+
+import argparse
+import sys
+
+from rich.prompt import Confirm
+from sqlalchemy.engine import make_url
+
+from devstack.commands import target
+from devstack.commands.db_init import migrate
+from devstack.commands.failures import CommandFailed
+from devstack.commands.output import error_console
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--yes", action="store_true", help="do not ask")
+    target.add_databases(parser)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Raises CommandFailed where it must not be done."""
+    if target.running():
+        raise CommandFailed("dev is running; end it first, since its processes would lose their tables")
+    databases = target.databases(options)
+    if not options.yes and not _confirmed(databases.inventory, databases.orders):
+        raise CommandFailed("nothing was dropped")
+    return migrate(databases.inventory, databases.orders, "--reset")
+
+
+def _confirmed(*urls: str) -> bool:
+    if not sys.stdin.isatty():
+        raise CommandFailed("nobody is here to be asked; say --yes to drop everything")
+    named = " and ".join(make_url(url).render_as_string(hide_password=True) for url in urls)
+    return Confirm.ask(f"Drop everything in {named}?", console=error_console(), default=False)

@@ -1,0 +1,104 @@
+"""Open an SQL shell on a database: psql for PostgreSQL; for SQLite the sqlite3 program, or the shell of Python's own
+sqlite3 module (3.12 and newer). Where there is neither, a plain prompt that runs statements that end in ';'.
+
+Only look: each table has one writer, and that is its service. On SQLite times are microseconds since 1970."""
+
+import argparse
+import os
+import shutil
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from sqlalchemy import NullPool, create_engine
+from sqlalchemy.engine import URL, Engine, make_url
+from sqlalchemy.exc import DBAPIError
+
+from devstack.commands import failures, target
+from devstack.commands.failures import CommandFailed
+from devstack.commands.output import print_table
+
+ROWS_MAX = 1_000
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("database", choices=["inventory", "orders"], help="which one")
+    target.add_databases(parser)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Hands over to a shell program where there is one, and then does not return."""
+    databases = target.databases(options)
+    url = make_url(databases.inventory if options.database == "inventory" else databases.orders)
+    if url.get_backend_name() == "sqlite":
+        path = Path(url.database or "")
+        if not path.is_file():
+            raise CommandFailed(f"there is no {path}; ./task db-init makes it")
+        _hand_over(_sqlite_shell(path), {})
+    else:
+        _hand_over(*_psql(url))
+    engine = create_engine(url, poolclass=NullPool, isolation_level="AUTOCOMMIT")
+    return _prompt(engine, options.database)
+
+
+def _sqlite_shell(path: Path) -> list[str]:
+    if program := shutil.which("sqlite3"):
+        return [program, "-header", "-column", str(path)]
+    if sys.version_info >= (3, 12):
+        return [sys.executable, "-m", "sqlite3", str(path)]
+    return []
+
+
+def _psql(url: URL) -> tuple[list[str], dict[str, str]]:
+    program = shutil.which("psql")
+    if program is None:
+        return [], {}
+    # The password goes through the environment: everyone on the machine can see a command line.
+    plain = url.set(drivername="postgresql", password=None).render_as_string()
+    return [program, plain], {"PGPASSWORD": url.password} if url.password else {}
+
+
+def _hand_over(command: list[str], environment: dict[str, str]) -> None:
+    if command:
+        sys.stdout.flush()
+        os.execve(command[0], command, os.environ | environment)
+
+
+def _prompt(engine: Engine, name: str) -> int:
+    """Run what is typed, statement by statement, until the input ends."""
+    failed = False
+    with engine.connect() as connection:
+        for statement in _statements(name):
+            try:
+                result = connection.exec_driver_sql(statement)
+            except DBAPIError as error:
+                print(failures.sentence(error), file=sys.stderr)
+                failed = True
+                continue
+            if result.returns_rows:
+                rows = result.fetchmany(ROWS_MAX)
+                print_table("", list(result.keys()), [[_cell(value) for value in row] for row in rows])
+            else:
+                print(f"{result.rowcount} rows")
+    # A script that is piped in must learn that a part of it failed; who types has seen it.
+    return 1 if failed and not sys.stdin.isatty() else 0
+
+
+def _cell(value: object) -> object:
+    # As stored: no thousands separators in what may be pasted into the next statement.
+    return value if value is None else str(value)
+
+
+def _statements(name: str) -> Iterator[str]:
+    ask = sys.stdin.isatty()
+    lines: list[str] = []
+    while True:
+        try:
+            lines.append(input(f"{name}{'...' if lines else '>'} ") if ask else input())
+        except EOFError:
+            if statement := "\n".join(lines).strip():
+                yield statement
+            return
+        if lines[-1].rstrip().endswith(";"):
+            yield "\n".join(lines)
+            lines = []

@@ -1,0 +1,82 @@
+"""Ask grpc.health.v1 of every process whether it is ready for calls, and whether it lives.
+
+A process that lives but is not ready waits for something: its database, the broker, or the end of its start.
+Exit code 0 only when every process is ready and alive.
+"""
+
+import argparse
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+
+from rich.text import Text
+
+from devstack import process, runfile
+from devstack.commands.failures import CommandFailed
+from devstack.commands.output import add_json, print_json, print_table, whole
+
+SERVING = "SERVING"
+
+
+@dataclass(frozen=True)
+class Health:
+    """What a process says of itself: SERVING, NOT_SERVING, or the status of the failed call."""
+
+    name: str
+    address: str
+    ready: str
+    alive: str
+
+    @property
+    def serves(self) -> bool:
+        return self.ready == self.alive == SERVING
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--process",
+        action="append",
+        type=_named_address,
+        metavar="NAME=HOST:PORT",
+        help="a process to ask, may be repeated (default: the four of ./task dev)",
+    )
+    add_json(parser)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Raises CommandFailed when one does not serve."""
+    found = ask(dict(options.process) if options.process else _of_dev())
+    if options.json:
+        print_json({"serving": all(one.serves for one in found), "processes": [asdict(one) for one in found]})
+    else:
+        rows = [(one.name, one.address, coloured(one.ready), coloured(one.alive)) for one in found]
+        print_table("health", ["process", whole("address"), "ready", "alive"], rows)
+    if unwell := [one.name for one in found if not one.serves]:
+        raise CommandFailed(f"{' and '.join(unwell)} {'do' if len(unwell) > 1 else 'does'} not serve")
+    return 0
+
+
+def ask(addresses: dict[str, str]) -> list[Health]:
+    """The health of each, asked at the same time."""
+
+    def ask_one(name: str) -> Health:
+        address = addresses[name]
+        return Health(name, address, process.health(address), process.health(address, "liveness"))
+
+    with ThreadPoolExecutor(max(1, len(addresses))) as pool:
+        return list(pool.map(ask_one, addresses))
+
+
+def coloured(said: str) -> Text:
+    """SERVING in green, all else in red."""
+    return Text(said, "green" if said == SERVING else "bold red")
+
+
+def _of_dev() -> dict[str, str]:
+    return {name: endpoint.address for name, endpoint in runfile.read().processes.items()}
+
+
+def _named_address(text: str) -> tuple[str, str]:
+    name, equals, address = text.partition("=")
+    if not (name and equals and address):
+        raise argparse.ArgumentTypeError("must be NAME=HOST:PORT")
+    return name, address

@@ -1,0 +1,147 @@
+import os
+import re
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import grpc
+import psutil
+import pytest
+from devstack import drain, postgres, runfile
+from devstack.ports import free_ports
+from devstack.process import Process
+from devstack.runfile import RunFile
+from devstack.stack import Databases
+from shop.inventory.v1 import inventory_pb2, inventory_pb2_grpc
+
+NAMES = ("inventory-api", "order-api", "reservation-reaper", "event-relay")
+PORT_OPTIONS = ("--inventory-port", "--order-port", "--reaper-port", "--relay-port")
+HEALTHY_SECONDS = 60
+END_SECONDS = 30
+
+Start = Callable[..., Process]
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Start]:
+    """Starts `dev` on ports of its own, in an empty folder; what still runs after the test is killed."""
+    ports = [f"{option}={port}" for option, port in zip(PORT_OPTIONS, free_ports(4), strict=True)]
+    with ExitStack() as after_the_test:
+
+        def start(*options: str) -> Process:
+            command = [sys.executable, "-m", "devstack.dev", "--no-metrics", *ports, *options]
+            dev = Process("dev", command, folder=tmp_path)
+            after_the_test.callback(dev.kill)
+            return dev.start()
+
+        yield start
+
+
+def test_one_ctrl_c_ends_everything_and_leaves_no_event_behind(start: Start, tmp_path: Path) -> None:
+    dev = start()
+    run = _healthy(dev, tmp_path)
+    _add_stock(run)
+    everyone = _everyone(dev)
+
+    os.killpg(dev.pid, signal.SIGINT)
+
+    assert dev.wait(END_SECONDS) == 0, dev.tail()
+    assert not any(process.is_running() for process in everyone)
+    assert not (tmp_path / runfile.PATH).exists()
+    assert drain.backlog(run.databases.inventory) == 0
+    assert drain.backlog(run.databases.orders) == 0
+
+
+def test_the_log_says_who_speaks_and_where_each_listens(start: Start, tmp_path: Path) -> None:
+    dev = start()
+    run = _healthy(dev, tmp_path)
+    dev.terminate()
+    dev.wait(END_SECONDS)
+
+    for name in NAMES:
+        assert re.search(rf"^{name} +│ ", dev.log, re.MULTILINE)
+        assert re.search(rf"^ *{name} +{run.processes[name].address} +SERVING +off", dev.log, re.MULTILINE)
+
+
+def test_the_data_is_there_again_the_next_time(start: Start, tmp_path: Path) -> None:
+    dev = start()
+    _add_stock(_healthy(dev, tmp_path))
+    dev.terminate()
+    assert dev.wait(END_SECONDS) == 0, dev.tail()
+
+    again = start()
+    with grpc.insecure_channel(_healthy(again, tmp_path).processes["inventory-api"].address) as channel:
+        request = inventory_pb2.CheckStockRequest(product_id=1, required_quantity=5)
+        assert inventory_pb2_grpc.InventoryServiceStub(channel).CheckStock(request, timeout=5).available
+
+
+def test_a_second_one_says_at_once_which_ports_are_busy(start: Start, tmp_path: Path) -> None:
+    run = _healthy(start(), tmp_path)
+    second = start()
+
+    assert second.wait(HEALTHY_SECONDS) == 1
+    (line,) = second.log.splitlines()
+    for name in NAMES:
+        assert run.processes[name].address.rpartition(":")[2] in line
+
+
+def test_a_process_that_ends_by_itself_is_told_and_ends_the_rest(start: Start, tmp_path: Path) -> None:
+    dev = start()
+    run = _healthy(dev, tmp_path)
+    everyone = _everyone(dev)
+
+    os.kill(run.processes["event-relay"].pid, signal.SIGKILL)
+
+    assert dev.wait(END_SECONDS) == 1
+    assert "event-relay ended by itself with exit code -9" in dev.log
+    assert not any(process.is_running() for process in everyone)
+
+
+def test_what_cannot_start_says_why_and_ends(start: Start) -> None:
+    dev = start("--env", "LOG_LEVEL=loud")
+
+    assert dev.wait(HEALTHY_SECONDS) == 1
+    assert "LOG_LEVEL" in dev.log
+    assert "ended with exit code" in dev.log
+
+
+def test_a_ctrl_c_while_it_starts_ends_it_too(start: Start) -> None:
+    dev = start()
+    dev.wait_for_line("broker ready", HEALTHY_SECONDS)
+    everyone = _everyone(dev)
+
+    os.killpg(dev.pid, signal.SIGINT)
+
+    assert dev.wait(END_SECONDS) == 0, dev.tail()
+    assert not any(process.is_running() for process in everyone)
+
+
+def test_it_makes_its_databases_on_a_postgresql_server(start: Start, tmp_path: Path) -> None:
+    with postgres.provide() as server:
+        dev = start(f"--database={server.url}")
+        run = _healthy(dev, tmp_path)
+        _add_stock(run)
+        dev.terminate()
+
+        assert dev.wait(END_SECONDS) == 0, dev.tail()
+        assert run.databases == Databases(
+            *(server.url.rpartition("/")[0] + f"/{name}" for name in ("inventory", "orders"))
+        )
+        assert drain.backlog(run.databases.inventory) == 0
+
+
+def _healthy(dev: Process, folder: Path) -> RunFile:
+    dev.wait_for_line("next: ", HEALTHY_SECONDS)
+    return runfile.read(folder / runfile.PATH)
+
+
+def _add_stock(run: RunFile) -> None:
+    request = inventory_pb2.CreateInventoryItemRequest(product_id=1, quantity=5, location="WAREHOUSE_A")
+    with grpc.insecure_channel(run.processes["inventory-api"].address) as channel:
+        inventory_pb2_grpc.InventoryServiceStub(channel).CreateInventoryItem(request, timeout=5)
+
+
+def _everyone(dev: Process) -> list[psutil.Process]:
+    return psutil.Process(dev.pid).children(recursive=True)

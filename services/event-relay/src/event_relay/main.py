@@ -1,0 +1,77 @@
+"""The relay process: one loop for each outbox database, beside a health service."""
+
+import argparse
+import os
+import socket
+import threading
+from uuid import uuid4
+
+from shop_common import lifecycle, telemetry
+from shop_common.database import Database
+from shop_common.health import Health, HealthServer
+from shop_common.settings import help_text, load
+
+from event_relay.metrics import Families, Metrics
+from event_relay.relay import Relay
+from event_relay.settings import RelaySettings
+from event_relay.shipper import Shipper
+
+READINESS_SECONDS = 0.2
+
+
+def main() -> None:
+    """Run until SIGTERM or SIGINT; then finish the batches on their way and give the leases back."""
+    argparse.ArgumentParser(
+        prog="python -m event_relay",
+        description="Ships every outbox row to Kafka, then deletes it.",
+        epilog=help_text(RelaySettings),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    ).parse_args()
+    settings = load(RelaySettings)
+    lifecycle.begin("event-relay", settings)
+    telemetry.start("event-relay", settings)
+
+    server = HealthServer(settings.health_port, listen_host=settings.listen_host)
+    families = Families()
+    # No later process may have the same name, this one's leases would be taken for its own.
+    owner = f"{socket.gethostname()}:{os.getpid()}:{uuid4()}"
+    relays = [
+        Relay(
+            Database(url, connections_max=1),
+            Shipper(settings.kafka_bootstrap_servers, source=f"/shop/{name}"),
+            Metrics(name, families),
+            name=name,
+            owner=owner,
+            lease_seconds=settings.lease_seconds,
+            poll_seconds=settings.poll_seconds,
+        )
+        for name, url in (
+            ("inventory", settings.inventory_database_url),
+            ("orders", settings.orders_database_url),
+        )
+        if url is not None
+    ]
+
+    stop = threading.Event()
+    threads = [
+        threading.Thread(target=_run, args=(relay, stop), name=f"relay {relay.name}", daemon=True) for relay in relays
+    ]
+    threads.append(
+        threading.Thread(target=_tell_readiness, args=(server.health, relays, stop), name="readiness", daemon=True)
+    )
+    for thread in threads:
+        thread.start()
+    lifecycle.serve(server, settings, on_stop=[stop.set, *(thread.join for thread in threads), telemetry.shutdown])
+
+
+def _run(relay: Relay, stop: threading.Event) -> None:
+    try:
+        relay.run(stop)
+    except BaseException as error:
+        lifecycle.die(f"the relay of {relay.name} failed", error)
+
+
+def _tell_readiness(health: Health, relays: list[Relay], stop: threading.Event) -> None:
+    # Asked again and again rather than told, since a loop that hangs in a frozen database tells nothing.
+    while not stop.wait(READINESS_SECONDS):
+        health.set_ready("relay", any(relay.ready for relay in relays))
