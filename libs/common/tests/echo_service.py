@@ -1,21 +1,28 @@
-"""A whole small process, as a service's main builds one: health, and an echo whose behaviour its message asks for."""
+"""A whole small process, built as a service's main builds one; its one method does what its message asks for.
 
-import sys
+Run as a program it is the process under test; imported it gives the same service to tests in this process.
+"""
+
+import os
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 
 import grpc
 from google.protobuf.descriptor import ServiceDescriptor
 from google.protobuf.descriptor_pb2 import FileDescriptorProto
 from google.protobuf.descriptor_pool import Default
 from google.protobuf.wrappers_pb2 import StringValue
-
 from shop_common import lifecycle, telemetry
 from shop_common.grpc_server import Server
 from shop_common.settings import ApiSettings, GrpcPort, load
 
 SERVICE = "shop.echo.v1.EchoService"
+METHOD = f"/{SERVICE}/Echo"
+
+Behaviour = Callable[[StringValue, grpc.ServicerContext], StringValue]
 
 
 class EchoSettings(ApiSettings):
@@ -24,9 +31,8 @@ class EchoSettings(ApiSettings):
     grpc_port: GrpcPort = 0
 
 
-def service() -> ServiceDescriptor:
-    """The descriptor of EchoService, made by hand: this package has no protos of its own."""
-    pool = Default()
+def echo_service() -> ServiceDescriptor:
+    """The descriptor of EchoService, made by hand, since this package has no protos of its own."""
     file = FileDescriptorProto(
         name="shop/echo/v1/echo.proto",
         package="shop.echo.v1",
@@ -35,22 +41,53 @@ def service() -> ServiceDescriptor:
     )
     value = ".google.protobuf.StringValue"
     file.service.add(name="EchoService").method.add(name="Echo", input_type=value, output_type=value)
+    pool = Default()
     pool.AddSerializedFile(file.SerializeToString())
     return pool.FindServiceByName(SERVICE)
 
 
-Echo = Callable[[StringValue, grpc.ServicerContext], StringValue]
-
-
-def add_echo(echo: Echo, server: grpc.Server) -> None:
-    """What protoc generates for a service, for this one."""
+def add_echo(behave: Behaviour, server: grpc.Server) -> None:
+    """What protoc would generate to add the service to a server."""
     handlers = {
         "Echo": grpc.unary_unary_rpc_method_handler(
-            echo, request_deserializer=StringValue.FromString, response_serializer=StringValue.SerializeToString
+            behave, request_deserializer=StringValue.FromString, response_serializer=StringValue.SerializeToString
         )
     }
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, handlers),))
     server.add_registered_method_handlers(SERVICE, handlers)
+
+
+def echo_stub(channel: grpc.Channel) -> "grpc.UnaryUnaryMultiCallable[StringValue, StringValue]":
+    """What protoc would generate to call it."""
+    return channel.unary_unary(METHOD, StringValue.SerializeToString, StringValue.FromString)
+
+
+@dataclass(frozen=True)
+class Echo:
+    """A server in this process, and a way to it."""
+
+    server: Server
+    channel: grpc.Channel
+
+    def call(self, text: str = "", *, seconds: float = 10, traceparent: str | None = None) -> str:
+        metadata = (("traceparent", traceparent),) if traceparent is not None else None
+        return echo_stub(self.channel)(StringValue(value=text), timeout=seconds, metadata=metadata).value
+
+    def begin(self, text: str = "", *, seconds: float = 10) -> "grpc.CallFuture[StringValue]":
+        return echo_stub(self.channel).future(StringValue(value=text), timeout=seconds)
+
+
+@contextmanager
+def serving(behave: Behaviour, settings: EchoSettings | None = None) -> Iterator[Echo]:
+    """The echo service with this behaviour, in this process."""
+    server = Server(settings or EchoSettings(listen_host="127.0.0.1"))
+    server.add(echo_service(), add_echo, behave)
+    server.start()
+    try:
+        with grpc.insecure_channel(f"127.0.0.1:{server.port}", [("grpc.use_local_subchannel_pool", 1)]) as channel:
+            yield Echo(server, channel)
+    finally:
+        server.stop(0)
 
 
 def main() -> None:
@@ -58,22 +95,30 @@ def main() -> None:
     lifecycle.begin("echo", settings)
     telemetry.start("echo", settings)
     server = Server(settings)
-    server.add(service(), add_echo, _behave)
-    lifecycle.serve(server, settings, on_stop=[_say("flushed first"), _say("flushed second"), telemetry.shutdown])
+    server.add(echo_service(), add_echo, _obey)
+    on_stop = [lambda: print("flushed first", flush=True), _refuse_to_flush, telemetry.shutdown]
+    lifecycle.serve(server, settings, on_stop=on_stop if os.environ.get("ECHO_FLUSH") == "fails" else on_stop[::2])
 
 
-def _behave(request: StringValue, context: grpc.ServicerContext) -> StringValue:
-    word, _, argument = request.value.partition(" ")
-    if word == "sleep":
-        time.sleep(float(argument))
-    elif word == "die":
-        threading.Thread(target=lifecycle.die, args=("the flusher died", RuntimeError("why")), daemon=True).start()
+def _obey(request: StringValue, _context: grpc.ServicerContext) -> StringValue:
+    order, _, argument = request.value.partition(" ")
+    match order:
+        case "pid":
+            return StringValue(value=str(os.getpid()))
+        case "sleep":
+            print("asleep", flush=True)
+            time.sleep(float(argument))
+        case "die":
+            error = RuntimeError("it fell")
+            threading.Thread(target=lifecycle.die, args=("the flusher died", error), daemon=True).start()
+        case "fail":
+            raise RuntimeError(argument)
     return request
 
 
-def _say(what: str) -> Callable[[], None]:
-    return lambda: print(what, flush=True)
+def _refuse_to_flush() -> None:
+    raise RuntimeError("nowhere to flush to")
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

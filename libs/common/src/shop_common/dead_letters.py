@@ -25,7 +25,10 @@ from shop_common.outbox import PAYLOAD_BYTES_MAX, Record, shard_of
 
 SUFFIX = ".dlq"
 ERROR_LENGTH_MAX = 500
-HEADER_LENGTH_MAX = 2000
+KEY_LENGTH_MAX = 1000
+HEADERS_LENGTH_MAX = 10_000
+"""Of the message's own headers together; those beyond are left out, so that the relay can always send the row."""
+
 _UNDER_BASE64_BYTES_MAX = PAYLOAD_BYTES_MAX // 4 * 3
 
 
@@ -39,18 +42,20 @@ class Reason(StrEnum):
 def dead_letter(message: Message, reason: Reason, error: BaseException, *, consumer: str, now: datetime) -> Record:
     """The message as a row of the outbox. Any message can be one, whatever its bytes."""
     topic, partition, offset = received.position(message)
-    key = _text(message.key() or b"")
+    key = _text(message.key() or b"")[:KEY_LENGTH_MAX]
     payload, more = _payload(message.value() or b"")
-    headers = {_text(name.encode()): _text(value)[:HEADER_LENGTH_MAX] for name, value in received.headers(message)}
-    headers |= more
-    headers |= {
-        "dlq_topic": topic,
-        "dlq_partition": str(partition),
-        "dlq_offset": str(offset),
-        "dlq_consumer": consumer,
-        "dlq_reason": reason,
-        "dlq_error": in_a_line(error),
-    }
+    headers = (
+        _headers(message)
+        | more
+        | {
+            "dlq_topic": topic,
+            "dlq_partition": str(partition),
+            "dlq_offset": str(offset),
+            "dlq_consumer": consumer,
+            "dlq_reason": reason,
+            "dlq_error": in_a_line(error),
+        }
+    )
     return Record(
         shard=shard_of(key),
         event_id=_uuid(headers.get("ce_id", ""), f"{topic}/{partition}/{offset}"),
@@ -59,7 +64,7 @@ def dead_letter(message: Message, reason: Reason, error: BaseException, *, consu
         type=headers.get("ce_type", ""),
         payload=payload,
         headers=orjson.dumps(headers).decode(),
-        traceparent=telemetry.from_kafka(message.headers()),
+        traceparent=telemetry.from_kafka(received.headers(message)),
         created_at=now,
     )
 
@@ -72,9 +77,21 @@ def in_a_line(error: BaseException) -> str:
     return _text(f"{type(cause).__name__}: {lines[0]}".encode())[:ERROR_LENGTH_MAX]
 
 
+def _headers(message: Message) -> dict[str, str]:
+    kept = {}
+    room = HEADERS_LENGTH_MAX
+    for name, value in received.headers(message):
+        text = _text(value)
+        room -= len(name) + len(text)
+        if room < 0:
+            break
+        kept[_text(name.encode())] = text
+    return kept
+
+
 def _payload(value: bytes) -> tuple[str, dict[str, str]]:
     """The value as text that every database takes, and the headers that say how."""
-    headers = {}
+    headers: dict[str, str] = {}
     try:
         text = value.decode()
     except UnicodeDecodeError:

@@ -17,6 +17,7 @@ from shop_common import telemetry
 from shop_common.errors import ShopError
 from shop_common.status import STATUS_KEY, RemoteUnavailable, from_status
 
+_Request = TypeVar("_Request", bound=Message)
 _Response = TypeVar("_Response")
 
 TRIES_MAX = 4
@@ -49,8 +50,8 @@ class Client:
 
     def call(
         self,
-        method: "grpc.UnaryUnaryMultiCallable[Message, _Response]",
-        request: Message,
+        method: "grpc.UnaryUnaryMultiCallable[_Request, _Response]",
+        request: _Request,
         *,
         timeout_seconds: float,
         traceparent: str | None = None,

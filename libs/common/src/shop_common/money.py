@@ -1,10 +1,11 @@
 """Exact amounts: google.type.Money in the API, Decimal inside, a JSON number in events. Never a float."""
 
 import re
-from dataclasses import dataclass
 from decimal import Decimal, localcontext
 
 from google.type import money_pb2
+
+from shop_common.valid import Fields
 
 NANOS = 1_000_000_000
 UNITS_MAX = 10**15
@@ -15,32 +16,15 @@ _CURRENCY = re.compile(r"[A-Z]{3}\Z")
 _PRECISION = 60
 
 
-class NotMoney(ValueError):
-    """A Money that breaks the rules of its type; the text says which field and why."""
-
-    def __init__(self, field: str, description: str) -> None:
-        super().__init__(f"{field}: {description}")
-        self.field = field
-        self.description = description
-
-
-@dataclass(frozen=True, slots=True)
-class Price:
-    """An amount ≥ 0 in one currency, exact to nine decimals."""
-
-    amount: Decimal
-    currency: str
-
-
-def from_proto(money: money_pb2.Money) -> Price:
-    """Read a non-negative Money. Raises NotMoney naming the bad field."""
+def checked(check: Fields, field: str, money: money_pb2.Money) -> Decimal:
+    """The amount of a Money that must not be negative. Records a violation for each bad part of it."""
     if not _CURRENCY.match(money.currency_code):
-        raise NotMoney("currency_code", "must be a currency code of three capital letters (ISO 4217)")
+        check.violate(f"{field}.currency_code", "must be a currency code of three capital letters (ISO 4217)")
     if not 0 <= money.units <= UNITS_MAX:
-        raise NotMoney("units", f"must be between 0 and {UNITS_MAX}")
+        check.violate(f"{field}.units", f"must be between 0 and {UNITS_MAX}")
     if not 0 <= money.nanos < NANOS:
-        raise NotMoney("nanos", f"must be between 0 and {NANOS - 1}")
-    return Price(exact(money.units, money.nanos), money.currency_code)
+        check.violate(f"{field}.nanos", f"must be between 0 and {NANOS - 1}")
+    return exact(money.units, money.nanos)
 
 
 def exact(units: int, nanos: int) -> Decimal:

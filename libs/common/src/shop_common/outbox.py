@@ -104,7 +104,7 @@ def shard_of(key: str) -> int:
 def _record(message: Message) -> Record:
     payload = orjson.dumps(
         {"event_type": message.type, "timestamp": rfc3339(message.occurred_at), "data": message.data}
-    ).decode()
+    )
     if len(payload) > PAYLOAD_BYTES_MAX:
         raise ValueError(f"{message.type} of {message.key} has {len(payload)} bytes, at most {PAYLOAD_BYTES_MAX} fit")
     return Record(
@@ -113,7 +113,7 @@ def _record(message: Message) -> Record:
         topic=message.topic,
         key=message.key,
         type=message.type,
-        payload=payload,
+        payload=payload.decode(),
         headers=None,
         traceparent=message.traceparent,
         created_at=message.occurred_at,

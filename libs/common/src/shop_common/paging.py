@@ -9,11 +9,13 @@ import binascii
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Generic, TypeVar
 from uuid import UUID
 
 import orjson
 
+from shop_common.moments import micros
 from shop_common.valid import UUID_PATTERN, Fields
 
 _Row = TypeVar("_Row")
@@ -21,6 +23,9 @@ _Filter = TypeVar("_Filter")
 
 TOKEN_LENGTH_MAX = 512
 Position = tuple[int | str, ...]
+
+_MICROS_MIN = micros(datetime.min.replace(tzinfo=UTC))
+_MICROS_MAX = micros(datetime.max.replace(tzinfo=UTC))
 
 
 @dataclass(frozen=True)
@@ -51,8 +56,9 @@ def page_of(rows: Sequence[_Row], size: int, position: Callable[[_Row], Position
 def ask(
     check: Fields, kind: str, wanted: _Filter, *, page_size: int, page_token: str, position: tuple[type, ...]
 ) -> PageRequest[_Filter]:
-    """The page that a request asks for. `position` are the types of a position's parts: int, or UUID for its text.
+    """The page that a request asks for.
 
+    `position` are the types of a position's parts: int, datetime for its microseconds since 1970, or UUID for its text.
     Violates `page_size` when negative, and `page_token` when it is not one that a page of the same list with the
     same filter gave.
     """
@@ -89,6 +95,8 @@ def _is_a(kind: type, part: object) -> bool:
     """Tokens come from outside: what a database would choke on must not reach it."""
     if kind is int:
         return type(part) is int and -(2**63) <= part < 2**63
+    if kind is datetime:
+        return type(part) is int and _MICROS_MIN <= part <= _MICROS_MAX
     if kind is UUID:
         return isinstance(part, str) and UUID_PATTERN.match(part) is not None
     raise TypeError(f"a position has no parts of {kind}")

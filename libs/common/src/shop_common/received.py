@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
+from typing import Any, cast
 
 import orjson
 from confluent_kafka import Message
@@ -61,7 +61,7 @@ def decode(message: Message) -> Event:
         event_id=event_id,
         data=data,
         occurred_at=occurred_at,
-        traceparent=telemetry.from_kafka(message.headers()),
+        traceparent=telemetry.from_kafka(headers(message)),
         topic=topic,
         partition=partition,
         offset=offset,
@@ -102,5 +102,7 @@ def header(message: Message, name: str) -> str:
 
 
 def headers(message: Message) -> Sequence[tuple[str, bytes]]:
-    """All headers of the message."""
-    return [(name, value or b"") for name, value in message.headers() or ()]
+    """All headers of the message, in their order."""
+    # The type given by the library also names the forms in which it takes headers. It gives out this one.
+    found = cast("list[tuple[str, bytes | None]] | None", message.headers())
+    return [(name, value or b"") for name, value in found or ()]

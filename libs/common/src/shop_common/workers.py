@@ -112,13 +112,7 @@ class _Parent:
         environment = {**inherited, **self._environment, "WORKER_PIPE": str(worker_end)}
         for _ in range(self._count):
             self._workers.append(
-                subprocess.Popen(
-                    [sys.executable, *sys.orig_argv[1:]],
-                    env=environment,
-                    pass_fds=[worker_end],
-                    # A group of their own: Ctrl-C reaches them through the parent only, once.
-                    process_group=0,
-                )
+                subprocess.Popen([sys.executable, *sys.orig_argv[1:]], env=environment, pass_fds=[worker_end])
             )
         os.close(worker_end)
         _log.info("workers started", pids=[worker.pid for worker in self._workers])

@@ -1,7 +1,9 @@
-"""A client of both APIs, as anyone may write it: typed stubs, deadlines, and retries that double nothing.
+"""A client of both APIs: typed stubs, a deadline on every call, and retries that double nothing.
 
     with Shop.connect("localhost:50053", "localhost:50054") as shop:
         shop.call(shop.inventory.CheckStock, CheckStockRequest(product_id=1, required_quantity=5))
+
+The tools, the end-to-end tests and README use it. It needs nothing that a user of the APIs has not.
 """
 
 from collections.abc import Mapping
@@ -44,9 +46,7 @@ class Shop:
             clients["shop.inventory.v1.InventoryMaintenanceService"].channel
         )
         self.orders = OrderServiceStub(clients["shop.order.v1.OrderService"].channel)
-        self.order_maintenance = OrderMaintenanceServiceStub(
-            clients["shop.order.v1.OrderMaintenanceService"].channel
-        )
+        self.order_maintenance = OrderMaintenanceServiceStub(clients["shop.order.v1.OrderMaintenanceService"].channel)
 
     @classmethod
     def connect(cls, inventory_address: str, orders_address: str) -> Self:
@@ -78,8 +78,10 @@ class Shop:
         *,
         timeout_seconds: float = TIMEOUT_SECONDS,
     ) -> _Response:
-        """Call a method of one of the stubs. A request without a request_id is sent under a fresh one, so that a
-        retry, which happens on UNAVAILABLE and CANCELLED, has one effect.
+        """Call a method of one of the stubs.
+
+        A request without a request_id is sent under a fresh one: a retry, on UNAVAILABLE and CANCELLED, then has
+        one effect.
 
         Raises the ShopError that the API answered with, or an Unavailable when it did not answer.
         """

@@ -29,7 +29,7 @@ def drain(stack: Stack, seconds: float, say: Say) -> bool:
     _settle(stack, deadline, say)
     _stop_apis(stack)
     shipped = _wait(lambda: _unshipped(stack), deadline, say)
-    if shipped and unread(stack.kafka):
+    if shipped and unread(stack.kafka) and time.monotonic() < deadline:
         # Their last calls were told of when their consumers had ended. Read on, where no client finds them.
         stack.move_apis(*free_ports(2))
         stack.inventory_api.start()
@@ -61,13 +61,13 @@ def _settle(stack: Stack, deadline: float, say: Say) -> None:
 
 
 def _wait(waiting: Callable[[], str], deadline: float, say: Say) -> bool:
-    say_next = 0.0
+    said, say_next = "", 0.0
     while now := waiting():
         if time.monotonic() > deadline:
             return False
-        if time.monotonic() > say_next:
+        if now != said and time.monotonic() > say_next:
             say(f"waiting: {now}")
-            say_next = time.monotonic() + _SAY_SECONDS
+            said, say_next = now, time.monotonic() + _SAY_SECONDS
         time.sleep(_POLL_SECONDS)
     return True
 

@@ -71,6 +71,11 @@ class Relay:
         """Whether events flow, as far as is known: the last pass went well, and not long ago."""
         return self._outage is None and time.monotonic() - self._worked_at < self._lease_seconds
 
+    @property
+    def shard_count(self) -> int:
+        """How many shards this relay ships at the moment."""
+        return len(self._held.shards)
+
     def run(self, stop: threading.Event) -> None:
         """Relay until told to stop, then let the leases go. An idle pass waits, one that shipped does not."""
         failures = 0
@@ -135,7 +140,7 @@ class Relay:
             # Between two batches, so nothing is in flight of a shard that is given up.
             self._held = self._database.transact(self._leases.hold)
             self._renew_at = self._held.ends - self._lease_seconds * (1 - 1 / RENEWALS_PER_LEASE)
-            self._metrics.shards.set(len(self._held.shards))
+            self._metrics.shards.set(self.shard_count)
         return self._held
 
     def _let_go(self) -> None:

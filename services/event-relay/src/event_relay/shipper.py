@@ -9,6 +9,7 @@ time out, and deliver 4. So here no single message ever times out or is skipped:
 - After any failure the producer is thrown away, and the caller begins again from its oldest rows.
 """
 
+import logging
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -27,6 +28,7 @@ MEMORY_KILOBYTES_MAX = 65_536
 """What the producer holds at most; rows beyond that wait for the next batch."""
 
 BROKER_ANSWER_SECONDS = 2.0
+PURGE_SECONDS = 1.0
 ABSENT_TOPIC_SECONDS = 1.0
 """How long rows of a topic that does not exist are left alone before the broker is asked again."""
 
@@ -58,11 +60,14 @@ class Shipper:
         self._known_topics: set[str] = set()
         self._absent_topics: dict[str, float] = {}
         self._complaint = ""
+        # Its own lines would flood the log while a broker is away; what matters of them is in ours.
+        self._unheard = logging.getLogger("librdkafka")
+        self._unheard.disabled = True
 
     def connect(self) -> Producer:
         """The producer, whose broker has answered at least once. Raises BrokerAway."""
         if self._producer is None:
-            self._producer = Producer(self._settings())
+            self._producer = Producer(self._settings(), logger=self._unheard)
             self._known_topics.clear()
             try:
                 self._producer.list_topics(timeout=BROKER_ANSWER_SECONDS)
@@ -87,10 +92,9 @@ class Shipper:
         batch = _Batch()
         with telemetry.span("ship", SpanKind.PRODUCER, links=(row.traceparent for row in rows)):
             self._produce(producer, (row for row in rows if row.topic in present), batch, until)
-            # Flushing also sends what would still linger.
-            unanswered = producer.flush(max(0.0, until - time.monotonic()))
-        if unanswered:
-            batch.failed(f"{unanswered} of {len(batch.produced)} events not acknowledged in time. {self._complaint}")
+            self._collect(producer, batch, until)
+        if len(producer):
+            batch.failed(f"{len(producer)} of {len(batch.produced)} events not acknowledged in time")
         delivery = Delivery(batch.acknowledged_prefixes(), batch.failure)
         if delivery.failure is not None:
             self._discard()
@@ -124,6 +128,15 @@ class Shipper:
                 held_back.add(row.shard)
             else:
                 batch.produced.append(row)
+
+    def _collect(self, producer: Producer, batch: "_Batch", until: float) -> None:
+        """Take in the reports until there is one for each row, or `until` has come."""
+        # Not flush(): it goes on calling back after a fatal error, with that error pending in the interpreter.
+        while len(producer) and (seconds_left := until - time.monotonic()) > 0:
+            try:
+                producer.poll(seconds_left)
+            except KafkaException as error:
+                batch.failed(_told(error.args[0]))
 
     def _headers(self, row: Pending) -> list[tuple[str, str | bytes | None]]:
         headers = {
@@ -163,8 +176,8 @@ class Shipper:
         if self._producer is None:
             return
         self._producer.purge()
-        # Collects the reports of what was purged; they change nothing any more.
-        self._producer.flush(1)
+        # They change nothing any more; each that is not taken would keep its row in memory.
+        self._collect(self._producer, _Batch(), time.monotonic() + PURGE_SECONDS)
         self._producer = None
 
     def _settings(self) -> dict[str, object]:
@@ -180,8 +193,6 @@ class Shipper:
             "linger.ms": LINGER_MS,
             "queue.buffering.max.kbytes": MEMORY_KILOBYTES_MAX,
             "reconnect.backoff.max.ms": 1000,
-            # Its own lines would flood the log while a broker is away; what it has to say is in our one line.
-            "log_level": 0,
             "error_cb": self._complained,
         }
 

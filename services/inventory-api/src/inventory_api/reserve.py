@@ -20,6 +20,7 @@ DUE_EXPIRED_MAX = 10_000
 
 Reservations = list[Reservation]
 _Decision = dict[int, tuple[Allocation, ...]] | InsufficientStock | Contention
+_Place = tuple[int, str | None]
 
 
 def reserve(
@@ -64,13 +65,7 @@ def _hold(tx: Connection, planned: Sequence[_Planned], default_ttl_seconds: floa
     orders = [each.order for each in planned]
     products = {line.product_id for order in orders for line in order.lines}
     stock = {item.id: item for item in items.lock_products(tx, products)}
-    decisions = _decide(orders, stock)
-    if any(isinstance(decision, InsufficientStock) for decision in decisions):
-        # A hold past its time is free stock even if the reaper has not come by yet.
-        more_due = _expire_for(tx, orders, decisions, stock)
-        decisions = _decide(orders, stock)
-        if more_due:
-            decisions = [_try_again(each) if isinstance(each, InsufficientStock) else each for each in decisions]
+    decisions = _decide_with_due(tx, orders, stock)
     moment = now(tx)
     outcomes: list[Reservations | ShopError] = []
     held: Reservations = []
@@ -102,8 +97,33 @@ def _hold(tx: Connection, planned: Sequence[_Planned], default_ttl_seconds: floa
     return outcomes
 
 
+def _decide_with_due(tx: Connection, orders: Sequence[OrderLines], stock: dict[int, Item]) -> list[_Decision]:
+    """What each order gets, in the sequence given, where a hold past its time is free stock, reaper or not.
+
+    Expires what is needed of such holds, the oldest first, and brings `stock` up to date. Each round expires at least
+    one; the first covers what is short in sum, later ones what that left in the wrong place.
+    """
+    allowed = DUE_EXPIRED_MAX
+    while True:
+        decisions = _decide(orders, stock)
+        need = _need(orders, decisions, stock)
+        # One more than allowed, only to know whether there are more.
+        due = transitions.due_of_products(tx, {product_id for product_id, _ in need}, allowed + 1) if need else []
+        if not due:
+            return decisions
+        # All items of these products are locked already, so these locks wait for nobody.
+        locked = reservations.lock(tx, due[:allowed])
+        chosen = _oldest_that_cover(need, [locked.reservations[each] for each in due[:allowed]])
+        locked.reservations = {each.id: each for each in chosen}
+        expired = transitions.expire(tx, locked)
+        stock.update(locked.items)
+        if not expired:
+            more_due = len(due) > allowed
+            return [_try_again(each) if more_due and isinstance(each, InsufficientStock) else each for each in decisions]
+        allowed -= len(expired)
+
+
 def _decide(orders: Sequence[OrderLines], stock: Mapping[int, Item]) -> list[_Decision]:
-    """What each order gets, in the sequence given."""
     shelves = Shelves(stock.values())
     decisions: list[_Decision] = []
     for order in orders:
@@ -114,58 +134,57 @@ def _decide(orders: Sequence[OrderLines], stock: Mapping[int, Item]) -> list[_De
     return decisions
 
 
-def _expire_for(
-    tx: Connection, orders: Sequence[OrderLines], decisions: Sequence[_Decision], stock: dict[int, Item]
-) -> bool:
-    """Expire the oldest due holds of the products that fell short until their need is covered.
-
-    `stock` is brought up to date. Returns whether more are due than one batch may expire.
-    """
-    short = {decision.product_id for decision in decisions if isinstance(decision, InsufficientStock)}
-    need = _need(orders, short, stock)
-    # One more than allowed, only to know whether there are more.
-    due = transitions.due_of_products(tx, short, DUE_EXPIRED_MAX + 1)
-    # All items of these products are locked already, so these locks wait for nobody.
-    locked = reservations.lock(tx, due[:DUE_EXPIRED_MAX])
-    chosen = set()
-    for each in due[:DUE_EXPIRED_MAX]:
-        reservation = locked.reservations[each]
-        places = [
-            (reservation.product_id, None),
-            *((reservation.product_id, p.location) for p in reservation.allocations),
-        ]
-        if any(need.get(place, 0) > 0 for place in places):
-            chosen.add(each)
-            need[places[0]] = need.get(places[0], 0) - reservation.quantity
-            for part in reservation.allocations:
-                place = (reservation.product_id, part.location)
-                need[place] = need.get(place, 0) - part.quantity
-    locked.reservations = {each: locked.reservations[each] for each in due if each in chosen}
-    transitions.expire(tx, locked)
-    stock.update(locked.items)
-    return len(due) > DUE_EXPIRED_MAX
-
-
 def _need(
-    orders: Sequence[OrderLines], products: set[int], stock: Mapping[int, Item]
-) -> dict[tuple[int, str | None], int]:
-    """What all orders together want of each product and of each place, beyond what is free there.
+    orders: Sequence[OrderLines], decisions: Sequence[_Decision], stock: Mapping[int, Item]
+) -> dict[_Place, int]:
+    """What is wanted beyond what is free, at each place, of the products that refused orders ask for.
 
-    All orders and not only the refused ones: when the batch is decided anew, an earlier order that gets its
-    stock now may leave too little for a later one that had it before.
+    By all orders and not only the refused ones: when the batch is decided anew, an earlier order that gets its
+    stock now may leave too little for a later one that had it before. Empty when no order is refused.
     """
-    need: dict[tuple[int, str | None], int] = {}
+    refused = [
+        (order, decision)
+        for order, decision in zip(orders, decisions, strict=True)
+        if isinstance(decision, InsufficientStock)
+    ]
+    if not refused:
+        return {}
+    products = {line.product_id for order, _ in refused for line in order.lines}
+    need: dict[_Place, int] = {}
     for order in orders:
         for line in order.lines:
             if line.product_id in products:
-                for place in {(line.product_id, line.location), (line.product_id, None)}:
-                    need[place] = need.get(place, 0) + line.quantity
+                place = (line.product_id, line.location)
+                need[place] = need.get(place, 0) + line.quantity
     for item in stock.values():
         free = item.quantity - item.reserved_quantity
+        # What lines that name the place leave there is for those that name none.
         for place in ((item.product_id, item.location), (item.product_id, None)):
-            if place in need:
-                need[place] -= free
-    return need
+            taken = min(free, need.get(place, 0))
+            if taken:
+                need[place] -= taken
+                free -= taken
+    for _, refusal in refused:
+        place = (refusal.product_id, refusal.location)
+        need[place] = max(need.get(place, 0), refusal.requested - refusal.available)
+    return {place: units for place, units in need.items() if units}
+
+
+def _oldest_that_cover(need: dict[_Place, int], due: Sequence[Reservation]) -> Reservations:
+    """Those of the holds, oldest first, that give back something of what is needed."""
+    chosen = []
+    for reservation in due:
+        before = sum(need.values())
+        for part in reservation.allocations:
+            units = part.quantity
+            for place in ((reservation.product_id, part.location), (reservation.product_id, None)):
+                covered = min(units, need.get(place, 0))
+                if covered:
+                    need[place] -= covered
+                    units -= covered
+        if sum(need.values()) < before:
+            chosen.append(reservation)
+    return chosen
 
 
 def _try_again(refusal: InsufficientStock) -> Contention:

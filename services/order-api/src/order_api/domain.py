@@ -152,7 +152,7 @@ class ReservationExpired(_HoldsLost):
 
     def __init__(self, order_id: str) -> None:
         super().__init__(
-            order_id, f"an earlier try held stock for order {order_id}, which has ended: order with a new request_id"
+            order_id, f"the hold of an earlier try for order {order_id} has ended; order anew, with a new request_id"
         )
 
 

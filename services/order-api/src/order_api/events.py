@@ -3,10 +3,11 @@
 from decimal import Decimal
 
 import orjson
+from shop_common.moments import rfc3339
+from shop_common.money import as_json_number
+from shop_common.outbox import Message
 
 from order_api.domain import Order, Status
-from shop_common.money import as_json_number
-from shop_common.outbox import Message, timestamp
 
 TOPIC = "order-events"
 
@@ -36,7 +37,7 @@ def order_arrived(order: Order, traceparent: str | None) -> Message:
         ],
     }
     if order.status is Status.PENDING:
-        data["reserved_until"] = timestamp(order.reserved_until)
+        data["reserved_until"] = rfc3339(order.reserved_until)
     return Message(TOPIC, order.id, _TYPES[order.status], data, order.updated_at, traceparent)
 
 

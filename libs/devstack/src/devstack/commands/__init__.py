@@ -1,3 +1,5 @@
-"""The commands of `python -m devstack`, one a module: its docstring is the help, `configure` declares its options,
-and `run` does the work and returns the exit code.
+"""The commands of `python -m devstack`.
+
+One a module: its docstring is the help, `configure` declares its options, and `run` does the work and returns the
+exit code. It raises what `failures.sentence` can put into words.
 """

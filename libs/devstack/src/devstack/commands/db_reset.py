@@ -1,5 +1,7 @@
-"""Drop everything in both databases and bring them to the newest schema. All items, reservations, orders and events
-that wait in an outbox are lost. Refused while ./task dev runs."""
+"""Drop everything in both databases and bring them to the newest schema.
+
+All items, reservations and orders are lost, and the events that wait in an outbox. Refused while ./task dev runs.
+"""
 
 import argparse
 import sys

@@ -1,7 +1,10 @@
-"""Open an SQL shell on a database: psql for PostgreSQL; for SQLite the sqlite3 program, or the shell of Python's own
-sqlite3 module (3.12 and newer). Where there is neither, a plain prompt that runs statements that end in ';'.
+"""Open an SQL shell on a database.
 
-Only look: each table has one writer, and that is its service. On SQLite times are microseconds since 1970."""
+That is psql for PostgreSQL; for SQLite the sqlite3 program, or the shell of Python's own sqlite3 module (3.12 and
+newer). Where there is neither, it is a plain prompt that runs statements that end in ';'.
+
+Only look: each table has one writer, and that is its service. On SQLite times are microseconds since 1970.
+"""
 
 import argparse
 import os
@@ -61,7 +64,8 @@ def _psql(url: URL) -> tuple[list[str], dict[str, str]]:
 def _hand_over(command: list[str], environment: dict[str, str]) -> None:
     if command:
         sys.stdout.flush()
-        os.execve(command[0], command, os.environ | environment)
+        # The shell takes our place: Ctrl-C and the terminal are its own from here on.
+        os.execve(command[0], command, os.environ | environment)  # noqa: S606 - no words of others in the command
 
 
 def _prompt(engine: Engine, name: str) -> int:

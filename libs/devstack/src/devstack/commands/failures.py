@@ -43,7 +43,7 @@ def kafka_failure(error: KafkaException) -> str:
     cause = error.args[0] if error.args else error
     if not isinstance(cause, KafkaError):
         return f"Kafka: {cause}"
-    if cause.code() in (KafkaError._TRANSPORT, KafkaError._ALL_BROKERS_DOWN, KafkaError._TIMED_OUT):
+    if cause.name() in {"_TRANSPORT", "_ALL_BROKERS_DOWN", "_TIMED_OUT"}:
         return "Kafka does not answer; is the broker running, and is --bootstrap right?"
     return f"Kafka says {cause.name()}: {cause.str()}"
 

@@ -8,7 +8,8 @@ other at its first use, with four partitions.
 import argparse
 
 from confluent_kafka import KafkaError, KafkaException
-from confluent_kafka.admin import AdminClient, NewTopic
+from confluent_kafka.admin import AdminClient
+from confluent_kafka.cimpl import NewTopic
 
 from devstack.broker import PARTITIONS, TOPICS
 from devstack.commands import target
@@ -16,6 +17,7 @@ from devstack.commands.output import add_json, number, print_json, print_table
 from devstack.commands.topics import REQUEST_SECONDS, Broker
 
 _BROKERS_DEFAULT = -1
+_THERE = "there already"
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -31,7 +33,7 @@ def run(options: argparse.Namespace) -> int:
     bootstrap = target.bootstrap(options)
     with Broker(bootstrap) as broker:
         before = broker.topics()
-        outcomes = dict.fromkeys(TOPICS, "there already")
+        outcomes = dict.fromkeys(TOPICS, _THERE)
         missing = [topic for topic in TOPICS if topic not in before]
         if broker.is_embedded():
             outcomes |= dict.fromkeys(missing, "made at its first use by the embedded broker")
@@ -42,7 +44,7 @@ def run(options: argparse.Namespace) -> int:
             ]
             outcomes |= _create(bootstrap, new)
     # A new topic need not be in the broker's next answer yet.
-    made = dict.fromkeys(TOPICS, options.partitions) | {topic: len(before[topic]) for topic in TOPICS if topic in before}
+    made = {topic: len(before[topic]) if topic in before else options.partitions for topic in TOPICS}
     if options.json:
         print_json([{"topic": name, "partitions": made[name], "outcome": outcomes[name]} for name in TOPICS])
     else:
@@ -64,5 +66,5 @@ def _create(bootstrap: str, topics: list[NewTopic]) -> dict[str, str]:
         except KafkaException as failure:
             if failure.args[0].code() != KafkaError.TOPIC_ALREADY_EXISTS:
                 raise
-            outcomes[topic] = "there already"  # another one was faster
+            outcomes[topic] = _THERE  # somebody else was faster
     return outcomes

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from datetime import UTC, datetime
 from typing import Any
 
+from google.protobuf.timestamp_pb2 import Timestamp
 from rich.console import Console
 from rich.table import Column, Table
 from rich.text import Text
@@ -62,9 +63,14 @@ def shown(value: object) -> str:
     return f"{value:,}" if isinstance(value, int) else str(value)
 
 
-def timestamp(moment: datetime) -> str:
+def moment(stamp: Timestamp) -> datetime:
+    """A protobuf time."""
+    return stamp.ToDatetime(UTC)
+
+
+def timestamp(at: datetime) -> str:
     """RFC 3339 in UTC."""
-    return moment.astimezone(UTC).isoformat().replace("+00:00", "Z")
+    return at.astimezone(UTC).isoformat().replace("+00:00", "Z")
 
 
 def _console(*, stderr: bool) -> Console:

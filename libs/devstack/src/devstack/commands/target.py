@@ -3,7 +3,8 @@
 import argparse
 
 from devstack import runfile
-from devstack.stack import INVENTORY_API, ORDER_API, Databases
+from devstack.client import Shop
+from devstack.stack import INVENTORY_API, ORDER_API, Databases, Ports
 
 DATA_FOLDER = runfile.PATH.with_name("data")
 """Where `dev` keeps its SQLite files unless told otherwise."""
@@ -13,8 +14,8 @@ _FROM_DEV = "(default: that of ./task dev)"
 
 def add_apis(parser: argparse.ArgumentParser) -> None:
     """--inventory and --orders."""
-    parser.add_argument("--inventory", metavar="HOST:PORT", help=f"address of inventory-api {_FROM_DEV}")
-    parser.add_argument("--orders", metavar="HOST:PORT", help=f"address of order-api {_FROM_DEV}")
+    for option, api in (("--inventory", INVENTORY_API), ("--orders", ORDER_API)):
+        parser.add_argument(option, metavar="HOST:PORT", help=f"address of {api} {_FROM_DEV}")
 
 
 def add_broker(parser: argparse.ArgumentParser) -> None:
@@ -28,14 +29,18 @@ def add_databases(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--orders-url", metavar="URL", help=f"the orders database {_FROM_DEV}")
 
 
-def inventory_address(options: argparse.Namespace) -> str:
-    """Of inventory-api. Raises NotRunning."""
-    return options.inventory or runfile.read().processes[INVENTORY_API].address
+def apis(options: argparse.Namespace) -> tuple[str, str]:
+    """The addresses of inventory-api and order-api. Raises NotRunning when none is given."""
+    if options.inventory or options.orders:
+        ports = Ports()
+        return options.inventory or f"localhost:{ports.inventory}", options.orders or f"localhost:{ports.orders}"
+    processes = runfile.read().processes
+    return processes[INVENTORY_API].address, processes[ORDER_API].address
 
 
-def orders_address(options: argparse.Namespace) -> str:
-    """Of order-api. Raises NotRunning."""
-    return options.orders or runfile.read().processes[ORDER_API].address
+def shop(options: argparse.Namespace) -> Shop:
+    """A client of both. Raises NotRunning."""
+    return Shop.connect(*apis(options))
 
 
 def bootstrap(options: argparse.Namespace) -> str:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Self
 
-from confluent_kafka import OFFSET_INVALID, Consumer, KafkaError, KafkaException, Message, TopicPartition
+from confluent_kafka import OFFSET_INVALID, Consumer, KafkaException, Message, TopicPartition
 
 REQUEST_SECONDS = 10
 _BATCH = 500
@@ -144,7 +144,7 @@ def text(value: bytes | None) -> str:
 
 def _is_end(message: Message) -> bool:
     error = message.error()
-    if error is not None and error.code() != KafkaError._PARTITION_EOF:
+    if error is not None and error.name() != "_PARTITION_EOF":
         raise KafkaException(error)
     return error is not None
 

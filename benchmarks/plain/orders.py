@@ -1,0 +1,149 @@
+"""The plain order service: CreateOrder, GetOrder, ListOrders."""
+
+import json
+import os
+import sys
+from datetime import timedelta
+from decimal import Decimal
+
+import grpc
+from google.type.money_pb2 import Money
+from sqlalchemy import select
+from sqlalchemy.orm import Session, selectinload, sessionmaker
+from uuid_utils import uuid7
+
+from benchmarks.plain.models import Order, OrderEvent, OrderItem
+from benchmarks.plain.server import serve
+from shop.inventory.v1 import inventory_pb2, inventory_pb2_grpc
+from shop.order.v1 import order_pb2 as pb
+from shop.order.v1 import order_pb2_grpc
+from shop_common.moments import rfc3339, to_proto
+from shop_common.outbox import shard_of
+from shop_common.sql import now
+
+TTL = timedelta(minutes=30)
+CALL_SECONDS = 30
+
+
+class OrderServicer(order_pb2_grpc.OrderServiceServicer):
+    """One transaction a call, and for an order first one call to the plain inventory service."""
+
+    def __init__(self, sessions: sessionmaker[Session], inventory: inventory_pb2_grpc.InventoryServiceStub) -> None:
+        self._sessions = sessions
+        self._inventory = inventory
+
+    def CreateOrder(self, request: pb.CreateOrderRequest, context: grpc.ServicerContext) -> pb.OrderResponse:
+        order_id = str(uuid7())
+        try:
+            self._reserve(order_id, request)
+        except grpc.RpcError as error:
+            context.abort(error.code(), error.details())
+        with self._sessions.begin() as session:
+            moment = now(session.connection())
+            items = [
+                OrderItem(product_id=item.product_id, quantity=item.quantity, price=_decimal(item.price))
+                for item in request.items
+            ]
+            order = Order(
+                id=order_id,
+                user_id=request.user_id,
+                total_amount=sum((item.price * item.quantity for item in items), Decimal()),
+                currency=request.items[0].price.currency_code,
+                status="PENDING",
+                status_reason="",
+                reserved_until=moment + TTL,
+                version=1,
+                created_at=moment,
+                updated_at=moment,
+                items=items,
+            )
+            session.add_all([order, _event(order)])
+            session.flush()
+            return pb.OrderResponse(order=_to_proto(order))
+
+    def GetOrder(self, request: pb.GetOrderRequest, context: grpc.ServicerContext) -> pb.OrderResponse:
+        with self._sessions() as session:
+            order = session.get(Order, request.id, options=[selectinload(Order.items)])
+            if order is None:
+                context.abort(grpc.StatusCode.NOT_FOUND, f"there is no order {request.id}")
+            return pb.OrderResponse(order=_to_proto(order))
+
+    def ListOrders(self, request: pb.ListOrdersRequest, context: grpc.ServicerContext) -> pb.ListOrdersResponse:
+        newest = select(Order).where(Order.user_id == request.user_id).order_by(Order.created_at.desc(), Order.id.desc())
+        with self._sessions() as session:
+            orders = session.scalars(newest.limit(request.page_size).options(selectinload(Order.items))).all()
+            return pb.ListOrdersResponse(orders=[_to_proto(order) for order in orders])
+
+    def _reserve(self, order_id: str, request: pb.CreateOrderRequest) -> None:
+        lines = [inventory_pb2.Line(product_id=item.product_id, quantity=item.quantity) for item in request.items]
+        wanted = inventory_pb2.OrderLines(order_id=order_id, lines=lines)
+        self._inventory.BatchReserveStock(
+            inventory_pb2.BatchReserveStockRequest(orders=[wanted]), timeout=CALL_SECONDS
+        )
+
+
+def _event(order: Order) -> OrderEvent:
+    data = {
+        "order_id": order.id,
+        "user_id": order.user_id,
+        "total_amount": str(order.total_amount),
+        "currency": order.currency,
+        "status": order.status,
+        "items": [
+            {"product_id": item.product_id, "quantity": item.quantity, "price": str(item.price)} for item in order.items
+        ],
+    }
+    return OrderEvent(
+        shard=shard_of(order.id),
+        event_id=str(uuid7()),
+        topic="order-events",
+        key=order.id,
+        type="ORDER_CREATED",
+        payload=json.dumps({"event_type": "ORDER_CREATED", "timestamp": rfc3339(order.created_at), "data": data}),
+        created_at=order.created_at,
+    )
+
+
+def _to_proto(order: Order) -> pb.Order:
+    return pb.Order(
+        id=order.id,
+        user_id=order.user_id,
+        items=[
+            pb.OrderItem(
+                id=item.id,
+                product_id=item.product_id,
+                quantity=item.quantity,
+                price=_money(item.price, order.currency),
+            )
+            for item in order.items
+        ],
+        total_amount=_money(order.total_amount, order.currency),
+        status=pb.OrderStatus.Value(f"ORDER_STATUS_{order.status}"),
+        status_reason=order.status_reason,
+        reserved_until=to_proto(order.reserved_until),
+        version=order.version,
+        created_at=to_proto(order.created_at),
+        updated_at=to_proto(order.updated_at),
+    )
+
+
+def _decimal(money: Money) -> Decimal:
+    return money.units + Decimal(money.nanos) / 10**9
+
+
+def _money(amount: Decimal, currency: str) -> Money:
+    units = int(amount)
+    return Money(currency_code=currency, units=units, nanos=int((amount - units) * 10**9))
+
+
+def main() -> None:
+    inventory = inventory_pb2_grpc.InventoryServiceStub(grpc.insecure_channel(os.environ["INVENTORY_TARGET"]))
+    serve(
+        lambda server, sessions: order_pb2_grpc.add_OrderServiceServicer_to_server(
+            OrderServicer(sessions, inventory), server
+        )
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

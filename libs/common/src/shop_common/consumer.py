@@ -1,0 +1,319 @@
+"""Acts on the events of a topic: one thread, in batches, each event at least once and each key's in order.
+
+A batch is what has arrived, up to 500 messages. Each operation gets its events as a list and a transaction of its
+own, since it takes its locks in the order that is the same everywhere; two in one transaction would not. Offsets are
+stored when all of the batch is done, so that after a crash it is done again: operations are safe to repeat by the
+state that they check.
+
+librdkafka commits what was stored in the background, and when partitions move and at the end
+(`enable.auto.commit`); what is stored is decided here (`enable.auto.offset.store` is off). So no batch waits
+for a commit, and nothing unfinished is committed.
+"""
+
+import itertools
+import math
+import random
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import confluent_kafka
+from confluent_kafka import KafkaError, KafkaException, Message, TopicPartition
+from opentelemetry.trace import SpanKind
+from sqlalchemy import Connection
+
+from shop_common import dead_letters, logs, received, sql, telemetry
+from shop_common.consumer_metrics import ConsumerMetrics
+from shop_common.database import Database
+from shop_common.dead_letters import Reason
+from shop_common.errors import Conflict, Overload, ShopError, Unavailable
+from shop_common.outbox import Outbox
+from shop_common.received import Event, Undecodable
+
+__all__ = ["Consumer", "Event", "Handler"]
+
+Handler = Callable[[Connection, Sequence[Event]], None]
+"""Acts on events of one type, in the order given; safe to repeat; never commits."""
+
+BATCH_MESSAGES_MAX = 500
+IDLE_POLL_SECONDS = 0.2
+TRIES_MAX = 5
+"""How often an event is tried alone before it is set aside."""
+
+BACKOFF_SECONDS_MIN = 0.02
+BACKOFF_SECONDS_MAX = 2.0
+COMPLAINT_SECONDS = 60.0
+LAG_SECONDS = 2.0
+STOP_SECONDS_MAX = 5.0
+
+# A process that was killed is still a member of its group for so long, and its partitions wait for it.
+_SESSION_SECONDS = 6
+_PREFETCH_KILOBYTES_MAX = 8192
+
+_log = logs.get(__name__)
+
+
+class Consumer:
+    """The consumer of one topic for one service.
+
+    `handlers` by event type; messages of other types are passed over by their header alone. `set_ready` is told False
+    while the database is away, and True when it is back. `die` must end the process: without this thread it only
+    seems to work.
+    """
+
+    def __init__(
+        self,
+        *,
+        bootstrap_servers: str,
+        group: str,
+        topic: str,
+        handlers: Mapping[str, Handler],
+        database: Database,
+        outbox: Outbox,
+        set_ready: Callable[[bool], None],
+        die: Callable[[str, BaseException], None],
+    ) -> None:
+        self._kafka = confluent_kafka.Consumer(_settings(bootstrap_servers, group) | {"error_cb": self._on_kafka_error})
+        self._group = group
+        self._topic = topic
+        self._handlers = handlers
+        self._database = database
+        self._outbox = outbox
+        self._set_ready = set_ready
+        self._die = die
+        self._metrics = ConsumerMetrics(topic)
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._run, name=f"consumer-{topic}", daemon=True)
+        self._waiting = False
+        self._early: list[Message] = []
+        self._trouble = ""
+        self._complained_at = -math.inf
+        self._lag = 0
+        self._lag_measured_at = -math.inf
+
+    def start(self) -> None:
+        """Join the group and begin. A broker that is away is waited for."""
+        self._kafka.subscribe([self._topic], on_assign=self._on_assign)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Finish the batch that runs, commit, leave the group. A batch that waits for the database is left undone."""
+        self._stopping.set()
+        self._thread.join(STOP_SECONDS_MAX)
+        if self._thread.is_alive():
+            # Without an answer librdkafka waits for its broker for ever. The group notices by the missing heartbeat.
+            _log.warning("consumer not stopped in time; what it has not committed is done again", topic=self._topic)
+
+    def lag(self) -> int:
+        """How many messages this process has still to do, as of the last seconds."""
+        return self._lag
+
+    def _run(self) -> None:
+        try:
+            try:
+                while not self._stopping.is_set():
+                    if messages := self._next_batch():
+                        self._work(messages)
+                    self._measure_lag()
+            except _Stopped:
+                pass  # nothing of the batch is stored
+            self._kafka.close()
+        except BaseException as error:
+            self._die(f"the consumer of {self._topic} died", error)
+            raise
+
+    def _next_batch(self) -> list[Message]:
+        messages, self._early = self._early, []
+        # `consume` would wait until its list is full, so that it only takes what is there already.
+        first = self._kafka.poll(0 if messages else IDLE_POLL_SECONDS)
+        if first is not None:
+            messages += [first, *self._kafka.consume(BATCH_MESSAGES_MAX - 1, 0)]
+        return [message for message in messages if self._is_sound(message)]
+
+    def _work(self, messages: Sequence[Message]) -> None:
+        batch: dict[tuple[str, int, int], Message] = {}
+        events: list[Event] = []
+        for message in messages:
+            event_type = received.type_of(message)
+            if event_type is not None and event_type not in self._handlers:
+                continue
+            batch[received.position(message)] = message
+            try:
+                event = received.decode(message)
+            except Undecodable as error:
+                self._set_aside(message, Reason.UNDECODABLE, error)
+                continue
+            if event.type in self._handlers:
+                events.append(event)
+        for step in received.in_sequence(events):
+            self._handle(step, batch)
+        self._store(messages)
+        self._recovered()
+
+    def _handle(self, events: Sequence[Event], batch: Mapping[tuple[str, int, int], Message], tries: int = 1) -> None:
+        """Act on events of one type. Those that make it fail are found by halves, and set aside."""
+        try:
+            self._act(events)
+            return
+        except Exception as error:  # rolled back, and not for the database's sake: an event or the handler is wrong
+            failure = error
+        if len(events) > 1:
+            half = len(events) // 2
+            self._handle(events[:half], batch)
+            self._handle(events[half:], batch)
+            return
+        (event,) = events
+        if tries < TRIES_MAX:
+            self._wait(_backoff_seconds(tries))
+            self._handle(events, batch, tries + 1)
+        else:
+            self._set_aside(batch[event.topic, event.partition, event.offset], Reason.FAILED, failure)
+
+    def _act(self, events: Sequence[Event]) -> None:
+        event_type = events[0].type
+        traces = {event.traceparent for event in events}
+        # One trace is continued; of many, a span can only say that it belongs to them.
+        parent = traces.pop() if len(traces) == 1 else None
+        attributes: dict[str, str | int] = {"messaging.system": "kafka", "messaging.batch.message_count": len(events)}
+        started_at = time.monotonic()
+        name = f"handle {event_type}"
+        with telemetry.span(name, SpanKind.CONSUMER, parent=parent, links=traces, attributes=attributes):
+            self._insist(lambda tx: self._handlers[event_type](tx, events))
+        self._metrics.handled(event_type, len(events), time.monotonic() - started_at)
+
+    def _set_aside(self, message: Message, reason: Reason, error: Exception) -> None:
+        letter = partial(dead_letters.dead_letter, message, reason, error, consumer=self._group)
+        self._insist(lambda tx: self._outbox.append_records(tx, [letter(now=sql.now(tx))]))
+        self._metrics.set_aside(reason)
+        topic, partition, offset = received.position(message)
+        _log.error(
+            "event set aside",
+            topic=topic,
+            partition=partition,
+            offset=offset,
+            reason=str(reason),
+            exc_info=error,
+        )
+
+    def _insist(self, operation: Callable[[Connection], None]) -> None:
+        """Run the operation in a transaction, as often as it takes while the database is away or busy.
+
+        Raises what the operation is to blame for, and _Stopped.
+        """
+        for tries in itertools.count(1):
+            try:
+                self._database.transact(operation)
+                return
+            except (Unavailable, Conflict, Overload) as error:
+                self._troubled(error)
+            self._wait(_backoff_seconds(tries))
+
+    def _wait(self, seconds: float) -> None:
+        """Wait, and poll the group meanwhile, which otherwise takes us for dead. Raises _Stopped."""
+        self._waiting = True
+        self._kafka.pause(self._kafka.assignment())
+        try:
+            until = time.monotonic() + seconds
+            while (left := until - time.monotonic()) > 0:
+                if self._stopping.is_set():
+                    raise _Stopped
+                message = self._kafka.poll(min(left, IDLE_POLL_SECONDS))
+                if message is not None:
+                    # Not expected of paused partitions; but a message that was polled doesn't come again.
+                    self._early.append(message)
+        finally:
+            self._waiting = False
+            self._kafka.resume(self._kafka.assignment())
+
+    def _troubled(self, error: ShopError) -> None:
+        if error.reason != self._trouble:
+            self._trouble = error.reason
+            _log.warning("events wait", topic=self._topic, reason=error.reason, error=error.message)
+            # A database that is only busy serves calls all the same.
+            self._set_ready(not isinstance(error, Unavailable))
+
+    def _recovered(self) -> None:
+        if self._trouble:
+            self._trouble = ""
+            _log.info("events go on", topic=self._topic)
+            self._set_ready(True)
+
+    def _store(self, messages: Sequence[Message]) -> None:
+        """Let the offsets behind these messages be committed."""
+        done: dict[int, int] = {}
+        for message in messages:
+            _, partition, offset = received.position(message)
+            done[partition] = offset + 1
+        for partition, offset in done.items():
+            try:
+                self._kafka.store_offsets(offsets=[TopicPartition(self._topic, partition, offset)])
+            except KafkaException:
+                # The partition has moved to another member meanwhile, which does these events again.
+                _log.info("partition has moved while its events were handled", topic=self._topic, partition=partition)
+
+    def _on_assign(self, kafka: confluent_kafka.Consumer, partitions: list[TopicPartition]) -> None:
+        kafka.incremental_assign(partitions)
+        if self._waiting:
+            kafka.pause(partitions)
+
+    def _is_sound(self, message: Message) -> bool:
+        error = message.error()
+        if error is None:
+            return True
+        self._on_kafka_error(error)
+        return False
+
+    def _on_kafka_error(self, error: KafkaError) -> None:
+        if error.fatal():
+            raise KafkaException(error)
+        # librdkafka mends everything else itself, and says at each try that it has not succeeded yet.
+        now = time.monotonic()
+        if now - self._complained_at > COMPLAINT_SECONDS:
+            self._complained_at = now
+            _log.warning("no events from the broker", topic=self._topic, error=error.str())
+
+    def _measure_lag(self) -> None:
+        now = time.monotonic()
+        if now - self._lag_measured_at < LAG_SECONDS:
+            return
+        self._lag_measured_at = now
+        lag = 0
+        for partition in self._kafka.position(self._kafka.assignment()):
+            # What the last fetch told; nothing is asked of the broker. Negative: not known yet.
+            low, high = self._kafka.get_watermark_offsets(partition, cached=True)
+            lag += max(0, high - max(low, partition.offset))
+        self._lag = lag
+        self._metrics.lag(lag)
+
+
+class _Stopped(BaseException):
+    """Told to stop while waiting. No Exception, so that it is never taken for the failure of a handler."""
+
+
+def _backoff_seconds(tries: int) -> float:
+    # Jitter, so that the consumers that a database has thrown out do not all come back at once.
+    longest: float = min(BACKOFF_SECONDS_MAX, BACKOFF_SECONDS_MIN * 2.0 ** min(tries, 20))
+    return longest * random.uniform(0.5, 1)
+
+
+def _settings(bootstrap_servers: str, group: str) -> dict[str, Any]:
+    return {
+        "bootstrap.servers": bootstrap_servers,
+        "group.id": group,
+        "client.id": group,
+        "enable.auto.commit": True,
+        "auto.commit.interval.ms": 500,
+        "enable.auto.offset.store": False,
+        "auto.offset.reset": "earliest",
+        "partition.assignment.strategy": "cooperative-sticky",
+        "session.timeout.ms": _SESSION_SECONDS * 1000,
+        "heartbeat.interval.ms": _SESSION_SECONDS * 1000 // 3,
+        "queued.max.messages.kbytes": _PREFETCH_KILOBYTES_MAX,
+        # How soon a topic that was not there yet is found.
+        "topic.metadata.refresh.interval.ms": 5000,
+        "reconnect.backoff.max.ms": 1000,
+        # Its own lines would flood the log while a broker is away; `_on_kafka_error` says it in one.
+        "log_level": 0,
+    }

@@ -1,0 +1,364 @@
+"""A consumer on a real broker and both databases; its handlers note in a table what they were given."""
+
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from typing import Any
+from uuid import uuid4
+
+import orjson
+import pytest
+from confluent_kafka import Producer
+from devstack.kafka import Kafka
+from sqlalchemy import CheckConstraint, Column, Connection, Integer, MetaData, Table, Text, insert, select, text
+
+from shop_common.consumer import Consumer, Event, Handler
+from shop_common.database import Database
+from shop_common.errors import Contention, DatabaseUnavailable
+from shop_common.outbox import Outbox
+
+TIMEOUT_SECONDS = 20
+
+metadata = MetaData()
+outbox = Outbox(metadata)
+noted = Table(
+    "noted",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("type", Text),
+    Column("key", Text),
+    Column("number", Integer, CheckConstraint("number >= 0", "number_not_negative")),
+    sqlite_autoincrement=True,
+)
+
+
+def note(tx: Connection, events: Sequence[Event]) -> None:
+    rows = [{"type": event.type, "key": event.key, "number": event.data["number"]} for event in events]
+    tx.execute(insert(noted), rows)
+
+
+@dataclass
+class Desk:
+    """A consumer's surroundings: its topic, its database, and what it said."""
+
+    kafka: Kafka
+    database: Database
+    topic: str
+    group: str = field(default_factory=lambda: f"group-{uuid4().hex}")
+    readiness: list[bool] = field(default_factory=list)
+    deaths: list[BaseException] = field(default_factory=list)
+    at_the_end: ExitStack = field(default_factory=ExitStack)
+
+    def consumer(self, handlers: Mapping[str, Handler]) -> Consumer:
+        """A running consumer, stopped at the end of the test."""
+        consumer = Consumer(
+            bootstrap_servers=self.kafka.bootstrap,
+            group=self.group,
+            topic=self.topic,
+            handlers=handlers,
+            database=self.database,
+            outbox=outbox,
+            set_ready=self.readiness.append,
+            die=lambda _, error: self.deaths.append(error),
+        )
+        consumer.start()
+        self.at_the_end.callback(consumer.stop)
+        return consumer
+
+    def tell(self, *events: tuple[str, str, Any]) -> None:
+        """Send events: type, key, number."""
+        bodies = [(kind, key, body(kind, number)) for kind, key, number in events]
+        self.send(*((key, value, {"ce_type": kind, "ce_id": str(uuid4())}) for kind, key, value in bodies))
+
+    def send(self, *messages: tuple[str | bytes | None, bytes, Mapping[str, str | bytes]]) -> None:
+        """Send messages: key, value, headers."""
+        producer = Producer({"bootstrap.servers": self.kafka.bootstrap, "partitioner": "murmur2_random"})
+        for key, value, headers in messages:
+            producer.produce(self.topic, value, key, headers=dict(headers))
+        assert producer.flush(TIMEOUT_SECONDS) == 0
+
+    def noted(self) -> list[tuple[str, str, int]]:
+        columns = select(noted.c.type, noted.c.key, noted.c.number).order_by(noted.c.id)
+        with self.database.read() as tx:
+            return [row._tuple() for row in tx.execute(columns)]
+
+    def letters(self) -> list[Any]:
+        with self.database.read() as tx:
+            return list(tx.execute(select(outbox.table).order_by(outbox.table.c.id)))
+
+    def uncommitted(self) -> int:
+        return self.kafka.lag(self.group, self.topic)
+
+
+def body(kind: str, number: Any) -> bytes:
+    return orjson.dumps({"event_type": kind, "timestamp": "2024-01-15T10:30:00.5Z", "data": {"number": number}})
+
+
+def eventually(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + TIMEOUT_SECONDS
+    while not condition():
+        assert time.monotonic() < deadline, "did not happen in time"
+        time.sleep(0.02)
+
+
+@pytest.fixture
+def desk(kafka: Kafka, database_url: str) -> Iterator[Desk]:
+    database = Database(database_url)
+    with database.write() as tx:
+        metadata.create_all(tx)
+    desk = Desk(kafka, database, f"facts-{uuid4().hex}")
+    desk.tell(("OTHER", "any", 0))  # the broker makes a topic at its first use
+    with desk.at_the_end:
+        yield desk
+    database.close()
+    assert desk.deaths == []
+
+
+def test_events_reach_the_handler_of_their_type_and_their_offsets_are_committed(desk: Desk) -> None:
+    desk.tell(("OPENED", "a", 1), ("UNHEARD_OF", "a", 2), ("CLOSED", "a", 3))
+    desk.consumer({"OPENED": note, "CLOSED": note})
+
+    eventually(lambda: desk.noted() == [("OPENED", "a", 1), ("CLOSED", "a", 3)])
+    eventually(lambda: desk.uncommitted() == 0)
+    assert desk.letters() == []
+
+
+def test_what_a_handler_gets_is_the_whole_event(desk: Desk) -> None:
+    traceparent = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+    got: list[Event] = []
+    headers = {"ce_type": "OPENED", "ce_id": "id-1", "traceparent": traceparent}
+    desk.send(("kö", body("OPENED", 7), headers))
+    desk.consumer({"OPENED": lambda _, events: got.extend(events)})
+
+    eventually(lambda: len(got) == 1)
+
+    (event,) = got
+    assert (event.type, event.key, event.event_id, event.data) == ("OPENED", "kö", "id-1", {"number": 7})
+    assert event.occurred_at.isoformat() == "2024-01-15T10:30:00.500000+00:00"
+    assert (event.traceparent, event.topic) == (traceparent, desk.topic)
+
+
+def test_the_type_is_taken_from_the_body_if_the_header_is_missing_or_odd(desk: Desk) -> None:
+    desk.send(("a", body("OPENED", 1), {}), ("a", body("OPENED", 2), {"ce_type": b"\xff\xfe"}))
+    desk.send(("a", body("UNHEARD_OF", 3), {}))
+    desk.consumer({"OPENED": note})
+
+    eventually(lambda: desk.uncommitted() == 0)
+    assert desk.noted() == [("OPENED", "a", 1), ("OPENED", "a", 2)]
+    assert desk.letters() == []
+
+
+def test_each_keys_events_are_handled_in_order_in_few_transactions(desk: Desk) -> None:
+    transactions: list[int] = []
+
+    def count_and_note(tx: Connection, events: Sequence[Event]) -> None:
+        transactions.append(len(events))
+        note(tx, events)
+
+    keys = [f"key-{n}" for n in range(100)]
+    story = ["OPENED", "CHANGED", "CHANGED", "CLOSED", "OPENED"]
+    desk.tell(*((kind, key, number) for number, kind in enumerate(story) for key in keys))
+    desk.consumer(dict.fromkeys(story, count_and_note))
+
+    eventually(lambda: len(desk.noted()) == len(keys) * len(story))
+    for key in keys:
+        told = [(kind, number) for kind, of, number in desk.noted() if of == key]
+        assert told == [(kind, number) for number, kind in enumerate(story)]
+    assert len(transactions) < 50
+
+
+def test_a_poisonous_event_is_set_aside_after_five_tries_and_stops_nobody(desk: Desk) -> None:
+    tries = 0
+
+    def choke(tx: Connection, events: Sequence[Event]) -> None:
+        nonlocal tries
+        tries += [event.data["number"] for event in events] == [-1]
+        note(tx, events)
+
+    events = [("OPENED", f"key-{number}", number) for number in range(40)]
+    events.insert(20, ("OPENED", "poison", -1))
+    desk.tell(*events)
+    desk.consumer({"OPENED": choke})
+
+    eventually(lambda: desk.uncommitted() == 0)
+
+    assert sorted(number for _, _, number in desk.noted()) == list(range(40))
+    (letter,) = desk.letters()
+    headers = orjson.loads(letter.headers)
+    assert (letter.topic, letter.key, letter.type) == (f"{desk.topic}.dlq", "poison", "OPENED")
+    assert letter.payload.encode() == body("OPENED", -1)
+    assert str(letter.event_id) == headers["ce_id"]
+    assert (headers["dlq_topic"], headers["dlq_consumer"]) == (desk.topic, desk.group)
+    assert headers["dlq_reason"] == "FAILED"
+    assert "number_not_negative" in headers["dlq_error"]
+    assert "INSERT" not in headers["dlq_error"]
+    assert headers["dlq_partition"].isdigit()
+    assert headers["dlq_offset"].isdigit()
+    assert tries == 5
+    assert desk.readiness == []
+
+
+def test_a_defect_in_a_handler_sets_its_event_aside(desk: Desk) -> None:
+    desk.tell(("OPENED", "a", 1), ("OPENED", "b", "no number"), ("OPENED", "c", 3))
+    desk.consumer({"OPENED": lambda tx, events: note(tx, [e for e in events if e.data["number"] + 1])})
+
+    eventually(lambda: desk.uncommitted() == 0)
+
+    assert sorted(key for _, key, _ in desk.noted()) == ["a", "c"]
+    assert [letter.key for letter in desk.letters()] == ["b"]
+
+
+def test_what_is_no_event_is_set_aside_at_once_with_its_bytes(desk: Desk) -> None:
+    opened = {"ce_type": "OPENED"}
+    desk.send(("a", b"{", opened), (b"\xff\x00", b"\xff\x00", {**opened, "odd": b"\x00\xff"}), ("c", b"[]", {}))
+    desk.send((None, body("OPENED", 1), opened))
+    desk.consumer({"OPENED": note})
+
+    eventually(lambda: desk.uncommitted() == 0)
+
+    assert desk.noted() == [("OPENED", "", 1)]
+    letters = {letter.payload: orjson.loads(letter.headers) for letter in desk.letters()}
+    assert letters.keys() == {"{", "/wA=", "[]"}
+    assert {headers["dlq_reason"] for headers in letters.values()} == {"UNDECODABLE"}
+    assert letters["/wA="]["dlq_encoding"] == "base64"
+
+
+def test_a_database_that_is_away_is_waited_for_and_nothing_is_lost(desk: Desk) -> None:
+    away = threading.Event()
+    away.set()
+
+    def flaky(tx: Connection, events: Sequence[Event]) -> None:
+        note(tx, events)
+        if away.is_set():
+            raise DatabaseUnavailable("away")
+
+    desk.tell(*(("OPENED", f"key-{number % 7}", number) for number in range(1000)))
+    desk.consumer({"OPENED": flaky})
+    eventually(lambda: desk.readiness == [False])
+    desk.tell(*(("OPENED", f"key-{number % 7}", number) for number in range(1000, 1100)))
+    away.clear()
+
+    eventually(lambda: len(desk.noted()) == 1100)
+    for key in range(7):
+        assert [number for _, of, number in desk.noted() if of == f"key-{key}"] == list(range(key, 1100, 7))
+    eventually(lambda: desk.readiness == [False, True])
+    assert desk.letters() == []
+
+
+def test_a_busy_database_is_waited_for_and_leaves_the_process_ready(desk: Desk) -> None:
+    busy = iter([Contention("busy")] * 3)
+
+    def handler(tx: Connection, events: Sequence[Event]) -> None:
+        for error in busy:
+            raise error
+        note(tx, events)
+
+    desk.tell(("OPENED", "a", 1))
+    desk.consumer({"OPENED": handler})
+
+    eventually(lambda: desk.noted() == [("OPENED", "a", 1)])
+    assert False not in desk.readiness
+
+
+def test_rows_that_another_holds_are_waited_for(desk: Desk, database_url: str) -> None:
+    tried = threading.Event()
+    lock = "SELECT 1" if desk.database.is_sqlite else "LOCK TABLE noted"
+    other = Database(database_url)
+
+    def handler(tx: Connection, events: Sequence[Event]) -> None:
+        tried.set()
+        note(tx, events)
+
+    with other.write() as tx:
+        tx.execute(text(lock))
+        desk.tell(("OPENED", "a", 1))
+        desk.consumer({"OPENED": handler})
+        if not desk.database.is_sqlite:  # there it does not even begin
+            assert tried.wait(TIMEOUT_SECONDS)
+        eventually(lambda: len(desk.readiness) > 0)
+
+    other.close()
+    eventually(lambda: desk.noted() == [("OPENED", "a", 1)])
+    assert desk.letters() == []
+
+
+def test_a_batch_that_was_not_finished_is_done_again_by_the_next_process(desk: Desk) -> None:
+    reached = threading.Event()
+
+    def away(tx: Connection, events: Sequence[Event]) -> None:
+        reached.set()
+        raise DatabaseUnavailable("away")
+
+    desk.tell(("OPENED", "a", 1), ("CLOSED", "a", 2))
+    first = desk.consumer({"OPENED": note, "CLOSED": away})
+    assert reached.wait(TIMEOUT_SECONDS)
+    first.stop()
+
+    desk.consumer({"OPENED": note, "CLOSED": note})
+
+    eventually(lambda: desk.noted() == [("OPENED", "a", 1), ("OPENED", "a", 1), ("CLOSED", "a", 2)])
+
+
+def test_a_stopped_consumer_has_committed_and_the_next_goes_on_from_there(desk: Desk) -> None:
+    desk.tell(("OPENED", "a", 1))
+    first = desk.consumer({"OPENED": note})
+    eventually(lambda: len(desk.noted()) == 1)
+    first.stop()
+    assert desk.uncommitted() == 0
+
+    desk.consumer({"OPENED": note})
+    desk.tell(("OPENED", "a", 2))
+
+    eventually(lambda: desk.noted() == [("OPENED", "a", 1), ("OPENED", "a", 2)])
+
+
+def test_partitions_are_shared_while_events_flow_and_each_is_handled(desk: Desk) -> None:
+    desk.consumer({"OPENED": note})
+    desk.tell(*(("OPENED", f"key-{number}", number) for number in range(300)))
+    second = desk.consumer({"OPENED": note})
+    desk.tell(*(("OPENED", f"key-{number}", number) for number in range(300, 600)))
+    eventually(lambda: len({number for _, _, number in desk.noted()}) == 600)
+    second.stop()
+    desk.tell(*(("OPENED", f"key-{number}", number) for number in range(600, 900)))
+
+    eventually(lambda: {number for _, _, number in desk.noted()} == set(range(900)))
+    eventually(lambda: desk.uncommitted() == 0)
+
+
+def test_it_stops_in_time_though_the_broker_does_not_answer(desk: Desk) -> None:
+    desk.tell(("OPENED", "a", 1))
+    consumer = desk.consumer({"OPENED": note})
+    eventually(lambda: len(desk.noted()) == 1)
+
+    with desk.kafka.frozen():
+        started_at = time.monotonic()
+        consumer.stop()
+        assert time.monotonic() - started_at < 7
+
+
+def test_lag_counts_what_is_still_to_be_done(desk: Desk) -> None:
+    go_on = threading.Event()
+
+    def slow(tx: Connection, events: Sequence[Event]) -> None:
+        assert go_on.wait(TIMEOUT_SECONDS)
+        note(tx, events)
+
+    consumer = desk.consumer({"OPENED": slow})
+    desk.tell(*(("OPENED", f"key-{number}", number) for number in range(600)))
+    go_on.set()
+
+    eventually(lambda: len(desk.noted()) == 600)
+    eventually(lambda: consumer.lag() == 0)
+
+
+def test_the_threads_death_is_told(kafka: Kafka, desk: Desk) -> None:
+    def die(tx: Connection, events: Sequence[Event]) -> None:
+        raise SystemExit("no way on")
+
+    desk.consumer({"OPENED": die})
+    desk.tell(("OPENED", "a", 1))
+
+    eventually(lambda: len(desk.deaths) == 1)
+    desk.deaths.clear()

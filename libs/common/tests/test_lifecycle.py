@@ -1,0 +1,263 @@
+"""The life of a real process: started, signalled, drained, ended."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from urllib.request import urlopen
+
+import grpc
+import psutil
+import pytest
+from devstack.ports import free_ports
+from devstack.process import Process, health
+from google.protobuf.wrappers_pb2 import StringValue
+from libs.common.tests.echo_service import echo_stub
+
+PROGRAM = str(Path(__file__).with_name("echo_service.py"))
+REPOSITORY = Path(__file__).parents[3]
+
+Start = Callable[..., Process]
+
+
+@pytest.fixture
+def start() -> Iterator[Start]:
+    """Starts the echo process, with these settings, and ends it after the test."""
+    with ExitStack() as after:
+
+        def start_process(*, wait: bool = True, **settings: object) -> Process:
+            environment = {"LISTEN_HOST": "127.0.0.1", "DRAIN_SECONDS": "0", "LOG_FORMAT": "json"}
+            environment |= {name.upper(): str(value) for name, value in settings.items()}
+            environment.setdefault("GRPC_PORT", str(free_ports(1)[0]))
+            address = f"127.0.0.1:{environment['GRPC_PORT']}"
+            process = Process("echo", [sys.executable, PROGRAM], environment, health_address=address)
+            after.callback(process.stop)
+            process.start()
+            if wait:
+                process.wait_ready(20)
+            return process
+
+        yield start_process
+
+
+def test_sigterm_drains_in_order_and_ends_well(start: Start) -> None:
+    process = start(drain_seconds=1.5)
+    address = _address(process)
+    with grpc.insecure_channel(address) as channel:
+        running = echo_stub(channel).future(StringValue(value="sleep 3"), timeout=20)
+        process.wait_for_line("asleep", 10)
+        process.terminate()
+
+        # First nobody is sent here any more, while those who come are still served ...
+        _eventually(lambda: health(address) == "NOT_SERVING")
+        assert health(address, "liveness") == "SERVING"
+        assert _say(address, "pid") == str(process.pid)
+        # ... then what runs is finished, ...
+        assert running.result().value == "sleep 3"
+        assert "flushed" not in process.log
+    # ... then the rest is flushed.
+    assert process.wait(10) == 0
+    assert _events(process)[-2:] == ["stopping", "stopped"]
+    assert process.log.index('"stopping"') < process.log.index("flushed first") < process.log.index('"stopped"')
+
+
+def test_ctrl_c_ends_it_well_even_if_it_arrives_twice(start: Start) -> None:
+    process = start(drain_seconds=0.5)
+
+    process.send_signal(signal.SIGINT)
+    process.send_signal(signal.SIGINT)
+    process.terminate()
+
+    assert process.wait(10) == 0
+    assert "Traceback" not in process.log
+
+
+def test_a_second_signal_ends_it_at_once(start: Start) -> None:
+    process = start(drain_seconds=60)
+    process.terminate()
+    process.wait_for_line('"stopping"', 10)
+
+    def insist() -> bool:
+        process.terminate()
+        return not process.alive
+
+    _eventually(insist)
+
+    assert process.wait(1) == 128 + signal.SIGTERM
+    assert "flushed" not in process.log
+
+
+def test_a_call_that_outlasts_the_grace_is_cancelled(start: Start) -> None:
+    process = start(grace_seconds=0.5)
+    with grpc.insecure_channel(_address(process)) as channel:
+        running = echo_stub(channel).future(StringValue(value="sleep 30"), timeout=60)
+        process.wait_for_line("asleep", 10)
+        process.terminate()
+
+        assert process.wait(10) == 0
+        assert running.code() in {grpc.StatusCode.CANCELLED, grpc.StatusCode.UNAVAILABLE}
+
+
+def test_a_step_that_cannot_flush_is_told_and_the_later_ones_still_run(start: Start) -> None:
+    process = start(echo_flush="fails")
+    process.terminate()
+
+    assert process.wait(10) == 1
+    assert "nowhere to flush to" in process.log
+    assert "a step of stopping failed" in process.log
+
+
+def test_the_death_of_a_vital_part_is_the_death_of_the_process(start: Start) -> None:
+    process = start()
+    with grpc.insecure_channel(_address(process)) as channel:
+        echo_stub(channel).future(StringValue(value="die"), timeout=10)
+
+        assert process.wait(10) == 1
+    (line,) = [line for line in _lines(process) if line["event"] == "the flusher died"]
+    assert line["level"] == "critical"
+    assert "it fell" in line["exception"]
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_busy_port_is_one_clear_sentence(start: Start, workers: int) -> None:
+    first = start()
+    port = int(_address(first).rpartition(":")[2])
+
+    second = start(wait=False, grpc_port=port, workers=workers)
+
+    assert second.wait(20) == 1
+    assert second.log.count("\n") == 0
+    assert f"cannot listen on 127.0.0.1:{port} (address already in use)" in second.log
+    assert "GRPC_PORT" in second.log
+    assert health(_address(first)) == "SERVING"
+
+
+def test_it_starts_again_on_the_port_it_has_just_left(start: Start) -> None:
+    process = start()
+    with grpc.insecure_channel(_address(process)) as channel:
+        echo_stub(channel)(StringValue(value="hello"), timeout=10)
+        process.terminate()
+        assert process.wait(10) == 0
+
+        process.start().wait_ready(20)
+
+
+def test_wrong_settings_end_it_with_code_2_before_anything_starts() -> None:
+    ended = subprocess.run(
+        [sys.executable, PROGRAM],
+        env={"GRPC_PORT": "x", "WORKERS": "many"},
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+
+    assert ended.returncode == 2
+    assert "GRPC_PORT" in ended.stderr
+    assert "WORKERS" in ended.stderr
+    assert "Traceback" not in ended.stderr
+
+
+def test_workers_share_the_port_and_end_well_together(start: Start) -> None:
+    metrics = free_ports(1)[0]
+    process = start(workers=2, metrics_port=metrics)
+    workers = {str(child.pid) for child in psutil.Process(process.pid).children()}
+    assert len(workers) == 2
+
+    seen: set[str] = set()
+
+    def both_answered() -> bool:
+        seen.add(_say(_address(process), "pid"))
+        return seen == workers
+
+    _eventually(both_answered)
+    # Their metrics are one, at their parent's.
+    with urlopen(f"http://127.0.0.1:{metrics}/metrics", timeout=10) as page:
+        counted = [line for line in page.read().decode().splitlines() if line.startswith("grpc_server_handling_seconds_c")]
+    assert 'grpc_code="OK"' in counted[0]
+    process.terminate()
+
+    assert process.wait(15) == 0
+    assert process.log.count("flushed first") == 2
+
+
+def test_when_one_worker_ends_unasked_all_end_and_it_is_told(start: Start) -> None:
+    process = start(workers=2)
+    victim, survivor = psutil.Process(process.pid).children()
+
+    victim.kill()
+
+    assert process.wait(15) == 1
+    assert not survivor.is_running()
+    (line,) = [line for line in _lines(process) if line["event"] == "a worker ended unasked; ending all"]
+    assert (line["pid"], line["exit_code"]) == (victim.pid, -signal.SIGKILL)
+
+
+def test_workers_end_when_their_parent_is_killed(start: Start) -> None:
+    process = start(workers=2)
+    workers = psutil.Process(process.pid).children()
+
+    psutil.Process(process.pid).kill()
+
+    _, left = psutil.wait_procs(workers, timeout=10)
+    assert left == []
+
+
+def test_the_limit_of_open_files_is_raised(start: Start) -> None:
+    process = start()
+
+    soft, hard = psutil.Process(process.pid).rlimit(psutil.RLIMIT_NOFILE)
+
+    assert soft == hard
+
+
+def test_lines_name_the_process_and_the_trace_they_belong_to(start: Start) -> None:
+    process = start()
+    trace_id = "0af7651916cd43dd8448eb211c80319c"
+    with grpc.insecure_channel(_address(process)) as channel:
+        metadata = (("traceparent", f"00-{trace_id}-b7ad6b7169203331-01"),)
+        with pytest.raises(grpc.RpcError):
+            echo_stub(channel)(StringValue(value="fail badly"), timeout=10, metadata=metadata)
+
+    line = json.loads(process.wait_for_line("call failed", 10))
+    assert (line["service"], line["level"]) == ("echo", "error")
+    assert line["trace_id"] == trace_id
+    assert "RuntimeError: badly" in line["exception"]
+
+
+def test_on_a_console_lines_are_for_people(start: Start) -> None:
+    process = start(log_format="console")
+
+    line = process.wait_for_line("serving", 10)
+
+    assert "{" not in line
+    assert "info" in line
+
+
+def _address(process: Process) -> str:
+    assert process.health_address is not None
+    return process.health_address
+
+
+def _say(address: str, text: str) -> str:
+    with grpc.insecure_channel(address, [("grpc.use_local_subchannel_pool", 1)]) as channel:
+        return echo_stub(channel)(StringValue(value=text), timeout=10).value
+
+
+def _lines(process: Process) -> list[dict[str, object]]:
+    return [json.loads(line) for line in process.log.splitlines() if line.startswith("{")]
+
+
+def _events(process: Process) -> list[object]:
+    return [line["event"] for line in _lines(process)]
+
+
+def _eventually(true: Callable[[], bool], *, seconds: float = 15) -> None:
+    end = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < end, "it did not become true in time"
+        time.sleep(0.02)

@@ -1,0 +1,160 @@
+"""Dead letters: events that a consumer gave up on, each in the topic named for its own with .dlq.
+
+dlq [list]    shows them: where each lies (partition:offset), what it is, and why and from where it came.
+dlq redrive   sends them to their original topic once more, for when the cause is mended.
+"""
+
+import argparse
+import re
+from collections.abc import Sequence
+from itertools import islice
+
+from rich.table import Column
+from shop_common.dead_letters import SUFFIX
+
+from devstack.broker import TOPICS
+from devstack.commands import target
+from devstack.commands.dead_letters import GROUP, DeadLetters, new_producer
+from devstack.commands.failures import CommandFailed
+from devstack.commands.output import add_json, console, print_json, print_table, shown, timestamp, whole
+from devstack.commands.topics import Broker, Event, text
+
+LETTERS_MAX = 1_000
+"""Of one list."""
+
+_ORIGINALS = [topic for topic in TOPICS if not topic.endswith(SUFFIX)]
+_REDRIVE = f"""Send dead letters to their original topic once more, for when the cause is mended.
+
+Each goes out under its own key, ce_id and headers, less those that say why it was dead, so it lands in its old
+partition, though behind newer events; consumers check the state they find and take it or pass over it. One that fails
+again comes back as a new dead letter. The old ones stay where they are.
+
+What was redriven is remembered in the broker, as offsets of the consumer group {GROUP!r}: --all passes over it;
+--offset redrives what it names, remembered or not. When it is cut off in between, up to 500 are sent twice. The
+memory lasts as long as the broker keeps the offsets of an idle group (7 days by default on Apache Kafka); the embedded
+broker forgets it with everything else."""
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    parser.set_defaults(action=_list, topic=None, waiting=False, bootstrap=None, json=False)
+    actions = parser.add_subparsers(metavar="ACTION")
+    listing = actions.add_parser(
+        "list", help="show dead letters (when no action is named)", description="Show dead letters."
+    )
+    listing.add_argument("--topic", type=_topic, metavar="TOPIC", help="only those of this topic (default: both)")
+    listing.add_argument("--waiting", action="store_true", help="only those that were not redriven")
+    listing.set_defaults(action=_list)
+    redriving = actions.add_parser(
+        "redrive",
+        help="send chosen ones to their original topic once more",
+        description=_REDRIVE,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    redriving.add_argument("--topic", type=_topic, required=True, metavar="TOPIC", help=" or ".join(_ORIGINALS))
+    chosen = redriving.add_mutually_exclusive_group(required=True)
+    chosen.add_argument(
+        "--offset",
+        action="append",
+        type=_place,
+        metavar="PARTITION:OFFSET",
+        help="this one, as the list names it; repeatable",
+    )
+    chosen.add_argument("--all", action="store_true", help="all that were not redriven")
+    redriving.set_defaults(action=_redrive)
+    for action in (listing, redriving):
+        target.add_broker(action)
+        add_json(action)
+
+
+def run(options: argparse.Namespace) -> int:
+    bootstrap = target.bootstrap(options)
+    with Broker(bootstrap, GROUP) as broker:
+        code: int = options.action(options, broker, bootstrap)
+    return code
+
+
+def _list(options: argparse.Namespace, broker: Broker, _bootstrap: str) -> int:
+    found = (
+        letter
+        for topic in ([options.topic] if options.topic else _ORIGINALS)
+        for letter in DeadLetters(broker, topic).letters()
+        if not (options.waiting and letter[1])
+    )
+    letters = list(islice(found, LETTERS_MAX))
+    if options.json:
+        for event, redriven in letters:
+            print_json(_as_json(event) | {"redriven": redriven})
+        return 0
+    columns: list[str | Column] = ["topic", whole("offset"), "time", whole("event"), "type", "reason", "error", "from"]
+    rows = [(*_cells(event), redriven) for event, redriven in letters]
+    print_table("dead letters", [*columns, "redriven"], rows)
+    if len(letters) == LETTERS_MAX:
+        console().print(f"These are the first {LETTERS_MAX:,}.", style="dim")
+    return 0
+
+
+def _redrive(options: argparse.Namespace, broker: Broker, bootstrap: str) -> int:
+    dead = DeadLetters(broker, options.topic)
+    letters = _waiting(dead) if options.all else _named(dead, options.offset)
+    events = [event for letter in letters if (event := dead.whole(letter))]
+    dead.redrive(new_producer(bootstrap), events)
+    if options.json:
+        places = [{"partition": event.partition, "offset": event.offset} for event in events]
+        print_json({"topic": dead.original, "redriven": places})
+    else:
+        print(f"{len(events):,} {'letter' if len(events) == 1 else 'letters'} redriven to {dead.original}")
+    if lost := len(letters) - len(events):
+        raise CommandFailed(f"{lost} too long to be set aside whole, and gone from {dead.original}, can't be redriven")
+    return 0
+
+
+def _waiting(dead: DeadLetters) -> list[Event]:
+    return [event for event, redriven in dead.letters() if not redriven]
+
+
+def _named(dead: DeadLetters, places: Sequence[tuple[int, int]]) -> list[Event]:
+    """Those at the places, in the order of the partitions. Raises CommandFailed when one is missing."""
+    there = {(event.partition, event.offset): event for event, _ in dead.letters()}
+    for partition, offset in places:
+        if (partition, offset) not in there:
+            raise CommandFailed(f"there is no dead letter {partition}:{offset} in {dead.topic}; nothing was redriven")
+    return [there[place] for place in sorted(set(places))]
+
+
+def _as_json(event: Event) -> dict[str, object]:
+    return {
+        "topic": event.topic,
+        "partition": event.partition,
+        "offset": event.offset,
+        "timestamp": timestamp(event.time),
+        "event_id": event.header("ce_id"),
+        "type": event.header("ce_type"),
+        "key": None if event.key is None else text(event.key),
+        "reason": event.header("dlq_reason"),
+        "error": event.header("dlq_error"),
+        "from": _origin(event),
+    }
+
+
+def _cells(event: Event) -> list[str]:
+    place = f"{event.partition}:{event.offset}"
+    named = [event.header(name) for name in ("ce_id", "ce_type", "dlq_reason", "dlq_error")]
+    return [event.topic, place, shown(event.time), *named, _origin(event)]
+
+
+def _origin(event: Event) -> str:
+    return ":".join(event.header(f"dlq_{name}") for name in ("topic", "partition", "offset"))
+
+
+def _topic(name: str) -> str:
+    original = name.removesuffix(SUFFIX)
+    if original not in _ORIGINALS:
+        raise argparse.ArgumentTypeError(f"must be {' or '.join(_ORIGINALS)}")
+    return original
+
+
+def _place(place: str) -> tuple[int, int]:
+    if not re.fullmatch(r"\d{1,9}:\d{1,18}", place):
+        raise argparse.ArgumentTypeError("must be PARTITION:OFFSET, such as 0:17")
+    partition, offset = place.split(":")
+    return int(partition), int(offset)

@@ -1,0 +1,116 @@
+"""An outbox to write to, relays that ship it, and what came of it."""
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from datetime import UTC, datetime
+from uuid import uuid4
+
+import orjson
+from devstack.kafka import Kafka
+from devstack.kafka import Record as Shipped
+from event_relay.metrics import Families, Metrics
+from event_relay.pending import Pending, PendingRows
+from event_relay.relay import Relay
+from event_relay.shipper import Shipper
+from prometheus_client import CollectorRegistry
+from shop_common.database import Database
+from shop_common.outbox import SHARDS, Outbox, Record, shard_of
+from sqlalchemy import Connection, MetaData, select
+from uuid_utils import uuid7
+
+
+class Shop:
+    """One database with an outbox, one topic of its own, and as many relays as are asked for."""
+
+    def __init__(self, url: str, kafka: Kafka) -> None:
+        self.url = url
+        self.kafka = kafka
+        self.topic = f"events-{uuid4()}"
+        self.database = Database(url)
+        self.metadata = MetaData()
+        self.outbox = Outbox(self.metadata)
+
+    def relay(self, name: str = "relay", *, lease_seconds: float = 30, bootstrap: str | None = None) -> Relay:
+        return Relay(
+            Database(self.url, connections_max=1),
+            Shipper(bootstrap or self.kafka.bootstrap, source="/shop/test"),
+            Metrics("test", Families(CollectorRegistry())),
+            name="test",
+            owner=f"{name}:{uuid4()}",
+            lease_seconds=lease_seconds,
+            poll_seconds=0.01,
+        )
+
+    def event(self, key: str, value: object, *, headers: str | None = None, topic: str | None = None) -> Record:
+        return Record(
+            shard=shard_of(key),
+            event_id=str(uuid7()),
+            topic=topic or self.topic,
+            key=key,
+            type="TESTED",
+            payload=orjson.dumps(value).decode(),
+            headers=headers,
+            traceparent=None,
+            created_at=datetime.now(UTC),
+        )
+
+    def write(self, *events: Record) -> None:
+        self.database.transact(lambda tx: self.outbox.append_records(tx, events))
+
+    def write_numbered(self, keys: int, each: int, first: int = 0) -> None:
+        """Events `first`, `first` + 1 … of each key, keys interleaved."""
+        self.write(*(self.event(f"key-{key}", n) for n in range(first, first + each) for key in range(keys)))
+
+    def waiting(self) -> list[object]:
+        """The payloads that are still in the outbox, oldest first."""
+
+        def read(tx: Connection) -> list[object]:
+            table = self.outbox.table
+            return [orjson.loads(text) for text in tx.execute(select(table.c.payload).order_by(table.c.id)).scalars()]
+
+        return self.database.query(read)
+
+    def pending(self) -> list[Pending]:
+        """The rows as a relay that owns all shards reads them."""
+        return self.database.query(lambda tx: PendingRows(self.outbox.table).oldest(tx, range(SHARDS)))
+
+    def shipped(self, at_least: int, within_seconds: float = 20) -> list[Shipped]:
+        """What is in the topic, once that much is."""
+        return self.kafka.consume(self.topic, lambda records: len(records) >= at_least, within_seconds)
+
+    def close(self) -> None:
+        self.database.close()
+
+
+@contextmanager
+def running(*relays: Relay) -> Iterator[None]:
+    """The relays at work, each on a thread of its own, until the block ends."""
+    with ExitStack() as at_the_end:
+        for relay in relays:
+            stop = threading.Event()
+            thread = threading.Thread(target=relay.run, args=(stop,), daemon=True)
+            thread.start()
+            at_the_end.callback(thread.join, 20)
+            at_the_end.callback(stop.set)
+        yield
+
+
+def eventually(condition: Callable[[], bool], within_seconds: float = 20) -> None:
+    deadline = time.monotonic() + within_seconds
+    while not condition():
+        assert time.monotonic() < deadline, f"not within {within_seconds} s"
+        time.sleep(0.02)
+
+
+def values_by_key(records: list[Shipped], *, first_occurrences: bool = False) -> dict[str, list[object]]:
+    """The values of each key in their order; repeats of an event, by its ce_id, only if all are asked for."""
+    seen: set[str] = set()
+    values: dict[str, list[object]] = {}
+    for record in records:
+        if first_occurrences and record.headers["ce_id"] in seen:
+            continue
+        seen.add(record.headers["ce_id"])
+        values.setdefault(record.key or "", []).append(record.json())
+    return values

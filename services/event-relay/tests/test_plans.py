@@ -1,0 +1,71 @@
+"""The statements of the relay walk along indexes, also when the database has seen the outbox empty."""
+
+from collections.abc import Callable
+from typing import Any
+
+import psycopg
+from event_relay.pending import PendingRows, steady_plans
+from relay_driver import Shop
+from shop_common.outbox import SHARDS
+from sqlalchemy import Connection, event
+
+
+def test_plans_do_not_flip_when_the_table_was_seen_empty(shop: Shop) -> None:
+    rows = PendingRows(shop.outbox.table)
+    shop.write_numbered(keys=100, each=20)
+    shop.relay().relay_once()
+    analyze(shop)
+    shop.write_numbered(keys=100, each=200)
+
+    pending = shop.pending()
+    read = plan(shop, lambda tx: rows.oldest(tx, range(SHARDS)))
+    deletion = plan(shop, lambda tx: rows.delete(tx, pending))
+    backlog = plan(shop, lambda tx: rows.backlog(tx))
+
+    if shop.database.is_sqlite:
+        assert read.count("USING INDEX ix_outbox_shard_id (shard>? AND shard<?)") == SHARDS
+        assert "SEARCH outbox USING INTEGER PRIMARY KEY (rowid=?)" in deletion
+        assert "TEMP B-TREE" not in read
+    else:
+        assert read.count("Index Scan using ix_outbox_shard_id") == SHARDS
+        assert "Index Cond: (id = ANY (" in deletion
+        assert "Hash" in deletion
+        assert "Nested Loop" not in deletion
+        for text in (read, deletion, backlog):
+            assert "Seq Scan" not in text
+            assert "Sort" not in text
+
+
+def analyze(shop: Shop) -> None:
+    """What autovacuum does in its own time."""
+    if shop.database.is_sqlite:
+        with shop.database.write() as tx:
+            tx.exec_driver_sql("ANALYZE")
+    else:
+        with psycopg.connect(shop.url.replace("+psycopg", ""), autocommit=True) as connection:
+            connection.execute("VACUUM ANALYZE outbox")
+
+
+def plan(shop: Shop, operation: Callable[[Connection], Any]) -> str:
+    """How the database runs the statements of the operation on the outbox, as text."""
+    explain = "EXPLAIN QUERY PLAN" if shop.database.is_sqlite else "EXPLAIN"
+    lines: list[str] = []
+
+    def explained(
+        tx: Connection, cursor: Any, statement: str, parameters: Any, _context: object, _many: bool
+    ) -> tuple[str, Any]:
+        if "outbox" in statement and not statement.startswith(explain):
+            cursor.execute(f"{explain} {statement}", parameters)
+            lines.extend(str(row[-1]) for row in cursor.fetchall())
+        return statement, parameters
+
+    event.listen(shop.database.engine, "before_cursor_execute", explained, retval=True)
+    try:
+        with shop.database.write() as tx:
+            steady_plans(tx)
+            operation(tx)
+            tx.rollback()
+            tx.begin()
+    finally:
+        event.remove(shop.database.engine, "before_cursor_execute", explained)
+    return "\n".join(lines)

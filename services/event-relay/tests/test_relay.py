@@ -1,0 +1,196 @@
+"""What a relay promises: in order, at least once, nothing lost, whatever fails around it."""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import orjson
+import pytest
+import structlog
+from event_relay.relay import DeliveryFailed, Relay
+from event_relay.shipper import Shipper
+from relay_driver import Shop, eventually, running, values_by_key
+from shop_common.errors import ShopError
+from sqlalchemy import delete, insert, select, update
+
+
+def ship_all(relay: Relay) -> int:
+    total = 0
+    while shipped := relay.relay_once():
+        total += shipped
+    return total
+
+
+def test_events_of_a_key_are_shipped_in_the_order_of_their_ids_and_deleted(shop: Shop) -> None:
+    shop.write_numbered(keys=40, each=60)
+
+    assert ship_all(shop.relay()) == 2400
+
+    assert shop.waiting() == []
+    records = shop.shipped(2400)
+    assert len(records) == 2400
+    assert values_by_key(records) == {f"key-{key}": list(range(60)) for key in range(40)}
+
+
+def test_an_event_is_a_cloudevent_in_binary_mode(shop: Shop) -> None:
+    event = shop.event("7", {"n": 1})
+    shop.write(event)
+    trace = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+    shop.database.transact(lambda tx: tx.execute(update(shop.outbox.table).values(traceparent=trace)))
+    (row_id,) = shop.database.query(lambda tx: tx.execute(select(shop.outbox.table.c.id)).scalars().all())
+
+    shop.relay().relay_once()
+
+    (record,) = shop.shipped(1)
+    assert (record.key, record.json()) == ("7", {"n": 1})
+    assert record.headers == {
+        "ce_specversion": "1.0",
+        "ce_id": event.event_id,
+        "ce_type": "TESTED",
+        "ce_source": "/shop/test",
+        "ce_time": event.created_at.strftime("%Y-%m-%dT%H:%M:%S.%fZ"),
+        "ce_sequence": str(row_id),
+        "content-type": "application/json",
+        "traceparent": trace,
+    }
+
+
+def test_a_rows_own_headers_go_before_ours(shop: Shop) -> None:
+    headers = {"ce_id": "the-original", "ce_source": "/shop/elsewhere", "dlq-reason": "ungültig"}
+    shop.write(shop.event("7", 1, headers=orjson.dumps(headers).decode()))
+
+    shop.relay().relay_once()
+
+    (record,) = shop.shipped(1)
+    assert headers.items() <= record.headers.items()
+    assert record.headers["ce_type"] == "TESTED"
+
+
+def test_an_event_that_was_acknowledged_and_not_deleted_is_repeated_under_its_id(shop: Shop) -> None:
+    relay = shop.relay()
+    relay.relay_once()  # Holds its leases from here on.
+    shop.write(shop.event("7", 1))
+
+    with nobody_may_write(shop), pytest.raises(ShopError):
+        relay.relay_once()
+    assert shop.waiting() == [1]
+    assert relay.relay_once() == 1
+
+    first, second = shop.shipped(2)
+    assert first.headers == second.headers
+    assert shop.waiting() == []
+
+
+@contextmanager
+def nobody_may_write(shop: Shop) -> Iterator[None]:
+    with shop.database.write() as tx:
+        tx.execute(update(shop.outbox.table).values(type=shop.outbox.table.c.type))
+        yield
+
+
+def test_rows_that_were_committed_late_under_lower_ids_are_shipped(shop: Shop) -> None:
+    relay = shop.relay()
+    table = shop.outbox.table
+    columns = [column.name for column in table.c if column.name != "id"]
+    for row_id in (1000, 5, 2000, 6):
+        event = shop.event("7", row_id)
+        row = {name: getattr(event, name) for name in columns} | {"id": row_id}
+        shop.database.transact(lambda tx, row=row: tx.execute(insert(table), [row]))
+        assert relay.relay_once() == 1
+
+    assert [record.json() for record in shop.shipped(4)] == [1000, 5, 2000, 6]
+
+
+def test_a_failed_event_is_never_overtaken_by_a_later_one_of_its_key(shop: Shop) -> None:
+    too_large = "x" * 1_500_000
+    shop.write(
+        shop.event("a", 1), shop.event("b", 1), shop.event("a", too_large), shop.event("a", 3), shop.event("b", 2)
+    )
+    relay = shop.relay()
+
+    for _ in range(2):
+        with pytest.raises(DeliveryFailed, match="too large"):
+            relay.relay_once()
+    assert shop.waiting() == [too_large, 3]
+
+    table = shop.outbox.table
+    shop.database.transact(lambda tx: tx.execute(delete(table).where(table.c.payload.like('"xxx%'))))
+    assert relay.relay_once() == 1
+    assert values_by_key(shop.shipped(4)) == {"a": [1, 3], "b": [1, 2]}
+
+
+def test_a_broker_that_was_away_gets_everything_in_order_and_the_log_says_it_once(shop: Shop) -> None:
+    relay = shop.relay(lease_seconds=1)
+    with structlog.testing.capture_logs() as log, running(relay):
+        shop.write_numbered(keys=5, each=100)
+        eventually(lambda: relay.ready and not shop.waiting())
+        with shop.kafka.frozen():
+            shop.write_numbered(keys=5, each=100, first=100)
+            eventually(lambda: not relay.ready)
+            shop.write_numbered(keys=5, each=100, first=200)
+            assert len(shop.waiting()) == 1000
+            # Several tries go by.
+            away = time.monotonic()
+            eventually(lambda: time.monotonic() - away > 5)
+            assert len(shop.waiting()) == 1000
+        eventually(lambda: relay.ready and not shop.waiting())
+
+    records = shop.shipped(1500)
+    assert values_by_key(records, first_occurrences=True) == {f"key-{key}": list(range(300)) for key in range(5)}
+    assert [line["event"] for line in log] == ["relay interrupted", "relay interrupted", "relay works again"]
+    assert [line.get("kind") for line in log] == ["DeliveryFailed", "BrokerAway", None]
+
+
+def test_without_a_broker_rows_wait_and_nobody_claims_to_ship_them(shop: Shop) -> None:
+    relay = shop.relay(bootstrap="127.0.0.1:1")
+    shop.write(shop.event("7", 1))
+    with running(relay):
+        started = time.monotonic()
+        eventually(lambda: time.monotonic() - started > 3)
+        assert not relay.ready
+    assert shop.waiting() == [1]
+    assert shop.database.query(lambda tx: tx.execute(select(shop.outbox.leases)).all()) == []
+
+
+def test_nothing_is_produced_when_the_time_of_the_lease_is_up(shop: Shop) -> None:
+    shop.write(shop.event("7", 1))
+    rows = shop.pending()
+    shipper = Shipper(shop.kafka.bootstrap, source="/shop/test")
+
+    assert shipper.ship(rows, until=time.monotonic()).acknowledged == []
+    in_time = shipper.ship(rows, until=time.monotonic() + 10)
+
+    assert [row.key for row in in_time.acknowledged] == ["7"]
+    assert len(shop.shipped(1)) == 1
+    shipper.close()
+
+
+def test_two_relays_share_the_shards_and_nothing_is_lost_or_left(shop: Shop) -> None:
+    one, other = shop.relay("one", lease_seconds=1), shop.relay("other", lease_seconds=1)
+    shop.write_numbered(keys=50, each=20)
+    with running(one):
+        eventually(lambda: one.shard_count == 16)
+        with running(other):
+            eventually(lambda: (one.shard_count, other.shard_count) == (8, 8))
+            shop.write_numbered(keys=50, each=20, first=20)
+            eventually(lambda: not shop.waiting())
+        eventually(lambda: one.shard_count == 16)
+        shop.write_numbered(keys=50, each=20, first=40)
+        eventually(lambda: not shop.waiting())
+
+    records = shop.shipped(3000)
+    assert len(records) == 3000
+    assert values_by_key(records) == {f"key-{key}": list(range(60)) for key in range(50)}
+
+
+def test_a_relay_waits_for_the_tables_of_its_service(shop: Shop) -> None:
+    shop.metadata.drop_all(shop.database.engine)
+    relay = shop.relay()
+    with structlog.testing.capture_logs() as log, running(relay):
+        eventually(lambda: bool(log))
+        assert not relay.ready
+        shop.metadata.create_all(shop.database.engine)
+        shop.write(shop.event("7", 1))
+        eventually(lambda: relay.ready and not shop.waiting())
+    assert [line["event"] for line in log] == ["relay interrupted", "relay works again"]
+    assert "no table outbox" in log[0]["error"]

@@ -1,0 +1,2 @@
+class Stockroom:
+    n: int = 1

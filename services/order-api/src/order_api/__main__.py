@@ -1,0 +1,5 @@
+"""`python -m order_api`."""
+
+from order_api.main import main
+
+raise SystemExit(main())

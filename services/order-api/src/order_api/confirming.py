@@ -1,0 +1,41 @@
+"""PENDING → CONFIRMED: what is held for an order is kept for good, in inventory-api, and only then the order says so.
+
+No transaction is open while inventory-api is asked. What may cut this short, and what is then true:
+
+    before it was asked               nothing happened
+    stock confirmed, order PENDING    a repeat finds the stock confirmed and finishes; else CancelAbandonedOrders
+                                      cancels the order, and that event gives the stock back
+    order cancelled meanwhile         that event gives the stock back, confirmed or not; the step is illegal now
+    order confirmed, not answered     a repeat is answered with the order
+"""
+
+import time
+
+from shop_common.coalesced import Coalesced
+from shop_common.errors import ShopError
+
+from order_api import transitions
+from order_api.domain import Order
+from order_api.inventory import Inventory
+from order_api.transitions import Asked, Step
+
+
+class Confirming:
+    """Takes orders to CONFIRMED: two coalesced transactions, and between them a call of inventory-api per order."""
+
+    def __init__(self, stock: Inventory, run: Coalesced) -> None:
+        self._stock = stock
+        self._to_be_asked = run.reads("to-be-confirmed", transitions.to_be_asked)
+        self._finish = run.writes("confirm", transitions.finish_confirming, key=lambda asked: asked.step.request_id)
+
+    def __call__(self, step: Step, *, deadline: float) -> Order:
+        """The order as it is then. Where its stock is lost it is cancelled, and what was lost is raised."""
+        answer = self._ask(step, deadline) if self._to_be_asked(step, deadline=deadline) else None
+        return self._finish(Asked(step, answer), deadline=deadline)
+
+    def _ask(self, step: Step, deadline: float) -> dict[int, int] | ShopError:
+        try:
+            seconds_left = deadline - time.monotonic()
+            return self._stock.confirm(step.order_id, seconds_left=seconds_left, traceparent=step.traceparent)
+        except ShopError as refusal:
+            return refusal

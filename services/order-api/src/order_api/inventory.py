@@ -1,0 +1,133 @@
+"""inventory-api, as far as orders need it: hold the stock of orders, keep it for good, give it back."""
+
+import threading
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+from google.protobuf.duration_pb2 import Duration
+from opentelemetry.trace import SpanKind
+from shop.inventory.v1 import inventory_pb2 as pb
+from shop.inventory.v1 import inventory_pb2_grpc
+from shop_common import logs, telemetry
+from shop_common.errors import InvalidInput, ShopError, Violation
+from shop_common.grpc_client import Client
+from shop_common.idempotency import RequestIdReused
+from shop_common.status import from_status
+
+from order_api.domain import NewOrder
+
+UNAVAILABLE = "INVENTORY_UNAVAILABLE"
+RELEASES_WAITING_MAX = 1_000
+RELEASE_SECONDS = 1.0
+
+_STOCK_HELD = frozenset({pb.RESERVATION_STATE_HELD, pb.RESERVATION_STATE_CONFIRMED})
+
+_log = logs.get(__name__)
+
+
+class Inventory:
+    """A client of inventory-api. `call_seconds` is what one call may take, whoever waits for it."""
+
+    def __init__(self, target: str, *, call_seconds: float) -> None:
+        service = pb.DESCRIPTOR.services_by_name["InventoryService"]
+        self._client = Client(
+            target,
+            service,
+            # The first always carries request_ids, the others are repeatable by state.
+            repeatable=("BatchReserveStock", "ConfirmReservations", "ReleaseStock"),
+            unavailable_reason=UNAVAILABLE,
+        )
+        self._stub = inventory_pb2_grpc.InventoryServiceStub(self._client.channel)
+        self._call_seconds = call_seconds
+        self._background = ThreadPoolExecutor(4, thread_name_prefix="release")
+        self._room = threading.BoundedSemaphore(RELEASES_WAITING_MAX)
+
+    def reserve(self, orders: Sequence[NewOrder]) -> list[Sequence[pb.Reservation] | ShopError]:
+        """Hold the stock of each order, all of its lines or none: one call for all, at most 500 orders and 5,000 lines.
+
+        One outcome per order, in order: its reservations, or what refused it. A repeat of an order, known by its id,
+        answers with what the first call made, as it is now. Raises ShopError for what concerns all of them.
+        """
+        request = pb.BatchReserveStockRequest(orders=[_lines(order) for order in orders])
+        traces = {order.traceparent for order in orders}
+        # One trace is continued; of many, a span can only say that it belongs to them.
+        parent = traces.pop() if len(traces) == 1 else None
+        with telemetry.span("hold stock", SpanKind.INTERNAL, parent=parent, links=traces):
+            response = self._client.call(
+                self._stub.BatchReserveStock, request, timeout_seconds=self._call_seconds, traceparent=parent
+            )
+        return [_outcome(order, result) for order, result in zip(orders, response.results, strict=True)]
+
+    def confirm(self, order_id: str, *, seconds_left: float, traceparent: str | None) -> dict[int, int]:
+        """Keep what is held for the order; returns the confirmed units of each product. Repeatable.
+
+        Raises the refusals of ConfirmReservations, and Unavailable: then it may or may not have happened.
+        """
+        response = self._client.call(
+            self._stub.ConfirmReservations,
+            pb.ConfirmReservationsRequest(order_id=order_id),
+            timeout_seconds=min(self._call_seconds, seconds_left),
+            traceparent=traceparent,
+        )
+        return units_held(response.reservations)
+
+    def release_soon(self, reservation_ids: Sequence[str], traceparent: str | None) -> None:
+        """Give holds back early, if that is easily done; else they expire. Does not wait and never fails."""
+        if self._room.acquire(blocking=False):
+            self._background.submit(self._release, reservation_ids, traceparent)
+
+    def close(self) -> None:
+        """Give up what waits to be released, and end the connections."""
+        self._background.shutdown(cancel_futures=True)
+        self._client.close()
+
+    def _release(self, reservation_ids: Sequence[str], traceparent: str | None) -> None:
+        try:
+            for reservation_id in reservation_ids:
+                self._client.call(
+                    self._stub.ReleaseStock,
+                    pb.ReleaseStockRequest(reservation_id=reservation_id),
+                    timeout_seconds=RELEASE_SECONDS,
+                    traceparent=traceparent,
+                )
+        except ShopError as error:
+            _log.info("holds are left to expire", reason=error.reason, error=error.message)
+        finally:
+            self._room.release()
+
+
+def units_held(reservations: Sequence[pb.Reservation]) -> dict[int, int]:
+    """The units of each product that these reservations still hold."""
+    units: dict[int, int] = {}
+    for each in reservations:
+        if each.state in _STOCK_HELD:
+            units[each.product_id] = units.get(each.product_id, 0) + each.quantity
+    return units
+
+
+def _lines(order: NewOrder) -> pb.OrderLines:
+    return pb.OrderLines(
+        order_id=order.id,
+        # Always, also when the client sent none: a call that is sent again never holds twice.
+        request_id=order.id,
+        lines=[pb.Line(product_id=item.product_id, quantity=item.quantity) for item in order.items],
+        ttl=None if order.ttl_seconds is None else _duration(order.ttl_seconds),
+    )
+
+
+def _outcome(order: NewOrder, result: pb.BatchReserveStockResult) -> Sequence[pb.Reservation] | ShopError:
+    if result.HasField("reservations"):
+        return result.reservations.reservations
+    error = from_status(result.error, unavailable_reason=UNAVAILABLE)
+    if not isinstance(error, InvalidInput):
+        return error
+    if error.reason == RequestIdReused.reason:
+        # Ours to inventory-api is the order's id: an earlier try with this request_id wanted other goods.
+        return RequestIdReused(order.request_id or order.id)
+    # The caller's lines are called items.
+    return InvalidInput([Violation(v.field.replace("lines[", "items[", 1), v.description) for v in error.violations])
+
+
+def _duration(seconds: float) -> Duration:
+    whole, micro = divmod(round(seconds * 1_000_000), 1_000_000)
+    return Duration(seconds=whole, nanos=micro * 1000)

@@ -1,0 +1,81 @@
+"""The composition root of order-api."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from shop.order.v1 import maintenance_pb2, maintenance_pb2_grpc, order_pb2, order_pb2_grpc
+from shop_common import lifecycle, schema, telemetry
+from shop_common.consumer import Consumer
+from shop_common.database import Database
+from shop_common.errors import ShopError
+from shop_common.grpc_server import Server
+from shop_common.schema import SchemaError
+from shop_common.settings import help_text, load
+
+from order_api import consumer
+from order_api.inventory import Inventory
+from order_api.migrations import SCHEMA
+from order_api.operations import Operations
+from order_api.servicer import OrderMaintenanceServicer, OrderServicer
+from order_api.settings import OrderSettings
+from order_api.tables import outbox
+
+PROCESS = "order-api"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the process until a signal comes, or its `migrate` command; returns the exit code."""
+    argv = sys.argv[1:] if argv is None else argv
+    if argv[:1] == ["migrate"]:
+        return schema.main(argv[1:], SCHEMA, load(OrderSettings).database_url)
+    parser = argparse.ArgumentParser(
+        prog="python -m order_api",
+        description="The life of orders over gRPC. `migrate` brings the database to the newest schema.",
+        epilog=help_text(OrderSettings),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.parse_args(argv)
+    serve(load(OrderSettings))
+    return 0
+
+
+def serve(settings: OrderSettings) -> None:
+    """Wire the parts and serve."""
+    lifecycle.begin(PROCESS, settings)
+    telemetry.start(PROCESS, settings)
+    database = Database(settings.database_url)
+    telemetry.instrument(database.engine)
+    try:
+        SCHEMA.check(database)
+    except (SchemaError, ShopError) as error:
+        raise SystemExit(f"{PROCESS}: {error}") from None
+
+    stock = Inventory(settings.inventory_address, call_seconds=settings.inventory_call_seconds)
+    operations = Operations(database, stock, die=lifecycle.die)
+    server = Server(settings)
+    server.add(
+        order_pb2.DESCRIPTOR.services_by_name["OrderService"],
+        order_pb2_grpc.add_OrderServiceServicer_to_server,
+        OrderServicer(operations),
+    )
+    server.add(
+        maintenance_pb2.DESCRIPTOR.services_by_name["OrderMaintenanceService"],
+        maintenance_pb2_grpc.add_OrderMaintenanceServiceServicer_to_server,
+        OrderMaintenanceServicer(operations),
+    )
+    on_stop = [operations.close, stock.close, database.close, telemetry.shutdown]
+    if settings.consumer_enabled:
+        inventory_events = Consumer(
+            database=database,
+            bootstrap_servers=settings.kafka_bootstrap_servers,
+            group=consumer.GROUP,
+            topic=consumer.TOPIC,
+            handlers=consumer.handlers(),
+            outbox=outbox,
+            set_ready=lambda ready: server.health.set_ready("consumer", ready),
+            die=lifecycle.die,
+        )
+        inventory_events.start()
+        on_stop.insert(0, inventory_events.stop)
+    lifecycle.serve(server, settings, on_stop=on_stop)

@@ -1,0 +1,36 @@
+"""The operations as the servicer calls them: each behind coalescers, which are their only way to the database."""
+
+from collections.abc import Callable
+
+from shop_common.coalesced import ALONE, LISTS, Coalesced, one_by_one
+from shop_common.database import Database
+
+from order_api import history, orders, transitions
+from order_api.confirming import Confirming
+from order_api.domain import Order, Status
+from order_api.inventory import Inventory
+from order_api.placing import Placing
+from order_api.transitions import Step
+
+
+class Operations:
+    """Every operation of this service by name: call it with a request and a deadline."""
+
+    def __init__(self, database: Database, stock: Inventory, *, die: Callable[[str, BaseException], None]) -> None:
+        run = Coalesced(database, die)
+        self.close = run.close
+
+        self.place = Placing(database, stock, run)
+        self._confirm = Confirming(stock, run)
+        self._set_status = run.writes("set-status", transitions.set_status, key=lambda step: step.request_id)
+
+        self.order = run.reads("order", orders.get)
+        self.orders_page = run.reads("orders-page", one_by_one(orders.list_page), limits=LISTS)
+
+        self.cancel_abandoned = run.writes("cancel-abandoned", one_by_one(transitions.cancel_abandoned), limits=ALONE)
+        self.purge_keys = run.writes("purge", one_by_one(history.purge_keys), limits=ALONE)
+
+    def set_status(self, step: Step, *, deadline: float) -> Order:
+        """Take the step; to CONFIRMED by way of inventory-api."""
+        take = self._confirm if step.status is Status.CONFIRMED else self._set_status
+        return take(step, deadline=deadline)

@@ -1,0 +1,42 @@
+"""The running system for all end-to-end tests of one kind of database: started once, shared, spoken to by gRPC and Kafka."""
+
+from collections.abc import Iterator
+
+import pytest
+
+from devstack.kafka import Kafka
+from devstack.postgres import PostgresServer
+from devstack.stack import Databases, Stack
+from tests.e2e.shop import Shop
+
+
+@pytest.fixture(scope="session")
+def database_server(database_kind: str, request: pytest.FixtureRequest) -> PostgresServer | None:
+    """The PostgreSQL under test, None when it is SQLite."""
+    if database_kind == "sqlite":
+        return None
+    server: PostgresServer = request.getfixturevalue("postgres_server")
+    return server
+
+
+@pytest.fixture(scope="session")
+def stack(
+    database_server: PostgresServer | None, kafka: Kafka, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Stack]:
+    """The four processes, on SQLite files and then on PostgreSQL."""
+    if database_server is None:
+        databases = Databases.in_folder(tmp_path_factory.mktemp("data"))
+    else:
+        databases = Databases.on_server(database_server)
+    with Stack(databases, kafka) as running:
+        yield running
+
+
+@pytest.fixture
+def shop(stack: Stack) -> Iterator[Shop]:
+    """A shop in which everything runs, before the test and after it."""
+    stack.wait_ready()
+    with Shop.of(stack) as opened:
+        yield opened
+    for process in stack.processes:
+        assert process.alive, f"{process.name} ended during the test\n{process.tail()}"
