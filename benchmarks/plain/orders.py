@@ -7,7 +7,6 @@ from datetime import timedelta
 from decimal import Decimal
 
 import grpc
-from google.type.money_pb2 import Money
 from sqlalchemy import select
 from sqlalchemy.orm import Session, selectinload, sessionmaker
 from uuid_utils import uuid7
@@ -17,6 +16,7 @@ from benchmarks.plain.server import serve
 from shop.inventory.v1 import inventory_pb2, inventory_pb2_grpc
 from shop.order.v1 import order_pb2 as pb
 from shop.order.v1 import order_pb2_grpc
+from shop_common import money
 from shop_common.moments import rfc3339, to_proto
 from shop_common.outbox import shard_of
 from shop_common.sql import now
@@ -41,7 +41,7 @@ class OrderServicer(order_pb2_grpc.OrderServiceServicer):
         with self._sessions.begin() as session:
             moment = now(session.connection())
             items = [
-                OrderItem(product_id=item.product_id, quantity=item.quantity, price=_decimal(item.price))
+                OrderItem(product_id=item.product_id, quantity=item.quantity, price=money.exact(item.price.units, item.price.nanos))
                 for item in request.items
             ]
             order = Order(
@@ -113,11 +113,11 @@ def _to_proto(order: Order) -> pb.Order:
                 id=item.id,
                 product_id=item.product_id,
                 quantity=item.quantity,
-                price=_money(item.price, order.currency),
+                price=money.to_proto(item.price, order.currency),
             )
             for item in order.items
         ],
-        total_amount=_money(order.total_amount, order.currency),
+        total_amount=money.to_proto(order.total_amount, order.currency),
         status=pb.OrderStatus.Value(f"ORDER_STATUS_{order.status}"),
         status_reason=order.status_reason,
         reserved_until=to_proto(order.reserved_until),
@@ -125,15 +125,6 @@ def _to_proto(order: Order) -> pb.Order:
         created_at=to_proto(order.created_at),
         updated_at=to_proto(order.updated_at),
     )
-
-
-def _decimal(money: Money) -> Decimal:
-    return money.units + Decimal(money.nanos) / 10**9
-
-
-def _money(amount: Decimal, currency: str) -> Money:
-    units = int(amount)
-    return Money(currency_code=currency, units=units, nanos=int((amount - units) * 10**9))
 
 
 def main() -> None:

@@ -1,12 +1,12 @@
-"""The running system for all end-to-end tests of one kind of database: started once, shared, spoken to by gRPC and Kafka."""
+"""The running system under test: started once for each kind of database, spoken to by gRPC and Kafka only."""
 
 from collections.abc import Iterator
 
 import pytest
-
 from devstack.kafka import Kafka
 from devstack.postgres import PostgresServer
 from devstack.stack import Databases, Stack
+
 from tests.e2e.shop import Shop
 
 

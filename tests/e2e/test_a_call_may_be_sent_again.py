@@ -3,9 +3,9 @@
 from uuid import uuid4
 
 import pytest
-
 from shop.inventory.v1 import inventory_pb2 as inventory
 from shop_common.errors import Conflict, InvalidInput, Refused, Unavailable
+
 from tests.e2e.faults import orders_can_not_be_written
 from tests.e2e.shop import Shop, at_once, granted
 

@@ -1,4 +1,4 @@
-"""Processes that are killed, brokers and databases that freeze, events that poison: nothing is lost, nothing doubled."""
+"""Killed processes, frozen brokers and databases, poisonous events: nothing is lost, nothing doubled."""
 
 import threading
 from collections.abc import Iterator
@@ -7,13 +7,13 @@ from uuid import uuid4
 
 import grpc
 import pytest
-from google.type.money_pb2 import Money
-
 from devstack.postgres import PostgresServer
 from devstack.process import Process, health
+from google.type.money_pb2 import Money
 from shop.inventory.v1 import inventory_pb2, inventory_pb2_grpc
 from shop.order.v1 import order_pb2, order_pb2_grpc
 from shop_common.errors import Refused, ShopError, Unavailable
+
 from tests.e2e.faults import databases_frozen
 from tests.e2e.shop import CANCELLED, CONFIRMED, PENDING, PROCESSING, SHIPPED, Shop
 
@@ -224,9 +224,7 @@ def test_each_endpoint_answers_while_its_neighbour_is_away(shop: Shop) -> None:
             stub = order_pb2_grpc.OrderServiceStub(channel)
             assert stub.GetOrder(order_pb2.GetOrderRequest(id=order.id), timeout=5).order.id == order.id
             with pytest.raises(grpc.RpcError) as refusal:
-                stub.UpdateOrderStatus(
-                    order_pb2.UpdateOrderStatusRequest(id=order.id, status=CONFIRMED), timeout=8
-                )
+                stub.UpdateOrderStatus(order_pb2.UpdateOrderStatusRequest(id=order.id, status=CONFIRMED), timeout=8)
         assert refusal.value.code() is grpc.StatusCode.UNAVAILABLE
         assert "INVENTORY_UNAVAILABLE" in str(refusal.value.trailing_metadata())
     finally:

@@ -31,17 +31,26 @@ class Shop:
         self.database = Database(url)
         self.metadata = MetaData()
         self.outbox = Outbox(self.metadata)
+        self._at_the_end = ExitStack()
+        self._at_the_end.callback(self.database.close)
 
     def relay(self, name: str = "relay", *, lease_seconds: float = 30, bootstrap: str | None = None) -> Relay:
+        database = Database(self.url, connections_max=1)
+        self._at_the_end.callback(database.close)
         return Relay(
-            Database(self.url, connections_max=1),
-            Shipper(bootstrap or self.kafka.bootstrap, source="/shop/test"),
+            database,
+            self.shipper(bootstrap),
             Metrics("test", Families(CollectorRegistry())),
             name="test",
             owner=f"{name}:{uuid4()}",
             lease_seconds=lease_seconds,
             poll_seconds=0.01,
         )
+
+    def shipper(self, bootstrap: str | None = None) -> Shipper:
+        shipper = Shipper(bootstrap or self.kafka.bootstrap, source="/shop/test")
+        self._at_the_end.callback(shipper.close)
+        return shipper
 
     def event(self, key: str, value: object, *, headers: str | None = None, topic: str | None = None) -> Record:
         return Record(
@@ -81,7 +90,7 @@ class Shop:
         return self.kafka.consume(self.topic, lambda records: len(records) >= at_least, within_seconds)
 
     def close(self) -> None:
-        self.database.close()
+        self._at_the_end.close()
 
 
 @contextmanager

@@ -8,7 +8,6 @@ import orjson
 import pytest
 import structlog
 from event_relay.relay import DeliveryFailed, Relay
-from event_relay.shipper import Shipper
 from relay_driver import Shop, eventually, running, values_by_key
 from shop_common.errors import ShopError
 from sqlalchemy import delete, insert, select, update
@@ -155,14 +154,13 @@ def test_without_a_broker_rows_wait_and_nobody_claims_to_ship_them(shop: Shop) -
 def test_nothing_is_produced_when_the_time_of_the_lease_is_up(shop: Shop) -> None:
     shop.write(shop.event("7", 1))
     rows = shop.pending()
-    shipper = Shipper(shop.kafka.bootstrap, source="/shop/test")
+    shipper = shop.shipper()
 
     assert shipper.ship(rows, until=time.monotonic()).acknowledged == []
     in_time = shipper.ship(rows, until=time.monotonic() + 10)
 
     assert [row.key for row in in_time.acknowledged] == ["7"]
     assert len(shop.shipped(1)) == 1
-    shipper.close()
 
 
 def test_two_relays_share_the_shards_and_nothing_is_lost_or_left(shop: Shop) -> None:

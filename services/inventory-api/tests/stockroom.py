@@ -1,2 +1,238 @@
+"""Drives the inventory in the words of the shop, and audits its books."""
+
+import json
+import time
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from datetime import timedelta
+from threading import Barrier
+from typing import Any, TypeVar
+
+from devstack.contract import validator
+from inventory_api import reservations, tables, transitions
+from inventory_api.domain import DEFAULT_LOCATION, Item, Line, OrderLines, Reservation, State
+from inventory_api.operations import Operations
+from inventory_api.reservations import ReservationFilter
+from inventory_api.stock import AddStock, ItemFilter, SetQuantity, StockQuestion
+from inventory_api.transitions import OrderRequest, ReleaseRequest
+from shop_common.database import Database
+from shop_common.errors import ShopError
+from shop_common.moments import rfc3339
+from shop_common.paging import Page, PageRequest
+from shop_common.sql import now
+from sqlalchemy import func, select, update
+
+_T = TypeVar("_T")
+
+TTL_SECONDS = 1800.0
+CALL_SECONDS = 20.0
+
+_reservations = tables.stock_reservations
+_allocations = tables.reservation_allocations
+_items = tables.inventory_items
+
+# The events that a reservation in each state has had, its present state last.
+_HISTORIES = {
+    State.HELD: [["STOCK_RESERVED"]],
+    State.CONFIRMED: [["STOCK_RESERVED", "STOCK_RESERVATION_CONFIRMED"]],
+    State.EXPIRED: [["STOCK_RESERVED", "STOCK_RESERVATION_EXPIRED"]],
+    State.RELEASED: [
+        ["STOCK_RESERVED", "STOCK_RELEASED"],
+        ["STOCK_RESERVED", "STOCK_RESERVATION_CONFIRMED", "STOCK_RELEASED"],
+    ],
+    State.FULFILLED: [["STOCK_RESERVED", "STOCK_RESERVATION_CONFIRMED", "STOCK_FULFILLED"]],
+}
+
+
+@dataclass(frozen=True)
+class Event:
+    """A row of the outbox, its payload read."""
+
+    id: int
+    key: str
+    type: str
+    data: dict[str, Any]
+    traceparent: str | None
+
+
 class Stockroom:
-    n: int = 1
+    """One process of the inventory, spoken to through its operations as the servicer does."""
+
+    def __init__(self, database: Database, operations: Operations) -> None:
+        self.database = database
+        self.operations = operations
+
+    # --- stock ---
+
+    def add(self, product: int, units: int, location: str = DEFAULT_LOCATION, *, request_id: str | None = None) -> Item:
+        return self.operations.add_stock(AddStock(product, location, units, request_id), deadline=deadline())
+
+    def set(
+        self, item: Item, units: int | None, *, version: int | None = None, request_id: str | None = None
+    ) -> Item:
+        return self.operations.set_quantity(SetQuantity(item.id, units, version, request_id), deadline=deadline())
+
+    def item(self, item: Item) -> Item:
+        return self.operations.item(item.id, deadline=deadline())
+
+    def available(self, product: int, location: str | None = None) -> int:
+        return self.operations.check_stock(StockQuestion(product, location), deadline=deadline())
+
+    def items_page(self, wanted: ItemFilter, *, size: int, after: Page[Item] | None = None) -> Page[Item]:
+        asked = PageRequest("items", wanted, after.next_position if after else None, size)
+        return self.operations.items_page(asked, deadline=deadline())
+
+    # --- reservations ---
+
+    def hold(
+        self,
+        product: int,
+        units: int,
+        *,
+        order: str = "order-1",
+        location: str | None = None,
+        ttl: float | None = None,
+        request_id: str | None = None,
+    ) -> Reservation:
+        (reservation,) = self.hold_lines(order, Line(product, units, location), ttl=ttl, request_id=request_id)
+        return reservation
+
+    def hold_lines(
+        self, order: str, *lines: Line, ttl: float | None = None, request_id: str | None = None
+    ) -> list[Reservation]:
+        return self.operations.reserve(OrderLines(order, lines, ttl, request_id), deadline=deadline())
+
+    def confirm(self, order: str = "order-1") -> list[Reservation]:
+        return self.operations.confirm(OrderRequest(order), deadline=deadline())
+
+    def release(self, reservation: Reservation) -> int:
+        return self.operations.release(ReleaseRequest(reservation.id), deadline=deadline())
+
+    def expire(self, max_count: int = 1000) -> int:
+        return self.operations.expire(max_count, deadline=deadline())
+
+    def cancel(self, *orders: str) -> None:
+        """What ORDER_CANCELLED does."""
+        requests = [OrderRequest(order) for order in orders]
+        self.database.transact(lambda tx: transitions.release_orders(tx, requests))
+
+    def ship(self, *orders: str) -> dict[str, dict[int, int]]:
+        """What ORDER_SHIPPED does."""
+        requests = [OrderRequest(order) for order in orders]
+        return self.database.transact(lambda tx: transitions.fulfil_orders(tx, requests))
+
+    def reservation(self, reservation: Reservation) -> Reservation:
+        return self.operations.reservation(reservation.id, deadline=deadline())
+
+    def state(self, reservation: Reservation) -> State:
+        """As callers see it: a hold past its time reads EXPIRED."""
+        return self.reservation(reservation).state
+
+    def stored_state(self, reservation: Reservation) -> State:
+        """As it is written down."""
+        with self.database.read() as tx:
+            (stored,) = reservations.load(tx, [reservation.id])
+        return stored.state
+
+    def reservations_page(
+        self, wanted: ReservationFilter, *, size: int, after: Page[Reservation] | None = None
+    ) -> Page[Reservation]:
+        asked = PageRequest("reservations", wanted, after.next_position if after else None, size)
+        return self.operations.reservations_page(asked, deadline=deadline())
+
+    def lapse(self, *held: Reservation, ago_seconds: float = 1.0) -> None:
+        """Let time pass for these holds: they ran out so long ago."""
+        with self.database.write() as tx:
+            tx.execute(
+                update(_reservations)
+                .where(_reservations.c.id.in_([reservation.id for reservation in held]))
+                .values(expires_at=now(tx) - timedelta(seconds=ago_seconds))
+            )
+
+    # --- what was told, and whether it all adds up ---
+
+    def events(self, *types: str) -> list[Event]:
+        table = tables.outbox.table
+        with self.database.read() as tx:
+            rows = tx.execute(select(table).order_by(table.c.id)).all()
+        found = [Event(row.id, row.key, row.type, json.loads(row.payload)["data"], row.traceparent) for row in rows]
+        return [event for event in found if not types or event.type in types]
+
+    def audit(self) -> None:
+        """The counters are the sums of the active reservations, and the events tell how it came to that."""
+        with self.database.read() as tx:
+            items = {item.id: item for item in tx.execute(select(_items))}
+            stored = tx.execute(select(_reservations)).all()
+            drawn = tx.execute(
+                select(_allocations.c.item_id, func.sum(_allocations.c.quantity))
+                .join(_reservations, _reservations.c.id == _allocations.c.reservation_id)
+                .where(_reservations.c.is_active)
+                .group_by(_allocations.c.item_id)
+            ).all()
+            parts = tx.execute(
+                select(_allocations.c.reservation_id, func.sum(_allocations.c.quantity)).group_by(
+                    _allocations.c.reservation_id
+                )
+            ).all()
+        reserved = {item_id: int(units) for item_id, units in drawn}
+        assert {item.id: item.reserved_quantity for item in items.values() if item.reserved_quantity} == reserved
+        assert {row.id: row.quantity for row in stored} == {each: int(units) for each, units in parts}
+
+        events = self.events()
+        totals = {event.data["item_id"]: event.data for event in events if event.type == "STOCK_UPDATED"}
+        assert {each: (data["quantity"], data["version"]) for each, data in totals.items()} == {
+            item.id: (item.quantity, item.version) for item in items.values() if item.version
+        }
+        told: dict[str, list[str]] = {row.id: [] for row in stored}
+        for event in events:
+            if event.type != "STOCK_UPDATED":
+                told[event.data["reservation_id"]].append(event.type)
+        for row in stored:
+            assert told[row.id] in _HISTORIES[State(row.state)], f"{row.id} is {row.state}, told was {told[row.id]}"
+        self.hold_events_against_the_contract()
+
+    def hold_events_against_the_contract(self) -> None:
+        """Each as the relay ships it; of many alike, the first and the last few."""
+        table = tables.outbox.table
+        with self.database.read() as tx:
+            rows = tx.execute(select(table).order_by(table.c.id)).all()
+        for row in [*rows[:10], *rows[10:][-10:]]:
+            headers = {
+                "ce_specversion": "1.0",
+                "ce_id": row.event_id,
+                "ce_type": row.type,
+                "ce_source": "/shop/inventory-api",
+                "ce_time": rfc3339(row.created_at),
+                "ce_sequence": str(row.id),
+            }
+            validator().check(row.topic, row.key, headers, row.payload.encode())
+
+
+def empty(database: Database) -> None:
+    with database.write() as tx:
+        for table in reversed(tables.metadata.sorted_tables):
+            tx.execute(table.delete())
+
+
+def deadline(seconds: float = CALL_SECONDS) -> float:
+    return time.monotonic() + seconds
+
+
+def at_once(calls: Sequence[Callable[[], _T]]) -> list[_T | ShopError]:
+    """Each call in a thread of its own, all released together; their results or refusals, in order."""
+    barrier = Barrier(len(calls))
+
+    def run(call: Callable[[], _T]) -> _T | ShopError:
+        barrier.wait()
+        try:
+            return call()
+        except ShopError as refusal:
+            return refusal
+
+    with ThreadPoolExecutor(len(calls)) as callers:
+        return list(callers.map(run, calls))
+
+
+def refusals(outcomes: Iterable[object]) -> list[ShopError]:
+    return [outcome for outcome in outcomes if isinstance(outcome, ShopError)]

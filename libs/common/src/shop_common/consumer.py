@@ -122,7 +122,6 @@ class Consumer:
             self._kafka.close()
         except BaseException as error:
             self._die(f"the consumer of {self._topic} died", error)
-            raise
 
     def _next_batch(self) -> list[Message]:
         messages, self._early = self._early, []

@@ -246,23 +246,25 @@ class _Method:
         context.abort(failure.code, failure.status.message)
 
     def _write(self, failure: _Failure, context: grpc.ServicerContext, error: Exception | None) -> None:
+        about: dict[str, Any] = {"method": self._path}
+        # With traces on, the span of this call is named in each line already.
+        if telemetry.tracer() is None and (traceparent := _incoming_traceparent(context)) is not None:
+            _, about["trace_id"], about["span_id"], _ = traceparent.split("-")
         if failure.error_id is not None:
-            _log.error("call failed", method=self._path, error_id=failure.error_id, exc_info=error)
+            _log.error("call failed", error_id=failure.error_id, exc_info=error, **about)
             return
         unwritten = self._flood.admit(failure.reason)
         if unwritten is None:
             return
-        more: dict[str, Any] = {"unwritten_before": unwritten} if unwritten else {}
-        if telemetry.tracer() is None and (traceparent := _incoming_traceparent(context)) is not None:
-            more["trace_id"] = traceparent.split("-")[1]
+        if unwritten:
+            about["unwritten_before"] = unwritten
         write = _log.warning if failure.is_ours else _log.info
         write(
             "call refused",
-            method=self._path,
             code=failure.code.name,
             reason=failure.reason,
             message=failure.status.message,
-            **more,
+            **about,
         )
 
 

@@ -23,7 +23,7 @@ from shop_common.moments import rfc3339
 
 from event_relay.pending import Pending
 
-LINGER_MS = 2
+LINGER_MS = 1
 MEMORY_KILOBYTES_MAX = 65_536
 """What the producer holds at most; rows beyond that wait for the next batch."""
 

@@ -118,8 +118,7 @@ def _decide_with_due(tx: Connection, orders: Sequence[OrderLines], stock: dict[i
         expired = transitions.expire(tx, locked)
         stock.update(locked.items)
         if not expired:
-            more_due = len(due) > allowed
-            return [_try_again(each) if more_due and isinstance(each, InsufficientStock) else each for each in decisions]
+            return _try_again(decisions) if len(due) > allowed else decisions
         allowed -= len(expired)
 
 
@@ -134,9 +133,7 @@ def _decide(orders: Sequence[OrderLines], stock: Mapping[int, Item]) -> list[_De
     return decisions
 
 
-def _need(
-    orders: Sequence[OrderLines], decisions: Sequence[_Decision], stock: Mapping[int, Item]
-) -> dict[_Place, int]:
+def _need(orders: Sequence[OrderLines], decisions: Sequence[_Decision], stock: Mapping[int, Item]) -> dict[_Place, int]:
     """What is wanted beyond what is free, at each place, of the products that refused orders ask for.
 
     By all orders and not only the refused ones: when the batch is decided anew, an earlier order that gets its
@@ -174,7 +171,7 @@ def _oldest_that_cover(need: dict[_Place, int], due: Sequence[Reservation]) -> R
     """Those of the holds, oldest first, that give back something of what is needed."""
     chosen = []
     for reservation in due:
-        before = sum(need.values())
+        helps = False
         for part in reservation.allocations:
             units = part.quantity
             for place in ((reservation.product_id, part.location), (reservation.product_id, None)):
@@ -182,13 +179,15 @@ def _oldest_that_cover(need: dict[_Place, int], due: Sequence[Reservation]) -> R
                 if covered:
                     need[place] -= covered
                     units -= covered
-        if sum(need.values()) < before:
+                    helps = True
+        if helps:
             chosen.append(reservation)
     return chosen
 
 
-def _try_again(refusal: InsufficientStock) -> Contention:
-    return Contention(f"product {refusal.product_id}: more than {DUE_EXPIRED_MAX} holds are past their time; try again")
+def _try_again(decisions: Sequence[_Decision]) -> list[_Decision]:
+    said = f"more than {DUE_EXPIRED_MAX} holds are past their time; try again"
+    return [Contention(said) if isinstance(each, InsufficientStock) else each for each in decisions]
 
 
 def _save(tx: Connection, held: Reservations, stock: dict[int, Item], moment: datetime) -> None:

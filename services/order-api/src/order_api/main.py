@@ -51,7 +51,7 @@ def serve(settings: OrderSettings) -> None:
     except (SchemaError, ShopError) as error:
         raise SystemExit(f"{PROCESS}: {error}") from None
 
-    stock = Inventory(settings.inventory_address, call_seconds=settings.inventory_call_seconds)
+    stock = Inventory(settings.inventory_target, call_seconds=settings.inventory_call_seconds)
     operations = Operations(database, stock, die=lifecycle.die)
     server = Server(settings)
     server.add(

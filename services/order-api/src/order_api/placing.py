@@ -21,7 +21,7 @@ from order_api import inventory, orders
 from order_api.domain import HeldOrder, NewOrder, Order, ReservationExpired, quantities
 from order_api.inventory import Inventory
 
-FLIGHTS_MAX = 4
+FLIGHTS_MAX = 2
 DEFAULT_HOLD_SECONDS = 1800.0
 """Taken for a hold without an end, which someone confirmed before its order was stored."""
 

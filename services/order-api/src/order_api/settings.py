@@ -9,7 +9,7 @@ class OrderSettings(ApiSettings, DatabaseSettings, KafkaSettings):
 
     database_url: DatabaseUrl = "sqlite:///./orders.db"
     grpc_port: GrpcPort = 50054
-    inventory_address: str = Field(
+    inventory_target: str = Field(
         "localhost:50053",
         min_length=1,
         description="where inventory-api is: HOST:PORT; every address of the host is used",

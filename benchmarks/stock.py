@@ -1,0 +1,128 @@
+"""The rows that the calls meet, and the count of every unit when they have ended."""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+from typing import Any
+
+from inventory_api import tables as inventory
+from order_api import tables as orders
+from sqlalchemy import Connection, Select, Table, func, select
+
+from benchmarks.scenarios import HOT_PRODUCT, LINES, ORDERS_PER_USER, PRODUCTS, USERS, order_id
+from shop_common.database import Database
+
+QUANTITY = 10**12
+_ROWS_AT_ONCE = 5_000
+_PRICE = Decimal("12.99")
+
+
+class WrongCount(Exception):
+    """The rows do not say what the calls were told: the measurement is worth nothing."""
+
+
+def fill_inventory(url: str) -> None:
+    """Stock of the hot product and of all others, more than any run can reserve."""
+    moment = datetime.now(UTC)
+    items = [
+        {
+            "product_id": product_id,
+            "location": "WAREHOUSE_A",
+            "quantity": QUANTITY,
+            "reserved_quantity": 0,
+            "version": 1,
+            "created_at": moment,
+            "updated_at": moment,
+        }
+        for product_id in (HOT_PRODUCT, *PRODUCTS)
+    ]
+    _fill(url, [(inventory.inventory_items, items)])
+
+
+def fill_orders(url: str) -> None:
+    """Orders of all users, a minute apart."""
+    start = datetime.now(UTC) - timedelta(days=30)
+    placed = [
+        {
+            "id": order_id(number),
+            "user_id": USERS[number % len(USERS)],
+            "total_amount": _PRICE * LINES,
+            "currency": "EUR",
+            "status": "PENDING",
+            "status_reason": "",
+            "reserved_until": start + timedelta(days=365),
+            "version": 1,
+            "created_at": start + timedelta(minutes=number),
+            "updated_at": start + timedelta(minutes=number),
+        }
+        for number in range(len(USERS) * ORDERS_PER_USER)
+    ]
+    lines = [
+        {"order_id": order["id"], "product_id": product_id, "quantity": 1, "price": _PRICE}
+        for order in placed
+        for product_id in PRODUCTS[:LINES]
+    ]
+    _fill(url, [(orders.orders, placed), (orders.order_items, lines)])
+
+
+def check_inventory(url: str, reservations: int, *, events: bool) -> None:
+    """Every successful call reserved its units once, and nothing else did. Raises WrongCount."""
+    held, items = inventory.stock_reservations, inventory.inventory_items
+    with _reading(url) as tx:
+        found = {
+            "units of active reservations": _sum(tx, select(func.sum(held.c.quantity)).where(held.c.is_active)),
+            "units that allocations draw": _sum(tx, select(func.sum(inventory.reservation_allocations.c.quantity))),
+            "units that items count as reserved": _sum(tx, select(func.sum(items.c.reserved_quantity))),
+        }
+        if events:
+            found["events in the outbox"] = _count(tx, inventory.outbox.table)
+    _compare(found, reservations, "reservations of one unit were granted")
+
+
+def check_orders(url: str, created: int, *, events: bool) -> None:
+    """Every successful call made one order with its lines. Raises WrongCount."""
+    before = len(USERS) * ORDERS_PER_USER
+    with _reading(url) as tx:
+        found = {
+            "orders": _count(tx, orders.orders) - before,
+            "order lines / 3": _count(tx, orders.order_items) / LINES - before,
+        }
+        if events:
+            found["events in the outbox"] = _count(tx, orders.outbox.table)
+    _compare(found, created, "orders were created")
+
+
+def _fill(url: str, rows: Iterable[tuple[Table, Sequence[dict[str, Any]]]]) -> None:
+    database = Database(url, connections_max=1)
+    try:
+        for table, values in rows:
+            for start in range(0, len(values), _ROWS_AT_ONCE):
+                with database.write() as tx:
+                    tx.execute(table.insert(), values[start : start + _ROWS_AT_ONCE])
+    finally:
+        database.close()
+
+
+@contextmanager
+def _reading(url: str) -> Iterator[Connection]:
+    database = Database(url, connections_max=1)
+    try:
+        with database.read() as tx:
+            yield tx
+    finally:
+        database.close()
+
+
+def _sum(tx: Connection, query: Select[Any]) -> float:
+    return int(tx.execute(query).scalar_one() or 0)
+
+
+def _count(tx: Connection, table: Table) -> float:
+    return int(tx.execute(select(func.count()).select_from(table)).scalar_one())
+
+
+def _compare(found: Mapping[str, float], expected: int, what: str) -> None:
+    wrong = [f"{name}: {count:g}" for name, count in found.items() if count != expected]
+    if wrong:
+        raise WrongCount(f"{expected} {what}, but the database has {', '.join(wrong)}")

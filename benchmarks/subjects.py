@@ -1,0 +1,204 @@
+"""What is measured and compared: our services, the plain ones, the echo, and pgbench, each on databases of its own."""
+
+import base64
+import sys
+from collections import Counter
+from collections.abc import Callable, Mapping
+from functools import cache
+from typing import Protocol
+
+import psutil
+from inventory_api.migrations import SCHEMA as INVENTORY_SCHEMA
+from order_api.migrations import SCHEMA as ORDERS_SCHEMA
+
+from benchmarks import stock
+from benchmarks.generator import Job, Outcome
+from benchmarks.http2 import LoadError
+from benchmarks.load import Generator
+from benchmarks.scenarios import INVENTORY, ORDERS, RESERVE_HOT, SCENARIOS, Scenario
+from devstack.kafka import Kafka
+from devstack.ports import free_ports
+from devstack.process import Process
+from devstack.stack import Databases, Options, Stack
+from shop_common.database import Database
+
+READY_SECONDS = 45
+STOP_SECONDS = 15
+
+_NO_BROKER = Kafka("localhost:9", "none")
+_QUIET = {"LOG_LEVEL": "warning", "LOG_FORMAT": "json", "WORKERS": "1"}
+
+
+class Subject(Protocol):
+    """Something that can be measured."""
+
+    name: str
+    database: str
+
+    def start(self) -> None: ...
+
+    def measures(self, scenario: Scenario) -> bool: ...
+
+    def measure(self, scenario: Scenario, calls: int, seconds: float, warmup_seconds: float) -> Outcome:
+        """Raises LoadError."""
+
+    def check(self) -> None:
+        """Count every unit. Raises stock.WrongCount."""
+
+    def stop(self) -> None: ...
+
+
+class Services:
+    """Processes with a gRPC API, and what the load generator needs to know of them."""
+
+    def __init__(self, name: str, database: str, generator: Generator, database_pids: list[int]) -> None:
+        self.name = name
+        self.database = database
+        self._generator = generator
+        self._database_pids = database_pids
+        self._done: Counter[str] = Counter()
+        self.targets: dict[str, str] = {}
+        self.processes: dict[str, list[Process]] = {}
+
+    def start(self) -> None:
+        for process in self._all():
+            process.start()
+        for process in self._all():
+            process.wait_ready(READY_SECONDS)
+
+    def stop(self) -> None:
+        for process in reversed(self._all()):
+            if process.alive:
+                process.stop(STOP_SECONDS)
+
+    def measures(self, scenario: Scenario) -> bool:
+        return scenario.service in self.targets
+
+    def measure(self, scenario: Scenario, calls: int, seconds: float, warmup_seconds: float) -> Outcome:
+        pids = {kind: [process.pid for process in processes] for kind, processes in self.processes.items()}
+        if self._database_pids:
+            pids["database"] = self._database_pids
+        outcome = self._generator.run(
+            Job(
+                target=self.targets[scenario.service],
+                method=scenario.method,
+                bodies=_bodies(scenario),
+                calls=calls,
+                seconds=seconds,
+                warmup_seconds=warmup_seconds,
+                tail_field=scenario.tail_field,
+                processes=pids,
+            )
+        )
+        if outcome.failed:
+            raise LoadError(f"{outcome.failed} of {outcome.succeeded} calls failed: {outcome.failure}")
+        self._done[scenario.name] += outcome.succeeded
+        return outcome
+
+    def check(self) -> None:
+        """There is nothing to count where nothing is stored."""
+
+    def count(self, of_each: Callable[[Scenario], int]) -> int:
+        """The sum over all calls that succeeded."""
+        return sum(self._done[scenario.name] * of_each(scenario) for scenario in SCENARIOS)
+
+    def _all(self) -> list[Process]:
+        return [process for processes in self.processes.values() for process in processes]
+
+
+class Stored(Services):
+    """Services on the two databases, which are filled before they start and counted at the end."""
+
+    def __init__(
+        self, name: str, database: str, databases: Databases, generator: Generator, database_pids: list[int]
+    ) -> None:
+        super().__init__(name, database, generator, database_pids)
+        self.databases = databases
+        self.events_stay = True
+
+    def start(self) -> None:
+        prepare(self.databases)
+        super().start()
+
+    def check(self) -> None:
+        reservations = self.count(lambda scenario: scenario.reservations)
+        stock.check_inventory(self.databases.inventory, reservations, events=self.events_stay)
+        stock.check_orders(self.databases.orders, self.count(lambda each: each.orders), events=self.events_stay)
+
+
+def ours(
+    database: str, databases: Databases, generator: Generator, database_pids: list[int], kafka: Kafka | None = None
+) -> Services:
+    """The two APIs; with a broker also their consumers, the relay, and the CPU time of relay and broker."""
+    environment = _QUIET if kafka else _QUIET | {"CONSUMER_ENABLED": "false"}
+    stack = Stack(databases, kafka or _NO_BROKER, options=Options(environment=environment))
+    subject = Stored("ours", database, databases, generator, database_pids)
+    subject.targets = {
+        INVENTORY: stack.inventory_address,
+        ORDERS: stack.orders_address,
+    }
+    subject.processes = {"server": [stack.inventory_api, stack.order_api]}
+    if kafka:
+        subject.processes["relay"] = [stack.relay]
+        subject.events_stay = False
+    return subject
+
+
+def plain(database: str, databases: Databases, generator: Generator, database_pids: list[int]) -> Services:
+    """The plain variant of both services."""
+    inventory_port, orders_port = free_ports(2)
+    subject = Stored("plain", database, databases, generator, database_pids)
+    subject.targets = {INVENTORY: _local(inventory_port), ORDERS: _local(orders_port)}
+    inventory = {"DATABASE_URL": databases.inventory, "GRPC_PORT": str(inventory_port)}
+    orders = {
+        "DATABASE_URL": databases.orders,
+        "GRPC_PORT": str(orders_port),
+        "INVENTORY_TARGET": _local(inventory_port),
+    }
+    subject.processes = {
+        "server": [
+            _process("benchmarks.plain.inventory", inventory_port, inventory),
+            _process("benchmarks.plain.orders", orders_port, orders),
+        ]
+    }
+    return subject
+
+
+class Echo(Services):
+    """No database, no work: what a call costs in the server that our services use."""
+
+    def __init__(self, generator: Generator) -> None:
+        super().__init__("echo", "none", generator, [])
+        (port,) = free_ports(1)
+        self.targets = {INVENTORY: _local(port)}
+        self.processes = {"server": [_process("benchmarks.echo", port, _QUIET | {"GRPC_PORT": str(port)})]}
+
+    def measures(self, scenario: Scenario) -> bool:
+        return scenario is RESERVE_HOT
+
+
+def prepare(databases: Databases) -> None:
+    """Both schemas, with the stock and the orders that the calls meet."""
+    for url, schema, fill in (
+        (databases.inventory, INVENTORY_SCHEMA, stock.fill_inventory),
+        (databases.orders, ORDERS_SCHEMA, stock.fill_orders),
+    ):
+        database = Database(url, connections_max=1)
+        try:
+            schema.upgrade(database)
+        finally:
+            database.close()
+        fill(url)
+
+
+@cache
+def _bodies(scenario: Scenario) -> list[str]:
+    return [base64.b64encode(body).decode() for body in scenario.bodies()]
+
+
+def _process(module: str, port: int, environment: Mapping[str, str]) -> Process:
+    return Process(module, [sys.executable, "-m", module], environment, health_address=_local(port))
+
+
+def _local(port: int) -> str:
+    return f"localhost:{port}"

@@ -1,0 +1,201 @@
+"""A client of another service, over a real connection."""
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import grpc
+import pytest
+from devstack.ports import free_ports
+from google.protobuf.wrappers_pb2 import StringValue
+from libs.common.tests.echo_service import Behaviour, Echo, EchoSettings, echo_service, echo_stub, serving
+from shop_common.errors import NotFound, ShopError, Unavailable
+from shop_common.grpc_client import TRIES_MAX, Client
+from shop_common.grpc_server import traceparent
+
+TRACEPARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+
+
+class ParcelNotFound(NotFound):
+    reason = "PARCEL_NOT_FOUND"
+
+    def metadata(self) -> dict[str, str]:
+        return {"parcel_id": "7"}
+
+
+class DepotAway(Unavailable):
+    reason = "DEPOT_AWAY"
+
+
+class Failing:
+    """Fails so many times, then answers."""
+
+    def __init__(self, error: ShopError, times: int) -> None:
+        self.calls = 0
+        self._error = error
+        self._times = times
+
+    def __call__(self, request: StringValue, _context: grpc.ServicerContext) -> StringValue:
+        self.calls += 1
+        if self.calls <= self._times:
+            raise self._error
+        return request
+
+
+@contextmanager
+def connected(port: int, *, repeatable: tuple[str, ...] = ()) -> Iterator[Callable[..., str]]:
+    client = Client(
+        f"127.0.0.1:{port}", echo_service(), repeatable=repeatable, unavailable_reason="ECHO_UNAVAILABLE"
+    )
+    stub = echo_stub(client.channel)
+
+    def call(text: str = "hello", *, seconds: float = 10, trace: str | None = None) -> str:
+        return client.call(stub, StringValue(value=text), timeout_seconds=seconds, traceparent=trace).value
+
+    try:
+        yield call
+    finally:
+        client.close()
+
+
+@contextmanager
+def between(behave: Behaviour, *, repeatable: tuple[str, ...] = ()) -> Iterator[tuple[Callable[..., str], Echo]]:
+    with serving(behave) as running, connected(running.server.port, repeatable=repeatable) as call:
+        yield call, running
+
+
+def test_what_the_service_says_is_what_the_caller_gets() -> None:
+    with between(lambda request, _: request) as (call, _):
+        assert call("hello") == "hello"
+
+
+def test_an_error_of_the_service_is_raised_with_its_kind_and_reason() -> None:
+    with between(Failing(ParcelNotFound("no parcel 7"), times=9)) as (call, _), pytest.raises(NotFound) as error:
+        call()
+
+    assert error.value.reason == "PARCEL_NOT_FOUND"
+    assert error.value.message == "no parcel 7"
+    assert error.value.metadata() == {"parcel_id": "7"}
+
+
+def test_a_repeatable_call_is_tried_again_when_the_service_is_away() -> None:
+    behave = Failing(DepotAway("closed"), times=2)
+    with between(behave, repeatable=("Echo",)) as (call, _):
+        assert call("hello") == "hello"
+    assert behave.calls == 3
+
+
+def test_a_repeatable_call_is_not_tried_for_ever() -> None:
+    behave = Failing(DepotAway("closed"), times=99)
+    with between(behave, repeatable=("Echo",)) as (call, _), pytest.raises(Unavailable) as error:
+        call()
+    assert error.value.reason == "DEPOT_AWAY"
+    assert behave.calls == TRIES_MAX
+
+
+def test_what_is_not_repeatable_is_tried_once() -> None:
+    behave = Failing(DepotAway("closed"), times=1)
+    with between(behave) as (call, _), pytest.raises(Unavailable):
+        call()
+    assert behave.calls == 1
+
+
+def test_a_refusal_is_not_tried_again() -> None:
+    behave = Failing(ParcelNotFound("no parcel 7"), times=1)
+    with between(behave, repeatable=("Echo",)) as (call, _), pytest.raises(NotFound):
+        call()
+    assert behave.calls == 1
+
+
+def test_no_answer_in_time_means_that_the_service_is_away() -> None:
+    open_up = threading.Event()
+
+    def wait(request: StringValue, _context: grpc.ServicerContext) -> StringValue:
+        open_up.wait(20)
+        return request
+
+    with between(wait) as (call, _):
+        with pytest.raises(Unavailable) as error:
+            call(seconds=0.3)
+        open_up.set()
+
+    assert error.value.reason == "ECHO_UNAVAILABLE"
+    assert "DEADLINE_EXCEEDED" in error.value.message
+
+
+def test_nobody_there_is_said_at_once() -> None:
+    begun = time.monotonic()
+    with connected(free_ports(1)[0], repeatable=("Echo",)) as call, pytest.raises(Unavailable) as error:
+        call(seconds=30)
+
+    assert error.value.reason == "ECHO_UNAVAILABLE"
+    assert time.monotonic() - begun < 10
+
+
+def test_a_defect_of_the_service_is_not_shown_as_ours() -> None:
+    def fail(_request: StringValue, _context: grpc.ServicerContext) -> StringValue:
+        raise RuntimeError("a bug there")
+
+    with between(fail) as (call, _), pytest.raises(Unavailable) as error:
+        call()
+
+    assert error.value.reason == "ECHO_UNAVAILABLE"
+    assert "a bug there" not in error.value.message
+
+
+def test_a_process_that_is_not_ready_gets_no_calls_until_it_is() -> None:
+    reached: list[str] = []
+
+    def behave(request: StringValue, _context: grpc.ServicerContext) -> StringValue:
+        reached.append(request.value)
+        return request
+
+    with between(behave) as (call, running):
+        assert call("first") == "first"
+        running.server.health.set_ready("consumer", False)
+        _eventually(lambda: not _answers(lambda: call("while away")))
+        reached.clear()
+
+        assert not _answers(lambda: call("while away"))
+        assert reached == []
+
+        running.server.health.set_ready("consumer", True)
+        _eventually(lambda: _answers(lambda: call("back")))
+
+
+def test_a_service_that_was_away_is_found_soon_after_it_is_back() -> None:
+    port = free_ports(1)[0]
+    with connected(port) as call:
+        assert not _answers(call)
+        with serving(lambda request, _: request, EchoSettings(grpc_port=port, listen_host="127.0.0.1")):
+            _eventually(lambda: _answers(call), seconds=5)
+
+
+def test_the_trace_goes_on_in_the_service() -> None:
+    def tell(_request: StringValue, context: grpc.ServicerContext) -> StringValue:
+        return StringValue(value=traceparent(context) or "none")
+
+    with between(tell) as (call, _):
+        assert call(trace=TRACEPARENT) == TRACEPARENT
+        assert call() == "none"
+
+
+def test_a_method_that_the_service_does_not_have_cannot_be_repeatable() -> None:
+    with pytest.raises(KeyError, match="Shout"):
+        Client("127.0.0.1:1", echo_service(), repeatable=("Shout",), unavailable_reason="ECHO_UNAVAILABLE")
+
+
+def _answers(call: Callable[[], object]) -> bool:
+    try:
+        call()
+    except Unavailable:
+        return False
+    return True
+
+
+def _eventually(true: Callable[[], bool], *, seconds: float = 10) -> None:
+    end = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < end, "it did not become true in time"
+        threading.Event().wait(0.01)

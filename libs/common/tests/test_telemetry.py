@@ -1,0 +1,170 @@
+"""Traces and metrics, with the real SDK and an exporter in memory."""
+
+from collections.abc import Callable, Iterator
+
+import grpc
+import pytest
+from google.protobuf.wrappers_pb2 import StringValue
+from libs.common.tests.echo_service import SERVICE, EchoSettings, echo_service, echo_stub, serving
+from opentelemetry.sdk.trace import ReadableSpan
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from opentelemetry.trace import SpanKind, StatusCode, format_span_id, format_trace_id
+from shop_common import telemetry
+from shop_common.database import Database
+from shop_common.errors import NotFound
+from shop_common.grpc_client import Client
+from shop_common.grpc_server import traceparent
+from shop_common.tracing import Tracing
+from sqlalchemy import text
+
+TRACE_ID = "0af7651916cd43dd8448eb211c80319c"
+SPAN_ID = "b7ad6b7169203331"
+TRACEPARENT = f"00-{TRACE_ID}-{SPAN_ID}-01"
+
+
+class ParcelNotFound(NotFound):
+    reason = "PARCEL_NOT_FOUND"
+
+
+class Spans:
+    """What has been traced."""
+
+    def __init__(self) -> None:
+        self._exporter = InMemorySpanExporter()
+        telemetry.trace_with(Tracing("test", self._exporter))
+
+    def all(self) -> list[ReadableSpan]:
+        """Every span, in the order in which they ended; no more are made."""
+        telemetry.shutdown()
+        return list(self._exporter.get_finished_spans())
+
+
+@pytest.fixture
+def spans() -> Iterator[Spans]:
+    yield Spans()
+    telemetry.shutdown()
+
+
+def test_a_call_is_a_span_in_the_trace_of_its_client(spans: Spans) -> None:
+    with serving(lambda request, _: request) as running:
+        running.call("hello", traceparent=TRACEPARENT)
+
+    (span,) = spans.all()
+    assert (span.name, span.kind) == (f"{SERVICE}/Echo", SpanKind.SERVER)
+    assert _trace_of(span) == TRACE_ID
+    assert span.parent is not None
+    assert format_span_id(span.parent.span_id) == SPAN_ID
+    assert span.attributes is not None
+    assert span.attributes["rpc.method"] == "Echo"
+    assert span.attributes["rpc.grpc.status_code"] == 0
+
+
+def test_a_call_without_a_trace_begins_one(spans: Spans) -> None:
+    with serving(lambda request, _: request) as running:
+        running.call("hello")
+        running.call("hello", traceparent="00-nonsense")
+
+    first, second = spans.all()
+    assert first.parent is None
+    assert second.parent is None
+    assert _trace_of(first) != _trace_of(second)
+
+
+def test_a_defect_marks_its_span_and_a_refusal_does_not(spans: Spans) -> None:
+    def behave(request: StringValue, _context: grpc.ServicerContext) -> StringValue:
+        raise RuntimeError("a bug") if request.value == "bug" else ParcelNotFound("no such parcel")
+
+    with serving(behave) as running:
+        for asked in ("bug", "parcel"):
+            with pytest.raises(grpc.RpcError):
+                running.call(asked)
+
+    defect, refusal = spans.all()
+    assert defect.attributes is not None
+    assert refusal.attributes is not None
+    assert defect.status.status_code is StatusCode.ERROR
+    assert defect.attributes["rpc.grpc.status_code"] == grpc.StatusCode.INTERNAL.value[0]
+    assert refusal.status.status_code is StatusCode.UNSET
+    assert refusal.attributes["rpc.grpc.status_code"] == grpc.StatusCode.NOT_FOUND.value[0]
+    assert refusal.attributes["error.type"] == "PARCEL_NOT_FOUND"
+
+
+def test_one_trace_runs_through_client_and_server(spans: Spans) -> None:
+    seen: list[str | None] = []
+
+    def behave(request: StringValue, context: grpc.ServicerContext) -> StringValue:
+        seen.append(traceparent(context))
+        return request
+
+    with serving(behave) as running:
+        client = Client(
+            f"127.0.0.1:{running.server.port}", echo_service(), repeatable=(), unavailable_reason="ECHO_UNAVAILABLE"
+        )
+        with telemetry.span("work", parent=TRACEPARENT):
+            client.call(echo_stub(client.channel), StringValue(value="hello"), timeout_seconds=10)
+        client.close()
+
+    server, outgoing, work = sorted(spans.all(), key=lambda span: ["SERVER", "CLIENT", "INTERNAL"].index(span.kind.name))
+    assert {_trace_of(span) for span in (server, outgoing, work)} == {TRACE_ID}
+    assert server.parent is not None
+    assert outgoing.parent is not None
+    assert server.parent.span_id == outgoing.context.span_id
+    assert outgoing.parent.span_id == work.context.span_id
+    # What an outbox row would carry on is the server's span.
+    assert seen == [f"00-{TRACE_ID}-{format_span_id(server.context.span_id)}-01"]
+
+
+def test_each_statement_is_a_span_of_the_work_it_belongs_to(spans: Spans, new_database: Callable[[str], str]) -> None:
+    database = Database(new_database("traced"))
+    telemetry.instrument(database.engine)
+
+    with telemetry.span("reserve"), database.read() as tx:
+        tx.execute(text("SELECT 42"))
+    database.close()
+
+    made = spans.all()
+    (work,) = [span for span in made if span.name == "reserve"]
+    (statement,) = [span for span in made if span.attributes and "SELECT 42" in str(span.attributes.values())]
+    assert _trace_of(statement) == _trace_of(work)
+
+
+def test_a_batch_names_the_traces_it_acts_for(spans: Spans) -> None:
+    other = TRACEPARENT.replace("0af7", "1bf7")
+    with telemetry.span("ship", SpanKind.PRODUCER, links=[TRACEPARENT, None, "nonsense", other]):
+        pass
+
+    (span,) = spans.all()
+    assert [format_trace_id(link.context.trace_id) for link in span.links] == [TRACE_ID, TRACE_ID.replace("0af7", "1bf7")]
+
+
+def test_trace_context_crosses_kafka_as_a_header() -> None:
+    headers = [("ce_id", b"1"), *telemetry.to_kafka(TRACEPARENT)]
+
+    assert telemetry.from_kafka(headers) == TRACEPARENT
+    assert telemetry.to_kafka(None) == []
+    for nothing in (None, [], [("traceparent", None)], [("traceparent", b"\xff")], [("traceparent", b"00-0-0-0")]):
+        assert telemetry.from_kafka(nothing) is None
+
+
+@pytest.mark.parametrize(
+    "malformed",
+    ["", "00", TRACEPARENT.upper(), TRACEPARENT + "-00", f"00-{'0' * 32}-{SPAN_ID}-01", f"00-{TRACE_ID}-{'0' * 16}-01"],
+)
+def test_a_malformed_traceparent_is_dropped(malformed: str) -> None:
+    assert telemetry.well_formed(malformed) is None
+    assert telemetry.remote_parent(malformed) is None
+
+
+def test_without_an_endpoint_nothing_is_traced() -> None:
+    telemetry.start("test", EchoSettings())
+
+    assert telemetry.tracer() is None
+    with telemetry.span("work") as span:
+        assert not span.is_recording()
+        assert telemetry.current_traceparent() is None
+
+
+def _trace_of(span: ReadableSpan) -> str:
+    return format_trace_id(span.context.trace_id)
+
+

@@ -1,0 +1,242 @@
+"""A hold past its time is free stock at once, whether or not the reaper has come by."""
+
+import pytest
+from inventory_api import reserve
+from inventory_api.domain import InsufficientStock, Line, OrderLines, Reservation, State
+from shop_common.errors import Contention, ShopError
+from stockroom import TTL_SECONDS, Stockroom
+
+
+def batch(stockroom: Stockroom, *orders: OrderLines) -> list[list[Reservation] | ShopError]:
+    """Orders that arrived in this sequence and are decided together."""
+    return stockroom.database.transact(lambda tx: reserve.reserve(tx, orders, default_ttl_seconds=TTL_SECONDS))
+
+
+def expired(stockroom: Stockroom) -> list[str]:
+    return [event.data["reservation_id"] for event in stockroom.events("STOCK_RESERVATION_EXPIRED")]
+
+
+def test_an_expired_hold_is_free_stock_at_once(stockroom: Stockroom) -> None:
+    item = stockroom.add(1, 1)
+    lapsed = stockroom.hold(1, 1, order="late")
+    stockroom.lapse(lapsed)
+
+    assert stockroom.available(1) == 1
+    assert stockroom.item(item).available_quantity == 1
+    assert stockroom.state(lapsed) is State.EXPIRED
+    assert stockroom.stored_state(lapsed) is State.HELD
+
+    stockroom.hold(1, 1, order="next")
+
+    assert stockroom.stored_state(lapsed) is State.EXPIRED
+    assert expired(stockroom) == [lapsed.id]
+    assert stockroom.available(1) == 0
+
+
+def test_a_hold_is_kept_until_its_very_time(stockroom: Stockroom) -> None:
+    stockroom.add(1, 1)
+    held = stockroom.hold(1, 1, ttl=60)
+
+    with pytest.raises(InsufficientStock):
+        stockroom.hold(1, 1)
+
+    assert stockroom.expire() == 0
+    assert stockroom.stored_state(held) is State.HELD
+
+
+def test_the_next_buyer_of_an_expired_hold_is_told_of_after_its_expiry(stockroom: Stockroom) -> None:
+    stockroom.add(1, 1)
+    stockroom.lapse(stockroom.hold(1, 1))
+
+    stockroom.hold(1, 1)
+
+    types = [event.type for event in stockroom.events() if event.type != "STOCK_UPDATED"]
+    assert types == ["STOCK_RESERVED", "STOCK_RESERVATION_EXPIRED", "STOCK_RESERVED"]
+
+
+def test_a_request_that_finds_free_stock_expires_nothing(stockroom: Stockroom) -> None:
+    stockroom.add(1, 2)
+    lapsed = stockroom.hold(1, 1)
+    stockroom.lapse(lapsed)
+
+    stockroom.hold(1, 1)
+
+    assert stockroom.stored_state(lapsed) is State.HELD
+    assert stockroom.available(1) == 1
+
+
+def test_only_as_many_due_holds_are_expired_as_are_needed_the_oldest_first(stockroom: Stockroom) -> None:
+    stockroom.add(1, 5)
+    lapsed = [stockroom.hold(1, 1, order=f"late-{n}") for n in range(5)]
+    for hold, ago_seconds in zip(lapsed, (20, 50, 10, 40, 30), strict=True):
+        stockroom.lapse(hold, ago_seconds=ago_seconds)
+
+    stockroom.hold(1, 2)
+
+    assert set(expired(stockroom)) == {lapsed[1].id, lapsed[3].id}
+    assert stockroom.available(1) == 3
+
+
+def test_the_oldest_is_taken_whichever_location_it_is_at(stockroom: Stockroom) -> None:
+    stockroom.add(1, 1, "A")
+    stockroom.add(1, 1, "B")
+    newer = stockroom.hold(1, 1, location="A")
+    older = stockroom.hold(1, 1, location="B")
+    stockroom.lapse(newer, ago_seconds=10)
+    stockroom.lapse(older, ago_seconds=20)
+
+    held = stockroom.hold(1, 1)
+
+    assert expired(stockroom) == [older.id]
+    assert [part.location for part in held.allocations] == ["B"]
+
+
+def test_a_line_that_names_a_location_expires_no_hold_at_another(stockroom: Stockroom) -> None:
+    stockroom.add(1, 1, "A")
+    stockroom.add(1, 1, "B")
+    elsewhere = stockroom.hold(1, 1, location="A")
+    stockroom.lapse(elsewhere, ago_seconds=20)
+
+    with pytest.raises(InsufficientStock) as refused:
+        stockroom.hold(1, 2, location="B")
+    there = stockroom.hold(1, 1, location="B")
+    stockroom.lapse(there, ago_seconds=10)
+    stockroom.hold(1, 1, location="B")
+
+    assert refused.value.available == 1
+    assert expired(stockroom) == [there.id]
+
+
+def test_a_split_hold_gives_back_all_of_its_parts(stockroom: Stockroom) -> None:
+    stockroom.add(1, 3, "A")
+    stockroom.add(1, 2, "B")
+    lapsed = stockroom.hold(1, 5)
+    stockroom.lapse(lapsed)
+
+    assert (stockroom.available(1, "A"), stockroom.available(1, "B"), stockroom.available(1)) == (3, 2, 5)
+    held = stockroom.hold(1, 2, location="B")
+
+    assert expired(stockroom) == [lapsed.id]
+    assert [(part.location, part.quantity) for part in held.allocations] == [("B", 2)]
+    assert stockroom.available(1) == 3
+
+
+def test_an_order_gets_several_products_that_are_all_held_past_their_time(stockroom: Stockroom) -> None:
+    for product in (1, 2, 3):
+        stockroom.add(product, 1)
+        stockroom.lapse(stockroom.hold(product, 1, order=f"late-{product}"))
+
+    held = stockroom.hold_lines("order-1", Line(1, 1), Line(2, 1), Line(3, 1))
+
+    assert len(held) == 3
+    assert len(expired(stockroom)) == 3
+
+
+def test_a_confirmed_reservation_never_falls_due(stockroom: Stockroom) -> None:
+    stockroom.add(1, 1)
+    stockroom.hold(1, 1)
+    (kept,) = stockroom.confirm()
+
+    with pytest.raises(InsufficientStock):
+        stockroom.hold(1, 1)
+
+    assert kept.expires_at is None
+    assert stockroom.expire() == 0
+
+
+def test_a_batch_is_decided_anew_in_arrival_order(stockroom: Stockroom) -> None:
+    stockroom.add(1, 3)
+    stockroom.lapse(stockroom.hold(1, 2, order="late"))
+
+    # At first only the second fits; with what has expired the first does, and then the second does not.
+    first, second, third = batch(
+        stockroom,
+        OrderLines("first", (Line(1, 3),)),
+        OrderLines("second", (Line(1, 1),)),
+        OrderLines("third", (Line(2, 1),)),
+    )
+
+    assert isinstance(first, list)
+    assert isinstance(second, InsufficientStock)
+    assert second.available == 0
+    assert isinstance(third, InsufficientStock)
+
+
+def test_orders_of_a_batch_share_what_has_expired(stockroom: Stockroom) -> None:
+    stockroom.add(1, 4)
+    lapsed = [stockroom.hold(1, 1, order=f"late-{n}") for n in range(4)]
+    for age, hold in enumerate(lapsed):
+        stockroom.lapse(hold, ago_seconds=40 - age)
+
+    outcomes = batch(stockroom, *(OrderLines(f"order-{n}", (Line(1, 1),)) for n in range(3)))
+
+    assert all(isinstance(outcome, list) for outcome in outcomes)
+    assert set(expired(stockroom)) == {hold.id for hold in lapsed[:3]}
+
+
+def test_an_earlier_order_without_a_location_does_not_hide_a_due_hold_from_a_later_one(stockroom: Stockroom) -> None:
+    stockroom.add(1, 6, "A")
+    stockroom.add(1, 10, "B")
+    lapsed = stockroom.hold(1, 5, location="B")
+    stockroom.lapse(lapsed)
+
+    # The first leaves the least behind at B, so the second finds B empty but for the hold past its time.
+    first, second = batch(stockroom, OrderLines("first", (Line(1, 5),)), OrderLines("second", (Line(1, 5, "B"),)))
+
+    assert isinstance(first, list)
+    assert isinstance(second, list)
+    assert expired(stockroom) == [lapsed.id]
+
+
+def test_more_due_holds_than_one_batch_may_expire_is_contention_and_the_next_try_goes_on(
+    stockroom: Stockroom, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reserve, "DUE_EXPIRED_MAX", 3)
+    stockroom.add(1, 5)
+    stockroom.lapse(*(stockroom.hold(1, 1, order=f"late-{n}") for n in range(5)))
+
+    with pytest.raises(Contention):
+        stockroom.hold(1, 5, request_id="again")
+    assert len(expired(stockroom)) == 3
+
+    stockroom.hold(1, 5, request_id="again")
+    assert len(expired(stockroom)) == 5
+
+
+def test_exactly_as_many_due_holds_as_one_batch_may_expire_are_enough(
+    stockroom: Stockroom, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reserve, "DUE_EXPIRED_MAX", 3)
+    stockroom.add(1, 4)
+    stockroom.lapse(*(stockroom.hold(1, 1, order=f"late-{n}") for n in range(4)))
+
+    stockroom.hold(1, 3)
+
+    assert len(expired(stockroom)) == 3
+
+
+def test_the_reaper_expires_the_oldest_and_no_more_than_it_was_asked_to(stockroom: Stockroom) -> None:
+    stockroom.add(1, 10)
+    lapsed = [stockroom.hold(1, 1, order=f"late-{n}") for n in range(5)]
+    for age, hold in enumerate(lapsed):
+        stockroom.lapse(hold, ago_seconds=50 - age)
+    stockroom.hold(1, 1, order="fresh")
+
+    assert stockroom.expire(2) == 2
+    assert set(expired(stockroom)) == {lapsed[0].id, lapsed[1].id}
+    assert stockroom.expire(1000) == 3
+    assert stockroom.expire(1000) == 0
+    assert stockroom.available(1) == 9
+
+
+def test_an_expiry_tells_when_the_hold_ran_out_and_continues_nobodys_trace(stockroom: Stockroom) -> None:
+    stockroom.add(1, 1)
+    held = stockroom.hold(1, 1)
+    stockroom.lapse(held, ago_seconds=100)
+
+    stockroom.expire()
+
+    (event,) = stockroom.events("STOCK_RESERVATION_EXPIRED")
+    assert event.traceparent is None
+    assert event.data["expired_at"] < event.data.get("timestamp", "9")
+    assert (event.data["quantity"], event.data["order_id"]) == (1, "order-1")

@@ -1,0 +1,198 @@
+"""Bad values for every field of every request, out of the descriptors: a new field is covered without a new test."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from google.protobuf.descriptor import Descriptor, FieldDescriptor, MethodDescriptor
+from google.protobuf.duration_pb2 import Duration
+from google.protobuf.message import Message
+from google.protobuf.message_factory import GetMessageClass
+from google.protobuf.timestamp_pb2 import Timestamp
+from google.type.money_pb2 import Money
+
+TWO_DAYS_SECONDS = 2 * 24 * 3600
+A_UUID = "018f3d5e-7b7a-7c3e-9a52-0c8d5f0e9b11"
+
+INT32_MIN, INT32_MAX = -(2**31), 2**31 - 1
+INT64_MIN, INT64_MAX = -(2**63), 2**63 - 1
+
+# Free text of people takes any character that is not a control character.
+FREE_TEXT = {"reason"}
+
+
+@dataclass(frozen=True)
+class Case:
+    """A request that is right in all but one field. `must_refuse` when no field of its type takes the value."""
+
+    method: MethodDescriptor
+    path: str
+    what: str
+    request: Message
+    must_refuse: bool
+
+    def __str__(self) -> str:
+        return f"{self.method.name} {self.path} {self.what}"
+
+
+Change = Callable[[Any], None]
+"""Puts a bad value into the message that has the field."""
+
+
+def cases(method: MethodDescriptor) -> Iterator[Case]:
+    """One case for each bad value of each field of the method's request, nested ones included."""
+    for path, reach, change, what, must_refuse in _changes(method.input_type, ""):
+        request = good(method.input_type)
+        change(reach(request))
+        yield Case(method, path, what, request, must_refuse)
+
+
+def good(kind: Descriptor) -> Message:
+    """A request that is right in every field, and has each of them set, repeated ones once."""
+    message: Any = GetMessageClass(kind)()
+    for field in kind.fields:
+        if field.containing_oneof and not field.containing_oneof.name.startswith("_"):
+            continue
+        value = _good_value(field)
+        if field.is_repeated:
+            getattr(message, field.name).append(value)
+        elif isinstance(value, Message):
+            getattr(message, field.name).CopyFrom(value)
+        else:
+            setattr(message, field.name, value)
+    return message
+
+
+def _good_value(field: FieldDescriptor) -> Any:
+    if field.type == FieldDescriptor.TYPE_MESSAGE:
+        known = _GOOD_MESSAGES.get(field.message_type.full_name)
+        return known() if known else good(field.message_type)
+    if field.type == FieldDescriptor.TYPE_ENUM:
+        return field.enum_type.values[1].number
+    if field.type == FieldDescriptor.TYPE_STRING:
+        # A UUID is also an identifier, a location and a text; but no page's token.
+        return "" if field.name == "page_token" else A_UUID
+    if field.type == FieldDescriptor.TYPE_BOOL:
+        return True
+    return 1
+
+
+_GOOD_MESSAGES: dict[str, Callable[[], Message]] = {
+    "google.protobuf.Duration": lambda: Duration(seconds=TWO_DAYS_SECONDS),
+    "google.protobuf.Timestamp": lambda: Timestamp(seconds=1_700_000_000),
+    "google.type.Money": lambda: Money(currency_code="EUR", units=1),
+}
+
+_BAD_MESSAGES: dict[str, list[tuple[str, Message]]] = {
+    "google.protobuf.Duration": [
+        ("negative", Duration(seconds=-1)),
+        ("zero", Duration()),
+        ("largest", Duration(seconds=315_576_000_000)),
+        ("overflowing", Duration(seconds=INT64_MAX)),
+        ("smallest", Duration(seconds=INT64_MIN)),
+        ("of contradicting signs", Duration(seconds=TWO_DAYS_SECONDS, nanos=-1)),
+        ("with too many nanos", Duration(seconds=TWO_DAYS_SECONDS, nanos=INT32_MAX)),
+    ],
+    "google.protobuf.Timestamp": [
+        ("before year 1", Timestamp(seconds=-62_135_596_801)),
+        ("after year 9999", Timestamp(seconds=253_402_300_800)),
+        ("overflowing", Timestamp(seconds=INT64_MAX)),
+        ("smallest", Timestamp(seconds=INT64_MIN)),
+        ("with negative nanos", Timestamp(nanos=-1)),
+        ("with too many nanos", Timestamp(nanos=1_000_000_000)),
+    ],
+    "google.type.Money": [
+        ("negative units", Money(currency_code="EUR", units=-1)),
+        ("negative nanos", Money(currency_code="EUR", nanos=-1)),
+        ("too many nanos", Money(currency_code="EUR", nanos=1_000_000_000)),
+        ("overflowing", Money(currency_code="EUR", units=INT64_MAX)),
+        ("without currency", Money(units=1)),
+        ("of no currency", Money(currency_code="e\x00r", units=1)),
+        ("of a long currency", Money(currency_code="E" * 10_000, units=1)),
+    ],
+}
+
+_Found = tuple[str, Callable[[Any], Any], Change, str, bool]
+
+
+def _changes(kind: Descriptor, prefix: str) -> Iterator[_Found]:
+    """For each bad value: its path, how to reach the message from the request, the change, a name, must_refuse."""
+    for field in kind.fields:
+        path = prefix + field.name
+        if field.is_repeated:
+            yield from _repeated(field, path)
+        elif field.type == FieldDescriptor.TYPE_MESSAGE:
+            yield from _message(field, path)
+        else:
+            for what, value, must_refuse in _scalars(field):
+                yield path, _itself, _set(field.name, value), what, must_refuse
+
+
+def _repeated(field: FieldDescriptor, path: str) -> Iterator[_Found]:
+    # 501 orders are too many for a batch, 201 lines for an order.
+    for count in (0, 201, 501, 5001):
+        limit = 500 if field.name == "orders" else 200
+        yield path, _itself, _fill(field, count), f"with {count} entries", not 1 <= count <= limit
+    for nested, reach, change, what, must_refuse in _changes(field.message_type, f"{path}[0]."):
+        yield nested, _first(field.name, reach), change, what, must_refuse
+
+
+def _message(field: FieldDescriptor, path: str) -> Iterator[_Found]:
+    bad = _BAD_MESSAGES.get(field.message_type.full_name)
+    if bad is not None:
+        for what, value in bad:
+            yield path, _itself, _copy(field.name, value), what, True
+        return
+    for nested, reach, change, what, must_refuse in _changes(field.message_type, f"{path}."):
+        yield nested, _part(field.name, reach), change, what, must_refuse
+
+
+def _scalars(field: FieldDescriptor) -> Iterator[tuple[str, Any, bool]]:
+    if field.type == FieldDescriptor.TYPE_STRING:
+        yield "empty", "", False
+        yield "with NUL", "a\x00b", True
+        yield "of 10,000 characters", "x" * 10_000, True
+        yield "of 65 characters", "x" * 65, field.name not in FREE_TEXT
+        for odd in ("日本語", "a\u202eb", "🎲", "e\u0301", "\ufeff", "\u2028", "\U0010ffff"):
+            yield f"of odd Unicode {odd!a}", odd, field.name not in FREE_TEXT
+        yield "with a line's end", "a\n", field.name not in FREE_TEXT
+        yield "of SQL", "'; DROP TABLE orders; --", False
+    elif field.type == FieldDescriptor.TYPE_ENUM:
+        yield "zero", 0, False
+        for number in (999, -1, INT32_MAX, INT32_MIN):
+            yield f"unknown {number}", number, True
+    elif field.type in (FieldDescriptor.TYPE_INT64, FieldDescriptor.TYPE_INT32):
+        wide = field.type == FieldDescriptor.TYPE_INT64
+        yield "zero", 0, False
+        yield "negative", -1, True
+        yield "smallest", INT64_MIN if wide else INT32_MIN, True
+        yield "largest", INT64_MAX if wide else INT32_MAX, False
+
+
+def _itself(message: Any) -> Any:
+    return message
+
+
+def _part(name: str, then: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    return lambda message: then(getattr(message, name))
+
+
+def _first(name: str, then: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    return lambda message: then(getattr(message, name)[0])
+
+
+def _set(name: str, value: Any) -> Change:
+    return lambda message: setattr(message, name, value)
+
+
+def _copy(name: str, value: Message) -> Change:
+    return lambda message: getattr(message, name).CopyFrom(value)
+
+
+def _fill(field: FieldDescriptor, count: int) -> Change:
+    def fill(message: Any) -> None:
+        entry = _good_value(field)
+        message.ClearField(field.name)
+        getattr(message, field.name).extend([entry] * count)
+
+    return fill
