@@ -15,7 +15,9 @@ def seconds(root: int) -> float:
             stat = Path(f"/proc/{process}/stat").read_text()
             tasks = os.listdir(f"/proc/{process}/task")
             queue += [
-                int(child) for task in tasks for child in Path(f"/proc/{process}/task/{task}/children").read_text().split()
+                int(child)
+                for task in tasks
+                for child in Path(f"/proc/{process}/task/{task}/children").read_text().split()
             ]
         except (FileNotFoundError, ProcessLookupError):
             continue

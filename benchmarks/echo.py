@@ -5,7 +5,6 @@ import sys
 from grpc import ServicerContext
 from shop.inventory.v1 import inventory_pb2 as pb
 from shop.inventory.v1 import inventory_pb2_grpc
-
 from shop_common import lifecycle
 from shop_common.grpc_server import Server
 from shop_common.settings import ApiSettings, GrpcPort, load

@@ -8,10 +8,9 @@ import json
 import select
 import sys
 import time
-from array import array
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import count, cycle
-from collections.abc import Callable
 
 from benchmarks import cpu
 from benchmarks.http2 import Connection, LoadError, Tally
@@ -90,19 +89,38 @@ def run(job: Job) -> Outcome:
     for connection in connections:
         connection.close()
     poll.close()
-    latencies = sorted(tally.latencies)
-    requests = len(latencies)
-    if not requests:
+    if not tally.latencies:
         raise LoadError(f"no call succeeded: {tally.failure}")
-    return Outcome(
-        rate=requests / (end - tally.window[0]),
-        p50=latencies[requests // 2],
-        p99=latencies[min(requests - 1, requests * 99 // 100)],
-        cpu_per_request={name: (after[name] - before[name]) / requests for name in before},
-        requests=requests,
+    return summary(
+        len(tally.latencies) / (end - tally.window[0]),
+        tally.latencies,
+        {name: after[name] - before[name] for name in before},
         succeeded=tally.succeeded,
         failed=tally.failed,
         failure=tally.failure,
+    )
+
+
+def summary(
+    rate: float,
+    latencies: Sequence[float],
+    cpu_seconds: Mapping[str, float],
+    *,
+    succeeded: int,
+    failed: int = 0,
+    failure: str = "",
+) -> Outcome:
+    """The outcome of a window with these latencies, in which this CPU time was spent."""
+    ordered, requests = sorted(latencies), len(latencies)
+    return Outcome(
+        rate=rate,
+        p50=ordered[requests // 2],
+        p99=ordered[min(requests - 1, requests * 99 // 100)],
+        cpu_per_request={name: spent / requests for name, spent in cpu_seconds.items()},
+        requests=requests,
+        succeeded=succeeded,
+        failed=failed,
+        failure=failure,
     )
 
 

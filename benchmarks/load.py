@@ -7,9 +7,10 @@ from dataclasses import asdict
 from types import TracebackType
 from typing import Self
 
+from devstack import watchdog
+
 from benchmarks.generator import Job, Outcome
 from benchmarks.http2 import LoadError
-from devstack import watchdog
 
 STOP_SECONDS = 5
 

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from uuid import UUID
 
 from google.type.money_pb2 import Money
-
 from shop.inventory.v1 import inventory_pb2
 from shop.order.v1 import order_pb2
 
@@ -38,7 +37,7 @@ class Scenario:
 
 def order_id(number: int) -> str:
     """The id of one of the orders that are there before the first call."""
-    return str(UUID(int=number, version=7))
+    return str(UUID(int=number + 1, version=4))
 
 
 def _reserve_hot() -> list[bytes]:

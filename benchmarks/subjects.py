@@ -7,20 +7,20 @@ from collections.abc import Callable, Mapping
 from functools import cache
 from typing import Protocol
 
-import psutil
+from devstack.kafka import Kafka
+from devstack.ports import free_ports
+from devstack.process import Process
+from devstack.stack import Databases, Options, Stack
 from inventory_api.migrations import SCHEMA as INVENTORY_SCHEMA
 from order_api.migrations import SCHEMA as ORDERS_SCHEMA
+from shop_common.database import Database
+from shop_common.schema import Schema
 
 from benchmarks import stock
 from benchmarks.generator import Job, Outcome
 from benchmarks.http2 import LoadError
 from benchmarks.load import Generator
 from benchmarks.scenarios import INVENTORY, ORDERS, RESERVE_HOT, SCENARIOS, Scenario
-from devstack.kafka import Kafka
-from devstack.ports import free_ports
-from devstack.process import Process
-from devstack.stack import Databases, Options, Stack
-from shop_common.database import Database
 
 READY_SECONDS = 45
 STOP_SECONDS = 15
@@ -117,7 +117,8 @@ class Stored(Services):
         self.events_stay = True
 
     def start(self) -> None:
-        prepare(self.databases)
+        fill_inventory(self.databases.inventory)
+        fill_orders(self.databases.orders)
         super().start()
 
     def check(self) -> None:
@@ -177,18 +178,24 @@ class Echo(Services):
         return scenario is RESERVE_HOT
 
 
-def prepare(databases: Databases) -> None:
-    """Both schemas, with the stock and the orders that the calls meet."""
-    for url, schema, fill in (
-        (databases.inventory, INVENTORY_SCHEMA, stock.fill_inventory),
-        (databases.orders, ORDERS_SCHEMA, stock.fill_orders),
-    ):
-        database = Database(url, connections_max=1)
-        try:
-            schema.upgrade(database)
-        finally:
-            database.close()
-        fill(url)
+def fill_inventory(url: str) -> None:
+    """The schema of inventory-api, with the stock that the calls meet."""
+    _migrate(url, INVENTORY_SCHEMA)
+    stock.fill_inventory(url)
+
+
+def fill_orders(url: str) -> None:
+    """The schema of order-api, with the orders that the calls meet."""
+    _migrate(url, ORDERS_SCHEMA)
+    stock.fill_orders(url)
+
+
+def _migrate(url: str, schema: Schema) -> None:
+    database = Database(url, connections_max=1)
+    try:
+        schema.upgrade(database)
+    finally:
+        database.close()
 
 
 @cache

@@ -75,9 +75,7 @@ def run(program: str, *arguments: str, **settings: str) -> None:
     quiet = ["--quiet"] if program == "uv" and not sys.stderr.isatty() else []
     # As with pip, any index may serve a package: the hash says whether it is the right one.
     environment = {"UV_INDEX_STRATEGY": "unsafe-best-match"} | os.environ | settings
-    done = subprocess.run(
-        [VENV / "bin" / program, *arguments, *quiet], cwd=ROOT, env=environment, check=False
-    )
+    done = subprocess.run([VENV / "bin" / program, *arguments, *quiet], cwd=ROOT, env=environment, check=False)
     if done.returncode != 0:
         sys.exit(f"task: could not install, see above ({program} ended with {done.returncode})")
 

@@ -68,9 +68,7 @@ def lock(upgrade: list[str] | None) -> None:
         constrain(workspace / "pyproject.toml", kept)
         uv("lock", folder=workspace)
         for name, selection in EXPORTS.items():
-            exported = uv(
-                "export", "--frozen", "--no-header", "--no-emit-workspace", *selection, folder=workspace
-            )
+            exported = uv("export", "--frozen", "--no-header", "--no-emit-workspace", *selection, folder=workspace)
             if "://" in exported:
                 sys.exit(f"requirements: {name} depends on something that is fetched by its address")
             path(name).write_text(header() + exported)
@@ -102,9 +100,7 @@ def uv(*arguments: str, folder: Path) -> str:
         check=False,
     )
     if done.returncode != 0:
-        sys.exit(
-            "requirements: nothing written; if a locked version is in the way: ./task lock --upgrade NAME"
-        )
+        sys.exit("requirements: nothing written; if a locked version is in the way: ./task lock --upgrade NAME")
     return done.stdout
 
 

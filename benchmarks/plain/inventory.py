@@ -7,17 +7,17 @@ from datetime import datetime, timedelta
 from typing import NoReturn
 
 import grpc
+from shop.inventory.v1 import inventory_pb2 as pb
+from shop.inventory.v1 import inventory_pb2_grpc
+from shop_common.moments import rfc3339, to_proto
+from shop_common.outbox import shard_of
+from shop_common.sql import now
 from sqlalchemy import select
 from sqlalchemy.orm import Session, sessionmaker
 from uuid_utils import uuid7
 
 from benchmarks.plain.models import Allocation, InventoryEvent, Item, Reservation
 from benchmarks.plain.server import serve
-from shop.inventory.v1 import inventory_pb2 as pb
-from shop.inventory.v1 import inventory_pb2_grpc
-from shop_common.moments import rfc3339, to_proto
-from shop_common.outbox import shard_of
-from shop_common.sql import now
 
 TTL = timedelta(minutes=30)
 
@@ -63,7 +63,11 @@ def _hold(
 ) -> pb.Reservation:
     product_id, quantity = line
     item = next(
-        (each for each in items if each.product_id == product_id and each.quantity - each.reserved_quantity >= quantity),
+        (
+            each
+            for each in items
+            if each.product_id == product_id and each.quantity - each.reserved_quantity >= quantity
+        ),
         None,
     )
     if item is None:

@@ -7,12 +7,6 @@ from datetime import timedelta
 from decimal import Decimal
 
 import grpc
-from sqlalchemy import select
-from sqlalchemy.orm import Session, selectinload, sessionmaker
-from uuid_utils import uuid7
-
-from benchmarks.plain.models import Order, OrderEvent, OrderItem
-from benchmarks.plain.server import serve
 from shop.inventory.v1 import inventory_pb2, inventory_pb2_grpc
 from shop.order.v1 import order_pb2 as pb
 from shop.order.v1 import order_pb2_grpc
@@ -20,6 +14,12 @@ from shop_common import money
 from shop_common.moments import rfc3339, to_proto
 from shop_common.outbox import shard_of
 from shop_common.sql import now
+from sqlalchemy import select
+from sqlalchemy.orm import Session, selectinload, sessionmaker
+from uuid_utils import uuid7
+
+from benchmarks.plain.models import Order, OrderEvent, OrderItem
+from benchmarks.plain.server import serve
 
 TTL = timedelta(minutes=30)
 CALL_SECONDS = 30
@@ -41,7 +41,11 @@ class OrderServicer(order_pb2_grpc.OrderServiceServicer):
         with self._sessions.begin() as session:
             moment = now(session.connection())
             items = [
-                OrderItem(product_id=item.product_id, quantity=item.quantity, price=money.exact(item.price.units, item.price.nanos))
+                OrderItem(
+                    product_id=item.product_id,
+                    quantity=item.quantity,
+                    price=money.exact(item.price.units, item.price.nanos),
+                )
                 for item in request.items
             ]
             order = Order(
@@ -69,7 +73,9 @@ class OrderServicer(order_pb2_grpc.OrderServiceServicer):
             return pb.OrderResponse(order=_to_proto(order))
 
     def ListOrders(self, request: pb.ListOrdersRequest, context: grpc.ServicerContext) -> pb.ListOrdersResponse:
-        newest = select(Order).where(Order.user_id == request.user_id).order_by(Order.created_at.desc(), Order.id.desc())
+        newest = (
+            select(Order).where(Order.user_id == request.user_id).order_by(Order.created_at.desc(), Order.id.desc())
+        )
         with self._sessions() as session:
             orders = session.scalars(newest.limit(request.page_size).options(selectinload(Order.items))).all()
             return pb.ListOrdersResponse(orders=[_to_proto(order) for order in orders])
@@ -77,9 +83,7 @@ class OrderServicer(order_pb2_grpc.OrderServiceServicer):
     def _reserve(self, order_id: str, request: pb.CreateOrderRequest) -> None:
         lines = [inventory_pb2.Line(product_id=item.product_id, quantity=item.quantity) for item in request.items]
         wanted = inventory_pb2.OrderLines(order_id=order_id, lines=lines)
-        self._inventory.BatchReserveStock(
-            inventory_pb2.BatchReserveStockRequest(orders=[wanted]), timeout=CALL_SECONDS
-        )
+        self._inventory.BatchReserveStock(inventory_pb2.BatchReserveStockRequest(orders=[wanted]), timeout=CALL_SECONDS)
 
 
 def _event(order: Order) -> OrderEvent:

@@ -73,7 +73,7 @@ class Echo:
         metadata = (("traceparent", traceparent),) if traceparent is not None else None
         return echo_stub(self.channel)(StringValue(value=text), timeout=seconds, metadata=metadata).value
 
-    def begin(self, text: str = "", *, seconds: float = 10) -> "grpc.CallFuture[StringValue]":
+    def begin(self, text: str = "", *, seconds: float = 10) -> "grpc._CallFuture[StringValue]":
         return echo_stub(self.channel).future(StringValue(value=text), timeout=seconds)
 
 

@@ -9,10 +9,11 @@ import grpc
 import pytest
 from devstack.ports import free_ports
 from google.protobuf.wrappers_pb2 import StringValue
-from libs.common.tests.echo_service import Behaviour, Echo, EchoSettings, echo_service, echo_stub, serving
 from shop_common.errors import NotFound, ShopError, Unavailable
 from shop_common.grpc_client import TRIES_MAX, Client
 from shop_common.grpc_server import traceparent
+
+from libs.common.tests.echo_service import Behaviour, Echo, EchoSettings, echo_service, echo_stub, serving
 
 TRACEPARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 
@@ -45,9 +46,7 @@ class Failing:
 
 @contextmanager
 def connected(port: int, *, repeatable: tuple[str, ...] = ()) -> Iterator[Callable[..., str]]:
-    client = Client(
-        f"127.0.0.1:{port}", echo_service(), repeatable=repeatable, unavailable_reason="ECHO_UNAVAILABLE"
-    )
+    client = Client(f"127.0.0.1:{port}", echo_service(), repeatable=repeatable, unavailable_reason="ECHO_UNAVAILABLE")
     stub = echo_stub(client.channel)
 
     def call(text: str = "hello", *, seconds: float = 10, trace: str | None = None) -> str:

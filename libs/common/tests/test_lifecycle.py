@@ -16,10 +16,10 @@ import pytest
 from devstack.ports import free_ports
 from devstack.process import Process, health
 from google.protobuf.wrappers_pb2 import StringValue
+
 from libs.common.tests.echo_service import echo_stub
 
 PROGRAM = str(Path(__file__).with_name("echo_service.py"))
-REPOSITORY = Path(__file__).parents[3]
 
 Start = Callable[..., Process]
 
@@ -120,7 +120,7 @@ def test_the_death_of_a_vital_part_is_the_death_of_the_process(start: Start) -> 
         assert call.done()
     (line,) = [line for line in _lines(process) if line["event"] == "the flusher died"]
     assert line["level"] == "critical"
-    assert "it fell" in line["exception"]
+    assert "it fell" in str(line["exception"])
 
 
 @pytest.mark.parametrize("workers", [1, 2])
@@ -178,7 +178,9 @@ def test_workers_share_the_port_and_end_well_together(start: Start) -> None:
     _eventually(both_answered)
     # Their metrics are one, at their parent's.
     with urlopen(f"http://127.0.0.1:{metrics}/metrics", timeout=10) as page:
-        counted = [line for line in page.read().decode().splitlines() if line.startswith("grpc_server_handling_seconds_c")]
+        counted = [
+            line for line in page.read().decode().splitlines() if line.startswith("grpc_server_handling_seconds_c")
+        ]
     assert 'grpc_code="OK"' in counted[0]
     process.terminate()
 
@@ -214,6 +216,14 @@ def test_the_limit_of_open_files_is_raised(start: Start) -> None:
     soft, hard = psutil.Process(process.pid).rlimit(psutil.RLIMIT_NOFILE)
 
     assert soft == hard
+
+
+def test_a_collector_that_is_away_does_not_hold_up_the_end(start: Start) -> None:
+    process = start(otel_exporter_otlp_endpoint=f"http://127.0.0.1:{free_ports(1)[0]}")
+    assert _say(_address(process), "hello") == "hello"
+    process.terminate()
+
+    assert process.wait(5) == 0
 
 
 def test_lines_name_the_process_and_the_trace_they_belong_to(start: Start) -> None:

@@ -20,7 +20,6 @@ from shop_common.errors import (
 )
 from shop_common.status import RemoteUnavailable, from_status, new_status, to_status
 
-
 _Detail = TypeVar("_Detail", bound=Message)
 
 

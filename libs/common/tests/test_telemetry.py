@@ -5,7 +5,6 @@ from collections.abc import Callable, Iterator
 import grpc
 import pytest
 from google.protobuf.wrappers_pb2 import StringValue
-from libs.common.tests.echo_service import SERVICE, EchoSettings, echo_service, echo_stub, serving
 from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.trace import SpanKind, StatusCode, format_span_id, format_trace_id
@@ -16,6 +15,8 @@ from shop_common.grpc_client import Client
 from shop_common.grpc_server import traceparent
 from shop_common.tracing import Tracing
 from sqlalchemy import text
+
+from libs.common.tests.echo_service import SERVICE, EchoSettings, echo_service, echo_stub, serving
 
 TRACE_ID = "0af7651916cd43dd8448eb211c80319c"
 SPAN_ID = "b7ad6b7169203331"
@@ -104,7 +105,9 @@ def test_one_trace_runs_through_client_and_server(spans: Spans) -> None:
             client.call(echo_stub(client.channel), StringValue(value="hello"), timeout_seconds=10)
         client.close()
 
-    server, outgoing, work = sorted(spans.all(), key=lambda span: ["SERVER", "CLIENT", "INTERNAL"].index(span.kind.name))
+    server, outgoing, work = sorted(
+        spans.all(), key=lambda span: ["SERVER", "CLIENT", "INTERNAL"].index(span.kind.name)
+    )
     assert {_trace_of(span) for span in (server, outgoing, work)} == {TRACE_ID}
     assert server.parent is not None
     assert outgoing.parent is not None
@@ -134,7 +137,10 @@ def test_a_batch_names_the_traces_it_acts_for(spans: Spans) -> None:
         pass
 
     (span,) = spans.all()
-    assert [format_trace_id(link.context.trace_id) for link in span.links] == [TRACE_ID, TRACE_ID.replace("0af7", "1bf7")]
+    assert [format_trace_id(link.context.trace_id) for link in span.links] == [
+        TRACE_ID,
+        TRACE_ID.replace("0af7", "1bf7"),
+    ]
 
 
 def test_trace_context_crosses_kafka_as_a_header() -> None:
@@ -166,5 +172,3 @@ def test_without_an_endpoint_nothing_is_traced() -> None:
 
 def _trace_of(span: ReadableSpan) -> str:
     return format_trace_id(span.context.trace_id)
-
-

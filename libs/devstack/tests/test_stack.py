@@ -49,11 +49,11 @@ def test_a_drained_stack_has_acted_upon_what_was_told_last(databases: Databases,
     said: list[str] = []
     with Stack(databases, broker) as stack:
         # With the relay away, the cancelled order's stock is still reserved when the end is asked for.
-        stack.relay.kill()
+        stack.relay.stop()
         _place_and_cancel(stack)
         stack.relay.start()
 
-        assert drain.drain(stack, DRAIN_SECONDS, said.append)
+        assert drain.drain(stack, DRAIN_SECONDS, said.append), said
         assert not any(process.alive for process in stack.processes)
 
         with _begun_again(stack) as again:
@@ -63,7 +63,7 @@ def test_a_drained_stack_has_acted_upon_what_was_told_last(databases: Databases,
 def test_draining_gives_up_in_time_and_says_what_is_left(databases: Databases, broker: Kafka) -> None:
     said: list[str] = []
     with Stack(databases, broker) as stack:
-        stack.relay.kill()
+        stack.relay.stop()
         _place_and_cancel(stack)
 
         assert not drain.drain(stack, 2, said.append)

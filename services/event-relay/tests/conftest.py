@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
 from devstack.kafka import Kafka
 
 # pytest's importlib mode leaves this folder out of the path.

@@ -2,23 +2,26 @@
 
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime
 from uuid import uuid4
 
 import orjson
+from prometheus_client import CollectorRegistry
+from sqlalchemy import Connection, MetaData, select
+from uuid_utils import uuid7
+
 from devstack.kafka import Kafka
 from devstack.kafka import Record as Shipped
 from event_relay.metrics import Families, Metrics
 from event_relay.pending import Pending, PendingRows
 from event_relay.relay import Relay
 from event_relay.shipper import Shipper
-from prometheus_client import CollectorRegistry
 from shop_common.database import Database
 from shop_common.outbox import SHARDS, Outbox, Record, shard_of
-from sqlalchemy import Connection, MetaData, select
-from uuid_utils import uuid7
+from shop_common.sql import clock
 
 
 class Shop:
@@ -81,13 +84,23 @@ class Shop:
 
         return self.database.query(read)
 
+    def owners(self) -> dict[str, int]:
+        """How many shards each relay holds now."""
+        leases = self.outbox.leases
+        held = select(leases.c.owner).where(leases.c.shard >= 0, leases.c.expires_at > clock())
+        return Counter(self.database.query(lambda tx: list(tx.execute(held).scalars())))
+
     def pending(self) -> list[Pending]:
         """The rows as a relay that owns all shards reads them."""
         return self.database.query(lambda tx: PendingRows(self.outbox.table).oldest(tx, range(SHARDS)))
 
-    def shipped(self, at_least: int, within_seconds: float = 20) -> list[Shipped]:
-        """What is in the topic, once that much is."""
-        return self.kafka.consume(self.topic, lambda records: len(records) >= at_least, within_seconds)
+    def shipped(self, messages: int = 0, *, events: int = 0, within_seconds: float = 20) -> list[Shipped]:
+        """What is in the topic, once that many messages, or different events, are."""
+
+        def complete(records: list[Shipped]) -> bool:
+            return len(records) >= messages and len({record.headers["ce_id"] for record in records}) >= events
+
+        return self.kafka.consume(self.topic, complete, within_seconds)
 
     def close(self) -> None:
         self._at_the_end.close()

@@ -3,11 +3,12 @@
 from collections.abc import Iterator
 
 import pytest
-from event_relay.leases import Held, Leases
 from relay_driver import eventually
+from sqlalchemy import MetaData
+
+from event_relay.leases import Held, Leases
 from shop_common.database import Database
 from shop_common.outbox import SHARDS, Outbox
-from sqlalchemy import MetaData
 
 
 class Table:
@@ -51,6 +52,11 @@ def table(database_url: str) -> Iterator[Table]:
 ALL = set(range(SHARDS))
 
 
+def after_rounds(count: int, processes: list[Process]) -> list[set[int]]:
+    """The shards of each when all have renewed that often."""
+    return [[process.shards() for process in processes] for _ in range(count)][-1]
+
+
 def test_one_process_holds_all_shards_until_two_thirds_of_its_lease(table: Table) -> None:
     held = table.process("a", seconds=60).hold()
     assert set(held.shards) == ALL
@@ -61,8 +67,7 @@ def test_one_process_holds_all_shards_until_two_thirds_of_its_lease(table: Table
 def test_processes_share_the_shards_as_equally_as_can_be(table: Table, count: int) -> None:
     processes = [table.process(f"process-{number}") for number in range(count)]
     # The last one takes its seat in the first round, the others make room in the second, it takes it in the third.
-    for _ in range(3):
-        shares = [process.shards() for process in processes]
+    shares = after_rounds(3, processes)
 
     assert set.union(*shares) == ALL
     assert sum(map(len, shares)) == SHARDS
@@ -72,8 +77,7 @@ def test_processes_share_the_shards_as_equally_as_can_be(table: Table, count: in
 
 def test_one_process_more_than_shards_waits_for_a_seat(table: Table) -> None:
     processes = [table.process(f"process-{number}") for number in range(SHARDS + 1)]
-    for _ in range(3):
-        shares = [process.shards() for process in processes]
+    shares = after_rounds(3, processes)
     assert [len(share) for share in shares] == [1] * SHARDS + [0]
 
     processes[3].release()

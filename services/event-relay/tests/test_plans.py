@@ -4,10 +4,11 @@ from collections.abc import Callable
 from typing import Any
 
 import psycopg
-from event_relay.pending import PendingRows, steady_plans
 from relay_driver import Shop
-from shop_common.outbox import SHARDS
 from sqlalchemy import Connection, event
+
+from event_relay.pending import PendingRows, steady_plans
+from shop_common.outbox import SHARDS
 
 
 def test_plans_do_not_flip_when_the_table_was_seen_empty(shop: Shop) -> None:
@@ -20,7 +21,7 @@ def test_plans_do_not_flip_when_the_table_was_seen_empty(shop: Shop) -> None:
     pending = shop.pending()
     read = plan(shop, lambda tx: rows.oldest(tx, range(SHARDS)))
     deletion = plan(shop, lambda tx: rows.delete(tx, pending))
-    backlog = plan(shop, lambda tx: rows.backlog(tx))
+    backlog = plan(shop, rows.backlog)
 
     if shop.database.is_sqlite:
         assert read.count("USING INDEX ix_outbox_shard_id (shard>? AND shard<?)") == SHARDS

@@ -6,6 +6,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
+
 from inventory_api.migrations import SCHEMA
 from inventory_api.operations import Operations
 from shop_common.database import Database

@@ -9,6 +9,8 @@ from datetime import timedelta
 from threading import Barrier
 from typing import Any, TypeVar
 
+from sqlalchemy import func, select, update
+
 from devstack.contract import validator
 from inventory_api import reservations, tables, transitions
 from inventory_api.domain import DEFAULT_LOCATION, Item, Line, OrderLines, Reservation, State
@@ -21,7 +23,6 @@ from shop_common.errors import ShopError
 from shop_common.moments import rfc3339
 from shop_common.paging import Page, PageRequest
 from shop_common.sql import now
-from sqlalchemy import func, select, update
 
 _T = TypeVar("_T")
 
@@ -68,9 +69,7 @@ class Stockroom:
     def add(self, product: int, units: int, location: str = DEFAULT_LOCATION, *, request_id: str | None = None) -> Item:
         return self.operations.add_stock(AddStock(product, location, units, request_id), deadline=deadline())
 
-    def set(
-        self, item: Item, units: int | None, *, version: int | None = None, request_id: str | None = None
-    ) -> Item:
+    def set(self, item: Item, units: int | None, *, version: int | None = None, request_id: str | None = None) -> Item:
         return self.operations.set_quantity(SetQuantity(item.id, units, version, request_id), deadline=deadline())
 
     def item(self, item: Item) -> Item:

@@ -1,8 +1,9 @@
 """Holding stock: what a hold takes, from where, and when it is refused."""
 
 import pytest
-from inventory_api.domain import InsufficientStock, Line, OrderLines, State
 from stockroom import TTL_SECONDS, Stockroom, deadline
+
+from inventory_api.domain import InsufficientStock, Line, OrderLines, State
 
 
 def test_a_hold_takes_units_off_the_shelf_until_it_expires(stockroom: Stockroom) -> None:

@@ -2,9 +2,10 @@
 
 from functools import partial
 
+from stockroom import Stockroom, at_once, refusals
+
 from inventory_api.domain import InsufficientStock, Line
 from shop_common.errors import ShopError
-from stockroom import Stockroom, at_once, refusals
 
 
 def test_the_last_unit_goes_to_one_of_a_hundred_buyers(stockroom: Stockroom) -> None:

@@ -48,8 +48,9 @@ COMPLAINT_SECONDS = 60.0
 LAG_SECONDS = 2.0
 STOP_SECONDS_MAX = 5.0
 
-# A process that was killed is still a member of its group for so long, and its partitions wait for it.
-_SESSION_SECONDS = 6
+SESSION_SECONDS = 6.0
+"""A process that was killed stays a member of its group for so long. Apache Kafka takes no less by default."""
+
 _PREFETCH_KILOBYTES_MAX = 8192
 
 _log = logs.get(__name__)
@@ -74,8 +75,10 @@ class Consumer:
         outbox: Outbox,
         set_ready: Callable[[bool], None],
         die: Callable[[str, BaseException], None],
+        session_seconds: float = SESSION_SECONDS,
     ) -> None:
-        self._kafka = confluent_kafka.Consumer(_settings(bootstrap_servers, group) | {"error_cb": self._on_kafka_error})
+        settings = _settings(bootstrap_servers, group, session_seconds)
+        self._kafka = confluent_kafka.Consumer(settings | {"error_cb": self._on_kafka_error})
         self._group = group
         self._topic = topic
         self._handlers = handlers
@@ -90,6 +93,7 @@ class Consumer:
         self._early: list[Message] = []
         self._trouble = ""
         self._complained_at = -math.inf
+        self._in_hand = 0
         self._lag = 0
         self._lag_measured_at = -math.inf
 
@@ -132,6 +136,7 @@ class Consumer:
         return [message for message in messages if self._is_sound(message)]
 
     def _work(self, messages: Sequence[Message]) -> None:
+        self._in_hand = len(messages)
         batch: dict[tuple[str, int, int], Message] = {}
         events: list[Event] = []
         for message in messages:
@@ -149,6 +154,7 @@ class Consumer:
         for step in received.in_sequence(events):
             self._handle(step, batch)
         self._store(messages)
+        self._in_hand = 0
         self._recovered()
 
     def _handle(self, events: Sequence[Event], batch: Mapping[tuple[str, int, int], Message], tries: int = 1) -> None:
@@ -222,6 +228,7 @@ class Consumer:
                 if message is not None:
                     # Not expected of paused partitions; but a message that was polled doesn't come again.
                     self._early.append(message)
+                self._measure_lag()
         finally:
             self._waiting = False
             self._kafka.resume(self._kafka.assignment())
@@ -278,9 +285,9 @@ class Consumer:
         if now - self._lag_measured_at < LAG_SECONDS:
             return
         self._lag_measured_at = now
-        lag = 0
+        lag = self._in_hand
         for partition in self._kafka.position(self._kafka.assignment()):
-            # What the last fetch told; nothing is asked of the broker. Negative: not known yet.
+            # What the last fetch told; nothing is asked of the broker. Negative when not known yet.
             low, high = self._kafka.get_watermark_offsets(partition, cached=True)
             lag += max(0, high - max(low, partition.offset))
         self._lag = lag
@@ -297,7 +304,7 @@ def _backoff_seconds(tries: int) -> float:
     return longest * random.uniform(0.5, 1)
 
 
-def _settings(bootstrap_servers: str, group: str) -> dict[str, Any]:
+def _settings(bootstrap_servers: str, group: str, session_seconds: float) -> dict[str, Any]:
     return {
         "bootstrap.servers": bootstrap_servers,
         "group.id": group,
@@ -307,11 +314,12 @@ def _settings(bootstrap_servers: str, group: str) -> dict[str, Any]:
         "enable.auto.offset.store": False,
         "auto.offset.reset": "earliest",
         "partition.assignment.strategy": "cooperative-sticky",
-        "session.timeout.ms": _SESSION_SECONDS * 1000,
-        "heartbeat.interval.ms": _SESSION_SECONDS * 1000 // 3,
+        "session.timeout.ms": int(session_seconds * 1000),
+        "heartbeat.interval.ms": int(session_seconds * 1000 / 3),
         "queued.max.messages.kbytes": _PREFETCH_KILOBYTES_MAX,
-        # How soon a topic that was not there yet is found.
-        "topic.metadata.refresh.interval.ms": 5000,
+        # How soon a topic that was not there yet is found. Not the five seconds that the embedded broker takes to
+        # share partitions out: a refresh at that very moment makes it begin anew.
+        "topic.metadata.refresh.interval.ms": 3000,
         "reconnect.backoff.max.ms": 1000,
         # Its own lines would flood the log while a broker is away; `_on_kafka_error` says it in one.
         "log_level": 0,

@@ -47,7 +47,8 @@ def _lower(value: object) -> object:
 def _database_url(url: str) -> str:
     if not url.startswith(("sqlite:///", "postgresql://", "postgresql+psycopg://", "postgres://")):
         raise ValueError("must be sqlite:///PATH or postgresql://USER:PASSWORD@HOST:PORT/NAME")
-    return url
+    # SQLAlchemy takes a plain one for psycopg2's.
+    return re.sub(r"^postgres(ql)?://", "postgresql+psycopg://", url)
 
 
 def _brokers(addresses: str) -> str:
@@ -86,25 +87,25 @@ class Settings(BaseSettings):
 class CommonSettings(Settings):
     """What every process reads."""
 
-    listen_host: str = Field("[::]", description="address to open ports on, an IPv6 one in brackets")
+    listen_host: str = Field(default="[::]", description="address to open ports on, an IPv6 one in brackets")
     metrics_port: MetricsPort = 0
     drain_seconds: float = Field(
-        1.0,
+        default=1.0,
         ge=0,
         le=300,
         description="wait between reporting NOT_SERVING and refusing calls: the time that balancers take to notice",
     )
     grace_seconds: float = Field(
-        10.0, ge=0, le=300, description="time for running calls to finish after that, before they are cancelled"
+        default=10.0, ge=0, le=300, description="time for running calls to finish after that, before they are cancelled"
     )
     log_format: Annotated[LogFormat, BeforeValidator(_lower)] = Field(
-        LogFormat.AUTO, description="console, json or auto (console on a terminal)"
+        default=LogFormat.AUTO, description="console, json or auto (console on a terminal)"
     )
     log_level: Annotated[LogLevel, BeforeValidator(_lower)] = Field(
-        LogLevel.INFO, description="debug, info, warning or error"
+        default=LogLevel.INFO, description="debug, info, warning or error"
     )
     otel_exporter_otlp_endpoint: Annotated[str, AfterValidator(_http_url)] | None = Field(
-        None,
+        default=None,
         description="where traces go, over OTLP/gRPC (http://localhost:4317); unset is off. "
         "OpenTelemetry reads the other OTEL_* variables itself",
     )
@@ -120,21 +121,21 @@ class ApiSettings(CommonSettings):
 
     grpc_port: GrpcPort
     grpc_threads: int = Field(
-        1000,
+        default=1000,
         ge=1,
         le=10_000,
         description="threads for calls; with less than twice the largest batch, batches can't grow to it",
     )
     calls_max: int = Field(
-        2000,
+        default=2000,
         ge=1,
         le=100_000,
         description="calls that run or wait at once; what comes above is answered RESOURCE_EXHAUSTED",
     )
-    reflection: bool = Field(True, description="offer grpc.reflection, so that grpcurl needs no proto files")
-    workers: int = Field(1, ge=1, le=64, description="processes that share the port")
+    reflection: bool = Field(default=True, description="offer grpc.reflection, so that grpcurl needs no proto files")
+    workers: int = Field(default=1, ge=1, le=64, description="processes that share the port")
     worker_pipe: int | None = Field(
-        None, ge=0, description="set by the parent: how a worker learns of its end", json_schema_extra=_INTERNAL
+        default=None, ge=0, description="set by the parent: how a worker learns of its end", json_schema_extra=_INTERNAL
     )
 
     @property
@@ -152,7 +153,7 @@ class KafkaSettings(Settings):
     """What a process that speaks to Kafka reads."""
 
     kafka_bootstrap_servers: Annotated[str, AfterValidator(_brokers)] = Field(
-        "localhost:9092", description="brokers to begin with: HOST:PORT, several separated by commas"
+        default="localhost:9092", description="brokers to begin with: HOST:PORT, several separated by commas"
     )
 
 

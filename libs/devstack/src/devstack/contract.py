@@ -108,9 +108,7 @@ class Contract:
         if key != self._key_of(topic, payload):
             faults.append(f"key: {key!r}, where the value says {self._key_of(topic, payload)!r}")
         if headers["ce_type"] != payload["event_type"]:
-            faults.append(
-                f"headers.ce_type: {headers['ce_type']!r}, where the value says {payload['event_type']!r}"
-            )
+            faults.append(f"headers.ce_type: {headers['ce_type']!r}, where the value says {payload['event_type']!r}")
         return faults
 
     def _key_of(self, topic: str, payload: Any) -> str:
@@ -144,6 +142,4 @@ def _is_a_time(value: object) -> bool:
 
 def _refuse_any(event: str, faults: Sequence[str]) -> None:
     if faults:
-        raise ContractBroken(
-            "\n".join([f"{event} breaks the contract:", *(f"  {fault}" for fault in faults)])
-        )
+        raise ContractBroken("\n".join([f"{event} breaks the contract:", *(f"  {fault}" for fault in faults)]))

@@ -123,6 +123,8 @@ class Process:
 
     def terminate(self) -> None:
         """Ask it to end (SIGTERM to it alone: it looks after its own children); `wait` for that."""
+        # A frozen one couldn't hear it.
+        self.thaw()
         self.send_signal(signal.SIGTERM)
 
     def send_signal(self, signum: signal.Signals) -> None:
@@ -164,10 +166,12 @@ class Process:
 
     def stop(self, seconds: float = 10) -> int:
         """End it in its own time, or by force when that is up. Its exit code; harmless when it has ended."""
+        self.terminate()
+        return self.finish(seconds)
+
+    def finish(self, seconds: float) -> int:
+        """`stop` for one that was told to end already: a second SIGTERM may mean to end at once."""
         try:
-            # A frozen one can't hear SIGTERM.
-            self.thaw()
-            self.terminate()
             code = self.wait(seconds)
         except TimeoutError:
             code = -signal.SIGKILL

@@ -52,9 +52,7 @@ def breaking(proto: Path = PROTO) -> None:
     """Compare the protos with the baseline. Raises ToolRefused with every change that breaks a client."""
     against = _baseline(proto)
     if not against.exists():
-        raise ToolRefused(
-            f"{against} is missing; `python -m devstack.protos baseline` makes it from the protos"
-        )
+        raise ToolRefused(f"{against} is missing; `python -m devstack.protos baseline` makes it from the protos")
     with tempfile.TemporaryDirectory() as folder:
         image = Path(folder, "image.binpb")
         _compile(image, proto, "--include_source_info")
@@ -144,9 +142,7 @@ _COMMANDS: dict[str, tuple[Callable[[Path], None], str]] = {
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; 0 when it is content, else 1 with its findings on standard error."""
-    parser = argparse.ArgumentParser(
-        prog="python -m devstack.protos", description="The gRPC API under proto/."
-    )
+    parser = argparse.ArgumentParser(prog="python -m devstack.protos", description="The gRPC API under proto/.")
     parser.add_argument("--proto", type=Path, default=PROTO, metavar="FOLDER", help="where they are")
     commands = parser.add_subparsers(dest="command", required=True)
     for name, (_, summary) in _COMMANDS.items():

@@ -126,15 +126,19 @@ class Stack:
 
     def migrate(self, *, reset: bool = False) -> None:
         """Bring both schemas up to date; `reset` drops everything in them first. Raises ProcessEnded."""
-        for name in (INVENTORY_API, ORDER_API):
-            migration = self._process(name, 0)
-            migration.args += ["migrate", *(["--reset"] if reset else [])]
-            try:
-                code = migration.start().wait(MIGRATE_SECONDS)
-            finally:
-                migration.kill()
-            if code:
-                raise ProcessEnded(f"the migration of {name} ended with exit code {code}\n{migration.tail()}")
+        migrations = [self._process(name, 0) for name in (INVENTORY_API, ORDER_API)]
+        try:
+            for migration in migrations:
+                migration.args += ["migrate", *(["--reset"] if reset else [])]
+                migration.start()
+            for migration in migrations:
+                if code := migration.wait(MIGRATE_SECONDS):
+                    what = f"the migration of {migration.name} ended with exit code {code}"
+                    raise ProcessEnded(f"{what}\n{migration.tail()}")
+        finally:
+            for migration in migrations:
+                if migration.alive:
+                    migration.kill()
 
     def start(self) -> Self:
         """Start all four at once and wait until all are ready. Raises ProcessEnded or TimeoutError."""
@@ -160,9 +164,8 @@ class Stack:
         """End all that runs, each in its own time, or by force: what each exited with."""
         running = [process for process in self.processes if process.alive]
         for process in running:
-            process.thaw()
             process.terminate()
-        return {process.name: process.stop(STOP_SECONDS) for process in running}
+        return {process.name: process.finish(STOP_SECONDS) for process in running}
 
     def _process(self, name: str, port: int) -> Process:
         listener = self._on_line

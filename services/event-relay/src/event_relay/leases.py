@@ -9,8 +9,6 @@ import time
 from dataclasses import dataclass
 from datetime import timedelta
 
-from shop_common.outbox import SHARDS
-from shop_common.sql import Statement, Timestamp, now
 from sqlalchemy import (
     Connection,
     Executable,
@@ -25,6 +23,9 @@ from sqlalchemy import (
     update,
 )
 from sqlalchemy.dialects.postgresql import insert
+
+from shop_common.outbox import SHARDS
+from shop_common.sql import Statement, Timestamp, now
 
 SEATS = range(-SHARDS, 0)
 """More processes than shards would have nothing to do: they wait until a seat comes free."""

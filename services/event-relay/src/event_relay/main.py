@@ -6,15 +6,14 @@ import socket
 import threading
 from uuid import uuid4
 
-from shop_common import lifecycle, telemetry
-from shop_common.database import Database
-from shop_common.health import Health, HealthServer
-from shop_common.settings import help_text, load
-
 from event_relay.metrics import Families, Metrics
 from event_relay.relay import Relay
 from event_relay.settings import RelaySettings
 from event_relay.shipper import Shipper
+from shop_common import lifecycle, telemetry
+from shop_common.database import Database
+from shop_common.health import Health, HealthServer
+from shop_common.settings import help_text, load
 
 READINESS_SECONDS = 0.2
 
@@ -32,6 +31,7 @@ def main() -> None:
     telemetry.start("event-relay", settings)
 
     server = HealthServer(settings.health_port, listen_host=settings.listen_host)
+    server.health.set_ready("relay", False)
     families = Families()
     # No later process may have the same name, this one's leases would be taken for its own.
     owner = f"{socket.gethostname()}:{os.getpid()}:{uuid4()}"

@@ -4,7 +4,6 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
-from shop_common.sql import Clock, Statement
 from sqlalchemy import (
     ARRAY,
     BigInteger,
@@ -23,6 +22,8 @@ from sqlalchemy import (
     tuple_,
     union_all,
 )
+
+from shop_common.sql import Clock, Statement
 
 SHARD_ROWS_MAX = 500
 """Rows of one shard in one read; with 16 shards at most 8,000 rows are on their way at once."""

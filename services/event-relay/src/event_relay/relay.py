@@ -7,10 +7,6 @@ import random
 import threading
 import time
 
-from shop_common import logs
-from shop_common.database import Database
-from shop_common.errors import ShopError
-from shop_common.outbox import Outbox
 from sqlalchemy import MetaData, inspect
 from sqlalchemy.exc import DBAPIError
 
@@ -18,6 +14,10 @@ from event_relay.leases import Held, Leases
 from event_relay.metrics import Metrics
 from event_relay.pending import PendingRows
 from event_relay.shipper import BrokerAway, Shipper
+from shop_common import logs
+from shop_common.database import Database
+from shop_common.errors import ShopError
+from shop_common.outbox import Outbox
 
 BACKOFF_FIRST_SECONDS = 0.1
 BACKOFF_MAX_SECONDS = 2.0

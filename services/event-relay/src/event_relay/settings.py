@@ -3,6 +3,7 @@
 from typing import Annotated
 
 from pydantic import Field, ValidationInfo, field_validator
+
 from shop_common.settings import CommonSettings, DatabaseAddress, HealthPort, KafkaSettings, MetricsPort
 
 _URL = "database whose outbox is shipped: sqlite:///PATH or postgresql://USER:PASSWORD@HOST:PORT/NAME; unset is none"

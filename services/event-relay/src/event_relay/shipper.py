@@ -5,7 +5,8 @@ librdkafka alone does not promise that, even with idempotence. Of messages 1, 2,
 time out, and deliver 4. So here no single message ever times out or is skipped:
 
 - Messages have no timeout of their own; the whole batch has one. When it is up, everything is purged.
-- A refusal by the broker is fatal for the producer (gapless guarantee), so nothing after it is sent.
+- A refusal by the broker is fatal for the producer (gapless guarantee), so nothing more is sent. What was in flight
+  behind the refused one the broker refuses too, by its sequence number.
 - After any failure the producer is thrown away, and the caller begins again from its oldest rows.
 """
 
@@ -18,10 +19,10 @@ from functools import partial
 import orjson
 from confluent_kafka import KafkaError, KafkaException, Message, Producer
 from opentelemetry.trace import SpanKind
-from shop_common import logs, telemetry
-from shop_common.moments import rfc3339
 
 from event_relay.pending import Pending
+from shop_common import logs, telemetry
+from shop_common.moments import rfc3339
 
 LINGER_MS = 1
 MEMORY_KILOBYTES_MAX = 65_536
@@ -122,9 +123,11 @@ class Shipper:
                 )
             except BufferError:
                 return
-            except KafkaException as error:
-                # Refused before it was sent: too large, say. Only what comes after it must wait for it.
-                batch.failed(f"{_told(error.args[0])}: event {row.event_id} of topic {row.topic}")
+            except (KafkaException, TypeError, ValueError) as error:
+                # Refused before it was sent: too large, say, or its headers are no JSON object. Only its own shard
+                # waits until someone has mended it.
+                why = _told(error.args[0]) if isinstance(error, KafkaException) else str(error)
+                batch.failed(f"{why}: event {row.event_id} of topic {row.topic}")
                 held_back.add(row.shard)
             else:
                 batch.produced.append(row)
@@ -152,7 +155,7 @@ class Shipper:
             headers["traceparent"] = row.traceparent
         if row.headers:
             headers |= orjson.loads(row.headers)
-        return [(name, value.encode()) for name, value in headers.items()]
+        return [(name, str(value).encode()) for name, value in headers.items()]
 
     def _exists(self, producer: Producer, topic: str) -> bool:
         if topic in self._known_topics:

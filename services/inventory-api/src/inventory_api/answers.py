@@ -1,12 +1,11 @@
 """Domain to protobuf."""
 
+from inventory_api.domain import Item, Reservation
+from inventory_api.requests import STATE_NUMBERS
 from shop.inventory.v1 import inventory_pb2 as pb
 from shop_common.errors import ShopError
 from shop_common.moments import to_proto, to_proto_or_none
 from shop_common.status import to_status
-
-from inventory_api.domain import Item, Reservation
-from inventory_api.requests import STATE_NUMBERS
 
 
 def item(found: Item) -> pb.InventoryItem:

@@ -4,12 +4,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from prometheus_client import Counter
-from shop_common import logs
-from shop_common.consumer import Event, Handler
 from sqlalchemy import Connection
 
 from inventory_api import transitions
 from inventory_api.transitions import OrderRequest
+from shop_common import logs
+from shop_common.consumer import Event, Handler
 
 TOPIC = "order-events"
 GROUP = "inventory-api"

@@ -4,10 +4,9 @@ from collections.abc import Callable
 from datetime import datetime
 from typing import Any
 
+from inventory_api.domain import Item, Reservation, State
 from shop_common.moments import rfc3339
 from shop_common.outbox import Message
-
-from inventory_api.domain import Item, Reservation, State
 
 TOPIC = "inventory-events"
 

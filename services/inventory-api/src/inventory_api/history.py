@@ -3,11 +3,10 @@
 from dataclasses import dataclass
 from datetime import timedelta
 
-from shop_common.sql import now
 from sqlalchemy import Connection, delete, select
 
 from inventory_api import tables
-from inventory_api.domain import ENDED
+from shop_common.sql import now
 
 _reservations = tables.stock_reservations
 
@@ -33,8 +32,7 @@ def purge(tx: Connection, request: PurgeRequest) -> Purged:
     before = now(tx) - timedelta(seconds=request.older_than_seconds)
     ended = (
         select(_reservations.c.id)
-        # The same words as the index's condition, so that PostgreSQL sees that it can use it.
-        .where(_reservations.c.state.in_(sorted(ENDED)), _reservations.c.created_at < before)
+        .where(tables.ENDED, _reservations.c.created_at < before)
         .order_by(_reservations.c.created_at)
         .limit(request.max_count)
     )

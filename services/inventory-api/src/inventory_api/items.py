@@ -3,12 +3,12 @@
 from collections.abc import Iterable
 from typing import Any
 
-from shop_common.sql import Statement, Timestamp, clock
 from sqlalchemy import BigInteger, Connection, Row, func, select, update
 from sqlalchemy.types import TypeEngine
 
 from inventory_api import tables
-from inventory_api.domain import Item, State
+from inventory_api.domain import Item
+from shop_common.sql import Statement, Timestamp, clock
 
 _items = tables.inventory_items
 _reservations = tables.stock_reservations
@@ -61,7 +61,7 @@ _due = Statement(
         select(_allocations.c.item_id, func.sum(_allocations.c.quantity).label("quantity"))
         .join_from(_reservations, _allocations, _allocations.c.reservation_id == _reservations.c.id)
         .where(
-            _reservations.c.state == State.HELD,
+            tables.HELD,
             _reservations.c.product_id.in_(select(given.c.product_id)),
             _reservations.c.expires_at <= clock(),
         )

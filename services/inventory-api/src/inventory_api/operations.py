@@ -3,10 +3,9 @@
 from collections.abc import Callable
 from functools import partial
 
+from inventory_api import history, reservations, reserve, stock, transitions
 from shop_common.coalesced import ALONE, LISTS, Coalesced, one_by_one
 from shop_common.database import Database
-
-from inventory_api import history, reservations, reserve, stock, transitions
 
 
 class Operations:

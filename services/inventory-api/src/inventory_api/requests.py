@@ -4,18 +4,18 @@ import re
 from uuid import UUID
 
 from google.protobuf.duration_pb2 import Duration
-from shop.inventory.v1 import inventory_pb2 as pb
-from shop.inventory.v1 import maintenance_pb2
-from shop_common import paging
-from shop_common.errors import InvalidInput
-from shop_common.paging import PageRequest
-from shop_common.valid import INT64_MAX, Fields
 
 from inventory_api.domain import DEFAULT_LOCATION, ITEM_QUANTITY_MAX, Line, OrderLines, State
 from inventory_api.history import PurgeRequest
 from inventory_api.reservations import ReservationFilter
 from inventory_api.stock import AddStock, ItemFilter, SetQuantity, StockQuestion
 from inventory_api.transitions import OrderRequest, ReleaseRequest
+from shop.inventory.v1 import inventory_pb2 as pb
+from shop.inventory.v1 import maintenance_pb2
+from shop_common import paging
+from shop_common.errors import InvalidInput
+from shop_common.paging import PageRequest
+from shop_common.valid import INT64_MAX, Fields
 
 LINE_QUANTITY_MAX = 1_000_000_000
 LINES_MAX = 200

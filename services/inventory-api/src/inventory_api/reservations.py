@@ -10,12 +10,12 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
 
-from shop_common.paging import Page, PageRequest, page_of
-from shop_common.sql import Id, Statement, Timestamp, now
 from sqlalchemy import Connection, Row, Subquery, Text, and_, or_, select, update
 
 from inventory_api import events, items, tables
 from inventory_api.domain import Allocation, Item, Reservation, ReservationNotFound, State
+from shop_common.paging import Page, PageRequest, page_of
+from shop_common.sql import Id, Statement, Timestamp, now
 
 _reservations = tables.stock_reservations
 _allocations = tables.reservation_allocations

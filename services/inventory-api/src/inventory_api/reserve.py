@@ -4,15 +4,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
-from shop_common.errors import Contention, ShopError
-from shop_common.idempotency import Claim, fingerprint
-from shop_common.sql import inserting, now
 from sqlalchemy import Connection
 from uuid_utils import uuid7
 
 from inventory_api import events, items, reservations, tables, transitions
 from inventory_api.allocation import Shelves
 from inventory_api.domain import Allocation, InsufficientStock, Item, OrderLines, Reservation, State
+from shop_common.errors import Contention, ShopError
+from shop_common.idempotency import Claim, fingerprint
+from shop_common.sql import inserting, now
 
 METHOD = "ReserveStock"
 DUE_EXPIRED_MAX = 10_000

@@ -1,14 +1,14 @@
 """protobuf to domain and back; decides nothing itself. One method per RPC."""
 
 from grpc import ServicerContext
+
+from inventory_api import answers, requests
+from inventory_api.operations import Operations
 from shop.inventory.v1 import inventory_pb2 as pb
 from shop.inventory.v1 import inventory_pb2_grpc, maintenance_pb2, maintenance_pb2_grpc
 from shop_common import paging
 from shop_common.errors import InvalidInput
 from shop_common.grpc_server import deadline, traceparent
-
-from inventory_api import answers, requests
-from inventory_api.operations import Operations
 
 
 class InventoryServicer(inventory_pb2_grpc.InventoryServiceServicer):

@@ -6,11 +6,6 @@ Each operation takes a list and returns a list, one outcome per request, in orde
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
-from shop_common.errors import ShopError
-from shop_common.idempotency import Claim, fingerprint
-from shop_common.paging import Page, PageRequest, page_of
-from shop_common.sql import Statement, inserting, now
-from shop_common.valid import INT64_MAX
 from sqlalchemy import BigInteger, Connection, Text, select, tuple_
 
 from inventory_api import events, items, reservations, tables, transitions
@@ -22,6 +17,11 @@ from inventory_api.domain import (
     QuantityLimit,
     VersionMismatch,
 )
+from shop_common.errors import ShopError
+from shop_common.idempotency import Claim, fingerprint
+from shop_common.paging import Page, PageRequest, page_of
+from shop_common.sql import Statement, inserting, now
+from shop_common.valid import INT64_MAX
 
 DUE_EXPIRED_MAX = 10_000
 

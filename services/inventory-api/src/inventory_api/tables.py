@@ -1,8 +1,5 @@
 """The inventory database. Private to this service: others know stock by RPC and by events only."""
 
-from shop_common.idempotency import IdempotencyKeys
-from shop_common.outbox import Outbox
-from shop_common.sql import Id, RowId, Timestamp
 from sqlalchemy import (
     BigInteger,
     Boolean,
@@ -18,6 +15,10 @@ from sqlalchemy import (
     text,
 )
 
+from shop_common.idempotency import IdempotencyKeys
+from shop_common.outbox import Outbox
+from shop_common.sql import Id, RowId, Timestamp
+
 metadata = MetaData(
     naming_convention={
         "ix": "ix_%(table_name)s_%(column_0_N_name)s",
@@ -27,6 +28,11 @@ metadata = MetaData(
         "pk": "pk_%(table_name)s",
     }
 )
+
+# The conditions of the partial indexes. Queries use these very words: whether a parameter implies the condition, a
+# planner can't tell, and a prepared statement would not use the index.
+HELD = text("state = 'HELD'")
+ENDED = text("state IN ('EXPIRED', 'RELEASED', 'FULFILLED')")
 
 inventory_items = Table(
     "inventory_items",
@@ -65,23 +71,23 @@ stock_reservations = Table(
     Index(
         "ix_stock_reservations_due",
         "expires_at",
-        postgresql_where=text("state = 'HELD'"),
-        sqlite_where=text("state = 'HELD'"),
+        postgresql_where=HELD,
+        sqlite_where=HELD,
     ),
     Index(
         "ix_stock_reservations_product_due",
         "product_id",
         "expires_at",
-        postgresql_where=text("state = 'HELD'"),
-        sqlite_where=text("state = 'HELD'"),
+        postgresql_where=HELD,
+        sqlite_where=HELD,
     ),
     # For the pages of one product, and for purging what has ended.
     Index(None, "product_id", "id"),
     Index(
         "ix_stock_reservations_ended",
         "created_at",
-        postgresql_where=text("state IN ('EXPIRED', 'RELEASED', 'FULFILLED')"),
-        sqlite_where=text("state IN ('EXPIRED', 'RELEASED', 'FULFILLED')"),
+        postgresql_where=ENDED,
+        sqlite_where=ENDED,
     ),
 )
 

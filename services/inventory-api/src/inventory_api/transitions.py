@@ -6,7 +6,6 @@ Each operation takes a list and returns a list, one outcome per request, in orde
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
-from shop_common.sql import Statement, clock
 from sqlalchemy import BigInteger, Connection, bindparam, select
 
 from inventory_api import reservations, tables
@@ -19,6 +18,7 @@ from inventory_api.domain import (
     State,
 )
 from inventory_api.reservations import Locked
+from shop_common.sql import Statement, clock
 
 _reservations = tables.stock_reservations
 
@@ -116,7 +116,7 @@ def expire_due(tx: Connection, max_count: int) -> int:
     """Expire up to `max_count` holds past their time, the oldest first; returns how many."""
     due = tx.execute(
         select(_reservations.c.id)
-        .where(_reservations.c.state == State.HELD, _reservations.c.expires_at <= clock())
+        .where(tables.HELD, _reservations.c.expires_at <= clock())
         .order_by(_reservations.c.expires_at)
         .limit(max_count)
     )
@@ -158,7 +158,7 @@ _due_of_products = Statement(
     lambda given: (
         select(_reservations.c.id)
         .where(
-            _reservations.c.state == State.HELD,
+            tables.HELD,
             _reservations.c.product_id.in_(select(given.c.product_id)),
             _reservations.c.expires_at <= clock(),
         )

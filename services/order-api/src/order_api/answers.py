@@ -1,11 +1,10 @@
 """Domain to protobuf."""
 
+from order_api.domain import Order
+from order_api.requests import STATUS_NUMBERS
 from shop.order.v1 import order_pb2 as pb
 from shop_common import money
 from shop_common.moments import to_proto
-
-from order_api.domain import Order
-from order_api.requests import STATUS_NUMBERS
 
 
 def order(found: Order) -> pb.Order:

@@ -11,13 +11,12 @@ No transaction is open while inventory-api is asked. What may cut this short, an
 
 import time
 
-from shop_common.coalesced import Coalesced
-from shop_common.errors import ShopError
-
 from order_api import transitions
 from order_api.domain import Order
 from order_api.inventory import Inventory
 from order_api.transitions import Asked, Step
+from shop_common.coalesced import Coalesced
+from shop_common.errors import ShopError
 
 
 class Confirming:

@@ -2,11 +2,11 @@
 
 from collections.abc import Mapping, Sequence
 
-from shop_common.consumer import Event, Handler
 from sqlalchemy import Connection
 
 from order_api import transitions
 from order_api.transitions import Loss
+from shop_common.consumer import Event, Handler
 
 TOPIC = "inventory-events"
 GROUP = "order-api"

@@ -3,11 +3,11 @@
 from decimal import Decimal
 
 import orjson
+
+from order_api.domain import Order, Status
 from shop_common.moments import rfc3339
 from shop_common.money import as_json_number
 from shop_common.outbox import Message
-
-from order_api.domain import Order, Status
 
 TOPIC = "order-events"
 

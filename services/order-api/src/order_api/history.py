@@ -3,10 +3,10 @@
 from dataclasses import dataclass
 from datetime import timedelta
 
-from shop_common.sql import now
 from sqlalchemy import Connection
 
 from order_api import tables
+from shop_common.sql import now
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,6 +6,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 from google.protobuf.duration_pb2 import Duration
 from opentelemetry.trace import SpanKind
+
+from order_api.domain import NewOrder
 from shop.inventory.v1 import inventory_pb2 as pb
 from shop.inventory.v1 import inventory_pb2_grpc
 from shop_common import logs, telemetry
@@ -13,8 +15,6 @@ from shop_common.errors import InvalidInput, ShopError, Violation
 from shop_common.grpc_client import Client
 from shop_common.idempotency import RequestIdReused
 from shop_common.status import from_status
-
-from order_api.domain import NewOrder
 
 UNAVAILABLE = "INVENTORY_UNAVAILABLE"
 RELEASES_WAITING_MAX = 1_000

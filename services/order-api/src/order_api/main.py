@@ -4,6 +4,13 @@ import argparse
 import sys
 from collections.abc import Sequence
 
+from order_api import consumer
+from order_api.inventory import Inventory
+from order_api.migrations import SCHEMA
+from order_api.operations import Operations
+from order_api.servicer import OrderMaintenanceServicer, OrderServicer
+from order_api.settings import OrderSettings
+from order_api.tables import outbox
 from shop.order.v1 import maintenance_pb2, maintenance_pb2_grpc, order_pb2, order_pb2_grpc
 from shop_common import lifecycle, schema, telemetry
 from shop_common.consumer import Consumer
@@ -12,14 +19,6 @@ from shop_common.errors import ShopError
 from shop_common.grpc_server import Server
 from shop_common.schema import SchemaError
 from shop_common.settings import help_text, load
-
-from order_api import consumer
-from order_api.inventory import Inventory
-from order_api.migrations import SCHEMA
-from order_api.operations import Operations
-from order_api.servicer import OrderMaintenanceServicer, OrderServicer
-from order_api.settings import OrderSettings
-from order_api.tables import outbox
 
 PROCESS = "order-api"
 

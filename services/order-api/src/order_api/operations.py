@@ -2,15 +2,14 @@
 
 from collections.abc import Callable
 
-from shop_common.coalesced import ALONE, LISTS, Coalesced, one_by_one
-from shop_common.database import Database
-
 from order_api import history, orders, transitions
 from order_api.confirming import Confirming
 from order_api.domain import Order, Status
 from order_api.inventory import Inventory
 from order_api.placing import Placing
 from order_api.transitions import Step
+from shop_common.coalesced import ALONE, LISTS, Coalesced, one_by_one
+from shop_common.database import Database
 
 
 class Operations:

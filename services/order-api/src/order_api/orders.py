@@ -5,17 +5,17 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Any
 
+from sqlalchemy import BigInteger, Connection, Row, Text, literal, select, tuple_, update
+from sqlalchemy.types import TypeEngine
+
+from order_api import events, tables
+from order_api.domain import HeldOrder, NewOrder, Order, OrderItem, OrderNotFound, Status
 from shop_common.errors import ShopError
 from shop_common.idempotency import Claim, RequestIdReused, fingerprint
 from shop_common.moments import from_micros, micros
 from shop_common.outbox import Message
 from shop_common.paging import Page, PageRequest, Position, page_of
 from shop_common.sql import Id, Statement, Timestamp, inserting, now
-from sqlalchemy import BigInteger, Connection, Row, Text, literal, select, tuple_, update
-from sqlalchemy.types import TypeEngine
-
-from order_api import events, tables
-from order_api.domain import HeldOrder, NewOrder, Order, OrderItem, OrderNotFound, Status
 
 PAGE_LINES_MAX = 30_000
 """Lines on one page: with its orders they stay below the 4 MiB that gRPC clients take."""

@@ -11,17 +11,16 @@ cut this short, and what is then true:
 
 from collections.abc import Sequence
 
+from order_api import inventory, orders
+from order_api.domain import HeldOrder, NewOrder, Order, ReservationExpired, quantities
+from order_api.inventory import Inventory
 from shop.inventory.v1 import inventory_pb2
 from shop_common.coalesced import Coalesced
 from shop_common.coalescer import Coalescer, Limits
 from shop_common.database import Database
 from shop_common.errors import DatabaseUnavailable, ShopError
 
-from order_api import inventory, orders
-from order_api.domain import HeldOrder, NewOrder, Order, ReservationExpired, quantities
-from order_api.inventory import Inventory
-
-FLIGHTS_MAX = 2
+FLIGHTS_MAX = 4
 DEFAULT_HOLD_SECONDS = 1800.0
 """Taken for a hold without an end, which someone confirmed before its order was stored."""
 

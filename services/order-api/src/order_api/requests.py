@@ -4,18 +4,18 @@ from datetime import datetime
 from uuid import UUID, uuid5
 
 from google.protobuf.timestamp_pb2 import Timestamp
-from shop.order.v1 import maintenance_pb2
-from shop.order.v1 import order_pb2 as pb
-from shop_common import money, paging
-from shop_common.moments import from_micros
-from shop_common.paging import PageRequest
-from shop_common.valid import Fields
 from uuid_utils import uuid7
 
 from order_api.domain import NewItem, NewOrder, Status
 from order_api.history import PurgeRequest
 from order_api.orders import OrderFilter
 from order_api.transitions import AbandonedRequest, Step
+from shop.order.v1 import maintenance_pb2
+from shop.order.v1 import order_pb2 as pb
+from shop_common import money, paging
+from shop_common.moments import from_micros
+from shop_common.paging import PageRequest
+from shop_common.valid import Fields
 
 LINE_QUANTITY_MAX = 1_000_000_000
 LINES_MAX = 200

@@ -1,13 +1,13 @@
 """protobuf to domain and back; decides nothing itself. One method per RPC."""
 
 from grpc import ServicerContext
+
+from order_api import answers, requests
+from order_api.operations import Operations
 from shop.order.v1 import maintenance_pb2, maintenance_pb2_grpc, order_pb2_grpc
 from shop.order.v1 import order_pb2 as pb
 from shop_common import paging
 from shop_common.grpc_server import deadline, traceparent
-
-from order_api import answers, requests
-from order_api.operations import Operations
 
 
 class OrderServicer(order_pb2_grpc.OrderServiceServicer):

@@ -1,6 +1,7 @@
 """Everything that order-api reads from the environment."""
 
 from pydantic import Field
+
 from shop_common.settings import ApiSettings, DatabaseSettings, DatabaseUrl, GrpcPort, KafkaSettings
 
 

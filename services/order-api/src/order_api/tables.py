@@ -1,9 +1,10 @@
 """The orders database. Private to this service: others know orders by RPC and by events only."""
 
+from sqlalchemy import BigInteger, CheckConstraint, Column, ForeignKey, Index, MetaData, Table, Text, text
+
 from shop_common.idempotency import IdempotencyKeys
 from shop_common.outbox import Outbox
 from shop_common.sql import Amount, Id, RowId, Timestamp
-from sqlalchemy import BigInteger, CheckConstraint, Column, ForeignKey, Index, MetaData, Table, Text, text
 
 metadata = MetaData(
     naming_convention={

@@ -9,10 +9,6 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import TypeVar
 
-from shop_common.errors import Contention, ShopError
-from shop_common.idempotency import Claim, fingerprint
-from shop_common.sql import now
-from shop_common.valid import UUID_PATTERN
 from sqlalchemy import Connection, select
 
 from order_api import orders, tables
@@ -27,6 +23,10 @@ from order_api.domain import (
     quantities,
 )
 from order_api.orders import Locked
+from shop_common.errors import Contention, ShopError
+from shop_common.idempotency import Claim, fingerprint
+from shop_common.sql import now
+from shop_common.valid import UUID_PATTERN
 
 _orders = tables.orders
 

@@ -5,8 +5,10 @@ from datetime import datetime
 
 from shop_common.database import Database
 from shop_common.sql import Timestamp, clock, now
-from sqlalchemy import Connection, Table, func, inspect, select
+from sqlalchemy import Connection, Integer, func, inspect, select
 from sqlalchemy.sql import column, table
+
+from devstack.commands import target
 
 
 @dataclass(frozen=True)
@@ -23,6 +25,7 @@ class DatabaseState:
 
 def read(url: str) -> DatabaseState:
     """Raises ShopError when the database is away, and the driver's error when it is not one of ours."""
+    target.require(url)
     database = Database(url, connections_max=1)
     try:
         return database.query(_read)
@@ -47,10 +50,12 @@ def _seconds_since(moment: datetime | None, present: datetime) -> float | None:
 
 
 def _leases(tx: Connection) -> dict[str, int]:
-    held = select(_LEASE.c.owner, func.count()).where(_LEASE.c.expires_at > clock()).group_by(_LEASE.c.owner)
-    return {owner: count for owner, count in tx.execute(held.order_by(_LEASE.c.owner))}
+    held = select(_LEASE.c.owner, func.count()).group_by(_LEASE.c.owner).order_by(_LEASE.c.owner)
+    # Rows below zero are the relays' seats, by which they share the shards.
+    held = held.where(_LEASE.c.shard >= 0, _LEASE.c.expires_at > clock())
+    return {row.owner: row[1] for row in tx.execute(held)}
 
 
 # As shop_common.outbox declares them, as far as is needed here.
 _OUTBOX = table("outbox", column("created_at", Timestamp()))
-_LEASE = table("relay_lease", column("owner"), column("expires_at", Timestamp()))
+_LEASE = table("relay_lease", column("shard", Integer()), column("owner"), column("expires_at", Timestamp()))

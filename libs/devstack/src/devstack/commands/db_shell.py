@@ -11,14 +11,12 @@ import os
 import shutil
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 
 from sqlalchemy import NullPool, create_engine
 from sqlalchemy.engine import URL, Engine, make_url
 from sqlalchemy.exc import DBAPIError
 
 from devstack.commands import failures, target
-from devstack.commands.failures import CommandFailed
 from devstack.commands.output import print_table
 
 ROWS_MAX = 1_000
@@ -34,21 +32,19 @@ def run(options: argparse.Namespace) -> int:
     databases = target.databases(options)
     url = make_url(databases.inventory if options.database == "inventory" else databases.orders)
     if url.get_backend_name() == "sqlite":
-        path = Path(url.database or "")
-        if not path.is_file():
-            raise CommandFailed(f"there is no {path}; ./task db-init makes it")
-        _hand_over(_sqlite_shell(path), {})
+        target.require(str(url))
+        _hand_over(_sqlite_shell(url.database or ""), {})
     else:
         _hand_over(*_psql(url))
     engine = create_engine(url, poolclass=NullPool, isolation_level="AUTOCOMMIT")
     return _prompt(engine, options.database)
 
 
-def _sqlite_shell(path: Path) -> list[str]:
+def _sqlite_shell(path: str) -> list[str]:
     if program := shutil.which("sqlite3"):
-        return [program, "-header", "-column", str(path)]
+        return [program, "-header", "-column", path]
     if sys.version_info >= (3, 12):
-        return [sys.executable, "-m", "sqlite3", str(path)]
+        return [sys.executable, "-m", "sqlite3", path]
     return []
 
 

@@ -1,7 +1,16 @@
 """Dead letters: events that a consumer gave up on, each in the topic named for its own with .dlq.
 
-dlq [list]    shows them: where each lies (partition:offset), what it is, and why and from where it came.
-dlq redrive   sends them to their original topic once more, for when the cause is mended.
+  dlq [list]    shows them: where each lies (partition:offset), what it is, and why and from where it came.
+  dlq redrive   sends them to their original topic once more, for when the cause is mended.
+
+A redriven event goes out under its own key, ce_id and headers, less those that say why it was dead. It lands in its
+old partition, though behind newer events; consumers check the state they find, and take it or pass over it. One that
+fails again comes back as a new dead letter. The letters themselves stay where they are.
+
+What was redriven is remembered in the broker, as offsets of the consumer group dlq-redrive: --all passes over it, and
+--offset redrives what it names, remembered or not. A redrive that is cut off sends up to 500 again the next time. The
+memory lasts as long as the broker keeps the offsets of an idle group, 7 days by default on Apache Kafka; the embedded
+broker forgets it with everything else.
 """
 
 import argparse
@@ -9,6 +18,7 @@ import re
 from collections.abc import Sequence
 from itertools import islice
 
+from confluent_kafka import Producer
 from rich.table import Column
 from shop_common.dead_letters import SUFFIX
 
@@ -16,64 +26,49 @@ from devstack.broker import TOPICS
 from devstack.commands import target
 from devstack.commands.dead_letters import GROUP, DeadLetters, new_producer
 from devstack.commands.failures import CommandFailed
-from devstack.commands.output import add_json, console, print_json, print_table, shown, timestamp, whole
+from devstack.commands.output import add_json, console, print_json, print_table, time_of, timestamp, whole
 from devstack.commands.topics import Broker, Event, text
 
 LETTERS_MAX = 1_000
 """Of one list."""
 
 _ORIGINALS = [topic for topic in TOPICS if not topic.endswith(SUFFIX)]
-_REDRIVE = f"""Send dead letters to their original topic once more, for when the cause is mended.
-
-Each goes out under its own key, ce_id and headers, less those that say why it was dead, so it lands in its old
-partition, though behind newer events; consumers check the state they find and take it or pass over it. One that fails
-again comes back as a new dead letter. The old ones stay where they are.
-
-What was redriven is remembered in the broker, as offsets of the consumer group {GROUP!r}: --all passes over it;
---offset redrives what it names, remembered or not. When it is cut off in between, up to 500 are sent twice. The
-memory lasts as long as the broker keeps the offsets of an idle group (7 days by default on Apache Kafka); the embedded
-broker forgets it with everything else."""
+_LIST, _REDRIVE = "list", "redrive"
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    parser.set_defaults(action=_list, topic=None, waiting=False, bootstrap=None, json=False)
-    actions = parser.add_subparsers(metavar="ACTION")
-    listing = actions.add_parser(
-        "list", help="show dead letters (when no action is named)", description="Show dead letters."
-    )
-    listing.add_argument("--topic", type=_topic, metavar="TOPIC", help="only those of this topic (default: both)")
-    listing.add_argument("--waiting", action="store_true", help="only those that were not redriven")
-    listing.set_defaults(action=_list)
-    redriving = actions.add_parser(
-        "redrive",
-        help="send chosen ones to their original topic once more",
-        description=_REDRIVE,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    redriving.add_argument("--topic", type=_topic, required=True, metavar="TOPIC", help=" or ".join(_ORIGINALS))
-    chosen = redriving.add_mutually_exclusive_group(required=True)
-    chosen.add_argument(
+    parser.add_argument("action", nargs="?", choices=[_LIST, _REDRIVE], default=_LIST, help="default: list")
+    parser.add_argument("--topic", type=_topic, metavar="TOPIC", help=f"{' or '.join(_ORIGINALS)} (list: default both)")
+    parser.add_argument("--waiting", action="store_true", help="list: only those that were not redriven")
+    parser.add_argument(
         "--offset",
         action="append",
         type=_place,
         metavar="PARTITION:OFFSET",
-        help="this one, as the list names it; repeatable",
+        help="redrive: this one, as the list names it; may be repeated",
     )
-    chosen.add_argument("--all", action="store_true", help="all that were not redriven")
-    redriving.set_defaults(action=_redrive)
-    for action in (listing, redriving):
-        target.add_broker(action)
-        add_json(action)
+    parser.add_argument("--all", action="store_true", help="redrive: all that were not redriven")
+    parser.set_defaults(refuse=parser.error)
+    target.add_broker(parser)
+    add_json(parser)
 
 
 def run(options: argparse.Namespace) -> int:
+    """Raises CommandFailed when a letter that was named is not there, or can't be redriven."""
+    if options.action == _REDRIVE and not (options.topic and bool(options.offset) != options.all):
+        options.refuse("redrive needs --topic, and either --offset or --all")
+    if options.action == _LIST and (options.offset or options.all):
+        options.refuse("--offset and --all are for redrive")
     bootstrap = target.bootstrap(options)
     with Broker(bootstrap, GROUP) as broker:
-        code: int = options.action(options, broker, bootstrap)
-    return code
+        if options.action == _REDRIVE:
+            _redrive(options, broker, new_producer(bootstrap))
+        else:
+            _list(options, broker)
+    return 0
 
 
-def _list(options: argparse.Namespace, broker: Broker, _bootstrap: str) -> int:
+def _list(options: argparse.Namespace, broker: Broker) -> None:
     found = (
         letter
         for topic in ([options.topic] if options.topic else _ORIGINALS)
@@ -84,20 +79,19 @@ def _list(options: argparse.Namespace, broker: Broker, _bootstrap: str) -> int:
     if options.json:
         for event, redriven in letters:
             print_json(_as_json(event) | {"redriven": redriven})
-        return 0
+        return
     columns: list[str | Column] = ["topic", whole("offset"), "time", whole("event"), "type", "reason", "error", "from"]
     rows = [(*_cells(event), redriven) for event, redriven in letters]
     print_table("dead letters", [*columns, "redriven"], rows)
     if len(letters) == LETTERS_MAX:
         console().print(f"These are the first {LETTERS_MAX:,}.", style="dim")
-    return 0
 
 
-def _redrive(options: argparse.Namespace, broker: Broker, bootstrap: str) -> int:
+def _redrive(options: argparse.Namespace, broker: Broker, producer: Producer) -> None:
     dead = DeadLetters(broker, options.topic)
     letters = _waiting(dead) if options.all else _named(dead, options.offset)
     events = [event for letter in letters if (event := dead.whole(letter))]
-    dead.redrive(new_producer(bootstrap), events)
+    dead.redrive(producer, events)
     if options.json:
         places = [{"partition": event.partition, "offset": event.offset} for event in events]
         print_json({"topic": dead.original, "redriven": places})
@@ -105,7 +99,6 @@ def _redrive(options: argparse.Namespace, broker: Broker, bootstrap: str) -> int
         print(f"{len(events):,} {'letter' if len(events) == 1 else 'letters'} redriven to {dead.original}")
     if lost := len(letters) - len(events):
         raise CommandFailed(f"{lost} too long to be set aside whole, and gone from {dead.original}, can't be redriven")
-    return 0
 
 
 def _waiting(dead: DeadLetters) -> list[Event]:
@@ -139,7 +132,7 @@ def _as_json(event: Event) -> dict[str, object]:
 def _cells(event: Event) -> list[str]:
     place = f"{event.partition}:{event.offset}"
     named = [event.header(name) for name in ("ce_id", "ce_type", "dlq_reason", "dlq_error")]
-    return [event.topic, place, shown(event.time), *named, _origin(event)]
+    return [event.topic, place, time_of(event.time), *named, _origin(event)]
 
 
 def _origin(event: Event) -> str:

@@ -8,12 +8,13 @@ import argparse
 import itertools
 import json
 from collections.abc import Iterator
+from datetime import datetime
 
 from rich.text import Text
 
 from devstack.commands import target
 from devstack.commands.failures import CommandFailed
-from devstack.commands.output import add_json, console, shown, timestamp
+from devstack.commands.output import add_json, console, printable, time_of, timestamp
 from devstack.commands.topics import Broker, Event, text
 
 _TYPE_WIDTH = 28
@@ -69,14 +70,22 @@ def _events(broker: Broker, options: argparse.Namespace) -> Iterator[Event]:
     return broker.follow(options.topic, start)
 
 
+def _said_at(event: Event) -> datetime:
+    """When it happened, as the event says; else when it reached the broker."""
+    try:
+        return datetime.fromisoformat(event.header("ce_time"))
+    except ValueError:
+        return event.time
+
+
 def _print_line(event: Event) -> None:
     value = event.json()
     data = text(event.value) if value is None else json.dumps(value.get("data"), ensure_ascii=False)
     line = Text.assemble(
-        (shown(event.time), "dim"),
+        (time_of(_said_at(event)), "dim"),
         "  ",
-        (f"{event.header('ce_type') or '(no type)':<{_TYPE_WIDTH}}", "bold"),
-        f" {text(event.key):<{_KEY_WIDTH}} ",
-        data,
+        (f"{printable(event.header('ce_type')) or '(no type)':<{_TYPE_WIDTH}}", "bold"),
+        f" {printable(text(event.key)):<{_KEY_WIDTH}} ",
+        printable(data),
     )
     console().print(line, no_wrap=True, overflow="ellipsis", crop=True)

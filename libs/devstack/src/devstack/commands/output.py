@@ -38,12 +38,13 @@ def print_table(title: str, columns: Iterable[str | Column], rows: Iterable[Iter
     """A table; text in it is shown as it is, whatever it holds."""
     table = Table(*columns, title=title, title_justify="left", title_style="bold", show_edge=False)
     for row in rows:
-        table.add_row(*(cell if isinstance(cell, Text) else Text(shown(cell)) for cell in row))
+        cells = zip(table.columns, row, strict=True)
+        table.add_row(*(cell if isinstance(cell, Text) else Text(shown(column, cell)) for column, cell in cells))
     console().print(table)
 
 
 def number(name: str) -> Column:
-    """A column of numbers."""
+    """A column of quantities, whose digits are grouped."""
     return Column(name, justify="right", no_wrap=True)
 
 
@@ -52,15 +53,25 @@ def whole(name: str) -> Column:
     return Column(name, no_wrap=True, overflow="ignore")
 
 
-def shown(value: object) -> str:
+def shown(column: Column, value: object) -> str:
     """A cell's text."""
     if value is None:
         return "–"
     if isinstance(value, datetime):
-        return f"{value.astimezone(UTC):%Y-%m-%d %H:%M:%S}"
+        return time_of(value)
     if isinstance(value, bool):
         return "yes" if value else "no"
-    return f"{value:,}" if isinstance(value, int) else str(value)
+    return f"{value:,}" if isinstance(value, int) and column.justify == "right" else printable(str(value))
+
+
+def printable(text: str) -> str:
+    """Text of others, without what a terminal would obey."""
+    return "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in text)
+
+
+def time_of(at: datetime) -> str:
+    """A time for people: UTC, to the millisecond."""
+    return f"{at.astimezone(UTC):%Y-%m-%d %H:%M:%S.%f}"[:-3]
 
 
 def moment(stamp: Timestamp) -> datetime:

@@ -12,7 +12,7 @@ from shop.inventory.v1.inventory_pb2 import InventoryItem, ListInventoryItemsReq
 
 from devstack.client import Shop
 from devstack.commands import pages, target
-from devstack.commands.output import moment, number
+from devstack.commands.output import moment, number, whole
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -24,8 +24,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     columns: list[str | Column] = [
-        number("id"),
-        number("product_id"),
+        whole("id"),
+        whole("product_id"),
         "location",
         *map(number, ("quantity", "reserved_quantity", "available_quantity")),
         "updated_at",

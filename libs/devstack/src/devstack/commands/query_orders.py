@@ -35,7 +35,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     columns: list[str | Column] = [
         whole("id"),
-        number("user_id"),
+        whole("user_id"),
         "status",
         number("total"),
         number("lines"),

@@ -13,14 +13,16 @@ from importlib.metadata import version
 from typing import Any
 
 import psutil
+from rich.table import Column
 from rich.text import Text
+from shop_common.dead_letters import SUFFIX
 
 from devstack import runfile
 from devstack.broker import TOPICS
 from devstack.commands import database_state, health, target
 from devstack.commands.database_state import DatabaseState
-from devstack.commands.dead_letters import GROUP, SUFFIX, DeadLetters
-from devstack.commands.output import add_json, console, number, print_json, print_table
+from devstack.commands.dead_letters import GROUP, DeadLetters
+from devstack.commands.output import add_json, console, number, print_json, print_table, whole
 from devstack.commands.topics import Broker
 from devstack.drain import READERS
 
@@ -42,10 +44,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
+    bootstrap, databases = target.bootstrap(options), target.databases(options)
     processes = _processes()
-    databases = target.databases(options)
     states = {"inventory": database_state.read(databases.inventory), "orders": database_state.read(databases.orders)}
-    bootstrap = target.bootstrap(options)
     lags, letters = _lags(bootstrap), _dead_letters(bootstrap)
     if options.json:
         print_json(
@@ -59,7 +60,7 @@ def run(options: argparse.Namespace) -> int:
         return 0
     _show_processes(processes)
     _show_databases(states)
-    print_table("consumers", ["group", "topic", number("partition"), number("lag")], [_row(lag) for lag in lags])
+    print_table("consumers", ["group", "topic", whole("partition"), number("lag")], [_row(lag) for lag in lags])
     console().print()
     print_table("dead letters", ["topic", number("not redriven")], letters.items())
     return 0
@@ -108,7 +109,7 @@ def _show_processes(processes: list[dict[str, Any]]) -> None:
     rows = [
         (
             one["name"],
-            str(one["pid"]),
+            one["pid"],
             Text("running", "green") if one["running"] else Text("gone", "bold red"),
             one["address"],
             health.coloured(one["ready"]),
@@ -116,7 +117,7 @@ def _show_processes(processes: list[dict[str, Any]]) -> None:
         )
         for one in processes
     ]
-    print_table("processes", ["process", number("pid"), "state", "address", "health", "version"], rows)
+    print_table("processes", ["process", whole("pid"), "state", "address", "health", "version"], rows)
     if not rows:
         console().print(f"dev is not running here ({runfile.PATH})", style="dim")
     console().print()
@@ -135,6 +136,6 @@ def _show_databases(states: dict[str, DatabaseState]) -> None:
         )
         for name, state in states.items()
     ]
-    columns = ["database", number("unshipped events"), number("oldest unshipped"), "shipped by"]
+    columns: list[str | Column] = ["database", number("unshipped events"), number("oldest unshipped"), "shipped by"]
     print_table("outboxes", columns, outboxes)
     console().print()

@@ -1,9 +1,13 @@
 """Which system a command speaks to: what its options name, else what the run file says `dev` runs."""
 
 import argparse
+from pathlib import Path
+
+from sqlalchemy.engine import make_url
 
 from devstack import runfile
 from devstack.client import Shop
+from devstack.commands.failures import CommandFailed
 from devstack.stack import INVENTORY_API, ORDER_API, Databases, Ports
 
 DATA_FOLDER = runfile.PATH.with_name("data")
@@ -52,6 +56,13 @@ def databases(options: argparse.Namespace) -> Databases:
     """Both databases; those of `dev` can be told of while it does not run."""
     dev = _dev_databases()
     return Databases(options.inventory_url or dev.inventory, options.orders_url or dev.orders)
+
+
+def require(database_url: str) -> None:
+    """Raises CommandFailed when it is an SQLite file that is missing: to open it would make it."""
+    url = make_url(database_url)
+    if url.get_backend_name() == "sqlite" and not Path(url.database or "").is_file():
+        raise CommandFailed(f"there is no {url.database}; ./task db-init makes it")
 
 
 def running() -> runfile.RunFile | None:

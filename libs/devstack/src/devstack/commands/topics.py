@@ -1,14 +1,18 @@
 """The topics of a broker, looked at from outside: no consumer group is joined, so that no reader is disturbed."""
 
 import json
+import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Self
 
-from confluent_kafka import OFFSET_INVALID, Consumer, KafkaException, Message, TopicPartition
+from confluent_kafka import OFFSET_INVALID, Consumer, KafkaError, KafkaException, Message, TopicPartition
 
-REQUEST_SECONDS = 10
+REQUEST_SECONDS = 5
+SILENCE_SECONDS_MAX = 15
+"""How long to wait for an event that must be there."""
+
 _BATCH = 500
 _POLL_SECONDS = 0.2
 
@@ -65,9 +69,12 @@ class Broker:
                 "group.id": group,
                 "enable.auto.commit": False,
                 "enable.partition.eof": True,
+                "fetch.wait.max.ms": 50,
                 "log_level": 0,
+                "error_cb": self._note,
             }
         )
+        self._down: KafkaError | None = None
 
     def __enter__(self) -> Self:
         return self
@@ -108,8 +115,12 @@ class Broker:
         """The events between the bounds, in order within each partition."""
         ends = {partition: bound.end for partition, bound in bounds.items() if bound.first < bound.end}
         self._assign(topic, {partition: bounds[partition].first for partition in ends})
+        heard = time.monotonic()
         while ends:
-            for message in self._consumer.consume(_BATCH, _POLL_SECONDS):
+            if time.monotonic() - heard > SILENCE_SECONDS_MAX:
+                raise KafkaException(f"{topic} gave nothing for {SILENCE_SECONDS_MAX} s")
+            for message in self._poll():
+                heard = time.monotonic()
                 partition, offset = message.partition() or 0, message.offset() or 0
                 # The last offset of a partition need not hold an event: transactions leave marks.
                 if partition not in ends:
@@ -124,9 +135,20 @@ class Broker:
         """The events from there on, without end."""
         self._assign(topic, start)
         while True:
-            for message in self._consumer.consume(_BATCH, _POLL_SECONDS):
+            for message in self._poll():
                 if not _is_end(message):
                     yield _event(message)
+
+    def _poll(self) -> list[Message]:
+        messages = self._consumer.consume(_BATCH, _POLL_SECONDS)
+        if self._down is not None:
+            raise KafkaException(self._down)
+        return messages
+
+    def _note(self, error: KafkaError) -> None:
+        # The client would try again for ever, and say nothing; who reads here wants to know.
+        if error.name() == "_ALL_BROKERS_DOWN":
+            self._down = error
 
     def _assign(self, topic: str, start: Mapping[int, int]) -> None:
         self._consumer.assign([TopicPartition(topic, partition, offset) for partition, offset in start.items()])

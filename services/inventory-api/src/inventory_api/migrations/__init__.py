@@ -2,8 +2,7 @@
 
 from pathlib import Path
 
-from shop_common.schema import Schema
-
 from inventory_api import tables
+from shop_common.schema import Schema
 
 SCHEMA = Schema(service="inventory-api", migrations=Path(__file__).parent, metadata=tables.metadata)

@@ -2,8 +2,7 @@
 
 from pathlib import Path
 
-from shop_common.schema import Schema
-
 from order_api import tables
+from shop_common.schema import Schema
 
 SCHEMA = Schema(service="order-api", migrations=Path(__file__).parent, metadata=tables.metadata)

@@ -1,0 +1,125 @@
+"""Run the benchmarks: `python -m benchmarks --help`."""
+
+import argparse
+import json
+import sys
+import tempfile
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+
+from devstack import kafka, postgres
+from devstack.process import ProcessEnded
+from devstack.stack import Databases
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from benchmarks import subjects
+from benchmarks.http2 import LoadError
+from benchmarks.load import Generator
+from benchmarks.pgbench import Pgbench, PgbenchMissing
+from benchmarks.results import Cell, Results, show
+from benchmarks.scenarios import CREATE_ORDER, RESERVE_HOT, SCENARIOS, Scenario
+from benchmarks.stock import WrongCount
+from benchmarks.subjects import Subject
+
+POSTGRESQL, SQLITE = "postgresql", "sqlite"
+WARMUP_SECONDS = 0.5
+CALLS = (1, 16, 128)
+CPU_CALLS = 64
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Measure and show; returns the exit code. A goal that is missed is no failure, a wrong count is."""
+    options = _options(argv)
+    progress_console = Console(stderr=True)
+    try:
+        results = _measure(options, progress_console)
+    except (LoadError, ProcessEnded, TimeoutError, WrongCount, postgres.PostgresUnavailable) as error:
+        progress_console.print(f"[red]failed:[/] {error}", highlight=False)
+        return 1
+    show(results, Console(width=None if sys.stdout.isatty() else 160))
+    if options.json:
+        options.json.write_text(json.dumps(results.as_json(), indent=2) + "\n")
+    return 0
+
+
+def _measure(options: argparse.Namespace, console: Console) -> Results:
+    results = Results()
+    with ExitStack() as stack:
+        found = _subjects(options, stack, console)
+        for subject in found:
+            stack.callback(subject.stop)
+            subject.start()
+        cells = _cells(options, found)
+        columns = (TextColumn("{task.description:55}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        with Progress(*columns, console=console) as progress:
+            task = progress.add_task("", total=len(cells) * options.rounds)
+            # Round by round, and the variants next to each other: what else this machine does hits all alike.
+            for _ in range(options.rounds):
+                for subject, scenario, calls in cells:
+                    description = f"{scenario.name}, {calls} calls, {subject.name} {subject.database}"
+                    progress.update(task, description=description)
+                    try:
+                        outcome = subject.measure(scenario, calls, options.seconds, WARMUP_SECONDS)
+                    except LoadError as error:
+                        raise LoadError(f"{description}: {error}") from error
+                    results.add(Cell(scenario.name, subject.database, subject.name, calls), outcome)
+                    progress.advance(task)
+        for subject in found:
+            subject.check()
+    return results
+
+
+def _cells(options: argparse.Namespace, found: Sequence[Subject]) -> list[tuple[Subject, Scenario, int]]:
+    return [
+        (subject, scenario, calls)
+        for scenario in SCENARIOS
+        if options.only in (None, scenario.name)
+        for calls in options.calls
+        or sorted({*CALLS, *([CPU_CALLS] if scenario in (RESERVE_HOT, CREATE_ORDER) else [])})
+        for subject in found
+        if subject.measures(scenario)
+    ]
+
+
+def _subjects(options: argparse.Namespace, stack: ExitStack, console: Console) -> list[Subject]:
+    generator = stack.enter_context(Generator())
+    found: list[Subject] = [subjects.Echo(generator)]
+    broker = stack.enter_context(kafka.provide()) if options.with_relay else None
+    if POSTGRESQL in options.databases:
+        server = stack.enter_context(postgres.provide(durable=True))
+        console.print(f"{server.description}, each commit synced", highlight=False)
+        try:
+            found.append(Pgbench(server))
+        except PgbenchMissing as missing:
+            console.print(f"[yellow]without pgbench:[/] {missing}", highlight=False)
+        pids = [server.pid]
+        found.append(subjects.plain(POSTGRESQL, Databases.on_server(server), generator, pids))
+        found.append(subjects.ours(POSTGRESQL, Databases.on_server(server), generator, pids, broker))
+    if SQLITE in options.databases:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="shop-benchmarks-")))
+        found.append(subjects.plain(SQLITE, Databases.in_folder(folder / "plain"), generator, []))
+        found.append(subjects.ours(SQLITE, Databases.in_folder(folder / "ours"), generator, [], broker))
+    return [subject for subject in found if options.variants is None or subject.name in options.variants]
+
+
+def _options(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser.add_argument("--databases", nargs="+", choices=(POSTGRESQL, SQLITE), default=(POSTGRESQL, SQLITE))
+    parser.add_argument("--only", choices=[scenario.name for scenario in SCENARIOS], help="this kind of call alone")
+    parser.add_argument("--variants", nargs="+", choices=("ours", "plain", "pgbench", "echo"), help="these alone")
+    parser.add_argument("--calls", nargs="+", type=int, help="so many calls at once (1 16 128, and 64 for the goals)")
+    parser.add_argument("--seconds", type=float, default=2.0, help="length of each measurement (%(default)s)")
+    parser.add_argument("--rounds", type=int, default=3, help="measurements of each cell (%(default)s)")
+    parser.add_argument("--quick", action="store_true", help="a smoke run: all of it once, half a second each")
+    parser.add_argument("--with-relay", action="store_true", help="run the consumers, the relay and a broker as well")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the results there, too")
+    options = parser.parse_args(argv)
+    if options.quick:
+        options.seconds, options.rounds = 0.5, 1
+    return options
+
+
+if __name__ == "__main__":
+    sys.exit(main())

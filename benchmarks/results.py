@@ -1,0 +1,168 @@
+"""What came out: one number a cell out of several rounds, the goals, and how all of it is shown."""
+
+import statistics
+from collections import defaultdict
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks.generator import Outcome
+from benchmarks.scenarios import CREATE_ORDER, RESERVE_HOT, SCENARIOS, Scenario
+
+
+@dataclass(frozen=True)
+class Cell:
+    """What is measured at one time, once a round."""
+
+    scenario: str
+    database: str
+    subject: str
+    calls: int
+
+
+@dataclass(frozen=True)
+class Numbers:
+    """Medians over the rounds; times in seconds."""
+
+    rate: float
+    p50: float
+    p99: float
+    cpu_per_request: dict[str, float]
+
+    @property
+    def served(self) -> float:
+        """CPU time of everything but the client, a request."""
+        return sum(spent for kind, spent in self.cpu_per_request.items() if kind != "client")
+
+
+class Results:
+    """The outcomes of a run, and their medians."""
+
+    def __init__(self) -> None:
+        self._outcomes: dict[Cell, list[Outcome]] = defaultdict(list)
+
+    def add(self, cell: Cell, outcome: Outcome) -> None:
+        self._outcomes[cell].append(outcome)
+
+    def get(self, cell: Cell) -> Numbers | None:
+        """None when it was not measured."""
+        outcomes = self._outcomes.get(cell)
+        if not outcomes:
+            return None
+        kinds = outcomes[0].cpu_per_request
+        return Numbers(
+            rate=statistics.median(each.rate for each in outcomes),
+            p50=statistics.median(each.p50 for each in outcomes),
+            p99=statistics.median(each.p99 for each in outcomes),
+            cpu_per_request={
+                kind: statistics.median(each.cpu_per_request[kind] for each in outcomes) for kind in kinds
+            },
+        )
+
+    def cells(self) -> list[tuple[Cell, Numbers]]:
+        return [(cell, numbers) for cell in self._outcomes if (numbers := self.get(cell))]
+
+    def as_json(self) -> dict[str, Any]:
+        return {
+            "cells": [{**asdict(cell), **asdict(numbers)} for cell, numbers in self.cells()],
+            "goals": [asdict(goal) for goal in judged(self)],
+        }
+
+
+@dataclass(frozen=True)
+class Judged:
+    """A goal and what came out; `met` is None when it was not measured."""
+
+    goal: str
+    measured: str
+    met: bool | None
+
+
+def judged(results: Results) -> list[Judged]:
+    """The goals, all of them on PostgreSQL."""
+
+    def of(scenario: Scenario, subject: str, calls: int, database: str = "postgresql") -> Numbers | None:
+        return results.get(Cell(scenario.name, database, subject, calls))
+
+    def rate_at_least(factor: float, scenario: Scenario, other: str, database: str = "postgresql") -> Judged:
+        goal = f"{scenario.title}: ≥ {factor:g} × {other} at 128 calls"
+        mine, theirs = of(scenario, "ours", 128), of(scenario, other, 128, database)
+        if mine is None or theirs is None:
+            return Judged(goal, "not measured", None)
+        ratio = mine.rate / theirs.rate
+        return Judged(goal, f"{ratio:.2f} × ({mine.rate:,.0f} to {theirs.rate:,.0f} a second)", ratio >= factor)
+
+    def no_slower(factor: float, scenario: Scenario) -> Judged:
+        goal = f"{scenario.title}: ≤ {factor:g} × the time of plain at 1 call (p50)"
+        mine, theirs = of(scenario, "ours", 1), of(scenario, "plain", 1)
+        if mine is None or theirs is None:
+            return Judged(goal, "not measured", None)
+        ratio = mine.p50 / theirs.p50
+        return Judged(goal, f"{ratio:.2f} × ({mine.p50 * 1e3:.2f} to {theirs.p50 * 1e3:.2f} ms)", ratio <= factor)
+
+    def cpu_at_most(milliseconds: float, scenario: Scenario) -> Judged:
+        goal = f"{scenario.title}: ≤ {milliseconds:g} ms of CPU, servers and database, at 64 calls"
+        mine = of(scenario, "ours", 64)
+        if mine is None:
+            return Judged(goal, "not measured", None)
+        parts = ", ".join(f"{kind} {spent * 1e3:.2f}" for kind, spent in mine.cpu_per_request.items())
+        return Judged(goal, f"{mine.served * 1e3:.2f} ms ({parts})", mine.served * 1e3 <= milliseconds)
+
+    return [
+        rate_at_least(3, RESERVE_HOT, "pgbench"),
+        rate_at_least(5, RESERVE_HOT, "plain"),
+        rate_at_least(0.5, RESERVE_HOT, "echo", database="none"),
+        rate_at_least(5, CREATE_ORDER, "plain"),
+        no_slower(1.2, RESERVE_HOT),
+        no_slower(1.2, CREATE_ORDER),
+        cpu_at_most(0.6, RESERVE_HOT),
+        cpu_at_most(1.5, CREATE_ORDER),
+    ]
+
+
+def show(results: Results, console: Console) -> None:
+    """A table for each kind of call, and one of the goals."""
+    cells = results.cells()
+    for scenario in SCENARIOS:
+        found = [(cell, numbers) for cell, numbers in cells if cell.scenario == scenario.name]
+        if found:
+            console.print(_table(scenario, found))
+    goals = Table("goal", "measured", "", title="Goals (PostgreSQL)", title_justify="left")
+    for goal in judged(results):
+        verdict = {True: "[green]met[/]", False: "[red]missed[/]", None: "–"}[goal.met]
+        goals.add_row(goal.goal, goal.measured, verdict)
+    console.print(goals)
+
+
+def _table(scenario: Scenario, found: Iterable[tuple[Cell, Numbers]]) -> Table:
+    table = Table(title=scenario.title, title_justify="left")
+    for name in ("database", "variant"):
+        table.add_column(name)
+    for name in ("calls", "requests/s", "p50 ms", "p99 ms", "CPU ms/request: servers", "database", "both", "client"):
+        table.add_column(name, justify="right")
+    order: Callable[[tuple[Cell, Numbers]], Any] = lambda each: (each[0].calls, each[0].database, each[0].subject)  # noqa: E731
+    last = None
+    for cell, numbers in sorted(found, key=order):
+        if last is not None and last != cell.calls:
+            table.add_section()
+        last = cell.calls
+        spent = numbers.cpu_per_request
+        table.add_row(
+            cell.database,
+            cell.subject,
+            str(cell.calls),
+            f"{numbers.rate:,.0f}",
+            f"{numbers.p50 * 1e3:.2f}",
+            f"{numbers.p99 * 1e3:.2f}",
+            *(_milliseconds(spent.get(kind)) for kind in ("server", "database")),
+            _milliseconds(numbers.served),
+            _milliseconds(spent["client"]),
+        )
+    return table
+
+
+def _milliseconds(spent: float | None) -> str:
+    return "" if spent is None else f"{spent * 1e3:.3f}"

@@ -1,0 +1,78 @@
+"""Call every RPC of the running system at least once, in a story, and check the answers.
+
+Prints each call, its time and its answer. Ends at the first wrong answer, and within about 30 seconds. Adds a few
+items, reservations and orders under fresh ids, so it can be repeated, also on a system that is in use. An RPC that the
+story leaves out is a failure too.
+"""
+
+import argparse
+import time
+
+import grpc
+from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
+
+from devstack import process
+from devstack.client import SERVICES
+from devstack.commands import target
+from devstack.commands.failures import CommandFailed
+from devstack.commands.narrator import CALL_SECONDS, Narrator
+from devstack.commands.output import add_json, console
+from devstack.commands.story import Story
+
+STORY_SECONDS = 25
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    target.add_apis(parser)
+    add_json(parser)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Raises CommandFailed at the first wrong answer."""
+    began = time.monotonic()
+    addresses = target.apis(options)
+    with target.shop(options) as shop:
+        tell = Narrator(shop, as_json=options.json, within_seconds=STORY_SECONDS)
+        tell.chapter("Both APIs are ready, and say what they offer")
+        for address in addresses:
+            _health(tell, address)
+        _reflection(tell, addresses)
+        Story(tell).tell()
+    if left_out := tell.uncalled():
+        raise CommandFailed(f"the story leaves out {', '.join(left_out)}; give each its place in story.py")
+    if not options.json:
+        console().print(
+            f"\n[bold green]All is well:[/] {len(tell.called)} of {len(tell.called)} RPCs called,"
+            f" {time.monotonic() - began:.1f} s"
+        )
+    return 0
+
+
+def _health(tell: Narrator, address: str) -> None:
+    for service in ("", "liveness"):
+        began = time.monotonic()
+        said = process.health(address, service)
+        name = f"grpc.health.v1.Health/Check {service or 'ready'}"
+        tell.done(name, time.monotonic() - began, f"{address} {said}", right=said == "SERVING")
+
+
+def _reflection(tell: Narrator, addresses: tuple[str, str]) -> None:
+    """Both together must offer our services, and none of the shop's that we don't know."""
+    offered: set[str] = set()
+    began = time.monotonic()
+    for address in addresses:
+        offered |= {name for name in _offered(address) if name.startswith("shop.")}
+    known = {service.full_name for service in SERVICES}
+    answer = ", ".join(sorted(name.rpartition(".")[2] for name in offered))
+    tell.done("ServerReflection/ListServices", time.monotonic() - began, answer, right=offered == known)
+
+
+def _offered(address: str) -> list[str]:
+    request = reflection_pb2.ServerReflectionRequest(list_services="")
+    with grpc.insecure_channel(address) as channel:
+        stub = reflection_pb2_grpc.ServerReflectionStub(channel)
+        try:
+            answers = list(stub.ServerReflectionInfo(iter([request]), timeout=CALL_SECONDS))
+        except grpc.RpcError as error:
+            raise CommandFailed(f"{address} offers no reflection ({error.code().name}); is REFLECTION off?") from error
+    return [service.name for answer in answers for service in answer.list_services_response.service]

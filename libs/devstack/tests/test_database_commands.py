@@ -1,0 +1,127 @@
+import io
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from sqlalchemy import NullPool, create_engine, text
+
+from devstack.__main__ import main
+from devstack.commands import database_state, db_shell
+from devstack.stack import Databases
+from shop_common.outbox import Record
+from shop_common.sql import clock
+
+
+@pytest.fixture
+def databases(new_database: Callable[[str], str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Databases:
+    monkeypatch.chdir(tmp_path)
+    return Databases(new_database("inventory"), new_database("orders"))
+
+
+def run(command: str, databases: Databases) -> int:
+    return main([*command.split(), "--inventory-url", databases.inventory, "--orders-url", databases.orders])
+
+
+def execute(url: str, statement: str) -> None:
+    engine = create_engine(url, poolclass=NullPool)
+    with engine.begin() as tx:
+        tx.execute(text(statement))
+
+
+def test_init_makes_both_schemas_and_may_be_repeated(databases: Databases, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("db-init", databases) == 0
+    assert run("db-init", databases) == 0
+
+    assert "inventory-api: the database is up to date" in capsys.readouterr().out
+    assert "inventory_items" in database_state.read(databases.inventory).rows
+    assert "orders" in database_state.read(databases.orders).rows
+
+
+def test_reset_drops_everything_once_somebody_says_yes(
+    databases: Databases, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run("db-init", databases)
+    _add_event(databases.inventory)
+    monkeypatch.setattr(sys, "stdin", io.StringIO())
+
+    assert run("db-reset", databases) == 1
+    assert "--yes" in capsys.readouterr().err
+    assert database_state.read(databases.inventory).rows["outbox"] == 1
+
+    assert run("db-reset --yes", databases) == 0
+    assert database_state.read(databases.inventory).rows["outbox"] == 0
+
+
+def test_init_refuses_the_other_service_s_database(
+    databases: Databases, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run("db-init", databases)
+
+    assert run("db-init", Databases(databases.orders, databases.inventory)) == 1
+
+    assert "belongs to order-api" in capsys.readouterr().err
+
+
+def test_the_state_tells_of_what_is_not_shipped_and_who_would_ship_it(databases: Databases) -> None:
+    run("db-init", databases)
+    before = database_state.read(databases.orders)
+    assert (before.outbox_backlog, before.oldest_unshipped_seconds, before.leases) == (0, None, {})
+
+    _add_event(databases.orders)
+    _add_leases(databases.orders)
+    state = database_state.read(databases.orders)
+
+    assert state.outbox_backlog == state.rows["outbox"] == 1
+    assert state.oldest_unshipped_seconds is not None
+    assert 0 <= state.oldest_unshipped_seconds < 60
+    assert state.leases == {"the owner": 2}
+
+
+def test_a_database_file_that_is_missing_is_not_made_by_looking(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+
+    assert main(["db-shell", "orders"]) == 1
+
+    assert "./task db-init makes it" in capsys.readouterr().err
+    assert not list(tmp_path.rglob("*.db"))
+
+
+def test_without_any_shell_program_there_is_a_prompt(
+    databases: Databases, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run("db-init", databases)
+    capsys.readouterr()
+    monkeypatch.setenv("PATH", "/nowhere")
+    monkeypatch.setattr(db_shell.sys, "version_info", (3, 11))
+    monkeypatch.setattr(sys, "stdin", io.StringIO("select 41 +\n 1 as answer;\nselect 1 from nope;\nselect 7;"))
+
+    assert run("db-shell orders", databases) == 1
+
+    said = capsys.readouterr()
+    assert "answer" in said.out
+    assert "42" in said.out
+    assert "nope" in said.err
+    assert "7" in said.out
+
+
+def _add_event(url: str) -> None:
+    from inventory_api.tables import outbox
+    from shop_common.database import Database
+
+    database = Database(url, connections_max=1)
+    record = Record(
+        shard=1,
+        event_id="01930d4a-5f20-7c61-9e0b-3d2f6f1b7a01",
+        topic="t",
+        key="k",
+        type="T",
+        payload="{}",
+        headers=None,
+        traceparent=None,
+        created_at=database.query(_now),
+    )
+    database.transact(lambda tx: outbox.append_records(tx, [record]))
+    database.close()

@@ -1,0 +1,119 @@
+"""The real process: killed, frozen, told to stop, and without what it needs."""
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+
+import pytest
+from relay_driver import Shop, eventually, values_by_key
+
+from devstack.ports import free_ports
+from devstack.process import Process, health
+
+Start = Callable[..., Process]
+
+
+@pytest.fixture
+def start(shop: Shop) -> Iterator[Start]:
+    """Starts a relay process of the shop's database; further settings by their names."""
+    with ExitStack() as after_the_test:
+
+        def start(**settings: str) -> Process:
+            (port,) = free_ports(1)
+            given = {
+                "ORDERS_DATABASE_URL": shop.url,
+                "KAFKA_BOOTSTRAP_SERVERS": shop.kafka.bootstrap,
+                "HEALTH_PORT": str(port),
+                "METRICS_PORT": "0",
+                "LEASE_SECONDS": "1",
+                "DRAIN_SECONDS": "0",
+            }
+            process = Process(
+                "event-relay",
+                [sys.executable, "-m", "event_relay"],
+                given | settings,
+                health_address=f"127.0.0.1:{port}",
+            )
+            after_the_test.callback(process.stop)
+            return process.start()
+
+        yield start
+
+
+def test_a_killed_relay_loses_nothing_and_its_successor_keeps_the_order(shop: Shop, start: Start) -> None:
+    for first in range(0, 400, 50):
+        shop.write_numbered(keys=50, each=50, first=first)
+    victim = start()
+    eventually(lambda: 0 < len(shop.waiting()) < 20_000)
+    victim.kill()
+    left = len(shop.waiting())
+    assert left > 0
+
+    start()
+    eventually(lambda: not shop.waiting())
+
+    records = shop.shipped(events=20_000)
+    assert values_by_key(records, first_occurrences=True) == {f"key-{key}": list(range(400)) for key in range(50)}
+
+
+def test_a_frozen_owner_neither_ships_nor_deletes_what_it_has_lost(shop: Shop, start: Start) -> None:
+    frozen, heir = start(), start()
+    eventually(lambda: sorted(shop.owners().values()) == [8, 8])
+    with frozen.frozen():
+        eventually(lambda: list(shop.owners().values()) == [16])
+        shop.write_numbered(keys=50, each=10)
+        eventually(lambda: not shop.waiting())
+        # What is written now is there when the frozen one wakes up and still believes that half of it is its own.
+        heir.freeze()
+        eventually(lambda: shop.owners() == {})
+        shop.write_numbered(keys=50, each=10, first=10)
+        successor = start()
+        eventually(lambda: list(shop.owners().values()) == [16])
+    heir.thaw()
+    eventually(lambda: not shop.waiting())
+    eventually(lambda: sorted(shop.owners().values()) == [5, 5, 6])
+    shop.write_numbered(keys=50, each=10, first=20)
+    eventually(lambda: not shop.waiting())
+
+    records = shop.shipped(1500)
+    assert len(records) == 1500
+    assert values_by_key(records) == {f"key-{key}": list(range(30)) for key in range(50)}
+    assert all(process.stop() == 0 for process in (frozen, heir, successor))
+
+
+def test_on_sigterm_a_relay_gives_its_leases_back_and_exits_with_zero(shop: Shop, start: Start) -> None:
+    relay = start(LEASE_SECONDS="60")
+    relay.wait_ready(20)
+    eventually(lambda: list(shop.owners().values()) == [16])
+    shop.write_numbered(keys=5, each=1)
+
+    relay.terminate()
+
+    assert relay.wait(15) == 0
+    assert shop.owners() == {}
+
+
+def test_a_relay_is_alive_but_not_ready_until_its_tables_are_there(shop: Shop, start: Start) -> None:
+    shop.metadata.drop_all(shop.database.engine)
+    relay = start()
+    relay.wait_ready(20, "liveness")
+    relay.wait_for_line("no table outbox", 10)
+    assert health(str(relay.health_address)) == "NOT_SERVING"
+
+    shop.metadata.create_all(shop.database.engine)
+
+    relay.wait_ready(10)
+
+
+def test_one_database_that_is_away_does_not_hold_up_the_other(shop: Shop, start: Start) -> None:
+    relay = start(INVENTORY_DATABASE_URL="postgresql://nobody@127.0.0.1:1/nothing")
+    shop.write_numbered(keys=5, each=1)
+    eventually(lambda: not shop.waiting())
+    relay.wait_ready(10)
+    relay.wait_for_line("database is not available", 10)
+
+
+def test_without_any_database_there_is_nothing_to_ship(start: Start) -> None:
+    relay = start(ORDERS_DATABASE_URL="")
+    assert relay.wait(20) == 2
+    assert "INVENTORY_DATABASE_URL" in relay.log

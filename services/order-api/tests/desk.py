@@ -1,0 +1,257 @@
+"""What the tests of orders do again and again, said once."""
+
+import itertools
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from decimal import Decimal
+from typing import Any, TypeVar
+from uuid import uuid4
+
+import grpc
+import orjson
+import pytest
+from google.protobuf.duration_pb2 import Duration
+from google.rpc import error_details_pb2
+from google.rpc.status_pb2 import Status as RpcStatus
+from google.type.money_pb2 import Money
+from sqlalchemy import select
+
+from devstack import contract
+from order_api import orders, tables
+from order_api.domain import HeldOrder, NewItem, NewOrder, Order
+from order_api.inventory import Inventory
+from order_api.migrations import SCHEMA
+from order_api.operations import Operations
+from order_api.servicer import OrderMaintenanceServicer, OrderServicer
+from order_api.settings import OrderSettings
+from shop.inventory.v1 import inventory_pb2, inventory_pb2_grpc
+from shop.order.v1 import maintenance_pb2, maintenance_pb2_grpc, order_pb2_grpc
+from shop.order.v1 import order_pb2 as pb
+from shop_common import money
+from shop_common.database import Database
+from shop_common.grpc_server import Server
+from shop_common.moments import rfc3339
+from shop_common.status import STATUS_KEY
+
+CALL_SECONDS = 20
+INVENTORY_CALL_SECONDS = 2.0
+
+_Result = TypeVar("_Result")
+_products = itertools.count(1)
+
+
+def migrated(url: str) -> Database:
+    database = Database(url)
+    SCHEMA.upgrade(database)
+    return database
+
+
+class Stock:
+    """inventory-api, as a client sees it."""
+
+    def __init__(self, address: str, channel: grpc.Channel) -> None:
+        self.address = address
+        self.stub = inventory_pb2_grpc.InventoryServiceStub(channel)
+
+    @classmethod
+    @contextmanager
+    def at(cls, address: str) -> Iterator["Stock"]:
+        with grpc.insecure_channel(address) as channel:
+            yield cls(address, channel)
+
+    def product(self, units: int) -> int:
+        """A new product with so many units."""
+        product_id = next(_products)
+        self.stub.CreateInventoryItem(
+            inventory_pb2.CreateInventoryItemRequest(product_id=product_id, quantity=units), timeout=CALL_SECONDS
+        )
+        return product_id
+
+    def available(self, product_id: int) -> int:
+        answer = self.stub.CheckStock(
+            inventory_pb2.CheckStockRequest(product_id=product_id, required_quantity=1), timeout=CALL_SECONDS
+        )
+        return answer.available_quantity
+
+    def reservations(self, order_id: str) -> list[inventory_pb2.Reservation]:
+        answer = self.stub.ListReservations(
+            inventory_pb2.ListReservationsRequest(order_id=order_id), timeout=CALL_SECONDS
+        )
+        return list(answer.reservations)
+
+    def states(self, order_id: str) -> list[str]:
+        """The states of the order's reservations, without their prefix."""
+        name = inventory_pb2.ReservationState.Name
+        return sorted(name(each.state).removeprefix("RESERVATION_STATE_") for each in self.reservations(order_id))
+
+    def release(self, reservation_id: str) -> None:
+        self.stub.ReleaseStock(inventory_pb2.ReleaseStockRequest(reservation_id=reservation_id), timeout=CALL_SECONDS)
+
+    def confirm(self, order_id: str) -> None:
+        self.stub.ConfirmReservations(inventory_pb2.ConfirmReservationsRequest(order_id=order_id), timeout=CALL_SECONDS)
+
+
+@dataclass
+class Refusal:
+    """How a call was refused."""
+
+    code: grpc.StatusCode
+    reason: str
+    metadata: Mapping[str, str]
+    fields: list[str]
+
+
+class Desk:
+    """OrderService and OrderMaintenanceService, as a client sees them, and the database behind them."""
+
+    def __init__(self, database: Database, channel: grpc.Channel) -> None:
+        self.database = database
+        self.stub = order_pb2_grpc.OrderServiceStub(channel)
+        self.maintenance = maintenance_pb2_grpc.OrderMaintenanceServiceStub(channel)
+
+    @classmethod
+    @contextmanager
+    def serving(cls, database: Database, inventory_address: str) -> Iterator["Desk"]:
+        inventory = Inventory(inventory_address, call_seconds=INVENTORY_CALL_SECONDS)
+        operations = Operations(database, inventory, die=_fail)
+        server = Server(OrderSettings(grpc_port=0, grpc_threads=64))
+        server.add(
+            pb.DESCRIPTOR.services_by_name["OrderService"],
+            order_pb2_grpc.add_OrderServiceServicer_to_server,
+            OrderServicer(operations),
+        )
+        server.add(
+            maintenance_pb2.DESCRIPTOR.services_by_name["OrderMaintenanceService"],
+            maintenance_pb2_grpc.add_OrderMaintenanceServiceServicer_to_server,
+            OrderMaintenanceServicer(operations),
+        )
+        server.start()
+        try:
+            with grpc.insecure_channel(f"localhost:{server.port}") as channel:
+                yield cls(database, channel)
+        finally:
+            server.stop(5)
+            operations.close()
+            inventory.close()
+
+    def place(self, request: pb.CreateOrderRequest) -> pb.Order:
+        return self.stub.CreateOrder(request, timeout=CALL_SECONDS).order
+
+    def order(self, order_id: str) -> pb.Order:
+        return self.stub.GetOrder(pb.GetOrderRequest(id=order_id), timeout=CALL_SECONDS).order
+
+    def step(
+        self, order_id: str, status: pb.OrderStatus.ValueType, *, reason: str = "", request_id: str = ""
+    ) -> pb.Order:
+        request = pb.UpdateOrderStatusRequest(id=order_id, status=status, reason=reason, request_id=request_id)
+        return self.stub.UpdateOrderStatus(request, timeout=CALL_SECONDS).order
+
+    def all(self, **wanted: Any) -> list[pb.Order]:
+        """All orders that match, page by page."""
+        found: list[pb.Order] = []
+        token = ""
+        while True:
+            page = self.stub.ListOrders(pb.ListOrdersRequest(page_token=token, **wanted), timeout=CALL_SECONDS)
+            found += page.orders
+            token = page.next_page_token
+            if not token:
+                return found
+
+    def events(self, order_id: str | None = None) -> list[dict[str, Any]]:
+        return events(self.database, order_id)
+
+
+def events(database: Database, order_id: str | None = None) -> list[dict[str, Any]]:
+    """The values of the events told of an order, or of all, in order; each is held against the contract."""
+    outbox = tables.outbox.table
+    rows = database.query(lambda tx: tx.execute(select(outbox).order_by(outbox.c.id)).all())
+    for row in rows:
+        headers = {
+            "ce_id": row.event_id,
+            "ce_type": row.type,
+            "ce_source": "/shop/order-api",
+            "ce_time": rfc3339(row.created_at),
+            "ce_specversion": "1.0",
+            "ce_sequence": str(row.id),
+        }
+        contract.validator().check(row.topic, row.key, headers, row.payload.encode())
+    return [orjson.loads(row.payload) for row in rows if order_id in (None, row.key)]
+
+
+def refusal(call: Callable[[], object]) -> Refusal:
+    """How the call is refused."""
+    with pytest.raises(grpc.RpcError) as caught:
+        call()
+    error: Any = caught.value
+    status = RpcStatus()
+    for key, value in error.trailing_metadata():
+        if key == STATUS_KEY:
+            status.ParseFromString(value)
+    info, bad = error_details_pb2.ErrorInfo(), error_details_pb2.BadRequest()
+    for detail in status.details:
+        _ = detail.Unpack(info) or detail.Unpack(bad)
+    return Refusal(error.code(), info.reason, dict(info.metadata), [each.field for each in bad.field_violations])
+
+
+def new_request(
+    *lines: tuple[int, int, str], user_id: int = 0, request_id: str = "", ttl_seconds: float | None = None
+) -> pb.CreateOrderRequest:
+    """An order of lines of (product, quantity, price in dollars).
+
+    By a user of the first product's own, unless one is given: the id of an order follows from its user and
+    request_id, and the tests share one inventory-api.
+    """
+    ttl = None
+    if ttl_seconds is not None:
+        ttl = Duration()
+        ttl.FromNanoseconds(int(ttl_seconds * 1e9))
+    items = [
+        pb.CreateOrderItem(product_id=product_id, quantity=quantity, price=dollars(price))
+        for product_id, quantity, price in lines
+    ]
+    return pb.CreateOrderRequest(user_id=user_id or lines[0][0], items=items, request_id=request_id, ttl=ttl)
+
+
+def dollars(amount: str) -> Money:
+    return money.to_proto(Decimal(amount), "USD")
+
+
+def new_order(*, user_id: int = 1, items: tuple[NewItem, ...] = (NewItem(1, 2, Decimal("1.5")),)) -> NewOrder:
+    """An order to store, whose stock nobody holds."""
+    total = money.total([(item.price, item.quantity) for item in items])
+    return NewOrder(str(uuid4()), user_id, items, total, "USD", None, None)
+
+
+def stored(database: Database, *wanted: NewOrder, hold_seconds: float = 60) -> list[Order]:
+    """The orders, stored in one transaction."""
+    outcomes = database.transact(lambda tx: orders.insert(tx, [HeldOrder(each, hold_seconds) for each in wanted]))
+    return [each for each in outcomes if isinstance(each, Order)]
+
+
+def eventually(check: Callable[[], bool], *, within_seconds: float = 15) -> None:
+    """Wait until it is so."""
+    deadline = time.monotonic() + within_seconds
+    pause = threading.Event()
+    while not check():
+        assert time.monotonic() < deadline, f"not within {within_seconds:g} s"
+        pause.wait(0.05)
+
+
+def at_once(count: int, call: Callable[[int], _Result]) -> list[_Result]:
+    """The results of that many calls, which begin together."""
+    begin = threading.Barrier(count)
+
+    def run(number: int) -> _Result:
+        begin.wait()
+        return call(number)
+
+    with ThreadPoolExecutor(count) as threads:
+        return list(threads.map(run, range(count)))
+
+
+def _fail(reason: str, error: BaseException) -> None:
+    raise AssertionError(reason) from error

@@ -1,0 +1,81 @@
+"""Amounts are exact on every way: in the API, in both databases, in events."""
+
+from decimal import Decimal
+
+import orjson
+from desk import new_order, stored
+from google.type.money_pb2 import Money
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from sqlalchemy import select
+
+from order_api import answers, orders, requests, tables
+from order_api.domain import HeldOrder, NewItem
+from shop.order.v1 import order_pb2 as pb
+from shop_common.database import Database
+from shop_common.money import UNITS_MAX, exact
+
+_prices = st.builds(
+    Money,
+    currency_code=st.sampled_from(["USD", "JPY", "XAU"]),
+    units=st.one_of(st.integers(0, 10), st.integers(0, UNITS_MAX - 1)),
+    nanos=st.one_of(st.just(0), st.integers(0, 999_999_999), st.just(10_000_000)),
+)
+
+
+@given(price=_prices)
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_an_amount_comes_back_as_it_was_given(database: Database, price: Money) -> None:
+    request = pb.CreateOrderRequest(user_id=1, items=[pb.CreateOrderItem(product_id=1, quantity=1, price=price)])
+    wanted = requests.new_order(request, None)
+    (placed,) = stored(database, wanted)
+
+    read = database.query(lambda tx: orders.load(tx, [placed.id]))[placed.id]
+
+    assert read == placed
+    for order in (answers.order(placed), answers.order(read)):
+        assert order.items[0].price == price
+        assert order.total_amount == price
+    outbox = tables.outbox.table
+    payload = database.query(
+        lambda tx: tx.execute(select(outbox.c.payload).where(outbox.c.key == placed.id)).scalar_one()
+    )
+    # Digit for digit: orjson would read floats.
+    assert f'"total_amount":{_digits(price)},"currency":"{price.currency_code}"' in payload
+    assert f'"price":{_digits(price)}}}' in payload
+    assert orjson.loads(payload)["data"]["currency"] == price.currency_code
+
+
+def _digits(price: Money) -> str:
+    if not price.nanos:
+        return str(price.units)
+    return f"{price.units}.{price.nanos:09}".rstrip("0")
+
+
+@given(
+    lines=st.lists(
+        st.tuples(st.integers(0, 10**6), st.integers(0, 999_999_999), st.integers(1, 10**6)), min_size=1, max_size=5
+    )
+)
+def test_a_total_is_the_sum_in_billionths(lines: list[tuple[int, int, int]]) -> None:
+    items = [
+        pb.CreateOrderItem(product_id=1, quantity=quantity, price=Money(currency_code="USD", units=units, nanos=nanos))
+        for units, nanos, quantity in lines
+    ]
+    billionths = sum((units * 10**9 + nanos) * quantity for units, nanos, quantity in lines)
+
+    order = requests.new_order(pb.CreateOrderRequest(user_id=1, items=items), None)
+
+    assert order.total_amount == exact(*divmod(billionths, 10**9))
+
+
+def test_equal_prices_written_otherwise_are_the_same_order(database: Database) -> None:
+    """1.5 and 1.500000000 are one price, wherever they come from."""
+    order = new_order(items=(NewItem(1, 2, Decimal("1.5")),))
+    (placed,) = stored(database, order)
+    again = NewItem(1, 2, Decimal("1.500000000"))
+    same = orders.NewOrder(order.id, order.user_id, (again,), order.total_amount, "USD", None, None)
+
+    outcomes = database.transact(lambda tx: orders.insert(tx, [HeldOrder(same, 60)]))
+
+    assert outcomes == [placed]

@@ -1,0 +1,133 @@
+"""ListOrders: pages, filters, tokens."""
+
+from collections.abc import Iterator
+from datetime import timedelta
+from decimal import Decimal
+
+import pytest
+from desk import Desk, new_order, refusal, stored
+
+from order_api import orders, requests
+from order_api.domain import NewItem
+from order_api.orders import OrderFilter
+from shop.order.v1 import order_pb2 as pb
+from shop_common import paging
+from shop_common.database import Database
+from shop_common.moments import from_micros, to_proto
+from shop_common.paging import Page, PageRequest
+
+
+@pytest.fixture
+def desk(database: Database) -> Iterator[Desk]:
+    """Without inventory-api: lists need none."""
+    with Desk.serving(database, "localhost:1") as opened:
+        yield opened
+
+
+def test_pages_neither_skip_nor_repeat_while_orders_come_in(desk: Desk) -> None:
+    # Ten a transaction have the same created_at.
+    before = {order.id for _ in range(3) for order in stored(desk.database, *(new_order() for _ in range(10)))}
+
+    found: list[str] = []
+    token = ""
+    while True:
+        page = desk.stub.ListOrders(pb.ListOrdersRequest(page_size=4, page_token=token))
+        found += [order.id for order in page.orders]
+        stored(desk.database, *(new_order() for _ in range(3)))
+        token = page.next_page_token
+        if not token:
+            break
+
+    assert len(found) == len(set(found))
+    assert set(found) == before
+
+
+def test_the_newest_order_comes_first(desk: Desk) -> None:
+    placed = [order for _ in range(3) for order in stored(desk.database, new_order(), new_order())]
+
+    found = desk.all(page_size=2)
+
+    expected = sorted(placed, key=lambda order: (order.created_at, order.id), reverse=True)
+    assert [order.id for order in found] == [order.id for order in expected]
+
+
+def test_all_filters_given_must_match(desk: Desk) -> None:
+    first, second = (stored(desk.database, new_order(user_id=user))[0] for user in (1, 2))
+    third, fourth = stored(desk.database, new_order(user_id=1), new_order(user_id=1))
+    cancelled = desk.step(third.id, pb.ORDER_STATUS_CANCELLED)
+
+    def ids(**wanted: object) -> set[str]:
+        return {order.id for order in desk.all(page_size=1, **wanted)}
+
+    assert ids(user_id=1) == {first.id, third.id, fourth.id}
+    assert ids(status=pb.ORDER_STATUS_CANCELLED) == {cancelled.id}
+    assert ids(user_id=1, status=pb.ORDER_STATUS_PENDING) == {first.id, fourth.id}
+    assert ids(user_id=9) == set()
+    after, before = to_proto(second.created_at), to_proto(fourth.created_at)
+    assert ids(created_after=after) == {second.id, third.id, fourth.id}
+    assert ids(created_before=before) == {first.id, second.id}
+    assert ids(created_after=after, created_before=before) == {second.id}
+    assert ids(created_after=before, created_before=after) == set()
+
+
+def test_times_at_the_ends_of_the_calendar_are_taken(desk: Desk) -> None:
+    (order,) = stored(desk.database, new_order())
+    first, last = pb.ListOrdersRequest(), pb.ListOrdersRequest()
+    first.created_after.FromJsonString("0001-01-01T00:00:00Z")
+    last.created_before.FromJsonString("9999-12-31T23:59:59.999999999Z")
+
+    for request in (first, last):
+        assert [each.id for each in desk.stub.ListOrders(request).orders] == [order.id]
+
+
+def test_a_token_is_bound_to_its_filter_and_its_form(desk: Desk) -> None:
+    stored(desk.database, new_order(), new_order())
+    token = desk.stub.ListOrders(pb.ListOrdersRequest(page_size=1, user_id=1)).next_page_token
+
+    for request in (
+        pb.ListOrdersRequest(page_token=token),
+        pb.ListOrdersRequest(page_token=token, user_id=2),
+        pb.ListOrdersRequest(page_token=token[:-2], user_id=1),
+        pb.ListOrdersRequest(page_token="ü", user_id=1),
+    ):
+        assert refusal(lambda request=request: desk.stub.ListOrders(request)).fields == ["page_token"]
+
+
+@pytest.mark.parametrize("micros", [2**63 - 1, -(2**63), 253_402_300_800_000_000])
+def test_a_forged_position_beyond_the_calendar_is_refused(micros: int, desk: Desk) -> None:
+    asked = requests.orders_page(pb.ListOrdersRequest())
+    token = paging.next_token(Page([], (micros, new_order().id)), asked)
+
+    assert refusal(lambda: desk.stub.ListOrders(pb.ListOrdersRequest(page_token=token))).fields == ["page_token"]
+
+
+def test_page_sizes_are_bounded(desk: Desk) -> None:
+    stored(desk.database, *(new_order() for _ in range(51)))
+
+    assert len(desk.stub.ListOrders(pb.ListOrdersRequest()).orders) == 50
+    assert len(desk.stub.ListOrders(pb.ListOrdersRequest(page_size=2**31 - 1)).orders) == 51
+    assert refusal(lambda: desk.stub.ListOrders(pb.ListOrdersRequest(page_size=-1))).fields == ["page_size"]
+
+
+def test_a_page_of_very_long_orders_has_fewer_of_them(database: Database) -> None:
+    long = tuple(NewItem(product, 10**9, Decimal("0.000000001")) for product in range(1, 201))
+    count = orders.PAGE_LINES_MAX // len(long) + 2
+    before = {order.id for order in stored(database, *(new_order(items=long) for _ in range(count)))}
+
+    first = database.query(lambda tx: orders.list_page(tx, PageRequest("orders", OrderFilter(), None, 1000)))
+    rest = database.query(
+        lambda tx: orders.list_page(tx, PageRequest("orders", OrderFilter(), first.next_position, 1000))
+    )
+
+    assert sum(len(order.items) for order in first.rows) == orders.PAGE_LINES_MAX
+    assert rest.next_position is None
+    found = [order.id for page in (first, rest) for order in page.rows]
+    assert len(found) == count
+    assert set(found) == before
+
+
+def test_moments_survive_the_way_through_the_database(desk: Desk) -> None:
+    (order,) = stored(desk.database, new_order())
+
+    assert order.reserved_until == order.created_at + timedelta(seconds=60)
+    assert from_micros(desk.order(order.id).created_at.ToMicroseconds()) == order.created_at

@@ -1,0 +1,132 @@
+"""Bad requests: each bad field is named, at both sides of each bound. No database: nothing gets that far."""
+
+from collections.abc import Callable
+
+import pytest
+from desk import dollars, new_request
+from google.protobuf.duration_pb2 import Duration
+from google.type.money_pb2 import Money
+
+from order_api import requests
+from shop.order.v1 import maintenance_pb2
+from shop.order.v1 import order_pb2 as pb
+from shop_common.errors import InvalidInput
+from shop_common.money import UNITS_MAX
+
+GOOD = new_request((1, 1, "1.5"), ttl_seconds=60, request_id="r")
+
+
+def changed(change: Callable[[pb.CreateOrderRequest], object]) -> pb.CreateOrderRequest:
+    request = pb.CreateOrderRequest()
+    request.CopyFrom(GOOD)
+    change(request)
+    return request
+
+
+def bad_fields(request: pb.CreateOrderRequest) -> list[str]:
+    with pytest.raises(InvalidInput) as caught:
+        requests.new_order(request, None)
+    return [violation.field for violation in caught.value.violations]
+
+
+def with_price(units: int = 0, nanos: int = 0, currency: str = "USD", quantity: int = 1) -> pb.CreateOrderRequest:
+    price = Money(currency_code=currency, units=units, nanos=nanos)
+    return pb.CreateOrderRequest(user_id=1, items=[pb.CreateOrderItem(product_id=1, quantity=quantity, price=price)])
+
+
+@pytest.mark.parametrize(
+    ("request_", "fields"),
+    [
+        (changed(lambda r: setattr(r, "user_id", 0)), ["user_id"]),
+        (changed(lambda r: setattr(r, "user_id", -(2**63))), ["user_id"]),
+        (changed(lambda r: setattr(r, "request_id", "é")), ["request_id"]),
+        (changed(lambda r: setattr(r, "request_id", "x" * 65)), ["request_id"]),
+        (changed(lambda r: r.ttl.FromNanoseconds(10**9 - 1)), ["ttl"]),
+        (changed(lambda r: r.ttl.FromSeconds(7 * 86_400 + 1)), ["ttl"]),
+        (changed(lambda r: r.ttl.CopyFrom(Duration(seconds=5, nanos=-1))), ["ttl"]),
+        (changed(lambda r: r.ClearField("items")), ["items"]),
+        (new_request(*[(1, 1, "1")] * 201), ["items"]),
+        (changed(lambda r: setattr(r.items[0], "product_id", 0)), ["items[0].product_id"]),
+        (changed(lambda r: setattr(r.items[0], "quantity", 0)), ["items[0].quantity"]),
+        (changed(lambda r: setattr(r.items[0], "quantity", 10**9 + 1)), ["items[0].quantity"]),
+        (changed(lambda r: r.items[0].ClearField("price")), ["items[0].price.currency_code"]),
+        (with_price(1, 0, "usd"), ["items[0].price.currency_code"]),
+        (with_price(-1), ["items[0].price.units"]),
+        (with_price(0, -1), ["items[0].price.nanos"]),
+        (with_price(0, 10**9), ["items[0].price.nanos"]),
+        (with_price(UNITS_MAX, 1), ["items"]),
+        (with_price(UNITS_MAX // 10, quantity=11), ["items"]),
+        (
+            pb.CreateOrderRequest(
+                items=[
+                    pb.CreateOrderItem(product_id=1, quantity=1, price=dollars("1")),
+                    pb.CreateOrderItem(price=Money(currency_code="EUR", units=-1, nanos=-1)),
+                ]
+            ),
+            [
+                "user_id",
+                "items[1].product_id",
+                "items[1].quantity",
+                "items[1].price.units",
+                "items[1].price.nanos",
+                "items[1].price.currency_code",
+            ],
+        ),
+    ],
+)
+def test_every_bad_field_is_named(request_: pb.CreateOrderRequest, fields: list[str]) -> None:
+    assert bad_fields(request_) == fields
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [
+        GOOD,
+        changed(lambda r: setattr(r, "user_id", 2**63 - 1)),
+        changed(lambda r: setattr(r, "request_id", "~" * 64)),
+        changed(lambda r: r.ttl.FromSeconds(1)),
+        changed(lambda r: r.ttl.FromSeconds(7 * 86_400)),
+        new_request(*[(1, 1, "1")] * 200),
+        changed(lambda r: setattr(r.items[0], "quantity", 10**9)),
+        with_price(UNITS_MAX),
+        with_price(UNITS_MAX // 10, quantity=10),
+        with_price(0, 0),
+        with_price(0, 999_999_999),
+    ],
+)
+def test_what_is_just_within_the_bounds_is_taken(request_: pb.CreateOrderRequest) -> None:
+    order = requests.new_order(request_, None)
+
+    assert len(order.items) == len(request_.items)
+
+
+def test_an_order_without_a_request_id_is_always_a_new_one() -> None:
+    request = changed(lambda r: r.ClearField("request_id"))
+
+    assert requests.new_order(request, None).id != requests.new_order(request, None).id
+
+
+def test_the_id_of_an_order_follows_from_its_user_and_request_id_for_ever() -> None:
+    # Of version 1 of this service: orders of its clients must be found by every later one.
+    assert requests.new_order(GOOD, None).id == "6b52690a-b2d8-5d7a-bb84-9a8d28179486"
+
+
+@pytest.mark.parametrize("status", [0, 7, -1, 2**31 - 1])
+def test_an_unknown_status_is_refused(status: int) -> None:
+    request = pb.UpdateOrderStatusRequest(id="x", reason="\x00")
+    request.status = status  # type: ignore[assignment]  # that is the point
+
+    with pytest.raises(InvalidInput) as caught:
+        requests.step(request, None)
+
+    assert [violation.field for violation in caught.value.violations] == ["id", "status", "reason"]
+
+
+@pytest.mark.parametrize("seconds", [59, 7 * 86_400 + 1])
+def test_a_grace_out_of_bounds_is_refused(seconds: int) -> None:
+    request = maintenance_pb2.CancelAbandonedOrdersRequest(grace=Duration(seconds=seconds), max_count=10_001)
+
+    with pytest.raises(InvalidInput) as caught:
+        requests.abandoned(request)
+
+    assert [violation.field for violation in caught.value.violations] == ["grace", "max_count"]

@@ -1,0 +1,121 @@
+"""The composition root of reservation-reaper."""
+
+import argparse
+import threading
+from collections.abc import Sequence
+from types import ModuleType
+
+from google.protobuf.duration_pb2 import Duration
+
+from reservation_reaper.reaper import Work
+from reservation_reaper.settings import ReaperSettings
+from shop.inventory.v1 import maintenance_pb2 as inventory_pb2
+from shop.inventory.v1.maintenance_pb2_grpc import InventoryMaintenanceServiceStub
+from shop.order.v1 import maintenance_pb2 as order_pb2
+from shop.order.v1.maintenance_pb2_grpc import OrderMaintenanceServiceStub
+from shop_common import lifecycle, telemetry
+from shop_common.grpc_client import Client
+from shop_common.health import Health, HealthServer
+from shop_common.settings import help_text, load
+
+PROCESS = "reservation-reaper"
+
+_READINESS_SECONDS = 0.2
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run until a signal comes; returns the exit code."""
+    argparse.ArgumentParser(
+        prog="python -m reservation_reaper",
+        description="Asks the two APIs, again and again, to end what is due: holds, abandoned orders, old history.",
+        epilog=help_text(ReaperSettings),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    ).parse_args(argv)
+    serve(load(ReaperSettings))
+    return 0
+
+
+def serve(settings: ReaperSettings) -> None:
+    """Wire the parts and serve."""
+    lifecycle.begin(PROCESS, settings)
+    telemetry.start(PROCESS, settings)
+    clients = (
+        _client(settings.inventory_target, inventory_pb2, "InventoryMaintenanceService"),
+        _client(settings.order_target, order_pb2, "OrderMaintenanceService"),
+    )
+    works = [*_of_inventory(settings, clients[0]), *_of_orders(settings, clients[1])]
+
+    server = HealthServer(settings.health_port, listen_host=settings.listen_host)
+    server.health.set_ready("work", False)
+    stop = threading.Event()
+    # A thread each: an API that is away does not hold up the work at the other.
+    threads = [threading.Thread(target=_run, args=(work, stop), name=work.name, daemon=True) for work in works]
+    threads.append(threading.Thread(target=_tell_readiness, args=(server.health, works, stop), daemon=True))
+    for thread in threads:
+        thread.start()
+    lifecycle.serve(
+        server,
+        settings,
+        on_stop=[stop.set, *(thread.join for thread in threads), *(c.close for c in clients), telemetry.shutdown],
+    )
+
+
+def _client(target: str, protos: ModuleType, name: str) -> Client:
+    service = protos.DESCRIPTOR.services_by_name[name]
+    # All of it is repeatable: what was done is not due any more.
+    return Client(target, service, repeatable=service.methods_by_name, unavailable_reason="UNAVAILABLE")
+
+
+def _of_inventory(settings: ReaperSettings, client: Client) -> list[Work]:
+    api = InventoryMaintenanceServiceStub(client.channel)
+    most = settings.reap_batch_max
+
+    def expire() -> int:
+        request = inventory_pb2.ExpireReservationsRequest(max_count=most)
+        return client.call(api.ExpireReservations, request, timeout_seconds=settings.call_seconds).expired_count
+
+    def purge() -> int:
+        request = inventory_pb2.PurgeHistoryRequest(older_than=_kept(settings), max_count=most)
+        purged = client.call(api.PurgeHistory, request, timeout_seconds=settings.call_seconds)
+        return max(purged.purged_keys_count, purged.purged_reservations_count)
+
+    return [
+        Work("expire-reservations", expire, batch_max=most, interval_seconds=settings.reap_interval_seconds),
+        Work("purge-inventory", purge, batch_max=most, interval_seconds=settings.purge_interval_seconds),
+    ]
+
+
+def _of_orders(settings: ReaperSettings, client: Client) -> list[Work]:
+    api = OrderMaintenanceServiceStub(client.channel)
+    most = settings.reap_batch_max
+
+    def cancel() -> int:
+        grace = Duration(seconds=settings.abandoned_grace_seconds)
+        request = order_pb2.CancelAbandonedOrdersRequest(grace=grace, max_count=most)
+        return client.call(api.CancelAbandonedOrders, request, timeout_seconds=settings.call_seconds).cancelled_count
+
+    def purge() -> int:
+        request = order_pb2.PurgeHistoryRequest(older_than=_kept(settings), max_count=most)
+        return client.call(api.PurgeHistory, request, timeout_seconds=settings.call_seconds).purged_keys_count
+
+    return [
+        Work("cancel-abandoned-orders", cancel, batch_max=most, interval_seconds=settings.reap_interval_seconds),
+        Work("purge-orders", purge, batch_max=most, interval_seconds=settings.purge_interval_seconds),
+    ]
+
+
+def _kept(settings: ReaperSettings) -> Duration:
+    return Duration(seconds=settings.history_kept_hours * 3600)
+
+
+def _run(work: Work, stop: threading.Event) -> None:
+    try:
+        work.run(stop)
+    except BaseException as error:
+        lifecycle.die(f"{work.name} failed", error)
+
+
+def _tell_readiness(health: Health, works: list[Work], stop: threading.Event) -> None:
+    # Asked again and again rather than told, since a call that hangs tells nothing.
+    while not stop.wait(_READINESS_SECONDS):
+        health.set_ready("work", all(work.ready for work in works))

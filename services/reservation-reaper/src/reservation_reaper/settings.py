@@ -1,0 +1,26 @@
+"""Everything that reservation-reaper reads from the environment."""
+
+from pydantic import Field
+
+from shop_common.settings import CommonSettings, HealthPort
+
+
+class ReaperSettings(CommonSettings):
+    """Settings of reservation-reaper."""
+
+    health_port: HealthPort = 50055
+    inventory_target: str = Field(default="localhost:50053", min_length=1, description="inventory-api: HOST:PORT")
+    order_target: str = Field(default="localhost:50054", min_length=1, description="order-api: HOST:PORT")
+    reap_interval_seconds: float = Field(default=1.0, ge=0.05, le=3600, description="wait between two rounds")
+    reap_batch_max: int = Field(default=1000, ge=1, le=10_000, description="holds or orders that one call ends")
+    abandoned_grace_seconds: int = Field(
+        default=120,
+        ge=60,
+        le=7 * 24 * 3600,
+        description="after its hold has run out, a PENDING order is left alone for so long: longer than any call",
+    )
+    purge_interval_seconds: float = Field(default=3600.0, ge=1, description="wait between two purges of old history")
+    history_kept_hours: int = Field(
+        default=168, ge=24, le=87_600, description="age at which request ids and ended reservations are forgotten"
+    )
+    call_seconds: float = Field(default=10.0, gt=0, le=60, description="what one call may take, its retries included")
