@@ -8,9 +8,6 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
-from devstack import kafka, postgres
-from devstack.process import ProcessEnded
-from devstack.stack import Databases
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -22,6 +19,9 @@ from benchmarks.results import Cell, Results, show
 from benchmarks.scenarios import CREATE_ORDER, RESERVE_HOT, SCENARIOS, Scenario
 from benchmarks.stock import WrongCount
 from benchmarks.subjects import Subject
+from devstack import kafka, postgres
+from devstack.process import ProcessEnded
+from devstack.stack import Databases
 
 POSTGRESQL, SQLITE = "postgresql", "sqlite"
 WARMUP_SECONDS = 0.5

@@ -7,10 +7,9 @@ from dataclasses import asdict
 from types import TracebackType
 from typing import Self
 
-from devstack import watchdog
-
 from benchmarks.generator import Job, Outcome
 from benchmarks.http2 import LoadError
+from devstack import watchdog
 
 STOP_SECONDS = 5
 
@@ -38,7 +37,8 @@ class Generator:
 
     def run(self, job: Job) -> Outcome:
         """Raises LoadError when there is nothing to tell: no call succeeded, or the server went away."""
-        assert self._child.stdin is not None and self._child.stdout is not None
+        assert self._child.stdin is not None
+        assert self._child.stdout is not None
         self._child.stdin.write(json.dumps(asdict(job)) + "\n")
         self._child.stdin.flush()
         answer = json.loads(self._child.stdout.readline() or '{"error": "the load generator died"}')

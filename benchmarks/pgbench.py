@@ -9,8 +9,6 @@ import time
 from pathlib import Path
 
 import psycopg
-from devstack import watchdog
-from devstack.postgres import PostgresServer
 from sqlalchemy.engine import URL, make_url
 
 from benchmarks import cpu, stock
@@ -18,6 +16,8 @@ from benchmarks.generator import Outcome, summary
 from benchmarks.http2 import LoadError
 from benchmarks.scenarios import HOT_PRODUCT, PRODUCTS, RESERVE_HOT, RESERVE_SPREAD, Scenario
 from benchmarks.subjects import fill_inventory
+from devstack import watchdog
+from devstack.postgres import PostgresServer
 
 CONNECT_SECONDS = 30
 END_SECONDS = 300
@@ -121,8 +121,8 @@ class Pgbench:
     def _wait_until_connected(self, child: subprocess.Popen[bytes], calls: int) -> None:
         # 128 connections take their time, and pgbench's clock runs meanwhile.
         deadline = time.monotonic() + CONNECT_SECONDS
-        with psycopg.connect(self._url.set(drivername="postgresql").render_as_string(hide_password=False)) as connection:
-            connection.autocommit = True
+        url = self._url.set(drivername="postgresql").render_as_string(hide_password=False)
+        with psycopg.connect(url, autocommit=True) as connection:
             while child.poll() is None and time.monotonic() < deadline:
                 if connection.execute(_CONNECTED, [self._url.database]).fetchone() == (calls,):
                     return

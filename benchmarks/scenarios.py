@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from uuid import UUID
 
 from google.type.money_pb2 import Money
+
 from shop.inventory.v1 import inventory_pb2
 from shop.order.v1 import order_pb2
 

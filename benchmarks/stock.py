@@ -6,12 +6,12 @@ from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from typing import Any
 
-from inventory_api import tables as inventory
-from order_api import tables as orders
-from shop_common.database import Database
 from sqlalchemy import Connection, Select, Table, func, select
 
 from benchmarks.scenarios import HOT_PRODUCT, LINES, ORDERS_PER_USER, PRODUCTS, USERS, order_id
+from inventory_api import tables as inventory
+from order_api import tables as orders
+from shop_common.database import Database
 
 QUANTITY = 10**12
 _ROWS_AT_ONCE = 5_000

@@ -7,6 +7,11 @@ from collections.abc import Callable, Mapping
 from functools import cache
 from typing import Protocol
 
+from benchmarks import stock
+from benchmarks.generator import Job, Outcome
+from benchmarks.http2 import LoadError
+from benchmarks.load import Generator
+from benchmarks.scenarios import INVENTORY, ORDERS, RESERVE_HOT, SCENARIOS, Scenario
 from devstack.kafka import Kafka
 from devstack.ports import free_ports
 from devstack.process import Process
@@ -15,12 +20,6 @@ from inventory_api.migrations import SCHEMA as INVENTORY_SCHEMA
 from order_api.migrations import SCHEMA as ORDERS_SCHEMA
 from shop_common.database import Database
 from shop_common.schema import Schema
-
-from benchmarks import stock
-from benchmarks.generator import Job, Outcome
-from benchmarks.http2 import LoadError
-from benchmarks.load import Generator
-from benchmarks.scenarios import INVENTORY, ORDERS, RESERVE_HOT, SCENARIOS, Scenario
 
 READY_SECONDS = 45
 STOP_SECONDS = 15

@@ -1,23 +1,21 @@
 """The plain inventory service: ReserveStock, and BatchReserveStock for the plain order service."""
 
 import json
-import sys
+import os
 from collections.abc import Sequence
 from datetime import datetime, timedelta
-from typing import NoReturn
 
 import grpc
-from shop.inventory.v1 import inventory_pb2 as pb
-from shop.inventory.v1 import inventory_pb2_grpc
-from shop_common.moments import rfc3339, to_proto
-from shop_common.outbox import shard_of
-from shop_common.sql import now
 from sqlalchemy import select
 from sqlalchemy.orm import Session, sessionmaker
 from uuid_utils import uuid7
 
-from benchmarks.plain.models import Allocation, InventoryEvent, Item, Reservation
+from benchmarks.plain.models import Allocation, Event, Item, Reservation, sessions
 from benchmarks.plain.server import serve
+from shop.inventory.v1 import inventory_pb2 as pb
+from shop_common.moments import rfc3339, to_proto
+from shop_common.outbox import shard_of
+from shop_common.sql import now
 
 TTL = timedelta(minutes=30)
 
@@ -25,17 +23,17 @@ Line = tuple[int, int]
 """Product and quantity."""
 
 
-class InventoryServicer(inventory_pb2_grpc.InventoryServiceServicer):
+class Inventory:
     """One transaction a call."""
 
     def __init__(self, sessions: sessionmaker[Session]) -> None:
         self._sessions = sessions
 
-    def ReserveStock(self, request: pb.ReserveStockRequest, context: grpc.ServicerContext) -> pb.ReserveStockResponse:
+    def reserve_stock(self, request: pb.ReserveStockRequest, context: grpc.ServicerContext) -> pb.ReserveStockResponse:
         (made,) = self._reserve(request.order_id, [(request.product_id, request.quantity)], context)
         return pb.ReserveStockResponse(reservation=made)
 
-    def BatchReserveStock(
+    def batch_reserve_stock(
         self, request: pb.BatchReserveStockRequest, context: grpc.ServicerContext
     ) -> pb.BatchReserveStockResponse:
         results = []
@@ -50,28 +48,20 @@ class InventoryServicer(inventory_pb2_grpc.InventoryServiceServicer):
             locked = select(Item).where(Item.product_id.in_(products)).order_by(Item.id).with_for_update()
             items = session.scalars(locked).all()
             moment = now(session.connection())
-            return [_hold(session, items, order_id, line, moment, context) for line in lines]
+            return [_hold(session, _chosen(items, line, context), order_id, line, moment) for line in lines]
 
 
-def _hold(
-    session: Session,
-    items: Sequence[Item],
-    order_id: str,
-    line: Line,
-    moment: datetime,
-    context: grpc.ServicerContext,
-) -> pb.Reservation:
+def _chosen(items: Sequence[Item], line: Line, context: grpc.ServicerContext) -> Item:
     product_id, quantity = line
-    item = next(
-        (
-            each
-            for each in items
-            if each.product_id == product_id and each.quantity - each.reserved_quantity >= quantity
-        ),
-        None,
-    )
-    if item is None:
-        _refuse(context, f"product {product_id}: {quantity} requested")
+    for item in items:
+        if item.product_id == product_id and item.quantity - item.reserved_quantity >= quantity:
+            return item
+    context.abort(grpc.StatusCode.FAILED_PRECONDITION, f"product {product_id}: {quantity} requested")
+    raise AssertionError("abort raises")
+
+
+def _hold(session: Session, item: Item, order_id: str, line: Line, moment: datetime) -> pb.Reservation:
+    product_id, quantity = line
     item.reserved_quantity += quantity
     item.updated_at = moment
     held = Reservation(
@@ -84,7 +74,7 @@ def _hold(
         expires_at=moment + TTL,
         allocations=[Allocation(item_id=item.id, quantity=quantity)],
     )
-    session.add_all([held, _event(held, item, moment)])
+    session.add_all([held, _event(held, item)])
     return pb.Reservation(
         id=held.id,
         product_id=product_id,
@@ -97,7 +87,7 @@ def _hold(
     )
 
 
-def _event(held: Reservation, item: Item, moment: datetime) -> InventoryEvent:
+def _event(held: Reservation, item: Item) -> Event:
     key = str(held.product_id)
     data = {
         "product_id": held.product_id,
@@ -107,29 +97,20 @@ def _event(held: Reservation, item: Item, moment: datetime) -> InventoryEvent:
         "reservation_id": held.id,
         "allocations": [{"item_id": item.id, "location": item.location, "quantity": held.quantity}],
     }
-    return InventoryEvent(
+    return Event(
         shard=shard_of(key),
         event_id=str(uuid7()),
         topic="inventory-events",
         key=key,
         type="STOCK_RESERVED",
-        payload=json.dumps({"event_type": "STOCK_RESERVED", "timestamp": rfc3339(moment), "data": data}),
-        created_at=moment,
-    )
-
-
-def _refuse(context: grpc.ServicerContext, details: str) -> NoReturn:
-    context.abort(grpc.StatusCode.FAILED_PRECONDITION, details)
-    raise AssertionError("abort raises")
-
-
-def main() -> None:
-    serve(
-        lambda server, sessions: inventory_pb2_grpc.add_InventoryServiceServicer_to_server(
-            InventoryServicer(sessions), server
-        )
+        payload=json.dumps({"event_type": "STOCK_RESERVED", "timestamp": rfc3339(held.created_at), "data": data}),
+        created_at=held.created_at,
     )
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    inventory = Inventory(sessions(os.environ["DATABASE_URL"]))
+    serve(
+        pb.DESCRIPTOR.services_by_name["InventoryService"],
+        {"ReserveStock": inventory.reserve_stock, "BatchReserveStock": inventory.batch_reserve_stock},
+    )

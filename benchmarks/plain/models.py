@@ -1,64 +1,111 @@
-"""The tables of both services as ORM classes, and sessions on them."""
+"""The tables of both services as ORM classes, and sessions on them. The services' own migrations make the tables."""
 
-from inventory_api import tables as inventory
-from order_api import tables as orders
-from sqlalchemy import Connection, create_engine, event
+from datetime import datetime
+from decimal import Decimal
+from typing import Any
+
+from sqlalchemy import BigInteger, Connection, FetchedValue, ForeignKey, create_engine, event
 from sqlalchemy.engine import make_url
-from sqlalchemy.orm import DeclarativeBase, Mapped, Session, relationship, sessionmaker
+from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, relationship, sessionmaker
+
+from shop_common.sql import Amount, Id, RowId, Timestamp
 
 CONNECTIONS = 16
 """As many as our services have."""
 
 
 class Base(DeclarativeBase):
-    pass
+    type_annotation_map = {int: BigInteger(), datetime: Timestamp(), Decimal: Amount()}  # noqa: RUF012  # read by SQLAlchemy
 
 
 class Item(Base):
-    __table__ = inventory.inventory_items
+    __tablename__ = "inventory_items"
+
+    id: Mapped[int] = mapped_column(RowId, primary_key=True)
+    product_id: Mapped[int]
+    location: Mapped[str]
+    quantity: Mapped[int]
+    reserved_quantity: Mapped[int]
+    updated_at: Mapped[datetime]
 
 
 class Allocation(Base):
-    __table__ = inventory.reservation_allocations
+    __tablename__ = "reservation_allocations"
+
+    reservation_id: Mapped[str] = mapped_column(Id, ForeignKey("stock_reservations.id"), primary_key=True)
+    item_id: Mapped[int] = mapped_column(primary_key=True)
+    quantity: Mapped[int]
 
 
 class Reservation(Base):
-    __table__ = inventory.stock_reservations
+    __tablename__ = "stock_reservations"
+
+    id: Mapped[str] = mapped_column(Id, primary_key=True)
+    product_id: Mapped[int]
+    quantity: Mapped[int]
+    order_id: Mapped[str]
+    state: Mapped[str]
+    created_at: Mapped[datetime]
+    expires_at: Mapped[datetime]
     allocations: Mapped[list[Allocation]] = relationship(lazy="raise")
 
 
-class InventoryEvent(Base):
-    __table__ = inventory.outbox.table
-
-
 class OrderItem(Base):
-    __table__ = orders.order_items
+    __tablename__ = "order_items"
+
+    id: Mapped[int] = mapped_column(RowId, primary_key=True)
+    order_id: Mapped[str] = mapped_column(Id, ForeignKey("orders.id"))
+    product_id: Mapped[int]
+    quantity: Mapped[int]
+    price: Mapped[Decimal]
 
 
 class Order(Base):
-    __table__ = orders.orders
-    items: Mapped[list[OrderItem]] = relationship(lazy="raise", order_by=OrderItem.__table__.c.id)
+    __tablename__ = "orders"
+
+    id: Mapped[str] = mapped_column(Id, primary_key=True)
+    user_id: Mapped[int]
+    total_amount: Mapped[Decimal]
+    currency: Mapped[str]
+    status: Mapped[str]
+    status_reason: Mapped[str]
+    reserved_until: Mapped[datetime]
+    version: Mapped[int]
+    created_at: Mapped[datetime]
+    updated_at: Mapped[datetime]
+    items: Mapped[list[OrderItem]] = relationship(lazy="raise", order_by=OrderItem.id)
 
 
-class OrderEvent(Base):
-    __table__ = orders.outbox.table
+class Event(Base):
+    """A row of the outbox, in either database."""
+
+    __tablename__ = "outbox"
+
+    id: Mapped[int] = mapped_column(RowId, FetchedValue(), primary_key=True)
+    shard: Mapped[int]
+    event_id: Mapped[str] = mapped_column(Id)
+    topic: Mapped[str]
+    key: Mapped[str]
+    type: Mapped[str]
+    payload: Mapped[str]
+    created_at: Mapped[datetime]
 
 
 def sessions(url: str) -> sessionmaker[Session]:
     """What opens a session, whose transaction begins with its first statement."""
-    if make_url(url).get_backend_name() != "sqlite":
-        engine = create_engine(url, pool_size=CONNECTIONS, max_overflow=0, pool_timeout=60)
-        return sessionmaker(engine, expire_on_commit=False)
-    engine = create_engine(url, pool_size=CONNECTIONS, max_overflow=0, pool_timeout=60, connect_args={"timeout": 60})
-    event.listen(engine, "connect", _configure)
-    event.listen(engine, "begin", _begin)
+    sqlite = make_url(url).get_backend_name() == "sqlite"
+    arguments = {"timeout": 60} if sqlite else {}
+    engine = create_engine(url, pool_size=CONNECTIONS, max_overflow=0, pool_timeout=60, connect_args=arguments)
+    if sqlite:
+        event.listen(engine, "connect", _configure)
+        event.listen(engine, "begin", _begin)
     return sessionmaker(engine, expire_on_commit=False)
 
 
-def _configure(connection: object, _: object) -> None:
-    connection.isolation_level = None  # type: ignore[attr-defined]  # of sqlite3: we say BEGIN
+def _configure(connection: Any, _: object) -> None:
+    connection.isolation_level = None  # we say BEGIN
     for pragma in ("journal_mode = WAL", "synchronous = FULL", "foreign_keys = ON"):
-        connection.execute(f"PRAGMA {pragma}")  # type: ignore[attr-defined]  # of sqlite3
+        connection.execute(f"PRAGMA {pragma}")
 
 
 def _begin(connection: Connection) -> None:

@@ -2,42 +2,40 @@
 
 import json
 import os
-import sys
 from datetime import timedelta
 from decimal import Decimal
 
 import grpc
-from shop.inventory.v1 import inventory_pb2, inventory_pb2_grpc
-from shop.order.v1 import order_pb2 as pb
-from shop.order.v1 import order_pb2_grpc
-from shop_common import money
-from shop_common.moments import rfc3339, to_proto
-from shop_common.outbox import shard_of
-from shop_common.sql import now
 from sqlalchemy import select
 from sqlalchemy.orm import Session, selectinload, sessionmaker
 from uuid_utils import uuid7
 
-from benchmarks.plain.models import Order, OrderEvent, OrderItem
+from benchmarks.plain.models import Event, Order, OrderItem, sessions
 from benchmarks.plain.server import serve
+from shop.inventory.v1 import inventory_pb2, inventory_pb2_grpc
+from shop.order.v1 import order_pb2 as pb
+from shop_common import money
+from shop_common.moments import rfc3339, to_proto
+from shop_common.outbox import shard_of
+from shop_common.sql import now
 
 TTL = timedelta(minutes=30)
 CALL_SECONDS = 30
 
 
-class OrderServicer(order_pb2_grpc.OrderServiceServicer):
+class Orders:
     """One transaction a call, and for an order first one call to the plain inventory service."""
 
     def __init__(self, sessions: sessionmaker[Session], inventory: inventory_pb2_grpc.InventoryServiceStub) -> None:
         self._sessions = sessions
         self._inventory = inventory
 
-    def CreateOrder(self, request: pb.CreateOrderRequest, context: grpc.ServicerContext) -> pb.OrderResponse:
+    def create_order(self, request: pb.CreateOrderRequest, context: grpc.ServicerContext) -> pb.OrderResponse:
         order_id = str(uuid7())
         try:
             self._reserve(order_id, request)
         except grpc.RpcError as error:
-            context.abort(error.code(), error.details())
+            context.abort(error.code(), error.details() or "")
         with self._sessions.begin() as session:
             moment = now(session.connection())
             items = [
@@ -65,14 +63,14 @@ class OrderServicer(order_pb2_grpc.OrderServiceServicer):
             session.flush()
             return pb.OrderResponse(order=_to_proto(order))
 
-    def GetOrder(self, request: pb.GetOrderRequest, context: grpc.ServicerContext) -> pb.OrderResponse:
+    def get_order(self, request: pb.GetOrderRequest, context: grpc.ServicerContext) -> pb.OrderResponse:
         with self._sessions() as session:
             order = session.get(Order, request.id, options=[selectinload(Order.items)])
             if order is None:
                 context.abort(grpc.StatusCode.NOT_FOUND, f"there is no order {request.id}")
             return pb.OrderResponse(order=_to_proto(order))
 
-    def ListOrders(self, request: pb.ListOrdersRequest, context: grpc.ServicerContext) -> pb.ListOrdersResponse:
+    def list_orders(self, request: pb.ListOrdersRequest, context: grpc.ServicerContext) -> pb.ListOrdersResponse:
         newest = (
             select(Order).where(Order.user_id == request.user_id).order_by(Order.created_at.desc(), Order.id.desc())
         )
@@ -86,7 +84,7 @@ class OrderServicer(order_pb2_grpc.OrderServiceServicer):
         self._inventory.BatchReserveStock(inventory_pb2.BatchReserveStockRequest(orders=[wanted]), timeout=CALL_SECONDS)
 
 
-def _event(order: Order) -> OrderEvent:
+def _event(order: Order) -> Event:
     data = {
         "order_id": order.id,
         "user_id": order.user_id,
@@ -97,7 +95,7 @@ def _event(order: Order) -> OrderEvent:
             {"product_id": item.product_id, "quantity": item.quantity, "price": str(item.price)} for item in order.items
         ],
     }
-    return OrderEvent(
+    return Event(
         shard=shard_of(order.id),
         event_id=str(uuid7()),
         topic="order-events",
@@ -131,14 +129,10 @@ def _to_proto(order: Order) -> pb.Order:
     )
 
 
-def main() -> None:
-    inventory = inventory_pb2_grpc.InventoryServiceStub(grpc.insecure_channel(os.environ["INVENTORY_TARGET"]))
-    serve(
-        lambda server, sessions: order_pb2_grpc.add_OrderServiceServicer_to_server(
-            OrderServicer(sessions, inventory), server
-        )
-    )
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    channel = grpc.insecure_channel(os.environ["INVENTORY_TARGET"])
+    orders = Orders(sessions(os.environ["DATABASE_URL"]), inventory_pb2_grpc.InventoryServiceStub(channel))
+    serve(
+        pb.DESCRIPTOR.services_by_name["OrderService"],
+        {"CreateOrder": orders.create_order, "GetOrder": orders.get_order, "ListOrders": orders.list_orders},
+    )

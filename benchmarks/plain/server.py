@@ -3,23 +3,23 @@
 import os
 import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Mapping
 from concurrent import futures
 from types import FrameType
 
 import grpc
+from google.protobuf.descriptor import ServiceDescriptor
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
-from sqlalchemy.orm import Session, sessionmaker
 
-from benchmarks.plain.models import sessions
+from benchmarks.handlers import Method, add_methods
 
 THREADS = 64
 
 
-def serve(add: Callable[[grpc.Server, sessionmaker[Session]], None]) -> None:
-    """Serve on GRPC_PORT with the database DATABASE_URL until SIGTERM comes."""
+def serve(service: ServiceDescriptor, methods: Mapping[str, Method]) -> None:
+    """Serve on GRPC_PORT until SIGTERM comes."""
     server = grpc.server(futures.ThreadPoolExecutor(THREADS))
-    add(server, sessions(os.environ["DATABASE_URL"]))
+    add_methods(service, methods, server)
     healthy = health.HealthServicer()
     health_pb2_grpc.add_HealthServicer_to_server(healthy, server)
     server.add_insecure_port(f"[::]:{os.environ['GRPC_PORT']}")

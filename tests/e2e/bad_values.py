@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
+from uuid import uuid4
 
 from google.protobuf.descriptor import Descriptor, FieldDescriptor, MethodDescriptor
 from google.protobuf.duration_pb2 import Duration
@@ -70,8 +71,10 @@ def _good_value(field: FieldDescriptor) -> Any:
     if field.type == FieldDescriptor.TYPE_ENUM:
         return field.enum_type.values[1].number
     if field.type == FieldDescriptor.TYPE_STRING:
-        # A UUID is also an identifier, a location and a text; but no page's token.
-        return "" if field.name == "page_token" else A_UUID
+        if field.name == "page_token":
+            return ""
+        # A UUID is also an identifier, a location and a text; each request has an id of its own.
+        return str(uuid4()) if field.name == "request_id" else A_UUID
     if field.type == FieldDescriptor.TYPE_BOOL:
         return True
     return 1

@@ -3,10 +3,10 @@
 from collections.abc import Iterator
 
 import pytest
+
 from devstack.kafka import Kafka
 from devstack.postgres import PostgresServer
 from devstack.stack import Databases, Stack
-
 from tests.e2e.shop import Shop
 
 

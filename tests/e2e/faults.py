@@ -5,9 +5,10 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager
 
 import psycopg
+from sqlalchemy.engine import make_url
+
 from devstack.postgres import PostgresServer
 from devstack.stack import Stack
-from sqlalchemy.engine import make_url
 
 
 @contextmanager

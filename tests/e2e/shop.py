@@ -9,12 +9,13 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Self, TypeVar
 from uuid import uuid4
 
+from google.protobuf.duration_pb2 import Duration
+from google.type.money_pb2 import Money
+
 from devstack import client
 from devstack.contract import validator
 from devstack.kafka import Kafka, Record
 from devstack.stack import Stack
-from google.protobuf.duration_pb2 import Duration
-from google.type.money_pb2 import Money
 from shop.inventory.v1 import inventory_pb2 as inventory
 from shop.order.v1 import order_pb2 as orders
 from shop_common.errors import ShopError

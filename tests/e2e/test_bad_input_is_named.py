@@ -6,17 +6,17 @@ from typing import Any
 
 import grpc
 import pytest
-from devstack.client import SERVICES
-from devstack.stack import Stack
 from google.protobuf.descriptor import MethodDescriptor
 from google.protobuf.message import Message
 from google.protobuf.message_factory import GetMessageClass
 from google.rpc import code_pb2
 from google.rpc.error_details_pb2 import BadRequest
 from google.rpc.status_pb2 import Status
+
+from devstack.client import SERVICES
+from devstack.stack import Stack
 from shop.inventory.v1.inventory_pb2 import BatchReserveStockResponse
 from shop_common.status import STATUS_KEY
-
 from tests.e2e.bad_values import Case, cases, good
 
 METHODS = {f"{service.name}.{method.name}": method for service in SERVICES for method in service.methods}
@@ -107,9 +107,13 @@ def _bad_fields(status: Status) -> list[str]:
 
 
 def _names(status: Status, path: str) -> bool:
-    """Whether a violation is of this field, or of one that it is a part of. In a batch each order is for itself."""
+    """Whether a violation is of this field, or of what it is a part of, or a part of it.
+
+    In a batch each order is for itself.
+    """
     paths = (path, path.removeprefix("orders[0]."))
-    return any(
-        field and any(p == field or p.startswith((f"{field}.", f"{field}[")) for p in paths)
-        for field in _bad_fields(status)
-    )
+    return any(_is_within(field, p) or _is_within(p, field) for field in _bad_fields(status) if field for p in paths)
+
+
+def _is_within(inner: str, outer: str) -> bool:
+    return inner == outer or inner.startswith((f"{outer}.", f"{outer}["))

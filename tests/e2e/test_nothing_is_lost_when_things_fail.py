@@ -1,21 +1,25 @@
 """Killed processes, frozen brokers and databases, poisonous events: nothing is lost, nothing doubled."""
 
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import TypeVar
 from uuid import uuid4
 
 import grpc
 import pytest
+from google.type.money_pb2 import Money
+
 from devstack.postgres import PostgresServer
 from devstack.process import Process, health
-from google.type.money_pb2 import Money
 from shop.inventory.v1 import inventory_pb2, inventory_pb2_grpc
 from shop.order.v1 import order_pb2, order_pb2_grpc
 from shop_common.errors import Refused, ShopError, Unavailable
-
 from tests.e2e.faults import databases_frozen
 from tests.e2e.shop import CANCELLED, CONFIRMED, PENDING, PROCESSING, SHIPPED, Shop
+
+_T = TypeVar("_T")
 
 PROCESSES = {
     "inventory-api": lambda stack: stack.inventory_api,
@@ -74,6 +78,24 @@ class Bought:
         self.unexpected: list[ShopError] = []
 
 
+def buy_one(shop: Shop, product: int) -> str:
+    request_id = str(uuid4())
+    order = insistently(lambda: shop.place_order((product, 1), hold_seconds=8, request_id=request_id))
+    insistently(lambda: shop.bring_to(order.id, CONFIRMED))
+    return order.id
+
+
+def insistently(call: Callable[[], _T], within_seconds: float = 60) -> _T:
+    """Send the same call again for as long as nobody is there to answer it."""
+    deadline = time.monotonic() + within_seconds
+    while True:
+        try:
+            return call()
+        except Unavailable:
+            if time.monotonic() > deadline:
+                raise
+
+
 @contextmanager
 def buyers(shop: Shop, product: int, count: int = 4) -> Iterator[Bought]:
     """Buyers who order one unit each time and confirm, again and again, with a client that retries as documented."""
@@ -82,12 +104,9 @@ def buyers(shop: Shop, product: int, count: int = 4) -> Iterator[Bought]:
     def buy() -> None:
         while not done.is_set():
             try:
-                order = shop.place_order((product, 1), hold_seconds=8, request_id=str(uuid4()), timeout_seconds=30)
-                shop.bring_to(order.id, CONFIRMED)
-                bought.confirmed.append(order.id)
-            except (Unavailable, Refused):
-                # The retries ran out, or the hold did, while a process was down: the buyer goes away.
-                continue
+                bought.confirmed.append(buy_one(shop, product))
+            except Refused:
+                continue  # the hold ran out while a process was down
             except ShopError as error:
                 bought.unexpected.append(error)
 

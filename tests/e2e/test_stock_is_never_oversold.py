@@ -1,8 +1,8 @@
 """The promise that counts most: a unit goes to one buyer, and every unit can be counted."""
 
 import pytest
-from shop_common.errors import Refused, ShopError
 
+from shop_common.errors import Refused, ShopError
 from tests.e2e.shop import Shop, at_once, granted, reasons
 
 

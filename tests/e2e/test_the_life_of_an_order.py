@@ -1,10 +1,10 @@
 """What happens to an order and to its stock, from the first call to the last event."""
 
 import pytest
+
 from shop.inventory.v1 import inventory_pb2 as inventory
 from shop.order.v1 import order_pb2 as orders
 from shop_common.errors import Refused
-
 from tests.e2e.shop import CANCELLED, CONFIRMED, DELIVERED, PENDING, PROCESSING, SHIPPED, Shop
 
 

@@ -15,6 +15,7 @@ from google.protobuf.descriptor import ServiceDescriptor
 from google.protobuf.descriptor_pb2 import FileDescriptorProto
 from google.protobuf.descriptor_pool import Default
 from google.protobuf.wrappers_pb2 import StringValue
+
 from shop_common import lifecycle, telemetry
 from shop_common.grpc_server import Server
 from shop_common.settings import ApiSettings, GrpcPort, load

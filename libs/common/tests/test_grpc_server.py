@@ -14,13 +14,13 @@ from google.rpc import error_details_pb2 as details
 from google.rpc.status_pb2 import Status
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
+from sqlalchemy import exc
+
+from libs.common.tests.echo_service import METHOD, SERVICE, Echo, EchoSettings, serving
 from shop_common.errors import InvalidInput, Refused, Violation
 from shop_common.grpc_server import CALL_SECONDS_MAX, deadline, traceparent
 from shop_common.health import LIVENESS, HealthServer
 from shop_common.status import STATUS_KEY
-from sqlalchemy import exc
-
-from libs.common.tests.echo_service import METHOD, SERVICE, Echo, EchoSettings, serving
 
 _Detail = TypeVar("_Detail", bound=Message)
 

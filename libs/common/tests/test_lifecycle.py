@@ -13,10 +13,10 @@ from urllib.request import urlopen
 import grpc
 import psutil
 import pytest
-from devstack.ports import free_ports
-from devstack.process import Process, health
 from google.protobuf.wrappers_pb2 import StringValue
 
+from devstack.ports import free_ports
+from devstack.process import Process, health
 from libs.common.tests.echo_service import echo_stub
 
 PROGRAM = str(Path(__file__).with_name("echo_service.py"))

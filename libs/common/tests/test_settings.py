@@ -2,6 +2,7 @@
 
 import pytest
 from pydantic import ValidationError
+
 from shop_common.settings import (
     ApiSettings,
     DatabaseSettings,

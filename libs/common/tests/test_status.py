@@ -7,6 +7,7 @@ import pytest
 from google.protobuf.message import Message
 from google.rpc import error_details_pb2 as details
 from google.rpc.status_pb2 import Status
+
 from shop_common.errors import (
     Conflict,
     InvalidInput,

@@ -8,15 +8,15 @@ from google.protobuf.wrappers_pb2 import StringValue
 from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.trace import SpanKind, StatusCode, format_span_id, format_trace_id
+from sqlalchemy import text
+
+from libs.common.tests.echo_service import SERVICE, EchoSettings, echo_service, echo_stub, serving
 from shop_common import telemetry
 from shop_common.database import Database
 from shop_common.errors import NotFound
 from shop_common.grpc_client import Client
 from shop_common.grpc_server import traceparent
 from shop_common.tracing import Tracing
-from sqlalchemy import text
-
-from libs.common.tests.echo_service import SERVICE, EchoSettings, echo_service, echo_stub, serving
 
 TRACE_ID = "0af7651916cd43dd8448eb211c80319c"
 SPAN_ID = "b7ad6b7169203331"

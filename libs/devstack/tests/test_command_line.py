@@ -4,6 +4,7 @@ import sys
 from pathlib import Path
 
 import pytest
+
 from devstack.__main__ import COMMANDS, main
 from devstack.commands import health
 
@@ -91,9 +92,8 @@ def test_an_api_that_is_away_is_told_of_in_one_sentence(command: str, capsys: py
     assert line.startswith(f"{command}: ")
 
 
-@pytest.mark.parametrize("command", ["kafka-topics", "dlq list"])
-def test_a_broker_that_is_away_is_told_of_in_one_sentence(command: str, capfd: pytest.CaptureFixture[str]) -> None:
-    assert main([*command.split(), "--bootstrap", NOBODY]) == 1
+def test_a_broker_that_is_away_is_told_of_in_one_sentence(capfd: pytest.CaptureFixture[str]) -> None:
+    assert main(["kafka-topics", "--bootstrap", NOBODY]) == 1
 
     (line,) = capfd.readouterr().err.splitlines()
     assert "Kafka does not answer" in line

@@ -1,16 +1,21 @@
 import io
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
-from sqlalchemy import NullPool, create_engine, text
+from sqlalchemy import Connection, MetaData, insert
 
 from devstack.__main__ import main
 from devstack.commands import database_state, db_shell
 from devstack.stack import Databases
-from shop_common.outbox import Record
-from shop_common.sql import clock
+from shop_common.database import Database
+from shop_common.outbox import Message, Outbox
+from shop_common.sql import now
+
+OUTBOX = Outbox(MetaData())
 
 
 @pytest.fixture
@@ -21,12 +26,6 @@ def databases(new_database: Callable[[str], str], tmp_path: Path, monkeypatch: p
 
 def run(command: str, databases: Databases) -> int:
     return main([*command.split(), "--inventory-url", databases.inventory, "--orders-url", databases.orders])
-
-
-def execute(url: str, statement: str) -> None:
-    engine = create_engine(url, poolclass=NullPool)
-    with engine.begin() as tx:
-        tx.execute(text(statement))
 
 
 def test_init_makes_both_schemas_and_may_be_repeated(databases: Databases, capsys: pytest.CaptureFixture[str]) -> None:
@@ -53,9 +52,7 @@ def test_reset_drops_everything_once_somebody_says_yes(
     assert database_state.read(databases.inventory).rows["outbox"] == 0
 
 
-def test_init_refuses_the_other_service_s_database(
-    databases: Databases, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_init_refuses_the_other_service_s_database(databases: Databases, capsys: pytest.CaptureFixture[str]) -> None:
     run("db-init", databases)
 
     assert run("db-init", Databases(databases.orders, databases.inventory)) == 1
@@ -94,11 +91,9 @@ def test_without_any_shell_program_there_is_a_prompt(
 ) -> None:
     run("db-init", databases)
     capsys.readouterr()
-    monkeypatch.setenv("PATH", "/nowhere")
-    monkeypatch.setattr(db_shell.sys, "version_info", (3, 11))
     monkeypatch.setattr(sys, "stdin", io.StringIO("select 41 +\n 1 as answer;\nselect 1 from nope;\nselect 7;"))
 
-    assert run("db-shell orders", databases) == 1
+    assert db_shell.prompt(databases.orders, "orders") == 1
 
     said = capsys.readouterr()
     assert "answer" in said.out
@@ -108,20 +103,20 @@ def test_without_any_shell_program_there_is_a_prompt(
 
 
 def _add_event(url: str) -> None:
-    from inventory_api.tables import outbox
-    from shop_common.database import Database
+    with _transaction(url) as tx:
+        OUTBOX.append(tx, [Message(topic="t", key="k", type="T", data={}, occurred_at=now(tx))])
 
+
+def _add_leases(url: str) -> None:
+    with _transaction(url) as tx:
+        for shard, seconds in ((-3, 60), (0, 60), (1, 60), (2, -1)):
+            lease = {"shard": shard, "owner": "the owner", "expires_at": now(tx) + timedelta(seconds=seconds)}
+            tx.execute(insert(OUTBOX.leases), lease)
+
+
+@contextmanager
+def _transaction(url: str) -> Iterator[Connection]:
     database = Database(url, connections_max=1)
-    record = Record(
-        shard=1,
-        event_id="01930d4a-5f20-7c61-9e0b-3d2f6f1b7a01",
-        topic="t",
-        key="k",
-        type="T",
-        payload="{}",
-        headers=None,
-        traceparent=None,
-        created_at=database.query(_now),
-    )
-    database.transact(lambda tx: outbox.append_records(tx, [record]))
+    with database.write() as tx:
+        yield tx
     database.close()

@@ -1,14 +1,20 @@
 import base64
 import json
+import signal
+import sys
+import time
 from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import pytest
+
 from devstack import kafka as brokers
 from devstack.__main__ import main
 from devstack.commands.dead_letters import Redriven
 from devstack.commands.topics import Commit
 from devstack.kafka import Kafka, Record
+from devstack.process import Process
 
 ID = "01930d4a-5f20-7c61-9e0b-3d2f6f1b7a01"
 
@@ -85,6 +91,39 @@ def test_no_more_events_are_printed_than_asked_for(shell: Shell) -> None:
     assert len(shell.lines("kafka-consume-inventory --from-beginning --limit 2")) == 2
     assert len(shell.text("kafka-consume-inventory --from-beginning").splitlines()) == 5
     assert len(shell.lines("kafka-consume-inventory --from-beginning --follow --limit 5")) == 5
+
+
+def test_following_prints_what_comes_and_ends_well_on_ctrl_c(shell: Shell) -> None:
+    shell.kafka.produce("order-events", "a", b"{}", {"ce_type": "TOLD_BEFORE"})
+    with _following(shell.kafka) as process:
+        process.send_signal(signal.SIGINT)
+        assert process.wait(10) == 0
+        assert "TOLD_BEFORE" not in process.log
+
+
+def test_following_ends_with_a_sentence_when_the_broker_is_gone() -> None:
+    with ExitStack() as broker_runs:
+        broker = broker_runs.enter_context(brokers.provide())
+        with _following(broker) as process:
+            broker_runs.close()
+            assert process.wait(20) == 1
+            assert process.log.splitlines()[-1].startswith("kafka-consume-orders: Kafka does not answer")
+
+
+@contextmanager
+def _following(broker: Kafka) -> Iterator[Process]:
+    """A process that has printed the first new event."""
+    arguments = ["-m", "devstack", "kafka-consume-orders", "--bootstrap", broker.bootstrap]
+    process = Process("following", [sys.executable, *arguments]).start()
+    try:
+        deadline = time.monotonic() + 20
+        # It begins with what comes after it has looked where the end is: nobody can tell when that is.
+        while "TOLD_NOW" not in process.log:
+            assert time.monotonic() < deadline, process.log
+            broker.produce("order-events", "a", b"{}", {"ce_type": "TOLD_NOW"})
+        yield process
+    finally:
+        process.stop()
 
 
 def test_dead_letters_are_listed_with_why_and_from_where(shell: Shell) -> None:

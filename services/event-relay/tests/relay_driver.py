@@ -10,7 +10,7 @@ from uuid import uuid4
 
 import orjson
 from prometheus_client import CollectorRegistry
-from sqlalchemy import Connection, MetaData, select
+from sqlalchemy import Connection, MetaData, func, select
 from uuid_utils import uuid7
 
 from devstack.kafka import Kafka
@@ -83,6 +83,12 @@ class Shop:
             return [orjson.loads(text) for text in tx.execute(select(table.c.payload).order_by(table.c.id)).scalars()]
 
         return self.database.query(read)
+
+    def backlog(self) -> int:
+        """How many events wait."""
+        return self.database.query(
+            lambda tx: tx.execute(select(func.count()).select_from(self.outbox.table)).scalar_one()
+        )
 
     def owners(self) -> dict[str, int]:
         """How many shards each relay holds now."""

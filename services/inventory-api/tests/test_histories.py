@@ -6,7 +6,16 @@ from typing import TypeVar
 
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
+from hypothesis.stateful import (
+    Bundle,
+    MultipleResults,
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    multiple,
+    rule,
+    run_state_machine_as_test,
+)
 from stockroom import Stockroom, deadline, empty
 
 from inventory_api.domain import (
@@ -19,26 +28,25 @@ from inventory_api.domain import (
     ReservationReleased,
     State,
 )
-from inventory_api.stock import StockQuestion
+from inventory_api.stock import AddStock, StockQuestion
 from shop_common.errors import ShopError
 
 _T = TypeVar("_T")
 
 PRODUCTS = (1, 2)
-LOCATIONS = ("A", "B", "C")
-
+LOCATIONS = ("A", "B")
+PLACES = [(product, location) for product in PRODUCTS for location in LOCATIONS]
 SETTINGS = settings(
-    max_examples=25,
-    stateful_step_count=25,
-    deadline=None,
-    suppress_health_check=list(HealthCheck),
+    max_examples=30, stateful_step_count=30, deadline=None, suppress_health_check=[HealthCheck.too_slow]
 )
 
-products = st.sampled_from(PRODUCTS)
-locations = st.sampled_from(LOCATIONS)
+places = st.sampled_from(PLACES)
 orders = st.sampled_from(["order-1", "order-2", "order-3"])
-units = st.integers(1, 6)
-lines = st.lists(st.builds(Line, products, units, st.none() | locations), min_size=1, max_size=3)
+lines = st.lists(
+    st.builds(Line, st.sampled_from(PRODUCTS), st.integers(1, 5), st.none() | st.sampled_from(LOCATIONS)),
+    min_size=1,
+    max_size=3,
+)
 
 
 @dataclass(frozen=True)
@@ -53,56 +61,48 @@ class Held:
         return self.state in (State.HELD, State.CONFIRMED)
 
 
-class Histories(RuleBasedStateMachine):
-    """The model: how many units lie where, and which reservations are active. Time is let pass by `lapse`."""
-
-    reservations = Bundle("reservations")
+class Model:
+    """How many units lie where, and which reservations are active. Each step is done to both and compared."""
 
     def __init__(self, stockroom: Stockroom) -> None:
-        super().__init__()
         empty(stockroom.database)
         self.stockroom = stockroom
-        self.quantity: dict[tuple[int, str], int] = {}
+        self.quantity = dict.fromkeys(PLACES, 6)
         self.held: dict[str, Held] = {}
+        stockroom.operations.add_stock.all([AddStock(*place, 6) for place in PLACES], deadline=deadline())
 
-    # --- what can happen ---
-
-    @rule(product=products, location=locations, count=st.integers(0, 9))
-    def add(self, product: int, location: str, count: int) -> None:
+    def add(self, place: tuple[int, str], count: int) -> None:
+        product, location = place
         item = self.stockroom.add(product, count, location)
 
-        self.quantity[product, location] = self.quantity.get((product, location), 0) + count
-        assert item.quantity == self.quantity[product, location]
-        assert item.available_quantity == self.available(product, location)
+        self.quantity[place] += count
+        assert item.quantity == self.quantity[place]
+        assert item.available_quantity == self.available(*place)
 
-    @rule(product=products, location=locations, count=st.integers(0, 9))
-    def set_quantity(self, product: int, location: str, count: int) -> None:
-        if (product, location) not in self.quantity:
-            return
+    def set_quantity(self, place: tuple[int, str], count: int) -> None:
+        product, location = place
         item = self.stockroom.add(product, 0, location)
-        reserved = self.quantity[product, location] - self.available(product, location)
         outcome = outcome_of(lambda: self.stockroom.set(item, count))
 
+        reserved = self.quantity[place] - self.available(*place)
         assert isinstance(outcome, BelowReserved) == (count < reserved)
         if not isinstance(outcome, ShopError):
-            self.quantity[product, location] = count
+            self.quantity[place] = count
 
-    @rule(target=reservations, order=orders, wanted=lines)
-    def reserve(self, order: str, wanted: list[Line]) -> object:
+    def reserve(self, order: str, wanted: list[Line]) -> list[str]:
         possible = self.fits(wanted)
         outcome = outcome_of(lambda: self.stockroom.hold_lines(order, *wanted))
 
         assert isinstance(outcome, InsufficientStock) == (not possible)
         if isinstance(outcome, ShopError):
-            return None
+            return []
         asked = {line.product_id for line in wanted}
         assert {each.product_id: each.quantity for each in outcome} == {
             product: sum(line.quantity for line in wanted if line.product_id == product) for product in asked
         }
         self.held.update({each.id: Held(each, State.HELD) for each in outcome})
-        return outcome[0].id
+        return [each.id for each in outcome]
 
-    @rule(order=orders)
     def confirm(self, order: str) -> None:
         of_order = self.of_order(order)
         alive = [each for each in of_order if each.state is not State.RELEASED]
@@ -119,29 +119,15 @@ class Histories(RuleBasedStateMachine):
             assert {each.id for each in outcome} == {each.reservation.id for each in alive}
             self.move(alive, {State.HELD}, State.CONFIRMED)
 
-    @rule(reservation=reservations)
-    def release(self, reservation: str | None) -> None:
-        if reservation is None:
-            return
-        held = self.held[reservation]
-        released = self.stockroom.release(held.reservation)
-
-        self.move([held], {State.HELD, State.CONFIRMED}, State.RELEASED)
-        gave_back = self.held[reservation].state is State.RELEASED
-        assert released == (held.reservation.quantity if gave_back else 0)
-
-    @rule(order=orders)
     def cancel(self, order: str) -> None:
         self.stockroom.cancel(order)
 
         self.move(self.of_order(order), {State.HELD, State.CONFIRMED}, State.RELEASED)
 
-    @rule(order=orders)
     def ship(self, order: str) -> None:
-        of_order = self.of_order(order)
         shipped = self.stockroom.ship(order)
 
-        leaving = [each for each in of_order if each.state is State.CONFIRMED]
+        leaving = [each for each in self.of_order(order) if each.state is State.CONFIRMED]
         for each in leaving:
             for part in each.reservation.allocations:
                 self.quantity[each.reservation.product_id, part.location] -= part.quantity
@@ -153,36 +139,18 @@ class Histories(RuleBasedStateMachine):
                 left[product] = left.get(product, 0) + each.reservation.quantity
         assert shipped == {order: left}
 
-    @rule(reservation=reservations)
-    def lapse(self, reservation: str | None) -> None:
-        """A hold runs out, and nobody writes it down yet."""
-        if reservation is not None and self.held[reservation].state is State.HELD:
-            self.stockroom.lapse(self.held[reservation].reservation)
-            self.move([self.held[reservation]], {State.HELD}, State.EXPIRED)
+    def release(self, held: Held) -> None:
+        released = self.stockroom.release(held.reservation)
 
-    @rule(max_count=st.integers(1, 3))
-    def reap(self, max_count: int) -> None:
-        assert self.stockroom.expire(max_count) <= max_count
+        self.move([held], {State.HELD, State.CONFIRMED}, State.RELEASED)
+        gave_back = self.held[held.reservation.id].state is State.RELEASED
+        assert released == (held.reservation.quantity if gave_back else 0)
 
-    # --- what must be so after each of them ---
-
-    @invariant()
-    def stock_is_available_as_the_model_says(self) -> None:
-        places = [(product, location) for product in PRODUCTS for location in (None, *LOCATIONS)]
-        questions = [StockQuestion(*place) for place in places]
-        found = self.stockroom.operations.check_stock.all(questions, deadline=deadline())
-        assert dict(zip(places, found, strict=True)) == {place: self.available(*place) for place in places}
-
-    @invariant()
-    def reservations_read_as_the_model_says(self) -> None:
-        found = self.stockroom.operations.reservation.all(list(self.held), deadline=deadline())
-        states = {each.id: each.state for each in found if isinstance(each, Reservation)}
-        assert states == {each: held.state for each, held in self.held.items()}
-
-    def teardown(self) -> None:
-        self.stockroom.audit()
-
-    # --- the model ---
+    def lapse(self, held: Held) -> None:
+        """The hold runs out, and nobody writes it down yet."""
+        if held.state is State.HELD:
+            self.stockroom.lapse(held.reservation)
+            self.move([held], {State.HELD}, State.EXPIRED)
 
     def available(self, product: int, location: str | None = None) -> int:
         there = sum(
@@ -198,13 +166,13 @@ class Histories(RuleBasedStateMachine):
 
     def fits(self, wanted: list[Line]) -> bool:
         named = {(line.product_id, line.location) for line in wanted if line.location}
-        free_elsewhere = {line.product_id for line in wanted if not line.location}
+        anywhere = {line.product_id for line in wanted if not line.location}
         return all(
             self.available(*place) >= sum(line.quantity for line in wanted if (line.product_id, line.location) == place)
             for place in named
         ) and all(
             self.available(product) >= sum(line.quantity for line in wanted if line.product_id == product)
-            for product in free_elsewhere
+            for product in anywhere
         )
 
     def of_order(self, order: str) -> list[Held]:
@@ -214,6 +182,60 @@ class Histories(RuleBasedStateMachine):
         for each in chosen:
             if each.state in states:
                 self.held[each.reservation.id] = replace(each, state=state)
+
+    def compare(self) -> None:
+        """What callers see is what the model says."""
+        asked = [(product, location) for product in PRODUCTS for location in (None, *LOCATIONS)]
+        questions = [StockQuestion(*place) for place in asked]
+        free = self.stockroom.operations.check_stock.all(questions, deadline=deadline())
+        assert dict(zip(asked, free, strict=True)) == {place: self.available(*place) for place in asked}
+
+        found = self.stockroom.operations.reservation.all(list(self.held), deadline=deadline())
+        states = {each.id: each.state for each in found if isinstance(each, Reservation)}
+        assert states == {each: held.state for each, held in self.held.items()}
+
+
+class Histories(RuleBasedStateMachine):
+    """Few rules of several kinds, so that each history has some of all."""
+
+    reservations = Bundle("reservations")
+
+    def __init__(self, stockroom: Stockroom) -> None:
+        super().__init__()
+        self.model = Model(stockroom)
+
+    @initialize(target=reservations)
+    def some_have_reserved(self) -> MultipleResults[str]:
+        return multiple(*self.model.reserve("order-1", [Line(1, 7)]), *self.model.reserve("order-2", [Line(2, 4)]))
+
+    @rule(target=reservations, order=orders, wanted=lines)
+    def someone_reserves(self, order: str, wanted: list[Line]) -> MultipleResults[str]:
+        return multiple(*self.model.reserve(order, wanted))
+
+    @rule(order=orders, step=st.sampled_from([Model.confirm, Model.confirm, Model.ship, Model.cancel]))
+    def an_order_goes_on(self, order: str, step: Callable[[Model, str], None]) -> None:
+        step(self.model, order)
+
+    @rule(made=reservations, step=st.sampled_from([Model.release, Model.lapse, Model.lapse]))
+    def a_reservation_ends(self, made: str, step: Callable[[Model, Held], None]) -> None:
+        step(self.model, self.model.held[made])
+
+    @rule(place=places, count=st.integers(0, 9), step=st.sampled_from([Model.add, Model.set_quantity]))
+    def the_stock_changes(
+        self, place: tuple[int, str], count: int, step: Callable[[Model, tuple[int, str], int], None]
+    ) -> None:
+        step(self.model, place, count)
+
+    @rule(max_count=st.integers(1, 3))
+    def the_reaper_comes(self, max_count: int) -> None:
+        assert self.model.stockroom.expire(max_count) <= max_count
+
+    @invariant()
+    def callers_see_what_the_model_says(self) -> None:
+        self.model.compare()
+
+    def teardown(self) -> None:
+        self.model.stockroom.audit()
 
 
 def outcome_of(call: Callable[[], _T]) -> _T | ShopError:

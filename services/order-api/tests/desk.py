@@ -24,7 +24,6 @@ from devstack import contract
 from order_api import orders, tables
 from order_api.domain import HeldOrder, NewItem, NewOrder, Order
 from order_api.inventory import Inventory
-from order_api.migrations import SCHEMA
 from order_api.operations import Operations
 from order_api.servicer import OrderMaintenanceServicer, OrderServicer
 from order_api.settings import OrderSettings
@@ -42,12 +41,6 @@ INVENTORY_CALL_SECONDS = 2.0
 
 _Result = TypeVar("_Result")
 _products = itertools.count(1)
-
-
-def migrated(url: str) -> Database:
-    database = Database(url)
-    SCHEMA.upgrade(database)
-    return database
 
 
 class Stock:
@@ -118,7 +111,7 @@ class Desk:
     def serving(cls, database: Database, inventory_address: str) -> Iterator["Desk"]:
         inventory = Inventory(inventory_address, call_seconds=INVENTORY_CALL_SECONDS)
         operations = Operations(database, inventory, die=_fail)
-        server = Server(OrderSettings(grpc_port=0, grpc_threads=64))
+        server = Server(OrderSettings.model_validate({"grpc_port": 0, "grpc_threads": 64}))
         server.add(
             pb.DESCRIPTOR.services_by_name["OrderService"],
             order_pb2_grpc.add_OrderServiceServicer_to_server,

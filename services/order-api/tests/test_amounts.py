@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from sqlalchemy import select
 
 from order_api import answers, orders, requests, tables
-from order_api.domain import HeldOrder, NewItem
+from order_api.domain import HeldOrder, NewItem, NewOrder
 from shop.order.v1 import order_pb2 as pb
 from shop_common.database import Database
 from shop_common.money import UNITS_MAX, exact
@@ -74,7 +74,7 @@ def test_equal_prices_written_otherwise_are_the_same_order(database: Database) -
     order = new_order(items=(NewItem(1, 2, Decimal("1.5")),))
     (placed,) = stored(database, order)
     again = NewItem(1, 2, Decimal("1.500000000"))
-    same = orders.NewOrder(order.id, order.user_id, (again,), order.total_amount, "USD", None, None)
+    same = NewOrder(order.id, order.user_id, (again,), order.total_amount, "USD", None, None)
 
     outcomes = database.transact(lambda tx: orders.insert(tx, [HeldOrder(same, 60)]))
 

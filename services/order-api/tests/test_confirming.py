@@ -1,5 +1,7 @@
 """UpdateOrderStatus to CONFIRMED, before the real inventory-api."""
 
+from functools import partial
+
 import grpc
 from desk import Desk, Stock, at_once, eventually, new_order, new_request, refusal, stored
 
@@ -79,7 +81,7 @@ def test_an_order_whose_stock_was_released_is_cancelled_when_it_is_to_be_confirm
     for order in (whole, part):
         stock.release(stock.reservations(order.id)[0].id)
 
-        refused = refusal(lambda order=order: desk.step(order.id, CONFIRMED))
+        refused = refusal(partial(desk.step, order.id, CONFIRMED))
 
         assert (refused.code, refused.reason) == (grpc.StatusCode.FAILED_PRECONDITION, "RESERVATION_RELEASED")
         assert refused.metadata == {"order_id": order.id}
@@ -141,7 +143,7 @@ def test_a_step_of_an_unknown_order_is_refused(desk: Desk) -> None:
     order_id = new_order().id
 
     for status in (CONFIRMED, CANCELLED):
-        refused = refusal(lambda status=status: desk.step(order_id, status))
+        refused = refusal(partial(desk.step, order_id, status))
         assert (refused.code, refused.reason) == (grpc.StatusCode.NOT_FOUND, "ORDER_NOT_FOUND")
         assert refused.metadata == {"id": order_id}
 

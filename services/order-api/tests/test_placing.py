@@ -1,6 +1,9 @@
 """CreateOrder, before the real inventory-api."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from decimal import Decimal
+from functools import partial
 
 import grpc
 import orjson
@@ -12,6 +15,16 @@ from order_api.history import PurgeRequest
 from order_api.inventory import Inventory
 from shop.order.v1 import order_pb2 as pb
 from shop_common.database import Database
+
+
+@contextmanager
+def mislaid(database: Database, table: str) -> Iterator[None]:
+    """A database in which nothing can be stored."""
+    database.transact(lambda tx: tx.execute(text(f"ALTER TABLE {table} RENAME TO mislaid")))
+    try:
+        yield
+    finally:
+        database.transact(lambda tx: tx.execute(text(f"ALTER TABLE mislaid RENAME TO {table}")))
 
 
 def count(database: Database) -> int:
@@ -131,7 +144,7 @@ def test_a_request_id_with_other_content_is_refused(desk: Desk, stock: Stock) ->
         new_request((product, 2, "1.5"), request_id="r", ttl_seconds=61),
         new_request((product, 2, "1.5"), request_id="r"),
     ):
-        refused = refusal(lambda other=other: desk.place(other))
+        refused = refusal(partial(desk.place, other))
         assert (refused.code, refused.reason) == (grpc.StatusCode.INVALID_ARGUMENT, "REQUEST_ID_REUSED")
         assert refused.metadata == {"request_id": "r"}
     assert stock.available(product) == 28
@@ -194,9 +207,9 @@ def test_other_content_than_the_try_that_was_cut_off_is_refused_by_the_callers_r
 
 def test_stock_is_given_back_at_once_when_the_order_cannot_be_stored(desk: Desk, stock: Stock) -> None:
     product = stock.product(units=3)
-    desk.database.transact(lambda tx: tx.execute(text("ALTER TABLE order_items RENAME TO mislaid")))
 
-    refusal(lambda: desk.place(new_request((product, 2, "1"))))
+    with mislaid(desk.database, "order_items"):
+        refusal(lambda: desk.place(new_request((product, 2, "1"))))
 
     eventually(lambda: stock.available(product) == 3)
 
@@ -204,9 +217,8 @@ def test_stock_is_given_back_at_once_when_the_order_cannot_be_stored(desk: Desk,
 def test_a_hold_that_a_repeat_may_need_is_left_to_expire(desk: Desk, stock: Stock) -> None:
     product = stock.product(units=3)
     request = new_request((product, 2, "1"), request_id="r")
-    desk.database.transact(lambda tx: tx.execute(text("ALTER TABLE order_items RENAME TO mislaid")))
-    refusal(lambda: desk.place(request))
-    desk.database.transact(lambda tx: tx.execute(text("ALTER TABLE mislaid RENAME TO order_items")))
+    with mislaid(desk.database, "order_items"):
+        refusal(lambda: desk.place(request))
 
     order = desk.place(request)
 

@@ -16,7 +16,6 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Sequence
-from types import FrameType
 from typing import Protocol
 
 from shop_common import listen, logs, workers
@@ -26,6 +25,8 @@ from shop_common.workers import SAME_SIGNAL_SECONDS
 
 FLUSH_SECONDS_MAX = 10.0
 """What runs after the last call has this long together; then the process ends without it."""
+
+_STOP_SIGNALS = {signal.SIGTERM, signal.SIGINT}
 
 _log = logs.get(__name__)
 
@@ -42,12 +43,10 @@ class Serving(Protocol):
 
 
 class _Life:
-    """The one life that a process has. Changed by the main thread only, where Python runs signal handlers."""
+    """The one life that a process has."""
 
-    wake_write_end = -1
-    wake_read_end = -1
     serving: Serving | None = None
-    signalled_at: float | None = None
+    stop_asked = threading.Event()
 
 
 def begin(process: str, settings: CommonSettings) -> None:
@@ -65,7 +64,11 @@ def begin(process: str, settings: CommonSettings) -> None:
             raise SystemExit(workers.supervise(count, settings))
     else:
         workers.follow_parent(settings)
-    _Life.wake_read_end, _Life.wake_write_end = os.pipe()
+    _Life.wake_read_end, wake_write_end = os.pipe()
+    # Not written to by the handler: that runs on the main thread only, which a signal does not wake if the system
+    # gives it to another one, as it does to a process that was just thawed.
+    os.set_blocking(wake_write_end, False)
+    signal.set_wakeup_fd(wake_write_end, warn_on_full_buffer=False)
     signal.signal(signal.SIGTERM, _on_signal)
     signal.signal(signal.SIGINT, _on_signal)
 
@@ -76,13 +79,14 @@ def serve(server: Serving, settings: CommonSettings, *, on_stop: Sequence[Callab
     Each of `on_stop` runs, in order, when the last call has ended, even if one before it failed; then the exit code is
     1. To be called from the main thread, after `begin`.
     """
+    # Before the start: whoever finds us ready may stop us at once.
+    _Life.serving = server
     try:
         server.start()
     except listen.PortBusy as error:
         raise SystemExit(str(error)) from None
-    _Life.serving = server
     _log.info("serving", port=server.port)
-    os.read(_Life.wake_read_end, 1)
+    _Life.stop_asked.wait()
 
     _log.info("stopping", drain_seconds=settings.drain_seconds)
     server.health.drain()
@@ -108,17 +112,23 @@ def die(reason: str, error: BaseException | None = None) -> None:
     os._exit(1)
 
 
-def _on_signal(number: int, _frame: FrameType | None) -> None:
-    # No log and no lock in here: the main thread may be holding it.
-    now = time.monotonic()
+def _take_signals() -> None:
+    """Wait for signals on a thread of their own.
+
+    Python's handlers run on the main thread, between its instructions: one that has just begun to wait would miss them,
+    and one that holds a lock could not do anything about them.
+    """
+    number = signal.sigwait(_STOP_SIGNALS)
     if _Life.serving is None:
-        raise SystemExit(128 + number)
-    if _Life.signalled_at is None:
-        _Life.signalled_at = now
-        os.write(_Life.wake_write_end, b"!")
-    elif now - _Life.signalled_at > SAME_SIGNAL_SECONDS:
-        os.write(2, b"second signal: ended without waiting for what runs\n")
+        # Still starting: there is nothing to finish, and unwinding could wait for a thread.
         os._exit(128 + number)
+    _Life.stop_asked.set()
+    first_at = time.monotonic()
+    while True:
+        number = signal.sigwait(_STOP_SIGNALS)
+        if time.monotonic() - first_at > SAME_SIGNAL_SECONDS:
+            _log.error("a second signal: ended without waiting for what runs")
+            os._exit(128 + number)
 
 
 def _flush(on_stop: Sequence[Callable[[], object]]) -> bool:

@@ -23,6 +23,7 @@ from sqlalchemy import (
     DateTime,
     Dialect,
     Executable,
+    Insert,
     Integer,
     Numeric,
     Subquery,
@@ -33,12 +34,12 @@ from sqlalchemy import (
     cast,
     column,
     func,
+    insert,
     select,
     true,
     type_coerce,
 )
 from sqlalchemy.dialects.postgresql import JSON
-from sqlalchemy.dialects.postgresql import insert as postgres_insert
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.expression import ColumnElement, FunctionElement
 from sqlalchemy.sql.selectable import ScalarSelect
@@ -157,13 +158,24 @@ def inserting(
         # Rows arrive in the order of the JSON array on both databases, and get their ids in that order. The
         # WHERE keeps SQLite from reading ON CONFLICT as a join's condition.
         source = select(*(given.c[name] for name in names)).where(true())
-        # PostgreSQL's INSERT compiles for SQLite too: ON CONFLICT is the same there.
-        insert = postgres_insert(table).from_select(list(names), source)
-        if or_ignore:
-            insert = insert.on_conflict_do_nothing()
-        return insert.returning(*returning) if returning else insert
+        into = _InsertOrIgnore(table) if or_ignore else insert(table)
+        statement = into.from_select(list(names), source)
+        return statement.returning(*returning) if returning else statement
 
     return Statement(build, **{name: table.c[name].type for name in names})
+
+
+class _InsertOrIgnore(Insert):
+    """INSERT … ON CONFLICT DO NOTHING. The dialects have their own, which are compiled anew at each use: 3 ms."""
+
+    inherit_cache = True
+
+
+@compiles(_InsertOrIgnore)
+def _insert_or_ignore(statement: _InsertOrIgnore, compiler: Any, **options: Any) -> str:
+    text: str = compiler.visit_insert(statement, **options)
+    rows, returning, columns = text.partition(" RETURNING ")
+    return f"{rows} ON CONFLICT DO NOTHING{returning}{columns}"
 
 
 def _given(dialect: str, columns: dict[str, TypeEngine[Any]]) -> Subquery:

@@ -13,6 +13,7 @@ from uuid import uuid4
 import grpc
 from google.protobuf.descriptor import FieldDescriptor, ServiceDescriptor
 from google.protobuf.message import Message
+
 from shop.inventory.v1 import inventory_pb2, maintenance_pb2
 from shop.inventory.v1.inventory_pb2_grpc import InventoryServiceStub
 from shop.inventory.v1.maintenance_pb2_grpc import InventoryMaintenanceServiceStub

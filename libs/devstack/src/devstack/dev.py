@@ -62,7 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with _signals_interrupt():
             return Dev(options, screen).run()
     except KeyboardInterrupt:
-        screen.say("interrupted again: ended at once", "bold red")
+        screen.say("interrupted: ended at once", "bold red")
         return 1
     except CannotStart as refusal:
         screen.say(str(refusal), "bold red")

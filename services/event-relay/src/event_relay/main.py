@@ -38,16 +38,16 @@ def main() -> None:
     relays = [
         Relay(
             Database(url, connections_max=1),
-            Shipper(settings.kafka_bootstrap_servers, source=f"/shop/{name}"),
+            Shipper(settings.kafka_bootstrap_servers, source=source),
             Metrics(name, families),
             name=name,
             owner=owner,
             lease_seconds=settings.lease_seconds,
             poll_seconds=settings.poll_seconds,
         )
-        for name, url in (
-            ("inventory", settings.inventory_database_url),
-            ("orders", settings.orders_database_url),
+        for name, source, url in (
+            ("inventory", "/shop/inventory-api", settings.inventory_database_url),
+            ("orders", "/shop/order-api", settings.orders_database_url),
         )
         if url is not None
     ]

@@ -25,8 +25,8 @@ from sqlalchemy import (
 
 from shop_common.sql import Clock, Statement
 
-SHARD_ROWS_MAX = 500
-"""Rows of one shard in one read; with 16 shards at most 8,000 rows are on their way at once."""
+ROWS_MAX = 2000
+"""Rows in one read, the same number of each shard: none waits for another's backlog, and memory has a bound."""
 
 BACKLOG_COUNTED_MAX = 100_000
 
@@ -75,7 +75,7 @@ class PendingRows:
         self._reads: tuple[object, Executable] = (None, text(""))
 
     def oldest(self, tx: Connection, shards: Sequence[int], *, without_topics: Collection[str] = ()) -> list[Pending]:
-        """The oldest rows of each shard, at most 500 of each, in the order of their ids within a shard.
+        """The oldest rows of each shard, at most 2,000 together, in the order of their ids within a shard.
 
         Always from the very first: a row whose transaction was slow to commit has a lower id than rows that were
         read and shipped long before it could be seen.
@@ -85,7 +85,8 @@ class PendingRows:
         steady_plans(tx)
         wanted = (tuple(shards), frozenset(without_topics))
         if self._reads[0] != wanted:
-            self._reads = (wanted, union_all(*(self._oldest_of(shard, wanted[1]) for shard in shards)))
+            limit = ROWS_MAX // len(shards)
+            self._reads = (wanted, union_all(*(self._oldest_of(shard, limit, wanted[1]) for shard in shards)))
         return [Pending(*row) for row in tx.execute(self._reads[1])]
 
     def delete(self, tx: Connection, rows: Sequence[Pending]) -> None:
@@ -103,7 +104,7 @@ class PendingRows:
         oldest = tx.execute(select(self._outbox.c.created_at, Clock()).order_by(ids).limit(1)).first()
         return Backlog(counted, (oldest[1] - oldest[0]).total_seconds() if oldest else 0.0)
 
-    def _oldest_of(self, shard: int, without_topics: Collection[str]) -> Select[tuple[object, ...]]:
+    def _oldest_of(self, shard: int, limit: int, without_topics: Collection[str]) -> Select[tuple[object, ...]]:
         outbox = self._outbox
         # Written into the SQL: with parameters PostgreSQL would plan these sixteen selects anew each time.
         this = literal(shard, literal_execute=True)
@@ -113,7 +114,7 @@ class PendingRows:
             # the primary key has it as well, and a walk along that reads the rows of all other shards.
             .where(outbox.c.shard.between(this, this))
             .order_by(outbox.c.shard, outbox.c.id)
-            .limit(literal(SHARD_ROWS_MAX, literal_execute=True))
+            .limit(literal(limit, literal_execute=True))
         )
         if without_topics:
             rows = rows.where(outbox.c.topic.not_in(sorted(without_topics)))

@@ -21,6 +21,9 @@ from shop_common.outbox import Outbox
 
 BACKOFF_FIRST_SECONDS = 0.1
 BACKOFF_MAX_SECONDS = 2.0
+BATCH_SECONDS_MAX = 7.0
+"""Less than a process gets to end its work in (`lifecycle`), so that a batch on its way can be waited for."""
+
 SAMPLE_SECONDS = 5.0
 RENEWALS_PER_LEASE = 5
 
@@ -97,7 +100,7 @@ class Relay:
         self._shipper.close()
 
     def relay_once(self) -> int:
-        """Ship the oldest rows of our shards, at most 500 of each. Returns how many were shipped and deleted.
+        """Ship the oldest rows of our shards, at most 2,000. Returns how many were shipped and deleted.
 
         Raises BrokerAway, DeliveryFailed, TablesMissing, and what the database raises.
         """
@@ -110,7 +113,8 @@ class Relay:
         if not rows:
             return 0
 
-        delivery = self._shipper.ship(rows, until=held.produce_until)
+        until = min(held.produce_until, time.monotonic() + BATCH_SECONDS_MAX)
+        delivery = self._shipper.ship(rows, until=until)
 
         # Past its end the lease may be another's, who ships these rows as well and deletes them when it has.
         shipped = delivery.acknowledged if time.monotonic() < held.ends else []

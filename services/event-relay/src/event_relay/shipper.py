@@ -168,10 +168,10 @@ class Shipper:
         if found.error is None and found.partitions:
             self._known_topics.add(topic)
             if self._absent_topics.pop(topic, None) is not None:
-                _log.info("topic is there", topic=topic)
+                _log.info("topic can be used again", topic=topic)
             return True
         if topic not in self._absent_topics:
-            _log.warning("topic does not exist: its events wait", topic=topic, answer=str(found.error))
+            _log.warning("topic cannot be used: its events wait", topic=topic, answer=str(found.error))
         self._absent_topics[topic] = time.monotonic() + ABSENT_TOPIC_SECONDS
         return False
 

@@ -91,7 +91,7 @@ def _weight(order: NewOrder) -> int:
 def _hold_seconds(order: NewOrder, held: Sequence[inventory_pb2.Reservation]) -> float:
     """How long the shortest of the holds lasts from the moment it was made: clocks of two databases don't compare."""
     lengths = [
-        (each.expires_at.ToNanoseconds() - each.created_at.ToNanoseconds()) / 1e9
+        each.expires_at.seconds - each.created_at.seconds + (each.expires_at.nanos - each.created_at.nanos) / 1e9
         for each in held
         if each.HasField("expires_at")
     ]

@@ -23,4 +23,5 @@ class ReaperSettings(CommonSettings):
     history_kept_hours: int = Field(
         default=168, ge=24, le=87_600, description="age at which request ids and ended reservations are forgotten"
     )
-    call_seconds: float = Field(default=10.0, gt=0, le=60, description="what one call may take, its retries included")
+    # At the end, the calls that run have lifecycle.FLUSH_SECONDS_MAX.
+    call_seconds: float = Field(default=5.0, gt=0, le=8, description="what one call may take, its retries included")

@@ -3,12 +3,12 @@
 from dataclasses import dataclass
 from datetime import datetime
 
-from shop_common.database import Database
-from shop_common.sql import Timestamp, clock, now
 from sqlalchemy import Connection, Integer, func, inspect, select
 from sqlalchemy.sql import column, table
 
 from devstack.commands import target
+from shop_common.database import Database
+from shop_common.sql import Timestamp, clock, now
 
 
 @dataclass(frozen=True)

@@ -2,11 +2,10 @@
 
 import argparse
 
+from devstack.commands import target
 from inventory_api.migrations import SCHEMA as INVENTORY
 from order_api.migrations import SCHEMA as ORDERS
 from shop_common import schema
-
-from devstack.commands import target
 
 
 def configure(parser: argparse.ArgumentParser) -> None:

@@ -13,7 +13,7 @@ import sys
 from collections.abc import Iterator
 
 from sqlalchemy import NullPool, create_engine
-from sqlalchemy.engine import URL, Engine, make_url
+from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import DBAPIError
 
 from devstack.commands import failures, target
@@ -36,8 +36,7 @@ def run(options: argparse.Namespace) -> int:
         _hand_over(_sqlite_shell(url.database or ""), {})
     else:
         _hand_over(*_psql(url))
-    engine = create_engine(url, poolclass=NullPool, isolation_level="AUTOCOMMIT")
-    return _prompt(engine, options.database)
+    return prompt(url, options.database)
 
 
 def _sqlite_shell(path: str) -> list[str]:
@@ -64,8 +63,9 @@ def _hand_over(command: list[str], environment: dict[str, str]) -> None:
         os.execve(command[0], command, os.environ | environment)  # noqa: S606 - no words of others in the command
 
 
-def _prompt(engine: Engine, name: str) -> int:
+def prompt(url: str | URL, name: str) -> int:
     """Run what is typed, statement by statement, until the input ends."""
+    engine = create_engine(url, poolclass=NullPool, isolation_level="AUTOCOMMIT")
     failed = False
     with engine.connect() as connection:
         for statement in _statements(name):

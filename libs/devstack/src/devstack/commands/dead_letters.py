@@ -7,20 +7,22 @@ one for all who redrive, and it lasts as long as a broker keeps the offsets of a
 
 import base64
 import re
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import groupby
+from itertools import groupby, islice
 from typing import Any
 
 from confluent_kafka import KafkaError, KafkaException, Message, Producer
-from shop_common.dead_letters import SUFFIX
 
 from devstack.commands.failures import CommandFailed
 from devstack.commands.topics import REQUEST_SECONDS, Bounds, Broker, Commit, Event
+from shop_common.dead_letters import SUFFIX
 
 GROUP = "dlq-redrive"
 _HEADER_PREFIX = "dlq_"
-_BATCH = 500
+BATCH = 100
+"""Letters that are produced before it is remembered."""
+
 _MESSAGE_BYTES_MAX = 64 * 1024 * 1024  # the broker's own limit decides
 _NOTE_BYTES_MAX = 4_000
 """A broker takes 4,096 (offset.metadata.max.bytes)."""
@@ -90,31 +92,38 @@ class DeadLetters:
             for number, bound in bounds.items()
         )
 
-    def letters(self) -> Iterator[tuple[Event, bool]]:
-        """Each with whether it was redriven."""
+    def letters(self, *, waiting: bool = False) -> Iterator[tuple[Event, bool]]:
+        """Each with whether it was redriven; or only those that were not."""
         bounds = self.bounds()
         redriven = self.redriven(bounds)
+        if waiting:
+            bounds = {n: Bounds(min(redriven[n].before, bound.end), bound.end) for n, bound in bounds.items()}
         for event in self._broker.read(self.topic, bounds):
-            yield event, event.offset in redriven[event.partition]
+            done = event.offset in redriven[event.partition]
+            if not (waiting and done):
+                yield event, done
 
     def whole(self, letter: Event) -> Event | None:
         """The event as it was before it was set aside; None when it was too long and is gone from its topic."""
         headers = tuple(header for header in letter.headers if not header[0].startswith(_HEADER_PREFIX))
         if letter.header("dlq_truncated"):
             partition, offset = int(letter.header("dlq_partition")), int(letter.header("dlq_offset"))
-            found = list(self._broker.read(self.original, {partition: Bounds(offset, offset + 1)}))
+            # On a connection of its own: this one may be in the middle of reading the letters.
+            with Broker(self._broker.bootstrap) as origin:
+                found = list(origin.read(self.original, {partition: Bounds(offset, offset + 1)}))
             return replace(letter, headers=headers, value=found[0].value) if found else None
         encoded = letter.header("dlq_encoding") == "base64"
         return replace(letter, headers=headers, value=base64.b64decode(letter.value) if encoded else letter.value)
 
-    def redrive(self, producer: Producer, events: Sequence[Event]) -> None:
-        """Produce the events to their original topic, in the order given, and remember them.
+    def redrive(self, producer: Producer, events: Iterable[Event]) -> int:
+        """Produce the events to their original topic, in the order given, and remember them. How many they were.
 
         At least once: what is produced and not remembered yet when we are cut off is redriven again. On a failure,
         those that the broker took before it are remembered.
         """
-        for start in range(0, len(events), _BATCH):
-            batch = events[start : start + _BATCH]
+        count = 0
+        remaining = iter(events)
+        while batch := list(islice(remaining, BATCH)):
             # Asked first: what can't be remembered must not be produced.
             self._commits_after(batch)
             taken, failure = _produce(producer, self.original, batch)
@@ -122,6 +131,8 @@ class DeadLetters:
                 self._broker.commit(self.topic, number, commit)
             if failure is not None:
                 raise failure
+            count += len(taken)
+        return count
 
     def _commits_after(self, events: Sequence[Event]) -> dict[int, Commit]:
         """What is to be committed for the partitions of these, once they are redriven."""

@@ -8,19 +8,18 @@ old partition, though behind newer events; consumers check the state they find, 
 fails again comes back as a new dead letter. The letters themselves stay where they are.
 
 What was redriven is remembered in the broker, as offsets of the consumer group dlq-redrive: --all passes over it, and
---offset redrives what it names, remembered or not. A redrive that is cut off sends up to 500 again the next time. The
+--offset redrives what it names, remembered or not. A redrive that is cut off sends up to 100 again the next time. The
 memory lasts as long as the broker keeps the offsets of an idle group, 7 days by default on Apache Kafka; the embedded
 broker forgets it with everything else.
 """
 
 import argparse
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import islice
 
 from confluent_kafka import Producer
 from rich.table import Column
-from shop_common.dead_letters import SUFFIX
 
 from devstack.broker import TOPICS
 from devstack.commands import target
@@ -28,6 +27,7 @@ from devstack.commands.dead_letters import GROUP, DeadLetters, new_producer
 from devstack.commands.failures import CommandFailed
 from devstack.commands.output import add_json, console, print_json, print_table, time_of, timestamp, whole
 from devstack.commands.topics import Broker, Event, text
+from shop_common.dead_letters import SUFFIX
 
 LETTERS_MAX = 1_000
 """Of one list."""
@@ -72,8 +72,7 @@ def _list(options: argparse.Namespace, broker: Broker) -> None:
     found = (
         letter
         for topic in ([options.topic] if options.topic else _ORIGINALS)
-        for letter in DeadLetters(broker, topic).letters()
-        if not (options.waiting and letter[1])
+        for letter in DeadLetters(broker, topic).letters(waiting=options.waiting)
     )
     letters = list(islice(found, LETTERS_MAX))
     if options.json:
@@ -89,20 +88,24 @@ def _list(options: argparse.Namespace, broker: Broker) -> None:
 
 def _redrive(options: argparse.Namespace, broker: Broker, producer: Producer) -> None:
     dead = DeadLetters(broker, options.topic)
-    letters = _waiting(dead) if options.all else _named(dead, options.offset)
-    events = [event for letter in letters if (event := dead.whole(letter))]
-    dead.redrive(producer, events)
+    letters = (letter for letter, _ in dead.letters(waiting=True)) if options.all else _named(dead, options.offset)
+    lost = 0
+
+    def events() -> Iterator[Event]:
+        nonlocal lost
+        for letter in letters:
+            if event := dead.whole(letter):
+                yield event
+            else:
+                lost += 1
+
+    count = dead.redrive(producer, events())
     if options.json:
-        places = [{"partition": event.partition, "offset": event.offset} for event in events]
-        print_json({"topic": dead.original, "redriven": places})
+        print_json({"topic": dead.original, "redriven": count, "lost": lost})
     else:
-        print(f"{len(events):,} {'letter' if len(events) == 1 else 'letters'} redriven to {dead.original}")
-    if lost := len(letters) - len(events):
+        print(f"{count:,} {'letter' if count == 1 else 'letters'} redriven to {dead.original}")
+    if lost:
         raise CommandFailed(f"{lost} too long to be set aside whole, and gone from {dead.original}, can't be redriven")
-
-
-def _waiting(dead: DeadLetters) -> list[Event]:
-    return [event for event, redriven in dead.letters() if not redriven]
 
 
 def _named(dead: DeadLetters, places: Sequence[tuple[int, int]]) -> list[Event]:

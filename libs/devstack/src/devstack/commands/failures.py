@@ -6,11 +6,11 @@ from pathlib import Path
 import grpc
 import psycopg
 from confluent_kafka import KafkaError, KafkaException
-from shop_common.errors import ShopError
-from shop_common.schema import SchemaError
 from sqlalchemy.exc import DBAPIError
 
 from devstack.runfile import NotRunning
+from shop_common.errors import ShopError
+from shop_common.schema import SchemaError
 
 
 class CommandFailed(Exception):

@@ -8,11 +8,11 @@ import grpc
 from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
 from rich.text import Text
-from shop_common.errors import ShopError
 
 from devstack.client import SERVICES, Shop
 from devstack.commands.failures import CommandFailed
 from devstack.commands.output import console, print_json, printable
+from shop_common.errors import ShopError
 
 _Request = TypeVar("_Request", bound=Message)
 _Response = TypeVar("_Response", bound=Message)

@@ -8,11 +8,11 @@ import argparse
 from typing import Any
 
 from rich.table import Column
-from shop.inventory.v1.inventory_pb2 import InventoryItem, ListInventoryItemsRequest
 
 from devstack.client import Shop
 from devstack.commands import pages, target
 from devstack.commands.output import moment, number, whole
+from shop.inventory.v1.inventory_pb2 import InventoryItem, ListInventoryItemsRequest
 
 
 def configure(parser: argparse.ArgumentParser) -> None:

@@ -7,12 +7,12 @@ from typing import Any
 
 from google.protobuf.timestamp_pb2 import Timestamp
 from rich.table import Column
-from shop.order.v1.order_pb2 import ListOrdersRequest, Order, OrderStatus
-from shop_common import money
 
 from devstack.client import Shop
 from devstack.commands import pages, target
 from devstack.commands.output import moment, number, whole
+from shop.order.v1.order_pb2 import ListOrdersRequest, Order, OrderStatus
+from shop_common import money
 
 _PREFIX = "ORDER_STATUS_"
 _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}

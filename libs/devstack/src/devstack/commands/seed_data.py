@@ -12,12 +12,12 @@ from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from shop.inventory.v1.inventory_pb2 import CreateInventoryItemRequest, ListInventoryItemsRequest
 
 from devstack.client import Shop
 from devstack.commands import target
 from devstack.commands.output import add_json, error_console, print_json
 from devstack.commands.pages import PAGE_SIZE_MAX
+from shop.inventory.v1.inventory_pb2 import CreateInventoryItemRequest, ListInventoryItemsRequest
 
 CALLS_AT_ONCE = 32
 """Calls that arrive together are one transaction: this is what makes it fast."""

@@ -15,7 +15,6 @@ from typing import Any
 import psutil
 from rich.table import Column
 from rich.text import Text
-from shop_common.dead_letters import SUFFIX
 
 from devstack import runfile
 from devstack.broker import TOPICS
@@ -25,6 +24,7 @@ from devstack.commands.dead_letters import GROUP, DeadLetters
 from devstack.commands.output import add_json, console, number, print_json, print_table, whole
 from devstack.commands.topics import Broker
 from devstack.drain import READERS
+from shop_common.dead_letters import SUFFIX
 
 
 @dataclass(frozen=True)

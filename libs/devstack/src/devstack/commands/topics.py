@@ -74,6 +74,7 @@ class Broker:
                 "error_cb": self._note,
             }
         )
+        self.bootstrap = bootstrap
         self._down: KafkaError | None = None
 
     def __enter__(self) -> Self:

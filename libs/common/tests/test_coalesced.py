@@ -1,0 +1,102 @@
+"""Operations behind coalescers, each batch in one transaction."""
+
+import time
+from collections.abc import Iterator, Sequence
+
+import pytest
+from sqlalchemy import Connection, text
+
+from shop_common.coalesced import ALONE, Coalesced, one_by_one
+from shop_common.database import Database
+from shop_common.errors import QueueFull, Refused, ShopError
+
+
+class TooMany(Refused):
+    reason = "TOO_MANY"
+
+
+@pytest.fixture
+def database(database_url: str) -> Iterator[Database]:
+    database = Database(database_url)
+    with database.write() as tx:
+        tx.execute(text("CREATE TABLE parcels (id BIGINT PRIMARY KEY)"))
+    yield database
+    database.close()
+
+
+@pytest.fixture
+def run(database: Database) -> Iterator[Coalesced]:
+    deaths: list[str] = []
+    run = Coalesced(database, lambda said, error: deaths.append(f"{said}: {error!r}"))
+    yield run
+    run.close()
+    assert deaths == []
+
+
+def put(tx: Connection, ids: Sequence[int]) -> list[int | ShopError]:
+    outcomes: list[int | ShopError] = []
+    for each in ids:
+        if each > 100:
+            outcomes.append(TooMany("too many"))
+            continue
+        tx.execute(text("INSERT INTO parcels VALUES (:id)"), {"id": each})
+        outcomes.append(each)
+    return outcomes
+
+
+def count(tx: Connection, questions: Sequence[None]) -> list[int]:
+    return [tx.execute(text("SELECT count(*) FROM parcels")).scalar_one()] * len(questions)
+
+
+def deadline() -> float:
+    return time.monotonic() + 10
+
+
+def test_what_is_written_is_committed_and_read(run: Coalesced) -> None:
+    write, read = run.writes("put", put), run.reads("count", count)
+
+    assert write.all([1, 2, 3], deadline=deadline()) == [1, 2, 3]
+    assert read(None, deadline=deadline()) == 3
+
+
+def test_a_refused_request_disturbs_no_other_of_its_batch(run: Coalesced) -> None:
+    write, read = run.writes("put", put), run.reads("count", count)
+
+    first, refused, last = write.all([1, 101, 2], deadline=deadline())
+
+    assert (first, last) == (1, 2)
+    assert isinstance(refused, TooMany)
+    assert read(None, deadline=deadline()) == 2
+
+
+def test_what_the_data_of_one_request_breaks_is_rolled_back_for_it_alone(run: Coalesced) -> None:
+    write, read = run.writes("put", put), run.reads("count", count)
+    write(7, deadline=deadline())
+
+    with pytest.raises(Exception, match="(?i)unique"):
+        write.all([1, 2, 7, 4], deadline=deadline())
+
+    assert read(None, deadline=deadline()) == 4
+
+
+def test_an_operation_that_takes_one_request_is_a_batch_by_itself(run: Coalesced) -> None:
+    sizes: list[int] = []
+
+    def one(tx: Connection, request: int) -> int:
+        sizes.append(request)
+        return -request
+
+    write = run.writes("one", one_by_one(one), limits=ALONE)
+
+    assert write.all([1, 2], deadline=deadline()) == [-1, -2]
+    assert sizes == [1, 2]
+
+
+def test_closing_closes_all_of_them(run: Coalesced) -> None:
+    write, read = run.writes("put", put), run.reads("count", count)
+
+    run.close()
+
+    for call in (lambda: write(1, deadline=deadline()), lambda: read(None, deadline=deadline())):
+        with pytest.raises(QueueFull):
+            call()

@@ -1,0 +1,355 @@
+"""Group commit: who is flushed with whom, when, and what each caller hears."""
+
+import random
+import threading
+import time
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+
+from shop_common import coalescer as coalescer_module
+from shop_common.coalescer import Coalescer, Limits
+from shop_common.errors import Contention, DatabaseUnavailable, QueueFull, Refused, ShopError
+
+PATIENCE_SECONDS = 10.0
+
+
+class SoldOut(Refused):
+    reason = "SOLD_OUT"
+
+
+@dataclass(frozen=True)
+class Ask:
+    """A request: `weight` counts against the limit of a batch, `key` folds, `content` makes it what it is."""
+
+    content: int
+    key: str | None = None
+    weight: int = 1
+
+
+class Bulk:
+    """A bulk operation that doubles, remembers its batches, and can be held up in the middle of one."""
+
+    def __init__(self) -> None:
+        self.batches: list[list[Ask]] = []
+        self.running = threading.Semaphore(0)
+        self.open = threading.Event()
+        self.open.set()
+        self.failure: Callable[[Sequence[Ask]], BaseException | None] = lambda _: None
+
+    def __call__(self, requests: Sequence[Ask]) -> list[int | ShopError]:
+        self.batches.append(list(requests))
+        self.running.release()
+        assert self.open.wait(PATIENCE_SECONDS)
+        failure = self.failure(requests)
+        if failure is not None:
+            raise failure
+        return [SoldOut("no more") if each.content < 0 else 2 * each.content for each in requests]
+
+    @contextmanager
+    def held_up(self) -> Iterator[None]:
+        self.open.clear()
+        try:
+            yield
+        finally:
+            self.open.set()
+
+
+class Rig:
+    """A coalescer over a bulk operation, and callers in threads."""
+
+    def __init__(self, callers: ThreadPoolExecutor) -> None:
+        self.bulk = Bulk()
+        self.deaths: list[str] = []
+        self.made: list[Coalescer[Ask, int]] = []
+        self._callers = callers
+
+    def coalescer(self, **limits: int) -> Coalescer[Ask, int]:
+        def key(ask: Ask) -> Hashable | None:
+            return ask.key
+
+        made = Coalescer(
+            "test",
+            self.bulk,
+            key=key,
+            weigh=lambda ask: ask.weight,
+            limits=Limits(**limits),
+            die=lambda said, error: self.deaths.append(f"{said}: {error}"),
+        )
+        self.made.append(made)
+        return made
+
+    def call(self, coalescer: Coalescer[Ask, int], *asks: Ask, seconds: float = PATIENCE_SECONDS) -> Future[Any]:
+        return self._callers.submit(coalescer.all, asks, deadline=time.monotonic() + seconds)
+
+    def queue_up(self, coalescer: Coalescer[Ask, int], *asks: Ask) -> list[Future[Any]]:
+        """Calls of one request each that arrive in this sequence, while a flush is held up."""
+        calls = []
+        for ask in asks:
+            waiting = len(coalescer._queue)
+            calls.append(self.call(coalescer, ask))
+            eventually(lambda waiting=waiting: len(coalescer._queue) == waiting + 1)
+        return calls
+
+    def busy(self, coalescer: Coalescer[Ask, int]) -> Future[Any]:
+        """A first call, so that its flusher is in the middle of a batch."""
+        call = self.call(coalescer, Ask(0))
+        assert self.bulk.running.acquire(timeout=PATIENCE_SECONDS)
+        return call
+
+
+def eventually(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while not condition():
+        assert time.monotonic() < deadline, "it never happened"
+        threading.Event().wait(0.001)
+
+
+def results(calls: Sequence[Future[Any]]) -> list[Any]:
+    return [call.result(PATIENCE_SECONDS) for call in calls]
+
+
+@pytest.fixture
+def rig() -> Iterator[Rig]:
+    with ThreadPoolExecutor(64) as callers:
+        rig = Rig(callers)
+        yield rig
+        rig.bulk.open.set()
+        for coalescer in rig.made:
+            coalescer.close()
+
+
+def test_one_call_alone_is_flushed_at_once(rig: Rig) -> None:
+    coalescer = rig.coalescer()
+
+    assert coalescer(Ask(21), deadline=time.monotonic() + PATIENCE_SECONDS) == 42
+    assert rig.bulk.batches == [[Ask(21)]]
+
+
+def test_a_refusal_is_raised_for_the_one_who_asked(rig: Rig) -> None:
+    coalescer = rig.coalescer()
+
+    with pytest.raises(SoldOut):
+        coalescer(Ask(-1), deadline=time.monotonic() + PATIENCE_SECONDS)
+    with pytest.raises(QueueFull):
+        coalescer(Ask(1), deadline=time.monotonic() - 1)
+
+
+def test_calls_that_arrive_during_a_flush_are_the_next_batch_in_arrival_order(rig: Rig) -> None:
+    coalescer = rig.coalescer()
+    with rig.bulk.held_up():
+        first = rig.busy(coalescer)
+        others = rig.queue_up(coalescer, *(Ask(n) for n in range(1, 8)))
+
+    assert results([first, *others]) == [[2 * n] for n in range(8)]
+    assert rig.bulk.batches == [[Ask(0)], [Ask(n) for n in range(1, 8)]]
+
+
+def test_a_batch_holds_no_more_requests_than_its_limit(rig: Rig) -> None:
+    coalescer = rig.coalescer(requests_max=3)
+    with rig.bulk.held_up():
+        rig.busy(coalescer)
+        calls = rig.queue_up(coalescer, *(Ask(n) for n in range(7)))
+
+    assert results(calls) == [[2 * n] for n in range(7)]
+    assert [len(batch) for batch in rig.bulk.batches] == [1, 3, 3, 1]
+
+
+def test_a_batch_weighs_no_more_than_its_limit_but_holds_one_at_least(rig: Rig) -> None:
+    coalescer = rig.coalescer(weight_max=10)
+    with rig.bulk.held_up():
+        rig.busy(coalescer)
+        calls = rig.queue_up(coalescer, *(Ask(n, weight=weight) for n, weight in enumerate([4, 6, 1, 10, 99, 2, 8])))
+
+    results(calls)
+    assert [[ask.weight for ask in batch] for batch in rig.bulk.batches] == [[1], [4, 6], [1], [10], [99], [2, 8]]
+
+
+def test_several_batches_run_at_once_where_that_is_allowed(rig: Rig) -> None:
+    coalescer = rig.coalescer(flights_max=2, requests_max=1)
+    with rig.bulk.held_up():
+        calls = [rig.busy(coalescer), rig.busy(coalescer)]
+        calls += rig.queue_up(coalescer, Ask(3))
+        assert len(rig.bulk.batches) == 2
+
+    assert results(calls) == [[0], [0], [6]]
+
+
+def test_a_call_of_many_requests_may_be_decided_in_several_batches(rig: Rig) -> None:
+    coalescer = rig.coalescer(requests_max=2)
+
+    outcomes = rig.call(coalescer, *(Ask(n) for n in (1, 2, -1, 4, 5))).result(PATIENCE_SECONDS)
+
+    assert [each if isinstance(each, int) else type(each) for each in outcomes] == [2, 4, SoldOut, 8, 10]
+    assert coalescer.all([], deadline=0.0) == []
+
+
+def test_equal_requests_under_one_key_are_folded_and_share_the_outcome(rig: Rig) -> None:
+    coalescer = rig.coalescer()
+    with rig.bulk.held_up():
+        rig.busy(coalescer)
+        calls = rig.queue_up(coalescer, Ask(7, "k"), Ask(8, "other"), Ask(7, "k"), Ask(7, "k"), Ask(7), Ask(7))
+
+    assert results(calls) == [[14], [16], [14], [14], [14], [14]]
+    assert rig.bulk.batches[1:] == [[Ask(7, "k"), Ask(8, "other"), Ask(7), Ask(7)]]
+
+
+def test_other_content_under_one_key_waits_for_the_next_batch_and_keeps_its_place(rig: Rig) -> None:
+    coalescer = rig.coalescer()
+    with rig.bulk.held_up():
+        rig.busy(coalescer)
+        calls = rig.queue_up(coalescer, Ask(1, "k"), Ask(2, "k"), Ask(3, "k"), Ask(4))
+    results(calls)
+
+    assert rig.bulk.batches[1:] == [[Ask(1, "k"), Ask(4)], [Ask(2, "k")], [Ask(3, "k")]]
+
+
+def test_a_call_whose_time_ran_out_in_the_queue_is_not_executed(rig: Rig) -> None:
+    coalescer = rig.coalescer()
+    with rig.bulk.held_up():
+        rig.busy(coalescer)
+        late = rig.call(coalescer, Ask(13), seconds=0.15)
+        with pytest.raises(QueueFull, match="nothing was done"):
+            late.result(PATIENCE_SECONDS)
+        calls = rig.queue_up(coalescer, Ask(1))
+
+    results(calls)
+    assert [Ask(13)] not in rig.bulk.batches
+    assert rig.bulk.batches[1:] == [[Ask(1)]]
+
+
+def test_a_call_whose_time_ran_out_during_the_flush_hears_that_nobody_knows(rig: Rig) -> None:
+    coalescer = rig.coalescer()
+    with rig.bulk.held_up():
+        late = rig.call(coalescer, Ask(13), seconds=0.3)
+        with pytest.raises(DatabaseUnavailable) as unknown:
+            late.result(PATIENCE_SECONDS)
+
+    assert not unknown.value.rolled_back
+    assert rig.bulk.batches == [[Ask(13)]]
+
+
+def test_the_answer_comes_before_the_callers_own_deadline(rig: Rig) -> None:
+    coalescer = rig.coalescer()
+    with rig.bulk.held_up():
+        rig.busy(coalescer)
+        deadline = time.monotonic() + 0.3
+        with pytest.raises(QueueFull):
+            coalescer(Ask(1), deadline=deadline)
+        assert time.monotonic() < deadline
+
+
+def test_a_full_queue_takes_no_more(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(coalescer_module, "QUEUE_REQUESTS_MAX", 3)
+    coalescer = rig.coalescer()
+    with rig.bulk.held_up():
+        rig.busy(coalescer)
+        calls = rig.queue_up(coalescer, Ask(1), Ask(2))
+        with pytest.raises(QueueFull, match="too many"):
+            coalescer.all([Ask(3), Ask(4)], deadline=time.monotonic() + PATIENCE_SECONDS)
+        calls += rig.queue_up(coalescer, Ask(3))
+
+    assert results(calls) == [[2], [4], [6]]
+
+
+def test_one_poisonous_request_is_found_and_hits_nobody_else(rig: Rig) -> None:
+    coalescer = rig.coalescer()
+    rig.bulk.failure = lambda asks: ZeroDivisionError("poison") if Ask(5) in asks else None
+    with rig.bulk.held_up():
+        rig.busy(coalescer)
+        calls = rig.queue_up(coalescer, *(Ask(n) for n in range(1, 9)))
+
+    for number, call in enumerate(calls, start=1):
+        if number == 5:
+            with pytest.raises(ZeroDivisionError):
+                call.result(PATIENCE_SECONDS)
+        else:
+            assert call.result(PATIENCE_SECONDS) == [2 * number]
+    assert [len(batch) for batch in rig.bulk.batches[1:]] == [8, 4, 4, 2, 1, 1, 2]
+
+
+def test_a_search_for_poison_ends_with_its_time(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(coalescer_module, "BISECT_SECONDS_MAX", -1.0)
+    coalescer = rig.coalescer()
+    rig.bulk.failure = lambda asks: ZeroDivisionError("poison") if Ask(1) in asks else None
+    with rig.bulk.held_up():
+        rig.busy(coalescer)
+        calls = rig.queue_up(coalescer, Ask(1), Ask(2))
+
+    for call in calls:
+        with pytest.raises(ZeroDivisionError):
+            call.result(PATIENCE_SECONDS)
+    assert len(rig.bulk.batches) == 2
+
+
+def test_a_failure_of_the_surroundings_is_everyones_answer_and_is_not_searched(rig: Rig) -> None:
+    coalescer = rig.coalescer()
+    rig.bulk.failure = lambda asks: Contention("others hold the rows") if len(asks) > 1 else None
+    with rig.bulk.held_up():
+        rig.busy(coalescer)
+        calls = rig.queue_up(coalescer, Ask(1), Ask(2), Ask(3))
+
+    assert all(isinstance(outcome, Contention) for (outcome,) in results(calls))
+    assert len(rig.bulk.batches) == 2
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_the_flushers_death_is_told() -> None:
+    deaths: list[str] = []
+    died = threading.Event()
+
+    def die(said: str, error: BaseException) -> None:
+        deaths.append(f"{said}: {error}")
+        died.set()
+
+    def one_outcome_too_few(requests: Sequence[int]) -> list[int | ShopError]:
+        return []
+
+    coalescer: Coalescer[int, int] = Coalescer("counting", one_outcome_too_few, die=die)
+    with pytest.raises(DatabaseUnavailable):
+        coalescer(1, deadline=time.monotonic() + 0.3)
+
+    assert died.wait(PATIENCE_SECONDS)
+    assert deaths == ["the counting flusher died: counting: 0 outcomes for 1 requests"]
+    coalescer.close()
+
+
+def test_closing_finishes_what_waits_and_takes_nothing_new(rig: Rig) -> None:
+    coalescer = rig.coalescer(requests_max=1)
+    with rig.bulk.held_up():
+        calls = [rig.busy(coalescer), *rig.queue_up(coalescer, Ask(1), Ask(2))]
+        closing = threading.Thread(target=coalescer.close)
+        closing.start()
+        eventually(lambda: coalescer._closing)
+        with pytest.raises(QueueFull):
+            coalescer(Ask(9), deadline=time.monotonic() + PATIENCE_SECONDS)
+
+    assert results(calls) == [[0], [2], [4]]
+    closing.join(PATIENCE_SECONDS)
+    assert not closing.is_alive()
+
+
+@pytest.mark.parametrize("flights_max", [1, 3])
+def test_under_load_every_request_gets_its_own_outcome(rig: Rig, flights_max: int) -> None:
+    coalescer = rig.coalescer(flights_max=flights_max, requests_max=40, weight_max=60)
+    chance = random.Random(flights_max)
+    calls = []
+    for _ in range(400):
+        asks = [
+            Ask(number, key=chance.choice([None, None, f"{number % 7}"]), weight=chance.randint(1, 5))
+            for number in (chance.randint(-50, 1000) for _ in range(chance.randint(1, 12)))
+        ]
+        calls.append((asks, rig.call(coalescer, *asks)))
+
+    for asks, call in calls:
+        outcomes = call.result(PATIENCE_SECONDS)
+        assert [SoldOut if ask.content < 0 else 2 * ask.content for ask in asks] == [
+            each if isinstance(each, int) else type(each) for each in outcomes
+        ]
+    assert rig.deaths == []
+    assert all(len(batch) <= 40 for batch in rig.bulk.batches)
+    assert all(len(batch) == 1 or sum(ask.weight for ask in batch) <= 60 for batch in rig.bulk.batches)
