@@ -24,7 +24,6 @@ from devstack.process import ProcessEnded
 from devstack.stack import Databases
 
 POSTGRESQL, SQLITE = "postgresql", "sqlite"
-WARMUP_SECONDS = 0.5
 CALLS = (1, 16, 128)
 CPU_CALLS = 64
 
@@ -61,7 +60,7 @@ def _measure(options: argparse.Namespace, console: Console) -> Results:
                     description = f"{scenario.name}, {calls} calls, {subject.name} {subject.database}"
                     progress.update(task, description=description)
                     try:
-                        outcome = subject.measure(scenario, calls, options.seconds, WARMUP_SECONDS)
+                        outcome = subject.measure(scenario, calls, options.seconds, options.warmup_seconds)
                     except LoadError as error:
                         raise LoadError(f"{description}: {error}") from error
                     results.add(Cell(scenario.name, subject.database, subject.name, calls), outcome)
@@ -111,13 +110,14 @@ def _options(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--variants", nargs="+", choices=("ours", "plain", "pgbench", "echo"), help="these alone")
     parser.add_argument("--calls", nargs="+", type=int, help="so many calls at once (1 16 128, and 64 for the goals)")
     parser.add_argument("--seconds", type=float, default=2.0, help="length of each measurement (%(default)s)")
+    parser.add_argument("--warmup-seconds", type=float, default=0.5, help="before each of them (%(default)s)")
     parser.add_argument("--rounds", type=int, default=3, help="measurements of each cell (%(default)s)")
-    parser.add_argument("--quick", action="store_true", help="a smoke run: all of it once, half a second each")
+    parser.add_argument("--quick", action="store_true", help="a smoke run: each once and briefly, at 1 and 16 calls")
     parser.add_argument("--with-relay", action="store_true", help="run the consumers, the relay and a broker as well")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the results there, too")
     options = parser.parse_args(argv)
     if options.quick:
-        options.seconds, options.rounds = 0.5, 1
+        options.seconds, options.warmup_seconds, options.rounds, options.calls = 0.3, 0.2, 1, [1, 16]
     return options
 
 

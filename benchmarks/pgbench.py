@@ -20,6 +20,7 @@ from devstack import watchdog
 from devstack.postgres import PostgresServer
 
 CONNECT_SECONDS = 30
+WARMUP_SECONDS_PER_CLIENT = 0.01
 END_SECONDS = 300
 STOP_SECONDS = 60
 _POLL_SECONDS = 0.05
@@ -92,7 +93,8 @@ class Pgbench:
         watchdog.watch(child.pid)
         try:
             self._wait_until_connected(child, calls)
-            time.sleep(warmup_seconds)
+            # The first transaction of each client is slow: it prepares the statements.
+            time.sleep(warmup_seconds + calls * WARMUP_SECONDS_PER_CLIENT)
             begin, before = time.time(), self._cpu(child)
             time.sleep(seconds)
             end, after = time.time(), self._cpu(child)

@@ -2,6 +2,7 @@
 
 import grpc
 from google.type.money_pb2 import Money
+
 from shop.inventory.v1 import inventory_pb2, inventory_pb2_grpc
 from shop.order.v1 import order_pb2, order_pb2_grpc
 

@@ -55,10 +55,10 @@ def check() -> None:
 
 
 def lock(upgrade: list[str] | None) -> None:
-    if upgrade is None:
-        kept = pins()
-    else:
-        kept = {pin for pin in pins() if upgrade and pin.partition("==")[0] not in upgrade}
+    kept = pins()
+    if upgrade is not None:
+        # No name given: nothing is kept.
+        kept = {pin for pin in kept if upgrade and pin.partition("==")[0] not in upgrade}
     with tempfile.TemporaryDirectory() as folder:
         workspace = Path(folder)
         for project in (ROOT, *members()):

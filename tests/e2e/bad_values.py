@@ -61,14 +61,16 @@ def good(kind: Descriptor) -> Message:
             getattr(message, field.name).CopyFrom(value)
         else:
             setattr(message, field.name, value)
-    return message
+    built: Message = message
+    return built
 
 
 def _good_value(field: FieldDescriptor) -> Any:
     if field.type == FieldDescriptor.TYPE_MESSAGE:
-        known = _GOOD_MESSAGES.get(field.message_type.full_name)
-        return known() if known else good(field.message_type)
-    if field.type == FieldDescriptor.TYPE_ENUM:
+        kind = _kind(field)
+        known = _GOOD_MESSAGES.get(kind.full_name)
+        return known() if known else good(kind)
+    if field.enum_type is not None:
         return field.enum_type.values[1].number
     if field.type == FieldDescriptor.TYPE_STRING:
         if field.name == "page_token":
@@ -136,17 +138,17 @@ def _repeated(field: FieldDescriptor, path: str) -> Iterator[_Found]:
     for count in (0, 201, 501, 5001):
         limit = 500 if field.name == "orders" else 200
         yield path, _itself, _fill(field, count), f"with {count} entries", not 1 <= count <= limit
-    for nested, reach, change, what, must_refuse in _changes(field.message_type, f"{path}[0]."):
+    for nested, reach, change, what, must_refuse in _changes(_kind(field), f"{path}[0]."):
         yield nested, _first(field.name, reach), change, what, must_refuse
 
 
 def _message(field: FieldDescriptor, path: str) -> Iterator[_Found]:
-    bad = _BAD_MESSAGES.get(field.message_type.full_name)
+    bad = _BAD_MESSAGES.get(_kind(field).full_name)
     if bad is not None:
         for what, value in bad:
             yield path, _itself, _copy(field.name, value), what, True
         return
-    for nested, reach, change, what, must_refuse in _changes(field.message_type, f"{path}."):
+    for nested, reach, change, what, must_refuse in _changes(_kind(field), f"{path}."):
         yield nested, _part(field.name, reach), change, what, must_refuse
 
 
@@ -170,6 +172,12 @@ def _scalars(field: FieldDescriptor) -> Iterator[tuple[str, Any, bool]]:
         yield "negative", -1, True
         yield "smallest", INT64_MIN if wide else INT32_MIN, True
         yield "largest", INT64_MAX if wide else INT32_MAX, False
+
+
+def _kind(field: FieldDescriptor) -> Descriptor:
+    """What a field of messages holds."""
+    assert field.message_type is not None
+    return field.message_type
 
 
 def _itself(message: Any) -> Any:

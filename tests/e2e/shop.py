@@ -148,10 +148,11 @@ class Shop:
         self, order_id: str, *statuses: "orders.OrderStatus.ValueType", timeout_seconds: float = 20
     ) -> orders.Order:
         """Take the steps, one after the other; the order after the last."""
-        for status in statuses:
-            request = orders.UpdateOrderStatusRequest(id=order_id, status=status)
-            order = self.api.call(self.api.orders.UpdateOrderStatus, request, timeout_seconds=timeout_seconds).order
-        return order
+        *first, last = statuses
+        if first:
+            self.bring_to(order_id, *first, timeout_seconds=timeout_seconds)
+        request = orders.UpdateOrderStatusRequest(id=order_id, status=last)
+        return self.api.call(self.api.orders.UpdateOrderStatus, request, timeout_seconds=timeout_seconds).order
 
     # --- what others see ---
 

@@ -4,7 +4,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TypeVar
+from typing import Any, TypeVar
 from uuid import uuid4
 
 import grpc
@@ -135,7 +135,7 @@ def test_a_frozen_database_is_answered_within_the_deadline_while_the_process_liv
     ):
         inventory = inventory_pb2_grpc.InventoryServiceStub(inventory_channel)
         orders = order_pb2_grpc.OrderServiceStub(orders_channel)
-        calls = [
+        calls: list[Any] = [
             inventory.ReserveStock.future(
                 inventory_pb2.ReserveStockRequest(product_id=product, quantity=1, order_id="any"), timeout=2
             ),

@@ -109,6 +109,7 @@ def _obey(request: StringValue, _context: grpc.ServicerContext) -> StringValue:
         case "sleep":
             print("asleep", flush=True)
             time.sleep(float(argument))
+            print("awake", flush=True)
         case "die":
             error = RuntimeError("it fell")
             threading.Thread(target=lifecycle.die, args=("the flusher died", error), daemon=True).start()

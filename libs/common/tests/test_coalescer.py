@@ -7,6 +7,7 @@ from collections.abc import Callable, Hashable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import pytest
@@ -90,10 +91,13 @@ class Rig:
         """Calls of one request each that arrive in this sequence, while a flush is held up."""
         calls = []
         for ask in asks:
-            waiting = len(coalescer._queue)
+            waiting = len(coalescer._queue) + 1
             calls.append(self.call(coalescer, ask))
-            eventually(lambda waiting=waiting: len(coalescer._queue) == waiting + 1)
+            eventually(partial(self._waits, coalescer, waiting))
         return calls
+
+    def _waits(self, coalescer: Coalescer[Ask, int], count: int) -> bool:
+        return len(coalescer._queue) == count
 
     def busy(self, coalescer: Coalescer[Ask, int]) -> Future[Any]:
         """A first call, so that its flusher is in the middle of a batch."""

@@ -6,10 +6,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from shop_common.database import Database
-from shop_common.schema import Schema, SchemaTooOld, WrongDatabase, main
 from sqlalchemy import BigInteger, CheckConstraint, Column, MetaData, Table, Text, inspect
 from sqlalchemy.exc import DBAPIError
+
+from shop_common.database import Database
+from shop_common.schema import Schema, SchemaTooOld, WrongDatabase, main
 
 FIRST = """
 import sqlalchemy as sa

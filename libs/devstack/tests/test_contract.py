@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 import yaml
-from devstack.contract import ASYNCAPI, Contract, ContractBroken, Example, validator
 from jsonschema import Draft7Validator
+
+from devstack.contract import ASYNCAPI, Contract, ContractBroken, Example, validator
 
 EXAMPLES = list(validator().examples())
 EVENTS = [example for example in EXAMPLES if not example.topic.endswith(".dlq")]

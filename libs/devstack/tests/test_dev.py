@@ -3,12 +3,13 @@ import re
 import signal
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import grpc
 import psutil
 import pytest
+
 from devstack import drain, postgres, runfile
 from devstack.ports import free_ports
 from devstack.process import Process
@@ -27,19 +28,44 @@ Start = Callable[..., Process]
 @pytest.fixture
 def start(tmp_path: Path) -> Iterator[Start]:
     """Starts `dev` on ports of its own, in an empty folder; what still runs after the test is killed."""
-    ports = [f"{option}={port}" for option, port in zip(PORT_OPTIONS, free_ports(4), strict=True)]
-    with ExitStack() as after_the_test:
-
-        def start(*options: str) -> Process:
-            command = [sys.executable, "-m", "devstack.dev", "--no-metrics", *ports, *options]
-            dev = Process("dev", command, folder=tmp_path)
-            after_the_test.callback(dev.kill)
-            return dev.start()
-
+    with _starting(tmp_path) as start:
         yield start
 
 
-def test_one_ctrl_c_ends_everything_and_leaves_no_event_behind(start: Start, tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Process, RunFile, Start]]:
+    """A `dev` that is healthy, and the means to start another beside it."""
+    folder = tmp_path_factory.mktemp("dev")
+    with _starting(folder) as start:
+        dev = start()
+        yield dev, _healthy(dev, folder), start
+
+
+def test_it_says_where_each_listens(running: tuple[Process, RunFile, Start]) -> None:
+    dev, run, _ = running
+
+    for name in NAMES:
+        assert re.search(rf"^ *{name} +{run.processes[name].address} +SERVING +off", dev.log, re.MULTILINE)
+
+
+def test_each_line_of_the_log_says_who_speaks(running: tuple[Process, RunFile, Start]) -> None:
+    dev, _, _ = running
+
+    for name in NAMES:
+        assert re.search(rf"^{name} +│ .*serving", dev.log, re.MULTILINE)
+
+
+def test_a_second_one_says_at_once_which_ports_are_busy(running: tuple[Process, RunFile, Start]) -> None:
+    _, run, start = running
+    second = start()
+
+    assert second.wait(HEALTHY_SECONDS) == 1
+    (line,) = second.log.splitlines()
+    for name in NAMES:
+        assert run.processes[name].address.rpartition(":")[2] in line
+
+
+def test_one_ctrl_c_ends_everything_and_loses_nothing(start: Start, tmp_path: Path) -> None:
     dev = start()
     run = _healthy(dev, tmp_path)
     _add_stock(run)
@@ -53,38 +79,10 @@ def test_one_ctrl_c_ends_everything_and_leaves_no_event_behind(start: Start, tmp
     assert drain.backlog(run.databases.inventory) == 0
     assert drain.backlog(run.databases.orders) == 0
 
-
-def test_the_log_says_who_speaks_and_where_each_listens(start: Start, tmp_path: Path) -> None:
-    dev = start()
-    run = _healthy(dev, tmp_path)
-    dev.terminate()
-    dev.wait(END_SECONDS)
-
-    for name in NAMES:
-        assert re.search(rf"^{name} +│ ", dev.log, re.MULTILINE)
-        assert re.search(rf"^ *{name} +{run.processes[name].address} +SERVING +off", dev.log, re.MULTILINE)
-
-
-def test_the_data_is_there_again_the_next_time(start: Start, tmp_path: Path) -> None:
-    dev = start()
-    _add_stock(_healthy(dev, tmp_path))
-    dev.terminate()
-    assert dev.wait(END_SECONDS) == 0, dev.tail()
-
     again = start()
     with grpc.insecure_channel(_healthy(again, tmp_path).processes["inventory-api"].address) as channel:
         request = inventory_pb2.CheckStockRequest(product_id=1, required_quantity=5)
         assert inventory_pb2_grpc.InventoryServiceStub(channel).CheckStock(request, timeout=5).available
-
-
-def test_a_second_one_says_at_once_which_ports_are_busy(start: Start, tmp_path: Path) -> None:
-    run = _healthy(start(), tmp_path)
-    second = start()
-
-    assert second.wait(HEALTHY_SECONDS) == 1
-    (line,) = second.log.splitlines()
-    for name in NAMES:
-        assert run.processes[name].address.rpartition(":")[2] in line
 
 
 def test_a_process_that_ends_by_itself_is_told_and_ends_the_rest(start: Start, tmp_path: Path) -> None:
@@ -130,6 +128,20 @@ def test_it_makes_its_databases_on_a_postgresql_server(start: Start, tmp_path: P
             *(server.url.rpartition("/")[0] + f"/{name}" for name in ("inventory", "orders"))
         )
         assert drain.backlog(run.databases.inventory) == 0
+
+
+@contextmanager
+def _starting(folder: Path) -> Iterator[Start]:
+    ports = [f"{option}={port}" for option, port in zip(PORT_OPTIONS, free_ports(4), strict=True)]
+    with ExitStack() as afterwards:
+
+        def start(*options: str) -> Process:
+            command = [sys.executable, "-m", "devstack.dev", "--no-metrics", *ports, *options]
+            dev = Process("dev", command, folder=folder)
+            afterwards.callback(dev.kill)
+            return dev.start()
+
+        yield start
 
 
 def _healthy(dev: Process, folder: Path) -> RunFile:

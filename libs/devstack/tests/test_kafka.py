@@ -7,6 +7,7 @@ from uuid import uuid4
 
 import pytest
 from confluent_kafka import Consumer
+
 from devstack import broker, kafka
 from devstack.kafka import Kafka, Record
 from devstack.process import Process

@@ -5,10 +5,11 @@ from pathlib import Path
 import psutil
 import psycopg
 import pytest
-from devstack import postgres
-from devstack.postgres import PostgresServer, PostgresUnavailable
 from sqlalchemy import create_engine, text
 from sqlalchemy.engine import make_url
+
+from devstack import postgres
+from devstack.postgres import PostgresServer, PostgresUnavailable
 
 
 @pytest.fixture(scope="module", params=[source.description for source in postgres.sources()])

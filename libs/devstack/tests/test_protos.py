@@ -6,9 +6,10 @@ import tomllib
 from pathlib import Path
 
 import pytest
-from devstack import protos
 from packaging.requirements import Requirement
 from packaging.version import Version
+
+from devstack import protos
 
 INVENTORY = "shop/inventory/v1/inventory.proto"
 

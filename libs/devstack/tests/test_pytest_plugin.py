@@ -1,8 +1,9 @@
 from collections.abc import Callable
 
 import pytest
-from devstack import pytest_plugin
 from sqlalchemy import Engine, create_engine, inspect, text
+
+from devstack import pytest_plugin
 
 
 @pytest.mark.parametrize("_time", ["first", "second"])

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+
 from devstack import runfile
 from devstack.runfile import Endpoint, NotRunning, RunFile
 from devstack.stack import Databases

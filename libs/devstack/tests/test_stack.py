@@ -3,11 +3,12 @@ from pathlib import Path
 
 import grpc
 import pytest
+from google.type import money_pb2
+
 from devstack import drain, kafka
 from devstack.kafka import Kafka
 from devstack.process import ProcessEnded
 from devstack.stack import Databases, Options, Stack
-from google.type import money_pb2
 from shop.inventory.v1 import inventory_pb2, inventory_pb2_grpc
 from shop.order.v1 import order_pb2, order_pb2_grpc
 
@@ -22,12 +23,12 @@ def broker() -> Iterator[Kafka]:
 
 
 @pytest.fixture
-def databases(new_database: Callable[[str], str]) -> Databases:
-    return Databases(new_database("inventory"), new_database("orders"))
+def databases(tmp_path: Path) -> Databases:
+    return Databases.in_folder(tmp_path)
 
 
-def test_all_four_serve_and_end_in_their_own_time(databases: Databases, broker: Kafka) -> None:
-    with Stack(databases, broker) as stack:
+def test_all_four_serve_and_end_in_their_own_time(new_database: Callable[[str], str], broker: Kafka) -> None:
+    with Stack(Databases(new_database("inventory"), new_database("orders")), broker) as stack:
         assert stack.stop() == {
             "inventory-api": 0,
             "order-api": 0,
@@ -72,16 +73,16 @@ def test_draining_gives_up_in_time_and_says_what_is_left(databases: Databases, b
     assert "events to ship" in said[-1]
 
 
-def test_a_setting_may_be_for_one_process_or_for_all(tmp_path: Path, broker: Kafka) -> None:
+def test_a_setting_may_be_for_one_process_or_for_all(databases: Databases, broker: Kafka) -> None:
     options = Options(environment={"LOG_LEVEL": "error"}, per_process={"event-relay": {"LOG_LEVEL": "warning"}})
-    stack = Stack(Databases.in_folder(tmp_path), broker, options=options)
+    stack = Stack(databases, broker, options=options)
 
     assert [process.env["LOG_LEVEL"] for process in stack.processes] == ["error", "error", "error", "warning"]
 
 
-def test_a_stack_that_cannot_start_shows_why_and_leaves_nothing_running(tmp_path: Path, broker: Kafka) -> None:
+def test_a_stack_that_cannot_start_shows_why_and_leaves_nothing_running(databases: Databases, broker: Kafka) -> None:
     options = Options(per_process={"event-relay": {"LOG_LEVEL": "loud"}})
-    stack = Stack(Databases.in_folder(tmp_path), broker, options=options)
+    stack = Stack(databases, broker, options=options)
 
     with pytest.raises(ProcessEnded, match="LOG_LEVEL"):
         stack.__enter__()

@@ -1,5 +1,6 @@
 """CreateOrder, before the real inventory-api."""
 
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from decimal import Decimal
@@ -232,6 +233,14 @@ def test_without_inventory_nothing_is_stored(database: Database) -> None:
 
     assert (refused.code, refused.reason) == (grpc.StatusCode.UNAVAILABLE, "INVENTORY_UNAVAILABLE")
     assert count(database) == 0
+
+
+def test_an_inventory_that_hangs_is_told_of_before_the_deadline(database: Database) -> None:
+    silent = socket.create_server(("localhost", 0))  # takes connections and says nothing
+    with silent, Desk.serving(database, f"localhost:{silent.getsockname()[1]}") as desk:
+        refused = refusal(lambda: desk.stub.CreateOrder(new_request((1, 1, "1")), timeout=0.5))
+
+    assert (refused.code, refused.reason) == (grpc.StatusCode.UNAVAILABLE, "INVENTORY_UNAVAILABLE")
 
 
 def test_the_total_is_exact_where_floats_are_not(desk: Desk, stock: Stock) -> None:

@@ -8,8 +8,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from order_api import orders, transitions
-from order_api.domain import LEGAL_STEPS, IllegalTransition, Order, Status
-from order_api.transitions import AbandonedRequest, Loss, Step
+from order_api.domain import LEGAL_STEPS, IllegalTransition, Order, ReservationExpired, Status
+from order_api.transitions import AbandonedRequest, Asked, Loss, Step
 from shop_common.database import Database
 from shop_common.errors import ShopError
 
@@ -138,6 +138,17 @@ def test_only_orders_past_their_grace_are_abandoned_the_oldest_first(database: D
     statuses = [present(database, order.id).status for order in (waiting, recent, old, confirmed)]
     assert statuses == [Status.PENDING, Status.PENDING, Status.CANCELLED, Status.CONFIRMED]
     assert [each["event_type"] for each in events(database, old.id)] == ["ORDER_CREATED", "ORDER_CANCELLED"]
+
+
+def test_a_loss_is_told_to_who_confirms_though_its_event_was_faster(database: Database) -> None:
+    order = at(database, Status.PENDING)
+    step = Step(order.id, Status.CONFIRMED)
+    assert database.query(lambda tx: transitions.to_be_asked(tx, [step])) == [True]
+    lose(database, Loss(order.id, released=False))
+
+    refusal = ReservationExpired(order.id)
+    assert database.transact(lambda tx: transitions.finish_confirming(tx, [Asked(step, refusal)])) == [refusal]
+    assert present(database, order.id).version == 2
 
 
 def test_steps_at_once_happen_once(database: Database) -> None:

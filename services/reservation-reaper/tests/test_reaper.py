@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable
 
 import pytest
+from structlog.testing import capture_logs
 
 from reservation_reaper.reaper import Work
 from shop_common.errors import DatabaseUnavailable, QueueFull
@@ -63,17 +64,17 @@ def test_it_is_ready_once_a_round_went_well_and_not_after_one_that_failed(stop: 
     assert ready == [False, True, False, True]
 
 
-def test_a_failure_is_said_once_until_it_changes(stop: threading.Event, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_failure_is_said_once_until_it_changes(stop: threading.Event) -> None:
     away, full = DatabaseUnavailable("away"), QueueFull("full")
     do, _ = answers(away, away, away, full, full, 0, away)
     work = work_of(do)
 
-    for _ in range(7):
-        work.run_once(stop)
+    with capture_logs() as lines:
+        for _ in range(7):
+            work.run_once(stop)
 
-    lines = [line.split("]")[1].split("  ")[0].strip() for line in capsys.readouterr().out.splitlines()]
     tried = "failed, is tried again"
-    assert [line[: len(tried)] for line in lines] == [tried, tried, "works again", tried]
+    assert [line["event"] for line in lines] == [tried, tried, "works again", tried]
 
 
 def test_a_failed_round_is_tried_again_long_before_the_next_is_due(stop: threading.Event) -> None:

@@ -316,6 +316,8 @@ def _settings(bootstrap_servers: str, group: str, session_seconds: float) -> dic
         "partition.assignment.strategy": "cooperative-sticky",
         "session.timeout.ms": int(session_seconds * 1000),
         "heartbeat.interval.ms": int(session_seconds * 1000 / 3),
+        # Apache Kafka answers a fetch when there is something, the embedded broker only when this time is up.
+        "fetch.wait.max.ms": 100,
         "queued.max.messages.kbytes": _PREFETCH_KILOBYTES_MAX,
         # How soon a topic that was not there yet is found. Not the five seconds that the embedded broker takes to
         # share partitions out: a refresh at that very moment makes it begin anew.

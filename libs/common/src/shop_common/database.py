@@ -77,6 +77,8 @@ class Database:
             tx.begin()
             phase.begun = True
             yield tx
+            # Not rolled back: psycopg forgets a connection's prepared statements with every ROLLBACK.
+            tx.commit()
 
     def transact(self, operation: Callable[[Connection], _T]) -> _T:
         """Run the operation in one transaction; again, as a whole, where the database asks for that."""
@@ -95,9 +97,9 @@ class Database:
             try:
                 with open_transaction() as tx:
                     return operation(tx)
-            except _TryAgain as again:
+            except (_StaleConnection, _Collision):
                 if attempt == TRIES_MAX:
-                    raise again.instead from again.__cause__
+                    raise
                 # Two that deadlocked must not meet again in step.
                 time.sleep(random.uniform(0, 0.01 * attempt))
         raise AssertionError("unreachable: the last try returns or raises")
@@ -115,12 +117,12 @@ class Database:
             self._turn.release()
 
 
-class _TryAgain(Exception):
-    """The transaction has rolled back and may be run again; `instead` is the answer when tries run out."""
+class _StaleConnection(DatabaseUnavailable):
+    """The connection had died before the transaction began: nothing has run, and it may be run again."""
 
-    def __init__(self, instead: ShopError) -> None:
-        super().__init__(instead.message)
-        self.instead = instead
+
+class _Collision(Contention):
+    """The database has rolled the transaction back in favour of another, and asks to run it again."""
 
 
 class _Phase:
@@ -145,11 +147,11 @@ def _meaning(error: exc.DBAPIError, phase: _Phase) -> Exception:
     if phase.committing and (error.connection_invalidated or state is None or state[:2] in {"08", "57"}):
         return DatabaseUnavailable("the database did not answer a commit", rolled_back=False)
     if not phase.begun and error.connection_invalidated:
-        # A pooled connection had died. Nothing has run yet, and SQLAlchemy has emptied the pool, so a second
-        # try gets a fresh one: this spares a ping before each transaction.
-        return _TryAgain(DatabaseUnavailable("the database closed the connection"))
+        # A pooled connection had died. Nothing has run yet, and the next try gets its place in the pool, now empty:
+        # a fresh connection. This spares a ping before each transaction.
+        return _StaleConnection("the database closed the connection")
     if state in _RETRY_STATES:
-        return _TryAgain(Contention("others changed the same rows; try again"))
+        return _Collision("others changed the same rows; try again")
     if state == _LOCK_NOT_AVAILABLE:
         return Contention("others hold the same rows; try again")
     if is_own_fault(error):

@@ -62,15 +62,10 @@ def begin(process: str, settings: CommonSettings) -> None:
         count = getattr(settings, "workers", 1)
         if count > 1:
             raise SystemExit(workers.supervise(count, settings))
-    else:
-        workers.follow_parent(settings)
-    _Life.wake_read_end, wake_write_end = os.pipe()
-    # Not written to by the handler: that runs on the main thread only, which a signal does not wake if the system
-    # gives it to another one, as it does to a process that was just thawed.
-    os.set_blocking(wake_write_end, False)
-    signal.set_wakeup_fd(wake_write_end, warn_on_full_buffer=False)
-    signal.signal(signal.SIGTERM, _on_signal)
-    signal.signal(signal.SIGINT, _on_signal)
+    # Blocked here, and so in every thread, all of which start later: signals come to the one that asks for them.
+    signal.pthread_sigmask(signal.SIG_BLOCK, _STOP_SIGNALS)
+    threading.Thread(target=_take_signals, name="signals", daemon=True).start()
+    workers.follow_parent(settings)
 
 
 def serve(server: Serving, settings: CommonSettings, *, on_stop: Sequence[Callable[[], object]] = ()) -> None:
@@ -115,8 +110,8 @@ def die(reason: str, error: BaseException | None = None) -> None:
 def _take_signals() -> None:
     """Wait for signals on a thread of their own.
 
-    Python's handlers run on the main thread, between its instructions: one that has just begun to wait would miss them,
-    and one that holds a lock could not do anything about them.
+    Python's handlers run on the main thread, between its instructions: one that waits would miss a signal that the
+    system gives to another thread, as it does to a process that was just thawed.
     """
     number = signal.sigwait(_STOP_SIGNALS)
     if _Life.serving is None:

@@ -21,6 +21,7 @@ from confluent_kafka import (
     TopicPartition,
 )
 
+from devstack import watchdog
 from devstack.process import Process
 
 START_SECONDS = 20
@@ -147,7 +148,9 @@ def provide(bootstrap: str | None = None) -> Iterator[Kafka]:
     folder = Path(tempfile.mkdtemp(prefix="shop-broker-"))
     broker = embedded(folder / "address")
     try:
-        yield start(broker, folder / "address")
+        started = start(broker, folder / "address")
+        watchdog.watch(broker.pid, then_remove=folder)
+        yield started
     finally:
         broker.stop()
         shutil.rmtree(folder, ignore_errors=True)

@@ -26,7 +26,7 @@ from sqlalchemy.engine import URL
 
 from devstack import watchdog
 from devstack.ports import free_ports
-from devstack.process import inherited_environment
+from devstack.process import inherited_environment, wait_until_stopped
 
 OLDEST_MAJOR = 14
 START_SECONDS = 30
@@ -68,9 +68,12 @@ class Postmaster:
         # The postmaster first, so that it can't start another one meanwhile.
         postmaster = psutil.Process(self.pid)
         postmaster.suspend()
-        for backend in postmaster.children(recursive=True):
+        wait_until_stopped([postmaster])
+        backends = postmaster.children(recursive=True)
+        for backend in backends:
             with suppress(psutil.NoSuchProcess):
                 backend.suspend()
+        wait_until_stopped(backends)
 
     def thaw(self) -> None:
         postmaster = psutil.Process(self.pid)

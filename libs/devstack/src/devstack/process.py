@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Self
 
 import grpc
+import psutil
 from grpc_health.v1 import health_pb2
 
 from devstack import watchdog
@@ -20,6 +21,7 @@ LOG_LINES_MAX = 20_000
 TAIL_LINES = 25
 _POLL_SECONDS = 0.05
 _KILL_SECONDS = 10
+_FREEZE_SECONDS = 10
 
 # What a program needs to run at all. Everything else a child gets is said by who starts it: an exported
 # GRPC_PORT or DATABASE_URL of the caller must never reach a process that it was not meant for.
@@ -140,6 +142,8 @@ class Process:
     def freeze(self) -> None:
         """Stop it and its children in the middle of whatever they do, connections open, until `thaw`."""
         self._signal_group(signal.SIGSTOP)
+        leader = psutil.Process(self.pid)
+        wait_until_stopped([leader, *leader.children(recursive=True)])
 
     def thaw(self) -> None:
         self._signal_group(signal.SIGCONT)
@@ -179,23 +183,24 @@ class Process:
         self.kill()
         return code
 
-    def wait_ready(self, seconds: float, service: str = "") -> None:
-        """Wait until its health service says SERVING for `service` ('' is ready for calls, or 'liveness').
+    def is_ready(self, service: str = "") -> bool:
+        """Whether its health service says SERVING for `service` ('' is ready for calls, or 'liveness').
 
-        Raises ProcessEnded at once when the process has ended, and TimeoutError; both show the log's end.
+        Raises ProcessEnded, with the end of its log, when it has ended.
         """
         if self.health_address is None:
             raise ValueError(f"{self.name} has no health service")
+        if not self.alive:
+            raise ProcessEnded(f"{self.name} ended with exit code {self.wait(1)}\n{self.tail()}")
+        return health(self.health_address, service) == "SERVING"
+
+    def wait_ready(self, seconds: float, service: str = "") -> None:
+        """Wait until it `is_ready`. Raises ProcessEnded as soon as it has ended, and TimeoutError."""
         deadline = time.monotonic() + seconds
-        said = "nothing"
-        while time.monotonic() < deadline:
-            if not self.alive:
-                raise ProcessEnded(f"{self.name} ended with exit code {self.wait(1)}\n{self.tail()}")
-            said = health(self.health_address, service)
-            if said == "SERVING":
-                return
+        while not self.is_ready(service):
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"{self.name} is not ready after {seconds:g} s\n{self.tail()}")
             time.sleep(_POLL_SECONDS)
-        raise TimeoutError(f"{self.name} is not ready after {seconds:g} s: health says {said}\n{self.tail()}")
 
     def wait_for_line(self, text: str, seconds: float) -> str:
         """The first line of its log that contains `text`. Raises as `wait_ready` does."""
@@ -236,6 +241,17 @@ class Process:
         # None of it may be left (macOS calls a group of zombies a matter of permission).
         with suppress(ProcessLookupError, PermissionError):
             os.killpg(self._started().pid, signum)
+
+
+def wait_until_stopped(processes: Sequence[psutil.Process]) -> None:
+    """SIGSTOP was sent: wait until none of them runs any more, which on a busy machine takes a moment."""
+    deadline = time.monotonic() + _FREEZE_SECONDS
+    for process in processes:
+        with suppress(psutil.NoSuchProcess):
+            while process.status() not in (psutil.STATUS_STOPPED, psutil.STATUS_ZOMBIE):
+                if time.monotonic() > deadline:
+                    raise TimeoutError(f"{process} does not stop")
+                time.sleep(_POLL_SECONDS)
 
 
 def health(address: str, service: str = "", *, timeout_seconds: float = 1) -> str:

@@ -18,7 +18,7 @@ import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from google.type import money_pb2
+import google.type.money_pb2 as money_pb2
 
 PROTO = Path(__file__).resolve().parents[4] / "proto"
 

@@ -24,6 +24,7 @@ RELAY = "event-relay"
 MIGRATE_SECONDS = 60
 READY_SECONDS = 45
 STOP_SECONDS = 20
+_POLL_SECONDS = 0.05
 
 
 @dataclass(frozen=True)
@@ -148,9 +149,13 @@ class Stack:
         return self
 
     def wait_ready(self, seconds: float = READY_SECONDS) -> None:
+        """Wait until all are ready. Raises ProcessEnded as soon as one of them has ended, and TimeoutError."""
         deadline = time.monotonic() + seconds
-        for process in self.processes:
-            process.wait_ready(max(1, deadline - time.monotonic()))
+        while unready := [process for process in self.processes if not process.is_ready()]:
+            if time.monotonic() > deadline:
+                names = ", ".join(process.name for process in unready)
+                raise TimeoutError(f"not ready after {seconds:g} s: {names}\n{unready[0].tail()}")
+            time.sleep(_POLL_SECONDS)
 
     def move_apis(self, inventory_port: int, orders_port: int) -> None:
         """Let both APIs listen elsewhere from their next start on."""

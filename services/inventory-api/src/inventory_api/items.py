@@ -1,6 +1,7 @@
 """Items as rows: locking, reading, and writing their numbers."""
 
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any
 
 from sqlalchemy import BigInteger, Connection, Row, func, select, update
@@ -19,7 +20,8 @@ COLUMNS = tuple(_items.c[name] for name in Item.__slots__ if name != "due")
 
 def from_row(row: Row[Any], due: int = 0) -> Item:
     """An item out of a row of COLUMNS."""
-    return Item(*row, due=due)
+    item = Item(*row)
+    return replace(item, due=due) if due else item
 
 
 def lock_products(tx: Connection, product_ids: Iterable[int]) -> list[Item]:

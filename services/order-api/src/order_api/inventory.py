@@ -3,6 +3,8 @@
 import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from typing import ClassVar
 
 from google.protobuf.duration_pb2 import Duration
 from opentelemetry.trace import SpanKind
@@ -11,18 +13,23 @@ from order_api.domain import NewOrder
 from shop.inventory.v1 import inventory_pb2 as pb
 from shop.inventory.v1 import inventory_pb2_grpc
 from shop_common import logs, telemetry
-from shop_common.errors import InvalidInput, ShopError, Violation
+from shop_common.errors import InvalidInput, ShopError, Unavailable, Violation
 from shop_common.grpc_client import Client
 from shop_common.idempotency import RequestIdReused
 from shop_common.status import from_status
 
-UNAVAILABLE = "INVENTORY_UNAVAILABLE"
 RELEASES_WAITING_MAX = 1_000
 RELEASE_SECONDS = 1.0
 
 _STOCK_HELD = frozenset({pb.RESERVATION_STATE_HELD, pb.RESERVATION_STATE_CONFIRMED})
 
 _log = logs.get(__name__)
+
+
+class InventoryUnavailable(Unavailable):
+    """inventory-api did not answer in time; the call may have had its effect."""
+
+    reason: ClassVar[str] = "INVENTORY_UNAVAILABLE"
 
 
 class Inventory:
@@ -35,7 +42,7 @@ class Inventory:
             service,
             # The first always carries request_ids, the others are repeatable by state.
             repeatable=("BatchReserveStock", "ConfirmReservations", "ReleaseStock"),
-            unavailable_reason=UNAVAILABLE,
+            unavailable_reason=InventoryUnavailable.reason,
         )
         self._stub = inventory_pb2_grpc.InventoryServiceStub(self._client.channel)
         self._call_seconds = call_seconds
@@ -74,7 +81,8 @@ class Inventory:
     def release_soon(self, reservation_ids: Sequence[str], traceparent: str | None) -> None:
         """Give holds back early, if that is easily done; else they expire. Does not wait and never fails."""
         if self._room.acquire(blocking=False):
-            self._background.submit(self._release, reservation_ids, traceparent)
+            with suppress(RuntimeError):  # closed already
+                self._background.submit(self._release, reservation_ids, traceparent)
 
     def close(self) -> None:
         """Give up what waits to be released, and end the connections."""
@@ -118,7 +126,7 @@ def _lines(order: NewOrder) -> pb.OrderLines:
 def _outcome(order: NewOrder, result: pb.BatchReserveStockResult) -> Sequence[pb.Reservation] | ShopError:
     if result.HasField("reservations"):
         return result.reservations.reservations
-    error = from_status(result.error, unavailable_reason=UNAVAILABLE)
+    error = from_status(result.error, unavailable_reason=InventoryUnavailable.reason)
     if not isinstance(error, InvalidInput):
         return error
     if error.reason == RequestIdReused.reason:

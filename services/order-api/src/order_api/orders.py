@@ -9,7 +9,7 @@ from sqlalchemy import BigInteger, Connection, Row, Text, literal, select, tuple
 from sqlalchemy.types import TypeEngine
 
 from order_api import events, tables
-from order_api.domain import HeldOrder, NewOrder, Order, OrderItem, OrderNotFound, Status
+from order_api.domain import HeldOrder, NewItem, NewOrder, Order, OrderItem, OrderNotFound, Status
 from shop_common.errors import ShopError
 from shop_common.idempotency import Claim, RequestIdReused, fingerprint
 from shop_common.moments import from_micros, micros
@@ -201,7 +201,7 @@ def _reserved_until(held: HeldOrder, moment: datetime) -> datetime:
     return moment + timedelta(seconds=held.hold_seconds)
 
 
-def _line(order_id: str, item: Any) -> dict[str, object]:
+def _line(order_id: str, item: NewItem) -> dict[str, object]:
     return {"order_id": order_id, "product_id": item.product_id, "quantity": item.quantity, "price": item.price}
 
 

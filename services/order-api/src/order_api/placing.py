@@ -13,7 +13,7 @@ from collections.abc import Sequence
 
 from order_api import inventory, orders
 from order_api.domain import HeldOrder, NewOrder, Order, ReservationExpired, quantities
-from order_api.inventory import Inventory
+from order_api.inventory import Inventory, InventoryUnavailable
 from shop.inventory.v1 import inventory_pb2
 from shop_common.coalesced import Coalesced
 from shop_common.coalescer import Coalescer, Limits
@@ -43,7 +43,13 @@ class Placing:
 
         Raises what inventory-api refuses, ReservationExpired and RequestIdReused. Emits ORDER_CREATED.
         """
-        held = self._hold(order, deadline=deadline)
+        try:
+            held = self._hold(order, deadline=deadline)
+        except DatabaseUnavailable as error:
+            if error.rolled_back:
+                raise
+            # Time ran out while the stock was being held; our database is only read there, and commits nothing.
+            raise InventoryUnavailable("the stock was not held in time; it may be") from error
         if isinstance(held, Order):
             return held
         try:

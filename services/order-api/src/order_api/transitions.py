@@ -7,9 +7,9 @@ in which the steps were taken.
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import TypeVar
+from typing import TypeGuard, TypeVar
 
-from sqlalchemy import Connection, select
+from sqlalchemy import Connection, literal_column, select
 
 from order_api import orders, tables
 from order_api.domain import (
@@ -116,7 +116,12 @@ def finish_confirming(tx: Connection, asked: Sequence[Asked]) -> list[Order | Sh
     Where stock is lost, an order still PENDING is cancelled here, and what was lost is the refusal. Any other failure
     of inventory-api changes nothing and is the answer. Repeatable. Emits ORDER_CONFIRMED or ORDER_CANCELLED.
     """
-    return _each_in_turn(tx, asked, lambda each: each.step, _confirm)
+    outcomes = _each_in_turn(tx, asked, lambda each: each.step, _confirm)
+    # Where the event of the loss was faster and has cancelled the order, the loss is still what the caller is told.
+    return [
+        each.answer if isinstance(outcome, IllegalTransition) and _is_lost(each.answer) else outcome
+        for each, outcome in zip(asked, outcomes, strict=True)
+    ]
 
 
 def _confirm(locked: Locked, asked: Asked) -> Order | ShopError:
@@ -130,9 +135,13 @@ def _confirm(locked: Locked, asked: Asked) -> Order | ShopError:
             return locked.move(step.order_id, Status.CONFIRMED, step.reason, step.traceparent)
         # Of what was released, inventory-api says nothing. What it has confirmed is released by the event.
         answer = ReservationReleased(step.order_id)
-    if answer.reason in _LOST:
+    if _is_lost(answer):
         locked.move(step.order_id, Status.CANCELLED, _LOST[answer.reason], step.traceparent)
     return answer
+
+
+def _is_lost(answer: object) -> TypeGuard[ShopError]:
+    return isinstance(answer, ShopError) and answer.reason in _LOST
 
 
 def _each_in_turn(
@@ -197,7 +206,8 @@ def cancel_abandoned(tx: Connection, request: AbandonedRequest) -> int:
     before = now(tx) - timedelta(seconds=request.grace_seconds)
     abandoned = tx.execute(
         select(_orders.c.id)
-        .where(_orders.c.status == Status.PENDING, _orders.c.reserved_until < before)
+        # A literal, as in the index's condition: with a parameter PostgreSQL may come to think that it can't use it.
+        .where(_orders.c.status == literal_column("'PENDING'"), _orders.c.reserved_until < before)
         .order_by(_orders.c.reserved_until)
         .limit(request.max_count)
     )

@@ -1,0 +1,361 @@
+"""Transactions on both databases, and what callers hear when one fails, stalls or dies."""
+
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+from sqlalchemy import Connection, exc, text
+
+from devstack import postgres
+from devstack.postgres import PostgresServer
+from shop_common import database as database_module
+from shop_common.coalescer import Coalescer
+from shop_common.database import LOCK_TIMEOUT_SECONDS, Database, is_own_fault
+from shop_common.errors import Contention, DatabaseUnavailable, PoolTimeout, QueueFull, Refused, ShopError
+
+PATIENCE_SECONDS = 10.0
+
+
+class TooMany(Refused):
+    reason = "TOO_MANY"
+
+
+@pytest.fixture
+def database(database_url: str) -> Iterator[Database]:
+    database = Database(database_url)
+    make_table(database)
+    yield database
+    database.close()
+
+
+@pytest.fixture
+def on_postgres(postgres_server: PostgresServer) -> Iterator[Database]:
+    url = postgres_server.new_database()
+    database = Database(url)
+    make_table(database)
+    yield database
+    database.close()
+    postgres_server.drop_database(url)
+
+
+def make_table(database: Database) -> None:
+    with database.write() as tx:
+        tx.execute(text("CREATE TABLE parcels (id BIGINT PRIMARY KEY, weight BIGINT NOT NULL CHECK (weight > 0))"))
+
+
+def put(tx: Connection, *ids: int, weight: int = 1) -> None:
+    tx.execute(text("INSERT INTO parcels VALUES (:id, :weight)"), [{"id": each, "weight": weight} for each in ids])
+
+
+def add_weight(tx: Connection, parcel: int) -> None:
+    tx.execute(text("UPDATE parcels SET weight = weight + 1 WHERE id = :id"), {"id": parcel})
+
+
+def weights(database: Database) -> dict[int, int]:
+    with database.read() as tx:
+        return {row.id: row.weight for row in tx.execute(text("SELECT id, weight FROM parcels ORDER BY id"))}
+
+
+def backend(tx: Connection) -> int:
+    return int(tx.execute(text("SELECT pg_backend_pid()")).scalar_one())
+
+
+def terminate(database: Database, *pids: int) -> None:
+    """End these connections from the server's side, and wait until they are gone."""
+    other = Database(database.engine.url.render_as_string(hide_password=False), connections_max=1)
+    with other.write() as tx:
+        for pid in pids:
+            tx.execute(text("SELECT pg_terminate_backend(:pid, 5000)"), {"pid": pid})
+    other.close()
+
+
+# --- both ---
+
+
+def test_a_transaction_commits_when_its_block_ends_and_not_before(database: Database) -> None:
+    with database.write() as tx:
+        put(tx, 1)
+        assert weights(database) == {}
+
+    assert weights(database) == {1: 1}
+
+
+@pytest.mark.parametrize("failure", [TooMany("refused"), ZeroDivisionError("defect"), KeyboardInterrupt()])
+def test_a_transaction_that_raises_leaves_nothing(database: Database, failure: BaseException) -> None:
+    def put_and_fail(tx: Connection) -> None:
+        put(tx, 1)
+        raise failure
+
+    with pytest.raises(type(failure)):
+        database.transact(put_and_fail)
+
+    assert weights(database) == {}
+
+
+def test_what_a_requests_data_breaks_passes_as_it_is(database: Database) -> None:
+    database.transact(lambda tx: put(tx, 1))
+
+    for wrong in (lambda tx: put(tx, 1), lambda tx: put(tx, 2, weight=0)):
+        with pytest.raises(exc.IntegrityError) as broken:
+            database.transact(wrong)
+        assert is_own_fault(broken.value)
+    with pytest.raises(exc.DBAPIError) as defect:
+        database.transact(lambda tx: tx.execute(text("SELECT nonsense FROM parcels")))
+    assert is_own_fault(defect.value)
+    assert weights(database) == {1: 1}
+
+
+def test_defects_of_ours_are_own_faults_and_answers_are_not() -> None:
+    assert is_own_fault(KeyError("defect"))
+    assert not is_own_fault(Contention("others"))
+
+
+def test_a_read_sees_one_moment(database: Database) -> None:
+    database.transact(lambda tx: put(tx, 1))
+    with database.read() as tx:
+        before = tx.execute(text("SELECT count(*) FROM parcels")).scalar_one()
+        database.transact(lambda other: put(other, 2))
+        after = tx.execute(text("SELECT count(*) FROM parcels")).scalar_one()
+
+    assert (before, after) == (1, 1)
+
+
+def test_writers_at_once_lose_no_update(database: Database, database_url: str) -> None:
+    other_process = Database(database_url)
+    database.transact(lambda tx: put(tx, 1))
+    with ThreadPoolExecutor(8) as writers:
+        done = [
+            writers.submit(process.transact, lambda tx: add_weight(tx, 1))
+            for process in (database, other_process)
+            for _ in range(20)
+        ]
+        for each in done:
+            each.result(PATIENCE_SECONDS)
+    other_process.close()
+
+    assert weights(database) == {1: 41}
+
+
+def test_no_connection_in_time_is_overload(database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(database_module, "POOL_TIMEOUT_SECONDS", 0.1)
+    database = Database(database_url, connections_max=1)
+    with database.read(), pytest.raises(PoolTimeout), database.read():
+        pass
+    database.close()
+
+
+def test_a_database_that_is_not_there_is_unavailable(tmp_path: Path) -> None:
+    for url in ("postgresql+psycopg://nobody@127.0.0.1:1/none", f"sqlite:///{tmp_path / 'no' / 'folder' / 'x.db'}"):
+        database = Database(url)
+        with pytest.raises(DatabaseUnavailable) as away:
+            database.query(lambda tx: tx.execute(text("SELECT 1")))
+        assert away.value.rolled_back
+        database.close()
+
+
+# --- SQLite ---
+
+
+def test_a_sqlite_file_that_another_process_writes_for_long_is_unavailable(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(database_module._SQLITE_CONNECT, "timeout", 0.1)
+    url = f"sqlite:///{tmp_path / 'shop.db'}"
+    one, other = Database(url), Database(url)
+    make_table(one)
+
+    with one.write() as tx:
+        put(tx, 1)
+        with pytest.raises(DatabaseUnavailable) as busy:
+            other.transact(lambda tx: put(tx, 2))
+        assert weights(other) == {}
+
+    assert busy.value.rolled_back
+    assert weights(other) == {1: 1}
+    one.close()
+    other.close()
+
+
+def test_a_sqlite_writer_whose_turn_does_not_come_hears_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(database_module, "POOL_TIMEOUT_SECONDS", 0.1)
+    database = Database(f"sqlite:///{tmp_path / 'shop.db'}")
+    make_table(database)
+
+    with database.write(), ThreadPoolExecutor(1) as other:
+        waiting = other.submit(database.transact, lambda tx: put(tx, 1))
+        with pytest.raises(DatabaseUnavailable, match="busy"):
+            waiting.result(PATIENCE_SECONDS)
+    database.close()
+
+
+def test_sqlite_keeps_foreign_keys_and_syncs_each_commit(tmp_path: Path) -> None:
+    database = Database(f"sqlite:///{tmp_path / 'shop.db'}")
+    with database.read() as tx:
+        found = [
+            tx.exec_driver_sql(f"PRAGMA {name}").scalar_one()
+            for name in ("journal_mode", "synchronous", "foreign_keys")
+        ]
+    database.close()
+
+    assert found == ["wal", 2, 1]
+
+
+def test_a_new_sqlite_file_may_be_opened_by_many_at_once(tmp_path: Path) -> None:
+    databases = [Database(f"sqlite:///{tmp_path / 'shop.db'}") for _ in range(8)]
+    with ThreadPoolExecutor(8) as openers:
+        opened = list(openers.map(lambda database: database.query(lambda tx: 1), databases))
+    for database in databases:
+        database.close()
+
+    assert opened == [1] * 8
+
+
+# --- PostgreSQL ---
+
+
+def test_timeouts_hold_within_each_transaction_and_reads_can_not_write(on_postgres: Database) -> None:
+    names = ("lock_timeout", "statement_timeout", "idle_in_transaction_session_timeout")
+    with on_postgres.write() as tx:
+        written = [tx.execute(text(f"SHOW {name}")).scalar_one() for name in (*names, "transaction_isolation")]
+    with on_postgres.read() as tx:
+        read = [tx.execute(text(f"SHOW {name}")).scalar_one() for name in (*names, "transaction_isolation")]
+
+    assert written == ["2s", "5s", "5s", "read committed"]
+    assert read == ["2s", "5s", "5s", "repeatable read"]
+    with pytest.raises(DatabaseUnavailable), on_postgres.read() as tx:
+        put(tx, 1)
+
+
+def test_a_row_that_others_hold_for_long_is_contention(on_postgres: Database) -> None:
+    on_postgres.transact(lambda tx: put(tx, 1))
+    started = time.monotonic()
+    with on_postgres.write() as tx:
+        add_weight(tx, 1)
+        with pytest.raises(Contention):
+            on_postgres.transact(lambda other: add_weight(other, 1))
+
+    assert LOCK_TIMEOUT_SECONDS <= time.monotonic() - started < 2 * LOCK_TIMEOUT_SECONDS
+    assert weights(on_postgres) == {1: 2}
+
+
+def test_two_that_deadlock_both_succeed_in_the_end(on_postgres: Database) -> None:
+    on_postgres.transact(lambda tx: put(tx, 1, 2))
+    with on_postgres.write() as tx:
+        name = on_postgres.engine.url.database
+        tx.execute(text(f'ALTER DATABASE "{name}" SET deadlock_timeout = 100'))
+    on_postgres.close()  # the setting is for new connections
+    first_steps = threading.Barrier(2)
+    tries: list[int] = []
+
+    def forth_or_back(sequence: Sequence[int]) -> Callable[[Connection], None]:
+        met = False
+
+        def run(tx: Connection) -> None:
+            nonlocal met
+            tries.append(sequence[0])
+            add_weight(tx, sequence[0])
+            if not met:
+                met = True
+                first_steps.wait(PATIENCE_SECONDS)
+            add_weight(tx, sequence[1])
+
+        return run
+
+    with ThreadPoolExecutor(2) as writers:
+        done = [writers.submit(on_postgres.transact, forth_or_back(sequence)) for sequence in ((1, 2), (2, 1))]
+        for each in done:
+            each.result(PATIENCE_SECONDS)
+
+    assert len(tries) == 3
+    assert weights(on_postgres) == {1: 3, 2: 3}
+
+
+def test_connections_that_died_while_idle_are_replaced_unseen(on_postgres: Database) -> None:
+    with on_postgres.read() as one, on_postgres.read() as two, on_postgres.read() as three, on_postgres.read() as four:
+        pids = [backend(tx) for tx in (one, two, three, four)]
+    terminate(on_postgres, *pids)
+
+    on_postgres.transact(lambda tx: put(tx, 1))
+
+    assert on_postgres.query(backend) not in pids
+    assert weights(on_postgres) == {1: 1}
+
+
+def test_without_another_try_a_connection_that_died_while_idle_is_told_as_unavailable(on_postgres: Database) -> None:
+    terminate(on_postgres, on_postgres.query(backend))
+
+    with pytest.raises(DatabaseUnavailable) as lost, on_postgres.write():
+        pass
+
+    assert lost.value.rolled_back
+
+
+def test_a_connection_that_dies_in_the_middle_is_told_and_nothing_was_done(on_postgres: Database) -> None:
+    tries = []
+
+    def cut_off(tx: Connection) -> None:
+        tries.append(1)
+        put(tx, 1)
+        terminate(on_postgres, backend(tx))
+        put(tx, 2)
+
+    with pytest.raises(DatabaseUnavailable) as lost:
+        on_postgres.transact(cut_off)
+
+    assert lost.value.rolled_back
+    assert tries == [1]  # it may have been the statement that killed the server: no second try of its own
+    assert weights(on_postgres) == {}
+
+
+def test_a_commit_that_gets_no_answer_says_that_nobody_knows(on_postgres: Database) -> None:
+    def cut_off_at_the_end(tx: Connection) -> None:
+        put(tx, 1)
+        terminate(on_postgres, backend(tx))
+
+    with pytest.raises(DatabaseUnavailable) as lost:
+        on_postgres.transact(cut_off_at_the_end)
+
+    assert not lost.value.rolled_back
+    assert weights(on_postgres) == {}
+
+
+def test_callers_of_a_frozen_database_are_answered_within_their_deadline_and_it_goes_on_after() -> None:
+    with postgres.provide() as server:
+        database = Database(server.new_database())
+        make_table(database)
+
+        def freeze_before_the_commit(ids: Sequence[int]) -> list[int | ShopError]:
+            def run(tx: Connection) -> list[int | ShopError]:
+                put(tx, *ids)
+                if 1 in ids:
+                    server.freeze()
+                return list(ids)
+
+            return database.transact(run)
+
+        deaths: list[str] = []
+        coalescer = Coalescer("put", freeze_before_the_commit, die=lambda said, _: deaths.append(said))
+        with ThreadPoolExecutor(2) as callers:
+            deadline = time.monotonic() + 1.0
+            committing = callers.submit(coalescer, 1, deadline=deadline)
+            flushing = threading.Event()
+            while not flushing.wait(0.001) and coalescer._queue:
+                assert time.monotonic() < deadline
+            queued = callers.submit(coalescer, 2, deadline=deadline)
+            with pytest.raises(DatabaseUnavailable) as unknown:
+                committing.result(PATIENCE_SECONDS)
+            with pytest.raises(QueueFull):
+                queued.result(PATIENCE_SECONDS)
+            assert time.monotonic() < deadline + 0.5
+
+        server.thaw()
+
+        assert not unknown.value.rolled_back
+        assert coalescer(3, deadline=time.monotonic() + PATIENCE_SECONDS) == 3
+        assert list(weights(database)) == [1, 3]  # the first was committed, although nobody could know
+        coalescer.close()
+        database.close()
+        assert deaths == []

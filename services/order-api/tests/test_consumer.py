@@ -1,0 +1,44 @@
+"""What inventory events do to orders: the handlers, as the consumer calls them."""
+
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+from desk import events, new_order, stored
+
+from devstack import contract
+from order_api import consumer, orders
+from order_api.domain import Status
+from shop_common.consumer import Event
+from shop_common.database import Database
+
+TRACEPARENT = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
+
+
+def event(event_type: str, data: dict[str, Any]) -> Event:
+    now = datetime.now(UTC)
+    return Event(event_type, "1", "an-id", data, now, TRACEPARENT, topic=consumer.TOPIC, partition=0, offset=0)
+
+
+@pytest.mark.parametrize("event_type", ["STOCK_RESERVATION_EXPIRED", "STOCK_RELEASED"])
+def test_lost_stock_cancels_its_order_once_however_often_it_is_told(database: Database, event_type: str) -> None:
+    lost, kept = stored(database, new_order(), new_order())
+    told = [event(event_type, {"order_id": order_id}) for order_id in ("cart-1182", lost.id, lost.id)]
+
+    for _ in range(2):
+        database.transact(lambda tx: consumer.handlers()[event_type](tx, told))
+
+    now = database.query(lambda tx: orders.load(tx, [lost.id, kept.id]))
+    assert (now[lost.id].status, now[kept.id].status) == (Status.CANCELLED, Status.PENDING)
+    assert [each["event_type"] for each in events(database, lost.id)] == ["ORDER_CREATED", "ORDER_CANCELLED"]
+
+
+def test_every_event_of_the_contract_that_is_handled_can_be_read(database: Database) -> None:
+    handlers = consumer.handlers()
+    examples = [example for example in contract.validator().examples() if example.topic == consumer.TOPIC]
+    assert handlers.keys() <= {example.type for example in examples}
+
+    for example in examples:
+        if example.type in handlers:
+            read = [event(example.type, example.payload["data"])]
+            database.transact(lambda tx, read=read: handlers[read[0].type](tx, read))  # type: ignore[misc]  # of lambdas
