@@ -5,10 +5,11 @@ It samples the CPU time of the processes that it is told of, so that the moments
 
 import base64
 import json
-import select
+import selectors
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from itertools import count, cycle
 
@@ -62,37 +63,29 @@ def run(job: Job) -> Outcome:
     tally = Tally()
     shares = min(job.calls, CONNECTIONS_MAX)
     next_request = _requests(job)
-    connections = [
-        Connection(job.target, job.method, len(range(n, job.calls, shares)), next_request, tally) for n in range(shares)
-    ]
-    poll = select.epoll()
-    by_file = {connection.fileno(): connection for connection in connections}
-    for file, connection in by_file.items():
-        poll.register(file, select.EPOLLIN)
-        connection.start()
-    begin = time.perf_counter() + job.warmup_seconds
-    _pump(poll, by_file, begin)
-    tally.window = (time.perf_counter(), float("inf"))
-    before = _cpu(job)
-    _pump(poll, by_file, tally.window[0] + job.seconds)
-    end = time.perf_counter()
-    after = _cpu(job)
-    tally.window = (tally.window[0], end)
-    for connection in connections:
-        connection.draining = True
-    give_up = time.perf_counter() + DRAIN_SECONDS
-    while not all(connection.is_idle for connection in connections):
-        if time.perf_counter() > give_up:
-            raise LoadError("the last calls were not answered")
-        for file, _ in poll.poll(0.1):
-            by_file[file].receive()
-    for connection in connections:
-        connection.close()
-    poll.close()
+    with ExitStack() as stack:
+        selector = stack.enter_context(selectors.DefaultSelector())
+        connections = []
+        for share in range(shares):
+            calls = len(range(share, job.calls, shares))
+            connection = Connection(job.target, job.method, calls, next_request, tally)
+            stack.callback(connection.close)
+            connections.append(connection)
+            selector.register(connection, selectors.EVENT_READ, connection.receive)
+            connection.start()
+        _pump(selector, job.warmup_seconds)
+        before = _cpu(job)
+        begin = time.perf_counter()
+        tally.window = (begin, float("inf"))
+        _pump(selector, job.seconds)
+        end = time.perf_counter()
+        after = _cpu(job)
+        tally.window = (begin, end)
+        _drain(selector, connections)
     if not tally.latencies:
-        raise LoadError(f"no call succeeded: {tally.failure}")
+        raise LoadError(f"no call succeeded in time: {tally.failure or 'none was answered'}")
     return summary(
-        len(tally.latencies) / (end - tally.window[0]),
+        len(tally.latencies) / (end - begin),
         tally.latencies,
         {name: after[name] - before[name] for name in before},
         succeeded=tally.succeeded,
@@ -124,10 +117,22 @@ def summary(
     )
 
 
-def _pump(poll: select.epoll, by_file: dict[int, Connection], until: float) -> None:
+def _pump(selector: selectors.BaseSelector, seconds: float) -> None:
+    until = time.perf_counter() + seconds
     while (left := until - time.perf_counter()) > 0:
-        for file, _ in poll.poll(left):
-            by_file[file].receive()
+        for key, _ in selector.select(left):
+            key.data()
+
+
+def _drain(selector: selectors.BaseSelector, connections: Sequence[Connection]) -> None:
+    for connection in connections:
+        connection.draining = True
+    give_up = time.perf_counter() + DRAIN_SECONDS
+    while not all(connection.is_idle for connection in connections):
+        if time.perf_counter() > give_up:
+            raise LoadError("the last calls were not answered")
+        for key, _ in selector.select(1):
+            key.data()
 
 
 def _cpu(job: Job) -> dict[str, float]:

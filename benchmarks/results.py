@@ -2,7 +2,7 @@
 
 import statistics
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -11,6 +11,9 @@ from rich.table import Table
 
 from benchmarks.generator import Outcome
 from benchmarks.scenarios import CREATE_ORDER, RESERVE_HOT, SCENARIOS, Scenario
+
+KINDS = ("server", "relay", "database", "client")
+"""Whose CPU time is told apart. SQLite works inside the servers."""
 
 
 @dataclass(frozen=True)
@@ -137,32 +140,35 @@ def show(results: Results, console: Console) -> None:
     console.print(goals)
 
 
-def _table(scenario: Scenario, found: Iterable[tuple[Cell, Numbers]]) -> Table:
-    table = Table(title=scenario.title, title_justify="left")
+def _table(scenario: Scenario, found: Sequence[tuple[Cell, Numbers]]) -> Table:
+    kinds = [kind for kind in KINDS if any(kind in numbers.cpu_per_request for _, numbers in found)]
+    table = Table(title=f"{scenario.title}; CPU in ms a request", title_justify="left")
     for name in ("database", "variant"):
         table.add_column(name)
-    for name in ("calls", "requests/s", "p50 ms", "p99 ms", "CPU ms/request: servers", "database", "both", "client"):
+    for name in ("calls", "requests/s", "p50 ms", "p99 ms", *(f"CPU {kind}" for kind in kinds), "all but client"):
         table.add_column(name, justify="right")
-    order: Callable[[tuple[Cell, Numbers]], Any] = lambda each: (each[0].calls, each[0].database, each[0].subject)  # noqa: E731
-    last = None
-    for cell, numbers in sorted(found, key=order):
-        if last is not None and last != cell.calls:
+    last = found[0][0].calls
+    for cell, numbers in sorted(found, key=_place):
+        if last != cell.calls:
             table.add_section()
         last = cell.calls
-        spent = numbers.cpu_per_request
         table.add_row(
             cell.database,
             cell.subject,
             str(cell.calls),
             f"{numbers.rate:,.0f}",
-            f"{numbers.p50 * 1e3:.2f}",
-            f"{numbers.p99 * 1e3:.2f}",
-            *(_milliseconds(spent.get(kind)) for kind in ("server", "database")),
-            _milliseconds(numbers.served),
-            _milliseconds(spent["client"]),
+            _milliseconds(numbers.p50, 2),
+            _milliseconds(numbers.p99, 2),
+            *(_milliseconds(numbers.cpu_per_request.get(kind), 3) for kind in kinds),
+            _milliseconds(numbers.served, 3),
         )
     return table
 
 
-def _milliseconds(spent: float | None) -> str:
-    return "" if spent is None else f"{spent * 1e3:.3f}"
+def _place(found: tuple[Cell, Numbers]) -> tuple[int, str, str]:
+    cell, _ = found
+    return cell.calls, cell.database, cell.subject
+
+
+def _milliseconds(seconds: float | None, digits: int) -> str:
+    return "" if seconds is None else f"{seconds * 1e3:.{digits}f}"

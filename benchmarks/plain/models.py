@@ -10,6 +10,9 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, rela
 
 from shop_common.sql import Amount, Id, RowId, Timestamp
 
+READ_ONLY = {"plain_read_only": True}
+"""Options of a connection that writes nothing."""
+
 CONNECTIONS = 16
 """As many as our services have."""
 
@@ -109,5 +112,6 @@ def _configure(connection: Any, _: object) -> None:
 
 
 def _begin(connection: Connection) -> None:
-    # Without it two writers oversell.
-    connection.exec_driver_sql("BEGIN IMMEDIATE")
+    # Without IMMEDIATE two writers oversell.
+    reads = connection.get_execution_options().keys() & READ_ONLY
+    connection.exec_driver_sql("BEGIN" if reads else "BEGIN IMMEDIATE")

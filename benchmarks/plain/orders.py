@@ -10,7 +10,7 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session, selectinload, sessionmaker
 from uuid_utils import uuid7
 
-from benchmarks.plain.models import Event, Order, OrderItem, sessions
+from benchmarks.plain.models import READ_ONLY, Event, Order, OrderItem, sessions
 from benchmarks.plain.server import serve
 from shop.inventory.v1 import inventory_pb2, inventory_pb2_grpc
 from shop.order.v1 import order_pb2 as pb
@@ -65,6 +65,7 @@ class Orders:
 
     def get_order(self, request: pb.GetOrderRequest, context: grpc.ServicerContext) -> pb.OrderResponse:
         with self._sessions() as session:
+            session.connection(execution_options=READ_ONLY)
             order = session.get(Order, request.id, options=[selectinload(Order.items)])
             if order is None:
                 context.abort(grpc.StatusCode.NOT_FOUND, f"there is no order {request.id}")
@@ -75,6 +76,7 @@ class Orders:
             select(Order).where(Order.user_id == request.user_id).order_by(Order.created_at.desc(), Order.id.desc())
         )
         with self._sessions() as session:
+            session.connection(execution_options=READ_ONLY)
             orders = session.scalars(newest.limit(request.page_size).options(selectinload(Order.items))).all()
             return pb.ListOrdersResponse(orders=[_to_proto(order) for order in orders])
 

@@ -49,7 +49,7 @@ def test_a_frozen_server_answers_nobody_and_a_thawed_one_goes_on(server: Postgre
             with pytest.raises(psycopg.OperationalError, match="timeout"):
                 psycopg.connect(_plain(url), connect_timeout=2)
 
-        assert states == {psutil.STATUS_STOPPED}
+        assert states <= {psutil.STATUS_STOPPED, psutil.STATUS_ZOMBIE}
         assert connection.execute("SELECT 1").fetchone() == (1,)
 
 

@@ -21,6 +21,7 @@ from sqlalchemy import exc
 
 from shop_common import logs, telemetry
 from shop_common.call_pool import CallPool
+from shop_common.database import is_own_fault
 from shop_common.errors import DatabaseUnavailable, InvalidInput, Overload, QueueFull, ShopError, Unavailable, Violation
 from shop_common.health import HEALTH_SERVICE, Health
 from shop_common.listen import opened
@@ -280,7 +281,7 @@ def _failure_of(error: Exception) -> _Failure:
     if isinstance(error, ShopError):
         status = to_status(error)
         return _Failure(code_of(error), status, error.reason, is_ours=isinstance(error, Overload | Unavailable))
-    if isinstance(error, exc.OperationalError | exc.TimeoutError):
+    if isinstance(error, exc.OperationalError | exc.TimeoutError) and not is_own_fault(error):
         # `database` translates these; whatever slips past it is still no defect of the request.
         return _failure_of(DatabaseUnavailable("the database did not answer"))
     if isinstance(error, _DeadlinePassed):

@@ -47,10 +47,10 @@ class Health(health_pb2_grpc.HealthServicer):
     def serve_on(self, server: grpc.Server, services: Iterable[str], *, reflect: bool) -> None:
         """Answer on this server, and speak for these full service names; `reflect` offers their descriptors."""
         self._names.update(services)
-        health_pb2_grpc.add_HealthServicer_to_server(self, server)  # type: ignore[no-untyped-call]  # generated
+        health_pb2_grpc.add_HealthServicer_to_server(self, server)
         if reflect:
             names = (*services, HEALTH_SERVICE, reflection.SERVICE_NAME)
-            reflection.enable_server_reflection(names, server)  # type: ignore[no-untyped-call]  # has no types
+            reflection.enable_server_reflection(names, server)
 
     def set_ready(self, part: str, ready: bool) -> None:
         """Say whether one part (`server`, `consumer`) is ready; the process is when all its parts are."""

@@ -130,6 +130,8 @@ class IdempotencyKeys:
         """
         if not claims:
             return {}
+        if len({claim.key for claim in claims}) < len(claims):
+            raise ValueError("one batch holds a request_id twice: each would be performed")
         # Sorted, so that two batches with the same keys wait for each other and do not deadlock.
         rows = [
             {

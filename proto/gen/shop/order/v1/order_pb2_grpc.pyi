@@ -61,6 +61,7 @@ class OrderServiceStub:
     order is CANCELLED in the same call, and the refusal is the answer. CANCELLED gives the stock back and
     SHIPPED takes it out, both soon after the answer, through the event.
       NOT_FOUND           ORDER_NOT_FOUND (metadata: id).
+                          RESERVATION_NOT_FOUND (metadata: order_id): to CONFIRMED only; its holds are forgotten.
       FAILED_PRECONDITION ILLEGAL_TRANSITION (metadata: id, from, to, legal: a comma-separated list).
                           RESERVATION_EXPIRED, RESERVATION_RELEASED (metadata: order_id): to CONFIRMED only.
       INVALID_ARGUMENT    REQUEST_ID_REUSED.
@@ -137,6 +138,7 @@ class OrderServiceServicer(metaclass=_abc_1.ABCMeta):
         order is CANCELLED in the same call, and the refusal is the answer. CANCELLED gives the stock back and
         SHIPPED takes it out, both soon after the answer, through the event.
           NOT_FOUND           ORDER_NOT_FOUND (metadata: id).
+                              RESERVATION_NOT_FOUND (metadata: order_id): to CONFIRMED only; its holds are forgotten.
           FAILED_PRECONDITION ILLEGAL_TRANSITION (metadata: id, from, to, legal: a comma-separated list).
                               RESERVATION_EXPIRED, RESERVATION_RELEASED (metadata: order_id): to CONFIRMED only.
           INVALID_ARGUMENT    REQUEST_ID_REUSED.
