@@ -37,7 +37,7 @@ PRODUCTS = (1, 2)
 LOCATIONS = ("A", "B")
 PLACES = [(product, location) for product in PRODUCTS for location in LOCATIONS]
 SETTINGS = settings(
-    max_examples=30, stateful_step_count=30, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+    max_examples=20, stateful_step_count=30, deadline=None, suppress_health_check=[HealthCheck.too_slow]
 )
 
 places = st.sampled_from(PLACES)

@@ -281,7 +281,7 @@ def _failure_of(error: Exception) -> _Failure:
     if isinstance(error, ShopError):
         status = to_status(error)
         return _Failure(code_of(error), status, error.reason, is_ours=isinstance(error, Overload | Unavailable))
-    if isinstance(error, exc.OperationalError | exc.TimeoutError) and not is_own_fault(error):
+    if isinstance(error, exc.TimeoutError) or (isinstance(error, exc.OperationalError) and not is_own_fault(error)):
         # `database` translates these; whatever slips past it is still no defect of the request.
         return _failure_of(DatabaseUnavailable("the database did not answer"))
     if isinstance(error, _DeadlinePassed):
