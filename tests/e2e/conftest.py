@@ -6,7 +6,7 @@ import pytest
 
 from devstack.kafka import Kafka
 from devstack.postgres import PostgresServer
-from devstack.stack import Databases, Stack
+from devstack.stack import RELAY, Databases, Options, Stack
 from tests.e2e.shop import Shop
 
 
@@ -28,7 +28,9 @@ def stack(
         databases = Databases.in_folder(tmp_path_factory.mktemp("data"))
     else:
         databases = Databases.on_server(database_server)
-    with Stack(databases, kafka) as running:
+    # A killed relay's shards wait for its lease to run out; tests need not wait as long as a real outage may take.
+    options = Options(per_process={RELAY: {"LEASE_SECONDS": "3"}})
+    with Stack(databases, kafka, options=options) as running:
         yield running
 
 

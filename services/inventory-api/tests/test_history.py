@@ -9,7 +9,7 @@ from sqlalchemy import event, func, select, text, update
 from stockroom import Stockroom, deadline
 
 from inventory_api import history, tables, transitions
-from inventory_api.domain import ENDED, Line, Reservation
+from inventory_api.domain import ENDED, Line, Reservation, ReservationNotFound
 from inventory_api.history import Purged, PurgeRequest
 from shop_common.database import Database
 from shop_common.sql import now
@@ -120,7 +120,8 @@ def test_a_repeat_whose_reservation_was_forgotten_holds_nothing_anew(stockroom: 
         tx.execute(tables.outbox.table.delete())
         tx.execute(update(tables.inventory_items).values(version=0))
 
-    assert stockroom.hold_lines("order-1", Line(1, 1), request_id="r") == []
+    with pytest.raises(ReservationNotFound):
+        stockroom.hold_lines("order-1", Line(1, 1), request_id="r")
     assert stockroom.available(1) == 1
 
 

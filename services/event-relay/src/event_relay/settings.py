@@ -4,7 +4,7 @@ from typing import Annotated
 
 from pydantic import Field, ValidationInfo, field_validator
 
-from shop_common.settings import CommonSettings, DatabaseAddress, HealthPort, KafkaSettings, MetricsPort
+from shop_common.settings import CommonSettings, DatabaseAddress, HealthPort, KafkaSettings
 
 _URL = "database whose outbox is shipped: sqlite:///PATH or postgresql://USER:PASSWORD@HOST:PORT/NAME; unset is none"
 _SECRET = {"secret": True}
@@ -20,7 +20,6 @@ class RelaySettings(CommonSettings, KafkaSettings):
         DatabaseAddress | None, Field(description=_URL, repr=False, json_schema_extra=_SECRET, validate_default=True)
     ] = None
     health_port: HealthPort = 50056
-    metrics_port: MetricsPort = 9467
     lease_seconds: float = Field(
         10.0,
         ge=1,

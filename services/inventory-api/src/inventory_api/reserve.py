@@ -9,7 +9,15 @@ from uuid_utils import uuid7
 
 from inventory_api import events, items, reservations, tables, transitions
 from inventory_api.allocation import Shelves
-from inventory_api.domain import Allocation, InsufficientStock, Item, OrderLines, Reservation, State
+from inventory_api.domain import (
+    Allocation,
+    InsufficientStock,
+    Item,
+    OrderLines,
+    Reservation,
+    ReservationNotFound,
+    State,
+)
 from shop_common.errors import Contention, ShopError
 from shop_common.idempotency import Claim, fingerprint
 from shop_common.sql import inserting, now
@@ -216,11 +224,17 @@ def _save(tx: Connection, held: Reservations, stock: dict[int, Item], moment: da
 
 
 def _replay(tx: Connection, claims: Sequence[Claim]) -> list[Reservations | ShopError]:
-    """What earlier calls made, as it is now; what has been purged since is left out."""
+    """What earlier calls made, as it is now; ReservationNotFound when some of it was purged since."""
     moment = now(tx)
     stored = reservations.load(tx, (each for claim in claims for each in claim.resources))
     found = {reservation.id: reservation.as_of(moment) for reservation in stored}
-    return [[found[each] for each in claim.resources if each in found] for claim in claims]
+    outcomes: list[Reservations | ShopError] = []
+    for claim in claims:
+        purged = [each for each in claim.resources if each not in found]
+        outcomes.append(
+            ReservationNotFound(reservation_id=purged[0]) if purged else [found[each] for each in claim.resources]
+        )
+    return outcomes
 
 
 def _reservation_ids(order: OrderLines) -> dict[int, str]:

@@ -193,6 +193,8 @@ class InventoryServiceServicer:
         FAILED_PRECONDITION INSUFFICIENT_STOCK (metadata: product_id, requested, available, and location if one
         was asked for); an unknown product has 0 available.
         INVALID_ARGUMENT    REQUEST_ID_REUSED.
+        NOT_FOUND           RESERVATION_NOT_FOUND (metadata: reservation_id): a repeat, and what the first call made
+        has ended and was purged since.
         Emits STOCK_RESERVED; STOCK_RESERVATION_EXPIRED for each due hold that it had to end.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)

@@ -75,6 +75,8 @@ class InventoryServiceStub:
       FAILED_PRECONDITION INSUFFICIENT_STOCK (metadata: product_id, requested, available, and location if one
                           was asked for); an unknown product has 0 available.
       INVALID_ARGUMENT    REQUEST_ID_REUSED.
+      NOT_FOUND           RESERVATION_NOT_FOUND (metadata: reservation_id): a repeat, and what the first call made
+                          has ended and was purged since.
     Emits STOCK_RESERVED; STOCK_RESERVATION_EXPIRED for each due hold that it had to end.
     """
     BatchReserveStock: _grpc.UnaryUnaryMultiCallable[_inventory_pb2.BatchReserveStockRequest, _inventory_pb2.BatchReserveStockResponse]
@@ -208,6 +210,8 @@ class InventoryServiceServicer(metaclass=_abc_1.ABCMeta):
           FAILED_PRECONDITION INSUFFICIENT_STOCK (metadata: product_id, requested, available, and location if one
                               was asked for); an unknown product has 0 available.
           INVALID_ARGUMENT    REQUEST_ID_REUSED.
+          NOT_FOUND           RESERVATION_NOT_FOUND (metadata: reservation_id): a repeat, and what the first call made
+                              has ended and was purged since.
         Emits STOCK_RESERVED; STOCK_RESERVATION_EXPIRED for each due hold that it had to end.
         """
 
