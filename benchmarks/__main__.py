@@ -52,6 +52,7 @@ def _measure(options: argparse.Namespace, console: Console) -> Results:
         found = _subjects(options, stack, console)
         for subject in found:
             stack.callback(subject.stop)
+        for subject in found:
             subject.start()
         cells = _cells(options, found)
         columns = (TextColumn("{task.description:55}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())

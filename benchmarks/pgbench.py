@@ -6,6 +6,7 @@ import signal
 import subprocess
 import tempfile
 import time
+from contextlib import ExitStack
 from pathlib import Path
 
 import psycopg
@@ -65,14 +66,16 @@ class Pgbench:
         self._program = _program(server)
         self._url = make_url(server.new_database("pgbench"))
         self._text_url = self._url.render_as_string(hide_password=False)
-        self._folder = Path(tempfile.mkdtemp(prefix="shop-pgbench-"))
+        self._files = ExitStack()
+        self._folder = Path()
         self._done = 0
 
     def start(self) -> None:
+        self._folder = Path(self._files.enter_context(tempfile.TemporaryDirectory(prefix="shop-pgbench-")))
         fill_inventory(self._text_url)
 
     def stop(self) -> None:
-        shutil.rmtree(self._folder, ignore_errors=True)
+        self._files.close()
 
     def measures(self, scenario: Scenario) -> bool:
         return scenario in _PRODUCTS

@@ -159,6 +159,12 @@ def _meaning(error: exc.DBAPIError, phase: _Phase) -> Exception:
     return DatabaseUnavailable("the database is not available")
 
 
+def cause_of(error: BaseException) -> str:
+    """What the driver said, in one line for a log: without the SQL and its parameters."""
+    driver_error = getattr(error.__cause__, "orig", None) or error.__cause__ or error
+    return str(driver_error).strip().partition("\n")[0]
+
+
 def is_own_fault(error: BaseException) -> bool:
     """Whether the statement or its data caused the error, so that no later try can succeed."""
     if not isinstance(error, exc.DBAPIError) or error.connection_invalidated:

@@ -115,6 +115,8 @@ def _route_libraries(level: int, common: list[Processor], render: list[Processor
         )
     )
     logging.basicConfig(handlers=[handler], level=level, force=True)
+    # It greets at INFO each time a schema is looked at.
+    logging.getLogger("alembic").setLevel(max(level, logging.WARNING))
 
 
 def _dumps(event: EventDict, default: object = None, **_options: object) -> str:

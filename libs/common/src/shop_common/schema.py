@@ -11,8 +11,10 @@ A service's `migrations` folder has this in its `__init__.py`, beside `versions/
 
 import argparse
 import sys
+import threading
+import time
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
@@ -26,14 +28,18 @@ from alembic.script import ScriptDirectory
 from sqlalchemy import CheckConstraint, Connection, MetaData, Table, inspect, text
 from sqlalchemy.schema import DropTable
 
-from shop_common.database import Database
+from shop_common import logs
+from shop_common.database import Database, cause_of
 from shop_common.errors import ShopError
+
+_log = logs.get(__name__)
 
 _VERSION_TABLE_SUFFIX = "_schema_version"
 
 TURN_TIMEOUT_SECONDS = 60
 """How long a migration waits for another one of the same database to end."""
 
+LOOK_AGAIN_SECONDS = 1.0
 LOCK_TIMEOUT_SECONDS = 3
 """How long it waits for a table: everyone who comes after it waits as well."""
 
@@ -103,6 +109,39 @@ class Schema:
         if state in (_State.EMPTY, _State.OLDER):
             module = self.service.replace("-", "_")
             raise SchemaTooOld(f"the database {state.value}. Run `./task db-init` or `python -m {module} migrate`.")
+
+    def check_or_wait(
+        self,
+        database: Database,
+        *,
+        set_ready: Callable[[bool], None],
+        die: Callable[[str, BaseException | None], None],
+    ) -> None:
+        """Check; while the database is away, not ready, look again until it is there. Processes start in any order.
+
+        Raises what `check` raises about a schema that is there. One that turns out wrong later ends the process.
+        """
+        try:
+            self.check(database)
+        except ShopError as error:
+            set_ready(False)
+            _log.warning("the database is away; not ready until it is there", cause=cause_of(error))
+            threading.Thread(target=self._wait, args=(database, set_ready, die), name="schema", daemon=True).start()
+
+    def _wait(
+        self, database: Database, set_ready: Callable[[bool], None], die: Callable[[str, BaseException | None], None]
+    ) -> None:
+        while True:
+            time.sleep(LOOK_AGAIN_SECONDS)
+            try:
+                self.check(database)
+            except ShopError:
+                continue
+            except SchemaError as error:
+                die(str(error), None)
+            _log.info("the database is there")
+            set_ready(True)
+            return
 
     def drift(self, database: Database) -> list[str]:
         """What differs between the migrated database and the declared tables; empty when nothing does."""

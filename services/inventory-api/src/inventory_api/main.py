@@ -16,7 +16,6 @@ from shop.inventory.v1 import inventory_pb2, inventory_pb2_grpc, maintenance_pb2
 from shop_common import lifecycle, schema, telemetry
 from shop_common.consumer import Consumer
 from shop_common.database import Database
-from shop_common.errors import ShopError
 from shop_common.grpc_server import Server
 from shop_common.schema import SchemaError
 from shop_common.settings import help_text, load
@@ -46,13 +45,15 @@ def serve(settings: InventorySettings) -> None:
     telemetry.start(PROCESS, settings)
     database = Database(settings.database_url)
     telemetry.instrument(database.engine)
-    try:
-        SCHEMA.check(database)
-    except (SchemaError, ShopError) as error:
-        raise SystemExit(f"{PROCESS}: {error}") from None
 
     operations = Operations(database, ttl_seconds=settings.reservation_ttl, die=lifecycle.die)
     server = Server(settings)
+    try:
+        SCHEMA.check_or_wait(
+            database, set_ready=lambda ready: server.health.set_ready("schema", ready), die=lifecycle.die
+        )
+    except SchemaError as error:
+        raise SystemExit(f"{PROCESS}: {error}") from None
     server.add(
         inventory_pb2.DESCRIPTOR.services_by_name["InventoryService"],
         inventory_pb2_grpc.add_InventoryServiceServicer_to_server,

@@ -15,7 +15,6 @@ from shop.order.v1 import maintenance_pb2, maintenance_pb2_grpc, order_pb2, orde
 from shop_common import lifecycle, schema, telemetry
 from shop_common.consumer import Consumer
 from shop_common.database import Database
-from shop_common.errors import ShopError
 from shop_common.grpc_server import Server
 from shop_common.schema import SchemaError
 from shop_common.settings import help_text, load
@@ -45,14 +44,16 @@ def serve(settings: OrderSettings) -> None:
     telemetry.start(PROCESS, settings)
     database = Database(settings.database_url)
     telemetry.instrument(database.engine)
-    try:
-        SCHEMA.check(database)
-    except (SchemaError, ShopError) as error:
-        raise SystemExit(f"{PROCESS}: {error}") from None
 
     stock = Inventory(settings.inventory_target, call_seconds=settings.inventory_call_seconds)
     operations = Operations(database, stock, die=lifecycle.die)
     server = Server(settings)
+    try:
+        SCHEMA.check_or_wait(
+            database, set_ready=lambda ready: server.health.set_ready("schema", ready), die=lifecycle.die
+        )
+    except SchemaError as error:
+        raise SystemExit(f"{PROCESS}: {error}") from None
     server.add(
         order_pb2.DESCRIPTOR.services_by_name["OrderService"],
         order_pb2_grpc.add_OrderServiceServicer_to_server,

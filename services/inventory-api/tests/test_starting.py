@@ -1,0 +1,55 @@
+"""inventory-api as a process, when what it needs is not there yet, or is not what it needs."""
+
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+from devstack.ports import free_ports
+from devstack.process import Process
+
+
+def inventory_api(settings: Mapping[str, str]) -> Process:
+    (port,) = free_ports(1)
+    return Process(
+        "inventory-api",
+        [sys.executable, "-m", "inventory_api"],
+        {"GRPC_PORT": str(port), "CONSUMER_ENABLED": "false", "DRAIN_SECONDS": "0", **settings},
+        health_address=f"localhost:{port}",
+    )
+
+
+def test_without_a_database_it_lives_and_is_not_ready_and_says_why_once() -> None:
+    (nobody_listens_here,) = free_ports(1)
+    process = inventory_api({"DATABASE_URL": f"postgresql://shop:secret@127.0.0.1:{nobody_listens_here}/inventory"})
+    try:
+        process.start().wait_ready(30, service="liveness")
+        process.wait_for_line("the database is away", 10)
+
+        assert not process.is_ready()
+        assert process.log.count("the database is away") == 1
+        assert "secret" not in process.log
+        assert process.stop() == 0
+    finally:
+        process.kill()
+
+
+def test_a_database_without_schema_is_refused_in_one_sentence_that_names_the_command(tmp_path: Path) -> None:
+    process = inventory_api({"DATABASE_URL": f"sqlite:///{tmp_path / 'empty.db'}"})
+    try:
+        assert process.start().wait(30) == 1
+        assert "./task db-init" in process.log
+        assert "Traceback" not in process.log
+    finally:
+        process.kill()
+
+
+def test_wrong_settings_are_all_reported_at_once(tmp_path: Path) -> None:
+    process = inventory_api({"DATABASE_URL": "mysql://secret", "GRPC_THREADS": "many", "RESERVATION_TTL": "0"})
+    try:
+        assert process.start().wait(30) == 2
+        for name in ("DATABASE_URL", "GRPC_THREADS", "RESERVATION_TTL"):
+            assert name in process.log
+        assert "secret" not in process.log
+        assert "Traceback" not in process.log
+    finally:
+        process.kill()
