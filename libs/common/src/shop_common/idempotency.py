@@ -15,7 +15,7 @@ import orjson
 from sqlalchemy import Column, Connection, Index, MetaData, Table, Text, delete, select, tuple_
 
 from shop_common.errors import InvalidInput, ShopError, Violation
-from shop_common.sql import Clock, Statement, Timestamp, inserting
+from shop_common.sql import Clock, Statement, Timestamp, among, inserting
 
 _Request = TypeVar("_Request")
 _Result = TypeVar("_Result")
@@ -64,9 +64,10 @@ class IdempotencyKeys:
         self.table = table = Table(
             "idempotency_keys",
             metadata,
-            Column("method", Text, primary_key=True),
-            Column("scope", Text, primary_key=True),
+            # The request id leads: a batch has many, and the index is searched by what differs most.
             Column("request_id", Text, primary_key=True),
+            Column("scope", Text, primary_key=True),
+            Column("method", Text, primary_key=True),
             Column("fingerprint", Text, nullable=False),
             Column("resources", Text, nullable=False),
             Column("created_at", Timestamp, nullable=False, server_default=Clock()),
@@ -78,12 +79,16 @@ class IdempotencyKeys:
         self._insert = inserting(table, *names, "fingerprint", "resources", or_ignore=True, returning=key)
         self._find = Statement(
             lambda given: select(*key, table.c.fingerprint, table.c.resources).where(
-                tuple_(*key).in_(select(*(given.c[name] for name in names)))
+                among(table.c.request_id, given.c.request_id),
+                tuple_(*key).in_(select(*(given.c[name] for name in names))),
             ),
             **types,
         )
         self._delete = Statement(
-            lambda given: delete(table).where(tuple_(*key).in_(select(*(given.c[name] for name in names)))),
+            lambda given: delete(table).where(
+                among(table.c.request_id, given.c.request_id),
+                tuple_(*key).in_(select(*(given.c[name] for name in names))),
+            ),
             **types,
         )
 

@@ -18,6 +18,7 @@ from typing import Any
 import orjson
 from sqlalchemy import (
     BigInteger,
+    Boolean,
     Connection,
     CursorResult,
     DateTime,
@@ -26,6 +27,7 @@ from sqlalchemy import (
     Insert,
     Integer,
     Numeric,
+    Select,
     Subquery,
     Table,
     Text,
@@ -127,6 +129,31 @@ def now(tx: Connection) -> datetime:
 
 
 _NOW = select(Clock())
+
+
+class _Among(FunctionElement[bool]):
+    type = Boolean()
+    inherit_cache = True
+
+
+@compiles(_Among, "postgresql")
+def _postgres_among(element: _Among, compiler: Any, **options: Any) -> str:
+    # Of IN with a subquery PostgreSQL makes a join, and of that a walk through the whole table while it is not large
+    # yet. An array is a bound of an index, for one row as for two thousand.
+    value, values = (compiler.process(each, **options) for each in element.clauses)
+    return f"{value} = ANY (ARRAY{values})"
+
+
+@compiles(_Among, "sqlite")
+def _sqlite_among(element: _Among, compiler: Any, **options: Any) -> str:
+    value, values = (compiler.process(each, **options) for each in element.clauses)
+    return f"{value} IN {values}"
+
+
+def among(value: ColumnElement[Any], values: ColumnElement[Any] | Select[Any]) -> ColumnElement[bool]:
+    """Whether a column's value is among those of a column of the given rows, or selected; by the index of the first."""
+    selected = values if isinstance(values, Select) else select(values)
+    return _Among(value, selected.correlate(None).scalar_subquery())
 
 
 class Statement:

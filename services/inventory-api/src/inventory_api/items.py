@@ -9,7 +9,7 @@ from sqlalchemy.types import TypeEngine
 
 from inventory_api import tables
 from inventory_api.domain import Item
-from shop_common.sql import Statement, Timestamp, clock
+from shop_common.sql import Statement, Timestamp, among, clock
 
 _items = tables.inventory_items
 _reservations = tables.stock_reservations
@@ -52,7 +52,7 @@ _COUNTERS: dict[str, TypeEngine[Any]] = {
 _lock_products = Statement(
     lambda given: (
         select(*COLUMNS)
-        .where(_items.c.product_id.in_(select(given.c.product_id)))
+        .where(among(_items.c.product_id, given.c.product_id))
         .order_by(_items.c.id)
         .with_for_update(of=_items)
     ),
@@ -64,7 +64,7 @@ _due = Statement(
         .join_from(_reservations, _allocations, _allocations.c.reservation_id == _reservations.c.id)
         .where(
             tables.HELD,
-            _reservations.c.product_id.in_(select(given.c.product_id)),
+            among(_reservations.c.product_id, given.c.product_id),
             _reservations.c.expires_at <= clock(),
         )
         .group_by(_allocations.c.item_id)
@@ -75,7 +75,7 @@ _save = Statement(
     lambda given: (
         update(_items)
         .values({name: given.c[name] for name in _COUNTERS if name != "id"})
-        .where(_items.c.id == given.c.id)
+        .where(_items.c.id == given.c.id, among(_items.c.id, given.c.id))
     ),
     **_COUNTERS,
 )

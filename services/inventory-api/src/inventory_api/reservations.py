@@ -10,12 +10,12 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Connection, Row, Subquery, Text, and_, or_, select, update
+from sqlalchemy import Connection, Row, Text, and_, or_, select, update
 
 from inventory_api import events, items, tables
 from inventory_api.domain import Allocation, Item, Reservation, ReservationNotFound, State
 from shop_common.paging import Page, PageRequest, page_of
-from shop_common.sql import Id, Statement, Timestamp, now
+from shop_common.sql import Id, Statement, Timestamp, among, now
 
 _reservations = tables.stock_reservations
 _allocations = tables.reservation_allocations
@@ -171,18 +171,14 @@ def _seen_as(state: State, moment: datetime) -> Any:
     return _reservations.c.state == state
 
 
-def _given_ids(given: Subquery) -> Any:
-    return select(given.c.id)
-
-
 _load = Statement(
-    lambda given: select(*_COLUMNS).where(_reservations.c.id.in_(_given_ids(given))).order_by(_reservations.c.id),
+    lambda given: select(*_COLUMNS).where(among(_reservations.c.id, given.c.id)).order_by(_reservations.c.id),
     id=Id(),
 )
 _lock = Statement(
     lambda given: (
         select(*_COLUMNS)
-        .where(_reservations.c.id.in_(_given_ids(given)))
+        .where(among(_reservations.c.id, given.c.id))
         .order_by(_reservations.c.id)
         .with_for_update(of=_reservations)
     ),
@@ -192,7 +188,7 @@ _lock_items = Statement(
     lambda given: (
         select(*items.COLUMNS)
         .where(
-            _items.c.id.in_(select(_allocations.c.item_id).where(_allocations.c.reservation_id.in_(_given_ids(given))))
+            among(_items.c.id, select(_allocations.c.item_id).where(among(_allocations.c.reservation_id, given.c.id)))
         )
         .order_by(_items.c.id)
         .with_for_update(of=_items)
@@ -203,7 +199,7 @@ _allocations_of = Statement(
     lambda given: (
         select(_allocations.c.reservation_id, _allocations.c.item_id, _items.c.location, _allocations.c.quantity)
         .join_from(_allocations, _items, _items.c.id == _allocations.c.item_id)
-        .where(_allocations.c.reservation_id.in_(_given_ids(given)))
+        .where(among(_allocations.c.reservation_id, given.c.id))
         .order_by(_allocations.c.reservation_id, _allocations.c.item_id)
     ),
     id=Id(),
@@ -211,7 +207,7 @@ _allocations_of = Statement(
 _ids_of_orders = Statement(
     lambda given: (
         select(_reservations.c.order_id, _reservations.c.id)
-        .where(_reservations.c.order_id.in_(select(given.c.order_id)))
+        .where(among(_reservations.c.order_id, given.c.order_id))
         .order_by(_reservations.c.id)
     ),
     order_id=Text(),
@@ -220,7 +216,7 @@ _set_state = Statement(
     lambda given: (
         update(_reservations)
         .values(state=given.c.state, expires_at=given.c.expires_at)
-        .where(_reservations.c.id == given.c.id)
+        .where(_reservations.c.id == given.c.id, among(_reservations.c.id, given.c.id))
     ),
     id=Id(),
     state=Text(),

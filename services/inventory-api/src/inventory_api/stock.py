@@ -20,7 +20,7 @@ from inventory_api.domain import (
 from shop_common.errors import ShopError
 from shop_common.idempotency import Claim, fingerprint
 from shop_common.paging import Page, PageRequest, page_of
-from shop_common.sql import Statement, inserting, now
+from shop_common.sql import Statement, among, inserting, now
 from shop_common.valid import INT64_MAX
 
 DUE_EXPIRED_MAX = 10_000
@@ -255,7 +255,10 @@ _insert_empty = inserting(
 _lock_by_place = Statement(
     lambda given: (
         select(*items.COLUMNS)
-        .where(tuple_(_items.c.product_id, _items.c.location).in_(select(given.c.product_id, given.c.location)))
+        .where(
+            among(_items.c.product_id, given.c.product_id),
+            tuple_(_items.c.product_id, _items.c.location).in_(select(given.c.product_id, given.c.location)),
+        )
         .order_by(_items.c.id)
         .with_for_update(of=_items)
     ),
@@ -263,10 +266,10 @@ _lock_by_place = Statement(
     location=Text(),
 )
 _find = Statement(
-    lambda given: select(*items.COLUMNS).where(_items.c.id.in_(select(given.c.id))).order_by(_items.c.id),
+    lambda given: select(*items.COLUMNS).where(among(_items.c.id, given.c.id)).order_by(_items.c.id),
     id=BigInteger(),
 )
 _of_products = Statement(
-    lambda given: select(*items.COLUMNS).where(_items.c.product_id.in_(select(given.c.product_id))),
+    lambda given: select(*items.COLUMNS).where(among(_items.c.product_id, given.c.product_id)),
     product_id=BigInteger(),
 )

@@ -18,7 +18,7 @@ from inventory_api.domain import (
     State,
 )
 from inventory_api.reservations import Locked
-from shop_common.sql import Statement, clock
+from shop_common.sql import Statement, among, clock
 
 _reservations = tables.stock_reservations
 
@@ -159,7 +159,7 @@ _due_of_products = Statement(
         select(_reservations.c.id)
         .where(
             tables.HELD,
-            _reservations.c.product_id.in_(select(given.c.product_id)),
+            among(_reservations.c.product_id, given.c.product_id),
             _reservations.c.expires_at <= clock(),
         )
         .order_by(_reservations.c.expires_at)

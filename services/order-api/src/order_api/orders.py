@@ -15,7 +15,7 @@ from shop_common.idempotency import Claim, RequestIdReused, fingerprint
 from shop_common.moments import from_micros, micros
 from shop_common.outbox import Message
 from shop_common.paging import Page, PageRequest, Position, page_of
-from shop_common.sql import Id, Statement, Timestamp, inserting, now
+from shop_common.sql import Id, Statement, Timestamp, among, inserting, now
 
 PAGE_LINES_MAX = 30_000
 """Lines on one page: with its orders they stay below the 4 MiB that gRPC clients take."""
@@ -247,17 +247,17 @@ _STATUS: dict[str, TypeEngine[Any]] = {
 
 _insert_orders = inserting(_orders, *(column.name for column in _COLUMNS), or_ignore=True, returning=(_orders.c.id,))
 _insert_items = inserting(_items, "order_id", "product_id", "quantity", "price", returning=(_items.c.id,))
-_load = Statement(lambda given: select(*_COLUMNS).where(_orders.c.id.in_(select(given.c.id))), id=Id())
+_load = Statement(lambda given: select(*_COLUMNS).where(among(_orders.c.id, given.c.id)), id=Id())
 _lock = Statement(
     lambda given: (
-        select(*_COLUMNS).where(_orders.c.id.in_(select(given.c.id))).order_by(_orders.c.id).with_for_update(of=_orders)
+        select(*_COLUMNS).where(among(_orders.c.id, given.c.id)).order_by(_orders.c.id).with_for_update(of=_orders)
     ),
     id=Id(),
 )
 _items_of = Statement(
     lambda given: (
         select(_items.c.order_id, _items.c.id, _items.c.product_id, _items.c.quantity, _items.c.price)
-        .where(_items.c.order_id.in_(select(given.c.id)))
+        .where(among(_items.c.order_id, given.c.id))
         .order_by(_items.c.id)
     ),
     id=Id(),
@@ -266,7 +266,7 @@ _set_status = Statement(
     lambda given: (
         update(_orders)
         .values({name: given.c[name] for name in _STATUS if name != "id"})
-        .where(_orders.c.id == given.c.id)
+        .where(_orders.c.id == given.c.id, among(_orders.c.id, given.c.id))
     ),
     **_STATUS,
 )

@@ -145,12 +145,12 @@ def _create_outbox() -> None:
 def _create_idempotency_keys() -> None:
     op.create_table(
         "idempotency_keys",
-        sa.Column("method", sa.Text, nullable=False),
-        sa.Column("scope", sa.Text, nullable=False),
         sa.Column("request_id", sa.Text, nullable=False),
+        sa.Column("scope", sa.Text, nullable=False),
+        sa.Column("method", sa.Text, nullable=False),
         sa.Column("fingerprint", sa.Text, nullable=False),
         sa.Column("resources", sa.Text, nullable=False),
         sa.Column("created_at", Timestamp, server_default=Clock(), nullable=False),
-        sa.PrimaryKeyConstraint("method", "scope", "request_id", name="pk_idempotency_keys"),
+        sa.PrimaryKeyConstraint("request_id", "scope", "method", name="pk_idempotency_keys"),
     )
     op.create_index("ix_idempotency_keys_created_at", "idempotency_keys", ["created_at"])
