@@ -32,11 +32,16 @@ ANSWER_SECONDS = 0.1
 
 @dataclass(frozen=True)
 class Limits:
-    """How much one batch holds, and how many batches run at once."""
+    """How much one batch holds, and how many batches run at once.
+
+    A further batch starts beside a running one only when that one has taken `patience_seconds`: until then the next
+    one gathers, since few large batches cost less than many small ones.
+    """
 
     requests_max: int = BATCH_REQUESTS_MAX
     weight_max: int = BATCH_WEIGHT_MAX
     flights_max: int = 1
+    patience_seconds: float = 0.0
 
 
 class _Call:
@@ -100,6 +105,8 @@ class Coalescer(Generic[_Request, _Result]):
         self._mutex = threading.Lock()
         self._arrived = threading.Condition(self._mutex)
         self._idle_flushers = 0
+        self._in_flight = 0
+        self._last_start = 0.0
         self._closing = False
         self._threads = [
             threading.Thread(target=self._run, name=f"{name}-flusher-{n}", daemon=True)
@@ -165,15 +172,23 @@ class Coalescer(Generic[_Request, _Result]):
         """What to flush next, a list of entries for each distinct request; None when closed and empty."""
         with self._mutex:
             while True:
-                while not self._queue:
-                    if self._closing:
+                while not self._queue or self._patience() > 0:
+                    if self._closing and not self._queue:
                         return None
                     self._idle_flushers += 1
-                    self._arrived.wait()
+                    self._arrived.wait(self._patience() if self._queue else None)
                     self._idle_flushers -= 1
                 batch = self._take()
                 if batch:
+                    self._in_flight += 1
+                    self._last_start = time.monotonic()
                     return batch
+
+    def _patience(self) -> float:
+        """How much longer what waits is left to gather, because another batch is on its way."""
+        if not self._in_flight or not self._limits.patience_seconds:
+            return 0.0
+        return self._last_start + self._limits.patience_seconds - time.monotonic()
 
     def _take(self) -> list[list[_Entry[_Request, _Result]]]:
         limits, key_of, weigh, queue = self._limits, self._key, self._weigh, self._queue
@@ -210,6 +225,9 @@ class Coalescer(Generic[_Request, _Result]):
         outcomes = self._outcomes([folded[0].request for folded in batch], time.monotonic() + BISECT_SECONDS_MAX)
         finished = []
         with self._mutex:
+            self._in_flight -= 1
+            if self._queue and self._idle_flushers:
+                self._arrived.notify()
             for folded, outcome in zip(batch, outcomes, strict=True):
                 for entry in folded:
                     entry.outcome = outcome

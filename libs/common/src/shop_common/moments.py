@@ -20,7 +20,7 @@ def from_micros(value: int) -> datetime:
 
 def rfc3339(moment: datetime) -> str:
     """As events write it: `2024-01-15T10:30:00.000000Z`."""
-    return moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+    return moment.astimezone(UTC).isoformat(timespec="microseconds").removesuffix("+00:00") + "Z"
 
 
 def to_proto(moment: datetime) -> Timestamp:

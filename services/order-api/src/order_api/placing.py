@@ -20,7 +20,8 @@ from shop_common.coalescer import Coalescer, Limits
 from shop_common.database import Database
 from shop_common.errors import DatabaseUnavailable, ShopError
 
-FLIGHTS_MAX = 4
+CALLS = Limits(flights_max=4, patience_seconds=0.1)
+"""Of inventory-api: one at a time, and more only beside one that takes long."""
 DEFAULT_HOLD_SECONDS = 1800.0
 """Taken for a hold without an end, which someone confirmed before its order was stored."""
 
@@ -32,7 +33,7 @@ class Placing:
         self._database = database
         self._stock = stock
         self._hold: Coalescer[NewOrder, HeldOrder | Order] = run.own(
-            "hold", self._hold_all, key=lambda order: order.id, weigh=_weight, limits=Limits(flights_max=FLIGHTS_MAX)
+            "hold", self._hold_all, key=lambda order: order.id, weigh=_weight, limits=CALLS
         )
         self._insert: Coalescer[HeldOrder, Order] = run.writes(
             "insert", orders.insert, key=lambda held: held.order.id, weigh=lambda held: _weight(held.order)
