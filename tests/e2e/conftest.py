@@ -32,6 +32,7 @@ def stack(
     options = Options(per_process={RELAY: {"LEASE_SECONDS": "3"}})
     with Stack(databases, kafka, options=options) as running:
         yield running
+        assert set(running.stop().values()) == {0}, "each process ends well when it is asked to"
 
 
 @pytest.fixture

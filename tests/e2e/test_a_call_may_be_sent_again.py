@@ -68,15 +68,16 @@ def test_an_order_whose_earlier_try_held_stock_that_has_expired_is_refused(shop:
     def has_taken_its_hold() -> bool:
         # The stock is held, the order can't be stored; the deadline ends the client's own retries.
         with pytest.raises((Unavailable, Conflict, Overload)):
-            shop.place_order((product, 1), hold_seconds=4, request_id=request_id, timeout_seconds=3)
+            shop.place_order((product, 1), hold_seconds=7, request_id=request_id, timeout_seconds=3)
         return shop.available(product) == 2
 
     with orders_can_not_be_written(shop.stack):
         shop.eventually(has_taken_its_hold)
-    shop.eventually(lambda: shop.available(product) == 3)
+        # Not before: what still waits for the lock would store the order after all.
+        shop.eventually(lambda: shop.available(product) == 3)
 
     with pytest.raises(Refused) as refusal:
-        shop.place_order((product, 1), hold_seconds=4, request_id=request_id)
+        shop.place_order((product, 1), hold_seconds=7, request_id=request_id)
 
     assert refusal.value.reason == "RESERVATION_EXPIRED"
     shop.assert_counted(product, put_in=3)

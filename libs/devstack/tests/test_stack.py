@@ -1,4 +1,4 @@
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import grpc
@@ -25,25 +25,6 @@ def broker() -> Iterator[Kafka]:
 @pytest.fixture
 def databases(tmp_path: Path) -> Databases:
     return Databases.in_folder(tmp_path)
-
-
-def test_all_four_serve_and_end_in_their_own_time(new_database: Callable[[str], str], broker: Kafka) -> None:
-    with Stack(Databases(new_database("inventory"), new_database("orders")), broker) as stack:
-        assert stack.stop() == {
-            "inventory-api": 0,
-            "order-api": 0,
-            "reservation-reaper": 0,
-            "event-relay": 0,
-        }
-        assert not any(process.alive for process in stack.processes)
-
-
-def test_a_process_that_was_killed_starts_again(databases: Databases, broker: Kafka) -> None:
-    with Stack(databases, broker) as stack:
-        for process in stack.processes:
-            process.kill()
-            process.start()
-        stack.wait_ready()
 
 
 def test_a_drained_stack_has_acted_upon_what_was_told_last(databases: Databases, broker: Kafka) -> None:

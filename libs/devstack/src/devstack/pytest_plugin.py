@@ -28,6 +28,19 @@ def pytest_report_header() -> list[str]:
     ]
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Keep together, on one worker of pytest-xdist, what shares something dear: a file, or one running stack."""
+    for item in items:
+        kind = (
+            item.callspec.params.get("database_kind")
+            if isinstance(item, pytest.Function) and hasattr(item, "callspec")
+            else None
+        )
+        needs_stack = isinstance(item, pytest.Function) and "stack" in item.fixturenames and kind is not None
+        item.add_marker(pytest.mark.xdist_group(f"stack on {kind}" if needs_stack else str(item.path)))
+
+
 @pytest.fixture(scope="session")
 def postgres_server() -> Iterator[PostgresServer]:
     """A PostgreSQL whose data need not survive."""
