@@ -1,9 +1,10 @@
 import os
 import re
 import signal
+import sqlite3
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 
 import grpc
@@ -79,10 +80,8 @@ def test_one_ctrl_c_ends_everything_and_loses_nothing(start: Start, tmp_path: Pa
     assert drain.backlog(run.databases.inventory) == 0
     assert drain.backlog(run.databases.orders) == 0
 
-    again = start()
-    with grpc.insecure_channel(_healthy(again, tmp_path).processes["inventory-api"].address) as channel:
-        request = inventory_pb2.CheckStockRequest(product_id=1, required_quantity=5)
-        assert inventory_pb2_grpc.InventoryServiceStub(channel).CheckStock(request, timeout=5).available
+    with closing(sqlite3.connect(run.databases.inventory.removeprefix("sqlite:///"))) as database:
+        assert database.execute("SELECT product_id, quantity FROM inventory_items").fetchall() == [(1, 5)]
 
 
 def test_a_process_that_ends_by_itself_is_told_and_ends_the_rest(start: Start, tmp_path: Path) -> None:

@@ -1,0 +1,9 @@
+"""What the four processes share, and no domain word in it. One idea a module.
+
+a call comes in   grpc_server, call_pool, valid, paging, money, moments, errors → status
+it is decided     coalescer, coalesced (group commit); database (transactions), sql (statements over sets)
+it is told        outbox (the event), idempotency (the call that comes again)
+others hear       consumer, received, dead_letters, consumer_metrics
+others are asked  grpc_client
+the process       settings, lifecycle, workers, listen, health, logs, telemetry, tracing, schema
+"""

@@ -26,6 +26,9 @@ BATCH_SECONDS_MAX = 7.0
 
 SAMPLE_SECONDS = 5.0
 RENEWALS_PER_LEASE = 5
+QUIET_SECONDS = 1.0
+QUIET_POLLS = 5
+"""A look costs about a millisecond of CPU, the database's included: fifty a second for nothing are too many."""
 
 _NOTHING = Held((), 0.0, 0.0)
 _log = logs.get(__name__)
@@ -67,6 +70,7 @@ class Relay:
         self._renew_at = 0.0
         self._sample_at = 0.0
         self._worked_at = float("-inf")
+        self._shipped_at = float("-inf")
         self._outage: type[Exception] | None = None
 
     @property
@@ -94,10 +98,17 @@ class Relay:
             else:
                 self._resumed()
                 failures = 0
-                if not shipped:
-                    stop.wait(self._poll_seconds)
+                if shipped:
+                    self._shipped_at = time.monotonic()
+                else:
+                    stop.wait(self._pause())
         self._let_go()
         self._shipper.close()
+
+    def _pause(self) -> float:
+        """Between two looks that find nothing: longer when nothing has come for a while, as at night."""
+        quiet = time.monotonic() - self._shipped_at > QUIET_SECONDS
+        return self._poll_seconds * QUIET_POLLS if quiet else self._poll_seconds
 
     def relay_once(self) -> int:
         """Ship the oldest rows of our shards, at most 2,000. Returns how many were shipped and deleted.

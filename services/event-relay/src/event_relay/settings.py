@@ -27,7 +27,12 @@ class RelaySettings(CommonSettings, KafkaSettings):
         description="after so long without a sign of life a relay's shards go to another; two thirds of it are "
         "the time that a batch may take",
     )
-    poll_seconds: float = Field(0.02, ge=0.001, le=10, description="wait after a look that found nothing to ship")
+    poll_seconds: float = Field(
+        0.02,
+        ge=0.001,
+        le=10,
+        description="wait after a look that found nothing to ship; five times that when nothing came for a second",
+    )
 
     @field_validator("orders_database_url")
     @classmethod
