@@ -7,6 +7,7 @@ story leaves out is a failure too.
 
 import argparse
 import time
+from typing import Any
 
 import grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
@@ -70,7 +71,7 @@ def _reflection(tell: Narrator, addresses: tuple[str, str]) -> None:
 def _offered(address: str) -> list[str]:
     request = reflection_pb2.ServerReflectionRequest(list_services="")
     with grpc.insecure_channel(address) as channel:
-        stub = reflection_pb2_grpc.ServerReflectionStub(channel)
+        stub: Any = reflection_pb2_grpc.ServerReflectionStub(channel)  # its types leave the methods out
         try:
             answers = list(stub.ServerReflectionInfo(iter([request]), timeout=CALL_SECONDS))
         except grpc.RpcError as error:
