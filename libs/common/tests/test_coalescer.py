@@ -69,7 +69,7 @@ class Rig:
         self.made: list[Coalescer[Ask, int]] = []
         self._callers = callers
 
-    def coalescer(self, **limits: int) -> Coalescer[Ask, int]:
+    def coalescer(self, **limits: Any) -> Coalescer[Ask, int]:
         def key(ask: Ask) -> Hashable | None:
             return ask.key
 
@@ -181,6 +181,26 @@ def test_several_batches_run_at_once_where_that_is_allowed(rig: Rig) -> None:
         assert len(rig.bulk.batches) == 2
 
     assert results(calls) == [[0], [0], [6]]
+
+
+def test_what_gathers_beside_a_running_batch_is_one_batch_when_that_one_ends(rig: Rig) -> None:
+    coalescer = rig.coalescer(flights_max=4, patience_seconds=1000)
+    with rig.bulk.held_up():
+        calls = [rig.busy(coalescer), *rig.queue_up(coalescer, Ask(1), Ask(2), Ask(3))]
+        assert len(rig.bulk.batches) == 1
+
+    assert results(calls) == [[0], [2], [4], [6]]
+    assert rig.bulk.batches == [[Ask(0)], [Ask(1), Ask(2), Ask(3)]]
+
+
+def test_beside_a_batch_that_takes_long_the_next_one_starts_all_the_same(rig: Rig) -> None:
+    coalescer = rig.coalescer(flights_max=4, patience_seconds=0.05, requests_max=2)
+    with rig.bulk.held_up():
+        calls = [rig.busy(coalescer), *(rig.call(coalescer, Ask(n)) for n in range(1, 6))]
+        # All six are on their way though not one batch has ended.
+        eventually(lambda: sum(map(len, rig.bulk.batches)) == 6)
+
+    assert sorted(results(calls)) == [[0], [2], [4], [6], [8], [10]]
 
 
 def test_a_call_of_many_requests_may_be_decided_in_several_batches(rig: Rig) -> None:

@@ -135,8 +135,10 @@ class Coalescer(Generic[_Request, _Result]):
         with self._mutex:
             if self._closing or len(self._queue) + len(entries) > QUEUE_REQUESTS_MAX:
                 raise QueueFull(f"{self._name}: too many calls wait; try again later")
+            # One flusher watches the clock for what gathers beside a running batch; others would wake for nothing.
+            is_watched = bool(self._queue) and self._patience() > 0
             self._queue.extend(entries)
-            if self._idle_flushers:
+            if self._idle_flushers and not is_watched:
                 self._arrived.notify()
         if not call.done.acquire(timeout=max(0.0, deadline - time.monotonic() - ANSWER_SECONDS)):
             self._give_up(call)
@@ -182,6 +184,8 @@ class Coalescer(Generic[_Request, _Result]):
                 if batch:
                     self._in_flight += 1
                     self._last_start = time.monotonic()
+                    if self._queue and self._idle_flushers:
+                        self._arrived.notify()
                     return batch
 
     def _patience(self) -> float:

@@ -5,6 +5,7 @@ PR_SET_PDEATHSIG it ends whole process groups, does not care which thread starte
 user and works on macOS.
 """
 
+import atexit
 import json
 import os
 import shutil
@@ -48,10 +49,18 @@ class _Watchdog:
                 self._tell({"pid": pid, "signal": None})
 
     def _tell(self, message: dict[str, object]) -> None:
-        self._child = self._child or self._start()
+        if self._child is None:
+            self._child = self._start()
+            atexit.register(self._end)
         assert self._child.stdin is not None
         self._child.stdin.write(json.dumps(message).encode() + b"\n")
         self._child.stdin.flush()
+
+    def _end(self) -> None:
+        """At a regular exit: let it do what there is to do, and do not leave it behind as a zombie."""
+        if self._child is not None and self._child.stdin is not None:
+            self._child.stdin.close()
+            self._child.wait(2 * _GONE_WITHIN_SECONDS)
 
     @staticmethod
     def _start() -> subprocess.Popen[bytes]:
