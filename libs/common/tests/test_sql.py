@@ -4,14 +4,15 @@ import time
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from sqlalchemy import BigInteger, Column, MetaData, Table, Text, select, update
+from sqlalchemy import BigInteger, Column, Connection, MetaData, Table, Text, event, select, update
 
 from shop_common.database import Database
-from shop_common.sql import Amount, Id, RowId, Statement, Timestamp, clock, inserting, now
+from shop_common.sql import Amount, Id, RowId, Statement, Timestamp, among, clock, inserting, joined, now
 from shop_common.valid import INT64_MAX
 
 METADATA = MetaData()
@@ -37,6 +38,14 @@ weigh = Statement(
 )
 find = Statement(
     lambda given: select(PARCELS.c.label).where(PARCELS.c.weight.in_(select(given.c.weight))).order_by(PARCELS.c.id),
+    weight=BigInteger(),
+)
+
+put_names = inserting(PARCELS, "name")
+read = Statement(lambda given: select(PARCELS).where(among(PARCELS.c.id, given.c.id)), id=BigInteger())
+weigh_by_id = Statement(
+    lambda given: update(PARCELS).values(weight=given.c.weight).where(*joined(PARCELS.c.id, given.c.id)),
+    id=BigInteger(),
     weight=BigInteger(),
 )
 
@@ -138,3 +147,26 @@ def test_the_clock_inside_a_statement_is_the_same_clock(database: Database) -> N
         past = tx.execute(select(PARCELS.c.label).where(PARCELS.c.sent_at <= clock())).scalars().all()
 
     assert past == [LABELS[0]]
+
+
+@pytest.mark.parametrize("count", [1, 300])
+def test_rows_are_found_by_index_for_one_as_for_many(database: Database, count: int) -> None:
+    plans: list[str] = []
+
+    def explain(tx: Connection, _: object, statement: str, parameters: Any, *__: object) -> None:
+        if not statement.startswith("EXPLAIN"):
+            word = "EXPLAIN QUERY PLAN " if database.is_sqlite else "EXPLAIN "
+            plans.extend(str(step) for step in tx.exec_driver_sql(word + statement, parameters))
+
+    with database.write() as tx:
+        put_names(tx, [{"name": f"parcel {number}"} for number in range(5000)])
+        if not database.is_sqlite:
+            tx.exec_driver_sql("ANALYZE parcels")
+        event.listen(tx, "before_cursor_execute", explain)
+        ids = [{"id": number + 1, "weight": number} for number in range(count)]
+
+        assert len(read(tx, ids).all()) == count
+        weigh_by_id(tx, ids)
+
+    assert plans
+    assert not [step for step in plans if "SCAN parcels" in step or "Seq Scan on parcels" in step], "\n".join(plans)

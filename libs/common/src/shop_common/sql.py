@@ -135,6 +135,10 @@ class _Among(FunctionElement[bool]):
     type = Boolean()
     inherit_cache = True
 
+    def self_group(self, against: Any = None) -> Any:
+        # Else SQLite, which has no booleans, is asked for `(… IN …) = 1`, and for that it has no index.
+        return self
+
 
 @compiles(_Among, "postgresql")
 def _postgres_among(element: _Among, compiler: Any, **options: Any) -> str:
@@ -154,6 +158,21 @@ def among(value: ColumnElement[Any], values: ColumnElement[Any] | Select[Any]) -
     """Whether a column's value is among those of a column of the given rows, or selected; by the index of the first."""
     selected = values if isinstance(values, Select) else select(values)
     return _Among(value, selected.correlate(None).scalar_subquery())
+
+
+class _Joined(_Among):
+    inherit_cache = True
+
+
+@compiles(_Joined, "sqlite")
+def _sqlite_joined(*_: Any, **__: Any) -> str:
+    # It goes through the given rows and finds the row of each; told more, it would do the opposite, n times n.
+    return "1"
+
+
+def joined(value: ColumnElement[Any], values: ColumnElement[Any]) -> tuple[ColumnElement[bool], ColumnElement[bool]]:
+    """The condition of an UPDATE FROM the given rows: equal, and on PostgreSQL found by index as with `among`."""
+    return value == values, _Joined(value, select(values).correlate(None).scalar_subquery())
 
 
 class Statement:

@@ -9,7 +9,7 @@ from sqlalchemy.types import TypeEngine
 
 from inventory_api import tables
 from inventory_api.domain import Item
-from shop_common.sql import Statement, Timestamp, among, clock
+from shop_common.sql import Statement, Timestamp, among, clock, joined
 
 _items = tables.inventory_items
 _reservations = tables.stock_reservations
@@ -75,7 +75,7 @@ _save = Statement(
     lambda given: (
         update(_items)
         .values({name: given.c[name] for name in _COUNTERS if name != "id"})
-        .where(_items.c.id == given.c.id, among(_items.c.id, given.c.id))
+        .where(*joined(_items.c.id, given.c.id))
     ),
     **_COUNTERS,
 )

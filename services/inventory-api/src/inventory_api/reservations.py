@@ -15,7 +15,7 @@ from sqlalchemy import Connection, Row, Text, and_, or_, select, update
 from inventory_api import events, items, tables
 from inventory_api.domain import Allocation, Item, Reservation, ReservationNotFound, State
 from shop_common.paging import Page, PageRequest, page_of
-from shop_common.sql import Id, Statement, Timestamp, among, now
+from shop_common.sql import Id, Statement, Timestamp, among, joined, now
 
 _reservations = tables.stock_reservations
 _allocations = tables.reservation_allocations
@@ -216,7 +216,7 @@ _set_state = Statement(
     lambda given: (
         update(_reservations)
         .values(state=given.c.state, expires_at=given.c.expires_at)
-        .where(_reservations.c.id == given.c.id, among(_reservations.c.id, given.c.id))
+        .where(*joined(_reservations.c.id, given.c.id))
     ),
     id=Id(),
     state=Text(),

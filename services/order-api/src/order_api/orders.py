@@ -15,7 +15,7 @@ from shop_common.idempotency import Claim, RequestIdReused, fingerprint
 from shop_common.moments import from_micros, micros
 from shop_common.outbox import Message
 from shop_common.paging import Page, PageRequest, Position, page_of
-from shop_common.sql import Id, Statement, Timestamp, among, inserting, now
+from shop_common.sql import Id, Statement, Timestamp, among, inserting, joined, now
 
 PAGE_LINES_MAX = 30_000
 """Lines on one page: with its orders they stay below the 4 MiB that gRPC clients take."""
@@ -266,7 +266,7 @@ _set_status = Statement(
     lambda given: (
         update(_orders)
         .values({name: given.c[name] for name in _STATUS if name != "id"})
-        .where(_orders.c.id == given.c.id, among(_orders.c.id, given.c.id))
+        .where(*joined(_orders.c.id, given.c.id))
     ),
     **_STATUS,
 )
