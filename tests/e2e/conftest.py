@@ -38,8 +38,8 @@ def stack(
 @pytest.fixture
 def shop(stack: Stack) -> Iterator[Shop]:
     """A shop in which everything runs, before the test and after it."""
-    stack.wait_ready()
     with Shop.of(stack) as opened:
+        opened.wait_ready()
         yield opened
     for process in stack.processes:
         assert process.alive, f"{process.name} ended during the test\n{process.tail()}"

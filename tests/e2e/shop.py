@@ -18,7 +18,7 @@ from devstack.kafka import Kafka, Record
 from devstack.stack import Stack
 from shop.inventory.v1 import inventory_pb2 as inventory
 from shop.order.v1 import order_pb2 as orders
-from shop_common.errors import ShopError
+from shop_common.errors import Refused, ShopError, Unavailable
 
 PENDING = orders.ORDER_STATUS_PENDING
 CONFIRMED = orders.ORDER_STATUS_CONFIRMED
@@ -53,6 +53,25 @@ class Shop:
 
     def __exit__(self, *_: object) -> None:
         self.api.__exit__()
+
+    def wait_ready(self, within_seconds: float = 45) -> None:
+        """Wait until all four processes are ready, and each that calls another has found it again.
+
+        A channel whose peer was away looks for it every two seconds at most; until then calls on it are UNAVAILABLE.
+        """
+        self.stack.wait_ready(within_seconds)
+        self.eventually(self._all_answer, within_seconds)
+
+    def _all_answer(self) -> bool:
+        unknown = self.product()
+        try:
+            self.items(unknown)
+            self.place_order((unknown, 1))
+        except Refused:
+            return True  # order-api has asked inventory-api, which has none
+        except Unavailable:
+            return False
+        raise AssertionError("an unknown product was sold")
 
     # --- stock ---
 

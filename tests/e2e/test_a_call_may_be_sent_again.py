@@ -32,7 +32,7 @@ def test_a_repeated_order_is_the_same_order_after_a_restart(shop: Shop, request_
     for process in (shop.stack.inventory_api, shop.stack.order_api):
         process.kill()
         process.start()
-    shop.stack.wait_ready()
+    shop.wait_ready()
 
     assert shop.place_order((product, 2), request_id=request_id).id == first.id
     assert shop.available(product) == 3

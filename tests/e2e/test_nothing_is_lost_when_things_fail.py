@@ -50,7 +50,7 @@ def test_a_killed_process_loses_nothing_and_doubles_nothing(shop: Shop, name: st
         process.start()
         so_far = len(bought.confirmed)
         shop.eventually(lambda: len(bought.confirmed) >= so_far + 10, within_seconds=40)
-    shop.stack.wait_ready()
+    shop.wait_ready()
 
     for number, order_id in enumerate(bought.confirmed):
         if number % 2:
@@ -149,7 +149,7 @@ def test_a_frozen_database_is_answered_within_the_deadline_while_the_process_liv
         for address in (shop.stack.inventory_address, shop.stack.orders_address):
             assert health(address, "liveness") == "SERVING"
 
-    shop.stack.wait_ready()
+    shop.wait_ready()
     # What was on its way when it froze may have happened, all of it or nothing.
     assert shop.available(product) in (2, 3, 4)
     assert shop.bring_to(order.id, CONFIRMED).status == CONFIRMED
@@ -227,7 +227,7 @@ def test_a_call_that_runs_when_the_process_is_told_to_stop_is_finished(shop: Sho
         answered = [call.result().reservation.quantity for call in calls if call.code() is grpc.StatusCode.OK]
     assert process.wait(20) == 0
     process.start()
-    shop.stack.wait_ready()
+    shop.wait_ready()
 
     held = sum(reservation.quantity for reservation in shop.reservations(product))
     assert held >= sum(answered)
@@ -248,5 +248,5 @@ def test_each_endpoint_answers_while_its_neighbour_is_away(shop: Shop) -> None:
         assert "INVENTORY_UNAVAILABLE" in str(refusal.value.trailing_metadata())
     finally:
         shop.stack.inventory_api.start()
-        shop.stack.wait_ready()
+        shop.wait_ready()
     assert shop.bring_to(order.id, CONFIRMED).status == CONFIRMED
