@@ -46,6 +46,7 @@ BACKOFF_SECONDS_MIN = 0.02
 BACKOFF_SECONDS_MAX = 2.0
 COMPLAINT_SECONDS = 60.0
 LAG_SECONDS = 2.0
+ASK_SECONDS = 0.5
 STOP_SECONDS_MAX = 5.0
 
 SESSION_SECONDS = 6.0
@@ -287,11 +288,23 @@ class Consumer:
         self._lag_measured_at = now
         lag = self._in_hand
         for partition in self._kafka.position(self._kafka.assignment()):
-            # What the last fetch told; nothing is asked of the broker. Negative when not known yet.
-            low, high = self._kafka.get_watermark_offsets(partition, cached=True)
-            lag += max(0, high - max(low, partition.offset))
+            lag += self._unread(partition)
         self._lag = lag
         self._metrics.lag(lag)
+
+    def _unread(self, position: TopicPartition) -> int:
+        """How many messages of a partition were not handed to us yet."""
+        # What the last fetch told, without asking the broker.
+        low, high = self._kafka.get_watermark_offsets(position, cached=True)
+        offset = position.offset
+        if high < 0 or offset < 0:
+            # It was paused before its first fetch, which does not come as long as it is.
+            try:
+                low, high = self._kafka.get_watermark_offsets(position, timeout=ASK_SECONDS)
+                offset = self._kafka.committed([position], timeout=ASK_SECONDS)[0].offset
+            except KafkaException:
+                return 0  # the broker is away; the next measurement knows more
+        return max(0, high - max(low, offset))
 
 
 class _Stopped(BaseException):
