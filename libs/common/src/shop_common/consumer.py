@@ -297,7 +297,7 @@ class Consumer:
         # What the last fetch told, without asking the broker.
         low, high = self._kafka.get_watermark_offsets(position, cached=True)
         offset = position.offset
-        if high < 0 or offset < 0:
+        if high < 0 and self._waiting:
             # It was paused before its first fetch, which does not come as long as it is.
             try:
                 low, high = self._kafka.get_watermark_offsets(position, timeout=ASK_SECONDS)
