@@ -3,7 +3,8 @@
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import AbstractContextManager, contextmanager
 
 import grpc
 import pytest
@@ -12,7 +13,7 @@ from google.protobuf.wrappers_pb2 import StringValue
 from devstack.ports import free_ports
 from libs.common.tests.echo_service import Behaviour, Echo, EchoSettings, echo_service, echo_stub, serving
 from shop_common.errors import NotFound, ShopError, Unavailable
-from shop_common.grpc_client import TRIES_MAX, Client
+from shop_common.grpc_client import PATIENCE_SECONDS, TRIES_MAX, Client
 from shop_common.grpc_server import traceparent
 
 TRACEPARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
@@ -44,9 +45,13 @@ class Failing:
         return request
 
 
+def connected(port: int, *, repeatable: tuple[str, ...] = ()) -> AbstractContextManager[Callable[..., str]]:
+    return connected_to(f"127.0.0.1:{port}", repeatable=repeatable)
+
+
 @contextmanager
-def connected(port: int, *, repeatable: tuple[str, ...] = ()) -> Iterator[Callable[..., str]]:
-    client = Client(f"127.0.0.1:{port}", echo_service(), repeatable=repeatable, unavailable_reason="ECHO_UNAVAILABLE")
+def connected_to(target: str, *, repeatable: tuple[str, ...] = ()) -> Iterator[Callable[..., str]]:
+    client = Client(target, echo_service(), repeatable=repeatable, unavailable_reason="ECHO_UNAVAILABLE")
     stub = echo_stub(client.channel)
 
     def call(text: str = "hello", *, seconds: float = 10, trace: str | None = None) -> str:
@@ -110,11 +115,11 @@ def test_a_refusal_is_not_tried_again() -> None:
 def test_no_answer_in_time_means_that_the_service_is_away() -> None:
     open_up = threading.Event()
 
-    def wait(request: StringValue, _context: grpc.ServicerContext) -> StringValue:
+    def stay(request: StringValue, _context: grpc.ServicerContext) -> StringValue:
         open_up.wait(20)
         return request
 
-    with between(wait) as (call, _):
+    with between(stay) as (call, _):
         with pytest.raises(Unavailable) as error:
             call(seconds=0.3)
         open_up.set()
@@ -153,10 +158,10 @@ def test_a_process_that_is_not_ready_gets_no_calls_until_it_is() -> None:
     with between(behave) as (call, running):
         assert call("first") == "first"
         running.server.health.set_ready("consumer", False)
-        _eventually(lambda: not _answers(lambda: call("while away")))
+        _eventually(lambda: not _answers(lambda: call("while away", seconds=1)))
         reached.clear()
 
-        assert not _answers(lambda: call("while away"))
+        assert not _answers(lambda: call("while away", seconds=1))
         assert reached == []
 
         running.server.health.set_ready("consumer", True)
@@ -169,6 +174,40 @@ def test_a_service_that_was_away_is_found_soon_after_it_is_back() -> None:
         assert not _answers(call)
         with serving(lambda request, _: request, EchoSettings(grpc_port=port, listen_host="127.0.0.1")):
             _eventually(lambda: _answers(call), seconds=5)
+
+
+def test_a_call_waits_for_a_service_that_is_being_restarted() -> None:
+    settings = EchoSettings(grpc_port=free_ports(1)[0], listen_host="127.0.0.1")
+    # Not among the repeatable: to wait for a connection is safe for every call.
+    with connected(settings.grpc_port) as call:
+        with serving(lambda request, _: request, settings):
+            assert call("before") == "before"
+        with ThreadPoolExecutor(1) as caller:
+            waiting = caller.submit(call, "during")
+            assert not wait([waiting], timeout=0.5).done
+            with serving(lambda request, _: request, settings):
+                assert waiting.result() == "during"
+
+
+def test_a_service_that_stays_away_is_soon_not_waited_for() -> None:
+    settings = EchoSettings(grpc_port=free_ports(1)[0], listen_host="127.0.0.1")
+    with connected(settings.grpc_port) as call:
+        with serving(lambda request, _: request, settings):
+            call()
+        assert not _answers(lambda: call(seconds=PATIENCE_SECONDS + 0.5))
+
+        begun = time.monotonic()
+        assert not _answers(lambda: call(seconds=60))
+        assert time.monotonic() - begun < 30
+
+
+def test_the_addresses_of_several_processes_may_be_given() -> None:
+    nobody = free_ports(1)[0]
+    with (
+        serving(lambda request, _: request) as running,
+        connected_to(f"ipv4:127.0.0.1:{nobody},127.0.0.1:{running.server.port}") as call,
+    ):
+        assert [call(str(number)) for number in range(4)] == ["0", "1", "2", "3"]
 
 
 def test_the_trace_goes_on_in_the_service() -> None:

@@ -4,6 +4,8 @@ What goes wrong comes back as the ShopError that the other service raised; what 
 """
 
 import json
+import re
+import time
 from collections.abc import Iterable
 from typing import TypeVar
 
@@ -20,17 +22,24 @@ from shop_common.status import STATUS_KEY, RemoteUnavailable, from_status
 _Request = TypeVar("_Request", bound=Message)
 _Response = TypeVar("_Response")
 
-TRIES_MAX = 4
+TRIES_MAX = 5
+"""gRPC's own limit. With the backoffs below they span about three seconds: a process that restarts is back by then."""
+
+PATIENCE_SECONDS = 3.0
+"""How long a service that used to answer is waited for; then calls fail at once, until it answers again."""
 
 RESPONSE_BYTES_MAX = 16 * 1024 * 1024
+
+_SCHEME = re.compile(r"(dns|xds):///|(ipv4|ipv6|unix|unix-abstract):")
 
 
 class Client:
     """A connection to one service, shared by all threads. Nothing is connected before the first call.
 
-    `target` is `host:port`; every address of the host is used in turn. Methods named in `repeatable` are retried when a
-    process goes away: an UNAVAILABLE can follow a commit, so they read, or carry a request_id, or are repeatable
-    by state. `unavailable_reason` is what an Unavailable of this client says, such as INVENTORY_UNAVAILABLE.
+    `target` is `host:port`, of which every address is used in turn, or a target as gRPC writes it, such as
+    `ipv4:10.0.0.1:50053,10.0.0.2:50053`. Methods named in `repeatable` are retried when a process goes away: an
+    UNAVAILABLE can follow a commit, so they read, or carry a request_id, or are repeatable by state.
+    `unavailable_reason` is what an Unavailable of this client says, such as INVENTORY_UNAVAILABLE.
     """
 
     def __init__(
@@ -43,8 +52,11 @@ class Client:
     ) -> None:
         self._name = service.full_name
         self._unavailable_reason = unavailable_reason
+        # Written by any thread, each time as a whole: at worst a call more waits, or does not.
+        self._has_answered = False
+        self._silent_since: float | None = None
         self.channel = grpc.insecure_channel(
-            target if ":///" in target else f"dns:///{target}", options=_options(service, repeatable)
+            target if _SCHEME.match(target) else f"dns:///{target}", options=_options(service, repeatable)
         )
         """For the generated stub."""
 
@@ -59,7 +71,8 @@ class Client:
         """Call a method of the stub. Continues the trace given, else the current one.
 
         Raises the ShopError that the service raised, or an Unavailable when there was no answer in time, or none
-        that says what happened: the call may then have had its effect.
+        that says what happened: the call may then have had its effect. When all processes of the service are being
+        restarted, calls wait for the first that is back; when they stay away, calls fail at once.
         """
         # A request is named for its method; buf lint holds the protos to that.
         name = type(request).__name__.removesuffix("Request")
@@ -67,14 +80,32 @@ class Client:
         with telemetry.span(f"{self._name}/{name}", SpanKind.CLIENT, parent=traceparent, attributes=attributes):
             passed_on = telemetry.current_traceparent() or traceparent
             metadata = (("traceparent", passed_on),) if passed_on else None
+            begun = time.monotonic()
             try:
-                return method(request, timeout=timeout_seconds, metadata=metadata)
+                answer = method(
+                    request, timeout=timeout_seconds, metadata=metadata, wait_for_ready=self._worth_waiting(begun)
+                )
             except grpc.RpcError as error:
-                raise self._meaning(error) from error
+                meaning = self._meaning(error)
+                self._remember(begun, answered=not isinstance(meaning, RemoteUnavailable))
+                raise meaning from error
+            self._remember(begun, answered=True)
+            return answer
 
     def close(self) -> None:
         """End the connections; running calls are cancelled."""
         self.channel.close()
+
+    def _worth_waiting(self, now: float) -> bool:
+        """Whether a call with nobody there to take it should wait: they are being restarted, as far as we know."""
+        silent_since = self._silent_since
+        return self._has_answered and (silent_since is None or now - silent_since < PATIENCE_SECONDS)
+
+    def _remember(self, begun: float, *, answered: bool) -> None:
+        if answered:
+            self._has_answered, self._silent_since = True, None
+        elif self._silent_since is None:
+            self._silent_since = begun
 
     def _meaning(self, error: object) -> ShopError:
         assert isinstance(error, grpc.Call), "grpcio's errors of a call are the call as well"
@@ -98,9 +129,9 @@ def _options(service: ServiceDescriptor, repeatable: Iterable[str]) -> list[tupl
                 "name": names,
                 "retryPolicy": {
                     "maxAttempts": TRIES_MAX,
-                    "initialBackoff": "0.05s",
-                    "maxBackoff": "1s",
-                    "backoffMultiplier": 2,
+                    "initialBackoff": "0.1s",
+                    "maxBackoff": "2s",
+                    "backoffMultiplier": 3,
                     # CANCELLED is what a stopping server says to calls it had not begun (grpc #41785).
                     "retryableStatusCodes": ["UNAVAILABLE", "CANCELLED"],
                 },
@@ -108,8 +139,8 @@ def _options(service: ServiceDescriptor, repeatable: Iterable[str]) -> list[tupl
         ]
         if names
         else [],
-        # When half of all calls fail, retries would only add to the load.
-        "retryThrottling": {"maxTokens": 100, "tokenRatio": 0.5},
+        # When most calls fail, retries would only add to the load; all calls that a stopping process had may be tried.
+        "retryThrottling": {"maxTokens": 1000, "tokenRatio": 1},
     }
     return [
         ("grpc.service_config", json.dumps(config)),
@@ -121,6 +152,6 @@ def _options(service: ServiceDescriptor, repeatable: Iterable[str]) -> list[tupl
         # By default a channel waits up to two minutes before it tries a restarted service again.
         ("grpc.initial_reconnect_backoff_ms", 100),
         ("grpc.min_reconnect_backoff_ms", 1_000),
-        ("grpc.max_reconnect_backoff_ms", 2_000),
+        ("grpc.max_reconnect_backoff_ms", 1_000),
         ("grpc.dns_min_time_between_resolutions_ms", 2_000),
     ]
