@@ -73,7 +73,7 @@ def _good_value(field: FieldDescriptor) -> Any:
     if field.enum_type is not None:
         return field.enum_type.values[1].number
     if field.type == FieldDescriptor.TYPE_STRING:
-        if field.name == "page_token":
+        if field.name in {"page_token", "traceparent"}:
             return ""
         # A UUID is also an identifier, a location and a text; each request has an id of its own.
         return str(uuid4()) if field.name == "request_id" else A_UUID

@@ -15,6 +15,8 @@ from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar, cast
 
+from shop_common import telemetry
+from shop_common.coalescer_telemetry import CoalescerMetrics, Membership
 from shop_common.database import is_own_fault
 from shop_common.errors import DatabaseUnavailable, QueueFull, ShopError
 
@@ -47,14 +49,16 @@ class Limits:
 class _Call:
     """One caller: its lock is released when the last of its requests has an outcome."""
 
-    __slots__ = ("abandoned", "done", "started", "waiting")
+    __slots__ = ("abandoned", "arrived_at", "done", "member", "started", "waiting")
 
-    def __init__(self, size: int) -> None:
+    def __init__(self, size: int, member: Membership | None) -> None:
         self.done = threading.Lock()
         self.done.acquire()
         self.waiting = size
         self.started = False
         self.abandoned = False
+        self.arrived_at = time.monotonic()
+        self.member = member
 
 
 class _Entry(Generic[_Request, _Result]):
@@ -101,6 +105,7 @@ class Coalescer(Generic[_Request, _Result]):
         self._weigh = weigh
         self._limits = limits or Limits()
         self._die = die
+        self._metrics = CoalescerMetrics(name) if telemetry.metrics_wanted() else None
         self._queue: deque[_Entry[_Request, _Result]] = deque()
         self._mutex = threading.Lock()
         self._arrived = threading.Condition(self._mutex)
@@ -128,7 +133,8 @@ class Coalescer(Generic[_Request, _Result]):
         Raises QueueFull when there is no room or no turn in time (nothing was done), DatabaseUnavailable when the
         time ran out during the flush (it may have been done), and what `bulk` raised for one of them alone.
         """
-        call = _Call(len(requests))
+        member = Membership.of_current_span()
+        call = _Call(len(requests), member)
         entries: list[_Entry[_Request, _Result]] = [_Entry(request, call) for request in requests]
         if not entries:
             return []
@@ -142,6 +148,8 @@ class Coalescer(Generic[_Request, _Result]):
                 self._arrived.notify()
         if not call.done.acquire(timeout=max(0.0, deadline - time.monotonic() - ANSWER_SECONDS)):
             self._give_up(call)
+        if member is not None:
+            member.tell(self._name)
         return [entry.take() for entry in entries]
 
     def close(self) -> None:
@@ -157,8 +165,10 @@ class Coalescer(Generic[_Request, _Result]):
             if not call.waiting:
                 return  # the answer came at the last moment
             call.abandoned = True
-            if not call.started:
-                raise QueueFull(f"{self._name}: no turn came within the deadline; nothing was done")
+        if call.member is not None:
+            call.member.tell(self._name, given_up=True)
+        if not call.started:
+            raise QueueFull(f"{self._name}: no turn came within the deadline; nothing was done")
         raise DatabaseUnavailable(f"{self._name}: no answer within the deadline", rolled_back=False)
 
     def _run(self) -> None:
@@ -182,6 +192,8 @@ class Coalescer(Generic[_Request, _Result]):
                     self._idle_flushers -= 1
                 batch = self._take()
                 if batch:
+                    if self._metrics is not None:
+                        self._metrics.waiting(len(self._queue))
                     self._in_flight += 1
                     self._last_start = time.monotonic()
                     if self._queue and self._idle_flushers:
@@ -226,7 +238,19 @@ class Coalescer(Generic[_Request, _Result]):
         return batch
 
     def _flush(self, batch: list[list[_Entry[_Request, _Result]]]) -> None:
-        outcomes = self._outcomes([folded[0].request for folded in batch], time.monotonic() + BISECT_SECONDS_MAX)
+        began, began_ns = time.monotonic(), time.time_ns()
+        calls = dict.fromkeys(entry.call for folded in batch for entry in folded)
+        members = [call.member for call in calls if call.member is not None]
+        requests = [folded[0].request for folded in batch]
+        attributes = {"shop.batch.size": len(requests), "shop.batch.calls": len(calls)}
+        with telemetry.batch_span(
+            f"{self._name} batch", [each.span for each in members], attributes=attributes
+        ) as span:
+            outcomes = self._outcomes(requests, began + BISECT_SECONDS_MAX)
+        for member in members:
+            member.joined(span, len(requests), began_ns)
+        if self._metrics is not None:
+            self._metrics.flushed(len(requests), [began - call.arrived_at for call in calls], time.monotonic() - began)
         finished = []
         with self._mutex:
             self._in_flight -= 1

@@ -15,7 +15,7 @@ from google.protobuf.message import DecodeError, Message
 from google.rpc.status_pb2 import Status
 from opentelemetry.trace import SpanKind
 
-from shop_common import telemetry
+from shop_common import metrics, telemetry
 from shop_common.errors import ShopError
 from shop_common.status import STATUS_KEY, RemoteUnavailable, from_status
 
@@ -29,6 +29,14 @@ PATIENCE_SECONDS = 3.0
 """How long a service that used to answer is waited for; then calls fail at once, until it answers again."""
 
 RESPONSE_BYTES_MAX = 16 * 1024 * 1024
+
+_seconds = metrics.histogram(
+    __name__,
+    "rpc_client_call_duration_seconds",
+    "Time of a call of another service, its retries included",
+    "rpc_method",
+    "rpc_response_status_code",
+)
 
 _SCHEME = re.compile(r"(dns|xds):///|(ipv4|ipv6|unix|unix-abstract):")
 
@@ -52,6 +60,7 @@ class Client:
     ) -> None:
         self._name = service.full_name
         self._unavailable_reason = unavailable_reason
+        self._has_metrics = telemetry.metrics_wanted()
         # Written by any thread, each time as a whole: at worst a call more waits, or does not.
         self._has_answered = False
         self._silent_since: float | None = None
@@ -68,7 +77,7 @@ class Client:
         timeout_seconds: float,
         traceparent: str | None = None,
     ) -> _Response:
-        """Call a method of the stub. Continues the trace given, else the current one.
+        """Call a method of the stub. Continues the current trace, else the one given.
 
         Raises the ShopError that the service raised, or an Unavailable when there was no answer in time, or none
         that says what happened: the call may then have had its effect. When all processes of the service are being
@@ -76,8 +85,10 @@ class Client:
         """
         # A request is named for its method; buf lint holds the protos to that.
         name = type(request).__name__.removesuffix("Request")
-        attributes = {"rpc.system": "grpc", "rpc.service": self._name, "rpc.method": name}
-        with telemetry.span(f"{self._name}/{name}", SpanKind.CLIENT, parent=traceparent, attributes=attributes):
+        path = f"{self._name}/{name}"
+        attributes = {"rpc.system.name": "grpc", "rpc.method": path}
+        parent = None if telemetry.current_traceparent() else traceparent
+        with telemetry.span(path, SpanKind.CLIENT, parent=parent, attributes=attributes) as span:
             passed_on = telemetry.current_traceparent() or traceparent
             metadata = (("traceparent", passed_on),) if passed_on else None
             begun = time.monotonic()
@@ -86,10 +97,14 @@ class Client:
                     request, timeout=timeout_seconds, metadata=metadata, wait_for_ready=self._worth_waiting(begun)
                 )
             except grpc.RpcError as error:
-                meaning = self._meaning(error)
+                code, meaning = self._code_and_meaning(error)
+                span.set_attribute("rpc.response.status_code", code)
+                span.set_attribute("error.type", meaning.reason)
                 self._remember(begun, answered=not isinstance(meaning, RemoteUnavailable))
+                self._observe(path, code, begun)
                 raise meaning from error
             self._remember(begun, answered=True)
+            self._observe(path, "OK", begun)
             return answer
 
     def close(self) -> None:
@@ -107,8 +122,15 @@ class Client:
         elif self._silent_since is None:
             self._silent_since = begun
 
-    def _meaning(self, error: object) -> ShopError:
+    def _observe(self, path: str, code: str, begun: float) -> None:
+        if self._has_metrics:
+            _seconds(path, code).observe(time.monotonic() - begun)
+
+    def _code_and_meaning(self, error: object) -> tuple[str, ShopError]:
         assert isinstance(error, grpc.Call), "grpcio's errors of a call are the call as well"
+        return error.code().name, self._meaning(error)
+
+    def _meaning(self, error: grpc.Call) -> ShopError:
         for key, value in error.trailing_metadata() or ():
             if key == STATUS_KEY and isinstance(value, bytes):
                 try:

@@ -19,7 +19,7 @@ from opentelemetry import trace
 from opentelemetry.util.types import AttributeValue
 from sqlalchemy import exc
 
-from shop_common import logs, telemetry
+from shop_common import logs, metrics, telemetry
 from shop_common.call_pool import CallPool
 from shop_common.database import is_own_fault
 from shop_common.errors import DatabaseUnavailable, InvalidInput, Overload, QueueFull, ShopError, Unavailable, Violation
@@ -38,6 +38,22 @@ REQUEST_BYTES_MAX = 4 * 1024 * 1024
 _ASIDE_THREADS = 4
 
 _log = logs.get(__name__)
+
+_seconds = metrics.histogram(
+    __name__,
+    "rpc_server_call_duration_seconds",
+    "Time from a call's start on a thread to its answer; its _count is the number of calls",
+    "rpc_method",
+    "rpc_response_status_code",
+)
+_errors = metrics.counter(
+    __name__,
+    "rpc_server_errors_total",
+    "Calls that were refused or failed, by the reason that the caller was told",
+    "rpc_method",
+    "rpc_response_status_code",
+    "error_type",
+)
 
 _Servicer = TypeVar("_Servicer")
 _Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"  # in quotes, since only the stubs know its parameters
@@ -154,8 +170,8 @@ class _Method:
 
     def __init__(self, path: str) -> None:
         self._path = path
-        self._service, _, self._name = path.lstrip("/").partition("/")
-        self._metrics = telemetry.rpc_metrics(self._service, self._name)
+        self._method = path.lstrip("/")
+        self._has_metrics = telemetry.metrics_wanted()
         self._flood = Flood()
 
     def running(self, handler: _Handler) -> _Handler:
@@ -187,7 +203,7 @@ class _Method:
         decode: Callable[[bytes], Any],
         encode: Callable[[Any], bytes],
     ) -> _Answer:
-        observe_success = self._metrics.observer("OK") if self._metrics else None
+        observe_success = _seconds(self._method, "OK").observe if self._has_metrics else None
         clock = time.perf_counter
 
         def answer(data: bytes, context: grpc.ServicerContext) -> bytes:
@@ -203,22 +219,21 @@ class _Method:
             except Exception as error:
                 self._fail(_failure_of(error), context, clock() - started, error)
             if observe_success is not None:
-                observe_success(clock() - started)
+                observe_success(clock() - started, _exemplar())
             return response
 
         return answer
 
     def _traced(self, answer: _Answer, tracer: trace.Tracer) -> _Answer:
         attributes: dict[str, AttributeValue] = {
-            "rpc.system": "grpc",
-            "rpc.service": self._service,
-            "rpc.method": self._name,
-            "rpc.grpc.status_code": 0,  # overwritten by `_fail`
+            "rpc.system.name": "grpc",
+            "rpc.method": self._method,
+            "rpc.response.status_code": "OK",  # overwritten by `_fail`
         }
 
         def traced(data: bytes, context: grpc.ServicerContext) -> bytes:
             with tracer.start_as_current_span(
-                f"{self._service}/{self._name}",
+                self._method,
                 context=telemetry.remote_parent(_incoming_traceparent(context)),
                 kind=trace.SpanKind.SERVER,
                 attributes=attributes,
@@ -234,11 +249,12 @@ class _Method:
         self, failure: _Failure, context: grpc.ServicerContext, seconds: float, error: Exception | None = None
     ) -> NoReturn:
         """Tell of the failure in metrics, trace and log, then end the call with it."""
-        if self._metrics is not None:
-            self._metrics.observer(failure.code.name)(seconds)
+        if self._has_metrics:
+            _seconds(self._method, failure.code.name).observe(seconds, _exemplar())
+            _errors(self._method, failure.code.name, failure.reason).inc()
         span = trace.get_current_span()
         if span.is_recording():
-            span.set_attribute("rpc.grpc.status_code", failure.code.value[0])
+            span.set_attribute("rpc.response.status_code", failure.code.name)
             span.set_attribute("error.type", failure.reason)
             if failure.is_ours:
                 span.set_status(trace.StatusCode.ERROR, failure.status.message)
@@ -291,6 +307,12 @@ def _failure_of(error: Exception) -> _Failure:
     code = grpc.StatusCode.INTERNAL
     status = new_status(code, f"internal error {error_id}", code.name, {"error_id": error_id})
     return _Failure(code, status, code.name, is_ours=True, error_id=error_id)
+
+
+def _exemplar() -> dict[str, str] | None:
+    """By which a dashboard finds the trace behind a point; None for a call that is not recorded."""
+    span = telemetry.sampled_span()
+    return None if span is None else {"trace_id": f"{span.trace_id:032x}", "span_id": f"{span.span_id:016x}"}
 
 
 def _incoming_traceparent(context: grpc.ServicerContext) -> str | None:

@@ -5,16 +5,15 @@ Trace context crosses Kafka by hand, as the `traceparent` header of W3C Trace Co
 """
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import cache
 from typing import TYPE_CHECKING
 
 from opentelemetry import trace
 from opentelemetry.context import Context
 from opentelemetry.trace import NonRecordingSpan, Span, SpanContext, SpanKind, TraceFlags
 from opentelemetry.util.types import AttributeValue
-from prometheus_client import REGISTRY, CollectorRegistry, Histogram, start_http_server
+from prometheus_client import REGISTRY, CollectorRegistry, start_http_server
 
 from shop_common import listen
 from shop_common.settings import CommonSettings
@@ -26,7 +25,10 @@ if TYPE_CHECKING:
 
 _TRACEPARENT = re.compile(r"00-(?!0{32})([0-9a-f]{32})-(?!0{16})([0-9a-f]{16})-([0-9a-f]{2})")
 
-_RPC_SECONDS_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
+
+# What stands for "not sampled" where there is no span to say so: its children are not recorded either.
+_UNSAMPLED_TRACE_ID = 1
+_UNSAMPLED = NonRecordingSpan(SpanContext(_UNSAMPLED_TRACE_ID, 1, is_remote=False))
 
 
 class _Running:
@@ -76,6 +78,11 @@ def instrument(engine: "Engine") -> None:
         _Running.tracing.instrument(engine)
 
 
+def metrics_wanted() -> bool:
+    """Whether somebody reads the metrics."""
+    return _Running.metrics
+
+
 def tracer() -> trace.Tracer | None:
     """What makes spans, or None when traces are off."""
     return _Running.tracer
@@ -104,14 +111,86 @@ def span(
         yield current
 
 
+def sampled_span() -> SpanContext | None:
+    """The current span, if it is recorded: by this a batch knows for whom it acts."""
+    if _Running.tracer is None:
+        return None
+    context = trace.get_current_span().get_span_context()
+    return context if context.is_valid and context.trace_flags.sampled else None
+
+
+def sampled_traceparent(traceparent: str | None) -> SpanContext | None:
+    """The span that it names, if traces are on and it is recorded."""
+    context = _span_context(traceparent) if _Running.tracer is not None else None
+    return context if context is not None and context.trace_flags.sampled else None
+
+
+@contextmanager
+def batch_span(
+    name: str,
+    members: Sequence[SpanContext],
+    kind: SpanKind = SpanKind.INTERNAL,
+    attributes: Mapping[str, AttributeValue] | None = None,
+) -> Iterator[SpanContext | None]:
+    """A span around what is done for many at once, linked to all of them. Gives its context, for their links to it.
+
+    It lies in the trace of the first member, so that this one shows all that was done, down to the SQL. When no member
+    is recorded, nor is anything in the block: it is not for each batch to decide anew what is sampled.
+    """
+    if _Running.tracer is None:
+        yield None
+        return
+    if not members:
+        with trace.use_span(_UNSAMPLED):
+            yield None
+        return
+    with _Running.tracer.start_as_current_span(
+        name,
+        context=trace.set_span_in_context(NonRecordingSpan(members[0]), Context()),
+        kind=kind,
+        links=[trace.Link(member) for member in members],
+        attributes=dict(attributes or {}),
+    ) as current:
+        yield current.get_span_context()
+
+
+def record_span(
+    name: str,
+    member: SpanContext,
+    *,
+    began_ns: int,
+    kind: SpanKind = SpanKind.INTERNAL,
+    links: Iterable[SpanContext] = (),
+    attributes: Mapping[str, AttributeValue] | None = None,
+    error: str | None = None,
+) -> str | None:
+    """A span, told of when it is over: below `member`, from `began_ns` (by time.time_ns) until now.
+
+    Returns the traceparent by which another process continues it; None when traces are off.
+    """
+    if _Running.tracer is None:
+        return None
+    made = _Running.tracer.start_span(
+        name,
+        context=trace.set_span_in_context(NonRecordingSpan(member), Context()),
+        kind=kind,
+        links=[trace.Link(each) for each in links],
+        attributes=dict(attributes or {}),
+        start_time=began_ns,
+    )
+    if error is not None:
+        made.set_attribute("error.type", error)
+        made.set_status(trace.StatusCode.ERROR, error)
+    made.end()
+    return _traceparent(made.get_span_context())
+
+
 def current_traceparent() -> str | None:
     """The traceparent by which another process continues the current span; None when there is none."""
     if _Running.tracer is None:
         return None
     context = trace.get_current_span().get_span_context()
-    if not context.is_valid:
-        return None
-    return f"00-{context.trace_id:032x}-{context.span_id:016x}-{context.trace_flags:02x}"
+    return _traceparent(context) if context.is_valid and context.trace_id != _UNSAMPLED_TRACE_ID else None
 
 
 def remote_parent(traceparent: str | None) -> Context | None:
@@ -138,35 +217,8 @@ def from_kafka(headers: Sequence[tuple[str, bytes | None]] | None) -> str | None
     return None
 
 
-class RpcMetrics:
-    """How often and how fast one method was answered, by status code."""
-
-    def __init__(self, service: str, method: str) -> None:
-        self._labels = (service, method)
-        self._observers: dict[str, Callable[[float], None]] = {}
-
-    def observer(self, code: str) -> Callable[[float], None]:
-        """What notes the seconds of one call that ended with this code."""
-        observer = self._observers.get(code)
-        if observer is None:
-            # Looked up once: `labels` costs more than `observe`.
-            observer = self._observers[code] = _rpc_seconds().labels(*self._labels, code).observe
-        return observer
-
-
-def rpc_metrics(service: str, method: str) -> RpcMetrics | None:
-    """The metrics of a method, or None when metrics are off."""
-    return RpcMetrics(service, method) if _Running.metrics else None
-
-
-@cache
-def _rpc_seconds() -> Histogram:
-    return Histogram(
-        "grpc_server_handling_seconds",
-        "Time from a call's start on a thread to its answer; its _count is the number of calls",
-        ("grpc_service", "grpc_method", "grpc_code"),
-        buckets=_RPC_SECONDS_BUCKETS,
-    )
+def _traceparent(context: SpanContext) -> str:
+    return f"00-{context.trace_id:032x}-{context.span_id:016x}-{context.trace_flags:02x}"
 
 
 def _span_context(traceparent: str | None) -> SpanContext | None:

@@ -12,7 +12,7 @@ from inventory_api.stock import AddStock, ItemFilter, SetQuantity, StockQuestion
 from inventory_api.transitions import OrderRequest, ReleaseRequest
 from shop.inventory.v1 import inventory_pb2 as pb
 from shop.inventory.v1 import maintenance_pb2
-from shop_common import paging
+from shop_common import paging, telemetry
 from shop_common.errors import InvalidInput
 from shop_common.paging import PageRequest
 from shop_common.valid import INT64_MAX, Fields
@@ -138,8 +138,14 @@ def _order_lines(order: pb.OrderLines, traceparent: str | None) -> OrderLines:
             lines=tuple(lines),
             ttl_seconds=_ttl(check, order.ttl) if order.HasField("ttl") else None,
             request_id=check.request_id(order.request_id),
-            traceparent=traceparent,
+            traceparent=_traceparent(check, order.traceparent) or traceparent,
         )
+
+
+def _traceparent(check: Fields, given: str) -> str | None:
+    if given and telemetry.well_formed(given) is None:
+        check.violate("traceparent", "must be a W3C traceparent of version 00")
+    return given or None
 
 
 def release(request: pb.ReleaseStockRequest, traceparent: str | None) -> ReleaseRequest:

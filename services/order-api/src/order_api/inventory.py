@@ -7,12 +7,11 @@ from contextlib import suppress
 from typing import ClassVar
 
 from google.protobuf.duration_pb2 import Duration
-from opentelemetry.trace import SpanKind
 
 from order_api.domain import NewOrder
 from shop.inventory.v1 import inventory_pb2 as pb
 from shop.inventory.v1 import inventory_pb2_grpc
-from shop_common import logs, telemetry
+from shop_common import logs
 from shop_common.errors import InvalidInput, ShopError, Unavailable, Violation
 from shop_common.grpc_client import Client
 from shop_common.idempotency import RequestIdReused
@@ -56,13 +55,13 @@ class Inventory:
         answers with what the first call made, as it is now. Raises ShopError for what concerns all of them.
         """
         request = pb.BatchReserveStockRequest(orders=[_lines(order) for order in orders])
-        traces = {order.traceparent for order in orders}
-        # One trace is continued; of many, a span can only say that it belongs to them.
-        parent = traces.pop() if len(traces) == 1 else None
-        with telemetry.span("hold stock", SpanKind.INTERNAL, parent=parent, links=traces):
-            response = self._client.call(
-                self._stub.BatchReserveStock, request, timeout_seconds=self._call_seconds, traceparent=parent
-            )
+        response = self._client.call(
+            self._stub.BatchReserveStock,
+            request,
+            timeout_seconds=self._call_seconds,
+            # Where spans are made, the batch has one of its own. Each order carries its buyer's trace besides.
+            traceparent=orders[0].traceparent,
+        )
         return [_outcome(order, result) for order, result in zip(orders, response.results, strict=True)]
 
     def confirm(self, order_id: str, *, seconds_left: float, traceparent: str | None) -> dict[int, int]:
@@ -120,6 +119,7 @@ def _lines(order: NewOrder) -> pb.OrderLines:
         request_id=order.id,
         lines=[pb.Line(product_id=item.product_id, quantity=item.quantity) for item in order.items],
         ttl=None if order.ttl_seconds is None else _duration(order.ttl_seconds),
+        traceparent=order.traceparent or "",
     )
 
 

@@ -553,10 +553,15 @@ class OrderLines(_message.Message):
     LINES_FIELD_NUMBER: _builtins.int
     TTL_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
+    TRACEPARENT_FIELD_NUMBER: _builtins.int
     order_id: _builtins.str
     """The order: 1–64 printable ASCII characters."""
     request_id: _builtins.str
     """See the service; for this order alone. Empty: none."""
+    traceparent: _builtins.str
+    """W3C traceparent (version 00) of the caller for whom this order is asked, when one call carries the orders of many:
+    the order's events continue that trace. Empty: the call's own.
+    """
     @_builtins.property
     def lines(self) -> _containers.RepeatedCompositeFieldContainer[Global___Line]:
         """1–200 lines. Two may name the same product."""
@@ -572,10 +577,11 @@ class OrderLines(_message.Message):
         lines: _abc.Iterable[Global___Line] | None = ...,
         ttl: _duration_pb2.Duration | None = ...,
         request_id: _builtins.str = ...,
+        traceparent: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["ttl", b"ttl"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["lines", b"lines", "order_id", b"order_id", "request_id", b"request_id", "ttl", b"ttl"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["lines", b"lines", "order_id", b"order_id", "request_id", b"request_id", "traceparent", b"traceparent", "ttl", b"ttl"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -1,0 +1,79 @@
+"""What a coalescer tells: to Prometheus how full and how quick its batches are, to a trace what its call waited for."""
+
+import time
+from collections.abc import Iterable
+from typing import Self
+
+from opentelemetry.trace import SpanContext
+
+from shop_common import metrics, telemetry
+
+_queue = metrics.gauge(__name__, "shop_coalescer_queue_requests", "Requests that wait for a batch", "coalescer")
+_batch = metrics.histogram(
+    __name__, "shop_coalescer_batch_requests", "Requests in a batch", "coalescer", buckets=metrics.SIZES
+)
+_wait = metrics.histogram(
+    __name__, "shop_coalescer_wait_seconds", "Time that a call waited for its batch to begin", "coalescer"
+)
+_flush = metrics.histogram(
+    __name__, "shop_coalescer_flush_seconds", "Time that a batch took, its commit included", "coalescer"
+)
+
+
+class CoalescerMetrics:
+    """The metrics of one coalescer."""
+
+    def __init__(self, name: str) -> None:
+        self._queue = _queue(name)
+        self._batch = _batch(name)
+        self._wait = _wait(name)
+        self._flush = _flush(name)
+
+    def waiting(self, requests: int) -> None:
+        """So many wait now that a batch has been taken."""
+        self._queue.set(requests)
+
+    def flushed(self, requests: int, waits_seconds: Iterable[float], seconds: float) -> None:
+        """A batch of so many requests took so long; its calls had waited so long for it."""
+        self._batch.observe(requests)
+        self._flush.observe(seconds)
+        for each in waits_seconds:
+            self._wait.observe(each)
+
+
+class Membership:
+    """A recorded call in a coalescer: for its trace, which batches it was in and how long it waited for them."""
+
+    __slots__ = ("_batches", "_began_ns", "span")
+
+    def __init__(self, span: SpanContext) -> None:
+        self.span = span
+        self._began_ns = time.time_ns()
+        self._batches: list[tuple[SpanContext, int, int]] = []
+
+    @classmethod
+    def of_current_span(cls) -> Self | None:
+        """Of the caller; None when its span is not recorded, or traces are off."""
+        span = telemetry.sampled_span()
+        return None if span is None else cls(span)
+
+    def joined(self, batch: SpanContext | None, size: int, began_ns: int) -> None:
+        """A batch of that size, begun then, has had requests of this call."""
+        if batch is not None:
+            self._batches.append((batch, size, began_ns))
+
+    def tell(self, coalescer: str, *, given_up: bool = False) -> None:
+        """Make the span of the waiting, linked to the batches. By the caller, when it has its outcomes or gives up."""
+        attributes: dict[str, str | int | float] = {"shop.coalescer": coalescer}
+        batches = list(self._batches)
+        if batches:
+            attributes["shop.batch.size"] = max(size for _, size, _ in batches)
+            attributes["shop.queue.seconds"] = (min(began for *_, began in batches) - self._began_ns) / 1e9
+        telemetry.record_span(
+            f"{coalescer} coalesced",
+            self.span,
+            began_ns=self._began_ns,
+            links=[batch for batch, *_ in batches],
+            attributes=attributes,
+            error="no answer within the deadline" if given_up else None,
+        )

@@ -1,0 +1,145 @@
+"""What a trace shows of calls that were answered together, and what Prometheus is told of it."""
+
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+from opentelemetry.sdk.trace import ReadableSpan
+from prometheus_client import REGISTRY
+from sqlalchemy import text
+
+from libs.common.tests.recorded import Spans
+from shop_common import telemetry
+from shop_common.coalescer import Coalescer
+from shop_common.coalescer_telemetry import CoalescerMetrics
+from shop_common.database import Database
+from shop_common.errors import DatabaseUnavailable
+
+TRACEPARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+
+
+@pytest.fixture
+def spans() -> Iterator[Spans]:
+    yield Spans()
+    telemetry.shutdown()
+
+
+def test_a_batch_and_the_calls_in_it_name_each_other(spans: Spans, new_database: Callable[[str], str]) -> None:
+    database = Database(new_database("traced"))
+    telemetry.instrument(database.engine)
+    begun, together = threading.Event(), threading.Event()
+
+    def bulk(numbers: Sequence[int]) -> list[int]:
+        begun.set()
+        if numbers == [0]:
+            together.wait(20)  # so that the others gather
+        with database.read() as tx:
+            tx.execute(text("SELECT 42"))
+        return [number + 1 for number in numbers]
+
+    coalescer = Coalescer("count", bulk, die=lambda *_: None)
+
+    def call(number: int) -> None:
+        with telemetry.span(f"call {number}"):
+            assert coalescer(number, deadline=time.monotonic() + 30) == number + 1
+
+    with ThreadPoolExecutor(3) as callers:
+        first = callers.submit(call, 0)
+        assert begun.wait(10)
+        others = [callers.submit(call, number) for number in (1, 2)]
+        eventually(lambda: len(coalescer._queue) == 2)
+        together.set()
+        for each in (first, *others):
+            each.result()
+    coalescer.close()
+    database.close()
+
+    made = spans.all()
+    (batch,) = [span for span in made if span.name == "count batch" and len(span.links) == 2]
+    calls = [span for span in made if span.name in {"call 1", "call 2"}]
+    waits = [span for span in made if span.name == "count coalesced" and _parent(span) in [_id(call) for call in calls]]
+    assert _linked(batch) == {_id(span) for span in calls}
+    for wait in waits:
+        assert _linked(wait) == {_id(batch)}
+        assert wait.attributes is not None
+        assert wait.attributes["shop.batch.size"] == 2
+    assert len(waits) == 2
+    # One of the calls shows in its own trace all that the batch did.
+    assert _trace_of(batch) in {_trace_of(span) for span in calls}
+    statements = [span for span in made if span.attributes and "SELECT 42" in str(span.attributes.values())]
+    assert _trace_of(batch) in {_trace_of(span) for span in statements}
+
+
+def test_a_batch_for_nobody_who_is_recorded_is_not_recorded(spans: Spans, new_database: Callable[[str], str]) -> None:
+    database = Database(new_database("traced"))
+    telemetry.instrument(database.engine)
+
+    def bulk(numbers: Sequence[int]) -> Sequence[int]:
+        with database.read() as tx:
+            tx.execute(text("SELECT 42"))
+        assert telemetry.current_traceparent() is None
+        return numbers
+
+    coalescer = Coalescer("count", bulk, die=lambda *_: None)
+    with telemetry.span("call", parent=TRACEPARENT.removesuffix("01") + "00"):
+        coalescer(1, deadline=time.monotonic() + 30)
+    coalescer.close()
+    database.close()
+
+    assert [span.name for span in spans.all()] == []
+
+
+def test_a_call_that_gave_up_shows_in_its_trace_that_it_did(spans: Spans) -> None:
+    go_on = threading.Event()
+
+    def bulk(numbers: Sequence[int]) -> Sequence[int]:
+        go_on.wait(20)
+        return numbers
+
+    coalescer = Coalescer("count", bulk, die=lambda *_: None)
+    with telemetry.span("call"), pytest.raises(DatabaseUnavailable):
+        coalescer(1, deadline=time.monotonic() + 0.5)
+    go_on.set()
+    coalescer.close()
+
+    (wait,) = [span for span in spans.all() if span.name == "count coalesced"]
+    assert not wait.status.is_ok
+
+
+def test_prometheus_is_told_how_full_batches_are_and_how_long_calls_waited() -> None:
+    metrics = CoalescerMetrics("test-of-metrics")
+
+    metrics.waiting(7)
+    metrics.flushed(3, [0.5, 0.25], seconds=0.125)
+
+    labels = {"coalescer": "test-of-metrics"}
+    assert REGISTRY.get_sample_value("shop_coalescer_queue_requests", labels) == 7
+    assert REGISTRY.get_sample_value("shop_coalescer_batch_requests_sum", labels) == 3
+    assert REGISTRY.get_sample_value("shop_coalescer_wait_seconds_count", labels) == 2
+    assert REGISTRY.get_sample_value("shop_coalescer_wait_seconds_sum", labels) == 0.75
+    assert REGISTRY.get_sample_value("shop_coalescer_flush_seconds_sum", labels) == 0.125
+
+
+def _parent(span: ReadableSpan) -> int | None:
+    return span.parent.span_id if span.parent else None
+
+
+def _linked(span: ReadableSpan) -> set[int]:
+    return {link.context.span_id for link in span.links}
+
+
+def _trace_of(span: ReadableSpan) -> int:
+    return int(span.context.trace_id)
+
+
+def _id(span: ReadableSpan) -> int:
+    return int(span.context.span_id)
+
+
+def eventually(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 10
+    while not condition():
+        assert time.monotonic() < deadline, "it did not become true in time"
+        threading.Event().wait(0.01)
