@@ -6,7 +6,7 @@ is decided once per method.
 
 import secrets
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent import futures
 from dataclasses import dataclass
 from typing import Any, NoReturn, TypeAlias, TypeVar
@@ -59,6 +59,7 @@ _Servicer = TypeVar("_Servicer")
 _Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"  # in quotes, since only the stubs know its parameters
 _FoundHandler: TypeAlias = "_Handler | None"
 _Answer = Callable[[bytes, grpc.ServicerContext], bytes]
+Describe = Callable[[Any], Mapping[str, AttributeValue]]
 
 
 class Server:
@@ -72,10 +73,11 @@ class Server:
         self._pool = CallPool(settings.grpc_threads)
         # Health and refusals have threads of their own: they must answer when all others are taken.
         self._aside = futures.ThreadPoolExecutor(_ASIDE_THREADS, thread_name_prefix="aside")
+        self._gate = _Gate(self._pool, self._aside, settings.calls_max)
         self._server = grpc.server(
             # grpcio asks of it nothing but `submit`.
             self._pool,  # type: ignore[arg-type]
-            interceptors=[_Gate(self._pool, self._aside, settings.calls_max)],
+            interceptors=[self._gate],
             options=_options(shared_port=settings.workers > 1),
         )
 
@@ -84,12 +86,16 @@ class Server:
         service: ServiceDescriptor,
         add_to_server: Callable[[_Servicer, grpc.Server], None],
         servicer: _Servicer,
+        *,
+        describe: Describe = lambda _message: {},
     ) -> None:
         """Offer a service, by the generated function that adds it.
 
         Its methods raise ShopError for what the caller is told. They must not use `context.abort`: whatever else they
-        raise is a defect, answered INTERNAL with an id that is also in the log.
+        raise is a defect, answered INTERNAL with an id that is also in the log. `describe` says what the span of a
+        call tells of its request, and of its response.
         """
+        self._gate.describe[service.full_name] = describe
         add_to_server(servicer, self._server)
         self._services.append(service.full_name)
 
@@ -129,6 +135,8 @@ class _Gate(grpc.ServerInterceptor):
         self._aside = aside
         self._calls_max = calls_max
         self._ways: dict[str, tuple[_Handler, _Handler]] = {}
+        self.describe: dict[str, Describe] = {}
+        """By the full name of the service."""
 
     def intercept_service(
         self,
@@ -148,7 +156,8 @@ class _Gate(grpc.ServerInterceptor):
         if path.startswith(f"/{HEALTH_SERVICE}/"):
             exempt = _on(self._aside, handler)
             return exempt, exempt
-        method = _Method(path)
+        service, _, _ = path.lstrip("/").partition("/")
+        method = _Method(path, self.describe.get(service, lambda _message: {}))
         return method.running(handler), method.refusing(self._aside)
 
 
@@ -168,8 +177,9 @@ class _Failure:
 class _Method:
     """One method of the API: what is done around it, and how it is told of in logs, metrics and traces."""
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, describe: Describe) -> None:
         self._path = path
+        self._describe = describe
         self._method = path.lstrip("/")
         self._has_metrics = telemetry.metrics_wanted()
         self._flood = Flood()
@@ -204,7 +214,7 @@ class _Method:
         encode: Callable[[Any], bytes],
     ) -> _Answer:
         observe_success = _seconds(self._method, "OK").observe if self._has_metrics else None
-        clock = time.perf_counter
+        clock, describe = time.perf_counter, self._describe
 
         def answer(data: bytes, context: grpc.ServicerContext) -> bytes:
             started = clock()
@@ -215,12 +225,18 @@ class _Method:
                     request = decode(data)
                 except DecodeError:
                     raise InvalidInput([_UNREADABLE]) from None
-                response = encode(behave(request, context))
+                if (span := trace.get_current_span()).is_recording():
+                    span.set_attributes(describe(request))
+                    response = behave(request, context)
+                    span.set_attributes(describe(response))
+                else:
+                    response = behave(request, context)
+                encoded = encode(response)
             except Exception as error:
                 self._fail(_failure_of(error), context, clock() - started, error)
             if observe_success is not None:
                 observe_success(clock() - started, _exemplar())
-            return response
+            return encoded
 
         return answer
 

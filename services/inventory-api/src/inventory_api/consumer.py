@@ -3,12 +3,11 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from prometheus_client import Counter
 from sqlalchemy import Connection
 
 from inventory_api import transitions
 from inventory_api.transitions import OrderRequest
-from shop_common import logs
+from shop_common import logs, metrics
 from shop_common.consumer import Event, Handler
 
 TOPIC = "order-events"
@@ -16,31 +15,32 @@ GROUP = "inventory-api"
 
 _log = logs.get(__name__)
 
+_short_fulfilments = metrics.counter(
+    __name__, "shop_short_fulfilments_total", "Orders that were shipped with less stock than their lines"
+)
 
-class OrderEvents:
+
+def handlers() -> Mapping[str, Handler]:
     """The handlers of this service by event type."""
+    return {"ORDER_CANCELLED": release, "ORDER_SHIPPED": fulfil}
 
-    def __init__(self, short_fulfilments: Counter) -> None:
-        self._short_fulfilments = short_fulfilments
 
-    def handlers(self) -> Mapping[str, Handler]:
-        return {"ORDER_CANCELLED": self.release, "ORDER_SHIPPED": self.fulfil}
+def release(tx: Connection, events: Sequence[Event]) -> None:
+    """A cancelled order gives back what it holds."""
+    transitions.release_orders(tx, [_order(event) for event in events])
 
-    def release(self, tx: Connection, events: Sequence[Event]) -> None:
-        """A cancelled order gives back what it holds."""
-        transitions.release_orders(tx, [_order(event) for event in events])
 
-    def fulfil(self, tx: Connection, events: Sequence[Event]) -> None:
-        """A shipped order's units leave the stock."""
-        fulfilled = transitions.fulfil_orders(tx, [_order(event) for event in events])
-        for event in events:
-            missing = _missing(event.data, fulfilled[event.data["id"]])
-            if missing:
-                # The goods are gone, whatever the books say; a person has to look at it.
-                self._short_fulfilments.inc()
-                _log.error(
-                    "an order was shipped with less stock than its lines", order_id=event.data["id"], missing=missing
-                )
+def fulfil(tx: Connection, events: Sequence[Event]) -> None:
+    """A shipped order's units leave the stock."""
+    fulfilled = transitions.fulfil_orders(tx, [_order(event) for event in events])
+    for event in events:
+        missing = _missing(event.data, fulfilled[event.data["id"]])
+        if missing:
+            # The goods are gone, whatever the books say; a person has to look at it.
+            _short_fulfilments().inc()
+            _log.error(
+                "an order was shipped with less stock than its lines", order_id=event.data["id"], missing=missing
+            )
 
 
 def _order(event: Event) -> OrderRequest:

@@ -4,13 +4,12 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from prometheus_client import Counter
-
-from inventory_api.consumer import GROUP, TOPIC, OrderEvents
+from inventory_api import consumer
 from inventory_api.migrations import SCHEMA
 from inventory_api.operations import Operations
 from inventory_api.servicer import InventoryMaintenanceServicer, InventoryServicer
 from inventory_api.settings import InventorySettings
+from inventory_api.spans import describe
 from inventory_api.tables import outbox
 from shop.inventory.v1 import inventory_pb2, inventory_pb2_grpc, maintenance_pb2, maintenance_pb2_grpc
 from shop_common import lifecycle, schema, telemetry
@@ -58,6 +57,7 @@ def serve(settings: InventorySettings) -> None:
         inventory_pb2.DESCRIPTOR.services_by_name["InventoryService"],
         inventory_pb2_grpc.add_InventoryServiceServicer_to_server,
         InventoryServicer(operations),
+        describe=describe,
     )
     server.add(
         maintenance_pb2.DESCRIPTOR.services_by_name["InventoryMaintenanceService"],
@@ -66,19 +66,16 @@ def serve(settings: InventorySettings) -> None:
     )
     on_stop = [operations.close, database.close, telemetry.shutdown]
     if settings.consumer_enabled:
-        short_fulfilments = Counter(
-            "shop_short_fulfilments_total", "Orders that were shipped with less stock than their lines"
-        )
-        consumer = Consumer(
+        order_events = Consumer(
             database=database,
             bootstrap_servers=settings.kafka_bootstrap_servers,
-            group=GROUP,
-            topic=TOPIC,
-            handlers=OrderEvents(short_fulfilments).handlers(),
+            group=consumer.GROUP,
+            topic=consumer.TOPIC,
+            handlers=consumer.handlers(),
             outbox=outbox,
             set_ready=lambda ready: server.health.set_ready("consumer", ready),
             die=lifecycle.die,
         )
-        consumer.start()
-        on_stop.insert(0, consumer.stop)
+        order_events.start()
+        on_stop.insert(0, order_events.stop)
     lifecycle.serve(server, settings, on_stop=on_stop)

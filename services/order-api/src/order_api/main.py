@@ -10,6 +10,7 @@ from order_api.migrations import SCHEMA
 from order_api.operations import Operations
 from order_api.servicer import OrderMaintenanceServicer, OrderServicer
 from order_api.settings import OrderSettings
+from order_api.spans import describe
 from order_api.tables import outbox
 from shop.order.v1 import maintenance_pb2, maintenance_pb2_grpc, order_pb2, order_pb2_grpc
 from shop_common import lifecycle, schema, telemetry
@@ -58,6 +59,7 @@ def serve(settings: OrderSettings) -> None:
         order_pb2.DESCRIPTOR.services_by_name["OrderService"],
         order_pb2_grpc.add_OrderServiceServicer_to_server,
         OrderServicer(operations),
+        describe=describe,
     )
     server.add(
         maintenance_pb2.DESCRIPTOR.services_by_name["OrderMaintenanceService"],

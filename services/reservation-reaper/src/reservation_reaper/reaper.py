@@ -8,9 +8,7 @@ import threading
 import time
 from collections.abc import Callable
 
-from prometheus_client import Counter
-
-from shop_common import logs
+from shop_common import logs, metrics
 from shop_common.errors import ShopError
 
 _BACKOFF_SECONDS_MIN = 0.25
@@ -19,8 +17,19 @@ _ROUNDS_MISSED_MAX = 3
 
 _log = logs.get(__name__)
 
-_runs = Counter("shop_reaper_runs", "Rounds of work, by how they ended", ["work", "outcome"])
-_done = Counter("shop_reaper_done", "Holds expired, orders cancelled, rows purged", ["work"])
+_rounds = metrics.counter(
+    __name__, "shop_reaper_rounds_total", "Rounds of work, by how they ended: done, failed", "work", "outcome"
+)
+_done = metrics.counter(
+    __name__, "shop_reaper_done_total", "Holds expired, orders cancelled, rows of history purged", "work"
+)
+_last_success = metrics.gauge(
+    __name__,
+    "shop_reaper_last_success_timestamp_seconds",
+    "When a round last went well, in seconds since 1970 UTC",
+    "work",
+    over_workers="livemax",
+)
 
 
 class Work:
@@ -58,14 +67,15 @@ class Work:
             while not stop.is_set():
                 done = self._do()
                 total += done
-                _done.labels(self.name).inc(done)
+                _done(self.name).inc(done)
                 if done < self._batch_max:
                     break
         except ShopError as error:
-            _runs.labels(self.name, "failed").inc()
+            _rounds(self.name, "failed").inc()
             self._complain(error)
             return False
-        _runs.labels(self.name, "done").inc()
+        _rounds(self.name, "done").inc()
+        _last_success(self.name).set_to_current_time()
         self._finished_at = time.monotonic()
         if self._failure is not None:
             _log.info("works again", work=self.name)

@@ -1,0 +1,24 @@
+"""What the span of a call says of it: which order and which product it is about, by which a trace is found."""
+
+from google.protobuf.message import Message
+
+from shop.inventory.v1 import inventory_pb2 as pb
+
+
+def describe(message: Message) -> dict[str, str | int | list[str]]:
+    """The attributes of a request or a response."""
+    match message:
+        case pb.ReserveStockRequest():
+            return {"shop.order_id": message.order_id, "shop.product_id": message.product_id}
+        case pb.ConfirmReservationsRequest():
+            return {"shop.order_id": message.order_id}
+        case pb.BatchReserveStockRequest():
+            return {"shop.order_ids": [order.order_id for order in message.orders]}
+        case pb.CreateInventoryItemRequest() | pb.CheckStockRequest():
+            return {"shop.product_id": message.product_id}
+        case pb.InventoryItemResponse():
+            return {"shop.product_id": message.item.product_id}
+        case pb.ReserveStockResponse() | pb.GetReservationResponse():
+            return {"shop.order_id": message.reservation.order_id, "shop.product_id": message.reservation.product_id}
+        case _:
+            return {}
