@@ -1,0 +1,42 @@
+"""What the probes of the rendered Deployments ask is asked of the real processes."""
+
+from collections.abc import Iterator
+
+import pytest
+
+from devstack import process
+from devstack.kafka import Kafka
+from devstack.stack import Databases, Stack
+from tests.kubernetes.checks import of_processes
+from tests.kubernetes.processes import PROCESSES
+from tests.kubernetes.rendered import Rendered
+
+FOLDER = "deploy/kubernetes/base"
+
+
+@pytest.fixture(scope="module")
+def running(kafka: Kafka, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    """The four processes; what they keep their rows in does not matter here."""
+    with Stack(Databases.in_folder(tmp_path_factory.mktemp("data")), kafka) as stack:
+        yield stack
+
+
+def _addresses(running: Stack) -> dict[str, str]:
+    return {each.name: each.health_address for each in running.processes if each.health_address}
+
+
+@pytest.mark.parametrize("probe", ["startupProbe", "livenessProbe", "readinessProbe"])
+def test_every_probe_gets_the_answer_that_it_hopes_for(running: Stack, rendered: Rendered, probe: str) -> None:
+    for workload in of_processes(rendered(FOLDER)):
+        service = workload.container[probe]["grpc"].get("service", "")
+
+        assert process.health(_addresses(running)[workload.name], service) == "SERVING", (
+            f"{workload} {probe} {service!r}"
+        )
+
+
+def test_a_name_that_nobody_serves_is_no_success(running: Stack) -> None:
+    """Otherwise the test above could not fail."""
+    answers = {name: process.health(address, "shop.Nobody") for name, address in _addresses(running).items()}
+
+    assert answers == dict.fromkeys(PROCESSES, "NOT_FOUND")

@@ -1,0 +1,254 @@
+"""The checks see what is broken: one thing at a time is made wrong in what is rendered."""
+
+import copy
+from collections.abc import Callable
+
+import pytest
+
+from tests.kubernetes import checks, relations
+from tests.kubernetes.checks import Check
+from tests.kubernetes.rendered import Cluster, Object, Rendered
+
+Breaking = Callable[[Cluster], None]
+
+FOLDER = "tests/kubernetes/all_options"
+
+
+def _pod(cluster: Cluster, name: str) -> Object:
+    kind = "Job" if name.endswith("migration") or name == "topics" else "Deployment"
+    pod: Object = cluster.named(kind, name)["spec"]["template"]["spec"]
+    return pod
+
+
+def _container(cluster: Cluster, name: str) -> Object:
+    container: Object = _pod(cluster, name)["containers"][0]
+    return container
+
+
+def _settings(cluster: Cluster, name: str) -> Object:
+    """The data of a ConfigMap, whose name ends in a hash."""
+    (found,) = (each for each in cluster.of_kind("ConfigMap") if each["metadata"]["name"].startswith(f"{name}-"))
+    data: Object = found["data"]
+    return data
+
+
+def _spec(cluster: Cluster, kind: str, name: str) -> Object:
+    spec: Object = cluster.named(kind, name)["spec"]
+    return spec
+
+
+def a_field_is_misspelt(cluster: Cluster) -> None:
+    _pod(cluster, "order-api")["terminationGracePeriod"] = 35
+
+
+def a_number_is_a_word(cluster: Cluster) -> None:
+    _spec(cluster, "HorizontalPodAutoscaler", "order-api")["minReplicas"] = "three"
+
+
+def a_config_map_is_missing(cluster: Cluster) -> None:
+    _container(cluster, "order-api")["envFrom"][0]["configMapRef"]["name"] = "shop"
+
+
+def a_secret_has_another_name(cluster: Cluster) -> None:
+    _pod(cluster, "event-relay")["volumes"][0]["secret"]["secretName"] = "postgresql"
+
+
+def readiness_asks_for_the_other_service(cluster: Cluster) -> None:
+    _container(cluster, "order-api")["readinessProbe"]["grpc"]["service"] = "shop.inventory.v1.InventoryService"
+
+
+def liveness_asks_whether_it_is_ready(cluster: Cluster) -> None:
+    _container(cluster, "inventory-api")["livenessProbe"]["grpc"]["service"] = ""
+
+
+def a_probe_asks_the_wrong_port(cluster: Cluster) -> None:
+    _container(cluster, "event-relay")["startupProbe"]["grpc"]["port"] = 50055
+
+
+def there_is_no_startup_probe(cluster: Cluster) -> None:
+    del _container(cluster, "reservation-reaper")["startupProbe"]
+
+
+def a_setting_is_misspelt(cluster: Cluster) -> None:
+    _settings(cluster, "shop")["DRAIN_SECOND"] = "5"
+
+
+def a_setting_is_out_of_bounds(cluster: Cluster) -> None:
+    _settings(cluster, "shop")["GRACE_SECONDS"] = "-1"
+
+
+def a_database_url_has_a_password_of_its_own(cluster: Cluster) -> None:
+    _settings(cluster, "inventory-api")["DATABASE_URL"] = "postgresql://inventory:secret@postgresql:5432/inventory"
+
+
+def kafka_stays_at_its_default(cluster: Cluster) -> None:
+    del _settings(cluster, "kafka")["KAFKA_BOOTSTRAP_SERVERS"]
+
+
+def a_password_is_in_the_environment(cluster: Cluster) -> None:
+    environment = _container(cluster, "order-api")["env"]
+    environment[0] = {"name": "DATABASE_PASSWORD", "value": "secret"}
+
+
+def a_password_is_looked_for_elsewhere(cluster: Cluster) -> None:
+    _container(cluster, "order-api")["env"][0]["value"] = "/secrets/password"
+
+
+def draining_takes_longer(cluster: Cluster) -> None:
+    _settings(cluster, "shop")["DRAIN_SECONDS"] = "30"
+
+
+def a_pod_is_killed_early(cluster: Cluster) -> None:
+    _pod(cluster, "order-api")["terminationGracePeriodSeconds"] = 20
+
+
+def an_image_is_the_latest(cluster: Cluster) -> None:
+    for name in ("order-api", "order-api-migration"):
+        _container(cluster, name)["image"] = "shop/order-api:latest"
+
+
+def a_migration_is_of_another_version(cluster: Cluster) -> None:
+    _container(cluster, "order-api-migration")["image"] = "shop/order-api:0.0.9"
+
+
+def a_migration_only_asks_for_help(cluster: Cluster) -> None:
+    _container(cluster, "order-api-migration")["args"] = ["--help"]
+
+
+def a_topic_is_missing(cluster: Cluster) -> None:
+    container = _container(cluster, "topics")
+    container["args"] = [container["args"][0].replace(" order-events.dlq", "")]
+
+
+def a_process_is_root(cluster: Cluster) -> None:
+    _pod(cluster, "inventory-api")["securityContext"]["runAsUser"] = 0
+
+
+def a_process_keeps_capabilities(cluster: Cluster) -> None:
+    del _container(cluster, "event-relay")["securityContext"]["capabilities"]
+
+
+def a_migration_may_write_to_its_root(cluster: Cluster) -> None:
+    _container(cluster, "inventory-api-migration")["securityContext"]["readOnlyRootFilesystem"] = False
+
+
+def service_links_are_on(cluster: Cluster) -> None:
+    del _pod(cluster, "order-api")["enableServiceLinks"]
+
+
+def memory_has_no_limit(cluster: Cluster) -> None:
+    del _container(cluster, "order-api")["resources"]["limits"]
+
+
+def a_service_selects_migrations_too(cluster: Cluster) -> None:
+    _spec(cluster, "Service", "order-api")["selector"] = {"app.kubernetes.io/part-of": "shop"}
+
+
+def pods_have_another_name(cluster: Cluster) -> None:
+    _spec(cluster, "Deployment", "event-relay")["template"]["metadata"]["labels"]["app.kubernetes.io/name"] = "relay"
+
+
+def a_service_leads_to_a_closed_port(cluster: Cluster) -> None:
+    _container(cluster, "inventory-api")["ports"][0]["containerPort"] = 50054
+
+
+def a_service_has_an_address(cluster: Cluster) -> None:
+    del _spec(cluster, "Service", "inventory-api")["clusterIP"]
+
+
+def a_target_has_another_port(cluster: Cluster) -> None:
+    _settings(cluster, "order-api")["INVENTORY_TARGET"] = "inventory-api:50054"
+
+
+def the_database_moves_to_another_port(cluster: Cluster) -> None:
+    _settings(cluster, "order-api")["DATABASE_URL"] = "postgresql://orders@postgresql:6432/orders"
+
+
+def traces_are_off_and_their_port_is_open(cluster: Cluster) -> None:
+    del _settings(cluster, "shop")["OTEL_EXPORTER_OTLP_ENDPOINT"]
+
+
+def a_policy_opens_all_ports_to_everyone(cluster: Cluster) -> None:
+    _spec(cluster, "NetworkPolicy", "order-api")["ingress"][0].pop("from")
+
+
+def the_reaper_may_not_call_orders(cluster: Cluster) -> None:
+    cluster.objects.remove(cluster.named("NetworkPolicy", "shop-calls-order-api"))
+
+
+def nothing_is_denied(cluster: Cluster) -> None:
+    cluster.objects.remove(cluster.named("NetworkPolicy", "shop-default-deny"))
+
+
+def a_scaler_has_no_target(cluster: Cluster) -> None:
+    _spec(cluster, "HorizontalPodAutoscaler", "order-api")["scaleTargetRef"]["name"] = "orders"
+
+
+def replicas_are_fixed_too(cluster: Cluster) -> None:
+    _spec(cluster, "Deployment", "order-api")["replicas"] = 3
+
+
+def a_budget_refuses_all(cluster: Cluster) -> None:
+    _spec(cluster, "PodDisruptionBudget", "event-relay")["maxUnavailable"] = 0
+
+
+def a_rollout_begins_by_stopping(cluster: Cluster) -> None:
+    _spec(cluster, "Deployment", "order-api")["strategy"]["rollingUpdate"]["maxUnavailable"] = 1
+
+
+def metrics_are_off(cluster: Cluster) -> None:
+    _settings(cluster, "shop")["METRICS_PORT"] = "0"
+
+
+NOTICED_BY: dict[Breaking, Check] = {
+    a_field_is_misspelt: checks.schemas_hold,
+    a_number_is_a_word: checks.schemas_hold,
+    a_config_map_is_missing: checks.everything_is_there,
+    a_secret_has_another_name: checks.everything_is_there,
+    readiness_asks_for_the_other_service: checks.probes_ask_what_is_served,
+    liveness_asks_whether_it_is_ready: checks.probes_ask_what_is_served,
+    a_probe_asks_the_wrong_port: checks.probes_ask_what_is_served,
+    there_is_no_startup_probe: checks.probes_ask_what_is_served,
+    a_setting_is_misspelt: checks.settings_are_accepted,
+    a_setting_is_out_of_bounds: checks.settings_are_accepted,
+    a_database_url_has_a_password_of_its_own: checks.settings_are_accepted,
+    kafka_stays_at_its_default: checks.settings_are_accepted,
+    a_password_is_in_the_environment: checks.passwords_come_from_secrets,
+    a_password_is_looked_for_elsewhere: checks.passwords_come_from_secrets,
+    draining_takes_longer: checks.there_is_time_to_drain,
+    a_pod_is_killed_early: checks.there_is_time_to_drain,
+    an_image_is_the_latest: checks.images_are_pinned,
+    a_migration_is_of_another_version: checks.images_are_pinned,
+    a_migration_only_asks_for_help: checks.databases_are_migrated,
+    a_topic_is_missing: checks.topics_are_those_of_the_contract,
+    a_process_is_root: checks.pods_are_restricted,
+    a_process_keeps_capabilities: checks.pods_are_restricted,
+    a_migration_may_write_to_its_root: checks.pods_are_restricted,
+    service_links_are_on: checks.pods_are_restricted,
+    memory_has_no_limit: checks.pods_have_resources,
+    a_service_selects_migrations_too: relations.selectors_mean_one_workload,
+    pods_have_another_name: relations.selectors_mean_one_workload,
+    a_service_leads_to_a_closed_port: relations.services_lead_to_open_ports,
+    a_service_has_an_address: relations.services_lead_to_open_ports,
+    a_target_has_another_port: relations.calls_reach_services,
+    the_database_moves_to_another_port: relations.the_network_is_what_is_needed,
+    traces_are_off_and_their_port_is_open: relations.the_network_is_what_is_needed,
+    a_policy_opens_all_ports_to_everyone: relations.the_network_is_what_is_needed,
+    the_reaper_may_not_call_orders: relations.the_network_is_what_is_needed,
+    nothing_is_denied: relations.the_network_is_what_is_needed,
+    a_scaler_has_no_target: relations.scaling_works,
+    replicas_are_fixed_too: relations.scaling_works,
+    a_budget_refuses_all: relations.rollouts_and_evictions_go_on,
+    a_rollout_begins_by_stopping: relations.rollouts_and_evictions_go_on,
+    metrics_are_off: relations.metrics_are_scraped,
+}
+
+
+@pytest.mark.parametrize("breaking", NOTICED_BY, ids=lambda breaking: breaking.__name__)
+def test_what_is_broken_is_noticed(rendered: Rendered, breaking: Breaking) -> None:
+    """That nothing else is noticed is known from test_rendered_objects, which checks the same folder whole."""
+    broken = Cluster(copy.deepcopy(rendered(FOLDER).objects))
+
+    breaking(broken)
+
+    assert list(NOTICED_BY[breaking](broken)) != []
