@@ -11,11 +11,10 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Self
 
-import grpc
 import psutil
-from grpc_health.v1 import health_pb2
 
 from devstack import watchdog
+from shop_common import probe
 
 LOG_LINES_MAX = 20_000
 TAIL_LINES = 25
@@ -256,15 +255,4 @@ def wait_until_stopped(processes: Sequence[psutil.Process]) -> None:
 
 def health(address: str, service: str = "", *, timeout_seconds: float = 1) -> str:
     """What grpc.health.v1 at the address says: SERVING, NOT_SERVING, …, or the status of a failed call."""
-    # A new channel each time: one that has failed before waits longer and longer until it tries again.
-    with grpc.insecure_channel(address, options=[("grpc.use_local_subchannel_pool", 1)]) as channel:
-        check = channel.unary_unary(
-            "/grpc.health.v1.Health/Check",
-            request_serializer=health_pb2.HealthCheckRequest.SerializeToString,
-            response_deserializer=health_pb2.HealthCheckResponse.FromString,
-        )
-        try:
-            answer = check(health_pb2.HealthCheckRequest(service=service), timeout=timeout_seconds)
-        except grpc.RpcError as error:
-            return str(error.code().name)
-    return str(health_pb2.HealthCheckResponse.ServingStatus.Name(answer.status))
+    return probe.ask(address, service, timeout_seconds=timeout_seconds).said

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import psutil
 
-from devstack.stack import Databases
+from devstack.stack import INVENTORY_API, ORDER_API, Databases
 
 PATH = Path("run/devstack.json")
 
@@ -16,7 +16,7 @@ _SAME_START_SECONDS = 1.0
 
 
 class NotRunning(Exception):
-    """There is no `dev` here; the message is for the person who needs it."""
+    """What is needed does not run here; the message is for the person who needs it."""
 
 
 @dataclass(frozen=True)
@@ -30,13 +30,22 @@ class Endpoint:
 
 @dataclass(frozen=True)
 class RunFile:
-    """What runs. `started` tells the process of that number from a later one with the same."""
+    """What runs. `started` tells the process of that number from a later one with the same.
+
+    `traces_elsewhere` is the user's own OTLP endpoint, empty for nowhere; None when `dev` collects the spans itself.
+    """
 
     pid: int
     started: float
     bootstrap: str
     databases: Databases
     processes: dict[str, Endpoint]
+    traces_elsewhere: str | None = None
+
+    @property
+    def apis(self) -> tuple[str, str]:
+        """The addresses of inventory-api and order-api."""
+        return self.processes[INVENTORY_API].address, self.processes[ORDER_API].address
 
 
 def write(run: RunFile, path: Path = PATH) -> None:
@@ -60,6 +69,7 @@ def read(path: Path = PATH) -> RunFile:
         bootstrap=content["bootstrap"],
         databases=Databases(**content["databases"]),
         processes={name: Endpoint(**endpoint) for name, endpoint in content["processes"].items()},
+        traces_elsewhere=content.get("traces_elsewhere"),
     )
     if not _still_runs(run):
         raise NotRunning(f"dev is not running any more (it left {path}); start it with ./task dev")

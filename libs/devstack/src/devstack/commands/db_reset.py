@@ -1,6 +1,7 @@
 """Drop everything in both databases and bring them to the newest schema.
 
-All items, reservations and orders are lost, and the events that wait in an outbox. Refused while ./task dev runs.
+All items, reservations and orders are lost, and the events that wait in an outbox. Refused while ./task dev runs, and
+for the databases of running containers: `docker compose down --volumes` removes those.
 """
 
 import argparse
@@ -13,6 +14,8 @@ from devstack.commands import target
 from devstack.commands.db_init import migrate
 from devstack.commands.failures import CommandFailed
 from devstack.commands.output import error_console
+from devstack.compose import Containers
+from devstack.runfile import RunFile
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -22,8 +25,13 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Raises CommandFailed where it must not be done."""
-    if target.running():
-        raise CommandFailed("dev is running; end it first, since its processes would lose their tables")
+    match target.running():
+        case RunFile():
+            raise CommandFailed("dev is running; end it first, since its processes would lose their tables")
+        case Containers() if not (options.inventory_url and options.orders_url):
+            raise CommandFailed(
+                "the containers are running; ./task docker-stop --volumes ends them and removes all data"
+            )
     databases = target.databases(options)
     if not options.yes and not _confirmed(databases.inventory, databases.orders):
         raise CommandFailed("nothing was dropped")

@@ -1,4 +1,4 @@
-"""Ask grpc.health.v1 of every process whether it is ready for calls, and whether it lives.
+"""Ask grpc.health.v1 of every process, in containers of every replica, whether it is ready for calls and lives.
 
 A process that lives but is not ready waits for something: its database, the broker, or the end of its start.
 Exit code 0 only when every process is ready and alive.
@@ -10,11 +10,15 @@ from dataclasses import asdict, dataclass
 
 from rich.text import Text
 
-from devstack import process, runfile
+from devstack import process
+from devstack.commands import target
 from devstack.commands.failures import CommandFailed
 from devstack.commands.output import add_json, print_json, print_table, whole
+from devstack.compose import Container
+from devstack.runfile import RunFile
 
 SERVING = "SERVING"
+LIVENESS = "liveness"
 
 
 @dataclass(frozen=True)
@@ -37,14 +41,14 @@ def configure(parser: argparse.ArgumentParser) -> None:
         action="append",
         type=_named_address,
         metavar="NAME=HOST:PORT",
-        help="a process to ask, may be repeated (default: the four of ./task dev)",
+        help="a process to ask, may be repeated (default: those of ./task dev, else of the containers)",
     )
     add_json(parser)
 
 
 def run(options: argparse.Namespace) -> int:
     """Raises CommandFailed when one does not serve."""
-    found = ask(dict(options.process) if options.process else _of_dev())
+    found = ask(dict(options.process)) if options.process else of_system()
     if options.json:
         print_json({"serving": all(one.serves for one in found), "processes": [asdict(one) for one in found]})
     else:
@@ -60,10 +64,19 @@ def ask(addresses: dict[str, str]) -> list[Health]:
 
     def ask_one(name: str) -> Health:
         address = addresses[name]
-        return Health(name, address, process.health(address), process.health(address, "liveness"))
+        return Health(name, address, process.health(address), process.health(address, LIVENESS))
 
     with ThreadPoolExecutor(max(1, len(addresses))) as pool:
         return list(pool.map(ask_one, addresses))
+
+
+def of_system() -> list[Health]:
+    """The health of every process of what runs here. Raises NotRunning."""
+    found = target.system()
+    if isinstance(found, RunFile):
+        return ask({name: endpoint.address for name, endpoint in found.processes.items()})
+    with ThreadPoolExecutor(max(1, len(found.processes))) as pool:
+        return list(pool.map(_of_container, found.processes))
 
 
 def coloured(said: str) -> Text:
@@ -71,8 +84,10 @@ def coloured(said: str) -> Text:
     return Text(said, "green" if said == SERVING else "bold red")
 
 
-def _of_dev() -> dict[str, str]:
-    return {name: endpoint.address for name, endpoint in runfile.read().processes.items()}
+def _of_container(one: Container) -> Health:
+    ready = one.health()
+    # Who is ready lives: that saves starting a second probe.
+    return Health(one.name, one.service, ready, ready if ready == SERVING else one.health(LIVENESS))
 
 
 def _named_address(text: str) -> tuple[str, str]:

@@ -16,7 +16,6 @@ import psutil
 from rich.table import Column
 from rich.text import Text
 
-from devstack import runfile
 from devstack.broker import TOPICS
 from devstack.commands import database_state, health, target
 from devstack.commands.database_state import DatabaseState
@@ -24,6 +23,7 @@ from devstack.commands.dead_letters import GROUP, DeadLetters
 from devstack.commands.output import add_json, console, number, print_json, print_table, whole
 from devstack.commands.topics import Broker
 from devstack.drain import READERS
+from devstack.runfile import RunFile
 from shop_common.dead_letters import SUFFIX
 
 
@@ -67,21 +67,20 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _processes() -> list[dict[str, Any]]:
-    """What `dev` runs; none when it does not."""
-    run = target.running()
-    endpoints = run.processes if run else {}
-    healths = health.ask({name: endpoint.address for name, endpoint in endpoints.items()})
-    return [
-        {
-            "name": one.name,
-            "pid": endpoints[one.name].pid,
-            "running": psutil.pid_exists(endpoints[one.name].pid),
-            "address": one.address,
-            "ready": one.ready,
-            "alive": one.alive,
-            "version": version(one.name),
+    """Of what runs here; none when nothing does."""
+    found = target.running()
+    if found is None:
+        return []
+    if isinstance(found, RunFile):
+        known = {
+            name: {"pid": one.pid, "running": psutil.pid_exists(one.pid), "version": version(name)}
+            for name, one in found.processes.items()
         }
-        for one in healths
+    else:
+        known = {one.name: {"pid": None, "running": one.runs, "version": one.version} for one in found.processes}
+    return [
+        {"name": one.name, "address": one.address, "ready": one.ready, "alive": one.alive} | known[one.name]
+        for one in health.of_system()
     ]
 
 
@@ -119,7 +118,7 @@ def _show_processes(processes: list[dict[str, Any]]) -> None:
     ]
     print_table("processes", ["process", whole("pid"), "state", "address", "health", "version"], rows)
     if not rows:
-        console().print(f"dev is not running here ({runfile.PATH})", style="dim")
+        console().print("nothing is running here", style="dim")
     console().print()
 
 

@@ -1,36 +1,38 @@
-"""Which system a command speaks to: what its options name, else what the run file says `dev` runs."""
+"""Which system a command speaks to: what its options name, else what `dev` runs here, else the containers."""
 
 import argparse
 from pathlib import Path
 
 from sqlalchemy.engine import make_url
 
-from devstack import runfile
+from devstack import compose, runfile
 from devstack.client import Shop
 from devstack.commands.failures import CommandFailed
+from devstack.compose import Containers
+from devstack.runfile import NotRunning, RunFile
 from devstack.stack import INVENTORY_API, ORDER_API, Databases, Ports
 
 DATA_FOLDER = runfile.PATH.with_name("data")
 """Where `dev` keeps its SQLite files unless told otherwise."""
 
-_FROM_DEV = "(default: that of ./task dev)"
+_DEFAULT = "(default: that of ./task dev, else of the containers)"
 
 
 def add_apis(parser: argparse.ArgumentParser) -> None:
     """--inventory and --orders."""
     for option, api in (("--inventory", INVENTORY_API), ("--orders", ORDER_API)):
-        parser.add_argument(option, metavar="HOST:PORT", help=f"address of {api} {_FROM_DEV}")
+        parser.add_argument(option, metavar="HOST:PORT", help=f"address of {api} {_DEFAULT}")
 
 
 def add_broker(parser: argparse.ArgumentParser) -> None:
     """--bootstrap."""
-    parser.add_argument("--bootstrap", metavar="HOST:PORT", help=f"the Kafka broker {_FROM_DEV}")
+    parser.add_argument("--bootstrap", metavar="HOST:PORT", help=f"the Kafka broker {_DEFAULT}")
 
 
 def add_databases(parser: argparse.ArgumentParser) -> None:
     """--inventory-url and --orders-url."""
-    parser.add_argument("--inventory-url", metavar="URL", help=f"the inventory database {_FROM_DEV}")
-    parser.add_argument("--orders-url", metavar="URL", help=f"the orders database {_FROM_DEV}")
+    parser.add_argument("--inventory-url", metavar="URL", help=f"the inventory database {_DEFAULT}")
+    parser.add_argument("--orders-url", metavar="URL", help=f"the orders database {_DEFAULT}")
 
 
 def apis(options: argparse.Namespace) -> tuple[str, str]:
@@ -38,8 +40,7 @@ def apis(options: argparse.Namespace) -> tuple[str, str]:
     if options.inventory or options.orders:
         ports = Ports()
         return options.inventory or f"localhost:{ports.inventory}", options.orders or f"localhost:{ports.orders}"
-    processes = runfile.read().processes
-    return processes[INVENTORY_API].address, processes[ORDER_API].address
+    return system().apis
 
 
 def shop(options: argparse.Namespace) -> Shop:
@@ -49,13 +50,16 @@ def shop(options: argparse.Namespace) -> Shop:
 
 def bootstrap(options: argparse.Namespace) -> str:
     """The broker. Raises NotRunning."""
-    return options.bootstrap or runfile.read().bootstrap
+    return options.bootstrap or system().bootstrap
 
 
 def databases(options: argparse.Namespace) -> Databases:
     """Both databases; those of `dev` can be told of while it does not run."""
-    dev = _dev_databases()
-    return Databases(options.inventory_url or dev.inventory, options.orders_url or dev.orders)
+    if options.inventory_url and options.orders_url:
+        return Databases(options.inventory_url, options.orders_url)
+    found = running()
+    default = found.databases if found else Databases.in_folder(DATA_FOLDER)
+    return Databases(options.inventory_url or default.inventory, options.orders_url or default.orders)
 
 
 def require(database_url: str) -> None:
@@ -65,14 +69,21 @@ def require(database_url: str) -> None:
         raise CommandFailed(f"there is no {url.database}; ./task db-init makes it")
 
 
-def running() -> runfile.RunFile | None:
-    """What `dev` runs, if it does."""
+def system() -> RunFile | Containers:
+    """What runs here. Raises NotRunning."""
     try:
         return runfile.read()
-    except runfile.NotRunning:
+    except NotRunning as neither:
+        if containers := compose.running():
+            return containers
+        if compose.is_here():
+            raise NotRunning(f"{neither}, or in containers with ./task docker-run") from None
+        raise
+
+
+def running() -> RunFile | Containers | None:
+    """What runs here, if anything does."""
+    try:
+        return system()
+    except NotRunning:
         return None
-
-
-def _dev_databases() -> Databases:
-    run = running()
-    return run.databases if run else Databases.in_folder(DATA_FOLDER)

@@ -1,0 +1,97 @@
+# The images of the four deployables, and of the gateway that docker-compose.yml puts before the APIs.
+#
+#   docker build --target order-api --tag shop/order-api:1.2.3 --build-arg VERSION=1.2.3 .
+#
+# An image runs its process, or what is given as arguments (`migrate`). Its root may be read-only, and it needs no volume.
+
+# To take them from a mirror; the versions are part of what is tested.
+ARG PYTHON=python:3.13-slim-trixie
+ARG DEBIAN=debian:trixie-slim
+
+# --- what we depend on: built anew when a lock changes ---
+
+FROM ${PYTHON} AS dependencies
+RUN python -m venv --without-pip /venv
+COPY requirements/*-api.txt requirements/event-relay.txt requirements/reservation-reaper.txt /requirements/
+# All four in one layer, which the images share: their locks differ in little or nothing.
+RUN --mount=type=cache,target=/root/.cache/pip \
+    for lock in /requirements/*.txt; do set -- "$@" --requirement "$lock"; done \
+    && pip --python /venv install --disable-pip-version-check --only-binary=:all: --require-hashes "$@"
+
+# --- what is ours: built anew when the code changes ---
+
+FROM ${PYTHON} AS packages
+COPY requirements/bootstrap.txt /requirements/
+RUN --mount=type=cache,target=/root/.cache/pip \
+    python -m venv /build \
+    && /build/bin/pip install --disable-pip-version-check --only-binary=:all: --require-hashes --requirement /requirements/bootstrap.txt
+COPY libs /src/libs
+COPY proto /src/proto
+COPY services /src/services
+# One folder for what all have, and one for each service. Python need not compare the bytecode with the source each time:
+# neither changes in an image.
+RUN cd /src \
+    && install() { /build/bin/uv pip install --quiet --offline --no-deps --no-build-isolation --python /build --target "$@"; } \
+    && export PATH=/build/bin:$PATH \
+    && install /packages/shared ./libs/common ./proto \
+    && for service in services/*; do install "/packages/${service##*/}" "./$service"; done \
+    && rm /packages/*/.lock \
+    && python -m compileall -q --invalidation-mode unchecked-hash /packages
+
+# --- what runs ---
+
+FROM ${PYTHON} AS runtime
+ENV PATH=/venv/bin:$PATH PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 METRICS_PORT=9464
+RUN groupadd --gid 10001 shop && useradd --uid 10001 --gid shop --no-create-home --home-dir /nonexistent --shell /usr/sbin/nologin shop
+COPY --from=dependencies /venv /venv
+USER 10001:10001
+STOPSIGNAL SIGTERM
+
+FROM runtime AS inventory-api
+ARG VERSION=dev REVISION=unknown
+LABEL org.opencontainers.image.title=inventory-api org.opencontainers.image.version=${VERSION} org.opencontainers.image.revision=${REVISION}
+ENV GRPC_PORT=50053
+EXPOSE 50053 9464
+HEALTHCHECK --interval=5s --timeout=4s --start-period=120s CMD ["sh", "-c", "exec python -m shop_common.probe localhost:$GRPC_PORT"]
+ENTRYPOINT ["python", "-m", "inventory_api"]
+COPY --from=packages /packages/shared /packages/inventory-api /venv/lib/python3.13/site-packages/
+
+FROM runtime AS order-api
+ARG VERSION=dev REVISION=unknown
+LABEL org.opencontainers.image.title=order-api org.opencontainers.image.version=${VERSION} org.opencontainers.image.revision=${REVISION}
+ENV GRPC_PORT=50054
+EXPOSE 50054 9464
+HEALTHCHECK --interval=5s --timeout=4s --start-period=120s CMD ["sh", "-c", "exec python -m shop_common.probe localhost:$GRPC_PORT"]
+ENTRYPOINT ["python", "-m", "order_api"]
+COPY --from=packages /packages/shared /packages/order-api /venv/lib/python3.13/site-packages/
+
+FROM runtime AS reservation-reaper
+ARG VERSION=dev REVISION=unknown
+LABEL org.opencontainers.image.title=reservation-reaper org.opencontainers.image.version=${VERSION} org.opencontainers.image.revision=${REVISION}
+ENV HEALTH_PORT=50055
+EXPOSE 50055 9464
+HEALTHCHECK --interval=5s --timeout=4s --start-period=120s CMD ["sh", "-c", "exec python -m shop_common.probe localhost:$HEALTH_PORT"]
+ENTRYPOINT ["python", "-m", "reservation_reaper"]
+COPY --from=packages /packages/shared /packages/reservation-reaper /venv/lib/python3.13/site-packages/
+
+FROM runtime AS event-relay
+ARG VERSION=dev REVISION=unknown
+LABEL org.opencontainers.image.title=event-relay org.opencontainers.image.version=${VERSION} org.opencontainers.image.revision=${REVISION}
+ENV HEALTH_PORT=50056
+EXPOSE 50056 9464
+HEALTHCHECK --interval=5s --timeout=4s --start-period=120s CMD ["sh", "-c", "exec python -m shop_common.probe localhost:$HEALTH_PORT"]
+ENTRYPOINT ["python", "-m", "event_relay"]
+COPY --from=packages /packages/shared /packages/event-relay /venv/lib/python3.13/site-packages/
+
+# --- one address for the replicas of the APIs, for docker-compose.yml ---
+
+FROM ${DEBIAN} AS gateway
+RUN apt-get update \
+    && apt-get install --yes --no-install-recommends haproxy \
+    && rm -rf /var/lib/apt/lists/* /var/cache/apt/archives
+COPY deploy/compose/gateway/haproxy.cfg /etc/haproxy/haproxy.cfg
+USER 10001:10001
+STOPSIGNAL SIGUSR1
+EXPOSE 50053 50054
+HEALTHCHECK --interval=5s --timeout=4s --start-period=120s CMD ["bash", "-c", "exec 3<>/dev/tcp/127.0.0.1/8405 && printf 'GET /ready HTTP/1.0\\r\\n\\r\\n' >&3 && grep -q ' 200 ' <&3"]
+ENTRYPOINT ["haproxy", "-W", "-db", "-f", "/etc/haproxy/haproxy.cfg"]

@@ -1,0 +1,34 @@
+"""Start everything in containers, and say where it listens. Builds the images whose code has changed.
+
+What runs already goes on as it is. Ports and the images' tag are chosen in .env, see .env.example.
+"""
+
+import argparse
+
+from devstack import compose
+from devstack.commands.failures import CommandFailed
+from devstack.commands.output import console, print_table, whole
+from devstack.stack import INVENTORY_API, ORDER_API
+
+WAIT_SECONDS = 600
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--scale", action="append", default=[], metavar="SERVICE=N", help="run so many of a service; may be repeated"
+    )
+
+
+def run(options: argparse.Namespace) -> int:
+    """Raises CommandFailed."""
+    scale = [word for one in options.scale for word in ("--scale", one)]
+    compose.show("up", "--build", "--wait", "--wait-timeout", str(WAIT_SECONDS), *scale)
+    found = compose.running()
+    if found is None:
+        raise CommandFailed("the containers ended as soon as they ran; see `docker compose logs`")
+    rows = [(name, found.address(name)) for name in (INVENTORY_API, ORDER_API, "postgres", "kafka")]
+    print_table("listening", ["", whole("address")], rows)
+    console().print(
+        "\nTry: ./task test-grpc, ./task status, docker compose logs --follow; ./task docker-stop ends it.", style="dim"
+    )
+    return 0

@@ -1,0 +1,132 @@
+"""The driver of these tests: docker-compose.yml as its user runs it, under a name, a tag and ports of its own."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Self
+from uuid import uuid4
+
+from devstack import watchdog
+from devstack.ports import free_ports
+
+ROOT = Path(__file__).resolve().parents[2]
+FILE = ROOT / "docker-compose.yml"
+
+REPLICAS = {"inventory-api": 3, "order-api": 3, "reservation-reaper": 1, "event-relay": 2}
+SERVICES = [*REPLICAS, "gateway", "postgres", "kafka"]
+
+# With every image to be built and a machine that does other things as well.
+UP_SECONDS = 600
+COMMAND_SECONDS = 120
+_POLL_SECONDS = 0.5
+
+
+class Composition:
+    """Entering it starts everything; leaving it removes containers, volumes and images."""
+
+    def __init__(self, folder: Path) -> None:
+        self.name = f"shop-test-{uuid4().hex[:8]}"
+        self._folder = folder
+        self._environment = os.environ | {
+            "COMPOSE_FILE": str(FILE),
+            "COMPOSE_PROJECT_NAME": self.name,
+            "SHOP_VERSION": self.name,
+        }
+
+    def __enter__(self) -> Self:
+        watchdog.run(self.name, ["docker", "compose", "--project-name", self.name, "down", "--volumes"])
+        try:
+            self.compose("build", seconds=UP_SECONDS)
+            # Not before: a build takes its time, and others look for free ports too.
+            self.inventory_port, self.orders_port, self.postgres_port, self.kafka_port = free_ports(4)
+            self._environment |= {
+                "SHOP_INVENTORY_PORT": str(self.inventory_port),
+                "SHOP_ORDERS_PORT": str(self.orders_port),
+                "SHOP_POSTGRES_PORT": str(self.postgres_port),
+                "SHOP_KAFKA_PORT": str(self.kafka_port),
+            }
+            self.up()
+        except BaseException:
+            print(self.compose("logs", "--tail", "30", check=False))
+            self._remove()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._remove()
+
+    def up(self) -> None:
+        """Start what does not run, every replica; all is well when this returns."""
+        scale = [word for service, count in REPLICAS.items() for word in ("--scale", f"{service}={count}")]
+        self.compose("up", "--wait", *scale, seconds=UP_SECONDS)
+
+    def compose(self, *arguments: str, check: bool = True, seconds: float = COMMAND_SECONDS) -> str:
+        """What `docker compose` prints; a failure shows all of it."""
+        return self._run(["docker", "compose", *arguments], check, seconds)
+
+    def task(self, *arguments: str, check: bool = True) -> str:
+        """What `./task` runs, in a folder where nothing else runs."""
+        return self._run([sys.executable, "-m", "devstack", *arguments], check, COMMAND_SECONDS)
+
+    def containers(self) -> list[dict[str, Any]]:
+        """As `docker inspect` knows them, stopped ones included, those that do one thing and end left out."""
+        ids = self.compose("ps", "--all", "--quiet", *SERVICES).split()
+        found: list[dict[str, Any]] = json.loads(docker("inspect", *ids))
+        return found
+
+    def of(self, service: str) -> list[str]:
+        """The names of a service's containers."""
+        return sorted(one["Name"].lstrip("/") for one in self.containers() if service_of(one) == service)
+
+    def health(self) -> dict[str, str]:
+        """What the processes say of themselves: replica → SERVING, EXITED, …"""
+        answer = json.loads(self.task("health", "--json", check=False))
+        return {one["name"]: one["ready"] for one in answer["processes"]}
+
+    def all_serve(self) -> bool:
+        said = list(self.health().values())
+        return said == ["SERVING"] * sum(REPLICAS.values())
+
+    def _remove(self) -> None:
+        built = json.loads(self.compose("config", "--format", "json"))["services"].values()
+        self.compose("down", "--volumes", "--timeout", "1", check=False)
+        docker("image", "rm", "--force", *{service["image"] for service in built if "build" in service}, check=False)
+        watchdog.forget(self.name)
+
+    def _run(self, command: Sequence[str], check: bool, seconds: float) -> str:
+        done = subprocess.run(
+            command,
+            cwd=self._folder,
+            env=self._environment,
+            capture_output=True,
+            text=True,
+            timeout=seconds,
+            check=False,
+        )
+        shown = f"{' '.join(command)} ended with {done.returncode}\n{done.stdout}\n{done.stderr}"
+        assert done.returncode == 0 or not check, shown
+        return done.stdout
+
+
+def docker(*arguments: str, check: bool = True) -> str:
+    """What the engine answers."""
+    done = subprocess.run(["docker", *arguments], capture_output=True, text=True, timeout=COMMAND_SECONDS, check=False)
+    assert done.returncode == 0 or not check, f"docker {' '.join(arguments)}: {done.stderr}"
+    return done.stdout
+
+
+def service_of(container: dict[str, Any]) -> str:
+    return str(container["Config"]["Labels"]["com.docker.compose.service"])
+
+
+def eventually(condition: Callable[[], bool], *, within_seconds: float) -> None:
+    """Wait until it holds. Raises TimeoutError."""
+    deadline = time.monotonic() + within_seconds
+    while not condition():
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"not within {within_seconds:g} s")
+        time.sleep(_POLL_SECONDS)

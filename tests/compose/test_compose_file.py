@@ -1,0 +1,118 @@
+"""What docker-compose.yml promises, read from the file itself: no engine is needed."""
+
+import re
+from typing import Any
+
+import pytest
+import yaml
+from pydantic_settings import BaseSettings
+
+from devstack.broker import TOPICS
+from event_relay.settings import RelaySettings
+from inventory_api.settings import InventorySettings
+from order_api.settings import OrderSettings
+from reservation_reaper.settings import ReaperSettings
+from shop_common.lifecycle import FLUSH_SECONDS_MAX
+from shop_common.settings import CommonSettings
+from tests.compose.composition import FILE, ROOT
+
+Service = dict[str, Any]
+
+SERVICES: dict[str, Service] = yaml.safe_load(FILE.read_text())["services"]
+ONCE = {name: service for name, service in SERVICES.items() if service["restart"] == "no"}
+LASTING = {name: service for name, service in SERVICES.items() if name not in ONCE}
+
+SETTINGS: dict[str, type[BaseSettings]] = {
+    "inventory-api": InventorySettings,
+    "migrate-inventory": InventorySettings,
+    "order-api": OrderSettings,
+    "migrate-orders": OrderSettings,
+    "reservation-reaper": ReaperSettings,
+    "event-relay": RelaySettings,
+}
+
+every_service = pytest.mark.parametrize("service", SERVICES.values(), ids=SERVICES)
+
+
+def conditions(service: Service) -> dict[str, str]:
+    needed = service.get("depends_on", {})
+    return {name: needed[name]["condition"] for name in needed} if isinstance(needed, dict) else {}
+
+
+@every_service
+def test_nothing_runs_with_more_rights_or_resources_than_it_needs(service: Service) -> None:
+    assert service["cap_drop"] == ["ALL"]
+    assert service["security_opt"] == ["no-new-privileges:true"]
+    limits = service["deploy"]["resources"]["limits"]
+    # A limit above the machine's number of processors would not start on the smallest.
+    assert float(limits["cpus"]) <= 1
+    assert limits["memory"]
+
+
+@every_service
+def test_no_log_grows_without_end(service: Service) -> None:
+    assert service["logging"]["options"].keys() == {"max-size", "max-file"}
+
+
+@every_service
+def test_every_image_has_a_version(service: Service) -> None:
+    name, _, tag = service["image"].partition(":")
+    assert name
+    assert tag
+    assert "latest" not in tag
+
+
+@every_service
+def test_ports_are_for_this_machine_and_can_be_chosen(service: Service) -> None:
+    for port in service.get("ports", []):
+        assert re.fullmatch(r"127\.0\.0\.1:\$\{SHOP_[A-Z]+_PORT:-\d+\}:\d+", port)
+
+
+@every_service
+def test_no_password_is_written_here(service: Service) -> None:
+    for name, value in service.get("environment", {}).items():
+        assert "PASSWORD" not in name or name.endswith("_FILE")
+        assert not re.search(r"://[^/@]*:[^/@]*@", str(value)), "no password in a URL"
+
+
+@pytest.mark.parametrize("name", LASTING)
+def test_what_lasts_is_started_again_and_checked(name: str) -> None:
+    assert LASTING[name]["restart"] == "unless-stopped"
+    stage = re.search(
+        rf"^FROM \S+ AS {name}$(.*?)(?=^FROM|\Z)", (ROOT / "Dockerfile").read_text(), re.DOTALL | re.MULTILINE
+    )
+    assert "healthcheck" in LASTING[name] or (stage and "HEALTHCHECK" in stage[1])
+
+
+@pytest.mark.parametrize("name", ONCE)
+def test_somebody_waits_for_what_is_done_once(name: str) -> None:
+    # Else `up --wait` takes its end for a failure.
+    waiting = [other for other in SERVICES.values() if conditions(other).get(name) == "service_completed_successfully"]
+    assert waiting
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_the_environment_has_real_settings_only(name: str) -> None:
+    known = {field.upper() for field in SETTINGS[name].model_fields}
+    given = {setting.removesuffix("_FILE") for setting in SERVICES[name]["environment"]}
+    assert given <= known
+
+
+@pytest.mark.parametrize("name", ["inventory-api", "order-api", "reservation-reaper", "event-relay"])
+def test_a_process_has_time_to_drain(name: str) -> None:
+    fields = CommonSettings.model_fields
+    needed = fields["drain_seconds"].default + fields["grace_seconds"].default + FLUSH_SECONDS_MAX
+    assert float(SERVICES[name]["stop_grace_period"].removesuffix("s")) > needed
+
+
+def test_all_that_can_be_chosen_is_in_the_example() -> None:
+    used = set(re.findall(r"\$\{([A-Z_]+)", FILE.read_text()))
+    shown = set(re.findall(r"^#?([A-Z_]+)=", (ROOT / ".env.example").read_text(), re.MULTILINE))
+    assert shown == used
+
+
+def test_every_topic_is_made() -> None:
+    script = (ROOT / "deploy/compose/topics.sh").read_text()
+    made = re.search(r"^for topic in (.+); do$", script, re.MULTILINE)
+    assert made
+    assert set(made[1].split()) == set(TOPICS)

@@ -1,0 +1,199 @@
+import json
+import re
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import psycopg
+import pytest
+from google.type.money_pb2 import Money
+
+from devstack.__main__ import main
+from devstack.client import Shop
+from devstack.docker import engine
+from shop.inventory.v1 import inventory_pb2 as inventory
+from shop.order.v1 import order_pb2 as orders
+from tests.compose.composition import REPLICAS, SERVICES, Composition, docker, eventually, service_of
+
+PRODUCT = 4711
+BACK_SECONDS = 120
+
+ORDERS_EACH = 20
+"""Enough for each replica of an API to get some, whichever is first."""
+
+pytestmark = pytest.mark.timeout(900)
+
+
+@pytest.fixture(scope="module")
+def system(docker_engine: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Composition]:
+    with Composition(tmp_path_factory.mktemp("empty")) as running:
+        yield running
+
+
+@pytest.fixture
+def shop(system: Composition) -> Iterator[Shop]:
+    """A client outside, which knows the published ports only."""
+    with Shop.connect(f"127.0.0.1:{system.inventory_port}", f"127.0.0.1:{system.orders_port}") as opened:
+        yield opened
+
+
+def place_order(shop: Shop) -> str:
+    price = Money(currency_code="EUR", units=1)
+    items = [orders.CreateOrderItem(product_id=PRODUCT, quantity=1, price=price)]
+    return shop.call(shop.orders.CreateOrder, orders.CreateOrderRequest(user_id=1, items=items)).order.id
+
+
+def stock_up(shop: Shop) -> None:
+    request = inventory.CreateInventoryItemRequest(product_id=PRODUCT, quantity=1_000)
+    shop.call(shop.inventory.CreateInventoryItem, request)
+
+
+def answered(system: Composition, service: str, method: str) -> Counter[str]:
+    """How many calls of the method each replica has answered, by its own count."""
+    read = "import urllib.request as u; print(u.urlopen('http://localhost:9464/metrics').read().decode())"
+    counted = re.compile(rf'^rpc_server_call_duration_seconds_count{{[^}}]*/{method}"[^}}]*}} ([\d.]+)$', re.MULTILINE)
+    counts: Counter[str] = Counter()
+    for name in system.of(service):
+        counts[name] = sum(int(float(count)) for count in counted.findall(docker("exec", name, "python", "-c", read)))
+    return counts
+
+
+def test_every_replica_of_every_process_is_ready(system: Composition) -> None:
+    assert (
+        Counter(service_of(one) for one in system.containers()) == {"gateway": 1, "postgres": 1, "kafka": 1} | REPLICAS
+    )
+    assert system.all_serve(), system.health()
+
+
+def test_the_story_of_every_rpc_is_told_through_the_published_ports(system: Composition) -> None:
+    assert "All is well" in system.task("test-grpc")
+
+
+def test_the_status_reads_both_databases_and_the_broker(system: Composition) -> None:
+    status = json.loads(system.task("status", "--json"))
+
+    assert len(status["processes"]) == sum(REPLICAS.values())
+    assert status["databases"].keys() == {"inventory", "orders"}
+    assert {lag["partition"] for lag in status["consumers"]} == {0, 1, 2}
+
+
+def test_calls_spread_over_the_replicas_outside_and_inside(system: Composition, shop: Shop) -> None:
+    stock_up(shop)
+    before = answered(system, "order-api", "CreateOrder"), answered(system, "inventory-api", "BatchReserveStock")
+
+    for _ in range(ORDERS_EACH * REPLICAS["order-api"]):
+        place_order(shop)
+
+    outside = answered(system, "order-api", "CreateOrder") - before[0]
+    inside = answered(system, "inventory-api", "BatchReserveStock") - before[1]
+    assert len(outside) == REPLICAS["order-api"], outside
+    assert len(inside) == REPLICAS["inventory-api"], inside
+
+
+@pytest.mark.parametrize("service", SERVICES)
+def test_one_that_was_killed_comes_back_and_all_is_green(system: Composition, service: str) -> None:
+    system.compose("kill", service)
+    assert {one["State"]["Status"] for one in system.containers() if service_of(one) == service} == {"exited"}
+
+    system.up()
+
+    eventually(system.all_serve, within_seconds=BACK_SECONDS)
+    assert "All is well" in system.task("test-grpc")
+
+
+def test_one_that_ends_by_itself_is_started_again(system: Composition) -> None:
+    (victim, *_) = system.of("order-api")
+    started = docker("inspect", "--format", "{{.State.StartedAt}}", victim)
+
+    docker("exec", victim, "python", "-c", "import os, signal; os.kill(1, signal.SIGTERM)")
+
+    eventually(
+        lambda: docker("inspect", "--format", "{{.State.StartedAt}}", victim) != started, within_seconds=BACK_SECONDS
+    )
+    eventually(system.all_serve, within_seconds=BACK_SECONDS)
+
+
+def test_all_may_be_stopped_and_started_in_any_order_and_nothing_is_lost(system: Composition, shop: Shop) -> None:
+    stock_up(shop)
+    order = place_order(shop)
+
+    system.compose("stop")
+    ended = {one["Name"]: one["State"]["ExitCode"] for one in system.containers() if service_of(one) in REPLICAS}
+    assert set(ended.values()) == {0}, f"each drains and ends well: {ended}"
+
+    # The wrong way round: those who need the others come first.
+    for service in ["gateway", "reservation-reaper", "event-relay", "order-api", "inventory-api", "kafka", "postgres"]:
+        docker("start", *system.of(service))
+
+    eventually(system.all_serve, within_seconds=BACK_SECONDS)
+    assert shop.call(shop.orders.GetOrder, orders.GetOrderRequest(id=order)).order.id == order
+    assert "All is well" in system.task("test-grpc")
+
+
+def test_ports_are_open_to_this_machine_only(system: Composition) -> None:
+    published = [
+        (one["Name"], binding["HostIp"])
+        for one in system.containers()
+        for bindings in one["NetworkSettings"]["Ports"].values()
+        for binding in bindings or []
+    ]
+
+    assert len(published) == 4
+    assert {address for _, address in published} == {"127.0.0.1"}
+
+
+def test_our_images_run_as_nobody_and_change_nothing(system: Composition) -> None:
+    for service in [*REPLICAS, "gateway"]:
+        (name, *_) = system.of(service)
+        assert docker("exec", name, "id", "-u").strip() == "10001"
+        assert "Read-only file system" in docker("exec", name, "sh", "-c", "touch /there 2>&1 || true")
+        looked_for = (
+            "command -v cc gcc g++ c++ clang make uv; find / -xdev -path '*/.cache/*' -prune -print 2>/dev/null"
+        )
+        assert docker("exec", name, "sh", "-c", f"{looked_for}; true") == ""
+
+
+def test_our_images_say_what_they_are(system: Composition) -> None:
+    for service in REPLICAS:
+        (name, *_) = system.of(service)
+        labels = json.loads(docker("inspect", "--format", "{{json .Config.Labels}}", name))
+        assert labels["org.opencontainers.image.title"] == service
+        assert labels["org.opencontainers.image.version"] == system.name
+        assert labels["org.opencontainers.image.revision"]
+
+
+def test_passwords_are_made_for_each_database_and_asked_for(system: Composition) -> None:
+    files = [f"/run/secrets/{name}/password" for name in ("inventory", "orders")]
+    (relay, *_) = system.of("event-relay")
+    inventory_password, orders_password = docker("exec", relay, "cat", *files).splitlines()
+    assert inventory_password != orders_password
+    assert min(len(inventory_password), len(orders_password)) >= 32
+
+    def connect(user: str, password: str, database: str) -> None:
+        psycopg.connect(
+            host="127.0.0.1", port=system.postgres_port, user=user, password=password, dbname=database
+        ).close()
+
+    connect("inventory", inventory_password, "inventory")
+    connect("orders", orders_password, "orders")
+    with pytest.raises(psycopg.OperationalError, match="password authentication failed"):
+        connect("inventory", orders_password, "inventory")
+    with pytest.raises(psycopg.OperationalError, match="permission denied for database"):
+        connect("inventory", inventory_password, "orders")
+
+
+def test_without_an_engine_the_user_is_told_so_in_one_sentence(
+    docker_engine: str, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("DOCKER_HOST", f"unix://{tmp_path}/nobody")
+    engine.cache_clear()
+    try:
+        assert main(["docker-run"]) == 1
+    finally:
+        engine.cache_clear()
+
+    assert capfd.readouterr().err == (
+        "docker-run: Docker does not answer; start it, and see what `docker version` says; "
+        "./task dev runs everything without it\n"
+    )
