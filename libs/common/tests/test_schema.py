@@ -2,15 +2,19 @@
 
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 
 import pytest
-from sqlalchemy import BigInteger, CheckConstraint, Column, MetaData, Table, Text, inspect
+from sqlalchemy import BigInteger, CheckConstraint, Column, Index, MetaData, Table, Text, inspect
 from sqlalchemy.exc import DBAPIError
 
+from devstack.postgres import PostgresServer
 from shop_common.database import Database
-from shop_common.schema import Schema, SchemaTooOld, WrongDatabase, main
+from shop_common.schema import Schema, SchemaError, SchemaTooOld, WrongDatabase, main
 
 FIRST = """
 import sqlalchemy as sa
@@ -34,6 +38,13 @@ def upgrade():
     parcel_id = sa.Column("parcel_id", sa.BigInteger, sa.ForeignKey("parcels.id"), primary_key=True)
     op.create_table("labels", parcel_id)
 """
+THE_LONG_WAY = """
+from shop_common import online_ddl
+revision = "0002"
+down_revision = "0001"
+def upgrade():
+    online_ddl.add_index("ix_parcels_id", "parcels", ["id"])
+"""
 FAILS_HALFWAY = """
 from alembic import op
 revision = "0002"
@@ -49,6 +60,15 @@ def database(database_url: str) -> Iterator[Database]:
     database = Database(database_url)
     yield database
     database.close()
+
+
+@pytest.fixture
+def on_postgres(postgres_server: PostgresServer) -> Iterator[Database]:
+    url = postgres_server.new_database()
+    database = Database(url)
+    yield database
+    database.close()
+    postgres_server.drop_database(url)
 
 
 @pytest.fixture
@@ -127,6 +147,97 @@ def test_a_migration_that_fails_halfway_leaves_nothing_behind(
 
     parcels.check(database)
     assert "parcels" in tables(database)
+
+
+def test_an_index_is_added_in_place_of_one_whose_building_failed(
+    database: Database, parcels: Schema, tmp_path: Path
+) -> None:
+    parcels.upgrade(database)
+    database.transact(lambda tx: tx.exec_driver_sql("CREATE INDEX ix_parcels_id ON parcels (id) WHERE id > 7"))
+    next_version = schema_of(tmp_path / "next", "parcel-api", FIRST, THE_LONG_WAY)
+    Index("ix_parcels_id", next_version.metadata.tables["parcels"].c.id)
+
+    next_version.upgrade(database)
+
+    next_version.check(database)
+    assert next_version.drift(database) == []
+
+
+def test_nobody_waits_while_an_index_is_added(on_postgres: Database, parcels: Schema, tmp_path: Path) -> None:
+    database = on_postgres
+    parcels.upgrade(database)
+    next_version = schema_of(tmp_path / "next", "parcel-api", FIRST, THE_LONG_WAY)
+    with ThreadPoolExecutor(1) as other_thread, database.write() as long_one:
+        long_one.exec_driver_sql("INSERT INTO parcels (id) VALUES (1)")
+        upgrade = other_thread.submit(next_version.upgrade, database)
+        eventually(lambda: builds_an_index(database))
+
+        database.transact(lambda tx: tx.exec_driver_sql("INSERT INTO parcels (id) VALUES (2)"))
+        assert not upgrade.done(), "it waits for the long transaction, and nobody for it"
+
+        long_one.commit()
+        long_one.begin()
+        upgrade.result(timeout=20)
+    next_version.check(database)
+
+
+def test_a_second_migration_waits_for_one_that_goes_the_long_way(
+    on_postgres: Database, parcels: Schema, tmp_path: Path
+) -> None:
+    database = on_postgres
+    parcels.upgrade(database)
+    next_version = schema_of(tmp_path / "next", "parcel-api", FIRST, THE_LONG_WAY)
+    with ThreadPoolExecutor(2) as other_threads, database.write() as long_one:
+        long_one.exec_driver_sql("INSERT INTO parcels (id) VALUES (1)")
+        first = other_threads.submit(next_version.upgrade, database)
+        eventually(lambda: builds_an_index(database))
+        second = other_threads.submit(next_version.upgrade, database)
+        eventually(lambda: wants_a_turn(database))
+
+        long_one.commit()
+        long_one.begin()
+        first.result(timeout=20)
+        second.result(timeout=20)
+    next_version.check(database)
+
+
+def builds_an_index(database: Database) -> bool:
+    with database.read() as tx:
+        return bool(tx.exec_driver_sql("SELECT count(*) FROM pg_stat_progress_create_index").scalar_one())
+
+
+def wants_a_turn(database: Database) -> bool:
+    """Whether two idle transactions are open: who has the turn, and who tries again and again to get it."""
+    idle = "SELECT FROM pg_stat_activity WHERE starts_with(query, 'SET LOCAL idle') AND datname = current_database()"
+    with database.read() as tx:
+        return len(tx.exec_driver_sql(idle).all()) == 2
+
+
+def eventually(happens: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 20
+    while not happens():
+        assert time.monotonic() < deadline, "it did not happen in time"
+        time.sleep(0.02)
+
+
+def test_who_may_not_look_is_told_so_in_one_sentence(
+    on_postgres: Database, parcels: Schema, capsys: pytest.CaptureFixture[str]
+) -> None:
+    parcels.upgrade(on_postgres)
+    url = on_postgres.engine.url
+    role = f"stranger_{url.database}"
+    on_postgres.transact(lambda tx: tx.exec_driver_sql(f"CREATE ROLE {role} LOGIN PASSWORD 'p'"))
+    theirs = url.set(username=role, password="p").render_as_string(hide_password=False)
+    try:
+        refusal = "refuses to show its schema: permission denied for table parcel"
+        with closing(Database(theirs)) as stranger, pytest.raises(SchemaError, match=refusal):
+            parcels.check(stranger)
+        assert main([], parcels, theirs) == 1
+        said = capsys.readouterr().err
+        assert said.startswith("parcel-api: the database was not migrated, it refused: permission denied for table")
+        assert said.count("\n") == 1
+    finally:
+        on_postgres.transact(lambda tx: tx.exec_driver_sql(f"DROP ROLE {role}"))
 
 
 @pytest.mark.parametrize("operation", [Schema.check, Schema.upgrade, Schema.reset])

@@ -1,15 +1,20 @@
 """Settings, as a service declares and the environment gives them."""
 
+from collections.abc import Callable
+from pathlib import Path
+
 import pytest
 from pydantic import ValidationError
+from sqlalchemy import make_url
 
+from shop_common.database_settings import DatabaseSettings, DatabaseUrl
 from shop_common.settings import (
     ApiSettings,
-    DatabaseSettings,
-    DatabaseUrl,
     GrpcPort,
     KafkaSettings,
     LogLevel,
+    Settings,
+    Target,
     help_text,
     load,
 )
@@ -24,6 +29,12 @@ class ParcelSettings(ApiSettings, DatabaseSettings, KafkaSettings):
 
 class AddressSettings(ApiSettings, DatabaseSettings):
     """A made-up service's settings, with two that have no default."""
+
+
+class CarrierSettings(Settings):
+    """Settings of one who calls the made-up service."""
+
+    parcel_target: Target
 
 
 def test_without_environment_the_defaults_hold() -> None:
@@ -89,6 +100,158 @@ def test_a_secret_is_never_shown(monkeypatch: pytest.MonkeyPatch, capsys: pytest
     assert "hunter2" not in repr(load(ParcelSettings))
 
 
+@pytest.fixture
+def complaints(capsys: pytest.CaptureFixture[str]) -> Callable[[], str]:
+    """What is said when the settings are refused."""
+
+    def refused() -> str:
+        with pytest.raises(SystemExit) as ended:
+            load(ParcelSettings)
+        assert ended.value.code == 2
+        return capsys.readouterr().err
+
+    return refused
+
+
+@pytest.mark.parametrize("end", ["", "\n", "\r\n"])
+def test_a_setting_may_come_from_a_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, end: str) -> None:
+    (tmp_path / "port").write_bytes(f"1234{end}".encode())
+    (tmp_path / "password").write_bytes(f" p@ss/w:rd\n{end}".encode())
+    monkeypatch.setenv("GRPC_PORT_FILE", str(tmp_path / "port"))
+    monkeypatch.setenv("grpc_port", "")
+    monkeypatch.setenv("DATABASE_PASSWORD_FILE", str(tmp_path / "password"))
+    monkeypatch.setenv("DATABASE_URL", "postgresql://shop@db:5433/parcels?sslmode=require")
+
+    settings = load(ParcelSettings)
+
+    assert settings.grpc_port == 1234
+    url = make_url(settings.database_url)
+    assert url.password == (" p@ss/w:rd\n" if end else " p@ss/w:rd")
+    assert str(url) == "postgresql+psycopg://shop:***@db:5433/parcels?sslmode=require"
+    assert "p@ss" not in repr(settings)
+    assert "p%40ss" not in repr(settings)
+
+
+def test_files_that_cannot_be_read_are_named_all_at_once(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, complaints: Callable[[], str]
+) -> None:
+    def hold(name: str, content: bytes) -> str:
+        (tmp_path / name).write_bytes(content)
+        return str(tmp_path / name)
+
+    monkeypatch.setenv("DATABASE_URL_FILE", str(tmp_path / "absent"))
+    monkeypatch.setenv("DATABASE_PASSWORD_FILE", str(tmp_path))
+    monkeypatch.setenv("GRPC_PORT_FILE", hold("empty", b"\n"))
+    monkeypatch.setenv("METRICS_PORT_FILE", hold("binary", b"\xff\xfe"))
+    monkeypatch.setenv("LOG_LEVEL_FILE", hold("large", b"x" * 70_000))
+    monkeypatch.setenv("DRAIN_SECONDS_FILE", hold("secret", b"hunter2"))
+    monkeypatch.setenv("WORKERS", "2")
+    monkeypatch.setenv("WORKERS_FILE", hold("workers", b"2"))
+
+    said = complaints()
+
+    assert f"DATABASE_URL_FILE: cannot read '{tmp_path}/absent': No such file or directory\n" in said
+    assert f"DATABASE_PASSWORD_FILE: cannot read '{tmp_path}': Is a directory\n" in said
+    assert f"GRPC_PORT_FILE: '{tmp_path}/empty' is empty\n" in said
+    assert f"METRICS_PORT_FILE: '{tmp_path}/binary' is not text in UTF-8\n" in said
+    assert f"LOG_LEVEL_FILE: '{tmp_path}/large' is larger than 65536 bytes" in said
+    assert "WORKERS_FILE: is set, and WORKERS is set too: only one of them can be meant\n" in said
+    assert "DRAIN_SECONDS: must be a valid number (value not shown)\n" in said, "it may be a secret of another setting"
+    assert len(said.splitlines()) == 1 + 7
+    assert "hunter2" not in said
+
+
+@pytest.mark.parametrize(
+    ("url", "complaint"),
+    [
+        ("mysql://shop@db/shop", "must be sqlite:///PATH or postgresql://USER:PASSWORD@HOST:PORT/NAME"),
+        ("postgresql+asyncpg://shop:hunter2@db/shop", "must be sqlite:///PATH or"),
+        ("postgresql://shop:hunter2@db:port/shop", "must be sqlite:///PATH or"),
+        ("postgresql://shop:hunter2@db:65536/shop", "must be sqlite:///PATH or"),
+        ("postgresql://shop:hunter2@db/shop?sslmod=require", "must have no option that"),
+        ("sqlite:///", "must name a file"),
+        ("sqlite:///:memory:", "must name a file"),
+    ],
+)
+def test_a_wrong_database_url_is_refused_and_not_shown(
+    monkeypatch: pytest.MonkeyPatch, complaints: Callable[[], str], url: str, complaint: str
+) -> None:
+    monkeypatch.setenv("DATABASE_URL", url)
+
+    said = complaints()
+
+    assert f"DATABASE_URL: {complaint}" in said
+    assert url.partition("//")[2] not in said or not url.partition("//")[2]
+    assert "hunter2" not in said
+
+
+@pytest.mark.parametrize(
+    "url", ["", "sqlite:///./parcels.db", "postgresql://db/parcels", "postgresql://shop:other@db/parcels"]
+)
+def test_a_password_needs_a_url_that_has_a_user_and_none_of_its_own(
+    monkeypatch: pytest.MonkeyPatch, complaints: Callable[[], str], url: str
+) -> None:
+    monkeypatch.setenv("DATABASE_PASSWORD", "hunter2")
+    monkeypatch.setenv("DATABASE_URL", url)
+
+    said = complaints()
+
+    assert "DATABASE_URL: must " in said
+    assert "when DATABASE_PASSWORD is set" in said
+    assert "hunter2" not in said
+
+
+@pytest.mark.parametrize(
+    ("environment", "complaint"),
+    [
+        (
+            {"GRPC_PORT": "9464", "METRICS_PORT": "9464"},
+            "METRICS_PORT: must be another than GRPC_PORT, but both are 9464",
+        ),
+        ({"GRPC_PORT": "0", "WORKERS": "2"}, "WORKERS: must be 1 with GRPC_PORT 0, but is 2"),
+    ],
+)
+def test_settings_that_cannot_both_hold_are_refused(
+    monkeypatch: pytest.MonkeyPatch, complaints: Callable[[], str], environment: dict[str, str], complaint: str
+) -> None:
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+
+    assert complaint in complaints()
+
+
+@pytest.mark.parametrize("given", ["broker", "broker:0", "broker:65536", "a:1,b", "http://broker:9092", "::1:9092"])
+def test_a_broker_is_a_host_and_a_port(
+    monkeypatch: pytest.MonkeyPatch, complaints: Callable[[], str], given: str
+) -> None:
+    monkeypatch.setenv("KAFKA_BOOTSTRAP_SERVERS", given)
+
+    assert f"KAFKA_BOOTSTRAP_SERVERS: must be HOST:PORT, several separated by commas, but is '{given}'" in complaints()
+
+
+@pytest.mark.parametrize(
+    "given", ["api", "api:0", "api:65536", "http://api:50053", "a:1,b:2", "ipv4:1.2.3.4:5,6.7.8.9"]
+)
+def test_a_target_is_a_host_and_a_port(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], given: str
+) -> None:
+    monkeypatch.setenv("PARCEL_TARGET", given)
+
+    with pytest.raises(SystemExit):
+        load(CarrierSettings)
+
+    assert f"PARCEL_TARGET: must be HOST:PORT, but is '{given}'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "given", ["api:50053", "[::1]:50053", "dns:///api:50053", "dns://10.0.0.1/api:50053", "ipv4:1.2.3.4:5,6.7.8.9:10"]
+)
+def test_a_target_may_be_written_as_grpc_does(monkeypatch: pytest.MonkeyPatch, given: str) -> None:
+    monkeypatch.setenv("PARCEL_TARGET", given)
+
+    assert load(CarrierSettings).parcel_target == given
+
+
 def test_what_has_no_default_is_asked_for(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         load(AddressSettings)
@@ -111,4 +274,5 @@ def test_help_tells_of_every_setting_and_of_nothing_internal() -> None:
         assert field.description
         assert (name.upper() in told) is (name != "worker_pipe")
     assert "GRPC_PORT = 50099" in told
+    assert "NAME_FILE" in told
     assert "DATABASE_URL (required)" in help_text(AddressSettings)

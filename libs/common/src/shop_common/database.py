@@ -25,6 +25,9 @@ _T = TypeVar("_T")
 TRIES_MAX = 3
 """How often one transaction is tried when the database itself asks for another try."""
 
+CONNECTIONS_MAX = 16
+"""Of one process. docs/postgresql.md reckons with it, and with the timeouts."""
+
 LOCK_TIMEOUT_SECONDS = 2.0
 STATEMENT_TIMEOUT_SECONDS = 5.0
 IDLE_TIMEOUT_SECONDS = 5.0
@@ -33,6 +36,8 @@ POOL_TIMEOUT_SECONDS = 3.0
 UNANSWERED_TIMEOUT_SECONDS = 15
 
 _READ_ONLY = "shop_read_only"
+OUTSIDE_TRANSACTION = "shop_outside_transaction"
+"""Execution option of a connection: its statements are transactions of their own, for `online_ddl` alone."""
 
 # The database asks to run the transaction again: serialization failure, deadlock.
 _RETRY_STATES = frozenset({"40001", "40P01"})
@@ -45,7 +50,7 @@ _SQLITE_OWN_FAULTS = ("constraint failed", "syntax error", "no such", "datatype 
 class Database:
     """A database and the transactions on it. Safe to share between threads."""
 
-    def __init__(self, url: str, *, connections_max: int = 16) -> None:
+    def __init__(self, url: str, *, connections_max: int = CONNECTIONS_MAX) -> None:
         self.engine = _engine(url, connections_max)
         self.is_sqlite = self.engine.dialect.name == "sqlite"
         # SQLite has one writer. Waiting for one's turn here is fair and wakes at once; its own busy
@@ -247,6 +252,8 @@ _BEGIN_READ = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY" + _TIMEOUTS
 
 
 def _begin_postgres(tx: Connection) -> None:
+    if tx.get_execution_options().get(OUTSIDE_TRANSACTION):
+        return
     # Through the driver and never prepared: a prepared statement can't hold several commands.
     driver: Any = tx.connection.driver_connection
     begin = _BEGIN_READ if tx.get_execution_options().get(_READ_ONLY) else _BEGIN_WRITE

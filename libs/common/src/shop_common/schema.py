@@ -1,7 +1,8 @@
 """The schema of one service's database: brought up to date by Alembic, checked before the service starts.
 
 Migrations go forward only, and expand before they contract, so that the last version of the code still runs
-on the next schema. They are one transaction on both databases: a failed one leaves nothing behind.
+on the next schema. Each revision is one transaction, on both databases: a failed one leaves nothing behind. What can't
+be done so, since it would lock a large table, is done the long way: see `online_ddl`.
 
 A service's `migrations` folder has this in its `__init__.py`, beside `versions/` and an `env.py` that calls
 `run_migrations`:
@@ -14,7 +15,8 @@ import sys
 import threading
 import time
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
@@ -26,11 +28,12 @@ from alembic.config import Config
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import CheckConstraint, Connection, MetaData, Table, inspect, text
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.schema import DropTable
 
 from shop_common import logs
 from shop_common.database import Database, cause_of
-from shop_common.errors import ShopError
+from shop_common.errors import Contention, ShopError
 
 _log = logs.get(__name__)
 
@@ -39,6 +42,7 @@ _VERSION_TABLE_SUFFIX = "_schema_version"
 TURN_TIMEOUT_SECONDS = 60
 """How long a migration waits for another one of the same database to end."""
 
+TURN_POLL_SECONDS = 0.1
 LOOK_AGAIN_SECONDS = 1.0
 LOCK_TIMEOUT_SECONDS = 3
 """How long it waits for a table: everyone who comes after it waits as well."""
@@ -76,36 +80,44 @@ class Schema:
         """The service's own, so that two services can tell their databases apart."""
         return self.service.replace("-", "_") + _VERSION_TABLE_SUFFIX
 
-    def upgrade(self, database: Database) -> None:
-        """Bring the database to the newest schema; does nothing when it is there or beyond.
+    def upgrade(self, database: Database, to: str = "head") -> None:
+        """Bring the database to the newest schema, or to an older revision; does nothing when it is there or beyond.
 
         Safe to run twice at once: the second waits for the first.
         Raises WrongDatabase, and ShopError when the database is away or a table stays locked.
         """
-        with database.write() as tx:
-            self._take_turn(tx)
-            self._upgrade(tx)
+        with self._turn(database):
+            self._upgrade(database, to)
 
     def reset(self, database: Database) -> None:
-        """Drop every table and bring an empty database to the newest schema, in one transaction.
+        """Drop every table, in one transaction, and bring the empty database to the newest schema.
 
         Raises WrongDatabase. Where this service's version table is missing, nothing is dropped: the tables
         there, if any, are somebody else's.
         """
-        with database.write() as tx:
-            self._take_turn(tx)
-            if self._state(tx) is not _State.EMPTY:
-                for name, _ in reversed(inspect(tx).get_sorted_table_and_fkc_names()):
-                    if name is not None:
-                        tx.execute(DropTable(Table(name, MetaData())))
-            self._upgrade(tx)
+        with self._turn(database):
+            with database.write() as tx:
+                _without_hurry(tx)
+                if self._state(tx) is not _State.EMPTY:
+                    for name, _ in reversed(inspect(tx).get_sorted_table_and_fkc_names()):
+                        if name is not None:
+                            tx.execute(DropTable(Table(name, MetaData())))
+            self._upgrade(database, "head")
+
+    def revisions(self) -> list[str]:
+        """All revisions, oldest first."""
+        return [script.revision for script in self._scripts().walk_revisions()][::-1]
 
     def check(self, database: Database) -> None:
         """Pass if the code can run on this schema, newer ones included.
 
-        Raises SchemaTooOld or WrongDatabase, and ShopError when the database is away.
+        Raises SchemaTooOld or WrongDatabase, SchemaError when the database does not let us look, and ShopError when it
+        is away.
         """
-        state = database.query(self._state)
+        try:
+            state = database.query(self._state)
+        except DBAPIError as error:
+            raise SchemaError(f"the database refuses to show its schema: {cause_of(error)}.") from error
         if state in (_State.EMPTY, _State.OLDER):
             module = self.service.replace("-", "_")
             raise SchemaTooOld(f"the database {state.value}. Run `./task db-init` or `python -m {module} migrate`.")
@@ -125,17 +137,27 @@ class Schema:
             self.check(database)
         except ShopError as error:
             set_ready(False)
-            _log.warning("the database is away; not ready until it is there", cause=cause_of(error))
-            threading.Thread(target=self._wait, args=(database, set_ready, die), name="schema", daemon=True).start()
+            cause = cause_of(error)
+            _log.warning("the database is away; not ready until it is there", cause=cause)
+            arguments = (database, set_ready, die, {cause})
+            threading.Thread(target=self._wait, args=arguments, name="schema", daemon=True).start()
 
     def _wait(
-        self, database: Database, set_ready: Callable[[bool], None], die: Callable[[str, BaseException | None], None]
+        self,
+        database: Database,
+        set_ready: Callable[[bool], None],
+        die: Callable[[str, BaseException | None], None],
+        causes: set[str],
     ) -> None:
         while True:
             time.sleep(LOOK_AGAIN_SECONDS)
             try:
                 self.check(database)
-            except ShopError:
+            except ShopError as error:
+                # Each cause is told once: of two servers behind one name each may have its own.
+                if cause_of(error) not in causes:
+                    causes.add(cause_of(error))
+                    _log.warning("the database is still away", cause=cause_of(error))
                 continue
             except SchemaError as error:
                 die(str(error), None)
@@ -147,19 +169,38 @@ class Schema:
         """What differs between the migrated database and the declared tables; empty when nothing does."""
         return database.query(self._drift)
 
-    def _take_turn(self, tx: Connection) -> None:
-        if tx.dialect.name == "sqlite":
-            return  # BEGIN IMMEDIATE was the turn
-        # A backfill may take longer than a request's statements. The turn comes before any lock on a table.
-        turn = zlib.crc32(self.version_table.encode())
-        tx.execute(text("SET LOCAL statement_timeout = 0"))
-        tx.execute(text(f"SET LOCAL lock_timeout = '{TURN_TIMEOUT_SECONDS}s'"))
-        tx.execute(text("SELECT pg_advisory_xact_lock(:turn)"), {"turn": turn})
-        tx.execute(text(f"SET LOCAL lock_timeout = '{LOCK_TIMEOUT_SECONDS}s'"))
+    @contextmanager
+    def _turn(self, database: Database) -> Iterator[None]:
+        """One migration at a time. Raises Contention when another one takes too long."""
+        if database.is_sqlite:
+            yield  # BEGIN IMMEDIATE of each revision is the turn
+            return
+        url = database.engine.url.render_as_string(hide_password=False)
+        deadline = time.monotonic() + TURN_TIMEOUT_SECONDS
+        # On a connection of its own, since a revision that goes the long way commits in between.
+        with closing(Database(url, connections_max=1)) as other, other.write() as tx:
+            while not self._has_turn(tx):
+                if time.monotonic() > deadline:
+                    raise Contention("another migration of this database has not ended in time")
+                time.sleep(TURN_POLL_SECONDS)
+            yield
 
-    def _upgrade(self, tx: Connection) -> None:
-        if self._state(tx) in (_State.EMPTY, _State.OLDER):
-            command.upgrade(self._config(tx), "head")
+    def _has_turn(self, tx: Connection) -> bool:
+        # CREATE INDEX CONCURRENTLY waits for every snapshot that is older, so neither who has the turn nor who wants
+        # it may keep one: no waiting inside a statement, and after it one that needs no snapshot takes its place.
+        turn = {"turn": zlib.crc32(self.version_table.encode())}
+        has_turn = bool(tx.execute(text("SELECT pg_try_advisory_xact_lock(:turn)"), turn).scalar_one())
+        tx.execute(text("SET LOCAL idle_in_transaction_session_timeout = 0"))
+        return has_turn
+
+    def _upgrade(self, database: Database, to: str) -> None:
+        if database.query(self._state) not in (_State.EMPTY, _State.OLDER):
+            return
+        known = self.revisions()
+        for revision in known if to == "head" else known[: known.index(to) + 1]:
+            with database.write() as tx:
+                _without_hurry(tx)
+                command.upgrade(self._config(tx), revision)  # does nothing when it is there or beyond
 
     def _state(self, tx: Connection) -> _State:
         others = [
@@ -173,10 +214,9 @@ class Schema:
         version = self._alembic(tx).get_current_revision()
         if version is None:
             return _State.EMPTY
-        scripts = ScriptDirectory.from_config(self._config(tx))
-        if version == scripts.get_current_head():
+        known = self.revisions()
+        if version == known[-1]:
             return _State.CURRENT
-        known = {script.revision for script in scripts.walk_revisions()}
         return _State.OLDER if version in known else _State.NEWER
 
     def _drift(self, tx: Connection) -> list[str]:
@@ -192,10 +232,20 @@ class Schema:
     def _alembic(self, tx: Connection) -> MigrationContext:
         return MigrationContext.configure(tx, opts={"version_table": self.version_table})
 
-    def _config(self, tx: Connection) -> Config:
+    def _scripts(self) -> ScriptDirectory:
+        return ScriptDirectory.from_config(self._config())
+
+    def _config(self, tx: Connection | None = None) -> Config:
         config = Config(attributes={"connection": tx, "version_table": self.version_table})
         config.set_main_option("script_location", str(self.migrations).replace("%", "%%"))
         return config
+
+
+def _without_hurry(tx: Connection) -> None:
+    """A backfill may take longer than the statements of a request; a lock, behind which others queue, may not."""
+    if tx.dialect.name == "postgresql":
+        tx.execute(text("SET LOCAL statement_timeout = 0"))
+        tx.execute(text(f"SET LOCAL lock_timeout = '{LOCK_TIMEOUT_SECONDS}s'"))
 
 
 def run_migrations() -> None:
@@ -216,10 +266,18 @@ def main(argv: Sequence[str], schema: Schema, database_url: str) -> int:
     database = Database(database_url, connections_max=1)
     try:
         (schema.reset if reset else schema.upgrade)(database)
-    except (SchemaError, ShopError) as error:
-        sys.stderr.write(f"{schema.service}: {error}\n")
-        return 1
+    except SchemaError as error:
+        return _refused(schema, str(error))
+    except ShopError as error:
+        return _refused(schema, f"the database was not migrated: {cause_of(error)}. Try again.")
+    except DBAPIError as error:
+        return _refused(schema, f"the database was not migrated, it refused: {cause_of(error)}.")
     finally:
         database.close()
     sys.stdout.write(f"{schema.service}: the database {_State.CURRENT.value}\n")
     return 0
+
+
+def _refused(schema: Schema, why: str) -> int:
+    sys.stderr.write(f"{schema.service}: {why}\n")
+    return 1

@@ -1,6 +1,8 @@
 """Settings: read from the environment once, typed, frozen; every wrong one is reported at the same time.
 
-A service's settings class derives from what it needs of the classes here and gives its own defaults:
+A setting NAME is given as the variable NAME, or as NAME_FILE: the path of a file that holds the value, as secrets
+are mounted into containers. A service's settings class derives from what it needs of the classes here and of
+`database_settings`, and gives its own defaults:
 
     class InventorySettings(ApiSettings, DatabaseSettings, KafkaSettings):
         grpc_port: GrpcPort = 50053
@@ -9,18 +11,27 @@ A service's settings class derives from what it needs of the classes here and gi
 import re
 import sys
 import textwrap
+from collections.abc import Iterator
 from enum import StrEnum
-from typing import Annotated, TypeVar
+from itertools import combinations
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
 
-from pydantic import AfterValidator, BeforeValidator, Field, JsonValue, ValidationError
+from pydantic import AfterValidator, BeforeValidator, Field, JsonValue, ValidationError, field_validator
 from pydantic.fields import FieldInfo
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_core import PydanticCustomError
+from pydantic_settings import BaseSettings, EnvSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 
 # What a setting is besides its type: its value is never shown; it is none of the user's business.
-_SECRET: dict[str, JsonValue] = {"secret": True}
+SECRET: dict[str, JsonValue] = {"secret": True}
 _INTERNAL: dict[str, JsonValue] = {"internal": True}
 
 WRONG_SETTINGS_EXIT_CODE = 2
+FILE_BYTES_MAX = 65_536
+
+PORT_MAX = 65_535
+_FILE_FAULT = "settings_file"
+_HOST_PORT = r"(?:\[[0-9A-Fa-f:.%]+\]|[^\s,:/\[\]]+):\d{1,5}"
 
 
 class LogFormat(StrEnum):
@@ -44,17 +55,22 @@ def _lower(value: object) -> object:
     return value.lower() if isinstance(value, str) else value
 
 
-def _database_url(url: str) -> str:
-    if not url.startswith(("sqlite:///", "postgresql://", "postgresql+psycopg://", "postgres://")):
-        raise ValueError("must be sqlite:///PATH or postgresql://USER:PASSWORD@HOST:PORT/NAME")
-    # SQLAlchemy takes a plain one for psycopg2's.
-    return re.sub(r"^postgres(ql)?://", "postgresql+psycopg://", url)
-
-
 def _brokers(addresses: str) -> str:
-    if not re.fullmatch(r"[^\s,:]+:\d+(,[^\s,:]+:\d+)*", addresses):
+    if not re.fullmatch(f"{_HOST_PORT}(,{_HOST_PORT})*", addresses) or not _ports_exist(addresses):
         raise ValueError("must be HOST:PORT, several separated by commas")
     return addresses
+
+
+def _target(target: str) -> str:
+    # Besides HOST:PORT, the forms of gRPC's own in which several addresses or another resolver can be named.
+    forms = f"(dns:(//[^/]*/)?)?{_HOST_PORT}|ipv[46]:{_HOST_PORT}(,{_HOST_PORT})*"
+    if not re.fullmatch(forms, target) or not _ports_exist(target):
+        raise ValueError("must be HOST:PORT")
+    return target
+
+
+def _ports_exist(addresses: str) -> bool:
+    return all(0 < int(address.rpartition(":")[2]) <= PORT_MAX for address in addresses.split(","))
 
 
 def _http_url(url: str) -> str:
@@ -63,18 +79,13 @@ def _http_url(url: str) -> str:
     return url
 
 
-_PortNumber = Annotated[int, Field(ge=0, le=65535)]
+_PortNumber = Annotated[int, Field(ge=0, le=PORT_MAX)]
 
 GrpcPort = Annotated[_PortNumber, Field(description="port of the gRPC API; 0 lets the system choose")]
 HealthPort = Annotated[_PortNumber, Field(description="port of grpc.health.v1; 0 lets the system choose")]
 MetricsPort = Annotated[_PortNumber, Field(description="port of the Prometheus metrics; 0 is off")]
-DatabaseAddress = Annotated[str, AfterValidator(_database_url)]
-DatabaseUrl = Annotated[
-    DatabaseAddress,
-    Field(
-        description="sqlite:///PATH or postgresql://USER:PASSWORD@HOST:PORT/NAME", repr=False, json_schema_extra=_SECRET
-    ),
-]
+Target = Annotated[str, AfterValidator(_target)]
+"""Where another service is; every address of the host is used."""
 
 
 class Settings(BaseSettings):
@@ -82,6 +93,70 @@ class Settings(BaseSettings):
 
     # Composition tools pass an unset variable as an empty one: both mean the default.
     model_config = SettingsConfigDict(frozen=True, extra="forbid", env_ignore_empty=True, case_sensitive=False)
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        return init_settings, _EnvironmentAndFiles(settings_cls)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _was_read(cls, value: object) -> object:
+        if isinstance(value, _NotRead):
+            raise PydanticCustomError(_FILE_FAULT, "{why}", {"why": value.why})
+        return value
+
+    def contradictions(self) -> Iterator[str]:
+        """A sentence for each pair of settings, right by themselves, that can't both hold. Subclasses add theirs."""
+        yield from ()
+
+
+class _NotRead:
+    """Stands for a value whose file could not be read, until it is complained of."""
+
+    def __init__(self, why: str) -> None:
+        self.why = why
+
+
+class _FileContent(str):
+    """A value from a file. It is never shown: the file may be another than is meant, and hold a secret."""
+
+    __slots__ = ()
+
+
+class _EnvironmentAndFiles(EnvSettingsSource):
+    """The variable NAME, or what is in the file that NAME_FILE names."""
+
+    def get_field_value(self, field: FieldInfo, field_name: str) -> tuple[Any, str, bool]:
+        value, key, is_complex = super().get_field_value(field, field_name)
+        path = self.env_vars.get(f"{field_name}_file")
+        if path is not None:
+            both = f"is set, and {field_name.upper()} is set too: only one of them can be meant"
+            value = _content(Path(path)) if value is None else _NotRead(both)
+        return value, key, is_complex
+
+
+def _content(path: Path) -> _FileContent | _NotRead:
+    try:
+        with path.open("rb") as file:
+            content = file.read(FILE_BYTES_MAX + 1)
+    except (OSError, ValueError) as error:
+        return _NotRead(f"cannot read {str(path)!r}: {getattr(error, 'strerror', None) or error}")
+    if len(content) > FILE_BYTES_MAX:
+        return _NotRead(f"{str(path)!r} is larger than {FILE_BYTES_MAX} bytes: this can't be the file that is meant")
+    try:
+        text = content.decode()
+    except UnicodeDecodeError:
+        return _NotRead(f"{str(path)!r} is not text in UTF-8")
+    # Editors and `echo` end a file with a newline that nobody means.
+    value = re.sub(r"\r?\n\Z", "", text)
+    return _FileContent(value) if value else _NotRead(f"{str(path)!r} is empty")
 
 
 class CommonSettings(Settings):
@@ -115,6 +190,13 @@ class CommonSettings(Settings):
         """Whether this process is one of several on the same port, with a parent over them."""
         return False
 
+    def contradictions(self) -> Iterator[str]:
+        yield from super().contradictions()
+        ports = {name: getattr(self, name, 0) for name in ("grpc_port", "health_port", "metrics_port")}
+        for one, other in combinations(ports, 2):
+            if ports[one] == ports[other] != 0:
+                yield f"{other.upper()}: must be another than {one.upper()}, but both are {ports[one]}"
+
 
 class ApiSettings(CommonSettings):
     """What a process with a gRPC API reads. The subclass gives `grpc_port` its default."""
@@ -142,11 +224,10 @@ class ApiSettings(CommonSettings):
     def is_worker(self) -> bool:
         return self.worker_pipe is not None
 
-
-class DatabaseSettings(Settings):
-    """What a process with a database of its own reads. The subclass gives the default."""
-
-    database_url: DatabaseUrl
+    def contradictions(self) -> Iterator[str]:
+        yield from super().contradictions()
+        if self.workers > 1 and not self.grpc_port:
+            yield f"WORKERS: must be 1 with GRPC_PORT 0, but is {self.workers}: each worker would get a port of its own"
 
 
 class KafkaSettings(Settings):
@@ -163,10 +244,13 @@ _Settings = TypeVar("_Settings", bound=Settings)
 def load(settings: type[_Settings]) -> _Settings:
     """The settings as the environment has them. Ends the process with exit code 2 and one line for each wrong one."""
     try:
-        return settings()
+        loaded = settings()
     except ValidationError as error:
-        sys.stderr.write(_complaint(settings, error))
-        raise SystemExit(WRONG_SETTINGS_EXIT_CODE) from None
+        raise _refusal(_complaints(settings, error)) from None
+    # These can be told only of settings that are right by themselves.
+    if contradictions := list(loaded.contradictions()):
+        raise _refusal(contradictions)
+    return loaded
 
 
 def help_text(settings: type[Settings]) -> str:
@@ -177,7 +261,8 @@ def help_text(settings: type[Settings]) -> str:
             continue
         meaning = textwrap.wrap(field.description or "", 72)
         entries.append("\n".join([f"  {name.upper()}{_default(field)}", *(f"      {line}" for line in meaning)]))
-    return "settings, read from the environment:\n" + "\n".join(entries)
+    title = "settings, read from the environment: NAME, or NAME_FILE with the path of a file that holds the value"
+    return "\n".join([*textwrap.wrap(title, 76), *entries])
 
 
 def _default(field: FieldInfo) -> str:
@@ -188,17 +273,25 @@ def _default(field: FieldInfo) -> str:
     return f" = {str(field.default).lower() if isinstance(field.default, bool) else field.default}"
 
 
-def _complaint(settings: type[Settings], error: ValidationError) -> str:
-    lines = ["These settings are wrong; correct them in the environment, or see --help:"]
+def _refusal(complaints: list[str]) -> SystemExit:
+    lines = ["These settings are wrong; correct them in the environment, or see --help:", *complaints]
+    sys.stderr.write("\n  ".join(lines) + "\n")
+    return SystemExit(WRONG_SETTINGS_EXIT_CODE)
+
+
+def _complaints(settings: type[Settings], error: ValidationError) -> list[str]:
+    lines = []
     for fault in error.errors():
         name = str(fault["loc"][0])
         if fault["type"] == "missing":
-            lines.append(f"  {name.upper()}: is required and not set")
-            continue
-        secret = _marked(settings.model_fields[name], _SECRET)
-        given = " (value not shown)" if secret else f", but is {fault['input']!r}"
-        lines.append(f"  {name.upper()}: {_rule(fault['msg'])}{given}")
-    return "\n".join(lines) + "\n"
+            lines.append(f"{name.upper()}: is required and not set")
+        elif fault["type"] == _FILE_FAULT:
+            lines.append(f"{name.upper()}_FILE: {fault['msg']}")
+        else:
+            secret = _marked(settings.model_fields[name], SECRET) or isinstance(fault["input"], _FileContent)
+            given = " (value not shown)" if secret else f", but is {fault['input']!r}"
+            lines.append(f"{name.upper()}: {_rule(fault['msg'])}{given}")
+    return lines
 
 
 def _rule(message: str) -> str:

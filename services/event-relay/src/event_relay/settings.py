@@ -1,24 +1,29 @@
 """What the relay reads from the environment."""
 
+from collections.abc import Iterator
 from typing import Annotated
 
-from pydantic import Field, ValidationInfo, field_validator
+from pydantic import Field
 
-from shop_common.settings import CommonSettings, DatabaseAddress, HealthPort, KafkaSettings
+from shop_common.database_settings import DatabaseAddress, password_of
+from shop_common.settings import SECRET, CommonSettings, HealthPort, KafkaSettings
 
 _URL = "database whose outbox is shipped: sqlite:///PATH or postgresql://USER:PASSWORD@HOST:PORT/NAME; unset is none"
-_SECRET = {"secret": True}
+
+_Url = Annotated[DatabaseAddress | None, Field(description=_URL, repr=False, json_schema_extra=SECRET)]
 
 
 class RelaySettings(CommonSettings, KafkaSettings):
     """The relay's settings. At least one of the two databases is given."""
 
-    inventory_database_url: Annotated[
-        DatabaseAddress | None, Field(description=_URL, repr=False, json_schema_extra=_SECRET)
-    ] = None
-    orders_database_url: Annotated[
-        DatabaseAddress | None, Field(description=_URL, repr=False, json_schema_extra=_SECRET, validate_default=True)
-    ] = None
+    inventory_database_password: str | None = Field(
+        None, description=password_of("INVENTORY_DATABASE_URL"), repr=False, json_schema_extra=SECRET
+    )
+    inventory_database_url: _Url = None
+    orders_database_password: str | None = Field(
+        None, description=password_of("ORDERS_DATABASE_URL"), repr=False, json_schema_extra=SECRET
+    )
+    orders_database_url: _Url = None
     health_port: HealthPort = 50056
     lease_seconds: float = Field(
         10.0,
@@ -34,10 +39,20 @@ class RelaySettings(CommonSettings, KafkaSettings):
         description="wait after a look that found nothing to ship; five times that when nothing came for a second",
     )
 
-    @field_validator("orders_database_url")
-    @classmethod
-    def _one_at_least(cls, orders: str | None, info: ValidationInfo) -> str | None:
-        # A wrong one is not in `data`, and is complained of already.
-        if orders is None and info.data.get("inventory_database_url", "wrong") is None:
-            raise ValueError("must be set, or INVENTORY_DATABASE_URL: there is nothing to ship")
-        return orders
+    def contradictions(self) -> Iterator[str]:
+        yield from super().contradictions()
+        inventory, orders = self.inventory_database_url, self.orders_database_url
+        if inventory is None and orders is None:
+            yield "ORDERS_DATABASE_URL: must be set, or INVENTORY_DATABASE_URL: there is nothing to ship"
+        elif inventory == orders:
+            yield "ORDERS_DATABASE_URL: must be another database than INVENTORY_DATABASE_URL: each service has its own"
+        if inventory is None and self.inventory_database_password is not None:
+            yield "INVENTORY_DATABASE_PASSWORD: is set without INVENTORY_DATABASE_URL"
+        if orders is None and self.orders_database_password is not None:
+            yield "ORDERS_DATABASE_PASSWORD: is set without ORDERS_DATABASE_URL"
+        # The longest pause is five of them, and a lease has to be renewed twice in its time.
+        if self.poll_seconds > self.lease_seconds / 10:
+            yield (
+                f"POLL_SECONDS: must be at most a tenth of LEASE_SECONDS ({self.lease_seconds:g}), "
+                f"but is {self.poll_seconds:g}: shards would be lost between two looks"
+            )

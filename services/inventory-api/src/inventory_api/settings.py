@@ -2,7 +2,8 @@
 
 from pydantic import Field
 
-from shop_common.settings import ApiSettings, DatabaseSettings, DatabaseUrl, GrpcPort, KafkaSettings
+from shop_common.database_settings import DatabaseSettings, DatabaseUrl
+from shop_common.settings import ApiSettings, GrpcPort, KafkaSettings
 
 
 class InventorySettings(ApiSettings, DatabaseSettings, KafkaSettings):

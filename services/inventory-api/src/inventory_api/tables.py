@@ -49,6 +49,8 @@ inventory_items = Table(
     Column("updated_at", Timestamp, nullable=False),
     UniqueConstraint("product_id", "location"),
     CheckConstraint("reserved_quantity >= 0 AND reserved_quantity <= quantity", name="reserved_within_quantity"),
+    # For the pages of one location.
+    Index(None, "location", "id"),
     sqlite_autoincrement=True,
 )
 

@@ -1,8 +1,11 @@
 """Everything that order-api reads from the environment."""
 
+from collections.abc import Iterator
+
 from pydantic import Field
 
-from shop_common.settings import ApiSettings, DatabaseSettings, DatabaseUrl, GrpcPort, KafkaSettings
+from shop_common.database_settings import DatabaseSettings, DatabaseUrl
+from shop_common.settings import ApiSettings, GrpcPort, KafkaSettings, Target
 
 
 class OrderSettings(ApiSettings, DatabaseSettings, KafkaSettings):
@@ -10,10 +13,8 @@ class OrderSettings(ApiSettings, DatabaseSettings, KafkaSettings):
 
     database_url: DatabaseUrl = "sqlite:///./orders.db"
     grpc_port: GrpcPort = 50054
-    inventory_target: str = Field(
-        "localhost:50053",
-        min_length=1,
-        description="where inventory-api is: HOST:PORT; every address of the host is used",
+    inventory_target: Target = Field(
+        "localhost:50053", description="where inventory-api is: HOST:PORT; every address of the host is used"
     )
     inventory_call_seconds: float = Field(
         5.0, gt=0, le=60, description="what one call of inventory-api may take, its retries included"
@@ -21,3 +22,11 @@ class OrderSettings(ApiSettings, DatabaseSettings, KafkaSettings):
     consumer_enabled: bool = Field(
         True, description="consume inventory-events; off to scale consumers apart from the API"
     )
+
+    def contradictions(self) -> Iterator[str]:
+        yield from super().contradictions()
+        if self.grace_seconds < self.inventory_call_seconds:
+            yield (
+                f"GRACE_SECONDS: must not be less than INVENTORY_CALL_SECONDS ({self.inventory_call_seconds:g}), "
+                f"but is {self.grace_seconds:g}: a restart would cut off orders that are being placed"
+            )

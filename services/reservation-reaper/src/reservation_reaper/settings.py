@@ -2,15 +2,15 @@
 
 from pydantic import Field
 
-from shop_common.settings import CommonSettings, HealthPort
+from shop_common.settings import CommonSettings, HealthPort, Target
 
 
 class ReaperSettings(CommonSettings):
     """Settings of reservation-reaper."""
 
     health_port: HealthPort = 50055
-    inventory_target: str = Field(default="localhost:50053", min_length=1, description="inventory-api: HOST:PORT")
-    order_target: str = Field(default="localhost:50054", min_length=1, description="order-api: HOST:PORT")
+    inventory_target: Target = Field(default="localhost:50053", description="inventory-api: HOST:PORT")
+    order_target: Target = Field(default="localhost:50054", description="order-api: HOST:PORT")
     reap_interval_seconds: float = Field(default=1.0, ge=0.05, le=3600, description="wait between two rounds")
     reap_batch_max: int = Field(default=1000, ge=1, le=10_000, description="holds or orders that one call ends")
     abandoned_grace_seconds: int = Field(

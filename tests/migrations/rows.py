@@ -1,0 +1,115 @@
+"""Rows as they stood in the tables of each revision, for the migrations that come after it.
+
+A revision that makes a table has rows for it here; a column that it adds to an older table need not be filled.
+"""
+
+from datetime import UTC, datetime
+from decimal import Decimal
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import BigInteger, Connection, Text, column, insert, table
+from sqlalchemy.types import TypeEngine
+
+from shop_common.sql import Amount, Id, Timestamp
+
+Rows = dict[str, list[dict[str, Any]]]
+
+_MOMENT = datetime(2024, 1, 15, 10, 30, 0, 123456, tzinfo=UTC)
+_RESERVATIONS = [UUID(int=number) for number in range(1, 6)]
+_ORDERS = [UUID(int=number) for number in range(11, 13)]
+
+_COMMON: Rows = {
+    "outbox": [
+        {
+            "shard": 7,
+            "event_id": UUID(int=21),
+            "topic": "inventory-events",
+            "key": "1",
+            "type": "STOCK_UPDATED",
+            "payload": "{}",
+            "created_at": _MOMENT,
+        }
+    ],
+    "relay_lease": [{"shard": 7, "owner": "relay", "expires_at": _MOMENT}],
+    "idempotency_keys": [
+        {"request_id": "r", "scope": "", "method": "M", "fingerprint": "f", "resources": "[]", "created_at": _MOMENT}
+    ],
+}
+
+_INVENTORY_1: Rows = {
+    "inventory_items": [
+        {
+            "id": number,
+            "product_id": 1,
+            "location": location,
+            "quantity": 9_000_000_000_000_000,
+            "reserved_quantity": number,
+            "version": 3,
+            "created_at": _MOMENT,
+            "updated_at": _MOMENT,
+        }
+        for number, location in enumerate(["WAREHOUSE_A", "WAREHOUSE_B"], 1)
+    ],
+    "stock_reservations": [
+        {
+            "id": reservation,
+            "product_id": 1,
+            "quantity": 1,
+            "order_id": "an order's id, of 64 characters at most",
+            "state": state,
+            "created_at": _MOMENT,
+            **({"expires_at": _MOMENT} if state == "HELD" else {}),
+        }
+        for reservation, state in zip(
+            _RESERVATIONS, ["HELD", "CONFIRMED", "EXPIRED", "RELEASED", "FULFILLED"], strict=True
+        )
+    ],
+    "reservation_allocations": [
+        {"reservation_id": reservation, "item_id": 1, "quantity": 1} for reservation in _RESERVATIONS
+    ],
+}
+
+_ORDERS_1: Rows = {
+    "orders": [
+        {
+            "id": order,
+            "user_id": 1,
+            "total_amount": Decimal("999999999999999.990000001"),
+            "currency": "EUR",
+            "status": status,
+            "status_reason": "",
+            "reserved_until": _MOMENT,
+            "version": 1,
+            "created_at": _MOMENT,
+            "updated_at": _MOMENT,
+        }
+        for order, status in zip(_ORDERS, ["PENDING", "DELIVERED"], strict=True)
+    ],
+    "order_items": [
+        {"id": number, "order_id": order, "product_id": 1, "quantity": 2, "price": Decimal("0.000000001")}
+        for number, order in enumerate(_ORDERS, 1)
+    ],
+}
+
+ROWS: dict[tuple[str, str], Rows] = {
+    ("inventory-api", "0001"): _INVENTORY_1 | _COMMON,
+    ("order-api", "0001"): _ORDERS_1 | _COMMON,
+}
+"""By service and revision, the tables in an order that foreign keys allow."""
+
+_TYPES: dict[type, TypeEngine[Any]] = {
+    datetime: Timestamp(),
+    Decimal: Amount(),
+    UUID: Id(),
+    int: BigInteger(),
+    str: Text(),
+}
+
+
+def fill(tx: Connection, rows: Rows) -> None:
+    """Insert them as the revision's own types would."""
+    for name, lines in rows.items():
+        for line in lines:
+            into = table(name, *(column(key, _TYPES[type(value)]) for key, value in line.items()))
+            tx.execute(insert(into).values({k: str(v) if isinstance(v, UUID) else v for k, v in line.items()}))

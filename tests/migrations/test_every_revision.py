@@ -1,0 +1,76 @@
+"""A database of any revision, with rows in it, becomes one of the newest, which is what the code declares."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from sqlalchemy import Connection, inspect, text
+
+import inventory_api.migrations
+import order_api.migrations
+from shop_common.database import Database
+from shop_common.schema import Schema
+from tests.migrations.rows import ROWS, fill
+
+SCHEMAS = (inventory_api.migrations.SCHEMA, order_api.migrations.SCHEMA)
+
+EVERY_REVISION = [
+    pytest.param(schema, revision, id=f"{schema.service}-{revision}")
+    for schema in SCHEMAS
+    for revision in schema.revisions()
+]
+
+
+@pytest.fixture
+def database(database_url: str) -> Iterator[Database]:
+    database = Database(database_url)
+    yield database
+    database.close()
+
+
+@pytest.mark.parametrize("schema", [pytest.param(schema, id=schema.service) for schema in SCHEMAS])
+def test_an_empty_database_becomes_what_the_code_declares(database: Database, schema: Schema) -> None:
+    schema.upgrade(database)
+
+    assert schema.drift(database) == []
+    schema.check(database)
+
+
+@pytest.mark.parametrize(("schema", "revision"), EVERY_REVISION)
+def test_a_database_of_every_revision_comes_to_the_newest_with_its_rows(
+    database: Database, schema: Schema, revision: str
+) -> None:
+    for step in schema.revisions():
+        schema.upgrade(database, to=step)
+        with database.write() as tx:
+            fill(tx, ROWS.get((schema.service, step), {}))
+        if step == revision:
+            break
+    before = database.query(contents)
+    del before[schema.version_table]
+    empty = [name for name, rows in before.items() if not rows]
+    assert not empty, f"revision {revision} makes tables for which tests/migrations/rows.py has no rows: {empty}"
+
+    schema.upgrade(database)
+
+    assert schema.drift(database) == []
+    schema.check(database)
+    after = database.query(contents)
+    for name, rows in before.items():
+        assert_kept(name, rows, after[name])
+
+
+def contents(tx: Connection) -> dict[str, list[dict[str, Any]]]:
+    """All rows of all tables, in the order of their first column."""
+    return {
+        name: [dict(row) for row in tx.execute(text(f"SELECT * FROM {name} ORDER BY 1")).mappings()]
+        for name in inspect(tx).get_table_names()
+        if name != "sqlite_sequence"
+    }
+
+
+def assert_kept(name: str, before: list[dict[str, Any]], after: list[dict[str, Any]]) -> None:
+    assert len(after) == len(before), name
+    for old, new in zip(before, after, strict=True):
+        # A later revision may add columns; expand and contract forbids it to take any away.
+        assert new.items() >= old.items(), name

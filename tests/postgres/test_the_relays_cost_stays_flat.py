@@ -1,0 +1,136 @@
+"""A million events have passed through the outbox, and the relay's next look at it costs what its first one did.
+
+The cost is counted in blocks that PostgreSQL touches for the relay's own statements, not in time: a busy machine
+touches as many as an idle one. Without the vacuum settings of the migrations they are three times as many.
+"""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from typing import Any
+
+import psycopg
+import pytest
+from sqlalchemy import Connection, event, make_url, text
+
+from devstack.postgres import PostgresServer
+from event_relay.pending import PendingRows
+from order_api.migrations import SCHEMA
+from order_api.tables import outbox
+from shop_common.database import Database
+from shop_common.outbox import SHARDS
+
+EVENTS = 1_000_000
+BATCH_EVENTS = 20_000
+WAITING_EVENTS = 2_000
+SETTLE_SECONDS = 60
+_POLL_SECONDS = 0.2
+
+# Dead rows gather for as long as vacuum does not look. A million events here take a minute, for which a busy shop has
+# a quarter of an hour or more: so vacuum looks more often as well.
+_VACUUM_LOOKS_EACH_SECOND = "ALTER SYSTEM SET autovacuum_naptime = '1s'"
+_AS_BEFORE = "ALTER SYSTEM RESET autovacuum_naptime"
+
+_EVENTS = text(
+    "INSERT INTO outbox (shard, event_id, topic, key, type, payload, created_at)"
+    " SELECT number % :shards, gen_random_uuid(), 'order-events', number::text, 'ORDER_CREATED', repeat('x', 300),"
+    " clock_timestamp() FROM generate_series(1, :count) AS number"
+)
+
+
+@pytest.fixture
+def administrator(postgres_server: PostgresServer) -> Iterator[psycopg.Connection]:
+    plain = make_url(postgres_server.url).set(drivername="postgresql").render_as_string(hide_password=False)
+    with psycopg.connect(plain, autocommit=True) as connection:
+        yield connection
+
+
+@pytest.fixture
+def database(postgres_server: PostgresServer, administrator: psycopg.Connection) -> Iterator[Database]:
+    """A migrated database on a server whose autovacuum wakes up each second."""
+    for statement in (_VACUUM_LOOKS_EACH_SECOND, "SELECT pg_reload_conf()"):
+        administrator.execute(statement)
+    url = postgres_server.new_database("orders")
+    with closing(Database(url, connections_max=1)) as database:
+        SCHEMA.upgrade(database)
+        yield database
+    postgres_server.drop_database(url)
+    for statement in (_AS_BEFORE, "SELECT pg_reload_conf()"):
+        administrator.execute(statement)
+
+
+@pytest.mark.timeout(400)
+def test_after_a_million_events_a_look_at_the_outbox_touches_as_many_blocks_as_before(database: Database) -> None:
+    rows = PendingRows(outbox.table)
+    write(database, WAITING_EVENTS)
+    blocks_before, pages_before = cost(database, rows), pages(database)
+
+    for _ in range(EVENTS // BATCH_EVENTS):
+        write(database, BATCH_EVENTS)
+        ship(database, rows, BATCH_EVENTS)
+    # What died after the last vacuum is for the next one.
+    deadline = time.monotonic() + SETTLE_SECONDS
+    while (blocks_after := cost(database, rows)) > 1.5 * blocks_before and time.monotonic() < deadline:
+        time.sleep(_POLL_SECONDS)
+
+    assert blocks_after <= 1.5 * blocks_before
+    passed = pages_before * EVENTS / WAITING_EVENTS
+    assert pages(database) < passed / 2, "the room of what was shipped is used again"
+
+
+def write(database: Database, count: int) -> None:
+    database.transact(lambda tx: tx.execute(_EVENTS, {"shards": SHARDS, "count": count}))
+
+
+def ship(database: Database, rows: PendingRows, count: int) -> None:
+    """Read and delete as the relay does, in its batches."""
+    shipped = 0
+    while shipped < count:
+        batch = database.query(lambda tx: rows.oldest(tx, range(SHARDS)))
+        shipped += len(batch)
+        with database.write() as tx:
+            rows.delete(tx, batch)
+
+
+def cost(database: Database, rows: PendingRows) -> int:
+    """How many blocks one pass of the relay touches: a read, its deletion, and the look at the backlog."""
+    waiting = database.query(lambda tx: rows.oldest(tx, range(SHARDS)))
+    assert len(waiting) == WAITING_EVENTS
+    return sum(
+        blocks(database, step)
+        for step in (
+            lambda tx: rows.oldest(tx, range(SHARDS)),
+            lambda tx: rows.delete(tx, waiting),
+            rows.backlog,
+        )
+    )
+
+
+def blocks(database: Database, step: Callable[[Connection], object]) -> int:
+    """How many blocks the step's statements on the outbox touch. What it does is undone."""
+    touched: list[int] = []
+
+    def measured(
+        _tx: Connection, cursor: Any, statement: str, parameters: Any, _context: object, _many: bool
+    ) -> tuple[str, Any]:
+        if "outbox" in statement:
+            cursor.execute(f"EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) {statement}", parameters)
+            plan = cursor.fetchone()[0][0]["Plan"]
+            touched.append(plan["Shared Hit Blocks"] + plan["Shared Read Blocks"])
+        return statement, parameters
+
+    event.listen(database.engine, "before_cursor_execute", measured, retval=True)
+    try:
+        with database.write() as tx:
+            step(tx)
+            tx.rollback()
+            tx.begin()
+    finally:
+        event.remove(database.engine, "before_cursor_execute", measured)
+    assert touched
+    return sum(touched)
+
+
+def pages(database: Database) -> int:
+    query = text("SELECT pg_relation_size('outbox') / current_setting('block_size')::int")
+    return int(database.query(lambda tx: tx.execute(query).scalar_one()))

@@ -1,0 +1,124 @@
+"""All of it works through PgBouncer in transaction mode, where two transactions seldom share a server connection."""
+
+from collections.abc import Iterator
+from contextlib import ExitStack, closing
+
+import psycopg
+import pytest
+from sqlalchemy import Connection, text
+
+from devstack import kafka
+from devstack.postgres import PostgresServer
+from devstack.stack import Databases, Stack
+from shop_common.database import LOCK_TIMEOUT_SECONDS, STATEMENT_TIMEOUT_SECONDS, Database
+from shop_common.errors import Contention
+from tests.e2e.shop import CONFIRMED, DELIVERED, PROCESSING, SHIPPED, Shop, at_once, granted, reasons
+from tests.postgres import pgbouncer
+from tests.postgres.pgbouncer import POOL_SIZE, PgBouncer
+
+pytestmark = pytest.mark.usefixtures("docker_engine")
+
+PREPARED_AFTER = 5
+"""psycopg's prepare_threshold: a statement that has run so often on a connection is prepared at its next run."""
+
+
+@pytest.fixture(scope="module")
+def pooler(
+    docker_engine: str, postgres_server: PostgresServer, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[PgBouncer]:
+    assert docker_engine
+    with pgbouncer.provide(postgres_server, tmp_path_factory.mktemp("pgbouncer")) as pooler:
+        yield pooler
+
+
+@pytest.fixture(scope="module")
+def shop(pooler: PgBouncer, postgres_server: PostgresServer) -> Iterator[Shop]:
+    """The four processes, migrations included, with PgBouncer before both databases."""
+    direct = Databases.on_server(postgres_server)
+    pooled = Databases(pooler.url(direct.inventory), pooler.url(direct.orders))
+    with kafka.provide() as broker, Stack(pooled, broker) as stack, Shop.of(stack) as shop:
+        shop.wait_ready()
+        yield shop
+        assert set(stack.stop().values()) == {0}
+
+
+@pytest.fixture
+def database(pooler: PgBouncer, postgres_server: PostgresServer) -> Iterator[Database]:
+    direct = postgres_server.new_database()
+    with closing(Database(pooler.url(direct))) as database:
+        yield database
+    postgres_server.drop_database(direct)
+
+
+def test_an_order_lives_its_life(shop: Shop) -> None:
+    product = shop.stocked_product(units=3)
+
+    order = shop.place_order((product, 2))
+    shop.bring_to(order.id, CONFIRMED, PROCESSING, SHIPPED, DELIVERED)
+
+    assert shop.order_events(order.id, "ORDER_DELIVERED")[0] == "ORDER_CREATED"
+    shop.eventually(lambda: shop.on_hand(product) == 1 == shop.available(product))
+    shop.assert_counted(product, put_in=3)
+
+
+def test_the_last_unit_goes_to_one_of_100_who_reserve_at_once(shop: Shop) -> None:
+    product = shop.stocked_product(units=1)
+
+    outcomes = at_once(100, lambda _: shop.reserve(product, 1))
+
+    assert len(granted(outcomes)) == 1
+    assert reasons(outcomes) == {"INSUFFICIENT_STOCK": 99}
+    shop.assert_counted(product, put_in=1)
+
+
+def test_60_buyers_at_once_sell_exactly_what_is_there(shop: Shop) -> None:
+    one, two = shop.stocked_product(units=30), shop.stocked_product(NORTH=20, SOUTH=10)
+
+    outcomes = at_once(
+        60, lambda number: shop.place_order((one, 1), (two, 1)) if number % 2 else shop.place_order((two, 1), (one, 1))
+    )
+
+    assert len(granted(outcomes)) == 30
+    shop.assert_counted(one, put_in=30)
+    shop.assert_counted(two, put_in=30)
+
+
+def test_a_statement_prepared_on_one_server_connection_runs_on_another(database: Database) -> None:
+    def prepared(tx: Connection) -> set[str]:
+        tx.execute(text("SELECT :number + 1"), {"number": 1})
+        return set(tx.execute(text("SELECT name FROM pg_prepared_statements")).scalars())
+
+    found = [database.query(prepared) for _ in range(PREPARED_AFTER + 2)][-1]
+    assert found, "it is prepared by now"
+
+    with closing(Database(url_of(database))) as others, ExitStack() as open_ones:
+        # Each transaction that stays open keeps a server connection; so the next goes to one that has not seen it.
+        for _ in range(POOL_SIZE - 1):
+            open_ones.enter_context(others.read()).execute(text("SELECT 1"))
+            assert database.query(prepared) >= found
+
+
+def test_timeouts_hold_inside_a_transaction_and_for_no_one_else(database: Database, pooler: PgBouncer) -> None:
+    def timeouts(tx: Connection) -> tuple[str, str]:
+        lock = tx.execute(text("SHOW lock_timeout")).scalar_one()
+        return lock, tx.execute(text("SHOW statement_timeout")).scalar_one()
+
+    assert database.transact(timeouts) == (f"{LOCK_TIMEOUT_SECONDS:g}s", f"{STATEMENT_TIMEOUT_SECONDS:g}s")
+
+    # PgBouncer gives out the server connection that was used last.
+    with psycopg.connect(pooler.plain_url(url_of(database)), autocommit=True) as someone_else:
+        row = someone_else.execute("SELECT current_setting('lock_timeout'), current_setting('statement_timeout')")
+        assert row.fetchone() == ("0", "0")
+
+
+def test_a_lock_is_waited_for_no_longer_than_it_should_be(database: Database) -> None:
+    database.transact(lambda tx: tx.exec_driver_sql("CREATE TABLE shelf (id int PRIMARY KEY)"))
+    database.transact(lambda tx: tx.exec_driver_sql("INSERT INTO shelf VALUES (1)"))
+    with database.write() as holder:
+        holder.exec_driver_sql("SELECT FROM shelf FOR UPDATE")
+        with pytest.raises(Contention):
+            database.transact(lambda tx: tx.exec_driver_sql("SELECT FROM shelf FOR UPDATE"))
+
+
+def url_of(database: Database) -> str:
+    return database.engine.url.render_as_string(hide_password=False)
