@@ -110,7 +110,8 @@ def desk(kafka: Kafka, database_url: str) -> Iterator[Desk]:
     with database.write() as tx:
         metadata.create_all(tx)
     desk = Desk(kafka, database, f"facts-{uuid4().hex}")
-    desk.tell(("OTHER", "any", 0))  # the broker makes a topic at its first use
+    kafka.create_topics(desk.topic)
+    desk.tell(("OTHER", "any", 0))  # the embedded broker makes a topic at its first use
     with desk.at_the_end:
         yield desk
     database.close()

@@ -1,3 +1,4 @@
+import os
 import signal
 import sys
 from collections.abc import Iterator
@@ -8,20 +9,36 @@ from uuid import uuid4
 import pytest
 from confluent_kafka import Consumer
 
-from devstack import broker, kafka
+from devstack import broker
+from devstack import kafka as brokers
 from devstack.kafka import Kafka, Record
 from devstack.process import Process
+from devstack.pytest_plugin import KAFKA_VARIABLE
+
+
+@pytest.fixture(params=["embedded_broker", "best_broker"])
+def kafka(request: pytest.FixtureRequest) -> Kafka:
+    """Every kind of broker that there is here."""
+    broker: Kafka = request.getfixturevalue(request.param)
+    return broker
+
+
+@pytest.fixture
+def in_container(docker_engine: str, best_broker: Kafka) -> Kafka:
+    if os.environ.get(KAFKA_VARIABLE):
+        pytest.skip(f"{KAFKA_VARIABLE} names a broker that is not ours to kill")
+    return best_broker
 
 
 @pytest.fixture
 def embedded() -> Iterator[Kafka]:
     """One for this test alone, which may break it."""
-    with kafka.provide() as started:
+    with brokers.provide() as started:
         yield started
 
 
 def test_what_was_written_is_read_back_in_order_with_its_key_and_headers(kafka: Kafka) -> None:
-    topic, key = _new_topic(), str(uuid4())
+    topic, key = _new_topic(kafka), str(uuid4())
     for number in range(3):
         kafka.produce(topic, key, f'{{"number": {number}}}', {"ce_type": "TOLD"})
 
@@ -33,7 +50,7 @@ def test_what_was_written_is_read_back_in_order_with_its_key_and_headers(kafka: 
 
 
 def test_each_reader_sees_the_topic_from_its_start(kafka: Kafka) -> None:
-    topic = _new_topic()
+    topic = _new_topic(kafka)
     kafka.produce(topic, "a", b"1")
 
     for _ in range(2):
@@ -41,7 +58,7 @@ def test_each_reader_sees_the_topic_from_its_start(kafka: Kafka) -> None:
 
 
 def test_a_reader_may_come_before_the_first_message(kafka: Kafka) -> None:
-    topic = _new_topic()
+    topic = _new_topic(kafka)
     with ThreadPoolExecutor(1) as other:
         reading = other.submit(kafka.consume, topic, _any, 20)
         kafka.produce(topic, "a", b"1")
@@ -50,7 +67,7 @@ def test_a_reader_may_come_before_the_first_message(kafka: Kafka) -> None:
 
 
 def test_waiting_in_vain_shows_what_was_there_instead(kafka: Kafka) -> None:
-    topic = _new_topic()
+    topic = _new_topic(kafka)
     kafka.produce(topic, "a", b"something else")
 
     with pytest.raises(TimeoutError, match=r"1 there.*\n.*something else"):
@@ -58,7 +75,7 @@ def test_waiting_in_vain_shows_what_was_there_instead(kafka: Kafka) -> None:
 
 
 def test_the_lag_of_a_group_is_what_it_has_not_committed(kafka: Kafka) -> None:
-    topic, group = _new_topic(), str(uuid4())
+    topic, group = _new_topic(kafka), str(uuid4())
     for number in range(5):
         kafka.produce(topic, str(number), b"x")
     assert kafka.lag(group, topic) == 5
@@ -83,6 +100,41 @@ def test_the_lag_of_a_group_is_what_it_has_not_committed(kafka: Kafka) -> None:
 
 def test_the_shops_topics_are_there_from_the_start(embedded: Kafka) -> None:
     assert embedded.topics() == dict.fromkeys(sorted(broker.TOPICS), broker.PARTITIONS)
+
+
+def test_a_killed_broker_in_a_container_comes_back_with_its_topics_on_its_port(in_container: Kafka) -> None:
+    topic = _new_topic(in_container)
+    in_container.produce(topic, "a", b"before")
+
+    in_container.kill()
+    with pytest.raises(TimeoutError):
+        in_container.consume(topic, until=_any, within_seconds=1)
+    in_container.start_again()
+
+    assert [record.value for record in in_container.consume(topic, until=_any)] == [b"before"]
+    assert in_container.topics().items() >= dict.fromkeys(broker.TOPICS, broker.PARTITIONS).items()
+
+
+def test_a_frozen_broker_in_a_container_takes_nothing_and_a_thawed_one_goes_on(in_container: Kafka) -> None:
+    topic = _new_topic(in_container)
+    in_container.produce(topic, "a", b"before")
+
+    with in_container.frozen(), pytest.raises(TimeoutError):
+        in_container.consume(topic, until=_any, within_seconds=1)
+
+    assert [record.value for record in in_container.consume(topic, until=_any)] == [b"before"]
+
+
+def test_without_its_image_the_next_source_is_taken_and_the_reason_told(
+    docker_engine: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(brokers, "IMAGE", "localhost:1/no-such-image:1")
+    told: list[str] = []
+    with brokers.provide(containers=True, tell=told.append) as started:
+        assert started.description == brokers.EMBEDDED
+
+    assert len(told) == 1
+    assert "no-such-image" in told[0]
 
 
 def test_a_frozen_broker_takes_nothing_and_a_thawed_one_goes_on(embedded: Kafka) -> None:
@@ -112,8 +164,10 @@ def test_the_broker_ends_cleanly_and_takes_its_address_with_it(tmp_path: Path, s
         process.stop()
 
 
-def _new_topic() -> str:
-    return f"topic-{uuid4()}"
+def _new_topic(kafka: Kafka) -> str:
+    topic = f"topic-{uuid4()}"
+    kafka.create_topics(topic)
+    return topic
 
 
 def _any(records: list[Record]) -> bool:

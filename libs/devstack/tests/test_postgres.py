@@ -11,10 +11,13 @@ from sqlalchemy.engine import make_url
 from devstack import postgres
 from devstack.postgres import PostgresServer, PostgresUnavailable
 
+EVERYWHERE = postgres.sources(containers=True)
+LOCAL = postgres.sources()
 
-@pytest.fixture(scope="module", params=[source.description for source in postgres.sources()])
+
+@pytest.fixture(scope="module", params=[source.description for source in EVERYWHERE])
 def server(request: pytest.FixtureRequest) -> Iterator[PostgresServer]:
-    (source,) = [source for source in postgres.sources() if source.description == request.param]
+    (source,) = [source for source in EVERYWHERE if source.description == request.param]
     started = source.start(False)
     yield started
     started.stop()
@@ -44,13 +47,42 @@ def test_a_dropped_database_is_gone_although_someone_is_connected(server: Postgr
 def test_a_frozen_server_answers_nobody_and_a_thawed_one_goes_on(server: PostgresServer) -> None:
     url = server.new_database()
     with psycopg.connect(_plain(url)) as connection:
-        with server.frozen():
-            states = {process.status() for process in _processes(server)}
-            with pytest.raises(psycopg.OperationalError, match="timeout"):
-                psycopg.connect(_plain(url), connect_timeout=2)
+        with server.frozen(), pytest.raises(psycopg.OperationalError, match="timeout"):
+            psycopg.connect(_plain(url), connect_timeout=2)
 
-        assert states <= {psutil.STATUS_STOPPED, psutil.STATUS_ZOMBIE}
         assert connection.execute("SELECT 1").fetchone() == (1,)
+
+
+def test_all_processes_of_a_frozen_server_are_stopped() -> None:
+    with postgres.provide() as local, local.frozen():
+        assert {process.status() for process in _processes(local)} <= {psutil.STATUS_STOPPED, psutil.STATUS_ZOMBIE}
+
+
+def test_a_killed_server_comes_back_on_its_port_with_what_was_committed(server: PostgresServer) -> None:
+    url = server.new_database()
+    _execute(url, "CREATE TABLE kept AS SELECT 7 AS number")
+    with psycopg.connect(_plain(url)) as connection:
+        server.kill()
+        with pytest.raises(psycopg.OperationalError):
+            connection.execute("SELECT 1")
+    with pytest.raises(psycopg.OperationalError):
+        psycopg.connect(_plain(url), connect_timeout=2)
+
+    server.start_again()
+
+    assert _scalar(url, "SELECT number FROM kept") == 7
+
+
+def test_without_its_image_the_next_source_is_taken_and_the_reason_told(
+    docker_engine: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(postgres, "IMAGE", "localhost:1/no-such-image:1")
+    told: list[str] = []
+    with postgres.provide(containers=True, tell=told.append) as started:
+        assert started.description == LOCAL[0].description
+
+    assert len(told) == 1
+    assert "no-such-image" in told[0]
 
 
 def test_a_stranger_on_the_same_machine_is_refused(server: PostgresServer) -> None:
@@ -61,7 +93,7 @@ def test_a_stranger_on_the_same_machine_is_refused(server: PostgresServer) -> No
 
 
 def test_only_a_durable_server_syncs_its_commits(server: PostgresServer) -> None:
-    with postgres.provide(durable=True) as durable:
+    with postgres.provide(durable=True, containers=True) as durable:
         assert _scalar(durable.url, "SHOW fsync") == "on"
     assert _scalar(server.url, "SHOW fsync") == "off"
 

@@ -29,7 +29,7 @@ def test_the_header_names_what_was_given(monkeypatch: pytest.MonkeyPatch) -> Non
 
     assert pytest_plugin.pytest_report_header() == [
         "postgresql: PostgreSQL at db.example (given)",
-        "kafka: Kafka at kafka.example:9092 (given)",
+        "kafka: Kafka at kafka.example:9092 (given); with SQLite librdkafka's embedded broker",
     ]
 
 

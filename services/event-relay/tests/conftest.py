@@ -19,5 +19,6 @@ def shop(database_url: str, kafka: Kafka) -> Iterator[Shop]:
     """A database with an empty outbox, and a topic of its own."""
     shop = Shop(database_url, kafka)
     shop.metadata.create_all(shop.database.engine)
+    kafka.create_topics(shop.topic)
     yield shop
     shop.close()

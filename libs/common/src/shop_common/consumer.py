@@ -16,6 +16,7 @@ import random
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
@@ -92,6 +93,7 @@ class Consumer:
         self._thread = threading.Thread(target=self._run, name=f"consumer-{topic}", daemon=True)
         self._waiting = False
         self._early: list[Message] = []
+        self._expected: dict[int, int] = {}
         self._trouble = ""
         self._complained_at = -math.inf
         self._in_hand = 0
@@ -134,7 +136,25 @@ class Consumer:
         first = self._kafka.poll(0 if messages else IDLE_POLL_SECONDS)
         if first is not None:
             messages += [first, *self._kafka.consume(BATCH_MESSAGES_MAX - 1, 0)]
-        return [message for message in messages if self._is_sound(message)]
+        sound = [message for message in messages if self._is_sound(message)]
+        self._look_for_gaps(sound)
+        return sound
+
+    def _look_for_gaps(self, messages: Sequence[Message]) -> None:
+        """The broker deletes by age. What it deleted before we came to it is passed over, but not in silence."""
+        for message in messages:
+            _, partition, offset = received.position(message)
+            expected = self._expected.get(partition, offset)
+            if offset > expected:
+                self._metrics.missed(offset - expected)
+                _log.error(
+                    "events were deleted from the topic before they were handled",
+                    topic=self._topic,
+                    partition=partition,
+                    first_offset=expected,
+                    count=offset - expected,
+                )
+            self._expected[partition] = offset + 1
 
     def _work(self, messages: Sequence[Message]) -> None:
         self._in_hand = len(messages)
@@ -264,6 +284,12 @@ class Consumer:
         kafka.incremental_assign(partitions)
         if self._waiting:
             kafka.pause(partitions)
+        for partition in partitions:
+            self._expected.pop(partition.partition, None)
+        with suppress(KafkaException):  # without an answer a gap before the first message is not seen
+            for committed in kafka.committed(partitions, timeout=ASK_SECONDS):
+                if committed.offset >= 0:
+                    self._expected[committed.partition] = committed.offset
 
     def _is_sound(self, message: Message) -> bool:
         error = message.error()

@@ -20,6 +20,10 @@ class ConsumerMetrics:
         """A message became a dead letter."""
         _dead_letters().labels(self._topic, reason).inc()
 
+    def missed(self, count: int) -> None:
+        """So many messages were deleted from the topic before they were handled."""
+        _missed().labels(self._topic).inc(count)
+
     def lag(self, messages: int) -> None:
         """So many messages are still to be done."""
         _lag().labels(self._topic).set(messages)
@@ -42,6 +46,11 @@ def _seconds() -> Histogram:
 @cache
 def _dead_letters() -> Counter:
     return Counter("consumer_dead_letters_total", "Messages set aside in the dead-letter topic", ("topic", "reason"))
+
+
+@cache
+def _missed() -> Counter:
+    return Counter("consumer_missed_total", "Messages deleted from the topic before they were handled", ("topic",))
 
 
 @cache

@@ -4,15 +4,17 @@
 
 Makes what is missing, starts the embedded broker and the four processes, shows their logs, and ends all of
 it: when asked to, after every event was acted upon; when one of them ends by itself, at once and with exit
-code 1.
+code 1. Spans are collected for `./task trace`; the OTEL_* variables of its environment are for the four processes.
 """
 
 import argparse
+import os
 import signal
+import sqlite3
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import FrameType
 
@@ -21,18 +23,19 @@ import psycopg
 from confluent_kafka import KafkaException
 from psycopg import sql
 from rich import box
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import SQLAlchemyError
 
-from devstack import kafka, runfile
+from devstack import collector, kafka, runfile
+from devstack.colours import BROKER, COLOURS
 from devstack.drain import drain
 from devstack.kafka import Kafka
 from devstack.ports import busy_ports
 from devstack.process import Process, ProcessEnded, health
 from devstack.runfile import Endpoint, RunFile
+from devstack.screen import Screen
 from devstack.stack import Databases, Options, Ports, Stack
 
 DRAIN_SECONDS = 15
@@ -40,14 +43,9 @@ _POLL_SECONDS = 0.2
 # One Ctrl-C may reach us twice: from the terminal, and again from whoever started us.
 _SAME_CTRL_C_SECONDS = 1.0
 
-_COLOURS = {
-    "broker": "magenta",
-    "inventory-api": "cyan",
-    "order-api": "green",
-    "reservation-reaper": "yellow",
-    "event-relay": "blue",
-}
-_NAME_WIDTH = max(map(len, _COLOURS))
+_ENDPOINT = "OTEL_EXPORTER_OTLP_ENDPOINT"
+# Whoever places an order here looks at its trace at once.
+_SPANS_WAIT = {"OTEL_BSP_SCHEDULE_DELAY": "200"}
 
 
 class CannotStart(Exception):
@@ -69,31 +67,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
 
 
-class Screen:
-    """The terminal, or the file, that all of it is shown on; lines of different threads don't mix."""
-
-    def __init__(self) -> None:
-        self._console = Console(highlight=False, soft_wrap=True, markup=False)
-
-    def log(self, name: str, line: str) -> None:
-        """A line that a process printed."""
-        text = Text(f"{name:<{_NAME_WIDTH}} │ ", style=_COLOURS.get(name, ""))
-        self._console.print(text + Text.from_ansi(line))
-
-    def say(self, sentence: str, style: str = "bold") -> None:
-        """A sentence of our own."""
-        self._console.print(Text(f"{'dev':<{_NAME_WIDTH}} │ {sentence}", style=style))
-
-    def table(self, table: Table) -> None:
-        self._console.print(table)
-
-
 class Dev:
     """One run of the system."""
 
     def __init__(self, options: argparse.Namespace, screen: Screen) -> None:
         self._options = options
         self._screen = screen
+        self._environment = _otel_variables() | dict(options.env)
+        self._collects = _ENDPOINT not in self._environment
         self._ports = Ports(
             inventory=options.inventory_port,
             orders=options.order_port,
@@ -106,9 +87,14 @@ class Dev:
         """Until a signal or a death. Nothing of it runs afterwards."""
         self._refuse_busy_ports()
         databases = _databases(self._options.database, self._options.data_dir)
+        # Around all of it: what the processes tell of last, while they end, is collected too.
+        with self._collected():
+            return self._run(databases)
+
+    def _run(self, databases: Databases) -> int:
         self._screen.say("starting, this takes a few seconds; Ctrl-C ends everything")
         address_file = runfile.PATH.with_name("broker")
-        broker = kafka.embedded(address_file, lambda line: self._screen.log("broker", line))
+        broker = kafka.embedded(address_file, lambda line: self._screen.log(BROKER, line))
         stack = None
         try:
             stack = self._stack(databases, kafka.start(broker, address_file))
@@ -139,23 +125,41 @@ class Dev:
             taken = f"ports {', '.join(map(str, busy))} are" if len(busy) > 1 else f"port {busy[0]} is"
             raise CannotStart(f"{taken} in use, perhaps by another dev: end it, or choose others (--help)")
 
+    @contextmanager
+    def _collected(self) -> Iterator[None]:
+        """Keep the spans of the processes, unless the user wants them elsewhere."""
+        if not self._collects:
+            yield
+            return
+        with ExitStack() as ending:
+            try:
+                endpoint = ending.enter_context(collector.collecting(lambda said: self._screen.say(said, "bold red")))
+            except (OSError, sqlite3.Error) as failure:
+                raise CannotStart(f"the traces can't be kept: {failure}") from failure
+            self._environment = {_ENDPOINT: endpoint} | _SPANS_WAIT | self._environment
+            yield
+
     def _stack(self, databases: Databases, broker: Kafka) -> Stack:
-        options = Options(environment=dict(self._options.env))
+        options = Options(environment=self._environment)
         return Stack(databases, broker, self._ports, options, self._screen.log)
 
     def _tell_where(self, stack: Stack) -> None:
         endpoints = _endpoints(stack)
         me = psutil.Process()
-        runfile.write(RunFile(me.pid, me.create_time(), stack.kafka.bootstrap, stack.databases, endpoints))
+        # Empty when the user has turned them off.
+        traces_elsewhere = None if self._collects else self._environment[_ENDPOINT]
+        runfile.write(
+            RunFile(me.pid, me.create_time(), stack.kafka.bootstrap, stack.databases, endpoints, traces_elsewhere)
+        )
         table = Table(title="all healthy", title_justify="left", box=box.SIMPLE_HEAD)
         for column in ("process", "address", "health", "metrics"):
             table.add_column(column, no_wrap=True)
         for name, endpoint in endpoints.items():
             metrics = f"{endpoint.metrics}/metrics" if endpoint.metrics else "off"
-            table.add_row(Text(name, _COLOURS[name]), endpoint.address, health(endpoint.address), metrics)
-        table.add_row(Text("broker", _COLOURS["broker"]), stack.kafka.bootstrap, "", "")
+            table.add_row(Text(name, COLOURS[name]), endpoint.address, health(endpoint.address), metrics)
+        table.add_row(Text(BROKER, COLOURS[BROKER]), stack.kafka.bootstrap, "", "")
         self._screen.table(table)
-        self._screen.say("next: ./task test-grpc")
+        self._screen.say("next: ./task test-grpc, then ./task trace --last, or ./task top")
 
     def _first_to_end(self, processes: list[Process]) -> Process:
         while True:
@@ -211,6 +215,11 @@ def _databases(database: str, data_folder: Path) -> Databases:
         for name in ("inventory", "orders")
     ]
     return Databases(*urls)
+
+
+def _otel_variables() -> dict[str, str]:
+    """Those of OpenTelemetry, which are meant for every process of a user's."""
+    return {name: value for name, value in os.environ.items() if name.startswith("OTEL_")}
 
 
 @contextmanager

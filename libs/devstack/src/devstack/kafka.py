@@ -1,4 +1,4 @@
-"""Kafka for tests and development: the broker that was named, or the embedded one; to read and write it."""
+"""Kafka for tests and development: a broker that was named, Apache Kafka, or the embedded one; read and written."""
 
 import json
 import shutil
@@ -6,10 +6,10 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from confluent_kafka import (
     OFFSET_BEGINNING,
@@ -20,11 +20,21 @@ from confluent_kafka import (
     Producer,
     TopicPartition,
 )
+from confluent_kafka.admin import AdminClient
+from confluent_kafka.cimpl import NewTopic
 
-from devstack import watchdog
+from devstack import broker, docker, watchdog
+from devstack.ports import free_ports
 from devstack.process import Process
 
+if TYPE_CHECKING:
+    from devstack.containers import Container
+
+EMBEDDED = "librdkafka's embedded broker"
+IMAGE = "apache/kafka:4.1.1"
+LOG_FOLDER = "/tmp/kraft-combined-logs"  # noqa: S108 - in the container
 START_SECONDS = 20
+CONTAINER_START_SECONDS = 90
 REQUEST_SECONDS = 10
 _BATCH = 500
 _POLL_SECONDS = 0.1
@@ -48,7 +58,7 @@ class Record:
 class Kafka:
     """A running broker, read and written by tests and by whoever must know how far consumers are."""
 
-    def __init__(self, bootstrap: str, description: str, own: Process | None = None) -> None:
+    def __init__(self, bootstrap: str, description: str, own: "Process | Container | None" = None) -> None:
         self.bootstrap = bootstrap
         self.description = description
         self._own = own
@@ -86,10 +96,31 @@ class Kafka:
             raise KafkaException(failures[0])
 
     def topics(self) -> dict[str, int]:
-        """The number of partitions of each topic. Raises KafkaException."""
+        """The number of partitions of each topic, Kafka's own left out. Raises KafkaException."""
         with self._consumer() as consumer:
             found = consumer.list_topics(timeout=REQUEST_SECONDS).topics
-        return {name: len(found[name].partitions) for name in sorted(found)}
+        return {name: len(found[name].partitions) for name in sorted(found) if not name.startswith("__")}
+
+    def create_topics(
+        self, *names: str, partitions: int = broker.PARTITIONS, config: Mapping[str, str] | None = None
+    ) -> None:
+        """Make new topics; the embedded broker makes each at its first use. Raises KafkaException."""
+        admin = self.admin()
+        if str(admin.list_topics(timeout=REQUEST_SECONDS).cluster_id).startswith("mockCluster"):
+            return
+        wanted = [NewTopic(name, partitions, 1, config=dict(config or {})) for name in names]
+        for made in admin.create_topics(wanted, operation_timeout=REQUEST_SECONDS).values():
+            made.result(REQUEST_SECONDS)
+
+    def admin(self) -> AdminClient:
+        """For what only administrators do. The embedded broker knows none of it."""
+        return AdminClient({"bootstrap.servers": self.bootstrap, "log_level": 0})
+
+    def size(self, topic: str) -> int:
+        """How many messages are in the topic. Raises KafkaException."""
+        with self._consumer() as consumer:
+            partitions = consumer.list_topics(topic, timeout=REQUEST_SECONDS).topics[topic].partitions
+            return sum(_unread(consumer, TopicPartition(topic, number, 0)) for number in partitions)
 
     def lag(self, group: str, topic: str) -> int:
         """How many messages of the topic the group has not committed yet. Raises KafkaException."""
@@ -99,7 +130,7 @@ class Kafka:
             return sum(_unread(consumer, position) for position in committed)
 
     def freeze(self) -> None:
-        """Stop the embedded broker where it is, connections open, until `thaw`."""
+        """Stop a broker of ours where it is, connections open, until `thaw`."""
         self._ours().freeze()
 
     def thaw(self) -> None:
@@ -110,10 +141,41 @@ class Kafka:
         with self._ours().frozen():
             yield
 
-    def _ours(self) -> Process:
+    def kill(self) -> None:
+        """End it at once (SIGKILL), as a crash would."""
+        self._ours().kill()
+
+    def start_again(self) -> None:
+        """After `kill`: on the port and with the topics that it had. Raises TimeoutError."""
+        self.container.start_again()
+        self.wait_until_it_answers()
+
+    @property
+    def container(self) -> "Container":
+        """In which it runs; the embedded broker runs in none, and keeps nothing over a restart."""
+        own = self._ours()
+        assert not isinstance(own, Process), f"{self.description} runs in no container"
+        return own
+
+    def _ours(self) -> "Process | Container":
         if self._own is None:
             raise RuntimeError(f"{self.description} is not ours to freeze")
         return self._own
+
+    def wait_until_it_answers(self) -> None:
+        """A container that was started. Raises TimeoutError, with the end of its log."""
+        admin = self.admin()
+        deadline = time.monotonic() + CONTAINER_START_SECONDS
+        while True:
+            try:
+                # Not before its controller works, too.
+                admin.describe_cluster(request_timeout=2).result(3)
+                return
+            except (KafkaException, TimeoutError) as error:
+                if not self.container.alive or time.monotonic() > deadline:
+                    why = f"{self.description} does not answer: {error}"
+                    raise TimeoutError(f"{why}\n{self.container.tail()}") from error
+                time.sleep(_POLL_SECONDS)
 
     @contextmanager
     def _consumer(self, group: str = "devstack") -> Iterator[Consumer]:
@@ -139,26 +201,104 @@ class Kafka:
         raise TimeoutError(f"{topic}: {why}")
 
 
-@contextmanager
-def provide(bootstrap: str | None = None) -> Iterator[Kafka]:
-    """The broker that is named, else the embedded one, until the block ends."""
+class KafkaUnavailable(Exception):
+    """That broker could not be had; the message says why."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """A place that has a broker, from the beginning of `run` to its end. It raises KafkaUnavailable."""
+
+    description: str
+    run: Callable[[], AbstractContextManager[Kafka]]
+
+
+def sources(bootstrap: str | None = None, *, containers: bool = False) -> list[Source]:
+    """Where a broker can be had, best first, nothing started. One that is named is never replaced by another."""
     if bootstrap:
-        yield Kafka(bootstrap, describe(bootstrap))
-        return
-    folder = Path(tempfile.mkdtemp(prefix="shop-broker-"))
-    broker = embedded(folder / "address")
+        description = f"Kafka at {bootstrap} (given)"
+        return [Source(description, lambda: nullcontext(Kafka(bootstrap, description)))]
+    engine = docker.engine() if containers else None
+    in_container = [Source(f"{IMAGE} in a container ({engine})", _in_a_container)] if engine else []
+    return [*in_container, Source(EMBEDDED, _embedded)]
+
+
+@contextmanager
+def provide(
+    bootstrap: str | None = None, *, containers: bool = False, tell: Callable[[str], None] = print
+) -> Iterator[Kafka]:
+    """The broker that is named, else Apache Kafka where `containers` are asked for and Docker is, else the embedded.
+
+    Until the block ends. It has the shop's topics, unless it was named. `tell` hears why a container did not start.
+    """
+    with ExitStack() as at_the_end:
+        yield _first_that_works(sources(bootstrap, containers=containers), at_the_end, tell)
+
+
+def _first_that_works(candidates: list[Source], at_the_end: ExitStack, tell: Callable[[str], None]) -> Kafka:
+    *better, last = candidates
+    for source in better:
+        try:
+            return at_the_end.enter_context(source.run())
+        except KafkaUnavailable as failure:
+            tell(f"tests run on {last.description} instead: {failure}")
+    return at_the_end.enter_context(last.run())
+
+
+@contextmanager
+def _in_a_container() -> Iterator[Kafka]:
+    # Loaded only where Docker is: tests alone have what it needs.
+    from devstack.containers import Container, ContainerUnavailable  # noqa: PLC0415
+
+    (port,) = free_ports(1)
     try:
-        started = start(broker, folder / "address")
-        watchdog.watch(broker.pid, then_remove=folder)
+        # It listens on the port by which it is reached, since that is what it tells its clients.
+        own = Container.start(IMAGE, port, _container_settings(port), inside=port)
+    except ContainerUnavailable as error:
+        raise KafkaUnavailable(str(error)) from error
+    try:
+        kafka = Kafka(f"127.0.0.1:{port}", f"{IMAGE} in a container", own)
+        kafka.wait_until_it_answers()
+        kafka.create_topics(*broker.TOPICS)
+        yield kafka
+    finally:
+        own.stop()
+
+
+def _container_settings(port: int) -> dict[str, str]:
+    """One node, as small and as quick to start as can be; topics are made by hand, as in production."""
+    return {
+        "KAFKA_NODE_ID": "1",
+        "KAFKA_PROCESS_ROLES": "broker,controller",
+        "KAFKA_LISTENERS": f"PLAINTEXT://:{port},CONTROLLER://localhost:9093",
+        "KAFKA_ADVERTISED_LISTENERS": f"PLAINTEXT://127.0.0.1:{port}",
+        "KAFKA_LISTENER_SECURITY_PROTOCOL_MAP": "PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT",
+        "KAFKA_CONTROLLER_LISTENER_NAMES": "CONTROLLER",
+        "KAFKA_CONTROLLER_QUORUM_VOTERS": "1@localhost:9093",
+        "KAFKA_LOG_DIRS": LOG_FOLDER,
+        "KAFKA_AUTO_CREATE_TOPICS_ENABLE": "false",
+        "KAFKA_OFFSETS_TOPIC_REPLICATION_FACTOR": "1",
+        "KAFKA_OFFSETS_TOPIC_NUM_PARTITIONS": "3",
+        "KAFKA_TRANSACTION_STATE_LOG_REPLICATION_FACTOR": "1",
+        "KAFKA_TRANSACTION_STATE_LOG_MIN_ISR": "1",
+        "KAFKA_GROUP_INITIAL_REBALANCE_DELAY_MS": "0",
+        # Its own minimum is six seconds, which tests would wait for a member that does not leave properly.
+        "KAFKA_GROUP_MIN_SESSION_TIMEOUT_MS": "500",
+        "KAFKA_HEAP_OPTS": "-Xms128m -Xmx256m -XX:TieredStopAtLevel=1 -XX:+UseSerialGC",
+    }
+
+
+@contextmanager
+def _embedded() -> Iterator[Kafka]:
+    folder = Path(tempfile.mkdtemp(prefix="shop-broker-"))
+    process = embedded(folder / "address")
+    try:
+        started = start(process, folder / "address")
+        watchdog.watch(process.pid, then_remove=folder)
         yield started
     finally:
-        broker.stop()
+        process.stop()
         shutil.rmtree(folder, ignore_errors=True)
-
-
-def describe(bootstrap: str | None) -> str:
-    """What `provide` gives, without starting it."""
-    return f"Kafka at {bootstrap} (given)" if bootstrap else "librdkafka's embedded broker"
 
 
 def embedded(address_file: Path, on_line: Callable[[str], None] | None = None) -> Process:
@@ -171,7 +311,7 @@ def start(broker: Process, address_file: Path) -> Kafka:
     """Start the process of `embedded` and wait until it serves. Raises ProcessEnded or TimeoutError."""
     broker.start()
     broker.wait_for_line("broker ready", START_SECONDS)
-    return Kafka(address_file.read_text(), describe(None), broker)
+    return Kafka(address_file.read_text(), EMBEDDED, broker)
 
 
 def _unread(consumer: Consumer, committed: TopicPartition) -> int:

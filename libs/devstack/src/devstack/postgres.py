@@ -1,25 +1,35 @@
 """A real PostgreSQL for tests, development and benchmarks, from the first place that has one."""
 
 import secrets
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import psycopg
 from psycopg import sql
 from sqlalchemy.engine import URL, make_url
 
-from devstack import postmaster
+from devstack import docker, postmaster
+from devstack.ports import free_ports
 from devstack.postmaster import PostgresUnavailable, Postmaster
 
+if TYPE_CHECKING:
+    from devstack.containers import Container
+
 __all__ = ["PostgresServer", "PostgresUnavailable", "Source", "provide", "sources"]
+
+IMAGE = "postgres:17"
+START_SECONDS = 60
+_POLL_SECONDS = 0.05
 
 
 class PostgresServer:
     """A running server: an administrator's URL, and new databases on request."""
 
-    def __init__(self, url: URL, description: str, own: Postmaster | None = None) -> None:
+    def __init__(self, url: URL, description: str, own: "Postmaster | Container | None" = None) -> None:
         self.description = description
         self._url = url
         self._own = own
@@ -55,13 +65,13 @@ class PostgresServer:
 
     @property
     def pid(self) -> int:
-        """Of the postmaster, where it is ours."""
-        return self._ours().pid
+        """Of the postmaster, where it is a process of ours on this machine."""
+        return self._local().pid
 
     @property
     def bin_folder(self) -> Path:
-        """Where its client programs are (psql, pgbench), where it is ours."""
-        return self._ours().bin_folder
+        """Where its client programs are (psql, pgbench), where it is a process of ours on this machine."""
+        return self._local().bin_folder
 
     def freeze(self) -> None:
         """Stop all of its processes where they are, connections open and locks held, until `thaw`."""
@@ -78,9 +88,23 @@ class PostgresServer:
         finally:
             self.thaw()
 
-    def _ours(self) -> Postmaster:
+    def kill(self) -> None:
+        """End it at once, in the middle of its clients' work, as a crash would; what was committed is kept."""
+        self._ours().kill()
+
+    def start_again(self) -> None:
+        """After `kill`: with the data and on the port that it had. Raises PostgresUnavailable."""
+        self._ours().start_again()
+        wait_until_it_answers(self._url)
+
+    def _ours(self) -> "Postmaster | Container":
         if self._own is None:
             raise PostgresUnavailable(f"{self.description} is not ours to freeze or look into")
+        return self._own
+
+    def _local(self) -> Postmaster:
+        if not isinstance(self._own, Postmaster):
+            raise PostgresUnavailable(f"{self.description} is not ours to look into")
         return self._own
 
     def _execute(self, statement: sql.Composed) -> None:
@@ -97,34 +121,61 @@ class Source:
     start: Callable[[bool], PostgresServer]
 
 
-def sources(url: str | None = None) -> list[Source]:
+def sources(url: str | None = None, *, containers: bool = False) -> list[Source]:
     """Where one can be had, best first, nothing started. One that is named is never replaced by another."""
     if url:
         return [_given(url)]
-    attempts: Sequence[Callable[[], Source | None]] = (_on_this_machine, _from_the_wheel)
+    attempts: list[Callable[[], Source | None]] = [_on_this_machine, _from_the_wheel]
+    if containers:
+        attempts.insert(0, _in_a_container)
     return [source for attempt in attempts if (source := attempt()) is not None]
 
 
 @contextmanager
-def provide(url: str | None = None, *, durable: bool = False) -> Iterator[PostgresServer]:
-    """The first that starts, until the block ends. Raises PostgresUnavailable.
+def provide(
+    url: str | None = None,
+    *,
+    durable: bool = False,
+    containers: bool = False,
+    tell: Callable[[str], None] = print,
+) -> Iterator[PostgresServer]:
+    """The first that starts, until the block ends; `tell` hears why one before it did not. Raises PostgresUnavailable.
 
-    With `durable` a server of ours syncs each commit, as benchmarks need it; tests do without.
+    With `durable` a server of ours syncs each commit, as benchmarks need it; tests do without. With `containers`
+    a container comes first, where Docker is.
     """
-    server = _first_that_works(sources(url), durable)
+    server = _first_that_works(sources(url, containers=containers), durable, tell)
     try:
         yield server
     finally:
         server.stop()
 
 
-def _first_that_works(candidates: Sequence[Source], durable: bool) -> PostgresServer:
+def wait_until_it_answers(url: URL) -> None:
+    """Raises PostgresUnavailable when it does not in time."""
+    plain = url.set(drivername="postgresql").render_as_string(hide_password=False)
+    deadline = time.monotonic() + START_SECONDS
+    while True:
+        try:
+            psycopg.connect(plain, connect_timeout=5).close()
+            return
+        except psycopg.OperationalError as error:
+            if time.monotonic() > deadline:
+                raise PostgresUnavailable(f"no answer within {START_SECONDS} s: {error}") from error
+            time.sleep(_POLL_SECONDS)
+
+
+def _first_that_works(candidates: Sequence[Source], durable: bool, tell: Callable[[str], None]) -> PostgresServer:
     failures = ["set TEST_POSTGRES_URL, install PostgreSQL, or install the dev dependencies"]
     for source in candidates:
         try:
-            return source.start(durable)
+            server = source.start(durable)
         except PostgresUnavailable as failure:
             failures.append(str(failure))
+        else:
+            for reason in failures[1:]:
+                tell(f"tests run on {server.description} instead: {reason}")
+            return server
     raise PostgresUnavailable("no PostgreSQL works here: " + "; ".join(reversed(failures)))
 
 
@@ -141,6 +192,33 @@ def _given(named: str) -> Source:
         return server
 
     return Source(description, connect)
+
+
+def _in_a_container() -> Source | None:
+    engine = docker.engine()
+    return Source(f"{IMAGE} in a container ({engine})", _start_container) if engine else None
+
+
+def _start_container(durable: bool) -> PostgresServer:
+    # Loaded only where Docker is: tests alone have what it needs.
+    from devstack.containers import Container, ContainerUnavailable  # noqa: PLC0415
+
+    (port,) = free_ports(1)
+    password = secrets.token_urlsafe(24)
+    settings = postmaster.settings(durable=durable)
+    environment = {"POSTGRES_PASSWORD": password, "POSTGRES_INITDB_ARGS": "--no-sync --locale=C --encoding=UTF8"}
+    arguments = [word for name, value in settings.items() for word in ("-c", f"{name}={value}")]
+    try:
+        own = Container.start(IMAGE, port, environment, ["postgres", *arguments], inside=5432)
+    except ContainerUnavailable as error:
+        raise PostgresUnavailable(str(error)) from error
+    url = URL.create("postgresql+psycopg", "postgres", password, "127.0.0.1", port, "postgres")
+    try:
+        wait_until_it_answers(url)
+    except BaseException:
+        own.stop()
+        raise
+    return PostgresServer(url, f"{IMAGE} in a container", own)
 
 
 def _on_this_machine() -> Source | None:

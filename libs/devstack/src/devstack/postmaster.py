@@ -14,9 +14,10 @@ import signal
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -54,11 +55,12 @@ class Installation:
 class Postmaster:
     """The running server: all of its processes are one thing here."""
 
-    def __init__(self, child: subprocess.Popen[bytes], url: URL, home: Path, bin_folder: Path) -> None:
+    def __init__(self, launch: Callable[[], subprocess.Popen[bytes]], url: URL, home: Path, bin_folder: Path) -> None:
         self.url = url
         self.bin_folder = bin_folder
-        self._child = child
+        self._launch = launch
         self._home = home
+        self._child = launch()
 
     @property
     def pid(self) -> int:
@@ -82,11 +84,11 @@ class Postmaster:
                 backend.resume()
         postmaster.resume()
 
-    def stop(self) -> None:
-        """End it at once, in the middle of its clients' work, and remove its files. May be repeated."""
+    def kill(self) -> None:
+        """End it at once, in the middle of its clients' work. Harmless when it has ended."""
         if self._child.poll() is None:
             self.thaw()
-            # "Immediate shutdown": nothing is saved, since nothing is kept.
+            # "Immediate shutdown", as good as a crash: nothing is tidied up.
             self._child.send_signal(signal.SIGQUIT)
             try:
                 self._child.wait(STOP_SECONDS)
@@ -94,6 +96,14 @@ class Postmaster:
                 self._child.kill()
                 self._child.wait()
         watchdog.forget(self.pid)
+
+    def start_again(self) -> None:
+        """After `kill`: with the data and on the port that it had. Raises PostgresUnavailable."""
+        self._child = self._launch()
+
+    def stop(self) -> None:
+        """End it and remove its files. May be repeated."""
+        self.kill()
         shutil.rmtree(self._home, ignore_errors=True)
 
 
@@ -120,6 +130,15 @@ def from_the_wheel() -> Installation | None:
     libraries = package.with_name(f"{_WHEEL}.libs")
     folders = [found.bin_folder.parent] + ([libraries] if libraries.exists() else [])
     return replace(found, description=f"{found.description} of a wheel", relocatable=tuple(folders))
+
+
+def settings(*, durable: bool) -> dict[str, str]:
+    """What servers for tests have in common.
+
+    One that is not durable keeps its commits when it is killed, and may lose them only with the whole machine.
+    """
+    common = {"max_connections": "200", "timezone": "UTC"}
+    return common if durable else common | {"fsync": "off", "full_page_writes": "off"}
 
 
 def start(installation: Installation, *, durable: bool) -> Postmaster:
@@ -192,22 +211,22 @@ class _Start:
 
     def _start(self) -> Postmaster:
         (port,) = free_ports(1)
-        settings = {
+        given = {
             "listen_addresses": "127.0.0.1",
             "port": str(port),
             "unix_socket_directories": "",
-            "max_connections": "200",
-            "timezone": "UTC",
-        }
-        if not self._durable:
-            settings |= {"fsync": "off", "synchronous_commit": "off", "full_page_writes": "off"}
-        with (self._home / "log").open("wb") as log:
+        } | settings(durable=self._durable)
+        url = URL.create("postgresql+psycopg", "postgres", self._password, "127.0.0.1", port, "postgres")
+        return Postmaster(partial(self._launch, given, url), url, self._home, self._installation.bin_folder)
+
+    def _launch(self, given: Mapping[str, str], url: URL) -> subprocess.Popen[bytes]:
+        with (self._home / "log").open("ab") as log:
             child = subprocess.Popen(
                 [
                     self._binary("postgres"),
                     "-D",
                     self._data,
-                    *(f"--{name}={settings[name]}" for name in settings),
+                    *(f"--{name}={given[name]}" for name in given),
                 ],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
@@ -215,8 +234,6 @@ class _Start:
                 start_new_session=True,
                 **self._as_user(),
             )
-        url = URL.create("postgresql+psycopg", "postgres", self._password, "127.0.0.1", port, "postgres")
-        postmaster = Postmaster(child, url, self._home, self._installation.bin_folder)
         try:
             watchdog.watch(child.pid, with_signal=signal.SIGQUIT, then_remove=self._home)
             self._wait_until_it_answers(child, url)
@@ -225,7 +242,7 @@ class _Start:
                 child.kill()
                 child.wait()
             raise
-        return postmaster
+        return child
 
     def _wait_until_it_answers(self, child: subprocess.Popen[bytes], url: URL) -> None:
         deadline = time.monotonic() + START_SECONDS

@@ -1,30 +1,34 @@
-"""Databases and a broker for everyone's tests: real ones, each started at its first use.
+"""Databases and brokers for everyone's tests: real ones, each started at its first use.
 
-Under pytest-xdist each worker starts its own: a test that freezes its server then stands in nobody's way.
+They come in pairs: SQLite with the embedded broker, PostgreSQL with Apache Kafka, where there is one. Under
+pytest-xdist each worker starts its own: a test that freezes its server then stands in nobody's way.
 """
 
 import os
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
+from devstack import docker, postgres
 from devstack import kafka as kafka_brokers
-from devstack import postgres
 from devstack.kafka import Kafka
 from devstack.postgres import PostgresServer
 
 POSTGRES_VARIABLE = "TEST_POSTGRES_URL"
 KAFKA_VARIABLE = "TEST_KAFKA_BOOTSTRAP_SERVERS"
+REQUIRE_DOCKER_VARIABLE = "TEST_REQUIRE_DOCKER"
 
 
 def pytest_report_header() -> list[str]:
     """Which database and which broker the tests run on."""
-    found = postgres.sources(os.environ.get(POSTGRES_VARIABLE))
+    found = postgres.sources(os.environ.get(POSTGRES_VARIABLE), containers=True)
+    brokers = kafka_brokers.sources(os.environ.get(KAFKA_VARIABLE), containers=True)
     return [
         f"postgresql: {found[0].description if found else 'none; what needs it will fail'}",
-        f"kafka: {kafka_brokers.describe(os.environ.get(KAFKA_VARIABLE))}",
+        f"kafka: {brokers[0].description}; with SQLite {kafka_brokers.EMBEDDED}",
     ]
 
 
@@ -42,16 +46,33 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(scope="session")
+def docker_engine() -> str:
+    """What needs Docker asks for this: skipped where no engine answers, a failure if TEST_REQUIRE_DOCKER=1."""
+    if found := docker.engine():
+        return found
+    if os.environ.get(REQUIRE_DOCKER_VARIABLE) == "1":
+        pytest.fail(f"no Docker engine answers, and {REQUIRE_DOCKER_VARIABLE} is set")
+    pytest.skip("no Docker engine answers")
+
+
+@pytest.fixture(scope="session")
 def postgres_server() -> Iterator[PostgresServer]:
     """A PostgreSQL whose data need not survive."""
-    with postgres.provide(os.environ.get(POSTGRES_VARIABLE)) as server:
+    with postgres.provide(os.environ.get(POSTGRES_VARIABLE), containers=True, tell=_tell) as server:
         yield server
 
 
 @pytest.fixture(scope="session")
-def kafka() -> Iterator[Kafka]:
-    """A broker. Tests share it: each looks for its own keys."""
-    with kafka_brokers.provide(os.environ.get(KAFKA_VARIABLE)) as broker:
+def embedded_broker() -> Iterator[Kafka]:
+    """librdkafka's broker."""
+    with kafka_brokers.provide() as broker:
+        yield broker
+
+
+@pytest.fixture(scope="session")
+def best_broker() -> Iterator[Kafka]:
+    """The one that was named, or Apache Kafka; librdkafka's where there is neither."""
+    with kafka_brokers.provide(os.environ.get(KAFKA_VARIABLE), containers=True, tell=_tell) as broker:
         yield broker
 
 
@@ -59,6 +80,14 @@ def kafka() -> Iterator[Kafka]:
 def database_kind(request: pytest.FixtureRequest) -> str:
     """Runs the test once on each of the two databases."""
     return str(request.param)
+
+
+@pytest.fixture(scope="session")
+def kafka(database_kind: str, request: pytest.FixtureRequest) -> Kafka:
+    """The broker of the pair under test. Tests share it: each looks for its own keys."""
+    # By name, so that no broker ends when the kind changes from one test to the next.
+    broker: Kafka = request.getfixturevalue("embedded_broker" if database_kind == "sqlite" else "best_broker")
+    return broker
 
 
 @pytest.fixture
@@ -81,3 +110,10 @@ def new_database(database_kind: str, tmp_path: Path, request: pytest.FixtureRequ
 def database_url(new_database: Callable[[str], str]) -> str:
     """An empty database of its own for the test."""
     return new_database("shop")
+
+
+def _tell(reason: str) -> None:
+    """In the summary at the end, also from a worker of pytest-xdist; not as a failure."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("default")
+        warnings.warn(pytest.PytestWarning(reason), stacklevel=2)

@@ -1,4 +1,4 @@
-"""Ends the processes that this one started when this one dies, however it dies.
+"""Ends what this process started, processes and containers, when this one dies, however it dies.
 
 A small child waits on a pipe that closes with its parent, also when the parent is killed. Unlike
 PR_SET_PDEATHSIG it ends whole process groups, does not care which thread started them, survives a change of
@@ -14,6 +14,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 _GONE_WITHIN_SECONDS = 10.0
@@ -24,9 +25,14 @@ def watch(pid: int, *, with_signal: signal.Signals = signal.SIGKILL, then_remove
     _watchdog.watch(pid, with_signal, then_remove)
 
 
-def forget(pid: int) -> None:
-    """`pid` has ended and was waited for: its number may belong to someone else soon. May be repeated."""
-    _watchdog.forget(pid)
+def run(name: str, command: Sequence[str]) -> None:
+    """Should this process die: run the command, which ends what is known by that name."""
+    _watchdog.run(name, command)
+
+
+def forget(what: int | str) -> None:
+    """It has ended and was waited for: its number may belong to someone else soon. May be repeated."""
+    _watchdog.forget(what)
 
 
 class _Watchdog:
@@ -35,18 +41,23 @@ class _Watchdog:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._child: subprocess.Popen[bytes] | None = None
-        self._watched: set[int] = set()
+        self._watched: set[int | str] = set()
 
     def watch(self, pid: int, with_signal: signal.Signals, folder: Path | None) -> None:
         with self._lock:
             self._watched.add(pid)
-            self._tell({"pid": pid, "signal": int(with_signal), "remove": folder and str(folder)})
+            self._tell({"what": pid, "signal": int(with_signal), "remove": folder and str(folder)})
 
-    def forget(self, pid: int) -> None:
+    def run(self, name: str, command: Sequence[str]) -> None:
         with self._lock:
-            if pid in self._watched:
-                self._watched.remove(pid)
-                self._tell({"pid": pid, "signal": None})
+            self._watched.add(name)
+            self._tell({"what": name, "command": list(command)})
+
+    def forget(self, what: int | str) -> None:
+        with self._lock:
+            if what in self._watched:
+                self._watched.remove(what)
+                self._tell({"what": what})
 
     def _tell(self, message: dict[str, object]) -> None:
         if self._child is None:
@@ -79,16 +90,23 @@ _watchdog = _Watchdog()
 
 def _guard() -> None:
     watched: dict[int, tuple[int, str | None]] = {}
+    commands: dict[str, list[str]] = {}
     for line in sys.stdin:
         message = json.loads(line)
-        if message["signal"] is None:
-            watched.pop(message["pid"], None)
+        what = message["what"]
+        if "signal" in message:
+            watched[what] = (message["signal"], message["remove"])
+        elif "command" in message:
+            commands[what] = message["command"]
         else:
-            watched[message["pid"]] = (message["signal"], message["remove"])
+            watched.pop(what, None)
+            commands.pop(what, None)
     for pid, (signum, _) in watched.items():
         _signal(pid, signum)
         # A frozen one would never see a signal that it is free to handle.
         _signal(pid, signal.SIGCONT)
+    for command in commands.values():
+        subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=False)
     deadline = time.monotonic() + _GONE_WITHIN_SECONDS
     for pid, (_, folder) in watched.items():
         if folder is None:

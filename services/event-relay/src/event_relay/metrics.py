@@ -15,6 +15,7 @@ class Metrics:
         self.rows = families.rows.labels(database)
         self.oldest_seconds = families.oldest_seconds.labels(database)
         self.shards = families.shards.labels(database)
+        self.blocked_shards = families.blocked_shards.labels(database)
 
 
 class Families:
@@ -34,3 +35,6 @@ class Families:
         self.rows = Gauge("relay_outbox_rows", "Events that wait, counted to 100,000", by, registry=registry)
         self.oldest_seconds = Gauge("relay_outbox_oldest_seconds", "Age of the oldest event", by, registry=registry)
         self.shards = Gauge("relay_shards", "Shards that this process ships", by, registry=registry)
+        self.blocked_shards = Gauge(
+            "relay_blocked_shards", "Shards whose oldest event cannot be shipped as it is", by, registry=registry
+        )

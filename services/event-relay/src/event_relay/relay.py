@@ -15,7 +15,7 @@ from event_relay.metrics import Metrics
 from event_relay.pending import PendingRows
 from event_relay.shipper import BrokerAway, Shipper
 from shop_common import logs
-from shop_common.database import Database
+from shop_common.database import Database, cause_of
 from shop_common.errors import ShopError
 from shop_common.outbox import Outbox
 
@@ -119,8 +119,10 @@ class Relay:
         # Before the leases: who can't reach the broker leaves the shards to those who can.
         self._shipper.connect()
         held = self._hold()
-        absent = self._shipper.absent_topics()
-        rows = self._database.query(lambda tx: self._rows.oldest(tx, held.shards, without_topics=absent))
+        absent, waiting = self._shipper.absent_topics(), self._shipper.waiting_shards()
+        shards = [shard for shard in held.shards if shard not in waiting]
+        self._metrics.blocked_shards.set(len(self._shipper.refused_shards().intersection(held.shards)))
+        rows = self._database.query(lambda tx: self._rows.oldest(tx, shards, without_topics=absent))
         if not rows:
             return 0
 
@@ -186,7 +188,10 @@ class Relay:
         self._tables_seen = False
         # Said once, not with each try: hours of it would bury everything else.
         if self._outage is not type(error):
-            _log.warning("relay interrupted", database=self.name, error=str(error), kind=type(error).__name__)
+            cause = {"cause": cause_of(error)} if isinstance(error, ShopError) else {}
+            # SQLAlchemy's own words quote the statement and its rows.
+            said = cause_of(error) if isinstance(error, DBAPIError) else str(error)
+            _log.warning("relay interrupted", database=self.name, error=said, kind=type(error).__name__, **cause)
             self._outage = type(error)
 
     def _resumed(self) -> None:

@@ -8,6 +8,9 @@ time out, and deliver 4. So here no single message ever times out or is skipped:
 - A refusal by the broker is fatal for the producer (gapless guarantee), so nothing more is sent. What was in flight
   behind the refused one the broker refuses too, by its sequence number.
 - After any failure the producer is thrown away, and the caller begins again from its oldest rows.
+
+An event that can't be shipped as it is, too large for its topic say, holds back its own shard and nothing else. The
+broker refuses whole batches, so after such a refusal messages go one by one for a while: that shows which it was.
 """
 
 import logging
@@ -24,6 +27,9 @@ from event_relay.pending import Pending
 from shop_common import logs, telemetry
 from shop_common.moments import rfc3339
 
+PARTITIONS = 3
+"""Of a new topic, as the shop makes them by default."""
+
 LINGER_MS = 1
 MEMORY_KILOBYTES_MAX = 65_536
 """What the producer holds at most; rows beyond that wait for the next batch."""
@@ -32,6 +38,12 @@ BROKER_ANSWER_SECONDS = 2.0
 PURGE_SECONDS = 1.0
 ABSENT_TOPIC_SECONDS = 1.0
 """How long rows of a topic that does not exist are left alone before the broker is asked again."""
+
+REFUSED_SECONDS = 10.0
+"""How long a shard is left alone before its refused event is tried again."""
+
+ALONE_SECONDS = 60.0
+"""How long after a refusal each message still goes alone."""
 
 _log = logs.get(__name__)
 
@@ -48,6 +60,15 @@ class Delivery:
     failure: str | None
 
 
+@dataclass(slots=True)
+class _Refusal:
+    """An event that can't be shipped as it is; the others of its shard wait for it."""
+
+    row_id: int
+    event_id: str
+    ask_again_at: float
+
+
 class Shipper:
     """One producer, made anew after each failure. For one thread.
 
@@ -60,6 +81,9 @@ class Shipper:
         self._producer: Producer | None = None
         self._known_topics: set[str] = set()
         self._absent_topics: dict[str, float] = {}
+        self._refusals: dict[int, _Refusal] = {}
+        self._alone_until = 0.0
+        self._alone = False
         self._complaint = ""
         # Its own lines would flood the log while a broker is away; what matters of them is in ours.
         self._unheard = logging.getLogger("librdkafka")
@@ -67,7 +91,10 @@ class Shipper:
 
     def connect(self) -> Producer:
         """The producer, whose broker has answered at least once. Raises BrokerAway."""
+        if self._producer is not None and self._alone and time.monotonic() >= self._alone_until:
+            self._discard()
         if self._producer is None:
+            self._alone = time.monotonic() < self._alone_until
             self._producer = Producer(self._settings(), logger=self._unheard)
             self._known_topics.clear()
             try:
@@ -82,10 +109,21 @@ class Shipper:
         now = time.monotonic()
         return frozenset(topic for topic, ask_again_at in self._absent_topics.items() if now < ask_again_at)
 
+    def waiting_shards(self) -> frozenset[int]:
+        """Shards whose oldest event was refused lately. Their rows need not be read now; others don't wait for them."""
+        now = time.monotonic()
+        return frozenset(shard for shard, refusal in self._refusals.items() if now < refusal.ask_again_at)
+
+    def refused_shards(self) -> frozenset[int]:
+        """Shards whose oldest event was refused when it was last tried."""
+        return frozenset(self._refusals)
+
     def ship(self, rows: Sequence[Pending], *, until: float) -> Delivery:
         """Produce the rows, and wait until the broker has them or `until` (monotonic clock) has come.
 
-        Rows of a shard must come in their order, from its oldest. Nothing is in flight on return. Raises BrokerAway.
+        Rows of a shard must come in their order, from its oldest. Nothing is in flight on return. An event that is
+        refused for what it is makes no failure: it is told of in the log, and its shard is one of `waiting_shards`.
+        Raises BrokerAway.
         """
         producer = self.connect()
         # Decided once for the batch: a topic that appears in the middle must not get the later rows only.
@@ -96,10 +134,20 @@ class Shipper:
             self._collect(producer, batch, until)
         if len(producer):
             batch.failed(f"{len(producer)} of {len(batch.produced)} events not acknowledged in time")
-        delivery = Delivery(batch.acknowledged_prefixes(), batch.failure)
-        if delivery.failure is not None:
+        acknowledged = batch.acknowledged_prefixes()
+        self._welcome(acknowledged)
+        if batch.too_large:
+            # Of several that went together only one need be too large. Alone each answers for itself.
+            if self._alone:
+                for row in batch.too_large:
+                    self._refuse(row, "too large for the topic: raise its max.message.bytes")
+            self._alone_until = time.monotonic() + ALONE_SECONDS
             self._discard()
-        return delivery
+            # All other failures follow from this one.
+            return Delivery(acknowledged, None)
+        if batch.failure is not None:
+            self._discard()
+        return Delivery(acknowledged, batch.failure)
 
     def close(self) -> None:
         """Let the producer go. Nothing is in flight between two calls."""
@@ -123,11 +171,17 @@ class Shipper:
                 )
             except BufferError:
                 return
-            except (KafkaException, TypeError, ValueError) as error:
-                # Refused before it was sent: too large, say, or its headers are no JSON object. Only its own shard
-                # waits until someone has mended it.
-                why = _told(error.args[0]) if isinstance(error, KafkaException) else str(error)
-                batch.failed(f"{why}: event {row.event_id} of topic {row.topic}")
+            except KafkaException as error:
+                cause = error.args[0]
+                if cause.code() != KafkaError.MSG_SIZE_TOO_LARGE:
+                    # Of the producer and not of this row, such as a refusal of an earlier one that was fatal to it.
+                    batch.failed(_told(cause))
+                    return
+                self._refuse(row, _told(cause))
+                held_back.add(row.shard)
+            except (TypeError, ValueError) as error:
+                # Its headers are no JSON object. Only its own shard waits until someone has mended it.
+                self._refuse(row, str(error))
                 held_back.add(row.shard)
             else:
                 batch.produced.append(row)
@@ -140,6 +194,29 @@ class Shipper:
                 producer.poll(seconds_left)
             except KafkaException as error:
                 batch.failed(_told(error.args[0]))
+
+    def _refuse(self, row: Pending, why: str) -> None:
+        known = self._refusals.get(row.shard)
+        if known is None or known.event_id != row.event_id:
+            _log.error(
+                "event cannot be shipped: the events of its shard wait",
+                topic=row.topic,
+                key=row.key,
+                event_id=row.event_id,
+                outbox_id=row.id,
+                shard=row.shard,
+                payload_bytes=len(row.payload.encode()),
+                error=why,
+            )
+        self._refusals[row.shard] = _Refusal(row.id, row.event_id, time.monotonic() + REFUSED_SECONDS)
+
+    def _welcome(self, acknowledged: Iterable[Pending]) -> None:
+        """Forget refusals of shards that got beyond them: the event was shipped, or someone took it away."""
+        for row in acknowledged:
+            refusal = self._refusals.get(row.shard)
+            if refusal is not None and row.id >= refusal.row_id:
+                del self._refusals[row.shard]
+                _log.info("shard can be shipped again", topic=row.topic, shard=row.shard)
 
     def _headers(self, row: Pending) -> list[tuple[str, str | bytes | None]]:
         headers = {
@@ -171,7 +248,15 @@ class Shipper:
                 _log.info("topic can be used again", topic=topic)
             return True
         if topic not in self._absent_topics:
-            _log.warning("topic cannot be used: its events wait", topic=topic, answer=str(found.error))
+            # An error of its own is a KafkaError; a topic without partitions has none.
+            absent = found.error is None or found.error.code() == KafkaError.UNKNOWN_TOPIC_OR_PART
+            command = f"kafka-topics.sh --bootstrap-server {self._bootstrap_servers} --create --topic {topic}"
+            _log.warning(
+                "topic cannot be used: its events wait",
+                topic=topic,
+                answer=str(found.error),
+                **({"create_it_with": f"{command} --partitions {PARTITIONS}"} if absent else {}),
+            )
         self._absent_topics[topic] = time.monotonic() + ABSENT_TOPIC_SECONDS
         return False
 
@@ -197,7 +282,7 @@ class Shipper:
             "queue.buffering.max.kbytes": MEMORY_KILOBYTES_MAX,
             "reconnect.backoff.max.ms": 1000,
             "error_cb": self._complained,
-        }
+        } | ({"batch.num.messages": 1} if self._alone else {})
 
     def _complained(self, error: KafkaError) -> None:
         self._complaint = _told(error)
@@ -209,11 +294,14 @@ class _Batch:
     def __init__(self) -> None:
         self.produced: list[Pending] = []
         self.failure: str | None = None
+        self.too_large: list[Pending] = []
         self._acknowledged: set[int] = set()
 
     def reported(self, row: Pending, error: KafkaError | None, _: Message) -> None:
         if error is None:
             self._acknowledged.add(row.id)
+        elif error.code() == KafkaError.MSG_SIZE_TOO_LARGE:
+            self.too_large.append(row)
         else:
             self.failed(f"{_told(error)}: event {row.event_id} of topic {row.topic}")
 

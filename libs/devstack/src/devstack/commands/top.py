@@ -1,0 +1,100 @@
+"""Show live what the running processes do, from their metrics: refreshed in place until Ctrl-C.
+
+Rates and quantiles are of the last interval; a gauge is as it is now. Rows in which nothing moves are left out unless
+asked for. A process that does not answer is shown as away, and its numbers are missing until it is back.
+"""
+
+import argparse
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+
+from rich.live import Live
+
+from devstack import runfile
+from devstack.commands import top_page
+from devstack.commands.failures import CommandFailed
+from devstack.commands.output import console
+from devstack.scrape import Interval, Scrape, scrape
+
+_INTERVAL_SECONDS_MIN, _INTERVAL_SECONDS_MAX = 0.2, 60.0
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--process",
+        action="append",
+        type=_named_address,
+        metavar="NAME=HOST:PORT",
+        help="where the metrics of a process are; may be repeated (default: those of ./task dev)",
+    )
+    parser.add_argument("--interval", type=_seconds, default=2.0, metavar="SECONDS", help="default: %(default)g")
+    parser.add_argument("--once", action="store_true", help="show the first interval and end")
+    parser.add_argument("--all", action="store_true", help="show also rows in which nothing moves")
+
+
+def run(options: argparse.Namespace) -> int:
+    addresses = dict(options.process) if options.process else _of_dev()
+    pages = (
+        top_page.page(addresses, intervals, idle=options.all) for intervals in _intervals(addresses, options.interval)
+    )
+    screen = console()
+    if options.once or not sys.stdout.isatty():
+        for page in pages:
+            screen.print(page)
+            if options.once:
+                break
+        return 0
+    try:
+        with Live(console=screen, screen=True, auto_refresh=False) as live:
+            live.update("one moment", refresh=True)
+            for page in pages:
+                live.update(page, refresh=True)
+    except KeyboardInterrupt:
+        return 0  # it has no other end
+    return 0
+
+
+def _of_dev() -> Mapping[str, str]:
+    addresses = {name: endpoint.metrics for name, endpoint in runfile.read().processes.items()}
+    found = {name: address for name, address in addresses.items() if address is not None}
+    if not found:
+        raise CommandFailed("dev was started with --no-metrics; start it without")
+    return found
+
+
+def _intervals(addresses: Mapping[str, str], seconds: float) -> Iterator[dict[str, Interval | None]]:
+    """One by one, of each process; None for one that was away at its beginning or its end."""
+    with ThreadPoolExecutor(len(addresses)) as threads:
+        before = _scrape_all(addresses, threads)
+        while True:
+            time.sleep(seconds)
+            after = _scrape_all(addresses, threads)
+            yield {name: _interval(before[name], after[name]) for name in addresses}
+            before = after
+
+
+def _scrape_all(addresses: Mapping[str, str], threads: ThreadPoolExecutor) -> dict[str, Scrape | None]:
+    return dict(zip(addresses, threads.map(scrape, addresses.values()), strict=True))
+
+
+def _interval(before: Scrape | None, after: Scrape | None) -> Interval | None:
+    return Interval(before, after) if before is not None and after is not None else None
+
+
+def _seconds(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = 0.0
+    if not _INTERVAL_SECONDS_MIN <= seconds <= _INTERVAL_SECONDS_MAX:
+        raise argparse.ArgumentTypeError(f"must be from {_INTERVAL_SECONDS_MIN:g} to {_INTERVAL_SECONDS_MAX:g}")
+    return seconds
+
+
+def _named_address(text: str) -> tuple[str, str]:
+    name, equals, address = text.partition("=")
+    if not (name and equals and address):
+        raise argparse.ArgumentTypeError("must be NAME=HOST:PORT")
+    return name, address

@@ -1,0 +1,153 @@
+"""A stream of numbered events: an outbox on PostgreSQL, the real relay process, and topics of its own."""
+
+import sys
+import threading
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from typing import Self
+from uuid import uuid4
+
+import orjson
+from sqlalchemy import MetaData, func, select
+from uuid_utils import uuid7
+
+from devstack.kafka import Kafka, Record
+from devstack.ports import free_ports
+from devstack.process import Process
+from shop_common.database import Database
+from shop_common.outbox import Outbox, shard_of
+from shop_common.outbox import Record as Row
+
+_POLL_SECONDS = 0.05
+
+
+class Stream:
+    """Events are numbered by key; what is written is remembered, so that what arrives can be held against it."""
+
+    def __init__(self, url: str, broker: Kafka) -> None:
+        self.broker = broker
+        self.topic = f"stream-{uuid4().hex}"
+        self._written: dict[str, dict[str, tuple[str, int]]] = {}
+        self._next: dict[str, int] = {}
+        self._database = Database(url)
+        metadata = MetaData()
+        self._outbox = Outbox(metadata)
+        metadata.create_all(self._database.engine)
+        health_port, self._metrics_port = free_ports(2)
+        self.relay = Process(
+            "event-relay",
+            [sys.executable, "-m", "event_relay"],
+            {
+                "ORDERS_DATABASE_URL": url,
+                "KAFKA_BOOTSTRAP_SERVERS": broker.bootstrap,
+                "HEALTH_PORT": str(health_port),
+                "METRICS_PORT": str(self._metrics_port),
+                # Two thirds of it are the time of a batch: a broker that is away is noticed as soon.
+                "LEASE_SECONDS": "3",
+                "DRAIN_SECONDS": "0",
+                "LOG_FORMAT": "console",
+            },
+            health_address=f"127.0.0.1:{health_port}",
+        )
+
+    def __enter__(self) -> Self:
+        self.relay.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.relay.stop()
+        self._database.close()
+
+    def write(self, *keys: str, topic: str | None = None, size: int = 0) -> None:
+        """The next event of each key, in one transaction; `size` bytes longer than need be."""
+        rows = []
+        for key in keys:
+            number = self._next.get(key, 0)
+            self._next[key] = number + 1
+            rows.append(
+                Row(
+                    shard=shard_of(key),
+                    event_id=str(uuid7()),
+                    topic=topic or self.topic,
+                    key=key,
+                    type="TOLD",
+                    payload=orjson.dumps({"number": number, "filling": "x" * size}).decode(),
+                    headers=None,
+                    traceparent=None,
+                    created_at=datetime.now(UTC),
+                )
+            )
+        self._database.transact(lambda tx: self._outbox.append_records(tx, rows))
+        known = self._written.setdefault(topic or self.topic, {})
+        known |= {row.event_id: (row.key, orjson.loads(row.payload)["number"]) for row in rows}
+
+    @contextmanager
+    def writing(self, keys: int = 40, each: int = 2) -> Iterator[None]:
+        """Without a pause, in bursts, until the block ends."""
+        done = threading.Event()
+
+        def write() -> None:
+            burst = [f"key-{number}" for number in range(keys)] * each
+            while not done.wait(_POLL_SECONDS):
+                self.write(*burst)
+
+        thread = threading.Thread(target=write)
+        thread.start()
+        try:
+            yield
+        finally:
+            done.set()
+            thread.join()
+
+    def waiting(self) -> int:
+        """How many events are in the outbox."""
+        rows = select(func.count()).select_from(self._outbox.table)
+        return self._database.query(lambda tx: tx.execute(rows).scalar_one())
+
+    def all_arrived(self, topic: str | None = None, within_seconds: float = 120) -> list[Record]:
+        """What is in the topic once nothing waits: every event, first occurrences in order, repeats under their id.
+
+        Fails when it is anything else.
+        """
+        eventually(lambda: self.waiting() == 0, within_seconds)
+        topic = topic or self.topic
+        size = self.broker.size(topic)
+        records = self.broker.consume(topic, lambda found: len(found) >= size, within_seconds)
+        written = self._written[topic]
+        first: dict[str, tuple[str, int]] = {}
+        for record in records:
+            first.setdefault(record.headers["ce_id"], (record.key or "", record.json()["number"]))
+        lost = written.keys() - first.keys()
+        assert not lost, f"{len(lost)} of {len(written)} events are gone"
+        assert first == written
+        numbers: dict[str, list[int]] = {}
+        for key, number in first.values():
+            numbers.setdefault(key, []).append(number)
+        for of_key in numbers.values():
+            assert of_key == sorted(of_key), "first occurrences keep their order"
+        return records
+
+    def metric(self, name: str) -> float:
+        """What the relay tells Prometheus of its database."""
+        with urllib.request.urlopen(f"http://127.0.0.1:{self._metrics_port}/metrics", timeout=5) as answer:
+            for line in answer.read().decode().splitlines():
+                if line.startswith(f'{name}{{database="orders"}}'):
+                    return float(line.split()[-1])
+        raise AssertionError(f"no metric {name}")
+
+    def has_shipped(self, events: float) -> bool:
+        return self.metric("relay_events_shipped_total") >= events
+
+    def said(self, event: str) -> list[str]:
+        """The lines of the relay's log that tell of it."""
+        return [line for line in self.relay.log.splitlines() if event in line]
+
+
+def eventually(condition: Callable[[], bool], within_seconds: float = 60) -> None:
+    deadline = time.monotonic() + within_seconds
+    while not condition():
+        assert time.monotonic() < deadline, f"not within {within_seconds:g} s"
+        time.sleep(_POLL_SECONDS)

@@ -1,0 +1,247 @@
+"""What consumers promise, on Apache Kafka and with the real processes: every event has its effect, and has it once."""
+
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+
+import psycopg
+import pytest
+from confluent_kafka import ConsumerGroupTopicPartitions, TopicPartition
+from sqlalchemy.engine import make_url
+
+from devstack.kafka import Kafka
+from devstack.ports import free_ports
+from devstack.postgres import PostgresServer
+from devstack.process import Process
+from devstack.stack import INVENTORY_API, RELAY, Databases, Options, Stack
+from shop.inventory.v1 import inventory_pb2 as inventory
+from tests.e2e.shop import CANCELLED, CONFIRMED, PROCESSING, SHIPPED, Shop
+
+pytestmark = pytest.mark.timeout(300)
+
+GROUP, TOPIC = "inventory-api", "order-events"
+ADMIN_SECONDS = 20
+MEMBER_SECONDS = 60
+
+
+@pytest.fixture(scope="module")
+def stack(postgres_server: PostgresServer, broker: Kafka) -> Iterator[Stack]:
+    options = Options(per_process={RELAY: {"LEASE_SECONDS": "3"}})
+    with Stack(Databases.on_server(postgres_server), broker, options=options) as running:
+        yield running
+
+
+@pytest.fixture
+def shop(stack: Stack) -> Iterator[Shop]:
+    with Shop.of(stack) as opened:
+        opened.wait_ready()
+        yield opened
+
+
+def confirmed(shop: Shop, product: int) -> str:
+    order = shop.place_order((product, 1))
+    shop.bring_to(order.id, CONFIRMED)
+    return order.id
+
+
+def end(shop: Shop, order_id: str, number: int) -> None:
+    """Every other order is shipped, the rest are cancelled."""
+    if number % 2:
+        shop.bring_to(order_id, CANCELLED)
+    else:
+        shop.bring_to(order_id, PROCESSING, SHIPPED)
+
+
+def caught_up(shop: Shop) -> bool:
+    return shop.kafka.lag(GROUP, TOPIC) == 0
+
+
+def stop_inventory(shop: Shop) -> None:
+    """With all that it did committed, so that what comes next is about what the test does to its offsets."""
+    shop.eventually(lambda: caught_up(shop), within_seconds=60)
+    assert shop.stack.inventory_api.stop(20) == 0
+    # Its offsets can be moved only when the group has no member, not even one that left without a word.
+    shop.eventually(lambda: members(shop.kafka) == 0, MEMBER_SECONDS)
+
+
+def start_inventory(shop: Shop) -> None:
+    shop.stack.inventory_api.start()
+    shop.wait_ready()
+
+
+def effects(shop: Shop, product: int, count: int) -> dict[str, list[str]]:
+    """Of each order the effects that were told of, once so many were."""
+    ends = ("STOCK_FULFILLED", "STOCK_RELEASED")
+    records = shop.kafka.consume(
+        "inventory-events",
+        lambda found: (
+            len({r.headers["ce_id"] for r in found if r.key == str(product) and r.headers["ce_type"] in ends}) >= count
+        ),
+        within_seconds=60,
+    )
+    # A repeat by the relay comes under the same id; an effect that was doubled has another.
+    told = {r.headers["ce_id"]: r for r in records if r.key == str(product) and r.headers["ce_type"] in ends}
+    by_order: dict[str, list[str]] = {}
+    for record in told.values():
+        by_order.setdefault(record.json()["data"]["order_id"], []).append(record.headers["ce_type"])
+    return by_order
+
+
+def assert_once(shop: Shop, product: int, orders: list[str], *, put_in: int) -> None:
+    """Every second order's unit left the house, the others' are for sale again, and each was told of once."""
+    shipped = len(orders[::2])
+    shop.eventually(lambda: shop.available(product) == put_in - shipped == shop.on_hand(product), within_seconds=60)
+    shop.assert_counted(product, put_in=put_in)
+    expected = {order: ["STOCK_FULFILLED" if n % 2 == 0 else "STOCK_RELEASED"] for n, order in enumerate(orders)}
+    assert effects(shop, product, len(orders)) == expected
+
+
+def test_effects_come_once_while_members_join_leave_and_die(shop: Shop) -> None:
+    product = shop.stocked_product(units=200)
+    orders = [confirmed(shop, product) for _ in range(60)]
+    joining = second_inventory(shop.stack)
+
+    with ThreadPoolExecutor(2) as people:
+        work = [people.submit(end, shop, order, number) for number, order in enumerate(orders)]
+        joining.start()
+        shop.eventually(lambda: members(shop.kafka) == 2, MEMBER_SECONDS)
+        assert joining.stop(20) == 0
+        shop.eventually(lambda: members(shop.kafka) == 1, MEMBER_SECONDS)
+        joining.start()
+        shop.eventually(lambda: members(shop.kafka) == 2, MEMBER_SECONDS)
+        joining.kill()
+        for done in work:
+            done.result()
+
+    assert_once(shop, product, orders, put_in=200)
+    shop.eventually(lambda: members(shop.kafka) == 1, MEMBER_SECONDS)
+    shop.eventually(lambda: caught_up(shop), within_seconds=60)
+
+
+def second_inventory(stack: Stack) -> Process:
+    """Another process of the same service, on a port of its own."""
+    (port,) = free_ports(1)
+    return Process(
+        f"{INVENTORY_API} 2",
+        [sys.executable, "-m", "inventory_api"],
+        stack.inventory_api.env | {"GRPC_PORT": str(port)},
+        health_address=f"localhost:{port}",
+    )
+
+
+def members(broker: Kafka) -> int:
+    admin = broker.admin()
+    (group,) = admin.describe_consumer_groups([GROUP], request_timeout=ADMIN_SECONDS).values()
+    return len(group.result(ADMIN_SECONDS).members)
+
+
+@pytest.mark.parametrize("how", ["moved to the earliest", "deleted"])
+def test_events_that_come_again_after_an_offset_reset_change_nothing(shop: Shop, how: str) -> None:
+    product = shop.stocked_product(units=20)
+    orders = [confirmed(shop, product) for _ in range(10)]
+    for number, order in enumerate(orders):
+        end(shop, order, number)
+    assert_once(shop, product, orders, put_in=20)
+    stop_inventory(shop)
+
+    admin = shop.kafka.admin()
+    if how == "deleted":
+        done = admin.delete_consumer_groups([GROUP], request_timeout=ADMIN_SECONDS)
+    else:
+        earliest = [TopicPartition(TOPIC, partition, 0) for partition in range(3)]
+        done = admin.alter_consumer_group_offsets(
+            [ConsumerGroupTopicPartitions(GROUP, earliest)], request_timeout=ADMIN_SECONDS
+        )
+    for answer in done.values():
+        answer.result(ADMIN_SECONDS)
+    assert shop.kafka.lag(GROUP, TOPIC) == shop.kafka.size(TOPIC)
+    start_inventory(shop)
+
+    shop.eventually(lambda: caught_up(shop), within_seconds=60)
+    # What comes after all of them, by the same way, shows that nothing more came of them.
+    orders += [confirmed(shop, product), confirmed(shop, product)]
+    for number in (10, 11):
+        end(shop, orders[number], number)
+    assert_once(shop, product, orders, put_in=20)
+
+
+def test_events_deleted_before_they_were_handled_are_told_of_and_the_rest_go_on(shop: Shop) -> None:
+    product = shop.stocked_product(units=10)
+    lost, kept = confirmed(shop, product), confirmed(shop, product)
+    stop_inventory(shop)
+    so_far = shop.kafka.size(TOPIC)
+    shop.bring_to(lost, CANCELLED)
+    shop.eventually(lambda: shop.kafka.size(TOPIC) == so_far + 1, within_seconds=60)
+
+    # -1 stands for all that there is: as retention does it when a consumer was away for too long.
+    admin = shop.kafka.admin()
+    everything = [TopicPartition(TOPIC, partition, -1) for partition in range(3)]
+    for answer in admin.delete_records(everything, request_timeout=ADMIN_SECONDS).values():
+        answer.result(ADMIN_SECONDS)
+    # Keyed as the lost one, so that it comes next in the lost one's partition.
+    shop.kafka.produce(TOPIC, lost, '{"event_type": "NOTED", "timestamp": "2024-01-15T10:30:00Z", "data": {}}')
+    shop.bring_to(kept, CANCELLED)
+    start_inventory(shop)
+
+    line = shop.stack.inventory_api.wait_for_line("events were deleted from the topic before they were handled", 60)
+    assert "count=1" in line
+    shop.eventually(lambda: shop.available(product) == 9, within_seconds=60)
+
+    # As the runbook says: a person gives back what the lost event would have.
+    (held,) = [reservation for reservation in shop.reservations(product) if reservation.order_id == lost]
+    request = inventory.ReleaseStockRequest(reservation_id=held.id)
+    assert shop.api.call(shop.api.inventory.ReleaseStock, request).released_quantity == 1
+    assert shop.available(product) == 10
+    shop.assert_counted(product, put_in=10)
+
+
+def test_a_consumer_killed_between_the_effect_and_its_commit_repeats_it_without_effect(shop: Shop) -> None:
+    product = shop.stocked_product(units=2)
+    order = confirmed(shop, product)
+    shop.eventually(lambda: caught_up(shop), within_seconds=60)
+    so_far = shop.stack.inventory_api.log.count("events wait")
+
+    with inventory_locked(shop.stack):
+        shop.bring_to(order, CANCELLED)
+        shop.eventually(lambda: shop.stack.inventory_api.log.count("events wait") > so_far, within_seconds=60)
+        # From here on the event is in the process, and no commit can leave it.
+        shop.kafka.freeze()
+    try:
+        shop.eventually(lambda: shop.available(product) == 2, within_seconds=60)
+        shop.stack.inventory_api.kill()
+    finally:
+        shop.kafka.thaw()
+    assert shop.kafka.lag(GROUP, TOPIC) >= 1
+    start_inventory(shop)
+
+    shop.eventually(lambda: caught_up(shop), within_seconds=60)
+    assert shop.available(product) == 2
+    shop.assert_counted(product, put_in=2)
+    assert effects(shop, product, 1) == {order: ["STOCK_RELEASED"]}
+
+
+@contextmanager
+def inventory_locked(stack: Stack) -> Iterator[None]:
+    """Nobody can change the stock."""
+    address = make_url(stack.databases.inventory).set(drivername="postgresql").render_as_string(hide_password=False)
+    with psycopg.connect(address) as connection:
+        connection.execute("LOCK TABLE inventory_items IN EXCLUSIVE MODE")
+        yield
+        connection.rollback()
+
+
+def test_consumers_go_on_after_the_broker_was_killed_and_say_so_once(shop: Shop) -> None:
+    product = shop.stocked_product(units=4)
+    orders = [confirmed(shop, product) for _ in range(2)]
+    so_far = shop.stack.inventory_api.log.count("no events from the broker")
+
+    shop.kafka.kill()
+    shop.eventually(lambda: shop.stack.inventory_api.log.count("no events from the broker") > so_far, within_seconds=60)
+    for number, order in enumerate(orders):
+        end(shop, order, number)  # the APIs serve without it
+    assert shop.stack.inventory_api.is_ready()
+    shop.kafka.start_again()
+
+    assert_once(shop, product, orders, put_in=4)
+    assert shop.stack.inventory_api.log.count("no events from the broker") <= so_far + 2

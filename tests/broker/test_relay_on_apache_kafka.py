@@ -1,0 +1,133 @@
+"""What the relay promises, on Apache Kafka: killed, paused, without a topic, with limits of its own."""
+
+import re
+from collections.abc import Iterator
+from functools import partial
+from uuid import uuid4
+
+import pytest
+from confluent_kafka import KafkaException, Producer
+from confluent_kafka.admin import (  # type: ignore[attr-defined]  # its own documentation imports them from here
+    AlterConfigOpType,
+    ConfigEntry,
+    ConfigResource,
+    ResourceType,
+)
+
+from devstack.kafka import LOG_FOLDER, Kafka
+from devstack.postgres import PostgresServer
+from shop_common.outbox import shard_of
+from tests.broker.stream import Stream, eventually
+
+pytestmark = pytest.mark.timeout(300)
+
+
+@pytest.fixture
+def stream(postgres_server: PostgresServer, broker: Kafka) -> Iterator[Stream]:
+    url = postgres_server.new_database("stream")
+    with Stream(url, broker) as stream:
+        broker.create_topics(stream.topic)
+        yield stream
+    postgres_server.drop_database(url)
+
+
+def configure(broker: Kafka, topic: str, name: str, value: str) -> None:
+    entry = ConfigEntry(name, value, incremental_operation=AlterConfigOpType.SET)
+    resource = ConfigResource(ResourceType.TOPIC, topic, incremental_configs=[entry])
+    admin = broker.admin()  # which must outlive its answer
+    for done in admin.incremental_alter_configs([resource]).values():
+        done.result(10)
+
+
+def test_a_broker_that_is_killed_in_the_middle_of_a_stream_costs_no_event(stream: Stream, broker: Kafka) -> None:
+    with stream.writing():
+        for _ in range(3):
+            eventually(stream.relay.is_ready)
+            so_far = stream.metric("relay_events_shipped_total")
+            eventually(partial(stream.has_shipped, so_far + 1000))
+            broker.kill()
+            eventually(lambda: not stream.relay.is_ready())
+            broker.start_again()
+    stream.all_arrived()
+
+    assert len(stream.said("relay interrupted")) <= 2 * 3, "once for the batch, once for the broker"
+    assert stream.said("relay works again")
+
+
+def test_a_leader_that_is_away_costs_no_event_and_is_told_of_once(stream: Stream, broker: Kafka) -> None:
+    with stream.writing():
+        eventually(stream.relay.is_ready)
+        with broker.frozen():
+            eventually(lambda: not stream.relay.is_ready())
+            stream.relay.wait_for_line("kind=BrokerAway", 60)
+            eventually(lambda: stream.metric("relay_outbox_rows") > 1000)
+            assert stream.metric("relay_outbox_oldest_seconds") > 0
+            interrupted = stream.said("relay interrupted")
+            assert len(interrupted) <= 2, "\n".join(interrupted)
+            assert stream.relay.is_ready("liveness")
+        eventually(stream.relay.is_ready)
+    stream.all_arrived()
+
+    eventually(lambda: stream.metric("relay_outbox_rows") == 0)
+
+
+def test_the_brokers_own_log_shows_an_idempotent_producer(stream: Stream, broker: Kafka) -> None:
+    """With it librdkafka takes no other acks than all."""
+    stream.write("a")
+    (record,) = stream.all_arrived()
+    segment = f"{LOG_FOLDER}/{stream.topic}-{record.partition}/00000000000000000000.log"
+
+    told = broker.container.execute(
+        "/opt/kafka/bin/kafka-run-class.sh", "kafka.tools.DumpLogSegments", "--files", segment
+    )
+
+    producers = re.findall(r"producerId: (-?\d+)", told)
+    assert producers
+    assert "-1" not in producers
+    with pytest.raises(KafkaException, match="acks"):
+        Producer({"enable.idempotence": True, "acks": "1"})
+
+
+def test_events_of_a_missing_topic_wait_and_others_flow(stream: Stream, broker: Kafka) -> None:
+    missing = f"missing-{uuid4().hex}"
+    stream.write("a", "b", "c", topic=missing)
+    line = stream.relay.wait_for_line("topic cannot be used: its events wait", 60)
+    assert f"kafka-topics.sh --bootstrap-server {broker.bootstrap} --create --topic {missing}" in line
+
+    stream.write("a", "b", "c")
+    eventually(lambda: stream.waiting() == 3)
+    stream.write("a", "b", "c")
+    eventually(lambda: stream.waiting() == 3)
+    assert stream.relay.is_ready()
+
+    broker.create_topics(missing)
+    stream.all_arrived(missing)
+    assert broker.size(missing) == 3
+    assert broker.size(stream.topic) == 6
+    assert len(stream.said("topic cannot be used")) == 1
+    assert len(stream.said("topic can be used again")) == 1
+
+
+def test_an_event_over_the_topics_limit_holds_back_its_shard_alone_and_loudly(stream: Stream, broker: Kafka) -> None:
+    configure(broker, stream.topic, "max.message.bytes", "20000")
+    keys = (f"key-{number}" for number in range(300))
+    others = [key for key in keys if shard_of(key) != shard_of("big")]
+    # As many as make batches that are over the limit as a whole, around the one event that is so by itself.
+    stream.write(*others)
+    stream.write("big", size=50_000)
+    stream.write("big", *others)
+
+    line = stream.relay.wait_for_line("event cannot be shipped: the events of its shard wait", 60)
+    assert "key=big" in line
+    assert "max.message.bytes" in line
+    eventually(lambda: stream.waiting() == 2)
+    stream.write("big", *others)
+    eventually(lambda: stream.waiting() == 3)
+    eventually(lambda: stream.metric("relay_blocked_shards") == 1)
+    assert stream.relay.is_ready()
+
+    configure(broker, stream.topic, "max.message.bytes", "1000000")
+    stream.all_arrived()
+    eventually(lambda: stream.metric("relay_blocked_shards") == 0)
+    assert len(stream.said("event cannot be shipped")) == 1
+    assert len(stream.said("shard can be shipped again")) == 1
