@@ -32,11 +32,14 @@ class Command:
 COMMANDS = {
     "health": Command("succeed only when every process serves", "health"),
     "status": Command("show processes, row counts, outbox backlog and consumer lag", "status"),
+    "trace": Command("print what happened to an order, as trees of spans", "trace"),
+    "top": Command("show live rates, latencies, backlog and lag of the running processes", "top"),
     "test-grpc": Command("call every RPC of the running system in a story, and check the answers", "grpc_story"),
     "db-init": Command("bring both databases to the newest schema", "db_init"),
     "db-reset": Command("drop everything in both databases and bring them to the newest schema", "db_reset"),
     "db-shell": Command("open an SQL shell on a database", "db_shell"),
     "seed-data": Command("add a catalogue through the API", "seed_data"),
+    "load": Command("let shoppers come at a steady rate, for a while", "load"),
     "query-inventory": Command("show items", "query_inventory"),
     "query-orders": Command("show orders", "query_orders"),
     "kafka-topics": Command("list the topics with their partitions and events", "kafka_topics"),
@@ -44,6 +47,9 @@ COMMANDS = {
     "kafka-consume-orders": Command("print order events", "kafka_consume", {"topic": "order-events"}),
     "kafka-consume-inventory": Command("print inventory events", "kafka_consume", {"topic": "inventory-events"}),
     "dlq": Command("list dead letters with their reasons, and redrive chosen ones", "dlq"),
+    "docker-build": Command("build the images, and show their sizes", "docker_build"),
+    "docker-run": Command("start everything in containers", "docker_run"),
+    "docker-stop": Command("stop the containers; the data stay", "docker_stop"),
 }
 
 
