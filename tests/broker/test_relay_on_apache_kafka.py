@@ -60,15 +60,15 @@ def test_a_leader_that_is_away_costs_no_event_and_is_told_of_once(stream: Stream
         with broker.frozen():
             eventually(lambda: not stream.relay.is_ready())
             stream.relay.wait_for_line("kind=BrokerAway", 60)
-            eventually(lambda: stream.metric("relay_outbox_rows") > 1000)
-            assert stream.metric("relay_outbox_oldest_seconds") > 0
+            eventually(lambda: stream.metric("shop_outbox_pending_events") > 1000)
+            assert stream.metric("shop_outbox_oldest_event_age_seconds") > 0
             interrupted = stream.said("relay interrupted")
             assert len(interrupted) <= 2, "\n".join(interrupted)
             assert stream.relay.is_ready("liveness")
         eventually(stream.relay.is_ready)
     stream.all_arrived()
 
-    eventually(lambda: stream.metric("relay_outbox_rows") == 0)
+    eventually(lambda: stream.metric("shop_outbox_pending_events") == 0)
 
 
 def test_the_brokers_own_log_shows_an_idempotent_producer(stream: Stream, broker: Kafka) -> None:
@@ -123,11 +123,11 @@ def test_an_event_over_the_topics_limit_holds_back_its_shard_alone_and_loudly(st
     eventually(lambda: stream.waiting() == 2)
     stream.write("big", *others)
     eventually(lambda: stream.waiting() == 3)
-    eventually(lambda: stream.metric("relay_blocked_shards") == 1)
+    eventually(lambda: stream.metric("shop_relay_blocked_shards") == 1)
     assert stream.relay.is_ready()
 
     configure(broker, stream.topic, "max.message.bytes", "1000000")
     stream.all_arrived()
-    eventually(lambda: stream.metric("relay_blocked_shards") == 0)
+    eventually(lambda: stream.metric("shop_relay_blocked_shards") == 0)
     assert len(stream.said("event cannot be shipped")) == 1
     assert len(stream.said("shard can be shipped again")) == 1

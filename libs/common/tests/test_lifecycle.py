@@ -187,9 +187,9 @@ def test_workers_share_the_port_and_end_well_together(start: Start) -> None:
     # Their metrics are one, at their parent's.
     with urlopen(f"http://127.0.0.1:{metrics}/metrics", timeout=10) as page:
         counted = [
-            line for line in page.read().decode().splitlines() if line.startswith("grpc_server_handling_seconds_c")
+            line for line in page.read().decode().splitlines() if line.startswith("rpc_server_call_duration_seconds_c")
         ]
-    assert 'grpc_code="OK"' in counted[0]
+    assert 'rpc_response_status_code="OK"' in counted[0]
     process.terminate()
 
     assert process.wait(15) == 0

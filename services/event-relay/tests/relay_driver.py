@@ -9,13 +9,12 @@ from datetime import UTC, datetime
 from uuid import uuid4
 
 import orjson
-from prometheus_client import CollectorRegistry
 from sqlalchemy import Connection, MetaData, func, select
 from uuid_utils import uuid7
 
 from devstack.kafka import Kafka
 from devstack.kafka import Record as Shipped
-from event_relay.metrics import Families, Metrics
+from event_relay.metrics import Metrics
 from event_relay.pending import Pending, PendingRows
 from event_relay.relay import Relay
 from event_relay.shipper import Shipper
@@ -43,7 +42,7 @@ class Shop:
         return Relay(
             database,
             self.shipper(bootstrap),
-            Metrics("test", Families(CollectorRegistry())),
+            Metrics("test"),
             name="test",
             owner=f"{name}:{uuid4()}",
             lease_seconds=lease_seconds,

@@ -22,16 +22,15 @@ from typing import Any
 
 import confluent_kafka
 from confluent_kafka import KafkaError, KafkaException, Message, TopicPartition
-from opentelemetry.trace import SpanKind
 from sqlalchemy import Connection
 
-from shop_common import dead_letters, logs, received, sql, telemetry
+from shop_common import dead_letters, logs, received, sql
 from shop_common.consumer_metrics import ConsumerMetrics
 from shop_common.database import Database
 from shop_common.dead_letters import Reason
 from shop_common.errors import Conflict, Overload, ShopError, Unavailable
 from shop_common.outbox import Outbox
-from shop_common.received import Event, Undecodable
+from shop_common.received import Describe, Event, Undecodable
 
 __all__ = ["Consumer", "Event", "Handler"]
 
@@ -61,9 +60,9 @@ _log = logs.get(__name__)
 class Consumer:
     """The consumer of one topic for one service.
 
-    `handlers` by event type; messages of other types are passed over by their header alone. `set_ready` is told False
-    while the database is away, and True when it is back. `die` must end the process: without this thread it only
-    seems to work.
+    `handlers` by event type; messages of other types are passed over by their header alone. `describe` says what the
+    span of an event tells of it. `set_ready` is told False while the database is away, and True when it is back. `die`
+    must end the process: without this thread it only seems to work.
     """
 
     def __init__(
@@ -73,6 +72,7 @@ class Consumer:
         group: str,
         topic: str,
         handlers: Mapping[str, Handler],
+        describe: Describe = lambda _event: {},
         database: Database,
         outbox: Outbox,
         set_ready: Callable[[bool], None],
@@ -84,6 +84,7 @@ class Consumer:
         self._group = group
         self._topic = topic
         self._handlers = handlers
+        self._describe = describe
         self._database = database
         self._outbox = outbox
         self._set_ready = set_ready
@@ -199,14 +200,9 @@ class Consumer:
 
     def _act(self, events: Sequence[Event]) -> None:
         event_type = events[0].type
-        traces = {event.traceparent for event in events}
-        # One trace is continued; of many, a span can only say that it belongs to them.
-        parent = traces.pop() if len(traces) == 1 else None
-        attributes: dict[str, str | int] = {"messaging.system": "kafka", "messaging.batch.message_count": len(events)}
         started_at = time.monotonic()
-        name = f"handle {event_type}"
-        with telemetry.span(name, SpanKind.CONSUMER, parent=parent, links=traces, attributes=attributes):
-            self._insist(lambda tx: self._handlers[event_type](tx, events))
+        with received.traced(events, self._describe) as traced:
+            self._insist(lambda tx: self._handlers[event_type](tx, traced))
         self._metrics.handled(event_type, len(events), time.monotonic() - started_at)
 
     def _set_aside(self, message: Message, reason: Reason, error: Exception) -> None:

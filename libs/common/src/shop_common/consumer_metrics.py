@@ -1,8 +1,27 @@
 """What Prometheus is told of consumers."""
 
-from functools import cache
+from shop_common import metrics
 
-from prometheus_client import Counter, Gauge, Histogram
+_handled = metrics.counter(__name__, "shop_consumer_events_total", "Events handled", "topic", "type")
+_seconds = metrics.histogram(
+    __name__,
+    "shop_consumer_handling_seconds",
+    "Time to handle a list of events of one type, with what it waited for the database",
+    "topic",
+    "type",
+)
+_dead_letters = metrics.counter(
+    __name__, "shop_consumer_dead_letters_total", "Messages set aside in the dead-letter topic", "topic", "reason"
+)
+_missed = metrics.counter(
+    __name__, "shop_consumer_missed_total", "Messages deleted from the topic before they were handled", "topic"
+)
+_lag = metrics.gauge(
+    __name__,
+    "shop_consumer_lag_messages",
+    "Messages not handled yet, of the partitions that this process has",
+    "topic",
+)
 
 
 class ConsumerMetrics:
@@ -13,47 +32,17 @@ class ConsumerMetrics:
 
     def handled(self, event_type: str, count: int, seconds: float) -> None:
         """So many events of a type were handled at once, in so long."""
-        _handled().labels(self._topic, event_type).inc(count)
-        _seconds().labels(self._topic, event_type).observe(seconds)
+        _handled(self._topic, event_type).inc(count)
+        _seconds(self._topic, event_type).observe(seconds)
 
     def set_aside(self, reason: str) -> None:
         """A message became a dead letter."""
-        _dead_letters().labels(self._topic, reason).inc()
+        _dead_letters(self._topic, reason).inc()
 
     def missed(self, count: int) -> None:
         """So many messages were deleted from the topic before they were handled."""
-        _missed().labels(self._topic).inc(count)
+        _missed(self._topic).inc(count)
 
     def lag(self, messages: int) -> None:
         """So many messages are still to be done."""
-        _lag().labels(self._topic).set(messages)
-
-
-@cache
-def _handled() -> Counter:
-    return Counter("consumer_events_total", "Events handled", ("topic", "type"))
-
-
-@cache
-def _seconds() -> Histogram:
-    return Histogram(
-        "consumer_handling_seconds",
-        "Time to handle a list of events of one type, with what it waited for the database",
-        ("topic", "type"),
-    )
-
-
-@cache
-def _dead_letters() -> Counter:
-    return Counter("consumer_dead_letters_total", "Messages set aside in the dead-letter topic", ("topic", "reason"))
-
-
-@cache
-def _missed() -> Counter:
-    return Counter("consumer_missed_total", "Messages deleted from the topic before they were handled", ("topic",))
-
-
-@cache
-def _lag() -> Gauge:
-    # With several processes of one service, theirs together.
-    return Gauge("consumer_lag_messages", "Messages not handled yet", ("topic",), multiprocess_mode="livesum")
+        _lag(self._topic).set(messages)

@@ -10,14 +10,17 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, TypeVar
 
 import psycopg
+from prometheus_client import Gauge
 from sqlalchemy import Connection, Engine, create_engine, event, exc
 from sqlalchemy.engine import make_url
 from sqlalchemy.engine.interfaces import DBAPIConnection
 from sqlalchemy.pool import ConnectionPoolEntry
 
+from shop_common import metrics, telemetry
 from shop_common.errors import Contention, DatabaseUnavailable, PoolTimeout, ShopError
 
 _T = TypeVar("_T")
@@ -36,6 +39,7 @@ POOL_TIMEOUT_SECONDS = 3.0
 UNANSWERED_TIMEOUT_SECONDS = 15
 
 _READ_ONLY = "shop_read_only"
+_AFTER_COMMIT = "shop_after_commit"
 OUTSIDE_TRANSACTION = "shop_outside_transaction"
 """Execution option of a connection: its statements are transactions of their own, for `online_ddl` alone."""
 
@@ -47,6 +51,15 @@ _LOCK_NOT_AVAILABLE = "55P03"
 _SQLITE_OWN_FAULTS = ("constraint failed", "syntax error", "no such", "datatype mismatch", "too big", "malformed JSON")
 
 
+_connections = metrics.gauge(
+    __name__, "db_client_connection_count", "Connections of the pool: used, idle", "pool", "state"
+)
+_most = metrics.gauge(__name__, "db_client_connection_max", "Connections that the pool may open", "pool")
+_waiting = metrics.gauge(
+    __name__, "db_client_connection_pending_requests", "Transactions that wait for a connection", "pool"
+)
+
+
 class Database:
     """A database and the transactions on it. Safe to share between threads."""
 
@@ -56,6 +69,7 @@ class Database:
         # SQLite has one writer. Waiting for one's turn here is fair and wakes at once; its own busy
         # handler sleeps and polls, so it is left for writers of other processes.
         self._turn: threading.Lock | None = threading.Lock() if self.is_sqlite else None
+        self._waiting = _watched(self.engine, connections_max) if telemetry.metrics_wanted() else None
 
     @contextmanager
     def write(self) -> Iterator[Connection]:
@@ -64,21 +78,26 @@ class Database:
         Raises ShopError for failures of the surroundings; where the commit itself got no answer, a
         DatabaseUnavailable whose `rolled_back` is False: nobody knows whether it happened.
         """
-        with self._in_turn(), _translated() as phase, self.engine.connect() as tx:
+        with self._in_turn(), _translated() as phase, self._connect() as tx:
             tx.begin()
             phase.begun = True
+            # A pooled connection keeps what a transaction before this one left behind when it failed.
+            told = tx.info[_AFTER_COMMIT] = []
             try:
                 yield tx
             except BaseException:
                 tx.rollback()
                 raise
             phase.committing = True
-            tx.commit()
+            with telemetry.span_below("COMMIT"):
+                tx.commit()
+        for tell in told:
+            tell()
 
     @contextmanager
     def read(self) -> Iterator[Connection]:
         """A read-only transaction. Raises ShopError for failures of the surroundings."""
-        with _translated() as phase, self.engine.connect().execution_options(**{_READ_ONLY: True}) as tx:
+        with _translated() as phase, self._connect().execution_options(**{_READ_ONLY: True}) as tx:
             tx.begin()
             phase.begun = True
             yield tx
@@ -96,6 +115,12 @@ class Database:
     def close(self) -> None:
         """Close all pooled connections."""
         self.engine.dispose()
+
+    def _connect(self) -> Connection:
+        if self._waiting is None:
+            return self.engine.connect()
+        with self._waiting.track_inprogress():
+            return self.engine.connect()
 
     def _retrying(self, open_transaction: Callable[[], Any], operation: Callable[[Connection], _T]) -> _T:
         for attempt in range(1, TRIES_MAX + 1):
@@ -120,6 +145,29 @@ class Database:
             yield
         finally:
             self._turn.release()
+
+
+def after_commit(tx: Connection, tell: Callable[[], object]) -> None:
+    """Let `tell` be called when the transaction has committed; never when it has not, or nobody knows.
+
+    For counting what has happened: it may be lost, with the process, and must not fail.
+    """
+    tx.info.setdefault(_AFTER_COMMIT, []).append(tell)
+
+
+def _watched(engine: Engine, connections_max: int) -> Gauge:
+    """Let Prometheus see the pool; what counts those who wait for it."""
+    pool = Path(engine.url.database or "").stem
+    used, idle = _connections(pool, "used"), _connections(pool, "idle")
+    _most(pool).set(connections_max)
+
+    def count(*_: object) -> None:
+        used.set(engine.pool.checkedout())  # type: ignore[attr-defined]  # QueuePool's
+        idle.set(engine.pool.checkedin())  # type: ignore[attr-defined]
+
+    for happened in ("checkout", "checkin"):
+        event.listen(engine, happened, count)
+    return _waiting(pool)
 
 
 class _StaleConnection(DatabaseUnavailable):

@@ -373,4 +373,6 @@ def _options(*, shared_port: bool) -> Sequence[tuple[str, int]]:
         # Clients may ping every 10 s, also between calls, before they are taken for a flood.
         ("grpc.keepalive_permit_without_calls", 1),
         ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
+        # Pings that a busy machine held up come in a crowd: no reason to cut off a client in the middle of its calls.
+        ("grpc.http2.max_ping_strikes", 0),
     )

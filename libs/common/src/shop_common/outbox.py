@@ -5,15 +5,19 @@ Ids are drawn after the rows an event speaks of are locked, so that they follow 
 """
 
 import zlib
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
 from typing import Any
 
 import orjson
 from sqlalchemy import Column, Connection, Identity, Index, MetaData, SmallInteger, Table, Text
 from uuid_utils import uuid7
 
+from shop_common import metrics, telemetry
+from shop_common.database import after_commit
 from shop_common.moments import rfc3339
 from shop_common.sql import Id, RowId, Statement, Timestamp, inserting
 
@@ -22,6 +26,10 @@ SHARDS = 16
 
 PAYLOAD_BYTES_MAX = 900_000
 """Below the usual message limit of a broker (1 MiB) with its headers: refused here, not when it is shipped."""
+
+_written = metrics.counter(
+    __name__, "shop_events_written_total", "Events whose change has been committed: what happened in the shop", "type"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,11 +97,18 @@ class Outbox:
         Raises ValueError for a message that no broker would take: a defect of the caller.
         """
         self.append_records(tx, [_record(message) for message in messages])
+        if messages and telemetry.metrics_wanted():
+            after_commit(tx, partial(_count, Counter(message.type for message in messages)))
 
     def append_records(self, tx: Connection, records: Sequence[Record]) -> None:
         """Write rows as they are; for events that are sent on, such as dead letters."""
         if records:
             self._insert(tx, records)
+
+
+def _count(written: Mapping[str, int]) -> None:
+    for event_type, events in written.items():
+        _written(event_type).inc(events)
 
 
 def shard_of(key: str) -> int:

@@ -1,12 +1,15 @@
 """What other services tell: messages of a topic as events, and the order in which to act on them."""
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any, cast
 
 import orjson
 from confluent_kafka import Message
+from opentelemetry.trace import Span, SpanContext, SpanKind, StatusCode
+from opentelemetry.util.types import AttributeValue
 
 from shop_common import telemetry
 
@@ -27,6 +30,10 @@ class Event:
     topic: str
     partition: int
     offset: int
+
+
+Describe = Callable[[Event], Mapping[str, AttributeValue]]
+"""What the span of an event says of it."""
 
 
 class Undecodable(Exception):
@@ -83,6 +90,49 @@ def in_sequence(events: Iterable[Event]) -> list[list[Event]]:
         latest[event.key] = (step, event.type)
         steps.setdefault((step, event.type), []).append(event)
     return [steps[key] for key in sorted(steps)]
+
+
+@contextmanager
+def traced(events: Sequence[Event], describe: Describe) -> Iterator[Sequence[Event]]:
+    """Spans around handling events of one type: one for all, and one in the trace of each that is recorded.
+
+    Gives the events to handle; what is done for one continues its own span.
+    """
+    members = {
+        number: span
+        for number, event in enumerate(events)
+        if (span := telemetry.sampled_traceparent(event.traceparent))
+    }
+    about: dict[str, AttributeValue] = {"messaging.system": "kafka", "messaging.batch.message_count": len(events)}
+    with telemetry.batch_span(f"{events[0].type} batch", list(members.values()), attributes=about) as batch:
+        spans = {number: _open_span(events[number], member, batch, describe) for number, member in members.items()}
+        try:
+            yield [
+                replace(event, traceparent=telemetry.traceparent_of(spans[number])) if number in spans else event
+                for number, event in enumerate(events)
+            ]
+        except BaseException as error:
+            for made in spans.values():
+                made.set_status(StatusCode.ERROR, type(error).__name__)
+            raise
+        finally:
+            for made in spans.values():
+                made.end()
+
+
+def _open_span(event: Event, member: SpanContext, batch: SpanContext | None, describe: Describe) -> Span:
+    attributes: dict[str, AttributeValue] = {
+        "messaging.system": "kafka",
+        "messaging.operation.type": "process",
+        "messaging.operation.name": "process",
+        "messaging.destination.name": event.topic,
+        "messaging.destination.partition.id": str(event.partition),
+        "messaging.kafka.offset": event.offset,
+        "messaging.message.id": event.event_id,
+        "shop.event_type": event.type,
+        **describe(event),
+    }
+    return telemetry.open_span(f"process {event.topic}", member, SpanKind.CONSUMER, batch=batch, attributes=attributes)
 
 
 def position(message: Message) -> tuple[str, int, int]:

@@ -185,6 +185,43 @@ def record_span(
     return _traceparent(made.get_span_context())
 
 
+def open_span(
+    name: str,
+    member: SpanContext,
+    kind: SpanKind,
+    *,
+    batch: SpanContext | None,
+    attributes: Mapping[str, AttributeValue],
+) -> Span:
+    """A span below `member`, linked to the batch that it is handled in; whoever opens it ends it.
+
+    For members of `sampled_traceparent`, so that traces are on.
+    """
+    assert _Running.tracer is not None, "no member is sampled when traces are off"
+    return _Running.tracer.start_span(
+        name,
+        context=trace.set_span_in_context(NonRecordingSpan(member), Context()),
+        kind=kind,
+        links=[trace.Link(batch)] if batch is not None else None,
+        attributes=dict(attributes),
+    )
+
+
+@contextmanager
+def span_below(name: str, attributes: Mapping[str, AttributeValue] | None = None) -> Iterator[None]:
+    """A span around the block if there is a recorded one around it already: a part of it, never a trace by itself."""
+    if _Running.tracer is None or not trace.get_current_span().is_recording():
+        yield
+        return
+    with _Running.tracer.start_as_current_span(name, kind=SpanKind.CLIENT, attributes=attributes):
+        yield
+
+
+def traceparent_of(span: Span) -> str:
+    """By which another process continues this span."""
+    return _traceparent(span.get_span_context())
+
+
 def current_traceparent() -> str | None:
     """The traceparent by which another process continues the current span; None when there is none."""
     if _Running.tracer is None:

@@ -6,7 +6,7 @@ import socket
 import threading
 from uuid import uuid4
 
-from event_relay.metrics import Families, Metrics
+from event_relay.metrics import Metrics
 from event_relay.relay import Relay
 from event_relay.settings import RelaySettings
 from event_relay.shipper import Shipper
@@ -32,14 +32,13 @@ def main() -> None:
 
     server = HealthServer(settings.health_port, listen_host=settings.listen_host)
     server.health.set_ready("relay", False)
-    families = Families()
     # No later process may have the same name, this one's leases would be taken for its own.
     owner = f"{socket.gethostname()}:{os.getpid()}:{uuid4()}"
     relays = [
         Relay(
             Database(url, connections_max=1),
             Shipper(settings.kafka_bootstrap_servers, source=source),
-            Metrics(name, families),
+            Metrics(name),
             name=name,
             owner=owner,
             lease_seconds=settings.lease_seconds,

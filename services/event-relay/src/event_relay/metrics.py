@@ -1,40 +1,40 @@
 """What the relay counts, each by database."""
 
-from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram
+from shop_common import metrics
 
-_DELAY_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 1800.0)
+_shipped = metrics.counter(
+    __name__, "shop_relay_shipped_events_total", "Events that the broker has acknowledged", "database"
+)
+_failures = metrics.counter(
+    __name__, "shop_relay_failed_batches_total", "Batches that were not acknowledged as a whole", "database"
+)
+_delay = metrics.histogram(
+    __name__,
+    "shop_relay_delay_seconds",
+    "From when an event was written to when the broker had it",
+    "database",
+    buckets=metrics.LONG_SECONDS,
+)
+_pending = metrics.gauge(
+    __name__, "shop_outbox_pending_events", "Events that wait to be shipped, counted to 100,000", "database"
+)
+_oldest = metrics.gauge(__name__, "shop_outbox_oldest_event_age_seconds", "Age of the oldest of them", "database")
+_owned = metrics.gauge(
+    __name__, "shop_relay_owned_shards", "Shards that this process ships; 16 over all relays", "database"
+)
+_blocked = metrics.gauge(
+    __name__, "shop_relay_blocked_shards", "Shards whose oldest event can't be shipped as it is", "database"
+)
 
 
 class Metrics:
     """The metrics of one database's outbox."""
 
-    def __init__(self, database: str, families: "Families") -> None:
-        self.shipped = families.shipped.labels(database)
-        self.failures = families.failures.labels(database)
-        self.delay_seconds = families.delay_seconds.labels(database)
-        self.rows = families.rows.labels(database)
-        self.oldest_seconds = families.oldest_seconds.labels(database)
-        self.shards = families.shards.labels(database)
-        self.blocked_shards = families.blocked_shards.labels(database)
-
-
-class Families:
-    """The metrics of the process; made once for a registry."""
-
-    def __init__(self, registry: CollectorRegistry = REGISTRY) -> None:
-        by = ["database"]
-        self.shipped = Counter("relay_events_shipped", "Events acknowledged by the broker", by, registry=registry)
-        self.failures = Counter("relay_failures", "Batches not fully acknowledged", by, registry=registry)
-        self.delay_seconds = Histogram(
-            "relay_delay_seconds",
-            "From when an event was written to when the broker had it",
-            by,
-            buckets=_DELAY_BUCKETS,
-            registry=registry,
-        )
-        self.rows = Gauge("relay_outbox_rows", "Events that wait, counted to 100,000", by, registry=registry)
-        self.oldest_seconds = Gauge("relay_outbox_oldest_seconds", "Age of the oldest event", by, registry=registry)
-        self.shards = Gauge("relay_shards", "Shards that this process ships", by, registry=registry)
-        self.blocked_shards = Gauge(
-            "relay_blocked_shards", "Shards whose oldest event cannot be shipped as it is", by, registry=registry
-        )
+    def __init__(self, database: str) -> None:
+        self.shipped = _shipped(database)
+        self.failures = _failures(database)
+        self.delay_seconds = _delay(database)
+        self.rows = _pending(database)
+        self.oldest_seconds = _oldest(database)
+        self.shards = _owned(database)
+        self.blocked_shards = _blocked(database)

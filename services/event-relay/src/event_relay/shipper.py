@@ -15,13 +15,14 @@ broker refuses whole batches, so after such a refusal messages go one by one for
 
 import logging
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
 import orjson
 from confluent_kafka import KafkaError, KafkaException, Message, Producer
-from opentelemetry.trace import SpanKind
+from opentelemetry.trace import Span, SpanContext, SpanKind, StatusCode
+from opentelemetry.util.types import AttributeValue
 
 from event_relay.pending import Pending
 from shop_common import logs, telemetry
@@ -44,6 +45,8 @@ REFUSED_SECONDS = 10.0
 
 ALONE_SECONDS = 60.0
 """How long after a refusal each message still goes alone."""
+
+NOBODY: Mapping[int, SpanContext] = {}
 
 _log = logs.get(__name__)
 
@@ -128,10 +131,17 @@ class Shipper:
         producer = self.connect()
         # Decided once for the batch: a topic that appears in the middle must not get the later rows only.
         present = {topic for topic in {row.topic for row in rows} if self._exists(producer, topic)}
-        batch = _Batch()
-        with telemetry.span("ship", SpanKind.PRODUCER, links=(row.traceparent for row in rows)):
+        # Rows of traces that are recorded; of the others nothing is.
+        members = {row.id: span for row in rows if (span := telemetry.sampled_traceparent(row.traceparent))}
+        attributes: dict[str, AttributeValue] = {
+            "messaging.system": "kafka",
+            "messaging.batch.message_count": len(rows),
+        }
+        with telemetry.batch_span("ship batch", list(members.values()), attributes=attributes) as span:
+            batch = _Batch(members, span)
             self._produce(producer, (row for row in rows if row.topic in present), batch, until)
             self._collect(producer, batch, until)
+            batch.end_spans()
         if len(producer):
             batch.failed(f"{len(producer)} of {len(batch.produced)} events not acknowledged in time")
         acknowledged = batch.acknowledged_prefixes()
@@ -167,7 +177,7 @@ class Shipper:
                     row.payload,
                     row.key,
                     on_delivery=partial(batch.reported, row),
-                    headers=self._headers(row),
+                    headers=self._headers(row, batch.open_span(row)),
                 )
             except BufferError:
                 return
@@ -218,7 +228,7 @@ class Shipper:
                 del self._refusals[row.shard]
                 _log.info("shard can be shipped again", topic=row.topic, shard=row.shard)
 
-    def _headers(self, row: Pending) -> list[tuple[str, str | bytes | None]]:
+    def _headers(self, row: Pending, traceparent: str | None) -> list[tuple[str, str | bytes | None]]:
         headers = {
             "ce_specversion": "1.0",
             "ce_id": row.event_id,
@@ -228,8 +238,8 @@ class Shipper:
             "ce_sequence": str(row.id),
             "content-type": "application/json",
         }
-        if row.traceparent:
-            headers["traceparent"] = row.traceparent
+        if traceparent:
+            headers["traceparent"] = traceparent
         if row.headers:
             headers |= orjson.loads(row.headers)
         return [(name, str(value).encode()) for name, value in headers.items()]
@@ -291,13 +301,47 @@ class Shipper:
 class _Batch:
     """The rows of one batch and what was reported of them."""
 
-    def __init__(self) -> None:
+    def __init__(self, members: Mapping[int, SpanContext] = NOBODY, span: SpanContext | None = None) -> None:
         self.produced: list[Pending] = []
         self.failure: str | None = None
+        self._members = members
+        self._span = span
+        self._spans: dict[int, Span] = {}
         self.too_large: list[Pending] = []
         self._acknowledged: set[int] = set()
 
+    def open_span(self, row: Pending) -> str | None:
+        """The traceparent for the row's message: of a span that lasts until the broker has it, or the row's own."""
+        member = self._members.get(row.id)
+        if member is None:
+            return row.traceparent
+        attributes = {
+            "messaging.system": "kafka",
+            "messaging.operation.type": "send",
+            "messaging.operation.name": "send",
+            "messaging.destination.name": row.topic,
+            "messaging.message.id": row.event_id,
+            "messaging.kafka.message.key": row.key,
+            "shop.event_type": row.type,
+        }
+        span = telemetry.open_span(
+            f"send {row.topic}", member, SpanKind.PRODUCER, batch=self._span, attributes=attributes
+        )
+        self._spans[row.id] = span
+        return telemetry.traceparent_of(span)
+
+    def end_spans(self) -> None:
+        """Of what has not been acknowledged: the next try makes new ones."""
+        for span in self._spans.values():
+            span.set_status(StatusCode.ERROR, "not acknowledged")
+            span.end()
+        self._spans.clear()
+
     def reported(self, row: Pending, error: KafkaError | None, _: Message) -> None:
+        if (span := self._spans.pop(row.id, None)) is not None:
+            if error is not None:
+                span.set_status(StatusCode.ERROR, error.name())
+            span.end()
         if error is None:
             self._acknowledged.add(row.id)
         elif error.code() == KafkaError.MSG_SIZE_TOO_LARGE:

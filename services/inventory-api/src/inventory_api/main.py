@@ -9,7 +9,7 @@ from inventory_api.migrations import SCHEMA
 from inventory_api.operations import Operations
 from inventory_api.servicer import InventoryMaintenanceServicer, InventoryServicer
 from inventory_api.settings import InventorySettings
-from inventory_api.spans import describe
+from inventory_api.spans import describe, describe_event
 from inventory_api.tables import outbox
 from shop.inventory.v1 import inventory_pb2, inventory_pb2_grpc, maintenance_pb2, maintenance_pb2_grpc
 from shop_common import lifecycle, schema, telemetry
@@ -72,6 +72,7 @@ def serve(settings: InventorySettings) -> None:
             group=consumer.GROUP,
             topic=consumer.TOPIC,
             handlers=consumer.handlers(),
+            describe=describe_event,
             outbox=outbox,
             set_ready=lambda ready: server.health.set_ready("consumer", ready),
             die=lifecycle.die,

@@ -1,8 +1,10 @@
 """Holding stock for orders: the operation behind ReserveStock and BatchReserveStock."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
+from functools import partial
 
 from sqlalchemy import Connection
 from uuid_utils import uuid7
@@ -18,6 +20,8 @@ from inventory_api.domain import (
     ReservationNotFound,
     State,
 )
+from shop_common import metrics
+from shop_common.database import after_commit
 from shop_common.errors import Contention, ShopError
 from shop_common.idempotency import Claim, fingerprint
 from shop_common.sql import inserting, now
@@ -25,6 +29,13 @@ from shop_common.sql import inserting, now
 METHOD = "ReserveStock"
 DUE_EXPIRED_MAX = 10_000
 """Holds past their time that one batch expires to cover its need."""
+
+_refusals = metrics.counter(
+    __name__, "shop_stock_refusals_total", "Orders whose stock was not held, by the reason", "reason"
+)
+_rescued = metrics.counter(
+    __name__, "shop_holds_rescued_total", "Holds past their time that a request in need has expired itself"
+)
 
 Reservations = list[Reservation]
 _Decision = dict[int, tuple[Allocation, ...]] | InsufficientStock | Contention
@@ -102,7 +113,14 @@ def _hold(tx: Connection, planned: Sequence[_Planned], default_ttl_seconds: floa
         messages += [events.stock_reserved(reservation, moment, order.traceparent) for reservation in made]
     _save(tx, held, stock, moment)
     tables.outbox.append(tx, messages)
+    refused = Counter(each.reason for each in outcomes if isinstance(each, ShopError))
+    after_commit(tx, partial(_count_refusals, refused))
     return outcomes
+
+
+def _count_refusals(refused: Mapping[str, int]) -> None:
+    for reason, orders in refused.items():
+        _refusals(reason).inc(orders)
 
 
 def _decide_with_due(tx: Connection, orders: Sequence[OrderLines], stock: dict[int, Item]) -> list[_Decision]:
@@ -124,6 +142,7 @@ def _decide_with_due(tx: Connection, orders: Sequence[OrderLines], stock: dict[i
         chosen = _oldest_that_cover(need, [locked.reservations[each] for each in due[:allowed]])
         locked.reservations = {each.id: each for each in chosen}
         expired = transitions.expire(tx, locked)
+        after_commit(tx, partial(_rescued().inc, len(expired)))
         stock.update(locked.items)
         if not expired:
             return _try_again(decisions) if len(due) > allowed else decisions

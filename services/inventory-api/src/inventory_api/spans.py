@@ -1,8 +1,9 @@
-"""What the span of a call says of it: which order and which product it is about, by which a trace is found."""
+"""What a span says of its call or event: which order and which product it is about, by which a trace is found."""
 
 from google.protobuf.message import Message
 
 from shop.inventory.v1 import inventory_pb2 as pb
+from shop_common.consumer import Event
 
 
 def describe(message: Message) -> dict[str, str | int | list[str]]:
@@ -22,3 +23,8 @@ def describe(message: Message) -> dict[str, str | int | list[str]]:
             return {"shop.order_id": message.reservation.order_id, "shop.product_id": message.reservation.product_id}
         case _:
             return {}
+
+
+def describe_event(event: Event) -> dict[str, str]:
+    """The attributes of an event of an order."""
+    return {"shop.order_id": event.key}

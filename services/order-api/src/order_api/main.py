@@ -10,7 +10,7 @@ from order_api.migrations import SCHEMA
 from order_api.operations import Operations
 from order_api.servicer import OrderMaintenanceServicer, OrderServicer
 from order_api.settings import OrderSettings
-from order_api.spans import describe
+from order_api.spans import describe, describe_event
 from order_api.tables import outbox
 from shop.order.v1 import maintenance_pb2, maintenance_pb2_grpc, order_pb2, order_pb2_grpc
 from shop_common import lifecycle, schema, telemetry
@@ -74,6 +74,7 @@ def serve(settings: OrderSettings) -> None:
             group=consumer.GROUP,
             topic=consumer.TOPIC,
             handlers=consumer.handlers(),
+            describe=describe_event,
             outbox=outbox,
             set_ready=lambda ready: server.health.set_ready("consumer", ready),
             die=lifecycle.die,

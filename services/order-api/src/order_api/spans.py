@@ -1,8 +1,9 @@
-"""What the span of a call says of it: which order it is about, by which a trace is found."""
+"""What a span says of its call or event: which order it is about, by which a trace is found."""
 
 from google.protobuf.message import Message
 
 from shop.order.v1 import order_pb2 as pb
+from shop_common.consumer import Event
 
 
 def describe(message: Message) -> dict[str, str]:
@@ -14,3 +15,8 @@ def describe(message: Message) -> dict[str, str]:
             return {"shop.order_id": message.order.id}
         case _:
             return {}
+
+
+def describe_event(event: Event) -> dict[str, str]:
+    """The attributes of an event of the inventory."""
+    return {"shop.order_id": str(event.data.get("order_id", ""))}
