@@ -32,10 +32,10 @@ _INTRODUCTION = """\
 Made by `python -m devstack.metrics_reference generate` from the declarations in the code; do not edit.
 
 Every process answers Prometheus at `http://HOST:METRICS_PORT/metrics`; with `METRICS_PORT` unset there are none. With
-`WORKERS` > 1 the port is the parent's, and what it shows is of all workers together. Durations are in seconds. Histograms
-of calls carry exemplars with `trace_id` in the OpenMetrics format (not with `WORKERS` > 1). Labels have few values: an id
-is never one. A metric appears when it is first counted. Besides these there are `process_*` and `python_*` of the
-Prometheus client.
+`WORKERS` > 1 the port is the parent's, and what it shows is of all workers together. Durations are in seconds. The
+histograms of calls carry exemplars with `trace_id` in the OpenMetrics format (not with `WORKERS` > 1). Labels have few
+values: an id is never one. A metric appears when it is first counted. Besides these there are `process_*` and
+`python_*` of the Prometheus client.
 """
 
 
