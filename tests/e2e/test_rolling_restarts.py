@@ -10,6 +10,7 @@ from uuid import uuid4
 import pytest
 
 from devstack import client
+from devstack import kafka as kafka_brokers
 from devstack.kafka import Kafka, Record
 from devstack.postgres import PostgresServer
 from devstack.stack import INVENTORY_API, ORDER_API, REAPER, RELAY, Databases, Options, Ports, Stack
@@ -25,8 +26,18 @@ READY_SECONDS = 45
 
 
 @pytest.fixture(scope="module")
-def replicas(postgres_server: PostgresServer, kafka: Kafka) -> Iterator[tuple[Stack, Stack]]:
-    """Two of each process, over the same two databases, each API called at the addresses of both of its processes."""
+def broker() -> Iterator[Kafka]:
+    """Of its own: other stacks' consumers are of the same groups."""
+    with kafka_brokers.provide(containers=True) as started:
+        yield started
+
+
+@pytest.fixture(scope="module")
+def replicas(postgres_server: PostgresServer, broker: Kafka) -> Iterator[tuple[Stack, Stack]]:
+    """Two of each process, over the same two databases, each API called at the addresses of both of its processes.
+
+    On PostgreSQL: SQLite's way to grow is WORKERS.
+    """
     databases = Databases.on_server(postgres_server)
     ports = (Ports.free(), Ports.free())
     environment = {"INVENTORY_TARGET": inventory_addresses(ports), "ORDER_TARGET": order_addresses(ports)}
@@ -35,7 +46,7 @@ def replicas(postgres_server: PostgresServer, kafka: Kafka) -> Iterator[tuple[St
         drain_seconds=0.5,
         per_process={ORDER_API: {"INVENTORY_TARGET": environment["INVENTORY_TARGET"]}, REAPER: environment},
     )
-    first, second = (Stack(databases, kafka, each, options) for each in ports)
+    first, second = (Stack(databases, broker, each, options) for each in ports)
     with first:
         try:
             yield first, second.start()
@@ -74,7 +85,6 @@ class Sales:
             threading.Event().wait(0.05)
 
 
-@pytest.mark.parametrize("database_kind", ["postgresql"], indirect=True)  # SQLite's way to grow is WORKERS
 @pytest.mark.timeout(600)  # 24 restarts, one after the other
 def test_buyers_notice_no_restart_and_no_unit_or_event_is_lost_or_doubled(replicas: tuple[Stack, Stack]) -> None:
     ports = (replicas[0].ports, replicas[1].ports)

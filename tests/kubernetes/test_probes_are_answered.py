@@ -4,8 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from devstack import process
-from devstack.kafka import Kafka
+from devstack import kafka, process
 from devstack.stack import Databases, Stack
 from tests.kubernetes.checks import of_processes
 from tests.kubernetes.processes import PROCESSES
@@ -15,9 +14,10 @@ FOLDER = "deploy/kubernetes/base"
 
 
 @pytest.fixture(scope="module")
-def running(kafka: Kafka, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     """The four processes; what they keep their rows in does not matter here."""
-    with Stack(Databases.in_folder(tmp_path_factory.mktemp("data")), kafka) as stack:
+    # A broker of its own: other stacks' consumers are of the same groups.
+    with kafka.provide() as broker, Stack(Databases.in_folder(tmp_path_factory.mktemp("data")), broker) as stack:
         yield stack
 
 
