@@ -20,12 +20,16 @@ from benchmarks.scenarios import CREATE_ORDER, RESERVE_HOT, SCENARIOS, Scenario
 from benchmarks.stock import WrongCount
 from benchmarks.subjects import Subject
 from devstack import kafka, postgres
+from devstack.collector import collecting
 from devstack.process import ProcessEnded
 from devstack.stack import Databases
 
 POSTGRESQL, SQLITE = "postgresql", "sqlite"
 CALLS = (1, 16, 128)
 CPU_CALLS = 64
+
+
+VARIANTS = ("ours", "watched", "plain", "pgbench", "echo")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -100,18 +104,25 @@ def _subjects(options: argparse.Namespace, stack: ExitStack, console: Console) -
         pids = [server.pid]
         found.append(subjects.plain(POSTGRESQL, Databases.on_server(server), generator, pids))
         found.append(subjects.ours(POSTGRESQL, Databases.on_server(server), generator, pids, broker))
+        collector = stack.enter_context(collecting(console.print, _folder(stack) / "traces.db"))
+        watched = subjects.ours(POSTGRESQL, Databases.on_server(server), generator, pids, broker, collector=collector)
+        found.append(watched)
     if SQLITE in options.databases:
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="shop-benchmarks-")))
+        folder = _folder(stack)
         found.append(subjects.plain(SQLITE, Databases.in_folder(folder / "plain"), generator, []))
         found.append(subjects.ours(SQLITE, Databases.in_folder(folder / "ours"), generator, [], broker))
     return [subject for subject in found if options.variants is None or subject.name in options.variants]
+
+
+def _folder(stack: ExitStack) -> Path:
+    return Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="shop-benchmarks-")))
 
 
 def _options(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("--databases", nargs="+", choices=(POSTGRESQL, SQLITE), default=(POSTGRESQL, SQLITE))
     parser.add_argument("--only", choices=[scenario.name for scenario in SCENARIOS], help="this kind of call alone")
-    parser.add_argument("--variants", nargs="+", choices=("ours", "plain", "pgbench", "echo"), help="these alone")
+    parser.add_argument("--variants", nargs="+", choices=VARIANTS, help="these alone")
     parser.add_argument("--calls", nargs="+", type=int, help="so many calls at once (1 16 128, and 64 for the goals)")
     parser.add_argument("--seconds", type=float, default=2.0, help="length of each measurement (%(default)s)")
     parser.add_argument("--warmup-seconds", type=float, default=0.5, help="before each of them (%(default)s)")

@@ -114,6 +114,15 @@ def judged(results: Results) -> list[Judged]:
         parts = ", ".join(f"{kind} {spent * 1e3:.2f}" for kind, spent in mine.cpu_per_request.items())
         return Judged(goal, f"{mine.served * 1e3:.2f} ms ({parts})", mine.served * 1e3 <= milliseconds)
 
+    def watched_at_most(factor: float, scenario: Scenario) -> Judged:
+        goal = f"{scenario.title}: ≤ {factor:g} × the CPU with metrics, and 1 % of traces, at 64 calls"
+        without, watched = of(scenario, "ours", 64), of(scenario, "watched", 64)
+        if without is None or watched is None:
+            return Judged(goal, "not measured", None)
+        ratio = watched.served / without.served
+        shown = f"{ratio:.2f} × ({watched.served * 1e3:.2f} to {without.served * 1e3:.2f} ms)"
+        return Judged(goal, shown, ratio <= factor)
+
     return [
         rate_at_least(3, RESERVE_HOT, "pgbench"),
         rate_at_least(5, RESERVE_HOT, "plain"),
@@ -123,6 +132,8 @@ def judged(results: Results) -> list[Judged]:
         no_slower(1.2, CREATE_ORDER),
         cpu_at_most(0.6, RESERVE_HOT),
         cpu_at_most(1.5, CREATE_ORDER),
+        watched_at_most(1.1, RESERVE_HOT),
+        watched_at_most(1.1, CREATE_ORDER),
     ]
 
 

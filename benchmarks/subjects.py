@@ -15,7 +15,7 @@ from benchmarks.scenarios import INVENTORY, ORDERS, RESERVE_HOT, SCENARIOS, Scen
 from devstack.kafka import Kafka
 from devstack.ports import free_ports
 from devstack.process import Process
-from devstack.stack import Databases, Options, Stack
+from devstack.stack import Databases, Options, Ports, Stack
 from inventory_api.migrations import SCHEMA as INVENTORY_SCHEMA
 from order_api.migrations import SCHEMA as ORDERS_SCHEMA
 from shop_common.database import Database
@@ -25,6 +25,7 @@ READY_SECONDS = 45
 STOP_SECONDS = 15
 
 _NO_BROKER = Kafka("localhost:9", "none")
+SAMPLED = {"OTEL_TRACES_SAMPLER": "parentbased_traceidratio", "OTEL_TRACES_SAMPLER_ARG": "0.01"}
 _QUIET = {"LOG_LEVEL": "warning", "LOG_FORMAT": "json", "WORKERS": "1"}
 
 
@@ -127,12 +128,24 @@ class Stored(Services):
 
 
 def ours(
-    database: str, databases: Databases, generator: Generator, database_pids: list[int], kafka: Kafka | None = None
+    database: str,
+    databases: Databases,
+    generator: Generator,
+    database_pids: list[int],
+    kafka: Kafka | None = None,
+    *,
+    collector: str | None = None,
 ) -> Services:
-    """The two APIs; with a broker also their consumers, the relay, and the CPU time of relay and broker."""
+    """The two APIs; with a broker also their consumers, the relay, and the CPU time of relay and broker.
+
+    With a collector they are `watched`: metrics are on, and one trace of a hundred goes there.
+    """
     environment = _QUIET if kafka else _QUIET | {"CONSUMER_ENABLED": "false"}
-    stack = Stack(databases, kafka or _NO_BROKER, options=Options(environment=environment))
-    subject = Stored("ours", database, databases, generator, database_pids)
+    if collector:
+        environment = environment | SAMPLED | {"OTEL_EXPORTER_OTLP_ENDPOINT": collector}
+    ports = Ports.free(metrics=collector is not None)
+    stack = Stack(databases, kafka or _NO_BROKER, ports, Options(environment=environment))
+    subject = Stored("watched" if collector else "ours", database, databases, generator, database_pids)
     subject.targets = {
         INVENTORY: stack.inventory_address,
         ORDERS: stack.orders_address,
