@@ -117,7 +117,7 @@ def test_every_one_of_many_buyers_finds_the_sql_that_was_run_for_all(shell: Shel
 
     for order_id in orders:
         spans = shell.spans(order_id)
-        statements = [str(span["attributes"].get("db.statement", "")) for span in spans]
+        statements = [str(span["attributes"].get("db.query.text", "")) for span in spans]
         assert any(statement.startswith("INSERT INTO orders ") for statement in statements)
         assert any(statement.startswith("INSERT INTO stock_reservations ") for statement in statements)
         assert _orders_of_calls(spans) == {order_id}

@@ -16,7 +16,7 @@ SELECT = "SELECT orders.id,\n orders.status FROM orders WHERE orders.id IN (?, ?
 
 @pytest.fixture
 def tree() -> Tree:
-    statement = Node(_span("SELECT orders", 4, 1, attributes={"db.statement": SELECT}))
+    statement = Node(_span("SELECT orders", 4, 1, attributes={"db.query.text": SELECT}))
     batch_about = {"shop.batch.size": 12, "shop.batch.calls": 3}
     batch = Node(_span("insert batch", 3, 5, trace=OTHER_TRACE, attributes=batch_about), True, [statement])
     wait = Node(_span("insert coalesced", 2, 7, attributes={"shop.queue.seconds": 0.001}), children=[batch])

@@ -119,7 +119,7 @@ def _name(span: Span, *, sql: bool) -> str:
 
 
 def _statement(span: Span) -> str:
-    statement = span.attributes.get("db.query.text") or span.attributes.get("db.statement")
+    statement = span.attributes.get("db.query.text")
     return printable(" ".join(str(statement).split())) if statement else ""
 
 
