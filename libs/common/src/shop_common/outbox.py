@@ -94,9 +94,12 @@ class Outbox:
     def append(self, tx: Connection, messages: Sequence[Message]) -> None:
         """Write the messages, in order. The rows that they speak of must be locked by `tx` already.
 
+        One without a traceparent continues the current span: what nobody asked for by itself, such as an expiry.
+
         Raises ValueError for a message that no broker would take: a defect of the caller.
         """
-        self.append_records(tx, [_record(message) for message in messages])
+        current = telemetry.current_traceparent()
+        self.append_records(tx, [_record(message, message.traceparent or current) for message in messages])
         if messages and telemetry.metrics_wanted():
             after_commit(tx, partial(_count, Counter(message.type for message in messages)))
 
@@ -116,7 +119,7 @@ def shard_of(key: str) -> int:
     return zlib.crc32(key.encode()) % SHARDS
 
 
-def _record(message: Message) -> Record:
+def _record(message: Message, traceparent: str | None) -> Record:
     payload = orjson.dumps(
         {"event_type": message.type, "timestamp": rfc3339(message.occurred_at), "data": message.data}
     )
@@ -130,6 +133,6 @@ def _record(message: Message) -> Record:
         type=message.type,
         payload=payload.decode(),
         headers=None,
-        traceparent=message.traceparent,
+        traceparent=traceparent,
         created_at=message.occurred_at,
     )
