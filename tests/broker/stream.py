@@ -139,7 +139,7 @@ class Stream:
         raise AssertionError(f"no metric {name}")
 
     def has_shipped(self, events: float) -> bool:
-        return self.metric("relay_events_shipped_total") >= events
+        return self.metric("shop_relay_shipped_events_total") >= events
 
     def said(self, event: str) -> list[str]:
         """The lines of the relay's log that tell of it."""

@@ -43,7 +43,7 @@ def test_a_broker_that_is_killed_in_the_middle_of_a_stream_costs_no_event(stream
     with stream.writing():
         for _ in range(3):
             eventually(stream.relay.is_ready)
-            so_far = stream.metric("relay_events_shipped_total")
+            so_far = stream.metric("shop_relay_shipped_events_total")
             eventually(partial(stream.has_shipped, so_far + 1000))
             broker.kill()
             eventually(lambda: not stream.relay.is_ready())

@@ -37,6 +37,11 @@ START_SECONDS = 20
 CONTAINER_START_SECONDS = 90
 REQUEST_SECONDS = 10
 _BATCH = 500
+_GROUPS_UNKNOWN_YET = (
+    KafkaError.NOT_COORDINATOR,
+    KafkaError.COORDINATOR_NOT_AVAILABLE,
+    KafkaError.COORDINATOR_LOAD_IN_PROGRESS,
+)
 _POLL_SECONDS = 0.1
 
 
@@ -126,8 +131,8 @@ class Kafka:
         """How many messages of the topic the group has not committed yet. Raises KafkaException."""
         with self._consumer(group) as consumer:
             partitions = consumer.list_topics(topic, timeout=REQUEST_SECONDS).topics[topic].partitions
-            committed = consumer.committed([TopicPartition(topic, number) for number in partitions], REQUEST_SECONDS)
-            return sum(_unread(consumer, position) for position in committed)
+            wanted = [TopicPartition(topic, number) for number in partitions]
+            return sum(_unread(consumer, position) for position in _committed(consumer, wanted))
 
     def freeze(self) -> None:
         """Stop a broker of ours where it is, connections open, until `thaw`."""
@@ -312,6 +317,18 @@ def start(broker: Process, address_file: Path) -> Kafka:
     broker.start()
     broker.wait_for_line("broker ready", START_SECONDS)
     return Kafka(address_file.read_text(), EMBEDDED, broker)
+
+
+def _committed(consumer: Consumer, wanted: list[TopicPartition]) -> list[TopicPartition]:
+    """What the group has committed. A broker that has just started is asked again until it knows its groups."""
+    deadline = time.monotonic() + REQUEST_SECONDS
+    while True:
+        try:
+            return consumer.committed(wanted, REQUEST_SECONDS)
+        except KafkaException as error:
+            if error.args[0].code() not in _GROUPS_UNKNOWN_YET or time.monotonic() > deadline:
+                raise
+            time.sleep(_POLL_SECONDS)
 
 
 def _unread(consumer: Consumer, committed: TopicPartition) -> int:
