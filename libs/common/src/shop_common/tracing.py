@@ -1,15 +1,17 @@
 """What makes and sends spans. Imported only where traces are on: the SDK costs every start a third of a second."""
 
+import logging
 import os
 import re
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
 from opentelemetry.sdk.resources import SERVICE_INSTANCE_ID, SERVICE_NAME, SERVICE_VERSION, Resource
-from opentelemetry.sdk.trace import TracerProvider
-from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter
+from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
+from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter, SpanExportResult
 from opentelemetry.trace import SpanKind, StatusCode, Tracer, get_current_span
 from sqlalchemy import Engine, event
 from sqlalchemy.engine import ExceptionContext
@@ -20,6 +22,35 @@ SHUTDOWN_SECONDS_MAX = 2.0
 
 _SPAN = "shop_span"
 _OPERATION = re.compile(r"\s*(\w+)")
+
+
+_log = logs.get(__name__)
+
+
+class TellingOnce(SpanExporter):
+    """Says when spans get lost, and when they are taken again; not for each batch."""
+
+    def __init__(self, exporter: SpanExporter, endpoint: str) -> None:
+        self._exporter = exporter
+        self._endpoint = endpoint
+        self._is_away = False
+
+    def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
+        result = self._exporter.export(spans)
+        is_away = result is not SpanExportResult.SUCCESS
+        if is_away != self._is_away:
+            self._is_away = is_away
+            if is_away:
+                _log.warning("traces are lost: nobody takes them", endpoint=self._endpoint)
+            else:
+                _log.info("traces are taken again", endpoint=self._endpoint)
+        return result
+
+    def shutdown(self) -> None:
+        self._exporter.shutdown()
+
+    def force_flush(self, timeout_millis: int = 30_000) -> bool:
+        return self._exporter.force_flush(timeout_millis)
 
 
 class Tracing:
@@ -42,7 +73,9 @@ class Tracing:
     @classmethod
     def to(cls, process: str, endpoint: str) -> "Tracing":
         """Tracing that sends to this OTLP/gRPC endpoint."""
-        return cls(process, OTLPSpanExporter(endpoint=endpoint))
+        # Its own lines, several for each batch that nobody takes, would flood the log.
+        logging.getLogger("opentelemetry.exporter.otlp").setLevel(logging.CRITICAL)
+        return cls(process, TellingOnce(OTLPSpanExporter(endpoint=endpoint), endpoint))
 
     def instrument(self, engine: Engine) -> None:
         """Let each statement on this engine be a span of the recorded span that it belongs to; else it is none.
