@@ -1,4 +1,4 @@
-# The images of the four deployables, and of the gateway that docker-compose.yml puts before the APIs.
+# The images of the four deployables, and for docker-compose.yml those of the gateway before the APIs and of the load.
 #
 #   docker build --target order-api --tag shop/order-api:1.2.3 --build-arg VERSION=1.2.3 .
 #
@@ -25,7 +25,7 @@ COPY requirements/bootstrap.txt /requirements/
 RUN --mount=type=cache,target=/root/.cache/pip \
     python -m venv /build \
     && /build/bin/pip install --disable-pip-version-check --only-binary=:all: --require-hashes --requirement /requirements/bootstrap.txt
-COPY libs /src/libs
+COPY libs/common /src/libs/common
 COPY proto /src/proto
 COPY services /src/services
 # One folder for what all have, and one for each service. Python need not compare the bytecode with the source each time:
@@ -40,19 +40,22 @@ RUN cd /src \
 
 # --- what runs ---
 
-FROM ${PYTHON} AS runtime
-ENV PATH=/venv/bin:$PATH PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 METRICS_PORT=9464
+FROM ${PYTHON} AS nobody
+ENV PATH=/venv/bin:$PATH PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1
 RUN groupadd --gid 10001 shop && useradd --uid 10001 --gid shop --no-create-home --home-dir /nonexistent --shell /usr/sbin/nologin shop
-COPY --from=dependencies /venv /venv
 USER 10001:10001
 STOPSIGNAL SIGTERM
+
+FROM nobody AS runtime
+ENV METRICS_PORT=9464
+COPY --from=dependencies /venv /venv
 
 FROM runtime AS inventory-api
 ARG VERSION=dev REVISION=unknown
 LABEL org.opencontainers.image.title=inventory-api org.opencontainers.image.version=${VERSION} org.opencontainers.image.revision=${REVISION}
 ENV GRPC_PORT=50053
 EXPOSE 50053 9464
-HEALTHCHECK --interval=5s --timeout=4s --start-period=120s CMD ["sh", "-c", "exec python -m shop_common.probe localhost:$GRPC_PORT"]
+HEALTHCHECK --interval=5s --timeout=10s --retries=5 --start-period=120s CMD ["sh", "-c", "exec python -m shop_common.probe localhost:$GRPC_PORT"]
 ENTRYPOINT ["python", "-m", "inventory_api"]
 COPY --from=packages /packages/shared /packages/inventory-api /venv/lib/python3.13/site-packages/
 
@@ -61,7 +64,7 @@ ARG VERSION=dev REVISION=unknown
 LABEL org.opencontainers.image.title=order-api org.opencontainers.image.version=${VERSION} org.opencontainers.image.revision=${REVISION}
 ENV GRPC_PORT=50054
 EXPOSE 50054 9464
-HEALTHCHECK --interval=5s --timeout=4s --start-period=120s CMD ["sh", "-c", "exec python -m shop_common.probe localhost:$GRPC_PORT"]
+HEALTHCHECK --interval=5s --timeout=10s --retries=5 --start-period=120s CMD ["sh", "-c", "exec python -m shop_common.probe localhost:$GRPC_PORT"]
 ENTRYPOINT ["python", "-m", "order_api"]
 COPY --from=packages /packages/shared /packages/order-api /venv/lib/python3.13/site-packages/
 
@@ -70,7 +73,7 @@ ARG VERSION=dev REVISION=unknown
 LABEL org.opencontainers.image.title=reservation-reaper org.opencontainers.image.version=${VERSION} org.opencontainers.image.revision=${REVISION}
 ENV HEALTH_PORT=50055
 EXPOSE 50055 9464
-HEALTHCHECK --interval=5s --timeout=4s --start-period=120s CMD ["sh", "-c", "exec python -m shop_common.probe localhost:$HEALTH_PORT"]
+HEALTHCHECK --interval=5s --timeout=10s --retries=5 --start-period=120s CMD ["sh", "-c", "exec python -m shop_common.probe localhost:$HEALTH_PORT"]
 ENTRYPOINT ["python", "-m", "reservation_reaper"]
 COPY --from=packages /packages/shared /packages/reservation-reaper /venv/lib/python3.13/site-packages/
 
@@ -79,9 +82,32 @@ ARG VERSION=dev REVISION=unknown
 LABEL org.opencontainers.image.title=event-relay org.opencontainers.image.version=${VERSION} org.opencontainers.image.revision=${REVISION}
 ENV HEALTH_PORT=50056
 EXPOSE 50056 9464
-HEALTHCHECK --interval=5s --timeout=4s --start-period=120s CMD ["sh", "-c", "exec python -m shop_common.probe localhost:$HEALTH_PORT"]
+HEALTHCHECK --interval=5s --timeout=10s --retries=5 --start-period=120s CMD ["sh", "-c", "exec python -m shop_common.probe localhost:$HEALTH_PORT"]
 ENTRYPOINT ["python", "-m", "event_relay"]
 COPY --from=packages /packages/shared /packages/event-relay /venv/lib/python3.13/site-packages/
+
+# --- shoppers, for docker-compose.yml: the developers' tools as a client of the APIs ---
+
+FROM dependencies AS tools-dependencies
+COPY requirements/runtime.txt /requirements/
+RUN --mount=type=cache,target=/root/.cache/pip \
+    pip --python /venv install --disable-pip-version-check --only-binary=:all: --require-hashes --requirement /requirements/runtime.txt
+
+FROM packages AS tools
+COPY libs/devstack /src/libs/devstack
+RUN cd /src \
+    && PATH=/build/bin:$PATH uv pip install --quiet --offline --no-deps --no-build-isolation --python /build \
+        --target /packages/devstack ./libs/devstack \
+    && rm /packages/devstack/.lock \
+    && python -m compileall -q --invalidation-mode unchecked-hash /packages/devstack
+
+FROM nobody AS load
+ARG VERSION=dev REVISION=unknown
+LABEL org.opencontainers.image.title=load org.opencontainers.image.version=${VERSION} org.opencontainers.image.revision=${REVISION}
+COPY --from=tools-dependencies /venv /venv
+ENTRYPOINT ["python", "-m", "devstack"]
+CMD ["load"]
+COPY --from=tools /packages/shared /packages/devstack /venv/lib/python3.13/site-packages/
 
 # --- one address for the replicas of the APIs, for docker-compose.yml ---
 
@@ -93,5 +119,5 @@ COPY deploy/compose/gateway/haproxy.cfg /etc/haproxy/haproxy.cfg
 USER 10001:10001
 STOPSIGNAL SIGUSR1
 EXPOSE 50053 50054
-HEALTHCHECK --interval=5s --timeout=4s --start-period=120s CMD ["bash", "-c", "exec 3<>/dev/tcp/127.0.0.1/8405 && printf 'GET /ready HTTP/1.0\\r\\n\\r\\n' >&3 && grep -q ' 200 ' <&3"]
+HEALTHCHECK --interval=5s --timeout=10s --retries=5 --start-period=120s CMD ["bash", "-c", "exec 3<>/dev/tcp/127.0.0.1/8405 && printf 'GET /ready HTTP/1.0\\r\\n\\r\\n' >&3 && grep -q ' 200 ' <&3"]
 ENTRYPOINT ["haproxy", "-W", "-db", "-f", "/etc/haproxy/haproxy.cfg"]

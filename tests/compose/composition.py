@@ -38,16 +38,21 @@ class Composition:
         }
 
     def __enter__(self) -> Self:
-        watchdog.run(self.name, ["docker", "compose", "--project-name", self.name, "down", "--volumes"])
+        watchdog.run(
+            self.name, ["docker", "compose", "--project-name", self.name, "--profile", "*", "down", "--volumes"]
+        )
         try:
             self.compose("build", seconds=UP_SECONDS)
             # Not before: a build takes its time, and others look for free ports too.
-            self.inventory_port, self.orders_port, self.postgres_port, self.kafka_port = free_ports(4)
+            self.inventory_port, self.orders_port, self.postgres_port, self.kafka_port, *others = free_ports(6)
+            self.prometheus_port, self.jaeger_port = others
             self._environment |= {
                 "SHOP_INVENTORY_PORT": str(self.inventory_port),
                 "SHOP_ORDERS_PORT": str(self.orders_port),
                 "SHOP_POSTGRES_PORT": str(self.postgres_port),
                 "SHOP_KAFKA_PORT": str(self.kafka_port),
+                "SHOP_PROMETHEUS_PORT": str(self.prometheus_port),
+                "SHOP_JAEGER_PORT": str(self.jaeger_port),
             }
             self.up()
         except BaseException:
@@ -92,6 +97,7 @@ class Composition:
         return said == ["SERVING"] * sum(REPLICAS.values())
 
     def _remove(self) -> None:
+        self._environment["COMPOSE_PROFILES"] = "*"
         built = json.loads(self.compose("config", "--format", "json"))["services"].values()
         self.compose("down", "--volumes", "--timeout", "1", check=False)
         docker("image", "rm", "--force", *{service["image"] for service in built if "build" in service}, check=False)

@@ -19,8 +19,9 @@ from tests.compose.composition import FILE, ROOT
 Service = dict[str, Any]
 
 SERVICES: dict[str, Service] = yaml.safe_load(FILE.read_text())["services"]
-ONCE = {name: service for name, service in SERVICES.items() if service["restart"] == "no"}
-LASTING = {name: service for name, service in SERVICES.items() if name not in ONCE}
+# Nobody waits for the load: it ends long after all has started.
+ONCE = {name: service for name, service in SERVICES.items() if service["restart"] == "no" and name != "load"}
+LASTING = {name: service for name, service in SERVICES.items() if service["restart"] != "no"}
 
 SETTINGS: dict[str, type[BaseSettings]] = {
     "inventory-api": InventorySettings,
@@ -109,6 +110,17 @@ def test_all_that_can_be_chosen_is_in_the_example() -> None:
     used = set(re.findall(r"\$\{([A-Z_]+)", FILE.read_text()))
     shown = set(re.findall(r"^#?([A-Z_]+)=", (ROOT / ".env.example").read_text(), re.MULTILINE))
     assert shown == used
+
+
+@pytest.mark.parametrize("name", ["inventory-api", "order-api", "reservation-reaper", "event-relay"])
+def test_spans_go_to_the_jaeger_of_the_profile(name: str) -> None:
+    assert SERVICES[name]["environment"]["OTEL_EXPORTER_OTLP_ENDPOINT"].endswith("-http://jaeger:4317}")
+    assert SERVICES["jaeger"]["profiles"] == ["observability"]
+
+
+def test_nothing_beside_the_system_starts_unasked() -> None:
+    profiles = {name: service["profiles"] for name, service in SERVICES.items() if "profiles" in service}
+    assert profiles == {name: ["observability"] for name in ("jaeger", "prometheus", "grafana")} | {"load": ["load"]}
 
 
 def test_every_topic_is_made() -> None:

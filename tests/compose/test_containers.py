@@ -1,8 +1,10 @@
 import json
 import re
+import urllib.request
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import psycopg
 import pytest
@@ -13,7 +15,7 @@ from devstack.client import Shop
 from devstack.docker import engine
 from shop.inventory.v1 import inventory_pb2 as inventory
 from shop.order.v1 import order_pb2 as orders
-from tests.compose.composition import REPLICAS, SERVICES, Composition, docker, eventually, service_of
+from tests.compose.composition import REPLICAS, SERVICES, UP_SECONDS, Composition, docker, eventually, service_of
 
 PRODUCT = 4711
 BACK_SECONDS = 120
@@ -180,6 +182,30 @@ def test_passwords_are_made_for_each_database_and_asked_for(system: Composition)
         connect("inventory", orders_password, "inventory")
     with pytest.raises(psycopg.OperationalError, match="permission denied for database"):
         connect("inventory", inventory_password, "orders")
+
+
+def test_every_replica_is_seen_by_prometheus_and_jaeger_while_shoppers_come(system: Composition) -> None:
+    # Grafana is left out: what it shows is tested in tests/observability.
+    system.compose("build", "load", seconds=UP_SECONDS)
+    system.compose("up", "--no-deps", "--wait", "prometheus", "jaeger", "load", seconds=UP_SECONDS)
+
+    def scraped() -> Counter[str]:
+        targets = ask(system.prometheus_port, "api/v1/targets")["activeTargets"]
+        return Counter(target["labels"]["job"] for target in targets if target["health"] == "up")
+
+    eventually(lambda: scraped() == Counter(REPLICAS), within_seconds=BACK_SECONDS)
+    eventually(lambda: set(ask(system.jaeger_port, "api/services")) >= set(REPLICAS), within_seconds=BACK_SECONDS)
+    eventually(lambda: " delivered" in system.compose("logs", "load"), within_seconds=BACK_SECONDS)
+    assert not [rule for rule in rules(system) if rule["health"] == "err"]
+
+
+def rules(system: Composition) -> list[dict[str, Any]]:
+    return [rule for group in ask(system.prometheus_port, "api/v1/rules")["groups"] for rule in group["rules"]]
+
+
+def ask(port: int, path: str) -> Any:
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/{path}", timeout=10) as answer:
+        return json.load(answer)["data"]
 
 
 def test_without_an_engine_the_user_is_told_so_in_one_sentence(

@@ -44,7 +44,7 @@ def test_shoppers_order_and_their_orders_go_every_way(stack: Stack, load: Proces
     assert load.wait(END_SECONDS) == 0
 
     told = {
-        what: int(count.replace(",", "")) for count, what in re.findall(r"([\d,]+) (\w+)", load.log.splitlines()[-1])
+        what: int(count.replace(",", "")) for count, what in re.findall(r"(\d[\d,]*) (\w+)", load.log.splitlines()[-1])
     }
     with Shop.connect(stack.inventory_address, stack.orders_address) as shop:
         delivered = orders.ListOrdersRequest(status=orders.ORDER_STATUS_DELIVERED, page_size=1000)
@@ -68,7 +68,7 @@ def test_shoppers_come_again_after_the_api_was_away(stack: Stack, load: Process)
 
 def _ordered(load: Process) -> str:
     """As told last."""
-    return re.findall(r"([\d,]+) ordered", load.log)[-1]
+    return str(re.findall(r"(\d[\d,]*) ordered", load.log)[-1])
 
 
 def test_without_a_system_it_ends_with_one_sentence(capsys: pytest.CaptureFixture[str]) -> None:

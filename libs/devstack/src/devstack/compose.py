@@ -7,7 +7,7 @@ import json
 import os
 import shutil
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
@@ -27,6 +27,9 @@ _PUBLISHED = {
     ORDER_API: ("gateway", 50054),
     "kafka": ("kafka", 9093),
     "postgres": ("postgres", 5432),
+    "grafana": ("grafana", 3000),
+    "prometheus": ("prometheus", 9090),
+    "jaeger": ("jaeger", 16686),
 }
 
 
@@ -130,11 +133,15 @@ def call(*arguments: str) -> str:
     return done.stdout
 
 
-def show(*arguments: str) -> None:
-    """Let `docker compose` do something that takes its time, its progress on the terminal. Raises CommandFailed."""
+def show(*arguments: str, profiles: Sequence[str] = ()) -> None:
+    """Let `docker compose` do something that takes its time, its progress on the terminal. Raises CommandFailed.
+
+    With the services of these profiles (`*` is all), too.
+    """
     require()
     revision = {"SHOP_REVISION": _revision()} if "SHOP_REVISION" not in os.environ else {}
-    done = subprocess.run(["docker", "compose", *arguments], env=os.environ | revision, check=False)
+    with_profiles = {"COMPOSE_PROFILES": ",".join(profiles)} if profiles else {}
+    done = subprocess.run(["docker", "compose", *arguments], env=os.environ | revision | with_profiles, check=False)
     if done.returncode != 0:
         more = "`docker compose ps --all` and `docker compose logs` say more"
         raise CommandFailed(f"docker compose {arguments[0]} failed, see above; {more}")

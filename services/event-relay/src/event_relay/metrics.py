@@ -18,7 +18,9 @@ _delay = metrics.histogram(
 _pending = metrics.gauge(
     __name__, "shop_outbox_pending_events", "Events that wait to be shipped, counted to 100,000", "database"
 )
-_oldest = metrics.gauge(__name__, "shop_outbox_oldest_event_age_seconds", "Age of the oldest event that waits", "database")
+_oldest = metrics.gauge(
+    __name__, "shop_outbox_oldest_event_age_seconds", "Age of the oldest event that waits", "database"
+)
 _owned = metrics.gauge(
     __name__, "shop_relay_owned_shards", "Shards that this process ships; 16 over all relays", "database"
 )

@@ -17,16 +17,25 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--scale", action="append", default=[], metavar="SERVICE=N", help="run so many of a service; may be repeated"
     )
+    parser.add_argument(
+        "--profile",
+        action="append",
+        default=[],
+        choices=["observability", "load"],
+        help="also Jaeger, Prometheus and Grafana, or shoppers at a steady rate; may be repeated",
+    )
 
 
 def run(options: argparse.Namespace) -> int:
     """Raises CommandFailed."""
     scale = [word for one in options.scale for word in ("--scale", one)]
-    compose.show("up", "--build", "--wait", "--wait-timeout", str(WAIT_SECONDS), *scale)
+    compose.show("up", "--build", "--wait", "--wait-timeout", str(WAIT_SECONDS), *scale, profiles=options.profile)
     found = compose.running()
     if found is None:
         raise CommandFailed("the containers ended as soon as they ran; see `docker compose logs`")
     rows = [(name, found.address(name)) for name in (INVENTORY_API, ORDER_API, "postgres", "kafka")]
+    if "observability" in options.profile:
+        rows += [(name, f"http://{found.address(name)}") for name in ("grafana", "prometheus", "jaeger")]
     print_table("listening", ["", whole("address")], rows)
     console().print(
         "\nTry: ./task test-grpc, ./task status, docker compose logs --follow; ./task docker-stop ends it.", style="dim"

@@ -14,7 +14,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Raises CommandFailed."""
-    compose.show("down", *(["--volumes"] if options.volumes else []))
+    # Whatever profiles they were started with: what is left would keep their network.
+    compose.show("down", *(["--volumes"] if options.volumes else []), profiles=["*"])
     if not options.volumes:
         print("The data are kept for the next start; ./task docker-stop --volumes removes them.")
     return 0
