@@ -330,6 +330,32 @@ def test_partitions_are_shared_while_events_flow_and_each_is_handled(desk: Desk)
     eventually(lambda: desk.uncommitted() == 0)
 
 
+def test_a_partition_that_was_paused_when_it_went_is_read_when_it_comes_back(desk: Desk) -> None:
+    away = threading.Event()
+    away.set()
+
+    def flaky(tx: Connection, events: Sequence[Event]) -> None:
+        if away.is_set():
+            raise DatabaseUnavailable("away")
+        note(tx, events)
+
+    def seen() -> set[tuple[str, str, int]]:
+        return set(desk.noted())
+
+    desk.tell(*(("OPENED", f"key-{number}", number) for number in range(60)))
+    desk.consumer({"OPENED": flaky})
+    eventually(lambda: desk.readiness == [False])
+    other = desk.consumer({"OPENED": note})
+    eventually(lambda: bool(seen()))  # a part of the topic has gone to the other
+    away.clear()
+    eventually(lambda: len(seen()) == 60)
+
+    other.stop()
+    desk.tell(*(("OPENED", f"key-{number}", 1000 + number) for number in range(60)))
+
+    eventually(lambda: len(seen()) == 120)
+
+
 def test_it_stops_in_time_though_the_broker_does_not_answer(desk: Desk) -> None:
     desk.tell(("OPENED", "a", 1))
     consumer = desk.consumer({"OPENED": note})

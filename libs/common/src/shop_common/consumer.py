@@ -278,8 +278,8 @@ class Consumer:
 
     def _on_assign(self, kafka: confluent_kafka.Consumer, partitions: list[TopicPartition]) -> None:
         kafka.incremental_assign(partitions)
-        if self._waiting:
-            kafka.pause(partitions)
+        # librdkafka keeps the pause of a partition that was taken away meanwhile: it comes back paused.
+        (kafka.pause if self._waiting else kafka.resume)(partitions)
         for partition in partitions:
             self._expected.pop(partition.partition, None)
         with suppress(KafkaException):  # without an answer a gap before the first message is not seen
