@@ -32,6 +32,15 @@ def test_who_waits_lives_but_is_not_ready(server: HealthServer, capsys: pytest.C
     assert say(capsys, f"127.0.0.1:{server.port}", "--service", "liveness") == (0, "SERVING\n")
 
 
+def test_it_asks_about_a_service_by_its_name(server: HealthServer) -> None:
+    address = f"127.0.0.1:{server.port}"
+    server.health.set_ready("database", False)
+
+    assert probe.is_serving(address, "liveness")
+    assert not probe.is_serving(address)
+    assert not probe.is_serving(address, "shop.nobody")
+
+
 def test_a_service_that_is_not_there_is_named(server: HealthServer, capsys: pytest.CaptureFixture[str]) -> None:
     code, said = say(capsys, f"127.0.0.1:{server.port}", "--service", "shop.nobody")
 
@@ -54,7 +63,7 @@ def test_it_is_a_program_of_its_own_that_loads_little(server: HealthServer) -> N
     loaded = (
         "import sys; from shop_common import probe; "
         f"code = probe.main(['127.0.0.1:{server.port}']); "
-        "heavy = {'sqlalchemy', 'pydantic', 'opentelemetry', 'confluent_kafka'} & set(sys.modules); "
+        "heavy = {'grpc', 'google', 'sqlalchemy', 'pydantic', 'opentelemetry', 'confluent_kafka'} & set(sys.modules); "
         "sys.exit(f'loads {heavy}' if heavy else code)"
     )
 
