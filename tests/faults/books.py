@@ -1,0 +1,75 @@
+"""The databases as they are, by plain SQL: neither the services' code nor their table definitions have a say in it."""
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from sqlalchemy import Engine, NullPool, create_engine, text
+
+from devstack.stack import Databases
+from tests.faults.ledger import Books, Item, Order, Reservation
+
+LONG = "long-"
+"""How the order ids of holds begin that outlast the history; every other hold is confirmed, ended or runs out."""
+
+
+class Readers:
+    """Two connections of our own to databases that others write."""
+
+    def __init__(self, databases: Databases) -> None:
+        # Nothing is kept open: the server may be killed between two looks.
+        self._inventory = create_engine(databases.inventory, poolclass=NullPool)
+        self._orders = create_engine(databases.orders, poolclass=NullPool)
+
+    def unshipped(self) -> int:
+        """Events in both outboxes."""
+        return sum(_number(engine, "SELECT count(*) FROM outbox") for engine in (self._inventory, self._orders))
+
+    def running_out(self) -> int:
+        """Holds whose end is near or past, but not yet written down."""
+        ending = f"SELECT count(*) FROM stock_reservations WHERE state = 'HELD' AND order_id NOT LIKE '{LONG}%'"
+        return _number(self._inventory, ending)
+
+    def owners(self) -> dict[str, str]:
+        """Of each shard of the orders' outbox: who has its lease."""
+        return {str(shard): owner for shard, owner in _rows(self._orders, "SELECT shard, owner FROM relay_lease")}
+
+    def books(self, products: Iterable[int]) -> Books:
+        """All rows that are about these products."""
+        ours = set(products)
+        items = [Item(*row) for row in _rows(self._inventory, _ITEMS)]
+        parts: dict[str, dict[int, int]] = {}
+        for reservation_id, item_id, units in _rows(self._inventory, _ALLOCATIONS):
+            parts.setdefault(str(reservation_id), {})[item_id] = units
+        reservations = [
+            Reservation(str(row[0]), row[1], row[2], row[3], row[4], parts.get(str(row[0]), {}))
+            for row in _rows(self._inventory, _RESERVATIONS)
+        ]
+        lines: dict[str, dict[int, int]] = {}
+        for order_id, product, units in _rows(self._orders, _LINES):
+            lines.setdefault(str(order_id), {})[product] = units
+        orders = [
+            Order(str(row[0]), row[1], row[2], row[3], lines.get(str(row[0]), {}))
+            for row in _rows(self._orders, _ORDERS)
+        ]
+        return Books(
+            {item.id: item for item in items if item.product in ours},
+            {each.id: each for each in reservations if each.product in ours},
+            {order.id: order for order in orders if ours.intersection(order.lines)},
+        )
+
+
+_ITEMS = "SELECT id, product_id, location, quantity, reserved_quantity, version FROM inventory_items"
+_RESERVATIONS = "SELECT id, product_id, quantity, order_id, state FROM stock_reservations"
+_ALLOCATIONS = "SELECT reservation_id, item_id, quantity FROM reservation_allocations"
+_ORDERS = "SELECT id, user_id, status, version FROM orders"
+_LINES = "SELECT order_id, product_id, quantity FROM order_items"
+
+
+def _rows(engine: Engine, query: str) -> Sequence[Any]:
+    with engine.connect() as connection:
+        return connection.execute(text(query)).all()
+
+
+def _number(engine: Engine, query: str) -> int:
+    ((number,),) = _rows(engine, query)
+    return int(number)

@@ -1,0 +1,278 @@
+"""Clients who buy, hold, ship, cancel and change their minds, and write down each call before they send it.
+
+They use plain channels: no retry makes one attempt of several. A call that nobody answered is sent again under its
+request id, or given up; one that was answered is sent again now and then, as a client that lost the answer does.
+What they choose follows from the seed; how their calls meet does not.
+"""
+
+import itertools
+import random
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Self
+from uuid import UUID
+
+import grpc
+from google.protobuf.duration_pb2 import Duration
+from google.rpc.error_details_pb2 import ErrorInfo
+from google.rpc.status_pb2 import Status
+from google.type.money_pb2 import Money
+
+from shop.inventory.v1 import inventory_pb2 as inventory
+from shop.inventory.v1.inventory_pb2_grpc import InventoryServiceStub
+from shop.order.v1 import order_pb2 as orders
+from shop.order.v1.order_pb2_grpc import OrderServiceStub
+from tests.faults.books import LONG
+from tests.faults.ledger import (
+    DEFECTS,
+    AddStock,
+    Answer,
+    Call,
+    Hold,
+    Ledger,
+    Outcome,
+    Place,
+    Refusal,
+    Release,
+    Silence,
+    Step,
+    Wish,
+)
+
+SHORT_SECONDS = 4
+LONG_SECONDS = 7200
+CALL_SECONDS = 5.0
+GIVE_UP_SECONDS = 45.0
+LOCATIONS = ("NORTH", "SOUTH")
+UNITS_MAX = 3
+
+_DEFINITE = {
+    grpc.StatusCode.INVALID_ARGUMENT,
+    grpc.StatusCode.NOT_FOUND,
+    grpc.StatusCode.FAILED_PRECONDITION,
+    grpc.StatusCode.ABORTED,
+    grpc.StatusCode.RESOURCE_EXHAUSTED,
+}
+_user_ids = itertools.count(random.SystemRandom().randrange(2**40) * 1000 + 1)
+_OPTIONS = [
+    ("grpc.enable_retries", 0),
+    ("grpc.use_local_subchannel_pool", 1),
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.min_reconnect_backoff_ms", 1_000),
+    ("grpc.max_reconnect_backoff_ms", 1_000),
+    ("grpc.service_config", '{"loadBalancingConfig": [{"round_robin": {}}]}'),
+]
+
+
+class Clients:
+    """Of one system, for some products, at the addresses (or gRPC targets) of its two APIs."""
+
+    def __init__(
+        self, inventory_target: str, orders_target: str, ledger: Ledger, products: Sequence[int], seed: int
+    ) -> None:
+        self.ledger = ledger
+        self._products = products
+        self._seed = seed
+        self._targets = (inventory_target, orders_target)
+        self._added = itertools.count(20)  # no number comes twice
+        self._done = threading.Event()
+        self._failures: list[BaseException] = []
+
+    def elsewhere(self, inventory_target: str, orders_target: str) -> Self:
+        """Others, for the same products and in the same ledger, who call at these addresses."""
+        others = type(self)(inventory_target, orders_target, self.ledger, self._products, self._seed + 1)
+        others._added = self._added
+        return others
+
+    @contextmanager
+    def at_work(
+        self, count: int = 6, pause_seconds: float = 0.02, deeds: tuple[int, int, int] = (6, 3, 1)
+    ) -> Iterator[None]:
+        """So many of them at once, until the block ends; then each ends what it is about.
+
+        `deeds` says how often they buy, hold and bring stock.
+        """
+        for product in self._products:
+            with self._client("stock") as first:
+                for location in LOCATIONS:
+                    first.add_stock(product, location, next(self._added))
+        threads = [threading.Thread(target=self._work, args=(n, pause_seconds, deeds)) for n in range(count)]
+        for thread in threads:
+            thread.start()
+        try:
+            yield
+        finally:
+            self._done.set()
+            for thread in threads:
+                thread.join()
+        if self._failures:
+            raise self._failures[0]
+
+    def wait_for(self, more: int, within_seconds: float = 60) -> None:
+        """Until so many more calls have been answered."""
+        self._wait(self.ledger.count, more, within_seconds)
+
+    def wait_for_attempts(self, more: int, within_seconds: float = 60) -> None:
+        """Until so many more have been made, answered or not."""
+        self._wait(lambda: sum(len(call.attempts) for call in list(self.ledger.calls)), more, within_seconds)
+
+    def _wait(self, count: Callable[[], int], more: int, within_seconds: float) -> None:
+        wanted, deadline = count() + more, time.monotonic() + within_seconds
+        while (have := count()) < wanted:
+            if self._failures:
+                raise self._failures[0]
+            assert time.monotonic() < deadline, f"{wanted - have} are missing"
+            self._done.wait(0.05)
+
+    def _work(self, number: int, pause_seconds: float, deeds: tuple[int, int, int]) -> None:
+        try:
+            with self._client(str(number)) as client:
+                while not self._done.wait(pause_seconds):
+                    client.do_something(deeds)
+        except BaseException as failure:  # told to whoever waits for answers; the others go on
+            self._failures.append(failure)
+
+    @contextmanager
+    def _client(self, name: str) -> Iterator["_Client"]:
+        to_inventory, to_orders = (grpc.insecure_channel(target, options=_OPTIONS) for target in self._targets)
+        with to_inventory, to_orders:
+            chance = random.Random(f"{self._seed}-{name}")
+            stubs = InventoryServiceStub(to_inventory), OrderServiceStub(to_orders)
+            yield _Client(*stubs, self.ledger, self._products, chance, self._added)
+
+
+class _Client:
+    def __init__(
+        self,
+        stock: InventoryServiceStub,
+        sales: OrderServiceStub,
+        ledger: Ledger,
+        products: Sequence[int],
+        chance: random.Random,
+        added: Iterator[int],
+    ) -> None:
+        self._stock = stock
+        self._sales = sales
+        self._ledger = ledger
+        self._products = products
+        self._chance = chance
+        self._added = added
+
+    def do_something(self, weights: tuple[int, int, int]) -> None:
+        (deed,) = self._chance.choices((self._buy, self._hold, self._restock), weights)
+        deed()
+
+    def add_stock(self, product: int, location: str, units: int) -> None:
+        request = inventory.CreateInventoryItemRequest(product_id=product, location=location, quantity=units)
+        self._insist(AddStock(product, location, units), self._stock.CreateInventoryItem, request, lambda a: a.item.id)
+
+    def _restock(self) -> None:
+        # No number comes twice, so that each is known again among what was put in.
+        self.add_stock(self._chance.choice(self._products), self._chance.choice(LOCATIONS), next(self._added))
+
+    def _hold(self) -> None:
+        keep = self._chance.random() < 0.2
+        order_id = f"{LONG if keep else 'short-'}{self._uuid()}"
+        product, units = self._chance.choice(self._products), self._chance.randint(1, UNITS_MAX)
+        request = inventory.ReserveStockRequest(
+            product_id=product,
+            quantity=units,
+            order_id=order_id,
+            ttl=Duration(seconds=LONG_SECONDS if keep else SHORT_SECONDS),
+        )
+        wish = Hold(order_id, product, units)
+        held = self._insist(wish, self._stock.ReserveStock, request, lambda a: a.reservation.id)
+        if held and self._chance.random() < 0.6:
+            release = inventory.ReleaseStockRequest(reservation_id=str(held))
+            rivals = [(Release(str(held)), self._stock.ReleaseStock, release, lambda a: a.released_quantity)]
+            self._at_once(rivals * self._chance.randint(1, 3))
+
+    def _buy(self) -> None:
+        user_id = next(_user_ids)
+        products = self._chance.sample(self._products, self._chance.randint(1, len(self._products)))
+        lines = tuple((product, self._chance.randint(1, UNITS_MAX)) for product in products)
+        price = Money(currency_code="EUR", units=19, nanos=990_000_000)
+        request = orders.CreateOrderRequest(
+            user_id=user_id,
+            items=[orders.CreateOrderItem(product_id=product, quantity=n, price=price) for product, n in lines],
+            ttl=Duration(seconds=SHORT_SECONDS),
+        )
+        order_id = self._insist(Place(user_id, lines), self._sales.CreateOrder, request, lambda a: a.order.id)
+        if order_id is None or self._chance.random() < 0.1:
+            return
+        for statuses in self._chance.choice(_LIVES):
+            self._at_once([self._step(str(order_id), status) for status in statuses])
+
+    def _step(self, order_id: str, status: str) -> Any:
+        number = orders.OrderStatus.Value(f"ORDER_STATUS_{status}")
+        request = orders.UpdateOrderStatusRequest(id=order_id, status=number)
+        return Step(order_id, status), self._sales.UpdateOrderStatus, request, lambda answer: answer.order.id
+
+    def _insist(self, wish: Wish, method: Any, request: Any, read: Callable[[Any], str | int]) -> str | int | None:
+        (answer,) = self._at_once([(wish, method, request, read)])
+        return answer
+
+    def _at_once(self, wishes: Sequence[tuple[Wish, Any, Any, Callable[[Any], str | int]]]) -> list[str | int | None]:
+        """Send all of them in the same moment, each again for as long as nobody answers; what each was answered."""
+        calls = []
+        for wish, method, request, read in wishes:
+            copy = type(request)()
+            copy.CopyFrom(request)
+            request_id = self._uuid()
+            if "request_id" in copy.DESCRIPTOR.fields_by_name:
+                copy.request_id = request_id
+            calls.append((self._ledger.open(wish, request_id), method, copy, read))
+        persistent = self._chance.random() < 0.8
+        deadline = time.monotonic() + (GIVE_UP_SECONDS if persistent else 0)
+        pending = calls
+        while pending:
+            _send(pending)
+            pending = [each for each in pending if _worth_asking_again(each[0]) and time.monotonic() < deadline]
+        if self._chance.random() < 0.1:
+            _send([each for each in calls if each[0].fate == "done"])
+        return [call.answers[0] if call.answers else None for call, *_ in calls]
+
+    def _uuid(self) -> str:
+        return str(UUID(int=self._chance.getrandbits(128), version=4))
+
+
+# What happens to orders that were placed: the statuses that are asked for, in turn, some at the same time.
+_LIVES = (
+    [("CONFIRMED",)],
+    [("CONFIRMED",), ("PROCESSING",), ("SHIPPED",), ("DELIVERED",)],
+    [("CONFIRMED",), ("PROCESSING",), ("SHIPPED",)],
+    [("CONFIRMED",), ("PROCESSING",), ("SHIPPED", "CANCELLED")],
+    [("CONFIRMED", "CANCELLED"), ("PROCESSING", "CANCELLED"), ("SHIPPED",)],
+    [("CONFIRMED", "CONFIRMED"), ("SHIPPED",), ("PROCESSING", "PROCESSING"), ("SHIPPED", "SHIPPED"), ("CANCELLED",)],
+    [("CANCELLED", "CANCELLED")],
+    [("SHIPPED",), ("CONFIRMED",), ("CANCELLED",)],
+)
+
+
+def _worth_asking_again(call: Call) -> bool:
+    return call.fate == "unknown" and DEFECTS.isdisjoint(call.silences)
+
+
+def _send(calls: Sequence[tuple[Call, Any, Any, Callable[[Any], str | int]]]) -> None:
+    asked_at = time.monotonic()
+    sent = [(call, method.future(request, timeout=CALL_SECONDS), read) for call, method, request, read in calls]
+    for call, answer, read in sent:
+        call.add(asked_at, _outcome(answer, read))
+
+
+def _outcome(answer: Any, read: Callable[[Any], str | int]) -> Outcome:
+    code = answer.code()
+    if code is grpc.StatusCode.OK:
+        return Answer(read(answer.result()))
+    if code not in _DEFINITE:
+        return Silence(code.name)
+    for key, value in answer.trailing_metadata() or ():
+        if key == "grpc-status-details-bin":
+            for detail in Status.FromString(value).details:
+                info = ErrorInfo()
+                if detail.Unpack(info):
+                    return Refusal(info.reason)
+    # Not of our services' making: gRPC's own words for a connection that broke, say.
+    return Silence(code.name)

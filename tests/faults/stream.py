@@ -1,0 +1,91 @@
+"""What was told on Kafka from a moment on, event by event, repeats and all."""
+
+import json
+import time
+from collections.abc import Iterable, Iterator
+
+from confluent_kafka import Consumer, KafkaException, TopicPartition
+
+from devstack.kafka import Kafka, Record
+from tests.faults.ledger import Event
+
+ORDERS, INVENTORY = "order-events", "inventory-events"
+TOPICS = (ORDERS, INVENTORY)
+LETTERS = tuple(f"{topic}.dlq" for topic in TOPICS)
+_ASK_SECONDS = 15
+_READ_SECONDS = 60
+
+
+class Stream:
+    """The shop's topics, from the time it was made to that of each `read`."""
+
+    def __init__(self, kafka: Kafka) -> None:
+        self._bootstrap = kafka.bootstrap
+        with_letters = (*TOPICS, *LETTERS)
+        consumer = self._consumer()
+        self._from = {
+            (topic, number): consumer.get_watermark_offsets(TopicPartition(topic, number), _ASK_SECONDS)[1]
+            for topic in with_letters
+            for number in consumer.list_topics(topic, _ASK_SECONDS).topics[topic].partitions
+        }
+        consumer.close()
+
+    def read(self, topics: Iterable[str] = TOPICS) -> list[Record]:
+        """All that is there by now, in the order of each partition. Raises TimeoutError."""
+        consumer = self._consumer()
+        try:
+            return list(self._records(consumer, set(topics)))
+        finally:
+            consumer.close()
+
+    def _records(self, consumer: Consumer, topics: set[str]) -> Iterator[Record]:
+        left: dict[tuple[str, int], int] = {}
+        for (topic, number), start in self._from.items():
+            end = consumer.get_watermark_offsets(TopicPartition(topic, number), _ASK_SECONDS)[1]
+            if topic in topics and end > start:
+                left[topic, number] = end
+        consumer.assign([TopicPartition(*where, self._from[where]) for where in left])
+        deadline = time.monotonic() + _READ_SECONDS
+        while left:
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"Kafka did not hand out all of {sorted(left)}")
+            for message in consumer.consume(500, 0.2):
+                if message.error() is not None:
+                    raise KafkaException(message.error())
+                where = (message.topic() or "", message.partition() or 0)
+                offset = message.offset() or 0
+                if where in left and offset >= left[where] - 1:
+                    del left[where]
+                key, headers = message.key(), dict(message.headers() or [])
+                yield Record(
+                    *where,
+                    offset,
+                    key.decode() if isinstance(key, bytes) else key,
+                    {name: value.decode() for name, value in headers.items() if isinstance(value, bytes)},
+                    message.value() or b"",
+                )
+
+    def _consumer(self) -> Consumer:
+        # It assigns itself its partitions and commits nothing: it disturbs no group.
+        return Consumer({"bootstrap.servers": self._bootstrap, "group.id": "checker", "enable.auto.commit": False})
+
+
+def events(records: Iterable[Record], products: Iterable[int]) -> list[Event]:
+    """Those that tell of these products."""
+    ours = set(products)
+    found = []
+    for record in records:
+        try:
+            data = json.loads(record.value)["data"]
+        except ValueError:
+            continue  # a poison of ours; the services write JSON or fail
+        about = {item["product_id"] for item in data["items"]} if "items" in data else {data["product_id"]}
+        if ours.intersection(about):
+            headers = record.headers
+            found.append(
+                Event(
+                    *(record.topic, record.partition, record.offset, record.key or ""),
+                    *(headers["ce_id"], headers["ce_type"], int(headers["ce_sequence"]), data),
+                )
+            )
+    return found

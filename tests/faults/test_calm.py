@@ -1,0 +1,31 @@
+"""Nothing is done to the system: each call has its answer, and everything is in order. On both kinds of database."""
+
+from pathlib import Path
+
+import pytest
+
+from devstack.kafka import Kafka
+from devstack.postgres import PostgresServer
+from devstack.stack import INVENTORY_API, ORDER_API, Databases
+from tests.faults.system import running
+
+pytestmark = pytest.mark.timeout(180)
+WORKERS = {name: {"WORKERS": "2"} for name in (INVENTORY_API, ORDER_API)}
+
+
+def test_all_is_in_order_on_sqlite(small_broker: Kafka, tmp_path: Path, seed: int) -> None:
+    with (
+        running(Databases.in_folder(tmp_path), small_broker, per_process=WORKERS) as system,
+        system.history(seed, calm=True) as clients,
+        clients.at_work(),
+    ):
+        clients.wait_for(800)
+
+
+def test_all_is_in_order_on_postgresql(postgres_server: PostgresServer, own_broker: Kafka, seed: int) -> None:
+    with (
+        running(Databases.on_server(postgres_server), own_broker, replicas=2) as system,
+        system.history(seed, calm=True) as clients,
+        clients.at_work(),
+    ):
+        clients.wait_for(1500)

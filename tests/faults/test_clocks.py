@@ -1,0 +1,85 @@
+"""Two of each process, one an hour ahead and one an hour behind: it is the clocks of the databases that count."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+
+from devstack.kafka import Kafka
+from devstack.postgres import PostgresServer
+from devstack.stack import Databases
+from tests.faults.build import Build
+from tests.faults.clients import Clients
+from tests.faults.guards import CLOCK_OF_THE_DATABASE
+from tests.faults.ledger import Step
+from tests.faults.system import running
+
+pytestmark = pytest.mark.timeout(240)
+
+HOUR_SECONDS = 3600
+
+# Run by Python itself when it starts. Only our own code gets the wrong time: gRPC reckons deadlines in Python and keeps
+# them in C, by a clock that can't be moved from here.
+_SITECUSTOMIZE = """
+import sys
+import time
+
+import uuid_utils
+
+SHIFT_SECONDS = {shift}
+OURS = ("shop_common", "inventory_api", "order_api", "reservation_reaper", "event_relay")
+
+_time, _time_ns, _uuid7 = time.time, time.time_ns, uuid_utils.uuid7
+
+
+def is_ours(frame):
+    return frame.f_globals.get("__name__", "").partition(".")[0] in OURS
+
+
+time.time = lambda: _time() + SHIFT_SECONDS * is_ours(sys._getframe(1))
+time.time_ns = lambda: _time_ns() + SHIFT_SECONDS * 10**9 * is_ours(sys._getframe(1))
+uuid_utils.uuid7 = lambda: _uuid7(nanoseconds=_time_ns() + SHIFT_SECONDS * 10**9)
+print("the clock is off by", SHIFT_SECONDS, flush=True)
+"""
+
+
+@pytest.fixture
+def clocks(tmp_path: Path) -> list[Mapping[str, str]]:
+    """One an hour ahead, one an hour behind: the environment of each."""
+    found: list[Mapping[str, str]] = []
+    for name, shift_seconds in (("ahead", HOUR_SECONDS), ("behind", -HOUR_SECONDS)):
+        folder = tmp_path / name
+        folder.mkdir()
+        (folder / "sitecustomize.py").write_text(_SITECUSTOMIZE.format(shift=shift_seconds))
+        found.append({"PYTHONPATH": str(folder)})
+    return found
+
+
+def test_holds_run_out_by_the_clock_of_the_database(
+    clocks: list[Mapping[str, str]], postgres_server: PostgresServer, own_broker: Kafka, seed: int
+) -> None:
+    with running(Databases.on_server(postgres_server), own_broker, replicas=2, per_replica=clocks) as system:
+        for stack, shift in zip(system.stacks, (HOUR_SECONDS, -HOUR_SECONDS), strict=True):
+            assert all(f"the clock is off by {shift}" in process.log for process in stack.processes)
+        with system.history(seed, calm=True) as clients, clients.at_work():
+            clients.wait_for(300)
+    assert lost_holds(clients) == 0, f"seed {seed}"
+
+
+def test_the_clocks_would_be_noticed(
+    clocks: list[Mapping[str, str]], postgres_server: PostgresServer, own_broker: Kafka, tmp_path: Path, seed: int
+) -> None:
+    build = Build(tmp_path / "build", CLOCK_OF_THE_DATABASE)
+    wrong = [{"PYTHONPATH": f"{clock['PYTHONPATH']}:{build.folder}"} for clock in clocks]
+    with running(Databases.on_server(postgres_server), own_broker, replicas=2, per_replica=wrong) as system:
+        clients = system.recorded(seed).clients
+        with clients.at_work():
+            clients.wait_for(200)
+    assert lost_holds(clients) > 0
+
+
+def lost_holds(clients: Clients) -> int:
+    """Orders that could not be confirmed at once because their holds had run out."""
+    calls = [call for call in clients.ledger.calls if isinstance(call.wish, Step) and call.wish.status == "CONFIRMED"]
+    assert any(call.answers for call in calls)
+    return sum("RESERVATION_EXPIRED" in call.refusals for call in calls)

@@ -1,0 +1,96 @@
+"""PostgreSQL asks to run transactions again, and has no connection left for anybody."""
+
+from collections.abc import Iterator
+from contextlib import ExitStack
+
+import psycopg
+import pytest
+from sqlalchemy.engine import make_url
+
+from devstack.kafka import Kafka
+from devstack.postgres import PostgresServer
+from devstack.stack import Databases
+from tests.faults.system import System, running
+
+pytestmark = pytest.mark.timeout(240)
+
+CONNECTIONS_MAX = 500
+SILENT_SECONDS = 60
+
+# A third of all transactions that write an event fails, with one of the two words that ask for another try.
+_INJECT = """
+CREATE FUNCTION fail() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    IF random() < 0.33 THEN
+        RAISE EXCEPTION 'injected' USING ERRCODE = CASE WHEN random() < 0.5 THEN '40001' ELSE '40P01' END;
+    END IF;
+    RETURN NULL;
+END $$;
+CREATE TRIGGER injected BEFORE INSERT ON outbox FOR EACH STATEMENT EXECUTE FUNCTION fail();
+"""
+_MEND = "DROP TRIGGER injected ON outbox; DROP FUNCTION fail()"
+
+
+@pytest.fixture(scope="module")
+def system(postgres_server: PostgresServer, own_broker: Kafka) -> Iterator[System]:
+    with running(Databases.on_server(postgres_server), own_broker) as system:
+        yield system
+
+
+def test_serialization_failures_and_deadlocks(system: System, seed: int) -> None:
+    databases = system.stacks[0].databases
+    with system.history(seed, calm=True) as clients, clients.at_work():
+        clients.wait_for(20)
+        execute(databases, _INJECT)
+        clients.wait_for(150)
+        execute(databases, _MEND)
+    refusals = {reason for call in clients.ledger.calls for reason in call.refusals}
+    assert "CONTENTION" in refusals, f"seed {seed}: three tries always sufficed, so nothing was injected"
+
+
+def test_no_connection_left(system: System, postgres_server: PostgresServer, seed: int) -> None:
+    with system.history(seed) as clients, clients.at_work():
+        clients.wait_for(20)
+        with ExitStack() as taken:
+            take_all_connections(postgres_server, taken)
+            silent = clients.ledger.count("unknown")
+            clients.wait_for_attempts(30)
+            system.eventually(
+                lambda: clients.ledger.count("unknown") > silent, SILENT_SECONDS, "a call is not answered"
+            )
+        clients.wait_for(40)
+
+
+def execute(databases: Databases, statements: str) -> None:
+    for url in (databases.inventory, databases.orders):
+        with psycopg.connect(plain(url)) as connection:
+            connection.execute(statements)
+
+
+def take_all_connections(server: PostgresServer, taken: ExitStack) -> None:
+    """Throw everybody out and be there first when they come back, until the server has nothing left."""
+    mine: list[psycopg.Connection] = []
+
+    def take() -> bool:
+        try:
+            mine.append(taken.enter_context(psycopg.connect(plain(server.url), autocommit=True)))
+        except psycopg.OperationalError:
+            return False
+        return True
+
+    assert take(), "at least one is free"
+    others = 1
+    while others:
+        while len(mine) < CONNECTIONS_MAX and take():
+            pass
+        pids = [connection.info.backend_pid for connection in mine]
+        thrown_out = mine[0].execute(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+            " WHERE backend_type = 'client backend' AND NOT pid = ANY (%s)",
+            [pids],
+        )
+        others = len(thrown_out.fetchall())
+
+
+def plain(url: str) -> str:
+    return make_url(url).set(drivername="postgresql").render_as_string(hide_password=False)

@@ -1,0 +1,75 @@
+"""Every event delivered three times and out of turn with other keys, poisonous ones among them."""
+
+import random
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from uuid import UUID
+
+import pytest
+from confluent_kafka import Producer
+
+from devstack.kafka import Kafka, Record
+from devstack.postgres import PostgresServer
+from devstack.stack import Databases
+from tests.faults.stream import Stream
+from tests.faults.system import System, running
+
+pytestmark = pytest.mark.timeout(240)
+
+REPEATS = 2
+POISONOUS = 3
+LOOK_SECONDS = 0.5
+FLUSH_SECONDS = 20
+
+
+def test_events_come_three_times_and_shuffled(postgres_server: PostgresServer, own_broker: Kafka, seed: int) -> None:
+    chance = random.Random(seed)
+    poison = frozenset(str(UUID(int=chance.getrandbits(128), version=4)) for _ in range(POISONOUS))
+    with running(Databases.on_server(postgres_server), own_broker) as system:
+        sent = Stream(system.kafka)
+        with system.history(seed, poison=poison) as clients, clients.at_work(), repeating(system, sent, chance, poison):
+            clients.wait_for(300)
+
+
+@contextmanager
+def repeating(system: System, sent: Stream, chance: random.Random, poison: frozenset[str]) -> Iterator[None]:
+    """What has been sent since the last look comes again and again, later and in turn with others, until the end."""
+    over = threading.Event()
+    failures: list[BaseException] = []
+    producer = Producer({"bootstrap.servers": system.kafka.bootstrap, "acks": "all", "partitioner": "murmur2_random"})
+
+    def repeat() -> None:
+        seen: set[str] = set()
+        left = sorted(poison)
+        try:
+            while not over.is_set() or left:
+                fresh = [record for record in sent.read() if record.headers["ce_id"] not in seen]
+                seen |= {record.headers["ce_id"] for record in fresh} | poison
+                again = list({record.headers["ce_id"]: record for record in fresh}.values()) * REPEATS
+                chance.shuffle(again)
+                if left and fresh:
+                    # In the partition of a live order, whose events come before and behind it.
+                    again.insert(len(again) // 2, poisoned(chance.choice(fresh), left.pop()))
+                for record in again:
+                    producer.produce(record.topic, record.value, record.key, headers=dict(record.headers))
+                assert producer.flush(FLUSH_SECONDS) == 0
+                over.wait(LOOK_SECONDS)
+        except BaseException as failure:
+            failures.append(failure)
+
+    thread = threading.Thread(target=repeat)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+    assert not failures, failures
+
+
+def poisoned(record: Record, event_id: str) -> Record:
+    """Of a type that is handled, and not to be read."""
+    event_type = "ORDER_CANCELLED" if record.topic == "order-events" else "STOCK_RELEASED"
+    headers = record.headers | {"ce_id": event_id, "ce_type": event_type}
+    return Record(record.topic, record.partition, record.offset, record.key, headers, b"not JSON")

@@ -1,0 +1,112 @@
+"""Requests that nobody should send, and bytes that are no requests: no defect, no crash, no growth in memory."""
+
+import os
+import random
+import socket
+from collections.abc import Iterator
+from contextlib import suppress
+from typing import Any
+
+import psutil
+import pytest
+from google.protobuf.descriptor import MethodDescriptor
+from google.protobuf.message import Message
+
+from devstack.client import SERVICES, Shop
+from devstack.kafka import Kafka
+from devstack.postgres import PostgresServer
+from devstack.process import Process
+from devstack.stack import Databases
+from tests.e2e.bad_values import cases, good
+from tests.faults.ledger import DEFECTS
+from tests.faults.system import System, running
+
+pytestmark = pytest.mark.timeout(600)
+
+REQUESTS_VARIABLE = "FAULTS_REQUESTS"
+REQUESTS = 20_000
+IN_FLIGHT_MAX = 64
+CALL_SECONDS = 20
+GROWTH_MAX = 1.15
+CONNECTIONS = 300
+PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
+
+
+@pytest.fixture(scope="module")
+def system(postgres_server: PostgresServer, own_broker: Kafka) -> Iterator[System]:
+    with running(Databases.on_server(postgres_server), own_broker) as system:
+        yield system
+
+
+def test_generated_requests(system: System, seed: int) -> None:
+    chance = random.Random(seed)
+    requests = int(os.environ.get(REQUESTS_VARIABLE, REQUESTS))
+    stack = system.stacks[0]
+    codes: dict[str, int] = {}
+    with Shop.connect(stack.inventory_address, stack.orders_address) as api:
+        methods = [(method, stub_of(api, method)) for service in SERVICES for method in service.methods]
+        bad = {method.full_name: [case.request for case in cases(method)] for method, _ in methods}
+        sizes: dict[str, int] = {}
+        pending: list[tuple[MethodDescriptor, Any]] = []
+        for number in range(requests):
+            method, stub = chance.choice(methods)
+            pending.append((method, stub.future(generated(method, bad, chance), timeout=CALL_SECONDS)))
+            if len(pending) >= IN_FLIGHT_MAX or number == requests - 1:
+                for asked, answer in pending:
+                    code = answer.code().name
+                    codes[code] = codes.get(code, 0) + 1
+                    assert code not in DEFECTS, f"seed {seed}: {asked.full_name} answered {code}: {answer.details()}"
+                pending.clear()
+            if number == requests // 2:
+                # What is cached has been cached by now.
+                sizes = {process.name: memory(process) for process in stack.processes}
+    assert codes.get("INVALID_ARGUMENT", 0) > requests / 4, codes
+    assert codes.get("OK", 0) > 0, codes
+    for process in stack.processes:
+        assert process.alive
+        assert process.is_ready()
+        assert memory(process) < sizes[process.name] * GROWTH_MAX, f"{process.name} grows: {sizes}"
+
+
+def generated(method: MethodDescriptor, bad: dict[str, list[Message]], chance: random.Random) -> Message:
+    """Bad in up to three of its fields, sometimes in none."""
+    request = good(method.input_type)
+    for _ in range(chance.randint(0, 3)):
+        request.MergeFrom(chance.choice(bad[method.full_name]))
+    return request
+
+
+def test_bytes_that_are_no_requests(system: System, seed: int) -> None:
+    chance = random.Random(seed)
+    ports = system.stacks[0].ports
+    before = {process.pid: memory(process) for process in system.processes}
+    for _ in range(CONNECTIONS):
+        port = chance.choice([ports.inventory, ports.orders, ports.reaper, ports.relay])
+        # The other side may close at any moment, and has every reason to.
+        with suppress(OSError), socket.create_connection(("127.0.0.1", port), 5) as connection:
+            connection.settimeout(5)
+            connection.sendall(chance.choice([b"", PREFACE]) + chance.randbytes(chance.randint(1, 20_000)))
+            if chance.random() < 0.5:
+                connection.shutdown(socket.SHUT_WR)
+                while connection.recv(65_536):
+                    pass
+    for process in system.processes:
+        assert process.is_ready()
+        assert memory(process) < before[process.pid] * GROWTH_MAX
+    with system.history(seed, calm=True) as clients, clients.at_work():
+        clients.wait_for(40)
+
+
+def stub_of(api: Shop, method: MethodDescriptor) -> Any:
+    services = {
+        "InventoryService": api.inventory,
+        "InventoryMaintenanceService": api.inventory_maintenance,
+        "OrderService": api.orders,
+        "OrderMaintenanceService": api.order_maintenance,
+    }
+    return getattr(services[method.containing_service.name], method.name)
+
+
+def memory(process: Process) -> int:
+    """Bytes in use."""
+    return int(psutil.Process(process.pid).memory_info().rss)

@@ -1,0 +1,97 @@
+"""The network between any two: refused, hanging, slow, torn, and a COMMIT whose answer is lost."""
+
+import random
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+
+import pytest
+from sqlalchemy.engine import make_url
+
+from devstack import broker as embedded
+from devstack import kafka as kafka_brokers
+from devstack.containers import Container
+from devstack.kafka import IMAGE, Kafka
+from devstack.ports import free_ports
+from devstack.postgres import PostgresServer
+from devstack.stack import INVENTORY_API, ORDER_API, Databases
+from tests.faults.proxy import Proxy, Weather
+from tests.faults.system import System, running
+
+pytestmark = pytest.mark.timeout(300)
+
+BAD = [weather for weather in Weather if weather is not Weather.FINE]
+BAD_ANYWHERE = [weather for weather in BAD if weather is not Weather.COMMIT_UNANSWERED]
+HIT_SECONDS = 60
+
+
+@pytest.fixture(scope="module")
+def between() -> Iterator[ExitStack]:
+    """Where proxies end."""
+    with ExitStack() as stack:
+        yield stack
+
+
+@pytest.fixture(scope="module")
+def to_kafka(docker_engine: str, between: ExitStack) -> tuple[Proxy, Kafka]:
+    """A broker that tells its clients to come by way of a proxy."""
+    inside, outside = free_ports(2)
+    settings = kafka_brokers._container_settings(inside) | {
+        "KAFKA_ADVERTISED_LISTENERS": f"PLAINTEXT://127.0.0.1:{outside}"
+    }
+    container = Container.start(IMAGE, inside, settings, inside=inside)
+    between.callback(container.stop)
+    proxy = between.enter_context(Proxy(outside, inside))
+    kafka = Kafka(f"127.0.0.1:{outside}", f"{IMAGE} behind a proxy ({docker_engine})", container)
+    kafka.wait_until_it_answers()
+    kafka.create_topics(*embedded.TOPICS)
+    return proxy, kafka
+
+
+@pytest.fixture(scope="module")
+def to_postgres(postgres_server: PostgresServer, between: ExitStack) -> tuple[Proxy, Databases]:
+    direct = Databases.on_server(postgres_server)
+    (port,) = free_ports(1)
+    proxy = between.enter_context(Proxy(port, make_url(direct.orders).port or 0))
+    return proxy, Databases(_at(direct.inventory, port), _at(direct.orders, port))
+
+
+@pytest.fixture(scope="module")
+def system(to_postgres: tuple[Proxy, Databases], to_kafka: tuple[Proxy, Kafka], between: ExitStack) -> Iterator[System]:
+    with running(to_postgres[1], to_kafka[1], way_to=lambda port: _through(between, port)) as system:
+        yield system
+
+
+def _through(between: ExitStack, port: int) -> Proxy:
+    (own,) = free_ports(1)
+    return between.enter_context(Proxy(own, port))
+
+
+def _at(url: str, port: int) -> str:
+    return make_url(url).set(port=port).render_as_string(hide_password=False)
+
+
+def test_between_the_processes_and_postgresql(system: System, to_postgres: tuple[Proxy, Databases], seed: int) -> None:
+    storms(system, to_postgres[0], BAD, seed)
+
+
+def test_between_the_processes_and_kafka(system: System, to_kafka: tuple[Proxy, Kafka], seed: int) -> None:
+    storms(system, to_kafka[0], BAD_ANYWHERE, seed)
+
+
+@pytest.mark.parametrize("api", [INVENTORY_API, ORDER_API])
+def test_between_an_api_and_those_who_call_it(system: System, seed: int, api: str) -> None:
+    storms(system, system.ways[api], BAD_ANYWHERE, seed)
+
+
+def storms(system: System, proxy: Proxy, kinds: Sequence[Weather], seed: int) -> None:
+    """One after the other, in any sequence, and fine weather between them; clients work all the time."""
+    chance = random.Random(seed)
+    with system.history(seed) as clients, clients.at_work():
+        for weather in chance.sample(kinds, len(kinds)):
+            clients.wait_for(10)
+            so_far = proxy.incidents
+            with proxy.weather(weather):
+                system.eventually(lambda: proxy.incidents > so_far, HIT_SECONDS, f"{weather} hits somebody")  # noqa: B023 - called at once
+                clients.wait_for_attempts(chance.randint(5, 15))
+        clients.wait_for(10)
+    system.wait_ready()

@@ -1,0 +1,84 @@
+"""With a guard of ours switched off, in a throw-away build, the checker finds the damage. Else it is too weak."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pytest
+
+from devstack.kafka import Kafka
+from devstack.postgres import PostgresServer
+from devstack.stack import INVENTORY_API, ORDER_API, RELAY, Databases
+from tests.faults import guards
+from tests.faults.build import Build, Change
+from tests.faults.checker import check
+from tests.faults.system import Recorded, System, running
+
+pytestmark = pytest.mark.timeout(240)
+WORKERS = {name: {"WORKERS": "2"} for name in (INVENTORY_API, ORDER_API)}
+_ANSWERS = 400
+DAMAGED_REST_SECONDS = 20
+"""What is damaged may never come to rest, which is damage, too."""
+
+
+def damage(system: System, seed: int, during: Callable[[], None] = lambda: None) -> list[str]:
+    """What the checker says after some work."""
+    recorded = Recorded(system, seed)
+    with recorded.clients.at_work():
+        recorded.clients.wait_for(_ANSWERS // 2)
+        during()
+        recorded.clients.wait_for(_ANSWERS // 2)
+    return check(recorded.at_rest(calm=True, within_seconds=DAMAGED_REST_SECONDS))
+
+
+def kill_relay(system: System) -> Callable[[], None]:
+    def kill() -> None:
+        for _ in range(4):
+            relay = system.named(RELAY)
+            relay.kill()
+            relay.start()
+            relay.wait_ready(45)
+
+    return kill
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        pytest.param(guards.ROW_LOCK, "item", id="row lock"),
+        pytest.param(guards.STATE_OF_A_RESERVATION, "was told after", id="state of a reservation"),
+        pytest.param(guards.STATE_OF_AN_ORDER, "was told after", id="state of an order"),
+        pytest.param(guards.IDEMPOTENCY_CLAIM, "its effect is there 2 times", id="idempotency claim"),
+    ],
+)
+def test_on_postgresql(
+    changes: Sequence[Change], said: str, postgres_server: PostgresServer, own_broker: Kafka, tmp_path: Path, seed: int
+) -> None:
+    build = Build(tmp_path / "build", changes)
+    databases = Databases.on_server(postgres_server)
+    with running(databases, own_broker, replicas=2, environment=build.environment) as system:
+        found = damage(system, seed)
+    assert any(said in sentence for sentence in found), "\n".join(found) or "nothing was found"
+
+
+def test_delete_after_acknowledge(
+    postgres_server: PostgresServer, own_broker: Kafka, tmp_path: Path, seed: int
+) -> None:
+    build = Build(tmp_path / "build", guards.DELETE_AFTER_ACKNOWLEDGE)
+    with running(Databases.on_server(postgres_server), own_broker, environment=build.environment) as system:
+        found = damage(system, seed, kill_relay(system))
+    assert any("nothing was told of it" in sentence or "told were" in sentence for sentence in found), found
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        pytest.param(guards.AUTOINCREMENT, "was given to the events", id="AUTOINCREMENT"),
+        pytest.param(guards.BEGIN_IMMEDIATE, "had no answer though nothing was wrong", id="BEGIN IMMEDIATE"),
+    ],
+)
+def test_on_sqlite(changes: Sequence[Change], said: str, small_broker: Kafka, tmp_path: Path, seed: int) -> None:
+    build = Build(tmp_path / "build", changes)
+    databases = Databases.in_folder(tmp_path / "data")
+    with running(databases, small_broker, environment=build.environment, per_process=WORKERS) as system:
+        found = damage(system, seed)
+    assert any(said in sentence for sentence in found), "\n".join(found) or "nothing was found"
