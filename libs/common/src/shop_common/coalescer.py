@@ -29,7 +29,10 @@ QUEUE_REQUESTS_MAX = 10_000
 BISECT_SECONDS_MAX = 5.0
 
 ANSWER_SECONDS = 0.1
-"""Kept of a caller's time for the answer to travel, so that it hears why instead of timing out."""
+ANSWER_SECONDS_MAX = 0.5
+ANSWER_SHARE = 0.15
+"""Kept of a caller's time for the answer to travel, so that it hears why instead of timing out: a share of it, between
+these bounds, since a machine on which calls take long takes long with answers, too."""
 
 
 @dataclass(frozen=True)
@@ -76,6 +79,11 @@ class _Entry(Generic[_Request, _Result]):
         if isinstance(self.outcome, Exception) and not isinstance(self.outcome, ShopError):
             raise self.outcome
         return cast("_Result | ShopError", self.outcome)
+
+
+def _patience_of(seconds_left: float) -> float:
+    """How long a caller with so much time waits for its outcome."""
+    return max(0.0, seconds_left - min(max(ANSWER_SECONDS, ANSWER_SHARE * seconds_left), ANSWER_SECONDS_MAX))
 
 
 class Coalescer(Generic[_Request, _Result]):
@@ -146,7 +154,7 @@ class Coalescer(Generic[_Request, _Result]):
             self._queue.extend(entries)
             if self._idle_flushers and not is_watched:
                 self._arrived.notify()
-        if not call.done.acquire(timeout=max(0.0, deadline - time.monotonic() - ANSWER_SECONDS)):
+        if not call.done.acquire(timeout=_patience_of(deadline - time.monotonic())):
             self._give_up(call)
         if member is not None:
             member.tell(self._name)
