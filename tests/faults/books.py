@@ -24,10 +24,11 @@ class Readers:
         """Events in both outboxes."""
         return sum(_number(engine, "SELECT count(*) FROM outbox") for engine in (self._inventory, self._orders))
 
-    def running_out(self) -> int:
-        """Holds whose end is near or past, but not yet written down."""
-        ending = f"SELECT count(*) FROM stock_reservations WHERE state = 'HELD' AND order_id NOT LIKE '{LONG}%'"
-        return _number(self._inventory, ending)
+    def running_out(self, products: Iterable[int]) -> int:
+        """Holds of these products whose end is near or past, but not yet written down."""
+        held = "SELECT product_id FROM stock_reservations WHERE state = 'HELD' AND order_id NOT LIKE :long"
+        ours = set(products)
+        return sum(product in ours for (product,) in _rows(self._inventory, held, long=f"{LONG}%"))
 
     def owners(self) -> dict[str, str]:
         """Of each shard of the orders' outbox: who has its lease."""
@@ -65,9 +66,9 @@ _ORDERS = "SELECT id, user_id, status, version FROM orders"
 _LINES = "SELECT order_id, product_id, quantity FROM order_items"
 
 
-def _rows(engine: Engine, query: str) -> Sequence[Any]:
+def _rows(engine: Engine, query: str, **given: str) -> Sequence[Any]:
     with engine.connect() as connection:
-        return connection.execute(text(query)).all()
+        return connection.execute(text(query), given).all()
 
 
 def _number(engine: Engine, query: str) -> int:

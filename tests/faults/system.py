@@ -73,10 +73,10 @@ class System:
         """Poll until it holds; what can't be asked yet does not hold yet."""
         assert self._happens(condition, time.monotonic() + within_seconds), f"not within {within_seconds:g} s: {what}"
 
-    def rest(self, within_seconds: float = REST_SECONDS) -> str:
+    def rest(self, products: Sequence[int], within_seconds: float = REST_SECONDS) -> str:
         """Wait until nothing is left to do: no hold that runs out, no event to ship, none to handle. What was left."""
         deadline = time.monotonic() + within_seconds
-        if not self._happens(lambda: self.readers.running_out() == 0, deadline):
+        if not self._happens(lambda: self.readers.running_out(products) == 0, deadline):
             return "holds do not run out"
         if not self._happens(self._is_quiet, deadline):
             return "events are not shipped or not handled"
@@ -115,7 +115,7 @@ class Recorded:
         self, *, calm: bool = False, poison: frozenset[str] = frozenset(), within_seconds: float = REST_SECONDS
     ) -> History:
         """All of it, once nothing is left to do, or the time is up."""
-        restless = self._system.rest(within_seconds)
+        restless = self._system.rest(self._products, within_seconds)
         records = self.stream.read()
         letters = [record.headers["ce_id"] for record in self.stream.read(LETTERS)]
         books = self._system.readers.books(self._products)

@@ -19,7 +19,7 @@ def test_all_is_in_order_on_sqlite(small_broker: Kafka, tmp_path: Path, seed: in
         system.history(seed, calm=True) as clients,
         clients.at_work(),
     ):
-        clients.wait_for(800)
+        clients.wait_for(400)
 
 
 def test_all_is_in_order_on_postgresql(postgres_server: PostgresServer, own_broker: Kafka, seed: int) -> None:
@@ -28,4 +28,4 @@ def test_all_is_in_order_on_postgresql(postgres_server: PostgresServer, own_brok
         system.history(seed, calm=True) as clients,
         clients.at_work(),
     ):
-        clients.wait_for(1500)
+        clients.wait_for(600)

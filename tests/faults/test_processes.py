@@ -19,7 +19,7 @@ from tests.faults.system import LEASE_SECONDS, System, running
 
 pytestmark = pytest.mark.timeout(300)
 
-RANDOM_KILLS = 6
+RANDOM_KILLS = 4
 STEP_SECONDS = 60
 GO_ON_SECONDS = 20
 STEPS = [

@@ -15,7 +15,7 @@ from tests.faults.system import Recorded, System, running
 
 pytestmark = pytest.mark.timeout(240)
 WORKERS = {name: {"WORKERS": "2"} for name in (INVENTORY_API, ORDER_API)}
-_ANSWERS = 400
+_ANSWERS = 300
 DAMAGED_REST_SECONDS = 20
 """What is damaged may never come to rest, which is damage, too."""
 
