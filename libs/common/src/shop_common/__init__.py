@@ -2,8 +2,10 @@
 
 a call comes in   grpc_server, call_pool, valid, paging, money, moments, errors → status
 it is decided     coalescer, coalesced (group commit); database (transactions), sql (statements over sets)
+it is counted     metrics (declared beside what they count); coalescer_telemetry, consumer_metrics
 it is told        outbox (the event), idempotency (the call that comes again)
-others hear       consumer, received, dead_letters, consumer_metrics
+others hear       consumer, received, dead_letters
 others are asked  grpc_client
-the process       settings, lifecycle, workers, listen, health, logs, telemetry, tracing, schema
+the process       settings, database_settings, lifecycle, workers, listen, health, probe, logs, telemetry, tracing
+its tables        schema, online_ddl
 """

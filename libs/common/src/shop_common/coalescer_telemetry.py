@@ -4,7 +4,7 @@ import time
 from collections.abc import Iterable
 from typing import Self
 
-from opentelemetry.trace import SpanContext
+from opentelemetry.trace import SpanContext, StatusCode
 
 from shop_common import metrics, telemetry
 
@@ -69,11 +69,12 @@ class Membership:
         if batches:
             attributes["shop.batch.size"] = max(size for _, size, _ in batches)
             attributes["shop.queue.seconds"] = (min(began for *_, began in batches) - self._began_ns) / 1e9
-        telemetry.record_span(
-            f"{coalescer} coalesced",
-            self.span,
-            began_ns=self._began_ns,
-            links=[batch for batch, *_ in batches],
-            attributes=attributes,
-            error="no answer within the deadline" if given_up else None,
+        linked = [batch for batch, *_ in batches]
+        span = telemetry.open_span(
+            f"{coalescer} coalesced", self.span, batches=linked, attributes=attributes, began_ns=self._began_ns
         )
+        if given_up:
+            why = "no answer within the deadline"
+            span.set_attribute("error.type", why)
+            span.set_status(StatusCode.ERROR, why)
+        span.end()

@@ -8,13 +8,13 @@ import random
 import sqlite3
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
 import psycopg
-from prometheus_client import Gauge
+from prometheus_client import Counter, Gauge
 from sqlalchemy import Connection, Engine, create_engine, event, exc
 from sqlalchemy.engine import make_url
 from sqlalchemy.engine.interfaces import DBAPIConnection
@@ -22,6 +22,7 @@ from sqlalchemy.pool import ConnectionPoolEntry
 
 from shop_common import metrics, telemetry
 from shop_common.errors import Contention, DatabaseUnavailable, PoolTimeout, ShopError
+from shop_common.metrics import Metric
 
 _T = TypeVar("_T")
 
@@ -82,7 +83,8 @@ class Database:
             tx.begin()
             phase.begun = True
             # A pooled connection keeps what a transaction before this one left behind when it failed.
-            told = tx.info[_AFTER_COMMIT] = []
+            counted: list[tuple[Metric[Counter], Mapping[tuple[str, ...], int]]] = []
+            tx.info[_AFTER_COMMIT] = counted
             try:
                 yield tx
             except BaseException:
@@ -91,8 +93,9 @@ class Database:
             phase.committing = True
             with telemetry.span_below("COMMIT"):
                 tx.commit()
-        for tell in told:
-            tell()
+        for metric, counts in counted:
+            for labels, count in counts.items():
+                metric(*labels).inc(count)
 
     @contextmanager
     def read(self) -> Iterator[Connection]:
@@ -147,12 +150,13 @@ class Database:
             self._turn.release()
 
 
-def after_commit(tx: Connection, tell: Callable[[], object]) -> None:
-    """Let `tell` be called when the transaction has committed; never when it has not, or nobody knows.
+def count_after_commit(tx: Connection, metric: Metric[Counter], counts: Mapping[tuple[str, ...], int]) -> None:
+    """Add to a counter, by its labels' values, when the transaction has committed.
 
-    For counting what has happened: it may be lost, with the process, and must not fail.
+    Never when it has not, or nobody knows; and what was to be counted may be lost with the process.
     """
-    tx.info.setdefault(_AFTER_COMMIT, []).append(tell)
+    if telemetry.metrics_wanted():
+        tx.info.setdefault(_AFTER_COMMIT, []).append((metric, counts))
 
 
 def _watched(engine: Engine, connections_max: int) -> Gauge:

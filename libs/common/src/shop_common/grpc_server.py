@@ -225,12 +225,12 @@ class _Method:
                     request = decode(data)
                 except DecodeError:
                     raise InvalidInput([_UNREADABLE]) from None
-                if (span := trace.get_current_span()).is_recording():
+                span = trace.get_current_span()
+                if span.is_recording():
                     span.set_attributes(describe(request))
-                    response = behave(request, context)
+                response = behave(request, context)
+                if span.is_recording():
                     span.set_attributes(describe(response))
-                else:
-                    response = behave(request, context)
                 encoded = encode(response)
             except Exception as error:
                 self._fail(_failure_of(error), context, clock() - started, error)

@@ -6,10 +6,9 @@ Ids are drawn after the rows an event speaks of are locked, so that they follow 
 
 import zlib
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from functools import partial
 from typing import Any
 
 import orjson
@@ -17,7 +16,7 @@ from sqlalchemy import Column, Connection, Identity, Index, MetaData, SmallInteg
 from uuid_utils import uuid7
 
 from shop_common import metrics, telemetry
-from shop_common.database import after_commit
+from shop_common.database import count_after_commit
 from shop_common.moments import rfc3339
 from shop_common.sql import Id, RowId, Statement, Timestamp, inserting
 
@@ -100,18 +99,12 @@ class Outbox:
         """
         current = telemetry.current_traceparent()
         self.append_records(tx, [_record(message, message.traceparent or current) for message in messages])
-        if messages and telemetry.metrics_wanted():
-            after_commit(tx, partial(_count, Counter(message.type for message in messages)))
+        count_after_commit(tx, _written, Counter((message.type,) for message in messages))
 
     def append_records(self, tx: Connection, records: Sequence[Record]) -> None:
         """Write rows as they are; for events that are sent on, such as dead letters."""
         if records:
             self._insert(tx, records)
-
-
-def _count(written: Mapping[str, int]) -> None:
-    for event_type, events in written.items():
-        _written(event_type).inc(events)
 
 
 def shard_of(key: str) -> int:

@@ -132,7 +132,9 @@ def _open_span(event: Event, member: SpanContext, batch: SpanContext | None, des
         "shop.event_type": event.type,
         **describe(event),
     }
-    return telemetry.open_span(f"process {event.topic}", member, SpanKind.CONSUMER, batch=batch, attributes=attributes)
+    return telemetry.open_span(
+        f"process {event.topic}", member, SpanKind.CONSUMER, batches=[batch], attributes=attributes
+    )
 
 
 def position(message: Message) -> tuple[str, int, int]:

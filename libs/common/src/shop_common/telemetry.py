@@ -129,7 +129,6 @@ def sampled_traceparent(traceparent: str | None) -> SpanContext | None:
 def batch_span(
     name: str,
     members: Sequence[SpanContext],
-    kind: SpanKind = SpanKind.INTERNAL,
     attributes: Mapping[str, AttributeValue] | None = None,
 ) -> Iterator[SpanContext | None]:
     """A span around what is done for many at once, linked to all of them. Gives its context, for their links to it.
@@ -146,80 +145,52 @@ def batch_span(
         return
     with _Running.tracer.start_as_current_span(
         name,
-        context=trace.set_span_in_context(NonRecordingSpan(members[0]), Context()),
-        kind=kind,
+        context=_below(members[0]),
         links=[trace.Link(member) for member in members],
         attributes=dict(attributes or {}),
     ) as current:
         yield current.get_span_context()
 
 
-def record_span(
-    name: str,
-    member: SpanContext,
-    *,
-    began_ns: int,
-    kind: SpanKind = SpanKind.INTERNAL,
-    links: Iterable[SpanContext] = (),
-    attributes: Mapping[str, AttributeValue] | None = None,
-    error: str | None = None,
-) -> str | None:
-    """A span, told of when it is over: below `member`, from `began_ns` (by time.time_ns) until now.
-
-    Returns the traceparent by which another process continues it; None when traces are off.
-    """
-    if _Running.tracer is None:
-        return None
-    made = _Running.tracer.start_span(
-        name,
-        context=trace.set_span_in_context(NonRecordingSpan(member), Context()),
-        kind=kind,
-        links=[trace.Link(each) for each in links],
-        attributes=dict(attributes or {}),
-        start_time=began_ns,
-    )
-    if error is not None:
-        made.set_attribute("error.type", error)
-        made.set_status(trace.StatusCode.ERROR, error)
-    made.end()
-    return _traceparent(made.get_span_context())
-
-
 def open_span(
     name: str,
     member: SpanContext,
-    kind: SpanKind,
+    kind: SpanKind = SpanKind.INTERNAL,
     *,
-    batch: SpanContext | None,
+    batches: Iterable[SpanContext | None] = (),
     attributes: Mapping[str, AttributeValue],
+    began_ns: int | None = None,
 ) -> Span:
-    """A span below `member`, linked to the batch that it is handled in; whoever opens it ends it.
+    """A span below `member`, linked to the batches that it was handled in; whoever opens it ends it.
 
-    For members of `sampled_traceparent`, so that traces are on.
+    It began now, or at `began_ns` (by time.time_ns). Nothing is recorded when traces have been turned off meanwhile.
     """
-    assert _Running.tracer is not None, "no member is sampled when traces are off"
+    if _Running.tracer is None:
+        return trace.INVALID_SPAN
     return _Running.tracer.start_span(
         name,
-        context=trace.set_span_in_context(NonRecordingSpan(member), Context()),
+        context=_below(member),
         kind=kind,
-        links=[trace.Link(batch)] if batch is not None else None,
+        links=[trace.Link(batch) for batch in batches if batch is not None],
         attributes=dict(attributes),
+        start_time=began_ns,
     )
 
 
 @contextmanager
-def span_below(name: str, attributes: Mapping[str, AttributeValue] | None = None) -> Iterator[None]:
+def span_below(name: str) -> Iterator[None]:
     """A span around the block if there is a recorded one around it already: a part of it, never a trace by itself."""
     if _Running.tracer is None or not trace.get_current_span().is_recording():
         yield
         return
-    with _Running.tracer.start_as_current_span(name, kind=SpanKind.CLIENT, attributes=attributes):
+    with _Running.tracer.start_as_current_span(name, kind=SpanKind.CLIENT):
         yield
 
 
-def traceparent_of(span: Span) -> str:
-    """By which another process continues this span."""
-    return _traceparent(span.get_span_context())
+def traceparent_of(span: Span) -> str | None:
+    """By which another process continues this span; None when nothing of it is recorded anywhere."""
+    context = span.get_span_context()
+    return _traceparent(context) if context.is_valid else None
 
 
 def current_traceparent() -> str | None:
@@ -233,7 +204,7 @@ def current_traceparent() -> str | None:
 def remote_parent(traceparent: str | None) -> Context | None:
     """The context whose spans continue that trace; None, which means the current one, if it is absent or malformed."""
     context = _span_context(traceparent)
-    return None if context is None else trace.set_span_in_context(NonRecordingSpan(context), Context())
+    return None if context is None else _below(context)
 
 
 def well_formed(traceparent: str | None) -> str | None:
@@ -252,6 +223,11 @@ def from_kafka(headers: Sequence[tuple[str, bytes | None]] | None) -> str | None
         if name == "traceparent" and value is not None:
             return well_formed(value.decode("ascii", "replace"))
     return None
+
+
+def _below(span: SpanContext) -> Context:
+    """The context whose spans are children of that one, and of nothing else."""
+    return trace.set_span_in_context(NonRecordingSpan(span), Context())
 
 
 def _traceparent(context: SpanContext) -> str:

@@ -325,7 +325,7 @@ class _Batch:
             "shop.event_type": row.type,
         }
         span = telemetry.open_span(
-            f"send {row.topic}", member, SpanKind.PRODUCER, batch=self._span, attributes=attributes
+            f"send {row.topic}", member, SpanKind.PRODUCER, batches=[self._span], attributes=attributes
         )
         self._spans[row.id] = span
         return telemetry.traceparent_of(span)

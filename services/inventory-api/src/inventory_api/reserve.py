@@ -4,7 +4,6 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
-from functools import partial
 
 from sqlalchemy import Connection
 from uuid_utils import uuid7
@@ -21,7 +20,7 @@ from inventory_api.domain import (
     State,
 )
 from shop_common import metrics
-from shop_common.database import after_commit
+from shop_common.database import count_after_commit
 from shop_common.errors import Contention, ShopError
 from shop_common.idempotency import Claim, fingerprint
 from shop_common.sql import inserting, now
@@ -113,14 +112,8 @@ def _hold(tx: Connection, planned: Sequence[_Planned], default_ttl_seconds: floa
         messages += [events.stock_reserved(reservation, moment, order.traceparent) for reservation in made]
     _save(tx, held, stock, moment)
     tables.outbox.append(tx, messages)
-    refused = Counter(each.reason for each in outcomes if isinstance(each, ShopError))
-    after_commit(tx, partial(_count_refusals, refused))
+    count_after_commit(tx, _refusals, Counter((each.reason,) for each in outcomes if isinstance(each, ShopError)))
     return outcomes
-
-
-def _count_refusals(refused: Mapping[str, int]) -> None:
-    for reason, orders in refused.items():
-        _refusals(reason).inc(orders)
 
 
 def _decide_with_due(tx: Connection, orders: Sequence[OrderLines], stock: dict[int, Item]) -> list[_Decision]:
@@ -142,7 +135,7 @@ def _decide_with_due(tx: Connection, orders: Sequence[OrderLines], stock: dict[i
         chosen = _oldest_that_cover(need, [locked.reservations[each] for each in due[:allowed]])
         locked.reservations = {each.id: each for each in chosen}
         expired = transitions.expire(tx, locked)
-        after_commit(tx, partial(_rescued().inc, len(expired)))
+        count_after_commit(tx, _rescued, {(): len(expired)})
         stock.update(locked.items)
         if not expired:
             return _try_again(decisions) if len(due) > allowed else decisions
