@@ -11,18 +11,20 @@ ARG DEBIAN=debian:trixie-slim
 # --- what we depend on: built anew when a lock changes ---
 
 FROM ${PYTHON} AS dependencies
+ENV PIP_CACHE_DIR=/pip-cache
 RUN python -m venv --without-pip /venv
 COPY requirements/*-api.txt requirements/event-relay.txt requirements/reservation-reaper.txt /requirements/
 # All four in one layer, which the images share: their locks differ in little or nothing.
-RUN --mount=type=cache,target=/root/.cache/pip \
+RUN --mount=type=cache,target=/pip-cache \
     for lock in /requirements/*.txt; do set -- "$@" --requirement "$lock"; done \
     && pip --python /venv install --disable-pip-version-check --only-binary=:all: --require-hashes "$@"
 
 # --- what is ours: built anew when the code changes ---
 
 FROM ${PYTHON} AS packages
+ENV PIP_CACHE_DIR=/pip-cache
 COPY requirements/bootstrap.txt /requirements/
-RUN --mount=type=cache,target=/root/.cache/pip \
+RUN --mount=type=cache,target=/pip-cache \
     python -m venv /build \
     && /build/bin/pip install --disable-pip-version-check --only-binary=:all: --require-hashes --requirement /requirements/bootstrap.txt
 COPY libs/common /src/libs/common
@@ -48,6 +50,9 @@ STOPSIGNAL SIGTERM
 
 FROM nobody AS runtime
 ENV METRICS_PORT=9464
+# Each process has one of the two ports.
+HEALTHCHECK --interval=5s --timeout=10s --retries=5 --start-period=120s \
+    CMD ["sh", "-c", "exec python -m shop_common.probe localhost:${GRPC_PORT:-$HEALTH_PORT}"]
 COPY --from=dependencies /venv /venv
 
 FROM runtime AS inventory-api
@@ -55,7 +60,6 @@ ARG VERSION=dev REVISION=unknown
 LABEL org.opencontainers.image.title=inventory-api org.opencontainers.image.version=${VERSION} org.opencontainers.image.revision=${REVISION}
 ENV GRPC_PORT=50053
 EXPOSE 50053 9464
-HEALTHCHECK --interval=5s --timeout=10s --retries=5 --start-period=120s CMD ["sh", "-c", "exec python -m shop_common.probe localhost:$GRPC_PORT"]
 ENTRYPOINT ["python", "-m", "inventory_api"]
 COPY --from=packages /packages/shared /packages/inventory-api /venv/lib/python3.13/site-packages/
 
@@ -64,7 +68,6 @@ ARG VERSION=dev REVISION=unknown
 LABEL org.opencontainers.image.title=order-api org.opencontainers.image.version=${VERSION} org.opencontainers.image.revision=${REVISION}
 ENV GRPC_PORT=50054
 EXPOSE 50054 9464
-HEALTHCHECK --interval=5s --timeout=10s --retries=5 --start-period=120s CMD ["sh", "-c", "exec python -m shop_common.probe localhost:$GRPC_PORT"]
 ENTRYPOINT ["python", "-m", "order_api"]
 COPY --from=packages /packages/shared /packages/order-api /venv/lib/python3.13/site-packages/
 
@@ -73,7 +76,6 @@ ARG VERSION=dev REVISION=unknown
 LABEL org.opencontainers.image.title=reservation-reaper org.opencontainers.image.version=${VERSION} org.opencontainers.image.revision=${REVISION}
 ENV HEALTH_PORT=50055
 EXPOSE 50055 9464
-HEALTHCHECK --interval=5s --timeout=10s --retries=5 --start-period=120s CMD ["sh", "-c", "exec python -m shop_common.probe localhost:$HEALTH_PORT"]
 ENTRYPOINT ["python", "-m", "reservation_reaper"]
 COPY --from=packages /packages/shared /packages/reservation-reaper /venv/lib/python3.13/site-packages/
 
@@ -82,7 +84,6 @@ ARG VERSION=dev REVISION=unknown
 LABEL org.opencontainers.image.title=event-relay org.opencontainers.image.version=${VERSION} org.opencontainers.image.revision=${REVISION}
 ENV HEALTH_PORT=50056
 EXPOSE 50056 9464
-HEALTHCHECK --interval=5s --timeout=10s --retries=5 --start-period=120s CMD ["sh", "-c", "exec python -m shop_common.probe localhost:$HEALTH_PORT"]
 ENTRYPOINT ["python", "-m", "event_relay"]
 COPY --from=packages /packages/shared /packages/event-relay /venv/lib/python3.13/site-packages/
 
@@ -90,7 +91,7 @@ COPY --from=packages /packages/shared /packages/event-relay /venv/lib/python3.13
 
 FROM dependencies AS tools-dependencies
 COPY requirements/runtime.txt /requirements/
-RUN --mount=type=cache,target=/root/.cache/pip \
+RUN --mount=type=cache,target=/pip-cache \
     pip --python /venv install --disable-pip-version-check --only-binary=:all: --require-hashes --requirement /requirements/runtime.txt
 
 FROM packages AS tools
