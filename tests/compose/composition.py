@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Self
 from uuid import uuid4
 
-from devstack import watchdog
+from devstack import docker, watchdog
 from devstack.ports import free_ports
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -80,7 +80,7 @@ class Composition:
     def containers(self) -> list[dict[str, Any]]:
         """As `docker inspect` knows them, stopped ones included, those that do one thing and end left out."""
         ids = self.compose("ps", "--all", "--quiet", *SERVICES).split()
-        found: list[dict[str, Any]] = json.loads(docker("inspect", *ids))
+        found: list[dict[str, Any]] = json.loads(docker.run("inspect", *ids))
         return found
 
     def of(self, service: str) -> list[str]:
@@ -100,7 +100,9 @@ class Composition:
         self._environment["COMPOSE_PROFILES"] = "*"
         built = json.loads(self.compose("config", "--format", "json"))["services"].values()
         self.compose("down", "--volumes", "--timeout", "1", check=False)
-        docker("image", "rm", "--force", *{service["image"] for service in built if "build" in service}, check=False)
+        docker.run(
+            "image", "rm", "--force", *{service["image"] for service in built if "build" in service}, check=False
+        )
         watchdog.forget(self.name)
 
     def _run(self, command: Sequence[str], check: bool, seconds: float) -> str:
@@ -116,13 +118,6 @@ class Composition:
         shown = f"{' '.join(command)} ended with {done.returncode}\n{done.stdout}\n{done.stderr}"
         assert done.returncode == 0 or not check, shown
         return done.stdout
-
-
-def docker(*arguments: str, check: bool = True) -> str:
-    """What the engine answers."""
-    done = subprocess.run(["docker", *arguments], capture_output=True, text=True, timeout=COMMAND_SECONDS, check=False)
-    assert done.returncode == 0 or not check, f"docker {' '.join(arguments)}: {done.stderr}"
-    return done.stdout
 
 
 def service_of(container: dict[str, Any]) -> str:

@@ -10,12 +10,13 @@ import psycopg
 import pytest
 from google.type.money_pb2 import Money
 
+from devstack import docker
 from devstack.__main__ import main
 from devstack.client import Shop
 from devstack.docker import engine
 from shop.inventory.v1 import inventory_pb2 as inventory
 from shop.order.v1 import order_pb2 as orders
-from tests.compose.composition import REPLICAS, SERVICES, UP_SECONDS, Composition, docker, eventually, service_of
+from tests.compose.composition import REPLICAS, SERVICES, UP_SECONDS, Composition, eventually, service_of
 
 PRODUCT = 4711
 BACK_SECONDS = 120
@@ -56,7 +57,9 @@ def answered(system: Composition, service: str, method: str) -> Counter[str]:
     counted = re.compile(rf'^rpc_server_call_duration_seconds_count{{[^}}]*/{method}"[^}}]*}} ([\d.]+)$', re.MULTILINE)
     counts: Counter[str] = Counter()
     for name in system.of(service):
-        counts[name] = sum(int(float(count)) for count in counted.findall(docker("exec", name, "python", "-c", read)))
+        counts[name] = sum(
+            int(float(count)) for count in counted.findall(docker.run("exec", name, "python", "-c", read))
+        )
     return counts
 
 
@@ -105,12 +108,13 @@ def test_one_that_was_killed_comes_back_and_all_is_green(system: Composition, se
 
 def test_one_that_ends_by_itself_is_started_again(system: Composition) -> None:
     (victim, *_) = system.of("order-api")
-    started = docker("inspect", "--format", "{{.State.StartedAt}}", victim)
+    started = docker.run("inspect", "--format", "{{.State.StartedAt}}", victim)
 
-    docker("exec", victim, "python", "-c", "import os, signal; os.kill(1, signal.SIGTERM)")
+    docker.run("exec", victim, "python", "-c", "import os, signal; os.kill(1, signal.SIGTERM)")
 
     eventually(
-        lambda: docker("inspect", "--format", "{{.State.StartedAt}}", victim) != started, within_seconds=BACK_SECONDS
+        lambda: docker.run("inspect", "--format", "{{.State.StartedAt}}", victim) != started,
+        within_seconds=BACK_SECONDS,
     )
     eventually(system.all_serve, within_seconds=BACK_SECONDS)
 
@@ -125,7 +129,7 @@ def test_all_may_be_stopped_and_started_in_any_order_and_nothing_is_lost(system:
 
     # The wrong way round: those who need the others come first.
     for service in ["gateway", "reservation-reaper", "event-relay", "order-api", "inventory-api", "kafka", "postgres"]:
-        docker("start", *system.of(service))
+        docker.run("start", *system.of(service))
 
     eventually(system.all_serve, within_seconds=BACK_SECONDS)
     assert shop.call(shop.orders.GetOrder, orders.GetOrderRequest(id=order)).order.id == order
@@ -147,18 +151,18 @@ def test_ports_are_open_to_this_machine_only(system: Composition) -> None:
 def test_our_images_run_as_nobody_and_change_nothing(system: Composition) -> None:
     for service in [*REPLICAS, "gateway"]:
         (name, *_) = system.of(service)
-        assert docker("exec", name, "id", "-u").strip() == "10001"
-        assert "Read-only file system" in docker("exec", name, "sh", "-c", "touch /there 2>&1 || true")
+        assert docker.run("exec", name, "id", "-u").strip() == "10001"
+        assert "Read-only file system" in docker.run("exec", name, "sh", "-c", "touch /there 2>&1 || true")
         looked_for = (
             "command -v cc gcc g++ c++ clang make uv; find / -xdev -path '*/.cache/*' -prune -print 2>/dev/null"
         )
-        assert docker("exec", name, "sh", "-c", f"{looked_for}; true") == ""
+        assert docker.run("exec", name, "sh", "-c", f"{looked_for}; true") == ""
 
 
 def test_our_images_say_what_they_are(system: Composition) -> None:
     for service in REPLICAS:
         (name, *_) = system.of(service)
-        labels = json.loads(docker("inspect", "--format", "{{json .Config.Labels}}", name))
+        labels = json.loads(docker.run("inspect", "--format", "{{json .Config.Labels}}", name))
         assert labels["org.opencontainers.image.title"] == service
         assert labels["org.opencontainers.image.version"] == system.name
         assert labels["org.opencontainers.image.revision"]
@@ -167,7 +171,7 @@ def test_our_images_say_what_they_are(system: Composition) -> None:
 def test_passwords_are_made_for_each_database_and_asked_for(system: Composition) -> None:
     files = [f"/run/secrets/{name}/password" for name in ("inventory", "orders")]
     (relay, *_) = system.of("event-relay")
-    inventory_password, orders_password = docker("exec", relay, "cat", *files).splitlines()
+    inventory_password, orders_password = docker.run("exec", relay, "cat", *files).splitlines()
     assert inventory_password != orders_password
     assert min(len(inventory_password), len(orders_password)) >= 32
 

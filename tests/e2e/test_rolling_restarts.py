@@ -13,7 +13,7 @@ from devstack import client
 from devstack import kafka as kafka_brokers
 from devstack.kafka import Kafka, Record
 from devstack.postgres import PostgresServer
-from devstack.stack import INVENTORY_API, ORDER_API, REAPER, RELAY, Databases, Options, Ports, Stack
+from devstack.stack import INVENTORY_API, ORDER_API, REAPER, RELAY, Databases, Options, Ports, Stack, target_of
 from shop.inventory.v1 import inventory_pb2
 from shop_common.errors import ShopError
 from tests.e2e.shop import CANCELLED, CONFIRMED, PROCESSING, SHIPPED, Shop
@@ -33,18 +33,21 @@ def broker() -> Iterator[Kafka]:
 
 
 @pytest.fixture(scope="module")
-def replicas(postgres_server: PostgresServer, broker: Kafka) -> Iterator[tuple[Stack, Stack]]:
+def pair(postgres_server: PostgresServer, broker: Kafka) -> Iterator[tuple[Stack, Stack]]:
     """Two of each process, over the same two databases, each API called at the addresses of both of its processes.
 
     On PostgreSQL: SQLite's way to grow is WORKERS.
     """
     databases = Databases.on_server(postgres_server)
     ports = (Ports.free(), Ports.free())
-    environment = {"INVENTORY_TARGET": inventory_addresses(ports), "ORDER_TARGET": order_addresses(ports)}
+    inventory_target, order_target = targets(ports)
     # A restarted relay gives its shards back; only a killed one makes the other wait for its lease.
     options = Options(
         drain_seconds=0.5,
-        per_process={ORDER_API: {"INVENTORY_TARGET": environment["INVENTORY_TARGET"]}, REAPER: environment},
+        per_process={
+            ORDER_API: {"INVENTORY_TARGET": inventory_target},
+            REAPER: {"INVENTORY_TARGET": inventory_target, "ORDER_TARGET": order_target},
+        },
     )
     first, second = (Stack(databases, broker, each, options) for each in ports)
     with first:
@@ -55,12 +58,9 @@ def replicas(postgres_server: PostgresServer, broker: Kafka) -> Iterator[tuple[S
         assert set(first.stop().values()) == {0}
 
 
-def inventory_addresses(ports: tuple[Ports, Ports]) -> str:
-    return "ipv4:" + ",".join(f"127.0.0.1:{each.inventory}" for each in ports)
-
-
-def order_addresses(ports: tuple[Ports, Ports]) -> str:
-    return "ipv4:" + ",".join(f"127.0.0.1:{each.orders}" for each in ports)
+def targets(ports: tuple[Ports, Ports]) -> tuple[str, str]:
+    """Of inventory-api and order-api, both processes of each."""
+    return target_of(*(each.inventory for each in ports)), target_of(*(each.orders for each in ports))
 
 
 @dataclass
@@ -86,16 +86,16 @@ class Sales:
 
 
 @pytest.mark.timeout(600)  # 24 restarts, one after the other
-def test_buyers_notice_no_restart_and_no_unit_or_event_is_lost_or_doubled(replicas: tuple[Stack, Stack]) -> None:
-    ports = (replicas[0].ports, replicas[1].ports)
-    api = client.Shop.connect(inventory_addresses(ports), order_addresses(ports))
-    with Shop(replicas[0], api) as shop:
+def test_buyers_notice_no_restart_and_no_unit_or_event_is_lost_or_doubled(pair: tuple[Stack, Stack]) -> None:
+    ports = (pair[0].ports, pair[1].ports)
+    api = client.Shop.connect(*targets(ports))
+    with Shop(pair[0], api) as shop:
         shop.wait_ready()
         products = [shop.stocked_product(units=UNITS) for _ in range(3)]
         with buyers(shop, products) as sales:
             for _ in range(ROUNDS):
                 for name in (INVENTORY_API, ORDER_API, REAPER, RELAY):
-                    for stack in replicas:
+                    for stack in pair:
                         restart(stack, name)
                         sales.wait_for(10)
 

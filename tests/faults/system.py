@@ -10,7 +10,7 @@ from sqlalchemy.exc import DBAPIError
 
 from devstack.kafka import Kafka
 from devstack.process import Process
-from devstack.stack import INVENTORY_API, ORDER_API, REAPER, RELAY, Databases, Options, Ports, Stack
+from devstack.stack import INVENTORY_API, ORDER_API, REAPER, RELAY, Databases, Options, Ports, Stack, target_of
 from tests.e2e.shop import Shop
 from tests.faults.books import Readers
 from tests.faults.checker import check
@@ -163,4 +163,4 @@ def running(
 
 
 def _target(ports: Sequence[int], way: Proxy | None) -> str:
-    return "ipv4:" + ",".join(f"127.0.0.1:{port}" for port in ([way.port] if way else ports))
+    return target_of(*([way.port] if way else ports))

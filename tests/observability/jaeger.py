@@ -8,9 +8,9 @@ import urllib.request
 from typing import Any, Self
 from uuid import uuid4
 
-from devstack import watchdog
+from devstack import docker, watchdog
 from devstack.ports import free_ports
-from tests.observability.prometheus import REQUEST_SECONDS, docker, wait_for
+from tests.observability.prometheus import REQUEST_SECONDS, wait_for
 
 IMAGE = "jaegertracing/jaeger:2.13.0"
 START_SECONDS = 30
@@ -29,7 +29,7 @@ class Jaeger:
         published = [word for port in ports for word in ("--publish", port)]
         # Else it may take spans from its own container only.
         listen = ["--env", "JAEGER_LISTEN_HOST=0.0.0.0"]
-        docker("run", "--detach", "--name", self._name, *published, *listen, IMAGE)
+        docker.run("run", "--detach", "--name", self._name, *published, *listen, IMAGE)
         try:
             wait_for("Jaeger answers", self._answers, START_SECONDS)
         except BaseException:
@@ -38,7 +38,7 @@ class Jaeger:
         return self
 
     def __exit__(self, *_: object) -> None:
-        docker("rm", "--force", "--volumes", self._name)
+        docker.run("rm", "--force", "--volumes", self._name)
         watchdog.forget(self._name)
 
     @property

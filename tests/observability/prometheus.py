@@ -2,7 +2,6 @@
 
 import json
 import re
-import subprocess
 import time
 import urllib.error
 import urllib.parse
@@ -14,7 +13,7 @@ from uuid import uuid4
 
 import yaml
 
-from devstack import watchdog
+from devstack import docker, watchdog
 from devstack.ports import free_ports
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -23,7 +22,6 @@ IMAGE = "prom/prometheus:v3.5.0"
 FOLDER = "/etc/prometheus"
 START_SECONDS = 30
 REQUEST_SECONDS = 10
-COMMAND_SECONDS = 120
 _POLL_SECONDS = 0.2
 
 Json = dict[str, Any]
@@ -45,10 +43,10 @@ class Prometheus:
             "--enable-feature=exemplar-storage",
             f"--web.listen-address=127.0.0.1:{self._port}",
         ]
-        docker("create", "--name", self._name, "--network", "host", IMAGE, *arguments)
+        docker.run("create", "--name", self._name, "--network", "host", IMAGE, *arguments)
         try:
-            docker("cp", f"{self._configuration}/.", f"{self._name}:{FOLDER}")
-            docker("start", self._name)
+            docker.run("cp", f"{self._configuration}/.", f"{self._name}:{FOLDER}")
+            docker.run("start", self._name)
             self._wait_ready()
         except BaseException:
             self.__exit__()
@@ -56,7 +54,7 @@ class Prometheus:
         return self
 
     def __exit__(self, *_: object) -> None:
-        docker("rm", "--force", "--volumes", self._name)
+        docker.run("rm", "--force", "--volumes", self._name)
         watchdog.forget(self._name)
 
     def query(self, expr: str) -> list[Json]:
@@ -105,7 +103,7 @@ class Prometheus:
                 return
             except OSError as error:
                 if time.monotonic() > deadline:
-                    log = docker("logs", "--tail", "20", self._name)
+                    log = docker.run("logs", "--tail", "20", self._name, errors_too=True)
                     raise TimeoutError(f"Prometheus is not ready: {error}\n{log}") from error
                 time.sleep(_POLL_SECONDS)
 
@@ -113,26 +111,12 @@ class Prometheus:
 def promtool(*arguments: str) -> str:
     """What it prints about deploy/prometheus. Raises AssertionError when it is not content."""
     name = f"shop-test-promtool-{uuid4().hex[:8]}"
-    docker("create", "--name", name, "--entrypoint", "promtool", "--workdir", FOLDER, IMAGE, *arguments)
+    docker.run("create", "--name", name, "--entrypoint", "promtool", "--workdir", FOLDER, IMAGE, *arguments)
     try:
-        docker("cp", f"{DEPLOYED}/.", f"{name}:{FOLDER}")
-        return docker("start", "--attach", name)
+        docker.run("cp", f"{DEPLOYED}/.", f"{name}:{FOLDER}")
+        return docker.run("start", "--attach", name, errors_too=True)
     finally:
-        docker("rm", "--force", name)
-
-
-def docker(*arguments: str) -> str:
-    """What the engine answers, standard error included. Raises AssertionError when it fails."""
-    done = subprocess.run(
-        ["docker", *arguments],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=COMMAND_SECONDS,
-        check=False,
-    )
-    assert done.returncode == 0, f"docker {' '.join(arguments)}\n{done.stdout}"
-    return done.stdout
+        docker.run("rm", "--force", name)
 
 
 def configure(

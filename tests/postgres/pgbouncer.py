@@ -1,7 +1,6 @@
 """Debian's PgBouncer in a container, before a PostgreSQL of this machine, pooling by transaction."""
 
 import re
-import subprocess
 import time
 from collections.abc import Iterator
 from configparser import ConfigParser
@@ -12,7 +11,7 @@ from uuid import uuid4
 import psycopg
 from sqlalchemy import make_url
 
-from devstack import watchdog
+from devstack import docker, watchdog
 from devstack.ports import free_ports
 from devstack.postgres import PostgresServer
 
@@ -49,19 +48,21 @@ def provide(server: PostgresServer, folder: Path) -> Iterator[PgBouncer]:
     """Built where it is not yet, set as docs/postgresql.md has it but with a smaller pool, and removed at the end."""
     (port,) = free_ports(1)
     _configure(folder, server, port)
-    _docker("build", "--quiet", "--tag", _IMAGE, "--file", str(_DOCKERFILE), str(folder), seconds=BUILD_SECONDS)
+    docker.run("build", "--quiet", "--tag", _IMAGE, "--file", str(_DOCKERFILE), str(folder), seconds=BUILD_SECONDS)
     name = f"shop-tests-pgbouncer-{uuid4().hex[:8]}"
     remove = ["rm", "--force", name]
     watchdog.run(name, ["docker", *remove])
     try:
         # In the machine's own network: the server listens on the loopback, and so shall this.
         mount = f"{folder}:/etc/pgbouncer:ro"
-        _docker("run", "--detach", "--network", "host", "--name", name, "--volume", mount, _IMAGE, "/etc/pgbouncer/ini")
+        docker.run(
+            "run", "--detach", "--network", "host", "--name", name, "--volume", mount, _IMAGE, "/etc/pgbouncer/ini"
+        )
         pgbouncer = PgBouncer(port)
         _wait_until_it_answers(pgbouncer.plain_url(server.url), name)
         yield pgbouncer
     finally:
-        _docker(*remove)
+        docker.run(*remove)
         watchdog.forget(name)
 
 
@@ -94,14 +95,7 @@ def _wait_until_it_answers(url: str, container: str) -> None:
             return
         except psycopg.OperationalError as error:
             if time.monotonic() > deadline:
-                raise TimeoutError(f"PgBouncer does not answer: {error}\n{_docker('logs', container)}") from error
+                raise TimeoutError(
+                    f"PgBouncer does not answer: {error}\n{docker.run('logs', container, errors_too=True)}"
+                ) from error
             time.sleep(_POLL_SECONDS)
-
-
-def _docker(*words: str, seconds: float = START_SECONDS) -> str:
-    done = subprocess.run(
-        ["docker", *words], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=seconds, check=False
-    )
-    if done.returncode:
-        raise RuntimeError(f"docker {words[0]} failed: {done.stdout}")
-    return done.stdout

@@ -9,6 +9,7 @@ import subprocess
 from functools import cache
 
 ANSWER_SECONDS = 10
+RUN_SECONDS = 120
 
 
 @cache
@@ -20,3 +21,21 @@ def engine() -> str | None:
     except (OSError, subprocess.TimeoutExpired):
         return None
     return f"Docker {asked.stdout.strip()}" if asked.returncode == 0 else None
+
+
+def run(*words: str, seconds: float = RUN_SECONDS, check: bool = True, errors_too: bool = False) -> str:
+    """What `docker` prints to standard output; with `errors_too` also to standard error, where logs go.
+
+    Raises AssertionError, with all that it said, when it fails and `check` is not off.
+    """
+    done = subprocess.run(
+        ["docker", *words],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT if errors_too else subprocess.PIPE,
+        text=True,
+        timeout=seconds,
+        check=False,
+    )
+    said = f"docker {' '.join(words)} ended with {done.returncode}\n{done.stdout}\n{done.stderr or ''}"
+    assert done.returncode == 0 or not check, said
+    return done.stdout

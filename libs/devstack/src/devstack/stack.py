@@ -218,5 +218,10 @@ class Stack:
         return common | own[name] | dict(options.environment) | dict(options.per_process.get(name, {}))
 
 
+def target_of(*ports: int) -> str:
+    """The target by which gRPC calls all of an API's processes in turn."""
+    return "ipv4:" + ",".join(f"127.0.0.1:{port}" for port in ports)
+
+
 def _local(port: int) -> str:
     return f"localhost:{port}"
