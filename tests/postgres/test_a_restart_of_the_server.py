@@ -20,9 +20,9 @@ from tests.e2e.shop import CONFIRMED, Shop
 BUYERS = 6
 RESTARTS = 2
 UNITS = 100_000
-HOLD_SECONDS = 20
+HOLD_SECONDS = 30  # longer than a restart takes: who asks again then still finds what was held
 CALL_SECONDS = 10
-BACK_SECONDS = 60
+BACK_SECONDS = 90
 
 
 @pytest.fixture
@@ -61,8 +61,8 @@ def test_clients_see_unavailable_for_seconds_and_nothing_else(shop: Shop, server
         sell(shop, answers)
     shop.wait_ready()
 
-    assert {code for code, _ in answers.refusals} == {"UNAVAILABLE"}
-    assert {reason for _, reason in answers.refusals} <= {"DATABASE_UNAVAILABLE", "INVENTORY_UNAVAILABLE"}
+    known = {("UNAVAILABLE", "DATABASE_UNAVAILABLE"), ("UNAVAILABLE", "INVENTORY_UNAVAILABLE")}
+    assert set(answers.refusals) <= known
     for order_id in answers.orders:
         shop.bring_to(order_id, CONFIRMED)
     # What was held for an order that was never made runs out; every other unit has its order.
