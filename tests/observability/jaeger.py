@@ -60,14 +60,16 @@ class Jaeger:
         (found,) = self._ask(f"traces/{trace_id}")
         return dict(found)
 
-    def search(self, service: str, operation: str, tags: dict[str, str]) -> list[dict[str, Any]]:
-        """Traces of the last minutes, as Grafana's data source asks for them."""
+    def search(
+        self, service: str, operation: str, tags: dict[str, str], *, since: float | None = None
+    ) -> list[dict[str, Any]]:
+        """Traces of the last minutes, or since a moment, as Grafana's data source asks for them."""
         end = int(time.time() * 1_000_000)
         question = {
             "service": service,
             "operation": operation,
             "tags": json.dumps(tags),
-            "start": end - 600_000_000,
+            "start": end - 600_000_000 if since is None else int(since * 1_000_000),
             "end": end,
             "limit": 20,
         }

@@ -7,11 +7,11 @@ import json
 import re
 import sys
 import threading
-import urllib.parse
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, suppress
-from typing import Any
+from uuid import uuid4
 
 import pytest
 
@@ -23,10 +23,17 @@ from devstack.process import Process
 from devstack.stack import RELAY, Databases, Options, Ports, Stack
 from shop_common.errors import ShopError
 from tests.e2e.shop import Shop
+from tests.observability import reference
+from tests.observability.dashboards import Json, as_grafana_asks, filled, panels, search_of, tags_of, targets
 from tests.observability.jaeger import Jaeger
-from tests.observability.prometheus import ROOT, Prometheus, configure, metrics_in, wait_for
+from tests.observability.prometheus import Prometheus, configure, metrics_in, wait_for
 
 pytestmark = [pytest.mark.usefixtures("docker_engine"), pytest.mark.timeout(300)]
+
+INVENTORY = "shop.inventory.v1.InventoryService"
+TOPICS = ("order-events", "inventory-events")
+# A type for which each topic's consumer has a handler.
+READ_FROM = {"order-events": "ORDER_SHIPPED", "inventory-events": "STOCK_RELEASED"}
 
 DATA_SECONDS = 90
 FIRE_SECONDS = 60
@@ -40,21 +47,14 @@ LOWER = {"(shop_outbox_oldest_event_age_seconds) > 60": "(shop_outbox_oldest_eve
 # What counts them is there from the first time on.
 NEVER_HAPPENED = {"shop_short_fulfilments_total", "shop_consumer_dead_letters_total", "shop_consumer_missed_total"}
 
-Json = dict[str, Any]
+UNHEARD_OF = [
+    ("ShopDeadLetters", "inventory-api"),
+    ("ShopDeadLetters", "order-api"),
+    ("ShopShippedShort", "inventory-api"),
+]
 
-
-def panels() -> list[Json]:
-    dashboards = [json.loads(path.read_text()) for path in sorted((ROOT / "deploy/grafana/dashboards").iterdir())]
-    return [panel for dashboard in dashboards for panel in dashboard["panels"] if panel["type"] != "row"]
-
-
-def targets() -> list[Json]:
-    return [target for panel in panels() for target in panel["targets"]]
-
-
-def as_grafana_asks(target: Json) -> str:
-    """Over ten scrapes."""
-    return str(target["expr"]).replace("$__rate_interval", "10s")
+# What a label's value never is: an id of whatever kind.
+ENDLESS = re.compile(r"\d+|[0-9a-f]{8}-[0-9a-f-]{27}")
 
 
 @pytest.fixture(scope="module")
@@ -89,6 +89,7 @@ def shoppers(system: Stack) -> Iterator[Process]:
     addresses = ["--inventory", system.inventory_address, "--orders", system.orders_address]
     process = Process("load", [*command, *addresses]).start()
     try:
+        process.wait_for_line("ordered", DATA_SECONDS)  # until its shop has stock it needs all to go well
         yield process
         assert process.alive, process.tail()
     finally:
@@ -97,22 +98,21 @@ def shoppers(system: Stack) -> Iterator[Process]:
 
 @pytest.fixture(scope="module")
 def prometheus(system: Stack, shoppers: Process, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prometheus]:
-    ports = system.ports
     folder = tmp_path_factory.mktemp("prometheus")
-    configure(
-        folder,
-        {
-            "inventory-api": ports.inventory_metrics,
-            "order-api": ports.orders_metrics,
-            "reservation-reaper": ports.reaper_metrics,
-            "event-relay": ports.relay_metrics,
-        },
-        quicker=60,
-        lower=LOWER,
-    )
+    configure(folder, metrics_ports(system), quicker=60, lower=LOWER)
     with Prometheus(folder) as running:
         wait_for("all are scraped", lambda: set(running.targets().values()) == {"up"}, DATA_SECONDS)
         yield running
+
+
+def metrics_ports(system: Stack) -> dict[str, int]:
+    ports = system.ports
+    return {
+        "inventory-api": ports.inventory_metrics,
+        "order-api": ports.orders_metrics,
+        "reservation-reaper": ports.reaper_metrics,
+        "event-relay": ports.relay_metrics,
+    }
 
 
 # --- dashboards ---
@@ -162,21 +162,6 @@ def test_the_link_of_a_panel_finds_the_traces_behind_its_series(prometheus: Prom
         wait_for(f"traces for {search}", found, DATA_SECONDS)
 
 
-def search_of(url: str) -> Json:
-    (panes,) = urllib.parse.parse_qs(urllib.parse.urlsplit(url).query)["panes"]
-    (search,) = json.loads(panes)["t"]["queries"]
-    return dict(search)
-
-
-def filled(text: str, series: Json) -> str:
-    """As Grafana puts the labels of a series into its links."""
-    return re.sub(r"\$\{__field\.labels\.(\w+):percentencode\}", lambda found: series["metric"][found[1]], text)
-
-
-def tags_of(logfmt: str) -> dict[str, str]:
-    return dict(part.split("=", 1) for part in logfmt.split())
-
-
 # --- alerts ---
 
 
@@ -190,44 +175,88 @@ def test_the_rules_ask_for_metrics_that_there_are(prometheus: Prometheus) -> Non
 
 
 def fires(prometheus: Prometheus, *alerts: tuple[str, str]) -> None:
-    wait_for(f"{alerts} fire", lambda: prometheus.firing() >= set(alerts), FIRE_SECONDS)
+    try:
+        wait_for(f"{alerts} fire", lambda: prometheus.firing() >= set(alerts), FIRE_SECONDS)
+    except AssertionError as late:
+        raise AssertionError(f"{late}; what does: {sorted(prometheus.firing())}") from late
 
 
 def resolve(prometheus: Prometheus, *alerts: tuple[str, str]) -> None:
     wait_for(f"{alerts} are over", lambda: not prometheus.firing() & set(alerts), RESOLVE_SECONDS)
 
 
-def told_of(prometheus: Prometheus, fault: AbstractContextManager[object], *alerts: tuple[str, str]) -> None:
-    """They do not fire before, do while it lasts, and no more when it is over."""
+@contextmanager
+def told_of(prometheus: Prometheus, fault: AbstractContextManager[object], *alerts: tuple[str, str]) -> Iterator[None]:
+    """They do not fire before, do while it lasts, for the block, and no more when it is over."""
     resolve(prometheus, *alerts)
     with fault:
         fires(prometheus, *alerts)
+        yield
     resolve(prometheus, *alerts)
 
 
-def test_a_frozen_kafka_is_told_of(prometheus: Prometheus, broker: Kafka) -> None:
-    told_of(prometheus, broker.frozen(), ("ShopOutboxOld", "inventory"), ("ShopOutboxOld", "orders"))
+@contextmanager
+def stopped(server: Kafka | PostgresServer) -> Iterator[None]:
+    server.kill()
+    try:
+        yield
+    finally:
+        server.start_again()
 
 
-def test_a_frozen_postgresql_is_told_of(prometheus: Prometheus, postgres_server: PostgresServer) -> None:
-    told_of(
-        prometheus,
-        postgres_server.frozen(),
-        ("ShopErrorBudgetBurnsFast", "inventory-api"),
-        ("ShopReaperSilent", "expire-reservations"),
-    )
+def test_a_stopped_kafka_is_told_of_and_the_relays_log_names_it(
+    prometheus: Prometheus, system: Stack, broker: Kafka
+) -> None:
+    said = len(lines(system.relay, "relay interrupted"))
+
+    with told_of(prometheus, stopped(broker), ("ShopOutboxOld", "inventory"), ("ShopOutboxOld", "orders")):
+        told = lines(system.relay, "relay interrupted")[said:]
+
+    assert {kind for line in told for kind in re.findall(r"kind=(\w+)", line)} & {"BrokerAway", "DeliveryFailed"}
+    # Once for each database and kind of failure, however long it lasts.
+    assert len(told) <= 4
 
 
-def test_a_frozen_inventory_api_is_told_of(prometheus: Prometheus, system: Stack) -> None:
+def test_a_stopped_postgresql_is_told_of_and_the_log_names_it(
+    prometheus: Prometheus, system: Stack, postgres_server: PostgresServer
+) -> None:
+    said = len(lines(system.inventory_api, "reason=DATABASE_UNAVAILABLE"))
+
+    with told_of(prometheus, stopped(postgres_server), ("ShopReaperSilent", "expire-reservations")):
+        # Calls fail, until the consumer meets an event: then the process is not ready, and is not called any more.
+        pages = {("ShopErrorBudgetBurnsFast", "inventory-api"), ("ShopNotReady", "inventory-api")}
+        wait_for(f"one of {pages} fires", lambda: prometheus.firing() & pages, FIRE_SECONDS)
+        assert lines(system.inventory_api, "reason=DATABASE_UNAVAILABLE")[said:]
+    resolve(prometheus, *pages)
+
+
+def test_a_frozen_inventory_api_is_told_of_and_the_buyers_trace_names_it(
+    prometheus: Prometheus, system: Stack, jaeger: Jaeger
+) -> None:
+    began = time.time()
     # The shoppers look for stock first, and then do not come to order-api.
-    with a_buyer_who_insists(system):
+    with (
+        a_buyer_who_insists(system),
         told_of(
             prometheus,
             system.inventory_api.frozen(),
             ("ShopProcessDown", "inventory-api"),
             ("ShopServiceDown", "inventory-api"),
             ("ShopErrorBudgetBurnsFast", "order-api"),
-        )
+        ),
+    ):
+        failed = {"error.type": "INVENTORY_UNAVAILABLE"}
+
+        def is_named() -> bool:
+            traces = jaeger.search("order-api", "shop.order.v1.OrderService/CreateOrder", failed, since=began)
+            # Of all that the call did, what failed is the call to inventory-api.
+            return any(
+                span["operationName"] == f"{INVENTORY}/BatchReserveStock" and failed.items() <= tags(span).items()
+                for trace in traces
+                for span in trace["spans"]
+            )
+
+        wait_for("a trace names inventory-api", is_named, DATA_SECONDS)
 
 
 @contextmanager
@@ -255,8 +284,50 @@ def test_a_relay_that_is_gone_is_told_of(prometheus: Prometheus, system: Stack) 
     resolve(prometheus, ("ShopServiceDown", "event-relay"))
 
 
-def test_a_message_that_nobody_can_read_is_told_of(prometheus: Prometheus, broker: Kafka) -> None:
-    resolve(prometheus, ("ShopDeadLetters", "inventory-api"))
-    broker.produce("order-events", "1", "no JSON", {"ce_id": "1", "ce_type": "ORDER_SHIPPED"})
+def lines(process: Process, words: str) -> list[str]:
+    return [line for line in process.log.splitlines() if words in line]
 
-    fires(prometheus, ("ShopDeadLetters", "inventory-api"))
+
+def tags(span: Json) -> Json:
+    return {tag["key"]: tag["value"] for tag in span["tags"]}
+
+
+# --- what should never happen, and the reference of it all ---
+
+
+@pytest.fixture(scope="module")
+def unheard_of(prometheus: Prometheus, system: Stack, broker: Kafka) -> None:
+    """All of it happens, but that events are lost: tests/broker deletes some."""
+    resolve(prometheus, *UNHEARD_OF)
+    with Shop.of(system) as shop:
+        shop.wait_ready()
+        with pytest.raises(ShopError):
+            shop.reservation(str(uuid4()))
+    for topic in TOPICS:
+        broker.produce(topic, "1", "no JSON", {"ce_id": str(uuid4()), "ce_type": READ_FROM[topic]})
+    lines = [{"product_id": PRODUCTS[0], "quantity": 1}]
+    shipped = {
+        "event_type": "ORDER_SHIPPED",
+        "timestamp": "2024-01-15T10:30:00Z",
+        "data": {"id": "none", "items": lines},
+    }
+    broker.produce("order-events", "none", json.dumps(shipped), {"ce_id": str(uuid4()), "ce_type": "ORDER_SHIPPED"})
+
+
+def test_what_should_never_happen_is_told_of(prometheus: Prometheus, unheard_of: None) -> None:
+    fires(prometheus, *UNHEARD_OF)
+
+
+@pytest.mark.parametrize("process", reference.PROCESSES)
+def test_a_process_tells_of_what_the_reference_says_and_of_nothing_else(
+    system: Stack, shoppers: Process, unheard_of: None, process: str
+) -> None:
+    port = metrics_ports(system)[process]
+    documented = reference.documented(process)
+    documented.pop("shop_consumer_missed_total", None)  # there when events are lost
+    wait_for(f"all of {sorted(documented)}", lambda: documented.keys() <= reference.scraped(port).keys(), DATA_SECONDS)
+
+    scraped = reference.scraped(port)
+    assert {name: set().union(*series) for name, series in scraped.items()} == documented
+    values = [(name, *label) for name, series in scraped.items() for labels in series for label in labels.items()]
+    assert [found for found in values if ENDLESS.fullmatch(found[-1])] == []

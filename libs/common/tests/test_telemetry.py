@@ -7,6 +7,7 @@ import pytest
 from google.protobuf.wrappers_pb2 import StringValue
 from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.trace import SpanKind, StatusCode, format_span_id, format_trace_id
+from prometheus_client import REGISTRY
 from sqlalchemy import text
 
 from libs.common.tests.echo_service import SERVICE, EchoSettings, echo_service, echo_stub, serving
@@ -16,6 +17,7 @@ from shop_common.database import Database
 from shop_common.errors import NotFound
 from shop_common.grpc_client import Client
 from shop_common.grpc_server import traceparent
+from shop_common.health import Health
 
 TRACE_ID = "0af7651916cd43dd8448eb211c80319c"
 SPAN_ID = "b7ad6b7169203331"
@@ -117,23 +119,8 @@ def test_each_statement_is_a_span_of_the_work_it_belongs_to(spans: Spans, new_da
     assert _trace_of(statement) == _trace_of(work)
 
 
-def test_a_batch_names_the_traces_it_acts_for(spans: Spans) -> None:
-    other = TRACEPARENT.replace("0af7", "1bf7")
-    with telemetry.span("ship", SpanKind.PRODUCER, links=[TRACEPARENT, None, "nonsense", other]):
-        pass
-
-    (span,) = spans.all()
-    assert [format_trace_id(link.context.trace_id) for link in span.links] == [
-        TRACE_ID,
-        TRACE_ID.replace("0af7", "1bf7"),
-    ]
-
-
-def test_trace_context_crosses_kafka_as_a_header() -> None:
-    headers = [("ce_id", b"1"), *telemetry.to_kafka(TRACEPARENT)]
-
-    assert telemetry.from_kafka(headers) == TRACEPARENT
-    assert telemetry.to_kafka(None) == []
+def test_trace_context_is_a_header_of_a_message() -> None:
+    assert telemetry.from_kafka([("ce_id", b"1"), ("traceparent", TRACEPARENT.encode())]) == TRACEPARENT
     for nothing in (None, [], [("traceparent", None)], [("traceparent", b"\xff")], [("traceparent", b"00-0-0-0")]):
         assert telemetry.from_kafka(nothing) is None
 
@@ -145,6 +132,21 @@ def test_trace_context_crosses_kafka_as_a_header() -> None:
 def test_a_malformed_traceparent_is_dropped(malformed: str) -> None:
     assert telemetry.well_formed(malformed) is None
     assert telemetry.remote_parent(malformed) is None
+
+
+def test_prometheus_is_told_whether_the_process_is_ready() -> None:
+    def told() -> float | None:
+        return REGISTRY.get_sample_value("shop_ready_processes")
+
+    health = Health()
+    assert told() == 0
+    health.set_ready("server", True)
+    assert told() == 1
+    health.set_ready("consumer", False)
+    assert told() == 0
+    health.set_ready("consumer", True)
+    health.drain()
+    assert told() == 0
 
 
 def test_without_an_endpoint_nothing_is_traced() -> None:

@@ -54,6 +54,7 @@ def test_it_shows_what_the_interval_brought(stack: Stack, busy: None, capsys: py
         ("outboxes and their relay", ("orders",)),
         ("consumers", ("inventory-api", "order-events")),
         ("consumers", ("order-api", "inventory-events")),
+        ("holds", ("running",)),
         ("reaper", ("expire-reservations",)),
     ):
         assert _row(shown, table, *row)

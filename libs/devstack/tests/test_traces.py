@@ -118,15 +118,15 @@ def test_a_batch_within_a_batch_is_followed(shop: _Shop) -> None:
     ]
 
 
-def test_who_ships_its_events_is_shown_below_the_call_and_not_once_more(shop: _Shop) -> None:
-    with telemetry.span("CreateOrder", SpanKind.SERVER, attributes={"shop.order_id": "a"}):
-        traceparent = telemetry.current_traceparent()
-    with telemetry.span("ship", SpanKind.PRODUCER, links=[traceparent], attributes={"shop.order_ids": ["a", "b"]}):
+def test_who_ships_the_events_of_several_calls_is_shown_below_each(shop: _Shop) -> None:
+    calls = [shop.call("CreateOrder", order_id).span for order_id in "ab"]
+    with telemetry.batch_span("ship batch", calls, attributes={"shop.order_ids": ["a", "b"]}):
         pass
 
-    (tree,) = shop.story("a").trees
+    for order_id, shown in (("a", "  ship batch"), ("b", "  -> ship batch")):
+        (tree,) = shop.story(order_id).trees
 
-    assert _drawn(tree.roots) == ["CreateOrder", "  -> ship"]
+        assert _drawn(tree.roots) == ["shop.order.v1.OrderService/CreateOrder", shown]
 
 
 def test_what_is_about_other_orders_is_left_out_and_counted(shop: _Shop) -> None:

@@ -8,7 +8,7 @@ import pytest
 from sqlalchemy import event, func, select, text, update
 from stockroom import Stockroom, deadline
 
-from inventory_api import history, tables, transitions
+from inventory_api import history, holds, tables, transitions
 from inventory_api.domain import ENDED, Line, Reservation, ReservationNotFound
 from inventory_api.history import Purged, PurgeRequest
 from shop_common.database import Database
@@ -202,6 +202,23 @@ def test_expiring_what_is_due_reads_no_table_from_end_to_end(long_history: Datab
     # By product or by time: which is cheaper, the planner knows.
     assert re.search("ix_stock_reservations_(product_)?due", of_product)
     assert "ix_stock_reservations_due" in of_all
+
+
+def test_counting_holds_reads_no_table_from_end_to_end(long_history: Database) -> None:
+    plans: list[str] = []
+
+    def explain(tx: object, cursor: object, statement: str, parameters: Any, *_: object) -> None:
+        if "stock_reservations" in statement:
+            plans.append(_plan(long_history, statement, parameters))
+
+    event.listen(long_history.engine, "before_cursor_execute", explain)
+    try:
+        long_history.query(holds.count)
+    finally:
+        event.remove(long_history.engine, "before_cursor_execute", explain)
+
+    (plan,) = plans
+    assert plan.count("ix_stock_reservations_due") == 2
 
 
 def test_every_state_that_has_ended_is_in_the_index_of_what_can_be_purged() -> None:

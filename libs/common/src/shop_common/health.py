@@ -13,10 +13,17 @@ import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
+from shop_common import metrics
 from shop_common.listen import opened
 
 LIVENESS = "liveness"
 HEALTH_SERVICE: str = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
+
+_ready = metrics.gauge(
+    __name__,
+    "shop_ready_processes",
+    "1 while the process is ready for calls, else 0; with WORKERS > 1 so many of them are",
+)
 
 _Response = health_pb2.HealthCheckResponse
 _Send = Callable[[_Response | None], None]
@@ -43,6 +50,7 @@ class Health(health_pb2_grpc.HealthServicer):
         self._watches: dict[_Send, str] = {}
         # Held while watchers are told, so that they hear of changes in order.
         self._lock = threading.Lock()
+        _ready().set(0)
 
     def serve_on(self, server: grpc.Server, services: Iterable[str], *, reflect: bool) -> None:
         """Answer on this server, and speak for these full service names; `reflect` offers their descriptors."""
@@ -98,6 +106,7 @@ class Health(health_pb2_grpc.HealthServicer):
         if ready == self._ready:
             return
         self._ready = ready
+        _ready().set(ready)
         for send, name in tuple(self._watches.items()):
             if name in self._names:
                 send(_Response(status=self._status(name)))

@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 
 _TRACEPARENT = re.compile(r"00-(?!0{32})([0-9a-f]{32})-(?!0{16})([0-9a-f]{16})-([0-9a-f]{2})")
 
-
 # What stands for "not sampled" where there is no span to say so: its children are not recorded either.
 _UNSAMPLED_TRACE_ID = 1
 _UNSAMPLED = NonRecordingSpan(SpanContext(_UNSAMPLED_TRACE_ID, 1, is_remote=False))
@@ -94,19 +93,17 @@ def span(
     kind: SpanKind = SpanKind.INTERNAL,
     *,
     parent: str | None = None,
-    links: Iterable[str | None] = (),
     attributes: Mapping[str, AttributeValue] | None = None,
 ) -> Iterator[Span]:
     """A span around the block, which fails with it; the current one is its parent unless a traceparent is given.
 
-    A batch that acts for many traces names them in `links`. Nothing happens when traces are off.
+    Nothing happens when traces are off.
     """
     if _Running.tracer is None:
         yield trace.INVALID_SPAN
         return
-    linked = [trace.Link(context) for link in links if (context := _span_context(link)) is not None]
     with _Running.tracer.start_as_current_span(
-        name, context=remote_parent(parent), kind=kind, links=linked, attributes=dict(attributes or {})
+        name, context=remote_parent(parent), kind=kind, attributes=dict(attributes or {})
     ) as current:
         yield current
 
@@ -210,11 +207,6 @@ def remote_parent(traceparent: str | None) -> Context | None:
 def well_formed(traceparent: str | None) -> str | None:
     """The traceparent if it is one, else None: what comes from outside is stored and passed on only if it is sound."""
     return traceparent if traceparent is not None and _TRACEPARENT.fullmatch(traceparent) else None
-
-
-def to_kafka(traceparent: str | None) -> list[tuple[str, bytes]]:
-    """The traceparent as message headers; none if there is none."""
-    return [("traceparent", traceparent.encode())] if traceparent else []
 
 
 def from_kafka(headers: Sequence[tuple[str, bytes | None]] | None) -> str | None:

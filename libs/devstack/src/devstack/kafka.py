@@ -289,6 +289,8 @@ def _container_settings(port: int) -> dict[str, str]:
         "KAFKA_GROUP_INITIAL_REBALANCE_DELAY_MS": "0",
         # Its own minimum is six seconds, which tests would wait for a member that does not leave properly.
         "KAFKA_GROUP_MIN_SESSION_TIMEOUT_MS": "500",
+        # 128 MB of the heap if nothing is said: with less than that in one piece the broker ends at its start.
+        "KAFKA_LOG_CLEANER_DEDUPE_BUFFER_SIZE": str(8 * 2**20),
         "KAFKA_HEAP_OPTS": "-Xms128m -Xmx256m -XX:TieredStopAtLevel=1 -XX:+UseSerialGC",
     }
 

@@ -10,20 +10,30 @@ import argparse
 import importlib
 import pkgutil
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
+from devstack.stack import INVENTORY_API, ORDER_API, REAPER, RELAY
 from shop_common import metrics
 from shop_common.metrics import Declaration
 
 FILE = Path("docs/metrics.md")
 
-PACKAGES = {
-    "shop_common": "What several processes have in common",
-    "inventory_api": "inventory-api",
-    "order_api": "order-api",
-    "event_relay": "event-relay",
-    "reservation_reaper": "reservation-reaper",
+_APIS = (INVENTORY_API, ORDER_API)
+
+# Who has what is declared there: a package of one process, or a module of what they share.
+PROCESSES = {
+    "inventory_api": (INVENTORY_API,),
+    "order_api": (ORDER_API,),
+    "event_relay": (RELAY,),
+    "reservation_reaper": (REAPER,),
+    "shop_common.coalescer_telemetry": _APIS,
+    "shop_common.consumer_metrics": _APIS,
+    "shop_common.database": (*_APIS, RELAY),
+    "shop_common.grpc_client": (ORDER_API, REAPER),
+    "shop_common.grpc_server": _APIS,
+    "shop_common.health": (*_APIS, RELAY, REAPER),
+    "shop_common.outbox": _APIS,
 }
 
 _INTRODUCTION = """\
@@ -33,9 +43,9 @@ Made by `python -m devstack.metrics_reference generate` from the declarations in
 
 Every process answers Prometheus at `http://HOST:METRICS_PORT/metrics`; with `METRICS_PORT` unset there are none. With
 `WORKERS` > 1 the port is the parent's, and what it shows is of all workers together. Durations are in seconds. The
-histograms of calls carry exemplars with `trace_id` in the OpenMetrics format (not with `WORKERS` > 1). Labels have few
-values: an id is never one. A metric appears when it is first counted. Besides these there are `process_*` and
-`python_*` of the Prometheus client.
+histograms of calls carry exemplars with `trace_id` in the OpenMetrics format. Labels have few values: an id is never
+one. A metric appears when it is first counted. Besides these there are `process_*` and `python_*` of the Prometheus
+client. Exemplars and these are missing with `WORKERS` > 1.
 """
 
 
@@ -57,27 +67,44 @@ def main(argv: Sequence[str] | None = None) -> int:
 def reference() -> Iterator[str]:
     """The lines of the file."""
     yield _INTRODUCTION
-    found = declarations()
-    for package, title in PACKAGES.items():
-        own = [one for one in found if one.module.partition(".")[0] == package]
-        if not own:
-            continue
-        yield f"## {title}\n"
-        yield "| metric | type | labels | meaning |"
-        yield "|---|---|---|---|"
-        for one in sorted(own, key=lambda one: one.name):
-            labels = ", ".join(f"`{label}`" for label in one.labels)
-            yield f"| `{one.name}` | {one.kind} | {labels} | {one.meaning} |"
-        yield ""
+    found = sorted(declarations(), key=lambda one: one.name)
+    yield from _section("What several processes have in common", filter(_is_common, found), with_processes=True)
+    for process in (INVENTORY_API, ORDER_API, RELAY, REAPER):
+        own = [one for one in found if not _is_common(one) and process in processes_of(one)]
+        if own:
+            yield from _section(process, own, with_processes=False)
 
 
 def declarations() -> Sequence[Declaration]:
     """All metrics of the four deployables."""
-    for package in PACKAGES:
+    packages = {module.partition(".")[0] for module in PROCESSES}
+    for package in packages:
         for module in pkgutil.walk_packages(importlib.import_module(package).__path__, f"{package}."):
             if not _runs_by_itself(module.name):
                 importlib.import_module(module.name)
-    return [one for one in metrics.declared() if one.module.partition(".")[0] in PACKAGES]
+    return [one for one in metrics.declared() if one.module.partition(".")[0] in packages]
+
+
+def processes_of(declaration: Declaration) -> Sequence[str]:
+    """The processes that have it. Raises KeyError for a module that PROCESSES does not name."""
+    package = declaration.module.partition(".")[0]
+    return PROCESSES[declaration.module if _is_common(declaration) else package]
+
+
+def _section(title: str, listed: Iterable[Declaration], *, with_processes: bool) -> Iterator[str]:
+    columns = ["metric", "type", "labels", *(["processes"] if with_processes else []), "meaning"]
+    yield f"## {title}\n"
+    yield f"| {' | '.join(columns)} |"
+    yield f"|{'---|' * len(columns)}"
+    for one in listed:
+        labels = ", ".join(f"`{label}`" for label in one.labels)
+        processes = [", ".join(processes_of(one))] if with_processes else []
+        yield f"| {' | '.join([f'`{one.name}`', one.kind, labels, *processes, one.meaning])} |"
+    yield ""
+
+
+def _is_common(declaration: Declaration) -> bool:
+    return declaration.module.startswith("shop_common.")
 
 
 def _runs_by_itself(module: str) -> bool:

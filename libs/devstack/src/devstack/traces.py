@@ -1,9 +1,8 @@
 """What happened to an order, as trees of spans: each of its traces, and in them the batches that acted for it.
 
-Calls are coalesced, so their work is done in batches, which act for many traces and lie in one of them, or in one of
-their own. Links lead there: from a span that waits to the batches that it waited for, and from a batch to the spans
-that it acts for. Here a batch is shown below the span that it acted for, wherever it lies. What it did for others
-is left out.
+Calls are coalesced, so their work is done in batches, which act for many traces and lie in one of them. Links lead
+there: from a span that waits to the batches that it waited for, and from a batch to the spans that it acts for. Here a
+batch is shown below the span that it acted for, wherever it lies. What it did for others is left out.
 """
 
 import time
@@ -199,8 +198,8 @@ class _Trace:
 
 
 def _is_batch(span: Span) -> bool:
-    """Whether its links name what it acts for. It begins a trace, or lies in that of the first of them, below it."""
-    return bool(span.links) and (span.parent is None or span.parent in span.links)
+    """Whether its links name what it acts for: it lies below the first of them."""
+    return span.parent in span.links
 
 
 def _awaited(span: Span) -> Sequence[SpanId]:

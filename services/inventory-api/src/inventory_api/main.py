@@ -5,6 +5,7 @@ import sys
 from collections.abc import Sequence
 
 from inventory_api import consumer
+from inventory_api.holds import HoldsWatch
 from inventory_api.migrations import SCHEMA
 from inventory_api.operations import Operations
 from inventory_api.servicer import InventoryMaintenanceServicer, InventoryServicer
@@ -79,4 +80,8 @@ def serve(settings: InventorySettings) -> None:
         )
         order_events.start()
         on_stop.insert(0, order_events.stop)
+    if telemetry.metrics_wanted():
+        holds = HoldsWatch(database)
+        holds.start()
+        on_stop.insert(0, holds.stop)
     lifecycle.serve(server, settings, on_stop=on_stop)

@@ -64,6 +64,7 @@ def page(addresses: Mapping[str, str], intervals: Mapping[str, Interval | None],
             idle=idle,
         ),
         _table("what happened", "process, what, which", "times", _facts(present), idle=idle),
+        _table("holds", "state", "now", _holds(present)),
         _table("reaper", "work", "rounds, failed rounds, done, last success", _reaper(present)),
     ]
     return Group(*(table for table in tables if table.row_count))
@@ -167,6 +168,12 @@ def _facts(present: Present) -> Iterator[Row]:
         for what, counter, label in counters:
             for (which, *_), rate in _sorted(interval.rate(counter, label)):
                 yield Row([name, what, which], [_rate(rate)], moves=rate > 0)
+
+
+def _holds(present: Present) -> Iterator[Row]:
+    for interval in present.values():
+        for key, held in _sorted(interval.gauge("shop_holds", "state")):
+            yield Row(key, [_whole(held)], moves=True)
 
 
 def _reaper(present: Present) -> Iterator[Row]:

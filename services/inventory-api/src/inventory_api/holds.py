@@ -1,0 +1,84 @@
+"""How many holds there are, for Prometheus: counted now and then by a thread, so that no scrape asks the database.
+
+A count reads entries of the index of what is due, and a bounded number of them: it costs the same beside ten million
+reservations as beside ten.
+"""
+
+import threading
+from dataclasses import dataclass
+
+from sqlalchemy import ColumnElement, Connection, ScalarSelect, func, literal, select
+from sqlalchemy.exc import DBAPIError
+
+from inventory_api import tables
+from shop_common import logs, metrics
+from shop_common.database import Database, cause_of
+from shop_common.errors import ShopError
+from shop_common.sql import now
+
+COUNTED_MAX = 100_000
+INTERVAL_SECONDS = 15.0
+
+_expires_at = tables.stock_reservations.c.expires_at
+
+_log = logs.get(__name__)
+
+_holds = metrics.gauge(
+    __name__,
+    "shop_holds",
+    "Reservations that are HELD: running, or due because their time is over; each counted to 100,000, by every process "
+    "of the service alike",
+    "state",
+    over_workers="livemax",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Holds:
+    """Reservations that are HELD, counted to 100,000 and no further."""
+
+    running: int
+    due: int
+
+
+def count(tx: Connection) -> Holds:
+    """How many hold stock still, and how many are past their time and not ended yet."""
+    moment = now(tx)
+    return Holds(*tx.execute(select(_counted(_expires_at > moment), _counted(_expires_at <= moment))).one())
+
+
+class HoldsWatch:
+    """Tells Prometheus, every 15 seconds. When the database is away, what it told last stays."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self._stopped = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="holds", daemon=True)
+
+    def start(self) -> None:
+        """Count now, and from time to time."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Count no more. A count under way is not waited for: the database may be the reason that we end."""
+        self._stopped.set()
+
+    def _run(self) -> None:
+        while True:
+            try:
+                holds = self._database.query(count)
+            except (ShopError, DBAPIError) as error:
+                # Whose calls fail by it say so. No call depends on this count.
+                _log.debug("holds not counted", cause=cause_of(error))
+            else:
+                _holds("running").set(holds.running)
+                _holds("due").set(holds.due)
+            if self._stopped.wait(INTERVAL_SECONDS):
+                return
+
+
+def _counted(when: ColumnElement[bool]) -> ScalarSelect[int]:
+    # By time and up to a bound: so it is a walk along the index of what is due, of no more entries than that.
+    found = select(_expires_at).where(tables.HELD, when).order_by(_expires_at)
+    bound = literal(COUNTED_MAX, literal_execute=True)
+    return select(func.count()).select_from(found.limit(bound).subquery()).scalar_subquery()
