@@ -23,7 +23,11 @@ _TAIL_DIGITS = 16
 
 @dataclass(frozen=True)
 class Job:
-    """So many calls at once for so long. `bodies` are sent in turn, each with a text field that is never the same."""
+    """So many calls at once for so long. `bodies` are sent in turn, each with a text field that is never the same.
+
+    With a `rate` that many calls a second are sent instead, on `calls` connections, whatever becomes of those before:
+    an open loop. Their time runs from the moment when they were due.
+    """
 
     target: str
     method: str
@@ -32,6 +36,7 @@ class Job:
     seconds: float
     warmup_seconds: float
     tail_field: int | None = None
+    rate: float | None = None
     processes: dict[str, list[int]] = field(default_factory=dict)
 
 
@@ -67,17 +72,18 @@ def run(job: Job) -> Outcome:
         selector = stack.enter_context(selectors.DefaultSelector())
         connections = []
         for share in range(shares):
-            calls = len(range(share, job.calls, shares))
+            calls = 0 if job.rate else len(range(share, job.calls, shares))
             connection = Connection(job.target, job.method, calls, next_request, tally)
             stack.callback(connection.close)
             connections.append(connection)
             selector.register(connection, selectors.EVENT_READ, connection.receive)
             connection.start()
-        _pump(selector, job.warmup_seconds)
+        pump = _paced(job.rate, connections) if job.rate else _pump
+        pump(selector, job.warmup_seconds)
         before = _cpu(job)
         begin = time.perf_counter()
         tally.window = (begin, float("inf"))
-        _pump(selector, job.seconds)
+        pump(selector, job.seconds)
         end = time.perf_counter()
         after = _cpu(job)
         tally.window = (begin, end)
@@ -122,6 +128,21 @@ def _pump(selector: selectors.BaseSelector, seconds: float) -> None:
     while (left := until - time.perf_counter()) > 0:
         for key, _ in selector.select(left):
             key.data()
+
+
+def _paced(rate: float, connections: Sequence[Connection]) -> Callable[[selectors.BaseSelector, float], None]:
+    """As `_pump`, and sends a call whenever one is due."""
+    turns = cycle(connections)
+
+    def pump(selector: selectors.BaseSelector, seconds: float) -> None:
+        due = time.perf_counter()
+        until = due + seconds
+        while due < until:
+            _pump(selector, due - time.perf_counter())
+            next(turns).call(due)
+            due += 1 / rate
+
+    return pump
 
 
 def _drain(selector: selectors.BaseSelector, connections: Sequence[Connection]) -> None:

@@ -46,7 +46,10 @@ class Tally:
 
 
 class Connection:
-    """One connection with `calls` unary calls of one method open at any time, until it is told to drain."""
+    """One connection with `calls` unary calls of one method open at any time, until it is told to drain.
+
+    With 0 calls it sends those alone that `call` asks for.
+    """
 
     def __init__(self, target: str, method: str, calls: int, next_request: Callable[[], bytes], tally: Tally) -> None:
         host, _, port = target.rpartition(":")
@@ -62,7 +65,7 @@ class Connection:
         self._buffer = b""
         self._send_window = _DEFAULT_WINDOW_BYTES
         self._received = 0
-        self.draining = False
+        self.draining = calls == 0
 
     def fileno(self) -> int:
         return self._socket.fileno()
@@ -79,6 +82,10 @@ class Connection:
         now = time.perf_counter()
         out += [self._call(now) for _ in range(self._calls)]
         self._socket.sendall(b"".join(out))
+
+    def call(self, due: float) -> None:
+        """One more call; its time is counted from `due`."""
+        self._socket.sendall(self._call(due))
 
     def close(self) -> None:
         self._socket.close()

@@ -146,9 +146,13 @@ def show(results: Results, console: Console) -> None:
             console.print(_table(scenario, found))
     goals = Table("goal", "measured", "", title="Goals (PostgreSQL)", title_justify="left")
     for goal in judged(results):
-        verdict = {True: "[green]met[/]", False: "[red]missed[/]", None: "–"}[goal.met]
-        goals.add_row(goal.goal, goal.measured, verdict)
+        goals.add_row(goal.goal, goal.measured, verdict(goal.met))
     console.print(goals)
+
+
+def verdict(met: bool | None) -> str:
+    """Of a goal, for a console; None: it was not measured."""
+    return {True: "[green]met[/]", False: "[red]missed[/]", None: "–"}[met]
 
 
 def _table(scenario: Scenario, found: Sequence[tuple[Cell, Numbers]]) -> Table:

@@ -76,6 +76,7 @@ def _list_orders() -> list[bytes]:
 
 INVENTORY, ORDERS = "inventory", "orders"
 _INVENTORY_SERVICE, _ORDER_SERVICE = "/shop.inventory.v1.InventoryService", "/shop.order.v1.OrderService"
+CHECK_STOCK = f"{_INVENTORY_SERVICE}/CheckStock"
 _ORDER_ID = inventory_pb2.ReserveStockRequest.ORDER_ID_FIELD_NUMBER
 
 RESERVE_HOT = Scenario(

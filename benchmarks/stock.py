@@ -69,28 +69,30 @@ def fill_orders(url: str) -> None:
 def check_inventory(url: str, reservations: int, *, events: bool) -> None:
     """Every successful call reserved its units once, and nothing else did. Raises WrongCount."""
     held, items = inventory.stock_reservations, inventory.inventory_items
-    with _reading(url) as tx:
+    parts = inventory.reservation_allocations
+    drawn = select(func.sum(parts.c.quantity)).join_from(parts, held, parts.c.reservation_id == held.c.id)
+    with reading(url) as tx:
         found = {
             "units of active reservations": _sum(tx, select(func.sum(held.c.quantity)).where(held.c.is_active)),
-            "units that allocations draw": _sum(tx, select(func.sum(inventory.reservation_allocations.c.quantity))),
+            "units that their allocations draw": _sum(tx, drawn.where(held.c.is_active)),
             "units that items count as reserved": _sum(tx, select(func.sum(items.c.reserved_quantity))),
         }
         if events:
             found["events in the outbox"] = _count(tx, inventory.outbox.table)
-    _compare(found, reservations, "reservations of one unit were granted")
+    compare(found, reservations, "reservations of one unit were granted")
 
 
 def check_orders(url: str, created: int, *, events: bool) -> None:
     """Every successful call made one order with its lines. Raises WrongCount."""
     before = len(USERS) * ORDERS_PER_USER
-    with _reading(url) as tx:
+    with reading(url) as tx:
         found = {
             "orders": _count(tx, orders.orders) - before,
             "order lines / 3": _count(tx, orders.order_items) / LINES - before,
         }
         if events:
             found["events in the outbox"] = _count(tx, orders.outbox.table)
-    _compare(found, created, "orders were created")
+    compare(found, created, "orders were created")
 
 
 def _fill(url: str, rows: Iterable[tuple[Table, Sequence[dict[str, Any]]]]) -> None:
@@ -105,7 +107,7 @@ def _fill(url: str, rows: Iterable[tuple[Table, Sequence[dict[str, Any]]]]) -> N
 
 
 @contextmanager
-def _reading(url: str) -> Iterator[Connection]:
+def reading(url: str) -> Iterator[Connection]:
     database = Database(url, connections_max=1)
     try:
         with database.read() as tx:
@@ -122,7 +124,7 @@ def _count(tx: Connection, table: Table) -> float:
     return int(tx.execute(select(func.count()).select_from(table)).scalar_one())
 
 
-def _compare(found: Mapping[str, float], expected: int, what: str) -> None:
+def compare(found: Mapping[str, float], expected: int, what: str) -> None:
     wrong = [f"{name}: {count:g}" for name, count in found.items() if count != expected]
     if wrong:
         raise WrongCount(f"{expected} {what}, but the database has {', '.join(wrong)}")

@@ -7,11 +7,11 @@ from collections.abc import Callable, Mapping
 from functools import cache
 from typing import Protocol
 
-from benchmarks import stock
+from benchmarks import cpu, stock
 from benchmarks.generator import Job, Outcome
 from benchmarks.http2 import LoadError
 from benchmarks.load import Generator
-from benchmarks.scenarios import INVENTORY, ORDERS, RESERVE_HOT, SCENARIOS, Scenario
+from benchmarks.scenarios import INVENTORY, ORDERS, RESERVE_HOT, Scenario
 from devstack.kafka import Kafka
 from devstack.ports import free_ports
 from devstack.process import Process
@@ -24,9 +24,11 @@ from shop_common.schema import Schema
 READY_SECONDS = 45
 STOP_SECONDS = 15
 
-_NO_BROKER = Kafka("localhost:9", "none")
+NO_BROKER = Kafka("localhost:9", "none")
 SAMPLED = {"OTEL_TRACES_SAMPLER": "parentbased_traceidratio", "OTEL_TRACES_SAMPLER_ARG": "0.01"}
-_QUIET = {"LOG_LEVEL": "warning", "LOG_FORMAT": "json", "WORKERS": "1"}
+QUIET = {"LOG_LEVEL": "warning", "LOG_FORMAT": "json", "WORKERS": "1"}
+ALONE = QUIET | {"CONSUMER_ENABLED": "false"}
+"""Of APIs without a broker."""
 
 
 class Subject(Protocol):
@@ -56,9 +58,14 @@ class Services:
         self.database = database
         self._generator = generator
         self._database_pids = database_pids
-        self._done: Counter[str] = Counter()
+        self._done: Counter[Scenario] = Counter()
         self.targets: dict[str, str] = {}
         self.processes: dict[str, list[Process]] = {}
+
+    def serve_by(self, stack: Stack) -> None:
+        """The two APIs of this stack are what is measured."""
+        self.targets = {INVENTORY: stack.inventory_address, ORDERS: stack.orders_address}
+        self.processes = {"server": [stack.inventory_api, stack.order_api]}
 
     def start(self) -> None:
         for process in self._all():
@@ -74,10 +81,9 @@ class Services:
     def measures(self, scenario: Scenario) -> bool:
         return scenario.service in self.targets
 
-    def measure(self, scenario: Scenario, calls: int, seconds: float, warmup_seconds: float) -> Outcome:
-        pids = {kind: [process.pid for process in processes] for kind, processes in self.processes.items()}
-        if self._database_pids:
-            pids["database"] = self._database_pids
+    def measure(
+        self, scenario: Scenario, calls: int, seconds: float, warmup_seconds: float, rate: float | None = None
+    ) -> Outcome:
         outcome = self._generator.run(
             Job(
                 target=self.targets[scenario.service],
@@ -87,20 +93,29 @@ class Services:
                 seconds=seconds,
                 warmup_seconds=warmup_seconds,
                 tail_field=scenario.tail_field,
-                processes=pids,
+                rate=rate,
+                processes=self._pids(),
             )
         )
         if outcome.failed:
             raise LoadError(f"{outcome.failed} of {outcome.succeeded} calls failed: {outcome.failure}")
-        self._done[scenario.name] += outcome.succeeded
+        self._done[scenario] += outcome.succeeded
         return outcome
+
+    def cpu_seconds(self) -> dict[str, float]:
+        """What the processes and the database have taken so far."""
+        return {kind: sum(map(cpu.seconds, pids)) for kind, pids in self._pids().items()}
 
     def check(self) -> None:
         """There is nothing to count where nothing is stored."""
 
     def count(self, of_each: Callable[[Scenario], int]) -> int:
         """The sum over all calls that succeeded."""
-        return sum(self._done[scenario.name] * of_each(scenario) for scenario in SCENARIOS)
+        return sum(done * of_each(scenario) for scenario, done in self._done.items())
+
+    def _pids(self) -> dict[str, list[int]]:
+        pids = {kind: [process.pid for process in processes] for kind, processes in self.processes.items()}
+        return pids | {"database": self._database_pids} if self._database_pids else pids
 
     def _all(self) -> list[Process]:
         return [process for processes in self.processes.values() for process in processes]
@@ -117,9 +132,13 @@ class Stored(Services):
         self.events_stay = True
 
     def start(self) -> None:
+        self.fill()
+        super().start()
+
+    def fill(self) -> None:
+        """Make the schemas, and the rows that the calls meet."""
         fill_inventory(self.databases.inventory)
         fill_orders(self.databases.orders)
-        super().start()
 
     def check(self) -> None:
         reservations = self.count(lambda scenario: scenario.reservations)
@@ -140,17 +159,13 @@ def ours(
 
     With a collector they are `watched`: metrics are on, and one trace of a hundred goes there.
     """
-    environment = _QUIET if kafka else _QUIET | {"CONSUMER_ENABLED": "false"}
+    environment = QUIET if kafka else ALONE
     if collector:
         environment = environment | SAMPLED | {"OTEL_EXPORTER_OTLP_ENDPOINT": collector}
     ports = Ports.free(metrics=collector is not None)
-    stack = Stack(databases, kafka or _NO_BROKER, ports, Options(environment=environment))
+    stack = Stack(databases, kafka or NO_BROKER, ports, Options(environment=environment))
     subject = Stored("watched" if collector else "ours", database, databases, generator, database_pids)
-    subject.targets = {
-        INVENTORY: stack.inventory_address,
-        ORDERS: stack.orders_address,
-    }
-    subject.processes = {"server": [stack.inventory_api, stack.order_api]}
+    subject.serve_by(stack)
     if kafka:
         subject.processes["relay"] = [stack.relay]
         subject.events_stay = False
@@ -184,7 +199,7 @@ class Echo(Services):
         super().__init__("echo", "none", generator, [])
         (port,) = free_ports(1)
         self.targets = {INVENTORY: _local(port)}
-        self.processes = {"server": [_process("benchmarks.echo", port, _QUIET | {"GRPC_PORT": str(port)})]}
+        self.processes = {"server": [_process("benchmarks.echo", port, QUIET | {"GRPC_PORT": str(port)})]}
 
     def measures(self, scenario: Scenario) -> bool:
         return scenario is RESERVE_HOT
@@ -192,17 +207,18 @@ class Echo(Services):
 
 def fill_inventory(url: str) -> None:
     """The schema of inventory-api, with the stock that the calls meet."""
-    _migrate(url, INVENTORY_SCHEMA)
+    migrate(url, INVENTORY_SCHEMA)
     stock.fill_inventory(url)
 
 
 def fill_orders(url: str) -> None:
     """The schema of order-api, with the orders that the calls meet."""
-    _migrate(url, ORDERS_SCHEMA)
+    migrate(url, ORDERS_SCHEMA)
     stock.fill_orders(url)
 
 
-def _migrate(url: str, schema: Schema) -> None:
+def migrate(url: str, schema: Schema) -> None:
+    """Make the tables of one service."""
     database = Database(url, connections_max=1)
     try:
         schema.upgrade(database)

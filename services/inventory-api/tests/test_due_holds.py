@@ -3,8 +3,8 @@
 import pytest
 from stockroom import TTL_SECONDS, Stockroom
 
-from inventory_api import reserve
-from inventory_api.domain import InsufficientStock, Line, OrderLines, Reservation, State
+from inventory_api import reservations, reserve
+from inventory_api.domain import InsufficientStock, Line, OrderLines, Reservation, ReservationExpired, State
 from shop_common.errors import Contention, ShopError
 from shop_common.moments import rfc3339
 
@@ -244,3 +244,30 @@ def test_an_expiry_tells_when_the_hold_ran_out_and_continues_nobodys_trace(stock
     assert expires_at is not None
     assert event.data["expired_at"] == rfc3339(expires_at)
     assert (event.data["quantity"], event.data["order_id"]) == (1, "order-1")
+
+
+def test_holds_that_others_ended_meanwhile_are_not_expired_again(stockroom: Stockroom) -> None:
+    stockroom.add(1, 10)
+    released, expired, left = (stockroom.hold(1, 2, order=order) for order in ("released", "expired", "left"))
+    for hold, ago_seconds in ((released, 30), (expired, 20), (left, 10)):
+        stockroom.lapse(hold, ago_seconds=ago_seconds)
+    with stockroom.database.read() as tx:
+        found = reservations.due(tx, 10)
+    stockroom.release(released)
+    with pytest.raises(ReservationExpired):
+        stockroom.confirm("expired")
+
+    ended = stockroom.database.transact(lambda tx: reservations.expire(tx, found))
+
+    assert [reservation.id for reservation in found] == [released.id, expired.id, left.id]
+    assert ended == 1
+    assert stockroom.available(1) == 10
+
+
+def test_a_hold_that_was_confirmed_in_time_is_never_expired(stockroom: Stockroom) -> None:
+    stockroom.add(1, 2)
+    kept = stockroom.hold(1, 2, order="kept")
+    stockroom.confirm("kept")
+
+    assert stockroom.database.transact(lambda tx: reservations.expire(tx, [kept])) == 0
+    assert stockroom.stored_state(kept) is State.CONFIRMED

@@ -7,6 +7,7 @@ from collections.abc import Callable
 import pytest
 from structlog.testing import capture_logs
 
+from reservation_reaper import reaper
 from reservation_reaper.reaper import Work
 from shop_common.errors import DatabaseUnavailable, QueueFull
 
@@ -19,15 +20,15 @@ def stop() -> threading.Event:
     return threading.Event()
 
 
-def work_of(do: Callable[[], int], interval_seconds: float = LONG_SECONDS) -> Work:
+def work_of(do: Callable[[int], int], interval_seconds: float = LONG_SECONDS) -> Work:
     return Work("sweep", do, batch_max=BATCH, interval_seconds=interval_seconds)
 
 
-def answers(*counts: int | Exception) -> tuple[Callable[[], int], list[int | Exception]]:
+def answers(*counts: int | Exception) -> tuple[Callable[[int], int], list[int | Exception]]:
     """What an API answers, call by call; and the answers that are left."""
     left = list(counts)
 
-    def do() -> int:
+    def do(_: int) -> int:
         answer = left.pop(0)
         if isinstance(answer, Exception):
             raise answer
@@ -45,7 +46,7 @@ def test_a_round_goes_on_while_batches_are_full(stop: threading.Event) -> None:
 
 
 def test_it_stops_between_two_batches_though_there_is_more(stop: threading.Event) -> None:
-    def do() -> int:
+    def do(_: int) -> int:
         stop.set()
         return BATCH
 
@@ -62,6 +63,69 @@ def test_it_is_ready_once_a_round_went_well_and_not_after_one_that_failed(stop: 
         ready.append(work.ready)
 
     assert ready == [False, True, False, True]
+
+
+def backlog(size: int, seconds_each: float, monkeypatch: pytest.MonkeyPatch) -> tuple[Callable[[int], int], list[int]]:
+    """An API with so much to do, each piece of which takes so long; and the sizes of the batches asked of it."""
+    clock = 0.0
+    asked: list[int] = []
+    monkeypatch.setattr(reaper.time, "monotonic", lambda: clock)
+
+    def do(most: int) -> int:
+        nonlocal size, clock
+        asked.append(most)
+        done = min(most, size)
+        size -= done
+        clock += done * seconds_each
+        return done
+
+    return do, asked
+
+
+@pytest.mark.parametrize(
+    ("milliseconds_each", "fitting"), [(0.01, 1000), (0.04, 500), (0.05, 400), (10, reaper.BATCH_MIN)]
+)
+def test_a_batch_is_as_large_as_its_time_allows(
+    stop: threading.Event, monkeypatch: pytest.MonkeyPatch, milliseconds_each: float, fitting: int
+) -> None:
+    do, asked = backlog(20_000, milliseconds_each / 1000, monkeypatch)
+
+    assert Work("sweep", do, batch_max=1000, interval_seconds=LONG_SECONDS).run_once(stop)
+
+    assert set(asked[8:]) <= set(range(fitting - 2, fitting + 1))
+    assert max(asked) <= 1000
+
+
+def test_a_batch_that_was_slow_once_is_soon_as_large_again(
+    stop: threading.Event, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    do, asked = backlog(20_000, 0.00005, monkeypatch)
+    slow = 0.0
+
+    def hesitant(most: int) -> int:
+        nonlocal slow
+        if len(asked) == 10:
+            slow = 2.0
+        return do(most)
+
+    usual = reaper.time.monotonic
+    monkeypatch.setattr(reaper.time, "monotonic", lambda: usual() + slow)
+    Work("sweep", hesitant, batch_max=1000, interval_seconds=LONG_SECONDS).run_once(stop)
+
+    assert asked[9:13] == pytest.approx([400, 400, 200, 400], abs=2)
+
+
+def test_it_is_ready_while_a_backlog_is_worked_off(stop: threading.Event) -> None:
+    ready: list[bool] = []
+
+    def do(most: int) -> int:
+        ready.append(work.ready)
+        return most if len(ready) < 3 else 0
+
+    work = work_of(do)
+    work.run_once(stop)
+
+    assert ready == [False, True, True]
 
 
 def test_a_failure_is_said_once_until_it_changes(stop: threading.Event) -> None:
@@ -81,9 +145,9 @@ def test_a_failed_round_is_tried_again_long_before_the_next_is_due(stop: threadi
     went_well = threading.Event()
     do, left = answers(DatabaseUnavailable("away"), DatabaseUnavailable("away"))
 
-    def flaky() -> int:
+    def flaky(most: int) -> int:
         if left:
-            return do()
+            return do(most)
         went_well.set()
         return 0
 
@@ -94,7 +158,7 @@ def test_a_failed_round_is_tried_again_long_before_the_next_is_due(stop: threadi
 def test_rounds_follow_each_other_until_it_is_stopped_in_the_middle_of_a_wait(stop: threading.Event) -> None:
     rounds = 0
 
-    def count() -> int:
+    def count(_: int) -> int:
         nonlocal rounds
         rounds += 1
         return 0

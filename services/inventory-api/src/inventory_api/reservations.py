@@ -15,7 +15,7 @@ from sqlalchemy import Connection, Row, Text, and_, or_, select, update
 from inventory_api import events, items, tables
 from inventory_api.domain import Allocation, Item, Reservation, ReservationNotFound, State
 from shop_common.paging import Page, PageRequest, page_of
-from shop_common.sql import Id, Statement, Timestamp, among, joined, now
+from shop_common.sql import Id, Statement, Timestamp, among, clock, joined, now
 
 _reservations = tables.stock_reservations
 _allocations = tables.reservation_allocations
@@ -137,6 +137,43 @@ def move(
     tables.outbox.append(tx, messages)
 
 
+def due(tx: Connection, limit: int) -> list[Reservation]:
+    """The oldest holds past their time. Locks nothing."""
+    rows = tx.execute(
+        select(*_COLUMNS)
+        .where(tables.HELD, _reservations.c.expires_at <= clock())
+        .order_by(_reservations.c.expires_at)
+        .limit(limit)
+    )
+    return _with_allocations(tx, rows.all())
+
+
+def expire(tx: Connection, found: Sequence[Reservation]) -> int:
+    """Expire those of these holds, `due` when they were read, that still are; returns how many.
+
+    What `lock` and `move` do, for a million of them: all that never changes of a hold was read before, so that their
+    items are locked for as short as can be, and the UPDATE itself checks the rest.
+    """
+    if not found:
+        return 0
+    shelves = {item.id: item for item in items.lock_products(tx, {reservation.product_id for reservation in found})}
+    moment = now(tx)
+    ended = set(_expire(tx, [{"id": reservation.id} for reservation in found]).scalars())
+    expired = [reservation for reservation in found if reservation.id in ended]
+    if expired:
+        freed: dict[int, int] = {}
+        for reservation in expired:
+            for part in reservation.allocations:
+                freed[part.item_id] = freed.get(part.item_id, 0) + part.quantity
+        changed = [
+            replace(shelves[each], reserved_quantity=shelves[each].reserved_quantity - units, updated_at=moment)
+            for each, units in freed.items()
+        ]
+        items.save_counters(tx, changed)
+        tables.outbox.append(tx, [events.stock_reservation_expired(each, moment, None) for each in expired])
+    return len(expired)
+
+
 def _state_row(reservation: Reservation) -> dict[str, object]:
     return {"id": reservation.id, "state": reservation.state, "expires_at": reservation.expires_at}
 
@@ -221,4 +258,19 @@ _set_state = Statement(
     id=Id(),
     state=Text(),
     expires_at=Timestamp(),
+)
+# A hold is what is active and has an end. In the words of the partial indexes a planner might walk one of them, through
+# all that is held, instead of the primary key.
+_expire = Statement(
+    lambda given: (
+        update(_reservations)
+        .values(state=State.EXPIRED)
+        .where(
+            among(_reservations.c.id, given.c.id),
+            _reservations.c.is_active,
+            _reservations.c.expires_at <= clock(),
+        )
+        .returning(_reservations.c.id)
+    ),
+    id=Id(),
 )

@@ -114,14 +114,7 @@ def fulfil_orders(tx: Connection, orders: Sequence[OrderRequest]) -> dict[str, d
 
 def expire_due(tx: Connection, max_count: int) -> int:
     """Expire up to `max_count` holds past their time, the oldest first; returns how many."""
-    due = tx.execute(
-        select(_reservations.c.id)
-        .where(tables.HELD, _reservations.c.expires_at <= clock())
-        .order_by(_reservations.c.expires_at)
-        .limit(max_count)
-    )
-    locked = reservations.lock(tx, due.scalars())
-    return len(expire(tx, locked))
+    return reservations.expire(tx, reservations.due(tx, max_count))
 
 
 def due_of_products(tx: Connection, product_ids: Iterable[int], limit: int) -> list[str]:

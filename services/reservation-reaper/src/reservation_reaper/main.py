@@ -68,39 +68,39 @@ def _client(target: str, protos: ModuleType, name: str) -> Client:
 
 def _of_inventory(settings: ReaperSettings, client: Client) -> list[Work]:
     api = InventoryMaintenanceServiceStub(client.channel)
-    most = settings.reap_batch_max
+    batch_max = settings.reap_batch_max
 
-    def expire() -> int:
+    def expire(most: int) -> int:
         request = inventory_pb2.ExpireReservationsRequest(max_count=most)
         return client.call(api.ExpireReservations, request, timeout_seconds=settings.call_seconds).expired_count
 
-    def purge() -> int:
+    def purge(most: int) -> int:
         request = inventory_pb2.PurgeHistoryRequest(older_than=_kept(settings), max_count=most)
         purged = client.call(api.PurgeHistory, request, timeout_seconds=settings.call_seconds)
         return max(purged.purged_keys_count, purged.purged_reservations_count)
 
     return [
-        Work("expire-reservations", expire, batch_max=most, interval_seconds=settings.reap_interval_seconds),
-        Work("purge-inventory", purge, batch_max=most, interval_seconds=settings.purge_interval_seconds),
+        Work("expire-reservations", expire, batch_max=batch_max, interval_seconds=settings.reap_interval_seconds),
+        Work("purge-inventory", purge, batch_max=batch_max, interval_seconds=settings.purge_interval_seconds),
     ]
 
 
 def _of_orders(settings: ReaperSettings, client: Client) -> list[Work]:
     api = OrderMaintenanceServiceStub(client.channel)
-    most = settings.reap_batch_max
+    batch_max = settings.reap_batch_max
 
-    def cancel() -> int:
+    def cancel(most: int) -> int:
         grace = Duration(seconds=settings.abandoned_grace_seconds)
         request = order_pb2.CancelAbandonedOrdersRequest(grace=grace, max_count=most)
         return client.call(api.CancelAbandonedOrders, request, timeout_seconds=settings.call_seconds).cancelled_count
 
-    def purge() -> int:
+    def purge(most: int) -> int:
         request = order_pb2.PurgeHistoryRequest(older_than=_kept(settings), max_count=most)
         return client.call(api.PurgeHistory, request, timeout_seconds=settings.call_seconds).purged_keys_count
 
     return [
-        Work("cancel-abandoned-orders", cancel, batch_max=most, interval_seconds=settings.reap_interval_seconds),
-        Work("purge-orders", purge, batch_max=most, interval_seconds=settings.purge_interval_seconds),
+        Work("cancel-abandoned-orders", cancel, batch_max=batch_max, interval_seconds=settings.reap_interval_seconds),
+        Work("purge-orders", purge, batch_max=batch_max, interval_seconds=settings.purge_interval_seconds),
     ]
 
 

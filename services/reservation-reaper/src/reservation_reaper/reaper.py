@@ -2,6 +2,8 @@
 
 Every piece is safe to repeat and bounded, and no promise of the shop depends on when it comes by: so a call that
 failed is simply made again at the next round, and two reapers at once do no harm.
+
+A backlog is worked off in batches that take about as long as an ordinary call: each holds locks that buyers wait for.
 """
 
 import threading
@@ -14,6 +16,11 @@ from shop_common.errors import ShopError
 _BACKOFF_SECONDS_MIN = 0.25
 _BACKOFF_SECONDS_MAX = 30.0
 _ROUNDS_MISSED_MAX = 3
+
+BATCH_SECONDS = 0.02
+"""How long a batch should take: shorter ones cost more a hold, longer ones are felt by who waits for their locks."""
+BATCH_MIN = 200
+"""And no fewer: what a batch costs by itself, round trips and a synced commit, must not be most of its time."""
 
 _log = logs.get(__name__)
 
@@ -33,12 +40,17 @@ _last_success = metrics.gauge(
 
 
 class Work:
-    """One kind of work. `do` does a bounded batch of it and returns how much; `batch_max` means there is more."""
+    """One kind of work. `do` does so much of it at most, and returns how much: as much means that there is more.
 
-    def __init__(self, name: str, do: Callable[[], int], *, batch_max: int, interval_seconds: float) -> None:
+    Its batches grow up to `batch_max` while they take less than BATCH_SECONDS, and shrink down to BATCH_MIN while they
+    take longer.
+    """
+
+    def __init__(self, name: str, do: Callable[[int], int], *, batch_max: int, interval_seconds: float) -> None:
         self.name = name
         self._do = do
         self._batch_max = batch_max
+        self._batch = min(BATCH_MIN, batch_max)
         self._interval_seconds = interval_seconds
         self._failure: str | None = None
         self._finished_at = float("-inf")
@@ -65,24 +77,32 @@ class Work:
         total = 0
         try:
             while not stop.is_set():
-                done = self._do()
+                asked, began = self._batch, time.monotonic()
+                done = self._do(asked)
+                self._finished_at = time.monotonic()
                 total += done
                 _done(self.name).inc(done)
-                if done < self._batch_max:
+                # With each batch and not at the end: a large backlog takes longer than anyone waits for a sign of life.
+                _last_success(self.name).set_to_current_time()
+                if done < asked:
                     break
+                self._batch = self._fitted(asked, self._finished_at - began)
         except ShopError as error:
             _rounds(self.name, "failed").inc()
             self._complain(error)
             return False
         _rounds(self.name, "done").inc()
-        _last_success(self.name).set_to_current_time()
-        self._finished_at = time.monotonic()
         if self._failure is not None:
             _log.info("works again", work=self.name)
             self._failure = None
         if total:
             _log.info("done", work=self.name, count=total)
         return True
+
+    def _fitted(self, size: int, seconds: float) -> int:
+        """The size of the next batch, after a full one of this size took so long."""
+        factor = min(max(BATCH_SECONDS / max(seconds, 1e-6), 0.5), 2.0)
+        return min(max(int(size * factor), BATCH_MIN), self._batch_max)
 
     def _complain(self, error: ShopError) -> None:
         # Said when it changes, not with each round: hours of it would bury everything else.

@@ -12,7 +12,7 @@ class ReaperSettings(CommonSettings):
     inventory_target: Target = Field(default="localhost:50053", description="inventory-api: HOST:PORT")
     order_target: Target = Field(default="localhost:50054", description="order-api: HOST:PORT")
     reap_interval_seconds: float = Field(default=1.0, ge=0.05, le=3600, description="wait between two rounds")
-    reap_batch_max: int = Field(default=1000, ge=1, le=10_000, description="holds or orders that one call ends")
+    reap_batch_max: int = Field(default=1000, ge=1, le=10_000, description="holds or orders that one call ends at most")
     abandoned_grace_seconds: int = Field(
         default=120,
         ge=60,

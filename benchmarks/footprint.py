@@ -1,0 +1,182 @@
+"""What each process needs: time to start, memory at rest and after load; and what more workers give.
+
+`python -m benchmarks.footprint --help`
+"""
+
+import argparse
+import statistics
+import sys
+import tempfile
+import time
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import psutil
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks import cpu
+from benchmarks.generator import Outcome
+from benchmarks.http2 import LoadError
+from benchmarks.load import Generator
+from benchmarks.scenarios import CREATE_ORDER, RESERVE_SPREAD, Scenario
+from benchmarks.stock import WrongCount
+from benchmarks.subjects import ALONE, NO_BROKER, QUIET, READY_SECONDS, Stored
+from devstack import kafka, postgres
+from devstack.process import Process, ProcessEnded
+from devstack.stack import Databases, Options, Stack
+
+POSTGRESQL, SQLITE = "postgresql", "sqlite"
+CALLS = 64
+WORKER_CALLS = 128
+REST_SECONDS = 3.0
+_POLL_SECONDS = 0.005
+_MIB = 1024 * 1024
+
+
+@dataclass
+class Footprint:
+    """What came out on one database; times in seconds, memory in bytes, by process."""
+
+    started: dict[str, list[tuple[float, float]]] = field(default_factory=lambda: defaultdict(list))
+    """Until it was ready: elapsed, and of the processor."""
+    at_rest: dict[str, int] = field(default_factory=dict)
+    after_load: dict[str, int] = field(default_factory=dict)
+    load: Outcome | None = None
+    by_workers: dict[int, tuple[dict[Scenario, Outcome], int]] = field(default_factory=dict)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Measure and show; returns the exit code."""
+    options = _options(argv)
+    console, out = Console(stderr=True), Console(width=None if sys.stdout.isatty() else 160)
+    try:
+        for database in options.databases:
+            with ExitStack() as stack:
+                _show(database, _on(database, options, stack, console), options, out)
+    except (LoadError, ProcessEnded, TimeoutError, WrongCount, postgres.PostgresUnavailable) as error:
+        console.print(f"[red]failed:[/] {error}", highlight=False)
+        return 1
+    return 0
+
+
+def _on(database: str, options: argparse.Namespace, stack: ExitStack, console: Console) -> Footprint:
+    new, pids = _server(stack, console) if database == POSTGRESQL else _folders(stack)
+    generator = stack.enter_context(Generator())
+    footprint = Footprint()
+    _whole_system(footprint, Stored("ours", database, new(), generator, pids), options, console)
+    for workers in options.workers:
+        console.print(f"{database}: {workers} workers", highlight=False)
+        subject = Stored("ours", database, new(), generator, pids)
+        system = Stack(subject.databases, NO_BROKER, options=Options(environment=ALONE | {"WORKERS": str(workers)}))
+        subject.serve_by(system)
+        with ExitStack() as running:
+            running.callback(system.stop)
+            subject.start()
+            outcomes = {
+                each: _measured(subject, each, WORKER_CALLS, options) for each in (RESERVE_SPREAD, CREATE_ORDER)
+            }
+            memory = sum(map(memory_of, (system.inventory_api, system.order_api)))
+            subject.check()
+        footprint.by_workers[workers] = outcomes, memory
+    return footprint
+
+
+def _whole_system(footprint: Footprint, subject: Stored, options: argparse.Namespace, console: Console) -> None:
+    """All four processes with a broker: started one after the other, at rest, and after a load of orders."""
+    subject.fill()
+    subject.events_stay = False
+    with kafka.provide() as broker:
+        system = Stack(subject.databases, broker, options=Options(environment=QUIET))
+        subject.serve_by(system)
+        try:
+            for _ in range(options.rounds):
+                console.print(f"{subject.database}: start", highlight=False)
+                system.stop()
+                for process in system.processes:
+                    footprint.started[process.name].append((seconds_to_ready(process), cpu.seconds(process.pid)))
+            time.sleep(REST_SECONDS)
+            footprint.at_rest = {process.name: memory_of(process) for process in system.processes}
+            console.print(f"{subject.database}: load", highlight=False)
+            footprint.load = _measured(subject, CREATE_ORDER, CALLS, options)
+            footprint.after_load = {process.name: memory_of(process) for process in system.processes}
+        finally:
+            system.stop()
+        subject.check()
+
+
+def _measured(subject: Stored, scenario: Scenario, calls: int, options: argparse.Namespace) -> Outcome:
+    return subject.measure(scenario, calls, options.seconds, 1.0)
+
+
+def seconds_to_ready(process: Process) -> float:
+    """Start it: the time from its exec until its health service says that it is ready for calls."""
+    began = time.monotonic()
+    process.start()
+    while not process.is_ready():
+        if time.monotonic() > began + READY_SECONDS:
+            raise TimeoutError(f"{process.name} is not ready after {READY_SECONDS} s\n{process.tail()}")
+        time.sleep(_POLL_SECONDS)
+    return time.monotonic() - began
+
+
+def memory_of(process: Process) -> int:
+    """What it and its children take, their shared pages divided among those who share them (PSS)."""
+    leader = psutil.Process(process.pid)
+    pss: int = sum(each.memory_full_info().pss for each in (leader, *leader.children(recursive=True)))
+    return pss
+
+
+def _server(stack: ExitStack, console: Console) -> tuple[Callable[[], Databases], list[int]]:
+    server = stack.enter_context(postgres.provide(durable=True))
+    console.print(f"{server.description}, each commit synced", highlight=False)
+    return lambda: Databases.on_server(server), [server.pid]
+
+
+def _folders(stack: ExitStack) -> tuple[Callable[[], Databases], list[int]]:
+    folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="shop-footprint-"))
+    return lambda: Databases.in_folder(Path(tempfile.mkdtemp(dir=folder))), []
+
+
+def _show(database: str, found: Footprint, options: argparse.Namespace, console: Console) -> None:
+    assert found.load is not None
+    table = Table("process", title=f"{database}: {found.load.rate:,.0f} orders a second as load", title_justify="left")
+    for name in ("start, s", "of it CPU, s", "at rest, MiB", "after load, MiB"):
+        table.add_column(name, justify="right")
+    for name, starts in found.started.items():
+        elapsed, spent = map(statistics.median, zip(*starts, strict=True))
+        rest, loaded = found.at_rest[name] / _MIB, found.after_load[name] / _MIB
+        table.add_row(name, f"{elapsed:.2f}", f"{spent:.2f}", f"{rest:.0f}", f"{loaded:.0f}")
+    console.print(table)
+    table = Table(
+        "workers", title=f"{database}: {WORKER_CALLS} calls at once, {options.seconds:g} s", title_justify="left"
+    )
+    for name in ("ReserveStock/s", "p99 ms", "CPU ms", "CreateOrder/s", "p99 ms", "CPU ms", "both APIs, MiB"):
+        table.add_column(name, justify="right")
+    for workers, (outcomes, memory) in found.by_workers.items():
+        cells = [
+            (f"{each.rate:,.0f}", f"{each.p99 * 1e3:.1f}", f"{served(each) * 1e3:.2f}") for each in outcomes.values()
+        ]
+        table.add_row(str(workers), *cells[0], *cells[1], f"{memory / _MIB:.0f}")
+    console.print(table)
+
+
+def served(outcome: Outcome) -> float:
+    """CPU time of everything but the client, a request."""
+    return sum(spent for kind, spent in outcome.cpu_per_request.items() if kind != "client")
+
+
+def _options(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.footprint", description=__doc__.partition("\n")[0])
+    parser.add_argument("--databases", nargs="+", choices=(POSTGRESQL, SQLITE), default=(POSTGRESQL, SQLITE))
+    parser.add_argument("--rounds", type=int, default=5, help="starts of each process (%(default)s)")
+    parser.add_argument("--workers", nargs="*", type=int, default=(1, 2, 4), help="numbers to compare (%(default)s)")
+    parser.add_argument("--seconds", type=float, default=5.0, help="length of each load (%(default)s)")
+    return parser.parse_args(argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,135 @@
+"""Rows by the million, made by the database itself: what a shop has after years, and a backlog of expired holds.
+
+Indexes are dropped meanwhile and foreign keys are not looked at, so that ten million rows take minutes.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import datetime
+from uuid import UUID
+
+from sqlalchemy import Connection, NullPool, Table, create_engine, text
+
+from benchmarks.scenarios import ORDERS_PER_USER, PRODUCTS
+from benchmarks.stock import QUANTITY
+from inventory_api import tables as inventory
+from order_api import tables as orders
+from shop_common.moments import micros
+
+SECOND = 1_000_000  # all times are microseconds since 1970
+HOUR, YEAR = 3600 * SECOND, 365 * 86_400 * SECOND
+
+
+def row_id(number: int) -> str:
+    """The id of the order or reservation of this number, from 1 on. They sort as the numbers do, as real ones would."""
+    return str(UUID(int=number))
+
+
+def fill_catalogue(url: str, rows: int, moment: datetime) -> None:
+    """So many items, and a reservation of one unit of each: a quarter held for a year, a quarter kept, half ended."""
+    state = "CASE i % 4 WHEN 0 THEN 'HELD' WHEN 1 THEN 'CONFIRMED' WHEN 2 THEN 'FULFILLED' ELSE 'EXPIRED' END"
+    with _filling(url, inventory.inventory_items) as sql:
+        then = sql.at(micros(moment) - YEAR)
+        sql.insert(
+            "inventory_items (id, product_id, location, quantity, reserved_quantity, version, created_at, updated_at)",
+            f"i, i, 'WAREHOUSE_A', {QUANTITY}, CASE WHEN i % 4 < 2 THEN 1 ELSE 0 END, 1, {then}, {then}",
+            rows,
+        )
+    _fill_reservations(url, rows, moment, item="i", product="i", state=state, expires_at=str(micros(moment) + YEAR))
+
+
+def fill_expired_holds(url: str, holds: int, moment: datetime) -> None:
+    """So many holds of one unit, evenly of all PRODUCTS, that ran out one by one during the last hour."""
+    turn = f"i % {len(PRODUCTS)}"
+    # Items are numbered as they were filled: the hot product, then the others.
+    item, product = f"{turn} + 2", f"{turn} + {PRODUCTS.start}"
+    expires_at = f"{micros(moment) - HOUR} + i * {HOUR // holds}"
+    _fill_reservations(url, holds, moment, item=item, product=product, state="'HELD'", expires_at=expires_at)
+    with _filling(url) as sql:
+        held = "SELECT count(*) FROM reservation_allocations WHERE item_id = inventory_items.id"
+        sql.run(f"UPDATE inventory_items SET reserved_quantity = ({held})")
+
+
+def fill_orders(url: str, rows: int, moment: datetime) -> None:
+    """So many orders with a line each, a second apart, twenty of a user; one of a hundred is PENDING."""
+    with _filling(url, orders.orders, orders.order_items) as sql:
+        created_at = sql.at(f"{created_at_micros(0, rows, moment)} + i * {SECOND}")
+        columns = "id, user_id, total_amount, currency, status, status_reason, reserved_until, version"
+        status = "CASE WHEN i % 100 = 0 THEN 'PENDING' ELSE 'DELIVERED' END"
+        reserved_until = sql.at(micros(moment) + YEAR)
+        sql.insert(
+            f"orders ({columns}, created_at, updated_at)",
+            f"{sql.row_id}, 1 + i % {users(rows)}, {sql.price}, 'EUR', {status}, '', {reserved_until}, 1,"
+            f" {created_at}, {created_at}",
+            rows,
+        )
+        sql.insert("order_items (order_id, product_id, quantity, price)", f"{sql.row_id}, i, 1, {sql.price}", rows)
+
+
+def users(rows: int) -> int:
+    """How many users have made so many orders."""
+    return rows // ORDERS_PER_USER
+
+
+def created_at_micros(number: int, rows: int, moment: datetime) -> int:
+    """When the order of this number was made."""
+    return micros(moment) - (rows - number) * SECOND
+
+
+def _fill_reservations(
+    url: str, rows: int, moment: datetime, *, item: str, product: str, state: str, expires_at: str
+) -> None:
+    with _filling(url, inventory.stock_reservations, inventory.reservation_allocations) as sql:
+        made, ends = sql.at(micros(moment) - YEAR), sql.at(expires_at)
+        sql.insert(
+            "stock_reservations (id, product_id, quantity, order_id, state, created_at, expires_at)",
+            f"{sql.row_id}, {product}, 1, 'order-' || i, {state}, {made}, {ends}",
+            rows,
+        )
+        sql.insert("reservation_allocations (reservation_id, item_id, quantity)", f"{sql.row_id}, {item}, 1", rows)
+
+
+class _Sql:
+    """One text for both databases, but for these few words."""
+
+    def __init__(self, tx: Connection) -> None:
+        self._tx = tx
+        self._is_sqlite = tx.dialect.name == "sqlite"
+        self.row_id = "CAST(lpad(to_hex(i), 32, '0') AS uuid)"
+        self.price = "12.99"
+        if self._is_sqlite:
+            self.row_id, self.price = "printf('00000000-0000-0000-0000-%012x', i)", "'12.99'"
+
+    def at(self, moment: int | str) -> str:
+        """A moment, given in microseconds, as the column wants it."""
+        return str(moment) if self._is_sqlite else f"timestamptz 'epoch' + ({moment}) * interval '1 microsecond'"
+
+    def insert(self, into: str, values: str, rows: int) -> None:
+        """One row for each number `i` from 1 to `rows`."""
+        first = "1" if self._is_sqlite else "CAST(1 AS bigint)"
+        numbers = f"SELECT {first} UNION ALL SELECT i + 1 FROM numbers WHERE i < {rows}"
+        self.run(f"INSERT INTO {into} WITH RECURSIVE numbers (i) AS ({numbers}) SELECT {values} FROM numbers")
+
+    def run(self, statement: str) -> None:
+        self._tx.execute(text(statement))
+
+
+@contextmanager
+def _filling(url: str, *filled: Table) -> Iterator[_Sql]:
+    """One transaction without the timeouts of the services; at its end the tables have their indexes again."""
+    engine = create_engine(url, poolclass=NullPool)
+    indexes = [index for table in filled for index in table.indexes]
+    with engine.begin() as tx:
+        if tx.dialect.name == "postgresql":
+            # Foreign keys are triggers there, a call for each row.
+            tx.exec_driver_sql("SET session_replication_role = replica")
+            tx.exec_driver_sql("SET maintenance_work_mem = '512MB'")
+        for index in indexes:
+            index.drop(tx)
+        yield _Sql(tx)
+        for index in indexes:
+            index.create(tx)
+    if engine.dialect.name == "postgresql":
+        with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+            # As autovacuum does in time.
+            connection.exec_driver_sql("VACUUM ANALYZE")

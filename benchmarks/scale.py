@@ -1,0 +1,224 @@
+"""The same calls beside ten thousand rows and beside millions: `python -m benchmarks.scale --help`.
+
+What a call costs must depend on what it asks for, and not on how much else there is.
+"""
+
+import argparse
+import json
+import random
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+
+from google.protobuf.message import Message
+from rich.console import Console
+from rich.table import Table
+from sqlalchemy import func, select
+
+from benchmarks import rows, stock
+from benchmarks.http2 import LoadError
+from benchmarks.load import Generator
+from benchmarks.results import Cell, Numbers, Results, verdict
+from benchmarks.scenarios import CHECK_STOCK, INVENTORY, LIST_ORDERS, ORDERS, PAGE_SIZE, RESERVE_SPREAD, Scenario
+from benchmarks.subjects import ALONE, NO_BROKER, Services, migrate
+from devstack import postgres
+from devstack.process import ProcessEnded
+from devstack.stack import Databases, Options, Stack
+from inventory_api import tables as inventory
+from inventory_api.migrations import SCHEMA as INVENTORY_SCHEMA
+from order_api.domain import Status
+from order_api.migrations import SCHEMA as ORDERS_SCHEMA
+from order_api.orders import OrderFilter
+from shop.inventory.v1 import inventory_pb2
+from shop.order.v1 import order_pb2
+from shop_common import paging
+from shop_common.paging import Page, PageRequest
+
+POSTGRESQL, SQLITE = "postgresql", "sqlite"
+ROWS = (10_000, 1_000_000)
+GOAL = 1.2
+_BODIES = 10_000
+
+
+class Sized(Services):
+    """The two APIs beside so many items, reservations and orders."""
+
+    def __init__(
+        self, count: int, database: str, databases: Databases, generator: Generator, database_pids: list[int]
+    ) -> None:
+        super().__init__(f"{count:,}", database, generator, database_pids)
+        self.moment = datetime.now(UTC)
+        self._rows = count
+        self._databases = databases
+        self.serve_by(Stack(databases, NO_BROKER, options=Options(environment=ALONE)))
+        self.scenarios = scenarios(count, self.moment)
+
+    def start(self) -> None:
+        migrate(self._databases.inventory, INVENTORY_SCHEMA)
+        migrate(self._databases.orders, ORDERS_SCHEMA)
+        rows.fill_catalogue(self._databases.inventory, self._rows, self.moment)
+        rows.fill_orders(self._databases.orders, self._rows, self.moment)
+        super().start()
+
+    def check(self) -> None:
+        """The units that items count as reserved are those that were there, and one for each call."""
+        with stock.reading(self._databases.inventory) as tx:
+            reserved = tx.execute(select(func.sum(inventory.inventory_items.c.reserved_quantity))).scalar_one()
+        before = sum(number % 4 < 2 for number in range(1, self._rows + 1))
+        granted = self.count(lambda scenario: scenario.reservations)
+        stock.compare({"new units in the counters": int(reserved) - before}, granted, "reservations were granted")
+
+
+def scenarios(count: int, moment: datetime) -> list[Scenario]:
+    """The calls, each of which asks for something else out of so many rows."""
+    numbers = random.choices(range(1, count + 1), k=_BODIES)
+
+    def bodies(of: Callable[[int], Message]) -> Callable[[], list[bytes]]:
+        return lambda: [of(number).SerializeToString() for number in numbers]
+
+    def check(number: int) -> Message:
+        return inventory_pb2.CheckStockRequest(product_id=number, required_quantity=1)
+
+    def reserve(number: int) -> Message:
+        return inventory_pb2.ReserveStockRequest(product_id=number, quantity=1)
+
+    def of_user(number: int) -> Message:
+        return order_pb2.ListOrdersRequest(user_id=1 + number % rows.users(count), page_size=PAGE_SIZE)
+
+    def first(_: int) -> Message:
+        return order_pb2.ListOrdersRequest(page_size=PAGE_SIZE)
+
+    def deep(number: int) -> Message:
+        return order_pb2.ListOrdersRequest(page_size=PAGE_SIZE, page_token=token(number, OrderFilter()))
+
+    def deep_of_status(number: int) -> Message:
+        wanted = OrderFilter(status=Status.DELIVERED)
+        return order_pb2.ListOrdersRequest(
+            page_size=PAGE_SIZE, status=order_pb2.ORDER_STATUS_DELIVERED, page_token=token(number, wanted)
+        )
+
+    def token(number: int, wanted: OrderFilter) -> str:
+        position = (rows.created_at_micros(number, count, moment), rows.row_id(number))
+        return paging.next_token(Page([], position), PageRequest("orders", wanted, None, PAGE_SIZE))
+
+    def listing(name: str, title: str, of: Callable[[int], Message]) -> Scenario:
+        return Scenario(name, title, ORDERS, LIST_ORDERS.method, bodies(of))
+
+    return [
+        Scenario("check-stock", "CheckStock", INVENTORY, CHECK_STOCK, bodies(check)),
+        Scenario(
+            "reserve-stock",
+            "ReserveStock",
+            INVENTORY,
+            RESERVE_SPREAD.method,
+            bodies(reserve),
+            RESERVE_SPREAD.tail_field,
+            reservations=1,
+        ),
+        listing("list-of-user", "ListOrders of a user", of_user),
+        listing("list-first", "ListOrders, first page of all", first),
+        listing("list-deep", "ListOrders, a page far down", deep),
+        listing("list-deep-status", "ListOrders of a status, far down", deep_of_status),
+    ]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Measure and show; returns the exit code. A goal that is missed is no failure, a wrong count is."""
+    options = _options(argv)
+    console = Console(stderr=True)
+    results = Results()
+    try:
+        with ExitStack() as stack:
+            found = _subjects(options, stack, console)
+            for _ in range(options.rounds):
+                _measure(found, results, options, console)
+            for subject in found:
+                subject.check()
+    except (LoadError, ProcessEnded, TimeoutError, stock.WrongCount, postgres.PostgresUnavailable) as error:
+        console.print(f"[red]failed:[/] {error}", highlight=False)
+        return 1
+    _show(results, options, Console(width=None if sys.stdout.isatty() else 160))
+    if options.json:
+        cells = [asdict(cell) | asdict(numbers) for cell, numbers in results.cells()]
+        options.json.write_text(json.dumps(cells, indent=2) + "\n")
+    return 0
+
+
+def _subjects(options: argparse.Namespace, stack: ExitStack, console: Console) -> list[Sized]:
+    generator = stack.enter_context(Generator())
+    found = []
+    for database in options.databases:
+        new, pids = _server(stack, console) if database == POSTGRESQL else _folder(stack)
+        for count in sorted(options.rows):
+            subject = Sized(count, database, new(count), generator, pids)
+            stack.callback(subject.stop)
+            console.print(f"{database}: {count:,} rows are made", highlight=False)
+            subject.start()
+            found.append(subject)
+    return found
+
+
+def _server(stack: ExitStack, console: Console) -> tuple[Callable[[int], Databases], list[int]]:
+    server = stack.enter_context(postgres.provide(durable=True))
+    console.print(f"{server.description}, each commit synced", highlight=False)
+    return lambda _: Databases.on_server(server), [server.pid]
+
+
+def _folder(stack: ExitStack) -> tuple[Callable[[int], Databases], list[int]]:
+    folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="shop-scale-")))
+    return lambda count: Databases.in_folder(folder / str(count)), []
+
+
+def _measure(found: Sequence[Sized], results: Results, options: argparse.Namespace, console: Console) -> None:
+    """One round: each kind of call, the sizes next to each other, since the machine's speed moves."""
+    for several in zip(*(subject.scenarios for subject in found), strict=True):
+        for subject, scenario in zip(found, several, strict=True):
+            console.print(f"{scenario.name}, {subject.name} rows, {subject.database}", highlight=False)
+            outcome = subject.measure(scenario, options.calls, options.seconds, options.warmup_seconds)
+            results.add(Cell(scenario.name, subject.database, subject.name, options.calls), outcome)
+
+
+def _show(results: Results, options: argparse.Namespace, console: Console) -> None:
+    title = f"{options.calls} calls at once; CPU of servers and database; medians of {options.rounds} rounds"
+    table = Table(title=title, title_justify="left")
+    for name in ("database", "call"):
+        table.add_column(name)
+    for name in ("rows", "calls/s", "p50 ms", "p99 ms", "CPU ms", "CPU, ratio", "p50, ratio", ""):
+        table.add_column(name, justify="right")
+    smallest: dict[tuple[str, str], Numbers] = {}
+    for cell, numbers in sorted(results.cells(), key=lambda found: (found[0].database, found[0].scenario)):
+        first = smallest.setdefault((cell.database, cell.scenario), numbers)
+        ratio = numbers.served / first.served
+        table.add_row(
+            cell.database,
+            cell.scenario,
+            cell.subject,
+            f"{numbers.rate:,.0f}",
+            f"{numbers.p50 * 1e3:.2f}",
+            f"{numbers.p99 * 1e3:.2f}",
+            f"{numbers.served * 1e3:.3f}",
+            f"{ratio:.2f}",
+            f"{numbers.p50 / first.p50:.2f}",
+            "" if numbers is first else verdict(ratio <= GOAL),
+        )
+    console.print(table)
+
+
+def _options(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.scale", description=__doc__.partition("\n")[0])
+    parser.add_argument("--databases", nargs="+", choices=(POSTGRESQL, SQLITE), default=(POSTGRESQL, SQLITE))
+    parser.add_argument("--rows", nargs="+", type=int, default=ROWS, help="sizes to compare (%(default)s)")
+    parser.add_argument("--calls", type=int, default=16, help="so many at once (%(default)s)")
+    parser.add_argument("--seconds", type=float, default=1.5, help="length of each measurement (%(default)s)")
+    parser.add_argument("--warmup-seconds", type=float, default=0.5, help="before each of them (%(default)s)")
+    parser.add_argument("--rounds", type=int, default=5, help="measurements of each cell (%(default)s)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the results there, too")
+    return parser.parse_args(argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
