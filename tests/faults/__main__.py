@@ -1,13 +1,15 @@
-"""The long form: the tests of this folder, round after round, each round with a seed of its own.
+"""The suite from the command line: its long form, round after round with a new seed for each, or its short one.
 
 ./task faults --rounds 50
 ./task faults --rounds 1 --seed 1524288945 --only killed    # what a failure printed, once more
+./task faults --short                                       # what CI runs
 """
 
 import argparse
 import os
 import random
 import sys
+import time
 from collections import defaultdict
 from collections.abc import Sequence
 from contextlib import redirect_stdout
@@ -16,13 +18,16 @@ from pathlib import Path
 
 import pytest
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from tests.faults.conftest import SEED_VARIABLE
+from tests.faults.conftest import SEED_VARIABLE, SHORT_MARK, SHORT_VARIABLE
 
 FOLDER = Path(__file__).parent
 SEEDS = 2**32
+LONG = ("-n0",)
+SHORT = ("-n2", "--dist=loadgroup", "-m", SHORT_MARK)
 
 
 @dataclass
@@ -33,73 +38,111 @@ class Report:
     """Seconds that each round took, by test."""
     failed: dict[str, list[int]] = field(default_factory=lambda: defaultdict(list))
     """Seeds, by test."""
-    skipped: set[str] = field(default_factory=set)
+    skipped: dict[str, str] = field(default_factory=dict)
+    """Why, by test."""
+    broken: list[str] = field(default_factory=list)
+    """What kept a round from running at all."""
+
+    @property
+    def is_good(self) -> bool:
+        return bool(self.passed) and not self.failed and not self.broken
 
     def show(self, console: Console) -> None:
         table = Table("test", "passed", "failed", "longest", "seeds to repeat")
-        for name in sorted(self.passed.keys() | self.failed.keys() | self.skipped):
+        for name in sorted(self.passed.keys() | self.failed.keys() | self.skipped.keys()):
             seconds, seeds = self.passed.get(name, []), self.failed.get(name, [])
             longest = f"{max(seconds):.0f} s" if seconds else "skipped" if name in self.skipped else ""
-            table.add_row(name, str(len(seconds)), str(len(seeds)), longest, " ".join(map(str, seeds)))
+            table.add_row(escape(name), str(len(seconds)), str(len(seeds)), longest, " ".join(map(str, seeds)))
         console.print(table)
+        for reason in sorted(set(self.skipped.values())):
+            console.print(f"skipped: {reason}", style="yellow", markup=False)
+        for what in self.broken:
+            console.print(what, style="red", markup=False)
 
 
 class Watcher:
-    """Pytest's plugin for one round."""
+    """Pytest's plugin for one round. With workers, it is the one that they report to."""
 
     def __init__(self, report: Report, seed: int, progress: Progress, task: TaskID) -> None:
         self._report = report
         self._seed = seed
         self._progress = progress
         self._task = task
+        self._seconds: dict[str, float] = {}
 
     def pytest_collection_finish(self, session: pytest.Session) -> None:
-        self._progress.update(self._task, total=len(session.items), completed=0)
+        self._begin(len(session.items))
+
+    @pytest.hookimpl(optionalhook=True)
+    def pytest_xdist_node_collection_finished(self, ids: Sequence[str]) -> None:
+        self._begin(len(ids))
+
+    def pytest_collectreport(self, report: pytest.CollectReport) -> None:
+        if report.failed:
+            self._report.broken.append(f"{report.nodeid} can't be collected")
 
     def pytest_runtest_logstart(self, nodeid: str) -> None:
         self._progress.update(self._task, description=_name(nodeid))
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         name = _name(report.nodeid)
-        if report.failed:
+        # What a test waits for its servers is time, too.
+        self._seconds[name] = self._seconds.get(name, 0) + report.duration
+        if report.failed and self._seed not in self._report.failed.get(name, ()):
             self._report.failed[name].append(self._seed)
         elif report.skipped:
-            self._report.skipped.add(name)
-        elif report.when == "call":
-            self._report.passed[name].append(report.duration)
+            self._report.skipped[name] = str(report.longrepr[2] if isinstance(report.longrepr, tuple) else "")
         if report.when == "teardown":
+            if name not in self._report.skipped and self._seed not in self._report.failed.get(name, ()):
+                self._report.passed[name].append(self._seconds[name])
             self._progress.advance(self._task)
+
+    def _begin(self, tests: int) -> None:
+        # Not all again, when a second worker has found the same.
+        if self._progress.tasks[self._task].total != tests:
+            self._progress.update(self._task, total=tests, completed=0)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run and report; 1 when a promise was broken in any round."""
+    """Run and report; 1 when a promise was broken in any round, or no round could show that it was kept."""
     options = _options(arguments)
     console = Console(stderr=True)
     first = options.seed if options.seed is not None else random.SystemRandom().randrange(SEEDS)
+    if options.short:
+        os.environ[SHORT_VARIABLE] = "1"
     report = Report()
-    columns = (TextColumn("{task.description:60}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    began = time.monotonic()
+    columns = (
+        TextColumn("{task.description:60}", markup=False),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+    )
     log: Path = options.log.resolve()
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("w") as lines, Progress(*columns, console=console) as progress:
-        rounds, tests = progress.add_task("rounds", total=options.rounds), progress.add_task("")
+        rounds = progress.add_task("rounds", total=options.rounds)
         for number in range(options.rounds):
             seed = (first + number) % SEEDS
             os.environ[SEED_VARIABLE] = str(seed)
+            tests = progress.add_task("", total=None)
             with redirect_stdout(lines):
-                chosen = ["-k", options.only] if options.only else []
-                pytest.main(["-n0", str(FOLDER), *chosen], [Watcher(report, seed, progress, tests)])
+                chosen = [*(SHORT if options.short else LONG), *(["-k", options.only] if options.only else [])]
+                ended = pytest.main([str(FOLDER), *chosen], [Watcher(report, seed, progress, tests)])
+            progress.remove_task(tests)
+            if ended not in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED):
+                report.broken.append(f"the round with seed {seed} ended with {pytest.ExitCode(ended).name}")
+                break
             progress.advance(rounds)
     report.show(Console(width=None if sys.stdout.isatty() else 160))
-    console.print(f"everything that was said is in {log}", highlight=False)
-    if not report.passed and not report.failed:
-        console.print("[red]no test ran[/]")
-        return 1
-    return 1 if report.failed else 0
+    console.print(f"seed {first}, {time.monotonic() - began:.0f} s; all that was said is in {log}", highlight=False)
+    return 0 if report.is_good else 1
 
 
 def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="./task faults", description="Break what can break, and count every unit.")
     parser.add_argument("--rounds", type=int, default=1, help="how often (default: %(default)s)")
+    parser.add_argument("--short", action="store_true", help="some of the tests, short, two at a time: for CI")
     parser.add_argument("--seed", type=int, help="of the first round; each next one has the next (default: drawn)")
     parser.add_argument("--only", metavar="NAME", help="tests whose names have this in them, as pytest -k")
     parser.add_argument(
@@ -109,7 +152,8 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def _name(nodeid: str) -> str:
-    return nodeid.rpartition("/")[2]
+    # With loadgroup a worker adds the group, which is a path, behind an @.
+    return nodeid.partition("@")[0].rpartition("/")[2]
 
 
 if __name__ == "__main__":

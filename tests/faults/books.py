@@ -24,6 +24,11 @@ class Readers:
         """Events in both outboxes."""
         return sum(_number(engine, "SELECT count(*) FROM outbox") for engine in (self._inventory, self._orders))
 
+    def waiting(self) -> set[str]:
+        """The ids of the events in both outboxes."""
+        engines = self._inventory, self._orders
+        return {str(event_id) for engine in engines for (event_id,) in _rows(engine, "SELECT event_id FROM outbox")}
+
     def running_out(self, products: Iterable[int]) -> int:
         """Holds of these products whose end is near or past, but not yet written down."""
         held = "SELECT product_id FROM stock_reservations WHERE state = 'HELD' AND order_id NOT LIKE :long"

@@ -92,8 +92,8 @@ _MARKS = (
     ),
     Change(
         "shop_common/database.py",
-        "        for tell in told:\n",
-        "        __import__('steps').reached('after commit')\n        for tell in told:\n",
+        "        for metric, counts in counted:\n",
+        "        __import__('steps').reached('after commit')\n        for metric, counts in counted:\n",
     ),
     Change(
         "event_relay/relay.py",

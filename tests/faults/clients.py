@@ -55,8 +55,8 @@ _DEFINITE = {
     grpc.StatusCode.ABORTED,
     grpc.StatusCode.RESOURCE_EXHAUSTED,
 }
-_user_ids = itertools.count(random.SystemRandom().randrange(2**40) * 1000 + 1)
-_OPTIONS = [
+user_ids = itertools.count(random.SystemRandom().randrange(2**40) * 1000 + 1)
+CHANNEL_OPTIONS = [
     ("grpc.enable_retries", 0),
     ("grpc.use_local_subchannel_pool", 1),
     ("grpc.initial_reconnect_backoff_ms", 100),
@@ -73,16 +73,16 @@ class Clients:
         self, inventory_target: str, orders_target: str, ledger: Ledger, products: Sequence[int], seed: int
     ) -> None:
         self.ledger = ledger
-        self._products = products
+        self.products = products
         self._seed = seed
-        self._targets = (inventory_target, orders_target)
+        self.targets = (inventory_target, orders_target)
         self._added = itertools.count(20)  # no number comes twice
         self._done = threading.Event()
         self._failures: list[BaseException] = []
 
     def elsewhere(self, inventory_target: str, orders_target: str) -> Self:
         """Others, for the same products and in the same ledger, who call at these addresses."""
-        others = type(self)(inventory_target, orders_target, self.ledger, self._products, self._seed + 1)
+        others = type(self)(inventory_target, orders_target, self.ledger, self.products, self._seed + 1)
         others._added = self._added
         return others
 
@@ -94,10 +94,8 @@ class Clients:
 
         `deeds` says how often they buy, hold and bring stock.
         """
-        for product in self._products:
-            with self._client("stock") as first:
-                for location in LOCATIONS:
-                    first.add_stock(product, location, next(self._added))
+        for location in LOCATIONS:
+            self.add_stock(location, lambda: next(self._added))
         threads = [threading.Thread(target=self._work, args=(n, pause_seconds, deeds)) for n in range(count)]
         for thread in threads:
             thread.start()
@@ -109,6 +107,12 @@ class Clients:
                 thread.join()
         if self._failures:
             raise self._failures[0]
+
+    def add_stock(self, location: str, units: Callable[[], int]) -> None:
+        """So many units of each product, once at a place."""
+        with self._client("stock") as first:
+            for product in self.products:
+                first.add_stock(product, location, units())
 
     def wait_for(self, more: int, within_seconds: float = 60) -> None:
         """Until so many more calls have been answered."""
@@ -136,11 +140,11 @@ class Clients:
 
     @contextmanager
     def _client(self, name: str) -> Iterator["_Client"]:
-        to_inventory, to_orders = (grpc.insecure_channel(target, options=_OPTIONS) for target in self._targets)
+        to_inventory, to_orders = (grpc.insecure_channel(target, options=CHANNEL_OPTIONS) for target in self.targets)
         with to_inventory, to_orders:
             chance = random.Random(f"{self._seed}-{name}")
             stubs = InventoryServiceStub(to_inventory), OrderServiceStub(to_orders)
-            yield _Client(*stubs, self.ledger, self._products, chance, self._added)
+            yield _Client(*stubs, self.ledger, self.products, chance, self._added)
 
 
 class _Client:
@@ -190,7 +194,7 @@ class _Client:
             self._at_once(rivals * self._chance.randint(1, 3))
 
     def _buy(self) -> None:
-        user_id = next(_user_ids)
+        user_id = next(user_ids)
         products = self._chance.sample(self._products, self._chance.randint(1, len(self._products)))
         lines = tuple((product, self._chance.randint(1, UNITS_MAX)) for product in products)
         price = Money(currency_code="EUR", units=19, nanos=990_000_000)
@@ -259,10 +263,11 @@ def _send(calls: Sequence[tuple[Call, Any, Any, Callable[[Any], str | int]]]) ->
     asked_at = time.monotonic()
     sent = [(call, method.future(request, timeout=CALL_SECONDS), read) for call, method, request, read in calls]
     for call, answer, read in sent:
-        call.add(asked_at, _outcome(answer, read))
+        call.add(asked_at, outcome_of(answer, read))
 
 
-def _outcome(answer: Any, read: Callable[[Any], str | int]) -> Outcome:
+def outcome_of(answer: Any, read: Callable[[Any], str | int]) -> Outcome:
+    """What a call that has ended says."""
     code = answer.code()
     if code is grpc.StatusCode.OK:
         return Answer(read(answer.result()))

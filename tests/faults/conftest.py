@@ -10,6 +10,18 @@ from devstack import kafka as kafka_brokers
 from devstack.kafka import Kafka
 
 SEED_VARIABLE = "FAULTS_SEED"
+SHORT_VARIABLE = "FAULTS_SHORT"
+SHORT_MARK = "short"
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", f"{SHORT_MARK}: in the short form, as CI runs it (./task faults --short)")
+
+
+@pytest.fixture(scope="session")
+def is_short() -> bool:
+    """Whether each test is to be as short as it can be and still show something."""
+    return os.environ.get(SHORT_VARIABLE) == "1"
 
 
 @pytest.fixture

@@ -22,8 +22,8 @@ from tests.faults.stream import INVENTORY, LETTERS, ORDERS, Stream, events
 LEASE_SECONDS = 3
 REST_SECONDS = 90
 READY_SECONDS = 60
+PRODUCTS = 3
 _POLL_SECONDS = 0.1
-_PRODUCTS = 3
 Ways = Mapping[str, Proxy]
 """To each API, where there is one."""
 
@@ -55,19 +55,27 @@ class System:
                 shop.wait_ready(READY_SECONDS)
 
     @contextmanager
-    def history(self, seed: int, *, calm: bool = False, poison: frozenset[str] = frozenset()) -> Iterator[Clients]:
+    def history(
+        self,
+        seed: int,
+        *,
+        products: int = PRODUCTS,
+        calm: bool = False,
+        poison: frozenset[str] = frozenset(),
+        rest_seconds: float = REST_SECONDS,
+    ) -> Iterator[Clients]:
         """Clients for new products; when the block ends the system is brought to rest, and all must be in order."""
-        recorded = self.recorded(seed)
+        recorded = self.recorded(seed, products)
         yield recorded.clients
-        found = recorded.at_rest(calm=calm, poison=poison)
+        found = recorded.at_rest(calm=calm, poison=poison, within_seconds=rest_seconds)
         wrong = check(found)
         shown = "\n".join(wrong[:20])
         assert not wrong, f"seed {seed}: {len(wrong)} promises broken\n{shown}"
         assert len([call for call in found.calls if call.fate == "done"]) > 20, "too little was done to show anything"
 
-    def recorded(self, seed: int) -> "Recorded":
+    def recorded(self, seed: int, products: int = PRODUCTS) -> "Recorded":
         """A history that begins now."""
-        return Recorded(self, seed)
+        return Recorded(self, seed, products)
 
     def eventually(self, condition: Callable[[], object], within_seconds: float, what: str) -> None:
         """Poll until it holds; what can't be asked yet does not hold yet."""
@@ -102,10 +110,10 @@ class System:
 class Recorded:
     """A history on its way: its clients, and what they and Kafka have to say."""
 
-    def __init__(self, system: System, seed: int) -> None:
+    def __init__(self, system: System, seed: int, products: int = PRODUCTS) -> None:
         self._system = system
         with Shop.of(system.stacks[0]) as shop:
-            self._products = [shop.product() for _ in range(_PRODUCTS)]
+            self._products = [shop.product() for _ in range(products)]
         self.ledger = Ledger()
         self.stream = Stream(system.kafka)
         targets = system.inventory_target, system.orders_target

@@ -13,6 +13,7 @@ pytestmark = pytest.mark.timeout(180)
 WORKERS = {name: {"WORKERS": "2"} for name in (INVENTORY_API, ORDER_API)}
 
 
+@pytest.mark.short
 def test_all_is_in_order_on_sqlite(small_broker: Kafka, tmp_path: Path, seed: int) -> None:
     with (
         running(Databases.in_folder(tmp_path), small_broker, per_process=WORKERS) as system,

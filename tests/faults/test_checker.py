@@ -28,6 +28,7 @@ from tests.faults.ledger import (
     Wish,
 )
 
+pytestmark = pytest.mark.short
 PRODUCT, ITEM = 7, 1
 
 

@@ -55,6 +55,7 @@ def clocks(tmp_path: Path) -> list[Mapping[str, str]]:
     return found
 
 
+@pytest.mark.short
 def test_holds_run_out_by_the_clock_of_the_database(
     clocks: list[Mapping[str, str]], postgres_server: PostgresServer, own_broker: Kafka, seed: int
 ) -> None:

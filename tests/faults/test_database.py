@@ -37,6 +37,7 @@ def system(postgres_server: PostgresServer, own_broker: Kafka) -> Iterator[Syste
         yield system
 
 
+@pytest.mark.short
 def test_serialization_failures_and_deadlocks(system: System, seed: int) -> None:
     databases = system.stacks[0].databases
     with system.history(seed, calm=True) as clients, clients.at_work():

@@ -23,6 +23,7 @@ LOOK_SECONDS = 0.5
 FLUSH_SECONDS = 20
 
 
+@pytest.mark.short
 def test_events_come_three_times_and_shuffled(postgres_server: PostgresServer, own_broker: Kafka, seed: int) -> None:
     chance = random.Random(seed)
     poison = frozenset(str(UUID(int=chance.getrandbits(128), version=4)) for _ in range(POISONOUS))

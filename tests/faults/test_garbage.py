@@ -21,15 +21,16 @@ from tests.e2e.bad_values import cases, good
 from tests.faults.ledger import DEFECTS
 from tests.faults.system import System, running
 
-pytestmark = pytest.mark.timeout(600)
-
 REQUESTS_VARIABLE = "FAULTS_REQUESTS"
-REQUESTS = 20_000
+REQUESTS_A_SECOND_MIN = 50
+REQUESTS, REQUESTS_SHORT = 20_000, 3_000
 IN_FLIGHT_MAX = 64
 CALL_SECONDS = 20
 GROWTH_MAX = 1.15
-CONNECTIONS = 300
+CONNECTIONS, CONNECTIONS_SHORT = 300, 60
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
+
+pytestmark = pytest.mark.timeout(600 + int(os.environ.get(REQUESTS_VARIABLE, "0")) / REQUESTS_A_SECOND_MIN)
 
 
 @pytest.fixture(scope="module")
@@ -38,9 +39,10 @@ def system(postgres_server: PostgresServer, own_broker: Kafka) -> Iterator[Syste
         yield system
 
 
-def test_generated_requests(system: System, seed: int) -> None:
+@pytest.mark.short
+def test_generated_requests(system: System, seed: int, is_short: bool) -> None:
     chance = random.Random(seed)
-    requests = int(os.environ.get(REQUESTS_VARIABLE, REQUESTS))
+    requests = int(os.environ.get(REQUESTS_VARIABLE, REQUESTS_SHORT if is_short else REQUESTS))
     stack = system.stacks[0]
     codes: dict[str, int] = {}
     with Shop.connect(stack.inventory_address, stack.orders_address) as api:
@@ -76,11 +78,12 @@ def generated(method: MethodDescriptor, bad: dict[str, list[Message]], chance: r
     return request
 
 
-def test_bytes_that_are_no_requests(system: System, seed: int) -> None:
+@pytest.mark.short
+def test_bytes_that_are_no_requests(system: System, seed: int, is_short: bool) -> None:
     chance = random.Random(seed)
     ports = system.stacks[0].ports
     before = {process.pid: memory(process) for process in system.processes}
-    for _ in range(CONNECTIONS):
+    for _ in range(CONNECTIONS_SHORT if is_short else CONNECTIONS):
         port = chance.choice([ports.inventory, ports.orders, ports.reaper, ports.relay])
         # The other side may close at any moment, and has every reason to.
         with suppress(OSError), socket.create_connection(("127.0.0.1", port), 5) as connection:

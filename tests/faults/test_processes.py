@@ -19,7 +19,7 @@ from tests.faults.system import LEASE_SECONDS, System, running
 
 pytestmark = pytest.mark.timeout(300)
 
-RANDOM_KILLS = 4
+RANDOM_KILLS, RANDOM_KILLS_SHORT = 4, 2
 STEP_SECONDS = 60
 GO_ON_SECONDS = 20
 STEPS = [
@@ -43,10 +43,11 @@ def system(postgres_server: PostgresServer, own_broker: Kafka, stepped: SteppedB
         yield system
 
 
-def test_killed_at_random(system: System, seed: int) -> None:
+@pytest.mark.short
+def test_killed_at_random(system: System, seed: int, is_short: bool) -> None:
     chance = random.Random(seed)
     with system.history(seed) as clients, clients.at_work():
-        for _ in range(RANDOM_KILLS):
+        for _ in range(RANDOM_KILLS_SHORT if is_short else RANDOM_KILLS):
             clients.wait_for(chance.randint(5, 40))
             process = chance.choice(system.processes)
             process.kill()
@@ -68,7 +69,9 @@ def test_killed_at_every_step(system: System, stepped: SteppedBuild, seed: int) 
         clients.wait_for(20)
 
 
-@pytest.mark.parametrize("step", [build.BEFORE_PRODUCE, build.BEFORE_DELETE, build.BEFORE_COMMIT])
+@pytest.mark.parametrize(
+    "step", [build.BEFORE_PRODUCE, pytest.param(build.BEFORE_DELETE, marks=pytest.mark.short), build.BEFORE_COMMIT]
+)
 def test_a_relay_frozen_for_longer_than_its_lease_repeats_at_most(
     system: System, stepped: SteppedBuild, seed: int, step: str
 ) -> None:
@@ -85,7 +88,7 @@ def test_a_relay_frozen_for_longer_than_its_lease_repeats_at_most(
         clients.wait_for(20)
 
 
-@pytest.mark.parametrize("name", [INVENTORY_API, ORDER_API])
+@pytest.mark.parametrize("name", [pytest.param(INVENTORY_API, marks=pytest.mark.short), ORDER_API])
 def test_others_go_on_while_an_api_is_frozen_in_its_transaction(
     system: System, stepped: SteppedBuild, seed: int, name: str
 ) -> None:
@@ -103,6 +106,7 @@ def test_others_go_on_while_an_api_is_frozen_in_its_transaction(
         clients.wait_for(20)
 
 
+@pytest.mark.short
 def test_events_that_commit_in_another_order_than_their_numbers_were_drawn(system: System, seed: int) -> None:
     chance = random.Random(seed)
     topic = f"late-{seed}"

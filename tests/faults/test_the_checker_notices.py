@@ -13,21 +13,23 @@ from tests.faults.build import Build, Change
 from tests.faults.checker import check
 from tests.faults.system import Recorded, System, running
 
-pytestmark = pytest.mark.timeout(240)
+pytestmark = [pytest.mark.timeout(240), pytest.mark.short]
 WORKERS = {name: {"WORKERS": "2"} for name in (INVENTORY_API, ORDER_API)}
-_ANSWERS = 300
-DAMAGED_REST_SECONDS = 20
+ANSWERS, ANSWERS_SHORT = 300, 150
+DAMAGED_REST_SECONDS, DAMAGED_REST_SECONDS_SHORT = 20, 10
 """What is damaged may never come to rest, which is damage, too."""
 
 
-def damage(system: System, seed: int, during: Callable[[], None] = lambda: None) -> list[str]:
+def damage(system: System, seed: int, is_short: bool, during: Callable[[], None] = lambda: None) -> list[str]:
     """What the checker says after some work."""
+    answers = ANSWERS_SHORT if is_short else ANSWERS
+    rest_seconds = DAMAGED_REST_SECONDS_SHORT if is_short else DAMAGED_REST_SECONDS
     recorded = Recorded(system, seed)
     with recorded.clients.at_work():
-        recorded.clients.wait_for(_ANSWERS // 2)
+        recorded.clients.wait_for(answers // 2)
         during()
-        recorded.clients.wait_for(_ANSWERS // 2)
-    return check(recorded.at_rest(calm=True, within_seconds=DAMAGED_REST_SECONDS))
+        recorded.clients.wait_for(answers // 2)
+    return check(recorded.at_rest(calm=True, within_seconds=rest_seconds))
 
 
 def kill_relay(system: System) -> Callable[[], None]:
@@ -51,21 +53,27 @@ def kill_relay(system: System) -> Callable[[], None]:
     ],
 )
 def test_on_postgresql(
-    changes: Sequence[Change], said: str, postgres_server: PostgresServer, own_broker: Kafka, tmp_path: Path, seed: int
+    changes: Sequence[Change],
+    said: str,
+    postgres_server: PostgresServer,
+    own_broker: Kafka,
+    tmp_path: Path,
+    seed: int,
+    is_short: bool,
 ) -> None:
     build = Build(tmp_path / "build", changes)
     databases = Databases.on_server(postgres_server)
     with running(databases, own_broker, replicas=2, environment=build.environment) as system:
-        found = damage(system, seed)
+        found = damage(system, seed, is_short)
     assert any(said in sentence for sentence in found), "\n".join(found) or "nothing was found"
 
 
 def test_delete_after_acknowledge(
-    postgres_server: PostgresServer, own_broker: Kafka, tmp_path: Path, seed: int
+    postgres_server: PostgresServer, own_broker: Kafka, tmp_path: Path, seed: int, is_short: bool
 ) -> None:
     build = Build(tmp_path / "build", guards.DELETE_AFTER_ACKNOWLEDGE)
     with running(Databases.on_server(postgres_server), own_broker, environment=build.environment) as system:
-        found = damage(system, seed, kill_relay(system))
+        found = damage(system, seed, is_short, kill_relay(system))
     assert any("nothing was told of it" in sentence or "told were" in sentence for sentence in found), found
 
 
@@ -76,9 +84,11 @@ def test_delete_after_acknowledge(
         pytest.param(guards.BEGIN_IMMEDIATE, "had no answer though nothing was wrong", id="BEGIN IMMEDIATE"),
     ],
 )
-def test_on_sqlite(changes: Sequence[Change], said: str, small_broker: Kafka, tmp_path: Path, seed: int) -> None:
+def test_on_sqlite(
+    changes: Sequence[Change], said: str, small_broker: Kafka, tmp_path: Path, seed: int, is_short: bool
+) -> None:
     build = Build(tmp_path / "build", changes)
     databases = Databases.in_folder(tmp_path / "data")
     with running(databases, small_broker, environment=build.environment, per_process=WORKERS) as system:
-        found = damage(system, seed)
+        found = damage(system, seed, is_short)
     assert any(said in sentence for sentence in found), "\n".join(found) or "nothing was found"

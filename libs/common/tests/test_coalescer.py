@@ -8,6 +8,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -244,6 +245,44 @@ def test_a_call_whose_time_ran_out_in_the_queue_is_not_executed(rig: Rig) -> Non
     results(calls)
     assert [Ask(13)] not in rig.bulk.batches
     assert rig.bulk.batches[1:] == [[Ask(1)]]
+
+
+def test_a_call_that_could_not_be_answered_in_time_leaves_its_turn_to_others(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ahead_seconds = 0.0
+    clock = SimpleNamespace(monotonic=lambda: time.monotonic() + ahead_seconds, time_ns=time.time_ns)
+    monkeypatch.setattr(coalescer_module, "time", clock)
+    coalescer = rig.coalescer()
+    with rig.bulk.held_up():
+        first = rig.busy(coalescer)
+        hasty = rig.call(coalescer, Ask(13), seconds=8)
+        eventually(lambda: len(coalescer._queue) == 1)
+        patient = rig.call(coalescer, Ask(1), seconds=60)
+        eventually(lambda: len(coalescer._queue) == 2)
+        ahead_seconds = 5.0
+
+    assert results([first, patient]) == [[0], [2]]
+    (refused,) = hasty.result(PATIENCE_SECONDS)
+    assert isinstance(refused, QueueFull)
+    assert rig.bulk.batches == [[Ask(0)], [Ask(1)]]
+
+
+def test_when_nobody_could_be_answered_in_time_one_is_tried_all_the_same(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ahead_seconds = 0.0
+    clock = SimpleNamespace(monotonic=lambda: time.monotonic() + ahead_seconds, time_ns=time.time_ns)
+    monkeypatch.setattr(coalescer_module, "time", clock)
+    coalescer = rig.coalescer()
+    with rig.bulk.held_up():
+        rig.busy(coalescer)
+        first, last = rig.queue_up(coalescer, Ask(1), Ask(2))
+        ahead_seconds = 50.0
+
+    (refused,) = first.result(PATIENCE_SECONDS)
+    assert isinstance(refused, QueueFull)
+    assert results([last]) == [[4]]
 
 
 def test_a_call_whose_time_ran_out_during_the_flush_hears_that_nobody_knows(rig: Rig) -> None:

@@ -52,15 +52,17 @@ class Limits:
 class _Call:
     """One caller: its lock is released when the last of its requests has an outcome."""
 
-    __slots__ = ("abandoned", "arrived_at", "done", "member", "started", "waiting")
+    __slots__ = ("abandoned", "arrived_at", "done", "member", "started", "until", "waiting")
 
-    def __init__(self, size: int, member: Membership | None) -> None:
+    def __init__(self, size: int, member: Membership | None, until: float) -> None:
         self.done = threading.Lock()
         self.done.acquire()
         self.waiting = size
         self.started = False
         self.abandoned = False
         self.arrived_at = time.monotonic()
+        self.until = until
+        """When its caller stops waiting."""
         self.member = member
 
 
@@ -120,6 +122,7 @@ class Coalescer(Generic[_Request, _Result]):
         self._idle_flushers = 0
         self._in_flight = 0
         self._last_start = 0.0
+        self._last_seconds = 0.0
         self._closing = False
         self._threads = [
             threading.Thread(target=self._run, name=f"{name}-flusher-{n}", daemon=True)
@@ -142,7 +145,8 @@ class Coalescer(Generic[_Request, _Result]):
         time ran out during the flush (it may have been done), and what `bulk` raised for one of them alone.
         """
         member = Membership.of_current_span()
-        call = _Call(len(requests), member)
+        now = time.monotonic()
+        call = _Call(len(requests), member, until=now + _patience_of(deadline - now))
         entries: list[_Entry[_Request, _Result]] = [_Entry(request, call) for request in requests]
         if not entries:
             return []
@@ -154,7 +158,7 @@ class Coalescer(Generic[_Request, _Result]):
             self._queue.extend(entries)
             if self._idle_flushers and not is_watched:
                 self._arrived.notify()
-        if not call.done.acquire(timeout=_patience_of(deadline - time.monotonic())):
+        if not call.done.acquire(timeout=max(0.0, call.until - time.monotonic())):
             self._give_up(call)
         if member is not None:
             member.tell(self._name)
@@ -222,8 +226,8 @@ class Coalescer(Generic[_Request, _Result]):
         weight = 0
         while queue and len(batch) < limits.requests_max:
             entry = queue[0]
-            if entry.call.abandoned:
-                queue.popleft()
+            if entry.call.abandoned or self._comes_too_late(entry.call):
+                self._refuse(queue.popleft())
                 continue
             weight += weigh(entry.request) if weigh else 1
             if batch and weight > limits.weight_max:
@@ -245,6 +249,22 @@ class Coalescer(Generic[_Request, _Result]):
         queue.extendleft(reversed(later))
         return batch
 
+    def _comes_too_late(self, call: _Call) -> bool:
+        """Whether a batch that takes as long as the last one would end after its caller has gone.
+
+        Those who wait longest have the least time left. If they went first whatever is left, then with more load than
+        can be served every batch would be full of calls that nobody waits for when it ends, and nothing be answered.
+        """
+        # Somebody is always tried: how long it takes can be better again.
+        return len(self._queue) > 1 and time.monotonic() + self._last_seconds > call.until
+
+    def _refuse(self, entry: _Entry[_Request, _Result]) -> None:
+        call = entry.call
+        entry.outcome = QueueFull(f"{self._name}: no turn would come within the deadline; nothing was done")
+        call.waiting -= 1
+        if not call.waiting:
+            call.done.release()
+
     def _flush(self, batch: list[list[_Entry[_Request, _Result]]]) -> None:
         began, began_ns = time.monotonic(), time.time_ns()
         calls = dict.fromkeys(entry.call for folded in batch for entry in folded)
@@ -262,6 +282,7 @@ class Coalescer(Generic[_Request, _Result]):
         finished = []
         with self._mutex:
             self._in_flight -= 1
+            self._last_seconds = time.monotonic() - began
             if self._queue and self._idle_flushers:
                 self._arrived.notify()
             for folded, outcome in zip(batch, outcomes, strict=True):

@@ -1,0 +1,96 @@
+"""More buyers than any shop can serve: orders of many lines, each sent when its time has come, come what may.
+
+Each is written down as all calls are. Nothing is sent twice: the first word of the shop counts.
+"""
+
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import grpc
+from google.protobuf.duration_pb2 import Duration
+from google.type.money_pb2 import Money
+
+from shop.order.v1 import order_pb2 as orders
+from shop.order.v1.order_pb2_grpc import OrderServiceStub
+from tests.faults.clients import CHANNEL_OPTIONS, SHORT_SECONDS, Clients, outcome_of, user_ids
+from tests.faults.ledger import Call, Place
+
+CALL_SECONDS = 5.0
+_END_SECONDS = 60
+_CHANNELS = 4
+
+
+class Flood:
+    """Of orders for all products of the clients, one unit of each."""
+
+    def __init__(self, clients: Clients) -> None:
+        self._ledger = clients.ledger
+        self._lines = tuple((product, 1) for product in clients.products)
+        price = Money(currency_code="EUR", units=19)
+        items = [orders.CreateOrderItem(product_id=product, quantity=n, price=price) for product, n in self._lines]
+        self._request = orders.CreateOrderRequest(items=items, ttl=Duration(seconds=SHORT_SECONDS))
+        self._target = clients.targets[1]
+        self._pending = 0
+        self._changed = threading.Condition()
+
+    def at_once(self, buyers: int, seconds: float) -> float:
+        """So many buyers, each of whom sends the next order when the last one is answered: orders placed a second."""
+        with self._stubs() as stubs:
+            began = time.monotonic()
+            sent: list[Call] = []
+            while time.monotonic() < began + seconds:
+                with self._changed:
+                    self._changed.wait_for(lambda: self._pending < buyers, CALL_SECONDS)
+                sent.append(self._send(stubs[len(sent) % _CHANNELS]))
+            took = time.monotonic() - began
+        return sum(call.fate == "done" for call in sent) / took
+
+    def at_rate(self, rate: float, seconds: float) -> float:
+        """Whatever is answered; those that are sent a second, which are fewer when this machine can't send as many."""
+        with self._stubs() as stubs:
+            began = time.monotonic()
+            sent = 0
+            while (now := time.monotonic()) < began + seconds:
+                due = int((now - began) * rate)
+                for _ in range(sent, due):
+                    self._send(stubs[sent % _CHANNELS])
+                    sent += 1
+                with self._changed:
+                    self._changed.wait(1 / rate)
+            took = time.monotonic() - began
+        return sent / took
+
+    def _send(self, stub: Any) -> Call:
+        user_id = next(user_ids)
+        request = orders.CreateOrderRequest()
+        request.CopyFrom(self._request)
+        request.user_id = user_id
+        request.request_id = str(user_id)
+        call = self._ledger.open(Place(user_id, self._lines), request.request_id)
+        with self._changed:
+            self._pending += 1
+        asked_at = time.monotonic()
+
+        def answered(answer: Any) -> None:
+            call.add(asked_at, outcome_of(answer, lambda given: given.order.id))
+            with self._changed:
+                self._pending -= 1
+                self._changed.notify()
+
+        stub.CreateOrder.future(request, timeout=CALL_SECONDS).add_done_callback(answered)
+        return call
+
+    @contextmanager
+    def _stubs(self) -> Iterator[list[Any]]:
+        """Over a few connections, until all that was sent is answered."""
+        channels = [grpc.insecure_channel(self._target, options=CHANNEL_OPTIONS) for _ in range(_CHANNELS)]
+        try:
+            yield [OrderServiceStub(channel) for channel in channels]
+            with self._changed:
+                assert self._changed.wait_for(lambda: self._pending == 0, _END_SECONDS), "calls outlive their time"
+        finally:
+            for channel in channels:
+                channel.close()
