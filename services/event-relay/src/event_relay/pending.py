@@ -3,17 +3,22 @@
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Any, NamedTuple
 
 from sqlalchemy import (
     ARRAY,
     BigInteger,
+    Column,
+    ColumnElement,
     Connection,
     Delete,
     Executable,
     Select,
     Subquery,
     Table,
+    Text,
     any_,
+    cast,
     delete,
     func,
     literal,
@@ -23,7 +28,7 @@ from sqlalchemy import (
     union_all,
 )
 
-from shop_common.sql import Clock, Statement
+from shop_common.sql import Clock, Id, Statement
 
 ROWS_MAX = 2000
 """Rows in one read, the same number of each shard: none waits for another's backlog, and memory has a bound."""
@@ -39,9 +44,11 @@ _STEADY_PLANS = text(
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Pending:
-    """A row as it is shipped. `headers` is a JSON object of headers that go before our own."""
+class Pending(NamedTuple):
+    """A row as it is shipped. `headers` is a JSON object of headers that go before our own.
+
+    A tuple, since one is made for every event: a frozen dataclass is made by a call for each of its fields.
+    """
 
     id: int
     shard: int
@@ -87,7 +94,8 @@ class PendingRows:
         if self._reads[0] != wanted:
             limit = ROWS_MAX // len(shards)
             self._reads = (wanted, union_all(*(self._oldest_of(shard, limit, wanted[1]) for shard in shards)))
-        return [Pending(*row) for row in tx.execute(self._reads[1])]
+        # All at once: a result that is walked through asks its cursor for each row.
+        return list(map(Pending._make, tx.execute(self._reads[1]).all()))
 
     def delete(self, tx: Connection, rows: Sequence[Pending]) -> None:
         """Delete exactly these rows; those that are gone already are no fault."""
@@ -109,7 +117,7 @@ class PendingRows:
         # Written into the SQL: with parameters PostgreSQL would plan these sixteen selects anew each time.
         this = literal(shard, literal_execute=True)
         rows = (
-            select(*(outbox.c[name] for name in Pending.__slots__))
+            select(*(_text(outbox.c[name]) for name in Pending._fields))
             # A range of one shard and not `=`: then only the index (shard, id) has this order. With a constant shard
             # the primary key has it as well, and a walk along that reads the rows of all other shards.
             .where(outbox.c.shard.between(this, this))
@@ -130,6 +138,11 @@ class PendingRows:
         # An array is a bound of the index; of a subquery alone PostgreSQL may make a join with all of the table.
         ids = func.array(select(given.c.id).scalar_subquery(), type_=ARRAY(BigInteger))
         return self._deleting(given).where(self._outbox.c.id == any_(ids))
+
+
+def _text(wanted: Column[Any]) -> ColumnElement[Any]:
+    """The column, or for an id its text: the driver would make an object of it, of which we make a text again."""
+    return cast(wanted, Text).label(wanted.name) if isinstance(wanted.type, Id) else wanted
 
 
 def steady_plans(tx: Connection) -> None:

@@ -80,7 +80,11 @@ class Shipper:
 
     def __init__(self, bootstrap_servers: str, source: str) -> None:
         self._bootstrap_servers = bootstrap_servers
-        self._source = source
+        self._common_headers: list[tuple[str, str | bytes | None]] = [
+            ("ce_specversion", "1.0"),
+            ("ce_source", source),
+            ("content-type", "application/json"),
+        ]
         self._producer: Producer | None = None
         self._known_topics: set[str] = set()
         self._absent_topics: dict[str, float] = {}
@@ -131,8 +135,7 @@ class Shipper:
         producer = self.connect()
         # Decided once for the batch: a topic that appears in the middle must not get the later rows only.
         present = {topic for topic in {row.topic for row in rows} if self._exists(producer, topic)}
-        # Rows of traces that are recorded; of the others nothing is.
-        members = {row.id: span for row in rows if (span := telemetry.sampled_traceparent(row.traceparent))}
+        members = _recorded(rows)
         attributes: dict[str, AttributeValue] = {
             "messaging.system": "kafka",
             "messaging.batch.message_count": len(rows),
@@ -165,6 +168,7 @@ class Shipper:
 
     def _produce(self, producer: Producer, rows: Iterable[Pending], batch: "_Batch", until: float) -> None:
         held_back: set[int] = set()
+        reported = batch.reported
         for row in rows:
             if row.shard in held_back:
                 continue
@@ -172,13 +176,8 @@ class Shipper:
             if time.monotonic() >= until:
                 return
             try:
-                producer.produce(
-                    row.topic,
-                    row.payload,
-                    row.key,
-                    on_delivery=partial(batch.reported, row),
-                    headers=self._headers(row, batch.open_span(row)),
-                )
+                headers = self._headers(row, batch.open_span(row) if batch.members else row.traceparent)
+                producer.produce(row.topic, row.payload, row.key, on_delivery=partial(reported, row), headers=headers)
             except BufferError:
                 return
             except KafkaException as error:
@@ -222,6 +221,8 @@ class Shipper:
 
     def _welcome(self, acknowledged: Iterable[Pending]) -> None:
         """Forget refusals of shards that got beyond them: the event was shipped, or someone took it away."""
+        if not self._refusals:
+            return
         for row in acknowledged:
             refusal = self._refusals.get(row.shard)
             if refusal is not None and row.id >= refusal.row_id:
@@ -229,20 +230,18 @@ class Shipper:
                 _log.info("shard can be shipped again", topic=row.topic, shard=row.shard)
 
     def _headers(self, row: Pending, traceparent: str | None) -> list[tuple[str, str | bytes | None]]:
-        headers = {
-            "ce_specversion": "1.0",
-            "ce_id": row.event_id,
-            "ce_type": row.type,
-            "ce_source": self._source,
-            "ce_time": rfc3339(row.created_at),
-            "ce_sequence": str(row.id),
-            "content-type": "application/json",
-        }
+        headers: list[tuple[str, str | bytes | None]] = [
+            *self._common_headers,
+            ("ce_id", row.event_id),
+            ("ce_type", row.type),
+            ("ce_time", rfc3339(row.created_at)),
+            ("ce_sequence", str(row.id)),
+        ]
         if traceparent:
-            headers["traceparent"] = traceparent
+            headers.append(("traceparent", traceparent))
         if row.headers:
-            headers |= orjson.loads(row.headers)
-        return [(name, str(value).encode()) for name, value in headers.items()]
+            return [(name, str(value)) for name, value in (dict(headers) | orjson.loads(row.headers)).items()]
+        return headers
 
     def _exists(self, producer: Producer, topic: str) -> bool:
         if topic in self._known_topics:
@@ -304,7 +303,7 @@ class _Batch:
     def __init__(self, members: Mapping[int, SpanContext] = NOBODY, span: SpanContext | None = None) -> None:
         self.produced: list[Pending] = []
         self.failure: str | None = None
-        self._members = members
+        self.members = members
         self._span = span
         self._spans: dict[int, Span] = {}
         self.too_large: list[Pending] = []
@@ -312,7 +311,7 @@ class _Batch:
 
     def open_span(self, row: Pending) -> str | None:
         """The traceparent for the row's message: of a span that lasts until the broker has it, or the row's own."""
-        member = self._members.get(row.id)
+        member = self.members.get(row.id)
         if member is None:
             return row.traceparent
         attributes = {
@@ -338,7 +337,7 @@ class _Batch:
         self._spans.clear()
 
     def reported(self, row: Pending, error: KafkaError | None, _: Message) -> None:
-        if (span := self._spans.pop(row.id, None)) is not None:
+        if self._spans and (span := self._spans.pop(row.id, None)) is not None:
             if error is not None:
                 span.set_status(StatusCode.ERROR, error.name())
             span.end()
@@ -359,6 +358,8 @@ class _Batch:
         What was acknowledged after it stays and is sent again: should the broker have taken rows out of turn all the
         same, the last that a consumer sees of a key is then still the latest.
         """
+        if len(self._acknowledged) == len(self.produced):
+            return self.produced
         gaps: set[int] = set()
         prefixes = []
         for row in self.produced:
@@ -367,6 +368,13 @@ class _Batch:
             elif row.shard not in gaps:
                 prefixes.append(row)
         return prefixes
+
+
+def _recorded(rows: Sequence[Pending]) -> Mapping[int, SpanContext]:
+    """The spans of those rows whose trace is recorded; of the others nothing is."""
+    if telemetry.tracer() is None:
+        return NOBODY
+    return {row.id: span for row in rows if (span := telemetry.sampled_traceparent(row.traceparent))}
 
 
 def _told(error: KafkaError) -> str:

@@ -1,0 +1,227 @@
+"""Outbox to Kafka: the relay beside a plain loop and Debezium, in one run. `python -m benchmarks.relay --help`."""
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+
+from rich.console import Console
+
+from benchmarks import cpu
+from benchmarks.http2 import LoadError
+from benchmarks.relay_debezium import PLUGIN, Debezium, PluginMissing, downloaded, unpacked
+from benchmarks.relay_outbox import TooBusy
+from benchmarks.relay_results import DEBEZIUM, OURS, TWO, Backlog, Delay, Results, show
+from benchmarks.relay_sides import Loop, Ours, Side
+from devstack import docker, kafka, postgres
+from devstack.kafka import EMBEDDED, Kafka
+from devstack.process import ProcessEnded
+
+SIDES = (OURS, TWO, "loop", DEBEZIUM)
+BACKLOG, WARM, DELAY_SECONDS = 100_000, 300_000, 20.0
+"""What the goals are set for."""
+
+RATE = 1000
+"""Events a second while the delay is measured."""
+
+SETTLE_SECONDS = 1.0
+ARRIVE_SECONDS = 30
+MAVEN_VARIABLE = "MAVEN_REPOSITORY"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Measure and show; returns the exit code. A goal that is missed is no failure, a wrong count is."""
+    options = _options(argv)
+    if not Path("/proc/self/stat").exists():
+        sys.stderr.write("the benchmarks read CPU times from /proc, so they run on Linux only\n")
+        return 1
+    console = Console(stderr=True)
+    try:
+        results = _Run(options, console).measure()
+    except (LoadError, PluginMissing, ProcessEnded, TimeoutError, postgres.PostgresUnavailable) as error:
+        console.print(f"[red]failed:[/] {error}", highlight=False)
+        return 1
+    show(results, Console(width=None if sys.stdout.isatty() else 140))
+    if options.json:
+        options.json.write_text(json.dumps(results.as_json(), indent=2) + "\n")
+    return 0
+
+
+class _Run:
+    """One run over all sides: what its steps share."""
+
+    def __init__(self, options: argparse.Namespace, console: Console) -> None:
+        self._options = options
+        self._tell: Callable[[str], None] = lambda text: console.print(text, highlight=False)
+        complete = options.backlog >= BACKLOG and options.warm >= WARM and options.delay_seconds >= DELAY_SECONDS
+        self._results = Results(complete=complete)
+        self._broker_pid: int | None = None
+
+    def measure(self) -> Results:
+        with ExitStack() as stack:
+            broker = stack.enter_context(kafka.provide(containers=True, tell=self._tell))
+            self._tell(f"broker: {broker.description}; {platform.machine()}, {os.cpu_count()} processors")
+            if broker.description == EMBEDDED:
+                self._tell("[yellow]the embedded broker keeps nothing on disk: its figures are not Apache Kafka's[/]")
+            else:
+                self._broker_pid = _pid_of(broker.container.name)
+            sides = self._sides(stack, broker)
+            for side in sides:
+                self._tell(f"{side.name}: {side.server.description}, each commit synced")
+                stack.callback(side.stop)
+                side.start()
+                # The server is thawed first: what stops a side talks to it.
+                stack.callback(side.go)
+                stack.callback(side.server.thaw)
+                self._stand_still(side)
+            for side in sides:
+                self._awake(side, self._warm)
+            for _ in range(self._options.rounds):
+                for side in sides:
+                    self._awake(side, lambda side: self._results.add(side.name, self._backlog(side)))
+            if self._options.delay_seconds:
+                for side in sides:
+                    self._awake(side, self._delays)
+        return self._results
+
+    def _sides(self, stack: ExitStack, broker: Kafka) -> list[Side]:
+        def server() -> postgres.PostgresServer:
+            return stack.enter_context(postgres.provide(durable=True, tell=self._tell))
+
+        sides: list[Side] = []
+        for name, count in ((OURS, 1), (TWO, 2)):
+            if name in self._options.sides:
+                sides.append(Ours(name, server(), broker, count))
+        if "loop" in self._options.sides:
+            sides.append(Loop("loop", server(), broker))
+        if DEBEZIUM in self._options.sides:
+            plugin = self._plugin(stack, broker)
+            if plugin is not None:
+                sides.append(Debezium(server(), broker, plugin))
+        return sides
+
+    def _plugin(self, stack: ExitStack, broker: Kafka) -> Path | None:
+        """Where Debezium's plugin is, or None, which is said."""
+        given: Path | None = self._options.debezium
+        if broker.description == EMBEDDED:
+            self._tell("[yellow]without Debezium:[/] it runs in Apache Kafka's image, which needs Docker")
+            return None
+        if given is None and not self._options.maven:
+            self._tell(f"[yellow]without Debezium:[/] give --debezium or --maven (or {MAVEN_VARIABLE})")
+            return None
+        if given is not None and given.is_dir():
+            return given.resolve()
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="shop-debezium-")))
+        # Kafka Connect runs as another user.
+        folder.chmod(0o755)
+        plugin = folder / "plugin"
+        plugin.mkdir()
+        return unpacked(given or downloaded(self._options.maven, folder), plugin)
+
+    def _awake(self, side: Side, measure: Callable[[Side], None]) -> None:
+        """Measure one side while all others stand still."""
+        side.server.thaw()
+        measure(side)
+        self._stand_still(side)
+
+    def _stand_still(self, side: Side) -> None:
+        side.hold()
+        side.server.freeze()
+
+    def _warm(self, side: Side) -> None:
+        for _ in range(self._options.warm // self._options.backlog):
+            found = self._backlog(side)
+            self._tell(f"{side.name}: warming, {found.rate:,.0f} events/s")
+
+    def _backlog(self, side: Side) -> Backlog:
+        """Fill the outbox while the side stands still, let it go, and wait until everything is in Kafka."""
+        count, outbox = self._options.backlog, side.outbox
+        arrived = outbox.arrived()
+        outbox.fill(count)
+        time.sleep(SETTLE_SECONDS)
+        before, began = self._cpu(side), time.monotonic()
+        side.go()
+        seconds = outbox.wait_for(arrived + count) - began
+        if side.deletes:
+            outbox.wait_until_empty()
+        after = self._cpu(side)
+        side.hold()
+        if not side.deletes:
+            outbox.truncate()
+        return Backlog(count / seconds, {kind: (after[kind] - before[kind]) / count for kind in before})
+
+    def _delays(self, side: Side) -> None:
+        side.go()
+        try:
+            self._results.add_delay(side.name, self._delay(side))
+        except TooBusy as error:
+            self._tell(f"[yellow]no delay of {side.name}:[/] this machine is too busy: {error}")
+        if not side.deletes:
+            side.outbox.truncate()
+
+    def _delay(self, side: Side) -> Delay:
+        outbox, seconds = side.outbox, self._options.delay_seconds
+        with outbox.arrivals() as arrivals:
+            outbox.write_at(RATE, min(seconds, 3))
+            before, began = self._cpu(side), time.monotonic()
+            committed = outbox.write_at(RATE, seconds)
+            deadline = time.monotonic() + ARRIVE_SECONDS
+            while not committed.keys() <= arrivals.keys():
+                if time.monotonic() > deadline:
+                    raise LoadError(f"{len(committed.keys() - arrivals.keys())} events did not arrive")
+                time.sleep(0.05)
+            after = self._cpu(side)
+        taken = time.monotonic() - began
+        delays = sorted(arrivals[number] - sent for number, (sent, _) in committed.items())
+        commits = statistics.median(answered - sent for sent, answered in committed.values())
+        quantiles = statistics.quantiles(delays, n=1000)
+        spent = {kind: (after[kind] - before[kind]) / len(committed) for kind in before}
+        return Delay(len(committed) / taken, quantiles[499], quantiles[989], delays[-1], commits, spent)
+
+    def _cpu(self, side: Side) -> dict[str, float]:
+        spent = {
+            "side": sum(cpu.seconds(pid) for pid in side.pids().values()),
+            "database": cpu.seconds(side.server.pid),
+        }
+        return spent if self._broker_pid is None else spent | {"broker": cpu.seconds(self._broker_pid)}
+
+
+def _pid_of(container: str) -> int:
+    return int(docker.run("inspect", "--format", "{{.State.Pid}}", container))
+
+
+def _options(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.relay", description=__doc__)
+    parser.add_argument("--sides", nargs="+", choices=SIDES, default=SIDES, help="these alone")
+    parser.add_argument("--backlog", type=int, default=BACKLOG, help="rows that wait when a side begins (%(default)s)")
+    parser.add_argument("--warm", type=int, default=WARM, help="events of each side before (%(default)s)")
+    parser.add_argument("--rounds", type=int, default=3, help="backlogs that are measured (%(default)s)")
+    parser.add_argument(
+        "--delay-seconds", type=float, default=DELAY_SECONDS, help="at 1,000 events/s; 0: not (%(default)s)"
+    )
+    parser.add_argument(
+        "--debezium", type=Path, metavar="PATH", help=f"the unpacked plugin's folder, or {PLUGIN} (checksum is known)"
+    )
+    parser.add_argument(
+        "--maven",
+        metavar="URL",
+        default=os.environ.get(MAVEN_VARIABLE),
+        help=f"address of a Maven repository, from which the plugin is fetched otherwise (or {MAVEN_VARIABLE})",
+    )
+    parser.add_argument("--quick", action="store_true", help="a smoke run: few events, once; its numbers mean little")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the results there, too")
+    options = parser.parse_args(argv)
+    if options.quick:
+        options.backlog, options.warm, options.rounds, options.delay_seconds = 10_000, 10_000, 1, 2
+    return options
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,131 @@
+"""What ships an outbox to Kafka: the relay as it is deployed, and the plain loop. Each has a server of its own.
+
+A side that is not measured is frozen with its server: nothing of it takes part in what another one is measured by.
+"""
+
+import sys
+import time
+from collections.abc import Mapping
+from typing import Protocol
+
+from benchmarks.http2 import LoadError
+from benchmarks.relay_outbox import Outbox
+from devstack.kafka import Kafka
+from devstack.ports import free_ports
+from devstack.postgres import PostgresServer
+from devstack.process import Process
+from shop_common.outbox import SHARDS
+
+READY_SECONDS = 60
+STOP_SECONDS = 15
+FREEZE_SECONDS = 20
+_POLL_SECONDS = 0.01
+
+
+class Side(Protocol):
+    """A way from the outbox to Kafka."""
+
+    name: str
+    outbox: Outbox
+    server: PostgresServer
+    deletes: bool
+    """Whether it removes the rows itself, so that this is part of its work."""
+
+    def start(self) -> None:
+        """Returns when it ships."""
+
+    def stop(self) -> None: ...
+
+    def hold(self) -> None:
+        """Let it stand still, in no transaction, until `go`."""
+
+    def go(self) -> None: ...
+
+    def pids(self) -> Mapping[str, int]:
+        """The root of each process tree of its own, its PostgreSQL left out."""
+
+
+class Program:
+    """A side that is one program, or several processes of it."""
+
+    deletes = True
+
+    def __init__(self, name: str, server: PostgresServer, kafka: Kafka, count: int = 1) -> None:
+        self.name = name
+        self.server = server
+        self.outbox = Outbox(server, kafka, f"relay-{name}")
+        self.processes = [self.process() for _ in range(count)]
+
+    def process(self) -> Process:
+        raise NotImplementedError
+
+    def start(self) -> None:
+        for process in self.processes:
+            process.start()
+
+    def stop(self) -> None:
+        for process in self.processes:
+            if process.alive:
+                process.stop(STOP_SECONDS)
+        self.outbox.close()
+
+    def hold(self) -> None:
+        # In the middle of a transaction the server would throw it out, and it would begin with a pause.
+        deadline = time.monotonic() + FREEZE_SECONDS
+        while True:
+            for process in self.processes:
+                process.freeze()
+            if self.outbox.is_idle():
+                return
+            if time.monotonic() > deadline:
+                raise LoadError(f"{self.name} is never without a transaction")
+            self.go()
+            time.sleep(_POLL_SECONDS)
+
+    def go(self) -> None:
+        for process in self.processes:
+            process.thaw()
+
+    def pids(self) -> Mapping[str, int]:
+        return {f"{self.name} {number}": process.pid for number, process in enumerate(self.processes)}
+
+
+class Ours(Program):
+    """event-relay, with metrics on, as it is deployed."""
+
+    def process(self) -> Process:
+        health_port, metrics_port = free_ports(2)
+        return Process(
+            "event-relay",
+            [sys.executable, "-m", "event_relay"],
+            {
+                "ORDERS_DATABASE_URL": self.outbox.url,
+                "KAFKA_BOOTSTRAP_SERVERS": self.outbox.kafka.bootstrap,
+                "HEALTH_PORT": str(health_port),
+                "METRICS_PORT": str(metrics_port),
+                "LOG_LEVEL": "warning",
+            },
+            health_address=f"127.0.0.1:{health_port}",
+        )
+
+    def start(self) -> None:
+        super().start()
+        for process in self.processes:
+            process.wait_ready(READY_SECONDS)
+        fair = [(SHARDS // len(self.processes),)] * len(self.processes)
+        deadline = time.monotonic() + READY_SECONDS
+        while self._shares() != fair:
+            if time.monotonic() > deadline:
+                raise LoadError(f"{len(self.processes)} relays do not share the shards\n{self.processes[-1].tail()}")
+            time.sleep(_POLL_SECONDS)
+
+    def _shares(self) -> list[tuple[object, ...]]:
+        return self.outbox.execute("SELECT count(*) FROM relay_lease WHERE shard >= 0 GROUP BY owner")
+
+
+class Loop(Program):
+    """Select, produce, wait, delete, and nothing else: `relay_loop`."""
+
+    def process(self) -> Process:
+        arguments = [sys.executable, "-m", "benchmarks.relay_loop", self.outbox.plain_url, self.outbox.kafka.bootstrap]
+        return Process("loop", arguments)
