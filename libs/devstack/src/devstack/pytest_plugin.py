@@ -5,6 +5,7 @@ pytest-xdist each worker starts its own: a test that freezes its server then sta
 """
 
 import os
+import signal
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -20,6 +21,12 @@ from devstack.postgres import PostgresServer
 POSTGRES_VARIABLE = "TEST_POSTGRES_URL"
 KAFKA_VARIABLE = "TEST_KAFKA_BOOTSTRAP_SERVERS"
 REQUIRE_DOCKER_VARIABLE = "TEST_REQUIRE_DOCKER"
+
+
+def pytest_configure() -> None:
+    """Tests send Ctrl-C to what they start. What a shell runs in the background is deaf to it, and all below."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_report_header() -> list[str]:
