@@ -103,9 +103,10 @@ class Outbox:
 
         def read() -> None:
             while not done.is_set():
-                for message in consumer.consume(500, 0.1):
-                    if message.error() is None:
-                        seen.setdefault(int((message.value() or b"")[_NUMBER]), time.time())
+                # One by one: `consume` gives what it has only when it has as many as were asked for, or its time is up.
+                message = consumer.poll(0.1)
+                if message is not None and message.error() is None:
+                    seen.setdefault(int((message.value() or b"")[_NUMBER]), time.time())
 
         thread = threading.Thread(target=read, name="reader", daemon=True)
         thread.start()

@@ -27,6 +27,7 @@ from tests.faults.conftest import SEED_VARIABLE, SHORT_MARK, SHORT_VARIABLE
 FOLDER = Path(__file__).parent
 SEEDS = 2**32
 LONG = ("-n0",)
+SHOWN_OF_LOG = 20_000
 SHORT = ("-n2", "--dist=loadgroup", "-m", SHORT_MARK)
 
 
@@ -134,6 +135,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 report.broken.append(f"the round with seed {seed} ended with {pytest.ExitCode(ended).name}")
                 break
             progress.advance(rounds)
+    if not report.is_good and not sys.stdout.isatty():
+        # Where nobody can look into the file later.
+        print(log.read_text()[-SHOWN_OF_LOG:])
     report.show(Console(width=None if sys.stdout.isatty() else 160))
     console.print(f"seed {first}, {time.monotonic() - began:.0f} s; all that was said is in {log}", highlight=False)
     return 0 if report.is_good else 1
