@@ -2,7 +2,7 @@
 
 ./task faults --rounds 50
 ./task faults --rounds 1 --seed 1524288945 --only killed    # what a failure printed, once more
-./task faults --short                                       # what CI runs
+./task faults --short                                       # the short form, some minutes
 """
 
 import argparse
@@ -146,7 +146,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="./task faults", description="Break what can break, and count every unit.")
     parser.add_argument("--rounds", type=int, default=1, help="how often (default: %(default)s)")
-    parser.add_argument("--short", action="store_true", help="some of the tests, short, two at a time: for CI")
+    parser.add_argument("--short", action="store_true", help="some of the tests, short, two at a time")
     parser.add_argument("--seed", type=int, help="of the first round; each next one has the next (default: drawn)")
     parser.add_argument("--only", metavar="NAME", help="tests whose names have this in them, as pytest -k")
     parser.add_argument(

@@ -207,9 +207,10 @@ def test_expiring_what_is_due_reads_no_table_from_end_to_end(long_history: Datab
 def test_counting_holds_reads_no_table_from_end_to_end(long_history: Database) -> None:
     plans: list[str] = []
 
-    def explain(tx: object, cursor: object, statement: str, parameters: Any, *_: object) -> None:
+    def explain(tx: object, cursor: Any, statement: str, parameters: Any, *_: object) -> None:
         if "stock_reservations" in statement:
-            plans.append(_plan(long_history, statement, parameters))
+            # In its own transaction, whose settings are part of it.
+            plans.append(_explained(cursor.connection, long_history, statement, parameters))
 
     event.listen(long_history.engine, "before_cursor_execute", explain)
     try:
@@ -234,8 +235,12 @@ def test_every_state_that_has_ended_is_in_the_index_of_what_can_be_purged() -> N
 def _plan(database: Database, statement: str, parameters: Any) -> str:
     driver = database.engine.raw_connection()
     try:
-        cursor = driver.cursor()
-        cursor.execute(("EXPLAIN QUERY PLAN " if database.is_sqlite else "EXPLAIN ") + statement, parameters)
-        return "\n".join(str(row[-1]) for row in cursor.fetchall())
+        return _explained(driver, database, statement, parameters)
     finally:
         driver.close()
+
+
+def _explained(driver: Any, database: Database, statement: str, parameters: Any) -> str:
+    cursor = driver.cursor()
+    cursor.execute(("EXPLAIN QUERY PLAN " if database.is_sqlite else "EXPLAIN ") + statement, parameters)
+    return "\n".join(str(row[-1]) for row in cursor.fetchall())
