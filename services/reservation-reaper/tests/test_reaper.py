@@ -69,7 +69,7 @@ def backlog(size: int, seconds_each: float, monkeypatch: pytest.MonkeyPatch) -> 
     """An API with so much to do, each piece of which takes so long; and the sizes of the batches asked of it."""
     clock = 0.0
     asked: list[int] = []
-    monkeypatch.setattr(reaper.time, "monotonic", lambda: clock)
+    monkeypatch.setattr(time, "monotonic", lambda: clock)
 
     def do(most: int) -> int:
         nonlocal size, clock
@@ -108,8 +108,8 @@ def test_a_batch_that_was_slow_once_is_soon_as_large_again(
             slow = 2.0
         return do(most)
 
-    usual = reaper.time.monotonic
-    monkeypatch.setattr(reaper.time, "monotonic", lambda: usual() + slow)
+    usual = time.monotonic
+    monkeypatch.setattr(time, "monotonic", lambda: usual() + slow)
     Work("sweep", hesitant, batch_max=1000, interval_seconds=LONG_SECONDS).run_once(stop)
 
     assert asked[9:13] == pytest.approx([400, 400, 200, 400], abs=2)
