@@ -211,7 +211,8 @@ def test_a_consumer_killed_between_the_effect_and_its_commit_repeats_it_without_
             shop.stack.inventory_api.freeze()
         shop.eventually(lambda: reserved(database, product) == 0, within_seconds=60)
         shop.stack.inventory_api.kill()
-    assert shop.kafka.lag(GROUP, TOPIC) == 1
+    # With it whatever else of the order was in its batch.
+    assert shop.kafka.lag(GROUP, TOPIC) >= 1
     start_inventory(shop)
 
     shop.eventually(lambda: caught_up(shop), within_seconds=60)
