@@ -3,7 +3,6 @@
 import argparse
 import json
 import sys
-import tempfile
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -11,20 +10,18 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from benchmarks import subjects
+from benchmarks import command, subjects
+from benchmarks.command import POSTGRESQL, SQLITE
 from benchmarks.http2 import LoadError
 from benchmarks.load import Generator
 from benchmarks.pgbench import Pgbench, PgbenchMissing
 from benchmarks.results import Cell, Results, show
 from benchmarks.scenarios import CREATE_ORDER, RESERVE_HOT, SCENARIOS, Scenario
-from benchmarks.stock import WrongCount
 from benchmarks.subjects import Subject
-from devstack import kafka, postgres
+from devstack import kafka
 from devstack.collector import collecting
-from devstack.process import ProcessEnded
 from devstack.stack import Databases
 
-POSTGRESQL, SQLITE = "postgresql", "sqlite"
 CALLS = (1, 16, 128)
 CPU_CALLS = 64
 
@@ -35,16 +32,10 @@ VARIANTS = ("ours", "watched", "plain", "pgbench", "echo")
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure and show; returns the exit code. A goal that is missed is no failure, a wrong count is."""
     options = _options(argv)
-    if not Path("/proc/self/stat").exists():
-        sys.stderr.write("the benchmarks read CPU times from /proc, so they run on Linux only\n")
+    results = command.measured(lambda console: _measure(options, console))
+    if results is None:
         return 1
-    progress_console = Console(stderr=True)
-    try:
-        results = _measure(options, progress_console)
-    except (LoadError, ProcessEnded, TimeoutError, WrongCount, postgres.PostgresUnavailable) as error:
-        progress_console.print(f"[red]failed:[/] {error}", highlight=False)
-        return 1
-    show(results, Console(width=None if sys.stdout.isatty() else 160))
+    show(results, command.output())
     if options.json:
         options.json.write_text(json.dumps(results.as_json(), indent=2) + "\n")
     return 0
@@ -95,8 +86,7 @@ def _subjects(options: argparse.Namespace, stack: ExitStack, console: Console) -
     found: list[Subject] = [subjects.Echo(generator)]
     broker = stack.enter_context(kafka.provide()) if options.with_relay else None
     if POSTGRESQL in options.databases:
-        server = stack.enter_context(postgres.provide(durable=True))
-        console.print(f"{server.description}, each commit synced", highlight=False)
+        server = command.synced_server(stack, console)
         try:
             found.append(Pgbench(server))
         except PgbenchMissing as missing:
@@ -104,18 +94,14 @@ def _subjects(options: argparse.Namespace, stack: ExitStack, console: Console) -
         pids = [server.pid]
         found.append(subjects.plain(POSTGRESQL, Databases.on_server(server), generator, pids))
         found.append(subjects.ours(POSTGRESQL, Databases.on_server(server), generator, pids, broker))
-        collector = stack.enter_context(collecting(console.print, _folder(stack) / "traces.db"))
+        collector = stack.enter_context(collecting(console.print, command.folder(stack) / "traces.db"))
         watched = subjects.ours(POSTGRESQL, Databases.on_server(server), generator, pids, broker, collector=collector)
         found.append(watched)
     if SQLITE in options.databases:
-        folder = _folder(stack)
+        folder = command.folder(stack)
         found.append(subjects.plain(SQLITE, Databases.in_folder(folder / "plain"), generator, []))
         found.append(subjects.ours(SQLITE, Databases.in_folder(folder / "ours"), generator, [], broker))
     return [subject for subject in found if options.variants is None or subject.name in options.variants]
-
-
-def _folder(stack: ExitStack) -> Path:
-    return Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="shop-benchmarks-")))
 
 
 def _options(argv: Sequence[str] | None) -> argparse.Namespace:

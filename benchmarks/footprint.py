@@ -6,30 +6,28 @@
 import argparse
 import statistics
 import sys
-import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from pathlib import Path
+from functools import partial
 
 import psutil
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import cpu
+from benchmarks import command, cpu
+from benchmarks.command import POSTGRESQL, SQLITE
 from benchmarks.generator import Outcome
-from benchmarks.http2 import LoadError
 from benchmarks.load import Generator
+from benchmarks.results import served
 from benchmarks.scenarios import CREATE_ORDER, RESERVE_SPREAD, Scenario
-from benchmarks.stock import WrongCount
 from benchmarks.subjects import ALONE, NO_BROKER, QUIET, READY_SECONDS, Stored
-from devstack import kafka, postgres
-from devstack.process import Process, ProcessEnded
-from devstack.stack import Databases, Options, Stack
+from devstack import kafka
+from devstack.process import Process
+from devstack.stack import Options, Stack
 
-POSTGRESQL, SQLITE = "postgresql", "sqlite"
 CALLS = 64
 WORKER_CALLS = 128
 REST_SECONDS = 3.0
@@ -52,36 +50,35 @@ class Footprint:
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure and show; returns the exit code."""
     options = _options(argv)
-    console, out = Console(stderr=True), Console(width=None if sys.stdout.isatty() else 160)
-    try:
-        for database in options.databases:
-            with ExitStack() as stack:
-                _show(database, _on(database, options, stack, console), options, out)
-    except (LoadError, ProcessEnded, TimeoutError, WrongCount, postgres.PostgresUnavailable) as error:
-        console.print(f"[red]failed:[/] {error}", highlight=False)
-        return 1
+    out = command.output()
+    for database in options.databases:
+        found = command.measured(partial(_on, database, options))
+        if found is None:
+            return 1
+        _show(database, found, options, out)
     return 0
 
 
-def _on(database: str, options: argparse.Namespace, stack: ExitStack, console: Console) -> Footprint:
-    new, pids = _server(stack, console) if database == POSTGRESQL else _folders(stack)
-    generator = stack.enter_context(Generator())
+def _on(database: str, options: argparse.Namespace, console: Console) -> Footprint:
     footprint = Footprint()
-    _whole_system(footprint, Stored("ours", database, new(), generator, pids), options, console)
-    for workers in options.workers:
-        console.print(f"{database}: {workers} workers", highlight=False)
-        subject = Stored("ours", database, new(), generator, pids)
-        system = Stack(subject.databases, NO_BROKER, options=Options(environment=ALONE | {"WORKERS": str(workers)}))
-        subject.serve_by(system)
-        with ExitStack() as running:
-            running.callback(system.stop)
-            subject.start()
-            outcomes = {
-                each: _measured(subject, each, WORKER_CALLS, options) for each in (RESERVE_SPREAD, CREATE_ORDER)
-            }
-            memory = sum(map(memory_of, (system.inventory_api, system.order_api)))
-            subject.check()
-        footprint.by_workers[workers] = outcomes, memory
+    with ExitStack() as stack:
+        new, pids = command.databases(database, stack, console)
+        generator = stack.enter_context(Generator())
+        _whole_system(footprint, Stored("ours", database, new(), generator, pids), options, console)
+        for workers in options.workers:
+            console.print(f"{database}: {workers} workers", highlight=False)
+            subject = Stored("ours", database, new(), generator, pids)
+            system = Stack(subject.databases, NO_BROKER, options=Options(environment=ALONE | {"WORKERS": str(workers)}))
+            subject.serve_by(system)
+            with ExitStack() as running:
+                running.callback(system.stop)
+                subject.start()
+                outcomes = {
+                    each: _measured(subject, each, WORKER_CALLS, options) for each in (RESERVE_SPREAD, CREATE_ORDER)
+                }
+                memory = sum(map(memory_of, (system.inventory_api, system.order_api)))
+                subject.check()
+            footprint.by_workers[workers] = outcomes, memory
     return footprint
 
 
@@ -130,17 +127,6 @@ def memory_of(process: Process) -> int:
     return pss
 
 
-def _server(stack: ExitStack, console: Console) -> tuple[Callable[[], Databases], list[int]]:
-    server = stack.enter_context(postgres.provide(durable=True))
-    console.print(f"{server.description}, each commit synced", highlight=False)
-    return lambda: Databases.on_server(server), [server.pid]
-
-
-def _folders(stack: ExitStack) -> tuple[Callable[[], Databases], list[int]]:
-    folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="shop-footprint-"))
-    return lambda: Databases.in_folder(Path(tempfile.mkdtemp(dir=folder))), []
-
-
 def _show(database: str, found: Footprint, options: argparse.Namespace, console: Console) -> None:
     assert found.load is not None
     table = Table("process", title=f"{database}: {found.load.rate:,.0f} orders a second as load", title_justify="left")
@@ -158,15 +144,11 @@ def _show(database: str, found: Footprint, options: argparse.Namespace, console:
         table.add_column(name, justify="right")
     for workers, (outcomes, memory) in found.by_workers.items():
         cells = [
-            (f"{each.rate:,.0f}", f"{each.p99 * 1e3:.1f}", f"{served(each) * 1e3:.2f}") for each in outcomes.values()
+            (f"{each.rate:,.0f}", f"{each.p99 * 1e3:.1f}", f"{served(each.cpu_per_request) * 1e3:.2f}")
+            for each in outcomes.values()
         ]
         table.add_row(str(workers), *cells[0], *cells[1], f"{memory / _MIB:.0f}")
     console.print(table)
-
-
-def served(outcome: Outcome) -> float:
-    """CPU time of everything but the client, a request."""
-    return sum(spent for kind, spent in outcome.cpu_per_request.items() if kind != "client")
 
 
 def _options(argv: Sequence[str] | None) -> argparse.Namespace:

@@ -3,34 +3,30 @@
 import argparse
 import statistics
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
 from sqlalchemy import func, select
 
-from benchmarks import rows, stock
+from benchmarks import command, rows, stock
+from benchmarks.command import POSTGRESQL, SQLITE
 from benchmarks.generator import Outcome
 from benchmarks.http2 import LoadError
 from benchmarks.load import Generator
 from benchmarks.results import verdict
 from benchmarks.scenarios import RESERVE_SPREAD
 from benchmarks.subjects import ALONE, NO_BROKER, Stored
-from devstack import postgres
 from devstack.ports import free_ports
-from devstack.process import ProcessEnded
 from devstack.scrape import scrape
 from devstack.stack import REAPER, Databases, Options, Stack
 from inventory_api import tables
 
-POSTGRESQL, SQLITE = "postgresql", "sqlite"
 CONNECTIONS = 8
 HOLDS_PER_SECOND_GOAL = 10_000
 P99_GOAL = 2.0
@@ -100,7 +96,9 @@ class Progress:
 
     @property
     def rate(self) -> float:
-        """Holds a second, from the first that were seen to be expired to the last."""
+        """Holds a second, from the first that were seen to be expired to the last. Raises LoadError."""
+        if len(self.samples) < 2:
+            raise LoadError(f"{self._holds} holds were gone before a rate could be seen: more of them are needed")
         (start, before), *_, (end, after) = self.samples
         return (after - before) / (end - start)
 
@@ -126,28 +124,21 @@ class Progress:
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure and show; returns the exit code. A goal that is missed is no failure, a wrong count is."""
     options = _options(argv)
-    console = Console(stderr=True)
-    found: dict[str, Reaped] = {}
-    try:
-        with ExitStack() as stack:
-            for database in options.databases:
-                found[database] = _on(database, options, stack, console)
-    except (LoadError, ProcessEnded, TimeoutError, stock.WrongCount, postgres.PostgresUnavailable) as error:
-        console.print(f"[red]failed:[/] {error}", highlight=False)
+    found = command.measured(lambda console: _measure(options, console))
+    if found is None:
         return 1
-    _show(found, options, Console(width=None if sys.stdout.isatty() else 160))
+    _show(found, options, command.output())
     return 0
 
 
+def _measure(options: argparse.Namespace, console: Console) -> dict[str, Reaped]:
+    with ExitStack() as stack:
+        return {database: _on(database, options, stack, console) for database in options.databases}
+
+
 def _on(database: str, options: argparse.Namespace, stack: ExitStack, console: Console) -> Reaped:
-    pids: list[int] = []
-    if database == POSTGRESQL:
-        server = stack.enter_context(postgres.provide(durable=True))
-        databases, pids = Databases.on_server(server), [server.pid]
-        console.print(f"{server.description}, each commit synced", highlight=False)
-    else:
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="shop-reaping-")))
-        databases = Databases.in_folder(folder)
+    new, pids = command.databases(database, stack, console)
+    databases = new()
     (metrics_port,) = free_ports(1)
     system = Stack(
         databases,

@@ -14,15 +14,14 @@ from pathlib import Path
 
 from rich.console import Console
 
-from benchmarks import cpu
+from benchmarks import command, cpu
 from benchmarks.http2 import LoadError
-from benchmarks.relay_debezium import PLUGIN, Debezium, PluginMissing, downloaded, unpacked
+from benchmarks.relay_debezium import PLUGIN, Debezium, downloaded, unpacked
 from benchmarks.relay_outbox import TooBusy
 from benchmarks.relay_results import DEBEZIUM, OURS, TWO, Backlog, Delay, Results, show
 from benchmarks.relay_sides import Loop, Ours, Side
 from devstack import docker, kafka, postgres
 from devstack.kafka import EMBEDDED, Kafka
-from devstack.process import ProcessEnded
 
 SIDES = (OURS, TWO, "loop", DEBEZIUM)
 BACKLOG, WARM, DELAY_SECONDS = 100_000, 300_000, 20.0
@@ -39,16 +38,10 @@ MAVEN_VARIABLE = "MAVEN_REPOSITORY"
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure and show; returns the exit code. A goal that is missed is no failure, a wrong count is."""
     options = _options(argv)
-    if not Path("/proc/self/stat").exists():
-        sys.stderr.write("the benchmarks read CPU times from /proc, so they run on Linux only\n")
+    results = command.measured(lambda console: _Run(options, console).measure())
+    if results is None:
         return 1
-    console = Console(stderr=True)
-    try:
-        results = _Run(options, console).measure()
-    except (LoadError, PluginMissing, ProcessEnded, TimeoutError, postgres.PostgresUnavailable) as error:
-        console.print(f"[red]failed:[/] {error}", highlight=False)
-        return 1
-    show(results, Console(width=None if sys.stdout.isatty() else 140))
+    show(results, command.output(140))
     if options.json:
         options.json.write_text(json.dumps(results.as_json(), indent=2) + "\n")
     return 0

@@ -159,7 +159,7 @@ class Debezium:
         return False
 
 
-class PluginMissing(Exception):
+class PluginMissing(LoadError):
     """Debezium can't take part; the message says why."""
 
 

@@ -5,6 +5,7 @@ A side that is not measured is frozen with its server: nothing of it takes part 
 
 import sys
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import Protocol
 
@@ -45,7 +46,7 @@ class Side(Protocol):
         """The root of each process tree of its own, its PostgreSQL left out."""
 
 
-class Program:
+class Program(ABC):
     """A side that is one program, or several processes of it."""
 
     deletes = True
@@ -56,8 +57,9 @@ class Program:
         self.outbox = Outbox(server, kafka, f"relay-{name}")
         self.processes = [self.process() for _ in range(count)]
 
+    @abstractmethod
     def process(self) -> Process:
-        raise NotImplementedError
+        """One of them, to be started."""
 
     def start(self) -> None:
         for process in self.processes:

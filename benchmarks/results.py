@@ -2,7 +2,7 @@
 
 import statistics
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -26,6 +26,11 @@ class Cell:
     calls: int
 
 
+def served(cpu_per_request: Mapping[str, float]) -> float:
+    """CPU time of everything but the client, a request."""
+    return sum(spent for kind, spent in cpu_per_request.items() if kind != "client")
+
+
 @dataclass(frozen=True)
 class Numbers:
     """Medians over the rounds; times in seconds."""
@@ -38,7 +43,7 @@ class Numbers:
     @property
     def served(self) -> float:
         """CPU time of everything but the client, a request."""
-        return sum(spent for kind, spent in self.cpu_per_request.items() if kind != "client")
+        return served(self.cpu_per_request)
 
 
 class Results:

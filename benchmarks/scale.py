@@ -7,7 +7,6 @@ import argparse
 import json
 import random
 import sys
-import tempfile
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
@@ -19,14 +18,12 @@ from rich.console import Console
 from rich.table import Table
 from sqlalchemy import func, select
 
-from benchmarks import rows, stock
-from benchmarks.http2 import LoadError
+from benchmarks import command, rows, stock
+from benchmarks.command import POSTGRESQL, SQLITE
 from benchmarks.load import Generator
 from benchmarks.results import Cell, Numbers, Results, verdict
 from benchmarks.scenarios import CHECK_STOCK, INVENTORY, LIST_ORDERS, ORDERS, PAGE_SIZE, RESERVE_SPREAD, Scenario
 from benchmarks.subjects import ALONE, NO_BROKER, Services, migrate
-from devstack import postgres
-from devstack.process import ProcessEnded
 from devstack.stack import Databases, Options, Stack
 from inventory_api import tables as inventory
 from inventory_api.migrations import SCHEMA as INVENTORY_SCHEMA
@@ -38,7 +35,6 @@ from shop.order.v1 import order_pb2
 from shop_common import paging
 from shop_common.paging import Page, PageRequest
 
-POSTGRESQL, SQLITE = "postgresql", "sqlite"
 ROWS = (10_000, 1_000_000)
 GOAL = 1.2
 _BODIES = 10_000
@@ -129,32 +125,34 @@ def scenarios(count: int, moment: datetime) -> list[Scenario]:
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure and show; returns the exit code. A goal that is missed is no failure, a wrong count is."""
     options = _options(argv)
-    console = Console(stderr=True)
-    results = Results()
-    try:
-        with ExitStack() as stack:
-            found = _subjects(options, stack, console)
-            for _ in range(options.rounds):
-                _measure(found, results, options, console)
-            for subject in found:
-                subject.check()
-    except (LoadError, ProcessEnded, TimeoutError, stock.WrongCount, postgres.PostgresUnavailable) as error:
-        console.print(f"[red]failed:[/] {error}", highlight=False)
+    results = command.measured(lambda console: _measure(options, console))
+    if results is None:
         return 1
-    _show(results, options, Console(width=None if sys.stdout.isatty() else 160))
+    _show(results, options, command.output())
     if options.json:
         cells = [asdict(cell) | asdict(numbers) for cell, numbers in results.cells()]
         options.json.write_text(json.dumps(cells, indent=2) + "\n")
     return 0
 
 
+def _measure(options: argparse.Namespace, console: Console) -> Results:
+    results = Results()
+    with ExitStack() as stack:
+        found = _subjects(options, stack, console)
+        for _ in range(options.rounds):
+            _round(found, results, options, console)
+        for subject in found:
+            subject.check()
+    return results
+
+
 def _subjects(options: argparse.Namespace, stack: ExitStack, console: Console) -> list[Sized]:
     generator = stack.enter_context(Generator())
     found = []
     for database in options.databases:
-        new, pids = _server(stack, console) if database == POSTGRESQL else _folder(stack)
+        new, pids = command.databases(database, stack, console)
         for count in sorted(options.rows):
-            subject = Sized(count, database, new(count), generator, pids)
+            subject = Sized(count, database, new(), generator, pids)
             stack.callback(subject.stop)
             console.print(f"{database}: {count:,} rows are made", highlight=False)
             subject.start()
@@ -162,19 +160,8 @@ def _subjects(options: argparse.Namespace, stack: ExitStack, console: Console) -
     return found
 
 
-def _server(stack: ExitStack, console: Console) -> tuple[Callable[[int], Databases], list[int]]:
-    server = stack.enter_context(postgres.provide(durable=True))
-    console.print(f"{server.description}, each commit synced", highlight=False)
-    return lambda _: Databases.on_server(server), [server.pid]
-
-
-def _folder(stack: ExitStack) -> tuple[Callable[[int], Databases], list[int]]:
-    folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="shop-scale-")))
-    return lambda count: Databases.in_folder(folder / str(count)), []
-
-
-def _measure(found: Sequence[Sized], results: Results, options: argparse.Namespace, console: Console) -> None:
-    """One round: each kind of call, the sizes next to each other, since the machine's speed moves."""
+def _round(found: Sequence[Sized], results: Results, options: argparse.Namespace, console: Console) -> None:
+    """Each kind of call, the sizes next to each other, since the machine's speed moves."""
     for several in zip(*(subject.scenarios for subject in found), strict=True):
         for subject, scenario in zip(found, several, strict=True):
             console.print(f"{scenario.name}, {subject.name} rows, {subject.database}", highlight=False)

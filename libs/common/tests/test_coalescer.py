@@ -8,7 +8,6 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -105,6 +104,23 @@ class Rig:
         call = self.call(coalescer, Ask(0))
         assert self.bulk.running.acquire(timeout=PATIENCE_SECONDS)
         return call
+
+
+class Clock:
+    """The coalescer's time, which a test can put ahead."""
+
+    ahead_seconds = 0.0
+    time_ns = staticmethod(time.time_ns)
+
+    def monotonic(self) -> float:
+        return time.monotonic() + self.ahead_seconds
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr(coalescer_module, "time", clock)
+    return clock
 
 
 def eventually(condition: Callable[[], bool]) -> None:
@@ -247,12 +263,7 @@ def test_a_call_whose_time_ran_out_in_the_queue_is_not_executed(rig: Rig) -> Non
     assert rig.bulk.batches[1:] == [[Ask(1)]]
 
 
-def test_a_call_that_could_not_be_answered_in_time_leaves_its_turn_to_others(
-    rig: Rig, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    ahead_seconds = 0.0
-    clock = SimpleNamespace(monotonic=lambda: time.monotonic() + ahead_seconds, time_ns=time.time_ns)
-    monkeypatch.setattr(coalescer_module, "time", clock)
+def test_a_call_that_could_not_be_answered_in_time_leaves_its_turn_to_others(rig: Rig, clock: Clock) -> None:
     coalescer = rig.coalescer()
     with rig.bulk.held_up():
         first = rig.busy(coalescer)
@@ -260,7 +271,7 @@ def test_a_call_that_could_not_be_answered_in_time_leaves_its_turn_to_others(
         eventually(lambda: len(coalescer._queue) == 1)
         patient = rig.call(coalescer, Ask(1), seconds=60)
         eventually(lambda: len(coalescer._queue) == 2)
-        ahead_seconds = 5.0
+        clock.ahead_seconds = 5.0
 
     assert results([first, patient]) == [[0], [2]]
     (refused,) = hasty.result(PATIENCE_SECONDS)
@@ -268,17 +279,12 @@ def test_a_call_that_could_not_be_answered_in_time_leaves_its_turn_to_others(
     assert rig.bulk.batches == [[Ask(0)], [Ask(1)]]
 
 
-def test_when_nobody_could_be_answered_in_time_one_is_tried_all_the_same(
-    rig: Rig, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    ahead_seconds = 0.0
-    clock = SimpleNamespace(monotonic=lambda: time.monotonic() + ahead_seconds, time_ns=time.time_ns)
-    monkeypatch.setattr(coalescer_module, "time", clock)
+def test_when_nobody_could_be_answered_in_time_one_is_tried_all_the_same(rig: Rig, clock: Clock) -> None:
     coalescer = rig.coalescer()
     with rig.bulk.held_up():
         rig.busy(coalescer)
         first, last = rig.queue_up(coalescer, Ask(1), Ask(2))
-        ahead_seconds = 50.0
+        clock.ahead_seconds = 50.0
 
     (refused,) = first.result(PATIENCE_SECONDS)
     assert isinstance(refused, QueueFull)

@@ -7,8 +7,9 @@ import psycopg
 from relay_driver import Shop
 from sqlalchemy import Connection, event
 
-from event_relay.pending import PendingRows, steady_plans
+from event_relay.pending import PendingRows
 from shop_common.outbox import SHARDS
+from shop_common.sql import steady_plans
 
 
 def test_plans_do_not_flip_when_the_table_was_seen_empty(shop: Shop) -> None:

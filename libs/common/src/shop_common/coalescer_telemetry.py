@@ -37,8 +37,7 @@ class CoalescerMetrics:
         """A batch of so many requests took so long; its calls had waited so long for it."""
         self._batch.observe(requests)
         self._flush.observe(seconds)
-        for each in waits_seconds:
-            self._wait.observe(each)
+        self._wait.observe_all(waits_seconds)
 
 
 class Membership:

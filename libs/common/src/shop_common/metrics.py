@@ -5,15 +5,32 @@ A label has few values: a method, a status, a topic; never an id.
 """
 
 import threading
-from collections.abc import Callable, Sequence
+from bisect import bisect_right
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Generic, Literal, TypeVar
 
-from prometheus_client import Counter, Gauge, Histogram
+import prometheus_client
+from prometheus_client import Counter, Gauge
 
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 LONG_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 1800.0)
 SIZES = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000)
+
+
+class Histogram(prometheus_client.Histogram):
+    """Prometheus' histogram, which takes a batch at once as well."""
+
+    def observe_all(self, amounts: Iterable[float]) -> None:
+        """Observe each of them. One by one it would cost a tenth of an event's way to Kafka."""
+        ordered = sorted(amounts)
+        places = [0, *(bisect_right(ordered, bound) for bound in self._upper_bounds)]
+        for bucket, (first, last) in zip(self._buckets, pairwise(places), strict=True):
+            if last > first:
+                bucket.inc(last - first)
+        self._sum.inc(sum(ordered))
+
 
 _Collector = TypeVar("_Collector", Counter, Gauge, Histogram)
 

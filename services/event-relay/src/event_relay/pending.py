@@ -28,20 +28,12 @@ from sqlalchemy import (
     union_all,
 )
 
-from shop_common.sql import Clock, Id, Statement
+from shop_common.sql import Clock, Id, Statement, steady_plans
 
 ROWS_MAX = 2000
 """Rows in one read, the same number of each shard: none waits for another's backlog, and memory has a bound."""
 
 BACKLOG_COUNTED_MAX = 100_000
-
-# Autoanalyze that has once seen the table empty makes a walk through all of it look cheap, and a prepared statement
-# keeps that plan while the table grows to millions. With these off, for the transaction, what is left are walks along
-# an index from one bound to another, and joins that read each side once.
-_STEADY_PLANS = text(
-    "SELECT set_config(name, 'off', true) FROM (VALUES ('enable_seqscan'), ('enable_bitmapscan'),"
-    " ('enable_sort'), ('enable_nestloop'), ('enable_mergejoin')) AS setting (name)"
-)
 
 
 class Pending(NamedTuple):
@@ -143,9 +135,3 @@ class PendingRows:
 def _text(wanted: Column[Any]) -> ColumnElement[Any]:
     """The column, or for an id its text: the driver would make an object of it, of which we make a text again."""
     return cast(wanted, Text).label(wanted.name) if isinstance(wanted.type, Id) else wanted
-
-
-def steady_plans(tx: Connection) -> None:
-    """Let PostgreSQL plan the rest of this transaction the same way whatever it believes of the table."""
-    if tx.dialect.name == "postgresql":
-        tx.execute(_STEADY_PLANS)

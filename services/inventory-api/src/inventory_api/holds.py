@@ -7,23 +7,19 @@ reservations as beside ten.
 import threading
 from dataclasses import dataclass
 
-from sqlalchemy import ColumnElement, Connection, ScalarSelect, func, literal, select, text
+from sqlalchemy import ColumnElement, Connection, ScalarSelect, func, literal, select
 from sqlalchemy.exc import DBAPIError
 
 from inventory_api import tables
 from shop_common import logs, metrics
 from shop_common.database import Database, cause_of
 from shop_common.errors import ShopError
-from shop_common.sql import now
+from shop_common.sql import now, steady_plans
 
 COUNTED_MAX = 100_000
 INTERVAL_SECONDS = 15.0
 
 _expires_at = tables.stock_reservations.c.expires_at
-
-# A PostgreSQL that has not looked at the table for long may take most of it for held, and read and sort all of it. With
-# these off, for the transaction, what is left is the walk along the index.
-_STEADY_PLAN = text("SELECT set_config('enable_seqscan', 'off', true), set_config('enable_sort', 'off', true)")
 
 _log = logs.get(__name__)
 
@@ -48,8 +44,8 @@ class Holds:
 def count(tx: Connection) -> Holds:
     """How many hold stock still, and how many are past their time and not ended yet."""
     moment = now(tx)
-    if tx.dialect.name == "postgresql":
-        tx.execute(_STEADY_PLAN)
+    # Without statistics of what is held PostgreSQL would read and sort the whole table.
+    steady_plans(tx)
     return Holds(*tx.execute(select(_counted(_expires_at > moment), _counted(_expires_at <= moment))).one())
 
 

@@ -1,9 +1,10 @@
 """A batch that is observed at once reads as if each of its events had been."""
 
-from prometheus_client import CollectorRegistry, Histogram
+import prometheus_client
+from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import generate_latest
 
-from event_relay.metrics import BatchHistogram
+from shop_common.metrics import Histogram
 
 BOUNDS = (0.005, 0.01, 1.0)
 BATCHES: tuple[list[float], ...] = ([0.001, 0.005, 0.0051, 0.5, 1.0, 2.0, 300.0], [], [-0.25, 0.01, 0.01])
@@ -11,8 +12,10 @@ BATCHES: tuple[list[float], ...] = ([0.001, 0.005, 0.0051, 0.5, 1.0, 2.0, 300.0]
 
 def test_a_batch_counts_as_its_events_would_one_by_one() -> None:
     at_once, one_by_one = CollectorRegistry(), CollectorRegistry()
-    batched = BatchHistogram("delay", "A delay", ("database",), registry=at_once, buckets=BOUNDS).labels("orders")
-    plain = Histogram("delay", "A delay", ("database",), registry=one_by_one, buckets=BOUNDS).labels("orders")
+    batched = Histogram("delay", "A delay", ("database",), registry=at_once, buckets=BOUNDS).labels("orders")
+    plain = prometheus_client.Histogram("delay", "A delay", ("database",), registry=one_by_one, buckets=BOUNDS).labels(
+        "orders"
+    )
 
     for batch in BATCHES:
         batched.observe_all(batch)
