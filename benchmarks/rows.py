@@ -35,7 +35,8 @@ def fill_catalogue(url: str, rows: int, moment: datetime) -> None:
             f"i, i, 'WAREHOUSE_A', {QUANTITY}, CASE WHEN i % 4 < 2 THEN 1 ELSE 0 END, 1, {then}, {then}",
             rows,
         )
-    _fill_reservations(url, rows, moment, item="i", product="i", state=state, expires_at=str(micros(moment) + YEAR))
+    made_at, expires_at = micros(moment) - YEAR, str(micros(moment) + YEAR)
+    _fill_reservations(url, rows, made_at, item="i", product="i", state=state, expires_at=expires_at)
 
 
 def fill_expired_holds(url: str, holds: int, moment: datetime) -> None:
@@ -44,7 +45,9 @@ def fill_expired_holds(url: str, holds: int, moment: datetime) -> None:
     # Items are numbered as they were filled: the hot product, then the others.
     item, product = f"{turn} + 2", f"{turn} + {PRODUCTS.start}"
     expires_at = f"{micros(moment) - HOUR} + i * {HOUR // holds}"
-    _fill_reservations(url, holds, moment, item=item, product=product, state="'HELD'", expires_at=expires_at)
+    # Lately enough that the reaper does not purge at once what it has expired.
+    made_at = micros(moment) - 2 * HOUR
+    _fill_reservations(url, holds, made_at, item=item, product=product, state="'HELD'", expires_at=expires_at)
     with _filling(url) as sql:
         held = "SELECT count(*) FROM reservation_allocations WHERE item_id = inventory_items.id"
         sql.run(f"UPDATE inventory_items SET reserved_quantity = ({held})")
@@ -77,10 +80,10 @@ def created_at_micros(number: int, rows: int, moment: datetime) -> int:
 
 
 def _fill_reservations(
-    url: str, rows: int, moment: datetime, *, item: str, product: str, state: str, expires_at: str
+    url: str, rows: int, made_at: int, *, item: str, product: str, state: str, expires_at: str
 ) -> None:
     with _filling(url, inventory.stock_reservations, inventory.reservation_allocations) as sql:
-        made, ends = sql.at(micros(moment) - YEAR), sql.at(expires_at)
+        made, ends = sql.at(made_at), sql.at(expires_at)
         sql.insert(
             "stock_reservations (id, product_id, quantity, order_id, state, created_at, expires_at)",
             f"{sql.row_id}, {product}, 1, 'order-' || i, {state}, {made}, {ends}",
