@@ -97,14 +97,14 @@ _MARKS = (
     ),
     Change(
         "event_relay/relay.py",
-        "        delivery = self._shipper.ship(",
-        "        __import__('steps').reached('before produce')\n        delivery = self._shipper.ship(",
+        "            self._flight = self._shipper.send(",
+        "            __import__('steps').reached('before produce')\n            self._flight = self._shipper.send(",
     ),
     Change(
         "event_relay/relay.py",
-        "        if shipped:\n            self._database",
-        "        if shipped:\n            __import__('steps').reached('between acknowledgement and delete')\n"
-        "            self._database",
+        "        arrived = self._ours_of_what_arrived()\n",
+        "        arrived = self._ours_of_what_arrived()\n"
+        "        if arrived:\n            __import__('steps').reached('between acknowledgement and delete')\n",
     ),
     Change(
         "shop_common/consumer.py",

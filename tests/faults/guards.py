@@ -41,8 +41,9 @@ IDEMPOTENCY_CLAIM = (
 DELETE_AFTER_ACKNOWLEDGE = (
     Change(
         "event_relay/relay.py",
-        "        until = min(held.",
-        "        self._database.transact(lambda tx: self._rows.delete(tx, rows))\n        until = min(held.",
+        "            until = min(self._held.",
+        "            self._database.transact(lambda tx: self._rows.delete(tx, rows))\n"
+        "            until = min(self._held.",
     ),
 )
 """Rows go before the broker has their events."""

@@ -13,7 +13,7 @@ from devstack import postgres
 from devstack.postgres import PostgresServer
 from shop_common import database as database_module
 from shop_common.coalescer import Coalescer
-from shop_common.database import LOCK_TIMEOUT_SECONDS, Database, is_own_fault
+from shop_common.database import LOCK_TIMEOUT_SECONDS, MAY_COME_UNDONE, STEADY_PLANS, Database, is_own_fault
 from shop_common.errors import Contention, DatabaseUnavailable, PoolTimeout, QueueFull, Refused, ShopError
 
 PATIENCE_SECONDS = 10.0
@@ -227,6 +227,18 @@ def test_timeouts_hold_within_each_transaction_and_reads_can_not_write(on_postgr
     assert read == ["2s", "5s", "5s", "repeatable read"]
     with pytest.raises(DatabaseUnavailable), on_postgres.read() as tx:
         put(tx, 1)
+
+
+def test_settings_hold_within_their_transaction_alone(on_postgres: Database) -> None:
+    def settings(tx: Connection) -> tuple[str, str]:
+        names = ("enable_seqscan", "synchronous_commit")
+        seqscan, commit = (str(tx.exec_driver_sql(f"SHOW {name}").scalar()) for name in names)
+        return seqscan, commit
+
+    assert on_postgres.transact(settings, STEADY_PLANS + MAY_COME_UNDONE) == ("off", "off")
+    assert on_postgres.query(settings, STEADY_PLANS) == ("off", "on")
+    assert on_postgres.query(settings) == ("on", "on")
+    assert on_postgres.transact(settings) == ("on", "on")
 
 
 def test_a_row_that_others_hold_for_long_is_contention(on_postgres: Database) -> None:

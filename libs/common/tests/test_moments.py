@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from shop_common.moments import from_micros, micros, rfc3339, to_proto, to_proto_or_none
+from shop_common.moments import from_micros, micros, rfc3339, rfc3339_of_micros, to_proto, to_proto_or_none
 
 moments = st.datetimes(datetime(1, 1, 2), datetime(9999, 12, 30), timezones=st.just(UTC))  # noqa: DTZ001 - given one
 
@@ -50,3 +50,9 @@ def test_a_moment_always_has_six_decimals(moment: datetime, written: str) -> Non
 def test_a_time_that_is_absent_stays_absent() -> None:
     assert to_proto_or_none(None) is None
     assert to_proto_or_none(datetime(1970, 1, 1, 0, 0, 1, tzinfo=UTC)) == to_proto(from_micros(1_000_000))
+
+
+@settings(deadline=None)  # a busy machine is no failure
+@given(moments.filter(lambda moment: moment.year >= 1000))
+def test_microseconds_are_written_as_their_moment_is(moment: datetime) -> None:
+    assert rfc3339_of_micros(micros(moment)) == rfc3339(moment)

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from sqlalchemy import BigInteger, Column, Connection, MetaData, Table, Text, event, select, update
 
 from shop_common.database import Database
-from shop_common.sql import Amount, Id, RowId, Statement, Timestamp, among, clock, inserting, joined, now
+from shop_common.moments import micros
+from shop_common.sql import Amount, Id, RowId, Statement, Timestamp, among, clock, inserting, joined, micros_of, now
 from shop_common.valid import INT64_MAX
 
 METADATA = MetaData()
@@ -119,6 +120,17 @@ def test_any_value_comes_back_as_it_was(database: Database, name: str, weight: i
         stored = tx.execute(select(PARCELS.c.name, PARCELS.c.weight, PARCELS.c.sent_at)).one()
 
     assert tuple(stored) == (name, weight, sent_at)
+
+
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(sent_at=st.datetimes(datetime(1970, 1, 1), datetime(2106, 1, 1), timezones=st.just(UTC)))  # noqa: DTZ001 - given one
+def test_a_moment_can_be_read_as_microseconds(database: Database, sent_at: datetime) -> None:
+    with database.write() as tx:
+        tx.execute(PARCELS.delete())
+        put(tx, [row(0, sent_at=sent_at)])
+        read_as = tx.execute(select(micros_of(PARCELS.c.sent_at))).scalar_one()
+
+    assert read_as == micros(sent_at)
 
 
 @pytest.mark.parametrize("price", ["0", "0.000000001", "199.99", "1000000000000000", "999999999999999.999999999"])

@@ -18,7 +18,7 @@ from event_relay.metrics import Metrics
 from event_relay.pending import Pending, PendingRows
 from event_relay.relay import Relay
 from event_relay.shipper import Shipper
-from shop_common.database import Database
+from shop_common.database import STEADY_PLANS, Database
 from shop_common.outbox import SHARDS, Outbox, Record, shard_of
 from shop_common.sql import clock
 
@@ -97,7 +97,7 @@ class Shop:
 
     def pending(self) -> list[Pending]:
         """The rows as a relay that owns all shards reads them."""
-        return self.database.query(lambda tx: PendingRows(self.outbox.table).oldest(tx, range(SHARDS)))
+        return self.database.query(lambda tx: PendingRows(self.outbox.table).oldest(tx, range(SHARDS)), STEADY_PLANS)
 
     def shipped(self, messages: int = 0, *, events: int = 0, within_seconds: float = 20) -> list[Shipped]:
         """What is in the topic, once that many messages, or different events, are."""

@@ -8,14 +8,16 @@ from relay_driver import Shop
 from sqlalchemy import Connection, event
 
 from event_relay.pending import PendingRows
+from shop_common.database import STEADY_PLANS
 from shop_common.outbox import SHARDS
-from shop_common.sql import steady_plans
 
 
 def test_plans_do_not_flip_when_the_table_was_seen_empty(shop: Shop) -> None:
     rows = PendingRows(shop.outbox.table)
     shop.write_numbered(keys=100, each=20)
-    shop.relay().relay_once()
+    relay = shop.relay()
+    while relay.relay_once():
+        pass
     analyze(shop)
     shop.write_numbered(keys=100, each=200)
 
@@ -63,8 +65,7 @@ def plan(shop: Shop, operation: Callable[[Connection], Any]) -> str:
 
     event.listen(shop.database.engine, "before_cursor_execute", explained, retval=True)
     try:
-        with shop.database.write() as tx:
-            steady_plans(tx)
+        with shop.database.write(STEADY_PLANS) as tx:
             operation(tx)
             tx.rollback()
             tx.begin()

@@ -11,14 +11,16 @@ from relay_driver import Shop, eventually, running, values_by_key
 from sqlalchemy import delete, insert, select, update
 
 from event_relay import shipper
-from event_relay.relay import Relay
+from event_relay.pending import ROWS_MAX
+from event_relay.relay import AHEAD_ROWS, DeliveryFailed, Relay
 from shop_common.errors import ShopError
 
 
 def ship_all(relay: Relay) -> int:
+    """Until nothing is found, and what was shipped is deleted."""
     total = 0
-    while shipped := relay.relay_once():
-        total += shipped
+    while found := relay.relay_once():
+        total += found
     return total
 
 
@@ -68,18 +70,64 @@ def test_a_rows_own_headers_go_before_ours(shop: Shop) -> None:
 
 
 def test_an_event_that_was_acknowledged_and_not_deleted_is_repeated_under_its_id(shop: Shop) -> None:
-    relay = shop.relay()
-    relay.relay_once()  # Holds its leases from here on.
     shop.write(shop.event("7", 1))
+    assert shop.relay("crashed", lease_seconds=1).relay_once() == 1
+    assert shop.waiting() == [1]
+
+    with running(shop.relay("its successor")):
+        eventually(lambda: not shop.waiting())
+
+    first, second = shop.shipped(2)
+    assert first.headers == second.headers
+
+
+def test_a_deletion_that_failed_is_made_up_for(shop: Shop) -> None:
+    relay = shop.relay()
+    shop.write(shop.event("7", 1))
+    assert relay.relay_once() == 1
 
     with nobody_may_write(shop), pytest.raises(ShopError):
         relay.relay_once()
     assert shop.waiting() == [1]
-    assert relay.relay_once() == 1
+    shop.write(shop.event("7", 2))
 
-    first, second = shop.shipped(2)
-    assert first.headers == second.headers
+    assert relay.relay_once() == 1
+    assert ship_all(relay) == 0
     assert shop.waiting() == []
+    assert [record.json() for record in shop.shipped(2)] == [1, 2]
+
+
+def test_a_deletion_of_a_lease_that_is_over_is_left_to_the_next_owner(shop: Shop) -> None:
+    shop.write(shop.event("7", 1))
+    frozen = shop.relay("frozen", lease_seconds=1)
+    assert frozen.relay_once() == 1
+    time.sleep(1.1)
+
+    with running(shop.relay("its successor")):
+        eventually(lambda: not shop.waiting())
+        row = shop.event("7", 2)
+        shop.write(row)
+        eventually(lambda: not shop.waiting())
+        assert frozen.relay_once() == 0
+
+    assert [record.json() for record in shop.shipped(3)] == [1, 1, 2]
+
+
+def test_one_half_is_read_while_the_other_is_on_its_way(shop: Shop) -> None:
+    shop.write_numbered(keys=100, each=60)
+    relay = shop.relay(lease_seconds=3)
+    assert relay.relay_once() == ROWS_MAX
+    with shop.kafka.frozen():
+        one_half = relay.relay_once()
+        assert one_half > AHEAD_ROWS
+        assert len(shop.waiting()) == 6000 - ROWS_MAX
+        with pytest.raises(DeliveryFailed, match=f"of {one_half} events"):
+            relay.relay_once()
+
+    with running(relay):
+        eventually(lambda: not shop.waiting())
+    records = shop.shipped(events=6000)
+    assert values_by_key(records, first_occurrences=True) == {f"key-{key}": list(range(60)) for key in range(100)}
 
 
 @contextmanager
@@ -133,7 +181,7 @@ def test_a_refused_event_is_never_overtaken_by_a_later_one_of_its_key(
 def test_a_row_that_cannot_be_sent_holds_back_its_own_shard_only(shop: Shop, headers: str) -> None:
     shop.write(shop.event("a", 1, headers=headers), shop.event("a", 2), shop.event("b", 1))
 
-    assert shop.relay().relay_once() == 1
+    assert ship_all(shop.relay()) > 0
 
     assert shop.waiting() == [1, 2]
     assert values_by_key(shop.shipped(1)) == {"b": [1]}
@@ -174,9 +222,10 @@ def test_nothing_is_produced_when_the_time_of_the_lease_is_up(shop: Shop) -> Non
     rows = shop.pending()
     in_test = shop.shipper()
 
-    assert in_test.ship(rows, until=time.monotonic()).acknowledged == []
-    in_time = in_test.ship(rows, until=time.monotonic() + 10)
+    too_late = in_test.landed(in_test.send(rows, until=time.monotonic()))
+    in_time = in_test.landed(in_test.send(rows, until=time.monotonic() + 10))
 
+    assert too_late.acknowledged == []
     assert [row.key for row in in_time.acknowledged] == ["7"]
     assert len(shop.shipped(1)) == 1
 

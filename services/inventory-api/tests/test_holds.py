@@ -8,12 +8,13 @@ from stockroom import Stockroom
 
 from inventory_api import holds
 from inventory_api.holds import Holds, HoldsWatch
+from shop_common.database import STEADY_PLANS
 
 TOLD_SECONDS = 10
 
 
 def count(stockroom: Stockroom) -> Holds:
-    return stockroom.database.query(holds.count)
+    return stockroom.database.query(holds.count, STEADY_PLANS)
 
 
 def test_what_is_held_is_counted_as_running_or_as_due(stockroom: Stockroom) -> None:

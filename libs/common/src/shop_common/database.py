@@ -39,7 +39,25 @@ CONNECT_TIMEOUT_SECONDS = 3
 POOL_TIMEOUT_SECONDS = 3.0
 UNANSWERED_TIMEOUT_SECONDS = 15
 
+STEADY_PLANS = "".join(
+    f"; SET LOCAL {way} = off"
+    for way in ("enable_seqscan", "enable_bitmapscan", "enable_sort", "enable_nestloop", "enable_mergejoin")
+)
+"""Settings of a transaction: PostgreSQL plans it the same way whatever it believes of its tables.
+
+Autoanalyze that has once seen a table empty makes a walk through all of it look cheap, and a prepared statement keeps
+that plan while the table grows to millions. With these off, what is left are walks along an index from one bound to
+another, and joins that read each side once.
+"""
+
+MAY_COME_UNDONE = "; SET LOCAL synchronous_commit = off"
+"""Settings of a transaction: its commit waits for no disk.
+
+When the server crashes within the second, the change may be as if never made: as a whole, and the database in order.
+"""
+
 _READ_ONLY = "shop_read_only"
+_SETTINGS = "shop_settings"
 _AFTER_COMMIT = "shop_after_commit"
 OUTSIDE_TRANSACTION = "shop_outside_transaction"
 """Execution option of a connection: its statements are transactions of their own, for `online_ddl` alone."""
@@ -73,13 +91,17 @@ class Database:
         self._waiting = _watched(self.engine, connections_max) if telemetry.metrics_wanted() else None
 
     @contextmanager
-    def write(self) -> Iterator[Connection]:
+    def write(self, settings: str = "") -> Iterator[Connection]:
         """A transaction that commits when the block ends and rolls back when it raises.
+
+        `settings` are PostgreSQL's for this transaction: STEADY_PLANS, MAY_COME_UNDONE, or both.
 
         Raises ShopError for failures of the surroundings; where the commit itself got no answer, a
         DatabaseUnavailable whose `rolled_back` is False: nobody knows whether it happened.
         """
         with self._in_turn(), _translated() as phase, self._connect() as tx:
+            if settings:
+                tx.execution_options(**{_SETTINGS: settings})
             tx.begin()
             phase.begun = True
             # A pooled connection keeps what a transaction before this one left behind when it failed.
@@ -98,22 +120,23 @@ class Database:
                 metric(*labels).inc(count)
 
     @contextmanager
-    def read(self) -> Iterator[Connection]:
-        """A read-only transaction. Raises ShopError for failures of the surroundings."""
-        with _translated() as phase, self._connect().execution_options(**{_READ_ONLY: True}) as tx:
+    def read(self, settings: str = "") -> Iterator[Connection]:
+        """A read-only transaction, with `settings` as in `write`. Raises ShopError for failures of the surroundings."""
+        options = {_READ_ONLY: True, _SETTINGS: settings}
+        with _translated() as phase, self._connect().execution_options(**options) as tx:
             tx.begin()
             phase.begun = True
             yield tx
             # Not rolled back: psycopg forgets a connection's prepared statements with every ROLLBACK.
             tx.commit()
 
-    def transact(self, operation: Callable[[Connection], _T]) -> _T:
+    def transact(self, operation: Callable[[Connection], _T], settings: str = "") -> _T:
         """Run the operation in one transaction; again, as a whole, where the database asks for that."""
-        return self._retrying(self.write, operation)
+        return self._retrying(self.write, operation, settings)
 
-    def query(self, operation: Callable[[Connection], _T]) -> _T:
+    def query(self, operation: Callable[[Connection], _T], settings: str = "") -> _T:
         """Run the operation in one read-only transaction, tried as `transact` is."""
-        return self._retrying(self.read, operation)
+        return self._retrying(self.read, operation, settings)
 
     def close(self) -> None:
         """Close all pooled connections."""
@@ -125,10 +148,12 @@ class Database:
         with self._waiting.track_inprogress():
             return self.engine.connect()
 
-    def _retrying(self, open_transaction: Callable[[], Any], operation: Callable[[Connection], _T]) -> _T:
+    def _retrying(
+        self, open_transaction: Callable[[str], Any], operation: Callable[[Connection], _T], settings: str
+    ) -> _T:
         for attempt in range(1, TRIES_MAX + 1):
             try:
-                with open_transaction() as tx:
+                with open_transaction(settings) as tx:
                     return operation(tx)
             except (_StaleConnection, _Collision):
                 if attempt == TRIES_MAX:
@@ -304,11 +329,12 @@ _BEGIN_READ = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY" + _TIMEOUTS
 
 
 def _begin_postgres(tx: Connection) -> None:
-    if tx.get_execution_options().get(OUTSIDE_TRANSACTION):
+    options = tx.get_execution_options()
+    if options.get(OUTSIDE_TRANSACTION):
         return
     # Through the driver and never prepared: a prepared statement can't hold several commands.
     driver: Any = tx.connection.driver_connection
-    begin = _BEGIN_READ if tx.get_execution_options().get(_READ_ONLY) else _BEGIN_WRITE
+    begin = (_BEGIN_READ if options.get(_READ_ONLY) else _BEGIN_WRITE) + options.get(_SETTINGS, "")
     try:
         driver.execute(begin, prepare=False)
     except psycopg.Error as error:

@@ -1,6 +1,7 @@
 """Points in time: always UTC, to the microsecond."""
 
 from datetime import UTC, datetime, timedelta
+from functools import lru_cache
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
@@ -21,6 +22,18 @@ def from_micros(value: int) -> datetime:
 def rfc3339(moment: datetime) -> str:
     """As events write it: `2024-01-15T10:30:00.000000Z`."""
     return moment.astimezone(UTC).isoformat(timespec="microseconds").removesuffix("+00:00") + "Z"
+
+
+def rfc3339_of_micros(value: int) -> str:
+    """As events write the moment so many microseconds after 1970."""
+    second, micro = divmod(value, 1_000_000)
+    return f"{_rfc3339_second(second)}.{micro:06}Z"
+
+
+@lru_cache(maxsize=64)
+def _rfc3339_second(second: int) -> str:
+    # Events come by the hundreds from within one second.
+    return datetime.fromtimestamp(second, UTC).strftime("%Y-%m-%dT%H:%M:%S")
 
 
 def to_proto(moment: datetime) -> Timestamp:

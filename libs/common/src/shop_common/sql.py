@@ -38,7 +38,6 @@ from sqlalchemy import (
     func,
     insert,
     select,
-    text,
     true,
     type_coerce,
 )
@@ -123,6 +122,27 @@ def clock() -> ScalarSelect[datetime]:
     return select(Clock()).scalar_subquery()
 
 
+class _Micros(FunctionElement[int]):
+    type = BigInteger()
+    inherit_cache = True
+
+
+@compiles(_Micros, "postgresql")
+def _postgres_micros(element: _Micros, compiler: Any, **options: Any) -> str:
+    # Seconds as a double are exact to a quarter of a microsecond until 2106, and a fifth of the price of exact ones.
+    return f"CAST(date_part('epoch', {compiler.process(element.clauses, **options)}) * 1000000 AS bigint)"
+
+
+@compiles(_Micros, "sqlite")
+def _sqlite_micros(element: _Micros, compiler: Any, **options: Any) -> str:
+    return str(compiler.process(element.clauses, **options))
+
+
+def micros_of(moment: ColumnElement[datetime]) -> ColumnElement[int]:
+    """A Timestamp as microseconds since 1970: a number is cheaper to read than a moment."""
+    return _Micros(moment)
+
+
 def now(tx: Connection) -> datetime:
     """The database's clock. Read it after the locks are taken: waiting for them takes time."""
     moment: datetime = tx.execute(_NOW).scalar_one()
@@ -130,20 +150,6 @@ def now(tx: Connection) -> datetime:
 
 
 _NOW = select(Clock())
-
-# Autoanalyze that has once seen the table empty makes a walk through all of it look cheap, and a prepared statement
-# keeps that plan while the table grows to millions. With these off, for the transaction, what is left are walks along
-# an index from one bound to another, and joins that read each side once.
-_STEADY_PLANS = text(
-    "SELECT set_config(name, 'off', true) FROM (VALUES ('enable_seqscan'), ('enable_bitmapscan'),"
-    " ('enable_sort'), ('enable_nestloop'), ('enable_mergejoin')) AS setting (name)"
-)
-
-
-def steady_plans(tx: Connection) -> None:
-    """Let PostgreSQL plan the rest of this transaction the same way whatever it believes of its tables."""
-    if tx.dialect.name == "postgresql":
-        tx.execute(_STEADY_PLANS)
 
 
 class _Among(FunctionElement[bool]):

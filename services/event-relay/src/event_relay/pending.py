@@ -2,17 +2,13 @@
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from datetime import datetime
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from sqlalchemy import (
     ARRAY,
     BigInteger,
-    Column,
-    ColumnElement,
     Connection,
     Delete,
-    Executable,
     Select,
     Subquery,
     Table,
@@ -21,23 +17,24 @@ from sqlalchemy import (
     cast,
     delete,
     func,
-    literal,
     select,
-    text,
     tuple_,
     union_all,
 )
 
-from shop_common.sql import Clock, Id, Statement, steady_plans
+from shop_common.sql import Clock, Statement, micros_of
 
 ROWS_MAX = 2000
 """Rows in one read, the same number of each shard: none waits for another's backlog, and memory has a bound."""
+
+READS_KEPT = 64
+"""Statements that are kept: one for the shards that are ours, two for their halves, others while topics are absent."""
 
 BACKLOG_COUNTED_MAX = 100_000
 
 
 class Pending(NamedTuple):
-    """A row as it is shipped. `headers` is a JSON object of headers that go before our own.
+    """A row as it is shipped. `headers` is a JSON object of headers that go before our own; microseconds since 1970.
 
     A tuple, since one is made for every event: a frozen dataclass is made by a call for each of its fields.
     """
@@ -51,7 +48,7 @@ class Pending(NamedTuple):
     payload: str
     headers: str | None
     traceparent: str | None
-    created_at: datetime
+    created_micros: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +60,7 @@ class Backlog:
 
 
 class PendingRows:
-    """The waiting rows of one outbox."""
+    """The waiting rows of one outbox. Its transactions want STEADY_PLANS."""
 
     def __init__(self, outbox: Table) -> None:
         self._outbox = outbox
@@ -71,7 +68,7 @@ class PendingRows:
             "sqlite": Statement(self._deleting, id=outbox.c.id.type, event_id=outbox.c.event_id.type),
             "postgresql": Statement(self._deleting_by_array, id=outbox.c.id.type, event_id=outbox.c.event_id.type),
         }
-        self._reads: tuple[object, Executable] = (None, text(""))
+        self._reads: dict[object, str] = {}
 
     def oldest(self, tx: Connection, shards: Sequence[int], *, without_topics: Collection[str] = ()) -> list[Pending]:
         """The oldest rows of each shard, at most 2,000 together, in the order of their ids within a shard.
@@ -81,22 +78,21 @@ class PendingRows:
         """
         if not shards:
             return []
-        steady_plans(tx)
         wanted = (tuple(shards), frozenset(without_topics))
-        if self._reads[0] != wanted:
-            limit = ROWS_MAX // len(shards)
-            self._reads = (wanted, union_all(*(self._oldest_of(shard, limit, wanted[1]) for shard in shards)))
-        # All at once: a result that is walked through asks its cursor for each row.
-        return list(map(Pending._make, tx.execute(self._reads[1]).all()))
+        read = self._reads.get(wanted)
+        if read is None:
+            if len(self._reads) >= READS_KEPT:
+                self._reads.clear()
+            read = self._reads[wanted] = self._reading(tx, *wanted)
+        # As the driver gives them: there is nothing to convert, and a result of SQLAlchemy's costs as much again.
+        return list(map(Pending._make, tx.exec_driver_sql(read).cursor.fetchall()))
 
     def delete(self, tx: Connection, rows: Sequence[Pending]) -> None:
         """Delete exactly these rows; those that are gone already are no fault."""
-        steady_plans(tx)
         self._delete[tx.dialect.name](tx, [{"id": row.id, "event_id": row.event_id} for row in rows])
 
     def backlog(self, tx: Connection) -> Backlog:
         """How much waits, and since when."""
-        steady_plans(tx)
         ids = self._outbox.c.id
         counted = tx.execute(
             select(func.count()).select_from(select(ids).order_by(ids).limit(BACKLOG_COUNTED_MAX).subquery())
@@ -104,17 +100,28 @@ class PendingRows:
         oldest = tx.execute(select(self._outbox.c.created_at, Clock()).order_by(ids).limit(1)).first()
         return Backlog(counted, (oldest[1] - oldest[0]).total_seconds() if oldest else 0.0)
 
+    def _reading(self, tx: Connection, shards: Sequence[int], without_topics: Collection[str]) -> str:
+        """The SQL, with all values written into it: with parameters PostgreSQL would plan sixteen selects each time."""
+        limit = ROWS_MAX // len(shards)
+        reads = union_all(*(self._oldest_of(shard, limit, without_topics) for shard in shards))
+        return str(reads.compile(dialect=tx.dialect, compile_kwargs={"literal_binds": True}))
+
     def _oldest_of(self, shard: int, limit: int, without_topics: Collection[str]) -> Select[tuple[object, ...]]:
         outbox = self._outbox
-        # Written into the SQL: with parameters PostgreSQL would plan these sixteen selects anew each time.
-        this = literal(shard, literal_execute=True)
         rows = (
-            select(*(_text(outbox.c[name]) for name in Pending._fields))
+            select(
+                outbox.c.id,
+                outbox.c.shard,
+                # Its text: the driver would make an object of it, of which we make a text again.
+                cast(outbox.c.event_id, Text).label("event_id"),
+                *(outbox.c[name] for name in ("topic", "key", "type", "payload", "headers", "traceparent")),
+                micros_of(outbox.c.created_at).label("created_micros"),
+            )
             # A range of one shard and not `=`: then only the index (shard, id) has this order. With a constant shard
             # the primary key has it as well, and a walk along that reads the rows of all other shards.
-            .where(outbox.c.shard.between(this, this))
+            .where(outbox.c.shard.between(shard, shard))
             .order_by(outbox.c.shard, outbox.c.id)
-            .limit(literal(limit, literal_execute=True))
+            .limit(limit)
         )
         if without_topics:
             rows = rows.where(outbox.c.topic.not_in(sorted(without_topics)))
@@ -130,8 +137,3 @@ class PendingRows:
         # An array is a bound of the index; of a subquery alone PostgreSQL may make a join with all of the table.
         ids = func.array(select(given.c.id).scalar_subquery(), type_=ARRAY(BigInteger))
         return self._deleting(given).where(self._outbox.c.id == any_(ids))
-
-
-def _text(wanted: Column[Any]) -> ColumnElement[Any]:
-    """The column, or for an id its text: the driver would make an object of it, of which we make a text again."""
-    return cast(wanted, Text).label(wanted.name) if isinstance(wanted.type, Id) else wanted

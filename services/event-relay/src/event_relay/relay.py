@@ -1,21 +1,26 @@
 """One outbox database to Kafka: hold leases, read the oldest rows, produce, wait, delete what was acknowledged.
 
 A crash at any point repeats events under their ids and loses none: a row goes only after the broker has its event.
+
+A pass deletes what the passes before have shipped, in the transaction that reads its own rows. While much waits, the
+shards take turns in two halves: the rows of one are deleted and read while those of the other are on their way. So
+what is read is never on its way, and each half begins with its oldest row as all of them would.
 """
 
 import random
 import threading
 import time
+from contextlib import suppress
 
-from sqlalchemy import MetaData, inspect
+from sqlalchemy import Connection, MetaData, inspect
 from sqlalchemy.exc import DBAPIError
 
 from event_relay.leases import Held, Leases
 from event_relay.metrics import Metrics
-from event_relay.pending import PendingRows
-from event_relay.shipper import BrokerAway, Shipper
+from event_relay.pending import ROWS_MAX, Pending, PendingRows
+from event_relay.shipper import BrokerAway, Flight, Shipper
 from shop_common import logs
-from shop_common.database import Database, cause_of
+from shop_common.database import MAY_COME_UNDONE, STEADY_PLANS, Database, cause_of
 from shop_common.errors import ShopError
 from shop_common.outbox import Outbox
 
@@ -23,6 +28,9 @@ BACKOFF_FIRST_SECONDS = 0.1
 BACKOFF_MAX_SECONDS = 2.0
 BATCH_SECONDS_MAX = 7.0
 """Less than a process gets to end its work in (`lifecycle`), so that a batch on its way can be waited for."""
+
+AHEAD_ROWS = ROWS_MAX // 4
+"""A pass of fewer rows is not worth a half to itself: events would wait for the other one's turn."""
 
 SAMPLE_SECONDS = 5.0
 RENEWALS_PER_LEASE = 5
@@ -67,6 +75,10 @@ class Relay:
         self._poll_seconds = poll_seconds
         self._tables_seen = False
         self._held = _NOTHING
+        self._flight: Flight | None = None
+        self._arrived: list[Pending] = []
+        self._in_halves = False
+        self._half = 0
         self._renew_at = 0.0
         self._sample_at = 0.0
         self._worked_at = float("-inf")
@@ -89,16 +101,15 @@ class Relay:
         while not stop.is_set():
             try:
                 self._sample()
-                shipped = self.relay_once()
+                found = self.relay_once()
             except (BrokerAway, DeliveryFailed, ShopError, TablesMissing, DBAPIError) as error:
-                # What was not acknowledged is still there, and nothing of it is in flight.
                 self._interrupted(error)
                 stop.wait(_backoff(failures))
                 failures += 1
             else:
                 self._resumed()
                 failures = 0
-                if shipped:
+                if found:
                     self._shipped_at = time.monotonic()
                 else:
                     stop.wait(self._pause())
@@ -111,35 +122,83 @@ class Relay:
         return self._poll_seconds * QUIET_POLLS if quiet else self._poll_seconds
 
     def relay_once(self) -> int:
-        """Ship the oldest rows of our shards, at most 2,000. Returns how many were shipped and deleted.
+        """Read the oldest rows, at most 2,000, and send them. Returns how many were found.
 
-        Raises BrokerAway, DeliveryFailed, TablesMissing, and what the database raises.
+        When few were found they are shipped on return, else they may be on their way still; the next pass deletes
+        them. Raises BrokerAway, DeliveryFailed, TablesMissing, and what the database raises.
         """
         self._check_tables()
         # Before the leases: who can't reach the broker leaves the shards to those who can.
         self._shipper.connect()
-        held = self._hold()
-        absent, waiting = self._shipper.absent_topics(), self._shipper.waiting_shards()
-        shards = [shard for shard in held.shards if shard not in waiting]
-        self._metrics.blocked_shards.set(len(self._shipper.refused_shards().intersection(held.shards)))
-        rows = self._database.query(lambda tx: self._rows.oldest(tx, shards, without_topics=absent))
-        if not rows:
-            return 0
+        self._hold()
+        rows = self._delete_and_read(self._turn())
+        self._land()
+        if rows:
+            until = min(self._held.produce_until, time.monotonic() + BATCH_SECONDS_MAX)
+            self._flight = self._shipper.send(rows, until=until)
+        in_halves = len(rows) >= AHEAD_ROWS and not self._shipper.in_doubt
+        if not (in_halves and self._in_halves):
+            self._land()
+        self._in_halves = in_halves
+        return len(rows)
 
-        until = min(held.produce_until, time.monotonic() + BATCH_SECONDS_MAX)
-        delivery = self._shipper.ship(rows, until=until)
+    def _turn(self) -> list[int]:
+        """The shards of this pass; none of them has anything on its way."""
+        shards = self._held.shards
+        self._metrics.blocked_shards.set(len(self._shipper.refused_shards().intersection(shards)))
+        if self._in_halves:
+            # Halves of what is held and not of what is left of it below: that may be another half in each pass.
+            self._half = 1 - self._half
+            shards = shards[self._half :: 2]
+        waiting = self._shipper.waiting_shards()
+        return [shard for shard in shards if shard not in waiting]
 
+    def _delete_and_read(self, shards: list[int]) -> list[Pending]:
+        absent = self._shipper.absent_topics()
+
+        def read(tx: Connection) -> list[Pending]:
+            return self._rows.oldest(tx, shards, without_topics=absent)
+
+        def delete_and_read(tx: Connection) -> list[Pending]:
+            self._rows.delete(tx, arrived)
+            return read(tx)
+
+        arrived = self._ours_of_what_arrived()
+        # Deletions that come undone are shipped again, under their ids.
+        rows = (
+            self._database.transact(delete_and_read, STEADY_PLANS + MAY_COME_UNDONE)
+            if arrived
+            else self._database.query(read, STEADY_PLANS)
+        )
+        self._arrived = []
+        return rows
+
+    def _ours_of_what_arrived(self) -> list[Pending]:
         # Past its end the lease may be another's, who ships these rows as well and deletes them when it has.
-        shipped = delivery.acknowledged if time.monotonic() < held.ends else []
-        if shipped:
-            self._database.transact(lambda tx: self._rows.delete(tx, shipped))
-            self._metrics.shipped.inc(len(shipped))
-            now = time.time()
-            self._metrics.delay_seconds.observe_all(now - row.created_at.timestamp() for row in shipped)
+        return self._arrived if time.monotonic() < self._held.ends else []
+
+    def _land(self) -> None:
+        """Wait for what is on its way. Raises DeliveryFailed; what the broker has of it can be deleted all the same."""
+        if self._flight is None:
+            return
+        flight, self._flight = self._flight, None
+        delivery = self._shipper.landed(flight)
+        self._arrived.extend(delivery.acknowledged)
+        self._metrics.shipped.inc(len(delivery.acknowledged))
+        now = time.time()
+        self._metrics.delay_seconds.observe_all([now - row.created_micros / 1e6 for row in delivery.acknowledged])
         if delivery.failure is not None:
             self._metrics.failures.inc()
             raise DeliveryFailed(delivery.failure)
-        return len(shipped)
+
+    def _settle(self) -> None:
+        """Leave nothing on its way, and nothing in the outbox that has arrived. Raises as `_land` does."""
+        try:
+            self._land()
+        finally:
+            if arrived := self._ours_of_what_arrived():
+                self._database.transact(lambda tx: self._rows.delete(tx, arrived), STEADY_PLANS + MAY_COME_UNDONE)
+            self._arrived = []
 
     def _check_tables(self) -> None:
         if self._tables_seen:
@@ -151,36 +210,43 @@ class Relay:
             raise TablesMissing(f"no table {' and no '.join(missing)}: the service of this database has to migrate it")
         self._tables_seen = True
 
-    def _hold(self) -> Held:
-        if time.monotonic() >= self._renew_at:
-            # Between two batches, so nothing is in flight of a shard that is given up.
-            self._held = self._database.transact(self._leases.hold)
-            self._renew_at = self._held.ends - self._lease_seconds * (1 - 1 / RENEWALS_PER_LEASE)
-            self._metrics.shards.set(self.shard_count)
-        return self._held
+    def _hold(self) -> None:
+        if time.monotonic() < self._renew_at:
+            return
+        # Nothing may be on its way of a shard that is given up.
+        self._settle()
+        self._held = self._database.transact(self._leases.hold)
+        self._renew_at = self._held.ends - self._lease_seconds * (1 - 1 / RENEWALS_PER_LEASE)
+        self._metrics.shards.set(self.shard_count)
 
     def _let_go(self) -> None:
         """Give up the leases at once rather than let them run out. If the database is away, they run out."""
         if self._held is _NOTHING:
             return
-        self._held = _NOTHING
-        self._renew_at = 0.0
-        self._metrics.shards.set(0)
         try:
+            with suppress(DeliveryFailed):
+                self._settle()
             self._database.transact(self._leases.release)
         except (ShopError, DBAPIError) as error:
             _log.info("leases are left to run out", database=self.name, error=str(error))
+        self._held = _NOTHING
+        self._renew_at = 0.0
+        self._metrics.shards.set(0)
 
     def _sample(self) -> None:
         if time.monotonic() < self._sample_at:
             return
         self._check_tables()
-        backlog = self._database.query(self._rows.backlog)
+        backlog = self._database.query(self._rows.backlog, STEADY_PLANS)
         self._metrics.rows.set(backlog.rows)
         self._metrics.oldest_seconds.set(backlog.oldest_seconds)
         self._sample_at = time.monotonic() + SAMPLE_SECONDS
 
     def _interrupted(self, error: Exception) -> None:
+        # Nothing is on its way while we wait. What has not arrived is there still, and is read again.
+        self._in_halves = False
+        with suppress(DeliveryFailed):
+            self._land()
         if isinstance(error, BrokerAway | DeliveryFailed):
             # Others may reach the broker where we do not.
             self._let_go()

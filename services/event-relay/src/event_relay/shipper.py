@@ -15,7 +15,7 @@ broker refuses whole batches, so after such a refusal messages go one by one for
 
 import logging
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -26,7 +26,7 @@ from opentelemetry.util.types import AttributeValue
 
 from event_relay.pending import Pending
 from shop_common import logs, telemetry
-from shop_common.moments import rfc3339
+from shop_common.moments import rfc3339_of_micros
 
 PARTITIONS = 3
 """Of a new topic, as the shop makes them by default."""
@@ -59,7 +59,7 @@ class BrokerAway(Exception):
 class Delivery:
     """What became of a batch: `acknowledged` rows may be deleted, in `failure` stands why others were not."""
 
-    acknowledged: list[Pending]
+    acknowledged: Sequence[Pending]
     failure: str | None
 
 
@@ -73,7 +73,7 @@ class _Refusal:
 
 
 class Shipper:
-    """One producer, made anew after each failure. For one thread.
+    """One producer, made anew after each failure. For one thread. One flight is on its way at a time.
 
     `source` names the database in CloudEvents' words: /shop/orders.
     """
@@ -125,12 +125,15 @@ class Shipper:
         """Shards whose oldest event was refused when it was last tried."""
         return frozenset(self._refusals)
 
-    def ship(self, rows: Sequence[Pending], *, until: float) -> Delivery:
-        """Produce the rows, and wait until the broker has them or `until` (monotonic clock) has come.
+    @property
+    def in_doubt(self) -> bool:
+        """Whether an event was refused lately, so that each goes alone: nobody should count on the next batch."""
+        return time.monotonic() < self._alone_until
 
-        Rows of a shard must come in their order, from its oldest. Nothing is in flight on return. An event that is
-        refused for what it is makes no failure: it is told of in the log, and its shard is one of `waiting_shards`.
-        Raises BrokerAway.
+    def send(self, rows: Sequence[Pending], *, until: float) -> "Flight":
+        """Produce the rows; `landed` waits for the broker, until then (monotonic clock) at most. Raises BrokerAway.
+
+        Rows of a shard must come in their order, from its oldest. The flight before must have landed.
         """
         producer = self.connect()
         # Decided once for the batch: a topic that appears in the middle must not get the later rows only.
@@ -141,50 +144,57 @@ class Shipper:
             "messaging.batch.message_count": len(rows),
         }
         with telemetry.batch_span("ship batch", list(members.values()), attributes=attributes) as span:
-            batch = _Batch(members, span)
-            self._produce(producer, (row for row in rows if row.topic in present), batch, until)
-            self._collect(producer, batch, until)
-            batch.end_spans()
-        if len(producer):
-            batch.failed(f"{len(producer)} of {len(batch.produced)} events not acknowledged in time")
-        acknowledged = batch.acknowledged_prefixes()
+            flight = Flight(producer, until, members, span)
+            self._produce(rows, present, flight)
+        return flight
+
+    def landed(self, flight: "Flight") -> Delivery:
+        """Wait until the broker has all of the flight, or its time is up; nothing is on its way on return.
+
+        An event that is refused for what it is makes no failure: it is told of in the log, and its shard is one of
+        `waiting_shards`.
+        """
+        flight.wait_until(flight.until)
+        if flight.in_the_air:
+            flight.failed(f"{flight.in_the_air} of {len(flight.produced)} events not acknowledged in time")
+        if flight.failure is not None or flight.too_large:
+            self._discard()
+        flight.end_spans()
+        acknowledged = flight.acknowledged_prefixes()
         self._welcome(acknowledged)
-        if batch.too_large:
+        if flight.too_large:
             # Of several that went together only one need be too large. Alone each answers for itself.
             if self._alone:
-                for row in batch.too_large:
+                for row in flight.too_large:
                     self._refuse(row, "too large for the topic: raise its max.message.bytes")
             self._alone_until = time.monotonic() + ALONE_SECONDS
-            self._discard()
             # All other failures follow from this one.
             return Delivery(acknowledged, None)
-        if batch.failure is not None:
-            self._discard()
-        return Delivery(acknowledged, batch.failure)
+        return Delivery(acknowledged, flight.failure)
 
     def close(self) -> None:
-        """Let the producer go. Nothing is in flight between two calls."""
+        """Let the producer go. Nothing may be on its way."""
         self._discard()
 
-    def _produce(self, producer: Producer, rows: Iterable[Pending], batch: "_Batch", until: float) -> None:
+    def _produce(self, rows: Sequence[Pending], present: Collection[str], flight: "Flight") -> None:
         held_back: set[int] = set()
-        reported = batch.reported
+        produce, until, lost = flight.producer.produce, flight.until, flight.lost
         for row in rows:
-            if row.shard in held_back:
+            if row.topic not in present or row.shard in held_back:
                 continue
             # This process may be frozen at any instruction, so each row looks at the clock.
             if time.monotonic() >= until:
                 return
             try:
-                headers = self._headers(row, batch.open_span(row) if batch.members else row.traceparent)
-                producer.produce(row.topic, row.payload, row.key, on_delivery=partial(reported, row), headers=headers)
+                headers = self._headers(row, flight.open_span(row) if flight.members else row.traceparent)
+                produce(row.topic, row.payload, row.key, on_delivery=partial(lost, row), headers=headers)
             except BufferError:
                 return
             except KafkaException as error:
                 cause = error.args[0]
                 if cause.code() != KafkaError.MSG_SIZE_TOO_LARGE:
                     # Of the producer and not of this row, such as a refusal of an earlier one that was fatal to it.
-                    batch.failed(_told(cause))
+                    flight.failed(_told(cause))
                     return
                 self._refuse(row, _told(cause))
                 held_back.add(row.shard)
@@ -193,16 +203,7 @@ class Shipper:
                 self._refuse(row, str(error))
                 held_back.add(row.shard)
             else:
-                batch.produced.append(row)
-
-    def _collect(self, producer: Producer, batch: "_Batch", until: float) -> None:
-        """Take in the reports until there is one for each row, or `until` has come."""
-        # Not flush(): it goes on calling back after a fatal error, with that error pending in the interpreter.
-        while len(producer) and (seconds_left := until - time.monotonic()) > 0:
-            try:
-                producer.poll(seconds_left)
-            except KafkaException as error:
-                batch.failed(_told(error.args[0]))
+                flight.produced.append(row)
 
     def _refuse(self, row: Pending, why: str) -> None:
         known = self._refusals.get(row.shard)
@@ -219,7 +220,7 @@ class Shipper:
             )
         self._refusals[row.shard] = _Refusal(row.id, row.event_id, time.monotonic() + REFUSED_SECONDS)
 
-    def _welcome(self, acknowledged: Iterable[Pending]) -> None:
+    def _welcome(self, acknowledged: Sequence[Pending]) -> None:
         """Forget refusals of shards that got beyond them: the event was shipped, or someone took it away."""
         if not self._refusals:
             return
@@ -234,7 +235,7 @@ class Shipper:
             *self._common_headers,
             ("ce_id", row.event_id),
             ("ce_type", row.type),
-            ("ce_time", rfc3339(row.created_at)),
+            ("ce_time", rfc3339_of_micros(row.created_micros)),
             ("ce_sequence", str(row.id)),
         ]
         if traceparent:
@@ -270,11 +271,12 @@ class Shipper:
         return False
 
     def _discard(self) -> None:
+        """Give up the producer, and all that is on its way. Each message is reported as lost."""
         if self._producer is None:
             return
         self._producer.purge()
         # They change nothing any more; each that is not taken would keep its row in memory.
-        self._collect(self._producer, _Batch(), time.monotonic() + PURGE_SECONDS)
+        _serve(self._producer, time.monotonic() + PURGE_SECONDS)
         self._producer = None
 
     def _settings(self) -> dict[str, object]:
@@ -284,6 +286,8 @@ class Shipper:
             "enable.idempotence": True,
             "enable.gapless.guarantee": True,
             "acks": "all",
+            # A report of each that arrived would cost a tenth of its way. All that is not lost has arrived.
+            "delivery.report.only.error": True,
             # Without end: see above. `ship` has the time limit.
             "message.timeout.ms": 0,
             "partitioner": "murmur2_random",
@@ -297,20 +301,35 @@ class Shipper:
         self._complaint = _told(error)
 
 
-class _Batch:
-    """The rows of one batch and what was reported of them."""
+class Flight:
+    """Rows on their way to the broker, and what became of them."""
 
-    def __init__(self, members: Mapping[int, SpanContext] = NOBODY, span: SpanContext | None = None) -> None:
-        self.produced: list[Pending] = []
-        self.failure: str | None = None
+    def __init__(
+        self, producer: Producer, until: float, members: Mapping[int, SpanContext], span: SpanContext | None
+    ) -> None:
+        self.producer = producer
+        self.until = until
         self.members = members
+        self.produced: list[Pending] = []
+        self.too_large: list[Pending] = []
+        self.failure: str | None = None
         self._span = span
         self._spans: dict[int, Span] = {}
-        self.too_large: list[Pending] = []
-        self._acknowledged: set[int] = set()
+        self._lost: set[int] = set()
+
+    @property
+    def in_the_air(self) -> int:
+        """How many events neither the broker has nor anybody reported as lost."""
+        return len(self.producer)
+
+    def wait_until(self, moment: float) -> None:
+        """Take in reports until nothing is in the air, or the moment (monotonic clock) has come."""
+        failure = _serve(self.producer, moment)
+        if failure is not None:
+            self.failed(failure)
 
     def open_span(self, row: Pending) -> str | None:
-        """The traceparent for the row's message: of a span that lasts until the broker has it, or the row's own."""
+        """The traceparent for the row's message: of a span that lasts until the flight has landed, or the row's own."""
         member = self.members.get(row.id)
         if member is None:
             return row.traceparent
@@ -330,20 +349,17 @@ class _Batch:
         return telemetry.traceparent_of(span)
 
     def end_spans(self) -> None:
-        """Of what has not been acknowledged: the next try makes new ones."""
-        for span in self._spans.values():
-            span.set_status(StatusCode.ERROR, "not acknowledged")
+        """Of what was lost as of what has arrived: the next try makes new ones."""
+        for row_id, span in self._spans.items():
+            if row_id in self._lost:
+                span.set_status(StatusCode.ERROR, "not acknowledged")
             span.end()
         self._spans.clear()
 
-    def reported(self, row: Pending, error: KafkaError | None, _: Message) -> None:
-        if self._spans and (span := self._spans.pop(row.id, None)) is not None:
-            if error is not None:
-                span.set_status(StatusCode.ERROR, error.name())
-            span.end()
-        if error is None:
-            self._acknowledged.add(row.id)
-        elif error.code() == KafkaError.MSG_SIZE_TOO_LARGE:
+    def lost(self, row: Pending, error: KafkaError, _: Message) -> None:
+        """The broker has not got the row, or not for certain."""
+        self._lost.add(row.id)
+        if error.code() == KafkaError.MSG_SIZE_TOO_LARGE:
             self.too_large.append(row)
         else:
             self.failed(f"{_told(error)}: event {row.event_id} of topic {row.topic}")
@@ -352,22 +368,41 @@ class _Batch:
         # The first failure is the cause, the others follow from it.
         self.failure = self.failure or why
 
-    def acknowledged_prefixes(self) -> list[Pending]:
-        """Of each shard the rows before the first that was not acknowledged.
+    def acknowledged_prefixes(self) -> Sequence[Pending]:
+        """Of each shard the rows before the first that was lost, once everything was reported; else none.
 
         What was acknowledged after it stays and is sent again: should the broker have taken rows out of turn all the
         same, the last that a consumer sees of a key is then still the latest.
         """
-        if len(self._acknowledged) == len(self.produced):
+        if self.in_the_air:
+            return []
+        if not self._lost:
             return self.produced
         gaps: set[int] = set()
         prefixes = []
         for row in self.produced:
-            if row.id not in self._acknowledged:
+            if row.id in self._lost:
                 gaps.add(row.shard)
             elif row.shard not in gaps:
                 prefixes.append(row)
         return prefixes
+
+
+def _serve(producer: Producer, until: float) -> str | None:
+    """Take in its reports until there are no more to come, or `until` (monotonic clock). Returns the first failure."""
+    failure = None
+    # Not flush(): it goes on calling back after a fatal error, with that error pending in the interpreter.
+    while len(producer):
+        seconds_left = max(0.0, until - time.monotonic())
+        served = 0
+        try:
+            served = producer.poll(seconds_left)
+        except KafkaException as error:
+            failure = failure or _told(error.args[0])
+        # What is there already is taken in, however late it is.
+        if not served and not seconds_left:
+            break
+    return failure
 
 
 def _recorded(rows: Sequence[Pending]) -> Mapping[int, SpanContext]:

@@ -12,9 +12,9 @@ from sqlalchemy.exc import DBAPIError
 
 from inventory_api import tables
 from shop_common import logs, metrics
-from shop_common.database import Database, cause_of
+from shop_common.database import STEADY_PLANS, Database, cause_of
 from shop_common.errors import ShopError
-from shop_common.sql import now, steady_plans
+from shop_common.sql import now
 
 COUNTED_MAX = 100_000
 INTERVAL_SECONDS = 15.0
@@ -42,10 +42,8 @@ class Holds:
 
 
 def count(tx: Connection) -> Holds:
-    """How many hold stock still, and how many are past their time and not ended yet."""
+    """How many hold stock still, and how many are past their time and not ended yet. Wants STEADY_PLANS."""
     moment = now(tx)
-    # Without statistics of what is held PostgreSQL would read and sort the whole table.
-    steady_plans(tx)
     return Holds(*tx.execute(select(_counted(_expires_at > moment), _counted(_expires_at <= moment))).one())
 
 
@@ -68,7 +66,8 @@ class HoldsWatch:
     def _run(self) -> None:
         while True:
             try:
-                holds = self._database.query(count)
+                # Without statistics of what is held PostgreSQL would read and sort the whole table.
+                holds = self._database.query(count, STEADY_PLANS)
             except (ShopError, DBAPIError) as error:
                 # Whose calls fail by it say so. No call depends on this count.
                 _log.debug("holds not counted", cause=cause_of(error))
