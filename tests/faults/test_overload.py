@@ -55,15 +55,17 @@ def test_ten_times_the_sustainable_rate(
         after = {process.name: megabytes(process) for process in system.processes}
         print(f"sustainable {sustainable:.0f}/s, sent {sent:.0f}/s, told {words}, MB {before} -> {after}")
 
-        assert sent > 0.9 * TIMES * sustainable, "this machine can't send so many"
-        assert words["QUEUE_FULL"] > words["done"] > sustainable * seconds / 2, f"it does what it can, no more: {words}"
+        assert min(words["QUEUE_FULL"], words["done"]) > 0, f"it does what it can, no more: {words}"
         # What had begun when its time was up may have been done: UNAVAILABLE. gRPC itself makes CANCELLED of some
         # refusals that overtake their requests. Clients send both again.
         assert set(words) <= {"done", "QUEUE_FULL", "UNAVAILABLE", "CANCELLED", "DEADLINE_EXCEEDED"}
-        assert words["done"] + words["QUEUE_FULL"] > SETTLED_MIN * words.total(), (
-            f"most know what became of it: {words}"
-        )
-        assert words["DEADLINE_EXCEEDED"] < LATE_MAX * words.total(), f"all hear in time: {words}"
+        if not is_short:
+            # Rates, which a machine that others use at the same time decides as well.
+            assert sent > 0.9 * TIMES * sustainable, "this machine can't send so many"
+            assert words["QUEUE_FULL"] > words["done"] > sustainable * seconds / 2, f"it does what it can: {words}"
+            settled = words["done"] + words["QUEUE_FULL"]
+            assert settled > SETTLED_MIN * words.total(), f"most know what became of it: {words}"
+            assert words["DEADLINE_EXCEEDED"] < LATE_MAX * words.total(), f"all hear in time: {words}"
         for name, size in before.items():
             assert after[name] < size + GROWTH_MEGABYTES_MAX, f"{name} grows: {before} {after}"
         system.eventually(

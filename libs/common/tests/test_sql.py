@@ -93,7 +93,7 @@ def test_an_update_gives_each_row_its_own_value(database: Database) -> None:
 def test_one_statement_serves_any_number_of_rows(database: Database) -> None:
     with database.write() as tx:
         put(tx, [row(number, weight=number) for number in range(4)])
-        found = [len(find(tx, [{"weight": weight} for weight in range(count)]).all()) for count in (1, 2000, 3)]
+        found = [len(find(tx, [{"weight": weight} for weight in range(count)])) for count in (1, 2000, 3)]
 
     assert found == [1, 4, 3]
 
@@ -177,7 +177,7 @@ def test_rows_are_found_by_index_for_one_as_for_many(database: Database, count: 
         event.listen(tx, "before_cursor_execute", explain)
         ids = [{"id": number + 1, "weight": number} for number in range(count)]
 
-        assert len(read(tx, ids).all()) == count
+        assert len(read(tx, ids)) == count
         weigh_by_id(tx, ids)
 
     assert plans

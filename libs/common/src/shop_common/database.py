@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 
 import psycopg
 from prometheus_client import Counter, Gauge
+from psycopg.types.string import TextLoader
 from sqlalchemy import Connection, Engine, create_engine, event, exc
 from sqlalchemy.engine import make_url
 from sqlalchemy.engine.interfaces import DBAPIConnection
@@ -275,6 +276,7 @@ def _engine(url: str, connections_max: int) -> Engine:
         event.listen(engine, "connect", _configure_sqlite)
         event.listen(engine, "begin", _begin_sqlite)
     else:
+        event.listen(engine, "connect", _configure_postgres)
         event.listen(engine, "begin", _begin_postgres)
     return engine
 
@@ -315,6 +317,11 @@ def _begin_sqlite(tx: Connection) -> None:
     # A deferred BEGIN takes the write lock at the first write, after it has read: two such transactions read the
     # same stock, and one of them oversells or fails. IMMEDIATE takes it before the first read.
     tx.exec_driver_sql("BEGIN" if tx.get_execution_options().get(_READ_ONLY) else "BEGIN IMMEDIATE")
+
+
+def _configure_postgres(connection: psycopg.Connection, _: ConnectionPoolEntry) -> None:
+    # Our ids are texts. The driver would make an object of each, of which SQLAlchemy makes a text again.
+    connection.adapters.register_loader("uuid", TextLoader)
 
 
 # SET LOCAL, not startup options, since PgBouncer refuses those; one round trip with the BEGIN. A frozen holder

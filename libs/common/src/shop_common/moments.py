@@ -21,7 +21,7 @@ def from_micros(value: int) -> datetime:
 
 def rfc3339(moment: datetime) -> str:
     """As events write it: `2024-01-15T10:30:00.000000Z`."""
-    return moment.astimezone(UTC).isoformat(timespec="microseconds").removesuffix("+00:00") + "Z"
+    return rfc3339_of_micros(micros(moment))
 
 
 def rfc3339_of_micros(value: int) -> str:

@@ -16,11 +16,11 @@ from decimal import Decimal
 from typing import Any
 
 import orjson
+import sqlalchemy
 from sqlalchemy import (
     BigInteger,
     Boolean,
     Connection,
-    CursorResult,
     DateTime,
     Dialect,
     Executable,
@@ -65,8 +65,13 @@ class Timestamp(TypeDecorator[datetime]):
     def process_bind_param(self, value: datetime | None, dialect: Dialect) -> Any:
         return micros(value) if value is not None and dialect.name == "sqlite" else value
 
-    def process_result_value(self, value: Any, dialect: Dialect) -> datetime | None:
-        return from_micros(value) if isinstance(value, int) else value
+    def result_processor(self, dialect: Dialect, coltype: object) -> Any:
+        # None where the driver gives what is wanted: a call for each value costs more than all else that is done to it.
+        return _moment_or_none if dialect.name == "sqlite" else None
+
+
+def _moment_or_none(value: int | None) -> datetime | None:
+    return None if value is None else from_micros(value)
 
 
 class Id(TypeDecorator[str]):
@@ -77,6 +82,10 @@ class Id(TypeDecorator[str]):
 
     def load_dialect_impl(self, dialect: Dialect) -> TypeEngine[Any]:
         return dialect.type_descriptor(Text() if dialect.name == "sqlite" else Uuid(as_uuid=False))
+
+    def result_processor(self, dialect: Dialect, coltype: object) -> Any:
+        # PostgreSQL's driver is told to give texts (`database`).
+        return None
 
 
 class Amount(TypeDecorator[Decimal]):
@@ -208,12 +217,15 @@ class Statement:
         self._columns = columns
         self._built: dict[str, Executable] = {}
 
-    def __call__(self, tx: Connection, rows: Sequence[Row], **parameters: Any) -> CursorResult[Any]:
+    def __call__(self, tx: Connection, rows: Sequence[Row], **parameters: Any) -> Sequence[sqlalchemy.Row[Any]]:
+        """Run it for these rows. Returns what it selects, or RETURNING gives."""
         dialect = tx.dialect.name
         built = self._built.get(dialect)
         if built is None:
             built = self._built[dialect] = self._build(_given(dialect, self._columns))
-        return tx.execute(built, {"given": _packed(rows, dialect), **parameters})
+        result = tx.execute(built, {"given": _packed(rows, dialect), **parameters})
+        # All at once: a result that is walked through asks its cursor for each row.
+        return result.all() if result.returns_rows else ()
 
 
 def inserting(

@@ -95,7 +95,7 @@ class Leases:
     def _taken(self, tx: Connection, numbers: list[int], lease: dict[str, object]) -> set[int]:
         if not numbers:
             return set()
-        return set(self._take(tx, [{"shard": number} for number in numbers], **lease).scalars())
+        return {row.shard for row in self._take(tx, [{"shard": number} for number in numbers], **lease)}
 
 
 def _share(ours: set[int], seats: set[int]) -> int:

@@ -12,9 +12,7 @@ from sqlalchemy import (
     Select,
     Subquery,
     Table,
-    Text,
     any_,
-    cast,
     delete,
     func,
     select,
@@ -112,9 +110,7 @@ class PendingRows:
             select(
                 outbox.c.id,
                 outbox.c.shard,
-                # Its text: the driver would make an object of it, of which we make a text again.
-                cast(outbox.c.event_id, Text).label("event_id"),
-                *(outbox.c[name] for name in ("topic", "key", "type", "payload", "headers", "traceparent")),
+                *(outbox.c[name] for name in ("event_id", "topic", "key", "type", "payload", "headers", "traceparent")),
                 micros_of(outbox.c.created_at).label("created_micros"),
             )
             # A range of one shard and not `=`: then only the index (shard, id) has this order. With a constant shard

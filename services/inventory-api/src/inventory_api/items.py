@@ -1,7 +1,8 @@
 """Items as rows: locking, reading, and writing their numbers."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
+from datetime import datetime
 from typing import Any
 
 from sqlalchemy import BigInteger, Connection, Row, func, select, update
@@ -38,7 +39,29 @@ def due_of_products(tx: Connection, product_ids: Iterable[int]) -> dict[int, int
 
 def save_counters(tx: Connection, changed: Iterable[Item]) -> None:
     """Write the numbers of locked items: they are absolute, since nobody else changes a locked row."""
-    _save(tx, [{name: getattr(item, name) for name in _COUNTERS} for item in changed])
+    _save(tx, [_counters(item, item.reserved_quantity, item.updated_at) for item in changed])
+
+
+def free(tx: Connection, locked: Mapping[int, Item], units: Mapping[int, int], moment: datetime) -> None:
+    """Write that so many units of these locked items, by id, are reserved no more."""
+    _save(
+        tx,
+        [
+            _counters(locked[item_id], locked[item_id].reserved_quantity - quantity, moment)
+            for item_id, quantity in units.items()
+        ],
+    )
+
+
+def _counters(item: Item, reserved_quantity: int, moment: datetime) -> dict[str, object]:
+    # Written out: this is done for each of a million expired holds.
+    return {
+        "id": item.id,
+        "quantity": item.quantity,
+        "reserved_quantity": reserved_quantity,
+        "version": item.version,
+        "updated_at": moment,
+    }
 
 
 _COUNTERS: dict[str, TypeEngine[Any]] = {

@@ -43,7 +43,7 @@ def get(tx: Connection, ids: Sequence[str]) -> list[Reservation | ReservationNot
 def load(tx: Connection, ids: Iterable[str]) -> list[Reservation]:
     """The reservations as they are stored, with their allocations, sorted by id. Locks nothing."""
     rows = [{"id": each} for each in set(ids)]
-    return _with_allocations(tx, _load(tx, rows).all()) if rows else []
+    return _with_allocations(tx, _load(tx, rows)) if rows else []
 
 
 def list_page(tx: Connection, asked: PageRequest[ReservationFilter]) -> Page[Reservation]:
@@ -89,7 +89,7 @@ def lock(tx: Connection, ids: Iterable[str]) -> Locked:
         return Locked(now(tx), {}, {})
     # Which items a reservation draws on never changes, so the subquery needs no lock.
     shelves = {row.id: items.from_row(row) for row in _lock_items(tx, rows)}
-    reservations = _with_allocations(tx, _lock(tx, rows).all())
+    reservations = _with_allocations(tx, _lock(tx, rows))
     return Locked(now(tx), {reservation.id: reservation for reservation in reservations}, shelves)
 
 
@@ -158,18 +158,14 @@ def expire(tx: Connection, found: Sequence[Reservation]) -> int:
         return 0
     shelves = {item.id: item for item in items.lock_products(tx, {reservation.product_id for reservation in found})}
     moment = now(tx)
-    ended = set(_expire(tx, [{"id": reservation.id} for reservation in found]).scalars())
+    ended = {row.id for row in _expire(tx, [{"id": reservation.id} for reservation in found])}
     expired = [reservation for reservation in found if reservation.id in ended]
     if expired:
         freed: dict[int, int] = {}
         for reservation in expired:
             for part in reservation.allocations:
                 freed[part.item_id] = freed.get(part.item_id, 0) + part.quantity
-        changed = [
-            replace(shelves[each], reserved_quantity=shelves[each].reserved_quantity - units, updated_at=moment)
-            for each, units in freed.items()
-        ]
-        items.save_counters(tx, changed)
+        items.free(tx, shelves, freed, moment)
         tables.outbox.append(tx, [events.stock_reservation_expired(each, moment, None) for each in expired])
     return len(expired)
 

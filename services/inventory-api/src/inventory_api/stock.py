@@ -215,7 +215,7 @@ def check(tx: Connection, questions: Sequence[StockQuestion]) -> list[int]:
     At most INT64_MAX, which the sum over very many locations could pass.
     """
     products = {question.product_id for question in questions}
-    rows = _of_products(tx, [{"product_id": product_id} for product_id in products]).all()
+    rows = _of_products(tx, [{"product_id": product_id} for product_id in products])
     due = items.due_of_products(tx, products)
     free: dict[tuple[int, str | None], int] = {}
     for item in (items.from_row(row, due.get(row.id, 0)) for row in rows):

@@ -120,7 +120,7 @@ def expire_due(tx: Connection, max_count: int) -> int:
 def due_of_products(tx: Connection, product_ids: Iterable[int], limit: int) -> list[str]:
     """The ids of the oldest holds of these products past their time. Locks nothing."""
     rows = [{"product_id": product_id} for product_id in product_ids]
-    return list(_due_of_products(tx, rows, row_limit=limit).scalars())
+    return [row.id for row in _due_of_products(tx, rows, row_limit=limit)]
 
 
 def expire(tx: Connection, locked: Locked) -> list[Reservation]:

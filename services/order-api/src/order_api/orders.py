@@ -57,12 +57,12 @@ def _insert(tx: Connection, held: Sequence[HeldOrder]) -> list[Order | ShopError
     moment = now(tx)
     by_id = {each.order.id: each for each in held}
     # In any sequence: whoever inserts the same id has the same request_id, and waits for its claim first.
-    added = _insert_orders(tx, [_row(each, moment) for each in held]).scalars().all()
+    added = [row.id for row in _insert_orders(tx, [_row(each, moment) for each in held])]
     made: dict[str, Order | ShopError] = {}
     if added:
         lines = [_line(each.order.id, item) for each in map(by_id.__getitem__, added) for item in each.order.items]
         # Ids are drawn in the sequence of the lines.
-        item_ids = iter(sorted(_insert_items(tx, lines).scalars()))
+        item_ids = iter(sorted(row.id for row in _insert_items(tx, lines)))
         created = [_created(by_id[order_id], moment, item_ids) for order_id in added]
         made.update((order.id, order) for order in created)
         tables.outbox.append(tx, [events.order_arrived(order, by_id[order.id].order.traceparent) for order in created])
@@ -106,7 +106,7 @@ def get(tx: Connection, ids: Sequence[str]) -> list[Order | ShopError]:
 def load(tx: Connection, ids: Iterable[str]) -> dict[str, Order]:
     """The orders that exist, by id. Locks nothing."""
     rows = [{"id": each} for each in set(ids)]
-    return {order.id: order for order in _with_items(tx, _load(tx, rows).all())} if rows else {}
+    return {order.id: order for order in _with_items(tx, _load(tx, rows))} if rows else {}
 
 
 def list_page(tx: Connection, asked: PageRequest[OrderFilter]) -> Page[Order]:
@@ -169,7 +169,7 @@ class Locked:
 def lock(tx: Connection, ids: Iterable[str]) -> Locked:
     """Lock the orders, by id. Ids that don't exist are left out."""
     rows = [{"id": each} for each in set(ids)]
-    found = _with_items(tx, _lock(tx, rows).all()) if rows else []
+    found = _with_items(tx, _lock(tx, rows)) if rows else []
     return Locked(now(tx), {order.id: order for order in found})
 
 
