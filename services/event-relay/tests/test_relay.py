@@ -9,6 +9,7 @@ import pytest
 import structlog
 from relay_driver import Shop, eventually, running, values_by_key
 from sqlalchemy import delete, insert, select, update
+from uuid_utils import uuid7
 
 from event_relay import shipper
 from event_relay.pending import ROWS_MAX
@@ -95,6 +96,20 @@ def test_a_deletion_that_failed_is_made_up_for(shop: Shop) -> None:
     assert ship_all(relay) == 0
     assert shop.waiting() == []
     assert [record.json() for record in shop.shipped(2)] == [1, 2]
+
+
+def test_another_event_under_the_same_number_is_not_deleted_but_shipped(shop: Shop) -> None:
+    relay = shop.relay()
+    shop.write(shop.event("7", 1))
+    assert relay.relay_once() == 1
+    # As in a backup that was restored before the deletion.
+    shop.database.transact(lambda tx: tx.execute(update(shop.outbox.table).values(event_id=str(uuid7()), payload="2")))
+
+    with structlog.testing.capture_logs() as log, running(relay):
+        eventually(lambda: not shop.waiting())
+
+    assert [record.json() for record in shop.shipped(2)] == [1, 2]
+    assert [line.get("kind") for line in log] == ["OutboxReplaced", None]
 
 
 def test_a_deletion_of_a_lease_that_is_over_is_left_to_the_next_owner(shop: Shop) -> None:

@@ -5,22 +5,16 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from sqlalchemy import (
-    ARRAY,
-    BigInteger,
     Connection,
-    Delete,
     Select,
-    Subquery,
     Table,
-    any_,
     delete,
     func,
     select,
-    tuple_,
     union_all,
 )
 
-from shop_common.sql import Clock, Statement, micros_of
+from shop_common.sql import Clock, Statement, among, micros_of
 
 ROWS_MAX = 2000
 """Rows in one read, the same number of each shard: none waits for another's backlog, and memory has a bound."""
@@ -49,6 +43,10 @@ class Pending(NamedTuple):
     created_micros: int
 
 
+class OutboxReplaced(Exception):
+    """The outbox is not the one whose rows were read, such as a backup of it that was restored meanwhile."""
+
+
 @dataclass(frozen=True, slots=True)
 class Backlog:
     """What waits: `rows` counts to 100,000 and no further, `oldest_seconds` is 0 when nothing waits."""
@@ -62,10 +60,10 @@ class PendingRows:
 
     def __init__(self, outbox: Table) -> None:
         self._outbox = outbox
-        self._delete = {
-            "sqlite": Statement(self._deleting, id=outbox.c.id.type, event_id=outbox.c.event_id.type),
-            "postgresql": Statement(self._deleting_by_array, id=outbox.c.id.type, event_id=outbox.c.event_id.type),
-        }
+        self._delete = Statement(
+            lambda given: delete(outbox).where(among(outbox.c.id, given.c.id)).returning(outbox.c.event_id),
+            id=outbox.c.id.type,
+        )
         self._reads: dict[object, str] = {}
 
     def oldest(self, tx: Connection, shards: Sequence[int], *, without_topics: Collection[str] = ()) -> list[Pending]:
@@ -86,8 +84,13 @@ class PendingRows:
         return list(map(Pending._make, tx.exec_driver_sql(read).cursor.fetchall()))
 
     def delete(self, tx: Connection, rows: Sequence[Pending]) -> None:
-        """Delete exactly these rows; those that are gone already are no fault."""
-        self._delete[tx.dialect.name](tx, [{"id": row.id, "event_id": row.event_id} for row in rows])
+        """Delete exactly these rows; those that are gone already are no fault.
+
+        Raises OutboxReplaced when one of these ids is another event's: then nothing may be deleted.
+        """
+        deleted = {row.event_id for row in self._delete(tx, [{"id": row.id} for row in rows])}
+        if not deleted <= {row.event_id for row in rows}:
+            raise OutboxReplaced("the rows that were shipped are others now: was the database restored?")
 
     def backlog(self, tx: Connection) -> Backlog:
         """How much waits, and since when."""
@@ -123,13 +126,3 @@ class PendingRows:
             rows = rows.where(outbox.c.topic.not_in(sorted(without_topics)))
         # SQLite takes a LIMIT inside a UNION only in a subquery.
         return select(rows.subquery())
-
-    def _deleting(self, given: Subquery) -> Delete:
-        # By the event's id as well: in a database that was restored, a row's id may stand for another event.
-        outbox = self._outbox
-        return delete(outbox).where(tuple_(outbox.c.id, outbox.c.event_id).in_(select(given.c.id, given.c.event_id)))
-
-    def _deleting_by_array(self, given: Subquery) -> Delete:
-        # An array is a bound of the index; of a subquery alone PostgreSQL may make a join with all of the table.
-        ids = func.array(select(given.c.id).scalar_subquery(), type_=ARRAY(BigInteger))
-        return self._deleting(given).where(self._outbox.c.id == any_(ids))

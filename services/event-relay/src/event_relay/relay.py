@@ -17,7 +17,7 @@ from sqlalchemy.exc import DBAPIError
 
 from event_relay.leases import Held, Leases
 from event_relay.metrics import Metrics
-from event_relay.pending import ROWS_MAX, Pending, PendingRows
+from event_relay.pending import ROWS_MAX, OutboxReplaced, Pending, PendingRows
 from event_relay.shipper import BrokerAway, Flight, Shipper
 from shop_common import logs
 from shop_common.database import MAY_COME_UNDONE, STEADY_PLANS, Database, cause_of
@@ -34,6 +34,9 @@ AHEAD_ROWS = ROWS_MAX // 4
 
 SAMPLE_SECONDS = 5.0
 RENEWALS_PER_LEASE = 5
+BUSY_POLLS = 0.1
+"""Where one event has just come the next is near: a wait for more would be most of its way."""
+
 QUIET_SECONDS = 1.0
 QUIET_POLLS = 5
 """A look costs about a millisecond of CPU, the database's included: fifty a second for nothing are too many."""
@@ -82,7 +85,7 @@ class Relay:
         self._renew_at = 0.0
         self._sample_at = 0.0
         self._worked_at = float("-inf")
-        self._shipped_at = float("-inf")
+        self._found_at = float("-inf")
         self._outage: type[Exception] | None = None
 
     @property
@@ -102,7 +105,7 @@ class Relay:
             try:
                 self._sample()
                 found = self.relay_once()
-            except (BrokerAway, DeliveryFailed, ShopError, TablesMissing, DBAPIError) as error:
+            except (BrokerAway, DeliveryFailed, OutboxReplaced, ShopError, TablesMissing, DBAPIError) as error:
                 self._interrupted(error)
                 stop.wait(_backoff(failures))
                 failures += 1
@@ -110,22 +113,24 @@ class Relay:
                 self._resumed()
                 failures = 0
                 if found:
-                    self._shipped_at = time.monotonic()
+                    self._found_at = time.monotonic()
                 else:
                     stop.wait(self._pause())
         self._let_go()
         self._shipper.close()
 
     def _pause(self) -> float:
-        """Between two looks that find nothing: longer when nothing has come for a while, as at night."""
-        quiet = time.monotonic() - self._shipped_at > QUIET_SECONDS
-        return self._poll_seconds * QUIET_POLLS if quiet else self._poll_seconds
+        """After a look that found nothing: the longer the less has come lately, and longest at night."""
+        since = time.monotonic() - self._found_at
+        if since > QUIET_SECONDS:
+            return self._poll_seconds * QUIET_POLLS
+        return min(max(since, self._poll_seconds * BUSY_POLLS), self._poll_seconds)
 
     def relay_once(self) -> int:
         """Read the oldest rows, at most 2,000, and send them. Returns how many were found.
 
         When few were found they are shipped on return, else they may be on their way still; the next pass deletes
-        them. Raises BrokerAway, DeliveryFailed, TablesMissing, and what the database raises.
+        them. Raises BrokerAway, DeliveryFailed, OutboxReplaced, TablesMissing, and what the database raises.
         """
         self._check_tables()
         # Before the leases: who can't reach the broker leaves the shards to those who can.
@@ -224,7 +229,7 @@ class Relay:
         if self._held is _NOTHING:
             return
         try:
-            with suppress(DeliveryFailed):
+            with suppress(DeliveryFailed, OutboxReplaced):
                 self._settle()
             self._database.transact(self._leases.release)
         except (ShopError, DBAPIError) as error:
@@ -247,6 +252,8 @@ class Relay:
         self._in_halves = False
         with suppress(DeliveryFailed):
             self._land()
+        if isinstance(error, OutboxReplaced):
+            self._arrived = []
         if isinstance(error, BrokerAway | DeliveryFailed):
             # Others may reach the broker where we do not.
             self._let_go()

@@ -36,7 +36,8 @@ class RelaySettings(CommonSettings, KafkaSettings):
         0.02,
         ge=0.001,
         le=10,
-        description="wait after a look that found nothing to ship; five times that when nothing came for a second",
+        description="wait after a look that found nothing to ship: this at most while events come, and as little as a "
+        "tenth of it after one; five times this when nothing came for a second",
     )
 
     def contradictions(self) -> Iterator[str]:

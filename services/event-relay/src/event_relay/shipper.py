@@ -31,7 +31,8 @@ from shop_common.moments import rfc3339_of_micros
 PARTITIONS = 3
 """Of a new topic, as the shop makes them by default."""
 
-LINGER_MS = 1
+IN_FLIGHT_MAX = 2
+"""Requests to a broker. While they are answered messages gather for the next, so that none has to wait for others."""
 MEMORY_KILOBYTES_MAX = 65_536
 """What the producer holds at most; rows beyond that wait for the next batch."""
 
@@ -291,7 +292,8 @@ class Shipper:
             # Without end: see above. `ship` has the time limit.
             "message.timeout.ms": 0,
             "partitioner": "murmur2_random",
-            "linger.ms": LINGER_MS,
+            "linger.ms": 0,
+            "max.in.flight.requests.per.connection": IN_FLIGHT_MAX,
             "queue.buffering.max.kbytes": MEMORY_KILOBYTES_MAX,
             "reconnect.backoff.max.ms": 1000,
             "error_cb": self._complained,
