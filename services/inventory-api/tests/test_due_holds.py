@@ -271,3 +271,20 @@ def test_a_hold_that_was_confirmed_in_time_is_never_expired(stockroom: Stockroom
 
     assert stockroom.database.transact(lambda tx: reservations.expire(tx, [kept])) == 0
     assert stockroom.stored_state(kept) is State.CONFIRMED
+
+
+def test_a_batch_goes_on_where_the_last_one_ended_and_misses_nothing(stockroom: Stockroom) -> None:
+    stockroom.add(1, 10)
+    holds = [stockroom.hold(1, 1, order=f"order-{number}") for number in range(6)]
+    for hold, ago_seconds in zip(holds, (60, 50, 40, 30, 20), strict=False):
+        stockroom.lapse(hold, ago_seconds=ago_seconds)
+    assert stockroom.expire(2) == 2
+
+    # Of before where that batch ended: its time may have been over while it was being made.
+    stockroom.lapse(holds[5], ago_seconds=70)
+
+    assert stockroom.expire(2) == 2
+    assert [stockroom.stored_state(hold) is State.EXPIRED for hold in holds] == [True] * 4 + [False] * 2
+    assert stockroom.expire(2) == 2
+    assert stockroom.expire(2) == 0
+    assert stockroom.available(1) == 10

@@ -10,6 +10,7 @@ from stockroom import Stockroom, deadline
 
 from inventory_api import history, holds, tables, transitions
 from inventory_api.domain import ENDED, Line, Reservation, ReservationNotFound
+from inventory_api.expiry import Expiry
 from inventory_api.history import Purged, PurgeRequest
 from shop_common.database import STEADY_PLANS, Database
 from shop_common.sql import now
@@ -192,7 +193,7 @@ def test_expiring_what_is_due_reads_no_table_from_end_to_end(long_history: Datab
     try:
         with long_history.read() as tx:
             found = transitions.due_of_products(tx, [7], 10_001)
-        expired = long_history.transact(lambda tx: transitions.expire_due(tx, 5))
+        expired = long_history.transact(lambda tx: Expiry().expire_due(tx, 5))
     finally:
         event.remove(long_history.engine, "before_cursor_execute", explain)
 

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from functools import partial
 
 from inventory_api import history, reservations, reserve, stock, transitions
+from inventory_api.expiry import Expiry
 from shop_common.coalesced import ALONE, LISTS, Coalesced, one_by_one
 from shop_common.database import Database
 
@@ -32,5 +33,5 @@ class Operations:
         self.items_page = run.reads("items-page", one_by_one(stock.list_page), limits=LISTS)
         self.reservations_page = run.reads("reservations-page", one_by_one(reservations.list_page), limits=LISTS)
 
-        self.expire = run.writes("expire", one_by_one(transitions.expire_due), limits=ALONE)
+        self.expire = run.writes("expire", one_by_one(Expiry().expire_due), limits=ALONE)
         self.purge = run.writes("purge", one_by_one(history.purge), limits=ALONE)

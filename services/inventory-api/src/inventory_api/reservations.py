@@ -137,15 +137,12 @@ def move(
     tables.outbox.append(tx, messages)
 
 
-def due(tx: Connection, limit: int) -> list[Reservation]:
-    """The oldest holds past their time. Locks nothing."""
-    rows = tx.execute(
-        select(*_COLUMNS)
-        .where(tables.HELD, _reservations.c.expires_at <= clock())
-        .order_by(_reservations.c.expires_at)
-        .limit(limit)
-    )
-    return _with_allocations(tx, rows.all())
+def due(tx: Connection, limit: int, *, since: datetime | None = None) -> list[Reservation]:
+    """The oldest holds past their time, or of those that ran out at `since` or later. Locks nothing."""
+    query = select(*_COLUMNS).where(tables.HELD, _reservations.c.expires_at <= clock())
+    if since is not None:
+        query = query.where(_reservations.c.expires_at >= since)
+    return _with_allocations(tx, tx.execute(query.order_by(_reservations.c.expires_at).limit(limit)).all())
 
 
 def expire(tx: Connection, found: Sequence[Reservation]) -> int:

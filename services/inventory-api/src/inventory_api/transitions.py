@@ -112,11 +112,6 @@ def fulfil_orders(tx: Connection, orders: Sequence[OrderRequest]) -> dict[str, d
     return fulfilled
 
 
-def expire_due(tx: Connection, max_count: int) -> int:
-    """Expire up to `max_count` holds past their time, the oldest first; returns how many."""
-    return reservations.expire(tx, reservations.due(tx, max_count))
-
-
 def due_of_products(tx: Connection, product_ids: Iterable[int], limit: int) -> list[str]:
     """The ids of the oldest holds of these products past their time. Locks nothing."""
     rows = [{"product_id": product_id} for product_id in product_ids]
