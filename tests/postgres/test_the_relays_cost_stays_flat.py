@@ -93,13 +93,14 @@ def ship(database: Database, rows: PendingRows, count: int) -> None:
 
 
 def cost(database: Database, rows: PendingRows) -> int:
-    """How many blocks one pass of the relay touches: a read, its deletion, and the look at the backlog."""
+    """How many blocks the relay touches: to read all shards and half of them, to delete, to look at the backlog."""
     waiting = database.query(lambda tx: rows.oldest(tx, range(SHARDS)), STEADY_PLANS)
     assert len(waiting) == WAITING_EVENTS
     return sum(
         blocks(database, step)
         for step in (
             lambda tx: rows.oldest(tx, range(SHARDS)),
+            lambda tx: rows.oldest(tx, range(0, SHARDS, 2)),
             lambda tx: rows.delete(tx, waiting),
             rows.backlog,
         )
