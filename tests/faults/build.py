@@ -126,10 +126,10 @@ _MARKS = (
 
 
 class SteppedBuild(Build):
-    """The programs as they are, but each can be made to stop at a named step of its work."""
+    """The programs as they are, or with these changes, but each can be made to stop at a named step of its work."""
 
-    def __init__(self, folder: Path) -> None:
-        super().__init__(folder, _MARKS)
+    def __init__(self, folder: Path, changes: Sequence[Change] = ()) -> None:
+        super().__init__(folder, [*changes, *_MARKS])
         (folder / "steps.py").write_text(_STEPS)
         self._armed = folder / "armed"
         self._armed.mkdir()

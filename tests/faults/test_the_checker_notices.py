@@ -9,12 +9,13 @@ from devstack.kafka import Kafka
 from devstack.postgres import PostgresServer
 from devstack.stack import INVENTORY_API, ORDER_API, RELAY, Databases
 from tests.faults import guards
-from tests.faults.build import Build, Change
+from tests.faults.build import BEFORE_PRODUCE, Build, Change, SteppedBuild
 from tests.faults.checker import check
 from tests.faults.system import Recorded, System, running
 
 pytestmark = [pytest.mark.timeout(240), pytest.mark.short]
 WORKERS = {name: {"WORKERS": "2"} for name in (INVENTORY_API, ORDER_API)}
+RESTART_SECONDS = 45
 ANSWERS, ANSWERS_SHORT = 300, 150
 DAMAGED_REST_SECONDS, DAMAGED_REST_SECONDS_SHORT = 20, 10
 """What is damaged may never come to rest, which is damage, too."""
@@ -30,17 +31,6 @@ def damage(system: System, seed: int, is_short: bool, during: Callable[[], None]
         during()
         recorded.clients.wait_for(answers // 2)
     return check(recorded.at_rest(calm=True, within_seconds=rest_seconds))
-
-
-def kill_relay(system: System) -> Callable[[], None]:
-    def kill() -> None:
-        for _ in range(4):
-            relay = system.named(RELAY)
-            relay.kill()
-            relay.start()
-            relay.wait_ready(45)
-
-    return kill
 
 
 @pytest.mark.parametrize(
@@ -71,9 +61,17 @@ def test_on_postgresql(
 def test_delete_after_acknowledge(
     postgres_server: PostgresServer, own_broker: Kafka, tmp_path: Path, seed: int, is_short: bool
 ) -> None:
-    build = Build(tmp_path / "build", guards.DELETE_AFTER_ACKNOWLEDGE)
+    build = SteppedBuild(tmp_path / "build", guards.DELETE_AFTER_ACKNOWLEDGE)
     with running(Databases.on_server(postgres_server), own_broker, environment=build.environment) as system:
-        found = damage(system, seed, is_short, kill_relay(system))
+
+        def kill_relay() -> None:
+            relay = system.named(RELAY)
+            build.arm(RELAY, BEFORE_PRODUCE, "kill")
+            system.eventually(lambda: not relay.alive, RESTART_SECONDS, "the relay has rows to ship")
+            relay.start()
+            relay.wait_ready(RESTART_SECONDS)
+
+        found = damage(system, seed, is_short, kill_relay)
     assert any("nothing was told of it" in sentence or "told were" in sentence for sentence in found), found
 
 
