@@ -3,6 +3,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -63,6 +64,22 @@ def test_a_process_that_ended_can_be_started_again(start: Start) -> None:
     process.start().wait(10)
 
     assert process.log == "run\nrun"
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # nobody reads or closes its output
+def test_a_process_whose_start_was_interrupted_can_be_killed(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(_: threading.Thread) -> None:
+        raise KeyboardInterrupt
+
+    process = Process("program", [sys.executable, "-c", "import time; time.sleep(600)"])
+    with monkeypatch.context() as patched:
+        patched.setattr(threading.Thread, "start", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            process.start()
+
+    process.kill()
+
+    assert process.exit_code == -signal.SIGKILL
 
 
 def test_killing_takes_the_children_along(start: Start) -> None:

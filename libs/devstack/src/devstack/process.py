@@ -96,8 +96,10 @@ class Process:
             self._child.kill()
             raise
         self._group_gone = False
-        self._reader = threading.Thread(target=self._read, args=(self._child,), name=f"log of {self.name}", daemon=True)
-        self._reader.start()
+        reader = threading.Thread(target=self._read, args=(self._child,), name=f"log of {self.name}", daemon=True)
+        reader.start()
+        # Not before: a Ctrl-C in the middle of a thread's start leaves one that nobody can join.
+        self._reader = reader
         return self
 
     @property
