@@ -3,6 +3,7 @@
 import os
 import random
 import socket
+from collections import deque
 from collections.abc import Iterator
 from contextlib import suppress
 from typing import Any
@@ -49,16 +50,15 @@ def test_generated_requests(system: System, seed: int, is_short: bool) -> None:
         methods = [(method, stub_of(api, method)) for service in SERVICES for method in service.methods]
         bad = {method.full_name: [case.request for case in cases(method)] for method, _ in methods}
         sizes: dict[str, int] = {}
-        pending: list[tuple[MethodDescriptor, Any]] = []
+        pending: deque[tuple[MethodDescriptor, Any]] = deque()
         for number in range(requests):
             method, stub = chance.choice(methods)
             pending.append((method, stub.future(generated(method, bad, chance), timeout=CALL_SECONDS)))
-            if len(pending) >= IN_FLIGHT_MAX or number == requests - 1:
-                for asked, answer in pending:
-                    code = answer.code().name
-                    codes[code] = codes.get(code, 0) + 1
-                    assert code not in DEFECTS, f"seed {seed}: {asked.full_name} answered {code}: {answer.details()}"
-                pending.clear()
+            while len(pending) >= IN_FLIGHT_MAX or (pending and number == requests - 1):
+                asked, answer = pending.popleft()
+                code = answer.code().name
+                codes[code] = codes.get(code, 0) + 1
+                assert code not in DEFECTS, f"seed {seed}: {asked.full_name} answered {code}: {answer.details()}"
             if number == requests // 2:
                 # What is cached has been cached by now.
                 sizes = {process.name: memory(process) for process in stack.processes}
