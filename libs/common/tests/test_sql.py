@@ -9,7 +9,19 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from sqlalchemy import BigInteger, Column, Connection, MetaData, Table, Text, event, select, update
+from sqlalchemy import (
+    BigInteger,
+    Column,
+    Connection,
+    MetaData,
+    NullPool,
+    Table,
+    Text,
+    create_engine,
+    event,
+    select,
+    update,
+)
 
 from shop_common.database import Database
 from shop_common.moments import micros
@@ -79,6 +91,13 @@ def test_conflicts_are_passed_over_and_only_what_was_inserted_is_returned(databa
         won = {each.label for each in put_new(tx, [{"label": LABELS[number]} for number in (0, 1, 2)])}
 
     assert won == {LABELS[0], LABELS[2]}
+
+
+def test_an_id_is_a_text_on_any_engine(database: Database, database_url: str) -> None:
+    with database.write() as tx:
+        put(tx, [row(1)])
+    with create_engine(database_url, poolclass=NullPool).connect() as tx:
+        assert tx.execute(select(PARCELS.c.label)).scalars().all() == [LABELS[1]]
 
 
 def test_an_update_gives_each_row_its_own_value(database: Database) -> None:

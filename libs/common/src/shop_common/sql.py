@@ -83,10 +83,6 @@ class Id(TypeDecorator[str]):
     def load_dialect_impl(self, dialect: Dialect) -> TypeEngine[Any]:
         return dialect.type_descriptor(Text() if dialect.name == "sqlite" else Uuid(as_uuid=False))
 
-    def result_processor(self, dialect: Dialect, coltype: object) -> Any:
-        # PostgreSQL's driver is told to give texts (`database`).
-        return None
-
 
 class Amount(TypeDecorator[Decimal]):
     """An exact decimal: NUMERIC on PostgreSQL, text on SQLite, whose own numbers are inexact."""
