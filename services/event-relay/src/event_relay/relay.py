@@ -15,10 +15,11 @@ from contextlib import suppress
 from sqlalchemy import Connection, MetaData, inspect
 from sqlalchemy.exc import DBAPIError
 
+from event_relay.flight import Flight
 from event_relay.leases import Held, Leases
 from event_relay.metrics import Metrics
 from event_relay.pending import ROWS_MAX, OutboxReplaced, Pending, PendingRows
-from event_relay.shipper import BrokerAway, Flight, Shipper
+from event_relay.shipper import BrokerAway, Shipper
 from shop_common import logs
 from shop_common.database import MAY_COME_UNDONE, STEADY_PLANS, Database, cause_of
 from shop_common.errors import ShopError

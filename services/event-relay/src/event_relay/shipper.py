@@ -20,10 +20,11 @@ from dataclasses import dataclass
 from functools import partial
 
 import orjson
-from confluent_kafka import KafkaError, KafkaException, Message, Producer
-from opentelemetry.trace import Span, SpanContext, SpanKind, StatusCode
+from confluent_kafka import KafkaError, KafkaException, Producer
+from opentelemetry.trace import SpanContext
 from opentelemetry.util.types import AttributeValue
 
+from event_relay.flight import Flight, serve, told
 from event_relay.pending import Pending
 from shop_common import logs, telemetry
 from shop_common.moments import rfc3339_of_micros
@@ -46,8 +47,6 @@ REFUSED_SECONDS = 10.0
 
 ALONE_SECONDS = 60.0
 """How long after a refusal each message still goes alone."""
-
-NOBODY: Mapping[int, SpanContext] = {}
 
 _log = logs.get(__name__)
 
@@ -109,7 +108,7 @@ class Shipper:
                 self._producer.list_topics(timeout=BROKER_ANSWER_SECONDS)
             except KafkaException as error:
                 self._discard()
-                raise BrokerAway(self._complaint or _told(error.args[0])) from error
+                raise BrokerAway(self._complaint or told(error.args[0])) from error
         return self._producer
 
     def absent_topics(self) -> frozenset[str]:
@@ -131,7 +130,7 @@ class Shipper:
         """Whether an event was refused lately, so that each goes alone: nobody should count on the next batch."""
         return time.monotonic() < self._alone_until
 
-    def send(self, rows: Sequence[Pending], *, until: float) -> "Flight":
+    def send(self, rows: Sequence[Pending], *, until: float) -> Flight:
         """Produce the rows; `landed` waits for the broker, until then (monotonic clock) at most. Raises BrokerAway.
 
         Rows of a shard must come in their order, from its oldest. The flight before must have landed.
@@ -149,7 +148,7 @@ class Shipper:
             self._produce(rows, present, flight)
         return flight
 
-    def landed(self, flight: "Flight") -> Delivery:
+    def landed(self, flight: Flight) -> Delivery:
         """Wait until the broker has all of the flight, or its time is up; nothing is on its way on return.
 
         An event that is refused for what it is makes no failure: it is told of in the log, and its shard is one of
@@ -177,7 +176,7 @@ class Shipper:
         """Let the producer go. Nothing may be on its way."""
         self._discard()
 
-    def _produce(self, rows: Sequence[Pending], present: Collection[str], flight: "Flight") -> None:
+    def _produce(self, rows: Sequence[Pending], present: Collection[str], flight: Flight) -> None:
         held_back: set[int] = set()
         produce, until, lost = flight.producer.produce, flight.until, flight.lost
         for row in rows:
@@ -195,9 +194,9 @@ class Shipper:
                 cause = error.args[0]
                 if cause.code() != KafkaError.MSG_SIZE_TOO_LARGE:
                     # Of the producer and not of this row, such as a refusal of an earlier one that was fatal to it.
-                    flight.failed(_told(cause))
+                    flight.failed(told(cause))
                     return
-                self._refuse(row, _told(cause))
+                self._refuse(row, told(cause))
                 held_back.add(row.shard)
             except (TypeError, ValueError) as error:
                 # Its headers are no JSON object. Only its own shard waits until someone has mended it.
@@ -252,7 +251,7 @@ class Shipper:
             found = producer.list_topics(topic, timeout=BROKER_ANSWER_SECONDS).topics[topic]
         except KafkaException as error:
             self._discard()
-            raise BrokerAway(_told(error.args[0])) from error
+            raise BrokerAway(told(error.args[0])) from error
         if found.error is None and found.partitions:
             self._known_topics.add(topic)
             if self._absent_topics.pop(topic, None) is not None:
@@ -277,7 +276,7 @@ class Shipper:
             return
         self._producer.purge()
         # They change nothing any more; each that is not taken would keep its row in memory.
-        _serve(self._producer, time.monotonic() + PURGE_SECONDS)
+        serve(self._producer, time.monotonic() + PURGE_SECONDS)
         self._producer = None
 
     def _settings(self) -> dict[str, object]:
@@ -300,119 +299,11 @@ class Shipper:
         } | ({"batch.num.messages": 1} if self._alone else {})
 
     def _complained(self, error: KafkaError) -> None:
-        self._complaint = _told(error)
-
-
-class Flight:
-    """Rows on their way to the broker, and what became of them."""
-
-    def __init__(
-        self, producer: Producer, until: float, members: Mapping[int, SpanContext], span: SpanContext | None
-    ) -> None:
-        self.producer = producer
-        self.until = until
-        self.members = members
-        self.produced: list[Pending] = []
-        self.too_large: list[Pending] = []
-        self.failure: str | None = None
-        self._span = span
-        self._spans: dict[int, Span] = {}
-        self._lost: set[int] = set()
-
-    @property
-    def in_the_air(self) -> int:
-        """How many events neither the broker has nor anybody reported as lost."""
-        return len(self.producer)
-
-    def wait_until(self, moment: float) -> None:
-        """Take in reports until nothing is in the air, or the moment (monotonic clock) has come."""
-        failure = _serve(self.producer, moment)
-        if failure is not None:
-            self.failed(failure)
-
-    def open_span(self, row: Pending) -> str | None:
-        """The traceparent for the row's message: of a span that lasts until the flight has landed, or the row's own."""
-        member = self.members.get(row.id)
-        if member is None:
-            return row.traceparent
-        attributes = {
-            "messaging.system": "kafka",
-            "messaging.operation.type": "send",
-            "messaging.operation.name": "send",
-            "messaging.destination.name": row.topic,
-            "messaging.message.id": row.event_id,
-            "messaging.kafka.message.key": row.key,
-            "shop.event_type": row.type,
-        }
-        span = telemetry.open_span(
-            f"send {row.topic}", member, SpanKind.PRODUCER, batches=[self._span], attributes=attributes
-        )
-        self._spans[row.id] = span
-        return telemetry.traceparent_of(span)
-
-    def end_spans(self) -> None:
-        """Of what was lost as of what has arrived: the next try makes new ones."""
-        for row_id, span in self._spans.items():
-            if row_id in self._lost:
-                span.set_status(StatusCode.ERROR, "not acknowledged")
-            span.end()
-        self._spans.clear()
-
-    def lost(self, row: Pending, error: KafkaError, _: Message) -> None:
-        """The broker has not got the row, or not for certain."""
-        self._lost.add(row.id)
-        if error.code() == KafkaError.MSG_SIZE_TOO_LARGE:
-            self.too_large.append(row)
-        else:
-            self.failed(f"{_told(error)}: event {row.event_id} of topic {row.topic}")
-
-    def failed(self, why: str) -> None:
-        # The first failure is the cause, the others follow from it.
-        self.failure = self.failure or why
-
-    def acknowledged_prefixes(self) -> Sequence[Pending]:
-        """Of each shard the rows before the first that was lost, once everything was reported; else none.
-
-        What was acknowledged after it stays and is sent again: should the broker have taken rows out of turn all the
-        same, the last that a consumer sees of a key is then still the latest.
-        """
-        if self.in_the_air:
-            return []
-        if not self._lost:
-            return self.produced
-        gaps: set[int] = set()
-        prefixes = []
-        for row in self.produced:
-            if row.id in self._lost:
-                gaps.add(row.shard)
-            elif row.shard not in gaps:
-                prefixes.append(row)
-        return prefixes
-
-
-def _serve(producer: Producer, until: float) -> str | None:
-    """Take in its reports until there are no more to come, or `until` (monotonic clock). Returns the first failure."""
-    failure = None
-    # Not flush(): it goes on calling back after a fatal error, with that error pending in the interpreter.
-    while len(producer):
-        seconds_left = max(0.0, until - time.monotonic())
-        served = 0
-        try:
-            served = producer.poll(seconds_left)
-        except KafkaException as error:
-            failure = failure or _told(error.args[0])
-        # What is there already is taken in, however late it is.
-        if not served and not seconds_left:
-            break
-    return failure
+        self._complaint = told(error)
 
 
 def _recorded(rows: Sequence[Pending]) -> Mapping[int, SpanContext]:
     """The spans of those rows whose trace is recorded; of the others nothing is."""
     if telemetry.tracer() is None:
-        return NOBODY
+        return {}
     return {row.id: span for row in rows if (span := telemetry.sampled_traceparent(row.traceparent))}
-
-
-def _told(error: KafkaError) -> str:
-    return str(error.str())
