@@ -166,6 +166,8 @@ def _on(database: str, options: argparse.Namespace, stack: ExitStack, console: C
         while progress.expired < options.holds:
             # The last of them, in which it ends, is a mixture: better a little too good than left out.
             windows["during"].append(window(f"during, {progress.expired:,.0f} are expired"))
+            if not system.reaper.alive:
+                raise LoadError(f"the reaper has ended\n{system.reaper.tail()}")
             if time.monotonic() > give_up:
                 raise TimeoutError(f"the backlog is not gone after {GIVE_UP_SECONDS} s\n{system.reaper.tail()}")
     calls = subject.granted - calls_before
