@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from rich.console import Console
+from sqlalchemy import NullPool, create_engine
 
 from benchmarks.http2 import LoadError
 from benchmarks.stock import WrongCount
@@ -17,6 +18,9 @@ from devstack.process import ProcessEnded
 from devstack.stack import Databases
 
 POSTGRESQL, SQLITE = "postgresql", "sqlite"
+
+LOG_MEGABYTES, LOG_FILE_MEGABYTES = 1024, 16
+"""PostgreSQL's own max_wal_size, and the size of its files."""
 
 _Measured = TypeVar("_Measured")
 
@@ -40,9 +44,25 @@ def output(width: int = 160) -> Console:
 
 
 def synced_server(stack: ExitStack, console: Console) -> PostgresServer:
-    """A throw-away PostgreSQL that syncs each commit."""
-    server = stack.enter_context(postgres.provide(durable=True))
+    """A throw-away PostgreSQL that syncs each commit, and says so."""
+    server = worn_in_server(stack, console.print)
     console.print(f"{server.description}, each commit synced", highlight=False)
+    return server
+
+
+def worn_in_server(stack: ExitStack, tell: Callable[[str], None]) -> PostgresServer:
+    """A throw-away PostgreSQL that syncs each commit into log files that it has, as one does that has run for long.
+
+    A new file is filled and synced before its use: 50 ms in which nobody commits. In a new server each is a new one.
+    """
+    server = stack.enter_context(postgres.provide(durable=True, tell=tell))
+    engine = create_engine(server.url, isolation_level="AUTOCOMMIT", poolclass=NullPool)
+    with engine.connect() as connection:
+        connection.exec_driver_sql(f"ALTER SYSTEM SET min_wal_size = '{LOG_MEGABYTES}MB'")
+        connection.exec_driver_sql("SELECT pg_reload_conf()")
+        for _ in range(LOG_MEGABYTES // LOG_FILE_MEGABYTES):
+            connection.exec_driver_sql("SELECT pg_logical_emit_message(false, 'worn in', ''), pg_switch_wal()")
+        connection.exec_driver_sql("CHECKPOINT")
     return server
 
 

@@ -86,7 +86,7 @@ class _Run:
 
     def _sides(self, stack: ExitStack, broker: Kafka) -> list[Side]:
         def server() -> postgres.PostgresServer:
-            return stack.enter_context(postgres.provide(durable=True, tell=self._tell))
+            return command.worn_in_server(stack, self._tell)
 
         sides: list[Side] = []
         for name, count in ((OURS, 1), (TWO, 2)):

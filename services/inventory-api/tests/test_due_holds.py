@@ -1,9 +1,13 @@
 """A hold past its time is free stock at once, whether or not the reaper has come by."""
 
+from collections.abc import Sequence
+from typing import Any
+
 import pytest
+from sqlalchemy import Connection
 from stockroom import TTL_SECONDS, Stockroom
 
-from inventory_api import reservations, reserve
+from inventory_api import expiry, items, reservations, reserve
 from inventory_api.domain import InsufficientStock, Line, OrderLines, Reservation, ReservationExpired, State
 from shop_common.errors import Contention, ShopError
 from shop_common.moments import rfc3339
@@ -287,4 +291,55 @@ def test_a_batch_goes_on_where_the_last_one_ended_and_misses_nothing(stockroom: 
     assert [stockroom.stored_state(hold) is State.EXPIRED for hold in holds] == [True] * 4 + [False] * 2
     assert stockroom.expire(2) == 2
     assert stockroom.expire(2) == 0
+    assert stockroom.available(1) == 10
+
+
+@pytest.fixture
+def turns(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many holds each transaction expired; two at most."""
+    sizes: list[int] = []
+    usual = reservations.expire
+
+    def expire(tx: Connection, found: Sequence[Reservation]) -> int:
+        sizes.append(len(found))
+        return usual(tx, found)
+
+    monkeypatch.setattr(expiry, "TURN_HOLDS", 2)
+    monkeypatch.setattr(reservations, "expire", expire)
+    return sizes
+
+
+def test_a_batch_is_expired_in_turns_of_a_transaction_each(stockroom: Stockroom, turns: list[int]) -> None:
+    stockroom.add(1, 10)
+    for number in range(5):
+        stockroom.lapse(stockroom.hold(1, 1, order=f"order-{number}"))
+
+    assert stockroom.expire() == 5
+    assert turns == [2, 2, 1]
+    assert stockroom.available(1) == 10
+    assert len(expired(stockroom)) == 5
+
+
+def test_a_turn_that_fails_leaves_what_was_expired_before_it(
+    stockroom: Stockroom, turns: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stockroom.add(1, 10)
+    holds = [stockroom.hold(1, 1, order=f"order-{number}") for number in range(5)]
+    for age, hold in enumerate(holds):
+        stockroom.lapse(hold, ago_seconds=50 - age)
+    usual = items.free
+
+    def free(*arguments: Any) -> None:
+        usual(*arguments)
+        if len(turns) == 2:
+            raise Contention("others hold the same rows")
+
+    monkeypatch.setattr(items, "free", free)
+    with pytest.raises(Contention):
+        stockroom.expire()
+
+    assert [stockroom.stored_state(hold) for hold in holds] == [State.EXPIRED] * 2 + [State.HELD] * 3
+    assert len(expired(stockroom)) == 2
+    assert stockroom.expire() == 3
+    assert len(expired(stockroom)) == 5
     assert stockroom.available(1) == 10

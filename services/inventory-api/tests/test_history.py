@@ -193,7 +193,7 @@ def test_expiring_what_is_due_reads_no_table_from_end_to_end(long_history: Datab
     try:
         with long_history.read() as tx:
             found = transitions.due_of_products(tx, [7], 10_001)
-        expired = long_history.transact(lambda tx: Expiry().expire_due(tx, 5))
+        expired = Expiry(long_history).expire_due(5)
     finally:
         event.remove(long_history.engine, "before_cursor_execute", explain)
 

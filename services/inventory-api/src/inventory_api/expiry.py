@@ -4,13 +4,15 @@ import time
 from collections.abc import Sequence
 from datetime import datetime
 
-from sqlalchemy import Connection
-
 from inventory_api import reservations
 from inventory_api.domain import Reservation
+from shop_common.database import Database
 
 GO_ON_SECONDS = 5.0
 """For so long the next batch begins where the last one ended."""
+
+TURN_HOLDS = 100
+"""Of one transaction: buyers wait for the items that it has locked, and its Python keeps them from the interpreter."""
 
 
 class Expiry:
@@ -22,21 +24,32 @@ class Expiry:
     oldest of all.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, database: Database) -> None:
+        self._database = database
         self._since: datetime | None = None
         self._until = 0.0
 
-    def expire_due(self, tx: Connection, max_count: int) -> int:
-        """Expire up to `max_count` holds past their time, the oldest first; returns how many."""
-        found = self._found(tx, max_count)
-        # Set before the commit: should that fail, the batch is passed over until the hint is forgotten.
-        self._since = found[-1].expires_at if len(found) == max_count else None
-        return reservations.expire(tx, found)
+    def expire_due(self, max_count: int) -> int:
+        """Expire up to `max_count` holds past their time, the oldest first; returns how many.
 
-    def _found(self, tx: Connection, max_count: int) -> Sequence[Reservation]:
+        They are found at once and expired in turns, each a transaction of its own, so that buyers come in between.
+        """
+        found = self._found(max_count)
+        # Set before they are expired: should that fail, they are passed over until the hint is forgotten.
+        self._since = found[-1].expires_at if len(found) == max_count else None
+        turns = (found[begin : begin + TURN_HOLDS] for begin in range(0, len(found), TURN_HOLDS))
+        return sum(self._expire(turn) for turn in turns)
+
+    def _expire(self, holds: Sequence[Reservation]) -> int:
+        return self._database.transact(lambda tx: reservations.expire(tx, holds))
+
+    def _found(self, max_count: int) -> Sequence[Reservation]:
         if self._since is not None and time.monotonic() < self._until:
-            found = reservations.due(tx, max_count, since=self._since)
+            found = self._due(max_count, self._since)
             if len(found) == max_count:
                 return found
         self._until = time.monotonic() + GO_ON_SECONDS
-        return reservations.due(tx, max_count)
+        return self._due(max_count)
+
+    def _due(self, max_count: int, since: datetime | None = None) -> Sequence[Reservation]:
+        return self._database.query(lambda tx: reservations.due(tx, max_count, since=since))

@@ -33,5 +33,6 @@ class Operations:
         self.items_page = run.reads("items-page", one_by_one(stock.list_page), limits=LISTS)
         self.reservations_page = run.reads("reservations-page", one_by_one(reservations.list_page), limits=LISTS)
 
-        self.expire = run.writes("expire", one_by_one(Expiry().expire_due), limits=ALONE)
+        expiry = Expiry(database)
+        self.expire = run.own("expire", lambda counts: [expiry.expire_due(count) for count in counts], limits=ALONE)
         self.purge = run.writes("purge", one_by_one(history.purge), limits=ALONE)

@@ -42,14 +42,23 @@ _last_success = metrics.gauge(
 class Work:
     """One kind of work. `do` does so much of it at most, and returns how much: as much means that there is more.
 
-    Its batches grow up to `batch_max` while they take less than BATCH_SECONDS, and shrink down to BATCH_MIN while they
-    take longer.
+    Its batches grow up to `batch_max` while they take less than `batch_seconds`, and shrink down to BATCH_MIN while
+    they take longer.
     """
 
-    def __init__(self, name: str, do: Callable[[int], int], *, batch_max: int, interval_seconds: float) -> None:
+    def __init__(
+        self,
+        name: str,
+        do: Callable[[int], int],
+        *,
+        batch_max: int,
+        interval_seconds: float,
+        batch_seconds: float = BATCH_SECONDS,
+    ) -> None:
         self.name = name
         self._do = do
         self._batch_max = batch_max
+        self._batch_seconds = batch_seconds
         self._batch = min(BATCH_MIN, batch_max)
         self._interval_seconds = interval_seconds
         self._failure: str | None = None
@@ -101,7 +110,7 @@ class Work:
 
     def _fitted(self, size: int, seconds: float) -> int:
         """The size of the next batch, after a full one of this size took so long."""
-        factor = min(max(BATCH_SECONDS / max(seconds, 1e-6), 0.5), 2.0)
+        factor = min(max(self._batch_seconds / max(seconds, 1e-6), 0.5), 2.0)
         return min(max(int(size * factor), BATCH_MIN), self._batch_max)
 
     def _complain(self, error: ShopError) -> None:

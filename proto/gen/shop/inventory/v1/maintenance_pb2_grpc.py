@@ -56,8 +56,8 @@ class InventoryMaintenanceServiceServicer:
     """
 
     def ExpireReservations(self, request, context):
-        """Ends holds past their time, oldest first, in one bounded transaction. A count of max_count says: call
-        again.
+        """Ends holds past their time, oldest first, in transactions of a hundred, so that buyers come in between. A
+        count of max_count says: call again. After an error some of them may have ended.
         Emits STOCK_RESERVATION_EXPIRED per hold.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)

@@ -20,8 +20,8 @@ class InventoryMaintenanceServiceStub:
 
     def __init__(self, channel: _grpc.Channel) -> None: ...
     ExpireReservations: _grpc.UnaryUnaryMultiCallable[_maintenance_pb2.ExpireReservationsRequest, _maintenance_pb2.ExpireReservationsResponse]
-    """Ends holds past their time, oldest first, in one bounded transaction. A count of max_count says: call
-    again.
+    """Ends holds past their time, oldest first, in transactions of a hundred, so that buyers come in between. A
+    count of max_count says: call again. After an error some of them may have ended.
     Emits STOCK_RESERVATION_EXPIRED per hold.
     """
     PurgeHistory: _grpc.UnaryUnaryMultiCallable[_maintenance_pb2.PurgeHistoryRequest, _maintenance_pb2.PurgeHistoryResponse]
@@ -41,8 +41,8 @@ class InventoryMaintenanceServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _maintenance_pb2.ExpireReservationsRequest,
         context: _grpc.ServicerContext,
     ) -> _maintenance_pb2.ExpireReservationsResponse:
-        """Ends holds past their time, oldest first, in one bounded transaction. A count of max_count says: call
-        again.
+        """Ends holds past their time, oldest first, in transactions of a hundred, so that buyers come in between. A
+        count of max_count says: call again. After an error some of them may have ended.
         Emits STOCK_RESERVATION_EXPIRED per hold.
         """
 
