@@ -2,8 +2,8 @@
 
 import sys
 import tempfile
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TypeVar
 
@@ -43,27 +43,40 @@ def output(width: int = 160) -> Console:
     return Console(width=None if sys.stdout.isatty() else width)
 
 
-def synced_server(stack: ExitStack, console: Console) -> PostgresServer:
+def synced_server(stack: ExitStack, console: Console, *, shared_buffers: str | None = None) -> PostgresServer:
     """A throw-away PostgreSQL that syncs each commit, and says so."""
-    server = worn_in_server(stack, console.print)
+    server = worn_in_server(stack, console.print, shared_buffers=shared_buffers)
     console.print(f"{server.description}, each commit synced", highlight=False)
     return server
 
 
-def worn_in_server(stack: ExitStack, tell: Callable[[str], None]) -> PostgresServer:
+def worn_in_server(
+    stack: ExitStack, tell: Callable[[str], None], *, shared_buffers: str | None = None
+) -> PostgresServer:
     """A throw-away PostgreSQL that syncs each commit into log files that it has, as one does that has run for long.
 
     A new file is filled and synced before its use: 50 ms in which nobody commits. In a new server each is a new one.
     """
     server = stack.enter_context(postgres.provide(durable=True, tell=tell))
-    engine = create_engine(server.url, isolation_level="AUTOCOMMIT", poolclass=NullPool)
-    with engine.connect() as connection:
-        connection.exec_driver_sql(f"ALTER SYSTEM SET min_wal_size = '{LOG_MEGABYTES}MB'")
-        connection.exec_driver_sql("SELECT pg_reload_conf()")
+    with administering(server.url) as run:
+        if shared_buffers is not None:
+            run(f"ALTER SYSTEM SET shared_buffers = '{shared_buffers}'")
+        run(f"ALTER SYSTEM SET min_wal_size = '{LOG_MEGABYTES}MB'")
+    server.kill()
+    server.start_again()
+    with administering(server.url) as run:
         for _ in range(LOG_MEGABYTES // LOG_FILE_MEGABYTES):
-            connection.exec_driver_sql("SELECT pg_logical_emit_message(false, 'worn in', ''), pg_switch_wal()")
-        connection.exec_driver_sql("CHECKPOINT")
+            run("SELECT pg_logical_emit_message(false, 'worn in', ''), pg_switch_wal()")
+        run("CHECKPOINT")
     return server
+
+
+@contextmanager
+def administering(url: str) -> Iterator[Callable[[str], object]]:
+    """What runs SQL there, each statement by itself."""
+    engine = create_engine(url, isolation_level="AUTOCOMMIT", poolclass=NullPool)
+    with engine.connect() as connection:
+        yield connection.exec_driver_sql
 
 
 def folder(stack: ExitStack) -> Path:
@@ -71,10 +84,12 @@ def folder(stack: ExitStack) -> Path:
     return Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="shop-benchmarks-")))
 
 
-def databases(kind: str, stack: ExitStack, console: Console) -> tuple[Callable[[], Databases], list[int]]:
+def databases(
+    kind: str, stack: ExitStack, console: Console, *, shared_buffers: str | None = None
+) -> tuple[Callable[[], Databases], list[int]]:
     """What makes a new pair of databases, and the processes that these take their CPU time in, beside the APIs."""
     if kind == POSTGRESQL:
-        server = synced_server(stack, console)
+        server = synced_server(stack, console, shared_buffers=shared_buffers)
         return lambda: Databases.on_server(server), [server.pid]
     root = folder(stack)
     return lambda: Databases.in_folder(Path(tempfile.mkdtemp(dir=root))), []

@@ -10,6 +10,7 @@ from uuid import UUID
 
 from sqlalchemy import Connection, NullPool, Table, create_engine, text
 
+from benchmarks import command
 from benchmarks.scenarios import ORDERS_PER_USER, PRODUCTS
 from benchmarks.stock import QUANTITY
 from inventory_api import tables as inventory
@@ -90,6 +91,14 @@ def _fill_reservations(
             rows,
         )
         sql.insert("reservation_allocations (reservation_id, item_id, quantity)", f"{sql.row_id}, {item}, 1", rows)
+
+
+def read_into_memory(url: str) -> None:
+    """All tables and indexes of a PostgreSQL, as far as its shared buffers hold them; what comes last stays."""
+    ours = "relkind IN ('r', 'i') AND relnamespace = 'public'::regnamespace"
+    with command.administering(url) as run:
+        run("CREATE EXTENSION pg_prewarm")
+        run(f"SELECT pg_prewarm(oid) FROM pg_class WHERE {ours}")
 
 
 class _Sql:

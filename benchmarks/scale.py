@@ -44,11 +44,19 @@ class Sized(Services):
     """The two APIs beside so many items, reservations and orders."""
 
     def __init__(
-        self, count: int, database: str, databases: Databases, generator: Generator, database_pids: list[int]
+        self,
+        count: int,
+        database: str,
+        databases: Databases,
+        generator: Generator,
+        database_pids: list[int],
+        *,
+        in_memory: bool,
     ) -> None:
         super().__init__(f"{count:,}", database, generator, database_pids)
         self.moment = datetime.now(UTC)
         self._rows = count
+        self._in_memory = in_memory
         self._databases = databases
         self.serve_by(Stack(databases, NO_BROKER, options=Options(environment=ALONE)))
         self.scenarios = scenarios(count, self.moment)
@@ -58,6 +66,9 @@ class Sized(Services):
         migrate(self._databases.orders, ORDERS_SCHEMA)
         rows.fill_catalogue(self._databases.inventory, self._rows, self.moment)
         rows.fill_orders(self._databases.orders, self._rows, self.moment)
+        if self._in_memory:
+            rows.read_into_memory(self._databases.inventory)
+            rows.read_into_memory(self._databases.orders)
         super().start()
 
     def check(self) -> None:
@@ -150,9 +161,10 @@ def _subjects(options: argparse.Namespace, stack: ExitStack, console: Console) -
     generator = stack.enter_context(Generator())
     found = []
     for database in options.databases:
-        new, pids = command.databases(database, stack, console)
+        new, pids = command.databases(database, stack, console, shared_buffers=options.shared_buffers)
+        in_memory = database == POSTGRESQL and options.shared_buffers is not None
         for count in sorted(options.rows):
-            subject = Sized(count, database, new(), generator, pids)
+            subject = Sized(count, database, new(), generator, pids, in_memory=in_memory)
             stack.callback(subject.stop)
             console.print(f"{database}: {count:,} rows are made", highlight=False)
             subject.start()
@@ -199,6 +211,11 @@ def _options(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.scale", description=__doc__.partition("\n")[0])
     parser.add_argument("--databases", nargs="+", choices=(POSTGRESQL, SQLITE), default=(POSTGRESQL, SQLITE))
     parser.add_argument("--rows", nargs="+", type=int, default=ROWS, help="sizes to compare (%(default)s)")
+    parser.add_argument(
+        "--shared-buffers",
+        metavar="SIZE",
+        help="PostgreSQL's setting, 8GB say: all that fits is read into them before (its default, and nothing is read)",
+    )
     parser.add_argument("--calls", type=int, default=16, help="so many at once (%(default)s)")
     parser.add_argument("--seconds", type=float, default=1.5, help="length of each measurement (%(default)s)")
     parser.add_argument("--warmup-seconds", type=float, default=0.5, help="before each of them (%(default)s)")
