@@ -1,0 +1,41 @@
+"""Each benchmark, as short as can be: it runs, and finds every unit, hold, order and event where it should be.
+
+What it measures in so little time beside other tests says nothing, and nothing is asked of it.
+"""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+SECONDS = 240
+
+pytestmark = [
+    pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="benchmarks read CPU times from /proc: Linux only"),
+    pytest.mark.xdist_group("benchmarks"),
+    pytest.mark.timeout(SECONDS + 10),
+]
+
+BRIEF = ("--rounds", "1", "--seconds", "0.3")
+
+
+@pytest.mark.parametrize(
+    ("command", "shown"),
+    [
+        (("benchmarks", "--quick", "--only", "create-order", "--with-relay"), "CreateOrder with 3 lines"),
+        (("benchmarks.scale", *BRIEF, "--rows", "1000", "2000", "--shared-buffers", "256MB"), "list-deep-status"),
+        (("benchmarks.reaping", "--holds", "20000", "--seconds", "0.5", "--windows", "1"), "p99 ≤ 2 × before"),
+        (("benchmarks.footprint", *BRIEF, "--workers", "2", "--databases", "postgresql"), "reservation-reaper"),
+        (("benchmarks.relay", "--quick", "--sides", "ours", "loop"), "loop"),
+    ],
+    ids=["calls", "scale", "reaping", "footprint", "relay"],
+)
+def test_it_runs_and_its_counts_are_right(command: tuple[str, ...], shown: str) -> None:
+    ran = subprocess.run(
+        [sys.executable, "-m", *command], cwd=ROOT, capture_output=True, text=True, timeout=SECONDS, check=False
+    )
+
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    assert shown in ran.stdout
