@@ -88,7 +88,7 @@ def always_serving(system: System) -> Iterator[None]:
     def ask(process: Process) -> None:
         while not over.wait(LOOK_SECONDS):
             asked[process.name] += 1
-            # The reaper is ready while the APIs do what it asks, and now they refuse that, too.
+            # The reaper is ready while the APIs answer in time, and now that is not promised.
             for service in ("liveness",) if process.name == REAPER else ("", "liveness"):
                 said = health(process.health_address or "", service, timeout_seconds=HEALTH_SECONDS)
                 bad.update([f"{process.name} {service} {said}"] * (said != "SERVING"))

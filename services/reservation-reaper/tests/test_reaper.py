@@ -65,6 +65,18 @@ def test_it_is_ready_once_a_round_went_well_and_not_after_one_that_failed(stop: 
     assert ready == [False, True, False, True]
 
 
+def test_it_stays_ready_while_the_api_says_that_it_is_too_busy(stop: threading.Event) -> None:
+    do, _ = answers(QueueFull("full"), 0, QueueFull("full"), DatabaseUnavailable("away"), QueueFull("full"))
+    work = work_of(do)
+
+    ready = []
+    for _ in range(5):
+        work.run_once(stop)
+        ready.append(work.ready)
+
+    assert ready == [True, True, True, False, True]
+
+
 def backlog(size: int, seconds_each: float, monkeypatch: pytest.MonkeyPatch) -> tuple[Callable[[int], int], list[int]]:
     """An API with so much to do, each piece of which takes so long; and the sizes of the batches asked of it."""
     clock = 0.0

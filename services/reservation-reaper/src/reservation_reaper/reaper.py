@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 
 from shop_common import logs, metrics
-from shop_common.errors import ShopError
+from shop_common.errors import Overload, ShopError
 
 _BACKOFF_SECONDS_MIN = 0.25
 _BACKOFF_SECONDS_MAX = 30.0
@@ -61,14 +61,15 @@ class Work:
         self._batch_seconds = batch_seconds
         self._batch = min(BATCH_MIN, batch_max)
         self._interval_seconds = interval_seconds
-        self._failure: str | None = None
-        self._finished_at = float("-inf")
+        self._failure: ShopError | None = None
+        self._answered_at = float("-inf")
 
     @property
     def ready(self) -> bool:
-        """Whether it went well lately."""
+        """Whether the API did it lately, or said that it was too busy, which is no fault of the way to it."""
         patience = _ROUNDS_MISSED_MAX * self._interval_seconds + _BACKOFF_SECONDS_MAX
-        return self._failure is None and time.monotonic() - self._finished_at < patience
+        answers = self._failure is None or isinstance(self._failure, Overload)
+        return answers and time.monotonic() - self._answered_at < patience
 
     def run(self, stop: threading.Event) -> None:
         """Do it until told to stop; a round that failed is tried again, later each time."""
@@ -88,14 +89,14 @@ class Work:
             while not stop.is_set():
                 asked, began = self._batch, time.monotonic()
                 done = self._do(asked)
-                self._finished_at = time.monotonic()
+                self._answered_at = time.monotonic()
                 total += done
                 _done(self.name).inc(done)
                 # With each batch and not at the end: a large backlog takes longer than anyone waits for a sign of life.
                 _last_success(self.name).set_to_current_time()
                 if done < asked:
                     break
-                self._batch = self._fitted(asked, self._finished_at - began)
+                self._batch = self._fitted(asked, self._answered_at - began)
         except ShopError as error:
             _rounds(self.name, "failed").inc()
             self._complain(error)
@@ -114,7 +115,9 @@ class Work:
         return min(max(int(size * factor), BATCH_MIN), self._batch_max)
 
     def _complain(self, error: ShopError) -> None:
+        if isinstance(error, Overload):
+            self._answered_at = time.monotonic()
         # Said when it changes, not with each round: hours of it would bury everything else.
-        if self._failure != error.reason:
+        if self._failure is None or self._failure.reason != error.reason:
             _log.warning("failed, is tried again", work=self.name, reason=error.reason, error=error.message)
-        self._failure = error.reason
+        self._failure = error
