@@ -9,8 +9,10 @@ from datetime import datetime
 from uuid import UUID
 
 from sqlalchemy import Connection, NullPool, Table, create_engine, text
+from sqlalchemy.exc import NotSupportedError
 
 from benchmarks import command
+from benchmarks.http2 import LoadError
 from benchmarks.scenarios import ORDERS_PER_USER, PRODUCTS
 from benchmarks.stock import QUANTITY
 from inventory_api import tables as inventory
@@ -94,10 +96,13 @@ def _fill_reservations(
 
 
 def read_into_memory(url: str) -> None:
-    """All tables and indexes of a PostgreSQL, as far as its shared buffers hold them; what comes last stays."""
+    """All tables and indexes of a PostgreSQL, as far as its shared buffers hold them. Raises LoadError."""
     ours = "relkind IN ('r', 'i') AND relnamespace = 'public'::regnamespace"
     with command.administering(url) as run:
-        run("CREATE EXTENSION pg_prewarm")
+        try:
+            run("CREATE EXTENSION pg_prewarm")
+        except NotSupportedError as error:
+            raise LoadError("this PostgreSQL comes without pg_prewarm: give no --shared-buffers") from error
         run(f"SELECT pg_prewarm(oid) FROM pg_class WHERE {ours}")
 
 

@@ -25,7 +25,7 @@ BRIEF = ("--rounds", "1", "--seconds", "0.3")
     ("command", "shown"),
     [
         (("benchmarks", "--quick", "--only", "create-order", "--with-relay"), "CreateOrder with 3 lines"),
-        (("benchmarks.scale", *BRIEF, "--rows", "1000", "2000", "--shared-buffers", "256MB"), "list-deep-status"),
+        (("benchmarks.scale", *BRIEF, "--rows", "1000", "2000"), "list-deep-status"),
         (("benchmarks.reaping", "--holds", "20000", "--seconds", "0.5", "--windows", "1"), "p99 ≤ 2 × before"),
         (("benchmarks.footprint", *BRIEF, "--workers", "2", "--databases", "postgresql"), "reservation-reaper"),
         (("benchmarks.relay", "--quick", "--sides", "ours", "loop"), "loop"),
