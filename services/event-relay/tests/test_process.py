@@ -41,17 +41,17 @@ def start(shop: Shop) -> Iterator[Start]:
 
 
 def test_a_killed_relay_loses_nothing_and_its_successor_keeps_the_order(shop: Shop, start: Start) -> None:
-    shop.write_numbered(keys=2, each=2000)
+    shop.write_numbered(keys=2, each=6000)
     victim = start()
-    eventually(lambda: shop.backlog() < 4000)
+    eventually(lambda: shop.backlog() < 12_000)
     victim.kill()
     assert shop.backlog() > 0
 
     start()
     eventually(lambda: shop.backlog() == 0)
 
-    records = shop.shipped(events=4000)
-    assert values_by_key(records, first_occurrences=True) == {f"key-{key}": list(range(2000)) for key in range(2)}
+    records = shop.shipped(events=12_000)
+    assert values_by_key(records, first_occurrences=True) == {f"key-{key}": list(range(6000)) for key in range(2)}
 
 
 def test_a_frozen_owner_neither_ships_nor_deletes_what_it_has_lost(shop: Shop, start: Start) -> None:

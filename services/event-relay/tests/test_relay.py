@@ -129,20 +129,20 @@ def test_a_deletion_of_a_lease_that_is_over_is_left_to_the_next_owner(shop: Shop
 
 
 def test_one_half_is_read_while_the_other_is_on_its_way(shop: Shop) -> None:
-    shop.write_numbered(keys=100, each=60)
+    shop.write_numbered(keys=100, each=120)
     relay = shop.relay(lease_seconds=3)
     assert relay.relay_once() == ROWS_MAX
     with shop.kafka.frozen():
         one_half = relay.relay_once()
         assert one_half > AHEAD_ROWS
-        assert len(shop.waiting()) == 6000 - ROWS_MAX
+        assert len(shop.waiting()) == 12_000 - ROWS_MAX
         with pytest.raises(DeliveryFailed, match=f"of {one_half} events"):
             relay.relay_once()
 
     with running(relay):
         eventually(lambda: not shop.waiting())
-    records = shop.shipped(events=6000)
-    assert values_by_key(records, first_occurrences=True) == {f"key-{key}": list(range(60)) for key in range(100)}
+    records = shop.shipped(events=12_000)
+    assert values_by_key(records, first_occurrences=True) == {f"key-{key}": list(range(120)) for key in range(100)}
 
 
 @contextmanager

@@ -18,7 +18,7 @@ from sqlalchemy import (
 from shop_common.outbox import SHARDS
 from shop_common.sql import Clock, Statement, among, micros_of
 
-ROWS_MAX = 2000
+ROWS_MAX = 4000
 """Rows in one read, so that memory has a bound. Of some of the shards the same number of each: none waits for another's
 backlog."""
 
@@ -70,7 +70,7 @@ class PendingRows:
         self._reads: dict[object, str] = {}
 
     def oldest(self, tx: Connection, shards: Sequence[int], *, without_topics: Collection[str] = ()) -> list[Pending]:
-        """The oldest rows of these shards, at most 2,000, in the order of their ids within a shard.
+        """The oldest rows of these shards, at most 4,000, in the order of their ids within a shard.
 
         Of all shards the oldest, whosesoever they are; of some, as many of each.
 

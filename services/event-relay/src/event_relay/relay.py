@@ -30,7 +30,7 @@ BACKOFF_MAX_SECONDS = 2.0
 BATCH_SECONDS_MAX = 7.0
 """Less than a process gets to end its work in (`lifecycle`), so that a batch on its way can be waited for."""
 
-AHEAD_ROWS = ROWS_MAX // 4
+AHEAD_ROWS = ROWS_MAX // 8
 """A pass of fewer rows is not worth a half to itself: events would wait for the other one's turn."""
 
 SAMPLE_SECONDS = 5.0
@@ -128,7 +128,7 @@ class Relay:
         return min(max(since, self._poll_seconds * BUSY_POLLS), self._poll_seconds)
 
     def relay_once(self) -> int:
-        """Read the oldest rows, at most 2,000, and send them. Returns how many were found.
+        """Read the oldest rows, at most 4,000, and send them. Returns how many were found.
 
         When few were found they are shipped on return, else they may be on their way still; the next pass deletes
         them. Raises BrokerAway, DeliveryFailed, OutboxReplaced, TablesMissing, and what the database raises.
