@@ -6,6 +6,7 @@ from functools import partial
 from inventory_api import history, reservations, reserve, stock, transitions
 from inventory_api.expiry import Expiry
 from shop_common.coalesced import ALONE, LISTS, Coalesced, one_by_one
+from shop_common.coalescer import Coalescer
 from shop_common.database import Database
 
 
@@ -34,5 +35,7 @@ class Operations:
         self.reservations_page = run.reads("reservations-page", one_by_one(reservations.list_page), limits=LISTS)
 
         expiry = Expiry(database)
-        self.expire = run.own("expire", lambda counts: [expiry.expire_due(count) for count in counts], limits=ALONE)
+        self.expire: Coalescer[int, int] = run.own(
+            "expire", lambda counts: list(map(expiry.expire_due, counts)), limits=ALONE
+        )
         self.purge = run.writes("purge", one_by_one(history.purge), limits=ALONE)
