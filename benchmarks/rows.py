@@ -147,6 +147,6 @@ def _filling(url: str, *filled: Table) -> Iterator[_Sql]:
         for index in indexes:
             index.create(tx)
     if engine.dialect.name == "postgresql":
-        with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+        with command.administering(url) as run:
             # As autovacuum does in time.
-            connection.exec_driver_sql("VACUUM ANALYZE")
+            run("VACUUM ANALYZE")

@@ -98,6 +98,8 @@ class Work:
                     break
                 self._batch = self._fitted(asked, self._answered_at - began)
         except ShopError as error:
+            if isinstance(error, Overload):
+                self._answered_at = time.monotonic()
             _rounds(self.name, "failed").inc()
             self._complain(error)
             return False
@@ -115,8 +117,6 @@ class Work:
         return min(max(int(size * factor), BATCH_MIN), self._batch_max)
 
     def _complain(self, error: ShopError) -> None:
-        if isinstance(error, Overload):
-            self._answered_at = time.monotonic()
         # Said when it changes, not with each round: hours of it would bury everything else.
         if self._failure is None or self._failure.reason != error.reason:
             _log.warning("failed, is tried again", work=self.name, reason=error.reason, error=error.message)
