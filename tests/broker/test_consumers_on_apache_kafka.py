@@ -270,7 +270,7 @@ def test_consumers_go_on_after_the_broker_was_killed_and_say_so_once(shop: Shop)
     shop.eventually(lambda: shop.stack.inventory_api.log.count("no events from the broker") > so_far, within_seconds=60)
     for number, order in enumerate(orders):
         end(shop, order, number)  # the APIs serve without it
-    assert shop.stack.inventory_api.is_ready()
+    shop.stack.inventory_api.wait_ready(ADMIN_SECONDS)
     shop.kafka.start_again()
 
     assert_once(shop, product, orders, put_in=4)

@@ -22,6 +22,7 @@ from tests.broker.stream import Stream, eventually
 pytestmark = pytest.mark.timeout(300)
 
 AWAY_SECONDS = 60
+SOON_SECONDS = 20
 
 
 @pytest.fixture
@@ -66,7 +67,7 @@ def test_a_leader_that_is_away_for_a_minute_costs_no_event_and_is_told_of_once(s
             assert stream.metric("shop_outbox_pending_events") > 1000
             interrupted = stream.said("relay interrupted")
             assert len(interrupted) <= 2, "\n".join(interrupted)
-            assert stream.relay.is_ready("liveness")
+            stream.relay.wait_ready(SOON_SECONDS, "liveness")
         eventually(stream.relay.is_ready)
     stream.all_arrived()
 
@@ -100,7 +101,7 @@ def test_events_of_a_missing_topic_wait_and_others_flow(stream: Stream, broker: 
     eventually(lambda: stream.waiting() == 3)
     stream.write("a", "b", "c")
     eventually(lambda: stream.waiting() == 3)
-    assert stream.relay.is_ready()
+    stream.relay.wait_ready(SOON_SECONDS)
 
     broker.create_topics(missing)
     stream.all_arrived(missing)
@@ -126,7 +127,7 @@ def test_an_event_over_the_topics_limit_holds_back_its_shard_alone_and_loudly(st
     stream.write("big", *others)
     eventually(lambda: stream.waiting() == 3)
     eventually(lambda: stream.metric("shop_relay_blocked_shards") == 1)
-    assert stream.relay.is_ready()
+    stream.relay.wait_ready(SOON_SECONDS)
 
     configure(broker, stream.topic, "max.message.bytes", "1000000")
     stream.all_arrived()

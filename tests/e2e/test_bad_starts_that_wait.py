@@ -132,7 +132,7 @@ def test_without_a_broker_an_api_serves_and_says_once_that_no_events_come(
         eventually(lambda: complaints(api) != [])
         broker.wait_for_attempts()
 
-    assert api.is_ready()
+    api.wait_ready(START_SECONDS)
     (complaint,) = complaints(api)
     assert complaint["event"] == "no events from the broker"
 

@@ -71,7 +71,7 @@ def test_generated_requests(system: System, seed: int, is_short: bool) -> None:
     assert codes.get("OK", 0) > 0, codes
     for process in stack.processes:
         assert process.alive
-        assert process.is_ready()
+        process.wait_ready(CALL_SECONDS)
         assert memory(process) < sizes[process.name] * GROWTH_MAX, f"{process.name} grows: {sizes}"
 
 
@@ -109,7 +109,7 @@ def test_bytes_that_are_no_requests(system: System, seed: int, is_short: bool) -
                 while connection.recv(65_536):
                     pass
     for process in system.processes:
-        assert process.is_ready()
+        process.wait_ready(CALL_SECONDS)
         assert memory(process) < before[process.pid] * GROWTH_MAX
     with system.history(seed, calm=True) as clients, clients.at_work():
         clients.wait_for(40)

@@ -17,6 +17,8 @@ from tests.observability.jaeger import Jaeger
 SHOWN_SECONDS = 30
 PLACE = "shop.order.v1.OrderService/CreateOrder"
 SET_STATUS = "shop.order.v1.OrderService/UpdateOrderStatus"
+RESERVE = "shop.inventory.v1.InventoryService/BatchReserveStock"
+EXPIRE = "shop.inventory.v1.InventoryMaintenanceService/ExpireReservations"
 
 
 @pytest.fixture(scope="module")
@@ -81,6 +83,14 @@ class Trace:
         by_id = {span.id for span in self.spans}
         return len({span.parent for span in self.spans if span.parent not in by_id}) == 1
 
+    def is_whole(self, *ends: tuple[str, str]) -> bool:
+        """Whether it is unbroken and these, by process and name, have come.
+
+        Each process sends its spans when it likes. A call that has none below it, and the first, are missed by nothing
+        else of the trace.
+        """
+        return self.is_unbroken and all(self.all(*end) for end in ends)
+
     def __str__(self) -> str:
         return "\n".join(f"    {span.process}: {span.name} {span.id} < {span.parent}" for span in self.spans)
 
@@ -89,8 +99,8 @@ def test_a_placed_order_is_one_trace_from_the_call_to_the_broker(shop: Shop, jae
     product = shop.stocked_product(units=5)
     order_id, trace_id = place(shop, product, hold_seconds=600)
 
-    last = [("event-relay", "send order-events"), ("event-relay", "send inventory-events"), ("order-api", PLACE)]
-    trace = shown(shop, jaeger, trace_id, last)
+    sent = [("event-relay", "send order-events"), ("event-relay", "send inventory-events")]
+    trace = shown(shop, jaeger, trace_id, [*sent, ("inventory-api", RESERVE), ("order-api", PLACE)])
 
     assert trace.is_unbroken, str(trace)
     call = trace.one("order-api", PLACE)
@@ -102,8 +112,7 @@ def test_a_placed_order_is_one_trace_from_the_call_to_the_broker(shop: Shop, jae
         assert batch.id in waited.links
         assert call.id in batch.links
         assert waited.tags["shop.batch.size"] == 1
-    reserve = "shop.inventory.v1.InventoryService/BatchReserveStock"
-    asked, answered = trace.one("order-api", reserve), trace.one("inventory-api", reserve)
+    asked, answered = trace.one("order-api", RESERVE), trace.one("inventory-api", RESERVE)
     assert asked.parent == trace.one("order-api", "hold batch").id
     assert answered.parent == asked.id
     # Both commits, each in the transaction that it ends.
@@ -143,17 +152,15 @@ def test_an_expiry_that_cancels_an_order_is_one_trace_through_all_four_processes
     def expiry() -> list[dict[str, Any]]:
         return jaeger.search("order-api", "process inventory-events", {"shop.order_id": order_id})
 
-    given_back_by = ("inventory-api", "process order-events")
-    shop.eventually(
-        lambda: any(trace.is_unbroken and trace.all(*given_back_by) for trace in map(Trace, expiry())), SHOWN_SECONDS
-    )
-    (trace,) = [found for found in map(Trace, expiry()) if found.all(*given_back_by)]
+    first, last = ("reservation-reaper", EXPIRE), ("inventory-api", "process order-events")
+    shop.eventually(lambda: any(trace.is_whole(first, last) for trace in map(Trace, expiry())), SHOWN_SECONDS)
+    (trace,) = [found for found in map(Trace, expiry()) if found.all(*last)]
 
     assert {span.process for span in trace.spans} == {"reservation-reaper", "inventory-api", "event-relay", "order-api"}
     cancelled = trace.one("order-api", "process inventory-events", shop__order_id=order_id)
     above = [f"{span.process}: {span.name}" for span in trace.above(cancelled)]
     assert above[0] == "event-relay: send inventory-events"
-    assert above[-1] == "reservation-reaper: shop.inventory.v1.InventoryMaintenanceService/ExpireReservations"
+    assert above[-1] == f"reservation-reaper: {EXPIRE}"
     # What the cancellation caused in turn.
     given_back = trace.one("inventory-api", "process order-events", shop__order_id=order_id)
     assert cancelled in trace.above(given_back)
@@ -188,16 +195,12 @@ def new_trace() -> tuple[str, str]:
     return f"00-{trace_id}-{uuid4().hex[:16]}-01", trace_id
 
 
-def shown(shop: Shop, jaeger: Jaeger, trace_id: str, last: list[tuple[str, str]]) -> Trace:
-    """The trace, once it is whole, and these spans, its last, are there."""
-
-    def is_there() -> bool:
-        if not jaeger.has(trace_id):
-            return False
-        trace = Trace(jaeger.trace(trace_id))
-        return trace.is_unbroken and all(trace.all(*each) for each in last)
-
-    shop.eventually(is_there, SHOWN_SECONDS)
+def shown(shop: Shop, jaeger: Jaeger, trace_id: str, ends: list[tuple[str, str]]) -> Trace:
+    """The trace, once it is whole with these."""
+    shop.eventually(
+        lambda: jaeger.has(trace_id) and Trace(jaeger.trace(trace_id)).is_whole(*ends),
+        SHOWN_SECONDS,
+    )
     return Trace(jaeger.trace(trace_id))
 
 

@@ -19,6 +19,7 @@ from shop_common import probe
 LOG_LINES_MAX = 20_000
 TAIL_LINES = 25
 _POLL_SECONDS = 0.05
+_ASK_SECONDS = 1
 _KILL_SECONDS = 10
 _FREEZE_SECONDS = 10
 
@@ -193,7 +194,7 @@ class Process:
             raise ValueError(f"{self.name} has no health service")
         if not self.alive:
             raise ProcessEnded(f"{self.name} ended with exit code {self.wait(1)}\n{self.tail()}")
-        return health(self.health_address, service) == "SERVING"
+        return health(self.health_address, service, timeout_seconds=_ASK_SECONDS) == "SERVING"
 
     def wait_ready(self, seconds: float, service: str = "") -> None:
         """Wait until it `is_ready`. Raises ProcessEnded as soon as it has ended, and TimeoutError."""
@@ -255,6 +256,9 @@ def wait_until_stopped(processes: Sequence[psutil.Process]) -> None:
                 time.sleep(_POLL_SECONDS)
 
 
-def health(address: str, service: str = "", *, timeout_seconds: float = 1) -> str:
-    """What grpc.health.v1 at the address says: SERVING, NOT_SERVING, …, or the status of a failed call."""
+def health(address: str, service: str = "", *, timeout_seconds: float = 5) -> str:
+    """What grpc.health.v1 at the address says: SERVING, NOT_SERVING, …, or the status of a failed call.
+
+    A busy machine takes a while to answer, and whoever asks only once wants to know. Who asks again may ask faster.
+    """
     return probe.ask(address, service, timeout_seconds=timeout_seconds).said
