@@ -45,6 +45,7 @@ SHORT_SECONDS = 4
 LONG_SECONDS = 7200
 CALL_SECONDS = 5.0
 GIVE_UP_SECONDS = 45.0
+ANSWERED_SECONDS = 120.0
 LOCATIONS = ("NORTH", "SOUTH")
 UNITS_MAX = 3
 
@@ -114,11 +115,11 @@ class Clients:
             for product in self.products:
                 first.add_stock(product, location, units())
 
-    def wait_for(self, more: int, within_seconds: float = 60) -> None:
+    def wait_for(self, more: int, within_seconds: float = ANSWERED_SECONDS) -> None:
         """Until so many more calls have been answered."""
         self._wait(self.ledger.count, more, within_seconds)
 
-    def wait_for_attempts(self, more: int, within_seconds: float = 60) -> None:
+    def wait_for_attempts(self, more: int, within_seconds: float = ANSWERED_SECONDS) -> None:
         """Until so many more have been made, answered or not."""
         self._wait(lambda: sum(len(call.attempts) for call in list(self.ledger.calls)), more, within_seconds)
 

@@ -9,9 +9,9 @@ from devstack.kafka import Kafka
 from devstack.postgres import PostgresServer
 from devstack.stack import Databases
 from tests.faults.build import Build
-from tests.faults.clients import Clients
+from tests.faults.clients import SHORT_SECONDS, Clients
 from tests.faults.guards import CLOCK_OF_THE_DATABASE
-from tests.faults.ledger import Step
+from tests.faults.ledger import Place, Refusal, Step
 from tests.faults.system import running
 
 pytestmark = pytest.mark.timeout(240)
@@ -80,7 +80,21 @@ def test_the_clocks_would_be_noticed(
 
 
 def lost_holds(clients: Clients) -> int:
-    """Orders that could not be confirmed at once because their holds had run out."""
-    calls = [call for call in clients.ledger.calls if isinstance(call.wish, Step) and call.wish.status == "CONFIRMED"]
-    assert any(call.answers for call in calls)
-    return sum("RESERVATION_EXPIRED" in call.refusals for call in calls)
+    """Orders that could not be confirmed because their holds had run out, though they had time left."""
+    asked_at = {
+        order_id: call.attempts[0].asked_at
+        for call in clients.ledger.calls
+        if isinstance(call.wish, Place)
+        for order_id in call.answers
+    }
+    calls = [
+        (call, asked_at[call.wish.order_id] + SHORT_SECONDS)
+        for call in clients.ledger.calls
+        if isinstance(call.wish, Step) and call.wish.status == "CONFIRMED"
+    ]
+    assert any(call.answers for call, _ in calls)
+    return sum(
+        attempt.outcome == Refusal("RESERVATION_EXPIRED") and attempt.answered_at < in_time
+        for call, in_time in calls
+        for attempt in call.attempts
+    )
