@@ -47,8 +47,8 @@ class Readers:
         for reservation_id, item_id, units in _rows(self._inventory, _ALLOCATIONS):
             parts.setdefault(str(reservation_id), {})[item_id] = units
         reservations = [
-            Reservation(str(row[0]), row[1], row[2], row[3], row[4], parts.get(str(row[0]), {}))
-            for row in _rows(self._inventory, _RESERVATIONS)
+            Reservation(str(row_id), product, units, order_id, state, parts.get(str(row_id), {}), expires_at is None)
+            for row_id, product, units, order_id, state, expires_at in _rows(self._inventory, _RESERVATIONS)
         ]
         lines: dict[str, dict[int, int]] = {}
         for order_id, product, units in _rows(self._orders, _LINES):
@@ -65,7 +65,7 @@ class Readers:
 
 
 _ITEMS = "SELECT id, product_id, location, quantity, reserved_quantity, version FROM inventory_items"
-_RESERVATIONS = "SELECT id, product_id, quantity, order_id, state FROM stock_reservations"
+_RESERVATIONS = "SELECT id, product_id, quantity, order_id, state, expires_at FROM stock_reservations"
 _ALLOCATIONS = "SELECT reservation_id, item_id, quantity FROM reservation_allocations"
 _ORDERS = "SELECT id, user_id, status, version FROM orders"
 _LINES = "SELECT order_id, product_id, quantity FROM order_items"

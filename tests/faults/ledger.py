@@ -177,6 +177,8 @@ class Reservation:
     order_id: str
     state: str
     allocations: Mapping[int, int]
+    was_confirmed: bool
+    """At some time, by its missing time limit, whatever became of it later."""
 
 
 @dataclass(frozen=True)

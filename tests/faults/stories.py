@@ -103,6 +103,9 @@ def _holds(events: Sequence[Event], books: Books, stories: Stories) -> Iterator[
             yield f"{name}: {states} was told, and there is no such reservation"
         elif reservation.state != states[-1]:
             yield f"{name} is {reservation.state}, told were {states}"
+        elif reservation.was_confirmed != ("CONFIRMED" in states):
+            # The only step that may be left out, and so the only one whose event neither state nor next step misses.
+            yield f"{name} was {'confirmed' if reservation.was_confirmed else 'never confirmed'}, told were {states}"
         elif any(_parts(event) != reservation.allocations for event in story):
             yield f"{name}: other allocations were told than {reservation.allocations}"
     for reservation_id in books.reservations.keys() - told.keys():

@@ -87,9 +87,9 @@ def sound() -> History:
     books = Books(
         {ITEM: Item(ITEM, PRODUCT, "NORTH", 6, 3, 2)},
         {
-            "first": Reservation("first", PRODUCT, 4, "order", "FULFILLED", {ITEM: 4}),
-            "second": Reservation("second", PRODUCT, 2, "given-back", "RELEASED", {ITEM: 2}),
-            "third": Reservation("third", PRODUCT, 3, "kept", "HELD", {ITEM: 3}),
+            "first": Reservation("first", PRODUCT, 4, "order", "FULFILLED", {ITEM: 4}, True),
+            "second": Reservation("second", PRODUCT, 2, "given-back", "RELEASED", {ITEM: 2}, False),
+            "third": Reservation("third", PRODUCT, 3, "kept", "HELD", {ITEM: 3}, False),
         },
         {"order": Order("order", 1, "SHIPPED", 4, {PRODUCT: 4})},
     )
@@ -157,9 +157,20 @@ def test_a_repeat_under_its_own_id_passes() -> None:
 
 def test_an_order_that_lost_its_answer_and_was_never_stored_passes_once_its_hold_has_ended() -> None:
     history = with_call(call(Place(2, ((PRODUCT, 1),)), Silence("UNAVAILABLE")))(sound())
-    history = with_reservation(Reservation("lost", PRODUCT, 1, "never", "EXPIRED", {ITEM: 1}))(history)
+    history = with_reservation(Reservation("lost", PRODUCT, 1, "never", "EXPIRED", {ITEM: 1}, False))(history)
     events = [*history.events, of_hold("RESERVED", 9, "lost", 1), of_hold("RESERVATION_EXPIRED", 10, "lost", 1)]
     assert check(replace(history, events=events)) == []
+
+
+def confirmed_and_given_back() -> History:
+    history = with_reservation(Reservation("second", PRODUCT, 2, "given-back", "RELEASED", {ITEM: 2}, True))(sound())
+    confirmed = replace(of_hold("RESERVATION_CONFIRMED", 4, "second", 2), id="confirmed", offset=4)
+    events = [replace(each, offset=each.offset * 10, sequence=each.sequence * 10) for each in history.events]
+    return replace(history, events=[*events, replace(confirmed, offset=45, sequence=45)])
+
+
+def test_what_was_confirmed_may_be_given_back() -> None:
+    assert check(confirmed_and_given_back()) == []
 
 
 @pytest.mark.parametrize(
@@ -169,6 +180,16 @@ def test_an_order_that_lost_its_answer_and_was_never_stored_passes_once_its_hold
         pytest.param(without_event(5), "versions", id="lost event in the middle"),
         pytest.param(without_event(11), "nothing was told", id="lost event of a hold"),
         pytest.param(without_event(10), "by its events", id="lost event of an item"),
+        pytest.param(
+            lambda _: without_event(12)(confirmed_and_given_back()),
+            "was confirmed, told were",
+            id="lost event of a hold that left no gap",
+        ),
+        pytest.param(
+            with_reservation(Reservation("first", PRODUCT, 4, "order", "FULFILLED", {ITEM: 4}, False)),
+            "was never confirmed, told were",
+            id="event of a hold without its effect",
+        ),
         pytest.param(swapped(2, 5), "was told after", id="order's events out of order"),
         pytest.param(swapped(3, 6), "was told after", id="hold's events out of order"),
         pytest.param(
@@ -199,32 +220,32 @@ def test_an_order_that_lost_its_answer_and_was_never_stored_passes_once_its_hold
             with_event(of_hold("RESERVED", 9, "fourth", 4)), "7 of 6 units are promised", id="oversold for a moment"
         ),
         pytest.param(
-            with_reservation(Reservation("again", PRODUCT, 2, "given-back", "EXPIRED", {ITEM: 2})),
+            with_reservation(Reservation("again", PRODUCT, 2, "given-back", "EXPIRED", {ITEM: 2}, False)),
             "2 times",
             id="hold made twice",
         ),
         pytest.param(
-            with_reservation(Reservation("r", PRODUCT, 9, "refused", "EXPIRED", {ITEM: 9})),
+            with_reservation(Reservation("r", PRODUCT, 9, "refused", "EXPIRED", {ITEM: 9}, False)),
             "is refused",
             id="refused and done",
         ),
         pytest.param(
-            with_reservation(Reservation("first", PRODUCT, 4, "order", "CONFIRMED", {ITEM: 4})),
+            with_reservation(Reservation("first", PRODUCT, 4, "order", "CONFIRMED", {ITEM: 4}, True)),
             "of its stock is",
             id="shipped and still here",
         ),
         pytest.param(
-            with_reservation(Reservation("stray", PRODUCT, 1, "nobody", "CONFIRMED", {ITEM: 1})),
+            with_reservation(Reservation("stray", PRODUCT, 1, "nobody", "CONFIRMED", {ITEM: 1}, True)),
             "there is no order",
             id="hold of an order that is not",
         ),
         pytest.param(
-            with_reservation(Reservation("third", PRODUCT, 3, "kept", "RELEASED", {ITEM: 3})),
+            with_reservation(Reservation("third", PRODUCT, 3, "kept", "RELEASED", {ITEM: 3}, False)),
             "nobody asked for",
             id="released unasked",
         ),
         pytest.param(
-            with_reservation(Reservation("third", PRODUCT, 3, "kept", "HELD", {ITEM: 2})),
+            with_reservation(Reservation("third", PRODUCT, 3, "kept", "HELD", {ITEM: 2}, False)),
             "all of its units",
             id="drawn too little",
         ),
