@@ -70,6 +70,7 @@ class Watcher:
         self._progress = progress
         self._task = task
         self._seconds: dict[str, float] = {}
+        self._tests = 0
 
     def pytest_collection_finish(self, session: pytest.Session) -> None:
         self._begin(len(session.items))
@@ -100,7 +101,8 @@ class Watcher:
 
     def _begin(self, tests: int) -> None:
         # Not all again, when a second worker has found the same.
-        if self._progress.tasks[self._task].total != tests:
+        if self._tests != tests:
+            self._tests = tests
             self._progress.update(self._task, total=tests, completed=0)
 
 
