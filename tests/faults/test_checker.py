@@ -163,10 +163,12 @@ def test_an_order_that_lost_its_answer_and_was_never_stored_passes_once_its_hold
 
 
 def confirmed_and_given_back() -> History:
-    history = with_reservation(Reservation("second", PRODUCT, 2, "given-back", "RELEASED", {ITEM: 2}, True))(sound())
-    confirmed = replace(of_hold("RESERVATION_CONFIRMED", 4, "second", 2), id="confirmed", offset=4)
-    events = [replace(each, offset=each.offset * 10, sequence=each.sequence * 10) for each in history.events]
-    return replace(history, events=[*events, replace(confirmed, offset=45, sequence=45)])
+    history = with_call(call(Hold("regretted", PRODUCT, 2), Answer("fourth")))(sound())
+    history = with_call(call(Release("fourth"), Answer(2)))(history)
+    history = with_reservation(Reservation("fourth", PRODUCT, 2, "regretted", "RELEASED", {ITEM: 2}, True))(history)
+    kinds = ("RESERVED", "RESERVATION_CONFIRMED", "RELEASED")
+    story = [of_hold(kind, number, "fourth", 2) for number, kind in enumerate(kinds, 9)]
+    return replace(history, events=[*history.events, *story])
 
 
 def test_what_was_confirmed_may_be_given_back() -> None:
@@ -181,7 +183,7 @@ def test_what_was_confirmed_may_be_given_back() -> None:
         pytest.param(without_event(11), "nothing was told", id="lost event of a hold"),
         pytest.param(without_event(10), "by its events", id="lost event of an item"),
         pytest.param(
-            lambda _: without_event(12)(confirmed_and_given_back()),
+            lambda _: without_event(13)(confirmed_and_given_back()),
             "was confirmed, told were",
             id="lost event of a hold that left no gap",
         ),

@@ -197,10 +197,7 @@ def new_trace() -> tuple[str, str]:
 
 def shown(shop: Shop, jaeger: Jaeger, trace_id: str, ends: list[tuple[str, str]]) -> Trace:
     """The trace, once it is whole with these."""
-    shop.eventually(
-        lambda: jaeger.has(trace_id) and Trace(jaeger.trace(trace_id)).is_whole(*ends),
-        SHOWN_SECONDS,
-    )
+    shop.eventually(lambda: jaeger.has(trace_id) and Trace(jaeger.trace(trace_id)).is_whole(*ends), SHOWN_SECONDS)
     return Trace(jaeger.trace(trace_id))
 
 
