@@ -14,7 +14,16 @@ from devstack.postgres import PostgresServer
 from shop_common import database as database_module
 from shop_common.coalescer import Coalescer
 from shop_common.database import LOCK_TIMEOUT_SECONDS, MAY_COME_UNDONE, STEADY_PLANS, Database, is_own_fault
-from shop_common.errors import Contention, DatabaseUnavailable, PoolTimeout, QueueFull, Refused, ShopError
+from shop_common.errors import (
+    Contention,
+    DatabaseUnavailable,
+    LockTimeout,
+    PoolTimeout,
+    QueueFull,
+    Refused,
+    ShopError,
+    TransactionTimeout,
+)
 
 PATIENCE_SECONDS = 10.0
 
@@ -61,6 +70,15 @@ def weights(database: Database) -> dict[int, int]:
 
 def backend(tx: Connection) -> int:
     return int(tx.execute(text("SELECT pg_backend_pid()")).scalar_one())
+
+
+def wait_until_gone(database: Database, pid: int) -> None:
+    """Wait until the server has ended this connection."""
+    deadline = time.monotonic() + 60
+    alive = text("SELECT count(*) FROM pg_stat_activity WHERE pid = :pid")
+    while database.query(lambda tx: tx.execute(alive, {"pid": pid}).scalar_one()):
+        assert time.monotonic() < deadline, "the connection is still there"
+        threading.Event().wait(0.02)
 
 
 def terminate(database: Database, *pids: int) -> None:
@@ -246,11 +264,31 @@ def test_a_row_that_others_hold_for_long_is_contention(on_postgres: Database) ->
     started = time.monotonic()
     with on_postgres.write() as tx:
         add_weight(tx, 1)
-        with pytest.raises(Contention):
+        with pytest.raises(LockTimeout):
             on_postgres.transact(lambda other: add_weight(other, 1))
 
     assert LOCK_TIMEOUT_SECONDS <= time.monotonic() - started < 2 * LOCK_TIMEOUT_SECONDS
     assert weights(on_postgres) == {1: 2}
+
+
+def test_a_transaction_that_takes_too_long_is_a_timeout_and_is_rolled_back(on_postgres: Database) -> None:
+    def slow_statement(tx: Connection) -> None:
+        put(tx, 1)
+        tx.execute(text("SET LOCAL statement_timeout = 20"))
+        tx.execute(text("SELECT pg_sleep(60)"))
+
+    def long_pause(tx: Connection) -> None:
+        put(tx, 2)
+        pid = backend(tx)
+        tx.execute(text("SET LOCAL idle_in_transaction_session_timeout = 20"))
+        wait_until_gone(on_postgres, pid)
+        put(tx, 3)
+
+    for operation in (slow_statement, long_pause):
+        with pytest.raises(TransactionTimeout) as told:
+            on_postgres.transact(operation)
+        assert told.value.rolled_back
+    assert weights(on_postgres) == {}
 
 
 def test_two_that_deadlock_both_succeed_in_the_end(on_postgres: Database) -> None:

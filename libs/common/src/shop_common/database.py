@@ -22,7 +22,14 @@ from sqlalchemy.engine.interfaces import DBAPIConnection
 from sqlalchemy.pool import ConnectionPoolEntry
 
 from shop_common import metrics, telemetry
-from shop_common.errors import Contention, DatabaseUnavailable, PoolTimeout, ShopError
+from shop_common.errors import (
+    Contention,
+    DatabaseUnavailable,
+    LockTimeout,
+    PoolTimeout,
+    ShopError,
+    TransactionTimeout,
+)
 from shop_common.metrics import Metric
 
 _T = TypeVar("_T")
@@ -68,6 +75,8 @@ _RETRY_STATES = frozenset({"40001", "40P01"})
 # What the data of a request can cause; everything else is the surroundings. XX: internal error, 42: our SQL.
 _OWN_FAULT_CLASSES = frozenset({"22", "23", "42", "0A", "21", "XX"})
 _LOCK_NOT_AVAILABLE = "55P03"
+# A statement, a pause between two statements, or the transaction took too long.
+_TIMEOUT_STATES = frozenset({"57014", "25P03", "25P04"})
 _SQLITE_OWN_FAULTS = ("constraint failed", "syntax error", "no such", "datatype mismatch", "too big", "malformed JSON")
 
 
@@ -236,7 +245,9 @@ def _meaning(error: exc.DBAPIError, phase: _Phase) -> Exception:
     if state in _RETRY_STATES:
         return _Collision("others changed the same rows; try again")
     if state == _LOCK_NOT_AVAILABLE:
-        return Contention("others hold the same rows; try again")
+        return LockTimeout("others hold the same rows; try again")
+    if state in _TIMEOUT_STATES:
+        return TransactionTimeout("the database took too long over this, and nothing was done")
     if is_own_fault(error):
         return error
     return DatabaseUnavailable("the database is not available")

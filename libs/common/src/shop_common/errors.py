@@ -93,3 +93,15 @@ class DatabaseUnavailable(Unavailable):
     def __init__(self, message: str, *, rolled_back: bool = True) -> None:
         super().__init__(message)
         self.rolled_back = rolled_back
+
+
+class TransactionTimeout(DatabaseUnavailable):
+    """The database gave the transaction up because it took too long, and rolled it back."""
+
+
+class LockTimeout(Contention):
+    """The transaction waited too long for a row that another one has locked, and was rolled back."""
+
+
+TIMEOUTS = (TransactionTimeout, LockTimeout)
+"""After these, a transaction that does less may succeed. Nothing was done."""
