@@ -1,0 +1,57 @@
+"""The shell lines of the documentation, found where they are written."""
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+_FENCE = re.compile(r"^ *```sh\n(.*?)^ *```", re.DOTALL | re.MULTILINE)
+_COMMENT = re.compile(r"\s+#\s.*")
+_INLINE_TASK = re.compile(r"`\./task ([a-z-]+)[^`]*`")
+
+
+@dataclass(frozen=True)
+class ShellLine:
+    """A command of a document, without its comment; one that is written over several lines is one."""
+
+    document: str
+    command: str
+
+    def __str__(self) -> str:
+        return f"{self.document}: {self.command[:60]}"
+
+
+def documents() -> list[Path]:
+    """Every page that people read."""
+    folders = ("benchmarks", "deploy", "docs", "examples", "libs", "proto", "services", "tests")
+    return sorted([*ROOT.glob("*.md"), *(page for folder in folders for page in (ROOT / folder).rglob("*.md"))])
+
+
+def shell_lines() -> list[ShellLine]:
+    """All of them, in the order of each page."""
+    return [
+        ShellLine(str(page.relative_to(ROOT)), command)
+        for page in documents()
+        for block in _FENCE.findall(page.read_text())
+        for command in _commands(block)
+    ]
+
+
+def named_tasks() -> set[tuple[str, str]]:
+    """Page and task for each `./task NAME` within a sentence or a table."""
+    return {
+        (str(page.relative_to(ROOT)), name) for page in documents() for name in _INLINE_TASK.findall(page.read_text())
+    }
+
+
+def _commands(block: str) -> Iterator[str]:
+    command = ""
+    for line in block.splitlines():
+        command += ("\n" if command else "") + (line if command else _COMMENT.sub("", line.strip()))
+        # It goes on behind a backslash, and within quotes.
+        if command.endswith("\\") or command.count("'") % 2:
+            continue
+        if command and not command.startswith("#"):
+            yield command
+        command = ""

@@ -1,0 +1,152 @@
+"""Every shell line of README and of the other pages is run as it is written, or says here why it is not.
+
+Lines are run in a clone of this repository in which `./task dev` runs, in the order of their pages.
+"""
+
+import json
+import re
+import shlex
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+import yaml
+from google.protobuf.descriptor_pool import DescriptorPool
+from google.protobuf.json_format import MessageToDict, ParseDict
+from google.protobuf.message_factory import GetMessageClass
+from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
+
+from devstack.ports import free_ports
+from devstack.process import Process
+from tests.e2e.docs import ROOT, ShellLine, named_tasks, shell_lines
+
+READY_SECONDS = 180
+LINE_SECONDS = 120
+CALL_SECONDS = 30
+PORT_OPTIONS = {"--inventory-port": "50053", "--order-port": "50054", "--reaper-port": "50055", "--relay-port": "50056"}
+"""Of `./task dev`, each with the port that it is for."""
+
+DEV = "./task dev"
+CLUSTER = "needs a cluster; tests/kubernetes renders the manifests, and holds them to what the processes need"
+ITSELF = "runs tests, of which this is one"
+REASONS = {
+    "./task test": ITSELF,
+    "./task test services/inventory-api -k hold": ITSELF,
+    "./task lint": "takes minutes; .ci/run has it as a step of its own",
+    "./task format": "rewrites files of the repository",
+    "./task faults --short": "takes minutes; .ci/run has it as a step of its own",
+    "./task faults --rounds 50": "takes hours",
+    "./task faults --rounds 20 --seed 1524288945 --only killed": "takes hours",
+    "FAULTS_REQUESTS=1000000 ./task faults --only generated": "takes hours",
+    "./task top --once": "needs metrics, whose ports can't be chosen; test_top_command.py runs it",
+    "./task docker-build": "takes minutes; .ci/run has it as a step of its own",
+    "./task docker-run": "tests/compose/test_containers.py starts the same composition, on ports of its own",
+    "docker compose up --wait --scale order-api=3 --scale inventory-api=3 --scale event-relay=2": (
+        "tests/compose/test_containers.py scales the same composition, on ports of its own"
+    ),
+    "./task docker-stop": "tests/compose/test_containers.py stops the same composition",
+    "docker compose --profile observability --profile load up --wait": (
+        "tests/compose/test_containers.py starts the same profiles, on ports of its own"
+    ),
+    "deploy/kubernetes/overlays/local/make-passwords": "tests/kubernetes runs it in a copy; it writes files",
+    "overlay=path/to/your/overlay": CLUSTER,
+}
+REASONS_BY_PROGRAM = {"kubectl": CLUSTER, "kind": CLUSTER}
+WRITTEN = shell_lines()
+
+
+def reason_not_to_run(line: ShellLine) -> str | None:
+    return REASONS.get(line.command) or REASONS_BY_PROGRAM.get(line.command.split()[0])
+
+
+RUN = [line for line in WRITTEN if reason_not_to_run(line) is None and line.command != DEV]
+
+
+@pytest.fixture(scope="module")
+def ports() -> dict[str, int]:
+    """By the port that the documents name, the one that is used instead: others may use those."""
+    return dict(zip(PORT_OPTIONS.values(), free_ports(len(PORT_OPTIONS)), strict=True))
+
+
+@pytest.fixture(scope="module")
+def clone(tmp_path_factory: pytest.TempPathFactory, ports: dict[str, int]) -> Iterator[Path]:
+    """All files of this repository, and a run folder of its own in which `./task dev` runs."""
+    folder = tmp_path_factory.mktemp("clone")
+    for each in ROOT.iterdir():
+        if each.name != "run":
+            (folder / each.name).symlink_to(each)
+    options = [f"{option}={ports[port]}" for option, port in PORT_OPTIONS.items()]
+    dev = Process("dev", [*shlex.split(DEV), "--no-metrics", *options], folder=folder).start()
+    try:
+        dev.wait_for_line("next: ", READY_SECONDS)
+        yield folder
+    finally:
+        dev.kill()
+
+
+@pytest.mark.timeout(READY_SECONDS + LINE_SECONDS)
+@pytest.mark.parametrize("line", [line for line in RUN if not line.command.startswith("grpcurl")], ids=str)
+def test_a_line_does_what_it_is_there_for(clone: Path, line: ShellLine) -> None:
+    done = subprocess.run(
+        line.command, shell=True, cwd=clone, capture_output=True, text=True, timeout=LINE_SECONDS, check=False
+    )
+
+    assert done.returncode == 0, f"{line}\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}"
+    assert done.stdout.strip(), "it shows something"
+
+
+@pytest.mark.timeout(READY_SECONDS + LINE_SECONDS)
+def test_the_calls_of_grpcurl_are_answered(clone: Path, ports: dict[str, int]) -> None:
+    """Made here as grpcurl makes them, with nothing but what reflection tells."""
+    order_id, status = "THE-ORDER-ID", ""
+    calls = [line for line in RUN if line.command.startswith("grpcurl")]
+    assert len(calls) == 3
+    for line in calls:
+        answer = grpcurl(line.command.replace("THE-ORDER-ID", order_id), ports)
+        if order := answer.get("order"):
+            order_id, status = order["id"], order["status"]
+    assert status == "ORDER_STATUS_CONFIRMED"
+
+
+def grpcurl(command: str, ports: dict[str, int]) -> dict[str, Any]:
+    _, plaintext, option, data, address, path = shlex.split(command.replace("\\\n", " "))
+    assert (plaintext, option) == ("-plaintext", "-d")
+    host, _, port = address.partition(":")
+    service, _, method = path.partition("/")
+    with grpc.insecure_channel(f"{host}:{ports[port]}") as channel:
+        known = DescriptorPool(ProtoReflectionDescriptorDatabase(channel)).FindServiceByName(service)
+        described = known.methods_by_name[method]
+        call: Any = channel.unary_unary(
+            f"/{path}",
+            request_serializer=lambda message: message.SerializeToString(),
+            response_deserializer=GetMessageClass(described.output_type).FromString,
+        )
+        request = ParseDict(json.loads(data), GetMessageClass(described.input_type)())
+        answered: dict[str, Any] = MessageToDict(call(request, timeout=CALL_SECONDS))
+        return answered
+
+
+def test_every_reason_is_for_a_line_that_is_written() -> None:
+    assert set(REASONS) <= {line.command for line in WRITTEN}
+
+
+def test_every_test_that_runs_a_line_instead_is_there() -> None:
+    for reason in REASONS.values():
+        for path in re.findall(r"tests/[\w/]+(?:\.py)?", reason):
+            assert (ROOT / path).exists(), reason
+
+
+def test_a_command_that_a_page_names_is_a_task() -> None:
+    tasks = yaml.safe_load((ROOT / "Taskfile.yml").read_text())["tasks"]
+
+    assert {(page, name) for page, name in named_tasks() if name not in tasks} == set()
+
+
+def test_every_fence_says_what_is_in_it() -> None:
+    """One without a language would hide its lines from these tests."""
+    for page in {line.document for line in WRITTEN}:
+        fences = re.findall(r"^ *```(\w*)", (ROOT / page).read_text(), re.MULTILINE)[::2]
+        assert set(fences) <= {"sh", "python", "json", "sql", "yaml", "ini", "", "text", "mermaid"}, page
