@@ -6,9 +6,10 @@ from collections.abc import Iterator, Sequence
 import pytest
 from sqlalchemy import Connection, text
 
+from devstack.postgres import PostgresServer
 from shop_common.coalesced import ALONE, Coalesced, one_by_one
 from shop_common.database import Database
-from shop_common.errors import QueueFull, Refused, ShopError
+from shop_common.errors import LockTimeout, QueueFull, Refused, ShopError
 
 
 class TooMany(Refused):
@@ -77,6 +78,31 @@ def test_what_the_data_of_one_request_breaks_is_rolled_back_for_it_alone(run: Co
         write.all([1, 2, 7, 4], deadline=deadline())
 
     assert read(None, deadline=deadline()) == 4
+
+
+def test_a_row_that_another_transaction_has_locked_fails_the_request_that_needs_it_alone(
+    postgres_server: PostgresServer,
+) -> None:
+    database = Database(postgres_server.new_database())
+    with database.write() as tx:
+        tx.execute(text("CREATE TABLE parcels (id BIGINT PRIMARY KEY)"))
+        tx.execute(text("INSERT INTO parcels SELECT generate_series(1, 8)"))
+
+    def touch(tx: Connection, ids: Sequence[int]) -> list[int]:
+        for each in ids:
+            tx.execute(text("UPDATE parcels SET id = id WHERE id = :id"), {"id": each})
+        return list(ids)
+
+    run = Coalesced(database, lambda said, error: None)
+    write = run.writes("touch", touch)
+    with database.write("; SET LOCAL idle_in_transaction_session_timeout = 0") as other:
+        other.execute(text("UPDATE parcels SET id = id WHERE id = 7"))
+        outcomes = write.all(range(1, 9), deadline=time.monotonic() + 60)
+    run.close()
+    database.close()
+
+    assert isinstance(outcomes.pop(6), LockTimeout)
+    assert outcomes == [1, 2, 3, 4, 5, 6, 8]
 
 
 def test_an_operation_that_takes_one_request_is_a_batch_by_itself(run: Coalesced) -> None:

@@ -14,7 +14,15 @@ import pytest
 
 from shop_common import coalescer as coalescer_module
 from shop_common.coalescer import Coalescer, Limits
-from shop_common.errors import Contention, DatabaseUnavailable, QueueFull, Refused, ShopError
+from shop_common.errors import (
+    Contention,
+    DatabaseUnavailable,
+    LockTimeout,
+    QueueFull,
+    Refused,
+    ShopError,
+    TransactionTimeout,
+)
 
 PATIENCE_SECONDS = 10.0
 
@@ -40,10 +48,12 @@ class Bulk:
         self.running = threading.Semaphore(0)
         self.open = threading.Event()
         self.open.set()
+        self.decides_max = 1_000_000
         self.failure: Callable[[Sequence[Ask]], BaseException | None] = lambda _: None
 
     def __call__(self, requests: Sequence[Ask]) -> list[int | ShopError]:
         self.batches.append(list(requests))
+        requests = requests[: self.decides_max]
         self.running.release()
         assert self.open.wait(PATIENCE_SECONDS)
         failure = self.failure(requests)
@@ -364,6 +374,107 @@ def test_a_failure_of_the_surroundings_is_everyones_answer_and_is_not_searched(r
 
     assert all(isinstance(outcome, Contention) for (outcome,) in results(calls))
     assert len(rig.bulk.batches) == 2
+
+
+def test_what_a_batch_leaves_undecided_is_the_first_of_the_next(rig: Rig) -> None:
+    coalescer = rig.coalescer(requests_max=4)
+    rig.bulk.decides_max = 3
+    with rig.bulk.held_up():
+        rig.busy(coalescer)
+        calls = rig.queue_up(coalescer, *(Ask(n) for n in range(1, 7)))
+
+    assert results(calls) == [[2 * n] for n in range(1, 7)]
+    assert [[ask.content for ask in batch] for batch in rig.bulk.batches] == [[0], [1, 2, 3, 4], [4, 5, 6]]
+
+
+def test_folded_calls_that_were_left_undecided_share_their_outcome_later(rig: Rig) -> None:
+    coalescer = rig.coalescer()
+    rig.bulk.decides_max = 1
+    with rig.bulk.held_up():
+        rig.busy(coalescer)
+        calls = rig.queue_up(coalescer, Ask(1), Ask(2, "a"), Ask(2, "a"), Ask(3))
+
+    assert results(calls) == [[2], [4], [4], [6]]
+    assert [len(batch) for batch in rig.bulk.batches] == [1, 3, 2, 1]
+
+
+def test_a_call_that_leaves_while_it_is_undecided_hears_that_nothing_was_done(rig: Rig) -> None:
+    coalescer = rig.coalescer()
+    gone = threading.Event()
+
+    def failure(asks: Sequence[Ask]) -> BaseException | None:
+        if len(asks) == 3:
+            return TransactionTimeout("took too long")
+        if asks[0].content == 1:
+            assert gone.wait(PATIENCE_SECONDS)
+        return None
+
+    rig.bulk.failure = failure
+    with rig.bulk.held_up():
+        rig.busy(coalescer)
+        calls = rig.queue_up(coalescer, Ask(1), Ask(2))
+        short = rig.call(coalescer, Ask(3), seconds=1)
+        eventually(partial(rig._waits, coalescer, 3))
+
+    assert isinstance(short.exception(PATIENCE_SECONDS), QueueFull)
+    gone.set()
+    assert results(calls) == [[2], [4]]
+
+
+@pytest.mark.parametrize("timeout", [TransactionTimeout, LockTimeout])
+def test_a_batch_that_times_out_is_tried_again_in_smaller_ones(rig: Rig, timeout: type[ShopError]) -> None:
+    coalescer = rig.coalescer()
+    rig.bulk.failure = lambda asks: timeout("took too long") if len(asks) > 5 else None
+    with rig.bulk.held_up():
+        rig.busy(coalescer)
+        calls = rig.queue_up(coalescer, *(Ask(n) for n in range(1, 33)))
+
+    assert results(calls) == [[2 * n] for n in range(1, 33)]
+    sizes = [len(batch) for batch in rig.bulk.batches]
+    assert sizes[:5] == [1, 32, 16, 8, 4]
+    assert max(sizes[5:]) <= 6
+
+
+def test_batches_grow_again_once_they_succeed(rig: Rig) -> None:
+    coalescer = rig.coalescer(requests_max=8)
+    slow = True
+    rig.bulk.failure = lambda asks: TransactionTimeout("took too long") if slow and len(asks) > 1 else None
+    with rig.bulk.held_up():
+        rig.busy(coalescer)
+        calls = rig.queue_up(coalescer, *(Ask(n) for n in range(4)))
+    results(calls)
+    slow = False
+    while rig.bulk.running.acquire(blocking=False):
+        pass
+    with rig.bulk.held_up():
+        rig.busy(coalescer)
+        calls = rig.queue_up(coalescer, *(Ask(n) for n in range(40)))
+
+    results(calls)
+    assert max(len(batch) for batch in rig.bulk.batches[-4:]) == 8
+
+
+def test_a_request_that_times_out_alone_has_that_as_its_answer_and_holds_up_no_other(rig: Rig) -> None:
+    coalescer = rig.coalescer()
+    rig.bulk.failure = lambda asks: TransactionTimeout("too long") if any(ask.content == 3 for ask in asks) else None
+    with rig.bulk.held_up():
+        rig.busy(coalescer)
+        calls = rig.queue_up(coalescer, *(Ask(n) for n in range(8)))
+
+    outcomes = [outcome for (outcome,) in results(calls)]
+    assert isinstance(outcomes.pop(3), TransactionTimeout)
+    assert outcomes == [2 * n for n in range(8) if n != 3]
+
+
+def test_a_commit_without_an_answer_is_never_tried_again(rig: Rig) -> None:
+    coalescer = rig.coalescer()
+    rig.bulk.failure = lambda asks: DatabaseUnavailable("no answer", rolled_back=False) if len(asks) > 1 else None
+    with rig.bulk.held_up():
+        rig.busy(coalescer)
+        calls = rig.queue_up(coalescer, *(Ask(n) for n in range(4)))
+
+    assert all(isinstance(outcome, DatabaseUnavailable) for (outcome,) in results(calls))
+    assert [len(batch) for batch in rig.bulk.batches] == [1, 4]
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")

@@ -18,7 +18,7 @@ from typing import Generic, TypeVar, cast
 from shop_common import telemetry
 from shop_common.coalescer_telemetry import CoalescerMetrics, Membership
 from shop_common.database import is_own_fault
-from shop_common.errors import DatabaseUnavailable, QueueFull, ShopError
+from shop_common.errors import TIMEOUTS, DatabaseUnavailable, QueueFull, ShopError
 
 _Request = TypeVar("_Request")
 _Result = TypeVar("_Result")
@@ -58,7 +58,8 @@ class _Call:
         self.done = threading.Lock()
         self.done.acquire()
         self.waiting = size
-        self.started = False
+        self.started = 0
+        """How many of its requests a batch has taken."""
         self.abandoned = False
         self.arrived_at = time.monotonic()
         self.until = until
@@ -92,8 +93,13 @@ class Coalescer(Generic[_Request, _Result]):
     """Runs `bulk` on what waits.
 
     `bulk` gets requests in arrival order and returns one outcome for each, in order: a result, or the ShopError
-    that refuses it. A ShopError that it raises is the answer for the whole batch. Any other exception, or a
-    database error that data can cause, is found by bisection, so that it hits only the request that causes it.
+    that refuses it. It may decide fewer than it was given, from the first on, at least one, when all of them are too
+    much work for one transaction: the rest are in the next batch.
+
+    A ShopError that it raises is the answer for the whole batch. Any other exception, or a database error that data
+    can cause, is found by bisection, so that it hits only the request that causes it. After a timeout nothing was done,
+    and the requests are tried again in batches of half as many, as long as their callers wait; a request that
+    times out alone has that as its answer. Batches grow again, by an eighth with each that succeeds.
 
     Requests with the same `key` that are equal are folded: the first decides, the others get its outcome. If they
     differ, the later one waits for the next batch.
@@ -122,6 +128,8 @@ class Coalescer(Generic[_Request, _Result]):
         self._idle_flushers = 0
         self._in_flight = 0
         self._last_start = 0.0
+        self._requests_max = self._limits.requests_max
+        """Of the next batch; less than the limit after a timeout."""
         self._last_seconds = 0.0
         self._closing = False
         self._threads = [
@@ -224,7 +232,7 @@ class Coalescer(Generic[_Request, _Result]):
         by_key: dict[Hashable, list[_Entry[_Request, _Result]]] = {}
         later: list[_Entry[_Request, _Result]] = []
         weight = 0
-        while queue and len(batch) < limits.requests_max:
+        while queue and len(batch) < self._requests_max:
             entry = queue[0]
             if entry.call.abandoned or self._comes_too_late(entry.call):
                 self._refuse(queue.popleft())
@@ -238,7 +246,7 @@ class Coalescer(Generic[_Request, _Result]):
             if twins is not None and twins[0].request != entry.request:
                 later.append(entry)
                 continue
-            entry.call.started = True
+            entry.call.started += 1
             if twins is not None:
                 twins.append(entry)
                 continue
@@ -277,15 +285,20 @@ class Coalescer(Generic[_Request, _Result]):
             outcomes = self._outcomes(requests, began + BISECT_SECONDS_MAX)
         for member in members:
             member.joined(span, len(requests), began_ns)
+        decided, rest = batch[: len(outcomes)], batch[len(outcomes) :]
+        if rest:
+            calls = dict.fromkeys(entry.call for folded in decided for entry in folded)
         if self._metrics is not None:
-            self._metrics.flushed(len(requests), [began - call.arrived_at for call in calls], time.monotonic() - began)
+            waits = [began - call.arrived_at for call in calls]
+            self._metrics.flushed(len(decided), waits, time.monotonic() - began)
         finished = []
         with self._mutex:
             self._in_flight -= 1
             self._last_seconds = time.monotonic() - began
+            self._put_back(rest)
             if self._queue and self._idle_flushers:
                 self._arrived.notify()
-            for folded, outcome in zip(batch, outcomes, strict=True):
+            for folded, outcome in zip(decided, outcomes, strict=True):
                 for entry in folded:
                     entry.outcome = outcome
                     entry.call.waiting -= 1
@@ -294,19 +307,34 @@ class Coalescer(Generic[_Request, _Result]):
         for call in finished:
             call.done.release()
 
+    def _put_back(self, batch: Sequence[list[_Entry[_Request, _Result]]]) -> None:
+        """Nothing was done for these: they are the first of the next batch, unless their callers go."""
+        for folded in reversed(batch):
+            self._queue.extendleft(reversed(folded))
+            for entry in folded:
+                entry.call.started -= 1
+
     def _outcomes(self, requests: Sequence[_Request], bisect_until: float) -> Sequence[_Result | ShopError | Exception]:
+        """The outcomes of as many of the requests as were decided, from the first on."""
         try:
             outcomes = self._bulk(requests)
+        except TIMEOUTS as error:
+            self._requests_max = max(1, len(requests) // 2)
+            if self._metrics is not None:
+                self._metrics.timed_out()
+            return [error] if len(requests) == 1 else []
         except ShopError as error:
             return [error] * len(requests)
         except Exception as error:  # the transaction has rolled back: `bulk` had no effect
             if len(requests) == 1 or not is_own_fault(error) or time.monotonic() > bisect_until:
                 return [error] * len(requests)
             half = len(requests) // 2
-            return [
-                *self._outcomes(requests[:half], bisect_until),
-                *self._outcomes(requests[half:], bisect_until),
-            ]
-        if len(outcomes) != len(requests):
+            first = self._outcomes(requests[:half], bisect_until)
+            if len(first) < half:
+                return first
+            return [*first, *self._outcomes(requests[half:], bisect_until)]
+        if not 0 < len(outcomes) <= len(requests):
             raise AssertionError(f"{self._name}: {len(outcomes)} outcomes for {len(requests)} requests")
+        if self._requests_max < self._limits.requests_max:
+            self._requests_max = min(self._limits.requests_max, self._requests_max + 1 + self._requests_max // 8)
         return outcomes

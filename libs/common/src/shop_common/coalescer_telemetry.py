@@ -19,6 +19,13 @@ _flush = metrics.histogram(
     __name__, "shop_coalescer_flush_seconds", "Time that a batch took, its commit included", "coalescer"
 )
 
+_timeouts = metrics.counter(
+    __name__,
+    "shop_coalescer_timeouts_total",
+    "Batches that the database gave up because they took too long; those of several requests are tried again in halves",
+    "coalescer",
+)
+
 
 class CoalescerMetrics:
     """The metrics of one coalescer."""
@@ -28,13 +35,18 @@ class CoalescerMetrics:
         self._batch = _batch(name)
         self._wait = _wait(name)
         self._flush = _flush(name)
+        self._timeouts = _timeouts(name)
 
     def waiting(self, requests: int) -> None:
         """So many wait now that a batch has been taken."""
         self._queue.set(requests)
 
+    def timed_out(self) -> None:
+        """The database gave a batch up because it took too long."""
+        self._timeouts.inc()
+
     def flushed(self, requests: int, waits_seconds: Iterable[float], seconds: float) -> None:
-        """A batch of so many requests took so long; its calls had waited so long for it."""
+        """A batch that decided so many requests took so long; their calls had waited so long for it."""
         self._batch.observe(requests)
         self._flush.observe(seconds)
         self._wait.observe_all(waits_seconds)
