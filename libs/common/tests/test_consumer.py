@@ -171,6 +171,22 @@ def test_each_keys_events_are_handled_in_order_in_few_transactions(desk: Desk) -
     assert len(transactions) < 50
 
 
+def test_a_handler_that_is_not_done_goes_on_in_transactions_of_its_own(desk: Desk) -> None:
+    transactions: list[list[int]] = []
+
+    def in_turns(tx: Connection, events: Sequence[Event]) -> bool:
+        note(tx, events[:1])
+        transactions.append([event.data["number"] for event in events])
+        return len(transactions) < 3
+
+    desk.tell(("OPENED", "a", 1), ("CLOSED", "a", 2))
+    desk.consumer({"OPENED": in_turns, "CLOSED": note})
+
+    eventually(lambda: desk.noted() == [*[("OPENED", "a", 1)] * 3, ("CLOSED", "a", 2)])
+    eventually(lambda: desk.uncommitted() == 0)
+    assert transactions == [[1]] * 3
+
+
 def test_a_poisonous_event_is_set_aside_after_five_tries_and_stops_nobody(desk: Desk) -> None:
     tries = 0
 

@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import confluent_kafka
 from confluent_kafka import KafkaError, KafkaException, Message, TopicPartition
@@ -34,8 +34,14 @@ from shop_common.received import Describe, Event, Undecodable
 
 __all__ = ["Consumer", "Event", "Handler"]
 
-Handler = Callable[[Connection, Sequence[Event]], None]
-"""Acts on events of one type, in the order given; safe to repeat; never commits."""
+Handler = Callable[[Connection, Sequence[Event]], bool | None]
+"""Acts on events of one type, in the order given; safe to repeat; never commits.
+
+True means that more is to be done than one transaction should: it is called again with the same events, in a
+transaction of its own, until it returns anything else. Each such call must get something done.
+"""
+
+_T = TypeVar("_T")
 
 BATCH_MESSAGES_MAX = 500
 IDLE_POLL_SECONDS = 0.2
@@ -202,7 +208,9 @@ class Consumer:
         event_type = events[0].type
         started_at = time.monotonic()
         with received.traced(events, self._describe) as traced:
-            self._insist(lambda tx: self._handlers[event_type](tx, traced))
+            while self._insist(lambda tx: self._handlers[event_type](tx, traced)):
+                self._recovered()
+                self._wait(0)
         self._metrics.handled(event_type, len(events), time.monotonic() - started_at)
 
     def _set_aside(self, message: Message, reason: Reason, error: Exception) -> None:
@@ -219,26 +227,27 @@ class Consumer:
             exc_info=error,
         )
 
-    def _insist(self, operation: Callable[[Connection], None]) -> None:
+    def _insist(self, operation: Callable[[Connection], _T]) -> _T:
         """Run the operation in a transaction, as often as it takes while the database is away or busy.
 
         Raises what the operation is to blame for, and _Stopped.
         """
         for tries in itertools.count(1):
             try:
-                self._database.transact(operation)
-                return
+                return self._database.transact(operation)
             except (Unavailable, Conflict, Overload) as error:
                 self._troubled(error)
             self._wait(_backoff_seconds(tries))
+        raise AssertionError("unreachable: the count has no end")
 
     def _wait(self, seconds: float) -> None:
-        """Wait, and poll the group meanwhile, which otherwise takes us for dead. Raises _Stopped."""
+        """Wait, and poll the group meanwhile, at least once: it takes who does not poll for dead. Raises _Stopped."""
         self._waiting = True
         self._kafka.pause(self._kafka.assignment())
         try:
             until = time.monotonic() + seconds
-            while (left := until - time.monotonic()) > 0:
+            left = seconds
+            while left >= 0:
                 if self._stopping.is_set():
                     raise _Stopped
                 message = self._kafka.poll(min(left, IDLE_POLL_SECONDS))
@@ -246,6 +255,7 @@ class Consumer:
                     # Not expected of paused partitions; but a message that was polled doesn't come again.
                     self._early.append(message)
                 self._measure_lag()
+                left = until - time.monotonic()
         finally:
             self._waiting = False
             self._kafka.resume(self._kafka.assignment())
