@@ -1,29 +1,78 @@
-"""A first order against a running system (`./task dev`): stock, order, confirmation. Run it as often as you like."""
+"""A first order against a running system (`./task dev`): stock, order, confirmation. Run it as often as you like.
+
+It needs the generated code and nothing else of this repository: `pip install ./proto` brings it, with grpcio.
+"""
+
+import json
+import random
+import sys
+import time
+from uuid import uuid4
 
 import grpc
+from google.rpc.error_details_pb2 import ErrorInfo
+from google.rpc.status_pb2 import Status
 from google.type.money_pb2 import Money
 
 from shop.inventory.v1 import inventory_pb2, inventory_pb2_grpc
 from shop.order.v1 import order_pb2, order_pb2_grpc
 
-inventory = inventory_pb2_grpc.InventoryServiceStub(grpc.insecure_channel("localhost:50053"))
-orders = order_pb2_grpc.OrderServiceStub(grpc.insecure_channel("localhost:50054"))
+PAUSE_MAX = 5
+# After these nothing is known, or nothing was done. The same request_id never has its effect twice.
+TRY_AGAIN = ("UNAVAILABLE", "CANCELLED", "DEADLINE_EXCEEDED", "RESOURCE_EXHAUSTED", "ABORTED")
 
-inventory.CreateInventoryItem(
-    inventory_pb2.CreateInventoryItemRequest(product_id=1, quantity=10, location="WAREHOUSE_A"), timeout=5
+
+def connect(address, service):
+    """A channel that uses all healthy processes behind the address, and the next one when one goes away."""
+    config = {"loadBalancingConfig": [{"round_robin": {}}], "healthCheckConfig": {"serviceName": service}}
+    return grpc.insecure_channel(address, [("grpc.service_config", json.dumps(config))])
+
+
+def call(method, request):
+    """The answer. A call that may be tried again is, with the same request, and so under the same request_id."""
+    pause = 0.2
+    while True:
+        try:
+            return method(request, timeout=5, wait_for_ready=True)
+        except grpc.RpcError as error:
+            if error.code().name not in TRY_AGAIN or pause > PAUSE_MAX:
+                raise
+        time.sleep(random.uniform(pause / 2, pause))
+        pause *= 2
+
+
+def reason_of(error):
+    """Why a call was refused, as the service says it: such as INSUFFICIENT_STOCK. And the numbers that go with it."""
+    for key, value in error.trailing_metadata() or ():
+        if key == "grpc-status-details-bin":
+            for detail in Status.FromString(value).details:
+                info = ErrorInfo()
+                if detail.Unpack(info):
+                    return info.reason, dict(info.metadata)
+    return error.code().name, {}
+
+
+inventory = inventory_pb2_grpc.InventoryServiceStub(connect("localhost:50053", "shop.inventory.v1.InventoryService"))
+orders = order_pb2_grpc.OrderServiceStub(connect("localhost:50054", "shop.order.v1.OrderService"))
+
+stock = inventory_pb2.CreateInventoryItemRequest(
+    product_id=1, quantity=10, location="WAREHOUSE_A", request_id=str(uuid4())
 )
-order = orders.CreateOrder(
-    order_pb2.CreateOrderRequest(
-        user_id=7,
-        items=[
-            order_pb2.CreateOrderItem(
-                product_id=1, quantity=2, price=Money(currency_code="EUR", units=19, nanos=990_000_000)
-            )
-        ],
-    ),
-    timeout=5,
-).order
-order = orders.UpdateOrderStatus(
-    order_pb2.UpdateOrderStatusRequest(id=order.id, status=order_pb2.ORDER_STATUS_CONFIRMED), timeout=5
+call(inventory.CreateInventoryItem, stock)
+
+price = Money(currency_code="EUR", units=19, nanos=990_000_000)
+line = order_pb2.CreateOrderItem(product_id=1, quantity=2, price=price)
+try:
+    order = call(
+        orders.CreateOrder, order_pb2.CreateOrderRequest(user_id=7, items=[line], request_id=str(uuid4()))
+    ).order
+except grpc.RpcError as error:
+    reason, numbers = reason_of(error)
+    if reason != "INSUFFICIENT_STOCK":
+        raise
+    sys.exit(f"only {numbers['available']} left")
+order = call(
+    orders.UpdateOrderStatus,
+    order_pb2.UpdateOrderStatusRequest(id=order.id, status=order_pb2.ORDER_STATUS_CONFIRMED),
 ).order
 print(order.id, order_pb2.OrderStatus.Name(order.status), order.total_amount.units)

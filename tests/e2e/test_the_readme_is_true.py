@@ -1,8 +1,10 @@
 """The README's programs run as they are written there."""
 
+import os
 import re
 import subprocess
 import sys
+import venv
 from pathlib import Path
 
 import grpc
@@ -13,6 +15,7 @@ from shop.inventory.v1 import inventory_pb2, inventory_pb2_grpc
 from tests.e2e.shop import Shop
 
 ROOT = Path(__file__).resolve().parents[2]
+INSTALL_SECONDS = 300
 
 
 def programs() -> list[str]:
@@ -22,8 +25,7 @@ def programs() -> list[str]:
 @pytest.mark.parametrize("number", range(len(programs())))
 def test_a_program_of_the_readme_runs_as_written(shop: Shop, stack: Stack, number: int) -> None:
     product = shop.stocked_product(units=10)
-    program = programs()[number].replace("localhost:50053", stack.inventory_address)
-    program = program.replace("localhost:50054", stack.orders_address).replace("product_id=1", f"product_id={product}")
+    program = at_the_stack(programs()[number], stack, product)
 
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)
 
@@ -36,6 +38,52 @@ def test_the_first_order_is_the_one_in_the_readme() -> None:
     example = (ROOT / "examples" / "first_order.py").read_text()
 
     assert _code(programs()[0]) == _code(example.partition('"""\n')[2])
+
+
+@pytest.mark.timeout(INSTALL_SECONDS)
+def test_the_first_order_needs_the_generated_code_and_nothing_else_of_the_repository(
+    shop: Shop, stack: Stack, tmp_path: Path
+) -> None:
+    product = shop.stocked_product(units=10)
+    example = (ROOT / "examples" / "first_order.py").read_text()
+    (tmp_path / "first_order.py").write_text(at_the_stack(example, stack, product))
+    venv.create(tmp_path / "venv", with_pip=True)
+    python = tmp_path / "venv" / "bin" / "python"
+
+    run(python, "-m", "pip", "install", "--quiet", str(ROOT / "proto"), folder=tmp_path)
+    said = run(python, "first_order.py", folder=tmp_path)
+
+    order_id, status, *_ = said.split()
+    assert status == "ORDER_STATUS_CONFIRMED"
+    assert shop.order(order_id).items[0].product_id == product
+
+
+def test_the_first_order_says_how_much_is_left_when_it_is_too_little(shop: Shop, stack: Stack, tmp_path: Path) -> None:
+    """It branches on the reason, not on the text of the error."""
+    product = shop.stocked_product(units=1)
+    example = at_the_stack((ROOT / "examples" / "first_order.py").read_text(), stack, product)
+    (tmp_path / "first_order.py").write_text(example.replace("quantity=2", "quantity=100"))
+
+    done = subprocess.run(
+        [sys.executable, tmp_path / "first_order.py"], capture_output=True, text=True, timeout=60, check=False
+    )
+
+    assert (done.returncode, done.stderr) == (1, "only 11 left\n")
+
+
+def at_the_stack(program: str, stack: Stack, product: int) -> str:
+    """The program, with other addresses and another product."""
+    program = program.replace("localhost:50053", stack.inventory_address)
+    return program.replace("localhost:50054", stack.orders_address).replace("product_id=1", f"product_id={product}")
+
+
+def run(*command: str | Path, folder: Path) -> str:
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "VIRTUAL_ENV"))}
+    done = subprocess.run(
+        command, cwd=folder, env=environment, capture_output=True, text=True, timeout=INSTALL_SECONDS, check=False
+    )
+    assert done.returncode == 0, f"{command}\n{done.stdout}{done.stderr}"
+    return done.stdout
 
 
 def test_a_client_of_bare_names_needs_only_a_channel_and_two_imports(stack: Stack, shop: Shop) -> None:
