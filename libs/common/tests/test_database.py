@@ -13,9 +13,10 @@ from devstack import postgres
 from devstack.postgres import PostgresServer
 from shop_common import database as database_module
 from shop_common.coalescer import Coalescer
-from shop_common.database import LOCK_TIMEOUT_SECONDS, MAY_COME_UNDONE, STEADY_PLANS, Database, is_own_fault
+from shop_common.database import LOCK_TIMEOUT_SECONDS, MAY_COME_UNDONE, STEADY_PLANS, Database, cause_of, is_own_fault
 from shop_common.errors import (
     Contention,
+    DatabaseNeedsRepair,
     DatabaseUnavailable,
     LockTimeout,
     PoolTimeout,
@@ -121,9 +122,19 @@ def test_what_a_requests_data_breaks_passes_as_it_is(database: Database) -> None
             database.transact(wrong)
         assert is_own_fault(broken.value)
     with pytest.raises(exc.DBAPIError) as defect:
-        database.transact(lambda tx: tx.execute(text("SELECT nonsense FROM parcels")))
+        database.transact(lambda tx: tx.execute(text("SELECT FROM WHERE")))
     assert is_own_fault(defect.value)
     assert weights(database) == {1: 1}
+
+
+@pytest.mark.parametrize("sql", ["SELECT 1 FROM missing", "SELECT missing FROM parcels", "SELECT missing(1)"])
+def test_what_is_missing_in_the_database_is_no_requests_fault(database: Database, sql: str) -> None:
+    with pytest.raises(DatabaseNeedsRepair) as lacking:
+        database.transact(lambda tx: tx.execute(text(sql)))
+
+    assert not is_own_fault(lacking.value)
+    assert "missing" in cause_of(lacking.value)
+    assert "missing" not in lacking.value.message
 
 
 def test_defects_of_ours_are_own_faults_and_answers_are_not() -> None:
@@ -245,6 +256,52 @@ def test_timeouts_hold_within_each_transaction_and_reads_can_not_write(on_postgr
     assert read == ["2s", "5s", "5s", "repeatable read"]
     with pytest.raises(DatabaseUnavailable), on_postgres.read() as tx:
         put(tx, 1)
+
+
+def failing(state: str) -> Callable[[Connection], object]:
+    raising = f"DO $$ BEGIN RAISE EXCEPTION 'said by the server' USING ERRCODE = '{state}'; END $$"
+    return lambda tx: tx.exec_driver_sql(raising)
+
+
+@pytest.mark.parametrize(
+    "state", ["42501", "42P01", "42703", "42883", "42704", "3F000", "53100", "58030", "XX000", "XX001", "XX002"]
+)
+def test_what_the_operator_has_to_mend_is_no_requests_fault(on_postgres: Database, state: str) -> None:
+    with pytest.raises(DatabaseNeedsRepair) as broken:
+        on_postgres.transact(failing(state))
+
+    assert not is_own_fault(broken.value)
+    assert broken.value.rolled_back
+    assert cause_of(broken.value) == "said by the server"
+
+
+@pytest.mark.parametrize("state", ["25006", "53200", "53300", "55000", "55006", "57P03", "08006", "58000", "0A000"])
+def test_errors_of_the_surroundings_are_no_requests_fault(on_postgres: Database, state: str) -> None:
+    with pytest.raises(DatabaseUnavailable) as away:
+        on_postgres.transact(failing(state))
+
+    assert not is_own_fault(away.value)
+    assert away.value.rolled_back
+
+
+@pytest.mark.parametrize("state", ["21000", "22003", "22P02", "23505", "42601", "42804", "54000"])
+def test_what_a_statement_or_its_data_is_to_blame_for_passes_as_it_is(on_postgres: Database, state: str) -> None:
+    with pytest.raises(exc.DBAPIError) as blamed:
+        on_postgres.transact(failing(state))
+
+    assert is_own_fault(blamed.value)
+
+
+def test_a_missing_grant_is_told_by_the_name_of_its_table(on_postgres: Database) -> None:
+    def as_nobody(tx: Connection) -> None:
+        tx.exec_driver_sql("CREATE ROLE parcels_nobody")
+        tx.exec_driver_sql("SET LOCAL ROLE parcels_nobody")
+        put(tx, 1)
+
+    with pytest.raises(DatabaseNeedsRepair) as refused:
+        on_postgres.transact(as_nobody)
+
+    assert cause_of(refused.value) == "permission denied for table parcels"
 
 
 def test_settings_hold_within_their_transaction_alone(on_postgres: Database) -> None:

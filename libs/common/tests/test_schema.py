@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 from sqlalchemy import BigInteger, CheckConstraint, Column, Index, MetaData, Table, Text, inspect
-from sqlalchemy.exc import DBAPIError
 
 from devstack.postgres import PostgresServer
 from shop_common.database import Database
+from shop_common.errors import DatabaseNeedsRepair
 from shop_common.schema import Schema, SchemaError, SchemaTooOld, WrongDatabase, main
 
 FIRST = """
@@ -142,7 +142,7 @@ def test_a_migration_that_fails_halfway_leaves_nothing_behind(
 ) -> None:
     parcels.upgrade(database)
 
-    with pytest.raises(DBAPIError):
+    with pytest.raises(DatabaseNeedsRepair):
         schema_of(tmp_path / "next", "parcel-api", FIRST, FAILS_HALFWAY).upgrade(database)
 
     parcels.check(database)

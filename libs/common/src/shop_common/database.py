@@ -22,15 +22,11 @@ from sqlalchemy.engine.interfaces import DBAPIConnection
 from sqlalchemy.pool import ConnectionPoolEntry
 
 from shop_common import metrics, telemetry
-from shop_common.errors import (
-    Contention,
-    DatabaseUnavailable,
-    LockTimeout,
-    PoolTimeout,
-    ShopError,
-    TransactionTimeout,
-)
+from shop_common.database_errors import Collision, Phase, StaleConnection, cause_of, is_own_fault, meaning
+from shop_common.errors import DatabaseUnavailable, PoolTimeout
 from shop_common.metrics import Metric
+
+__all__ = ["Database", "cause_of", "count_after_commit", "is_own_fault"]
 
 _T = TypeVar("_T")
 
@@ -69,15 +65,6 @@ _SETTINGS = "shop_settings"
 _AFTER_COMMIT = "shop_after_commit"
 OUTSIDE_TRANSACTION = "shop_outside_transaction"
 """Execution option of a connection: its statements are transactions of their own, for `online_ddl` alone."""
-
-# The database asks to run the transaction again: serialization failure, deadlock.
-_RETRY_STATES = frozenset({"40001", "40P01"})
-# What the data of a request can cause; everything else is the surroundings. XX: internal error, 42: our SQL.
-_OWN_FAULT_CLASSES = frozenset({"22", "23", "42", "0A", "21", "XX"})
-_LOCK_NOT_AVAILABLE = "55P03"
-# A statement, a pause between two statements, or the transaction took too long.
-_TIMEOUT_STATES = frozenset({"57014", "25P03", "25P04"})
-_SQLITE_OWN_FAULTS = ("constraint failed", "syntax error", "no such", "datatype mismatch", "too big", "malformed JSON")
 
 
 _connections = metrics.gauge(
@@ -165,7 +152,7 @@ class Database:
             try:
                 with open_transaction(settings) as tx:
                     return operation(tx)
-            except (_StaleConnection, _Collision):
+            except (StaleConnection, Collision):
                 if attempt == TRIES_MAX:
                     raise
                 # Two that deadlocked must not meet again in step.
@@ -209,66 +196,16 @@ def _watched(engine: Engine, connections_max: int) -> Gauge:
     return _waiting(pool)
 
 
-class _StaleConnection(DatabaseUnavailable):
-    """The connection had died before the transaction began: nothing has run, and it may be run again."""
-
-
-class _Collision(Contention):
-    """The database has rolled the transaction back in favour of another, and asks to run it again."""
-
-
-class _Phase:
-    begun = False
-    committing = False
-
-
 @contextmanager
-def _translated() -> Iterator[_Phase]:
+def _translated() -> Iterator[Phase]:
     """Turn SQLAlchemy's exceptions into ours. What a request's data or a defect caused passes unchanged."""
-    phase = _Phase()
+    phase = Phase()
     try:
         yield phase
     except exc.TimeoutError as error:
         raise PoolTimeout("no database connection came free in time") from error
     except exc.DBAPIError as error:
-        raise _meaning(error, phase) from error
-
-
-def _meaning(error: exc.DBAPIError, phase: _Phase) -> Exception:
-    state = getattr(error.orig, "sqlstate", None)
-    if phase.committing and (error.connection_invalidated or state is None or state[:2] in {"08", "57"}):
-        return DatabaseUnavailable("the database did not answer a commit", rolled_back=False)
-    if not phase.begun and error.connection_invalidated:
-        # A pooled connection had died. Nothing has run yet, and the next try gets its place in the pool, now empty:
-        # a fresh connection. This spares a ping before each transaction.
-        return _StaleConnection("the database closed the connection")
-    if state in _RETRY_STATES:
-        return _Collision("others changed the same rows; try again")
-    if state == _LOCK_NOT_AVAILABLE:
-        return LockTimeout("others hold the same rows; try again")
-    if state in _TIMEOUT_STATES:
-        return TransactionTimeout("the database took too long over this, and nothing was done")
-    if is_own_fault(error):
-        return error
-    return DatabaseUnavailable("the database is not available")
-
-
-def cause_of(error: BaseException) -> str:
-    """What the driver said, in one line for a log: without the SQL and its parameters."""
-    driver_error = getattr(error.__cause__, "orig", None) or error.__cause__ or error
-    return str(driver_error).strip().partition("\n")[0]
-
-
-def is_own_fault(error: BaseException) -> bool:
-    """Whether the statement or its data caused the error, so that no later try can succeed."""
-    if not isinstance(error, exc.DBAPIError) or error.connection_invalidated:
-        return not isinstance(error, ShopError | exc.DBAPIError)
-    state = getattr(error.orig, "sqlstate", None)
-    if state is not None:
-        return state[:2] in _OWN_FAULT_CLASSES
-    if isinstance(error, exc.IntegrityError | exc.ProgrammingError | exc.DataError | exc.InterfaceError):
-        return True
-    return any(text in str(error.orig) for text in _SQLITE_OWN_FAULTS)
+        raise meaning(error, phase) from error
 
 
 def _engine(url: str, connections_max: int) -> Engine:

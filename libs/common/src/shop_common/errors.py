@@ -95,6 +95,13 @@ class DatabaseUnavailable(Unavailable):
         self.rolled_back = rolled_back
 
 
+class DatabaseNeedsRepair(DatabaseUnavailable):
+    """The database answers and cannot do its work: a table or a grant is missing, the disk is full, its file is gone.
+
+    The same call succeeds once the operator has mended that. Nothing was done.
+    """
+
+
 class TransactionTimeout(DatabaseUnavailable):
     """The database gave the transaction up because it took too long, and rolled it back."""
 

@@ -33,7 +33,7 @@ from sqlalchemy.schema import DropTable
 
 from shop_common import logs
 from shop_common.database import Database, cause_of
-from shop_common.errors import Contention, ShopError
+from shop_common.errors import Contention, DatabaseNeedsRepair, ShopError
 
 _log = logs.get(__name__)
 
@@ -116,7 +116,7 @@ class Schema:
         """
         try:
             state = database.query(self._state)
-        except DBAPIError as error:
+        except (DBAPIError, DatabaseNeedsRepair) as error:
             raise SchemaError(f"the database refuses to show its schema: {cause_of(error)}.") from error
         if state in (_State.EMPTY, _State.OLDER):
             module = self.service.replace("-", "_")
@@ -268,10 +268,10 @@ def main(argv: Sequence[str], schema: Schema, database_url: str) -> int:
         (schema.reset if reset else schema.upgrade)(database)
     except SchemaError as error:
         return _refused(schema, str(error))
+    except (DBAPIError, DatabaseNeedsRepair) as error:
+        return _refused(schema, f"the database was not migrated, it refused: {cause_of(error)}.")
     except ShopError as error:
         return _refused(schema, f"the database was not migrated: {cause_of(error)}. Try again.")
-    except DBAPIError as error:
-        return _refused(schema, f"the database was not migrated, it refused: {cause_of(error)}.")
     finally:
         database.close()
     sys.stdout.write(f"{schema.service}: the database {_State.CURRENT.value}\n")

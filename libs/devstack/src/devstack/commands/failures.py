@@ -9,7 +9,8 @@ from confluent_kafka import KafkaError, KafkaException
 from sqlalchemy.exc import DBAPIError
 
 from devstack.runfile import NotRunning
-from shop_common.errors import ShopError
+from shop_common.database import cause_of
+from shop_common.errors import DatabaseUnavailable, ShopError
 from shop_common.schema import SchemaError
 
 
@@ -20,6 +21,8 @@ class CommandFailed(Exception):
 def sentence(error: Exception) -> str:
     """One line on what failed; for what nobody foresaw, with the place in the code."""
     match error:
+        case DatabaseUnavailable(__cause__=BaseException()):
+            said = f"{error}: {cause_of(error)}"
         case CommandFailed() | NotRunning() | SchemaError() | ShopError():
             said = str(error)
         case grpc.RpcError():
