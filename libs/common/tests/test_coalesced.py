@@ -1,13 +1,13 @@
 """Operations behind coalescers, each batch in one transaction."""
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 
 import pytest
 from sqlalchemy import Connection, text
 
 from devstack.postgres import PostgresServer
-from shop_common.coalesced import ALONE, Coalesced, one_by_one
+from shop_common.coalesced import ALONE, Coalesced, Sizes, one_by_one
 from shop_common.database import Database
 from shop_common.errors import LockTimeout, QueueFull, Refused, ShopError
 
@@ -103,6 +103,36 @@ def test_a_row_that_another_transaction_has_locked_fails_the_request_that_needs_
 
     assert isinstance(outcomes.pop(6), LockTimeout)
     assert outcomes == [1, 2, 3, 4, 5, 6, 8]
+
+
+def test_a_batch_holds_as_many_requests_as_are_within_its_limit_of_rows(run: Coalesced) -> None:
+    # The name of a parcel is its size; a parcel that is not known has none.
+    sizes = Sizes[int](of=abs, read=lambda tx, names: {name: name for name in names if name < 10_000}, most=1500)
+    batches: list[list[int]] = []
+
+    def record(tx: Connection, requests: Sequence[int]) -> list[int]:
+        batches.append(list(requests))
+        return list(requests)
+
+    for coalescer in (run.reads("read", record, sizes=sizes), run.writes("write", record, sizes=sizes)):
+        requests = [1500, -1500, 1500, 500, 1, 50_000, 1999, 5000, 7]
+        assert coalescer.all(requests, deadline=deadline()) == requests
+        assert batches == [[1500, -1500, 1500, 500], [1, 50_000, 1999], [5000], [7]]
+        batches.clear()
+
+
+def test_a_batch_that_is_small_enough_in_any_case_is_not_measured(run: Coalesced) -> None:
+    measured: list[int] = []
+
+    def read(tx: Connection, names: Collection[int]) -> dict[int, int]:
+        measured.append(len(names))
+        return {}
+
+    write = run.writes("put", put, sizes=Sizes[int](of=int, read=read, most=1000))
+    write.all([1, 2], deadline=deadline())
+    assert measured == []
+    write.all([3, 4, 5], deadline=deadline())
+    assert measured == [3]
 
 
 def test_an_operation_that_takes_one_request_is_a_batch_by_itself(run: Coalesced) -> None:

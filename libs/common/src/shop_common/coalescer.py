@@ -84,8 +84,9 @@ class _Entry(Generic[_Request, _Result]):
         return cast("_Result | ShopError", self.outcome)
 
 
-def _patience_of(seconds_left: float) -> float:
-    """How long a caller with so much time waits for its outcome."""
+def time_to_wait(deadline: float) -> float:
+    """For how many seconds a caller with this deadline, by time.monotonic, waits for its outcome."""
+    seconds_left = deadline - time.monotonic()
     return max(0.0, seconds_left - min(max(ANSWER_SECONDS, ANSWER_SHARE * seconds_left), ANSWER_SECONDS_MAX))
 
 
@@ -153,8 +154,7 @@ class Coalescer(Generic[_Request, _Result]):
         time ran out during the flush (it may have been done), and what `bulk` raised for one of them alone.
         """
         member = Membership.of_current_span()
-        now = time.monotonic()
-        call = _Call(len(requests), member, until=now + _patience_of(deadline - now))
+        call = _Call(len(requests), member, until=time.monotonic() + time_to_wait(deadline))
         entries: list[_Entry[_Request, _Result]] = [_Entry(request, call) for request in requests]
         if not entries:
             return []

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from functools import partial
 
-from inventory_api import history, reservations, reserve, stock, transitions
+from inventory_api import history, reservations, reserve, sizes, stock, transitions
 from inventory_api.expiry import Expiry
 from shop_common.coalesced import ALONE, LISTS, Coalesced, one_by_one
 from shop_common.coalescer import Coalescer
@@ -23,14 +23,16 @@ class Operations:
             key=lambda order: order.request_id,
             weigh=lambda order: len(order.lines),
         )
-        self.release = run.writes("release", transitions.release, key=lambda request: request.reservation_id)
-        self.confirm = run.writes("confirm", transitions.confirm, key=lambda order: order.order_id)
+        self.release = run.writes(
+            "release", transitions.release, key=lambda request: request.reservation_id, sizes=sizes.RELEASES
+        )
+        self.confirm = run.writes("confirm", transitions.confirm, key=lambda order: order.order_id, sizes=sizes.ORDERS)
         self.add_stock = run.writes("add-stock", stock.add, key=lambda request: request.request_id)
         self.set_quantity = run.writes("set-quantity", stock.set_quantity, key=lambda request: request.request_id)
 
-        self.check_stock = run.reads("check-stock", stock.check)
+        self.check_stock = run.reads("check-stock", stock.check, sizes=sizes.QUESTIONS)
         self.item = run.reads("item", stock.get)
-        self.reservation = run.reads("reservation", reservations.get)
+        self.reservation = run.reads("reservation", reservations.get, sizes=sizes.RESERVATIONS)
         self.items_page = run.reads("items-page", one_by_one(stock.list_page), limits=LISTS)
         self.reservations_page = run.reads("reservations-page", one_by_one(reservations.list_page), limits=LISTS)
 

@@ -9,6 +9,9 @@ from typing import ClassVar
 
 from shop_common.errors import NotFound, Refused
 
+LINES_MAX = 200
+"""Of one order."""
+
 
 class Status(StrEnum):
     """Where an order is in its life; docs/states.md draws the steps."""

@@ -4,11 +4,11 @@ from collections.abc import Callable
 
 from order_api import history, orders, transitions
 from order_api.confirming import Confirming
-from order_api.domain import Order, Status
+from order_api.domain import LINES_MAX, Order, Status
 from order_api.inventory import Inventory
 from order_api.placing import Placing
 from order_api.transitions import Step
-from shop_common.coalesced import ALONE, LISTS, Coalesced, one_by_one
+from shop_common.coalesced import ALONE, LISTS, Coalesced, Sizes, one_by_one
 from shop_common.database import Database
 
 
@@ -21,9 +21,14 @@ class Operations:
 
         self.place = Placing(database, stock, run)
         self._confirm = Confirming(stock, run)
-        self._set_status = run.writes("set-status", transitions.set_status, key=lambda step: step.request_id)
+        self._set_status = run.writes(
+            "set-status",
+            transitions.set_status,
+            key=lambda step: step.request_id,
+            sizes=Sizes[Step](of=lambda step: step.order_id, read=orders.count_lines, most=LINES_MAX),
+        )
 
-        self.order = run.reads("order", orders.get)
+        self.order = run.reads("order", orders.get, sizes=Sizes[str](of=str, read=orders.count_lines, most=LINES_MAX))
         self.orders_page = run.reads("orders-page", one_by_one(orders.list_page), limits=LISTS)
 
         self.cancel_abandoned = run.writes("cancel-abandoned", one_by_one(transitions.cancel_abandoned), limits=ALONE)

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import BigInteger, Connection, Row, Text, literal, select, tuple_, update
+from sqlalchemy import BigInteger, Connection, Row, Text, func, literal, select, tuple_, update
 from sqlalchemy.types import TypeEngine
 
 from order_api import events, tables
@@ -107,6 +107,17 @@ def load(tx: Connection, ids: Iterable[str]) -> dict[str, Order]:
     """The orders that exist, by id. Locks nothing."""
     rows = [{"id": each} for each in set(ids)]
     return {order.id: order for order in _with_items(tx, _load(tx, rows))} if rows else {}
+
+
+def statuses(tx: Connection, ids: Iterable[str]) -> dict[str, Status]:
+    """The status of each order that exists, by id. Locks nothing."""
+    rows = [{"id": each} for each in set(ids)]
+    return {row.id: Status(row.status) for row in _statuses_of(tx, rows)} if rows else {}
+
+
+def count_lines(tx: Connection, ids: Collection[str]) -> dict[str, int]:
+    """How many lines each order has that exists, by id."""
+    return {row.order_id: row.lines for row in _lines_of(tx, [{"id": each} for each in ids])} if ids else {}
 
 
 def list_page(tx: Connection, asked: PageRequest[OrderFilter]) -> Page[Order]:
@@ -251,6 +262,17 @@ _load = Statement(lambda given: select(*_COLUMNS).where(among(_orders.c.id, give
 _lock = Statement(
     lambda given: (
         select(*_COLUMNS).where(among(_orders.c.id, given.c.id)).order_by(_orders.c.id).with_for_update(of=_orders)
+    ),
+    id=Id(),
+)
+_statuses_of = Statement(
+    lambda given: select(_orders.c.id, _orders.c.status).where(among(_orders.c.id, given.c.id)), id=Id()
+)
+_lines_of = Statement(
+    lambda given: (
+        select(_items.c.order_id, func.count().label("lines"))
+        .where(among(_items.c.order_id, given.c.id))
+        .group_by(_items.c.order_id)
     ),
     id=Id(),
 )

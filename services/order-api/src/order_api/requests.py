@@ -6,7 +6,7 @@ from uuid import UUID, uuid5
 from google.protobuf.timestamp_pb2 import Timestamp
 from uuid_utils import uuid7
 
-from order_api.domain import NewItem, NewOrder, Status
+from order_api.domain import LINES_MAX, NewItem, NewOrder, Status
 from order_api.history import PurgeRequest
 from order_api.orders import OrderFilter
 from order_api.transitions import AbandonedRequest, Step
@@ -18,7 +18,6 @@ from shop_common.paging import PageRequest
 from shop_common.valid import Fields
 
 LINE_QUANTITY_MAX = 1_000_000_000
-LINES_MAX = 200
 TTL_SECONDS_MIN = 1
 TTL_SECONDS_MAX = 7 * 24 * 3600
 GRACE_SECONDS_MIN = 60

@@ -102,10 +102,9 @@ def to_be_asked(tx: Connection, steps: Sequence[Step]) -> list[bool]:
     """Which steps to CONFIRMED inventory-api has to be asked about: the order PENDING, and the step no repeat."""
     claims = [step.claim() for step in steps]
     repeats = tables.idempotency_keys.find(tx, [claim.key for claim in claims if claim])
-    present = orders.load(tx, (step.order_id for step in steps))
-    pending = {order.id for order in present.values() if order.status is Status.PENDING}
+    present = orders.statuses(tx, (step.order_id for step in steps))
     return [
-        step.order_id in pending and not (claim and claim.key in repeats)
+        present.get(step.order_id) is Status.PENDING and not (claim and claim.key in repeats)
         for step, claim in zip(steps, claims, strict=True)
     ]
 

@@ -1,0 +1,87 @@
+"""A batch of calls is bounded by the rows that it works on, whatever the calls name."""
+
+from collections import Counter
+
+from sqlalchemy import select
+from stockroom import Stockroom, deadline
+
+from inventory_api import sizes, tables
+from inventory_api.domain import Line, OrderLines, Reservation
+from inventory_api.stock import AddStock, StockQuestion
+from inventory_api.transitions import OrderRequest, ReleaseRequest
+from shop_common.coalescer import BATCH_WEIGHT_MAX
+
+
+def events_by_transaction(stockroom: Stockroom, event_type: str) -> list[int]:
+    """How many events of this type each transaction wrote: it reads the clock once."""
+    outbox = tables.outbox.table
+    with stockroom.database.read() as tx:
+        moments = tx.execute(select(outbox.c.created_at).where(outbox.c.type == event_type)).scalars()
+        return sorted(Counter(moments).values())
+
+
+def place(stockroom: Stockroom, orders: int, lines: int) -> list[OrderRequest]:
+    """So many orders of so many products, one unit each."""
+    added = [AddStock(product, "A", orders) for product in range(1, lines + 1)]
+    stockroom.operations.add_stock.all(added, deadline=deadline())
+    wanted = tuple(Line(product, 1, None) for product in range(1, lines + 1))
+    placed = [OrderLines(f"order-{number}", wanted) for number in range(orders)]
+    for outcome in stockroom.operations.reserve.all(placed, deadline=deadline()):
+        assert isinstance(outcome, list)
+    return [OrderRequest(order.order_id) for order in placed]
+
+
+def spread(stockroom: Stockroom, product: int, locations: int) -> Reservation:
+    """A reservation that draws on so many locations."""
+    added = [AddStock(product, f"SHELF_{number}", 1) for number in range(locations)]
+    stockroom.operations.add_stock.all(added, deadline=deadline())
+    return stockroom.hold(product, locations, order=f"order-{product}")
+
+
+def test_many_large_orders_are_confirmed_in_several_transactions(stockroom: Stockroom) -> None:
+    orders = place(stockroom, orders=25, lines=200)
+
+    outcomes = stockroom.operations.confirm.all(orders, deadline=deadline())
+
+    assert all(isinstance(outcome, list) and len(outcome) == 200 for outcome in outcomes)
+    by_transaction = events_by_transaction(stockroom, "STOCK_RESERVATION_CONFIRMED")
+    assert sum(by_transaction) == 25 * 200
+    assert by_transaction[-1] <= BATCH_WEIGHT_MAX
+
+
+def test_reservations_of_many_locations_are_released_in_several_transactions(stockroom: Stockroom) -> None:
+    reservations = [spread(stockroom, product, locations=100) for product in range(1, 31)]
+
+    requests = [ReleaseRequest(reservation.id) for reservation in reservations]
+    outcomes = stockroom.operations.release.all(requests, deadline=deadline())
+
+    assert outcomes == [100] * 30
+    by_transaction = events_by_transaction(stockroom, "STOCK_RELEASED")
+    assert sum(by_transaction) == 30
+    assert by_transaction[-1] <= BATCH_WEIGHT_MAX // 100
+
+
+def test_a_reservation_counts_with_its_locations(stockroom: Stockroom) -> None:
+    reservation = spread(stockroom, product=1, locations=7)
+    place(stockroom, orders=2, lines=3)
+    place_of = {"order-0", "order-1", "order-unknown"}
+    with stockroom.database.read() as tx:
+        assert sizes.of_orders(tx, place_of) == {"order-0": 3, "order-1": 10, "order-unknown": 0}
+        assert sizes.of_reservations(tx, {reservation.id}) == {reservation.id: 7}
+        assert sizes.of_products(tx, {1, 2, 99}) == {1: 8, 2: 1}
+
+
+def test_an_order_of_any_size_is_counted_no_further_than_a_batch_goes(stockroom: Stockroom) -> None:
+    stockroom.add(1, BATCH_WEIGHT_MAX + 50)
+    line = OrderLines("order-1", (Line(1, 1, None),))
+    stockroom.operations.reserve.all([line] * (BATCH_WEIGHT_MAX + 50), deadline=deadline())
+    with stockroom.database.read() as tx:
+        assert sizes.of_orders(tx, {"order-1"}) == {"order-1": BATCH_WEIGHT_MAX + 1}
+
+
+def test_questions_about_one_product_count_its_locations_once(stockroom: Stockroom) -> None:
+    spread(stockroom, product=1, locations=30)
+    questions = [StockQuestion(1, None)] * 9 + [StockQuestion(product, None) for product in range(2, 10)]
+    with stockroom.database.read() as tx:
+        assert len(sizes.QUESTIONS.fitting(tx, questions, 30)) == len(questions)
+        assert len(sizes.QUESTIONS.fitting(tx, questions, 29)) == 1

@@ -1,0 +1,73 @@
+"""A batch of calls is bounded by the lines that it works on, whatever the calls name."""
+
+import time
+from collections import Counter
+from collections.abc import Iterator
+from decimal import Decimal
+
+import pytest
+from desk import Desk, Stock, at_once, new_order, new_request, stored
+from sqlalchemy import select
+
+from order_api import orders, tables
+from order_api.domain import LINES_MAX, NewItem, Order, Status
+from order_api.inventory import Inventory
+from order_api.operations import Operations
+from order_api.transitions import Step
+from shop.order.v1 import order_pb2 as pb
+from shop_common.coalescer import BATCH_WEIGHT_MAX
+from shop_common.database import Database
+
+LONG = tuple(NewItem(product, 1, Decimal(1)) for product in range(1, LINES_MAX + 1))
+
+
+@pytest.fixture
+def operations(database: Database) -> Iterator[Operations]:
+    """Before an inventory-api that is away."""
+    inventory = Inventory("localhost:1", call_seconds=0.1)
+    deaths: list[str] = []
+    operations = Operations(database, inventory, die=lambda said, error: deaths.append(f"{said}: {error!r}"))
+    yield operations
+    operations.close()
+    inventory.close()
+    assert deaths == []
+
+
+def deadline() -> float:
+    return time.monotonic() + 60
+
+
+def events_by_transaction(database: Database, event_type: str) -> list[int]:
+    """How many events of this type each transaction wrote: it reads the clock once."""
+    outbox = tables.outbox.table
+    with database.read() as tx:
+        moments = tx.execute(select(outbox.c.created_at).where(outbox.c.type == event_type)).scalars()
+        return sorted(Counter(moments).values())
+
+
+def test_many_long_orders_are_cancelled_in_several_transactions(database: Database, operations: Operations) -> None:
+    placed = stored(database, *(new_order(items=LONG) for _ in range(25)))
+
+    steps = [Step(order.id, Status.CANCELLED) for order in placed]
+    outcomes = operations._set_status.all(steps, deadline=deadline())
+
+    assert all(isinstance(each, Order) and each.status is Status.CANCELLED for each in outcomes)
+    by_transaction = events_by_transaction(database, "ORDER_CANCELLED")
+    assert sum(by_transaction) == 25
+    assert by_transaction[-1] <= BATCH_WEIGHT_MAX // LINES_MAX
+
+
+def test_lines_are_counted_for_each_order(database: Database) -> None:
+    long, short = stored(database, new_order(items=LONG), new_order())
+    with database.read() as tx:
+        assert orders.count_lines(tx, {long.id, short.id, new_order().id}) == {long.id: LINES_MAX, short.id: 1}
+        assert orders.statuses(tx, [long.id, new_order().id]) == {long.id: Status.PENDING}
+
+
+def test_more_confirmations_at_once_than_go_to_inventory_api_all_succeed(desk: Desk, stock: Stock) -> None:
+    product = stock.product(units=100)
+    placed = [desk.place(new_request((product, 1, "1"))) for _ in range(100)]
+
+    confirmed = at_once(100, lambda number: desk.step(placed[number].id, pb.ORDER_STATUS_CONFIRMED))
+
+    assert {order.status for order in confirmed} == {pb.ORDER_STATUS_CONFIRMED}
