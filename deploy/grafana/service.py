@@ -261,7 +261,7 @@ ROWS = [
             ),
             Panel(
                 "Time since the last success",
-                "Purges are due each hour, all else each second.",
+                "Purges are due each hour or at the times of PURGE_CRON, all else each second.",
                 "s",
                 [Query("time() - max by (work) (shop_reaper_last_success_timestamp_seconds)", "{{work}}")],
                 width=8,

@@ -54,6 +54,7 @@ WRONG = {
     REAPER: {
         "INVENTORY_TARGET_FILE": ("/nowhere/target", "INVENTORY_TARGET_FILE: cannot read '/nowhere/target'"),
         "ORDER_TARGET": ("order-api", "ORDER_TARGET: must be HOST:PORT"),
+        "PURGE_CRON": ("0 3 * * 0", "PURGE_CRON: must name weekdays"),
     },
     RELAY: {
         "INVENTORY_DATABASE_URL": ("hunter2", "INVENTORY_DATABASE_URL: must be sqlite:///PATH or"),
@@ -67,6 +68,7 @@ CONTRADICTIONS = [
     (ORDER_API, {"GRPC_PORT": "9464", "METRICS_PORT": "9464"}, "METRICS_PORT: must be another than GRPC_PORT"),
     (ORDER_API, {"GRACE_SECONDS": "1"}, "GRACE_SECONDS: must not be less than INVENTORY_CALL_SECONDS (5)"),
     (REAPER, {"HEALTH_PORT": "9464", "METRICS_PORT": "9464"}, "METRICS_PORT: must be another than HEALTH_PORT"),
+    (REAPER, {"PURGE_CRON": "0 3 * * *", "PURGE_INTERVAL_SECONDS": "60"}, "PURGE_CRON: is set, and PURGE_INTERVAL_"),
     (RELAY, {}, "ORDERS_DATABASE_URL: must be set, or INVENTORY_DATABASE_URL: there is nothing to ship"),
     (
         RELAY,

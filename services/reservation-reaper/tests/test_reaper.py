@@ -9,6 +9,7 @@ from structlog.testing import capture_logs
 
 from reservation_reaper import reaper
 from reservation_reaper.reaper import Work
+from reservation_reaper.triggers import Cron, Every
 from shop_common.errors import DatabaseUnavailable, QueueFull
 
 BATCH = 10
@@ -21,7 +22,7 @@ def stop() -> threading.Event:
 
 
 def work_of(do: Callable[[int], int], interval_seconds: float = LONG_SECONDS) -> Work:
-    return Work("sweep", do, batch_max=BATCH, interval_seconds=interval_seconds)
+    return Work("sweep", do, Every(interval_seconds), batch_max=BATCH)
 
 
 def answers(*counts: int | Exception) -> tuple[Callable[[int], int], list[int | Exception]]:
@@ -102,7 +103,7 @@ def test_a_batch_is_as_large_as_its_time_allows(
 ) -> None:
     do, asked = backlog(20_000, milliseconds_each / 1000, monkeypatch)
 
-    assert Work("sweep", do, batch_max=1000, interval_seconds=LONG_SECONDS).run_once(stop)
+    assert Work("sweep", do, Every(LONG_SECONDS), batch_max=1000).run_once(stop)
 
     assert set(asked[8:]) <= set(range(fitting - 2, fitting + 1))
     assert max(asked) <= 1000
@@ -122,7 +123,7 @@ def test_a_batch_that_was_slow_once_is_soon_as_large_again(
 
     usual = time.monotonic
     monkeypatch.setattr(time, "monotonic", lambda: usual() + slow)
-    Work("sweep", hesitant, batch_max=1000, interval_seconds=LONG_SECONDS).run_once(stop)
+    Work("sweep", hesitant, Every(LONG_SECONDS), batch_max=1000).run_once(stop)
 
     assert asked[9:13] == pytest.approx([400, 400, 200, 400], abs=2)
 
@@ -153,48 +154,33 @@ def test_a_failure_is_said_once_until_it_changes(stop: threading.Event) -> None:
     assert [line["event"] for line in lines] == [tried, tried, "works again", tried]
 
 
-def test_a_failed_round_is_tried_again_long_before_the_next_is_due(stop: threading.Event) -> None:
-    went_well = threading.Event()
-    do, left = answers(DatabaseUnavailable("away"), DatabaseUnavailable("away"))
+def test_at_times_of_day_it_is_ready_before_the_first_round_and_not_after_one_that_failed(
+    stop: threading.Event,
+) -> None:
+    do, _ = answers(DatabaseUnavailable("away"), 0)
+    work = Work("sweep", do, Cron("0 3 * * *"), batch_max=BATCH)
 
-    def flaky(most: int) -> int:
-        if left:
-            return do(most)
-        went_well.set()
-        return 0
+    ready = [work.ready]
+    for _ in range(2):
+        work.run_once(stop)
+        ready.append(work.ready)
 
-    with running(work_of(flaky), stop):
-        assert went_well.wait(10)
-
-
-def test_rounds_follow_each_other_until_it_is_stopped_in_the_middle_of_a_wait(stop: threading.Event) -> None:
-    rounds = 0
-
-    def count(_: int) -> int:
-        nonlocal rounds
-        rounds += 1
-        return 0
-
-    with running(work_of(count, interval_seconds=0.01), stop):
-        deadline = time.monotonic() + 10
-        while rounds < 3 and time.monotonic() < deadline:
-            time.sleep(0.01)
-        assert rounds >= 3
-    with running(work_of(count), threading.Event()):
-        pass
+    assert ready == [True, False, True]
 
 
-class running:  # noqa: N801  # reads as a with statement does
-    """Runs the work on a thread; leaving stops it, which must not take long."""
+def test_a_failed_round_is_repeated_until_it_goes_well(stop: threading.Event) -> None:
+    do, left = answers(DatabaseUnavailable("away"), DatabaseUnavailable("away"), 0, 0)
 
-    def __init__(self, work: Work, stop: threading.Event) -> None:
-        self._stop = stop
-        self._thread = threading.Thread(target=work.run, args=(stop,), daemon=True)
+    work_of(do).run(stop)
 
-    def __enter__(self) -> None:
-        self._thread.start()
+    assert left == [0]
 
-    def __exit__(self, *_: object) -> None:
-        self._stop.set()
-        self._thread.join(5)
-        assert not self._thread.is_alive()
+
+def test_no_round_follows_one_that_went_well_or_that_was_stopped(stop: threading.Event) -> None:
+    def do(_: int) -> int:
+        stop.set()
+        raise DatabaseUnavailable("away")
+
+    work_of(do).run(stop)
+
+    assert stop.is_set()

@@ -1,10 +1,12 @@
 """The real process, beside a real inventory-api."""
 
+import json
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 
 import grpc
@@ -16,7 +18,54 @@ from devstack.process import Process, health
 from shop.inventory.v1 import inventory_pb2 as pb
 from shop.inventory.v1.inventory_pb2_grpc import InventoryServiceStub
 
-START_SECONDS = 30
+START_SECONDS = 60
+HOUR_SECONDS = 3600
+
+# Run by Python itself when it starts: the clock of the scheduler and of our own code is off by what a file says. All
+# else, such as gRPC, which keeps deadlines in C, goes by the machine's.
+_CLOCK = """
+import datetime
+import pathlib
+import sys
+import time
+
+FILE = pathlib.Path({file!r})
+OURS = ("apscheduler", "reservation_reaper")
+_time, _datetime = time.time, datetime.datetime
+
+
+def shift():
+    ours = sys._getframe(2).f_globals.get("__name__", "").partition(".")[0] in OURS
+    return int(FILE.read_text()) if ours else 0
+
+
+class Shifted(datetime.datetime):
+    @classmethod
+    def now(cls, tz=None):
+        return _datetime.now(tz) + datetime.timedelta(seconds=shift())
+
+
+time.time = lambda: _time() + shift()
+datetime.datetime = Shifted
+"""
+
+
+@dataclass
+class Clock:
+    """The clock of a reaper, which can be set."""
+
+    folder: Path
+
+    def __post_init__(self) -> None:
+        self.folder.mkdir()
+        (self.folder / "sitecustomize.py").write_text(_CLOCK.format(file=str(self.folder / "seconds")))
+        self.set(0)
+
+    def set(self, seconds: int) -> None:
+        """Let it be off by so many seconds from now on."""
+        written = self.folder / "written"
+        written.write_text(str(seconds))
+        written.replace(self.folder / "seconds")
 
 
 @pytest.fixture
@@ -45,7 +94,12 @@ def inventory(tmp_path: Path, at_the_end: ExitStack) -> Process:
 
 
 @pytest.fixture
-def reaper(inventory: Process, at_the_end: ExitStack) -> Process:
+def clock(tmp_path: Path) -> Clock:
+    return Clock(tmp_path / "clock")
+
+
+@pytest.fixture
+def reaper(inventory: Process, clock: Clock, at_the_end: ExitStack) -> Process:
     """A reaper of that inventory-api, and of an order-api that is not there."""
     health_port, nobody = free_ports(2)
     environment = {
@@ -58,6 +112,7 @@ def reaper(inventory: Process, at_the_end: ExitStack) -> Process:
         "REAP_INTERVAL_SECONDS": "0.05",
         "CALL_SECONDS": "2",
         "LOG_FORMAT": "json",
+        "PYTHONPATH": str(clock.folder),
     }
     process = Process(
         "reaper", [sys.executable, "-m", "reservation_reaper"], environment, health_address=f"127.0.0.1:{health_port}"
@@ -67,18 +122,59 @@ def reaper(inventory: Process, at_the_end: ExitStack) -> Process:
     return process
 
 
-def test_an_api_that_is_away_does_not_hold_up_the_work_at_the_other(inventory: Process, reaper: Process) -> None:
+def hold(inventory: Process, *order_ids: str) -> None:
+    """Reserve a unit for each of them, for a second."""
     with grpc.insecure_channel(inventory.health_address or "") as channel:
         api = InventoryServiceStub(channel)
-        api.CreateInventoryItem(pb.CreateInventoryItemRequest(product_id=1, quantity=3), timeout=10)
-        for number in range(3):
-            hold = pb.ReserveStockRequest(product_id=1, quantity=1, order_id=f"o-{number}", ttl=Duration(seconds=1))
-            api.ReserveStock(hold, timeout=10)
+        api.CreateInventoryItem(pb.CreateInventoryItemRequest(product_id=1, quantity=len(order_ids)), timeout=10)
+        for order_id in order_ids:
+            request = pb.ReserveStockRequest(product_id=1, quantity=1, order_id=order_id, ttl=Duration(seconds=1))
+            api.ReserveStock(request, timeout=10)
+
+
+def expired(reaper: Process) -> int:
+    """How many holds it has ended, by its log."""
+    lines = [json.loads(line) for line in reaper.log.splitlines()]
+    return sum(line["count"] for line in lines if line.get("work") == "expire-reservations" and "count" in line)
+
+
+def eventually_expired(reaper: Process, count: int) -> None:
+    deadline = time.monotonic() + START_SECONDS
+    while expired(reaper) < count:
+        assert time.monotonic() < deadline, reaper.tail()
+        time.sleep(0.05)
+
+
+def test_an_api_that_is_away_does_not_hold_up_the_work_at_the_other(inventory: Process, reaper: Process) -> None:
+    hold(inventory, "o-1", "o-2", "o-3")
 
     reaper.wait_for_line('"work":"expire-reservations"', START_SECONDS)
     reaper.wait_for_line('"work":"cancel-abandoned-orders"', START_SECONDS)
     assert health(reaper.health_address or "", "liveness") == "SERVING"
     assert health(reaper.health_address or "") == "NOT_SERVING"
+
+
+def test_work_goes_on_when_the_clock_is_set_back(inventory: Process, reaper: Process, clock: Clock) -> None:
+    hold(inventory, "o-1")
+    eventually_expired(reaper, 1)
+
+    clock.set(-HOUR_SECONDS)
+
+    hold(inventory, "o-2")
+    eventually_expired(reaper, 2)
+    reaper.wait_for_line("the clock was set back", START_SECONDS)
+
+
+def test_work_goes_on_when_the_clock_jumps_ahead_by_fifty_years(
+    inventory: Process, reaper: Process, clock: Clock
+) -> None:
+    hold(inventory, "o-1")
+    eventually_expired(reaper, 1)
+
+    clock.set(50 * 365 * 24 * HOUR_SECONDS)
+
+    hold(inventory, "o-2")
+    eventually_expired(reaper, 2)
 
 
 def test_sigterm_is_followed_in_time_though_an_api_does_not_answer(inventory: Process, reaper: Process) -> None:
@@ -89,3 +185,4 @@ def test_sigterm_is_followed_in_time_though_an_api_does_not_answer(inventory: Pr
         assert reaper.stop(seconds=20) == 0
 
         assert time.monotonic() - started_at < 5
+        assert "Traceback" not in reaper.log

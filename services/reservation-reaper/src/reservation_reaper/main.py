@@ -1,29 +1,28 @@
 """The composition root of reservation-reaper."""
 
 import argparse
-import threading
 from collections.abc import Sequence
 from types import ModuleType
 
 from google.protobuf.duration_pb2 import Duration
 
 from reservation_reaper.reaper import Work
+from reservation_reaper.schedule import Schedule
 from reservation_reaper.settings import ReaperSettings
+from reservation_reaper.triggers import Cron, Every, Trigger
 from shop.inventory.v1 import maintenance_pb2 as inventory_pb2
 from shop.inventory.v1.maintenance_pb2_grpc import InventoryMaintenanceServiceStub
 from shop.order.v1 import maintenance_pb2 as order_pb2
 from shop.order.v1.maintenance_pb2_grpc import OrderMaintenanceServiceStub
 from shop_common import lifecycle, telemetry
 from shop_common.grpc_client import Client
-from shop_common.health import Health, HealthServer
+from shop_common.health import HealthServer
 from shop_common.settings import help_text, load
 
 PROCESS = "reservation-reaper"
 
 EXPIRY_SECONDS = 0.04
 """Of a batch of holds: longer than others, since inventory-api lets buyers come in between."""
-
-_READINESS_SECONDS = 0.2
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -50,17 +49,15 @@ def serve(settings: ReaperSettings) -> None:
 
     server = HealthServer(settings.health_port, listen_host=settings.listen_host)
     server.health.set_ready("work", False)
-    stop = threading.Event()
-    # A thread each: an API that is away does not hold up the work at the other.
-    threads = [threading.Thread(target=_run, args=(work, stop), name=work.name, daemon=True) for work in works]
-    threads.append(threading.Thread(target=_tell_readiness, args=(server.health, works, stop), daemon=True))
-    for thread in threads:
-        thread.start()
-    lifecycle.serve(
-        server,
-        settings,
-        on_stop=[stop.set, *(thread.join for thread in threads), *(c.close for c in clients), telemetry.shutdown],
-    )
+    schedule = Schedule(works, set_ready=lambda ready: server.health.set_ready("work", ready), die=lifecycle.die)
+    schedule.start()
+    try:
+        lifecycle.serve(
+            server, settings, on_stop=[schedule.stop, *(client.close for client in clients), telemetry.shutdown]
+        )
+    finally:
+        # If the port was taken meanwhile: Python waits for the threads of a pool, which retry for as long as it takes.
+        schedule.stop()
 
 
 def _client(target: str, protos: ModuleType, name: str) -> Client:
@@ -86,11 +83,11 @@ def _of_inventory(settings: ReaperSettings, client: Client) -> list[Work]:
         Work(
             "expire-reservations",
             expire,
+            Every(settings.reap_interval_seconds),
             batch_max=batch_max,
-            interval_seconds=settings.reap_interval_seconds,
             batch_seconds=EXPIRY_SECONDS,
         ),
-        Work("purge-inventory", purge, batch_max=batch_max, interval_seconds=settings.purge_interval_seconds),
+        Work("purge-inventory", purge, _purges(settings), batch_max=batch_max),
     ]
 
 
@@ -108,23 +105,14 @@ def _of_orders(settings: ReaperSettings, client: Client) -> list[Work]:
         return client.call(api.PurgeHistory, request, timeout_seconds=settings.call_seconds).purged_keys_count
 
     return [
-        Work("cancel-abandoned-orders", cancel, batch_max=batch_max, interval_seconds=settings.reap_interval_seconds),
-        Work("purge-orders", purge, batch_max=batch_max, interval_seconds=settings.purge_interval_seconds),
+        Work("cancel-abandoned-orders", cancel, Every(settings.reap_interval_seconds), batch_max=batch_max),
+        Work("purge-orders", purge, _purges(settings), batch_max=batch_max),
     ]
+
+
+def _purges(settings: ReaperSettings) -> Trigger:
+    return Cron(settings.purge_cron) if settings.purge_cron else Every(settings.purge_interval_seconds)
 
 
 def _kept(settings: ReaperSettings) -> Duration:
     return Duration(seconds=settings.history_kept_hours * 3600)
-
-
-def _run(work: Work, stop: threading.Event) -> None:
-    try:
-        work.run(stop)
-    except BaseException as error:
-        lifecycle.die(f"{work.name} failed", error)
-
-
-def _tell_readiness(health: Health, works: list[Work], stop: threading.Event) -> None:
-    # Asked again and again rather than told, since a call that hangs tells nothing.
-    while not stop.wait(_READINESS_SECONDS):
-        health.set_ready("work", all(work.ready for work in works))

@@ -1,15 +1,18 @@
-"""Work that is due: asked of an API again and again, each piece in a loop of its own.
+"""The works of the reaper: what it asks an API to do, in bounded batches, whenever its trigger says so.
 
-Every piece is safe to repeat and bounded, and no promise of the shop depends on when it comes by: so a call that
-failed is simply made again at the next round, and two reapers at once do no harm.
+Every work is safe to repeat, and no promise of the shop depends on when it runs. So a round that failed is simply
+repeated, and two reapers at once do no harm.
 
 A backlog is worked off in batches that take about as long as an ordinary call: each holds locks that buyers wait for.
 """
 
+import random
 import threading
 import time
 from collections.abc import Callable
+from datetime import UTC, datetime
 
+from reservation_reaper.triggers import JITTER, Trigger
 from shop_common import logs, metrics
 from shop_common.errors import Overload, ShopError
 
@@ -37,50 +40,54 @@ _last_success = metrics.gauge(
     "work",
     over_workers="livemax",
 )
+_due = metrics.gauge(
+    __name__,
+    "shop_reaper_due_timestamp_seconds",
+    "When the next round is due, or the first one that has not gone well, in seconds since 1970 UTC",
+    "work",
+    over_workers="livemax",
+)
 
 
 class Work:
-    """One kind of work. `do` does so much of it at most, and returns how much: as much means that there is more.
+    """One kind of work, with the trigger that says when it is due.
 
-    Its batches grow up to `batch_max` while they take less than `batch_seconds`, and shrink down to BATCH_MIN while
-    they take longer.
+    `do` does so much of it at most, and returns how much: as much means that there is more. Batches grow up to
+    `batch_max` while they take less than `batch_seconds`, and shrink down to BATCH_MIN while they take longer.
     """
 
     def __init__(
         self,
         name: str,
         do: Callable[[int], int],
+        trigger: Trigger,
         *,
         batch_max: int,
-        interval_seconds: float,
         batch_seconds: float = BATCH_SECONDS,
     ) -> None:
         self.name = name
+        self.trigger = trigger
         self._do = do
         self._batch_max = batch_max
         self._batch_seconds = batch_seconds
         self._batch = min(BATCH_MIN, batch_max)
-        self._interval_seconds = interval_seconds
         self._failure: ShopError | None = None
-        self._answered_at = float("-inf")
+        self._late_at = float("-inf")
+        self._expect_next(None)
 
     @property
     def ready(self) -> bool:
-        """Whether the API did it lately, or said that it was too busy, which is no fault of the way to it."""
-        patience = _ROUNDS_MISSED_MAX * self._interval_seconds + _BACKOFF_SECONDS_MAX
+        """Whether the API did what was due, or answered that it was too busy, which is no fault of the way to it."""
         answers = self._failure is None or isinstance(self._failure, Overload)
-        return answers and time.monotonic() - self._answered_at < patience
+        return answers and time.monotonic() < self._late_at
 
     def run(self, stop: threading.Event) -> None:
-        """Do it until told to stop; a round that failed is tried again, later each time."""
+        """One round; if it fails, again and again until it goes well, with exponential backoff and jitter."""
         failures = 0
-        while not stop.is_set():
-            if self.run_once(stop):
-                failures = 0
-                stop.wait(self._interval_seconds)
-            else:
-                stop.wait(min(_BACKOFF_SECONDS_MIN * 2.0 ** min(failures, 10), _BACKOFF_SECONDS_MAX))
-                failures += 1
+        while not self.run_once(stop) and not stop.is_set():
+            seconds = min(_BACKOFF_SECONDS_MIN * 2.0 ** min(failures, 10), _BACKOFF_SECONDS_MAX)
+            stop.wait(seconds * random.uniform(1 - JITTER, 1 + JITTER))
+            failures += 1
 
     def run_once(self, stop: threading.Event) -> bool:
         """One round: batches until there is no more. Whether it went well."""
@@ -89,17 +96,17 @@ class Work:
             while not stop.is_set():
                 asked, began = self._batch, time.monotonic()
                 done = self._do(asked)
-                self._answered_at = time.monotonic()
                 total += done
                 _done(self.name).inc(done)
                 # With each batch and not at the end: a large backlog takes longer than anyone waits for a sign of life.
                 _last_success(self.name).set_to_current_time()
+                self._expect_next(datetime.now(UTC))
                 if done < asked:
                     break
-                self._batch = self._fitted(asked, self._answered_at - began)
+                self._batch = self._fitted(asked, time.monotonic() - began)
         except ShopError as error:
             if isinstance(error, Overload):
-                self._answered_at = time.monotonic()
+                self._late_at = max(self._late_at, time.monotonic() + _BACKOFF_SECONDS_MAX)
             _rounds(self.name, "failed").inc()
             self._complain(error)
             return False
@@ -110,6 +117,15 @@ class Work:
         if total:
             _log.info("done", work=self.name, count=total)
         return True
+
+    def _expect_next(self, previous: datetime | None) -> None:
+        """Note when the next round is due. The work is ready until some rounds have been missed."""
+        now = datetime.now(UTC)
+        due = self.trigger.get_next_fire_time(previous, now)
+        _due(self.name).set(due.timestamp())
+        seconds = (due - now).total_seconds()
+        if seconds > 0:  # else the first round is due at once, and ready is who has done it
+            self._late_at = time.monotonic() + _ROUNDS_MISSED_MAX * seconds + _BACKOFF_SECONDS_MAX
 
     def _fitted(self, size: int, seconds: float) -> int:
         """The size of the next batch, after a full one of this size took so long."""
