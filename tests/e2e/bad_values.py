@@ -1,7 +1,12 @@
-"""Bad values for every field of every request, out of the descriptors: a new field is covered without a new test."""
+"""Bad values for every field of every request, out of the descriptors: a new field is covered without a new test.
 
+How many entries a repeated field takes is read where callers read it: in its comment in the proto.
+"""
+
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
@@ -12,6 +17,7 @@ from google.protobuf.message_factory import GetMessageClass
 from google.protobuf.timestamp_pb2 import Timestamp
 from google.type.money_pb2 import Money
 
+PROTOS = Path(__file__).resolve().parents[2] / "proto"
 TWO_DAYS_SECONDS = 2 * 24 * 3600
 A_UUID = "018f3d5e-7b7a-7c3e-9a52-0c8d5f0e9b11"
 
@@ -117,6 +123,18 @@ _BAD_MESSAGES: dict[str, list[tuple[str, Message]]] = {
     ],
 }
 
+
+def entries_allowed(field: FieldDescriptor) -> tuple[int, int]:
+    """Fewest and most, as the field's comment in the proto says it to callers: `// 1–200 lines, …`."""
+    message = field.containing_type
+    assert message is not None, "no extension"
+    text = (PROTOS / message.file.name).read_text()
+    (body,) = re.findall(rf"^message {message.name} \{{\n(.*?)^\}}", text, re.DOTALL | re.MULTILINE)
+    said = re.search(rf"// (\d+)–(\d+) .*\n(?: *//.*\n)* *repeated [\w.]+ {field.name} = ", body)
+    assert said, f"{field.full_name}: let its comment begin with how many entries it takes, such as `1–200 lines`"
+    return int(said[1]), int(said[2])
+
+
 _Found = tuple[str, Callable[[Any], Any], Change, str, bool]
 
 
@@ -134,10 +152,9 @@ def _changes(kind: Descriptor, prefix: str) -> Iterator[_Found]:
 
 
 def _repeated(field: FieldDescriptor, path: str) -> Iterator[_Found]:
-    # 501 orders are too many for a batch, 201 lines for an order.
-    for count in (0, 201, 501, 5001):
-        limit = 500 if field.name == "orders" else 200
-        yield path, _itself, _fill(field, count), f"with {count} entries", not 1 <= count <= limit
+    fewest, most = entries_allowed(field)
+    for count in {0, fewest - 1, most + 1, 10 * most}:
+        yield path, _itself, _fill(field, count), f"with {count} entries", not fewest <= count <= most
     for nested, reach, change, what, must_refuse in _changes(_kind(field), f"{path}[0]."):
         yield nested, _first(field.name, reach), change, what, must_refuse
 

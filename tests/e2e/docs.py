@@ -8,6 +8,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 _FENCE = re.compile(r"^ *```sh\n(.*?)^ *```", re.DOTALL | re.MULTILINE)
 _COMMENT = re.compile(r"\s+#\s.*")
+_PATH = re.compile(r"`((?:[\w.-]+/)+[\w-]+\.(?:json|md|proto|py|ya?ml))`")
 _INLINE_TASK = re.compile(r"`\./task ([a-z-]+)[^`]*`")
 
 
@@ -43,6 +44,11 @@ def named_tasks() -> set[tuple[str, str]]:
     return {
         (str(page.relative_to(ROOT)), name) for page in documents() for name in _INLINE_TASK.findall(page.read_text())
     }
+
+
+def named_files() -> set[tuple[str, str]]:
+    """Page and path for each file of the repository within a sentence or a table."""
+    return {(str(page.relative_to(ROOT)), path) for page in documents() for path in _PATH.findall(page.read_text())}
 
 
 def _commands(block: str) -> Iterator[str]:

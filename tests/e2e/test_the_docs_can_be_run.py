@@ -21,7 +21,7 @@ from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoRe
 
 from devstack.ports import free_ports
 from devstack.process import Process
-from tests.e2e.docs import ROOT, ShellLine, named_tasks, shell_lines
+from tests.e2e.docs import ROOT, ShellLine, named_files, named_tasks, shell_lines
 
 READY_SECONDS = 180
 LINE_SECONDS = 120
@@ -143,6 +143,18 @@ def test_a_command_that_a_page_names_is_a_task() -> None:
     tasks = yaml.safe_load((ROOT / "Taskfile.yml").read_text())["tasks"]
 
     assert {(page, name) for page, name in named_tasks() if name not in tasks} == set()
+
+
+def test_a_file_that_a_page_names_is_there() -> None:
+    # A page says once in which folder it is, and goes on from there.
+    folders = [ROOT, *(ROOT / "deploy").glob("*"), *ROOT.glob("libs/*/src"), *ROOT.glob("services/*/src/*")]
+
+    def is_there(page: str, path: str) -> bool:
+        return any((folder / path).exists() for folder in [(ROOT / page).parent, *folders])
+
+    # What CHANGELOG tells of may be gone since.
+    named = [(page, path) for page, path in named_files() if page != "CHANGELOG.md"]
+    assert [(page, path) for page, path in named if not is_there(page, path)] == []
 
 
 def test_every_fence_says_what_is_in_it() -> None:

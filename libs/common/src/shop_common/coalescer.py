@@ -148,7 +148,11 @@ class Coalescer(Generic[_Request, _Result]):
         return outcome
 
     def all(self, requests: Sequence[_Request], *, deadline: float) -> list[_Result | ShopError]:
-        """One outcome for each request, in order; they may be decided in different batches.
+        """One outcome for each request, in order; they may be decided in different batches, each a transaction.
+
+        So an RPC may hand over its parts by this only where each part has an outcome of its own, and where the proto
+        promises nothing of all of them together: neither all or nothing, nor a view of one moment, since other
+        calls may change rows between two parts. What must hold together is one request of `bulk`.
 
         Raises QueueFull when there is no room or no turn in time (nothing was done), DatabaseUnavailable when the
         time ran out during the flush (it may have been done), and what `bulk` raised for one of them alone.

@@ -150,11 +150,23 @@ def _differences(answer: Message, expected: dict[str, object]) -> list[str]:
 
 
 def _at(value: Any, path: Sequence[str]) -> Any:
-    """The field at the path; of a repeated one the list of that field of each."""
+    """The field at the path; of a repeated one the list of that field of each, or its count.
+
+    Raises CommandFailed when there is no such field: the story is wrong then, not the answer.
+    """
     for number, name in enumerate(path):
-        if name == "count":
-            return len(value)
         if hasattr(value, "append"):
-            return [_at(one, path[number:]) for one in value]
+            return len(value) if name == "count" else [_at(one, path[number:]) for one in value]
+        if name not in _fields(value):
+            within = (
+                value.DESCRIPTOR.name if isinstance(value, Message) else f"{'.'.join(path[:number])}, a single value"
+            )
+            fields = f"; it has {', '.join(_fields(value))}" if _fields(value) else ""
+            raise CommandFailed(f"the story expects {'.'.join(path)}, but there is no {name} in {within}{fields}")
         value = getattr(value, name)
     return list(value) if hasattr(value, "append") else value
+
+
+def _fields(value: Any) -> list[str]:
+    """The names of a message's fields; none of what is no message."""
+    return list(value.DESCRIPTOR.fields_by_name) if isinstance(value, Message) else []
