@@ -1,21 +1,25 @@
 """ListOrders: pages, filters, tokens."""
 
 from collections.abc import Iterator
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from functools import partial
+from typing import Any
+from uuid import UUID
 
 import pytest
 from desk import Desk, new_order, refusal, stored
+from sqlalchemy import event
 
-from order_api import orders, requests
-from order_api.domain import NewItem
+from order_api import answers, orders, requests
+from order_api.domain import NewItem, Order, OrderItem, Status
 from order_api.orders import OrderFilter
 from shop.order.v1 import order_pb2 as pb
 from shop_common import paging
 from shop_common.database import Database
 from shop_common.moments import from_micros, to_proto
-from shop_common.paging import Page, PageRequest
+from shop_common.paging import TOKEN_LENGTH_MAX, Page, PageRequest
+from shop_common.valid import TEXT_LENGTH_MAX
 
 
 @pytest.fixture
@@ -125,6 +129,41 @@ def test_a_page_of_very_long_orders_has_fewer_of_them(database: Database) -> Non
     found = [order.id for page in (first, rest) for order in page.rows]
     assert len(found) == count
     assert set(found) == before
+
+
+def test_a_page_reads_no_more_lines_than_it_has(database: Database) -> None:
+    long = tuple(NewItem(product, 1, Decimal(1)) for product in range(1, 201))
+    for _ in range(3):
+        stored(database, *(new_order(items=long) for _ in range(orders.PAGE_LINES_MAX // 600)))
+    stored(database, *(new_order(items=long) for _ in range(20)))
+    read: list[int] = []
+
+    def count_lines(_connection: object, cursor: Any, statement: str, *_: object) -> None:
+        if "order_items.price" in statement:
+            read.append(cursor.rowcount if cursor.rowcount >= 0 else -1)
+
+    event.listen(database.engine, "after_cursor_execute", count_lines)
+    try:
+        page = database.query(lambda tx: orders.list_page(tx, PageRequest("orders", OrderFilter(), None, 1000)))
+    finally:
+        event.remove(database.engine, "after_cursor_execute", count_lines)
+
+    assert sum(len(order.items) for order in page.rows) == orders.PAGE_LINES_MAX
+    # SQLite does not say how many rows it selected.
+    assert read == [-1 if database.is_sqlite else orders.PAGE_LINES_MAX]
+
+
+def test_the_largest_page_fits_into_an_answer() -> None:
+    order_id, last = str(UUID(int=0)), datetime.max.replace(tzinfo=UTC)
+    item = OrderItem(2**63 - 1, 2**63 - 1, 10**9, Decimal(10**15) - Decimal("0.000000001"))
+    order = Order(
+        order_id, 2**63 - 1, Decimal(10**15) - Decimal("0.000000001"), "EUR", Status.CANCELLED,
+        "\N{GRINNING FACE}" * TEXT_LENGTH_MAX, last, 2**63 - 1, last, last, (item,) * (orders.PAGE_LINES_MAX // 1000),
+    )  # fmt: skip
+
+    page = pb.ListOrdersResponse(orders=[answers.order(order)] * 1000, next_page_token="t" * TOKEN_LENGTH_MAX)
+
+    assert page.ByteSize() < 4 * 1024 * 1024
 
 
 def test_moments_survive_the_way_through_the_database(desk: Desk) -> None:

@@ -96,8 +96,13 @@ class Amount(TypeDecorator[Decimal]):
     def process_bind_param(self, value: Decimal | None, dialect: Dialect) -> Any:
         return str(value) if value is not None and dialect.name == "sqlite" else value
 
-    def process_result_value(self, value: Any, dialect: Dialect) -> Decimal | None:
-        return Decimal(value) if isinstance(value, str) else value
+    def result_processor(self, dialect: Dialect, coltype: object) -> Any:
+        # See Timestamp: the driver of PostgreSQL gives Decimals.
+        return _decimal_or_none if dialect.name == "sqlite" else None
+
+
+def _decimal_or_none(value: str | None) -> Decimal | None:
+    return None if value is None else Decimal(value)
 
 
 # SQLite gives out an id again after its row is gone unless told AUTOINCREMENT, and knows that only for INTEGER.
