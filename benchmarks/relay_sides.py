@@ -17,7 +17,7 @@ from devstack.postgres import PostgresServer
 from devstack.process import Process
 from shop_common.outbox import SHARDS
 
-READY_SECONDS = 60
+READY_SECONDS = 120
 STOP_SECONDS = 15
 FREEZE_SECONDS = 20
 _POLL_SECONDS = 0.01

@@ -21,7 +21,7 @@ from order_api.migrations import SCHEMA as ORDERS_SCHEMA
 from shop_common.database import Database
 from shop_common.schema import Schema
 
-READY_SECONDS = 45
+READY_SECONDS = 120
 STOP_SECONDS = 15
 
 NO_BROKER = Kafka("localhost:9", "none")

@@ -19,10 +19,10 @@ from devstack.stack import INVENTORY_API, RELAY, Databases, Options, Stack
 from shop.inventory.v1 import inventory_pb2 as inventory
 from tests.e2e.shop import CANCELLED, CONFIRMED, PROCESSING, SHIPPED, Shop
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = pytest.mark.timeout(500)
 
 GROUP, TOPIC = "inventory-api", "order-events"
-ADMIN_SECONDS = 20
+ADMIN_SECONDS = 60
 MEMBER_SECONDS = 60
 HELD = 77  # an advisory lock of this file's own
 

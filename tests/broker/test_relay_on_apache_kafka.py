@@ -19,10 +19,10 @@ from devstack.postgres import PostgresServer
 from shop_common.outbox import shard_of
 from tests.broker.stream import Stream, eventually
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = pytest.mark.timeout(500)
 
-AWAY_SECONDS = 60
-SOON_SECONDS = 20
+AWAY_SECONDS = 90
+SOON_SECONDS = 90
 
 
 @pytest.fixture

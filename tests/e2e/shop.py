@@ -54,7 +54,7 @@ class Shop:
     def __exit__(self, *_: object) -> None:
         self.api.__exit__()
 
-    def wait_ready(self, within_seconds: float = 45) -> None:
+    def wait_ready(self, within_seconds: float = 120) -> None:
         """Wait until all four processes are ready, and each that calls another has found it again.
 
         A channel whose peer was away looks for it every two seconds at most; until then calls on it are UNAVAILABLE.
@@ -175,19 +175,19 @@ class Shop:
 
     # --- what others see ---
 
-    def eventually(self, condition: Callable[[], bool], within_seconds: float = 15) -> None:
+    def eventually(self, condition: Callable[[], bool], within_seconds: float = 60) -> None:
         """Wait until the condition holds. Fails when it does not in time."""
         deadline = time.monotonic() + within_seconds
         while not condition():
             assert time.monotonic() < deadline, f"not within {within_seconds} s"
             time.sleep(_POLL_SECONDS)
 
-    def order_events(self, order_id: str, until_type: str, within_seconds: float = 20) -> list[str]:
+    def order_events(self, order_id: str, until_type: str, within_seconds: float = 60) -> list[str]:
         """The types of the order's events on Kafka, in their order, once one of that type is there."""
         return [event_type for event_type, _ in self._events("order-events", order_id, until_type, within_seconds)]
 
     def stock_events(
-        self, product_id: int, until_type: str, count: int = 1, within_seconds: float = 20
+        self, product_id: int, until_type: str, count: int = 1, within_seconds: float = 60
     ) -> list[tuple[str, dict[str, Any]]]:
         """Type and data of the product's events on Kafka, once so many of that type are there."""
         return self._events("inventory-events", str(product_id), until_type, within_seconds, count)

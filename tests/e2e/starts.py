@@ -16,7 +16,7 @@ from devstack.stack import INVENTORY_API, ORDER_API, REAPER, RELAY
 from shop_common.database import Database
 from shop_common.schema import Schema
 
-START_SECONDS = 45
+START_SECONDS = 120
 _POLL_SECONDS = 0.05
 
 SCHEMAS = {INVENTORY_API: inventory_api.migrations.SCHEMA, ORDER_API: order_api.migrations.SCHEMA}

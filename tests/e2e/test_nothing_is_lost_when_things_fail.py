@@ -35,8 +35,8 @@ def test_an_event_reaches_kafka_though_the_broker_was_away_when_the_order_was_ma
         order = shop.place_order((product, 1))
         assert order.status == PENDING
 
-    assert shop.order_events(order.id, "ORDER_CREATED", within_seconds=40) == ["ORDER_CREATED"]
-    shop.stock_events(product, "STOCK_RESERVED", within_seconds=40)
+    assert shop.order_events(order.id, "ORDER_CREATED", within_seconds=90) == ["ORDER_CREATED"]
+    shop.stock_events(product, "STOCK_RESERVED", within_seconds=90)
 
 
 @pytest.mark.parametrize("name", PROCESSES)
@@ -49,7 +49,7 @@ def test_a_killed_process_loses_nothing_and_doubles_nothing(shop: Shop, name: st
         process.kill()
         process.start()
         so_far = len(bought.confirmed)
-        shop.eventually(lambda: len(bought.confirmed) >= so_far + 10, within_seconds=40)
+        shop.eventually(lambda: len(bought.confirmed) >= so_far + 10, within_seconds=90)
     shop.wait_ready()
 
     for number, order_id in enumerate(bought.confirmed):
@@ -62,7 +62,7 @@ def test_a_killed_process_loses_nothing_and_doubles_nothing(shop: Shop, name: st
     # Holds of calls that died half-way run out by themselves; nothing but what was shipped is missing then.
     shop.eventually(lambda: shop.available(product) == 1000 - len(shipped) == shop.on_hand(product), within_seconds=60)
     shop.assert_counted(product, put_in=1000)
-    events = shop.stock_events(product, "STOCK_FULFILLED", count=len(shipped), within_seconds=40)
+    events = shop.stock_events(product, "STOCK_FULFILLED", count=len(shipped), within_seconds=90)
     fulfilled = [data["order_id"] for event_type, data in events if event_type == "STOCK_FULFILLED"]
     assert sorted(fulfilled) == sorted(shipped)
     for order_id in cancelled[:3]:

@@ -22,7 +22,7 @@ ROUNDS = 3
 UNITS = 10_000
 PAUSE_SECONDS = 0.1  # between a buyer's purchases: the embedded broker keeps only so many events
 STOP_SECONDS = 30
-READY_SECONDS = 45
+READY_SECONDS = 120
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ from devstack.postgres import PostgresServer
 from devstack.stack import INVENTORY_API, ORDER_API, Databases
 from tests.faults.system import running
 
-pytestmark = pytest.mark.timeout(180)
+pytestmark = pytest.mark.timeout(400)
 WORKERS = {name: {"WORKERS": "2"} for name in (INVENTORY_API, ORDER_API)}
 
 

@@ -14,7 +14,7 @@ from tests.faults.guards import CLOCK_OF_THE_DATABASE
 from tests.faults.ledger import Place, Refusal, Step
 from tests.faults.system import running
 
-pytestmark = pytest.mark.timeout(240)
+pytestmark = pytest.mark.timeout(400)
 
 HOUR_SECONDS = 3600
 

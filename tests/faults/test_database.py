@@ -12,7 +12,7 @@ from devstack.postgres import PostgresServer
 from devstack.stack import Databases
 from tests.faults.system import System, running
 
-pytestmark = pytest.mark.timeout(240)
+pytestmark = pytest.mark.timeout(400)
 
 CONNECTIONS_MAX = 500
 SILENT_SECONDS = 60

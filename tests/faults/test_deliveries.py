@@ -15,7 +15,7 @@ from devstack.stack import Databases
 from tests.faults.stream import Stream
 from tests.faults.system import System, running
 
-pytestmark = pytest.mark.timeout(240)
+pytestmark = pytest.mark.timeout(400)
 
 REPEATS = 2
 POISONOUS = 3

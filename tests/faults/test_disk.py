@@ -15,7 +15,7 @@ from tests.faults.containers import SmallDisk, postgres_on_a_small_disk
 from tests.faults.system import running
 from tests.faults.test_database import plain
 
-pytestmark = [pytest.mark.timeout(300), pytest.mark.usefixtures("docker_engine")]
+pytestmark = [pytest.mark.timeout(500), pytest.mark.usefixtures("docker_engine")]
 
 FULL_SECONDS = 90
 READY_SECONDS = 60

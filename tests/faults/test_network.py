@@ -17,7 +17,7 @@ from devstack.stack import INVENTORY_API, ORDER_API, Databases
 from tests.faults.proxy import Proxy, Weather
 from tests.faults.system import System, running
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = pytest.mark.timeout(500)
 
 BAD = [weather for weather in Weather if weather is not Weather.FINE]
 BAD_ANYWHERE = [weather for weather in BAD if weather is not Weather.COMMIT_UNANSWERED]

@@ -17,7 +17,7 @@ from tests.faults import build
 from tests.faults.build import SteppedBuild
 from tests.faults.system import LEASE_SECONDS, System, running
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = pytest.mark.timeout(500)
 
 RANDOM_KILLS, RANDOM_KILLS_SHORT = 4, 2
 STEP_SECONDS = 60

@@ -13,9 +13,9 @@ from tests.faults.build import BEFORE_PRODUCE, Build, Change, SteppedBuild
 from tests.faults.checker import check
 from tests.faults.system import Recorded, System, running
 
-pytestmark = [pytest.mark.timeout(240), pytest.mark.short]
+pytestmark = [pytest.mark.timeout(400), pytest.mark.short]
 WORKERS = {name: {"WORKERS": "2"} for name in (INVENTORY_API, ORDER_API)}
-RESTART_SECONDS = 45
+RESTART_SECONDS = 120
 ANSWERS, ANSWERS_SHORT = 600, 450
 DAMAGED_REST_SECONDS, DAMAGED_REST_SECONDS_SHORT = 20, 10
 """What is damaged may never come to rest, which is damage, too."""

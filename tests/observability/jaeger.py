@@ -13,7 +13,7 @@ from devstack.ports import free_ports
 from tests.observability.prometheus import REQUEST_SECONDS, wait_for
 
 IMAGE = "jaegertracing/jaeger:2.13.0"
-START_SECONDS = 30
+START_SECONDS = 120
 
 
 class Jaeger:

@@ -20,8 +20,8 @@ ROOT = Path(__file__).resolve().parents[2]
 DEPLOYED = ROOT / "deploy" / "prometheus"
 IMAGE = "prom/prometheus:v3.5.0"
 FOLDER = "/etc/prometheus"
-START_SECONDS = 30
-REQUEST_SECONDS = 10
+START_SECONDS = 120
+REQUEST_SECONDS = 30
 _POLL_SECONDS = 0.2
 
 Json = dict[str, Any]

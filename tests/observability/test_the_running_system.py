@@ -28,7 +28,7 @@ from tests.observability.dashboards import Json, as_grafana_asks, filled, panels
 from tests.observability.jaeger import Jaeger
 from tests.observability.prometheus import Prometheus, configure, metrics_in, wait_for
 
-pytestmark = [pytest.mark.usefixtures("docker_engine"), pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.usefixtures("docker_engine"), pytest.mark.timeout(500)]
 
 INVENTORY = "shop.inventory.v1.InventoryService"
 TOPICS = ("order-events", "inventory-events")

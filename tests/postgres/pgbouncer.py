@@ -19,7 +19,7 @@ POOL_SIZE = 4
 """Server connections for each database: fewer than one process of ours opens, so that they have to share."""
 
 BUILD_SECONDS = 300
-START_SECONDS = 60
+START_SECONDS = 120
 _POLL_SECONDS = 0.1
 DOCUMENTED = re.findall(r"```ini\n(.*?)```", (Path(__file__).parents[2] / "docs/postgresql.md").read_text(), re.DOTALL)[
     0

@@ -49,7 +49,7 @@ class Answers:
         """By code and reason."""
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(500)
 def test_clients_see_unavailable_for_seconds_and_nothing_else(shop: Shop, server: PostgresServer) -> None:
     product = shop.stocked_product(units=UNITS)
     with buyers(shop, product) as answers:

@@ -19,7 +19,7 @@ from shop_common.database import Database
 from shop_common.errors import Contention, DatabaseUnavailable
 from shop_common.outbox import Outbox
 
-TIMEOUT_SECONDS = 20
+TIMEOUT_SECONDS = 90
 
 metadata = MetaData()
 outbox = Outbox(metadata)

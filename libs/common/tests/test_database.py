@@ -26,7 +26,7 @@ from shop_common.errors import (
     TransactionTimeout,
 )
 
-PATIENCE_SECONDS = 10.0
+PATIENCE_SECONDS = 60.0
 
 
 class TooMany(Refused):

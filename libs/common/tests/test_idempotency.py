@@ -15,7 +15,7 @@ from shop_common.sql import now
 
 METADATA = MetaData()
 KEYS = IdempotencyKeys(METADATA)
-PATIENCE_SECONDS = 10.0
+PATIENCE_SECONDS = 60.0
 
 
 class TooMany(Refused):

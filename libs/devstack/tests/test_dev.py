@@ -20,8 +20,8 @@ from shop.inventory.v1 import inventory_pb2, inventory_pb2_grpc
 
 NAMES = ("inventory-api", "order-api", "reservation-reaper", "event-relay")
 PORT_OPTIONS = ("--inventory-port", "--order-port", "--reaper-port", "--relay-port")
-HEALTHY_SECONDS = 60
-END_SECONDS = 30
+HEALTHY_SECONDS = 180
+END_SECONDS = 90
 
 Start = Callable[..., Process]
 

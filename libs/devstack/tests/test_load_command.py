@@ -14,8 +14,8 @@ from devstack.process import Process
 from devstack.stack import Databases, Stack
 from shop.order.v1 import order_pb2 as orders
 
-END_SECONDS = 20
-DO_SECONDS = 40
+END_SECONDS = 60
+DO_SECONDS = 90
 
 
 @pytest.fixture(scope="module")

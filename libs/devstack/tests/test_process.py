@@ -235,7 +235,7 @@ time.sleep(600)
     assert not is_busy(shared)
 
 
-def _eventually(condition: Callable[[], bool], within_seconds: float = 15) -> None:
+def _eventually(condition: Callable[[], bool], within_seconds: float = 60) -> None:
     deadline = time.monotonic() + within_seconds
     while not condition():
         assert time.monotonic() < deadline, "it did not happen in time"

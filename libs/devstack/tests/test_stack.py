@@ -12,7 +12,7 @@ from devstack.stack import Databases, Options, Stack
 from shop.inventory.v1 import inventory_pb2, inventory_pb2_grpc
 from shop.order.v1 import order_pb2, order_pb2_grpc
 
-DRAIN_SECONDS = 30
+DRAIN_SECONDS = 90
 
 
 @pytest.fixture

@@ -20,7 +20,7 @@ from devstack.stack import Databases, Options, Ports, Stack
 from shop.inventory.v1.inventory_pb2 import CheckStockRequest, CreateInventoryItemRequest, ReserveStockRequest
 from shop_common.errors import Refused
 
-SEEN_SECONDS = 30
+SEEN_SECONDS = 90
 
 
 @pytest.fixture(scope="module")

@@ -26,8 +26,8 @@ from shop.order.v1.order_pb2 import (
 )
 from shop_common.errors import Refused
 
-HEALTHY_SECONDS = 60
-EFFECT_SECONDS = 20
+HEALTHY_SECONDS = 180
+EFFECT_SECONDS = 90
 BUYERS = 24
 
 Start = Callable[..., Process]

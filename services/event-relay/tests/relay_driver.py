@@ -99,7 +99,7 @@ class Shop:
         """The rows as a relay that owns all shards reads them."""
         return self.database.query(lambda tx: PendingRows(self.outbox.table).oldest(tx, range(SHARDS)), STEADY_PLANS)
 
-    def shipped(self, messages: int = 0, *, events: int = 0, within_seconds: float = 20) -> list[Shipped]:
+    def shipped(self, messages: int = 0, *, events: int = 0, within_seconds: float = 90) -> list[Shipped]:
         """What is in the topic, once that many messages, or different events, are."""
 
         def complete(records: list[Shipped]) -> bool:
@@ -124,7 +124,7 @@ def running(*relays: Relay) -> Iterator[None]:
         yield
 
 
-def eventually(condition: Callable[[], bool], within_seconds: float = 20) -> None:
+def eventually(condition: Callable[[], bool], within_seconds: float = 90) -> None:
     deadline = time.monotonic() + within_seconds
     while not condition():
         assert time.monotonic() < deadline, f"not within {within_seconds} s"

@@ -10,7 +10,7 @@ from inventory_api import holds
 from inventory_api.holds import Holds, HoldsWatch
 from shop_common.database import STEADY_PLANS
 
-TOLD_SECONDS = 10
+TOLD_SECONDS = 60
 
 
 def count(stockroom: Stockroom) -> Holds:

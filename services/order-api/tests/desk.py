@@ -225,7 +225,7 @@ def stored(database: Database, *wanted: NewOrder, hold_seconds: float = 60) -> l
     return [each for each in outcomes if isinstance(each, Order)]
 
 
-def eventually(check: Callable[[], bool], *, within_seconds: float = 15) -> None:
+def eventually(check: Callable[[], bool], *, within_seconds: float = 60) -> None:
     """Wait until it is so."""
     deadline = time.monotonic() + within_seconds
     pause = threading.Event()

@@ -33,8 +33,8 @@ if TYPE_CHECKING:
 EMBEDDED = "librdkafka's embedded broker"
 IMAGE = "apache/kafka:4.1.1"
 LOG_FOLDER = "/tmp/kraft-combined-logs"  # noqa: S108 - in the container
-START_SECONDS = 20
-CONTAINER_START_SECONDS = 90
+START_SECONDS = 120
+CONTAINER_START_SECONDS = 180
 REQUEST_SECONDS = 10
 _BATCH = 500
 _GROUPS_UNKNOWN_YET = (
@@ -68,7 +68,7 @@ class Kafka:
         self.description = description
         self._own = own
 
-    def consume(self, topic: str, until: Callable[[list[Record]], bool], within_seconds: float = 10) -> list[Record]:
+    def consume(self, topic: str, until: Callable[[list[Record]], bool], within_seconds: float = 60) -> list[Record]:
         """Everything in the topic from its start on, once `until` is content with it.
 
         In order within each partition. Raises TimeoutError, which shows what was there.

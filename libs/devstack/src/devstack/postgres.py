@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 __all__ = ["PostgresServer", "PostgresUnavailable", "Source", "provide", "sources"]
 
 IMAGE = "postgres:17"
-START_SECONDS = 60
+START_SECONDS = 120
 _POLL_SECONDS = 0.05
 
 

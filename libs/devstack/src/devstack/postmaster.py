@@ -30,8 +30,8 @@ from devstack.ports import free_ports
 from devstack.process import inherited_environment, wait_until_stopped
 
 OLDEST_MAJOR = 14
-START_SECONDS = 30
-STOP_SECONDS = 10
+START_SECONDS = 120
+STOP_SECONDS = 60
 _POLL_SECONDS = 0.02
 _START_TRIES = 3
 _LOG_CHARACTERS = 2000

@@ -20,8 +20,8 @@ LOG_LINES_MAX = 20_000
 TAIL_LINES = 25
 _POLL_SECONDS = 0.05
 _ASK_SECONDS = 1
-_KILL_SECONDS = 10
-_FREEZE_SECONDS = 10
+_KILL_SECONDS = 60
+_FREEZE_SECONDS = 60
 
 # What a program needs to run at all. Everything else a child gets is said by who starts it: an exported
 # GRPC_PORT or DATABASE_URL of the caller must never reach a process that it was not meant for.
