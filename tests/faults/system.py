@@ -21,7 +21,7 @@ from tests.faults.stream import INVENTORY, LETTERS, ORDERS, Stream, events
 
 LEASE_SECONDS = 3
 REST_SECONDS = 90
-READY_SECONDS = 60
+READY_SECONDS = 120
 PRODUCTS = 3
 _POLL_SECONDS = 0.1
 Ways = Mapping[str, Proxy]
@@ -140,9 +140,10 @@ def running(
     per_process: Mapping[str, Mapping[str, str]] | None = None,
     per_replica: Sequence[Mapping[str, str]] = (),
     way_to: Callable[[int], Proxy] | None = None,
+    metrics: bool = False,
 ) -> Iterator[System]:
     """So many of each process; each API is called at all of its addresses, or by a `way_to` its port."""
-    ports = [Ports.free() for _ in range(replicas)]
+    ports = [Ports.free(metrics=metrics) for _ in range(replicas)]
     ways = {}
     if way_to is not None:
         ways = {INVENTORY_API: way_to(ports[0].inventory), ORDER_API: way_to(ports[0].orders)}

@@ -1,21 +1,18 @@
 """Ten times more than the shop can do: it does what it can, refuses the rest in time, and is itself right after."""
 
-import threading
 from collections import Counter
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 
-import psutil
 import pytest
 
 from devstack.kafka import Kafka
 from devstack.postgres import PostgresServer
-from devstack.process import Process, health
-from devstack.stack import REAPER, Databases
+from devstack.stack import Databases
+from tests.faults.beside import always_serving, megabytes
 from tests.faults.clients import LOCATIONS
 from tests.faults.flood import Flood
 from tests.faults.ledger import Call
-from tests.faults.system import System, running
+from tests.faults.system import running
 
 pytestmark = [pytest.mark.timeout(600), pytest.mark.short]
 
@@ -28,8 +25,6 @@ SECONDS, SECONDS_SHORT = 60, 10
 REST_SECONDS = 300
 MEASURE_SECONDS = 2
 RECOVER_SECONDS = 20
-LOOK_SECONDS = 0.25
-HEALTH_SECONDS = 5
 SETTLED_MIN = 0.8
 LATE_MAX = 0.01
 GROWTH_MEGABYTES_MAX = 200
@@ -49,7 +44,7 @@ def test_ten_times_the_sustainable_rate(
         sustainable = flood.at_once(BUYERS, MEASURE_SECONDS)
         before = {process.name: megabytes(process) for process in system.processes}
         calm_calls = len(clients.ledger.calls)
-        with always_serving(system):
+        with always_serving(system.processes):
             sent = flood.at_rate(TIMES * sustainable, seconds)
         words = told(clients.ledger.calls[calm_calls:])
         after = {process.name: megabytes(process) for process in system.processes}
@@ -76,34 +71,3 @@ def test_ten_times_the_sustainable_rate(
 def told(calls: Iterable[Call]) -> Counter[str]:
     """How often which word was given."""
     return Counter(word for call in calls for word in (call.refusals or call.silences or ["done"]))
-
-
-@contextmanager
-def always_serving(system: System) -> Iterator[None]:
-    """Every process says SERVING whenever it is asked, until the block ends."""
-    over = threading.Event()
-    bad = Counter[str]()
-    asked = Counter[str]()
-
-    def ask(process: Process) -> None:
-        while not over.wait(LOOK_SECONDS):
-            asked[process.name] += 1
-            # The reaper is ready while the APIs answer in time, and now that is not promised.
-            for service in ("liveness",) if process.name == REAPER else ("", "liveness"):
-                said = health(process.health_address or "", service, timeout_seconds=HEALTH_SECONDS)
-                bad.update([f"{process.name} {service} {said}"] * (said != "SERVING"))
-
-    threads = [threading.Thread(target=ask, args=(process,)) for process in system.processes]
-    for thread in threads:
-        thread.start()
-    try:
-        yield
-    finally:
-        over.set()
-        for thread in threads:
-            thread.join()
-    assert not bad, f"not SERVING, of {asked}: {bad}"
-
-
-def megabytes(process: Process) -> int:
-    return int(psutil.Process(process.pid).memory_info().rss) // 2**20

@@ -1,0 +1,168 @@
+"""What hostile callers send, and what they leave unsent: an honest client beside them is served all the time.
+
+One function for each attack. While it goes on, orders are placed, confirmed and cancelled, health checks answer,
+memory stays bounded, and no process ends; see `beside`.
+"""
+
+import zlib
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+
+import grpc
+import pytest
+
+from devstack.kafka import Kafka
+from devstack.ports import free_ports
+from devstack.postgres import PostgresServer
+from devstack.stack import Databases
+from shop.inventory.v1 import inventory_pb2 as inventory
+from shop.order.v1 import order_pb2 as orders
+from tests.e2e.shop import Shop
+from tests.faults import peer
+from tests.faults.beside import an_honest_client
+from tests.faults.hostile import (
+    CREATE_ORDER,
+    GET_ORDER,
+    LIST_ORDERS,
+    LIST_RESERVATIONS,
+    MESSAGE_BYTES_MAX,
+    idle_connections,
+    raw_calls,
+    to_apis,
+)
+from tests.faults.peer import HEALTH_WATCH, message
+from tests.faults.system import System, running
+
+pytestmark = pytest.mark.timeout(600)
+
+STOP_SECONDS = 25
+"""Of which a process takes ten at most for the calls that run, and ten to flush."""
+SCRAPE_SECONDS = 30
+THREADS_MAX = 300
+LINES_MAX = 200
+TRIES_MAX = 40
+"""Of one of very many who call at once: most are told to come again, and each is served in the end."""
+PLENTY = 10**9
+EFFECT_SECONDS = 300
+"""For what comes of many large events."""
+
+
+@pytest.fixture(scope="module", params=[pytest.param("postgresql", marks=pytest.mark.short), "sqlite"])
+def system(
+    request: pytest.FixtureRequest, own_broker: Kafka, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[System]:
+    if request.param == "postgresql":
+        server: PostgresServer = request.getfixturevalue("postgres_server")
+        databases = Databases.on_server(server)
+    else:
+        databases = Databases.in_folder(tmp_path_factory.mktemp("data"))
+    # Traces are on, as everywhere, and their collector is away.
+    (nobody,) = free_ports(1)
+    collector = {"OTEL_EXPORTER_OTLP_ENDPOINT": f"http://127.0.0.1:{nobody}"}
+    with running(databases, own_broker, environment=collector, metrics=True) as system:
+        yield system
+
+
+@pytest.fixture(scope="module")
+def shelf(system: System) -> list[int]:
+    """As many products as an order may have lines, of each of them plenty."""
+    with Shop.of(system.stacks[0]) as shop, ThreadPoolExecutor(16) as callers:
+        return list(callers.map(lambda _: shop.stocked_product(PLENTY), range(LINES_MAX)))
+
+
+# --- connections and streams ---
+
+
+def test_calls_that_are_taken_back_at_once(system: System, is_short: bool) -> None:
+    with an_honest_client(system) as honest, to_apis(system) as apis, suppress(OSError):
+        for _ in range(3_000 if is_short else 30_000):
+            for each in apis:
+                each.cancel(each.call(GET_ORDER, message(b""), end=True))
+        honest.goes_on()
+
+
+def test_more_calls_at_once_than_anyone_needs(system: System) -> None:
+    request = orders.ListOrdersRequest(page_size=1_000).SerializeToString()
+    with an_honest_client(system) as honest, to_apis(system) as (_, order_api):
+        for _ in range(5_000):
+            order_api.call(LIST_ORDERS, message(request), end=True)
+        honest.goes_on()
+
+
+def test_answers_that_are_never_read(system: System) -> None:
+    request = orders.ListOrdersRequest(page_size=1_000).SerializeToString()
+    with an_honest_client(system) as honest, to_apis(system, window=0, reads=False) as (_, order_api):
+        for _ in range(500):
+            order_api.call(LIST_ORDERS, message(request), end=True)
+        honest.goes_on()
+
+
+def test_messages_that_come_after_their_deadline(system: System) -> None:
+    with an_honest_client(system) as honest, to_apis(system) as (_, order_api):
+        late = [order_api.call(CREATE_ORDER, extra=[(b"grpc-timeout", b"50m")]) for _ in range(500)]
+        honest.goes_on()
+        for stream in late:
+            order_api.send(peer.frame(peer.DATA, peer.END_STREAM, stream, message(b"")))
+        honest.goes_on()
+
+
+def test_more_health_watches_than_anyone_needs(system: System, is_short: bool) -> None:
+    with an_honest_client(system) as honest, to_apis(system) as apis, suppress(OSError):
+        for number in range(4_000 if is_short else 20_000):
+            for each in apis:
+                each.call(HEALTH_WATCH, message(b""), end=True)
+            if number % 1_000 == 0:
+                honest.goes_on(1)
+        honest.goes_on()
+
+
+def test_idle_connections(system: System) -> None:
+    ports = [system.stacks[0].ports.inventory, system.stacks[0].ports.orders]
+    with an_honest_client(system) as honest, idle_connections(ports, 700):
+        honest.goes_on()
+
+
+def test_pings_and_headers_without_end(system: System) -> None:
+    with an_honest_client(system) as honest, to_apis(system, reads=False) as (pinged, headed):
+        with suppress(OSError):
+            for _ in range(200):
+                pinged.send(peer.frame(peer.PING, 0, 0, b"12345678") * 500)
+        with suppress(OSError):
+            headed.send(peer.frame(peer.HEADERS, 0, 1, peer.headers(GET_ORDER)))
+            for number in range(3_000):
+                more = peer.header(b"x-%d" % number, b"b" * 8_000)
+                headed.send(peer.frame(peer.CONTINUATION, 0, 1, more))
+        honest.goes_on()
+
+
+# --- messages ---
+
+
+def test_a_message_that_unpacks_to_a_hundred_times_its_size(system: System) -> None:
+    packer = zlib.compressobj(9, zlib.DEFLATED, 31)
+    packed = b"".join(packer.compress(bytes(2**20)) for _ in range(400)) + packer.flush()
+    with an_honest_client(system) as honest, to_apis(system) as (_, order_api):
+        for _ in range(3):
+            # Larger than the window that a server opens: it may end the connection in the middle.
+            with suppress(OSError):
+                order_api.call(
+                    GET_ORDER, message(packed, compressed=True), end=True, extra=[(b"grpc-encoding", b"gzip")]
+                )
+        honest.goes_on()
+
+
+# --- requests that are legal, one by one ---
+
+
+def read_lists(system: System, user: int, product: int) -> None:
+    """The largest pages that one may ask for, with the limits that a client has by default."""
+    with raw_calls(system, receive_bytes_max=MESSAGE_BYTES_MAX) as call:
+        for _ in range(5):
+            listed = orders.ListOrdersRequest(user_id=user, page_size=1_000)
+            assert call(LIST_ORDERS, listed.SerializeToString()) is grpc.StatusCode.OK
+            reservations = inventory.ListReservationsRequest(product_id=product, page_size=1_000)
+            assert call(LIST_RESERVATIONS, reservations.SerializeToString()) is grpc.StatusCode.OK
+
+
+# --- at the end ---
