@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator
 from confluent_kafka import Consumer, KafkaException, TopicPartition
 
 from devstack.kafka import Kafka, Record
+from shop_common import received
 from tests.faults.ledger import Event
 
 ORDERS, INVENTORY = "order-events", "inventory-events"
@@ -56,12 +57,12 @@ class Stream:
                 offset = message.offset() or 0
                 if where in left and offset >= left[where] - 1:
                     del left[where]
-                key, headers = message.key(), dict(message.headers() or [])
+                key = message.key()
                 yield Record(
                     *where,
                     offset,
                     key.decode() if isinstance(key, bytes) else key,
-                    {name: value.decode() for name, value in headers.items() if isinstance(value, bytes)},
+                    {name: value.decode(errors="replace") for name, value in received.headers_of(message) or ()},
                     message.value() or b"",
                 )
 

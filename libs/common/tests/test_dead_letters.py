@@ -13,6 +13,7 @@ from sqlalchemy.exc import IntegrityError
 from shop_common.database import Database
 from shop_common.dead_letters import Reason, dead_letter, in_a_line
 from shop_common.outbox import PAYLOAD_BYTES_MAX, Outbox, Record
+from shop_common.received import read
 
 NOW = datetime(2024, 1, 15, 10, 30, tzinfo=UTC)
 BROKER_BYTES_MAX = 1_000_000
@@ -32,7 +33,7 @@ def database(database_url: str) -> Iterator[Database]:
 
 
 def letter_of(value: bytes | None, key: bytes | None = b"k", headers: Headers | None = None) -> Record:
-    message = Message(topic="facts", partition=2, offset=7, key=key, value=value, headers=headers)
+    message = read(Message(topic="facts", partition=2, offset=7, key=key, value=value, headers=headers))
     return dead_letter(message, Reason.FAILED, ValueError("why\nnot"), consumer="desk", now=NOW)
 
 

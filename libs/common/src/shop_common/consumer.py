@@ -15,8 +15,9 @@ import math
 import random
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
 
@@ -30,7 +31,7 @@ from shop_common.database import Database
 from shop_common.dead_letters import Reason
 from shop_common.errors import Conflict, Overload, ShopError, Unavailable
 from shop_common.outbox import Outbox
-from shop_common.received import Describe, Event, Undecodable
+from shop_common.received import Describe, Event, Position, Received, Undecodable
 
 __all__ = ["Consumer", "Event", "Handler"]
 
@@ -48,6 +49,9 @@ IDLE_POLL_SECONDS = 0.2
 TRIES_MAX = 5
 """How often an event is tried alone before it is set aside."""
 
+LETTER_BYTES_MAX = 4_000_000
+"""Of the values that are set aside in one transaction."""
+
 BACKOFF_SECONDS_MIN = 0.02
 BACKOFF_SECONDS_MAX = 2.0
 COMPLAINT_SECONDS = 60.0
@@ -61,6 +65,15 @@ SESSION_SECONDS = 6.0
 _PREFETCH_KILOBYTES_MAX = 8192
 
 _log = logs.get(__name__)
+
+
+@dataclass(frozen=True)
+class _Letter:
+    """A message that is to be set aside, and why."""
+
+    position: Position
+    reason: Reason
+    error: Exception
 
 
 class Consumer:
@@ -99,7 +112,7 @@ class Consumer:
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name=f"consumer-{topic}", daemon=True)
         self._waiting = False
-        self._early: list[Message] = []
+        self._early: list[Received] = []
         self._expected: dict[int, int] = {}
         self._trouble = ""
         self._complained_at = -math.inf
@@ -137,20 +150,22 @@ class Consumer:
         except BaseException as error:
             self._die(f"the consumer of {self._topic} died", error)
 
-    def _next_batch(self) -> list[Message]:
+    def _next_batch(self) -> list[Received]:
         messages, self._early = self._early, []
         # `consume` would wait until its list is full, so that it only takes what is there already.
         first = self._kafka.poll(0 if messages else IDLE_POLL_SECONDS)
         if first is not None:
-            messages += [first, *self._kafka.consume(BATCH_MESSAGES_MAX - 1, 0)]
-        sound = [message for message in messages if self._is_sound(message)]
-        self._look_for_gaps(sound)
-        return sound
+            messages += self._read([first, *self._kafka.consume(BATCH_MESSAGES_MAX - 1, 0)])
+        self._look_for_gaps(messages)
+        return messages
 
-    def _look_for_gaps(self, messages: Sequence[Message]) -> None:
+    def _read(self, messages: Iterable[Message]) -> list[Received]:
+        return [received.read(message) for message in messages if self._is_sound(message)]
+
+    def _look_for_gaps(self, messages: Sequence[Received]) -> None:
         """The broker deletes by age. What it deleted before we came to it is passed over, but not in silence."""
         for message in messages:
-            _, partition, offset = received.position(message)
+            _, partition, offset = message.position
             expected = self._expected.get(partition, offset)
             if offset > expected:
                 self._metrics.missed(offset - expected)
@@ -163,46 +178,47 @@ class Consumer:
                 )
             self._expected[partition] = offset + 1
 
-    def _work(self, messages: Sequence[Message]) -> None:
+    def _work(self, messages: Sequence[Received]) -> None:
         self._in_hand = len(messages)
-        batch: dict[tuple[str, int, int], Message] = {}
-        events: list[Event] = []
-        for message in messages:
-            event_type = received.type_of(message)
-            if event_type is not None and event_type not in self._handlers:
-                continue
-            batch[received.position(message)] = message
-            try:
-                event = received.decode(message)
-            except Undecodable as error:
-                self._set_aside(message, Reason.UNDECODABLE, error)
-                continue
-            if event.type in self._handlers:
-                events.append(event)
+        events, letters = self._events(messages)
         for step in received.in_sequence(events):
-            self._handle(step, batch)
+            letters += self._handle(step)
+        self._set_aside(messages, letters)
         self._store(messages)
         self._in_hand = 0
         self._recovered()
 
-    def _handle(self, events: Sequence[Event], batch: Mapping[tuple[str, int, int], Message], tries: int = 1) -> None:
-        """Act on events of one type. Those that make it fail are found by halves, and set aside."""
+    def _events(self, messages: Sequence[Received]) -> tuple[list[Event], list[_Letter]]:
+        """The messages that have a handler, as events; and those that are no events."""
+        events: list[Event] = []
+        letters: list[_Letter] = []
+        for message in messages:
+            event_type = received.type_of(message)
+            if event_type is not None and event_type not in self._handlers:
+                continue
+            try:
+                event = received.decode(message)
+            except Undecodable as error:
+                letters.append(_Letter(message.position, Reason.UNDECODABLE, error))
+                continue
+            if event.type in self._handlers:
+                events.append(event)
+        return events, letters
+
+    def _handle(self, events: Sequence[Event], tries: int = 1) -> list[_Letter]:
+        """Act on events of one type. Those that make it fail are found by halves, and returned."""
         try:
             self._act(events)
-            return
+            return []
         except Exception as error:  # rolled back, and not for the database's sake: an event or the handler is wrong
             failure = error
         if len(events) > 1:
             half = len(events) // 2
-            self._handle(events[:half], batch)
-            self._handle(events[half:], batch)
-            return
-        (event,) = events
+            return self._handle(events[:half]) + self._handle(events[half:])
         if tries < TRIES_MAX:
             self._wait(_backoff_seconds(tries))
-            self._handle(events, batch, tries + 1)
-        else:
-            self._set_aside(batch[event.topic, event.partition, event.offset], Reason.FAILED, failure)
+            return self._handle(events, tries + 1)
+        return [_Letter(events[0].position, Reason.FAILED, failure)]
 
     def _act(self, events: Sequence[Event]) -> None:
         event_type = events[0].type
@@ -213,19 +229,31 @@ class Consumer:
                 self._wait(0)
         self._metrics.handled(event_type, len(events), time.monotonic() - started_at)
 
-    def _set_aside(self, message: Message, reason: Reason, error: Exception) -> None:
-        letter = partial(dead_letters.dead_letter, message, reason, error, consumer=self._group)
-        self._insist(lambda tx: self._outbox.append_records(tx, [letter(now=sql.now(tx))]))
-        self._metrics.set_aside(reason)
-        topic, partition, offset = received.position(message)
-        _log.error(
-            "event set aside",
-            topic=topic,
-            partition=partition,
-            offset=offset,
-            reason=str(reason),
-            exc_info=error,
-        )
+    def _set_aside(self, messages: Sequence[Received], letters: Sequence[_Letter]) -> None:
+        """Write dead letters: many in one transaction, so that a topic full of rubbish holds nobody up for long."""
+        by_position = {message.position: message for message in messages}
+        for some in _bounded(letters, lambda letter: len(by_position[letter.position].value), LETTER_BYTES_MAX):
+            self._insist(partial(self._write, [(by_position[letter.position], letter) for letter in some]))
+        for letter in letters:
+            self._metrics.set_aside(letter.reason)
+            topic, partition, offset = letter.position
+            _log.error(
+                "event set aside",
+                topic=topic,
+                partition=partition,
+                offset=offset,
+                reason=str(letter.reason),
+                error=dead_letters.in_a_line(letter.error),
+                exc_info=letter.error if letter.reason is Reason.FAILED else None,
+            )
+
+    def _write(self, letters: Sequence[tuple[Received, _Letter]], tx: Connection) -> None:
+        now = sql.now(tx)
+        records = [
+            dead_letters.dead_letter(message, letter.reason, letter.error, consumer=self._group, now=now)
+            for message, letter in letters
+        ]
+        self._outbox.append_records(tx, records)
 
     def _insist(self, operation: Callable[[Connection], _T]) -> _T:
         """Run the operation in a transaction, as often as it takes while the database is away or busy.
@@ -253,7 +281,7 @@ class Consumer:
                 message = self._kafka.poll(min(left, IDLE_POLL_SECONDS))
                 if message is not None:
                     # Not expected of paused partitions; but a message that was polled doesn't come again.
-                    self._early.append(message)
+                    self._early += self._read([message])
                 self._measure_lag()
                 left = until - time.monotonic()
         finally:
@@ -273,11 +301,11 @@ class Consumer:
             _log.info("events go on", topic=self._topic)
             self._set_ready(True)
 
-    def _store(self, messages: Sequence[Message]) -> None:
+    def _store(self, messages: Sequence[Received]) -> None:
         """Let the offsets behind these messages be committed."""
         done: dict[int, int] = {}
         for message in messages:
-            _, partition, offset = received.position(message)
+            _, partition, offset = message.position
             done[partition] = offset + 1
         for partition, offset in done.items():
             try:
@@ -341,6 +369,18 @@ class Consumer:
 
 class _Stopped(BaseException):
     """Told to stop while waiting. No Exception, so that it is never taken for the failure of a handler."""
+
+
+def _bounded(items: Sequence[_T], weigh: Callable[[_T], int], weight_max: int) -> Iterator[Sequence[_T]]:
+    """The items in order, in slices that weigh at most so much; one that weighs more is a slice of its own."""
+    start = weight = 0
+    for number, item in enumerate(items):
+        weight += weigh(item)
+        if weight > weight_max and number > start:
+            yield items[start:number]
+            start, weight = number, weigh(item)
+    if items:
+        yield items[start:]
 
 
 def _backoff_seconds(tries: int) -> float:

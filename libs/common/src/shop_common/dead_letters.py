@@ -1,7 +1,8 @@
 """Messages that nobody can act on, set aside in `<topic>.dlq` with all that is needed to send them again.
 
 A dead letter is a row of the outbox, and so takes the same safe way to Kafka as every event. Its value and headers are
-those of the message, its id too, so that one that is set aside twice can be told. Further headers:
+those of the message, its id too, so that one that is set aside twice can be told. Headers that cannot be read are left
+out. Further headers:
 
     dlq_topic, dlq_partition, dlq_offset    where it came from
     dlq_consumer                            which consumer group could not act on it
@@ -17,11 +18,11 @@ from enum import StrEnum
 from uuid import NAMESPACE_URL, UUID, uuid5
 
 import orjson
-from confluent_kafka import Message
 from sqlalchemy.exc import StatementError
 
-from shop_common import received, telemetry
+from shop_common import telemetry
 from shop_common.outbox import PAYLOAD_BYTES_MAX, Record, shard_of
+from shop_common.received import Received
 
 SUFFIX = ".dlq"
 ERROR_LENGTH_MAX = 500
@@ -39,11 +40,11 @@ class Reason(StrEnum):
     FAILED = "FAILED"
 
 
-def dead_letter(message: Message, reason: Reason, error: BaseException, *, consumer: str, now: datetime) -> Record:
+def dead_letter(message: Received, reason: Reason, error: BaseException, *, consumer: str, now: datetime) -> Record:
     """The message as a row of the outbox. Any message can be one, whatever its bytes."""
-    topic, partition, offset = received.position(message)
-    key = _text(message.key() or b"")[:KEY_LENGTH_MAX]
-    payload, more = _payload(message.value() or b"")
+    topic, partition, offset = message.position
+    key = _text(message.key)[:KEY_LENGTH_MAX]
+    payload, more = _payload(message.value)
     headers = (
         _headers(message)
         | more
@@ -64,7 +65,7 @@ def dead_letter(message: Message, reason: Reason, error: BaseException, *, consu
         type=headers.get("ce_type", ""),
         payload=payload,
         headers=orjson.dumps(headers).decode(),
-        traceparent=telemetry.from_kafka(received.headers(message)),
+        traceparent=telemetry.from_kafka(message.headers),
         created_at=now,
     )
 
@@ -74,13 +75,13 @@ def in_a_line(error: BaseException) -> str:
     # SQLAlchemy's own text ends with the statement and its parameters.
     cause = error.orig if isinstance(error, StatementError) and error.orig is not None else error
     lines = str(cause).splitlines() or [""]
-    return _text(f"{type(cause).__name__}: {lines[0]}".encode())[:ERROR_LENGTH_MAX]
+    return _text(f"{type(cause).__name__}: {lines[0]}".encode(errors="replace"))[:ERROR_LENGTH_MAX]
 
 
-def _headers(message: Message) -> dict[str, str]:
+def _headers(message: Received) -> dict[str, str]:
     kept = {}
     room = HEADERS_LENGTH_MAX
-    for name, value in received.headers(message):
+    for name, value in message.headers or ():
         text = _text(value)
         room -= len(name) + len(text)
         if room < 0:

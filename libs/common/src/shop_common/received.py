@@ -1,10 +1,15 @@
-"""What other services tell: messages of a topic as events, and the order in which to act on them."""
+"""What other services tell: messages of a topic as events, and the order in which to act on them.
+
+Anybody may write anything into a topic. `read` alone touches the client library's message: whatever its bytes are, it
+gives a Received, and everything after it works on that.
+"""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime
-from typing import Any, cast
+from operator import methodcaller
+from typing import Any, NamedTuple
 
 import orjson
 from confluent_kafka import Message
@@ -12,6 +17,9 @@ from opentelemetry.trace import Span, SpanContext, SpanKind, StatusCode
 from opentelemetry.util.types import AttributeValue
 
 from shop_common import telemetry
+
+Position = tuple[str, int, int]
+"""Topic, partition and offset: no other message has the same."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +39,11 @@ class Event:
     partition: int
     offset: int
 
+    @property
+    def position(self) -> Position:
+        """Where it lies."""
+        return self.topic, self.partition, self.offset
+
 
 Describe = Callable[[Event], Mapping[str, AttributeValue]]
 """What the span of an event says of it."""
@@ -40,25 +53,75 @@ class Undecodable(Exception):
     """The message is no event; the text says why."""
 
 
-def type_of(message: Message) -> str | None:
+class Received(NamedTuple):
+    """A message of a topic, whatever its bytes. `headers` are in their order, or None when they cannot be read."""
+
+    topic: str
+    partition: int
+    offset: int
+    key: bytes
+    value: bytes
+    headers: Sequence[tuple[str, bytes]] | None
+
+    @property
+    def position(self) -> Position:
+        """Where it lies."""
+        return self[:3]
+
+    def header(self, name: str) -> str:
+        """A header's text, empty when it is absent. Raises UnicodeDecodeError."""
+        for candidate, value in self.headers or ():
+            if candidate == name:
+                return value.decode()
+        return ""
+
+
+# Never call `message.headers()` itself. For a header whose name is not UTF-8, confluent-kafka (up to 2.16.1) sets an
+# exception and still returns a list, with a null pointer in it. CPython checks the result of a call for that and raises
+# SystemError. But it does not check a method call that it has specialised, as it does in hot code: then the null
+# pointer ends the process. A call through `methodcaller` is checked in every version. See ADR 0015.
+_checked_headers = methodcaller("headers")
+
+
+def headers_of(message: Message) -> list[tuple[str, bytes]] | None:
+    """All headers of the message, in their order; None when the name of one is not UTF-8."""
+    try:
+        found: list[tuple[str, bytes | None]] | None = _checked_headers(message)
+    except (SystemError, UnicodeDecodeError):
+        # The message keeps its broken list, and would return it to the next caller without an exception.
+        message.set_headers([])
+        return None
+    return [(name, value or b"") for name, value in found or ()]
+
+
+def read(message: Message) -> Received:
+    """The message, which must have no error. Never raises for what its sender wrote."""
+    topic, partition, offset = message.topic(), message.partition(), message.offset()
+    if topic is None or partition is None or offset is None:
+        raise AssertionError("a message without an error has a position")
+    return Received(topic, partition, offset, message.key() or b"", message.value() or b"", headers_of(message))
+
+
+def type_of(message: Received) -> str | None:
     """The event's type by the header alone, so that most messages need not be parsed; None when it is not there."""
     try:
-        return header(message, "ce_type") or None
+        return message.header("ce_type") or None
     except UnicodeDecodeError:
         return None
 
 
-def decode(message: Message) -> Event:
+def decode(message: Received) -> Event:
     """The message as an event, its type taken from the body if the header has none. Raises Undecodable."""
-    topic, partition, offset = position(message)
+    if message.headers is None:
+        raise Undecodable("not an event: the name of a header is not UTF-8")
     try:
-        body = orjson.loads(message.value() or b"")
+        body = orjson.loads(message.value)
         event_type = type_of(message) or body["event_type"]
         data = body["data"]
         occurred_at = datetime.fromisoformat(body["timestamp"])
-        key = (message.key() or b"").decode()
-        event_id = header(message, "ce_id") or f"{topic}/{partition}/{offset}"
-    except (KeyError, TypeError, ValueError) as error:
+        key = message.key.decode()
+        event_id = message.header("ce_id") or "/".join(map(str, message.position))
+    except Exception as error:  # nothing but the message is read here: whatever fails, it is the message's fault
         raise Undecodable(f"not an event: {type(error).__name__}: {error}") from error
     if not isinstance(event_type, str) or not isinstance(data, dict) or occurred_at.tzinfo is None:
         raise Undecodable("not an event: event_type must be text, data an object, timestamp a time with its zone")
@@ -68,10 +131,10 @@ def decode(message: Message) -> Event:
         event_id=event_id,
         data=data,
         occurred_at=occurred_at,
-        traceparent=telemetry.from_kafka(headers(message)),
-        topic=topic,
-        partition=partition,
-        offset=offset,
+        traceparent=telemetry.from_kafka(message.headers),
+        topic=message.topic,
+        partition=message.partition,
+        offset=message.offset,
     )
 
 
@@ -135,26 +198,3 @@ def _open_span(event: Event, member: SpanContext, batch: SpanContext | None, des
     return telemetry.open_span(
         f"process {event.topic}", member, SpanKind.CONSUMER, batches=[batch], attributes=attributes
     )
-
-
-def position(message: Message) -> tuple[str, int, int]:
-    """Topic, partition and offset: no other message has the same."""
-    topic, partition, offset = message.topic(), message.partition(), message.offset()
-    if topic is None or partition is None or offset is None:
-        raise AssertionError("a message without an error has a position")
-    return topic, partition, offset
-
-
-def header(message: Message, name: str) -> str:
-    """A header's text, empty when it is absent. Raises UnicodeDecodeError."""
-    for candidate, value in headers(message):
-        if candidate == name:
-            return value.decode()
-    return ""
-
-
-def headers(message: Message) -> Sequence[tuple[str, bytes]]:
-    """All headers of the message, in their order."""
-    # The type given by the library also names the forms in which it takes headers. It gives out this one.
-    found = cast("list[tuple[str, bytes | None]] | None", message.headers())
-    return [(name, value or b"") for name, value in found or ()]

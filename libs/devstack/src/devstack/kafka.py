@@ -26,6 +26,7 @@ from confluent_kafka.cimpl import NewTopic
 from devstack import broker, docker, watchdog
 from devstack.ports import free_ports
 from devstack.process import Process
+from shop_common import received
 
 if TYPE_CHECKING:
     from devstack.containers import Container
@@ -348,13 +349,13 @@ def _record(message: Message) -> Record:
         partition=message.partition() or 0,
         offset=message.offset() or 0,
         key=_text(message.key()),
-        headers={str(name): _text(value) or "" for name, value in dict(message.headers() or []).items()},
+        headers={name: _text(value) or "" for name, value in received.headers_of(message) or ()},
         value=message.value() or b"",
     )
 
 
 def _text(value: str | bytes | None) -> str | None:
-    return value.decode() if isinstance(value, bytes) else value
+    return value.decode(errors="replace") if isinstance(value, bytes) else value
 
 
 def _unmet(topic: str, records: list[Record], within_seconds: float) -> str:

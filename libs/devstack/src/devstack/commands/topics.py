@@ -9,6 +9,8 @@ from typing import Any, Self
 
 from confluent_kafka import OFFSET_INVALID, Consumer, KafkaError, KafkaException, Message, TopicPartition
 
+from shop_common import received
+
 REQUEST_SECONDS = 5
 SILENCE_SECONDS_MAX = 15
 """How long to wait for an event that must be there."""
@@ -174,13 +176,12 @@ def _is_end(message: Message) -> bool:
 
 def _event(message: Message) -> Event:
     key: Any = message.key()
-    headers: Any = message.headers() or []
     return Event(
         topic=message.topic() or "",
         partition=message.partition() or 0,
         offset=message.offset() or 0,
         time=datetime.fromtimestamp(message.timestamp()[1] / 1000, UTC),
         key=key.encode() if isinstance(key, str) else key,
-        headers=tuple((name, value or b"") for name, value in headers),
+        headers=tuple(received.headers_of(message) or ()),
         value=message.value() or b"",
     )
