@@ -117,10 +117,8 @@ def die(reason: str, error: BaseException | None = None) -> None:
     """
     _log.critical(reason, exc_info=error)
     if _Life.serving is not None:
-        # On a thread, as a client that does not read could hold this up.
-        told = threading.Thread(target=_Life.serving.health.drain, daemon=True)
-        told.start()
-        told.join(timeout=0.2)
+        _Life.serving.health.drain()
+        _Life.serving.health.wait_published(0.2)
     os._exit(1)
 
 
