@@ -11,6 +11,7 @@ from rich.console import Console
 from sqlalchemy import NullPool, create_engine
 
 from benchmarks.http2 import LoadError
+from benchmarks.revisions import NoSuchRevision
 from benchmarks.stock import WrongCount
 from devstack import postgres
 from devstack.postgres import PostgresServer
@@ -33,7 +34,7 @@ def measured(measure: Callable[[Console], _Measured]) -> _Measured | None:
     console = Console(stderr=True)
     try:
         return measure(console)
-    except (LoadError, ProcessEnded, TimeoutError, WrongCount, postgres.PostgresUnavailable) as error:
+    except (LoadError, NoSuchRevision, ProcessEnded, TimeoutError, WrongCount, postgres.PostgresUnavailable) as error:
         console.print(f"[red]failed:[/] {error}", highlight=False)
         return None
 

@@ -5,6 +5,7 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Mapping
 from functools import cache
+from pathlib import Path
 from typing import Protocol
 
 from benchmarks import cpu, stock
@@ -195,11 +196,13 @@ def plain(database: str, databases: Databases, generator: Generator, database_pi
 class Echo(Services):
     """No database, no work: what a call costs in the server that our services use."""
 
-    def __init__(self, generator: Generator) -> None:
+    def __init__(self, generator: Generator, *, python: str = sys.executable, folder: Path | None = None) -> None:
         super().__init__("echo", "none", generator, [])
         (port,) = free_ports(1)
         self.targets = {INVENTORY: _local(port)}
-        self.processes = {"server": [_process("benchmarks.echo", port, QUIET | {"GRPC_PORT": str(port)})]}
+        self.processes = {
+            "server": [_process("benchmarks.echo", port, QUIET | {"GRPC_PORT": str(port)}, python, folder)]
+        }
 
     def measures(self, scenario: Scenario) -> bool:
         return scenario is RESERVE_HOT
@@ -231,8 +234,10 @@ def _bodies(scenario: Scenario) -> list[str]:
     return [base64.b64encode(body).decode() for body in scenario.bodies()]
 
 
-def _process(module: str, port: int, environment: Mapping[str, str]) -> Process:
-    return Process(module, [sys.executable, "-m", module], environment, health_address=_local(port))
+def _process(
+    module: str, port: int, environment: Mapping[str, str], python: str = sys.executable, folder: Path | None = None
+) -> Process:
+    return Process(module, [python, "-m", module], environment, health_address=_local(port), folder=folder)
 
 
 def _local(port: int) -> str:

@@ -28,9 +28,10 @@ BRIEF = ("--rounds", "1", "--seconds", "0.3")
         (("benchmarks.scale", *BRIEF, "--rows", "1000", "2000"), "list-deep-status"),
         (("benchmarks.reaping", "--holds", "20000", "--seconds", "0.5", "--windows", "1"), "p99 ≤ 2 × before"),
         (("benchmarks.footprint", *BRIEF, "--workers", "2", "--databases", "postgresql"), "reservation-reaper"),
+        (("benchmarks.compare", "HEAD", "--quick"), "an empty call"),
         (("benchmarks.relay", "--quick", "--sides", "ours", "loop"), "loop"),
     ],
-    ids=["calls", "scale", "reaping", "footprint", "relay"],
+    ids=["calls", "scale", "reaping", "footprint", "compare", "relay"],
 )
 def test_it_runs_and_its_counts_are_right(command: tuple[str, ...], shown: str) -> None:
     ran = subprocess.run(
