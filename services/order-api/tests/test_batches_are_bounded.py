@@ -9,14 +9,16 @@ import pytest
 from desk import Desk, Stock, at_once, new_order, new_request, stored
 from sqlalchemy import select
 
-from order_api import orders, tables
+from order_api import history, orders, tables, transitions
 from order_api.domain import LINES_MAX, NewItem, Order, Status
+from order_api.history import TURN_KEYS, PurgeRequest
 from order_api.inventory import Inventory
 from order_api.operations import Operations
-from order_api.transitions import Step
+from order_api.transitions import TURN_LINES, AbandonedRequest, Loss, Step
 from shop.order.v1 import order_pb2 as pb
 from shop_common.coalescer import BATCH_WEIGHT_MAX
 from shop_common.database import Database
+from shop_common.idempotency import Claim
 
 LONG = tuple(NewItem(product, 1, Decimal(1)) for product in range(1, LINES_MAX + 1))
 
@@ -55,6 +57,41 @@ def test_many_long_orders_are_cancelled_in_several_transactions(database: Databa
     by_transaction = events_by_transaction(database, "ORDER_CANCELLED")
     assert sum(by_transaction) == 25
     assert by_transaction[-1] <= BATCH_WEIGHT_MAX // LINES_MAX
+
+
+def test_orders_that_lost_their_stock_are_cancelled_in_turns(database: Database) -> None:
+    placed = stored(database, *(new_order(items=LONG) for _ in range(25)))
+    losses = [Loss(order.id, released=True) for order in placed for _ in range(20)]
+
+    turns = 1
+    while database.transact(lambda tx: transitions.cancel_lost(tx, losses)):
+        turns += 1
+
+    by_transaction = events_by_transaction(database, "ORDER_CANCELLED")
+    assert sum(by_transaction) == 25
+    assert by_transaction[-1] <= TURN_LINES // LINES_MAX
+    assert turns == len(by_transaction)
+
+
+def test_abandoned_orders_are_cancelled_in_turns(database: Database) -> None:
+    long = stored(database, *(new_order(items=LONG) for _ in range(12)), hold_seconds=-3600)
+    stored(database, *(new_order() for _ in range(3)), hold_seconds=-3000)
+
+    assert transitions.cancel_abandoned(database, AbandonedRequest(60, 14)) == 14
+
+    by_transaction = events_by_transaction(database, "ORDER_CANCELLED")
+    assert sum(by_transaction) == 14
+    assert len(by_transaction) >= len(long) * LINES_MAX // TURN_LINES
+    assert transitions.cancel_abandoned(database, AbandonedRequest(60, 14)) == 1
+
+
+def test_keys_are_forgotten_in_turns(database: Database) -> None:
+    claims = [Claim("CreateOrder", "1", f"key-{number}", "", ()) for number in range(2 * TURN_KEYS + 50)]
+    database.transact(lambda tx: tables.idempotency_keys.claim(tx, claims))
+
+    assert history.purge_keys(database, PurgeRequest(-60, TURN_KEYS + 1)) == TURN_KEYS + 1
+    assert history.purge_keys(database, PurgeRequest(-60, 10 * TURN_KEYS)) == TURN_KEYS + 49
+    assert history.purge_keys(database, PurgeRequest(-60, TURN_KEYS)) == 0
 
 
 def test_lines_are_counted_for_each_order(database: Database) -> None:

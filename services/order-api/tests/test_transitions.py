@@ -21,11 +21,12 @@ def take(database: Database, *steps: Step) -> list[Order | ShopError]:
 
 
 def lose(database: Database, *losses: Loss) -> None:
-    database.transact(lambda tx: transitions.cancel_lost(tx, losses))
+    while database.transact(lambda tx: transitions.cancel_lost(tx, losses)):
+        pass
 
 
 def cancel_abandoned(database: Database, max_count: int = 100) -> int:
-    return database.transact(lambda tx: transitions.cancel_abandoned(tx, AbandonedRequest(GRACE_SECONDS, max_count)))
+    return transitions.cancel_abandoned(database, AbandonedRequest(GRACE_SECONDS, max_count))
 
 
 def at(database: Database, status: Status) -> Order:

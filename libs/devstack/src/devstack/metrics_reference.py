@@ -33,7 +33,6 @@ PROCESSES = {
     "shop_common.grpc_client": (ORDER_API, REAPER),
     "shop_common.grpc_server": _APIS,
     "shop_common.health": (*_APIS, RELAY, REAPER),
-    "shop_common.logs": (*_APIS, RELAY, REAPER),
     "shop_common.outbox": _APIS,
 }
 

@@ -1,9 +1,5 @@
 """`python -m event_relay`."""
 
-from shop_common import startup
-
-startup.prepare()
-
-from event_relay.main import main  # noqa: E402 - takes a second, in which a signal is heard already
+from event_relay.main import main
 
 main()

@@ -1,9 +1,5 @@
 """`python -m order_api`."""
 
-from shop_common import startup
-
-startup.prepare()
-
-from order_api.main import main  # noqa: E402 - takes a second, in which a signal is heard already
+from order_api.main import main
 
 raise SystemExit(main())

@@ -17,14 +17,17 @@ def handlers() -> Mapping[str, Handler]:
     return {"STOCK_RESERVATION_EXPIRED": cancel_expired, "STOCK_RELEASED": cancel_released}
 
 
-def cancel_expired(tx: Connection, events: Sequence[Event]) -> None:
-    """An order that is not confirmed is lost with its hold."""
-    transitions.cancel_lost(tx, [_loss(event, released=False) for event in events])
+def cancel_expired(tx: Connection, events: Sequence[Event]) -> bool:
+    """An order that is not confirmed is lost with its hold. True: more are left to do."""
+    return transitions.cancel_lost(tx, [_loss(event, released=False) for event in events])
 
 
-def cancel_released(tx: Connection, events: Sequence[Event]) -> None:
-    """An order that is not shipped is lost with its stock. If it was its own cancellation, nothing is left to do."""
-    transitions.cancel_lost(tx, [_loss(event, released=True) for event in events])
+def cancel_released(tx: Connection, events: Sequence[Event]) -> bool:
+    """An order that is not shipped is lost with its stock. If it was its own cancellation, nothing is left to do.
+
+    True: more are left to do.
+    """
+    return transitions.cancel_lost(tx, [_loss(event, released=True) for event in events])
 
 
 def _loss(event: Event, *, released: bool) -> Loss:

@@ -1,14 +1,17 @@
 """The operations as the servicer calls them: each behind coalescers, which are their only way to the database."""
 
 from collections.abc import Callable
+from functools import partial
 
 from order_api import history, orders, transitions
 from order_api.confirming import Confirming
 from order_api.domain import LINES_MAX, Order, Status
+from order_api.history import PurgeRequest
 from order_api.inventory import Inventory
 from order_api.placing import Placing
-from order_api.transitions import Step
+from order_api.transitions import AbandonedRequest, Step
 from shop_common.coalesced import ALONE, LISTS, Coalesced, Sizes, one_by_one
+from shop_common.coalescer import Coalescer
 from shop_common.database import Database
 
 
@@ -31,8 +34,13 @@ class Operations:
         self.order = run.reads("order", orders.get, sizes=Sizes[str](of=str, read=orders.count_lines, most=LINES_MAX))
         self.orders_page = run.reads("orders-page", one_by_one(orders.list_page), limits=LISTS)
 
-        self.cancel_abandoned = run.writes("cancel-abandoned", one_by_one(transitions.cancel_abandoned), limits=ALONE)
-        self.purge_keys = run.writes("purge", one_by_one(history.purge_keys), limits=ALONE)
+        cancel, purge = partial(transitions.cancel_abandoned, database), partial(history.purge_keys, database)
+        self.cancel_abandoned: Coalescer[AbandonedRequest, int] = run.own(
+            "cancel-abandoned", lambda requests: list(map(cancel, requests)), limits=ALONE
+        )
+        self.purge_keys: Coalescer[PurgeRequest, int] = run.own(
+            "purge", lambda requests: list(map(purge, requests)), limits=ALONE
+        )
 
     def set_status(self, step: Step, *, deadline: float) -> Order:
         """Take the step; to CONFIRMED by way of inventory-api."""

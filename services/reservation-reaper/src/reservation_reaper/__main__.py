@@ -1,9 +1,5 @@
 """`python -m reservation_reaper`."""
 
-from shop_common import startup
-
-startup.prepare()
-
-from reservation_reaper.main import main  # noqa: E402 - takes a second, in which a signal is heard already
+from reservation_reaper.main import main
 
 raise SystemExit(main())
