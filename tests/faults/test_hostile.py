@@ -8,6 +8,7 @@ import zlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from functools import partial
 
 import grpc
 import pytest
@@ -18,10 +19,11 @@ from devstack.postgres import PostgresServer
 from devstack.stack import Databases
 from shop.inventory.v1 import inventory_pb2 as inventory
 from shop.order.v1 import order_pb2 as orders
-from tests.e2e.shop import Shop
+from tests.e2e.shop import CANCELLED, CONFIRMED, Shop
 from tests.faults import peer
-from tests.faults.beside import an_honest_client
+from tests.faults.beside import an_honest_client, persistent
 from tests.faults.hostile import (
+    CALL_SECONDS,
     CREATE_ORDER,
     GET_ORDER,
     LIST_ORDERS,
@@ -153,6 +155,34 @@ def test_a_message_that_unpacks_to_a_hundred_times_its_size(system: System) -> N
 
 
 # --- requests that are legal, one by one ---
+
+
+def test_as_many_large_orders_as_there_can_be(system: System, shelf: list[int], is_short: bool) -> None:
+    """Placed, listed, confirmed all at once, and cancelled."""
+    count = 60 if is_short else 400
+    lines = [(product, 1) for product in shelf]
+    with Shop.of(system.stacks[0]) as shop:
+        with an_honest_client(system) as honest, ThreadPoolExecutor(count) as callers:
+            user = shop.product()
+
+            def place(number: int) -> str:
+                request_id = f"{user}-{number}"
+                placed = partial(shop.place_order, *lines, user_id=user, request_id=request_id)
+                return persistent(partial(placed, timeout_seconds=CALL_SECONDS), TRIES_MAX).id
+
+            def step(order_id: str, status: "orders.OrderStatus.ValueType") -> None:
+                persistent(lambda: shop.bring_to(order_id, status, timeout_seconds=CALL_SECONDS), TRIES_MAX)
+
+            with ThreadPoolExecutor(8) as buyers:
+                placed = list(buyers.map(place, range(count)))
+            readers = [callers.submit(read_lists, system, user, shelf[0]) for _ in range(4)]
+            honest.goes_on()
+            for reader in readers:
+                reader.result()
+            for status in (CONFIRMED, CANCELLED):
+                list(callers.map(step, placed, [status] * count))
+                honest.goes_on()
+        shop.eventually(lambda: all(shop.available(product) == PLENTY for product in shelf), EFFECT_SECONDS)
 
 
 def read_lists(system: System, user: int, product: int) -> None:

@@ -16,7 +16,7 @@ from google.protobuf.descriptor_pb2 import FileDescriptorProto
 from google.protobuf.descriptor_pool import Default
 from google.protobuf.wrappers_pb2 import StringValue
 
-from shop_common import lifecycle, telemetry
+from shop_common import lifecycle, startup, telemetry
 from shop_common.grpc_server import Server
 from shop_common.settings import ApiSettings, GrpcPort, load
 
@@ -92,6 +92,7 @@ def serving(behave: Behaviour, settings: EchoSettings | None = None) -> Iterator
 
 
 def main() -> None:
+    startup.prepare()
     settings = load(EchoSettings)
     lifecycle.begin("echo", settings)
     telemetry.start("echo", settings)

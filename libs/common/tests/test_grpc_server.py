@@ -246,12 +246,12 @@ def test_a_watcher_hears_of_each_change_and_does_not_hold_up_the_stop() -> None:
         assert list(unknown) == []
 
 
-def test_reflection_offers_the_service_unless_it_is_off() -> None:
-    with serving(echo) as running:
+def test_reflection_offers_the_service_when_it_is_on() -> None:
+    with serving(echo, EchoSettings(reflection=True, listen_host="127.0.0.1")) as running:
         offered = ProtoReflectionDescriptorDatabase(running.channel)
         assert SERVICE in offered.get_services()
         assert offered.FindFileContainingSymbol(SERVICE).package == "shop.echo.v1"
-    with serving(echo, EchoSettings(reflection=False, listen_host="127.0.0.1")) as running:
+    with serving(echo) as running:
         with pytest.raises(grpc.RpcError) as refused:
             ProtoReflectionDescriptorDatabase(running.channel).get_services()
         assert refused.value.code() is grpc.StatusCode.UNIMPLEMENTED

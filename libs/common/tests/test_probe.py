@@ -10,7 +10,7 @@ from shop_common.health import HealthServer
 
 @pytest.fixture
 def server() -> Iterator[HealthServer]:
-    server = HealthServer(0, listen_host="127.0.0.1", reflect=False)
+    server = HealthServer(0, listen_host="127.0.0.1")
     server.start()
     yield server
     server.stop(0)

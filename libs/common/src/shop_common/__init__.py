@@ -6,6 +6,7 @@ it is counted     metrics (declared beside what they count); coalescer_telemetry
 it is told        outbox (the event), idempotency (the call that comes again)
 others hear       consumer, received, dead_letters
 others are asked  grpc_client
-the process       settings, database_settings, lifecycle, workers, listen, health, probe, logs, telemetry, tracing
+the process       startup, settings, database_settings, lifecycle, workers, listen, health, probe
+it tells          logs, telemetry, tracing
 its tables        schema, online_ddl
 """

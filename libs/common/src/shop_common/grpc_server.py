@@ -6,7 +6,7 @@ is decided once per method.
 
 import secrets
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent import futures
 from dataclasses import dataclass
 from typing import Any, NoReturn, TypeAlias, TypeVar
@@ -15,6 +15,7 @@ import grpc
 from google.protobuf.descriptor import ServiceDescriptor
 from google.protobuf.message import DecodeError
 from google.rpc.status_pb2 import Status
+from grpc_reflection.v1alpha import reflection
 from opentelemetry import trace
 from opentelemetry.util.types import AttributeValue
 from sqlalchemy import exc
@@ -23,9 +24,11 @@ from shop_common import logs, metrics, telemetry
 from shop_common.call_pool import CallPool
 from shop_common.database import is_own_fault
 from shop_common.errors import DatabaseUnavailable, InvalidInput, Overload, QueueFull, ShopError, Unavailable, Violation
-from shop_common.health import HEALTH_SERVICE, Health
+from shop_common.health import Health
+from shop_common.health_service import HEALTH_SERVICE
 from shop_common.listen import opened
 from shop_common.logs import Flood
+from shop_common.peer_waits import PeerWaits
 from shop_common.settings import ApiSettings
 from shop_common.status import STATUS_KEY, code_of, new_status, to_status
 
@@ -35,7 +38,15 @@ CALL_SECONDS_MAX = 30.0
 REQUEST_BYTES_MAX = 4 * 1024 * 1024
 """A batch of 5,000 lines is about a quarter of it."""
 
-_ASIDE_THREADS = 4
+MESSAGE_SECONDS = 5.0
+"""The time that a client has to send the message after the headers of its call."""
+
+QUIET_SECONDS = 2.0
+"""When no call has run for so long, a stopping server closes the connections that are left."""
+
+_STOP_POLL_SECONDS = 0.05
+_WAITS_MIN = 8
+_REFUSING_THREADS = 4
 
 _log = logs.get(__name__)
 
@@ -59,6 +70,7 @@ _Servicer = TypeVar("_Servicer")
 _Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"  # in quotes, since only the stubs know its parameters
 _FoundHandler: TypeAlias = "_Handler | None"
 _Answer = Callable[[bytes, grpc.ServicerContext], bytes]
+_Messages: TypeAlias = Iterator[bytes]
 Describe = Callable[[Any], Mapping[str, AttributeValue]]
 
 
@@ -71,15 +83,20 @@ class Server:
         self._settings = settings
         self._services: list[str] = []
         self._pool = CallPool(settings.grpc_threads)
-        # Health and refusals have threads of their own: they must answer when all others are taken.
-        self._aside = futures.ThreadPoolExecutor(_ASIDE_THREADS, thread_name_prefix="aside")
-        self._gate = _Gate(self._pool, self._aside, settings.calls_max)
+        # Half of the threads may wait for messages; the others are left to calls whose message has arrived. With few
+        # threads all may: calls that arrive together wait for a moment each, and must not end each other.
+        waits_max = max(settings.grpc_threads // 2, min(settings.grpc_threads, _WAITS_MIN))
+        self._waits = PeerWaits("message", calls_max=waits_max, seconds=MESSAGE_SECONDS, waits_for="its message")
+        # Refusals have threads of their own: they must be told when all others are taken.
+        self._refusing = futures.ThreadPoolExecutor(_REFUSING_THREADS, thread_name_prefix="refusing")
+        self._gate = _Gate(self._pool, self._refusing, self._waits, settings.calls_max)
         self._server = grpc.server(
             # grpcio asks of it nothing but `submit`.
             self._pool,  # type: ignore[arg-type]
             interceptors=[self._gate],
-            options=_options(shared_port=settings.workers > 1),
+            options=_options(settings),
         )
+        self._health_service = self.health.serve_on(self._server)
 
     def add(
         self,
@@ -101,20 +118,35 @@ class Server:
 
     def start(self) -> None:
         """Open the port and answer; ready unless another part says otherwise. Raises PortBusy."""
-        self.health.serve_on(self._server, self._services, reflect=self._settings.reflection)
+        self.health.names.update(self._services)
+        if self._settings.reflection:
+            reflection.enable_server_reflection(
+                (*self._services, HEALTH_SERVICE, reflection.SERVICE_NAME), self._server
+            )
         self.port = opened(self._settings.listen_host, self._settings.grpc_port, self._server.add_insecure_port)
+        self._waits.start()
         self._server.start()
         self.health.set_ready("server", True)
 
     def stop(self, grace_seconds: float) -> None:
         """Take no more calls; return when those running have ended, or after the grace, when they are cancelled.
 
+        What has been answered may be read for QUIET_SECONDS more.
         Calls that arrive at this very moment may be cancelled (grpc #41785): drain first.
         """
-        self.health.end_watches()
-        self._server.stop(grace_seconds).wait()
+        self._health_service.end_watches()
+        stopped = self._server.stop(grace_seconds)
+        quiet_since = time.monotonic()
+        while not stopped.wait(_STOP_POLL_SECONDS):
+            if self._pool.calls > self._waits.count:
+                quiet_since = time.monotonic()
+            elif time.monotonic() - quiet_since > QUIET_SECONDS:
+                # grpcio waits for clients to close their connections, and some never read that they should.
+                stopped = self._server.stop(0)
+        self._health_service.stop()
+        self._waits.stop()
         self._pool.shutdown(wait=False)
-        self._aside.shutdown(wait=False)
+        self._refusing.shutdown(wait=False)
 
 
 def deadline(context: grpc.ServicerContext) -> float:
@@ -130,9 +162,10 @@ def traceparent(context: grpc.ServicerContext) -> str | None:
 class _Gate(grpc.ServerInterceptor):
     """Decides for each call, before it takes a thread, whether it runs, and wraps each method once."""
 
-    def __init__(self, pool: CallPool, aside: futures.ThreadPoolExecutor, calls_max: int) -> None:
+    def __init__(self, pool: CallPool, refusing: futures.ThreadPoolExecutor, waits: PeerWaits, calls_max: int) -> None:
         self._pool = pool
-        self._aside = aside
+        self._refusing = refusing
+        self._waits = waits
         self._calls_max = calls_max
         self._ways: dict[str, tuple[_Handler, _Handler]] = {}
         self.describe: dict[str, Describe] = {}
@@ -150,15 +183,15 @@ class _Gate(grpc.ServerInterceptor):
                 return None  # UNIMPLEMENTED; not remembered, since callers choose the name
             ways = self._ways[handler_call_details.method] = self._wrap(handler_call_details.method, handler)
         run, refuse = ways
-        return run if self._pool.calls < self._calls_max else refuse
+        # A call whose message has not come has a thread, and may keep it until others need it: it takes no one's place.
+        return run if self._pool.calls - self._waits.count < self._calls_max else refuse
 
     def _wrap(self, path: str, handler: _Handler) -> tuple[_Handler, _Handler]:
         if path.startswith(f"/{HEALTH_SERVICE}/"):
-            exempt = _on(self._aside, handler)
-            return exempt, exempt
+            return handler, handler
         service, _, _ = path.lstrip("/").partition("/")
-        method = _Method(path, self.describe.get(service, lambda _message: {}))
-        return method.running(handler), method.refusing(self._aside)
+        method = _Method(path, self._waits, self.describe.get(service, lambda _message: {}))
+        return method.running(handler), method.refusing(self._refusing)
 
 
 @dataclass(frozen=True)
@@ -177,24 +210,68 @@ class _Failure:
 class _Method:
     """One method of the API: what is done around it, and how it is told of in logs, metrics and traces."""
 
-    def __init__(self, path: str, describe: Describe) -> None:
+    def __init__(self, path: str, waits: PeerWaits, describe: Describe) -> None:
         self._path = path
+        self._waits = waits
         self._describe = describe
         self._method = path.lstrip("/")
         self._has_metrics = telemetry.metrics_wanted()
         self._flood = Flood()
 
     def running(self, handler: _Handler) -> _Handler:
-        """The handler with everything around it. Streaming ones (reflection) are left as they are."""
+        """The handler with everything around it; on the wire it stays what it is."""
         behave, decode, encode = handler.unary_unary, handler.request_deserializer, handler.response_serializer
         if behave is None or decode is None or encode is None:
-            return handler
+            return self._streaming(handler)
         answer = self._answer(behave, decode, encode)
         tracer = telemetry.tracer()
         if tracer is not None:
             answer = self._traced(answer, tracer)
+        begin, end = self._waits.begin, self._waits.end
+
+        def run(messages: _Messages, context: grpc.ServicerContext) -> bytes:
+            began = time.monotonic()
+            begin(context)
+            try:
+                data = next(messages, None)
+            except grpc.RpcError:
+                if not end(context):
+                    self._count_ended(time.monotonic() - began)
+                raise  # to grpcio, whose own signal it is: the call has ended
+            end(context)
+            if data is None:
+                self._fail(_failure_of(InvalidInput([_NO_MESSAGE])), context, 0.0)
+            return answer(data, context)
+
+        # A stream of requests, although there is one: grpcio lets a unary handler wait for its message unseen.
         # Decoding and encoding happen in `answer`, where bytes that are no message are the caller's fault.
-        return grpc.unary_unary_rpc_method_handler(answer)
+        return grpc.stream_unary_rpc_method_handler(run)
+
+    def _streaming(self, handler: _Handler) -> _Handler:
+        """A method that answers a stream by a stream (reflection): it may keep its thread only while both move."""
+        behave: Any = handler.stream_stream
+        waits = self._waits
+
+        def watched(messages: Iterator[Any], context: grpc.ServicerContext) -> Iterator[Any]:
+            for message in messages:
+                waits.begin(context)
+                yield message
+
+        def run(messages: Iterator[Any], context: grpc.ServicerContext) -> Iterator[Any]:
+            waits.begin(context)
+            try:
+                yield from behave(watched(messages, context), context)
+            finally:
+                waits.end(context)
+
+        return grpc.stream_stream_rpc_method_handler(run, handler.request_deserializer, handler.response_serializer)
+
+    def _count_ended(self, seconds: float) -> None:
+        """Count a call that was ended since its message did not come."""
+        if self._has_metrics:
+            code = grpc.StatusCode.DEADLINE_EXCEEDED.name
+            _seconds(self._method, code).observe(seconds)
+            _errors(self._method, code, "MESSAGE_MISSING").inc()
 
     def refusing(self, pool: futures.ThreadPoolExecutor) -> _Handler:
         """A handler that says QUEUE_FULL, on threads of its own."""
@@ -204,7 +281,7 @@ class _Method:
             self._fail(failure, context, 0.0)
 
         refuse.experimental_thread_pool = pool  # type: ignore[attr-defined]  # read there by grpcio
-        # A streaming handler does not wait for the request: a slow sender must not hold one of the few threads.
+        # It does not wait for the message: a slow sender must not hold one of the few threads.
         return grpc.stream_unary_rpc_method_handler(refuse)
 
     def _answer(
@@ -305,6 +382,7 @@ class _DeadlinePassed(Exception):
     """The client has stopped waiting; the call was not executed."""
 
 
+_NO_MESSAGE = Violation("request", "is missing: the call ended without a message")
 _UNREADABLE = Violation("request", "its bytes are not a message of this method, or hold text that is not UTF-8")
 
 
@@ -338,31 +416,14 @@ def _incoming_traceparent(context: grpc.ServicerContext) -> str | None:
     return None
 
 
-def _on(pool: futures.ThreadPoolExecutor, handler: _Handler) -> _Handler:
-    """The same handler, run on threads of its own. For unary calls and for streams that hold no thread."""
-    if handler.unary_unary is not None:
-        answer = handler.unary_unary
-
-        def run(request: Any, context: grpc.ServicerContext) -> Any:
-            return answer(request, context)
-
-        run.experimental_thread_pool = pool  # type: ignore[attr-defined]  # read there by grpcio
-        return grpc.unary_unary_rpc_method_handler(run, handler.request_deserializer, handler.response_serializer)
-    # A stream that holds no thread has a third argument, of which the types know nothing: what sends a response.
-    stream: Any = handler.unary_stream
-
-    def watch(request: Any, context: grpc.ServicerContext, send: Callable[[Any], None]) -> None:
-        stream(request, context, send)
-
-    watch.experimental_thread_pool = pool  # type: ignore[attr-defined]  # read there by grpcio
-    watch.experimental_non_blocking = True  # type: ignore[attr-defined]  # read there by grpcio
-    return grpc.unary_stream_rpc_method_handler(watch, handler.request_deserializer, handler.response_serializer)
-
-
-def _options(*, shared_port: bool) -> Sequence[tuple[str, int]]:
+def _options(settings: ApiSettings) -> Sequence[tuple[str, int]]:
     minute_ms = 60_000
     return (
-        ("grpc.so_reuseport", int(shared_port)),
+        ("grpc.so_reuseport", int(settings.workers > 1)),
+        ("grpc.max_concurrent_streams", settings.streams_max),
+        ("grpc.max_allowed_incoming_connections", settings.connections_max),
+        # A connection that does not say within this time that it speaks HTTP/2 is closed.
+        ("grpc.server_handshake_timeout_ms", 10_000),
         ("grpc.max_receive_message_length", REQUEST_BYTES_MAX),
         # Idle and old connections are closed with GOAWAY: clients find new processes, and dead peers are forgotten.
         ("grpc.max_connection_idle_ms", 5 * minute_ms),

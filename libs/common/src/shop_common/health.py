@@ -1,23 +1,20 @@
-"""grpc.health.v1: whether a process works, and whether it is ready for calls. They are two questions.
+"""The health of a process: whether it works, and whether it is ready for calls. They are two questions.
 
 `liveness` is SERVING from start to exit, whatever databases and brokers do: a restart would not mend those.
 The empty name and the full name of each API are SERVING while every part of the process says it is ready.
 """
 
 import threading
-from collections.abc import Callable, Iterable
+import time
 from concurrent import futures
-from typing import TypeVar
 
 import grpc
-from grpc_health.v1 import health_pb2, health_pb2_grpc
-from grpc_reflection.v1alpha import reflection
 
 from shop_common import metrics
+from shop_common.health_service import HealthService
 from shop_common.listen import opened
 
 LIVENESS = "liveness"
-HEALTH_SERVICE: str = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
 
 _ready = metrics.gauge(
     __name__,
@@ -25,40 +22,38 @@ _ready = metrics.gauge(
     "1 while the process is ready for calls, else 0; with WORKERS > 1 so many of them are",
 )
 
-_Response = health_pb2.HealthCheckResponse
-_Send = Callable[[_Response | None], None]
-_Stream = TypeVar("_Stream", bound=Callable[..., None])
+_REQUEST_BYTES_MAX = 4096
+_STREAMS_MAX = 100
+_CONNECTIONS_MAX = 100
+_GRACE_SECONDS_MAX = 1.0
+"""An answer takes no time, and a client that does not read it must not hold up the end."""
+_POLL_SECONDS = 0.01
 
 
-def _holds_no_thread(stream: _Stream) -> _Stream:
-    """Tell grpcio to pass, as a third argument, what sends a response, instead of iterating over responses."""
-    stream.experimental_non_blocking = True  # type: ignore[attr-defined]
-    return stream
-
-
-class Health(health_pb2_grpc.HealthServicer):
-    """The health of one process. Not ready until its server has started. Safe to share between threads.
-
-    Unlike grpcio's own servicer it can end its watches, and it answers Check while a watcher is slow to read.
-    """
+class Health:
+    """The health of one process. Not ready until its server has started. Safe to share between threads."""
 
     def __init__(self) -> None:
         self._ready = False
         self._ready_parts: dict[str, bool] = {"server": False}
         self._draining = False
-        self._names = {""}
-        self._watches: dict[_Send, str] = {}
-        # Held while watchers are told, so that they hear of changes in order.
+        self.names = {""}
+        """Full names of the services that this process offers, and the empty one, which stands for all."""
+        self._services: list[HealthService] = []
         self._lock = threading.Lock()
         _ready().set(0)
 
-    def serve_on(self, server: grpc.Server, services: Iterable[str], *, reflect: bool) -> None:
-        """Answer on this server, and speak for these full service names; `reflect` offers their descriptors."""
-        self._names.update(services)
-        health_pb2_grpc.add_HealthServicer_to_server(self, server)
-        if reflect:
-            names = (*services, HEALTH_SERVICE, reflection.SERVICE_NAME)
-            reflection.enable_server_reflection(names, server)
+    @property
+    def ready(self) -> bool:
+        """Whether the process is ready for calls."""
+        return self._ready
+
+    def serve_on(self, server: grpc.Server) -> HealthService:
+        """Answer on this server."""
+        service = HealthService(self)
+        service.add_to(server)
+        self._services.append(service)
+        return service
 
     def set_ready(self, part: str, ready: bool) -> None:
         """Say whether one part (`server`, `consumer`) is ready; the process is when all its parts are."""
@@ -72,32 +67,17 @@ class Health(health_pb2_grpc.HealthServicer):
             self._draining = True
             self._publish()
 
-    def end_watches(self) -> None:
-        """End the streams of those who watch; else they hold up the server's stop for the whole of its grace."""
-        with self._lock:
-            watches, self._watches = self._watches, {}
-            for send in watches:
-                send(None)
+    def wait_published(self, seconds: float) -> None:
+        """Wait until those who watch have been told what holds now, at most so long."""
+        end = time.monotonic() + seconds
+        while any(service.is_publishing() for service in self._services) and time.monotonic() < end:
+            time.sleep(_POLL_SECONDS)
 
-    def Check(self, request: health_pb2.HealthCheckRequest, context: grpc.ServicerContext) -> _Response:
-        status = self._status(request.service)
-        if status == "SERVICE_UNKNOWN":
-            context.abort(grpc.StatusCode.NOT_FOUND, f"no service {request.service!r} here")
-        return _Response(status=status)
-
-    @_holds_no_thread
-    def Watch(  # type: ignore[override]
-        self, request: health_pb2.HealthCheckRequest, context: grpc.ServicerContext, send: _Send
-    ) -> None:
-        with self._lock:
-            if context.add_callback(lambda: self._forget(send)):
-                self._watches[send] = request.service
-                send(_Response(status=self._status(request.service)))
-
-    def _status(self, name: str) -> str:
+    def status(self, name: str) -> str:
+        """The status of a service as grpc.health.v1 names it."""
         if name == LIVENESS:
             return "SERVING"
-        if name not in self._names:
+        if name not in self.names:
             return "SERVICE_UNKNOWN"
         return "SERVING" if self._ready else "NOT_SERVING"
 
@@ -107,27 +87,26 @@ class Health(health_pb2_grpc.HealthServicer):
             return
         self._ready = ready
         _ready().set(ready)
-        for send, name in tuple(self._watches.items()):
-            if name in self._names:
-                send(_Response(status=self._status(name)))
-
-    def _forget(self, send: _Send) -> None:
-        # Without the lock, which a thread may hold that waits for grpcio, on whose thread this runs.
-        self._watches.pop(send, None)
+        for service in self._services:
+            service.publish()
 
 
 class HealthServer:
-    """A gRPC server with health and, if wanted, reflection only, for a process without an API."""
+    """A gRPC server with nothing but health, on a port that clients cannot reach: it answers whatever they do."""
 
-    def __init__(self, port: int, *, listen_host: str, reflect: bool = True) -> None:
-        self.health = Health()
+    def __init__(self, port: int, *, listen_host: str, health: Health | None = None) -> None:
+        self.health = Health() if health is None else health
         self.port = port
         self._listen_host = listen_host
-        self._server = grpc.server(
-            futures.ThreadPoolExecutor(max_workers=4, thread_name_prefix="health"),
-            options=(("grpc.so_reuseport", 0),),
+        options = (
+            ("grpc.so_reuseport", 0),
+            ("grpc.max_receive_message_length", _REQUEST_BYTES_MAX),
+            ("grpc.max_concurrent_streams", _STREAMS_MAX),
+            ("grpc.max_allowed_incoming_connections", _CONNECTIONS_MAX),
         )
-        self.health.serve_on(self._server, (), reflect=reflect)
+        # The service brings its own threads, and nothing else runs here.
+        self._server = grpc.server(futures.ThreadPoolExecutor(1), options=options)
+        self._service = self.health.serve_on(self._server)
 
     def start(self) -> None:
         """Open the port and answer. Raises PortBusy."""
@@ -137,5 +116,6 @@ class HealthServer:
 
     def stop(self, grace_seconds: float) -> None:
         """Let running calls finish, at most so long, and stop."""
-        self.health.end_watches()
-        self._server.stop(grace_seconds).wait()
+        self._service.end_watches()
+        self._server.stop(min(grace_seconds, _GRACE_SECONDS_MAX)).wait()
+        self._service.stop()

@@ -20,7 +20,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
-from shop_common import listen, logs, workers
+from shop_common import listen, logs, startup, workers
 from shop_common.health import Health
 from shop_common.settings import CommonSettings
 from shop_common.workers import SAME_SIGNAL_SECONDS
@@ -85,6 +85,7 @@ def serve(server: Serving, settings: CommonSettings, *, on_stop: Sequence[Callab
         server.start()
     except listen.PortBusy as error:
         raise SystemExit(str(error)) from None
+    startup.is_over()
     _log.info("serving", port=server.port)
     _settle_down()
     _Life.stop_asked.wait()
@@ -117,10 +118,8 @@ def die(reason: str, error: BaseException | None = None) -> None:
     """
     _log.critical(reason, exc_info=error)
     if _Life.serving is not None:
-        # On a thread, as a client that does not read could hold this up.
-        told = threading.Thread(target=_Life.serving.health.drain, daemon=True)
-        told.start()
-        told.join(timeout=0.2)
+        _Life.serving.health.drain()
+        _Life.serving.health.wait_published(0.2)
     os._exit(1)
 
 

@@ -1,5 +1,6 @@
 """Log lines: JSON for machines, aligned text for people, with the trace they belong to in each."""
 
+import json
 import logging
 import sys
 import threading
@@ -11,9 +12,15 @@ import structlog
 from opentelemetry import trace
 from structlog.typing import EventDict, FilteringBoundLogger, Processor, WrappedLogger
 
+from shop_common import metrics, startup
 from shop_common.settings import CommonSettings, LogFormat
 
 Log = FilteringBoundLogger
+
+
+_lost = metrics.counter(
+    __name__, "shop_log_lines_lost_total", "Log lines that could not be written: full disk, closed pipe, nobody reads"
+)
 
 
 def get(name: str) -> Log:
@@ -50,6 +57,7 @@ def start(process: str, settings: CommonSettings) -> None:
         cache_logger_on_first_use=True,
     )
     _route_libraries(level, common, render)
+    startup.count_lost_with(lambda: _lost().inc())
 
 
 class Flood:
@@ -120,4 +128,8 @@ def _route_libraries(level: int, common: list[Processor], render: list[Processor
 
 
 def _dumps(event: EventDict, default: object = None, **_options: object) -> str:
-    return orjson.dumps(event, default=str, option=orjson.OPT_NON_STR_KEYS).decode()
+    try:
+        return orjson.dumps(event, default=str, option=orjson.OPT_NON_STR_KEYS).decode()
+    except TypeError:
+        # Half a surrogate pair, as in the name of a file, or a number of more than 64 bits. The line is worth more.
+        return json.dumps(event, default=str, skipkeys=True)

@@ -31,7 +31,7 @@ from sqlalchemy import CheckConstraint, Connection, MetaData, Table, inspect, te
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.schema import DropTable
 
-from shop_common import logs
+from shop_common import logs, startup
 from shop_common.database import Database, cause_of
 from shop_common.errors import Contention, DatabaseNeedsRepair, ShopError
 
@@ -263,6 +263,7 @@ def main(argv: Sequence[str], schema: Schema, database_url: str) -> int:
     )
     parser.add_argument("--reset", action="store_true", help="drop all of its tables and data first")
     reset = parser.parse_args(argv).reset
+    startup.is_over()  # a migration takes as long as it takes
     database = Database(database_url, connections_max=1)
     try:
         (schema.reset if reset else schema.upgrade)(database)

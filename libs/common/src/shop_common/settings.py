@@ -214,7 +214,18 @@ class ApiSettings(CommonSettings):
         le=100_000,
         description="calls that run or wait at once; what comes above is answered RESOURCE_EXHAUSTED",
     )
-    reflection: bool = Field(default=True, description="offer grpc.reflection, so that grpcurl needs no proto files")
+    connections_max: int = Field(
+        default=2000, ge=1, le=1_000_000, description="connections open at once; what comes above is closed"
+    )
+    streams_max: int = Field(
+        default=1000,
+        ge=1,
+        le=1_000_000,
+        description="calls open at once on one connection; clients wait before they send more",
+    )
+    reflection: bool = Field(
+        default=False, description="offer grpc.reflection, so that grpcurl needs no proto files; for development"
+    )
     workers: int = Field(default=1, ge=1, le=64, description="processes that share the port")
     worker_pipe: int | None = Field(
         default=None, ge=0, description="set by the parent: how a worker learns of its end", json_schema_extra=_INTERNAL

@@ -18,7 +18,7 @@ from types import FrameType
 from prometheus_client import CollectorRegistry
 from prometheus_client.multiprocess import MultiProcessCollector
 
-from shop_common import logs, telemetry
+from shop_common import logs, startup, telemetry
 from shop_common.settings import CommonSettings
 
 _log = logs.get(__name__)
@@ -74,6 +74,7 @@ class _Parent:
         for handled in (*_STOP, signal.SIGCHLD):
             signal.signal(handled, _ignore)
         self._start()
+        startup.is_over()
         asked = self._wait()
         ended_well = self._stop()
         return 0 if asked and ended_well else 1

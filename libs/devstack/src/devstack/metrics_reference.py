@@ -33,6 +33,7 @@ PROCESSES = {
     "shop_common.grpc_client": (ORDER_API, REAPER),
     "shop_common.grpc_server": _APIS,
     "shop_common.health": (*_APIS, RELAY, REAPER),
+    "shop_common.logs": (*_APIS, RELAY, REAPER),
     "shop_common.outbox": _APIS,
 }
 

@@ -193,11 +193,13 @@ class Stack:
             INVENTORY_API: {
                 "DATABASE_URL": self.databases.inventory,
                 "GRPC_PORT": str(ports.inventory),
+                "REFLECTION": "true",
                 "METRICS_PORT": str(ports.inventory_metrics),
             },
             ORDER_API: {
                 "DATABASE_URL": self.databases.orders,
                 "GRPC_PORT": str(ports.orders),
+                "REFLECTION": "true",
                 "METRICS_PORT": str(ports.orders_metrics),
                 "INVENTORY_TARGET": self.inventory_address,
             },

@@ -1,5 +1,9 @@
 """`python -m event_relay`."""
 
-from event_relay.main import main
+from shop_common import startup
+
+startup.prepare()
+
+from event_relay.main import main  # noqa: E402 - takes a second, in which a signal is heard already
 
 main()

@@ -1,5 +1,9 @@
 """`python -m inventory_api`."""
 
-from inventory_api.main import main
+from shop_common import startup
+
+startup.prepare()
+
+from inventory_api.main import main  # noqa: E402 - takes a second, in which a signal is heard already
 
 raise SystemExit(main())

@@ -1,5 +1,9 @@
 """`python -m order_api`."""
 
-from order_api.main import main
+from shop_common import startup
+
+startup.prepare()
+
+from order_api.main import main  # noqa: E402 - takes a second, in which a signal is heard already
 
 raise SystemExit(main())

@@ -1,5 +1,9 @@
 """`python -m reservation_reaper`."""
 
-from reservation_reaper.main import main
+from shop_common import startup
+
+startup.prepare()
+
+from reservation_reaper.main import main  # noqa: E402 - takes a second, in which a signal is heard already
 
 raise SystemExit(main())

@@ -58,22 +58,31 @@ def _health(tell: Narrator, address: str) -> None:
 
 
 def _reflection(tell: Narrator, addresses: tuple[str, str]) -> None:
-    """Both together must offer our services, and none of the shop's that we don't know."""
+    """Both together must offer our services, and none of the shop's that we don't know; or no reflection at all."""
     offered: set[str] = set()
     began = time.monotonic()
     for address in addresses:
-        offered |= {name for name in _offered(address) if name.startswith("shop.")}
+        names = _offered(address)
+        if names is None:
+            tell.done(
+                "ServerReflection/ListServices", time.monotonic() - began, f"{address} REFLECTION is off", right=True
+            )
+            return
+        offered |= {name for name in names if name.startswith("shop.")}
     known = {service.full_name for service in SERVICES}
     answer = ", ".join(sorted(name.rpartition(".")[2] for name in offered))
     tell.done("ServerReflection/ListServices", time.monotonic() - began, answer, right=offered == known)
 
 
-def _offered(address: str) -> list[str]:
+def _offered(address: str) -> list[str] | None:
+    """The services that a server offers by reflection; None if it has none, as is right beyond development."""
     request = reflection_pb2.ServerReflectionRequest(list_services="")
     with grpc.insecure_channel(address) as channel:
         stub: Any = reflection_pb2_grpc.ServerReflectionStub(channel)  # its types leave the methods out
         try:
             answers = list(stub.ServerReflectionInfo(iter([request]), timeout=CALL_SECONDS))
         except grpc.RpcError as error:
-            raise CommandFailed(f"{address} offers no reflection ({error.code().name}); is REFLECTION off?") from error
+            if error.code() is grpc.StatusCode.UNIMPLEMENTED:
+                return None
+            raise CommandFailed(f"{address} does not answer reflection: {error.code().name}") from error
     return [service.name for answer in answers for service in answer.list_services_response.service]

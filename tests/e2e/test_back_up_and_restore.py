@@ -1,0 +1,164 @@
+"""A drill by docs/backup.md, line by line: both databases are lost and restored, and the shop goes on."""
+
+import os
+import re
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from sqlalchemy import create_engine, make_url, text
+
+from devstack import kafka as kafka_brokers
+from devstack import postmaster
+from devstack.kafka import Kafka, Record
+from devstack.postgres import PostgresServer
+from devstack.stack import Databases, Options, Stack
+from shop.inventory.v1.inventory_pb2 import ReleaseStockRequest
+from shop_common.errors import NotFound
+from tests.e2e.docs import ROOT, shell_lines
+from tests.e2e.shop import CANCELLED, CONFIRMED, Shop
+
+LINE_SECONDS = 120
+LINES = [line.command for line in shell_lines() if line.document == "docs/backup.md"]
+OF_POSTGRESQL = re.compile(r"pg_dump|pg_restore|psql")
+
+
+@pytest.fixture(scope="module")
+def broker() -> Iterator[Kafka]:
+    """Of its own: what was told of a lost order would be taken for a defect by other tests."""
+    with kafka_brokers.provide() as broker:
+        yield broker
+
+
+@pytest.fixture
+def databases(database_kind: str, tmp_path: Path, request: pytest.FixtureRequest) -> Databases:
+    if database_kind == "sqlite":
+        return Databases.in_folder(tmp_path / "run" / "data")
+    server: PostgresServer = request.getfixturevalue("postgres_server")
+    return Databases.on_server(server)
+
+
+@pytest.mark.timeout(600)
+def test_both_databases_are_lost_and_restored(databases: Databases, broker: Kafka, tmp_path: Path) -> None:
+    page = Page(databases, tmp_path)
+    # Nothing here may run out while the test restores.
+    options = Options(environment={"RESERVATION_TTL": "3600"})
+    with Stack(databases, broker, options=options) as stack:
+        with Shop.of(stack) as shop:
+            shop.wait_ready()
+            product = shop.stocked_product(units=10)
+            kept = shop.bring_to(shop.place_order((product, 1)).id, CONFIRMED)
+            page.back_up("orders")
+            between = shop.bring_to(shop.place_order((product, 2)).id, CONFIRMED)
+            page.back_up("inventory")
+            lost = shop.place_order((product, 3))
+            shop.order_events(lost.id, "ORDER_CREATED")
+            told = sequences(broker)
+        stack.stop()
+        page.lose()
+        page.restore()
+        stack.start()
+
+        with Shop.of(stack) as shop:
+            shop.wait_ready()
+            assert shop.order(kept.id).status == CONFIRMED
+            for order in (between, lost):
+                with pytest.raises(NotFound):
+                    shop.order(order.id)
+            assert shop.available(product) == 10 - 1 - 2
+            # As the page says: stock of an order that nobody knows is given back.
+            (left_over,) = (each for each in shop.reservations(product) if each.order_id == between.id)
+            shop.api.call(shop.api.inventory.ReleaseStock, ReleaseStockRequest(reservation_id=left_over.id))
+            shop.assert_counted(product, put_in=10)
+            # All goes on, and no number is given twice.
+            new = shop.place_order((product, 4))
+            shop.order_events(new.id, "ORDER_CREATED")
+            shop.bring_to(kept.id, CANCELLED)
+            shop.eventually(lambda: shop.available(product) == 10 - 4)
+            for source, sequence in sequences(broker).items():
+                assert sequence > told[source] + 1_000_000
+            shop.assert_counted(product, put_in=10)
+
+
+def test_the_page_has_lines_for_both_kinds_of_database() -> None:
+    assert len([line for line in LINES if OF_POSTGRESQL.match(line)]) == 7
+    assert len([line for line in LINES if not OF_POSTGRESQL.match(line)]) == 7
+
+
+class Page:
+    """The lines for one kind of database, run in a folder as the page has them."""
+
+    def __init__(self, databases: Databases, folder: Path) -> None:
+        self._databases = databases
+        self._folder = folder
+        self._is_sqlite = databases.orders.startswith("sqlite")
+        self._lines = [line for line in LINES if bool(OF_POSTGRESQL.match(line)) != self._is_sqlite]
+        (folder / ".venv").symlink_to(ROOT / ".venv")
+
+    def back_up(self, name: str) -> None:
+        (line,) = (each for each in self._lines if is_backup(each) and f"{name}.backup" in each)
+        self._run(line)
+
+    def restore(self) -> None:
+        for line in self._lines:
+            if not is_backup(line):
+                self._run(line)
+
+    def lose(self) -> None:
+        for url in (self._databases.orders, self._databases.inventory):
+            if self._is_sqlite:
+                Path(str(make_url(url).database)).write_bytes(b"lost")
+            else:
+                engine = create_engine(url, isolation_level="AUTOCOMMIT")
+                with engine.connect() as connection:
+                    connection.execute(text("DROP SCHEMA public CASCADE; CREATE SCHEMA public"))
+                engine.dispose()
+
+    def _run(self, line: str) -> None:
+        environment = os.environ | {
+            "ORDERS_URL": plain(self._databases.orders),
+            "INVENTORY_URL": plain(self._databases.inventory),
+            "PATH": f"{tools()}{os.pathsep}{os.environ['PATH']}",
+        }
+        done = subprocess.run(
+            line,
+            shell=True,
+            cwd=self._folder,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=LINE_SECONDS,
+            check=False,
+        )
+        assert done.returncode == 0, f"{line}\n{done.stdout}{done.stderr}"
+
+
+def is_backup(line: str) -> bool:
+    return line.startswith("pg_dump") or ".backup(" in line
+
+
+def plain(url: str) -> str:
+    return make_url(url).set(drivername="postgresql").render_as_string(hide_password=False)
+
+
+def tools() -> Path:
+    """pg_dump and its like of the newest PostgreSQL there is: older ones refuse a newer server."""
+    found = [each for each in (postmaster.on_this_machine(), postmaster.from_the_wheel()) if each is not None]
+    assert found, "no PostgreSQL on this machine, and no wheel of it"
+    return max(found, key=lambda installation: installation.version).bin_folder
+
+
+def sequences(broker: Kafka) -> dict[str, int]:
+    """The highest ce_sequence of each source of events, so far."""
+    found: dict[str, int] = {}
+    for topic in ("order-events", "inventory-events"):
+        for record in all_records(broker, topic):
+            source, sequence = record.headers["ce_source"], int(record.headers["ce_sequence"])
+            found[source] = max(sequence, found.get(source, 0))
+    return found
+
+
+def all_records(broker: Kafka, topic: str) -> list[Record]:
+    size = broker.size(topic)
+    return broker.consume(topic, lambda records: len(records) >= size)
