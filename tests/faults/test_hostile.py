@@ -13,6 +13,7 @@ from functools import partial
 import grpc
 import pytest
 
+from devstack.foreign import Foreign, send
 from devstack.kafka import Kafka
 from devstack.ports import free_ports
 from devstack.postgres import PostgresServer
@@ -34,6 +35,7 @@ from tests.faults.hostile import (
     to_apis,
 )
 from tests.faults.peer import HEALTH_WATCH, message
+from tests.faults.stream import INVENTORY, ORDERS
 from tests.faults.system import System, running
 
 pytestmark = pytest.mark.timeout(600)
@@ -46,6 +48,7 @@ LINES_MAX = 200
 TRIES_MAX = 40
 """Of one of very many who call at once: most are told to come again, and each is served in the end."""
 PLENTY = 10**9
+TOPICS = (ORDERS, INVENTORY)
 EFFECT_SECONDS = 300
 """For what comes of many large events."""
 
@@ -193,6 +196,51 @@ def read_lists(system: System, user: int, product: int) -> None:
             assert call(LIST_ORDERS, listed.SerializeToString()) is grpc.StatusCode.OK
             reservations = inventory.ListReservationsRequest(product_id=product, page_size=1_000)
             assert call(LIST_RESERVATIONS, reservations.SerializeToString()) is grpc.StatusCode.OK
+
+
+# --- what others write into our topics ---
+
+
+def test_messages_that_are_no_events(system: System) -> None:
+    deep = b"[" * 50_000
+    good = b'{"event_type": "ORDER_CANCELLED", "timestamp": "2024-01-15T10:30:00Z", "data": {"id": "x", "items": []}}'
+    told = (b"ce_type", b"ORDER_CANCELLED")
+    strange = [
+        Foreign(None, None, [told]),
+        Foreign(b"", b"", [told]),
+        Foreign(deep, b"deep", [told]),
+        Foreign(good.replace(b"[]", deep), b"deeper", [told]),
+        Foreign(good.replace(b'"x"', b"NaN"), b"nan", [told]),
+        Foreign(good.replace(b'"x"', b"1" * 5_000), b"huge", [told]),
+        Foreign(good.replace(b"2024", b"99999"), b"late", [told]),
+        Foreign(good, b"\xff\xfe", [told]),
+        Foreign(good, b"many", [told] * 500),
+        Foreign(good, b"names", [(b"x-b\xe4r", b"v"), told]),
+        Foreign(good, b"names", [told, (b"\xff" * 100, None), (b"ce_id", None)]),
+        Foreign(good, b"trace", [told, (b"traceparent", b"\xff" * 1_000)]),
+    ]
+    with an_honest_client(system) as honest:
+        for topic in TOPICS:
+            send(system.kafka.bootstrap, topic, strange * 5)
+        honest.goes_on()
+
+
+def test_events_that_no_handler_can_take(system: System) -> None:
+    ids = (b"null", b"[[]]", b'"a\\u0000b"', b'"%s"')
+    product = b'{"product_id": 1, "quantity": "x"}'
+    items = (b"null", b"7", b"[1]", b"[{}]", b'[{"product_id": [], "quantity": 1}]', b"[%s]" % product)
+    bad = [
+        b"{}",
+        *(b'{"id": %s, "order_id": %s, "items": []}' % (each, each) for each in ids),
+        *(b'{"id": "x", "order_id": 7, "items": %s}' % each for each in items),
+    ]
+    body = b'{"event_type": "%s", "timestamp": "2024-01-15T10:30:00Z", "data": %s}'
+    types = (b"ORDER_CANCELLED", b"ORDER_SHIPPED", b"STOCK_RELEASED", b"STOCK_RESERVATION_EXPIRED")
+    poison = [Foreign(body % (each, data), b"key %d" % number) for each in types for number, data in enumerate(bad)]
+    with an_honest_client(system) as honest:
+        for topic in TOPICS:
+            send(system.kafka.bootstrap, topic, poison * 5)
+        honest.goes_on()
 
 
 # --- at the end ---
