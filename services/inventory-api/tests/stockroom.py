@@ -12,10 +12,10 @@ from typing import Any, TypeVar
 from sqlalchemy import func, select, update
 
 from devstack.contract import validator
-from inventory_api import reservations, tables, transitions
+from inventory_api import by_order, reservations, tables, transitions
 from inventory_api.domain import DEFAULT_LOCATION, Item, Line, OrderLines, Reservation, State
 from inventory_api.operations import Operations
-from inventory_api.reservations import ReservationFilter
+from inventory_api.reservation_pages import ReservationFilter
 from inventory_api.stock import AddStock, ItemFilter, SetQuantity, StockQuestion
 from inventory_api.transitions import OrderRequest, ReleaseRequest
 from shop_common.database import Database
@@ -114,12 +114,15 @@ class Stockroom:
     def cancel(self, *orders: str) -> None:
         """What ORDER_CANCELLED does."""
         requests = [OrderRequest(order) for order in orders]
-        self.database.transact(lambda tx: transitions.release_orders(tx, requests))
+        while self.database.transact(lambda tx: transitions.release_orders(tx, requests)):
+            pass
 
     def ship(self, *orders: str) -> dict[str, dict[int, int]]:
         """What ORDER_SHIPPED does."""
         requests = [OrderRequest(order) for order in orders]
-        return self.database.transact(lambda tx: transitions.fulfil_orders(tx, requests))
+        while self.database.transact(lambda tx: transitions.fulfil_orders(tx, requests)):
+            pass
+        return self.database.query(lambda tx: by_order.fulfilled_units(tx, orders))
 
     def reservation(self, reservation: Reservation) -> Reservation:
         return self.operations.reservation(reservation.id, deadline=deadline())

@@ -74,7 +74,9 @@ def test_a_reservation_counts_with_its_locations(stockroom: Stockroom) -> None:
 def test_an_order_of_any_size_is_counted_no_further_than_a_batch_goes(stockroom: Stockroom) -> None:
     stockroom.add(1, BATCH_WEIGHT_MAX + 50)
     line = OrderLines("order-1", (Line(1, 1, None),))
-    stockroom.operations.reserve.all([line] * (BATCH_WEIGHT_MAX + 50), deadline=deadline())
+    for _ in range(3):
+        stockroom.operations.reserve.all([line] * (BATCH_WEIGHT_MAX // 3 + 50), deadline=deadline())
+        stockroom.cancel("order-1")
     with stockroom.database.read() as tx:
         assert sizes.of_orders(tx, {"order-1"}) == {"order-1": BATCH_WEIGHT_MAX + 1}
 

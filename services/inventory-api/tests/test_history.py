@@ -1,31 +1,35 @@
 """Forgetting what ended long ago, and nothing else."""
 
 import re
-from datetime import timedelta
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
-from sqlalchemy import event, func, select, text, update
+from sqlalchemy import bindparam, case, event, func, select, text, update
 from stockroom import Stockroom, deadline
 
-from inventory_api import history, holds, tables, transitions
-from inventory_api.domain import ENDED, Line, Reservation, ReservationNotFound
+from inventory_api import by_order, due, holds, tables
+from inventory_api.by_order import Size
+from inventory_api.domain import ENDED, Item, Line, Reservation, ReservationNotFound, State
 from inventory_api.expiry import Expiry
-from inventory_api.history import Purged, PurgeRequest
+from inventory_api.history import History, Purged, PurgeRequest
 from shop_common.database import STEADY_PLANS, Database
-from shop_common.sql import now
+from shop_common.sql import Timestamp, now
 
 DAY = 24 * 3600.0
 
 
 def age(stockroom: Stockroom, *reservations: Reservation, days: float) -> None:
-    """Let the reservations have been made so many days ago."""
+    """Let the reservations have been made so many days ago, and those that have ended have ended at once."""
     table = tables.stock_reservations
     with stockroom.database.write() as tx:
+        then = now(tx) - timedelta(days=days)
+        ended = case((table.c.is_active, None), else_=bindparam("ended_at", then, type_=Timestamp()))
         tx.execute(
             update(table)
             .where(table.c.id.in_([each.id for each in reservations]))
-            .values(created_at=now(tx) - timedelta(days=days))
+            .values(created_at=then, ended_at=ended)
         )
 
 
@@ -71,6 +75,41 @@ def test_only_what_has_ended_and_is_old_is_forgotten(stockroom: Stockroom) -> No
         tx.execute(tables.outbox.table.delete())
         tx.execute(tables.stock_reservations.delete())
         tx.execute(update(tables.inventory_items).values(reserved_quantity=0, version=0))
+
+
+def test_what_ended_today_is_kept_however_long_ago_it_was_made(stockroom: Stockroom) -> None:
+    stockroom.add(1, 10)
+    released, shipped, expired = (stockroom.hold(1, 1, order=order) for order in ("released", "shipped", "expired"))
+    stockroom.confirm("released")
+    stockroom.confirm("shipped")
+    age(stockroom, released, shipped, expired, days=8)
+    stockroom.lapse(expired, ago_seconds=8 * DAY)
+
+    stockroom.release(released)
+    stockroom.ship("shipped")
+    stockroom.expire()
+
+    assert purge(stockroom, older_than_seconds=7 * DAY) == Purged(0, 0)
+    assert stockroom.release(released) == 1
+    assert stockroom.ship("shipped") == {"shipped": {1: 1}}
+
+
+def test_what_an_older_version_has_ended_counts_as_ended_when_a_purge_first_comes_by(stockroom: Stockroom) -> None:
+    stockroom.add(1, 10)
+    held, ended = (stockroom.hold(1, 1, order=order) for order in ("held", "ended"))
+    stockroom.release(ended)
+    age(stockroom, held, ended, days=8)
+    with stockroom.database.write() as tx:
+        tx.execute(update(tables.stock_reservations).values(ended_at=None))
+
+    assert purge(stockroom, older_than_seconds=7 * DAY) == Purged(0, 0)
+
+    with stockroom.database.read() as tx:
+        times = tx.execute(select(tables.stock_reservations.c.id, tables.stock_reservations.c.ended_at)).all()
+        today = now(tx) - timedelta(days=1)
+    written = {row.id: row.ended_at for row in times}
+    assert written[held.id] is None
+    assert written[ended.id] > today
 
 
 def test_one_purge_forgets_no_more_than_it_was_asked_to_the_oldest_first(stockroom: Stockroom) -> None:
@@ -143,10 +182,17 @@ def long_history(database: Database) -> Database:
     with database.write() as tx:
         tx.execute(
             text(
-                "INSERT INTO stock_reservations (id, product_id, quantity, order_id, state, created_at, expires_at)"
+                "INSERT INTO stock_reservations"
+                " (id, product_id, quantity, order_id, state, created_at, expires_at, ended_at, sole_item_id)"
                 f" SELECT {uuid}, n % 5000, 1, 'order-' || n,"
                 " CASE WHEN n % 2 = 0 THEN 'HELD' ELSE 'RELEASED' END,"
-                f" {moment}, {moment} FROM {series} AS g"
+                f" {moment}, {moment}, CASE WHEN n % 2 = 0 THEN NULL ELSE {moment} END, n % 5000 FROM {series} AS g"
+            )
+        )
+        tx.execute(
+            text(
+                "INSERT INTO reservation_allocations (reservation_id, item_id, quantity)"
+                f" SELECT {uuid}, n % 5000, 1 FROM {series} AS g"
             )
         )
         tx.execute(
@@ -159,50 +205,77 @@ def long_history(database: Database) -> Database:
     return database
 
 
-def test_a_purge_reads_no_table_from_end_to_end(long_history: Database) -> None:
+@pytest.fixture
+def explained(long_history: Database) -> Iterator[list[str]]:
+    """The plans of all statements on reservations and keys, as they are run."""
     plans: list[str] = []
 
     def explain(tx: object, cursor: object, statement: str, parameters: Any, *_: object) -> None:
-        if statement.startswith("DELETE"):
+        if "stock_reservations" in statement or "DELETE" in statement:
             plans.append(_plan(long_history, statement, parameters))
 
     event.listen(long_history.engine, "before_cursor_execute", explain)
-    try:
-        purged = long_history.transact(lambda tx: history.purge(tx, PurgeRequest(19_900, 10)))
-    finally:
-        event.remove(long_history.engine, "before_cursor_execute", explain)
+    yield plans
+    event.remove(long_history.engine, "before_cursor_execute", explain)
+    tables_read = "(stock_reservations|idempotency_keys|reservation_allocations)"
+    assert [plan for plan in plans if re.search(f"Seq Scan on {tables_read}|SCAN {tables_read}\n", plan + "\n")] == []
+
+
+def test_a_purge_reads_no_table_from_end_to_end(long_history: Database, explained: list[str]) -> None:
+    purged = History(long_history).purge(PurgeRequest(19_900, 10))
 
     assert purged == Purged(10, 10)
-    of_reservations, of_keys = plans
-    assert "ix_stock_reservations_ended" in of_reservations
+    without_end, ended, _, of_keys = explained
+    assert "ix_stock_reservations_ended_at" in without_end
+    assert "ix_stock_reservations_ended_at" in ended
     assert "ix_idempotency_keys_created_at" in of_keys
-    for plan in plans:
-        assert "Seq Scan" not in plan
-        assert "SCAN stock_reservations\n" not in plan + "\n"
-        assert "SCAN idempotency_keys\n" not in plan + "\n"
 
 
-def test_expiring_what_is_due_reads_no_table_from_end_to_end(long_history: Database) -> None:
-    plans: list[str] = []
+def test_expiring_what_is_due_reads_no_table_from_end_to_end(long_history: Database, explained: list[str]) -> None:
+    assert Expiry(long_history).expire_due(5) == 5
 
-    def explain(tx: object, cursor: object, statement: str, parameters: Any, *_: object) -> None:
-        if statement.startswith("SELECT stock_reservations.id"):
-            plans.append(_plan(long_history, statement, parameters))
+    assert "ix_stock_reservations_due" in explained[0]
 
-    event.listen(long_history.engine, "before_cursor_execute", explain)
-    try:
-        with long_history.read() as tx:
-            found = transitions.due_of_products(tx, [7], 10_001)
-        expired = Expiry(long_history).expire_due(5)
-    finally:
-        event.remove(long_history.engine, "before_cursor_execute", explain)
 
-    assert found == []  # 7 is odd, and what is odd has ended
-    assert expired == 5
-    of_product, of_all, *_ = plans
-    # By product or by time: which is cheaper, the planner knows.
-    assert re.search("ix_stock_reservations_(product_)?due", of_product)
-    assert "ix_stock_reservations_due" in of_all
+@pytest.mark.parametrize(
+    ("location", "indexes"),
+    [
+        (None, ["ix_stock_reservations_product_due", "ix_stock_reservations_product_due"]),
+        ("A", ["ix_stock_reservations_product_due", *["ix_stock_reservations_item_due"] * 2]),
+    ],
+)
+def test_looking_for_due_holds_at_a_place_reads_no_other_and_sorts_nothing(
+    long_history: Database, explained: list[str], location: str | None, indexes: list[str]
+) -> None:
+    moment = datetime.now(UTC)
+    stock = {8: Item(8, 8, "A", 10, 10, 1, moment, moment)}
+
+    with long_history.write() as tx:
+        expired, more = due.expire_to_cover(tx, {(8, location): 3}, stock, 0)
+
+    assert (expired, more) == ([], True)
+    searches = explained[: len(indexes)]
+    for plan, index in zip(searches, indexes, strict=True):
+        # Each walks to the first that are due, in the order of time.
+        assert index in plan
+        assert not re.search("Sort|TEMP B-TREE", plan)
+
+
+def test_what_is_done_to_an_order_finds_its_reservations_by_their_state(
+    long_history: Database, explained: list[str]
+) -> None:
+    with long_history.read() as tx:
+        _, sizes = by_order.sizes(tx, ["order-2", "order-3"])
+        overviews = by_order.overviews(tx, ["order-2", "order-3"])
+        active = by_order.in_states(tx, ["order-2", "order-3"], [State.HELD, State.CONFIRMED], 10)
+        by_order.unreleased(tx, ["order-2", "order-3"])
+        by_order.fulfilled_units(tx, ["order-2", "order-3"])
+
+    assert sizes == {"order-2": Size(1, 1), "order-3": Size(0, 0)}
+    assert (overviews["order-2"].has_released, overviews["order-3"].has_released) == (False, True)
+    assert [order for order, _ in active] == ["order-2"]
+    assert len(explained) == 5
+    assert all("ix_stock_reservations_order_id_state_id" in plan for plan in explained)
 
 
 def test_counting_holds_reads_no_table_from_end_to_end(long_history: Database) -> None:
@@ -221,13 +294,14 @@ def test_counting_holds_reads_no_table_from_end_to_end(long_history: Database) -
 
     (plan,) = plans
     assert plan.count("ix_stock_reservations_due") == 2
+    assert plan.count("ix_stock_reservations_set_aside") == 1
 
 
 def test_every_state_that_has_ended_is_in_the_index_of_what_can_be_purged() -> None:
     (condition,) = (
         str(index.dialect_options["postgresql"]["where"])
         for index in tables.stock_reservations.indexes
-        if index.name == "ix_stock_reservations_ended"
+        if index.name == "ix_stock_reservations_ended_at"
     )
 
     assert all(f"'{state}'" in condition for state in ENDED)

@@ -26,11 +26,11 @@ def test_what_is_held_is_counted_as_running_or_as_due(stockroom: Stockroom) -> N
     stockroom.confirm("confirmed")
     stockroom.release(stockroom.hold(1, 1, order="released"))
 
-    assert count(stockroom) == Holds(running=3, due=1)
+    assert count(stockroom) == Holds(running=3, due=1, stuck=0)
 
     stockroom.expire()
 
-    assert count(stockroom) == Holds(running=3, due=0)
+    assert count(stockroom) == Holds(running=3, due=0, stuck=0)
 
 
 def test_no_more_are_counted_than_the_bound(stockroom: Stockroom, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -39,7 +39,7 @@ def test_no_more_are_counted_than_the_bound(stockroom: Stockroom, monkeypatch: p
         stockroom.hold(1, 1, order=f"running-{number}")
     monkeypatch.setattr(holds, "COUNTED_MAX", 4)
 
-    assert count(stockroom) == Holds(running=4, due=0)
+    assert count(stockroom) == Holds(running=4, due=0, stuck=0)
 
 
 def test_prometheus_is_told_at_once(stockroom: Stockroom) -> None:

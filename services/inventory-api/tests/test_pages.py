@@ -6,7 +6,7 @@ import pytest
 from stockroom import Stockroom
 
 from inventory_api.domain import Item, Reservation, State
-from inventory_api.reservations import ReservationFilter
+from inventory_api.reservation_pages import ReservationFilter
 from inventory_api.stock import ItemFilter
 from shop_common import paging
 from shop_common.paging import Page

@@ -3,7 +3,8 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from inventory_api.domain import Allocation, InsufficientStock, Item, Line
+from inventory_api.domain import LOCATIONS_MAX, Allocation, InsufficientStock, Item, Line, LocationsLimit
+from shop_common.errors import Refused
 
 
 @dataclass(slots=True)
@@ -30,13 +31,14 @@ class Shelves:
         """Draw all lines or none; returns the allocations of each product.
 
         Lines of one product at one location are summed before they are checked. Raises InsufficientStock for
-        the first product, in the order of the lines, of which there is too little.
+        the first product, in the order of the lines, of which there is too little, or LocationsLimit when it is in too
+        small parts.
         """
         taken: dict[int, tuple[Allocation, ...]] = {}
         try:
             for product_id, wanted in _by_product(lines).items():
                 taken[product_id] = self._take_product(product_id, wanted)
-        except InsufficientStock:
+        except Refused:
             self.put_back(allocation for drawn in taken.values() for allocation in drawn)
             raise
         return taken
@@ -60,6 +62,11 @@ class Shelves:
             for shelf, part in parts:
                 shelf.free -= part
                 drawn[shelf.item_id] = drawn.get(shelf.item_id, 0) + part
+        if len(drawn) > LOCATIONS_MAX:
+            self._undo(drawn)
+            raise LocationsLimit(
+                product_id, f"product {product_id}: a reservation draws on at most {LOCATIONS_MAX} locations"
+            )
         return tuple(
             Allocation(item_id, self._by_item[item_id].location, quantity) for item_id, quantity in drawn.items()
         )

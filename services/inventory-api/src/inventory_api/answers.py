@@ -1,11 +1,17 @@
 """Domain to protobuf."""
 
+from collections.abc import Sequence
+from dataclasses import replace
+
 from inventory_api.domain import Item, Reservation
 from inventory_api.requests import STATE_NUMBERS
 from shop.inventory.v1 import inventory_pb2 as pb
 from shop_common.errors import ShopError
 from shop_common.moments import to_proto, to_proto_or_none
 from shop_common.status import to_status
+
+ANSWER_ALLOCATIONS_MAX = 25_000
+"""Each is at most 90 bytes; with 5,000 reservations of at most 200 bytes an answer has less than 4 MB."""
 
 
 def item(found: Item) -> pb.InventoryItem:
@@ -38,9 +44,17 @@ def reservation(found: Reservation) -> pb.Reservation:
     )
 
 
-def batch_result(outcome: list[Reservation] | ShopError) -> pb.BatchReserveStockResult:
-    if isinstance(outcome, ShopError):
-        return pb.BatchReserveStockResult(error=to_status(outcome))
-    return pb.BatchReserveStockResult(
-        reservations=pb.Reservations(reservations=[reservation(each) for each in outcome])
-    )
+def batch(outcomes: Sequence[list[Reservation] | ShopError]) -> pb.BatchReserveStockResponse:
+    """The answer of a batch; without allocations where all of them would be more than an answer may have."""
+    left = ANSWER_ALLOCATIONS_MAX
+    results = []
+    for outcome in outcomes:
+        if isinstance(outcome, ShopError):
+            results.append(pb.BatchReserveStockResult(error=to_status(outcome)))
+            continue
+        left -= sum(len(each.allocations) for each in outcome)
+        shown = outcome if left >= 0 else [replace(each, allocations=()) for each in outcome]
+        results.append(
+            pb.BatchReserveStockResult(reservations=pb.Reservations(reservations=[reservation(each) for each in shown]))
+        )
+    return pb.BatchReserveStockResponse(results=results)

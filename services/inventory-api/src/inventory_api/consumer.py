@@ -5,7 +5,7 @@ from typing import Any
 
 from sqlalchemy import Connection
 
-from inventory_api import transitions
+from inventory_api import by_order, transitions
 from inventory_api.transitions import OrderRequest
 from shop_common import logs, metrics
 from shop_common.consumer import Event, Handler
@@ -25,22 +25,27 @@ def handlers() -> Mapping[str, Handler]:
     return {"ORDER_CANCELLED": release, "ORDER_SHIPPED": fulfil}
 
 
-def release(tx: Connection, events: Sequence[Event]) -> None:
-    """A cancelled order gives back what it holds."""
-    transitions.release_orders(tx, [_order(event) for event in events])
+def release(tx: Connection, events: Sequence[Event]) -> bool:
+    """A cancelled order gives back what it holds, in turns."""
+    return transitions.release_orders(tx, [_order(event) for event in events])
 
 
-def fulfil(tx: Connection, events: Sequence[Event]) -> None:
-    """A shipped order's units leave the stock."""
-    fulfilled = transitions.fulfil_orders(tx, [_order(event) for event in events])
+def fulfil(tx: Connection, events: Sequence[Event]) -> bool:
+    """A shipped order's units leave the stock, in turns."""
+    orders = [_order(event) for event in events]
+    if transitions.fulfil_orders(tx, orders):
+        return True
+    # By this turn or by earlier ones.
+    fulfilled = by_order.fulfilled_units(tx, (order.order_id for order in orders))
     for event in events:
-        missing = _missing(event.data, fulfilled[event.data["id"]])
+        missing = _missing(event.data, fulfilled[str(event.data["id"])])
         if missing:
             # The goods are gone, whatever the books say; a person has to look at it.
             _short_fulfilments().inc()
             _log.error(
                 "an order was shipped with less stock than its lines", order_id=event.data["id"], missing=missing
             )
+    return False
 
 
 def _order(event: Event) -> OrderRequest:

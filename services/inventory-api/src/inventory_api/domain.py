@@ -10,6 +10,12 @@ from shop_common.errors import Conflict, NotFound, Refused
 DEFAULT_LOCATION = "WAREHOUSE_A"
 ITEM_QUANTITY_MAX = 9 * 10**15
 """Safe as a JSON number everywhere."""
+LOCATIONS_MAX = 500
+"""Of a product, and so of a reservation: what tells of one must fit into an event."""
+ORDER_RESERVATIONS_MAX = 1_000
+"""Of an order that have not ended: confirming them is one transaction."""
+ORDER_ALLOCATIONS_MAX = 10_000
+"""Of all these together."""
 
 
 class State(StrEnum):
@@ -154,6 +160,23 @@ class _OrderRefused(Refused):
         return {"order_id": self.order_id}
 
 
+class ReservationsLimit(_OrderRefused):
+    """The order has, or would have, more active reservations, or allocations of them, than an order may."""
+
+    reason: ClassVar[str] = "RESERVATIONS_LIMIT"
+
+    def __init__(self, order_id: str, reservations: int, allocations: int) -> None:
+        super().__init__(
+            order_id,
+            f"order {order_id} has {reservations} active reservations with {allocations} allocations; an order has at "
+            f"most {ORDER_RESERVATIONS_MAX} with {ORDER_ALLOCATIONS_MAX}",
+        )
+        self._counts = {"reservations": str(reservations), "allocations": str(allocations)}
+
+    def metadata(self) -> dict[str, str]:
+        return super().metadata() | self._counts
+
+
 class ReservationExpired(_OrderRefused):
     """A hold of the order ran out before it was confirmed."""
 
@@ -195,6 +218,19 @@ class QuantityLimit(Refused):
             f"product {product_id} at {location} holds {quantity}; an item holds at most {ITEM_QUANTITY_MAX}"
         )
         self._metadata = {"product_id": str(product_id), "location": location, "quantity": str(quantity)}
+
+    def metadata(self) -> dict[str, str]:
+        return self._metadata
+
+
+class LocationsLimit(Refused):
+    """The product would be at more locations, or a reservation would draw on more, than either may."""
+
+    reason: ClassVar[str] = "LOCATIONS_LIMIT"
+
+    def __init__(self, product_id: int, message: str) -> None:
+        super().__init__(message)
+        self._metadata = {"product_id": str(product_id), "limit": str(LOCATIONS_MAX)}
 
     def metadata(self) -> dict[str, str]:
         return self._metadata

@@ -1,11 +1,12 @@
 """Expiring holds past their time, for the reaper: batch after batch until there are no more."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from datetime import datetime
 
 from inventory_api import reservations
 from inventory_api.domain import Reservation
+from inventory_api.halves import Halves
 from shop_common.database import Database
 
 GO_ON_SECONDS = 5.0
@@ -13,6 +14,9 @@ GO_ON_SECONDS = 5.0
 
 TURN_HOLDS = 100
 """Of one transaction: buyers wait for the items that it has locked, and its Python keeps them from the interpreter."""
+
+TURN_ALLOCATIONS = 2000
+"""And so many allocations, unless a single hold has more."""
 
 
 class Expiry:
@@ -32,16 +36,20 @@ class Expiry:
     def expire_due(self, max_count: int) -> int:
         """Expire up to `max_count` holds past their time, the oldest first; returns how many.
 
-        They are found at once and expired in turns, each a transaction of its own, so that buyers come in between.
+        They are found at once and expired in turns, each a transaction of its own, so that buyers come in between. One
+        that can't be expired is set aside.
         """
         found = self._found(max_count)
         # Set before they are expired: should that fail, they are passed over until the hint is forgotten.
         self._since = found[-1].expires_at if len(found) == max_count else None
-        turns = (found[begin : begin + TURN_HOLDS] for begin in range(0, len(found), TURN_HOLDS))
-        return sum(self._expire(turn) for turn in turns)
+        halves = Halves(self._expire, id_of=lambda hold: hold.id, set_aside=self._set_aside)
+        return sum(halves.do(turn) for turn in _turns(found))
 
     def _expire(self, holds: Sequence[Reservation]) -> int:
         return self._database.transact(lambda tx: reservations.expire(tx, holds))
+
+    def _set_aside(self, reservation_id: str) -> None:
+        self._database.transact(lambda tx: reservations.set_aside(tx, reservation_id))
 
     def _found(self, max_count: int) -> Sequence[Reservation]:
         if self._since is not None and time.monotonic() < self._until:
@@ -53,3 +61,14 @@ class Expiry:
 
     def _due(self, max_count: int, since: datetime | None = None) -> Sequence[Reservation]:
         return self._database.query(lambda tx: reservations.due(tx, max_count, since=since))
+
+
+def _turns(holds: Sequence[Reservation]) -> Iterator[Sequence[Reservation]]:
+    begin, allocations = 0, 0
+    for end, hold in enumerate(holds):
+        allocations += len(hold.allocations)
+        if end > begin and (end - begin == TURN_HOLDS or allocations > TURN_ALLOCATIONS):
+            yield holds[begin:end]
+            begin, allocations = end, len(hold.allocations)
+    if begin < len(holds):
+        yield holds[begin:]

@@ -1,12 +1,20 @@
 """Forgetting: what ended long ago is deleted in bounded batches. Items never are."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
+from functools import partial
+from typing import Protocol
 
-from sqlalchemy import Connection, delete, select
+from sqlalchemy import Connection, delete, select, update
 
-from inventory_api import tables
-from shop_common.sql import now
+from inventory_api import reservations, tables
+from inventory_api.halves import Halves
+from shop_common.database import Database
+from shop_common.sql import Id, Statement, among, clock, now
+
+TURN_ROWS = 500
+"""Of one transaction."""
 
 _reservations = tables.stock_reservations
 
@@ -27,14 +35,72 @@ class Purged:
     reservations: int
 
 
-def purge(tx: Connection, request: PurgeRequest) -> Purged:
-    """Delete idempotency keys and ended reservations older than the age, by the database's clock."""
-    before = now(tx) - timedelta(seconds=request.older_than_seconds)
-    ended = (
-        select(_reservations.c.id)
-        .where(tables.ENDED, _reservations.c.created_at < before)
-        .order_by(_reservations.c.created_at)
-        .limit(request.max_count)
+class _Act(Protocol):
+    def __call__(self, tx: Connection, count: int) -> int: ...
+
+
+class History:
+    """What is behind us, in one database."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def purge(self, request: PurgeRequest) -> Purged:
+        """Delete idempotency keys made, and reservations ended, longer ago than the age, by the database's clock.
+
+        In turns, each a transaction of its own. What a version before `ended_at` has ended counts as ended when a purge
+        first comes by. A reservation that can't be deleted is set aside.
+        """
+        most = request.max_count
+        age = timedelta(seconds=request.older_than_seconds)
+        before = self._database.query(now) - age
+        self._in_turns(_write_down_ends, most)
+        found = self._database.query(lambda tx: _ended(tx, before, most))
+        halves = Halves(self._delete, id_of=str, set_aside=self._set_aside)
+        gone = sum(halves.do(found[begin : begin + TURN_ROWS]) for begin in range(0, len(found), TURN_ROWS))
+        keys = self._in_turns(lambda tx, count: tables.idempotency_keys.purge(tx, before, count), most)
+        return Purged(keys, gone)
+
+    def _in_turns(self, act: _Act, most: int) -> int:
+        """Until it does less than it may, or `most` in sum; returns the sum."""
+        done = 0
+        while done < most:
+            asked = min(TURN_ROWS, most - done)
+            did = self._database.transact(partial(act, count=asked))
+            done += did
+            if did < asked:
+                break
+        return done
+
+    def _set_aside(self, reservation_id: str) -> None:
+        self._database.transact(lambda tx: reservations.set_aside(tx, reservation_id))
+
+    def _delete(self, ids: Sequence[str]) -> int:
+        return self._database.transact(lambda tx: len(_delete(tx, [{"id": each} for each in ids])))
+
+
+def _ended(tx: Connection, before: datetime, limit: int) -> Sequence[str]:
+    return (
+        tx.execute(
+            select(_reservations.c.id)
+            .where(tables.ENDED, _reservations.c.ended_at < before, _reservations.c.set_aside_at.is_(None))
+            .order_by(_reservations.c.ended_at)
+            .limit(limit)
+        )
+        .scalars()
+        .all()
     )
-    gone = tx.execute(delete(_reservations).where(_reservations.c.id.in_(ended)).returning(_reservations.c.id))
-    return Purged(tables.idempotency_keys.purge(tx, before, request.max_count), len(gone.all()))
+
+
+def _write_down_ends(tx: Connection, count: int) -> int:
+    unknown = select(_reservations.c.id).where(tables.ENDED, _reservations.c.ended_at.is_(None)).limit(count)
+    written = update(_reservations).where(_reservations.c.id.in_(unknown)).values(ended_at=clock())
+    return tx.execute(written).rowcount
+
+
+_delete = Statement(
+    lambda given: (
+        delete(_reservations).where(among(_reservations.c.id, given.c.id), tables.ENDED).returning(_reservations.c.id)
+    ),
+    id=Id(),
+)

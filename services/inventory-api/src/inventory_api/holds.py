@@ -6,8 +6,9 @@ reservations as beside ten.
 
 import threading
 from dataclasses import dataclass
+from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, ScalarSelect, func, literal, select
+from sqlalchemy import ColumnElement, Connection, ScalarSelect, TextClause, func, literal, select
 from sqlalchemy.exc import DBAPIError
 
 from inventory_api import tables
@@ -20,6 +21,7 @@ COUNTED_MAX = 100_000
 INTERVAL_SECONDS = 15.0
 
 _expires_at = tables.stock_reservations.c.expires_at
+_set_aside_at = tables.stock_reservations.c.set_aside_at
 
 _log = logs.get(__name__)
 
@@ -32,19 +34,36 @@ _holds = metrics.gauge(
     over_workers="livemax",
 )
 
+_stuck = metrics.gauge(
+    __name__,
+    "shop_stuck_reservations",
+    "Reservations that were set aside, since they can't be expired or purged; counted to 100,000, by every process "
+    "of the service alike",
+    over_workers="livemax",
+)
+
 
 @dataclass(frozen=True, slots=True)
 class Holds:
-    """Reservations that are HELD, counted to 100,000 and no further."""
+    """Reservations that are HELD, and those that were set aside, counted to 100,000 and no further."""
 
     running: int
     due: int
+    stuck: int
 
 
 def count(tx: Connection) -> Holds:
-    """How many hold stock still, and how many are past their time and not ended yet. Wants STEADY_PLANS."""
+    """How many hold stock still, are past their time and not ended yet, and are set aside. Wants STEADY_PLANS."""
     moment = now(tx)
-    return Holds(*tx.execute(select(_counted(_expires_at > moment), _counted(_expires_at <= moment))).one())
+    return Holds(
+        *tx.execute(
+            select(
+                _counted(_expires_at, tables.HELD, _expires_at > moment),
+                _counted(_expires_at, tables.HELD, _expires_at <= moment),
+                _counted(_set_aside_at, tables.SET_ASIDE),
+            )
+        ).one()
+    )
 
 
 class HoldsWatch:
@@ -74,12 +93,13 @@ class HoldsWatch:
             else:
                 _holds("running").set(holds.running)
                 _holds("due").set(holds.due)
+                _stuck().set(holds.stuck)
             if self._stopped.wait(INTERVAL_SECONDS):
                 return
 
 
-def _counted(when: ColumnElement[bool]) -> ScalarSelect[int]:
-    # By time and up to a bound: so it is a walk along the index of what is due, of no more entries than that.
-    found = select(_expires_at).where(tables.HELD, when).order_by(_expires_at)
+def _counted(column: ColumnElement[Any], *where: ColumnElement[bool] | TextClause) -> ScalarSelect[int]:
+    # By time and up to a bound: so it is a walk along an index of time, of no more entries than that.
     bound = literal(COUNTED_MAX, literal_execute=True)
-    return select(func.count()).select_from(found.limit(bound).subquery()).scalar_subquery()
+    found = select(column).where(*where).order_by(column).limit(bound)
+    return select(func.count()).select_from(found.subquery()).scalar_subquery()

@@ -87,6 +87,7 @@ _due = Statement(
         .join_from(_reservations, _allocations, _allocations.c.reservation_id == _reservations.c.id)
         .where(
             tables.HELD,
+            _reservations.c.set_aside_at.is_(None),
             among(_reservations.c.product_id, given.c.product_id),
             _reservations.c.expires_at <= clock(),
         )

@@ -3,8 +3,9 @@
 from collections.abc import Callable
 from functools import partial
 
-from inventory_api import history, reservations, reserve, sizes, stock, transitions
+from inventory_api import reservation_pages, reservations, reserve, sizes, stock, transitions
 from inventory_api.expiry import Expiry
+from inventory_api.history import History, Purged, PurgeRequest
 from shop_common.coalesced import ALONE, LISTS, Coalesced, one_by_one
 from shop_common.coalescer import Coalescer
 from shop_common.database import Database
@@ -34,10 +35,13 @@ class Operations:
         self.item = run.reads("item", stock.get)
         self.reservation = run.reads("reservation", reservations.get, sizes=sizes.RESERVATIONS)
         self.items_page = run.reads("items-page", one_by_one(stock.list_page), limits=LISTS)
-        self.reservations_page = run.reads("reservations-page", one_by_one(reservations.list_page), limits=LISTS)
+        self.reservations_page = run.reads("reservations-page", one_by_one(reservation_pages.list_page), limits=LISTS)
 
         expiry = Expiry(database)
         self.expire: Coalescer[int, int] = run.own(
             "expire", lambda counts: list(map(expiry.expire_due, counts)), limits=ALONE
         )
-        self.purge = run.writes("purge", one_by_one(history.purge), limits=ALONE)
+        history = History(database)
+        self.purge: Coalescer[PurgeRequest, Purged] = run.own(
+            "purge", lambda requests: list(map(history.purge, requests)), limits=ALONE
+        )

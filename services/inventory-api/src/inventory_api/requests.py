@@ -7,7 +7,7 @@ from google.protobuf.duration_pb2 import Duration
 
 from inventory_api.domain import DEFAULT_LOCATION, ITEM_QUANTITY_MAX, Line, OrderLines, State
 from inventory_api.history import PurgeRequest
-from inventory_api.reservations import ReservationFilter
+from inventory_api.reservation_pages import ReservationFilter
 from inventory_api.stock import AddStock, ItemFilter, SetQuantity, StockQuestion
 from inventory_api.transitions import OrderRequest, ReleaseRequest
 from shop.inventory.v1 import inventory_pb2 as pb

@@ -10,27 +10,21 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Connection, Row, Text, and_, or_, select, update
+from sqlalchemy import BigInteger, Connection, Row, Text, bindparam, select, update
 
 from inventory_api import events, items, tables
-from inventory_api.domain import Allocation, Item, Reservation, ReservationNotFound, State
-from shop_common.paging import Page, PageRequest, page_of
+from inventory_api.domain import ENDED, Allocation, Item, Reservation, ReservationNotFound, State
 from shop_common.sql import Id, Statement, Timestamp, among, clock, joined, now
+from shop_common.valid import INT64_MAX
 
 _reservations = tables.stock_reservations
 _allocations = tables.reservation_allocations
 _items = tables.inventory_items
 
-_COLUMNS = tuple(_reservations.c[name] for name in Reservation.__slots__ if name != "allocations")
+COLUMNS = tuple(_reservations.c[name] for name in Reservation.__slots__ if name != "allocations")
 
-
-@dataclass(frozen=True, slots=True)
-class ReservationFilter:
-    """Which reservations to list; None is any. `state` is the state as callers see it."""
-
-    order_id: str | None = None
-    product_id: int | None = None
-    state: State | None = None
+READ_MAX = 25_000
+"""Allocations that are read for many reservations at once; above what the largest reservation of any version has."""
 
 
 def get(tx: Connection, ids: Sequence[str]) -> list[Reservation | ReservationNotFound]:
@@ -41,36 +35,16 @@ def get(tx: Connection, ids: Sequence[str]) -> list[Reservation | ReservationNot
 
 
 def load(tx: Connection, ids: Iterable[str]) -> list[Reservation]:
-    """The reservations as they are stored, with their allocations, sorted by id. Locks nothing."""
+    """The reservations as they are stored, with their allocations, sorted by id. Locks nothing.
+
+    When they have very many allocations together, some come without.
+    """
     rows = [{"id": each} for each in set(ids)]
-    return _with_allocations(tx, _load(tx, rows)) if rows else []
-
-
-def list_page(tx: Connection, asked: PageRequest[ReservationFilter]) -> Page[Reservation]:
-    """A page by id; ids are drawn in the order of time, so that rows inserted meanwhile come later."""
-    moment = now(tx)
-    wanted = asked.wanted
-    query = select(*_COLUMNS).order_by(_reservations.c.id).limit(asked.size + 1)
-    if wanted.order_id is not None:
-        query = query.where(_reservations.c.order_id == wanted.order_id)
-    if wanted.product_id is not None:
-        query = query.where(_reservations.c.product_id == wanted.product_id)
-    if wanted.state is not None:
-        query = query.where(_seen_as(wanted.state, moment))
-    if asked.after is not None:
-        query = query.where(_reservations.c.id > asked.after[0])
-    page = page_of(tx.execute(query).all(), asked.size, lambda row: (row.id,))
-    found = [reservation.as_of(moment) for reservation in _with_allocations(tx, page.rows)]
-    return Page(found, page.next_position)
-
-
-def of_orders(tx: Connection, order_ids: Iterable[str]) -> dict[str, list[str]]:
-    """The ids of each order's reservations. Locks nothing."""
-    found: dict[str, list[str]] = {order_id: [] for order_id in order_ids}
-    if found:
-        for row in _ids_of_orders(tx, [{"order_id": order_id} for order_id in found]):
-            found[row.order_id].append(row.id)
-    return found
+    if not rows:
+        return []
+    stored = _load(tx, rows)
+    whole = {reservation.id: reservation for reservation in with_allocations(tx, stored, READ_MAX)}
+    return [whole.get(row.id) or _reservation(row, ()) for row in stored]
 
 
 @dataclass(slots=True)
@@ -89,7 +63,7 @@ def lock(tx: Connection, ids: Iterable[str]) -> Locked:
         return Locked(now(tx), {}, {})
     # Which items a reservation draws on never changes, so the subquery needs no lock.
     shelves = {row.id: items.from_row(row) for row in _lock_items(tx, rows)}
-    reservations = _with_allocations(tx, _lock(tx, rows))
+    reservations = with_allocations(tx, _lock(tx, rows))
     return Locked(now(tx), {reservation.id: reservation for reservation in reservations}, shelves)
 
 
@@ -130,7 +104,7 @@ def move(
         messages.append(events.OF_STATE[state](moved, locked.now, traceparent))
         locked.reservations[reservation_id] = replace(moved, expires_at=None) if state is State.CONFIRMED else moved
     messages += [events.stock_updated(changed[item_id], locked.now, tp) for item_id, tp in shipped.items()]
-    _set_state(tx, [_state_row(locked.reservations[each]) for each in moves])
+    _set_state(tx, [_state_row(locked.reservations[each], locked.now) for each in moves])
     if changed:
         items.save_counters(tx, changed.values())
         locked.items.update(changed)
@@ -138,11 +112,21 @@ def move(
 
 
 def due(tx: Connection, limit: int, *, since: datetime | None = None) -> list[Reservation]:
-    """The oldest holds past their time, or of those that ran out at `since` or later. Locks nothing."""
-    query = select(*_COLUMNS).where(tables.HELD, _reservations.c.expires_at <= clock())
+    """The oldest holds past their time, or of those that ran out at `since` or later. Locks nothing.
+
+    Fewer than there are when together they have too many allocations to be read at once.
+    """
+    query = select(*COLUMNS).where(
+        tables.HELD, _reservations.c.set_aside_at.is_(None), _reservations.c.expires_at <= clock()
+    )
     if since is not None:
         query = query.where(_reservations.c.expires_at >= since)
-    return _with_allocations(tx, tx.execute(query.order_by(_reservations.c.expires_at).limit(limit)).all())
+    return with_allocations(tx, tx.execute(query.order_by(_reservations.c.expires_at).limit(limit)).all(), READ_MAX)
+
+
+def set_aside(tx: Connection, reservation_id: str) -> None:
+    """Pass over it from now on, in all that is done to many: it can't be ended. A person has to look at it."""
+    tx.execute(update(_reservations).where(_reservations.c.id == reservation_id).values(set_aside_at=clock()))
 
 
 def expire(tx: Connection, found: Sequence[Reservation]) -> int:
@@ -167,47 +151,57 @@ def expire(tx: Connection, found: Sequence[Reservation]) -> int:
     return len(expired)
 
 
-def _state_row(reservation: Reservation) -> dict[str, object]:
-    return {"id": reservation.id, "state": reservation.state, "expires_at": reservation.expires_at}
+def _state_row(reservation: Reservation, now: datetime) -> dict[str, object]:
+    return {
+        "id": reservation.id,
+        "state": reservation.state,
+        "expires_at": reservation.expires_at,
+        "ended_at": now if reservation.state in ENDED else None,
+    }
 
 
-def _with_allocations(tx: Connection, rows: Sequence[Row[Any]]) -> list[Reservation]:
+def with_allocations(tx: Connection, rows: Sequence[Row[Any]], limit: int | None = None) -> list[Reservation]:
+    """The reservations of these rows, in order.
+
+    Those with the smallest ids only, when all have more allocations than `limit` together. One at least: a version
+    without bounds may have made it larger than that.
+    """
     if not rows:
         return []
     parts: dict[str, list[Allocation]] = {row.id: [] for row in rows}
-    for part in _allocations_of(tx, [{"id": row.id} for row in rows]):
+    given = [{"id": row.id} for row in rows]
+    read = _allocations_of(tx, given, row_limit=INT64_MAX if limit is None else limit + 1)
+    for part in read:
         parts[part.reservation_id].append(Allocation(part.item_id, part.location, part.quantity))
-    return [
-        Reservation(
-            row.id,
-            row.product_id,
-            row.quantity,
-            row.order_id,
-            State(row.state),
-            row.created_at,
-            row.expires_at,
-            tuple(parts[row.id]),
-        )
-        for row in rows
-    ]
+    if limit is not None and len(read) > limit:
+        cut = read[-1].reservation_id
+        first = min(parts)
+        if cut == first:
+            return with_allocations(tx, [row for row in rows if row.id == first])
+        rows = [row for row in rows if row.id < cut]
+    return [_reservation(row, tuple(parts[row.id])) for row in rows]
 
 
-def _seen_as(state: State, moment: datetime) -> Any:
-    due = and_(_reservations.c.state == State.HELD, _reservations.c.expires_at <= moment)
-    if state is State.HELD:
-        return and_(_reservations.c.state == State.HELD, _reservations.c.expires_at > moment)
-    if state is State.EXPIRED:
-        return or_(_reservations.c.state == State.EXPIRED, due)
-    return _reservations.c.state == state
+def _reservation(row: Row[Any], allocations: tuple[Allocation, ...]) -> Reservation:
+    return Reservation(
+        row.id,
+        row.product_id,
+        row.quantity,
+        row.order_id,
+        State(row.state),
+        row.created_at,
+        row.expires_at,
+        allocations,
+    )
 
 
 _load = Statement(
-    lambda given: select(*_COLUMNS).where(among(_reservations.c.id, given.c.id)).order_by(_reservations.c.id),
+    lambda given: select(*COLUMNS).where(among(_reservations.c.id, given.c.id)).order_by(_reservations.c.id),
     id=Id(),
 )
 _lock = Statement(
     lambda given: (
-        select(*_COLUMNS)
+        select(*COLUMNS)
         .where(among(_reservations.c.id, given.c.id))
         .order_by(_reservations.c.id)
         .with_for_update(of=_reservations)
@@ -231,33 +225,27 @@ _allocations_of = Statement(
         .join_from(_allocations, _items, _items.c.id == _allocations.c.item_id)
         .where(among(_allocations.c.reservation_id, given.c.id))
         .order_by(_allocations.c.reservation_id, _allocations.c.item_id)
+        .limit(bindparam("row_limit", type_=BigInteger()))
     ),
     id=Id(),
-)
-_ids_of_orders = Statement(
-    lambda given: (
-        select(_reservations.c.order_id, _reservations.c.id)
-        .where(among(_reservations.c.order_id, given.c.order_id))
-        .order_by(_reservations.c.id)
-    ),
-    order_id=Text(),
 )
 _set_state = Statement(
     lambda given: (
         update(_reservations)
-        .values(state=given.c.state, expires_at=given.c.expires_at)
+        .values(state=given.c.state, expires_at=given.c.expires_at, ended_at=given.c.ended_at)
         .where(*joined(_reservations.c.id, given.c.id))
     ),
     id=Id(),
     state=Text(),
     expires_at=Timestamp(),
+    ended_at=Timestamp(),
 )
 # A hold is what is active and has an end. In the words of the partial indexes a planner might walk one of them, through
 # all that is held, instead of the primary key.
 _expire = Statement(
     lambda given: (
         update(_reservations)
-        .values(state=State.EXPIRED)
+        .values(state=State.EXPIRED, ended_at=clock())
         .where(
             among(_reservations.c.id, given.c.id),
             _reservations.c.is_active,

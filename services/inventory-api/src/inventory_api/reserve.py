@@ -8,9 +8,11 @@ from datetime import datetime, timedelta
 from sqlalchemy import Connection
 from uuid_utils import uuid7
 
-from inventory_api import events, items, reservations, tables, transitions
+from inventory_api import by_order, due, events, items, reservations, tables
 from inventory_api.allocation import Shelves
+from inventory_api.by_order import Size
 from inventory_api.domain import (
+    ORDER_ALLOCATIONS_MAX,
     Allocation,
     InsufficientStock,
     Item,
@@ -19,15 +21,17 @@ from inventory_api.domain import (
     ReservationNotFound,
     State,
 )
+from inventory_api.due import Place
 from shop_common import metrics
 from shop_common.database import count_after_commit
-from shop_common.errors import Contention, ShopError
+from shop_common.errors import Contention, Refused, ShopError
 from shop_common.idempotency import Claim, fingerprint
 from shop_common.sql import inserting, now
 
 METHOD = "ReserveStock"
-DUE_EXPIRED_MAX = 10_000
-"""Holds past their time that one batch expires to cover its need."""
+DUE_EXPIRED_MAX = due.DUE_EXPIRED_MAX
+BATCH_ALLOCATIONS_MAX = ORDER_ALLOCATIONS_MAX
+"""Made in one transaction: of one order that is not more than an order may have."""
 
 _refusals = metrics.counter(
     __name__, "shop_stock_refusals_total", "Orders whose stock was not held, by the reason", "reason"
@@ -37,8 +41,14 @@ _rescued = metrics.counter(
 )
 
 Reservations = list[Reservation]
-_Decision = dict[int, tuple[Allocation, ...]] | InsufficientStock | Contention
-_Place = tuple[int, str | None]
+_Decision = dict[int, tuple[Allocation, ...]] | Refused | Contention
+
+
+class _Later(Contention):
+    """Not decided: what was decided before it is enough for one transaction."""
+
+
+_LATER = _Later("the batch has too many allocations; try again")
 
 
 def reserve(
@@ -47,19 +57,22 @@ def reserve(
     """Hold stock for each order, all of its lines or none, one reservation a product.
 
     Orders are decided in the sequence given and do not affect each other beyond the stock that they take. Returns
-    one outcome per order, in order: its reservations, or what refused it (InsufficientStock; RequestIdReused;
-    Contention when more than DUE_EXPIRED_MAX holds would have to be expired first). A request_id that came
-    before answers with what the first call made, as it is now; one batch holds a request_id once.
+    one outcome per order, in order: its reservations, or what refused it (InsufficientStock; ReservationsLimit;
+    LocationsLimit; RequestIdReused; Contention when more than DUE_EXPIRED_MAX holds would have to be expired first). A
+    request_id that came before answers with what the first call made, as it is now; one batch holds a request_id once.
+
+    Decides as many of the orders as one transaction should, from the first on, and at least one.
 
     Emits STOCK_RESERVED per reservation, and STOCK_RESERVATION_EXPIRED for holds that it had to expire.
     """
-    return tables.idempotency_keys.once(
+    outcomes = tables.idempotency_keys.once(
         tx,
         [_Planned(order, _reservation_ids(order)) for order in orders],
         claim_of=_Planned.claim,
         perform=lambda new: _hold(tx, new, default_ttl_seconds),
         replay=lambda claims: _replay(tx, claims),
     )
+    return outcomes[: outcomes.index(_LATER)] if _LATER in outcomes else outcomes
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,8 +96,10 @@ def _hold(tx: Connection, planned: Sequence[_Planned], default_ttl_seconds: floa
     orders = [each.order for each in planned]
     products = {line.product_id for order in orders for line in order.lines}
     stock = {item.id: item for item in items.lock_products(tx, products)}
-    decisions = _decide_with_due(tx, orders, stock)
-    moment = now(tx)
+    moment, sizes = by_order.sizes(tx, (order.order_id for order in orders))
+    decisions, expired = _decide_with_due(tx, orders, stock, sizes)
+    if expired:
+        moment = now(tx)
     outcomes: list[Reservations | ShopError] = []
     held: Reservations = []
     messages = []
@@ -112,48 +127,58 @@ def _hold(tx: Connection, planned: Sequence[_Planned], default_ttl_seconds: floa
         messages += [events.stock_reserved(reservation, moment, order.traceparent) for reservation in made]
     _save(tx, held, stock, moment)
     tables.outbox.append(tx, messages)
-    count_after_commit(tx, _refusals, Counter((each.reason,) for each in outcomes if isinstance(each, ShopError)))
+    refusals = [each for each in outcomes if isinstance(each, ShopError) and each is not _LATER]
+    count_after_commit(tx, _refusals, Counter((each.reason,) for each in refusals))
     return outcomes
 
 
-def _decide_with_due(tx: Connection, orders: Sequence[OrderLines], stock: dict[int, Item]) -> list[_Decision]:
+def _decide_with_due(
+    tx: Connection, orders: Sequence[OrderLines], stock: dict[int, Item], sizes: Mapping[str, Size]
+) -> tuple[list[_Decision], int]:
     """What each order gets, in the sequence given, where a hold past its time is free stock, reaper or not.
 
-    Expires what is needed of such holds, the oldest first, and brings `stock` up to date. Each round expires at least
-    one; the first covers what is short in sum, later ones what that left in the wrong place.
+    Expires what is needed of such holds, the oldest first, and brings `stock` up to date; returns how many, too. Each
+    round expires at least one; the first covers what is short in sum, later ones what that left in the wrong place.
     """
-    allowed = DUE_EXPIRED_MAX
+    total = 0
     while True:
-        decisions = _decide(orders, stock)
+        decisions = _decide(orders, stock, sizes)
         need = _need(orders, decisions, stock)
-        # One more than allowed, only to know whether there are more.
-        due = transitions.due_of_products(tx, {product_id for product_id, _ in need}, allowed + 1) if need else []
-        if not due:
-            return decisions
-        # All items of these products are locked already, so these locks wait for nobody.
-        locked = reservations.lock(tx, due[:allowed])
-        chosen = _oldest_that_cover(need, [locked.reservations[each] for each in due[:allowed]])
-        locked.reservations = {each.id: each for each in chosen}
-        expired = transitions.expire(tx, locked)
+        if not need:
+            return decisions, total
+        expired, more = due.expire_to_cover(tx, need, stock, DUE_EXPIRED_MAX - total)
         count_after_commit(tx, _rescued, {(): len(expired)})
-        stock.update(locked.items)
         if not expired:
-            return _try_again(decisions) if len(due) > allowed else decisions
-        allowed -= len(expired)
+            return _try_again(decisions) if more else decisions, total
+        total += len(expired)
 
 
-def _decide(orders: Sequence[OrderLines], stock: Mapping[int, Item]) -> list[_Decision]:
+def _decide(orders: Sequence[OrderLines], stock: Mapping[int, Item], sizes: Mapping[str, Size]) -> list[_Decision]:
     shelves = Shelves(stock.values())
+    grown = dict(sizes)
+    drawn = 0
     decisions: list[_Decision] = []
     for order in orders:
         try:
-            decisions.append(shelves.take(order.lines))
-        except InsufficientStock as refusal:
+            taken = shelves.take(order.lines)
+        except Refused as refusal:
             decisions.append(refusal)
+            continue
+        parts = [part for of_product in taken.values() for part in of_product]
+        size = grown[order.order_id].plus(len(taken), len(parts))
+        if too_large := size.refusal(order.order_id):
+            shelves.put_back(parts)
+            decisions.append(too_large)
+        elif drawn and drawn + len(parts) > BATCH_ALLOCATIONS_MAX:
+            return [*decisions, *[_LATER] * (len(orders) - len(decisions))]
+        else:
+            grown[order.order_id] = size
+            drawn += len(parts)
+            decisions.append(taken)
     return decisions
 
 
-def _need(orders: Sequence[OrderLines], decisions: Sequence[_Decision], stock: Mapping[int, Item]) -> dict[_Place, int]:
+def _need(orders: Sequence[OrderLines], decisions: Sequence[_Decision], stock: Mapping[int, Item]) -> dict[Place, int]:
     """What is wanted beyond what is free, at each place, of the products that refused orders ask for.
 
     By all orders and not only the refused ones: when the batch is decided anew, an earlier order that gets its
@@ -167,7 +192,7 @@ def _need(orders: Sequence[OrderLines], decisions: Sequence[_Decision], stock: M
     if not refused:
         return {}
     products = {line.product_id for order, _ in refused for line in order.lines}
-    need: dict[_Place, int] = {}
+    need: dict[Place, int] = {}
     for order in orders:
         for line in order.lines:
             if line.product_id in products:
@@ -185,24 +210,6 @@ def _need(orders: Sequence[OrderLines], decisions: Sequence[_Decision], stock: M
         place = (refusal.product_id, refusal.location)
         need[place] = max(need.get(place, 0), refusal.requested - refusal.available)
     return {place: units for place, units in need.items() if units}
-
-
-def _oldest_that_cover(need: dict[_Place, int], due: Sequence[Reservation]) -> Reservations:
-    """Those of the holds, oldest first, that give back something of what is needed."""
-    chosen = []
-    for reservation in due:
-        helps = False
-        for part in reservation.allocations:
-            units = part.quantity
-            for place in ((reservation.product_id, part.location), (reservation.product_id, None)):
-                covered = min(units, need.get(place, 0))
-                if covered:
-                    need[place] -= covered
-                    units -= covered
-                    helps = True
-        if helps:
-            chosen.append(reservation)
-    return chosen
 
 
 def _try_again(decisions: Sequence[_Decision]) -> list[_Decision]:
@@ -224,7 +231,7 @@ def _save(tx: Connection, held: Reservations, stock: dict[int, Item], moment: da
             for item_id, quantity in drawn.items()
         ],
     )
-    _insert_reservations(tx, held)
+    _insert_reservations(tx, [_row(reservation) for reservation in held])
     _insert_allocations(
         tx,
         [
@@ -233,6 +240,19 @@ def _save(tx: Connection, held: Reservations, stock: dict[int, Item], moment: da
             for part in reservation.allocations
         ],
     )
+
+
+def _row(reservation: Reservation) -> dict[str, object]:
+    return {
+        "id": reservation.id,
+        "product_id": reservation.product_id,
+        "quantity": reservation.quantity,
+        "order_id": reservation.order_id,
+        "state": reservation.state,
+        "created_at": reservation.created_at,
+        "expires_at": reservation.expires_at,
+        "sole_item_id": reservation.allocations[0].item_id if len(reservation.allocations) == 1 else 0,
+    }
 
 
 def _replay(tx: Connection, claims: Sequence[Claim]) -> list[Reservations | ShopError]:
@@ -262,5 +282,6 @@ _insert_reservations = inserting(
     "state",
     "created_at",
     "expires_at",
+    "sole_item_id",
 )
 _insert_allocations = inserting(tables.reservation_allocations, "reservation_id", "item_id", "quantity")

@@ -62,7 +62,7 @@ class InventoryServicer(inventory_pb2_grpc.InventoryServiceServicer):
         valid = [order for order in orders if not isinstance(order, InvalidInput)]
         decided = iter(self._do.reserve.all(valid, deadline=deadline(context)))
         outcomes = [order if isinstance(order, InvalidInput) else next(decided) for order in orders]
-        return pb.BatchReserveStockResponse(results=[answers.batch_result(outcome) for outcome in outcomes])
+        return answers.batch(outcomes)
 
     def ReleaseStock(self, request: pb.ReleaseStockRequest, context: ServicerContext) -> pb.ReleaseStockResponse:
         asked = requests.release(request, traceparent(context))

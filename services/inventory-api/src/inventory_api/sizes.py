@@ -9,14 +9,12 @@ from collections.abc import Collection
 from sqlalchemy import BigInteger, Connection, Select, Subquery, Text, func, literal, select
 
 from inventory_api import tables
+from inventory_api.domain import LOCATIONS_MAX
 from inventory_api.stock import StockQuestion
 from inventory_api.transitions import OrderRequest, ReleaseRequest
 from shop_common.coalesced import Sizes
 from shop_common.coalescer import BATCH_WEIGHT_MAX
 from shop_common.sql import Id, Statement, among
-
-LOCATIONS_MAX = 500
-"""Of one product."""
 
 _items = tables.inventory_items
 _reservations = tables.stock_reservations

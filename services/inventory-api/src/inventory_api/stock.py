@@ -6,26 +6,28 @@ Each operation takes a list and returns a list, one outcome per request, in orde
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
-from sqlalchemy import BigInteger, Connection, Text, select, tuple_
+from sqlalchemy import BigInteger, Connection, Text, func, select, tuple_
 
-from inventory_api import events, items, reservations, tables, transitions
+from inventory_api import due, events, items, tables
 from inventory_api.domain import (
     ITEM_QUANTITY_MAX,
+    LOCATIONS_MAX,
     BelowReserved,
     Item,
     ItemNotFound,
+    LocationsLimit,
     QuantityLimit,
     VersionMismatch,
 )
-from shop_common.errors import ShopError
+from shop_common.errors import Contention, ShopError
 from shop_common.idempotency import Claim, fingerprint
 from shop_common.paging import Page, PageRequest, page_of
 from shop_common.sql import Statement, among, inserting, now
 from shop_common.valid import INT64_MAX
 
-DUE_EXPIRED_MAX = 10_000
-
 _items = tables.inventory_items
+
+_Place = tuple[int, str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +84,8 @@ class ItemFilter:
 def add(tx: Connection, requests: Sequence[AddStock]) -> list[Item | ShopError]:
     """Add units to the item of each product and location, made when absent.
 
-    Refuses with QuantityLimit what an item can't hold. Emits STOCK_UPDATED per request.
+    Refuses with QuantityLimit what an item can't hold, and with LocationsLimit a new item of a product that has as many
+    as it may. Emits STOCK_UPDATED per request.
     """
     return tables.idempotency_keys.once(
         tx,
@@ -94,8 +97,52 @@ def add(tx: Connection, requests: Sequence[AddStock]) -> list[Item | ShopError]:
 
 
 def _add(tx: Connection, requests: Sequence[AddStock]) -> list[Item | ShopError]:
-    # Sorted, so that two processes that make the same items wait for each other and do not deadlock.
-    places = sorted({(request.product_id, request.location) for request in requests})
+    places = list(dict.fromkeys((request.product_id, request.location) for request in requests))
+    stock = {(item.product_id, item.location): item for item in _lock_places(tx, places)}
+    if absent := [place for place in places if place not in stock]:
+        made = _make(tx, _within_limit(tx, absent))
+        stock |= {(item.product_id, item.location): item for item in made}
+    moment = now(tx)
+    outcomes: list[Item | ShopError] = []
+    messages = []
+    for request in requests:
+        item = stock.get((request.product_id, request.location))
+        if item is None:
+            said = f"product {request.product_id} is at {LOCATIONS_MAX} locations, which is the most"
+            outcomes.append(LocationsLimit(request.product_id, said))
+            continue
+        if item.quantity + request.quantity > ITEM_QUANTITY_MAX:
+            outcomes.append(QuantityLimit(item.product_id, item.location, item.quantity))
+            continue
+        item = replace(item, quantity=item.quantity + request.quantity, version=item.version + 1, updated_at=moment)
+        stock[request.product_id, request.location] = item
+        messages.append(events.stock_updated(item, moment, request.traceparent))
+        outcomes.append(item)
+    if stock:
+        items.save_counters(tx, stock.values())
+    tables.outbox.append(tx, messages)
+    return _with_due(tx, outcomes)
+
+
+def _within_limit(tx: Connection, absent: Sequence[_Place]) -> list[_Place]:
+    """Those of the places, in their sequence, that each product has room for.
+
+    Two processes that make items of one product at the same moment don't see each other's: so one may have a few more.
+    """
+    products = [{"product_id": product_id} for product_id in {product_id for product_id, _ in absent}]
+    locations = {row.product_id: row.locations for row in _count_locations(tx, products)}
+    chosen = []
+    for product_id, location in absent:
+        if locations.get(product_id, 0) < LOCATIONS_MAX:
+            locations[product_id] = locations.get(product_id, 0) + 1
+            chosen.append((product_id, location))
+    return chosen
+
+
+def _make(tx: Connection, places: Sequence[_Place]) -> list[Item]:
+    """Items of nothing at these places, locked; another process may have made them meanwhile."""
+    if not places:
+        return []
     moment = now(tx)
     _insert_empty(
         tx,
@@ -109,25 +156,11 @@ def _add(tx: Connection, requests: Sequence[AddStock]) -> list[Item | ShopError]
                 "created_at": moment,
                 "updated_at": moment,
             }
-            for product_id, location in places
+            # Sorted, so that two processes that make the same items wait for each other and do not deadlock.
+            for product_id, location in sorted(places)
         ],
     )
-    stock = {(item.product_id, item.location): item for item in _lock_places(tx, places)}
-    moment = now(tx)
-    outcomes: list[Item | ShopError] = []
-    messages = []
-    for request in requests:
-        item = stock[request.product_id, request.location]
-        if item.quantity + request.quantity > ITEM_QUANTITY_MAX:
-            outcomes.append(QuantityLimit(item.product_id, item.location, item.quantity))
-            continue
-        item = replace(item, quantity=item.quantity + request.quantity, version=item.version + 1, updated_at=moment)
-        stock[request.product_id, request.location] = item
-        messages.append(events.stock_updated(item, moment, request.traceparent))
-        outcomes.append(item)
-    items.save_counters(tx, stock.values())
-    tables.outbox.append(tx, messages)
-    return _with_due(tx, outcomes)
+    return _lock_places(tx, places)
 
 
 def set_quantity(tx: Connection, requests: Sequence[SetQuantity]) -> list[Item | ShopError]:
@@ -149,15 +182,7 @@ def _set_quantity(tx: Connection, requests: Sequence[SetQuantity]) -> list[Item 
     # All items of the products, since a hold that has to be expired may draw on several of them.
     products = {row.product_id for row in _find(tx, [{"id": request.item_id} for request in requests])}
     stock = {item.id: item for item in items.lock_products(tx, products)}
-    short = {
-        stock[request.item_id].product_id
-        for request in requests
-        if request.item_id in stock and _is_below_reserved(request, stock[request.item_id])
-    }
-    if short:
-        locked = reservations.lock(tx, transitions.due_of_products(tx, short, DUE_EXPIRED_MAX))
-        transitions.expire(tx, locked)
-        stock.update(locked.items)
+    is_contended = _free_up(tx, requests, stock)
     moment = now(tx)
     changed: dict[int, Item] = {}
     outcomes: list[Item | ShopError] = []
@@ -170,6 +195,8 @@ def _set_quantity(tx: Connection, requests: Sequence[SetQuantity]) -> list[Item 
             outcomes.append(VersionMismatch(item.id, request.version, item.version))
         elif request.quantity is None:
             outcomes.append(item)
+        elif request.quantity < item.reserved_quantity and is_contended:
+            outcomes.append(Contention(f"more than {due.DUE_EXPIRED_MAX} holds are past their time; try again"))
         elif request.quantity < item.reserved_quantity:
             outcomes.append(BelowReserved(item.id, request.quantity, item.reserved_quantity))
         else:
@@ -181,6 +208,20 @@ def _set_quantity(tx: Connection, requests: Sequence[SetQuantity]) -> list[Item 
         items.save_counters(tx, changed.values())
         tables.outbox.append(tx, messages)
     return _with_due(tx, outcomes)
+
+
+def _free_up(tx: Connection, requests: Sequence[SetQuantity], stock: dict[int, Item]) -> bool:
+    """Expire holds past their time as far as they are in the way; returns whether there were too many of them."""
+    need: dict[due.Place, int] = {}
+    for request in requests:
+        item = stock.get(request.item_id)
+        if item is not None and request.quantity is not None and _is_below_reserved(request, item):
+            place = (item.product_id, item.location)
+            need[place] = max(need.get(place, 0), item.reserved_quantity - request.quantity)
+    if not need:
+        return False
+    _, more = due.expire_to_cover(tx, need, stock, due.DUE_EXPIRED_MAX)
+    return more
 
 
 def _is_below_reserved(request: SetQuantity, item: Item) -> bool:
@@ -205,8 +246,8 @@ def list_page(tx: Connection, asked: PageRequest[ItemFilter]) -> Page[Item]:
     if asked.after is not None:
         query = query.where(_items.c.id > asked.after[0])
     page = page_of(tx.execute(query).all(), asked.size, lambda row: (row.id,))
-    due = items.due_of_products(tx, [row.product_id for row in page.rows])
-    return Page([items.from_row(row, due.get(row.id, 0)) for row in page.rows], page.next_position)
+    past = items.due_of_products(tx, [row.product_id for row in page.rows])
+    return Page([items.from_row(row, past.get(row.id, 0)) for row in page.rows], page.next_position)
 
 
 def check(tx: Connection, questions: Sequence[StockQuestion]) -> list[int]:
@@ -216,9 +257,9 @@ def check(tx: Connection, questions: Sequence[StockQuestion]) -> list[int]:
     """
     products = {question.product_id for question in questions}
     rows = _of_products(tx, [{"product_id": product_id} for product_id in products])
-    due = items.due_of_products(tx, products)
+    past = items.due_of_products(tx, products)
     free: dict[tuple[int, str | None], int] = {}
-    for item in (items.from_row(row, due.get(row.id, 0)) for row in rows):
+    for item in (items.from_row(row, past.get(row.id, 0)) for row in rows):
         free[item.product_id, item.location] = item.available_quantity
         free[item.product_id, None] = free.get((item.product_id, None), 0) + item.available_quantity
     return [min(free.get((question.product_id, question.location), 0), INT64_MAX) for question in questions]
@@ -226,17 +267,19 @@ def check(tx: Connection, questions: Sequence[StockQuestion]) -> list[int]:
 
 def _with_due(tx: Connection, outcomes: Sequence[Item | ShopError]) -> list[Item | ShopError]:
     """The items with what is held past its time, which counts as available."""
-    due = items.due_of_products(tx, [item.product_id for item in outcomes if isinstance(item, Item)])
-    return [replace(item, due=due[item.id]) if isinstance(item, Item) and item.id in due else item for item in outcomes]
+    past = items.due_of_products(tx, [item.product_id for item in outcomes if isinstance(item, Item)])
+    return [
+        replace(item, due=past[item.id]) if isinstance(item, Item) and item.id in past else item for item in outcomes
+    ]
 
 
-def _find_places(tx: Connection, places: Sequence[tuple[int, str]]) -> list[Item | ShopError]:
+def _find_places(tx: Connection, places: Sequence[_Place]) -> list[Item | ShopError]:
     """The items at these places; they were made by earlier calls, and items are never deleted."""
     stock = {(item.product_id, item.location): item for item in _lock_places(tx, places)}
     return _with_due(tx, [stock[place] for place in places])
 
 
-def _lock_places(tx: Connection, places: Sequence[tuple[int, str]]) -> list[Item]:
+def _lock_places(tx: Connection, places: Sequence[_Place]) -> list[Item]:
     rows = [{"product_id": product_id, "location": location} for product_id, location in places]
     return [items.from_row(row) for row in _lock_by_place(tx, rows)]
 
@@ -264,6 +307,14 @@ _lock_by_place = Statement(
     ),
     product_id=BigInteger(),
     location=Text(),
+)
+_count_locations = Statement(
+    lambda given: (
+        select(_items.c.product_id, func.count().label("locations"))
+        .where(among(_items.c.product_id, given.c.product_id))
+        .group_by(_items.c.product_id)
+    ),
+    product_id=BigInteger(),
 )
 _find = Statement(
     lambda given: select(*items.COLUMNS).where(among(_items.c.id, given.c.id)).order_by(_items.c.id),

@@ -32,7 +32,9 @@ metadata = MetaData(
 # The conditions of the partial indexes. Queries use these very words: whether a parameter implies the condition, a
 # planner can't tell, and a prepared statement would not use the index.
 HELD = text("state = 'HELD'")
+ACTIVE = text("state IN ('HELD', 'CONFIRMED')")
 ENDED = text("state IN ('EXPIRED', 'RELEASED', 'FULFILLED')")
+SET_ASIDE = text("set_aside_at IS NOT NULL")
 
 inventory_items = Table(
     "inventory_items",
@@ -65,10 +67,17 @@ stock_reservations = Table(
     Column("is_active", Boolean, Computed("state IN ('HELD', 'CONFIRMED')", persisted=True)),
     Column("created_at", Timestamp, nullable=False),
     Column("expires_at", Timestamp),
+    # Null while it is active; and of what a version before this column has ended, until a purge comes by.
+    Column("ended_at", Timestamp),
+    # The only item that it draws on; 0 if there are several, or if a version before this column has written it.
+    Column("sole_item_id", BigInteger, nullable=False, server_default=text("0")),
+    # When it was found that it can't be expired or purged. A person has to look at it.
+    Column("set_aside_at", Timestamp),
     CheckConstraint("quantity > 0", name="quantity_positive"),
     CheckConstraint("state IN ('HELD', 'CONFIRMED', 'EXPIRED', 'RELEASED', 'FULFILLED')", name="state_known"),
     CheckConstraint("state <> 'HELD' OR expires_at IS NOT NULL", name="hold_expires"),
-    Index(None, "order_id"),
+    # For all that is done to an order's reservations by their state, and for the pages of an order.
+    Index(None, "order_id", "state", "id"),
     # For the reaper, and for a request in need of stock.
     Index(
         "ix_stock_reservations_due",
@@ -83,13 +92,37 @@ stock_reservations = Table(
         postgresql_where=HELD,
         sqlite_where=HELD,
     ),
-    # For the pages of one product, and for purging what has ended.
+    # The same, at one location.
+    Index(
+        "ix_stock_reservations_item_due",
+        "sole_item_id",
+        "product_id",
+        "expires_at",
+        postgresql_where=HELD,
+        sqlite_where=HELD,
+    ),
+    # For the pages of one product.
     Index(None, "product_id", "id"),
+    # For purging what has ended.
+    Index(
+        "ix_stock_reservations_ended_at",
+        "ended_at",
+        postgresql_where=ENDED,
+        sqlite_where=ENDED,
+    ),
+    # Used by the version before `ended_at` only. Drop it when no process of that version can run any more.
     Index(
         "ix_stock_reservations_ended",
         "created_at",
         postgresql_where=ENDED,
         sqlite_where=ENDED,
+    ),
+    # For counting what was set aside: there should be none.
+    Index(
+        "ix_stock_reservations_set_aside",
+        "set_aside_at",
+        postgresql_where=SET_ASIDE,
+        sqlite_where=SET_ASIDE,
     ),
 )
 

@@ -3,24 +3,27 @@
 Each operation takes a list and returns a list, one outcome per request, in order. docs/states.md draws the states.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from sqlalchemy import BigInteger, Connection, bindparam, select
+from sqlalchemy import Connection
 
-from inventory_api import reservations, tables
+from inventory_api import by_order, reservations
 from inventory_api.domain import (
     ENDED,
     Reservation,
     ReservationExpired,
     ReservationNotFound,
     ReservationReleased,
+    ReservationsLimit,
     State,
 )
 from inventory_api.reservations import Locked
-from shop_common.sql import Statement, among, clock
 
-_reservations = tables.stock_reservations
+TURN_RESERVATIONS = 200
+"""Of one transaction of what goes in turns: buyers wait for the items that it has locked."""
+
+Confirmed = list[Reservation] | ReservationNotFound | ReservationExpired | ReservationReleased | ReservationsLimit
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,33 +42,37 @@ class ReleaseRequest:
     traceparent: str | None = field(default=None, compare=False)
 
 
-def confirm(
-    tx: Connection, orders: Sequence[OrderRequest]
-) -> list[list[Reservation] | ReservationNotFound | ReservationExpired | ReservationReleased]:
+def confirm(tx: Connection, orders: Sequence[OrderRequest]) -> list[Confirmed]:
     """Keep each order's holds for good, all of them or none; returns its reservations without released ones.
 
     Repeatable: what is confirmed already answers the same. A hold past its time refuses the order with
     ReservationExpired and becomes EXPIRED here, although the call is refused. Emits one event per transition.
     """
-    ids = reservations.of_orders(tx, (order.order_id for order in orders))
+    overviews = by_order.overviews(tx, (order.order_id for order in orders))
+    too_large = {each: refusal for each, overview in overviews.items() if (refusal := overview.size.refusal(each))}
+    ids = by_order.unreleased(tx, (order.order_id for order in orders if order.order_id not in too_large))
     locked = reservations.lock(tx, (each for of_order in ids.values() for each in of_order))
-    outcomes: list[list[Reservation] | ReservationNotFound | ReservationExpired | ReservationReleased] = []
+    outcomes: list[Confirmed] = []
     for order in orders:
-        # Released before our locks were granted, or never there.
+        if order.order_id in too_large:
+            outcomes.append(too_large[order.order_id])
+            continue
+        overview = overviews[order.order_id]
         of_order = [locked.reservations[each] for each in ids[order.order_id] if each in locked.reservations]
+        # Released or expired before our locks were granted.
         alive = [reservation for reservation in of_order if reservation.state is not State.RELEASED]
         due = [reservation for reservation in alive if reservation.is_due(locked.now)]
-        if not of_order:
-            outcomes.append(ReservationNotFound(order_id=order.order_id))
-        elif not alive:
-            outcomes.append(ReservationReleased(order.order_id))
-        elif due or any(reservation.state is State.EXPIRED for reservation in alive):
+        if due or overview.has_expired or any(reservation.state is State.EXPIRED for reservation in alive):
             _move_all(tx, locked, due, State.EXPIRED, order.traceparent)
             outcomes.append(ReservationExpired(order.order_id))
-        else:
+        elif alive:
             held = [reservation for reservation in alive if reservation.state is State.HELD]
             _move_all(tx, locked, held, State.CONFIRMED, order.traceparent)
             outcomes.append([locked.reservations[reservation.id] for reservation in alive])
+        elif of_order or overview.has_released:
+            outcomes.append(ReservationReleased(order.order_id))
+        else:
+            outcomes.append(ReservationNotFound(order_id=order.order_id))
     return outcomes
 
 
@@ -87,35 +94,34 @@ def release(tx: Connection, requests: Sequence[ReleaseRequest]) -> list[int | Re
     return outcomes
 
 
-def release_orders(tx: Connection, orders: Sequence[OrderRequest]) -> None:
-    """Give back all active reservations of cancelled orders. Repeatable."""
-    ids = reservations.of_orders(tx, (order.order_id for order in orders))
-    traceparents = {each: order.traceparent for order in orders for each in ids[order.order_id]}
-    _end(tx, reservations.lock(tx, traceparents), traceparents)
+def release_orders(tx: Connection, orders: Sequence[OrderRequest]) -> bool:
+    """Give back active reservations of cancelled orders, as many as one transaction should.
 
-
-def fulfil_orders(tx: Connection, orders: Sequence[OrderRequest]) -> dict[str, dict[int, int]]:
-    """Take the confirmed units of shipped orders out of the stock; a hold that is not confirmed is left to expire.
-
-    Repeatable. Returns for each order the units of each product that have left, now or at an earlier run.
+    Repeatable. Returns whether there may be more: then it is to be called again, in another transaction.
     """
-    ids = reservations.of_orders(tx, (order.order_id for order in orders))
-    traceparents = {each: order.traceparent for order in orders for each in ids[order.order_id]}
-    locked = reservations.lock(tx, traceparents)
-    confirmed = [each.id for each in locked.reservations.values() if each.state is State.CONFIRMED]
-    reservations.move(tx, locked, dict.fromkeys(confirmed, State.FULFILLED), traceparents)
-    fulfilled: dict[str, dict[int, int]] = {order.order_id: {} for order in orders}
-    for reservation in locked.reservations.values():
-        if reservation.state is State.FULFILLED:
-            products = fulfilled[reservation.order_id]
-            products[reservation.product_id] = products.get(reservation.product_id, 0) + reservation.quantity
-    return fulfilled
+    return _in_turn(tx, orders, (State.HELD, State.CONFIRMED), _end)
 
 
-def due_of_products(tx: Connection, product_ids: Iterable[int], limit: int) -> list[str]:
-    """The ids of the oldest holds of these products past their time. Locks nothing."""
-    rows = [{"product_id": product_id} for product_id in product_ids]
-    return [row.id for row in _due_of_products(tx, rows, row_limit=limit)]
+def fulfil_orders(tx: Connection, orders: Sequence[OrderRequest]) -> bool:
+    """Take confirmed units of shipped orders out of the stock, as many as one transaction should.
+
+    A hold that is not confirmed is left to expire. Repeatable. Returns whether there may be more: then it is to be
+    called again, in another transaction.
+    """
+    return _in_turn(tx, orders, (State.CONFIRMED,), _fulfil)
+
+
+def _in_turn(
+    tx: Connection,
+    orders: Sequence[OrderRequest],
+    states: Sequence[State],
+    act: Callable[[Connection, Locked, dict[str, str | None]], None],
+) -> bool:
+    traceparents = {order.order_id: order.traceparent for order in orders}
+    found = by_order.in_states(tx, traceparents, states, TURN_RESERVATIONS + 1)
+    chosen = {each: traceparents[order_id] for order_id, each in found[:TURN_RESERVATIONS]}
+    act(tx, reservations.lock(tx, chosen), chosen)
+    return len(found) > TURN_RESERVATIONS
 
 
 def expire(tx: Connection, locked: Locked) -> list[Reservation]:
@@ -135,23 +141,13 @@ def _end(tx: Connection, locked: Locked, traceparents: dict[str, str | None]) ->
     reservations.move(tx, locked, moves, traceparents)
 
 
+def _fulfil(tx: Connection, locked: Locked, traceparents: dict[str, str | None]) -> None:
+    confirmed = [each.id for each in locked.reservations.values() if each.state is State.CONFIRMED]
+    reservations.move(tx, locked, dict.fromkeys(confirmed, State.FULFILLED), traceparents)
+
+
 def _move_all(
     tx: Connection, locked: Locked, chosen: Sequence[Reservation], state: State, traceparent: str | None
 ) -> None:
     ids = [reservation.id for reservation in chosen]
     reservations.move(tx, locked, dict.fromkeys(ids, state), dict.fromkeys(ids, traceparent))
-
-
-_due_of_products = Statement(
-    lambda given: (
-        select(_reservations.c.id)
-        .where(
-            tables.HELD,
-            among(_reservations.c.product_id, given.c.product_id),
-            _reservations.c.expires_at <= clock(),
-        )
-        .order_by(_reservations.c.expires_at)
-        .limit(bindparam("row_limit", type_=BigInteger()))
-    ),
-    product_id=BigInteger(),
-)

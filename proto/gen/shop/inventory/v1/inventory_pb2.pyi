@@ -156,7 +156,9 @@ class Reservation(_message.Message):
 
     @_builtins.property
     def allocations(self) -> _containers.RepeatedCompositeFieldContainer[Global___Allocation]:
-        """From which items the units come; at least one. They never change."""
+        """From which items the units come; at least one. They never change. Left out of a BatchReserveStock answer, of all
+        reservations of an order, where the answer would have more than 25,000 of them; GetReservation has them.
+        """
 
     def __init__(
         self,
@@ -853,7 +855,7 @@ class ListReservationsRequest(_message.Message):
     state: Global___ReservationState.ValueType
     """Only reservations in this state. UNSPECIFIED: any."""
     page_size: _builtins.int
-    """Reservations a page at most. 0: 50; above 1,000: 1,000; negative is refused."""
+    """Reservations a page at most; it can have fewer. 0: 50; above 1,000: 1,000; negative is refused."""
     page_token: _builtins.str
     """`next_page_token` of the page before, with the same filters. Empty: the first page."""
     def __init__(

@@ -41,6 +41,8 @@ class InventoryServiceStub:
     Answers with the item's new totals. Retry with the same request_id: without one, a retry adds twice.
       FAILED_PRECONDITION QUANTITY_LIMIT (metadata: product_id, location, and quantity, the present one): the
                           total would pass 9×10^15.
+                          LOCATIONS_LIMIT (metadata: product_id, limit): the item is absent, and the product is at
+                          500 locations already.
       INVALID_ARGUMENT    REQUEST_ID_REUSED.
     Emits STOCK_UPDATED.
     """
@@ -74,6 +76,11 @@ class InventoryServiceStub:
     same request_id: without one, a retry holds twice.
       FAILED_PRECONDITION INSUFFICIENT_STOCK (metadata: product_id, requested, available, and location if one
                           was asked for); an unknown product has 0 available.
+                          RESERVATIONS_LIMIT (metadata: order_id, reservations, allocations, as they would be): an
+                          order has at most 1,000 HELD and CONFIRMED reservations, and these at most 10,000
+                          allocations. Those of calls that run at the same moment in other replicas are not counted.
+                          LOCATIONS_LIMIT (metadata: product_id, limit): the stock is in parts so small that it would
+                          be taken from more than 500 locations.
       INVALID_ARGUMENT    REQUEST_ID_REUSED.
       NOT_FOUND           RESERVATION_NOT_FOUND (metadata: reservation_id): a repeat, and what the first call made
                           has ended and was purged since.
@@ -101,6 +108,8 @@ class InventoryServiceStub:
       NOT_FOUND           RESERVATION_NOT_FOUND (metadata: order_id): the order never reserved anything.
       FAILED_PRECONDITION RESERVATION_EXPIRED (metadata: order_id): a hold had run out; nothing is confirmed.
                           RESERVATION_RELEASED (metadata: order_id): all of them were released.
+                          RESERVATIONS_LIMIT (metadata: order_id, reservations, allocations, each counted to one more
+                          than its limit): an order of before there was a limit. Its reservations can be released.
     Emits STOCK_RESERVATION_CONFIRMED per reservation, the first time; STOCK_RESERVATION_EXPIRED per due
     hold, which stays expired although the call is refused.
     """
@@ -110,7 +119,8 @@ class InventoryServiceStub:
     """
     ListReservations: _grpc.UnaryUnaryMultiCallable[_inventory_pb2.ListReservationsRequest, _inventory_pb2.ListReservationsResponse]
     """Lists reservations by ascending id. Every reservation that existed before the first page and still
-    matches appears once.
+    matches appears once. A page can have fewer than were asked for, or none, and a next page all the same: it looks at
+    5,000 reservations at most, and has at most 5,000 allocations, unless a single reservation has more.
     """
 
 class InventoryServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -146,6 +156,8 @@ class InventoryServiceServicer(metaclass=_abc_1.ABCMeta):
         Answers with the item's new totals. Retry with the same request_id: without one, a retry adds twice.
           FAILED_PRECONDITION QUANTITY_LIMIT (metadata: product_id, location, and quantity, the present one): the
                               total would pass 9×10^15.
+                              LOCATIONS_LIMIT (metadata: product_id, limit): the item is absent, and the product is at
+                              500 locations already.
           INVALID_ARGUMENT    REQUEST_ID_REUSED.
         Emits STOCK_UPDATED.
         """
@@ -209,6 +221,11 @@ class InventoryServiceServicer(metaclass=_abc_1.ABCMeta):
         same request_id: without one, a retry holds twice.
           FAILED_PRECONDITION INSUFFICIENT_STOCK (metadata: product_id, requested, available, and location if one
                               was asked for); an unknown product has 0 available.
+                              RESERVATIONS_LIMIT (metadata: order_id, reservations, allocations, as they would be): an
+                              order has at most 1,000 HELD and CONFIRMED reservations, and these at most 10,000
+                              allocations. Those of calls that run at the same moment in other replicas are not counted.
+                              LOCATIONS_LIMIT (metadata: product_id, limit): the stock is in parts so small that it would
+                              be taken from more than 500 locations.
           INVALID_ARGUMENT    REQUEST_ID_REUSED.
           NOT_FOUND           RESERVATION_NOT_FOUND (metadata: reservation_id): a repeat, and what the first call made
                               has ended and was purged since.
@@ -254,6 +271,8 @@ class InventoryServiceServicer(metaclass=_abc_1.ABCMeta):
           NOT_FOUND           RESERVATION_NOT_FOUND (metadata: order_id): the order never reserved anything.
           FAILED_PRECONDITION RESERVATION_EXPIRED (metadata: order_id): a hold had run out; nothing is confirmed.
                               RESERVATION_RELEASED (metadata: order_id): all of them were released.
+                              RESERVATIONS_LIMIT (metadata: order_id, reservations, allocations, each counted to one more
+                              than its limit): an order of before there was a limit. Its reservations can be released.
         Emits STOCK_RESERVATION_CONFIRMED per reservation, the first time; STOCK_RESERVATION_EXPIRED per due
         hold, which stays expired although the call is refused.
         """
@@ -275,7 +294,8 @@ class InventoryServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _grpc.ServicerContext,
     ) -> _inventory_pb2.ListReservationsResponse:
         """Lists reservations by ascending id. Every reservation that existed before the first page and still
-        matches appears once.
+        matches appears once. A page can have fewer than were asked for, or none, and a next page all the same: it looks at
+        5,000 reservations at most, and has at most 5,000 allocations, unless a single reservation has more.
         """
 
 def add_InventoryServiceServicer_to_server(servicer: InventoryServiceServicer, server: _grpc.Server) -> None: ...

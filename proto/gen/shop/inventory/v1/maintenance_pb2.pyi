@@ -73,7 +73,7 @@ class PurgeHistoryRequest(_message.Message):
     """At most this many of each kind: 1 … 10,000. 0: 1,000."""
     @_builtins.property
     def older_than(self) -> _duration_pb2.Duration:
-        """What is older than this goes: 24 h … 10 years. Required."""
+        """What was made or ended longer ago than this goes: 24 h … 10 years. Required."""
 
     def __init__(
         self,

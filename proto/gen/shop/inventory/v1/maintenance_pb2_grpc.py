@@ -57,7 +57,8 @@ class InventoryMaintenanceServiceServicer:
 
     def ExpireReservations(self, request, context):
         """Ends holds past their time, oldest first, in transactions of a hundred, so that buyers come in between. A
-        count of max_count says: call again. After an error some of them may have ended.
+        count of max_count says: call again. After an error some of them may have ended. A hold that can't be ended is set
+        aside, so that it stops no other; the metric shop_stuck_reservations counts them.
         Emits STOCK_RESERVATION_EXPIRED per hold.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -65,8 +66,9 @@ class InventoryMaintenanceServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def PurgeHistory(self, request, context):
-        """Deletes idempotency keys and ended reservations older than an age, in bounded batches; never items, never
-        a reservation that holds stock. A count of max_count says: call again. Emits nothing.
+        """Deletes idempotency keys made, and reservations ended, longer ago than an age, in transactions of 500; never items,
+        never a reservation that holds stock. A count of max_count says: call again. A reservation that can't be deleted is
+        set aside as above. Emits nothing.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -21,12 +21,14 @@ class InventoryMaintenanceServiceStub:
     def __init__(self, channel: _grpc.Channel) -> None: ...
     ExpireReservations: _grpc.UnaryUnaryMultiCallable[_maintenance_pb2.ExpireReservationsRequest, _maintenance_pb2.ExpireReservationsResponse]
     """Ends holds past their time, oldest first, in transactions of a hundred, so that buyers come in between. A
-    count of max_count says: call again. After an error some of them may have ended.
+    count of max_count says: call again. After an error some of them may have ended. A hold that can't be ended is set
+    aside, so that it stops no other; the metric shop_stuck_reservations counts them.
     Emits STOCK_RESERVATION_EXPIRED per hold.
     """
     PurgeHistory: _grpc.UnaryUnaryMultiCallable[_maintenance_pb2.PurgeHistoryRequest, _maintenance_pb2.PurgeHistoryResponse]
-    """Deletes idempotency keys and ended reservations older than an age, in bounded batches; never items, never
-    a reservation that holds stock. A count of max_count says: call again. Emits nothing.
+    """Deletes idempotency keys made, and reservations ended, longer ago than an age, in transactions of 500; never items,
+    never a reservation that holds stock. A count of max_count says: call again. A reservation that can't be deleted is
+    set aside as above. Emits nothing.
     """
 
 class InventoryMaintenanceServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -42,7 +44,8 @@ class InventoryMaintenanceServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _grpc.ServicerContext,
     ) -> _maintenance_pb2.ExpireReservationsResponse:
         """Ends holds past their time, oldest first, in transactions of a hundred, so that buyers come in between. A
-        count of max_count says: call again. After an error some of them may have ended.
+        count of max_count says: call again. After an error some of them may have ended. A hold that can't be ended is set
+        aside, so that it stops no other; the metric shop_stuck_reservations counts them.
         Emits STOCK_RESERVATION_EXPIRED per hold.
         """
 
@@ -52,8 +55,9 @@ class InventoryMaintenanceServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _maintenance_pb2.PurgeHistoryRequest,
         context: _grpc.ServicerContext,
     ) -> _maintenance_pb2.PurgeHistoryResponse:
-        """Deletes idempotency keys and ended reservations older than an age, in bounded batches; never items, never
-        a reservation that holds stock. A count of max_count says: call again. Emits nothing.
+        """Deletes idempotency keys made, and reservations ended, longer ago than an age, in transactions of 500; never items,
+        never a reservation that holds stock. A count of max_count says: call again. A reservation that can't be deleted is
+        set aside as above. Emits nothing.
         """
 
 def add_InventoryMaintenanceServiceServicer_to_server(servicer: InventoryMaintenanceServiceServicer, server: _grpc.Server) -> None: ...

@@ -1,0 +1,533 @@
+"""Work is bounded by constants, and one bad row stops only itself; also with what was stored without bounds before."""
+
+from datetime import UTC, datetime, timedelta
+from uuid import UUID
+
+import orjson
+import pytest
+from sqlalchemy import insert, select, text, update
+from stockroom import TTL_SECONDS, Stockroom, deadline
+
+from inventory_api import (
+    allocation,
+    by_order,
+    due,
+    halves,
+    holds,
+    reservation_pages,
+    reserve,
+    stock,
+    tables,
+    transitions,
+)
+from inventory_api.domain import (
+    ITEM_QUANTITY_MAX,
+    LOCATIONS_MAX,
+    ORDER_RESERVATIONS_MAX,
+    Allocation,
+    BelowReserved,
+    InsufficientStock,
+    Line,
+    LocationsLimit,
+    OrderLines,
+    Reservation,
+    ReservationsLimit,
+    State,
+)
+from inventory_api.events import OF_STATE
+from inventory_api.history import History, Purged, PurgeRequest
+from inventory_api.reservation_pages import ReservationFilter
+from inventory_api.transitions import OrderRequest
+from shop_common.database import Database
+from shop_common.errors import Contention, ShopError
+from shop_common.outbox import PAYLOAD_BYTES_MAX
+from shop_common.sql import now
+
+LATE_SECONDS = 60.0
+
+
+def hold_all(stockroom: Stockroom, *orders: OrderLines) -> list[list[Reservation] | ShopError]:
+    """Orders that are decided in one batch."""
+    return stockroom.database.transact(lambda tx: reserve.reserve(tx, orders, default_ttl_seconds=TTL_SECONDS))
+
+
+def lines(products: int) -> tuple[Line, ...]:
+    return tuple(Line(product, 1) for product in range(1, products + 1))
+
+
+def store(
+    database: Database, order: str, count: int, *, product: int = 1, locations: int = 1, state: State = State.HELD
+) -> None:
+    """Reservations of one order as a version without bounds has made them, each over these many items of a product."""
+    with database.write() as tx:
+        moment = now(tx)
+        first = tx.execute(
+            select(tables.inventory_items.c.id)
+            .where(tables.inventory_items.c.product_id == product)
+            .order_by(tables.inventory_items.c.id)
+            .limit(locations)
+        ).scalars()
+        item_ids = list(first)
+        ids = [str(UUID(int=number)) for number in range(1, count + 1)]
+        row = {
+            "product_id": product,
+            "quantity": locations,
+            "order_id": order,
+            "state": state,
+            "created_at": moment,
+            "expires_at": moment + timedelta(hours=1),
+        }
+        tx.execute(insert(tables.stock_reservations), [row | {"id": each} for each in ids])
+        tx.execute(
+            insert(tables.reservation_allocations),
+            [{"reservation_id": each, "item_id": item_id, "quantity": 1} for each in ids for item_id in item_ids],
+        )
+        if state in (State.HELD, State.CONFIRMED):
+            tx.execute(
+                update(tables.inventory_items)
+                .where(tables.inventory_items.c.id.in_(item_ids))
+                .values(reserved_quantity=tables.inventory_items.c.reserved_quantity + count)
+            )
+
+
+def forget(stockroom: Stockroom) -> None:
+    """What was stored past the operations has no events; so the audit after the test has nothing to compare."""
+    with stockroom.database.write() as tx:
+        tx.execute(tables.outbox.table.delete())
+        tx.execute(tables.stock_reservations.delete())
+        tx.execute(update(tables.inventory_items).values(reserved_quantity=0, version=0))
+
+
+# --- reservations of an order ---
+
+
+def test_an_order_has_at_most_a_thousand_active_reservations(stockroom: Stockroom) -> None:
+    for product in range(1, 201):
+        stockroom.add(product, 100)
+    held = [each for _ in range(5) for each in stockroom.hold_lines("order-1", *lines(200))]
+    assert len(held) == ORDER_RESERVATIONS_MAX
+
+    with pytest.raises(ReservationsLimit) as refused:
+        stockroom.hold(1, 1, order="order-1")
+    stockroom.hold(1, 1, order="order-2")
+    stockroom.release(held[0])
+    stockroom.hold(1, 1, order="order-1")
+
+    assert refused.value.reason == "RESERVATIONS_LIMIT"
+    assert refused.value.metadata() == {"order_id": "order-1", "reservations": "1001", "allocations": "1001"}
+    assert len(stockroom.confirm("order-1")) == ORDER_RESERVATIONS_MAX
+
+
+def test_the_orders_of_one_batch_are_counted_together(stockroom: Stockroom) -> None:
+    for product in range(1, 201):
+        stockroom.add(product, 100)
+
+    outcomes = hold_all(
+        stockroom, *(OrderLines("order-1", lines(200)) for _ in range(6)), OrderLines("other", lines(1))
+    )
+
+    assert [isinstance(each, ReservationsLimit) for each in outcomes] == [False] * 5 + [True, False]
+    assert stockroom.available(1) == 94
+
+
+def test_what_has_ended_does_not_count(stockroom: Stockroom, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(by_order, "ORDER_RESERVATIONS_MAX", 3)
+    stockroom.add(1, 10)
+    for _ in range(5):
+        stockroom.release(stockroom.hold(1, 1))
+    for _ in range(3):
+        stockroom.hold(1, 1)
+
+    with pytest.raises(ReservationsLimit):
+        stockroom.hold(1, 1)
+
+
+def test_an_order_draws_on_a_bounded_number_of_locations(stockroom: Stockroom, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(by_order, "ORDER_ALLOCATIONS_MAX", 4)
+    for location in "ABCDE":
+        stockroom.add(1, 1, location)
+
+    with pytest.raises(ReservationsLimit):
+        stockroom.hold(1, 5)
+    stockroom.hold(1, 4)
+
+    assert stockroom.available(1) == 1
+
+
+def test_a_batch_decides_as_much_as_one_transaction_should_and_leaves_the_rest_undone(
+    stockroom: Stockroom, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reserve, "BATCH_ALLOCATIONS_MAX", 4)
+    for location in "ABCDEFGHI":
+        stockroom.add(1, 1, location)
+    orders = [OrderLines(f"order-{n}", (Line(1, 3),), request_id=f"r-{n}") for n in range(3)]
+
+    first = hold_all(stockroom, *orders)
+    second = hold_all(stockroom, *orders[1:])
+
+    assert len(first) == len(second) == 1
+    assert stockroom.available(1) == 3
+    assert len(stockroom.events("STOCK_RESERVED")) == 2
+
+
+def test_callers_notice_nothing_of_a_batch_that_was_decided_in_parts(
+    stockroom: Stockroom, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reserve, "BATCH_ALLOCATIONS_MAX", 4)
+    for location in "ABCDEFGHI":
+        stockroom.add(1, 1, location)
+    orders = [OrderLines(f"order-{n}", (Line(1, 3),), request_id=f"r-{n}") for n in range(4)]
+
+    outcomes = stockroom.operations.reserve.all(orders, deadline=deadline())
+
+    assert [type(each) for each in outcomes] == [list, list, list, InsufficientStock]
+
+
+def test_an_order_that_is_too_large_since_before_is_not_confirmed_but_cancelled_in_turns(
+    stockroom: Stockroom, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    item = stockroom.add(1, 5_000)
+    store(stockroom.database, "huge", 1_500)
+    stockroom.hold(1, 1, order="honest")
+
+    with pytest.raises(ReservationsLimit):
+        stockroom.confirm("huge")
+    with pytest.raises(ReservationsLimit):
+        stockroom.hold(1, 1, order="huge")
+    turns = 0
+    while stockroom.database.transact(lambda tx: transitions.release_orders(tx, [OrderRequest("huge")])):
+        turns += 1
+
+    assert turns == 1_500 // transitions.TURN_RESERVATIONS
+    assert stockroom.item(item).reserved_quantity == 1
+    assert len(stockroom.events("STOCK_RELEASED")) == 1_500
+    forget(stockroom)
+
+
+def test_cancelling_and_shipping_many_orders_goes_in_turns_and_each_thing_happens_once(
+    stockroom: Stockroom, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(transitions, "TURN_RESERVATIONS", 3)
+    for product in (1, 2):
+        stockroom.add(product, 100)
+    for number in range(8):
+        stockroom.hold_lines(f"order-{number}", Line(1, 1), Line(2, 2))
+        stockroom.confirm(f"order-{number}")
+
+    shipped = stockroom.ship(*(f"order-{number}" for number in range(4)))
+    stockroom.cancel(*(f"order-{number}" for number in range(8)))
+
+    assert shipped == {f"order-{number}": {1: 1, 2: 2} for number in range(4)}
+    assert len(stockroom.events("STOCK_FULFILLED")) == len(stockroom.events("STOCK_RELEASED")) == 8
+    assert stockroom.available(1) == 96
+
+
+# --- locations of a product, allocations of a reservation ---
+
+
+def test_a_product_is_at_no_more_than_five_hundred_locations(
+    stockroom: Stockroom, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stock, "LOCATIONS_MAX", 3)
+    for location in "ABC":
+        stockroom.add(1, 1, location)
+
+    with pytest.raises(LocationsLimit) as refused:
+        stockroom.add(1, 1, "D", request_id="again")
+    stockroom.add(2, 1, "D")
+    again = stockroom.add(1, 1, "A")
+
+    assert LOCATIONS_MAX == 500
+    assert refused.value.reason == "LOCATIONS_LIMIT"
+    assert refused.value.metadata() == {"product_id": "1", "limit": "500"}
+    assert again.quantity == 2
+    monkeypatch.setattr(stock, "LOCATIONS_MAX", 4)
+    assert stockroom.add(1, 1, "D", request_id="again").quantity == 1
+
+
+def test_a_reservation_draws_on_no_more_than_five_hundred_locations(
+    stockroom: Stockroom, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(allocation, "LOCATIONS_MAX", 3)
+    for location in "ABCDE":
+        stockroom.add(1, 1, location)
+
+    with pytest.raises(LocationsLimit):
+        stockroom.hold(1, 4)
+    held = stockroom.hold(1, 3)
+
+    assert len(held.allocations) == 3
+    assert stockroom.available(1) == 2
+
+
+@pytest.mark.parametrize("state", list(State))
+def test_the_largest_event_of_every_state_fits(state: State) -> None:
+    moment = datetime(2026, 12, 31, 23, 59, 59, 999_999, tzinfo=UTC)
+    parts = tuple(Allocation(2**63 - 1, "W" * 64, ITEM_QUANTITY_MAX) for _ in range(LOCATIONS_MAX))
+    reservation = Reservation(
+        str(UUID(int=1)), 2**63 - 1, ITEM_QUANTITY_MAX, '"' * 64, state, moment, moment, allocations=parts
+    )
+
+    message = OF_STATE[state](reservation, moment, None)
+
+    assert len(orjson.dumps(message.data)) < PAYLOAD_BYTES_MAX / 5
+
+
+@pytest.mark.parametrize("ending", ["expired", "released", "fulfilled"])
+def test_what_is_larger_than_any_event_since_before_can_end_all_the_same(stockroom: Stockroom, ending: str) -> None:
+    with stockroom.database.write() as tx:
+        moment = now(tx)
+        item = {"product_id": 1, "quantity": 1, "reserved_quantity": 0, "version": 0}
+        times = {"created_at": moment, "updated_at": moment}
+        places = [{"location": f"{number:04d}-{'x' * 59}"} for number in range(9_000)]
+        tx.execute(insert(tables.inventory_items), [item | times | place for place in places])
+    store(
+        stockroom.database,
+        "p" * 64,
+        1,
+        locations=8_900,
+        state=State.CONFIRMED if ending == "fulfilled" else State.HELD,
+    )
+    (held,) = stockroom.reservations_page(ReservationFilter(), size=10).rows
+    assert len(held.allocations) == 8_900
+
+    with pytest.raises((LocationsLimit, InsufficientStock)):
+        stockroom.hold(1, 9_000)
+    with pytest.raises(LocationsLimit):
+        stockroom.add(1, 1, "ONE-MORE")
+    if ending == "expired":
+        stockroom.lapse(held)
+        assert stockroom.expire() == 1
+    elif ending == "released":
+        assert stockroom.release(held) == 8_900
+    else:
+        stockroom.ship("p" * 64)
+
+    assert stockroom.stored_state(held).lower() == ending
+    (told,) = [each for each in stockroom.events() if each.type != "STOCK_UPDATED"]
+    assert told.data["quantity"] == 8_900
+    assert told.data["allocations"] == []
+    forget(stockroom)
+
+
+# --- one bad row ---
+
+
+def break_counters(stockroom: Stockroom, *reservations: Reservation) -> None:
+    """As a person at the database might: the units that these reservations draw on are not reserved any more."""
+    with stockroom.database.write() as tx:
+        for reservation in reservations:
+            for part in reservation.allocations:
+                tx.execute(
+                    update(tables.inventory_items)
+                    .where(tables.inventory_items.c.id == part.item_id)
+                    .values(reserved_quantity=0)
+                )
+
+
+def is_set_aside(stockroom: Stockroom, reservation: Reservation) -> bool:
+    with stockroom.database.read() as tx:
+        moment = tx.execute(
+            select(tables.stock_reservations.c.set_aside_at).where(tables.stock_reservations.c.id == reservation.id)
+        ).scalar_one()
+    return moment is not None
+
+
+def test_a_hold_that_can_not_expire_is_set_aside_and_the_others_expire(stockroom: Stockroom) -> None:
+    for product in range(1, 8):
+        stockroom.add(product, 1)
+    held = [stockroom.hold(product, 1, order=f"order-{product}") for product in range(1, 8)]
+    for age_seconds, each in enumerate(held, 1):
+        stockroom.lapse(each, ago_seconds=LATE_SECONDS - age_seconds)
+    bad, good = held[2], [*held[:2], *held[3:]]
+    break_counters(stockroom, bad)
+
+    assert stockroom.expire() == 6
+
+    assert {stockroom.stored_state(each) for each in good} == {State.EXPIRED}
+    assert stockroom.stored_state(bad) is State.HELD
+    assert is_set_aside(stockroom, bad)
+    assert stockroom.expire() == 0
+    assert stockroom.database.query(holds.count).stuck == 1
+    forget(stockroom)
+
+
+def test_more_than_single_rows_that_can_not_expire_are_an_error(
+    stockroom: Stockroom, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(halves, "SET_ASIDE_MAX", 2)
+    for product in range(1, 5):
+        stockroom.add(product, 1)
+    held = [stockroom.hold(product, 1, order=f"order-{product}") for product in range(1, 5)]
+    stockroom.lapse(*held)
+    break_counters(stockroom, *held)
+
+    with pytest.raises(Exception, match=r"(?i)reserved_within_quantity"):
+        stockroom.expire()
+
+    assert sum(is_set_aside(stockroom, each) for each in held) == 2
+    forget(stockroom)
+
+
+def test_a_buyer_gets_what_can_expire_and_the_bad_hold_is_set_aside(stockroom: Stockroom) -> None:
+    stockroom.add(1, 1, "A")
+    stockroom.add(1, 1, "B")
+    bad = stockroom.hold(1, 1, location="A")
+    good = stockroom.hold(1, 1, location="B")
+    stockroom.lapse(bad, ago_seconds=20)
+    stockroom.lapse(good, ago_seconds=10)
+    break_counters(stockroom, bad)
+    with stockroom.database.write() as tx:
+        # Nothing is free there, so that only the two holds could give something.
+        tx.execute(update(tables.inventory_items).where(tables.inventory_items.c.location == "A").values(quantity=0))
+
+    held = stockroom.hold(1, 1, order="buyer")
+
+    assert [part.location for part in held.allocations] == ["B"]
+    assert stockroom.stored_state(good) is State.EXPIRED
+    assert is_set_aside(stockroom, bad)
+    assert stockroom.available(1) == 0
+    forget(stockroom)
+
+
+def test_a_reservation_that_can_not_be_purged_stops_no_other(stockroom: Stockroom) -> None:
+    stockroom.add(1, 10)
+    ended = [stockroom.hold(1, 1, order=f"order-{n}") for n in range(5)]
+    for each in ended:
+        stockroom.release(each)
+    with stockroom.database.write() as tx:
+        tx.execute(update(tables.stock_reservations).values(ended_at=now(tx) - timedelta(days=2)))
+        tx.execute(
+            text("CREATE TABLE claims (reservation_id " + _ID[tx.dialect.name] + " REFERENCES stock_reservations)")
+        )
+        tx.execute(text(f"INSERT INTO claims VALUES ('{ended[3].id}')"))
+    try:
+        purged = History(stockroom.database).purge(PurgeRequest(24 * 3600.0, 100))
+        again = History(stockroom.database).purge(PurgeRequest(24 * 3600.0, 100))
+    finally:
+        with stockroom.database.write() as tx:
+            tx.execute(text("DROP TABLE claims"))
+
+    assert (purged, again) == (Purged(0, 4), Purged(0, 0))
+    assert is_set_aside(stockroom, ended[3])
+    forget(stockroom)
+
+
+_ID = {"sqlite": "TEXT", "postgresql": "uuid"}
+
+
+# --- what is due at another place ---
+
+
+def test_holds_past_their_time_elsewhere_do_not_hide_the_one_that_is_needed(
+    stockroom: Stockroom, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reserve, "DUE_EXPIRED_MAX", 3)
+    stockroom.add(1, 20, "A")
+    stockroom.add(1, 2, "B")
+    stockroom.lapse(*(stockroom.hold(1, 1, order=f"a-{n}", location="A") for n in range(10)), ago_seconds=LATE_SECONDS)
+    there = stockroom.hold(1, 2, location="B")
+    stockroom.lapse(there, ago_seconds=1)
+
+    held = stockroom.hold(1, 2, order="buyer", location="B")
+
+    assert [part.location for part in held.allocations] == ["B"]
+    assert [event.data["reservation_id"] for event in stockroom.events("STOCK_RESERVATION_EXPIRED")] == [there.id]
+
+
+def test_a_split_hold_past_its_time_is_found_at_each_of_its_places(
+    stockroom: Stockroom, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reserve, "DUE_EXPIRED_MAX", 2)
+    for location in "ABCD":
+        stockroom.add(1, 2, location)
+    elsewhere, there = stockroom.hold(1, 4), stockroom.hold(1, 4)
+    stockroom.lapse(elsewhere, ago_seconds=LATE_SECONDS)
+    stockroom.lapse(there, ago_seconds=1)
+    place = there.allocations[0].location
+
+    held = stockroom.hold(1, 2, order="buyer", location=place)
+
+    assert [part.location for part in held.allocations] == [place]
+    assert [event.data["reservation_id"] for event in stockroom.events("STOCK_RESERVATION_EXPIRED")] == [there.id]
+
+
+def test_a_count_is_not_refused_for_holds_that_are_past_their_time(
+    stockroom: Stockroom, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(due, "DUE_EXPIRED_MAX", 3)
+    stockroom.add(1, 20, "A")
+    item = stockroom.add(1, 2, "B")
+    stockroom.lapse(*(stockroom.hold(1, 1, order=f"a-{n}", location="A") for n in range(10)), ago_seconds=LATE_SECONDS)
+    stockroom.lapse(stockroom.hold(1, 2, location="B"), ago_seconds=1)
+
+    assert stockroom.set(item, 0).quantity == 0
+    assert len(stockroom.events("STOCK_RESERVATION_EXPIRED")) == 1
+
+
+def test_a_count_below_more_due_holds_than_one_call_expires_is_to_be_repeated(
+    stockroom: Stockroom, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(due, "DUE_EXPIRED_MAX", 3)
+    item = stockroom.add(1, 6)
+    stockroom.lapse(*(stockroom.hold(1, 1, order=f"late-{n}") for n in range(5)))
+    kept = stockroom.hold(1, 1, order="kept")
+
+    with pytest.raises(Contention):
+        stockroom.set(item, 1)
+    assert stockroom.set(item, 1).quantity == 1
+    with pytest.raises(BelowReserved):
+        stockroom.set(item, 0)
+    assert stockroom.state(kept) is State.HELD
+
+
+# --- lists ---
+
+
+def test_a_page_is_cut_before_it_gets_too_large_and_no_row_is_lost(
+    stockroom: Stockroom, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reservation_pages, "PAGE_ALLOCATIONS", 5)
+    for location in "ABCDEFGHIJKLMNOP":
+        stockroom.add(1, 1, location)
+    made = [stockroom.hold(1, units, order=f"order-{n}") for n, units in enumerate((1, 2, 3, 1, 6, 1))]
+
+    pages = [stockroom.reservations_page(ReservationFilter(), size=50)]
+    while pages[-1].next_position is not None:
+        pages.append(stockroom.reservations_page(ReservationFilter(), size=50, after=pages[-1]))
+
+    assert [[len(each.allocations) for each in page.rows] for page in pages] == [[1, 2], [3, 1], [6], [1]]
+    assert [each for page in pages for each in page.rows] == made
+
+
+@pytest.mark.parametrize(
+    "wanted",
+    [
+        ReservationFilter(state=State.RELEASED),
+        ReservationFilter(product_id=1, state=State.RELEASED),
+        ReservationFilter(order_id="order-1", product_id=2),
+    ],
+)
+def test_a_page_looks_at_a_bounded_number_of_rows(
+    stockroom: Stockroom, monkeypatch: pytest.MonkeyPatch, wanted: ReservationFilter
+) -> None:
+    monkeypatch.setattr(reservation_pages, "WINDOW_ROWS", 4)
+    stockroom.add(1, 100)
+    stockroom.add(2, 100)
+    for _ in range(9):
+        stockroom.hold(1, 1)
+    last = stockroom.hold(2 if wanted.product_id == 2 else 1, 1)
+    stockroom.release(last)
+    for _ in range(5):
+        stockroom.hold(1, 1)
+
+    page = stockroom.reservations_page(wanted, size=3)
+    found = list(page.rows)
+    pages = 1
+    while page.next_position is not None:
+        page = stockroom.reservations_page(wanted, size=3, after=page)
+        found += page.rows
+        pages += 1
+
+    assert [each.id for each in found] == [last.id]
+    assert 4 <= pages <= 5
