@@ -23,7 +23,7 @@ def test_every_command_explains_itself(command: str, capsys: pytest.CaptureFixtu
 
     assert end.value.code == 0
     out = capsys.readouterr().out
-    assert out.startswith(f"usage: python -m devstack {command}")
+    assert out.startswith(f"usage: ./task {command}")
     assert len(out.split("\n\n")) > 2
 
 
@@ -51,11 +51,13 @@ def test_a_wrong_command_line_exits_with_2(words: list[str]) -> None:
     "command",
     [
         "health",
+        "stop",
         "status",
         "test-grpc",
         "seed-data",
         "query-inventory",
         "query-orders",
+        "kafka-address",
         "kafka-topics",
         "kafka-create-topics",
         "kafka-consume-orders",

@@ -2,26 +2,31 @@ import os
 import re
 import signal
 import sqlite3
+import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
+from dataclasses import fields
 from pathlib import Path
 
 import grpc
 import psutil
 import pytest
 
-from devstack import drain, postgres, runfile
+from devstack import drain, log_book, postgres, runfile
+from devstack.dev_options import port_option
+from devstack.log_book import Line
 from devstack.ports import free_ports
-from devstack.process import Process
+from devstack.process import Process, health, inherited_environment
 from devstack.runfile import RunFile
-from devstack.stack import Databases
+from devstack.stack import Databases, Ports
 from shop.inventory.v1 import inventory_pb2, inventory_pb2_grpc
 
 NAMES = ("inventory-api", "order-api", "reservation-reaper", "event-relay")
-PORT_OPTIONS = ("--inventory-port", "--order-port", "--reaper-port", "--relay-port")
+PORT_OPTIONS = [port_option(field.name) for field in fields(Ports) if not field.name.endswith("_metrics")]
 HEALTHY_SECONDS = 180
-END_SECONDS = 90
+END_SECONDS = 120
 
 Start = Callable[..., Process]
 
@@ -56,14 +61,41 @@ def test_each_line_of_the_log_says_who_speaks(running: tuple[Process, RunFile, S
         assert re.search(rf"^{name} +│ .*serving", dev.log, re.MULTILINE)
 
 
-def test_a_second_one_says_at_once_which_ports_are_busy(running: tuple[Process, RunFile, Start]) -> None:
-    _, run, start = running
-    second = start()
+def test_it_listens_on_the_loopback_only(running: tuple[Process, RunFile, Start]) -> None:
+    dev, run, _ = running
+
+    listening = {
+        one.laddr[0].removeprefix("::ffff:")
+        for process in [psutil.Process(dev.pid), *_everyone(dev)]
+        for one in process.net_connections("tcp")
+        if one.status == psutil.CONN_LISTEN
+    }
+
+    assert listening == {"127.0.0.1"}
+    assert {endpoint.address.partition(":")[0] for endpoint in run.processes.values()} == {"127.0.0.1"}
+
+
+def test_a_second_one_in_the_same_folder_is_refused_and_told_who_runs(running: tuple[Process, RunFile, Start]) -> None:
+    dev, _, start = running
+    second = start(*_port_options())
 
     assert second.wait(HEALTHY_SECONDS) == 1
     (line,) = second.log.splitlines()
-    for name in NAMES:
-        assert run.processes[name].address.rpartition(":")[2] in line
+    assert f"dev is already running here (pid {dev.pid}): ./task stop ends it" in line
+
+
+def test_one_elsewhere_says_at_once_who_has_the_ports_and_how_to_choose_others(
+    running: tuple[Process, RunFile, Start], tmp_path: Path
+) -> None:
+    _, run, _ = running
+    ports = [run.processes[name].address.rpartition(":")[2] for name in NAMES]
+    with _starting(tmp_path) as start:
+        second = start(*(f"{option}={port}" for option, port in zip(PORT_OPTIONS, ports, strict=True)))
+
+        assert second.wait(HEALTHY_SECONDS) == 1
+        (line,) = second.log.splitlines()
+        for name, option, port in zip(NAMES, PORT_OPTIONS, ports, strict=True):
+            assert f"{option} {port}: taken by pid {run.processes[name].pid} (" in line
 
 
 def test_one_ctrl_c_ends_everything_and_loses_nothing(start: Start, tmp_path: Path) -> None:
@@ -84,16 +116,75 @@ def test_one_ctrl_c_ends_everything_and_loses_nothing(start: Start, tmp_path: Pa
         assert database.execute("SELECT product_id, quantity FROM inventory_items").fetchall() == [(1, 5)]
 
 
-def test_a_process_that_ends_by_itself_is_told_and_ends_the_rest(start: Start, tmp_path: Path) -> None:
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGHUP])
+def test_any_signal_that_ends_it_ends_all_of_it(start: Start, tmp_path: Path, signum: signal.Signals) -> None:
+    dev = start()
+    _healthy(dev, tmp_path)
+    everyone = _everyone(dev)
+
+    dev.send_signal(signum)
+
+    assert dev.wait(END_SECONDS) == 0, dev.tail()
+    assert _left(everyone) == []
+
+
+def test_a_process_that_dies_is_started_again(start: Start, tmp_path: Path) -> None:
+    dev = start()
+    before = _healthy(dev, tmp_path).processes["event-relay"].pid
+
+    os.kill(before, signal.SIGKILL)
+
+    dev.wait_for_line("event-relay was ended by SIGKILL; it is started again", HEALTHY_SECONDS)
+    dev.wait_for_line("event-relay serves again", HEALTHY_SECONDS)
+    run = runfile.read(tmp_path / runfile.PATH)
+    assert run.processes["event-relay"].pid != before
+    assert health(run.processes["event-relay"].address) == "SERVING"
+
+
+def test_a_process_that_can_never_start_again_is_tried_less_and_less_often(start: Start, tmp_path: Path) -> None:
+    dev = start()
+    run = _healthy(dev, tmp_path)
+    data = Path(run.databases.orders.removeprefix("sqlite:///"))
+    for file in data.parent.glob("orders.db*"):
+        file.unlink()
+
+    os.kill(run.processes["order-api"].pid, signal.SIGKILL)
+
+    for delay in ("0.5 s", "1 s", "2 s"):
+        dev.wait_for_line(f"it is started again in {delay}", HEALTHY_SECONDS)
+    assert health(run.processes["inventory-api"].address) == "SERVING"
+
+
+def test_a_broker_that_dies_ends_all_since_its_events_are_gone(start: Start, tmp_path: Path) -> None:
     dev = start()
     run = _healthy(dev, tmp_path)
     everyone = _everyone(dev)
+    assert run.broker_pid
 
-    os.kill(run.processes["event-relay"].pid, signal.SIGKILL)
+    os.kill(run.broker_pid, signal.SIGKILL)
 
     assert dev.wait(END_SECONDS) == 1
-    assert "event-relay ended by itself with exit code -9" in dev.log
+    assert "the broker was ended by SIGKILL; its events are gone, so all of it ends" in dev.log
     assert _left(everyone) == []
+
+
+def test_what_it_shows_may_go_nowhere(tmp_path: Path) -> None:
+    """Its reader has gone, as behind `| head`: the system goes on, and its logs are kept."""
+    command = [sys.executable, "-m", "devstack.dev", *_port_options()]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, env=inherited_environment(), cwd=tmp_path, start_new_session=True
+    ) as dev:
+        try:
+            assert dev.stdout is not None
+            dev.stdout.readline()
+            dev.stdout.close()
+            lines = _kept_lines(tmp_path, until="next: ")
+            dev.send_signal(signal.SIGINT)
+            assert dev.wait(END_SECONDS) == 0
+        finally:
+            if dev.poll() is None:
+                os.killpg(dev.pid, signal.SIGKILL)
+    assert {line.process for line in lines} >= {*NAMES, "broker", "dev"}
 
 
 def test_what_cannot_start_says_why_and_ends(start: Start) -> None:
@@ -131,16 +222,32 @@ def test_it_makes_its_databases_on_a_postgresql_server(start: Start, tmp_path: P
 
 @contextmanager
 def _starting(folder: Path) -> Iterator[Start]:
-    ports = [f"{option}={port}" for option, port in zip(PORT_OPTIONS, free_ports(4), strict=True)]
+    """On ports of its own, the same each time; options that are given win."""
+    ports = _port_options()
     with ExitStack() as afterwards:
 
         def start(*options: str) -> Process:
-            command = [sys.executable, "-m", "devstack.dev", "--no-metrics", *ports, *options]
-            dev = Process("dev", command, folder=folder)
+            dev = Process("dev", [sys.executable, "-m", "devstack.dev", *ports, *options], folder=folder)
             afterwards.callback(dev.kill)
             return dev.start()
 
         yield start
+
+
+def _port_options() -> list[str]:
+    """Those that are needed, and no metrics."""
+    ports = zip(PORT_OPTIONS, free_ports(len(PORT_OPTIONS)), strict=True)
+    return ["--no-metrics", *(f"{option}={port}" for option, port in ports)]
+
+
+def _kept_lines(folder: Path, *, until: str) -> list[Line]:
+    deadline = time.monotonic() + HEALTHY_SECONDS
+    while True:
+        lines = list(log_book.read(folder / log_book.PATH))
+        if any(until in line.line for line in lines):
+            return lines
+        assert time.monotonic() < deadline, lines
+        time.sleep(0.1)
 
 
 def _healthy(dev: Process, folder: Path) -> RunFile:

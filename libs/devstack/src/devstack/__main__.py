@@ -1,6 +1,6 @@
 """The operator's command line.
 
-    python -m devstack COMMAND [OPTION ...]
+    ./task COMMAND [OPTION ...]
 
 Tables are for people; with --json a command writes JSON alone to standard output, its keys stable. A failure is one
 sentence on standard error and exit code 1 (2: the command line itself is wrong).
@@ -31,6 +31,12 @@ class Command:
 
 COMMANDS = {
     "health": Command("succeed only when every process serves", "health"),
+    "stop": Command("end the dev that runs here, as Ctrl-C in its terminal does", "stop"),
+    "restart": Command("end a process in its own time, and wait until it serves again", "restart", {"gently": True}),
+    "kill": Command("kill a process, and wait until it serves again", "restart", {"gently": False}),
+    "freeze": Command("stop a process in the middle of what it does", "freeze", {"freezes": True}),
+    "thaw": Command("let a frozen process go on", "freeze", {"freezes": False}),
+    "logs": Command("show what the processes printed, filtered, also after dev has ended", "logs"),
     "status": Command("show processes, row counts, outbox backlog and consumer lag", "status"),
     "trace": Command("print what happened to an order, as trees of spans", "trace"),
     "top": Command("show live rates, latencies, backlog and lag of the running processes", "top"),
@@ -42,6 +48,7 @@ COMMANDS = {
     "load": Command("let shoppers come at a steady rate, for a while", "load"),
     "query-inventory": Command("show items", "query_inventory"),
     "query-orders": Command("show orders", "query_orders"),
+    "kafka-address": Command("print the address of the broker", "kafka_address"),
     "kafka-topics": Command("list the topics with their partitions and events", "kafka_topics"),
     "kafka-create-topics": Command("create the topics that are missing", "kafka_create_topics"),
     "kafka-consume-orders": Command("print order events", "kafka_consume", {"topic": "order-events"}),
@@ -78,7 +85,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _parser(word: str) -> tuple[argparse.ArgumentParser, ModuleType | None]:
     """The parser of all words, and the module behind the one that is used: no other is loaded."""
-    parser = argparse.ArgumentParser(prog="python -m devstack", description="Look after the system that runs here.")
+    parser = argparse.ArgumentParser(prog="./task", description="Look after the system that runs here.")
     words = parser.add_subparsers(metavar="COMMAND", title="commands")
     chosen = None
     for name, command in COMMANDS.items():

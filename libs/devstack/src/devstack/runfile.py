@@ -41,6 +41,7 @@ class RunFile:
     databases: Databases
     processes: dict[str, Endpoint]
     traces_elsewhere: str | None = None
+    broker_pid: int | None = None
 
     @property
     def apis(self) -> tuple[str, str]:
@@ -70,6 +71,7 @@ def read(path: Path = PATH) -> RunFile:
         databases=Databases(**content["databases"]),
         processes={name: Endpoint(**endpoint) for name, endpoint in content["processes"].items()},
         traces_elsewhere=content.get("traces_elsewhere"),
+        broker_pid=content.get("broker_pid"),
     )
     if not _still_runs(run):
         raise NotRunning(f"dev is not running any more (it left {path}); start it with ./task dev")

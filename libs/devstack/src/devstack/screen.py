@@ -1,28 +1,65 @@
 """Where `dev` shows what the processes print and what it says itself."""
 
+import os
+import sys
+
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from devstack.colours import COLOURS
+from devstack.log_book import LogBook
+
+DEV = "dev"
+"""The process that what we say ourselves is kept under."""
 
 _NAME_WIDTH = max(map(len, COLOURS))
 
 
 class Screen:
-    """The terminal, or the file, that all of it is shown on; lines of different threads don't mix."""
+    """The terminal, or the file, that all of it is shown on; lines of different threads don't mix.
+
+    A terminal that is closed, or a reader who has gone, ends the showing and nothing else: with a `book` all is kept.
+    """
 
     def __init__(self) -> None:
-        self._console = Console(highlight=False, soft_wrap=True, markup=False)
+        self._console = _Console(highlight=False, soft_wrap=True, markup=False)
+        self.book: LogBook | None = None
 
     def log(self, name: str, line: str) -> None:
         """A line that a process printed."""
-        text = Text(f"{name:<{_NAME_WIDTH}} │ ", style=COLOURS.get(name, ""))
-        self._console.print(text + Text.from_ansi(line))
+        self._keep(name, line)
+        self._show(named(name, line))
 
     def say(self, sentence: str, style: str = "bold") -> None:
         """A sentence of our own."""
-        self._console.print(Text(f"{'dev':<{_NAME_WIDTH}} │ {sentence}", style=style))
+        self._keep(DEV, sentence)
+        self._show(Text(f"{DEV:<{_NAME_WIDTH}} │ {sentence}", style=style))
 
     def table(self, table: Table) -> None:
-        self._console.print(table)
+        self._show(table)
+
+    def _keep(self, name: str, line: str) -> None:
+        if self.book is not None:
+            for one in line.splitlines():
+                self.book.add(name, one)
+
+    def _show(self, shown: Text | Table) -> None:
+        try:
+            self._console.print(shown)
+        except OSError:
+            self._console.on_broken_pipe()
+
+
+def named(name: str, line: str) -> Text:
+    """A line with the name of its process before it, in its colour."""
+    text = Text(f"{name:<{_NAME_WIDTH}} │ ", style=COLOURS.get(name, ""))
+    return text + Text.from_ansi(line)
+
+
+class _Console(Console):
+    def on_broken_pipe(self) -> None:
+        """Show no more. Rich would end the process."""
+        self.quiet = True
+        # What Python has buffered and flushes once more at its exit must not fail either.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

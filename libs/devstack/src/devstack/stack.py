@@ -77,6 +77,7 @@ class Options:
     log_format: str = "console"
     drain_seconds: float = 0
     reap_interval_seconds: float = 1
+    listen_host: str = "127.0.0.1"
     environment: Mapping[str, str] = field(default_factory=dict)
     per_process: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
 
@@ -108,11 +109,11 @@ class Stack:
 
     @property
     def inventory_address(self) -> str:
-        return _local(self.ports.inventory)
+        return self._address(self.ports.inventory)
 
     @property
     def orders_address(self) -> str:
-        return _local(self.ports.orders)
+        return self._address(self.ports.orders)
 
     def __enter__(self) -> Self:
         try:
@@ -178,14 +179,18 @@ class Stack:
             name,
             [sys.executable, "-m", name.replace("-", "_")],
             self._environment(name),
-            health_address=_local(port),
+            health_address=self._address(port),
             on_line=listener and (lambda line: listener(name, line)),
         )
+
+    def _address(self, port: int) -> str:
+        return f"{reachable(self._options.listen_host)}:{port}"
 
     def _environment(self, name: str) -> dict[str, str]:
         options, ports = self._options, self.ports
         common = {
             "LOG_FORMAT": options.log_format,
+            "LISTEN_HOST": options.listen_host,
             "DRAIN_SECONDS": f"{options.drain_seconds:g}",
             "KAFKA_BOOTSTRAP_SERVERS": self.kafka.bootstrap,
         }
@@ -225,5 +230,6 @@ def target_of(*ports: int) -> str:
     return "ipv4:" + ",".join(f"127.0.0.1:{port}" for port in ports)
 
 
-def _local(port: int) -> str:
-    return f"localhost:{port}"
+def reachable(listen_host: str) -> str:
+    """The host by which this machine reaches what listens there: every address includes the loopback."""
+    return {"0.0.0.0": "127.0.0.1", "[::]": "127.0.0.1"}.get(listen_host, listen_host)  # noqa: S104 - only looked up

@@ -30,6 +30,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return schema.main(argv[1:], SCHEMA, load(InventorySettings).database_url)
     parser = argparse.ArgumentParser(
         prog="python -m inventory_api",
+        usage="%(prog)s [-h] [migrate [-h] [--reset]]",
         description="Stock and reservations over gRPC. `migrate` brings the database to the newest schema.",
         epilog=help_text(InventorySettings),
         formatter_class=argparse.RawDescriptionHelpFormatter,

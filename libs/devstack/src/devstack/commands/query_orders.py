@@ -1,21 +1,17 @@
 """Show orders, newest first. With --json one order a line, its items included, amounts as decimal strings."""
 
 import argparse
-import re
-from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from google.protobuf.timestamp_pb2 import Timestamp
 from rich.table import Column
 
 from devstack.client import Shop
-from devstack.commands import pages, target
+from devstack.commands import pages, since, target
 from devstack.commands.output import moment, number, whole
 from shop.order.v1.order_pb2 import ListOrdersRequest, Order, OrderStatus
 from shop_common import money
 
 _PREFIX = "ORDER_STATUS_"
-_UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -24,9 +20,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--status", type=str.upper, choices=statuses, help="only orders in this status")
     parser.add_argument(
         "--since",
-        type=_moment,
+        type=since.moment,
         metavar="WHEN",
-        help="only orders made since then: 30m, 2h, 7d ago, or an ISO 8601 time",
+        help=f"only orders made since then: {since.FORMS}",
     )
     pages.configure(parser)
     target.add_apis(parser)
@@ -87,20 +83,6 @@ def _page(shop: Shop, options: argparse.Namespace, size: int, token: str) -> tup
     if options.status:
         request.status = OrderStatus.Value(f"{_PREFIX}{options.status}")
     if options.since:
-        request.created_after.CopyFrom(options.since)
+        request.created_after.FromDatetime(options.since)
     answer = shop.call(shop.orders.ListOrders, request)
     return list(answer.orders), answer.next_page_token
-
-
-def _moment(text: str) -> Timestamp:
-    stamp = Timestamp()
-    try:
-        if ago := re.fullmatch(r"(\d{1,9})([smhd])", text):
-            at = datetime.now(UTC) - timedelta(**{_UNITS[ago[2]]: int(ago[1])})
-        else:
-            at = datetime.fromisoformat(text)
-        # A time without a zone is that of the person who typed it.
-        stamp.FromDatetime(at.astimezone(UTC))
-    except (ValueError, OverflowError):
-        raise argparse.ArgumentTypeError("must be 30m, 2h or 7d, or a time such as 2024-01-15T10:30:00Z") from None
-    return stamp

@@ -1,0 +1,77 @@
+"""Show what the processes printed, and what `dev` said, now or earlier: the last 50 MB are kept in run/.
+
+Filters go together. A line of a traceback has the level of the line that it belongs to. With --json each line is an
+object with `time`, `process`, `level` and `line`.
+"""
+
+import argparse
+import re
+import time
+from dataclasses import asdict
+from datetime import datetime
+
+from devstack import log_book, runfile
+from devstack.colours import COLOURS
+from devstack.commands import since
+from devstack.commands.failures import CommandFailed
+from devstack.commands.output import add_json, console, print_json
+from devstack.log_book import LEVELS, Line
+from devstack.runfile import NotRunning
+from devstack.screen import DEV, named
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    names = [*COLOURS, DEV]
+    parser.add_argument(
+        "process", nargs="*", metavar="PROCESS", help=f"only lines of these: {', '.join(names)} (default: all)"
+    )
+    parser.add_argument("--level", choices=LEVELS, default=LEVELS[0], help="only lines of this level or above")
+    parser.add_argument("--since", type=since.moment, metavar="WHEN", help=f"only lines since then: {since.FORMS}")
+    parser.add_argument("--grep", type=_pattern, metavar="REGEX", help="only lines in which this is found")
+    parser.add_argument("--follow", action="store_true", help="go on with new lines, until dev ends or Ctrl-C")
+    parser.set_defaults(known=names)
+    add_json(parser)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Raises CommandFailed when nothing was ever kept."""
+    if unknown := set(options.process) - set(options.known):
+        raise CommandFailed(f"there is no process {min(unknown)}; there are {', '.join(options.known)}")
+    if not log_book.PATH.exists():
+        raise CommandFailed(f"no logs are kept here ({log_book.PATH}); ./task dev writes them")
+    for line in log_book.read(go_on=_wait_while_dev_runs if options.follow else None):
+        if _is_wanted(line, options):
+            _show(line, as_json=options.json)
+    return 0
+
+
+def _is_wanted(line: Line, options: argparse.Namespace) -> bool:
+    return (
+        (not options.process or line.process in options.process)
+        and LEVELS.index(line.level) >= LEVELS.index(options.level)
+        and (options.since is None or datetime.fromisoformat(line.time) >= options.since)
+        and (options.grep is None or options.grep.search(line.line) is not None)
+    )
+
+
+def _show(line: Line, *, as_json: bool) -> None:
+    if as_json:
+        print_json(asdict(line))
+    else:
+        console().print(named(line.process, line.line), soft_wrap=True)
+
+
+def _wait_while_dev_runs(seconds: float) -> bool:
+    time.sleep(seconds)
+    try:
+        runfile.read()
+    except NotRunning:
+        return False
+    return True
+
+
+def _pattern(text: str) -> re.Pattern[str]:
+    try:
+        return re.compile(text)
+    except re.error as error:
+        raise argparse.ArgumentTypeError(f"is no regular expression: {error}") from None

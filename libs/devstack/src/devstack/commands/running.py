@@ -1,0 +1,70 @@
+"""The processes of the `dev` that runs here: which there are, and what to do to them from outside.
+
+`dev` notices by itself what is done to its processes, so all of it is signals.
+"""
+
+import argparse
+import os
+import signal
+import time
+from contextlib import suppress
+
+import psutil
+
+from devstack import process, runfile
+from devstack.colours import BROKER, COLOURS
+from devstack.commands.failures import CommandFailed
+from devstack.runfile import NotRunning, RunFile
+
+PROCESSES = [name for name in COLOURS if name != BROKER]
+
+_POLL_SECONDS = 0.1
+
+
+def add_process(parser: argparse.ArgumentParser, *, broker: bool = True) -> None:
+    """PROCESS."""
+    names = [*PROCESSES, *([BROKER] if broker else [])]
+    parser.add_argument("process", metavar="PROCESS", choices=names, help=", ".join(names))
+
+
+def pid_of(run: RunFile, name: str) -> int:
+    """Raises CommandFailed while it is not running."""
+    pid = run.broker_pid if name == BROKER else run.processes[name].pid
+    # A number that became another's belongs to no child of dev's.
+    with suppress(psutil.NoSuchProcess):
+        if pid and psutil.Process(pid).ppid() == run.pid and state_of(pid) != "gone":
+            return pid
+    raise CommandFailed(f"{name} is not running at the moment; ./task status shows when it is")
+
+
+def signal_group(run: RunFile, name: str, signum: signal.Signals) -> int:
+    """Send it to the process and its children: its pid. Raises CommandFailed while it is not running."""
+    pid = pid_of(run, name)
+    with suppress(ProcessLookupError):
+        os.killpg(pid, signum)
+    return pid
+
+
+def wait_until_it_serves(name: str, former_pid: int, seconds: float) -> int:
+    """Wait for dev to have started it again: its new pid. Raises CommandFailed, also when dev has ended."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        try:
+            endpoint = runfile.read().processes[name]
+        except NotRunning:
+            raise CommandFailed(f"dev ended before {name} served again; ./task logs dev says why") from None
+        if endpoint.pid != former_pid and process.health(endpoint.address, timeout_seconds=1) == "SERVING":
+            return endpoint.pid
+        time.sleep(_POLL_SECONDS)
+    raise CommandFailed(f"{name} does not serve after {seconds:g} s; ./task logs {name} may say why")
+
+
+def state_of(pid: int | None) -> str:
+    """`running`, `frozen` or `gone`."""
+    try:
+        status = psutil.Process(pid).status() if pid else psutil.STATUS_DEAD
+    except psutil.NoSuchProcess:
+        return "gone"
+    if status == psutil.STATUS_STOPPED:
+        return "frozen"
+    return "gone" if status in (psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD) else "running"

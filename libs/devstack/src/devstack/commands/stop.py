@@ -1,0 +1,48 @@
+"""End the `dev` that runs here, as Ctrl-C in its terminal does: what was begun is finished, then all of it ends.
+
+Says what is waited for. Exit code 1 when dev has not ended in time.
+"""
+
+import argparse
+import os
+import signal
+import time
+from contextlib import suppress
+
+import psutil
+
+from devstack import log_book, runfile
+from devstack.commands import running
+from devstack.commands.failures import CommandFailed
+from devstack.commands.output import console
+from devstack.screen import DEV
+
+_SECONDS_MAX = 120.0
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    del parser
+
+
+def run(_: argparse.Namespace) -> int:
+    """Raises NotRunning, and CommandFailed when it does not end."""
+    dev = psutil.Process(runfile.read().pid)
+    deadline = time.monotonic() + _SECONDS_MAX
+
+    def still_runs(seconds: float) -> bool:
+        time.sleep(seconds)
+        return _runs(dev) and time.monotonic() < deadline
+
+    said = log_book.follow(log_book.PATH, still_runs)
+    with suppress(ProcessLookupError):
+        os.kill(dev.pid, signal.SIGINT)
+    for line in said:
+        if line.process == DEV:
+            console().print(line.line, markup=False, highlight=False, soft_wrap=True)
+    if _runs(dev):
+        raise CommandFailed(f"dev (pid {dev.pid}) still runs after {_SECONDS_MAX:g} s")
+    return 0
+
+
+def _runs(dev: psutil.Process) -> bool:
+    return dev.is_running() and running.state_of(dev.pid) != "gone"

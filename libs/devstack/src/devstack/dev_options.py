@@ -1,0 +1,214 @@
+"""What `./task dev` is told on its command line, checked before anything starts."""
+
+import argparse
+import ipaddress
+import socket
+import tempfile
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import NoReturn
+
+import psycopg
+from psycopg import sql
+from sqlalchemy.engine import make_url
+from sqlalchemy.exc import ArgumentError
+
+from devstack.ports import is_busy, listener
+from devstack.stack import Databases, Ports
+
+_PORT_MAX = 65_535
+_CONNECT_SECONDS = 5
+
+
+class CannotStart(Exception):
+    """What is in the way, in one sentence that names the option to change."""
+
+
+@dataclass(frozen=True)
+class DevOptions:
+    """The options, each valid by itself. `listen` is an address as gRPC takes it, an IPv6 one in brackets."""
+
+    database: str
+    data_folder: Path
+    listen: str
+    ports: Ports
+    environment: Mapping[str, str]
+
+
+def parse(arguments: Sequence[str] | None) -> DevOptions:
+    """Exits with 2 when an option is wrong by itself."""
+    parser = _parser()
+    words = parser.parse_args(arguments)
+    ports = {name: getattr(words, name) for name in _port_names()}
+    if words.no_metrics:
+        ports |= {name: 0 for name in ports if name.endswith("_metrics")}
+    return DevOptions(words.database, words.data_dir, words.listen, Ports(**ports), dict(words.env))
+
+
+def check(options: DevOptions) -> Databases:
+    """Whether what the options name can be had here. Gives the databases, made if missing. Raises CannotStart."""
+    _check_address(options.listen)
+    _check_ports(options.ports)
+    if options.database == "sqlite":
+        return _in_folder(options.data_folder)
+    return _on_server(options.database)
+
+
+def _check_address(listen: str) -> None:
+    host = listen.strip("[]")
+    try:
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        with socket.socket(family, socket.SOCK_STREAM) as any_port:
+            any_port.bind((host, 0))
+    except OSError as failure:
+        raise CannotStart(f"--listen {host}: this machine has no such address ({failure.strerror})") from failure
+
+
+def _check_ports(ports: Ports) -> None:
+    chosen = {port_option(name): port for name, port in vars(ports).items() if port}
+    counts = Counter(chosen.values())
+    if twice := [option for option, port in chosen.items() if counts[port] > 1]:
+        raise CannotStart(f"{' and '.join(twice)} name the same port: choose different ones")
+    busy = [f"{option} {port}: {_taken(port)}" for option, port in chosen.items() if is_busy(port)]
+    if busy:
+        raise CannotStart(f"{'; '.join(busy)}. Choose other ports with these options, or end what uses them")
+
+
+def _taken(port: int) -> str:
+    who = listener(port)
+    return f"taken by {who}" if who else "taken, or not allowed to us"
+
+
+def _in_folder(folder: Path) -> Databases:
+    try:
+        databases = Databases.in_folder(folder)
+        with tempfile.TemporaryFile(dir=folder):
+            return databases
+    except OSError as failure:
+        raise CannotStart(f"--data-dir {folder}: no files can be made there ({failure.strerror})") from failure
+
+
+def _on_server(database: str) -> Databases:
+    server = make_url(database).set(drivername="postgresql")
+    try:
+        with psycopg.connect(
+            server.set(database=server.database or "postgres").render_as_string(hide_password=False),
+            autocommit=True,
+            connect_timeout=_CONNECT_SECONDS,
+        ) as connection:
+            for name in ("inventory", "orders"):
+                known = connection.execute("SELECT 1 FROM pg_database WHERE datname = %s", [name]).fetchone()
+                if known is None:
+                    connection.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
+    except psycopg.Error as failure:
+        said = " ".join(str(failure).split())
+        raise CannotStart(f"--database: PostgreSQL at {server.host or 'the default host'}: {said}") from failure
+    urls = [
+        server.set(drivername="postgresql+psycopg", database=name).render_as_string(hide_password=False)
+        for name in ("inventory", "orders")
+    ]
+    return Databases(*urls)
+
+
+def port_option(name: str) -> str:
+    """The option of a field of Ports: --inventory-port for `inventory`, --inventory-metrics-port for its metrics."""
+    process, *use = name.replace("orders", "order").split("_")
+    return "--" + "-".join([process, *use, "port"])
+
+
+def _port_names() -> list[str]:
+    return [field.name for field in fields(Ports)]
+
+
+class _Parser(argparse.ArgumentParser):
+    """One with so many options that its usage would hide what is wrong."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: {message}; --help shows all options\n")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(prog="./task dev", description="Run the whole system on this machine.")
+    parser.add_argument(
+        "--database",
+        default="sqlite",
+        type=_database,
+        metavar="sqlite|URL",
+        help="SQLite files, or a PostgreSQL server (postgresql://USER:PASSWORD@HOST:PORT), on which the"
+        " databases `inventory` and `orders` are used, and made if missing (default: sqlite)",
+    )
+    parser.add_argument(
+        "--data-dir",
+        type=Path,
+        default=Path("run/data"),
+        help="where the SQLite files lie (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--listen",
+        type=_address,
+        default="127.0.0.1",
+        metavar="ADDRESS",
+        help="the address of this machine on which every port of the four processes is opened, 0.0.0.0 for all of"
+        " them. There is no login: whoever reaches a port may call it. The broker stays on 127.0.0.1"
+        " (default: %(default)s)",
+    )
+    for field in fields(Ports):
+        parser.add_argument(
+            port_option(field.name),
+            dest=field.name,
+            type=_metrics_port if field.name.endswith("_metrics") else _port,
+            default=field.default,
+            metavar="PORT",
+            help="default: %(default)s" + (", 0 for none" if field.name.endswith("_metrics") else ""),
+        )
+    parser.add_argument("--no-metrics", action="store_true", help="open no metrics ports")
+    parser.add_argument(
+        "--env",
+        action="append",
+        default=[],
+        type=_variable,
+        metavar="NAME=VALUE",
+        help="a setting for all four processes, RESERVATION_TTL=60 for example; may be repeated",
+    )
+    return parser
+
+
+def _database(value: str) -> str:
+    try:
+        scheme = make_url(value).drivername if value != "sqlite" else ""
+    except (ArgumentError, ValueError):
+        scheme = "none"
+    if scheme not in ("", "postgresql", "postgresql+psycopg", "postgres"):
+        raise argparse.ArgumentTypeError("must be sqlite or postgresql://USER:PASSWORD@HOST:PORT")
+    return value
+
+
+def _address(value: str) -> str:
+    try:
+        found = ipaddress.ip_address("127.0.0.1" if value == "localhost" else value.strip("[]"))
+    except ValueError:
+        raise argparse.ArgumentTypeError("must be an IP address, such as 127.0.0.1 or 0.0.0.0") from None
+    return f"[{found}]" if found.version == 6 else str(found)
+
+
+def _port(value: str) -> int:
+    return _number(value, lowest=1)
+
+
+def _metrics_port(value: str) -> int:
+    return _number(value, lowest=0)
+
+
+def _number(value: str, *, lowest: int) -> int:
+    if not value.isdecimal() or not lowest <= int(value) <= _PORT_MAX:
+        raise argparse.ArgumentTypeError(f"must be a port, from {lowest} to {_PORT_MAX}")
+    return int(value)
+
+
+def _variable(value: str) -> tuple[str, str]:
+    name, equals, content = value.partition("=")
+    if not (name and equals):
+        raise argparse.ArgumentTypeError("must be NAME=VALUE")
+    return name, content

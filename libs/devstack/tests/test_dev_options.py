@@ -1,0 +1,97 @@
+import os
+import socket
+from pathlib import Path
+
+import pytest
+
+from devstack import dev_options, postgres
+from devstack.dev_options import CannotStart
+from devstack.ports import free_ports
+
+METRICS = ["--inventory-metrics-port", "--order-metrics-port", "--reaper-metrics-port", "--relay-metrics-port"]
+PORTS = ["--inventory-port", "--order-port", "--reaper-port", "--relay-port"]
+
+
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        (["--inventory-port=99999"], "--inventory-port: must be a port, from 1 to 65535"),
+        (["--order-port=0"], "--order-port: must be a port"),
+        (["--relay-metrics-port=-1"], "--relay-metrics-port: must be a port, from 0 to 65535"),
+        (["--listen=everywhere"], "--listen: must be an IP address"),
+        (["--database=mysql://localhost"], "--database: must be sqlite or postgresql://"),
+        (["--database=postgresql://shop@localhost:many"], "--database: must be sqlite or postgresql://"),
+        (["--env=RESERVATION_TTL"], "--env: must be NAME=VALUE"),
+        (["--no-such-option"], "--no-such-option"),
+    ],
+)
+def test_an_option_that_is_wrong_by_itself_is_one_sentence(
+    words: list[str], named: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        dev_options.parse(words)
+
+    assert ended.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("./task dev: ")
+    assert named in line
+
+
+def test_ports_of_everything_can_be_chosen() -> None:
+    options = dev_options.parse([f"{option}={port}" for port, option in enumerate([*PORTS, *METRICS], 20_001)])
+
+    ports = vars(options.ports)
+    chosen = ("inventory", "orders", "reaper", "relay")
+    assert [ports[name] for name in chosen] == [20_001, 20_002, 20_003, 20_004]
+    assert [ports[f"{name}_metrics"] for name in chosen] == [20_005, 20_006, 20_007, 20_008]
+
+
+def test_no_metrics_is_no_metrics_port() -> None:
+    ports = dev_options.parse(["--no-metrics"]).ports
+
+    assert {ports.inventory_metrics, ports.orders_metrics, ports.reaper_metrics, ports.relay_metrics} == {0}
+
+
+def test_a_port_that_is_taken_is_named_with_its_option_and_who_has_it(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+
+        with pytest.raises(CannotStart, match=rf"^--relay-metrics-port {port}: taken by pid {os.getpid()} \("):
+            _check("--data-dir", str(tmp_path), f"--relay-metrics-port={port}", metrics=True)
+
+
+def test_two_options_with_one_port_are_named_both(tmp_path: Path) -> None:
+    (port,) = free_ports(1)
+
+    with pytest.raises(CannotStart, match=r"^--inventory-port and --reaper-port name the same port"):
+        _check("--data-dir", str(tmp_path), f"--inventory-port={port}", f"--reaper-port={port}")
+
+
+@pytest.mark.parametrize("folder", ["/proc/x", "/dev/null/x"])
+def test_a_data_folder_that_cannot_be_made_is_named(folder: str) -> None:
+    with pytest.raises(CannotStart, match=rf"^--data-dir {folder}: no files can be made there \("):
+        _check("--data-dir", folder)
+
+
+def test_an_address_that_this_machine_has_not_is_named(tmp_path: Path) -> None:
+    with pytest.raises(CannotStart, match=r"^--listen 192\.0\.2\.1: this machine has no such address"):
+        _check("--data-dir", str(tmp_path), "--listen=192.0.2.1")
+
+
+def test_a_database_server_that_is_away_is_named() -> None:
+    with pytest.raises(CannotStart, match=r"^--database: PostgreSQL at 127\.0\.0\.1: "):
+        _check("--database=postgresql://shop@127.0.0.1:1")
+
+
+def test_databases_are_made_on_a_server_once() -> None:
+    with postgres.provide() as server:
+        first = _check(f"--database={server.url}")
+
+        assert _check(f"--database={server.url}") == first
+
+
+def _check(*words: str, metrics: bool = False) -> object:
+    """On free ports, unless the words say otherwise."""
+    names = [*PORTS, *METRICS] if metrics else PORTS
+    ports = [f"{option}={port}" for option, port in zip(names, free_ports(len(names)), strict=True)]
+    return dev_options.check(dev_options.parse([*([] if metrics else ["--no-metrics"]), *ports, *words]))
