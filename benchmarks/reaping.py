@@ -22,6 +22,7 @@ from benchmarks.load import Generator
 from benchmarks.results import verdict
 from benchmarks.scenarios import RESERVE_SPREAD
 from benchmarks.subjects import ALONE, NO_BROKER, Stored
+from devstack.away import Away
 from devstack.ports import free_ports
 from devstack.scrape import scrape
 from devstack.stack import REAPER, Databases, Options, Stack
@@ -116,8 +117,9 @@ class Progress:
         work = ("work", "expire-reservations")
         while self.expired < self._holds and not self._stop.wait(_POLL_SECONDS):
             found = scrape(self._address)
-            done = next((n for of, n in found.samples.get(_DONE, {}).items() if work in of), 0.0) if found else 0.0
-            if found and done:
+            if isinstance(found, Away):
+                continue
+            if done := next((n for of, n in found.samples.get(_DONE, {}).items() if work in of), 0.0):
                 self.samples.append((found.at, done))
 
 

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 import pytest
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
 
+from devstack.away import Away
 from devstack.ports import free_ports
 from devstack.scrape import Histogram as Seen
 from devstack.scrape import Interval, Scrape, scrape
@@ -84,13 +85,16 @@ def test_nothing_seen_has_no_quantile() -> None:
     assert (seen.quantile(0.5), seen.mean, seen.rate) == (None, None, 0)
 
 
-def test_nobody_at_the_address_is_no_error() -> None:
+def test_nobody_at_the_address_is_no_error_and_says_why() -> None:
     (port,) = free_ports(1)
 
-    assert scrape(f"127.0.0.1:{port}") is None
+    found = scrape(f"127.0.0.1:{port}")
+
+    assert isinstance(found, Away)
+    assert "refused" in found.reason
 
 
 def _scraped(address: str) -> Scrape:
     found = scrape(address)
-    assert found is not None
+    assert isinstance(found, Scrape)
     return found

@@ -1,7 +1,11 @@
 import json
+import os
 import re
+import signal
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +34,8 @@ def run_file(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         }
         me = psutil.Process()
         path = folder / runfile.PATH
-        runfile.write(RunFile(me.pid, me.create_time(), broker.bootstrap, stack.databases, endpoints), path)
+        run = RunFile(me.pid, me.create_time(), broker.bootstrap, stack.databases, endpoints)
+        runfile.write(replace(run, broker_pid=broker.pid), path)
         yield path
 
 
@@ -46,8 +51,13 @@ class Shell:
         assert ended == code, said.err
         return said.err if code else said.out
 
-    def lines(self, command: str) -> list[Any]:
-        return [json.loads(line) for line in self.text(f"{command} --json").splitlines()]
+    def shown(self, command: str, *, code: int) -> str:
+        """What a command shows that ends with that code."""
+        assert main(command.split()) == code
+        return self._capsys.readouterr().out
+
+    def lines(self, command: str, *, code: int = 0) -> list[Any]:
+        return [json.loads(line) for line in self.shown(f"{command} --json", code=code).splitlines()]
 
 
 @pytest.fixture
@@ -173,9 +183,68 @@ def test_the_status_tells_of_processes_databases_and_consumers(shell: Shell) -> 
         for partition in range(3)
     }
     assert status["dead_letters"] == {"order-events.dlq": 0, "inventory-events.dlq": 0}
+    assert status["away"] == {}
     table = shell.text("status")
     assert "stock_reservations" in table
     assert "unshipped" in table
+
+
+@pytest.mark.parametrize("process", ["event-relay", "order-api"])
+def test_a_frozen_process_is_called_so_and_hides_nothing(shell: Shell, run_file: Path, process: str) -> None:
+    pid = runfile.read(run_file).processes[process].pid
+    with _frozen(pid):
+        (status,) = shell.lines("status", code=1)
+        shown = shell.shown("status", code=1)
+
+    assert f"{process} is frozen" in status["summary"]
+    assert {one["name"]: one["state"] for one in status["processes"]}[process] == "frozen"
+    assert status["databases"].keys() == {"inventory", "orders"}
+    assert len(status["consumers"]) == 6
+    _all_sections(shown)
+
+
+def test_a_frozen_broker_hides_nothing(shell: Shell, run_file: Path) -> None:
+    pid = runfile.read(run_file).broker_pid
+    assert pid
+    with _frozen(pid):
+        (status,) = shell.lines("status", code=1)
+        shown = shell.shown("status", code=1)
+
+    assert status["summary"].startswith("Trouble: the broker is frozen")
+    assert status["away"].keys() == {"consumers", "dead letters"}
+    assert status["databases"]["orders"]["rows"]["orders"] >= 0
+    assert shown.startswith("Trouble: the broker is frozen")
+    assert "away: Kafka does not answer" in shown
+    _all_sections(shown)
+
+
+def test_a_database_file_that_is_gone_is_named(shell: Shell, run_file: Path) -> None:
+    file = Path(runfile.read(run_file).databases.orders.removeprefix("sqlite:///"))
+    aside = file.rename(file.with_suffix(".aside"))
+    try:
+        (status,) = shell.lines("status", code=1)
+        shown = shell.shown("status", code=1)
+    finally:
+        aside.rename(file)
+
+    assert status["summary"].startswith(f"Trouble: the orders database is away: its file {file} is missing")
+    assert status["databases"].keys() == {"inventory"}
+    assert len(status["consumers"]) == 6
+    _all_sections(shown)
+
+
+def _all_sections(shown: str) -> None:
+    for title in ("processes", "rows", "outboxes", "consumers", "dead letters"):
+        assert title in map(str.strip, shown.splitlines())
+
+
+@contextmanager
+def _frozen(pid: int) -> Iterator[None]:
+    os.killpg(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        os.killpg(pid, signal.SIGCONT)
 
 
 def test_a_reset_is_refused_while_it_runs(shell: Shell) -> None:

@@ -72,11 +72,26 @@ def test_rows_in_which_nothing_moves_are_for_those_who_ask(
 
 def test_a_process_that_is_away_is_shown_as_that(stack: Stack, capsys: pytest.CaptureFixture[str]) -> None:
     (nobody,) = free_ports(1)
-    assert main(["top", "--once", "--interval", "0.2", *_processes(stack), f"--process=late=localhost:{nobody}"]) == 0
+    assert main(["top", "--once", "--interval", "0.2", *_processes(stack), f"--process=late=localhost:{nobody}"]) == 1
 
     shown = capsys.readouterr().out
+    assert shown.startswith("Trouble: late is away: ")
     assert _row(shown, "processes", "late")[2] == "away"
     assert _row(shown, "processes", "order-api")[2] == "up"
+
+
+def test_every_table_is_shown_also_when_the_process_that_fills_it_is_away(
+    stack: Stack, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with stack.relay.frozen():
+        assert main(["top", "--once", "--interval", "0.2", *_processes(stack)]) == 1
+
+    shown = capsys.readouterr().out
+    assert shown.startswith("Trouble: event-relay is away: ")
+    assert _row(shown, "outboxes and their relay", "event-relay", "is", "away")
+    assert _row(shown, "consumers", "order-api", "inventory-events")
+    for table in ("refused and failed calls", "batches", "what happened", "holds", "reaper"):
+        assert table in map(str.strip, shown.splitlines())
 
 
 def test_it_is_refreshed_in_place_until_ctrl_c(stack: Stack, busy: None) -> None:

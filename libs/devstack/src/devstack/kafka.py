@@ -151,6 +151,13 @@ class Kafka:
         """End it at once (SIGKILL), as a crash would."""
         self._ours().kill()
 
+    @property
+    def pid(self) -> int:
+        """Of the embedded broker."""
+        own = self._ours()
+        assert isinstance(own, Process), f"{self.description} runs in a container"
+        return own.pid
+
     def start_again(self) -> None:
         """After `kill`: on the port and with the topics that it had. Raises TimeoutError."""
         self.container.start_again()

@@ -10,6 +10,8 @@ from typing import TypeAlias
 
 from prometheus_client.parser import text_string_to_metric_families
 
+from devstack.away import Away
+
 _TIMEOUT_SECONDS = 2.0
 
 Labels: TypeAlias = frozenset[tuple[str, str]]
@@ -25,13 +27,13 @@ class Scrape:
     samples: Mapping[str, Mapping[Labels, float]]
 
 
-def scrape(address: str) -> Scrape | None:
-    """What http://ADDRESS/metrics says now; None when nobody answers there."""
+def scrape(address: str) -> Scrape | Away:
+    """What http://ADDRESS/metrics says now."""
     try:
         with urllib.request.urlopen(f"http://{address}/metrics", timeout=_TIMEOUT_SECONDS) as answer:
             text = answer.read().decode()
-    except (OSError, ValueError):  # URLError and a connection that breaks off are OSErrors
-        return None
+    except (OSError, ValueError) as error:  # URLError and a connection that breaks off are OSErrors
+        return Away(str(getattr(error, "reason", error)))
     samples: dict[str, dict[Labels, float]] = defaultdict(dict)
     for family in text_string_to_metric_families(text):
         for sample in family.samples:

@@ -61,13 +61,10 @@ def run(options: argparse.Namespace) -> int:
 
 def ask(addresses: dict[str, str]) -> list[Health]:
     """The health of each, asked at the same time."""
-
-    def ask_one(name: str) -> Health:
-        address = addresses[name]
-        return Health(name, address, process.health(address), process.health(address, LIVENESS))
-
-    with ThreadPoolExecutor(max(1, len(addresses))) as pool:
-        return list(pool.map(ask_one, addresses))
+    with ThreadPoolExecutor(max(1, 2 * len(addresses))) as pool:
+        ready = pool.map(process.health, addresses.values())
+        alive = pool.map(lambda address: process.health(address, LIVENESS), addresses.values())
+        return [Health(*said) for said in zip(addresses, addresses.values(), ready, alive, strict=True)]
 
 
 def of_system() -> list[Health]:

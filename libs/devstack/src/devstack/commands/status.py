@@ -1,40 +1,27 @@
-"""Show how the system is: processes, databases, and how far the consumers are.
+"""Show how the system is: processes, databases, and how far the consumers are. The first line says what is wrong.
 
   oldest unshipped   how long the oldest event has waited for the relay; above a few seconds, Kafka or the relay is away
   lag                events of a topic that its consumer has not acted upon yet
   dead letters       events that a consumer gave up on and nobody has redriven; ./task dlq shows them
 
-Reads only. Exit code 0 when all of it could be read, whatever it says.
+Reads only. A part that does not answer is shown as away, with the reason. Exit code 0 when every part answered and
+every process serves, 1 otherwise.
 """
 
 import argparse
-from dataclasses import asdict, dataclass
-from importlib.metadata import version
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import asdict
 
-import psutil
 from rich.table import Column
 from rich.text import Text
 
-from devstack.broker import TOPICS
-from devstack.commands import database_state, health, target
+from devstack.away import Away
+from devstack.commands import health, target
 from devstack.commands.database_state import DatabaseState
-from devstack.commands.dead_letters import GROUP, DeadLetters
 from devstack.commands.output import add_json, console, number, print_json, print_table, whole
-from devstack.commands.topics import Broker
-from devstack.drain import READERS
-from devstack.runfile import RunFile
-from shop_common.dead_letters import SUFFIX
+from devstack.commands.system_status import ALL_IS_WELL, Lag, ProcessState, Status, status
 
-
-@dataclass(frozen=True)
-class Lag:
-    """Events of one partition that a group has not acted upon."""
-
-    group: str
-    topic: str
-    partition: int
-    lag: int
+_STATE_STYLES = {"running": "green", "frozen": "bold cyan", "gone": "bold red"}
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -44,97 +31,92 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    bootstrap, databases = target.bootstrap(options), target.databases(options)
-    processes = _processes()
-    states = {"inventory": database_state.read(databases.inventory), "orders": database_state.read(databases.orders)}
-    lags, letters = _lags(bootstrap), _dead_letters(bootstrap)
+    """Raises NotRunning when nothing runs here and the options name not all of it."""
+    if not (options.bootstrap and options.inventory_url and options.orders_url):
+        target.system()
+    seen = status(options)
     if options.json:
-        print_json(
-            {
-                "processes": processes,
-                "databases": {name: asdict(state) for name, state in states.items()},
-                "consumers": [asdict(lag) for lag in lags],
-                "dead_letters": letters,
-            }
-        )
-        return 0
-    _show_processes(processes)
-    _show_databases(states)
-    print_table("consumers", ["group", "topic", whole("partition"), number("lag")], [_row(lag) for lag in lags])
-    console().print()
-    print_table("dead letters", ["topic", number("not redriven")], letters.items())
-    return 0
-
-
-def _processes() -> list[dict[str, Any]]:
-    """Of what runs here; none when nothing does."""
-    found = target.running()
-    if found is None:
-        return []
-    if isinstance(found, RunFile):
-        known = {
-            name: {"pid": one.pid, "running": psutil.pid_exists(one.pid), "version": version(name)}
-            for name, one in found.processes.items()
-        }
+        print_json(_document(seen))
     else:
-        known = {one.name: {"pid": None, "running": one.runs, "version": one.version} for one in found.processes}
-    return [
-        {"name": one.name, "address": one.address, "ready": one.ready, "alive": one.alive} | known[one.name]
-        for one in health.of_system()
-    ]
+        console().print(Text(seen.summary, "bold green" if seen.summary == ALL_IS_WELL else "bold red"), soft_wrap=True)
+        console().print()
+        _show_processes(seen.processes)
+        _show_databases(seen.databases)
+        _show_consumers(seen.consumers)
+        _show_dead_letters(seen.dead_letters)
+    return 0 if seen.is_well else 1
 
 
-def _lags(bootstrap: str) -> list[Lag]:
-    found = []
-    for topic, group in READERS.items():
-        with Broker(bootstrap, group) as broker:
-            commits = broker.commits(topic)
-            for partition, bounds in broker.bounds(topic).items():
-                done = commits[partition].offset if partition in commits else bounds.first
-                found.append(Lag(group, topic, partition, bounds.end - max(done, bounds.first)))
-    return found
+def _document(seen: Status) -> dict[str, object]:
+    processes = [] if isinstance(seen.processes, Away) else seen.processes
+    return {
+        "summary": seen.summary,
+        "away": seen.away,
+        "processes": [asdict(one) | {"running": one.state != "gone"} for one in processes],
+        "broker": seen.broker,
+        "databases": {name: asdict(state) for name, state in seen.databases.items() if not isinstance(state, Away)},
+        "consumers": [] if isinstance(seen.consumers, Away) else [asdict(lag) for lag in seen.consumers],
+        "dead_letters": {} if isinstance(seen.dead_letters, Away) else seen.dead_letters,
+    }
 
 
-def _dead_letters(bootstrap: str) -> dict[str, int]:
-    with Broker(bootstrap, GROUP) as broker:
-        return {topic: DeadLetters(broker, topic).waiting() for topic in TOPICS if topic.endswith(SUFFIX)}
-
-
-def _row(lag: Lag) -> list[object]:
-    return [lag.group, lag.topic, lag.partition, lag.lag]
-
-
-def _show_processes(processes: list[dict[str, Any]]) -> None:
+def _show_processes(processes: list[ProcessState] | Away) -> None:
+    columns: list[str | Column] = ["process", whole("pid"), "state", "address", "health", "version"]
+    if isinstance(processes, Away):
+        print_table("processes", columns, [[_away(processes), *[None] * 5]])
+        return
     rows = [
         (
-            one["name"],
-            one["pid"],
-            Text("running", "green") if one["running"] else Text("gone", "bold red"),
-            one["address"],
-            health.coloured(one["ready"]),
-            one["version"],
+            one.name,
+            one.pid,
+            Text(one.state, _STATE_STYLES[one.state]),
+            one.address,
+            health.coloured(one.ready),
+            one.version,
         )
         for one in processes
     ]
-    print_table("processes", ["process", whole("pid"), "state", "address", "health", "version"], rows)
+    print_table("processes", columns, rows)
     if not rows:
         console().print("nothing is running here", style="dim")
     console().print()
 
 
-def _show_databases(states: dict[str, DatabaseState]) -> None:
-    counts = [(name, table, rows) for name, state in states.items() for table, rows in state.rows.items()]
-    print_table("rows", ["database", "table", number("rows")], counts)
+def _show_databases(states: Mapping[str, DatabaseState | Away]) -> None:
+    counts: list[tuple[object, ...]] = []
+    outboxes: list[tuple[object, ...]] = []
+    for name, state in states.items():
+        if isinstance(state, Away):
+            counts.append((name, _away(state), None))
+            outboxes.append((name, None, None, _away(state)))
+            continue
+        counts += [(name, table, rows) for table, rows in state.rows.items()]
+        oldest = state.oldest_unshipped_seconds
+        owners = ", ".join(f"{owner} ({shards} shards)" for owner, shards in state.leases.items())
+        outboxes.append((name, state.outbox_backlog, None if oldest is None else f"{oldest:.1f} s", owners or None))
+    columns: list[str | Column] = ["database", "table", number("rows")]
+    print_table("rows", columns, counts)
     console().print()
-    outboxes = [
-        (
-            name,
-            state.outbox_backlog,
-            None if state.oldest_unshipped_seconds is None else f"{state.oldest_unshipped_seconds:.1f} s",
-            ", ".join(f"{owner} ({shards} shards)" for owner, shards in state.leases.items()) or None,
-        )
-        for name, state in states.items()
-    ]
-    columns: list[str | Column] = ["database", number("unshipped events"), number("oldest unshipped"), "shipped by"]
+    columns = ["database", number("unshipped events"), number("oldest unshipped"), "shipped by"]
     print_table("outboxes", columns, outboxes)
     console().print()
+
+
+def _show_consumers(lags: list[Lag] | Away) -> None:
+    columns: list[str | Column] = ["group", "topic", whole("partition"), number("lag")]
+    if isinstance(lags, Away):
+        rows: list[tuple[object, ...]] = [(_away(lags), None, None, None)]
+    else:
+        rows = [(lag.group, lag.topic, lag.partition, lag.lag) for lag in lags]
+    print_table("consumers", columns, rows)
+    console().print()
+
+
+def _show_dead_letters(letters: dict[str, int] | Away) -> None:
+    rows: list[tuple[object, ...]] = [(_away(letters), None)] if isinstance(letters, Away) else list(letters.items())
+    columns: list[str | Column] = ["topic", number("not redriven")]
+    print_table("dead letters", columns, rows)
+
+
+def _away(part: Away) -> Text:
+    return Text(f"away: {part.reason}", "bold red")

@@ -66,7 +66,7 @@ def require(database_url: str) -> None:
     """Raises CommandFailed when it is an SQLite file that is missing: to open it would make it."""
     url = make_url(database_url)
     if url.get_backend_name() == "sqlite" and not Path(url.database or "").is_file():
-        raise CommandFailed(f"there is no {url.database}; ./task db-init makes it")
+        raise CommandFailed(f"its file {url.database} is missing; ./task db-init makes it")
 
 
 def system() -> RunFile | Containers:

@@ -1,7 +1,8 @@
 """Show live what the running processes do, from their metrics: refreshed in place until Ctrl-C.
 
 Rates and quantiles are of the last interval; a gauge is as it is now. Rows in which nothing moves are left out unless
-asked for. A process that does not answer is shown as away, and its numbers are missing until it is back.
+asked for. A process that does not answer is shown as away, also in the tables that it would fill, until it is back; the
+first line says why. Exit code 1 when one was away at the end.
 """
 
 import argparse
@@ -9,13 +10,16 @@ import sys
 import time
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 
 from rich.live import Live
 
 from devstack import runfile
-from devstack.commands import top_page
+from devstack.away import Away
+from devstack.commands import running, top_page
 from devstack.commands.failures import CommandFailed
 from devstack.commands.output import console
+from devstack.runfile import NotRunning
 from devstack.scrape import Interval, Scrape, scrape
 
 _INTERVAL_SECONDS_MIN, _INTERVAL_SECONDS_MAX = 0.2, 60.0
@@ -36,24 +40,23 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     addresses = dict(options.process) if options.process else _of_dev()
-    pages = (
-        top_page.page(addresses, intervals, idle=options.all) for intervals in _intervals(addresses, options.interval)
-    )
     screen = console()
-    if options.once or not sys.stdout.isatty():
-        for page in pages:
-            screen.print(page)
-            if options.once:
-                break
-        return 0
+    in_place = sys.stdout.isatty() and not options.once
     try:
-        with Live(console=screen, screen=True, auto_refresh=False) as live:
-            live.update("one moment", refresh=True)
-            for page in pages:
-                live.update(page, refresh=True)
+        with Live(console=screen, screen=True, auto_refresh=False) if in_place else nullcontext() as live:
+            if live is not None:
+                live.update("one moment", refresh=True)
+            for intervals in _intervals(addresses, options.interval):
+                page = top_page.page(addresses, intervals, idle=options.all)
+                if live is not None:
+                    live.update(page, refresh=True)
+                else:
+                    screen.print(page)
+                if options.once:
+                    break
     except KeyboardInterrupt:
         return 0  # it has no other end
-    return 0
+    return 1 if any(isinstance(interval, Away) for interval in intervals.values()) else 0
 
 
 def _of_dev() -> Mapping[str, str]:
@@ -64,23 +67,34 @@ def _of_dev() -> Mapping[str, str]:
     return found
 
 
-def _intervals(addresses: Mapping[str, str], seconds: float) -> Iterator[dict[str, Interval | None]]:
-    """One by one, of each process; None for one that was away at its beginning or its end."""
+def _intervals(addresses: Mapping[str, str], seconds: float) -> Iterator[dict[str, Interval | Away]]:
+    """One by one, of each process that answered at its beginning and at its end."""
     with ThreadPoolExecutor(len(addresses)) as threads:
         before = _scrape_all(addresses, threads)
         while True:
             time.sleep(seconds)
             after = _scrape_all(addresses, threads)
-            yield {name: _interval(before[name], after[name]) for name in addresses}
+            yield {name: _interval(name, before[name], after[name]) for name in addresses}
             before = after
 
 
-def _scrape_all(addresses: Mapping[str, str], threads: ThreadPoolExecutor) -> dict[str, Scrape | None]:
+def _scrape_all(addresses: Mapping[str, str], threads: ThreadPoolExecutor) -> dict[str, Scrape | Away]:
     return dict(zip(addresses, threads.map(scrape, addresses.values()), strict=True))
 
 
-def _interval(before: Scrape | None, after: Scrape | None) -> Interval | None:
-    return Interval(before, after) if before is not None and after is not None else None
+def _interval(name: str, before: Scrape | Away, after: Scrape | Away) -> Interval | Away:
+    if isinstance(after, Away):
+        return _explained(name, after)
+    return _explained(name, before) if isinstance(before, Away) else Interval(before, after)
+
+
+def _explained(name: str, away: Away) -> Away:
+    """The system knows better than a connection why a process of dev does not answer."""
+    try:
+        state = running.state_of(runfile.read().processes[name].pid)
+    except (NotRunning, KeyError):
+        return away
+    return away if state == "running" else Away(state)
 
 
 def _seconds(text: str) -> float:

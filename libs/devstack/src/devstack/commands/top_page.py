@@ -3,18 +3,22 @@
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import TypeAlias, TypeVar
 
 from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
+from devstack.away import Away
 from devstack.colours import COLOURS
 from devstack.commands.output import number, printable, whole
 from devstack.scrape import Histogram, Interval, Key
+from devstack.stack import INVENTORY_API, ORDER_API, REAPER, RELAY
 
 _Seen = TypeVar("_Seen")
 
+_APIS = (INVENTORY_API, ORDER_API)
 _NONE = "–"
 _NOTHING_SEEN = Histogram(1.0, 0, 0, ())
 
@@ -31,46 +35,88 @@ class Row:
     moves: bool
 
 
-def page(addresses: Mapping[str, str], intervals: Mapping[str, Interval | None], *, idle: bool) -> Group:
-    """Every table that has a row; rows in which nothing moves only with `idle`."""
-    present = {name: interval for name, interval in intervals.items() if interval is not None}
+def page(addresses: Mapping[str, str], intervals: Mapping[str, Interval | Away], *, idle: bool) -> Group:
+    """What is wrong in a line, then every table; rows in which nothing moves only with `idle`."""
+    present = {name: interval for name, interval in intervals.items() if isinstance(interval, Interval)}
+    away = {name: interval for name, interval in intervals.items() if isinstance(interval, Away)}
+
+    def table(title: str, names: str, numbers: str, rows: Iterator[Row], of: Sequence[str], *, idle: bool) -> Table:
+        """`of` are the processes that have these numbers."""
+        missing = (_missing(name, names, numbers) for name in of if name in away)
+        return _table(title, names, numbers, chain(missing, rows), idle=idle)
+
     # What is short and tells most stands first: a terminal has only so many lines.
-    tables = [
-        _table(
+    return Group(
+        _summary(away),
+        Text(),
+        table(
             "processes",
             "process, metrics, state",
             "calls, errors, db in use, waiting",
             _processes(addresses, intervals),
+            of=(),
+            idle=True,
         ),
-        _table(
+        table(
             "outboxes and their relay",
             "database",
             "pending, oldest, shipped, commit to broker p50, p99, failed batches, shards",
             _outboxes(present),
+            of=(RELAY,),
+            idle=True,
         ),
-        _table(
+        table(
             "consumers",
             "process, topic",
             "lag, events, handling p50, p99, dead letters",
             _consumers(present),
+            of=_APIS,
+            idle=True,
         ),
-        _table("refused and failed calls", "process, method, status, reason", "calls", _errors(present), idle=idle),
-        _table("calls", "process, method", "calls, p50, p99", _calls(present), idle=idle),
-        _table(
+        table(
+            "refused and failed calls",
+            "process, method, status, reason",
+            "calls",
+            _errors(present),
+            of=_APIS,
+            idle=idle,
+        ),
+        table("calls", "process, method", "calls, p50, p99", _calls(present), of=_APIS, idle=idle),
+        table(
             "batches",
             "process, coalescer",
             "queued, batches, requests in one, wait p50, p99, batch p50, p99",
             _batches(present),
+            of=_APIS,
             idle=idle,
         ),
-        _table("what happened", "process, what, which", "times", _facts(present), idle=idle),
-        _table("holds", "state", "now", _holds(present)),
-        _table("reaper", "work", "rounds, failed rounds, done, last success", _reaper(present)),
-    ]
-    return Group(*(table for table in tables if table.row_count))
+        table("what happened", "process, what, which", "times", _facts(present), of=_APIS, idle=idle),
+        table("holds", "state", "now", _holds(present), of=(INVENTORY_API,), idle=True),
+        table(
+            "reaper",
+            "work",
+            "rounds, failed rounds, done, last success",
+            _reaper(present),
+            of=(REAPER,),
+            idle=True,
+        ),
+    )
 
 
-def _table(title: str, names: str, numbers: str, rows: Iterator[Row], *, idle: bool = True) -> Table:
+def _summary(away: Mapping[str, Away]) -> Text:
+    if not away:
+        return Text("All processes answer.", "bold green")
+    reasons = "; ".join(f"{name} is away: {printable(one.reason)}" for name, one in away.items())
+    return Text(f"Trouble: {reasons}.", "bold red")
+
+
+def _missing(name: str, names: str, numbers: str) -> Row:
+    """Stands for the rows of a process that is away."""
+    words: list[str | Text] = [Text(f"{name} is away", "bold red"), *[""] * names.count(",")]
+    return Row(words, [""] * (numbers.count(",") + 1), moves=True)
+
+
+def _table(title: str, names: str, numbers: str, rows: Iterator[Row], *, idle: bool) -> Table:
     table = Table(
         *map(whole, names.split(", ")),
         *map(number, numbers.split(", ")),
@@ -86,14 +132,15 @@ def _table(title: str, names: str, numbers: str, rows: Iterator[Row], *, idle: b
         if idle or row.moves:
             cells = (cell if isinstance(cell, Text) else _coloured(cell) for cell in row.names)
             table.add_row(*cells, *row.numbers)
-    if table.row_count:
-        table.add_row()
+    if not table.row_count:
+        table.add_row(Text("nothing", "dim"))
+    table.add_row()
     return table
 
 
-def _processes(addresses: Mapping[str, str], intervals: Mapping[str, Interval | None]) -> Iterator[Row]:
+def _processes(addresses: Mapping[str, str], intervals: Mapping[str, Interval | Away]) -> Iterator[Row]:
     for name, interval in intervals.items():
-        if interval is None:
+        if isinstance(interval, Away):
             yield Row([name, addresses[name], Text("away", "bold red")], [""] * 4, moves=True)
             continue
         used = interval.gauge("db_client_connection_count", "state").get(("used",))
