@@ -90,15 +90,16 @@ def test_above_the_bound_the_oldest_go_and_leave_nothing(store: SpanStore, path:
     assert counts == [(10,), (10,), (10,)]
 
 
-def test_the_newest_call_is_one_from_outside(store: SpanStore) -> None:
-    assert store.newest_call() is None
+def test_the_newest_order_is_the_one_that_was_placed_last(store: SpanStore) -> None:
+    assert store.newest_order() is None
 
-    store.add([_of("order-api", _span(1))])
-    # The reaper asks, so nobody outside does.
-    store.add([_of("reservation-reaper", _span(2, trace=OTHER_TRACE, kind=Span.SPAN_KIND_CLIENT))])
-    store.add([_of("inventory-api", _span(3, trace=OTHER_TRACE, parent=2))])
+    store.add([_of("order-api", _call(1, "CreateOrder", "first"))])
+    store.add([_of("order-api", _call(2, "CreateOrder", "second"))])
+    store.add([_of("order-api", _call(3, "GetOrder", "first"))])
+    # It was refused, so it placed none.
+    store.add([_of("order-api", _call(4, "CreateOrder", ""))])
 
-    assert store.newest_call() == TRACE.hex()
+    assert store.newest_order() == "second"
 
 
 def test_it_outlives_who_wrote_it(path: Path) -> None:
@@ -167,3 +168,9 @@ def _pair(key: str, value: str | list[str]) -> KeyValue:
         return KeyValue(key=key, value=AnyValue(string_value=value))
     values = ArrayValue(values=[AnyValue(string_value=each) for each in value])
     return KeyValue(key=key, value=AnyValue(array_value=values))
+
+
+def _call(number: int, rpc: str, order_id: str) -> Span:
+    span = _span(number, attributes={"shop.order_id": order_id} if order_id else {})
+    span.name = f"shop.order.v1.OrderService/{rpc}"
+    return span

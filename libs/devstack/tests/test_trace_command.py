@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,10 @@ from google.type.money_pb2 import Money
 from devstack import runfile
 from devstack.__main__ import main
 from devstack.client import Shop
+from devstack.dev_options import port_option
 from devstack.ports import free_ports
 from devstack.process import Process
+from devstack.stack import Ports
 from shop.inventory.v1.inventory_pb2 import CreateInventoryItemRequest
 from shop.order.v1.order_pb2 import (
     ORDER_STATUS_CANCELLED,
@@ -22,6 +25,7 @@ from shop.order.v1.order_pb2 import (
     CreateOrderItem,
     CreateOrderRequest,
     GetOrderRequest,
+    ListOrdersRequest,
     UpdateOrderStatusRequest,
 )
 from shop_common.errors import Refused
@@ -42,8 +46,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def start(folder: Path) -> Iterator[Start]:
     """Starts `dev`, on the same ports each time; what still runs after the tests is killed."""
-    options = ("--inventory-port", "--order-port", "--reaper-port", "--relay-port")
-    ports = [f"{option}={port}" for option, port in zip(options, free_ports(4), strict=True)]
+    options = [port_option(field.name) for field in fields(Ports) if not field.name.endswith("_metrics")]
+    ports = [f"{option}={port}" for option, port in zip(options, free_ports(len(options)), strict=True)]
     with ExitStack() as afterwards:
 
         def start(**environment: str) -> Process:
@@ -134,20 +138,28 @@ def test_a_refused_call_says_why(shell: Shell, shop: Shop) -> None:
     assert "✗ ILLEGAL_TRANSITION" in shown
 
 
-def test_a_trace_is_shown_by_its_own_id_and_as_the_newest(shell: Shell, shop: Shop) -> None:
+def test_a_trace_is_shown_by_its_own_id(shell: Shell, shop: Shop) -> None:
     order_id = _place_order(shop, product_id=4)
-    shell.text("trace", order_id)
     shop.call(shop.orders.GetOrder, GetOrderRequest(id=order_id))
 
-    (newest,) = _eventually(
-        lambda: [span for span in shell.spans("--last") if span["parent_id"] is None],
-        lambda roots: roots[0]["name"].endswith("/GetOrder"),
+    (read,) = _eventually(
+        lambda: [span for span in shell.spans(order_id, "--reads") if span["name"].endswith("/GetOrder")], bool
     )
 
-    assert newest["attributes"]["shop.order_id"] == order_id
-    assert f"trace {newest['trace_id']}" in shell.text("trace", newest["trace_id"])
+    assert read["attributes"]["shop.order_id"] == order_id
+    assert f"trace {read['trace_id']}" in shell.text("trace", read["trace_id"])
     assert "are left out: 1 (" in shell.text("trace", order_id)
     assert "OrderService/GetOrder" in shell.text("trace", order_id, "--reads")
+
+
+def test_the_last_is_the_newest_order_whatever_was_called_since(shell: Shell, shop: Shop) -> None:
+    first, newest = _place_order(shop, product_id=7), _place_order(shop, product_id=8)
+    shop.call(shop.orders.GetOrder, GetOrderRequest(id=first))
+    list(shop.call(shop.orders.ListOrders, ListOrdersRequest()).orders)
+    _eventually(lambda: shell.spans(first, "--reads"), lambda spans: any("GetOrder" in span["name"] for span in spans))
+
+    assert _orders_of_calls(shell.spans("--last")) == {newest}
+    assert "OrderService/CreateOrder" in shell.text("trace", "--last")
 
 
 def test_sql_is_shown_whole_when_asked_for(shell: Shell, shop: Shop) -> None:

@@ -19,6 +19,7 @@ PATH = runfile.PATH.with_name("traces.db")
 SPANS_MAX = 100_000
 """Some 100 MB."""
 
+_PLACING = "/CreateOrder"
 _VERSION = 1
 _BUSY_SECONDS = 5.0
 
@@ -98,14 +99,14 @@ class SpanStore:
             order_id,
         )
 
-    def newest_call(self) -> str | None:
-        """The newest of the traces that a call from outside began."""
-        found = self._traces(
-            "SELECT trace_id FROM spans AS call WHERE kind = ? AND NOT EXISTS (SELECT 1 FROM spans AS caller"
-            " WHERE caller.trace_id = call.trace_id AND caller.span_id = call.parent_id) ORDER BY id DESC LIMIT 1",
-            pb.Span.SPAN_KIND_SERVER,
+    def newest_order(self) -> str | None:
+        """The order that was placed last, of those whose call is kept."""
+        calls = self._connection.execute(
+            "SELECT order_id, body FROM orders JOIN spans ON id = span WHERE kind = ? ORDER BY id DESC",
+            [pb.Span.SPAN_KIND_SERVER],
         )
-        return found[0] if found else None
+        placed = (order_id for order_id, body in calls if pb.Span.FromString(body).name.endswith(_PLACING))
+        return next(placed, None)
 
     def trace(self, trace_id: str) -> list[Span]:
         """All spans of a trace, by their beginning."""

@@ -33,7 +33,7 @@ _NOTHING = Story((), 0, is_complete=False)
 def configure(parser: argparse.ArgumentParser) -> None:
     which = parser.add_mutually_exclusive_group(required=True)
     which.add_argument("id", nargs="?", metavar="ORDER_ID|TRACE_ID", help="an order, or a trace by its 32 digits")
-    which.add_argument("--last", action="store_true", help="the newest trace that a call from outside began")
+    which.add_argument("--last", action="store_true", help="the order that was placed last")
     parser.add_argument("--reads", action="store_true", help="show also the calls that only read the order")
     parser.add_argument("--sql", action="store_true", help="show SQL statements whole")
     add_json(parser)
@@ -81,8 +81,8 @@ def _story(options: argparse.Namespace) -> Story:
     try:
         with SpanStore.to_read() as store:
             if options.last:
-                newest = store.newest_call()
-                return traces.of_trace(store, newest) if newest else _NOTHING
+                newest = store.newest_order()
+                return traces.of_order(store, newest, reads=options.reads) if newest else _NOTHING
             if _TRACE_ID.fullmatch(options.id) and store.trace(options.id):
                 return traces.of_trace(store, options.id)
             return traces.of_order(store, options.id, reads=options.reads)
@@ -91,7 +91,7 @@ def _story(options: argparse.Namespace) -> Story:
 
 
 def _why_nothing(options: argparse.Namespace, dev: RunFile | None) -> str:
-    asked = "a call" if options.last else options.id
+    asked = "any order" if options.last else options.id
     if dev is None:
         return f"no trace of {asked} in {span_store.PATH}, and dev, which collects them, is not running here"
     if dev.traces_elsewhere:
