@@ -8,6 +8,7 @@ import re
 import shlex
 import subprocess
 from collections.abc import Iterator
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,10 @@ from google.protobuf.json_format import MessageToDict, ParseDict
 from google.protobuf.message_factory import GetMessageClass
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
 
+from devstack.dev_options import port_option
 from devstack.ports import free_ports
 from devstack.process import Process
+from devstack.stack import Ports
 from tests.e2e.docs import ROOT, ShellLine, named_files, named_tasks, shell_lines
 
 READY_SECONDS = 180
@@ -28,6 +31,7 @@ LINE_SECONDS = 120
 CALL_SECONDS = 30
 PORT_OPTIONS = {"--inventory-port": "50053", "--order-port": "50054", "--reaper-port": "50055", "--relay-port": "50056"}
 """Of `./task dev`, each with the port that it is for."""
+OTHER_PORT_OPTIONS = sorted({port_option(field.name) for field in fields(Ports)} - set(PORT_OPTIONS))
 
 DEV = "./task dev"
 CLUSTER = "needs a cluster; tests/kubernetes renders the manifests, and holds them to what the processes need"
@@ -41,7 +45,6 @@ REASONS = {
     "./task faults --rounds 50": "takes hours",
     "./task faults --rounds 20 --seed 1524288945 --only killed": "takes hours",
     "FAULTS_REQUESTS=1000000 ./task faults --only generated": "takes hours",
-    "./task top --once": "needs metrics, whose ports can't be chosen; test_top_command.py runs it",
     "./task docker-build": "takes minutes; .ci/run has it as a step of its own",
     "./task docker-run": "tests/compose/test_containers.py starts the same composition, on ports of its own",
     "docker compose up --wait --scale order-api=3 --scale inventory-api=3 --scale event-relay=2": (
@@ -81,7 +84,9 @@ def clone(tmp_path_factory: pytest.TempPathFactory, ports: dict[str, int]) -> It
         if each.name != "run":
             (folder / each.name).symlink_to(each)
     options = [f"{option}={ports[port]}" for option, port in PORT_OPTIONS.items()]
-    dev = Process("dev", [*shlex.split(DEV), "--no-metrics", *options], folder=folder).start()
+    others = zip(OTHER_PORT_OPTIONS, free_ports(len(OTHER_PORT_OPTIONS)), strict=True)
+    options += [f"{option}={port}" for option, port in others]
+    dev = Process("dev", [*shlex.split(DEV), *options], folder=folder).start()
     try:
         dev.wait_for_line("next: ", READY_SECONDS)
         yield folder
