@@ -101,10 +101,12 @@ def test_a_broker_that_is_away_is_told_of_in_one_sentence(capfd: pytest.CaptureF
     assert "Kafka does not answer" in line
 
 
-def test_a_reader_that_has_seen_enough_is_no_failure(tmp_path: Path) -> None:
+@pytest.mark.parametrize("show", ["print", "console().print"])
+def test_a_reader_that_has_seen_enough_is_no_failure(show: str, tmp_path: Path) -> None:
     script = (
         "import sys; from devstack import __main__; from devstack.commands import health\n"
-        "health.run = lambda options: [print('x' * 99) for _ in range(99999)] and 0\n"
+        "from devstack.commands.output import console\n"
+        f"health.run = lambda options: [{show}('x' * 99) for _ in range(99999)] and 0\n"
         "sys.exit(__main__.main(['health']))\n"
     )
     with subprocess.Popen(

@@ -86,9 +86,15 @@ def timestamp(at: datetime) -> str:
 
 def _console(*, stderr: bool) -> Console:
     stream = sys.stderr if stderr else sys.stdout
-    return Console(
+    return _Console(
         stderr=stderr, highlight=False, soft_wrap=False, width=None if stream.isatty() else _WIDTH_WITHOUT_TERMINAL
     )
+
+
+class _Console(Console):
+    def on_broken_pipe(self) -> None:
+        """Leave it to the command line, for which it is no failure. Rich would end the process with 1."""
+        raise BrokenPipeError
 
 
 def _plain(value: object) -> str:
