@@ -50,24 +50,23 @@ STOPSIGNAL SIGTERM
 
 FROM nobody AS runtime
 ENV METRICS_PORT=9464
-# Each process has one of the two ports.
 HEALTHCHECK --interval=5s --timeout=10s --retries=5 --start-period=120s \
-    CMD ["sh", "-c", "exec python -m shop_common.probe localhost:${GRPC_PORT:-$HEALTH_PORT}"]
+    CMD ["sh", "-c", "exec python -m shop_common.probe localhost:$HEALTH_PORT"]
 COPY --from=dependencies /venv /venv
 
 FROM runtime AS inventory-api
 ARG VERSION=dev REVISION=unknown
 LABEL org.opencontainers.image.title=inventory-api org.opencontainers.image.version=${VERSION} org.opencontainers.image.revision=${REVISION}
-ENV GRPC_PORT=50053
-EXPOSE 50053 9464
+ENV GRPC_PORT=50053 HEALTH_PORT=50063
+EXPOSE 50053 50063 9464
 ENTRYPOINT ["python", "-m", "inventory_api"]
 COPY --from=packages /packages/shared /packages/inventory-api /venv/lib/python3.13/site-packages/
 
 FROM runtime AS order-api
 ARG VERSION=dev REVISION=unknown
 LABEL org.opencontainers.image.title=order-api org.opencontainers.image.version=${VERSION} org.opencontainers.image.revision=${REVISION}
-ENV GRPC_PORT=50054
-EXPOSE 50054 9464
+ENV GRPC_PORT=50054 HEALTH_PORT=50064
+EXPOSE 50054 50064 9464
 ENTRYPOINT ["python", "-m", "order_api"]
 COPY --from=packages /packages/shared /packages/order-api /venv/lib/python3.13/site-packages/
 

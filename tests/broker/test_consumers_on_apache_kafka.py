@@ -127,7 +127,7 @@ def second_inventory(stack: Stack) -> Process:
     return Process(
         f"{INVENTORY_API} 2",
         [sys.executable, "-m", "inventory_api"],
-        stack.inventory_api.env | {"GRPC_PORT": str(port)},
+        stack.inventory_api.env | {"GRPC_PORT": str(port), "HEALTH_PORT": "0"},
         health_address=f"localhost:{port}",
     )
 

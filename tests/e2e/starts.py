@@ -36,7 +36,7 @@ def starting(folder: Path) -> Iterator[Start]:
 
         def start(name: str, settings: Mapping[str, str], *words: str) -> Process:
             (port,) = free_ports(1)
-            good = {PORT_SETTING[name]: str(port), "DRAIN_SECONDS": "0", "LOG_FORMAT": "json"}
+            good = {"HEALTH_PORT": "0", PORT_SETTING[name]: str(port), "DRAIN_SECONDS": "0", "LOG_FORMAT": "json"}
             program = [sys.executable, "-m", name.replace("-", "_"), *words]
             process = Process(name, program, good | dict(settings), health_address=f"localhost:{port}", folder=folder)
             process.start()

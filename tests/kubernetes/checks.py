@@ -69,10 +69,9 @@ def probes_ask_what_is_served(cluster: Cluster) -> Iterator[str]:
     for workload in of_processes(cluster):
         process = PROCESSES[workload.name]
         settings = loaded(process, cluster.environment(workload.container))
-        port = getattr(settings, "grpc_port", None) or getattr(settings, "health_port", None)
-        # Only an API has services to be ready for; the empty name is known everywhere.
-        ready = process.services or {""}
-        for kind, names in (("startup", {LIVENESS}), ("liveness", {LIVENESS}), ("readiness", ready)):
+        port = settings.health_port
+        # The parent of several workers knows no names of services; the empty name is known everywhere.
+        for kind, names in (("startup", {LIVENESS}), ("liveness", {LIVENESS}), ("readiness", {""})):
             probe = workload.container.get(f"{kind}Probe", {}).get("grpc")
             if probe is None:
                 yield f"{workload}: has no {kind} probe by gRPC"

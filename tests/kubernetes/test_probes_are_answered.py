@@ -22,7 +22,9 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
 
 
 def _addresses(running: Stack) -> dict[str, str]:
-    return {each.name: each.health_address for each in running.processes if each.health_address}
+    ports = running.ports
+    health_ports = (ports.inventory_health, ports.orders_health, ports.reaper, ports.relay)
+    return {each.name: f"127.0.0.1:{port}" for each, port in zip(running.processes, health_ports, strict=True)}
 
 
 @pytest.mark.parametrize("probe", ["startupProbe", "livenessProbe", "readinessProbe"])

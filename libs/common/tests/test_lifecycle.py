@@ -220,6 +220,40 @@ def test_workers_end_when_their_parent_is_killed(start: Start) -> None:
     assert left == []
 
 
+def test_probes_have_a_port_of_their_own(start: Start) -> None:
+    (port,) = free_ports(1)
+    process = start(health_port=port)
+    probes = f"127.0.0.1:{port}"
+
+    assert [health(probes), health(probes, "liveness")] == ["SERVING"] * 2
+    with grpc.insecure_channel(probes) as channel, pytest.raises(grpc.RpcError) as refused:
+        echo_stub(channel)(StringValue(value="pid"), timeout=10)
+    assert refused.value.code() is grpc.StatusCode.UNIMPLEMENTED
+
+    process.terminate()
+    assert process.wait(20) == 0
+
+
+@pytest.mark.parametrize("frozen", [0, 1])
+def test_the_parent_of_workers_is_as_healthy_as_the_worst_of_them(start: Start, frozen: int) -> None:
+    (port,) = free_ports(1)
+    process = start(workers=2, health_port=port)
+    probes = f"127.0.0.1:{port}"
+    _eventually(lambda: [health(probes), health(probes, "liveness")] == ["SERVING"] * 2, seconds=60)
+
+    worker = psutil.Process(process.pid).children()[frozen]
+    worker.suspend()
+    try:
+        _eventually(lambda: [health(probes), health(probes, "liveness")] == ["NOT_SERVING"] * 2, seconds=60)
+    finally:
+        worker.resume()
+    _eventually(lambda: [health(probes), health(probes, "liveness")] == ["SERVING"] * 2, seconds=60)
+
+    process.terminate()
+    assert process.wait(20) == 0
+    assert "Traceback" not in process.log
+
+
 def test_the_limit_of_open_files_is_raised(start: Start) -> None:
     process = start()
 

@@ -13,7 +13,7 @@ def inventory_api(settings: Mapping[str, str]) -> Process:
     return Process(
         "inventory-api",
         [sys.executable, "-m", "inventory_api"],
-        {"GRPC_PORT": str(port), "CONSUMER_ENABLED": "false", "DRAIN_SECONDS": "0", **settings},
+        {"GRPC_PORT": str(port), "HEALTH_PORT": "0", "CONSUMER_ENABLED": "false", "DRAIN_SECONDS": "0", **settings},
         health_address=f"localhost:{port}",
     )
 

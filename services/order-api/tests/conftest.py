@@ -27,6 +27,7 @@ def stock(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stock]:
     environment = {
         "DATABASE_URL": f"sqlite:///{tmp_path_factory.mktemp('inventory')}/inventory.db",
         "GRPC_PORT": str(port),
+        "HEALTH_PORT": "0",
         "CONSUMER_ENABLED": "false",
         "DRAIN_SECONDS": "0",
     }

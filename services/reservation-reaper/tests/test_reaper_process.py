@@ -81,6 +81,7 @@ def inventory(tmp_path: Path, at_the_end: ExitStack) -> Process:
     environment = {
         "DATABASE_URL": f"sqlite:///{tmp_path / 'inventory.db'}",
         "GRPC_PORT": address.rpartition(":")[2],
+        "HEALTH_PORT": "0",
         "LISTEN_HOST": "127.0.0.1",
         "METRICS_PORT": "0",
         "DRAIN_SECONDS": "0",

@@ -24,7 +24,7 @@ from shop_common import logs, metrics, telemetry
 from shop_common.call_pool import CallPool
 from shop_common.database import is_own_fault
 from shop_common.errors import DatabaseUnavailable, InvalidInput, Overload, QueueFull, ShopError, Unavailable, Violation
-from shop_common.health import Health
+from shop_common.health import Health, HealthServer
 from shop_common.health_service import HEALTH_SERVICE
 from shop_common.listen import opened
 from shop_common.logs import Flood
@@ -75,7 +75,10 @@ Describe = Callable[[Any], Mapping[str, AttributeValue]]
 
 
 class Server:
-    """A gRPC server with health and, if wanted, reflection. Nothing listens before `start`."""
+    """A gRPC server with health and, if wanted, reflection. Nothing listens before `start`.
+
+    Health is on the API's port, for clients, and on a port of its own, which answers whatever clients do to the other.
+    """
 
     def __init__(self, settings: ApiSettings) -> None:
         self.health = Health()
@@ -97,6 +100,11 @@ class Server:
             options=_options(settings),
         )
         self._health_service = self.health.serve_on(self._server)
+        self._health_server: HealthServer | None = None
+        if not settings.is_worker:  # the parent of workers speaks for them all
+            self._health_server = HealthServer(
+                settings.health_port, listen_host=settings.listen_host, health=self.health
+            )
 
     def add(
         self,
@@ -124,9 +132,16 @@ class Server:
                 (*self._services, HEALTH_SERVICE, reflection.SERVICE_NAME), self._server
             )
         self.port = opened(self._settings.listen_host, self._settings.grpc_port, self._server.add_insecure_port)
+        if self._health_server is not None:
+            self._health_server.start()
         self._waits.start()
         self._server.start()
         self.health.set_ready("server", True)
+
+    @property
+    def health_port(self) -> int:
+        """The port with nothing but health; 0 in a worker, whose parent has it."""
+        return 0 if self._health_server is None else self._health_server.port
 
     def stop(self, grace_seconds: float) -> None:
         """Take no more calls; return when those running have ended, or after the grace, when they are cancelled.
@@ -147,6 +162,8 @@ class Server:
         self._waits.stop()
         self._pool.shutdown(wait=False)
         self._refusing.shutdown(wait=False)
+        if self._health_server is not None:
+            self._health_server.stop(0)
 
 
 def deadline(context: grpc.ServicerContext) -> float:

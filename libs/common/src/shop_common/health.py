@@ -1,6 +1,7 @@
 """The health of a process: whether it works, and whether it is ready for calls. They are two questions.
 
-`liveness` is SERVING from start to exit, whatever databases and brokers do: a restart would not mend those.
+`liveness` is SERVING from start to exit, whatever databases and brokers do: a restart would not mend those. With
+WORKERS > 1 their parent speaks for them, see `workers`.
 The empty name and the full name of each API are SERVING while every part of the process says it is ready.
 """
 
@@ -34,6 +35,7 @@ class Health:
     """The health of one process. Not ready until its server has started. Safe to share between threads."""
 
     def __init__(self) -> None:
+        self._live = True
         self._ready = False
         self._ready_parts: dict[str, bool] = {"server": False}
         self._draining = False
@@ -61,6 +63,13 @@ class Health:
             self._ready_parts[part] = ready
             self._publish()
 
+    def set_live(self, live: bool) -> None:
+        """Say whether the process works at all. Only a parent of others has to: whoever can say so works."""
+        if live != self._live:
+            self._live = live
+            for service in self._services:
+                service.publish()
+
     def drain(self) -> None:
         """Not ready from now on, whatever any part says later."""
         with self._lock:
@@ -76,7 +85,7 @@ class Health:
     def status(self, name: str) -> str:
         """The status of a service as grpc.health.v1 names it."""
         if name == LIVENESS:
-            return "SERVING"
+            return "SERVING" if self._live else "NOT_SERVING"
         if name not in self.names:
             return "SERVICE_UNKNOWN"
         return "SERVING" if self._ready else "NOT_SERVING"
@@ -92,11 +101,15 @@ class Health:
 
 
 class HealthServer:
-    """A gRPC server with nothing but health, on a port that clients cannot reach: it answers whatever they do."""
+    """A gRPC server with nothing but health, on a port that clients cannot reach: it answers whatever they do.
+
+    It speaks for `health`, or is all that a process serves, which is then ready when this server has started.
+    """
 
     def __init__(self, port: int, *, listen_host: str, health: Health | None = None) -> None:
         self.health = Health() if health is None else health
         self.port = port
+        self._is_alone = health is None
         self._listen_host = listen_host
         options = (
             ("grpc.so_reuseport", 0),
@@ -112,7 +125,8 @@ class HealthServer:
         """Open the port and answer. Raises PortBusy."""
         self.port = opened(self._listen_host, self.port, self._server.add_insecure_port)
         self._server.start()
-        self.health.set_ready("server", True)
+        if self._is_alone:
+            self.health.set_ready("server", True)
 
     def stop(self, grace_seconds: float) -> None:
         """Let running calls finish, at most so long, and stop."""

@@ -70,7 +70,7 @@ def begin(process: str, settings: CommonSettings) -> None:
     # Blocked here, and so in every thread, all of which start later: signals come to the one that asks for them.
     signal.pthread_sigmask(signal.SIG_BLOCK, _STOP_SIGNALS)
     threading.Thread(target=_take_signals, name="signals", daemon=True).start()
-    workers.follow_parent(settings)
+    workers.follow_parent(settings, is_ready=lambda: _Life.serving is not None and _Life.serving.health.ready)
 
 
 def serve(server: Serving, settings: CommonSettings, *, on_stop: Sequence[Callable[[], object]] = ()) -> None:

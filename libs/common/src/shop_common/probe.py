@@ -1,7 +1,7 @@
 """The health check of an image: asks grpc.health.v1 of a process, with nothing that the process itself has not.
 
-    python -m shop_common.probe localhost:50053                       # ready for calls?
-    python -m shop_common.probe localhost:50053 --service liveness    # does it work at all?
+    python -m shop_common.probe localhost:50063                       # ready for calls?
+    python -m shop_common.probe localhost:50063 --service liveness    # does it work at all?
 
 Says what the process answered. Exit code 0 is SERVING, 1 is everything else.
 """

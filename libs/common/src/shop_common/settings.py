@@ -82,7 +82,10 @@ def _http_url(url: str) -> str:
 _PortNumber = Annotated[int, Field(ge=0, le=PORT_MAX)]
 
 GrpcPort = Annotated[_PortNumber, Field(description="port of the gRPC API; 0 lets the system choose")]
-HealthPort = Annotated[_PortNumber, Field(description="port of grpc.health.v1; 0 lets the system choose")]
+HealthPort = Annotated[
+    _PortNumber,
+    Field(description="port for probes, with grpc.health.v1 only; clients must not reach it. 0 lets the system choose"),
+]
 MetricsPort = Annotated[_PortNumber, Field(description="port of the Prometheus metrics; 0 is off")]
 Target = Annotated[str, AfterValidator(_target)]
 """Where another service is; every address of the host is used."""
@@ -160,8 +163,9 @@ def _content(path: Path) -> _FileContent | _NotRead:
 
 
 class CommonSettings(Settings):
-    """What every process reads."""
+    """What every process reads. The subclass gives `health_port` its documented default."""
 
+    health_port: HealthPort = 0
     listen_host: str = Field(default="[::]", description="address to open ports on, an IPv6 one in brackets")
     metrics_port: MetricsPort = 0
     drain_seconds: float = Field(

@@ -1,24 +1,32 @@
 """WORKERS > 1: one parent, several processes that run the same program and share its port.
 
-Each worker is a fresh start of the program, since gRPC does not survive a fork. The parent opens nothing but the
-metrics; it passes signals on, and when one worker ends unasked, it ends them all and says so: what started it
+Each worker is a fresh start of the program, since gRPC does not survive a fork. The parent serves the metrics and the
+health of all; it passes signals on, and when one worker ends unasked, it ends them all and says so: what started it
 starts it again.
+
+Each worker holds one end of a pair of sockets. By it the worker says every second that it works and whether it is
+ready, and learns of the end of its parent, however that came.
 """
 
+import math
 import os
 import select
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
 import threading
 import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from types import FrameType
 
 from prometheus_client import CollectorRegistry
 from prometheus_client.multiprocess import MultiProcessCollector
 
 from shop_common import logs, startup, telemetry
+from shop_common.health import Health, HealthServer
 from shop_common.settings import CommonSettings
 
 _log = logs.get(__name__)
@@ -27,6 +35,12 @@ _STOP = (signal.SIGTERM, signal.SIGINT)
 
 SAME_SIGNAL_SECONDS = 1.0
 """One Ctrl-C may arrive twice, from the terminal and from who started us. What comes later is a second one."""
+
+BEAT_SECONDS = 1.0
+SILENT_SECONDS_MAX = 5.0
+"""A worker that has said nothing for so long does not work."""
+
+_READY, _NOT_READY = b"1", b"0"
 
 _EXTRA_SECONDS = 15.0
 """What a worker may take to end beyond draining and grace, before it is killed."""
@@ -44,17 +58,61 @@ def supervise(count: int, settings: CommonSettings) -> int:
         return _Parent(count, settings, {"PROMETHEUS_MULTIPROC_DIR": folder}).run()
 
 
-def follow_parent(settings: CommonSettings) -> None:
-    """In a worker: stop as if by SIGTERM when the parent is gone, however it went."""
+def follow_parent(settings: CommonSettings, is_ready: Callable[[], bool]) -> None:
+    """In a worker: tell the parent again and again how it is here, and stop as if by SIGTERM when it is gone."""
     pipe = getattr(settings, "worker_pipe", None)
     if pipe is None:
         return
 
-    def wait() -> None:
-        os.read(pipe, 1)  # returns when the parent's end is closed; nothing is ever written
+    def follow() -> None:
+        with socket.socket(fileno=pipe) as parent:
+            parent.settimeout(BEAT_SECONDS)
+            try:
+                while True:
+                    parent.sendall(_READY if is_ready() else _NOT_READY)
+                    with suppress(TimeoutError):
+                        if not parent.recv(1):  # nothing is ever sent: the parent's end is closed
+                            break
+            except OSError as error:
+                _log.warning("the parent is gone", error=str(error))
         os.kill(os.getpid(), signal.SIGTERM)
 
-    threading.Thread(target=wait, name="parent", daemon=True).start()
+    threading.Thread(target=follow, name="parent", daemon=True).start()
+
+
+class _Beats:
+    """Hears what the workers say, and tells the health of them all."""
+
+    def __init__(self, health: Health) -> None:
+        self._health = health
+        self._heard_at: dict[socket.socket, float] = {}
+        self._is_ready: dict[socket.socket, bool] = {}
+        self._stopped = threading.Event()
+        health.set_live(False)
+        health.set_ready("server", True)
+        health.set_ready("workers", False)
+
+    def start(self, workers: Sequence[socket.socket]) -> None:
+        """Listen to these from now on."""
+        self._heard_at = dict.fromkeys(workers, -math.inf)
+        threading.Thread(target=self._run, name="beats", daemon=True).start()
+
+    def stop(self) -> None:
+        """Not ready any more, and no less alive than now while the workers end."""
+        self._stopped.set()
+        self._health.drain()
+
+    def _run(self) -> None:
+        while not self._stopped.is_set():
+            for worker in select.select(list(self._heard_at), [], [], BEAT_SECONDS)[0]:
+                said = worker.recv(4096)
+                if not said:  # it ended; the main thread sees to that
+                    return
+                self._heard_at[worker], self._is_ready[worker] = time.monotonic(), said[-1:] == _READY
+            if not self._stopped.is_set():
+                live = min(self._heard_at.values()) > time.monotonic() - SILENT_SECONDS_MAX
+                self._health.set_live(live)
+                self._health.set_ready("workers", live and all(self._is_ready.values()))
 
 
 class _Parent:
@@ -65,6 +123,9 @@ class _Parent:
         self._stop_seconds = settings.drain_seconds + settings.grace_seconds + _EXTRA_SECONDS
         self._environment = environment
         self._workers: list[subprocess.Popen[bytes]] = []
+        health = Health()
+        self._beats = _Beats(health)
+        self._health_server = HealthServer(settings.health_port, listen_host=settings.listen_host, health=health)
         self._signals, self._wake_write_end = os.pipe()
         # Python writes each signal's number there; a handler that takes locks could meet its own thread's.
         os.set_blocking(self._wake_write_end, False)
@@ -74,6 +135,7 @@ class _Parent:
         for handled in (*_STOP, signal.SIGCHLD):
             signal.signal(handled, _ignore)
         self._start()
+        self._health_server.start()
         startup.is_over()
         asked = self._wait()
         ended_well = self._stop()
@@ -92,6 +154,7 @@ class _Parent:
     def _stop(self) -> bool:
         """Stop all workers; whether they ended well and in time."""
         _log.info("stopping", workers=len(self._workers))
+        self._beats.stop()
         self._send(signal.SIGTERM)
         begun = time.monotonic()
         while any(worker.poll() is None for worker in self._workers):
@@ -107,15 +170,18 @@ class _Parent:
         return all(worker.returncode in {0, -signal.SIGTERM, 128 + signal.SIGTERM} for worker in self._workers)
 
     def _start(self) -> None:
-        worker_end, self._parent_end = os.pipe()
         # Handed on; nothing is read from it here.
         inherited = os.environ  # noqa: TID251
-        environment = {**inherited, **self._environment, "WORKER_PIPE": str(worker_end)}
+        ends = []
         for _ in range(self._count):
-            self._workers.append(
-                subprocess.Popen([sys.executable, *sys.orig_argv[1:]], env=environment, pass_fds=[worker_end])
-            )
-        os.close(worker_end)
+            ours, theirs = socket.socketpair()
+            environment = {**inherited, **self._environment, "WORKER_PIPE": str(theirs.fileno())}
+            with theirs:
+                self._workers.append(
+                    subprocess.Popen([sys.executable, *sys.orig_argv[1:]], env=environment, pass_fds=[theirs.fileno()])
+                )
+            ends.append(ours)
+        self._beats.start(ends)
         _log.info("workers started", pids=[worker.pid for worker in self._workers])
 
     def _next_signal(self, timeout: float | None) -> int | None:

@@ -55,7 +55,7 @@ class Container:
         """What its process says of itself, by the image's own probe; EXITED and the like when there is none."""
         if not self.runs:
             return self.state.upper()
-        probe = f'exec python -m shop_common.probe "localhost:${{GRPC_PORT:-$HEALTH_PORT}}" --service "{service}"'
+        probe = f'exec python -m shop_common.probe "localhost:$HEALTH_PORT" --service "{service}"'
         said = _run(["docker", "exec", self.name, "sh", "-c", probe])
         # The status comes first, its reason after a colon.
         return said.stdout.partition(":")[0].strip() or "UNAVAILABLE"

@@ -49,12 +49,14 @@ class Databases:
 
 @dataclass(frozen=True)
 class Ports:
-    """Where each process listens: gRPC, health included, and metrics (0 is off)."""
+    """Where each process listens: gRPC, health included; health alone, for probes; and metrics (0 is off)."""
 
     inventory: int = 50053
     orders: int = 50054
     reaper: int = 50055
     relay: int = 50056
+    inventory_health: int = 50063
+    orders_health: int = 50064
     inventory_metrics: int = 9464
     orders_metrics: int = 9465
     reaper_metrics: int = 9466
@@ -63,7 +65,7 @@ class Ports:
     @classmethod
     def free(cls, *, metrics: bool = False) -> Self:
         """Ports on which nobody listens; metrics are off unless asked for."""
-        found = free_ports(8 if metrics else 4)
+        found = free_ports(10 if metrics else 6)
         return cls(*found, *([] if metrics else [0] * 4))
 
     def all(self) -> list[int]:
@@ -198,12 +200,14 @@ class Stack:
             INVENTORY_API: {
                 "DATABASE_URL": self.databases.inventory,
                 "GRPC_PORT": str(ports.inventory),
+                "HEALTH_PORT": str(ports.inventory_health),
                 "REFLECTION": "true",
                 "METRICS_PORT": str(ports.inventory_metrics),
             },
             ORDER_API: {
                 "DATABASE_URL": self.databases.orders,
                 "GRPC_PORT": str(ports.orders),
+                "HEALTH_PORT": str(ports.orders_health),
                 "REFLECTION": "true",
                 "METRICS_PORT": str(ports.orders_metrics),
                 "INVENTORY_TARGET": self.inventory_address,

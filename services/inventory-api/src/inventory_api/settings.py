@@ -3,7 +3,7 @@
 from pydantic import Field
 
 from shop_common.database_settings import DatabaseSettings, DatabaseUrl
-from shop_common.settings import ApiSettings, GrpcPort, KafkaSettings
+from shop_common.settings import ApiSettings, GrpcPort, HealthPort, KafkaSettings
 
 
 class InventorySettings(ApiSettings, DatabaseSettings, KafkaSettings):
@@ -11,6 +11,7 @@ class InventorySettings(ApiSettings, DatabaseSettings, KafkaSettings):
 
     database_url: DatabaseUrl = "sqlite:///./inventory.db"
     grpc_port: GrpcPort = 50053
+    health_port: HealthPort = 50063
     reservation_ttl: float = Field(
         1800.0, ge=1, le=7 * 24 * 3600, description="seconds that a hold lasts when the request does not say"
     )

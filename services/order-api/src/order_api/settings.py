@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from pydantic import Field
 
 from shop_common.database_settings import DatabaseSettings, DatabaseUrl
-from shop_common.settings import ApiSettings, GrpcPort, KafkaSettings, Target
+from shop_common.settings import ApiSettings, GrpcPort, HealthPort, KafkaSettings, Target
 
 
 class OrderSettings(ApiSettings, DatabaseSettings, KafkaSettings):
@@ -13,6 +13,7 @@ class OrderSettings(ApiSettings, DatabaseSettings, KafkaSettings):
 
     database_url: DatabaseUrl = "sqlite:///./orders.db"
     grpc_port: GrpcPort = 50054
+    health_port: HealthPort = 50064
     inventory_target: Target = Field(
         "localhost:50053", description="where inventory-api is: HOST:PORT; every address of the host is used"
     )
