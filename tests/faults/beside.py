@@ -135,7 +135,8 @@ def always_serving(processes: list[Process]) -> Iterator[None]:
 
     with _again_and_again(processes, ask, LOOK_SECONDS):
         yield
-    assert not bad, f"not SERVING: {bad}"
+    logs = "\n".join(f"{process.name}:\n{process.tail()}" for process in processes if process.name in str(bad))
+    assert not bad, f"not SERVING: {bad}\n{logs}"
 
 
 @contextmanager

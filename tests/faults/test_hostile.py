@@ -7,7 +7,7 @@ memory stays bounded, and no process ends; see `beside`.
 import zlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from functools import partial
 
 import grpc
@@ -17,7 +17,7 @@ from devstack.foreign import Foreign, send
 from devstack.kafka import Kafka
 from devstack.ports import free_ports
 from devstack.postgres import PostgresServer
-from devstack.stack import Databases
+from devstack.stack import RELAY, Databases
 from shop.inventory.v1 import inventory_pb2 as inventory
 from shop.order.v1 import order_pb2 as orders
 from tests.e2e.shop import CANCELLED, CONFIRMED, Shop
@@ -30,11 +30,13 @@ from tests.faults.hostile import (
     LIST_ORDERS,
     LIST_RESERVATIONS,
     MESSAGE_BYTES_MAX,
+    RESERVE_STOCK,
     idle_connections,
+    peers,
     raw_calls,
     to_apis,
 )
-from tests.faults.peer import HEALTH_WATCH, message
+from tests.faults.peer import HEALTH_CHECK, HEALTH_WATCH, REFLECTION, message
 from tests.faults.stream import INVENTORY, ORDERS
 from tests.faults.system import System, running
 
@@ -65,7 +67,9 @@ def system(
     # Traces are on, as everywhere, and their collector is away.
     (nobody,) = free_ports(1)
     collector = {"OTEL_EXPORTER_OTLP_ENDPOINT": f"http://127.0.0.1:{nobody}"}
-    with running(databases, own_broker, environment=collector, metrics=True) as system:
+    # A relay is ready while its last pass is younger than its lease: on a busy machine the default of one.
+    usual = {RELAY: {"LEASE_SECONDS": "10"}}
+    with running(databases, own_broker, environment=collector, per_process=usual, metrics=True) as system:
         yield system
 
 
@@ -77,6 +81,58 @@ def shelf(system: System) -> list[int]:
 
 
 # --- connections and streams ---
+
+
+def test_health_watches_that_are_never_read(system: System) -> None:
+    with an_honest_client(system) as honest, peers(system, window=0) as everywhere:
+        for each in everywhere:
+            each.call(HEALTH_WATCH, message(b""), end=True)
+        honest.goes_on()
+
+
+def test_health_checks_without_a_message(system: System) -> None:
+    with an_honest_client(system) as honest, peers(system) as everywhere:
+        for each in everywhere:
+            for _ in range(16):
+                each.call(HEALTH_CHECK)
+        honest.goes_on()
+
+
+def test_streams_that_say_nothing(system: System) -> None:
+    with an_honest_client(system) as honest, peers(system) as everywhere:
+        for each in everywhere:
+            for _ in range(1_000):
+                each.call(REFLECTION)
+        honest.goes_on()
+
+
+def test_calls_without_a_message(system: System) -> None:
+    with an_honest_client(system) as honest, to_apis(system) as (inventory_api, order_api):
+        for _ in range(1_000):
+            inventory_api.call(RESERVE_STOCK)
+            order_api.call(CREATE_ORDER)
+        honest.goes_on()
+
+
+def test_calls_without_a_message_over_many_connections(system: System) -> None:
+    with an_honest_client(system) as honest, ExitStack() as open_connections:
+        for _ in range(100):
+            for each in open_connections.enter_context(to_apis(system)):
+                for path in (HEALTH_CHECK, CREATE_ORDER, RESERVE_STOCK, REFLECTION):
+                    each.call(path)
+        honest.goes_on()
+
+
+def test_messages_that_come_byte_by_byte(system: System) -> None:
+    body = message(bytes(1_000))
+    with an_honest_client(system) as honest, to_apis(system) as apis:
+        paths = (RESERVE_STOCK, CREATE_ORDER)
+        streams = [(each, each.call(path)) for each, path in zip(apis, paths, strict=True) for _ in range(1_000)]
+        for number in range(5):
+            for each, stream in streams:
+                # The server may have ended this one: it is told so by a frame on a stream that is closed.
+                each.send(peer.frame(peer.DATA, 0, stream, body[number : number + 1]))
+            honest.goes_on(1)
 
 
 def test_calls_that_are_taken_back_at_once(system: System, is_short: bool) -> None:
@@ -244,3 +300,17 @@ def test_events_that_no_handler_can_take(system: System) -> None:
 
 
 # --- at the end ---
+
+
+def test_a_process_ends_in_time_whatever_its_callers_do(system: System) -> None:
+    stack = system.stacks[0]
+    with peers(system, window=0) as everywhere, idle_connections([stack.ports.orders_metrics], 50):
+        for each in everywhere:
+            each.call(HEALTH_WATCH, message(b""), end=True)
+            for path in (HEALTH_CHECK, REFLECTION, CREATE_ORDER, RESERVE_STOCK):
+                for _ in range(50):
+                    each.call(path)
+        for process in stack.processes:
+            assert process.stop(STOP_SECONDS) == 0, f"{process.name} did not end in time\n{process.tail()}"
+    stack.start()
+    system.wait_ready()
