@@ -4,12 +4,15 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from sqlalchemy import Connection, inspect, text
+from sqlalchemy import Connection, func, inspect, select, text, update
 
 import inventory_api.migrations
+import inventory_api.tables
 import order_api.migrations
+from shop_common import online_ddl
 from shop_common.database import Database
 from shop_common.schema import Schema
+from shop_common.sql import now
 from tests.migrations.rows import ROWS, fill
 
 SCHEMAS = (inventory_api.migrations.SCHEMA, order_api.migrations.SCHEMA)
@@ -58,6 +61,39 @@ def test_a_database_of_every_revision_comes_to_the_newest_with_its_rows(
     after = database.query(contents)
     for name, rows in before.items():
         assert_kept(name, rows, after[name])
+
+
+def test_reservations_that_had_ended_before_that_was_written_down_end_with_the_migration(database: Database) -> None:
+    schema = inventory_api.migrations.SCHEMA
+    schema.upgrade(database, to="0003")
+    with database.write() as tx:
+        fill(tx, ROWS[schema.service, "0001"])
+        before = now(tx)
+
+    schema.upgrade(database)
+
+    reservations = inventory_api.tables.stock_reservations
+    with database.read() as tx:
+        ends = {row.state: row.ended_at for row in tx.execute(select(reservations.c.state, reservations.c.ended_at))}
+    assert {state for state, ended_at in ends.items() if ended_at is None} == {"HELD", "CONFIRMED"}
+    assert all(ended_at >= before for ended_at in ends.values() if ended_at is not None)
+
+
+def test_a_migration_fills_in_every_row_of_a_table_in_bounded_turns(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(online_ddl, "TURN_ROWS", 2)
+    schema = inventory_api.migrations.SCHEMA
+    schema.upgrade(database, to="0005")
+    reservations = inventory_api.tables.stock_reservations
+    with database.write() as tx:
+        fill(tx, ROWS[schema.service, "0001"])
+        tx.execute(update(reservations).values(state="RELEASED"))
+
+    schema.upgrade(database)
+
+    with database.read() as tx:
+        assert tx.execute(select(func.count()).where(reservations.c.ended_at.is_(None))).scalar_one() == 0
 
 
 def contents(tx: Connection) -> dict[str, list[dict[str, Any]]]:

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from datetime import datetime
 from typing import Any
 
-from inventory_api.domain import LOCATIONS_MAX, Item, Reservation, State
+from inventory_api.domain import Item, Reservation, State
 from shop_common.moments import rfc3339
 from shop_common.outbox import Message
 
@@ -83,7 +83,6 @@ def _of(
         **more,
         "order_id": reservation.order_id,
         "reservation_id": reservation.id,
-        # A version without this bound has made larger ones. They must end, too, and no event would have room for them.
-        "allocations": reservation.allocations if len(reservation.allocations) <= LOCATIONS_MAX else (),
+        "allocations": reservation.allocations,
     }
     return Message(TOPIC, str(reservation.product_id), event_type, data, now, traceparent)
