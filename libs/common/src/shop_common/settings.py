@@ -8,6 +8,7 @@ are mounted into containers. A service's settings class derives from what it nee
         grpc_port: GrpcPort = 50053
 """
 
+import os
 import re
 import sys
 import textwrap
@@ -21,6 +22,8 @@ from pydantic import AfterValidator, BeforeValidator, Field, JsonValue, Validati
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticCustomError
 from pydantic_settings import BaseSettings, EnvSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
+
+from shop_common import otel_settings
 
 # What a setting is besides its type: its value is never shown; it is none of the user's business.
 SECRET: dict[str, JsonValue] = {"secret": True}
@@ -196,6 +199,8 @@ class CommonSettings(Settings):
 
     def contradictions(self) -> Iterator[str]:
         yield from super().contradictions()
+        if self.otel_exporter_otlp_endpoint:
+            yield from otel_settings.faults(os.environ)
         ports = {name: getattr(self, name, 0) for name in ("grpc_port", "health_port", "metrics_port")}
         for one, other in combinations(ports, 2):
             if ports[one] == ports[other] != 0:
@@ -261,10 +266,10 @@ def load(settings: type[_Settings]) -> _Settings:
     try:
         loaded = settings()
     except ValidationError as error:
-        raise _refusal(_complaints(settings, error)) from None
+        raise refusal(_complaints(settings, error)) from None
     # These can be told only of settings that are right by themselves.
     if contradictions := list(loaded.contradictions()):
-        raise _refusal(contradictions)
+        raise refusal(contradictions)
     return loaded
 
 
@@ -288,7 +293,8 @@ def _default(field: FieldInfo) -> str:
     return f" = {str(field.default).lower() if isinstance(field.default, bool) else field.default}"
 
 
-def _refusal(complaints: list[str]) -> SystemExit:
+def refusal(complaints: list[str]) -> SystemExit:
+    """What ends the process with exit code 2, after these complaints have been printed."""
     lines = ["These settings are wrong; correct them in the environment, or see --help:", *complaints]
     sys.stderr.write("\n  ".join(lines) + "\n")
     return SystemExit(WRONG_SETTINGS_EXIT_CODE)

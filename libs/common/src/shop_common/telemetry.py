@@ -4,6 +4,7 @@ OTEL_EXPORTER_OTLP_ENDPOINT turns traces on, METRICS_PORT metrics.
 Trace context crosses Kafka by hand, as the `traceparent` header of W3C Trace Context.
 """
 
+import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -16,7 +17,7 @@ from opentelemetry.util.types import AttributeValue
 from prometheus_client import REGISTRY, CollectorRegistry, start_http_server
 
 from shop_common import listen
-from shop_common.settings import CommonSettings
+from shop_common.settings import CommonSettings, refusal
 
 if TYPE_CHECKING:
     from sqlalchemy import Engine
@@ -41,13 +42,25 @@ class _Running:
 def start(process: str, settings: CommonSettings) -> None:
     """Start what the settings ask for. To be called before the engine and the server are made: they look here once."""
     if settings.otel_exporter_otlp_endpoint:
-        from shop_common.tracing import Tracing  # noqa: PLC0415 - see there
-
-        trace_with(Tracing.to(process, settings.otel_exporter_otlp_endpoint))
+        trace_with(_tracing_to(process, settings.otel_exporter_otlp_endpoint))
     _Running.metrics = settings.metrics_port > 0
     if _Running.metrics and not settings.is_worker:
         # The metrics of workers are served, summed, by their parent: they could not share this port.
         serve_metrics(settings, REGISTRY)
+
+
+def _tracing_to(process: str, endpoint: str) -> "Tracing":
+    # An empty variable is an unset one for us, but not for OpenTelemetry, which reads these here.
+    environment = os.environ  # noqa: TID251
+    for name in [name for name, value in environment.items() if name.startswith("OTEL_") and not value.strip()]:
+        del environment[name]
+    try:
+        from shop_common.tracing import Tracing  # noqa: PLC0415 - see there
+
+        return Tracing.to(process, endpoint)
+    except Exception as error:
+        # The likely ones have been checked with the other settings.
+        raise refusal([f"OTEL_*: OpenTelemetry does not take one of these: {error}"]) from None
 
 
 def trace_with(tracing: "Tracing") -> None:

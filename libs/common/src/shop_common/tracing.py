@@ -20,6 +20,9 @@ from shop_common import logs
 
 SHUTDOWN_SECONDS_MAX = 2.0
 
+# A proxy of the environment is meant for the outside; a collector is inside.
+_CHANNEL_OPTIONS: Any = (("grpc.enable_http_proxy", 0),)
+
 _SPAN = "shop_span"
 _OPERATION = re.compile(r"\s*(\w+)")
 
@@ -75,7 +78,9 @@ class Tracing:
         """Tracing that sends to this OTLP/gRPC endpoint."""
         # Its own lines, several for each batch that nobody takes, would flood the log.
         logging.getLogger("opentelemetry.exporter.otlp").setLevel(logging.CRITICAL)
-        return cls(process, TellingOnce(OTLPSpanExporter(endpoint=endpoint), endpoint))
+        return cls(
+            process, TellingOnce(OTLPSpanExporter(endpoint=endpoint, channel_options=_CHANNEL_OPTIONS), endpoint)
+        )
 
     def instrument(self, engine: Engine) -> None:
         """Let each statement on this engine be a span of the recorded span that it belongs to; else it is none.

@@ -13,6 +13,8 @@ from prometheus_client.parser import text_string_to_metric_families
 from devstack.away import Away
 
 _TIMEOUT_SECONDS = 2.0
+# A proxy of the environment is meant for the outside, and the processes are not there.
+_DIRECTLY = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 Labels: TypeAlias = frozenset[tuple[str, str]]
 Key: TypeAlias = tuple[str, ...]
@@ -30,7 +32,7 @@ class Scrape:
 def scrape(address: str) -> Scrape | Away:
     """What http://ADDRESS/metrics says now."""
     try:
-        with urllib.request.urlopen(f"http://{address}/metrics", timeout=_TIMEOUT_SECONDS) as answer:
+        with _DIRECTLY.open(f"http://{address}/metrics", timeout=_TIMEOUT_SECONDS) as answer:
             text = answer.read().decode()
     except (OSError, ValueError) as error:  # URLError and a connection that breaks off are OSErrors
         return Away(str(getattr(error, "reason", error)))

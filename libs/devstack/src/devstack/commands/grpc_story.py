@@ -77,7 +77,7 @@ def _reflection(tell: Narrator, addresses: tuple[str, str]) -> None:
 def _offered(address: str) -> list[str] | None:
     """The services that a server offers by reflection; None if it has none, as is right beyond development."""
     request = reflection_pb2.ServerReflectionRequest(list_services="")
-    with grpc.insecure_channel(address) as channel:
+    with grpc.insecure_channel(address, [("grpc.enable_http_proxy", 0)]) as channel:
         stub: Any = reflection_pb2_grpc.ServerReflectionStub(channel)  # its types leave the methods out
         try:
             answers = list(stub.ServerReflectionInfo(iter([request]), timeout=CALL_SECONDS))
