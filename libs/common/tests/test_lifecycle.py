@@ -198,6 +198,31 @@ def test_workers_share_the_port_and_end_well_together(start: Start) -> None:
     assert process.log.count("flushed first") == 2
 
 
+# As on a read-only file system. Run by Python itself when it starts.
+NO_TEMPORARY_FOLDER = "import tempfile; tempfile._candidate_tempdir_list = lambda: ['/nowhere']"
+NO_FOLDER_AT_ALL = "import os; os.mkdir = lambda *_: os.rmdir('/nowhere')"
+
+
+def test_workers_have_metrics_without_a_temporary_folder(start: Start, tmp_path: Path) -> None:
+    (tmp_path / "sitecustomize.py").write_text(NO_TEMPORARY_FOLDER)
+    metrics = free_ports(1)[0]
+    process = start(workers=2, metrics_port=metrics, pythonpath=tmp_path)
+    assert _say(_address(process), "hello") == "hello"
+
+    with urlopen(f"http://127.0.0.1:{metrics}/metrics", timeout=10) as page:
+        assert "rpc_server_call_duration_seconds_count" in page.read().decode()
+
+
+def test_workers_without_any_folder_for_their_metrics_are_refused_with_a_sentence(start: Start, tmp_path: Path) -> None:
+    (tmp_path / "sitecustomize.py").write_text(NO_FOLDER_AT_ALL)
+
+    process = start(wait=False, workers=2, metrics_port=free_ports(1)[0], pythonpath=tmp_path)
+
+    assert process.wait(60) == 1
+    assert process.log.count("\n") == 0
+    assert "let TMPDIR name one that can be written, or set WORKERS=1 or METRICS_PORT=0" in process.log
+
+
 def test_when_one_worker_ends_unasked_all_end_and_it_is_told(start: Start) -> None:
     process = start(workers=2)
     victim, survivor = psutil.Process(process.pid).children()

@@ -6,7 +6,8 @@ it is counted     metrics (declared beside what they count); coalescer_telemetry
 it is told        outbox (the event), idempotency (the call that comes again)
 others hear       consumer, received, dead_letters
 others are asked  grpc_client
-the process       startup, settings, database_settings, lifecycle, workers, listen, health, probe
+the process       startup, lifecycle, workers, listen, health, probe
+its settings      settings, database_settings, otel_settings, unknown_settings
 it tells          logs, telemetry, tracing
 its tables        schema, online_ddl
 """

@@ -1,6 +1,7 @@
 """Where a database is: its address, and its password apart from that where it comes from a file of its own."""
 
 import re
+from collections.abc import Iterator
 from typing import Annotated
 
 import psycopg
@@ -8,6 +9,7 @@ from psycopg.conninfo import make_conninfo
 from pydantic import AfterValidator, Field, ValidationInfo
 from sqlalchemy import URL, make_url
 from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.util import immutabledict
 
 from shop_common.settings import PORT_MAX, SECRET, Settings
 
@@ -70,6 +72,11 @@ DatabaseUrl = Annotated[
 ]
 
 
+def shown(url: str) -> str:
+    """The address without its password, and without options, which may hold one as well."""
+    return make_url(url)._replace(password=None, query=immutabledict()).render_as_string()
+
+
 def password_of(url_name: str) -> str:
     """The description of a password's setting."""
     return f"password that goes into {url_name}, which has a user and none of its own"
@@ -82,3 +89,7 @@ class DatabaseSettings(Settings):
         default=None, description=password_of("DATABASE_URL"), repr=False, json_schema_extra=SECRET
     )
     database_url: DatabaseUrl
+
+    def facts(self) -> Iterator[tuple[str, object]]:
+        yield from super().facts()
+        yield "database", shown(self.database_url)

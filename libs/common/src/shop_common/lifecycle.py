@@ -23,6 +23,7 @@ from typing import Protocol
 from shop_common import listen, logs, startup, workers
 from shop_common.health import Health
 from shop_common.settings import CommonSettings
+from shop_common.unknown_settings import unknown
 from shop_common.workers import SAME_SIGNAL_SECONDS
 
 SWITCH_INTERVAL_SECONDS = 0.05
@@ -50,6 +51,7 @@ class Serving(Protocol):
 class _Life:
     """The one life that a process has."""
 
+    process = ""
     serving: Serving | None = None
     stop_asked = threading.Event()
 
@@ -60,9 +62,13 @@ def begin(process: str, settings: CommonSettings) -> None:
     With WORKERS > 1 this process becomes the parent of that many others, which run the same program, and does not
     come back from here. Ends the process with one sentence and exit code 1 when a port is busy.
     """
+    _Life.process = process
     logs.start(process, settings)
     _raise_file_limit()
     if not settings.is_worker:
+        environment = os.environ  # noqa: TID251 - not read, but looked through for what nobody reads
+        for name, nearest in unknown(type(settings), environment):
+            _log.warning("unknown setting, is it misspelt?", setting=name, nearest=nearest)
         _probe(settings)
         count = getattr(settings, "workers", 1)
         if count > 1:
@@ -86,7 +92,7 @@ def serve(server: Serving, settings: CommonSettings, *, on_stop: Sequence[Callab
     except listen.PortBusy as error:
         raise SystemExit(str(error)) from None
     startup.is_over()
-    _log.info("serving", port=server.port)
+    _log.info("serving", port=server.port, version=logs.version_of(_Life.process), **dict(settings.facts()))
     _settle_down()
     _Life.stop_asked.wait()
 

@@ -122,6 +122,10 @@ class Settings(BaseSettings):
         """A sentence for each pair of settings, right by themselves, that can't both hold. Subclasses add theirs."""
         yield from ()
 
+    def facts(self) -> Iterator[tuple[str, object]]:
+        """What a process says of its surroundings when it serves, without secrets. Subclasses add theirs."""
+        yield from ()
+
 
 class _NotRead:
     """Stands for a value whose file could not be read, until it is complained of."""
@@ -206,6 +210,14 @@ class CommonSettings(Settings):
             if ports[one] == ports[other] != 0:
                 yield f"{other.upper()}: must be another than {one.upper()}, but both are {ports[one]}"
 
+    def facts(self) -> Iterator[tuple[str, object]]:
+        yield from super().facts()
+        for name in ("health_port", "metrics_port", "workers"):
+            if value := getattr(self, name, 0):
+                yield name, value
+        # Listens and calls in plain text, always.
+        yield "tls", False
+
 
 class ApiSettings(CommonSettings):
     """What a process with a gRPC API reads. The subclass gives `grpc_port` its default."""
@@ -256,6 +268,10 @@ class KafkaSettings(Settings):
     kafka_bootstrap_servers: Annotated[str, AfterValidator(_brokers)] = Field(
         default="localhost:9092", description="brokers to begin with: HOST:PORT, several separated by commas"
     )
+
+    def facts(self) -> Iterator[tuple[str, object]]:
+        yield from super().facts()
+        yield "kafka", self.kafka_bootstrap_servers
 
 
 _Settings = TypeVar("_Settings", bound=Settings)

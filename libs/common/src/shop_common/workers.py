@@ -42,6 +42,8 @@ SILENT_SECONDS_MAX = 5.0
 
 _READY, _NOT_READY = b"1", b"0"
 
+_SHARED_MEMORY = "/dev/shm"  # noqa: S108 - the folder in it gets a name that nobody can guess
+
 _EXTRA_SECONDS = 15.0
 """What a worker may take to end beyond draining and grace, before it is killed."""
 
@@ -50,12 +52,27 @@ def supervise(count: int, settings: CommonSettings) -> int:
     """Run that many workers until a signal comes or one ends; the exit code when all have ended."""
     if not settings.metrics_port:
         return _Parent(count, settings, {}).run()
-    with tempfile.TemporaryDirectory(prefix="metrics-", ignore_cleanup_errors=True) as folder:
+    with _metrics_folder() as folder:
         # prometheus_client's way to sum over processes: each writes to files there, the parent reads them.
         registry = CollectorRegistry()
         MultiProcessCollector(registry, path=folder)  # type: ignore[no-untyped-call]  # has no types
         telemetry.serve_metrics(settings, registry)
         return _Parent(count, settings, {"PROMETHEUS_MULTIPROC_DIR": folder}).run()
+
+
+def _metrics_folder() -> "tempfile.TemporaryDirectory[str]":
+    """A folder that ends with its block. Ends the process with one sentence if there is no place for it."""
+    # A container whose root is read-only has no temporary folder unless it is given one, but it has shared memory.
+    reason = None
+    for parent in (None, _SHARED_MEMORY):
+        try:
+            return tempfile.TemporaryDirectory(prefix="metrics-", dir=parent, ignore_cleanup_errors=True)
+        except OSError as error:
+            reason = error.strerror
+    sentence = (
+        f"there is no folder for the metrics of several workers ({reason}): let TMPDIR name one that can be written"
+    )
+    raise SystemExit(f"{sentence}, or set WORKERS=1 or METRICS_PORT=0")
 
 
 def follow_parent(settings: CommonSettings, is_ready: Callable[[], bool]) -> None:

@@ -5,7 +5,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from shop_common.database_settings import DatabaseAddress, password_of
+from shop_common.database_settings import DatabaseAddress, password_of, shown
 from shop_common.settings import SECRET, CommonSettings, HealthPort, KafkaSettings
 
 _URL = "database whose outbox is shipped: sqlite:///PATH or postgresql://USER:PASSWORD@HOST:PORT/NAME; unset is none"
@@ -57,3 +57,9 @@ class RelaySettings(CommonSettings, KafkaSettings):
                 f"POLL_SECONDS: must be at most a tenth of LEASE_SECONDS ({self.lease_seconds:g}), "
                 f"but is {self.poll_seconds:g}: shards would be lost between two looks"
             )
+
+    def facts(self) -> Iterator[tuple[str, object]]:
+        yield from super().facts()
+        for name, url in (("inventory", self.inventory_database_url), ("orders", self.orders_database_url)):
+            if url is not None:
+                yield name, shown(url)

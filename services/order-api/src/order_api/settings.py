@@ -31,3 +31,7 @@ class OrderSettings(ApiSettings, DatabaseSettings, KafkaSettings):
                 f"GRACE_SECONDS: must not be less than INVENTORY_CALL_SECONDS ({self.inventory_call_seconds:g}), "
                 f"but is {self.grace_seconds:g}: a restart would cut off orders that are being placed"
             )
+
+    def facts(self) -> Iterator[tuple[str, object]]:
+        yield from super().facts()
+        yield "inventory", self.inventory_target

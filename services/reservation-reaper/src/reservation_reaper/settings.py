@@ -44,3 +44,9 @@ class ReaperSettings(CommonSettings):
         yield from super().contradictions()
         if self.purge_cron and "purge_interval_seconds" in self.model_fields_set:
             yield "PURGE_CRON: is set, and PURGE_INTERVAL_SECONDS is set too: only one of them can be meant"
+
+    def facts(self) -> Iterator[tuple[str, object]]:
+        yield from super().facts()
+        yield "inventory", self.inventory_target
+        yield "orders", self.order_target
+        yield "purges", self.purge_cron or f"every {self.purge_interval_seconds:g} s"
