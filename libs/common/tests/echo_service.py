@@ -17,7 +17,7 @@ from google.protobuf.descriptor_pool import Default
 from google.protobuf.wrappers_pb2 import StringValue
 
 from shop_common import lifecycle, startup, telemetry
-from shop_common.grpc_server import Server
+from shop_common.grpc_server import Describe, Server
 from shop_common.settings import ApiSettings, GrpcPort, load
 
 SERVICE = "shop.echo.v1.EchoService"
@@ -79,10 +79,12 @@ class Echo:
 
 
 @contextmanager
-def serving(behave: Behaviour, settings: EchoSettings | None = None) -> Iterator[Echo]:
+def serving(
+    behave: Behaviour, settings: EchoSettings | None = None, *, describe: Describe = lambda _message: {}
+) -> Iterator[Echo]:
     """The echo service with this behaviour, in this process."""
     server = Server(settings or EchoSettings(listen_host="127.0.0.1"))
-    server.add(echo_service(), add_echo, behave)
+    server.add(echo_service(), add_echo, behave, describe=describe)
     server.start()
     try:
         with grpc.insecure_channel(f"127.0.0.1:{server.port}", [("grpc.use_local_subchannel_pool", 1)]) as channel:

@@ -18,7 +18,7 @@ from sqlalchemy import exc
 
 from libs.common.tests.echo_service import METHOD, SERVICE, Echo, EchoSettings, serving
 from shop_common.errors import InvalidInput, Refused, Violation
-from shop_common.grpc_server import CALL_SECONDS_MAX, deadline, traceparent
+from shop_common.grpc_server import CALL_SECONDS_MAX, RESPONSE_BYTES_MAX, deadline, traceparent
 from shop_common.health import LIVENESS, HealthServer
 from shop_common.status import STATUS_KEY
 
@@ -128,6 +128,27 @@ def test_an_answer_that_cannot_be_sent_is_a_defect() -> None:
 
     assert failed.value.code() is grpc.StatusCode.INTERNAL
     assert _info(failed.value).metadata["error_id"]
+
+
+def test_an_answer_that_clients_would_not_take_is_refused_with_a_reason() -> None:
+    def boast(request: StringValue, _context: grpc.ServicerContext) -> StringValue:
+        return StringValue(value="x" * int(request.value))
+
+    # A field of a message costs a few bytes beside its text.
+    with serving(boast) as running:
+        assert len(running.call(str(RESPONSE_BYTES_MAX - 5))) == RESPONSE_BYTES_MAX - 5
+        with pytest.raises(grpc.RpcError) as refused:
+            running.call(str(RESPONSE_BYTES_MAX))
+
+    assert refused.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert _info(refused.value).reason == "ANSWER_TOO_LARGE"
+
+
+def test_a_message_that_unpacks_to_more_than_is_taken_is_refused_unread() -> None:
+    with serving(echo) as running, pytest.raises(grpc.RpcError) as refused:
+        _raw(running, METHOD)(bytes(100 * 1024 * 1024), timeout=120, compression=grpc.Compression.Gzip)
+
+    assert refused.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
 
 
 @pytest.mark.parametrize("error", [exc.OperationalError("SELECT 1", {}, Exception("gone")), exc.TimeoutError()])

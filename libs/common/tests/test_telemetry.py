@@ -14,10 +14,11 @@ from libs.common.tests.echo_service import SERVICE, EchoSettings, echo_service, 
 from libs.common.tests.recorded import Spans
 from shop_common import telemetry
 from shop_common.database import Database
-from shop_common.errors import NotFound
+from shop_common.errors import InvalidInput, NotFound, Violation
 from shop_common.grpc_client import Client
 from shop_common.grpc_server import traceparent
 from shop_common.health import Health
+from shop_common.tracing import TEXT_LENGTH_MAX
 
 TRACE_ID = "0af7651916cd43dd8448eb211c80319c"
 SPAN_ID = "b7ad6b7169203331"
@@ -160,3 +161,29 @@ def test_without_an_endpoint_nothing_is_traced() -> None:
 
 def _trace_of(span: ReadableSpan) -> str:
     return format_trace_id(span.context.trace_id)
+
+
+def test_a_span_describes_a_request_only_when_it_was_found_right(spans: Spans) -> None:
+    def behave(request: StringValue, _context: grpc.ServicerContext) -> StringValue:
+        if len(request.value) > 10:
+            raise InvalidInput([Violation("value", "must be short")])
+        raise ParcelNotFound("no parcel here")
+
+    with serving(behave, describe=lambda message: {"shop.order_id": message.value}) as running:
+        for text in ("x" * 4_000_000, "short"):
+            with pytest.raises(grpc.RpcError):
+                running.call(text)
+    wrong, refused = (span.attributes or {} for span in spans.all())
+
+    assert "shop.order_id" not in wrong
+    assert refused["shop.order_id"] == "short"
+
+
+def test_no_attribute_of_a_span_is_of_any_length(spans: Spans) -> None:
+    with telemetry.span("long", attributes={"one": "x" * 1_000_000, "many": ["y" * 1_000_000] * 2}):
+        pass
+    (span,) = spans.all()
+
+    assert span.attributes is not None
+    assert span.attributes["one"] == "x" * TEXT_LENGTH_MAX
+    assert span.attributes["many"] == ("y" * TEXT_LENGTH_MAX,) * 2

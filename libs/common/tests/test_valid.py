@@ -8,7 +8,7 @@ from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from shop_common.errors import InvalidInput
-from shop_common.valid import INT64_MAX, TEXT_LENGTH_MAX, Fields, seconds_of
+from shop_common.valid import INT64_MAX, TEXT_LENGTH_MAX, VIOLATION_BYTES_MAX, VIOLATIONS_MAX, Fields, seconds_of
 
 UUID = "018f3d5e-7b7a-7c3e-9a52-0c8d5f0e9b11"
 YEAR_1, YEAR_9999 = -62_135_596_800, 253_402_300_799
@@ -41,6 +41,21 @@ def test_all_bad_fields_are_told_at_once_with_their_paths() -> None:
         f"product_id: must be between 1 and {INT64_MAX}; lines[3].quantity: must be between 1 and 9; "
         "lines[3].price.units: must be less"
     )
+
+
+def test_however_much_is_wrong_few_and_short_violations_are_kept() -> None:
+    check = Fields("é" * 1_000_000)
+    for _ in range(10_000):
+        check.violate("field", "must be 漢" + "字" * 1_000_000)
+
+    with pytest.raises(InvalidInput) as refused, check:
+        pass
+
+    assert len(refused.value.violations) == VIOLATIONS_MAX + 1
+    assert refused.value.violations[-1].description == "has more fields that are wrong"
+    for violation in refused.value.violations:
+        assert len(violation.field.encode()) <= VIOLATION_BYTES_MAX
+        assert len(violation.description.encode()) <= VIOLATION_BYTES_MAX
 
 
 def test_another_error_inside_the_block_is_not_hidden_by_violations() -> None:
@@ -116,7 +131,19 @@ def test_a_uuid_is_in_its_canonical_form(value: str, ok: bool) -> None:
     ("value", "ok"),
     [
         ("", True),
-        ("漢字 and\ttabs\nand lines 🎁", True),
+        ("漢字 and other words 🎁", True),
+        ("क्\u200dष 👩\u200d👧", True),
+        ("two\nlines", False),
+        ("a\ttab", False),
+        ("\x85", False),
+        ("\x9b31m", False),
+        ("\u2028", False),
+        ("\u202egnp.exe", False),
+        ("\u2066x\u2069", False),
+        ("\u200f", False),
+        ("in\u200bvisible", False),
+        ("\ufeff", False),
+        ("\U000e0041", False),
         ("x" * TEXT_LENGTH_MAX, True),
         ("🎁" * TEXT_LENGTH_MAX, True),
         ("x" * (TEXT_LENGTH_MAX + 1), False),

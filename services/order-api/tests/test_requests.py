@@ -1,5 +1,6 @@
 """Bad requests: each bad field is named, at both sides of each bound. No database: nothing gets that far."""
 
+import tracemalloc
 from collections.abc import Callable
 
 import pytest
@@ -76,6 +77,25 @@ def with_price(units: int = 0, nanos: int = 0, currency: str = "USD", quantity: 
 )
 def test_every_bad_field_is_named(request_: pb.CreateOrderRequest, fields: list[str]) -> None:
     assert bad_fields(request_) == fields
+
+
+@pytest.mark.parametrize("first", ["EUR", "€" * 1_000_000])
+def test_a_long_currency_is_quoted_to_nobody(first: str) -> None:
+    request = new_request(*[(1, 1, "1")] * 200)
+    request.items[0].price.currency_code = first
+    for item in request.items[1:]:
+        item.price.currency_code = "x" * 20_000
+
+    tracemalloc.start()
+    try:
+        with pytest.raises(InvalidInput) as caught:
+            requests.new_order(request, None)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+
+    assert sum(len(each.field) + len(each.description) for each in caught.value.violations) < 5_000
+    assert peak < 20_000_000
 
 
 @pytest.mark.parametrize(

@@ -38,6 +38,9 @@ CALL_SECONDS_MAX = 30.0
 REQUEST_BYTES_MAX = 4 * 1024 * 1024
 """A batch of 5,000 lines is about a quarter of it."""
 
+RESPONSE_BYTES_MAX = 4 * 1024 * 1024
+"""What clients take by default. Lists are cut far below; this is the net under what nobody thought of."""
+
 MESSAGE_SECONDS = 5.0
 """The time that a client has to send the message after the headers of its call."""
 
@@ -312,6 +315,8 @@ class _Method:
 
         def answer(data: bytes, context: grpc.ServicerContext) -> bytes:
             started = clock()
+            request = None
+            span = trace.get_current_span()
             try:
                 if context.time_remaining() <= 0:
                     raise _DeadlinePassed
@@ -319,14 +324,16 @@ class _Method:
                     request = decode(data)
                 except DecodeError:
                     raise InvalidInput([_UNREADABLE]) from None
-                span = trace.get_current_span()
-                if span.is_recording():
-                    span.set_attributes(describe(request))
                 response = behave(request, context)
                 if span.is_recording():
-                    span.set_attributes(describe(response))
+                    span.set_attributes({**describe(request), **describe(response)})
                 encoded = encode(response)
+                if len(encoded) > RESPONSE_BYTES_MAX:
+                    raise _AnswerTooLarge(len(encoded))
             except Exception as error:
+                # What was found wrong may be of any length.
+                if span.is_recording() and request is not None and not isinstance(error, InvalidInput):
+                    span.set_attributes(describe(request))
                 self._fail(_failure_of(error), context, clock() - started, error)
             if observe_success is not None:
                 observe_success(clock() - started, _exemplar())
@@ -395,6 +402,13 @@ class _Method:
         )
 
 
+class _AnswerTooLarge(Exception):
+    """The answer is larger than clients take. If the call was a change, it was made."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__(f"the answer has {size} bytes, of at most {RESPONSE_BYTES_MAX}: ask for less at once")
+
+
 class _DeadlinePassed(Exception):
     """The client has stopped waiting; the call was not executed."""
 
@@ -411,6 +425,9 @@ def _failure_of(error: Exception) -> _Failure:
     if isinstance(error, exc.TimeoutError) or (isinstance(error, exc.OperationalError) and not is_own_fault(error)):
         # `database` translates these; whatever slips past it is still no defect of the request.
         return _failure_of(DatabaseUnavailable("the database did not answer"))
+    if isinstance(error, _AnswerTooLarge):
+        code, reason = grpc.StatusCode.RESOURCE_EXHAUSTED, "ANSWER_TOO_LARGE"
+        return _Failure(code, new_status(code, str(error), reason), reason, is_ours=True)
     if isinstance(error, _DeadlinePassed):
         code = grpc.StatusCode.DEADLINE_EXCEEDED
         return _Failure(code, new_status(code, "the deadline passed while the call waited", code.name), code.name)

@@ -18,13 +18,18 @@ _PRECISION = 60
 
 def checked(check: Fields, field: str, money: money_pb2.Money) -> Decimal:
     """The amount of a Money that must not be negative. Records a violation for each bad part of it."""
-    if not _CURRENCY.match(money.currency_code):
+    if not is_currency(money.currency_code):
         check.violate(f"{field}.currency_code", "must be a currency code of three capital letters (ISO 4217)")
     if not 0 <= money.units <= UNITS_MAX:
         check.violate(f"{field}.units", f"must be between 0 and {UNITS_MAX}")
     if not 0 <= money.nanos < NANOS:
         check.violate(f"{field}.nanos", f"must be between 0 and {NANOS - 1}")
     return exact(money.units, money.nanos)
+
+
+def is_currency(code: str) -> bool:
+    """Whether it has the form of a currency code of ISO 4217."""
+    return _CURRENCY.match(code) is not None
 
 
 def exact(units: int, nanos: int) -> Decimal:

@@ -10,7 +10,7 @@ from typing import Any
 
 from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
 from opentelemetry.sdk.resources import SERVICE_INSTANCE_ID, SERVICE_NAME, SERVICE_VERSION, Resource
-from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
+from opentelemetry.sdk.trace import ReadableSpan, SpanLimits, TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter, SpanExportResult
 from opentelemetry.trace import SpanKind, StatusCode, Tracer, get_current_span
 from sqlalchemy import Engine, event
@@ -22,6 +22,9 @@ SHUTDOWN_SECONDS_MAX = 2.0
 
 # A proxy of the environment is meant for the outside; a collector is inside.
 _CHANNEL_OPTIONS: Any = (("grpc.enable_http_proxy", 0),)
+
+TEXT_LENGTH_MAX = 4096
+"""Of an attribute: room for our longest statement, and an end for whatever else. The queue has room for 2,048 spans."""
 
 _SPAN = "shop_span"
 _OPERATION = re.compile(r"\s*(\w+)")
@@ -62,6 +65,7 @@ class Tracing:
     def __init__(self, process: str, exporter: SpanExporter) -> None:
         self._provider = TracerProvider(
             shutdown_on_exit=False,
+            span_limits=SpanLimits(max_attribute_length=TEXT_LENGTH_MAX),
             resource=Resource.create(
                 {
                     SERVICE_NAME: process,

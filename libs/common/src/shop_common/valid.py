@@ -1,4 +1,6 @@
-"""Checks of request fields. A `Fields` gathers every violation, so that the caller is told of all at once.
+"""Checks of request fields. A `Fields` gathers the violations, so that the caller is told of all at once.
+
+Whatever a caller sends, it gathers few and short ones: VIOLATIONS_MAX, and then one that says there are more.
 
     with Fields() as check:
         product_id = check.between("product_id", request.product_id, 1, INT64_MAX)
@@ -19,16 +21,25 @@ from shop_common.errors import InvalidInput, Violation
 
 INT64_MAX = 2**63 - 1
 IDENTIFIER_LENGTH_MAX = 64
+UUID_LENGTH = 36
 TEXT_LENGTH_MAX = 500
+VIOLATIONS_MAX = 20
+VIOLATION_BYTES_MAX = 200
 UUID_PATTERN = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}\Z")
 
 _IDENTIFIER = re.compile(r"[\x20-\x7e]{1,64}\Z")
-_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f]")
+# Controls of both tables, line and paragraph separators, marks that change the direction of text or are not seen.
+# The two joiners (200C, 200D) are allowed: Persian, Indic scripts and emoji are written with them.
+_NOT_TEXT = re.compile(
+    r"[\x00-\x1f\x7f-\x9f\xad\u061c\u180e\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb\U000e0000-\U000e007f]"
+)
 _NANOS = 1_000_000_000
 
 # The bounds of google.protobuf.Timestamp: years 1 to 9999.
 _TIMESTAMP_SECONDS_MIN = -62_135_596_800
 _TIMESTAMP_SECONDS_MAX = 253_402_300_799
+
+_MORE = Violation("request", "has more fields that are wrong")
 
 _T = TypeVar("_T")
 
@@ -56,8 +67,12 @@ class Fields:
             raise InvalidInput(self._violations)
 
     def violate(self, field: str, description: str) -> None:
-        """Record that the field is wrong."""
-        self._violations.append(Violation(self._prefix + field, description))
+        """Record that the field is wrong. A description may quote only text whose length was checked."""
+        found = self._violations
+        if len(found) < VIOLATIONS_MAX:
+            found.append(Violation(_short(self._prefix + field), _short(description)))
+        elif len(found) == VIOLATIONS_MAX:
+            found.append(_MORE)
 
     def between(self, field: str, value: int, low: int, high: int) -> int:
         """A whole number within both bounds, inclusive."""
@@ -83,15 +98,17 @@ class Fields:
 
     def uuid(self, field: str, value: str) -> str:
         """A UUID in its canonical text form; capital letters are accepted."""
-        value = value.lower()
-        if not UUID_PATTERN.match(value):
+        lowered = value.lower() if len(value) == UUID_LENGTH else ""
+        if not UUID_PATTERN.match(lowered):
             self.violate(field, "must be a UUID such as 018f3d5e-7b7a-7c3e-9a52-0c8d5f0e9b11")
-        return value
+        return lowered
 
     def text(self, field: str, value: str, length_max: int = TEXT_LENGTH_MAX) -> str:
-        """Free text of a person: any Unicode but control characters, up to `length_max` characters."""
-        if len(value) > length_max or _CONTROL.search(value):
-            self.violate(field, f"must have at most {length_max} characters, none of them a control character")
+        """One line of free text: any Unicode but control and invisible characters, up to `length_max` characters."""
+        if len(value) > length_max or _NOT_TEXT.search(value):
+            self.violate(
+                field, f"must be one line of at most {length_max} characters, none of them control or invisible"
+            )
         return value
 
     def size(self, field: str, values: Sized, low: int, high: int) -> bool:
@@ -131,6 +148,11 @@ class Fields:
         if found is None:
             self.violate(field, "must be a known value of its enum, and not the unspecified one")
         return found
+
+
+def _short(text: str) -> str:
+    text = text[:VIOLATION_BYTES_MAX]
+    return text if text.isascii() else text.encode()[:VIOLATION_BYTES_MAX].decode(errors="ignore")
 
 
 def seconds_of(value: Duration) -> float | None:

@@ -108,8 +108,8 @@ def reserve_stock(request: pb.ReserveStockRequest, traceparent: str | None) -> O
 def batch(request: pb.BatchReserveStockRequest, traceparent: str | None) -> list[OrderLines | InvalidInput]:
     """One outcome per order: what it wants, or what is wrong with it. Raises for what concerns the whole call."""
     with Fields() as check:
-        check.size("orders", request.orders, 1, BATCH_ORDERS_MAX)
-        if sum(len(order.lines) for order in request.orders) > BATCH_LINES_MAX:
+        few = check.size("orders", request.orders, 1, BATCH_ORDERS_MAX)
+        if few and sum(len(order.lines) for order in request.orders) > BATCH_LINES_MAX:
             check.violate("orders", f"must have at most {BATCH_LINES_MAX} lines together")
     orders: list[OrderLines | InvalidInput] = []
     for order in request.orders:

@@ -4,6 +4,7 @@ from google.protobuf.message import Message
 
 from shop.inventory.v1 import inventory_pb2 as pb
 from shop_common.consumer import Event
+from shop_common.valid import IDENTIFIER_LENGTH_MAX
 
 
 def describe(message: Message) -> dict[str, str | int | list[str]]:
@@ -14,7 +15,8 @@ def describe(message: Message) -> dict[str, str | int | list[str]]:
         case pb.ConfirmReservationsRequest():
             return {"shop.order_id": message.order_id}
         case pb.BatchReserveStockRequest():
-            return {"shop.order_ids": [order.order_id for order in message.orders]}
+            # An order that was refused for its own faults is in there too.
+            return {"shop.order_ids": [order.order_id[:IDENTIFIER_LENGTH_MAX] for order in message.orders]}
         case pb.CreateInventoryItemRequest() | pb.CheckStockRequest():
             return {"shop.product_id": message.product_id}
         case pb.InventoryItemResponse():

@@ -67,7 +67,7 @@ def _items(check: Fields, request: pb.CreateOrderRequest) -> tuple[tuple[NewItem
         product_id = at.identity("product_id", item.product_id)
         quantity = at.between("quantity", item.quantity, 1, LINE_QUANTITY_MAX)
         price = money.checked(at, "price", item.price)
-        if item.price.currency_code != currency:
+        if money.is_currency(currency) and item.price.currency_code != currency:
             at.violate("price.currency_code", f"must be the same for all items of an order: {currency}")
         items.append(NewItem(product_id, quantity, price))
     return tuple(items), currency

@@ -299,8 +299,8 @@ class UpdateOrderStatusRequest(_message.Message):
     status: Global___OrderStatus.ValueType
     """The status it shall have."""
     reason: _builtins.str
-    """Why, for people: 0–500 characters, none a control character. Kept as the order's `status_reason` when the
-    status changes.
+    """Why, for people: one line of 0–500 characters, none a control or an invisible character. Kept as the order's
+    `status_reason` when the status changes.
     """
     request_id: _builtins.str
     """See the service. Empty: none; the RPC is repeatable without it."""
