@@ -31,7 +31,7 @@ LINE_SECONDS = 120
 CALL_SECONDS = 30
 PORT_OPTIONS = {"--inventory-port": "50053", "--order-port": "50054", "--reaper-port": "50055", "--relay-port": "50056"}
 """Of `./task dev`, each with the port that it is for."""
-OTHER_PORT_OPTIONS = sorted({port_option(field.name) for field in fields(Ports)} - set(PORT_OPTIONS))
+OTHER_PORT_OPTIONS = sorted({"--kafka-port", *(port_option(field.name) for field in fields(Ports))} - set(PORT_OPTIONS))
 
 DEV = "./task dev"
 CLUSTER = "needs a cluster; tests/kubernetes renders the manifests, and holds them to what the processes need"

@@ -24,7 +24,8 @@ from devstack.stack import Databases, Ports
 from shop.inventory.v1 import inventory_pb2, inventory_pb2_grpc
 
 NAMES = ("inventory-api", "order-api", "reservation-reaper", "event-relay")
-PORT_OPTIONS = [port_option(field.name) for field in fields(Ports) if not field.name.endswith("_metrics")]
+PORTS = [port_option(field.name) for field in fields(Ports) if not field.name.endswith("_metrics")]
+PORT_OPTIONS = [*PORTS, "--kafka-port"]
 HEALTHY_SECONDS = 180
 END_SECONDS = 120
 
@@ -89,13 +90,29 @@ def test_one_elsewhere_says_at_once_who_has_the_ports_and_how_to_choose_others(
 ) -> None:
     _, run, _ = running
     ports = [run.processes[name].address.rpartition(":")[2] for name in NAMES]
+    kafka_port = run.bootstrap.rpartition(":")[2]
     with _starting(tmp_path) as start:
-        second = start(*(f"{option}={port}" for option, port in zip(PORT_OPTIONS, ports, strict=True)))
+        options = zip(PORTS, ports, strict=False)
+        second = start(*(f"{option}={port}" for option, port in options), f"--kafka-port={kafka_port}")
 
         assert second.wait(HEALTHY_SECONDS) == 1
         (line,) = second.log.splitlines()
-        for name, option, port in zip(NAMES, PORT_OPTIONS, ports, strict=True):
+        for name, option, port in zip(NAMES, PORTS, ports, strict=False):
             assert f"{option} {port}: taken by pid {run.processes[name].pid} (" in line
+        assert f"--kafka-port {kafka_port}: taken by pid {run.broker_pid} (" in line
+
+
+def test_one_elsewhere_on_the_same_data_is_refused_and_told_who_uses_it(
+    running: tuple[Process, RunFile, Start], tmp_path: Path
+) -> None:
+    dev, run, _ = running
+    data = Path(run.databases.orders.removeprefix("sqlite:///")).parent
+    with _starting(tmp_path) as start:
+        second = start("--data-dir", str(data))
+
+        assert second.wait(HEALTHY_SECONDS) == 1
+        (line,) = second.log.splitlines()
+        assert f"--data-dir {data}: another dev uses it (pid {dev.pid})" in line
 
 
 def test_one_ctrl_c_ends_everything_and_loses_nothing(start: Start, tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from devstack.dev_options import CannotStart
 from devstack.ports import free_ports
 
 METRICS = ["--inventory-metrics-port", "--order-metrics-port", "--reaper-metrics-port", "--relay-metrics-port"]
-PORTS = ["--inventory-port", "--order-port", "--reaper-port", "--relay-port"]
+PORTS = ["--inventory-port", "--order-port", "--reaper-port", "--relay-port", "--kafka-port"]
 
 
 @pytest.mark.parametrize(
@@ -43,7 +43,8 @@ def test_ports_of_everything_can_be_chosen() -> None:
     ports = vars(options.ports)
     chosen = ("inventory", "orders", "reaper", "relay")
     assert [ports[name] for name in chosen] == [20_001, 20_002, 20_003, 20_004]
-    assert [ports[f"{name}_metrics"] for name in chosen] == [20_005, 20_006, 20_007, 20_008]
+    assert options.kafka_port == 20_005
+    assert [ports[f"{name}_metrics"] for name in chosen] == [20_006, 20_007, 20_008, 20_009]
 
 
 def test_no_metrics_is_no_metrics_port() -> None:

@@ -6,12 +6,14 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from uuid import uuid4
 
+import psutil
 import pytest
 from confluent_kafka import Consumer
 
 from devstack import broker
 from devstack import kafka as brokers
 from devstack.kafka import Kafka, Record
+from devstack.ports import free_ports
 from devstack.process import Process
 from devstack.pytest_plugin import KAFKA_VARIABLE
 
@@ -172,3 +174,21 @@ def _new_topic(kafka: Kafka) -> str:
 
 def _any(records: list[Record]) -> bool:
     return bool(records)
+
+
+def test_the_embedded_broker_listens_where_it_is_told_to_each_time(tmp_path: Path) -> None:
+    (port,) = free_ports(1)
+    for run in ("first", "second"):
+        process = brokers.embedded(tmp_path / "address", port=port)
+        try:
+            broker = brokers.start(process, tmp_path / "address")
+            assert broker.bootstrap == f"127.0.0.1:{port}"
+            # Clients go where the broker says that it is, so this is known to be the only port.
+            broker.produce("order-events", "key", run)
+            (record,) = broker.consume("order-events", lambda records: len(records) == 1)
+            connections = psutil.Process(process.pid).net_connections("tcp")
+            listening = {one.laddr[1:2] for one in connections if one.status == psutil.CONN_LISTEN}
+        finally:
+            process.stop()
+        assert record.value == run.encode()
+        assert listening == {(port,)}

@@ -20,7 +20,8 @@ from devstack.runfile import RunFile
 from devstack.stack import Ports
 
 HEALTHY_SECONDS = 180
-PORT_OPTIONS = [port_option(field.name) for field in fields(Ports) if not field.name.endswith("_metrics")]
+PORTS = [port_option(field.name) for field in fields(Ports) if not field.name.endswith("_metrics")]
+PORT_OPTIONS = [*PORTS, "--kafka-port"]
 
 
 @pytest.fixture(scope="module")
@@ -103,7 +104,8 @@ def test_logs_are_shown_by_process_level_time_and_text(capsys: pytest.CaptureFix
     assert re.search(r"^order-api +│ .*serving", shown(), re.MULTILINE)
     assert {line.split()[0] for line in shown("event-relay", "dev").splitlines()} == {"event-relay", "dev"}
     assert all("serving" in line for line in shown("--grep", "serv.ng").splitlines())
-    assert " [info" not in shown("--level", "warning")
+    assert " [info" not in (warnings := shown("--level", "warning"))
+    assert "order-api was ended by SIGKILL" in warnings
     assert shown("--since", "2999-01-01") == ""
     first, *_ = map(json.loads, shown("dev", "--json").splitlines())
     assert (first["process"], first["level"]) == ("dev", "info")

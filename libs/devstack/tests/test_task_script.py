@@ -21,7 +21,8 @@ from devstack.stack import Ports
 ROOT = Path(__file__).parents[3]
 HEALTHY_SECONDS = 180
 END_SECONDS = 120
-PORT_OPTIONS = [port_option(field.name) for field in fields(Ports) if not field.name.endswith("_metrics")]
+PORTS = [port_option(field.name) for field in fields(Ports) if not field.name.endswith("_metrics")]
+PORT_OPTIONS = [*PORTS, "--kafka-port"]
 
 Start = Callable[..., Process]
 

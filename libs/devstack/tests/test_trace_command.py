@@ -47,6 +47,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def start(folder: Path) -> Iterator[Start]:
     """Starts `dev`, on the same ports each time; what still runs after the tests is killed."""
     options = [port_option(field.name) for field in fields(Ports) if not field.name.endswith("_metrics")]
+    options.append("--kafka-port")
     ports = [f"{option}={port}" for option, port in zip(options, free_ports(len(options)), strict=True)]
     with ExitStack() as afterwards:
 

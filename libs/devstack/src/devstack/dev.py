@@ -56,11 +56,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with _signals_interrupt(), run_folder.owned(), _kept(screen):
             return Dev(options, screen).run()
     except KeyboardInterrupt:
-        screen.say("interrupted: ended at once", "bold red")
+        screen.complain("interrupted: ended at once")
     except (CannotStart, run_folder.Owned) as refusal:
-        screen.say(str(refusal), "bold red")
+        screen.complain(str(refusal))
     except OSError as failure:
-        screen.say(f"the run folder can't be used: {failure}", "bold red")
+        screen.complain(f"the run folder can't be used: {failure}")
     return 1
 
 
@@ -79,13 +79,13 @@ class Dev:
         """Until a signal, or the end of what can't be started again. Nothing of it runs afterwards."""
         databases = dev_options.check(self._options)
         # Around all of it: what the processes tell of last, while they end, is collected too.
-        with self._collected():
+        with self._data_owned(), self._collected():
             return self._run(databases)
 
     def _run(self, databases: Databases) -> int:
         self._screen.say("starting, this takes a few seconds; Ctrl-C ends everything")
         address_file = runfile.PATH.with_name("broker")
-        broker = kafka.embedded(address_file, lambda line: self._screen.log(BROKER, line))
+        broker = kafka.embedded(address_file, lambda line: self._screen.log(BROKER, line), self._options.kafka_port)
         stack = None
         try:
             stack = self._stack(databases, kafka.start(broker, address_file))
@@ -95,11 +95,11 @@ class Dev:
             if broker.alive:
                 # Whoever stopped the task runner, stopped us.
                 return 0 if self._drain(stack, broker) else 1
-            self._screen.say(f"the broker {how_it_ended(broker)}; its events are gone, so all of it ends", "bold red")
+            self._screen.complain(f"the broker {how_it_ended(broker)}; its events are gone, so all of it ends")
             return 1
         except (ProcessEnded, TimeoutError) as failure:
             # With the last lines of the process, which others have come between on the screen.
-            self._screen.say(str(failure), "bold red")
+            self._screen.complain(str(failure))
             return 1
         except KeyboardInterrupt:
             return 0 if self._drain(stack, broker) else 1
@@ -112,6 +112,18 @@ class Dev:
             self._screen.say("ended")
 
     @contextmanager
+    def _data_owned(self) -> Iterator[None]:
+        """Two brokers for the same databases would each have half of the events."""
+        folder = self._options.data_folder
+        with ExitStack() as ending:
+            if self._options.database == "sqlite":
+                try:
+                    ending.enter_context(run_folder.owned(folder / run_folder.LOCK.name))
+                except run_folder.Owned as other:
+                    raise CannotStart(f"--data-dir {folder}: another dev uses it (pid {other.pid})") from None
+            yield
+
+    @contextmanager
     def _collected(self) -> Iterator[None]:
         """Keep the spans of the processes, unless the user wants them elsewhere."""
         if not self._collects:
@@ -119,7 +131,7 @@ class Dev:
             return
         with ExitStack() as ending:
             try:
-                endpoint = ending.enter_context(collector.collecting(lambda said: self._screen.say(said, "bold red")))
+                endpoint = ending.enter_context(collector.collecting(self._screen.complain))
             except (OSError, sqlite3.Error) as failure:
                 raise CannotStart(f"the traces can't be kept: {failure}") from failure
             self._environment = {_ENDPOINT: endpoint} | _SPANS_WAIT | self._environment
@@ -134,7 +146,12 @@ class Dev:
         self._was_up = True
         self._write_run_file(stack, broker)
         self._tell_where(stack)
-        supervisor = Supervisor(stack.processes, self._screen.say, lambda: self._write_run_file(stack, broker))
+        supervisor = Supervisor(
+            stack.processes,
+            self._screen.say,
+            self._screen.complain,
+            started=lambda: self._write_run_file(stack, broker),
+        )
         supervisor.run(lambda: broker.alive and self._runner in (None, os.getppid()))
 
     def _write_run_file(self, stack: Stack, broker: Process) -> None:
@@ -182,7 +199,7 @@ class Dev:
                 process.kill()
             raise
         except (KafkaException, SQLAlchemyError) as failure:
-            self._screen.say(f"can't tell whether all events were acted upon: {failure}", "bold red")
+            self._screen.complain(f"can't tell whether all events were acted upon: {failure}")
             return False
 
 
@@ -211,7 +228,7 @@ def _task_runner() -> int | None:
 @contextmanager
 def _kept(screen: Screen) -> Iterator[None]:
     """What is shown meanwhile is kept for `./task logs`."""
-    with LogBook.opened(lambda failure: screen.say(f"the logs can't be kept: {failure}", "bold red")) as book:
+    with LogBook.opened(lambda failure: screen.complain(f"the logs can't be kept: {failure}")) as book:
         screen.book = book
         yield
 

@@ -18,6 +18,7 @@ from sqlalchemy.exc import ArgumentError
 from devstack.ports import is_busy, listener
 from devstack.stack import Databases, Ports
 
+_KAFKA_PORT = "--kafka-port"
 _PORT_MAX = 65_535
 _CONNECT_SECONDS = 5
 
@@ -34,6 +35,7 @@ class DevOptions:
     data_folder: Path
     listen: str
     ports: Ports
+    kafka_port: int
     environment: Mapping[str, str]
 
 
@@ -44,13 +46,13 @@ def parse(arguments: Sequence[str] | None) -> DevOptions:
     ports = {name: getattr(words, name) for name in _port_names()}
     if words.no_metrics:
         ports |= {name: 0 for name in ports if name.endswith("_metrics")}
-    return DevOptions(words.database, words.data_dir, words.listen, Ports(**ports), dict(words.env))
+    return DevOptions(words.database, words.data_dir, words.listen, Ports(**ports), words.kafka_port, dict(words.env))
 
 
 def check(options: DevOptions) -> Databases:
     """Whether what the options name can be had here. Gives the databases, made if missing. Raises CannotStart."""
     _check_address(options.listen)
-    _check_ports(options.ports)
+    _check_ports(options)
     if options.database == "sqlite":
         return _in_folder(options.data_folder)
     return _on_server(options.database)
@@ -66,8 +68,9 @@ def _check_address(listen: str) -> None:
         raise CannotStart(f"--listen {host}: this machine has no such address ({failure.strerror})") from failure
 
 
-def _check_ports(ports: Ports) -> None:
-    chosen = {port_option(name): port for name, port in vars(ports).items() if port}
+def _check_ports(options: DevOptions) -> None:
+    chosen = {port_option(name): port for name, port in vars(options.ports).items() if port}
+    chosen[_KAFKA_PORT] = options.kafka_port
     counts = Counter(chosen.values())
     if twice := [option for option, port in chosen.items() if counts[port] > 1]:
         raise CannotStart(f"{' and '.join(twice)} name the same port: choose different ones")
@@ -163,6 +166,9 @@ def _parser() -> argparse.ArgumentParser:
             metavar="PORT",
             help="default: %(default)s" + (", 0 for none" if field.name.endswith("_metrics") else ""),
         )
+    parser.add_argument(
+        _KAFKA_PORT, type=_port, default=9092, metavar="PORT", help="of the embedded broker (default: %(default)s)"
+    )
     parser.add_argument("--no-metrics", action="store_true", help="open no metrics ports")
     parser.add_argument(
         "--env",

@@ -316,9 +316,9 @@ def _embedded() -> Iterator[Kafka]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def embedded(address_file: Path, on_line: Callable[[str], None] | None = None) -> Process:
-    """The embedded broker's process, not started yet."""
-    arguments = [sys.executable, "-m", "devstack.broker", "--run-file", str(address_file)]
+def embedded(address_file: Path, on_line: Callable[[str], None] | None = None, port: int = 0) -> Process:
+    """The embedded broker's process, not started yet. It listens on a port that the system chooses, or on this one."""
+    arguments = [sys.executable, "-m", "devstack.broker", "--run-file", str(address_file), "--port", str(port)]
     return Process("broker", arguments, on_line=on_line)
 
 

@@ -59,11 +59,15 @@ class LogBook:
         finally:
             book.close()
 
-    def add(self, process: str, line: str) -> None:
-        """Keep a line. Raises nothing: what can't be kept is no reason to stop what is told of."""
+    def add(self, process: str, line: str, level: str | None = None) -> None:
+        """Keep a line; its level is read from it unless given.
+
+        Raises nothing: what can't be kept is no reason to stop what is told of.
+        """
         failure = None
         with self._lock:
-            level = self._levels[process] = _level_of(line) or self._levels.get(process, "info")
+            level = level or _level_of(line) or self._levels.get(process, "info")
+            self._levels[process] = level
             kept = Line(datetime.now(UTC).isoformat(), process, level, line)
             try:
                 self._write(json.dumps(asdict(kept), ensure_ascii=False) + "\n")

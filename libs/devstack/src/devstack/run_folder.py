@@ -18,6 +18,10 @@ LOCK = runfile.PATH.with_name("dev.lock")
 class Owned(Exception):
     """Another `dev` runs in this folder; the message names it."""
 
+    def __init__(self, pid: str) -> None:
+        super().__init__(f"dev is already running here (pid {pid}): ./task stop ends it")
+        self.pid = pid
+
 
 @contextmanager
 def owned(path: Path = LOCK) -> Iterator[None]:
@@ -32,7 +36,7 @@ def owned(path: Path = LOCK) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             file.seek(0)
-            raise Owned(f"dev is already running here (pid {file.read().strip()}): ./task stop ends it") from None
+            raise Owned(file.read().strip()) from None
         file.truncate(0)
         file.write(f"{os.getpid()}\n")
         file.flush()

@@ -33,16 +33,21 @@ class Screen:
 
     def say(self, sentence: str, style: str = "bold") -> None:
         """A sentence of our own."""
-        self._keep(DEV, sentence)
+        self._keep(DEV, sentence, "info")
         self._show(Text(f"{DEV:<{_NAME_WIDTH}} │ {sentence}", style=style))
+
+    def complain(self, sentence: str) -> None:
+        """A sentence of our own on what went wrong."""
+        self._keep(DEV, sentence, "error")
+        self._show(Text(f"{DEV:<{_NAME_WIDTH}} │ {sentence}", style="bold red"))
 
     def table(self, table: Table) -> None:
         self._show(table)
 
-    def _keep(self, name: str, line: str) -> None:
+    def _keep(self, name: str, line: str, level: str | None = None) -> None:
         if self.book is not None:
             for one in line.splitlines():
-                self.book.add(name, one)
+                self.book.add(name, one, level)
 
     def _show(self, shown: Text | Table) -> None:
         try:

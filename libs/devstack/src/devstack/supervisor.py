@@ -14,8 +14,7 @@ STEADY_SECONDS = 60.0
 
 _POLL_SECONDS = 0.2
 
-Say = Callable[[str, str], None]
-"""A sentence, and its style."""
+Say = Callable[[str], None]
 
 
 @dataclass
@@ -35,9 +34,10 @@ class Supervisor:
     `started` is called after each start, when a process has another pid than before.
     """
 
-    def __init__(self, processes: Sequence[Process], say: Say, started: Callable[[], None]) -> None:
+    def __init__(self, processes: Sequence[Process], say: Say, complain: Say, started: Callable[[], None]) -> None:
         self._processes = processes
         self._say = say
+        self._complain = complain
         self._started = started
         self._lives = {process.name: _Life(time.monotonic()) for process in processes}
 
@@ -63,7 +63,7 @@ class Supervisor:
         try:
             process.start()
         except OSError as failure:
-            self._say(f"{process.name} can't be started: {failure}", "bold red")
+            self._complain(f"{process.name} can't be started: {failure}")
         else:
             self._started()
 
@@ -74,7 +74,7 @@ class Supervisor:
         delay = min(FIRST_DELAY_SECONDS * 2**life.ends, DELAY_SECONDS_MAX)
         life.ends += 1
         life.start_at = now + delay
-        self._say(f"{process.name} {how_it_ended(process)}; it is started again in {delay:g} s", "bold red")
+        self._complain(f"{process.name} {how_it_ended(process)}; it is started again in {delay:g} s")
 
     def _welcome(self, process: Process, life: _Life) -> None:
         if not life.returns:
@@ -82,7 +82,7 @@ class Supervisor:
         try:
             if process.is_ready():
                 life.returns = False
-                self._say(f"{process.name} serves again (pid {process.pid})", "bold green")
+                self._say(f"{process.name} serves again (pid {process.pid})")
         except ProcessEnded:
             return  # seen in the next round
 
