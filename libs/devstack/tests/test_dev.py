@@ -15,6 +15,7 @@ import psutil
 import pytest
 
 from devstack import drain, log_book, postgres, runfile
+from devstack.__main__ import main
 from devstack.dev_options import port_option
 from devstack.log_book import Line
 from devstack.ports import free_ports
@@ -221,6 +222,16 @@ def test_a_ctrl_c_while_it_starts_ends_it_too(start: Start) -> None:
 
     assert dev.wait(END_SECONDS) == 0, dev.tail()
     assert _left(everyone) == []
+
+
+def test_stop_ends_one_that_is_still_starting(start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    dev = start()
+    dev.wait_for_line("starting", HEALTHY_SECONDS)
+    monkeypatch.chdir(tmp_path)
+
+    assert main(["stop"]) == 0
+
+    assert dev.wait(END_SECONDS) == 0, dev.tail()
 
 
 def test_it_makes_its_databases_on_a_postgresql_server(start: Start, tmp_path: Path) -> None:

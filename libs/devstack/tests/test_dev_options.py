@@ -1,15 +1,18 @@
 import os
 import socket
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
 
 from devstack import dev_options, postgres
-from devstack.dev_options import CannotStart
+from devstack.dev_options import CannotStart, port_option
 from devstack.ports import free_ports
+from devstack.stack import Ports
 
-METRICS = ["--inventory-metrics-port", "--order-metrics-port", "--reaper-metrics-port", "--relay-metrics-port"]
-PORTS = ["--inventory-port", "--order-port", "--reaper-port", "--relay-port", "--kafka-port"]
+NAMES = [field.name for field in fields(Ports)]
+METRICS = [port_option(name) for name in NAMES if name.endswith("_metrics")]
+PORTS = [*(port_option(name) for name in NAMES if not name.endswith("_metrics")), "--kafka-port", "--traces-port"]
 
 
 @pytest.mark.parametrize(
@@ -38,13 +41,13 @@ def test_an_option_that_is_wrong_by_itself_is_one_sentence(
 
 
 def test_ports_of_everything_can_be_chosen() -> None:
-    options = dev_options.parse([f"{option}={port}" for port, option in enumerate([*PORTS, *METRICS], 20_001)])
+    words = [f"{port_option(name)}={port}" for port, name in enumerate(NAMES, 20_001)]
 
-    ports = vars(options.ports)
-    chosen = ("inventory", "orders", "reaper", "relay")
-    assert [ports[name] for name in chosen] == [20_001, 20_002, 20_003, 20_004]
-    assert options.kafka_port == 20_005
-    assert [ports[f"{name}_metrics"] for name in chosen] == [20_006, 20_007, 20_008, 20_009]
+    options = dev_options.parse([*words, "--kafka-port=20101", "--traces-port=20102"])
+
+    assert list(vars(options.ports).values()) == list(range(20_001, 20_001 + len(NAMES)))
+    assert (options.kafka_port, options.traces_port) == (20_101, 20_102)
+    assert {"--inventory-port", "--order-metrics-port", "--relay-port"} <= {port_option(name) for name in NAMES}
 
 
 def test_no_metrics_is_no_metrics_port() -> None:

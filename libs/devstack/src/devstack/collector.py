@@ -22,8 +22,8 @@ _REQUEST_BYTES_MAX = 32 * 1024 * 1024
 
 
 @contextmanager
-def collecting(say: Callable[[str], None], path: Path = span_store.PATH) -> Iterator[str]:
-    """Collect for the time of the block; what has arrived by its end is kept.
+def collecting(say: Callable[[str], None], path: Path = span_store.PATH, port: int = 0) -> Iterator[str]:
+    """Collect for the time of the block, on that port or on any; what has arrived by its end is kept.
 
     Gives the endpoint, as OTEL_EXPORTER_OTLP_ENDPOINT wants it. Raises OSError or sqlite3.Error when the file can't
     be opened. When it can't be written to later on, `say` is told once and spans are dropped.
@@ -38,7 +38,7 @@ def collecting(say: Callable[[str], None], path: Path = span_store.PATH) -> Iter
             _Export(spans, say), ExportTraceServiceRequest.FromString, ExportTraceServiceResponse.SerializeToString
         )
         server.add_generic_rpc_handlers([grpc.method_handlers_generic_handler(_SERVICE, {"Export": export})])
-        port = server.add_insecure_port("127.0.0.1:0")
+        port = server.add_insecure_port(f"127.0.0.1:{port}")
         server.start()
         try:
             yield f"http://127.0.0.1:{port}"

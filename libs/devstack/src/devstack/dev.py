@@ -131,7 +131,8 @@ class Dev:
             return
         with ExitStack() as ending:
             try:
-                endpoint = ending.enter_context(collector.collecting(self._screen.complain))
+                port = self._options.traces_port
+                endpoint = ending.enter_context(collector.collecting(self._screen.complain, port=port))
             except (OSError, sqlite3.Error) as failure:
                 raise CannotStart(f"the traces can't be kept: {failure}") from failure
             self._environment = {_ENDPOINT: endpoint} | _SPANS_WAIT | self._environment

@@ -19,6 +19,7 @@ from devstack.ports import is_busy, listener
 from devstack.stack import Databases, Ports
 
 _KAFKA_PORT = "--kafka-port"
+_TRACES_PORT = "--traces-port"
 _PORT_MAX = 65_535
 _CONNECT_SECONDS = 5
 
@@ -36,6 +37,7 @@ class DevOptions:
     listen: str
     ports: Ports
     kafka_port: int
+    traces_port: int
     environment: Mapping[str, str]
 
 
@@ -46,7 +48,15 @@ def parse(arguments: Sequence[str] | None) -> DevOptions:
     ports = {name: getattr(words, name) for name in _port_names()}
     if words.no_metrics:
         ports |= {name: 0 for name in ports if name.endswith("_metrics")}
-    return DevOptions(words.database, words.data_dir, words.listen, Ports(**ports), words.kafka_port, dict(words.env))
+    return DevOptions(
+        database=words.database,
+        data_folder=words.data_dir,
+        listen=words.listen,
+        ports=Ports(**ports),
+        kafka_port=words.kafka_port,
+        traces_port=words.traces_port,
+        environment=dict(words.env),
+    )
 
 
 def check(options: DevOptions) -> Databases:
@@ -70,7 +80,7 @@ def _check_address(listen: str) -> None:
 
 def _check_ports(options: DevOptions) -> None:
     chosen = {port_option(name): port for name, port in vars(options.ports).items() if port}
-    chosen[_KAFKA_PORT] = options.kafka_port
+    chosen |= {_KAFKA_PORT: options.kafka_port, **({_TRACES_PORT: options.traces_port} if options.traces_port else {})}
     counts = Counter(chosen.values())
     if twice := [option for option, port in chosen.items() if counts[port] > 1]:
         raise CannotStart(f"{' and '.join(twice)} name the same port: choose different ones")
@@ -161,13 +171,20 @@ def _parser() -> argparse.ArgumentParser:
         parser.add_argument(
             port_option(field.name),
             dest=field.name,
-            type=_metrics_port if field.name.endswith("_metrics") else _port,
+            type=_port_or_none if field.name.endswith("_metrics") else _port,
             default=field.default,
             metavar="PORT",
             help="default: %(default)s" + (", 0 for none" if field.name.endswith("_metrics") else ""),
         )
     parser.add_argument(
         _KAFKA_PORT, type=_port, default=9092, metavar="PORT", help="of the embedded broker (default: %(default)s)"
+    )
+    parser.add_argument(
+        _TRACES_PORT,
+        type=_port_or_none,
+        default=0,
+        metavar="PORT",
+        help="where spans are collected, over OTLP/gRPC (default: one that is free)",
     )
     parser.add_argument("--no-metrics", action="store_true", help="open no metrics ports")
     parser.add_argument(
@@ -203,7 +220,7 @@ def _port(value: str) -> int:
     return _number(value, lowest=1)
 
 
-def _metrics_port(value: str) -> int:
+def _port_or_none(value: str) -> int:
     return _number(value, lowest=0)
 
 

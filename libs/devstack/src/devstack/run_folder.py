@@ -7,8 +7,10 @@ import fcntl
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+
+import psutil
 
 from devstack import runfile
 
@@ -41,6 +43,16 @@ def owned(path: Path = LOCK) -> Iterator[None]:
         file.write(f"{os.getpid()}\n")
         file.flush()
         yield
+
+
+def owner(path: Path = LOCK) -> int | None:
+    """The pid of the `dev` that owns the folder, also while that is still starting; None when there is none."""
+    with suppress(OSError, ValueError, psutil.Error):
+        pid = int(path.read_text())
+        # A number that was left behind may be another's by now.
+        if any("devstack.dev" in word for word in psutil.Process(pid).cmdline()):
+            return pid
+    return None
 
 
 def main() -> int:

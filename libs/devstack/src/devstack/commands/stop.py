@@ -11,7 +11,7 @@ from contextlib import suppress
 
 import psutil
 
-from devstack import log_book, runfile
+from devstack import log_book, run_folder, runfile
 from devstack.commands import running
 from devstack.commands.failures import CommandFailed
 from devstack.commands.output import console
@@ -26,7 +26,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(_: argparse.Namespace) -> int:
     """Raises NotRunning, and CommandFailed when it does not end."""
-    dev = psutil.Process(runfile.read().pid)
+    dev = psutil.Process(run_folder.owner() or runfile.read().pid)
     deadline = time.monotonic() + _SECONDS_MAX
 
     def still_runs(seconds: float) -> bool:
