@@ -18,7 +18,7 @@ from google.protobuf.duration_pb2 import Duration
 from google.rpc import error_details_pb2
 from google.rpc.status_pb2 import Status as RpcStatus
 from google.type.money_pb2 import Money
-from sqlalchemy import select
+from sqlalchemy import event, select
 
 from devstack import contract
 from order_api import orders, tables
@@ -38,6 +38,7 @@ from shop_common.status import STATUS_KEY
 
 CALL_SECONDS = 20
 INVENTORY_CALL_SECONDS = 2.0
+UNKNOWN = -1
 
 _Result = TypeVar("_Result")
 _products = itertools.count(1)
@@ -223,6 +224,22 @@ def stored(database: Database, *wanted: NewOrder, hold_seconds: float = 60) -> l
     """The orders, stored in one transaction."""
     outcomes = database.transact(lambda tx: orders.insert(tx, [HeldOrder(each, hold_seconds) for each in wanted]))
     return [each for each in outcomes if isinstance(each, Order)]
+
+
+@contextmanager
+def lines_read(database: Database) -> Iterator[list[int]]:
+    """How many lines of orders each statement reads; UNKNOWN on SQLite, which does not say it."""
+    counts: list[int] = []
+
+    def count(_connection: object, cursor: Any, statement: str, *_: object) -> None:
+        if "order_items.price" in statement:
+            counts.append(cursor.rowcount)
+
+    event.listen(database.engine, "after_cursor_execute", count)
+    try:
+        yield counts
+    finally:
+        event.remove(database.engine, "after_cursor_execute", count)
 
 
 def eventually(check: Callable[[], bool], *, within_seconds: float = 60) -> None:

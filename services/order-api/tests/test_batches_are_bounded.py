@@ -3,10 +3,11 @@
 import time
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 from decimal import Decimal
 
 import pytest
-from desk import Desk, Stock, at_once, new_order, new_request, stored
+from desk import UNKNOWN, Desk, Stock, at_once, lines_read, new_order, new_request, stored
 from sqlalchemy import select
 
 from order_api import history, orders, tables, transitions
@@ -18,7 +19,7 @@ from order_api.transitions import TURN_LINES, AbandonedRequest, Loss, Step
 from shop.order.v1 import order_pb2 as pb
 from shop_common.coalescer import BATCH_WEIGHT_MAX
 from shop_common.database import Database
-from shop_common.idempotency import Claim
+from shop_common.idempotency import Claim, RequestIdReused
 
 LONG = tuple(NewItem(product, 1, Decimal(1)) for product in range(1, LINES_MAX + 1))
 
@@ -92,6 +93,19 @@ def test_keys_are_forgotten_in_turns(database: Database) -> None:
     assert history.purge_keys(database, PurgeRequest(-60, TURN_KEYS + 1)) == TURN_KEYS + 1
     assert history.purge_keys(database, PurgeRequest(-60, 10 * TURN_KEYS)) == TURN_KEYS + 49
     assert history.purge_keys(database, PurgeRequest(-60, TURN_KEYS)) == 0
+
+
+def test_a_request_that_names_a_longer_order_is_refused_without_reading_it(database: Database) -> None:
+    (long,) = stored(database, new_order(items=LONG))
+    (short,) = stored(database, new_order())
+    wanted = [replace(new_order(), id=long.id), replace(new_order(), id=short.id)]
+
+    with lines_read(database) as read:
+        found = database.query(lambda tx: orders.find_earlier(tx, wanted))
+
+    assert isinstance(found[long.id], RequestIdReused)
+    assert found[short.id] == short
+    assert read == [UNKNOWN if database.is_sqlite else 1]
 
 
 def test_lines_are_counted_for_each_order(database: Database) -> None:

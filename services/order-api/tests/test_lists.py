@@ -4,12 +4,10 @@ from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from functools import partial
-from typing import Any
 from uuid import UUID
 
 import pytest
-from desk import Desk, new_order, refusal, stored
-from sqlalchemy import event
+from desk import UNKNOWN, Desk, lines_read, new_order, refusal, stored
 
 from order_api import answers, orders, requests
 from order_api.domain import NewItem, Order, OrderItem, Status
@@ -136,21 +134,11 @@ def test_a_page_reads_no_more_lines_than_it_has(database: Database) -> None:
     for _ in range(3):
         stored(database, *(new_order(items=long) for _ in range(orders.PAGE_LINES_MAX // 600)))
     stored(database, *(new_order(items=long) for _ in range(20)))
-    read: list[int] = []
-
-    def count_lines(_connection: object, cursor: Any, statement: str, *_: object) -> None:
-        if "order_items.price" in statement:
-            read.append(cursor.rowcount if cursor.rowcount >= 0 else -1)
-
-    event.listen(database.engine, "after_cursor_execute", count_lines)
-    try:
+    with lines_read(database) as read:
         page = database.query(lambda tx: orders.list_page(tx, PageRequest("orders", OrderFilter(), None, 1000)))
-    finally:
-        event.remove(database.engine, "after_cursor_execute", count_lines)
 
     assert sum(len(order.items) for order in page.rows) == orders.PAGE_LINES_MAX
-    # SQLite does not say how many rows it selected.
-    assert read == [-1 if database.is_sqlite else orders.PAGE_LINES_MAX]
+    assert read == [UNKNOWN if database.is_sqlite else orders.PAGE_LINES_MAX]
 
 
 def test_the_largest_page_fits_into_an_answer() -> None:

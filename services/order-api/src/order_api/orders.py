@@ -78,25 +78,28 @@ def _insert(tx: Connection, held: Sequence[HeldOrder]) -> list[Order | ShopError
 def find_earlier(tx: Connection, wanted: Collection[NewOrder]) -> dict[str, Order | ShopError]:
     """What earlier calls made of these ids, by id: the order as it is now, or RequestIdReused for other content."""
     by_id = {order.id: order for order in wanted}
-    stored = load(tx, by_id)
+    stored = statuses(tx, by_id)
     if not stored:
         return {}
     claims = {order_id: claim for order_id in stored if (claim := _claim(by_id[order_id]))}
     keys = tables.idempotency_keys.find(tx, [claim.key for claim in claims.values()])
+    # A request may name an order that is far longer than itself: no more lines are read than were asked for.
+    lines = count_lines(tx, stored)
+    of_same_length = load(tx, [order_id for order_id in stored if lines[order_id] == len(by_id[order_id].items)])
     found: dict[str, Order | ShopError] = {}
-    for order_id, order in stored.items():
+    for order_id in stored:
         claim = claims.get(order_id)
         key = keys.get(claim.key) if claim else None
         same_key = key.fingerprint == claim.fingerprint if claim and key else None
-        found[order_id] = _settled(by_id[order_id], order, same_key)
+        found[order_id] = _settled(by_id[order_id], of_same_length.get(order_id), same_key)
     return found
 
 
-def _settled(wanted: NewOrder, stored: Order, same_content: bool | None) -> Order | ShopError:
+def _settled(wanted: NewOrder, stored: Order | None, same_content: bool | None) -> Order | ShopError:
     """A repeat is answered with what is stored. None: its key is forgotten, so the order's own content tells."""
-    if same_content is None:
-        same_content = wanted.is_what_made(stored)
-    return stored if same_content else RequestIdReused(wanted.request_id or wanted.id)
+    if stored is not None and (wanted.is_what_made(stored) if same_content is None else same_content):
+        return stored
+    return RequestIdReused(wanted.request_id or wanted.id)
 
 
 def get(tx: Connection, ids: Sequence[str]) -> list[Order | ShopError]:
