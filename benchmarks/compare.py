@@ -32,6 +32,9 @@ from devstack.stack import Databases, Options, Ports, Stack
 CALLS = 64
 MIGRATE_SECONDS = 60
 
+SAME_HASHES = {"PYTHONHASHSEED": "0"}
+"""Else dictionaries differ from start to start, and so does the time that they take."""
+
 EMPTY = replace(RESERVE_HOT, name="empty", title="an empty call", reservations=0)
 """The echo's: what the server costs before a call does anything."""
 
@@ -59,6 +62,10 @@ class Side(Stored):
         stock.fill_inventory(self.databases.inventory)
         stock.fill_orders(self.databases.orders)
 
+    def start(self) -> None:
+        """Filled once, and started several times."""
+        Services.start(self)
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure and show; returns the exit code."""
@@ -80,22 +87,33 @@ def _measure(options: argparse.Namespace, console: Console) -> Pairs:
         echoes = [Echo(generator, python=tree.python, folder=tree.folder) for tree in (then, PRESENT)]
         sides = [Side(tree, Databases.on_server(server), generator, server.pid) for tree in (then, PRESENT)]
         found: list[Services] = [*echoes, *sides]
+        for side in sides:
+            side.fill()
         for subject in found:
             stack.callback(subject.stop)
-            subject.start()
-        pairs = _rounds(options, {EMPTY: echoes, RESERVE_HOT: sides, CREATE_ORDER: sides}, console)
+            for process in subject.processes["server"]:
+                process.env.update(SAME_HASHES)
+        calls: dict[Scenario, Sequence[Services]] = {EMPTY: echoes, RESERVE_HOT: sides, CREATE_ORDER: sides}
+        pairs = _rounds(options, found, calls, console)
         for subject in found:
             subject.check()
     return pairs
 
 
-def _rounds(options: argparse.Namespace, measured: dict[Scenario, Sequence[Services]], console: Console) -> Pairs:
+def _rounds(
+    options: argparse.Namespace,
+    found: Sequence[Services],
+    calls: dict[Scenario, Sequence[Services]],
+    console: Console,
+) -> Pairs:
     pairs: Pairs = defaultdict(list)
     columns = (TextColumn("{task.description:40}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console) as progress:
-        task = progress.add_task("", total=options.rounds * len(measured))
+        task = progress.add_task("", total=options.rounds * len(calls))
         for number in range(options.rounds):
-            for scenario, (then, now) in measured.items():
+            if number % -(-options.rounds // options.starts) == 0:
+                _start_again(found)
+            for scenario, (then, now) in calls.items():
                 progress.update(task, description=scenario.title)
                 # Each is the first in every other round: what the first leaves behind, the second finds.
                 turns = (then, now) if number % 2 else (now, then)
@@ -105,6 +123,13 @@ def _rounds(options: argparse.Namespace, measured: dict[Scenario, Sequence[Servi
                 pairs[scenario].append((outcomes[then], outcomes[now]))
                 progress.advance(task)
     return pairs
+
+
+def _start_again(found: Sequence[Services]) -> None:
+    """Let no comparison rest on one start: by where its memory lies a process is some percent quicker or slower."""
+    for subject in found:
+        subject.stop()
+        subject.start()
 
 
 def _ratio(found: Sequence[tuple[Outcome, Outcome]]) -> Ratio:
@@ -145,13 +170,14 @@ def _options(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.compare", description=__doc__)
     parser.add_argument("revision", help="what to compare with, as git names it: a tag or a commit")
     parser.add_argument("--limit", type=float, default=1.05, help="the ratio that is still fine (%(default)s)")
-    parser.add_argument("--rounds", type=int, default=20, help="pairs of measurements of each call (%(default)s)")
-    parser.add_argument("--seconds", type=float, default=1.5, help="length of each measurement (%(default)s)")
-    parser.add_argument("--warmup-seconds", type=float, default=0.3, help="before each of them (%(default)s)")
+    parser.add_argument("--rounds", type=int, default=40, help="pairs of measurements of each call (%(default)s)")
+    parser.add_argument("--starts", type=int, default=5, help="starts of the processes, over all rounds (%(default)s)")
+    parser.add_argument("--seconds", type=float, default=0.8, help="length of each measurement (%(default)s)")
+    parser.add_argument("--warmup-seconds", type=float, default=0.2, help="before each of them (%(default)s)")
     parser.add_argument("--quick", action="store_true", help="a smoke run: two rounds, briefly")
     options = parser.parse_args(argv)
     if options.quick:
-        options.rounds, options.seconds, options.warmup_seconds = 2, 0.3, 0.2
+        options.rounds, options.starts, options.seconds, options.warmup_seconds = 2, 1, 0.5, 0.2
     return options
 
 

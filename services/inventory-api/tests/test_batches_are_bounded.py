@@ -61,24 +61,14 @@ def test_reservations_of_many_locations_are_released_in_several_transactions(sto
     assert by_transaction[-1] <= BATCH_WEIGHT_MAX // 100
 
 
-def test_a_reservation_counts_with_its_locations(stockroom: Stockroom) -> None:
+def test_rows_are_counted_for_each_name(stockroom: Stockroom) -> None:
     reservation = spread(stockroom, product=1, locations=7)
     place(stockroom, orders=2, lines=3)
     place_of = {"order-0", "order-1", "order-unknown"}
     with stockroom.database.read() as tx:
-        assert sizes.of_orders(tx, place_of) == {"order-0": 3, "order-1": 10, "order-unknown": 0}
+        assert sizes.of_orders(tx, place_of) == {"order-0": 3, "order-1": 4}
         assert sizes.of_reservations(tx, {reservation.id}) == {reservation.id: 7}
         assert sizes.of_products(tx, {1, 2, 99}) == {1: 8, 2: 1}
-
-
-def test_an_order_of_any_size_is_counted_no_further_than_a_batch_goes(stockroom: Stockroom) -> None:
-    stockroom.add(1, BATCH_WEIGHT_MAX + 50)
-    line = OrderLines("order-1", (Line(1, 1, None),))
-    for _ in range(3):
-        stockroom.operations.reserve.all([line] * (BATCH_WEIGHT_MAX // 3 + 50), deadline=deadline())
-        stockroom.cancel("order-1")
-    with stockroom.database.read() as tx:
-        assert sizes.of_orders(tx, {"order-1"}) == {"order-1": BATCH_WEIGHT_MAX + 1}
 
 
 def test_questions_about_one_product_count_its_locations_once(stockroom: Stockroom) -> None:

@@ -1,19 +1,14 @@
-"""How much a call works on, counted before it is done, so that a batch of calls is bounded in rows.
-
-A reservation counts with the allocations that it has, since each is a row of its own and draws on an item. Nothing is
-counted beyond what one batch may hold.
-"""
+"""How much a call works on, counted before it is done, so that a batch of calls is bounded in rows."""
 
 from collections.abc import Collection
 
-from sqlalchemy import BigInteger, Connection, Select, Subquery, Text, func, literal, select
+from sqlalchemy import BigInteger, Connection, Text, func, select
 
 from inventory_api import tables
 from inventory_api.domain import LOCATIONS_MAX
 from inventory_api.stock import StockQuestion
 from inventory_api.transitions import OrderRequest, ReleaseRequest
 from shop_common.coalesced import Sizes
-from shop_common.coalescer import BATCH_WEIGHT_MAX
 from shop_common.sql import Id, Statement, among
 
 _items = tables.inventory_items
@@ -22,7 +17,7 @@ _allocations = tables.reservation_allocations
 
 
 def of_orders(tx: Connection, order_ids: Collection[str]) -> dict[str, int]:
-    """The allocations of each order's reservations."""
+    """The reservations of each order that has some."""
     return {row.order_id: row.size for row in _of_orders(tx, [{"order_id": each} for each in order_ids])}
 
 
@@ -42,19 +37,15 @@ QUESTIONS = Sizes[StockQuestion](of=lambda question: question.product_id, read=o
 RESERVATIONS = Sizes[str](of=str, read=of_reservations, most=LOCATIONS_MAX)
 
 
-def _counted(given: Subquery) -> Select[tuple[str, int]]:
-    found = (
-        select(literal(1))
-        .join_from(_reservations, _allocations, _allocations.c.reservation_id == _reservations.c.id)
-        .where(_reservations.c.order_id == given.c.order_id)
-        .limit(BATCH_WEIGHT_MAX + 1)
-        .correlate(given)
-        .subquery()
-    )
-    return select(given.c.order_id, select(func.count()).select_from(found).scalar_subquery().label("size"))
-
-
-_of_orders = Statement(_counted, order_id=Text())
+# Not joined with the allocations: without statistics PostgreSQL reads all of them for that, once for each order.
+_of_orders = Statement(
+    lambda given: (
+        select(_reservations.c.order_id, func.count().label("size"))
+        .where(among(_reservations.c.order_id, given.c.order_id))
+        .group_by(_reservations.c.order_id)
+    ),
+    order_id=Text(),
+)
 _of_reservations = Statement(
     lambda given: (
         select(_allocations.c.reservation_id, func.count().label("size"))
