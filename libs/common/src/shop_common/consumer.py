@@ -5,35 +5,47 @@ own, since it takes its locks in the order that is the same everywhere; two in o
 stored when all of the batch is done, so that after a crash it is done again: operations are safe to repeat by the
 state that they check.
 
-librdkafka commits what was stored in the background, and when partitions move and at the end
-(`enable.auto.commit`); what is stored is decided here (`enable.auto.offset.store` is off). So no batch waits
-for a commit, and nothing unfinished is committed.
+What becomes of a failure depends on whose fault it is:
+
+    the database is away, busy, or lacks a table or a grant    tried again without end; not ready while it is away
+    several events take too long together                      tried again in halves
+    one event, always in the same way                          set aside at once
+    one event, in a way that may pass, or it takes too long    tried TRIES_MAX times, and then set aside
 """
 
 import itertools
-import math
 import random
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, TypeVar
+from typing import TypeVar
 
-import confluent_kafka
-from confluent_kafka import KafkaError, KafkaException, Message, TopicPartition
 from sqlalchemy import Connection
+from sqlalchemy.exc import StatementError
 
 from shop_common import dead_letters, logs, received, sql
 from shop_common.consumer_metrics import ConsumerMetrics
+from shop_common.consumer_progress import MEASURE_SECONDS, STALL_SECONDS
 from shop_common.database import Database
+from shop_common.database_errors import cause_of
 from shop_common.dead_letters import Reason
-from shop_common.errors import Conflict, Overload, ShopError, Unavailable
+from shop_common.errors import (
+    TIMEOUTS,
+    Conflict,
+    InvalidInput,
+    NotFound,
+    Overload,
+    ShopError,
+    TransactionTimeout,
+    Unavailable,
+)
 from shop_common.outbox import Outbox
 from shop_common.received import Describe, Event, Position, Received, Undecodable
+from shop_common.topic_reader import SESSION_SECONDS, Stopped, TopicReader
 
-__all__ = ["Consumer", "Event", "Handler"]
+__all__ = ["Consumer", "Event", "Handler", "Weigh"]
 
 Handler = Callable[[Connection, Sequence[Event]], bool | None]
 """Acts on events of one type, in the order given; safe to repeat; never commits.
@@ -42,10 +54,14 @@ True means that more is to be done than one transaction should: it is called aga
 transaction of its own, until it returns anything else. Each such call must get something done.
 """
 
+Weigh = Callable[[Event], int]
+"""How many rows an event means, roughly. Whatever it raises is the event's own fault."""
+
 _T = TypeVar("_T")
 
-BATCH_MESSAGES_MAX = 500
-IDLE_POLL_SECONDS = 0.2
+BATCH_WEIGHT_MAX = 5_000
+"""Of the events that are handled in one transaction."""
+
 TRIES_MAX = 5
 """How often an event is tried alone before it is set aside."""
 
@@ -54,15 +70,20 @@ LETTER_BYTES_MAX = 4_000_000
 
 BACKOFF_SECONDS_MIN = 0.02
 BACKOFF_SECONDS_MAX = 2.0
-COMPLAINT_SECONDS = 60.0
-LAG_SECONDS = 2.0
-ASK_SECONDS = 0.5
 STOP_SECONDS_MAX = 5.0
 
-SESSION_SECONDS = 6.0
-"""A process that was killed stays a member of its group for so long. Apache Kafka takes no less by default."""
-
-_PREFETCH_KILOBYTES_MAX = 8192
+# `database` lets an error of a statement pass only if the statement itself or its data is at fault.
+_SURE_TO_FAIL_AGAIN = (
+    StatementError,
+    LookupError,
+    TypeError,
+    ValueError,
+    AttributeError,
+    ArithmeticError,
+    AssertionError,
+    InvalidInput,
+    NotFound,
+)
 
 _log = logs.get(__name__)
 
@@ -80,8 +101,9 @@ class Consumer:
     """The consumer of one topic for one service.
 
     `handlers` by event type; messages of other types are passed over by their header alone. `describe` says what the
-    span of an event tells of it. `set_ready` is told False while the database is away, and True when it is back. `die`
-    must end the process: without this thread it only seems to work.
+    span of an event tells of it, `weigh` bounds how many events are handled in one transaction. `set_ready` is told
+    False while the database is away or a partition stands still, and True when that is over. `die` must end the
+    process: without its threads it only seems to work.
     """
 
     def __init__(
@@ -92,38 +114,42 @@ class Consumer:
         topic: str,
         handlers: Mapping[str, Handler],
         describe: Describe = lambda _event: {},
+        weigh: Weigh = lambda _event: 1,
         database: Database,
         outbox: Outbox,
         set_ready: Callable[[bool], None],
         die: Callable[[str, BaseException], None],
         session_seconds: float = SESSION_SECONDS,
+        stall_seconds: float = STALL_SECONDS,
     ) -> None:
-        settings = _settings(bootstrap_servers, group, session_seconds)
-        self._kafka = confluent_kafka.Consumer(settings | {"error_cb": self._on_kafka_error})
         self._group = group
         self._topic = topic
         self._handlers = handlers
         self._describe = describe
+        self._weigh = weigh
         self._database = database
         self._outbox = outbox
-        self._set_ready = set_ready
         self._die = die
         self._metrics = ConsumerMetrics(topic)
+        self._reader = TopicReader(
+            bootstrap_servers=bootstrap_servers,
+            group=group,
+            topic=topic,
+            metrics=self._metrics,
+            session_seconds=session_seconds,
+            stall_seconds=stall_seconds,
+        )
+        self._readiness = _Readiness(set_ready)
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name=f"consumer-{topic}", daemon=True)
-        self._waiting = False
-        self._early: list[Received] = []
-        self._expected: dict[int, int] = {}
-        self._trouble = ""
-        self._complained_at = -math.inf
-        self._in_hand = 0
-        self._lag = 0
-        self._lag_measured_at = -math.inf
+        self._observer = threading.Thread(target=self._observe, name=f"observer-{topic}", daemon=True)
+        self._troubles: set[str] = set()
 
     def start(self) -> None:
         """Join the group and begin. A broker that is away is waited for."""
-        self._kafka.subscribe([self._topic], on_assign=self._on_assign)
+        self._reader.join()
         self._thread.start()
+        self._observer.start()
 
     def stop(self) -> None:
         """Finish the batch that runs, commit, leave the group. A batch that waits for the database is left undone."""
@@ -135,58 +161,44 @@ class Consumer:
 
     def lag(self) -> int:
         """How many messages this process has still to do, as of the last seconds."""
-        return self._lag
+        return self._reader.progress.lag
 
     def _run(self) -> None:
         try:
             try:
                 while not self._stopping.is_set():
-                    if messages := self._next_batch():
+                    messages = self._reader.next_batch()
+                    if messages:
                         self._work(messages)
-                    self._measure_lag()
-            except _Stopped:
+                    self._reader.done(messages)
+                    self._reader.progress.measure(database_away=False)
+            except Stopped:
                 pass  # nothing of the batch is stored
-            self._kafka.close()
+            self._reader.leave()
         except BaseException as error:
             self._die(f"the consumer of {self._topic} died", error)
 
-    def _next_batch(self) -> list[Received]:
-        messages, self._early = self._early, []
-        # `consume` would wait until its list is full, so that it only takes what is there already.
-        first = self._kafka.poll(0 if messages else IDLE_POLL_SECONDS)
-        if first is not None:
-            messages += self._read([first, *self._kafka.consume(BATCH_MESSAGES_MAX - 1, 0)])
-        self._look_for_gaps(messages)
-        return messages
-
-    def _read(self, messages: Iterable[Message]) -> list[Received]:
-        return [received.read(message) for message in messages if self._is_sound(message)]
-
-    def _look_for_gaps(self, messages: Sequence[Received]) -> None:
-        """The broker deletes by age. What it deleted before we came to it is passed over, but not in silence."""
-        for message in messages:
-            _, partition, offset = message.position
-            expected = self._expected.get(partition, offset)
-            if offset > expected:
-                self._metrics.missed(offset - expected)
-                _log.error(
-                    "events were deleted from the topic before they were handled",
-                    topic=self._topic,
-                    partition=partition,
-                    first_offset=expected,
-                    count=offset - expected,
-                )
-            self._expected[partition] = offset + 1
+    def _observe(self) -> None:
+        """Tell whether it gets on, on a thread of its own: a handler that never returns must be noticed, too."""
+        stalled: list[int] = []
+        while not self._stopping.wait(MEASURE_SECONDS):
+            found = self._reader.progress.stalled()
+            self._metrics.measured(self.lag(), len(found))
+            if found != stalled:
+                if bool(found) != bool(stalled):
+                    self._readiness.set_stalled(bool(found))
+                stalled = found
+                if stalled:
+                    _log.error("messages wait and none is handled", topic=self._topic, partitions=stalled)
+                else:
+                    _log.info("messages are handled again", topic=self._topic)
 
     def _work(self, messages: Sequence[Received]) -> None:
-        self._in_hand = len(messages)
         events, letters = self._events(messages)
         for step in received.in_sequence(events):
-            letters += self._handle(step)
+            for some in _bounded(step, self._weight, BATCH_WEIGHT_MAX):
+                letters += self._handle(some)
         self._set_aside(messages, letters)
-        self._store(messages)
-        self._in_hand = 0
-        self._recovered()
 
     def _events(self, messages: Sequence[Received]) -> tuple[list[Event], list[_Letter]]:
         """The messages that have a handler, as events; and those that are no events."""
@@ -205,27 +217,35 @@ class Consumer:
                 events.append(event)
         return events, letters
 
+    def _weight(self, event: Event) -> int:
+        try:
+            return self._weigh(event)
+        except Exception:  # it is not what it should be: whether that matters is for its handler to say
+            return 1
+
     def _handle(self, events: Sequence[Event], tries: int = 1) -> list[_Letter]:
         """Act on events of one type. Those that make it fail are found by halves, and returned."""
         try:
             self._act(events)
             return []
-        except Exception as error:  # rolled back, and not for the database's sake: an event or the handler is wrong
+        except Exception as error:  # rolled back, and the surroundings are not to blame: an event or its handler is
             failure = error
         if len(events) > 1:
             half = len(events) // 2
             return self._handle(events[:half]) + self._handle(events[half:])
-        if tries < TRIES_MAX:
+        if tries < TRIES_MAX and not isinstance(failure, _SURE_TO_FAIL_AGAIN):
             self._wait(_backoff_seconds(tries))
             return self._handle(events, tries + 1)
         return [_Letter(events[0].position, Reason.FAILED, failure)]
 
     def _act(self, events: Sequence[Event]) -> None:
+        """Raises what is the events' own fault, and timeouts that fewer events, or none of these, would not meet."""
         event_type = events[0].type
         started_at = time.monotonic()
+        # A lock that a single event waits for is not its fault.
+        own = TIMEOUTS if len(events) > 1 else (TransactionTimeout,)
         with received.traced(events, self._describe) as traced:
-            while self._insist(lambda tx: self._handlers[event_type](tx, traced)):
-                self._recovered()
+            while self._insist(lambda tx: self._handlers[event_type](tx, traced), own):
                 self._wait(0)
         self._metrics.handled(event_type, len(events), time.monotonic() - started_at)
 
@@ -234,9 +254,11 @@ class Consumer:
         by_position = {message.position: message for message in messages}
         for some in _bounded(letters, lambda letter: len(by_position[letter.position].value), LETTER_BYTES_MAX):
             self._insist(partial(self._write, [(by_position[letter.position], letter) for letter in some]))
+        kinds: set[type[Exception]] = {Undecodable}
         for letter in letters:
             self._metrics.set_aside(letter.reason)
             topic, partition, offset = letter.position
+            kind = type(letter.error)
             _log.error(
                 "event set aside",
                 topic=topic,
@@ -244,8 +266,10 @@ class Consumer:
                 offset=offset,
                 reason=str(letter.reason),
                 error=dead_letters.in_a_line(letter.error),
-                exc_info=letter.error if letter.reason is Reason.FAILED else None,
+                # Where it failed, once for all that failed alike: a traceback takes longer than an event.
+                exc_info=None if kind in kinds else letter.error,
             )
+            kinds.add(kind)
 
     def _write(self, letters: Sequence[tuple[Received, _Letter]], tx: Connection) -> None:
         now = sql.now(tx)
@@ -255,120 +279,64 @@ class Consumer:
         ]
         self._outbox.append_records(tx, records)
 
-    def _insist(self, operation: Callable[[Connection], _T]) -> _T:
+    def _insist(self, operation: Callable[[Connection], _T], own: tuple[type[ShopError], ...] = ()) -> _T:
         """Run the operation in a transaction, as often as it takes while the database is away or busy.
 
-        Raises what the operation is to blame for, and _Stopped.
+        Raises what the operation is to blame for, the errors that are its `own`, and Stopped.
         """
         for tries in itertools.count(1):
             try:
-                return self._database.transact(operation)
+                result = self._database.transact(operation)
+            except own:
+                raise
             except (Unavailable, Conflict, Overload) as error:
                 self._troubled(error)
+            else:
+                self._reader.progress.moved()
+                self._recovered()
+                return result
             self._wait(_backoff_seconds(tries))
         raise AssertionError("unreachable: the count has no end")
 
     def _wait(self, seconds: float) -> None:
-        """Wait, and poll the group meanwhile, at least once: it takes who does not poll for dead. Raises _Stopped."""
-        self._waiting = True
-        self._kafka.pause(self._kafka.assignment())
-        try:
-            until = time.monotonic() + seconds
-            left = seconds
-            while left >= 0:
-                if self._stopping.is_set():
-                    raise _Stopped
-                message = self._kafka.poll(min(left, IDLE_POLL_SECONDS))
-                if message is not None:
-                    # Not expected of paused partitions; but a message that was polled doesn't come again.
-                    self._early += self._read([message])
-                self._measure_lag()
-                left = until - time.monotonic()
-        finally:
-            self._waiting = False
-            self._kafka.resume(self._kafka.assignment())
+        """Wait, in touch with the broker. Raises Stopped."""
+        self._reader.wait(seconds, self._stopping, database_away=self._readiness.database_away)
 
     def _troubled(self, error: ShopError) -> None:
-        if error.reason != self._trouble:
-            self._trouble = error.reason
-            _log.warning("events wait", topic=self._topic, reason=error.reason, error=error.message)
-            # A database that is only busy serves calls all the same.
-            self._set_ready(not isinstance(error, Unavailable))
+        # A database that is only busy serves calls all the same.
+        away = isinstance(error, Unavailable)
+        cause = cause_of(error)
+        if cause in self._troubles and away == self._readiness.database_away:
+            return
+        self._troubles.add(cause)
+        _log.warning("events wait", topic=self._topic, reason=error.reason, error=error.message, cause=cause)
+        self._readiness.set_database_away(away)
 
     def _recovered(self) -> None:
-        if self._trouble:
-            self._trouble = ""
+        if self._troubles:
+            self._troubles.clear()
             _log.info("events go on", topic=self._topic)
-            self._set_ready(True)
-
-    def _store(self, messages: Sequence[Received]) -> None:
-        """Let the offsets behind these messages be committed."""
-        done: dict[int, int] = {}
-        for message in messages:
-            _, partition, offset = message.position
-            done[partition] = offset + 1
-        for partition, offset in done.items():
-            try:
-                self._kafka.store_offsets(offsets=[TopicPartition(self._topic, partition, offset)])
-            except KafkaException:
-                # The partition has moved to another member meanwhile, which does these events again.
-                _log.info("partition has moved while its events were handled", topic=self._topic, partition=partition)
-
-    def _on_assign(self, kafka: confluent_kafka.Consumer, partitions: list[TopicPartition]) -> None:
-        kafka.incremental_assign(partitions)
-        # librdkafka keeps the pause of a partition that was taken away meanwhile: it comes back paused.
-        (kafka.pause if self._waiting else kafka.resume)(partitions)
-        for partition in partitions:
-            self._expected.pop(partition.partition, None)
-        with suppress(KafkaException):  # without an answer a gap before the first message is not seen
-            for committed in kafka.committed(partitions, timeout=ASK_SECONDS):
-                if committed.offset >= 0:
-                    self._expected[committed.partition] = committed.offset
-
-    def _is_sound(self, message: Message) -> bool:
-        error = message.error()
-        if error is None:
-            return True
-        self._on_kafka_error(error)
-        return False
-
-    def _on_kafka_error(self, error: KafkaError) -> None:
-        if error.fatal():
-            raise KafkaException(error)
-        # librdkafka mends everything else itself, and says at each try that it has not succeeded yet.
-        now = time.monotonic()
-        if now - self._complained_at > COMPLAINT_SECONDS:
-            self._complained_at = now
-            _log.warning("no events from the broker", topic=self._topic, error=error.str())
-
-    def _measure_lag(self) -> None:
-        now = time.monotonic()
-        if now - self._lag_measured_at < LAG_SECONDS:
-            return
-        self._lag_measured_at = now
-        lag = self._in_hand
-        for partition in self._kafka.position(self._kafka.assignment()):
-            lag += self._unread(partition)
-        self._lag = lag
-        self._metrics.lag(lag)
-
-    def _unread(self, position: TopicPartition) -> int:
-        """How many messages of a partition were not handed to us yet."""
-        # What the last fetch told, without asking the broker.
-        low, high = self._kafka.get_watermark_offsets(position, cached=True)
-        offset = position.offset
-        if high < 0 and self._waiting:
-            # It was paused before its first fetch, which does not come as long as it is.
-            try:
-                low, high = self._kafka.get_watermark_offsets(position, timeout=ASK_SECONDS)
-                offset = self._kafka.committed([position], timeout=ASK_SECONDS)[0].offset
-            except KafkaException:
-                return 0  # the broker is away; the next measurement knows more
-        return max(0, high - max(low, offset))
+            self._readiness.set_database_away(False)
 
 
-class _Stopped(BaseException):
-    """Told to stop while waiting. No Exception, so that it is never taken for the failure of a handler."""
+class _Readiness:
+    """Whether the process is ready for calls, as far as its consumer knows. Safe to share between threads."""
+
+    def __init__(self, set_ready: Callable[[bool], None]) -> None:
+        self._set_ready = set_ready
+        self._lock = threading.Lock()
+        self._stalled = False
+        self.database_away = False
+
+    def set_database_away(self, away: bool) -> None:
+        with self._lock:
+            self.database_away = away
+            self._set_ready(not (self.database_away or self._stalled))
+
+    def set_stalled(self, stalled: bool) -> None:
+        with self._lock:
+            self._stalled = stalled
+            self._set_ready(not (self.database_away or self._stalled))
 
 
 def _bounded(items: Sequence[_T], weigh: Callable[[_T], int], weight_max: int) -> Iterator[Sequence[_T]]:
@@ -387,27 +355,3 @@ def _backoff_seconds(tries: int) -> float:
     # Jitter, so that the consumers that a database has thrown out do not all come back at once.
     longest: float = min(BACKOFF_SECONDS_MAX, BACKOFF_SECONDS_MIN * 2.0 ** min(tries, 20))
     return longest * random.uniform(0.5, 1)
-
-
-def _settings(bootstrap_servers: str, group: str, session_seconds: float) -> dict[str, Any]:
-    return {
-        "bootstrap.servers": bootstrap_servers,
-        "group.id": group,
-        "client.id": group,
-        "enable.auto.commit": True,
-        "auto.commit.interval.ms": 500,
-        "enable.auto.offset.store": False,
-        "auto.offset.reset": "earliest",
-        "partition.assignment.strategy": "cooperative-sticky",
-        "session.timeout.ms": int(session_seconds * 1000),
-        "heartbeat.interval.ms": int(session_seconds * 1000 / 3),
-        # Apache Kafka answers a fetch when there is something, the embedded broker only when this time is up.
-        "fetch.wait.max.ms": 100,
-        "queued.max.messages.kbytes": _PREFETCH_KILOBYTES_MAX,
-        # How soon a topic that was not there yet is found. Not the five seconds that the embedded broker takes to
-        # share partitions out: a refresh at that very moment makes it begin anew.
-        "topic.metadata.refresh.interval.ms": 3000,
-        "reconnect.backoff.max.ms": 1000,
-        # Its own lines would flood the log while a broker is away; `_on_kafka_error` says it in one.
-        "log_level": 0,
-    }

@@ -23,6 +23,13 @@ _lag = metrics.gauge(
     "topic",
 )
 
+_stalled = metrics.gauge(
+    __name__,
+    "shop_consumer_stalled_partitions",
+    "Partitions in which messages wait and none was handled for a minute, though the database is there",
+    "topic",
+)
+
 
 class ConsumerMetrics:
     """The metrics of the consumer of one topic."""
@@ -43,6 +50,7 @@ class ConsumerMetrics:
         """So many messages were deleted from the topic before they were handled."""
         _missed(self._topic).inc(count)
 
-    def lag(self, messages: int) -> None:
-        """So many messages are still to be done."""
-        _lag(self._topic).set(messages)
+    def measured(self, lag: int, stalled: int) -> None:
+        """So many messages are still to be done, and so many partitions stand still."""
+        _lag(self._topic).set(lag)
+        _stalled(self._topic).set(stalled)

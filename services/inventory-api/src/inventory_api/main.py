@@ -75,6 +75,7 @@ def serve(settings: InventorySettings) -> None:
             topic=consumer.TOPIC,
             handlers=consumer.handlers(),
             describe=describe_event,
+            weigh=consumer.weigh,
             outbox=outbox,
             set_ready=lambda ready: server.health.set_ready("consumer", ready),
             die=lifecycle.die,
