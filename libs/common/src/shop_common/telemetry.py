@@ -14,9 +14,9 @@ from opentelemetry import trace
 from opentelemetry.context import Context
 from opentelemetry.trace import NonRecordingSpan, Span, SpanContext, SpanKind, TraceFlags
 from opentelemetry.util.types import AttributeValue
-from prometheus_client import REGISTRY, CollectorRegistry, start_http_server
+from prometheus_client import REGISTRY, CollectorRegistry
 
-from shop_common import listen
+from shop_common import listen, metrics_server
 from shop_common.settings import CommonSettings, refusal
 
 if TYPE_CHECKING:
@@ -72,7 +72,7 @@ def trace_with(tracing: "Tracing") -> None:
 def serve_metrics(settings: CommonSettings, registry: CollectorRegistry) -> None:
     """Answer Prometheus on METRICS_PORT. Ends the process with one sentence if the port is busy."""
     try:
-        start_http_server(settings.metrics_port, listen.python_host(settings.listen_host), registry)
+        metrics_server.start(listen.python_host(settings.listen_host), settings.metrics_port, registry)
     except OSError as error:
         raise SystemExit(listen.refusal(settings.listen_host, settings.metrics_port, error)) from None
 
