@@ -4,14 +4,19 @@ One function for each attack. While it goes on, orders are placed, confirmed and
 memory stays bounded, and no process ends; see `beside`.
 """
 
+import socket
+import urllib.request
 import zlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from functools import partial
+from uuid import UUID
 
 import grpc
+import psutil
 import pytest
+from google.type.money_pb2 import Money
 
 from devstack.foreign import Foreign, send
 from devstack.kafka import Kafka
@@ -20,10 +25,12 @@ from devstack.postgres import PostgresServer
 from devstack.stack import RELAY, Databases
 from shop.inventory.v1 import inventory_pb2 as inventory
 from shop.order.v1 import order_pb2 as orders
+from shop_common.errors import ShopError
 from tests.e2e.shop import CANCELLED, CONFIRMED, Shop
 from tests.faults import peer
 from tests.faults.beside import an_honest_client, persistent
 from tests.faults.hostile import (
+    BATCH_RESERVE,
     CALL_SECONDS,
     CREATE_ORDER,
     GET_ORDER,
@@ -31,12 +38,13 @@ from tests.faults.hostile import (
     LIST_RESERVATIONS,
     MESSAGE_BYTES_MAX,
     RESERVE_STOCK,
+    UPDATE_STATUS,
     idle_connections,
     peers,
     raw_calls,
     to_apis,
 )
-from tests.faults.peer import HEALTH_CHECK, HEALTH_WATCH, REFLECTION, message
+from tests.faults.peer import HEALTH_CHECK, HEALTH_WATCH, REFLECTION, Peer, message
 from tests.faults.stream import INVENTORY, ORDERS
 from tests.faults.system import System, running
 
@@ -135,6 +143,63 @@ def test_messages_that_come_byte_by_byte(system: System) -> None:
             honest.goes_on(1)
 
 
+def test_calls_of_many_messages_that_never_end(system: System) -> None:
+    one = message(orders.GetOrderRequest(id=str(UUID(int=0))).SerializeToString())
+    with an_honest_client(system) as honest, to_apis(system) as (inventory_api, order_api), suppress(OSError):
+        for _ in range(1_000):
+            order_api.call(GET_ORDER, one)
+            order_api.call(HEALTH_CHECK, message(b""))
+            inventory_api.call(RESERVE_STOCK, message(b"") * 1_000)
+        honest.goes_on()
+
+
+def test_connections_that_never_speak_http(system: System) -> None:
+    ports = system.stacks[0].ports
+    start = b"PRI * HTTP/2.0"
+    with an_honest_client(system) as honest, ExitStack() as open_connections:
+        connections = [
+            open_connections.enter_context(socket.create_connection(("127.0.0.1", port), peer.CONNECT_SECONDS))
+            for port in (ports.inventory, ports.orders) * 200
+        ]
+        for number in range(5):
+            for connection in connections:
+                # The server may have closed this one by now.
+                with suppress(OSError):
+                    connection.sendall(start[number : number + 1])
+            honest.goes_on(1)
+
+
+def test_headers_that_no_client_sends(system: System) -> None:
+    large = [(b"x-%d" % number, b"v" * 1_000) for number in range(14)]
+    with an_honest_client(system) as honest, to_apis(system) as apis, suppress(OSError):
+        for number in range(1_000):
+            for each in apis:
+                each.call(CREATE_ORDER, extra=large)
+                each.call(GET_ORDER, message(b""), end=True, extra=[(b"grpc-timeout", b"99999999H")])
+                each.call(GET_ORDER, message(b""), end=True, extra=[(b"grpc-timeout", b"soon")])
+                each.call(GET_ORDER, message(b"x", compressed=True), end=True, extra=[(b"grpc-encoding", b"\xff")])
+                each.call(f"{GET_ORDER}{number}", message(b""), end=True)
+                each.call("/" + "x" * 3_000, message(b""), end=True)
+        honest.goes_on()
+
+
+def test_frames_that_break_the_protocol(system: System) -> None:
+    ports = system.stacks[0].ports
+    window = peer.frame(peer.WINDOW_UPDATE, 0, 0, b"\x7f\xff\xff\xff")
+    settings = peer.frame(peer.SETTINGS, 0, 0, b"\0\1\0\0\0\0" * 1_000)
+    no_stream = peer.frame(peer.DATA, 0, 0, b"x")
+    no_headers = peer.frame(peer.HEADERS, peer.END_HEADERS, 1, b"\x3f\xff\xff\xff\xff\xff\x7f")
+    unknown = peer.frame(99, 255, 7, b"x" * 100)
+    end = peer.frame(peer.GOAWAY, 0, 0, bytes(8))
+    with an_honest_client(system) as honest:
+        for port in (ports.inventory, ports.orders, ports.reaper, ports.relay) * 10:
+            for bad in (window, settings, no_stream, no_headers, unknown, end):
+                with suppress(OSError), Peer(port) as connection:
+                    for _ in range(20):
+                        connection.send(bad)
+        honest.goes_on()
+
+
 def test_calls_that_are_taken_back_at_once(system: System, is_short: bool) -> None:
     with an_honest_client(system) as honest, to_apis(system) as apis, suppress(OSError):
         for _ in range(3_000 if is_short else 30_000):
@@ -184,6 +249,15 @@ def test_idle_connections(system: System) -> None:
         honest.goes_on()
 
 
+def test_idle_connections_to_the_metrics(system: System) -> None:
+    process, port = system.stacks[0].order_api, system.stacks[0].ports.orders_metrics
+    with an_honest_client(system) as honest, idle_connections([port], 1_500):
+        honest.goes_on()
+        assert psutil.Process(process.pid).num_threads() < THREADS_MAX
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=SCRAPE_SECONDS) as answer:
+        assert b"shop_" in answer.read()
+
+
 def test_pings_and_headers_without_end(system: System) -> None:
     with an_honest_client(system) as honest, to_apis(system, reads=False) as (pinged, headed):
         with suppress(OSError):
@@ -200,6 +274,37 @@ def test_pings_and_headers_without_end(system: System) -> None:
 # --- messages ---
 
 
+def test_texts_of_megabytes(system: System) -> None:
+    text = "€" * 1_300_000
+    line = orders.CreateOrderItem(product_id=1, quantity=1, price=Money(currency_code=text[:1_200_000], units=1))
+    other = orders.CreateOrderItem(product_id=1, quantity=1, price=Money(currency_code="EUR", units=1))
+    refused = [
+        (CREATE_ORDER, orders.CreateOrderRequest(user_id=1, items=[line] + [other] * (LINES_MAX - 1))),
+        (CREATE_ORDER, orders.CreateOrderRequest(user_id=1, items=[other], request_id=text)),
+        (GET_ORDER, orders.GetOrderRequest(id=text)),
+        (UPDATE_STATUS, orders.UpdateOrderStatusRequest(id="x", status=CANCELLED, reason=text)),
+        (LIST_ORDERS, orders.ListOrdersRequest(page_token=text)),
+        (RESERVE_STOCK, inventory.ReserveStockRequest(product_id=1, quantity=1, order_id=text)),
+        (RESERVE_STOCK, inventory.ReserveStockRequest(product_id=1, quantity=1, order_id="x", location=text)),
+    ]
+    with an_honest_client(system) as honest, raw_calls(system) as call:
+        for path, request in refused * 20:
+            assert call(path, request.SerializeToString()) is grpc.StatusCode.INVALID_ARGUMENT, path
+        honest.goes_on()
+
+
+def test_batches_of_nothing(system: System) -> None:
+    million = 1_000_000
+    with an_honest_client(system) as honest, raw_calls(system) as call:
+        for _ in range(5):
+            assert call(BATCH_RESERVE, b"\x0a\x00" * 2 * million) is grpc.StatusCode.INVALID_ARGUMENT
+            assert call(CREATE_ORDER, b"\x12\x00" * 2 * million) is grpc.StatusCode.INVALID_ARGUMENT
+            # Fields that nobody knows, and groups within groups.
+            assert call(GET_ORDER, b"\xf8\x07\x01" * million) is grpc.StatusCode.INVALID_ARGUMENT
+            call(GET_ORDER, b"\x5b" * million)
+        honest.goes_on()
+
+
 def test_a_message_that_unpacks_to_a_hundred_times_its_size(system: System) -> None:
     packer = zlib.compressobj(9, zlib.DEFLATED, 31)
     packed = b"".join(packer.compress(bytes(2**20)) for _ in range(400)) + packer.flush()
@@ -211,6 +316,16 @@ def test_a_message_that_unpacks_to_a_hundred_times_its_size(system: System) -> N
                     GET_ORDER, message(packed, compressed=True), end=True, extra=[(b"grpc-encoding", b"gzip")]
                 )
         honest.goes_on()
+
+
+@pytest.mark.parametrize("odd", ["a\nb", "a\tb", "a\x9b31m", "a\u202eb", "a\x1b[31m"], ids=ascii)
+def test_a_reason_that_would_forge_a_line_of_a_log_or_a_page(system: System, odd: str) -> None:
+    with Shop.of(system.stacks[0]) as shop:
+        order = shop.place_order((shop.stocked_product(1), 1))
+        request = orders.UpdateOrderStatusRequest(id=order.id, status=CANCELLED, reason=odd)
+        with pytest.raises(ShopError) as refused:
+            shop.api.call(shop.api.orders.UpdateOrderStatus, request)
+    assert refused.value.reason == "INVALID_FIELD"
 
 
 # --- requests that are legal, one by one ---
@@ -252,6 +367,43 @@ def read_lists(system: System, user: int, product: int) -> None:
             assert call(LIST_ORDERS, listed.SerializeToString()) is grpc.StatusCode.OK
             reservations = inventory.ListReservationsRequest(product_id=product, page_size=1_000)
             assert call(LIST_RESERVATIONS, reservations.SerializeToString()) is grpc.StatusCode.OK
+
+
+def test_an_order_with_more_reservations_than_there_can_be(system: System, shelf: list[int]) -> None:
+    with Shop.of(system.stacks[0]) as shop, an_honest_client(system) as honest:
+        order = shop.place_order((shelf[0], 1))
+        lines = [inventory.Line(product_id=product, quantity=1) for product in shelf]
+        batch = [inventory.OrderLines(order_id=order.id, lines=lines)] * 5
+        refused = 0
+        for _ in range(5):
+            request = inventory.BatchReserveStockRequest(orders=batch)
+            answer = shop.api.call(shop.api.inventory.BatchReserveStock, request, timeout_seconds=CALL_SECONDS)
+            refused += sum(result.HasField("error") for result in answer.results)
+        shop.bring_to(order.id, CANCELLED)
+        honest.goes_on()
+        shop.eventually(lambda: all(shop.available(product) == PLENTY for product in shelf), EFFECT_SECONDS)
+    assert refused > 0, f"{25 * LINES_MAX} reservations of one order were taken"
+
+
+def test_a_product_at_more_locations_than_there_can_be(system: System) -> None:
+    with Shop.of(system.stacks[0]) as shop, an_honest_client(system) as honest, ThreadPoolExecutor(16) as callers:
+        product = shop.product()
+
+        def add(number: int) -> str:
+            try:
+                shop.add_stock(product, 1, f"L{number:05d}-" + "x" * 57)
+            except ShopError as refusal:
+                return refusal.reason
+            return "OK"
+
+        reasons = list(callers.map(add, range(600)))
+        assert reasons.count("OK") == 500, "the others are refused"
+        assert set(reasons) == {"OK", "LOCATIONS_LIMIT"}
+        # What is accepted can also expire: it draws on all of them.
+        held = shop.reserve(product, 500, order_id="p" * 64, hold_seconds=1, timeout_seconds=60)
+        assert len(held.allocations) == 500
+        honest.goes_on()
+        shop.eventually(lambda: shop.reservation(held.id).state == inventory.RESERVATION_STATE_EXPIRED, EFFECT_SECONDS)
 
 
 # --- what others write into our topics ---
