@@ -48,6 +48,7 @@ def test_nothing_runs_with_more_rights_or_resources_than_it_needs(service: Servi
     # A limit above the machine's number of processors would not start on the smallest.
     assert float(limits["cpus"]) <= 1
     assert limits["memory"]
+    assert limits["pids"] <= 2048
 
 
 @every_service
@@ -125,6 +126,45 @@ def test_spans_go_to_the_jaeger_of_the_profile(name: str) -> None:
 def test_nothing_beside_the_system_starts_unasked() -> None:
     profiles = {name: service["profiles"] for name, service in SERVICES.items() if "profiles" in service}
     assert profiles == {name: ["observability"] for name in ("jaeger", "prometheus", "grafana")} | {"load": ["load"]}
+
+
+def networks(name: str) -> set[str]:
+    return set(SERVICES[name].get("networks", ()))
+
+
+def test_the_apis_have_threads_enough() -> None:
+    for name in ("inventory-api", "order-api"):
+        pids = SERVICES[name]["deploy"]["resources"]["limits"]["pids"]
+        assert pids >= 1.5 * SETTINGS[name].model_fields["grpc_threads"].default
+
+
+def test_who_need_not_speak_to_each_other_cannot() -> None:
+    assert [name for name in SERVICES if "data" in networks(name)] == [
+        *("inventory-api", "order-api", "event-relay", "postgres", "migrate-inventory", "migrate-orders")
+    ]
+    assert [name for name in SERVICES if "events" in networks(name)] == [
+        *("inventory-api", "order-api", "event-relay", "kafka", "topics")
+    ]
+    for outside in ("gateway", "load"):
+        assert networks(outside) == {"edge"}
+    # Who has neither is in a network of all, or in another container's.
+    assert {name for name in SERVICES if not networks(name)} == {"secrets", "databases"}
+    assert all("network_mode" in SERVICES[name] for name in ("secrets", "databases"))
+
+
+@pytest.mark.parametrize(
+    ("caller", "called"),
+    [
+        *(("gateway", api) for api in ("inventory-api", "order-api")),
+        *(("reservation-reaper", api) for api in ("inventory-api", "order-api")),
+        ("order-api", "inventory-api"),
+        *((name, "jaeger") for name in LASTING if name in SETTINGS),
+        *(("prometheus", name) for name in LASTING if name in SETTINGS),
+        ("grafana", "prometheus"),
+    ],
+)
+def test_who_calls_another_can_reach_it(caller: str, called: str) -> None:
+    assert networks(caller) & networks(called)
 
 
 def test_every_topic_is_made() -> None:

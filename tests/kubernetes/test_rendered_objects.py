@@ -1,10 +1,15 @@
 """Every overlay is what its cluster, and the processes in it, need."""
 
+from pathlib import Path
+
 import pytest
+import yaml
 
 from tests.kubernetes import checks, relations
 from tests.kubernetes.checks import Check
 from tests.kubernetes.rendered import Rendered
+
+ROOT = Path(__file__).resolve().parents[2]
 
 BASE = "deploy/kubernetes/base"
 LOCAL = "deploy/kubernetes/overlays/local"
@@ -55,3 +60,13 @@ def test_a_production_overlay_names_a_registry_and_a_version(rendered: Rendered)
     images = [workload.container["image"] for workload in checks.of_processes(rendered(PRODUCTION))]
 
     assert all("/shop/" in image and not image.endswith(":dev") for image in images)
+
+
+def test_the_namespace_refuses_pods_that_ask_for_more_rights() -> None:
+    namespace = yaml.safe_load((ROOT / "deploy/kubernetes/namespace.yaml").read_text())
+    guide = (ROOT / "docs/kubernetes.md").read_text()
+
+    assert namespace["kind"] == "Namespace"
+    assert namespace["metadata"]["labels"]["pod-security.kubernetes.io/enforce"] == "restricted"
+    assert "kubectl apply -f deploy/kubernetes/namespace.yaml" in guide
+    assert f"kubectl apply -n {namespace['metadata']['name']} -k" in guide
