@@ -4,8 +4,9 @@
 set -euo pipefail
 
 for name in inventory orders; do
-    psql --no-psqlrc --quiet --set ON_ERROR_STOP=1 --host 127.0.0.1 --username postgres \
-        --set name="$name" --set password="$(cat "/run/secrets/$name/password")" <<'SQL'
+    # psql reads the password itself: everyone on the machine can see a command line.
+    DATABASE=$name psql --no-psqlrc --quiet --set ON_ERROR_STOP=1 --host 127.0.0.1 --username postgres --set name="$name" <<'SQL'
+\set password `cat "/run/secrets/$DATABASE/password"`
 SELECT format('CREATE ROLE %I LOGIN', :'name') WHERE NOT EXISTS (SELECT FROM pg_roles WHERE rolname = :'name') \gexec
 ALTER ROLE :"name" PASSWORD :'password';
 SELECT format('CREATE DATABASE %I OWNER %I', :'name', :'name')
