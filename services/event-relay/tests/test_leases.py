@@ -1,10 +1,11 @@
 """Who ships which shards: fair shares, one owner at a time, and a way on when an owner dies."""
 
 from collections.abc import Iterator
+from datetime import timedelta
 
 import pytest
 from relay_driver import eventually
-from sqlalchemy import MetaData
+from sqlalchemy import Connection, MetaData, select, update
 
 from event_relay.leases import Held, Leases
 from shop_common.database import Database
@@ -22,6 +23,17 @@ class Table:
 
     def process(self, name: str, seconds: float = 60) -> "Process":
         return Process(self._database, Leases(self._leases, name, seconds))
+
+    def set_clock_back(self, hours: int) -> None:
+        """As a clock that is set back makes leases look: all of them end so much later."""
+        ends = self._leases.c.expires_at
+
+        def move(tx: Connection) -> None:
+            for shard, at in tx.execute(select(self._leases.c.shard, ends)).all():
+                moved = update(self._leases).where(self._leases.c.shard == shard)
+                tx.execute(moved.values(expires_at=at + timedelta(hours=hours)))
+
+        self._database.transact(move)
 
     def close(self) -> None:
         self._database.close()
@@ -115,6 +127,34 @@ def test_an_owner_that_was_away_too_long_has_lost_what_others_took(table: Table)
     assert frozen.shards() == set()
     assert len(heir.shards()) == 8
     assert len(frozen.shards()) == 8
+
+
+def test_a_lease_that_ends_later_than_any_can_is_void(table: Table) -> None:
+    table.process("dead", seconds=60).hold()
+    table.set_clock_back(hours=1)
+
+    assert table.process("heir").shards() == ALL
+
+
+def test_an_owner_that_lives_renews_its_lease_when_the_clock_was_set_back(table: Table) -> None:
+    owner, other = table.process("owner"), table.process("other")
+    assert owner.shards() == ALL
+    table.set_clock_back(hours=1)
+    assert owner.shards() == ALL
+
+    assert other.shards() == set()
+
+
+def test_when_the_clock_leaps_forward_an_owner_learns_at_its_next_renewal_what_it_has_lost(table: Table) -> None:
+    owner, other = table.process("owner"), table.process("other")
+    assert owner.shards() == ALL
+    table.set_clock_back(hours=-1)
+
+    assert other.shards() == ALL
+
+    assert owner.shards() == set()
+    assert after_rounds(2, [owner, other]) == [owner.shards(), ALL - owner.shards()]
+    assert len(owner.shards()) == 8
 
 
 def test_an_owner_that_was_away_keeps_what_nobody_took(table: Table) -> None:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 
 from sqlalchemy import (
+    ColumnElement,
     Connection,
     Executable,
     SmallInteger,
@@ -18,6 +19,7 @@ from sqlalchemy import (
     Text,
     bindparam,
     delete,
+    or_,
     select,
     true,
     update,
@@ -29,6 +31,14 @@ from shop_common.sql import Statement, Timestamp, now
 
 SEATS = range(-SHARDS, 0)
 """More processes than shards would have nothing to do: they wait until a seat comes free."""
+
+
+SECONDS_MAX = 300
+"""No lease is longer. One that ends later than this from now was given before the clock was set back.
+
+Its owner may be dead, and others would wait for it as long as the clock was set back. So it is void. An owner that
+lives renews its leases soon.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,10 +70,15 @@ class Leases:
         # Read before the database's clock is: we never believe in a lease for longer than the others do.
         began = time.monotonic()
         at = now(tx)
-        lease = {"owner": self._owner, "at": at, "until": at + timedelta(seconds=self._seconds)}
+        lease = {
+            "owner": self._owner,
+            "at": at,
+            "until": at + timedelta(seconds=self._seconds),
+            "latest": at + timedelta(seconds=SECONDS_MAX),
+        }
 
         ours = set(tx.execute(self._renewing(), {"me": self._owner, "until": lease["until"]}).scalars())
-        taken = set(tx.execute(select(self._table.c.shard).where(self._table.c.expires_at > at)).scalars())
+        taken = set(tx.execute(select(self._table.c.shard).where(~_is_void(self._table)), lease).scalars())
         if ours.isdisjoint(SEATS):
             free_seats = [seat for seat in SEATS if seat not in taken]
             ours |= self._taken(tx, free_seats[:1], lease)
@@ -114,5 +129,10 @@ def _taking(table: Table, given: Subquery) -> Executable:
     return wanted.on_conflict_do_update(
         index_elements=[table.c.shard],
         set_={"owner": wanted.excluded.owner, "expires_at": wanted.excluded.expires_at},
-        where=table.c.expires_at <= bindparam("at", type_=Timestamp()),
+        where=_is_void(table),
     ).returning(table.c.shard)
+
+
+def _is_void(table: Table) -> ColumnElement[bool]:
+    ends = table.c.expires_at
+    return or_(ends <= bindparam("at", type_=Timestamp()), ends > bindparam("latest", type_=Timestamp()))

@@ -5,6 +5,7 @@ from typing import Annotated
 
 from pydantic import Field
 
+from event_relay.leases import SECONDS_MAX
 from shop_common.database_settings import DatabaseAddress, password_of, shown
 from shop_common.settings import SECRET, CommonSettings, HealthPort, KafkaSettings
 
@@ -28,7 +29,7 @@ class RelaySettings(CommonSettings, KafkaSettings):
     lease_seconds: float = Field(
         10.0,
         ge=1,
-        le=300,
+        le=SECONDS_MAX,
         description="after so long without a sign of life a relay's shards go to another; two thirds of it are "
         "the time that a batch may take",
     )
