@@ -12,7 +12,7 @@ import pytest
 from sqlalchemy import BigInteger, CheckConstraint, Column, Index, MetaData, Table, Text, inspect
 
 from devstack.postgres import PostgresServer
-from shop_common.database import Database
+from shop_common.database import Database, plain_engine
 from shop_common.errors import DatabaseNeedsRepair
 from shop_common.schema import Schema, SchemaError, SchemaTooOld, WrongDatabase, main
 
@@ -238,6 +238,27 @@ def test_who_may_not_look_is_told_so_in_one_sentence(
         assert said.count("\n") == 1
     finally:
         on_postgres.transact(lambda tx: tx.exec_driver_sql(f"DROP ROLE {role}"))
+
+
+@pytest.mark.parametrize("encoding", ["SQL_ASCII", "LATIN1"])
+def test_a_database_in_another_encoding_is_refused_in_one_sentence(
+    on_postgres: Database, parcels: Schema, capsys: pytest.CaptureFixture[str], encoding: str
+) -> None:
+    url = on_postgres.engine.url.set(database=f"{on_postgres.engine.url.database}_{encoding.lower()}")
+    creating = f"CREATE DATABASE {url.database} ENCODING '{encoding}' LOCALE 'C' TEMPLATE template0"
+    administrator = plain_engine(on_postgres.engine.url)
+    with administrator.connect() as connection:
+        connection.exec_driver_sql(creating)
+    try:
+        with closing(Database(url)) as database, pytest.raises(SchemaError, match=f"is encoded in {encoding}"):
+            parcels.check(database)
+        assert main([], parcels, url.render_as_string(hide_password=False)) == 1
+        said = capsys.readouterr().err
+        assert said.startswith(f"parcel-api: the database is encoded in {encoding}, and has to be in UTF8")
+        assert said.count("\n") == 1
+    finally:
+        with administrator.connect() as connection:
+            connection.exec_driver_sql(f"DROP DATABASE {url.database} WITH (FORCE)")
 
 
 @pytest.mark.parametrize("operation", [Schema.check, Schema.upgrade, Schema.reset])

@@ -164,6 +164,7 @@ def test_files_that_cannot_be_read_are_named_all_at_once(
 @pytest.mark.parametrize(
     ("url", "complaint"),
     [
+        ("sqlite:////data/what?/shop.db", "must have no options: a ? in the path is written as %3F, and a % as %25"),
         ("mysql://shop@db/shop", "must be sqlite:///PATH or postgresql://USER:PASSWORD@HOST:PORT/NAME"),
         ("postgresql+asyncpg://shop:hunter2@db/shop", "must be sqlite:///PATH or"),
         ("postgresql://shop:hunter2@db:port/shop", "must be sqlite:///PATH or"),

@@ -1,4 +1,5 @@
 import io
+import shutil
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -6,12 +7,14 @@ from datetime import timedelta
 from pathlib import Path
 
 import pytest
+from psycopg.conninfo import conninfo_to_dict
 from sqlalchemy import Connection, MetaData, insert
 
 from devstack.__main__ import main
 from devstack.commands import database_state, db_shell
 from devstack.stack import Databases
 from shop_common.database import Database
+from shop_common.database_address import parsed
 from shop_common.outbox import Message, Outbox
 from shop_common.sql import now
 
@@ -120,3 +123,19 @@ def _transaction(url: str) -> Iterator[Connection]:
     with database.write() as tx:
         yield tx
     database.close()
+
+
+def test_psql_is_given_names_as_they_are_and_the_password_out_of_sight(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shutil, "which", "/usr/bin/{}".format)
+    url = parsed("postgresql+psycopg://me:hunter2@%2Fvar%2Frun/50%25%20of%3F?application_name=a%20b")
+
+    (program, where), environment = db_shell._psql(url)
+
+    assert program == "/usr/bin/psql"
+    assert conninfo_to_dict(where) == {
+        "user": "me",
+        "host": "/var/run",
+        "dbname": "50% of?",
+        "application_name": "a b",
+    }
+    assert environment == {"PGPASSWORD": "hunter2", "PGTZ": "UTC"}

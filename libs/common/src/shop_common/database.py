@@ -5,7 +5,6 @@ opened here, by entry points only, and retried here as a whole; operations recei
 """
 
 import random
-import sqlite3
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -16,17 +15,18 @@ from typing import Any, TypeVar
 import psycopg
 from prometheus_client import Counter, Gauge
 from psycopg.types.string import TextLoader
-from sqlalchemy import Connection, Engine, create_engine, event, exc
-from sqlalchemy.engine import make_url
-from sqlalchemy.engine.interfaces import DBAPIConnection
+from sqlalchemy import URL, Connection, Engine, NullPool, create_engine, event, exc
 from sqlalchemy.pool import ConnectionPoolEntry
 
-from shop_common import metrics, telemetry
+from shop_common import database_sqlite, metrics, telemetry
+from shop_common.database_address import parsed
 from shop_common.database_errors import Collision, Phase, StaleConnection, cause_of, is_own_fault, meaning
+from shop_common.database_pool import Generations
+from shop_common.database_sqlite import READ_ONLY, SqliteFile
 from shop_common.errors import DatabaseUnavailable, PoolTimeout
 from shop_common.metrics import Metric
 
-__all__ = ["Database", "cause_of", "count_after_commit", "is_own_fault"]
+__all__ = ["Database", "cause_of", "count_after_commit", "is_own_fault", "plain_engine"]
 
 _T = TypeVar("_T")
 
@@ -60,9 +60,9 @@ MAY_COME_UNDONE = "; SET LOCAL synchronous_commit = off"
 When the server crashes within the second, the change may be as if never made: as a whole, and the database in order.
 """
 
-_READ_ONLY = "shop_read_only"
 _SETTINGS = "shop_settings"
 _AFTER_COMMIT = "shop_after_commit"
+_PHASE = "shop_phase"
 OUTSIDE_TRANSACTION = "shop_outside_transaction"
 """Execution option of a connection: its statements are transactions of their own, for `online_ddl` alone."""
 
@@ -79,9 +79,20 @@ _waiting = metrics.gauge(
 class Database:
     """A database and the transactions on it. Safe to share between threads."""
 
-    def __init__(self, url: str, *, connections_max: int = CONNECTIONS_MAX) -> None:
-        self.engine = _engine(url, connections_max)
+    def __init__(self, address: str | URL, *, connections_max: int = CONNECTIONS_MAX) -> None:
+        self.engine = _engine(
+            parsed(address),
+            pool_size=connections_max,
+            max_overflow=0,
+            pool_timeout=POOL_TIMEOUT_SECONDS,
+            pool_use_lifo=True,
+        )
         self.is_sqlite = self.engine.dialect.name == "sqlite"
+        self._generations = Generations(self.engine)
+        self._file = SqliteFile(self.engine) if self.is_sqlite else None
+        if not self.is_sqlite:
+            event.listen(self.engine, "begin", self._begin_postgres)
+            event.listen(self.engine, "after_cursor_execute", _note_statement)
         # SQLite has one writer. Waiting for one's turn here is fair and wakes at once; its own busy
         # handler sleeps and polls, so it is left for writers of other processes.
         self._turn: threading.Lock | None = threading.Lock() if self.is_sqlite else None
@@ -99,8 +110,7 @@ class Database:
         with self._in_turn(), _translated() as phase, self._connect() as tx:
             if settings:
                 tx.execution_options(**{_SETTINGS: settings})
-            tx.begin()
-            phase.begun = True
+            self._begin(tx, phase)
             # A pooled connection keeps what a transaction before this one left behind when it failed.
             counted: list[tuple[Metric[Counter], Mapping[tuple[str, ...], int]]] = []
             tx.info[_AFTER_COMMIT] = counted
@@ -112,6 +122,8 @@ class Database:
             phase.committing = True
             with telemetry.span_below("COMMIT"):
                 tx.commit()
+            if self._file is not None:
+                self._file.check_commit()
         for metric, counts in counted:
             for labels, count in counts.items():
                 metric(*labels).inc(count)
@@ -119,10 +131,9 @@ class Database:
     @contextmanager
     def read(self, settings: str = "") -> Iterator[Connection]:
         """A read-only transaction, with `settings` as in `write`. Raises ShopError for failures of the surroundings."""
-        options = {_READ_ONLY: True, _SETTINGS: settings}
+        options = {READ_ONLY: True, _SETTINGS: settings}
         with _translated() as phase, self._connect().execution_options(**options) as tx:
-            tx.begin()
-            phase.begun = True
+            self._begin(tx, phase)
             yield tx
             # Not rolled back: psycopg forgets a connection's prepared statements with every ROLLBACK.
             tx.commit()
@@ -138,6 +149,28 @@ class Database:
     def close(self) -> None:
         """Close all pooled connections."""
         self.engine.dispose()
+
+    def _begin(self, tx: Connection, phase: Phase) -> None:
+        if self._file is not None:
+            self._file.check()
+        tx.begin()
+        tx.info[_PHASE] = phase
+        phase.begun = True
+
+    def _begin_postgres(self, tx: Connection) -> None:
+        options = tx.get_execution_options()
+        if options.get(OUTSIDE_TRANSACTION):
+            return
+        # Through the driver and never prepared: a prepared statement can't hold several commands.
+        driver: Any = tx.connection.driver_connection
+        begin = (_BEGIN_READ if options.get(READ_ONLY) else _BEGIN_WRITE) + options.get(_SETTINGS, "")
+        try:
+            driver.execute(begin, prepare=False)
+        except psycopg.Error as error:
+            # Raised outside SQLAlchemy's own cursor, so the pool has to be told that this connection is gone.
+            self._generations.end(tx.info)
+            tx.invalidate(error)
+            raise exc.DBAPIError(begin, None, error, connection_invalidated=True) from error
 
     def _connect(self) -> Connection:
         if self._waiting is None:
@@ -181,6 +214,11 @@ def count_after_commit(tx: Connection, metric: Metric[Counter], counts: Mapping[
         tx.info.setdefault(_AFTER_COMMIT, []).append((metric, counts))
 
 
+def _note_statement(tx: Connection, *_: object) -> None:
+    if (phase := tx.info.get(_PHASE)) is not None:
+        phase.ran = True
+
+
 def _watched(engine: Engine, connections_max: int) -> Gauge:
     """Let Prometheus see the pool; what counts those who wait for it."""
     pool = Path(engine.url.database or "").stem
@@ -208,66 +246,64 @@ def _translated() -> Iterator[Phase]:
         raise meaning(error, phase) from error
 
 
-def _engine(url: str, connections_max: int) -> Engine:
-    sqlite = make_url(url).get_backend_name() == "sqlite"
+def plain_engine(address: str | URL) -> Engine:
+    """For tools: a connection for each use, and each statement by itself, without the timeouts of our transactions."""
+    return _engine(parsed(address), poolclass=NullPool)
+
+
+def _engine(url: URL, **pool: Any) -> Engine:
+    is_sqlite = url.get_backend_name() == "sqlite"
     engine = create_engine(
         url,
         # We say BEGIN ourselves, see _begin_*: drivers begin late (sqlite3) or in a round trip of its own (psycopg).
         isolation_level="AUTOCOMMIT",
-        pool_size=connections_max,
-        max_overflow=0,
-        pool_timeout=POOL_TIMEOUT_SECONDS,
-        pool_use_lifo=True,
-        connect_args=_SQLITE_CONNECT if sqlite else _POSTGRES_CONNECT,
+        # What callers sent is nobody else's business: errors are logged, and logs are read by many.
+        hide_parameters=True,
+        connect_args=database_sqlite.CONNECT if is_sqlite else _postgres_arguments(url),
+        **pool,
     )
-    if sqlite:
-        event.listen(engine, "connect", _configure_sqlite)
-        event.listen(engine, "begin", _begin_sqlite)
-    else:
+    if not is_sqlite:
         event.listen(engine, "connect", _configure_postgres)
-        event.listen(engine, "begin", _begin_postgres)
     return engine
 
 
-_SQLITE_CONNECT = {"timeout": LOCK_TIMEOUT_SECONDS, "check_same_thread": False}
-_POSTGRES_CONNECT = {
-    "connect_timeout": CONNECT_TIMEOUT_SECONDS,
-    "application_name": "shop",
-    "keepalives_idle": 10,
-    "keepalives_interval": 5,
-    "keepalives_count": 3,
-    "tcp_user_timeout": UNANSWERED_TIMEOUT_SECONDS * 1000,
-}
+def _postgres_arguments(url: URL) -> dict[str, object]:
+    # After a failover an address may lead to a standby for a while. There is nothing to do on one, so it is better not
+    # to get a connection at all. Who names several servers in the address may ask for something else.
+    target = {} if "target_session_attrs" in url.query else {"target_session_attrs": "primary"}
+    return {
+        "connect_timeout": CONNECT_TIMEOUT_SECONDS,
+        "application_name": "shop",
+        # With the connection and not after it: a database in SQL_ASCII answers even SQLAlchemy's first question in
+        # bytes. It is one of the few start-up parameters that PgBouncer takes.
+        "client_encoding": "UTF8",
+        "keepalives_idle": 10,
+        "keepalives_interval": 5,
+        "keepalives_count": 3,
+        "tcp_user_timeout": UNANSWERED_TIMEOUT_SECONDS * 1000,
+        **target,
+    }
 
 
-def _configure_sqlite(connection: DBAPIConnection, _: ConnectionPoolEntry) -> None:
-    cursor = connection.cursor()
-    _write_ahead(cursor)
-    cursor.execute("PRAGMA synchronous = FULL")
-    cursor.execute("PRAGMA foreign_keys = ON")
-    cursor.close()
+_SESSION = "; ".join(
+    f"SET {name} = {value}"
+    for name, value in (
+        ("TimeZone", "'UTC'"),
+        ("DateStyle", "'ISO, MDY'"),
+        ("IntervalStyle", "'postgres'"),
+        ("standard_conforming_strings", "on"),
+    )
+)
+"""What servers, databases and roles may have other defaults for, and what is meant here.
 
-
-def _write_ahead(cursor: Any) -> None:
-    # The file keeps this mode. Of two that open a new file at once one is refused: busy_timeout does not apply.
-    deadline = time.monotonic() + LOCK_TIMEOUT_SECONDS
-    while True:
-        try:
-            cursor.execute("PRAGMA journal_mode = WAL")
-            return
-        except sqlite3.OperationalError:
-            if time.monotonic() > deadline:
-                raise
-            time.sleep(random.uniform(0, 0.02))
-
-
-def _begin_sqlite(tx: Connection) -> None:
-    # A deferred BEGIN takes the write lock at the first write, after it has read: two such transactions read the
-    # same stock, and one of them oversells or fails. IMMEDIATE takes it before the first read.
-    tx.exec_driver_sql("BEGIN" if tx.get_execution_options().get(_READ_ONLY) else "BEGIN IMMEDIATE")
+Python compares two times of one zone by their wall clocks, which go back by an hour in autumn. So no time may come in
+another zone than UTC. They are set once, on each new connection: PgBouncer carries each of them from one server
+connection to another, as it does not with other settings.
+"""
 
 
 def _configure_postgres(connection: psycopg.Connection, _: ConnectionPoolEntry) -> None:
+    connection.execute(_SESSION, prepare=False)
     # Our ids are texts. The driver would make an object of each, of which SQLAlchemy makes a text again.
     connection.adapters.register_loader("uuid", TextLoader)
 
@@ -281,18 +317,3 @@ _TIMEOUTS = (
 )
 _BEGIN_WRITE = "BEGIN ISOLATION LEVEL READ COMMITTED" + _TIMEOUTS
 _BEGIN_READ = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY" + _TIMEOUTS
-
-
-def _begin_postgres(tx: Connection) -> None:
-    options = tx.get_execution_options()
-    if options.get(OUTSIDE_TRANSACTION):
-        return
-    # Through the driver and never prepared: a prepared statement can't hold several commands.
-    driver: Any = tx.connection.driver_connection
-    begin = (_BEGIN_READ if options.get(_READ_ONLY) else _BEGIN_WRITE) + options.get(_SETTINGS, "")
-    try:
-        driver.execute(begin, prepare=False)
-    except psycopg.Error as error:
-        # Raised outside SQLAlchemy's own cursor, so the pool has to be told that this connection is gone.
-        tx.invalidate(error)
-        raise exc.DBAPIError(begin, None, error, connection_invalidated=True) from error

@@ -1,12 +1,14 @@
 """What an error of a database means: whose fault it is, whether another try can help, and what to call it in a log.
 
-PostgreSQL, by SQLSTATE                     SQLite, by result code              is raised as
-21, 22, 23, 54 and most of 42               CONSTRAINT, MISMATCH, TOOBIG, …     as it is: the statement's own fault
-40001, 40P01                                                                    Collision: tried again
-    55P03                                                                           LockTimeout
-    57014, 25P03, 25P04                                                             TransactionTimeout
-a missing table, column, grant; 53100, XX   NOTADB, FULL, READONLY, CANTOPEN    DatabaseNeedsRepair
-everything else                             BUSY, IOERR, …                      DatabaseUnavailable
+| PostgreSQL, by SQLSTATE | SQLite, by result code | is raised as |
+|---|---|---|
+| 21, 22, 23, 54, most of 42 | CONSTRAINT, MISMATCH, TOOBIG, bad SQL | as it is: the statement's own fault |
+| 40001, 40P01 | | Collision: tried again |
+| 0A000, 25006, or a connection that was lost before its first statement | | StaleConnection: tried again on a new one |
+| 55P03 | | LockTimeout |
+| 57014, 25P03, 25P04 | | TransactionTimeout |
+| a missing table, column or grant, 53100, 58, XX | NOTADB, FULL, READONLY, CANTOPEN | DatabaseNeedsRepair |
+| everything else | BUSY, IOERR, everything else | DatabaseUnavailable |
 """
 
 import sqlite3
@@ -33,8 +35,13 @@ _LOCK_NOT_AVAILABLE = "55P03"
 # A statement, a pause between two statements, or the transaction took too long.
 _TIMEOUT_STATES = frozenset({"57014", "25P03", "25P04"})
 _DISK_FULL = "53100"
-# Internal error (damaged data), system error, feature not supported: no waiting mends them.
-_REPAIR_CLASSES = frozenset({"0A", "58", "XX"})
+# Internal error (damaged data), system error: no waiting mends them.
+_REPAIR_CLASSES = frozenset({"58", "XX"})
+# The server is read-only, as after a failover; or a table has changed under a prepared statement. The transaction has
+# done nothing, and succeeds on a new connection if it can succeed at all.
+_STALE_STATES = frozenset({"0A000", "25006"})
+# Shut down, crashed, starting up, idle for too long: true of all connections to that server.
+_SHUTDOWN_STATES = frozenset({"57P01", "57P02", "57P03", "57P05"})
 
 _SQLITE_OWN_FAULTS = frozenset(
     {sqlite3.SQLITE_CONSTRAINT, sqlite3.SQLITE_MISMATCH, sqlite3.SQLITE_TOOBIG, sqlite3.SQLITE_RANGE}
@@ -67,6 +74,8 @@ class Phase:
     """How far a transaction has come."""
 
     begun: bool = False
+    ran: bool = False
+    """Whether a statement after the BEGIN has succeeded. Known on PostgreSQL alone."""
     committing: bool = False
 
 
@@ -75,8 +84,8 @@ def meaning(error: exc.DBAPIError, phase: Phase) -> Exception:
     state = _state(error)
     if phase.committing and _is_unanswered(error):
         return DatabaseUnavailable("the database did not answer a commit", rolled_back=False)
-    if not phase.begun and error.connection_invalidated:
-        return StaleConnection("the database closed the connection")
+    if _was_stale(error, phase):
+        return StaleConnection("the database is not available")
     if state in _COLLISION_STATES:
         return Collision("others changed the same rows; try again")
     if state == _LOCK_NOT_AVAILABLE:
@@ -88,6 +97,12 @@ def meaning(error: exc.DBAPIError, phase: Phase) -> Exception:
     if _needs_repair(error):
         return DatabaseNeedsRepair("the database needs its operator; trying again does not help until then")
     return DatabaseUnavailable("the database is not available")
+
+
+def is_end_of_connections(error: exc.DBAPIError) -> bool:
+    """Whether no connection to this server is of use any more, although the driver may think that this one is."""
+    state = _state(error)
+    return state is not None and (state in _STALE_STATES | _SHUTDOWN_STATES or state.startswith("08"))
 
 
 def is_own_fault(error: BaseException) -> bool:
@@ -108,9 +123,40 @@ def is_own_fault(error: BaseException) -> bool:
 
 
 def cause_of(error: BaseException) -> str:
-    """What the driver said, in one line for a log: without the SQL and its parameters."""
+    """What the driver said, in one line for a log: without the SQL, its parameters, or a row."""
     driver_error = getattr(error.__cause__, "orig", None) or error.__cause__ or error
-    return str(driver_error).strip().partition("\n")[0]
+    return " ".join((_primary_message(driver_error) or str(driver_error)).split())
+
+
+def without_rows(error: exc.DBAPIError) -> None:
+    """Cut from PostgreSQL's message what follows its first sentence: DETAIL and CONTEXT quote rows of callers."""
+    if primary := _primary_message(error.orig):
+        reword(error, primary)
+
+
+def reword(error: exc.DBAPIError, message: str) -> None:
+    """Let the driver's error, and SQLAlchemy's around it, say this instead."""
+    driver_error = error.orig
+    if driver_error is not None:
+        driver_error.args = (message,)
+        error.args = (f"({type(driver_error).__name__}) {message}",)
+
+
+def _primary_message(driver_error: object) -> str | None:
+    """What PostgreSQL says first, and None for all that does not come from its server."""
+    message: str | None = getattr(getattr(driver_error, "diag", None), "message_primary", None)
+    return message
+
+
+def _was_stale(error: exc.DBAPIError, phase: Phase) -> bool:
+    state = _state(error)
+    if not error.connection_invalidated:
+        return False
+    if not phase.begun or state in _STALE_STATES:
+        return True
+    # Shut down between the answer to our BEGIN and the first statement. Without a state that says so it may have been
+    # the statement that brought the server down: that is not repeated.
+    return not phase.ran and state in _SHUTDOWN_STATES
 
 
 def _is_unanswered(error: exc.DBAPIError) -> bool:

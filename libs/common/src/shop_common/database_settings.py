@@ -11,6 +11,7 @@ from sqlalchemy import URL, make_url
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.util import immutabledict
 
+from shop_common.database_address import parsed
 from shop_common.settings import PORT_MAX, SECRET, Settings
 
 _FORMS = "must be sqlite:///PATH or postgresql://USER:PASSWORD@HOST:PORT/NAME"
@@ -34,7 +35,10 @@ def _database_url(address: str, info: ValidationInfo) -> str:
 
 
 def _sqlite(address: str) -> str:
-    if make_url(address).database in {None, "", ":memory:"}:
+    url = parsed(address)
+    if "?" in address:
+        raise ValueError("must have no options: a ? in the path is written as %3F, and a % as %25")
+    if url.database in {None, "", ":memory:"}:
         raise ValueError("must name a file: each connection would have an empty database of its own in memory")
     return address
 
@@ -59,12 +63,12 @@ def _postgres(address: str) -> URL:
 
 
 DatabaseAddress = Annotated[str, AfterValidator(_database_url)]
-"""Validated in a field named `…_url`, with the field `…_password` before it."""
+"""Validated in a field named `…_url`, with the field `…_password` before it. Names in it stay percent-encoded."""
 
 DatabaseUrl = Annotated[
     DatabaseAddress,
     Field(
-        description="sqlite:///PATH or postgresql://USER:PASSWORD@HOST:PORT/NAME",
+        description="sqlite:///PATH or postgresql://USER:PASSWORD@HOST:PORT/NAME, percent-encoded",
         repr=False,
         json_schema_extra=SECRET,
         validate_default=True,

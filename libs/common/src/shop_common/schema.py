@@ -60,6 +60,10 @@ class WrongDatabase(SchemaError):
     """The database is another service's."""
 
 
+class WrongEncoding(SchemaError):
+    """The database stores text in another encoding than UTF8."""
+
+
 class _State(Enum):
     EMPTY = "has no schema yet"
     OLDER = "has a schema older than this version needs"
@@ -111,8 +115,8 @@ class Schema:
     def check(self, database: Database) -> None:
         """Pass if the code can run on this schema, newer ones included.
 
-        Raises SchemaTooOld or WrongDatabase, SchemaError when the database does not let us look, and ShopError when it
-        is away.
+        Raises SchemaTooOld, WrongDatabase or WrongEncoding, SchemaError when the database does not let us look, and
+        ShopError when it is away.
         """
         try:
             state = database.query(self._state)
@@ -175,10 +179,9 @@ class Schema:
         if database.is_sqlite:
             yield  # BEGIN IMMEDIATE of each revision is the turn
             return
-        url = database.engine.url.render_as_string(hide_password=False)
         deadline = time.monotonic() + TURN_TIMEOUT_SECONDS
         # On a connection of its own, since a revision that goes the long way commits in between.
-        with closing(Database(url, connections_max=1)) as other, other.write() as tx:
+        with closing(Database(database.engine.url, connections_max=1)) as other, other.write() as tx:
             while not self._has_turn(tx):
                 if time.monotonic() > deadline:
                     raise Contention("another migration of this database has not ended in time")
@@ -203,6 +206,7 @@ class Schema:
                 command.upgrade(self._config(tx), revision)  # does nothing when it is there or beyond
 
     def _state(self, tx: Connection) -> _State:
+        _check_encoding(tx)
         others = [
             name
             for name in inspect(tx).get_table_names()
@@ -239,6 +243,17 @@ class Schema:
         config = Config(attributes={"connection": tx, "version_table": self.version_table})
         config.set_main_option("script_location", str(self.migrations).replace("%", "%%"))
         return config
+
+
+def _check_encoding(tx: Connection) -> None:
+    if tx.dialect.name != "postgresql":
+        return
+    encoding = tx.execute(text("SELECT current_setting('server_encoding')")).scalar_one()
+    if encoding != "UTF8":
+        raise WrongEncoding(
+            f"the database is encoded in {encoding}, and has to be in UTF8: "
+            "create it with `CREATE DATABASE … ENCODING 'UTF8' TEMPLATE template0`."
+        )
 
 
 def _without_hurry(tx: Connection) -> None:

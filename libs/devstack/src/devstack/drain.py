@@ -3,11 +3,12 @@
 import time
 from collections.abc import Callable
 
-from sqlalchemy import NullPool, create_engine, text
+from sqlalchemy import text
 
 from devstack.kafka import Kafka
 from devstack.ports import free_ports
 from devstack.stack import INVENTORY_API, ORDER_API, STOP_SECONDS, Stack
+from shop_common.database import plain_engine
 
 READERS = {"order-events": INVENTORY_API, "inventory-events": ORDER_API}
 """Who acts on which topic: a consumer group is named for its service."""
@@ -45,7 +46,7 @@ def drain(stack: Stack, seconds: float, say: Say) -> bool:
 
 def backlog(url: str) -> int:
     """How many events wait in the outbox of a database."""
-    engine = create_engine(url, poolclass=NullPool)
+    engine = plain_engine(url)
     with engine.connect() as tx:
         return int(tx.execute(text("SELECT count(*) FROM outbox")).scalar_one())
 

@@ -15,6 +15,7 @@ from devstack.kafka import Kafka
 from devstack.ports import free_ports
 from devstack.postgres import PostgresServer
 from devstack.process import Process, ProcessEnded
+from shop_common.database_address import of_sqlite_file
 
 INVENTORY_API = "inventory-api"
 ORDER_API = "order-api"
@@ -36,10 +37,10 @@ class Databases:
 
     @classmethod
     def in_folder(cls, folder: Path) -> Self:
-        """Two SQLite files; the folder is made if it is missing."""
+        """Two SQLite files; the folder is made if it is missing, and then nobody else may look into it."""
         folder = folder.absolute()
-        folder.mkdir(parents=True, exist_ok=True)
-        return cls(f"sqlite:///{folder / 'inventory.db'}", f"sqlite:///{folder / 'orders.db'}")
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        return cls(of_sqlite_file(folder / "inventory.db"), of_sqlite_file(folder / "orders.db"))
 
     @classmethod
     def on_server(cls, server: PostgresServer) -> Self:

@@ -12,12 +12,14 @@ import shutil
 import sys
 from collections.abc import Iterator
 
-from sqlalchemy import NullPool, create_engine
-from sqlalchemy.engine import URL, make_url
+from psycopg.conninfo import make_conninfo
+from sqlalchemy.engine import URL
 from sqlalchemy.exc import DBAPIError
 
 from devstack.commands import failures, target
 from devstack.commands.output import print_table
+from shop_common.database import plain_engine
+from shop_common.database_address import parsed
 
 ROWS_MAX = 1_000
 
@@ -30,9 +32,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Hands over to a shell program where there is one, and then does not return."""
     databases = target.databases(options)
-    url = make_url(databases.inventory if options.database == "inventory" else databases.orders)
+    address = databases.inventory if options.database == "inventory" else databases.orders
+    url = parsed(address)
     if url.get_backend_name() == "sqlite":
-        target.require(str(url))
+        target.require(address)
         _hand_over(_sqlite_shell(url.database or ""), {})
     else:
         _hand_over(*_psql(url))
@@ -51,9 +54,11 @@ def _psql(url: URL) -> tuple[list[str], dict[str, str]]:
     program = shutil.which("psql")
     if program is None:
         return [], {}
+    arguments, options = url.get_dialect()().create_connect_args(url)
     # The password goes through the environment: everyone on the machine can see a command line.
-    plain = url.set(drivername="postgresql", password=None).render_as_string()
-    return [program, plain], {"PGPASSWORD": url.password} if url.password else {}
+    password = options.pop("password", None)
+    environment = {"PGTZ": "UTC"} | ({"PGPASSWORD": str(password)} if password else {})
+    return [program, make_conninfo(*arguments, **options)], environment
 
 
 def _hand_over(command: list[str], environment: dict[str, str]) -> None:
@@ -65,7 +70,7 @@ def _hand_over(command: list[str], environment: dict[str, str]) -> None:
 
 def prompt(url: str | URL, name: str) -> int:
     """Run what is typed, statement by statement, until the input ends."""
-    engine = create_engine(url, poolclass=NullPool, isolation_level="AUTOCOMMIT")
+    engine = plain_engine(url)
     failed = False
     with engine.connect() as connection:
         for statement in _statements(name):

@@ -3,14 +3,13 @@
 import argparse
 from pathlib import Path
 
-from sqlalchemy.engine import make_url
-
 from devstack import compose, runfile
 from devstack.client import Shop
 from devstack.commands.failures import CommandFailed
 from devstack.compose import Containers
 from devstack.runfile import NotRunning, RunFile
 from devstack.stack import INVENTORY_API, ORDER_API, Databases, Ports
+from shop_common.database_address import parsed
 
 DATA_FOLDER = runfile.PATH.with_name("data")
 """Where `dev` keeps its SQLite files unless told otherwise."""
@@ -64,7 +63,7 @@ def databases(options: argparse.Namespace) -> Databases:
 
 def require(database_url: str) -> None:
     """Raises CommandFailed when it is an SQLite file that is missing: to open it would make it."""
-    url = make_url(database_url)
+    url = parsed(database_url)
     if url.get_backend_name() == "sqlite" and not Path(url.database or "").is_file():
         raise CommandFailed(f"its file {url.database} is missing; ./task db-init makes it")
 
