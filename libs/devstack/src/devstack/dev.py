@@ -151,9 +151,16 @@ class Dev:
             stack.processes,
             self._screen.say,
             self._screen.complain,
-            started=lambda: self._write_run_file(stack, broker),
+            started=lambda: self._rewrite_run_file(stack, broker),
         )
         supervisor.run(lambda: broker.alive and self._runner in (None, os.getppid()))
+
+    def _rewrite_run_file(self, stack: Stack, broker: Process) -> None:
+        """With the new pids. A disk that is full must not end what runs."""
+        try:
+            self._write_run_file(stack, broker)
+        except OSError as failure:
+            self._screen.complain(f"other tasks may not find the new process: {failure}")
 
     def _write_run_file(self, stack: Stack, broker: Process) -> None:
         me = psutil.Process()

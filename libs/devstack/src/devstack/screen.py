@@ -34,12 +34,12 @@ class Screen:
     def say(self, sentence: str, style: str = "bold") -> None:
         """A sentence of our own."""
         self._keep(DEV, sentence, "info")
-        self._show(Text(f"{DEV:<{_NAME_WIDTH}} │ {sentence}", style=style))
+        self._show(Text(prefix(DEV) + sentence, style=style))
 
     def complain(self, sentence: str) -> None:
         """A sentence of our own on what went wrong."""
         self._keep(DEV, sentence, "error")
-        self._show(Text(f"{DEV:<{_NAME_WIDTH}} │ {sentence}", style="bold red"))
+        self._show(Text(prefix(DEV) + sentence, style="bold red"))
 
     def table(self, table: Table) -> None:
         self._show(table)
@@ -58,8 +58,12 @@ class Screen:
 
 def named(name: str, line: str) -> Text:
     """A line with the name of its process before it, in its colour."""
-    text = Text(f"{name:<{_NAME_WIDTH}} │ ", style=COLOURS.get(name, ""))
-    return text + Text.from_ansi(line)
+    return Text(prefix(name), style=COLOURS.get(name, "")) + Text.from_ansi(line)
+
+
+def prefix(name: str) -> str:
+    """What stands before each line of that process."""
+    return f"{name:<{_NAME_WIDTH}} │ "
 
 
 class _Console(Console):

@@ -17,7 +17,7 @@ from devstack.commands.failures import CommandFailed
 from devstack.commands.output import add_json, console, print_json
 from devstack.log_book import LEVELS, Line
 from devstack.runfile import NotRunning
-from devstack.screen import DEV, named
+from devstack.screen import DEV, named, prefix
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -39,9 +39,17 @@ def run(options: argparse.Namespace) -> int:
         raise CommandFailed(f"there is no process {min(unknown)}; there are {', '.join(options.known)}")
     if not log_book.PATH.exists():
         raise CommandFailed(f"no logs are kept here ({log_book.PATH}); ./task dev writes them")
+    screen = console()
     for line in log_book.read(go_on=_wait_while_dev_runs if options.follow else None):
-        if _is_wanted(line, options):
-            _show(line, as_json=options.json)
+        if not _is_wanted(line, options):
+            continue
+        if options.json:
+            print_json(asdict(line))
+        elif screen.is_terminal:
+            screen.print(named(line.process, line.line), soft_wrap=True)
+        else:
+            # Colours are for people; without them half a million lines take seconds.
+            print(prefix(line.process) + line.line)
     return 0
 
 
@@ -52,13 +60,6 @@ def _is_wanted(line: Line, options: argparse.Namespace) -> bool:
         and (options.since is None or datetime.fromisoformat(line.time) >= options.since)
         and (options.grep is None or options.grep.search(line.line) is not None)
     )
-
-
-def _show(line: Line, *, as_json: bool) -> None:
-    if as_json:
-        print_json(asdict(line))
-    else:
-        console().print(named(line.process, line.line), soft_wrap=True)
 
 
 def _wait_while_dev_runs(seconds: float) -> bool:
