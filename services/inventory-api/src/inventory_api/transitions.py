@@ -20,7 +20,7 @@ from inventory_api.domain import (
 )
 from inventory_api.reservations import Locked
 
-TURN_RESERVATIONS = 200
+TURN_RESERVATIONS = 100
 """Of one transaction of what goes in turns: buyers wait for the items that it has locked."""
 
 Confirmed = list[Reservation] | ReservationNotFound | ReservationExpired | ReservationReleased | ReservationsLimit

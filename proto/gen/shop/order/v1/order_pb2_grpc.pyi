@@ -43,6 +43,8 @@ class OrderServiceStub:
     one, a retry orders twice.
       FAILED_PRECONDITION INSUFFICIENT_STOCK (metadata: product_id, requested, available): lines of one
                           product are summed; an unknown product has 0 available.
+                          LOCATIONS_LIMIT (metadata: product_id, limit), RESERVATIONS_LIMIT (metadata: order_id,
+                          reservations, allocations): the stock is in too many small parts; see ReserveStock.
                           RESERVATION_EXPIRED (metadata: order_id): an earlier try held the stock, never came
                           to the order, and its hold has ended. This request_id is spent: use a new one.
       INVALID_ARGUMENT    REQUEST_ID_REUSED.
@@ -64,6 +66,8 @@ class OrderServiceStub:
                           RESERVATION_NOT_FOUND (metadata: order_id): to CONFIRMED only; its holds are forgotten.
       FAILED_PRECONDITION ILLEGAL_TRANSITION (metadata: id, from, to, legal: a comma-separated list).
                           RESERVATION_EXPIRED, RESERVATION_RELEASED (metadata: order_id): to CONFIRMED only.
+                          RESERVATIONS_LIMIT (metadata: order_id, reservations, allocations): to CONFIRMED only; the
+                          order has more reservations than one may have. Cancel it.
       INVALID_ARGUMENT    REQUEST_ID_REUSED.
       UNAVAILABLE         INVENTORY_UNAVAILABLE: to CONFIRMED only; the order may or may not be confirmed.
     Emits ORDER_CONFIRMED, ORDER_PROCESSING, ORDER_SHIPPED, ORDER_DELIVERED or ORDER_CANCELLED.
@@ -108,6 +112,8 @@ class OrderServiceServicer(metaclass=_abc_1.ABCMeta):
         one, a retry orders twice.
           FAILED_PRECONDITION INSUFFICIENT_STOCK (metadata: product_id, requested, available): lines of one
                               product are summed; an unknown product has 0 available.
+                              LOCATIONS_LIMIT (metadata: product_id, limit), RESERVATIONS_LIMIT (metadata: order_id,
+                              reservations, allocations): the stock is in too many small parts; see ReserveStock.
                               RESERVATION_EXPIRED (metadata: order_id): an earlier try held the stock, never came
                               to the order, and its hold has ended. This request_id is spent: use a new one.
           INVALID_ARGUMENT    REQUEST_ID_REUSED.
@@ -141,6 +147,8 @@ class OrderServiceServicer(metaclass=_abc_1.ABCMeta):
                               RESERVATION_NOT_FOUND (metadata: order_id): to CONFIRMED only; its holds are forgotten.
           FAILED_PRECONDITION ILLEGAL_TRANSITION (metadata: id, from, to, legal: a comma-separated list).
                               RESERVATION_EXPIRED, RESERVATION_RELEASED (metadata: order_id): to CONFIRMED only.
+                              RESERVATIONS_LIMIT (metadata: order_id, reservations, allocations): to CONFIRMED only; the
+                              order has more reservations than one may have. Cancel it.
           INVALID_ARGUMENT    REQUEST_ID_REUSED.
           UNAVAILABLE         INVENTORY_UNAVAILABLE: to CONFIRMED only; the order may or may not be confirmed.
         Emits ORDER_CONFIRMED, ORDER_PROCESSING, ORDER_SHIPPED, ORDER_DELIVERED or ORDER_CANCELLED.

@@ -1,0 +1,77 @@
+"""No answer is larger than what a client takes by default, whatever it is about."""
+
+from datetime import UTC, datetime
+from uuid import UUID
+
+from inventory_api import answers, reservation_pages
+from inventory_api.domain import (
+    ITEM_QUANTITY_MAX,
+    LOCATIONS_MAX,
+    ORDER_ALLOCATIONS_MAX,
+    ORDER_RESERVATIONS_MAX,
+    Allocation,
+    InsufficientStock,
+    Item,
+    Reservation,
+    State,
+)
+from inventory_api.requests import BATCH_LINES_MAX, BATCH_ORDERS_MAX
+from shop.inventory.v1 import inventory_pb2 as pb
+from shop_common.valid import INT64_MAX
+
+BYTES_MAX = 4 * 1024 * 1024
+"""Of a message, for every gRPC client that was not told otherwise."""
+
+PAGE_SIZE_MAX = 1_000
+"""As the contract says."""
+
+LATE = datetime(2262, 4, 11, 23, 47, 16, 854_775, tzinfo=UTC)
+
+
+def reservation(allocations: int) -> Reservation:
+    """As large as one of so many allocations can be."""
+    parts = tuple(Allocation(INT64_MAX, "W" * 64, ITEM_QUANTITY_MAX) for _ in range(allocations))
+    return Reservation(
+        str(UUID(int=1)), INT64_MAX, ITEM_QUANTITY_MAX, "o" * 64, State.FULFILLED, LATE, LATE, allocations=parts
+    )
+
+
+def test_the_largest_page_of_reservations_fits() -> None:
+    each = reservation_pages.PAGE_ALLOCATIONS // PAGE_SIZE_MAX
+    page = [answers.reservation(reservation(each))] * PAGE_SIZE_MAX
+
+    assert pb.ListReservationsResponse(reservations=page).ByteSize() < BYTES_MAX
+
+
+def test_the_largest_page_of_items_fits() -> None:
+    item = Item(INT64_MAX, INT64_MAX, "W" * 64, ITEM_QUANTITY_MAX, ITEM_QUANTITY_MAX, INT64_MAX, LATE, LATE)
+
+    assert pb.ListInventoryItemsResponse(items=[answers.item(item)] * PAGE_SIZE_MAX).ByteSize() < BYTES_MAX
+
+
+def test_the_largest_confirmation_fits() -> None:
+    each = ORDER_ALLOCATIONS_MAX // ORDER_RESERVATIONS_MAX
+    confirmed = [answers.reservation(reservation(each))] * ORDER_RESERVATIONS_MAX
+
+    assert pb.ConfirmReservationsResponse(reservations=confirmed).ByteSize() < BYTES_MAX
+
+
+def test_the_largest_batch_fits_and_leaves_out_no_reservation() -> None:
+    lines_each = BATCH_LINES_MAX // BATCH_ORDERS_MAX
+    outcomes = [[reservation(LOCATIONS_MAX)] * lines_each] * BATCH_ORDERS_MAX
+
+    answer = answers.batch(outcomes)
+
+    assert answer.ByteSize() < BYTES_MAX
+    assert [len(result.reservations.reservations) for result in answer.results] == [lines_each] * BATCH_ORDERS_MAX
+    shown = [len(each.allocations) for result in answer.results for each in result.reservations.reservations]
+    assert shown == [LOCATIONS_MAX] * 50 + [0] * (BATCH_LINES_MAX - 50)
+
+
+def test_a_batch_of_usual_orders_leaves_out_nothing() -> None:
+    refusal = InsufficientStock(1, 2, 1)
+
+    answer = answers.batch([[reservation(5)] * 10] * 500 + [refusal])
+
+    assert [len(result.reservations.reservations[0].allocations) for result in answer.results[:-1]] == [5] * 500
+    assert answer.results[-1].HasField("error")
