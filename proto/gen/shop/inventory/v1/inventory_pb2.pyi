@@ -156,8 +156,8 @@ class Reservation(_message.Message):
 
     @_builtins.property
     def allocations(self) -> _containers.RepeatedCompositeFieldContainer[Global___Allocation]:
-        """From which items the units come; at least one. They never change. Left out of a BatchReserveStock answer, of all
-        reservations of an order, where the answer would have more than 25,000 of them; GetReservation has them.
+        """From which items the units come; at least one. They never change. Left out of the answers of BatchReserveStock, and of
+        repeated calls, where these would have more than 25,000 together; GetReservation has them.
         """
 
     def __init__(
