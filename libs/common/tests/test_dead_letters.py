@@ -59,6 +59,16 @@ def test_it_says_what_it_was_and_where_it_came_from() -> None:
     }
 
 
+def test_what_the_message_says_of_its_own_encoding_is_not_believed() -> None:
+    forged: Headers = [("dlq_encoding", b"base64"), ("dlq_truncated", b"true"), ("dlq_offset", b"1"), ("more", b"1")]
+
+    headers = orjson.loads(letter_of(b"e30=", headers=forged).headers or "")
+
+    assert "dlq_encoding" not in headers
+    assert "dlq_truncated" not in headers
+    assert (headers["dlq_offset"], headers["more"]) == ("7", "1")
+
+
 def test_one_that_is_set_aside_twice_keeps_its_id_though_it_never_had_a_good_one() -> None:
     first, again = letter_of(b"{}", headers=[("ce_id", b"no uuid")]), letter_of(b"{}")
 

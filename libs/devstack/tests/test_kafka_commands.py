@@ -13,8 +13,10 @@ from devstack import kafka as brokers
 from devstack.__main__ import main
 from devstack.commands.dead_letters import Redriven
 from devstack.commands.topics import Commit
+from devstack.foreign import Foreign, send
 from devstack.kafka import Kafka, Record
 from devstack.process import Process
+from libs.common.tests.test_any_message import BAD, STILL_GOOD
 
 ID = "01930d4a-5f20-7c61-9e0b-3d2f6f1b7a01"
 
@@ -223,6 +225,45 @@ def test_a_value_that_was_cut_and_is_gone_is_left_alone(shell: Shell) -> None:
 
     assert [event.key for event in shell.events(1)] == ["there"]
     assert [letter["key"] for letter in shell.lines("dlq list --waiting")] == ["gone"]
+
+
+@pytest.mark.parametrize(
+    "forged",
+    [
+        {"dlq_encoding": "base64"},
+        {"dlq_truncated": "true", "dlq_partition": "no number"},
+        {"dlq_truncated": "true", "dlq_partition": "99", "dlq_offset": "0"},
+        {"dlq_truncated": "true", "dlq_partition": "0", "dlq_offset": "0"},
+    ],
+)
+def test_a_letter_whose_headers_are_not_true_is_left_alone(shell: Shell, forged: dict[str, str]) -> None:
+    for key in "abcdefgh":
+        shell.kafka.produce("order-events", key, b"another event")
+    shell.set_aside("forged", "no base64!", **forged)
+    shell.set_aside("true", "{}")
+
+    assert "not what the headers say" in shell.text("dlq redrive --topic order-events --all", code=1)
+
+    assert [event.key for event in shell.events(9) if event.value != b"another event"] == ["true"]
+
+
+@pytest.mark.parametrize("topic", ["order-events", "order-events.dlq"])
+def test_whatever_lies_in_a_topic_can_be_read(shell: Shell, topic: str) -> None:
+    times = [Foreign(b"{}", b"k", timestamp_ms=milliseconds) for milliseconds in (2**62, -(2**62), -2)]
+    no_time = [(b"ce_time", b"0001-01-01T00:00:00+14:00")]
+    surrogate = Foreign(b'{"event_type": "X", "data": {"a": "\\ud800"}}', b"\xff", no_time)
+    odd = [*BAD.values(), *STILL_GOOD.values(), *times, surrogate]
+    last = Foreign(b'{"last": 1}', b"the last")
+    send(shell.kafka.bootstrap, topic, [*odd, last])
+
+    if topic == "order-events":
+        assert "the last" in shell.text("kafka-consume-orders --from-beginning")
+        assert len(shell.lines("kafka-consume-orders --from-beginning")) == len(odd) + 1
+    else:
+        assert shell.text("dlq list")
+        assert len(shell.lines("dlq list")) == len(odd) + 1
+        assert shell.text("dlq redrive --topic order-events --all").startswith(f"{len(odd) + 1} letters")
+    assert {one["events"] for one in shell.lines("kafka-topics")[0] if one["topic"] == topic} == {len(odd) + 1}
 
 
 def test_what_was_redriven_is_read_as_it_was_written() -> None:

@@ -25,6 +25,7 @@ from shop_common.outbox import PAYLOAD_BYTES_MAX, Record, shard_of
 from shop_common.received import Received
 
 SUFFIX = ".dlq"
+HEADER_PREFIX = "dlq_"
 ERROR_LENGTH_MAX = 500
 KEY_LENGTH_MAX = 1000
 HEADERS_LENGTH_MAX = 10_000
@@ -82,6 +83,8 @@ def _headers(message: Received) -> dict[str, str]:
     kept = {}
     room = HEADERS_LENGTH_MAX
     for name, value in message.headers or ():
+        if name.startswith(HEADER_PREFIX):
+            continue  # only we say what a dead letter is
         text = _text(value)
         room -= len(name) + len(text)
         if room < 0:

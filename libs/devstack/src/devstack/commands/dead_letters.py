@@ -16,10 +16,9 @@ from confluent_kafka import KafkaError, KafkaException, Message, Producer
 
 from devstack.commands.failures import CommandFailed
 from devstack.commands.topics import REQUEST_SECONDS, Bounds, Broker, Commit, Event
-from shop_common.dead_letters import SUFFIX
+from shop_common.dead_letters import HEADER_PREFIX, SUFFIX
 
 GROUP = "dlq-redrive"
-_HEADER_PREFIX = "dlq_"
 BATCH = 100
 """Letters that are produced before it is remembered."""
 
@@ -104,16 +103,29 @@ class DeadLetters:
                 yield event, done
 
     def whole(self, letter: Event) -> Event | None:
-        """The event as it was before it was set aside; None when it was too long and is gone from its topic."""
-        headers = tuple(header for header in letter.headers if not header[0].startswith(_HEADER_PREFIX))
-        if letter.header("dlq_truncated"):
-            partition, offset = int(letter.header("dlq_partition")), int(letter.header("dlq_offset"))
-            # On a connection of its own: this one may be in the middle of reading the letters.
-            with Broker(self._broker.bootstrap) as origin:
-                found = list(origin.read(self.original, {partition: Bounds(offset, offset + 1)}))
-            return replace(letter, headers=headers, value=found[0].value) if found else None
-        encoded = letter.header("dlq_encoding") == "base64"
-        return replace(letter, headers=headers, value=base64.b64decode(letter.value) if encoded else letter.value)
+        """The event as it was before it was set aside; None when that cannot be told.
+
+        Anybody may write a letter, so its headers are only hints: what they say of the value has to be true of it.
+        """
+        value = _decoded(letter)
+        if value is not None and letter.header("dlq_truncated"):
+            value = self._original_value(letter, value)
+        headers = tuple(header for header in letter.headers if not header[0].startswith(HEADER_PREFIX))
+        return None if value is None else replace(letter, headers=headers, value=value)
+
+    def _original_value(self, letter: Event, beginning: bytes) -> bytes | None:
+        """What lies where the letter says that it came from, if it begins as the letter does."""
+        place = [letter.header(f"dlq_{name}") for name in ("partition", "offset")]
+        if not all(re.fullmatch(r"[0-9]{1,18}", number) for number in place):
+            return None
+        partition, offset = map(int, place)
+        # On a connection of its own: this one may be in the middle of reading the letters.
+        with Broker(self._broker.bootstrap) as origin:
+            bound = origin.bounds(self.original).get(partition)
+            if bound is None or not bound.first <= offset < bound.end:
+                return None
+            found = list(origin.read(self.original, {partition: Bounds(offset, offset + 1)}))
+        return found[0].value if found and found[0].value.startswith(beginning) else None
 
     def redrive(self, producer: Producer, events: Iterable[Event]) -> int:
         """Produce the events to their original topic, in the order given, and remember them. How many they were.
@@ -141,6 +153,16 @@ class DeadLetters:
         for event in events:
             chosen.setdefault(event.partition, []).append(event.offset)
         return {number: redriven[number].adding(offsets).commit() for number, offsets in chosen.items()}
+
+
+def _decoded(letter: Event) -> bytes | None:
+    """The letter's value without its encoding; None when it is not in the encoding that its header names."""
+    if letter.header("dlq_encoding") != "base64":
+        return letter.value
+    try:
+        return base64.b64decode(letter.value, validate=True)
+    except ValueError:
+        return None
 
 
 def new_producer(bootstrap: str) -> Producer:

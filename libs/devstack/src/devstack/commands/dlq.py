@@ -105,7 +105,8 @@ def _redrive(options: argparse.Namespace, broker: Broker, producer: Producer) ->
     else:
         print(f"{count:,} {'letter' if count == 1 else 'letters'} redriven to {dead.original}")
     if lost:
-        raise CommandFailed(f"{lost} too long to be set aside whole, and gone from {dead.original}, can't be redriven")
+        why = f"too long to be set aside whole, and gone from {dead.original}, or not what the headers say"
+        raise CommandFailed(f"{lost} {why}, can't be redriven")
 
 
 def _named(dead: DeadLetters, places: Sequence[tuple[int, int]]) -> list[Event]:

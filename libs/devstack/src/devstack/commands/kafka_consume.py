@@ -8,7 +8,7 @@ import argparse
 import itertools
 import json
 from collections.abc import Iterator
-from datetime import datetime
+from datetime import UTC, datetime
 
 from rich.text import Text
 
@@ -73,8 +73,8 @@ def _events(broker: Broker, options: argparse.Namespace) -> Iterator[Event]:
 def _said_at(event: Event) -> datetime:
     """When it happened, as the event says; else when it reached the broker."""
     try:
-        return datetime.fromisoformat(event.header("ce_time"))
-    except ValueError:
+        return datetime.fromisoformat(event.header("ce_time")).astimezone(UTC)
+    except (ValueError, OverflowError):
         return event.time
 
 

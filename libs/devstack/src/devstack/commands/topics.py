@@ -180,8 +180,16 @@ def _event(message: Message) -> Event:
         topic=message.topic() or "",
         partition=message.partition() or 0,
         offset=message.offset() or 0,
-        time=datetime.fromtimestamp(message.timestamp()[1] / 1000, UTC),
+        time=_time(message.timestamp()[1]),
         key=key.encode() if isinstance(key, str) else key,
         headers=tuple(received.headers_of(message) or ()),
         value=message.value() or b"",
     )
+
+
+def _time(milliseconds: int) -> datetime:
+    """The time that a producer gave to its message; one that no calendar has reads as the beginning of 1970."""
+    try:
+        return datetime.fromtimestamp(milliseconds / 1000, UTC)
+    except (ValueError, OverflowError, OSError):
+        return datetime.fromtimestamp(0, UTC)
