@@ -15,7 +15,7 @@ MINE = RunFile(
     started=psutil.Process().create_time(),
     bootstrap="127.0.0.1:9092",
     databases=Databases("sqlite:///inventory.db", "postgresql+psycopg://shop:secret@localhost/orders"),
-    processes={"inventory-api": Endpoint(17, "localhost:50053", None)},
+    processes={"inventory-api": Endpoint(17, "localhost:50053", None, "localhost:50063")},
 )
 
 

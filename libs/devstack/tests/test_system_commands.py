@@ -30,7 +30,8 @@ def run_file(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     folder = tmp_path_factory.mktemp("system")
     with kafka.provide() as broker, Stack(Databases.in_folder(folder / "data"), broker) as stack:
         endpoints = {
-            process.name: Endpoint(process.pid, process.health_address or "", None) for process in stack.processes
+            process.name: Endpoint(process.pid, process.health_address or "", None, process.health_address or "")
+            for process in stack.processes
         }
         me = psutil.Process()
         path = folder / runfile.PATH

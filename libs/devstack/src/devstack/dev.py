@@ -214,11 +214,13 @@ class Dev:
 def _endpoints(stack: Stack, listen: str) -> dict[str, Endpoint]:
     ports = stack.ports
     metrics = (ports.inventory_metrics, ports.orders_metrics, ports.reaper_metrics, ports.relay_metrics)
+    probes = (ports.inventory_health, ports.orders_health, ports.reaper, ports.relay)
+    host = reachable(listen)
     return {
         process.name: Endpoint(
-            process.pid, process.health_address or "", f"{reachable(listen)}:{port}" if port else None
+            process.pid, process.health_address or "", f"{host}:{port}" if port else None, f"{host}:{probe}"
         )
-        for process, port in zip(stack.processes, metrics, strict=True)
+        for process, port, probe in zip(stack.processes, metrics, probes, strict=True)
     }
 
 

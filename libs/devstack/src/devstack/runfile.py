@@ -21,11 +21,12 @@ class NotRunning(Exception):
 
 @dataclass(frozen=True)
 class Endpoint:
-    """A process and where it listens: gRPC with health, and metrics if they are on."""
+    """A process and where it listens: its API (for relay and reaper, health), metrics if they are on, and probes."""
 
     pid: int
     address: str
     metrics: str | None
+    health: str
 
 
 @dataclass(frozen=True)

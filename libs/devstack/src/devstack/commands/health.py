@@ -6,7 +6,7 @@ Exit code 0 only when every process is ready and alive.
 
 import argparse
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 from rich.text import Text
 
@@ -71,7 +71,8 @@ def of_system() -> list[Health]:
     """The health of every process of what runs here. Raises NotRunning."""
     found = target.system()
     if isinstance(found, RunFile):
-        return ask({name: endpoint.address for name, endpoint in found.processes.items()})
+        said = ask({name: endpoint.health for name, endpoint in found.processes.items()})
+        return [replace(one, address=found.processes[one.name].address) for one in said]
     with ThreadPoolExecutor(max(1, len(found.processes))) as pool:
         return list(pool.map(_of_container, found.processes))
 

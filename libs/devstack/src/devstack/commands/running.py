@@ -53,7 +53,7 @@ def wait_until_it_serves(name: str, former_pid: int, seconds: float) -> int:
             endpoint = runfile.read().processes[name]
         except NotRunning:
             raise CommandFailed(f"dev ended before {name} served again; ./task logs dev says why") from None
-        if endpoint.pid != former_pid and process.health(endpoint.address, timeout_seconds=1) == "SERVING":
+        if endpoint.pid != former_pid and process.health(endpoint.health, timeout_seconds=1) == "SERVING":
             return endpoint.pid
         time.sleep(_POLL_SECONDS)
     raise CommandFailed(f"{name} does not serve after {seconds:g} s; ./task logs {name} may say why")
