@@ -77,6 +77,16 @@ def test_it_listens_on_the_loopback_only(running: tuple[Process, RunFile, Start]
     assert {endpoint.address.partition(":")[0] for endpoint in run.processes.values()} == {"127.0.0.1"}
 
 
+def test_it_listens_where_it_is_told_to_and_says_that_it_is_open(start: Start, tmp_path: Path) -> None:
+    dev = start("--listen", "0.0.0.0")
+    run = _healthy(dev, tmp_path)
+
+    relay = psutil.Process(run.processes["event-relay"].pid)
+    listening = {one.laddr[0] for one in relay.net_connections("tcp") if one.status == psutil.CONN_LISTEN}
+    assert listening & {"0.0.0.0", "::", "::ffff:0.0.0.0"}
+    assert "other machines reach these ports (0.0.0.0); there is no login" in dev.log
+
+
 def test_a_second_one_in_the_same_folder_is_refused_and_told_who_runs(running: tuple[Process, RunFile, Start]) -> None:
     dev, _, start = running
     second = start(*_port_options())

@@ -25,6 +25,8 @@ PORTS = [*(port_option(name) for name in NAMES if not name.endswith("_metrics"))
         (["--database=mysql://localhost"], "--database: must be sqlite or postgresql://"),
         (["--database=postgresql://shop@localhost:many"], "--database: must be sqlite or postgresql://"),
         (["--env=RESERVATION_TTL"], "--env: must be NAME=VALUE"),
+        (["--env=LISTEN_HOST=0.0.0.0"], "LISTEN_HOST is decided by dev itself; --listen is for that"),
+        (["--env=DATABASE_URL_FILE=/x"], "DATABASE_URL_FILE is decided by dev itself; --database or --data-dir"),
         (["--no-such-option"], "--no-such-option"),
     ],
 )
@@ -48,6 +50,14 @@ def test_ports_of_everything_can_be_chosen() -> None:
     assert list(vars(options.ports).values()) == list(range(20_001, 20_001 + len(NAMES)))
     assert (options.kafka_port, options.traces_port) == (20_101, 20_102)
     assert {"--inventory-port", "--order-metrics-port", "--relay-port"} <= {port_option(name) for name in NAMES}
+
+
+@pytest.mark.parametrize(
+    ("address", "is_open"),
+    [("127.0.0.1", False), ("localhost", False), ("::1", False), ("0.0.0.0", True), ("::", True)],
+)
+def test_whether_other_machines_reach_it_is_known(address: str, is_open: bool) -> None:
+    assert dev_options.parse(["--listen", address]).is_open is is_open
 
 
 def test_no_metrics_is_no_metrics_port() -> None:

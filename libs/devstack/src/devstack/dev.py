@@ -186,8 +186,8 @@ class Dev:
             table.add_row(Text(name, COLOURS[name]), endpoint.address, health(endpoint.address), metrics)
         table.add_row(Text(BROKER, COLOURS[BROKER]), stack.kafka.bootstrap, "", "")
         self._screen.table(table)
-        if listen != reachable(listen):
-            self._screen.say(f"open on every address of this machine ({listen}), without a login", "bold yellow")
+        if self._options.is_open:
+            self._screen.say(f"other machines reach these ports ({listen}); there is no login", "bold yellow")
         self._screen.say("next: ./task test-grpc, then ./task trace --last, or ./task top; ./task stop ends it")
 
     def _drain(self, stack: Stack | None, broker: Process) -> bool:

@@ -23,6 +23,20 @@ _TRACES_PORT = "--traces-port"
 _PORT_MAX = 65_535
 _CONNECT_SECONDS = 5
 
+_DECIDED = {
+    "LISTEN_HOST": "--listen",
+    "GRPC_PORT": "--inventory-port or --order-port",
+    "HEALTH_PORT": "--reaper-port, --relay-port, --inventory-health-port or --order-health-port",
+    "METRICS_PORT": "--inventory-metrics-port and the like",
+    "INVENTORY_TARGET": "--inventory-port",
+    "ORDER_TARGET": "--order-port",
+    "KAFKA_BOOTSTRAP_SERVERS": "--kafka-port",
+    "DATABASE_URL": "--database or --data-dir",
+    "INVENTORY_DATABASE_URL": "--database or --data-dir",
+    "ORDERS_DATABASE_URL": "--database or --data-dir",
+}
+"""Settings of the processes that --env does not give, and the option that does."""
+
 
 class CannotStart(Exception):
     """What is in the way, in one sentence that names the option to change."""
@@ -39,6 +53,11 @@ class DevOptions:
     kafka_port: int
     traces_port: int
     environment: Mapping[str, str]
+
+    @property
+    def is_open(self) -> bool:
+        """Whether other machines reach the ports."""
+        return not ipaddress.ip_address(self.listen.strip("[]")).is_loopback
 
 
 def parse(arguments: Sequence[str] | None) -> DevOptions:
@@ -234,4 +253,7 @@ def _variable(value: str) -> tuple[str, str]:
     name, equals, content = value.partition("=")
     if not (name and equals):
         raise argparse.ArgumentTypeError("must be NAME=VALUE")
+    if option := _DECIDED.get(name.upper().removesuffix("_FILE")):
+        # The processes would do another thing than we say, or not find one another.
+        raise argparse.ArgumentTypeError(f"{name} is decided by dev itself; {option} is for that")
     return name, content
