@@ -12,8 +12,10 @@ import orjson
 import pytest
 from confluent_kafka import Producer
 from sqlalchemy import CheckConstraint, Column, Connection, Integer, MetaData, Table, Text, insert, select, text
+from sqlalchemy.engine import make_url
 
 from devstack.kafka import Kafka
+from devstack.postgres import PostgresServer
 from shop_common.consumer import Consumer, Event, Handler
 from shop_common.database import Database
 from shop_common.errors import Contention, DatabaseUnavailable, TransactionTimeout
@@ -340,6 +342,40 @@ def test_what_the_database_lacks_is_waited_for_and_named(desk: Desk, capfd: pyte
     eventually(lambda: desk.readiness == [False, True])
     assert desk.letters() == []
     assert any("events wait" in line and "noted" in line for line in capfd.readouterr().out.splitlines())
+
+
+def test_a_grant_that_is_taken_away_costs_no_event(best_broker: Kafka, postgres_server: PostgresServer) -> None:
+    url = postgres_server.new_database("grants")
+    role = f"clerk_{uuid4().hex[:8]}"
+    admin = Database(url)
+    with admin.write() as tx:
+        metadata.create_all(tx)
+        for statement in (
+            f"CREATE ROLE {role} LOGIN PASSWORD 'clerk'",
+            f"GRANT ALL ON ALL TABLES IN SCHEMA public TO {role}",
+            f"GRANT ALL ON ALL SEQUENCES IN SCHEMA public TO {role}",
+            f"REVOKE INSERT ON noted FROM {role}",
+        ):
+            tx.execute(text(statement))
+    as_role = make_url(url).set(username=role, password="clerk")
+    desk = Desk(best_broker, Database(as_role.render_as_string(hide_password=False)), f"facts-{uuid4().hex}")
+    best_broker.create_topics(desk.topic)
+    desk.tell(*(("OPENED", f"key-{number}", number) for number in range(8)))
+    with desk.at_the_end:
+        desk.consumer({"OPENED": note})
+        eventually(lambda: desk.readiness == [False])
+        with admin.write() as tx:
+            tx.execute(text(f"GRANT INSERT ON noted TO {role}"))
+
+        eventually(lambda: len(desk.noted()) == 8)
+        eventually(lambda: desk.readiness == [False, True])
+        assert desk.letters() == []
+    desk.database.close()
+    with admin.write() as tx:
+        tx.execute(text(f"DROP OWNED BY {role}"))
+        tx.execute(text(f"DROP ROLE {role}"))
+    admin.close()
+    postgres_server.drop_database(url)
 
 
 def test_what_is_no_event_is_set_aside_at_once_with_its_bytes(desk: Desk) -> None:
