@@ -3,6 +3,7 @@
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
 
 import orjson
 import pytest
@@ -11,10 +12,12 @@ from relay_driver import Shop, eventually, running, values_by_key
 from sqlalchemy import delete, insert, select, update
 from uuid_utils import uuid7
 
+from event_relay import relay as relay_module
 from event_relay import shipper
 from event_relay.pending import ROWS_MAX
 from event_relay.relay import AHEAD_ROWS, DeliveryFailed, Relay
 from shop_common.errors import ShopError
+from shop_common.outbox import SHARDS
 
 
 def ship_all(relay: Relay) -> int:
@@ -219,6 +222,24 @@ def test_a_broker_that_was_away_gets_everything_in_order_and_the_log_says_it_onc
     assert values_by_key(records, first_occurrences=True) == {f"key-{key}": list(range(300)) for key in range(5)}
     assert [line["event"] for line in log] == ["relay interrupted", "relay interrupted", "relay works again"]
     assert [line.get("kind") for line in log] == ["DeliveryFailed", "BrokerAway", None]
+
+
+def test_a_relay_that_owns_nothing_while_events_wait_does_not_stay_ready(
+    shop: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(relay_module, "SAMPLE_SECONDS", 0.1)
+    leases = shop.outbox.leases
+    until = datetime.now(UTC) + timedelta(minutes=4)
+    theirs = [{"shard": shard, "owner": "dead", "expires_at": until} for shard in range(SHARDS)]
+    shop.database.transact(lambda tx: tx.execute(leases.insert(), theirs))
+    relay = shop.relay(lease_seconds=1)
+    with running(relay):
+        eventually(lambda: relay.ready)
+        shop.write(shop.event("7", 1))
+        eventually(lambda: not relay.ready)
+
+        shop.database.transact(lambda tx: tx.execute(delete(leases).where(leases.c.owner == "dead")))
+        eventually(lambda: relay.ready and not shop.waiting())
 
 
 def test_without_a_broker_rows_wait_and_nobody_claims_to_ship_them(shop: Shop) -> None:

@@ -1,11 +1,16 @@
 """inventory-api as a process, when what it needs is not there yet, or is not what it needs."""
 
 import sys
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
+from contextlib import closing
 from pathlib import Path
 
 from devstack.ports import free_ports
 from devstack.process import Process
+from inventory_api.migrations import SCHEMA
+from shop_common.database import Database
+from shop_common.database_address import of_sqlite_file
 
 
 def inventory_api(settings: Mapping[str, str]) -> Process:
@@ -31,6 +36,36 @@ def test_without_a_database_it_lives_and_is_not_ready_and_says_why_once() -> Non
         assert process.stop() == 0
     finally:
         process.kill()
+
+
+def test_it_is_not_ready_while_its_database_file_is_gone_and_names_it(tmp_path: Path) -> None:
+    path = tmp_path / "what? a shop" / "inventory.db"
+    path.parent.mkdir()
+    address = of_sqlite_file(path)
+    with closing(Database(address)) as database:
+        SCHEMA.upgrade(database)
+    process = inventory_api({"DATABASE_URL": address})
+    try:
+        process.start().wait_ready(120)
+        aside = path.rename(tmp_path / "aside")
+        process.wait_for_line(f"{path} was removed while it was in use", 120)
+        eventually(lambda: not process.is_ready())
+        assert process.is_ready(service="liveness")
+        assert not path.exists()
+
+        aside.rename(path)
+
+        process.wait_ready(120)
+        assert process.log.count("the database needs its operator") == 1
+    finally:
+        process.kill()
+
+
+def eventually(happens: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 120
+    while not happens():
+        assert time.monotonic() < deadline, "it did not happen in time"
+        time.sleep(0.05)
 
 
 def test_a_database_without_schema_is_refused_in_one_sentence_that_names_the_command(tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ from sqlalchemy import exc
 
 from shop_common import logs, metrics, telemetry
 from shop_common.call_pool import CallPool
-from shop_common.database import is_own_fault
+from shop_common.database import cause_of, is_own_fault
 from shop_common.errors import DatabaseUnavailable, InvalidInput, Overload, QueueFull, ShopError, Unavailable, Violation
 from shop_common.health import Health, HealthServer
 from shop_common.health_service import HEALTH_SERVICE
@@ -392,6 +392,8 @@ class _Method:
             return
         if unwritten:
             about["unwritten_before"] = unwritten
+        if isinstance(error, DatabaseUnavailable) and error.__cause__ is not None:
+            about["cause"] = cause_of(error)  # names the file or table; the caller is told of neither
         write = _log.warning if failure.is_ours else _log.info
         write(
             "call refused",

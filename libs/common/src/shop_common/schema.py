@@ -135,16 +135,47 @@ class Schema:
     ) -> None:
         """Check; while the database is away, not ready, look again until it is there. Processes start in any order.
 
-        Raises what `check` raises about a schema that is there. One that turns out wrong later ends the process.
+        Raises what `check` raises about a schema that is there. One that turns out wrong later ends the process. From
+        then on a thread looks every second: not ready while the database needs its operator. A database that is only
+        away for a while does not change readiness: each replica would leave the balancer, and callers would no longer
+        be told why.
         """
+        causes: set[str] = set()
         try:
             self.check(database)
         except ShopError as error:
             set_ready(False)
-            cause = cause_of(error)
-            _log.warning("the database is away; not ready until it is there", cause=cause)
-            arguments = (database, set_ready, die, {cause})
-            threading.Thread(target=self._wait, args=arguments, name="schema", daemon=True).start()
+            causes.add(cause_of(error))
+            _log.warning("the database is away; not ready until it is there", cause=cause_of(error))
+        arguments = (database, set_ready, die, causes)
+        threading.Thread(target=self._watch, args=arguments, name="schema", daemon=True).start()
+
+    def _watch(
+        self,
+        database: Database,
+        set_ready: Callable[[bool], None],
+        die: Callable[[str, BaseException | None], None],
+        causes: set[str],
+    ) -> None:
+        if causes:
+            self._wait(database, set_ready, die, causes)
+        needs_repair = False
+        while True:
+            time.sleep(LOOK_AGAIN_SECONDS)
+            try:
+                database.query(lambda tx: self._alembic(tx).get_current_revision())
+            except DatabaseNeedsRepair as error:
+                if not needs_repair:
+                    needs_repair = True
+                    set_ready(False)
+                    _log.error("the database needs its operator; not ready until then", cause=cause_of(error))
+            except (ShopError, DBAPIError):
+                pass  # calls fail by it as well, and say why
+            else:
+                if needs_repair:
+                    needs_repair = False
+                    _log.info("the database works again")
+                    set_ready(True)
 
     def _wait(
         self,

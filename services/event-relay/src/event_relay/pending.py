@@ -52,10 +52,11 @@ class OutboxReplaced(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Backlog:
-    """What waits: `rows` counts to 100,000 and no further, `oldest_seconds` is 0 when nothing waits."""
+    """What waits. `rows` counts to 100,000 and no further. When nothing waits `oldest_id` is None."""
 
     rows: int
     oldest_seconds: float
+    oldest_id: int | None
 
 
 class PendingRows:
@@ -103,8 +104,11 @@ class PendingRows:
         counted = tx.execute(
             select(func.count()).select_from(select(ids).order_by(ids).limit(BACKLOG_COUNTED_MAX).subquery())
         ).scalar_one()
-        oldest = tx.execute(select(self._outbox.c.created_at, Clock()).order_by(ids).limit(1)).first()
-        return Backlog(counted, (oldest[1] - oldest[0]).total_seconds() if oldest else 0.0)
+        oldest = tx.execute(select(self._outbox.c.created_at, Clock(), ids).order_by(ids).limit(1)).first()
+        if oldest is None:
+            return Backlog(counted, 0.0, None)
+        created_at, at, oldest_id = oldest
+        return Backlog(counted, (at - created_at).total_seconds(), oldest_id)
 
     def _reading(self, tx: Connection, shards: Sequence[int], without_topics: Collection[str]) -> str:
         """The SQL, with all values written into it: with parameters PostgreSQL would plan sixteen selects each time."""

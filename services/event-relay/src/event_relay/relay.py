@@ -88,11 +88,18 @@ class Relay:
         self._worked_at = float("-inf")
         self._found_at = float("-inf")
         self._outage: type[Exception] | None = None
+        self._stuck_id: int | None = None
+        self._stuck_since = float("inf")
 
     @property
     def ready(self) -> bool:
-        """Whether events flow, as far as is known: the last pass went well, and not long ago."""
-        return self._outage is None and time.monotonic() - self._worked_at < self._lease_seconds
+        """True if the last pass succeeded less than one lease ago, and events do not wait while no shard is ours.
+
+        The leases of a relay that died run out within one lease. If the oldest row still waits after two, nobody ships.
+        """
+        now = time.monotonic()
+        is_stuck = now - self._stuck_since > 2 * self._lease_seconds
+        return self._outage is None and not is_stuck and now - self._worked_at < self._lease_seconds
 
     @property
     def shard_count(self) -> int:
@@ -246,6 +253,11 @@ class Relay:
         backlog = self._database.query(self._rows.backlog, STEADY_PLANS)
         self._metrics.rows.set(backlog.rows)
         self._metrics.oldest_seconds.set(backlog.oldest_seconds)
+        # By id and our own clock: the age of a row says nothing when the database's clock was set back.
+        stuck_id = None if self._held.shards else backlog.oldest_id
+        if stuck_id != self._stuck_id or stuck_id is None:
+            self._stuck_id = stuck_id
+            self._stuck_since = float("inf") if stuck_id is None else time.monotonic()
         self._sample_at = time.monotonic() + SAMPLE_SECONDS
 
     def _interrupted(self, error: Exception) -> None:
