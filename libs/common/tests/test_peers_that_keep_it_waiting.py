@@ -13,6 +13,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from libs.common.tests.echo_service import METHOD, SERVICE, Echo, EchoSettings, serving
 from libs.common.tests.http2 import connected, grpc_status
+from shop_common.grpc_server import UNREAD_ANSWERS_MAX
 from shop_common.health import Health, HealthServer
 from shop_common.health_service import HEALTH_SERVICE, WATCHES_MAX, WATCHES_PER_CONNECTION_MAX
 
@@ -62,6 +63,20 @@ def test_a_message_in_pieces_is_a_message(running: Echo) -> None:
         (stream,) = peer.begin(METHOD)
         peer.send(stream, StringValue(value="late").SerializeToString())
         assert grpc_status(peer.wait_ended([stream], SOON_SECONDS)[stream]) == 0
+
+
+def test_large_answers_that_are_not_read_are_kept_for_a_few_calls_only() -> None:
+    def boast(request: StringValue, _context: grpc.ServicerContext) -> StringValue:
+        return StringValue(value="x" * 1_000_000)
+
+    settings = EchoSettings(listen_host="127.0.0.1")
+    with serving(boast, settings) as running, connected(_address(running), reads_answers=False) as peer:
+        for _ in range(2 * UNREAD_ANSWERS_MAX):
+            peer.send(peer.begin(METHOD)[0], b"")
+        for _ in range(UNREAD_ANSWERS_MAX):
+            peer.wait_any_ended(SOON_SECONDS)
+
+        assert len(running.call(seconds=SOON_SECONDS)) == 1_000_000
 
 
 def test_a_call_that_ends_without_a_message_is_refused(running: Echo) -> None:

@@ -44,6 +44,10 @@ RESPONSE_BYTES_MAX = 4 * 1024 * 1024
 MESSAGE_SECONDS = 5.0
 """The time that a client has to send the message after the headers of its call."""
 
+UNREAD_BYTES_MIN = 64 * 1024
+UNREAD_ANSWERS_MAX = 64
+"""Answers from UNREAD_BYTES_MIN on that clients have not read yet; beyond this the oldest is dropped with its call."""
+
 QUIET_SECONDS = 2.0
 """When no call has run for so long, a stopping server closes the connections that are left."""
 
@@ -93,9 +97,13 @@ class Server:
         # threads all may: calls that arrive together wait for a moment each, and must not end each other.
         waits_max = max(settings.grpc_threads // 2, min(settings.grpc_threads, _WAITS_MIN))
         self._waits = PeerWaits("message", calls_max=waits_max, seconds=MESSAGE_SECONDS, waits_for="its message")
+        # An answer that is not read holds no thread, but its memory.
+        self._unread = PeerWaits(
+            "unread", calls_max=UNREAD_ANSWERS_MAX, seconds=CALL_SECONDS_MAX, waits_for="its answer to be read"
+        )
         # Refusals have threads of their own: they must be told when all others are taken.
         self._refusing = futures.ThreadPoolExecutor(_REFUSING_THREADS, thread_name_prefix="refusing")
-        self._gate = _Gate(self._pool, self._refusing, self._waits, settings.calls_max)
+        self._gate = _Gate(self._pool, self._refusing, self._waits, self._unread, settings.calls_max)
         self._server = grpc.server(
             # grpcio asks of it nothing but `submit`.
             self._pool,  # type: ignore[arg-type]
@@ -138,6 +146,7 @@ class Server:
         if self._health_server is not None:
             self._health_server.start()
         self._waits.start()
+        self._unread.start()
         self._server.start()
         self.health.set_ready("server", True)
 
@@ -163,6 +172,7 @@ class Server:
                 stopped = self._server.stop(0)
         self._health_service.stop()
         self._waits.stop()
+        self._unread.stop()
         self._pool.shutdown(wait=False)
         self._refusing.shutdown(wait=False)
         if self._health_server is not None:
@@ -182,10 +192,18 @@ def traceparent(context: grpc.ServicerContext) -> str | None:
 class _Gate(grpc.ServerInterceptor):
     """Decides for each call, before it takes a thread, whether it runs, and wraps each method once."""
 
-    def __init__(self, pool: CallPool, refusing: futures.ThreadPoolExecutor, waits: PeerWaits, calls_max: int) -> None:
+    def __init__(
+        self,
+        pool: CallPool,
+        refusing: futures.ThreadPoolExecutor,
+        waits: PeerWaits,
+        unread: PeerWaits,
+        calls_max: int,
+    ) -> None:
         self._pool = pool
         self._refusing = refusing
         self._waits = waits
+        self._unread = unread
         self._calls_max = calls_max
         self._ways: dict[str, tuple[_Handler, _Handler]] = {}
         self.describe: dict[str, Describe] = {}
@@ -210,7 +228,7 @@ class _Gate(grpc.ServerInterceptor):
         if path.startswith(f"/{HEALTH_SERVICE}/"):
             return handler, handler
         service, _, _ = path.lstrip("/").partition("/")
-        method = _Method(path, self._waits, self.describe.get(service, lambda _message: {}))
+        method = _Method(path, self._waits, self._unread, self.describe.get(service, lambda _message: {}))
         return method.running(handler), method.refusing(self._refusing)
 
 
@@ -230,9 +248,10 @@ class _Failure:
 class _Method:
     """One method of the API: what is done around it, and how it is told of in logs, metrics and traces."""
 
-    def __init__(self, path: str, waits: PeerWaits, describe: Describe) -> None:
+    def __init__(self, path: str, waits: PeerWaits, unread: PeerWaits, describe: Describe) -> None:
         self._path = path
         self._waits = waits
+        self._unread = unread
         self._describe = describe
         self._method = path.lstrip("/")
         self._has_metrics = telemetry.metrics_wanted()
@@ -328,8 +347,8 @@ class _Method:
                 if span.is_recording():
                     span.set_attributes({**describe(request), **describe(response)})
                 encoded = encode(response)
-                if len(encoded) > RESPONSE_BYTES_MAX:
-                    raise _AnswerTooLarge(len(encoded))
+                if len(encoded) >= UNREAD_BYTES_MIN:
+                    self._take_care_of(encoded, context)
             except Exception as error:
                 # What was found wrong may be of any length.
                 if span.is_recording() and request is not None and not isinstance(error, InvalidInput):
@@ -340,6 +359,18 @@ class _Method:
             return encoded
 
         return answer
+
+    def _take_care_of(self, answer: bytes, context: grpc.ServicerContext) -> None:
+        """Refuse an answer that clients do not take, and keep one only so long as may be until it is read."""
+        if len(answer) > RESPONSE_BYTES_MAX:
+            raise _AnswerTooLarge(len(answer))
+
+        def end() -> None:
+            self._unread.end(context)
+
+        self._unread.begin(context)
+        if not context.add_callback(end):
+            end()
 
     def _traced(self, answer: _Answer, tracer: trace.Tracer) -> _Answer:
         attributes: dict[str, AttributeValue] = {
