@@ -6,14 +6,16 @@ They are told of, not refused: an environment is shared with other programs.
 from collections.abc import Iterator, Mapping
 from difflib import get_close_matches
 
-from shop_common.database_settings import DatabaseSettings
 from shop_common.settings import ApiSettings, KafkaSettings, Settings
 
-# What single processes read: one environment may serve several of them, and none knows the settings of another.
-_OF_SINGLE_PROCESSES = [
+# What some processes read: one environment may serve several of them, and none knows the settings of another.
+# Nor does a process without a database load what those of a database need.
+_OF_SOME_PROCESSES = [
     "ABANDONED_GRACE_SECONDS",
     "CALL_SECONDS",
     "CONSUMER_ENABLED",
+    "DATABASE_PASSWORD",
+    "DATABASE_URL",
     "HEALTH_PORT",
     "HISTORY_KEPT_HOURS",
     "INVENTORY_CALL_SECONDS",
@@ -32,8 +34,8 @@ _OF_SINGLE_PROCESSES = [
     "RESERVATION_TTL",
 ]
 
-_SHARED = (ApiSettings, DatabaseSettings, KafkaSettings)
-SETTINGS_OF_ALL = {*_OF_SINGLE_PROCESSES, *(name.upper() for shared in _SHARED for name in shared.model_fields)}
+_SHARED = (ApiSettings, KafkaSettings)
+SETTINGS_OF_ALL = {*_OF_SOME_PROCESSES, *(name.upper() for shared in _SHARED for name in shared.model_fields)}
 
 # First words of settings that begin the variables of other programs, or of services of Kubernetes, too.
 _WORDS_OF_OTHERS = {
