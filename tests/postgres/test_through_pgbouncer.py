@@ -5,7 +5,7 @@ from contextlib import ExitStack, closing
 
 import psycopg
 import pytest
-from sqlalchemy import Connection, text
+from sqlalchemy import Connection, make_url, text
 
 from devstack import kafka
 from devstack.postgres import PostgresServer
@@ -109,6 +109,33 @@ def test_timeouts_hold_inside_a_transaction_and_for_no_one_else(database: Databa
     with psycopg.connect(pooler.plain_url(url_of(database)), autocommit=True) as someone_else:
         row = someone_else.execute("SELECT current_setting('lock_timeout'), current_setting('statement_timeout')")
         assert row.fetchone() == ("0", "0")
+
+
+def test_what_a_session_sets_holds_on_every_server_connection(
+    postgres_server: PostgresServer, pooler: PgBouncer
+) -> None:
+    direct = postgres_server.new_database()
+    name = make_url(direct).database
+    odd = {
+        "TimeZone": "Europe/Berlin",
+        "DateStyle": "SQL, DMY",
+        "IntervalStyle": "iso_8601",
+        "client_encoding": "LATIN1",
+    }
+
+    def settings(tx: Connection) -> tuple[str, ...]:
+        return tuple(str(tx.execute(text(f"SHOW {setting}")).scalar_one()) for setting in odd)
+
+    with closing(Database(direct)) as administrator, administrator.write() as tx:
+        for setting, value in odd.items():
+            tx.execute(text(f"ALTER DATABASE {name} SET {setting} = '{value}'"))
+    with closing(Database(pooler.url(direct))) as one, closing(Database(pooler.url(direct))) as others:
+        for _ in range(2):
+            with ExitStack() as open_ones:
+                for _ in range(POOL_SIZE - 1):
+                    assert settings(open_ones.enter_context(others.read())) == ("UTC", "ISO, MDY", "postgres", "UTF8")
+                    assert one.query(settings) == ("UTC", "ISO, MDY", "postgres", "UTF8")
+    postgres_server.drop_database(direct)
 
 
 def test_a_lock_is_waited_for_no_longer_than_it_should_be(database: Database) -> None:
