@@ -185,10 +185,15 @@ def _sqlite_among(element: _Among, compiler: Any, **options: Any) -> str:
     return f"{value} IN {values}"
 
 
-def among(value: ColumnElement[Any], values: ColumnElement[Any] | Select[Any]) -> ColumnElement[bool]:
-    """Whether a column's value is among those of a column of the given rows, or selected; by the index of the first."""
+def among(
+    value: ColumnElement[Any], values: ColumnElement[Any] | Select[Any], *, outer: Subquery | None = None
+) -> ColumnElement[bool]:
+    """Whether a column's value is among those of a column of the given rows, or selected; by the index of the first.
+
+    What is selected may depend on a row of `outer`, of an enclosing statement.
+    """
     selected = values if isinstance(values, Select) else select(values)
-    return _Among(value, selected.correlate(None).scalar_subquery())
+    return _Among(value, selected.correlate(outer).scalar_subquery())
 
 
 class _Joined(_Among):

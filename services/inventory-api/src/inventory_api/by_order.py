@@ -99,17 +99,16 @@ def _counted(rows: Select[tuple[int]], limit: int) -> ScalarSelect[int]:
     return select(func.count()).select_from(rows.limit(bound).subquery()).scalar_subquery()
 
 
-def _active_reservations(given: Subquery) -> Select[tuple[int]]:
-    of_order = _reservations.c.order_id == given.c.order_id
-    return select(literal(1, literal_execute=True)).select_from(_reservations).where(of_order, tables.ACTIVE)
-
-
 def _size_columns(given: Subquery) -> tuple[Label[int], Label[int]]:
-    active = _active_reservations(given).correlate(given)
-    joined = active.join(_allocations, _allocations.c.reservation_id == _reservations.c.id)
+    one = literal(1, literal_execute=True)
+    of_order = (_reservations.c.order_id == given.c.order_id, tables.ACTIVE)
+    active = select(one).select_from(_reservations).where(*of_order).correlate(given)
+    # Not joined: without statistics, as after a restore, PostgreSQL would read all allocations for each order.
+    ids = select(_reservations.c.id).where(*of_order).limit(literal(ORDER_RESERVATIONS_MAX + 1, literal_execute=True))
+    drawn = select(one).select_from(_allocations).where(among(_allocations.c.reservation_id, ids, outer=given))
     return (
         _counted(active, ORDER_RESERVATIONS_MAX).label("reservations"),
-        _counted(joined, ORDER_ALLOCATIONS_MAX).label("allocations"),
+        _counted(drawn, ORDER_ALLOCATIONS_MAX).label("allocations"),
     )
 
 

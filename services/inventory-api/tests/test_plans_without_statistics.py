@@ -1,0 +1,67 @@
+"""After a restore PostgreSQL has no statistics until autovacuum comes by. Calls are served meanwhile, too."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from sqlalchemy import event, text
+
+from devstack.postgres import PostgresServer
+from inventory_api import by_order, sizes
+from inventory_api.migrations import SCHEMA
+from shop_common.database import Database
+
+ORDERS = [f"order-{number}" for number in range(64)]
+
+FILL = (
+    (
+        "INSERT INTO inventory_items"
+        " (product_id, location, quantity, reserved_quantity, version, created_at, updated_at)"
+        " SELECT n, 'A', 1000000, 0, 1, now(), now() FROM generate_series(1, 100) n"
+    ),
+    (
+        "INSERT INTO stock_reservations (id, product_id, quantity, order_id, state, created_at, expires_at)"
+        " SELECT gen_random_uuid(), 1 + n % 100, 1, 'order-' || n / 50, 'HELD', now(), now() + interval '1 day'"
+        " FROM generate_series(1, 200000) n"
+    ),
+    (
+        "INSERT INTO reservation_allocations (reservation_id, item_id, quantity)"
+        " SELECT r.id, i.id, 1 FROM stock_reservations r JOIN inventory_items i USING (product_id)"
+    ),
+)
+
+
+@pytest.fixture
+def restored(postgres_server: PostgresServer) -> Iterator[Database]:
+    """A database of 4,000 orders that was never analyzed."""
+    url = postgres_server.new_database("restored")
+    database = Database(url)
+    SCHEMA.upgrade(database)
+    with database.write("; SET LOCAL statement_timeout = 0; SET LOCAL session_replication_role = replica") as tx:
+        for table in ("stock_reservations", "reservation_allocations"):
+            tx.execute(text(f"ALTER TABLE {table} SET (autovacuum_enabled = false)"))
+        for statement in FILL:
+            tx.execute(text(statement))
+    yield database
+    database.close()
+    postgres_server.drop_database(url)
+
+
+def test_the_reservations_of_orders_are_counted_by_index(restored: Database) -> None:
+    plans: list[str] = []
+
+    def explain(_connection: object, cursor: Any, statement: str, parameters: Any, *_: object) -> None:
+        cursor.execute(f"EXPLAIN {statement}", parameters)
+        plans.append("\n".join(line for (line,) in cursor.fetchall()))
+
+    event.listen(restored.engine, "before_cursor_execute", explain)
+    with restored.read() as tx:
+        _, by_size = by_order.sizes(tx, ORDERS)
+        overviews = by_order.overviews(tx, ORDERS)
+        counted = sizes.of_orders(tx, ORDERS)
+    event.remove(restored.engine, "before_cursor_execute", explain)
+
+    assert by_size["order-1"] == overviews["order-1"].size == by_order.Size(50, 50)
+    assert counted["order-1"] == 50
+    assert len(plans) == 3
+    assert [plan for plan in plans if "Seq Scan" in plan or "Join" in plan] == []
