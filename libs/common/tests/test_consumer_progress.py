@@ -4,10 +4,11 @@ import threading
 from collections.abc import Sequence
 
 import pytest
+from confluent_kafka import Producer
 from sqlalchemy import Connection
 
 from devstack.foreign import Foreign, send
-from libs.common.tests.test_consumer import TIMEOUT_SECONDS, Desk, desk, eventually, note
+from libs.common.tests.test_consumer import TIMEOUT_SECONDS, Desk, body, desk, eventually, note
 from shop_common.consumer import Event
 from shop_common.errors import Contention, DatabaseUnavailable
 
@@ -83,3 +84,22 @@ def test_a_database_that_is_away_is_no_stalled_consumer(desk: Desk, capfd: pytes
     eventually(lambda: desk.noted() == [("OPENED", "a", 1)])
     eventually(lambda: desk.readiness == [False, True])
     assert STALLED not in capfd.readouterr().out
+
+
+def test_transactions_of_others_hold_nobody_up(desk: Desk) -> None:
+    """Neither one that is never ended, nor the mark that an ended one leaves behind its last message."""
+    settings = {"bootstrap.servers": desk.kafka.bootstrap, "transaction.timeout.ms": TIMEOUT_SECONDS * 2 * 1000}
+    consumer = desk.consumer({"OPENED": note}, stall_seconds=STALL_SECONDS)
+    ended, left_open = (Producer(settings | {"transactional.id": f"{desk.topic}-{name}"}) for name in ("ended", "open"))
+    for number, producer in enumerate((ended, left_open)):
+        producer.init_transactions(TIMEOUT_SECONDS)
+        producer.begin_transaction()
+        producer.produce(desk.topic, body("OPENED", number), b"stranger", partition=0)
+        producer.flush(TIMEOUT_SECONDS)
+    ended.commit_transaction(TIMEOUT_SECONDS)
+    desk.tell(*(("OPENED", f"key-{number}", number) for number in range(30)))
+
+    eventually(lambda: len([key for _, key, _ in desk.noted() if key != "stranger"]) == 30)
+    eventually(lambda: consumer.lag() == 0)
+    assert False not in desk.readiness
+    left_open.abort_transaction(TIMEOUT_SECONDS)
