@@ -333,7 +333,7 @@ def test_a_reason_that_would_forge_a_line_of_a_log_or_a_page(system: System, odd
 
 def test_as_many_large_orders_as_there_can_be(system: System, shelf: list[int], is_short: bool) -> None:
     """Placed, listed, confirmed all at once, and cancelled."""
-    count = 60 if is_short else 400
+    count = 40 if is_short else 400
     lines = [(product, 1) for product in shelf]
     with Shop.of(system.stacks[0]) as shop:
         with an_honest_client(system) as honest, ThreadPoolExecutor(count) as callers:
