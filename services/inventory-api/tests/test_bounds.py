@@ -198,7 +198,7 @@ def test_an_order_that_is_too_large_since_before_is_not_confirmed_but_cancelled_
     while stockroom.database.transact(lambda tx: transitions.release_orders(tx, [OrderRequest("huge")])):
         turns += 1
 
-    assert turns == 1_500 // transitions.TURN_RESERVATIONS
+    assert turns == (1_500 - 1) // transitions.TURN_RESERVATIONS
     assert stockroom.item(item).reserved_quantity == 1
     assert len(stockroom.events("STOCK_RELEASED")) == 1_500
     forget(stockroom)
@@ -220,6 +220,20 @@ def test_cancelling_and_shipping_many_orders_goes_in_turns_and_each_thing_happen
     assert shipped == {f"order-{number}": {1: 1, 2: 2} for number in range(4)}
     assert len(stockroom.events("STOCK_FULFILLED")) == len(stockroom.events("STOCK_RELEASED")) == 8
     assert stockroom.available(1) == 96
+
+
+def test_a_turn_is_bounded_by_allocations_as_well(stockroom: Stockroom, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(transitions, "TURN_ALLOCATIONS", 4)
+    for location in "ABCDEFGHIJ":
+        stockroom.add(1, 1, location)
+    for units in (1, 2, 6, 1):
+        stockroom.hold(1, units)
+    turns = 1
+    while stockroom.database.transact(lambda tx: transitions.release_orders(tx, [OrderRequest("order-1")])):
+        turns += 1
+
+    assert 3 <= turns <= 4
+    assert stockroom.available(1) == 10
 
 
 # --- locations of a product, allocations of a reservation ---

@@ -273,7 +273,7 @@ def test_what_is_done_to_an_order_finds_its_reservations_by_their_state(
 
     assert sizes == {"order-2": Size(1, 1), "order-3": Size(0, 0)}
     assert (overviews["order-2"].has_released, overviews["order-3"].has_released) == (False, True)
-    assert [order for order, _ in active] == ["order-2"]
+    assert [(each.order_id, each.allocations) for each in active] == [("order-2", 1)]
     assert len(explained) == 5
     assert all("ix_stock_reservations_order_id_state_id" in plan for plan in explained)
 

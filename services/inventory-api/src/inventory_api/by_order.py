@@ -80,10 +80,19 @@ def unreleased(tx: Connection, order_ids: Iterable[str]) -> dict[str, list[str]]
     return found
 
 
-def in_states(tx: Connection, order_ids: Iterable[str], states: Iterable[State], limit: int) -> list[tuple[str, str]]:
-    """Some reservations of these orders in one of the states, as pairs of order and id. Locks nothing."""
+@dataclass(frozen=True, slots=True)
+class Found:
+    """A reservation of an order, and how many allocations it has."""
+
+    order_id: str
+    id: str
+    allocations: int
+
+
+def in_states(tx: Connection, order_ids: Iterable[str], states: Iterable[State], limit: int) -> list[Found]:
+    """Some reservations of these orders in one of the states. Locks nothing."""
     rows = [{"order_id": order_id, "state": state} for order_id in dict.fromkeys(order_ids) for state in states]
-    return [(row.order_id, row.id) for row in _in_states(tx, rows, row_limit=limit)] if rows else []
+    return [Found(*row) for row in _in_states(tx, rows, row_limit=limit)] if rows else []
 
 
 def fulfilled_units(tx: Connection, order_ids: Iterable[str]) -> dict[str, dict[int, int]]:
@@ -143,14 +152,17 @@ _unreleased = Statement(
     ),
     order_id=Text(),
 )
+_allocations_each = (
+    select(func.count())
+    .select_from(_allocations)
+    .where(_allocations.c.reservation_id == _reservations.c.id)
+    .correlate(_reservations)
+    .scalar_subquery()
+)
 _in_states = Statement(
     lambda given: (
-        select(_reservations.c.order_id, _reservations.c.id)
-        .join_from(
-            given,
-            _reservations,
-            (_reservations.c.order_id == given.c.order_id) & (_reservations.c.state == given.c.state),
-        )
+        select(_reservations.c.order_id, _reservations.c.id, _allocations_each)
+        .where(among(_reservations.c.order_id, given.c.order_id), among(_reservations.c.state, given.c.state))
         .limit(bindparam("row_limit", type_=BigInteger()))
     ),
     order_id=Text(),

@@ -3,6 +3,7 @@
 Each operation takes a list and returns a list, one outcome per request, in order. docs/states.md draws the states.
 """
 
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -22,6 +23,9 @@ from inventory_api.reservations import Locked
 
 TURN_RESERVATIONS = 100
 """Of one transaction of what goes in turns: buyers wait for the items that it has locked."""
+
+TURN_ALLOCATIONS = 2000
+"""And so many allocations, unless a single reservation has more."""
 
 Confirmed = list[Reservation] | ReservationNotFound | ReservationExpired | ReservationReleased | ReservationsLimit
 
@@ -119,9 +123,11 @@ def _in_turn(
 ) -> bool:
     traceparents = {order.order_id: order.traceparent for order in orders}
     found = by_order.in_states(tx, traceparents, states, TURN_RESERVATIONS + 1)
-    chosen = {each: traceparents[order_id] for order_id, each in found[:TURN_RESERVATIONS]}
+    sums = itertools.accumulate(each.allocations for each in found[:TURN_RESERVATIONS])
+    fitting = max(1, sum(1 for allocations in sums if allocations <= TURN_ALLOCATIONS))
+    chosen = {each.id: traceparents[each.order_id] for each in found[:fitting]}
     act(tx, reservations.lock(tx, chosen), chosen)
-    return len(found) > TURN_RESERVATIONS
+    return len(found) > fitting
 
 
 def expire(tx: Connection, locked: Locked) -> list[Reservation]:
