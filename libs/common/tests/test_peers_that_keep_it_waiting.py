@@ -1,5 +1,6 @@
 """What a server does with peers that send half of a call, or do not read what they asked for."""
 
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -13,8 +14,9 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from libs.common.tests.echo_service import METHOD, SERVICE, Echo, EchoSettings, serving
 from libs.common.tests.http2 import connected, grpc_status
+from shop_common import probe
 from shop_common.grpc_server import UNREAD_ANSWERS_MAX
-from shop_common.health import Health, HealthServer
+from shop_common.health import CONNECTIONS_MAX, Health, HealthServer
 from shop_common.health_service import HEALTH_SERVICE, WATCHES_MAX, WATCHES_PER_CONNECTION_MAX
 
 CHECK = f"/{HEALTH_SERVICE}/Check"
@@ -230,6 +232,19 @@ def test_the_health_of_a_process_is_told_on_several_ports() -> None:
         server.stop(0)
 
 
+@pytest.mark.parametrize("speaks_http", [False, True])
+def test_connections_without_a_call_do_not_keep_probes_out(speaks_http: bool) -> None:
+    with health_server() as server, ExitStack() as connections:
+        for _ in range(2 * CONNECTIONS_MAX):
+            if speaks_http:
+                connections.enter_context(connected(f"127.0.0.1:{server.port}"))
+            else:
+                connections.enter_context(socket.create_connection(("127.0.0.1", server.port), 20))
+
+        # gRPC by itself closes them after a minute; kubelet has ended the process by then.
+        _eventually(lambda: probe.is_serving(f"127.0.0.1:{server.port}", timeout_seconds=5), seconds=SOON_SECONDS / 2)
+
+
 def _address(running: Echo) -> str:
     return f"127.0.0.1:{running.server.port}"
 
@@ -257,8 +272,8 @@ def _first_status(channel: grpc.Channel) -> int | None:
         watch.cancel()
 
 
-def _eventually(true: Callable[[], bool]) -> None:
-    end = time.monotonic() + SOON_SECONDS
+def _eventually(true: Callable[[], bool], seconds: float = SOON_SECONDS) -> None:
+    end = time.monotonic() + seconds
     while not true():
         assert time.monotonic() < end, "it did not become true in time"
         threading.Event().wait(0.05)

@@ -25,7 +25,10 @@ _ready = metrics.gauge(
 
 _REQUEST_BYTES_MAX = 4096
 _STREAMS_MAX = 100
-_CONNECTIONS_MAX = 100
+CONNECTIONS_MAX = 100
+_UNUSED_MS = 2000
+"""A probe asks as soon as it is connected. A connection on which nothing is asked for so long is closed."""
+_CONNECTION_MS_MAX = 60_000
 _GRACE_SECONDS_MAX = 1.0
 """An answer takes no time, and a client that does not read it must not hold up the end."""
 _POLL_SECONDS = 0.01
@@ -115,7 +118,12 @@ class HealthServer:
             ("grpc.so_reuseport", 0),
             ("grpc.max_receive_message_length", _REQUEST_BYTES_MAX),
             ("grpc.max_concurrent_streams", _STREAMS_MAX),
-            ("grpc.max_allowed_incoming_connections", _CONNECTIONS_MAX),
+            # Few, and none is kept for long: those that nobody uses must not keep a probe out.
+            ("grpc.max_allowed_incoming_connections", CONNECTIONS_MAX),
+            ("grpc.server_handshake_timeout_ms", _UNUSED_MS),
+            ("grpc.max_connection_idle_ms", _UNUSED_MS),
+            ("grpc.max_connection_age_ms", _CONNECTION_MS_MAX),
+            ("grpc.max_connection_age_grace_ms", _UNUSED_MS),
         )
         # The service brings its own threads, and nothing else runs here.
         self._server = grpc.server(futures.ThreadPoolExecutor(1), options=options)
