@@ -435,6 +435,26 @@ def test_a_batch_that_times_out_is_tried_again_in_smaller_ones(rig: Rig, timeout
     assert max(sizes[5:]) <= 6
 
 
+def test_callers_with_less_time_than_a_timeout_takes_are_in_the_smaller_batches(rig: Rig, clock: Clock) -> None:
+    coalescer = rig.coalescer()
+
+    def failure(asks: Sequence[Ask]) -> BaseException | None:
+        if len(asks) <= 2:
+            return None
+        clock.ahead_seconds += 5.0
+        return TransactionTimeout("took too long")
+
+    rig.bulk.failure = failure
+    with rig.bulk.held_up():
+        rig.busy(coalescer)
+        calls = []
+        for number in range(1, 5):
+            calls.append(rig.call(coalescer, Ask(number), seconds=10))
+            eventually(partial(rig._waits, coalescer, number))
+
+    assert results(calls) == [[2], [4], [6], [8]]
+
+
 def test_batches_grow_again_once_they_succeed(rig: Rig) -> None:
     coalescer = rig.coalescer(requests_max=8)
     slow = True

@@ -298,7 +298,8 @@ class Coalescer(Generic[_Request, _Result]):
         finished = []
         with self._mutex:
             self._in_flight -= 1
-            self._last_seconds = time.monotonic() - began
+            # After a timeout the next batch is half as large, and so takes half as long.
+            self._last_seconds = (time.monotonic() - began) / (1 if decided else 2)
             self._put_back(rest)
             if self._queue and self._idle_flushers:
                 self._arrived.notify()
