@@ -5,7 +5,7 @@ from collections import Counter
 from sqlalchemy import select
 from stockroom import Stockroom, deadline
 
-from inventory_api import sizes, tables
+from inventory_api import items, sizes, tables
 from inventory_api.domain import Line, OrderLines, Reservation
 from inventory_api.stock import AddStock, StockQuestion
 from inventory_api.transitions import OrderRequest, ReleaseRequest
@@ -68,7 +68,17 @@ def test_rows_are_counted_for_each_name(stockroom: Stockroom) -> None:
     with stockroom.database.read() as tx:
         assert sizes.of_orders(tx, place_of) == {"order-0": 3, "order-1": 4}
         assert sizes.of_reservations(tx, {reservation.id}) == {reservation.id: 7}
-        assert sizes.of_products(tx, {1, 2, 99}) == {1: 8, 2: 1}
+        assert items.count_locations(tx, {1, 2, 99}) == {1: 8, 2: 1}
+
+
+def test_reservations_of_an_order_that_have_expired_or_were_released_are_not_counted(stockroom: Stockroom) -> None:
+    stockroom.add(1, 10)
+    for _ in range(3):
+        stockroom.release(stockroom.hold(1, 1, order="order-0"))
+    stockroom.hold(1, 1, order="order-0")
+
+    with stockroom.database.read() as tx:
+        assert sizes.of_orders(tx, {"order-0"}) == {"order-0": 1}
 
 
 def test_questions_about_one_product_count_its_locations_once(stockroom: Stockroom) -> None:

@@ -10,7 +10,7 @@ row as for two thousand, on PostgreSQL (`json_to_recordset`) and on SQLite (`jso
     add_reserved(tx, [{"id": 7, "quantity": 2}])
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from datetime import datetime
 from decimal import Decimal
 from typing import Any
@@ -20,6 +20,7 @@ import sqlalchemy
 from sqlalchemy import (
     BigInteger,
     Boolean,
+    Column,
     Connection,
     DateTime,
     Dialect,
@@ -248,6 +249,24 @@ def inserting(
         return statement.returning(*returning) if returning else statement
 
     return Statement(build, **{name: table.c[name].type for name in names})
+
+
+def counting(
+    column: Column[Any], *where: ColumnElement[bool]
+) -> Callable[[Connection, Collection[Any]], dict[Any, int]]:
+    """Counts the rows that have each of some values in this column, found by its index.
+
+    Values without a row are left out of the answer.
+    """
+    statement = Statement(
+        lambda given: select(column, func.count()).where(among(column, given.c.key), *where).group_by(column),
+        key=column.type,
+    )
+
+    def count(tx: Connection, values: Collection[Any]) -> dict[Any, int]:
+        return {row[0]: row[1] for row in statement(tx, [{"key": each} for each in values])} if values else {}
+
+    return count
 
 
 class _InsertOrIgnore(Insert):

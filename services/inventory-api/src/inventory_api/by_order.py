@@ -27,6 +27,8 @@ from inventory_api import tables
 from inventory_api.domain import ORDER_ALLOCATIONS_MAX, ORDER_RESERVATIONS_MAX, ReservationsLimit, State
 from shop_common.sql import Clock, Statement, among
 
+UNRELEASED_STATES = (State.HELD, State.CONFIRMED, State.FULFILLED)
+
 _reservations = tables.stock_reservations
 _allocations = tables.reservation_allocations
 
@@ -146,7 +148,7 @@ _unreleased = Statement(
         select(_reservations.c.order_id, _reservations.c.id)
         .where(
             among(_reservations.c.order_id, given.c.order_id),
-            _reservations.c.state.in_([State.HELD, State.CONFIRMED, State.FULFILLED]),
+            _reservations.c.state.in_(UNRELEASED_STATES),
         )
         .order_by(_reservations.c.id)
     ),

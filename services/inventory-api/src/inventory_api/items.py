@@ -10,13 +10,16 @@ from sqlalchemy.types import TypeEngine
 
 from inventory_api import tables
 from inventory_api.domain import Item
-from shop_common.sql import Statement, Timestamp, among, clock, joined
+from shop_common.sql import Statement, Timestamp, among, clock, counting, joined
 
 _items = tables.inventory_items
 _reservations = tables.stock_reservations
 _allocations = tables.reservation_allocations
 
 COLUMNS = tuple(_items.c[name] for name in Item.__slots__ if name != "due")
+
+count_locations = counting(_items.c.product_id)
+"""At how many locations each product is."""
 
 
 def from_row(row: Row[Any], due: int = 0) -> Item:

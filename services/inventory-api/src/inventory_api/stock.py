@@ -6,7 +6,7 @@ Each operation takes a list and returns a list, one outcome per request, in orde
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
-from sqlalchemy import BigInteger, Connection, Text, func, select, tuple_
+from sqlalchemy import BigInteger, Connection, Text, select, tuple_
 
 from inventory_api import due, events, items, tables
 from inventory_api.domain import (
@@ -129,8 +129,7 @@ def _within_limit(tx: Connection, absent: Sequence[_Place]) -> list[_Place]:
 
     Two processes that make items of one product at the same moment don't see each other's: so one may have a few more.
     """
-    products = [{"product_id": product_id} for product_id in {product_id for product_id, _ in absent}]
-    locations = {row.product_id: row.locations for row in _count_locations(tx, products)}
+    locations = items.count_locations(tx, {product_id for product_id, _ in absent})
     chosen = []
     for product_id, location in absent:
         if locations.get(product_id, 0) < LOCATIONS_MAX:
@@ -307,14 +306,6 @@ _lock_by_place = Statement(
     ),
     product_id=BigInteger(),
     location=Text(),
-)
-_count_locations = Statement(
-    lambda given: (
-        select(_items.c.product_id, func.count().label("locations"))
-        .where(among(_items.c.product_id, given.c.product_id))
-        .group_by(_items.c.product_id)
-    ),
-    product_id=BigInteger(),
 )
 _find = Statement(
     lambda given: select(*items.COLUMNS).where(among(_items.c.id, given.c.id)).order_by(_items.c.id),
