@@ -17,7 +17,7 @@ import itertools
 import random
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TypeVar
@@ -44,6 +44,7 @@ from shop_common.errors import (
 from shop_common.outbox import Outbox
 from shop_common.received import Describe, Event, Position, Received, Undecodable
 from shop_common.topic_reader import SESSION_SECONDS, Stopped, TopicReader
+from shop_common.turns import slices
 
 __all__ = ["Consumer", "Event", "Handler", "Weigh"]
 
@@ -100,9 +101,9 @@ class _Letter:
 class Consumer:
     """The consumer of one topic for one service.
 
-    `handlers` by event type; messages of other types are passed over by their header alone. `describe` says what the
-    span of an event tells of it, `weigh` bounds how many events are handled in one transaction. `set_ready` is told
-    False while the database is away or a partition stands still, and True when that is over. `die` must end the
+    `handlers` by event type; messages of other types are passed over by their header alone. `describe` gives the
+    attributes of an event's span, `weigh` bounds how many events one transaction handles. `set_ready` is called with
+    False when the database is away or a partition is stalled, and with True when that is over. `die` must end the
     process: without its threads it only seems to work.
     """
 
@@ -196,7 +197,7 @@ class Consumer:
     def _work(self, messages: Sequence[Received]) -> None:
         events, letters = self._events(messages)
         for step in received.in_sequence(events):
-            for some in _bounded(step, self._weight, BATCH_WEIGHT_MAX):
+            for some in slices(step, self._weight, BATCH_WEIGHT_MAX):
                 letters += self._handle(some)
         self._set_aside(messages, letters)
 
@@ -252,7 +253,7 @@ class Consumer:
     def _set_aside(self, messages: Sequence[Received], letters: Sequence[_Letter]) -> None:
         """Write dead letters: many in one transaction, so that a topic full of rubbish holds nobody up for long."""
         by_position = {message.position: message for message in messages}
-        for some in _bounded(letters, lambda letter: len(by_position[letter.position].value), LETTER_BYTES_MAX):
+        for some in slices(letters, lambda letter: len(by_position[letter.position].value), LETTER_BYTES_MAX):
             self._insist(partial(self._write, [(by_position[letter.position], letter) for letter in some]))
         kinds: set[type[Exception]] = {Undecodable}
         for letter in letters:
@@ -337,18 +338,6 @@ class _Readiness:
         with self._lock:
             self._stalled = stalled
             self._set_ready(not (self.database_away or self._stalled))
-
-
-def _bounded(items: Sequence[_T], weigh: Callable[[_T], int], weight_max: int) -> Iterator[Sequence[_T]]:
-    """The items in order, in slices that weigh at most so much; one that weighs more is a slice of its own."""
-    start = weight = 0
-    for number, item in enumerate(items):
-        weight += weigh(item)
-        if weight > weight_max and number > start:
-            yield items[start:number]
-            start, weight = number, weigh(item)
-    if items:
-        yield items[start:]
 
 
 def _backoff_seconds(tries: int) -> float:

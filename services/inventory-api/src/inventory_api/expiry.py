@@ -1,22 +1,21 @@
 """Expiring holds past their time, for the reaper: batch after batch until there are no more."""
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from datetime import datetime
 
 from inventory_api import reservations
 from inventory_api.domain import Reservation
 from inventory_api.halves import Halves
+from inventory_api.transitions import TURN_ALLOCATIONS
 from shop_common.database import Database
+from shop_common.turns import slices
 
 GO_ON_SECONDS = 5.0
 """For so long the next batch begins where the last one ended."""
 
 TURN_HOLDS = 100
-"""Of one transaction: buyers wait for the items that it has locked, and its Python keeps them from the interpreter."""
-
-TURN_ALLOCATIONS = 2000
-"""And so many allocations, unless a single hold has more."""
+"""Of one transaction: buyers wait for the items that it has locked, and for the interpreter while it computes."""
 
 
 class Expiry:
@@ -43,7 +42,8 @@ class Expiry:
         # Set before they are expired: should that fail, they are passed over until the hint is forgotten.
         self._since = found[-1].expires_at if len(found) == max_count else None
         halves = Halves(self._expire, id_of=lambda hold: hold.id, set_aside=self._set_aside)
-        return sum(halves.do(turn) for turn in _turns(found))
+        turns = slices(found, lambda hold: len(hold.allocations), TURN_ALLOCATIONS, count_max=TURN_HOLDS)
+        return sum(map(halves.do, turns))
 
     def _expire(self, holds: Sequence[Reservation]) -> int:
         return self._database.transact(lambda tx: reservations.expire(tx, holds))
@@ -61,14 +61,3 @@ class Expiry:
 
     def _due(self, max_count: int, since: datetime | None = None) -> Sequence[Reservation]:
         return self._database.query(lambda tx: reservations.due(tx, max_count, since=since))
-
-
-def _turns(holds: Sequence[Reservation]) -> Iterator[Sequence[Reservation]]:
-    begin, allocations = 0, 0
-    for end, hold in enumerate(holds):
-        allocations += len(hold.allocations)
-        if end > begin and (end - begin == TURN_HOLDS or allocations > TURN_ALLOCATIONS):
-            yield holds[begin:end]
-            begin, allocations = end, len(hold.allocations)
-    if begin < len(holds):
-        yield holds[begin:]

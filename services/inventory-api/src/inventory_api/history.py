@@ -1,10 +1,8 @@
 """Forgetting: what ended long ago is deleted in bounded batches. Items never are."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from functools import partial
-from typing import Protocol
 
 from sqlalchemy import Connection, delete, select, update
 
@@ -12,6 +10,7 @@ from inventory_api import reservations, tables
 from inventory_api.halves import Halves
 from shop_common.database import Database
 from shop_common.sql import Id, Statement, among, clock, now
+from shop_common.turns import repeat
 
 TURN_ROWS = 500
 """Of one transaction."""
@@ -35,10 +34,6 @@ class Purged:
     reservations: int
 
 
-class _Act(Protocol):
-    def __call__(self, tx: Connection, count: int) -> int: ...
-
-
 class History:
     """What is behind us, in one database."""
 
@@ -58,19 +53,11 @@ class History:
         found = self._database.query(lambda tx: _ended(tx, before, most))
         halves = Halves(self._delete, id_of=str, set_aside=self._set_aside)
         gone = sum(halves.do(found[begin : begin + TURN_ROWS]) for begin in range(0, len(found), TURN_ROWS))
-        keys = self._in_turns(lambda tx, count: tables.idempotency_keys.purge(tx, before, count), most)
+        keys = self._in_turns(lambda tx, limit: tables.idempotency_keys.purge(tx, before, limit), most)
         return Purged(keys, gone)
 
-    def _in_turns(self, act: _Act, most: int) -> int:
-        """Until it does less than it may, or `most` in sum; returns the sum."""
-        done = 0
-        while done < most:
-            asked = min(TURN_ROWS, most - done)
-            did = self._database.transact(partial(act, count=asked))
-            done += did
-            if did < asked:
-                break
-        return done
+    def _in_turns(self, act: Callable[[Connection, int], int], most: int) -> int:
+        return repeat(lambda limit: self._database.transact(lambda tx: act(tx, limit)), most=most, turn_max=TURN_ROWS)
 
     def _set_aside(self, reservation_id: str) -> None:
         self._database.transact(lambda tx: reservations.set_aside(tx, reservation_id))
@@ -92,8 +79,8 @@ def _ended(tx: Connection, before: datetime, limit: int) -> Sequence[str]:
     )
 
 
-def _write_down_ends(tx: Connection, count: int) -> int:
-    unknown = select(_reservations.c.id).where(tables.ENDED, _reservations.c.ended_at.is_(None)).limit(count)
+def _write_down_ends(tx: Connection, limit: int) -> int:
+    unknown = select(_reservations.c.id).where(tables.ENDED, _reservations.c.ended_at.is_(None)).limit(limit)
     written = update(_reservations).where(_reservations.c.id.in_(unknown)).values(ended_at=clock())
     return tx.execute(written).rowcount
 

@@ -3,7 +3,6 @@
 Each operation takes a list and returns a list, one outcome per request, in order. docs/states.md draws the states.
 """
 
-import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -20,6 +19,7 @@ from inventory_api.domain import (
     State,
 )
 from inventory_api.reservations import Locked
+from shop_common.turns import slices
 
 TURN_RESERVATIONS = 100
 """Of one transaction of what goes in turns: buyers wait for the items that it has locked."""
@@ -123,11 +123,11 @@ def _in_turn(
 ) -> bool:
     traceparents = {order.order_id: order.traceparent for order in orders}
     found = by_order.in_states(tx, traceparents, states, TURN_RESERVATIONS + 1)
-    sums = itertools.accumulate(each.allocations for each in found[:TURN_RESERVATIONS])
-    fitting = max(1, sum(1 for allocations in sums if allocations <= TURN_ALLOCATIONS))
-    chosen = {each.id: traceparents[each.order_id] for each in found[:fitting]}
+    turns = slices(found, lambda each: each.allocations, TURN_ALLOCATIONS, count_max=TURN_RESERVATIONS)
+    turn = next(turns, ())
+    chosen = {each.id: traceparents[each.order_id] for each in turn}
     act(tx, reservations.lock(tx, chosen), chosen)
-    return len(found) > fitting
+    return len(found) > len(turn)
 
 
 def expire(tx: Connection, locked: Locked) -> list[Reservation]:

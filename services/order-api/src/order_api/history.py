@@ -2,13 +2,11 @@
 
 from dataclasses import dataclass
 from datetime import timedelta
-from functools import partial
-
-from sqlalchemy import Connection
 
 from order_api import tables
 from shop_common.database import Database
 from shop_common.sql import now
+from shop_common.turns import repeat
 
 TURN_KEYS = 1_000
 """Deleted in one transaction: on SQLite nobody else writes meanwhile."""
@@ -27,15 +25,9 @@ def purge_keys(database: Database, request: PurgeRequest) -> int:
 
     In turns, each a transaction of its own.
     """
-    purged = 0
-    while purged < request.max_count:
-        limit = min(TURN_KEYS, request.max_count - purged)
-        found = database.transact(partial(_purge, older_than_seconds=request.older_than_seconds, limit=limit))
-        purged += found
-        if found < limit:
-            break
-    return purged
+    before = database.query(now) - timedelta(seconds=request.older_than_seconds)
 
+    def purge(limit: int) -> int:
+        return database.transact(lambda tx: tables.idempotency_keys.purge(tx, before, limit))
 
-def _purge(tx: Connection, older_than_seconds: float, limit: int) -> int:
-    return tables.idempotency_keys.purge(tx, now(tx) - timedelta(seconds=older_than_seconds), limit)
+    return repeat(purge, most=request.max_count, turn_max=TURN_KEYS)
