@@ -19,7 +19,7 @@ READS = Limits(flights_max=2)
 """Reads need no turn: several batches run at once."""
 
 ALONE = Limits(requests_max=1)
-"""For what is as much work as a batch already."""
+"""For operations whose single request is already as much work as a batch."""
 
 LISTS = Limits(requests_max=1, flights_max=4)
 """A page is a batch by itself; several run at once."""

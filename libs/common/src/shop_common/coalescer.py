@@ -264,8 +264,7 @@ class Coalescer(Generic[_Request, _Result]):
     def _comes_too_late(self, call: _Call) -> bool:
         """Whether a batch that takes as long as the last one would end after its caller has gone.
 
-        Those who wait longest have the least time left. If they went first whatever is left, then with more load than
-        can be served every batch would be full of calls that nobody waits for when it ends, and nothing be answered.
+        Serving the oldest calls first under overload would fill every batch with calls that time out before it commits.
         """
         # Somebody is always tried: how long it takes can be better again.
         return len(self._queue) > 1 and time.monotonic() + self._last_seconds > call.until

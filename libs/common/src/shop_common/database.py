@@ -268,8 +268,8 @@ def _engine(url: URL, **pool: Any) -> Engine:
 
 
 def _postgres_arguments(url: URL) -> dict[str, object]:
-    # After a failover an address may lead to a standby for a while. There is nothing to do on one, so it is better not
-    # to get a connection at all. Who names several servers in the address may ask for something else.
+    # After a failover an address may lead to a standby for a while. We can do nothing on a standby, so we refuse the
+    # connection. An address with several servers may ask for something else.
     target = {} if "target_session_attrs" in url.query else {"target_session_attrs": "primary"}
     return {
         "connect_timeout": CONNECT_TIMEOUT_SECONDS,

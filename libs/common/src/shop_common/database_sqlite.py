@@ -28,8 +28,9 @@ READ_ONLY = "shop_read_only"
 class SqliteFile:
     """The file behind an engine. Once it was opened it must keep its name.
 
-    Who holds a file open whose name was removed reads and writes on without an error, and all of it is lost at the end.
-    So the name is looked at before each transaction and after each commit. It is made once, and never again.
+    When a file is removed while a process has it open, the process can read and write without an error, and all that it
+    writes is lost. So the name is compared before each transaction and after each commit. A missing file is made once,
+    at the first connection, and never again.
     """
 
     def __init__(self, engine: Engine) -> None:

@@ -67,7 +67,7 @@ class Health:
             self._publish()
 
     def set_live(self, live: bool) -> None:
-        """Say whether the process works at all. Only a parent of others has to: whoever can say so works."""
+        """Say whether the process works at all. For a parent of workers: any other process that can answer works."""
         if live != self._live:
             self._live = live
             for service in self._services:

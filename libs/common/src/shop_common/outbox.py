@@ -26,8 +26,8 @@ SHARDS = 16
 PAYLOAD_BYTES_MAX = 950_000
 """Below the usual message limit of a broker (1 MiB) with its headers: refused here, not when it is shipped.
 
-The limit was 900,000 before. Whoever writes an event makes sure that all that can follow it fits, too; of what was
-made under the lower limit, all that follows is larger by some hundred bytes.
+The limit was 900,000 before. An operation that writes an event makes sure that the later events of the same thing fit,
+too. What was made under the lower limit has later events that are larger by some hundred bytes.
 """
 
 _written = metrics.counter(

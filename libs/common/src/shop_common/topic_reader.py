@@ -97,7 +97,7 @@ class TopicReader:
                 self.progress.handled(partition, offset)
 
     def wait(self, seconds: float, stopping: threading.Event, *, database_away: bool) -> None:
-        """Wait, and poll the group meanwhile, at least once: it takes who does not poll for dead. Raises Stopped."""
+        """Wait, and poll at least once meanwhile: the group removes a member that does not poll. Raises Stopped."""
         self._waiting = True
         self._kafka.pause(self._kafka.assignment())
         try:

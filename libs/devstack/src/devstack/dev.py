@@ -93,7 +93,7 @@ class Dev:
             stack.start()
             self._keep_up(stack, broker)
             if broker.alive:
-                # Whoever stopped the task runner, stopped us.
+                # The task runner that started us has ended, and so do we.
                 return 0 if self._drain(stack, broker) else 1
             self._screen.complain(f"the broker {how_it_ended(broker)}; its events are gone, so all of it ends")
             return 1

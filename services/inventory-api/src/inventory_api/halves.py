@@ -30,7 +30,8 @@ class Halves(Generic[_Row]):
     def do(self, rows: Sequence[_Row]) -> int:
         """What `act` returns for these rows, or for their parts in sum.
 
-        After a timeout less is tried at once. Raises what is no single row's fault, and what befalls too many of them.
+        After a timeout, fewer rows are tried at once. Raises an error that no single row causes, and one that more than
+        SET_ASIDE_MAX rows cause.
         """
         if not rows:
             return 0
@@ -41,7 +42,7 @@ class Halves(Generic[_Row]):
                 self.bad += 1
                 self._set_aside(self._id_of(rows[0]))
                 _log.error(
-                    "reservation set aside: it can't be ended",
+                    "reservation set aside: it can't be expired or purged",
                     reservation_id=self._id_of(rows[0]),
                     cause=cause_of(error),
                 )

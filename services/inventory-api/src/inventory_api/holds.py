@@ -88,7 +88,7 @@ class HoldsWatch:
                 # Without statistics of what is held PostgreSQL would read and sort the whole table.
                 holds = self._database.query(count, STEADY_PLANS)
             except (ShopError, DBAPIError) as error:
-                # Whose calls fail by it say so. No call depends on this count.
+                # Calls that fail for the same reason are logged as such. No call depends on this count.
                 _log.debug("holds not counted", cause=cause_of(error))
             else:
                 _holds("running").set(holds.running)

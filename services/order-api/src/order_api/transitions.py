@@ -144,7 +144,7 @@ def finish_confirming(tx: Connection, asked: Sequence[Asked]) -> list[Order | Sh
 def _confirm(locked: Locked, asked: Asked) -> Order | ShopError:
     step, answer = asked.step, asked.answer
     if answer is None:
-        # It came to be between the look and the lock.
+        # Another transaction created it after we read and before we locked.
         return Contention(f"order {step.order_id} was created a moment ago; try again")
     if not isinstance(answer, ShopError):
         wanted = quantities(locked.orders[step.order_id].items)
