@@ -71,7 +71,7 @@ class Supervisor:
         now = time.monotonic()
         if now - life.began > STEADY_SECONDS:
             life.ends = 0
-        delay = min(FIRST_DELAY_SECONDS * 2**life.ends, DELAY_SECONDS_MAX)
+        delay = delay_seconds(life.ends)
         life.ends += 1
         life.start_at = now + delay
         self._complain(f"{process.name} {how_it_ended(process)}; it is started again in {delay:g} s")
@@ -85,6 +85,12 @@ class Supervisor:
                 self._say(f"{process.name} serves again (pid {process.pid})")
         except ProcessEnded:
             return  # seen in the next round
+
+
+def delay_seconds(ends: int) -> float:
+    """How long to wait before the next start, after so many ends in a row before this one."""
+    # Without a bound of its own the power would pass what a float holds, after some hours.
+    return min(FIRST_DELAY_SECONDS * 2.0 ** min(ends, 10), DELAY_SECONDS_MAX)
 
 
 def how_it_ended(process: Process) -> str:
