@@ -3,6 +3,7 @@
 import threading
 import time
 from collections.abc import Callable, Iterator
+from queue import SimpleQueue
 from typing import Any, TypeVar
 
 import grpc
@@ -20,6 +21,7 @@ from libs.common.tests.echo_service import METHOD, SERVICE, Echo, EchoSettings, 
 from shop_common.errors import InvalidInput, Refused, Violation
 from shop_common.grpc_server import CALL_SECONDS_MAX, RESPONSE_BYTES_MAX, deadline, traceparent
 from shop_common.health import LIVENESS, HealthServer
+from shop_common.large_requests import LARGE_REQUEST_BYTES, WAITING_BYTES_MAX
 from shop_common.status import STATUS_KEY
 
 _Detail = TypeVar("_Detail", bound=Message)
@@ -340,3 +342,33 @@ def _eventually(true: Callable[[], bool], *, seconds: float = 10) -> None:
     while not true():
         assert time.monotonic() < end, "it did not become true in time"
         threading.Event().wait(0.01)
+
+
+def test_large_requests_are_worked_on_one_after_the_other() -> None:
+    at_once: list[int] = []
+    running: set[int] = set()
+    may_end = threading.Event()
+
+    def hold_large(request: StringValue, _context: grpc.ServicerContext) -> StringValue:
+        if len(request.value) >= LARGE_REQUEST_BYTES:
+            running.add(id(request))
+            at_once.append(len(running))
+            may_end.wait(60)
+            running.remove(id(request))
+        return StringValue()
+
+    size = 3 * 1024 * 1024
+    waiting = WAITING_BYTES_MAX // size
+    ended: SimpleQueue[Any] = SimpleQueue()
+    with serving(hold_large, EchoSettings(listen_host="127.0.0.1")) as running_echo:
+        calls = [running_echo.begin("x" * size, seconds=60) for _ in range(2 * waiting)]
+        for call in calls:
+            call.add_done_callback(ended.put)
+        # One is worked on, as many wait as may, and the others are told so at once.
+        for _ in range(len(calls) - waiting - 1):
+            assert ended.get(timeout=60).code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+        assert running_echo.call("small", seconds=60) == ""
+        may_end.set()
+        assert [ended.get(timeout=60).code() for _ in range(waiting + 1)] == [grpc.StatusCode.OK] * (waiting + 1)
+
+    assert set(at_once) == {1}

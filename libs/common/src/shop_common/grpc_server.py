@@ -8,6 +8,7 @@ import secrets
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent import futures
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any, NoReturn, TypeAlias, TypeVar
 
@@ -26,6 +27,7 @@ from shop_common.database import cause_of, is_own_fault
 from shop_common.errors import DatabaseUnavailable, InvalidInput, Overload, QueueFull, ShopError, Unavailable, Violation
 from shop_common.health import Health, HealthServer
 from shop_common.health_service import HEALTH_SERVICE
+from shop_common.large_requests import LARGE_REQUEST_BYTES, LargeRequests
 from shop_common.listen import opened
 from shop_common.logs import Flood
 from shop_common.peer_waits import PeerWaits
@@ -205,6 +207,7 @@ class _Gate(grpc.ServerInterceptor):
         self._waits = waits
         self._unread = unread
         self._calls_max = calls_max
+        self._large = LargeRequests()
         self._ways: dict[str, tuple[_Handler, _Handler]] = {}
         self.describe: dict[str, Describe] = {}
         """By the full name of the service."""
@@ -228,7 +231,8 @@ class _Gate(grpc.ServerInterceptor):
         if path.startswith(f"/{HEALTH_SERVICE}/"):
             return handler, handler
         service, _, _ = path.lstrip("/").partition("/")
-        method = _Method(path, self._waits, self._unread, self.describe.get(service, lambda _message: {}))
+        describe = self.describe.get(service, lambda _message: {})
+        method = _Method(path, self._waits, self._unread, self._large, describe)
         return method.running(handler), method.refusing(self._refusing)
 
 
@@ -248,10 +252,13 @@ class _Failure:
 class _Method:
     """One method of the API: what is done around it, and how it is told of in logs, metrics and traces."""
 
-    def __init__(self, path: str, waits: PeerWaits, unread: PeerWaits, describe: Describe) -> None:
+    def __init__(
+        self, path: str, waits: PeerWaits, unread: PeerWaits, large: LargeRequests, describe: Describe
+    ) -> None:
         self._path = path
         self._waits = waits
         self._unread = unread
+        self._large = large
         self._describe = describe
         self._method = path.lstrip("/")
         self._has_metrics = telemetry.metrics_wanted()
@@ -266,7 +273,7 @@ class _Method:
         tracer = telemetry.tracer()
         if tracer is not None:
             answer = self._traced(answer, tracer)
-        begin, end = self._waits.begin, self._waits.end
+        begin, end, in_turn = self._waits.begin, self._waits.end, self._in_turn
 
         def run(messages: _Messages, context: grpc.ServicerContext) -> bytes:
             began = time.monotonic()
@@ -280,11 +287,19 @@ class _Method:
             end(context)
             if data is None:
                 self._fail(_failure_of(InvalidInput([_NO_MESSAGE])), context, 0.0)
-            return answer(data, context)
+            return answer(data, context) if len(data) < LARGE_REQUEST_BYTES else in_turn(answer, data, context)
 
         # A stream of requests, although there is one: grpcio lets a unary handler wait for its message unseen.
         # Decoding and encoding happen in `answer`, where bytes that are no message are the caller's fault.
         return grpc.stream_unary_rpc_method_handler(run)
+
+    def _in_turn(self, answer: _Answer, data: bytes, context: grpc.ServicerContext) -> bytes:
+        with ExitStack() as turn:
+            try:
+                turn.enter_context(self._large.turn(len(data), deadline(context) - time.monotonic()))
+            except QueueFull as full:
+                self._fail(_failure_of(full), context, 0.0)
+            return answer(data, context)
 
     def _streaming(self, handler: _Handler) -> _Handler:
         """A method that answers a stream by a stream (reflection): it may keep its thread only while both move."""
