@@ -274,9 +274,9 @@ def test_pings_and_headers_without_end(system: System) -> None:
 # --- messages ---
 
 
-def test_texts_of_megabytes(system: System) -> None:
-    text = "€" * 1_300_000
-    line = orders.CreateOrderItem(product_id=1, quantity=1, price=Money(currency_code=text[:1_200_000], units=1))
+def test_texts_as_long_as_a_message_may_be(system: System) -> None:
+    text = "€" * 345_000
+    line = orders.CreateOrderItem(product_id=1, quantity=1, price=Money(currency_code=text[:335_000], units=1))
     other = orders.CreateOrderItem(product_id=1, quantity=1, price=Money(currency_code="EUR", units=1))
     refused = [
         (CREATE_ORDER, orders.CreateOrderRequest(user_id=1, items=[line] + [other] * (LINES_MAX - 1))),
@@ -294,14 +294,26 @@ def test_texts_of_megabytes(system: System) -> None:
 
 
 def test_batches_of_nothing(system: System) -> None:
-    million = 1_000_000
+    many = 500_000
     with an_honest_client(system) as honest, raw_calls(system) as call:
         for _ in range(5):
-            assert call(BATCH_RESERVE, b"\x0a\x00" * 2 * million) is grpc.StatusCode.INVALID_ARGUMENT
-            assert call(CREATE_ORDER, b"\x12\x00" * 2 * million) is grpc.StatusCode.INVALID_ARGUMENT
+            assert call(BATCH_RESERVE, b"\x0a\x00" * many) is grpc.StatusCode.INVALID_ARGUMENT
+            assert call(CREATE_ORDER, b"\x12\x00" * many) is grpc.StatusCode.INVALID_ARGUMENT
             # Fields that nobody knows, and groups within groups.
-            assert call(GET_ORDER, b"\xf8\x07\x01" * million) is grpc.StatusCode.INVALID_ARGUMENT
-            call(GET_ORDER, b"\x5b" * million)
+            assert call(GET_ORDER, b"\xf8\x07\x01" * (many // 2)) is grpc.StatusCode.INVALID_ARGUMENT
+            call(GET_ORDER, b"\x5b" * many)
+            assert call(BATCH_RESERVE, b"\x0a\x00" * 4 * many) is grpc.StatusCode.RESOURCE_EXHAUSTED
+        honest.goes_on()
+
+
+def test_batches_of_nothing_by_many_at_once(system: System) -> None:
+    """Decoded, each takes fifty times its bytes, which are as many as a message may have."""
+    request = b"\x0a\x00" * 500_000
+    at_once = 32
+    with an_honest_client(system) as honest, raw_calls(system) as call, ThreadPoolExecutor(at_once) as callers:
+        for _ in range(2):
+            told = set(callers.map(lambda _: call(BATCH_RESERVE, request), range(at_once)))
+            assert told <= {grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.RESOURCE_EXHAUSTED}
         honest.goes_on()
 
 

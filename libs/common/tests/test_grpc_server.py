@@ -357,7 +357,7 @@ def test_large_requests_are_worked_on_one_after_the_other() -> None:
             running.remove(id(request))
         return StringValue()
 
-    size = 3 * 1024 * 1024
+    size = 700_000
     waiting = WAITING_BYTES_MAX // size
     ended: SimpleQueue[Any] = SimpleQueue()
     with serving(hold_large, EchoSettings(listen_host="127.0.0.1")) as running_echo:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent import futures
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NoReturn, TypeAlias, TypeVar
 
 import grpc
@@ -37,8 +38,8 @@ from shop_common.status import STATUS_KEY, code_of, new_status, to_status
 CALL_SECONDS_MAX = 30.0
 """The time a call has when its client sets no deadline."""
 
-REQUEST_BYTES_MAX = 4 * 1024 * 1024
-"""A batch of 5,000 lines is about a quarter of it."""
+REQUEST_BYTES_MAX = 1024 * 1024
+"""Twice the largest batch of reservations. Every thread may hold a message of this size."""
 
 RESPONSE_BYTES_MAX = 4 * 1024 * 1024
 """What clients take by default. Lists are cut far below; this is the net under what nobody thought of."""
@@ -270,9 +271,10 @@ class _Method:
         if behave is None or decode is None or encode is None:
             return self._streaming(handler)
         answer = self._answer(behave, decode, encode)
+        answer_large = self._answer(behave, partial(self._large.decoded, decode), encode)
         tracer = telemetry.tracer()
         if tracer is not None:
-            answer = self._traced(answer, tracer)
+            answer, answer_large = self._traced(answer, tracer), self._traced(answer_large, tracer)
         begin, end, in_turn = self._waits.begin, self._waits.end, self._in_turn
 
         def run(messages: _Messages, context: grpc.ServicerContext) -> bytes:
@@ -287,7 +289,7 @@ class _Method:
             end(context)
             if data is None:
                 self._fail(_failure_of(InvalidInput([_NO_MESSAGE])), context, 0.0)
-            return answer(data, context) if len(data) < LARGE_REQUEST_BYTES else in_turn(answer, data, context)
+            return answer(data, context) if len(data) < LARGE_REQUEST_BYTES else in_turn(answer_large, data, context)
 
         # A stream of requests, although there is one: grpcio lets a unary handler wait for its message unseen.
         # Decoding and encoding happen in `answer`, where bytes that are no message are the caller's fault.

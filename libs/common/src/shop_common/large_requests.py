@@ -5,18 +5,22 @@ So a few callers at once could take all memory with requests that are refused as
 """
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent import futures
 from contextlib import contextmanager
+from typing import TypeVar
 
 from shop_common.errors import QueueFull
+
+_T = TypeVar("_T")
 
 LARGE_REQUEST_BYTES = 64 * 1024
 """What is smaller is decoded and refused before the interpreter passes to another thread."""
 
-WORKED_ON_BYTES_MAX = 4 * 1024 * 1024
+WORKED_ON_BYTES_MAX = 1024 * 1024
 """The largest request, or several smaller ones: a full batch of reservations has half a megabyte."""
 
-WAITING_BYTES_MAX = 64 * 1024 * 1024
+WAITING_BYTES_MAX = 32 * 1024 * 1024
 
 
 class LargeRequests:
@@ -26,6 +30,14 @@ class LargeRequests:
         self._changed = threading.Condition()
         self._worked_on = 0
         self._waiting = 0
+        self._decoder = futures.ThreadPoolExecutor(1, thread_name_prefix="decoder")
+
+    def decoded(self, decode: Callable[[bytes], _T], data: bytes) -> _T:
+        """The message in these bytes. Raises what `decode` raises.
+
+        On one thread for all: the C library keeps apart what each thread has freed, and others do not use it again.
+        """
+        return self._decoder.submit(decode, data).result()
 
     @contextmanager
     def turn(self, size: int, seconds: float) -> Iterator[None]:
