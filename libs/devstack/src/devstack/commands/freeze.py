@@ -1,7 +1,8 @@
 """Stop a process of the running `dev` in the middle of whatever it does (SIGSTOP), or let it go on (thaw: SIGCONT).
 
 A frozen process keeps its connections, locks and leases, as one does that its machine has forgotten for a while. What
-needs it waits, or fails in time; the rest goes on. ./task status shows which are frozen.
+needs it waits, or fails in time; the rest goes on. ./task status shows which are frozen. If it stands in the middle of
+a write to an SQLite file, no other process can change that database until it is thawed or killed.
 """
 
 import argparse
