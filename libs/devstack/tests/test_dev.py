@@ -144,6 +144,27 @@ def test_one_ctrl_c_ends_everything_and_loses_nothing(start: Start, tmp_path: Pa
         assert database.execute("SELECT product_id, quantity FROM inventory_items").fetchall() == [(1, 5)]
 
 
+def test_what_clients_who_go_on_calling_did_is_finished_too(start: Start, tmp_path: Path) -> None:
+    dev = start()
+    run = _healthy(dev, tmp_path)
+    shoppers = Process("load", [sys.executable, "-m", "devstack", "load", "--rate", "20"], folder=tmp_path).start()
+    try:
+        shoppers.wait_for_line(" cancelled, ", HEALTHY_SECONDS)
+        os.killpg(dev.pid, signal.SIGINT)
+        assert dev.wait(END_SECONDS) == 0, dev.tail()
+        assert shoppers.alive
+    finally:
+        shoppers.kill()
+
+    assert "gave up" not in dev.log
+    with closing(sqlite3.connect(run.databases.orders.removeprefix("sqlite:///"))) as orders:
+        cancelled = set(orders.execute("SELECT id FROM orders WHERE status = 'CANCELLED'"))
+    with closing(sqlite3.connect(run.databases.inventory.removeprefix("sqlite:///"))) as inventory:
+        confirmed = inventory.execute("SELECT order_id FROM stock_reservations WHERE state = 'CONFIRMED'")
+        assert cancelled
+        assert cancelled.isdisjoint(confirmed)
+
+
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGHUP])
 def test_any_signal_that_ends_it_ends_all_of_it(start: Start, tmp_path: Path, signum: signal.Signals) -> None:
     dev = start()

@@ -37,7 +37,7 @@ from devstack.screen import Screen
 from devstack.stack import Databases, Options, Stack, reachable
 from devstack.supervisor import Supervisor, how_it_ended
 
-DRAIN_SECONDS = 15
+DRAIN_SECONDS = 30
 # One Ctrl-C may reach us twice: from the terminal, and again from whoever started us.
 _SAME_CTRL_C_SECONDS = 1.0
 
