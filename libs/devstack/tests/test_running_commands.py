@@ -107,6 +107,7 @@ def test_logs_are_shown_by_process_level_time_and_text(capsys: pytest.CaptureFix
     assert {line.split()[0] for line in shown("event-relay", "dev").splitlines()} == {"event-relay", "dev"}
     assert all("serving" in line for line in shown("--grep", "serv.ng").splitlines())
     assert " [info" not in shown("--level", "warning")
+    assert shown("--level", "WARNING") == shown("--level", "warning")
     assert shown("--since", "2999-01-01") == ""
     first, *_ = map(json.loads, shown("dev", "--json").splitlines())
     assert (first["process"], first["level"]) == ("dev", "info")
@@ -131,7 +132,7 @@ def test_stop_says_what_it_waits_for_and_leaves_the_logs(dev: Process, capsys: p
     assert dev.wait(HEALTHY_SECONDS) == 0
     _, left = psutil.wait_procs(everyone, timeout=HEALTHY_SECONDS)
     assert left == []
-    assert main(["logs", "dev", "--follow"]) == 0
+    assert main(["logs", "dev", "-f"]) == 0
     assert capsys.readouterr().out.splitlines()[-1].endswith("ended")
     for words in (["stop"], ["kill", "order-api"], ["freeze", "order-api"], ["kafka-address"]):
         assert main(words) == 1

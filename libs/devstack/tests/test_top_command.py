@@ -80,6 +80,16 @@ def test_a_process_that_is_away_is_shown_as_that(stack: Stack, capsys: pytest.Ca
     assert _row(shown, "processes", "order-api")[2] == "up"
 
 
+def test_a_process_that_answers_and_is_not_ready_is_named(stack: Stack, capsys: pytest.CaptureFixture[str]) -> None:
+    deadline = time.monotonic() + SEEN_SECONDS
+    with stack.inventory_api.frozen():
+        shown = ""
+        while "; reservation-reaper is not ready" not in shown:
+            assert time.monotonic() < deadline, shown
+            assert main(["top", "--once", "--interval", "0.2", *_processes(stack)]) == 1
+            shown = capsys.readouterr().out.partition(".\n")[0]
+
+
 def test_every_table_is_shown_also_when_the_process_that_fills_it_is_away(
     stack: Stack, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -25,10 +25,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "process", nargs="*", metavar="PROCESS", help=f"only lines of these: {', '.join(names)} (default: all)"
     )
-    parser.add_argument("--level", choices=LEVELS, default=LEVELS[0], help="only lines of this level or above")
+    parser.add_argument(
+        "--level", type=str.lower, choices=LEVELS, default=LEVELS[0], help="only lines of this level or above"
+    )
     parser.add_argument("--since", type=since.moment, metavar="WHEN", help=f"only lines since then: {since.FORMS}")
     parser.add_argument("--grep", type=_pattern, metavar="REGEX", help="only lines in which this is found")
-    parser.add_argument("--follow", action="store_true", help="go on with new lines, until dev ends or Ctrl-C")
+    parser.add_argument("-f", "--follow", action="store_true", help="go on with new lines, until dev ends or Ctrl-C")
     parser.set_defaults(known=names)
     add_json(parser)
 

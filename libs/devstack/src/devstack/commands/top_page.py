@@ -13,6 +13,7 @@ from rich.text import Text
 from devstack.away import Away
 from devstack.colours import COLOURS
 from devstack.commands.output import number, printable, whole
+from devstack.commands.system_status import OLDEST_SECONDS_MAX
 from devstack.scrape import Histogram, Interval, Key
 from devstack.stack import INVENTORY_API, ORDER_API, REAPER, RELAY
 
@@ -47,7 +48,7 @@ def page(addresses: Mapping[str, str], intervals: Mapping[str, Interval | Away],
 
     # What is short and tells most stands first: a terminal has only so many lines.
     return Group(
-        _summary(away),
+        _summary(away, present),
         Text(),
         table(
             "processes",
@@ -103,11 +104,22 @@ def page(addresses: Mapping[str, str], intervals: Mapping[str, Interval | Away],
     )
 
 
-def _summary(away: Mapping[str, Away]) -> Text:
-    if not away:
-        return Text("All processes answer.", "bold green")
-    reasons = "; ".join(f"{name} is away: {printable(one.reason)}" for name, one in away.items())
-    return Text(f"Trouble: {reasons}.", "bold red")
+def _summary(away: Mapping[str, Away], present: Present) -> Text:
+    if troubles := "; ".join(_troubles(away, present)):
+        return Text(f"Trouble: {troubles}.", "bold red")
+    return Text("All processes are ready.", "bold green")
+
+
+def _troubles(away: Mapping[str, Away], present: Present) -> Iterator[str]:
+    for name, one in away.items():
+        yield f"{name} is away: {printable(one.reason)}"
+    for name, interval in present.items():
+        if 0 in interval.gauge("shop_ready_processes").values():
+            yield f"{name} is not ready"
+    for interval in present.values():
+        for (database,), seconds in _sorted(interval.gauge("shop_outbox_oldest_event_age_seconds", "database")):
+            if seconds > OLDEST_SECONDS_MAX:
+                yield f"events of the {database} database have waited for {seconds:.0f} s to be shipped"
 
 
 def _missing(name: str, names: str, numbers: str) -> Row:
