@@ -170,7 +170,7 @@ def test_a_span_describes_a_request_only_when_it_was_found_right(spans: Spans) -
         raise ParcelNotFound("no parcel here")
 
     with serving(behave, describe=lambda message: {"shop.order_id": message.value}) as running:
-        for text in ("x" * 4_000_000, "short"):
+        for text in ("x" * 1_000_000, "short"):
             with pytest.raises(grpc.RpcError):
                 running.call(text)
     wrong, refused = (span.attributes or {} for span in spans.all())
