@@ -24,9 +24,9 @@ LINES = [line.command for line in shell_lines() if line.document == "docs/backup
 OF_POSTGRESQL = re.compile(r"pg_dump|pg_restore|psql")
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def broker() -> Iterator[Kafka]:
-    """Of its own: what was told of a lost order would be taken for a defect by other tests."""
+    """Of its own: what was told of a lost order would be taken for a defect by other tests, and numbers begin anew."""
     with kafka_brokers.provide() as broker:
         yield broker
 

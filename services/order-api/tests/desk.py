@@ -112,7 +112,7 @@ class Desk:
     def serving(cls, database: Database, inventory_address: str) -> Iterator["Desk"]:
         inventory = Inventory(inventory_address, call_seconds=INVENTORY_CALL_SECONDS)
         operations = Operations(database, inventory, die=_fail)
-        server = Server(OrderSettings.model_validate({"grpc_port": 0, "grpc_threads": 64}))
+        server = Server(OrderSettings.model_validate({"grpc_port": 0, "grpc_threads": 256}))
         server.add(
             pb.DESCRIPTOR.services_by_name["OrderService"],
             order_pb2_grpc.add_OrderServiceServicer_to_server,
