@@ -108,8 +108,9 @@ _MARKS = (
     ),
     Change(
         "shop_common/consumer.py",
-        "        self._store(messages)\n",
-        "        __import__('steps').reached('between effect and offset')\n        self._store(messages)\n",
+        "                    self._reader.done(messages)\n",
+        "                    __import__('steps').reached('between effect and offset')\n"
+        "                    self._reader.done(messages)\n",
     ),
     Change(
         "order_api/placing.py",

@@ -59,7 +59,7 @@ AUTOINCREMENT = tuple(
 )
 """SQLite gives out the number of a row again once the table is empty."""
 
-BEGIN_IMMEDIATE = (Change("shop_common/database.py", 'else "BEGIN IMMEDIATE"', 'else "BEGIN"'),)
+BEGIN_IMMEDIATE = (Change("shop_common/database_sqlite.py", 'else "BEGIN IMMEDIATE"', 'else "BEGIN"'),)
 """SQLite's write lock is taken at the first write, after the first read."""
 
 CLOCK_OF_THE_DATABASE = (
