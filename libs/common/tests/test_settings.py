@@ -11,6 +11,7 @@ from shop_common.database_settings import DatabaseSettings, DatabaseUrl
 from shop_common.settings import (
     ApiSettings,
     GrpcPort,
+    HealthPort,
     KafkaSettings,
     LogLevel,
     Settings,
@@ -24,6 +25,7 @@ class ParcelSettings(ApiSettings, DatabaseSettings, KafkaSettings):
     """A made-up service's settings."""
 
     grpc_port: GrpcPort = 50099
+    health_port: HealthPort = 50109
     database_url: DatabaseUrl = "sqlite:///./parcels.db"
 
 
@@ -56,6 +58,26 @@ def test_the_environment_wins_in_any_case(monkeypatch: pytest.MonkeyPatch) -> No
     assert settings.grpc_port == 1234
     assert settings.log_level is LogLevel.WARNING
     assert settings.reflection is False
+
+
+@pytest.mark.parametrize(
+    ("given", "health_port"),
+    [
+        ({}, 50109),
+        ({"GRPC_PORT": "7000"}, 7010),
+        ({"GRPC_PORT": "7000", "HEALTH_PORT": "9"}, 9),
+        ({"GRPC_PORT": "65530"}, 65520),
+        ({"GRPC_PORT": "0"}, 0),
+        ({"HEALTH_PORT": "0"}, 0),
+    ],
+)
+def test_the_port_for_probes_is_beside_the_port_that_is_set(
+    monkeypatch: pytest.MonkeyPatch, given: dict[str, str], health_port: int
+) -> None:
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+
+    assert load(ParcelSettings).health_port == health_port
 
 
 def test_an_empty_variable_means_the_default(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,9 +16,17 @@ from collections.abc import Iterator
 from enum import StrEnum
 from itertools import combinations
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Self, TypeVar
 
-from pydantic import AfterValidator, BeforeValidator, Field, JsonValue, ValidationError, field_validator
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Field,
+    JsonValue,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticCustomError
 from pydantic_settings import BaseSettings, EnvSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
@@ -89,6 +97,7 @@ HealthPort = Annotated[
     _PortNumber,
     Field(description="port for probes, with grpc.health.v1 only; clients must not reach it. 0 lets the system choose"),
 ]
+HEALTH_PORT_DISTANCE = 10
 MetricsPort = Annotated[_PortNumber, Field(description="port of the Prometheus metrics; 0 is off")]
 Target = Annotated[str, AfterValidator(_target)]
 """Where another service is; every address of the host is used."""
@@ -220,7 +229,10 @@ class CommonSettings(Settings):
 
 
 class ApiSettings(CommonSettings):
-    """What a process with a gRPC API reads. The subclass gives `grpc_port` its default."""
+    """What a process with a gRPC API reads. The subclass gives `grpc_port` its default.
+
+    Where GRPC_PORT alone is set, HEALTH_PORT is ten above it, so that a second API on a machine needs one setting.
+    """
 
     grpc_port: GrpcPort
     grpc_threads: int = Field(
@@ -251,6 +263,15 @@ class ApiSettings(CommonSettings):
     worker_pipe: int | None = Field(
         default=None, ge=0, description="set by the parent: how a worker learns of its end", json_schema_extra=_INTERNAL
     )
+
+    @model_validator(mode="after")
+    def _place_health_port(self) -> Self:
+        if "grpc_port" in self.model_fields_set and "health_port" not in self.model_fields_set:
+            above = self.grpc_port + HEALTH_PORT_DISTANCE
+            beside = above if above <= PORT_MAX else self.grpc_port - HEALTH_PORT_DISTANCE
+            # Past the guard that freezes settings: nobody has seen these yet.
+            object.__setattr__(self, "health_port", beside if self.grpc_port else 0)
+        return self
 
     @property
     def is_worker(self) -> bool:
