@@ -50,15 +50,12 @@ MESSAGE_SECONDS = 5.0
 UNREAD_BYTES_MIN = 64 * 1024
 UNREAD_ANSWERS_MAX = 64
 """Answers from UNREAD_BYTES_MIN on that clients have not read yet; beyond this the oldest is dropped with its call."""
-UNREAD_BURST_MAX = 256
-"""And so many of them for a moment, while clients read."""
 
 QUIET_SECONDS = 2.0
 """When no call has run for so long, a stopping server closes the connections that are left."""
 
 _STOP_POLL_SECONDS = 0.05
 _WAITS_MIN = 8
-_BURST_SPARES = 16
 _REFUSING_THREADS = 4
 
 _log = logs.get(__name__)
@@ -99,23 +96,13 @@ class Server:
         self._settings = settings
         self._services: list[str] = []
         self._pool = CallPool(settings.grpc_threads)
-        # Half of the threads may wait for messages for long, and in a burst nearly all; the others are left to calls
-        # whose message has arrived.
-        threads = settings.grpc_threads
-        self._waits = PeerWaits(
-            "message",
-            calls_max=max(threads // 2, min(threads, _WAITS_MIN)),
-            burst_max=max(threads - threads // _BURST_SPARES, min(threads, _WAITS_MIN)),
-            seconds=MESSAGE_SECONDS,
-            waits_for="its message",
-        )
+        # Half of the threads may wait for messages; the others are left to calls whose message has arrived. With few
+        # threads all may: calls that arrive together wait for a moment each, and must not end each other.
+        waits_max = max(settings.grpc_threads // 2, min(settings.grpc_threads, _WAITS_MIN))
+        self._waits = PeerWaits("message", calls_max=waits_max, seconds=MESSAGE_SECONDS, waits_for="its message")
         # An answer that is not read holds no thread, but its memory.
         self._unread = PeerWaits(
-            "unread",
-            calls_max=UNREAD_ANSWERS_MAX,
-            burst_max=UNREAD_BURST_MAX,
-            seconds=CALL_SECONDS_MAX,
-            waits_for="its answer to be read",
+            "unread", calls_max=UNREAD_ANSWERS_MAX, seconds=CALL_SECONDS_MAX, waits_for="its answer to be read"
         )
         # Refusals have threads of their own: they must be told when all others are taken.
         self._refusing = futures.ThreadPoolExecutor(_REFUSING_THREADS, thread_name_prefix="refusing")

@@ -64,9 +64,7 @@ class HealthService:
     def __init__(self, source: Source) -> None:
         self._source = source
         self.threads = futures.ThreadPoolExecutor(_THREADS, thread_name_prefix="health")
-        self._waits = PeerWaits(
-            "health", calls_max=_WAITS_MAX, burst_max=_WAITS_MAX, seconds=PEER_SECONDS, waits_for="the client"
-        )
+        self._waits = PeerWaits("health", calls_max=_WAITS_MAX, seconds=PEER_SECONDS, waits_for="the client")
         # Guards the watches. It is never held while anything is sent.
         self._lock = threading.Condition()
         self._watches: set[_Watch] = set()
