@@ -245,6 +245,10 @@ def _all_sections(shown: str) -> None:
 def _frozen(pid: int) -> Iterator[None]:
     os.killpg(pid, signal.SIGSTOP)
     try:
+        deadline = time.monotonic() + 60
+        while psutil.Process(pid).status() != psutil.STATUS_STOPPED:
+            assert time.monotonic() < deadline, "it does not stop"
+            time.sleep(0.02)
         yield
     finally:
         os.killpg(pid, signal.SIGCONT)

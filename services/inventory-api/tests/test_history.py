@@ -180,6 +180,8 @@ def long_history(database: Database) -> Database:
         ),
     }[database.engine.dialect.name]
     with database.write() as tx:
+        if not database.is_sqlite:
+            tx.execute(text("SET LOCAL statement_timeout = 0"))  # so many rows may take their time on a busy machine
         tx.execute(
             text(
                 "INSERT INTO stock_reservations"

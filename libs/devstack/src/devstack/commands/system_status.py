@@ -135,6 +135,8 @@ def _processes() -> list[ProcessState]:
     found = target.running()
     if found is None:
         return []
+    answers = health.of_system()
+    # After the answers: one that is stopped or ends meanwhile is called so, and not by the answer that it did not give.
     known: dict[str, tuple[int | None, str, str]]
     if isinstance(found, RunFile):
         known = {name: (one.pid, running.state_of(one.pid), version(name)) for name, one in found.processes.items()}
@@ -142,7 +144,7 @@ def _processes() -> list[ProcessState]:
         known = {one.name: (None, "running" if one.runs else "gone", one.version) for one in found.processes}
     return [
         ProcessState(one.name, pid, state, one.address, one.ready, one.alive, of_version)
-        for one in health.of_system()
+        for one in answers
         for pid, state, of_version in [known[one.name]]
     ]
 
