@@ -289,7 +289,8 @@ def _is_answered(running: Echo) -> bool:
         return running.call("first", seconds=SOON_SECONDS) == "first"
     except grpc.RpcError as refused:
         # A refusal that overtakes its request becomes CANCELLED at the client.
-        assert refused.code() in (grpc.StatusCode.RESOURCE_EXHAUSTED, grpc.StatusCode.CANCELLED)
+        if refused.code() not in (grpc.StatusCode.RESOURCE_EXHAUSTED, grpc.StatusCode.CANCELLED):
+            raise
         return False
 
 
