@@ -1,11 +1,13 @@
 """A gRPC method that does nothing, in the server that all processes here use: what any call costs at least."""
 
-from grpc import Server, ServicerContext
+from grpc import Server as GrpcServer
+from grpc import ServicerContext
 
 from benchmarks.handlers import Method, add_methods
 from shop.inventory.v1 import inventory_pb2 as pb
-from shop_common import grpc_server, lifecycle
-from shop_common.settings import ApiSettings, GrpcPort, load
+from shop_common.environment.settings import ApiSettings, GrpcPort, load
+from shop_common.process import lifecycle
+from shop_common.rpc.server import Server
 
 _SERVICE = pb.DESCRIPTOR.services_by_name["InventoryService"]
 
@@ -23,13 +25,13 @@ def reserve_stock(request: pb.ReserveStockRequest, _: ServicerContext) -> pb.Res
 def main() -> None:
     settings = load(EchoSettings)
     lifecycle.begin("echo", settings)
-    server = grpc_server.Server(settings)
+    server = Server(settings)
     methods: dict[str, Method] = {"ReserveStock": reserve_stock}
     server.add(_SERVICE, _add, methods)
     lifecycle.serve(server, settings)
 
 
-def _add(methods: dict[str, Method], server: Server) -> None:
+def _add(methods: dict[str, Method], server: GrpcServer) -> None:
     add_methods(_SERVICE, methods, server)
 
 

@@ -23,10 +23,11 @@ from benchmarks.results import verdict
 from benchmarks.scenarios import RESERVE_SPREAD
 from benchmarks.subjects import ALONE, NO_BROKER, Stored
 from devstack.away import Away
+from devstack.layout import REAPER
 from devstack.ports import free_ports
 from devstack.scrape import scrape
-from devstack.stack import REAPER, Databases, Options, Stack
-from inventory_api import tables
+from devstack.stack import Databases, Options, Stack
+from inventory_api.store import tables
 
 CONNECTIONS = 8
 HOLDS_PER_SECOND_GOAL = 10_000

@@ -13,8 +13,8 @@ from benchmarks.http2 import LoadError
 from devstack.kafka import Kafka
 from devstack.postgres import PostgresServer
 from order_api.migrations import SCHEMA
-from shop_common.database import Database
-from shop_common.outbox import SHARDS
+from shop_common.db.database import Database
+from shop_common.events.outbox import SHARDS
 
 ROW_BYTES = 420
 """Of a row in the table, its header included, as `pg_column_size` counts them."""

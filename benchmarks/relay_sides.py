@@ -15,7 +15,7 @@ from devstack.kafka import Kafka
 from devstack.ports import free_ports
 from devstack.postgres import PostgresServer
 from devstack.process import Process
-from shop_common.outbox import SHARDS
+from shop_common.events.outbox import SHARDS
 
 READY_SECONDS = 120
 STOP_SECONDS = 15

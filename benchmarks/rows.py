@@ -15,8 +15,8 @@ from benchmarks import command
 from benchmarks.http2 import LoadError
 from benchmarks.scenarios import ORDERS_PER_USER, PRODUCTS
 from benchmarks.stock import QUANTITY
-from inventory_api import tables as inventory
-from order_api import tables as orders
+from inventory_api.store import tables as inventory
+from order_api.store import tables as orders
 from shop_common.moments import micros
 
 SECOND = 1_000_000  # all times are microseconds since 1970

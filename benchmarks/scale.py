@@ -25,15 +25,15 @@ from benchmarks.results import Cell, Numbers, Results, verdict
 from benchmarks.scenarios import CHECK_STOCK, INVENTORY, LIST_ORDERS, ORDERS, PAGE_SIZE, RESERVE_SPREAD, Scenario
 from benchmarks.subjects import ALONE, NO_BROKER, Services, migrate
 from devstack.stack import Databases, Options, Stack
-from inventory_api import tables as inventory
 from inventory_api.migrations import SCHEMA as INVENTORY_SCHEMA
-from order_api.domain import Status
+from inventory_api.store import tables as inventory
+from order_api.domain.model import Status
 from order_api.migrations import SCHEMA as ORDERS_SCHEMA
-from order_api.orders import OrderFilter
+from order_api.store.orders import OrderFilter
 from shop.inventory.v1 import inventory_pb2
 from shop.order.v1 import order_pb2
-from shop_common import paging
-from shop_common.paging import Page, PageRequest
+from shop_common.api import paging
+from shop_common.api.paging import Page, PageRequest
 
 ROWS = (10_000, 1_000_000)
 GOAL = 1.2

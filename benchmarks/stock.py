@@ -9,9 +9,9 @@ from typing import Any
 from sqlalchemy import Connection, Select, Table, func, select
 
 from benchmarks.scenarios import HOT_PRODUCT, LINES, ORDERS_PER_USER, PRODUCTS, USERS, order_id
-from inventory_api import tables as inventory
-from order_api import tables as orders
-from shop_common.database import Database
+from inventory_api.store import tables as inventory
+from order_api.store import tables as orders
+from shop_common.db.database import Database
 
 QUANTITY = 10**12
 _ROWS_AT_ONCE = 5_000

@@ -19,8 +19,8 @@ from devstack.process import Process
 from devstack.stack import Databases, Options, Ports, Stack
 from inventory_api.migrations import SCHEMA as INVENTORY_SCHEMA
 from order_api.migrations import SCHEMA as ORDERS_SCHEMA
-from shop_common.database import Database
-from shop_common.schema import Schema
+from shop_common.db.database import Database
+from shop_common.db.schema import Schema
 
 READY_SECONDS = 120
 STOP_SECONDS = 15

@@ -13,9 +13,9 @@ from uuid_utils import uuid7
 from benchmarks.plain.models import Allocation, Event, Item, Reservation, sessions
 from benchmarks.plain.server import serve
 from shop.inventory.v1 import inventory_pb2 as pb
+from shop_common.db.sql import now
+from shop_common.events.outbox import shard_of
 from shop_common.moments import rfc3339, to_proto
-from shop_common.outbox import shard_of
-from shop_common.sql import now
 
 TTL = timedelta(minutes=30)
 

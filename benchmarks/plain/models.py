@@ -8,7 +8,7 @@ from sqlalchemy import BigInteger, Connection, FetchedValue, ForeignKey, create_
 from sqlalchemy.engine import make_url
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, relationship, sessionmaker
 
-from shop_common.sql import Amount, Id, RowId, Timestamp
+from shop_common.db.sql import Amount, Id, RowId, Timestamp
 
 READ_ONLY = {"plain_read_only": True}
 """Options of a connection that writes nothing."""

@@ -14,10 +14,10 @@ from benchmarks.plain.models import READ_ONLY, Event, Order, OrderItem, sessions
 from benchmarks.plain.server import serve
 from shop.inventory.v1 import inventory_pb2, inventory_pb2_grpc
 from shop.order.v1 import order_pb2 as pb
-from shop_common import money
+from shop_common.api import money
+from shop_common.db.sql import now
+from shop_common.events.outbox import shard_of
 from shop_common.moments import rfc3339, to_proto
-from shop_common.outbox import shard_of
-from shop_common.sql import now
 
 TTL = timedelta(minutes=30)
 CALL_SECONDS = 30

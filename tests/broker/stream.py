@@ -17,9 +17,9 @@ from uuid_utils import uuid7
 from devstack.kafka import Kafka, Record
 from devstack.ports import free_ports
 from devstack.process import Process
-from shop_common.database import Database
-from shop_common.outbox import Outbox, shard_of
-from shop_common.outbox import Record as Row
+from shop_common.db.database import Database
+from shop_common.events.outbox import Outbox, shard_of
+from shop_common.events.outbox import Record as Row
 
 _POLL_SECONDS = 0.05
 

@@ -16,7 +16,7 @@ from google.rpc.status_pb2 import Status
 from devstack.client import SERVICES
 from devstack.stack import Stack
 from shop.inventory.v1.inventory_pb2 import BatchReserveStockResponse
-from shop_common.status import STATUS_KEY
+from shop_common.rpc.status import STATUS_KEY
 from tests.e2e.bad_values import Case, cases, good
 
 METHODS = {f"{service.name}.{method.name}": method for service in SERVICES for method in service.methods}

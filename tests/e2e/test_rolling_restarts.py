@@ -12,8 +12,9 @@ import pytest
 from devstack import client
 from devstack import kafka as kafka_brokers
 from devstack.kafka import Kafka, Record
+from devstack.layout import INVENTORY_API, ORDER_API, REAPER, RELAY
 from devstack.postgres import PostgresServer
-from devstack.stack import INVENTORY_API, ORDER_API, REAPER, RELAY, Databases, Options, Ports, Stack, target_of
+from devstack.stack import Databases, Options, Ports, Stack, target_of
 from shop.inventory.v1 import inventory_pb2
 from shop_common.errors import ShopError
 from tests.e2e.shop import CANCELLED, CONFIRMED, PROCESSING, SHIPPED, Shop

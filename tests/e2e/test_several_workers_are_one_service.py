@@ -5,8 +5,9 @@ from collections.abc import Iterator
 import pytest
 
 from devstack import kafka
+from devstack.layout import INVENTORY_API, ORDER_API
 from devstack.postgres import PostgresServer
-from devstack.stack import INVENTORY_API, ORDER_API, Databases, Options, Stack
+from devstack.stack import Databases, Options, Stack
 from tests.e2e.shop import CANCELLED, Shop, at_once, granted
 
 

@@ -12,8 +12,9 @@ from uuid import uuid4
 
 import psutil
 
-from devstack.process import Process, health
-from devstack.stack import REAPER
+from devstack.grpc_health import health
+from devstack.layout import REAPER
+from devstack.process import Process
 from shop_common.errors import Conflict, Overload, Unavailable
 from tests.e2e.shop import CANCELLED, CONFIRMED, Shop
 from tests.faults.system import System

@@ -21,7 +21,7 @@ PACKAGES = (
 
 @dataclass(frozen=True)
 class Change:
-    """In a file, such as `inventory_api/items.py`: this text, which is there so many times, becomes that one."""
+    """In a file, such as `inventory_api/store/items.py`: this text, which is there so many times, becomes that one."""
 
     file: str
     old: str
@@ -86,12 +86,12 @@ BEFORE_INSERT, BEFORE_CONFIRMED = "between hold and order", "between confirmed s
 
 _MARKS = (
     Change(
-        "shop_common/database.py",
+        "shop_common/db/database.py",
         "            phase.committing = True\n",
         "            phase.committing = True\n            __import__('steps').reached('before commit')\n",
     ),
     Change(
-        "shop_common/database.py",
+        "shop_common/db/database.py",
         "        for metric, counts in counted:\n",
         "        __import__('steps').reached('after commit')\n        for metric, counts in counted:\n",
     ),
@@ -107,19 +107,19 @@ _MARKS = (
         "        if arrived:\n            __import__('steps').reached('between acknowledgement and delete')\n",
     ),
     Change(
-        "shop_common/consumer.py",
+        "shop_common/events/consumer.py",
         "                    self._reader.done(messages)\n",
         "                    __import__('steps').reached('between effect and offset')\n"
         "                    self._reader.done(messages)\n",
     ),
     Change(
-        "order_api/placing.py",
+        "order_api/operations/placing.py",
         "            return self._insert(held, deadline=deadline)\n",
         "            __import__('steps').reached('between hold and order')\n"
         "            return self._insert(held, deadline=deadline)\n",
     ),
     Change(
-        "order_api/confirming.py",
+        "order_api/operations/confirming.py",
         "        return self._finish(Asked",
         "        __import__('steps').reached('between confirmed stock and order')\n        return self._finish(Asked",
     ),

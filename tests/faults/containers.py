@@ -14,9 +14,9 @@ from sqlalchemy.engine import URL
 from testcontainers.core.config import testcontainers_config
 from testcontainers.core.container import DockerContainer
 
-from devstack import broker as embedded
 from devstack import docker, postgres, postmaster, watchdog
 from devstack import kafka as kafka_brokers
+from devstack.commands.topics import PARTITIONS, TOPICS
 from devstack.containers import Container
 from devstack.kafka import Kafka
 from devstack.ports import free_ports
@@ -124,7 +124,7 @@ class Cluster:
         known = self.kafka.admin().list_topics(timeout=_ASK_SECONDS).topics
         return {
             (topic, number): (partition.leader, partition.isrs)
-            for topic in embedded.TOPICS
+            for topic in TOPICS
             for number, partition in known[topic].partitions.items()
         }
 
@@ -162,7 +162,7 @@ def three_brokers() -> Iterator[Cluster]:
         while _present(admin) < BROKERS:
             assert time.monotonic() < deadline, f"not all brokers are there\n{brokers[1].tail()}"
             threading.Event().wait(_POLL_SECONDS)
-        wanted = [NewTopic(name, embedded.PARTITIONS, BROKERS) for name in embedded.TOPICS]
+        wanted = [NewTopic(name, PARTITIONS, BROKERS) for name in TOPICS]
         for made in admin.create_topics(wanted, operation_timeout=_ASK_SECONDS).values():
             made.result(_ASK_SECONDS)
         yield Cluster(kafka, brokers)

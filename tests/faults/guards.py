@@ -4,7 +4,7 @@ from tests.faults.build import Change
 
 ROW_LOCK = (
     Change(
-        "inventory_api/items.py",
+        "inventory_api/store/items.py",
         "        .order_by(_items.c.id)\n        .with_for_update(of=_items)\n",
         "        .order_by(_items.c.id)\n",
     ),
@@ -13,7 +13,7 @@ ROW_LOCK = (
 
 STATE_OF_A_RESERVATION = (
     Change(
-        "inventory_api/transitions.py",
+        "inventory_api/operations/transitions.py",
         "        if reservation.state not in ENDED\n",
         "        if reservation.state is not State.FULFILLED\n",
     ),
@@ -22,7 +22,7 @@ STATE_OF_A_RESERVATION = (
 
 STATE_OF_AN_ORDER = (
     Change(
-        "order_api/transitions.py",
+        "order_api/operations/transitions.py",
         "            elif step.status not in LEGAL_STEPS[order.status]:",
         "            elif False:",
     ),
@@ -31,7 +31,7 @@ STATE_OF_AN_ORDER = (
 
 IDEMPOTENCY_CLAIM = (
     Change(
-        "shop_common/idempotency.py",
+        "shop_common/db/idempotency.py",
         "        earlier = self.claim(tx, [claim for claim in claims if claim])\n",
         "        earlier: dict[Key, Claim] = {}\n",
     ),
@@ -59,12 +59,12 @@ AUTOINCREMENT = tuple(
 )
 """SQLite gives out the number of a row again once the table is empty."""
 
-BEGIN_IMMEDIATE = (Change("shop_common/database_sqlite.py", 'else "BEGIN IMMEDIATE"', 'else "BEGIN"'),)
+BEGIN_IMMEDIATE = (Change("shop_common/db/sqlite.py", 'else "BEGIN IMMEDIATE"', 'else "BEGIN"'),)
 """SQLite's write lock is taken at the first write, after the first read."""
 
 CLOCK_OF_THE_DATABASE = (
     Change(
-        "shop_common/sql.py",
+        "shop_common/db/sql.py",
         "    moment: datetime = tx.execute(_NOW).scalar_one()\n",
         "    moment = datetime.fromtimestamp(__import__('time').time(), __import__('datetime').UTC)\n",
     ),

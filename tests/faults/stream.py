@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from confluent_kafka import Consumer, KafkaException, TopicPartition
 
 from devstack.kafka import Kafka, Record
-from shop_common import received
+from shop_common.events import received
 from tests.faults.ledger import Event
 
 ORDERS, INVENTORY = "order-events", "inventory-events"

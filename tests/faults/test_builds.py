@@ -25,4 +25,4 @@ def test_each_step_is_marked(tmp_path: Path) -> None:
 
 def test_a_change_that_does_not_fit_is_noticed(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="has 0 times"):
-        Build(tmp_path / "build", [Change("shop_common/database.py", "what nobody wrote", "")])
+        Build(tmp_path / "build", [Change("shop_common/db/database.py", "what nobody wrote", "")])

@@ -5,8 +5,9 @@ from pathlib import Path
 import pytest
 
 from devstack.kafka import Kafka
+from devstack.layout import INVENTORY_API, ORDER_API
 from devstack.postgres import PostgresServer
-from devstack.stack import INVENTORY_API, ORDER_API, Databases
+from devstack.stack import Databases
 from tests.faults.system import running
 
 pytestmark = pytest.mark.timeout(400)

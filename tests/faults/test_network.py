@@ -7,13 +7,14 @@ from contextlib import ExitStack
 import pytest
 from sqlalchemy.engine import make_url
 
-from devstack import broker as embedded
 from devstack import kafka as kafka_brokers
+from devstack.commands.topics import TOPICS
 from devstack.containers import Container
 from devstack.kafka import IMAGE, Kafka
+from devstack.layout import INVENTORY_API, ORDER_API
 from devstack.ports import free_ports
 from devstack.postgres import PostgresServer
-from devstack.stack import INVENTORY_API, ORDER_API, Databases
+from devstack.stack import Databases
 from tests.faults.proxy import Proxy, Weather
 from tests.faults.system import System, running
 
@@ -43,7 +44,7 @@ def to_kafka(docker_engine: str, between: ExitStack) -> tuple[Proxy, Kafka]:
     proxy = between.enter_context(Proxy(outside, inside))
     kafka = Kafka(f"127.0.0.1:{outside}", f"{IMAGE} behind a proxy ({docker_engine})", container)
     kafka.wait_until_it_answers()
-    kafka.create_topics(*embedded.TOPICS)
+    kafka.create_topics(*TOPICS)
     return proxy, kafka
 
 

@@ -9,10 +9,11 @@ import pytest
 from sqlalchemy import create_engine, text
 
 from devstack.kafka import Kafka
+from devstack.layout import INVENTORY_API, ORDER_API, RELAY
 from devstack.postgres import PostgresServer
 from devstack.process import Process
-from devstack.stack import INVENTORY_API, ORDER_API, RELAY, Databases
-from shop_common.outbox import SHARDS
+from devstack.stack import Databases
+from shop_common.events.outbox import SHARDS
 from tests.faults import build
 from tests.faults.build import SteppedBuild
 from tests.faults.system import LEASE_SECONDS, System, running

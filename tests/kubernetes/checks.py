@@ -6,8 +6,8 @@ import yaml
 from kubernetes_validate.utils import SchemaNotFoundError, ValidationError, latest_version, validate
 
 from devstack.contract import ASYNCAPI, Contract
-from shop_common.health import LIVENESS
-from shop_common.lifecycle import FLUSH_SECONDS_MAX
+from shop_common.process.lifecycle import FLUSH_SECONDS_MAX
+from shop_common.rpc.health import LIVENESS
 from tests.kubernetes import network
 from tests.kubernetes.processes import PROCESSES, SettingsRefused, addressing, loaded, setting_of
 from tests.kubernetes.rendered import Cluster, Object, Workload, files

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from devstack import kafka, process
+from devstack import grpc_health, kafka
 from devstack.stack import Databases, Stack
 from tests.kubernetes.checks import of_processes
 from tests.kubernetes.processes import PROCESSES
@@ -32,13 +32,13 @@ def test_every_probe_gets_the_answer_that_it_hopes_for(running: Stack, rendered:
     for workload in of_processes(rendered(FOLDER)):
         service = workload.container[probe]["grpc"].get("service", "")
 
-        assert process.health(_addresses(running)[workload.name], service) == "SERVING", (
+        assert grpc_health.health(_addresses(running)[workload.name], service) == "SERVING", (
             f"{workload} {probe} {service!r}"
         )
 
 
 def test_a_name_that_nobody_serves_is_no_success(running: Stack) -> None:
     """Otherwise the test above could not fail."""
-    answers = {name: process.health(address, "shop.Nobody") for name, address in _addresses(running).items()}
+    answers = {name: grpc_health.health(address, "shop.Nobody") for name, address in _addresses(running).items()}
 
     assert answers == dict.fromkeys(PROCESSES, "NOT_FOUND")

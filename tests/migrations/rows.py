@@ -11,7 +11,7 @@ from uuid import UUID
 from sqlalchemy import BigInteger, Connection, Text, column, insert, table
 from sqlalchemy.types import TypeEngine
 
-from shop_common.sql import Amount, Id, Timestamp
+from shop_common.db.sql import Amount, Id, Timestamp
 
 Rows = dict[str, list[dict[str, Any]]]
 

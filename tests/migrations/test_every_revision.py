@@ -7,12 +7,12 @@ import pytest
 from sqlalchemy import Connection, func, inspect, select, text, update
 
 import inventory_api.migrations
-import inventory_api.tables
+import inventory_api.store.tables
 import order_api.migrations
-from shop_common import online_ddl
-from shop_common.database import Database
-from shop_common.schema import Schema
-from shop_common.sql import now
+from shop_common.db import online_ddl
+from shop_common.db.database import Database
+from shop_common.db.schema import Schema
+from shop_common.db.sql import now
 from tests.migrations.rows import ROWS, fill
 
 SCHEMAS = (inventory_api.migrations.SCHEMA, order_api.migrations.SCHEMA)
@@ -72,7 +72,7 @@ def test_reservations_that_had_ended_before_that_was_written_down_end_with_the_m
 
     schema.upgrade(database)
 
-    reservations = inventory_api.tables.stock_reservations
+    reservations = inventory_api.store.tables.stock_reservations
     with database.read() as tx:
         ends = {row.state: row.ended_at for row in tx.execute(select(reservations.c.state, reservations.c.ended_at))}
     assert {state for state, ended_at in ends.items() if ended_at is None} == {"HELD", "CONFIRMED"}
@@ -85,7 +85,7 @@ def test_a_migration_fills_in_every_row_of_a_table_in_bounded_turns(
     monkeypatch.setattr(online_ddl, "TURN_ROWS", 2)
     schema = inventory_api.migrations.SCHEMA
     schema.upgrade(database, to="0005")
-    reservations = inventory_api.tables.stock_reservations
+    reservations = inventory_api.store.tables.stock_reservations
     with database.write() as tx:
         fill(tx, ROWS[schema.service, "0001"])
         tx.execute(update(reservations).values(state="RELEASED"))

@@ -18,9 +18,10 @@ import pytest
 from devstack import kafka
 from devstack.commands.shoppers import PRODUCTS
 from devstack.kafka import Kafka
+from devstack.layout import RELAY
 from devstack.postgres import PostgresServer
 from devstack.process import Process
-from devstack.stack import RELAY, Databases, Options, Ports, Stack
+from devstack.stack import Databases, Options, Ports, Stack
 from shop_common.errors import ShopError
 from tests.e2e.shop import Shop
 from tests.observability import reference

@@ -16,9 +16,9 @@ from sqlalchemy import Connection, event, make_url, text
 from devstack.postgres import PostgresServer
 from event_relay.pending import PendingRows
 from order_api.migrations import SCHEMA
-from order_api.tables import outbox
-from shop_common.database import STEADY_PLANS, Database
-from shop_common.outbox import SHARDS
+from order_api.store.tables import outbox
+from shop_common.db.database import STEADY_PLANS, Database
+from shop_common.events.outbox import SHARDS
 
 EVENTS = 1_000_000
 BATCH_EVENTS = 20_000

@@ -10,7 +10,7 @@ from sqlalchemy import Connection, make_url, text
 from devstack import kafka
 from devstack.postgres import PostgresServer
 from devstack.stack import Databases, Stack
-from shop_common.database import LOCK_TIMEOUT_SECONDS, STATEMENT_TIMEOUT_SECONDS, Database
+from shop_common.db.database import LOCK_TIMEOUT_SECONDS, STATEMENT_TIMEOUT_SECONDS, Database
 from shop_common.errors import Contention
 from tests.e2e.shop import CONFIRMED, DELIVERED, PROCESSING, SHIPPED, Shop, at_once, granted, reasons
 from tests.postgres import pgbouncer

@@ -16,9 +16,11 @@ from google.protobuf.descriptor_pb2 import FileDescriptorProto
 from google.protobuf.descriptor_pool import Default
 from google.protobuf.wrappers_pb2 import StringValue
 
-from shop_common import lifecycle, startup, telemetry
-from shop_common.grpc_server import Describe, Server
-from shop_common.settings import ApiSettings, GrpcPort, load
+from shop_common.environment import startup
+from shop_common.environment.settings import ApiSettings, GrpcPort, load
+from shop_common.process import lifecycle
+from shop_common.rpc.server import Describe, Server
+from shop_common.telemetry import telemetry
 
 SERVICE = "shop.echo.v1.EchoService"
 METHOD = f"/{SERVICE}/Echo"

@@ -13,9 +13,9 @@ from collections.abc import Sequence
 
 from sqlalchemy import Column, Connection, Integer, MetaData, Table, Text, insert
 
-from shop_common.consumer import Consumer, Event
-from shop_common.database import Database
-from shop_common.outbox import Outbox
+from shop_common.db.database import Database
+from shop_common.events.consumer import Consumer, Event
+from shop_common.events.outbox import Outbox
 
 TYPE = "OPENED"
 metadata = MetaData()

@@ -3,8 +3,8 @@
 from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
-from shop_common import telemetry
-from shop_common.tracing import Tracing
+from shop_common.telemetry import telemetry
+from shop_common.telemetry.tracing import Tracing
 
 
 class Spans:

@@ -16,7 +16,7 @@ from devstack.foreign import Foreign, send
 from devstack.kafka import Kafka
 from devstack.process import Process
 from libs.common.tests.reading_process import TYPE, copied, metadata, outbox
-from shop_common.database import Database
+from shop_common.db.database import Database
 
 PATIENCE_SECONDS = 110
 ROUNDS = 300

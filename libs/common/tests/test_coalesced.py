@@ -7,8 +7,8 @@ import pytest
 from sqlalchemy import Connection, text
 
 from devstack.postgres import PostgresServer
-from shop_common.coalesced import ALONE, Coalesced, Sizes, one_by_one
-from shop_common.database import Database
+from shop_common.batching.coalesced import ALONE, Coalesced, Sizes, one_by_one
+from shop_common.db.database import Database
 from shop_common.errors import LockTimeout, QueueFull, Refused, ShopError
 
 

@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from shop_common import coalescer as coalescer_module
-from shop_common.coalescer import Coalescer, Limits
+from shop_common.batching import coalescer as coalescer_module
+from shop_common.batching.coalescer import Coalescer, Limits
 from shop_common.errors import (
     Contention,
     DatabaseUnavailable,

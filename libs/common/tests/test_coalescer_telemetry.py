@@ -11,11 +11,11 @@ from prometheus_client import REGISTRY
 from sqlalchemy import text
 
 from libs.common.tests.recorded import Spans
-from shop_common import telemetry
-from shop_common.coalescer import Coalescer
-from shop_common.coalescer_telemetry import CoalescerMetrics
-from shop_common.database import Database
+from shop_common.batching.coalescer import Coalescer
+from shop_common.batching.coalescer_telemetry import CoalescerMetrics
+from shop_common.db.database import Database
 from shop_common.errors import DatabaseUnavailable
+from shop_common.telemetry import telemetry
 
 TRACEPARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 

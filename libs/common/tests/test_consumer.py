@@ -16,10 +16,10 @@ from sqlalchemy.engine import make_url
 
 from devstack.kafka import Kafka
 from devstack.postgres import PostgresServer
-from shop_common.consumer import Consumer, Event, Handler
-from shop_common.database import Database
+from shop_common.db.database import Database
 from shop_common.errors import Contention, DatabaseUnavailable, TransactionTimeout
-from shop_common.outbox import Outbox
+from shop_common.events.consumer import Consumer, Event, Handler
+from shop_common.events.outbox import Outbox
 
 TIMEOUT_SECONDS = 90
 

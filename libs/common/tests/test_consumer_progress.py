@@ -9,8 +9,8 @@ from sqlalchemy import Connection
 
 from devstack.foreign import Foreign, send
 from libs.common.tests.test_consumer import TIMEOUT_SECONDS, Desk, body, desk, eventually, note
-from shop_common.consumer import Event
 from shop_common.errors import Contention, DatabaseUnavailable
+from shop_common.events.consumer import Event
 
 __all__ = ["desk"]
 

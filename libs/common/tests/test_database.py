@@ -11,10 +11,17 @@ from sqlalchemy import Connection, exc, text
 
 from devstack import postgres
 from devstack.postgres import PostgresServer
-from shop_common import database as database_module
-from shop_common import database_sqlite
-from shop_common.coalescer import Coalescer
-from shop_common.database import LOCK_TIMEOUT_SECONDS, MAY_COME_UNDONE, STEADY_PLANS, Database, cause_of, is_own_fault
+from shop_common.batching.coalescer import Coalescer
+from shop_common.db import database as database_module
+from shop_common.db import sqlite
+from shop_common.db.database import (
+    LOCK_TIMEOUT_SECONDS,
+    MAY_COME_UNDONE,
+    STEADY_PLANS,
+    Database,
+    cause_of,
+    is_own_fault,
+)
 from shop_common.errors import (
     Contention,
     DatabaseNeedsRepair,
@@ -192,7 +199,7 @@ def test_a_database_that_is_not_there_is_unavailable(tmp_path: Path) -> None:
 def test_a_sqlite_file_that_another_process_writes_for_long_is_unavailable(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(database_sqlite.CONNECT, "timeout", 0.1)
+    monkeypatch.setitem(sqlite.CONNECT, "timeout", 0.1)
     url = f"sqlite:///{tmp_path / 'shop.db'}"
     one, other = Database(url), Database(url)
     make_table(one)

@@ -12,11 +12,11 @@ import pytest
 from sqlalchemy import Connection, exc, make_url, text
 
 from devstack.postgres import PostgresServer
-from shop_common import database as database_module
-from shop_common.database import CONNECTIONS_MAX, Database, cause_of
+from shop_common.db import database as database_module
+from shop_common.db.database import CONNECTIONS_MAX, Database, cause_of
+from shop_common.db.sql import now
 from shop_common.errors import DatabaseUnavailable
 from shop_common.moments import micros
-from shop_common.sql import now
 
 PATIENCE_SECONDS = 60.0
 PREPARED_AFTER = 5

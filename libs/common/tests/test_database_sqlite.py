@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from sqlalchemy import Connection, text
 
-from shop_common.database import Database, cause_of
-from shop_common.database_address import of_sqlite_file
+from shop_common.db.address import of_sqlite_file
+from shop_common.db.database import Database, cause_of
 from shop_common.errors import DatabaseNeedsRepair, DatabaseUnavailable
 
 

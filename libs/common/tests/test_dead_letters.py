@@ -10,10 +10,10 @@ from confluent_kafka import Message
 from sqlalchemy import MetaData, select
 from sqlalchemy.exc import IntegrityError
 
-from shop_common.database import Database
-from shop_common.dead_letters import Reason, dead_letter, in_a_line
-from shop_common.outbox import PAYLOAD_BYTES_MAX, Outbox, Record
-from shop_common.received import read
+from shop_common.db.database import Database
+from shop_common.events.dead_letters import Reason, dead_letter, in_a_line
+from shop_common.events.outbox import PAYLOAD_BYTES_MAX, Outbox, Record
+from shop_common.events.received import read
 
 NOW = datetime(2024, 1, 15, 10, 30, tzinfo=UTC)
 BROKER_BYTES_MAX = 1_000_000

@@ -19,10 +19,10 @@ from sqlalchemy import exc
 
 from libs.common.tests.echo_service import METHOD, SERVICE, Echo, EchoSettings, serving
 from shop_common.errors import InvalidInput, Refused, Violation
-from shop_common.grpc_server import CALL_SECONDS_MAX, RESPONSE_BYTES_MAX, deadline, traceparent
-from shop_common.health import LIVENESS, HealthServer
-from shop_common.large_requests import LARGE_REQUEST_BYTES, WAITING_BYTES_MAX
-from shop_common.status import STATUS_KEY
+from shop_common.rpc.health import LIVENESS, HealthServer
+from shop_common.rpc.large_requests import LARGE_REQUEST_BYTES, WAITING_BYTES_MAX
+from shop_common.rpc.server import CALL_SECONDS_MAX, RESPONSE_BYTES_MAX, deadline, traceparent
+from shop_common.rpc.status import STATUS_KEY
 
 _Detail = TypeVar("_Detail", bound=Message)
 

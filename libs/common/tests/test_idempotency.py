@@ -8,10 +8,10 @@ from datetime import timedelta
 import pytest
 from sqlalchemy import Connection, MetaData, func, select, text, update
 
-from shop_common.database import Database
+from shop_common.db.database import Database
+from shop_common.db.idempotency import Claim, IdempotencyKeys, Key, RequestIdReused, fingerprint
+from shop_common.db.sql import now
 from shop_common.errors import Refused, ShopError
-from shop_common.idempotency import Claim, IdempotencyKeys, Key, RequestIdReused, fingerprint
-from shop_common.sql import now
 
 METADATA = MetaData()
 KEYS = IdempotencyKeys(METADATA)

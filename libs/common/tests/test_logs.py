@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from shop_common import logs
+from shop_common.telemetry import logs
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ import prometheus_client
 from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import generate_latest
 
-from shop_common.metrics import Histogram
+from shop_common.telemetry.metrics import Histogram
 
 BOUNDS = (0.005, 0.01, 1.0)
 BATCHES: tuple[list[float], ...] = ([0.001, 0.005, 0.0051, 0.5, 1.0, 2.0, 300.0], [], [-0.25, 0.01, 0.01])

@@ -9,8 +9,8 @@ import pytest
 from prometheus_client import CollectorRegistry, Counter
 
 from devstack.ports import free_ports
-from shop_common import metrics_server
-from shop_common.metrics_server import CONNECTIONS_MAX
+from shop_common.telemetry import metrics_server
+from shop_common.telemetry.metrics_server import CONNECTIONS_MAX
 
 
 def _page(port: int) -> str:

@@ -8,9 +8,9 @@ from google.type import money_pb2
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from shop_common import money
-from shop_common.money import NANOS, UNITS_MAX
-from shop_common.valid import Fields
+from shop_common.api import money
+from shop_common.api.money import NANOS, UNITS_MAX
+from shop_common.api.valid import Fields
 
 units = st.integers(0, UNITS_MAX)
 nanos = st.integers(0, NANOS - 1)

@@ -7,7 +7,7 @@ import pytest
 
 from devstack.ports import free_ports
 from devstack.process import Process
-from shop_common.otel_settings import faults
+from shop_common.environment.otel_settings import faults
 
 PROGRAM = str(Path(__file__).with_name("echo_service.py"))
 SECONDS = 60

@@ -7,8 +7,8 @@ from datetime import UTC, datetime, timedelta, timezone
 import pytest
 from sqlalchemy import Connection, MetaData, select
 
-from shop_common.database import Database
-from shop_common.outbox import PAYLOAD_BYTES_MAX, SHARDS, Message, Outbox, Record, shard_of
+from shop_common.db.database import Database
+from shop_common.events.outbox import PAYLOAD_BYTES_MAX, SHARDS, Message, Outbox, Record, shard_of
 
 METADATA = MetaData()
 OUTBOX = Outbox(METADATA)

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from shop_common.paging import TOKEN_LENGTH_MAX, Page, PageRequest, Position, ask, next_token, page_of
-from shop_common.valid import Fields
+from shop_common.api.paging import TOKEN_LENGTH_MAX, Page, PageRequest, Position, ask, next_token, page_of
+from shop_common.api.valid import Fields
 
 AN_ID = "018f3d5e-7b7a-7c3e-9a52-0c8d5f0e9b11"
 

@@ -14,10 +14,10 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from libs.common.tests.echo_service import METHOD, SERVICE, Echo, EchoSettings, serving
 from libs.common.tests.http2 import connected, grpc_status
-from shop_common import probe
-from shop_common.grpc_server import UNREAD_ANSWERS_MAX
-from shop_common.health import CONNECTIONS_MAX, Health, HealthServer
-from shop_common.health_service import HEALTH_SERVICE, WATCHES_MAX, WATCHES_PER_CONNECTION_MAX
+from shop_common.process import probe
+from shop_common.rpc.health import CONNECTIONS_MAX, Health, HealthServer
+from shop_common.rpc.health_service import HEALTH_SERVICE, WATCHES_MAX, WATCHES_PER_CONNECTION_MAX
+from shop_common.rpc.server import UNREAD_ANSWERS_MAX
 
 CHECK = f"/{HEALTH_SERVICE}/Check"
 WATCH = f"/{HEALTH_SERVICE}/Watch"

@@ -4,8 +4,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from shop_common import probe
-from shop_common.health import HealthServer
+from shop_common.process import probe
+from shop_common.rpc.health import HealthServer
 
 
 @pytest.fixture

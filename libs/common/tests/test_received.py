@@ -5,7 +5,7 @@ from datetime import UTC, datetime
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shop_common.received import Event, in_sequence
+from shop_common.events.received import Event, in_sequence
 
 
 def event(key: str, kind: str, offset: int) -> Event:

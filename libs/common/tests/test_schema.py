@@ -12,9 +12,9 @@ import pytest
 from sqlalchemy import BigInteger, CheckConstraint, Column, Index, MetaData, Table, Text, inspect
 
 from devstack.postgres import PostgresServer
-from shop_common.database import Database, plain_engine
+from shop_common.db.database import Database, plain_engine
+from shop_common.db.schema import Schema, SchemaError, SchemaTooOld, WrongDatabase, main
 from shop_common.errors import DatabaseNeedsRepair
-from shop_common.schema import Schema, SchemaError, SchemaTooOld, WrongDatabase, main
 
 FIRST = """
 import sqlalchemy as sa
@@ -39,7 +39,7 @@ def upgrade():
     op.create_table("labels", parcel_id)
 """
 THE_LONG_WAY = """
-from shop_common import online_ddl
+from shop_common.db import online_ddl
 revision = "0002"
 down_revision = "0001"
 def upgrade():
@@ -79,7 +79,7 @@ def parcels(tmp_path: Path) -> Schema:
 
 def schema_of(folder: Path, service: str, *versions: str) -> Schema:
     (folder / "versions").mkdir(parents=True)
-    (folder / "env.py").write_text("from shop_common.schema import run_migrations\nrun_migrations()\n")
+    (folder / "env.py").write_text("from shop_common.db.schema import run_migrations\nrun_migrations()\n")
     for number, version in enumerate(versions):
         (folder / "versions" / f"{number:04}.py").write_text(version)
     metadata = MetaData()
@@ -298,7 +298,7 @@ def test_a_reset_spares_tables_that_are_not_this_services(database: Database, pa
 def test_migrations_started_at_once_wait_for_each_other(database: Database, database_url: str, parcels: Schema) -> None:
     program = (
         "import sys; from pathlib import Path; from sqlalchemy import MetaData;"
-        "from shop_common import schema;"
+        "from shop_common.db import schema;"
         "sys.exit(schema.main([], schema.Schema('parcel-api', Path(sys.argv[1]), MetaData()), sys.argv[2]))"
     )
     arguments = [sys.executable, "-c", program, str(parcels.migrations), database_url]

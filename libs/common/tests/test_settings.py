@@ -7,8 +7,8 @@ import pytest
 from pydantic import ValidationError
 from sqlalchemy import make_url
 
-from shop_common.database_settings import DatabaseSettings, DatabaseUrl
-from shop_common.settings import (
+from shop_common.db.settings import DatabaseSettings, DatabaseUrl
+from shop_common.environment.settings import (
     ApiSettings,
     GrpcPort,
     HealthPort,

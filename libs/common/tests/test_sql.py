@@ -23,10 +23,10 @@ from sqlalchemy import (
     update,
 )
 
-from shop_common.database import Database
+from shop_common.api.valid import INT64_MAX
+from shop_common.db.database import Database
+from shop_common.db.sql import Amount, Id, RowId, Statement, Timestamp, among, clock, inserting, joined, micros_of, now
 from shop_common.moments import micros
-from shop_common.sql import Amount, Id, RowId, Statement, Timestamp, among, clock, inserting, joined, micros_of, now
-from shop_common.valid import INT64_MAX
 
 METADATA = MetaData()
 PARCELS = Table(

@@ -14,8 +14,9 @@ import psutil
 import pytest
 from google.protobuf.wrappers_pb2 import StringValue
 
+from devstack.grpc_health import health
 from devstack.ports import free_ports
-from devstack.process import Process, health, inherited_environment
+from devstack.process import Process, inherited_environment
 from libs.common.tests.echo_service import echo_stub
 
 PROGRAM = str(Path(__file__).with_name("echo_service.py"))

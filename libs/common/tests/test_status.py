@@ -19,7 +19,7 @@ from shop_common.errors import (
     Unavailable,
     Violation,
 )
-from shop_common.status import RemoteUnavailable, from_status, new_status, to_status
+from shop_common.rpc.status import RemoteUnavailable, from_status, new_status, to_status
 
 _Detail = TypeVar("_Detail", bound=Message)
 

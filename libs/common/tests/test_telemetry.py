@@ -12,13 +12,13 @@ from sqlalchemy import text
 
 from libs.common.tests.echo_service import SERVICE, EchoSettings, echo_service, echo_stub, serving
 from libs.common.tests.recorded import Spans
-from shop_common import telemetry
-from shop_common.database import Database
+from shop_common.db.database import Database
 from shop_common.errors import InvalidInput, NotFound, Violation
-from shop_common.grpc_client import Client
-from shop_common.grpc_server import traceparent
-from shop_common.health import Health
-from shop_common.tracing import TEXT_LENGTH_MAX
+from shop_common.rpc.client import Client
+from shop_common.rpc.health import Health
+from shop_common.rpc.server import traceparent
+from shop_common.telemetry import telemetry
+from shop_common.telemetry.tracing import TEXT_LENGTH_MAX
 
 TRACE_ID = "0af7651916cd43dd8448eb211c80319c"
 SPAN_ID = "b7ad6b7169203331"

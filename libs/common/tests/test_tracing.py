@@ -6,7 +6,7 @@ from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
 from structlog.testing import capture_logs
 
-from shop_common.tracing import TellingOnce
+from shop_common.telemetry.tracing import TellingOnce
 
 TAKEN, LOST = SpanExportResult.SUCCESS, SpanExportResult.FAILURE
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from shop_common.turns import repeat, slices
+from shop_common.batching.turns import repeat, slices
 
 
 @pytest.mark.parametrize(

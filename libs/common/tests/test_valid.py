@@ -7,8 +7,8 @@ import pytest
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
 
+from shop_common.api.valid import INT64_MAX, TEXT_LENGTH_MAX, VIOLATION_BYTES_MAX, VIOLATIONS_MAX, Fields, seconds_of
 from shop_common.errors import InvalidInput
-from shop_common.valid import INT64_MAX, TEXT_LENGTH_MAX, VIOLATION_BYTES_MAX, VIOLATIONS_MAX, Fields, seconds_of
 
 UUID = "018f3d5e-7b7a-7c3e-9a52-0c8d5f0e9b11"
 YEAR_1, YEAR_9999 = -62_135_596_800, 253_402_300_799

@@ -13,10 +13,10 @@ from sqlalchemy import Connection, MetaData, insert
 from devstack.__main__ import main
 from devstack.commands import database_state, db_shell
 from devstack.stack import Databases
-from shop_common.database import Database
-from shop_common.database_address import parsed
-from shop_common.outbox import Message, Outbox
-from shop_common.sql import now
+from shop_common.db.address import parsed
+from shop_common.db.database import Database
+from shop_common.db.sql import now
+from shop_common.events.outbox import Message, Outbox
 
 OUTBOX = Outbox(MetaData())
 

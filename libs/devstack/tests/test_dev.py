@@ -17,9 +17,10 @@ import pytest
 from devstack import drain, log_book, postgres, runfile
 from devstack.__main__ import main
 from devstack.dev_options import port_option
+from devstack.grpc_health import health
 from devstack.log_book import Line
 from devstack.ports import free_ports
-from devstack.process import Process, health, inherited_environment
+from devstack.process import Process, inherited_environment
 from devstack.runfile import RunFile
 from devstack.stack import Databases, Ports
 from shop.inventory.v1 import inventory_pb2, inventory_pb2_grpc

@@ -10,8 +10,8 @@ import psutil
 import pytest
 from confluent_kafka import Consumer
 
-from devstack import broker
 from devstack import kafka as brokers
+from devstack.commands.topics import PARTITIONS, TOPICS
 from devstack.kafka import Kafka, Record
 from devstack.ports import free_ports
 from devstack.process import Process
@@ -101,7 +101,7 @@ def test_the_lag_of_a_group_is_what_it_has_not_committed(kafka: Kafka) -> None:
 
 
 def test_the_shops_topics_are_there_from_the_start(embedded: Kafka) -> None:
-    assert embedded.topics() == dict.fromkeys(sorted(broker.TOPICS), broker.PARTITIONS)
+    assert embedded.topics() == dict.fromkeys(sorted(TOPICS), PARTITIONS)
 
 
 def test_a_killed_broker_in_a_container_comes_back_with_its_topics_on_its_port(in_container: Kafka) -> None:
@@ -114,7 +114,7 @@ def test_a_killed_broker_in_a_container_comes_back_with_its_topics_on_its_port(i
     in_container.start_again()
 
     assert [record.value for record in in_container.consume(topic, until=_any)] == [b"before"]
-    assert in_container.topics().items() >= dict.fromkeys(broker.TOPICS, broker.PARTITIONS).items()
+    assert in_container.topics().items() >= dict.fromkeys(TOPICS, PARTITIONS).items()
 
 
 def test_a_frozen_broker_in_a_container_takes_nothing_and_a_thawed_one_goes_on(in_container: Kafka) -> None:

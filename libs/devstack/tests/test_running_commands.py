@@ -14,8 +14,9 @@ import pytest
 from devstack import runfile
 from devstack.__main__ import main
 from devstack.dev_options import port_option
+from devstack.grpc_health import health
 from devstack.ports import free_ports
-from devstack.process import Process, health
+from devstack.process import Process
 from devstack.runfile import RunFile
 from devstack.stack import Ports
 

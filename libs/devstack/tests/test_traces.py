@@ -11,9 +11,9 @@ from opentelemetry.trace import SpanContext, SpanKind
 from devstack import traces
 from devstack.span_store import SpanStore
 from devstack.traces import Node, Story
-from shop_common import telemetry
-from shop_common.coalescer_telemetry import Membership
-from shop_common.tracing import Tracing
+from shop_common.batching.coalescer_telemetry import Membership
+from shop_common.telemetry import telemetry
+from shop_common.telemetry.tracing import Tracing
 
 
 class _Shop:

@@ -18,9 +18,9 @@ from event_relay.metrics import Metrics
 from event_relay.pending import Pending, PendingRows
 from event_relay.relay import Relay
 from event_relay.shipper import Shipper
-from shop_common.database import STEADY_PLANS, Database
-from shop_common.outbox import SHARDS, Outbox, Record, shard_of
-from shop_common.sql import clock
+from shop_common.db.database import STEADY_PLANS, Database
+from shop_common.db.sql import clock
+from shop_common.events.outbox import SHARDS, Outbox, Record, shard_of
 
 
 class Shop:

@@ -8,8 +8,8 @@ from relay_driver import eventually
 from sqlalchemy import Connection, MetaData, select, update
 
 from event_relay.leases import Held, Leases
-from shop_common.database import Database
-from shop_common.outbox import SHARDS, Outbox
+from shop_common.db.database import Database
+from shop_common.events.outbox import SHARDS, Outbox
 
 
 class Table:

@@ -17,7 +17,7 @@ from event_relay import shipper
 from event_relay.pending import ROWS_MAX
 from event_relay.relay import AHEAD_ROWS, DeliveryFailed, Relay
 from shop_common.errors import ShopError
-from shop_common.outbox import SHARDS
+from shop_common.events.outbox import SHARDS
 
 
 def ship_all(relay: Relay) -> int:

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from inventory_api.migrations import SCHEMA
-from inventory_api.operations import Operations
-from shop_common.database import Database
+from inventory_api.operations.coalescing import Operations
+from shop_common.db.database import Database
 
 # The tests' own driver lies beside them, in folders that are no packages.
 sys.path.append(str(Path(__file__).parent))

@@ -12,17 +12,18 @@ from typing import Any, TypeVar
 from sqlalchemy import func, select, update
 
 from devstack.contract import validator
-from inventory_api import by_order, reservations, tables, transitions
-from inventory_api.domain import DEFAULT_LOCATION, Item, Line, OrderLines, Reservation, State
-from inventory_api.operations import Operations
-from inventory_api.reservation_pages import ReservationFilter
-from inventory_api.stock import AddStock, ItemFilter, SetQuantity, StockQuestion
-from inventory_api.transitions import OrderRequest, ReleaseRequest
-from shop_common.database import Database
+from inventory_api.domain.model import DEFAULT_LOCATION, Item, Line, OrderLines, Reservation, State
+from inventory_api.operations import transitions
+from inventory_api.operations.coalescing import Operations
+from inventory_api.operations.stock import AddStock, ItemFilter, SetQuantity, StockQuestion
+from inventory_api.operations.transitions import OrderRequest, ReleaseRequest
+from inventory_api.store import by_order, reservations, tables
+from inventory_api.store.reservation_pages import ReservationFilter
+from shop_common.api.paging import Page, PageRequest
+from shop_common.db.database import Database
+from shop_common.db.sql import now
 from shop_common.errors import ShopError
 from shop_common.moments import rfc3339
-from shop_common.paging import Page, PageRequest
-from shop_common.sql import now
 
 _T = TypeVar("_T")
 

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from inventory_api.allocation import Shelf, Shelves, allocate
-from inventory_api.domain import InsufficientStock, Item, Line
+from inventory_api.domain.allocation import Shelf, Shelves, allocate
+from inventory_api.domain.model import InsufficientStock, Item, Line
 
 MOMENT = datetime(2024, 1, 15, tzinfo=UTC)
 LOCATIONS = "ABCD"

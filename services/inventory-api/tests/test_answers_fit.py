@@ -3,8 +3,9 @@
 from datetime import UTC, datetime
 from uuid import UUID
 
-from inventory_api import answers, reservation_pages
-from inventory_api.domain import (
+from inventory_api.api import answers
+from inventory_api.api.requests import BATCH_LINES_MAX, BATCH_ORDERS_MAX
+from inventory_api.domain.model import (
     ITEM_QUANTITY_MAX,
     LOCATIONS_MAX,
     ORDER_ALLOCATIONS_MAX,
@@ -15,9 +16,9 @@ from inventory_api.domain import (
     Reservation,
     State,
 )
-from inventory_api.requests import BATCH_LINES_MAX, BATCH_ORDERS_MAX
+from inventory_api.store import reservation_pages
 from shop.inventory.v1 import inventory_pb2 as pb
-from shop_common.valid import INT64_MAX
+from shop_common.api.valid import INT64_MAX
 
 BYTES_MAX = 4 * 1024 * 1024
 """Of a message, for every gRPC client that was not told otherwise."""

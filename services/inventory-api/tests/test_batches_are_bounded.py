@@ -5,11 +5,12 @@ from collections import Counter
 from sqlalchemy import select
 from stockroom import Stockroom, deadline
 
-from inventory_api import items, sizes, tables
-from inventory_api.domain import Line, OrderLines, Reservation
-from inventory_api.stock import AddStock, StockQuestion
-from inventory_api.transitions import OrderRequest, ReleaseRequest
-from shop_common.coalescer import BATCH_WEIGHT_MAX
+from inventory_api.domain.model import Line, OrderLines, Reservation
+from inventory_api.operations import sizes
+from inventory_api.operations.stock import AddStock, StockQuestion
+from inventory_api.operations.transitions import OrderRequest, ReleaseRequest
+from inventory_api.store import items, tables
+from shop_common.batching.coalescer import BATCH_WEIGHT_MAX
 
 
 def events_by_transaction(stockroom: Stockroom, event_type: str) -> list[int]:

@@ -8,19 +8,9 @@ import pytest
 from sqlalchemy import insert, select, text, update
 from stockroom import TTL_SECONDS, Stockroom, deadline
 
-from inventory_api import (
-    allocation,
-    by_order,
-    due,
-    halves,
-    holds,
-    reservation_pages,
-    reserve,
-    stock,
-    tables,
-    transitions,
-)
-from inventory_api.domain import (
+from inventory_api.domain import allocation
+from inventory_api.domain.events import OF_STATE
+from inventory_api.domain.model import (
     ITEM_QUANTITY_MAX,
     LOCATIONS_MAX,
     ORDER_RESERVATIONS_MAX,
@@ -34,14 +24,15 @@ from inventory_api.domain import (
     ReservationsLimit,
     State,
 )
-from inventory_api.events import OF_STATE
-from inventory_api.history import History, Purged, PurgeRequest
-from inventory_api.reservation_pages import ReservationFilter
-from inventory_api.transitions import OrderRequest
-from shop_common.database import Database
+from inventory_api.operations import due, halves, holds, reserve, stock, transitions
+from inventory_api.operations.history import History, Purged, PurgeRequest
+from inventory_api.operations.transitions import OrderRequest
+from inventory_api.store import by_order, reservation_pages, tables
+from inventory_api.store.reservation_pages import ReservationFilter
+from shop_common.db.database import Database
+from shop_common.db.sql import now
 from shop_common.errors import Contention, ShopError
-from shop_common.outbox import PAYLOAD_BYTES_MAX
-from shop_common.sql import now
+from shop_common.events.outbox import PAYLOAD_BYTES_MAX
 
 LATE_SECONDS = 60.0
 

@@ -7,8 +7,8 @@ import pytest
 from sqlalchemy import Table, insert, select, update
 from sqlalchemy.exc import IntegrityError
 
-from inventory_api import tables
-from shop_common.database import Database
+from inventory_api.store import tables
+from shop_common.db.database import Database
 
 NOW = datetime(2024, 1, 15, 10, 30, tzinfo=UTC)
 ITEM = {

@@ -7,8 +7,9 @@ import pytest
 from sqlalchemy import Connection
 from stockroom import TTL_SECONDS, Stockroom
 
-from inventory_api import expiry, items, reservations, reserve
-from inventory_api.domain import InsufficientStock, Line, OrderLines, Reservation, ReservationExpired, State
+from inventory_api.domain.model import InsufficientStock, Line, OrderLines, Reservation, ReservationExpired, State
+from inventory_api.operations import expiry, reserve
+from inventory_api.store import items, reservations
 from shop_common.errors import Contention, ShopError
 from shop_common.moments import rfc3339
 

@@ -18,7 +18,7 @@ from hypothesis.stateful import (
 )
 from stockroom import Stockroom, deadline, empty
 
-from inventory_api.domain import (
+from inventory_api.domain.model import (
     BelowReserved,
     InsufficientStock,
     Line,
@@ -28,7 +28,7 @@ from inventory_api.domain import (
     ReservationReleased,
     State,
 )
-from inventory_api.stock import AddStock, StockQuestion
+from inventory_api.operations.stock import AddStock, StockQuestion
 from shop_common.errors import ShopError
 
 _T = TypeVar("_T")

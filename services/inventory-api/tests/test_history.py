@@ -9,13 +9,14 @@ import pytest
 from sqlalchemy import bindparam, case, event, func, select, text, update
 from stockroom import Stockroom, deadline
 
-from inventory_api import by_order, due, holds, tables
-from inventory_api.by_order import Size
-from inventory_api.domain import ENDED, Item, Line, Reservation, ReservationNotFound, State
-from inventory_api.expiry import Expiry
-from inventory_api.history import History, Purged, PurgeRequest
-from shop_common.database import STEADY_PLANS, Database
-from shop_common.sql import Timestamp, now
+from inventory_api.domain.model import ENDED, Item, Line, Reservation, ReservationNotFound, State
+from inventory_api.operations import due, holds
+from inventory_api.operations.expiry import Expiry
+from inventory_api.operations.history import History, Purged, PurgeRequest
+from inventory_api.store import by_order, tables
+from inventory_api.store.by_order import Size
+from shop_common.db.database import STEADY_PLANS, Database
+from shop_common.db.sql import Timestamp, now
 
 DAY = 24 * 3600.0
 

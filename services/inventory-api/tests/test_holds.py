@@ -6,9 +6,9 @@ import pytest
 from prometheus_client import REGISTRY
 from stockroom import Stockroom
 
-from inventory_api import holds
-from inventory_api.holds import Holds, HoldsWatch
-from shop_common.database import STEADY_PLANS
+from inventory_api.operations import holds
+from inventory_api.operations.holds import Holds, HoldsWatch
+from shop_common.db.database import STEADY_PLANS
 
 TOLD_SECONDS = 60
 

@@ -3,7 +3,7 @@
 from stockroom import Stockroom
 
 from devstack.contract import validator
-from inventory_api.domain import Line
+from inventory_api.domain.model import Line
 
 
 def test_every_type_of_event_is_emitted_as_the_contract_says(stockroom: Stockroom) -> None:

@@ -5,12 +5,12 @@ from collections.abc import Callable
 import pytest
 from stockroom import Stockroom
 
-from inventory_api.domain import Item, Reservation, State
-from inventory_api.reservation_pages import ReservationFilter
-from inventory_api.stock import ItemFilter
-from shop_common import paging
-from shop_common.paging import Page
-from shop_common.valid import Fields
+from inventory_api.domain.model import Item, Reservation, State
+from inventory_api.operations.stock import ItemFilter
+from inventory_api.store.reservation_pages import ReservationFilter
+from shop_common.api import paging
+from shop_common.api.paging import Page
+from shop_common.api.valid import Fields
 
 
 def all_items(

@@ -7,9 +7,10 @@ import pytest
 from sqlalchemy import event, text
 
 from devstack.postgres import PostgresServer
-from inventory_api import by_order, sizes
 from inventory_api.migrations import SCHEMA
-from shop_common.database import Database
+from inventory_api.operations import sizes
+from inventory_api.store import by_order
+from shop_common.db.database import Database
 
 ORDERS = [f"order-{number}" for number in range(64)]
 

@@ -6,10 +6,10 @@ import pytest
 from sqlalchemy import func, select
 from stockroom import Stockroom, at_once, deadline, refusals
 
-from inventory_api import tables
-from inventory_api.domain import InsufficientStock, Line, OrderLines, Reservation, State
+from inventory_api.domain.model import InsufficientStock, Line, OrderLines, Reservation, State
+from inventory_api.store import tables
+from shop_common.db.idempotency import RequestIdReused
 from shop_common.errors import ShopError
-from shop_common.idempotency import RequestIdReused
 
 
 def stored_keys(stockroom: Stockroom) -> int:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from inventory_api import requests
+from inventory_api.api import requests
 from shop.inventory.v1 import inventory_pb2 as pb
 from shop_common.errors import InvalidInput
 

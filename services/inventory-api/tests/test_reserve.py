@@ -3,7 +3,7 @@
 import pytest
 from stockroom import TTL_SECONDS, Stockroom, deadline
 
-from inventory_api.domain import InsufficientStock, Line, OrderLines, State
+from inventory_api.domain.model import InsufficientStock, Line, OrderLines, State
 
 
 def test_a_hold_takes_units_off_the_shelf_until_it_expires(stockroom: Stockroom) -> None:

@@ -4,7 +4,7 @@ from functools import partial
 
 from stockroom import Stockroom, at_once, refusals
 
-from inventory_api.domain import InsufficientStock, Line
+from inventory_api.domain.model import InsufficientStock, Line
 from shop_common.errors import ShopError
 
 

@@ -9,8 +9,8 @@ from pathlib import Path
 from devstack.ports import free_ports
 from devstack.process import Process
 from inventory_api.migrations import SCHEMA
-from shop_common.database import Database
-from shop_common.database_address import of_sqlite_file
+from shop_common.db.address import of_sqlite_file
+from shop_common.db.database import Database
 
 
 def inventory_api(settings: Mapping[str, str]) -> Process:

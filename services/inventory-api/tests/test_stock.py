@@ -6,8 +6,7 @@ import pytest
 from sqlalchemy import insert
 from stockroom import Stockroom, at_once, deadline, refusals
 
-from inventory_api import stock, tables
-from inventory_api.domain import (
+from inventory_api.domain.model import (
     DEFAULT_LOCATION,
     ITEM_QUANTITY_MAX,
     BelowReserved,
@@ -18,9 +17,11 @@ from inventory_api.domain import (
     State,
     VersionMismatch,
 )
-from inventory_api.stock import AddStock, SetQuantity, StockQuestion
-from shop_common.sql import now
-from shop_common.valid import INT64_MAX
+from inventory_api.operations import stock
+from inventory_api.operations.stock import AddStock, SetQuantity, StockQuestion
+from inventory_api.store import tables
+from shop_common.api.valid import INT64_MAX
+from shop_common.db.sql import now
 
 
 def missing(item: Item) -> SetQuantity:

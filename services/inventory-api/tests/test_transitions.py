@@ -6,7 +6,7 @@ from functools import partial
 import pytest
 from stockroom import Stockroom, at_once
 
-from inventory_api.domain import (
+from inventory_api.domain.model import (
     Line,
     Reservation,
     ReservationExpired,

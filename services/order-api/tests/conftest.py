@@ -12,9 +12,9 @@ sys.path.append(str(Path(__file__).parent))
 
 from desk import Desk, Stock
 
-from order_api import tables
 from order_api.migrations import SCHEMA
-from shop_common.database import Database
+from order_api.store import tables
+from shop_common.db.database import Database
 
 # By default structlog prints all local variables of a traceback, which takes seconds.
 structlog.configure(processors=[structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)])

@@ -21,20 +21,20 @@ from google.type.money_pb2 import Money
 from sqlalchemy import event, select
 
 from devstack import contract
-from order_api import orders, tables
-from order_api.domain import HeldOrder, NewItem, NewOrder, Order
+from order_api.api.servicer import OrderMaintenanceServicer, OrderServicer
+from order_api.domain.model import HeldOrder, NewItem, NewOrder, Order
 from order_api.inventory import Inventory
-from order_api.operations import Operations
-from order_api.servicer import OrderMaintenanceServicer, OrderServicer
+from order_api.operations.coalescing import Operations
 from order_api.settings import OrderSettings
+from order_api.store import orders, tables
 from shop.inventory.v1 import inventory_pb2, inventory_pb2_grpc
 from shop.order.v1 import maintenance_pb2, maintenance_pb2_grpc, order_pb2_grpc
 from shop.order.v1 import order_pb2 as pb
-from shop_common import money
-from shop_common.database import Database
-from shop_common.grpc_server import Server
+from shop_common.api import money
+from shop_common.db.database import Database
 from shop_common.moments import rfc3339
-from shop_common.status import STATUS_KEY
+from shop_common.rpc.server import Server
+from shop_common.rpc.status import STATUS_KEY
 
 CALL_SECONDS = 20
 INVENTORY_CALL_SECONDS = 2.0

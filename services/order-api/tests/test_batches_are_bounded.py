@@ -10,16 +10,17 @@ import pytest
 from desk import UNKNOWN, Desk, Stock, at_once, lines_read, new_order, new_request, stored
 from sqlalchemy import select
 
-from order_api import history, orders, tables, transitions
-from order_api.domain import LINES_MAX, NewItem, Order, Status
-from order_api.history import TURN_KEYS, PurgeRequest
+from order_api.domain.model import LINES_MAX, NewItem, Order, Status
 from order_api.inventory import Inventory
-from order_api.operations import Operations
-from order_api.transitions import TURN_LINES, AbandonedRequest, Loss, Step
+from order_api.operations import history, transitions
+from order_api.operations.coalescing import Operations
+from order_api.operations.history import TURN_KEYS, PurgeRequest
+from order_api.operations.transitions import TURN_LINES, AbandonedRequest, Loss, Step
+from order_api.store import orders, tables
 from shop.order.v1 import order_pb2 as pb
-from shop_common.coalescer import BATCH_WEIGHT_MAX
-from shop_common.database import Database
-from shop_common.idempotency import Claim, RequestIdReused
+from shop_common.batching.coalescer import BATCH_WEIGHT_MAX
+from shop_common.db.database import Database
+from shop_common.db.idempotency import Claim, RequestIdReused
 
 LONG = tuple(NewItem(product, 1, Decimal(1)) for product in range(1, LINES_MAX + 1))
 

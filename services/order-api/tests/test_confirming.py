@@ -6,7 +6,7 @@ import grpc
 from desk import Desk, Stock, at_once, eventually, new_order, new_request, refusal, stored
 
 from shop.order.v1 import order_pb2 as pb
-from shop_common.database import Database
+from shop_common.db.database import Database
 
 CONFIRMED = pb.ORDER_STATUS_CONFIRMED
 CANCELLED = pb.ORDER_STATUS_CANCELLED

@@ -11,11 +11,13 @@ import orjson
 from desk import INVENTORY_CALL_SECONDS, Desk, Stock, at_once, eventually, new_request, refusal
 from sqlalchemy import func, select, text
 
-from order_api import history, requests, tables
-from order_api.history import PurgeRequest
+from order_api.api import requests
 from order_api.inventory import Inventory
+from order_api.operations import history
+from order_api.operations.history import PurgeRequest
+from order_api.store import tables
 from shop.order.v1 import order_pb2 as pb
-from shop_common.database import Database
+from shop_common.db.database import Database
 
 
 @contextmanager

@@ -8,11 +8,11 @@ from desk import dollars, new_request
 from google.protobuf.duration_pb2 import Duration
 from google.type.money_pb2 import Money
 
-from order_api import requests
+from order_api.api import requests
 from shop.order.v1 import maintenance_pb2
 from shop.order.v1 import order_pb2 as pb
+from shop_common.api.money import UNITS_MAX
 from shop_common.errors import InvalidInput
-from shop_common.money import UNITS_MAX
 
 GOOD = new_request((1, 1, "1.5"), ttl_seconds=60, request_id="r")
 

@@ -7,10 +7,11 @@ from desk import at_once, events, new_order, stored
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from order_api import orders, transitions
-from order_api.domain import LEGAL_STEPS, IllegalTransition, Order, ReservationExpired, Status
-from order_api.transitions import AbandonedRequest, Asked, Loss, Step
-from shop_common.database import Database
+from order_api.domain.model import LEGAL_STEPS, IllegalTransition, Order, ReservationExpired, Status
+from order_api.operations import transitions
+from order_api.operations.transitions import AbandonedRequest, Asked, Loss, Step
+from order_api.store import orders
+from shop_common.db.database import Database
 from shop_common.errors import ShopError
 
 GRACE_SECONDS = 60

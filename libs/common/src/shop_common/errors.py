@@ -1,7 +1,7 @@
 """What can go wrong, by kind. A domain error is one small class beside its operation; it knows no gRPC.
 
 Each concrete error has a stable `reason`, on which callers may branch, and carries in `metadata` the numbers
-they need. `shop_common.status` is the one place that maps kinds to gRPC statuses.
+they need. `shop_common.rpc.status` is the one place that maps kinds to gRPC statuses.
 """
 
 from collections.abc import Sequence

@@ -19,9 +19,7 @@ from typing import Any
 
 import confluent_kafka.cimpl
 
-TOPICS = ("order-events", "inventory-events", "order-events.dlq", "inventory-events.dlq")
-PARTITIONS = 3
-"""Of those topics. One that is first used by another name gets librdkafka's own number, four."""
+from devstack.commands.topics import PARTITIONS, TOPICS
 
 _RD_KAFKA_PRODUCER = 0
 _BROKER = 1

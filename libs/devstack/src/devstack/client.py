@@ -21,7 +21,7 @@ from shop.order.v1 import maintenance_pb2 as order_maintenance_pb2
 from shop.order.v1 import order_pb2
 from shop.order.v1.maintenance_pb2_grpc import OrderMaintenanceServiceStub
 from shop.order.v1.order_pb2_grpc import OrderServiceStub
-from shop_common.grpc_client import Client
+from shop_common.rpc.client import Client
 
 _Request = TypeVar("_Request", bound=Message)
 _Response = TypeVar("_Response", bound=Message)

@@ -1,6 +1,6 @@
 """One colour for each process, wherever it is spoken of."""
 
-from devstack.stack import INVENTORY_API, ORDER_API, REAPER, RELAY
+from devstack.layout import INVENTORY_API, ORDER_API, REAPER, RELAY
 
 BROKER = "broker"
 

@@ -14,8 +14,8 @@ from typing import Self
 
 from devstack import docker
 from devstack.commands.failures import CommandFailed
+from devstack.layout import INVENTORY_API, ORDER_API, REAPER, RELAY, Databases
 from devstack.runfile import NotRunning
-from devstack.stack import INVENTORY_API, ORDER_API, REAPER, RELAY, Databases
 
 FILE = Path("docker-compose.yml")
 
@@ -55,7 +55,7 @@ class Container:
         """What its process says of itself, by the image's own probe; EXITED and the like when there is none."""
         if not self.runs:
             return self.state.upper()
-        probe = f'exec python -m shop_common.probe "localhost:$HEALTH_PORT" --service "{service}"'
+        probe = f'exec python -m shop_common.process.probe "localhost:$HEALTH_PORT" --service "{service}"'
         said = _run(["docker", "exec", self.name, "sh", "-c", probe])
         # The status comes first, its reason after a colon.
         return said.stdout.partition(":")[0].strip() or "UNAVAILABLE"

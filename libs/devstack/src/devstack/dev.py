@@ -29,12 +29,14 @@ from devstack import collector, dev_options, kafka, run_folder, runfile
 from devstack.colours import BROKER, COLOURS
 from devstack.dev_options import CannotStart, DevOptions
 from devstack.drain import drain
+from devstack.grpc_health import health
 from devstack.kafka import Kafka
+from devstack.layout import reachable
 from devstack.log_book import LogBook
-from devstack.process import Process, ProcessEnded, health
+from devstack.process import Process, ProcessEnded
 from devstack.runfile import Endpoint, RunFile
 from devstack.screen import Screen
-from devstack.stack import Databases, Options, Stack, reachable
+from devstack.stack import Databases, Options, Stack
 from devstack.supervisor import Supervisor, how_it_ended
 
 DRAIN_SECONDS = 30

@@ -5,13 +5,11 @@ from collections.abc import Callable
 
 from sqlalchemy import text
 
+from devstack.commands.topics import READERS
 from devstack.kafka import Kafka
 from devstack.ports import free_ports
-from devstack.stack import INVENTORY_API, ORDER_API, STOP_SECONDS, Stack
-from shop_common.database import plain_engine
-
-READERS = {"order-events": INVENTORY_API, "inventory-events": ORDER_API}
-"""Who acts on which topic: a consumer group is named for its service."""
+from devstack.stack import STOP_SECONDS, Stack
+from shop_common.db.database import plain_engine
 
 _POLL_SECONDS = 0.1
 _SAY_SECONDS = 1.0

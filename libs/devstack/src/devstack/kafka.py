@@ -23,10 +23,11 @@ from confluent_kafka import (
 from confluent_kafka.admin import AdminClient
 from confluent_kafka.cimpl import NewTopic
 
-from devstack import broker, docker, watchdog
+from devstack import docker, watchdog
+from devstack.commands.topics import PARTITIONS, TOPICS
 from devstack.ports import free_ports
 from devstack.process import Process
-from shop_common import received
+from shop_common.events import received
 
 if TYPE_CHECKING:
     from devstack.containers import Container
@@ -107,9 +108,7 @@ class Kafka:
             found = consumer.list_topics(timeout=REQUEST_SECONDS).topics
         return {name: len(found[name].partitions) for name in sorted(found) if not name.startswith("__")}
 
-    def create_topics(
-        self, *names: str, partitions: int = broker.PARTITIONS, config: Mapping[str, str] | None = None
-    ) -> None:
+    def create_topics(self, *names: str, partitions: int = PARTITIONS, config: Mapping[str, str] | None = None) -> None:
         """Make new topics; the embedded broker makes each at its first use. Raises KafkaException."""
         admin = self.admin()
         if str(admin.list_topics(timeout=REQUEST_SECONDS).cluster_id).startswith("mockCluster"):
@@ -272,7 +271,7 @@ def _in_a_container() -> Iterator[Kafka]:
     try:
         kafka = Kafka(f"127.0.0.1:{port}", f"{IMAGE} in a container", own)
         kafka.wait_until_it_answers()
-        kafka.create_topics(*broker.TOPICS)
+        kafka.create_topics(*TOPICS)
         yield kafka
     finally:
         own.stop()

@@ -24,7 +24,7 @@ FILE_BYTES_MAX = 10 * 2**20
 FILES_MAX = 5
 
 _POLL_SECONDS = 0.2
-# As shop_common.logs writes it, for people and for machines.
+# As shop_common.telemetry.logs writes it, for people and for machines.
 _LEVEL = re.compile(r'^\d\d:\d\d:\d\d\.\d+ \[(\w+) *\]|"level": ?"(\w+)"')
 
 

@@ -13,9 +13,9 @@ import sys
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-from devstack.stack import INVENTORY_API, ORDER_API, REAPER, RELAY
-from shop_common import metrics
-from shop_common.metrics import Declaration
+from devstack.layout import INVENTORY_API, ORDER_API, REAPER, RELAY
+from shop_common.telemetry import metrics
+from shop_common.telemetry.metrics import Declaration
 
 FILE = Path("docs/metrics.md")
 
@@ -27,14 +27,14 @@ PROCESSES = {
     "order_api": (ORDER_API,),
     "event_relay": (RELAY,),
     "reservation_reaper": (REAPER,),
-    "shop_common.coalescer_telemetry": _APIS,
-    "shop_common.consumer_metrics": _APIS,
-    "shop_common.database": (*_APIS, RELAY),
-    "shop_common.grpc_client": (ORDER_API, REAPER),
-    "shop_common.grpc_server": _APIS,
-    "shop_common.health": (*_APIS, RELAY, REAPER),
-    "shop_common.logs": (*_APIS, RELAY, REAPER),
-    "shop_common.outbox": _APIS,
+    "shop_common.batching.coalescer_telemetry": _APIS,
+    "shop_common.events.consumer_metrics": _APIS,
+    "shop_common.db.database": (*_APIS, RELAY),
+    "shop_common.rpc.client": (ORDER_API, REAPER),
+    "shop_common.rpc.server": _APIS,
+    "shop_common.rpc.health": (*_APIS, RELAY, REAPER),
+    "shop_common.telemetry.logs": (*_APIS, RELAY, REAPER),
+    "shop_common.events.outbox": _APIS,
 }
 
 _INTRODUCTION = """\

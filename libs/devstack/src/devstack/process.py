@@ -14,7 +14,7 @@ from typing import Self
 import psutil
 
 from devstack import watchdog
-from shop_common import probe
+from devstack.grpc_health import health
 
 LOG_LINES_MAX = 20_000
 TAIL_LINES = 25
@@ -254,11 +254,3 @@ def wait_until_stopped(processes: Sequence[psutil.Process]) -> None:
                 if time.monotonic() > deadline:
                     raise TimeoutError(f"{process} does not stop")
                 time.sleep(_POLL_SECONDS)
-
-
-def health(address: str, service: str = "", *, timeout_seconds: float = 5) -> str:
-    """What grpc.health.v1 at the address says: SERVING, NOT_SERVING, …, or the status of a failed call.
-
-    A busy machine takes a while to answer, and whoever asks only once wants to know. Who asks again may ask faster.
-    """
-    return probe.ask(address, service, timeout_seconds=timeout_seconds).said

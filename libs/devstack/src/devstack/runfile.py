@@ -7,7 +7,7 @@ from pathlib import Path
 
 import psutil
 
-from devstack.stack import INVENTORY_API, ORDER_API, Databases
+from devstack.layout import INVENTORY_API, ORDER_API, Databases
 
 PATH = Path("run/devstack.json")
 

@@ -8,19 +8,14 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Self
 
 from devstack.kafka import Kafka
+from devstack.layout import INVENTORY_API, INVENTORY_PORT, ORDER_API, ORDERS_PORT, REAPER, RELAY, Databases, reachable
 from devstack.ports import free_ports
-from devstack.postgres import PostgresServer
 from devstack.process import Process, ProcessEnded
-from shop_common.database_address import of_sqlite_file
 
-INVENTORY_API = "inventory-api"
-ORDER_API = "order-api"
-REAPER = "reservation-reaper"
-RELAY = "event-relay"
+__all__ = ["Databases", "Options", "Ports", "Stack", "target_of"]
 
 MIGRATE_SECONDS = 120
 READY_SECONDS = 120
@@ -29,31 +24,11 @@ _POLL_SECONDS = 0.05
 
 
 @dataclass(frozen=True)
-class Databases:
-    """The URLs of the two databases."""
-
-    inventory: str
-    orders: str
-
-    @classmethod
-    def in_folder(cls, folder: Path) -> Self:
-        """Two SQLite files; the folder is made if it is missing, and then nobody else may look into it."""
-        folder = folder.absolute()
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        return cls(of_sqlite_file(folder / "inventory.db"), of_sqlite_file(folder / "orders.db"))
-
-    @classmethod
-    def on_server(cls, server: PostgresServer) -> Self:
-        """Two new databases, gone with the server."""
-        return cls(server.new_database("inventory"), server.new_database("orders"))
-
-
-@dataclass(frozen=True)
 class Ports:
     """Where each process listens: gRPC, health included; health alone, for probes; and metrics (0 is off)."""
 
-    inventory: int = 50053
-    orders: int = 50054
+    inventory: int = INVENTORY_PORT
+    orders: int = ORDERS_PORT
     reaper: int = 50055
     relay: int = 50056
     inventory_health: int = 50063
@@ -233,8 +208,3 @@ class Stack:
 def target_of(*ports: int) -> str:
     """The target by which gRPC calls all of an API's processes in turn."""
     return "ipv4:" + ",".join(f"127.0.0.1:{port}" for port in ports)
-
-
-def reachable(listen_host: str) -> str:
-    """The host by which this machine reaches what listens there: every address includes the loopback."""
-    return {"0.0.0.0": "127.0.0.1", "[::]": "127.0.0.1"}.get(listen_host, listen_host)  # noqa: S104 - only looked up

@@ -1,6 +1,6 @@
 """`python -m event_relay`."""
 
-from shop_common import startup
+from shop_common.environment import startup
 
 startup.prepare()
 

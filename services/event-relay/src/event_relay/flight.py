@@ -7,7 +7,7 @@ from confluent_kafka import KafkaError, KafkaException, Message, Producer
 from opentelemetry.trace import Span, SpanContext, SpanKind, StatusCode
 
 from event_relay.pending import Pending
-from shop_common import telemetry
+from shop_common.telemetry import telemetry
 
 
 class Flight:

@@ -26,8 +26,8 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects.postgresql import insert
 
-from shop_common.outbox import SHARDS
-from shop_common.sql import Statement, Timestamp, now
+from shop_common.db.sql import Statement, Timestamp, now
+from shop_common.events.outbox import SHARDS
 
 SEATS = range(-SHARDS, 0)
 """More processes than shards would have nothing to do: they wait until a seat comes free."""

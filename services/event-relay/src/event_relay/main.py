@@ -10,10 +10,11 @@ from event_relay.metrics import Metrics
 from event_relay.relay import Relay
 from event_relay.settings import RelaySettings
 from event_relay.shipper import Shipper
-from shop_common import lifecycle, telemetry
-from shop_common.database import Database
-from shop_common.health import Health, HealthServer
-from shop_common.settings import help_text, load
+from shop_common.db.database import Database
+from shop_common.environment.settings import help_text, load
+from shop_common.process import lifecycle
+from shop_common.rpc.health import Health, HealthServer
+from shop_common.telemetry import telemetry
 
 READINESS_SECONDS = 0.2
 

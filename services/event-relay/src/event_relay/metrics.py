@@ -1,6 +1,6 @@
 """What the relay counts, each by database."""
 
-from shop_common import metrics
+from shop_common.telemetry import metrics
 
 _shipped = metrics.counter(
     __name__, "shop_relay_shipped_events_total", "Events that the broker has acknowledged", "database"

@@ -15,8 +15,8 @@ from sqlalchemy import (
     union_all,
 )
 
-from shop_common.outbox import SHARDS
-from shop_common.sql import Clock, Statement, among, micros_of
+from shop_common.db.sql import Clock, Statement, among, micros_of
+from shop_common.events.outbox import SHARDS
 
 ROWS_MAX = 4000
 """Rows in one read, so that memory has a bound. Of some of the shards the same number of each: none waits for another's

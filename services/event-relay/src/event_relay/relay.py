@@ -20,10 +20,10 @@ from event_relay.leases import Held, Leases
 from event_relay.metrics import Metrics
 from event_relay.pending import ROWS_MAX, OutboxReplaced, Pending, PendingRows
 from event_relay.shipper import BrokerAway, Shipper
-from shop_common import logs
-from shop_common.database import MAY_COME_UNDONE, STEADY_PLANS, Database, cause_of
+from shop_common.db.database import MAY_COME_UNDONE, STEADY_PLANS, Database, cause_of
 from shop_common.errors import ShopError
-from shop_common.outbox import Outbox
+from shop_common.events.outbox import Outbox
+from shop_common.telemetry import logs
 
 BACKOFF_FIRST_SECONDS = 0.1
 BACKOFF_MAX_SECONDS = 2.0

@@ -1,6 +1,6 @@
 """`python -m inventory_api`."""
 
-from shop_common import startup
+from shop_common.environment import startup
 
 startup.prepare()
 

@@ -4,21 +4,23 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from inventory_api import consumer
-from inventory_api.holds import HoldsWatch
+from inventory_api.api import consumer
+from inventory_api.api.servicer import InventoryMaintenanceServicer, InventoryServicer
+from inventory_api.api.spans import describe, describe_event
 from inventory_api.migrations import SCHEMA
-from inventory_api.operations import Operations
-from inventory_api.servicer import InventoryMaintenanceServicer, InventoryServicer
+from inventory_api.operations.coalescing import Operations
+from inventory_api.operations.holds import HoldsWatch
 from inventory_api.settings import InventorySettings
-from inventory_api.spans import describe, describe_event
-from inventory_api.tables import outbox
+from inventory_api.store.tables import outbox
 from shop.inventory.v1 import inventory_pb2, inventory_pb2_grpc, maintenance_pb2, maintenance_pb2_grpc
-from shop_common import lifecycle, schema, telemetry
-from shop_common.consumer import Consumer
-from shop_common.database import Database
-from shop_common.grpc_server import Server
-from shop_common.schema import SchemaError
-from shop_common.settings import help_text, load
+from shop_common.db import schema
+from shop_common.db.database import Database
+from shop_common.db.schema import SchemaError
+from shop_common.environment.settings import help_text, load
+from shop_common.events.consumer import Consumer
+from shop_common.process import lifecycle
+from shop_common.rpc.server import Server
+from shop_common.telemetry import telemetry
 
 PROCESS = "inventory-api"
 

@@ -2,8 +2,8 @@
 
 from pydantic import Field
 
-from shop_common.database_settings import DatabaseSettings, DatabaseUrl
-from shop_common.settings import ApiSettings, GrpcPort, HealthPort, KafkaSettings
+from shop_common.db.settings import DatabaseSettings, DatabaseUrl
+from shop_common.environment.settings import ApiSettings, GrpcPort, HealthPort, KafkaSettings
 
 
 class InventorySettings(ApiSettings, DatabaseSettings, KafkaSettings):

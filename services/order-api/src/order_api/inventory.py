@@ -8,14 +8,14 @@ from typing import ClassVar
 
 from google.protobuf.duration_pb2 import Duration
 
-from order_api.domain import NewOrder
+from order_api.domain.model import NewOrder
 from shop.inventory.v1 import inventory_pb2 as pb
 from shop.inventory.v1 import inventory_pb2_grpc
-from shop_common import logs
+from shop_common.db.idempotency import RequestIdReused
 from shop_common.errors import InvalidInput, ShopError, Unavailable, Violation
-from shop_common.grpc_client import Client
-from shop_common.idempotency import RequestIdReused
-from shop_common.status import from_status
+from shop_common.rpc.client import Client
+from shop_common.rpc.status import from_status
+from shop_common.telemetry import logs
 
 RELEASES_WAITING_MAX = 1_000
 RELEASE_SECONDS = 1.0

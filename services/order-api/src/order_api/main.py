@@ -4,21 +4,23 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from order_api import consumer
+from order_api.api import consumer
+from order_api.api.servicer import OrderMaintenanceServicer, OrderServicer
+from order_api.api.spans import describe, describe_event
 from order_api.inventory import Inventory
 from order_api.migrations import SCHEMA
-from order_api.operations import Operations
-from order_api.servicer import OrderMaintenanceServicer, OrderServicer
+from order_api.operations.coalescing import Operations
 from order_api.settings import OrderSettings
-from order_api.spans import describe, describe_event
-from order_api.tables import outbox
+from order_api.store.tables import outbox
 from shop.order.v1 import maintenance_pb2, maintenance_pb2_grpc, order_pb2, order_pb2_grpc
-from shop_common import lifecycle, schema, telemetry
-from shop_common.consumer import Consumer
-from shop_common.database import Database
-from shop_common.grpc_server import Server
-from shop_common.schema import SchemaError
-from shop_common.settings import help_text, load
+from shop_common.db import schema
+from shop_common.db.database import Database
+from shop_common.db.schema import SchemaError
+from shop_common.environment.settings import help_text, load
+from shop_common.events.consumer import Consumer
+from shop_common.process import lifecycle
+from shop_common.rpc.server import Server
+from shop_common.telemetry import telemetry
 
 PROCESS = "order-api"
 

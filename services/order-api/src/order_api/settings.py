@@ -4,8 +4,8 @@ from collections.abc import Iterator
 
 from pydantic import Field
 
-from shop_common.database_settings import DatabaseSettings, DatabaseUrl
-from shop_common.settings import ApiSettings, GrpcPort, HealthPort, KafkaSettings, Target
+from shop_common.db.settings import DatabaseSettings, DatabaseUrl
+from shop_common.environment.settings import ApiSettings, GrpcPort, HealthPort, KafkaSettings, Target
 
 
 class OrderSettings(ApiSettings, DatabaseSettings, KafkaSettings):

@@ -1,6 +1,6 @@
 """`python -m reservation_reaper`."""
 
-from shop_common import startup
+from shop_common.environment import startup
 
 startup.prepare()
 

@@ -14,10 +14,11 @@ from shop.inventory.v1 import maintenance_pb2 as inventory_pb2
 from shop.inventory.v1.maintenance_pb2_grpc import InventoryMaintenanceServiceStub
 from shop.order.v1 import maintenance_pb2 as order_pb2
 from shop.order.v1.maintenance_pb2_grpc import OrderMaintenanceServiceStub
-from shop_common import lifecycle, telemetry
-from shop_common.grpc_client import Client
-from shop_common.health import HealthServer
-from shop_common.settings import help_text, load
+from shop_common.environment.settings import help_text, load
+from shop_common.process import lifecycle
+from shop_common.rpc.client import Client
+from shop_common.rpc.health import HealthServer
+from shop_common.telemetry import telemetry
 
 PROCESS = "reservation-reaper"
 

@@ -13,8 +13,8 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 
 from reservation_reaper.triggers import JITTER, Trigger
-from shop_common import logs, metrics
 from shop_common.errors import Overload, ShopError
+from shop_common.telemetry import logs, metrics
 
 _BACKOFF_SECONDS_MIN = 0.25
 _BACKOFF_SECONDS_MAX = 30.0

@@ -13,7 +13,7 @@ from apscheduler.executors.pool import ThreadPoolExecutor
 from apscheduler.schedulers.background import BackgroundScheduler
 
 from reservation_reaper.reaper import Work
-from shop_common import logs
+from shop_common.telemetry import logs
 
 _WATCH_SECONDS = 0.2
 _CLOCK_STEP_SECONDS = 0.5

@@ -7,8 +7,8 @@ from sqlalchemy import Connection, Integer, func, inspect, select
 from sqlalchemy.sql import column, table
 
 from devstack.commands import target
-from shop_common.database import Database
-from shop_common.sql import Timestamp, clock, now
+from shop_common.db.database import Database
+from shop_common.db.sql import Timestamp, clock, now
 
 
 @dataclass(frozen=True)
@@ -56,6 +56,6 @@ def _leases(tx: Connection) -> dict[str, int]:
     return {row.owner: row[1] for row in tx.execute(held)}
 
 
-# As shop_common.outbox declares them, as far as is needed here.
+# As shop_common.events.outbox declares them, as far as is needed here.
 _OUTBOX = table("outbox", column("created_at", Timestamp()))
 _LEASE = table("relay_lease", column("shard", Integer()), column("owner"), column("expires_at", Timestamp()))

@@ -5,7 +5,7 @@ import argparse
 from devstack.commands import target
 from inventory_api.migrations import SCHEMA as INVENTORY
 from order_api.migrations import SCHEMA as ORDERS
-from shop_common import schema
+from shop_common.db import schema
 
 
 def configure(parser: argparse.ArgumentParser) -> None:

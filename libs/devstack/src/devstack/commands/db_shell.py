@@ -18,8 +18,8 @@ from sqlalchemy.exc import DBAPIError
 
 from devstack.commands import failures, target
 from devstack.commands.output import print_table
-from shop_common.database import plain_engine
-from shop_common.database_address import parsed
+from shop_common.db.address import parsed
+from shop_common.db.database import plain_engine
 
 ROWS_MAX = 1_000
 

@@ -16,7 +16,7 @@ from confluent_kafka import KafkaError, KafkaException, Message, Producer
 
 from devstack.commands.failures import CommandFailed
 from devstack.commands.topics import REQUEST_SECONDS, Bounds, Broker, Commit, Event
-from shop_common.dead_letters import HEADER_PREFIX, SUFFIX
+from shop_common.events.dead_letters import HEADER_PREFIX, SUFFIX
 
 GROUP = "dlq-redrive"
 BATCH = 100

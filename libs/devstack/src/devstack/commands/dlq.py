@@ -21,13 +21,12 @@ from itertools import islice
 from confluent_kafka import Producer
 from rich.table import Column
 
-from devstack.broker import TOPICS
 from devstack.commands import target
 from devstack.commands.dead_letters import GROUP, DeadLetters, new_producer
 from devstack.commands.failures import CommandFailed
 from devstack.commands.output import add_json, console, print_json, print_table, time_of, timestamp, whole
-from devstack.commands.topics import Broker, Event, text
-from shop_common.dead_letters import SUFFIX
+from devstack.commands.topics import TOPICS, Broker, Event, text
+from shop_common.events.dead_letters import SUFFIX
 
 LETTERS_MAX = 1_000
 """Of one list."""

@@ -8,7 +8,7 @@ import argparse
 from devstack import compose
 from devstack.commands.failures import CommandFailed
 from devstack.commands.output import console, print_table, whole
-from devstack.stack import INVENTORY_API, ORDER_API
+from devstack.layout import INVENTORY_API, ORDER_API
 
 WAIT_SECONDS = 600
 

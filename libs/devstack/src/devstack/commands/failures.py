@@ -9,9 +9,9 @@ from confluent_kafka import KafkaError, KafkaException
 from sqlalchemy.exc import DBAPIError
 
 from devstack.runfile import NotRunning
-from shop_common.database import cause_of
+from shop_common.db.database import cause_of
+from shop_common.db.schema import SchemaError
 from shop_common.errors import DatabaseUnavailable, ShopError
-from shop_common.schema import SchemaError
 
 
 class CommandFailed(Exception):

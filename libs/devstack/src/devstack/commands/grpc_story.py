@@ -12,7 +12,7 @@ from typing import Any
 import grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
-from devstack import process
+from devstack import grpc_health
 from devstack.client import SERVICES
 from devstack.commands import target
 from devstack.commands.failures import CommandFailed
@@ -52,7 +52,7 @@ def run(options: argparse.Namespace) -> int:
 def _health(tell: Narrator, address: str) -> None:
     for service in ("", "liveness"):
         began = time.monotonic()
-        said = process.health(address, service)
+        said = grpc_health.health(address, service)
         name = f"grpc.health.v1.Health/Check {service or 'ready'}"
         tell.done(name, time.monotonic() - began, f"{address} {said}", right=said == "SERVING")
 

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, replace
 
 from rich.text import Text
 
-from devstack import process
+from devstack import grpc_health
 from devstack.commands import target
 from devstack.commands.failures import CommandFailed
 from devstack.commands.output import add_json, print_json, print_table, whole
@@ -62,8 +62,8 @@ def run(options: argparse.Namespace) -> int:
 def ask(addresses: dict[str, str]) -> list[Health]:
     """The health of each, asked at the same time."""
     with ThreadPoolExecutor(max(1, 2 * len(addresses))) as pool:
-        ready = pool.map(process.health, addresses.values())
-        alive = pool.map(lambda address: process.health(address, LIVENESS), addresses.values())
+        ready = pool.map(grpc_health.health, addresses.values())
+        alive = pool.map(lambda address: grpc_health.health(address, LIVENESS), addresses.values())
         return [Health(*said) for said in zip(addresses, addresses.values(), ready, alive, strict=True)]
 
 

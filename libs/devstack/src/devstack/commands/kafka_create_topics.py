@@ -11,10 +11,9 @@ from confluent_kafka import KafkaError, KafkaException
 from confluent_kafka.admin import AdminClient
 from confluent_kafka.cimpl import NewTopic
 
-from devstack.broker import PARTITIONS, TOPICS
 from devstack.commands import target
 from devstack.commands.output import add_json, number, print_json, print_table
-from devstack.commands.topics import REQUEST_SECONDS, Broker
+from devstack.commands.topics import PARTITIONS, REQUEST_SECONDS, TOPICS, Broker
 
 _BROKERS_DEFAULT = -1
 _THERE = "there already"

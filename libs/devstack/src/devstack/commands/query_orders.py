@@ -9,7 +9,7 @@ from devstack.client import Shop
 from devstack.commands import pages, since, target
 from devstack.commands.output import moment, number, whole
 from shop.order.v1.order_pb2 import ListOrdersRequest, Order, OrderStatus
-from shop_common import money
+from shop_common.api import money
 
 _PREFIX = "ORDER_STATUS_"
 

@@ -11,9 +11,10 @@ from contextlib import suppress
 
 import psutil
 
-from devstack import process, runfile
+from devstack import grpc_health, runfile
 from devstack.colours import BROKER, COLOURS
 from devstack.commands.failures import CommandFailed
+from devstack.commands.process_state import state_of
 from devstack.runfile import NotRunning, RunFile
 
 PROCESSES = [name for name in COLOURS if name != BROKER]
@@ -53,18 +54,7 @@ def wait_until_it_serves(name: str, former_pid: int, seconds: float) -> int:
             endpoint = runfile.read().processes[name]
         except NotRunning:
             raise CommandFailed(f"dev ended before {name} served again; ./task logs dev says why") from None
-        if endpoint.pid != former_pid and process.health(endpoint.health, timeout_seconds=1) == "SERVING":
+        if endpoint.pid != former_pid and grpc_health.health(endpoint.health, timeout_seconds=1) == "SERVING":
             return endpoint.pid
         time.sleep(_POLL_SECONDS)
     raise CommandFailed(f"{name} does not serve after {seconds:g} s; ./task logs {name} may say why")
-
-
-def state_of(pid: int | None) -> str:
-    """`running`, `frozen` or `gone`."""
-    try:
-        status = psutil.Process(pid).status() if pid else psutil.STATUS_DEAD
-    except psutil.NoSuchProcess:
-        return "gone"
-    if status == psutil.STATUS_STOPPED:
-        return "frozen"
-    return "gone" if status in (psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD) else "running"

@@ -12,9 +12,9 @@ from contextlib import suppress
 import psutil
 
 from devstack import log_book, run_folder, runfile
-from devstack.commands import running
 from devstack.commands.failures import CommandFailed
 from devstack.commands.output import console
+from devstack.commands.process_state import state_of
 from devstack.screen import DEV
 
 _SECONDS_MAX = 120.0
@@ -45,4 +45,4 @@ def run(_: argparse.Namespace) -> int:
 
 
 def _runs(dev: psutil.Process) -> bool:
-    return dev.is_running() and running.state_of(dev.pid) != "gone"
+    return dev.is_running() and state_of(dev.pid) != "gone"

@@ -7,16 +7,15 @@ from importlib.metadata import version
 from typing import Any
 
 from devstack.away import Away
-from devstack.broker import TOPICS
-from devstack.commands import database_state, health, running, target
+from devstack.commands import database_state, health, target
 from devstack.commands.asking import ask
 from devstack.commands.database_state import DatabaseState
 from devstack.commands.dead_letters import GROUP, DeadLetters
 from devstack.commands.health import SERVING
-from devstack.commands.topics import Broker
-from devstack.drain import READERS
+from devstack.commands.process_state import state_of
+from devstack.commands.topics import READERS, TOPICS, Broker
 from devstack.runfile import RunFile
-from shop_common.dead_letters import SUFFIX
+from shop_common.events.dead_letters import SUFFIX
 
 ALL_IS_WELL = "All is well."
 
@@ -123,7 +122,7 @@ def status(options: argparse.Namespace) -> Status:
     found = target.running()
     return Status(
         processes=answers["processes"],
-        broker=running.state_of(found.broker_pid) if isinstance(found, RunFile) and found.broker_pid else None,
+        broker=state_of(found.broker_pid) if isinstance(found, RunFile) and found.broker_pid else None,
         databases={name: answers[name] for name in ("inventory", "orders")},
         consumers=answers["consumers"],
         dead_letters=answers["dead letters"],
@@ -139,7 +138,7 @@ def _processes() -> list[ProcessState]:
     # After the answers: one that is stopped or ends meanwhile is called so, and not by the answer that it did not give.
     known: dict[str, tuple[int | None, str, str]]
     if isinstance(found, RunFile):
-        known = {name: (one.pid, running.state_of(one.pid), version(name)) for name, one in found.processes.items()}
+        known = {name: (one.pid, state_of(one.pid), version(name)) for name, one in found.processes.items()}
     else:
         known = {one.name: (None, "running" if one.runs else "gone", one.version) for one in found.processes}
     return [

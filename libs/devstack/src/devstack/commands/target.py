@@ -7,9 +7,9 @@ from devstack import compose, runfile
 from devstack.client import Shop
 from devstack.commands.failures import CommandFailed
 from devstack.compose import Containers
+from devstack.layout import INVENTORY_API, INVENTORY_PORT, ORDER_API, ORDERS_PORT, Databases
 from devstack.runfile import NotRunning, RunFile
-from devstack.stack import INVENTORY_API, ORDER_API, Databases, Ports
-from shop_common.database_address import parsed
+from shop_common.db.address import parsed
 
 DATA_FOLDER = runfile.PATH.with_name("data")
 """Where `dev` keeps its SQLite files unless told otherwise."""
@@ -37,8 +37,7 @@ def add_databases(parser: argparse.ArgumentParser) -> None:
 def apis(options: argparse.Namespace) -> tuple[str, str]:
     """The addresses of inventory-api and order-api. Raises NotRunning when none is given."""
     if options.inventory or options.orders:
-        ports = Ports()
-        return options.inventory or f"localhost:{ports.inventory}", options.orders or f"localhost:{ports.orders}"
+        return options.inventory or f"localhost:{INVENTORY_PORT}", options.orders or f"localhost:{ORDERS_PORT}"
     return system().apis
 
 

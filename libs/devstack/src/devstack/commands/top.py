@@ -16,9 +16,10 @@ from rich.live import Live
 
 from devstack import runfile
 from devstack.away import Away
-from devstack.commands import running, top_page
+from devstack.commands import top_page
 from devstack.commands.failures import CommandFailed
 from devstack.commands.output import console
+from devstack.commands.process_state import state_of
 from devstack.runfile import NotRunning
 from devstack.scrape import Interval, Scrape, scrape
 
@@ -91,7 +92,7 @@ def _interval(name: str, before: Scrape | Away, after: Scrape | Away) -> Interva
 def _explained(name: str, away: Away) -> Away:
     """The system knows better than a connection why a process of dev does not answer."""
     try:
-        state = running.state_of(runfile.read().processes[name].pid)
+        state = state_of(runfile.read().processes[name].pid)
     except (NotRunning, KeyError):
         return away
     return away if state == "running" else Away(state)

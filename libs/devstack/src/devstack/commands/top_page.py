@@ -14,8 +14,8 @@ from devstack.away import Away
 from devstack.colours import COLOURS
 from devstack.commands.output import number, printable, whole
 from devstack.commands.system_status import OLDEST_SECONDS_MAX
+from devstack.layout import INVENTORY_API, ORDER_API, REAPER, RELAY
 from devstack.scrape import Histogram, Interval, Key
-from devstack.stack import INVENTORY_API, ORDER_API, REAPER, RELAY
 
 _Seen = TypeVar("_Seen")
 

@@ -9,7 +9,15 @@ from typing import Any, Self
 
 from confluent_kafka import OFFSET_INVALID, Consumer, KafkaError, KafkaException, Message, TopicPartition
 
-from shop_common import received
+from devstack.layout import INVENTORY_API, ORDER_API
+from shop_common.events import received
+
+TOPICS = ("order-events", "inventory-events", "order-events.dlq", "inventory-events.dlq")
+PARTITIONS = 3
+"""Of those topics."""
+
+READERS = {"order-events": INVENTORY_API, "inventory-events": ORDER_API}
+"""Who acts on which topic: a consumer group is named for its service."""
 
 REQUEST_SECONDS = 5
 SILENCE_SECONDS_MAX = 15

@@ -1,8 +1,8 @@
-"""How the database of this service came to be; see shop_common.schema."""
+"""How the database of this service came to be; see shop_common.db.schema."""
 
 from pathlib import Path
 
-from order_api import tables
-from shop_common.schema import Schema
+from order_api.store import tables
+from shop_common.db.schema import Schema
 
 SCHEMA = Schema(service="order-api", migrations=Path(__file__).parent, metadata=tables.metadata)

@@ -6,7 +6,7 @@ Frozen: the tables as they were in the first version, whatever tables.py says to
 import sqlalchemy as sa
 from alembic import op
 
-from shop_common.sql import Clock, Id, RowId, Timestamp
+from shop_common.db.sql import Clock, Id, RowId, Timestamp
 
 revision = "0001"
 down_revision = None

@@ -1,6 +1,6 @@
 """An index for the pages of one location, which were a walk through the items of all of them."""
 
-from shop_common import online_ddl
+from shop_common.db import online_ddl
 
 revision = "0003"
 down_revision = "0002"

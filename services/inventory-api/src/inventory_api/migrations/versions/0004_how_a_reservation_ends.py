@@ -7,7 +7,7 @@ when it comes by, and makes them with the default of `sole_item_id`, which says 
 import sqlalchemy as sa
 from alembic import op
 
-from shop_common.sql import Timestamp
+from shop_common.db.sql import Timestamp
 
 revision = "0004"
 down_revision = "0003"

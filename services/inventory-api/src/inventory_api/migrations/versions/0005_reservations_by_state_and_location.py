@@ -2,7 +2,7 @@
 
 import sqlalchemy as sa
 
-from shop_common import online_ddl
+from shop_common.db import online_ddl
 
 revision = "0005"
 down_revision = "0004"

@@ -2,8 +2,8 @@
 
 import sqlalchemy as sa
 
-from shop_common import online_ddl
-from shop_common.sql import Clock, Id, Timestamp
+from shop_common.db import online_ddl
+from shop_common.db.sql import Clock, Id, Timestamp
 
 revision = "0006"
 down_revision = "0005"

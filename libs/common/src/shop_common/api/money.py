@@ -1,0 +1,59 @@
+"""Exact amounts: google.type.Money in the API, Decimal inside, a JSON number in events. Never a float."""
+
+import re
+from decimal import Decimal, localcontext
+
+from google.type import money_pb2
+
+from shop_common.api.valid import Fields
+
+NANOS = 1_000_000_000
+UNITS_MAX = 10**15
+"""The largest amount, in units of its currency; with nine decimals it fits NUMERIC(28, 9)."""
+
+_CURRENCY = re.compile(r"[A-Z]{3}\Z")
+# Wide enough for a sum of 200 lines of 10^9 pieces at 10^15 units with nine decimals.
+_PRECISION = 60
+
+
+def checked(check: Fields, field: str, money: money_pb2.Money) -> Decimal:
+    """The amount of a Money that must not be negative. Records a violation for each bad part of it."""
+    if not is_currency(money.currency_code):
+        check.violate(f"{field}.currency_code", "must be a currency code of three capital letters (ISO 4217)")
+    if not 0 <= money.units <= UNITS_MAX:
+        check.violate(f"{field}.units", f"must be between 0 and {UNITS_MAX}")
+    if not 0 <= money.nanos < NANOS:
+        check.violate(f"{field}.nanos", f"must be between 0 and {NANOS - 1}")
+    return exact(money.units, money.nanos)
+
+
+def is_currency(code: str) -> bool:
+    """Whether it has the form of a currency code of ISO 4217."""
+    return _CURRENCY.match(code) is not None
+
+
+def exact(units: int, nanos: int) -> Decimal:
+    """Units and billionths as one exact number."""
+    return Decimal(units) if nanos == 0 else (Decimal(units * NANOS + nanos)).scaleb(-9)
+
+
+def to_proto(amount: Decimal, currency: str) -> money_pb2.Money:
+    """Write an amount of up to nine decimals as Money."""
+    units = int(amount)
+    nanos = int((amount - units).scaleb(9))
+    return money_pb2.Money(currency_code=currency, units=units, nanos=nanos)
+
+
+def total(lines: list[tuple[Decimal, int]]) -> Decimal:
+    """The exact sum of price × quantity."""
+    with localcontext() as context:
+        context.prec = _PRECISION
+        return sum((price * quantity for price, quantity in lines), Decimal(0))
+
+
+def as_json_number(amount: Decimal) -> bytes:
+    """The amount as a JSON number, digit for digit (`199.99`), without an exponent or trailing zeros."""
+    text = f"{amount:f}"
+    if "." in text:
+        text = text.rstrip("0").rstrip(".")
+    return text.encode()

@@ -1,0 +1,106 @@
+"""Keyset pages: an opaque token carries the last position at full precision and is bound to its filter.
+
+A token used with another filter, another RPC, or made up, is a violation of `page_token`. Tokens are not
+secret and not signed: they hold a position that the caller has already seen.
+"""
+
+import base64
+import binascii
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Generic, TypeVar
+from uuid import UUID
+
+import orjson
+
+from shop_common.api.valid import UUID_PATTERN, Fields
+from shop_common.moments import micros
+
+_Row = TypeVar("_Row")
+_Filter = TypeVar("_Filter")
+
+TOKEN_LENGTH_MAX = 512
+Position = tuple[int | str, ...]
+
+_MICROS_MIN = micros(datetime.min.replace(tzinfo=UTC))
+_MICROS_MAX = micros(datetime.max.replace(tzinfo=UTC))
+
+
+@dataclass(frozen=True)
+class Page(Generic[_Row]):
+    """The rows of one page, and the position after which the next begins (None: this was the last)."""
+
+    rows: Sequence[_Row]
+    next_position: Position | None
+
+
+@dataclass(frozen=True)
+class PageRequest(Generic[_Filter]):
+    """A page of the list `kind` under a filter: up to `size` rows after a position (None: from the first)."""
+
+    kind: str
+    wanted: _Filter
+    after: Position | None
+    size: int
+
+
+def page_of(rows: Sequence[_Row], size: int, position: Callable[[_Row], Position]) -> Page[_Row]:
+    """Make a page of `size` out of up to `size` + 1 rows: the extra one only says that more follow."""
+    if len(rows) <= size:
+        return Page(rows, None)
+    return Page(rows[:size], position(rows[size - 1]))
+
+
+def ask(
+    check: Fields, kind: str, wanted: _Filter, *, page_size: int, page_token: str, position: tuple[type, ...]
+) -> PageRequest[_Filter]:
+    """The page that a request asks for.
+
+    `position` are the types of a position's parts: int, datetime for its microseconds since 1970, or UUID for its text.
+    Violates `page_size` when negative, and `page_token` when it is not one that a page of the same list with the
+    same filter gave.
+    """
+    after = None
+    if page_token:
+        after = _position(page_token, position, _digest(kind, wanted))
+        if after is None:
+            check.violate("page_token", "must be the next_page_token of the same call with the same filter")
+    return PageRequest(kind, wanted, after, check.page_size(page_size))
+
+
+def next_token(page: Page[_Row], asked: PageRequest[_Filter]) -> str:
+    """The token of the page after this one; empty when this was the last."""
+    if page.next_position is None:
+        return ""
+    parts = [_digest(asked.kind, asked.wanted), *page.next_position]
+    return base64.urlsafe_b64encode(orjson.dumps(parts)).decode().rstrip("=")
+
+
+def _position(token: str, kinds: tuple[type, ...], digest: str) -> Position | None:
+    if len(token) > TOKEN_LENGTH_MAX:
+        return None
+    try:
+        parts = orjson.loads(base64.b64decode(token + "=" * (-len(token) % 4), altchars=b"-_", validate=True))
+    except (binascii.Error, ValueError):
+        return None
+    if not isinstance(parts, list) or len(parts) != len(kinds) + 1 or parts[0] != digest:
+        return None
+    position = tuple(parts[1:])
+    return position if all(_is_a(kind, part) for kind, part in zip(kinds, position, strict=True)) else None
+
+
+def _is_a(kind: type, part: object) -> bool:
+    """Tokens come from outside: what a database would choke on must not reach it."""
+    if kind is int:
+        return type(part) is int and -(2**63) <= part < 2**63
+    if kind is datetime:
+        return type(part) is int and _MICROS_MIN <= part <= _MICROS_MAX
+    if kind is UUID:
+        return isinstance(part, str) and UUID_PATTERN.match(part) is not None
+    raise TypeError(f"a position has no parts of {kind}")
+
+
+def _digest(kind: str, wanted: object) -> str:
+    return hashlib.blake2b(repr((kind, wanted)).encode(), digest_size=6).hexdigest()

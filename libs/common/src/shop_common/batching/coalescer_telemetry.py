@@ -1,0 +1,91 @@
+"""What a coalescer tells: to Prometheus how full and how quick its batches are, to a trace what its call waited for."""
+
+import time
+from collections.abc import Iterable
+from typing import Self
+
+from opentelemetry.trace import SpanContext, StatusCode
+
+from shop_common.telemetry import metrics, telemetry
+
+_queue = metrics.gauge(__name__, "shop_coalescer_queue_requests", "Requests that wait for a batch", "coalescer")
+_batch = metrics.histogram(
+    __name__, "shop_coalescer_batch_requests", "Requests in a batch", "coalescer", buckets=metrics.SIZES
+)
+_wait = metrics.histogram(
+    __name__, "shop_coalescer_wait_seconds", "Time that a call waited for its batch to begin", "coalescer"
+)
+_flush = metrics.histogram(
+    __name__, "shop_coalescer_flush_seconds", "Time that a batch took, its commit included", "coalescer"
+)
+
+_timeouts = metrics.counter(
+    __name__,
+    "shop_coalescer_timeouts_total",
+    "Batches that the database gave up because they took too long; those of several requests are tried again in halves",
+    "coalescer",
+)
+
+
+class CoalescerMetrics:
+    """The metrics of one coalescer."""
+
+    def __init__(self, name: str) -> None:
+        self._queue = _queue(name)
+        self._batch = _batch(name)
+        self._wait = _wait(name)
+        self._flush = _flush(name)
+        self._timeouts = _timeouts(name)
+
+    def waiting(self, requests: int) -> None:
+        """So many wait now that a batch has been taken."""
+        self._queue.set(requests)
+
+    def timed_out(self) -> None:
+        """The database gave a batch up because it took too long."""
+        self._timeouts.inc()
+
+    def flushed(self, requests: int, waits_seconds: Iterable[float], seconds: float) -> None:
+        """A batch that decided so many requests took so long; their calls had waited so long for it."""
+        self._batch.observe(requests)
+        self._flush.observe(seconds)
+        self._wait.observe_all(waits_seconds)
+
+
+class Membership:
+    """A recorded call in a coalescer: for its trace, which batches it was in and how long it waited for them."""
+
+    __slots__ = ("_batches", "_began_ns", "span")
+
+    def __init__(self, span: SpanContext) -> None:
+        self.span = span
+        self._began_ns = time.time_ns()
+        self._batches: list[tuple[SpanContext, int, int]] = []
+
+    @classmethod
+    def of_current_span(cls) -> Self | None:
+        """Of the caller; None when its span is not recorded, or traces are off."""
+        span = telemetry.sampled_span()
+        return None if span is None else cls(span)
+
+    def joined(self, batch: SpanContext | None, size: int, began_ns: int) -> None:
+        """A batch of that size, begun then, has had requests of this call."""
+        if batch is not None:
+            self._batches.append((batch, size, began_ns))
+
+    def tell(self, coalescer: str, *, given_up: bool = False) -> None:
+        """Make the span of the waiting, linked to the batches. By the caller, when it has its outcomes or gives up."""
+        attributes: dict[str, str | int | float] = {"shop.coalescer": coalescer}
+        batches = list(self._batches)
+        if batches:
+            attributes["shop.batch.size"] = max(size for _, size, _ in batches)
+            attributes["shop.queue.seconds"] = (min(began for *_, began in batches) - self._began_ns) / 1e9
+        linked = [batch for batch, *_ in batches]
+        span = telemetry.open_span(
+            f"{coalescer} coalesced", self.span, batches=linked, attributes=attributes, began_ns=self._began_ns
+        )
+        if given_up:
+            why = "no answer within the deadline"
+            span.set_attribute("error.type", why)
+            span.set_status(StatusCode.ERROR, why)
+        span.end()

@@ -1,0 +1,331 @@
+"""The schema of one service's database: brought up to date by Alembic, checked before the service starts.
+
+Migrations go forward only, and expand before they contract, so that the last version of the code still runs
+on the next schema. Each revision is one transaction, on both databases: a failed one leaves nothing behind. What can't
+be done so, since it would lock a large table, is done the long way: see `online_ddl`.
+
+A service's `migrations` folder has this in its `__init__.py`, beside `versions/` and an `env.py` that calls
+`run_migrations`:
+
+    SCHEMA = Schema(service="inventory-api", migrations=Path(__file__).parent, metadata=tables.metadata)
+"""
+
+import argparse
+import sys
+import threading
+import time
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+from alembic import command, context
+from alembic.autogenerate import compare_metadata
+from alembic.config import Config
+from alembic.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from sqlalchemy import CheckConstraint, Connection, MetaData, Table, inspect, text
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.schema import DropTable
+
+from shop_common.db.database import Database, cause_of
+from shop_common.environment import startup
+from shop_common.errors import Contention, DatabaseNeedsRepair, ShopError
+from shop_common.telemetry import logs
+
+_log = logs.get(__name__)
+
+_VERSION_TABLE_SUFFIX = "_schema_version"
+
+TURN_TIMEOUT_SECONDS = 60
+"""How long a migration waits for another one of the same database to end."""
+
+TURN_POLL_SECONDS = 0.1
+LOOK_AGAIN_SECONDS = 1.0
+LOCK_TIMEOUT_SECONDS = 3
+"""How long it waits for a table: everyone who comes after it waits as well."""
+
+
+class SchemaError(Exception):
+    """The service must not run on this database; the message says what to do."""
+
+
+class SchemaTooOld(SchemaError):
+    """The database lacks what the code needs."""
+
+
+class WrongDatabase(SchemaError):
+    """The database is another service's."""
+
+
+class WrongEncoding(SchemaError):
+    """The database stores text in another encoding than UTF8."""
+
+
+class _State(Enum):
+    EMPTY = "has no schema yet"
+    OLDER = "has a schema older than this version needs"
+    CURRENT = "is up to date"
+    NEWER = "has a newer schema"
+
+
+@dataclass(frozen=True)
+class Schema:
+    """One service's schema: where its migrations are, and the tables that they lead to."""
+
+    service: str
+    migrations: Path
+    metadata: MetaData
+
+    @property
+    def version_table(self) -> str:
+        """The service's own, so that two services can tell their databases apart."""
+        return self.service.replace("-", "_") + _VERSION_TABLE_SUFFIX
+
+    def upgrade(self, database: Database, to: str = "head") -> None:
+        """Bring the database to the newest schema, or to an older revision; does nothing when it is there or beyond.
+
+        Safe to run twice at once: the second waits for the first.
+        Raises WrongDatabase, and ShopError when the database is away or a table stays locked.
+        """
+        with self._turn(database):
+            self._upgrade(database, to)
+
+    def reset(self, database: Database) -> None:
+        """Drop every table, in one transaction, and bring the empty database to the newest schema.
+
+        Raises WrongDatabase. Where this service's version table is missing, nothing is dropped: the tables
+        there, if any, are somebody else's.
+        """
+        with self._turn(database):
+            with database.write() as tx:
+                _without_hurry(tx)
+                if self._state(tx) is not _State.EMPTY:
+                    for name, _ in reversed(inspect(tx).get_sorted_table_and_fkc_names()):
+                        if name is not None:
+                            tx.execute(DropTable(Table(name, MetaData())))
+            self._upgrade(database, "head")
+
+    def revisions(self) -> list[str]:
+        """All revisions, oldest first."""
+        return [script.revision for script in self._scripts().walk_revisions()][::-1]
+
+    def check(self, database: Database) -> None:
+        """Pass if the code can run on this schema, newer ones included.
+
+        Raises SchemaTooOld, WrongDatabase or WrongEncoding, SchemaError when the database does not let us look, and
+        ShopError when it is away.
+        """
+        try:
+            state = database.query(self._state)
+        except (DBAPIError, DatabaseNeedsRepair) as error:
+            raise SchemaError(f"the database refuses to show its schema: {cause_of(error)}.") from error
+        if state in (_State.EMPTY, _State.OLDER):
+            module = self.service.replace("-", "_")
+            raise SchemaTooOld(f"the database {state.value}. Run `./task db-init` or `python -m {module} migrate`.")
+
+    def check_or_wait(
+        self,
+        database: Database,
+        *,
+        set_ready: Callable[[bool], None],
+        die: Callable[[str, BaseException | None], None],
+    ) -> None:
+        """Check; while the database is away, not ready, look again until it is there. Processes start in any order.
+
+        Raises what `check` raises about a schema that is there. One that turns out wrong later ends the process. From
+        then on a thread looks every second: not ready while the database needs its operator. A database that is only
+        away for a while does not change readiness: each replica would leave the balancer, and callers would no longer
+        be told why.
+        """
+        causes: set[str] = set()
+        try:
+            self.check(database)
+        except ShopError as error:
+            set_ready(False)
+            causes.add(cause_of(error))
+            _log.warning("the database is away; not ready until it is there", cause=cause_of(error))
+        arguments = (database, set_ready, die, causes)
+        threading.Thread(target=self._watch, args=arguments, name="schema", daemon=True).start()
+
+    def _watch(
+        self,
+        database: Database,
+        set_ready: Callable[[bool], None],
+        die: Callable[[str, BaseException | None], None],
+        causes: set[str],
+    ) -> None:
+        if causes:
+            self._wait(database, set_ready, die, causes)
+        needs_repair = False
+        while True:
+            time.sleep(LOOK_AGAIN_SECONDS)
+            try:
+                database.query(lambda tx: self._alembic(tx).get_current_revision())
+            except DatabaseNeedsRepair as error:
+                if not needs_repair:
+                    needs_repair = True
+                    set_ready(False)
+                    _log.error("the database needs its operator; not ready until then", cause=cause_of(error))
+            except (ShopError, DBAPIError):
+                pass  # calls fail by it as well, and say why
+            else:
+                if needs_repair:
+                    needs_repair = False
+                    _log.info("the database works again")
+                    set_ready(True)
+
+    def _wait(
+        self,
+        database: Database,
+        set_ready: Callable[[bool], None],
+        die: Callable[[str, BaseException | None], None],
+        causes: set[str],
+    ) -> None:
+        while True:
+            time.sleep(LOOK_AGAIN_SECONDS)
+            try:
+                self.check(database)
+            except ShopError as error:
+                # Each cause is told once: of two servers behind one name each may have its own.
+                if cause_of(error) not in causes:
+                    causes.add(cause_of(error))
+                    _log.warning("the database is still away", cause=cause_of(error))
+                continue
+            except SchemaError as error:
+                die(str(error), None)
+            _log.info("the database is there")
+            set_ready(True)
+            return
+
+    def drift(self, database: Database) -> list[str]:
+        """What differs between the migrated database and the declared tables; empty when nothing does."""
+        return database.query(self._drift)
+
+    @contextmanager
+    def _turn(self, database: Database) -> Iterator[None]:
+        """One migration at a time. Raises Contention when another one takes too long."""
+        if database.is_sqlite:
+            yield  # BEGIN IMMEDIATE of each revision is the turn
+            return
+        deadline = time.monotonic() + TURN_TIMEOUT_SECONDS
+        # On a connection of its own, since a revision that goes the long way commits in between.
+        with closing(Database(database.engine.url, connections_max=1)) as other, other.write() as tx:
+            while not self._has_turn(tx):
+                if time.monotonic() > deadline:
+                    raise Contention("another migration of this database has not ended in time")
+                time.sleep(TURN_POLL_SECONDS)
+            yield
+
+    def _has_turn(self, tx: Connection) -> bool:
+        # CREATE INDEX CONCURRENTLY waits for every snapshot that is older, so neither who has the turn nor who wants
+        # it may keep one: no waiting inside a statement, and after it one that needs no snapshot takes its place.
+        turn = {"turn": zlib.crc32(self.version_table.encode())}
+        has_turn = bool(tx.execute(text("SELECT pg_try_advisory_xact_lock(:turn)"), turn).scalar_one())
+        tx.execute(text("SET LOCAL idle_in_transaction_session_timeout = 0"))
+        return has_turn
+
+    def _upgrade(self, database: Database, to: str) -> None:
+        if database.query(self._state) not in (_State.EMPTY, _State.OLDER):
+            return
+        known = self.revisions()
+        for revision in known if to == "head" else known[: known.index(to) + 1]:
+            with database.write() as tx:
+                _without_hurry(tx)
+                command.upgrade(self._config(tx), revision)  # does nothing when it is there or beyond
+
+    def _state(self, tx: Connection) -> _State:
+        _check_encoding(tx)
+        others = [
+            name
+            for name in inspect(tx).get_table_names()
+            if name.endswith(_VERSION_TABLE_SUFFIX) and name != self.version_table
+        ]
+        if others:
+            owner = others[0].removesuffix(_VERSION_TABLE_SUFFIX).replace("_", "-")
+            raise WrongDatabase(f"the database belongs to {owner}, not to {self.service}. Check DATABASE_URL.")
+        version = self._alembic(tx).get_current_revision()
+        if version is None:
+            return _State.EMPTY
+        known = self.revisions()
+        if version == known[-1]:
+            return _State.CURRENT
+        return _State.OLDER if version in known else _State.NEWER
+
+    def _drift(self, tx: Connection) -> list[str]:
+        # Alembic compares tables, columns, types, indexes and keys, but no CHECK constraints.
+        differences = [str(difference) for difference in compare_metadata(self._alembic(tx), self.metadata)]
+        checks = inspect(tx).get_multi_check_constraints()
+        for table in self.metadata.sorted_tables:
+            declared = {str(c.name) for c in table.constraints if isinstance(c, CheckConstraint)}
+            found = {str(c["name"]) for c in checks.get((None, table.name), ())}
+            differences += [f"check constraint {name} of {table.name}" for name in sorted(declared ^ found)]
+        return differences
+
+    def _alembic(self, tx: Connection) -> MigrationContext:
+        return MigrationContext.configure(tx, opts={"version_table": self.version_table})
+
+    def _scripts(self) -> ScriptDirectory:
+        return ScriptDirectory.from_config(self._config())
+
+    def _config(self, tx: Connection | None = None) -> Config:
+        config = Config(attributes={"connection": tx, "version_table": self.version_table})
+        config.set_main_option("script_location", str(self.migrations).replace("%", "%%"))
+        return config
+
+
+def _check_encoding(tx: Connection) -> None:
+    if tx.dialect.name != "postgresql":
+        return
+    encoding = tx.execute(text("SELECT current_setting('server_encoding')")).scalar_one()
+    if encoding != "UTF8":
+        raise WrongEncoding(
+            f"the database is encoded in {encoding}, and has to be in UTF8: "
+            "create it with `CREATE DATABASE … ENCODING 'UTF8' TEMPLATE template0`."
+        )
+
+
+def _without_hurry(tx: Connection) -> None:
+    """A backfill may take longer than the statements of a request; a lock, behind which others queue, may not."""
+    if tx.dialect.name == "postgresql":
+        tx.execute(text("SET LOCAL statement_timeout = 0"))
+        tx.execute(text(f"SET LOCAL lock_timeout = '{LOCK_TIMEOUT_SECONDS}s'"))
+
+
+def run_migrations() -> None:
+    """What a service's `env.py` does: run what was asked for, in the transaction that `Schema` opened."""
+    attributes: dict[str, Any] = context.config.attributes
+    context.configure(connection=attributes["connection"], version_table=attributes["version_table"])
+    context.run_migrations()
+
+
+def main(argv: Sequence[str], schema: Schema, database_url: str) -> int:
+    """The `migrate` command; `argv` are the words that follow it. Returns the exit code."""
+    parser = argparse.ArgumentParser(
+        prog=f"python -m {schema.service.replace('-', '_')} migrate",
+        description=f"Bring the database of {schema.service} (DATABASE_URL) to the newest schema.",
+    )
+    parser.add_argument("--reset", action="store_true", help="drop all of its tables and data first")
+    reset = parser.parse_args(argv).reset
+    startup.is_over()  # a migration takes as long as it takes
+    database = Database(database_url, connections_max=1)
+    try:
+        (schema.reset if reset else schema.upgrade)(database)
+    except SchemaError as error:
+        return _refused(schema, str(error))
+    except (DBAPIError, DatabaseNeedsRepair) as error:
+        return _refused(schema, f"the database was not migrated, it refused: {cause_of(error)}.")
+    except ShopError as error:
+        return _refused(schema, f"the database was not migrated: {cause_of(error)}. Try again.")
+    finally:
+        database.close()
+    sys.stdout.write(f"{schema.service}: the database {_State.CURRENT.value}\n")
+    return 0
+
+
+def _refused(schema: Schema, why: str) -> int:
+    sys.stderr.write(f"{schema.service}: {why}\n")
+    return 1

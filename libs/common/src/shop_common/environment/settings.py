@@ -1,0 +1,363 @@
+"""Settings: read from the environment once, typed, frozen; every wrong one is reported at the same time.
+
+A setting NAME is given as the variable NAME, or as NAME_FILE: the path of a file that holds the value, as secrets
+are mounted into containers. A service's settings class derives from what it needs of the classes here and of
+`database_settings`, and gives its own defaults:
+
+    class InventorySettings(ApiSettings, DatabaseSettings, KafkaSettings):
+        grpc_port: GrpcPort = 50053
+"""
+
+import os
+import re
+import sys
+import textwrap
+from collections.abc import Iterator
+from enum import StrEnum
+from itertools import combinations
+from pathlib import Path
+from typing import Annotated, Any, Self, TypeVar
+
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Field,
+    JsonValue,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+from pydantic.fields import FieldInfo
+from pydantic_core import PydanticCustomError
+from pydantic_settings import BaseSettings, EnvSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
+
+from shop_common.environment import otel_settings
+
+# What a setting is besides its type: its value is never shown; it is none of the user's business.
+SECRET: dict[str, JsonValue] = {"secret": True}
+_INTERNAL: dict[str, JsonValue] = {"internal": True}
+
+WRONG_SETTINGS_EXIT_CODE = 2
+FILE_BYTES_MAX = 65_536
+
+PORT_MAX = 65_535
+_FILE_FAULT = "settings_file"
+_HOST_PORT = r"(?:\[[0-9A-Fa-f:.%]+\]|[^\s,:/\[\]]+):\d{1,5}"
+
+
+class LogFormat(StrEnum):
+    """How log lines look; `auto` is `console` on a terminal and `json` elsewhere."""
+
+    AUTO = "auto"
+    CONSOLE = "console"
+    JSON = "json"
+
+
+class LogLevel(StrEnum):
+    """Lines below this level are not written."""
+
+    DEBUG = "debug"
+    INFO = "info"
+    WARNING = "warning"
+    ERROR = "error"
+
+
+def _lower(value: object) -> object:
+    return value.lower() if isinstance(value, str) else value
+
+
+def _brokers(addresses: str) -> str:
+    if not re.fullmatch(f"{_HOST_PORT}(,{_HOST_PORT})*", addresses) or not _ports_exist(addresses):
+        raise ValueError("must be HOST:PORT, several separated by commas")
+    return addresses
+
+
+def _target(target: str) -> str:
+    # Besides HOST:PORT, the forms of gRPC's own in which several addresses or another resolver can be named.
+    forms = f"(dns:(//[^/]*/)?)?{_HOST_PORT}|ipv[46]:{_HOST_PORT}(,{_HOST_PORT})*"
+    if not re.fullmatch(forms, target) or not _ports_exist(target):
+        raise ValueError("must be HOST:PORT")
+    return target
+
+
+def _ports_exist(addresses: str) -> bool:
+    return all(0 < int(address.rpartition(":")[2]) <= PORT_MAX for address in addresses.split(","))
+
+
+def _http_url(url: str) -> str:
+    if not re.match(r"https?://[^/]", url):
+        raise ValueError("must be http://HOST:PORT or https://HOST:PORT")
+    return url
+
+
+_PortNumber = Annotated[int, Field(ge=0, le=PORT_MAX)]
+
+GrpcPort = Annotated[_PortNumber, Field(description="port of the gRPC API; 0 lets the system choose")]
+HealthPort = Annotated[
+    _PortNumber,
+    Field(description="port for probes, with grpc.health.v1 only; clients must not reach it. 0 lets the system choose"),
+]
+HEALTH_PORT_DISTANCE = 10
+MetricsPort = Annotated[_PortNumber, Field(description="port of the Prometheus metrics; 0 is off")]
+Target = Annotated[str, AfterValidator(_target)]
+"""Where another service is; every address of the host is used."""
+
+
+class Settings(BaseSettings):
+    """The root of all settings classes: frozen, names in any case."""
+
+    # Composition tools pass an unset variable as an empty one: both mean the default.
+    model_config = SettingsConfigDict(frozen=True, extra="forbid", env_ignore_empty=True, case_sensitive=False)
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        return init_settings, _EnvironmentAndFiles(settings_cls)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _was_read(cls, value: object) -> object:
+        if isinstance(value, _NotRead):
+            raise PydanticCustomError(_FILE_FAULT, "{why}", {"why": value.why})
+        return value
+
+    def contradictions(self) -> Iterator[str]:
+        """A sentence for each pair of settings, right by themselves, that can't both hold. Subclasses add theirs."""
+        yield from ()
+
+    def facts(self) -> Iterator[tuple[str, object]]:
+        """What a process says of its surroundings when it serves, without secrets. Subclasses add theirs."""
+        yield from ()
+
+
+class _NotRead:
+    """Stands for a value whose file could not be read, until it is complained of."""
+
+    def __init__(self, why: str) -> None:
+        self.why = why
+
+
+class _FileContent(str):
+    """A value from a file. It is never shown: the file may be another than is meant, and hold a secret."""
+
+    __slots__ = ()
+
+
+class _EnvironmentAndFiles(EnvSettingsSource):
+    """The variable NAME, or what is in the file that NAME_FILE names."""
+
+    def get_field_value(self, field: FieldInfo, field_name: str) -> tuple[Any, str, bool]:
+        value, key, is_complex = super().get_field_value(field, field_name)
+        path = self.env_vars.get(f"{field_name}_file")
+        if path is not None:
+            both = f"is set, and {field_name.upper()} is set too: only one of them can be meant"
+            value = _content(Path(path)) if value is None else _NotRead(both)
+        return value, key, is_complex
+
+
+def _content(path: Path) -> _FileContent | _NotRead:
+    try:
+        with path.open("rb") as file:
+            content = file.read(FILE_BYTES_MAX + 1)
+    except (OSError, ValueError) as error:
+        return _NotRead(f"cannot read {str(path)!r}: {getattr(error, 'strerror', None) or error}")
+    if len(content) > FILE_BYTES_MAX:
+        return _NotRead(f"{str(path)!r} is larger than {FILE_BYTES_MAX} bytes: this can't be the file that is meant")
+    try:
+        text = content.decode()
+    except UnicodeDecodeError:
+        return _NotRead(f"{str(path)!r} is not text in UTF-8")
+    # Editors and `echo` end a file with a newline that nobody means.
+    value = re.sub(r"\r?\n\Z", "", text)
+    return _FileContent(value) if value else _NotRead(f"{str(path)!r} is empty")
+
+
+class CommonSettings(Settings):
+    """What every process reads. The subclass gives `health_port` its documented default."""
+
+    health_port: HealthPort = 0
+    listen_host: str = Field(default="[::]", description="address to open ports on, an IPv6 one in brackets")
+    metrics_port: MetricsPort = 0
+    drain_seconds: float = Field(
+        default=1.0,
+        ge=0,
+        le=300,
+        description="wait between reporting NOT_SERVING and refusing calls: the time that balancers take to notice",
+    )
+    grace_seconds: float = Field(
+        default=10.0, ge=0, le=300, description="time for running calls to finish after that, before they are cancelled"
+    )
+    log_format: Annotated[LogFormat, BeforeValidator(_lower)] = Field(
+        default=LogFormat.AUTO, description="console, json or auto (console on a terminal)"
+    )
+    log_level: Annotated[LogLevel, BeforeValidator(_lower)] = Field(
+        default=LogLevel.INFO, description="debug, info, warning or error"
+    )
+    otel_exporter_otlp_endpoint: Annotated[str, AfterValidator(_http_url)] | None = Field(
+        default=None,
+        description="where traces go, over OTLP/gRPC (http://localhost:4317); unset is off. "
+        "OpenTelemetry reads the other OTEL_* variables itself",
+    )
+
+    @property
+    def is_worker(self) -> bool:
+        """Whether this process is one of several on the same port, with a parent over them."""
+        return False
+
+    def contradictions(self) -> Iterator[str]:
+        yield from super().contradictions()
+        if self.otel_exporter_otlp_endpoint:
+            yield from otel_settings.faults(os.environ)
+        ports = {name: getattr(self, name, 0) for name in ("grpc_port", "health_port", "metrics_port")}
+        for one, other in combinations(ports, 2):
+            if ports[one] == ports[other] != 0:
+                yield f"{other.upper()}: must be another than {one.upper()}, but both are {ports[one]}"
+
+    def facts(self) -> Iterator[tuple[str, object]]:
+        yield from super().facts()
+        for name in ("health_port", "metrics_port", "workers"):
+            if value := getattr(self, name, 0):
+                yield name, value
+        # Listens and calls in plain text, always.
+        yield "tls", False
+
+
+class ApiSettings(CommonSettings):
+    """What a process with a gRPC API reads. The subclass gives `grpc_port` its default.
+
+    Where GRPC_PORT alone is set, HEALTH_PORT is ten above it, so that a second API on a machine needs one setting.
+    """
+
+    grpc_port: GrpcPort
+    grpc_threads: int = Field(
+        default=1000,
+        ge=1,
+        le=10_000,
+        description="threads for calls; with less than twice the largest batch, batches can't grow to it",
+    )
+    calls_max: int = Field(
+        default=2000,
+        ge=1,
+        le=100_000,
+        description="calls that run or wait at once; what comes above is answered RESOURCE_EXHAUSTED",
+    )
+    connections_max: int = Field(
+        default=2000, ge=1, le=1_000_000, description="connections open at once; what comes above is closed"
+    )
+    streams_max: int = Field(
+        default=1000,
+        ge=1,
+        le=1_000_000,
+        description="calls open at once on one connection; clients wait before they send more",
+    )
+    reflection: bool = Field(
+        default=False, description="offer grpc.reflection, so that grpcurl needs no proto files; for development"
+    )
+    workers: int = Field(default=1, ge=1, le=64, description="processes that share the port")
+    worker_pipe: int | None = Field(
+        default=None, ge=0, description="set by the parent: how a worker learns of its end", json_schema_extra=_INTERNAL
+    )
+
+    @model_validator(mode="after")
+    def _place_health_port(self) -> Self:
+        if "grpc_port" in self.model_fields_set and "health_port" not in self.model_fields_set:
+            above = self.grpc_port + HEALTH_PORT_DISTANCE
+            beside = above if above <= PORT_MAX else self.grpc_port - HEALTH_PORT_DISTANCE
+            # Past the guard that freezes settings: nobody has seen these yet.
+            object.__setattr__(self, "health_port", beside if self.grpc_port else 0)
+        return self
+
+    @property
+    def is_worker(self) -> bool:
+        return self.worker_pipe is not None
+
+    def contradictions(self) -> Iterator[str]:
+        yield from super().contradictions()
+        if self.workers > 1 and not self.grpc_port:
+            yield f"WORKERS: must be 1 with GRPC_PORT 0, but is {self.workers}: each worker would get a port of its own"
+
+
+class KafkaSettings(Settings):
+    """What a process that speaks to Kafka reads."""
+
+    kafka_bootstrap_servers: Annotated[str, AfterValidator(_brokers)] = Field(
+        default="localhost:9092", description="brokers to begin with: HOST:PORT, several separated by commas"
+    )
+
+    def facts(self) -> Iterator[tuple[str, object]]:
+        yield from super().facts()
+        yield "kafka", self.kafka_bootstrap_servers
+
+
+_Settings = TypeVar("_Settings", bound=Settings)
+
+
+def load(settings: type[_Settings]) -> _Settings:
+    """The settings as the environment has them. Ends the process with exit code 2 and one line for each wrong one."""
+    try:
+        loaded = settings()
+    except ValidationError as error:
+        raise refusal(_complaints(settings, error)) from None
+    # These can be told only of settings that are right by themselves.
+    if contradictions := list(loaded.contradictions()):
+        raise refusal(contradictions)
+    return loaded
+
+
+def help_text(settings: type[Settings]) -> str:
+    """Every setting with its default and what it means, for `--help`."""
+    entries = []
+    for name, field in sorted(settings.model_fields.items()):
+        if _marked(field, _INTERNAL):
+            continue
+        meaning = textwrap.wrap(field.description or "", 72)
+        entries.append("\n".join([f"  {name.upper()}{_default(field)}", *(f"      {line}" for line in meaning)]))
+    title = "settings, read from the environment: NAME, or NAME_FILE with the path of a file that holds the value"
+    return "\n".join([*textwrap.wrap(title, 76), *entries])
+
+
+def _default(field: FieldInfo) -> str:
+    if field.is_required():
+        return " (required)"
+    if field.default is None:
+        return ""
+    return f" = {str(field.default).lower() if isinstance(field.default, bool) else field.default}"
+
+
+def refusal(complaints: list[str]) -> SystemExit:
+    """What ends the process with exit code 2, after these complaints have been printed."""
+    lines = ["These settings are wrong; correct them in the environment, or see --help:", *complaints]
+    sys.stderr.write("\n  ".join(lines) + "\n")
+    return SystemExit(WRONG_SETTINGS_EXIT_CODE)
+
+
+def _complaints(settings: type[Settings], error: ValidationError) -> list[str]:
+    lines = []
+    for fault in error.errors():
+        name = str(fault["loc"][0])
+        if fault["type"] == "missing":
+            lines.append(f"{name.upper()}: is required and not set")
+        elif fault["type"] == _FILE_FAULT:
+            lines.append(f"{name.upper()}_FILE: {fault['msg']}")
+        else:
+            secret = _marked(settings.model_fields[name], SECRET) or isinstance(fault["input"], _FileContent)
+            given = " (value not shown)" if secret else f", but is {fault['input']!r}"
+            lines.append(f"{name.upper()}: {_rule(fault['msg'])}{given}")
+    return lines
+
+
+def _rule(message: str) -> str:
+    """pydantic's message, as a rule: `Input should be a valid integer, unable to …` is `must be a valid integer`."""
+    message = message.removeprefix("Value error, ").partition(", unable to ")[0]
+    return message.replace("Input should", "must", 1)
+
+
+def _marked(field: FieldInfo, mark: dict[str, JsonValue]) -> bool:
+    extra = field.json_schema_extra
+    return isinstance(extra, dict) and all(extra.get(key) == value for key, value in mark.items())

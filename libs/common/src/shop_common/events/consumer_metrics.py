@@ -1,0 +1,56 @@
+"""What Prometheus is told of consumers."""
+
+from shop_common.telemetry import metrics
+
+_handled = metrics.counter(__name__, "shop_consumer_events_total", "Events handled", "topic", "type")
+_seconds = metrics.histogram(
+    __name__,
+    "shop_consumer_handling_seconds",
+    "Time to handle a list of events of one type, with what it waited for the database",
+    "topic",
+    "type",
+)
+_dead_letters = metrics.counter(
+    __name__, "shop_consumer_dead_letters_total", "Messages set aside in the dead-letter topic", "topic", "reason"
+)
+_missed = metrics.counter(
+    __name__, "shop_consumer_missed_total", "Messages deleted from the topic before they were handled", "topic"
+)
+_lag = metrics.gauge(
+    __name__,
+    "shop_consumer_lag_messages",
+    "Messages not handled yet, of the partitions that this process has",
+    "topic",
+)
+
+_stalled = metrics.gauge(
+    __name__,
+    "shop_consumer_stalled_partitions",
+    "Partitions in which messages wait and none was handled for a minute, though the database is there",
+    "topic",
+)
+
+
+class ConsumerMetrics:
+    """The metrics of the consumer of one topic."""
+
+    def __init__(self, topic: str) -> None:
+        self._topic = topic
+
+    def handled(self, event_type: str, count: int, seconds: float) -> None:
+        """So many events of a type were handled at once, in so long."""
+        _handled(self._topic, event_type).inc(count)
+        _seconds(self._topic, event_type).observe(seconds)
+
+    def set_aside(self, reason: str) -> None:
+        """A message became a dead letter."""
+        _dead_letters(self._topic, reason).inc()
+
+    def missed(self, count: int) -> None:
+        """So many messages were deleted from the topic before they were handled."""
+        _missed(self._topic).inc(count)
+
+    def measured(self, lag: int, stalled: int) -> None:
+        """So many messages are still to be done, and so many partitions stand still."""
+        _lag(self._topic).set(lag)
+        _stalled(self._topic).set(stalled)

@@ -1,0 +1,179 @@
+"""A channel to another service: balanced over its healthy processes, with a deadline on every call.
+
+What goes wrong comes back as the ShopError that the other service raised; what goes wrong on the way, as Unavailable.
+"""
+
+import json
+import re
+import time
+from collections.abc import Iterable
+from typing import TypeVar
+
+import grpc
+from google.protobuf.descriptor import ServiceDescriptor
+from google.protobuf.message import DecodeError, Message
+from google.rpc.status_pb2 import Status
+from opentelemetry.trace import SpanKind
+
+from shop_common.errors import ShopError
+from shop_common.rpc.status import STATUS_KEY, RemoteUnavailable, from_status
+from shop_common.telemetry import metrics, telemetry
+
+_Request = TypeVar("_Request", bound=Message)
+_Response = TypeVar("_Response")
+
+TRIES_MAX = 5
+"""gRPC's own limit. With the backoffs below they span about three seconds: a process that restarts is back by then."""
+
+PATIENCE_SECONDS = 3.0
+"""How long a service that used to answer is waited for; then calls fail at once, until it answers again."""
+
+RESPONSE_BYTES_MAX = 16 * 1024 * 1024
+
+_seconds = metrics.histogram(
+    __name__,
+    "rpc_client_call_duration_seconds",
+    "Time of a call of another service, its retries included",
+    "rpc_method",
+    "rpc_response_status_code",
+)
+
+_SCHEME = re.compile(r"(dns|xds):///|(ipv4|ipv6|unix|unix-abstract):")
+
+
+class Client:
+    """A connection to one service, shared by all threads. Nothing is connected before the first call.
+
+    `target` is `host:port`, of which every address is used in turn, or a target as gRPC writes it, such as
+    `ipv4:10.0.0.1:50053,10.0.0.2:50053`. Methods named in `repeatable` are retried when a process goes away: an
+    UNAVAILABLE can follow a commit, so they read, or carry a request_id, or are repeatable by state.
+    `unavailable_reason` is what an Unavailable of this client says, such as INVENTORY_UNAVAILABLE.
+    """
+
+    def __init__(
+        self,
+        target: str,
+        service: ServiceDescriptor,
+        *,
+        repeatable: Iterable[str],
+        unavailable_reason: str,
+    ) -> None:
+        self._name = service.full_name
+        self._unavailable_reason = unavailable_reason
+        self._has_metrics = telemetry.metrics_wanted()
+        # Written by any thread, each time as a whole: at worst a call more waits, or does not.
+        self._has_answered = False
+        self._silent_since: float | None = None
+        self.channel = grpc.insecure_channel(
+            target if _SCHEME.match(target) else f"dns:///{target}", options=_options(service, repeatable)
+        )
+        """For the generated stub."""
+
+    def call(
+        self,
+        method: "grpc.UnaryUnaryMultiCallable[_Request, _Response]",
+        request: _Request,
+        *,
+        timeout_seconds: float,
+        traceparent: str | None = None,
+    ) -> _Response:
+        """Call a method of the stub. Continues the current trace, else the one given.
+
+        Raises the ShopError that the service raised, or an Unavailable when there was no answer in time, or none
+        that says what happened: the call may then have had its effect. When all processes of the service are being
+        restarted, calls wait for the first that is back; when they stay away, calls fail at once.
+        """
+        # A request is named for its method; buf lint holds the protos to that.
+        name = type(request).__name__.removesuffix("Request")
+        path = f"{self._name}/{name}"
+        attributes = {"rpc.system.name": "grpc", "rpc.method": path}
+        parent = None if telemetry.current_traceparent() else traceparent
+        with telemetry.span(path, SpanKind.CLIENT, parent=parent, attributes=attributes) as span:
+            passed_on = telemetry.current_traceparent() or traceparent
+            metadata = (("traceparent", passed_on),) if passed_on else None
+            begun = time.monotonic()
+            try:
+                answer = method(
+                    request, timeout=timeout_seconds, metadata=metadata, wait_for_ready=self._worth_waiting(begun)
+                )
+            except grpc.RpcError as error:
+                code, meaning = self._code_and_meaning(error)
+                span.set_attribute("rpc.response.status_code", code)
+                span.set_attribute("error.type", meaning.reason)
+                self._remember(begun, answered=not isinstance(meaning, RemoteUnavailable))
+                self._observe(path, code, begun)
+                raise meaning from error
+            self._remember(begun, answered=True)
+            self._observe(path, "OK", begun)
+            return answer
+
+    def close(self) -> None:
+        """End the connections; running calls are cancelled."""
+        self.channel.close()
+
+    def _worth_waiting(self, now: float) -> bool:
+        """Whether a call with nobody there to take it should wait: they are being restarted, as far as we know."""
+        silent_since = self._silent_since
+        return self._has_answered and (silent_since is None or now - silent_since < PATIENCE_SECONDS)
+
+    def _remember(self, begun: float, *, answered: bool) -> None:
+        if answered:
+            self._has_answered, self._silent_since = True, None
+        elif self._silent_since is None:
+            self._silent_since = begun
+
+    def _observe(self, path: str, code: str, begun: float) -> None:
+        if self._has_metrics:
+            _seconds(path, code).observe(time.monotonic() - begun)
+
+    def _code_and_meaning(self, error: object) -> tuple[str, ShopError]:
+        assert isinstance(error, grpc.Call), "grpcio's errors of a call are the call as well"
+        return error.code().name, self._meaning(error)
+
+    def _meaning(self, error: grpc.Call) -> ShopError:
+        for key, value in error.trailing_metadata() or ():
+            if key == STATUS_KEY and isinstance(value, bytes):
+                try:
+                    return from_status(Status.FromString(value), unavailable_reason=self._unavailable_reason)
+                except DecodeError:
+                    break  # not of our making; the code below is what is known
+        what = f"{self._name} did not answer: {error.code().name}"
+        return RemoteUnavailable(what, self._unavailable_reason, {})
+
+
+def _options(service: ServiceDescriptor, repeatable: Iterable[str]) -> list[tuple[str, str | int]]:
+    names = [{"service": service.full_name, "method": service.methods_by_name[name].name} for name in repeatable]
+    config = {
+        "loadBalancingConfig": [{"round_robin": {}}],
+        "healthCheckConfig": {"serviceName": service.full_name},
+        "methodConfig": [
+            {
+                "name": names,
+                "retryPolicy": {
+                    "maxAttempts": TRIES_MAX,
+                    "initialBackoff": "0.1s",
+                    "maxBackoff": "2s",
+                    "backoffMultiplier": 3,
+                    # CANCELLED is what a stopping server says to calls it had not begun (grpc #41785).
+                    "retryableStatusCodes": ["UNAVAILABLE", "CANCELLED"],
+                },
+            }
+        ]
+        if names
+        else [],
+        # When most calls fail, retries would only add to the load; all calls that a stopping process had may be tried.
+        "retryThrottling": {"maxTokens": 1000, "tokenRatio": 1},
+    }
+    return [
+        ("grpc.service_config", json.dumps(config)),
+        ("grpc.enable_retries", 1),
+        ("grpc.enable_http_proxy", 0),
+        ("grpc.max_receive_message_length", RESPONSE_BYTES_MAX),
+        ("grpc.keepalive_time_ms", 30_000),
+        ("grpc.keepalive_timeout_ms", 10_000),
+        # By default a channel waits up to two minutes before it tries a restarted service again.
+        ("grpc.initial_reconnect_backoff_ms", 100),
+        ("grpc.min_reconnect_backoff_ms", 1_000),
+        ("grpc.max_reconnect_backoff_ms", 1_000),
+        ("grpc.dns_min_time_between_resolutions_ms", 2_000),
+    ]

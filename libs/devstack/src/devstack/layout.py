@@ -1,0 +1,48 @@
+"""The names of the four processes, their default ports, and their databases."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol, Self
+
+from shop_common.db.address import of_sqlite_file
+
+INVENTORY_API = "inventory-api"
+ORDER_API = "order-api"
+REAPER = "reservation-reaper"
+RELAY = "event-relay"
+
+INVENTORY_PORT = 50053
+ORDERS_PORT = 50054
+
+
+class Server(Protocol):
+    """A PostgreSQL server on which databases can be made."""
+
+    def new_database(self, prefix: str) -> str:
+        """The URL of a new, empty database."""
+        ...
+
+
+@dataclass(frozen=True)
+class Databases:
+    """The URLs of the two databases."""
+
+    inventory: str
+    orders: str
+
+    @classmethod
+    def in_folder(cls, folder: Path) -> Self:
+        """Two SQLite files; the folder is made if it is missing, and then nobody else may look into it."""
+        folder = folder.absolute()
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        return cls(of_sqlite_file(folder / "inventory.db"), of_sqlite_file(folder / "orders.db"))
+
+    @classmethod
+    def on_server(cls, server: Server) -> Self:
+        """Two new databases, gone with the server."""
+        return cls(server.new_database("inventory"), server.new_database("orders"))
+
+
+def reachable(listen_host: str) -> str:
+    """The host by which this machine reaches what listens there: every address includes the loopback."""
+    return {"0.0.0.0": "127.0.0.1", "[::]": "127.0.0.1"}.get(listen_host, listen_host)  # noqa: S104 - only looked up

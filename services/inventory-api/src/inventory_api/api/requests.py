@@ -1,0 +1,207 @@
+"""protobuf to domain: every field of every request is checked here, and nowhere else."""
+
+import re
+from uuid import UUID
+
+from google.protobuf.duration_pb2 import Duration
+
+from inventory_api.domain.model import DEFAULT_LOCATION, ITEM_QUANTITY_MAX, Line, OrderLines, State
+from inventory_api.operations.history import PurgeRequest
+from inventory_api.operations.stock import AddStock, ItemFilter, SetQuantity, StockQuestion
+from inventory_api.operations.transitions import OrderRequest, ReleaseRequest
+from inventory_api.store.reservation_pages import ReservationFilter
+from shop.inventory.v1 import inventory_pb2 as pb
+from shop.inventory.v1 import maintenance_pb2
+from shop_common.api import paging
+from shop_common.api.paging import PageRequest
+from shop_common.api.valid import INT64_MAX, Fields
+from shop_common.errors import InvalidInput
+from shop_common.telemetry import telemetry
+
+LINE_QUANTITY_MAX = 1_000_000_000
+LINES_MAX = 200
+BATCH_ORDERS_MAX = 500
+BATCH_LINES_MAX = 5_000
+TTL_SECONDS_MIN = 1
+TTL_SECONDS_MAX = 7 * 24 * 3600
+MAINTENANCE_COUNT_MAX = 10_000
+MAINTENANCE_COUNT_DEFAULT = 1_000
+HISTORY_SECONDS_MIN = 24 * 3600
+HISTORY_SECONDS_MAX = 10 * 366 * 24 * 3600
+
+_LOCATION = re.compile(r"[A-Za-z0-9_-]{1,64}\Z")
+
+STATE_NUMBERS: dict[State, pb.ReservationState.ValueType] = {
+    State.HELD: pb.RESERVATION_STATE_HELD,
+    State.CONFIRMED: pb.RESERVATION_STATE_CONFIRMED,
+    State.RELEASED: pb.RESERVATION_STATE_RELEASED,
+    State.EXPIRED: pb.RESERVATION_STATE_EXPIRED,
+    State.FULFILLED: pb.RESERVATION_STATE_FULFILLED,
+}
+_STATES: dict[int, State] = {number: state for state, number in STATE_NUMBERS.items()}
+
+
+def add_stock(request: pb.CreateInventoryItemRequest, traceparent: str | None) -> AddStock:
+    with Fields() as check:
+        return AddStock(
+            product_id=check.identity("product_id", request.product_id),
+            location=_location(check, request.location) or DEFAULT_LOCATION,
+            quantity=check.between("quantity", request.quantity, 0, ITEM_QUANTITY_MAX),
+            request_id=check.request_id(request.request_id),
+            traceparent=traceparent,
+        )
+
+
+def item_id(request: pb.GetInventoryItemRequest) -> int:
+    with Fields() as check:
+        return check.identity("id", request.id)
+
+
+def set_quantity(request: pb.UpdateInventoryItemRequest, traceparent: str | None) -> SetQuantity:
+    quantity = request.quantity if request.HasField("quantity") else None
+    version = request.version if request.HasField("version") else None
+    with Fields() as check:
+        return SetQuantity(
+            item_id=check.identity("id", request.id),
+            quantity=None if quantity is None else check.between("quantity", quantity, 0, ITEM_QUANTITY_MAX),
+            version=None if version is None else check.between("version", version, 1, INT64_MAX),
+            request_id=check.request_id(request.request_id),
+            traceparent=traceparent,
+        )
+
+
+def items_page(request: pb.ListInventoryItemsRequest) -> PageRequest[ItemFilter]:
+    with Fields() as check:
+        product_id = request.product_id if request.HasField("product_id") else None
+        wanted = ItemFilter(
+            product_id=None if product_id is None else check.identity("product_id", product_id),
+            location=_location(check, request.location),
+        )
+        return paging.ask(
+            check, "items", wanted, page_size=request.page_size, page_token=request.page_token, position=(int,)
+        )
+
+
+def stock_question(request: pb.CheckStockRequest) -> StockQuestion:
+    with Fields() as check:
+        check.between("required_quantity", request.required_quantity, 1, LINE_QUANTITY_MAX)
+        return StockQuestion(
+            product_id=check.identity("product_id", request.product_id), location=_location(check, request.location)
+        )
+
+
+def reserve_stock(request: pb.ReserveStockRequest, traceparent: str | None) -> OrderLines:
+    with Fields() as check:
+        line = Line(
+            product_id=check.identity("product_id", request.product_id),
+            quantity=check.between("quantity", request.quantity, 1, LINE_QUANTITY_MAX),
+            location=_location(check, request.location),
+        )
+        return OrderLines(
+            order_id=check.identifier("order_id", request.order_id),
+            lines=(line,),
+            ttl_seconds=_ttl(check, request.ttl) if request.HasField("ttl") else None,
+            request_id=check.request_id(request.request_id),
+            traceparent=traceparent,
+        )
+
+
+def batch(request: pb.BatchReserveStockRequest, traceparent: str | None) -> list[OrderLines | InvalidInput]:
+    """One outcome per order: what it wants, or what is wrong with it. Raises for what concerns the whole call."""
+    with Fields() as check:
+        few = check.size("orders", request.orders, 1, BATCH_ORDERS_MAX)
+        if few and sum(len(order.lines) for order in request.orders) > BATCH_LINES_MAX:
+            check.violate("orders", f"must have at most {BATCH_LINES_MAX} lines together")
+    orders: list[OrderLines | InvalidInput] = []
+    for order in request.orders:
+        try:
+            orders.append(_order_lines(order, traceparent))
+        except InvalidInput as error:
+            orders.append(error)
+    return orders
+
+
+def _order_lines(order: pb.OrderLines, traceparent: str | None) -> OrderLines:
+    with Fields() as check:
+        lines: list[Line] = []
+        if check.size("lines", order.lines, 1, LINES_MAX):
+            for index, line in enumerate(order.lines):
+                at = check.at(f"lines[{index}]")
+                lines.append(
+                    Line(
+                        product_id=at.identity("product_id", line.product_id),
+                        quantity=at.between("quantity", line.quantity, 1, LINE_QUANTITY_MAX),
+                        location=_location(at, line.location),
+                    )
+                )
+        return OrderLines(
+            order_id=check.identifier("order_id", order.order_id),
+            lines=tuple(lines),
+            ttl_seconds=_ttl(check, order.ttl) if order.HasField("ttl") else None,
+            request_id=check.request_id(order.request_id),
+            traceparent=_traceparent(check, order.traceparent) or traceparent,
+        )
+
+
+def _traceparent(check: Fields, given: str) -> str | None:
+    if given and telemetry.well_formed(given) is None:
+        check.violate("traceparent", "must be a W3C traceparent of version 00")
+    return given or None
+
+
+def release(request: pb.ReleaseStockRequest, traceparent: str | None) -> ReleaseRequest:
+    with Fields() as check:
+        return ReleaseRequest(check.uuid("reservation_id", request.reservation_id), traceparent)
+
+
+def confirm(request: pb.ConfirmReservationsRequest, traceparent: str | None) -> OrderRequest:
+    with Fields() as check:
+        return OrderRequest(check.identifier("order_id", request.order_id), traceparent)
+
+
+def reservation_id(request: pb.GetReservationRequest) -> str:
+    with Fields() as check:
+        return check.uuid("id", request.id)
+
+
+def reservations_page(request: pb.ListReservationsRequest) -> PageRequest[ReservationFilter]:
+    with Fields() as check:
+        product_id = request.product_id if request.HasField("product_id") else None
+        wanted = ReservationFilter(
+            order_id=check.identifier("order_id", request.order_id) if request.order_id else None,
+            product_id=None if product_id is None else check.identity("product_id", product_id),
+            state=check.member("state", request.state, _STATES) if request.state else None,
+        )
+        return paging.ask(
+            check, "reservations", wanted, page_size=request.page_size, page_token=request.page_token, position=(UUID,)
+        )
+
+
+def max_count(request: maintenance_pb2.ExpireReservationsRequest | maintenance_pb2.PurgeHistoryRequest) -> int:
+    with Fields() as check:
+        return check.between("max_count", request.max_count or MAINTENANCE_COUNT_DEFAULT, 1, MAINTENANCE_COUNT_MAX)
+
+
+def purge(request: maintenance_pb2.PurgeHistoryRequest) -> PurgeRequest:
+    with Fields() as check:
+        return PurgeRequest(
+            older_than_seconds=check.duration(
+                "older_than", request.older_than, HISTORY_SECONDS_MIN, HISTORY_SECONDS_MAX
+            ),
+            max_count=check.between(
+                "max_count", request.max_count or MAINTENANCE_COUNT_DEFAULT, 1, MAINTENANCE_COUNT_MAX
+            ),
+        )
+
+
+def _ttl(check: Fields, ttl: Duration) -> float:
+    return check.duration("ttl", ttl, TTL_SECONDS_MIN, TTL_SECONDS_MAX)
+
+
+def _location(check: Fields, location: str) -> str | None:
+    """None when the caller named none."""
+    if not location:
+        return None
+    if not _LOCATION.match(location):
+        check.violate("location", "must be 1 to 64 characters of A-Z a-z 0-9 _ -")
+    return location

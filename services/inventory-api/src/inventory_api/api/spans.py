@@ -1,0 +1,32 @@
+"""What a span says of its call or event: which order and which product it is about, by which a trace is found."""
+
+from google.protobuf.message import Message
+
+from shop.inventory.v1 import inventory_pb2 as pb
+from shop_common.api.valid import IDENTIFIER_LENGTH_MAX
+from shop_common.events.consumer import Event
+
+
+def describe(message: Message) -> dict[str, str | int | list[str]]:
+    """The attributes of a request or a response."""
+    match message:
+        case pb.ReserveStockRequest():
+            return {"shop.order_id": message.order_id, "shop.product_id": message.product_id}
+        case pb.ConfirmReservationsRequest():
+            return {"shop.order_id": message.order_id}
+        case pb.BatchReserveStockRequest():
+            # An order that was refused for its own faults is in there too.
+            return {"shop.order_ids": [order.order_id[:IDENTIFIER_LENGTH_MAX] for order in message.orders]}
+        case pb.CreateInventoryItemRequest() | pb.CheckStockRequest():
+            return {"shop.product_id": message.product_id}
+        case pb.InventoryItemResponse():
+            return {"shop.product_id": message.item.product_id}
+        case pb.ReserveStockResponse() | pb.GetReservationResponse():
+            return {"shop.order_id": message.reservation.order_id, "shop.product_id": message.reservation.product_id}
+        case _:
+            return {}
+
+
+def describe_event(event: Event) -> dict[str, str]:
+    """The attributes of an event of an order."""
+    return {"shop.order_id": event.key}

@@ -1,0 +1,129 @@
+"""protobuf to domain: every field of every request is checked here, and nowhere else."""
+
+from datetime import datetime
+from uuid import UUID, uuid5
+
+from google.protobuf.timestamp_pb2 import Timestamp
+from uuid_utils import uuid7
+
+from order_api.domain.model import LINES_MAX, NewItem, NewOrder, Status
+from order_api.operations.history import PurgeRequest
+from order_api.operations.transitions import AbandonedRequest, Step
+from order_api.store.orders import OrderFilter
+from shop.order.v1 import maintenance_pb2
+from shop.order.v1 import order_pb2 as pb
+from shop_common.api import money, paging
+from shop_common.api.paging import PageRequest
+from shop_common.api.valid import Fields
+from shop_common.moments import from_micros
+
+LINE_QUANTITY_MAX = 1_000_000_000
+TTL_SECONDS_MIN = 1
+TTL_SECONDS_MAX = 7 * 24 * 3600
+GRACE_SECONDS_MIN = 60
+GRACE_SECONDS_MAX = 7 * 24 * 3600
+MAINTENANCE_COUNT_MAX = 10_000
+MAINTENANCE_COUNT_DEFAULT = 1_000
+HISTORY_SECONDS_MIN = 24 * 3600
+HISTORY_SECONDS_MAX = 10 * 366 * 24 * 3600
+
+STATUS_NUMBERS: dict[Status, pb.OrderStatus.ValueType] = {
+    Status.PENDING: pb.ORDER_STATUS_PENDING,
+    Status.CONFIRMED: pb.ORDER_STATUS_CONFIRMED,
+    Status.PROCESSING: pb.ORDER_STATUS_PROCESSING,
+    Status.SHIPPED: pb.ORDER_STATUS_SHIPPED,
+    Status.DELIVERED: pb.ORDER_STATUS_DELIVERED,
+    Status.CANCELLED: pb.ORDER_STATUS_CANCELLED,
+}
+_STATUSES: dict[int, Status] = {number: status for status, number in STATUS_NUMBERS.items()}
+
+# Fixed for ever: by it a repeated request_id leads to the same order, however long ago the first call was.
+_ORDERS = UUID("5b0c6d0e-6f5c-4f0b-9d5e-3a1f7c2e8b44")
+
+
+def new_order(request: pb.CreateOrderRequest, traceparent: str | None) -> NewOrder:
+    with Fields() as check:
+        user_id = check.identity("user_id", request.user_id)
+        request_id = check.request_id(request.request_id)
+        ttl_seconds = None
+        if request.HasField("ttl"):
+            ttl_seconds = check.duration("ttl", request.ttl, TTL_SECONDS_MIN, TTL_SECONDS_MAX)
+        items, currency = _items(check, request)
+        total = money.total([(item.price, item.quantity) for item in items])
+        if total > money.UNITS_MAX:
+            check.violate("items", f"must add up to at most {money.UNITS_MAX} units of their currency")
+    order_id = str(uuid7()) if request_id is None else str(uuid5(_ORDERS, f"{user_id}:{request_id}"))
+    return NewOrder(order_id, user_id, items, total, currency, ttl_seconds, request_id, traceparent)
+
+
+def _items(check: Fields, request: pb.CreateOrderRequest) -> tuple[tuple[NewItem, ...], str]:
+    """The lines, and the one currency that they are priced in."""
+    if not check.size("items", request.items, 1, LINES_MAX):
+        return (), ""
+    currency = request.items[0].price.currency_code
+    items = []
+    for index, item in enumerate(request.items):
+        at = check.at(f"items[{index}]")
+        product_id = at.identity("product_id", item.product_id)
+        quantity = at.between("quantity", item.quantity, 1, LINE_QUANTITY_MAX)
+        price = money.checked(at, "price", item.price)
+        if money.is_currency(currency) and item.price.currency_code != currency:
+            at.violate("price.currency_code", f"must be the same for all items of an order: {currency}")
+        items.append(NewItem(product_id, quantity, price))
+    return tuple(items), currency
+
+
+def order_id(request: pb.GetOrderRequest) -> str:
+    with Fields() as check:
+        return check.uuid("id", request.id)
+
+
+def step(request: pb.UpdateOrderStatusRequest, traceparent: str | None) -> Step:
+    with Fields() as check:
+        order_id = check.uuid("id", request.id)
+        status = check.member("status", request.status, _STATUSES)
+        reason = check.text("reason", request.reason)
+        request_id = check.request_id(request.request_id)
+    assert status is not None, "leaving the block raises when it is not known"
+    return Step(order_id, status, reason, request_id, traceparent)
+
+
+def orders_page(request: pb.ListOrdersRequest) -> PageRequest[OrderFilter]:
+    with Fields() as check:
+        wanted = OrderFilter(
+            user_id=check.identity("user_id", request.user_id) if request.HasField("user_id") else None,
+            status=check.member("status", request.status, _STATUSES) if request.status else None,
+            created_after=_moment(check, request, "created_after"),
+            created_before=_moment(check, request, "created_before"),
+        )
+        return paging.ask(
+            check,
+            "orders",
+            wanted,
+            page_size=request.page_size,
+            page_token=request.page_token,
+            position=(datetime, UUID),
+        )
+
+
+def _moment(check: Fields, request: pb.ListOrdersRequest, field: str) -> datetime | None:
+    if not request.HasField(field):  # type: ignore[arg-type]  # the stubs want a literal
+        return None
+    moment: Timestamp = getattr(request, field)
+    return from_micros(check.instant_micros(field, moment))
+
+
+def abandoned(request: maintenance_pb2.CancelAbandonedOrdersRequest) -> AbandonedRequest:
+    with Fields() as check:
+        grace_seconds = check.duration("grace", request.grace, GRACE_SECONDS_MIN, GRACE_SECONDS_MAX)
+        return AbandonedRequest(grace_seconds, _max_count(check, request.max_count))
+
+
+def purge(request: maintenance_pb2.PurgeHistoryRequest) -> PurgeRequest:
+    with Fields() as check:
+        older_than_seconds = check.duration("older_than", request.older_than, HISTORY_SECONDS_MIN, HISTORY_SECONDS_MAX)
+        return PurgeRequest(older_than_seconds, _max_count(check, request.max_count))
+
+
+def _max_count(check: Fields, value: int) -> int:
+    return check.between("max_count", value or MAINTENANCE_COUNT_DEFAULT, 1, MAINTENANCE_COUNT_MAX)

@@ -1,0 +1,56 @@
+"""protobuf to domain and back; decides nothing itself. One method per RPC."""
+
+from grpc import ServicerContext
+
+from order_api.api import answers, requests
+from order_api.operations.coalescing import Operations
+from shop.order.v1 import maintenance_pb2, maintenance_pb2_grpc, order_pb2_grpc
+from shop.order.v1 import order_pb2 as pb
+from shop_common.api import paging
+from shop_common.rpc.server import deadline, traceparent
+
+
+class OrderServicer(order_pb2_grpc.OrderServiceServicer):
+    """shop.order.v1.OrderService."""
+
+    def __init__(self, operations: Operations) -> None:
+        self._do = operations
+
+    def CreateOrder(self, request: pb.CreateOrderRequest, context: ServicerContext) -> pb.OrderResponse:
+        asked = requests.new_order(request, traceparent(context))
+        return pb.OrderResponse(order=answers.order(self._do.place(asked, deadline=deadline(context))))
+
+    def GetOrder(self, request: pb.GetOrderRequest, context: ServicerContext) -> pb.OrderResponse:
+        asked = requests.order_id(request)
+        return pb.OrderResponse(order=answers.order(self._do.order(asked, deadline=deadline(context))))
+
+    def UpdateOrderStatus(self, request: pb.UpdateOrderStatusRequest, context: ServicerContext) -> pb.OrderResponse:
+        asked = requests.step(request, traceparent(context))
+        return pb.OrderResponse(order=answers.order(self._do.set_status(asked, deadline=deadline(context))))
+
+    def ListOrders(self, request: pb.ListOrdersRequest, context: ServicerContext) -> pb.ListOrdersResponse:
+        asked = requests.orders_page(request)
+        page = self._do.orders_page(asked, deadline=deadline(context))
+        return pb.ListOrdersResponse(
+            orders=[answers.order(found) for found in page.rows],
+            next_page_token=paging.next_token(page, asked),
+        )
+
+
+class OrderMaintenanceServicer(maintenance_pb2_grpc.OrderMaintenanceServiceServicer):
+    """shop.order.v1.OrderMaintenanceService, for the reaper."""
+
+    def __init__(self, operations: Operations) -> None:
+        self._do = operations
+
+    def CancelAbandonedOrders(
+        self, request: maintenance_pb2.CancelAbandonedOrdersRequest, context: ServicerContext
+    ) -> maintenance_pb2.CancelAbandonedOrdersResponse:
+        cancelled = self._do.cancel_abandoned(requests.abandoned(request), deadline=deadline(context))
+        return maintenance_pb2.CancelAbandonedOrdersResponse(cancelled_count=cancelled)
+
+    def PurgeHistory(
+        self, request: maintenance_pb2.PurgeHistoryRequest, context: ServicerContext
+    ) -> maintenance_pb2.PurgeHistoryResponse:
+        purged = self._do.purge_keys(requests.purge(request), deadline=deadline(context))
+        return maintenance_pb2.PurgeHistoryResponse(purged_keys_count=purged)

@@ -1,0 +1,22 @@
+"""What a span says of its call or event: which order it is about, by which a trace is found."""
+
+from google.protobuf.message import Message
+
+from shop.order.v1 import order_pb2 as pb
+from shop_common.events.consumer import Event
+
+
+def describe(message: Message) -> dict[str, str]:
+    """The attributes of a request or a response."""
+    match message:
+        case pb.GetOrderRequest() | pb.UpdateOrderStatusRequest():
+            return {"shop.order_id": message.id}
+        case pb.OrderResponse():
+            return {"shop.order_id": message.order.id}
+        case _:
+            return {}
+
+
+def describe_event(event: Event) -> dict[str, str]:
+    """The attributes of an event of the inventory."""
+    return {"shop.order_id": str(event.data.get("order_id", ""))}

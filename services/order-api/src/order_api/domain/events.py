@@ -1,0 +1,45 @@
+"""Facts of orders as messages. Keyed by order; proto/asyncapi.yaml describes them."""
+
+from decimal import Decimal
+
+import orjson
+
+from order_api.domain.model import Order, Status
+from shop_common.api.money import as_json_number
+from shop_common.events.outbox import Message
+from shop_common.moments import rfc3339
+
+TOPIC = "order-events"
+
+_TYPES = {
+    Status.PENDING: "ORDER_CREATED",
+    Status.CONFIRMED: "ORDER_CONFIRMED",
+    Status.PROCESSING: "ORDER_PROCESSING",
+    Status.SHIPPED: "ORDER_SHIPPED",
+    Status.DELIVERED: "ORDER_DELIVERED",
+    Status.CANCELLED: "ORDER_CANCELLED",
+}
+
+
+def order_arrived(order: Order, traceparent: str | None) -> Message:
+    """The order has come into its present status, at `updated_at`. Always with its items, for those who act on them."""
+    data = {
+        "id": order.id,
+        "user_id": order.user_id,
+        "total_amount": _number(order.total_amount),
+        "currency": order.currency,
+        "status": order.status,
+        "status_reason": order.status_reason,
+        "version": order.version,
+        "items": [
+            {"product_id": item.product_id, "quantity": item.quantity, "price": _number(item.price)}
+            for item in order.items
+        ],
+    }
+    if order.status is Status.PENDING:
+        data["reserved_until"] = rfc3339(order.reserved_until)
+    return Message(TOPIC, order.id, _TYPES[order.status], data, order.updated_at, traceparent)
+
+
+def _number(amount: Decimal) -> orjson.Fragment:
+    return orjson.Fragment(as_json_number(amount))

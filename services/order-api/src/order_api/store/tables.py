@@ -1,0 +1,67 @@
+"""The orders database. Private to this service: others know orders by RPC and by events only."""
+
+from sqlalchemy import BigInteger, CheckConstraint, Column, ForeignKey, Index, MetaData, Table, Text, text
+
+from shop_common.db.idempotency import IdempotencyKeys
+from shop_common.db.sql import Amount, Id, RowId, Timestamp
+from shop_common.events.outbox import Outbox
+
+metadata = MetaData(
+    naming_convention={
+        "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+        "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+        "ck": "ck_%(table_name)s_%(constraint_name)s",
+        "fk": "fk_%(table_name)s_%(column_0_N_name)s",
+        "pk": "pk_%(table_name)s",
+    }
+)
+
+orders = Table(
+    "orders",
+    metadata,
+    Column("id", Id, primary_key=True),
+    Column("user_id", BigInteger, nullable=False),
+    Column("total_amount", Amount, nullable=False),
+    Column("currency", Text, nullable=False),
+    Column("status", Text, nullable=False),
+    Column("status_reason", Text, nullable=False),
+    # By the clock of this database. What inventory-api says of the holds themselves is what counts.
+    Column("reserved_until", Timestamp, nullable=False),
+    Column("version", BigInteger, nullable=False),
+    Column("created_at", Timestamp, nullable=False),
+    Column("updated_at", Timestamp, nullable=False),
+    # Amounts are text on SQLite; the cast makes both databases compare numbers.
+    CheckConstraint("CAST(total_amount AS NUMERIC) >= 0", name="total_not_negative"),
+    CheckConstraint("length(currency) = 3", name="currency_code"),
+    CheckConstraint(
+        "status IN ('PENDING', 'CONFIRMED', 'PROCESSING', 'SHIPPED', 'DELIVERED', 'CANCELLED')", name="status_known"
+    ),
+    # Each serves the pages of one kind of filter, newest first.
+    Index(None, "created_at", "id"),
+    Index(None, "user_id", "created_at", "id"),
+    Index(None, "status", "created_at", "id"),
+    Index(None, "user_id", "status", "created_at", "id"),
+    # For the reaper: orders that nobody confirmed in time.
+    Index(
+        "ix_orders_abandoned",
+        "reserved_until",
+        postgresql_where=text("status = 'PENDING'"),
+        sqlite_where=text("status = 'PENDING'"),
+    ),
+)
+
+order_items = Table(
+    "order_items",
+    metadata,
+    Column("id", RowId, primary_key=True),
+    Column("order_id", Id, ForeignKey(orders.c.id), nullable=False),
+    Column("product_id", BigInteger, nullable=False),
+    Column("quantity", BigInteger, nullable=False),
+    Column("price", Amount, nullable=False),
+    CheckConstraint("quantity > 0", name="quantity_positive"),
+    CheckConstraint("CAST(price AS NUMERIC) >= 0", name="price_not_negative"),
+    Index(None, "order_id"),
+)
+
+outbox = Outbox(metadata)
+idempotency_keys = IdempotencyKeys(metadata)
