@@ -86,28 +86,28 @@ EXPOSE 50056 9464
 ENTRYPOINT ["python", "-m", "event_relay"]
 COPY --from=packages /packages/shared /packages/event-relay /venv/lib/python3.13/site-packages/
 
-# --- shoppers, for docker-compose.yml: the developers' tools as a client of the APIs ---
+# --- shoppers, for docker-compose.yml: the load generator of shopctl ---
 
-FROM dependencies AS tools-dependencies
-COPY requirements/runtime.txt /requirements/
+FROM dependencies AS shopctl-dependencies
+COPY requirements/shopctl.txt /requirements/
 RUN --mount=type=cache,target=/pip-cache \
-    pip --python /venv install --disable-pip-version-check --only-binary=:all: --require-hashes --requirement /requirements/runtime.txt
+    pip --python /venv install --disable-pip-version-check --only-binary=:all: --require-hashes --requirement /requirements/shopctl.txt
 
-FROM packages AS tools
-COPY libs/devstack /src/libs/devstack
+FROM packages AS shopctl-package
+COPY libs/shopctl /src/libs/shopctl
 RUN cd /src \
     && PATH=/build/bin:$PATH uv pip install --quiet --offline --no-deps --no-build-isolation --python /build \
-        --target /packages/devstack ./libs/devstack \
-    && rm /packages/devstack/.lock \
-    && python -m compileall -q --invalidation-mode unchecked-hash /packages/devstack
+        --target /packages/shopctl ./libs/shopctl \
+    && rm /packages/shopctl/.lock \
+    && python -m compileall -q --invalidation-mode unchecked-hash /packages/shopctl
 
 FROM nobody AS load
 ARG VERSION=dev REVISION=unknown
 LABEL org.opencontainers.image.title=load org.opencontainers.image.version=${VERSION} org.opencontainers.image.revision=${REVISION}
-COPY --from=tools-dependencies /venv /venv
-ENTRYPOINT ["python", "-m", "devstack"]
+COPY --from=shopctl-dependencies /venv /venv
+ENTRYPOINT ["python", "-m", "shopctl"]
 CMD ["load"]
-COPY --from=tools /packages/shared /packages/devstack /venv/lib/python3.13/site-packages/
+COPY --from=shopctl-package /packages/shared /packages/shopctl /venv/lib/python3.13/site-packages/
 
 # --- one address for the replicas of the APIs, for docker-compose.yml ---
 

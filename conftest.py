@@ -1,3 +1,3 @@
 """What every test may ask for: databases of both kinds, and a broker."""
 
-pytest_plugins = ["devstack.pytest_plugin"]
+pytest_plugins = ["testkit.pytest_plugin"]

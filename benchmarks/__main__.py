@@ -19,7 +19,7 @@ from benchmarks.results import Cell, Results, show
 from benchmarks.scenarios import CREATE_ORDER, RESERVE_HOT, SCENARIOS, Scenario
 from benchmarks.subjects import Subject
 from devstack import kafka
-from devstack.collector import collecting
+from devstack.dev.collector import collecting
 from devstack.stack import Databases
 
 CALLS = (1, 16, 128)

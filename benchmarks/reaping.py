@@ -22,12 +22,12 @@ from benchmarks.load import Generator
 from benchmarks.results import verdict
 from benchmarks.scenarios import RESERVE_SPREAD
 from benchmarks.subjects import ALONE, NO_BROKER, Stored
-from devstack.away import Away
-from devstack.layout import REAPER
 from devstack.ports import free_ports
-from devstack.scrape import scrape
 from devstack.stack import Databases, Options, Stack
 from inventory_api.store import tables
+from shopctl.system.layout import REAPER
+from shopctl.watch.away import Away
+from shopctl.watch.scrape import scrape
 
 CONNECTIONS = 8
 HOLDS_PER_SECOND_GOAL = 10_000

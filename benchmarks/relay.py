@@ -20,8 +20,9 @@ from benchmarks.relay_debezium import PLUGIN, Debezium, downloaded, unpacked
 from benchmarks.relay_outbox import TooBusy
 from benchmarks.relay_results import DEBEZIUM, OURS, TWO, Backlog, Delay, Results, show
 from benchmarks.relay_sides import Loop, Ours, Side
-from devstack import docker, kafka, postgres
+from devstack import kafka, postgres
 from devstack.kafka import EMBEDDED, Kafka
+from shopctl.system import docker
 
 SIDES = (OURS, TWO, "loop", DEBEZIUM)
 BACKLOG, WARM, DELAY_SECONDS = 100_000, 300_000, 20.0

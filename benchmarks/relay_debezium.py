@@ -18,10 +18,11 @@ from sqlalchemy import make_url
 
 from benchmarks.http2 import LoadError
 from benchmarks.relay_outbox import Outbox
-from devstack import docker, watchdog
+from devstack import watchdog
 from devstack.kafka import IMAGE, Kafka
 from devstack.ports import free_ports
 from devstack.postgres import PostgresServer
+from shopctl.system import docker
 
 VERSION = "3.6.3.Final"
 SHA256 = "68dfbd3aa0e22cbc164017311449f69dfe6b96b70e72c72c7a3a24ef5c7810e0"

@@ -23,9 +23,10 @@ from install import REQUIREMENTS, ROOT, members, uv_settings
 
 EXPORTS = {
     "bootstrap": ["--only-group=bootstrap"],  # what installs the rest
-    "runtime": ["--no-default-groups", "--group=run"],  # the four processes, devstack and `task`
+    "runtime": ["--no-default-groups", "--group=run"],  # the four processes, devstack, shopctl and `task`
     "dev": ["--only-group=dev"],  # on top of runtime
     # One for each image.
+    "shopctl": ["--package=shopctl", "--no-default-groups"],
     "inventory-api": ["--package=inventory-api", "--no-default-groups"],
     "order-api": ["--package=order-api", "--no-default-groups"],
     "reservation-reaper": ["--package=reservation-reaper", "--no-default-groups"],

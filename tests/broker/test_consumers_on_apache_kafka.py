@@ -12,12 +12,12 @@ from psycopg import Connection
 from sqlalchemy.engine import make_url
 
 from devstack.kafka import Kafka
-from devstack.layout import INVENTORY_API, RELAY
 from devstack.ports import free_ports
 from devstack.postgres import PostgresServer
 from devstack.process import Process
 from devstack.stack import Databases, Options, Stack
 from shop.inventory.v1 import inventory_pb2 as inventory
+from shopctl.system.layout import INVENTORY_API, RELAY
 from tests.e2e.shop import CANCELLED, CONFIRMED, PROCESSING, SHIPPED, Shop
 
 pytestmark = pytest.mark.timeout(500)

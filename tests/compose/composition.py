@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import Any, Self
 from uuid import uuid4
 
-from devstack import docker, watchdog
+from devstack import watchdog
 from devstack.ports import free_ports
+from shopctl.system import docker
+from testkit import tasks
 
 ROOT = Path(__file__).resolve().parents[2]
 FILE = ROOT / "docker-compose.yml"
@@ -75,7 +77,8 @@ class Composition:
 
     def task(self, *arguments: str, check: bool = True) -> str:
         """What `./task` runs, in a folder where nothing else runs."""
-        return self._run([sys.executable, "-m", "devstack", *arguments], check, COMMAND_SECONDS)
+        package = tasks.package_of(arguments[0])
+        return self._run([sys.executable, "-m", package, *arguments], check, COMMAND_SECONDS)
 
     def containers(self) -> list[dict[str, Any]]:
         """As `docker inspect` knows them, stopped ones included, those that do one thing and end left out."""

@@ -7,13 +7,13 @@ import pytest
 import yaml
 from pydantic_settings import BaseSettings
 
-from devstack.commands.topics import TOPICS
 from event_relay.settings import RelaySettings
 from inventory_api.settings import InventorySettings
 from order_api.settings import OrderSettings
 from reservation_reaper.settings import ReaperSettings
 from shop_common.environment.settings import CommonSettings
 from shop_common.process.lifecycle import FLUSH_SECONDS_MAX
+from shopctl.events.topics import TOPICS
 from tests.compose.composition import FILE, ROOT
 
 Service = dict[str, Any]

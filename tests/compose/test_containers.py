@@ -10,12 +10,12 @@ import psycopg
 import pytest
 from google.type.money_pb2 import Money
 
-from devstack import docker
 from devstack.__main__ import main
-from devstack.client import Shop
-from devstack.docker import engine
 from shop.inventory.v1 import inventory_pb2 as inventory
 from shop.order.v1 import order_pb2 as orders
+from shopctl.client import Shop
+from shopctl.system import docker
+from shopctl.system.docker import engine
 from tests.compose.composition import REPLICAS, SERVICES, UP_SECONDS, Composition, eventually, service_of
 
 PRODUCT = 4711

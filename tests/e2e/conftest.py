@@ -5,9 +5,9 @@ from collections.abc import Iterator
 import pytest
 
 from devstack.kafka import Kafka
-from devstack.layout import RELAY
 from devstack.postgres import PostgresServer
 from devstack.stack import Databases, Options, Stack
+from shopctl.system.layout import RELAY
 from tests.e2e.shop import Shop
 
 

@@ -12,13 +12,13 @@ from uuid import uuid4
 from google.protobuf.duration_pb2 import Duration
 from google.type.money_pb2 import Money
 
-from devstack import client
-from devstack.contract import validator
 from devstack.kafka import Kafka, Record
 from devstack.stack import Stack
 from shop.inventory.v1 import inventory_pb2 as inventory
 from shop.order.v1 import order_pb2 as orders
 from shop_common.errors import Refused, ShopError
+from shopctl import client
+from testkit.contract import validator
 
 PENDING = orders.ORDER_STATUS_PENDING
 CONFIRMED = orders.ORDER_STATUS_CONFIRMED

@@ -10,11 +10,11 @@ from typing import Any
 
 import inventory_api.migrations
 import order_api.migrations
-from devstack.layout import INVENTORY_API, ORDER_API, REAPER, RELAY
 from devstack.ports import free_ports
 from devstack.process import Process
 from shop_common.db.database import Database
 from shop_common.db.schema import Schema
+from shopctl.system.layout import INVENTORY_API, ORDER_API, REAPER, RELAY
 
 START_SECONDS = 120
 _POLL_SECONDS = 0.05

@@ -10,9 +10,9 @@ import pytest
 from sqlalchemy import create_engine, make_url, text
 
 from devstack import kafka as kafka_brokers
-from devstack import postmaster
 from devstack.kafka import Kafka, Record
 from devstack.postgres import PostgresServer
+from devstack.servers import postmaster
 from devstack.stack import Databases, Options, Stack
 from shop.inventory.v1.inventory_pb2 import ReleaseStockRequest
 from shop_common.errors import NotFound

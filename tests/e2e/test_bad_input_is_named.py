@@ -13,10 +13,10 @@ from google.rpc import code_pb2
 from google.rpc.error_details_pb2 import BadRequest
 from google.rpc.status_pb2 import Status
 
-from devstack.client import SERVICES
 from devstack.stack import Stack
 from shop.inventory.v1.inventory_pb2 import BatchReserveStockResponse
 from shop_common.rpc.status import STATUS_KEY
+from shopctl.client import SERVICES
 from tests.e2e.bad_values import Case, cases, good
 
 METHODS = {f"{service.name}.{method.name}": method for service in SERVICES for method in service.methods}

@@ -12,10 +12,10 @@ import pytest
 from sqlalchemy import make_url, text
 
 from devstack.kafka import Kafka
-from devstack.layout import INVENTORY_API, ORDER_API, REAPER, RELAY
 from devstack.postgres import PostgresServer
 from devstack.process import Process
 from shop_common.db.database import Database
+from shopctl.system.layout import INVENTORY_API, ORDER_API, REAPER, RELAY
 from tests.e2e.starts import DATABASE_SETTING, NOBODY, PORT_SETTING, SCHEMAS, START_SECONDS, Start, migrate, starting
 
 WRONG_SETTINGS = 2

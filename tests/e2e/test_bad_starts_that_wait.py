@@ -12,9 +12,9 @@ import pytest
 from sqlalchemy import make_url
 
 from devstack.kafka import Kafka
-from devstack.layout import ORDER_API, REAPER, RELAY
 from devstack.postgres import PostgresServer
 from devstack.process import Process
+from shopctl.system.layout import ORDER_API, REAPER, RELAY
 from tests.e2e.starts import (
     DATABASE_SETTING,
     NOBODY,

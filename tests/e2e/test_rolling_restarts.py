@@ -9,14 +9,14 @@ from uuid import uuid4
 
 import pytest
 
-from devstack import client
 from devstack import kafka as kafka_brokers
 from devstack.kafka import Kafka, Record
-from devstack.layout import INVENTORY_API, ORDER_API, REAPER, RELAY
 from devstack.postgres import PostgresServer
 from devstack.stack import Databases, Options, Ports, Stack, target_of
 from shop.inventory.v1 import inventory_pb2
 from shop_common.errors import ShopError
+from shopctl import client
+from shopctl.system.layout import INVENTORY_API, ORDER_API, REAPER, RELAY
 from tests.e2e.shop import CANCELLED, CONFIRMED, PROCESSING, SHIPPED, Shop
 
 ROUNDS = 3

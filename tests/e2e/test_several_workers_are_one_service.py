@@ -5,9 +5,9 @@ from collections.abc import Iterator
 import pytest
 
 from devstack import kafka
-from devstack.layout import INVENTORY_API, ORDER_API
 from devstack.postgres import PostgresServer
 from devstack.stack import Databases, Options, Stack
+from shopctl.system.layout import INVENTORY_API, ORDER_API
 from tests.e2e.shop import CANCELLED, Shop, at_once, granted
 
 

@@ -20,7 +20,7 @@ from google.protobuf.json_format import MessageToDict, ParseDict
 from google.protobuf.message_factory import GetMessageClass
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
 
-from devstack.dev_options import port_option
+from devstack.dev.options import port_option
 from devstack.ports import free_ports
 from devstack.process import Process
 from devstack.stack import Ports

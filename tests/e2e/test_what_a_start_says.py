@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 
 from devstack.kafka import Kafka
-from devstack.layout import REAPER, RELAY
 from event_relay.settings import RelaySettings
 from inventory_api.settings import InventorySettings
 from order_api.settings import OrderSettings
 from reservation_reaper.settings import ReaperSettings
 from shop_common.process.unknown_settings import SETTINGS_OF_ALL, unknown
+from shopctl.system.layout import REAPER, RELAY
 from tests.e2e.starts import SCHEMAS, START_SECONDS, Start, migrate, starting
 
 ALL_SETTINGS = (InventorySettings, OrderSettings, ReaperSettings, RelaySettings)

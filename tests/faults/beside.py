@@ -12,10 +12,10 @@ from uuid import uuid4
 
 import psutil
 
-from devstack.grpc_health import health
-from devstack.layout import REAPER
 from devstack.process import Process
 from shop_common.errors import Conflict, Overload, Unavailable
+from shopctl.system.grpc_health import health
+from shopctl.system.layout import REAPER
 from tests.e2e.shop import CANCELLED, CONFIRMED, Shop
 from tests.faults.system import System
 

@@ -14,13 +14,15 @@ from sqlalchemy.engine import URL
 from testcontainers.core.config import testcontainers_config
 from testcontainers.core.container import DockerContainer
 
-from devstack import docker, postgres, postmaster, watchdog
 from devstack import kafka as kafka_brokers
-from devstack.commands.topics import PARTITIONS, TOPICS
-from devstack.containers import Container
+from devstack import postgres, watchdog
 from devstack.kafka import Kafka
 from devstack.ports import free_ports
 from devstack.postgres import PostgresServer
+from devstack.servers import postmaster
+from devstack.servers.containers import Container
+from shopctl.events.topics import PARTITIONS, TOPICS
+from shopctl.system import docker
 
 DISK_MEGABYTES = 192
 BROKERS = 3

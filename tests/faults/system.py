@@ -9,9 +9,9 @@ from confluent_kafka import KafkaException
 from sqlalchemy.exc import DBAPIError
 
 from devstack.kafka import Kafka
-from devstack.layout import INVENTORY_API, ORDER_API, REAPER, RELAY
 from devstack.process import Process
 from devstack.stack import Databases, Options, Ports, Stack, target_of
+from shopctl.system.layout import INVENTORY_API, ORDER_API, REAPER, RELAY
 from tests.e2e.shop import Shop
 from tests.faults.books import Readers
 from tests.faults.checker import check

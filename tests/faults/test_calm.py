@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 
 from devstack.kafka import Kafka
-from devstack.layout import INVENTORY_API, ORDER_API
 from devstack.postgres import PostgresServer
 from devstack.stack import Databases
+from shopctl.system.layout import INVENTORY_API, ORDER_API
 from tests.faults.system import running
 
 pytestmark = pytest.mark.timeout(400)

@@ -6,9 +6,9 @@ import psycopg
 import pytest
 from sqlalchemy.engine import make_url
 
-from devstack.containers import Container
 from devstack.kafka import Kafka
 from devstack.postgres import PostgresServer, wait_until_it_answers
+from devstack.servers.containers import Container
 from devstack.stack import Databases
 from tests.faults.clients import Clients
 from tests.faults.containers import SmallDisk, postgres_on_a_small_disk

@@ -14,11 +14,11 @@ import pytest
 from google.protobuf.descriptor import MethodDescriptor
 from google.protobuf.message import Message
 
-from devstack.client import SERVICES, Shop
 from devstack.kafka import Kafka
 from devstack.postgres import PostgresServer
 from devstack.process import Process
 from devstack.stack import Databases
+from shopctl.client import SERVICES, Shop
 from tests.e2e.bad_values import A_UUID, cases, good
 from tests.faults.ledger import DEFECTS
 from tests.faults.system import System, running

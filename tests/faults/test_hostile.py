@@ -18,15 +18,15 @@ import psutil
 import pytest
 from google.type.money_pb2 import Money
 
-from devstack.foreign import Foreign, send
 from devstack.kafka import Kafka
-from devstack.layout import RELAY
 from devstack.ports import free_ports
 from devstack.postgres import PostgresServer
 from devstack.stack import Databases
 from shop.inventory.v1 import inventory_pb2 as inventory
 from shop.order.v1 import order_pb2 as orders
 from shop_common.errors import ShopError
+from shopctl.system.layout import RELAY
+from testkit.foreign import Foreign, send
 from tests.e2e.shop import CANCELLED, CONFIRMED, Shop
 from tests.faults import peer
 from tests.faults.beside import an_honest_client, persistent

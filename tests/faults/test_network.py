@@ -8,13 +8,13 @@ import pytest
 from sqlalchemy.engine import make_url
 
 from devstack import kafka as kafka_brokers
-from devstack.commands.topics import TOPICS
-from devstack.containers import Container
 from devstack.kafka import IMAGE, Kafka
-from devstack.layout import INVENTORY_API, ORDER_API
 from devstack.ports import free_ports
 from devstack.postgres import PostgresServer
+from devstack.servers.containers import Container
 from devstack.stack import Databases
+from shopctl.events.topics import TOPICS
+from shopctl.system.layout import INVENTORY_API, ORDER_API
 from tests.faults.proxy import Proxy, Weather
 from tests.faults.system import System, running
 

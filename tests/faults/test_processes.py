@@ -9,11 +9,11 @@ import pytest
 from sqlalchemy import create_engine, text
 
 from devstack.kafka import Kafka
-from devstack.layout import INVENTORY_API, ORDER_API, RELAY
 from devstack.postgres import PostgresServer
 from devstack.process import Process
 from devstack.stack import Databases
 from shop_common.events.outbox import SHARDS
+from shopctl.system.layout import INVENTORY_API, ORDER_API, RELAY
 from tests.faults import build
 from tests.faults.build import SteppedBuild
 from tests.faults.system import LEASE_SECONDS, System, running

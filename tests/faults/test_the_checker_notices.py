@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 from devstack.kafka import Kafka
-from devstack.layout import INVENTORY_API, ORDER_API, RELAY
 from devstack.postgres import PostgresServer
 from devstack.stack import Databases
+from shopctl.system.layout import INVENTORY_API, ORDER_API, RELAY
 from tests.faults import guards
 from tests.faults.build import BEFORE_PRODUCE, Build, Change, SteppedBuild
 from tests.faults.checker import check

@@ -5,9 +5,9 @@ from collections.abc import Callable, Iterator
 import yaml
 from kubernetes_validate.utils import SchemaNotFoundError, ValidationError, latest_version, validate
 
-from devstack.contract import ASYNCAPI, Contract
 from shop_common.process.lifecycle import FLUSH_SECONDS_MAX
 from shop_common.rpc.health import LIVENESS
+from testkit.contract import ASYNCAPI, Contract
 from tests.kubernetes import network
 from tests.kubernetes.processes import PROCESSES, SettingsRefused, addressing, loaded, setting_of
 from tests.kubernetes.rendered import Cluster, Object, Workload, files

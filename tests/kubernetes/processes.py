@@ -12,7 +12,6 @@ from unittest import mock
 
 from google.protobuf.descriptor import FileDescriptor
 
-from devstack.layout import INVENTORY_API, ORDER_API, REAPER, RELAY
 from event_relay.settings import RelaySettings
 from inventory_api.settings import InventorySettings
 from order_api.settings import OrderSettings
@@ -22,6 +21,7 @@ from shop.inventory.v1 import maintenance_pb2 as inventory_maintenance_pb2
 from shop.order.v1 import maintenance_pb2 as order_maintenance_pb2
 from shop.order.v1 import order_pb2
 from shop_common.environment.settings import CommonSettings, load
+from shopctl.system.layout import INVENTORY_API, ORDER_API, REAPER, RELAY
 
 _ADDRESS = re.compile(r"_(url|target|servers|endpoint)$")
 _DEFAULT_PORTS = {"postgresql": 5432, "http": 80, "https": 443}

@@ -4,8 +4,9 @@ from collections.abc import Iterator
 
 import pytest
 
-from devstack import grpc_health, kafka
+from devstack import kafka
 from devstack.stack import Databases, Stack
+from shopctl.system import grpc_health
 from tests.kubernetes.checks import of_processes
 from tests.kubernetes.processes import PROCESSES
 from tests.kubernetes.rendered import Rendered

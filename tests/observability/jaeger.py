@@ -8,8 +8,9 @@ import urllib.request
 from typing import Any, Self
 from uuid import uuid4
 
-from devstack import docker, watchdog
+from devstack import watchdog
 from devstack.ports import free_ports
+from shopctl.system import docker
 from tests.observability.prometheus import REQUEST_SECONDS, wait_for
 
 IMAGE = "jaegertracing/jaeger:2.13.0"

@@ -13,8 +13,9 @@ from uuid import uuid4
 
 import yaml
 
-from devstack import docker, watchdog
+from devstack import watchdog
 from devstack.ports import free_ports
+from shopctl.system import docker
 
 ROOT = Path(__file__).resolve().parents[2]
 DEPLOYED = ROOT / "deploy" / "prometheus"

@@ -16,13 +16,13 @@ from uuid import uuid4
 import pytest
 
 from devstack import kafka
-from devstack.commands.shoppers import PRODUCTS
 from devstack.kafka import Kafka
-from devstack.layout import RELAY
 from devstack.postgres import PostgresServer
 from devstack.process import Process
 from devstack.stack import Databases, Options, Ports, Stack
 from shop_common.errors import ShopError
+from shopctl.load.shoppers import PRODUCTS
+from shopctl.system.layout import RELAY
 from tests.e2e.shop import Shop
 from tests.observability import reference
 from tests.observability.dashboards import Json, as_grafana_asks, filled, panels, search_of, tags_of, targets
@@ -86,7 +86,7 @@ def system(postgres_server: PostgresServer, broker: Kafka, jaeger: Jaeger) -> It
 
 @pytest.fixture(scope="module")
 def shoppers(system: Stack) -> Iterator[Process]:
-    command = [sys.executable, "-m", "devstack", "load", "--minutes", "60", "--rate", str(SHOPPERS_A_SECOND)]
+    command = [sys.executable, "-m", "shopctl", "load", "--minutes", "60", "--rate", str(SHOPPERS_A_SECOND)]
     addresses = ["--inventory", system.inventory_address, "--orders", system.orders_address]
     process = Process("load", [*command, *addresses]).start()
     try:

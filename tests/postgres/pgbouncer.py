@@ -11,9 +11,10 @@ from uuid import uuid4
 import psycopg
 from sqlalchemy import make_url
 
-from devstack import docker, watchdog
+from devstack import watchdog
 from devstack.ports import free_ports
 from devstack.postgres import PostgresServer
+from shopctl.system import docker
 
 POOL_SIZE = 4
 """Server connections for each database: fewer than one process of ours opens, so that they have to share."""

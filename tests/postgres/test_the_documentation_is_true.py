@@ -12,7 +12,6 @@ from sqlalchemy import URL, make_url
 import inventory_api.migrations
 import order_api.migrations
 from devstack import kafka
-from devstack.layout import INVENTORY_API, ORDER_API, RELAY
 from devstack.postgres import PostgresServer
 from devstack.stack import Databases, Options, Stack
 from event_relay import relay
@@ -22,6 +21,7 @@ from shop_common.db import database, schema
 from shop_common.db.database import Database
 from shop_common.events import consumer
 from shop_common.process import lifecycle
+from shopctl.system.layout import INVENTORY_API, ORDER_API, RELAY
 from tests.e2e.shop import CONFIRMED, PROCESSING, SHIPPED, Shop
 
 PAGE = (Path(__file__).parents[2] / "docs/postgresql.md").read_text()

@@ -12,11 +12,11 @@ import orjson
 import pytest
 from sqlalchemy import func, select
 
-from devstack.foreign import Foreign, send
 from devstack.kafka import Kafka
 from devstack.process import Process
 from libs.common.tests.reading_process import TYPE, copied, metadata, outbox
 from shop_common.db.database import Database
+from testkit.foreign import Foreign, send
 
 PATIENCE_SECONDS = 110
 ROUNDS = 300

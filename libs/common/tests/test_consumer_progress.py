@@ -7,10 +7,10 @@ import pytest
 from confluent_kafka import Producer
 from sqlalchemy import Connection
 
-from devstack.foreign import Foreign, send
 from libs.common.tests.test_consumer import TIMEOUT_SECONDS, Desk, body, desk, eventually, note
 from shop_common.errors import Contention, DatabaseUnavailable
 from shop_common.events.consumer import Event
+from testkit.foreign import Foreign, send
 
 __all__ = ["desk"]
 

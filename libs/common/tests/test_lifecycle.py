@@ -15,10 +15,10 @@ import psutil
 import pytest
 from google.protobuf.wrappers_pb2 import StringValue
 
-from devstack.grpc_health import health
 from devstack.ports import free_ports
 from devstack.process import Process
 from libs.common.tests.echo_service import echo_stub
+from shopctl.system.grpc_health import health
 
 PROGRAM = str(Path(__file__).with_name("echo_service.py"))
 

@@ -11,12 +11,12 @@ import grpc
 import pytest
 from google.protobuf.wrappers_pb2 import StringValue
 
-from devstack.grpc_health import health
 from devstack.ports import free_ports
 from devstack.process import Process
-from devstack.scrape import scrape
 from libs.common.tests.echo_service import echo_service, echo_stub, serving
 from shop_common.rpc.client import Client
+from shopctl.system.grpc_health import health
+from shopctl.watch.scrape import scrape
 
 SECONDS = 60
 PROGRAM = str(Path(__file__).with_name("echo_service.py"))

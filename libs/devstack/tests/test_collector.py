@@ -8,8 +8,8 @@ from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor
 
-from devstack.collector import collecting
-from devstack.span_store import SpanStore
+from devstack.dev.collector import collecting
+from shopctl.tracing.span_store import SpanStore
 
 
 @pytest.fixture

@@ -8,9 +8,9 @@ from collections.abc import Iterator
 
 import pytest
 
-from devstack.containers import Container, ContainerUnavailable
 from devstack.ports import free_ports
 from devstack.postgres import IMAGE
+from devstack.servers.containers import Container, ContainerUnavailable
 
 pytestmark = pytest.mark.usefixtures("docker_engine")
 
@@ -64,7 +64,7 @@ def test_a_frozen_one_is_removed_all_the_same(container: Container) -> None:
 def test_it_goes_when_the_process_that_started_it_is_killed() -> None:
     (port,) = free_ports(1)
     program = (
-        "import time; from devstack.containers import Container;"
+        "import time; from devstack.servers.containers import Container;"
         f"print(Container.start({IMAGE!r}, {port}, {PASSWORD!r}, ['sleep', '600'], inside={INSIDE}).name, flush=True);"
         "time.sleep(600)"
     )

@@ -10,13 +10,14 @@ import pytest
 from psycopg.conninfo import conninfo_to_dict
 from sqlalchemy import Connection, MetaData, insert
 
-from devstack.__main__ import main
-from devstack.commands import database_state, db_shell
 from devstack.stack import Databases
 from shop_common.db.address import parsed
 from shop_common.db.database import Database
 from shop_common.db.sql import now
 from shop_common.events.outbox import Message, Outbox
+from shopctl.data import db_shell
+from shopctl.watch import database_state
+from testkit.tasks import main
 
 OUTBOX = Outbox(MetaData())
 

@@ -14,16 +14,18 @@ import grpc
 import psutil
 import pytest
 
-from devstack import drain, log_book, postgres, runfile
+from devstack import postgres
 from devstack.__main__ import main
-from devstack.dev_options import port_option
-from devstack.grpc_health import health
-from devstack.log_book import Line
+from devstack.dev import drain, log_book
+from devstack.dev.log_book import Line
+from devstack.dev.options import port_option
 from devstack.ports import free_ports
 from devstack.process import Process, inherited_environment
-from devstack.runfile import RunFile
 from devstack.stack import Databases, Ports
 from shop.inventory.v1 import inventory_pb2, inventory_pb2_grpc
+from shopctl.system import runfile
+from shopctl.system.grpc_health import health
+from shopctl.system.runfile import RunFile
 
 NAMES = ("inventory-api", "order-api", "reservation-reaper", "event-relay")
 PORTS = [port_option(field.name) for field in fields(Ports) if not field.name.endswith("_metrics")]
@@ -148,7 +150,7 @@ def test_one_ctrl_c_ends_everything_and_loses_nothing(start: Start, tmp_path: Pa
 def test_what_clients_who_go_on_calling_did_is_finished_too(start: Start, tmp_path: Path) -> None:
     dev = start()
     run = _healthy(dev, tmp_path)
-    shoppers = Process("load", [sys.executable, "-m", "devstack", "load", "--rate", "20"], folder=tmp_path).start()
+    shoppers = Process("load", [sys.executable, "-m", "shopctl", "load", "--rate", "20"], folder=tmp_path).start()
     try:
         shoppers.wait_for_line(" cancelled, ", HEALTHY_SECONDS)
         os.killpg(dev.pid, signal.SIGINT)

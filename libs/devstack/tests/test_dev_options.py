@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from devstack import dev_options, postgres
-from devstack.dev_options import CannotStart, port_option
+from devstack import postgres
+from devstack.dev import options as dev_options
+from devstack.dev.options import CannotStart, port_option
 from devstack.ports import free_ports
 from devstack.stack import Ports
 

@@ -11,11 +11,11 @@ import pytest
 from confluent_kafka import Consumer
 
 from devstack import kafka as brokers
-from devstack.commands.topics import PARTITIONS, TOPICS
 from devstack.kafka import Kafka, Record
 from devstack.ports import free_ports
 from devstack.process import Process
-from devstack.pytest_plugin import KAFKA_VARIABLE
+from shopctl.events.topics import PARTITIONS, TOPICS
+from testkit.pytest_plugin import KAFKA_VARIABLE
 
 
 @pytest.fixture(params=["embedded_broker", "best_broker"])
@@ -152,7 +152,9 @@ def test_a_frozen_broker_takes_nothing_and_a_thawed_one_goes_on(embedded: Kafka)
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
 def test_the_broker_ends_cleanly_and_takes_its_address_with_it(tmp_path: Path, signum: signal.Signals) -> None:
     address = tmp_path / "run" / "address"
-    process = Process("broker", [sys.executable, "-m", "devstack.broker", "--run-file", str(address)]).start()
+    process = Process(
+        "broker", [sys.executable, "-m", "devstack.servers.embedded_broker", "--run-file", str(address)]
+    ).start()
     try:
         line = process.wait_for_line("broker ready", 20)
         assert address.read_text() in line

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from devstack import log_book
-from devstack.log_book import FILES_MAX, LogBook
+from devstack.dev import log_book
+from devstack.dev.log_book import FILES_MAX, LogBook
 
 Add = Callable[..., None]
 

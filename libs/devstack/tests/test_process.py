@@ -12,9 +12,9 @@ from pathlib import Path
 import psutil
 import pytest
 
-from devstack.grpc_health import health
 from devstack.ports import busy_ports, free_ports, is_busy
 from devstack.process import Process, ProcessEnded
+from shopctl.system.grpc_health import health
 
 Start = Callable[..., Process]
 

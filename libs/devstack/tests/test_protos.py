@@ -9,7 +9,7 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.version import Version
 
-from devstack import protos
+from devstack.tools import protos
 
 INVENTORY = "shop/inventory/v1/inventory.proto"
 

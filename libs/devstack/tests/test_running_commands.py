@@ -11,14 +11,14 @@ from dataclasses import fields
 import psutil
 import pytest
 
-from devstack import runfile
 from devstack.__main__ import main
-from devstack.dev_options import port_option
-from devstack.grpc_health import health
+from devstack.dev.options import port_option
 from devstack.ports import free_ports
 from devstack.process import Process
-from devstack.runfile import RunFile
 from devstack.stack import Ports
+from shopctl.system import runfile
+from shopctl.system.grpc_health import health
+from shopctl.system.runfile import RunFile
 
 HEALTHY_SECONDS = 180
 PORTS = [port_option(field.name) for field in fields(Ports) if not field.name.endswith("_metrics")]

@@ -5,7 +5,8 @@ import grpc
 import pytest
 from google.type import money_pb2
 
-from devstack import drain, kafka
+from devstack import kafka
+from devstack.dev import drain
 from devstack.kafka import Kafka
 from devstack.process import ProcessEnded
 from devstack.stack import Databases, Options, Stack

@@ -1,6 +1,6 @@
 """When a process that ends is started again."""
 
-from devstack.supervisor import delay_seconds
+from devstack.dev.supervisor import delay_seconds
 
 
 def test_each_end_in_a_row_doubles_the_delay_up_to_the_longest_however_often_a_process_ends() -> None:

@@ -12,11 +12,11 @@ from pathlib import Path
 import psutil
 import pytest
 
-from devstack import runfile
-from devstack.dev_options import port_option
+from devstack.dev.options import port_option
 from devstack.ports import free_ports
 from devstack.process import Process
 from devstack.stack import Ports
+from shopctl.system import runfile
 
 ROOT = Path(__file__).parents[3]
 HEALTHY_SECONDS = 180
@@ -91,7 +91,7 @@ def test_a_failure_is_told_by_the_program_alone(clone: Path, words: list[str], c
 
 def test_words_reach_the_program_as_they_were_typed(clone: Path) -> None:
     taskfile = clone / "Taskfile.yml"
-    taskfile.write_text(taskfile.read_text().replace("cmd: python -m devstack top ", "cmd: printf '<%s>' "))
+    taskfile.write_text(taskfile.read_text().replace("cmd: python -m shopctl top ", "cmd: printf '<%s>' "))
 
     assert _run(clone, "./task", "top", "a b", "*", "$HOME", "").stdout == "<a b><*><$HOME><>"
     assert _run(clone, "./task", "top", "--", "-x").stdout == "<-x>"

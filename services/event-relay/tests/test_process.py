@@ -7,9 +7,9 @@ from contextlib import ExitStack
 import pytest
 from relay_driver import Shop, eventually, values_by_key
 
-from devstack.grpc_health import health
 from devstack.ports import free_ports
 from devstack.process import Process
+from shopctl.system.grpc_health import health
 
 Start = Callable[..., Process]
 

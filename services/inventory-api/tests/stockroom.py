@@ -11,7 +11,6 @@ from typing import Any, TypeVar
 
 from sqlalchemy import func, select, update
 
-from devstack.contract import validator
 from inventory_api.domain.model import DEFAULT_LOCATION, Item, Line, OrderLines, Reservation, State
 from inventory_api.operations import transitions
 from inventory_api.operations.coalescing import Operations
@@ -24,6 +23,7 @@ from shop_common.db.database import Database
 from shop_common.db.sql import now
 from shop_common.errors import ShopError
 from shop_common.moments import rfc3339
+from testkit.contract import validator
 
 _T = TypeVar("_T")
 

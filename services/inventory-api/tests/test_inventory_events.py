@@ -2,8 +2,8 @@
 
 from stockroom import Stockroom
 
-from devstack.contract import validator
 from inventory_api.domain.model import Line
+from testkit.contract import validator
 
 
 def test_every_type_of_event_is_emitted_as_the_contract_says(stockroom: Stockroom) -> None:

@@ -20,7 +20,6 @@ from google.rpc.status_pb2 import Status as RpcStatus
 from google.type.money_pb2 import Money
 from sqlalchemy import event, select
 
-from devstack import contract
 from order_api.api.servicer import OrderMaintenanceServicer, OrderServicer
 from order_api.domain.model import HeldOrder, NewItem, NewOrder, Order
 from order_api.inventory import Inventory
@@ -35,6 +34,7 @@ from shop_common.db.database import Database
 from shop_common.moments import rfc3339
 from shop_common.rpc.server import Server
 from shop_common.rpc.status import STATUS_KEY
+from testkit import contract
 
 CALL_SECONDS = 20
 INVENTORY_CALL_SECONDS = 2.0

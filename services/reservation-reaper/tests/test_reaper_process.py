@@ -13,11 +13,11 @@ import grpc
 import pytest
 from google.protobuf.duration_pb2 import Duration
 
-from devstack.grpc_health import health
 from devstack.ports import free_ports
 from devstack.process import Process
 from shop.inventory.v1 import inventory_pb2 as pb
 from shop.inventory.v1.inventory_pb2_grpc import InventoryServiceStub
+from shopctl.system.grpc_health import health
 
 START_SECONDS = 60
 HOUR_SECONDS = 3600

@@ -23,14 +23,15 @@ from confluent_kafka import (
 from confluent_kafka.admin import AdminClient
 from confluent_kafka.cimpl import NewTopic
 
-from devstack import docker, watchdog
-from devstack.commands.topics import PARTITIONS, TOPICS
+from devstack import watchdog
 from devstack.ports import free_ports
 from devstack.process import Process
 from shop_common.events import received
+from shopctl.events.topics import PARTITIONS, TOPICS
+from shopctl.system import docker
 
 if TYPE_CHECKING:
-    from devstack.containers import Container
+    from devstack.servers.containers import Container
 
 EMBEDDED = "librdkafka's embedded broker"
 IMAGE = "apache/kafka:4.1.1"
@@ -260,7 +261,7 @@ def _first_that_works(candidates: list[Source], at_the_end: ExitStack, tell: Cal
 @contextmanager
 def _in_a_container() -> Iterator[Kafka]:
     # Loaded only where Docker is: tests alone have what it needs.
-    from devstack.containers import Container, ContainerUnavailable  # noqa: PLC0415
+    from devstack.servers.containers import Container, ContainerUnavailable  # noqa: PLC0415
 
     (port,) = free_ports(1)
     try:
@@ -317,7 +318,15 @@ def _embedded() -> Iterator[Kafka]:
 
 def embedded(address_file: Path, on_line: Callable[[str], None] | None = None, port: int = 0) -> Process:
     """The embedded broker's process, not started yet. It listens on a port that the system chooses, or on this one."""
-    arguments = [sys.executable, "-m", "devstack.broker", "--run-file", str(address_file), "--port", str(port)]
+    arguments = [
+        sys.executable,
+        "-m",
+        "devstack.servers.embedded_broker",
+        "--run-file",
+        str(address_file),
+        "--port",
+        str(port),
+    ]
     return Process("broker", arguments, on_line=on_line)
 
 

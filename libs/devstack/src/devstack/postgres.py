@@ -12,12 +12,13 @@ import psycopg
 from psycopg import sql
 from sqlalchemy.engine import URL, make_url
 
-from devstack import docker, postmaster
 from devstack.ports import free_ports
-from devstack.postmaster import PostgresUnavailable, Postmaster
+from devstack.servers import postmaster
+from devstack.servers.postmaster import PostgresUnavailable, Postmaster
+from shopctl.system import docker
 
 if TYPE_CHECKING:
-    from devstack.containers import Container
+    from devstack.servers.containers import Container
 
 __all__ = ["PostgresServer", "PostgresUnavailable", "Source", "provide", "sources"]
 
@@ -201,7 +202,7 @@ def _in_a_container() -> Source | None:
 
 def _start_container(durable: bool) -> PostgresServer:
     # Loaded only where Docker is: tests alone have what it needs.
-    from devstack.containers import Container, ContainerUnavailable  # noqa: PLC0415
+    from devstack.servers.containers import Container, ContainerUnavailable  # noqa: PLC0415
 
     (port,) = free_ports(1)
     password = secrets.token_urlsafe(24)

@@ -14,7 +14,7 @@ from typing import Self
 import psutil
 
 from devstack import watchdog
-from devstack.grpc_health import health
+from shopctl.system.grpc_health import health
 
 LOG_LINES_MAX = 20_000
 TAIL_LINES = 25

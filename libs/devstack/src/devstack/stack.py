@@ -11,9 +11,18 @@ from dataclasses import dataclass, field, replace
 from typing import Self
 
 from devstack.kafka import Kafka
-from devstack.layout import INVENTORY_API, INVENTORY_PORT, ORDER_API, ORDERS_PORT, REAPER, RELAY, Databases, reachable
 from devstack.ports import free_ports
 from devstack.process import Process, ProcessEnded
+from shopctl.system.layout import (
+    INVENTORY_API,
+    INVENTORY_PORT,
+    ORDER_API,
+    ORDERS_PORT,
+    REAPER,
+    RELAY,
+    Databases,
+    reachable,
+)
 
 __all__ = ["Databases", "Options", "Ports", "Stack", "target_of"]
 

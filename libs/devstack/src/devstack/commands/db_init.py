@@ -2,10 +2,10 @@
 
 import argparse
 
-from devstack.commands import target
 from inventory_api.migrations import SCHEMA as INVENTORY
 from order_api.migrations import SCHEMA as ORDERS
 from shop_common.db import schema
+from shopctl.system import target
 
 
 def configure(parser: argparse.ArgumentParser) -> None:

@@ -10,12 +10,12 @@ import sys
 from rich.prompt import Confirm
 from sqlalchemy.engine import make_url
 
-from devstack.commands import target
 from devstack.commands.db_init import migrate
-from devstack.commands.failures import CommandFailed
-from devstack.commands.output import error_console
-from devstack.compose import Containers
-from devstack.runfile import RunFile
+from shopctl.system import target
+from shopctl.system.compose import Containers
+from shopctl.system.runfile import RunFile
+from shopctl.terminal.failures import CommandFailed
+from shopctl.terminal.output import error_console
 
 
 def configure(parser: argparse.ArgumentParser) -> None:

@@ -5,8 +5,8 @@ After a change of the code alone it takes seconds: what the images depend on is 
 
 import argparse
 
-from devstack import compose
-from devstack.commands.output import add_json, number, print_json, print_table, whole
+from shopctl.system import compose
+from shopctl.terminal.output import add_json, number, print_json, print_table, whole
 
 
 def configure(parser: argparse.ArgumentParser) -> None:

@@ -5,10 +5,10 @@ What runs already goes on as it is. Ports and the images' tag are chosen in .env
 
 import argparse
 
-from devstack import compose
-from devstack.commands.failures import CommandFailed
-from devstack.commands.output import console, print_table, whole
-from devstack.layout import INVENTORY_API, ORDER_API
+from shopctl.system import compose
+from shopctl.system.layout import INVENTORY_API, ORDER_API
+from shopctl.terminal.failures import CommandFailed
+from shopctl.terminal.output import console, print_table, whole
 
 WAIT_SECONDS = 600
 

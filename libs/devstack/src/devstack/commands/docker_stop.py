@@ -5,7 +5,7 @@ The data stay in volumes, and are there at the next start; --volumes removes the
 
 import argparse
 
-from devstack import compose
+from shopctl.system import compose
 
 
 def configure(parser: argparse.ArgumentParser) -> None:

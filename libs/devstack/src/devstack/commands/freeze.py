@@ -10,10 +10,10 @@ import signal
 
 import psutil
 
-from devstack import runfile
 from devstack.commands import running
-from devstack.commands.output import console
 from devstack.process import wait_until_stopped
+from shopctl.system import runfile
+from shopctl.terminal.output import console
 
 
 def configure(parser: argparse.ArgumentParser) -> None:

@@ -10,14 +10,15 @@ import time
 from dataclasses import asdict
 from datetime import datetime
 
-from devstack import log_book, runfile
-from devstack.colours import COLOURS
-from devstack.commands import since
-from devstack.commands.failures import CommandFailed
-from devstack.commands.output import add_json, console, print_json
-from devstack.log_book import LEVELS, Line
-from devstack.runfile import NotRunning
-from devstack.screen import DEV, named, prefix
+from devstack.dev import log_book
+from devstack.dev.log_book import LEVELS, Line
+from devstack.dev.screen import DEV, named, prefix
+from shopctl.system import runfile
+from shopctl.system.runfile import NotRunning
+from shopctl.terminal import since
+from shopctl.terminal.colours import COLOURS
+from shopctl.terminal.failures import CommandFailed
+from shopctl.terminal.output import add_json, console, print_json
 
 
 def configure(parser: argparse.ArgumentParser) -> None:

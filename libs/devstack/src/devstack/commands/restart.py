@@ -10,11 +10,11 @@ import os
 import signal
 import time
 
-from devstack import runfile
-from devstack.colours import BROKER
 from devstack.commands import running
-from devstack.commands.failures import CommandFailed
-from devstack.commands.output import console
+from shopctl.system import runfile
+from shopctl.terminal.colours import BROKER
+from shopctl.terminal.failures import CommandFailed
+from shopctl.terminal.output import console
 
 _SECONDS_MAX = 90.0
 """To finish what was begun, and to be ready again on a busy machine."""

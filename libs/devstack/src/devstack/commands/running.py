@@ -11,11 +11,11 @@ from contextlib import suppress
 
 import psutil
 
-from devstack import grpc_health, runfile
-from devstack.colours import BROKER, COLOURS
-from devstack.commands.failures import CommandFailed
-from devstack.commands.process_state import state_of
-from devstack.runfile import NotRunning, RunFile
+from shopctl.system import grpc_health, runfile
+from shopctl.system.process_state import state_of
+from shopctl.system.runfile import NotRunning, RunFile
+from shopctl.terminal.colours import BROKER, COLOURS
+from shopctl.terminal.failures import CommandFailed
 
 PROCESSES = [name for name in COLOURS if name != BROKER]
 

@@ -11,11 +11,12 @@ from contextlib import suppress
 
 import psutil
 
-from devstack import log_book, run_folder, runfile
-from devstack.commands.failures import CommandFailed
-from devstack.commands.output import console
-from devstack.commands.process_state import state_of
-from devstack.screen import DEV
+from devstack.dev import log_book, run_folder
+from devstack.dev.screen import DEV
+from shopctl.system import runfile
+from shopctl.system.process_state import state_of
+from shopctl.terminal.failures import CommandFailed
+from shopctl.terminal.output import console
 
 _SECONDS_MAX = 120.0
 

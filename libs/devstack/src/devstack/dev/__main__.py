@@ -1,0 +1,272 @@
+"""`./task dev`: the whole system on this machine, in one terminal, until Ctrl-C.
+
+    python -m devstack.dev [--database sqlite|postgresql://USER:PASSWORD@HOST:PORT] [--data-dir run/data]
+
+Makes what is missing, starts the embedded broker and the four processes, shows their logs, and keeps them. A process
+that ends is started again; when it never came up, or when the broker ends, all of it ends with exit code 1. A signal
+(Ctrl-C, SIGTERM, SIGHUP) ends all of it after every event was acted upon, a second one at once.
+
+Spans are collected for `./task trace`; the OTEL_* variables of its environment are for the four processes.
+"""
+
+import os
+import signal
+import sqlite3
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from types import FrameType
+
+import psutil
+from confluent_kafka import KafkaException
+from rich import box
+from rich.table import Table
+from rich.text import Text
+from sqlalchemy.exc import SQLAlchemyError
+
+from devstack import kafka
+from devstack.dev import collector, run_folder
+from devstack.dev import options as dev_options
+from devstack.dev.drain import drain
+from devstack.dev.log_book import LogBook
+from devstack.dev.options import CannotStart, DevOptions
+from devstack.dev.screen import Screen
+from devstack.dev.supervisor import Supervisor, how_it_ended
+from devstack.kafka import Kafka
+from devstack.process import Process, ProcessEnded
+from devstack.stack import Databases, Options, Stack
+from shopctl.system import runfile
+from shopctl.system.grpc_health import health
+from shopctl.system.layout import reachable
+from shopctl.system.runfile import Endpoint, RunFile
+from shopctl.terminal.colours import BROKER, COLOURS
+
+DRAIN_SECONDS = 30
+# One Ctrl-C may reach us twice: from the terminal, and again from whoever started us.
+_SAME_CTRL_C_SECONDS = 1.0
+
+_ENDPOINT = "OTEL_EXPORTER_OTLP_ENDPOINT"
+# Whoever places an order here looks at its trace at once.
+_SPANS_WAIT = {"OTEL_BSP_SCHEDULE_DELAY": "200"}
+
+_TASK_RUNNER = "task"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run until a signal (0) or until something ends that should not (1)."""
+    options = dev_options.parse(arguments)
+    screen = Screen()
+    try:
+        with _signals_interrupt(), run_folder.owned(), _kept(screen):
+            return Dev(options, screen).run()
+    except KeyboardInterrupt:
+        screen.complain("interrupted: ended at once")
+    except (CannotStart, run_folder.Owned) as refusal:
+        screen.complain(str(refusal))
+    except OSError as failure:
+        screen.complain(f"the run folder can't be used: {failure}")
+    return 1
+
+
+class Dev:
+    """One run of the system."""
+
+    def __init__(self, options: DevOptions, screen: Screen) -> None:
+        self._options = options
+        self._screen = screen
+        self._environment = _otel_variables() | dict(options.environment)
+        self._collects = _ENDPOINT not in self._environment
+        self._runner = _task_runner()
+        self._was_up = False
+
+    def run(self) -> int:
+        """Until a signal, or the end of what can't be started again. Nothing of it runs afterwards."""
+        databases = dev_options.check(self._options)
+        # Around all of it: what the processes tell of last, while they end, is collected too.
+        with self._data_owned(), self._collected():
+            return self._run(databases)
+
+    def _run(self, databases: Databases) -> int:
+        self._screen.say("starting, this takes a few seconds; Ctrl-C ends everything")
+        address_file = runfile.PATH.with_name("broker")
+        broker = kafka.embedded(address_file, lambda line: self._screen.log(BROKER, line), self._options.kafka_port)
+        stack = None
+        try:
+            stack = self._stack(databases, kafka.start(broker, address_file))
+            stack.migrate()
+            stack.start()
+            self._keep_up(stack, broker)
+            if broker.alive:
+                # The task runner that started us has ended, and so do we.
+                return 0 if self._drain(stack, broker) else 1
+            self._screen.complain(f"the broker {how_it_ended(broker)}; its events are gone, so all of it ends")
+            return 1
+        except (ProcessEnded, TimeoutError) as failure:
+            # With the last lines of the process, which others have come between on the screen.
+            self._screen.complain(str(failure))
+            return 1
+        except KeyboardInterrupt:
+            return 0 if self._drain(stack, broker) else 1
+        finally:
+            runfile.remove()
+            if stack is not None:
+                stack.stop()
+            if broker.alive:
+                broker.stop()
+            self._screen.say("ended")
+
+    @contextmanager
+    def _data_owned(self) -> Iterator[None]:
+        """Two brokers for the same databases would each have half of the events."""
+        folder = self._options.data_folder
+        with ExitStack() as ending:
+            if self._options.database == "sqlite":
+                try:
+                    ending.enter_context(run_folder.owned(folder / run_folder.LOCK.name))
+                except run_folder.Owned as other:
+                    raise CannotStart(f"--data-dir {folder}: another dev uses it (pid {other.pid})") from None
+            yield
+
+    @contextmanager
+    def _collected(self) -> Iterator[None]:
+        """Keep the spans of the processes, unless the user wants them elsewhere."""
+        if not self._collects:
+            yield
+            return
+        with ExitStack() as ending:
+            try:
+                port = self._options.traces_port
+                endpoint = ending.enter_context(collector.collecting(self._screen.complain, port=port))
+            except (OSError, sqlite3.Error) as failure:
+                raise CannotStart(f"the traces can't be kept: {failure}") from failure
+            self._environment = {_ENDPOINT: endpoint} | _SPANS_WAIT | self._environment
+            yield
+
+    def _stack(self, databases: Databases, broker: Kafka) -> Stack:
+        options = Options(listen_host=self._options.listen, environment=self._environment)
+        return Stack(databases, broker, self._options.ports, options, self._screen.log)
+
+    def _keep_up(self, stack: Stack, broker: Process) -> None:
+        """Until the broker ends, which has all events in its memory, or the task runner that started us."""
+        self._was_up = True
+        self._write_run_file(stack, broker)
+        self._tell_where(stack)
+        supervisor = Supervisor(
+            stack.processes,
+            self._screen.say,
+            self._screen.complain,
+            started=lambda: self._rewrite_run_file(stack, broker),
+        )
+        supervisor.run(lambda: broker.alive and self._runner in (None, os.getppid()))
+
+    def _rewrite_run_file(self, stack: Stack, broker: Process) -> None:
+        """With the new pids. A disk that is full must not end what runs."""
+        try:
+            self._write_run_file(stack, broker)
+        except OSError as failure:
+            self._screen.complain(f"other tasks may not find the new process: {failure}")
+
+    def _write_run_file(self, stack: Stack, broker: Process) -> None:
+        me = psutil.Process()
+        run = RunFile(
+            pid=me.pid,
+            started=me.create_time(),
+            bootstrap=stack.kafka.bootstrap,
+            databases=stack.databases,
+            processes=_endpoints(stack, self._options.listen),
+            # Empty when the user has turned them off.
+            traces_elsewhere=None if self._collects else self._environment[_ENDPOINT],
+            broker_pid=broker.pid,
+        )
+        runfile.write(run)
+
+    def _tell_where(self, stack: Stack) -> None:
+        listen = self._options.listen
+        table = Table(title="all healthy", title_justify="left", box=box.SIMPLE_HEAD)
+        for column in ("process", "address", "health", "metrics"):
+            table.add_column(column, no_wrap=True)
+        for name, endpoint in _endpoints(stack, listen).items():
+            metrics = f"{endpoint.metrics}/metrics" if endpoint.metrics else "off"
+            table.add_row(Text(name, COLOURS[name]), endpoint.address, health(endpoint.address), metrics)
+        table.add_row(Text(BROKER, COLOURS[BROKER]), stack.kafka.bootstrap, "", "")
+        self._screen.table(table)
+        if self._options.is_open:
+            self._screen.say(f"other machines reach these ports ({listen}); there is no login", "bold yellow")
+        self._screen.say("next: ./task test-grpc, then ./task trace --last, or ./task top; ./task stop ends it")
+
+    def _drain(self, stack: Stack | None, broker: Process) -> bool:
+        """Whether nothing was left undone."""
+        if stack is None or not self._was_up:
+            return True
+        self._screen.say("ending: no new work; what was begun is finished first (Ctrl-C again: at once)")
+        try:
+            broker.thaw()
+            for process in stack.processes:
+                process.thaw()
+                if not process.alive:
+                    process.start()
+            return drain(stack, DRAIN_SECONDS, self._screen.say)
+        except KeyboardInterrupt:
+            for process in stack.processes:
+                process.kill()
+            raise
+        except (KafkaException, SQLAlchemyError) as failure:
+            self._screen.complain(f"can't tell whether all events were acted upon: {failure}")
+            return False
+
+
+def _endpoints(stack: Stack, listen: str) -> dict[str, Endpoint]:
+    ports = stack.ports
+    metrics = (ports.inventory_metrics, ports.orders_metrics, ports.reaper_metrics, ports.relay_metrics)
+    probes = (ports.inventory_health, ports.orders_health, ports.reaper, ports.relay)
+    host = reachable(listen)
+    return {
+        process.name: Endpoint(
+            process.pid, process.health_address or "", f"{host}:{port}" if port else None, f"{host}:{probe}"
+        )
+        for process, port, probe in zip(stack.processes, metrics, probes, strict=True)
+    }
+
+
+def _otel_variables() -> dict[str, str]:
+    """Those of OpenTelemetry, which are meant for every process of a user's."""
+    return {name: value for name, value in os.environ.items() if name.startswith("OTEL_")}
+
+
+def _task_runner() -> int | None:
+    """The pid of go-task, where that started us. It passes no signal on, so we end when it does."""
+    parent = psutil.Process().parent()
+    return parent.pid if parent is not None and parent.name() == _TASK_RUNNER else None
+
+
+@contextmanager
+def _kept(screen: Screen) -> Iterator[None]:
+    """What is shown meanwhile is kept for `./task logs`."""
+    with LogBook.opened(lambda failure: screen.complain(f"the logs can't be kept: {failure}")) as book:
+        screen.book = book
+        yield
+
+
+@contextmanager
+def _signals_interrupt() -> Iterator[None]:
+    """SIGTERM, and a terminal that is closed, are a Ctrl-C. Echoes of one are not a second."""
+    last = float("-inf")
+
+    def interrupt(_signal: int, _frame: FrameType | None) -> None:
+        nonlocal last
+        echo = time.monotonic() - last < _SAME_CTRL_C_SECONDS
+        last = time.monotonic()
+        if not echo:
+            raise KeyboardInterrupt
+
+    before = {signum: signal.signal(signum, interrupt) for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    try:
+        yield
+    finally:
+        for signum, handler in before.items():
+            signal.signal(signum, handler)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,178 @@
+"""What the processes printed and what `dev` said, in files of the run folder that outlive it.
+
+Each line is a JSON object: `time` (RFC 3339, when the line came), `process`, `level`, and `line` as it was printed.
+Bounded: at 10 MB a new file is begun, and five are kept.
+"""
+
+import json
+import os
+import re
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Self, TextIO
+
+from shopctl.system import runfile
+
+PATH = runfile.PATH.with_name("logs.jsonl")
+LEVELS = ("debug", "info", "warning", "error", "critical")
+
+FILE_BYTES_MAX = 10 * 2**20
+FILES_MAX = 5
+
+_POLL_SECONDS = 0.2
+# As shop_common.telemetry.logs writes it, for people and for machines.
+_LEVEL = re.compile(r'^\d\d:\d\d:\d\d\.\d+ \[(\w+) *\]|"level": ?"(\w+)"')
+
+
+@dataclass(frozen=True)
+class Line:
+    """A line that a process printed. One without a level of its own, of a traceback for example, has the last one's."""
+
+    time: str
+    process: str
+    level: str
+    line: str
+
+
+class LogBook:
+    """Open to write, for any thread. One process writes, any number read."""
+
+    def __init__(self, path: Path, on_failure: Callable[[OSError], None]) -> None:
+        self._path = path
+        self._on_failure = on_failure
+        self._lock = threading.Lock()
+        self._levels: dict[str, str] = {}
+        self._file: TextIO | None = None
+        self._failed = False
+
+    @classmethod
+    @contextmanager
+    def opened(cls, on_failure: Callable[[OSError], None], path: Path = PATH) -> Iterator[Self]:
+        """For the block. `on_failure` is called once when a line can't be kept; the lines go on to be shown."""
+        book = cls(path, on_failure)
+        try:
+            yield book
+        finally:
+            book.close()
+
+    def add(self, process: str, line: str, level: str | None = None) -> None:
+        """Keep a line; its level is read from it unless given.
+
+        Raises nothing: what can't be kept is no reason to stop what is told of.
+        """
+        failure = None
+        with self._lock:
+            level = level or _level_of(line) or self._levels.get(process, "info")
+            self._levels[process] = level
+            kept = Line(datetime.now(UTC).isoformat(), process, level, line)
+            try:
+                self._write(json.dumps(asdict(kept), ensure_ascii=False) + "\n")
+            except OSError as error:
+                failure, self._failed = (None if self._failed else error), True
+        if failure is not None:
+            # Without the lock: what is said of it comes here again.
+            self._on_failure(failure)
+
+    def close(self) -> None:
+        with self._lock:
+            if self._file is not None:
+                self._file.close()
+                self._file = None
+
+    def _write(self, text: str) -> None:
+        if self._file is None or self._file.tell() > FILE_BYTES_MAX:
+            self._begin_file()
+        assert self._file is not None
+        self._file.write(text)
+        self._file.flush()
+
+    def _begin_file(self) -> None:
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+            for number in range(FILES_MAX - 2, -1, -1):
+                if (older := _numbered(self._path, number)).exists():
+                    older.replace(_numbered(self._path, number + 1))
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        # Requests and addresses are in it, so only its owner may read it.
+        self._path.touch(mode=0o600)
+        self._file = self._path.open("a", encoding="utf-8", errors="replace")
+
+
+def read(path: Path = PATH, go_on: Callable[[float], bool] | None = None) -> Iterator[Line]:
+    """What is kept, oldest first; with `go_on` then what is added, until that, which waits for so long, says no."""
+    for number in range(FILES_MAX - 1, 0, -1):
+        if (file := _opened(_numbered(path, number))) is not None:
+            with file:
+                yield from _lines(file)
+    yield from _lines_from(_opened(path), path, go_on)
+
+
+def follow(path: Path, go_on: Callable[[float], bool]) -> Iterator[Line]:
+    """What is added after this call, until `go_on` says no."""
+    if (file := _opened(path)) is not None:
+        file.seek(0, os.SEEK_END)
+    return _lines_from(file, path, go_on)
+
+
+def _lines_from(file: TextIO | None, path: Path, go_on: Callable[[float], bool] | None) -> Iterator[Line]:
+    try:
+        more = True
+        while more:
+            # Asked first: what was added before the answer is read after it.
+            more = go_on is not None and go_on(_POLL_SECONDS)
+            is_replaced = file is None or _is_replaced(file, path)
+            if file is not None:
+                yield from _lines(file)
+            if is_replaced:
+                if file is not None:
+                    file.close()
+                file = _opened(path)
+                yield from _lines(file) if file else ()
+    finally:
+        if file is not None:
+            file.close()
+
+
+def _opened(path: Path) -> TextIO | None:
+    try:
+        return path.open(encoding="utf-8", errors="replace")
+    except FileNotFoundError:
+        return None
+
+
+def _is_replaced(file: TextIO, path: Path) -> bool:
+    try:
+        return path.stat().st_ino != os.fstat(file.fileno()).st_ino
+    except FileNotFoundError:
+        return False
+
+
+def _lines(file: TextIO) -> Iterator[Line]:
+    """The whole lines from where the file is read on; a line that is half written is left for the next time."""
+    while True:
+        began = file.tell()
+        text = file.readline()
+        if not text.endswith("\n"):
+            file.seek(began)
+            return
+        try:
+            yield Line(**json.loads(text))
+        except (ValueError, TypeError):
+            continue  # cut off in the middle, by a full disk for example
+
+
+def _level_of(line: str) -> str | None:
+    if line.startswith("Traceback "):
+        return "error"
+    found = _LEVEL.search(line)
+    level = (found[1] or found[2]) if found else None
+    return level if level in LEVELS else None
+
+
+def _numbered(path: Path, number: int) -> Path:
+    return path.with_name(f"{path.name}.{number}") if number else path

@@ -1,0 +1,43 @@
+"""The operator's command line.
+
+    ./task COMMAND [OPTION ...]
+
+Tables are for people; with --json a command writes JSON alone to standard output, its keys stable. A failure is one
+sentence on standard error and exit code 1 (2: the command line itself is wrong).
+"""
+
+import sys
+from collections.abc import Sequence
+
+from shopctl.terminal import command_line
+from shopctl.terminal.command_line import Command
+
+COMMANDS = {
+    "health": Command("succeed only when every process serves", "shopctl.watch.health"),
+    "status": Command("show processes, row counts, outbox backlog and consumer lag", "shopctl.watch.status"),
+    "trace": Command("print what happened to an order, as trees of spans", "shopctl.tracing.trace"),
+    "top": Command("show live rates, latencies, backlog and lag of the running processes", "shopctl.watch.top"),
+    "test-grpc": Command("call every RPC of the running system once, and check the answers", "shopctl.smoke.every_rpc"),
+    "db-shell": Command("open an SQL shell on a database", "shopctl.data.db_shell"),
+    "seed-data": Command("add a catalogue through the API", "shopctl.data.seed_data"),
+    "load": Command("let shoppers come at a steady rate, for a while", "shopctl.load.load"),
+    "query-inventory": Command("show items", "shopctl.data.query_inventory"),
+    "query-orders": Command("show orders", "shopctl.data.query_orders"),
+    "kafka-address": Command("print the address of the broker", "shopctl.events.kafka_address"),
+    "kafka-topics": Command("list the topics with their partitions and events", "shopctl.events.kafka_topics"),
+    "kafka-create-topics": Command("create the topics that are missing", "shopctl.events.kafka_create_topics"),
+    "kafka-consume-orders": Command("print order events", "shopctl.events.kafka_consume", {"topic": "order-events"}),
+    "kafka-consume-inventory": Command(
+        "print inventory events", "shopctl.events.kafka_consume", {"topic": "inventory-events"}
+    ),
+    "dlq": Command("list dead letters with their reasons, and redrive chosen ones", "shopctl.events.dlq"),
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; its exit code."""
+    return command_line.run(COMMANDS, "Look after a running system.", arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

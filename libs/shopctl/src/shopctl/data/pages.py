@@ -1,0 +1,60 @@
+"""The rows of a list RPC, page after page, as many as the options ask for."""
+
+import argparse
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import islice
+from typing import Any, TypeVar
+
+from rich.table import Column
+
+from shopctl.terminal.output import add_json, console, print_json, print_table
+
+_Row = TypeVar("_Row")
+
+PAGE_SIZE_MAX = 1_000
+"""Of the APIs."""
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """--limit, --all and --json."""
+    amount = parser.add_mutually_exclusive_group()
+    amount.add_argument(
+        "--limit", type=_positive, default=50, metavar="N", help="so many at most (default: %(default)s)"
+    )
+    amount.add_argument("--all", action="store_true", help="all, page by page")
+    add_json(parser)
+
+
+def rows(options: argparse.Namespace, fetch: Callable[[int, str], tuple[Iterable[_Row], str]]) -> Iterator[_Row]:
+    """The rows. `fetch` gets a page's size and token, and gives the page's rows and the next token."""
+    limit = None if options.all else options.limit
+
+    def every() -> Iterator[_Row]:
+        token = ""
+        while True:
+            page, token = fetch(min(limit or PAGE_SIZE_MAX, PAGE_SIZE_MAX), token)
+            yield from page
+            if not token:
+                return
+
+    return islice(every(), limit)
+
+
+def show(
+    options: argparse.Namespace, title: str, columns: Sequence[str | Column], found: Iterator[Mapping[str, Any]]
+) -> None:
+    """Rows as a table of those of their fields that are columns, or each whole as a line of JSON."""
+    if options.json:
+        for row in found:
+            print_json(row)
+        return
+    cells = [[row[str(c.header) if isinstance(c, Column) else c] for c in columns] for row in found]
+    print_table(title, columns, cells)
+    if not options.all and len(cells) == options.limit:
+        console().print(f"These are the first {options.limit}; --limit N or --all shows more.", style="dim")
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError("must be 1 or more")
+    return int(text)

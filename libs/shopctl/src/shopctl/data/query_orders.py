@@ -1,0 +1,90 @@
+"""Show orders, newest first. With --json one order a line, its items included, amounts as decimal strings."""
+
+import argparse
+from typing import Any
+
+from rich.table import Column
+
+from shop.order.v1.order_pb2 import ListOrdersRequest, Order, OrderStatus
+from shop_common.api import money
+from shopctl.client import Shop
+from shopctl.data import pages
+from shopctl.system import target
+from shopctl.terminal import since
+from shopctl.terminal.output import moment, number, whole
+
+_PREFIX = "ORDER_STATUS_"
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    statuses = [name.removeprefix(_PREFIX) for name in OrderStatus.keys()[1:]]
+    parser.add_argument("--user-id", type=int, metavar="ID", help="only orders of this user")
+    parser.add_argument("--status", type=str.upper, choices=statuses, help="only orders in this status")
+    parser.add_argument(
+        "--since",
+        type=since.moment,
+        metavar="WHEN",
+        help=f"only orders made since then: {since.FORMS}",
+    )
+    pages.configure(parser)
+    target.add_apis(parser)
+
+
+def run(options: argparse.Namespace) -> int:
+    columns: list[str | Column] = [
+        whole("id"),
+        whole("user_id"),
+        "status",
+        number("total"),
+        number("lines"),
+        "created_at",
+        "status_reason",
+    ]
+    with target.shop(options) as shop:
+        found = pages.rows(options, lambda size, token: _page(shop, options, size, token))
+        rows = (as_row(order) for order in found)
+        if not options.json:
+            rows = (
+                row | {"total": f"{row['total_amount']} {row['currency']}", "lines": len(row["items"])} for row in rows
+            )
+        pages.show(options, "orders", columns, rows)
+    return 0
+
+
+def as_row(order: Order) -> dict[str, Any]:
+    """An order with the API's own field names; amounts are decimal strings, since JSON's numbers become floats."""
+    return {
+        "id": order.id,
+        "user_id": order.user_id,
+        "status": OrderStatus.Name(order.status).removeprefix(_PREFIX),
+        "status_reason": order.status_reason,
+        "total_amount": _amount(order.total_amount.units, order.total_amount.nanos),
+        "currency": order.total_amount.currency_code,
+        "reserved_until": moment(order.reserved_until) if order.HasField("reserved_until") else None,
+        "version": order.version,
+        "created_at": moment(order.created_at),
+        "updated_at": moment(order.updated_at),
+        "items": [
+            {
+                "id": item.id,
+                "product_id": item.product_id,
+                "quantity": item.quantity,
+                "price": _amount(item.price.units, item.price.nanos),
+            }
+            for item in order.items
+        ],
+    }
+
+
+def _amount(units: int, nanos: int) -> str:
+    return money.as_json_number(money.exact(units, nanos)).decode()
+
+
+def _page(shop: Shop, options: argparse.Namespace, size: int, token: str) -> tuple[list[Order], str]:
+    request = ListOrdersRequest(user_id=options.user_id, page_size=size, page_token=token)
+    if options.status:
+        request.status = OrderStatus.Value(f"{_PREFIX}{options.status}")
+    if options.since:
+        request.created_after.FromDatetime(options.since)
+    answer = shop.call(shop.orders.ListOrders, request)
+    return list(answer.orders), answer.next_page_token

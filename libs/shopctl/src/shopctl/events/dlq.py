@@ -1,0 +1,156 @@
+"""Dead letters: events that a consumer gave up on, each in the topic named for its own with .dlq.
+
+  dlq [list]    shows them: where each lies (partition:offset), what it is, and why and from where it came.
+  dlq redrive   sends them to their original topic once more, for when the cause is mended.
+
+A redriven event goes out under its own key, ce_id and headers, less those that say why it was dead. It lands in its
+old partition, though behind newer events; consumers check the state they find, and take it or pass over it. One that
+fails again comes back as a new dead letter. The letters themselves stay where they are.
+
+What was redriven is remembered in the broker, as offsets of the consumer group dlq-redrive: --all passes over it, and
+--offset redrives what it names, remembered or not. A redrive that is cut off sends up to 100 again the next time. The
+memory lasts as long as the broker keeps the offsets of an idle group, 7 days by default on Apache Kafka; the embedded
+broker forgets it with everything else.
+"""
+
+import argparse
+import re
+from collections.abc import Iterator, Sequence
+from itertools import islice
+
+from confluent_kafka import Producer
+from rich.table import Column
+
+from shop_common.events.dead_letters import SUFFIX
+from shopctl.events.dead_letters import GROUP, DeadLetters, new_producer
+from shopctl.events.topics import TOPICS, Broker, Event, text
+from shopctl.system import target
+from shopctl.terminal.failures import CommandFailed
+from shopctl.terminal.output import add_json, console, print_json, print_table, time_of, timestamp, whole
+
+LETTERS_MAX = 1_000
+"""Of one list."""
+
+_ORIGINALS = [topic for topic in TOPICS if not topic.endswith(SUFFIX)]
+_LIST, _REDRIVE = "list", "redrive"
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("action", nargs="?", choices=[_LIST, _REDRIVE], default=_LIST, help="default: list")
+    parser.add_argument("--topic", type=_topic, metavar="TOPIC", help=f"{' or '.join(_ORIGINALS)} (list: default both)")
+    parser.add_argument("--waiting", action="store_true", help="list: only those that were not redriven")
+    parser.add_argument(
+        "--offset",
+        action="append",
+        type=_place,
+        metavar="PARTITION:OFFSET",
+        help="redrive: this one, as the list names it; may be repeated",
+    )
+    parser.add_argument("--all", action="store_true", help="redrive: all that were not redriven")
+    parser.set_defaults(refuse=parser.error)
+    target.add_broker(parser)
+    add_json(parser)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Raises CommandFailed when a letter that was named is not there, or can't be redriven."""
+    if options.action == _REDRIVE and not (options.topic and bool(options.offset) != options.all):
+        options.refuse("redrive needs --topic, and either --offset or --all")
+    if options.action == _LIST and (options.offset or options.all):
+        options.refuse("--offset and --all are for redrive")
+    bootstrap = target.bootstrap(options)
+    with Broker(bootstrap, GROUP) as broker:
+        if options.action == _REDRIVE:
+            _redrive(options, broker, new_producer(bootstrap))
+        else:
+            _list(options, broker)
+    return 0
+
+
+def _list(options: argparse.Namespace, broker: Broker) -> None:
+    found = (
+        letter
+        for topic in ([options.topic] if options.topic else _ORIGINALS)
+        for letter in DeadLetters(broker, topic).letters(waiting=options.waiting)
+    )
+    letters = list(islice(found, LETTERS_MAX))
+    if options.json:
+        for event, redriven in letters:
+            print_json(_as_json(event) | {"redriven": redriven})
+        return
+    columns: list[str | Column] = ["topic", whole("offset"), "time", whole("event"), "type", "reason", "error", "from"]
+    rows = [(*_cells(event), redriven) for event, redriven in letters]
+    print_table("dead letters", [*columns, "redriven"], rows)
+    if len(letters) == LETTERS_MAX:
+        console().print(f"These are the first {LETTERS_MAX:,}.", style="dim")
+
+
+def _redrive(options: argparse.Namespace, broker: Broker, producer: Producer) -> None:
+    dead = DeadLetters(broker, options.topic)
+    letters = (letter for letter, _ in dead.letters(waiting=True)) if options.all else _named(dead, options.offset)
+    lost = 0
+
+    def events() -> Iterator[Event]:
+        nonlocal lost
+        for letter in letters:
+            if event := dead.whole(letter):
+                yield event
+            else:
+                lost += 1
+
+    count = dead.redrive(producer, events())
+    if options.json:
+        print_json({"topic": dead.original, "redriven": count, "lost": lost})
+    else:
+        print(f"{count:,} {'letter' if count == 1 else 'letters'} redriven to {dead.original}")
+    if lost:
+        why = f"too long to be set aside whole, and gone from {dead.original}, or not what the headers say"
+        raise CommandFailed(f"{lost} {why}, can't be redriven")
+
+
+def _named(dead: DeadLetters, places: Sequence[tuple[int, int]]) -> list[Event]:
+    """Those at the places, in the order of the partitions. Raises CommandFailed when one is missing."""
+    there = {(event.partition, event.offset): event for event, _ in dead.letters()}
+    for partition, offset in places:
+        if (partition, offset) not in there:
+            raise CommandFailed(f"there is no dead letter {partition}:{offset} in {dead.topic}; nothing was redriven")
+    return [there[place] for place in sorted(set(places))]
+
+
+def _as_json(event: Event) -> dict[str, object]:
+    return {
+        "topic": event.topic,
+        "partition": event.partition,
+        "offset": event.offset,
+        "timestamp": timestamp(event.time),
+        "event_id": event.header("ce_id"),
+        "type": event.header("ce_type"),
+        "key": None if event.key is None else text(event.key),
+        "reason": event.header("dlq_reason"),
+        "error": event.header("dlq_error"),
+        "from": _origin(event),
+    }
+
+
+def _cells(event: Event) -> list[str]:
+    place = f"{event.partition}:{event.offset}"
+    named = [event.header(name) for name in ("ce_id", "ce_type", "dlq_reason", "dlq_error")]
+    return [event.topic, place, time_of(event.time), *named, _origin(event)]
+
+
+def _origin(event: Event) -> str:
+    return ":".join(event.header(f"dlq_{name}") for name in ("topic", "partition", "offset"))
+
+
+def _topic(name: str) -> str:
+    original = name.removesuffix(SUFFIX)
+    if original not in _ORIGINALS:
+        raise argparse.ArgumentTypeError(f"must be {' or '.join(_ORIGINALS)}")
+    return original
+
+
+def _place(place: str) -> tuple[int, int]:
+    if not re.fullmatch(r"\d{1,9}:\d{1,18}", place):
+        raise argparse.ArgumentTypeError("must be PARTITION:OFFSET, such as 0:17")
+    partition, offset = place.split(":")
+    return int(partition), int(offset)

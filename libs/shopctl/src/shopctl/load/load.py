@@ -1,0 +1,81 @@
+"""Let shoppers come at a steady rate: they look, order, confirm, cancel or forget, and their orders ship.
+
+It uses the APIs as any client does, on products of its own, which it stocks up. One is always scarce, so refusals are
+part of it. It ends after --minutes, or at Ctrl-C.
+"""
+
+import argparse
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+from shopctl.load.shoppers import Shoppers
+from shopctl.system import target
+from shopctl.terminal.output import error_console
+
+_TELL_SECONDS = 5.0
+_LOOK_SECONDS = 0.25
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--rate", type=_within(0.1, 500), default=20.0, metavar="N", help="shoppers a second (default: %(default)g)"
+    )
+    parser.add_argument(
+        "--minutes", type=_within(0.01, 24 * 60), default=10.0, metavar="N", help="default: %(default)g; a day at most"
+    )
+    target.add_apis(parser)
+
+
+def run(options: argparse.Namespace) -> int:
+    seconds = 60 * options.minutes
+    with target.shop(options) as shop, _signals_end() as ended, Shoppers(shop, options.rate) as shoppers:
+        began = time.monotonic()
+        _follow(shoppers, ended, began, seconds)
+    print(f"{time.monotonic() - began:.0f} s: {shoppers.told()}")
+    return 0
+
+
+def _follow(shoppers: Shoppers, ended: threading.Event, began: float, seconds: float) -> None:
+    """Tell how it goes until it is over: in one line of a terminal, or else a line now and then."""
+    if not sys.stderr.isatty():
+        while (left := began + seconds - time.monotonic()) > _TELL_SECONDS and not ended.wait(_TELL_SECONDS):
+            print(f"{time.monotonic() - began:.0f} s: {shoppers.told()}", file=sys.stderr, flush=True)
+        ended.wait(left)
+        return
+    columns = (BarColumn(), TimeRemainingColumn(), TextColumn("{task.description}"))
+    with Progress(*columns, console=error_console(), transient=True) as progress:
+        bar = progress.add_task(shoppers.told(), total=seconds)
+        while (elapsed := time.monotonic() - began) < seconds and not ended.wait(_LOOK_SECONDS):
+            progress.update(bar, completed=elapsed, description=shoppers.told())
+
+
+@contextmanager
+def _signals_end() -> Iterator[threading.Event]:
+    """Set by Ctrl-C and by SIGTERM, which the first process of a container gets only if it asks for it."""
+    ended = threading.Event()
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    before = [signal.signal(number, lambda _number, _frame: ended.set()) for number in numbers]
+    try:
+        yield ended
+    finally:
+        for number, handler in zip(numbers, before, strict=True):
+            signal.signal(number, handler)
+
+
+def _within(lowest: float, highest: float) -> Callable[[str], float]:
+    def parse(text: str) -> float:
+        try:
+            number = float(text)
+        except ValueError:
+            number = float("nan")
+        if not lowest <= number <= highest:
+            raise argparse.ArgumentTypeError(f"must be a number from {lowest:g} to {highest:g}")
+        return number
+
+    return parse

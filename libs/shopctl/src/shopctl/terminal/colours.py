@@ -1,0 +1,7 @@
+"""One colour for each process, wherever it is spoken of."""
+
+from shopctl.system.layout import INVENTORY_API, ORDER_API, REAPER, RELAY
+
+BROKER = "broker"
+
+COLOURS = {BROKER: "magenta", INVENTORY_API: "cyan", ORDER_API: "green", REAPER: "yellow", RELAY: "blue"}

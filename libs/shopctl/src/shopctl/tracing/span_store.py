@@ -1,0 +1,179 @@
+"""The spans of `dev`, in one SQLite file: what it collects and `./task trace` reads.
+
+Bounded: above a number of spans the oldest go. The file outlives `dev`.
+"""
+
+import sqlite3
+from collections.abc import Iterable, Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import Any, Self
+
+from opentelemetry.proto.trace.v1 import trace_pb2 as pb
+
+from shopctl.system import runfile
+from shopctl.tracing.spans import Span, attributes_of, orders_in
+
+PATH = runfile.PATH.with_name("traces.db")
+
+SPANS_MAX = 100_000
+"""Some 100 MB."""
+
+_PLACING = "/CreateOrder"
+_VERSION = 1
+_BUSY_SECONDS = 5.0
+
+# The body is the span as it came; beside it is only what it is found by.
+_SCHEMA = """
+CREATE TABLE spans (
+    id INTEGER PRIMARY KEY,
+    trace_id BLOB NOT NULL,
+    span_id BLOB NOT NULL,
+    parent_id BLOB NOT NULL,
+    kind INTEGER NOT NULL,
+    process TEXT NOT NULL,
+    instance TEXT NOT NULL,
+    body BLOB NOT NULL,
+    UNIQUE (trace_id, span_id)
+);
+CREATE TABLE orders (span INTEGER NOT NULL, order_id TEXT NOT NULL);
+CREATE INDEX orders_by_id ON orders (order_id, span);
+CREATE INDEX orders_by_span ON orders (span);
+CREATE TABLE links (span INTEGER NOT NULL, trace_id BLOB NOT NULL);
+CREATE INDEX links_by_target ON links (trace_id, span);
+CREATE INDEX links_by_span ON links (span);
+"""
+
+
+class SpanStore:
+    """One process writes, any number read."""
+
+    def __init__(self, connection: sqlite3.Connection) -> None:
+        self._connection = connection
+
+    @classmethod
+    @contextmanager
+    def to_write(cls, path: Path = PATH) -> Iterator[Self]:
+        """Opened for the block, and for any one thread at a time. Made if it is missing, or of another version."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.exists() and _version_of(path) != _VERSION:
+            for suffix in ("", "-wal", "-shm"):
+                path.with_name(path.name + suffix).unlink(missing_ok=True)
+        # It shows what was called and which SQL that took, so only its owner may read it.
+        path.touch(mode=0o600)
+        with closing(
+            sqlite3.connect(path, timeout=_BUSY_SECONDS, isolation_level=None, check_same_thread=False)
+        ) as connection:
+            connection.execute("PRAGMA journal_mode = WAL")
+            connection.execute("PRAGMA synchronous = NORMAL")
+            if _version(connection) != _VERSION:
+                connection.executescript(f"BEGIN IMMEDIATE; {_SCHEMA} PRAGMA user_version = {_VERSION}; COMMIT;")
+            yield cls(connection)
+
+    @classmethod
+    @contextmanager
+    def to_read(cls, path: Path = PATH) -> Iterator[Self]:
+        """Opened for the block. Raises FileNotFoundError when nothing was collected yet."""
+        if not path.is_file() or _version_of(path) != _VERSION:
+            raise FileNotFoundError(path)
+        with closing(_reader(path)) as connection:
+            yield cls(connection)
+
+    def add(self, told: Iterable[pb.ResourceSpans], spans_max: int = SPANS_MAX) -> None:
+        """Keep these, and drop the oldest above the bound. What is here already stays as it is."""
+        with self._writing() as tx:
+            (last,) = tx.execute("SELECT coalesce(max(id), 0) FROM spans").fetchone()
+            rows = _Rows(last)
+            for resource_spans in told:
+                rows.add(resource_spans)
+            tx.executemany("INSERT OR IGNORE INTO spans VALUES (?, ?, ?, ?, ?, ?, ?, ?)", rows.spans)
+            tx.executemany("INSERT INTO orders VALUES (?, ?)", rows.orders)
+            tx.executemany("INSERT INTO links VALUES (?, ?)", rows.links)
+            for table, column in (("spans", "id"), ("orders", "span"), ("links", "span")):
+                tx.execute(f"DELETE FROM {table} WHERE {column} <= ?", [rows.last - spans_max])  # noqa: S608 - names of ours
+
+    def traces_of(self, order_id: str) -> list[str]:
+        """The traces with a span about that order, in the sequence in which they came."""
+        return self._traces(
+            "SELECT trace_id FROM orders JOIN spans ON id = span WHERE order_id = ? GROUP BY trace_id ORDER BY min(id)",
+            order_id,
+        )
+
+    def newest_order(self) -> str | None:
+        """The order that was placed last, of those whose call is kept."""
+        calls = self._connection.execute(
+            "SELECT order_id, body FROM orders JOIN spans ON id = span WHERE kind = ? ORDER BY id DESC",
+            [pb.Span.SPAN_KIND_SERVER],
+        )
+        placed = (order_id for order_id, body in calls if pb.Span.FromString(body).name.endswith(_PLACING))
+        return next(placed, None)
+
+    def trace(self, trace_id: str) -> list[Span]:
+        """All spans of a trace, by their beginning."""
+        return self._spans("trace_id = ?", trace_id)
+
+    def linking_to(self, trace_id: str) -> list[Span]:
+        """The spans, of whatever trace, with a link to one of this trace, by their beginning."""
+        return self._spans("id IN (SELECT span FROM links WHERE trace_id = ?)", trace_id)
+
+    def _traces(self, query: str, *values: object) -> list[str]:
+        return [found.hex() for (found,) in self._connection.execute(query, values)]
+
+    def _spans(self, condition: str, trace_id: str) -> list[Span]:
+        query = f"SELECT body, process, instance FROM spans WHERE {condition}"  # noqa: S608 - text of ours
+        found = [
+            Span.of(pb.Span.FromString(body), process, instance)
+            for body, process, instance in self._connection.execute(query, [bytes.fromhex(trace_id)])
+        ]
+        return sorted(found, key=lambda span: (span.start_ns, -span.end_ns))
+
+    @contextmanager
+    def _writing(self) -> Iterator[sqlite3.Connection]:
+        self._connection.execute("BEGIN IMMEDIATE")
+        try:
+            yield self._connection
+        except BaseException:
+            self._connection.execute("ROLLBACK")
+            raise
+        self._connection.execute("COMMIT")
+
+
+class _Rows:
+    """The rows of what was told, numbered from `last` on."""
+
+    def __init__(self, last: int) -> None:
+        self.last = last
+        self.spans: list[tuple[Any, ...]] = []
+        self.orders: list[tuple[int, str]] = []
+        self.links: list[tuple[int, bytes]] = []
+
+    def add(self, told: pb.ResourceSpans) -> None:
+        resource = attributes_of(told.resource.attributes)
+        process = str(resource.get("service.name", "?"))
+        instance = str(resource.get("service.instance.id", ""))
+        for scope in told.scope_spans:
+            for span in scope.spans:
+                self.last += 1
+                about = attributes_of([pair for pair in span.attributes if pair.key.startswith("shop.order_id")])
+                self.orders += [(self.last, order_id) for order_id in orders_in(about)]
+                self.links += [(self.last, trace_id) for trace_id in {link.trace_id for link in span.links}]
+                ids = (span.trace_id, span.span_id, span.parent_span_id)
+                self.spans.append((self.last, *ids, span.kind, process, instance, span.SerializeToString()))
+
+
+def _reader(path: Path) -> sqlite3.Connection:
+    return sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, timeout=_BUSY_SECONDS)
+
+
+def _version_of(path: Path) -> int:
+    """0 for a file that is none of ours."""
+    try:
+        with closing(_reader(path)) as connection:
+            return _version(connection)
+    except sqlite3.DatabaseError:
+        return 0
+
+
+def _version(connection: sqlite3.Connection) -> int:
+    (version,) = connection.execute("PRAGMA user_version").fetchone()
+    return int(version)

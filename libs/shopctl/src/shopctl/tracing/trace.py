@@ -1,0 +1,127 @@
+"""Print what happened to an order, from the spans that `dev` collects: each of its traces as a tree of spans.
+
+  ⇢           a batch, linked to the span above: that one waited for it, or it acted for that one and others
+  +12.30 ms   when the span began, counted from the beginning of the trace; beside it, how long it took
+
+Calls are done in batches, so of a call that waited for a batch begun by another, the work lies in the trace of that
+other. It is shown all the same. Exit code 1 when no trace is found.
+"""
+
+import argparse
+import re
+import time
+from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+from shopctl.system import runfile
+from shopctl.system.runfile import NotRunning, RunFile
+from shopctl.terminal.failures import CommandFailed
+from shopctl.terminal.output import add_json, console, error_console, print_json
+from shopctl.tracing import span_store, trace_picture, traces
+from shopctl.tracing.span_store import SPANS_MAX, SpanStore
+from shopctl.tracing.traces import Node, Story
+
+WAIT_SECONDS = 6.0
+"""For spans that may still come; above QUIET_SECONDS."""
+
+_POLL_SECONDS = 0.2
+_TRACE_ID = re.compile("[0-9a-f]{32}")
+_NOTHING = Story((), 0, is_complete=False)
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    which = parser.add_mutually_exclusive_group(required=True)
+    which.add_argument("id", nargs="?", metavar="ORDER_ID|TRACE_ID", help="an order, or a trace by its 32 digits")
+    which.add_argument("--last", action="store_true", help="the order that was placed last")
+    parser.add_argument("--reads", action="store_true", help="show also the calls that only read the order")
+    parser.add_argument("--sql", action="store_true", help="show SQL statements whole")
+    add_json(parser)
+
+
+def run(options: argparse.Namespace) -> int:
+    dev = _dev()
+    story = _told(options, dev)
+    if not story.trees and not story.reads_left_out:
+        raise CommandFailed(_why_nothing(options, dev))
+    may_come = dev is not None and not story.is_complete
+    if options.json:
+        spans = [{"trace_id": tree.trace_id, "spans": list(_spans(tree.roots))} for tree in story.trees]
+        print_json({"complete": not may_come, "traces": spans})
+        return 0
+    screen = console()
+    for tree in story.trees:
+        trace_picture.draw(screen, tree, sql=options.sql)
+        screen.print()
+    if story.reads_left_out:
+        screen.print(f"Calls that only read the order are left out: {story.reads_left_out} (--reads shows them).")
+    if may_come:
+        error_console().print("More spans may still come; ask again after a moment.", style="yellow")
+    return 0
+
+
+def _dev() -> RunFile | None:
+    try:
+        return runfile.read()
+    except NotRunning:
+        return None
+
+
+def _told(options: argparse.Namespace, dev: RunFile | None) -> Story:
+    """What is known, once it is complete; without `dev`, or when that takes too long, what there is."""
+    deadline = time.monotonic() + (WAIT_SECONDS if dev is not None and dev.traces_elsewhere is None else 0)
+    while True:
+        story = _story(options)
+        if story.is_complete or time.monotonic() > deadline:
+            return story
+        time.sleep(_POLL_SECONDS)
+
+
+def _story(options: argparse.Namespace) -> Story:
+    try:
+        with SpanStore.to_read() as store:
+            if options.last:
+                newest = store.newest_order()
+                return traces.of_order(store, newest, reads=options.reads) if newest else _NOTHING
+            if _TRACE_ID.fullmatch(options.id) and store.trace(options.id):
+                return traces.of_trace(store, options.id)
+            return traces.of_order(store, options.id, reads=options.reads)
+    except FileNotFoundError:
+        return _NOTHING
+
+
+def _why_nothing(options: argparse.Namespace, dev: RunFile | None) -> str:
+    asked = "any order" if options.last else options.id
+    if dev is None:
+        return f"no trace of {asked} in {span_store.PATH}, and dev, which collects them, is not running here"
+    if dev.traces_elsewhere:
+        return f"no trace of {asked}: dev sends them to {dev.traces_elsewhere}, as its environment says; look there"
+    if dev.traces_elsewhere is not None:
+        return f"no trace of {asked}: dev was started with OTEL_EXPORTER_OTLP_ENDPOINT empty, so there are none"
+    return f"no trace of {asked}: it is unknown here, was not sampled, or lies before the last {SPANS_MAX:,} spans"
+
+
+def _spans(nodes: Sequence[Node], linked_from: Node | None = None) -> Iterator[dict[str, Any]]:
+    for node in nodes:
+        yield _span(node, linked_from if node.is_linked else None)
+        yield from _spans(node.children, node)
+
+
+def _span(node: Node, linked_from: Node | None) -> dict[str, Any]:
+    span = node.span
+    return {
+        "trace_id": span.id[0],
+        "span_id": span.id[1],
+        "parent_id": span.parent and span.parent[1],
+        "linked_from": linked_from and linked_from.span.id[1],
+        "name": span.name,
+        "kind": span.kind,
+        "process": span.process,
+        "instance": span.instance,
+        "start": datetime.fromtimestamp(span.start_ns / 1e9, UTC),
+        "duration_ms": (span.end_ns - span.start_ns) / 1e6,
+        "reason": span.reason,
+        "attributes": span.attributes,
+        "events": [{"name": event.name, "attributes": event.attributes} for event in span.events],
+        "links": [{"trace_id": trace_id, "span_id": span_id} for trace_id, span_id in span.links],
+    }

@@ -1,0 +1,259 @@
+import json
+import os
+import re
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from google.protobuf.duration_pb2 import Duration
+
+from devstack import kafka
+from devstack.stack import Databases, Stack
+from shop.inventory.v1.inventory_pb2 import CheckStockRequest
+from shopctl.__main__ import main
+from shopctl.smoke import every_rpc, story
+from shopctl.smoke.narrator import Narrator
+from shopctl.system import runfile
+from shopctl.system.runfile import Endpoint, RunFile
+
+STORY_SECONDS_MAX = 30
+
+
+@pytest.fixture(scope="module")
+def run_file(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Of a system that runs, as `dev` writes it."""
+    folder = tmp_path_factory.mktemp("system")
+    with kafka.provide() as broker, Stack(Databases.in_folder(folder / "data"), broker) as stack:
+        endpoints = {
+            process.name: Endpoint(process.pid, process.health_address or "", None, process.health_address or "")
+            for process in stack.processes
+        }
+        me = psutil.Process()
+        path = folder / runfile.PATH
+        run = RunFile(me.pid, me.create_time(), broker.bootstrap, stack.databases, endpoints)
+        runfile.write(replace(run, broker_pid=broker.pid), path)
+        yield path
+
+
+class Shell:
+    """Runs commands where `dev` runs."""
+
+    def __init__(self, capsys: pytest.CaptureFixture[str]) -> None:
+        self._capsys = capsys
+
+    def text(self, command: str, *, code: int = 0) -> str:
+        ended = main(command.split())
+        said = self._capsys.readouterr()
+        assert ended == code, said.err
+        return said.err if code else said.out
+
+    def shown(self, command: str, *, code: int) -> str:
+        """What a command shows that ends with that code."""
+        assert main(command.split()) == code
+        return self._capsys.readouterr().out
+
+    def lines(self, command: str, *, code: int = 0) -> list[Any]:
+        return [json.loads(line) for line in self.shown(f"{command} --json", code=code).splitlines()]
+
+
+@pytest.fixture
+def shell(run_file: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Shell:
+    monkeypatch.chdir(run_file.parents[1])
+    return Shell(capsys)
+
+
+def test_health_is_asked_of_all_four(shell: Shell) -> None:
+    (health,) = shell.lines("health")
+
+    assert health["serving"] is True
+    assert {one["name"] for one in health["processes"]} == {
+        "inventory-api",
+        "order-api",
+        "reservation-reaper",
+        "event-relay",
+    }
+    assert "SERVING" in shell.text("health")
+
+
+def test_the_story_calls_every_rpc_and_may_be_told_again(shell: Shell) -> None:
+    for _ in range(2):
+        began = time.monotonic()
+        lines = shell.lines("test-grpc")
+        assert time.monotonic() - began < STORY_SECONDS_MAX
+        assert all(line["right"] for line in lines)
+    assert re.search(r"All is well: (\d+) of \1 RPCs called", shell.text("test-grpc"))
+
+
+def test_an_rpc_that_the_story_leaves_out_is_a_failure(shell: Shell, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(story.Story, "_the_reaper_looks_after_history", lambda _: None)
+
+    said = shell.text("test-grpc", code=1)
+
+    assert "leaves out shop.inventory.v1.InventoryMaintenanceService/PurgeHistory" in said
+
+
+def test_a_wrong_answer_ends_the_story_and_is_named(shell: Shell, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(story, "_TEN_YEARS", Duration(seconds=1))
+
+    said = shell.text("test-grpc", code=1)
+
+    assert said.startswith("test-grpc: InventoryMaintenanceService/PurgeHistory should succeed")
+    assert "INVALID_FIELD" in said
+
+
+def test_what_never_comes_ends_the_story_in_time(shell: Shell, monkeypatch: pytest.MonkeyPatch) -> None:
+    # What comes before it may take its time on a busy machine.
+    monkeypatch.setattr(every_rpc, "STORY_SECONDS", 120)
+    monkeypatch.setattr(Narrator, "_begin", lambda _, request: (type(request).__name__, time.monotonic()))
+    monkeypatch.setattr(story.Story, "_an_order_is_cancelled", _wait_for_godot)
+
+    assert "never gave the right answer: available is False, not True" in shell.text("test-grpc", code=1)
+
+
+def _wait_for_godot(told: story.Story) -> None:
+    request = CheckStockRequest(product_id=1, required_quantity=10**9)
+    told._tell._deadline = time.monotonic() + 1
+    told._tell.eventually(told._inventory.CheckStock, request, available=True)
+
+
+def test_a_catalogue_is_added_once(shell: Shell) -> None:
+    catalogue = "seed-data --products 20 --warehouses 2 --first-product 5001 --quantity 7"
+    (first,) = shell.lines(catalogue)
+    (again,) = shell.lines(f"{catalogue} --quantity 9")
+
+    assert (first["created"], first["there_already"]) == (40, 0)
+    assert (again["created"], again["there_already"]) == (0, 40)
+    assert [item["quantity"] for item in shell.lines("query-inventory --product-id 5020")] == [7, 7]
+    assert "0 items created, 40 there already" in shell.text(catalogue)
+
+
+def test_a_catalogue_is_completed(shell: Shell) -> None:
+    shell.text("seed-data --products 3 --warehouses 1 --first-product 6001")
+
+    (more,) = shell.lines("seed-data --products 4 --warehouses 2 --first-product 6001")
+
+    assert (more["created"], more["there_already"]) == (5, 3)
+
+
+def test_items_are_shown_by_filter_and_page_by_page(shell: Shell) -> None:
+    shell.text("seed-data --products 1010 --warehouses 2 --first-product 7001")
+
+    found = shell.lines("query-inventory --location WAREHOUSE_B --all")
+
+    assert [item["id"] for item in found] == sorted(item["id"] for item in found)
+    assert {item["location"] for item in found} == {"WAREHOUSE_B"}
+    assert {item["product_id"] for item in found} >= set(range(7001, 8011))
+    assert len(shell.lines("query-inventory --limit 3")) == 3
+    table = shell.text("query-inventory --product-id 7005")
+    assert "7005" in table
+    assert "WAREHOUSE_B" in table
+
+
+def test_orders_are_shown_newest_first_and_by_filter(shell: Shell) -> None:
+    shell.text("test-grpc")
+
+    newest, *_ = found = shell.lines("query-orders --limit 3")
+
+    assert sorted((order["created_at"] for order in found), reverse=True) == [order["created_at"] for order in found]
+    assert newest["status"] == "CANCELLED"
+    (delivered,) = shell.lines(f"query-orders --user-id {newest['user_id']} --status delivered --since 1h")
+    assert (delivered["total_amount"], delivered["currency"]) == ("300", "USD")
+    assert [item["price"] for item in delivered["items"]] == ["20", "20"]
+    assert shell.lines("query-orders --since 2999-01-01") == []
+    assert delivered["id"] in shell.text(f"query-orders --user-id {newest['user_id']}")
+
+
+def test_a_filter_that_the_api_refuses_is_told_of_in_its_words(shell: Shell) -> None:
+    assert "user_id" in shell.text("query-orders --user-id -1", code=1)
+
+
+def test_the_status_tells_of_processes_databases_and_consumers(shell: Shell) -> None:
+    shell.text("test-grpc")
+
+    (status,) = shell.lines("status")
+
+    assert [one["ready"] for one in status["processes"]] == ["SERVING"] * 4
+    assert status["databases"]["inventory"]["rows"]["inventory_items"] > 0
+    assert sum(status["databases"]["orders"]["leases"].values()) == 16
+    assert {(one["group"], one["topic"], one["partition"]) for one in status["consumers"]} == {
+        (group, topic, partition)
+        for group, topic in (("inventory-api", "order-events"), ("order-api", "inventory-events"))
+        for partition in range(3)
+    }
+    assert status["dead_letters"] == {"order-events.dlq": 0, "inventory-events.dlq": 0}
+    assert status["away"] == {}
+    table = shell.text("status")
+    assert "stock_reservations" in table
+    assert "unshipped" in table
+
+
+@pytest.mark.parametrize("process", ["event-relay", "order-api"])
+def test_a_frozen_process_is_called_so_and_hides_nothing(shell: Shell, run_file: Path, process: str) -> None:
+    pid = runfile.read(run_file).processes[process].pid
+    with _frozen(pid):
+        (status,) = shell.lines("status", code=1)
+        shown = shell.shown("status", code=1)
+
+    assert f"{process} is frozen" in status["summary"]
+    assert {one["name"]: one["state"] for one in status["processes"]}[process] == "frozen"
+    assert status["databases"].keys() == {"inventory", "orders"}
+    assert len(status["consumers"]) == 6
+    _all_sections(shown)
+
+
+def test_a_frozen_broker_hides_nothing(shell: Shell, run_file: Path) -> None:
+    pid = runfile.read(run_file).broker_pid
+    assert pid
+    with _frozen(pid):
+        (status,) = shell.lines("status", code=1)
+        shown = shell.shown("status", code=1)
+
+    assert status["summary"].startswith("Trouble: the broker is frozen")
+    assert status["away"].keys() == {"consumers", "dead letters"}
+    assert status["databases"]["orders"]["rows"]["orders"] >= 0
+    assert shown.startswith("Trouble: the broker is frozen")
+    assert "away: Kafka does not answer" in shown
+    _all_sections(shown)
+
+
+def test_a_database_file_that_is_gone_is_named(shell: Shell, run_file: Path) -> None:
+    file = Path(runfile.read(run_file).databases.orders.removeprefix("sqlite:///"))
+    aside = file.rename(file.with_suffix(".aside"))
+    try:
+        (status,) = shell.lines("status", code=1)
+        shown = shell.shown("status", code=1)
+    finally:
+        aside.rename(file)
+
+    assert status["summary"].startswith(f"Trouble: the orders database is away: its file {file} is missing")
+    assert status["databases"].keys() == {"inventory"}
+    assert len(status["consumers"]) == 6
+    _all_sections(shown)
+
+
+def _all_sections(shown: str) -> None:
+    for title in ("processes", "rows", "outboxes", "consumers", "dead letters"):
+        assert title in map(str.strip, shown.splitlines())
+
+
+@contextmanager
+def _frozen(pid: int) -> Iterator[None]:
+    os.killpg(pid, signal.SIGSTOP)
+    try:
+        deadline = time.monotonic() + 60
+        while psutil.Process(pid).status() != psutil.STATUS_STOPPED:
+            assert time.monotonic() < deadline, "it does not stop"
+            time.sleep(0.02)
+        yield
+    finally:
+        os.killpg(pid, signal.SIGCONT)
+
+
+def test_a_reset_is_refused_while_it_runs(shell: Shell) -> None:
+    assert shell.text("db-reset --yes", code=1).startswith("db-reset: dev is running; end it first")

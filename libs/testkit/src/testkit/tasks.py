@@ -1,0 +1,20 @@
+"""The commands behind `./task`, whichever package has them."""
+
+from collections.abc import Sequence
+
+from devstack import __main__ as of_dev
+from shopctl import __main__ as of_any_system
+
+COMMANDS = of_dev.COMMANDS | of_any_system.COMMANDS
+
+
+def package_of(word: str) -> str:
+    """The package whose command it is, for `python -m`."""
+    return "devstack" if word in of_dev.COMMANDS else "shopctl"
+
+
+def main(words: Sequence[str]) -> int:
+    """Run the command in this process; its exit code."""
+    if words and words[0] in of_dev.COMMANDS:
+        return of_dev.main(words)
+    return of_any_system.main(words)
