@@ -4,10 +4,10 @@ from grpc import Server as GrpcServer
 from grpc import ServicerContext
 
 from benchmarks.handlers import Method, add_methods
-from shop.inventory.v1 import inventory_pb2 as pb
 from shop_common.environment.settings import ApiSettings, GrpcPort, load
 from shop_common.process import lifecycle
 from shop_common.rpc.server import Server
+from shop_protos.inventory.v1 import inventory_pb2 as pb
 
 _SERVICE = pb.DESCRIPTOR.services_by_name["InventoryService"]
 

@@ -30,10 +30,10 @@ from inventory_api.store import tables as inventory
 from order_api.domain.model import Status
 from order_api.migrations import SCHEMA as ORDERS_SCHEMA
 from order_api.store.orders import OrderFilter
-from shop.inventory.v1 import inventory_pb2
-from shop.order.v1 import order_pb2
 from shop_common.api import paging
 from shop_common.api.paging import Page, PageRequest
+from shop_protos.inventory.v1 import inventory_pb2
+from shop_protos.order.v1 import order_pb2
 
 ROWS = (10_000, 1_000_000)
 GOAL = 1.2

@@ -7,8 +7,8 @@ from uuid import UUID
 
 from google.type.money_pb2 import Money
 
-from shop.inventory.v1 import inventory_pb2
-from shop.order.v1 import order_pb2
+from shop_protos.inventory.v1 import inventory_pb2
+from shop_protos.order.v1 import order_pb2
 
 HOT_PRODUCT = 1
 PRODUCTS = range(10_001, 20_001)

@@ -14,8 +14,8 @@ from google.rpc.error_details_pb2 import ErrorInfo
 from google.rpc.status_pb2 import Status
 from google.type.money_pb2 import Money
 
-from shop.inventory.v1 import inventory_pb2, inventory_pb2_grpc
-from shop.order.v1 import order_pb2, order_pb2_grpc
+from shop_protos.inventory.v1 import inventory_pb2, inventory_pb2_grpc
+from shop_protos.order.v1 import order_pb2, order_pb2_grpc
 
 PAUSE_MAX = 5
 # After these nothing is known, or nothing was done. The same request_id never has its effect twice.

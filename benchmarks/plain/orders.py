@@ -12,12 +12,12 @@ from uuid_utils import uuid7
 
 from benchmarks.plain.models import READ_ONLY, Event, Order, OrderItem, sessions
 from benchmarks.plain.server import serve
-from shop.inventory.v1 import inventory_pb2, inventory_pb2_grpc
-from shop.order.v1 import order_pb2 as pb
 from shop_common.api import money
 from shop_common.db.sql import now
 from shop_common.events.outbox import shard_of
 from shop_common.moments import rfc3339, to_proto
+from shop_protos.inventory.v1 import inventory_pb2, inventory_pb2_grpc
+from shop_protos.order.v1 import order_pb2 as pb
 
 TTL = timedelta(minutes=30)
 CALL_SECONDS = 30

@@ -16,7 +16,7 @@ from devstack.ports import free_ports
 from devstack.postgres import PostgresServer
 from devstack.process import Process
 from devstack.stack import Databases, Options, Stack
-from shop.inventory.v1 import inventory_pb2 as inventory
+from shop_protos.inventory.v1 import inventory_pb2 as inventory
 from shopctl.system.layout import INVENTORY_API, RELAY
 from tests.e2e.shop import CANCELLED, CONFIRMED, PROCESSING, SHIPPED, Shop
 

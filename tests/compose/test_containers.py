@@ -11,8 +11,8 @@ import pytest
 from google.type.money_pb2 import Money
 
 from devstack.__main__ import main
-from shop.inventory.v1 import inventory_pb2 as inventory
-from shop.order.v1 import order_pb2 as orders
+from shop_protos.inventory.v1 import inventory_pb2 as inventory
+from shop_protos.order.v1 import order_pb2 as orders
 from shopctl.client import Shop
 from shopctl.system import docker
 from shopctl.system.docker import engine

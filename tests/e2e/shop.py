@@ -14,9 +14,9 @@ from google.type.money_pb2 import Money
 
 from devstack.kafka import Kafka, Record
 from devstack.stack import Stack
-from shop.inventory.v1 import inventory_pb2 as inventory
-from shop.order.v1 import order_pb2 as orders
 from shop_common.errors import Refused, ShopError
+from shop_protos.inventory.v1 import inventory_pb2 as inventory
+from shop_protos.order.v1 import order_pb2 as orders
 from shopctl import client
 from testkit.contract import validator
 

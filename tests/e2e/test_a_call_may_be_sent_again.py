@@ -4,8 +4,8 @@ from uuid import uuid4
 
 import pytest
 
-from shop.inventory.v1 import inventory_pb2 as inventory
 from shop_common.errors import Conflict, InvalidInput, Overload, Refused, Unavailable
+from shop_protos.inventory.v1 import inventory_pb2 as inventory
 from tests.e2e.faults import orders_can_not_be_written
 from tests.e2e.shop import Shop, at_once, granted
 

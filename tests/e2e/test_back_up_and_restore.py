@@ -14,8 +14,8 @@ from devstack.kafka import Kafka, Record
 from devstack.postgres import PostgresServer
 from devstack.servers import postmaster
 from devstack.stack import Databases, Options, Stack
-from shop.inventory.v1.inventory_pb2 import ReleaseStockRequest
 from shop_common.errors import NotFound
+from shop_protos.inventory.v1.inventory_pb2 import ReleaseStockRequest
 from tests.e2e.docs import ROOT, shell_lines
 from tests.e2e.shop import CANCELLED, CONFIRMED, Shop
 

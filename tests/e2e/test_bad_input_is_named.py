@@ -14,8 +14,8 @@ from google.rpc.error_details_pb2 import BadRequest
 from google.rpc.status_pb2 import Status
 
 from devstack.stack import Stack
-from shop.inventory.v1.inventory_pb2 import BatchReserveStockResponse
 from shop_common.rpc.status import STATUS_KEY
+from shop_protos.inventory.v1.inventory_pb2 import BatchReserveStockResponse
 from shopctl.client import SERVICES
 from tests.e2e.bad_values import Case, cases, good
 

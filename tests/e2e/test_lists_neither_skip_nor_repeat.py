@@ -6,9 +6,9 @@ from contextlib import contextmanager
 
 import pytest
 
-from shop.inventory.v1 import inventory_pb2 as inventory
-from shop.order.v1 import order_pb2 as orders
 from shop_common.errors import InvalidInput
+from shop_protos.inventory.v1 import inventory_pb2 as inventory
+from shop_protos.order.v1 import order_pb2 as orders
 from tests.e2e.shop import Shop, at_once
 
 

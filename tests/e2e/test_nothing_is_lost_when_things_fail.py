@@ -13,9 +13,9 @@ from google.type.money_pb2 import Money
 
 from devstack.postgres import PostgresServer
 from devstack.process import Process
-from shop.inventory.v1 import inventory_pb2, inventory_pb2_grpc
-from shop.order.v1 import order_pb2, order_pb2_grpc
 from shop_common.errors import Refused, ShopError, Unavailable
+from shop_protos.inventory.v1 import inventory_pb2, inventory_pb2_grpc
+from shop_protos.order.v1 import order_pb2, order_pb2_grpc
 from shopctl.system.grpc_health import health
 from tests.e2e.faults import databases_frozen
 from tests.e2e.shop import CANCELLED, CONFIRMED, PENDING, PROCESSING, SHIPPED, Shop

@@ -13,8 +13,8 @@ from devstack import kafka as kafka_brokers
 from devstack.kafka import Kafka, Record
 from devstack.postgres import PostgresServer
 from devstack.stack import Databases, Options, Ports, Stack, target_of
-from shop.inventory.v1 import inventory_pb2
 from shop_common.errors import ShopError
+from shop_protos.inventory.v1 import inventory_pb2
 from shopctl import client
 from shopctl.system.layout import INVENTORY_API, ORDER_API, REAPER, RELAY
 from tests.e2e.shop import CANCELLED, CONFIRMED, PROCESSING, SHIPPED, Shop

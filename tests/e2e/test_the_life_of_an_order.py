@@ -2,9 +2,9 @@
 
 import pytest
 
-from shop.inventory.v1 import inventory_pb2 as inventory
-from shop.order.v1 import order_pb2 as orders
 from shop_common.errors import Refused
+from shop_protos.inventory.v1 import inventory_pb2 as inventory
+from shop_protos.order.v1 import order_pb2 as orders
 from tests.e2e.shop import CANCELLED, CONFIRMED, DELIVERED, PENDING, PROCESSING, SHIPPED, Shop
 
 

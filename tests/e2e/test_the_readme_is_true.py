@@ -11,7 +11,7 @@ import grpc
 import pytest
 
 from devstack.stack import Stack
-from shop.inventory.v1 import inventory_pb2, inventory_pb2_grpc
+from shop_protos.inventory.v1 import inventory_pb2, inventory_pb2_grpc
 from tests.e2e.shop import Shop
 
 ROOT = Path(__file__).resolve().parents[2]

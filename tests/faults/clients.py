@@ -20,10 +20,10 @@ from google.rpc.error_details_pb2 import ErrorInfo
 from google.rpc.status_pb2 import Status
 from google.type.money_pb2 import Money
 
-from shop.inventory.v1 import inventory_pb2 as inventory
-from shop.inventory.v1.inventory_pb2_grpc import InventoryServiceStub
-from shop.order.v1 import order_pb2 as orders
-from shop.order.v1.order_pb2_grpc import OrderServiceStub
+from shop_protos.inventory.v1 import inventory_pb2 as inventory
+from shop_protos.inventory.v1.inventory_pb2_grpc import InventoryServiceStub
+from shop_protos.order.v1 import order_pb2 as orders
+from shop_protos.order.v1.order_pb2_grpc import OrderServiceStub
 from tests.faults.books import LONG
 from tests.faults.ledger import (
     DEFECTS,

@@ -13,8 +13,8 @@ import grpc
 from google.protobuf.duration_pb2 import Duration
 from google.type.money_pb2 import Money
 
-from shop.order.v1 import order_pb2 as orders
-from shop.order.v1.order_pb2_grpc import OrderServiceStub
+from shop_protos.order.v1 import order_pb2 as orders
+from shop_protos.order.v1.order_pb2_grpc import OrderServiceStub
 from tests.faults.clients import CHANNEL_OPTIONS, SHORT_SECONDS, Clients, outcome_of, user_ids
 from tests.faults.ledger import Call, Place
 

@@ -22,9 +22,9 @@ from devstack.kafka import Kafka
 from devstack.ports import free_ports
 from devstack.postgres import PostgresServer
 from devstack.stack import Databases
-from shop.inventory.v1 import inventory_pb2 as inventory
-from shop.order.v1 import order_pb2 as orders
 from shop_common.errors import ShopError
+from shop_protos.inventory.v1 import inventory_pb2 as inventory
+from shop_protos.order.v1 import order_pb2 as orders
 from shopctl.system.layout import RELAY
 from testkit.foreign import Foreign, send
 from tests.e2e.shop import CANCELLED, CONFIRMED, Shop

@@ -16,11 +16,11 @@ from event_relay.settings import RelaySettings
 from inventory_api.settings import InventorySettings
 from order_api.settings import OrderSettings
 from reservation_reaper.settings import ReaperSettings
-from shop.inventory.v1 import inventory_pb2
-from shop.inventory.v1 import maintenance_pb2 as inventory_maintenance_pb2
-from shop.order.v1 import maintenance_pb2 as order_maintenance_pb2
-from shop.order.v1 import order_pb2
 from shop_common.environment.settings import CommonSettings, load
+from shop_protos.inventory.v1 import inventory_pb2
+from shop_protos.inventory.v1 import maintenance_pb2 as inventory_maintenance_pb2
+from shop_protos.order.v1 import maintenance_pb2 as order_maintenance_pb2
+from shop_protos.order.v1 import order_pb2
 from shopctl.system.layout import INVENTORY_API, ORDER_API, REAPER, RELAY
 
 _ADDRESS = re.compile(r"_(url|target|servers|endpoint)$")

@@ -10,7 +10,7 @@ import pytest
 
 from devstack import kafka
 from devstack.stack import Databases, Options, Stack
-from shop.order.v1 import order_pb2, order_pb2_grpc
+from shop_protos.order.v1 import order_pb2, order_pb2_grpc
 from tests.e2e.shop import CANCELLED, CONFIRMED, Shop
 from tests.observability.jaeger import Jaeger
 

@@ -14,7 +14,7 @@ from google.type.money_pb2 import Money
 from devstack import kafka, postgres
 from devstack.postgres import PostgresServer
 from devstack.stack import Databases, Stack
-from shop.order.v1 import order_pb2, order_pb2_grpc
+from shop_protos.order.v1 import order_pb2, order_pb2_grpc
 from tests.e2e.shop import CONFIRMED, Shop
 
 BUYERS = 6

@@ -22,7 +22,7 @@ from devstack.dev.options import port_option
 from devstack.ports import free_ports
 from devstack.process import Process, inherited_environment
 from devstack.stack import Databases, Ports
-from shop.inventory.v1 import inventory_pb2, inventory_pb2_grpc
+from shop_protos.inventory.v1 import inventory_pb2, inventory_pb2_grpc
 from shopctl.system import runfile
 from shopctl.system.grpc_health import health
 from shopctl.system.runfile import RunFile

@@ -35,15 +35,15 @@ def test_the_protos_break_no_client_of_the_api_as_landed() -> None:
 def test_the_package_asks_for_what_its_code_was_generated_for() -> None:
     project = tomllib.loads((protos.PROTO / "pyproject.toml").read_text())["project"]
     asked = {Requirement(line).name: Requirement(line).specifier for line in project["dependencies"]}
-    messages = (protos.PROTO / "gen/shop/order/v1/order_pb2.py").read_text()
-    services = (protos.PROTO / "gen/shop/order/v1/order_pb2_grpc.py").read_text()
+    messages = (protos.PROTO / "gen/shop_protos/order/v1/order_pb2.py").read_text()
+    services = (protos.PROTO / "gen/shop_protos/order/v1/order_pb2_grpc.py").read_text()
 
     assert _lowest(str(asked["protobuf"])) >= _version(r"Protobuf Python Version: (\S+)", messages)
     assert _lowest(str(asked["grpcio"])) >= _version(r"GRPC_GENERATED_VERSION = '(\S+)'", services)
 
 
 def test_check_names_every_file_that_drifted(copy: Path) -> None:
-    generated = copy / "gen/shop/order/v1"
+    generated = copy / "gen/shop_protos/order/v1"
     (generated / "order_pb2.py").write_text("edited by hand")
     (generated / "order_pb2.pyi").unlink()
     (generated / "cart_pb2.py").touch()
@@ -66,8 +66,8 @@ def test_check_sees_a_proto_that_changed_after_its_code_was_made(copy: Path) -> 
 
 
 def test_generate_mends_what_drifted(copy: Path) -> None:
-    (copy / "gen/shop/py.typed").unlink()
-    (copy / "gen/shop/left_over_pb2.py").touch()
+    (copy / "gen/shop_protos/py.typed").unlink()
+    (copy / "gen/shop_protos/left_over_pb2.py").touch()
 
     protos.generate(copy)
 
@@ -80,7 +80,7 @@ def test_generate_leaves_the_old_code_when_a_proto_does_not_compile(copy: Path) 
     with pytest.raises(protos.ToolRefused, match=r"inventory\.proto:\d+:\d+: .*field number"):
         protos.generate(copy)
 
-    assert (copy / "gen/shop/inventory/v1/inventory_pb2.py").exists()
+    assert (copy / "gen/shop_protos/inventory/v1/inventory_pb2.py").exists()
 
 
 def test_lint_names_a_field_without_a_comment(copy: Path) -> None:
@@ -123,7 +123,7 @@ def test_breaking_without_a_baseline_says_how_to_make_one(copy: Path) -> None:
 def test_the_command_ends_with_1_and_its_findings_when_it_is_not_content(
     copy: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (copy / "gen/shop/py.typed").unlink()
+    (copy / "gen/shop_protos/py.typed").unlink()
 
     assert protos.main(["--proto", str(copy), "check"]) == 1
     assert "shop/py.typed: is missing" in capsys.readouterr().err

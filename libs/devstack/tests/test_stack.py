@@ -10,8 +10,8 @@ from devstack.dev import drain
 from devstack.kafka import Kafka
 from devstack.process import ProcessEnded
 from devstack.stack import Databases, Options, Stack
-from shop.inventory.v1 import inventory_pb2, inventory_pb2_grpc
-from shop.order.v1 import order_pb2, order_pb2_grpc
+from shop_protos.inventory.v1 import inventory_pb2, inventory_pb2_grpc
+from shop_protos.order.v1 import order_pb2, order_pb2_grpc
 
 DRAIN_SECONDS = 90
 

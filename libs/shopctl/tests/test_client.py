@@ -1,4 +1,9 @@
-from shop.inventory.v1.inventory_pb2 import BatchReserveStockRequest, CheckStockRequest, OrderLines, ReserveStockRequest
+from shop_protos.inventory.v1.inventory_pb2 import (
+    BatchReserveStockRequest,
+    CheckStockRequest,
+    OrderLines,
+    ReserveStockRequest,
+)
 from shopctl import client
 from shopctl.client import SERVICES
 

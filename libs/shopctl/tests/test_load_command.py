@@ -10,7 +10,7 @@ from devstack import kafka
 from devstack.ports import free_ports
 from devstack.process import Process
 from devstack.stack import Databases, Stack
-from shop.order.v1 import order_pb2 as orders
+from shop_protos.order.v1 import order_pb2 as orders
 from shopctl.__main__ import main
 from shopctl.client import Shop
 

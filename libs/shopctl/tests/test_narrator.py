@@ -1,6 +1,6 @@
 import pytest
 
-from shop.inventory.v1.inventory_pb2 import CheckStockResponse, ListReservationsResponse, Reservation
+from shop_protos.inventory.v1.inventory_pb2 import CheckStockResponse, ListReservationsResponse, Reservation
 from shopctl.smoke import narrator
 from shopctl.terminal.failures import CommandFailed
 

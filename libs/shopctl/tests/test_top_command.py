@@ -15,8 +15,8 @@ from devstack import kafka
 from devstack.ports import free_ports
 from devstack.process import inherited_environment
 from devstack.stack import Databases, Options, Ports, Stack
-from shop.inventory.v1.inventory_pb2 import CheckStockRequest, CreateInventoryItemRequest, ReserveStockRequest
 from shop_common.errors import Refused
+from shop_protos.inventory.v1.inventory_pb2 import CheckStockRequest, CreateInventoryItemRequest, ReserveStockRequest
 from shopctl.__main__ import main
 from shopctl.client import Shop
 

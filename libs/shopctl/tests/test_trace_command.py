@@ -15,8 +15,9 @@ from devstack.dev.options import port_option
 from devstack.ports import free_ports
 from devstack.process import Process
 from devstack.stack import Ports
-from shop.inventory.v1.inventory_pb2 import CreateInventoryItemRequest
-from shop.order.v1.order_pb2 import (
+from shop_common.errors import Refused
+from shop_protos.inventory.v1.inventory_pb2 import CreateInventoryItemRequest
+from shop_protos.order.v1.order_pb2 import (
     ORDER_STATUS_CANCELLED,
     ORDER_STATUS_SHIPPED,
     CreateOrderItem,
@@ -25,7 +26,6 @@ from shop.order.v1.order_pb2 import (
     ListOrdersRequest,
     UpdateOrderStatusRequest,
 )
-from shop_common.errors import Refused
 from shopctl.__main__ import main
 from shopctl.client import Shop
 from shopctl.system import runfile

@@ -17,8 +17,8 @@ from inventory_api.domain.model import (
     State,
 )
 from inventory_api.store import reservation_pages
-from shop.inventory.v1 import inventory_pb2 as pb
 from shop_common.api.valid import INT64_MAX
+from shop_protos.inventory.v1 import inventory_pb2 as pb
 
 BYTES_MAX = 4 * 1024 * 1024
 """Of a message, for every gRPC client that was not told otherwise."""

@@ -3,8 +3,8 @@
 import pytest
 
 from inventory_api.api import requests
-from shop.inventory.v1 import inventory_pb2 as pb
 from shop_common.errors import InvalidInput
+from shop_protos.inventory.v1 import inventory_pb2 as pb
 
 
 def test_the_orders_of_a_batch_that_has_too_many_are_not_looked_at() -> None:

@@ -12,9 +12,9 @@ from sqlalchemy import select
 from order_api.api import answers, requests
 from order_api.domain.model import HeldOrder, NewItem, NewOrder
 from order_api.store import orders, tables
-from shop.order.v1 import order_pb2 as pb
 from shop_common.api.money import UNITS_MAX, exact
 from shop_common.db.database import Database
+from shop_protos.order.v1 import order_pb2 as pb
 
 _prices = st.builds(
     Money,

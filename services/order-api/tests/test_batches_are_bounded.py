@@ -17,10 +17,10 @@ from order_api.operations.coalescing import Operations
 from order_api.operations.history import TURN_KEYS, PurgeRequest
 from order_api.operations.transitions import TURN_LINES, AbandonedRequest, Loss, Step
 from order_api.store import orders, tables
-from shop.order.v1 import order_pb2 as pb
 from shop_common.batching.coalescer import BATCH_WEIGHT_MAX
 from shop_common.db.database import Database
 from shop_common.db.idempotency import Claim, RequestIdReused
+from shop_protos.order.v1 import order_pb2 as pb
 
 LONG = tuple(NewItem(product, 1, Decimal(1)) for product in range(1, LINES_MAX + 1))
 

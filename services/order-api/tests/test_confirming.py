@@ -5,8 +5,8 @@ from functools import partial
 import grpc
 from desk import Desk, Stock, at_once, eventually, new_order, new_request, refusal, stored
 
-from shop.order.v1 import order_pb2 as pb
 from shop_common.db.database import Database
+from shop_protos.order.v1 import order_pb2 as pb
 
 CONFIRMED = pb.ORDER_STATUS_CONFIRMED
 CANCELLED = pb.ORDER_STATUS_CANCELLED

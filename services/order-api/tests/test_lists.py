@@ -13,12 +13,12 @@ from order_api.api import answers, requests
 from order_api.domain.model import NewItem, Order, OrderItem, Status
 from order_api.store import orders
 from order_api.store.orders import OrderFilter
-from shop.order.v1 import order_pb2 as pb
 from shop_common.api import paging
 from shop_common.api.paging import TOKEN_LENGTH_MAX, Page, PageRequest
 from shop_common.api.valid import TEXT_LENGTH_MAX
 from shop_common.db.database import Database
 from shop_common.moments import from_micros, to_proto
+from shop_protos.order.v1 import order_pb2 as pb
 
 
 @pytest.fixture

@@ -16,8 +16,8 @@ from order_api.inventory import Inventory
 from order_api.operations import history
 from order_api.operations.history import PurgeRequest
 from order_api.store import tables
-from shop.order.v1 import order_pb2 as pb
 from shop_common.db.database import Database
+from shop_protos.order.v1 import order_pb2 as pb
 
 
 @contextmanager

@@ -9,10 +9,10 @@ from google.protobuf.duration_pb2 import Duration
 from google.type.money_pb2 import Money
 
 from order_api.api import requests
-from shop.order.v1 import maintenance_pb2
-from shop.order.v1 import order_pb2 as pb
 from shop_common.api.money import UNITS_MAX
 from shop_common.errors import InvalidInput
+from shop_protos.order.v1 import maintenance_pb2
+from shop_protos.order.v1 import order_pb2 as pb
 
 GOOD = new_request((1, 1, "1.5"), ttl_seconds=60, request_id="r")
 

@@ -15,8 +15,8 @@ from google.protobuf.duration_pb2 import Duration
 
 from devstack.ports import free_ports
 from devstack.process import Process
-from shop.inventory.v1 import inventory_pb2 as pb
-from shop.inventory.v1.inventory_pb2_grpc import InventoryServiceStub
+from shop_protos.inventory.v1 import inventory_pb2 as pb
+from shop_protos.inventory.v1.inventory_pb2_grpc import InventoryServiceStub
 from shopctl.system.grpc_health import health
 
 START_SECONDS = 60

@@ -14,14 +14,14 @@ import grpc
 from google.protobuf.descriptor import FieldDescriptor, ServiceDescriptor
 from google.protobuf.message import Message
 
-from shop.inventory.v1 import inventory_pb2, maintenance_pb2
-from shop.inventory.v1.inventory_pb2_grpc import InventoryServiceStub
-from shop.inventory.v1.maintenance_pb2_grpc import InventoryMaintenanceServiceStub
-from shop.order.v1 import maintenance_pb2 as order_maintenance_pb2
-from shop.order.v1 import order_pb2
-from shop.order.v1.maintenance_pb2_grpc import OrderMaintenanceServiceStub
-from shop.order.v1.order_pb2_grpc import OrderServiceStub
 from shop_common.rpc.client import Client
+from shop_protos.inventory.v1 import inventory_pb2, maintenance_pb2
+from shop_protos.inventory.v1.inventory_pb2_grpc import InventoryServiceStub
+from shop_protos.inventory.v1.maintenance_pb2_grpc import InventoryMaintenanceServiceStub
+from shop_protos.order.v1 import maintenance_pb2 as order_maintenance_pb2
+from shop_protos.order.v1 import order_pb2
+from shop_protos.order.v1.maintenance_pb2_grpc import OrderMaintenanceServiceStub
+from shop_protos.order.v1.order_pb2_grpc import OrderServiceStub
 
 _Request = TypeVar("_Request", bound=Message)
 _Response = TypeVar("_Response", bound=Message)

@@ -12,7 +12,6 @@ from inventory_api.operations.coalescing import Operations
 from inventory_api.operations.holds import HoldsWatch
 from inventory_api.settings import InventorySettings
 from inventory_api.store.tables import outbox
-from shop.inventory.v1 import inventory_pb2, inventory_pb2_grpc, maintenance_pb2, maintenance_pb2_grpc
 from shop_common.db import schema
 from shop_common.db.database import Database
 from shop_common.db.schema import SchemaError
@@ -21,6 +20,7 @@ from shop_common.events.consumer import Consumer
 from shop_common.process import lifecycle
 from shop_common.rpc.server import Server
 from shop_common.telemetry import telemetry
+from shop_protos.inventory.v1 import inventory_pb2, inventory_pb2_grpc, maintenance_pb2, maintenance_pb2_grpc
 
 PROCESS = "inventory-api"
 

@@ -9,13 +9,13 @@ from typing import ClassVar
 from google.protobuf.duration_pb2 import Duration
 
 from order_api.domain.model import NewOrder
-from shop.inventory.v1 import inventory_pb2 as pb
-from shop.inventory.v1 import inventory_pb2_grpc
 from shop_common.db.idempotency import RequestIdReused
 from shop_common.errors import InvalidInput, ShopError, Unavailable, Violation
 from shop_common.rpc.client import Client
 from shop_common.rpc.status import from_status
 from shop_common.telemetry import logs
+from shop_protos.inventory.v1 import inventory_pb2 as pb
+from shop_protos.inventory.v1 import inventory_pb2_grpc
 
 RELEASES_WAITING_MAX = 1_000
 RELEASE_SECONDS = 1.0

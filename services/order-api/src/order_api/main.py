@@ -12,7 +12,6 @@ from order_api.migrations import SCHEMA
 from order_api.operations.coalescing import Operations
 from order_api.settings import OrderSettings
 from order_api.store.tables import outbox
-from shop.order.v1 import maintenance_pb2, maintenance_pb2_grpc, order_pb2, order_pb2_grpc
 from shop_common.db import schema
 from shop_common.db.database import Database
 from shop_common.db.schema import SchemaError
@@ -21,6 +20,7 @@ from shop_common.events.consumer import Consumer
 from shop_common.process import lifecycle
 from shop_common.rpc.server import Server
 from shop_common.telemetry import telemetry
+from shop_protos.order.v1 import maintenance_pb2, maintenance_pb2_grpc, order_pb2, order_pb2_grpc
 
 PROCESS = "order-api"
 

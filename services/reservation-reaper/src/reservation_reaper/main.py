@@ -10,15 +10,15 @@ from reservation_reaper.reaper import Work
 from reservation_reaper.schedule import Schedule
 from reservation_reaper.settings import ReaperSettings
 from reservation_reaper.triggers import Cron, Every, Trigger
-from shop.inventory.v1 import maintenance_pb2 as inventory_pb2
-from shop.inventory.v1.maintenance_pb2_grpc import InventoryMaintenanceServiceStub
-from shop.order.v1 import maintenance_pb2 as order_pb2
-from shop.order.v1.maintenance_pb2_grpc import OrderMaintenanceServiceStub
 from shop_common.environment.settings import help_text, load
 from shop_common.process import lifecycle
 from shop_common.rpc.client import Client
 from shop_common.rpc.health import HealthServer
 from shop_common.telemetry import telemetry
+from shop_protos.inventory.v1 import maintenance_pb2 as inventory_pb2
+from shop_protos.inventory.v1.maintenance_pb2_grpc import InventoryMaintenanceServiceStub
+from shop_protos.order.v1 import maintenance_pb2 as order_pb2
+from shop_protos.order.v1.maintenance_pb2_grpc import OrderMaintenanceServiceStub
 
 PROCESS = "reservation-reaper"
 

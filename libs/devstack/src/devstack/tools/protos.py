@@ -10,6 +10,7 @@ and `baseline` rewrites it: at a landing, once `breaking` has passed, and never 
 """
 
 import argparse
+import re
 import shutil
 import subprocess
 import sys
@@ -23,6 +24,9 @@ import google.type.money_pb2 as money_pb2
 PROTO = Path(__file__).resolve().parents[5] / "proto"
 
 _PACKAGE = "shop"
+_PYTHON_PACKAGE = "shop_protos"
+# `from shop_protos.order.v1 import …`, and the modules' own names.
+_MODULES = re.compile(rf"\b{_PACKAGE}\.(?=[\w.]+_pb2\b|[\w.]+ import )")
 _IMPORTS = Path(money_pb2.__file__).parents[2]
 _SCRIPTS = Path(sysconfig.get_path("scripts"))
 
@@ -32,12 +36,12 @@ class ToolRefused(Exception):
 
 
 def generate(proto: Path = PROTO) -> None:
-    """Write the Python code of all protos to `gen/shop`, in place of what is there."""
+    """Write the Python code of all protos to `gen/shop_protos`, in place of what is there."""
     with tempfile.TemporaryDirectory() as fresh:
         _generate_into(Path(fresh), proto)
-        target = proto / "gen" / _PACKAGE
+        target = proto / "gen" / _PYTHON_PACKAGE
         shutil.rmtree(target, ignore_errors=True)
-        shutil.copytree(Path(fresh) / _PACKAGE, target)
+        shutil.copytree(Path(fresh) / _PYTHON_PACKAGE, target)
 
 
 def lint(proto: Path = PROTO) -> None:
@@ -60,7 +64,7 @@ def breaking(proto: Path = PROTO) -> None:
 
 
 def check(proto: Path = PROTO) -> None:
-    """Compare `gen/shop` with what the protos give. Raises ToolRefused with every file that drifted."""
+    """Compare `gen/shop_protos` with what the protos give. Raises ToolRefused with every file that drifted."""
     with tempfile.TemporaryDirectory() as folder:
         _generate_into(Path(folder), proto)
         wanted, found = _contents(Path(folder)), _contents(proto / "gen")
@@ -97,7 +101,10 @@ def _generate_into(folder: Path, proto: Path) -> None:
         # protoc looks plugins up on the PATH, which need not hold this environment's scripts.
         *(f"--plugin={name}={_SCRIPTS / name}" for name in ("protoc-gen-mypy", "protoc-gen-mypy_grpc")),
     )
-    root = folder / _PACKAGE
+    # protoc names modules for the proto package. Users may well have a package `shop` of their own.
+    root = (folder / _PACKAGE).rename(folder / _PYTHON_PACKAGE)
+    for file in (*root.rglob("*.py"), *root.rglob("*.pyi")):
+        file.write_text(_MODULES.sub(f"{_PYTHON_PACKAGE}.", file.read_text()))
     for package in (root, *(path for path in root.rglob("*") if path.is_dir())):
         (package / "__init__.py").touch()
     (root / "py.typed").touch()

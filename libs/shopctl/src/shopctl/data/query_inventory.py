@@ -9,7 +9,7 @@ from typing import Any
 
 from rich.table import Column
 
-from shop.inventory.v1.inventory_pb2 import InventoryItem, ListInventoryItemsRequest
+from shop_protos.inventory.v1.inventory_pb2 import InventoryItem, ListInventoryItemsRequest
 from shopctl.client import Shop
 from shopctl.data import pages
 from shopctl.system import target

@@ -5,8 +5,8 @@ from typing import Any
 
 from rich.table import Column
 
-from shop.order.v1.order_pb2 import ListOrdersRequest, Order, OrderStatus
 from shop_common.api import money
+from shop_protos.order.v1.order_pb2 import ListOrdersRequest, Order, OrderStatus
 from shopctl.client import Shop
 from shopctl.data import pages
 from shopctl.system import target

@@ -13,7 +13,7 @@ from itertools import islice
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from shop.inventory.v1.inventory_pb2 import CreateInventoryItemRequest, ListInventoryItemsRequest
+from shop_protos.inventory.v1.inventory_pb2 import CreateInventoryItemRequest, ListInventoryItemsRequest
 from shopctl.client import Shop
 from shopctl.data.pages import PAGE_SIZE_MAX
 from shopctl.system import target

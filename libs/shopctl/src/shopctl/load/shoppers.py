@@ -14,9 +14,9 @@ from uuid import uuid4
 from google.protobuf.duration_pb2 import Duration
 from google.type.money_pb2 import Money
 
-from shop.inventory.v1 import inventory_pb2 as stock
-from shop.order.v1 import order_pb2 as orders
 from shop_common.errors import ShopError
+from shop_protos.inventory.v1 import inventory_pb2 as stock
+from shop_protos.order.v1 import order_pb2 as orders
 from shopctl.client import Shop
 
 PRODUCTS = range(900_000_001, 900_000_051)

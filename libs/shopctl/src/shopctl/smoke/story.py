@@ -9,10 +9,10 @@ from uuid import uuid4
 from google.protobuf.duration_pb2 import Duration
 from google.type.money_pb2 import Money
 
-from shop.inventory.v1 import inventory_pb2 as stock
-from shop.inventory.v1 import maintenance_pb2 as stock_maintenance
-from shop.order.v1 import maintenance_pb2 as order_maintenance
-from shop.order.v1 import order_pb2 as orders
+from shop_protos.inventory.v1 import inventory_pb2 as stock
+from shop_protos.inventory.v1 import maintenance_pb2 as stock_maintenance
+from shop_protos.order.v1 import maintenance_pb2 as order_maintenance
+from shop_protos.order.v1 import order_pb2 as orders
 from shopctl.smoke.narrator import Narrator
 
 _WEEK = Duration(seconds=7 * 24 * 3600)

@@ -5,10 +5,10 @@ from dataclasses import replace
 
 from inventory_api.api.requests import STATE_NUMBERS
 from inventory_api.domain.model import Item, Reservation
-from shop.inventory.v1 import inventory_pb2 as pb
 from shop_common.errors import ShopError
 from shop_common.moments import to_proto, to_proto_or_none
 from shop_common.rpc.status import to_status
+from shop_protos.inventory.v1 import inventory_pb2 as pb
 
 ANSWER_ALLOCATIONS_MAX = 25_000
 """Each is at most 90 bytes; with 5,000 reservations of at most 200 bytes an answer has less than 4 MB."""

@@ -10,13 +10,13 @@ from inventory_api.operations.history import PurgeRequest
 from inventory_api.operations.stock import AddStock, ItemFilter, SetQuantity, StockQuestion
 from inventory_api.operations.transitions import OrderRequest, ReleaseRequest
 from inventory_api.store.reservation_pages import ReservationFilter
-from shop.inventory.v1 import inventory_pb2 as pb
-from shop.inventory.v1 import maintenance_pb2
 from shop_common.api import paging
 from shop_common.api.paging import PageRequest
 from shop_common.api.valid import INT64_MAX, Fields
 from shop_common.errors import InvalidInput
 from shop_common.telemetry import telemetry
+from shop_protos.inventory.v1 import inventory_pb2 as pb
+from shop_protos.inventory.v1 import maintenance_pb2
 
 LINE_QUANTITY_MAX = 1_000_000_000
 LINES_MAX = 200

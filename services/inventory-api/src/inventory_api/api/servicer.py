@@ -4,11 +4,11 @@ from grpc import ServicerContext
 
 from inventory_api.api import answers, requests
 from inventory_api.operations.coalescing import Operations
-from shop.inventory.v1 import inventory_pb2 as pb
-from shop.inventory.v1 import inventory_pb2_grpc, maintenance_pb2, maintenance_pb2_grpc
 from shop_common.api import paging
 from shop_common.errors import InvalidInput
 from shop_common.rpc.server import deadline, traceparent
+from shop_protos.inventory.v1 import inventory_pb2 as pb
+from shop_protos.inventory.v1 import inventory_pb2_grpc, maintenance_pb2, maintenance_pb2_grpc
 
 
 class InventoryServicer(inventory_pb2_grpc.InventoryServiceServicer):

@@ -2,9 +2,9 @@
 
 from google.protobuf.message import Message
 
-from shop.inventory.v1 import inventory_pb2 as pb
 from shop_common.api.valid import IDENTIFIER_LENGTH_MAX
 from shop_common.events.consumer import Event
+from shop_protos.inventory.v1 import inventory_pb2 as pb
 
 
 def describe(message: Message) -> dict[str, str | int | list[str]]:

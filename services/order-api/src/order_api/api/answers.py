@@ -2,9 +2,9 @@
 
 from order_api.api.requests import STATUS_NUMBERS
 from order_api.domain.model import Order
-from shop.order.v1 import order_pb2 as pb
 from shop_common.api import money
 from shop_common.moments import to_proto
+from shop_protos.order.v1 import order_pb2 as pb
 
 
 def order(found: Order) -> pb.Order:

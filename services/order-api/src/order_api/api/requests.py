@@ -10,12 +10,12 @@ from order_api.domain.model import LINES_MAX, NewItem, NewOrder, Status
 from order_api.operations.history import PurgeRequest
 from order_api.operations.transitions import AbandonedRequest, Step
 from order_api.store.orders import OrderFilter
-from shop.order.v1 import maintenance_pb2
-from shop.order.v1 import order_pb2 as pb
 from shop_common.api import money, paging
 from shop_common.api.paging import PageRequest
 from shop_common.api.valid import Fields
 from shop_common.moments import from_micros
+from shop_protos.order.v1 import maintenance_pb2
+from shop_protos.order.v1 import order_pb2 as pb
 
 LINE_QUANTITY_MAX = 1_000_000_000
 TTL_SECONDS_MIN = 1

@@ -4,10 +4,10 @@ from grpc import ServicerContext
 
 from order_api.api import answers, requests
 from order_api.operations.coalescing import Operations
-from shop.order.v1 import maintenance_pb2, maintenance_pb2_grpc, order_pb2_grpc
-from shop.order.v1 import order_pb2 as pb
 from shop_common.api import paging
 from shop_common.rpc.server import deadline, traceparent
+from shop_protos.order.v1 import maintenance_pb2, maintenance_pb2_grpc, order_pb2_grpc
+from shop_protos.order.v1 import order_pb2 as pb
 
 
 class OrderServicer(order_pb2_grpc.OrderServiceServicer):

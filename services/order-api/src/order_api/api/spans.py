@@ -2,8 +2,8 @@
 
 from google.protobuf.message import Message
 
-from shop.order.v1 import order_pb2 as pb
 from shop_common.events.consumer import Event
+from shop_protos.order.v1 import order_pb2 as pb
 
 
 def describe(message: Message) -> dict[str, str]:

@@ -15,11 +15,11 @@ from order_api import inventory
 from order_api.domain.model import HeldOrder, NewOrder, Order, ReservationExpired, quantities
 from order_api.inventory import Inventory, InventoryUnavailable
 from order_api.store import orders
-from shop.inventory.v1 import inventory_pb2
 from shop_common.batching.coalesced import Coalesced
 from shop_common.batching.coalescer import Coalescer, Limits
 from shop_common.db.database import Database
 from shop_common.errors import DatabaseUnavailable, ShopError
+from shop_protos.inventory.v1 import inventory_pb2
 
 CALLS = Limits(flights_max=4, patience_seconds=0.1)
 """Of inventory-api: one at a time, and more only beside one that takes long."""

@@ -4,7 +4,7 @@ isort:skip_file
 """
 
 from collections import abc as _abc
-from shop.order.v1 import order_pb2 as _order_pb2
+from shop_protos.order.v1 import order_pb2 as _order_pb2
 import abc as _abc_1
 import grpc as _grpc
 

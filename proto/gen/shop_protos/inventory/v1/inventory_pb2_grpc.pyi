@@ -4,7 +4,7 @@ isort:skip_file
 """
 
 from collections import abc as _abc
-from shop.inventory.v1 import inventory_pb2 as _inventory_pb2
+from shop_protos.inventory.v1 import inventory_pb2 as _inventory_pb2
 import abc as _abc_1
 import grpc as _grpc
 

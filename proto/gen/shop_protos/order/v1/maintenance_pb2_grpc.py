@@ -3,7 +3,7 @@
 import grpc
 import warnings
 
-from shop.order.v1 import maintenance_pb2 as shop_dot_order_dot_v1_dot_maintenance__pb2
+from shop_protos.order.v1 import maintenance_pb2 as shop_dot_order_dot_v1_dot_maintenance__pb2
 
 GRPC_GENERATED_VERSION = '1.85.1'
 GRPC_VERSION = grpc.__version__
