@@ -54,7 +54,7 @@ def test_check_names_every_file_that_drifted(copy: Path) -> None:
     assert str(refusal.value).splitlines()[1:] == [
         "  shop/order/v1/cart_pb2.py: is left over",
         "  shop/order/v1/order_pb2.py: differs",
-        "  shop/order/v1/order_pb2.pyi: is missing",
+        "  shop_protos/order/v1/order_pb2.pyi: is missing",
     ]
 
 
@@ -126,7 +126,7 @@ def test_the_command_ends_with_1_and_its_findings_when_it_is_not_content(
     (copy / "gen/shop_protos/py.typed").unlink()
 
     assert protos.main(["--proto", str(copy), "check"]) == 1
-    assert "shop/py.typed: is missing" in capsys.readouterr().err
+    assert "shop_protos/py.typed: is missing" in capsys.readouterr().err
 
     assert protos.main(["--proto", str(copy), "generate"]) == 0
     assert protos.main(["--proto", str(copy), "check"]) == 0
