@@ -52,8 +52,8 @@ def test_check_names_every_file_that_drifted(copy: Path) -> None:
         protos.check(copy)
 
     assert str(refusal.value).splitlines()[1:] == [
-        "  shop/order/v1/cart_pb2.py: is left over",
-        "  shop/order/v1/order_pb2.py: differs",
+        "  shop_protos/order/v1/cart_pb2.py: is left over",
+        "  shop_protos/order/v1/order_pb2.py: differs",
         "  shop_protos/order/v1/order_pb2.pyi: is missing",
     ]
 
