@@ -113,7 +113,7 @@ def test_an_added_field_breaks_nobody(copy: Path) -> None:
 def test_breaking_without_a_baseline_says_how_to_make_one(copy: Path) -> None:
     (copy / "baseline.binpb").unlink()
 
-    with pytest.raises(protos.ToolRefused, match=r"devstack\.protos baseline"):
+    with pytest.raises(protos.ToolRefused, match=r"devstack\.tools\.protos baseline"):
         protos.breaking(copy)
 
     protos.baseline(copy)
