@@ -27,6 +27,8 @@ COPY requirements/bootstrap.txt /requirements/
 RUN --mount=type=cache,target=/pip-cache \
     python -m venv /build \
     && /build/bin/pip install --disable-pip-version-check --only-binary=:all: --require-hashes --requirement /requirements/bootstrap.txt
+# The packages get this version, or 0.0.0 if it is a word such as `dev`: here is no git to ask.
+ARG VERSION=dev
 COPY libs/common /src/libs/common
 COPY proto /src/proto
 COPY services /src/services
@@ -34,7 +36,8 @@ COPY services /src/services
 # neither changes in an image.
 RUN cd /src \
     && install() { /build/bin/uv pip install --quiet --offline --no-deps --no-build-isolation --python /build --target "$@"; } \
-    && export PATH=/build/bin:$PATH \
+    && SETUPTOOLS_SCM_PRETEND_VERSION=$(echo "$VERSION" | grep '^[0-9]' || echo 0.0.0) \
+    && export PATH=/build/bin:$PATH SETUPTOOLS_SCM_PRETEND_VERSION \
     && install /packages/shared ./libs/common ./proto \
     && for service in services/*; do install "/packages/${service##*/}" "./$service"; done \
     && rm /packages/*/.lock \
@@ -95,7 +98,9 @@ RUN --mount=type=cache,target=/pip-cache \
 
 FROM packages AS shopctl-package
 COPY libs/shopctl /src/libs/shopctl
+ARG VERSION=dev
 RUN cd /src \
+    && export SETUPTOOLS_SCM_PRETEND_VERSION=$(echo "$VERSION" | grep '^[0-9]' || echo 0.0.0) \
     && PATH=/build/bin:$PATH uv pip install --quiet --offline --no-deps --no-build-isolation --python /build \
         --target /packages/shopctl ./libs/shopctl \
     && rm /packages/shopctl/.lock \
