@@ -27,7 +27,7 @@ from alembic.autogenerate import compare_metadata
 from alembic.config import Config
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from sqlalchemy import CheckConstraint, Connection, MetaData, Table, inspect, text
+from sqlalchemy import CheckConstraint, Connection, MetaData, Table, TableClause, Text, column, inspect, select, text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.schema import DropTable
 
@@ -160,11 +160,13 @@ class Schema:
     ) -> None:
         if causes:
             self._wait(database, set_ready, die, causes)
+        # One cheap statement: Alembic's own look costs a hundredth of a busy process.
+        version = select(column("version_num", Text)).select_from(TableClause(self.version_table))
         needs_repair = False
         while True:
             time.sleep(LOOK_AGAIN_SECONDS)
             try:
-                database.query(lambda tx: self._alembic(tx).get_current_revision())
+                database.query(lambda tx: tx.execute(version).all())
             except DatabaseNeedsRepair as error:
                 if not needs_repair:
                     needs_repair = True
