@@ -9,7 +9,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from inventory_api.domain.allocation import Shelf, Shelves, allocate
-from inventory_api.domain.model import InsufficientStock, Item, Line
+from inventory_api.domain.errors import InsufficientStock
+from inventory_api.domain.model import Item, Line
 
 MOMENT = datetime(2024, 1, 15, tzinfo=UTC)
 LOCATIONS = "ABCD"

@@ -5,13 +5,13 @@ from uuid import UUID
 
 from inventory_api.api import answers
 from inventory_api.api.requests import BATCH_LINES_MAX, BATCH_ORDERS_MAX
+from inventory_api.domain.errors import InsufficientStock
 from inventory_api.domain.model import (
     ITEM_QUANTITY_MAX,
     LOCATIONS_MAX,
     ORDER_ALLOCATIONS_MAX,
     ORDER_RESERVATIONS_MAX,
     Allocation,
-    InsufficientStock,
     Item,
     Reservation,
     State,

@@ -9,19 +9,16 @@ from sqlalchemy import insert, select, text, update
 from stockroom import TTL_SECONDS, Stockroom, deadline
 
 from inventory_api.domain import allocation
-from inventory_api.domain.events import OF_STATE
+from inventory_api.domain.errors import BelowReserved, InsufficientStock, LocationsLimit, ReservationsLimit
+from inventory_api.domain.events import EVENT_OF_STATE
 from inventory_api.domain.model import (
     ITEM_QUANTITY_MAX,
     LOCATIONS_MAX,
     ORDER_RESERVATIONS_MAX,
     Allocation,
-    BelowReserved,
-    InsufficientStock,
     Line,
-    LocationsLimit,
     OrderLines,
     Reservation,
-    ReservationsLimit,
     State,
 )
 from inventory_api.operations import due, halves, holds, reserve, stock, transitions
@@ -273,7 +270,7 @@ def test_the_largest_event_of_every_state_fits(state: State) -> None:
         str(UUID(int=1)), 2**63 - 1, ITEM_QUANTITY_MAX, '"' * 64, state, moment, moment, allocations=parts
     )
 
-    message = OF_STATE[state](reservation, moment, None)
+    message = EVENT_OF_STATE[state](reservation, moment, None)
 
     assert len(orjson.dumps(message.data)) < PAYLOAD_BYTES_MAX / 5
 

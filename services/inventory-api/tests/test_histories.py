@@ -18,16 +18,14 @@ from hypothesis.stateful import (
 )
 from stockroom import Stockroom, deadline, empty
 
-from inventory_api.domain.model import (
+from inventory_api.domain.errors import (
     BelowReserved,
     InsufficientStock,
-    Line,
-    Reservation,
     ReservationExpired,
     ReservationNotFound,
     ReservationReleased,
-    State,
 )
+from inventory_api.domain.model import Line, Reservation, State
 from inventory_api.operations.stock import AddStock, StockQuestion
 from shop_common.errors import ShopError
 

@@ -9,7 +9,8 @@ import pytest
 from sqlalchemy import bindparam, case, event, func, select, text, update
 from stockroom import Stockroom, deadline
 
-from inventory_api.domain.model import ENDED, Item, Line, Reservation, ReservationNotFound, State
+from inventory_api.domain.errors import ReservationNotFound
+from inventory_api.domain.model import ENDED, Item, Line, Reservation, State
 from inventory_api.operations import due, holds
 from inventory_api.operations.expiry import Expiry
 from inventory_api.operations.history import History, Purged, PurgeRequest

@@ -6,7 +6,8 @@ import pytest
 from sqlalchemy import func, select
 from stockroom import Stockroom, at_once, deadline, refusals
 
-from inventory_api.domain.model import InsufficientStock, Line, OrderLines, Reservation, State
+from inventory_api.domain.errors import InsufficientStock
+from inventory_api.domain.model import Line, OrderLines, Reservation, State
 from inventory_api.store import tables
 from shop_common.db.idempotency import RequestIdReused
 from shop_common.errors import ShopError

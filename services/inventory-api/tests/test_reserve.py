@@ -3,7 +3,8 @@
 import pytest
 from stockroom import TTL_SECONDS, Stockroom, deadline
 
-from inventory_api.domain.model import InsufficientStock, Line, OrderLines, State
+from inventory_api.domain.errors import InsufficientStock
+from inventory_api.domain.model import Line, OrderLines, State
 
 
 def test_a_hold_takes_units_off_the_shelf_until_it_expires(stockroom: Stockroom) -> None:

@@ -4,7 +4,8 @@ from functools import partial
 
 from stockroom import Stockroom, at_once, refusals
 
-from inventory_api.domain.model import InsufficientStock, Line
+from inventory_api.domain.errors import InsufficientStock
+from inventory_api.domain.model import Line
 from shop_common.errors import ShopError
 
 

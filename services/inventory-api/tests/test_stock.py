@@ -6,17 +6,8 @@ import pytest
 from sqlalchemy import insert
 from stockroom import Stockroom, at_once, deadline, refusals
 
-from inventory_api.domain.model import (
-    DEFAULT_LOCATION,
-    ITEM_QUANTITY_MAX,
-    BelowReserved,
-    InsufficientStock,
-    Item,
-    ItemNotFound,
-    QuantityLimit,
-    State,
-    VersionMismatch,
-)
+from inventory_api.domain.errors import BelowReserved, InsufficientStock, ItemNotFound, QuantityLimit, VersionMismatch
+from inventory_api.domain.model import DEFAULT_LOCATION, ITEM_QUANTITY_MAX, Item, State
 from inventory_api.operations import stock
 from inventory_api.operations.stock import AddStock, SetQuantity, StockQuestion
 from inventory_api.store import tables

@@ -6,14 +6,8 @@ from functools import partial
 import pytest
 from stockroom import Stockroom, at_once
 
-from inventory_api.domain.model import (
-    Line,
-    Reservation,
-    ReservationExpired,
-    ReservationNotFound,
-    ReservationReleased,
-    State,
-)
+from inventory_api.domain.errors import ReservationExpired, ReservationNotFound, ReservationReleased
+from inventory_api.domain.model import Line, Reservation, State
 
 
 def told(stockroom: Stockroom, *, but: str = "STOCK_RESERVED") -> list[str]:

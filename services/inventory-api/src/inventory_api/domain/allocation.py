@@ -1,15 +1,16 @@
-"""From which locations a line is taken. Pure: numbers in, numbers out."""
+"""Decides from which locations the units of an order line are taken. Needs no database."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from inventory_api.domain.model import LOCATIONS_MAX, Allocation, InsufficientStock, Item, Line, LocationsLimit
+from inventory_api.domain.errors import InsufficientStock, LocationsLimit
+from inventory_api.domain.model import LOCATIONS_MAX, Allocation, Item, Line
 from shop_common.errors import Refused
 
 
 @dataclass(slots=True)
 class Shelf:
-    """What is free of one item, while a batch is decided."""
+    """The units of one item that are still free while a batch is decided."""
 
     item_id: int
     location: str
@@ -17,76 +18,76 @@ class Shelf:
 
 
 class Shelves:
-    """The free stock of some products. `take` draws on it; `put_back` undoes."""
+    """The free units of some products. `take` takes units for an order, and `put_back` returns them."""
 
     def __init__(self, items: Iterable[Item]) -> None:
-        self._of_product: dict[int, list[Shelf]] = {}
+        self._by_product: dict[int, list[Shelf]] = {}
         self._by_item: dict[int, Shelf] = {}
         for item in items:
             shelf = Shelf(item.id, item.location, item.quantity - item.reserved_quantity)
-            self._of_product.setdefault(item.product_id, []).append(shelf)
+            self._by_product.setdefault(item.product_id, []).append(shelf)
             self._by_item[item.id] = shelf
 
     def take(self, lines: Sequence[Line]) -> dict[int, tuple[Allocation, ...]]:
-        """Draw all lines or none; returns the allocations of each product.
+        """Take the units of all lines or of none; returns the allocations by product id.
 
-        Lines of one product at one location are summed before they are checked. Raises InsufficientStock for
-        the first product, in the order of the lines, of which there is too little, or LocationsLimit when it is in too
-        small parts.
+        Lines of the same product and location are added up first. Raises InsufficientStock for the first product,
+        in the order of the lines, that has too few free units, and LocationsLimit if a reservation would need more
+        than LOCATIONS_MAX locations.
         """
         taken: dict[int, tuple[Allocation, ...]] = {}
         try:
-            for product_id, wanted in _by_product(lines).items():
-                taken[product_id] = self._take_product(product_id, wanted)
+            for product_id, quantities in _quantities_by_product(lines).items():
+                taken[product_id] = self._take_product(product_id, quantities)
         except Refused:
-            self.put_back(allocation for drawn in taken.values() for allocation in drawn)
+            self.put_back(allocation for allocations in taken.values() for allocation in allocations)
             raise
         return taken
 
     def put_back(self, allocations: Iterable[Allocation]) -> None:
-        """Undo: what was drawn, or what a hold past its time gives up, is free."""
+        """Make the units of these allocations free again."""
         for allocation in allocations:
             self._by_item[allocation.item_id].free += allocation.quantity
 
-    def _take_product(self, product_id: int, wanted: dict[str | None, int]) -> tuple[Allocation, ...]:
-        shelves = self._of_product.get(product_id, ())
-        drawn: dict[int, int] = {}
-        # Lines that name a location come first: they have no choice.
-        for location, quantity in sorted(wanted.items(), key=lambda want: want[0] is None):
+    def _take_product(self, product_id: int, quantities: dict[str | None, int]) -> tuple[Allocation, ...]:
+        shelves = self._by_product.get(product_id, ())
+        taken: dict[int, int] = {}
+        # Lines that name a location come first: they can take their units from nowhere else.
+        for location, quantity in sorted(quantities.items(), key=lambda entry: entry[0] is None):
             candidates = shelves if location is None else [s for s in shelves if s.location == location]
             parts = allocate(quantity, candidates)
             if parts is None:
                 available = sum(shelf.free for shelf in candidates)
-                self._undo(drawn)
+                self._undo(taken)
                 raise InsufficientStock(product_id, quantity, available, location)
             for shelf, part in parts:
                 shelf.free -= part
-                drawn[shelf.item_id] = drawn.get(shelf.item_id, 0) + part
-        if len(drawn) > LOCATIONS_MAX:
-            self._undo(drawn)
+                taken[shelf.item_id] = taken.get(shelf.item_id, 0) + part
+        if len(taken) > LOCATIONS_MAX:
+            self._undo(taken)
             raise LocationsLimit(
                 product_id, f"product {product_id}: a reservation draws on at most {LOCATIONS_MAX} locations"
             )
         return tuple(
-            Allocation(item_id, self._by_item[item_id].location, quantity) for item_id, quantity in drawn.items()
+            Allocation(item_id, self._by_item[item_id].location, quantity) for item_id, quantity in taken.items()
         )
 
-    def _undo(self, drawn: dict[int, int]) -> None:
-        for item_id, quantity in drawn.items():
+    def _undo(self, taken: dict[int, int]) -> None:
+        for item_id, quantity in taken.items():
             self._by_item[item_id].free += quantity
 
 
 def allocate(quantity: int, shelves: Sequence[Shelf]) -> list[tuple[Shelf, int]] | None:
-    """So many units from the fewest shelves, or None when there are not so many.
+    """Choose the fewest shelves that together have `quantity` free units; None if they have fewer.
 
-    One shelf that has them all, if any: the one with the least left over, so that large stocks stay whole. Else
-    the largest first. Ties go to the smaller item id.
+    If one shelf has enough, the fullest shelves are spared: the one with the fewest free units is chosen. Otherwise
+    the fullest shelves come first. Of two shelves with equally many units, the one with the smaller item id is chosen.
     """
-    if len(shelves) == 1:  # by far the most common
+    if len(shelves) == 1:  # by far the most common case
         return [(shelves[0], quantity)] if shelves[0].free >= quantity else None
-    whole = [shelf for shelf in shelves if shelf.free >= quantity]
-    if whole:
-        return [(min(whole, key=lambda shelf: (shelf.free, shelf.item_id)), quantity)]
+    sufficient = [shelf for shelf in shelves if shelf.free >= quantity]
+    if sufficient:
+        return [(min(sufficient, key=lambda shelf: (shelf.free, shelf.item_id)), quantity)]
     parts: list[tuple[Shelf, int]] = []
     for shelf in sorted(shelves, key=lambda shelf: (-shelf.free, shelf.item_id)):
         part = min(shelf.free, quantity)
@@ -99,9 +100,9 @@ def allocate(quantity: int, shelves: Sequence[Shelf]) -> list[tuple[Shelf, int]]
     return None
 
 
-def _by_product(lines: Sequence[Line]) -> dict[int, dict[str | None, int]]:
-    wanted: dict[int, dict[str | None, int]] = {}
+def _quantities_by_product(lines: Sequence[Line]) -> dict[int, dict[str | None, int]]:
+    quantities: dict[int, dict[str | None, int]] = {}
     for line in lines:
-        of_product = wanted.setdefault(line.product_id, {})
-        of_product[line.location] = of_product.get(line.location, 0) + line.quantity
-    return wanted
+        by_location = quantities.setdefault(line.product_id, {})
+        by_location[line.location] = by_location.get(line.location, 0) + line.quantity
+    return quantities

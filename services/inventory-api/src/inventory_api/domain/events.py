@@ -1,4 +1,4 @@
-"""Facts of the inventory as messages. Keyed by product; proto/asyncapi.yaml describes them."""
+"""The events of the inventory as outbox messages, keyed by product id. proto/asyncapi.yaml describes them."""
 
 from collections.abc import Callable
 from datetime import datetime
@@ -12,7 +12,7 @@ TOPIC = "inventory-events"
 
 
 def stock_updated(item: Item, now: datetime, traceparent: str | None) -> Message:
-    """The item has a new total."""
+    """The quantity of the item has changed."""
     data = {
         "item_id": item.id,
         "product_id": item.product_id,
@@ -25,9 +25,9 @@ def stock_updated(item: Item, now: datetime, traceparent: str | None) -> Message
 
 
 def stock_reserved(reservation: Reservation, now: datetime, traceparent: str | None) -> Message:
-    """Units are held until `expires_at`."""
+    """The units are reserved until `expires_at`."""
     expires_at = reservation.expires_at
-    return _of(
+    return _reservation_event(
         "STOCK_RESERVED",
         reservation,
         {"reserved_quantity": reservation.quantity, "expires_at": rfc3339(expires_at) if expires_at else None},
@@ -37,14 +37,16 @@ def stock_reserved(reservation: Reservation, now: datetime, traceparent: str | N
 
 
 def stock_reservation_confirmed(reservation: Reservation, now: datetime, traceparent: str | None) -> Message:
-    """The hold no longer expires."""
-    return _of("STOCK_RESERVATION_CONFIRMED", reservation, {"quantity": reservation.quantity}, now, traceparent)
+    """The reservation was confirmed and no longer expires."""
+    return _reservation_event(
+        "STOCK_RESERVATION_CONFIRMED", reservation, {"quantity": reservation.quantity}, now, traceparent
+    )
 
 
 def stock_reservation_expired(reservation: Reservation, now: datetime, traceparent: str | None) -> Message:
-    """The hold ran out at `expired_at`; its units are free."""
+    """The reservation passed its expiry, `expired_at`; its units are free."""
     expired_at = reservation.expires_at
-    return _of(
+    return _reservation_event(
         "STOCK_RESERVATION_EXPIRED",
         reservation,
         {"quantity": reservation.quantity, "expired_at": rfc3339(expired_at) if expired_at else None},
@@ -54,33 +56,37 @@ def stock_reservation_expired(reservation: Reservation, now: datetime, tracepare
 
 
 def stock_released(reservation: Reservation, now: datetime, traceparent: str | None) -> Message:
-    """The units were given back."""
+    """The reservation was released; its units are free."""
     quantity = reservation.quantity
-    return _of("STOCK_RELEASED", reservation, {"quantity": quantity, "released_quantity": quantity}, now, traceparent)
+    return _reservation_event(
+        "STOCK_RELEASED", reservation, {"quantity": quantity, "released_quantity": quantity}, now, traceparent
+    )
 
 
 def stock_fulfilled(reservation: Reservation, now: datetime, traceparent: str | None) -> Message:
-    """The units have left the house."""
+    """The units were shipped and have left the stock."""
     quantity = reservation.quantity
-    return _of("STOCK_FULFILLED", reservation, {"quantity": quantity, "fulfilled_quantity": quantity}, now, traceparent)
+    return _reservation_event(
+        "STOCK_FULFILLED", reservation, {"quantity": quantity, "fulfilled_quantity": quantity}, now, traceparent
+    )
 
 
-OF_STATE: dict[State, Callable[[Reservation, datetime, str | None], Message]] = {
+EVENT_OF_STATE: dict[State, Callable[[Reservation, datetime, str | None], Message]] = {
     State.HELD: stock_reserved,
     State.CONFIRMED: stock_reservation_confirmed,
     State.EXPIRED: stock_reservation_expired,
     State.RELEASED: stock_released,
     State.FULFILLED: stock_fulfilled,
 }
-"""What tells of a reservation's arrival in a state."""
+"""The event of a reservation that has entered a state, by state."""
 
 
-def _of(
-    event_type: str, reservation: Reservation, more: dict[str, Any], now: datetime, traceparent: str | None
+def _reservation_event(
+    event_type: str, reservation: Reservation, details: dict[str, Any], now: datetime, traceparent: str | None
 ) -> Message:
     data = {
         "product_id": reservation.product_id,
-        **more,
+        **details,
         "order_id": reservation.order_id,
         "reservation_id": reservation.id,
         "allocations": reservation.allocations,

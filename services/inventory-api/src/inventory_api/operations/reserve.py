@@ -10,16 +10,8 @@ from uuid_utils import uuid7
 
 from inventory_api.domain import events
 from inventory_api.domain.allocation import Shelves
-from inventory_api.domain.model import (
-    ORDER_ALLOCATIONS_MAX,
-    Allocation,
-    InsufficientStock,
-    Item,
-    OrderLines,
-    Reservation,
-    ReservationNotFound,
-    State,
-)
+from inventory_api.domain.errors import InsufficientStock, ReservationNotFound
+from inventory_api.domain.model import ORDER_ALLOCATIONS_MAX, Allocation, Item, OrderLines, Reservation, State
 from inventory_api.operations import due
 from inventory_api.operations.due import Place
 from inventory_api.store import by_order, items, reservations, tables

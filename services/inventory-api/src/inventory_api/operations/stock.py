@@ -9,16 +9,8 @@ from dataclasses import dataclass, field, replace
 from sqlalchemy import BigInteger, Connection, Text, select, tuple_
 
 from inventory_api.domain import events
-from inventory_api.domain.model import (
-    ITEM_QUANTITY_MAX,
-    LOCATIONS_MAX,
-    BelowReserved,
-    Item,
-    ItemNotFound,
-    LocationsLimit,
-    QuantityLimit,
-    VersionMismatch,
-)
+from inventory_api.domain.errors import BelowReserved, ItemNotFound, LocationsLimit, QuantityLimit, VersionMismatch
+from inventory_api.domain.model import ITEM_QUANTITY_MAX, LOCATIONS_MAX, Item
 from inventory_api.operations import due
 from inventory_api.store import items, tables
 from shop_common.api.paging import Page, PageRequest, page_of

@@ -8,15 +8,8 @@ from dataclasses import dataclass, field
 
 from sqlalchemy import Connection
 
-from inventory_api.domain.model import (
-    ENDED,
-    Reservation,
-    ReservationExpired,
-    ReservationNotFound,
-    ReservationReleased,
-    ReservationsLimit,
-    State,
-)
+from inventory_api.domain.errors import ReservationExpired, ReservationNotFound, ReservationReleased, ReservationsLimit
+from inventory_api.domain.model import ENDED, Reservation, State
 from inventory_api.store import by_order, reservations
 from inventory_api.store.reservations import Locked
 from shop_common.batching.turns import slices

@@ -23,7 +23,8 @@ from sqlalchemy import (
     select,
 )
 
-from inventory_api.domain.model import ORDER_ALLOCATIONS_MAX, ORDER_RESERVATIONS_MAX, ReservationsLimit, State
+from inventory_api.domain.errors import ReservationsLimit
+from inventory_api.domain.model import ORDER_ALLOCATIONS_MAX, ORDER_RESERVATIONS_MAX, State
 from inventory_api.store import tables
 from shop_common.db.sql import Clock, Statement, among
 

@@ -13,7 +13,8 @@ from typing import Any
 from sqlalchemy import BigInteger, Connection, Row, Text, bindparam, select, update
 
 from inventory_api.domain import events
-from inventory_api.domain.model import ENDED, Allocation, Item, Reservation, ReservationNotFound, State
+from inventory_api.domain.errors import ReservationNotFound
+from inventory_api.domain.model import ENDED, Allocation, Item, Reservation, State
 from inventory_api.store import items, tables
 from shop_common.api.valid import INT64_MAX
 from shop_common.db.sql import Id, Statement, Timestamp, among, clock, joined, now
@@ -102,7 +103,7 @@ def move(
             if taken_out:
                 shipped[item.id] = traceparent
         moved = replace(reservation, state=state)
-        messages.append(events.OF_STATE[state](moved, locked.now, traceparent))
+        messages.append(events.EVENT_OF_STATE[state](moved, locked.now, traceparent))
         locked.reservations[reservation_id] = replace(moved, expires_at=None) if state is State.CONFIRMED else moved
     messages += [events.stock_updated(changed[item_id], locked.now, tp) for item_id, tp in shipped.items()]
     _set_state(tx, [_state_row(locked.reservations[each], locked.now) for each in moves])

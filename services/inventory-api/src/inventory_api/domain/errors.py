@@ -1,0 +1,177 @@
+"""The reasons for which the inventory refuses a request.
+
+ShopError
+├── NotFound
+│   ├── ItemNotFound            ITEM_NOT_FOUND
+│   └── ReservationNotFound     RESERVATION_NOT_FOUND
+├── Refused
+│   ├── InsufficientStock       INSUFFICIENT_STOCK
+│   ├── ReservationsLimit       RESERVATIONS_LIMIT
+│   ├── ReservationExpired      RESERVATION_EXPIRED
+│   ├── ReservationReleased     RESERVATION_RELEASED
+│   ├── BelowReserved           BELOW_RESERVED
+│   ├── QuantityLimit           QUANTITY_LIMIT
+│   └── LocationsLimit          LOCATIONS_LIMIT
+└── Conflict
+    └── VersionMismatch         VERSION_MISMATCH
+
+`shop_common.errors` defines the kinds, and `shop_common.rpc.status` maps each kind to a gRPC status.
+"""
+
+from typing import ClassVar
+
+from inventory_api.domain.model import (
+    ITEM_QUANTITY_MAX,
+    LOCATIONS_MAX,
+    ORDER_ALLOCATIONS_MAX,
+    ORDER_RESERVATIONS_MAX,
+)
+from shop_common.errors import Conflict, NotFound, Refused
+
+
+class ItemNotFound(NotFound):
+    """No item has this id."""
+
+    reason: ClassVar[str] = "ITEM_NOT_FOUND"
+
+    def __init__(self, item_id: int) -> None:
+        super().__init__(f"there is no inventory item {item_id}")
+        self.item_id = item_id
+
+    def metadata(self) -> dict[str, str]:
+        return {"id": str(self.item_id)}
+
+
+class ReservationNotFound(NotFound):
+    """No reservation has this id, or the order has no reservation."""
+
+    reason: ClassVar[str] = "RESERVATION_NOT_FOUND"
+
+    def __init__(self, *, reservation_id: str = "", order_id: str = "") -> None:
+        super().__init__(
+            f"there is no reservation {reservation_id}" if reservation_id else f"order {order_id} has no reservation"
+        )
+        self._metadata = {"reservation_id": reservation_id} if reservation_id else {"order_id": order_id}
+
+    def metadata(self) -> dict[str, str]:
+        return self._metadata
+
+
+class InsufficientStock(Refused):
+    """Fewer units are free than the request needs. Units of due reservations count as free."""
+
+    reason: ClassVar[str] = "INSUFFICIENT_STOCK"
+
+    def __init__(self, product_id: int, requested: int, available: int, location: str | None = None) -> None:
+        where = f" at {location}" if location else ""
+        super().__init__(f"product {product_id}{where}: {requested} requested, {available} available")
+        self.product_id = product_id
+        self.requested = requested
+        self.available = available
+        self.location = location
+
+    def metadata(self) -> dict[str, str]:
+        numbers = {
+            "product_id": str(self.product_id),
+            "requested": str(self.requested),
+            "available": str(self.available),
+        }
+        return {**numbers, "location": self.location} if self.location else numbers
+
+
+class _OrderRefused(Refused):
+    def __init__(self, order_id: str, message: str) -> None:
+        super().__init__(message)
+        self.order_id = order_id
+
+    def metadata(self) -> dict[str, str]:
+        return {"order_id": self.order_id}
+
+
+class ReservationsLimit(_OrderRefused):
+    """The order has, or would have, too many active reservations or too many allocations of them."""
+
+    reason: ClassVar[str] = "RESERVATIONS_LIMIT"
+
+    def __init__(self, order_id: str, reservations: int, allocations: int) -> None:
+        super().__init__(
+            order_id,
+            f"order {order_id} has {reservations} active reservations with {allocations} allocations; an order has at "
+            f"most {ORDER_RESERVATIONS_MAX} with {ORDER_ALLOCATIONS_MAX}",
+        )
+        self._counts = {"reservations": str(reservations), "allocations": str(allocations)}
+
+    def metadata(self) -> dict[str, str]:
+        return super().metadata() | self._counts
+
+
+class ReservationExpired(_OrderRefused):
+    """A reservation of the order expired before the order was confirmed."""
+
+    reason: ClassVar[str] = "RESERVATION_EXPIRED"
+
+    def __init__(self, order_id: str) -> None:
+        super().__init__(order_id, f"a reservation of order {order_id} has expired")
+
+
+class ReservationReleased(_OrderRefused):
+    """All reservations of the order were released."""
+
+    reason: ClassVar[str] = "RESERVATION_RELEASED"
+
+    def __init__(self, order_id: str) -> None:
+        super().__init__(order_id, f"all reservations of order {order_id} were released")
+
+
+class BelowReserved(Refused):
+    """The new quantity is less than the reserved quantity."""
+
+    reason: ClassVar[str] = "BELOW_RESERVED"
+
+    def __init__(self, item_id: int, requested: int, reserved: int) -> None:
+        super().__init__(f"item {item_id}: quantity {requested} is below the {reserved} reserved units")
+        self._metadata = {"id": str(item_id), "requested": str(requested), "reserved": str(reserved)}
+
+    def metadata(self) -> dict[str, str]:
+        return self._metadata
+
+
+class QuantityLimit(Refused):
+    """The item would have more units than an item may have."""
+
+    reason: ClassVar[str] = "QUANTITY_LIMIT"
+
+    def __init__(self, product_id: int, location: str, quantity: int) -> None:
+        super().__init__(
+            f"product {product_id} at {location} has {quantity} units; an item has at most {ITEM_QUANTITY_MAX}"
+        )
+        self._metadata = {"product_id": str(product_id), "location": location, "quantity": str(quantity)}
+
+    def metadata(self) -> dict[str, str]:
+        return self._metadata
+
+
+class LocationsLimit(Refused):
+    """The product would have too many locations, or the reservation would draw on too many of them."""
+
+    reason: ClassVar[str] = "LOCATIONS_LIMIT"
+
+    def __init__(self, product_id: int, message: str) -> None:
+        super().__init__(message)
+        self._metadata = {"product_id": str(product_id), "limit": str(LOCATIONS_MAX)}
+
+    def metadata(self) -> dict[str, str]:
+        return self._metadata
+
+
+class VersionMismatch(Conflict):
+    """The item has changed since the caller read it."""
+
+    reason: ClassVar[str] = "VERSION_MISMATCH"
+
+    def __init__(self, item_id: int, expected: int, actual: int) -> None:
+        super().__init__(f"item {item_id} has version {actual}, not {expected}")
+        self._metadata = {"id": str(item_id), "expected": str(expected), "actual": str(actual)}
+
+    def metadata(self) -> dict[str, str]:
+        return self._metadata
