@@ -7,7 +7,7 @@ import pytest
 from sqlalchemy import Connection, text
 
 from devstack.postgres import PostgresServer
-from shop_common.batching.coalesced import ALONE, Coalesced, Sizes, one_by_one
+from shop_common.batching.coalesced import Coalesced, Sizes
 from shop_common.db.database import Database
 from shop_common.errors import LockTimeout, QueueFull, Refused, ShopError
 
@@ -56,28 +56,28 @@ def deadline() -> float:
 def test_what_is_written_is_committed_and_read(run: Coalesced) -> None:
     write, read = run.writes("put", put), run.reads("count", count)
 
-    assert write.all([1, 2, 3], deadline=deadline()) == [1, 2, 3]
-    assert read(None, deadline=deadline()) == 3
+    assert write.submit_many([1, 2, 3], deadline=deadline()) == [1, 2, 3]
+    assert read.submit(None, deadline=deadline()) == 3
 
 
 def test_a_refused_request_disturbs_no_other_of_its_batch(run: Coalesced) -> None:
     write, read = run.writes("put", put), run.reads("count", count)
 
-    first, refused, last = write.all([1, 101, 2], deadline=deadline())
+    first, refused, last = write.submit_many([1, 101, 2], deadline=deadline())
 
     assert (first, last) == (1, 2)
     assert isinstance(refused, TooMany)
-    assert read(None, deadline=deadline()) == 2
+    assert read.submit(None, deadline=deadline()) == 2
 
 
 def test_what_the_data_of_one_request_breaks_is_rolled_back_for_it_alone(run: Coalesced) -> None:
     write, read = run.writes("put", put), run.reads("count", count)
-    write(7, deadline=deadline())
+    write.submit(7, deadline=deadline())
 
     with pytest.raises(Exception, match=r"(?i)unique"):
-        write.all([1, 2, 7, 4], deadline=deadline())
+        write.submit_many([1, 2, 7, 4], deadline=deadline())
 
-    assert read(None, deadline=deadline()) == 4
+    assert read.submit(None, deadline=deadline()) == 4
 
 
 def test_a_row_that_another_transaction_has_locked_fails_the_request_that_needs_it_alone(
@@ -97,7 +97,7 @@ def test_a_row_that_another_transaction_has_locked_fails_the_request_that_needs_
     write = run.writes("touch", touch)
     with database.write("; SET LOCAL idle_in_transaction_session_timeout = 0") as other:
         other.execute(text("UPDATE parcels SET id = id WHERE id = 7"))
-        outcomes = write.all(range(1, 9), deadline=time.monotonic() + 60)
+        outcomes = write.submit_many(range(1, 9), deadline=time.monotonic() + 60)
     run.close()
     database.close()
 
@@ -116,7 +116,7 @@ def test_a_batch_holds_as_many_requests_as_are_within_its_limit_of_rows(run: Coa
 
     for coalescer in (run.reads("read", record, sizes=sizes), run.writes("write", record, sizes=sizes)):
         requests = [1500, -1500, 1500, 500, 1, 50_000, 1999, 5000, 7]
-        assert coalescer.all(requests, deadline=deadline()) == requests
+        assert coalescer.submit_many(requests, deadline=deadline()) == requests
         assert batches == [[1500, -1500, 1500, 500], [1, 50_000, 1999], [5000], [7]]
         batches.clear()
 
@@ -129,22 +129,22 @@ def test_a_batch_that_is_small_enough_in_any_case_is_not_measured(run: Coalesced
         return {}
 
     write = run.writes("put", put, sizes=Sizes[int](of=int, read=read, most=1000))
-    write.all([1, 2], deadline=deadline())
+    write.submit_many([1, 2], deadline=deadline())
     assert measured == []
-    write.all([3, 4, 5], deadline=deadline())
+    write.submit_many([3, 4, 5], deadline=deadline())
     assert measured == [3]
 
 
 def test_an_operation_that_takes_one_request_is_a_batch_by_itself(run: Coalesced) -> None:
     sizes: list[int] = []
 
-    def one(tx: Connection, request: int) -> int:
+    def one(request: int) -> int:
         sizes.append(request)
         return -request
 
-    write = run.writes("one", one_by_one(one), limits=ALONE)
+    write = run.alone("one", one)
 
-    assert write.all([1, 2], deadline=deadline()) == [-1, -2]
+    assert write.submit_many([1, 2], deadline=deadline()) == [-1, -2]
     assert sizes == [1, 2]
 
 
@@ -154,6 +154,6 @@ def test_closing_closes_all_of_them(run: Coalesced) -> None:
     run.close()
 
     with pytest.raises(QueueFull):
-        write(1, deadline=deadline())
+        write.submit(1, deadline=deadline())
     with pytest.raises(QueueFull):
-        read(None, deadline=deadline())
+        read.submit(None, deadline=deadline())

@@ -95,7 +95,7 @@ class Rig:
         return made
 
     def call(self, coalescer: Coalescer[Ask, int], *asks: Ask, seconds: float = PATIENCE_SECONDS) -> Future[Any]:
-        return self._callers.submit(coalescer.all, asks, deadline=time.monotonic() + seconds)
+        return self._callers.submit(coalescer.submit_many, asks, deadline=time.monotonic() + seconds)
 
     def queue_up(self, coalescer: Coalescer[Ask, int], *asks: Ask) -> list[Future[Any]]:
         """Calls of one request each that arrive in this sequence, while a flush is held up."""
@@ -157,7 +157,7 @@ def rig() -> Iterator[Rig]:
 def test_one_call_alone_is_flushed_at_once(rig: Rig) -> None:
     coalescer = rig.coalescer()
 
-    assert coalescer(Ask(21), deadline=time.monotonic() + PATIENCE_SECONDS) == 42
+    assert coalescer.submit(Ask(21), deadline=time.monotonic() + PATIENCE_SECONDS) == 42
     assert rig.bulk.batches == [[Ask(21)]]
 
 
@@ -165,9 +165,9 @@ def test_a_refusal_is_raised_for_the_one_who_asked(rig: Rig) -> None:
     coalescer = rig.coalescer()
 
     with pytest.raises(SoldOut):
-        coalescer(Ask(-1), deadline=time.monotonic() + PATIENCE_SECONDS)
+        coalescer.submit(Ask(-1), deadline=time.monotonic() + PATIENCE_SECONDS)
     with pytest.raises(QueueFull):
-        coalescer(Ask(1), deadline=time.monotonic() - 1)
+        coalescer.submit(Ask(1), deadline=time.monotonic() - 1)
 
 
 def test_calls_that_arrive_during_a_flush_are_the_next_batch_in_arrival_order(rig: Rig) -> None:
@@ -236,7 +236,7 @@ def test_a_call_of_many_requests_may_be_decided_in_several_batches(rig: Rig) -> 
     outcomes = rig.call(coalescer, *(Ask(n) for n in (1, 2, -1, 4, 5))).result(PATIENCE_SECONDS)
 
     assert [each if isinstance(each, int) else type(each) for each in outcomes] == [2, 4, SoldOut, 8, 10]
-    assert coalescer.all([], deadline=0.0) == []
+    assert coalescer.submit_many([], deadline=0.0) == []
 
 
 def test_equal_requests_under_one_key_are_folded_and_share_the_outcome(rig: Rig) -> None:
@@ -318,7 +318,7 @@ def test_the_answer_comes_before_the_callers_own_deadline(rig: Rig) -> None:
         rig.busy(coalescer)
         deadline = time.monotonic() + 0.3
         with pytest.raises(QueueFull):
-            coalescer(Ask(1), deadline=deadline)
+            coalescer.submit(Ask(1), deadline=deadline)
         assert time.monotonic() < deadline
 
 
@@ -329,7 +329,7 @@ def test_a_full_queue_takes_no_more(rig: Rig, monkeypatch: pytest.MonkeyPatch) -
         rig.busy(coalescer)
         calls = rig.queue_up(coalescer, Ask(1), Ask(2))
         with pytest.raises(QueueFull, match="too many"):
-            coalescer.all([Ask(3), Ask(4)], deadline=time.monotonic() + PATIENCE_SECONDS)
+            coalescer.submit_many([Ask(3), Ask(4)], deadline=time.monotonic() + PATIENCE_SECONDS)
         calls += rig.queue_up(coalescer, Ask(3))
 
     assert results(calls) == [[2], [4], [6]]
@@ -511,7 +511,7 @@ def test_the_flushers_death_is_told() -> None:
 
     coalescer: Coalescer[int, int] = Coalescer("counting", one_outcome_too_few, die=die)
     with pytest.raises(DatabaseUnavailable):
-        coalescer(1, deadline=time.monotonic() + 0.3)
+        coalescer.submit(1, deadline=time.monotonic() + 0.3)
 
     assert died.wait(PATIENCE_SECONDS)
     assert deaths == ["the counting flusher died: counting: 0 outcomes for 1 requests"]
@@ -526,7 +526,7 @@ def test_closing_finishes_what_waits_and_takes_nothing_new(rig: Rig) -> None:
         closing.start()
         eventually(lambda: coalescer._closing)
         with pytest.raises(QueueFull):
-            coalescer(Ask(9), deadline=time.monotonic() + PATIENCE_SECONDS)
+            coalescer.submit(Ask(9), deadline=time.monotonic() + PATIENCE_SECONDS)
 
     assert results(calls) == [[0], [2], [4]]
     closing.join(PATIENCE_SECONDS)

@@ -43,7 +43,7 @@ def test_a_batch_and_the_calls_in_it_name_each_other(spans: Spans, new_database:
 
     def call(number: int) -> None:
         with telemetry.span(f"call {number}"):
-            assert coalescer(number, deadline=time.monotonic() + 30) == number + 1
+            assert coalescer.submit(number, deadline=time.monotonic() + 30) == number + 1
 
     with ThreadPoolExecutor(3) as callers:
         first = callers.submit(call, 0)
@@ -84,7 +84,7 @@ def test_a_batch_for_nobody_who_is_recorded_is_not_recorded(spans: Spans, new_da
 
     coalescer = Coalescer("count", bulk, die=lambda *_: None)
     with telemetry.span("call", parent=TRACEPARENT.removesuffix("01") + "00"):
-        coalescer(1, deadline=time.monotonic() + 30)
+        coalescer.submit(1, deadline=time.monotonic() + 30)
     coalescer.close()
     database.close()
 
@@ -100,7 +100,7 @@ def test_a_call_that_gave_up_shows_in_its_trace_that_it_did(spans: Spans) -> Non
 
     coalescer = Coalescer("count", bulk, die=lambda *_: None)
     with telemetry.span("call"), pytest.raises(DatabaseUnavailable):
-        coalescer(1, deadline=time.monotonic() + 0.5)
+        coalescer.submit(1, deadline=time.monotonic() + 0.5)
     go_on.set()
     coalescer.close()
 

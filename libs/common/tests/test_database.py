@@ -455,11 +455,11 @@ def test_callers_of_a_frozen_database_are_answered_within_their_deadline_and_it_
         coalescer = Coalescer("put", freeze_before_the_commit, die=lambda said, _: deaths.append(said))
         with ThreadPoolExecutor(2) as callers:
             deadline = time.monotonic() + 1.0
-            committing = callers.submit(coalescer, 1, deadline=deadline)
+            committing = callers.submit(coalescer.submit, 1, deadline=deadline)
             flushing = threading.Event()
             while not flushing.wait(0.001) and coalescer._queue:
                 assert time.monotonic() < deadline
-            queued = callers.submit(coalescer, 2, deadline=deadline)
+            queued = callers.submit(coalescer.submit, 2, deadline=deadline)
             with pytest.raises(DatabaseUnavailable) as unknown:
                 committing.result(PATIENCE_SECONDS)
             with pytest.raises(QueueFull):
@@ -469,7 +469,7 @@ def test_callers_of_a_frozen_database_are_answered_within_their_deadline_and_it_
         server.thaw()
 
         assert not unknown.value.rolled_back
-        assert coalescer(3, deadline=time.monotonic() + PATIENCE_SECONDS) == 3
+        assert coalescer.submit(3, deadline=time.monotonic() + PATIENCE_SECONDS) == 3
         assert list(weights(database)) == [1, 3]  # the first was committed, although nobody could know
         coalescer.close()
         database.close()

@@ -43,12 +43,14 @@ class Shop:
         self._refusing = refusing
 
     def __call__(self, tx: Connection, requests: Sequence[tuple[str | None, str]]) -> list[str | ShopError]:
-        return KEYS.once(
+        claims = [
+            claim(request_id, content, f"made {content}") if request_id else None for request_id, content in requests
+        ]
+        claimed = KEYS.claim(tx, requests, claims)
+        return claimed.settle(
             tx,
-            requests,
-            claim_of=lambda request: claim(request[0], request[1], f"made {request[1]}") if request[0] else None,
-            perform=self._perform,
-            replay=lambda claims: [f"again {stored.resources[0]}" for stored in claims],
+            replayed=[f"again {stored.resources[0]}" for stored in claimed.replays],
+            new=self._perform(claimed.new),
         )
 
     def _perform(self, requests: Sequence[tuple[str | None, str]]) -> list[str | ShopError]:
@@ -89,7 +91,7 @@ def test_a_refused_call_leaves_no_claim_and_is_decided_anew(database: Database) 
 
 def test_a_call_that_fails_leaves_no_claim(database: Database) -> None:
     def claim_and_fail(tx: Connection) -> None:
-        KEYS.claim(tx, [claim("r")])
+        KEYS.insert(tx, [claim("r")])
         raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):
@@ -101,9 +103,9 @@ def test_a_call_that_fails_leaves_no_claim(database: Database) -> None:
 def test_a_request_id_is_its_methods_and_its_scopes_own(database: Database) -> None:
     others = [claim("r"), claim("r", scope="7"), claim("r", method="Take"), claim("s")]
 
-    assert database.transact(lambda tx: KEYS.claim(tx, others)) == {}
-    assert database.transact(lambda tx: KEYS.claim(tx, [claim("r", made="second")])) == {("Put", "", "r"): others[0]}
-    assert database.transact(lambda tx: KEYS.claim(tx, [])) == {}
+    assert database.transact(lambda tx: KEYS.insert(tx, others)) == {}
+    assert database.transact(lambda tx: KEYS.insert(tx, [claim("r", made="second")])) == {("Put", "", "r"): others[0]}
+    assert database.transact(lambda tx: KEYS.insert(tx, [])) == {}
 
 
 @pytest.mark.parametrize("commits", [True, False])
@@ -113,8 +115,8 @@ def test_a_claim_waits_for_one_in_flight_and_then_knows_what_became_of_it(
     other_process = Database(database_url)
 
     def claim_while_another_waits(tx: Connection) -> Future[dict[Key, Claim]]:
-        KEYS.claim(tx, [claim("r", made="first")])
-        waiting = other.submit(other_process.transact, lambda tx: KEYS.claim(tx, [claim("r", made="second")]))
+        KEYS.insert(tx, [claim("r", made="first")])
+        waiting = other.submit(other_process.transact, lambda tx: KEYS.insert(tx, [claim("r", made="second")]))
         _until_another_waits(tx)
         assert not waiting.done()
         if not commits:
@@ -134,7 +136,7 @@ def test_keys_that_two_batches_share_in_opposite_order_do_not_deadlock(database:
     with ThreadPoolExecutor(2) as callers:
         outcomes = list(
             callers.map(
-                lambda run: run[0].transact(lambda tx: KEYS.claim(tx, [claim(each) for each in run[1]])),
+                lambda run: run[0].transact(lambda tx: KEYS.insert(tx, [claim(each) for each in run[1]])),
                 [(database, ids), (other_process, ids[::-1])],
             )
         )
@@ -144,7 +146,7 @@ def test_keys_that_two_batches_share_in_opposite_order_do_not_deadlock(database:
 
 
 def test_old_keys_are_forgotten_oldest_first_and_no_more_than_asked(database: Database) -> None:
-    database.transact(lambda tx: KEYS.claim(tx, [claim(f"r-{days}") for days in range(6)]))
+    database.transact(lambda tx: KEYS.insert(tx, [claim(f"r-{days}") for days in range(6)]))
     with database.write() as tx:
         moment = now(tx)
         for days in range(6):

@@ -11,11 +11,11 @@ from typing import Any, TypeVar
 
 from sqlalchemy import func, select, update
 
-from inventory_api.domain.model import DEFAULT_LOCATION, Item, Line, OrderLines, Reservation, State
+from inventory_api.domain.commands import AddStock, OrderLines, OrderRequest, ReleaseRequest, SetQuantity
+from inventory_api.domain.model import DEFAULT_LOCATION, Item, Line, Reservation, State
 from inventory_api.operations import transitions
 from inventory_api.operations.coalescing import Operations
-from inventory_api.operations.stock import AddStock, ItemFilter, SetQuantity, StockQuestion
-from inventory_api.operations.transitions import OrderRequest, ReleaseRequest
+from inventory_api.operations.stock import ItemFilter, StockQuestion
 from inventory_api.store import by_order, reservations, tables
 from inventory_api.store.reservation_pages import ReservationFilter
 from shop_common.api.paging import Page, PageRequest
@@ -68,20 +68,22 @@ class Stockroom:
     # --- stock ---
 
     def add(self, product: int, units: int, location: str = DEFAULT_LOCATION, *, request_id: str | None = None) -> Item:
-        return self.operations.add_stock(AddStock(product, location, units, request_id), deadline=deadline())
+        return self.operations.add_stock(AddStock(product, location, units, request_id=request_id), deadline=deadline())
 
     def set(self, item: Item, units: int | None, *, version: int | None = None, request_id: str | None = None) -> Item:
-        return self.operations.set_quantity(SetQuantity(item.id, units, version, request_id), deadline=deadline())
+        return self.operations.set_quantity(
+            SetQuantity(item.id, units, version, request_id=request_id), deadline=deadline()
+        )
 
     def item(self, item: Item) -> Item:
-        return self.operations.item(item.id, deadline=deadline())
+        return self.operations.get_item(item.id, deadline=deadline())
 
     def available(self, product: int, location: str | None = None) -> int:
         return self.operations.check_stock(StockQuestion(product, location), deadline=deadline())
 
     def items_page(self, wanted: ItemFilter, *, size: int, after: Page[Item] | None = None) -> Page[Item]:
         asked = PageRequest("items", wanted, after.next_position if after else None, size)
-        return self.operations.items_page(asked, deadline=deadline())
+        return self.operations.list_items(asked, deadline=deadline())
 
     # --- reservations ---
 
@@ -101,7 +103,7 @@ class Stockroom:
     def hold_lines(
         self, order: str, *lines: Line, ttl: float | None = None, request_id: str | None = None
     ) -> list[Reservation]:
-        return self.operations.reserve(OrderLines(order, lines, ttl, request_id), deadline=deadline())
+        return self.operations.reserve(OrderLines(order, lines, ttl, request_id=request_id), deadline=deadline())
 
     def confirm(self, order: str = "order-1") -> list[Reservation]:
         return self.operations.confirm(OrderRequest(order), deadline=deadline())
@@ -126,7 +128,7 @@ class Stockroom:
         return self.database.query(lambda tx: by_order.fulfilled_units(tx, orders))
 
     def reservation(self, reservation: Reservation) -> Reservation:
-        return self.operations.reservation(reservation.id, deadline=deadline())
+        return self.operations.get_reservation(reservation.id, deadline=deadline())
 
     def state(self, reservation: Reservation) -> State:
         """As callers see it: a hold past its time reads EXPIRED."""
@@ -142,7 +144,7 @@ class Stockroom:
         self, wanted: ReservationFilter, *, size: int, after: Page[Reservation] | None = None
     ) -> Page[Reservation]:
         asked = PageRequest("reservations", wanted, after.next_position if after else None, size)
-        return self.operations.reservations_page(asked, deadline=deadline())
+        return self.operations.list_reservations(asked, deadline=deadline())
 
     def lapse(self, *held: Reservation, ago_seconds: float = 1.0) -> None:
         """Let time pass for these holds: they ran out so long ago."""

@@ -5,10 +5,10 @@ from collections import Counter
 from sqlalchemy import select
 from stockroom import Stockroom, deadline
 
-from inventory_api.domain.model import Line, OrderLines, Reservation
+from inventory_api.domain.commands import AddStock, OrderLines, OrderRequest, ReleaseRequest
+from inventory_api.domain.model import Line, Reservation
 from inventory_api.operations import sizes
-from inventory_api.operations.stock import AddStock, StockQuestion
-from inventory_api.operations.transitions import OrderRequest, ReleaseRequest
+from inventory_api.operations.stock import StockQuestion
 from inventory_api.store import items, tables
 from shop_common.batching.coalescer import BATCH_WEIGHT_MAX
 
@@ -24,10 +24,10 @@ def events_by_transaction(stockroom: Stockroom, event_type: str) -> list[int]:
 def place(stockroom: Stockroom, orders: int, lines: int) -> list[OrderRequest]:
     """So many orders of so many products, one unit each."""
     added = [AddStock(product, "A", orders) for product in range(1, lines + 1)]
-    stockroom.operations.add_stock.all(added, deadline=deadline())
+    stockroom.operations._add_stock.submit_many(added, deadline=deadline())
     wanted = tuple(Line(product, 1, None) for product in range(1, lines + 1))
     placed = [OrderLines(f"order-{number}", wanted) for number in range(orders)]
-    for outcome in stockroom.operations.reserve.all(placed, deadline=deadline()):
+    for outcome in stockroom.operations._reserve.submit_many(placed, deadline=deadline()):
         assert isinstance(outcome, list)
     return [OrderRequest(order.order_id) for order in placed]
 
@@ -35,14 +35,14 @@ def place(stockroom: Stockroom, orders: int, lines: int) -> list[OrderRequest]:
 def spread(stockroom: Stockroom, product: int, locations: int) -> Reservation:
     """A reservation that draws on so many locations."""
     added = [AddStock(product, f"SHELF_{number}", 1) for number in range(locations)]
-    stockroom.operations.add_stock.all(added, deadline=deadline())
+    stockroom.operations._add_stock.submit_many(added, deadline=deadline())
     return stockroom.hold(product, locations, order=f"order-{product}")
 
 
 def test_many_large_orders_are_confirmed_in_several_transactions(stockroom: Stockroom) -> None:
     orders = place(stockroom, orders=25, lines=200)
 
-    outcomes = stockroom.operations.confirm.all(orders, deadline=deadline())
+    outcomes = stockroom.operations._confirm.submit_many(orders, deadline=deadline())
 
     assert all(isinstance(outcome, list) and len(outcome) == 200 for outcome in outcomes)
     by_transaction = events_by_transaction(stockroom, "STOCK_RESERVATION_CONFIRMED")
@@ -54,7 +54,7 @@ def test_reservations_of_many_locations_are_released_in_several_transactions(sto
     reservations = [spread(stockroom, product, locations=100) for product in range(1, 31)]
 
     requests = [ReleaseRequest(reservation.id) for reservation in reservations]
-    outcomes = stockroom.operations.release.all(requests, deadline=deadline())
+    outcomes = stockroom.operations._release.submit_many(requests, deadline=deadline())
 
     assert outcomes == [100] * 30
     by_transaction = events_by_transaction(stockroom, "STOCK_RELEASED")

@@ -9,6 +9,7 @@ from sqlalchemy import insert, select, text, update
 from stockroom import TTL_SECONDS, Stockroom, deadline
 
 from inventory_api.domain import allocation
+from inventory_api.domain.commands import OrderLines, OrderRequest
 from inventory_api.domain.errors import BelowReserved, InsufficientStock, LocationsLimit, ReservationsLimit
 from inventory_api.domain.events import EVENT_OF_STATE
 from inventory_api.domain.model import (
@@ -17,13 +18,11 @@ from inventory_api.domain.model import (
     ORDER_RESERVATIONS_MAX,
     Allocation,
     Line,
-    OrderLines,
     Reservation,
     State,
 )
 from inventory_api.operations import due, halves, holds, reserve, stock, transitions
 from inventory_api.operations.history import History, Purged, PurgeRequest
-from inventory_api.operations.transitions import OrderRequest
 from inventory_api.store import by_order, reservation_pages, tables
 from inventory_api.store.reservation_pages import ReservationFilter
 from shop_common.db.database import Database
@@ -166,7 +165,7 @@ def test_callers_notice_nothing_of_a_batch_that_was_decided_in_parts(
         stockroom.add(1, 1, location)
     orders = [OrderLines(f"order-{n}", (Line(1, 3),), request_id=f"r-{n}") for n in range(4)]
 
-    outcomes = stockroom.operations.reserve.all(orders, deadline=deadline())
+    outcomes = stockroom.operations._reserve.submit_many(orders, deadline=deadline())
 
     assert [type(each) for each in outcomes] == [list, list, list, InsufficientStock]
 

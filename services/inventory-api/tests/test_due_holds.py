@@ -7,8 +7,9 @@ import pytest
 from sqlalchemy import Connection
 from stockroom import TTL_SECONDS, Stockroom
 
+from inventory_api.domain.commands import OrderLines
 from inventory_api.domain.errors import InsufficientStock, ReservationExpired
-from inventory_api.domain.model import Line, OrderLines, Reservation, State
+from inventory_api.domain.model import Line, Reservation, State
 from inventory_api.operations import expiry, reserve
 from inventory_api.store import items, reservations
 from shop_common.errors import Contention, ShopError

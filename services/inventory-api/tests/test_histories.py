@@ -18,6 +18,7 @@ from hypothesis.stateful import (
 )
 from stockroom import Stockroom, deadline, empty
 
+from inventory_api.domain.commands import AddStock
 from inventory_api.domain.errors import (
     BelowReserved,
     InsufficientStock,
@@ -26,7 +27,7 @@ from inventory_api.domain.errors import (
     ReservationReleased,
 )
 from inventory_api.domain.model import Line, Reservation, State
-from inventory_api.operations.stock import AddStock, StockQuestion
+from inventory_api.operations.stock import StockQuestion
 from shop_common.errors import ShopError
 
 _T = TypeVar("_T")
@@ -67,7 +68,7 @@ class Model:
         self.stockroom = stockroom
         self.quantity = dict.fromkeys(PLACES, 6)
         self.held: dict[str, Held] = {}
-        stockroom.operations.add_stock.all([AddStock(*place, 6) for place in PLACES], deadline=deadline())
+        stockroom.operations._add_stock.submit_many([AddStock(*place, 6) for place in PLACES], deadline=deadline())
 
     def add(self, place: tuple[int, str], count: int) -> None:
         product, location = place
@@ -185,10 +186,10 @@ class Model:
         """What callers see is what the model says."""
         asked = [(product, location) for product in PRODUCTS for location in (None, *LOCATIONS)]
         questions = [StockQuestion(*place) for place in asked]
-        free = self.stockroom.operations.check_stock.all(questions, deadline=deadline())
+        free = self.stockroom.operations._check_stock.submit_many(questions, deadline=deadline())
         assert dict(zip(asked, free, strict=True)) == {place: self.available(*place) for place in asked}
 
-        found = self.stockroom.operations.reservation.all(list(self.held), deadline=deadline())
+        found = self.stockroom.operations._get_reservation.submit_many(list(self.held), deadline=deadline())
         states = {each.id: each.state for each in found if isinstance(each, Reservation)}
         assert states == {each: held.state for each, held in self.held.items()}
 

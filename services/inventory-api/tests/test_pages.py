@@ -140,7 +140,7 @@ def test_a_token_of_one_filter_is_no_token_of_another(stockroom: Stockroom) -> N
     stockroom.add(1, 1, "B")
     with Fields() as check:
         asked = paging.ask(check, "items", ItemFilter(1), page_size=1, page_token="", position=(int,))
-    page = stockroom.operations.items_page(asked, deadline=float("1e9"))
+    page = stockroom.operations.list_items(asked, deadline=float("1e9"))
     token = paging.next_token(page, asked)
 
     def violations(kind: str, wanted: ItemFilter) -> int:

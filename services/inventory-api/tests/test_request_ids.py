@@ -6,8 +6,9 @@ import pytest
 from sqlalchemy import func, select
 from stockroom import Stockroom, at_once, deadline, refusals
 
+from inventory_api.domain.commands import OrderLines
 from inventory_api.domain.errors import InsufficientStock
-from inventory_api.domain.model import Line, OrderLines, Reservation, State
+from inventory_api.domain.model import Line, Reservation, State
 from inventory_api.store import tables
 from shop_common.db.idempotency import RequestIdReused
 from shop_common.errors import ShopError
@@ -40,12 +41,12 @@ def test_a_repeated_hold_of_several_products_answers_in_the_same_sequence(stockr
 @pytest.mark.parametrize(
     "other",
     [
-        OrderLines("order-2", (Line(1, 1),), None, "r"),
-        OrderLines("order-1", (Line(1, 2),), None, "r"),
-        OrderLines("order-1", (Line(2, 1),), None, "r"),
-        OrderLines("order-1", (Line(1, 1, "WAREHOUSE_A"),), None, "r"),
-        OrderLines("order-1", (Line(1, 1), Line(1, 1)), None, "r"),
-        OrderLines("order-1", (Line(1, 1),), 60, "r"),
+        OrderLines("order-2", (Line(1, 1),), None, request_id="r"),
+        OrderLines("order-1", (Line(1, 2),), None, request_id="r"),
+        OrderLines("order-1", (Line(2, 1),), None, request_id="r"),
+        OrderLines("order-1", (Line(1, 1, "WAREHOUSE_A"),), None, request_id="r"),
+        OrderLines("order-1", (Line(1, 1), Line(1, 1)), None, request_id="r"),
+        OrderLines("order-1", (Line(1, 1),), 60, request_id="r"),
     ],
     ids=["order", "quantity", "product", "location", "lines", "ttl"],
 )
@@ -126,10 +127,10 @@ def test_of_two_contents_under_one_request_id_at_once_one_is_refused(
 
 def test_one_call_may_carry_a_request_id_twice(stockroom: Stockroom) -> None:
     stockroom.add(1, 10)
-    order = OrderLines("order-1", (Line(1, 1),), None, "r")
-    other = OrderLines("order-1", (Line(1, 2),), None, "r")
+    order = OrderLines("order-1", (Line(1, 1),), None, request_id="r")
+    other = OrderLines("order-1", (Line(1, 2),), None, request_id="r")
 
-    first, twin, reused = stockroom.operations.reserve.all([order, order, other], deadline=deadline())
+    first, twin, reused = stockroom.operations._reserve.submit_many([order, order, other], deadline=deadline())
 
     assert first == twin
     assert isinstance(reused, RequestIdReused)
@@ -150,10 +151,10 @@ def test_a_refusal_stores_nothing_and_is_decided_anew(stockroom: Stockroom) -> N
 
 def test_a_refused_order_of_a_batch_leaves_its_neighbours_claim(stockroom: Stockroom) -> None:
     stockroom.add(1, 1)
-    orders = [OrderLines(f"order-{n}", (Line(1, 1),), None, f"r-{n}") for n in range(3)]
+    orders = [OrderLines(f"order-{n}", (Line(1, 1),), None, request_id=f"r-{n}") for n in range(3)]
 
-    outcomes = stockroom.operations.reserve.all(orders, deadline=deadline())
-    repeated = stockroom.operations.reserve.all(orders, deadline=deadline())
+    outcomes = stockroom.operations._reserve.submit_many(orders, deadline=deadline())
+    repeated = stockroom.operations._reserve.submit_many(orders, deadline=deadline())
 
     granted = [n for n, outcome in enumerate(outcomes) if not isinstance(outcome, ShopError)]
     assert granted == [0]

@@ -3,8 +3,9 @@
 import pytest
 from stockroom import TTL_SECONDS, Stockroom, deadline
 
+from inventory_api.domain.commands import OrderLines
 from inventory_api.domain.errors import InsufficientStock
-from inventory_api.domain.model import Line, OrderLines, State
+from inventory_api.domain.model import Line, State
 
 
 def test_a_hold_takes_units_off_the_shelf_until_it_expires(stockroom: Stockroom) -> None:

@@ -6,10 +6,11 @@ import pytest
 from sqlalchemy import insert
 from stockroom import Stockroom, at_once, deadline, refusals
 
+from inventory_api.domain.commands import AddStock, SetQuantity
 from inventory_api.domain.errors import BelowReserved, InsufficientStock, ItemNotFound, QuantityLimit, VersionMismatch
 from inventory_api.domain.model import DEFAULT_LOCATION, ITEM_QUANTITY_MAX, Item, State
 from inventory_api.operations import stock
-from inventory_api.operations.stock import AddStock, SetQuantity, StockQuestion
+from inventory_api.operations.stock import StockQuestion
 from inventory_api.store import tables
 from shop_common.api.valid import INT64_MAX
 from shop_common.db.sql import now
@@ -131,7 +132,7 @@ def test_an_unknown_item_can_not_be_set_or_read(stockroom: Stockroom) -> None:
     with pytest.raises(ItemNotFound) as refused:
         stockroom.operations.set_quantity(unknown, deadline=deadline())
     with pytest.raises(ItemNotFound):
-        stockroom.operations.item(unknown.item_id, deadline=deadline())
+        stockroom.operations.get_item(unknown.item_id, deadline=deadline())
 
     assert refused.value.metadata() == {"id": str(unknown.item_id)}
 
@@ -222,7 +223,7 @@ def test_availability_is_asked_for_one_location_or_over_all(stockroom: Stockroom
     stockroom.hold(1, 1, location="A")
     questions = [StockQuestion(1, None), StockQuestion(1, "A"), StockQuestion(2, None), StockQuestion(1, "B")]
 
-    assert stockroom.operations.check_stock.all(questions, deadline=deadline()) == [6, 2, 0, 4]
+    assert stockroom.operations._check_stock.submit_many(questions, deadline=deadline()) == [6, 2, 0, 4]
 
 
 def test_no_sum_over_locations_overflows(stockroom: Stockroom) -> None:

@@ -21,7 +21,8 @@ from google.type.money_pb2 import Money
 from sqlalchemy import event, select
 
 from order_api.api.servicer import OrderMaintenanceServicer, OrderServicer
-from order_api.domain.model import HeldOrder, NewItem, NewOrder, Order
+from order_api.domain.commands import HeldOrder, NewOrder
+from order_api.domain.model import NewItem, Order
 from order_api.inventory import Inventory
 from order_api.operations.coalescing import Operations
 from order_api.settings import OrderSettings
@@ -217,7 +218,7 @@ def dollars(amount: str) -> Money:
 def new_order(*, user_id: int = 1, items: tuple[NewItem, ...] = (NewItem(1, 2, Decimal("1.5")),)) -> NewOrder:
     """An order to store, whose stock nobody holds."""
     total = money.total([(item.price, item.quantity) for item in items])
-    return NewOrder(str(uuid4()), user_id, items, total, "USD", None, None)
+    return NewOrder(str(uuid4()), user_id, items, total, "USD", None)
 
 
 def stored(database: Database, *wanted: NewOrder, hold_seconds: float = 60) -> list[Order]:

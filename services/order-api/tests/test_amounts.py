@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from sqlalchemy import select
 
 from order_api.api import answers, requests
-from order_api.domain.model import HeldOrder, NewItem, NewOrder
+from order_api.domain.commands import HeldOrder, NewOrder
+from order_api.domain.model import NewItem
 from order_api.store import orders, tables
 from shop_common.api.money import UNITS_MAX, exact
 from shop_common.db.database import Database
@@ -75,7 +76,7 @@ def test_equal_prices_written_otherwise_are_the_same_order(database: Database) -
     order = new_order(items=(NewItem(1, 2, Decimal("1.5")),))
     (placed,) = stored(database, order)
     again = NewItem(1, 2, Decimal("1.500000000"))
-    same = NewOrder(order.id, order.user_id, (again,), order.total_amount, "USD", None, None)
+    same = NewOrder(order.id, order.user_id, (again,), order.total_amount, "USD", None)
 
     outcomes = database.transact(lambda tx: orders.insert(tx, [HeldOrder(same, 60)]))
 

@@ -10,12 +10,13 @@ import pytest
 from desk import UNKNOWN, Desk, Stock, at_once, lines_read, new_order, new_request, stored
 from sqlalchemy import select
 
+from order_api.domain.commands import Step
 from order_api.domain.model import LINES_MAX, NewItem, Order, Status
 from order_api.inventory import Inventory
-from order_api.operations import history, transitions
+from order_api.operations import transitions
 from order_api.operations.coalescing import Operations
-from order_api.operations.history import TURN_KEYS, PurgeRequest
-from order_api.operations.transitions import TURN_LINES, AbandonedRequest, Loss, Step
+from order_api.operations.history import TURN_KEYS, KeyPurge, PurgeRequest
+from order_api.operations.transitions import TURN_LINES, AbandonedOrders, AbandonedRequest, Loss
 from order_api.store import orders, tables
 from shop_common.batching.coalescer import BATCH_WEIGHT_MAX
 from shop_common.db.database import Database
@@ -53,7 +54,7 @@ def test_many_long_orders_are_cancelled_in_several_transactions(database: Databa
     placed = stored(database, *(new_order(items=LONG) for _ in range(25)))
 
     steps = [Step(order.id, Status.CANCELLED) for order in placed]
-    outcomes = operations._set_status.all(steps, deadline=deadline())
+    outcomes = operations._set_status.submit_many(steps, deadline=deadline())
 
     assert all(isinstance(each, Order) and each.status is Status.CANCELLED for each in outcomes)
     by_transaction = events_by_transaction(database, "ORDER_CANCELLED")
@@ -79,21 +80,21 @@ def test_abandoned_orders_are_cancelled_in_turns(database: Database) -> None:
     long = stored(database, *(new_order(items=LONG) for _ in range(12)), hold_seconds=-3600)
     stored(database, *(new_order() for _ in range(3)), hold_seconds=-3000)
 
-    assert transitions.cancel_abandoned(database, AbandonedRequest(60, 14)) == 14
+    assert AbandonedOrders(database).cancel(AbandonedRequest(60, 14)) == 14
 
     by_transaction = events_by_transaction(database, "ORDER_CANCELLED")
     assert sum(by_transaction) == 14
     assert len(by_transaction) >= len(long) * LINES_MAX // TURN_LINES
-    assert transitions.cancel_abandoned(database, AbandonedRequest(60, 14)) == 1
+    assert AbandonedOrders(database).cancel(AbandonedRequest(60, 14)) == 1
 
 
 def test_keys_are_forgotten_in_turns(database: Database) -> None:
     claims = [Claim("CreateOrder", "1", f"key-{number}", "", ()) for number in range(2 * TURN_KEYS + 50)]
-    database.transact(lambda tx: tables.idempotency_keys.claim(tx, claims))
+    database.transact(lambda tx: tables.idempotency_keys.insert(tx, claims))
 
-    assert history.purge_keys(database, PurgeRequest(-60, TURN_KEYS + 1)) == TURN_KEYS + 1
-    assert history.purge_keys(database, PurgeRequest(-60, 10 * TURN_KEYS)) == TURN_KEYS + 49
-    assert history.purge_keys(database, PurgeRequest(-60, TURN_KEYS)) == 0
+    assert KeyPurge(database).purge(PurgeRequest(-60, TURN_KEYS + 1)) == TURN_KEYS + 1
+    assert KeyPurge(database).purge(PurgeRequest(-60, 10 * TURN_KEYS)) == TURN_KEYS + 49
+    assert KeyPurge(database).purge(PurgeRequest(-60, TURN_KEYS)) == 0
 
 
 def test_a_request_that_names_a_longer_order_is_refused_without_reading_it(database: Database) -> None:

@@ -13,8 +13,7 @@ from sqlalchemy import func, select, text
 
 from order_api.api import requests
 from order_api.inventory import Inventory
-from order_api.operations import history
-from order_api.operations.history import PurgeRequest
+from order_api.operations.history import KeyPurge, PurgeRequest
 from order_api.store import tables
 from shop_common.db.database import Database
 from shop_protos.order.v1 import order_pb2 as pb
@@ -36,7 +35,7 @@ def count(database: Database) -> int:
 
 def forget_request_ids(database: Database) -> None:
     # Older than a minute from now: all of them.
-    assert history.purge_keys(database, PurgeRequest(-60, 1000)) > 0
+    assert KeyPurge(database).purge(PurgeRequest(-60, 1000)) > 0
 
 
 def test_an_order_holds_its_stock_and_waits_to_be_confirmed(desk: Desk, stock: Stock) -> None:

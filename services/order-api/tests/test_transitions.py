@@ -7,9 +7,10 @@ from desk import at_once, events, new_order, stored
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from order_api.domain.commands import Step
 from order_api.domain.model import LEGAL_STEPS, IllegalTransition, Order, ReservationExpired, Status
 from order_api.operations import transitions
-from order_api.operations.transitions import AbandonedRequest, Asked, Loss, Step
+from order_api.operations.transitions import AbandonedOrders, AbandonedRequest, Asked, Loss
 from order_api.store import orders
 from shop_common.db.database import Database
 from shop_common.errors import ShopError
@@ -27,7 +28,7 @@ def lose(database: Database, *losses: Loss) -> None:
 
 
 def cancel_abandoned(database: Database, max_count: int = 100) -> int:
-    return transitions.cancel_abandoned(database, AbandonedRequest(GRACE_SECONDS, max_count))
+    return AbandonedOrders(database).cancel(AbandonedRequest(GRACE_SECONDS, max_count))
 
 
 def at(database: Database, status: Status) -> Order:

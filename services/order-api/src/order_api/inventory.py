@@ -8,7 +8,7 @@ from typing import ClassVar
 
 from google.protobuf.duration_pb2 import Duration
 
-from order_api.domain.model import NewOrder
+from order_api.domain.commands import NewOrder
 from shop_common.db.idempotency import RequestIdReused
 from shop_common.errors import InvalidInput, ShopError, Unavailable, Violation
 from shop_common.rpc.client import Client

@@ -99,6 +99,14 @@ class Coalesced:
         bounded = _bounded(operation, sizes)
         return self.own(name, lambda requests: self._database.query(lambda tx: bounded(tx, requests)), limits=limits)
 
+    def pages(self, name: str, operation: Callable[[Connection, _Request], _Result]) -> Coalescer[_Request, _Result]:
+        """An operation that reads one page: a batch by itself, in a read-only transaction; several run at once."""
+        return self.reads(name, lambda tx, requests: [operation(tx, request) for request in requests], limits=LISTS)
+
+    def alone(self, name: str, operation: Callable[[_Request], _Result]) -> Coalescer[_Request, _Result]:
+        """An operation on one request that opens its own transactions: one request at a time."""
+        return self.own(name, lambda requests: [operation(request) for request in requests], limits=ALONE)
+
     def own(
         self,
         name: str,
@@ -124,10 +132,3 @@ def _bounded(operation: Bulk[_Request, _Result], sizes: Sizes[_Request] | None) 
     if sizes is None:
         return operation
     return lambda tx, requests: operation(tx, sizes.fitting(tx, requests, BATCH_WEIGHT_MAX))
-
-
-def one_by_one(
-    operation: Callable[[Connection, _Request], _Result],
-) -> Callable[[Connection, Sequence[_Request]], list[_Result]]:
-    """A bulk operation out of one that is a batch by itself."""
-    return lambda tx, requests: [operation(tx, request) for request in requests]

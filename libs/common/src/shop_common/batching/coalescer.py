@@ -140,14 +140,14 @@ class Coalescer(Generic[_Request, _Result]):
         for thread in self._threads:
             thread.start()
 
-    def __call__(self, request: _Request, *, deadline: float) -> _Result:
-        """The request's result; raises the ShopError that refused it. `deadline` is by time.monotonic."""
-        (outcome,) = self.all([request], deadline=deadline)
+    def submit(self, request: _Request, *, deadline: float) -> _Result:
+        """Return the request's result. Raises the ShopError that refused it. `deadline` is by time.monotonic."""
+        (outcome,) = self.submit_many([request], deadline=deadline)
         if isinstance(outcome, ShopError):
             raise outcome
         return outcome
 
-    def all(self, requests: Sequence[_Request], *, deadline: float) -> list[_Result | ShopError]:
+    def submit_many(self, requests: Sequence[_Request], *, deadline: float) -> list[_Result | ShopError]:
         """One outcome for each request, in order; they may be decided in different batches, each a transaction.
 
         So an RPC may hand over its parts by this only where each part has an outcome of its own, and where the proto

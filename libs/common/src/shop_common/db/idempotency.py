@@ -6,10 +6,10 @@ it had no effect, and is decided anew when it is repeated.
 """
 
 import hashlib
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import ClassVar, TypeVar
+from typing import Any, ClassVar, Generic, TypeVar
 
 import orjson
 from sqlalchemy import Column, Connection, Index, MetaData, Table, Text, delete, select, tuple_
@@ -92,51 +92,34 @@ class IdempotencyKeys:
             **types,
         )
 
-    def once(
-        self,
-        tx: Connection,
-        requests: Sequence[_Request],
-        *,
-        claim_of: Callable[[_Request], Claim | None],
-        perform: Callable[[Sequence[_Request]], Sequence[_Result | ShopError]],
-        replay: Callable[[Sequence[Claim]], Sequence[_Result | ShopError]],
-    ) -> list[_Result | ShopError]:
-        """Perform what is new and answer what came before; one outcome per request, in order.
+    def claim(
+        self, tx: Connection, requests: Sequence[_Request], claims: Sequence[Claim | None]
+    ) -> "Claimed[_Request]":
+        """Claim the key of each request, and separate what is new from what earlier calls decided.
 
-        `claim_of` is None for a call without a request_id. `replay` gets the claims of earlier calls with the same
-        content and returns what they made, as it is now. One batch holds a request_id once: the coalescer folds
-        repeats. To be called before any other lock is taken.
+        `claims` has one entry per request, None for a request without a request_id, which is always new. A batch
+        contains a request_id at most once: the coalescer folds repeats. Call this before taking any other lock.
         """
-        claims = [claim_of(request) for request in requests]
-        earlier = self.claim(tx, [claim for claim in claims if claim])
-        outcomes: dict[int, _Result | ShopError] = {}
-        replays: dict[int, Claim] = {}
+        present = [claim for claim in claims if claim is not None]
+        earlier = self.insert(tx, present)
+        claimed = Claimed(self, requests, claims)
         for index, claim in enumerate(claims):
-            stored = earlier.get(claim.key) if claim else None
-            if claim and stored:
-                if stored.fingerprint == claim.fingerprint:
-                    replays[index] = stored
-                else:
-                    outcomes[index] = RequestIdReused(claim.request_id)
-        if replays:
-            outcomes.update(zip(replays, replay(list(replays.values())), strict=True))
-        fresh = [index for index in range(len(requests)) if index not in outcomes]
-        if fresh:
-            outcomes.update(zip(fresh, perform([requests[index] for index in fresh]), strict=True))
-        # A refusal has no effect, so its claim goes too, and a repeat is decided anew.
-        refused = [claims[index] for index in fresh if isinstance(outcomes[index], ShopError)]
-        self.take_back(tx, [claim.key for claim in refused if claim])
-        return [outcomes[index] for index in range(len(requests))]
+            stored = earlier.get(claim.key) if claim is not None else None
+            if claim is None or stored is None:
+                claimed.new_indexes.append(index)
+            elif stored.fingerprint == claim.fingerprint:
+                claimed.replays.append(stored)
+                claimed.replay_indexes.append(index)
+            else:
+                claimed.outcomes[index] = RequestIdReused(claim.request_id)
+        return claimed
 
-    def claim(self, tx: Connection, claims: Collection[Claim]) -> dict[Key, Claim]:
-        """Claim the keys; returns the claims that earlier calls hold, by key, as those calls made them.
-
-        One claim a key: fold repeats within a batch first. To be called before any other lock is taken.
-        """
+    def insert(self, tx: Connection, claims: Sequence[Claim]) -> dict[Key, Claim]:
+        """Insert the claims, one per key; return those that earlier calls hold, by key, as those calls stored them."""
         if not claims:
             return {}
         if len({claim.key for claim in claims}) < len(claims):
-            raise ValueError("one batch holds a request_id twice: each would be performed")
+            raise ValueError("a batch contains a request_id twice: each request would be performed")
         # Sorted, so that two batches with the same keys wait for each other and do not deadlock.
         rows = [
             {
@@ -146,8 +129,8 @@ class IdempotencyKeys:
             }
             for claim in sorted(claims, key=lambda claim: claim.key)
         ]
-        won = {tuple(row) for row in self._insert(tx, rows)}
-        return self.find(tx, [claim.key for claim in claims if claim.key not in won])
+        inserted = {tuple(row) for row in self._insert(tx, rows)}
+        return self.find(tx, [claim.key for claim in claims if claim.key not in inserted])
 
     def find(self, tx: Connection, keys: Sequence[Key]) -> dict[Key, Claim]:
         """The claims stored under these keys."""
@@ -170,6 +153,44 @@ class IdempotencyKeys:
         key = (self.table.c.method, self.table.c.scope, self.table.c.request_id)
         oldest = select(*key).where(self.table.c.created_at < before).order_by(self.table.c.created_at).limit(max_count)
         return len(tx.execute(delete(self.table).where(tuple_(*key).in_(oldest)).returning(key[2])).all())
+
+
+class Claimed(Generic[_Request]):
+    """The requests of one batch, after their keys were claimed.
+
+    `new` are the requests to perform; `replays` are the claims of earlier calls with the same content, to be answered
+    with what those calls made, as it is now. Both keep the order of the batch.
+    """
+
+    def __init__(self, keys: IdempotencyKeys, requests: Sequence[_Request], claims: Sequence[Claim | None]) -> None:
+        self._keys = keys
+        self._requests = requests
+        self._claims = claims
+        self.outcomes: dict[int, Any] = {}
+        self.new_indexes: list[int] = []
+        self.replay_indexes: list[int] = []
+        self.replays: list[Claim] = []
+
+    @property
+    def new(self) -> list[_Request]:
+        return [self._requests[index] for index in self.new_indexes]
+
+    def settle(
+        self,
+        tx: Connection,
+        *,
+        replayed: Sequence[_Result | ShopError],
+        new: Sequence[_Result | ShopError],
+    ) -> list[_Result | ShopError]:
+        """Return one outcome per request of the batch, in order, from the outcomes of `replays` and of `new`.
+
+        A refusal has no effect, so its claim is deleted, and a repeat of that request is decided anew.
+        """
+        self.outcomes.update(zip(self.replay_indexes, replayed, strict=True))
+        self.outcomes.update(zip(self.new_indexes, new, strict=True))
+        refused = [self._claims[index] for index in self.new_indexes if isinstance(self.outcomes[index], ShopError)]
+        self._keys.take_back(tx, [claim.key for claim in refused if claim is not None])
+        return [self.outcomes[index] for index in range(len(self._requests))]
 
 
 def _key_row(key: Key) -> dict[str, str]:

@@ -5,8 +5,8 @@ from typing import Any
 
 from sqlalchemy import Connection
 
+from inventory_api.domain.commands import OrderRequest
 from inventory_api.operations import transitions
-from inventory_api.operations.transitions import OrderRequest
 from inventory_api.store import by_order
 from shop_common.events.consumer import Event, Handler
 from shop_common.telemetry import logs, metrics
@@ -55,7 +55,7 @@ def fulfil(tx: Connection, events: Sequence[Event]) -> bool:
 
 
 def _order(event: Event) -> OrderRequest:
-    return OrderRequest(str(event.data["id"]), event.traceparent)
+    return OrderRequest(str(event.data["id"]), traceparent=event.traceparent)
 
 
 def _missing(order: Mapping[str, Any], fulfilled: Mapping[int, int]) -> dict[int, int]:

@@ -5,10 +5,10 @@ from uuid import UUID
 
 from google.protobuf.duration_pb2 import Duration
 
-from inventory_api.domain.model import DEFAULT_LOCATION, ITEM_QUANTITY_MAX, Line, OrderLines, State
+from inventory_api.domain.commands import AddStock, OrderLines, OrderRequest, ReleaseRequest, SetQuantity
+from inventory_api.domain.model import DEFAULT_LOCATION, ITEM_QUANTITY_MAX, Line, State
 from inventory_api.operations.history import PurgeRequest
-from inventory_api.operations.stock import AddStock, ItemFilter, SetQuantity, StockQuestion
-from inventory_api.operations.transitions import OrderRequest, ReleaseRequest
+from inventory_api.operations.stock import ItemFilter, StockQuestion
 from inventory_api.store.reservation_pages import ReservationFilter
 from shop_common.api import paging
 from shop_common.api.paging import PageRequest
@@ -151,12 +151,12 @@ def _traceparent(check: Fields, given: str) -> str | None:
 
 def release(request: pb.ReleaseStockRequest, traceparent: str | None) -> ReleaseRequest:
     with Fields() as check:
-        return ReleaseRequest(check.uuid("reservation_id", request.reservation_id), traceparent)
+        return ReleaseRequest(check.uuid("reservation_id", request.reservation_id), traceparent=traceparent)
 
 
 def confirm(request: pb.ConfirmReservationsRequest, traceparent: str | None) -> OrderRequest:
     with Fields() as check:
-        return OrderRequest(check.identifier("order_id", request.order_id), traceparent)
+        return OrderRequest(check.identifier("order_id", request.order_id), traceparent=traceparent)
 
 
 def reservation_id(request: pb.GetReservationRequest) -> str:

@@ -15,44 +15,47 @@ class InventoryServicer(inventory_pb2_grpc.InventoryServiceServicer):
     """shop.inventory.v1.InventoryService."""
 
     def __init__(self, operations: Operations) -> None:
-        self._do = operations
+        self._operations = operations
 
     def CreateInventoryItem(
         self, request: pb.CreateInventoryItemRequest, context: ServicerContext
     ) -> pb.InventoryItemResponse:
-        asked = requests.add_stock(request, traceparent(context))
-        return pb.InventoryItemResponse(item=answers.item(self._do.add_stock(asked, deadline=deadline(context))))
+        command = requests.add_stock(request, traceparent(context))
+        item = self._operations.add_stock(command, deadline=deadline(context))
+        return pb.InventoryItemResponse(item=answers.item(item))
 
     def GetInventoryItem(
         self, request: pb.GetInventoryItemRequest, context: ServicerContext
     ) -> pb.InventoryItemResponse:
-        asked = requests.item_id(request)
-        return pb.InventoryItemResponse(item=answers.item(self._do.item(asked, deadline=deadline(context))))
+        command = requests.item_id(request)
+        item = self._operations.get_item(command, deadline=deadline(context))
+        return pb.InventoryItemResponse(item=answers.item(item))
 
     def UpdateInventoryItem(
         self, request: pb.UpdateInventoryItemRequest, context: ServicerContext
     ) -> pb.InventoryItemResponse:
-        asked = requests.set_quantity(request, traceparent(context))
-        return pb.InventoryItemResponse(item=answers.item(self._do.set_quantity(asked, deadline=deadline(context))))
+        command = requests.set_quantity(request, traceparent(context))
+        item = self._operations.set_quantity(command, deadline=deadline(context))
+        return pb.InventoryItemResponse(item=answers.item(item))
 
     def ListInventoryItems(
         self, request: pb.ListInventoryItemsRequest, context: ServicerContext
     ) -> pb.ListInventoryItemsResponse:
-        asked = requests.items_page(request)
-        page = self._do.items_page(asked, deadline=deadline(context))
+        command = requests.items_page(request)
+        page = self._operations.list_items(command, deadline=deadline(context))
         return pb.ListInventoryItemsResponse(
             items=[answers.item(found) for found in page.rows],
-            next_page_token=paging.next_token(page, asked),
+            next_page_token=paging.next_token(page, command),
         )
 
     def CheckStock(self, request: pb.CheckStockRequest, context: ServicerContext) -> pb.CheckStockResponse:
-        asked = requests.stock_question(request)
-        free = self._do.check_stock(asked, deadline=deadline(context))
+        command = requests.stock_question(request)
+        free = self._operations.check_stock(command, deadline=deadline(context))
         return pb.CheckStockResponse(available=free >= request.required_quantity, available_quantity=free)
 
     def ReserveStock(self, request: pb.ReserveStockRequest, context: ServicerContext) -> pb.ReserveStockResponse:
-        asked = requests.reserve_stock(request, traceparent(context))
-        (reservation,) = self._do.reserve(asked, deadline=deadline(context))
+        command = requests.reserve_stock(request, traceparent(context))
+        (reservation,) = self._operations.reserve(command, deadline=deadline(context))
         return pb.ReserveStockResponse(reservation=answers.reservation(reservation))
 
     def BatchReserveStock(
@@ -60,35 +63,35 @@ class InventoryServicer(inventory_pb2_grpc.InventoryServiceServicer):
     ) -> pb.BatchReserveStockResponse:
         orders = requests.batch(request, traceparent(context))
         valid = [order for order in orders if not isinstance(order, InvalidInput)]
-        decided = iter(self._do.reserve.all(valid, deadline=deadline(context)))
+        decided = iter(self._operations.reserve_many(valid, deadline=deadline(context)))
         outcomes = [order if isinstance(order, InvalidInput) else next(decided) for order in orders]
         return answers.batch(outcomes)
 
     def ReleaseStock(self, request: pb.ReleaseStockRequest, context: ServicerContext) -> pb.ReleaseStockResponse:
-        asked = requests.release(request, traceparent(context))
-        return pb.ReleaseStockResponse(released_quantity=self._do.release(asked, deadline=deadline(context)))
+        command = requests.release(request, traceparent(context))
+        return pb.ReleaseStockResponse(released_quantity=self._operations.release(command, deadline=deadline(context)))
 
     def ConfirmReservations(
         self, request: pb.ConfirmReservationsRequest, context: ServicerContext
     ) -> pb.ConfirmReservationsResponse:
-        asked = requests.confirm(request, traceparent(context))
-        confirmed = self._do.confirm(asked, deadline=deadline(context))
+        command = requests.confirm(request, traceparent(context))
+        confirmed = self._operations.confirm(command, deadline=deadline(context))
         return pb.ConfirmReservationsResponse(reservations=[answers.reservation(each) for each in confirmed])
 
     def GetReservation(self, request: pb.GetReservationRequest, context: ServicerContext) -> pb.GetReservationResponse:
-        asked = requests.reservation_id(request)
+        command = requests.reservation_id(request)
         return pb.GetReservationResponse(
-            reservation=answers.reservation(self._do.reservation(asked, deadline=deadline(context)))
+            reservation=answers.reservation(self._operations.get_reservation(command, deadline=deadline(context)))
         )
 
     def ListReservations(
         self, request: pb.ListReservationsRequest, context: ServicerContext
     ) -> pb.ListReservationsResponse:
-        asked = requests.reservations_page(request)
-        page = self._do.reservations_page(asked, deadline=deadline(context))
+        command = requests.reservations_page(request)
+        page = self._operations.list_reservations(command, deadline=deadline(context))
         return pb.ListReservationsResponse(
             reservations=[answers.reservation(found) for found in page.rows],
-            next_page_token=paging.next_token(page, asked),
+            next_page_token=paging.next_token(page, command),
         )
 
 
@@ -96,18 +99,18 @@ class InventoryMaintenanceServicer(maintenance_pb2_grpc.InventoryMaintenanceServ
     """shop.inventory.v1.InventoryMaintenanceService, for the reaper."""
 
     def __init__(self, operations: Operations) -> None:
-        self._do = operations
+        self._operations = operations
 
     def ExpireReservations(
         self, request: maintenance_pb2.ExpireReservationsRequest, context: ServicerContext
     ) -> maintenance_pb2.ExpireReservationsResponse:
-        expired = self._do.expire(requests.max_count(request), deadline=deadline(context))
+        expired = self._operations.expire(requests.max_count(request), deadline=deadline(context))
         return maintenance_pb2.ExpireReservationsResponse(expired_count=expired)
 
     def PurgeHistory(
         self, request: maintenance_pb2.PurgeHistoryRequest, context: ServicerContext
     ) -> maintenance_pb2.PurgeHistoryResponse:
-        purged = self._do.purge(requests.purge(request), deadline=deadline(context))
+        purged = self._operations.purge(requests.purge(request), deadline=deadline(context))
         return maintenance_pb2.PurgeHistoryResponse(
             purged_keys_count=purged.keys, purged_reservations_count=purged.reservations
         )

@@ -1,6 +1,6 @@
 """The values of the inventory: items, reservations and their allocations, and the limits on them."""
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from datetime import datetime
 from enum import StrEnum
 
@@ -89,14 +89,3 @@ class Line:
     product_id: int
     quantity: int
     location: str | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class OrderLines:
-    """Lines to reserve for one order, all of them or none. `ttl_seconds` None means the service's default."""
-
-    order_id: str
-    lines: tuple[Line, ...]
-    ttl_seconds: float | None = None
-    request_id: str | None = None
-    traceparent: str | None = field(default=None, compare=False)

@@ -1,48 +1,94 @@
-"""The operations as the servicer calls them: each behind a coalescer, which is their only way to the database."""
+"""The operations as the servicer calls them. Each runs behind a coalescer, which is its only way to the database."""
 
-from collections.abc import Callable
-from functools import partial
+from collections.abc import Callable, Sequence
 
+from sqlalchemy import Connection
+
+from inventory_api.domain.commands import AddStock, OrderLines, OrderRequest, ReleaseRequest, SetQuantity
+from inventory_api.domain.model import Item, Reservation
 from inventory_api.operations import reserve, sizes, stock, transitions
 from inventory_api.operations.expiry import Expiry
 from inventory_api.operations.history import History, Purged, PurgeRequest
+from inventory_api.operations.reserve import Reservations
+from inventory_api.operations.stock import ItemFilter, StockQuestion
 from inventory_api.store import reservation_pages, reservations
-from shop_common.batching.coalesced import ALONE, LISTS, Coalesced, one_by_one
-from shop_common.batching.coalescer import Coalescer
+from inventory_api.store.reservation_pages import ReservationFilter
+from shop_common.api.paging import Page, PageRequest
+from shop_common.batching.coalesced import Coalesced
 from shop_common.db.database import Database
+from shop_common.errors import ShopError
 
 
 class Operations:
-    """Every operation of this service by name: call it with a request and a deadline."""
+    """Every operation of this service.
+
+    `deadline` is when the caller stops waiting, by time.monotonic. Each method raises the ShopError that refuses the
+    request, QueueFull if the request got no turn in time, and DatabaseUnavailable if the database did not answer.
+    """
 
     def __init__(self, database: Database, *, ttl_seconds: float, die: Callable[[str, BaseException], None]) -> None:
         run = Coalesced(database, die)
         self.close = run.close
-
-        self.reserve = run.writes(
+        self._ttl_seconds = ttl_seconds
+        self._reserve = run.writes(
             "reserve",
-            partial(reserve.reserve, default_ttl_seconds=ttl_seconds),
+            self._reserve_batch,
             key=lambda order: order.request_id,
             weigh=lambda order: len(order.lines),
         )
-        self.release = run.writes(
+        self._release = run.writes(
             "release", transitions.release, key=lambda request: request.reservation_id, sizes=sizes.RELEASES
         )
-        self.confirm = run.writes("confirm", transitions.confirm, key=lambda order: order.order_id, sizes=sizes.ORDERS)
-        self.add_stock = run.writes("add-stock", stock.add, key=lambda request: request.request_id)
-        self.set_quantity = run.writes("set-quantity", stock.set_quantity, key=lambda request: request.request_id)
+        self._confirm = run.writes("confirm", transitions.confirm, key=lambda order: order.order_id, sizes=sizes.ORDERS)
+        self._add_stock = run.writes("add-stock", stock.add, key=lambda request: request.request_id)
+        self._set_quantity = run.writes("set-quantity", stock.set_quantity, key=lambda request: request.request_id)
+        self._check_stock = run.reads("check-stock", stock.check, sizes=sizes.QUESTIONS)
+        self._get_item = run.reads("item", stock.get)
+        self._get_reservation = run.reads("reservation", reservations.get, sizes=sizes.RESERVATIONS)
+        self._list_items = run.pages("items-page", stock.list_page)
+        self._list_reservations = run.pages("reservations-page", reservation_pages.list_page)
+        self._expire = run.alone("expire", Expiry(database).expire_due)
+        self._purge = run.alone("purge", History(database).purge)
 
-        self.check_stock = run.reads("check-stock", stock.check, sizes=sizes.QUESTIONS)
-        self.item = run.reads("item", stock.get)
-        self.reservation = run.reads("reservation", reservations.get, sizes=sizes.RESERVATIONS)
-        self.items_page = run.reads("items-page", one_by_one(stock.list_page), limits=LISTS)
-        self.reservations_page = run.reads("reservations-page", one_by_one(reservation_pages.list_page), limits=LISTS)
+    def reserve(self, order: OrderLines, *, deadline: float) -> Reservations:
+        return self._reserve.submit(order, deadline=deadline)
 
-        expiry = Expiry(database)
-        self.expire: Coalescer[int, int] = run.own(
-            "expire", lambda counts: list(map(expiry.expire_due, counts)), limits=ALONE
-        )
-        history = History(database)
-        self.purge: Coalescer[PurgeRequest, Purged] = run.own(
-            "purge", lambda requests: list(map(history.purge, requests)), limits=ALONE
-        )
+    def reserve_many(self, orders: Sequence[OrderLines], *, deadline: float) -> list[Reservations | ShopError]:
+        """Reserve for each order by itself; one outcome per order, in order."""
+        return self._reserve.submit_many(orders, deadline=deadline)
+
+    def release(self, request: ReleaseRequest, *, deadline: float) -> int:
+        return self._release.submit(request, deadline=deadline)
+
+    def confirm(self, order: OrderRequest, *, deadline: float) -> list[Reservation]:
+        return self._confirm.submit(order, deadline=deadline)
+
+    def add_stock(self, request: AddStock, *, deadline: float) -> Item:
+        return self._add_stock.submit(request, deadline=deadline)
+
+    def set_quantity(self, request: SetQuantity, *, deadline: float) -> Item:
+        return self._set_quantity.submit(request, deadline=deadline)
+
+    def check_stock(self, question: StockQuestion, *, deadline: float) -> int:
+        return self._check_stock.submit(question, deadline=deadline)
+
+    def get_item(self, item_id: int, *, deadline: float) -> Item:
+        return self._get_item.submit(item_id, deadline=deadline)
+
+    def get_reservation(self, reservation_id: str, *, deadline: float) -> Reservation:
+        return self._get_reservation.submit(reservation_id, deadline=deadline)
+
+    def list_items(self, page: PageRequest[ItemFilter], *, deadline: float) -> Page[Item]:
+        return self._list_items.submit(page, deadline=deadline)
+
+    def list_reservations(self, page: PageRequest[ReservationFilter], *, deadline: float) -> Page[Reservation]:
+        return self._list_reservations.submit(page, deadline=deadline)
+
+    def expire(self, max_count: int, *, deadline: float) -> int:
+        return self._expire.submit(max_count, deadline=deadline)
+
+    def purge(self, request: PurgeRequest, *, deadline: float) -> Purged:
+        return self._purge.submit(request, deadline=deadline)
+
+    def _reserve_batch(self, tx: Connection, orders: Sequence[OrderLines]) -> Sequence[Reservations | ShopError]:
+        return reserve.reserve(tx, orders, default_ttl_seconds=self._ttl_seconds)

@@ -10,8 +10,9 @@ from uuid_utils import uuid7
 
 from inventory_api.domain import events
 from inventory_api.domain.allocation import Shelves
+from inventory_api.domain.commands import OrderLines
 from inventory_api.domain.errors import InsufficientStock, ReservationNotFound
-from inventory_api.domain.model import ORDER_ALLOCATIONS_MAX, Allocation, Item, OrderLines, Reservation, State
+from inventory_api.domain.model import ORDER_ALLOCATIONS_MAX, Allocation, Item, Reservation, State
 from inventory_api.operations import due
 from inventory_api.operations.due import Place
 from inventory_api.store import by_order, items, reservations, tables
@@ -59,12 +60,10 @@ def reserve(
 
     Emits STOCK_RESERVED per reservation, and STOCK_RESERVATION_EXPIRED for holds that it had to expire.
     """
-    outcomes = tables.idempotency_keys.once(
-        tx,
-        [_Planned(order, _reservation_ids(order)) for order in orders],
-        claim_of=_Planned.claim,
-        perform=lambda new: _hold(tx, new, default_ttl_seconds),
-        replay=lambda claims: _replay(tx, claims),
+    planned = [_Planned(order, _reservation_ids(order)) for order in orders]
+    claimed = tables.idempotency_keys.claim(tx, planned, [each.claim() for each in planned])
+    outcomes = claimed.settle(
+        tx, replayed=_replay(tx, claimed.replays), new=_hold(tx, claimed.new, default_ttl_seconds)
     )
     return outcomes[: outcomes.index(_LATER)] if _LATER in outcomes else outcomes
 
@@ -87,6 +86,8 @@ class _Planned:
 
 def _hold(tx: Connection, planned: Sequence[_Planned], default_ttl_seconds: float) -> list[Reservations | ShopError]:
     """Decide and write orders that have no earlier outcome."""
+    if not planned:
+        return []
     orders = [each.order for each in planned]
     products = {line.product_id for order in orders for line in order.lines}
     stock = {item.id: item for item in items.lock_products(tx, products)}
@@ -251,6 +252,8 @@ def _row(reservation: Reservation) -> dict[str, object]:
 
 def _replay(tx: Connection, claims: Sequence[Claim]) -> list[Reservations | ShopError]:
     """What earlier calls made, as it is now; ReservationNotFound when some of it was purged since."""
+    if not claims:
+        return []
     moment = now(tx)
     stored = reservations.load(tx, (each for claim in claims for each in claim.resources))
     found = {reservation.id: reservation.as_of(moment) for reservation in stored}

@@ -1,8 +1,8 @@
 """How much a call works on, counted before it is done, so that a batch of calls is bounded in rows."""
 
+from inventory_api.domain.commands import OrderRequest, ReleaseRequest
 from inventory_api.domain.model import LOCATIONS_MAX
 from inventory_api.operations.stock import StockQuestion
-from inventory_api.operations.transitions import OrderRequest, ReleaseRequest
 from inventory_api.store import by_order, items, tables
 from shop_common.batching.coalesced import Sizes
 from shop_common.db.sql import counting

@@ -4,59 +4,24 @@ Each operation takes a list and returns a list, one outcome per request, in orde
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 from sqlalchemy import BigInteger, Connection, Text, select, tuple_
 
 from inventory_api.domain import events
+from inventory_api.domain.commands import AddStock, SetQuantity
 from inventory_api.domain.errors import BelowReserved, ItemNotFound, LocationsLimit, QuantityLimit, VersionMismatch
 from inventory_api.domain.model import ITEM_QUANTITY_MAX, LOCATIONS_MAX, Item
 from inventory_api.operations import due
 from inventory_api.store import items, tables
 from shop_common.api.paging import Page, PageRequest, page_of
 from shop_common.api.valid import INT64_MAX
-from shop_common.db.idempotency import Claim, fingerprint
 from shop_common.db.sql import Statement, among, inserting, now
 from shop_common.errors import Contention, ShopError
 
 _items = tables.inventory_items
 
 _Place = tuple[int, str]
-
-
-@dataclass(frozen=True, slots=True)
-class AddStock:
-    """So many more units of a product at a location."""
-
-    product_id: int
-    location: str
-    quantity: int
-    request_id: str | None = None
-    traceparent: str | None = field(default=None, compare=False)
-
-    def claim(self) -> Claim | None:
-        if self.request_id is None:
-            return None
-        content = fingerprint(self.product_id, self.location, self.quantity)
-        # The item's id is not known before the claim; its place names it as well.
-        return Claim("CreateInventoryItem", "", self.request_id, content, (str(self.product_id), self.location))
-
-
-@dataclass(frozen=True, slots=True)
-class SetQuantity:
-    """A new absolute quantity of an item, if its version is (None: whatever it is). No quantity: no change."""
-
-    item_id: int
-    quantity: int | None
-    version: int | None = None
-    request_id: str | None = None
-    traceparent: str | None = field(default=None, compare=False)
-
-    def claim(self) -> Claim | None:
-        if self.request_id is None:
-            return None
-        content = fingerprint(self.item_id, self.quantity, self.version)
-        return Claim("UpdateInventoryItem", "", self.request_id, content, (str(self.item_id),))
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,13 +46,9 @@ def add(tx: Connection, requests: Sequence[AddStock]) -> list[Item | ShopError]:
     Refuses with QuantityLimit what an item can't hold, and with LocationsLimit a new item of a product that has as many
     as it may. Emits STOCK_UPDATED per request.
     """
-    return tables.idempotency_keys.once(
-        tx,
-        requests,
-        claim_of=AddStock.claim,
-        perform=lambda new: _add(tx, new),
-        replay=lambda claims: _find_places(tx, [(int(claim.resources[0]), claim.resources[1]) for claim in claims]),
-    )
+    claimed = tables.idempotency_keys.claim(tx, requests, [request.claim() for request in requests])
+    places = [(int(claim.resources[0]), claim.resources[1]) for claim in claimed.replays]
+    return claimed.settle(tx, replayed=_find_places(tx, places), new=_add(tx, claimed.new))
 
 
 def _add(tx: Connection, requests: Sequence[AddStock]) -> list[Item | ShopError]:
@@ -162,13 +123,9 @@ def set_quantity(tx: Connection, requests: Sequence[SetQuantity]) -> list[Item |
     Refuses with ItemNotFound, VersionMismatch, or BelowReserved when more is reserved than the new quantity, after
     holds past their time have been expired. Emits STOCK_UPDATED per change; no quantity, no change, no event.
     """
-    return tables.idempotency_keys.once(
-        tx,
-        requests,
-        claim_of=SetQuantity.claim,
-        perform=lambda new: _set_quantity(tx, new),
-        replay=lambda claims: get(tx, [int(claim.resources[0]) for claim in claims]),
-    )
+    claimed = tables.idempotency_keys.claim(tx, requests, [request.claim() for request in requests])
+    item_ids = [int(claim.resources[0]) for claim in claimed.replays]
+    return claimed.settle(tx, replayed=get(tx, item_ids), new=_set_quantity(tx, claimed.new))
 
 
 def _set_quantity(tx: Connection, requests: Sequence[SetQuantity]) -> list[Item | ShopError]:

@@ -4,10 +4,10 @@ Each operation takes a list and returns a list, one outcome per request, in orde
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 
 from sqlalchemy import Connection
 
+from inventory_api.domain.commands import OrderRequest, ReleaseRequest
 from inventory_api.domain.errors import ReservationExpired, ReservationNotFound, ReservationReleased, ReservationsLimit
 from inventory_api.domain.model import ENDED, Reservation, State
 from inventory_api.store import by_order, reservations
@@ -21,22 +21,6 @@ TURN_ALLOCATIONS = 2000
 """And so many allocations, unless a single reservation has more."""
 
 Confirmed = list[Reservation] | ReservationNotFound | ReservationExpired | ReservationReleased | ReservationsLimit
-
-
-@dataclass(frozen=True, slots=True)
-class OrderRequest:
-    """All reservations of one order, for a caller with this trace context."""
-
-    order_id: str
-    traceparent: str | None = field(default=None, compare=False)
-
-
-@dataclass(frozen=True, slots=True)
-class ReleaseRequest:
-    """One reservation to give back."""
-
-    reservation_id: str
-    traceparent: str | None = field(default=None, compare=False)
 
 
 def confirm(tx: Connection, orders: Sequence[OrderRequest]) -> list[Confirmed]:

@@ -6,9 +6,10 @@ from uuid import UUID, uuid5
 from google.protobuf.timestamp_pb2 import Timestamp
 from uuid_utils import uuid7
 
-from order_api.domain.model import LINES_MAX, NewItem, NewOrder, Status
+from order_api.domain.commands import NewOrder, Step
+from order_api.domain.model import LINES_MAX, NewItem, Status
 from order_api.operations.history import PurgeRequest
-from order_api.operations.transitions import AbandonedRequest, Step
+from order_api.operations.transitions import AbandonedRequest
 from order_api.store.orders import OrderFilter
 from shop_common.api import money, paging
 from shop_common.api.paging import PageRequest
@@ -53,7 +54,9 @@ def new_order(request: pb.CreateOrderRequest, traceparent: str | None) -> NewOrd
         if total > money.UNITS_MAX:
             check.violate("items", f"must add up to at most {money.UNITS_MAX} units of their currency")
     order_id = str(uuid7()) if request_id is None else str(uuid5(_ORDERS, f"{user_id}:{request_id}"))
-    return NewOrder(order_id, user_id, items, total, currency, ttl_seconds, request_id, traceparent)
+    return NewOrder(
+        order_id, user_id, items, total, currency, ttl_seconds, request_id=request_id, traceparent=traceparent
+    )
 
 
 def _items(check: Fields, request: pb.CreateOrderRequest) -> tuple[tuple[NewItem, ...], str]:
@@ -85,7 +88,7 @@ def step(request: pb.UpdateOrderStatusRequest, traceparent: str | None) -> Step:
         reason = check.text("reason", request.reason)
         request_id = check.request_id(request.request_id)
     assert status is not None, "leaving the block raises when it is not known"
-    return Step(order_id, status, reason, request_id, traceparent)
+    return Step(order_id, status, reason, request_id=request_id, traceparent=traceparent)
 
 
 def orders_page(request: pb.ListOrdersRequest) -> PageRequest[OrderFilter]:

@@ -14,26 +14,29 @@ class OrderServicer(order_pb2_grpc.OrderServiceServicer):
     """shop.order.v1.OrderService."""
 
     def __init__(self, operations: Operations) -> None:
-        self._do = operations
+        self._operations = operations
 
     def CreateOrder(self, request: pb.CreateOrderRequest, context: ServicerContext) -> pb.OrderResponse:
-        asked = requests.new_order(request, traceparent(context))
-        return pb.OrderResponse(order=answers.order(self._do.place(asked, deadline=deadline(context))))
+        command = requests.new_order(request, traceparent(context))
+        order = self._operations.create_order(command, deadline=deadline(context))
+        return pb.OrderResponse(order=answers.order(order))
 
     def GetOrder(self, request: pb.GetOrderRequest, context: ServicerContext) -> pb.OrderResponse:
-        asked = requests.order_id(request)
-        return pb.OrderResponse(order=answers.order(self._do.order(asked, deadline=deadline(context))))
+        command = requests.order_id(request)
+        order = self._operations.get_order(command, deadline=deadline(context))
+        return pb.OrderResponse(order=answers.order(order))
 
     def UpdateOrderStatus(self, request: pb.UpdateOrderStatusRequest, context: ServicerContext) -> pb.OrderResponse:
-        asked = requests.step(request, traceparent(context))
-        return pb.OrderResponse(order=answers.order(self._do.set_status(asked, deadline=deadline(context))))
+        command = requests.step(request, traceparent(context))
+        order = self._operations.update_status(command, deadline=deadline(context))
+        return pb.OrderResponse(order=answers.order(order))
 
     def ListOrders(self, request: pb.ListOrdersRequest, context: ServicerContext) -> pb.ListOrdersResponse:
-        asked = requests.orders_page(request)
-        page = self._do.orders_page(asked, deadline=deadline(context))
+        command = requests.orders_page(request)
+        page = self._operations.list_orders(command, deadline=deadline(context))
         return pb.ListOrdersResponse(
             orders=[answers.order(found) for found in page.rows],
-            next_page_token=paging.next_token(page, asked),
+            next_page_token=paging.next_token(page, command),
         )
 
 
@@ -41,16 +44,16 @@ class OrderMaintenanceServicer(maintenance_pb2_grpc.OrderMaintenanceServiceServi
     """shop.order.v1.OrderMaintenanceService, for the reaper."""
 
     def __init__(self, operations: Operations) -> None:
-        self._do = operations
+        self._operations = operations
 
     def CancelAbandonedOrders(
         self, request: maintenance_pb2.CancelAbandonedOrdersRequest, context: ServicerContext
     ) -> maintenance_pb2.CancelAbandonedOrdersResponse:
-        cancelled = self._do.cancel_abandoned(requests.abandoned(request), deadline=deadline(context))
+        cancelled = self._operations.cancel_abandoned(requests.abandoned(request), deadline=deadline(context))
         return maintenance_pb2.CancelAbandonedOrdersResponse(cancelled_count=cancelled)
 
     def PurgeHistory(
         self, request: maintenance_pb2.PurgeHistoryRequest, context: ServicerContext
     ) -> maintenance_pb2.PurgeHistoryResponse:
-        purged = self._do.purge_keys(requests.purge(request), deadline=deadline(context))
+        purged = self._operations.purge_keys(requests.purge(request), deadline=deadline(context))
         return maintenance_pb2.PurgeHistoryResponse(purged_keys_count=purged)

@@ -1,7 +1,7 @@
 """The words of orders: an order, its items, the steps it may take, and why a step is refused."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import datetime
 from decimal import Decimal
 from enum import StrEnum
@@ -70,38 +70,6 @@ class NewItem:
     product_id: int
     quantity: int
     price: Decimal
-
-
-@dataclass(frozen=True, slots=True)
-class NewOrder:
-    """An order to place. `id` is derived from user and request_id where there is one, else it is fresh.
-
-    `ttl_seconds` None means the default of inventory-api.
-    """
-
-    id: str
-    user_id: int
-    items: tuple[NewItem, ...]
-    total_amount: Decimal
-    currency: str
-    ttl_seconds: float | None
-    request_id: str | None
-    traceparent: str | None = field(default=None, compare=False)
-
-    def is_what_made(self, order: Order) -> bool:
-        """Whether this order of the same id asked for the same goods at the same prices."""
-        stored = [(item.product_id, item.quantity, item.price) for item in order.items]
-        wanted = [(item.product_id, item.quantity, item.price) for item in self.items]
-        return stored == wanted and self.user_id == order.user_id and self.currency == order.currency
-
-
-@dataclass(frozen=True, slots=True)
-class HeldOrder:
-    """An order whose stock is held, for so long from the moment it was reserved."""
-
-    order: NewOrder
-    hold_seconds: float
-    reservation_ids: tuple[str, ...] = ()
 
 
 def quantities(items: Iterable[NewItem | OrderItem]) -> dict[int, int]:

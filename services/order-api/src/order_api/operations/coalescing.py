@@ -1,49 +1,64 @@
-"""The operations as the servicer calls them: each behind coalescers, which are their only way to the database."""
+"""The operations as the servicer calls them. Each runs behind coalescers, which are its only way to the database."""
 
 from collections.abc import Callable
-from functools import partial
 
+from order_api.domain.commands import NewOrder, Step
 from order_api.domain.model import LINES_MAX, Order, Status
 from order_api.inventory import Inventory
-from order_api.operations import history, transitions
-from order_api.operations.confirming import Confirming
-from order_api.operations.history import PurgeRequest
-from order_api.operations.placing import Placing
-from order_api.operations.transitions import AbandonedRequest, Step
+from order_api.operations import transitions
+from order_api.operations.confirming import Confirmation
+from order_api.operations.history import KeyPurge, PurgeRequest
+from order_api.operations.placing import OrderCreation
+from order_api.operations.transitions import AbandonedOrders, AbandonedRequest
 from order_api.store import orders
-from shop_common.batching.coalesced import ALONE, LISTS, Coalesced, Sizes, one_by_one
-from shop_common.batching.coalescer import Coalescer
+from order_api.store.orders import OrderFilter
+from shop_common.api.paging import Page, PageRequest
+from shop_common.batching.coalesced import Coalesced, Sizes
 from shop_common.db.database import Database
 
 
 class Operations:
-    """Every operation of this service by name: call it with a request and a deadline."""
+    """Every operation of this service.
+
+    `deadline` is when the caller stops waiting, by time.monotonic. Each method raises the ShopError that refuses the
+    request, QueueFull if the request got no turn in time, and DatabaseUnavailable if the database did not answer.
+    """
 
     def __init__(self, database: Database, stock: Inventory, *, die: Callable[[str, BaseException], None]) -> None:
         run = Coalesced(database, die)
         self.close = run.close
-
-        self.place = Placing(database, stock, run)
-        self._confirm = Confirming(stock, run)
+        self._creation = OrderCreation(database, stock, run)
+        self._confirmation = Confirmation(stock, run)
         self._set_status = run.writes(
             "set-status",
             transitions.set_status,
             key=lambda step: step.request_id,
             sizes=Sizes[Step](of=lambda step: step.order_id, read=orders.count_lines, most=LINES_MAX),
         )
-
-        self.order = run.reads("order", orders.get, sizes=Sizes[str](of=str, read=orders.count_lines, most=LINES_MAX))
-        self.orders_page = run.reads("orders-page", one_by_one(orders.list_page), limits=LISTS)
-
-        cancel, purge = partial(transitions.cancel_abandoned, database), partial(history.purge_keys, database)
-        self.cancel_abandoned: Coalescer[AbandonedRequest, int] = run.own(
-            "cancel-abandoned", lambda requests: list(map(cancel, requests)), limits=ALONE
+        self._get_order = run.reads(
+            "order", orders.get, sizes=Sizes[str](of=str, read=orders.count_lines, most=LINES_MAX)
         )
-        self.purge_keys: Coalescer[PurgeRequest, int] = run.own(
-            "purge", lambda requests: list(map(purge, requests)), limits=ALONE
-        )
+        self._list_orders = run.pages("orders-page", orders.list_page)
+        self._cancel_abandoned = run.alone("cancel-abandoned", AbandonedOrders(database).cancel)
+        self._purge_keys = run.alone("purge", KeyPurge(database).purge)
 
-    def set_status(self, step: Step, *, deadline: float) -> Order:
-        """Take the step; to CONFIRMED by way of inventory-api."""
-        take = self._confirm if step.status is Status.CONFIRMED else self._set_status
-        return take(step, deadline=deadline)
+    def create_order(self, order: NewOrder, *, deadline: float) -> Order:
+        return self._creation.create(order, deadline=deadline)
+
+    def update_status(self, step: Step, *, deadline: float) -> Order:
+        """Change the status; a change to CONFIRMED goes through inventory-api."""
+        if step.status is Status.CONFIRMED:
+            return self._confirmation.confirm(step, deadline=deadline)
+        return self._set_status.submit(step, deadline=deadline)
+
+    def get_order(self, order_id: str, *, deadline: float) -> Order:
+        return self._get_order.submit(order_id, deadline=deadline)
+
+    def list_orders(self, page: PageRequest[OrderFilter], *, deadline: float) -> Page[Order]:
+        return self._list_orders.submit(page, deadline=deadline)
+
+    def cancel_abandoned(self, request: AbandonedRequest, *, deadline: float) -> int:
+        return self._cancel_abandoned.submit(request, deadline=deadline)
+
+    def purge_keys(self, request: PurgeRequest, *, deadline: float) -> int:
+        return self._purge_keys.submit(request, deadline=deadline)

@@ -12,10 +12,11 @@ No transaction is open while inventory-api is asked. What may cut this short, an
 import threading
 import time
 
+from order_api.domain.commands import Step
 from order_api.domain.model import LINES_MAX, Order
 from order_api.inventory import Inventory
 from order_api.operations import transitions
-from order_api.operations.transitions import Asked, Step
+from order_api.operations.transitions import Asked
 from order_api.store import orders
 from shop_common.batching.coalesced import Coalesced, Sizes
 from shop_common.batching.coalescer import time_to_wait
@@ -26,7 +27,7 @@ CALLS_MAX = 64
 waits here waits until its own deadline."""
 
 
-class Confirming:
+class Confirmation:
     """Takes orders to CONFIRMED: two coalesced transactions, and between them a call of inventory-api per order."""
 
     def __init__(self, stock: Inventory, run: Coalesced) -> None:
@@ -40,13 +41,13 @@ class Confirming:
             sizes=Sizes[Asked](of=lambda asked: asked.step.order_id, read=orders.count_lines, most=LINES_MAX),
         )
 
-    def __call__(self, step: Step, *, deadline: float) -> Order:
+    def confirm(self, step: Step, *, deadline: float) -> Order:
         """The order as it is then. Where its stock is lost it is cancelled, and what was lost is raised.
 
         Raises QueueFull when the call's time ran out before inventory-api was asked: nothing was done.
         """
-        answer = self._ask(step, deadline) if self._to_be_asked(step, deadline=deadline) else None
-        return self._finish(Asked(step, answer), deadline=deadline)
+        answer = self._ask(step, deadline) if self._to_be_asked.submit(step, deadline=deadline) else None
+        return self._finish.submit(Asked(step, answer), deadline=deadline)
 
     def _ask(self, step: Step, deadline: float) -> dict[int, int] | ShopError:
         if not self._room.acquire(timeout=time_to_wait(deadline)):

@@ -20,14 +20,20 @@ class PurgeRequest:
     max_count: int
 
 
-def purge_keys(database: Database, request: PurgeRequest) -> int:
-    """Delete idempotency keys older than the age, by the database's clock; returns how many.
+class KeyPurge:
+    """Deletes idempotency keys of one database."""
 
-    In turns, each a transaction of its own.
-    """
-    before = database.query(now) - timedelta(seconds=request.older_than_seconds)
+    def __init__(self, database: Database) -> None:
+        self._database = database
 
-    def purge(limit: int) -> int:
-        return database.transact(lambda tx: tables.idempotency_keys.purge(tx, before, limit))
+    def purge(self, request: PurgeRequest) -> int:
+        """Delete keys older than the given age, by the database's clock; return how many.
 
-    return repeat(purge, most=request.max_count, turn_max=TURN_KEYS)
+        Each turn is a transaction of its own.
+        """
+        before = self._database.query(now) - timedelta(seconds=request.older_than_seconds)
+
+        def purge_turn(limit: int) -> int:
+            return self._database.transact(lambda tx: tables.idempotency_keys.purge(tx, before, limit))
+
+        return repeat(purge_turn, most=request.max_count, turn_max=TURN_KEYS)

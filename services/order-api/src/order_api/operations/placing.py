@@ -12,7 +12,8 @@ cut this short, and what is then true:
 from collections.abc import Sequence
 
 from order_api import inventory
-from order_api.domain.model import HeldOrder, NewOrder, Order, ReservationExpired, quantities
+from order_api.domain.commands import HeldOrder, NewOrder
+from order_api.domain.model import Order, ReservationExpired, quantities
 from order_api.inventory import Inventory, InventoryUnavailable
 from order_api.store import orders
 from shop_common.batching.coalesced import Coalesced
@@ -27,8 +28,8 @@ DEFAULT_HOLD_SECONDS = 1800.0
 """Taken for a hold without an end, which someone confirmed before its order was stored."""
 
 
-class Placing:
-    """Places orders in two coalesced stages: few calls of inventory-api, few transactions."""
+class OrderCreation:
+    """Creates orders in two coalesced stages: few calls of inventory-api, few transactions."""
 
     def __init__(self, database: Database, stock: Inventory, run: Coalesced) -> None:
         self._database = database
@@ -40,13 +41,13 @@ class Placing:
             "insert", orders.insert, key=lambda held: held.order.id, weigh=lambda held: _weight(held.order)
         )
 
-    def __call__(self, order: NewOrder, *, deadline: float) -> Order:
+    def create(self, order: NewOrder, *, deadline: float) -> Order:
         """The order as it is stored, by this call or by an earlier one with the same request_id.
 
         Raises what inventory-api refuses, ReservationExpired and RequestIdReused. Emits ORDER_CREATED.
         """
         try:
-            held = self._hold(order, deadline=deadline)
+            held = self._hold.submit(order, deadline=deadline)
         except DatabaseUnavailable as error:
             if error.rolled_back:
                 raise
@@ -55,7 +56,7 @@ class Placing:
         if isinstance(held, Order):
             return held
         try:
-            return self._insert(held, deadline=deadline)
+            return self._insert.submit(held, deadline=deadline)
         except Exception as error:
             # A courtesy: the hold would run out anyway. Not where another call may own the same hold, or where the
             # order may have been stored after all.

@@ -5,13 +5,14 @@ in which the steps were taken.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
 from typing import TypeGuard, TypeVar
 
 from sqlalchemy import Connection, literal_column, select
 
+from order_api.domain.commands import Step
 from order_api.domain.model import (
     CANCELLABLE,
     LEGAL_STEPS,
@@ -28,7 +29,6 @@ from order_api.store.orders import Locked
 from shop_common.api.valid import UUID_PATTERN
 from shop_common.batching.coalesced import Sizes
 from shop_common.db.database import Database
-from shop_common.db.idempotency import Claim, fingerprint
 from shop_common.db.sql import now
 from shop_common.errors import Contention, ShopError
 
@@ -47,23 +47,6 @@ _LOST = {
     "RESERVATION_NOT_FOUND": "no stock was held for it when it was to be confirmed",
 }
 """The refusals after which an order can never be confirmed, and what they are called in its status_reason."""
-
-
-@dataclass(frozen=True, slots=True)
-class Step:
-    """An order shall have this status."""
-
-    order_id: str
-    status: Status
-    reason: str = ""
-    request_id: str | None = None
-    traceparent: str | None = field(default=None, compare=False)
-
-    def claim(self) -> Claim | None:
-        if self.request_id is None:
-            return None
-        content = fingerprint(self.order_id, self.status.value, self.reason)
-        return Claim("UpdateOrderStatus", "", self.request_id, content, (self.order_id,))
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,31 +151,23 @@ def _each_in_turn(
     take: Callable[[Locked, _Request], Order | ShopError],
 ) -> list[Order | ShopError]:
     """Take each step that is legal and not taken yet; repeats of a request_id are answered with the order as it is."""
-
-    def perform(new: Sequence[_Request]) -> list[Order | ShopError]:
-        locked = orders.lock(tx, (step_of(request).order_id for request in new))
-        outcomes: list[Order | ShopError] = []
-        for request in new:
-            step = step_of(request)
-            order = locked.orders.get(step.order_id)
-            if order is None:
-                outcomes.append(OrderNotFound(step.order_id))
-            elif order.status is step.status:
-                outcomes.append(order)
-            elif step.status not in LEGAL_STEPS[order.status]:
-                outcomes.append(IllegalTransition(order.id, order.status, step.status))
-            else:
-                outcomes.append(take(locked, request))
-        locked.save(tx)
-        return outcomes
-
-    return tables.idempotency_keys.once(
-        tx,
-        requests,
-        claim_of=lambda request: step_of(request).claim(),
-        perform=perform,
-        replay=lambda claims: orders.get(tx, [claim.resources[0] for claim in claims]),
-    )
+    claimed = tables.idempotency_keys.claim(tx, requests, [step_of(request).claim() for request in requests])
+    replayed = orders.get(tx, [claim.resources[0] for claim in claimed.replays])
+    locked = orders.lock(tx, (step_of(request).order_id for request in claimed.new))
+    outcomes: list[Order | ShopError] = []
+    for request in claimed.new:
+        step = step_of(request)
+        order = locked.orders.get(step.order_id)
+        if order is None:
+            outcomes.append(OrderNotFound(step.order_id))
+        elif order.status is step.status:
+            outcomes.append(order)
+        elif step.status not in LEGAL_STEPS[order.status]:
+            outcomes.append(IllegalTransition(order.id, order.status, step.status))
+        else:
+            outcomes.append(take(locked, request))
+    locked.save(tx)
+    return claimed.settle(tx, replayed=replayed, new=outcomes)
 
 
 def cancel_lost(tx: Connection, losses: Sequence[Loss]) -> bool:
@@ -219,18 +194,24 @@ def cancel_lost(tx: Connection, losses: Sequence[Loss]) -> bool:
     return len(turn) < len(lost)
 
 
-def cancel_abandoned(database: Database, request: AbandonedRequest) -> int:
-    """Cancel orders that are PENDING long after their hold has ended, the oldest first; returns how many.
+class AbandonedOrders:
+    """Orders of one database that are PENDING long after their reservations have ended."""
 
-    The last resort for a confirmation that a crash cut off: the event releases what is confirmed for them. They are
-    found at once and cancelled in turns, each a transaction of its own. Emits ORDER_CANCELLED.
-    """
-    ids: Sequence[str] = database.query(lambda tx: _abandoned(tx, request))
-    cancelled = 0
-    while ids:
-        taken, pending = database.transact(partial(_cancel_abandoned, ids=ids))
-        ids, cancelled = ids[taken:], cancelled + pending
-    return cancelled
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def cancel(self, request: AbandonedRequest) -> int:
+        """Cancel them, the oldest first; return how many.
+
+        This is the last resort for a confirmation that a crash cut off: the event releases what is confirmed for them.
+        They are read at once and cancelled in turns, each a transaction of its own. Emits ORDER_CANCELLED.
+        """
+        ids: Sequence[str] = self._database.query(lambda tx: _abandoned(tx, request))
+        cancelled = 0
+        while ids:
+            taken, pending = self._database.transact(partial(_cancel_abandoned, ids=ids))
+            ids, cancelled = ids[taken:], cancelled + pending
+        return cancelled
 
 
 def _abandoned(tx: Connection, request: AbandonedRequest) -> list[str]:

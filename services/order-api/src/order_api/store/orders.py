@@ -9,11 +9,12 @@ from sqlalchemy import BigInteger, Connection, Row, Text, literal, select, tuple
 from sqlalchemy.types import TypeEngine
 
 from order_api.domain import events
-from order_api.domain.model import LINES_MAX, HeldOrder, NewItem, NewOrder, Order, OrderItem, OrderNotFound, Status
+from order_api.domain.commands import HeldOrder, NewOrder
+from order_api.domain.model import LINES_MAX, NewItem, Order, OrderItem, OrderNotFound, Status
 from order_api.store import tables
 from shop_common.api.paging import Page, PageRequest, Position, page_of
 from shop_common.batching.coalesced import Sizes
-from shop_common.db.idempotency import Claim, RequestIdReused, fingerprint
+from shop_common.db.idempotency import RequestIdReused
 from shop_common.db.sql import Id, Statement, Timestamp, among, counting, inserting, joined, now
 from shop_common.errors import ShopError
 from shop_common.events.outbox import Message
@@ -47,13 +48,9 @@ def insert(tx: Connection, held: Sequence[HeldOrder]) -> list[Order | ShopError]
 
     Emits ORDER_CREATED.
     """
-    return tables.idempotency_keys.once(
-        tx,
-        held,
-        claim_of=lambda each: _claim(each.order),
-        perform=lambda new: _insert(tx, new),
-        replay=lambda claims: get(tx, [claim.resources[0] for claim in claims]),
-    )
+    claimed = tables.idempotency_keys.claim(tx, held, [each.order.claim() for each in held])
+    earlier = get(tx, [claim.resources[0] for claim in claimed.replays])
+    return claimed.settle(tx, replayed=earlier, new=_insert(tx, claimed.new))
 
 
 def _insert(tx: Connection, held: Sequence[HeldOrder]) -> list[Order | ShopError]:
@@ -82,7 +79,7 @@ def find_earlier(tx: Connection, wanted: Collection[NewOrder]) -> dict[str, Orde
     stored = statuses(tx, by_id)
     if not stored:
         return {}
-    claims = {order_id: claim for order_id in stored if (claim := _claim(by_id[order_id]))}
+    claims = {order_id: claim for order_id in stored if (claim := by_id[order_id].claim())}
     keys = tables.idempotency_keys.find(tx, [claim.key for claim in claims.values()])
     # A request may name an order that is far longer than itself: no more lines are read than were asked for.
     lines = count_lines(tx, stored)
@@ -181,14 +178,6 @@ def lock(tx: Connection, ids: Iterable[str]) -> Locked:
     rows = [{"id": each} for each in set(ids)]
     found = _with_items(tx, _lock(tx, rows)) if rows else []
     return Locked(now(tx), {order.id: order for order in found})
-
-
-def _claim(order: NewOrder) -> Claim | None:
-    if order.request_id is None:
-        return None
-    lines = [(item.product_id, item.quantity, str(item.price)) for item in order.items]
-    content = fingerprint(order.user_id, order.currency, lines, order.ttl_seconds)
-    return Claim("CreateOrder", str(order.user_id), order.request_id, content, (order.id,))
 
 
 def _row(held: HeldOrder, moment: datetime) -> dict[str, object]:
