@@ -5,15 +5,16 @@ from tests.faults.build import Change
 ROW_LOCK = (
     Change(
         "inventory_api/store/items.py",
+        "        .where(among(_items.c.product_id, given.c.product_id))\n"
         "        .order_by(_items.c.id)\n        .with_for_update(of=_items)\n",
-        "        .order_by(_items.c.id)\n",
+        "        .where(among(_items.c.product_id, given.c.product_id))\n        .order_by(_items.c.id)\n",
     ),
 )
 """Stock is decided on rows that others may change meanwhile."""
 
 STATE_OF_A_RESERVATION = (
     Change(
-        "inventory_api/operations/transitions.py",
+        "inventory_api/domain/transitions.py",
         "        if reservation.state not in ENDED\n",
         "        if reservation.state is not State.FULFILLED\n",
     ),

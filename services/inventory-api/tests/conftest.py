@@ -11,10 +11,10 @@ from inventory_api.migrations import SCHEMA
 from inventory_api.operations.coalescing import Operations
 from shop_common.db.database import Database
 
-# The tests' own driver lies beside them, in folders that are no packages.
+# The driver of these tests is beside them; the folder is not a package.
 sys.path.append(str(Path(__file__).parent))
 
-from stockroom import TTL_SECONDS, Stockroom, empty
+from inventory_driver import TTL_SECONDS, InventoryDriver, empty
 
 
 @pytest.fixture(scope="session")
@@ -33,7 +33,7 @@ def inventory_url(
 
 @pytest.fixture(scope="session")
 def migrated(inventory_url: str) -> Iterator[Database]:
-    """Shared by all tests, so that its connections are made once."""
+    """A migrated database that all tests share, so that its connections are opened once."""
     database = Database(inventory_url)
     SCHEMA.upgrade(database)
     yield database
@@ -42,14 +42,14 @@ def migrated(inventory_url: str) -> Iterator[Database]:
 
 @pytest.fixture
 def database(migrated: Database) -> Database:
-    """Migrated and empty."""
+    """The migrated database, emptied."""
     empty(migrated)
     return migrated
 
 
 @pytest.fixture
-def open_for_business() -> Iterator[Callable[[Database], Operations]]:
-    """Opens the operations of one process; a flusher that dies fails the test."""
+def start_operations() -> Iterator[Callable[[Database], Operations]]:
+    """Starts the operations of one process. The test fails if a thread of theirs dies."""
     with ExitStack() as after_the_test:
         deaths: list[str] = []
 
@@ -69,23 +69,23 @@ def open_for_business() -> Iterator[Callable[[Database], Operations]]:
 
 
 @pytest.fixture
-def operations(database: Database, open_for_business: Callable[[Database], Operations]) -> Operations:
-    return open_for_business(database)
+def operations(database: Database, start_operations: Callable[[Database], Operations]) -> Operations:
+    return start_operations(database)
 
 
 @pytest.fixture
-def stockroom(database: Database, operations: Operations) -> Iterator[Stockroom]:
-    """The inventory as callers see it. After each test its books must balance and its events keep the contract."""
-    stockroom = Stockroom(database, operations)
-    yield stockroom
-    stockroom.audit()
+def inventory(database: Database, operations: Operations) -> Iterator[InventoryDriver]:
+    """The inventory as callers see it. After each test, its counters and events must be consistent."""
+    inventory = InventoryDriver(database, operations)
+    yield inventory
+    inventory.check_consistency()
 
 
 @pytest.fixture
 def second_process(
-    inventory_url: str, database: Database, open_for_business: Callable[[Database], Operations]
-) -> Iterator[Stockroom]:
-    """Another process on the same database: connections, queues and locks of its own."""
+    inventory_url: str, database: Database, start_operations: Callable[[Database], Operations]
+) -> Iterator[InventoryDriver]:
+    """A second process on the same database, with its own connections, queues and locks."""
     other = Database(inventory_url)
-    yield Stockroom(other, open_for_business(other))
+    yield InventoryDriver(other, start_operations(other))
     other.close()

@@ -3,8 +3,8 @@
 from datetime import UTC, datetime
 from uuid import UUID
 
-from inventory_api.api import answers
-from inventory_api.api.requests import BATCH_LINES_MAX, BATCH_ORDERS_MAX
+from inventory_api.api import render
+from inventory_api.api.parse import BATCH_LINES_MAX, BATCH_ORDERS_MAX
 from inventory_api.domain.errors import InsufficientStock
 from inventory_api.domain.model import (
     ITEM_QUANTITY_MAX,
@@ -16,7 +16,7 @@ from inventory_api.domain.model import (
     Reservation,
     State,
 )
-from inventory_api.store import reservation_pages
+from inventory_api.store.reservations import pages
 from shop_common.api.valid import INT64_MAX
 from shop_protos.inventory.v1 import inventory_pb2 as pb
 
@@ -38,8 +38,8 @@ def reservation(allocations: int) -> Reservation:
 
 
 def test_the_largest_page_of_reservations_fits() -> None:
-    each = reservation_pages.PAGE_ALLOCATIONS // PAGE_SIZE_MAX
-    page = [answers.reservation(reservation(each))] * PAGE_SIZE_MAX
+    each = pages.PAGE_ALLOCATIONS // PAGE_SIZE_MAX
+    page = [render.reservation(reservation(each))] * PAGE_SIZE_MAX
 
     assert pb.ListReservationsResponse(reservations=page).ByteSize() < BYTES_MAX
 
@@ -47,12 +47,12 @@ def test_the_largest_page_of_reservations_fits() -> None:
 def test_the_largest_page_of_items_fits() -> None:
     item = Item(INT64_MAX, INT64_MAX, "W" * 64, ITEM_QUANTITY_MAX, ITEM_QUANTITY_MAX, INT64_MAX, LATE, LATE)
 
-    assert pb.ListInventoryItemsResponse(items=[answers.item(item)] * PAGE_SIZE_MAX).ByteSize() < BYTES_MAX
+    assert pb.ListInventoryItemsResponse(items=[render.item(item)] * PAGE_SIZE_MAX).ByteSize() < BYTES_MAX
 
 
 def test_the_largest_confirmation_fits() -> None:
     each = ORDER_ALLOCATIONS_MAX // ORDER_RESERVATIONS_MAX
-    confirmed = [answers.reservation(reservation(each))] * ORDER_RESERVATIONS_MAX
+    confirmed = [render.reservation(reservation(each))] * ORDER_RESERVATIONS_MAX
 
     assert pb.ConfirmReservationsResponse(reservations=confirmed).ByteSize() < BYTES_MAX
 
@@ -61,7 +61,7 @@ def test_the_largest_batch_fits_and_leaves_out_no_reservation() -> None:
     lines_each = BATCH_LINES_MAX // BATCH_ORDERS_MAX
     outcomes = [[reservation(LOCATIONS_MAX)] * lines_each] * BATCH_ORDERS_MAX
 
-    answer = answers.batch(outcomes)
+    answer = render.batch(outcomes)
 
     assert answer.ByteSize() < BYTES_MAX
     assert [len(result.reservations.reservations) for result in answer.results] == [lines_each] * BATCH_ORDERS_MAX
@@ -72,7 +72,7 @@ def test_the_largest_batch_fits_and_leaves_out_no_reservation() -> None:
 def test_a_batch_of_usual_orders_leaves_out_nothing() -> None:
     refusal = InsufficientStock(1, 2, 1)
 
-    answer = answers.batch([[reservation(5)] * 10] * 500 + [refusal])
+    answer = render.batch([[reservation(5)] * 10] * 500 + [refusal])
 
     assert [len(result.reservations.reservations[0].allocations) for result in answer.results[:-1]] == [5] * 500
     assert answer.results[-1].HasField("error")

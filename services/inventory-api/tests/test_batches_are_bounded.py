@@ -2,89 +2,91 @@
 
 from collections import Counter
 
+from inventory_driver import InventoryDriver, deadline
 from sqlalchemy import select
-from stockroom import Stockroom, deadline
 
-from inventory_api.domain.commands import AddStock, OrderLines, OrderRequest, ReleaseRequest
+from inventory_api.domain.commands import AddStock, OrderLines, OrderRequest, ReleaseRequest, StockQuestion
 from inventory_api.domain.model import Line, Reservation
-from inventory_api.operations import sizes
-from inventory_api.operations.stock import StockQuestion
+from inventory_api.operations import batch_sizes
 from inventory_api.store import items, tables
+from inventory_api.store.reservations import by_order, rows
 from shop_common.batching.coalescer import BATCH_WEIGHT_MAX
 
 
-def events_by_transaction(stockroom: Stockroom, event_type: str) -> list[int]:
+def events_by_transaction(inventory: InventoryDriver, event_type: str) -> list[int]:
     """How many events of this type each transaction wrote: it reads the clock once."""
     outbox = tables.outbox.table
-    with stockroom.database.read() as tx:
+    with inventory.database.read() as tx:
         moments = tx.execute(select(outbox.c.created_at).where(outbox.c.type == event_type)).scalars()
         return sorted(Counter(moments).values())
 
 
-def place(stockroom: Stockroom, orders: int, lines: int) -> list[OrderRequest]:
+def place(inventory: InventoryDriver, orders: int, lines: int) -> list[OrderRequest]:
     """So many orders of so many products, one unit each."""
     added = [AddStock(product, "A", orders) for product in range(1, lines + 1)]
-    stockroom.operations._add_stock.submit_many(added, deadline=deadline())
+    inventory.operations._add_stock.submit_many(added, deadline=deadline())
     wanted = tuple(Line(product, 1, None) for product in range(1, lines + 1))
     placed = [OrderLines(f"order-{number}", wanted) for number in range(orders)]
-    for outcome in stockroom.operations._reserve.submit_many(placed, deadline=deadline()):
+    for outcome in inventory.operations._reserve.submit_many(placed, deadline=deadline()):
         assert isinstance(outcome, list)
     return [OrderRequest(order.order_id) for order in placed]
 
 
-def spread(stockroom: Stockroom, product: int, locations: int) -> Reservation:
+def spread(inventory: InventoryDriver, product: int, locations: int) -> Reservation:
     """A reservation that draws on so many locations."""
     added = [AddStock(product, f"SHELF_{number}", 1) for number in range(locations)]
-    stockroom.operations._add_stock.submit_many(added, deadline=deadline())
-    return stockroom.hold(product, locations, order=f"order-{product}")
+    inventory.operations._add_stock.submit_many(added, deadline=deadline())
+    return inventory.reserve(product, locations, order=f"order-{product}")
 
 
-def test_many_large_orders_are_confirmed_in_several_transactions(stockroom: Stockroom) -> None:
-    orders = place(stockroom, orders=25, lines=200)
+def test_many_large_orders_are_confirmed_in_several_transactions(inventory: InventoryDriver) -> None:
+    orders = place(inventory, orders=25, lines=200)
 
-    outcomes = stockroom.operations._confirm.submit_many(orders, deadline=deadline())
+    outcomes = inventory.operations._confirm.submit_many(orders, deadline=deadline())
 
     assert all(isinstance(outcome, list) and len(outcome) == 200 for outcome in outcomes)
-    by_transaction = events_by_transaction(stockroom, "STOCK_RESERVATION_CONFIRMED")
+    by_transaction = events_by_transaction(inventory, "STOCK_RESERVATION_CONFIRMED")
     assert sum(by_transaction) == 25 * 200
     assert by_transaction[-1] <= BATCH_WEIGHT_MAX
 
 
-def test_reservations_of_many_locations_are_released_in_several_transactions(stockroom: Stockroom) -> None:
-    reservations = [spread(stockroom, product, locations=100) for product in range(1, 31)]
+def test_reservations_of_many_locations_are_released_in_several_transactions(inventory: InventoryDriver) -> None:
+    reservations = [spread(inventory, product, locations=100) for product in range(1, 31)]
 
     requests = [ReleaseRequest(reservation.id) for reservation in reservations]
-    outcomes = stockroom.operations._release.submit_many(requests, deadline=deadline())
+    outcomes = inventory.operations._release.submit_many(requests, deadline=deadline())
 
     assert outcomes == [100] * 30
-    by_transaction = events_by_transaction(stockroom, "STOCK_RELEASED")
+    by_transaction = events_by_transaction(inventory, "STOCK_RELEASED")
     assert sum(by_transaction) == 30
     assert by_transaction[-1] <= BATCH_WEIGHT_MAX // 100
 
 
-def test_rows_are_counted_for_each_name(stockroom: Stockroom) -> None:
-    reservation = spread(stockroom, product=1, locations=7)
-    place(stockroom, orders=2, lines=3)
+def test_rows_are_counted_for_each_name(inventory: InventoryDriver) -> None:
+    reservation = spread(inventory, product=1, locations=7)
+    place(inventory, orders=2, lines=3)
     place_of = {"order-0", "order-1", "order-unknown"}
-    with stockroom.database.read() as tx:
-        assert sizes.of_orders(tx, place_of) == {"order-0": 3, "order-1": 4}
-        assert sizes.of_reservations(tx, {reservation.id}) == {reservation.id: 7}
+    with inventory.database.read() as tx:
+        assert by_order.count_unreleased(tx, place_of) == {"order-0": 3, "order-1": 4}
+        assert rows.count_allocations(tx, {reservation.id}) == {reservation.id: 7}
         assert items.count_locations(tx, {1, 2, 99}) == {1: 8, 2: 1}
 
 
-def test_reservations_of_an_order_that_have_expired_or_were_released_are_not_counted(stockroom: Stockroom) -> None:
-    stockroom.add(1, 10)
+def test_reservations_of_an_order_that_have_expired_or_were_released_are_not_counted(
+    inventory: InventoryDriver,
+) -> None:
+    inventory.add_stock(1, 10)
     for _ in range(3):
-        stockroom.release(stockroom.hold(1, 1, order="order-0"))
-    stockroom.hold(1, 1, order="order-0")
+        inventory.release(inventory.reserve(1, 1, order="order-0"))
+    inventory.reserve(1, 1, order="order-0")
 
-    with stockroom.database.read() as tx:
-        assert sizes.of_orders(tx, {"order-0"}) == {"order-0": 1}
+    with inventory.database.read() as tx:
+        assert by_order.count_unreleased(tx, {"order-0"}) == {"order-0": 1}
 
 
-def test_questions_about_one_product_count_its_locations_once(stockroom: Stockroom) -> None:
-    spread(stockroom, product=1, locations=30)
+def test_questions_about_one_product_count_its_locations_once(inventory: InventoryDriver) -> None:
+    spread(inventory, product=1, locations=30)
     questions = [StockQuestion(1, None)] * 9 + [StockQuestion(product, None) for product in range(2, 10)]
-    with stockroom.database.read() as tx:
-        assert len(sizes.QUESTIONS.fitting(tx, questions, 30)) == len(questions)
-        assert len(sizes.QUESTIONS.fitting(tx, questions, 29)) == 1
+    with inventory.database.read() as tx:
+        assert len(batch_sizes.QUESTIONS.fitting(tx, questions, 30)) == len(questions)
+        assert len(batch_sizes.QUESTIONS.fitting(tx, questions, 29)) == 1

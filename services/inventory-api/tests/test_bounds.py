@@ -5,11 +5,11 @@ from uuid import UUID
 
 import orjson
 import pytest
+from inventory_driver import TTL_SECONDS, InventoryDriver, deadline
 from sqlalchemy import insert, select, text, update
-from stockroom import TTL_SECONDS, Stockroom, deadline
 
-from inventory_api.domain import allocation
-from inventory_api.domain.commands import OrderLines, OrderRequest
+from inventory_api.domain import allocation, model, reserving
+from inventory_api.domain.commands import OrderLines, OrderRequest, PurgeRequest, ReservationFilter
 from inventory_api.domain.errors import BelowReserved, InsufficientStock, LocationsLimit, ReservationsLimit
 from inventory_api.domain.events import EVENT_OF_STATE
 from inventory_api.domain.model import (
@@ -21,10 +21,11 @@ from inventory_api.domain.model import (
     Reservation,
     State,
 )
-from inventory_api.operations import due, halves, holds, reserve, stock, transitions
-from inventory_api.operations.history import History, Purged, PurgeRequest
-from inventory_api.store import by_order, reservation_pages, tables
-from inventory_api.store.reservation_pages import ReservationFilter
+from inventory_api.operations import add_stock, bisection, reserve, set_quantity, turns
+from inventory_api.operations.purge import Purge, Purged
+from inventory_api.operations.release import release_orders
+from inventory_api.store import tables
+from inventory_api.store.reservations import counts, pages
 from shop_common.db.database import Database
 from shop_common.db.sql import now
 from shop_common.errors import Contention, ShopError
@@ -33,9 +34,9 @@ from shop_common.events.outbox import PAYLOAD_BYTES_MAX
 LATE_SECONDS = 60.0
 
 
-def hold_all(stockroom: Stockroom, *orders: OrderLines) -> list[list[Reservation] | ShopError]:
+def hold_all(inventory: InventoryDriver, *orders: OrderLines) -> list[list[Reservation] | ShopError]:
     """Orders that are decided in one batch."""
-    return stockroom.database.transact(lambda tx: reserve.reserve(tx, orders, default_ttl_seconds=TTL_SECONDS))
+    return inventory.database.transact(lambda tx: reserve.reserve(tx, orders, default_ttl_seconds=TTL_SECONDS))
 
 
 def lines(products: int) -> tuple[Line, ...]:
@@ -77,9 +78,9 @@ def store(
             )
 
 
-def forget(stockroom: Stockroom) -> None:
+def forget(inventory: InventoryDriver) -> None:
     """What was stored past the operations has no events; so the audit after the test has nothing to compare."""
-    with stockroom.database.write() as tx:
+    with inventory.database.write() as tx:
         tx.execute(tables.outbox.table.delete())
         tx.execute(tables.stock_reservations.delete())
         tx.execute(update(tables.inventory_items).values(reserved_quantity=0, version=0))
@@ -88,177 +89,179 @@ def forget(stockroom: Stockroom) -> None:
 # --- reservations of an order ---
 
 
-def test_an_order_has_at_most_a_thousand_active_reservations(stockroom: Stockroom) -> None:
+def test_an_order_has_at_most_a_thousand_active_reservations(inventory: InventoryDriver) -> None:
     for product in range(1, 201):
-        stockroom.add(product, 100)
-    held = [each for _ in range(5) for each in stockroom.hold_lines("order-1", *lines(200))]
+        inventory.add_stock(product, 100)
+    held = [each for _ in range(5) for each in inventory.reserve_lines("order-1", *lines(200))]
     assert len(held) == ORDER_RESERVATIONS_MAX
 
     with pytest.raises(ReservationsLimit) as refused:
-        stockroom.hold(1, 1, order="order-1")
-    stockroom.hold(1, 1, order="order-2")
-    stockroom.release(held[0])
-    stockroom.hold(1, 1, order="order-1")
+        inventory.reserve(1, 1, order="order-1")
+    inventory.reserve(1, 1, order="order-2")
+    inventory.release(held[0])
+    inventory.reserve(1, 1, order="order-1")
 
     assert refused.value.reason == "RESERVATIONS_LIMIT"
     assert refused.value.metadata() == {"order_id": "order-1", "reservations": "1001", "allocations": "1001"}
-    assert len(stockroom.confirm("order-1")) == ORDER_RESERVATIONS_MAX
+    assert len(inventory.confirm("order-1")) == ORDER_RESERVATIONS_MAX
 
 
-def test_the_orders_of_one_batch_are_counted_together(stockroom: Stockroom) -> None:
+def test_the_orders_of_one_batch_are_counted_together(inventory: InventoryDriver) -> None:
     for product in range(1, 201):
-        stockroom.add(product, 100)
+        inventory.add_stock(product, 100)
 
     outcomes = hold_all(
-        stockroom, *(OrderLines("order-1", lines(200)) for _ in range(6)), OrderLines("other", lines(1))
+        inventory, *(OrderLines("order-1", lines(200)) for _ in range(6)), OrderLines("other", lines(1))
     )
 
     assert [isinstance(each, ReservationsLimit) for each in outcomes] == [False] * 5 + [True, False]
-    assert stockroom.available(1) == 94
+    assert inventory.available(1) == 94
 
 
-def test_what_has_ended_does_not_count(stockroom: Stockroom, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(by_order, "ORDER_RESERVATIONS_MAX", 3)
-    stockroom.add(1, 10)
+def test_what_has_ended_does_not_count(inventory: InventoryDriver, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(model, "ORDER_RESERVATIONS_MAX", 3)
+    inventory.add_stock(1, 10)
     for _ in range(5):
-        stockroom.release(stockroom.hold(1, 1))
+        inventory.release(inventory.reserve(1, 1))
     for _ in range(3):
-        stockroom.hold(1, 1)
+        inventory.reserve(1, 1)
 
     with pytest.raises(ReservationsLimit):
-        stockroom.hold(1, 1)
+        inventory.reserve(1, 1)
 
 
-def test_an_order_draws_on_a_bounded_number_of_locations(stockroom: Stockroom, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(by_order, "ORDER_ALLOCATIONS_MAX", 4)
+def test_an_order_draws_on_a_bounded_number_of_locations(
+    inventory: InventoryDriver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(model, "ORDER_ALLOCATIONS_MAX", 4)
     for location in "ABCDE":
-        stockroom.add(1, 1, location)
+        inventory.add_stock(1, 1, location)
 
     with pytest.raises(ReservationsLimit):
-        stockroom.hold(1, 5)
-    stockroom.hold(1, 4)
+        inventory.reserve(1, 5)
+    inventory.reserve(1, 4)
 
-    assert stockroom.available(1) == 1
+    assert inventory.available(1) == 1
 
 
 def test_a_batch_decides_as_much_as_one_transaction_should_and_leaves_the_rest_undone(
-    stockroom: Stockroom, monkeypatch: pytest.MonkeyPatch
+    inventory: InventoryDriver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(reserve, "BATCH_ALLOCATIONS_MAX", 4)
+    monkeypatch.setattr(reserving, "BATCH_ALLOCATIONS_MAX", 4)
     for location in "ABCDEFGHI":
-        stockroom.add(1, 1, location)
+        inventory.add_stock(1, 1, location)
     orders = [OrderLines(f"order-{n}", (Line(1, 3),), request_id=f"r-{n}") for n in range(3)]
 
-    first = hold_all(stockroom, *orders)
-    second = hold_all(stockroom, *orders[1:])
+    first = hold_all(inventory, *orders)
+    second = hold_all(inventory, *orders[1:])
 
     assert len(first) == len(second) == 1
-    assert stockroom.available(1) == 3
-    assert len(stockroom.events("STOCK_RESERVED")) == 2
+    assert inventory.available(1) == 3
+    assert len(inventory.events("STOCK_RESERVED")) == 2
 
 
 def test_callers_notice_nothing_of_a_batch_that_was_decided_in_parts(
-    stockroom: Stockroom, monkeypatch: pytest.MonkeyPatch
+    inventory: InventoryDriver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(reserve, "BATCH_ALLOCATIONS_MAX", 4)
+    monkeypatch.setattr(reserving, "BATCH_ALLOCATIONS_MAX", 4)
     for location in "ABCDEFGHI":
-        stockroom.add(1, 1, location)
+        inventory.add_stock(1, 1, location)
     orders = [OrderLines(f"order-{n}", (Line(1, 3),), request_id=f"r-{n}") for n in range(4)]
 
-    outcomes = stockroom.operations._reserve.submit_many(orders, deadline=deadline())
+    outcomes = inventory.operations._reserve.submit_many(orders, deadline=deadline())
 
     assert [type(each) for each in outcomes] == [list, list, list, InsufficientStock]
 
 
 def test_an_order_that_is_too_large_since_before_is_not_confirmed_but_cancelled_in_turns(
-    stockroom: Stockroom, monkeypatch: pytest.MonkeyPatch
+    inventory: InventoryDriver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    item = stockroom.add(1, 5_000)
-    store(stockroom.database, "huge", 1_500)
-    stockroom.hold(1, 1, order="honest")
+    item = inventory.add_stock(1, 5_000)
+    store(inventory.database, "huge", 1_500)
+    inventory.reserve(1, 1, order="honest")
 
     with pytest.raises(ReservationsLimit):
-        stockroom.confirm("huge")
+        inventory.confirm("huge")
     with pytest.raises(ReservationsLimit):
-        stockroom.hold(1, 1, order="huge")
-    turns = 0
-    while stockroom.database.transact(lambda tx: transitions.release_orders(tx, [OrderRequest("huge")])):
-        turns += 1
+        inventory.reserve(1, 1, order="huge")
+    turn_count = 0
+    while inventory.database.transact(lambda tx: release_orders(tx, [OrderRequest("huge")])):
+        turn_count += 1
 
-    assert turns == (1_500 - 1) // transitions.TURN_RESERVATIONS
-    assert stockroom.item(item).reserved_quantity == 1
-    assert len(stockroom.events("STOCK_RELEASED")) == 1_500
-    forget(stockroom)
+    assert turn_count == (1_500 - 1) // turns.TURN_RESERVATIONS
+    assert inventory.item(item).reserved_quantity == 1
+    assert len(inventory.events("STOCK_RELEASED")) == 1_500
+    forget(inventory)
 
 
 def test_cancelling_and_shipping_many_orders_goes_in_turns_and_each_thing_happens_once(
-    stockroom: Stockroom, monkeypatch: pytest.MonkeyPatch
+    inventory: InventoryDriver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(transitions, "TURN_RESERVATIONS", 3)
+    monkeypatch.setattr(turns, "TURN_RESERVATIONS", 3)
     for product in (1, 2):
-        stockroom.add(product, 100)
+        inventory.add_stock(product, 100)
     for number in range(8):
-        stockroom.hold_lines(f"order-{number}", Line(1, 1), Line(2, 2))
-        stockroom.confirm(f"order-{number}")
+        inventory.reserve_lines(f"order-{number}", Line(1, 1), Line(2, 2))
+        inventory.confirm(f"order-{number}")
 
-    shipped = stockroom.ship(*(f"order-{number}" for number in range(4)))
-    stockroom.cancel(*(f"order-{number}" for number in range(8)))
+    shipped = inventory.ship(*(f"order-{number}" for number in range(4)))
+    inventory.cancel(*(f"order-{number}" for number in range(8)))
 
     assert shipped == {f"order-{number}": {1: 1, 2: 2} for number in range(4)}
-    assert len(stockroom.events("STOCK_FULFILLED")) == len(stockroom.events("STOCK_RELEASED")) == 8
-    assert stockroom.available(1) == 96
+    assert len(inventory.events("STOCK_FULFILLED")) == len(inventory.events("STOCK_RELEASED")) == 8
+    assert inventory.available(1) == 96
 
 
-def test_a_turn_is_bounded_by_allocations_as_well(stockroom: Stockroom, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(transitions, "TURN_ALLOCATIONS", 4)
+def test_a_turn_is_bounded_by_allocations_as_well(inventory: InventoryDriver, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(turns, "TURN_ALLOCATIONS", 4)
     for location in "ABCDEFGHIJ":
-        stockroom.add(1, 1, location)
+        inventory.add_stock(1, 1, location)
     for units in (1, 2, 6, 1):
-        stockroom.hold(1, units)
-    turns = 1
-    while stockroom.database.transact(lambda tx: transitions.release_orders(tx, [OrderRequest("order-1")])):
-        turns += 1
+        inventory.reserve(1, units)
+    turn_count = 1
+    while inventory.database.transact(lambda tx: release_orders(tx, [OrderRequest("order-1")])):
+        turn_count += 1
 
-    assert 3 <= turns <= 4
-    assert stockroom.available(1) == 10
+    assert 3 <= turn_count <= 4
+    assert inventory.available(1) == 10
 
 
 # --- locations of a product, allocations of a reservation ---
 
 
 def test_a_product_is_at_no_more_than_five_hundred_locations(
-    stockroom: Stockroom, monkeypatch: pytest.MonkeyPatch
+    inventory: InventoryDriver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(stock, "LOCATIONS_MAX", 3)
+    monkeypatch.setattr(add_stock, "LOCATIONS_MAX", 3)
     for location in "ABC":
-        stockroom.add(1, 1, location)
+        inventory.add_stock(1, 1, location)
 
     with pytest.raises(LocationsLimit) as refused:
-        stockroom.add(1, 1, "D", request_id="again")
-    stockroom.add(2, 1, "D")
-    again = stockroom.add(1, 1, "A")
+        inventory.add_stock(1, 1, "D", request_id="again")
+    inventory.add_stock(2, 1, "D")
+    again = inventory.add_stock(1, 1, "A")
 
     assert LOCATIONS_MAX == 500
     assert refused.value.reason == "LOCATIONS_LIMIT"
     assert refused.value.metadata() == {"product_id": "1", "limit": "500"}
     assert again.quantity == 2
-    monkeypatch.setattr(stock, "LOCATIONS_MAX", 4)
-    assert stockroom.add(1, 1, "D", request_id="again").quantity == 1
+    monkeypatch.setattr(add_stock, "LOCATIONS_MAX", 4)
+    assert inventory.add_stock(1, 1, "D", request_id="again").quantity == 1
 
 
 def test_a_reservation_draws_on_no_more_than_five_hundred_locations(
-    stockroom: Stockroom, monkeypatch: pytest.MonkeyPatch
+    inventory: InventoryDriver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(allocation, "LOCATIONS_MAX", 3)
     for location in "ABCDE":
-        stockroom.add(1, 1, location)
+        inventory.add_stock(1, 1, location)
 
     with pytest.raises(LocationsLimit):
-        stockroom.hold(1, 4)
-    held = stockroom.hold(1, 3)
+        inventory.reserve(1, 4)
+    held = inventory.reserve(1, 3)
 
     assert len(held.allocations) == 3
-    assert stockroom.available(1) == 2
+    assert inventory.available(1) == 2
 
 
 @pytest.mark.parametrize("state", list(State))
@@ -275,8 +278,10 @@ def test_the_largest_event_of_every_state_fits(state: State) -> None:
 
 
 @pytest.mark.parametrize("ending", ["expired", "released", "fulfilled"])
-def test_what_is_larger_than_any_event_since_before_can_end_all_the_same(stockroom: Stockroom, ending: str) -> None:
-    with stockroom.database.write() as tx:
+def test_what_is_larger_than_any_event_since_before_can_end_all_the_same(
+    inventory: InventoryDriver, ending: str
+) -> None:
+    with inventory.database.write() as tx:
         moment = now(tx)
         item = {"product_id": 1, "quantity": 1, "reserved_quantity": 0, "version": 0}
         times = {"created_at": moment, "updated_at": moment}
@@ -287,39 +292,39 @@ def test_what_is_larger_than_any_event_since_before_can_end_all_the_same(stockro
     part = orjson.dumps({"item_id": 1_000, "location": names[0], "quantity": 1})
     locations = (900_000 - 300) // (len(part) + 1)
     store(
-        stockroom.database,
+        inventory.database,
         "p" * 64,
         1,
         locations=locations,
         state=State.CONFIRMED if ending == "fulfilled" else State.HELD,
     )
-    (held,) = stockroom.reservations_page(ReservationFilter(), size=10).rows
+    (held,) = inventory.reservations_page(ReservationFilter(), size=10).rows
     assert len(held.allocations) == locations
 
     with pytest.raises((LocationsLimit, InsufficientStock)):
-        stockroom.hold(1, 9_000)
+        inventory.reserve(1, 9_000)
     with pytest.raises(LocationsLimit):
-        stockroom.add(1, 1, "ONE-MORE")
+        inventory.add_stock(1, 1, "ONE-MORE")
     if ending == "expired":
-        stockroom.lapse(held)
-        assert stockroom.expire() == 1
+        inventory.make_due(held)
+        assert inventory.expire() == 1
     elif ending == "released":
-        assert stockroom.release(held) == locations
+        assert inventory.release(held) == locations
     else:
-        stockroom.ship("p" * 64)
+        inventory.ship("p" * 64)
 
-    assert stockroom.stored_state(held).lower() == ending
-    (told,) = [each for each in stockroom.events() if each.type != "STOCK_UPDATED"]
+    assert inventory.stored_state(held).lower() == ending
+    (told,) = [each for each in inventory.events() if each.type != "STOCK_UPDATED"]
     assert told.data["quantity"] == len(told.data["allocations"]) == locations
-    forget(stockroom)
+    forget(inventory)
 
 
 # --- one bad row ---
 
 
-def break_counters(stockroom: Stockroom, *reservations: Reservation) -> None:
+def break_counters(inventory: InventoryDriver, *reservations: Reservation) -> None:
     """As a person at the database might: the units that these reservations draw on are not reserved any more."""
-    with stockroom.database.write() as tx:
+    with inventory.database.write() as tx:
         for reservation in reservations:
             for part in reservation.allocations:
                 tx.execute(
@@ -329,92 +334,92 @@ def break_counters(stockroom: Stockroom, *reservations: Reservation) -> None:
                 )
 
 
-def is_set_aside(stockroom: Stockroom, reservation: Reservation) -> bool:
-    with stockroom.database.read() as tx:
+def is_set_aside(inventory: InventoryDriver, reservation: Reservation) -> bool:
+    with inventory.database.read() as tx:
         moment = tx.execute(
             select(tables.stock_reservations.c.set_aside_at).where(tables.stock_reservations.c.id == reservation.id)
         ).scalar_one()
     return moment is not None
 
 
-def test_a_hold_that_can_not_expire_is_set_aside_and_the_others_expire(stockroom: Stockroom) -> None:
+def test_a_hold_that_can_not_expire_is_set_aside_and_the_others_expire(inventory: InventoryDriver) -> None:
     for product in range(1, 8):
-        stockroom.add(product, 1)
-    held = [stockroom.hold(product, 1, order=f"order-{product}") for product in range(1, 8)]
+        inventory.add_stock(product, 1)
+    held = [inventory.reserve(product, 1, order=f"order-{product}") for product in range(1, 8)]
     for age_seconds, each in enumerate(held, 1):
-        stockroom.lapse(each, ago_seconds=LATE_SECONDS - age_seconds)
+        inventory.make_due(each, ago_seconds=LATE_SECONDS - age_seconds)
     bad, good = held[2], [*held[:2], *held[3:]]
-    break_counters(stockroom, bad)
+    break_counters(inventory, bad)
 
-    assert stockroom.expire() == 6
+    assert inventory.expire() == 6
 
-    assert {stockroom.stored_state(each) for each in good} == {State.EXPIRED}
-    assert stockroom.stored_state(bad) is State.HELD
-    assert is_set_aside(stockroom, bad)
-    assert stockroom.expire() == 0
-    assert stockroom.database.query(holds.count).stuck == 1
-    forget(stockroom)
+    assert {inventory.stored_state(each) for each in good} == {State.EXPIRED}
+    assert inventory.stored_state(bad) is State.HELD
+    assert is_set_aside(inventory, bad)
+    assert inventory.expire() == 0
+    assert inventory.database.query(counts.count).set_aside == 1
+    forget(inventory)
 
 
 def test_more_than_single_rows_that_can_not_expire_are_an_error(
-    stockroom: Stockroom, monkeypatch: pytest.MonkeyPatch
+    inventory: InventoryDriver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(halves, "SET_ASIDE_MAX", 2)
+    monkeypatch.setattr(bisection, "SET_ASIDE_MAX", 2)
     for product in range(1, 5):
-        stockroom.add(product, 1)
-    held = [stockroom.hold(product, 1, order=f"order-{product}") for product in range(1, 5)]
-    stockroom.lapse(*held)
-    break_counters(stockroom, *held)
+        inventory.add_stock(product, 1)
+    held = [inventory.reserve(product, 1, order=f"order-{product}") for product in range(1, 5)]
+    inventory.make_due(*held)
+    break_counters(inventory, *held)
 
     with pytest.raises(Exception, match=r"(?i)reserved_within_quantity"):
-        stockroom.expire()
+        inventory.expire()
 
-    assert sum(is_set_aside(stockroom, each) for each in held) == 2
-    forget(stockroom)
+    assert sum(is_set_aside(inventory, each) for each in held) == 2
+    forget(inventory)
 
 
-def test_a_buyer_gets_what_can_expire_and_the_bad_hold_is_set_aside(stockroom: Stockroom) -> None:
-    stockroom.add(1, 1, "A")
-    stockroom.add(1, 1, "B")
-    bad = stockroom.hold(1, 1, location="A")
-    good = stockroom.hold(1, 1, location="B")
-    stockroom.lapse(bad, ago_seconds=20)
-    stockroom.lapse(good, ago_seconds=10)
-    break_counters(stockroom, bad)
-    with stockroom.database.write() as tx:
+def test_a_buyer_gets_what_can_expire_and_the_bad_hold_is_set_aside(inventory: InventoryDriver) -> None:
+    inventory.add_stock(1, 1, "A")
+    inventory.add_stock(1, 1, "B")
+    bad = inventory.reserve(1, 1, location="A")
+    good = inventory.reserve(1, 1, location="B")
+    inventory.make_due(bad, ago_seconds=20)
+    inventory.make_due(good, ago_seconds=10)
+    break_counters(inventory, bad)
+    with inventory.database.write() as tx:
         # Nothing is free there, so that only the two holds could give something.
         tx.execute(update(tables.inventory_items).where(tables.inventory_items.c.location == "A").values(quantity=0))
 
-    held = stockroom.hold(1, 1, order="buyer")
+    held = inventory.reserve(1, 1, order="buyer")
 
     assert [part.location for part in held.allocations] == ["B"]
-    assert stockroom.stored_state(good) is State.EXPIRED
-    assert is_set_aside(stockroom, bad)
-    assert stockroom.available(1) == 0
-    forget(stockroom)
+    assert inventory.stored_state(good) is State.EXPIRED
+    assert is_set_aside(inventory, bad)
+    assert inventory.available(1) == 0
+    forget(inventory)
 
 
-def test_a_reservation_that_can_not_be_purged_stops_no_other(stockroom: Stockroom) -> None:
-    stockroom.add(1, 10)
-    ended = [stockroom.hold(1, 1, order=f"order-{n}") for n in range(5)]
+def test_a_reservation_that_can_not_be_purged_stops_no_other(inventory: InventoryDriver) -> None:
+    inventory.add_stock(1, 10)
+    ended = [inventory.reserve(1, 1, order=f"order-{n}") for n in range(5)]
     for each in ended:
-        stockroom.release(each)
-    with stockroom.database.write() as tx:
+        inventory.release(each)
+    with inventory.database.write() as tx:
         tx.execute(update(tables.stock_reservations).values(ended_at=now(tx) - timedelta(days=2)))
         tx.execute(
             text("CREATE TABLE claims (reservation_id " + _ID[tx.dialect.name] + " REFERENCES stock_reservations)")
         )
         tx.execute(text(f"INSERT INTO claims VALUES ('{ended[3].id}')"))
     try:
-        purged = History(stockroom.database).purge(PurgeRequest(24 * 3600.0, 100))
-        again = History(stockroom.database).purge(PurgeRequest(24 * 3600.0, 100))
+        purged = Purge(inventory.database).run(PurgeRequest(24 * 3600.0, 100))
+        again = Purge(inventory.database).run(PurgeRequest(24 * 3600.0, 100))
     finally:
-        with stockroom.database.write() as tx:
+        with inventory.database.write() as tx:
             tx.execute(text("DROP TABLE claims"))
 
     assert (purged, again) == (Purged(0, 4), Purged(0, 0))
-    assert is_set_aside(stockroom, ended[3])
-    forget(stockroom)
+    assert is_set_aside(inventory, ended[3])
+    forget(inventory)
 
 
 _ID = {"sqlite": "TEXT", "postgresql": "uuid"}
@@ -424,98 +429,102 @@ _ID = {"sqlite": "TEXT", "postgresql": "uuid"}
 
 
 def test_holds_past_their_time_elsewhere_do_not_hide_the_one_that_is_needed(
-    stockroom: Stockroom, monkeypatch: pytest.MonkeyPatch
+    inventory: InventoryDriver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(reserve, "DUE_EXPIRED_MAX", 3)
-    stockroom.add(1, 20, "A")
-    stockroom.add(1, 2, "B")
-    stockroom.lapse(*(stockroom.hold(1, 1, order=f"a-{n}", location="A") for n in range(10)), ago_seconds=LATE_SECONDS)
-    there = stockroom.hold(1, 2, location="B")
-    stockroom.lapse(there, ago_seconds=1)
+    inventory.add_stock(1, 20, "A")
+    inventory.add_stock(1, 2, "B")
+    inventory.make_due(
+        *(inventory.reserve(1, 1, order=f"a-{n}", location="A") for n in range(10)), ago_seconds=LATE_SECONDS
+    )
+    there = inventory.reserve(1, 2, location="B")
+    inventory.make_due(there, ago_seconds=1)
 
-    held = stockroom.hold(1, 2, order="buyer", location="B")
+    held = inventory.reserve(1, 2, order="buyer", location="B")
 
     assert [part.location for part in held.allocations] == ["B"]
-    assert [event.data["reservation_id"] for event in stockroom.events("STOCK_RESERVATION_EXPIRED")] == [there.id]
+    assert [event.data["reservation_id"] for event in inventory.events("STOCK_RESERVATION_EXPIRED")] == [there.id]
 
 
 def test_a_split_hold_past_its_time_is_found_at_each_of_its_places(
-    stockroom: Stockroom, monkeypatch: pytest.MonkeyPatch
+    inventory: InventoryDriver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(reserve, "DUE_EXPIRED_MAX", 2)
     for location in "ABCD":
-        stockroom.add(1, 2, location)
-    elsewhere, there = stockroom.hold(1, 4), stockroom.hold(1, 4)
-    stockroom.lapse(elsewhere, ago_seconds=LATE_SECONDS)
-    stockroom.lapse(there, ago_seconds=1)
+        inventory.add_stock(1, 2, location)
+    elsewhere, there = inventory.reserve(1, 4), inventory.reserve(1, 4)
+    inventory.make_due(elsewhere, ago_seconds=LATE_SECONDS)
+    inventory.make_due(there, ago_seconds=1)
     place = there.allocations[0].location
 
-    held = stockroom.hold(1, 2, order="buyer", location=place)
+    held = inventory.reserve(1, 2, order="buyer", location=place)
 
     assert [part.location for part in held.allocations] == [place]
-    assert [event.data["reservation_id"] for event in stockroom.events("STOCK_RESERVATION_EXPIRED")] == [there.id]
+    assert [event.data["reservation_id"] for event in inventory.events("STOCK_RESERVATION_EXPIRED")] == [there.id]
 
 
-def test_what_a_process_of_the_version_before_has_made_is_found_at_its_place(stockroom: Stockroom) -> None:
-    stockroom.add(1, 1, "A")
-    stockroom.add(1, 1, "B")
-    elsewhere, there = stockroom.hold(1, 1, location="A"), stockroom.hold(1, 1, location="B")
-    stockroom.lapse(elsewhere, there)
-    with stockroom.database.write() as tx:
+def test_what_a_process_of_the_version_before_has_made_is_found_at_its_place(inventory: InventoryDriver) -> None:
+    inventory.add_stock(1, 1, "A")
+    inventory.add_stock(1, 1, "B")
+    elsewhere, there = inventory.reserve(1, 1, location="A"), inventory.reserve(1, 1, location="B")
+    inventory.make_due(elsewhere, there)
+    with inventory.database.write() as tx:
         tx.execute(update(tables.stock_reservations).values(sole_item_id=0))
 
-    held = stockroom.hold(1, 1, order="buyer", location="B")
+    held = inventory.reserve(1, 1, order="buyer", location="B")
 
     assert [part.location for part in held.allocations] == ["B"]
-    assert stockroom.stored_state(elsewhere) is State.HELD
+    assert inventory.stored_state(elsewhere) is State.HELD
 
 
 def test_a_count_is_not_refused_for_holds_that_are_past_their_time(
-    stockroom: Stockroom, monkeypatch: pytest.MonkeyPatch
+    inventory: InventoryDriver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(due, "DUE_EXPIRED_MAX", 3)
-    stockroom.add(1, 20, "A")
-    item = stockroom.add(1, 2, "B")
-    stockroom.lapse(*(stockroom.hold(1, 1, order=f"a-{n}", location="A") for n in range(10)), ago_seconds=LATE_SECONDS)
-    stockroom.lapse(stockroom.hold(1, 2, location="B"), ago_seconds=1)
+    monkeypatch.setattr(set_quantity, "DUE_EXPIRED_MAX", 3)
+    inventory.add_stock(1, 20, "A")
+    item = inventory.add_stock(1, 2, "B")
+    inventory.make_due(
+        *(inventory.reserve(1, 1, order=f"a-{n}", location="A") for n in range(10)), ago_seconds=LATE_SECONDS
+    )
+    inventory.make_due(inventory.reserve(1, 2, location="B"), ago_seconds=1)
 
-    assert stockroom.set(item, 0).quantity == 0
-    assert len(stockroom.events("STOCK_RESERVATION_EXPIRED")) == 1
+    assert inventory.set_quantity(item, 0).quantity == 0
+    assert len(inventory.events("STOCK_RESERVATION_EXPIRED")) == 1
 
 
 def test_a_count_below_more_due_holds_than_one_call_expires_is_to_be_repeated(
-    stockroom: Stockroom, monkeypatch: pytest.MonkeyPatch
+    inventory: InventoryDriver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(due, "DUE_EXPIRED_MAX", 3)
-    item = stockroom.add(1, 6)
-    stockroom.lapse(*(stockroom.hold(1, 1, order=f"late-{n}") for n in range(5)))
-    kept = stockroom.hold(1, 1, order="kept")
+    monkeypatch.setattr(set_quantity, "DUE_EXPIRED_MAX", 3)
+    item = inventory.add_stock(1, 6)
+    inventory.make_due(*(inventory.reserve(1, 1, order=f"late-{n}") for n in range(5)))
+    kept = inventory.reserve(1, 1, order="kept")
 
     with pytest.raises(Contention):
-        stockroom.set(item, 1)
-    assert stockroom.set(item, 1).quantity == 1
+        inventory.set_quantity(item, 1)
+    assert inventory.set_quantity(item, 1).quantity == 1
     with pytest.raises(BelowReserved):
-        stockroom.set(item, 0)
-    assert stockroom.state(kept) is State.HELD
+        inventory.set_quantity(item, 0)
+    assert inventory.state(kept) is State.HELD
 
 
 # --- lists ---
 
 
 def test_a_page_is_cut_before_it_gets_too_large_and_no_row_is_lost(
-    stockroom: Stockroom, monkeypatch: pytest.MonkeyPatch
+    inventory: InventoryDriver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(reservation_pages, "PAGE_ALLOCATIONS", 5)
+    monkeypatch.setattr(pages, "PAGE_ALLOCATIONS", 5)
     for location in "ABCDEFGHIJKLMNOP":
-        stockroom.add(1, 1, location)
-    made = [stockroom.hold(1, units, order=f"order-{n}") for n, units in enumerate((1, 2, 3, 1, 6, 1))]
+        inventory.add_stock(1, 1, location)
+    made = [inventory.reserve(1, units, order=f"order-{n}") for n, units in enumerate((1, 2, 3, 1, 6, 1))]
 
-    pages = [stockroom.reservations_page(ReservationFilter(), size=50)]
-    while pages[-1].next_position is not None:
-        pages.append(stockroom.reservations_page(ReservationFilter(), size=50, after=pages[-1]))
+    all_pages = [inventory.reservations_page(ReservationFilter(), size=50)]
+    while all_pages[-1].next_position is not None:
+        all_pages.append(inventory.reservations_page(ReservationFilter(), size=50, after=all_pages[-1]))
 
-    assert [[len(each.allocations) for each in page.rows] for page in pages] == [[1, 2], [3, 1], [6], [1]]
-    assert [each for page in pages for each in page.rows] == made
+    assert [[len(each.allocations) for each in page.rows] for page in all_pages] == [[1, 2], [3, 1], [6], [1]]
+    assert [each for page in all_pages for each in page.rows] == made
 
 
 @pytest.mark.parametrize(
@@ -527,25 +536,25 @@ def test_a_page_is_cut_before_it_gets_too_large_and_no_row_is_lost(
     ],
 )
 def test_a_page_looks_at_a_bounded_number_of_rows(
-    stockroom: Stockroom, monkeypatch: pytest.MonkeyPatch, wanted: ReservationFilter
+    inventory: InventoryDriver, monkeypatch: pytest.MonkeyPatch, wanted: ReservationFilter
 ) -> None:
-    monkeypatch.setattr(reservation_pages, "WINDOW_ROWS", 4)
-    stockroom.add(1, 100)
-    stockroom.add(2, 100)
+    monkeypatch.setattr(pages, "WINDOW_ROWS", 4)
+    inventory.add_stock(1, 100)
+    inventory.add_stock(2, 100)
     for _ in range(9):
-        stockroom.hold(1, 1)
-    last = stockroom.hold(2 if wanted.product_id == 2 else 1, 1)
-    stockroom.release(last)
+        inventory.reserve(1, 1)
+    last = inventory.reserve(2 if wanted.product_id == 2 else 1, 1)
+    inventory.release(last)
     for _ in range(5):
-        stockroom.hold(1, 1)
+        inventory.reserve(1, 1)
 
-    page = stockroom.reservations_page(wanted, size=3)
+    page = inventory.reservations_page(wanted, size=3)
     found = list(page.rows)
-    pages = 1
+    page_count = 1
     while page.next_position is not None:
-        page = stockroom.reservations_page(wanted, size=3, after=page)
+        page = inventory.reservations_page(wanted, size=3, after=page)
         found += page.rows
-        pages += 1
+        page_count += 1
 
     assert [each.id for each in found] == [last.id]
-    assert 4 <= pages <= 5
+    assert 4 <= page_count <= 5

@@ -16,9 +16,9 @@ from hypothesis.stateful import (
     rule,
     run_state_machine_as_test,
 )
-from stockroom import Stockroom, deadline, empty
+from inventory_driver import InventoryDriver, deadline, empty
 
-from inventory_api.domain.commands import AddStock
+from inventory_api.domain.commands import AddStock, StockQuestion
 from inventory_api.domain.errors import (
     BelowReserved,
     InsufficientStock,
@@ -27,7 +27,6 @@ from inventory_api.domain.errors import (
     ReservationReleased,
 )
 from inventory_api.domain.model import Line, Reservation, State
-from inventory_api.operations.stock import StockQuestion
 from shop_common.errors import ShopError
 
 _T = TypeVar("_T")
@@ -63,16 +62,16 @@ class Held:
 class Model:
     """How many units lie where, and which reservations are active. Each step is done to both and compared."""
 
-    def __init__(self, stockroom: Stockroom) -> None:
-        empty(stockroom.database)
-        self.stockroom = stockroom
+    def __init__(self, inventory: InventoryDriver) -> None:
+        empty(inventory.database)
+        self.inventory = inventory
         self.quantity = dict.fromkeys(PLACES, 6)
         self.held: dict[str, Held] = {}
-        stockroom.operations._add_stock.submit_many([AddStock(*place, 6) for place in PLACES], deadline=deadline())
+        inventory.operations._add_stock.submit_many([AddStock(*place, 6) for place in PLACES], deadline=deadline())
 
     def add(self, place: tuple[int, str], count: int) -> None:
         product, location = place
-        item = self.stockroom.add(product, count, location)
+        item = self.inventory.add_stock(product, count, location)
 
         self.quantity[place] += count
         assert item.quantity == self.quantity[place]
@@ -80,8 +79,8 @@ class Model:
 
     def set_quantity(self, place: tuple[int, str], count: int) -> None:
         product, location = place
-        item = self.stockroom.add(product, 0, location)
-        outcome = outcome_of(lambda: self.stockroom.set(item, count))
+        item = self.inventory.add_stock(product, 0, location)
+        outcome = outcome_of(lambda: self.inventory.set_quantity(item, count))
 
         reserved = self.quantity[place] - self.available(*place)
         assert isinstance(outcome, BelowReserved) == (count < reserved)
@@ -90,7 +89,7 @@ class Model:
 
     def reserve(self, order: str, wanted: list[Line]) -> list[str]:
         possible = self.fits(wanted)
-        outcome = outcome_of(lambda: self.stockroom.hold_lines(order, *wanted))
+        outcome = outcome_of(lambda: self.inventory.reserve_lines(order, *wanted))
 
         assert isinstance(outcome, InsufficientStock) == (not possible)
         if isinstance(outcome, ShopError):
@@ -105,7 +104,7 @@ class Model:
     def confirm(self, order: str) -> None:
         of_order = self.of_order(order)
         alive = [each for each in of_order if each.state is not State.RELEASED]
-        outcome = outcome_of(lambda: self.stockroom.confirm(order))
+        outcome = outcome_of(lambda: self.inventory.confirm(order))
 
         if not of_order:
             assert isinstance(outcome, ReservationNotFound)
@@ -119,12 +118,12 @@ class Model:
             self.move(alive, {State.HELD}, State.CONFIRMED)
 
     def cancel(self, order: str) -> None:
-        self.stockroom.cancel(order)
+        self.inventory.cancel(order)
 
         self.move(self.of_order(order), {State.HELD, State.CONFIRMED}, State.RELEASED)
 
     def ship(self, order: str) -> None:
-        shipped = self.stockroom.ship(order)
+        shipped = self.inventory.ship(order)
 
         leaving = [each for each in self.of_order(order) if each.state is State.CONFIRMED]
         for each in leaving:
@@ -139,7 +138,7 @@ class Model:
         assert shipped == {order: left}
 
     def release(self, held: Held) -> None:
-        released = self.stockroom.release(held.reservation)
+        released = self.inventory.release(held.reservation)
 
         self.move([held], {State.HELD, State.CONFIRMED}, State.RELEASED)
         gave_back = self.held[held.reservation.id].state is State.RELEASED
@@ -148,7 +147,7 @@ class Model:
     def lapse(self, held: Held) -> None:
         """The hold runs out, and nobody writes it down yet."""
         if held.state is State.HELD:
-            self.stockroom.lapse(held.reservation)
+            self.inventory.make_due(held.reservation)
             self.move([held], {State.HELD}, State.EXPIRED)
 
     def available(self, product: int, location: str | None = None) -> int:
@@ -186,10 +185,10 @@ class Model:
         """What callers see is what the model says."""
         asked = [(product, location) for product in PRODUCTS for location in (None, *LOCATIONS)]
         questions = [StockQuestion(*place) for place in asked]
-        free = self.stockroom.operations._check_stock.submit_many(questions, deadline=deadline())
+        free = self.inventory.operations._check_stock.submit_many(questions, deadline=deadline())
         assert dict(zip(asked, free, strict=True)) == {place: self.available(*place) for place in asked}
 
-        found = self.stockroom.operations._get_reservation.submit_many(list(self.held), deadline=deadline())
+        found = self.inventory.operations._get_reservation.submit_many(list(self.held), deadline=deadline())
         states = {each.id: each.state for each in found if isinstance(each, Reservation)}
         assert states == {each: held.state for each, held in self.held.items()}
 
@@ -199,9 +198,9 @@ class Histories(RuleBasedStateMachine):
 
     reservations = Bundle("reservations")
 
-    def __init__(self, stockroom: Stockroom) -> None:
+    def __init__(self, inventory: InventoryDriver) -> None:
         super().__init__()
-        self.model = Model(stockroom)
+        self.model = Model(inventory)
 
     @initialize(target=reservations)
     def some_have_reserved(self) -> MultipleResults[str]:
@@ -227,14 +226,14 @@ class Histories(RuleBasedStateMachine):
 
     @rule(max_count=st.integers(1, 3))
     def the_reaper_comes(self, max_count: int) -> None:
-        assert self.model.stockroom.expire(max_count) <= max_count
+        assert self.model.inventory.expire(max_count) <= max_count
 
     @invariant()
     def callers_see_what_the_model_says(self) -> None:
         self.model.compare()
 
     def teardown(self) -> None:
-        self.model.stockroom.audit()
+        self.model.inventory.check_consistency()
 
 
 def outcome_of(call: Callable[[], _T]) -> _T | ShopError:
@@ -244,9 +243,9 @@ def outcome_of(call: Callable[[], _T]) -> _T | ShopError:
         return refusal
 
 
-def test_any_history_keeps_the_books(stockroom: Stockroom) -> None:
+def test_any_history_keeps_the_books(inventory: InventoryDriver) -> None:
     class OnThisDatabase(Histories):
         def __init__(self) -> None:
-            super().__init__(stockroom)
+            super().__init__(inventory)
 
     run_state_machine_as_test(OnThisDatabase, settings=SETTINGS)

@@ -6,26 +6,27 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
+from inventory_driver import InventoryDriver, deadline
 from sqlalchemy import bindparam, case, event, func, select, text, update
-from stockroom import Stockroom, deadline
 
+from inventory_api.domain.commands import PurgeRequest
 from inventory_api.domain.errors import ReservationNotFound
-from inventory_api.domain.model import ENDED, Item, Line, Reservation, State
-from inventory_api.operations import due, holds
-from inventory_api.operations.expiry import Expiry
-from inventory_api.operations.history import History, Purged, PurgeRequest
-from inventory_api.store import by_order, tables
-from inventory_api.store.by_order import Size
+from inventory_api.domain.model import ENDED, Item, Line, OrderSize, Reservation, State
+from inventory_api.operations.cover_shortage import cover_shortage
+from inventory_api.operations.expire import ExpirySweep
+from inventory_api.operations.purge import Purge, Purged
+from inventory_api.store import tables
+from inventory_api.store.reservations import by_order, counts
 from shop_common.db.database import STEADY_PLANS, Database
 from shop_common.db.sql import Timestamp, now
 
 DAY = 24 * 3600.0
 
 
-def age(stockroom: Stockroom, *reservations: Reservation, days: float) -> None:
+def age(inventory: InventoryDriver, *reservations: Reservation, days: float) -> None:
     """Let the reservations have been made so many days ago, and those that have ended have ended at once."""
     table = tables.stock_reservations
-    with stockroom.database.write() as tx:
+    with inventory.database.write() as tx:
         then = now(tx) - timedelta(days=days)
         ended = case((table.c.is_active, None), else_=bindparam("ended_at", then, type_=Timestamp()))
         tx.execute(
@@ -35,13 +36,13 @@ def age(stockroom: Stockroom, *reservations: Reservation, days: float) -> None:
         )
 
 
-def age_keys(stockroom: Stockroom, days: float) -> None:
-    with stockroom.database.write() as tx:
+def age_keys(inventory: InventoryDriver, days: float) -> None:
+    with inventory.database.write() as tx:
         tx.execute(update(tables.idempotency_keys.table).values(created_at=now(tx) - timedelta(days=days)))
 
 
-def purge(stockroom: Stockroom, *, max_count: int = 1000, older_than_seconds: float = DAY) -> Purged:
-    return stockroom.operations.purge(PurgeRequest(older_than_seconds, max_count), deadline=deadline())
+def purge(inventory: InventoryDriver, *, max_count: int = 1000, older_than_seconds: float = DAY) -> Purged:
+    return inventory.operations.purge(PurgeRequest(older_than_seconds, max_count), deadline=deadline())
 
 
 def rows(database: Database, table: str) -> int:
@@ -49,64 +50,66 @@ def rows(database: Database, table: str) -> int:
         return tx.execute(select(func.count()).select_from(tables.metadata.tables[table])).scalar_one()
 
 
-def test_only_what_has_ended_and_is_old_is_forgotten(stockroom: Stockroom) -> None:
-    stockroom.add(1, 100)
+def test_only_what_has_ended_and_is_old_is_forgotten(inventory: InventoryDriver) -> None:
+    inventory.add_stock(1, 100)
     held, confirmed, lapsed, released, expired, fulfilled, recent = (
-        stockroom.hold(1, 1, order=order) for order in ("h", "c", "l", "r", "e", "f", "recent")
+        inventory.reserve(1, 1, order=order) for order in ("h", "c", "l", "r", "e", "f", "recent")
     )
-    stockroom.lapse(expired)
-    stockroom.expire()
-    stockroom.confirm("c")
-    stockroom.confirm("f")
-    stockroom.ship("f")
-    stockroom.release(released)
-    stockroom.release(recent)
-    stockroom.lapse(lapsed)
-    age(stockroom, held, confirmed, lapsed, released, expired, fulfilled, days=2)
-    age(stockroom, recent, days=0.5)
+    inventory.make_due(expired)
+    inventory.expire()
+    inventory.confirm("c")
+    inventory.confirm("f")
+    inventory.ship("f")
+    inventory.release(released)
+    inventory.release(recent)
+    inventory.make_due(lapsed)
+    age(inventory, held, confirmed, lapsed, released, expired, fulfilled, days=2)
+    age(inventory, recent, days=0.5)
 
-    assert purge(stockroom) == Purged(keys=0, reservations=3)
+    assert purge(inventory) == Purged(keys=0, reservations=3)
 
-    with stockroom.database.read() as tx:
+    with inventory.database.read() as tx:
         left = set(tx.execute(select(tables.stock_reservations.c.id)).scalars())
     assert left == {each.id for each in (held, confirmed, lapsed, recent)}
-    assert rows(stockroom.database, "reservation_allocations") == 4
-    assert rows(stockroom.database, "inventory_items") == 1
+    assert rows(inventory.database, "reservation_allocations") == 4
+    assert rows(inventory.database, "inventory_items") == 1
     # Its events outlive it, so the audit after the test has nothing to compare them with.
-    with stockroom.database.write() as tx:
+    with inventory.database.write() as tx:
         tx.execute(tables.outbox.table.delete())
         tx.execute(tables.stock_reservations.delete())
         tx.execute(update(tables.inventory_items).values(reserved_quantity=0, version=0))
 
 
-def test_what_ended_today_is_kept_however_long_ago_it_was_made(stockroom: Stockroom) -> None:
-    stockroom.add(1, 10)
-    released, shipped, expired = (stockroom.hold(1, 1, order=order) for order in ("released", "shipped", "expired"))
-    stockroom.confirm("released")
-    stockroom.confirm("shipped")
-    age(stockroom, released, shipped, expired, days=8)
-    stockroom.lapse(expired, ago_seconds=8 * DAY)
+def test_what_ended_today_is_kept_however_long_ago_it_was_made(inventory: InventoryDriver) -> None:
+    inventory.add_stock(1, 10)
+    released, shipped, expired = (inventory.reserve(1, 1, order=order) for order in ("released", "shipped", "expired"))
+    inventory.confirm("released")
+    inventory.confirm("shipped")
+    age(inventory, released, shipped, expired, days=8)
+    inventory.make_due(expired, ago_seconds=8 * DAY)
 
-    stockroom.release(released)
-    stockroom.ship("shipped")
-    stockroom.expire()
+    inventory.release(released)
+    inventory.ship("shipped")
+    inventory.expire()
 
-    assert purge(stockroom, older_than_seconds=7 * DAY) == Purged(0, 0)
-    assert stockroom.release(released) == 1
-    assert stockroom.ship("shipped") == {"shipped": {1: 1}}
+    assert purge(inventory, older_than_seconds=7 * DAY) == Purged(0, 0)
+    assert inventory.release(released) == 1
+    assert inventory.ship("shipped") == {"shipped": {1: 1}}
 
 
-def test_what_an_older_version_has_ended_counts_as_ended_when_a_purge_first_comes_by(stockroom: Stockroom) -> None:
-    stockroom.add(1, 10)
-    held, ended = (stockroom.hold(1, 1, order=order) for order in ("held", "ended"))
-    stockroom.release(ended)
-    age(stockroom, held, ended, days=8)
-    with stockroom.database.write() as tx:
+def test_what_an_older_version_has_ended_counts_as_ended_when_a_purge_first_comes_by(
+    inventory: InventoryDriver,
+) -> None:
+    inventory.add_stock(1, 10)
+    held, ended = (inventory.reserve(1, 1, order=order) for order in ("held", "ended"))
+    inventory.release(ended)
+    age(inventory, held, ended, days=8)
+    with inventory.database.write() as tx:
         tx.execute(update(tables.stock_reservations).values(ended_at=None))
 
-    assert purge(stockroom, older_than_seconds=7 * DAY) == Purged(0, 0)
+    assert purge(inventory, older_than_seconds=7 * DAY) == Purged(0, 0)
 
-    with stockroom.database.read() as tx:
+    with inventory.database.read() as tx:
         times = tx.execute(select(tables.stock_reservations.c.id, tables.stock_reservations.c.ended_at)).all()
         today = now(tx) - timedelta(days=1)
     written = {row.id: row.ended_at for row in times}
@@ -114,57 +117,57 @@ def test_what_an_older_version_has_ended_counts_as_ended_when_a_purge_first_come
     assert written[ended.id] > today
 
 
-def test_one_purge_forgets_no_more_than_it_was_asked_to_the_oldest_first(stockroom: Stockroom) -> None:
-    stockroom.add(1, 100)
-    gone = [stockroom.hold(1, 1, order=f"order-{n}", request_id=f"r-{n}") for n in range(5)]
+def test_one_purge_forgets_no_more_than_it_was_asked_to_the_oldest_first(inventory: InventoryDriver) -> None:
+    inventory.add_stock(1, 100)
+    gone = [inventory.reserve(1, 1, order=f"order-{n}", request_id=f"r-{n}") for n in range(5)]
     for days, reservation in enumerate(gone, start=2):
-        stockroom.release(reservation)
-        age(stockroom, reservation, days=days)
-    age_keys(stockroom, days=2)
-    with stockroom.database.write() as tx:
+        inventory.release(reservation)
+        age(inventory, reservation, days=days)
+    age_keys(inventory, days=2)
+    with inventory.database.write() as tx:
         tx.execute(tables.outbox.table.delete())
         tx.execute(update(tables.inventory_items).values(version=0))
 
-    assert purge(stockroom, max_count=2) == Purged(keys=2, reservations=2)
+    assert purge(inventory, max_count=2) == Purged(keys=2, reservations=2)
 
-    with stockroom.database.read() as tx:
+    with inventory.database.read() as tx:
         left = set(tx.execute(select(tables.stock_reservations.c.id)).scalars())
     assert left == {each.id for each in gone[:3]}
-    assert purge(stockroom, max_count=2) == Purged(2, 2)
-    assert purge(stockroom, max_count=2) == Purged(1, 1)
-    assert purge(stockroom, max_count=2) == Purged(0, 0)
-    assert rows(stockroom.database, "inventory_items") == 1
+    assert purge(inventory, max_count=2) == Purged(2, 2)
+    assert purge(inventory, max_count=2) == Purged(1, 1)
+    assert purge(inventory, max_count=2) == Purged(0, 0)
+    assert rows(inventory.database, "inventory_items") == 1
 
 
-def test_a_recent_request_id_is_remembered(stockroom: Stockroom) -> None:
-    stockroom.add(1, 1, request_id="r")
-    age_keys(stockroom, days=0.9)
+def test_a_recent_request_id_is_remembered(inventory: InventoryDriver) -> None:
+    inventory.add_stock(1, 1, request_id="r")
+    age_keys(inventory, days=0.9)
 
-    assert purge(stockroom) == Purged(0, 0)
-    assert stockroom.add(1, 1, request_id="r").quantity == 1
-
-
-def test_a_forgotten_request_id_is_a_new_call(stockroom: Stockroom) -> None:
-    stockroom.add(1, 1, request_id="r")
-    age_keys(stockroom, days=1.1)
-
-    assert purge(stockroom) == Purged(1, 0)
-    assert stockroom.add(1, 1, request_id="r").quantity == 2
+    assert purge(inventory) == Purged(0, 0)
+    assert inventory.add_stock(1, 1, request_id="r").quantity == 1
 
 
-def test_a_repeat_whose_reservation_was_forgotten_holds_nothing_anew(stockroom: Stockroom) -> None:
-    stockroom.add(1, 1)
-    held = stockroom.hold(1, 1, request_id="r")
-    stockroom.release(held)
-    age(stockroom, held, days=2)
-    purge(stockroom)
-    with stockroom.database.write() as tx:
+def test_a_forgotten_request_id_is_a_new_call(inventory: InventoryDriver) -> None:
+    inventory.add_stock(1, 1, request_id="r")
+    age_keys(inventory, days=1.1)
+
+    assert purge(inventory) == Purged(1, 0)
+    assert inventory.add_stock(1, 1, request_id="r").quantity == 2
+
+
+def test_a_repeat_whose_reservation_was_forgotten_holds_nothing_anew(inventory: InventoryDriver) -> None:
+    inventory.add_stock(1, 1)
+    held = inventory.reserve(1, 1, request_id="r")
+    inventory.release(held)
+    age(inventory, held, days=2)
+    purge(inventory)
+    with inventory.database.write() as tx:
         tx.execute(tables.outbox.table.delete())
         tx.execute(update(tables.inventory_items).values(version=0))
 
     with pytest.raises(ReservationNotFound):
-        stockroom.hold_lines("order-1", Line(1, 1), request_id="r")
-    assert stockroom.available(1) == 1
+        inventory.reserve_lines("order-1", Line(1, 1), request_id="r")
+    assert inventory.available(1) == 1
 
 
 @pytest.fixture
@@ -226,7 +229,7 @@ def explained(long_history: Database) -> Iterator[list[str]]:
 
 
 def test_a_purge_reads_no_table_from_end_to_end(long_history: Database, explained: list[str]) -> None:
-    purged = History(long_history).purge(PurgeRequest(19_900, 10))
+    purged = Purge(long_history).run(PurgeRequest(19_900, 10))
 
     assert purged == Purged(10, 10)
     without_end, ended, _, of_keys = explained
@@ -236,7 +239,7 @@ def test_a_purge_reads_no_table_from_end_to_end(long_history: Database, explaine
 
 
 def test_expiring_what_is_due_reads_no_table_from_end_to_end(long_history: Database, explained: list[str]) -> None:
-    assert Expiry(long_history).expire_due(5) == 5
+    assert ExpirySweep(long_history).expire_due(5) == 5
 
     assert "ix_stock_reservations_due" in explained[0]
 
@@ -255,7 +258,7 @@ def test_looking_for_due_holds_at_a_place_reads_no_other_and_sorts_nothing(
     stock = {8: Item(8, 8, "A", 10, 10, 1, moment, moment)}
 
     with long_history.write() as tx:
-        expired, more = due.expire_to_cover(tx, {(8, location): 3}, stock, 0)
+        expired, more = cover_shortage(tx, {(8, location): 3}, stock, 0)
 
     assert (expired, more) == ([], True)
     searches = explained[: len(indexes)]
@@ -275,7 +278,7 @@ def test_what_is_done_to_an_order_finds_its_reservations_by_their_state(
         by_order.unreleased(tx, ["order-2", "order-3"])
         by_order.fulfilled_units(tx, ["order-2", "order-3"])
 
-    assert sizes == {"order-2": Size(1, 1), "order-3": Size(0, 0)}
+    assert sizes == {"order-2": OrderSize(1, 1), "order-3": OrderSize(0, 0)}
     assert (overviews["order-2"].has_released, overviews["order-3"].has_released) == (False, True)
     assert [(each.order_id, each.allocations) for each in active] == [("order-2", 1)]
     assert len(explained) == 5
@@ -292,7 +295,7 @@ def test_counting_holds_reads_no_table_from_end_to_end(long_history: Database) -
 
     event.listen(long_history.engine, "before_cursor_execute", explain)
     try:
-        long_history.query(holds.count, STEADY_PLANS)
+        long_history.query(counts.count, STEADY_PLANS)
     finally:
         event.remove(long_history.engine, "before_cursor_execute", explain)
 

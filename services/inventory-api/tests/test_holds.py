@@ -3,49 +3,50 @@
 import time
 
 import pytest
+from inventory_driver import InventoryDriver
 from prometheus_client import REGISTRY
-from stockroom import Stockroom
 
-from inventory_api.operations import holds
-from inventory_api.operations.holds import Holds, HoldsWatch
+from inventory_api.operations.held_reservations import HeldReservationsCollector
+from inventory_api.store.reservations import counts
+from inventory_api.store.reservations.counts import ReservationCounts
 from shop_common.db.database import STEADY_PLANS
 
 TOLD_SECONDS = 60
 
 
-def count(stockroom: Stockroom) -> Holds:
-    return stockroom.database.query(holds.count, STEADY_PLANS)
+def count(inventory: InventoryDriver) -> ReservationCounts:
+    return inventory.database.query(counts.count, STEADY_PLANS)
 
 
-def test_what_is_held_is_counted_as_running_or_as_due(stockroom: Stockroom) -> None:
-    stockroom.add(1, 20)
+def test_what_is_held_is_counted_as_running_or_as_due(inventory: InventoryDriver) -> None:
+    inventory.add_stock(1, 20)
     for number in range(3):
-        stockroom.hold(1, 1, order=f"running-{number}")
-    stockroom.lapse(stockroom.hold(1, 1, order="late"))
-    stockroom.hold(1, 1, order="confirmed")
-    stockroom.confirm("confirmed")
-    stockroom.release(stockroom.hold(1, 1, order="released"))
+        inventory.reserve(1, 1, order=f"running-{number}")
+    inventory.make_due(inventory.reserve(1, 1, order="late"))
+    inventory.reserve(1, 1, order="confirmed")
+    inventory.confirm("confirmed")
+    inventory.release(inventory.reserve(1, 1, order="released"))
 
-    assert count(stockroom) == Holds(running=3, due=1, stuck=0)
+    assert count(inventory) == ReservationCounts(running=3, due=1, set_aside=0)
 
-    stockroom.expire()
+    inventory.expire()
 
-    assert count(stockroom) == Holds(running=3, due=0, stuck=0)
+    assert count(inventory) == ReservationCounts(running=3, due=0, set_aside=0)
 
 
-def test_no_more_are_counted_than_the_bound(stockroom: Stockroom, monkeypatch: pytest.MonkeyPatch) -> None:
-    stockroom.add(1, 20)
+def test_no_more_are_counted_than_the_bound(inventory: InventoryDriver, monkeypatch: pytest.MonkeyPatch) -> None:
+    inventory.add_stock(1, 20)
     for number in range(5):
-        stockroom.hold(1, 1, order=f"running-{number}")
-    monkeypatch.setattr(holds, "COUNTED_MAX", 4)
+        inventory.reserve(1, 1, order=f"running-{number}")
+    monkeypatch.setattr(counts, "COUNTED_MAX", 4)
 
-    assert count(stockroom) == Holds(running=4, due=0, stuck=0)
+    assert count(inventory) == ReservationCounts(running=4, due=0, set_aside=0)
 
 
-def test_prometheus_is_told_at_once(stockroom: Stockroom) -> None:
-    stockroom.add(1, 20)
-    stockroom.hold(1, 1)
-    watch = HoldsWatch(stockroom.database)
+def test_prometheus_is_told_at_once(inventory: InventoryDriver) -> None:
+    inventory.add_stock(1, 20)
+    inventory.reserve(1, 1)
+    watch = HeldReservationsCollector(inventory.database)
     watch.start()
     try:
         deadline = time.monotonic() + TOLD_SECONDS

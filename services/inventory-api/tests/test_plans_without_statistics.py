@@ -7,9 +7,9 @@ import pytest
 from sqlalchemy import event, text
 
 from devstack.postgres import PostgresServer
+from inventory_api.domain.model import OrderSize
 from inventory_api.migrations import SCHEMA
-from inventory_api.operations import sizes
-from inventory_api.store import by_order
+from inventory_api.store.reservations import by_order
 from shop_common.db.database import Database
 
 ORDERS = [f"order-{number}" for number in range(64)]
@@ -59,10 +59,10 @@ def test_the_reservations_of_orders_are_counted_by_index(restored: Database) -> 
     with restored.read() as tx:
         _, by_size = by_order.sizes(tx, ORDERS)
         overviews = by_order.overviews(tx, ORDERS)
-        counted = sizes.of_orders(tx, ORDERS)
+        counted = by_order.count_unreleased(tx, ORDERS)
     event.remove(restored.engine, "before_cursor_execute", explain)
 
-    assert by_size["order-1"] == overviews["order-1"].size == by_order.Size(50, 50)
+    assert by_size["order-1"] == overviews["order-1"].size == OrderSize(50, 50)
     assert counted["order-1"] == 50
     assert len(plans) == 3
     assert [plan for plan in plans if "Seq Scan" in plan or "Join" in plan] == []

@@ -1,135 +1,135 @@
 """Holding stock: what a hold takes, from where, and when it is refused."""
 
 import pytest
-from stockroom import TTL_SECONDS, Stockroom, deadline
+from inventory_driver import TTL_SECONDS, InventoryDriver, deadline
 
 from inventory_api.domain.commands import OrderLines
 from inventory_api.domain.errors import InsufficientStock
 from inventory_api.domain.model import Line, State
 
 
-def test_a_hold_takes_units_off_the_shelf_until_it_expires(stockroom: Stockroom) -> None:
-    item = stockroom.add(1, 10)
+def test_a_hold_takes_units_off_the_shelf_until_it_expires(inventory: InventoryDriver) -> None:
+    item = inventory.add_stock(1, 10)
 
-    held = stockroom.hold(1, 4)
+    held = inventory.reserve(1, 4)
 
     assert held.state is State.HELD
     assert held.expires_at is not None
     assert (held.expires_at - held.created_at).total_seconds() == TTL_SECONDS
-    assert stockroom.reservation(held) == held
-    found = stockroom.item(item)
+    assert inventory.reservation(held) == held
+    found = inventory.item(item)
     assert (found.quantity, found.reserved_quantity, found.available_quantity) == (10, 4, 6)
-    assert stockroom.available(1) == 6
+    assert inventory.available(1) == 6
 
 
-def test_a_hold_may_ask_for_a_time_of_its_own(stockroom: Stockroom) -> None:
-    stockroom.add(1, 1)
+def test_a_hold_may_ask_for_a_time_of_its_own(inventory: InventoryDriver) -> None:
+    inventory.add_stock(1, 1)
 
-    held = stockroom.hold(1, 1, ttl=1.5)
+    held = inventory.reserve(1, 1, ttl=1.5)
 
     assert held.expires_at is not None
     assert (held.expires_at - held.created_at).total_seconds() == 1.5
 
 
-def test_all_units_can_be_held_and_not_one_more(stockroom: Stockroom) -> None:
-    stockroom.add(1, 3)
-    stockroom.hold(1, 3)
+def test_all_units_can_be_held_and_not_one_more(inventory: InventoryDriver) -> None:
+    inventory.add_stock(1, 3)
+    inventory.reserve(1, 3)
 
     with pytest.raises(InsufficientStock) as refused:
-        stockroom.hold(1, 1)
+        inventory.reserve(1, 1)
 
     assert refused.value.metadata() == {"product_id": "1", "requested": "1", "available": "0"}
 
 
-def test_two_lines_of_one_product_are_summed(stockroom: Stockroom) -> None:
-    stockroom.add(1, 10)
+def test_two_lines_of_one_product_are_summed(inventory: InventoryDriver) -> None:
+    inventory.add_stock(1, 10)
 
     with pytest.raises(InsufficientStock) as refused:
-        stockroom.hold_lines("order-1", Line(1, 6), Line(1, 6))
-    (held,) = stockroom.hold_lines("order-1", Line(1, 5), Line(1, 5))
+        inventory.reserve_lines("order-1", Line(1, 6), Line(1, 6))
+    (held,) = inventory.reserve_lines("order-1", Line(1, 5), Line(1, 5))
 
     assert (refused.value.requested, refused.value.available) == (12, 10)
     assert held.quantity == 10
 
 
-def test_an_order_gets_all_of_its_products_or_none(stockroom: Stockroom) -> None:
-    stockroom.add(1, 10)
-    stockroom.add(2, 1)
+def test_an_order_gets_all_of_its_products_or_none(inventory: InventoryDriver) -> None:
+    inventory.add_stock(1, 10)
+    inventory.add_stock(2, 1)
 
     with pytest.raises(InsufficientStock) as refused:
-        stockroom.hold_lines("order-1", Line(1, 10), Line(2, 2))
+        inventory.reserve_lines("order-1", Line(1, 10), Line(2, 2))
 
     assert (refused.value.product_id, refused.value.requested, refused.value.available) == (2, 2, 1)
-    assert (stockroom.available(1), stockroom.available(2)) == (10, 1)
-    assert stockroom.events("STOCK_RESERVED") == []
+    assert (inventory.available(1), inventory.available(2)) == (10, 1)
+    assert inventory.events("STOCK_RESERVED") == []
 
 
-def test_an_order_has_one_reservation_a_product_each_with_its_event(stockroom: Stockroom) -> None:
-    stockroom.add(1, 10)
-    stockroom.add(2, 10)
+def test_an_order_has_one_reservation_a_product_each_with_its_event(inventory: InventoryDriver) -> None:
+    inventory.add_stock(1, 10)
+    inventory.add_stock(2, 10)
 
-    held = stockroom.hold_lines("order-1", Line(2, 1), Line(1, 2), Line(2, 3))
+    held = inventory.reserve_lines("order-1", Line(2, 1), Line(1, 2), Line(2, 3))
 
     assert [(each.product_id, each.quantity) for each in held] == [(2, 4), (1, 2)]
-    told = stockroom.events("STOCK_RESERVED")
+    told = inventory.events("STOCK_RESERVED")
     assert [event.data["reservation_id"] for event in told] == [each.id for each in held]
     assert [event.key for event in told] == ["2", "1"]
 
 
-def test_an_unknown_product_is_refused_with_none_available(stockroom: Stockroom) -> None:
+def test_an_unknown_product_is_refused_with_none_available(inventory: InventoryDriver) -> None:
     with pytest.raises(InsufficientStock) as refused:
-        stockroom.hold(404, 1)
+        inventory.reserve(404, 1)
 
     assert refused.value.metadata() == {"product_id": "404", "requested": "1", "available": "0"}
-    assert stockroom.available(404) == 0
+    assert inventory.available(404) == 0
 
 
-def test_a_line_that_names_a_location_takes_nothing_from_another(stockroom: Stockroom) -> None:
-    stockroom.add(1, 5, "A")
-    stockroom.add(1, 2, "B")
+def test_a_line_that_names_a_location_takes_nothing_from_another(inventory: InventoryDriver) -> None:
+    inventory.add_stock(1, 5, "A")
+    inventory.add_stock(1, 2, "B")
 
     with pytest.raises(InsufficientStock) as refused:
-        stockroom.hold(1, 3, location="B")
-    held = stockroom.hold(1, 2, location="B")
+        inventory.reserve(1, 3, location="B")
+    held = inventory.reserve(1, 2, location="B")
 
     assert (refused.value.available, refused.value.metadata()["location"]) == (2, "B")
     assert [(part.location, part.quantity) for part in held.allocations] == [("B", 2)]
-    assert (stockroom.available(1, "A"), stockroom.available(1, "B"), stockroom.available(1, "C")) == (5, 0, 0)
+    assert (inventory.available(1, "A"), inventory.available(1, "B"), inventory.available(1, "C")) == (5, 0, 0)
 
 
-def test_a_line_too_large_for_one_location_is_split_and_adds_up(stockroom: Stockroom) -> None:
+def test_a_line_too_large_for_one_location_is_split_and_adds_up(inventory: InventoryDriver) -> None:
     for location, units in (("A", 3), ("B", 7), ("C", 5)):
-        stockroom.add(1, units, location)
+        inventory.add_stock(1, units, location)
 
-    held = stockroom.hold(1, 11)
+    held = inventory.reserve(1, 11)
 
     assert {part.location: part.quantity for part in held.allocations} == {"B": 7, "C": 4}
-    assert [stockroom.available(1, location) for location in "ABC"] == [3, 0, 1]
-    assert len(stockroom.events("STOCK_RESERVED")) == 1
+    assert [inventory.available(1, location) for location in "ABC"] == [3, 0, 1]
+    assert len(inventory.events("STOCK_RESERVED")) == 1
 
 
-def test_a_line_that_fits_one_location_comes_from_where_least_is_left(stockroom: Stockroom) -> None:
+def test_a_line_that_fits_one_location_comes_from_where_least_is_left(inventory: InventoryDriver) -> None:
     for location, units in (("A", 100), ("B", 6), ("C", 5)):
-        stockroom.add(1, units, location)
+        inventory.add_stock(1, units, location)
 
-    held = stockroom.hold(1, 6)
+    held = inventory.reserve(1, 6)
 
     assert [part.location for part in held.allocations] == ["B"]
 
 
-def test_lines_that_name_a_location_are_served_before_those_that_do_not(stockroom: Stockroom) -> None:
-    stockroom.add(1, 5, "A")
-    stockroom.add(1, 5, "B")
+def test_lines_that_name_a_location_are_served_before_those_that_do_not(inventory: InventoryDriver) -> None:
+    inventory.add_stock(1, 5, "A")
+    inventory.add_stock(1, 5, "B")
 
-    (held,) = stockroom.hold_lines("order-1", Line(1, 5), Line(1, 5, "A"))
+    (held,) = inventory.reserve_lines("order-1", Line(1, 5), Line(1, 5, "A"))
 
     assert {part.location: part.quantity for part in held.allocations} == {"A": 5, "B": 5}
 
 
-def test_the_trace_of_a_call_goes_on_in_its_event(stockroom: Stockroom) -> None:
-    stockroom.add(1, 1)
+def test_the_trace_of_a_call_goes_on_in_its_event(inventory: InventoryDriver) -> None:
+    inventory.add_stock(1, 1)
     traceparent = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
 
-    stockroom.operations.reserve(OrderLines("order-1", (Line(1, 1),), traceparent=traceparent), deadline=deadline())
+    inventory.operations.reserve(OrderLines("order-1", (Line(1, 1),), traceparent=traceparent), deadline=deadline())
 
-    assert [event.traceparent for event in stockroom.events("STOCK_RESERVED")] == [traceparent]
+    assert [event.traceparent for event in inventory.events("STOCK_RESERVED")] == [traceparent]

@@ -2,98 +2,100 @@
 
 from functools import partial
 
-from stockroom import Stockroom, at_once, refusals
+from inventory_driver import InventoryDriver, at_once, refusals
 
 from inventory_api.domain.errors import InsufficientStock
 from inventory_api.domain.model import Line
 from shop_common.errors import ShopError
 
 
-def test_the_last_unit_goes_to_one_of_a_hundred_buyers(stockroom: Stockroom) -> None:
-    stockroom.add(1, 1)
+def test_the_last_unit_goes_to_one_of_a_hundred_buyers(inventory: InventoryDriver) -> None:
+    inventory.add_stock(1, 1)
 
-    outcomes = at_once([partial(stockroom.hold, 1, 1, order=f"order-{buyer}") for buyer in range(100)])
+    outcomes = at_once([partial(inventory.reserve, 1, 1, order=f"order-{buyer}") for buyer in range(100)])
 
     refused = refusals(outcomes)
     assert len(refused) == 99
     assert all(isinstance(each, InsufficientStock) and each.available == 0 for each in refused)
-    assert stockroom.available(1) == 0
-    assert len(stockroom.events("STOCK_RESERVED")) == 1
+    assert inventory.available(1) == 0
+    assert len(inventory.events("STOCK_RESERVED")) == 1
 
 
-def test_the_last_unit_goes_to_one_buyer_of_two_processes(stockroom: Stockroom, second_process: Stockroom) -> None:
-    stockroom.add(1, 1)
+def test_the_last_unit_goes_to_one_buyer_of_two_processes(
+    inventory: InventoryDriver, second_process: InventoryDriver
+) -> None:
+    inventory.add_stock(1, 1)
 
     outcomes = at_once(
         [
-            partial(process.hold, 1, 1, order=f"order-{number}-{buyer}")
+            partial(process.reserve, 1, 1, order=f"order-{number}-{buyer}")
             for buyer in range(25)
-            for number, process in enumerate((stockroom, second_process))
+            for number, process in enumerate((inventory, second_process))
         ]
     )
 
     assert len(refusals(outcomes)) == 49
     assert all(isinstance(each, InsufficientStock) for each in refusals(outcomes))
-    assert len(stockroom.events("STOCK_RESERVED")) == 1
+    assert len(inventory.events("STOCK_RESERVED")) == 1
 
 
 def test_every_unit_is_granted_once_though_many_ask_for_several(
-    stockroom: Stockroom, second_process: Stockroom
+    inventory: InventoryDriver, second_process: InventoryDriver
 ) -> None:
-    stockroom.add(1, 40, "A")
-    stockroom.add(1, 23, "B")
+    inventory.add_stock(1, 40, "A")
+    inventory.add_stock(1, 23, "B")
 
     outcomes = at_once(
         [
-            partial(process.hold, 1, 3, order=f"order-{number}-{buyer}")
+            partial(process.reserve, 1, 3, order=f"order-{number}-{buyer}")
             for buyer in range(15)
-            for number, process in enumerate((stockroom, second_process))
+            for number, process in enumerate((inventory, second_process))
         ]
     )
 
     assert len(outcomes) - len(refusals(outcomes)) == 63 // 3
-    assert stockroom.available(1) == 0
+    assert inventory.available(1) == 0
 
 
 def test_orders_that_name_the_same_products_in_opposite_sequence_do_not_get_stuck(
-    stockroom: Stockroom, second_process: Stockroom
+    inventory: InventoryDriver, second_process: InventoryDriver
 ) -> None:
     for product in range(1, 7):
-        stockroom.add(product, 100)
+        inventory.add_stock(product, 100)
     forth = [Line(product, 1) for product in range(1, 7)]
     calls = [
-        partial(process.hold_lines, f"order-{number}-{buyer}", *lines)
+        partial(process.reserve_lines, f"order-{number}-{buyer}", *lines)
         for buyer in range(8)
-        for number, (process, lines) in enumerate(((stockroom, forth), (second_process, forth[::-1])))
+        for number, (process, lines) in enumerate(((inventory, forth), (second_process, forth[::-1])))
     ]
 
     outcomes = at_once(calls)
 
     assert refusals(outcomes) == []
-    assert [stockroom.available(product) for product in range(1, 7)] == [84] * 6
+    assert [inventory.available(product) for product in range(1, 7)] == [84] * 6
 
 
 def test_an_expired_hold_goes_to_one_of_many_who_ask_while_the_reaper_runs(
-    stockroom: Stockroom, second_process: Stockroom
+    inventory: InventoryDriver, second_process: InventoryDriver
 ) -> None:
-    stockroom.add(1, 1)
+    inventory.add_stock(1, 1)
     for round_number in range(5):
-        lapsed = stockroom.hold(1, 1, order=f"lapsed-{round_number}")
-        stockroom.lapse(lapsed)
+        lapsed = inventory.reserve(1, 1, order=f"lapsed-{round_number}")
+        inventory.make_due(lapsed)
 
-        def ask(process: Stockroom, order: str) -> object:
-            return process.hold(1, 1, order=order)
+        def ask(process: InventoryDriver, order: str) -> object:
+            return process.reserve(1, 1, order=order)
 
-        def reap(process: Stockroom) -> object:
+        def reap(process: InventoryDriver) -> object:
             return process.expire()
 
         *reaped, first, second, third, fourth = at_once(
             [
-                partial(reap, stockroom),
+                partial(reap, inventory),
                 partial(reap, second_process),
-                partial(ask, stockroom, "a"),
+                partial(ask, inventory, "a"),
                 partial(ask, second_process, "b"),
-                partial(ask, stockroom, "c"),
+                partial(ask, inventory, "c"),
                 partial(ask, second_process, "d"),
             ]
         )
@@ -101,6 +103,6 @@ def test_an_expired_hold_goes_to_one_of_many_who_ask_while_the_reaper_runs(
         winners = [each for each in (first, second, third, fourth) if not isinstance(each, ShopError)]
         assert len(winners) == 1
         assert not refusals(reaped)
-        told = stockroom.events("STOCK_RESERVATION_EXPIRED")
+        told = inventory.events("STOCK_RESERVATION_EXPIRED")
         assert [event.data["reservation_id"] for event in told].count(lapsed.id) == 1
-        stockroom.cancel("a", "b", "c", "d")
+        inventory.cancel("a", "b", "c", "d")

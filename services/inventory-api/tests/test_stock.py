@@ -3,14 +3,13 @@
 from functools import partial
 
 import pytest
+from inventory_driver import InventoryDriver, at_once, deadline, refusals
 from sqlalchemy import insert
-from stockroom import Stockroom, at_once, deadline, refusals
 
-from inventory_api.domain.commands import AddStock, SetQuantity
+from inventory_api.domain.commands import AddStock, SetQuantity, StockQuestion
 from inventory_api.domain.errors import BelowReserved, InsufficientStock, ItemNotFound, QuantityLimit, VersionMismatch
 from inventory_api.domain.model import DEFAULT_LOCATION, ITEM_QUANTITY_MAX, Item, State
-from inventory_api.operations import stock
-from inventory_api.operations.stock import StockQuestion
+from inventory_api.operations import add_stock
 from inventory_api.store import tables
 from shop_common.api.valid import INT64_MAX
 from shop_common.db.sql import now
@@ -23,13 +22,13 @@ def missing(item: Item) -> SetQuantity:
 # --- add ---
 
 
-def test_the_first_units_make_the_item(stockroom: Stockroom) -> None:
-    item = stockroom.add(1, 5)
+def test_the_first_units_make_the_item(inventory: InventoryDriver) -> None:
+    item = inventory.add_stock(1, 5)
 
     assert (item.product_id, item.location, item.quantity, item.reserved_quantity) == (1, DEFAULT_LOCATION, 5, 0)
     assert item.version == 1
-    assert stockroom.item(item) == item
-    (event,) = stockroom.events()
+    assert inventory.item(item) == item
+    (event,) = inventory.events()
     assert event.data == {
         "item_id": item.id,
         "product_id": 1,
@@ -40,36 +39,38 @@ def test_the_first_units_make_the_item(stockroom: Stockroom) -> None:
     }
 
 
-def test_more_units_go_to_the_same_item_at_the_same_location_only(stockroom: Stockroom) -> None:
-    first = stockroom.add(1, 5, "A")
-    elsewhere = stockroom.add(1, 1, "B")
-    more = stockroom.add(1, 7, "A")
+def test_more_units_go_to_the_same_item_at_the_same_location_only(inventory: InventoryDriver) -> None:
+    first = inventory.add_stock(1, 5, "A")
+    elsewhere = inventory.add_stock(1, 1, "B")
+    more = inventory.add_stock(1, 7, "A")
 
     assert (more.id, more.quantity, more.version) == (first.id, 12, 2)
     assert more.created_at == first.created_at
     assert more.updated_at >= first.updated_at
     assert elsewhere.id != first.id
-    assert stockroom.item(elsewhere).quantity == 1
+    assert inventory.item(elsewhere).quantity == 1
 
 
-def test_an_item_may_begin_with_no_units(stockroom: Stockroom) -> None:
-    assert stockroom.add(1, 0).quantity == 0
+def test_an_item_may_begin_with_no_units(inventory: InventoryDriver) -> None:
+    assert inventory.add_stock(1, 0).quantity == 0
 
 
-def test_an_addition_shows_what_is_held_and_what_is_due(stockroom: Stockroom) -> None:
-    stockroom.add(1, 5)
-    stockroom.hold(1, 1)
-    stockroom.lapse(stockroom.hold(1, 2))
+def test_an_addition_shows_what_is_held_and_what_is_due(inventory: InventoryDriver) -> None:
+    inventory.add_stock(1, 5)
+    inventory.reserve(1, 1)
+    inventory.make_due(inventory.reserve(1, 2))
 
-    item = stockroom.add(1, 1)
+    item = inventory.add_stock(1, 1)
 
     assert (item.quantity, item.reserved_quantity, item.available_quantity) == (6, 3, 5)
 
 
-def test_additions_at_once_from_two_processes_all_count(stockroom: Stockroom, second_process: Stockroom) -> None:
+def test_additions_at_once_from_two_processes_all_count(
+    inventory: InventoryDriver, second_process: InventoryDriver
+) -> None:
     calls = [
-        partial(process.add, product, 1, location)
-        for process in (stockroom, second_process)
+        partial(process.add_stock, product, 1, location)
+        for process in (inventory, second_process)
         for product in (1, 2)
         for location in ("A", "B")
         for _ in range(4)
@@ -77,29 +78,29 @@ def test_additions_at_once_from_two_processes_all_count(stockroom: Stockroom, se
 
     assert refusals(at_once(calls)) == []
 
-    assert [stockroom.available(product, where) for product in (1, 2) for where in ("A", "B")] == [8] * 4
-    assert len(stockroom.events("STOCK_UPDATED")) == 32
+    assert [inventory.available(product, where) for product in (1, 2) for where in ("A", "B")] == [8] * 4
+    assert len(inventory.events("STOCK_UPDATED")) == 32
 
 
-def test_an_item_holds_as_much_as_its_limit_and_not_one_more(stockroom: Stockroom) -> None:
-    item = stockroom.add(1, ITEM_QUANTITY_MAX - 1)
-    stockroom.add(1, 1)
+def test_an_item_holds_as_much_as_its_limit_and_not_one_more(inventory: InventoryDriver) -> None:
+    item = inventory.add_stock(1, ITEM_QUANTITY_MAX - 1)
+    inventory.add_stock(1, 1)
 
     with pytest.raises(QuantityLimit) as refused:
-        stockroom.add(1, 1)
+        inventory.add_stock(1, 1)
     with pytest.raises(QuantityLimit):
-        stockroom.add(1, ITEM_QUANTITY_MAX)
+        inventory.add_stock(1, ITEM_QUANTITY_MAX)
 
     assert refused.value.metadata()["quantity"] == str(ITEM_QUANTITY_MAX)
-    assert stockroom.item(item).quantity == ITEM_QUANTITY_MAX
-    assert len(stockroom.events()) == 2
+    assert inventory.item(item).quantity == ITEM_QUANTITY_MAX
+    assert len(inventory.events()) == 2
 
 
-def test_a_refused_addition_of_a_batch_leaves_the_others(stockroom: Stockroom) -> None:
+def test_a_refused_addition_of_a_batch_leaves_the_others(inventory: InventoryDriver) -> None:
     requests = [AddStock(1, "A", ITEM_QUANTITY_MAX), AddStock(1, "A", 1), AddStock(1, "B", 1)]
 
-    with stockroom.database.write() as tx:
-        outcomes = stock.add(tx, requests)
+    with inventory.database.write() as tx:
+        outcomes = add_stock.add_stock(tx, requests)
 
     assert [type(outcome) for outcome in outcomes] == [Item, QuantityLimit, Item]
 
@@ -107,67 +108,69 @@ def test_a_refused_addition_of_a_batch_leaves_the_others(stockroom: Stockroom) -
 # --- set ---
 
 
-def test_a_set_quantity_is_absolute_and_counts_as_a_version(stockroom: Stockroom) -> None:
-    item = stockroom.add(1, 5)
+def test_a_set_quantity_is_absolute_and_counts_as_a_version(inventory: InventoryDriver) -> None:
+    item = inventory.add_stock(1, 5)
 
-    changed = stockroom.set(item, 2)
+    changed = inventory.set_quantity(item, 2)
 
     assert (changed.quantity, changed.version) == (2, 2)
-    assert stockroom.item(item) == changed
-    assert stockroom.events("STOCK_UPDATED")[-1].data["quantity"] == 2
+    assert inventory.item(item) == changed
+    assert inventory.events("STOCK_UPDATED")[-1].data["quantity"] == 2
 
 
-def test_setting_no_quantity_reads_the_item_and_tells_nothing(stockroom: Stockroom) -> None:
-    item = stockroom.add(1, 5)
+def test_setting_no_quantity_reads_the_item_and_tells_nothing(inventory: InventoryDriver) -> None:
+    item = inventory.add_stock(1, 5)
 
-    assert stockroom.set(item, None) == item
-    assert stockroom.set(item, None, version=1) == item
-    assert len(stockroom.events()) == 1
+    assert inventory.set_quantity(item, None) == item
+    assert inventory.set_quantity(item, None, version=1) == item
+    assert len(inventory.events()) == 1
 
 
-def test_an_unknown_item_can_not_be_set_or_read(stockroom: Stockroom) -> None:
-    item = stockroom.add(1, 5)
+def test_an_unknown_item_can_not_be_set_or_read(inventory: InventoryDriver) -> None:
+    item = inventory.add_stock(1, 5)
     unknown = missing(item)
 
     with pytest.raises(ItemNotFound) as refused:
-        stockroom.operations.set_quantity(unknown, deadline=deadline())
+        inventory.operations.set_quantity(unknown, deadline=deadline())
     with pytest.raises(ItemNotFound):
-        stockroom.operations.get_item(unknown.item_id, deadline=deadline())
+        inventory.operations.get_item(unknown.item_id, deadline=deadline())
 
     assert refused.value.metadata() == {"id": str(unknown.item_id)}
 
 
-def test_a_change_by_someone_else_in_between_is_a_version_mismatch(stockroom: Stockroom) -> None:
-    item = stockroom.add(1, 5)
-    stockroom.add(1, 1)
+def test_a_change_by_someone_else_in_between_is_a_version_mismatch(inventory: InventoryDriver) -> None:
+    item = inventory.add_stock(1, 5)
+    inventory.add_stock(1, 1)
 
     with pytest.raises(VersionMismatch) as refused:
-        stockroom.set(item, 9, version=item.version)
+        inventory.set_quantity(item, 9, version=item.version)
     with pytest.raises(VersionMismatch):
-        stockroom.set(item, None, version=item.version)
+        inventory.set_quantity(item, None, version=item.version)
 
     assert refused.value.metadata() == {"id": str(item.id), "expected": "1", "actual": "2"}
-    assert stockroom.set(item, 9, version=2).quantity == 9
+    assert inventory.set_quantity(item, 9, version=2).quantity == 9
 
 
-def test_reservations_do_not_move_the_version_until_units_leave(stockroom: Stockroom) -> None:
-    item = stockroom.add(1, 5)
-    stockroom.hold(1, 2)
-    stockroom.confirm()
-    assert stockroom.item(item).version == item.version
+def test_reservations_do_not_move_the_version_until_units_leave(inventory: InventoryDriver) -> None:
+    item = inventory.add_stock(1, 5)
+    inventory.reserve(1, 2)
+    inventory.confirm()
+    assert inventory.item(item).version == item.version
 
-    stockroom.ship("order-1")
+    inventory.ship("order-1")
 
-    assert stockroom.item(item).version == item.version + 1
+    assert inventory.item(item).version == item.version + 1
 
 
-def test_of_many_changes_of_one_version_at_once_one_wins(stockroom: Stockroom, second_process: Stockroom) -> None:
-    item = stockroom.add(1, 5)
+def test_of_many_changes_of_one_version_at_once_one_wins(
+    inventory: InventoryDriver, second_process: InventoryDriver
+) -> None:
+    item = inventory.add_stock(1, 5)
 
     outcomes = at_once(
         [
-            partial(process.set, item, 10 + number, version=item.version)
-            for number, process in enumerate((stockroom, second_process) * 6)
+            partial(process.set_quantity, item, 10 + number, version=item.version)
+            for number, process in enumerate((inventory, second_process) * 6)
         ]
     )
 
@@ -175,59 +178,59 @@ def test_of_many_changes_of_one_version_at_once_one_wins(stockroom: Stockroom, s
     assert all(isinstance(each, VersionMismatch) for each in refusals(outcomes))
 
 
-def test_the_quantity_may_go_down_to_what_is_reserved_and_no_further(stockroom: Stockroom) -> None:
-    item = stockroom.add(1, 10)
-    stockroom.hold(1, 4)
+def test_the_quantity_may_go_down_to_what_is_reserved_and_no_further(inventory: InventoryDriver) -> None:
+    item = inventory.add_stock(1, 10)
+    inventory.reserve(1, 4)
 
     with pytest.raises(BelowReserved) as refused:
-        stockroom.set(item, 3)
+        inventory.set_quantity(item, 3)
 
     assert refused.value.metadata() == {"id": str(item.id), "requested": "3", "reserved": "4"}
-    assert stockroom.set(item, 4).available_quantity == 0
-    assert stockroom.set(item, 9).available_quantity == 5
+    assert inventory.set_quantity(item, 4).available_quantity == 0
+    assert inventory.set_quantity(item, 9).available_quantity == 5
 
 
-def test_holds_past_their_time_do_not_keep_the_quantity_up(stockroom: Stockroom) -> None:
-    item = stockroom.add(1, 10, "A")
-    stockroom.add(1, 10, "B")
-    lapsed = stockroom.hold(1, 4, location="A")
-    split = stockroom.hold(1, 12)
-    fresh = stockroom.hold(1, 1, order="fresh", location="A")
-    stockroom.lapse(lapsed, split)
+def test_holds_past_their_time_do_not_keep_the_quantity_up(inventory: InventoryDriver) -> None:
+    item = inventory.add_stock(1, 10, "A")
+    inventory.add_stock(1, 10, "B")
+    lapsed = inventory.reserve(1, 4, location="A")
+    split = inventory.reserve(1, 12)
+    fresh = inventory.reserve(1, 1, order="fresh", location="A")
+    inventory.make_due(lapsed, split)
 
     with pytest.raises(BelowReserved):
-        stockroom.set(item, 0)
-    changed = stockroom.set(item, 1)
+        inventory.set_quantity(item, 0)
+    changed = inventory.set_quantity(item, 1)
 
     assert (changed.quantity, changed.reserved_quantity) == (1, 1)
-    assert {stockroom.stored_state(each) for each in (lapsed, split)} == {State.EXPIRED}
-    assert stockroom.stored_state(fresh) is State.HELD
-    assert stockroom.available(1, "B") == 10
+    assert {inventory.stored_state(each) for each in (lapsed, split)} == {State.EXPIRED}
+    assert inventory.stored_state(fresh) is State.HELD
+    assert inventory.available(1, "B") == 10
 
 
-def test_a_quantity_that_is_high_enough_expires_nothing(stockroom: Stockroom) -> None:
-    item = stockroom.add(1, 10)
-    lapsed = stockroom.hold(1, 4)
-    stockroom.lapse(lapsed)
+def test_a_quantity_that_is_high_enough_expires_nothing(inventory: InventoryDriver) -> None:
+    item = inventory.add_stock(1, 10)
+    lapsed = inventory.reserve(1, 4)
+    inventory.make_due(lapsed)
 
-    assert stockroom.set(item, 4).available_quantity == 4
-    assert stockroom.stored_state(lapsed) is State.HELD
+    assert inventory.set_quantity(item, 4).available_quantity == 4
+    assert inventory.stored_state(lapsed) is State.HELD
 
 
 # --- check ---
 
 
-def test_availability_is_asked_for_one_location_or_over_all(stockroom: Stockroom) -> None:
-    stockroom.add(1, 3, "A")
-    stockroom.add(1, 4, "B")
-    stockroom.hold(1, 1, location="A")
+def test_availability_is_asked_for_one_location_or_over_all(inventory: InventoryDriver) -> None:
+    inventory.add_stock(1, 3, "A")
+    inventory.add_stock(1, 4, "B")
+    inventory.reserve(1, 1, location="A")
     questions = [StockQuestion(1, None), StockQuestion(1, "A"), StockQuestion(2, None), StockQuestion(1, "B")]
 
-    assert stockroom.operations._check_stock.submit_many(questions, deadline=deadline()) == [6, 2, 0, 4]
+    assert inventory.operations._check_stock.submit_many(questions, deadline=deadline()) == [6, 2, 0, 4]
 
 
-def test_no_sum_over_locations_overflows(stockroom: Stockroom) -> None:
-    with stockroom.database.write() as tx:
+def test_no_sum_over_locations_overflows(inventory: InventoryDriver) -> None:
+    with inventory.database.write() as tx:
         moment = now(tx)
         tx.execute(
             insert(tables.inventory_items),
@@ -245,17 +248,17 @@ def test_no_sum_over_locations_overflows(stockroom: Stockroom) -> None:
             ],
         )
 
-    assert stockroom.available(1) == INT64_MAX
-    assert stockroom.available(1, "L7") == ITEM_QUANTITY_MAX
-    held = stockroom.hold(1, 1_000_000_000)
+    assert inventory.available(1) == INT64_MAX
+    assert inventory.available(1, "L7") == ITEM_QUANTITY_MAX
+    held = inventory.reserve(1, 1_000_000_000)
     assert [part.quantity for part in held.allocations] == [1_000_000_000]
 
 
-def test_an_insufficient_sum_is_told_exactly(stockroom: Stockroom) -> None:
-    stockroom.add(1, ITEM_QUANTITY_MAX, "A")
-    stockroom.add(1, ITEM_QUANTITY_MAX, "B")
+def test_an_insufficient_sum_is_told_exactly(inventory: InventoryDriver) -> None:
+    inventory.add_stock(1, ITEM_QUANTITY_MAX, "A")
+    inventory.add_stock(1, ITEM_QUANTITY_MAX, "B")
 
     with pytest.raises(InsufficientStock) as refused:
-        stockroom.hold(1, 2 * ITEM_QUANTITY_MAX + 1)
+        inventory.reserve(1, 2 * ITEM_QUANTITY_MAX + 1)
 
     assert refused.value.available == 2 * ITEM_QUANTITY_MAX

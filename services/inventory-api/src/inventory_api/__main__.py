@@ -4,6 +4,6 @@ from shop_common.environment import startup
 
 startup.prepare()
 
-from inventory_api.main import main  # noqa: E402 - takes a second, in which a signal is heard already
+from inventory_api.main import main  # noqa: E402 - takes a second, and signals are handled already
 
 raise SystemExit(main())

@@ -1,4 +1,4 @@
-"""The composition root of inventory-api."""
+"""Starts inventory-api: reads the settings, wires the parts, and serves until a signal comes."""
 
 import argparse
 import sys
@@ -9,7 +9,7 @@ from inventory_api.api.servicer import InventoryMaintenanceServicer, InventorySe
 from inventory_api.api.spans import describe, describe_event
 from inventory_api.migrations import SCHEMA
 from inventory_api.operations.coalescing import Operations
-from inventory_api.operations.holds import HoldsWatch
+from inventory_api.operations.held_reservations import HeldReservationsCollector
 from inventory_api.settings import InventorySettings
 from inventory_api.store.tables import outbox
 from shop_common.db import schema
@@ -26,14 +26,14 @@ PROCESS = "inventory-api"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the process until a signal comes, or its `migrate` command; returns the exit code."""
+    """Run the process until a signal comes, or run its `migrate` command. Returns the exit code."""
     argv = sys.argv[1:] if argv is None else argv
     if argv[:1] == ["migrate"]:
         return schema.main(argv[1:], SCHEMA, load(InventorySettings).database_url)
     parser = argparse.ArgumentParser(
         prog="python -m inventory_api",
         usage="%(prog)s [-h] [migrate [-h] [--reset]]",
-        description="Stock and reservations over gRPC. `migrate` brings the database to the newest schema.",
+        description="Stock and reservations over gRPC. `migrate` upgrades the database to the newest schema.",
         epilog=help_text(InventorySettings),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -43,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def serve(settings: InventorySettings) -> None:
-    """Wire the parts and serve."""
+    """Wire the parts and serve until a signal comes."""
     lifecycle.begin(PROCESS, settings)
     telemetry.start(PROCESS, settings)
     database = Database(settings.database_url)
@@ -85,7 +85,7 @@ def serve(settings: InventorySettings) -> None:
         order_events.start()
         on_stop.insert(0, order_events.stop)
     if telemetry.metrics_wanted():
-        holds = HoldsWatch(database)
-        holds.start()
-        on_stop.insert(0, holds.stop)
+        collector = HeldReservationsCollector(database)
+        collector.start()
+        on_stop.insert(0, collector.stop)
     lifecycle.serve(server, settings, on_stop=on_stop)

@@ -13,6 +13,8 @@ class InventorySettings(ApiSettings, DatabaseSettings, KafkaSettings):
     grpc_port: GrpcPort = 50053
     health_port: HealthPort = 50063
     reservation_ttl: float = Field(
-        1800.0, ge=1, le=7 * 24 * 3600, description="seconds that a hold lasts when the request does not say"
+        1800.0, ge=1, le=7 * 24 * 3600, description="seconds that a reservation is held if the request sets no ttl"
     )
-    consumer_enabled: bool = Field(True, description="consume order-events; off to scale consumers apart from the API")
+    consumer_enabled: bool = Field(
+        True, description="consume order-events; off to scale consumers separately from the API"
+    )

@@ -1,4 +1,4 @@
-"""What order events do to the stock. Each handler is safe to repeat by the states that it checks."""
+"""Handles order events. A handler checks the states of reservations, so an event may be delivered again."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -6,8 +6,9 @@ from typing import Any
 from sqlalchemy import Connection
 
 from inventory_api.domain.commands import OrderRequest
-from inventory_api.operations import transitions
-from inventory_api.store import by_order
+from inventory_api.operations.fulfil import fulfil_orders
+from inventory_api.operations.release import release_orders
+from inventory_api.store.reservations import by_order
 from shop_common.events.consumer import Event, Handler
 from shop_common.telemetry import logs, metrics
 
@@ -17,36 +18,38 @@ GROUP = "inventory-api"
 _log = logs.get(__name__)
 
 _short_fulfilments = metrics.counter(
-    __name__, "shop_short_fulfilments_total", "Orders that were shipped with less stock than their lines"
+    __name__,
+    "shop_short_fulfilments_total",
+    "Orders that were shipped with fewer fulfilled units than ordered",
 )
 
 
 def handlers() -> Mapping[str, Handler]:
-    """The handlers of this service by event type."""
+    """Return the handlers of this service by event type."""
     return {"ORDER_CANCELLED": release, "ORDER_SHIPPED": fulfil}
 
 
 def weigh(event: Event) -> int:
-    """An order's lines: each has reservations of its own."""
+    """Return the weight of an event in a batch: one plus its order lines, because each may have a reservation."""
     return 1 + len(event.data["items"])
 
 
 def release(tx: Connection, events: Sequence[Event]) -> bool:
-    """A cancelled order gives back what it holds, in turns."""
-    return transitions.release_orders(tx, [_order(event) for event in events])
+    """Release the reservations of cancelled orders, in turns. Returns True if there is more to do."""
+    return release_orders(tx, [_order(event) for event in events])
 
 
 def fulfil(tx: Connection, events: Sequence[Event]) -> bool:
-    """A shipped order's units leave the stock, in turns."""
+    """Take the units of shipped orders out of the stock, in turns. Returns True if there is more to do."""
     orders = [_order(event) for event in events]
-    if transitions.fulfil_orders(tx, orders):
+    if fulfil_orders(tx, orders):
         return True
-    # By this turn or by earlier ones.
+    # Includes what earlier turns have fulfilled.
     fulfilled = by_order.fulfilled_units(tx, (order.order_id for order in orders))
     for event in events:
         missing = _missing(event.data, fulfilled[str(event.data["id"])])
         if missing:
-            # The goods are gone, whatever the books say; a person has to look at it.
+            # The goods have left although the stock says otherwise. An operator has to correct it.
             _short_fulfilments().inc()
             _log.error(
                 "an order was shipped with less stock than its lines", order_id=event.data["id"], missing=missing
@@ -59,11 +62,11 @@ def _order(event: Event) -> OrderRequest:
 
 
 def _missing(order: Mapping[str, Any], fulfilled: Mapping[int, int]) -> dict[int, int]:
-    wanted: dict[int, int] = {}
+    ordered: dict[int, int] = {}
     for line in order["items"]:
-        wanted[line["product_id"]] = wanted.get(line["product_id"], 0) + line["quantity"]
+        ordered[line["product_id"]] = ordered.get(line["product_id"], 0) + line["quantity"]
     return {
         product: units - fulfilled.get(product, 0)
-        for product, units in wanted.items()
+        for product, units in ordered.items()
         if units > fulfilled.get(product, 0)
     }

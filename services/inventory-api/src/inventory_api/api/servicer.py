@@ -1,8 +1,8 @@
-"""protobuf to domain and back; decides nothing itself. One method per RPC."""
+"""Translates each RPC to an operation and its result to protobuf. One method per RPC; decides nothing itself."""
 
 from grpc import ServicerContext
 
-from inventory_api.api import answers, requests
+from inventory_api.api import parse, render
 from inventory_api.operations.coalescing import Operations
 from shop_common.api import paging
 from shop_common.errors import InvalidInput
@@ -20,77 +20,77 @@ class InventoryServicer(inventory_pb2_grpc.InventoryServiceServicer):
     def CreateInventoryItem(
         self, request: pb.CreateInventoryItemRequest, context: ServicerContext
     ) -> pb.InventoryItemResponse:
-        command = requests.add_stock(request, traceparent(context))
+        command = parse.add_stock(request, traceparent(context))
         item = self._operations.add_stock(command, deadline=deadline(context))
-        return pb.InventoryItemResponse(item=answers.item(item))
+        return pb.InventoryItemResponse(item=render.item(item))
 
     def GetInventoryItem(
         self, request: pb.GetInventoryItemRequest, context: ServicerContext
     ) -> pb.InventoryItemResponse:
-        command = requests.item_id(request)
+        command = parse.item_id(request)
         item = self._operations.get_item(command, deadline=deadline(context))
-        return pb.InventoryItemResponse(item=answers.item(item))
+        return pb.InventoryItemResponse(item=render.item(item))
 
     def UpdateInventoryItem(
         self, request: pb.UpdateInventoryItemRequest, context: ServicerContext
     ) -> pb.InventoryItemResponse:
-        command = requests.set_quantity(request, traceparent(context))
+        command = parse.set_quantity(request, traceparent(context))
         item = self._operations.set_quantity(command, deadline=deadline(context))
-        return pb.InventoryItemResponse(item=answers.item(item))
+        return pb.InventoryItemResponse(item=render.item(item))
 
     def ListInventoryItems(
         self, request: pb.ListInventoryItemsRequest, context: ServicerContext
     ) -> pb.ListInventoryItemsResponse:
-        command = requests.items_page(request)
+        command = parse.items_page(request)
         page = self._operations.list_items(command, deadline=deadline(context))
         return pb.ListInventoryItemsResponse(
-            items=[answers.item(found) for found in page.rows],
+            items=[render.item(found) for found in page.rows],
             next_page_token=paging.next_token(page, command),
         )
 
     def CheckStock(self, request: pb.CheckStockRequest, context: ServicerContext) -> pb.CheckStockResponse:
-        command = requests.stock_question(request)
+        command = parse.stock_question(request)
         free = self._operations.check_stock(command, deadline=deadline(context))
         return pb.CheckStockResponse(available=free >= request.required_quantity, available_quantity=free)
 
     def ReserveStock(self, request: pb.ReserveStockRequest, context: ServicerContext) -> pb.ReserveStockResponse:
-        command = requests.reserve_stock(request, traceparent(context))
+        command = parse.reserve_stock(request, traceparent(context))
         (reservation,) = self._operations.reserve(command, deadline=deadline(context))
-        return pb.ReserveStockResponse(reservation=answers.reservation(reservation))
+        return pb.ReserveStockResponse(reservation=render.reservation(reservation))
 
     def BatchReserveStock(
         self, request: pb.BatchReserveStockRequest, context: ServicerContext
     ) -> pb.BatchReserveStockResponse:
-        orders = requests.batch(request, traceparent(context))
+        orders = parse.batch(request, traceparent(context))
         valid = [order for order in orders if not isinstance(order, InvalidInput)]
         decided = iter(self._operations.reserve_many(valid, deadline=deadline(context)))
         outcomes = [order if isinstance(order, InvalidInput) else next(decided) for order in orders]
-        return answers.batch(outcomes)
+        return render.batch(outcomes)
 
     def ReleaseStock(self, request: pb.ReleaseStockRequest, context: ServicerContext) -> pb.ReleaseStockResponse:
-        command = requests.release(request, traceparent(context))
+        command = parse.release(request, traceparent(context))
         return pb.ReleaseStockResponse(released_quantity=self._operations.release(command, deadline=deadline(context)))
 
     def ConfirmReservations(
         self, request: pb.ConfirmReservationsRequest, context: ServicerContext
     ) -> pb.ConfirmReservationsResponse:
-        command = requests.confirm(request, traceparent(context))
+        command = parse.confirm(request, traceparent(context))
         confirmed = self._operations.confirm(command, deadline=deadline(context))
-        return pb.ConfirmReservationsResponse(reservations=[answers.reservation(each) for each in confirmed])
+        return pb.ConfirmReservationsResponse(reservations=[render.reservation(each) for each in confirmed])
 
     def GetReservation(self, request: pb.GetReservationRequest, context: ServicerContext) -> pb.GetReservationResponse:
-        command = requests.reservation_id(request)
+        command = parse.reservation_id(request)
         return pb.GetReservationResponse(
-            reservation=answers.reservation(self._operations.get_reservation(command, deadline=deadline(context)))
+            reservation=render.reservation(self._operations.get_reservation(command, deadline=deadline(context)))
         )
 
     def ListReservations(
         self, request: pb.ListReservationsRequest, context: ServicerContext
     ) -> pb.ListReservationsResponse:
-        command = requests.reservations_page(request)
+        command = parse.reservations_page(request)
         page = self._operations.list_reservations(command, deadline=deadline(context))
         return pb.ListReservationsResponse(
-            reservations=[answers.reservation(found) for found in page.rows],
+            reservations=[render.reservation(found) for found in page.rows],
             next_page_token=paging.next_token(page, command),
         )
 
@@ -104,13 +104,13 @@ class InventoryMaintenanceServicer(maintenance_pb2_grpc.InventoryMaintenanceServ
     def ExpireReservations(
         self, request: maintenance_pb2.ExpireReservationsRequest, context: ServicerContext
     ) -> maintenance_pb2.ExpireReservationsResponse:
-        expired = self._operations.expire(requests.max_count(request), deadline=deadline(context))
+        expired = self._operations.expire(parse.max_count(request), deadline=deadline(context))
         return maintenance_pb2.ExpireReservationsResponse(expired_count=expired)
 
     def PurgeHistory(
         self, request: maintenance_pb2.PurgeHistoryRequest, context: ServicerContext
     ) -> maintenance_pb2.PurgeHistoryResponse:
-        purged = self._operations.purge(requests.purge(request), deadline=deadline(context))
+        purged = self._operations.purge(parse.purge(request), deadline=deadline(context))
         return maintenance_pb2.PurgeHistoryResponse(
             purged_keys_count=purged.keys, purged_reservations_count=purged.reservations
         )

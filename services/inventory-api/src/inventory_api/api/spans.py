@@ -1,4 +1,4 @@
-"""What a span says of its call or event: which order and which product it is about, by which a trace is found."""
+"""Span attributes: the order and the product of a call or an event, so that its trace can be searched for."""
 
 from google.protobuf.message import Message
 
@@ -8,14 +8,14 @@ from shop_protos.inventory.v1 import inventory_pb2 as pb
 
 
 def describe(message: Message) -> dict[str, str | int | list[str]]:
-    """The attributes of a request or a response."""
+    """Return the attributes of a request or a response."""
     match message:
         case pb.ReserveStockRequest():
             return {"shop.order_id": message.order_id, "shop.product_id": message.product_id}
         case pb.ConfirmReservationsRequest():
             return {"shop.order_id": message.order_id}
         case pb.BatchReserveStockRequest():
-            # An order that was refused for its own faults is in there too.
+            # Includes orders that are refused because a field is invalid; their id may be too long.
             return {"shop.order_ids": [order.order_id[:IDENTIFIER_LENGTH_MAX] for order in message.orders]}
         case pb.CreateInventoryItemRequest() | pb.CheckStockRequest():
             return {"shop.product_id": message.product_id}
@@ -28,5 +28,5 @@ def describe(message: Message) -> dict[str, str | int | list[str]]:
 
 
 def describe_event(event: Event) -> dict[str, str]:
-    """The attributes of an event of an order."""
+    """Return the attributes of an order event."""
     return {"shop.order_id": event.key}

@@ -1,15 +1,15 @@
-"""Requests for a change of the stock, after parsing."""
+"""Requests of callers and events, after parsing. An operation takes a list of them."""
 
 from dataclasses import dataclass
 
-from inventory_api.domain.model import Line
+from inventory_api.domain.model import Line, State
 from shop_common.api.command import Command
 from shop_common.db.idempotency import Claim, fingerprint
 
 
 @dataclass(frozen=True, slots=True)
 class AddStock(Command):
-    """Add units of a product at a location."""
+    """Add units to a product at a location."""
 
     product_id: int
     location: str
@@ -19,13 +19,13 @@ class AddStock(Command):
         if self.request_id is None:
             return None
         content = fingerprint(self.product_id, self.location, self.quantity)
-        # The item's id is not known before the claim; product and location name the item as well.
+        # The id of a new item is not known before the claim. Its product and location identify it as well.
         return Claim("CreateInventoryItem", "", self.request_id, content, (str(self.product_id), self.location))
 
 
 @dataclass(frozen=True, slots=True)
 class SetQuantity(Command):
-    """Set an item to a new absolute quantity, if it has this version. None: any version, or no change of quantity."""
+    """Set the quantity of an item. `quantity` None changes nothing; `version` None accepts any version of the item."""
 
     item_id: int
     quantity: int | None
@@ -49,7 +49,7 @@ class OrderLines(Command):
 
 @dataclass(frozen=True, slots=True)
 class OrderRequest(Command):
-    """Change all reservations of one order."""
+    """Confirm, release or fulfil the reservations of one order."""
 
     order_id: str
 
@@ -59,3 +59,36 @@ class ReleaseRequest(Command):
     """Release one reservation."""
 
     reservation_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class StockQuestion:
+    """Count the available units of a product, at one location or (None) at all of them."""
+
+    product_id: int
+    location: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class ItemFilter:
+    """Which items to list. None matches any value."""
+
+    product_id: int | None = None
+    location: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ReservationFilter:
+    """Which reservations to list. None matches any value; `state` is the state as callers see it."""
+
+    order_id: str | None = None
+    product_id: int | None = None
+    state: State | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class PurgeRequest:
+    """Delete what is older than this, at most `max_count` keys and as many reservations."""
+
+    older_than_seconds: float
+    max_count: int

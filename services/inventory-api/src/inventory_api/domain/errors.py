@@ -20,12 +20,7 @@ ShopError
 
 from typing import ClassVar
 
-from inventory_api.domain.model import (
-    ITEM_QUANTITY_MAX,
-    LOCATIONS_MAX,
-    ORDER_ALLOCATIONS_MAX,
-    ORDER_RESERVATIONS_MAX,
-)
+from inventory_api.domain.model import ITEM_QUANTITY_MAX, LOCATIONS_MAX, ORDER_ALLOCATIONS_MAX, ORDER_RESERVATIONS_MAX
 from shop_common.errors import Conflict, NotFound, Refused
 
 

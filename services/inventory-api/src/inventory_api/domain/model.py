@@ -14,6 +14,9 @@ ORDER_RESERVATIONS_MAX = 1_000
 ORDER_ALLOCATIONS_MAX = 10_000
 """Allocations of all active reservations of an order."""
 
+StockKey = tuple[int, str | None]
+"""A product id and a location; None stands for any location of the product."""
+
 
 class State(StrEnum):
     """State of a reservation. docs/states.md draws the transitions."""
@@ -80,6 +83,21 @@ class Reservation:
     def as_of(self, now: datetime) -> "Reservation":
         """The reservation as callers see it: a due one reads as EXPIRED, although the database still has it as HELD."""
         return replace(self, state=State.EXPIRED) if self.is_due(now) else self
+
+
+@dataclass(frozen=True, slots=True)
+class OrderSize:
+    """The active reservations of an order and their allocations, each counted up to one more than its limit."""
+
+    reservations: int
+    allocations: int
+
+    def plus(self, reservations: int, allocations: int) -> "OrderSize":
+        return OrderSize(self.reservations + reservations, self.allocations + allocations)
+
+    @property
+    def is_too_large(self) -> bool:
+        return self.reservations > ORDER_RESERVATIONS_MAX or self.allocations > ORDER_ALLOCATIONS_MAX
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,15 +4,29 @@ from collections.abc import Callable, Sequence
 
 from sqlalchemy import Connection
 
-from inventory_api.domain.commands import AddStock, OrderLines, OrderRequest, ReleaseRequest, SetQuantity
+from inventory_api.domain.commands import (
+    AddStock,
+    ItemFilter,
+    OrderLines,
+    OrderRequest,
+    PurgeRequest,
+    ReleaseRequest,
+    ReservationFilter,
+    SetQuantity,
+    StockQuestion,
+)
 from inventory_api.domain.model import Item, Reservation
-from inventory_api.operations import reserve, sizes, stock, transitions
-from inventory_api.operations.expiry import Expiry
-from inventory_api.operations.history import History, Purged, PurgeRequest
-from inventory_api.operations.reserve import Reservations
-from inventory_api.operations.stock import ItemFilter, StockQuestion
-from inventory_api.store import reservation_pages, reservations
-from inventory_api.store.reservation_pages import ReservationFilter
+from inventory_api.operations import batch_sizes
+from inventory_api.operations.add_stock import add_stock
+from inventory_api.operations.check_stock import check_stock
+from inventory_api.operations.confirm import confirm
+from inventory_api.operations.expire import ExpirySweep
+from inventory_api.operations.purge import Purge, Purged
+from inventory_api.operations.read_items import get_items, list_items
+from inventory_api.operations.release import release
+from inventory_api.operations.reserve import Reservations, reserve
+from inventory_api.operations.set_quantity import set_quantity
+from inventory_api.store.reservations import pages, rows
 from shop_common.api.paging import Page, PageRequest
 from shop_common.batching.coalesced import Coalesced
 from shop_common.db.database import Database
@@ -37,18 +51,18 @@ class Operations:
             weigh=lambda order: len(order.lines),
         )
         self._release = run.writes(
-            "release", transitions.release, key=lambda request: request.reservation_id, sizes=sizes.RELEASES
+            "release", release, key=lambda request: request.reservation_id, sizes=batch_sizes.RELEASES
         )
-        self._confirm = run.writes("confirm", transitions.confirm, key=lambda order: order.order_id, sizes=sizes.ORDERS)
-        self._add_stock = run.writes("add-stock", stock.add, key=lambda request: request.request_id)
-        self._set_quantity = run.writes("set-quantity", stock.set_quantity, key=lambda request: request.request_id)
-        self._check_stock = run.reads("check-stock", stock.check, sizes=sizes.QUESTIONS)
-        self._get_item = run.reads("item", stock.get)
-        self._get_reservation = run.reads("reservation", reservations.get, sizes=sizes.RESERVATIONS)
-        self._list_items = run.pages("items-page", stock.list_page)
-        self._list_reservations = run.pages("reservations-page", reservation_pages.list_page)
-        self._expire = run.alone("expire", Expiry(database).expire_due)
-        self._purge = run.alone("purge", History(database).purge)
+        self._confirm = run.writes("confirm", confirm, key=lambda order: order.order_id, sizes=batch_sizes.ORDERS)
+        self._add_stock = run.writes("add-stock", add_stock, key=lambda request: request.request_id)
+        self._set_quantity = run.writes("set-quantity", set_quantity, key=lambda request: request.request_id)
+        self._check_stock = run.reads("check-stock", check_stock, sizes=batch_sizes.QUESTIONS)
+        self._get_item = run.reads("item", get_items)
+        self._get_reservation = run.reads("reservation", rows.get, sizes=batch_sizes.RESERVATIONS)
+        self._list_items = run.pages("items-page", list_items)
+        self._list_reservations = run.pages("reservations-page", pages.list_page)
+        self._expire = run.alone("expire", ExpirySweep(database).expire_due)
+        self._purge = run.alone("purge", Purge(database).run)
 
     def reserve(self, order: OrderLines, *, deadline: float) -> Reservations:
         return self._reserve.submit(order, deadline=deadline)
@@ -91,4 +105,4 @@ class Operations:
         return self._purge.submit(request, deadline=deadline)
 
     def _reserve_batch(self, tx: Connection, orders: Sequence[OrderLines]) -> Sequence[Reservations | ShopError]:
-        return reserve.reserve(tx, orders, default_ttl_seconds=self._ttl_seconds)
+        return reserve(tx, orders, default_ttl_seconds=self._ttl_seconds)

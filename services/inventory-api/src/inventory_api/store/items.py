@@ -1,69 +1,116 @@
-"""Items as rows: locking, reading, and writing their numbers."""
+"""All SQL on the table inventory_items."""
 
-from collections.abc import Iterable, Mapping
-from dataclasses import replace
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import BigInteger, Connection, Row, func, select, update
+from sqlalchemy import BigInteger, Connection, Row, Text, select, tuple_, update
 from sqlalchemy.types import TypeEngine
 
 from inventory_api.domain.model import Item
 from inventory_api.store import tables
-from shop_common.db.sql import Statement, Timestamp, among, clock, counting, joined
+from shop_common.db.sql import Id, Statement, Timestamp, among, counting, inserting, joined
 
 _items = tables.inventory_items
-_reservations = tables.stock_reservations
 _allocations = tables.reservation_allocations
 
 COLUMNS = tuple(_items.c[name] for name in Item.__slots__ if name != "due")
 
 count_locations = counting(_items.c.product_id)
-"""At how many locations each product is."""
+"""Returns the number of locations of each product, by product id."""
 
 
-def from_row(row: Row[Any], due: int = 0) -> Item:
-    """An item out of a row of COLUMNS."""
-    item = Item(*row)
-    return replace(item, due=due) if due else item
+def load(tx: Connection, ids: Iterable[int]) -> dict[int, Item]:
+    """Read items by id, without a lock. Unknown ids are left out."""
+    rows = [{"id": each} for each in set(ids)]
+    return {row.id: _item(row) for row in _load(tx, rows)} if rows else {}
+
+
+def load_products(tx: Connection, product_ids: Iterable[int]) -> list[Item]:
+    """Read all items of these products, without a lock, in no order."""
+    rows = [{"product_id": product_id} for product_id in product_ids]
+    return [_item(row) for row in _load_products(tx, rows)] if rows else []
+
+
+def load_page(
+    tx: Connection, *, product_id: int | None, location: str | None, after_id: int | None, limit: int
+) -> list[Item]:
+    """Read at most `limit` items with larger ids than `after_id`, sorted by id. None matches any value."""
+    query = select(*COLUMNS).order_by(_items.c.id).limit(limit)
+    if product_id is not None:
+        query = query.where(_items.c.product_id == product_id)
+    if location is not None:
+        query = query.where(_items.c.location == location)
+    if after_id is not None:
+        query = query.where(_items.c.id > after_id)
+    return [_item(row) for row in tx.execute(query)]
 
 
 def lock_products(tx: Connection, product_ids: Iterable[int]) -> list[Item]:
-    """Lock all items of these products, by id. Products without items are left out."""
+    """Lock and return all items of these products, sorted by id. Products without items are left out."""
     rows = [{"product_id": product_id} for product_id in product_ids]
-    return [from_row(row) for row in _lock_products(tx, rows)] if rows else []
+    return [_item(row) for row in _lock_products(tx, rows)] if rows else []
 
 
-def due_of_products(tx: Connection, product_ids: Iterable[int]) -> dict[int, int]:
-    """Units held past their time, by item id, of these products' items."""
-    rows = [{"product_id": product_id} for product_id in set(product_ids)]
-    return {row.item_id: int(row.quantity) for row in _due(tx, rows)} if rows else {}
+def lock_at(tx: Connection, places: Sequence[tuple[int, str]]) -> list[Item]:
+    """Lock and return the items at these product ids and locations, sorted by id. Missing items are left out."""
+    rows = [{"product_id": product_id, "location": location} for product_id, location in places]
+    return [_item(row) for row in _lock_at(tx, rows)]
+
+
+def lock_of_reservations(tx: Connection, reservation_ids: Collection[str]) -> list[Item]:
+    """Lock and return all items that these reservations draw on, sorted by id."""
+    return [_item(row) for row in _lock_of_reservations(tx, [{"id": each} for each in reservation_ids])]
+
+
+def insert_empty(tx: Connection, places: Iterable[tuple[int, str]], now: datetime) -> None:
+    """Insert items without units at these product ids and locations. Existing items are left as they are."""
+    _insert_empty(
+        tx,
+        [
+            {
+                "product_id": product_id,
+                "location": location,
+                "quantity": 0,
+                "reserved_quantity": 0,
+                "version": 0,
+                "created_at": now,
+                "updated_at": now,
+            }
+            # Sorted, so that two transactions that insert the same items wait for each other and do not deadlock.
+            for product_id, location in sorted(places)
+        ],
+    )
 
 
 def save_counters(tx: Connection, changed: Iterable[Item]) -> None:
-    """Write the numbers of locked items: they are absolute, since nobody else changes a locked row."""
+    """Write the numbers of locked items. They are absolute, because no other transaction changes a locked row."""
     _save(tx, [_counters(item, item.reserved_quantity, item.updated_at) for item in changed])
 
 
-def free(tx: Connection, locked: Mapping[int, Item], units: Mapping[int, int], moment: datetime) -> None:
-    """Write that so many units of these locked items, by id, are reserved no more."""
+def free(tx: Connection, locked: Mapping[int, Item], units: Mapping[int, int], now: datetime) -> None:
+    """Subtract units, by item id, from the reserved quantity of these locked items."""
     _save(
         tx,
         [
-            _counters(locked[item_id], locked[item_id].reserved_quantity - quantity, moment)
+            _counters(locked[item_id], locked[item_id].reserved_quantity - quantity, now)
             for item_id, quantity in units.items()
         ],
     )
 
 
-def _counters(item: Item, reserved_quantity: int, moment: datetime) -> dict[str, object]:
-    # Written out: this is done for each of a million expired holds.
+def _item(row: Row[Any]) -> Item:
+    return Item(*row)
+
+
+def _counters(item: Item, reserved_quantity: int, now: datetime) -> dict[str, object]:
+    # No dataclasses.replace here: it is slow, and this runs for each of a million expired reservations.
     return {
         "id": item.id,
         "quantity": item.quantity,
         "reserved_quantity": reserved_quantity,
         "version": item.version,
-        "updated_at": moment,
+        "updated_at": now,
     }
 
 
@@ -75,6 +122,14 @@ _COUNTERS: dict[str, TypeEngine[Any]] = {
     "updated_at": Timestamp(),
 }
 
+_load = Statement(
+    lambda given: select(*COLUMNS).where(among(_items.c.id, given.c.id)).order_by(_items.c.id),
+    id=BigInteger(),
+)
+_load_products = Statement(
+    lambda given: select(*COLUMNS).where(among(_items.c.product_id, given.c.product_id)),
+    product_id=BigInteger(),
+)
 _lock_products = Statement(
     lambda given: (
         select(*COLUMNS)
@@ -84,19 +139,41 @@ _lock_products = Statement(
     ),
     product_id=BigInteger(),
 )
-_due = Statement(
+_lock_at = Statement(
     lambda given: (
-        select(_allocations.c.item_id, func.sum(_allocations.c.quantity).label("quantity"))
-        .join_from(_reservations, _allocations, _allocations.c.reservation_id == _reservations.c.id)
+        select(*COLUMNS)
         .where(
-            tables.HELD,
-            _reservations.c.set_aside_at.is_(None),
-            among(_reservations.c.product_id, given.c.product_id),
-            _reservations.c.expires_at <= clock(),
+            among(_items.c.product_id, given.c.product_id),
+            tuple_(_items.c.product_id, _items.c.location).in_(select(given.c.product_id, given.c.location)),
         )
-        .group_by(_allocations.c.item_id)
+        .order_by(_items.c.id)
+        .with_for_update(of=_items)
     ),
     product_id=BigInteger(),
+    location=Text(),
+)
+# The allocations of a reservation never change, so the subquery needs no lock.
+_lock_of_reservations = Statement(
+    lambda given: (
+        select(*COLUMNS)
+        .where(
+            among(_items.c.id, select(_allocations.c.item_id).where(among(_allocations.c.reservation_id, given.c.id)))
+        )
+        .order_by(_items.c.id)
+        .with_for_update(of=_items)
+    ),
+    id=Id(),
+)
+_insert_empty = inserting(
+    _items,
+    "product_id",
+    "location",
+    "quantity",
+    "reserved_quantity",
+    "version",
+    "created_at",
+    "updated_at",
+    or_ignore=True,
 )
 _save = Statement(
     lambda given: (

@@ -1,4 +1,4 @@
-"""The inventory database. Private to this service: others know stock by RPC and by events only."""
+"""The tables of the inventory database. Only this service uses them; others use its RPCs and events."""
 
 from sqlalchemy import (
     BigInteger,
@@ -29,8 +29,8 @@ metadata = MetaData(
     }
 )
 
-# The conditions of the partial indexes. Queries use these very words: whether a parameter implies the condition, a
-# planner can't tell, and a prepared statement would not use the index.
+# The conditions of the partial indexes. Queries must repeat them literally: a planner cannot know that a condition with
+# a parameter implies the condition of the index, so a prepared statement would not use it.
 HELD = text("state = 'HELD'")
 ACTIVE = text("state IN ('HELD', 'CONFIRMED')")
 ENDED = text("state IN ('EXPIRED', 'RELEASED', 'FULFILLED')")
@@ -43,16 +43,16 @@ inventory_items = Table(
     Column("product_id", BigInteger, nullable=False),
     Column("location", Text, nullable=False),
     Column("quantity", BigInteger, nullable=False),
-    # What active reservations draw on this item, past their time or not.
+    # Units of all active reservations, due ones included.
     Column("reserved_quantity", BigInteger, nullable=False),
-    # Counts the changes of quantity; reservations do not touch it.
+    # Counts changes of the quantity. Reservations do not change it.
     Column("version", BigInteger, nullable=False),
     Column("created_at", Timestamp, nullable=False),
     Column("updated_at", Timestamp, nullable=False),
     UniqueConstraint("product_id", "location"),
     CheckConstraint("reserved_quantity >= 0 AND reserved_quantity <= quantity", name="reserved_within_quantity"),
-    # For the pages of one location.
-    Index(None, "location", "id"),
+    # For ListInventoryItems by location.
+    Index("ix_inventory_items_location_id", "location", "id"),
     sqlite_autoincrement=True,
 )
 
@@ -67,24 +67,25 @@ stock_reservations = Table(
     Column("is_active", Boolean, Computed("state IN ('HELD', 'CONFIRMED')", persisted=True)),
     Column("created_at", Timestamp, nullable=False),
     Column("expires_at", Timestamp),
-    # Null while it is active; and of what a version before this column has ended, until a purge comes by.
+    # NULL while the reservation is active. Also NULL, until the first purge, if a version before this column ended it.
     Column("ended_at", Timestamp),
-    # The only item that it draws on; 0 if there are several, or if a version before this column has written it.
+    # The only item that it draws on. 0 if there are several, or if a version before this column inserted the row.
     Column("sole_item_id", BigInteger, nullable=False, server_default=text("0")),
-    # When it was found that it can't be expired or purged. A person has to look at it.
+    # When it turned out that it cannot be expired or purged. An operator has to inspect it.
     Column("set_aside_at", Timestamp),
     CheckConstraint("quantity > 0", name="quantity_positive"),
     CheckConstraint("state IN ('HELD', 'CONFIRMED', 'EXPIRED', 'RELEASED', 'FULFILLED')", name="state_known"),
     CheckConstraint("state <> 'HELD' OR expires_at IS NOT NULL", name="hold_expires"),
-    # For all that is done to an order's reservations by their state, and for the pages of an order.
-    Index(None, "order_id", "state", "id"),
-    # For the reaper, and for a request in need of stock.
+    # For an order's reservations by state, and for ListReservations by order.
+    Index("ix_stock_reservations_order_id_state_id", "order_id", "state", "id"),
+    # For the reaper: due reservations, oldest first.
     Index(
         "ix_stock_reservations_due",
         "expires_at",
         postgresql_where=HELD,
         sqlite_where=HELD,
     ),
+    # For covering a shortage of a product.
     Index(
         "ix_stock_reservations_product_due",
         "product_id",
@@ -92,7 +93,7 @@ stock_reservations = Table(
         postgresql_where=HELD,
         sqlite_where=HELD,
     ),
-    # The same, at one location.
+    # For covering a shortage of a product at one location.
     Index(
         "ix_stock_reservations_item_due",
         "sole_item_id",
@@ -101,23 +102,23 @@ stock_reservations = Table(
         postgresql_where=HELD,
         sqlite_where=HELD,
     ),
-    # For the pages of one product.
-    Index(None, "product_id", "id"),
-    # For purging what has ended.
+    # For ListReservations by product.
+    Index("ix_stock_reservations_product_id_id", "product_id", "id"),
+    # For PurgeHistory.
     Index(
         "ix_stock_reservations_ended_at",
         "ended_at",
         postgresql_where=ENDED,
         sqlite_where=ENDED,
     ),
-    # Used by the version before `ended_at` only. Drop it when no process of that version can run any more.
+    # Only the version before `ended_at` uses it. Drop it once no process of that version can run any more.
     Index(
         "ix_stock_reservations_ended",
         "created_at",
         postgresql_where=ENDED,
         sqlite_where=ENDED,
     ),
-    # For counting what was set aside: there should be none.
+    # For counting reservations that were set aside. There should be none.
     Index(
         "ix_stock_reservations_set_aside",
         "set_aside_at",
@@ -133,7 +134,7 @@ reservation_allocations = Table(
     Column("item_id", BigInteger, primary_key=True),
     Column("quantity", BigInteger, nullable=False),
     CheckConstraint("quantity > 0", name="quantity_positive"),
-    Index(None, "item_id"),
+    Index("ix_reservation_allocations_item_id", "item_id"),
 )
 
 outbox = Outbox(metadata)

@@ -1,15 +1,22 @@
-"""protobuf to domain: every field of every request is checked here, and nowhere else."""
+"""protobuf to commands. Every field of every request is validated here and nowhere else."""
 
 import re
 from uuid import UUID
 
 from google.protobuf.duration_pb2 import Duration
 
-from inventory_api.domain.commands import AddStock, OrderLines, OrderRequest, ReleaseRequest, SetQuantity
+from inventory_api.domain.commands import (
+    AddStock,
+    ItemFilter,
+    OrderLines,
+    OrderRequest,
+    PurgeRequest,
+    ReleaseRequest,
+    ReservationFilter,
+    SetQuantity,
+    StockQuestion,
+)
 from inventory_api.domain.model import DEFAULT_LOCATION, ITEM_QUANTITY_MAX, Line, State
-from inventory_api.operations.history import PurgeRequest
-from inventory_api.operations.stock import ItemFilter, StockQuestion
-from inventory_api.store.reservation_pages import ReservationFilter
 from shop_common.api import paging
 from shop_common.api.paging import PageRequest
 from shop_common.api.valid import INT64_MAX, Fields
@@ -38,7 +45,7 @@ STATE_NUMBERS: dict[State, pb.ReservationState.ValueType] = {
     State.EXPIRED: pb.RESERVATION_STATE_EXPIRED,
     State.FULFILLED: pb.RESERVATION_STATE_FULFILLED,
 }
-_STATES: dict[int, State] = {number: state for state, number in STATE_NUMBERS.items()}
+_STATES_BY_NUMBER: dict[int, State] = {number: state for state, number in STATE_NUMBERS.items()}
 
 
 def add_stock(request: pb.CreateInventoryItemRequest, traceparent: str | None) -> AddStock:
@@ -73,12 +80,12 @@ def set_quantity(request: pb.UpdateInventoryItemRequest, traceparent: str | None
 def items_page(request: pb.ListInventoryItemsRequest) -> PageRequest[ItemFilter]:
     with Fields() as check:
         product_id = request.product_id if request.HasField("product_id") else None
-        wanted = ItemFilter(
+        filter_ = ItemFilter(
             product_id=None if product_id is None else check.identity("product_id", product_id),
             location=_location(check, request.location),
         )
         return paging.ask(
-            check, "items", wanted, page_size=request.page_size, page_token=request.page_token, position=(int,)
+            check, "items", filter_, page_size=request.page_size, page_token=request.page_token, position=(int,)
         )
 
 
@@ -107,10 +114,10 @@ def reserve_stock(request: pb.ReserveStockRequest, traceparent: str | None) -> O
 
 
 def batch(request: pb.BatchReserveStockRequest, traceparent: str | None) -> list[OrderLines | InvalidInput]:
-    """One outcome per order: what it wants, or what is wrong with it. Raises for what concerns the whole call."""
+    """Return a command or an InvalidInput per order, in order. Raises if the call as a whole is invalid."""
     with Fields() as check:
-        few = check.size("orders", request.orders, 1, BATCH_ORDERS_MAX)
-        if few and sum(len(order.lines) for order in request.orders) > BATCH_LINES_MAX:
+        is_within_limit = check.size("orders", request.orders, 1, BATCH_ORDERS_MAX)
+        if is_within_limit and sum(len(order.lines) for order in request.orders) > BATCH_LINES_MAX:
             check.violate("orders", f"must have at most {BATCH_LINES_MAX} lines together")
     orders: list[OrderLines | InvalidInput] = []
     for order in request.orders:
@@ -143,10 +150,10 @@ def _order_lines(order: pb.OrderLines, traceparent: str | None) -> OrderLines:
         )
 
 
-def _traceparent(check: Fields, given: str) -> str | None:
-    if given and telemetry.well_formed(given) is None:
+def _traceparent(check: Fields, value: str) -> str | None:
+    if value and telemetry.well_formed(value) is None:
         check.violate("traceparent", "must be a W3C traceparent of version 00")
-    return given or None
+    return value or None
 
 
 def release(request: pb.ReleaseStockRequest, traceparent: str | None) -> ReleaseRequest:
@@ -167,13 +174,13 @@ def reservation_id(request: pb.GetReservationRequest) -> str:
 def reservations_page(request: pb.ListReservationsRequest) -> PageRequest[ReservationFilter]:
     with Fields() as check:
         product_id = request.product_id if request.HasField("product_id") else None
-        wanted = ReservationFilter(
+        filter_ = ReservationFilter(
             order_id=check.identifier("order_id", request.order_id) if request.order_id else None,
             product_id=None if product_id is None else check.identity("product_id", product_id),
-            state=check.member("state", request.state, _STATES) if request.state else None,
+            state=check.member("state", request.state, _STATES_BY_NUMBER) if request.state else None,
         )
         return paging.ask(
-            check, "reservations", wanted, page_size=request.page_size, page_token=request.page_token, position=(UUID,)
+            check, "reservations", filter_, page_size=request.page_size, page_token=request.page_token, position=(UUID,)
         )
 
 
@@ -199,7 +206,7 @@ def _ttl(check: Fields, ttl: Duration) -> float:
 
 
 def _location(check: Fields, location: str) -> str | None:
-    """None when the caller named none."""
+    """Return the location, or None if the field is empty."""
     if not location:
         return None
     if not _LOCATION.match(location):

@@ -1,52 +1,52 @@
-"""Domain to protobuf."""
+"""Domain values to protobuf messages."""
 
 from collections.abc import Sequence
 from dataclasses import replace
 
-from inventory_api.api.requests import STATE_NUMBERS
+from inventory_api.api.parse import STATE_NUMBERS
 from inventory_api.domain.model import Item, Reservation
 from shop_common.errors import ShopError
 from shop_common.moments import to_proto, to_proto_or_none
 from shop_common.rpc.status import to_status
 from shop_protos.inventory.v1 import inventory_pb2 as pb
 
-ANSWER_ALLOCATIONS_MAX = 25_000
-"""Each is at most 90 bytes; with 5,000 reservations of at most 200 bytes an answer has less than 4 MB."""
+RESPONSE_ALLOCATIONS_MAX = 25_000
+"""Allocations in a response. At 90 bytes each, and with 5,000 reservations of 200 bytes, it stays below 4 MB."""
 
 
-def item(found: Item) -> pb.InventoryItem:
+def item(value: Item) -> pb.InventoryItem:
     return pb.InventoryItem(
-        id=found.id,
-        product_id=found.product_id,
-        location=found.location,
-        quantity=found.quantity,
-        reserved_quantity=found.reserved_quantity,
-        available_quantity=found.available_quantity,
-        version=found.version,
-        created_at=to_proto(found.created_at),
-        updated_at=to_proto(found.updated_at),
+        id=value.id,
+        product_id=value.product_id,
+        location=value.location,
+        quantity=value.quantity,
+        reserved_quantity=value.reserved_quantity,
+        available_quantity=value.available_quantity,
+        version=value.version,
+        created_at=to_proto(value.created_at),
+        updated_at=to_proto(value.updated_at),
     )
 
 
-def reservation(found: Reservation) -> pb.Reservation:
+def reservation(value: Reservation) -> pb.Reservation:
     return pb.Reservation(
-        id=found.id,
-        product_id=found.product_id,
-        quantity=found.quantity,
-        order_id=found.order_id,
-        state=STATE_NUMBERS[found.state],
-        created_at=to_proto(found.created_at),
-        expires_at=to_proto_or_none(found.expires_at),
+        id=value.id,
+        product_id=value.product_id,
+        quantity=value.quantity,
+        order_id=value.order_id,
+        state=STATE_NUMBERS[value.state],
+        created_at=to_proto(value.created_at),
+        expires_at=to_proto_or_none(value.expires_at),
         allocations=[
             pb.Allocation(item_id=part.item_id, location=part.location, quantity=part.quantity)
-            for part in found.allocations
+            for part in value.allocations
         ],
     )
 
 
 def batch(outcomes: Sequence[list[Reservation] | ShopError]) -> pb.BatchReserveStockResponse:
-    """The answer of a batch; without allocations where all of them would be more than an answer may have."""
-    left = ANSWER_ALLOCATIONS_MAX
+    """Render the outcomes of a batch. Beyond RESPONSE_ALLOCATIONS_MAX, reservations come without allocations."""
+    left = RESPONSE_ALLOCATIONS_MAX
     results = []
     for outcome in outcomes:
         if isinstance(outcome, ShopError):

@@ -1,4 +1,4 @@
-"""Drives the inventory in the words of the shop, and audits its books."""
+"""Calls the inventory for tests, and checks that its counters and events are consistent."""
 
 import json
 import time
@@ -11,13 +11,22 @@ from typing import Any, TypeVar
 
 from sqlalchemy import func, select, update
 
-from inventory_api.domain.commands import AddStock, OrderLines, OrderRequest, ReleaseRequest, SetQuantity
+from inventory_api.domain.commands import (
+    AddStock,
+    ItemFilter,
+    OrderLines,
+    OrderRequest,
+    ReleaseRequest,
+    ReservationFilter,
+    SetQuantity,
+    StockQuestion,
+)
 from inventory_api.domain.model import DEFAULT_LOCATION, Item, Line, Reservation, State
-from inventory_api.operations import transitions
 from inventory_api.operations.coalescing import Operations
-from inventory_api.operations.stock import ItemFilter, StockQuestion
-from inventory_api.store import by_order, reservations, tables
-from inventory_api.store.reservation_pages import ReservationFilter
+from inventory_api.operations.fulfil import fulfil_orders
+from inventory_api.operations.release import release_orders
+from inventory_api.store import tables
+from inventory_api.store.reservations import by_order, rows
 from shop_common.api.paging import Page, PageRequest
 from shop_common.db.database import Database
 from shop_common.db.sql import now
@@ -34,7 +43,7 @@ _reservations = tables.stock_reservations
 _allocations = tables.reservation_allocations
 _items = tables.inventory_items
 
-# The events that a reservation in each state has had, its present state last.
+# The possible event types of a reservation in each state, oldest first.
 _HISTORIES = {
     State.HELD: [["STOCK_RESERVED"]],
     State.CONFIRMED: [["STOCK_RESERVED", "STOCK_RESERVATION_CONFIRMED"]],
@@ -49,7 +58,7 @@ _HISTORIES = {
 
 @dataclass(frozen=True)
 class Event:
-    """A row of the outbox, its payload read."""
+    """A row of the outbox with its payload parsed."""
 
     id: int
     key: str
@@ -58,8 +67,8 @@ class Event:
     traceparent: str | None
 
 
-class Stockroom:
-    """One process of the inventory, spoken to through its operations as the servicer does."""
+class InventoryDriver:
+    """Calls the operations of one process as its servicer does."""
 
     def __init__(self, database: Database, operations: Operations) -> None:
         self.database = database
@@ -67,10 +76,14 @@ class Stockroom:
 
     # --- stock ---
 
-    def add(self, product: int, units: int, location: str = DEFAULT_LOCATION, *, request_id: str | None = None) -> Item:
+    def add_stock(
+        self, product: int, units: int, location: str = DEFAULT_LOCATION, *, request_id: str | None = None
+    ) -> Item:
         return self.operations.add_stock(AddStock(product, location, units, request_id=request_id), deadline=deadline())
 
-    def set(self, item: Item, units: int | None, *, version: int | None = None, request_id: str | None = None) -> Item:
+    def set_quantity(
+        self, item: Item, units: int | None, *, version: int | None = None, request_id: str | None = None
+    ) -> Item:
         return self.operations.set_quantity(
             SetQuantity(item.id, units, version, request_id=request_id), deadline=deadline()
         )
@@ -81,13 +94,13 @@ class Stockroom:
     def available(self, product: int, location: str | None = None) -> int:
         return self.operations.check_stock(StockQuestion(product, location), deadline=deadline())
 
-    def items_page(self, wanted: ItemFilter, *, size: int, after: Page[Item] | None = None) -> Page[Item]:
-        asked = PageRequest("items", wanted, after.next_position if after else None, size)
-        return self.operations.list_items(asked, deadline=deadline())
+    def items_page(self, filter_: ItemFilter, *, size: int, after: Page[Item] | None = None) -> Page[Item]:
+        request = PageRequest("items", filter_, after.next_position if after else None, size)
+        return self.operations.list_items(request, deadline=deadline())
 
     # --- reservations ---
 
-    def hold(
+    def reserve(
         self,
         product: int,
         units: int,
@@ -97,10 +110,10 @@ class Stockroom:
         ttl: float | None = None,
         request_id: str | None = None,
     ) -> Reservation:
-        (reservation,) = self.hold_lines(order, Line(product, units, location), ttl=ttl, request_id=request_id)
+        (reservation,) = self.reserve_lines(order, Line(product, units, location), ttl=ttl, request_id=request_id)
         return reservation
 
-    def hold_lines(
+    def reserve_lines(
         self, order: str, *lines: Line, ttl: float | None = None, request_id: str | None = None
     ) -> list[Reservation]:
         return self.operations.reserve(OrderLines(order, lines, ttl, request_id=request_id), deadline=deadline())
@@ -115,15 +128,15 @@ class Stockroom:
         return self.operations.expire(max_count, deadline=deadline())
 
     def cancel(self, *orders: str) -> None:
-        """What ORDER_CANCELLED does."""
+        """Do what the event ORDER_CANCELLED does."""
         requests = [OrderRequest(order) for order in orders]
-        while self.database.transact(lambda tx: transitions.release_orders(tx, requests)):
+        while self.database.transact(lambda tx: release_orders(tx, requests)):
             pass
 
     def ship(self, *orders: str) -> dict[str, dict[int, int]]:
-        """What ORDER_SHIPPED does."""
+        """Do what the event ORDER_SHIPPED does; returns the fulfilled units by order and product."""
         requests = [OrderRequest(order) for order in orders]
-        while self.database.transact(lambda tx: transitions.fulfil_orders(tx, requests)):
+        while self.database.transact(lambda tx: fulfil_orders(tx, requests)):
             pass
         return self.database.query(lambda tx: by_order.fulfilled_units(tx, orders))
 
@@ -131,23 +144,23 @@ class Stockroom:
         return self.operations.get_reservation(reservation.id, deadline=deadline())
 
     def state(self, reservation: Reservation) -> State:
-        """As callers see it: a hold past its time reads EXPIRED."""
+        """Return the state as callers see it: a due reservation reads as EXPIRED."""
         return self.reservation(reservation).state
 
     def stored_state(self, reservation: Reservation) -> State:
-        """As it is written down."""
+        """Return the state that the database has."""
         with self.database.read() as tx:
-            (stored,) = reservations.load(tx, [reservation.id])
+            (stored,) = rows.load(tx, [reservation.id])
         return stored.state
 
     def reservations_page(
-        self, wanted: ReservationFilter, *, size: int, after: Page[Reservation] | None = None
+        self, filter_: ReservationFilter, *, size: int, after: Page[Reservation] | None = None
     ) -> Page[Reservation]:
-        asked = PageRequest("reservations", wanted, after.next_position if after else None, size)
-        return self.operations.list_reservations(asked, deadline=deadline())
+        request = PageRequest("reservations", filter_, after.next_position if after else None, size)
+        return self.operations.list_reservations(request, deadline=deadline())
 
-    def lapse(self, *held: Reservation, ago_seconds: float = 1.0) -> None:
-        """Let time pass for these holds: they ran out so long ago."""
+    def make_due(self, *held: Reservation, ago_seconds: float = 1.0) -> None:
+        """Let these reservations have expired `ago_seconds` ago."""
         with self.database.write() as tx:
             tx.execute(
                 update(_reservations)
@@ -155,7 +168,7 @@ class Stockroom:
                 .values(expires_at=now(tx) - timedelta(seconds=ago_seconds))
             )
 
-    # --- what was told, and whether it all adds up ---
+    # --- events and consistency ---
 
     def events(self, *types: str) -> list[Event]:
         table = tables.outbox.table
@@ -164,8 +177,8 @@ class Stockroom:
         found = [Event(row.id, row.key, row.type, json.loads(row.payload)["data"], row.traceparent) for row in rows]
         return [event for event in found if not types or event.type in types]
 
-    def audit(self) -> None:
-        """The counters are the sums of the active reservations, and the events tell how it came to that."""
+    def check_consistency(self) -> None:
+        """Check that counters are the sums of the active reservations, and that the events lead to the stored state."""
         with self.database.read() as tx:
             items = {item.id: item for item in tx.execute(select(_items))}
             stored = tx.execute(select(_reservations)).all()
@@ -189,16 +202,18 @@ class Stockroom:
         assert {each: (data["quantity"], data["version"]) for each, data in totals.items()} == {
             item.id: (item.quantity, item.version) for item in items.values() if item.version
         }
-        told: dict[str, list[str]] = {row.id: [] for row in stored}
+        types: dict[str, list[str]] = {row.id: [] for row in stored}
         for event in events:
             if event.type != "STOCK_UPDATED":
-                told[event.data["reservation_id"]].append(event.type)
+                types[event.data["reservation_id"]].append(event.type)
         for row in stored:
-            assert told[row.id] in _HISTORIES[State(row.state)], f"{row.id} is {row.state}, told was {told[row.id]}"
-        self.hold_events_against_the_contract()
+            assert types[row.id] in _HISTORIES[State(row.state)], (
+                f"{row.id} is {row.state}, its events are {types[row.id]}"
+            )
+        self.check_events_against_contract()
 
-    def hold_events_against_the_contract(self) -> None:
-        """Each as the relay ships it; of many alike, the first and the last few."""
+    def check_events_against_contract(self) -> None:
+        """Check events, with the headers that the relay adds. Checks the first ten and the last ten."""
         table = tables.outbox.table
         with self.database.read() as tx:
             rows = tx.execute(select(table).order_by(table.c.id)).all()
@@ -225,7 +240,7 @@ def deadline(seconds: float = CALL_SECONDS) -> float:
 
 
 def at_once(calls: Sequence[Callable[[], _T]]) -> list[_T | ShopError]:
-    """Each call in a thread of its own, all released together; their results or refusals, in order."""
+    """Run each call in its own thread, all at the same time; returns results or errors, in order."""
     barrier = Barrier(len(calls))
 
     def run(call: Callable[[], _T]) -> _T | ShopError:

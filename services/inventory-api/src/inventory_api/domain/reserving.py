@@ -1,0 +1,53 @@
+"""Decides which orders of a batch get the units that they need. Needs no database."""
+
+from collections.abc import Mapping, Sequence
+
+from inventory_api.domain.allocation import Shelves
+from inventory_api.domain.commands import OrderLines
+from inventory_api.domain.errors import ReservationsLimit
+from inventory_api.domain.model import ORDER_ALLOCATIONS_MAX, Allocation, Item, OrderSize
+from shop_common.errors import Contention, Refused
+
+BATCH_ALLOCATIONS_MAX = ORDER_ALLOCATIONS_MAX
+"""Allocations that one transaction makes. A single order never has more."""
+
+
+class Undecided(Contention):
+    """The orders before this one make as many allocations as one transaction may; it belongs to the next batch."""
+
+
+UNDECIDED = Undecided("the batch has too many allocations; try again")
+
+Decision = dict[int, tuple[Allocation, ...]] | Refused | Contention
+"""The allocations of an order by product id, or the reason why it gets none."""
+
+
+def decide(orders: Sequence[OrderLines], stock: Mapping[int, Item], sizes: Mapping[str, OrderSize]) -> list[Decision]:
+    """Decide the orders one after another; each gets all of its lines or none.
+
+    `stock` has all items of the products, by id. `sizes` has the present size of each order, by order id. Returns one
+    decision per order, in order. From the first order on that would exceed BATCH_ALLOCATIONS_MAX, decisions are
+    UNDECIDED; the first order is always decided.
+    """
+    shelves = Shelves(stock.values())
+    new_sizes = dict(sizes)
+    allocations_made = 0
+    decisions: list[Decision] = []
+    for order in orders:
+        try:
+            taken = shelves.take(order.lines)
+        except Refused as refusal:
+            decisions.append(refusal)
+            continue
+        allocations = [allocation for of_product in taken.values() for allocation in of_product]
+        size = new_sizes[order.order_id].plus(len(taken), len(allocations))
+        if size.is_too_large:
+            shelves.put_back(allocations)
+            decisions.append(ReservationsLimit(order.order_id, size.reservations, size.allocations))
+        elif allocations_made and allocations_made + len(allocations) > BATCH_ALLOCATIONS_MAX:
+            return [*decisions, *[UNDECIDED] * (len(orders) - len(decisions))]
+        else:
+            new_sizes[order.order_id] = size
+            allocations_made += len(allocations)
+            decisions.append(taken)
+    return decisions

@@ -1,0 +1,68 @@
+"""Computes how many units are missing, and which due reservations cover them. Needs no database.
+
+A shortage is a number of units by stock key. Units that are missing at one location are under the key of that
+location; units that may come from any location are under the key of the product with location None.
+"""
+
+from collections.abc import Mapping, Sequence
+
+from inventory_api.domain.commands import OrderLines
+from inventory_api.domain.errors import InsufficientStock
+from inventory_api.domain.model import Item, Reservation, StockKey
+from inventory_api.domain.reserving import Decision
+
+
+def shortage_of_orders(
+    orders: Sequence[OrderLines], decisions: Sequence[Decision], stock: Mapping[int, Item]
+) -> dict[StockKey, int]:
+    """Return what the orders need beyond what is free, for the products of orders that lack stock.
+
+    Counts the needs of all orders and not only of the refused ones: when the batch is decided again, an earlier order
+    that now gets its units may leave too few for a later one that had them before. Empty if no order lacks stock.
+    """
+    refused = [
+        (order, decision)
+        for order, decision in zip(orders, decisions, strict=True)
+        if isinstance(decision, InsufficientStock)
+    ]
+    if not refused:
+        return {}
+    products = {line.product_id for order, _ in refused for line in order.lines}
+    shortage: dict[StockKey, int] = {}
+    for order in orders:
+        for line in order.lines:
+            if line.product_id in products:
+                key = (line.product_id, line.location)
+                shortage[key] = shortage.get(key, 0) + line.quantity
+    for item in stock.values():
+        free = item.quantity - item.reserved_quantity
+        # Lines that name the location take its free units first; lines without a location take what they leave.
+        for key in ((item.product_id, item.location), (item.product_id, None)):
+            taken = min(free, shortage.get(key, 0))
+            if taken:
+                shortage[key] -= taken
+                free -= taken
+    # Free units may be at locations where they do not help a refused order, which lacks at least this much.
+    for _, refusal in refused:
+        key = (refusal.product_id, refusal.location)
+        shortage[key] = max(shortage.get(key, 0), refusal.requested - refusal.available)
+    return {key: units for key, units in shortage.items() if units}
+
+
+def choose_to_cover(shortage: Mapping[StockKey, int], due: Sequence[Reservation]) -> list[Reservation]:
+    """Return those of the due reservations, in order, that reduce the shortage left by those before them."""
+    missing = dict(shortage)
+    chosen = []
+    for reservation in due:
+        helps = False
+        for part in reservation.allocations:
+            units = part.quantity
+            for key in ((reservation.product_id, part.location), (reservation.product_id, None)):
+                covered = min(units, missing.get(key, 0))
+                if covered:
+                    missing[key] -= covered
+                    units -= covered
+                    helps = True
+        if helps:
+            chosen.append(reservation)
+    return chosen

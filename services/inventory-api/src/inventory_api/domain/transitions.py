@@ -1,0 +1,116 @@
+"""Decides how reservations change their state, and what that does to their items. Needs no database.
+
+docs/states.md draws the states. The caller has locked the reservations and their items.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime
+
+from inventory_api.domain import events
+from inventory_api.domain.errors import ReservationExpired, ReservationNotFound, ReservationReleased
+from inventory_api.domain.model import ENDED, Item, Reservation, State
+from shop_common.events.outbox import Message
+
+StateChanges = dict[str, State]
+"""The new states of reservations, by reservation id."""
+
+
+@dataclass(frozen=True, slots=True)
+class Confirmation:
+    """What confirming an order does: the state changes, and the error for the caller, if any."""
+
+    changes: StateChanges
+    refusal: ReservationNotFound | ReservationExpired | ReservationReleased | None = None
+
+
+def confirm(
+    order_id: str, reservations: Sequence[Reservation], *, has_expired: bool, has_released: bool, now: datetime
+) -> Confirmation:
+    """Decide whether all held reservations of an order become CONFIRMED, or none.
+
+    `reservations` are those that were active or fulfilled when they were read; some may have ended before they were
+    locked. `has_expired` and `has_released` tell whether the order has others in these states. A due reservation
+    refuses the order and becomes EXPIRED.
+    """
+    unreleased = [reservation for reservation in reservations if reservation.state is not State.RELEASED]
+    due = expire(unreleased, now)
+    if due or has_expired or any(reservation.state is State.EXPIRED for reservation in unreleased):
+        return Confirmation(due, ReservationExpired(order_id))
+    if unreleased:
+        return Confirmation({each.id: State.CONFIRMED for each in unreleased if each.state is State.HELD})
+    if reservations or has_released:
+        return Confirmation({}, ReservationReleased(order_id))
+    return Confirmation({}, ReservationNotFound(order_id=order_id))
+
+
+def release(reservations: Iterable[Reservation], now: datetime) -> StateChanges:
+    """Release active reservations. A due one becomes EXPIRED: it was not the caller's any more."""
+    return {
+        reservation.id: State.EXPIRED if reservation.is_due(now) else State.RELEASED
+        for reservation in reservations
+        if reservation.state not in ENDED
+    }
+
+
+def fulfil(reservations: Iterable[Reservation]) -> StateChanges:
+    """Fulfil confirmed reservations."""
+    return {each.id: State.FULFILLED for each in reservations if each.state is State.CONFIRMED}
+
+
+def expire(reservations: Iterable[Reservation], now: datetime) -> StateChanges:
+    """Expire due reservations."""
+    return {each.id: State.EXPIRED for each in reservations if each.is_due(now)}
+
+
+@dataclass(frozen=True, slots=True)
+class Effect:
+    """The changed reservations and items, by id, and the events of the changes."""
+
+    reservations: dict[str, Reservation]
+    items: dict[int, Item]
+    messages: list[Message]
+
+
+def apply(
+    changes: Mapping[str, State],
+    reservations: Mapping[str, Reservation],
+    items: Mapping[int, Item],
+    now: datetime,
+    traceparents: Mapping[str, str | None],
+) -> Effect:
+    """Compute the effect of legal state changes on reservations and their items, which are given by id.
+
+    Releasing and expiring free the units of a reservation; fulfilling takes them out of the item. There is one event
+    per change, and one STOCK_UPDATED per item that lost units. `traceparents` is by reservation id.
+    """
+    changed_reservations: dict[str, Reservation] = {}
+    changed_items: dict[int, Item] = {}
+    fulfilled_items: dict[int, str | None] = {}
+    messages = []
+    for reservation_id, state in changes.items():
+        reservation = reservations[reservation_id]
+        traceparent = traceparents.get(reservation_id)
+        for part in reservation.allocations if state is not State.CONFIRMED else ():
+            item = changed_items.get(part.item_id, items[part.item_id])
+            taken_out = part.quantity if state is State.FULFILLED else 0
+            changed_items[item.id] = replace(
+                item,
+                quantity=item.quantity - taken_out,
+                reserved_quantity=item.reserved_quantity - part.quantity,
+                # The version counts changes of the quantity, once per transaction.
+                version=items[item.id].version + 1 if taken_out or item.id in fulfilled_items else item.version,
+                updated_at=now,
+            )
+            if taken_out:
+                fulfilled_items[item.id] = traceparent
+        changed = replace(reservation, state=state)
+        messages.append(events.EVENT_OF_STATE[state](changed, now, traceparent))
+        changed_reservations[reservation_id] = (
+            replace(changed, expires_at=None) if state is State.CONFIRMED else changed
+        )
+    messages += [
+        events.stock_updated(changed_items[item_id], now, traceparent)
+        for item_id, traceparent in fulfilled_items.items()
+    ]
+    return Effect(changed_reservations, changed_items, messages)

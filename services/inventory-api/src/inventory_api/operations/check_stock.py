@@ -1,0 +1,25 @@
+"""Counts available units, for CheckStock."""
+
+from collections.abc import Sequence
+
+from sqlalchemy import Connection
+
+from inventory_api.domain.commands import StockQuestion
+from inventory_api.store import items
+from inventory_api.store.reservations import due
+from shop_common.api.valid import INT64_MAX
+
+
+def check_stock(tx: Connection, questions: Sequence[StockQuestion]) -> list[int]:
+    """Return the available units for each question, in order. Units of due reservations are available.
+
+    An unknown product has 0. The sum over very many locations could exceed an int64, so it ends at INT64_MAX.
+    """
+    products = {question.product_id for question in questions}
+    due_units = due.units_by_item(tx, products)
+    available: dict[tuple[int, str | None], int] = {}
+    for item in items.load_products(tx, products):
+        units = item.available_quantity + due_units.get(item.id, 0)
+        available[item.product_id, item.location] = units
+        available[item.product_id, None] = available.get((item.product_id, None), 0) + units
+    return [min(available.get((question.product_id, question.location), 0), INT64_MAX) for question in questions]

@@ -1,0 +1,64 @@
+"""Confirms the reservations of orders, for ConfirmReservations."""
+
+from collections.abc import Sequence
+
+from sqlalchemy import Connection
+
+from inventory_api.domain import transitions
+from inventory_api.domain.commands import OrderRequest
+from inventory_api.domain.errors import (
+    ReservationExpired,
+    ReservationNotFound,
+    ReservationReleased,
+    ReservationsLimit,
+)
+from inventory_api.domain.model import Reservation, State
+from inventory_api.domain.transitions import StateChanges
+from inventory_api.operations.state_changes import change_states
+from inventory_api.store.reservations import by_order, locks
+
+Outcome = list[Reservation] | ReservationNotFound | ReservationExpired | ReservationReleased | ReservationsLimit
+
+
+def confirm(tx: Connection, orders: Sequence[OrderRequest]) -> list[Outcome]:
+    """Confirm all held reservations of each order, or none of them.
+
+    Returns one outcome per order, in order: its reservations without released ones, or the error that refused it.
+    An order with a due reservation is refused with ReservationExpired, and the reservation becomes EXPIRED although
+    the call is refused. May be repeated: a confirmed order returns the same and changes nothing. Emits one event per
+    state change.
+    """
+    overviews = by_order.overviews(tx, (order.order_id for order in orders))
+    ids = by_order.unreleased(
+        tx, (order.order_id for order in orders if not overviews[order.order_id].size.is_too_large)
+    )
+    locked = locks.lock(tx, (reservation_id for of_order in ids.values() for reservation_id in of_order))
+    confirmations = {}
+    changes: StateChanges = {}
+    traceparents: dict[str, str | None] = {}
+    for order in orders:
+        if order.order_id not in ids:
+            continue
+        overview = overviews[order.order_id]
+        confirmation = transitions.confirm(
+            order.order_id,
+            [locked.reservations[each] for each in ids[order.order_id] if each in locked.reservations],
+            has_expired=overview.has_expired,
+            has_released=overview.has_released,
+            now=locked.now,
+        )
+        confirmations[order.order_id] = confirmation
+        changes |= confirmation.changes
+        traceparents |= dict.fromkeys(confirmation.changes, order.traceparent)
+    change_states(tx, locked, changes, traceparents)
+    outcomes: list[Outcome] = []
+    for order in orders:
+        if order.order_id not in ids:
+            size = overviews[order.order_id].size
+            outcomes.append(ReservationsLimit(order.order_id, size.reservations, size.allocations))
+        elif refusal := confirmations[order.order_id].refusal:
+            outcomes.append(refusal)
+        else:
+            of_order = [locked.reservations[each] for each in ids[order.order_id] if each in locked.reservations]
+            outcomes.append([each for each in of_order if each.state is not State.RELEASED])
+    return outcomes

@@ -1,0 +1,93 @@
+"""Expires due reservations, for ExpireReservations: the reaper calls it again and again."""
+
+import time
+from collections.abc import Sequence
+from datetime import datetime
+
+from sqlalchemy import Connection
+
+from inventory_api.domain import events
+from inventory_api.domain.model import Reservation
+from inventory_api.operations.bisection import Bisection
+from inventory_api.operations.turns import TURN_ALLOCATIONS
+from inventory_api.store import items, tables
+from inventory_api.store.reservations import changes, due
+from shop_common.batching.turns import slices
+from shop_common.db.database import Database
+from shop_common.db.sql import now
+
+RESUME_SECONDS = 5.0
+"""How long batches start where the batch before ended, before one starts with the oldest due reservation again."""
+
+TURN_EXPIRED = 100
+"""Reservations that one transaction expires. Requests wait for the items that it has locked, and for the interpreter
+while it computes."""
+
+
+class ExpirySweep:
+    """Expires due reservations batch after batch. For one thread at a time.
+
+    A batch that follows a full one starts at the expiry where that one ended. Otherwise PostgreSQL would read all
+    entries that were expired before in the index, for each batch, until vacuum removes them. The start is only a
+    hint: without one, after RESUME_SECONDS, and if it finds too few, a batch starts with the oldest due reservation.
+    """
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self._since: datetime | None = None
+        self._resume_until = 0.0
+
+    def expire_due(self, max_count: int) -> int:
+        """Expire at most `max_count` due reservations, oldest first; returns how many.
+
+        Reads them all, then expires them in turns of one transaction each, so that requests run in between. One that
+        cannot be expired is set aside.
+        """
+        reservations = self._read(max_count)
+        # Set before they are expired. If that fails, they are skipped until the hint is dropped.
+        self._since = reservations[-1].expires_at if len(reservations) == max_count else None
+        bisection = Bisection(self._expire, id_of=lambda reservation: reservation.id, set_aside=self._set_aside)
+        turns = slices(
+            reservations, lambda reservation: len(reservation.allocations), TURN_ALLOCATIONS, count_max=TURN_EXPIRED
+        )
+        return sum(map(bisection.run, turns))
+
+    def _expire(self, reservations: Sequence[Reservation]) -> int:
+        return self._database.transact(lambda tx: expire_read(tx, reservations))
+
+    def _set_aside(self, reservation_id: str) -> None:
+        self._database.transact(lambda tx: changes.set_aside(tx, reservation_id))
+
+    def _read(self, max_count: int) -> Sequence[Reservation]:
+        if self._since is not None and time.monotonic() < self._resume_until:
+            reservations = self._read_since(max_count, self._since)
+            if len(reservations) == max_count:
+                return reservations
+        self._resume_until = time.monotonic() + RESUME_SECONDS
+        return self._read_since(max_count, None)
+
+    def _read_since(self, max_count: int, since: datetime | None) -> Sequence[Reservation]:
+        return self._database.query(lambda tx: due.oldest(tx, max_count, since=since))
+
+
+def expire_read(tx: Connection, reservations: Sequence[Reservation]) -> int:
+    """Expire those of these reservations, read without a lock, that are still due; returns how many.
+
+    Emits STOCK_RESERVATION_EXPIRED per expired reservation. Does what `change_states` does, for very many: the
+    UPDATE itself checks the state, and everything else that is needed of a reservation never changes. So the items
+    are locked for a short time only. See store/reservations/changes.py for why this cannot deadlock.
+    """
+    if not reservations:
+        return 0
+    locked = {item.id: item for item in items.lock_products(tx, {each.product_id for each in reservations})}
+    timestamp = now(tx)
+    expired_ids = changes.expire(tx, [reservation.id for reservation in reservations])
+    expired = [reservation for reservation in reservations if reservation.id in expired_ids]
+    if expired:
+        freed: dict[int, int] = {}
+        for reservation in expired:
+            for part in reservation.allocations:
+                freed[part.item_id] = freed.get(part.item_id, 0) + part.quantity
+        items.free(tx, locked, freed, timestamp)
+        tables.outbox.append(tx, [events.stock_reservation_expired(each, timestamp, None) for each in expired])
+    return len(expired)

@@ -1,0 +1,23 @@
+"""Takes the units of shipped orders out of the stock, for ORDER_SHIPPED."""
+
+from collections.abc import Sequence
+
+from sqlalchemy import Connection
+
+from inventory_api.domain import transitions
+from inventory_api.domain.commands import OrderRequest
+from inventory_api.domain.model import State
+from inventory_api.operations import turns
+from inventory_api.operations.state_changes import change_states
+
+
+def fulfil_orders(tx: Connection, orders: Sequence[OrderRequest]) -> bool:
+    """Fulfil confirmed reservations of shipped orders, as many as one transaction should.
+
+    A held reservation is left to expire. May be repeated. Returns True if there may be more: the caller then calls it
+    again in another transaction. Emits one event per reservation, and STOCK_UPDATED per item.
+    """
+    turn = turns.lock_turn(tx, orders, (State.CONFIRMED,))
+    changes = transitions.fulfil(turn.locked.reservations.values())
+    change_states(tx, turn.locked, changes, turn.traceparents)
+    return turn.has_more

@@ -1,0 +1,59 @@
+"""Deletes old idempotency keys and reservations that ended long ago, for PurgeHistory. Items are never deleted."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+
+from sqlalchemy import Connection
+
+from inventory_api.domain.commands import PurgeRequest
+from inventory_api.operations.bisection import Bisection
+from inventory_api.store import tables
+from inventory_api.store.reservations import changes, ended
+from shop_common.batching.turns import repeat
+from shop_common.db.database import Database
+from shop_common.db.sql import now
+
+TURN_ROWS = 500
+"""Rows that one transaction deletes."""
+
+
+@dataclass(frozen=True, slots=True)
+class Purged:
+    """How many rows were deleted."""
+
+    keys: int
+    reservations: int
+
+
+class Purge:
+    """Purges one database."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def run(self, request: PurgeRequest) -> Purged:
+        """Delete idempotency keys that were claimed, and reservations that ended, longer ago than the given age.
+
+        Works in turns of one transaction each. The age is measured by the database's clock. A reservation that ended
+        under a version without the column `ended_at` is counted as ended at the first purge. A reservation that cannot
+        be deleted is set aside.
+        """
+        before = self._database.query(now) - timedelta(seconds=request.older_than_seconds)
+        self._in_turns(ended.fill_ended_at, request.max_count)
+        ids = self._database.query(lambda tx: ended.ids_ended_before(tx, before, request.max_count))
+        bisection = Bisection(self._delete, id_of=str, set_aside=self._set_aside)
+        deleted = sum(bisection.run(ids[begin : begin + TURN_ROWS]) for begin in range(0, len(ids), TURN_ROWS))
+        keys = self._in_turns(lambda tx, limit: tables.idempotency_keys.purge(tx, before, limit), request.max_count)
+        return Purged(keys, deleted)
+
+    def _in_turns(self, act: Callable[[Connection, int], int], max_count: int) -> int:
+        return repeat(
+            lambda limit: self._database.transact(lambda tx: act(tx, limit)), most=max_count, turn_max=TURN_ROWS
+        )
+
+    def _set_aside(self, reservation_id: str) -> None:
+        self._database.transact(lambda tx: changes.set_aside(tx, reservation_id))
+
+    def _delete(self, ids: Sequence[str]) -> int:
+        return self._database.transact(lambda tx: ended.delete_ended(tx, ids))

@@ -1,0 +1,81 @@
+"""Sets the quantity of items, for UpdateInventoryItem."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from sqlalchemy import Connection
+
+from inventory_api.domain import events
+from inventory_api.domain.commands import SetQuantity
+from inventory_api.domain.errors import BelowReserved, ItemNotFound, VersionMismatch
+from inventory_api.domain.model import Item, StockKey
+from inventory_api.operations.cover_shortage import DUE_EXPIRED_MAX, cover_shortage
+from inventory_api.operations.read_items import get_items, with_due
+from inventory_api.store import items, tables
+from shop_common.db.sql import now
+from shop_common.errors import Contention, ShopError
+
+
+def set_quantity(tx: Connection, requests: Sequence[SetQuantity]) -> list[Item | ShopError]:
+    """Set the quantity of each item.
+
+    Returns one outcome per request, in order: the item, or the error that refused the request: ItemNotFound,
+    VersionMismatch, BelowReserved if more units are reserved after due reservations were expired, or Contention if
+    more than DUE_EXPIRED_MAX of them would have to be expired. A repeated request_id returns the item as it is now.
+
+    Emits STOCK_UPDATED per change, and STOCK_RESERVATION_EXPIRED per expired reservation. A request without quantity
+    changes and emits nothing.
+    """
+    claimed = tables.idempotency_keys.claim(tx, requests, [request.claim() for request in requests])
+    replayed = get_items(tx, [int(claim.resources[0]) for claim in claimed.replays])
+    return claimed.settle(tx, replayed=replayed, new=_set_quantity(tx, claimed.new))
+
+
+def _set_quantity(tx: Connection, requests: Sequence[SetQuantity]) -> list[Item | ShopError]:
+    if not requests:
+        return []
+    # Lock all items of the products: a reservation that has to be expired may draw on several of them.
+    products = {item.product_id for item in items.load(tx, (request.item_id for request in requests)).values()}
+    stock = {item.id: item for item in items.lock_products(tx, products)}
+    is_contended = _expire_due(tx, requests, stock)
+    timestamp = now(tx)
+    changed: dict[int, Item] = {}
+    outcomes: list[Item | ShopError] = []
+    messages = []
+    for request in requests:
+        item = stock.get(request.item_id)
+        if item is None:
+            outcomes.append(ItemNotFound(request.item_id))
+        elif request.version is not None and request.version != item.version:
+            outcomes.append(VersionMismatch(item.id, request.version, item.version))
+        elif request.quantity is None:
+            outcomes.append(item)
+        elif request.quantity < item.reserved_quantity and is_contended:
+            outcomes.append(Contention(f"more than {DUE_EXPIRED_MAX} reservations are due; try again"))
+        elif request.quantity < item.reserved_quantity:
+            outcomes.append(BelowReserved(item.id, request.quantity, item.reserved_quantity))
+        else:
+            item = replace(item, quantity=request.quantity, version=item.version + 1, updated_at=timestamp)
+            stock[item.id] = changed[item.id] = item
+            messages.append(events.stock_updated(item, timestamp, request.traceparent))
+            outcomes.append(item)
+    if changed:
+        items.save_counters(tx, changed.values())
+        tables.outbox.append(tx, messages)
+    return with_due(tx, outcomes)
+
+
+def _expire_due(tx: Connection, requests: Sequence[SetQuantity], stock: dict[int, Item]) -> bool:
+    """Expire the due reservations that keep the quantities up; returns True if more are due than may be expired."""
+    shortage: dict[StockKey, int] = {}
+    for request in requests:
+        item = stock.get(request.item_id)
+        if item is None or request.quantity is None or request.version not in (None, item.version):
+            continue
+        if request.quantity < item.reserved_quantity:
+            key = (item.product_id, item.location)
+            shortage[key] = max(shortage.get(key, 0), item.reserved_quantity - request.quantity)
+    if not shortage:
+        return False
+    _, has_more = cover_shortage(tx, shortage, stock, DUE_EXPIRED_MAX)
+    return has_more

@@ -1,0 +1,103 @@
+"""Finds due reservations: held reservations that are past their expiry. Locks nothing.
+
+Reservations that were set aside are never found.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import BigInteger, Connection, Row, Select, bindparam, exists, func, literal, select
+
+from inventory_api.domain.model import Item, Reservation, StockKey
+from inventory_api.store import tables
+from inventory_api.store.reservations import rows
+from shop_common.db.sql import Statement, among, clock
+
+_reservations = tables.stock_reservations
+_allocations = tables.reservation_allocations
+
+
+def oldest(tx: Connection, limit: int, *, since: datetime | None = None) -> list[Reservation]:
+    """Read the `limit` due reservations that expired first, or first at `since` or later; sorted by expiry.
+
+    Returns fewer if together they have too many allocations to be read at once.
+    """
+    query = select(*rows.COLUMNS).where(*_IS_DUE)
+    if since is not None:
+        query = query.where(_reservations.c.expires_at >= since)
+    stored = tx.execute(query.order_by(_reservations.c.expires_at).limit(limit)).all()
+    return rows.with_allocations(tx, stored, rows.READ_ALLOCATIONS_MAX)
+
+
+def units_by_item(tx: Connection, product_ids: Iterable[int]) -> dict[int, int]:
+    """Return how many units due reservations take from each item of these products, by item id."""
+    products = [{"product_id": product_id} for product_id in set(product_ids)]
+    return {row.item_id: int(row.quantity) for row in _units_by_item(tx, products)} if products else {}
+
+
+def ids_to_cover(tx: Connection, shortage: Mapping[StockKey, int], stock: Mapping[int, Item], limit: int) -> list[str]:
+    """Return the ids of at most `limit` due reservations that may cover the shortage; the first to expire comes first.
+
+    `stock` has the items of the products, by id.
+    """
+    item_ids = {(item.product_id, item.location): item.id for item in stock.values()}
+    products = [{"product_id": product_id} for product_id in dict.fromkeys(product_id for product_id, _ in shortage)]
+    has_due = {row.product_id for row in _products_with_due(tx, products)} if products else set()
+    expires_at: dict[str, datetime] = {}
+    for (product_id, location), units in shortage.items():
+        if product_id not in has_due:
+            continue
+        # Each reservation frees at least one unit, so `units` of them are enough.
+        parameters = {"product_id": product_id, "row_limit": min(units, limit)}
+        if location is None:
+            due = _execute(tx, _due_of_product, parameters)
+        elif item_id := item_ids.get((product_id, location)):
+            at_item = parameters | {"item_id": item_id}
+            due = [*_execute(tx, _due_of_item, at_item), *_execute(tx, _split_due_of_item, at_item)]
+        else:
+            due = []
+        expires_at |= {row.id: row.expires_at for row in due}
+    return sorted(expires_at, key=expires_at.__getitem__)[:limit]
+
+
+def _execute(tx: Connection, query: Select[Any], parameters: Mapping[str, int]) -> Sequence[Row[Any]]:
+    return tx.execute(query, parameters).all()
+
+
+_IS_DUE = (
+    tables.HELD,
+    _reservations.c.set_aside_at.is_(None),
+    _reservations.c.expires_at <= clock(),
+)
+_OLDEST_OF_PRODUCT = (
+    select(_reservations.c.id, _reservations.c.expires_at)
+    .where(*_IS_DUE, _reservations.c.product_id == bindparam("product_id", type_=BigInteger()))
+    .order_by(_reservations.c.expires_at)
+    .limit(bindparam("row_limit", type_=BigInteger()))
+)
+_item_id = bindparam("item_id", type_=BigInteger())
+
+# One statement for each stock key. For several keys at once, PostgreSQL would read and sort all due reservations of
+# all of them; for one, it reads the first rows of an index.
+_due_of_product = _OLDEST_OF_PRODUCT
+_due_of_item = _OLDEST_OF_PRODUCT.where(_reservations.c.sole_item_id == _item_id)
+_split_due_of_item = _OLDEST_OF_PRODUCT.where(
+    _reservations.c.sole_item_id == literal(0, literal_execute=True),
+    exists().where(_allocations.c.reservation_id == _reservations.c.id, _allocations.c.item_id == _item_id),
+)
+_products_with_due = Statement(
+    lambda given: select(given.c.product_id).where(
+        exists().where(*_IS_DUE, _reservations.c.product_id == given.c.product_id).correlate(given)
+    ),
+    product_id=BigInteger(),
+)
+_units_by_item = Statement(
+    lambda given: (
+        select(_allocations.c.item_id, func.sum(_allocations.c.quantity).label("quantity"))
+        .join_from(_reservations, _allocations, _allocations.c.reservation_id == _reservations.c.id)
+        .where(*_IS_DUE, among(_reservations.c.product_id, given.c.product_id))
+        .group_by(_allocations.c.item_id)
+    ),
+    product_id=BigInteger(),
+)

@@ -1,0 +1,44 @@
+"""Finds and deletes reservations that ended long ago. Their allocations are deleted with them."""
+
+from collections.abc import Sequence
+from datetime import datetime
+
+from sqlalchemy import Connection, delete, select, update
+
+from inventory_api.store import tables
+from shop_common.db.sql import Id, Statement, among, clock
+
+_reservations = tables.stock_reservations
+
+
+def ids_ended_before(tx: Connection, timestamp: datetime, limit: int) -> Sequence[str]:
+    """Return the ids of the `limit` reservations that ended first, if before the timestamp. Locks nothing."""
+    query = (
+        select(_reservations.c.id)
+        .where(tables.ENDED, _reservations.c.ended_at < timestamp, _reservations.c.set_aside_at.is_(None))
+        .order_by(_reservations.c.ended_at)
+        .limit(limit)
+    )
+    return tx.execute(query).scalars().all()
+
+
+def fill_ended_at(tx: Connection, limit: int) -> int:
+    """Set `ended_at` to now for at most `limit` ended reservations that lack it; returns how many.
+
+    Versions before the column `ended_at` have left it empty.
+    """
+    lacking = select(_reservations.c.id).where(tables.ENDED, _reservations.c.ended_at.is_(None)).limit(limit)
+    return tx.execute(update(_reservations).where(_reservations.c.id.in_(lacking)).values(ended_at=clock())).rowcount
+
+
+def delete_ended(tx: Connection, ids: Sequence[str]) -> int:
+    """Delete those of these reservations that have ended; returns how many."""
+    return len(_delete(tx, [{"id": each} for each in ids]))
+
+
+_delete = Statement(
+    lambda given: (
+        delete(_reservations).where(among(_reservations.c.id, given.c.id), tables.ENDED).returning(_reservations.c.id)
+    ),
+    id=Id(),
+)

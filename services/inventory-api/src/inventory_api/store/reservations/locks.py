@@ -1,0 +1,55 @@
+"""Locks reservations together with the items that they draw on.
+
+Every transaction locks items first, sorted by id, and then reservations, sorted by id. Two transactions therefore
+wait for each other instead of deadlocking.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import datetime
+
+from sqlalchemy import Connection, select
+
+from inventory_api.domain.model import Item, Reservation
+from inventory_api.store import items, tables
+from inventory_api.store.reservations import rows
+from shop_common.db.sql import Id, Statement, among, now
+
+_reservations = tables.stock_reservations
+
+
+@dataclass(slots=True)
+class Locked:
+    """Locked reservations and their locked items, by id.
+
+    No other transaction changes them until this one ends. `now` was read after the locks were granted.
+    """
+
+    now: datetime
+    reservations: dict[str, Reservation]
+    items: dict[int, Item]
+
+
+def lock(tx: Connection, ids: Iterable[str]) -> Locked:
+    """Lock the items of these reservations, then the reservations. Unknown ids are left out."""
+    ids = set(ids)
+    if not ids:
+        return Locked(now(tx), {}, {})
+    locked_items = items.lock_of_reservations(tx, ids)
+    reservations = rows.with_allocations(tx, _lock(tx, [{"id": each} for each in ids]))
+    return Locked(
+        now(tx),
+        {reservation.id: reservation for reservation in reservations},
+        {item.id: item for item in locked_items},
+    )
+
+
+_lock = Statement(
+    lambda given: (
+        select(*rows.COLUMNS)
+        .where(among(_reservations.c.id, given.c.id))
+        .order_by(_reservations.c.id)
+        .with_for_update(of=_reservations)
+    ),
+    id=Id(),
+)
