@@ -1,4 +1,4 @@
-"""From which locations a line is taken, for any stock and any request."""
+"""The allocation of order lines to locations, for any stock and any request."""
 
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -12,7 +12,7 @@ from inventory_api.domain.allocation import Shelf, Shelves, allocate
 from inventory_api.domain.errors import InsufficientStock
 from inventory_api.domain.model import Item, Line
 
-MOMENT = datetime(2024, 1, 15, tzinfo=UTC)
+NOW = datetime(2024, 1, 15, tzinfo=UTC)
 LOCATIONS = "ABCD"
 
 few = st.integers(0, 12)
@@ -36,13 +36,13 @@ def shelves_of(free: Sequence[int]) -> list[Shelf]:
 
 def stock_of(free: dict[tuple[int, str], int]) -> list[Item]:
     return [
-        Item(number, product, location, units + 3, 3, 1, MOMENT, MOMENT)
+        Item(number, product, location, units + 3, 3, 1, NOW, NOW)
         for number, ((product, location), units) in enumerate(free.items(), start=1)
     ]
 
 
 def fewest(free: Sequence[int], quantity: int) -> int:
-    """By trying all."""
+    """The smallest number of locations that cover the quantity, found by trying all combinations."""
     return next(
         size for size in range(1, len(free) + 1) if any(sum(chosen) >= quantity for chosen in combinations(free, size))
     )
@@ -50,7 +50,7 @@ def fewest(free: Sequence[int], quantity: int) -> int:
 
 @settings(deadline=None)  # a busy machine is no failure
 @given(free=stocks, quantity=st.integers(1, 60))
-def test_a_line_is_refused_only_when_there_is_too_little(free: list[int], quantity: int) -> None:
+def test_a_line_is_refused_only_if_too_few_units_are_free(free: list[int], quantity: int) -> None:
     assert (allocate(quantity, shelves_of(free)) is None) == (sum(free) < quantity)
 
 
@@ -77,7 +77,7 @@ def test_a_line_is_split_over_the_fewest_locations(free: list[int], quantity: in
 @settings(deadline=None)  # a busy machine is no failure
 @given(free=stocks, quantity=st.integers(1, 12))
 @example(free=[9, 7, 7, 8], quantity=7)
-def test_one_location_that_covers_all_has_the_least_left_over(free: list[int], quantity: int) -> None:
+def test_of_locations_that_cover_a_line_the_one_with_the_fewest_units_is_taken(free: list[int], quantity: int) -> None:
     covering = [units for units in free if units >= quantity]
     parts = allocate(quantity, shelves_of(free))
 
@@ -89,26 +89,28 @@ def test_one_location_that_covers_all_has_the_least_left_over(free: list[int], q
 
 
 @settings(deadline=None)  # a busy machine is no failure
-@given(free=shelved, wanted=lines)
+@given(free=shelved, order_lines=lines)
 def test_an_order_takes_each_product_in_full_or_nothing_at_all(
-    free: dict[tuple[int, str], int], wanted: list[Line]
+    free: dict[tuple[int, str], int], order_lines: list[Line]
 ) -> None:
     stock = stock_of(free)
     shelves = Shelves(stock)
     try:
-        taken = shelves.take(wanted)
+        taken = shelves.take(order_lines)
     except InsufficientStock:
-        assert not fits(free, wanted)
+        assert not fits(free, order_lines)
         taken = {}
     else:
-        assert fits(free, wanted)
-        assert list(taken) == list(dict.fromkeys(line.product_id for line in wanted))
+        assert fits(free, order_lines)
+        assert list(taken) == list(dict.fromkeys(line.product_id for line in order_lines))
         for product, parts in taken.items():
             assert sum(part.quantity for part in parts) == sum(
-                line.quantity for line in wanted if line.product_id == product
+                line.quantity for line in order_lines if line.product_id == product
             )
             for location in LOCATIONS:
-                named = sum(line.quantity for line in wanted if (line.product_id, line.location) == (product, location))
+                named = sum(
+                    line.quantity for line in order_lines if (line.product_id, line.location) == (product, location)
+                )
                 drawn = sum(part.quantity for part in parts if part.location == location)
                 assert named <= drawn <= free.get((product, location), 0)
 
@@ -120,21 +122,25 @@ def test_an_order_takes_each_product_in_full_or_nothing_at_all(
     assert [shelf.free for shelf in shelves._by_item.values()] == list(free.values())
 
 
-def fits(free: dict[tuple[int, str], int], wanted: list[Line]) -> bool:
-    """Whether there is enough at each place that is named, and of each product over all."""
-    places = {(line.product_id, line.location) for line in wanted}
+def fits(free: dict[tuple[int, str], int], order_lines: list[Line]) -> bool:
+    """True if each named location, and each product over all locations, has enough units."""
+    stock_keys = {(line.product_id, line.location) for line in order_lines}
     return all(
-        sum(line.quantity for line in wanted if (line.product_id, line.location) == place)
-        <= sum(units for key, units in free.items() if place[1] in (None, key[1]) and key[0] == place[0])
-        for place in places
+        sum(line.quantity for line in order_lines if (line.product_id, line.location) == stock_key)
+        <= sum(
+            units
+            for (product, location), units in free.items()
+            if stock_key[1] in (None, location) and product == stock_key[0]
+        )
+        for stock_key in stock_keys
     ) and all(
-        sum(line.quantity for line in wanted if line.product_id == product)
+        sum(line.quantity for line in order_lines if line.product_id == product)
         <= sum(units for key, units in free.items() if key[0] == product)
-        for product in {product for product, location in places if location is None}
+        for product in {product for product, location in stock_keys if location is None}
     )
 
 
-def test_the_first_line_of_which_there_is_too_little_is_named() -> None:
+def test_the_error_names_the_first_line_that_lacks_stock() -> None:
     shelves = Shelves(stock_of({(1, "A"): 5, (2, "A"): 1, (3, "A"): 0}))
 
     with pytest.raises(InsufficientStock) as refused:

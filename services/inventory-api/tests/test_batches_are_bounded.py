@@ -1,4 +1,4 @@
-"""A batch of calls is bounded by the rows that it works on, whatever the calls name."""
+"""A batch of requests is bounded by the number of rows that it works on."""
 
 from collections import Counter
 
@@ -14,33 +14,33 @@ from shop_common.batching.coalescer import BATCH_WEIGHT_MAX
 
 
 def events_by_transaction(inventory: InventoryDriver, event_type: str) -> list[int]:
-    """How many events of this type each transaction wrote: it reads the clock once."""
+    """How many events of this type each transaction wrote. Events of one transaction have the same time."""
     outbox = tables.outbox.table
     with inventory.database.read() as tx:
-        moments = tx.execute(select(outbox.c.created_at).where(outbox.c.type == event_type)).scalars()
-        return sorted(Counter(moments).values())
+        timestamps = tx.execute(select(outbox.c.created_at).where(outbox.c.type == event_type)).scalars()
+        return sorted(Counter(timestamps).values())
 
 
-def place(inventory: InventoryDriver, orders: int, lines: int) -> list[OrderRequest]:
-    """So many orders of so many products, one unit each."""
+def reserve_orders(inventory: InventoryDriver, orders: int, lines: int) -> list[OrderRequest]:
+    """Reserve one unit of each of `lines` products for each order."""
     added = [AddStock(product, "A", orders) for product in range(1, lines + 1)]
     inventory.operations._add_stock.submit_many(added, deadline=deadline())
-    wanted = tuple(Line(product, 1, None) for product in range(1, lines + 1))
-    placed = [OrderLines(f"order-{number}", wanted) for number in range(orders)]
-    for outcome in inventory.operations._reserve.submit_many(placed, deadline=deadline()):
+    order_lines = tuple(Line(product, 1, None) for product in range(1, lines + 1))
+    commands = [OrderLines(f"order-{number}", order_lines) for number in range(orders)]
+    for outcome in inventory.operations._reserve.submit_many(commands, deadline=deadline()):
         assert isinstance(outcome, list)
-    return [OrderRequest(order.order_id) for order in placed]
+    return [OrderRequest(order.order_id) for order in commands]
 
 
 def spread(inventory: InventoryDriver, product: int, locations: int) -> Reservation:
-    """A reservation that draws on so many locations."""
+    """A reservation that draws on this many locations."""
     added = [AddStock(product, f"SHELF_{number}", 1) for number in range(locations)]
     inventory.operations._add_stock.submit_many(added, deadline=deadline())
     return inventory.reserve(product, locations, order=f"order-{product}")
 
 
 def test_many_large_orders_are_confirmed_in_several_transactions(inventory: InventoryDriver) -> None:
-    orders = place(inventory, orders=25, lines=200)
+    orders = reserve_orders(inventory, orders=25, lines=200)
 
     outcomes = inventory.operations._confirm.submit_many(orders, deadline=deadline())
 
@@ -62,12 +62,12 @@ def test_reservations_of_many_locations_are_released_in_several_transactions(inv
     assert by_transaction[-1] <= BATCH_WEIGHT_MAX // 100
 
 
-def test_rows_are_counted_for_each_name(inventory: InventoryDriver) -> None:
+def test_rows_are_counted_per_key(inventory: InventoryDriver) -> None:
     reservation = spread(inventory, product=1, locations=7)
-    place(inventory, orders=2, lines=3)
-    place_of = {"order-0", "order-1", "order-unknown"}
+    reserve_orders(inventory, orders=2, lines=3)
+    order_ids = {"order-0", "order-1", "order-unknown"}
     with inventory.database.read() as tx:
-        assert by_order.count_unreleased(tx, place_of) == {"order-0": 3, "order-1": 4}
+        assert by_order.count_unreleased(tx, order_ids) == {"order-0": 3, "order-1": 4}
         assert rows.count_allocations(tx, {reservation.id}) == {reservation.id: 7}
         assert items.count_locations(tx, {1, 2, 99}) == {1: 8, 2: 1}
 

@@ -1,4 +1,4 @@
-"""Work is bounded by constants, and one bad row stops only itself; also with what was stored without bounds before."""
+"""Limits on the work of a transaction, rows from before the limits, and bad rows that must not stop the others."""
 
 from datetime import UTC, datetime, timedelta
 from uuid import UUID
@@ -34,8 +34,8 @@ from shop_common.events.outbox import PAYLOAD_BYTES_MAX
 LATE_SECONDS = 60.0
 
 
-def hold_all(inventory: InventoryDriver, *orders: OrderLines) -> list[list[Reservation] | ShopError]:
-    """Orders that are decided in one batch."""
+def reserve_batch(inventory: InventoryDriver, *orders: OrderLines) -> list[list[Reservation] | ShopError]:
+    """Reserve for these orders in one batch."""
     return inventory.database.transact(lambda tx: reserve.reserve(tx, orders, default_ttl_seconds=TTL_SECONDS))
 
 
@@ -46,9 +46,9 @@ def lines(products: int) -> tuple[Line, ...]:
 def store(
     database: Database, order: str, count: int, *, product: int = 1, locations: int = 1, state: State = State.HELD
 ) -> None:
-    """Reservations of one order as a version without bounds has made them, each over these many items of a product."""
+    """Insert reservations of one order as a version without limits did, each over `locations` items of a product."""
     with database.write() as tx:
-        moment = now(tx)
+        timestamp = now(tx)
         first = tx.execute(
             select(tables.inventory_items.c.id)
             .where(tables.inventory_items.c.product_id == product)
@@ -62,8 +62,8 @@ def store(
             "quantity": locations,
             "order_id": order,
             "state": state,
-            "created_at": moment,
-            "expires_at": moment + timedelta(hours=1),
+            "created_at": timestamp,
+            "expires_at": timestamp + timedelta(hours=1),
         }
         tx.execute(insert(tables.stock_reservations), [row | {"id": each} for each in ids])
         tx.execute(
@@ -78,15 +78,15 @@ def store(
             )
 
 
-def forget(inventory: InventoryDriver) -> None:
-    """What was stored past the operations has no events; so the audit after the test has nothing to compare."""
+def delete_without_events(inventory: InventoryDriver) -> None:
+    """Delete what the test inserted without events, which the consistency check after the test would not accept."""
     with inventory.database.write() as tx:
         tx.execute(tables.outbox.table.delete())
         tx.execute(tables.stock_reservations.delete())
         tx.execute(update(tables.inventory_items).values(reserved_quantity=0, version=0))
 
 
-# --- reservations of an order ---
+# --- the reservations of an order ---
 
 
 def test_an_order_has_at_most_a_thousand_active_reservations(inventory: InventoryDriver) -> None:
@@ -106,11 +106,11 @@ def test_an_order_has_at_most_a_thousand_active_reservations(inventory: Inventor
     assert len(inventory.confirm("order-1")) == ORDER_RESERVATIONS_MAX
 
 
-def test_the_orders_of_one_batch_are_counted_together(inventory: InventoryDriver) -> None:
+def test_the_orders_of_one_batch_count_towards_one_limit(inventory: InventoryDriver) -> None:
     for product in range(1, 201):
         inventory.add_stock(product, 100)
 
-    outcomes = hold_all(
+    outcomes = reserve_batch(
         inventory, *(OrderLines("order-1", lines(200)) for _ in range(6)), OrderLines("other", lines(1))
     )
 
@@ -118,7 +118,9 @@ def test_the_orders_of_one_batch_are_counted_together(inventory: InventoryDriver
     assert inventory.available(1) == 94
 
 
-def test_what_has_ended_does_not_count(inventory: InventoryDriver, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ended_reservations_do_not_count_towards_the_limit(
+    inventory: InventoryDriver, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(model, "ORDER_RESERVATIONS_MAX", 3)
     inventory.add_stock(1, 10)
     for _ in range(5):
@@ -144,7 +146,7 @@ def test_an_order_draws_on_a_bounded_number_of_locations(
     assert inventory.available(1) == 1
 
 
-def test_a_batch_decides_as_much_as_one_transaction_should_and_leaves_the_rest_undone(
+def test_a_batch_decides_as_much_as_one_transaction_may_and_leaves_the_rest(
     inventory: InventoryDriver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(reserving, "BATCH_ALLOCATIONS_MAX", 4)
@@ -152,15 +154,15 @@ def test_a_batch_decides_as_much_as_one_transaction_should_and_leaves_the_rest_u
         inventory.add_stock(1, 1, location)
     orders = [OrderLines(f"order-{n}", (Line(1, 3),), request_id=f"r-{n}") for n in range(3)]
 
-    first = hold_all(inventory, *orders)
-    second = hold_all(inventory, *orders[1:])
+    first = reserve_batch(inventory, *orders)
+    second = reserve_batch(inventory, *orders[1:])
 
     assert len(first) == len(second) == 1
     assert inventory.available(1) == 3
     assert len(inventory.events("STOCK_RESERVED")) == 2
 
 
-def test_callers_notice_nothing_of_a_batch_that_was_decided_in_parts(
+def test_a_batch_that_is_decided_in_parts_returns_all_outcomes(
     inventory: InventoryDriver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(reserving, "BATCH_ALLOCATIONS_MAX", 4)
@@ -173,7 +175,7 @@ def test_callers_notice_nothing_of_a_batch_that_was_decided_in_parts(
     assert [type(each) for each in outcomes] == [list, list, list, InsufficientStock]
 
 
-def test_an_order_that_is_too_large_since_before_is_not_confirmed_but_cancelled_in_turns(
+def test_an_order_from_before_the_limits_cannot_be_confirmed_but_is_cancelled_in_turns(
     inventory: InventoryDriver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     item = inventory.add_stock(1, 5_000)
@@ -191,10 +193,10 @@ def test_an_order_that_is_too_large_since_before_is_not_confirmed_but_cancelled_
     assert turn_count == (1_500 - 1) // turns.TURN_RESERVATIONS
     assert inventory.item(item).reserved_quantity == 1
     assert len(inventory.events("STOCK_RELEASED")) == 1_500
-    forget(inventory)
+    delete_without_events(inventory)
 
 
-def test_cancelling_and_shipping_many_orders_goes_in_turns_and_each_thing_happens_once(
+def test_cancelling_and_shipping_many_orders_goes_in_turns_and_changes_each_reservation_once(
     inventory: InventoryDriver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(turns, "TURN_RESERVATIONS", 3)
@@ -229,7 +231,7 @@ def test_a_turn_is_bounded_by_allocations_as_well(inventory: InventoryDriver, mo
 # --- locations of a product, allocations of a reservation ---
 
 
-def test_a_product_is_at_no_more_than_five_hundred_locations(
+def test_a_product_has_at_most_five_hundred_locations(
     inventory: InventoryDriver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(add_stock, "LOCATIONS_MAX", 3)
@@ -249,7 +251,7 @@ def test_a_product_is_at_no_more_than_five_hundred_locations(
     assert inventory.add_stock(1, 1, "D", request_id="again").quantity == 1
 
 
-def test_a_reservation_draws_on_no_more_than_five_hundred_locations(
+def test_a_reservation_draws_on_at_most_five_hundred_locations(
     inventory: InventoryDriver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(allocation, "LOCATIONS_MAX", 3)
@@ -266,29 +268,29 @@ def test_a_reservation_draws_on_no_more_than_five_hundred_locations(
 
 @pytest.mark.parametrize("state", list(State))
 def test_the_largest_event_of_every_state_fits(state: State) -> None:
-    moment = datetime(2026, 12, 31, 23, 59, 59, 999_999, tzinfo=UTC)
+    timestamp = datetime(2026, 12, 31, 23, 59, 59, 999_999, tzinfo=UTC)
     parts = tuple(Allocation(2**63 - 1, "W" * 64, ITEM_QUANTITY_MAX) for _ in range(LOCATIONS_MAX))
     reservation = Reservation(
-        str(UUID(int=1)), 2**63 - 1, ITEM_QUANTITY_MAX, '"' * 64, state, moment, moment, allocations=parts
+        str(UUID(int=1)), 2**63 - 1, ITEM_QUANTITY_MAX, '"' * 64, state, timestamp, timestamp, allocations=parts
     )
 
-    message = EVENT_OF_STATE[state](reservation, moment, None)
+    message = EVENT_OF_STATE[state](reservation, timestamp, None)
 
     assert len(orjson.dumps(message.data)) < PAYLOAD_BYTES_MAX / 5
 
 
 @pytest.mark.parametrize("ending", ["expired", "released", "fulfilled"])
-def test_what_is_larger_than_any_event_since_before_can_end_all_the_same(
+def test_a_reservation_from_before_the_limits_can_end_although_its_event_is_too_large(
     inventory: InventoryDriver, ending: str
 ) -> None:
     with inventory.database.write() as tx:
-        moment = now(tx)
+        timestamp = now(tx)
         item = {"product_id": 1, "quantity": 1, "reserved_quantity": 0, "version": 0}
-        times = {"created_at": moment, "updated_at": moment}
+        times = {"created_at": timestamp, "updated_at": timestamp}
         names = [f"{number:04d}-{'x' * 59}" for number in range(9_000)]
         rows = [item | times | {"id": number, "location": name} for number, name in enumerate(names, 1_000)]
         tx.execute(insert(tables.inventory_items), rows)
-    # As many as fitted into the first event then.
+    # As many allocations as fitted into one event in that version.
     part = orjson.dumps({"item_id": 1_000, "location": names[0], "quantity": 1})
     locations = (900_000 - 300) // (len(part) + 1)
     store(
@@ -314,16 +316,16 @@ def test_what_is_larger_than_any_event_since_before_can_end_all_the_same(
         inventory.ship("p" * 64)
 
     assert inventory.stored_state(held).lower() == ending
-    (told,) = [each for each in inventory.events() if each.type != "STOCK_UPDATED"]
-    assert told.data["quantity"] == len(told.data["allocations"]) == locations
-    forget(inventory)
+    (ended_event,) = [each for each in inventory.events() if each.type != "STOCK_UPDATED"]
+    assert ended_event.data["quantity"] == len(ended_event.data["allocations"]) == locations
+    delete_without_events(inventory)
 
 
-# --- one bad row ---
+# --- bad rows ---
 
 
 def break_counters(inventory: InventoryDriver, *reservations: Reservation) -> None:
-    """As a person at the database might: the units that these reservations draw on are not reserved any more."""
+    """Set the reserved quantity of the items to 0, as an operator might do by mistake."""
     with inventory.database.write() as tx:
         for reservation in reservations:
             for part in reservation.allocations:
@@ -336,13 +338,13 @@ def break_counters(inventory: InventoryDriver, *reservations: Reservation) -> No
 
 def is_set_aside(inventory: InventoryDriver, reservation: Reservation) -> bool:
     with inventory.database.read() as tx:
-        moment = tx.execute(
+        timestamp = tx.execute(
             select(tables.stock_reservations.c.set_aside_at).where(tables.stock_reservations.c.id == reservation.id)
         ).scalar_one()
-    return moment is not None
+    return timestamp is not None
 
 
-def test_a_hold_that_can_not_expire_is_set_aside_and_the_others_expire(inventory: InventoryDriver) -> None:
+def test_a_reservation_that_cannot_expire_is_set_aside_and_the_others_expire(inventory: InventoryDriver) -> None:
     for product in range(1, 8):
         inventory.add_stock(product, 1)
     held = [inventory.reserve(product, 1, order=f"order-{product}") for product in range(1, 8)]
@@ -358,10 +360,10 @@ def test_a_hold_that_can_not_expire_is_set_aside_and_the_others_expire(inventory
     assert is_set_aside(inventory, bad)
     assert inventory.expire() == 0
     assert inventory.database.query(counts.count).set_aside == 1
-    forget(inventory)
+    delete_without_events(inventory)
 
 
-def test_more_than_single_rows_that_can_not_expire_are_an_error(
+def test_too_many_reservations_that_cannot_expire_are_an_error(
     inventory: InventoryDriver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(bisection, "SET_ASIDE_MAX", 2)
@@ -375,10 +377,10 @@ def test_more_than_single_rows_that_can_not_expire_are_an_error(
         inventory.expire()
 
     assert sum(is_set_aside(inventory, each) for each in held) == 2
-    forget(inventory)
+    delete_without_events(inventory)
 
 
-def test_a_buyer_gets_what_can_expire_and_the_bad_hold_is_set_aside(inventory: InventoryDriver) -> None:
+def test_a_request_expires_what_it_can_and_sets_the_bad_reservation_aside(inventory: InventoryDriver) -> None:
     inventory.add_stock(1, 1, "A")
     inventory.add_stock(1, 1, "B")
     bad = inventory.reserve(1, 1, location="A")
@@ -387,7 +389,7 @@ def test_a_buyer_gets_what_can_expire_and_the_bad_hold_is_set_aside(inventory: I
     inventory.make_due(good, ago_seconds=10)
     break_counters(inventory, bad)
     with inventory.database.write() as tx:
-        # Nothing is free there, so that only the two holds could give something.
+        # No unit is free there, so that only the two due reservations can cover the request.
         tx.execute(update(tables.inventory_items).where(tables.inventory_items.c.location == "A").values(quantity=0))
 
     held = inventory.reserve(1, 1, order="buyer")
@@ -396,10 +398,10 @@ def test_a_buyer_gets_what_can_expire_and_the_bad_hold_is_set_aside(inventory: I
     assert inventory.stored_state(good) is State.EXPIRED
     assert is_set_aside(inventory, bad)
     assert inventory.available(1) == 0
-    forget(inventory)
+    delete_without_events(inventory)
 
 
-def test_a_reservation_that_can_not_be_purged_stops_no_other(inventory: InventoryDriver) -> None:
+def test_a_reservation_that_cannot_be_purged_does_not_stop_the_others(inventory: InventoryDriver) -> None:
     inventory.add_stock(1, 10)
     ended = [inventory.reserve(1, 1, order=f"order-{n}") for n in range(5)]
     for each in ended:
@@ -419,16 +421,16 @@ def test_a_reservation_that_can_not_be_purged_stops_no_other(inventory: Inventor
 
     assert (purged, again) == (Purged(0, 4), Purged(0, 0))
     assert is_set_aside(inventory, ended[3])
-    forget(inventory)
+    delete_without_events(inventory)
 
 
 _ID = {"sqlite": "TEXT", "postgresql": "uuid"}
 
 
-# --- what is due at another place ---
+# --- due reservations at another location ---
 
 
-def test_holds_past_their_time_elsewhere_do_not_hide_the_one_that_is_needed(
+def test_due_reservations_at_another_location_do_not_hide_the_one_that_is_needed(
     inventory: InventoryDriver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(reserve, "DUE_EXPIRED_MAX", 3)
@@ -446,7 +448,7 @@ def test_holds_past_their_time_elsewhere_do_not_hide_the_one_that_is_needed(
     assert [event.data["reservation_id"] for event in inventory.events("STOCK_RESERVATION_EXPIRED")] == [there.id]
 
 
-def test_a_split_hold_past_its_time_is_found_at_each_of_its_places(
+def test_a_split_due_reservation_is_found_at_each_of_its_locations(
     inventory: InventoryDriver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(reserve, "DUE_EXPIRED_MAX", 2)
@@ -455,15 +457,15 @@ def test_a_split_hold_past_its_time_is_found_at_each_of_its_places(
     elsewhere, there = inventory.reserve(1, 4), inventory.reserve(1, 4)
     inventory.make_due(elsewhere, ago_seconds=LATE_SECONDS)
     inventory.make_due(there, ago_seconds=1)
-    place = there.allocations[0].location
+    location = there.allocations[0].location
 
-    held = inventory.reserve(1, 2, order="buyer", location=place)
+    held = inventory.reserve(1, 2, order="buyer", location=location)
 
-    assert [part.location for part in held.allocations] == [place]
+    assert [part.location for part in held.allocations] == [location]
     assert [event.data["reservation_id"] for event in inventory.events("STOCK_RESERVATION_EXPIRED")] == [there.id]
 
 
-def test_what_a_process_of_the_version_before_has_made_is_found_at_its_place(inventory: InventoryDriver) -> None:
+def test_a_due_reservation_of_the_previous_version_is_found_at_its_location(inventory: InventoryDriver) -> None:
     inventory.add_stock(1, 1, "A")
     inventory.add_stock(1, 1, "B")
     elsewhere, there = inventory.reserve(1, 1, location="A"), inventory.reserve(1, 1, location="B")
@@ -477,7 +479,7 @@ def test_what_a_process_of_the_version_before_has_made_is_found_at_its_place(inv
     assert inventory.stored_state(elsewhere) is State.HELD
 
 
-def test_a_count_is_not_refused_for_holds_that_are_past_their_time(
+def test_a_set_quantity_is_not_refused_because_of_due_reservations(
     inventory: InventoryDriver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(set_quantity, "DUE_EXPIRED_MAX", 3)
@@ -492,7 +494,7 @@ def test_a_count_is_not_refused_for_holds_that_are_past_their_time(
     assert len(inventory.events("STOCK_RESERVATION_EXPIRED")) == 1
 
 
-def test_a_count_below_more_due_holds_than_one_call_expires_is_to_be_repeated(
+def test_a_set_quantity_below_more_due_reservations_than_one_call_expires_is_contention(
     inventory: InventoryDriver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(set_quantity, "DUE_EXPIRED_MAX", 3)
@@ -511,7 +513,7 @@ def test_a_count_below_more_due_holds_than_one_call_expires_is_to_be_repeated(
 # --- lists ---
 
 
-def test_a_page_is_cut_before_it_gets_too_large_and_no_row_is_lost(
+def test_a_page_is_cut_before_it_is_too_large_and_no_row_is_lost(
     inventory: InventoryDriver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(pages, "PAGE_ALLOCATIONS", 5)
@@ -528,31 +530,31 @@ def test_a_page_is_cut_before_it_gets_too_large_and_no_row_is_lost(
 
 
 @pytest.mark.parametrize(
-    "wanted",
+    "filter_",
     [
         ReservationFilter(state=State.RELEASED),
         ReservationFilter(product_id=1, state=State.RELEASED),
         ReservationFilter(order_id="order-1", product_id=2),
     ],
 )
-def test_a_page_looks_at_a_bounded_number_of_rows(
-    inventory: InventoryDriver, monkeypatch: pytest.MonkeyPatch, wanted: ReservationFilter
+def test_a_page_reads_a_bounded_number_of_rows(
+    inventory: InventoryDriver, monkeypatch: pytest.MonkeyPatch, filter_: ReservationFilter
 ) -> None:
     monkeypatch.setattr(pages, "WINDOW_ROWS", 4)
     inventory.add_stock(1, 100)
     inventory.add_stock(2, 100)
     for _ in range(9):
         inventory.reserve(1, 1)
-    last = inventory.reserve(2 if wanted.product_id == 2 else 1, 1)
+    last = inventory.reserve(2 if filter_.product_id == 2 else 1, 1)
     inventory.release(last)
     for _ in range(5):
         inventory.reserve(1, 1)
 
-    page = inventory.reservations_page(wanted, size=3)
+    page = inventory.reservations_page(filter_, size=3)
     found = list(page.rows)
     page_count = 1
     while page.next_position is not None:
-        page = inventory.reservations_page(wanted, size=3, after=page)
+        page = inventory.reservations_page(filter_, size=3, after=page)
         found += page.rows
         page_count += 1
 

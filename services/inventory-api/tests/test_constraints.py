@@ -1,4 +1,4 @@
-"""The database itself refuses what must never be, whoever writes it."""
+"""The constraints of the database refuse impossible rows."""
 
 from datetime import UTC, datetime
 from typing import Any
@@ -42,7 +42,7 @@ def write(database: Database, table: Table, row: dict[str, Any], **other: Any) -
     [{"reserved_quantity": -1}, {"reserved_quantity": 6}, {"quantity": 1}, {"quantity": -1, "reserved_quantity": -1}],
     ids=["negative reserved", "more reserved than there is", "less than is reserved", "negative quantity"],
 )
-def test_the_numbers_of_an_item_can_not_be_impossible(database: Database, wrong: dict[str, int]) -> None:
+def test_an_item_cannot_have_impossible_numbers(database: Database, wrong: dict[str, int]) -> None:
     write(database, tables.inventory_items, ITEM)
 
     with pytest.raises(IntegrityError):
@@ -51,7 +51,7 @@ def test_the_numbers_of_an_item_can_not_be_impossible(database: Database, wrong:
         tx.execute(update(tables.inventory_items).values(wrong))
 
 
-def test_a_product_has_one_item_at_a_location(database: Database) -> None:
+def test_a_product_has_one_item_per_location(database: Database) -> None:
     write(database, tables.inventory_items, ITEM)
     write(database, tables.inventory_items, ITEM, location="B")
     write(database, tables.inventory_items, ITEM, product_id=2)
@@ -63,9 +63,9 @@ def test_a_product_has_one_item_at_a_location(database: Database) -> None:
 @pytest.mark.parametrize(
     "wrong",
     [{"quantity": 0}, {"quantity": -1}, {"state": "SOLD"}, {"state": ""}, {"expires_at": None}],
-    ids=["nothing", "less than nothing", "unknown state", "no state", "a hold without an end"],
+    ids=["zero", "negative", "unknown state", "no state", "held without expiry"],
 )
-def test_a_reservation_can_not_be_impossible(database: Database, wrong: dict[str, Any]) -> None:
+def test_a_reservation_cannot_have_impossible_values(database: Database, wrong: dict[str, Any]) -> None:
     write(database, tables.stock_reservations, RESERVATION)
 
     with pytest.raises(IntegrityError):
@@ -99,7 +99,7 @@ def test_an_allocation_has_units_and_a_reservation(database: Database) -> None:
         )
 
 
-def test_allocations_go_with_their_reservation(database: Database) -> None:
+def test_allocations_are_deleted_with_their_reservation(database: Database) -> None:
     write(database, tables.stock_reservations, RESERVATION)
     write(database, tables.reservation_allocations, ALLOCATION)
 

@@ -1,4 +1,4 @@
-"""Every event keeps the contract of proto/asyncapi.yaml, in the words that the users' documentation fixes."""
+"""Every event matches proto/asyncapi.yaml, with the names that the users' documentation fixes."""
 
 from inventory_driver import InventoryDriver
 
@@ -6,7 +6,7 @@ from inventory_api.domain.model import Line
 from testkit.contract import validator
 
 
-def test_every_type_of_event_is_emitted_as_the_contract_says(inventory: InventoryDriver) -> None:
+def test_every_type_of_event_is_emitted_and_matches_the_contract(inventory: InventoryDriver) -> None:
     for product in (1, 2):
         inventory.add_stock(product, 5, "A")
         inventory.add_stock(product, 5, "B")
@@ -24,7 +24,7 @@ def test_every_type_of_event_is_emitted_as_the_contract_says(inventory: Inventor
     assert {event.type for event in inventory.events()} == set(validator().types("inventory-events"))
 
 
-def test_a_hold_is_told_with_its_units_its_order_and_where_they_are(inventory: InventoryDriver) -> None:
+def test_stock_reserved_has_the_units_the_order_and_the_allocations(inventory: InventoryDriver) -> None:
     a = inventory.add_stock(1, 8, "A")
     b = inventory.add_stock(1, 2, "B")
 
@@ -45,7 +45,7 @@ def test_a_hold_is_told_with_its_units_its_order_and_where_they_are(inventory: I
     }
 
 
-def test_events_of_one_product_have_one_key_and_rising_ids(inventory: InventoryDriver) -> None:
+def test_events_of_one_product_have_one_key_and_increasing_ids(inventory: InventoryDriver) -> None:
     inventory.add_stock(7, 5)
     inventory.add_stock(8, 5)
     inventory.release(inventory.reserve(7, 1))

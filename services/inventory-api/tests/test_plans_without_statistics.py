@@ -1,4 +1,4 @@
-"""After a restore PostgreSQL has no statistics until autovacuum comes by. Calls are served meanwhile, too."""
+"""After a restore PostgreSQL has no statistics until autovacuum runs. Until then, plans must be good enough."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -34,7 +34,7 @@ FILL = (
 
 @pytest.fixture
 def restored(postgres_server: PostgresServer) -> Iterator[Database]:
-    """A database of 4,000 orders that was never analyzed."""
+    """A database with 4,000 orders that was never analyzed."""
     url = postgres_server.new_database("restored")
     database = Database(url)
     SCHEMA.upgrade(database)

@@ -1,4 +1,4 @@
-"""A repeated request_id names the same resource and has one effect."""
+"""A repeated request_id has one effect and returns the same resource."""
 
 from functools import partial
 
@@ -19,7 +19,7 @@ def stored_keys(inventory: InventoryDriver) -> int:
         return tx.execute(select(func.count()).select_from(tables.idempotency_keys.table)).scalar_one()
 
 
-def test_a_repeated_hold_is_the_same_hold(inventory: InventoryDriver) -> None:
+def test_a_repeated_request_returns_the_same_reservation(inventory: InventoryDriver) -> None:
     inventory.add_stock(1, 10)
 
     first = inventory.reserve_lines("order-1", Line(1, 2), Line(1, 2), request_id="r")
@@ -30,7 +30,7 @@ def test_a_repeated_hold_is_the_same_hold(inventory: InventoryDriver) -> None:
     assert len(inventory.events("STOCK_RESERVED")) == 1
 
 
-def test_a_repeated_hold_of_several_products_answers_in_the_same_sequence(inventory: InventoryDriver) -> None:
+def test_a_repeated_request_for_several_products_returns_the_same_order(inventory: InventoryDriver) -> None:
     for product in (1, 2, 3):
         inventory.add_stock(product, 1)
     lines = [Line(3, 1), Line(1, 1), Line(2, 1)]
@@ -60,7 +60,7 @@ def test_a_request_id_with_other_content_is_refused(inventory: InventoryDriver, 
     assert inventory.available(1) == 9
 
 
-def test_a_request_id_is_its_methods_own(inventory: InventoryDriver) -> None:
+def test_the_same_request_id_may_be_used_for_two_methods(inventory: InventoryDriver) -> None:
     item = inventory.add_stock(1, 10, request_id="r")
     inventory.set_quantity(item, 20, request_id="r")
     inventory.reserve(1, 1, request_id="r")
@@ -68,7 +68,7 @@ def test_a_request_id_is_its_methods_own(inventory: InventoryDriver) -> None:
     assert inventory.available(1) == 19
 
 
-def test_a_repeat_after_release_reads_released_and_holds_nothing(inventory: InventoryDriver) -> None:
+def test_a_repeat_after_release_returns_released_and_reserves_nothing(inventory: InventoryDriver) -> None:
     inventory.add_stock(1, 1)
     inventory.release(inventory.reserve(1, 1, request_id="r"))
 
@@ -76,18 +76,20 @@ def test_a_repeat_after_release_reads_released_and_holds_nothing(inventory: Inve
     assert inventory.available(1) == 1
 
 
-@pytest.mark.parametrize("written_down", [False, True])
-def test_a_repeat_after_expiry_reads_expired_and_holds_nothing(inventory: InventoryDriver, written_down: bool) -> None:
+@pytest.mark.parametrize("is_stored", [False, True])
+def test_a_repeat_after_expiry_returns_expired_and_reserves_nothing(
+    inventory: InventoryDriver, is_stored: bool
+) -> None:
     inventory.add_stock(1, 1)
     inventory.make_due(inventory.reserve(1, 1, request_id="r"))
-    if written_down:
+    if is_stored:
         inventory.expire()
 
     assert inventory.reserve(1, 1, request_id="r").state is State.EXPIRED
     assert inventory.available(1) == 1
 
 
-def test_a_repeat_after_confirmation_reads_confirmed(inventory: InventoryDriver) -> None:
+def test_a_repeat_after_confirmation_returns_confirmed(inventory: InventoryDriver) -> None:
     inventory.add_stock(1, 1)
     inventory.reserve(1, 1, request_id="r")
     (kept,) = inventory.confirm()
@@ -95,7 +97,7 @@ def test_a_repeat_after_confirmation_reads_confirmed(inventory: InventoryDriver)
     assert inventory.reserve(1, 1, request_id="r") == kept
 
 
-def test_sixteen_repeats_at_once_in_two_processes_are_one_hold(
+def test_sixteen_concurrent_repeats_in_two_processes_make_one_reservation(
     inventory: InventoryDriver, second_process: InventoryDriver
 ) -> None:
     inventory.add_stock(1, 100)
@@ -110,7 +112,7 @@ def test_sixteen_repeats_at_once_in_two_processes_are_one_hold(
     assert inventory.available(1) == 99
 
 
-def test_of_two_contents_under_one_request_id_at_once_one_is_refused(
+def test_of_two_concurrent_contents_with_one_request_id_one_is_refused(
     inventory: InventoryDriver, second_process: InventoryDriver
 ) -> None:
     inventory.add_stock(1, 100)
@@ -127,7 +129,7 @@ def test_of_two_contents_under_one_request_id_at_once_one_is_refused(
     assert len(inventory.events("STOCK_RESERVED")) == 1
 
 
-def test_one_call_may_carry_a_request_id_twice(inventory: InventoryDriver) -> None:
+def test_one_batch_call_may_contain_a_request_id_twice(inventory: InventoryDriver) -> None:
     inventory.add_stock(1, 10)
     order = OrderLines("order-1", (Line(1, 1),), None, request_id="r")
     other = OrderLines("order-1", (Line(1, 2),), None, request_id="r")
@@ -139,7 +141,7 @@ def test_one_call_may_carry_a_request_id_twice(inventory: InventoryDriver) -> No
     assert inventory.available(1) == 9
 
 
-def test_a_refusal_stores_nothing_and_is_decided_anew(inventory: InventoryDriver) -> None:
+def test_a_refusal_stores_no_claim_and_a_repeat_is_decided_anew(inventory: InventoryDriver) -> None:
     inventory.add_stock(1, 1)
     with pytest.raises(InsufficientStock):
         inventory.reserve(1, 2, request_id="r")
@@ -151,7 +153,7 @@ def test_a_refusal_stores_nothing_and_is_decided_anew(inventory: InventoryDriver
     assert stored_keys(inventory) == 1
 
 
-def test_a_refused_order_of_a_batch_leaves_its_neighbours_claim(inventory: InventoryDriver) -> None:
+def test_a_refused_order_does_not_delete_the_claims_of_its_batch(inventory: InventoryDriver) -> None:
     inventory.add_stock(1, 1)
     orders = [OrderLines(f"order-{n}", (Line(1, 1),), None, request_id=f"r-{n}") for n in range(3)]
 
@@ -164,7 +166,7 @@ def test_a_refused_order_of_a_batch_leaves_its_neighbours_claim(inventory: Inven
     assert stored_keys(inventory) == 1
 
 
-def test_a_repeated_addition_adds_once_and_answers_with_the_item_as_it_is(inventory: InventoryDriver) -> None:
+def test_a_repeated_addition_adds_once_and_returns_the_item_as_it_is_now(inventory: InventoryDriver) -> None:
     inventory.add_stock(1, 5, request_id="r")
     inventory.add_stock(1, 2)
 
@@ -174,7 +176,7 @@ def test_a_repeated_addition_adds_once_and_answers_with_the_item_as_it_is(invent
     assert len(inventory.events("STOCK_UPDATED")) == 2
 
 
-def test_a_repeated_change_is_made_once_although_the_version_has_moved_on(inventory: InventoryDriver) -> None:
+def test_a_repeated_change_is_made_once_although_the_version_has_changed(inventory: InventoryDriver) -> None:
     item = inventory.add_stock(1, 5)
     changed = inventory.set_quantity(item, 8, version=item.version, request_id="r")
 

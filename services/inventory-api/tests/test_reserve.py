@@ -1,4 +1,4 @@
-"""Holding stock: what a hold takes, from where, and when it is refused."""
+"""Reserving stock: how many units, from which locations, and when it is refused."""
 
 import pytest
 from inventory_driver import TTL_SECONDS, InventoryDriver, deadline
@@ -8,7 +8,7 @@ from inventory_api.domain.errors import InsufficientStock
 from inventory_api.domain.model import Line, State
 
 
-def test_a_hold_takes_units_off_the_shelf_until_it_expires(inventory: InventoryDriver) -> None:
+def test_reserved_units_are_unavailable_until_the_reservation_expires(inventory: InventoryDriver) -> None:
     item = inventory.add_stock(1, 10)
 
     held = inventory.reserve(1, 4)
@@ -22,7 +22,7 @@ def test_a_hold_takes_units_off_the_shelf_until_it_expires(inventory: InventoryD
     assert inventory.available(1) == 6
 
 
-def test_a_hold_may_ask_for_a_time_of_its_own(inventory: InventoryDriver) -> None:
+def test_a_request_may_set_its_own_ttl(inventory: InventoryDriver) -> None:
     inventory.add_stock(1, 1)
 
     held = inventory.reserve(1, 1, ttl=1.5)
@@ -31,7 +31,7 @@ def test_a_hold_may_ask_for_a_time_of_its_own(inventory: InventoryDriver) -> Non
     assert (held.expires_at - held.created_at).total_seconds() == 1.5
 
 
-def test_all_units_can_be_held_and_not_one_more(inventory: InventoryDriver) -> None:
+def test_all_units_can_be_reserved_and_not_one_more(inventory: InventoryDriver) -> None:
     inventory.add_stock(1, 3)
     inventory.reserve(1, 3)
 
@@ -71,9 +71,9 @@ def test_an_order_has_one_reservation_a_product_each_with_its_event(inventory: I
     held = inventory.reserve_lines("order-1", Line(2, 1), Line(1, 2), Line(2, 3))
 
     assert [(each.product_id, each.quantity) for each in held] == [(2, 4), (1, 2)]
-    told = inventory.events("STOCK_RESERVED")
-    assert [event.data["reservation_id"] for event in told] == [each.id for each in held]
-    assert [event.key for event in told] == ["2", "1"]
+    stock_reserved = inventory.events("STOCK_RESERVED")
+    assert [event.data["reservation_id"] for event in stock_reserved] == [each.id for each in held]
+    assert [event.key for event in stock_reserved] == ["2", "1"]
 
 
 def test_an_unknown_product_is_refused_with_none_available(inventory: InventoryDriver) -> None:
@@ -108,7 +108,7 @@ def test_a_line_too_large_for_one_location_is_split_and_adds_up(inventory: Inven
     assert len(inventory.events("STOCK_RESERVED")) == 1
 
 
-def test_a_line_that_fits_one_location_comes_from_where_least_is_left(inventory: InventoryDriver) -> None:
+def test_a_line_that_fits_one_location_takes_the_one_with_the_fewest_units(inventory: InventoryDriver) -> None:
     for location, units in (("A", 100), ("B", 6), ("C", 5)):
         inventory.add_stock(1, units, location)
 
@@ -126,7 +126,7 @@ def test_lines_that_name_a_location_are_served_before_those_that_do_not(inventor
     assert {part.location: part.quantity for part in held.allocations} == {"A": 5, "B": 5}
 
 
-def test_the_trace_of_a_call_goes_on_in_its_event(inventory: InventoryDriver) -> None:
+def test_an_event_continues_the_trace_of_its_call(inventory: InventoryDriver) -> None:
     inventory.add_stock(1, 1)
     traceparent = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
 

@@ -1,4 +1,4 @@
-"""Items: adding, setting, reading, checking, and the bounds of what they hold."""
+"""Items: adding units, setting quantities, checking stock, and their limits."""
 
 from functools import partial
 
@@ -22,7 +22,7 @@ def missing(item: Item) -> SetQuantity:
 # --- add ---
 
 
-def test_the_first_units_make_the_item(inventory: InventoryDriver) -> None:
+def test_the_first_units_create_the_item(inventory: InventoryDriver) -> None:
     item = inventory.add_stock(1, 5)
 
     assert (item.product_id, item.location, item.quantity, item.reserved_quantity) == (1, DEFAULT_LOCATION, 5, 0)
@@ -55,7 +55,7 @@ def test_an_item_may_begin_with_no_units(inventory: InventoryDriver) -> None:
     assert inventory.add_stock(1, 0).quantity == 0
 
 
-def test_an_addition_shows_what_is_held_and_what_is_due(inventory: InventoryDriver) -> None:
+def test_an_addition_returns_reserved_and_due_units(inventory: InventoryDriver) -> None:
     inventory.add_stock(1, 5)
     inventory.reserve(1, 1)
     inventory.make_due(inventory.reserve(1, 2))
@@ -65,7 +65,7 @@ def test_an_addition_shows_what_is_held_and_what_is_due(inventory: InventoryDriv
     assert (item.quantity, item.reserved_quantity, item.available_quantity) == (6, 3, 5)
 
 
-def test_additions_at_once_from_two_processes_all_count(
+def test_concurrent_additions_from_two_processes_all_count(
     inventory: InventoryDriver, second_process: InventoryDriver
 ) -> None:
     calls = [
@@ -82,7 +82,7 @@ def test_additions_at_once_from_two_processes_all_count(
     assert len(inventory.events("STOCK_UPDATED")) == 32
 
 
-def test_an_item_holds_as_much_as_its_limit_and_not_one_more(inventory: InventoryDriver) -> None:
+def test_an_item_has_as_many_units_as_its_limit_and_not_one_more(inventory: InventoryDriver) -> None:
     item = inventory.add_stock(1, ITEM_QUANTITY_MAX - 1)
     inventory.add_stock(1, 1)
 
@@ -96,7 +96,7 @@ def test_an_item_holds_as_much_as_its_limit_and_not_one_more(inventory: Inventor
     assert len(inventory.events()) == 2
 
 
-def test_a_refused_addition_of_a_batch_leaves_the_others(inventory: InventoryDriver) -> None:
+def test_a_refused_addition_does_not_affect_the_rest_of_its_batch(inventory: InventoryDriver) -> None:
     requests = [AddStock(1, "A", ITEM_QUANTITY_MAX), AddStock(1, "A", 1), AddStock(1, "B", 1)]
 
     with inventory.database.write() as tx:
@@ -118,7 +118,7 @@ def test_a_set_quantity_is_absolute_and_counts_as_a_version(inventory: Inventory
     assert inventory.events("STOCK_UPDATED")[-1].data["quantity"] == 2
 
 
-def test_setting_no_quantity_reads_the_item_and_tells_nothing(inventory: InventoryDriver) -> None:
+def test_setting_no_quantity_returns_the_item_and_emits_nothing(inventory: InventoryDriver) -> None:
     item = inventory.add_stock(1, 5)
 
     assert inventory.set_quantity(item, None) == item
@@ -126,7 +126,7 @@ def test_setting_no_quantity_reads_the_item_and_tells_nothing(inventory: Invento
     assert len(inventory.events()) == 1
 
 
-def test_an_unknown_item_can_not_be_set_or_read(inventory: InventoryDriver) -> None:
+def test_an_unknown_item_cannot_be_set_or_read(inventory: InventoryDriver) -> None:
     item = inventory.add_stock(1, 5)
     unknown = missing(item)
 
@@ -138,7 +138,7 @@ def test_an_unknown_item_can_not_be_set_or_read(inventory: InventoryDriver) -> N
     assert refused.value.metadata() == {"id": str(unknown.item_id)}
 
 
-def test_a_change_by_someone_else_in_between_is_a_version_mismatch(inventory: InventoryDriver) -> None:
+def test_a_change_by_another_caller_is_a_version_mismatch(inventory: InventoryDriver) -> None:
     item = inventory.add_stock(1, 5)
     inventory.add_stock(1, 1)
 
@@ -151,7 +151,7 @@ def test_a_change_by_someone_else_in_between_is_a_version_mismatch(inventory: In
     assert inventory.set_quantity(item, 9, version=2).quantity == 9
 
 
-def test_reservations_do_not_move_the_version_until_units_leave(inventory: InventoryDriver) -> None:
+def test_reservations_do_not_change_the_version_until_they_are_fulfilled(inventory: InventoryDriver) -> None:
     item = inventory.add_stock(1, 5)
     inventory.reserve(1, 2)
     inventory.confirm()
@@ -162,7 +162,7 @@ def test_reservations_do_not_move_the_version_until_units_leave(inventory: Inven
     assert inventory.item(item).version == item.version + 1
 
 
-def test_of_many_changes_of_one_version_at_once_one_wins(
+def test_of_many_concurrent_changes_of_one_version_one_succeeds(
     inventory: InventoryDriver, second_process: InventoryDriver
 ) -> None:
     item = inventory.add_stock(1, 5)
@@ -178,7 +178,7 @@ def test_of_many_changes_of_one_version_at_once_one_wins(
     assert all(isinstance(each, VersionMismatch) for each in refusals(outcomes))
 
 
-def test_the_quantity_may_go_down_to_what_is_reserved_and_no_further(inventory: InventoryDriver) -> None:
+def test_the_quantity_may_be_set_to_the_reserved_units_and_not_below(inventory: InventoryDriver) -> None:
     item = inventory.add_stock(1, 10)
     inventory.reserve(1, 4)
 
@@ -190,37 +190,37 @@ def test_the_quantity_may_go_down_to_what_is_reserved_and_no_further(inventory: 
     assert inventory.set_quantity(item, 9).available_quantity == 5
 
 
-def test_holds_past_their_time_do_not_keep_the_quantity_up(inventory: InventoryDriver) -> None:
+def test_due_reservations_expire_when_the_quantity_is_set_below_them(inventory: InventoryDriver) -> None:
     item = inventory.add_stock(1, 10, "A")
     inventory.add_stock(1, 10, "B")
-    lapsed = inventory.reserve(1, 4, location="A")
+    due = inventory.reserve(1, 4, location="A")
     split = inventory.reserve(1, 12)
     fresh = inventory.reserve(1, 1, order="fresh", location="A")
-    inventory.make_due(lapsed, split)
+    inventory.make_due(due, split)
 
     with pytest.raises(BelowReserved):
         inventory.set_quantity(item, 0)
     changed = inventory.set_quantity(item, 1)
 
     assert (changed.quantity, changed.reserved_quantity) == (1, 1)
-    assert {inventory.stored_state(each) for each in (lapsed, split)} == {State.EXPIRED}
+    assert {inventory.stored_state(each) for each in (due, split)} == {State.EXPIRED}
     assert inventory.stored_state(fresh) is State.HELD
     assert inventory.available(1, "B") == 10
 
 
 def test_a_quantity_that_is_high_enough_expires_nothing(inventory: InventoryDriver) -> None:
     item = inventory.add_stock(1, 10)
-    lapsed = inventory.reserve(1, 4)
-    inventory.make_due(lapsed)
+    due = inventory.reserve(1, 4)
+    inventory.make_due(due)
 
     assert inventory.set_quantity(item, 4).available_quantity == 4
-    assert inventory.stored_state(lapsed) is State.HELD
+    assert inventory.stored_state(due) is State.HELD
 
 
 # --- check ---
 
 
-def test_availability_is_asked_for_one_location_or_over_all(inventory: InventoryDriver) -> None:
+def test_stock_is_checked_at_one_location_or_over_all(inventory: InventoryDriver) -> None:
     inventory.add_stock(1, 3, "A")
     inventory.add_stock(1, 4, "B")
     inventory.reserve(1, 1, location="A")
@@ -231,7 +231,7 @@ def test_availability_is_asked_for_one_location_or_over_all(inventory: Inventory
 
 def test_no_sum_over_locations_overflows(inventory: InventoryDriver) -> None:
     with inventory.database.write() as tx:
-        moment = now(tx)
+        timestamp = now(tx)
         tx.execute(
             insert(tables.inventory_items),
             [
@@ -241,8 +241,8 @@ def test_no_sum_over_locations_overflows(inventory: InventoryDriver) -> None:
                     "quantity": ITEM_QUANTITY_MAX,
                     "reserved_quantity": 0,
                     "version": 0,
-                    "created_at": moment,
-                    "updated_at": moment,
+                    "created_at": timestamp,
+                    "updated_at": timestamp,
                 }
                 for number in range(1100)
             ],
@@ -254,7 +254,7 @@ def test_no_sum_over_locations_overflows(inventory: InventoryDriver) -> None:
     assert [part.quantity for part in held.allocations] == [1_000_000_000]
 
 
-def test_an_insufficient_sum_is_told_exactly(inventory: InventoryDriver) -> None:
+def test_a_refusal_reports_the_exact_available_sum(inventory: InventoryDriver) -> None:
     inventory.add_stock(1, ITEM_QUANTITY_MAX, "A")
     inventory.add_stock(1, ITEM_QUANTITY_MAX, "B")
 

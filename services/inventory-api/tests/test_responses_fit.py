@@ -1,4 +1,4 @@
-"""No answer is larger than what a client takes by default, whatever it is about."""
+"""No response is larger than the default limit of gRPC clients."""
 
 from datetime import UTC, datetime
 from uuid import UUID
@@ -21,16 +21,16 @@ from shop_common.api.valid import INT64_MAX
 from shop_protos.inventory.v1 import inventory_pb2 as pb
 
 BYTES_MAX = 4 * 1024 * 1024
-"""Of a message, for every gRPC client that was not told otherwise."""
+"""The default limit of gRPC clients on a message."""
 
 PAGE_SIZE_MAX = 1_000
-"""As the contract says."""
+"""The limit in proto/shop/inventory/v1/inventory.proto."""
 
 LATE = datetime(2262, 4, 11, 23, 47, 16, 854_775, tzinfo=UTC)
 
 
 def reservation(allocations: int) -> Reservation:
-    """As large as one of so many allocations can be."""
+    """The largest reservation with this many allocations."""
     parts = tuple(Allocation(INT64_MAX, "W" * 64, ITEM_QUANTITY_MAX) for _ in range(allocations))
     return Reservation(
         str(UUID(int=1)), INT64_MAX, ITEM_QUANTITY_MAX, "o" * 64, State.FULFILLED, LATE, LATE, allocations=parts
@@ -57,22 +57,22 @@ def test_the_largest_confirmation_fits() -> None:
     assert pb.ConfirmReservationsResponse(reservations=confirmed).ByteSize() < BYTES_MAX
 
 
-def test_the_largest_batch_fits_and_leaves_out_no_reservation() -> None:
+def test_the_largest_batch_fits_and_has_every_reservation() -> None:
     lines_each = BATCH_LINES_MAX // BATCH_ORDERS_MAX
     outcomes = [[reservation(LOCATIONS_MAX)] * lines_each] * BATCH_ORDERS_MAX
 
-    answer = render.batch(outcomes)
+    response = render.batch(outcomes)
 
-    assert answer.ByteSize() < BYTES_MAX
-    assert [len(result.reservations.reservations) for result in answer.results] == [lines_each] * BATCH_ORDERS_MAX
-    shown = [len(each.allocations) for result in answer.results for each in result.reservations.reservations]
+    assert response.ByteSize() < BYTES_MAX
+    assert [len(result.reservations.reservations) for result in response.results] == [lines_each] * BATCH_ORDERS_MAX
+    shown = [len(each.allocations) for result in response.results for each in result.reservations.reservations]
     assert shown == [LOCATIONS_MAX] * 50 + [0] * (BATCH_LINES_MAX - 50)
 
 
-def test_a_batch_of_usual_orders_leaves_out_nothing() -> None:
+def test_a_batch_of_usual_orders_has_every_allocation() -> None:
     refusal = InsufficientStock(1, 2, 1)
 
-    answer = render.batch([[reservation(5)] * 10] * 500 + [refusal])
+    response = render.batch([[reservation(5)] * 10] * 500 + [refusal])
 
-    assert [len(result.reservations.reservations[0].allocations) for result in answer.results[:-1]] == [5] * 500
-    assert answer.results[-1].HasField("error")
+    assert [len(result.reservations.reservations[0].allocations) for result in response.results[:-1]] == [5] * 500
+    assert response.results[-1].HasField("error")

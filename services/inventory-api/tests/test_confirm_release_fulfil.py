@@ -1,4 +1,4 @@
-"""What happens to reservations after they were made, and that each step happens at most once."""
+"""Confirming, releasing and fulfilling reservations; each status change happens at most once."""
 
 from collections.abc import Callable
 from functools import partial
@@ -10,15 +10,15 @@ from inventory_api.domain.errors import ReservationExpired, ReservationNotFound,
 from inventory_api.domain.model import Line, Reservation, State
 
 
-def told(inventory: InventoryDriver, *, but: str = "STOCK_RESERVED") -> list[str]:
-    """The types of what was told of reservations, without their beginning."""
+def event_types(inventory: InventoryDriver, *, but: str = "STOCK_RESERVED") -> list[str]:
+    """The event types of reservations, except STOCK_RESERVED."""
     return [event.type for event in inventory.events() if event.type not in (but, "STOCK_UPDATED")]
 
 
 # --- confirm ---
 
 
-def test_confirming_keeps_all_holds_of_an_order_for_good(inventory: InventoryDriver) -> None:
+def test_a_confirmed_order_keeps_all_its_reservations(inventory: InventoryDriver) -> None:
     item = inventory.add_stock(1, 5)
     inventory.add_stock(2, 5)
     held = inventory.reserve_lines("order-1", Line(1, 2), Line(2, 3))
@@ -29,40 +29,40 @@ def test_confirming_keeps_all_holds_of_an_order_for_good(inventory: InventoryDri
     assert all(each.state is State.CONFIRMED and each.expires_at is None for each in kept)
     assert [inventory.reservation(each) for each in kept] == kept
     assert inventory.item(item).reserved_quantity == 2
-    assert told(inventory) == ["STOCK_RESERVATION_CONFIRMED"] * 2
+    assert event_types(inventory) == ["STOCK_RESERVATION_CONFIRMED"] * 2
 
 
-def test_confirming_again_answers_the_same_and_tells_nothing(inventory: InventoryDriver) -> None:
+def test_confirming_again_returns_the_same_and_emits_nothing(inventory: InventoryDriver) -> None:
     inventory.add_stock(1, 5)
     inventory.reserve(1, 2)
 
     assert inventory.confirm() == inventory.confirm()
-    assert told(inventory) == ["STOCK_RESERVATION_CONFIRMED"]
+    assert event_types(inventory) == ["STOCK_RESERVATION_CONFIRMED"]
 
 
-def test_an_order_without_reservations_can_not_be_confirmed(inventory: InventoryDriver) -> None:
+def test_an_order_without_reservations_cannot_be_confirmed(inventory: InventoryDriver) -> None:
     with pytest.raises(ReservationNotFound) as refused:
-        inventory.confirm("nobody's")
+        inventory.confirm("unknown")
 
-    assert refused.value.metadata() == {"order_id": "nobody's"}
+    assert refused.value.metadata() == {"order_id": "unknown"}
 
 
-def test_an_order_with_one_hold_past_its_time_is_not_confirmed_at_all(inventory: InventoryDriver) -> None:
+def test_an_order_with_one_due_reservation_is_not_confirmed_at_all(inventory: InventoryDriver) -> None:
     inventory.add_stock(1, 5)
     inventory.add_stock(2, 5)
-    lapsed, fresh = inventory.reserve_lines("order-1", Line(1, 2), Line(2, 3))
-    inventory.make_due(lapsed)
+    due, fresh = inventory.reserve_lines("order-1", Line(1, 2), Line(2, 3))
+    inventory.make_due(due)
 
     with pytest.raises(ReservationExpired):
         inventory.confirm("order-1")
 
-    assert inventory.stored_state(lapsed) is State.EXPIRED
+    assert inventory.stored_state(due) is State.EXPIRED
     assert inventory.stored_state(fresh) is State.HELD
-    assert told(inventory) == ["STOCK_RESERVATION_EXPIRED"]
+    assert event_types(inventory) == ["STOCK_RESERVATION_EXPIRED"]
     assert (inventory.available(1), inventory.available(2)) == (5, 2)
 
 
-def test_an_order_with_an_expired_hold_stays_unconfirmed(inventory: InventoryDriver) -> None:
+def test_an_order_with_an_expired_reservation_stays_unconfirmed(inventory: InventoryDriver) -> None:
     inventory.add_stock(1, 5)
     inventory.make_due(inventory.reserve(1, 2))
     inventory.expire()
@@ -70,10 +70,10 @@ def test_an_order_with_an_expired_hold_stays_unconfirmed(inventory: InventoryDri
     for _ in range(2):
         with pytest.raises(ReservationExpired):
             inventory.confirm()
-    assert told(inventory) == ["STOCK_RESERVATION_EXPIRED"]
+    assert event_types(inventory) == ["STOCK_RESERVATION_EXPIRED"]
 
 
-def test_released_reservations_are_left_out_of_a_confirmation(inventory: InventoryDriver) -> None:
+def test_a_confirmation_leaves_out_released_reservations(inventory: InventoryDriver) -> None:
     inventory.add_stock(1, 5)
     inventory.release(inventory.reserve(1, 2))
     second = inventory.reserve(1, 1)
@@ -83,7 +83,7 @@ def test_released_reservations_are_left_out_of_a_confirmation(inventory: Invento
     assert kept.id == second.id
 
 
-def test_an_order_whose_holds_were_all_released_is_not_confirmed(inventory: InventoryDriver) -> None:
+def test_an_order_whose_reservations_were_all_released_is_not_confirmed(inventory: InventoryDriver) -> None:
     inventory.add_stock(1, 5)
     inventory.release(inventory.reserve(1, 2))
 
@@ -91,7 +91,7 @@ def test_an_order_whose_holds_were_all_released_is_not_confirmed(inventory: Inve
         inventory.confirm()
 
 
-def test_confirming_one_order_leaves_another_as_it_is(inventory: InventoryDriver) -> None:
+def test_confirming_one_order_does_not_change_another(inventory: InventoryDriver) -> None:
     inventory.add_stock(1, 5)
     other = inventory.reserve(1, 1, order="order-2")
     inventory.reserve(1, 1, order="order-1")
@@ -105,7 +105,7 @@ def test_confirming_one_order_leaves_another_as_it_is(inventory: InventoryDriver
 
 
 @pytest.mark.parametrize("confirmed", [False, True])
-def test_releasing_gives_back_what_was_taken_from_each_location(inventory: InventoryDriver, confirmed: bool) -> None:
+def test_releasing_frees_the_units_at_each_location(inventory: InventoryDriver, confirmed: bool) -> None:
     inventory.add_stock(1, 3, "A")
     inventory.add_stock(1, 2, "B")
     held = inventory.reserve(1, 5)
@@ -120,16 +120,16 @@ def test_releasing_gives_back_what_was_taken_from_each_location(inventory: Inven
     assert event.data["released_quantity"] == 5
 
 
-def test_releasing_again_answers_the_same_and_gives_nothing_more(inventory: InventoryDriver) -> None:
+def test_releasing_again_returns_the_same_and_frees_nothing_more(inventory: InventoryDriver) -> None:
     inventory.add_stock(1, 5)
     held = inventory.reserve(1, 2)
 
     assert [inventory.release(held) for _ in range(3)] == [2, 2, 2]
     assert inventory.available(1) == 5
-    assert told(inventory) == ["STOCK_RELEASED"]
+    assert event_types(inventory) == ["STOCK_RELEASED"]
 
 
-def test_an_unknown_reservation_can_not_be_released(inventory: InventoryDriver) -> None:
+def test_an_unknown_reservation_cannot_be_released(inventory: InventoryDriver) -> None:
     inventory.add_stock(1, 1)
     held = inventory.reserve(1, 1)
     unknown = Reservation(held.id[:-4] + "0000", 1, 1, "", State.HELD, held.created_at, None, ())
@@ -142,18 +142,18 @@ def test_an_unknown_reservation_can_not_be_released(inventory: InventoryDriver) 
     assert refused.value.metadata() == {"reservation_id": unknown.id}
 
 
-def test_releasing_a_hold_past_its_time_expires_it_and_releases_nothing(inventory: InventoryDriver) -> None:
+def test_releasing_a_due_reservation_expires_it_and_releases_nothing(inventory: InventoryDriver) -> None:
     inventory.add_stock(1, 5)
     held = inventory.reserve(1, 2)
     inventory.make_due(held)
 
     assert inventory.release(held) == 0
     assert inventory.release(held) == 0
-    assert told(inventory) == ["STOCK_RESERVATION_EXPIRED"]
+    assert event_types(inventory) == ["STOCK_RESERVATION_EXPIRED"]
     assert inventory.available(1) == 5
 
 
-def test_releasing_what_was_fulfilled_gives_nothing_back(inventory: InventoryDriver) -> None:
+def test_releasing_a_fulfilled_reservation_frees_nothing(inventory: InventoryDriver) -> None:
     item = inventory.add_stock(1, 5)
     held = inventory.reserve(1, 2)
     inventory.confirm()
@@ -164,7 +164,7 @@ def test_releasing_what_was_fulfilled_gives_nothing_back(inventory: InventoryDri
     assert inventory.item(item).quantity == 3
 
 
-def test_a_cancelled_order_gives_back_all_that_is_active(inventory: InventoryDriver) -> None:
+def test_cancelling_an_order_releases_its_active_reservations(inventory: InventoryDriver) -> None:
     inventory.add_stock(1, 9)
     inventory.add_stock(2, 9)
     inventory.reserve_lines("order-1", Line(1, 2), Line(2, 3))
@@ -172,11 +172,11 @@ def test_a_cancelled_order_gives_back_all_that_is_active(inventory: InventoryDri
     inventory.reserve(1, 1, order="order-1")
     other = inventory.reserve(1, 1, order="order-2")
 
-    inventory.cancel("order-1", "nobody's")
+    inventory.cancel("order-1", "unknown")
     inventory.cancel("order-1")
 
     assert (inventory.available(1), inventory.available(2)) == (8, 9)
-    assert told(inventory).count("STOCK_RELEASED") == 3
+    assert event_types(inventory).count("STOCK_RELEASED") == 3
     assert inventory.state(other) is State.HELD
 
 
@@ -194,12 +194,12 @@ def test_shipping_takes_confirmed_units_out_of_the_stock(inventory: InventoryDri
     assert inventory.state(held) is State.FULFILLED
     found = [inventory.item(each) for each in (a, b)]
     assert [(item.quantity, item.reserved_quantity, item.version) for item in found] == [(2, 0, 2), (0, 0, 2)]
-    assert told(inventory)[-1] == "STOCK_FULFILLED"
+    assert event_types(inventory)[-1] == "STOCK_FULFILLED"
     updates = inventory.events("STOCK_UPDATED")[2:]
     assert {(event.data["location"], event.data["quantity"]) for event in updates} == {("A", 2), ("B", 0)}
 
 
-def test_shipping_again_takes_nothing_more_and_answers_the_same(inventory: InventoryDriver) -> None:
+def test_shipping_again_takes_nothing_more_and_returns_the_same(inventory: InventoryDriver) -> None:
     item = inventory.add_stock(1, 5)
     inventory.reserve(1, 2)
     inventory.confirm()
@@ -208,11 +208,11 @@ def test_shipping_again_takes_nothing_more_and_answers_the_same(inventory: Inven
     assert inventory.item(item).quantity == 3
 
 
-def test_a_hold_that_was_never_confirmed_is_left_to_expire_when_its_order_ships(inventory: InventoryDriver) -> None:
+def test_shipping_leaves_an_unconfirmed_reservation_to_expire(inventory: InventoryDriver) -> None:
     item = inventory.add_stock(1, 5)
     held = inventory.reserve(1, 2)
 
-    assert inventory.ship("order-1", "nobody's") == {"order-1": {}, "nobody's": {}}
+    assert inventory.ship("order-1", "unknown") == {"order-1": {}, "unknown": {}}
     assert inventory.state(held) is State.HELD
     inventory.make_due(held)
     inventory.expire()
@@ -220,7 +220,7 @@ def test_a_hold_that_was_never_confirmed_is_left_to_expire_when_its_order_ships(
     assert inventory.item(item).available_quantity == 5
 
 
-def test_orders_shipped_together_change_an_item_once(inventory: InventoryDriver) -> None:
+def test_orders_that_are_shipped_together_change_an_item_once(inventory: InventoryDriver) -> None:
     item = inventory.add_stock(1, 10)
     for order in ("order-1", "order-2"):
         inventory.reserve(1, 3, order=order)
@@ -235,7 +235,7 @@ def test_orders_shipped_together_change_an_item_once(inventory: InventoryDriver)
 
 
 @pytest.mark.parametrize("ending", ["released", "expired", "fulfilled"])
-def test_what_has_ended_stays_as_it_is(inventory: InventoryDriver, ending: str) -> None:
+def test_a_reservation_that_has_ended_does_not_change(inventory: InventoryDriver, ending: str) -> None:
     inventory.add_stock(1, 5)
     held = inventory.reserve(1, 2)
     if ending == "released":
@@ -256,11 +256,11 @@ def test_what_has_ended_stays_as_it_is(inventory: InventoryDriver, ending: str) 
     assert (inventory.state(held), inventory.available(1), len(inventory.events())) == (state, available, before)
 
 
-# --- at most once, whoever asks ---
+# --- at most once, with concurrent callers ---
 
 
 @pytest.mark.parametrize("start", ["held", "confirmed", "lapsed"])
-def test_sixteen_callers_of_different_transitions_move_a_reservation_along_one_path(
+def test_sixteen_concurrent_transitions_of_a_reservation_leave_one_legal_history(
     inventory: InventoryDriver, second_process: InventoryDriver, start: str
 ) -> None:
     item = inventory.add_stock(1, 10)
@@ -284,7 +284,7 @@ def test_sixteen_callers_of_different_transitions_move_a_reservation_along_one_p
 
         at_once([step for _ in range(2) for process in (inventory, second_process) for step in steps(process)])
 
-        # That the events are one legal path, and the counters their sum, is audited after each test.
+        # The consistency check after each test verifies that the events are one legal history and the counters agree.
         inventory.check_consistency()
         state, found = inventory.state(held), inventory.item(item)
         kept = 3 if state is State.CONFIRMED else 0
@@ -295,7 +295,7 @@ def test_sixteen_callers_of_different_transitions_move_a_reservation_along_one_p
         inventory.add_stock(1, 3)
 
 
-def test_of_sixteen_releases_at_once_one_gives_back_and_all_answer_the_same(
+def test_of_sixteen_concurrent_releases_one_frees_the_units_and_all_return_the_same(
     inventory: InventoryDriver, second_process: InventoryDriver
 ) -> None:
     inventory.add_stock(1, 10)
@@ -304,5 +304,5 @@ def test_of_sixteen_releases_at_once_one_gives_back_and_all_answer_the_same(
     answers = at_once([partial(process.release, held) for _ in range(8) for process in (inventory, second_process)])
 
     assert answers == [3] * 16
-    assert told(inventory) == ["STOCK_RELEASED"]
+    assert event_types(inventory) == ["STOCK_RELEASED"]
     assert inventory.available(1) == 10

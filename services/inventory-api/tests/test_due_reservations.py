@@ -1,4 +1,4 @@
-"""A hold past its time is free stock at once, whether or not the reaper has come by."""
+"""The units of a due reservation are free at once, before the reaper has expired it."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -18,7 +18,7 @@ from shop_common.moments import rfc3339
 
 
 def batch(inventory: InventoryDriver, *orders: OrderLines) -> list[list[Reservation] | ShopError]:
-    """Orders that arrived in this sequence and are decided together."""
+    """Reserve for these orders in one batch, in this order."""
     return inventory.database.transact(lambda tx: reserve.reserve(tx, orders, default_ttl_seconds=TTL_SECONDS))
 
 
@@ -26,24 +26,24 @@ def expired(inventory: InventoryDriver) -> list[str]:
     return [event.data["reservation_id"] for event in inventory.events("STOCK_RESERVATION_EXPIRED")]
 
 
-def test_an_expired_hold_is_free_stock_at_once(inventory: InventoryDriver) -> None:
+def test_the_units_of_a_due_reservation_are_free_at_once(inventory: InventoryDriver) -> None:
     item = inventory.add_stock(1, 1)
-    lapsed = inventory.reserve(1, 1, order="late")
-    inventory.make_due(lapsed)
+    due_reservation = inventory.reserve(1, 1, order="late")
+    inventory.make_due(due_reservation)
 
     assert inventory.available(1) == 1
     assert inventory.item(item).available_quantity == 1
-    assert inventory.state(lapsed) is State.EXPIRED
-    assert inventory.stored_state(lapsed) is State.HELD
+    assert inventory.state(due_reservation) is State.EXPIRED
+    assert inventory.stored_state(due_reservation) is State.HELD
 
     inventory.reserve(1, 1, order="next")
 
-    assert inventory.stored_state(lapsed) is State.EXPIRED
-    assert expired(inventory) == [lapsed.id]
+    assert inventory.stored_state(due_reservation) is State.EXPIRED
+    assert expired(inventory) == [due_reservation.id]
     assert inventory.available(1) == 0
 
 
-def test_a_hold_is_kept_until_its_very_time(inventory: InventoryDriver) -> None:
+def test_a_reservation_is_held_until_its_expiry(inventory: InventoryDriver) -> None:
     inventory.add_stock(1, 1)
     held = inventory.reserve(1, 1, ttl=60)
 
@@ -54,7 +54,7 @@ def test_a_hold_is_kept_until_its_very_time(inventory: InventoryDriver) -> None:
     assert inventory.stored_state(held) is State.HELD
 
 
-def test_the_next_buyer_of_an_expired_hold_is_told_of_after_its_expiry(inventory: InventoryDriver) -> None:
+def test_the_event_of_an_expiry_precedes_that_of_the_next_reservation(inventory: InventoryDriver) -> None:
     inventory.add_stock(1, 1)
     inventory.make_due(inventory.reserve(1, 1))
 
@@ -64,30 +64,30 @@ def test_the_next_buyer_of_an_expired_hold_is_told_of_after_its_expiry(inventory
     assert types == ["STOCK_RESERVED", "STOCK_RESERVATION_EXPIRED", "STOCK_RESERVED"]
 
 
-def test_a_request_that_finds_free_stock_expires_nothing(inventory: InventoryDriver) -> None:
+def test_a_request_for_free_stock_expires_nothing(inventory: InventoryDriver) -> None:
     inventory.add_stock(1, 2)
-    lapsed = inventory.reserve(1, 1)
-    inventory.make_due(lapsed)
+    due_reservation = inventory.reserve(1, 1)
+    inventory.make_due(due_reservation)
 
     inventory.reserve(1, 1)
 
-    assert inventory.stored_state(lapsed) is State.HELD
+    assert inventory.stored_state(due_reservation) is State.HELD
     assert inventory.available(1) == 1
 
 
-def test_only_as_many_due_holds_are_expired_as_are_needed_the_oldest_first(inventory: InventoryDriver) -> None:
+def test_only_as_many_due_reservations_expire_as_are_needed_oldest_first(inventory: InventoryDriver) -> None:
     inventory.add_stock(1, 5)
-    lapsed = [inventory.reserve(1, 1, order=f"late-{n}") for n in range(5)]
-    for hold, ago_seconds in zip(lapsed, (20, 50, 10, 40, 30), strict=True):
-        inventory.make_due(hold, ago_seconds=ago_seconds)
+    due_reservations = [inventory.reserve(1, 1, order=f"late-{n}") for n in range(5)]
+    for reservation, ago_seconds in zip(due_reservations, (20, 50, 10, 40, 30), strict=True):
+        inventory.make_due(reservation, ago_seconds=ago_seconds)
 
     inventory.reserve(1, 2)
 
-    assert set(expired(inventory)) == {lapsed[1].id, lapsed[3].id}
+    assert set(expired(inventory)) == {due_reservations[1].id, due_reservations[3].id}
     assert inventory.available(1) == 3
 
 
-def test_the_oldest_is_taken_whichever_location_it_is_at(inventory: InventoryDriver) -> None:
+def test_the_oldest_due_reservation_expires_at_any_location(inventory: InventoryDriver) -> None:
     inventory.add_stock(1, 1, "A")
     inventory.add_stock(1, 1, "B")
     newer = inventory.reserve(1, 1, location="A")
@@ -101,7 +101,7 @@ def test_the_oldest_is_taken_whichever_location_it_is_at(inventory: InventoryDri
     assert [part.location for part in held.allocations] == ["B"]
 
 
-def test_a_line_that_names_a_location_expires_no_hold_at_another(inventory: InventoryDriver) -> None:
+def test_a_line_that_names_a_location_expires_no_reservation_at_another(inventory: InventoryDriver) -> None:
     inventory.add_stock(1, 1, "A")
     inventory.add_stock(1, 1, "B")
     elsewhere = inventory.reserve(1, 1, location="A")
@@ -117,21 +117,21 @@ def test_a_line_that_names_a_location_expires_no_hold_at_another(inventory: Inve
     assert expired(inventory) == [there.id]
 
 
-def test_a_split_hold_gives_back_all_of_its_parts(inventory: InventoryDriver) -> None:
+def test_a_split_reservation_frees_all_of_its_allocations(inventory: InventoryDriver) -> None:
     inventory.add_stock(1, 3, "A")
     inventory.add_stock(1, 2, "B")
-    lapsed = inventory.reserve(1, 5)
-    inventory.make_due(lapsed)
+    due_reservation = inventory.reserve(1, 5)
+    inventory.make_due(due_reservation)
 
     assert (inventory.available(1, "A"), inventory.available(1, "B"), inventory.available(1)) == (3, 2, 5)
     held = inventory.reserve(1, 2, location="B")
 
-    assert expired(inventory) == [lapsed.id]
+    assert expired(inventory) == [due_reservation.id]
     assert [(part.location, part.quantity) for part in held.allocations] == [("B", 2)]
     assert inventory.available(1) == 3
 
 
-def test_an_order_gets_several_products_that_are_all_held_past_their_time(inventory: InventoryDriver) -> None:
+def test_an_order_gets_several_products_whose_reservations_are_all_due(inventory: InventoryDriver) -> None:
     for product in (1, 2, 3):
         inventory.add_stock(product, 1)
         inventory.make_due(inventory.reserve(product, 1, order=f"late-{product}"))
@@ -142,7 +142,7 @@ def test_an_order_gets_several_products_that_are_all_held_past_their_time(invent
     assert len(expired(inventory)) == 3
 
 
-def test_a_confirmed_reservation_never_falls_due(inventory: InventoryDriver) -> None:
+def test_a_confirmed_reservation_is_never_due(inventory: InventoryDriver) -> None:
     inventory.add_stock(1, 1)
     inventory.reserve(1, 1)
     (kept,) = inventory.confirm()
@@ -154,7 +154,7 @@ def test_a_confirmed_reservation_never_falls_due(inventory: InventoryDriver) -> 
     assert inventory.expire() == 0
 
 
-def test_a_batch_is_decided_anew_in_arrival_order(inventory: InventoryDriver) -> None:
+def test_a_batch_is_decided_again_in_arrival_order(inventory: InventoryDriver) -> None:
     inventory.add_stock(1, 3)
     inventory.make_due(inventory.reserve(1, 2, order="late"))
 
@@ -172,35 +172,35 @@ def test_a_batch_is_decided_anew_in_arrival_order(inventory: InventoryDriver) ->
     assert isinstance(third, InsufficientStock)
 
 
-def test_orders_of_a_batch_share_what_has_expired(inventory: InventoryDriver) -> None:
+def test_orders_of_a_batch_share_expired_units(inventory: InventoryDriver) -> None:
     inventory.add_stock(1, 4)
-    lapsed = [inventory.reserve(1, 1, order=f"late-{n}") for n in range(4)]
-    for age, hold in enumerate(lapsed):
-        inventory.make_due(hold, ago_seconds=40 - age)
+    due_reservations = [inventory.reserve(1, 1, order=f"late-{n}") for n in range(4)]
+    for age, reservation in enumerate(due_reservations):
+        inventory.make_due(reservation, ago_seconds=40 - age)
 
     outcomes = batch(inventory, *(OrderLines(f"order-{n}", (Line(1, 1),)) for n in range(3)))
 
     assert all(isinstance(outcome, list) for outcome in outcomes)
-    assert set(expired(inventory)) == {hold.id for hold in lapsed[:3]}
+    assert set(expired(inventory)) == {reservation.id for reservation in due_reservations[:3]}
 
 
-def test_an_earlier_order_without_a_location_does_not_hide_a_due_hold_from_a_later_one(
+def test_an_earlier_order_without_location_does_not_hide_a_due_reservation_from_a_later_one(
     inventory: InventoryDriver,
 ) -> None:
     inventory.add_stock(1, 6, "A")
     inventory.add_stock(1, 10, "B")
-    lapsed = inventory.reserve(1, 5, location="B")
-    inventory.make_due(lapsed)
+    due_reservation = inventory.reserve(1, 5, location="B")
+    inventory.make_due(due_reservation)
 
-    # The first leaves the least behind at B, so the second finds B empty but for the hold past its time.
+    # The first order takes the free units of B, so only the due reservation can cover the second one.
     first, second = batch(inventory, OrderLines("first", (Line(1, 5),)), OrderLines("second", (Line(1, 5, "B"),)))
 
     assert isinstance(first, list)
     assert isinstance(second, list)
-    assert expired(inventory) == [lapsed.id]
+    assert expired(inventory) == [due_reservation.id]
 
 
-def test_more_due_holds_than_one_batch_may_expire_is_contention_and_the_next_try_goes_on(
+def test_more_due_reservations_than_one_batch_may_expire_are_contention_and_a_retry_continues(
     inventory: InventoryDriver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(reserve, "DUE_EXPIRED_MAX", 3)
@@ -215,7 +215,7 @@ def test_more_due_holds_than_one_batch_may_expire_is_contention_and_the_next_try
     assert len(expired(inventory)) == 5
 
 
-def test_exactly_as_many_due_holds_as_one_batch_may_expire_are_enough(
+def test_as_many_due_reservations_as_one_batch_may_expire_are_enough(
     inventory: InventoryDriver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(reserve, "DUE_EXPIRED_MAX", 3)
@@ -227,21 +227,21 @@ def test_exactly_as_many_due_holds_as_one_batch_may_expire_are_enough(
     assert len(expired(inventory)) == 3
 
 
-def test_the_reaper_expires_the_oldest_and_no_more_than_it_was_asked_to(inventory: InventoryDriver) -> None:
+def test_the_reaper_expires_the_oldest_and_at_most_max_count(inventory: InventoryDriver) -> None:
     inventory.add_stock(1, 10)
-    lapsed = [inventory.reserve(1, 1, order=f"late-{n}") for n in range(5)]
-    for age, hold in enumerate(lapsed):
-        inventory.make_due(hold, ago_seconds=50 - age)
+    due_reservations = [inventory.reserve(1, 1, order=f"late-{n}") for n in range(5)]
+    for age, reservation in enumerate(due_reservations):
+        inventory.make_due(reservation, ago_seconds=50 - age)
     inventory.reserve(1, 1, order="fresh")
 
     assert inventory.expire(2) == 2
-    assert set(expired(inventory)) == {lapsed[0].id, lapsed[1].id}
+    assert set(expired(inventory)) == {due_reservations[0].id, due_reservations[1].id}
     assert inventory.expire(1000) == 3
     assert inventory.expire(1000) == 0
     assert inventory.available(1) == 9
 
 
-def test_an_expiry_tells_when_the_hold_ran_out_and_continues_nobodys_trace(inventory: InventoryDriver) -> None:
+def test_the_event_of_an_expiry_has_the_expiry_and_no_trace(inventory: InventoryDriver) -> None:
     inventory.add_stock(1, 1)
     held = inventory.reserve(1, 1)
     inventory.make_due(held, ago_seconds=100)
@@ -256,25 +256,25 @@ def test_an_expiry_tells_when_the_hold_ran_out_and_continues_nobodys_trace(inven
     assert (event.data["quantity"], event.data["order_id"]) == (1, "order-1")
 
 
-def test_holds_that_others_ended_meanwhile_are_not_expired_again(inventory: InventoryDriver) -> None:
+def test_reservations_that_ended_meanwhile_are_not_expired_again(inventory: InventoryDriver) -> None:
     inventory.add_stock(1, 10)
     released, expired, left = (inventory.reserve(1, 2, order=order) for order in ("released", "expired", "left"))
-    for hold, ago_seconds in ((released, 30), (expired, 20), (left, 10)):
-        inventory.make_due(hold, ago_seconds=ago_seconds)
+    for reservation, ago_seconds in ((released, 30), (expired, 20), (left, 10)):
+        inventory.make_due(reservation, ago_seconds=ago_seconds)
     with inventory.database.read() as tx:
-        found = due.oldest(tx, 10)
+        read = due.oldest(tx, 10)
     inventory.release(released)
     with pytest.raises(ReservationExpired):
         inventory.confirm("expired")
 
-    ended = inventory.database.transact(lambda tx: expire.expire_read(tx, found))
+    ended = inventory.database.transact(lambda tx: expire.expire_read(tx, read))
 
-    assert [reservation.id for reservation in found] == [released.id, expired.id, left.id]
+    assert [reservation.id for reservation in read] == [released.id, expired.id, left.id]
     assert ended == 1
     assert inventory.available(1) == 10
 
 
-def test_a_hold_that_was_confirmed_in_time_is_never_expired(inventory: InventoryDriver) -> None:
+def test_a_reservation_that_was_confirmed_in_time_is_never_expired(inventory: InventoryDriver) -> None:
     inventory.add_stock(1, 2)
     kept = inventory.reserve(1, 2, order="kept")
     inventory.confirm("kept")
@@ -283,18 +283,20 @@ def test_a_hold_that_was_confirmed_in_time_is_never_expired(inventory: Inventory
     assert inventory.stored_state(kept) is State.CONFIRMED
 
 
-def test_a_batch_goes_on_where_the_last_one_ended_and_misses_nothing(inventory: InventoryDriver) -> None:
+def test_a_batch_starts_where_the_last_one_ended_and_misses_nothing(inventory: InventoryDriver) -> None:
     inventory.add_stock(1, 10)
-    holds = [inventory.reserve(1, 1, order=f"order-{number}") for number in range(6)]
-    for hold, ago_seconds in zip(holds, (60, 50, 40, 30, 20), strict=False):
-        inventory.make_due(hold, ago_seconds=ago_seconds)
+    reservations = [inventory.reserve(1, 1, order=f"order-{number}") for number in range(6)]
+    for reservation, ago_seconds in zip(reservations, (60, 50, 40, 30, 20), strict=False):
+        inventory.make_due(reservation, ago_seconds=ago_seconds)
     assert inventory.expire(2) == 2
 
-    # Of before where that batch ended: its time may have been over while it was being made.
-    inventory.make_due(holds[5], ago_seconds=70)
+    # It expired before the position where that batch ended, but was committed after the batch was read.
+    inventory.make_due(reservations[5], ago_seconds=70)
 
     assert inventory.expire(2) == 2
-    assert [inventory.stored_state(hold) is State.EXPIRED for hold in holds] == [True] * 4 + [False] * 2
+    assert [inventory.stored_state(reservation) is State.EXPIRED for reservation in reservations] == [True] * 4 + [
+        False
+    ] * 2
     assert inventory.expire(2) == 2
     assert inventory.expire(2) == 0
     assert inventory.available(1) == 10
@@ -302,20 +304,20 @@ def test_a_batch_goes_on_where_the_last_one_ended_and_misses_nothing(inventory: 
 
 @pytest.fixture
 def turns(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """How many holds each transaction expired; two at most."""
+    """How many reservations each transaction expired; at most two."""
     sizes: list[int] = []
     usual = expire.expire_read
 
-    def expire_read(tx: Connection, found: Sequence[Reservation]) -> int:
-        sizes.append(len(found))
-        return usual(tx, found)
+    def expire_read(tx: Connection, read: Sequence[Reservation]) -> int:
+        sizes.append(len(read))
+        return usual(tx, read)
 
     monkeypatch.setattr(expire, "TURN_EXPIRED", 2)
     monkeypatch.setattr(expire, "expire_read", expire_read)
     return sizes
 
 
-def test_a_batch_is_expired_in_turns_of_a_transaction_each(inventory: InventoryDriver, turns: list[int]) -> None:
+def test_a_batch_is_expired_in_turns_of_one_transaction_each(inventory: InventoryDriver, turns: list[int]) -> None:
     inventory.add_stock(1, 10)
     for number in range(5):
         inventory.make_due(inventory.reserve(1, 1, order=f"order-{number}"))
@@ -326,25 +328,27 @@ def test_a_batch_is_expired_in_turns_of_a_transaction_each(inventory: InventoryD
     assert len(expired(inventory)) == 5
 
 
-def test_a_turn_that_fails_leaves_what_was_expired_before_it(
+def test_a_failed_turn_does_not_undo_earlier_turns(
     inventory: InventoryDriver, turns: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     inventory.add_stock(1, 10)
-    holds = [inventory.reserve(1, 1, order=f"order-{number}") for number in range(5)]
-    for age, hold in enumerate(holds):
-        inventory.make_due(hold, ago_seconds=50 - age)
+    reservations = [inventory.reserve(1, 1, order=f"order-{number}") for number in range(5)]
+    for age, reservation in enumerate(reservations):
+        inventory.make_due(reservation, ago_seconds=50 - age)
     usual = items.free
 
     def free(*arguments: Any) -> None:
         usual(*arguments)
         if len(turns) == 2:
-            raise Contention("others hold the same rows")
+            raise Contention("other transactions changed the same rows")
 
     monkeypatch.setattr(items, "free", free)
     with pytest.raises(Contention):
         inventory.expire()
 
-    assert [inventory.stored_state(hold) for hold in holds] == [State.EXPIRED] * 2 + [State.HELD] * 3
+    assert [inventory.stored_state(reservation) for reservation in reservations] == [State.EXPIRED] * 2 + [
+        State.HELD
+    ] * 3
     assert len(expired(inventory)) == 2
     assert inventory.expire() == 3
     assert len(expired(inventory)) == 5

@@ -1,4 +1,4 @@
-"""How many holds Prometheus is told of."""
+"""The gauges of held reservations."""
 
 import time
 
@@ -11,14 +11,14 @@ from inventory_api.store.reservations import counts
 from inventory_api.store.reservations.counts import ReservationCounts
 from shop_common.db.database import STEADY_PLANS
 
-TOLD_SECONDS = 60
+WAIT_SECONDS = 60
 
 
 def count(inventory: InventoryDriver) -> ReservationCounts:
     return inventory.database.query(counts.count, STEADY_PLANS)
 
 
-def test_what_is_held_is_counted_as_running_or_as_due(inventory: InventoryDriver) -> None:
+def test_held_reservations_are_counted_as_running_or_due(inventory: InventoryDriver) -> None:
     inventory.add_stock(1, 20)
     for number in range(3):
         inventory.reserve(1, 1, order=f"running-{number}")
@@ -34,7 +34,7 @@ def test_what_is_held_is_counted_as_running_or_as_due(inventory: InventoryDriver
     assert count(inventory) == ReservationCounts(running=3, due=0, set_aside=0)
 
 
-def test_no_more_are_counted_than_the_bound(inventory: InventoryDriver, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_count_stops_at_its_limit(inventory: InventoryDriver, monkeypatch: pytest.MonkeyPatch) -> None:
     inventory.add_stock(1, 20)
     for number in range(5):
         inventory.reserve(1, 1, order=f"running-{number}")
@@ -43,16 +43,16 @@ def test_no_more_are_counted_than_the_bound(inventory: InventoryDriver, monkeypa
     assert count(inventory) == ReservationCounts(running=4, due=0, set_aside=0)
 
 
-def test_prometheus_is_told_at_once(inventory: InventoryDriver) -> None:
+def test_the_gauges_are_set_at_once(inventory: InventoryDriver) -> None:
     inventory.add_stock(1, 20)
     inventory.reserve(1, 1)
-    watch = HeldReservationsCollector(inventory.database)
-    watch.start()
+    collector = HeldReservationsCollector(inventory.database)
+    collector.start()
     try:
-        deadline = time.monotonic() + TOLD_SECONDS
+        deadline = time.monotonic() + WAIT_SECONDS
         while REGISTRY.get_sample_value("shop_holds", {"state": "running"}) != 1:
             assert time.monotonic() < deadline
             time.sleep(0.01)
     finally:
-        watch.stop()
+        collector.stop()
     assert REGISTRY.get_sample_value("shop_holds", {"state": "due"}) == 0

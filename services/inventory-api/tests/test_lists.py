@@ -1,4 +1,4 @@
-"""Lists: each row that was there at the first page comes exactly once, whatever happens meanwhile."""
+"""Lists: each row that existed at the first page is listed exactly once, whatever changes meanwhile."""
 
 from collections.abc import Callable
 
@@ -13,37 +13,37 @@ from shop_common.api.valid import Fields
 
 
 def all_items(
-    inventory: InventoryDriver, wanted: ItemFilter, size: int, between: Callable[[], object] = lambda: None
+    inventory: InventoryDriver, filter_: ItemFilter, size: int, between: Callable[[], object] = lambda: None
 ) -> list[Item]:
-    page = inventory.items_page(wanted, size=size)
+    page = inventory.items_page(filter_, size=size)
     found = list(page.rows)
     while page.next_position is not None:
         between()
-        page = inventory.items_page(wanted, size=size, after=page)
+        page = inventory.items_page(filter_, size=size, after=page)
         found += page.rows
     return found
 
 
 def all_reservations(
-    inventory: InventoryDriver, wanted: ReservationFilter, size: int, between: Callable[[], object] = lambda: None
+    inventory: InventoryDriver, filter_: ReservationFilter, size: int, between: Callable[[], object] = lambda: None
 ) -> list[Reservation]:
-    page = inventory.reservations_page(wanted, size=size)
+    page = inventory.reservations_page(filter_, size=size)
     found = list(page.rows)
     while page.next_position is not None:
         between()
-        page = inventory.reservations_page(wanted, size=size, after=page)
+        page = inventory.reservations_page(filter_, size=size, after=page)
         found += page.rows
     return found
 
 
 @pytest.mark.parametrize("size", [1, 3, 7, 8, 50])
-def test_pages_of_any_size_hold_each_item_once(inventory: InventoryDriver, size: int) -> None:
+def test_pages_of_any_size_contain_each_item_once(inventory: InventoryDriver, size: int) -> None:
     items = [inventory.add_stock(product, 1) for product in range(1, 9)]
 
     assert all_items(inventory, ItemFilter(), size) == items
 
 
-def test_a_list_that_just_fills_its_page_has_no_next_one(inventory: InventoryDriver) -> None:
+def test_a_list_that_just_fills_its_page_has_no_next_page(inventory: InventoryDriver) -> None:
     inventory.add_stock(1, 1)
     inventory.add_stock(2, 1)
 
@@ -57,12 +57,12 @@ def test_items_are_filtered_by_product_and_by_location(inventory: InventoryDrive
         for location in ("A", "B"):
             inventory.add_stock(product, 1, location)
 
-    def places(wanted: ItemFilter) -> list[tuple[int, str]]:
-        return [(item.product_id, item.location) for item in all_items(inventory, wanted, 1)]
+    def keys(filter_: ItemFilter) -> list[tuple[int, str]]:
+        return [(item.product_id, item.location) for item in all_items(inventory, filter_, 1)]
 
-    assert places(ItemFilter(product_id=2)) == [(2, "A"), (2, "B")]
-    assert places(ItemFilter(location="B")) == [(1, "B"), (2, "B")]
-    assert places(ItemFilter(product_id=1, location="B")) == [(1, "B")]
+    assert keys(ItemFilter(product_id=2)) == [(2, "A"), (2, "B")]
+    assert keys(ItemFilter(location="B")) == [(1, "B"), (2, "B")]
+    assert keys(ItemFilter(product_id=1, location="B")) == [(1, "B")]
 
 
 def test_item_pages_neither_skip_nor_repeat_while_items_are_added(inventory: InventoryDriver) -> None:
@@ -76,7 +76,7 @@ def test_item_pages_neither_skip_nor_repeat_while_items_are_added(inventory: Inv
     assert ids[: len(before)] == before
 
 
-def test_listed_items_count_holds_past_their_time_as_available(inventory: InventoryDriver) -> None:
+def test_listed_items_count_due_units_as_available(inventory: InventoryDriver) -> None:
     inventory.add_stock(1, 5)
     inventory.reserve(1, 1)
     inventory.make_due(inventory.reserve(1, 2))
@@ -86,7 +86,7 @@ def test_listed_items_count_holds_past_their_time_as_available(inventory: Invent
     assert (item.reserved_quantity, item.available_quantity) == (3, 4)
 
 
-def test_reservation_pages_neither_skip_nor_repeat_while_holds_are_made(inventory: InventoryDriver) -> None:
+def test_reservation_pages_neither_skip_nor_repeat_while_reservations_are_made(inventory: InventoryDriver) -> None:
     inventory.add_stock(1, 100)
     before = [inventory.reserve(1, 1, order=f"order-{n}") for n in range(7)]
 
@@ -111,12 +111,12 @@ def test_reservations_are_filtered_by_order_and_by_product(inventory: InventoryD
 
 def test_reservations_are_filtered_by_the_state_that_callers_see(inventory: InventoryDriver) -> None:
     inventory.add_stock(1, 50)
-    lapsed, expired, released, fulfilled, confirmed, held = (
+    due, expired, released, fulfilled, confirmed, held = (
         inventory.reserve(1, 1, order=order) for order in ("l", "e", "r", "f", "c", "h")
     )
     inventory.make_due(expired)
     inventory.expire()
-    inventory.make_due(lapsed)
+    inventory.make_due(due)
     inventory.release(released)
     inventory.confirm("f")
     inventory.ship("f")
@@ -128,23 +128,23 @@ def test_reservations_are_filtered_by_the_state_that_callers_see(inventory: Inve
         return {each.id for each in found}
 
     assert ids(State.HELD) == {held.id}
-    assert ids(State.EXPIRED) == {lapsed.id, expired.id}
+    assert ids(State.EXPIRED) == {due.id, expired.id}
     assert ids(State.RELEASED) == {released.id}
     assert ids(State.FULFILLED) == {fulfilled.id}
     assert ids(State.CONFIRMED) == {confirmed.id}
 
 
-def test_a_token_of_one_filter_is_no_token_of_another(inventory: InventoryDriver) -> None:
+def test_a_token_of_one_filter_is_refused_with_another(inventory: InventoryDriver) -> None:
     inventory.add_stock(1, 1, "A")
     inventory.add_stock(1, 1, "B")
     with Fields() as check:
-        asked = paging.ask(check, "items", ItemFilter(1), page_size=1, page_token="", position=(int,))
-    page = inventory.operations.list_items(asked, deadline=float("1e9"))
-    token = paging.next_token(page, asked)
+        request = paging.ask(check, "items", ItemFilter(1), page_size=1, page_token="", position=(int,))
+    page = inventory.operations.list_items(request, deadline=float("1e9"))
+    token = paging.next_token(page, request)
 
-    def violations(kind: str, wanted: ItemFilter) -> int:
+    def violations(kind: str, filter_: ItemFilter) -> int:
         check = Fields()
-        paging.ask(check, kind, wanted, page_size=1, page_token=token, position=(int,))
+        paging.ask(check, kind, filter_, page_size=1, page_token=token, position=(int,))
         return len(check._violations)
 
     assert violations("items", ItemFilter(1)) == 0

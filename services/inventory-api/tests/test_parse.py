@@ -1,4 +1,4 @@
-"""Bad requests: nothing is read beyond a bound that is broken already."""
+"""Parsing stops at the first limit that a request exceeds."""
 
 import pytest
 
@@ -7,7 +7,7 @@ from shop_common.errors import InvalidInput
 from shop_protos.inventory.v1 import inventory_pb2 as pb
 
 
-def test_the_orders_of_a_batch_that_has_too_many_are_not_looked_at() -> None:
+def test_a_batch_with_too_many_orders_is_refused_without_parsing_them() -> None:
     orders = [pb.OrderLines(lines=[pb.Line()] * 200)] * (parse.BATCH_ORDERS_MAX + 1)
 
     with pytest.raises(InvalidInput) as refused:

@@ -1,4 +1,4 @@
-"""Many who want the same stock at the same moment, in one process and in two."""
+"""Many buyers reserve the same stock at the same time, in one process and in two."""
 
 from functools import partial
 
@@ -39,7 +39,7 @@ def test_the_last_unit_goes_to_one_buyer_of_two_processes(
     assert len(inventory.events("STOCK_RESERVED")) == 1
 
 
-def test_every_unit_is_granted_once_though_many_ask_for_several(
+def test_concurrent_buyers_of_several_units_get_each_unit_once(
     inventory: InventoryDriver, second_process: InventoryDriver
 ) -> None:
     inventory.add_stock(1, 40, "A")
@@ -57,7 +57,7 @@ def test_every_unit_is_granted_once_though_many_ask_for_several(
     assert inventory.available(1) == 0
 
 
-def test_orders_that_name_the_same_products_in_opposite_sequence_do_not_get_stuck(
+def test_orders_with_the_same_products_in_opposite_order_do_not_deadlock(
     inventory: InventoryDriver, second_process: InventoryDriver
 ) -> None:
     for product in range(1, 7):
@@ -75,13 +75,13 @@ def test_orders_that_name_the_same_products_in_opposite_sequence_do_not_get_stuc
     assert [inventory.available(product) for product in range(1, 7)] == [84] * 6
 
 
-def test_an_expired_hold_goes_to_one_of_many_who_ask_while_the_reaper_runs(
+def test_a_due_reservations_units_go_to_one_of_many_buyers_while_the_reaper_runs(
     inventory: InventoryDriver, second_process: InventoryDriver
 ) -> None:
     inventory.add_stock(1, 1)
     for round_number in range(5):
-        lapsed = inventory.reserve(1, 1, order=f"lapsed-{round_number}")
-        inventory.make_due(lapsed)
+        due = inventory.reserve(1, 1, order=f"lapsed-{round_number}")
+        inventory.make_due(due)
 
         def ask(process: InventoryDriver, order: str) -> object:
             return process.reserve(1, 1, order=order)
@@ -103,6 +103,6 @@ def test_an_expired_hold_goes_to_one_of_many_who_ask_while_the_reaper_runs(
         winners = [each for each in (first, second, third, fourth) if not isinstance(each, ShopError)]
         assert len(winners) == 1
         assert not refusals(reaped)
-        told = inventory.events("STOCK_RESERVATION_EXPIRED")
-        assert [event.data["reservation_id"] for event in told].count(lapsed.id) == 1
+        expirations = inventory.events("STOCK_RESERVATION_EXPIRED")
+        assert [event.data["reservation_id"] for event in expirations].count(due.id) == 1
         inventory.cancel("a", "b", "c", "d")

@@ -1,4 +1,4 @@
-"""Whole histories: whatever is done to the stock, in any sequence, the books follow a model small enough to trust."""
+"""Random sequences of operations: the inventory agrees with a model that is small enough to be obviously right."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -33,12 +33,12 @@ _T = TypeVar("_T")
 
 PRODUCTS = (1, 2)
 LOCATIONS = ("A", "B")
-PLACES = [(product, location) for product in PRODUCTS for location in LOCATIONS]
+STOCK_KEYS = [(product, location) for product in PRODUCTS for location in LOCATIONS]
 SETTINGS = settings(
     max_examples=20, stateful_step_count=30, deadline=None, suppress_health_check=[HealthCheck.too_slow]
 )
 
-places = st.sampled_from(PLACES)
+stock_keys = st.sampled_from(STOCK_KEYS)
 orders = st.sampled_from(["order-1", "order-2", "order-3"])
 lines = st.lists(
     st.builds(Line, st.sampled_from(PRODUCTS), st.integers(1, 5), st.none() | st.sampled_from(LOCATIONS)),
@@ -48,8 +48,8 @@ lines = st.lists(
 
 
 @dataclass(frozen=True)
-class Held:
-    """A reservation as the model knows it: `state` is what callers see."""
+class ModelReservation:
+    """A reservation in the model. `state` is the state as callers see it."""
 
     reservation: Reservation
     state: State
@@ -60,45 +60,45 @@ class Held:
 
 
 class Model:
-    """How many units lie where, and which reservations are active. Each step is done to both and compared."""
+    """The units at each stock key and the active reservations. Each operation runs on both to compare them."""
 
     def __init__(self, inventory: InventoryDriver) -> None:
         empty(inventory.database)
         self.inventory = inventory
-        self.quantity = dict.fromkeys(PLACES, 6)
-        self.held: dict[str, Held] = {}
-        inventory.operations._add_stock.submit_many([AddStock(*place, 6) for place in PLACES], deadline=deadline())
+        self.quantity = dict.fromkeys(STOCK_KEYS, 6)
+        self.held: dict[str, ModelReservation] = {}
+        inventory.operations._add_stock.submit_many([AddStock(*key, 6) for key in STOCK_KEYS], deadline=deadline())
 
-    def add(self, place: tuple[int, str], count: int) -> None:
-        product, location = place
+    def add(self, key: tuple[int, str], count: int) -> None:
+        product, location = key
         item = self.inventory.add_stock(product, count, location)
 
-        self.quantity[place] += count
-        assert item.quantity == self.quantity[place]
-        assert item.available_quantity == self.available(*place)
+        self.quantity[key] += count
+        assert item.quantity == self.quantity[key]
+        assert item.available_quantity == self.available(*key)
 
-    def set_quantity(self, place: tuple[int, str], count: int) -> None:
-        product, location = place
+    def set_quantity(self, key: tuple[int, str], count: int) -> None:
+        product, location = key
         item = self.inventory.add_stock(product, 0, location)
         outcome = outcome_of(lambda: self.inventory.set_quantity(item, count))
 
-        reserved = self.quantity[place] - self.available(*place)
+        reserved = self.quantity[key] - self.available(*key)
         assert isinstance(outcome, BelowReserved) == (count < reserved)
         if not isinstance(outcome, ShopError):
-            self.quantity[place] = count
+            self.quantity[key] = count
 
-    def reserve(self, order: str, wanted: list[Line]) -> list[str]:
-        possible = self.fits(wanted)
-        outcome = outcome_of(lambda: self.inventory.reserve_lines(order, *wanted))
+    def reserve(self, order: str, order_lines: list[Line]) -> list[str]:
+        possible = self.fits(order_lines)
+        outcome = outcome_of(lambda: self.inventory.reserve_lines(order, *order_lines))
 
         assert isinstance(outcome, InsufficientStock) == (not possible)
         if isinstance(outcome, ShopError):
             return []
-        asked = {line.product_id for line in wanted}
+        products = {line.product_id for line in order_lines}
         assert {each.product_id: each.quantity for each in outcome} == {
-            product: sum(line.quantity for line in wanted if line.product_id == product) for product in asked
+            product: sum(line.quantity for line in order_lines if line.product_id == product) for product in products
         }
-        self.held.update({each.id: Held(each, State.HELD) for each in outcome})
+        self.held.update({each.id: ModelReservation(each, State.HELD) for each in outcome})
         return [each.id for each in outcome]
 
     def confirm(self, order: str) -> None:
@@ -115,12 +115,12 @@ class Model:
         else:
             assert not isinstance(outcome, ShopError)
             assert {each.id for each in outcome} == {each.reservation.id for each in alive}
-            self.move(alive, {State.HELD}, State.CONFIRMED)
+            self.change_states(alive, {State.HELD}, State.CONFIRMED)
 
     def cancel(self, order: str) -> None:
         self.inventory.cancel(order)
 
-        self.move(self.of_order(order), {State.HELD, State.CONFIRMED}, State.RELEASED)
+        self.change_states(self.of_order(order), {State.HELD, State.CONFIRMED}, State.RELEASED)
 
     def ship(self, order: str) -> None:
         shipped = self.inventory.ship(order)
@@ -129,7 +129,7 @@ class Model:
         for each in leaving:
             for part in each.reservation.allocations:
                 self.quantity[each.reservation.product_id, part.location] -= part.quantity
-        self.move(leaving, {State.CONFIRMED}, State.FULFILLED)
+        self.change_states(leaving, {State.CONFIRMED}, State.FULFILLED)
         left: dict[int, int] = {}
         for each in self.of_order(order):
             if each.state is State.FULFILLED:
@@ -137,23 +137,21 @@ class Model:
                 left[product] = left.get(product, 0) + each.reservation.quantity
         assert shipped == {order: left}
 
-    def release(self, held: Held) -> None:
+    def release(self, held: ModelReservation) -> None:
         released = self.inventory.release(held.reservation)
 
-        self.move([held], {State.HELD, State.CONFIRMED}, State.RELEASED)
+        self.change_states([held], {State.HELD, State.CONFIRMED}, State.RELEASED)
         gave_back = self.held[held.reservation.id].state is State.RELEASED
         assert released == (held.reservation.quantity if gave_back else 0)
 
-    def lapse(self, held: Held) -> None:
-        """The hold runs out, and nobody writes it down yet."""
+    def make_due(self, held: ModelReservation) -> None:
+        """The reservation passes its expiry; the database still has it as HELD."""
         if held.state is State.HELD:
             self.inventory.make_due(held.reservation)
-            self.move([held], {State.HELD}, State.EXPIRED)
+            self.change_states([held], {State.HELD}, State.EXPIRED)
 
     def available(self, product: int, location: str | None = None) -> int:
-        there = sum(
-            count for place, count in self.quantity.items() if place[0] == product and location in (None, place[1])
-        )
+        there = sum(count for key, count in self.quantity.items() if key[0] == product and location in (None, key[1]))
         return there - sum(
             part.quantity
             for each in self.held.values()
@@ -162,39 +160,40 @@ class Model:
             if location in (None, part.location)
         )
 
-    def fits(self, wanted: list[Line]) -> bool:
-        named = {(line.product_id, line.location) for line in wanted if line.location}
-        anywhere = {line.product_id for line in wanted if not line.location}
+    def fits(self, order_lines: list[Line]) -> bool:
+        named = {(line.product_id, line.location) for line in order_lines if line.location}
+        anywhere = {line.product_id for line in order_lines if not line.location}
         return all(
-            self.available(*place) >= sum(line.quantity for line in wanted if (line.product_id, line.location) == place)
-            for place in named
+            self.available(*key)
+            >= sum(line.quantity for line in order_lines if (line.product_id, line.location) == key)
+            for key in named
         ) and all(
-            self.available(product) >= sum(line.quantity for line in wanted if line.product_id == product)
+            self.available(product) >= sum(line.quantity for line in order_lines if line.product_id == product)
             for product in anywhere
         )
 
-    def of_order(self, order: str) -> list[Held]:
+    def of_order(self, order: str) -> list[ModelReservation]:
         return [each for each in self.held.values() if each.reservation.order_id == order]
 
-    def move(self, chosen: list[Held], states: set[State], state: State) -> None:
+    def change_states(self, chosen: list[ModelReservation], states: set[State], state: State) -> None:
         for each in chosen:
             if each.state in states:
                 self.held[each.reservation.id] = replace(each, state=state)
 
     def compare(self) -> None:
-        """What callers see is what the model says."""
-        asked = [(product, location) for product in PRODUCTS for location in (None, *LOCATIONS)]
-        questions = [StockQuestion(*place) for place in asked]
+        """Check that callers see what the model has."""
+        keys = [(product, location) for product in PRODUCTS for location in (None, *LOCATIONS)]
+        questions = [StockQuestion(*key) for key in keys]
         free = self.inventory.operations._check_stock.submit_many(questions, deadline=deadline())
-        assert dict(zip(asked, free, strict=True)) == {place: self.available(*place) for place in asked}
+        assert dict(zip(keys, free, strict=True)) == {key: self.available(*key) for key in keys}
 
         found = self.inventory.operations._get_reservation.submit_many(list(self.held), deadline=deadline())
         states = {each.id: each.state for each in found if isinstance(each, Reservation)}
         assert states == {each: held.state for each, held in self.held.items()}
 
 
-class Histories(RuleBasedStateMachine):
-    """Few rules of several kinds, so that each history has some of all."""
+class RandomOperations(RuleBasedStateMachine):
+    """Few rules of each kind, so that each sequence has some of all."""
 
     reservations = Bundle("reservations")
 
@@ -203,33 +202,33 @@ class Histories(RuleBasedStateMachine):
         self.model = Model(inventory)
 
     @initialize(target=reservations)
-    def some_have_reserved(self) -> MultipleResults[str]:
+    def reserve_some(self) -> MultipleResults[str]:
         return multiple(*self.model.reserve("order-1", [Line(1, 7)]), *self.model.reserve("order-2", [Line(2, 4)]))
 
-    @rule(target=reservations, order=orders, wanted=lines)
-    def someone_reserves(self, order: str, wanted: list[Line]) -> MultipleResults[str]:
-        return multiple(*self.model.reserve(order, wanted))
+    @rule(target=reservations, order=orders, order_lines=lines)
+    def reserve(self, order: str, order_lines: list[Line]) -> MultipleResults[str]:
+        return multiple(*self.model.reserve(order, order_lines))
 
-    @rule(order=orders, step=st.sampled_from([Model.confirm, Model.confirm, Model.ship, Model.cancel]))
-    def an_order_goes_on(self, order: str, step: Callable[[Model, str], None]) -> None:
-        step(self.model, order)
+    @rule(order=orders, operation=st.sampled_from([Model.confirm, Model.confirm, Model.ship, Model.cancel]))
+    def change_order(self, order: str, operation: Callable[[Model, str], None]) -> None:
+        operation(self.model, order)
 
-    @rule(made=reservations, step=st.sampled_from([Model.release, Model.lapse, Model.lapse]))
-    def a_reservation_ends(self, made: str, step: Callable[[Model, Held], None]) -> None:
-        step(self.model, self.model.held[made])
+    @rule(reservation_id=reservations, operation=st.sampled_from([Model.release, Model.make_due, Model.make_due]))
+    def end_reservation(self, reservation_id: str, operation: Callable[[Model, ModelReservation], None]) -> None:
+        operation(self.model, self.model.held[reservation_id])
 
-    @rule(place=places, count=st.integers(0, 9), step=st.sampled_from([Model.add, Model.set_quantity]))
-    def the_stock_changes(
-        self, place: tuple[int, str], count: int, step: Callable[[Model, tuple[int, str], int], None]
+    @rule(key=stock_keys, count=st.integers(0, 9), operation=st.sampled_from([Model.add, Model.set_quantity]))
+    def change_stock(
+        self, key: tuple[int, str], count: int, operation: Callable[[Model, tuple[int, str], int], None]
     ) -> None:
-        step(self.model, place, count)
+        operation(self.model, key, count)
 
     @rule(max_count=st.integers(1, 3))
-    def the_reaper_comes(self, max_count: int) -> None:
+    def expire(self, max_count: int) -> None:
         assert self.model.inventory.expire(max_count) <= max_count
 
     @invariant()
-    def callers_see_what_the_model_says(self) -> None:
+    def agrees_with_the_model(self) -> None:
         self.model.compare()
 
     def teardown(self) -> None:
@@ -243,8 +242,8 @@ def outcome_of(call: Callable[[], _T]) -> _T | ShopError:
         return refusal
 
 
-def test_any_history_keeps_the_books(inventory: InventoryDriver) -> None:
-    class OnThisDatabase(Histories):
+def test_any_sequence_of_operations_agrees_with_the_model(inventory: InventoryDriver) -> None:
+    class OnThisDatabase(RandomOperations):
         def __init__(self) -> None:
             super().__init__(inventory)
 

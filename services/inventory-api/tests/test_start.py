@@ -1,4 +1,4 @@
-"""inventory-api as a process, when what it needs is not there yet, or is not what it needs."""
+"""inventory-api as a process, when its database is missing or wrong, or its settings are wrong."""
 
 import sys
 import time
@@ -23,9 +23,9 @@ def inventory_api(settings: Mapping[str, str]) -> Process:
     )
 
 
-def test_without_a_database_it_lives_and_is_not_ready_and_says_why_once() -> None:
-    (nobody_listens_here,) = free_ports(1)
-    process = inventory_api({"DATABASE_URL": f"postgresql://shop:secret@127.0.0.1:{nobody_listens_here}/inventory"})
+def test_without_a_database_it_is_alive_and_not_ready_and_logs_the_cause_once() -> None:
+    (unused_port,) = free_ports(1)
+    process = inventory_api({"DATABASE_URL": f"postgresql://shop:secret@127.0.0.1:{unused_port}/inventory"})
     try:
         process.start().wait_ready(30, service="liveness")
         process.wait_for_line("the database is away", 10)
@@ -38,7 +38,7 @@ def test_without_a_database_it_lives_and_is_not_ready_and_says_why_once() -> Non
         process.kill()
 
 
-def test_it_is_not_ready_while_its_database_file_is_gone_and_names_it(tmp_path: Path) -> None:
+def test_it_is_not_ready_while_its_database_file_is_missing_and_logs_the_path(tmp_path: Path) -> None:
     path = tmp_path / "what? a shop" / "inventory.db"
     path.parent.mkdir()
     address = of_sqlite_file(path)
@@ -68,7 +68,7 @@ def eventually(happens: Callable[[], bool]) -> None:
         time.sleep(0.05)
 
 
-def test_a_database_without_schema_is_refused_in_one_sentence_that_names_the_command(tmp_path: Path) -> None:
+def test_it_refuses_a_database_without_schema_with_a_message_that_names_the_command(tmp_path: Path) -> None:
     process = inventory_api({"DATABASE_URL": f"sqlite:///{tmp_path / 'empty.db'}"})
     try:
         assert process.start().wait(30) == 1

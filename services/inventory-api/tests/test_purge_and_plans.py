@@ -1,4 +1,4 @@
-"""Forgetting what ended long ago, and nothing else."""
+"""PurgeHistory deletes what ended long ago and nothing else, and bulk statements use their indexes."""
 
 import re
 from collections.abc import Iterator
@@ -24,7 +24,7 @@ DAY = 24 * 3600.0
 
 
 def age(inventory: InventoryDriver, *reservations: Reservation, days: float) -> None:
-    """Let the reservations have been made so many days ago, and those that have ended have ended at once."""
+    """Let the reservations have been created so many days ago, and ended at that time if they have ended."""
     table = tables.stock_reservations
     with inventory.database.write() as tx:
         then = now(tx) - timedelta(days=days)
@@ -50,9 +50,9 @@ def rows(database: Database, table: str) -> int:
         return tx.execute(select(func.count()).select_from(tables.metadata.tables[table])).scalar_one()
 
 
-def test_only_what_has_ended_and_is_old_is_forgotten(inventory: InventoryDriver) -> None:
+def test_only_old_reservations_that_have_ended_are_purged(inventory: InventoryDriver) -> None:
     inventory.add_stock(1, 100)
-    held, confirmed, lapsed, released, expired, fulfilled, recent = (
+    held, confirmed, due, released, expired, fulfilled, recent = (
         inventory.reserve(1, 1, order=order) for order in ("h", "c", "l", "r", "e", "f", "recent")
     )
     inventory.make_due(expired)
@@ -62,25 +62,25 @@ def test_only_what_has_ended_and_is_old_is_forgotten(inventory: InventoryDriver)
     inventory.ship("f")
     inventory.release(released)
     inventory.release(recent)
-    inventory.make_due(lapsed)
-    age(inventory, held, confirmed, lapsed, released, expired, fulfilled, days=2)
+    inventory.make_due(due)
+    age(inventory, held, confirmed, due, released, expired, fulfilled, days=2)
     age(inventory, recent, days=0.5)
 
     assert purge(inventory) == Purged(keys=0, reservations=3)
 
     with inventory.database.read() as tx:
         left = set(tx.execute(select(tables.stock_reservations.c.id)).scalars())
-    assert left == {each.id for each in (held, confirmed, lapsed, recent)}
+    assert left == {each.id for each in (held, confirmed, due, recent)}
     assert rows(inventory.database, "reservation_allocations") == 4
     assert rows(inventory.database, "inventory_items") == 1
-    # Its events outlive it, so the audit after the test has nothing to compare them with.
+    # The events of deleted reservations are still there; the consistency check after the test would not accept them.
     with inventory.database.write() as tx:
         tx.execute(tables.outbox.table.delete())
         tx.execute(tables.stock_reservations.delete())
         tx.execute(update(tables.inventory_items).values(reserved_quantity=0, version=0))
 
 
-def test_what_ended_today_is_kept_however_long_ago_it_was_made(inventory: InventoryDriver) -> None:
+def test_a_reservation_that_ended_today_is_kept_however_old_it_is(inventory: InventoryDriver) -> None:
     inventory.add_stock(1, 10)
     released, shipped, expired = (inventory.reserve(1, 1, order=order) for order in ("released", "shipped", "expired"))
     inventory.confirm("released")
@@ -97,7 +97,7 @@ def test_what_ended_today_is_kept_however_long_ago_it_was_made(inventory: Invent
     assert inventory.ship("shipped") == {"shipped": {1: 1}}
 
 
-def test_what_an_older_version_has_ended_counts_as_ended_when_a_purge_first_comes_by(
+def test_a_reservation_without_ended_at_counts_as_ended_at_the_first_purge(
     inventory: InventoryDriver,
 ) -> None:
     inventory.add_stock(1, 10)
@@ -117,7 +117,7 @@ def test_what_an_older_version_has_ended_counts_as_ended_when_a_purge_first_come
     assert written[ended.id] > today
 
 
-def test_one_purge_forgets_no_more_than_it_was_asked_to_the_oldest_first(inventory: InventoryDriver) -> None:
+def test_a_purge_deletes_at_most_max_count_oldest_first(inventory: InventoryDriver) -> None:
     inventory.add_stock(1, 100)
     gone = [inventory.reserve(1, 1, order=f"order-{n}", request_id=f"r-{n}") for n in range(5)]
     for days, reservation in enumerate(gone, start=2):
@@ -139,7 +139,7 @@ def test_one_purge_forgets_no_more_than_it_was_asked_to_the_oldest_first(invento
     assert rows(inventory.database, "inventory_items") == 1
 
 
-def test_a_recent_request_id_is_remembered(inventory: InventoryDriver) -> None:
+def test_a_recent_request_id_is_kept(inventory: InventoryDriver) -> None:
     inventory.add_stock(1, 1, request_id="r")
     age_keys(inventory, days=0.9)
 
@@ -147,7 +147,7 @@ def test_a_recent_request_id_is_remembered(inventory: InventoryDriver) -> None:
     assert inventory.add_stock(1, 1, request_id="r").quantity == 1
 
 
-def test_a_forgotten_request_id_is_a_new_call(inventory: InventoryDriver) -> None:
+def test_a_purged_request_id_is_a_new_request(inventory: InventoryDriver) -> None:
     inventory.add_stock(1, 1, request_id="r")
     age_keys(inventory, days=1.1)
 
@@ -155,7 +155,7 @@ def test_a_forgotten_request_id_is_a_new_call(inventory: InventoryDriver) -> Non
     assert inventory.add_stock(1, 1, request_id="r").quantity == 2
 
 
-def test_a_repeat_whose_reservation_was_forgotten_holds_nothing_anew(inventory: InventoryDriver) -> None:
+def test_a_repeat_whose_reservation_was_purged_reserves_nothing(inventory: InventoryDriver) -> None:
     inventory.add_stock(1, 1)
     held = inventory.reserve(1, 1, request_id="r")
     inventory.release(held)
@@ -172,12 +172,12 @@ def test_a_repeat_whose_reservation_was_forgotten_holds_nothing_anew(inventory: 
 
 @pytest.fixture
 def long_history(database: Database) -> Database:
-    """Twenty thousand reservations, half of them ended, a few of those old; and as many keys."""
+    """20,000 reservations, half of them ended and a few of those old, and 20,000 idempotency keys."""
     series = {
         "sqlite": "(WITH RECURSIVE g(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM g WHERE n < 20000) SELECT n FROM g)",
         "postgresql": "(SELECT n FROM generate_series(1, 20000) AS g(n))",
     }[database.engine.dialect.name]
-    uuid, moment = {
+    uuid, timestamp = {
         "sqlite": ("printf('00000000-0000-7000-8000-%012d', n)", "strftime('%s','now') * 1000000 - n * 1000000"),
         "postgresql": (
             "('00000000-0000-7000-8000-' || lpad(n::text, 12, '0'))::uuid",
@@ -186,14 +186,17 @@ def long_history(database: Database) -> Database:
     }[database.engine.dialect.name]
     with database.write() as tx:
         if not database.is_sqlite:
-            tx.execute(text("SET LOCAL statement_timeout = 0"))  # so many rows may take their time on a busy machine
+            tx.execute(
+                text("SET LOCAL statement_timeout = 0")
+            )  # inserting so many rows may take long on a busy machine
         tx.execute(
             text(
                 "INSERT INTO stock_reservations"
                 " (id, product_id, quantity, order_id, state, created_at, expires_at, ended_at, sole_item_id)"
                 f" SELECT {uuid}, n % 5000, 1, 'order-' || n,"
                 " CASE WHEN n % 2 = 0 THEN 'HELD' ELSE 'RELEASED' END,"
-                f" {moment}, {moment}, CASE WHEN n % 2 = 0 THEN NULL ELSE {moment} END, n % 5000 FROM {series} AS g"
+                f" {timestamp}, {timestamp}, CASE WHEN n % 2 = 0 THEN NULL ELSE {timestamp} END, n % 5000"
+                f" FROM {series} AS g"
             )
         )
         tx.execute(
@@ -205,7 +208,7 @@ def long_history(database: Database) -> Database:
         tx.execute(
             text(
                 "INSERT INTO idempotency_keys (method, scope, request_id, fingerprint, resources, created_at)"
-                f" SELECT 'm', '', 'r-' || n, '', '[]', {moment} FROM {series} AS g"
+                f" SELECT 'm', '', 'r-' || n, '', '[]', {timestamp} FROM {series} AS g"
             )
         )
         tx.execute(text("ANALYZE"))
@@ -214,7 +217,7 @@ def long_history(database: Database) -> Database:
 
 @pytest.fixture
 def explained(long_history: Database) -> Iterator[list[str]]:
-    """The plans of all statements on reservations and keys, as they are run."""
+    """The plans of all statements on reservations and keys that the test runs. None may scan a whole table."""
     plans: list[str] = []
 
     def explain(tx: object, cursor: object, statement: str, parameters: Any, *_: object) -> None:
@@ -228,7 +231,7 @@ def explained(long_history: Database) -> Iterator[list[str]]:
     assert [plan for plan in plans if re.search(f"Seq Scan on {tables_read}|SCAN {tables_read}\n", plan + "\n")] == []
 
 
-def test_a_purge_reads_no_table_from_end_to_end(long_history: Database, explained: list[str]) -> None:
+def test_a_purge_scans_no_whole_table(long_history: Database, explained: list[str]) -> None:
     purged = Purge(long_history).run(PurgeRequest(19_900, 10))
 
     assert purged == Purged(10, 10)
@@ -238,7 +241,7 @@ def test_a_purge_reads_no_table_from_end_to_end(long_history: Database, explaine
     assert "ix_idempotency_keys_created_at" in of_keys
 
 
-def test_expiring_what_is_due_reads_no_table_from_end_to_end(long_history: Database, explained: list[str]) -> None:
+def test_expiring_scans_no_whole_table(long_history: Database, explained: list[str]) -> None:
     assert ExpirySweep(long_history).expire_due(5) == 5
 
     assert "ix_stock_reservations_due" in explained[0]
@@ -251,11 +254,11 @@ def test_expiring_what_is_due_reads_no_table_from_end_to_end(long_history: Datab
         ("A", ["ix_stock_reservations_product_due", *["ix_stock_reservations_item_due"] * 2]),
     ],
 )
-def test_looking_for_due_holds_at_a_place_reads_no_other_and_sorts_nothing(
+def test_finding_due_reservations_for_a_stock_key_uses_its_index_and_sorts_nothing(
     long_history: Database, explained: list[str], location: str | None, indexes: list[str]
 ) -> None:
-    moment = datetime.now(UTC)
-    stock = {8: Item(8, 8, "A", 10, 10, 1, moment, moment)}
+    timestamp = datetime.now(UTC)
+    stock = {8: Item(8, 8, "A", 10, 10, 1, timestamp, timestamp)}
 
     with long_history.write() as tx:
         expired, more = cover_shortage(tx, {(8, location): 3}, stock, 0)
@@ -263,12 +266,12 @@ def test_looking_for_due_holds_at_a_place_reads_no_other_and_sorts_nothing(
     assert (expired, more) == ([], True)
     searches = explained[: len(indexes)]
     for plan, index in zip(searches, indexes, strict=True):
-        # Each walks to the first that are due, in the order of time.
+        # Each reads the first due reservations in the order of the index.
         assert index in plan
         assert not re.search("Sort|TEMP B-TREE", plan)
 
 
-def test_what_is_done_to_an_order_finds_its_reservations_by_their_state(
+def test_the_reservations_of_an_order_are_found_by_state_in_an_index(
     long_history: Database, explained: list[str]
 ) -> None:
     with long_history.read() as tx:
@@ -285,12 +288,12 @@ def test_what_is_done_to_an_order_finds_its_reservations_by_their_state(
     assert all("ix_stock_reservations_order_id_state_id" in plan for plan in explained)
 
 
-def test_counting_holds_reads_no_table_from_end_to_end(long_history: Database) -> None:
+def test_counting_held_reservations_scans_no_whole_table(long_history: Database) -> None:
     plans: list[str] = []
 
     def explain(tx: object, cursor: Any, statement: str, parameters: Any, *_: object) -> None:
         if "stock_reservations" in statement:
-            # In its own transaction, whose settings are part of it.
+            # In the same transaction, because its settings change the plan.
             plans.append(_explained(cursor.connection, long_history, statement, parameters))
 
     event.listen(long_history.engine, "before_cursor_execute", explain)
@@ -304,7 +307,7 @@ def test_counting_holds_reads_no_table_from_end_to_end(long_history: Database) -
     assert plan.count("ix_stock_reservations_set_aside") == 1
 
 
-def test_every_state_that_has_ended_is_in_the_index_of_what_can_be_purged() -> None:
+def test_the_index_for_purging_covers_every_ended_state() -> None:
     (condition,) = (
         str(index.dialect_options["postgresql"]["where"])
         for index in tables.stock_reservations.indexes
