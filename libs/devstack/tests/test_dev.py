@@ -15,7 +15,6 @@ import psutil
 import pytest
 
 from devstack import postgres
-from devstack.__main__ import main
 from devstack.dev import drain, log_book
 from devstack.dev.log_book import Line
 from devstack.dev.options import port_option
@@ -26,6 +25,7 @@ from shop_protos.inventory.v1 import inventory_pb2, inventory_pb2_grpc
 from shopctl.system import runfile
 from shopctl.system.grpc_health import health
 from shopctl.system.runfile import RunFile
+from testkit.tasks import main
 
 NAMES = ("inventory-api", "order-api", "reservation-reaper", "event-relay")
 PORTS = [port_option(field.name) for field in fields(Ports) if not field.name.endswith("_metrics")]

@@ -11,7 +11,6 @@ from dataclasses import fields
 import psutil
 import pytest
 
-from devstack.__main__ import main
 from devstack.dev.options import port_option
 from devstack.ports import free_ports
 from devstack.process import Process
@@ -19,6 +18,7 @@ from devstack.stack import Ports
 from shopctl.system import runfile
 from shopctl.system.grpc_health import health
 from shopctl.system.runfile import RunFile
+from testkit.tasks import main
 
 HEALTHY_SECONDS = 180
 PORTS = [port_option(field.name) for field in fields(Ports) if not field.name.endswith("_metrics")]

@@ -16,11 +16,11 @@ from google.protobuf.duration_pb2 import Duration
 from devstack import kafka
 from devstack.stack import Databases, Stack
 from shop_protos.inventory.v1.inventory_pb2 import CheckStockRequest
-from shopctl.__main__ import main
 from shopctl.smoke import every_rpc, story
 from shopctl.smoke.narrator import Narrator
 from shopctl.system import runfile
 from shopctl.system.runfile import Endpoint, RunFile
+from testkit.tasks import main
 
 STORY_SECONDS_MAX = 30
 
