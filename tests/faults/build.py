@@ -1,11 +1,13 @@
-"""A throw-away build: a copy of the programs with a line or two changed, run in their place by way of PYTHONPATH.
+"""Throw-away builds: a copy of the programs, changed at named points, which runs in their place through PYTHONPATH.
 
-So a guard can be switched off, and a process be stopped at a very step, while the product has no hook for either.
+The source names the points in comments. `# failpoint: NAME` on a line of its own is a place where code can be inserted,
+such as one that ends the process there. At the end of a line it marks that line, which a mutant replaces. The comments
+have no effect in the product.
 """
 
+import re
 import shutil
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
@@ -18,31 +20,39 @@ PACKAGES = (
     "services/event-relay/src/event_relay",
 )
 
+_FAILPOINT = re.compile(r"^( *)(\S.*)?# failpoint: ([a-z-]+)\n", re.MULTILINE)
 
-@dataclass(frozen=True)
-class Change:
-    """In a file, such as `inventory_api/store/items.py`: this text, which is there so many times, becomes that one."""
+Mutant = Mapping[str, str]
+"""The name of a failpoint → the code that takes the place of its line."""
 
-    file: str
-    old: str
-    new: str
-    times: int = 1
+
+def failpoints() -> list[str]:
+    """The names in the source, as often as they occur."""
+    files = [file for package in PACKAGES for file in (ROOT / package).rglob("*.py")]
+    return [match[3] for file in files for match in _FAILPOINT.finditer(file.read_text())]
 
 
 class Build:
-    """In a folder that need not exist. Raises ValueError when a change does not fit the sources any more."""
+    """A build in a folder, which need not exist. Raises ValueError for a failpoint that the source does not have."""
 
-    def __init__(self, folder: Path, changes: Sequence[Change]) -> None:
+    def __init__(self, folder: Path, code: Mutant) -> None:
         self.folder = folder
+        used: set[str] = set()
+
+        def replaced(line: re.Match[str]) -> str:
+            indent, _, name = line.groups()
+            if name not in code:
+                return line[0]
+            used.add(name)
+            return f"{indent}{code[name]}\n"
+
         for package in PACKAGES:
             source = ROOT / package
             shutil.copytree(source, folder / source.name, ignore=shutil.ignore_patterns("__pycache__"))
-        for change in changes:
-            path = folder / change.file
-            text = path.read_text()
-            if text.count(change.old) != change.times:
-                raise ValueError(f"{change.file} has {text.count(change.old)} times: {change.old}")
-            path.write_text(text.replace(change.old, change.new))
+            for file in (folder / source.name).rglob("*.py"):
+                file.write_text(_FAILPOINT.sub(replaced, file.read_text()))
+        if missing := code.keys() - used:
+            raise ValueError(f"the source has no failpoint {', '.join(sorted(missing))}")
 
     @property
     def environment(self) -> Mapping[str, str]:
@@ -79,58 +89,28 @@ def reached(name):
     os.kill(os.getpid(), signal.SIGKILL if kind == "kill" else signal.SIGSTOP)
 '''
 
-BEFORE_COMMIT, AFTER_COMMIT = "before commit", "after commit"
-BEFORE_PRODUCE, BEFORE_DELETE = "before produce", "between acknowledgement and delete"
-BEFORE_OFFSET = "between effect and offset"
-BEFORE_INSERT, BEFORE_CONFIRMED = "between hold and order", "between confirmed stock and order"
+BEFORE_COMMIT, AFTER_COMMIT = "before-commit", "after-commit"
+BEFORE_PRODUCE, BEFORE_DELETE = "before-produce", "before-delete"
+BEFORE_OFFSET = "before-offset-commit"
+BEFORE_INSERT, BEFORE_CONFIRMED = "before-order-insert", "before-order-confirmed"
 
-_MARKS = (
-    Change(
-        "shop_common/db/database.py",
-        "            phase.committing = True\n",
-        "            phase.committing = True\n            __import__('steps').reached('before commit')\n",
-    ),
-    Change(
-        "shop_common/db/database.py",
-        "        for metric, counts in counted:\n",
-        "        __import__('steps').reached('after commit')\n        for metric, counts in counted:\n",
-    ),
-    Change(
-        "event_relay/relay.py",
-        "            self._flight = self._shipper.send(",
-        "            __import__('steps').reached('before produce')\n            self._flight = self._shipper.send(",
-    ),
-    Change(
-        "event_relay/relay.py",
-        "        arrived = self._ours_of_what_arrived()\n",
-        "        arrived = self._ours_of_what_arrived()\n"
-        "        if arrived:\n            __import__('steps').reached('between acknowledgement and delete')\n",
-    ),
-    Change(
-        "shop_common/events/consumer.py",
-        "                    self._reader.done(messages)\n",
-        "                    __import__('steps').reached('between effect and offset')\n"
-        "                    self._reader.done(messages)\n",
-    ),
-    Change(
-        "order_api/operations/placing.py",
-        "            return self._insert(held, deadline=deadline)\n",
-        "            __import__('steps').reached('between hold and order')\n"
-        "            return self._insert(held, deadline=deadline)\n",
-    ),
-    Change(
-        "order_api/operations/confirming.py",
-        "        return self._finish(Asked",
-        "        __import__('steps').reached('between confirmed stock and order')\n        return self._finish(Asked",
-    ),
+STEPS = (
+    BEFORE_COMMIT,
+    AFTER_COMMIT,
+    BEFORE_PRODUCE,
+    BEFORE_DELETE,
+    BEFORE_OFFSET,
+    BEFORE_INSERT,
+    BEFORE_CONFIRMED,
 )
 
 
 class SteppedBuild(Build):
-    """The programs as they are, or with these changes, but each can be made to stop at a named step of its work."""
+    """A build, or a mutant, in which each program can be stopped at a step of its work."""
 
-    def __init__(self, folder: Path, changes: Sequence[Change] = ()) -> None:
-        super().__init__(folder, [*changes, *_MARKS])
+    def __init__(self, folder: Path, mutant: Mutant | None = None) -> None:
+        reached = {step: f"__import__('steps').reached({step!r})" for step in STEPS}
+        super().__init__(folder, {**reached, **(mutant or {})})
         (folder / "steps.py").write_text(_STEPS)
         self._armed = folder / "armed"
         self._armed.mkdir()

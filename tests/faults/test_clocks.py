@@ -10,8 +10,8 @@ from devstack.postgres import PostgresServer
 from devstack.stack import Databases
 from tests.faults.build import Build
 from tests.faults.clients import SHORT_SECONDS, Clients
-from tests.faults.guards import CLOCK_OF_THE_DATABASE
 from tests.faults.ledger import Place, Refusal, Step
+from tests.faults.mutants import DATABASE_CLOCK
 from tests.faults.system import running
 
 pytestmark = pytest.mark.timeout(400)
@@ -70,7 +70,7 @@ def test_holds_run_out_by_the_clock_of_the_database(
 def test_the_clocks_would_be_noticed(
     clocks: list[Mapping[str, str]], postgres_server: PostgresServer, own_broker: Kafka, tmp_path: Path, seed: int
 ) -> None:
-    build = Build(tmp_path / "build", CLOCK_OF_THE_DATABASE)
+    build = Build(tmp_path / "build", DATABASE_CLOCK)
     wrong = [{"PYTHONPATH": f"{clock['PYTHONPATH']}:{build.folder}"} for clock in clocks]
     with running(Databases.on_server(postgres_server), own_broker, replicas=2, per_replica=wrong) as system:
         clients = system.recorded(seed).clients

@@ -1,6 +1,6 @@
 """With a guard of ours switched off, in a throw-away build, the checker finds the damage. Else it is too weak."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -9,8 +9,8 @@ from devstack.kafka import Kafka
 from devstack.postgres import PostgresServer
 from devstack.stack import Databases
 from shopctl.system.layout import INVENTORY_API, ORDER_API, RELAY
-from tests.faults import guards
-from tests.faults.build import BEFORE_PRODUCE, Build, Change, SteppedBuild
+from tests.faults import mutants
+from tests.faults.build import BEFORE_PRODUCE, Build, Mutant, SteppedBuild
 from tests.faults.checker import check
 from tests.faults.system import Recorded, System, running
 
@@ -35,16 +35,16 @@ def damage(system: System, seed: int, is_short: bool, during: Callable[[], None]
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("mutant", "said"),
     [
-        pytest.param(guards.ROW_LOCK, "item", id="row lock"),
-        pytest.param(guards.STATE_OF_A_RESERVATION, "was told after", id="state of a reservation"),
-        pytest.param(guards.STATE_OF_AN_ORDER, "was told after", id="state of an order"),
-        pytest.param(guards.IDEMPOTENCY_CLAIM, "its effect is there 2 times", id="idempotency claim"),
+        pytest.param(mutants.ROW_LOCK, "item", id="row lock"),
+        pytest.param(mutants.RESERVATION_STATE, "was told after", id="state of a reservation"),
+        pytest.param(mutants.ORDER_STATUS, "was told after", id="state of an order"),
+        pytest.param(mutants.IDEMPOTENCY_CLAIM, "its effect is there 2 times", id="idempotency claim"),
     ],
 )
 def test_on_postgresql(
-    changes: Sequence[Change],
+    mutant: Mutant,
     said: str,
     postgres_server: PostgresServer,
     own_broker: Kafka,
@@ -52,7 +52,7 @@ def test_on_postgresql(
     seed: int,
     is_short: bool,
 ) -> None:
-    build = Build(tmp_path / "build", changes)
+    build = Build(tmp_path / "build", mutant)
     databases = Databases.on_server(postgres_server)
     with running(databases, own_broker, replicas=2, environment=build.environment) as system:
         found = damage(system, seed, is_short)
@@ -62,7 +62,7 @@ def test_on_postgresql(
 def test_delete_after_acknowledge(
     postgres_server: PostgresServer, own_broker: Kafka, tmp_path: Path, seed: int, is_short: bool
 ) -> None:
-    build = SteppedBuild(tmp_path / "build", guards.DELETE_AFTER_ACKNOWLEDGE)
+    build = SteppedBuild(tmp_path / "build", mutants.DELETE_AFTER_ACKNOWLEDGEMENT)
     with running(Databases.on_server(postgres_server), own_broker, environment=build.environment) as system:
 
         def kill_relay() -> None:
@@ -79,16 +79,14 @@ def test_delete_after_acknowledge(
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("mutant", "said"),
     [
-        pytest.param(guards.AUTOINCREMENT, "was given to the events", id="AUTOINCREMENT"),
-        pytest.param(guards.BEGIN_IMMEDIATE, "had no answer though nothing was wrong", id="BEGIN IMMEDIATE"),
+        pytest.param(mutants.AUTOINCREMENT, "was given to the events", id="AUTOINCREMENT"),
+        pytest.param(mutants.BEGIN_IMMEDIATE, "had no answer though nothing was wrong", id="BEGIN IMMEDIATE"),
     ],
 )
-def test_on_sqlite(
-    changes: Sequence[Change], said: str, small_broker: Kafka, tmp_path: Path, seed: int, is_short: bool
-) -> None:
-    build = Build(tmp_path / "build", changes)
+def test_on_sqlite(mutant: Mutant, said: str, small_broker: Kafka, tmp_path: Path, seed: int, is_short: bool) -> None:
+    build = Build(tmp_path / "build", mutant)
     databases = Databases.in_folder(tmp_path / "data")
     with running(databases, small_broker, environment=build.environment, per_process=WORKERS) as system:
         found = damage(system, seed, is_short)

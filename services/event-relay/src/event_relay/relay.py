@@ -147,7 +147,9 @@ class Relay:
         rows = self._delete_and_read(self._turn())
         self._land()
         if rows:
+            # failpoint: delete-before-acknowledgement
             until = min(self._held.produce_until, time.monotonic() + BATCH_SECONDS_MAX)
+            # failpoint: before-produce
             self._flight = self._shipper.send(rows, until=until)
         in_halves = len(rows) >= AHEAD_ROWS and not self._shipper.in_doubt
         if not (in_halves and self._in_halves):
@@ -177,12 +179,12 @@ class Relay:
             return read(tx)
 
         arrived = self._ours_of_what_arrived()
-        # Deletions that come undone are shipped again, under their ids.
-        rows = (
-            self._database.transact(delete_and_read, STEADY_PLANS + MAY_COME_UNDONE)
-            if arrived
-            else self._database.query(read, STEADY_PLANS)
-        )
+        if arrived:
+            # failpoint: before-delete
+            # If the database loses this commit in a crash, the rows are shipped again under their ids.
+            rows = self._database.transact(delete_and_read, STEADY_PLANS + MAY_COME_UNDONE)
+        else:
+            rows = self._database.query(read, STEADY_PLANS)
         self._arrived = []
         return rows
 

@@ -121,10 +121,12 @@ class Database:
                 tx.rollback()
                 raise
             phase.committing = True
+            # failpoint: before-commit
             with telemetry.span_below("COMMIT"):
                 tx.commit()
             if self._file is not None:
                 self._file.check_commit()
+        # failpoint: after-commit
         for metric, counts in counted:
             for labels, count in counts.items():
                 metric(*labels).inc(count)

@@ -101,7 +101,7 @@ class IdempotencyKeys:
         contains a request_id at most once: the coalescer folds repeats. Call this before taking any other lock.
         """
         present = [claim for claim in claims if claim is not None]
-        earlier = self.insert(tx, present)
+        earlier = self.insert(tx, present)  # failpoint: idempotency-claim
         claimed = Claimed(self, requests, claims)
         for index, claim in enumerate(claims):
             stored = earlier.get(claim.key) if claim is not None else None

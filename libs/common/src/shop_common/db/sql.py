@@ -156,7 +156,7 @@ def micros_of(moment: ColumnElement[datetime]) -> ColumnElement[int]:
 
 def now(tx: Connection) -> datetime:
     """The database's clock. Read it after the locks are taken: waiting for them takes time."""
-    moment: datetime = tx.execute(_NOW).scalar_one()
+    moment: datetime = tx.execute(_NOW).scalar_one()  # failpoint: database-clock
     return moment
 
 

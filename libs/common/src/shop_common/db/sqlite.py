@@ -21,6 +21,8 @@ BUSY_SECONDS = 2.0
 
 CONNECT = {"timeout": BUSY_SECONDS, "check_same_thread": False}
 
+_BEGIN_WRITE = "BEGIN IMMEDIATE"  # failpoint: sqlite-begin
+
 READ_ONLY = "shop_read_only"
 """Execution option of a connection: its next transaction only reads."""
 
@@ -107,4 +109,4 @@ def _write_ahead(cursor: Any) -> None:
 def _begin(tx: Connection) -> None:
     # A deferred BEGIN takes the write lock at the first write, after it has read: two such transactions read the
     # same stock, and one of them oversells or fails. IMMEDIATE takes it before the first read.
-    tx.exec_driver_sql("BEGIN" if tx.get_execution_options().get(READ_ONLY) else "BEGIN IMMEDIATE")
+    tx.exec_driver_sql("BEGIN" if tx.get_execution_options().get(READ_ONLY) else _BEGIN_WRITE)

@@ -173,6 +173,7 @@ class Consumer:
                     messages = self._reader.next_batch()
                     if messages:
                         self._work(messages)
+                    # failpoint: before-offset-commit
                     self._reader.done(messages)
                     self._reader.progress.measure(database_away=False)
             except Stopped:

@@ -49,7 +49,7 @@ def release(reservations: Iterable[Reservation], now: datetime) -> StateChanges:
     return {
         reservation.id: State.EXPIRED if reservation.is_due(now) else State.RELEASED
         for reservation in reservations
-        if reservation.state not in ENDED
+        if reservation.state not in ENDED  # failpoint: reservation-state-check
     }
 
 

@@ -135,7 +135,7 @@ _lock_products = Statement(
         select(*COLUMNS)
         .where(among(_items.c.product_id, given.c.product_id))
         .order_by(_items.c.id)
-        .with_for_update(of=_items)
+        .with_for_update(of=_items)  # failpoint: item-row-lock
     ),
     product_id=BigInteger(),
 )

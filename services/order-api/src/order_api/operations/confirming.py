@@ -47,6 +47,7 @@ class Confirmation:
         Raises QueueFull when the call's time ran out before inventory-api was asked: nothing was done.
         """
         answer = self._ask(step, deadline) if self._to_be_asked.submit(step, deadline=deadline) else None
+        # failpoint: before-order-confirmed
         return self._finish.submit(Asked(step, answer), deadline=deadline)
 
     def _ask(self, step: Step, deadline: float) -> dict[int, int] | ShopError:

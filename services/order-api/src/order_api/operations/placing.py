@@ -56,6 +56,7 @@ class OrderCreation:
         if isinstance(held, Order):
             return held
         try:
+            # failpoint: before-order-insert
             return self._insert.submit(held, deadline=deadline)
         except Exception as error:
             # A courtesy: the hold would run out anyway. Not where another call may own the same hold, or where the

@@ -162,7 +162,7 @@ def _each_in_turn(
             outcomes.append(OrderNotFound(step.order_id))
         elif order.status is step.status:
             outcomes.append(order)
-        elif step.status not in LEGAL_STEPS[order.status]:
+        elif step.status not in LEGAL_STEPS[order.status]:  # failpoint: order-status-check
             outcomes.append(IllegalTransition(order.id, order.status, step.status))
         else:
             outcomes.append(take(locked, request))

@@ -37,7 +37,7 @@ def _create_inventory_items() -> None:
             "reserved_quantity >= 0 AND reserved_quantity <= quantity",
             name="ck_inventory_items_reserved_within_quantity",
         ),
-        sqlite_autoincrement=True,
+        sqlite_autoincrement=True,  # failpoint: sqlite-autoincrement
     )
     if op.get_context().dialect.name == "postgresql":
         # A row is updated a hundred times as often as it is added: room on its page keeps the new version
@@ -123,7 +123,7 @@ def _create_outbox() -> None:
         sa.Column("traceparent", sa.Text),
         sa.Column("created_at", Timestamp, nullable=False),
         sa.PrimaryKeyConstraint("id", name="pk_outbox"),
-        sqlite_autoincrement=True,
+        sqlite_autoincrement=True,  # failpoint: sqlite-autoincrement
     )
     op.create_index("ix_outbox_shard_id", "outbox", ["shard", "id"])
     if op.get_context().dialect.name == "postgresql":

@@ -84,7 +84,7 @@ def _create_outbox() -> None:
         sa.Column("traceparent", sa.Text),
         sa.Column("created_at", Timestamp, nullable=False),
         sa.PrimaryKeyConstraint("id", name="pk_outbox"),
-        sqlite_autoincrement=True,
+        sqlite_autoincrement=True,  # failpoint: sqlite-autoincrement
     )
     op.create_index("ix_outbox_shard_id", "outbox", ["shard", "id"])
     if op.get_context().dialect.name == "postgresql":
