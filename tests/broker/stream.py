@@ -2,9 +2,8 @@
 
 import sys
 import threading
-import time
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Self
@@ -20,6 +19,7 @@ from devstack.process import Process
 from shop_common.db.database import Database
 from shop_common.events.outbox import Outbox, shard_of
 from shop_common.events.outbox import Record as Row
+from testkit.eventually import eventually
 
 _POLL_SECONDS = 0.05
 
@@ -144,10 +144,3 @@ class Stream:
     def said(self, event: str) -> list[str]:
         """The lines of the relay's log that tell of it."""
         return [line for line in self.relay.log.splitlines() if event in line]
-
-
-def eventually(condition: Callable[[], bool], within_seconds: float = 60) -> None:
-    deadline = time.monotonic() + within_seconds
-    while not condition():
-        assert time.monotonic() < deadline, f"not within {within_seconds:g} s"
-        time.sleep(_POLL_SECONDS)

@@ -17,7 +17,8 @@ from confluent_kafka.admin import (  # type: ignore[attr-defined]  # its own doc
 from devstack.kafka import LOG_FOLDER, Kafka
 from devstack.postgres import PostgresServer
 from shop_common.events.outbox import shard_of
-from tests.broker.stream import Stream, eventually
+from testkit.eventually import eventually
+from tests.broker.stream import Stream
 
 pytestmark = pytest.mark.timeout(500)
 

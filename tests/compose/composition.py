@@ -4,8 +4,7 @@ import json
 import os
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Self
 from uuid import uuid4
@@ -125,12 +124,3 @@ class Composition:
 
 def service_of(container: dict[str, Any]) -> str:
     return str(container["Config"]["Labels"]["com.docker.compose.service"])
-
-
-def eventually(condition: Callable[[], bool], *, within_seconds: float) -> None:
-    """Wait until it holds. Raises TimeoutError."""
-    deadline = time.monotonic() + within_seconds
-    while not condition():
-        if time.monotonic() > deadline:
-            raise TimeoutError(f"not within {within_seconds:g} s")
-        time.sleep(_POLL_SECONDS)

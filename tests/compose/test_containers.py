@@ -16,7 +16,8 @@ from shop_protos.order.v1 import order_pb2 as orders
 from shopctl.client import Shop
 from shopctl.system import docker
 from shopctl.system.docker import engine
-from tests.compose.composition import REPLICAS, SERVICES, UP_SECONDS, Composition, eventually, service_of
+from testkit.eventually import eventually
+from tests.compose.composition import REPLICAS, SERVICES, UP_SECONDS, Composition, service_of
 
 PRODUCT = 4711
 BACK_SECONDS = 120

@@ -3,7 +3,6 @@
 import itertools
 import random
 import threading
-import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Self, TypeVar
@@ -19,6 +18,7 @@ from shop_protos.inventory.v1 import inventory_pb2 as inventory
 from shop_protos.order.v1 import order_pb2 as orders
 from shopctl import client
 from testkit.contract import validator
+from testkit.eventually import eventually
 
 PENDING = orders.ORDER_STATUS_PENDING
 CONFIRMED = orders.ORDER_STATUS_CONFIRMED
@@ -177,10 +177,7 @@ class Shop:
 
     def eventually(self, condition: Callable[[], bool], within_seconds: float = 60) -> None:
         """Wait until the condition holds. Fails when it does not in time."""
-        deadline = time.monotonic() + within_seconds
-        while not condition():
-            assert time.monotonic() < deadline, f"not within {within_seconds} s"
-            time.sleep(_POLL_SECONDS)
+        eventually(condition, within_seconds)
 
     def order_events(self, order_id: str, until_type: str, within_seconds: float = 60) -> list[str]:
         """The types of the order's events on Kafka, in their order, once one of that type is there."""

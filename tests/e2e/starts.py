@@ -2,7 +2,6 @@
 
 import json
 import sys
-import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
@@ -50,14 +49,6 @@ def migrate(schema: Schema, url: str, to: str = "head") -> None:
     """Bring that database to a revision."""
     with closing(Database(url)) as database:
         schema.upgrade(database, to=to)
-
-
-def eventually(condition: Callable[[], bool]) -> None:
-    """Wait until the condition holds. Fails when it does not in time."""
-    deadline = time.monotonic() + START_SECONDS
-    while not condition():
-        assert time.monotonic() < deadline, f"not within {START_SECONDS} s"
-        time.sleep(_POLL_SECONDS)
 
 
 def complaints(process: Process) -> list[dict[str, Any]]:

@@ -15,6 +15,7 @@ from devstack.kafka import Kafka
 from devstack.postgres import PostgresServer
 from devstack.process import Process
 from shopctl.system.layout import ORDER_API, REAPER, RELAY
+from testkit.eventually import eventually
 from tests.e2e.starts import (
     DATABASE_SETTING,
     NOBODY,
@@ -22,7 +23,6 @@ from tests.e2e.starts import (
     START_SECONDS,
     Start,
     complaints,
-    eventually,
     migrate,
     starting,
 )

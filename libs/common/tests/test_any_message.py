@@ -2,7 +2,6 @@
 
 import random
 import sys
-import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,6 +15,7 @@ from devstack.kafka import Kafka
 from devstack.process import Process
 from libs.common.tests.reading_process import TYPE, copied, metadata, outbox
 from shop_common.db.database import Database
+from testkit.eventually import eventually
 from testkit.foreign import Foreign, send
 
 PATIENCE_SECONDS = 110
@@ -87,11 +87,11 @@ class Reader:
             return tx.execute(select(func.count()).select_from(outbox.table)).scalar_one()
 
     def eventually(self, condition: Callable[[], bool]) -> None:
-        deadline = time.monotonic() + PATIENCE_SECONDS
-        while not condition():
+        def is_true_or_over() -> bool:
             assert self.process.alive, f"ended with {self.process.exit_code}\n{self.process.tail()}"
-            assert time.monotonic() < deadline, f"did not happen in time\n{self.process.tail()}"
-            time.sleep(0.05)
+            return condition()
+
+        eventually(is_true_or_over, PATIENCE_SECONDS, self.process.tail)
 
 
 @pytest.fixture

@@ -23,6 +23,7 @@ from shop_common.errors import (
     ShopError,
     TransactionTimeout,
 )
+from testkit.eventually import eventually
 
 PATIENCE_SECONDS = 60.0
 
@@ -131,13 +132,6 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
     monkeypatch.setattr(coalescer_module, "time", clock)
     return clock
-
-
-def eventually(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + PATIENCE_SECONDS
-    while not condition():
-        assert time.monotonic() < deadline, "it never happened"
-        threading.Event().wait(0.001)
 
 
 def results(calls: Sequence[Future[Any]]) -> list[Any]:

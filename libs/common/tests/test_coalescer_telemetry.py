@@ -16,6 +16,7 @@ from shop_common.batching.coalescer_telemetry import CoalescerMetrics
 from shop_common.db.database import Database
 from shop_common.errors import DatabaseUnavailable
 from shop_common.telemetry import telemetry
+from testkit.eventually import eventually
 
 TRACEPARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 
@@ -136,10 +137,3 @@ def _trace_of(span: ReadableSpan) -> int:
 
 def _id(span: ReadableSpan) -> int:
     return int(span.context.span_id)
-
-
-def eventually(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 10
-    while not condition():
-        assert time.monotonic() < deadline, "it did not become true in time"
-        threading.Event().wait(0.01)

@@ -2,7 +2,7 @@
 
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
@@ -20,6 +20,7 @@ from shop_common.db.database import Database
 from shop_common.errors import Contention, DatabaseUnavailable, TransactionTimeout
 from shop_common.events.consumer import Consumer, Event, Handler
 from shop_common.events.outbox import Outbox
+from testkit.eventually import eventually
 
 TIMEOUT_SECONDS = 90
 
@@ -98,13 +99,6 @@ class Desk:
 
 def body(kind: str, number: Any) -> bytes:
     return orjson.dumps({"event_type": kind, "timestamp": "2024-01-15T10:30:00.5Z", "data": {"number": number}})
-
-
-def eventually(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + TIMEOUT_SECONDS
-    while not condition():
-        assert time.monotonic() < deadline, "did not happen in time"
-        time.sleep(0.02)
 
 
 @pytest.fixture

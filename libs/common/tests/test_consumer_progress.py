@@ -7,9 +7,10 @@ import pytest
 from confluent_kafka import Producer
 from sqlalchemy import Connection
 
-from libs.common.tests.test_consumer import TIMEOUT_SECONDS, Desk, body, desk, eventually, note
+from libs.common.tests.test_consumer import TIMEOUT_SECONDS, Desk, body, desk, note
 from shop_common.errors import Contention, DatabaseUnavailable
 from shop_common.events.consumer import Event
+from testkit.eventually import eventually
 from testkit.foreign import Foreign, send
 
 __all__ = ["desk"]

@@ -15,6 +15,7 @@ from libs.common.tests.echo_service import Behaviour, Echo, EchoSettings, echo_s
 from shop_common.errors import NotFound, ShopError, Unavailable
 from shop_common.rpc.client import PATIENCE_SECONDS, TRIES_MAX, Client
 from shop_common.rpc.server import traceparent
+from testkit.eventually import eventually
 
 TRACEPARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 
@@ -158,14 +159,14 @@ def test_a_process_that_is_not_ready_gets_no_calls_until_it_is() -> None:
     with between(behave) as (call, running):
         assert call("first") == "first"
         running.server.health.set_ready("consumer", False)
-        _eventually(lambda: not _answers(lambda: call("while away", seconds=1)))
+        eventually(lambda: not _answers(lambda: call("while away", seconds=1)))
         reached.clear()
 
         assert not _answers(lambda: call("while away", seconds=1))
         assert reached == []
 
         running.server.health.set_ready("consumer", True)
-        _eventually(lambda: _answers(lambda: call("back")))
+        eventually(lambda: _answers(lambda: call("back")))
 
 
 def test_a_service_that_was_away_is_found_soon_after_it_is_back() -> None:
@@ -173,7 +174,7 @@ def test_a_service_that_was_away_is_found_soon_after_it_is_back() -> None:
     with connected(port) as call:
         assert not _answers(call)
         with serving(lambda request, _: request, EchoSettings(grpc_port=port, listen_host="127.0.0.1")):
-            _eventually(lambda: _answers(call), seconds=5)
+            eventually(lambda: _answers(call), within_seconds=5)
 
 
 def test_a_call_waits_for_a_service_that_is_being_restarted() -> None:
@@ -230,10 +231,3 @@ def _answers(call: Callable[[], object]) -> bool:
     except Unavailable:
         return False
     return True
-
-
-def _eventually(true: Callable[[], bool], *, seconds: float = 10) -> None:
-    end = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < end, "it did not become true in time"
-        threading.Event().wait(0.01)

@@ -23,6 +23,7 @@ from shop_common.rpc.health import LIVENESS, HealthServer
 from shop_common.rpc.large_requests import LARGE_REQUEST_BYTES, WAITING_BYTES_MAX
 from shop_common.rpc.server import CALL_SECONDS_MAX, RESPONSE_BYTES_MAX, deadline, traceparent
 from shop_common.rpc.status import STATUS_KEY
+from testkit.eventually import eventually
 
 _Detail = TypeVar("_Detail", bound=Message)
 
@@ -166,7 +167,7 @@ def test_a_database_error_that_nobody_translated_is_no_defect(error: Exception) 
 def test_above_the_limit_calls_are_refused_at_once_while_health_answers(gate: Gate) -> None:
     with serving(gate, EchoSettings(calls_max=2, grpc_threads=2, listen_host="127.0.0.1")) as running:
         inside = [running.begin("first"), running.begin("second")]
-        _eventually(lambda: len(gate.entered) == 2)
+        eventually(lambda: len(gate.entered) == 2)
 
         with pytest.raises(grpc.RpcError) as refused:
             running.call("third", seconds=5)
@@ -178,14 +179,14 @@ def test_above_the_limit_calls_are_refused_at_once_while_health_answers(gate: Ga
         assert healthy == "SERVING"
         gate.open()
         assert [call.result().value for call in inside] == ["first", "second"]
-        _eventually(lambda: _answers(lambda: running.call("fourth")))
+        eventually(lambda: _answers(lambda: running.call("fourth")))
         assert "third" not in gate.entered
 
 
 def test_a_call_that_is_cancelled_while_it_waits_is_not_executed_and_frees_its_place(gate: Gate) -> None:
     with serving(gate, EchoSettings(calls_max=4, grpc_threads=1, listen_host="127.0.0.1")) as running:
         inside = running.begin("inside")
-        _eventually(lambda: gate.entered == ["inside"])
+        eventually(lambda: gate.entered == ["inside"])
         for call in [running.begin("given up"), running.begin("given up")]:
             assert call.cancel()
         with pytest.raises(grpc.RpcError) as late:
@@ -194,7 +195,7 @@ def test_a_call_that_is_cancelled_while_it_waits_is_not_executed_and_frees_its_p
         inside.result()
 
         # All four places are free again.
-        _eventually(lambda: _answers(lambda: [call.result() for call in [running.begin("next") for _ in range(4)]]))
+        eventually(lambda: _answers(lambda: [call.result() for call in [running.begin("next") for _ in range(4)]]))
 
     assert late.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
     assert set(gate.entered) == {"inside", "next"}
@@ -335,13 +336,6 @@ def _answers(call: Callable[[], object]) -> bool:
     except grpc.RpcError:
         return False
     return True
-
-
-def _eventually(true: Callable[[], bool], *, seconds: float = 10) -> None:
-    end = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < end, "it did not become true in time"
-        threading.Event().wait(0.01)
 
 
 def test_large_requests_are_worked_on_one_after_the_other() -> None:

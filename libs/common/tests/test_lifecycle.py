@@ -4,7 +4,6 @@ import json
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -19,6 +18,7 @@ from devstack.ports import free_ports
 from devstack.process import Process
 from libs.common.tests.echo_service import echo_stub
 from shopctl.system.grpc_health import health
+from testkit.eventually import eventually
 
 PROGRAM = str(Path(__file__).with_name("echo_service.py"))
 
@@ -54,7 +54,7 @@ def test_sigterm_drains_in_order_and_ends_well(start: Start) -> None:
         process.terminate()
 
         # First nobody is sent here any more, while those who come are still served ...
-        _eventually(lambda: health(address) == "NOT_SERVING")
+        eventually(lambda: health(address) == "NOT_SERVING")
         assert health(address, "liveness") == "SERVING"
         assert _say(address, "pid") == str(process.pid)
         # ... then what runs is finished, ...
@@ -85,7 +85,7 @@ def test_a_second_signal_ends_it_at_once(start: Start) -> None:
         process.terminate()
         return not process.alive
 
-    _eventually(insist)
+    eventually(insist)
 
     assert process.wait(1) == 128 + signal.SIGTERM
     assert "flushed" not in process.log
@@ -184,7 +184,7 @@ def test_workers_share_the_port_and_end_well_together(start: Start) -> None:
         answers.append(_say(_address(process), "pid"))
         return set(answers) == workers
 
-    _eventually(both_answered)
+    eventually(both_answered)
     # Their metrics are one, at their parent's.
     with urlopen(f"http://127.0.0.1:{metrics}/metrics", timeout=10) as page:
         counted = [
@@ -265,15 +265,15 @@ def test_the_parent_of_workers_is_as_healthy_as_the_worst_of_them(start: Start, 
     (port,) = free_ports(1)
     process = start(workers=2, health_port=port)
     probes = f"127.0.0.1:{port}"
-    _eventually(lambda: [health(probes), health(probes, "liveness")] == ["SERVING"] * 2, seconds=60)
+    eventually(lambda: [health(probes), health(probes, "liveness")] == ["SERVING"] * 2, within_seconds=60)
 
     worker = psutil.Process(process.pid).children()[frozen]
     worker.suspend()
     try:
-        _eventually(lambda: [health(probes), health(probes, "liveness")] == ["NOT_SERVING"] * 2, seconds=60)
+        eventually(lambda: [health(probes), health(probes, "liveness")] == ["NOT_SERVING"] * 2, within_seconds=60)
     finally:
         worker.resume()
-    _eventually(lambda: [health(probes), health(probes, "liveness")] == ["SERVING"] * 2, seconds=60)
+    eventually(lambda: [health(probes), health(probes, "liveness")] == ["SERVING"] * 2, within_seconds=60)
 
     process.terminate()
     assert process.wait(20) == 0
@@ -331,10 +331,3 @@ def _say(address: str, text: str) -> str:
 
 def _lines(process: Process) -> list[dict[str, object]]:
     return [json.loads(line) for line in process.log.splitlines() if line.startswith("{")]
-
-
-def _eventually(true: Callable[[], bool], *, seconds: float = 15) -> None:
-    end = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < end, "it did not become true in time"
-        time.sleep(0.02)

@@ -3,7 +3,7 @@
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -18,6 +18,7 @@ from shop_common.process import probe
 from shop_common.rpc.health import CONNECTIONS_MAX, Health, HealthServer
 from shop_common.rpc.health_service import HEALTH_SERVICE, WATCHES_MAX, WATCHES_PER_CONNECTION_MAX
 from shop_common.rpc.server import UNREAD_ANSWERS_MAX
+from testkit.eventually import eventually
 
 CHECK = f"/{HEALTH_SERVICE}/Check"
 WATCH = f"/{HEALTH_SERVICE}/Watch"
@@ -95,7 +96,7 @@ def test_calls_are_answered_beside_hundreds_that_send_nothing(running: Echo, pat
             peers.enter_context(connected(_address(running))).begin(path, calls=500)
 
         # While ten times as many arrive as there are threads, a call may be refused and has to come again.
-        _eventually(lambda: _is_answered(running))
+        eventually(lambda: _is_answered(running))
         answers = [running.call(str(n), seconds=SOON_SECONDS) for n in range(50)]
 
     assert answers == [str(n) for n in range(50)]
@@ -184,7 +185,7 @@ def test_watches_of_one_connection_are_few(running: Echo) -> None:
     assert grpc_status(refused) == grpc.StatusCode.UNIMPLEMENTED.value[0]
 
     # Closed connections are forgotten.
-    _eventually(lambda: _first_status(running.channel) == health_pb2.HealthCheckResponse.SERVING)
+    eventually(lambda: _first_status(running.channel) == health_pb2.HealthCheckResponse.SERVING)
 
 
 def test_watches_of_a_process_are_bounded(running: Echo) -> None:
@@ -203,9 +204,9 @@ def test_watches_of_a_process_are_bounded(running: Echo) -> None:
     with ExitStack() as peers:
         for _ in range(WATCHES_MAX // WATCHES_PER_CONNECTION_MAX):
             watch_from_another_connection()
-        _eventually(is_full)
+        eventually(is_full)
         assert _check(running.channel) == "SERVING"
-    _eventually(lambda: _first_status(running.channel) == health_pb2.HealthCheckResponse.SERVING)
+    eventually(lambda: _first_status(running.channel) == health_pb2.HealthCheckResponse.SERVING)
 
 
 def test_a_question_about_health_is_not_quoted_at_any_length(running: Echo) -> None:
@@ -254,7 +255,9 @@ def test_connections_without_a_call_do_not_keep_probes_out(speaks_http: bool) ->
                 connections.enter_context(socket.create_connection(("127.0.0.1", server.port), 20))
 
         # gRPC by itself closes them after a minute; kubelet has ended the process by then.
-        _eventually(lambda: probe.is_serving(f"127.0.0.1:{server.port}", timeout_seconds=5), seconds=SOON_SECONDS / 2)
+        eventually(
+            lambda: probe.is_serving(f"127.0.0.1:{server.port}", timeout_seconds=5), within_seconds=SOON_SECONDS / 2
+        )
 
 
 def _address(running: Echo) -> str:
@@ -292,10 +295,3 @@ def _is_answered(running: Echo) -> bool:
         if refused.code() not in (grpc.StatusCode.RESOURCE_EXHAUSTED, grpc.StatusCode.CANCELLED):
             raise
         return False
-
-
-def _eventually(true: Callable[[], bool], seconds: float = SOON_SECONDS) -> None:
-    end = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < end, "it did not become true in time"
-        threading.Event().wait(0.05)

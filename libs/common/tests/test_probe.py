@@ -61,7 +61,7 @@ def test_who_does_not_listen_is_unhealthy_and_the_reason_is_said(
 
 def test_it_is_a_program_of_its_own_that_loads_little(server: HealthServer) -> None:
     loaded = (
-        "import sys; from shop_common import probe; "
+        "import sys; from shop_common.process import probe; "
         f"code = probe.main(['127.0.0.1:{server.port}']); "
         "heavy = {'grpc', 'google', 'sqlalchemy', 'pydantic', 'opentelemetry', 'confluent_kafka'} & set(sys.modules); "
         "sys.exit(f'loads {heavy}' if heavy else code)"

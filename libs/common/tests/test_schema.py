@@ -2,7 +2,6 @@
 
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
@@ -15,6 +14,7 @@ from devstack.postgres import PostgresServer
 from shop_common.db.database import Database, plain_engine
 from shop_common.db.schema import Schema, SchemaError, SchemaTooOld, WrongDatabase, main
 from shop_common.errors import DatabaseNeedsRepair
+from testkit.eventually import eventually
 
 FIRST = """
 import sqlalchemy as sa
@@ -211,13 +211,6 @@ def wants_a_turn(database: Database) -> bool:
     idle = "SELECT FROM pg_stat_activity WHERE starts_with(query, 'SET LOCAL idle') AND datname = current_database()"
     with database.read() as tx:
         return len(tx.exec_driver_sql(idle).all()) == 2
-
-
-def eventually(happens: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 20
-    while not happens():
-        assert time.monotonic() < deadline, "it did not happen in time"
-        time.sleep(0.02)
 
 
 def test_who_may_not_look_is_told_so_in_one_sentence(

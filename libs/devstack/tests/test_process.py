@@ -15,6 +15,7 @@ import pytest
 from devstack.ports import busy_ports, free_ports, is_busy
 from devstack.process import Process, ProcessEnded
 from shopctl.system.grpc_health import health
+from testkit.eventually import eventually
 
 Start = Callable[..., Process]
 
@@ -90,7 +91,7 @@ def test_killing_takes_the_children_along(start: Start) -> None:
     process.kill()
 
     assert process.exit_code == -signal.SIGKILL
-    _eventually(lambda: not child.is_running() or child.status() == psutil.STATUS_ZOMBIE)
+    eventually(lambda: not child.is_running() or child.status() == psutil.STATUS_ZOMBIE)
 
 
 def test_stopping_takes_the_children_along_that_the_process_left_behind(start: Start) -> None:
@@ -99,7 +100,7 @@ def test_stopping_takes_the_children_along_that_the_process_left_behind(start: S
 
     assert process.stop() == -signal.SIGTERM
 
-    _eventually(lambda: not child.is_running() or child.status() == psutil.STATUS_ZOMBIE)
+    eventually(lambda: not child.is_running() or child.status() == psutil.STATUS_ZOMBIE)
 
 
 def test_a_frozen_process_stands_still_with_its_children(start: Start) -> None:
@@ -109,7 +110,7 @@ def test_a_frozen_process_stands_still_with_its_children(start: Start) -> None:
     with process.frozen():
         assert child.status() == psutil.Process(process.pid).status() == psutil.STATUS_STOPPED
 
-    _eventually(lambda: child.status() == psutil.STATUS_SLEEPING)
+    eventually(lambda: child.status() == psutil.STATUS_SLEEPING)
 
 
 def test_stopping_a_frozen_process_lets_it_end_in_its_own_way(start: Start) -> None:
@@ -195,7 +196,7 @@ def test_children_end_when_their_parent_is_killed(start: Start) -> None:
 
     os.kill(parent.pid, signal.SIGKILL)
 
-    _eventually(lambda: not child.is_running())
+    eventually(lambda: not child.is_running())
 
 
 def test_a_database_server_ends_and_leaves_no_files_when_its_parent_is_killed(start: Start) -> None:
@@ -212,7 +213,7 @@ def test_a_database_server_ends_and_leaves_no_files_when_its_parent_is_killed(st
 
     os.kill(parent.pid, signal.SIGKILL)
 
-    _eventually(lambda: not any(process.is_running() for process in everyone) and not folder.exists())
+    eventually(lambda: not any(process.is_running() for process in everyone) and not folder.exists())
 
 
 def test_a_port_is_busy_when_someone_listens_on_it_even_if_he_would_share_it() -> None:
@@ -234,10 +235,3 @@ time.sleep(600)
         finally:
             child.kill()
     assert not is_busy(shared)
-
-
-def _eventually(condition: Callable[[], bool], within_seconds: float = 60) -> None:
-    deadline = time.monotonic() + within_seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it did not happen in time"
-        time.sleep(0.02)

@@ -1,6 +1,5 @@
 import json
 import sys
-import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -29,6 +28,7 @@ from shop_protos.order.v1.order_pb2 import (
 from shopctl.__main__ import main
 from shopctl.client import Shop
 from shopctl.system import runfile
+from testkit.eventually import eventually
 
 HEALTHY_SECONDS = 180
 EFFECT_SECONDS = 90
@@ -229,7 +229,4 @@ def _strangers(spans: Spans) -> Spans:
 
 
 def _eventually(look: Callable[[], Spans], is_right: Callable[[Spans], bool]) -> Spans:
-    deadline = time.monotonic() + EFFECT_SECONDS
-    while not is_right(seen := look()):
-        assert time.monotonic() < deadline, seen
-    return seen
+    return eventually(lambda: seen if is_right(seen := look()) else None, EFFECT_SECONDS, lambda: str(look())) or []

@@ -1,17 +1,11 @@
 """The outbox under test."""
 
-import sys
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
 from devstack.kafka import Kafka
-
-# pytest's importlib mode leaves this folder out of the path.
-sys.path.insert(0, str(Path(__file__).parent))
-
-from relay_driver import Shop
+from testkit.drivers.relay import Shop
 
 
 @pytest.fixture

@@ -4,12 +4,12 @@ from collections.abc import Iterator
 from datetime import timedelta
 
 import pytest
-from relay_driver import eventually
 from sqlalchemy import Connection, MetaData, select, update
 
 from event_relay.leases import Held, Leases
 from shop_common.db.database import Database
 from shop_common.events.outbox import SHARDS, Outbox
+from testkit.eventually import eventually
 
 
 class Table:

@@ -4,12 +4,12 @@ from collections.abc import Callable
 from typing import Any
 
 import psycopg
-from relay_driver import Shop
 from sqlalchemy import Connection, event
 
 from event_relay.pending import PendingRows
 from shop_common.db.database import STEADY_PLANS
 from shop_common.events.outbox import SHARDS
+from testkit.drivers.relay import Shop
 
 
 def test_plans_do_not_flip_when_the_table_was_seen_empty(shop: Shop) -> None:

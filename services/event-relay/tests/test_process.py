@@ -5,11 +5,12 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 
 import pytest
-from relay_driver import Shop, eventually, values_by_key
 
 from devstack.ports import free_ports
 from devstack.process import Process
 from shopctl.system.grpc_health import health
+from testkit.drivers.relay import Shop, values_by_key
+from testkit.eventually import eventually
 
 Start = Callable[..., Process]
 

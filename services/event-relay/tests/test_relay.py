@@ -8,7 +8,6 @@ from datetime import UTC, datetime, timedelta
 import orjson
 import pytest
 import structlog
-from relay_driver import Shop, eventually, running, values_by_key
 from sqlalchemy import delete, insert, select, update
 from uuid_utils import uuid7
 
@@ -18,6 +17,8 @@ from event_relay.pending import ROWS_MAX
 from event_relay.relay import AHEAD_ROWS, DeliveryFailed, Relay
 from shop_common.errors import ShopError
 from shop_common.events.outbox import SHARDS
+from testkit.drivers.relay import Shop, running, values_by_key
+from testkit.eventually import eventually
 
 
 def ship_all(relay: Relay) -> int:

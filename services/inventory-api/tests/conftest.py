@@ -1,20 +1,14 @@
 """A migrated inventory database of each kind, one for all tests and emptied before each."""
 
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from pathlib import Path
 
 import pytest
 
 from inventory_api.migrations import SCHEMA
 from inventory_api.operations.coalescing import Operations
 from shop_common.db.database import Database
-
-# The driver of these tests is beside them; the folder is not a package.
-sys.path.append(str(Path(__file__).parent))
-
-from inventory_driver import TTL_SECONDS, InventoryDriver, empty
+from testkit.drivers.inventory_api import TTL_SECONDS, InventoryDriver, empty
 
 
 @pytest.fixture(scope="session")

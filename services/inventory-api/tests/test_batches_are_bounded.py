@@ -2,7 +2,6 @@
 
 from collections import Counter
 
-from inventory_driver import InventoryDriver, deadline
 from sqlalchemy import select
 
 from inventory_api.domain.commands import AddStock, OrderLines, OrderRequest, ReleaseRequest, StockQuestion
@@ -11,6 +10,7 @@ from inventory_api.operations import batch_sizes
 from inventory_api.store import items, tables
 from inventory_api.store.reservations import by_order, rows
 from shop_common.batching.coalescer import BATCH_WEIGHT_MAX
+from testkit.drivers.inventory_api import InventoryDriver, deadline
 
 
 def events_by_transaction(inventory: InventoryDriver, event_type: str) -> list[int]:

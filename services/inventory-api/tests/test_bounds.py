@@ -5,7 +5,6 @@ from uuid import UUID
 
 import orjson
 import pytest
-from inventory_driver import TTL_SECONDS, InventoryDriver, deadline
 from sqlalchemy import insert, select, text, update
 
 from inventory_api.domain import allocation, model, reserving
@@ -30,6 +29,7 @@ from shop_common.db.database import Database
 from shop_common.db.sql import now
 from shop_common.errors import Contention, ShopError
 from shop_common.events.outbox import PAYLOAD_BYTES_MAX
+from testkit.drivers.inventory_api import TTL_SECONDS, InventoryDriver, deadline
 
 LATE_SECONDS = 60.0
 

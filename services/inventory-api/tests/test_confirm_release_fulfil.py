@@ -4,10 +4,10 @@ from collections.abc import Callable
 from functools import partial
 
 import pytest
-from inventory_driver import InventoryDriver, at_once
 
 from inventory_api.domain.errors import ReservationExpired, ReservationNotFound, ReservationReleased
 from inventory_api.domain.model import Line, Reservation, State
+from testkit.drivers.inventory_api import InventoryDriver, at_once
 
 
 def event_types(inventory: InventoryDriver, *, but: str = "STOCK_RESERVED") -> list[str]:

@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import pytest
-from inventory_driver import TTL_SECONDS, InventoryDriver
 from sqlalchemy import Connection
 
 from inventory_api.domain.commands import OrderLines
@@ -15,6 +14,7 @@ from inventory_api.store import items
 from inventory_api.store.reservations import due
 from shop_common.errors import Contention, ShopError
 from shop_common.moments import rfc3339
+from testkit.drivers.inventory_api import TTL_SECONDS, InventoryDriver
 
 
 def batch(inventory: InventoryDriver, *orders: OrderLines) -> list[list[Reservation] | ShopError]:

@@ -3,13 +3,13 @@
 import time
 
 import pytest
-from inventory_driver import InventoryDriver
 from prometheus_client import REGISTRY
 
 from inventory_api.operations.held_reservations import HeldReservationsCollector
 from inventory_api.store.reservations import counts
 from inventory_api.store.reservations.counts import ReservationCounts
 from shop_common.db.database import STEADY_PLANS
+from testkit.drivers.inventory_api import InventoryDriver
 
 WAIT_SECONDS = 60
 

@@ -1,9 +1,8 @@
 """Every event matches proto/asyncapi.yaml, with the names that the users' documentation fixes."""
 
-from inventory_driver import InventoryDriver
-
 from inventory_api.domain.model import Line
 from testkit.contract import validator
+from testkit.drivers.inventory_api import InventoryDriver
 
 
 def test_every_type_of_event_is_emitted_and_matches_the_contract(inventory: InventoryDriver) -> None:

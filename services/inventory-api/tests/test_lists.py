@@ -3,13 +3,13 @@
 from collections.abc import Callable
 
 import pytest
-from inventory_driver import InventoryDriver
 
 from inventory_api.domain.commands import ItemFilter, ReservationFilter
 from inventory_api.domain.model import Item, Reservation, State
 from shop_common.api import paging
 from shop_common.api.paging import Page
 from shop_common.api.valid import Fields
+from testkit.drivers.inventory_api import InventoryDriver
 
 
 def all_items(

@@ -6,7 +6,6 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
-from inventory_driver import InventoryDriver, deadline
 from sqlalchemy import bindparam, case, event, func, select, text, update
 
 from inventory_api.domain.commands import PurgeRequest
@@ -19,6 +18,7 @@ from inventory_api.store import tables
 from inventory_api.store.reservations import by_order, counts
 from shop_common.db.database import STEADY_PLANS, Database
 from shop_common.db.sql import Timestamp, now
+from testkit.drivers.inventory_api import InventoryDriver, deadline
 
 DAY = 24 * 3600.0
 

@@ -16,7 +16,6 @@ from hypothesis.stateful import (
     rule,
     run_state_machine_as_test,
 )
-from inventory_driver import InventoryDriver, deadline, empty
 
 from inventory_api.domain.commands import AddStock, StockQuestion
 from inventory_api.domain.errors import (
@@ -28,6 +27,7 @@ from inventory_api.domain.errors import (
 )
 from inventory_api.domain.model import Line, Reservation, State
 from shop_common.errors import ShopError
+from testkit.drivers.inventory_api import InventoryDriver, deadline, empty
 
 _T = TypeVar("_T")
 

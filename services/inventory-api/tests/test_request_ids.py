@@ -3,7 +3,6 @@
 from functools import partial
 
 import pytest
-from inventory_driver import InventoryDriver, at_once, deadline, refusals
 from sqlalchemy import func, select
 
 from inventory_api.domain.commands import OrderLines
@@ -12,6 +11,7 @@ from inventory_api.domain.model import Line, Reservation, State
 from inventory_api.store import tables
 from shop_common.db.idempotency import RequestIdReused
 from shop_common.errors import ShopError
+from testkit.drivers.inventory_api import InventoryDriver, at_once, deadline, refusals
 
 
 def stored_keys(inventory: InventoryDriver) -> int:

@@ -1,11 +1,11 @@
 """Reserving stock: how many units, from which locations, and when it is refused."""
 
 import pytest
-from inventory_driver import TTL_SECONDS, InventoryDriver, deadline
 
 from inventory_api.domain.commands import OrderLines
 from inventory_api.domain.errors import InsufficientStock
 from inventory_api.domain.model import Line, State
+from testkit.drivers.inventory_api import TTL_SECONDS, InventoryDriver, deadline
 
 
 def test_reserved_units_are_unavailable_until_the_reservation_expires(inventory: InventoryDriver) -> None:

@@ -2,11 +2,10 @@
 
 from functools import partial
 
-from inventory_driver import InventoryDriver, at_once, refusals
-
 from inventory_api.domain.errors import InsufficientStock
 from inventory_api.domain.model import Line
 from shop_common.errors import ShopError
+from testkit.drivers.inventory_api import InventoryDriver, at_once, refusals
 
 
 def test_the_last_unit_goes_to_one_of_a_hundred_buyers(inventory: InventoryDriver) -> None:

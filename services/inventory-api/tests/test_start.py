@@ -1,8 +1,7 @@
 """inventory-api as a process, when its database is missing or wrong, or its settings are wrong."""
 
 import sys
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import closing
 from pathlib import Path
 
@@ -11,6 +10,7 @@ from devstack.process import Process
 from inventory_api.migrations import SCHEMA
 from shop_common.db.address import of_sqlite_file
 from shop_common.db.database import Database
+from testkit.eventually import eventually
 
 
 def inventory_api(settings: Mapping[str, str]) -> Process:
@@ -59,13 +59,6 @@ def test_it_is_not_ready_while_its_database_file_is_missing_and_logs_the_path(tm
         assert process.log.count("the database needs its operator") == 1
     finally:
         process.kill()
-
-
-def eventually(happens: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 120
-    while not happens():
-        assert time.monotonic() < deadline, "it did not happen in time"
-        time.sleep(0.05)
 
 
 def test_it_refuses_a_database_without_schema_with_a_message_that_names_the_command(tmp_path: Path) -> None:

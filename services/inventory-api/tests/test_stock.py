@@ -3,7 +3,6 @@
 from functools import partial
 
 import pytest
-from inventory_driver import InventoryDriver, at_once, deadline, refusals
 from sqlalchemy import insert
 
 from inventory_api.domain.commands import AddStock, SetQuantity, StockQuestion
@@ -13,6 +12,7 @@ from inventory_api.operations import add_stock
 from inventory_api.store import tables
 from shop_common.api.valid import INT64_MAX
 from shop_common.db.sql import now
+from testkit.drivers.inventory_api import InventoryDriver, at_once, deadline, refusals
 
 
 def missing(item: Item) -> SetQuantity:

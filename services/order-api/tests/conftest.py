@@ -1,20 +1,15 @@
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 import structlog
 
 from devstack.ports import free_ports
 from devstack.process import Process
-
-sys.path.append(str(Path(__file__).parent))
-
-from desk import Desk, Stock
-
 from order_api.migrations import SCHEMA
 from order_api.store import tables
 from shop_common.db.database import Database
+from testkit.drivers.order_api import Desk, Stock
 
 # By default structlog prints all local variables of a traceback, which takes seconds.
 structlog.configure(processors=[structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)])

@@ -3,7 +3,6 @@
 from decimal import Decimal
 
 import orjson
-from desk import new_order, stored
 from google.type.money_pb2 import Money
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -16,6 +15,7 @@ from order_api.store import orders, tables
 from shop_common.api.money import UNITS_MAX, exact
 from shop_common.db.database import Database
 from shop_protos.order.v1 import order_pb2 as pb
+from testkit.drivers.order_api import new_order, stored
 
 _prices = st.builds(
     Money,

@@ -7,7 +7,6 @@ from dataclasses import replace
 from decimal import Decimal
 
 import pytest
-from desk import UNKNOWN, Desk, Stock, at_once, lines_read, new_order, new_request, stored
 from sqlalchemy import select
 
 from order_api.domain.commands import Step
@@ -22,6 +21,7 @@ from shop_common.batching.coalescer import BATCH_WEIGHT_MAX
 from shop_common.db.database import Database
 from shop_common.db.idempotency import Claim, RequestIdReused
 from shop_protos.order.v1 import order_pb2 as pb
+from testkit.drivers.order_api import UNKNOWN, Desk, Stock, at_once, lines_read, new_order, new_request, stored
 
 LONG = tuple(NewItem(product, 1, Decimal(1)) for product in range(1, LINES_MAX + 1))
 

@@ -3,10 +3,11 @@
 from functools import partial
 
 import grpc
-from desk import Desk, Stock, at_once, eventually, new_order, new_request, refusal, stored
 
 from shop_common.db.database import Database
 from shop_protos.order.v1 import order_pb2 as pb
+from testkit.drivers.order_api import Desk, Stock, at_once, new_order, new_request, refusal, stored
+from testkit.eventually import eventually
 
 CONFIRMED = pb.ORDER_STATUS_CONFIRMED
 CANCELLED = pb.ORDER_STATUS_CANCELLED

@@ -4,7 +4,6 @@ from datetime import UTC, datetime
 from typing import Any
 
 import pytest
-from desk import events, new_order, stored
 
 from order_api.api import consumer
 from order_api.domain.model import Status
@@ -12,6 +11,7 @@ from order_api.store import orders
 from shop_common.db.database import Database
 from shop_common.events.consumer import Event
 from testkit import contract
+from testkit.drivers.order_api import events, new_order, stored
 
 TRACEPARENT = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
 

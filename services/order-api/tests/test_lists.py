@@ -7,7 +7,6 @@ from functools import partial
 from uuid import UUID
 
 import pytest
-from desk import UNKNOWN, Desk, lines_read, new_order, refusal, stored
 
 from order_api.api import answers, requests
 from order_api.domain.model import NewItem, Order, OrderItem, Status
@@ -19,6 +18,7 @@ from shop_common.api.valid import TEXT_LENGTH_MAX
 from shop_common.db.database import Database
 from shop_common.moments import from_micros, to_proto
 from shop_protos.order.v1 import order_pb2 as pb
+from testkit.drivers.order_api import UNKNOWN, Desk, lines_read, new_order, refusal, stored
 
 
 @pytest.fixture

@@ -8,7 +8,6 @@ from functools import partial
 
 import grpc
 import orjson
-from desk import INVENTORY_CALL_SECONDS, Desk, Stock, at_once, eventually, new_request, refusal
 from sqlalchemy import func, select, text
 
 from order_api.api import requests
@@ -17,6 +16,8 @@ from order_api.operations.history import KeyPurge, PurgeRequest
 from order_api.store import tables
 from shop_common.db.database import Database
 from shop_protos.order.v1 import order_pb2 as pb
+from testkit.drivers.order_api import INVENTORY_CALL_SECONDS, Desk, Stock, at_once, new_request, refusal
+from testkit.eventually import eventually
 
 
 @contextmanager

@@ -4,7 +4,6 @@ import tracemalloc
 from collections.abc import Callable
 
 import pytest
-from desk import dollars, new_request
 from google.protobuf.duration_pb2 import Duration
 from google.type.money_pb2 import Money
 
@@ -13,6 +12,7 @@ from shop_common.api.money import UNITS_MAX
 from shop_common.errors import InvalidInput
 from shop_protos.order.v1 import maintenance_pb2
 from shop_protos.order.v1 import order_pb2 as pb
+from testkit.drivers.order_api import dollars, new_request
 
 GOOD = new_request((1, 1, "1.5"), ttl_seconds=60, request_id="r")
 

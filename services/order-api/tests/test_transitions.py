@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 
 import pytest
-from desk import at_once, events, new_order, stored
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -14,6 +13,7 @@ from order_api.operations.transitions import AbandonedOrders, AbandonedRequest, 
 from order_api.store import orders
 from shop_common.db.database import Database
 from shop_common.errors import ShopError
+from testkit.drivers.order_api import at_once, events, new_order, stored
 
 GRACE_SECONDS = 60
 

@@ -1,9 +1,8 @@
 """An outbox to write to, relays that ship it, and what came of it."""
 
 import threading
-import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime
 from uuid import uuid4
@@ -122,13 +121,6 @@ def running(*relays: Relay) -> Iterator[None]:
             at_the_end.callback(thread.join, 20)
             at_the_end.callback(stop.set)
         yield
-
-
-def eventually(condition: Callable[[], bool], within_seconds: float = 90) -> None:
-    deadline = time.monotonic() + within_seconds
-    while not condition():
-        assert time.monotonic() < deadline, f"not within {within_seconds} s"
-        time.sleep(0.02)
 
 
 def values_by_key(records: list[Shipped], *, first_occurrences: bool = False) -> dict[str, list[object]]:

@@ -2,7 +2,6 @@
 
 import itertools
 import threading
-import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -241,15 +240,6 @@ def lines_read(database: Database) -> Iterator[list[int]]:
         yield counts
     finally:
         event.remove(database.engine, "after_cursor_execute", count)
-
-
-def eventually(check: Callable[[], bool], *, within_seconds: float = 60) -> None:
-    """Wait until it is so."""
-    deadline = time.monotonic() + within_seconds
-    pause = threading.Event()
-    while not check():
-        assert time.monotonic() < deadline, f"not within {within_seconds:g} s"
-        pause.wait(0.05)
 
 
 def at_once(count: int, call: Callable[[int], _Result]) -> list[_Result]:

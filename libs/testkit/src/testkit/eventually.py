@@ -1,0 +1,24 @@
+"""Waiting for what happens in its own time."""
+
+import time
+from collections.abc import Callable
+from typing import TypeVar
+
+_T = TypeVar("_T")
+
+_POLL_SECONDS_MIN, _POLL_SECONDS_MAX = 0.001, 0.05
+
+
+def eventually(condition: Callable[[], _T], within_seconds: float = 60.0, describe: Callable[[], str] = str) -> _T:
+    """Poll until the condition is true, and return what it returned.
+
+    Raises AssertionError when the time is up, with what `describe` returns then, such as the end of a log. The limit is
+    for a test that fails: make it generous, since a busy machine is late with everything.
+    """
+    deadline = time.monotonic() + within_seconds
+    pause = _POLL_SECONDS_MIN
+    while not (value := condition()):
+        assert time.monotonic() < deadline, f"not within {within_seconds:g} s {describe()}"
+        time.sleep(pause)
+        pause = min(2 * pause, _POLL_SECONDS_MAX)
+    return value
