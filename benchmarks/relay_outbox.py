@@ -54,7 +54,7 @@ class Outbox:
         kafka.create_topics(topic)
         self._connection = psycopg.connect(self.plain_url, autocommit=True)
         self._consumer = self._reader()
-        # Asked by a client that may make topics, as the embedded broker does at their first use.
+        # ConfirmationResult by a client that may make topics, as the embedded broker does at their first use.
         self._partitions = kafka.admin().list_topics(topic, timeout=_REQUEST_SECONDS).topics[topic].partitions
         self._next = 1
         self._filling = 0

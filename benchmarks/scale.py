@@ -27,9 +27,9 @@ from benchmarks.subjects import ALONE, NO_BROKER, Services, migrate
 from devstack.stack import Databases, Options, Stack
 from inventory_api.migrations import SCHEMA as INVENTORY_SCHEMA
 from inventory_api.store import tables as inventory
+from order_api.domain.commands import OrderFilter
 from order_api.domain.model import Status
 from order_api.migrations import SCHEMA as ORDERS_SCHEMA
-from order_api.store.orders import OrderFilter
 from shop_common.api import paging
 from shop_common.api.paging import Page, PageRequest
 from shop_protos.inventory.v1 import inventory_pb2

@@ -8,8 +8,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sqlalchemy import select
 
-from order_api.api import answers, requests
-from order_api.domain.commands import HeldOrder, NewOrder
+from order_api.api import parse, render
+from order_api.domain.commands import NewOrder, ReservedOrder
 from order_api.domain.model import NewItem
 from order_api.store import orders, tables
 from shop_common.api.money import UNITS_MAX, exact
@@ -29,13 +29,13 @@ _prices = st.builds(
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_an_amount_comes_back_as_it_was_given(database: Database, price: Money) -> None:
     request = pb.CreateOrderRequest(user_id=1, items=[pb.CreateOrderItem(product_id=1, quantity=1, price=price)])
-    wanted = requests.new_order(request, None)
+    wanted = parse.new_order(request, None)
     (placed,) = stored(database, wanted)
 
     read = database.query(lambda tx: orders.load(tx, [placed.id]))[placed.id]
 
     assert read == placed
-    for order in (answers.order(placed), answers.order(read)):
+    for order in (render.order(placed), render.order(read)):
         assert order.items[0].price == price
         assert order.total_amount == price
     outbox = tables.outbox.table
@@ -66,7 +66,7 @@ def test_a_total_is_the_sum_in_billionths(lines: list[tuple[int, int, int]]) -> 
     ]
     billionths = sum((units * 10**9 + nanos) * quantity for units, nanos, quantity in lines)
 
-    order = requests.new_order(pb.CreateOrderRequest(user_id=1, items=items), None)
+    order = parse.new_order(pb.CreateOrderRequest(user_id=1, items=items), None)
 
     assert order.total_amount == exact(*divmod(billionths, 10**9))
 
@@ -78,6 +78,6 @@ def test_equal_prices_written_otherwise_are_the_same_order(database: Database) -
     again = NewItem(1, 2, Decimal("1.500000000"))
     same = NewOrder(order.id, order.user_id, (again,), order.total_amount, "USD", None)
 
-    outcomes = database.transact(lambda tx: orders.insert(tx, [HeldOrder(same, 60)]))
+    outcomes = database.transact(lambda tx: orders.insert(tx, [ReservedOrder(same, 60)]))
 
     assert outcomes == [placed]

@@ -9,13 +9,13 @@ from decimal import Decimal
 import pytest
 from sqlalchemy import select
 
-from order_api.domain.commands import Step
+from order_api.domain.commands import CancelAbandoned, ChangeStatus, PurgeKeys
 from order_api.domain.model import LINES_MAX, NewItem, Order, Status
+from order_api.domain.transitions import LostStock
 from order_api.inventory import Inventory
-from order_api.operations import transitions
+from order_api.operations.cancel_orders import TURN_LINES, AbandonedOrders, cancel_lost
 from order_api.operations.coalescing import Operations
-from order_api.operations.history import TURN_KEYS, KeyPurge, PurgeRequest
-from order_api.operations.transitions import TURN_LINES, AbandonedOrders, AbandonedRequest, Loss
+from order_api.operations.purge import TURN_KEYS, KeyPurge
 from order_api.store import orders, tables
 from shop_common.batching.coalescer import BATCH_WEIGHT_MAX
 from shop_common.db.database import Database
@@ -53,7 +53,7 @@ def events_by_transaction(database: Database, event_type: str) -> list[int]:
 def test_many_long_orders_are_cancelled_in_several_transactions(database: Database, operations: Operations) -> None:
     placed = stored(database, *(new_order(items=LONG) for _ in range(25)))
 
-    steps = [Step(order.id, Status.CANCELLED) for order in placed]
+    steps = [ChangeStatus(order.id, Status.CANCELLED) for order in placed]
     outcomes = operations._set_status.submit_many(steps, deadline=deadline())
 
     assert all(isinstance(each, Order) and each.status is Status.CANCELLED for each in outcomes)
@@ -64,10 +64,10 @@ def test_many_long_orders_are_cancelled_in_several_transactions(database: Databa
 
 def test_orders_that_lost_their_stock_are_cancelled_in_turns(database: Database) -> None:
     placed = stored(database, *(new_order(items=LONG) for _ in range(25)))
-    losses = [Loss(order.id, released=True) for order in placed for _ in range(20)]
+    losses = [LostStock(order.id, released=True) for order in placed for _ in range(20)]
 
     turns = 1
-    while database.transact(lambda tx: transitions.cancel_lost(tx, losses)):
+    while database.transact(lambda tx: cancel_lost(tx, losses)):
         turns += 1
 
     by_transaction = events_by_transaction(database, "ORDER_CANCELLED")
@@ -77,24 +77,24 @@ def test_orders_that_lost_their_stock_are_cancelled_in_turns(database: Database)
 
 
 def test_abandoned_orders_are_cancelled_in_turns(database: Database) -> None:
-    long = stored(database, *(new_order(items=LONG) for _ in range(12)), hold_seconds=-3600)
-    stored(database, *(new_order() for _ in range(3)), hold_seconds=-3000)
+    long = stored(database, *(new_order(items=LONG) for _ in range(12)), reserved_seconds=-3600)
+    stored(database, *(new_order() for _ in range(3)), reserved_seconds=-3000)
 
-    assert AbandonedOrders(database).cancel(AbandonedRequest(60, 14)) == 14
+    assert AbandonedOrders(database).cancel(CancelAbandoned(60, 14)) == 14
 
     by_transaction = events_by_transaction(database, "ORDER_CANCELLED")
     assert sum(by_transaction) == 14
     assert len(by_transaction) >= len(long) * LINES_MAX // TURN_LINES
-    assert AbandonedOrders(database).cancel(AbandonedRequest(60, 14)) == 1
+    assert AbandonedOrders(database).cancel(CancelAbandoned(60, 14)) == 1
 
 
 def test_keys_are_forgotten_in_turns(database: Database) -> None:
     claims = [Claim("CreateOrder", "1", f"key-{number}", "", ()) for number in range(2 * TURN_KEYS + 50)]
     database.transact(lambda tx: tables.idempotency_keys.insert(tx, claims))
 
-    assert KeyPurge(database).purge(PurgeRequest(-60, TURN_KEYS + 1)) == TURN_KEYS + 1
-    assert KeyPurge(database).purge(PurgeRequest(-60, 10 * TURN_KEYS)) == TURN_KEYS + 49
-    assert KeyPurge(database).purge(PurgeRequest(-60, TURN_KEYS)) == 0
+    assert KeyPurge(database).purge(PurgeKeys(-60, TURN_KEYS + 1)) == TURN_KEYS + 1
+    assert KeyPurge(database).purge(PurgeKeys(-60, 10 * TURN_KEYS)) == TURN_KEYS + 49
+    assert KeyPurge(database).purge(PurgeKeys(-60, TURN_KEYS)) == 0
 
 
 def test_a_request_that_names_a_longer_order_is_refused_without_reading_it(database: Database) -> None:

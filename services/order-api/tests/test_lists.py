@@ -8,10 +8,10 @@ from uuid import UUID
 
 import pytest
 
-from order_api.api import answers, requests
+from order_api.api import parse, render
+from order_api.domain.commands import OrderFilter
 from order_api.domain.model import NewItem, Order, OrderItem, Status
 from order_api.store import orders
-from order_api.store.orders import OrderFilter
 from shop_common.api import paging
 from shop_common.api.paging import TOKEN_LENGTH_MAX, Page, PageRequest
 from shop_common.api.valid import TEXT_LENGTH_MAX
@@ -99,7 +99,7 @@ def test_a_token_is_bound_to_its_filter_and_its_form(desk: Desk) -> None:
 
 @pytest.mark.parametrize("micros", [2**63 - 1, -(2**63), 253_402_300_800_000_000])
 def test_a_forged_position_beyond_the_calendar_is_refused(micros: int, desk: Desk) -> None:
-    asked = requests.orders_page(pb.ListOrdersRequest())
+    asked = parse.orders_page(pb.ListOrdersRequest())
     token = paging.next_token(Page([], (micros, new_order().id)), asked)
 
     assert refusal(lambda: desk.stub.ListOrders(pb.ListOrdersRequest(page_token=token))).fields == ["page_token"]
@@ -150,7 +150,7 @@ def test_the_largest_page_fits_into_an_answer() -> None:
         "\N{GRINNING FACE}" * TEXT_LENGTH_MAX, last, 2**63 - 1, last, last, (item,) * (orders.PAGE_LINES_MAX // 1000),
     )  # fmt: skip
 
-    page = pb.ListOrdersResponse(orders=[answers.order(order)] * 1000, next_page_token="t" * TOKEN_LENGTH_MAX)
+    page = pb.ListOrdersResponse(orders=[render.order(order)] * 1000, next_page_token="t" * TOKEN_LENGTH_MAX)
 
     assert page.ByteSize() < 4 * 1024 * 1024
 

@@ -1,4 +1,4 @@
-"""inventory-api, as far as orders need it: hold the stock of orders, keep it for good, give it back."""
+"""A client of inventory-api for what orders need: reserve, confirm and release their stock."""
 
 import threading
 from collections.abc import Sequence
@@ -9,6 +9,7 @@ from typing import ClassVar
 from google.protobuf.duration_pb2 import Duration
 
 from order_api.domain.commands import NewOrder
+from order_api.domain.model import OrderReservation
 from shop_common.db.idempotency import RequestIdReused
 from shop_common.errors import InvalidInput, ShopError, Unavailable, Violation
 from shop_common.rpc.client import Client
@@ -20,7 +21,7 @@ from shop_protos.inventory.v1 import inventory_pb2_grpc
 RELEASES_WAITING_MAX = 1_000
 RELEASE_SECONDS = 1.0
 
-_STOCK_HELD = frozenset({pb.RESERVATION_STATE_HELD, pb.RESERVATION_STATE_CONFIRMED})
+_ACTIVE = frozenset({pb.RESERVATION_STATE_HELD, pb.RESERVATION_STATE_CONFIRMED})
 
 _log = logs.get(__name__)
 
@@ -32,7 +33,7 @@ class InventoryUnavailable(Unavailable):
 
 
 class Inventory:
-    """A client of inventory-api. `call_seconds` is what one call may take, whoever waits for it."""
+    """A client of inventory-api. `call_seconds` limits each call, whatever the caller's deadline."""
 
     def __init__(self, target: str, *, call_seconds: float) -> None:
         service = pb.DESCRIPTOR.services_by_name["InventoryService"]
@@ -48,24 +49,24 @@ class Inventory:
         self._background = ThreadPoolExecutor(4, thread_name_prefix="release")
         self._room = threading.BoundedSemaphore(RELEASES_WAITING_MAX)
 
-    def reserve(self, orders: Sequence[NewOrder]) -> list[Sequence[pb.Reservation] | ShopError]:
-        """Hold the stock of each order, all of its lines or none: one call for all, at most 500 orders and 5,000 lines.
+    def reserve(self, orders: Sequence[NewOrder]) -> list[OrderReservation | ShopError]:
+        """Reserve the stock of each order, all of its lines or none: one call, at most 500 orders and 5,000 lines.
 
-        One outcome per order, in order: its reservations, or what refused it. A repeat of an order, known by its id,
-        answers with what the first call made, as it is now. Raises ShopError for what concerns all of them.
+        One outcome per order, in order: what was reserved, or the refusal. A repeated order id is answered with what
+        the first call reserved, as it is now. Raises ShopError if the call itself fails.
         """
         request = pb.BatchReserveStockRequest(orders=[_lines(order) for order in orders])
         response = self._client.call(
             self._stub.BatchReserveStock,
             request,
             timeout_seconds=self._call_seconds,
-            # Where spans are made, the batch has one of its own. Each order carries its buyer's trace besides.
+            # With tracing on, the batch has a span of its own. Each order also carries its caller's trace.
             traceparent=orders[0].traceparent,
         )
         return [_outcome(order, result) for order, result in zip(orders, response.results, strict=True)]
 
     def confirm(self, order_id: str, *, seconds_left: float, traceparent: str | None) -> dict[int, int]:
-        """Keep what is held for the order; returns the confirmed units of each product. Repeatable.
+        """Confirm the order's reservations; return the confirmed units of each product. Repeatable.
 
         Raises the refusals of ConfirmReservations, and Unavailable: then it may or may not have happened.
         """
@@ -75,16 +76,16 @@ class Inventory:
             timeout_seconds=min(self._call_seconds, seconds_left),
             traceparent=traceparent,
         )
-        return units_held(response.reservations)
+        return _active_units(response.reservations)
 
     def release_soon(self, reservation_ids: Sequence[str], traceparent: str | None) -> None:
-        """Give holds back early, if that is easily done; else they expire. Does not wait and never fails."""
+        """Release reservations in the background if there is room; otherwise they expire. Never waits or raises."""
         if self._room.acquire(blocking=False):
             with suppress(RuntimeError):  # closed already
                 self._background.submit(self._release, reservation_ids, traceparent)
 
     def close(self) -> None:
-        """Give up what waits to be released, and end the connections."""
+        """Drop the releases that wait, and close the connections."""
         self._background.shutdown(cancel_futures=True)
         self._client.close()
 
@@ -98,24 +99,35 @@ class Inventory:
                     traceparent=traceparent,
                 )
         except ShopError as error:
-            _log.info("holds are left to expire", reason=error.reason, error=error.message)
+            _log.info("reservations are left to expire", reason=error.reason, error=error.message)
         finally:
             self._room.release()
 
 
-def units_held(reservations: Sequence[pb.Reservation]) -> dict[int, int]:
-    """The units of each product that these reservations still hold."""
+def _active_units(reservations: Sequence[pb.Reservation]) -> dict[int, int]:
+    """The units of each product that are still reserved."""
     units: dict[int, int] = {}
     for each in reservations:
-        if each.state in _STOCK_HELD:
+        if each.state in _ACTIVE:
             units[each.product_id] = units.get(each.product_id, 0) + each.quantity
     return units
+
+
+def _order_reservation(reservations: Sequence[pb.Reservation]) -> OrderReservation:
+    seconds = [
+        each.expires_at.seconds - each.created_at.seconds + (each.expires_at.nanos - each.created_at.nanos) / 1e9
+        for each in reservations
+        if each.HasField("expires_at")
+    ]
+    return OrderReservation(
+        tuple(each.id for each in reservations), _active_units(reservations), min(seconds, default=None)
+    )
 
 
 def _lines(order: NewOrder) -> pb.OrderLines:
     return pb.OrderLines(
         order_id=order.id,
-        # Always, also when the client sent none: a call that is sent again never holds twice.
+        # Also if the client sent none: a call that is sent again never reserves twice.
         request_id=order.id,
         lines=[pb.Line(product_id=item.product_id, quantity=item.quantity) for item in order.items],
         ttl=None if order.ttl_seconds is None else _duration(order.ttl_seconds),
@@ -123,16 +135,16 @@ def _lines(order: NewOrder) -> pb.OrderLines:
     )
 
 
-def _outcome(order: NewOrder, result: pb.BatchReserveStockResult) -> Sequence[pb.Reservation] | ShopError:
+def _outcome(order: NewOrder, result: pb.BatchReserveStockResult) -> OrderReservation | ShopError:
     if result.HasField("reservations"):
-        return result.reservations.reservations
+        return _order_reservation(result.reservations.reservations)
     error = from_status(result.error, unavailable_reason=InventoryUnavailable.reason)
     if not isinstance(error, InvalidInput):
         return error
     if error.reason == RequestIdReused.reason:
-        # Ours to inventory-api is the order's id: an earlier try with this request_id wanted other goods.
+        # We send the order's id as request_id: an earlier attempt with the caller's request_id had other lines.
         return RequestIdReused(order.request_id or order.id)
-    # The caller's lines are called items.
+    # In our API the lines are called items.
     return InvalidInput([Violation(v.field.replace("lines[", "items[", 1), v.description) for v in error.violations])
 
 

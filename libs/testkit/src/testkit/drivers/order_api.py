@@ -20,7 +20,7 @@ from google.type.money_pb2 import Money
 from sqlalchemy import event, select
 
 from order_api.api.servicer import OrderMaintenanceServicer, OrderServicer
-from order_api.domain.commands import HeldOrder, NewOrder
+from order_api.domain.commands import NewOrder, ReservedOrder
 from order_api.domain.model import NewItem, Order
 from order_api.inventory import Inventory
 from order_api.operations.coalescing import Operations
@@ -220,9 +220,11 @@ def new_order(*, user_id: int = 1, items: tuple[NewItem, ...] = (NewItem(1, 2, D
     return NewOrder(str(uuid4()), user_id, items, total, "USD", None)
 
 
-def stored(database: Database, *wanted: NewOrder, hold_seconds: float = 60) -> list[Order]:
+def stored(database: Database, *wanted: NewOrder, reserved_seconds: float = 60) -> list[Order]:
     """The orders, stored in one transaction."""
-    outcomes = database.transact(lambda tx: orders.insert(tx, [HeldOrder(each, hold_seconds) for each in wanted]))
+    outcomes = database.transact(
+        lambda tx: orders.insert(tx, [ReservedOrder(each, reserved_seconds) for each in wanted])
+    )
     return [each for each in outcomes if isinstance(each, Order)]
 
 

@@ -1,11 +1,11 @@
-"""What inventory events do to orders. Each handler is safe to repeat by the status that it checks."""
+"""The handlers of inventory events. Each can be repeated, because it checks the order's status."""
 
 from collections.abc import Mapping, Sequence
 
 from sqlalchemy import Connection
 
-from order_api.operations import transitions
-from order_api.operations.transitions import Loss
+from order_api.domain.transitions import LostStock
+from order_api.operations.cancel_orders import cancel_lost
 from shop_common.events.consumer import Event, Handler
 
 TOPIC = "inventory-events"
@@ -13,22 +13,22 @@ GROUP = "order-api"
 
 
 def handlers() -> Mapping[str, Handler]:
-    """The handlers of this service by event type."""
+    """The handlers by event type."""
     return {"STOCK_RESERVATION_EXPIRED": cancel_expired, "STOCK_RELEASED": cancel_released}
 
 
 def cancel_expired(tx: Connection, events: Sequence[Event]) -> bool:
-    """An order that is not confirmed is lost with its hold. True: more are left to do."""
-    return transitions.cancel_lost(tx, [_loss(event, released=False) for event in events])
+    """Cancel PENDING orders whose reservation expired. True if more are left to do."""
+    return cancel_lost(tx, [_loss(event, released=False) for event in events])
 
 
 def cancel_released(tx: Connection, events: Sequence[Event]) -> bool:
-    """An order that is not shipped is lost with its stock. If it was its own cancellation, nothing is left to do.
+    """Cancel orders that are not shipped and whose stock was released; an order that is cancelled already is ignored.
 
-    True: more are left to do.
+    True if more are left to do.
     """
-    return transitions.cancel_lost(tx, [_loss(event, released=True) for event in events])
+    return cancel_lost(tx, [_loss(event, released=True) for event in events])
 
 
-def _loss(event: Event, *, released: bool) -> Loss:
-    return Loss(str(event.data["order_id"]), released, event.traceparent)
+def _loss(event: Event, *, released: bool) -> LostStock:
+    return LostStock(str(event.data["order_id"]), released, event.traceparent)

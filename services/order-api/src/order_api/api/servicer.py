@@ -1,8 +1,8 @@
-"""protobuf to domain and back; decides nothing itself. One method per RPC."""
+"""One method per RPC: parse, call the operation, render. Nothing is decided here."""
 
 from grpc import ServicerContext
 
-from order_api.api import answers, requests
+from order_api.api import parse, render
 from order_api.operations.coalescing import Operations
 from shop_common.api import paging
 from shop_common.rpc.server import deadline, traceparent
@@ -17,25 +17,25 @@ class OrderServicer(order_pb2_grpc.OrderServiceServicer):
         self._operations = operations
 
     def CreateOrder(self, request: pb.CreateOrderRequest, context: ServicerContext) -> pb.OrderResponse:
-        command = requests.new_order(request, traceparent(context))
+        command = parse.new_order(request, traceparent(context))
         order = self._operations.create_order(command, deadline=deadline(context))
-        return pb.OrderResponse(order=answers.order(order))
+        return pb.OrderResponse(order=render.order(order))
 
     def GetOrder(self, request: pb.GetOrderRequest, context: ServicerContext) -> pb.OrderResponse:
-        command = requests.order_id(request)
+        command = parse.order_id(request)
         order = self._operations.get_order(command, deadline=deadline(context))
-        return pb.OrderResponse(order=answers.order(order))
+        return pb.OrderResponse(order=render.order(order))
 
     def UpdateOrderStatus(self, request: pb.UpdateOrderStatusRequest, context: ServicerContext) -> pb.OrderResponse:
-        command = requests.step(request, traceparent(context))
+        command = parse.change_status(request, traceparent(context))
         order = self._operations.update_status(command, deadline=deadline(context))
-        return pb.OrderResponse(order=answers.order(order))
+        return pb.OrderResponse(order=render.order(order))
 
     def ListOrders(self, request: pb.ListOrdersRequest, context: ServicerContext) -> pb.ListOrdersResponse:
-        command = requests.orders_page(request)
+        command = parse.orders_page(request)
         page = self._operations.list_orders(command, deadline=deadline(context))
         return pb.ListOrdersResponse(
-            orders=[answers.order(found) for found in page.rows],
+            orders=[render.order(row) for row in page.rows],
             next_page_token=paging.next_token(page, command),
         )
 
@@ -49,11 +49,11 @@ class OrderMaintenanceServicer(maintenance_pb2_grpc.OrderMaintenanceServiceServi
     def CancelAbandonedOrders(
         self, request: maintenance_pb2.CancelAbandonedOrdersRequest, context: ServicerContext
     ) -> maintenance_pb2.CancelAbandonedOrdersResponse:
-        cancelled = self._operations.cancel_abandoned(requests.abandoned(request), deadline=deadline(context))
+        cancelled = self._operations.cancel_abandoned(parse.abandoned(request), deadline=deadline(context))
         return maintenance_pb2.CancelAbandonedOrdersResponse(cancelled_count=cancelled)
 
     def PurgeHistory(
         self, request: maintenance_pb2.PurgeHistoryRequest, context: ServicerContext
     ) -> maintenance_pb2.PurgeHistoryResponse:
-        purged = self._operations.purge_keys(requests.purge(request), deadline=deadline(context))
+        purged = self._operations.purge_keys(parse.purge(request), deadline=deadline(context))
         return maintenance_pb2.PurgeHistoryResponse(purged_keys_count=purged)

@@ -1,19 +1,24 @@
-"""Requests for a change of orders, after parsing."""
+"""Requests about orders, after parsing."""
 
 from dataclasses import dataclass
+from datetime import datetime
 from decimal import Decimal
+from uuid import UUID, uuid5
+
+from uuid_utils import uuid7
 
 from order_api.domain.model import NewItem, Order, Status
+from shop_common.api import money
 from shop_common.api.command import Command
 from shop_common.db.idempotency import Claim, fingerprint
+
+# Never change it: through it a repeated request_id leads to the same order, however long ago the first call was.
+_ORDER_NAMESPACE = UUID("5b0c6d0e-6f5c-4f0b-9d5e-3a1f7c2e8b44")
 
 
 @dataclass(frozen=True, slots=True)
 class NewOrder(Command):
-    """Create an order. `id` is derived from user and request_id, if there is a request_id; otherwise it is random.
-
-    `ttl_seconds` None means the default of inventory-api.
-    """
+    """Create an order; `new_order` makes it. `ttl_seconds` None means the default of inventory-api."""
 
     id: str
     user_id: int
@@ -36,17 +41,38 @@ class NewOrder(Command):
         return stored == requested and self.user_id == order.user_id and self.currency == order.currency
 
 
+def new_order(
+    user_id: int,
+    items: tuple[NewItem, ...],
+    currency: str,
+    *,
+    ttl_seconds: float | None = None,
+    request_id: str | None = None,
+    traceparent: str | None = None,
+) -> NewOrder:
+    """An order to create, with the exact total of its lines.
+
+    Its id is derived from user and request_id, so that a repeat leads to the same order; it is random without a
+    request_id.
+    """
+    order_id = str(uuid7()) if request_id is None else str(uuid5(_ORDER_NAMESPACE, f"{user_id}:{request_id}"))
+    total = money.total([(item.price, item.quantity) for item in items])
+    return NewOrder(
+        order_id, user_id, items, total, currency, ttl_seconds, request_id=request_id, traceparent=traceparent
+    )
+
+
 @dataclass(frozen=True, slots=True)
-class HeldOrder:
-    """An order whose stock is reserved, for this long from the time of the reservation."""
+class ReservedOrder:
+    """An order to store, whose stock is reserved for this many seconds from its creation on."""
 
     order: NewOrder
-    hold_seconds: float
+    reserved_seconds: float
     reservation_ids: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
-class Step(Command):
+class ChangeStatus(Command):
     """Change the status of an order."""
 
     order_id: str
@@ -58,3 +84,29 @@ class Step(Command):
             return None
         content = fingerprint(self.order_id, self.status.value, self.reason)
         return Claim("UpdateOrderStatus", "", self.request_id, content, (self.order_id,))
+
+
+@dataclass(frozen=True, slots=True)
+class OrderFilter:
+    """Which orders to list; None matches any. `created_after` is inclusive, `created_before` exclusive."""
+
+    user_id: int | None = None
+    status: Status | None = None
+    created_after: datetime | None = None
+    created_before: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class CancelAbandoned:
+    """Cancel up to `max_count` orders that are PENDING `grace_seconds` after their reservations have ended."""
+
+    grace_seconds: float
+    max_count: int
+
+
+@dataclass(frozen=True, slots=True)
+class PurgeKeys:
+    """Delete up to `max_count` idempotency keys that are older than `older_than_seconds`."""
+
+    older_than_seconds: float
+    max_count: int

@@ -1,4 +1,4 @@
-"""Facts of orders as messages. Keyed by order; proto/asyncapi.yaml describes them."""
+"""The events of orders, keyed by order id. proto/asyncapi.yaml describes them."""
 
 from decimal import Decimal
 
@@ -21,8 +21,11 @@ _TYPES = {
 }
 
 
-def order_arrived(order: Order, traceparent: str | None) -> Message:
-    """The order has come into its present status, at `updated_at`. Always with its items, for those who act on them."""
+def status_changed(order: Order, traceparent: str | None) -> Message:
+    """The order got its present status at `updated_at`; PENDING when it was created.
+
+    Always with the lines: consumers act on them.
+    """
     data = {
         "id": order.id,
         "user_id": order.user_id,

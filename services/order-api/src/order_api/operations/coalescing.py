@@ -2,16 +2,15 @@
 
 from collections.abc import Callable
 
-from order_api.domain.commands import NewOrder, Step
+from order_api.domain.commands import CancelAbandoned, ChangeStatus, NewOrder, OrderFilter, PurgeKeys
 from order_api.domain.model import LINES_MAX, Order, Status
 from order_api.inventory import Inventory
-from order_api.operations import transitions
-from order_api.operations.confirming import Confirmation
-from order_api.operations.history import KeyPurge, PurgeRequest
-from order_api.operations.placing import OrderCreation
-from order_api.operations.transitions import AbandonedOrders, AbandonedRequest
+from order_api.operations.cancel_orders import AbandonedOrders
+from order_api.operations.change_status import change_status
+from order_api.operations.confirm_order import Confirmation
+from order_api.operations.create_order import OrderCreation
+from order_api.operations.purge import KeyPurge
 from order_api.store import orders
-from order_api.store.orders import OrderFilter
 from shop_common.api.paging import Page, PageRequest
 from shop_common.batching.coalesced import Coalesced, Sizes
 from shop_common.db.database import Database
@@ -31,9 +30,9 @@ class Operations:
         self._confirmation = Confirmation(stock, run)
         self._set_status = run.writes(
             "set-status",
-            transitions.set_status,
-            key=lambda step: step.request_id,
-            sizes=Sizes[Step](of=lambda step: step.order_id, read=orders.count_lines, most=LINES_MAX),
+            change_status,
+            key=lambda command: command.request_id,
+            sizes=Sizes[ChangeStatus](of=lambda command: command.order_id, read=orders.count_lines, most=LINES_MAX),
         )
         self._get_order = run.reads(
             "order", orders.get, sizes=Sizes[str](of=str, read=orders.count_lines, most=LINES_MAX)
@@ -45,11 +44,11 @@ class Operations:
     def create_order(self, order: NewOrder, *, deadline: float) -> Order:
         return self._creation.create(order, deadline=deadline)
 
-    def update_status(self, step: Step, *, deadline: float) -> Order:
+    def update_status(self, command: ChangeStatus, *, deadline: float) -> Order:
         """Change the status; a change to CONFIRMED goes through inventory-api."""
-        if step.status is Status.CONFIRMED:
-            return self._confirmation.confirm(step, deadline=deadline)
-        return self._set_status.submit(step, deadline=deadline)
+        if command.status is Status.CONFIRMED:
+            return self._confirmation.confirm(command, deadline=deadline)
+        return self._set_status.submit(command, deadline=deadline)
 
     def get_order(self, order_id: str, *, deadline: float) -> Order:
         return self._get_order.submit(order_id, deadline=deadline)
@@ -57,8 +56,8 @@ class Operations:
     def list_orders(self, page: PageRequest[OrderFilter], *, deadline: float) -> Page[Order]:
         return self._list_orders.submit(page, deadline=deadline)
 
-    def cancel_abandoned(self, request: AbandonedRequest, *, deadline: float) -> int:
+    def cancel_abandoned(self, request: CancelAbandoned, *, deadline: float) -> int:
         return self._cancel_abandoned.submit(request, deadline=deadline)
 
-    def purge_keys(self, request: PurgeRequest, *, deadline: float) -> int:
+    def purge_keys(self, request: PurgeKeys, *, deadline: float) -> int:
         return self._purge_keys.submit(request, deadline=deadline)

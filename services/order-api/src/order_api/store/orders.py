@@ -1,16 +1,17 @@
-"""Orders as rows: inserting, reading, listing, and locking them for a change of status."""
+"""All SQL on the tables orders and order_items: insert, read, list, and lock for a change of status."""
 
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import BigInteger, Connection, Row, Text, literal, select, tuple_, update
+from sqlalchemy import BigInteger, Connection, Row, Text, literal, literal_column, select, tuple_, update
 from sqlalchemy.types import TypeEngine
 
 from order_api.domain import events
-from order_api.domain.commands import HeldOrder, NewOrder
-from order_api.domain.model import LINES_MAX, NewItem, Order, OrderItem, OrderNotFound, Status
+from order_api.domain.commands import NewOrder, OrderFilter, ReservedOrder
+from order_api.domain.errors import OrderNotFound
+from order_api.domain.model import LINES_MAX, NewItem, Order, OrderItem, Status
 from order_api.store import tables
 from shop_common.api.paging import Page, PageRequest, Position, page_of
 from shop_common.batching.coalesced import Sizes
@@ -21,8 +22,8 @@ from shop_common.events.outbox import Message
 from shop_common.moments import from_micros, micros
 
 PAGE_LINES_MAX = 10_000
-"""Lines on one page, as many as fifty of the longest orders have: a tenth of a second of work. A page of a thousand
-orders with the longest texts and the largest amounts is smaller than the 4 MiB that gRPC clients take."""
+"""Lines on one page, as many as in fifty of the longest orders: about 0.1 s of work. A page of a thousand orders with
+the longest texts and the largest amounts is smaller than the 4 MiB that gRPC clients accept."""
 
 _orders = tables.orders
 _items = tables.order_items
@@ -30,58 +31,48 @@ _items = tables.order_items
 _COLUMNS = tuple(_orders.c[name] for name in Order.__slots__ if name != "items")
 
 
-@dataclass(frozen=True, slots=True)
-class OrderFilter:
-    """Which orders to list; None is any. Created at `created_after` or later, and before `created_before`."""
+def insert(tx: Connection, reserved: Sequence[ReservedOrder]) -> list[Order | ShopError]:
+    """Store orders whose stock is reserved, as PENDING. One outcome per order, in order.
 
-    user_id: int | None = None
-    status: Status | None = None
-    created_after: datetime | None = None
-    created_before: datetime | None = None
-
-
-def insert(tx: Connection, held: Sequence[HeldOrder]) -> list[Order | ShopError]:
-    """Store orders whose stock is held, PENDING. One outcome per order, in order.
-
-    An id that is there already, whether or not its request_id is still remembered, is a repeat: it answers with the
-    order as it is now, or RequestIdReused when the earlier call asked for something else. One batch holds an id once.
+    An id that is stored already is a repeat, whether or not its request_id is still stored: the outcome is the order as
+    it is now, or RequestIdReused if the earlier call had other content. A batch contains an id at most once.
 
     Emits ORDER_CREATED.
     """
-    claimed = tables.idempotency_keys.claim(tx, held, [each.order.claim() for each in held])
+    claimed = tables.idempotency_keys.claim(tx, reserved, [each.order.claim() for each in reserved])
     earlier = get(tx, [claim.resources[0] for claim in claimed.replays])
     return claimed.settle(tx, replayed=earlier, new=_insert(tx, claimed.new))
 
 
-def _insert(tx: Connection, held: Sequence[HeldOrder]) -> list[Order | ShopError]:
-    moment = now(tx)
-    by_id = {each.order.id: each for each in held}
-    # In any sequence: whoever inserts the same id has the same request_id, and waits for its claim first.
-    added = [row.id for row in _insert_orders(tx, [_row(each, moment) for each in held])]
+def _insert(tx: Connection, reserved: Sequence[ReservedOrder]) -> list[Order | ShopError]:
+    created_at = now(tx)
+    by_id = {each.order.id: each for each in reserved}
+    # Unsorted: another transaction that inserts the same id has the same request_id, and waited for its claim before.
+    added = [row.id for row in _insert_orders(tx, [_row(each, created_at) for each in reserved])]
     made: dict[str, Order | ShopError] = {}
     if added:
         lines = [_line(each.order.id, item) for each in map(by_id.__getitem__, added) for item in each.order.items]
-        # Ids are drawn in the sequence of the lines.
+        # Ids are assigned in the sequence of the lines.
         item_ids = iter(sorted(row.id for row in _insert_items(tx, lines)))
-        created = [_created(by_id[order_id], moment, item_ids) for order_id in added]
+        created = [_created(by_id[order_id], created_at, item_ids) for order_id in added]
         made.update((order.id, order) for order in created)
-        tables.outbox.append(tx, [events.order_arrived(order, by_id[order.id].order.traceparent) for order in created])
-    if len(made) < len(held):
-        # Its key was purged, or it would have been found: the content of the order itself decides.
+        tables.outbox.append(tx, [events.status_changed(order, by_id[order.id].order.traceparent) for order in created])
+    if len(made) < len(reserved):
+        # Stored already, but its key was purged: compare the content of the order itself.
         for order in load(tx, by_id.keys() - made.keys()).values():
             made[order.id] = _settled(by_id[order.id].order, order, None)
-    return [made[each.order.id] for each in held]
+    return [made[each.order.id] for each in reserved]
 
 
-def find_earlier(tx: Connection, wanted: Collection[NewOrder]) -> dict[str, Order | ShopError]:
-    """What earlier calls made of these ids, by id: the order as it is now, or RequestIdReused for other content."""
-    by_id = {order.id: order for order in wanted}
+def find_earlier(tx: Connection, new: Collection[NewOrder]) -> dict[str, Order | ShopError]:
+    """The orders that earlier calls stored, by id, as they are now; RequestIdReused if the content was different."""
+    by_id = {order.id: order for order in new}
     stored = statuses(tx, by_id)
     if not stored:
         return {}
     claims = {order_id: claim for order_id in stored if (claim := by_id[order_id].claim())}
     keys = tables.idempotency_keys.find(tx, [claim.key for claim in claims.values()])
-    # A request may name an order that is far longer than itself: no more lines are read than were asked for.
+    # The stored order may be far longer than the request: read no more lines than the request has.
     lines = count_lines(tx, stored)
     of_same_length = load(tx, [order_id for order_id in stored if lines[order_id] == len(by_id[order_id].items)])
     found: dict[str, Order | ShopError] = {}
@@ -93,11 +84,11 @@ def find_earlier(tx: Connection, wanted: Collection[NewOrder]) -> dict[str, Orde
     return found
 
 
-def _settled(wanted: NewOrder, stored: Order | None, same_content: bool | None) -> Order | ShopError:
-    """A repeat is answered with what is stored. None: its key is forgotten, so the order's own content tells."""
-    if stored is not None and (wanted.is_what_made(stored) if same_content is None else same_content):
+def _settled(new: NewOrder, stored: Order | None, same_content: bool | None) -> Order | ShopError:
+    """The outcome of a repeat. `same_content` is None if its key was purged: then compare with the stored order."""
+    if stored is not None and (new.is_what_made(stored) if same_content is None else same_content):
         return stored
-    return RequestIdReused(wanted.request_id or wanted.id)
+    return RequestIdReused(new.request_id or new.id)
 
 
 def get(tx: Connection, ids: Sequence[str]) -> list[Order | ShopError]:
@@ -119,11 +110,11 @@ def statuses(tx: Connection, ids: Iterable[str]) -> dict[str, Status]:
 
 
 count_lines = counting(_items.c.order_id)
-"""How many lines each order has that exists, by id."""
+"""The number of lines of each order that exists, by id."""
 
 
 def list_page(tx: Connection, asked: PageRequest[OrderFilter]) -> Page[Order]:
-    """A page, newest first: by creation time and id, descending. Fewer than asked for where orders are very long."""
+    """A page, newest first: by creation time and id, descending. Shorter than requested if the orders are very long."""
     wanted = asked.wanted
     query = select(*_COLUMNS).order_by(_orders.c.created_at.desc(), _orders.c.id.desc()).limit(asked.size + 1)
     if wanted.user_id is not None:
@@ -139,7 +130,7 @@ def list_page(tx: Connection, asked: PageRequest[OrderFilter]) -> Page[Order]:
         last = tuple_(literal(from_micros(int(created_at)), Timestamp()), literal(order_id, Id()))
         query = query.where(tuple_(_orders.c.created_at, _orders.c.id) < last)
     rows = tx.execute(query).all()
-    # Counted before they are read. The orders and their lines are of one snapshot, and lines never change.
+    # Count the lines before reading them. Lines never change.
     fitting = _PAGE_LINES.fitting(tx, rows[: asked.size], PAGE_LINES_MAX)
     page = page_of(rows, len(fitting), _position)
     return Page(_with_items(tx, page.rows), page.next_position)
@@ -148,40 +139,53 @@ def list_page(tx: Connection, asked: PageRequest[OrderFilter]) -> Page[Order]:
 _PAGE_LINES = Sizes[Row[Any]](of=lambda row: str(row.id), read=count_lines, most=LINES_MAX)
 
 
-class Locked:
-    """Orders that this transaction has locked, as of `now`: nobody else changes them until it ends."""
+def abandoned(tx: Connection, grace_seconds: float, max_count: int) -> list[str]:
+    """The ids of orders that are PENDING this long after their reservations have ended, the oldest first."""
+    before = now(tx) - timedelta(seconds=grace_seconds)
+    rows = tx.execute(
+        select(_orders.c.id)
+        # A literal, as in the condition of the partial index: with a parameter, PostgreSQL may not use the index.
+        .where(_orders.c.status == literal_column("'PENDING'"), _orders.c.reserved_until < before)
+        .order_by(_orders.c.reserved_until)
+        .limit(max_count)
+    )
+    return list(rows.scalars())
 
-    def __init__(self, moment: datetime, orders: dict[str, Order]) -> None:
-        self.now = moment
+
+class Locked:
+    """Orders that this transaction has locked, as of `now`. No other transaction changes them until this one ends."""
+
+    def __init__(self, now: datetime, orders: dict[str, Order]) -> None:
+        self.now = now
         self.orders = orders
         self._changed: set[str] = set()
         self._messages: list[Message] = []
 
-    def move(self, order_id: str, status: Status, reason: str, traceparent: str | None) -> Order:
-        """Bring an order into a new status; the caller has checked that the step is legal. `save` writes it."""
+    def change_status(self, order_id: str, status: Status, reason: str, traceparent: str | None) -> Order:
+        """Give an order a new status; the caller has checked that the change is legal. `save` writes it."""
         order = self.orders[order_id]
         order = replace(order, status=status, status_reason=reason, version=order.version + 1, updated_at=self.now)
         self.orders[order_id] = order
         self._changed.add(order_id)
-        self._messages.append(events.order_arrived(order, traceparent))
+        self._messages.append(events.status_changed(order, traceparent))
         return order
 
     def save(self, tx: Connection) -> None:
-        """Write what has moved, and one event for each move, in the sequence of the moves."""
+        """Write the changed orders, and one event per change, in the sequence of the changes."""
         if self._changed:
             _set_status(tx, [_status_row(self.orders[each]) for each in self._changed])
             tables.outbox.append(tx, self._messages)
 
 
 def lock(tx: Connection, ids: Iterable[str]) -> Locked:
-    """Lock the orders, by id. Ids that don't exist are left out."""
+    """Lock the orders, sorted by id. Ids that don't exist are left out."""
     rows = [{"id": each} for each in set(ids)]
     found = _with_items(tx, _lock(tx, rows)) if rows else []
     return Locked(now(tx), {order.id: order for order in found})
 
 
-def _row(held: HeldOrder, moment: datetime) -> dict[str, object]:
-    order = held.order
+def _row(reserved: ReservedOrder, created_at: datetime) -> dict[str, object]:
+    order = reserved.order
     return {
         "id": order.id,
         "user_id": order.user_id,
@@ -189,27 +193,27 @@ def _row(held: HeldOrder, moment: datetime) -> dict[str, object]:
         "currency": order.currency,
         "status": Status.PENDING,
         "status_reason": "",
-        "reserved_until": _reserved_until(held, moment),
+        "reserved_until": _reserved_until(reserved, created_at),
         "version": 1,
-        "created_at": moment,
-        "updated_at": moment,
+        "created_at": created_at,
+        "updated_at": created_at,
     }
 
 
-def _reserved_until(held: HeldOrder, moment: datetime) -> datetime:
-    return moment + timedelta(seconds=held.hold_seconds)
+def _reserved_until(reserved: ReservedOrder, created_at: datetime) -> datetime:
+    return created_at + timedelta(seconds=reserved.reserved_seconds)
 
 
 def _line(order_id: str, item: NewItem) -> dict[str, object]:
     return {"order_id": order_id, "product_id": item.product_id, "quantity": item.quantity, "price": item.price}
 
 
-def _created(held: HeldOrder, moment: datetime, item_ids: Iterator[int]) -> Order:
-    order = held.order
+def _created(reserved: ReservedOrder, created_at: datetime, item_ids: Iterator[int]) -> Order:
+    order = reserved.order
     items = tuple(OrderItem(next(item_ids), item.product_id, item.quantity, item.price) for item in order.items)
     return Order(
         order.id, order.user_id, order.total_amount, order.currency, Status.PENDING, "",
-        _reserved_until(held, moment), 1, moment, moment, items,
+        _reserved_until(reserved, created_at), 1, created_at, created_at, items,
     )  # fmt: skip
 
 

@@ -1,16 +1,13 @@
-"""protobuf to domain: every field of every request is checked here, and nowhere else."""
+"""Protobuf to commands. Every field of every request is checked here and nowhere else."""
 
 from datetime import datetime
-from uuid import UUID, uuid5
+from uuid import UUID
 
 from google.protobuf.timestamp_pb2 import Timestamp
-from uuid_utils import uuid7
 
-from order_api.domain.commands import NewOrder, Step
+from order_api.domain import commands
+from order_api.domain.commands import CancelAbandoned, ChangeStatus, NewOrder, OrderFilter, PurgeKeys
 from order_api.domain.model import LINES_MAX, NewItem, Status
-from order_api.operations.history import PurgeRequest
-from order_api.operations.transitions import AbandonedRequest
-from order_api.store.orders import OrderFilter
 from shop_common.api import money, paging
 from shop_common.api.paging import PageRequest
 from shop_common.api.valid import Fields
@@ -38,9 +35,6 @@ STATUS_NUMBERS: dict[Status, pb.OrderStatus.ValueType] = {
 }
 _STATUSES: dict[int, Status] = {number: status for status, number in STATUS_NUMBERS.items()}
 
-# Fixed for ever: by it a repeated request_id leads to the same order, however long ago the first call was.
-_ORDERS = UUID("5b0c6d0e-6f5c-4f0b-9d5e-3a1f7c2e8b44")
-
 
 def new_order(request: pb.CreateOrderRequest, traceparent: str | None) -> NewOrder:
     with Fields() as check:
@@ -50,13 +44,12 @@ def new_order(request: pb.CreateOrderRequest, traceparent: str | None) -> NewOrd
         if request.HasField("ttl"):
             ttl_seconds = check.duration("ttl", request.ttl, TTL_SECONDS_MIN, TTL_SECONDS_MAX)
         items, currency = _items(check, request)
-        total = money.total([(item.price, item.quantity) for item in items])
-        if total > money.UNITS_MAX:
+        order = commands.new_order(
+            user_id, items, currency, ttl_seconds=ttl_seconds, request_id=request_id, traceparent=traceparent
+        )
+        if order.total_amount > money.UNITS_MAX:
             check.violate("items", f"must add up to at most {money.UNITS_MAX} units of their currency")
-    order_id = str(uuid7()) if request_id is None else str(uuid5(_ORDERS, f"{user_id}:{request_id}"))
-    return NewOrder(
-        order_id, user_id, items, total, currency, ttl_seconds, request_id=request_id, traceparent=traceparent
-    )
+    return order
 
 
 def _items(check: Fields, request: pb.CreateOrderRequest) -> tuple[tuple[NewItem, ...], str]:
@@ -81,14 +74,14 @@ def order_id(request: pb.GetOrderRequest) -> str:
         return check.uuid("id", request.id)
 
 
-def step(request: pb.UpdateOrderStatusRequest, traceparent: str | None) -> Step:
+def change_status(request: pb.UpdateOrderStatusRequest, traceparent: str | None) -> ChangeStatus:
     with Fields() as check:
         order_id = check.uuid("id", request.id)
         status = check.member("status", request.status, _STATUSES)
         reason = check.text("reason", request.reason)
         request_id = check.request_id(request.request_id)
     assert status is not None, "leaving the block raises when it is not known"
-    return Step(order_id, status, reason, request_id=request_id, traceparent=traceparent)
+    return ChangeStatus(order_id, status, reason, request_id=request_id, traceparent=traceparent)
 
 
 def orders_page(request: pb.ListOrdersRequest) -> PageRequest[OrderFilter]:
@@ -96,8 +89,8 @@ def orders_page(request: pb.ListOrdersRequest) -> PageRequest[OrderFilter]:
         wanted = OrderFilter(
             user_id=check.identity("user_id", request.user_id) if request.HasField("user_id") else None,
             status=check.member("status", request.status, _STATUSES) if request.status else None,
-            created_after=_moment(check, request, "created_after"),
-            created_before=_moment(check, request, "created_before"),
+            created_after=_timestamp(check, request, "created_after"),
+            created_before=_timestamp(check, request, "created_before"),
         )
         return paging.ask(
             check,
@@ -109,23 +102,23 @@ def orders_page(request: pb.ListOrdersRequest) -> PageRequest[OrderFilter]:
         )
 
 
-def _moment(check: Fields, request: pb.ListOrdersRequest, field: str) -> datetime | None:
+def _timestamp(check: Fields, request: pb.ListOrdersRequest, field: str) -> datetime | None:
     if not request.HasField(field):  # type: ignore[arg-type]  # the stubs want a literal
         return None
     moment: Timestamp = getattr(request, field)
     return from_micros(check.instant_micros(field, moment))
 
 
-def abandoned(request: maintenance_pb2.CancelAbandonedOrdersRequest) -> AbandonedRequest:
+def abandoned(request: maintenance_pb2.CancelAbandonedOrdersRequest) -> CancelAbandoned:
     with Fields() as check:
         grace_seconds = check.duration("grace", request.grace, GRACE_SECONDS_MIN, GRACE_SECONDS_MAX)
-        return AbandonedRequest(grace_seconds, _max_count(check, request.max_count))
+        return CancelAbandoned(grace_seconds, _max_count(check, request.max_count))
 
 
-def purge(request: maintenance_pb2.PurgeHistoryRequest) -> PurgeRequest:
+def purge(request: maintenance_pb2.PurgeHistoryRequest) -> PurgeKeys:
     with Fields() as check:
         older_than_seconds = check.duration("older_than", request.older_than, HISTORY_SECONDS_MIN, HISTORY_SECONDS_MAX)
-        return PurgeRequest(older_than_seconds, _max_count(check, request.max_count))
+        return PurgeKeys(older_than_seconds, _max_count(check, request.max_count))
 
 
 def _max_count(check: Fields, value: int) -> int:

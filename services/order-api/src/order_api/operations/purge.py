@@ -1,23 +1,15 @@
-"""Forgetting: keys of calls long past are deleted in bounded batches. Orders never are."""
+"""Deleting the idempotency keys of old calls. Orders are never deleted."""
 
-from dataclasses import dataclass
 from datetime import timedelta
 
+from order_api.domain.commands import PurgeKeys
 from order_api.store import tables
 from shop_common.batching.turns import repeat
 from shop_common.db.database import Database
 from shop_common.db.sql import now
 
 TURN_KEYS = 1_000
-"""Deleted in one transaction: on SQLite nobody else writes meanwhile."""
-
-
-@dataclass(frozen=True, slots=True)
-class PurgeRequest:
-    """Forget keys older than this, at most so many."""
-
-    older_than_seconds: float
-    max_count: int
+"""Deleted in one transaction. On SQLite nobody else can write during it."""
 
 
 class KeyPurge:
@@ -26,14 +18,14 @@ class KeyPurge:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    def purge(self, request: PurgeRequest) -> int:
+    def purge(self, command: PurgeKeys) -> int:
         """Delete keys older than the given age, by the database's clock; return how many.
 
         Each turn is a transaction of its own.
         """
-        before = self._database.query(now) - timedelta(seconds=request.older_than_seconds)
+        before = self._database.query(now) - timedelta(seconds=command.older_than_seconds)
 
         def purge_turn(limit: int) -> int:
             return self._database.transact(lambda tx: tables.idempotency_keys.purge(tx, before, limit))
 
-        return repeat(purge_turn, most=request.max_count, turn_max=TURN_KEYS)
+        return repeat(purge_turn, most=command.max_count, turn_max=TURN_KEYS)

@@ -10,9 +10,10 @@ import grpc
 import orjson
 from sqlalchemy import func, select, text
 
-from order_api.api import requests
+from order_api.api import parse
+from order_api.domain.commands import PurgeKeys
 from order_api.inventory import Inventory
-from order_api.operations.history import KeyPurge, PurgeRequest
+from order_api.operations.purge import KeyPurge
 from order_api.store import tables
 from shop_common.db.database import Database
 from shop_protos.order.v1 import order_pb2 as pb
@@ -36,7 +37,7 @@ def count(database: Database) -> int:
 
 def forget_request_ids(database: Database) -> None:
     # Older than a minute from now: all of them.
-    assert KeyPurge(database).purge(PurgeRequest(-60, 1000)) > 0
+    assert KeyPurge(database).purge(PurgeKeys(-60, 1000)) > 0
 
 
 def test_an_order_holds_its_stock_and_waits_to_be_confirmed(desk: Desk, stock: Stock) -> None:
@@ -166,7 +167,7 @@ def test_a_request_id_is_known_by_its_order_after_its_key_is_forgotten(desk: Des
 
 def held_by_an_earlier_try(stock: Stock, request: pb.CreateOrderRequest) -> str:
     """Hold the stock as a try does that is cut off before it stores the order; returns the order's id."""
-    order = requests.new_order(request, None)
+    order = parse.new_order(request, None)
     inventory = Inventory(stock.address, call_seconds=INVENTORY_CALL_SECONDS)
     inventory.reserve([order])
     inventory.close()

@@ -7,7 +7,7 @@ import pytest
 from google.protobuf.duration_pb2 import Duration
 from google.type.money_pb2 import Money
 
-from order_api.api import requests
+from order_api.api import parse
 from shop_common.api.money import UNITS_MAX
 from shop_common.errors import InvalidInput
 from shop_protos.order.v1 import maintenance_pb2
@@ -26,7 +26,7 @@ def changed(change: Callable[[pb.CreateOrderRequest], object]) -> pb.CreateOrder
 
 def bad_fields(request: pb.CreateOrderRequest) -> list[str]:
     with pytest.raises(InvalidInput) as caught:
-        requests.new_order(request, None)
+        parse.new_order(request, None)
     return [violation.field for violation in caught.value.violations]
 
 
@@ -89,7 +89,7 @@ def test_a_long_currency_is_quoted_to_nobody(first: str) -> None:
     tracemalloc.start()
     try:
         with pytest.raises(InvalidInput) as caught:
-            requests.new_order(request, None)
+            parse.new_order(request, None)
         _, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
@@ -115,7 +115,7 @@ def test_a_long_currency_is_quoted_to_nobody(first: str) -> None:
     ],
 )
 def test_what_is_just_within_the_bounds_is_taken(request_: pb.CreateOrderRequest) -> None:
-    order = requests.new_order(request_, None)
+    order = parse.new_order(request_, None)
 
     assert len(order.items) == len(request_.items)
 
@@ -123,12 +123,12 @@ def test_what_is_just_within_the_bounds_is_taken(request_: pb.CreateOrderRequest
 def test_an_order_without_a_request_id_is_always_a_new_one() -> None:
     request = changed(lambda r: r.ClearField("request_id"))
 
-    assert requests.new_order(request, None).id != requests.new_order(request, None).id
+    assert parse.new_order(request, None).id != parse.new_order(request, None).id
 
 
 def test_the_id_of_an_order_follows_from_its_user_and_request_id_for_ever() -> None:
     # Of version 1 of this service: orders of its clients must be found by every later one.
-    assert requests.new_order(GOOD, None).id == "6b52690a-b2d8-5d7a-bb84-9a8d28179486"
+    assert parse.new_order(GOOD, None).id == "6b52690a-b2d8-5d7a-bb84-9a8d28179486"
 
 
 @pytest.mark.parametrize("status", [0, 7, -1, 2**31 - 1])
@@ -137,7 +137,7 @@ def test_an_unknown_status_is_refused(status: int) -> None:
     request.status = status  # type: ignore[assignment]  # that is the point
 
     with pytest.raises(InvalidInput) as caught:
-        requests.step(request, None)
+        parse.change_status(request, None)
 
     assert [violation.field for violation in caught.value.violations] == ["id", "status", "reason"]
 
@@ -147,6 +147,6 @@ def test_a_grace_out_of_bounds_is_refused(seconds: int) -> None:
     request = maintenance_pb2.CancelAbandonedOrdersRequest(grace=Duration(seconds=seconds), max_count=10_001)
 
     with pytest.raises(InvalidInput) as caught:
-        requests.abandoned(request)
+        parse.abandoned(request)
 
     assert [violation.field for violation in caught.value.violations] == ["grace", "max_count"]

@@ -1,0 +1,31 @@
+"""Domain values to protobuf."""
+
+from order_api.api.parse import STATUS_NUMBERS
+from order_api.domain.model import Order
+from shop_common.api import money
+from shop_common.moments import to_proto
+from shop_protos.order.v1 import order_pb2 as pb
+
+
+def order(value: Order) -> pb.Order:
+    currency = value.currency
+    return pb.Order(
+        id=value.id,
+        user_id=value.user_id,
+        items=[
+            pb.OrderItem(
+                id=item.id,
+                product_id=item.product_id,
+                quantity=item.quantity,
+                price=money.to_proto(item.price, currency),
+            )
+            for item in value.items
+        ],
+        total_amount=money.to_proto(value.total_amount, currency),
+        status=STATUS_NUMBERS[value.status],
+        status_reason=value.status_reason,
+        reserved_until=to_proto(value.reserved_until),
+        version=value.version,
+        created_at=to_proto(value.created_at),
+        updated_at=to_proto(value.updated_at),
+    )

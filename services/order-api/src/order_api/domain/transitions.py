@@ -1,0 +1,97 @@
+"""Which change of status a request or an event leads to. Decisions on values: the caller has locked the order."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TypeGuard
+
+from order_api.domain.commands import ChangeStatus
+from order_api.domain.errors import IllegalTransition, OrderNotFound, ReservationReleased
+from order_api.domain.model import CANCELLABLE, LEGAL_CHANGES, Order, Status, quantities
+from shop_common.errors import Contention, ShopError
+
+_LOST = {
+    "RESERVATION_EXPIRED": "its reservation had expired when it was to be confirmed",
+    "RESERVATION_RELEASED": "its stock had been released when it was to be confirmed",
+    "RESERVATION_NOT_FOUND": "no stock was reserved for it when it was to be confirmed",
+}
+"""The refusals of inventory-api after which an order can never be confirmed, and the status_reason they lead to."""
+
+
+@dataclass(frozen=True, slots=True)
+class Transition:
+    """The new status of an order, if it changes, and the refusal that the caller gets, if any."""
+
+    status: Status | None = None
+    reason: str = ""
+    refusal: ShopError | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ConfirmationResult:
+    """What inventory-api answered to the confirmation of an order.
+
+    `answer` is the confirmed units of each product, or the refusal. None if inventory-api was not called, because the
+    order was not PENDING.
+    """
+
+    command: ChangeStatus
+    answer: Mapping[int, int] | ShopError | None
+
+
+@dataclass(frozen=True, slots=True)
+class LostStock:
+    """Reserved stock of an order is gone: released by somebody, or else its reservation expired."""
+
+    order_id: str
+    released: bool
+    traceparent: str | None = None
+
+    @property
+    def reason(self) -> str:
+        """The status_reason of an order that is cancelled for it."""
+        return "its stock was released" if self.released else "its reservation expired"
+
+    def cancels(self, status: Status) -> bool:
+        """Whether an order in this status is cancelled when its stock is gone."""
+        return status is Status.PENDING or (self.released and status in CANCELLABLE)
+
+
+def change(order: Order | None, command: ChangeStatus) -> Transition:
+    """The transition that a request leads to. The present status requested again changes nothing."""
+    if order is None:
+        return Transition(refusal=OrderNotFound(command.order_id))
+    if order.status is command.status:
+        return Transition()
+    if command.status not in LEGAL_CHANGES[order.status]:  # failpoint: order-status-check
+        return Transition(refusal=IllegalTransition(order.id, order.status, command.status))
+    return Transition(command.status, command.reason)
+
+
+def confirm(order: Order | None, result: ConfirmationResult) -> Transition:
+    """The transition that the answer of inventory-api leads to.
+
+    Confirmed if all lines are. If the stock is lost, a PENDING order is cancelled, and the loss is the refusal. Any
+    other failure of inventory-api changes nothing and is the refusal.
+    """
+    command, answer = result.command, result.answer
+    transition = change(order, command)
+    if order is None or transition.status is None:
+        if isinstance(transition.refusal, IllegalTransition) and _is_lost(answer):
+            # The event of the loss was faster and has cancelled the order. The caller still gets the loss.
+            return Transition(refusal=answer)
+        return transition
+    if answer is None:
+        # Another transaction created the order after we read and before we locked.
+        return Transition(refusal=Contention(f"order {order.id} was created a moment ago; try again"))
+    if not isinstance(answer, ShopError):
+        if all(answer.get(product_id, 0) >= units for product_id, units in quantities(order.items).items()):
+            return transition
+        # inventory-api does not mention what was released. What it has confirmed is released by our event.
+        answer = ReservationReleased(order.id)
+    if _is_lost(answer):
+        return Transition(Status.CANCELLED, _LOST[answer.reason], answer)
+    return Transition(refusal=answer)
+
+
+def _is_lost(answer: object) -> TypeGuard[ShopError]:
+    return isinstance(answer, ShopError) and answer.reason in _LOST

@@ -1,0 +1,77 @@
+"""Cancelling orders that nobody asks to cancel: their stock is gone, or they were not confirmed in time."""
+
+from collections.abc import Sequence
+from functools import partial
+
+from sqlalchemy import Connection
+
+from order_api.domain.commands import CancelAbandoned
+from order_api.domain.model import LINES_MAX, Status
+from order_api.domain.transitions import LostStock
+from order_api.store import orders
+from shop_common.api.valid import UUID_PATTERN
+from shop_common.batching.coalesced import Sizes
+from shop_common.db.database import Database
+
+TURN_LINES = 1_000
+"""Lines of the orders that one transaction cancels, where nobody waits for all of them: about 20 ms of work."""
+
+_TURN = Sizes[str](of=str, read=orders.count_lines, most=LINES_MAX)
+
+
+def cancel_lost(tx: Connection, losses: Sequence[LostStock]) -> bool:
+    """Cancel orders whose stock is gone: after an expiry if PENDING, after a release if not shipped yet. Repeatable.
+
+    Cancels a bounded number of them and returns whether more are left, for another transaction. Ids that are no order
+    ids are ignored: ReserveStock has callers of its own, who choose order ids freely. Emits ORDER_CANCELLED.
+    """
+    ours = [loss for loss in losses if UUID_PATTERN.match(loss.order_id)]
+    # Most events of an order find it cancelled by the first of them, or were caused by its cancellation. An order never
+    # returns to a status that it has left, so an order that is not to be cancelled now never is.
+    present = orders.statuses(tx, (loss.order_id for loss in ours))
+    lost: dict[str, LostStock] = {}
+    for loss in ours:
+        if loss.order_id in present and loss.cancels(present[loss.order_id]):
+            lost.setdefault(loss.order_id, loss)
+    turn = _TURN.fitting(tx, list(lost), TURN_LINES)
+    locked = orders.lock(tx, turn)
+    for order in list(locked.orders.values()):
+        loss = lost[order.id]
+        if loss.cancels(order.status):
+            locked.change_status(order.id, Status.CANCELLED, loss.reason, loss.traceparent)
+    locked.save(tx)
+    return len(turn) < len(lost)
+
+
+class AbandonedOrders:
+    """Orders of one database that are still PENDING long after their reservations have ended."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def cancel(self, command: CancelAbandoned) -> int:
+        """Cancel them, the oldest first; return how many.
+
+        This is the last resort for a confirmation that a crash interrupted: the event of the cancellation releases what
+        is confirmed. All are read at once and cancelled in turns, each a transaction of its own. Emits ORDER_CANCELLED.
+        """
+        ids: Sequence[str] = self._database.query(
+            lambda tx: orders.abandoned(tx, command.grace_seconds, command.max_count)
+        )
+        cancelled = 0
+        while ids:
+            looked_at, pending = self._database.transact(partial(_cancel_pending, ids=ids))
+            ids, cancelled = ids[looked_at:], cancelled + pending
+        return cancelled
+
+
+def _cancel_pending(tx: Connection, ids: Sequence[str]) -> tuple[int, int]:
+    """Cancel the first of these that are still PENDING; return how many were looked at, and how many cancelled."""
+    turn = _TURN.fitting(tx, ids, TURN_LINES)
+    locked = orders.lock(tx, turn)
+    # An order that was confirmed or cancelled before we got the lock is not abandoned any more.
+    pending = [order for order in locked.orders.values() if order.status is Status.PENDING]
+    for order in pending:
+        locked.change_status(order.id, Status.CANCELLED, "it was not confirmed in time", None)
+    locked.save(tx)
+    return len(turn), len(pending)

@@ -1,0 +1,55 @@
+"""UpdateOrderStatus, except for CONFIRMED, which goes through inventory-api first (confirm_order.py).
+
+Every change is decided on the locked row. So each happens at most once, with one event, and events follow the sequence
+of the changes.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+from sqlalchemy import Connection
+
+from order_api.domain import transitions
+from order_api.domain.commands import ChangeStatus
+from order_api.domain.model import Order
+from order_api.domain.transitions import Transition
+from order_api.store import orders, tables
+from shop_common.errors import ShopError
+
+_Request = TypeVar("_Request")
+
+
+def change_status(tx: Connection, commands: Sequence[ChangeStatus]) -> list[Order | ShopError]:
+    """Change orders to their new status. One outcome per command, in order: the order as it is then, or the refusal.
+
+    Commands for one order are applied one after the other. The present status requested again answers with the order
+    and emits nothing. Refuses with OrderNotFound and IllegalTransition. Emits the event of the new status.
+    """
+    return apply(tx, commands, commands, transitions.change)
+
+
+def apply(
+    tx: Connection,
+    requests: Sequence[_Request],
+    commands: Sequence[ChangeStatus],
+    decide: Callable[[Order | None, _Request], Transition],
+) -> list[Order | ShopError]:
+    """Apply the decision on each request to its order, which is the one that the command beside it names.
+
+    A repeated request_id is answered with the order as it is now.
+    """
+    claimed = tables.idempotency_keys.claim(
+        tx, list(zip(requests, commands, strict=True)), [command.claim() for command in commands]
+    )
+    replayed = orders.get(tx, [claim.resources[0] for claim in claimed.replays])
+    locked = orders.lock(tx, (command.order_id for _, command in claimed.new))
+    outcomes: list[Order | ShopError] = []
+    for request, command in claimed.new:
+        order = locked.orders.get(command.order_id)
+        transition = decide(order, request)
+        if order is not None and transition.status is not None:
+            order = locked.change_status(order.id, transition.status, transition.reason, command.traceparent)
+        # Without an order there is a refusal.
+        outcomes.append(transition.refusal or order)  # type: ignore[arg-type]
+    locked.save(tx)
+    return claimed.settle(tx, replayed=replayed, new=outcomes)
