@@ -41,6 +41,7 @@ REASONS = {
     "./task test services/inventory-api -k expired": ITSELF,
     "./task lint": "takes minutes; .ci/run has it as a step of its own",
     "./task format": "rewrites files of the repository",
+    "./task hooks": "installs hooks into the repository",
     "./task faults --short": "takes minutes; .ci/run has it as a step of its own",
     "./task faults --rounds 50": "takes hours",
     "./task faults --rounds 20 --seed 1524288945 --only killed": "takes hours",
