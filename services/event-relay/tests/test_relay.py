@@ -57,7 +57,8 @@ def test_an_event_is_a_cloudevent_in_binary_mode(shop: Shop) -> None:
         "ce_type": "TESTED",
         "ce_source": "/shop/test",
         "ce_time": event.created_at.strftime("%Y-%m-%dT%H:%M:%S.%fZ"),
-        "ce_sequence": str(row_id),
+        "ce_subject": "7",
+        "ce_sequence": f"{row_id:019d}",
         "content-type": "application/json",
         "traceparent": trace,
     }

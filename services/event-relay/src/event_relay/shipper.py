@@ -75,7 +75,7 @@ class _Refusal:
 class Shipper:
     """One producer, made anew after each failure. For one thread. One flight is on its way at a time.
 
-    `source` names the database in CloudEvents' words: /shop/orders.
+    `source` is the CloudEvents source of its events, such as /shop/order-api.
     """
 
     def __init__(self, bootstrap_servers: str, source: str) -> None:
@@ -236,7 +236,9 @@ class Shipper:
             ("ce_id", row.event_id),
             ("ce_type", row.type),
             ("ce_time", rfc3339_of_micros(row.created_micros)),
-            ("ce_sequence", str(row.id)),
+            ("ce_subject", row.key),
+            # Padded to the digits of the largest number, so that sequences compare as text, too.
+            ("ce_sequence", f"{row.id:019d}"),
         ]
         if traceparent:
             headers.append(("traceparent", traceparent))

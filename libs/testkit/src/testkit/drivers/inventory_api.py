@@ -224,7 +224,8 @@ class InventoryDriver:
                 "ce_type": row.type,
                 "ce_source": "/shop/inventory-api",
                 "ce_time": rfc3339(row.created_at),
-                "ce_sequence": str(row.id),
+                "ce_subject": row.key,
+                "ce_sequence": f"{row.id:019d}",
             }
             validator().check(row.topic, row.key, headers, row.payload.encode())
 

@@ -170,7 +170,8 @@ def events(database: Database, order_id: str | None = None) -> list[dict[str, An
             "ce_source": "/shop/order-api",
             "ce_time": rfc3339(row.created_at),
             "ce_specversion": "1.0",
-            "ce_sequence": str(row.id),
+            "ce_subject": row.key,
+            "ce_sequence": f"{row.id:019d}",
         }
         contract.validator().check(row.topic, row.key, headers, row.payload.encode())
     return [orjson.loads(row.payload) for row in rows if order_id in (None, row.key)]

@@ -31,15 +31,15 @@ class _ReservationStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Rese
     RESERVATION_STATE_UNSPECIFIED: _ReservationState.ValueType  # 0
     """Not set. As a filter: any state."""
     RESERVATION_STATE_HELD: _ReservationState.ValueType  # 1
-    """Holds stock until `expires_at`. One past it reads EXPIRED, and its stock is free, whether or not it has
-    been swept up.
+    """Reserves stock until `expires_at`. After that it reads as EXPIRED, and its stock is available, whether or not the
+    change has been written yet.
     """
     RESERVATION_STATE_CONFIRMED: _ReservationState.ValueType  # 2
-    """Holds stock without an end; the order was confirmed."""
+    """Reserves stock and does not expire; the order was confirmed."""
     RESERVATION_STATE_RELEASED: _ReservationState.ValueType  # 3
-    """Its stock was given back, by ReleaseStock or because the order was cancelled."""
+    """Released by ReleaseStock, or because the order was cancelled."""
     RESERVATION_STATE_EXPIRED: _ReservationState.ValueType  # 4
-    """Its time ran out before it was confirmed; its stock is free."""
+    """It was not confirmed in time; its stock is available."""
     RESERVATION_STATE_FULFILLED: _ReservationState.ValueType  # 5
     """Its stock has left with the shipped order."""
 
@@ -51,22 +51,22 @@ class ReservationState(_ReservationState, metaclass=_ReservationStateEnumTypeWra
 RESERVATION_STATE_UNSPECIFIED: ReservationState.ValueType  # 0
 """Not set. As a filter: any state."""
 RESERVATION_STATE_HELD: ReservationState.ValueType  # 1
-"""Holds stock until `expires_at`. One past it reads EXPIRED, and its stock is free, whether or not it has
-been swept up.
+"""Reserves stock until `expires_at`. After that it reads as EXPIRED, and its stock is available, whether or not the
+change has been written yet.
 """
 RESERVATION_STATE_CONFIRMED: ReservationState.ValueType  # 2
-"""Holds stock without an end; the order was confirmed."""
+"""Reserves stock and does not expire; the order was confirmed."""
 RESERVATION_STATE_RELEASED: ReservationState.ValueType  # 3
-"""Its stock was given back, by ReleaseStock or because the order was cancelled."""
+"""Released by ReleaseStock, or because the order was cancelled."""
 RESERVATION_STATE_EXPIRED: ReservationState.ValueType  # 4
-"""Its time ran out before it was confirmed; its stock is free."""
+"""It was not confirmed in time; its stock is available."""
 RESERVATION_STATE_FULFILLED: ReservationState.ValueType  # 5
 """Its stock has left with the shipped order."""
 Global___ReservationState: _TypeAlias = ReservationState  # noqa: Y015
 
 @_typing.final
 class InventoryItem(_message.Message):
-    """The stock of one product at one location; there is one item for each such pair."""
+    """The stock of one product at one location. There is one item per product and location."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -80,19 +80,19 @@ class InventoryItem(_message.Message):
     CREATED_AT_FIELD_NUMBER: _builtins.int
     UPDATED_AT_FIELD_NUMBER: _builtins.int
     id: _builtins.int
-    """Given by the server; positive."""
+    """Assigned by the server; positive."""
     product_id: _builtins.int
     """The caller's product."""
     location: _builtins.str
-    """Where the stock lies."""
+    """Where the stock is."""
     quantity: _builtins.int
     """Units on the shelf, reserved ones included: 0 … 9×10^15."""
     reserved_quantity: _builtins.int
-    """Units counted as reserved: 0 … quantity. Includes holds past their time that have not been swept up yet."""
+    """Units counted as reserved: 0 … quantity. Includes due reservations whose expiry has not been written yet."""
     available_quantity: _builtins.int
-    """Units that can be reserved now: quantity − reserved_quantity + holds past their time."""
+    """Units that can be reserved now: quantity − reserved_quantity + units of due reservations."""
     version: _builtins.int
-    """Grows with every change of quantity; reserving leaves it. For UpdateInventoryItem."""
+    """Grows with every change of quantity; reserving does not change it. For UpdateInventoryItem."""
     @_builtins.property
     def created_at(self) -> _timestamp_pb2.Timestamp:
         """When the item was created, UTC."""
@@ -124,7 +124,7 @@ Global___InventoryItem: _TypeAlias = InventoryItem  # noqa: Y015
 
 @_typing.final
 class Reservation(_message.Message):
-    """Stock of one product set aside for one order, in one state however many locations it draws on."""
+    """Units of one product reserved for one order. It has one state, however many locations the units come from."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -137,7 +137,7 @@ class Reservation(_message.Message):
     EXPIRES_AT_FIELD_NUMBER: _builtins.int
     ALLOCATIONS_FIELD_NUMBER: _builtins.int
     id: _builtins.str
-    """A UUID, given by the server."""
+    """A UUID, assigned by the server."""
     product_id: _builtins.int
     """The product."""
     quantity: _builtins.int
@@ -145,19 +145,19 @@ class Reservation(_message.Message):
     order_id: _builtins.str
     """The caller's order."""
     state: Global___ReservationState.ValueType
-    """The state by the database's clock at the time of the answer."""
+    """The state at the time of the response, by the database's clock."""
     @_builtins.property
     def created_at(self) -> _timestamp_pb2.Timestamp:
         """When the stock was reserved, UTC."""
 
     @_builtins.property
     def expires_at(self) -> _timestamp_pb2.Timestamp:
-        """When the hold runs out, UTC. Absent once confirmed."""
+        """When it expires, UTC. Absent once confirmed."""
 
     @_builtins.property
     def allocations(self) -> _containers.RepeatedCompositeFieldContainer[Global___Allocation]:
-        """From which items the units come; at least one. They never change. Left out of the answers of BatchReserveStock, and of
-        repeated calls, where these would have more than 25,000 together; GetReservation has them.
+        """From which items the units come; at least one. They never change. Omitted from the responses of BatchReserveStock, and
+        of repeated calls, that would have more than 25,000 of them; GetReservation returns them.
         """
 
     def __init__(
@@ -182,7 +182,7 @@ Global___Reservation: _TypeAlias = Reservation  # noqa: Y015
 
 @_typing.final
 class Allocation(_message.Message):
-    """What a reservation takes from one item."""
+    """The part of a reservation that comes from one item."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -212,7 +212,7 @@ Global___Allocation: _TypeAlias = Allocation  # noqa: Y015
 
 @_typing.final
 class InventoryItemResponse(_message.Message):
-    """The answer of the RPCs that read or change one item."""
+    """The response of the RPCs that read or change one item."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -236,7 +236,7 @@ Global___InventoryItemResponse: _TypeAlias = InventoryItemResponse  # noqa: Y015
 
 @_typing.final
 class CreateInventoryItemRequest(_message.Message):
-    """Stock to add."""
+    """A request to add stock."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -245,7 +245,7 @@ class CreateInventoryItemRequest(_message.Message):
     LOCATION_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     product_id: _builtins.int
-    """The product; positive. Products are the caller's: none has to be registered first."""
+    """The product; positive. Products need not be registered first."""
     quantity: _builtins.int
     """Units to add: 0 … 9×10^15; the item's total is bounded likewise."""
     location: _builtins.str
@@ -292,7 +292,7 @@ Global___GetInventoryItemRequest: _TypeAlias = GetInventoryItemRequest  # noqa: 
 
 @_typing.final
 class UpdateInventoryItemRequest(_message.Message):
-    """What an item's stock is to be."""
+    """The new quantity of an item."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -303,10 +303,10 @@ class UpdateInventoryItemRequest(_message.Message):
     id: _builtins.int
     """The item; positive."""
     quantity: _builtins.int
-    """Units on the shelf from now on, reserved ones included: 0 … 9×10^15. Absent: no change, and no event."""
+    """The new number of units on the shelf, reserved ones included: 0 … 9×10^15. Absent: no change, and no event."""
     version: _builtins.int
-    """The version the caller has read; positive. Present: refused with VERSION_MISMATCH when the item has
-    another.
+    """The version that the caller has read; positive. If present and the item has another version, the call is refused
+    with VERSION_MISMATCH.
     """
     request_id: _builtins.str
     """See the service. Empty: none."""
@@ -348,9 +348,9 @@ class ListInventoryItemsRequest(_message.Message):
     location: _builtins.str
     """Only items at this location. Empty: any."""
     page_size: _builtins.int
-    """Items a page at most. 0: 50; above 1,000: 1,000; negative is refused."""
+    """At most this many items. 0 means 50, above 1,000 means 1,000; negative is refused."""
     page_token: _builtins.str
-    """`next_page_token` of the page before, with the same filters. Empty: the first page."""
+    """`next_page_token` of the previous page, with the same filters. Empty: the first page."""
     def __init__(
         self,
         *,
@@ -378,7 +378,7 @@ class ListInventoryItemsResponse(_message.Message):
     ITEMS_FIELD_NUMBER: _builtins.int
     NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     next_page_token: _builtins.str
-    """For the next page; opaque. Empty: this was the last."""
+    """Token of the next page; opaque. Empty on the last page."""
     @_builtins.property
     def items(self) -> _containers.RepeatedCompositeFieldContainer[Global___InventoryItem]:
         """By ascending id."""
@@ -429,7 +429,7 @@ Global___CheckStockRequest: _TypeAlias = CheckStockRequest  # noqa: Y015
 
 @_typing.final
 class CheckStockResponse(_message.Message):
-    """Whether the stock is there, at the moment of the answer."""
+    """Whether the stock is available, at the time of the response."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -455,7 +455,7 @@ Global___CheckStockResponse: _TypeAlias = CheckStockResponse  # noqa: Y015
 
 @_typing.final
 class ReserveStockRequest(_message.Message):
-    """Stock of one product to hold."""
+    """Stock of one product to reserve."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -468,7 +468,7 @@ class ReserveStockRequest(_message.Message):
     product_id: _builtins.int
     """The product; positive."""
     quantity: _builtins.int
-    """Units to hold: 1 … 10^9."""
+    """Units to reserve: 1 … 10^9."""
     order_id: _builtins.str
     """The order they are for: 1–64 printable ASCII characters. It may reserve more than once."""
     location: _builtins.str
@@ -477,7 +477,7 @@ class ReserveStockRequest(_message.Message):
     """See the service. Empty: none."""
     @_builtins.property
     def ttl(self) -> _duration_pb2.Duration:
-        """How long to hold them: 1 s … 7 days. Absent: the server's default, 30 minutes unless configured."""
+        """How long they stay reserved: 1 s … 7 days. Absent: the server's default, 30 minutes unless configured."""
 
     def __init__(
         self,
@@ -499,14 +499,14 @@ Global___ReserveStockRequest: _TypeAlias = ReserveStockRequest  # noqa: Y015
 
 @_typing.final
 class ReserveStockResponse(_message.Message):
-    """The hold that was made."""
+    """The reservation."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     RESERVATION_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def reservation(self) -> Global___Reservation:
-        """HELD, unless an earlier call with this request_id made it and it has moved on since."""
+        """HELD, unless an earlier call with this request_id made it and its state has changed since."""
 
     def __init__(
         self,
@@ -523,7 +523,7 @@ Global___ReserveStockResponse: _TypeAlias = ReserveStockResponse  # noqa: Y015
 
 @_typing.final
 class BatchReserveStockRequest(_message.Message):
-    """Orders to hold stock for."""
+    """Orders to reserve stock for."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -561,8 +561,8 @@ class OrderLines(_message.Message):
     request_id: _builtins.str
     """See the service; for this order alone. Empty: none."""
     traceparent: _builtins.str
-    """W3C traceparent (version 00) of the caller for whom this order is asked, when one call carries the orders of many:
-    the order's events continue that trace. Empty: the call's own.
+    """W3C traceparent (version 00) of the caller who wants this order, if one call carries the orders of several callers.
+    The order's events continue that trace. Empty: the trace of the call.
     """
     @_builtins.property
     def lines(self) -> _containers.RepeatedCompositeFieldContainer[Global___Line]:
@@ -570,7 +570,7 @@ class OrderLines(_message.Message):
 
     @_builtins.property
     def ttl(self) -> _duration_pb2.Duration:
-        """How long to hold the stock: 1 s … 7 days. Absent: the server's default, 30 minutes unless configured."""
+        """How long the stock stays reserved: 1 s … 7 days. Absent: the server's default, 30 minutes unless configured."""
 
     def __init__(
         self,
@@ -601,7 +601,7 @@ class Line(_message.Message):
     product_id: _builtins.int
     """The product; positive."""
     quantity: _builtins.int
-    """Units to hold: 1 … 10^9."""
+    """Units to reserve: 1 … 10^9."""
     location: _builtins.str
     """Take them from this location only. Empty: from any."""
     def __init__(
@@ -621,7 +621,7 @@ Global___Line: _TypeAlias = Line  # noqa: Y015
 
 @_typing.final
 class BatchReserveStockResponse(_message.Message):
-    """What became of each order."""
+    """The outcome of each order."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -645,7 +645,7 @@ Global___BatchReserveStockResponse: _TypeAlias = BatchReserveStockResponse  # no
 
 @_typing.final
 class BatchReserveStockResult(_message.Message):
-    """What became of one order."""
+    """The outcome of one order."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -653,11 +653,11 @@ class BatchReserveStockResult(_message.Message):
     ERROR_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def reservations(self) -> Global___Reservations:
-        """All its stock is held."""
+        """All of its stock is reserved."""
 
     @_builtins.property
     def error(self) -> _status_pb2.Status:
-        """Nothing is held, and why: status code, message and details as ReserveStock would answer."""
+        """Nothing is reserved: status code, message and details as ReserveStock would return them."""
 
     def __init__(
         self,
@@ -701,7 +701,7 @@ Global___Reservations: _TypeAlias = Reservations  # noqa: Y015
 
 @_typing.final
 class ReleaseStockRequest(_message.Message):
-    """A reservation to give back."""
+    """A reservation to release."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -723,7 +723,7 @@ Global___ReleaseStockRequest: _TypeAlias = ReleaseStockRequest  # noqa: Y015
 
 @_typing.final
 class ReleaseStockResponse(_message.Message):
-    """What was given back."""
+    """What was released."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -747,7 +747,7 @@ Global___ReleaseStockResponse: _TypeAlias = ReleaseStockResponse  # noqa: Y015
 
 @_typing.final
 class ConfirmReservationsRequest(_message.Message):
-    """The order whose holds shall last."""
+    """The order whose reservations to confirm."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -769,7 +769,7 @@ Global___ConfirmReservationsRequest: _TypeAlias = ConfirmReservationsRequest  # 
 
 @_typing.final
 class ConfirmReservationsResponse(_message.Message):
-    """What is confirmed now."""
+    """The confirmed reservations."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -855,9 +855,9 @@ class ListReservationsRequest(_message.Message):
     state: Global___ReservationState.ValueType
     """Only reservations in this state. UNSPECIFIED: any."""
     page_size: _builtins.int
-    """Reservations a page at most; it can have fewer. 0: 50; above 1,000: 1,000; negative is refused."""
+    """At most this many reservations; a page can have fewer. 0 means 50, above 1,000 means 1,000; negative is refused."""
     page_token: _builtins.str
-    """`next_page_token` of the page before, with the same filters. Empty: the first page."""
+    """`next_page_token` of the previous page, with the same filters. Empty: the first page."""
     def __init__(
         self,
         *,
@@ -886,7 +886,7 @@ class ListReservationsResponse(_message.Message):
     RESERVATIONS_FIELD_NUMBER: _builtins.int
     NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     next_page_token: _builtins.str
-    """For the next page; opaque. Empty: this was the last."""
+    """Token of the next page; opaque. Empty on the last page."""
     @_builtins.property
     def reservations(self) -> _containers.RepeatedCompositeFieldContainer[Global___Reservation]:
         """By ascending id."""

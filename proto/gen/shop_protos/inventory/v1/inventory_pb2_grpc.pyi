@@ -13,35 +13,35 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class InventoryServiceStub:
-    """Stock by product and location, and its reservation for orders.
+    """Stock by product and location, and reservations of it for orders.
 
     Errors. Every status carries google.rpc.ErrorInfo with domain "shop", a stable `reason` and `metadata`.
-    Beside what each RPC names below, every RPC can answer:
+    In addition to what each RPC lists below, every RPC can answer:
       INVALID_ARGUMENT   INVALID_FIELD, with google.rpc.BadRequest naming every bad field.
-      ABORTED            CONTENTION: others changed the same rows for too long. Nothing was done; retry.
+      ABORTED            CONTENTION: other calls kept changing the same rows. Nothing was done; retry.
       RESOURCE_EXHAUSTED QUEUE_FULL, POOL_TIMEOUT, with google.rpc.RetryInfo. Nothing was done; retry later.
       UNAVAILABLE        DATABASE_UNAVAILABLE. The call may have had its effect; see below for how to retry.
       DEADLINE_EXCEEDED  The call may have had its effect, as above.
-      INTERNAL           A defect. The message holds an id that is also in the log.
+      INTERNAL           A defect. The message contains an id that is also in the log.
 
-    Retries. An RPC that reads may be retried at will. A mutating one is safe to retry, whatever the status,
-    when it carries the same `request_id`, or where its comment says "repeatable".
+    Retries. An RPC that only reads may always be retried. An RPC that changes something is safe to retry, whatever the
+    status, with the same `request_id`, or if its comment says "repeatable".
 
-    `request_id`: 1–64 printable ASCII characters chosen by the caller, or empty for none. For 24 hours at
-    least, the same id with the same content has one effect and answers with the resources the first call made,
-    as they are now; with other content it is refused: INVALID_ARGUMENT, REQUEST_ID_REUSED (metadata:
-    request_id). A refused call stores nothing, so a repeat of it is decided anew.
+    `request_id`: 1–64 printable ASCII characters chosen by the caller, or empty for none. For at least
+    24 hours, calls with the same id and the same content have one effect; a repeat answers with the resources of the
+    first call, as they are now. The same id with other content is refused: INVALID_ARGUMENT, REQUEST_ID_REUSED
+    (metadata: request_id). A refused call stores nothing, so a repeat of it is decided anew.
 
     Times are UTC. Ids of products and items are positive. A location is 1–64 characters of `A-Z a-z 0-9 _ -`.
     """
 
     def __init__(self, channel: _grpc.Channel) -> None: ...
     CreateInventoryItem: _grpc.UnaryUnaryMultiCallable[_inventory_pb2.CreateInventoryItemRequest, _inventory_pb2.InventoryItemResponse]
-    """Adds stock: to the item of this product at this location, which is created when absent.
-    Answers with the item's new totals. Retry with the same request_id: without one, a retry adds twice.
-      FAILED_PRECONDITION QUANTITY_LIMIT (metadata: product_id, location, and quantity, the present one): the
-                          total would pass 9×10^15.
-                          LOCATIONS_LIMIT (metadata: product_id, limit): the item is absent, and the product is at
+    """Adds stock to the item of this product at this location; creates the item if there is none.
+    Returns the item's new totals. Retry with the same request_id: without one, a retry adds twice.
+      FAILED_PRECONDITION QUANTITY_LIMIT (metadata: product_id, location, and quantity, the current one): the
+                          total would exceed 9×10^15.
+                          LOCATIONS_LIMIT (metadata: product_id, limit): there is no such item, and the product is at
                           500 locations already.
       INVALID_ARGUMENT    REQUEST_ID_REUSED.
     Emits STOCK_UPDATED.
@@ -51,67 +51,67 @@ class InventoryServiceStub:
       NOT_FOUND ITEM_NOT_FOUND (metadata: id).
     """
     UpdateInventoryItem: _grpc.UnaryUnaryMultiCallable[_inventory_pb2.UpdateInventoryItemRequest, _inventory_pb2.InventoryItemResponse]
-    """Sets an item's quantity, as after a stock-take, to an absolute number. Reservations stay as they are.
+    """Sets an item's quantity to an absolute number, as after a stock count. Reservations do not change.
     Retry with the same request_id, or with a version.
       NOT_FOUND           ITEM_NOT_FOUND (metadata: id).
       FAILED_PRECONDITION BELOW_RESERVED (metadata: id, requested, reserved): less than what is reserved, not
-                          counting holds past their time.
+                          counting due reservations.
       INVALID_ARGUMENT    REQUEST_ID_REUSED.
-      ABORTED             VERSION_MISMATCH (metadata: id, expected, actual): its quantity was changed since.
-    Emits STOCK_UPDATED; STOCK_RESERVATION_EXPIRED for each due hold that it had to end.
+      ABORTED             VERSION_MISMATCH (metadata: id, expected, actual): its quantity has changed since.
+    Emits STOCK_UPDATED; STOCK_RESERVATION_EXPIRED for each due reservation that it had to expire.
     """
     ListInventoryItems: _grpc.UnaryUnaryMultiCallable[_inventory_pb2.ListInventoryItemsRequest, _inventory_pb2.ListInventoryItemsResponse]
     """Lists items by ascending id. Every item that existed before the first page and still matches appears
     once.
     """
     CheckStock: _grpc.UnaryUnaryMultiCallable[_inventory_pb2.CheckStockRequest, _inventory_pb2.CheckStockResponse]
-    """Says whether a quantity could be reserved now. Holds nothing: only ReserveStock makes sure.
+    """Returns whether a quantity could be reserved now. Reserves nothing: only ReserveStock guarantees the stock.
     A product without any item is not an error: not available, 0.
     """
     ReserveStock: _grpc.UnaryUnaryMultiCallable[_inventory_pb2.ReserveStockRequest, _inventory_pb2.ReserveStockResponse]
-    """Holds stock of one product for an order, for a limited time. All or nothing.
+    """Reserves stock of one product for an order, for a limited time. All or nothing.
 
-    Without a location it is taken from one location that covers it all, the one with the least left over,
-    else from the fewest, largest first. A hold past its `expires_at` is free stock at once. Retry with the
-    same request_id: without one, a retry holds twice.
+    Without a location, the stock comes from one location that has all of it, the one with the least left over; otherwise
+    from as few locations as possible, the largest first. The stock of a reservation that is past its `expires_at` is
+    available at once. Retry with the same request_id: without one, a retry reserves twice.
       FAILED_PRECONDITION INSUFFICIENT_STOCK (metadata: product_id, requested, available, and location if one
                           was asked for); an unknown product has 0 available.
                           RESERVATIONS_LIMIT (metadata: order_id, reservations, allocations, as they would be): an
                           order has at most 1,000 HELD and CONFIRMED reservations, and these at most 10,000
                           allocations. Those of calls that run at the same moment in other replicas are not counted.
-                          LOCATIONS_LIMIT (metadata: product_id, limit): the stock is in parts so small that it would
-                          be taken from more than 500 locations.
+                          LOCATIONS_LIMIT (metadata: product_id, limit): the stock would come from more than 500
+                          locations.
       INVALID_ARGUMENT    REQUEST_ID_REUSED.
-      NOT_FOUND           RESERVATION_NOT_FOUND (metadata: reservation_id): a repeat, and what the first call made
-                          has ended and was purged since.
-    Emits STOCK_RESERVED; STOCK_RESERVATION_EXPIRED for each due hold that it had to end.
+      NOT_FOUND           RESERVATION_NOT_FOUND (metadata: reservation_id): a repeat, and the reservation of the
+                          first call has ended and was purged.
+    Emits STOCK_RESERVED; STOCK_RESERVATION_EXPIRED for each due reservation that it had to expire.
     """
     BatchReserveStock: _grpc.UnaryUnaryMultiCallable[_inventory_pb2.BatchReserveStockRequest, _inventory_pb2.BatchReserveStockResponse]
     """ReserveStock for many orders of many lines in one transaction.
 
     Each order is all or nothing; its lines of one product become one reservation. Orders are independent of
-    each other and decided in the sequence given: every fault of one, validation included, is that order's
-    `error` with the same details that ReserveStock would answer. The call itself fails only for what
+    each other and decided in the sequence given: every error of one, validation included, is that order's
+    `error`, with the details that ReserveStock would return. The call itself fails only for what
     concerns all of it: no order, more than 500 orders or 5,000 lines (INVALID_FIELD), or a status that any
     RPC can answer.
     Emits the events of ReserveStock.
     """
     ReleaseStock: _grpc.UnaryUnaryMultiCallable[_inventory_pb2.ReleaseStockRequest, _inventory_pb2.ReleaseStockResponse]
-    """Gives a HELD or CONFIRMED reservation's stock back. Repeatable: a repeat changes nothing and answers the
-    same. One that is EXPIRED or FULFILLED has nothing to give back: 0.
+    """Releases a HELD or CONFIRMED reservation. Repeatable: a repeat changes nothing and returns the same.
+    For an EXPIRED or FULFILLED reservation, 0 units are released.
       NOT_FOUND RESERVATION_NOT_FOUND (metadata: reservation_id).
     Emits STOCK_RELEASED, the first time.
     """
     ConfirmReservations: _grpc.UnaryUnaryMultiCallable[_inventory_pb2.ConfirmReservationsRequest, _inventory_pb2.ConfirmReservationsResponse]
-    """Makes an order's holds last: HELD becomes CONFIRMED and no longer expires. All or nothing; RELEASED
-    reservations are left out. Repeatable: when all are CONFIRMED already, it answers the same.
+    """Confirms an order's reservations: HELD becomes CONFIRMED and no longer expires. All or nothing; RELEASED
+    reservations are ignored. Repeatable: if all are CONFIRMED already, it returns the same.
       NOT_FOUND           RESERVATION_NOT_FOUND (metadata: order_id): the order never reserved anything.
-      FAILED_PRECONDITION RESERVATION_EXPIRED (metadata: order_id): a hold had run out; nothing is confirmed.
+      FAILED_PRECONDITION RESERVATION_EXPIRED (metadata: order_id): a reservation has expired; nothing is confirmed.
                           RESERVATION_RELEASED (metadata: order_id): all of them were released.
                           RESERVATIONS_LIMIT (metadata: order_id, reservations, allocations, each counted to one more
-                          than its limit): an order of before there was a limit. Its reservations can be released.
+                          than its limit): the order is from before the limit. Its reservations can be released.
     Emits STOCK_RESERVATION_CONFIRMED per reservation, the first time; STOCK_RESERVATION_EXPIRED per due
-    hold, which stays expired although the call is refused.
+    reservation, which stays expired although the call is refused.
     """
     GetReservation: _grpc.UnaryUnaryMultiCallable[_inventory_pb2.GetReservationRequest, _inventory_pb2.GetReservationResponse]
     """Reads one reservation.
@@ -119,29 +119,29 @@ class InventoryServiceStub:
     """
     ListReservations: _grpc.UnaryUnaryMultiCallable[_inventory_pb2.ListReservationsRequest, _inventory_pb2.ListReservationsResponse]
     """Lists reservations by ascending id. Every reservation that existed before the first page and still
-    matches appears once. A page can have fewer than were asked for, or none, and a next page all the same: it looks at
-    5,000 reservations at most, and has at most 5,000 allocations, unless a single reservation has more.
+    matches appears once. A page can have fewer than requested, or none, and still have a next page: it looks at no
+    more than 5,000 reservations, and has at most 5,000 allocations, unless a single reservation has more.
     """
 
 class InventoryServiceServicer(metaclass=_abc_1.ABCMeta):
-    """Stock by product and location, and its reservation for orders.
+    """Stock by product and location, and reservations of it for orders.
 
     Errors. Every status carries google.rpc.ErrorInfo with domain "shop", a stable `reason` and `metadata`.
-    Beside what each RPC names below, every RPC can answer:
+    In addition to what each RPC lists below, every RPC can answer:
       INVALID_ARGUMENT   INVALID_FIELD, with google.rpc.BadRequest naming every bad field.
-      ABORTED            CONTENTION: others changed the same rows for too long. Nothing was done; retry.
+      ABORTED            CONTENTION: other calls kept changing the same rows. Nothing was done; retry.
       RESOURCE_EXHAUSTED QUEUE_FULL, POOL_TIMEOUT, with google.rpc.RetryInfo. Nothing was done; retry later.
       UNAVAILABLE        DATABASE_UNAVAILABLE. The call may have had its effect; see below for how to retry.
       DEADLINE_EXCEEDED  The call may have had its effect, as above.
-      INTERNAL           A defect. The message holds an id that is also in the log.
+      INTERNAL           A defect. The message contains an id that is also in the log.
 
-    Retries. An RPC that reads may be retried at will. A mutating one is safe to retry, whatever the status,
-    when it carries the same `request_id`, or where its comment says "repeatable".
+    Retries. An RPC that only reads may always be retried. An RPC that changes something is safe to retry, whatever the
+    status, with the same `request_id`, or if its comment says "repeatable".
 
-    `request_id`: 1–64 printable ASCII characters chosen by the caller, or empty for none. For 24 hours at
-    least, the same id with the same content has one effect and answers with the resources the first call made,
-    as they are now; with other content it is refused: INVALID_ARGUMENT, REQUEST_ID_REUSED (metadata:
-    request_id). A refused call stores nothing, so a repeat of it is decided anew.
+    `request_id`: 1–64 printable ASCII characters chosen by the caller, or empty for none. For at least
+    24 hours, calls with the same id and the same content have one effect; a repeat answers with the resources of the
+    first call, as they are now. The same id with other content is refused: INVALID_ARGUMENT, REQUEST_ID_REUSED
+    (metadata: request_id). A refused call stores nothing, so a repeat of it is decided anew.
 
     Times are UTC. Ids of products and items are positive. A location is 1–64 characters of `A-Z a-z 0-9 _ -`.
     """
@@ -152,11 +152,11 @@ class InventoryServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _inventory_pb2.CreateInventoryItemRequest,
         context: _grpc.ServicerContext,
     ) -> _inventory_pb2.InventoryItemResponse:
-        """Adds stock: to the item of this product at this location, which is created when absent.
-        Answers with the item's new totals. Retry with the same request_id: without one, a retry adds twice.
-          FAILED_PRECONDITION QUANTITY_LIMIT (metadata: product_id, location, and quantity, the present one): the
-                              total would pass 9×10^15.
-                              LOCATIONS_LIMIT (metadata: product_id, limit): the item is absent, and the product is at
+        """Adds stock to the item of this product at this location; creates the item if there is none.
+        Returns the item's new totals. Retry with the same request_id: without one, a retry adds twice.
+          FAILED_PRECONDITION QUANTITY_LIMIT (metadata: product_id, location, and quantity, the current one): the
+                              total would exceed 9×10^15.
+                              LOCATIONS_LIMIT (metadata: product_id, limit): there is no such item, and the product is at
                               500 locations already.
           INVALID_ARGUMENT    REQUEST_ID_REUSED.
         Emits STOCK_UPDATED.
@@ -178,14 +178,14 @@ class InventoryServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _inventory_pb2.UpdateInventoryItemRequest,
         context: _grpc.ServicerContext,
     ) -> _inventory_pb2.InventoryItemResponse:
-        """Sets an item's quantity, as after a stock-take, to an absolute number. Reservations stay as they are.
+        """Sets an item's quantity to an absolute number, as after a stock count. Reservations do not change.
         Retry with the same request_id, or with a version.
           NOT_FOUND           ITEM_NOT_FOUND (metadata: id).
           FAILED_PRECONDITION BELOW_RESERVED (metadata: id, requested, reserved): less than what is reserved, not
-                              counting holds past their time.
+                              counting due reservations.
           INVALID_ARGUMENT    REQUEST_ID_REUSED.
-          ABORTED             VERSION_MISMATCH (metadata: id, expected, actual): its quantity was changed since.
-        Emits STOCK_UPDATED; STOCK_RESERVATION_EXPIRED for each due hold that it had to end.
+          ABORTED             VERSION_MISMATCH (metadata: id, expected, actual): its quantity has changed since.
+        Emits STOCK_UPDATED; STOCK_RESERVATION_EXPIRED for each due reservation that it had to expire.
         """
 
     @_abc_1.abstractmethod
@@ -204,7 +204,7 @@ class InventoryServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _inventory_pb2.CheckStockRequest,
         context: _grpc.ServicerContext,
     ) -> _inventory_pb2.CheckStockResponse:
-        """Says whether a quantity could be reserved now. Holds nothing: only ReserveStock makes sure.
+        """Returns whether a quantity could be reserved now. Reserves nothing: only ReserveStock guarantees the stock.
         A product without any item is not an error: not available, 0.
         """
 
@@ -214,22 +214,22 @@ class InventoryServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _inventory_pb2.ReserveStockRequest,
         context: _grpc.ServicerContext,
     ) -> _inventory_pb2.ReserveStockResponse:
-        """Holds stock of one product for an order, for a limited time. All or nothing.
+        """Reserves stock of one product for an order, for a limited time. All or nothing.
 
-        Without a location it is taken from one location that covers it all, the one with the least left over,
-        else from the fewest, largest first. A hold past its `expires_at` is free stock at once. Retry with the
-        same request_id: without one, a retry holds twice.
+        Without a location, the stock comes from one location that has all of it, the one with the least left over; otherwise
+        from as few locations as possible, the largest first. The stock of a reservation that is past its `expires_at` is
+        available at once. Retry with the same request_id: without one, a retry reserves twice.
           FAILED_PRECONDITION INSUFFICIENT_STOCK (metadata: product_id, requested, available, and location if one
                               was asked for); an unknown product has 0 available.
                               RESERVATIONS_LIMIT (metadata: order_id, reservations, allocations, as they would be): an
                               order has at most 1,000 HELD and CONFIRMED reservations, and these at most 10,000
                               allocations. Those of calls that run at the same moment in other replicas are not counted.
-                              LOCATIONS_LIMIT (metadata: product_id, limit): the stock is in parts so small that it would
-                              be taken from more than 500 locations.
+                              LOCATIONS_LIMIT (metadata: product_id, limit): the stock would come from more than 500
+                              locations.
           INVALID_ARGUMENT    REQUEST_ID_REUSED.
-          NOT_FOUND           RESERVATION_NOT_FOUND (metadata: reservation_id): a repeat, and what the first call made
-                              has ended and was purged since.
-        Emits STOCK_RESERVED; STOCK_RESERVATION_EXPIRED for each due hold that it had to end.
+          NOT_FOUND           RESERVATION_NOT_FOUND (metadata: reservation_id): a repeat, and the reservation of the
+                              first call has ended and was purged.
+        Emits STOCK_RESERVED; STOCK_RESERVATION_EXPIRED for each due reservation that it had to expire.
         """
 
     @_abc_1.abstractmethod
@@ -241,8 +241,8 @@ class InventoryServiceServicer(metaclass=_abc_1.ABCMeta):
         """ReserveStock for many orders of many lines in one transaction.
 
         Each order is all or nothing; its lines of one product become one reservation. Orders are independent of
-        each other and decided in the sequence given: every fault of one, validation included, is that order's
-        `error` with the same details that ReserveStock would answer. The call itself fails only for what
+        each other and decided in the sequence given: every error of one, validation included, is that order's
+        `error`, with the details that ReserveStock would return. The call itself fails only for what
         concerns all of it: no order, more than 500 orders or 5,000 lines (INVALID_FIELD), or a status that any
         RPC can answer.
         Emits the events of ReserveStock.
@@ -254,8 +254,8 @@ class InventoryServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _inventory_pb2.ReleaseStockRequest,
         context: _grpc.ServicerContext,
     ) -> _inventory_pb2.ReleaseStockResponse:
-        """Gives a HELD or CONFIRMED reservation's stock back. Repeatable: a repeat changes nothing and answers the
-        same. One that is EXPIRED or FULFILLED has nothing to give back: 0.
+        """Releases a HELD or CONFIRMED reservation. Repeatable: a repeat changes nothing and returns the same.
+        For an EXPIRED or FULFILLED reservation, 0 units are released.
           NOT_FOUND RESERVATION_NOT_FOUND (metadata: reservation_id).
         Emits STOCK_RELEASED, the first time.
         """
@@ -266,15 +266,15 @@ class InventoryServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _inventory_pb2.ConfirmReservationsRequest,
         context: _grpc.ServicerContext,
     ) -> _inventory_pb2.ConfirmReservationsResponse:
-        """Makes an order's holds last: HELD becomes CONFIRMED and no longer expires. All or nothing; RELEASED
-        reservations are left out. Repeatable: when all are CONFIRMED already, it answers the same.
+        """Confirms an order's reservations: HELD becomes CONFIRMED and no longer expires. All or nothing; RELEASED
+        reservations are ignored. Repeatable: if all are CONFIRMED already, it returns the same.
           NOT_FOUND           RESERVATION_NOT_FOUND (metadata: order_id): the order never reserved anything.
-          FAILED_PRECONDITION RESERVATION_EXPIRED (metadata: order_id): a hold had run out; nothing is confirmed.
+          FAILED_PRECONDITION RESERVATION_EXPIRED (metadata: order_id): a reservation has expired; nothing is confirmed.
                               RESERVATION_RELEASED (metadata: order_id): all of them were released.
                               RESERVATIONS_LIMIT (metadata: order_id, reservations, allocations, each counted to one more
-                              than its limit): an order of before there was a limit. Its reservations can be released.
+                              than its limit): the order is from before the limit. Its reservations can be released.
         Emits STOCK_RESERVATION_CONFIRMED per reservation, the first time; STOCK_RESERVATION_EXPIRED per due
-        hold, which stays expired although the call is refused.
+        reservation, which stays expired although the call is refused.
         """
 
     @_abc_1.abstractmethod
@@ -294,8 +294,8 @@ class InventoryServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _grpc.ServicerContext,
     ) -> _inventory_pb2.ListReservationsResponse:
         """Lists reservations by ascending id. Every reservation that existed before the first page and still
-        matches appears once. A page can have fewer than were asked for, or none, and a next page all the same: it looks at
-        5,000 reservations at most, and has at most 5,000 allocations, unless a single reservation has more.
+        matches appears once. A page can have fewer than requested, or none, and still have a next page: it looks at no
+        more than 5,000 reservations, and has at most 5,000 allocations, unless a single reservation has more.
         """
 
 def add_InventoryServiceServicer_to_server(servicer: InventoryServiceServicer, server: _grpc.Server) -> None: ...

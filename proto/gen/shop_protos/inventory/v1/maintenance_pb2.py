@@ -22,24 +22,36 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from google.api import field_behavior_pb2 as google_dot_api_dot_field__behavior__pb2
 from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n#shop/inventory/v1/maintenance.proto\x12\x11shop.inventory.v1\x1a\x1egoogle/protobuf/duration.proto\".\n\x19\x45xpireReservationsRequest\x12\x11\n\tmax_count\x18\x01 \x01(\x05\"3\n\x1a\x45xpireReservationsResponse\x12\x15\n\rexpired_count\x18\x01 \x01(\x05\"W\n\x13PurgeHistoryRequest\x12-\n\nolder_than\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x11\n\tmax_count\x18\x02 \x01(\x05\"T\n\x14PurgeHistoryResponse\x12\x19\n\x11purged_keys_count\x18\x01 \x01(\x05\x12!\n\x19purged_reservations_count\x18\x02 \x01(\x05\x32\xf1\x01\n\x1bInventoryMaintenanceService\x12q\n\x12\x45xpireReservations\x12,.shop.inventory.v1.ExpireReservationsRequest\x1a-.shop.inventory.v1.ExpireReservationsResponse\x12_\n\x0cPurgeHistory\x12&.shop.inventory.v1.PurgeHistoryRequest\x1a\'.shop.inventory.v1.PurgeHistoryResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n#shop/inventory/v1/maintenance.proto\x12\x11shop.inventory.v1\x1a\x1fgoogle/api/field_behavior.proto\x1a\x1egoogle/protobuf/duration.proto\"4\n\x19\x45xpireReservationsRequest\x12\x17\n\tmax_count\x18\x01 \x01(\x05\x42\x04\xe2\x41\x01\x01\"3\n\x1a\x45xpireReservationsResponse\x12\x15\n\rexpired_count\x18\x01 \x01(\x05\"c\n\x13PurgeHistoryRequest\x12\x33\n\nolder_than\x18\x01 \x01(\x0b\x32\x19.google.protobuf.DurationB\x04\xe2\x41\x01\x02\x12\x17\n\tmax_count\x18\x02 \x01(\x05\x42\x04\xe2\x41\x01\x01\"T\n\x14PurgeHistoryResponse\x12\x19\n\x11purged_keys_count\x18\x01 \x01(\x05\x12!\n\x19purged_reservations_count\x18\x02 \x01(\x05\x32\xfb\x01\n\x1bInventoryMaintenanceService\x12v\n\x12\x45xpireReservations\x12,.shop.inventory.v1.ExpireReservationsRequest\x1a-.shop.inventory.v1.ExpireReservationsResponse\"\x03\x90\x02\x02\x12\x64\n\x0cPurgeHistory\x12&.shop.inventory.v1.PurgeHistoryRequest\x1a\'.shop.inventory.v1.PurgeHistoryResponse\"\x03\x90\x02\x02\x42\x34\n\x11shop.inventory.v1P\x01Z\x1dshop/inventory/v1;inventoryv1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'shop_protos.inventory.v1.maintenance_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
-  DESCRIPTOR._loaded_options = None
-  _globals['_EXPIRERESERVATIONSREQUEST']._serialized_start=90
-  _globals['_EXPIRERESERVATIONSREQUEST']._serialized_end=136
-  _globals['_EXPIRERESERVATIONSRESPONSE']._serialized_start=138
-  _globals['_EXPIRERESERVATIONSRESPONSE']._serialized_end=189
-  _globals['_PURGEHISTORYREQUEST']._serialized_start=191
-  _globals['_PURGEHISTORYREQUEST']._serialized_end=278
-  _globals['_PURGEHISTORYRESPONSE']._serialized_start=280
-  _globals['_PURGEHISTORYRESPONSE']._serialized_end=364
-  _globals['_INVENTORYMAINTENANCESERVICE']._serialized_start=367
-  _globals['_INVENTORYMAINTENANCESERVICE']._serialized_end=608
+  _globals['DESCRIPTOR']._loaded_options = None
+  _globals['DESCRIPTOR']._serialized_options = b'\n\021shop.inventory.v1P\001Z\035shop/inventory/v1;inventoryv1'
+  _globals['_EXPIRERESERVATIONSREQUEST'].fields_by_name['max_count']._loaded_options = None
+  _globals['_EXPIRERESERVATIONSREQUEST'].fields_by_name['max_count']._serialized_options = b'\342A\001\001'
+  _globals['_PURGEHISTORYREQUEST'].fields_by_name['older_than']._loaded_options = None
+  _globals['_PURGEHISTORYREQUEST'].fields_by_name['older_than']._serialized_options = b'\342A\001\002'
+  _globals['_PURGEHISTORYREQUEST'].fields_by_name['max_count']._loaded_options = None
+  _globals['_PURGEHISTORYREQUEST'].fields_by_name['max_count']._serialized_options = b'\342A\001\001'
+  _globals['_INVENTORYMAINTENANCESERVICE'].methods_by_name['ExpireReservations']._loaded_options = None
+  _globals['_INVENTORYMAINTENANCESERVICE'].methods_by_name['ExpireReservations']._serialized_options = b'\220\002\002'
+  _globals['_INVENTORYMAINTENANCESERVICE'].methods_by_name['PurgeHistory']._loaded_options = None
+  _globals['_INVENTORYMAINTENANCESERVICE'].methods_by_name['PurgeHistory']._serialized_options = b'\220\002\002'
+  _globals['_EXPIRERESERVATIONSREQUEST']._serialized_start=123
+  _globals['_EXPIRERESERVATIONSREQUEST']._serialized_end=175
+  _globals['_EXPIRERESERVATIONSRESPONSE']._serialized_start=177
+  _globals['_EXPIRERESERVATIONSRESPONSE']._serialized_end=228
+  _globals['_PURGEHISTORYREQUEST']._serialized_start=230
+  _globals['_PURGEHISTORYREQUEST']._serialized_end=329
+  _globals['_PURGEHISTORYRESPONSE']._serialized_start=331
+  _globals['_PURGEHISTORYRESPONSE']._serialized_end=415
+  _globals['_INVENTORYMAINTENANCESERVICE']._serialized_start=418
+  _globals['_INVENTORYMAINTENANCESERVICE']._serialized_end=669
 # @@protoc_insertion_point(module_scope)

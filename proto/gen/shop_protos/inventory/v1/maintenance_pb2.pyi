@@ -19,7 +19,7 @@ DESCRIPTOR: _descriptor.FileDescriptor
 
 @_typing.final
 class ExpireReservationsRequest(_message.Message):
-    """How many due holds to end."""
+    """How many due reservations to expire."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -41,13 +41,13 @@ Global___ExpireReservationsRequest: _TypeAlias = ExpireReservationsRequest  # no
 
 @_typing.final
 class ExpireReservationsResponse(_message.Message):
-    """How many holds were ended."""
+    """How many reservations were expired."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     EXPIRED_COUNT_FIELD_NUMBER: _builtins.int
     expired_count: _builtins.int
-    """Holds that this call made EXPIRED."""
+    """Reservations that this call expired."""
     def __init__(
         self,
         *,
@@ -63,7 +63,7 @@ Global___ExpireReservationsResponse: _TypeAlias = ExpireReservationsResponse  # 
 
 @_typing.final
 class PurgeHistoryRequest(_message.Message):
-    """What history to forget."""
+    """Which history to delete."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -73,7 +73,7 @@ class PurgeHistoryRequest(_message.Message):
     """At most this many of each kind: 1 … 10,000. 0: 1,000."""
     @_builtins.property
     def older_than(self) -> _duration_pb2.Duration:
-        """What was made or ended longer ago than this goes: 24 h … 10 years. Required."""
+        """The age: 24 h … 10 years. Required."""
 
     def __init__(
         self,
@@ -91,7 +91,7 @@ Global___PurgeHistoryRequest: _TypeAlias = PurgeHistoryRequest  # noqa: Y015
 
 @_typing.final
 class PurgeHistoryResponse(_message.Message):
-    """How much history was forgotten."""
+    """How much history was deleted."""
 
     DESCRIPTOR: _descriptor.Descriptor
 

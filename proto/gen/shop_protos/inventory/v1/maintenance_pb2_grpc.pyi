@@ -13,27 +13,27 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class InventoryMaintenanceServiceStub:
-    """What the reaper asks of inventory-api on a schedule. No promise of the shop depends on when it comes by: a
-    hold past its time is free stock at once. Errors are those that every RPC of InventoryService can answer.
+    """Called by the reaper on a schedule. No guarantee depends on when: the stock of a due reservation is available at
+    once. Errors are those that every RPC of InventoryService can answer.
     Both RPCs are repeatable.
     """
 
     def __init__(self, channel: _grpc.Channel) -> None: ...
     ExpireReservations: _grpc.UnaryUnaryMultiCallable[_maintenance_pb2.ExpireReservationsRequest, _maintenance_pb2.ExpireReservationsResponse]
-    """Ends holds past their time, oldest first, in transactions of a hundred, so that buyers come in between. A
-    count of max_count says: call again. After an error some of them may have ended. A hold that can't be ended is set
-    aside, so that it stops no other; the metric shop_stuck_reservations counts them.
-    Emits STOCK_RESERVATION_EXPIRED per hold.
+    """Expires due reservations, the oldest first, in transactions of a hundred, so that other calls run in between. If the
+    count is max_count, call again. After an error some of them may have expired. A reservation that cannot be expired
+    is set aside and does not stop the others; the metric shop_stuck_reservations counts them.
+    Emits STOCK_RESERVATION_EXPIRED per reservation.
     """
     PurgeHistory: _grpc.UnaryUnaryMultiCallable[_maintenance_pb2.PurgeHistoryRequest, _maintenance_pb2.PurgeHistoryResponse]
-    """Deletes idempotency keys made, and reservations ended, longer ago than an age, in transactions of 500; never items,
-    never a reservation that holds stock. A count of max_count says: call again. A reservation that can't be deleted is
-    set aside as above. Emits nothing.
+    """Deletes idempotency keys that were created, and reservations that ended, longer ago than an age, in transactions of
+    500. Never deletes items or active reservations. If a count is max_count, call again. A reservation that cannot be
+    deleted is set aside as above. Emits nothing.
     """
 
 class InventoryMaintenanceServiceServicer(metaclass=_abc_1.ABCMeta):
-    """What the reaper asks of inventory-api on a schedule. No promise of the shop depends on when it comes by: a
-    hold past its time is free stock at once. Errors are those that every RPC of InventoryService can answer.
+    """Called by the reaper on a schedule. No guarantee depends on when: the stock of a due reservation is available at
+    once. Errors are those that every RPC of InventoryService can answer.
     Both RPCs are repeatable.
     """
 
@@ -43,10 +43,10 @@ class InventoryMaintenanceServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _maintenance_pb2.ExpireReservationsRequest,
         context: _grpc.ServicerContext,
     ) -> _maintenance_pb2.ExpireReservationsResponse:
-        """Ends holds past their time, oldest first, in transactions of a hundred, so that buyers come in between. A
-        count of max_count says: call again. After an error some of them may have ended. A hold that can't be ended is set
-        aside, so that it stops no other; the metric shop_stuck_reservations counts them.
-        Emits STOCK_RESERVATION_EXPIRED per hold.
+        """Expires due reservations, the oldest first, in transactions of a hundred, so that other calls run in between. If the
+        count is max_count, call again. After an error some of them may have expired. A reservation that cannot be expired
+        is set aside and does not stop the others; the metric shop_stuck_reservations counts them.
+        Emits STOCK_RESERVATION_EXPIRED per reservation.
         """
 
     @_abc_1.abstractmethod
@@ -55,9 +55,9 @@ class InventoryMaintenanceServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _maintenance_pb2.PurgeHistoryRequest,
         context: _grpc.ServicerContext,
     ) -> _maintenance_pb2.PurgeHistoryResponse:
-        """Deletes idempotency keys made, and reservations ended, longer ago than an age, in transactions of 500; never items,
-        never a reservation that holds stock. A count of max_count says: call again. A reservation that can't be deleted is
-        set aside as above. Emits nothing.
+        """Deletes idempotency keys that were created, and reservations that ended, longer ago than an age, in transactions of
+        500. Never deletes items or active reservations. If a count is max_count, call again. A reservation that cannot be
+        deleted is set aside as above. Emits nothing.
         """
 
 def add_InventoryMaintenanceServiceServicer_to_server(servicer: InventoryMaintenanceServiceServicer, server: _grpc.Server) -> None: ...

@@ -19,7 +19,7 @@ DESCRIPTOR: _descriptor.FileDescriptor
 
 @_typing.final
 class CancelAbandonedOrdersRequest(_message.Message):
-    """Which orders are abandoned."""
+    """Which orders count as abandoned."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -53,7 +53,7 @@ class CancelAbandonedOrdersResponse(_message.Message):
 
     CANCELLED_COUNT_FIELD_NUMBER: _builtins.int
     cancelled_count: _builtins.int
-    """Orders that this call made CANCELLED."""
+    """Orders that this call cancelled."""
     def __init__(
         self,
         *,
@@ -69,7 +69,7 @@ Global___CancelAbandonedOrdersResponse: _TypeAlias = CancelAbandonedOrdersRespon
 
 @_typing.final
 class PurgeHistoryRequest(_message.Message):
-    """What history to forget."""
+    """Which history to delete."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -79,7 +79,7 @@ class PurgeHistoryRequest(_message.Message):
     """At most this many: 1 … 10,000. 0: 1,000."""
     @_builtins.property
     def older_than(self) -> _duration_pb2.Duration:
-        """What is older than this goes: 24 h … 10 years. Required."""
+        """The age: 24 h … 10 years. Required."""
 
     def __init__(
         self,
@@ -97,7 +97,7 @@ Global___PurgeHistoryRequest: _TypeAlias = PurgeHistoryRequest  # noqa: Y015
 
 @_typing.final
 class PurgeHistoryResponse(_message.Message):
-    """How much history was forgotten."""
+    """How much history was deleted."""
 
     DESCRIPTOR: _descriptor.Descriptor
 

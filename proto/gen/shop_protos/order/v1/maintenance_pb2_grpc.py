@@ -26,7 +26,7 @@ if _version_not_supported:
 
 
 class OrderMaintenanceServiceStub:
-    """What the reaper asks of order-api on a schedule. Errors are those that every RPC of OrderService can
+    """Called by the reaper on a schedule. Errors are those that every RPC of OrderService can
     answer. Both RPCs are repeatable.
     """
 
@@ -49,15 +49,15 @@ class OrderMaintenanceServiceStub:
 
 
 class OrderMaintenanceServiceServicer:
-    """What the reaper asks of order-api on a schedule. Errors are those that every RPC of OrderService can
+    """Called by the reaper on a schedule. Errors are those that every RPC of OrderService can
     answer. Both RPCs are repeatable.
     """
 
     def CancelAbandonedOrders(self, request, context):
-        """Cancels orders that are PENDING although their `reserved_until` + grace is past by the orders database's
-        clock, oldest first, in one bounded transaction. It is the last resort for orders whose confirmation was
-        cut off by a crash: stock that inventory-api has confirmed for them is released by the event. A count of
-        max_count says: call again.
+        """Cancels orders that are PENDING although their `reserved_until` + grace has passed, by the orders database's
+        clock, the oldest first, in bounded transactions. This is the last resort for orders whose confirmation was
+        interrupted by a crash: the event releases stock that inventory-api has confirmed for them. If the count is
+        max_count, call again.
         Emits ORDER_CANCELLED per order.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -65,8 +65,8 @@ class OrderMaintenanceServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def PurgeHistory(self, request, context):
-        """Deletes idempotency keys older than an age, in bounded batches; never orders. A count of max_count says:
-        call again. Emits nothing.
+        """Deletes idempotency keys older than an age, in bounded transactions; never orders. If the count is
+        max_count, call again. Emits nothing.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -94,7 +94,7 @@ def add_OrderMaintenanceServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class OrderMaintenanceService:
-    """What the reaper asks of order-api on a schedule. Errors are those that every RPC of OrderService can
+    """Called by the reaper on a schedule. Errors are those that every RPC of OrderService can
     answer. Both RPCs are repeatable.
     """
 

@@ -13,25 +13,25 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class OrderMaintenanceServiceStub:
-    """What the reaper asks of order-api on a schedule. Errors are those that every RPC of OrderService can
+    """Called by the reaper on a schedule. Errors are those that every RPC of OrderService can
     answer. Both RPCs are repeatable.
     """
 
     def __init__(self, channel: _grpc.Channel) -> None: ...
     CancelAbandonedOrders: _grpc.UnaryUnaryMultiCallable[_maintenance_pb2.CancelAbandonedOrdersRequest, _maintenance_pb2.CancelAbandonedOrdersResponse]
-    """Cancels orders that are PENDING although their `reserved_until` + grace is past by the orders database's
-    clock, oldest first, in one bounded transaction. It is the last resort for orders whose confirmation was
-    cut off by a crash: stock that inventory-api has confirmed for them is released by the event. A count of
-    max_count says: call again.
+    """Cancels orders that are PENDING although their `reserved_until` + grace has passed, by the orders database's
+    clock, the oldest first, in bounded transactions. This is the last resort for orders whose confirmation was
+    interrupted by a crash: the event releases stock that inventory-api has confirmed for them. If the count is
+    max_count, call again.
     Emits ORDER_CANCELLED per order.
     """
     PurgeHistory: _grpc.UnaryUnaryMultiCallable[_maintenance_pb2.PurgeHistoryRequest, _maintenance_pb2.PurgeHistoryResponse]
-    """Deletes idempotency keys older than an age, in bounded batches; never orders. A count of max_count says:
-    call again. Emits nothing.
+    """Deletes idempotency keys older than an age, in bounded transactions; never orders. If the count is
+    max_count, call again. Emits nothing.
     """
 
 class OrderMaintenanceServiceServicer(metaclass=_abc_1.ABCMeta):
-    """What the reaper asks of order-api on a schedule. Errors are those that every RPC of OrderService can
+    """Called by the reaper on a schedule. Errors are those that every RPC of OrderService can
     answer. Both RPCs are repeatable.
     """
 
@@ -41,10 +41,10 @@ class OrderMaintenanceServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _maintenance_pb2.CancelAbandonedOrdersRequest,
         context: _grpc.ServicerContext,
     ) -> _maintenance_pb2.CancelAbandonedOrdersResponse:
-        """Cancels orders that are PENDING although their `reserved_until` + grace is past by the orders database's
-        clock, oldest first, in one bounded transaction. It is the last resort for orders whose confirmation was
-        cut off by a crash: stock that inventory-api has confirmed for them is released by the event. A count of
-        max_count says: call again.
+        """Cancels orders that are PENDING although their `reserved_until` + grace has passed, by the orders database's
+        clock, the oldest first, in bounded transactions. This is the last resort for orders whose confirmation was
+        interrupted by a crash: the event releases stock that inventory-api has confirmed for them. If the count is
+        max_count, call again.
         Emits ORDER_CANCELLED per order.
         """
 
@@ -54,8 +54,8 @@ class OrderMaintenanceServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _maintenance_pb2.PurgeHistoryRequest,
         context: _grpc.ServicerContext,
     ) -> _maintenance_pb2.PurgeHistoryResponse:
-        """Deletes idempotency keys older than an age, in bounded batches; never orders. A count of max_count says:
-        call again. Emits nothing.
+        """Deletes idempotency keys older than an age, in bounded transactions; never orders. If the count is
+        max_count, call again. Emits nothing.
         """
 
 def add_OrderMaintenanceServiceServicer_to_server(servicer: OrderMaintenanceServiceServicer, server: _grpc.Server) -> None: ...

@@ -31,35 +31,35 @@ class _OrderStatusEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_OrderStat
     ORDER_STATUS_UNSPECIFIED: _OrderStatus.ValueType  # 0
     """Not set. As a filter: any status; as a new status it is refused."""
     ORDER_STATUS_PENDING: _OrderStatus.ValueType  # 1
-    """Created; its stock is held until `reserved_until`."""
+    """Created; its stock is reserved until `reserved_until`."""
     ORDER_STATUS_CONFIRMED: _OrderStatus.ValueType  # 2
-    """Accepted; its stock is set aside without an end."""
+    """Accepted; its reservations no longer expire."""
     ORDER_STATUS_PROCESSING: _OrderStatus.ValueType  # 3
     """Being picked and packed."""
     ORDER_STATUS_SHIPPED: _OrderStatus.ValueType  # 4
-    """On its way; its stock has left. It can't be cancelled any more."""
+    """On its way; its stock has left. It can no longer be cancelled."""
     ORDER_STATUS_DELIVERED: _OrderStatus.ValueType  # 5
-    """Arrived. Final."""
+    """Delivered. Final."""
     ORDER_STATUS_CANCELLED: _OrderStatus.ValueType  # 6
-    """Called off, by a caller or because its stock was lost; `status_reason` says why. Final."""
+    """Cancelled by a caller, or because its reserved stock was lost; `status_reason` says why. Final."""
 
 class OrderStatus(_OrderStatus, metaclass=_OrderStatusEnumTypeWrapper):
-    """Where an order is in its life."""
+    """The status of an order."""
 
 ORDER_STATUS_UNSPECIFIED: OrderStatus.ValueType  # 0
 """Not set. As a filter: any status; as a new status it is refused."""
 ORDER_STATUS_PENDING: OrderStatus.ValueType  # 1
-"""Created; its stock is held until `reserved_until`."""
+"""Created; its stock is reserved until `reserved_until`."""
 ORDER_STATUS_CONFIRMED: OrderStatus.ValueType  # 2
-"""Accepted; its stock is set aside without an end."""
+"""Accepted; its reservations no longer expire."""
 ORDER_STATUS_PROCESSING: OrderStatus.ValueType  # 3
 """Being picked and packed."""
 ORDER_STATUS_SHIPPED: OrderStatus.ValueType  # 4
-"""On its way; its stock has left. It can't be cancelled any more."""
+"""On its way; its stock has left. It can no longer be cancelled."""
 ORDER_STATUS_DELIVERED: OrderStatus.ValueType  # 5
-"""Arrived. Final."""
+"""Delivered. Final."""
 ORDER_STATUS_CANCELLED: OrderStatus.ValueType  # 6
-"""Called off, by a caller or because its stock was lost; `status_reason` says why. Final."""
+"""Cancelled by a caller, or because its reserved stock was lost; `status_reason` says why. Final."""
 Global___OrderStatus: _TypeAlias = OrderStatus  # noqa: Y015
 
 @_typing.final
@@ -79,18 +79,18 @@ class Order(_message.Message):
     CREATED_AT_FIELD_NUMBER: _builtins.int
     UPDATED_AT_FIELD_NUMBER: _builtins.int
     id: _builtins.str
-    """A UUID, given by the server."""
+    """A UUID, assigned by the server."""
     user_id: _builtins.int
     """The buyer."""
     status: Global___OrderStatus.ValueType
-    """Where the order is in its life."""
+    """The current status."""
     status_reason: _builtins.str
-    """Why it has this status, when someone said so; else empty."""
+    """Why it has this status, if a reason was given; otherwise empty."""
     version: _builtins.int
-    """1 at first, one more with every change."""
+    """1 at first; each change adds 1."""
     @_builtins.property
     def items(self) -> _containers.RepeatedCompositeFieldContainer[Global___OrderItem]:
-        """The lines, as they were ordered; they never change."""
+        """The lines, in the sequence of the request. They never change."""
 
     @_builtins.property
     def total_amount(self) -> _money_pb2.Money:
@@ -98,7 +98,7 @@ class Order(_message.Message):
 
     @_builtins.property
     def reserved_until(self) -> _timestamp_pb2.Timestamp:
-        """Until when its stock is held, UTC: confirm it before. Without meaning once it has left PENDING."""
+        """Until when its stock is reserved, UTC. Confirm the order before. Meaningless once it has left PENDING."""
 
     @_builtins.property
     def created_at(self) -> _timestamp_pb2.Timestamp:
@@ -141,7 +141,7 @@ class OrderItem(_message.Message):
     QUANTITY_FIELD_NUMBER: _builtins.int
     PRICE_FIELD_NUMBER: _builtins.int
     id: _builtins.int
-    """Given by the server; positive."""
+    """Assigned by the server; positive."""
     product_id: _builtins.int
     """The product."""
     quantity: _builtins.int
@@ -168,7 +168,7 @@ Global___OrderItem: _TypeAlias = OrderItem  # noqa: Y015
 
 @_typing.final
 class OrderResponse(_message.Message):
-    """The answer of the RPCs about one order."""
+    """The response of the RPCs about one order."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -192,7 +192,7 @@ Global___OrderResponse: _TypeAlias = OrderResponse  # noqa: Y015
 
 @_typing.final
 class CreateOrderRequest(_message.Message):
-    """An order to place."""
+    """An order to create."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -212,7 +212,7 @@ class CreateOrderRequest(_message.Message):
 
     @_builtins.property
     def ttl(self) -> _duration_pb2.Duration:
-        """How long to hold the stock: 1 s … 7 days. Absent: inventory-api's default, 30 minutes unless configured."""
+        """How long the stock stays reserved: 1 s … 7 days. Absent: inventory-api's default, 30 minutes unless configured."""
 
     def __init__(
         self,
@@ -232,7 +232,7 @@ Global___CreateOrderRequest: _TypeAlias = CreateOrderRequest  # noqa: Y015
 
 @_typing.final
 class CreateOrderItem(_message.Message):
-    """A line of an order to place."""
+    """A line of an order to create."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -286,7 +286,7 @@ Global___GetOrderRequest: _TypeAlias = GetOrderRequest  # noqa: Y015
 
 @_typing.final
 class UpdateOrderStatusRequest(_message.Message):
-    """A step to take."""
+    """A change of status."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -297,7 +297,7 @@ class UpdateOrderStatusRequest(_message.Message):
     id: _builtins.str
     """The order: a UUID."""
     status: Global___OrderStatus.ValueType
-    """The status it shall have."""
+    """The new status."""
     reason: _builtins.str
     """Why, for people: one line of 0–500 characters, none a control or an invisible character. Kept as the order's
     `status_reason` when the status changes.
@@ -337,17 +337,17 @@ class ListOrdersRequest(_message.Message):
     status: Global___OrderStatus.ValueType
     """Only orders in this status. UNSPECIFIED: any."""
     page_size: _builtins.int
-    """Orders a page at most. 0: 50; above 1,000: 1,000; negative is refused."""
+    """At most this many orders. 0 means 50, above 1,000 means 1,000; negative is refused."""
     page_token: _builtins.str
-    """`next_page_token` of the page before, with the same filters. Empty: the first page."""
+    """`next_page_token` of the previous page, with the same filters. Empty: the first page."""
     @_builtins.property
     def created_after(self) -> _timestamp_pb2.Timestamp:
         """Only orders created at this time or later, UTC; inclusive. Absent: from the first."""
 
     @_builtins.property
     def created_before(self) -> _timestamp_pb2.Timestamp:
-        """Only orders created before this time, UTC; exclusive, so that ranges laid end to end neither skip nor
-        repeat. Absent: to the last.
+        """Only orders created before this time, UTC; exclusive, so that adjacent ranges neither skip nor
+        repeat orders. Absent: to the last.
         """
 
     def __init__(
@@ -379,7 +379,7 @@ class ListOrdersResponse(_message.Message):
     ORDERS_FIELD_NUMBER: _builtins.int
     NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     next_page_token: _builtins.str
-    """For the next page; opaque. Empty: this was the last."""
+    """Token of the next page; opaque. Empty on the last page."""
     @_builtins.property
     def orders(self) -> _containers.RepeatedCompositeFieldContainer[Global___Order]:
         """Newest first."""

@@ -13,40 +13,40 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class OrderServiceStub:
-    """The life of orders, from a cart to its delivery.
+    """Orders, from their creation to their delivery.
 
     Errors. Every status carries google.rpc.ErrorInfo with domain "shop", a stable `reason` and `metadata`.
-    Beside what each RPC names below, every RPC can answer:
+    In addition to what each RPC lists below, every RPC can answer:
       INVALID_ARGUMENT   INVALID_FIELD, with google.rpc.BadRequest naming every bad field.
-      ABORTED            CONTENTION: others changed the same rows for too long. Nothing was done; retry.
+      ABORTED            CONTENTION: other calls kept changing the same rows. Nothing was done; retry.
       RESOURCE_EXHAUSTED QUEUE_FULL, POOL_TIMEOUT, with google.rpc.RetryInfo. Nothing was done; retry later.
       UNAVAILABLE        DATABASE_UNAVAILABLE. The call may have had its effect; see below for how to retry.
       DEADLINE_EXCEEDED  The call may have had its effect, as above.
-      INTERNAL           A defect. The message holds an id that is also in the log.
+      INTERNAL           A defect. The message contains an id that is also in the log.
 
-    Retries. An RPC that reads may be retried at will. A mutating one is safe to retry, whatever the status,
-    when it carries the same `request_id`, or where its comment says "repeatable".
+    Retries. An RPC that only reads may always be retried. An RPC that changes something is safe to retry, whatever the
+    status, with the same `request_id`, or if its comment says "repeatable".
 
-    `request_id`: 1–64 printable ASCII characters chosen by the caller, or empty for none. For 24 hours at
-    least, the same id with the same content has one effect and answers with the order as it is now; with other
-    content it is refused: INVALID_ARGUMENT, REQUEST_ID_REUSED (metadata: request_id). A refused call stores
+    `request_id`: 1–64 printable ASCII characters chosen by the caller, or empty for none. For at least 24 hours, calls
+    with the same id and the same content have one effect; a repeat answers with the order as it is now. The same id with
+    other content is refused: INVALID_ARGUMENT, REQUEST_ID_REUSED (metadata: request_id). A refused call stores
     nothing, so a repeat of it is decided anew.
 
-    Times are UTC. Ids of users and products are positive, those of orders are UUIDs. Amounts are exact.
+    Times are UTC. Ids of users and products are positive integers, ids of orders are UUIDs. Amounts are exact.
     """
 
     def __init__(self, channel: _grpc.Channel) -> None: ...
     CreateOrder: _grpc.UnaryUnaryMultiCallable[_order_pb2.CreateOrderRequest, _order_pb2.OrderResponse]
-    """Holds stock for all lines of an order and creates it, PENDING. All or nothing: a refusal stores nothing.
-    The order must be confirmed before `reserved_until`, or it is cancelled and its stock is free again.
-    Retry with the same request_id, which for this RPC belongs to the user and is never forgotten: without
-    one, a retry orders twice.
+    """Reserves stock for all lines of an order and creates the order as PENDING. All or nothing: a refusal stores nothing.
+    Confirm the order before `reserved_until`; otherwise it is cancelled and its stock becomes available again.
+    Retry with the same request_id. For this RPC the id belongs to the user and never expires. Without one, a retry
+    creates a second order.
       FAILED_PRECONDITION INSUFFICIENT_STOCK (metadata: product_id, requested, available): lines of one
                           product are summed; an unknown product has 0 available.
                           LOCATIONS_LIMIT (metadata: product_id, limit), RESERVATIONS_LIMIT (metadata: order_id,
-                          reservations, allocations): the stock is in too many small parts; see ReserveStock.
-                          RESERVATION_EXPIRED (metadata: order_id): an earlier try held the stock, never came
-                          to the order, and its hold has ended. This request_id is spent: use a new one.
+                          reservations, allocations): the stock is spread over too many locations; see ReserveStock.
+                          RESERVATION_EXPIRED (metadata: order_id): an earlier attempt reserved the stock, did not
+                          create the order, and its reservation has ended. Use a new request_id.
       INVALID_ARGUMENT    REQUEST_ID_REUSED.
       UNAVAILABLE         INVENTORY_UNAVAILABLE: inventory-api did not answer in time.
     Emits ORDER_CREATED.
@@ -56,18 +56,18 @@ class OrderServiceStub:
       NOT_FOUND ORDER_NOT_FOUND (metadata: id).
     """
     UpdateOrderStatus: _grpc.UnaryUnaryMultiCallable[_order_pb2.UpdateOrderStatusRequest, _order_pb2.OrderResponse]
-    """Takes an order one step on: PENDING → CONFIRMED → PROCESSING → SHIPPED → DELIVERED, or to CANCELLED from
-    PENDING, CONFIRMED or PROCESSING. Repeatable: setting the present status again changes nothing.
+    """Changes the status of an order: PENDING → CONFIRMED → PROCESSING → SHIPPED → DELIVERED, or to CANCELLED from
+    PENDING, CONFIRMED or PROCESSING. Repeatable: setting the current status again changes nothing.
 
-    To CONFIRMED makes the order's holds last. When they can't, because one ran out or was released, the
-    order is CANCELLED in the same call, and the refusal is the answer. CANCELLED gives the stock back and
-    SHIPPED takes it out, both soon after the answer, through the event.
+    CONFIRMED also confirms the order's reservations, so that they no longer expire. If one has expired or was released,
+    the order is CANCELLED in the same call, and the call is refused. CANCELLED releases the stock and SHIPPED removes
+    it, both shortly after the call, through the event.
       NOT_FOUND           ORDER_NOT_FOUND (metadata: id).
-                          RESERVATION_NOT_FOUND (metadata: order_id): to CONFIRMED only; its holds are forgotten.
+                          RESERVATION_NOT_FOUND (metadata: order_id): to CONFIRMED only; its reservations were purged.
       FAILED_PRECONDITION ILLEGAL_TRANSITION (metadata: id, from, to, legal: a comma-separated list).
                           RESERVATION_EXPIRED, RESERVATION_RELEASED (metadata: order_id): to CONFIRMED only.
                           RESERVATIONS_LIMIT (metadata: order_id, reservations, allocations): to CONFIRMED only; the
-                          order has more reservations than one may have. Cancel it.
+                          order has more reservations than an order may have. Cancel it.
       INVALID_ARGUMENT    REQUEST_ID_REUSED.
       UNAVAILABLE         INVENTORY_UNAVAILABLE: to CONFIRMED only; the order may or may not be confirmed.
     Emits ORDER_CONFIRMED, ORDER_PROCESSING, ORDER_SHIPPED, ORDER_DELIVERED or ORDER_CANCELLED.
@@ -78,26 +78,26 @@ class OrderServiceStub:
     """
 
 class OrderServiceServicer(metaclass=_abc_1.ABCMeta):
-    """The life of orders, from a cart to its delivery.
+    """Orders, from their creation to their delivery.
 
     Errors. Every status carries google.rpc.ErrorInfo with domain "shop", a stable `reason` and `metadata`.
-    Beside what each RPC names below, every RPC can answer:
+    In addition to what each RPC lists below, every RPC can answer:
       INVALID_ARGUMENT   INVALID_FIELD, with google.rpc.BadRequest naming every bad field.
-      ABORTED            CONTENTION: others changed the same rows for too long. Nothing was done; retry.
+      ABORTED            CONTENTION: other calls kept changing the same rows. Nothing was done; retry.
       RESOURCE_EXHAUSTED QUEUE_FULL, POOL_TIMEOUT, with google.rpc.RetryInfo. Nothing was done; retry later.
       UNAVAILABLE        DATABASE_UNAVAILABLE. The call may have had its effect; see below for how to retry.
       DEADLINE_EXCEEDED  The call may have had its effect, as above.
-      INTERNAL           A defect. The message holds an id that is also in the log.
+      INTERNAL           A defect. The message contains an id that is also in the log.
 
-    Retries. An RPC that reads may be retried at will. A mutating one is safe to retry, whatever the status,
-    when it carries the same `request_id`, or where its comment says "repeatable".
+    Retries. An RPC that only reads may always be retried. An RPC that changes something is safe to retry, whatever the
+    status, with the same `request_id`, or if its comment says "repeatable".
 
-    `request_id`: 1–64 printable ASCII characters chosen by the caller, or empty for none. For 24 hours at
-    least, the same id with the same content has one effect and answers with the order as it is now; with other
-    content it is refused: INVALID_ARGUMENT, REQUEST_ID_REUSED (metadata: request_id). A refused call stores
+    `request_id`: 1–64 printable ASCII characters chosen by the caller, or empty for none. For at least 24 hours, calls
+    with the same id and the same content have one effect; a repeat answers with the order as it is now. The same id with
+    other content is refused: INVALID_ARGUMENT, REQUEST_ID_REUSED (metadata: request_id). A refused call stores
     nothing, so a repeat of it is decided anew.
 
-    Times are UTC. Ids of users and products are positive, those of orders are UUIDs. Amounts are exact.
+    Times are UTC. Ids of users and products are positive integers, ids of orders are UUIDs. Amounts are exact.
     """
 
     @_abc_1.abstractmethod
@@ -106,16 +106,16 @@ class OrderServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _order_pb2.CreateOrderRequest,
         context: _grpc.ServicerContext,
     ) -> _order_pb2.OrderResponse:
-        """Holds stock for all lines of an order and creates it, PENDING. All or nothing: a refusal stores nothing.
-        The order must be confirmed before `reserved_until`, or it is cancelled and its stock is free again.
-        Retry with the same request_id, which for this RPC belongs to the user and is never forgotten: without
-        one, a retry orders twice.
+        """Reserves stock for all lines of an order and creates the order as PENDING. All or nothing: a refusal stores nothing.
+        Confirm the order before `reserved_until`; otherwise it is cancelled and its stock becomes available again.
+        Retry with the same request_id. For this RPC the id belongs to the user and never expires. Without one, a retry
+        creates a second order.
           FAILED_PRECONDITION INSUFFICIENT_STOCK (metadata: product_id, requested, available): lines of one
                               product are summed; an unknown product has 0 available.
                               LOCATIONS_LIMIT (metadata: product_id, limit), RESERVATIONS_LIMIT (metadata: order_id,
-                              reservations, allocations): the stock is in too many small parts; see ReserveStock.
-                              RESERVATION_EXPIRED (metadata: order_id): an earlier try held the stock, never came
-                              to the order, and its hold has ended. This request_id is spent: use a new one.
+                              reservations, allocations): the stock is spread over too many locations; see ReserveStock.
+                              RESERVATION_EXPIRED (metadata: order_id): an earlier attempt reserved the stock, did not
+                              create the order, and its reservation has ended. Use a new request_id.
           INVALID_ARGUMENT    REQUEST_ID_REUSED.
           UNAVAILABLE         INVENTORY_UNAVAILABLE: inventory-api did not answer in time.
         Emits ORDER_CREATED.
@@ -137,18 +137,18 @@ class OrderServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _order_pb2.UpdateOrderStatusRequest,
         context: _grpc.ServicerContext,
     ) -> _order_pb2.OrderResponse:
-        """Takes an order one step on: PENDING → CONFIRMED → PROCESSING → SHIPPED → DELIVERED, or to CANCELLED from
-        PENDING, CONFIRMED or PROCESSING. Repeatable: setting the present status again changes nothing.
+        """Changes the status of an order: PENDING → CONFIRMED → PROCESSING → SHIPPED → DELIVERED, or to CANCELLED from
+        PENDING, CONFIRMED or PROCESSING. Repeatable: setting the current status again changes nothing.
 
-        To CONFIRMED makes the order's holds last. When they can't, because one ran out or was released, the
-        order is CANCELLED in the same call, and the refusal is the answer. CANCELLED gives the stock back and
-        SHIPPED takes it out, both soon after the answer, through the event.
+        CONFIRMED also confirms the order's reservations, so that they no longer expire. If one has expired or was released,
+        the order is CANCELLED in the same call, and the call is refused. CANCELLED releases the stock and SHIPPED removes
+        it, both shortly after the call, through the event.
           NOT_FOUND           ORDER_NOT_FOUND (metadata: id).
-                              RESERVATION_NOT_FOUND (metadata: order_id): to CONFIRMED only; its holds are forgotten.
+                              RESERVATION_NOT_FOUND (metadata: order_id): to CONFIRMED only; its reservations were purged.
           FAILED_PRECONDITION ILLEGAL_TRANSITION (metadata: id, from, to, legal: a comma-separated list).
                               RESERVATION_EXPIRED, RESERVATION_RELEASED (metadata: order_id): to CONFIRMED only.
                               RESERVATIONS_LIMIT (metadata: order_id, reservations, allocations): to CONFIRMED only; the
-                              order has more reservations than one may have. Cancel it.
+                              order has more reservations than an order may have. Cancel it.
           INVALID_ARGUMENT    REQUEST_ID_REUSED.
           UNAVAILABLE         INVENTORY_UNAVAILABLE: to CONFIRMED only; the order may or may not be confirmed.
         Emits ORDER_CONFIRMED, ORDER_PROCESSING, ORDER_SHIPPED, ORDER_DELIVERED or ORDER_CANCELLED.
