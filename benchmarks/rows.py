@@ -17,7 +17,7 @@ from benchmarks.scenarios import ORDERS_PER_USER, PRODUCTS
 from benchmarks.stock import QUANTITY
 from inventory_api.store import tables as inventory
 from order_api.store import tables as orders
-from shop_common.moments import micros
+from shop_common.timestamps import micros
 
 SECOND = 1_000_000  # all times are microseconds since 1970
 HOUR, YEAR = 3600 * SECOND, 365 * 86_400 * SECOND

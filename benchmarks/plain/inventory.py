@@ -14,7 +14,7 @@ from benchmarks.plain.models import Allocation, Event, Item, Reservation, sessio
 from benchmarks.plain.server import serve
 from shop_common.db.sql import now
 from shop_common.events.outbox import shard_of
-from shop_common.moments import rfc3339, to_proto
+from shop_common.timestamps import rfc3339, to_proto
 from shop_protos.inventory.v1 import inventory_pb2 as pb
 
 TTL = timedelta(minutes=30)

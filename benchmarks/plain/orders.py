@@ -15,7 +15,7 @@ from benchmarks.plain.server import serve
 from shop_common.api import money
 from shop_common.db.sql import now
 from shop_common.events.outbox import shard_of
-from shop_common.moments import rfc3339, to_proto
+from shop_common.timestamps import rfc3339, to_proto
 from shop_protos.inventory.v1 import inventory_pb2, inventory_pb2_grpc
 from shop_protos.order.v1 import order_pb2 as pb
 

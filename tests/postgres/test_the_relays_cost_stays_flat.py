@@ -17,7 +17,7 @@ from devstack.postgres import PostgresServer
 from event_relay.pending import PendingRows
 from order_api.migrations import SCHEMA
 from order_api.store.tables import outbox
-from shop_common.db.database import STEADY_PLANS, Database
+from shop_common.db.database import FORCE_INDEX_PLANS, Database
 from shop_common.events.outbox import SHARDS
 
 EVENTS = 1_000_000
@@ -86,15 +86,15 @@ def ship(database: Database, rows: PendingRows, count: int) -> None:
     """Read and delete as the relay does, in its batches."""
     shipped = 0
     while shipped < count:
-        batch = database.query(lambda tx: rows.oldest(tx, range(SHARDS)), STEADY_PLANS)
+        batch = database.query(lambda tx: rows.oldest(tx, range(SHARDS)), FORCE_INDEX_PLANS)
         shipped += len(batch)
-        with database.write(STEADY_PLANS) as tx:
+        with database.write(FORCE_INDEX_PLANS) as tx:
             rows.delete(tx, batch)
 
 
 def cost(database: Database, rows: PendingRows) -> int:
     """How many blocks the relay touches: to read all shards and half of them, to delete, to look at the backlog."""
-    waiting = database.query(lambda tx: rows.oldest(tx, range(SHARDS)), STEADY_PLANS)
+    waiting = database.query(lambda tx: rows.oldest(tx, range(SHARDS)), FORCE_INDEX_PLANS)
     assert len(waiting) == WAITING_EVENTS
     return sum(
         blocks(database, step)
@@ -122,7 +122,7 @@ def blocks(database: Database, step: Callable[[Connection], object]) -> int:
 
     event.listen(database.engine, "before_cursor_execute", measured, retval=True)
     try:
-        with database.write(STEADY_PLANS) as tx:
+        with database.write(FORCE_INDEX_PLANS) as tx:
             step(tx)
             tx.rollback()
             tx.begin()

@@ -195,7 +195,7 @@ def test_a_batch_weighs_no_more_than_its_limit_but_holds_one_at_least(rig: Rig) 
 
 
 def test_several_batches_run_at_once_where_that_is_allowed(rig: Rig) -> None:
-    coalescer = rig.coalescer(flights_max=2, requests_max=1)
+    coalescer = rig.coalescer(max_concurrency=2, requests_max=1)
     with rig.bulk.held_up():
         calls = [rig.busy(coalescer), rig.busy(coalescer)]
         calls += rig.queue_up(coalescer, Ask(3))
@@ -205,7 +205,7 @@ def test_several_batches_run_at_once_where_that_is_allowed(rig: Rig) -> None:
 
 
 def test_what_gathers_beside_a_running_batch_is_one_batch_when_that_one_ends(rig: Rig) -> None:
-    coalescer = rig.coalescer(flights_max=4, patience_seconds=1000)
+    coalescer = rig.coalescer(max_concurrency=4, patience_seconds=1000)
     with rig.bulk.held_up():
         calls = [rig.busy(coalescer), *rig.queue_up(coalescer, Ask(1), Ask(2), Ask(3))]
         assert len(rig.bulk.batches) == 1
@@ -215,7 +215,7 @@ def test_what_gathers_beside_a_running_batch_is_one_batch_when_that_one_ends(rig
 
 
 def test_beside_a_batch_that_takes_long_the_next_one_starts_all_the_same(rig: Rig) -> None:
-    coalescer = rig.coalescer(flights_max=4, patience_seconds=0.05, requests_max=2)
+    coalescer = rig.coalescer(max_concurrency=4, patience_seconds=0.05, requests_max=2)
     with rig.bulk.held_up():
         calls = [rig.busy(coalescer), *(rig.call(coalescer, Ask(n)) for n in range(1, 6))]
         # All six are on their way though not one batch has ended.
@@ -527,10 +527,10 @@ def test_closing_finishes_what_waits_and_takes_nothing_new(rig: Rig) -> None:
     assert not closing.is_alive()
 
 
-@pytest.mark.parametrize("flights_max", [1, 3])
-def test_under_load_every_request_gets_its_own_outcome(rig: Rig, flights_max: int) -> None:
-    coalescer = rig.coalescer(flights_max=flights_max, requests_max=40, weight_max=60)
-    chance = random.Random(flights_max)
+@pytest.mark.parametrize("max_concurrency", [1, 3])
+def test_under_load_every_request_gets_its_own_outcome(rig: Rig, max_concurrency: int) -> None:
+    coalescer = rig.coalescer(max_concurrency=max_concurrency, requests_max=40, weight_max=60)
+    chance = random.Random(max_concurrency)
     calls = []
     for _ in range(400):
         asks = [

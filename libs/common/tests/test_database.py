@@ -15,12 +15,12 @@ from shop_common.batching.coalescer import Coalescer
 from shop_common.db import database as database_module
 from shop_common.db import sqlite
 from shop_common.db.database import (
+    ASYNC_COMMIT,
+    FORCE_INDEX_PLANS,
     LOCK_TIMEOUT_SECONDS,
-    MAY_COME_UNDONE,
-    STEADY_PLANS,
     Database,
     cause_of,
-    is_own_fault,
+    is_statement_error,
 )
 from shop_common.errors import (
     Contention,
@@ -128,10 +128,10 @@ def test_what_a_requests_data_breaks_passes_as_it_is(database: Database) -> None
     for wrong in (lambda tx: put(tx, 1), lambda tx: put(tx, 2, weight=0)):
         with pytest.raises(exc.IntegrityError) as broken:
             database.transact(wrong)
-        assert is_own_fault(broken.value)
+        assert is_statement_error(broken.value)
     with pytest.raises(exc.DBAPIError) as defect:
         database.transact(lambda tx: tx.execute(text("SELECT FROM WHERE")))
-    assert is_own_fault(defect.value)
+    assert is_statement_error(defect.value)
     assert weights(database) == {1: 1}
 
 
@@ -140,14 +140,14 @@ def test_what_is_missing_in_the_database_is_no_requests_fault(database: Database
     with pytest.raises(DatabaseNeedsRepair) as lacking:
         database.transact(lambda tx: tx.execute(text(sql)))
 
-    assert not is_own_fault(lacking.value)
+    assert not is_statement_error(lacking.value)
     assert "missing" in cause_of(lacking.value)
     assert "missing" not in lacking.value.message
 
 
 def test_defects_of_ours_are_own_faults_and_answers_are_not() -> None:
-    assert is_own_fault(KeyError("defect"))
-    assert not is_own_fault(Contention("others"))
+    assert is_statement_error(KeyError("defect"))
+    assert not is_statement_error(Contention("others"))
 
 
 def test_a_read_sees_one_moment(database: Database) -> None:
@@ -278,7 +278,7 @@ def test_what_the_operator_has_to_mend_is_no_requests_fault(on_postgres: Databas
     with pytest.raises(DatabaseNeedsRepair) as broken:
         on_postgres.transact(failing(state))
 
-    assert not is_own_fault(broken.value)
+    assert not is_statement_error(broken.value)
     assert broken.value.rolled_back
     assert cause_of(broken.value) == "said by the server"
 
@@ -288,7 +288,7 @@ def test_errors_of_the_surroundings_are_no_requests_fault(on_postgres: Database,
     with pytest.raises(DatabaseUnavailable) as away:
         on_postgres.transact(failing(state))
 
-    assert not is_own_fault(away.value)
+    assert not is_statement_error(away.value)
     assert away.value.rolled_back
 
 
@@ -297,7 +297,7 @@ def test_what_a_statement_or_its_data_is_to_blame_for_passes_as_it_is(on_postgre
     with pytest.raises(exc.DBAPIError) as blamed:
         on_postgres.transact(failing(state))
 
-    assert is_own_fault(blamed.value)
+    assert is_statement_error(blamed.value)
 
 
 def test_a_missing_grant_is_told_by_the_name_of_its_table(on_postgres: Database) -> None:
@@ -318,8 +318,8 @@ def test_settings_hold_within_their_transaction_alone(on_postgres: Database) -> 
         seqscan, commit = (str(tx.exec_driver_sql(f"SHOW {name}").scalar()) for name in names)
         return seqscan, commit
 
-    assert on_postgres.transact(settings, STEADY_PLANS + MAY_COME_UNDONE) == ("off", "off")
-    assert on_postgres.query(settings, STEADY_PLANS) == ("off", "on")
+    assert on_postgres.transact(settings, FORCE_INDEX_PLANS + ASYNC_COMMIT) == ("off", "off")
+    assert on_postgres.query(settings, FORCE_INDEX_PLANS) == ("off", "on")
     assert on_postgres.query(settings) == ("on", "on")
     assert on_postgres.transact(settings) == ("on", "on")
 

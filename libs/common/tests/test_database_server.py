@@ -16,7 +16,7 @@ from shop_common.db import database as database_module
 from shop_common.db.database import CONNECTIONS_MAX, Database, cause_of
 from shop_common.db.sql import now
 from shop_common.errors import DatabaseUnavailable
-from shop_common.moments import micros
+from shop_common.timestamps import micros
 
 PATIENCE_SECONDS = 60.0
 PREPARED_AFTER = 5

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from sqlalchemy import Connection, text
 
-from shop_common.db.address import of_sqlite_file
+from shop_common.db.address import sqlite_url
 from shop_common.db.database import Database, cause_of
 from shop_common.errors import DatabaseNeedsRepair, DatabaseUnavailable
 
@@ -19,7 +19,7 @@ def path(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def database(path: Path) -> Iterator[Database]:
-    database = Database(of_sqlite_file(path))
+    database = Database(sqlite_url(path))
     with database.write() as tx:
         tx.execute(text("CREATE TABLE parcels (id INTEGER PRIMARY KEY)"))
     yield database
@@ -84,7 +84,7 @@ def test_a_file_that_was_put_back_is_used_again(database: Database, path: Path) 
 
 def test_a_file_that_is_no_database_is_named(path: Path) -> None:
     path.write_text("these are a thousand words that are no database" * 100)
-    database = Database(of_sqlite_file(path))
+    database = Database(sqlite_url(path))
 
     with pytest.raises(DatabaseNeedsRepair) as nonsense:
         database.query(count)
@@ -96,7 +96,7 @@ def test_a_file_that_is_no_database_is_named(path: Path) -> None:
 
 def test_a_path_where_no_file_can_be_made_is_named(tmp_path: Path) -> None:
     path = tmp_path / "missing" / "shop.db"
-    database = Database(of_sqlite_file(path))
+    database = Database(sqlite_url(path))
 
     with pytest.raises(DatabaseNeedsRepair) as nowhere:
         database.query(count)
@@ -143,7 +143,7 @@ def test_any_name_can_be_that_of_a_folder(tmp_path: Path, name: str) -> None:
     (tmp_path / name).mkdir()
     path = tmp_path / name / "shop.db"
     for _ in range(2):
-        database = Database(of_sqlite_file(path))
+        database = Database(sqlite_url(path))
         database.transact(lambda tx: tx.execute(text("CREATE TABLE IF NOT EXISTS parcels (id INTEGER PRIMARY KEY)")))
         database.transact(put)
         database.close()

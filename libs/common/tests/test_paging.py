@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from shop_common.api.paging import TOKEN_LENGTH_MAX, Page, PageRequest, Position, ask, next_token, page_of
+from shop_common.api.paging import TOKEN_LENGTH_MAX, Page, PageRequest, Position, next_token, page_of, page_request
 from shop_common.api.valid import Fields
 
 AN_ID = "018f3d5e-7b7a-7c3e-9a52-0c8d5f0e9b11"
@@ -29,7 +29,7 @@ def token_of(position: Position, wanted: Filter = Filter(), kind: str = "parcels
 def read(token: str, wanted: Filter = Filter(), kind: str = "parcels", types: tuple[type, ...] = (int,)) -> object:
     """The position in the token, or the fields that it violates."""
     check = Fields()
-    asked = ask(check, kind, wanted, page_size=0, page_token=token, position=types)
+    asked = page_request(check, kind, wanted, page_size=0, page_token=token, position=types)
     return [violation.field for violation in check._violations] or asked.after
 
 
@@ -149,6 +149,6 @@ def test_no_bytes_make_it_fail(token: str) -> None:
 
 def test_a_page_has_a_size_within_bounds() -> None:
     check = Fields()
-    assert ask(check, "parcels", Filter(), page_size=7, page_token="", position=(int,)).size == 7
-    ask(check, "parcels", Filter(), page_size=-1, page_token="?", position=(int,))
+    assert page_request(check, "parcels", Filter(), page_size=7, page_token="", position=(int,)).size == 7
+    page_request(check, "parcels", Filter(), page_size=-1, page_token="?", position=(int,))
     assert {violation.field for violation in check._violations} == {"page_size", "page_token"}

@@ -25,8 +25,20 @@ from sqlalchemy import (
 
 from shop_common.api.valid import INT64_MAX
 from shop_common.db.database import Database
-from shop_common.db.sql import Amount, Id, RowId, Statement, Timestamp, among, clock, inserting, joined, micros_of, now
-from shop_common.moments import micros
+from shop_common.db.sql import (
+    Amount,
+    Id,
+    RowId,
+    Statement,
+    Timestamp,
+    clock,
+    in_rows,
+    insert_into,
+    join_rows,
+    micros_of,
+    now,
+)
+from shop_common.timestamps import micros
 
 METADATA = MetaData()
 PARCELS = Table(
@@ -42,8 +54,8 @@ PARCELS = Table(
 )
 LABELS = [f"018f3d5e-7b7a-7c3e-9a52-{number:012}" for number in range(4)]
 
-put = inserting(PARCELS, "label", "name", "weight", "sent_at", returning=[PARCELS.c.id])
-put_new = inserting(PARCELS, "label", or_ignore=True, returning=[PARCELS.c.label])
+put = insert_into(PARCELS, "label", "name", "weight", "sent_at", returning=[PARCELS.c.id])
+put_new = insert_into(PARCELS, "label", or_ignore=True, returning=[PARCELS.c.label])
 weigh = Statement(
     lambda given: update(PARCELS).values(weight=given.c.weight).where(PARCELS.c.label == given.c.label),
     label=Id(),
@@ -54,10 +66,10 @@ find = Statement(
     weight=BigInteger(),
 )
 
-put_names = inserting(PARCELS, "name")
-read = Statement(lambda given: select(PARCELS).where(among(PARCELS.c.id, given.c.id)), id=BigInteger())
+put_names = insert_into(PARCELS, "name")
+read = Statement(lambda given: select(PARCELS).where(in_rows(PARCELS.c.id, given.c.id)), id=BigInteger())
 weigh_by_id = Statement(
-    lambda given: update(PARCELS).values(weight=given.c.weight).where(*joined(PARCELS.c.id, given.c.id)),
+    lambda given: update(PARCELS).values(weight=given.c.weight).where(*join_rows(PARCELS.c.id, given.c.id)),
     id=BigInteger(),
     weight=BigInteger(),
 )

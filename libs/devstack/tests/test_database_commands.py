@@ -11,7 +11,7 @@ from psycopg.conninfo import conninfo_to_dict
 from sqlalchemy import Connection, MetaData, insert
 
 from devstack.stack import Databases
-from shop_common.db.address import parsed
+from shop_common.db.address import parse
 from shop_common.db.database import Database
 from shop_common.db.sql import now
 from shop_common.events.outbox import Message, Outbox
@@ -128,7 +128,7 @@ def _transaction(url: str) -> Iterator[Connection]:
 
 def test_psql_is_given_names_as_they_are_and_the_password_out_of_sight(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shutil, "which", "/usr/bin/{}".format)
-    url = parsed("postgresql+psycopg://me:hunter2@%2Fvar%2Frun/50%25%20of%3F?application_name=a%20b")
+    url = parse("postgresql+psycopg://me:hunter2@%2Fvar%2Frun/50%25%20of%3F?application_name=a%20b")
 
     (program, where), environment = db_shell._psql(url)
 

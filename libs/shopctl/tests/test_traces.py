@@ -36,8 +36,8 @@ class _Shop:
         with telemetry.batch_span(f"{name} batch", [member.span for member in members]) as batch:
             yield batch
         for member in members:
-            member.joined(batch, len(members), 0)
-            member.tell(name)
+            member.add_batch(batch, len(members), 0)
+            member.end_span(name)
 
     def story(self, order_id: str, *, reads: bool = False) -> Story:
         telemetry.shutdown()

@@ -7,7 +7,7 @@ import psycopg
 from sqlalchemy import Connection, event
 
 from event_relay.pending import PendingRows
-from shop_common.db.database import STEADY_PLANS
+from shop_common.db.database import FORCE_INDEX_PLANS
 from shop_common.events.outbox import SHARDS
 from testkit.drivers.relay import Shop
 
@@ -67,7 +67,7 @@ def plan(shop: Shop, operation: Callable[[Connection], Any]) -> str:
 
     event.listen(shop.database.engine, "before_cursor_execute", explained, retval=True)
     try:
-        with shop.database.write(STEADY_PLANS) as tx:
+        with shop.database.write(FORCE_INDEX_PLANS) as tx:
             operation(tx)
             tx.rollback()
             tx.begin()

@@ -88,5 +88,5 @@ def test_questions_about_one_product_count_its_locations_once(inventory: Invento
     spread(inventory, product=1, locations=30)
     questions = [StockQuestion(1, None)] * 9 + [StockQuestion(product, None) for product in range(2, 10)]
     with inventory.database.read() as tx:
-        assert len(batch_sizes.QUESTIONS.fitting(tx, questions, 30)) == len(questions)
-        assert len(batch_sizes.QUESTIONS.fitting(tx, questions, 29)) == 1
+        assert len(batch_sizes.QUESTIONS.prefix_within(tx, questions, 30)) == len(questions)
+        assert len(batch_sizes.QUESTIONS.prefix_within(tx, questions, 29)) == 1

@@ -13,7 +13,7 @@ from inventory_api.operations import expire, reserve
 from inventory_api.store import items
 from inventory_api.store.reservations import due
 from shop_common.errors import Contention, ShopError
-from shop_common.moments import rfc3339
+from shop_common.timestamps import rfc3339
 from testkit.drivers.inventory_api import TTL_SECONDS, InventoryDriver
 
 

@@ -8,14 +8,14 @@ from prometheus_client import REGISTRY
 from inventory_api.operations.held_reservations import HeldReservationsCollector
 from inventory_api.store.reservations import counts
 from inventory_api.store.reservations.counts import ReservationCounts
-from shop_common.db.database import STEADY_PLANS
+from shop_common.db.database import FORCE_INDEX_PLANS
 from testkit.drivers.inventory_api import InventoryDriver
 
 WAIT_SECONDS = 60
 
 
 def count(inventory: InventoryDriver) -> ReservationCounts:
-    return inventory.database.query(counts.count, STEADY_PLANS)
+    return inventory.database.query(counts.count, FORCE_INDEX_PLANS)
 
 
 def test_held_reservations_are_counted_as_running_or_due(inventory: InventoryDriver) -> None:

@@ -138,13 +138,13 @@ def test_a_token_of_one_filter_is_refused_with_another(inventory: InventoryDrive
     inventory.add_stock(1, 1, "A")
     inventory.add_stock(1, 1, "B")
     with Fields() as check:
-        request = paging.ask(check, "items", ItemFilter(1), page_size=1, page_token="", position=(int,))
+        request = paging.page_request(check, "items", ItemFilter(1), page_size=1, page_token="", position=(int,))
     page = inventory.operations.list_items(request, deadline=float("1e9"))
     token = paging.next_token(page, request)
 
     def violations(kind: str, filter_: ItemFilter) -> int:
         check = Fields()
-        paging.ask(check, kind, filter_, page_size=1, page_token=token, position=(int,))
+        paging.page_request(check, kind, filter_, page_size=1, page_token=token, position=(int,))
         return len(check._violations)
 
     assert violations("items", ItemFilter(1)) == 0

@@ -16,7 +16,7 @@ from inventory_api.operations.expire import ExpirySweep
 from inventory_api.operations.purge import Purge, Purged
 from inventory_api.store import tables
 from inventory_api.store.reservations import by_order, counts
-from shop_common.db.database import STEADY_PLANS, Database
+from shop_common.db.database import FORCE_INDEX_PLANS, Database
 from shop_common.db.sql import Timestamp, now
 from testkit.drivers.inventory_api import InventoryDriver, deadline
 
@@ -298,7 +298,7 @@ def test_counting_held_reservations_scans_no_whole_table(long_history: Database)
 
     event.listen(long_history.engine, "before_cursor_execute", explain)
     try:
-        long_history.query(counts.count, STEADY_PLANS)
+        long_history.query(counts.count, FORCE_INDEX_PLANS)
     finally:
         event.remove(long_history.engine, "before_cursor_execute", explain)
 

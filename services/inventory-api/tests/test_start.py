@@ -8,7 +8,7 @@ from pathlib import Path
 from devstack.ports import free_ports
 from devstack.process import Process
 from inventory_api.migrations import SCHEMA
-from shop_common.db.address import of_sqlite_file
+from shop_common.db.address import sqlite_url
 from shop_common.db.database import Database
 from testkit.eventually import eventually
 
@@ -41,7 +41,7 @@ def test_without_a_database_it_is_alive_and_not_ready_and_logs_the_cause_once() 
 def test_it_is_not_ready_while_its_database_file_is_missing_and_logs_the_path(tmp_path: Path) -> None:
     path = tmp_path / "what? a shop" / "inventory.db"
     path.parent.mkdir()
-    address = of_sqlite_file(path)
+    address = sqlite_url(path)
     with closing(Database(address)) as database:
         SCHEMA.upgrade(database)
     process = inventory_api({"DATABASE_URL": address})

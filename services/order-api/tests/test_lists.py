@@ -16,7 +16,7 @@ from shop_common.api import paging
 from shop_common.api.paging import TOKEN_LENGTH_MAX, Page, PageRequest
 from shop_common.api.valid import TEXT_LENGTH_MAX
 from shop_common.db.database import Database
-from shop_common.moments import from_micros, to_proto
+from shop_common.timestamps import from_micros, to_proto
 from shop_protos.order.v1 import order_pb2 as pb
 from testkit.drivers.order_api import UNKNOWN, Desk, lines_read, new_order, refusal, stored
 

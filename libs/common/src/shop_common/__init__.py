@@ -1,6 +1,6 @@
 """What the four processes share, and no domain word in it. One idea a module.
 
-a call comes in   grpc_server, call_pool, valid, paging, money, moments, errors → status
+a call comes in   grpc_server, call_pool, valid, paging, money, timestamps, errors → status
 it is decided     coalescer, coalesced (group commit); database (transactions), sql (statements over sets)
 it is counted     metrics (declared beside what they count); coalescer_telemetry, consumer_metrics
 it is told        outbox (the event), idempotency (the call that comes again)

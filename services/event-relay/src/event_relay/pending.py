@@ -15,7 +15,7 @@ from sqlalchemy import (
     union_all,
 )
 
-from shop_common.db.sql import Clock, Statement, among, micros_of
+from shop_common.db.sql import Clock, Statement, in_rows, micros_of
 from shop_common.events.outbox import SHARDS
 
 ROWS_MAX = 4000
@@ -60,12 +60,12 @@ class Backlog:
 
 
 class PendingRows:
-    """The waiting rows of one outbox. Its transactions want STEADY_PLANS."""
+    """The waiting rows of one outbox. Its transactions want FORCE_INDEX_PLANS."""
 
     def __init__(self, outbox: Table) -> None:
         self._outbox = outbox
         self._delete = Statement(
-            lambda given: delete(outbox).where(among(outbox.c.id, given.c.id)).returning(outbox.c.event_id),
+            lambda given: delete(outbox).where(in_rows(outbox.c.id, given.c.id)).returning(outbox.c.event_id),
             id=outbox.c.id.type,
         )
         self._reads: dict[object, str] = {}

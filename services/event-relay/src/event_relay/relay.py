@@ -20,7 +20,7 @@ from event_relay.leases import Held, Leases
 from event_relay.metrics import Metrics
 from event_relay.pending import ROWS_MAX, OutboxReplaced, Pending, PendingRows
 from event_relay.shipper import BrokerAway, Shipper
-from shop_common.db.database import MAY_COME_UNDONE, STEADY_PLANS, Database, cause_of
+from shop_common.db.database import ASYNC_COMMIT, FORCE_INDEX_PLANS, Database, cause_of
 from shop_common.errors import ShopError
 from shop_common.events.outbox import Outbox
 from shop_common.telemetry import logs
@@ -182,9 +182,9 @@ class Relay:
         if arrived:
             # failpoint: before-delete
             # If the database loses this commit in a crash, the rows are shipped again under their ids.
-            rows = self._database.transact(delete_and_read, STEADY_PLANS + MAY_COME_UNDONE)
+            rows = self._database.transact(delete_and_read, FORCE_INDEX_PLANS + ASYNC_COMMIT)
         else:
-            rows = self._database.query(read, STEADY_PLANS)
+            rows = self._database.query(read, FORCE_INDEX_PLANS)
         self._arrived = []
         return rows
 
@@ -212,7 +212,7 @@ class Relay:
             self._land()
         finally:
             if arrived := self._ours_of_what_arrived():
-                self._database.transact(lambda tx: self._rows.delete(tx, arrived), STEADY_PLANS + MAY_COME_UNDONE)
+                self._database.transact(lambda tx: self._rows.delete(tx, arrived), FORCE_INDEX_PLANS + ASYNC_COMMIT)
             self._arrived = []
 
     def _check_tables(self) -> None:
@@ -252,7 +252,7 @@ class Relay:
         if time.monotonic() < self._sample_at:
             return
         self._check_tables()
-        backlog = self._database.query(self._rows.backlog, STEADY_PLANS)
+        backlog = self._database.query(self._rows.backlog, FORCE_INDEX_PLANS)
         self._metrics.rows.set(backlog.rows)
         self._metrics.oldest_seconds.set(backlog.oldest_seconds)
         # By id and our own clock: the age of a row says nothing when the database's clock was set back.

@@ -26,8 +26,8 @@ from opentelemetry.util.types import AttributeValue
 
 from event_relay.flight import Flight, serve, told
 from event_relay.pending import Pending
-from shop_common.moments import rfc3339_of_micros
 from shop_common.telemetry import logs, telemetry
+from shop_common.timestamps import rfc3339_of_micros
 
 PARTITIONS = 3
 """Of a new topic, as the shop makes them by default."""

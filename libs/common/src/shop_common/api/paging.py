@@ -16,7 +16,7 @@ from uuid import UUID
 import orjson
 
 from shop_common.api.valid import UUID_PATTERN, Fields
-from shop_common.moments import micros
+from shop_common.timestamps import micros
 
 _Row = TypeVar("_Row")
 _Filter = TypeVar("_Filter")
@@ -41,7 +41,7 @@ class PageRequest(Generic[_Filter]):
     """A page of the list `kind` under a filter: up to `size` rows after a position (None: from the first)."""
 
     kind: str
-    wanted: _Filter
+    filter: _Filter
     after: Position | None
     size: int
 
@@ -53,8 +53,8 @@ def page_of(rows: Sequence[_Row], size: int, position: Callable[[_Row], Position
     return Page(rows[:size], position(rows[size - 1]))
 
 
-def ask(
-    check: Fields, kind: str, wanted: _Filter, *, page_size: int, page_token: str, position: tuple[type, ...]
+def page_request(
+    check: Fields, kind: str, row_filter: _Filter, *, page_size: int, page_token: str, position: tuple[type, ...]
 ) -> PageRequest[_Filter]:
     """The page that a request asks for.
 
@@ -64,17 +64,17 @@ def ask(
     """
     after = None
     if page_token:
-        after = _position(page_token, position, _digest(kind, wanted))
+        after = _position(page_token, position, _digest(kind, row_filter))
         if after is None:
             check.violate("page_token", "must be the next_page_token of the same call with the same filter")
-    return PageRequest(kind, wanted, after, check.page_size(page_size))
+    return PageRequest(kind, row_filter, after, check.page_size(page_size))
 
 
-def next_token(page: Page[_Row], asked: PageRequest[_Filter]) -> str:
+def next_token(page: Page[_Row], request: PageRequest[_Filter]) -> str:
     """The token of the page after this one; empty when this was the last."""
     if page.next_position is None:
         return ""
-    parts = [_digest(asked.kind, asked.wanted), *page.next_position]
+    parts = [_digest(request.kind, request.filter), *page.next_position]
     return base64.urlsafe_b64encode(orjson.dumps(parts)).decode().rstrip("=")
 
 
@@ -102,5 +102,5 @@ def _is_a(kind: type, part: object) -> bool:
     raise TypeError(f"a position has no parts of {kind}")
 
 
-def _digest(kind: str, wanted: object) -> str:
-    return hashlib.blake2b(repr((kind, wanted)).encode(), digest_size=6).hexdigest()
+def _digest(kind: str, row_filter: object) -> str:
+    return hashlib.blake2b(repr((kind, row_filter)).encode(), digest_size=6).hexdigest()

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Generic, TypeVar, cast
 
 from shop_common.batching.coalescer_telemetry import CoalescerMetrics, Membership
-from shop_common.db.database import is_own_fault
+from shop_common.db.database import is_statement_error
 from shop_common.errors import TIMEOUTS, DatabaseUnavailable, QueueFull, ShopError
 from shop_common.telemetry import telemetry
 
@@ -45,7 +45,7 @@ class Limits:
 
     requests_max: int = BATCH_REQUESTS_MAX
     weight_max: int = BATCH_WEIGHT_MAX
-    flights_max: int = 1
+    max_concurrency: int = 1
     patience_seconds: float = 0.0
 
 
@@ -135,7 +135,7 @@ class Coalescer(Generic[_Request, _Result]):
         self._closing = False
         self._threads = [
             threading.Thread(target=self._run, name=f"{name}-flusher-{n}", daemon=True)
-            for n in range(self._limits.flights_max)
+            for n in range(self._limits.max_concurrency)
         ]
         for thread in self._threads:
             thread.start()
@@ -173,7 +173,7 @@ class Coalescer(Generic[_Request, _Result]):
         if not call.done.acquire(timeout=max(0.0, call.until - time.monotonic())):
             self._give_up(call)
         if member is not None:
-            member.tell(self._name)
+            member.end_span(self._name)
         return [entry.take() for entry in entries]
 
     def close(self) -> None:
@@ -190,7 +190,7 @@ class Coalescer(Generic[_Request, _Result]):
                 return  # the answer came at the last moment
             call.abandoned = True
         if call.member is not None:
-            call.member.tell(self._name, given_up=True)
+            call.member.end_span(self._name, given_up=True)
         if not call.started:
             raise QueueFull(f"{self._name}: no turn came within the deadline; nothing was done")
         raise DatabaseUnavailable(f"{self._name}: no answer within the deadline", rolled_back=False)
@@ -287,7 +287,7 @@ class Coalescer(Generic[_Request, _Result]):
         ) as span:
             outcomes = self._outcomes(requests, began + BISECT_SECONDS_MAX)
         for member in members:
-            member.joined(span, len(requests), began_ns)
+            member.add_batch(span, len(requests), began_ns)
         decided, rest = batch[: len(outcomes)], batch[len(outcomes) :]
         if rest:
             calls = dict.fromkeys(entry.call for folded in decided for entry in folded)
@@ -330,7 +330,7 @@ class Coalescer(Generic[_Request, _Result]):
         except ShopError as error:
             return [error] * len(requests)
         except Exception as error:  # the transaction has rolled back: `bulk` had no effect
-            if len(requests) == 1 or not is_own_fault(error) or time.monotonic() > bisect_until:
+            if len(requests) == 1 or not is_statement_error(error) or time.monotonic() > bisect_until:
                 return [error] * len(requests)
             half = len(requests) // 2
             first = self._outcomes(requests[:half], bisect_until)

@@ -68,12 +68,12 @@ class Membership:
         span = telemetry.sampled_span()
         return None if span is None else cls(span)
 
-    def joined(self, batch: SpanContext | None, size: int, began_ns: int) -> None:
+    def add_batch(self, batch: SpanContext | None, size: int, began_ns: int) -> None:
         """A batch of that size, begun then, has had requests of this call."""
         if batch is not None:
             self._batches.append((batch, size, began_ns))
 
-    def tell(self, coalescer: str, *, given_up: bool = False) -> None:
+    def end_span(self, coalescer: str, *, given_up: bool = False) -> None:
         """Make the span of the waiting, linked to the batches. By the caller, when it has its outcomes or gives up."""
         attributes: dict[str, str | int | float] = {"shop.coalescer": coalescer}
         batches = list(self._batches)

@@ -19,15 +19,15 @@ from sqlalchemy import URL, Connection, Engine, NullPool, create_engine, event, 
 from sqlalchemy.pool import ConnectionPoolEntry
 
 from shop_common.db import sqlite
-from shop_common.db.address import parsed
-from shop_common.db.errors import Collision, Phase, StaleConnection, cause_of, is_own_fault, meaning
-from shop_common.db.pool import Generations
+from shop_common.db.address import parse
+from shop_common.db.errors import Collision, Phase, StaleConnection, cause_of, classify, is_statement_error
+from shop_common.db.pool import PoolInvalidator
 from shop_common.db.sqlite import READ_ONLY, SqliteFile
 from shop_common.errors import DatabaseUnavailable, PoolTimeout
 from shop_common.telemetry import metrics, telemetry
 from shop_common.telemetry.metrics import Metric
 
-__all__ = ["Database", "cause_of", "count_after_commit", "is_own_fault", "plain_engine"]
+__all__ = ["Database", "cause_of", "count_after_commit", "is_statement_error", "plain_engine"]
 
 _T = TypeVar("_T")
 
@@ -44,9 +44,9 @@ CONNECT_TIMEOUT_SECONDS = 3
 POOL_TIMEOUT_SECONDS = 3.0
 UNANSWERED_TIMEOUT_SECONDS = 15
 
-STEADY_PLANS = "".join(
-    f"; SET LOCAL {way} = off"
-    for way in ("enable_seqscan", "enable_bitmapscan", "enable_sort", "enable_nestloop", "enable_mergejoin")
+FORCE_INDEX_PLANS = "".join(
+    f"; SET LOCAL {feature} = off"
+    for feature in ("enable_seqscan", "enable_bitmapscan", "enable_sort", "enable_nestloop", "enable_mergejoin")
 )
 """Settings of a transaction: PostgreSQL plans it the same way whatever it believes of its tables.
 
@@ -55,7 +55,7 @@ that plan while the table grows to millions. With these off, what is left are wa
 another, and joins that read each side once.
 """
 
-MAY_COME_UNDONE = "; SET LOCAL synchronous_commit = off"
+ASYNC_COMMIT = "; SET LOCAL synchronous_commit = off"
 """Settings of a transaction: its commit waits for no disk.
 
 When the server crashes within the second, the change may be as if never made: as a whole, and the database in order.
@@ -82,14 +82,14 @@ class Database:
 
     def __init__(self, address: str | URL, *, connections_max: int = CONNECTIONS_MAX) -> None:
         self.engine = _engine(
-            parsed(address),
+            parse(address),
             pool_size=connections_max,
             max_overflow=0,
             pool_timeout=POOL_TIMEOUT_SECONDS,
             pool_use_lifo=True,
         )
         self.is_sqlite = self.engine.dialect.name == "sqlite"
-        self._generations = Generations(self.engine)
+        self._invalidator = PoolInvalidator(self.engine)
         self._file = SqliteFile(self.engine) if self.is_sqlite else None
         if not self.is_sqlite:
             event.listen(self.engine, "begin", self._begin_postgres)
@@ -97,13 +97,13 @@ class Database:
         # SQLite has one writer. Waiting for one's turn here is fair and wakes at once; its own busy
         # handler sleeps and polls, so it is left for writers of other processes.
         self._turn: threading.Lock | None = threading.Lock() if self.is_sqlite else None
-        self._waiting = _watched(self.engine, connections_max) if telemetry.metrics_wanted() else None
+        self._waiting = _instrument_pool(self.engine, connections_max) if telemetry.metrics_wanted() else None
 
     @contextmanager
     def write(self, settings: str = "") -> Iterator[Connection]:
         """A transaction that commits when the block ends and rolls back when it raises.
 
-        `settings` are PostgreSQL's for this transaction: STEADY_PLANS, MAY_COME_UNDONE, or both.
+        `settings` are PostgreSQL's for this transaction: FORCE_INDEX_PLANS, ASYNC_COMMIT, or both.
 
         Raises ShopError for failures of the surroundings; where the commit itself got no answer, a
         DatabaseUnavailable whose `rolled_back` is False: nobody knows whether it happened.
@@ -171,7 +171,7 @@ class Database:
             driver.execute(begin, prepare=False)
         except psycopg.Error as error:
             # Raised outside SQLAlchemy's own cursor, so the pool has to be told that this connection is gone.
-            self._generations.end(tx.info)
+            self._invalidator.end(tx.info)
             tx.invalidate(error)
             raise exc.DBAPIError(begin, None, error, connection_invalidated=True) from error
 
@@ -222,7 +222,7 @@ def _note_statement(tx: Connection, *_: object) -> None:
         phase.ran = True
 
 
-def _watched(engine: Engine, connections_max: int) -> Gauge:
+def _instrument_pool(engine: Engine, connections_max: int) -> Gauge:
     """Let Prometheus see the pool; what counts those who wait for it."""
     pool = Path(engine.url.database or "").stem
     used, idle = _connections(pool, "used"), _connections(pool, "idle")
@@ -246,12 +246,12 @@ def _translated() -> Iterator[Phase]:
     except exc.TimeoutError as error:
         raise PoolTimeout("no database connection came free in time") from error
     except exc.DBAPIError as error:
-        raise meaning(error, phase) from error
+        raise classify(error, phase) from error
 
 
 def plain_engine(address: str | URL) -> Engine:
     """For tools: a connection for each use, and each statement by itself, without the timeouts of our transactions."""
-    return _engine(parsed(address), poolclass=NullPool)
+    return _engine(parse(address), poolclass=NullPool)
 
 
 def _engine(url: URL, **pool: Any) -> Engine:

@@ -79,7 +79,7 @@ class Phase:
     committing: bool = False
 
 
-def meaning(error: exc.DBAPIError, phase: Phase) -> Exception:
+def classify(error: exc.DBAPIError, phase: Phase) -> Exception:
     """The error as its callers get it: a ShopError, or `error` itself where the statement is at fault."""
     state = _state(error)
     if phase.committing and _is_unanswered(error):
@@ -92,7 +92,7 @@ def meaning(error: exc.DBAPIError, phase: Phase) -> Exception:
         return LockTimeout("others hold the same rows; try again")
     if state in _TIMEOUT_STATES:
         return TransactionTimeout("the database took too long over this, and nothing was done")
-    if is_own_fault(error):
+    if is_statement_error(error):
         return error
     if _needs_repair(error):
         return DatabaseNeedsRepair("the database needs its operator; trying again does not help until then")
@@ -105,7 +105,7 @@ def is_end_of_connections(error: exc.DBAPIError) -> bool:
     return state is not None and (state in _STALE_STATES | _SHUTDOWN_STATES or state.startswith("08"))
 
 
-def is_own_fault(error: BaseException) -> bool:
+def is_statement_error(error: BaseException) -> bool:
     """Whether the statement or its data caused the error, so that no later try can succeed."""
     if not isinstance(error, exc.DBAPIError):
         return not isinstance(error, ShopError)

@@ -14,7 +14,7 @@ from typing import Any, ClassVar, Generic, TypeVar
 import orjson
 from sqlalchemy import Column, Connection, Index, MetaData, Table, Text, delete, select, tuple_
 
-from shop_common.db.sql import Clock, Statement, Timestamp, among, inserting
+from shop_common.db.sql import Clock, Statement, Timestamp, in_rows, insert_into
 from shop_common.errors import InvalidInput, ShopError, Violation
 
 _Request = TypeVar("_Request")
@@ -76,17 +76,17 @@ class IdempotencyKeys:
         key = (table.c.method, table.c.scope, table.c.request_id)
         names = ("method", "scope", "request_id")
         types = {column.name: column.type for column in key}
-        self._insert = inserting(table, *names, "fingerprint", "resources", or_ignore=True, returning=key)
+        self._insert = insert_into(table, *names, "fingerprint", "resources", or_ignore=True, returning=key)
         self._find = Statement(
             lambda given: select(*key, table.c.fingerprint, table.c.resources).where(
-                among(table.c.request_id, given.c.request_id),
+                in_rows(table.c.request_id, given.c.request_id),
                 tuple_(*key).in_(select(*(given.c[name] for name in names))),
             ),
             **types,
         )
         self._delete = Statement(
             lambda given: delete(table).where(
-                among(table.c.request_id, given.c.request_id),
+                in_rows(table.c.request_id, given.c.request_id),
                 tuple_(*key).in_(select(*(given.c[name] for name in names))),
             ),
             **types,

@@ -18,13 +18,13 @@ from shop_common.db.errors import is_end_of_connections, without_rows
 _GENERATION = "shop_generation"
 
 
-class Generations:
+class PoolInvalidator:
     """Watches over the pool of an engine. Safe to share between threads."""
 
     def __init__(self, engine: Engine) -> None:
         self._current = 0
         event.listen(engine, "connect", self._connected)
-        event.listen(engine, "checkout", self._taken)
+        event.listen(engine, "checkout", self._checked_out)
         event.listen(engine, "handle_error", self._failed)
 
     def end(self, info: MutableMapping[Any, Any]) -> None:
@@ -38,7 +38,7 @@ class Generations:
     def _connected(self, _: DBAPIConnection, entry: ConnectionPoolEntry) -> None:
         entry.info[_GENERATION] = self._current
 
-    def _taken(self, _: DBAPIConnection, entry: ConnectionPoolEntry, __: object) -> None:
+    def _checked_out(self, _: DBAPIConnection, entry: ConnectionPoolEntry, __: object) -> None:
         if entry.info[_GENERATION] != self._current:
             # The pool then connects anew, and gives that out instead.
             raise exc.DisconnectionError("the connection is older than a failure of its server")

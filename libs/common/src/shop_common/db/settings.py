@@ -11,7 +11,7 @@ from sqlalchemy import URL, make_url
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.util import immutabledict
 
-from shop_common.db.address import parsed
+from shop_common.db.address import parse
 from shop_common.environment.settings import PORT_MAX, SECRET, Settings
 
 _FORMS = "must be sqlite:///PATH or postgresql://USER:PASSWORD@HOST:PORT/NAME"
@@ -35,7 +35,7 @@ def _database_url(address: str, info: ValidationInfo) -> str:
 
 
 def _sqlite(address: str) -> str:
-    url = parsed(address)
+    url = parse(address)
     if "?" in address:
         raise ValueError("must have no options: a ? in the path is written as %3F, and a % as %25")
     if url.database in {None, "", ":memory:"}:

@@ -48,7 +48,7 @@ from sqlalchemy.sql.expression import ColumnElement, FunctionElement
 from sqlalchemy.sql.selectable import ScalarSelect
 from sqlalchemy.types import TypeDecorator, TypeEngine
 
-from shop_common.moments import from_micros, micros
+from shop_common.timestamps import from_micros, micros
 
 Row = Any
 """A mapping or dataclass instance whose keys are the statement's columns."""
@@ -163,7 +163,7 @@ def now(tx: Connection) -> datetime:
 _NOW = select(Clock())
 
 
-class _Among(FunctionElement[bool]):
+class _InRows(FunctionElement[bool]):
     type = Boolean()
     inherit_cache = True
 
@@ -172,21 +172,21 @@ class _Among(FunctionElement[bool]):
         return self
 
 
-@compiles(_Among, "postgresql")
-def _postgres_among(element: _Among, compiler: Any, **options: Any) -> str:
+@compiles(_InRows, "postgresql")
+def _postgres_in_rows(element: _InRows, compiler: Any, **options: Any) -> str:
     # Of IN with a subquery PostgreSQL makes a join, and of that a walk through the whole table while it is not large
     # yet. An array is a bound of an index, for one row as for two thousand.
     value, values = (compiler.process(each, **options) for each in element.clauses)
     return f"{value} = ANY (ARRAY{values})"
 
 
-@compiles(_Among, "sqlite")
-def _sqlite_among(element: _Among, compiler: Any, **options: Any) -> str:
+@compiles(_InRows, "sqlite")
+def _sqlite_in_rows(element: _InRows, compiler: Any, **options: Any) -> str:
     value, values = (compiler.process(each, **options) for each in element.clauses)
     return f"{value} IN {values}"
 
 
-def among(
+def in_rows(
     value: ColumnElement[Any], values: ColumnElement[Any] | Select[Any], *, outer: Subquery | None = None
 ) -> ColumnElement[bool]:
     """Whether a column's value is among those of a column of the given rows, or selected; by the index of the first.
@@ -194,22 +194,22 @@ def among(
     What is selected may depend on a row of `outer`, of an enclosing statement.
     """
     selected = values if isinstance(values, Select) else select(values)
-    return _Among(value, selected.correlate(outer).scalar_subquery())
+    return _InRows(value, selected.correlate(outer).scalar_subquery())
 
 
-class _Joined(_Among):
+class _JoinRows(_InRows):
     inherit_cache = True
 
 
-@compiles(_Joined, "sqlite")
-def _sqlite_joined(*_: Any, **__: Any) -> str:
+@compiles(_JoinRows, "sqlite")
+def _sqlite_join_rows(*_: Any, **__: Any) -> str:
     # It goes through the given rows and finds the row of each; told more, it would do the opposite, n times n.
     return "1"
 
 
-def joined(value: ColumnElement[Any], values: ColumnElement[Any]) -> tuple[ColumnElement[bool], ColumnElement[bool]]:
-    """The condition of an UPDATE FROM the given rows: equal, and on PostgreSQL found by index as with `among`."""
-    return value == values, _Joined(value, select(values).correlate(None).scalar_subquery())
+def join_rows(value: ColumnElement[Any], values: ColumnElement[Any]) -> tuple[ColumnElement[bool], ColumnElement[bool]]:
+    """The condition of an UPDATE FROM the given rows: equal, and on PostgreSQL found by index as with `in_rows`."""
+    return value == values, _JoinRows(value, select(values).correlate(None).scalar_subquery())
 
 
 class Statement:
@@ -235,7 +235,7 @@ class Statement:
         return result.all() if result.returns_rows else ()
 
 
-def inserting(
+def insert_into(
     table: Table, *names: str, or_ignore: bool = False, returning: Sequence[ColumnElement[Any]] = ()
 ) -> Statement:
     """An INSERT of many rows into the named columns, in the order given; `or_ignore` passes over conflicts."""
@@ -251,7 +251,7 @@ def inserting(
     return Statement(build, **{name: table.c[name].type for name in names})
 
 
-def counting(
+def count_by(
     column: Column[Any], *where: ColumnElement[bool]
 ) -> Callable[[Connection, Collection[Any]], dict[Any, int]]:
     """Counts the rows that have each of some values in this column, found by its index.
@@ -259,7 +259,7 @@ def counting(
     Values without a row are left out of the answer.
     """
     statement = Statement(
-        lambda given: select(column, func.count()).where(among(column, given.c.key), *where).group_by(column),
+        lambda given: select(column, func.count()).where(in_rows(column, given.c.key), *where).group_by(column),
         key=column.type,
     )
 

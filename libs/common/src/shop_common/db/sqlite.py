@@ -13,7 +13,7 @@ from sqlalchemy.engine import ExceptionContext
 from sqlalchemy.engine.interfaces import DBAPIConnection, Dialect
 from sqlalchemy.pool import ConnectionPoolEntry
 
-from shop_common.db.errors import is_own_fault, reword
+from shop_common.db.errors import is_statement_error, reword
 from shop_common.errors import DatabaseNeedsRepair, DatabaseUnavailable
 
 BUSY_SECONDS = 2.0
@@ -79,7 +79,7 @@ class SqliteFile:
 
     def _name_file(self, context: ExceptionContext) -> None:
         error = context.sqlalchemy_exception
-        if isinstance(error, exc.DBAPIError) and not is_own_fault(error):
+        if isinstance(error, exc.DBAPIError) and not is_statement_error(error):
             reword(error, f"{error.orig} ({self._path})")
 
 

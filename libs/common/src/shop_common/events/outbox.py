@@ -16,9 +16,9 @@ from sqlalchemy import Column, Connection, Identity, Index, MetaData, SmallInteg
 from uuid_utils import uuid7
 
 from shop_common.db.database import count_after_commit
-from shop_common.db.sql import Id, RowId, Statement, Timestamp, inserting
-from shop_common.moments import rfc3339
+from shop_common.db.sql import Id, RowId, Statement, Timestamp, insert_into
 from shop_common.telemetry import metrics, telemetry
+from shop_common.timestamps import rfc3339
 
 SHARDS = 16
 """Fixed for ever: rows of a key must not move while they wait."""
@@ -92,7 +92,7 @@ class Outbox:
             Column("owner", Text, nullable=False),
             Column("expires_at", Timestamp, nullable=False),
         )
-        self._insert: Statement = inserting(self.table, *Record.__slots__)
+        self._insert: Statement = insert_into(self.table, *Record.__slots__)
 
     def append(self, tx: Connection, messages: Sequence[Message]) -> None:
         """Write the messages, in order. The rows that they speak of must be locked by `tx` already.

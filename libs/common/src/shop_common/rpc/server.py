@@ -22,7 +22,7 @@ from opentelemetry import trace
 from opentelemetry.util.types import AttributeValue
 from sqlalchemy import exc
 
-from shop_common.db.database import cause_of, is_own_fault
+from shop_common.db.database import cause_of, is_statement_error
 from shop_common.environment.listen import opened
 from shop_common.environment.settings import ApiSettings
 from shop_common.errors import DatabaseUnavailable, InvalidInput, Overload, QueueFull, ShopError, Unavailable, Violation
@@ -472,7 +472,9 @@ def _failure_of(error: Exception) -> _Failure:
     if isinstance(error, ShopError):
         status = to_status(error)
         return _Failure(code_of(error), status, error.reason, is_ours=isinstance(error, Overload | Unavailable))
-    if isinstance(error, exc.TimeoutError) or (isinstance(error, exc.OperationalError) and not is_own_fault(error)):
+    if isinstance(error, exc.TimeoutError) or (
+        isinstance(error, exc.OperationalError) and not is_statement_error(error)
+    ):
         # `database` translates these; whatever slips past it is still no defect of the request.
         return _failure_of(DatabaseUnavailable("the database did not answer"))
     if isinstance(error, _AnswerTooLarge):

@@ -16,7 +16,7 @@ from psycopg.conninfo import make_conninfo
 from sqlalchemy.engine import URL
 from sqlalchemy.exc import DBAPIError
 
-from shop_common.db.address import parsed
+from shop_common.db.address import parse
 from shop_common.db.database import plain_engine
 from shopctl.system import target
 from shopctl.terminal import failures
@@ -34,7 +34,7 @@ def run(options: argparse.Namespace) -> int:
     """Hands over to a shell program where there is one, and then does not return."""
     databases = target.databases(options)
     address = databases.inventory if options.database == "inventory" else databases.orders
-    url = parsed(address)
+    url = parse(address)
     if url.get_backend_name() == "sqlite":
         target.require(address)
         _hand_over(_sqlite_shell(url.database or ""), {})

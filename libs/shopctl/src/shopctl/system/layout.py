@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, Self
 
-from shop_common.db.address import of_sqlite_file
+from shop_common.db.address import sqlite_url
 
 INVENTORY_API = "inventory-api"
 ORDER_API = "order-api"
@@ -35,7 +35,7 @@ class Databases:
         """Two SQLite files; the folder is made if it is missing, and then nobody else may look into it."""
         folder = folder.absolute()
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        return cls(of_sqlite_file(folder / "inventory.db"), of_sqlite_file(folder / "orders.db"))
+        return cls(sqlite_url(folder / "inventory.db"), sqlite_url(folder / "orders.db"))
 
     @classmethod
     def on_server(cls, server: Server) -> Self:

@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from shop_common.db.address import parsed
+from shop_common.db.address import parse
 from shopctl.client import Shop
 from shopctl.system import compose, runfile
 from shopctl.system.compose import Containers
@@ -62,7 +62,7 @@ def databases(options: argparse.Namespace) -> Databases:
 
 def require(database_url: str) -> None:
     """Raises CommandFailed when it is an SQLite file that is missing: to open it would make it."""
-    url = parsed(database_url)
+    url = parse(database_url)
     if url.get_backend_name() == "sqlite" and not Path(url.database or "").is_file():
         raise CommandFailed(f"its file {url.database} is missing; ./task db-init makes it")
 

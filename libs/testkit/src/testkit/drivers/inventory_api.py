@@ -31,7 +31,7 @@ from shop_common.api.paging import Page, PageRequest
 from shop_common.db.database import Database
 from shop_common.db.sql import now
 from shop_common.errors import ShopError
-from shop_common.moments import rfc3339
+from shop_common.timestamps import rfc3339
 from testkit.contract import validator
 
 _T = TypeVar("_T")

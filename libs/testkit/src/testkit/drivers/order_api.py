@@ -28,9 +28,9 @@ from order_api.settings import OrderSettings
 from order_api.store import orders, tables
 from shop_common.api import money
 from shop_common.db.database import Database
-from shop_common.moments import rfc3339
 from shop_common.rpc.server import Server
 from shop_common.rpc.status import STATUS_KEY
+from shop_common.timestamps import rfc3339
 from shop_protos.inventory.v1 import inventory_pb2, inventory_pb2_grpc
 from shop_protos.order.v1 import maintenance_pb2, maintenance_pb2_grpc, order_pb2_grpc
 from shop_protos.order.v1 import order_pb2 as pb

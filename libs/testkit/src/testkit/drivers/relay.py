@@ -17,7 +17,7 @@ from event_relay.metrics import Metrics
 from event_relay.pending import Pending, PendingRows
 from event_relay.relay import Relay
 from event_relay.shipper import Shipper
-from shop_common.db.database import STEADY_PLANS, Database
+from shop_common.db.database import FORCE_INDEX_PLANS, Database
 from shop_common.db.sql import clock
 from shop_common.events.outbox import SHARDS, Outbox, Record, shard_of
 
@@ -96,7 +96,8 @@ class Shop:
 
     def pending(self) -> list[Pending]:
         """The rows as a relay that owns all shards reads them."""
-        return self.database.query(lambda tx: PendingRows(self.outbox.table).oldest(tx, range(SHARDS)), STEADY_PLANS)
+        rows = PendingRows(self.outbox.table)
+        return self.database.query(lambda tx: rows.oldest(tx, range(SHARDS)), FORCE_INDEX_PLANS)
 
     def shipped(self, messages: int = 0, *, events: int = 0, within_seconds: float = 90) -> list[Shipped]:
         """What is in the topic, once that many messages, or different events, are."""

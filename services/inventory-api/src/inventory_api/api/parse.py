@@ -84,7 +84,7 @@ def items_page(request: pb.ListInventoryItemsRequest) -> PageRequest[ItemFilter]
             product_id=None if product_id is None else check.identity("product_id", product_id),
             location=_location(check, request.location),
         )
-        return paging.ask(
+        return paging.page_request(
             check, "items", filter_, page_size=request.page_size, page_token=request.page_token, position=(int,)
         )
 
@@ -179,7 +179,7 @@ def reservations_page(request: pb.ListReservationsRequest) -> PageRequest[Reserv
             product_id=None if product_id is None else check.identity("product_id", product_id),
             state=check.member("state", request.state, _STATES_BY_NUMBER) if request.state else None,
         )
-        return paging.ask(
+        return paging.page_request(
             check, "reservations", filter_, page_size=request.page_size, page_token=request.page_token, position=(UUID,)
         )
 

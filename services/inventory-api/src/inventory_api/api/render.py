@@ -6,8 +6,8 @@ from dataclasses import replace
 from inventory_api.api.parse import STATE_NUMBERS
 from inventory_api.domain.model import Item, Reservation
 from shop_common.errors import ShopError
-from shop_common.moments import to_proto, to_proto_or_none
 from shop_common.rpc.status import to_status
+from shop_common.timestamps import to_proto, to_proto_or_none
 from shop_protos.inventory.v1 import inventory_pb2 as pb
 
 RESPONSE_ALLOCATIONS_MAX = 25_000

@@ -6,7 +6,7 @@ from typing import Any
 
 from inventory_api.domain.model import Item, Reservation, State
 from shop_common.events.outbox import Message
-from shop_common.moments import rfc3339
+from shop_common.timestamps import rfc3339
 
 TOPIC = "inventory-events"
 

@@ -4,13 +4,13 @@ from inventory_api.domain.commands import OrderRequest, ReleaseRequest, StockQue
 from inventory_api.domain.model import LOCATIONS_MAX
 from inventory_api.store import items
 from inventory_api.store.reservations import by_order, rows
-from shop_common.batching.coalesced import Sizes
+from shop_common.batching.coalescers import Sizes
 
-ORDERS = Sizes[OrderRequest](of=lambda request: request.order_id, read=by_order.count_unreleased)
+ORDERS = Sizes[OrderRequest](key=lambda request: request.order_id, read=by_order.count_unreleased)
 RELEASES = Sizes[ReleaseRequest](
-    of=lambda request: request.reservation_id, read=rows.count_allocations, most=LOCATIONS_MAX
+    key=lambda request: request.reservation_id, read=rows.count_allocations, size_max=LOCATIONS_MAX
 )
 QUESTIONS = Sizes[StockQuestion](
-    of=lambda question: question.product_id, read=items.count_locations, most=LOCATIONS_MAX
+    key=lambda question: question.product_id, read=items.count_locations, size_max=LOCATIONS_MAX
 )
-RESERVATIONS = Sizes[str](of=str, read=rows.count_allocations, most=LOCATIONS_MAX)
+RESERVATIONS = Sizes[str](key=str, read=rows.count_allocations, size_max=LOCATIONS_MAX)

@@ -7,7 +7,7 @@ the work on all others.
 from collections.abc import Callable, Sequence
 from typing import Generic, TypeVar
 
-from shop_common.db.database import cause_of, is_own_fault
+from shop_common.db.database import cause_of, is_statement_error
 from shop_common.errors import TIMEOUTS
 from shop_common.telemetry import logs
 
@@ -46,7 +46,7 @@ class Bisection(Generic[_Row]):
             return self._act(rows)
         except Exception as error:
             # `act` has done nothing. What is neither a fault of the rows nor a timeout goes to the caller.
-            if len(rows) == 1 and is_own_fault(error) and self.set_aside_count < SET_ASIDE_MAX:
+            if len(rows) == 1 and is_statement_error(error) and self.set_aside_count < SET_ASIDE_MAX:
                 self.set_aside_count += 1
                 self._set_aside(self._id_of(rows[0]))
                 _log.error(
@@ -55,7 +55,7 @@ class Bisection(Generic[_Row]):
                     cause=cause_of(error),
                 )
                 return 0
-            if len(rows) == 1 or not (is_own_fault(error) or isinstance(error, TIMEOUTS)):
+            if len(rows) == 1 or not (is_statement_error(error) or isinstance(error, TIMEOUTS)):
                 raise
         half = len(rows) // 2
         return self.run(rows[:half]) + self.run(rows[half:])

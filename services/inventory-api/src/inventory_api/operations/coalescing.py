@@ -28,7 +28,7 @@ from inventory_api.operations.reserve import Reservations, reserve
 from inventory_api.operations.set_quantity import set_quantity
 from inventory_api.store.reservations import pages, rows
 from shop_common.api.paging import Page, PageRequest
-from shop_common.batching.coalesced import Coalesced
+from shop_common.batching.coalescers import Coalescers
 from shop_common.db.database import Database
 from shop_common.errors import ShopError
 
@@ -41,7 +41,7 @@ class Operations:
     """
 
     def __init__(self, database: Database, *, ttl_seconds: float, die: Callable[[str, BaseException], None]) -> None:
-        run = Coalesced(database, die)
+        run = Coalescers(database, die)
         self.close = run.close
         self._ttl_seconds = ttl_seconds
         self._reserve = run.writes(

@@ -5,7 +5,7 @@ import threading
 from sqlalchemy.exc import DBAPIError
 
 from inventory_api.store.reservations import counts
-from shop_common.db.database import STEADY_PLANS, Database, cause_of
+from shop_common.db.database import FORCE_INDEX_PLANS, Database, cause_of
 from shop_common.errors import ShopError
 from shop_common.telemetry import logs, metrics
 
@@ -53,7 +53,7 @@ class HeldReservationsCollector:
     def _run(self) -> None:
         while True:
             try:
-                count = self._database.query(counts.count, STEADY_PLANS)
+                count = self._database.query(counts.count, FORCE_INDEX_PLANS)
             except (ShopError, DBAPIError) as error:
                 # Only a debug message: calls that fail for the same reason log it, and no call depends on the gauges.
                 _log.debug("held reservations not counted", cause=cause_of(error))

@@ -24,8 +24,8 @@ def list_items(tx: Connection, request: PageRequest[ItemFilter]) -> Page[Item]:
     """Return a page of items, sorted by id."""
     stored = items.load_page(
         tx,
-        product_id=request.wanted.product_id,
-        location=request.wanted.location,
+        product_id=request.filter.product_id,
+        location=request.filter.location,
         after_id=int(request.after[0]) if request.after else None,
         limit=request.size + 1,
     )

@@ -9,14 +9,14 @@ from sqlalchemy.types import TypeEngine
 
 from inventory_api.domain.model import Item
 from inventory_api.store import tables
-from shop_common.db.sql import Id, Statement, Timestamp, among, counting, inserting, joined
+from shop_common.db.sql import Id, Statement, Timestamp, count_by, in_rows, insert_into, join_rows
 
 _items = tables.inventory_items
 _allocations = tables.reservation_allocations
 
 COLUMNS = tuple(_items.c[name] for name in Item.__slots__ if name != "due")
 
-count_locations = counting(_items.c.product_id)
+count_locations = count_by(_items.c.product_id)
 """Returns the number of locations of each product, by product id."""
 
 
@@ -123,17 +123,17 @@ _COUNTERS: dict[str, TypeEngine[Any]] = {
 }
 
 _load = Statement(
-    lambda given: select(*COLUMNS).where(among(_items.c.id, given.c.id)).order_by(_items.c.id),
+    lambda given: select(*COLUMNS).where(in_rows(_items.c.id, given.c.id)).order_by(_items.c.id),
     id=BigInteger(),
 )
 _load_products = Statement(
-    lambda given: select(*COLUMNS).where(among(_items.c.product_id, given.c.product_id)),
+    lambda given: select(*COLUMNS).where(in_rows(_items.c.product_id, given.c.product_id)),
     product_id=BigInteger(),
 )
 _lock_products = Statement(
     lambda given: (
         select(*COLUMNS)
-        .where(among(_items.c.product_id, given.c.product_id))
+        .where(in_rows(_items.c.product_id, given.c.product_id))
         .order_by(_items.c.id)
         .with_for_update(of=_items)  # failpoint: item-row-lock
     ),
@@ -143,7 +143,7 @@ _lock_at = Statement(
     lambda given: (
         select(*COLUMNS)
         .where(
-            among(_items.c.product_id, given.c.product_id),
+            in_rows(_items.c.product_id, given.c.product_id),
             tuple_(_items.c.product_id, _items.c.location).in_(select(given.c.product_id, given.c.location)),
         )
         .order_by(_items.c.id)
@@ -157,14 +157,17 @@ _lock_of_reservations = Statement(
     lambda given: (
         select(*COLUMNS)
         .where(
-            among(_items.c.id, select(_allocations.c.item_id).where(among(_allocations.c.reservation_id, given.c.id)))
+            in_rows(
+                _items.c.id,
+                select(_allocations.c.item_id).where(in_rows(_allocations.c.reservation_id, given.c.id)),
+            )
         )
         .order_by(_items.c.id)
         .with_for_update(of=_items)
     ),
     id=Id(),
 )
-_insert_empty = inserting(
+_insert_empty = insert_into(
     _items,
     "product_id",
     "location",
@@ -179,7 +182,7 @@ _save = Statement(
     lambda given: (
         update(_items)
         .values({name: given.c[name] for name in _COUNTERS if name != "id"})
-        .where(*joined(_items.c.id, given.c.id))
+        .where(*join_rows(_items.c.id, given.c.id))
     ),
     **_COUNTERS,
 )

@@ -11,7 +11,7 @@ from order_api.domain.model import LINES_MAX, NewItem, Status
 from shop_common.api import money, paging
 from shop_common.api.paging import PageRequest
 from shop_common.api.valid import Fields
-from shop_common.moments import from_micros
+from shop_common.timestamps import from_micros
 from shop_protos.order.v1 import maintenance_pb2
 from shop_protos.order.v1 import order_pb2 as pb
 
@@ -92,7 +92,7 @@ def orders_page(request: pb.ListOrdersRequest) -> PageRequest[OrderFilter]:
             created_after=_timestamp(check, request, "created_after"),
             created_before=_timestamp(check, request, "created_before"),
         )
-        return paging.ask(
+        return paging.page_request(
             check,
             "orders",
             wanted,

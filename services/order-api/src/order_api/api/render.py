@@ -3,7 +3,7 @@
 from order_api.api.parse import STATUS_NUMBERS
 from order_api.domain.model import Order
 from shop_common.api import money
-from shop_common.moments import to_proto
+from shop_common.timestamps import to_proto
 from shop_protos.order.v1 import order_pb2 as pb
 
 

@@ -7,7 +7,7 @@ import orjson
 from order_api.domain.model import Order, Status
 from shop_common.api.money import as_json_number
 from shop_common.events.outbox import Message
-from shop_common.moments import rfc3339
+from shop_common.timestamps import rfc3339
 
 TOPIC = "order-events"
 

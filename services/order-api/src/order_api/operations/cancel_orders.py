@@ -10,13 +10,13 @@ from order_api.domain.model import LINES_MAX, Status
 from order_api.domain.transitions import LostStock
 from order_api.store import orders
 from shop_common.api.valid import UUID_PATTERN
-from shop_common.batching.coalesced import Sizes
+from shop_common.batching.coalescers import Sizes
 from shop_common.db.database import Database
 
 TURN_LINES = 1_000
 """Lines of the orders that one transaction cancels, where nobody waits for all of them: about 20 ms of work."""
 
-_TURN = Sizes[str](of=str, read=orders.count_lines, most=LINES_MAX)
+_TURN = Sizes[str](key=str, read=orders.count_lines, size_max=LINES_MAX)
 
 
 def cancel_lost(tx: Connection, losses: Sequence[LostStock]) -> bool:
@@ -33,7 +33,7 @@ def cancel_lost(tx: Connection, losses: Sequence[LostStock]) -> bool:
     for loss in ours:
         if loss.order_id in present and loss.cancels(present[loss.order_id]):
             lost.setdefault(loss.order_id, loss)
-    turn = _TURN.fitting(tx, list(lost), TURN_LINES)
+    turn = _TURN.prefix_within(tx, list(lost), TURN_LINES)
     locked = orders.lock(tx, turn)
     for order in list(locked.orders.values()):
         loss = lost[order.id]
@@ -67,7 +67,7 @@ class AbandonedOrders:
 
 def _cancel_pending(tx: Connection, ids: Sequence[str]) -> tuple[int, int]:
     """Cancel the first of these that are still PENDING; return how many were looked at, and how many cancelled."""
-    turn = _TURN.fitting(tx, ids, TURN_LINES)
+    turn = _TURN.prefix_within(tx, ids, TURN_LINES)
     locked = orders.lock(tx, turn)
     # An order that was confirmed or cancelled before we got the lock is not abandoned any more.
     pending = [order for order in locked.orders.values() if order.status is Status.PENDING]

@@ -12,7 +12,7 @@ from order_api.operations.create_order import OrderCreation
 from order_api.operations.purge import KeyPurge
 from order_api.store import orders
 from shop_common.api.paging import Page, PageRequest
-from shop_common.batching.coalesced import Coalesced, Sizes
+from shop_common.batching.coalescers import Coalescers, Sizes
 from shop_common.db.database import Database
 
 
@@ -24,7 +24,7 @@ class Operations:
     """
 
     def __init__(self, database: Database, stock: Inventory, *, die: Callable[[str, BaseException], None]) -> None:
-        run = Coalesced(database, die)
+        run = Coalescers(database, die)
         self.close = run.close
         self._creation = OrderCreation(database, stock, run)
         self._confirmation = Confirmation(stock, run)
@@ -32,10 +32,12 @@ class Operations:
             "set-status",
             change_status,
             key=lambda command: command.request_id,
-            sizes=Sizes[ChangeStatus](of=lambda command: command.order_id, read=orders.count_lines, most=LINES_MAX),
+            sizes=Sizes[ChangeStatus](
+                key=lambda command: command.order_id, read=orders.count_lines, size_max=LINES_MAX
+            ),
         )
         self._get_order = run.reads(
-            "order", orders.get, sizes=Sizes[str](of=str, read=orders.count_lines, most=LINES_MAX)
+            "order", orders.get, sizes=Sizes[str](key=str, read=orders.count_lines, size_max=LINES_MAX)
         )
         self._list_orders = run.pages("orders-page", orders.list_page)
         self._cancel_abandoned = run.alone("cancel-abandoned", AbandonedOrders(database).cancel)

@@ -22,8 +22,8 @@ from order_api.domain.transitions import ConfirmationResult
 from order_api.inventory import Inventory
 from order_api.operations.change_status import apply
 from order_api.store import orders, tables
-from shop_common.batching.coalesced import Coalesced, Sizes
 from shop_common.batching.coalescer import time_to_wait
+from shop_common.batching.coalescers import Coalescers, Sizes
 from shop_common.errors import QueueFull, ShopError
 
 CALLS_MAX = 64
@@ -34,7 +34,7 @@ waits until its own deadline."""
 class Confirmation:
     """Confirms orders: two coalesced transactions, and between them one call of inventory-api per order."""
 
-    def __init__(self, stock: Inventory, run: Coalesced) -> None:
+    def __init__(self, stock: Inventory, run: Coalescers) -> None:
         self._stock = stock
         self._needs_call = run.reads("to-be-confirmed", needs_call)
         self._turns = threading.BoundedSemaphore(CALLS_MAX)
@@ -43,7 +43,7 @@ class Confirmation:
             finish,
             key=lambda result: result.command.request_id,
             sizes=Sizes[ConfirmationResult](
-                of=lambda result: result.command.order_id, read=orders.count_lines, most=LINES_MAX
+                key=lambda result: result.command.order_id, read=orders.count_lines, size_max=LINES_MAX
             ),
         )
 

@@ -16,12 +16,12 @@ from order_api.domain.errors import ReservationExpired
 from order_api.domain.model import Order, OrderReservation, quantities
 from order_api.inventory import Inventory, InventoryUnavailable
 from order_api.store import orders
-from shop_common.batching.coalesced import Coalesced
 from shop_common.batching.coalescer import Coalescer, Limits
+from shop_common.batching.coalescers import Coalescers
 from shop_common.db.database import Database
 from shop_common.errors import DatabaseUnavailable, ShopError
 
-CALLS = Limits(flights_max=4, patience_seconds=0.1)
+CALLS = Limits(max_concurrency=4, patience_seconds=0.1)
 """Calls of inventory-api: one at a time, and another one beside it only if it takes long."""
 
 DEFAULT_RESERVED_SECONDS = 1800.0
@@ -31,7 +31,7 @@ DEFAULT_RESERVED_SECONDS = 1800.0
 class OrderCreation:
     """Creates orders in two coalesced stages: few calls of inventory-api, few transactions."""
 
-    def __init__(self, database: Database, stock: Inventory, run: Coalesced) -> None:
+    def __init__(self, database: Database, stock: Inventory, run: Coalescers) -> None:
         self._database = database
         self._stock = stock
         self._reserve: Coalescer[NewOrder, ReservedOrder | Order] = run.own(

@@ -14,12 +14,12 @@ from order_api.domain.errors import OrderNotFound
 from order_api.domain.model import LINES_MAX, NewItem, Order, OrderItem, Status
 from order_api.store import tables
 from shop_common.api.paging import Page, PageRequest, Position, page_of
-from shop_common.batching.coalesced import Sizes
+from shop_common.batching.coalescers import Sizes
 from shop_common.db.idempotency import RequestIdReused
-from shop_common.db.sql import Id, Statement, Timestamp, among, counting, inserting, joined, now
+from shop_common.db.sql import Id, Statement, Timestamp, count_by, in_rows, insert_into, join_rows, now
 from shop_common.errors import ShopError
 from shop_common.events.outbox import Message
-from shop_common.moments import from_micros, micros
+from shop_common.timestamps import from_micros, micros
 
 PAGE_LINES_MAX = 10_000
 """Lines on one page, as many as in fifty of the longest orders: about 0.1 s of work. A page of a thousand orders with
@@ -109,34 +109,34 @@ def statuses(tx: Connection, ids: Iterable[str]) -> dict[str, Status]:
     return {row.id: Status(row.status) for row in _statuses_of(tx, rows)} if rows else {}
 
 
-count_lines = counting(_items.c.order_id)
+count_lines = count_by(_items.c.order_id)
 """The number of lines of each order that exists, by id."""
 
 
-def list_page(tx: Connection, asked: PageRequest[OrderFilter]) -> Page[Order]:
+def list_page(tx: Connection, request: PageRequest[OrderFilter]) -> Page[Order]:
     """A page, newest first: by creation time and id, descending. Shorter than requested if the orders are very long."""
-    wanted = asked.wanted
-    query = select(*_COLUMNS).order_by(_orders.c.created_at.desc(), _orders.c.id.desc()).limit(asked.size + 1)
-    if wanted.user_id is not None:
-        query = query.where(_orders.c.user_id == wanted.user_id)
-    if wanted.status is not None:
-        query = query.where(_orders.c.status == wanted.status)
-    if wanted.created_after is not None:
-        query = query.where(_orders.c.created_at >= wanted.created_after)
-    if wanted.created_before is not None:
-        query = query.where(_orders.c.created_at < wanted.created_before)
-    if asked.after is not None:
-        created_at, order_id = asked.after
+    order_filter = request.filter
+    query = select(*_COLUMNS).order_by(_orders.c.created_at.desc(), _orders.c.id.desc()).limit(request.size + 1)
+    if order_filter.user_id is not None:
+        query = query.where(_orders.c.user_id == order_filter.user_id)
+    if order_filter.status is not None:
+        query = query.where(_orders.c.status == order_filter.status)
+    if order_filter.created_after is not None:
+        query = query.where(_orders.c.created_at >= order_filter.created_after)
+    if order_filter.created_before is not None:
+        query = query.where(_orders.c.created_at < order_filter.created_before)
+    if request.after is not None:
+        created_at, order_id = request.after
         last = tuple_(literal(from_micros(int(created_at)), Timestamp()), literal(order_id, Id()))
         query = query.where(tuple_(_orders.c.created_at, _orders.c.id) < last)
     rows = tx.execute(query).all()
     # Count the lines before reading them. Lines never change.
-    fitting = _PAGE_LINES.fitting(tx, rows[: asked.size], PAGE_LINES_MAX)
-    page = page_of(rows, len(fitting), _position)
+    prefix = _PAGE_LINES.prefix_within(tx, rows[: request.size], PAGE_LINES_MAX)
+    page = page_of(rows, len(prefix), _position)
     return Page(_with_items(tx, page.rows), page.next_position)
 
 
-_PAGE_LINES = Sizes[Row[Any]](of=lambda row: str(row.id), read=count_lines, most=LINES_MAX)
+_PAGE_LINES = Sizes[Row[Any]](key=lambda row: str(row.id), read=count_lines, size_max=LINES_MAX)
 
 
 def abandoned(tx: Connection, grace_seconds: float, max_count: int) -> list[str]:
@@ -248,22 +248,22 @@ _STATUS: dict[str, TypeEngine[Any]] = {
     "updated_at": Timestamp(),
 }
 
-_insert_orders = inserting(_orders, *(column.name for column in _COLUMNS), or_ignore=True, returning=(_orders.c.id,))
-_insert_items = inserting(_items, "order_id", "product_id", "quantity", "price", returning=(_items.c.id,))
-_load = Statement(lambda given: select(*_COLUMNS).where(among(_orders.c.id, given.c.id)), id=Id())
+_insert_orders = insert_into(_orders, *(column.name for column in _COLUMNS), or_ignore=True, returning=(_orders.c.id,))
+_insert_items = insert_into(_items, "order_id", "product_id", "quantity", "price", returning=(_items.c.id,))
+_load = Statement(lambda given: select(*_COLUMNS).where(in_rows(_orders.c.id, given.c.id)), id=Id())
 _lock = Statement(
     lambda given: (
-        select(*_COLUMNS).where(among(_orders.c.id, given.c.id)).order_by(_orders.c.id).with_for_update(of=_orders)
+        select(*_COLUMNS).where(in_rows(_orders.c.id, given.c.id)).order_by(_orders.c.id).with_for_update(of=_orders)
     ),
     id=Id(),
 )
 _statuses_of = Statement(
-    lambda given: select(_orders.c.id, _orders.c.status).where(among(_orders.c.id, given.c.id)), id=Id()
+    lambda given: select(_orders.c.id, _orders.c.status).where(in_rows(_orders.c.id, given.c.id)), id=Id()
 )
 _items_of = Statement(
     lambda given: (
         select(_items.c.order_id, _items.c.id, _items.c.product_id, _items.c.quantity, _items.c.price)
-        .where(among(_items.c.order_id, given.c.id))
+        .where(in_rows(_items.c.order_id, given.c.id))
         .order_by(_items.c.id)
     ),
     id=Id(),
@@ -272,7 +272,7 @@ _set_status = Statement(
     lambda given: (
         update(_orders)
         .values({name: given.c[name] for name in _STATUS if name != "id"})
-        .where(*joined(_orders.c.id, given.c.id))
+        .where(*join_rows(_orders.c.id, given.c.id))
     ),
     **_STATUS,
 )

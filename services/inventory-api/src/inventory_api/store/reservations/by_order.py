@@ -25,7 +25,7 @@ from sqlalchemy import (
 
 from inventory_api.domain.model import ORDER_ALLOCATIONS_MAX, ORDER_RESERVATIONS_MAX, OrderSize, State
 from inventory_api.store import tables
-from shop_common.db.sql import Clock, Statement, among, counting
+from shop_common.db.sql import Clock, Statement, count_by, in_rows
 
 UNRELEASED_STATES = (State.HELD, State.CONFIRMED, State.FULFILLED)
 
@@ -34,7 +34,7 @@ _allocations = tables.reservation_allocations
 
 # Counts reservations and not their allocations: without statistics PostgreSQL would read the allocations of all orders.
 # Expired and released ones are left out: confirming does not read them, and there is no limit on their number.
-count_unreleased = counting(_reservations.c.order_id, _reservations.c.state.in_(UNRELEASED_STATES))
+count_unreleased = count_by(_reservations.c.order_id, _reservations.c.state.in_(UNRELEASED_STATES))
 """Returns the number of active and fulfilled reservations of each order, by order id."""
 
 
@@ -110,7 +110,7 @@ def _size_columns(given: Subquery) -> tuple[Label[int], Label[int]]:
     active = select(one).select_from(_reservations).where(*is_active).correlate(given)
     # Not a join: without statistics, as after a restore, PostgreSQL would read all allocations for each order.
     ids = select(_reservations.c.id).where(*is_active).limit(literal(ORDER_RESERVATIONS_MAX + 1, literal_execute=True))
-    allocations = select(one).select_from(_allocations).where(among(_allocations.c.reservation_id, ids, outer=given))
+    allocations = select(one).select_from(_allocations).where(in_rows(_allocations.c.reservation_id, ids, outer=given))
     return (
         _count(active, ORDER_RESERVATIONS_MAX).label("reservations"),
         _count(allocations, ORDER_ALLOCATIONS_MAX).label("allocations"),
@@ -141,7 +141,7 @@ _unreleased = Statement(
     lambda given: (
         select(_reservations.c.order_id, _reservations.c.id)
         .where(
-            among(_reservations.c.order_id, given.c.order_id),
+            in_rows(_reservations.c.order_id, given.c.order_id),
             _reservations.c.state.in_(UNRELEASED_STATES),
         )
         .order_by(_reservations.c.id)
@@ -158,7 +158,7 @@ _allocation_count = (
 _in_states = Statement(
     lambda given: (
         select(_reservations.c.order_id, _reservations.c.id, _allocation_count)
-        .where(among(_reservations.c.order_id, given.c.order_id), among(_reservations.c.state, given.c.state))
+        .where(in_rows(_reservations.c.order_id, given.c.order_id), in_rows(_reservations.c.state, given.c.state))
         .limit(bindparam("row_limit", type_=BigInteger()))
     ),
     order_id=Text(),
@@ -170,7 +170,7 @@ _fulfilled_units = Statement(
             _reservations.c.order_id, _reservations.c.product_id, func.sum(_reservations.c.quantity).label("quantity")
         )
         .where(
-            among(_reservations.c.order_id, given.c.order_id),
+            in_rows(_reservations.c.order_id, given.c.order_id),
             _reservations.c.state == literal(State.FULFILLED, literal_execute=True),
         )
         .group_by(_reservations.c.order_id, _reservations.c.product_id)

@@ -18,7 +18,7 @@ from sqlalchemy import Connection, Text, update
 
 from inventory_api.domain.model import ENDED, Reservation, State
 from inventory_api.store import tables
-from shop_common.db.sql import Id, Statement, Timestamp, among, clock, joined
+from shop_common.db.sql import Id, Statement, Timestamp, clock, in_rows, join_rows
 
 _reservations = tables.stock_reservations
 
@@ -56,7 +56,7 @@ _save_states = Statement(
     lambda given: (
         update(_reservations)
         .values(state=given.c.state, expires_at=given.c.expires_at, ended_at=given.c.ended_at)
-        .where(*joined(_reservations.c.id, given.c.id))
+        .where(*join_rows(_reservations.c.id, given.c.id))
     ),
     id=Id(),
     state=Text(),
@@ -71,7 +71,7 @@ _expire = Statement(
         update(_reservations)
         .values(state=State.EXPIRED, ended_at=clock())
         .where(
-            among(_reservations.c.id, given.c.id),
+            in_rows(_reservations.c.id, given.c.id),
             _reservations.c.is_active,
             _reservations.c.expires_at <= clock(),
         )

@@ -28,7 +28,7 @@ class ReservationCounts:
 
 
 def count(tx: Connection) -> ReservationCounts:
-    """Count reservations. Run it with STEADY_PLANS: without statistics PostgreSQL would read the whole table."""
+    """Count reservations. Run it with FORCE_INDEX_PLANS: without statistics PostgreSQL would read the whole table."""
     timestamp = now(tx)
     return ReservationCounts(
         *tx.execute(

@@ -12,7 +12,7 @@ from sqlalchemy import BigInteger, Connection, Row, Select, bindparam, exists, f
 from inventory_api.domain.model import Item, Reservation, StockKey
 from inventory_api.store import tables
 from inventory_api.store.reservations import rows
-from shop_common.db.sql import Statement, among, clock
+from shop_common.db.sql import Statement, clock, in_rows
 
 _reservations = tables.stock_reservations
 _allocations = tables.reservation_allocations
@@ -96,7 +96,7 @@ _units_by_item = Statement(
     lambda given: (
         select(_allocations.c.item_id, func.sum(_allocations.c.quantity).label("quantity"))
         .join_from(_reservations, _allocations, _allocations.c.reservation_id == _reservations.c.id)
-        .where(*_IS_DUE, among(_reservations.c.product_id, given.c.product_id))
+        .where(*_IS_DUE, in_rows(_reservations.c.product_id, given.c.product_id))
         .group_by(_allocations.c.item_id)
     ),
     product_id=BigInteger(),

@@ -6,7 +6,7 @@ from datetime import datetime
 from sqlalchemy import Connection, delete, select, update
 
 from inventory_api.store import tables
-from shop_common.db.sql import Id, Statement, among, clock
+from shop_common.db.sql import Id, Statement, clock, in_rows
 
 _reservations = tables.stock_reservations
 
@@ -38,7 +38,7 @@ def delete_ended(tx: Connection, ids: Sequence[str]) -> int:
 
 _delete = Statement(
     lambda given: (
-        delete(_reservations).where(among(_reservations.c.id, given.c.id), tables.ENDED).returning(_reservations.c.id)
+        delete(_reservations).where(in_rows(_reservations.c.id, given.c.id), tables.ENDED).returning(_reservations.c.id)
     ),
     id=Id(),
 )

@@ -13,7 +13,7 @@ from sqlalchemy import Connection, select
 from inventory_api.domain.model import Item, Reservation
 from inventory_api.store import items, tables
 from inventory_api.store.reservations import rows
-from shop_common.db.sql import Id, Statement, among, now
+from shop_common.db.sql import Id, Statement, in_rows, now
 
 _reservations = tables.stock_reservations
 
@@ -47,7 +47,7 @@ def lock(tx: Connection, ids: Iterable[str]) -> Locked:
 _lock = Statement(
     lambda given: (
         select(*rows.COLUMNS)
-        .where(among(_reservations.c.id, given.c.id))
+        .where(in_rows(_reservations.c.id, given.c.id))
         .order_by(_reservations.c.id)
         .with_for_update(of=_reservations)
     ),

@@ -32,10 +32,10 @@ def list_page(tx: Connection, request: PageRequest[ReservationFilter]) -> Page[R
     after = () if request.after is None else (_reservations.c.id > request.after[0],)
     scans = [
         select(*COLUMNS).where(*conditions, *after).order_by(_reservations.c.id).limit(WINDOW_ROWS)
-        for conditions in _index_scans(request.wanted)
+        for conditions in _index_scans(request.filter)
     ]
     window = _merged(scans)
-    matching = select(window).where(*_matches(window.c, request.wanted, timestamp)).order_by(window.c.id)
+    matching = select(window).where(*_matches(window.c, request.filter, timestamp)).order_by(window.c.id)
     page = page_of(tx.execute(matching.limit(request.size + 1)).all(), request.size, lambda row: (row.id,))
     if page.next_position is None:
         last_in_window = select(window.c.id).order_by(window.c.id).offset(WINDOW_ROWS - 1)

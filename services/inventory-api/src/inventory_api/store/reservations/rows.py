@@ -9,7 +9,7 @@ from inventory_api.domain.errors import ReservationNotFound
 from inventory_api.domain.model import Allocation, Reservation, State
 from inventory_api.store import tables
 from shop_common.api.valid import INT64_MAX
-from shop_common.db.sql import Id, Statement, among, counting, inserting, now
+from shop_common.db.sql import Id, Statement, count_by, in_rows, insert_into, now
 
 _reservations = tables.stock_reservations
 _allocations = tables.reservation_allocations
@@ -20,7 +20,7 @@ COLUMNS = tuple(_reservations.c[name] for name in Reservation.__slots__ if name 
 READ_ALLOCATIONS_MAX = 25_000
 """Allocations to read at once for many reservations. No reservation of any version has as many."""
 
-count_allocations = counting(_allocations.c.reservation_id)
+count_allocations = count_by(_allocations.c.reservation_id)
 """Returns the number of allocations of each reservation, by reservation id."""
 
 
@@ -106,20 +106,20 @@ def _reservation(row: Row[Any], allocations: tuple[Allocation, ...]) -> Reservat
 
 
 _load = Statement(
-    lambda given: select(*COLUMNS).where(among(_reservations.c.id, given.c.id)).order_by(_reservations.c.id),
+    lambda given: select(*COLUMNS).where(in_rows(_reservations.c.id, given.c.id)).order_by(_reservations.c.id),
     id=Id(),
 )
 _allocations_of = Statement(
     lambda given: (
         select(_allocations.c.reservation_id, _allocations.c.item_id, _items.c.location, _allocations.c.quantity)
         .join_from(_allocations, _items, _items.c.id == _allocations.c.item_id)
-        .where(among(_allocations.c.reservation_id, given.c.id))
+        .where(in_rows(_allocations.c.reservation_id, given.c.id))
         .order_by(_allocations.c.reservation_id, _allocations.c.item_id)
         .limit(bindparam("row_limit", type_=BigInteger()))
     ),
     id=Id(),
 )
-_insert_reservations = inserting(
+_insert_reservations = insert_into(
     _reservations,
     "id",
     "product_id",
@@ -130,4 +130,4 @@ _insert_reservations = inserting(
     "expires_at",
     "sole_item_id",
 )
-_insert_allocations = inserting(_allocations, "reservation_id", "item_id", "quantity")
+_insert_allocations = insert_into(_allocations, "reservation_id", "item_id", "quantity")

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from shop_common.moments import from_micros, micros, rfc3339, rfc3339_of_micros, to_proto, to_proto_or_none
+from shop_common.timestamps import from_micros, micros, rfc3339, rfc3339_of_micros, to_proto, to_proto_or_none
 
 moments = st.datetimes(datetime(1, 1, 2), datetime(9999, 12, 30), timezones=st.just(UTC))  # noqa: DTZ001 - given one
 

@@ -15,13 +15,13 @@ _Result = TypeVar("_Result")
 
 Bulk = Callable[[Connection, Sequence[_Request]], Sequence[_Result | ShopError]]
 
-READS = Limits(flights_max=2)
+READS = Limits(max_concurrency=2)
 """Reads need no turn: several batches run at once."""
 
 ALONE = Limits(requests_max=1)
 """For operations whose single request is already as much work as a batch."""
 
-LISTS = Limits(requests_max=1, flights_max=4)
+LISTS = Limits(requests_max=1, max_concurrency=4)
 """A page is a batch by itself; several run at once."""
 
 
@@ -33,19 +33,19 @@ class Sizes(Generic[_Request]):
     none. `most` is the largest size there is: a batch that is small enough in any case is not measured.
     """
 
-    of: Callable[[_Request], str | int]
+    key: Callable[[_Request], str | int]
     read: Callable[[Connection, Collection[Any]], Mapping[Any, int]]
-    most: int = BATCH_WEIGHT_MAX
+    size_max: int = BATCH_WEIGHT_MAX
 
-    def fitting(self, tx: Connection, requests: Sequence[_Request], rows_max: int) -> Sequence[_Request]:
+    def prefix_within(self, tx: Connection, requests: Sequence[_Request], rows_max: int) -> Sequence[_Request]:
         """As many of the requests as work on so many rows together, from the first on; at least one.
 
         Sizes are read without a lock and may have grown when the rows are locked: this bounds a batch, it decides
         nothing.
         """
-        named = [self.of(request) for request in requests]
+        named = [self.key(request) for request in requests]
         distinct = set(named)
-        if len(distinct) == 1 or len(distinct) * self.most <= rows_max:
+        if len(distinct) == 1 or len(distinct) * self.size_max <= rows_max:
             return requests
         sizes = dict(self.read(tx, distinct))
         rows = 0
@@ -56,7 +56,7 @@ class Sizes(Generic[_Request]):
         return requests
 
 
-class Coalesced:
+class Coalescers:
     """Makes coalescers over one database, and closes them together."""
 
     def __init__(self, database: Database, die: Callable[[str, BaseException], None]) -> None:
@@ -131,4 +131,4 @@ def _bounded(operation: Bulk[_Request, _Result], sizes: Sizes[_Request] | None) 
     """The operation on as many of the requests as are not too much for one transaction."""
     if sizes is None:
         return operation
-    return lambda tx, requests: operation(tx, sizes.fitting(tx, requests, BATCH_WEIGHT_MAX))
+    return lambda tx, requests: operation(tx, sizes.prefix_within(tx, requests, BATCH_WEIGHT_MAX))

@@ -7,7 +7,7 @@ import pytest
 from sqlalchemy import Connection, text
 
 from devstack.postgres import PostgresServer
-from shop_common.batching.coalesced import Coalesced, Sizes
+from shop_common.batching.coalescers import Coalescers, Sizes
 from shop_common.db.database import Database
 from shop_common.errors import LockTimeout, QueueFull, Refused, ShopError
 
@@ -26,9 +26,9 @@ def database(database_url: str) -> Iterator[Database]:
 
 
 @pytest.fixture
-def run(database: Database) -> Iterator[Coalesced]:
+def run(database: Database) -> Iterator[Coalescers]:
     deaths: list[str] = []
-    run = Coalesced(database, lambda said, error: deaths.append(f"{said}: {error!r}"))
+    run = Coalescers(database, lambda said, error: deaths.append(f"{said}: {error!r}"))
     yield run
     run.close()
     assert deaths == []
@@ -53,14 +53,14 @@ def deadline() -> float:
     return time.monotonic() + 10
 
 
-def test_what_is_written_is_committed_and_read(run: Coalesced) -> None:
+def test_what_is_written_is_committed_and_read(run: Coalescers) -> None:
     write, read = run.writes("put", put), run.reads("count", count)
 
     assert write.submit_many([1, 2, 3], deadline=deadline()) == [1, 2, 3]
     assert read.submit(None, deadline=deadline()) == 3
 
 
-def test_a_refused_request_disturbs_no_other_of_its_batch(run: Coalesced) -> None:
+def test_a_refused_request_disturbs_no_other_of_its_batch(run: Coalescers) -> None:
     write, read = run.writes("put", put), run.reads("count", count)
 
     first, refused, last = write.submit_many([1, 101, 2], deadline=deadline())
@@ -70,7 +70,7 @@ def test_a_refused_request_disturbs_no_other_of_its_batch(run: Coalesced) -> Non
     assert read.submit(None, deadline=deadline()) == 2
 
 
-def test_what_the_data_of_one_request_breaks_is_rolled_back_for_it_alone(run: Coalesced) -> None:
+def test_what_the_data_of_one_request_breaks_is_rolled_back_for_it_alone(run: Coalescers) -> None:
     write, read = run.writes("put", put), run.reads("count", count)
     write.submit(7, deadline=deadline())
 
@@ -93,7 +93,7 @@ def test_a_row_that_another_transaction_has_locked_fails_the_request_that_needs_
             tx.execute(text("UPDATE parcels SET id = id WHERE id = :id"), {"id": each})
         return list(ids)
 
-    run = Coalesced(database, lambda said, error: None)
+    run = Coalescers(database, lambda said, error: None)
     write = run.writes("touch", touch)
     with database.write("; SET LOCAL idle_in_transaction_session_timeout = 0") as other:
         other.execute(text("UPDATE parcels SET id = id WHERE id = 7"))
@@ -105,9 +105,9 @@ def test_a_row_that_another_transaction_has_locked_fails_the_request_that_needs_
     assert outcomes == [1, 2, 3, 4, 5, 6, 8]
 
 
-def test_a_batch_holds_as_many_requests_as_are_within_its_limit_of_rows(run: Coalesced) -> None:
+def test_a_batch_holds_as_many_requests_as_are_within_its_limit_of_rows(run: Coalescers) -> None:
     # The name of a parcel is its size; a parcel that is not known has none.
-    sizes = Sizes[int](of=abs, read=lambda tx, names: {name: name for name in names if name < 10_000}, most=1500)
+    sizes = Sizes[int](key=abs, read=lambda tx, names: {name: name for name in names if name < 10_000}, size_max=1500)
     batches: list[list[int]] = []
 
     def record(tx: Connection, requests: Sequence[int]) -> list[int]:
@@ -121,21 +121,21 @@ def test_a_batch_holds_as_many_requests_as_are_within_its_limit_of_rows(run: Coa
         batches.clear()
 
 
-def test_a_batch_that_is_small_enough_in_any_case_is_not_measured(run: Coalesced) -> None:
+def test_a_batch_that_is_small_enough_in_any_case_is_not_measured(run: Coalescers) -> None:
     measured: list[int] = []
 
     def read(tx: Connection, names: Collection[int]) -> dict[int, int]:
         measured.append(len(names))
         return {}
 
-    write = run.writes("put", put, sizes=Sizes[int](of=int, read=read, most=1000))
+    write = run.writes("put", put, sizes=Sizes[int](key=int, read=read, size_max=1000))
     write.submit_many([1, 2], deadline=deadline())
     assert measured == []
     write.submit_many([3, 4, 5], deadline=deadline())
     assert measured == [3]
 
 
-def test_an_operation_that_takes_one_request_is_a_batch_by_itself(run: Coalesced) -> None:
+def test_an_operation_that_takes_one_request_is_a_batch_by_itself(run: Coalescers) -> None:
     sizes: list[int] = []
 
     def one(request: int) -> int:
@@ -148,7 +148,7 @@ def test_an_operation_that_takes_one_request_is_a_batch_by_itself(run: Coalesced
     assert sizes == [1, 2]
 
 
-def test_closing_closes_all_of_them(run: Coalesced) -> None:
+def test_closing_closes_all_of_them(run: Coalescers) -> None:
     write, read = run.writes("put", put), run.reads("count", count)
 
     run.close()
