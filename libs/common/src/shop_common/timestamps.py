@@ -1,4 +1,4 @@
-"""Points in time: always UTC, to the microsecond."""
+"""Converts timestamps, which are always in UTC and have microseconds."""
 
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
@@ -9,39 +9,39 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
 
 
-def micros(moment: datetime) -> int:
-    """Microseconds since 1970."""
-    return (moment - _EPOCH) // _MICROSECOND
+def micros(timestamp: datetime) -> int:
+    """Return the microseconds since 1970."""
+    return (timestamp - _EPOCH) // _MICROSECOND
 
 
 def from_micros(value: int) -> datetime:
-    """The moment so many microseconds after 1970."""
+    """Return the timestamp of a number of microseconds since 1970."""
     return _EPOCH + value * _MICROSECOND
 
 
-def rfc3339(moment: datetime) -> str:
-    """As events write it: `2024-01-15T10:30:00.000000Z`."""
-    return rfc3339_of_micros(micros(moment))
+def rfc3339(timestamp: datetime) -> str:
+    """Format a timestamp as in events: `2024-01-15T10:30:00.000000Z`."""
+    return rfc3339_of_micros(micros(timestamp))
 
 
 def rfc3339_of_micros(value: int) -> str:
-    """As events write the moment so many microseconds after 1970."""
+    """Format microseconds since 1970 as in events."""
     second, micro = divmod(value, 1_000_000)
     return f"{_rfc3339_second(second)}.{micro:06}Z"
 
 
 @lru_cache(maxsize=64)
 def _rfc3339_second(second: int) -> str:
-    # Events come by the hundreds from within one second.
+    # Cached because hundreds of events share one second.
     return datetime.fromtimestamp(second, UTC).strftime("%Y-%m-%dT%H:%M:%S")
 
 
-def to_proto(moment: datetime) -> Timestamp:
-    """As the API writes it."""
-    seconds, micro = divmod(micros(moment), 1_000_000)
+def to_proto(timestamp: datetime) -> Timestamp:
+    """Convert a timestamp to protobuf."""
+    seconds, micro = divmod(micros(timestamp), 1_000_000)
     return Timestamp(seconds=seconds, nanos=micro * 1000)
 
 
-def to_proto_or_none(moment: datetime | None) -> Timestamp | None:
-    """As the API writes a time that may be absent."""
-    return None if moment is None else to_proto(moment)
+def to_proto_or_none(timestamp: datetime | None) -> Timestamp | None:
+    """Convert an optional timestamp to protobuf."""
+    return None if timestamp is None else to_proto(timestamp)

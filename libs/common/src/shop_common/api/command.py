@@ -1,14 +1,14 @@
-"""What every request for a change carries besides its own content."""
+"""The base of all commands: the fields that every request for a change has."""
 
 from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Command:
-    """A request for a change, after parsing.
+    """A parsed request for a change.
 
-    `request_id` makes it safe to repeat: None if the caller sent none. `traceparent` continues the caller's trace in
-    the events that the change emits; commands that differ in it alone are equal.
+    `request_id` makes the command safe to repeat; it is None if the caller sent none. `traceparent` links the events
+    of the change to the caller's trace. Commands that differ only in `traceparent` are equal.
     """
 
     request_id: str | None = None

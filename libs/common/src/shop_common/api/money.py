@@ -17,7 +17,7 @@ _PRECISION = 60
 
 
 def checked(check: Fields, field: str, money: money_pb2.Money) -> Decimal:
-    """The amount of a Money that must not be negative. Records a violation for each bad part of it."""
+    """Return the amount of a Money. Records a violation for each invalid part; a negative amount is invalid."""
     if not is_currency(money.currency_code):
         check.violate(f"{field}.currency_code", "must be a currency code of three capital letters (ISO 4217)")
     if not 0 <= money.units <= UNITS_MAX:
@@ -28,31 +28,31 @@ def checked(check: Fields, field: str, money: money_pb2.Money) -> Decimal:
 
 
 def is_currency(code: str) -> bool:
-    """Whether it has the form of a currency code of ISO 4217."""
+    """Return whether the code has the form of an ISO 4217 currency code. The currency need not exist."""
     return _CURRENCY.match(code) is not None
 
 
 def exact(units: int, nanos: int) -> Decimal:
-    """Units and billionths as one exact number."""
+    """Return units and nanos (billionths) as one exact number."""
     return Decimal(units) if nanos == 0 else (Decimal(units * NANOS + nanos)).scaleb(-9)
 
 
 def to_proto(amount: Decimal, currency: str) -> money_pb2.Money:
-    """Write an amount of up to nine decimals as Money."""
+    """Convert an amount with up to nine decimals to Money."""
     units = int(amount)
     nanos = int((amount - units).scaleb(9))
     return money_pb2.Money(currency_code=currency, units=units, nanos=nanos)
 
 
 def total(lines: list[tuple[Decimal, int]]) -> Decimal:
-    """The exact sum of price × quantity."""
+    """Return the exact sum of price × quantity over all lines."""
     with localcontext() as context:
         context.prec = _PRECISION
         return sum((price * quantity for price, quantity in lines), Decimal(0))
 
 
 def as_json_number(amount: Decimal) -> bytes:
-    """The amount as a JSON number, digit for digit (`199.99`), without an exponent or trailing zeros."""
+    """Return the exact amount as a JSON number such as `199.99`, without an exponent or trailing zeros."""
     text = f"{amount:f}"
     if "." in text:
         text = text.rstrip("0").rstrip(".")

@@ -1,7 +1,7 @@
-"""Keyset pages: an opaque token carries the last position at full precision and is bound to its filter.
+"""Keyset pagination. The opaque page token contains the last position and is bound to the list and its filter.
 
-A token used with another filter, another RPC, or made up, is a violation of `page_token`. Tokens are not
-secret and not signed: they hold a position that the caller has already seen.
+A token that is malformed, or from another list or filter, is a violation of `page_token`. Tokens are neither secret nor
+signed: they contain a position that the caller has already seen.
 """
 
 import base64
@@ -30,7 +30,7 @@ _MICROS_MAX = micros(datetime.max.replace(tzinfo=UTC))
 
 @dataclass(frozen=True)
 class Page(Generic[_Row]):
-    """The rows of one page, and the position after which the next begins (None: this was the last)."""
+    """The rows of one page, and the position of its last row; None if this is the last page."""
 
     rows: Sequence[_Row]
     next_position: Position | None
@@ -38,7 +38,7 @@ class Page(Generic[_Row]):
 
 @dataclass(frozen=True)
 class PageRequest(Generic[_Filter]):
-    """A page of the list `kind` under a filter: up to `size` rows after a position (None: from the first)."""
+    """A request for up to `size` rows of the list `kind` under a filter, after a position (None: from the start)."""
 
     kind: str
     filter: _Filter
@@ -47,7 +47,7 @@ class PageRequest(Generic[_Filter]):
 
 
 def page_of(rows: Sequence[_Row], size: int, position: Callable[[_Row], Position]) -> Page[_Row]:
-    """Make a page of `size` out of up to `size` + 1 rows: the extra one only says that more follow."""
+    """Make a page from up to `size` + 1 rows. The extra row is not on the page: it shows that another page follows."""
     if len(rows) <= size:
         return Page(rows, None)
     return Page(rows[:size], position(rows[size - 1]))
@@ -56,11 +56,11 @@ def page_of(rows: Sequence[_Row], size: int, position: Callable[[_Row], Position
 def page_request(
     check: Fields, kind: str, row_filter: _Filter, *, page_size: int, page_token: str, position: tuple[type, ...]
 ) -> PageRequest[_Filter]:
-    """The page that a request asks for.
+    """Parse the page_size and page_token of a list request.
 
-    `position` are the types of a position's parts: int, datetime for its microseconds since 1970, or UUID for its text.
-    Violates `page_size` when negative, and `page_token` when it is not one that a page of the same list with the
-    same filter gave.
+    `position` has the type of each part of a position: int; datetime, for microseconds since 1970; or UUID, for its
+    text. Records a violation of `page_size` if it is negative, and of `page_token` if it does not come from the same
+    list with the same filter.
     """
     after = None
     if page_token:
@@ -71,7 +71,7 @@ def page_request(
 
 
 def next_token(page: Page[_Row], request: PageRequest[_Filter]) -> str:
-    """The token of the page after this one; empty when this was the last."""
+    """Return the token of the next page, or an empty string after the last page."""
     if page.next_position is None:
         return ""
     parts = [_digest(request.kind, request.filter), *page.next_position]
@@ -92,7 +92,7 @@ def _position(token: str, kinds: tuple[type, ...], digest: str) -> Position | No
 
 
 def _is_a(kind: type, part: object) -> bool:
-    """Tokens come from outside: what a database would choke on must not reach it."""
+    """Return whether a part has its type. Callers can forge tokens, so values that the database rejects end here."""
     if kind is int:
         return type(part) is int and -(2**63) <= part < 2**63
     if kind is datetime:

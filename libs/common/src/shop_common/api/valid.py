@@ -1,12 +1,12 @@
-"""Checks of request fields. A `Fields` gathers the violations, so that the caller is told of all at once.
+"""Validates request fields. A `Fields` collects all violations, so that the caller gets them in one error.
 
-Whatever a caller sends, it gathers few and short ones: VIOLATIONS_MAX, and then one that says there are more.
+An error has at most VIOLATIONS_MAX violations, and then one more which states that others were left out. Each is short.
 
     with Fields() as check:
         product_id = check.between("product_id", request.product_id, 1, INT64_MAX)
         order_id = check.identifier("order_id", request.order_id)
 
-Leaving the block raises InvalidInput when anything was wrong; what a failed check returned is never used.
+The end of the block raises InvalidInput if there was a violation. So the return value of a failed check is never used.
 """
 
 import re
@@ -28,7 +28,7 @@ VIOLATION_BYTES_MAX = 200
 UUID_PATTERN = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}\Z")
 
 _IDENTIFIER = re.compile(r"[\x20-\x7e]{1,64}\Z")
-# Controls of both tables, line and paragraph separators, marks that change the direction of text or are not seen.
+# C0 and C1 controls, line and paragraph separators, and characters that are invisible or change the text direction.
 # The two joiners (200C, 200D) are allowed: Persian, Indic scripts and emoji are written with them.
 _NOT_TEXT = re.compile(
     r"[\x00-\x1f\x7f-\x9f\xad\u061c\u180e\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb\U000e0000-\U000e007f]"
@@ -45,7 +45,7 @@ _T = TypeVar("_T")
 
 
 class Fields:
-    """Collects violations of one request; `prefix` is the path of the message within it."""
+    """Collects the violations of one request. `prefix` is the path of the validated message within the request."""
 
     __slots__ = ("_prefix", "_violations")
 
@@ -54,7 +54,7 @@ class Fields:
         self._violations: list[Violation] = [] if violations is None else violations
 
     def at(self, path: str) -> "Fields":
-        """The same collection, for a message nested at `path`, such as `lines[3]`."""
+        """Return a Fields for the message at `path`, such as `lines[3]`. It adds to the same violations."""
         return Fields(f"{self._prefix}{path}.", self._violations)
 
     def __enter__(self) -> Self:
@@ -67,7 +67,7 @@ class Fields:
             raise InvalidInput(self._violations)
 
     def violate(self, field: str, description: str) -> None:
-        """Record that the field is wrong. A description may quote only text whose length was checked."""
+        """Record a violation. A description may quote only text whose length was checked."""
         found = self._violations
         if len(found) < VIOLATIONS_MAX:
             found.append(Violation(_short(self._prefix + field), _short(description)))
@@ -75,36 +75,36 @@ class Fields:
             found.append(_MORE)
 
     def between(self, field: str, value: int, low: int, high: int) -> int:
-        """A whole number within both bounds, inclusive."""
+        """Check a whole number: `low` to `high`, inclusive."""
         if not low <= value <= high:
             self.violate(field, f"must be between {low} and {high}")
         return value
 
     def identity(self, field: str, value: int) -> int:
-        """The id of a product, user or item: a positive int64."""
+        """Check the id of a product, user or item: a positive int64."""
         if value < 1:
             self.violate(field, f"must be between 1 and {INT64_MAX}")
         return value
 
     def identifier(self, field: str, value: str) -> str:
-        """1 to 64 printable ASCII characters."""
+        """Check an identifier: 1 to 64 printable ASCII characters."""
         if not _IDENTIFIER.match(value):
             self.violate(field, f"must be 1 to {IDENTIFIER_LENGTH_MAX} printable ASCII characters")
         return value
 
     def request_id(self, value: str, field: str = "request_id") -> str | None:
-        """An idempotency key, or None when the caller sent none."""
+        """Check an idempotency key. Returns None if the caller sent none."""
         return self.identifier(field, value) if value else None
 
     def uuid(self, field: str, value: str) -> str:
-        """A UUID in its canonical text form; capital letters are accepted."""
+        """Check a UUID in canonical text form, with capital letters allowed. Returns it in lower case."""
         lowered = value.lower() if len(value) == UUID_LENGTH else ""
         if not UUID_PATTERN.match(lowered):
             self.violate(field, "must be a UUID such as 018f3d5e-7b7a-7c3e-9a52-0c8d5f0e9b11")
         return lowered
 
     def text(self, field: str, value: str, length_max: int = TEXT_LENGTH_MAX) -> str:
-        """One line of free text: any Unicode but control and invisible characters, up to `length_max` characters."""
+        """Check one line of free text: at most `length_max` characters, without control or invisible characters."""
         if len(value) > length_max or _NOT_TEXT.search(value):
             self.violate(
                 field, f"must be one line of at most {length_max} characters, none of them control or invisible"
@@ -112,38 +112,38 @@ class Fields:
         return value
 
     def size(self, field: str, values: Sized, low: int, high: int) -> bool:
-        """Whether a repeated field has between `low` and `high` entries; records a violation when not."""
+        """Return whether a repeated field has between `low` and `high` entries. Records a violation if not."""
         if low <= len(values) <= high:
             return True
         self.violate(field, f"must have between {low} and {high} entries")
         return False
 
     def page_size(self, value: int, default: int = 50, largest: int = 1000) -> int:
-        """Entries on a page: 0 means the default, more than the largest means the largest."""
+        """Return the number of entries on a page: the default for 0, and at most `largest`."""
         if value < 0:
             self.violate("page_size", "must not be negative")
         return min(value, largest) if value else default
 
     def duration(self, field: str, value: Duration, low_seconds: float, high_seconds: float) -> float:
-        """Seconds, within both bounds, to the microsecond."""
+        """Check a Duration: `low_seconds` to `high_seconds`, inclusive. Returns seconds."""
         return self.between_seconds(field, seconds_of(value), low_seconds, high_seconds)
 
     def between_seconds(self, field: str, seconds: float | None, low: float, high: float) -> float:
-        """A length of time within both bounds; None (a malformed Duration) is a violation too."""
+        """Check a number of seconds: `low` to `high`, inclusive. None, for a malformed Duration, is a violation too."""
         if seconds is None or not low <= seconds <= high:
             self.violate(field, f"must be a duration between {low:g} s and {high:g} s")
             return low
         return seconds
 
     def instant_micros(self, field: str, value: Timestamp) -> int:
-        """Microseconds since 1970 UTC, rounded down, of a well-formed Timestamp."""
+        """Check a Timestamp. Returns microseconds since 1970 UTC, rounded down."""
         if not _TIMESTAMP_SECONDS_MIN <= value.seconds <= _TIMESTAMP_SECONDS_MAX or not 0 <= value.nanos < _NANOS:
             self.violate(field, "must be a time in the years 1 to 9999, with nanos between 0 and 999999999")
             return 0
         return value.seconds * 1_000_000 + value.nanos // 1000
 
     def member(self, field: str, value: int, known: dict[int, _T]) -> _T | None:
-        """What an enum value stands for; an unknown number is a violation."""
+        """Return the domain value of an enum number. An unknown number is a violation."""
         found = known.get(value)
         if found is None:
             self.violate(field, "must be a known value of its enum, and not the unspecified one")
@@ -156,7 +156,7 @@ def _short(text: str) -> str:
 
 
 def seconds_of(value: Duration) -> float | None:
-    """The length of a Duration, or None when its parts contradict each other."""
+    """Return a Duration in seconds, or None if it is malformed."""
     if not -_NANOS < value.nanos < _NANOS or (
         value.seconds and value.nanos and (value.seconds < 0) != (value.nanos < 0)
     ):

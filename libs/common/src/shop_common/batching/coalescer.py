@@ -1,11 +1,11 @@
 """Group commit: concurrent calls become one bulk operation in one transaction.
 
-A call joins the queue and blocks; a flusher thread takes what waits, runs the bulk operation on it and hands each
-caller its own outcome. There is no timer: an idle coalescer flushes a call at once, alone, and while a flush
-runs the next batch gathers. So the batch grows with load, and a hot row is locked once a batch, not once a call.
+A call joins the queue and blocks. A flusher thread takes the queued requests, runs the bulk operation on them and
+returns to each caller its own outcome. There is no timer: an idle coalescer runs a single call at once, and the next
+batch collects while a batch runs. So batches grow with load, and a hot row is locked once per batch, not per call.
 
-It is also the only way to the database for a call: a caller never waits longer than its deadline, whatever state
-the database is in, and connections are held by the few flusher threads, never by waiters.
+Calls reach the database only through a coalescer. So a caller never waits longer than its deadline, whatever state the
+database is in, and only the few flusher threads hold connections.
 """
 
 import threading
@@ -31,16 +31,16 @@ BISECT_SECONDS_MAX = 5.0
 ANSWER_SECONDS = 0.1
 ANSWER_SECONDS_MAX = 0.5
 ANSWER_SHARE = 0.15
-"""Kept of a caller's time for the answer to travel, so that it hears why instead of timing out: a share of it, between
-these bounds, since a machine on which calls take long takes long with answers, too."""
+"""Time reserved for the response, so that a caller gets the reason instead of a bare timeout. It is a share of the
+remaining time, within these bounds: on a machine where calls are slow, responses are slow too."""
 
 
 @dataclass(frozen=True)
 class Limits:
-    """How much one batch holds, and how many batches run at once.
+    """How large a batch may be, and how many batches may run at once.
 
-    A further batch starts beside a running one only when that one has taken `patience_seconds`: until then the next
-    one gathers, since few large batches cost less than many small ones.
+    While a batch runs, another one starts only `patience_seconds` after it. Until then requests collect, because a few
+    large batches cost less than many small ones.
     """
 
     requests_max: int = BATCH_REQUESTS_MAX
@@ -50,20 +50,20 @@ class Limits:
 
 
 class _Call:
-    """One caller: its lock is released when the last of its requests has an outcome."""
+    """One call. Its lock is released when the last of its requests has an outcome."""
 
-    __slots__ = ("abandoned", "arrived_at", "done", "member", "started", "until", "waiting")
+    __slots__ = ("abandoned", "arrived_at", "deadline", "done", "member", "started", "waiting")
 
-    def __init__(self, size: int, member: Membership | None, until: float) -> None:
+    def __init__(self, size: int, member: Membership | None, deadline: float) -> None:
         self.done = threading.Lock()
         self.done.acquire()
         self.waiting = size
         self.started = 0
-        """How many of its requests a batch has taken."""
+        """The number of its requests that batches have taken."""
         self.abandoned = False
         self.arrived_at = time.monotonic()
-        self.until = until
-        """When its caller stops waiting."""
+        self.deadline = deadline
+        """The time at which its caller stops waiting."""
         self.member = member
 
 
@@ -78,32 +78,36 @@ class _Entry(Generic[_Request, _Result]):
         self.outcome: _Result | ShopError | Exception | None = None
 
     def take(self) -> _Result | ShopError:
-        """The outcome; raises what was no outcome but a failure of this request alone."""
+        """Return the outcome. Raises an exception other than ShopError that this request caused."""
         if isinstance(self.outcome, Exception) and not isinstance(self.outcome, ShopError):
             raise self.outcome
         return cast("_Result | ShopError", self.outcome)
 
 
 def time_to_wait(deadline: float) -> float:
-    """For how many seconds a caller with this deadline, by time.monotonic, waits for its outcome."""
+    """Return for how many seconds a caller waits for its outcome. `deadline` is by time.monotonic."""
     seconds_left = deadline - time.monotonic()
     return max(0.0, seconds_left - min(max(ANSWER_SECONDS, ANSWER_SHARE * seconds_left), ANSWER_SECONDS_MAX))
 
 
 class Coalescer(Generic[_Request, _Result]):
-    """Runs `bulk` on what waits.
+    """Runs the function `bulk` on batches of queued requests.
 
-    `bulk` gets requests in arrival order and returns one outcome for each, in order: a result, or the ShopError
-    that refuses it. It may decide fewer than it was given, from the first on, at least one, when all of them are too
-    much work for one transaction: the rest are in the next batch.
+    `bulk` receives requests in arrival order and returns one outcome for each, in order: a result, or the ShopError
+    that refuses it. If all of them are too much work for one transaction, `bulk` may return the outcomes of a prefix,
+    at least one. The remaining requests go into the next batch.
 
-    A ShopError that it raises is the answer for the whole batch. Any other exception, or a database error that data
-    can cause, is found by bisection, so that it hits only the request that causes it. After a timeout nothing was done,
-    and the requests are tried again in batches of half as many, as long as their callers wait; a request that
-    times out alone has that as its answer. Batches grow again, by an eighth with each that succeeds.
+    If `bulk` raises:
 
-    Requests with the same `key` that are equal are folded: the first decides, the others get its outcome. If they
-    differ, the later one waits for the next batch.
+    - A timeout means that nothing was done. The requests are tried again in batches of half the size, as long as their
+      callers wait. A request that times out alone fails with that timeout. Batches grow again by an eighth per success.
+    - Any other ShopError is the outcome of every request of the batch.
+    - Any other exception means that nothing was done. If a request can have caused it, bisection finds that request,
+      and only that one fails.
+
+    Requests with the same `key` that are equal are folded: one of them runs, and all get its outcome. If they differ,
+    the later one waits for the next batch. `weigh` returns a request's share of `Limits.weight_max`; without it each
+    request weighs 1. `die` is called if a flusher thread fails.
     """
 
     def __init__(
@@ -127,10 +131,10 @@ class Coalescer(Generic[_Request, _Result]):
         self._mutex = threading.Lock()
         self._arrived = threading.Condition(self._mutex)
         self._idle_flushers = 0
-        self._in_flight = 0
+        self._running_count = 0
         self._last_start = 0.0
         self._requests_max = self._limits.requests_max
-        """Of the next batch; less than the limit after a timeout."""
+        """The size limit of the next batch. After a timeout it is less than the configured limit."""
         self._last_seconds = 0.0
         self._closing = False
         self._threads = [
@@ -148,36 +152,37 @@ class Coalescer(Generic[_Request, _Result]):
         return outcome
 
     def submit_many(self, requests: Sequence[_Request], *, deadline: float) -> list[_Result | ShopError]:
-        """One outcome for each request, in order; they may be decided in different batches, each a transaction.
+        """Return one outcome per request, in order.
 
-        So an RPC may hand over its parts by this only where each part has an outcome of its own, and where the proto
-        promises nothing of all of them together: neither all or nothing, nor a view of one moment, since other
-        calls may change rows between two parts. What must hold together is one request of `bulk`.
+        The requests may run in different batches, and so in different transactions, between which other calls may
+        change rows. So use this only for RPCs that promise neither atomicity nor one snapshot for all their parts.
+        Parts that need either must be one request of `bulk`.
 
-        Raises QueueFull when there is no room or no turn in time (nothing was done), DatabaseUnavailable when the
-        time ran out during the flush (it may have been done), and what `bulk` raised for one of them alone.
+        Raises QueueFull if the queue is full or no batch started in time (nothing was done), DatabaseUnavailable if
+        the time ran out while the batch ran (it may have been done), and the exception that one of the requests caused.
         """
         member = Membership.of_current_span()
-        call = _Call(len(requests), member, until=time.monotonic() + time_to_wait(deadline))
+        call = _Call(len(requests), member, deadline=time.monotonic() + time_to_wait(deadline))
         entries: list[_Entry[_Request, _Result]] = [_Entry(request, call) for request in requests]
         if not entries:
             return []
         with self._mutex:
             if self._closing or len(self._queue) + len(entries) > QUEUE_REQUESTS_MAX:
                 raise QueueFull(f"{self._name}: too many calls wait; try again later")
-            # One flusher watches the clock for what gathers beside a running batch; others would wake for nothing.
+            # While requests collect beside a running batch, one flusher already waits for the time to start. Do not
+            # wake another.
             is_watched = bool(self._queue) and self._patience() > 0
             self._queue.extend(entries)
             if self._idle_flushers and not is_watched:
                 self._arrived.notify()
-        if not call.done.acquire(timeout=max(0.0, call.until - time.monotonic())):
+        if not call.done.acquire(timeout=max(0.0, call.deadline - time.monotonic())):
             self._give_up(call)
         if member is not None:
             member.end_span(self._name)
         return [entry.take() for entry in entries]
 
     def close(self) -> None:
-        """Finish what waits, then end the threads."""
+        """Finish the queued requests, then end the threads."""
         with self._mutex:
             self._closing = True
             self._arrived.notify_all()
@@ -187,7 +192,7 @@ class Coalescer(Generic[_Request, _Result]):
     def _give_up(self, call: _Call) -> None:
         with self._mutex:
             if not call.waiting:
-                return  # the answer came at the last moment
+                return  # the outcome arrived just now
             call.abandoned = True
         if call.member is not None:
             call.member.end_span(self._name, given_up=True)
@@ -200,12 +205,12 @@ class Coalescer(Generic[_Request, _Result]):
             while batch := self._next_batch():
                 self._flush(batch)
         except BaseException as error:
-            # Without its flusher every later call would wait for nothing.
+            # Without a flusher every later call would wait until its deadline.
             self._die(f"the {self._name} flusher died", error)
             raise
 
     def _next_batch(self) -> list[list[_Entry[_Request, _Result]]] | None:
-        """What to flush next, a list of entries for each distinct request; None when closed and empty."""
+        """Wait for a batch: one list of folded entries per distinct request. Returns None when closed and empty."""
         with self._mutex:
             while True:
                 while not self._queue or self._patience() > 0:
@@ -218,15 +223,15 @@ class Coalescer(Generic[_Request, _Result]):
                 if batch:
                     if self._metrics is not None:
                         self._metrics.waiting(len(self._queue))
-                    self._in_flight += 1
+                    self._running_count += 1
                     self._last_start = time.monotonic()
                     if self._queue and self._idle_flushers:
                         self._arrived.notify()
                     return batch
 
     def _patience(self) -> float:
-        """How much longer what waits is left to gather, because another batch is on its way."""
-        if not self._in_flight or not self._limits.patience_seconds:
+        """Return for how many more seconds requests collect before a further batch starts beside a running one."""
+        if not self._running_count or not self._limits.patience_seconds:
             return 0.0
         return self._last_start + self._limits.patience_seconds - time.monotonic()
 
@@ -262,12 +267,13 @@ class Coalescer(Generic[_Request, _Result]):
         return batch
 
     def _comes_too_late(self, call: _Call) -> bool:
-        """Whether a batch that takes as long as the last one would end after its caller has gone.
+        """Return whether a batch that takes as long as the last one would end after the caller's deadline.
 
         Serving the oldest calls first under overload would fill every batch with calls that time out before it commits.
         """
-        # Somebody is always tried: how long it takes can be better again.
-        return len(self._queue) > 1 and time.monotonic() + self._last_seconds > call.until
+        # Always run at least one request. Otherwise a slow batch would refuse all calls forever: only another batch can
+        # show that the database is fast again.
+        return len(self._queue) > 1 and time.monotonic() + self._last_seconds > call.deadline
 
     def _refuse(self, entry: _Entry[_Request, _Result]) -> None:
         call = entry.call
@@ -296,7 +302,7 @@ class Coalescer(Generic[_Request, _Result]):
             self._metrics.flushed(len(decided), waits, time.monotonic() - began)
         finished = []
         with self._mutex:
-            self._in_flight -= 1
+            self._running_count -= 1
             # After a timeout the next batch is half as large, and so takes half as long.
             self._last_seconds = (time.monotonic() - began) / (1 if decided else 2)
             self._put_back(rest)
@@ -312,14 +318,14 @@ class Coalescer(Generic[_Request, _Result]):
             call.done.release()
 
     def _put_back(self, batch: Sequence[list[_Entry[_Request, _Result]]]) -> None:
-        """Nothing was done for these: they are the first of the next batch, unless their callers go."""
+        """Return undecided requests to the head of the queue."""
         for folded in reversed(batch):
             self._queue.extendleft(reversed(folded))
             for entry in folded:
                 entry.call.started -= 1
 
-    def _outcomes(self, requests: Sequence[_Request], bisect_until: float) -> Sequence[_Result | ShopError | Exception]:
-        """The outcomes of as many of the requests as were decided, from the first on."""
+    def _outcomes(self, requests: Sequence[_Request], bisect_end: float) -> Sequence[_Result | ShopError | Exception]:
+        """Return the outcomes of the decided requests, which are a prefix of `requests`."""
         try:
             outcomes = self._bulk(requests)
         except TIMEOUTS as error:
@@ -330,13 +336,13 @@ class Coalescer(Generic[_Request, _Result]):
         except ShopError as error:
             return [error] * len(requests)
         except Exception as error:  # the transaction has rolled back: `bulk` had no effect
-            if len(requests) == 1 or not is_statement_error(error) or time.monotonic() > bisect_until:
+            if len(requests) == 1 or not is_statement_error(error) or time.monotonic() > bisect_end:
                 return [error] * len(requests)
             half = len(requests) // 2
-            first = self._outcomes(requests[:half], bisect_until)
+            first = self._outcomes(requests[:half], bisect_end)
             if len(first) < half:
                 return first
-            return [*first, *self._outcomes(requests[half:], bisect_until)]
+            return [*first, *self._outcomes(requests[half:], bisect_end)]
         if not 0 < len(outcomes) <= len(requests):
             raise AssertionError(f"{self._name}: {len(outcomes)} outcomes for {len(requests)} requests")
         if self._requests_max < self._limits.requests_max:

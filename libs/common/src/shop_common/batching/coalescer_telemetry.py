@@ -1,4 +1,4 @@
-"""What a coalescer tells: to Prometheus how full and how quick its batches are, to a trace what its call waited for."""
+"""Telemetry of a coalescer: metrics of its batches, and a span for the time that each traced call waits."""
 
 import time
 from collections.abc import Iterable
@@ -38,22 +38,22 @@ class CoalescerMetrics:
         self._timeouts = _timeouts(name)
 
     def waiting(self, requests: int) -> None:
-        """So many wait now that a batch has been taken."""
+        """Set the number of queued requests, after a batch has been taken."""
         self._queue.set(requests)
 
     def timed_out(self) -> None:
-        """The database gave a batch up because it took too long."""
+        """Count a batch that the database cancelled because it took too long."""
         self._timeouts.inc()
 
     def flushed(self, requests: int, waits_seconds: Iterable[float], seconds: float) -> None:
-        """A batch that decided so many requests took so long; their calls had waited so long for it."""
+        """Record a finished batch: its number of requests, how long each call waited for it, and how long it ran."""
         self._batch.observe(requests)
         self._flush.observe(seconds)
         self._wait.observe_all(waits_seconds)
 
 
 class Membership:
-    """A recorded call in a coalescer: for its trace, which batches it was in and how long it waited for them."""
+    """A traced call in a coalescer: the batches that its requests were in, and how long it waited for them."""
 
     __slots__ = ("_batches", "_began_ns", "span")
 
@@ -64,17 +64,17 @@ class Membership:
 
     @classmethod
     def of_current_span(cls) -> Self | None:
-        """Of the caller; None when its span is not recorded, or traces are off."""
+        """Return the membership of the current span, or None if that span is not sampled or tracing is off."""
         span = telemetry.sampled_span()
         return None if span is None else cls(span)
 
     def add_batch(self, batch: SpanContext | None, size: int, began_ns: int) -> None:
-        """A batch of that size, begun then, has had requests of this call."""
+        """Record that requests of this call were in this batch."""
         if batch is not None:
             self._batches.append((batch, size, began_ns))
 
     def end_span(self, coalescer: str, *, given_up: bool = False) -> None:
-        """Make the span of the waiting, linked to the batches. By the caller, when it has its outcomes or gives up."""
+        """Emit the span of the wait, linked to its batches. Called when the call has its outcomes or gives up."""
         attributes: dict[str, str | int | float] = {"shop.coalescer": coalescer}
         batches = list(self._batches)
         if batches:

@@ -1,4 +1,4 @@
-"""The operations of a service behind coalescers: each runs in one transaction on the service's database."""
+"""Makes the coalescers of a service. Each batch runs in one transaction on the service's database."""
 
 from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,21 +16,22 @@ _Result = TypeVar("_Result")
 Bulk = Callable[[Connection, Sequence[_Request]], Sequence[_Result | ShopError]]
 
 READS = Limits(max_concurrency=2)
-"""Reads need no turn: several batches run at once."""
+"""Reads do not lock rows, so two batches run at once."""
 
 ALONE = Limits(requests_max=1)
-"""For operations whose single request is already as much work as a batch."""
+"""Limits for operations whose single request is already as much work as a batch."""
 
 LISTS = Limits(requests_max=1, max_concurrency=4)
-"""A page is a batch by itself; several run at once."""
+"""Limits for lists: each page is a batch of its own, and four run at once."""
 
 
 @dataclass(frozen=True)
 class Sizes(Generic[_Request]):
-    """How many rows a request works on, where the request does not say it, but only the database.
+    """Reads from the database how many rows each request works on, for requests that do not contain that number.
 
-    `of` names what a request works on, and `read` counts its rows: of an order, say, its lines. What is missing has
-    none. `most` is the largest size there is: a batch that is small enough in any case is not measured.
+    `key` returns the id of the object that a request works on, for example an order. `read` counts the rows of each
+    id, for example the lines of each order; an id without rows may be missing. `size_max` is the largest possible
+    count. If a batch fits even at that size, nothing is read.
     """
 
     key: Callable[[_Request], str | int]
@@ -38,26 +39,26 @@ class Sizes(Generic[_Request]):
     size_max: int = BATCH_WEIGHT_MAX
 
     def prefix_within(self, tx: Connection, requests: Sequence[_Request], rows_max: int) -> Sequence[_Request]:
-        """As many of the requests as work on so many rows together, from the first on; at least one.
+        """Return the longest prefix of the requests that works on at most `rows_max` rows; at least one request.
 
-        Sizes are read without a lock and may have grown when the rows are locked: this bounds a batch, it decides
-        nothing.
+        The counts are read without a lock and may have grown when the rows are locked. Use the result only to bound
+        a batch, never for a decision.
         """
-        named = [self.key(request) for request in requests]
-        distinct = set(named)
+        keys = [self.key(request) for request in requests]
+        distinct = set(keys)
         if len(distinct) == 1 or len(distinct) * self.size_max <= rows_max:
             return requests
         sizes = dict(self.read(tx, distinct))
         rows = 0
-        for count, name in enumerate(named):
-            rows += sizes.pop(name, 0)  # what several requests name is worked on once
+        for count, key in enumerate(keys):
+            rows += sizes.pop(key, 0)  # requests with the same key work on the same rows: count them once
             if count and rows > rows_max:
                 return requests[:count]
         return requests
 
 
 class Coalescers:
-    """Makes coalescers over one database, and closes them together."""
+    """Makes coalescers that run on one database, and closes them together."""
 
     def __init__(self, database: Database, die: Callable[[str, BaseException], None]) -> None:
         self._database = database
@@ -74,9 +75,9 @@ class Coalescers:
         sizes: Sizes[_Request] | None = None,
         limits: Limits | None = None,
     ) -> Coalescer[_Request, _Result]:
-        """The operation, one batch at a time in a transaction that commits. `key` and `weigh`: see Coalescer.
+        """Make a coalescer that runs each batch in a write transaction, one batch at a time by default.
 
-        `sizes` is for requests that do not say how much they weigh.
+        `key` and `weigh` are those of Coalescer. `sizes` bounds a batch whose requests do not contain their weight.
         """
         bounded = _bounded(operation, sizes)
         return self.own(
@@ -95,16 +96,16 @@ class Coalescers:
         sizes: Sizes[_Request] | None = None,
         limits: Limits = READS,
     ) -> Coalescer[_Request, _Result]:
-        """The operation in read-only transactions. `sizes`: see `writes`."""
+        """Make a coalescer that runs each batch in a read-only transaction. `sizes` is that of `writes`."""
         bounded = _bounded(operation, sizes)
         return self.own(name, lambda requests: self._database.query(lambda tx: bounded(tx, requests)), limits=limits)
 
     def pages(self, name: str, operation: Callable[[Connection, _Request], _Result]) -> Coalescer[_Request, _Result]:
-        """An operation that reads one page: a batch by itself, in a read-only transaction; several run at once."""
+        """Make a coalescer for an operation that reads one page. Each request is a batch of its own; 4 run at once."""
         return self.reads(name, lambda tx, requests: [operation(tx, request) for request in requests], limits=LISTS)
 
     def alone(self, name: str, operation: Callable[[_Request], _Result]) -> Coalescer[_Request, _Result]:
-        """An operation on one request that opens its own transactions: one request at a time."""
+        """Make a coalescer for an operation that opens its own transactions. It runs one request at a time."""
         return self.own(name, lambda requests: [operation(request) for request in requests], limits=ALONE)
 
     def own(
@@ -116,19 +117,19 @@ class Coalescers:
         weigh: Callable[[_Request], int] | None = None,
         limits: Limits | None = None,
     ) -> Coalescer[_Request, _Result]:
-        """A coalescer over what opens its own transactions, or calls another service."""
+        """Make a coalescer for a bulk operation that opens its own transactions or calls another service."""
         coalescer = Coalescer(name, bulk, key=key, weigh=weigh, limits=limits, die=self._die)
         self._made.append(coalescer)
         return coalescer
 
     def close(self) -> None:
-        """Finish what waits in each, in the order in which they were made, then end their threads."""
+        """Close the coalescers in the order in which they were made. Each one first finishes its queue."""
         for coalescer in self._made:
             coalescer.close()
 
 
 def _bounded(operation: Bulk[_Request, _Result], sizes: Sizes[_Request] | None) -> Bulk[_Request, _Result]:
-    """The operation on as many of the requests as are not too much for one transaction."""
+    """Limit the operation to as many requests of a batch as fit into one transaction."""
     if sizes is None:
         return operation
     return lambda tx, requests: operation(tx, sizes.prefix_within(tx, requests, BATCH_WEIGHT_MAX))

@@ -1,4 +1,4 @@
-"""Work that is too much for one transaction, in turns that are not."""
+"""Splits work that is too large for one transaction into turns. Each turn is one transaction."""
 
 from collections.abc import Callable, Iterator, Sequence
 from typing import TypeVar
@@ -9,9 +9,9 @@ _T = TypeVar("_T")
 def slices(
     items: Sequence[_T], weigh: Callable[[_T], int], weight_max: int, *, count_max: int | None = None
 ) -> Iterator[Sequence[_T]]:
-    """The items in order, in slices that weigh at most `weight_max` and have at most `count_max` items.
+    """Split the items, in order, into slices of at most `weight_max` weight and at most `count_max` items.
 
-    An item that weighs more is a slice of its own.
+    An item that alone weighs more is a slice of its own.
     """
     start = weight = 0
     for number, item in enumerate(items):
@@ -24,9 +24,10 @@ def slices(
 
 
 def repeat(act: Callable[[int], int], *, most: int, turn_max: int) -> int:
-    """Let `act`, which does at most so much and returns how much, do `most` in turns of at most `turn_max`.
+    """Call `act` with a limit of at most `turn_max` until it has processed `most` rows. Returns the number processed.
 
-    Ends when a turn does less than it may: then there is no more. Returns the sum.
+    `act` takes a limit and returns how many rows it processed. Fewer than the limit means that no rows are left, and
+    ends the loop.
     """
     done = 0
     while done < most:

@@ -1,4 +1,4 @@
-"""Addresses of databases as URLs, in which the names of hosts and databases are percent-encoded."""
+"""Database URLs, in which the names of hosts and databases are percent-encoded."""
 
 from os import PathLike, fspath
 from urllib.parse import unquote
@@ -7,9 +7,9 @@ from sqlalchemy import URL, make_url
 
 
 def parse(address: str | URL) -> URL:
-    """The address with its names decoded, as PostgreSQL's own programs read them; SQLAlchemy leaves them as they are.
+    """Parse a database URL and decode its names. PostgreSQL's programs decode them too, but SQLAlchemy does not.
 
-    A URL is one that was parsed already, and returned as it is. It may have no text form any more: pass it on itself.
+    Returns a URL unchanged, since it was parsed before. A decoded URL may have no valid text form: pass the object on.
     """
     if isinstance(address, URL):
         return address
@@ -18,5 +18,5 @@ def parse(address: str | URL) -> URL:
 
 
 def sqlite_url(path: str | PathLike[str]) -> str:
-    """The address of an SQLite file, whatever is in its path."""
+    """Return the URL of an SQLite file. The path may contain any character."""
     return "sqlite:///" + fspath(path).replace("%", "%25").replace("?", "%3F")

@@ -1,7 +1,7 @@
-"""One code path to two databases: engines, transactions, and what their failures mean.
+"""Transactions on PostgreSQL and SQLite, with retries and translated errors.
 
-SQLite is the embedded default, PostgreSQL is production. The transaction is the unit of everything: it is
-opened here, by entry points only, and retried here as a whole; operations receive it and never commit.
+SQLite is the embedded default, PostgreSQL is for production. Only entry points open a transaction, through this module,
+which retries it as a whole. Operations receive the transaction and never commit.
 """
 
 import random
@@ -32,10 +32,10 @@ __all__ = ["Database", "cause_of", "count_after_commit", "is_statement_error", "
 _T = TypeVar("_T")
 
 TRIES_MAX = 3
-"""How often one transaction is tried when the database itself asks for another try."""
+"""How many times a transaction is run if the database asks for a retry."""
 
 CONNECTIONS_MAX = 16
-"""Of one process. docs/postgresql.md reckons with it, and with the timeouts."""
+"""Connections per process. docs/postgresql.md quotes this number and the timeouts below."""
 
 LOCK_TIMEOUT_SECONDS = 2.0
 STATEMENT_TIMEOUT_SECONDS = 5.0
@@ -48,24 +48,23 @@ FORCE_INDEX_PLANS = "".join(
     f"; SET LOCAL {feature} = off"
     for feature in ("enable_seqscan", "enable_bitmapscan", "enable_sort", "enable_nestloop", "enable_mergejoin")
 )
-"""Settings of a transaction: PostgreSQL plans it the same way whatever it believes of its tables.
+"""Settings of a transaction that make PostgreSQL use indexes, whatever its statistics are.
 
-Autoanalyze that has once seen a table empty makes a walk through all of it look cheap, and a prepared statement keeps
-that plan while the table grows to millions. With these off, what is left are walks along an index from one bound to
-another, and joins that read each side once.
+If autoanalyze ran while a table was empty, a sequential scan looks cheap, and a prepared statement keeps that plan
+while the table grows to millions of rows. With these settings only index range scans and hash joins remain.
 """
 
 ASYNC_COMMIT = "; SET LOCAL synchronous_commit = off"
-"""Settings of a transaction: its commit waits for no disk.
+"""Settings of a transaction whose commit does not wait for the disk.
 
-When the server crashes within the second, the change may be as if never made: as a whole, and the database in order.
+If the server crashes within about a second, the whole transaction may be lost. The database stays consistent.
 """
 
 _SETTINGS = "shop_settings"
 _AFTER_COMMIT = "shop_after_commit"
 _PHASE = "shop_phase"
 OUTSIDE_TRANSACTION = "shop_outside_transaction"
-"""Execution option of a connection: its statements are transactions of their own, for `online_ddl` alone."""
+"""Execution option of a connection: each statement is a transaction of its own. Only `online_ddl` uses it."""
 
 
 _connections = metrics.gauge(
@@ -78,7 +77,7 @@ _waiting = metrics.gauge(
 
 
 class Database:
-    """A database and the transactions on it. Safe to share between threads."""
+    """A database and its connection pool. Safe to share between threads."""
 
     def __init__(self, address: str | URL, *, connections_max: int = CONNECTIONS_MAX) -> None:
         self.engine = _engine(
@@ -94,25 +93,25 @@ class Database:
         if not self.is_sqlite:
             event.listen(self.engine, "begin", self._begin_postgres)
             event.listen(self.engine, "after_cursor_execute", _note_statement)
-        # SQLite has one writer. Waiting for one's turn here is fair and wakes at once; its own busy
-        # handler sleeps and polls, so it is left for writers of other processes.
+        # SQLite allows one writer. A thread that waits for this lock wakes at once. SQLite's busy handler sleeps and
+        # polls, so it only serves to wait for other processes.
         self._turn: threading.Lock | None = threading.Lock() if self.is_sqlite else None
         self._waiting = _instrument_pool(self.engine, connections_max) if telemetry.metrics_wanted() else None
 
     @contextmanager
     def write(self, settings: str = "") -> Iterator[Connection]:
-        """A transaction that commits when the block ends and rolls back when it raises.
+        """Open a transaction that commits at the end of the block and rolls back if the block raises.
 
-        `settings` are PostgreSQL's for this transaction: FORCE_INDEX_PLANS, ASYNC_COMMIT, or both.
+        `settings` apply on PostgreSQL, to this transaction: FORCE_INDEX_PLANS, ASYNC_COMMIT, or both.
 
-        Raises ShopError for failures of the surroundings; where the commit itself got no answer, a
-        DatabaseUnavailable whose `rolled_back` is False: nobody knows whether it happened.
+        Raises ShopError if the database fails. If the commit got no response, that is a DatabaseUnavailable whose
+        `rolled_back` is False: the transaction may or may not have been committed.
         """
         with self._in_turn(), _translated() as phase, self._connect() as tx:
             if settings:
                 tx.execution_options(**{_SETTINGS: settings})
             self._begin(tx, phase)
-            # A pooled connection keeps what a transaction before this one left behind when it failed.
+            # `info` outlives a transaction: a failed one may have left its counts on this pooled connection.
             counted: list[tuple[Metric[Counter], Mapping[tuple[str, ...], int]]] = []
             tx.info[_AFTER_COMMIT] = counted
             try:
@@ -133,20 +132,20 @@ class Database:
 
     @contextmanager
     def read(self, settings: str = "") -> Iterator[Connection]:
-        """A read-only transaction, with `settings` as in `write`. Raises ShopError for failures of the surroundings."""
+        """Open a read-only transaction, with `settings` as in `write`. Raises ShopError if the database fails."""
         options = {READ_ONLY: True, _SETTINGS: settings}
         with _translated() as phase, self._connect().execution_options(**options) as tx:
             self._begin(tx, phase)
             yield tx
-            # Not rolled back: psycopg forgets a connection's prepared statements with every ROLLBACK.
+            # Commit, because psycopg drops a connection's prepared statements at every ROLLBACK.
             tx.commit()
 
     def transact(self, operation: Callable[[Connection], _T], settings: str = "") -> _T:
-        """Run the operation in one transaction; again, as a whole, where the database asks for that."""
+        """Run the operation in one transaction. If the database asks for it, retry both, up to TRIES_MAX runs."""
         return self._retrying(self.write, operation, settings)
 
     def query(self, operation: Callable[[Connection], _T], settings: str = "") -> _T:
-        """Run the operation in one read-only transaction, tried as `transact` is."""
+        """Run the operation in one read-only transaction, with the retries of `transact`."""
         return self._retrying(self.read, operation, settings)
 
     def close(self) -> None:
@@ -164,13 +163,13 @@ class Database:
         options = tx.get_execution_options()
         if options.get(OUTSIDE_TRANSACTION):
             return
-        # Through the driver and never prepared: a prepared statement can't hold several commands.
+        # Bypass SQLAlchemy and do not prepare it: a prepared statement cannot contain several commands.
         driver: Any = tx.connection.driver_connection
         begin = (_BEGIN_READ if options.get(READ_ONLY) else _BEGIN_WRITE) + options.get(_SETTINGS, "")
         try:
             driver.execute(begin, prepare=False)
         except psycopg.Error as error:
-            # Raised outside SQLAlchemy's own cursor, so the pool has to be told that this connection is gone.
+            # SQLAlchemy does not see an error of the driver, so invalidate the connection here.
             self._invalidator.end(tx.info)
             tx.invalidate(error)
             raise exc.DBAPIError(begin, None, error, connection_invalidated=True) from error
@@ -191,7 +190,7 @@ class Database:
             except (StaleConnection, Collision):
                 if attempt == TRIES_MAX:
                     raise
-                # Two that deadlocked must not meet again in step.
+                # Random, so that two transactions that deadlocked do not retry at the same time.
                 time.sleep(random.uniform(0, 0.01 * attempt))
         raise AssertionError("unreachable: the last try returns or raises")
 
@@ -209,9 +208,9 @@ class Database:
 
 
 def count_after_commit(tx: Connection, metric: Metric[Counter], counts: Mapping[tuple[str, ...], int]) -> None:
-    """Add to a counter, by its labels' values, when the transaction has committed.
+    """Increase a counter after the transaction has committed. `counts` is by the values of the labels.
 
-    Never when it has not, or nobody knows; and what was to be counted may be lost with the process.
+    Counts nothing if the transaction was rolled back or its outcome is unknown. A crash after the commit loses counts.
     """
     if telemetry.metrics_wanted():
         tx.info.setdefault(_AFTER_COMMIT, []).append((metric, counts))
@@ -223,7 +222,7 @@ def _note_statement(tx: Connection, *_: object) -> None:
 
 
 def _instrument_pool(engine: Engine, connections_max: int) -> Gauge:
-    """Let Prometheus see the pool; what counts those who wait for it."""
+    """Export metrics of the pool. Returns the gauge of transactions that wait for a connection."""
     pool = Path(engine.url.database or "").stem
     used, idle = _connections(pool, "used"), _connections(pool, "idle")
     _most(pool).set(connections_max)
@@ -239,7 +238,7 @@ def _instrument_pool(engine: Engine, connections_max: int) -> Gauge:
 
 @contextmanager
 def _translated() -> Iterator[Phase]:
-    """Turn SQLAlchemy's exceptions into ours. What a request's data or a defect caused passes unchanged."""
+    """Translate SQLAlchemy's exceptions to ShopError. Errors caused by data or by a defect of ours pass unchanged."""
     phase = Phase()
     try:
         yield phase
@@ -250,7 +249,7 @@ def _translated() -> Iterator[Phase]:
 
 
 def plain_engine(address: str | URL) -> Engine:
-    """For tools: a connection for each use, and each statement by itself, without the timeouts of our transactions."""
+    """Make an engine for tools: without a pool, in autocommit mode, and without the timeouts of transactions."""
     return _engine(parse(address), poolclass=NullPool)
 
 
@@ -258,9 +257,9 @@ def _engine(url: URL, **pool: Any) -> Engine:
     is_sqlite = url.get_backend_name() == "sqlite"
     engine = create_engine(
         url,
-        # We say BEGIN ourselves, see _begin_*: drivers begin late (sqlite3) or in a round trip of its own (psycopg).
+        # We send BEGIN ourselves: sqlite3 sends it too late, psycopg in a separate round trip.
         isolation_level="AUTOCOMMIT",
-        # What callers sent is nobody else's business: errors are logged, and logs are read by many.
+        # Errors are logged, and the logs must not contain data of callers.
         hide_parameters=True,
         connect_args=sqlite.CONNECT if is_sqlite else _postgres_arguments(url),
         **pool,
@@ -271,14 +270,14 @@ def _engine(url: URL, **pool: Any) -> Engine:
 
 
 def _postgres_arguments(url: URL) -> dict[str, object]:
-    # After a failover an address may lead to a standby for a while. We can do nothing on a standby, so we refuse the
-    # connection. An address with several servers may ask for something else.
+    # After a failover an address may lead to a standby for a while. A standby accepts no writes, so refuse the
+    # connection. The operator's URL may set another value.
     target = {} if "target_session_attrs" in url.query else {"target_session_attrs": "primary"}
     return {
         "connect_timeout": CONNECT_TIMEOUT_SECONDS,
         "application_name": "shop",
-        # With the connection and not after it: a database in SQL_ASCII answers even SQLAlchemy's first question in
-        # bytes. It is one of the few start-up parameters that PgBouncer takes.
+        # Set at connection time: from a database in SQL_ASCII, even SQLAlchemy's first query would return bytes.
+        # PgBouncer accepts this startup parameter, and few others.
         "client_encoding": "UTF8",
         "keepalives_idle": 10,
         "keepalives_interval": 5,
@@ -297,22 +296,21 @@ _SESSION = "; ".join(
         ("standard_conforming_strings", "on"),
     )
 )
-"""What servers, databases and roles may have other defaults for, and what is meant here.
+"""Settings of each new connection, since servers, databases and roles may have other defaults.
 
-Python compares two times of one zone by their wall clocks, which go back by an hour in autumn. So no time may come in
-another zone than UTC. They are set once, on each new connection: PgBouncer carries each of them from one server
-connection to another, as it does not with other settings.
+The time zone must be UTC: Python compares two timestamps of one zone by wall clock, which is ambiguous for an hour in
+autumn. PgBouncer transfers these settings to each server connection that it uses. It does not do so for others.
 """
 
 
 def _configure_postgres(connection: psycopg.Connection, _: ConnectionPoolEntry) -> None:
     connection.execute(_SESSION, prepare=False)
-    # Our ids are texts. The driver would make an object of each, of which SQLAlchemy makes a text again.
+    # Ids are text in our code. The default loader would create a UUID object, which SQLAlchemy converts back to text.
     connection.adapters.register_loader("uuid", TextLoader)
 
 
-# SET LOCAL, not startup options, since PgBouncer refuses those; one round trip with the BEGIN. A frozen holder
-# of a hot row is thrown out after the idle timeout, so that others go on.
+# SET LOCAL in the same round trip as BEGIN, because PgBouncer refuses startup options. The idle timeout ends the
+# transaction of a frozen process, which could hold the lock of a hot row.
 _TIMEOUTS = (
     f"; SET LOCAL lock_timeout = {int(LOCK_TIMEOUT_SECONDS * 1000)}"
     f"; SET LOCAL statement_timeout = {int(STATEMENT_TIMEOUT_SECONDS * 1000)}"
