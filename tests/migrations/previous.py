@@ -1,0 +1,45 @@
+"""The source of the commit that was landed before the one under test, taken out of git."""
+
+import io
+import subprocess
+import tarfile
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+MAIN_BRANCHES = ("origin/main", "main")
+
+
+def revision() -> str:
+    """The commit where this branch left main; on main itself, the first parent of HEAD.
+
+    Raises AssertionError if git cannot tell: outside a repository, or in a clone of depth 1.
+    """
+    head = _git("rev-parse", "HEAD")
+    for branch in MAIN_BRANCHES:
+        found = _run("merge-base", "HEAD", branch)
+        base = found.stdout.decode().strip()
+        if found.returncode == 0 and base != head:
+            return base
+    # A CI job that checks out a merge commit has no branch main. The first parent of that commit is the tip of main.
+    return _git("rev-parse", "--verify", "HEAD^1")
+
+
+def check_out(commit: str, folder: Path) -> str:
+    """Write the packages of a commit to a folder. Returns the PYTHONPATH that puts them before the installed ones."""
+    archive = _run("archive", "--format=tar", commit, "libs", "services", "proto")
+    assert archive.returncode == 0, archive.stderr.decode()
+    with tarfile.open(fileobj=io.BytesIO(archive.stdout)) as files:
+        files.extractall(folder, filter="data")
+    sources = [*sorted(folder.glob("libs/*/src")), *sorted(folder.glob("services/*/src")), folder / "proto" / "gen"]
+    return ":".join(map(str, sources))
+
+
+def _git(*arguments: str) -> str:
+    result = _run(*arguments)
+    advice = "This test needs the previous commit: in a shallow clone, run `git fetch --deepen=1`."
+    assert result.returncode == 0, f"git {' '.join(arguments)}: {result.stderr.decode().strip()}\n{advice}"
+    return result.stdout.decode().strip()
+
+
+def _run(*arguments: str) -> subprocess.CompletedProcess[bytes]:
+    return subprocess.run(["git", "-C", str(ROOT), *arguments], capture_output=True, check=False)
