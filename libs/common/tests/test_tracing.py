@@ -6,7 +6,7 @@ from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
 from structlog.testing import capture_logs
 
-from shop_common.telemetry.tracing import TellingOnce
+from shop_common.telemetry.tracing import DeduplicatingExporter
 
 TAKEN, LOST = SpanExportResult.SUCCESS, SpanExportResult.FAILURE
 
@@ -22,7 +22,7 @@ class Collector(SpanExporter):
 
 
 def test_a_collector_that_is_away_is_told_of_once_and_once_again_when_it_is_back() -> None:
-    exporter = TellingOnce(Collector(TAKEN, LOST, LOST, LOST, TAKEN, TAKEN, LOST), "http://collector:4317")
+    exporter = DeduplicatingExporter(Collector(TAKEN, LOST, LOST, LOST, TAKEN, TAKEN, LOST), "http://collector:4317")
 
     with capture_logs() as lines:
         for _ in range(7):

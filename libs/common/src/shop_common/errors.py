@@ -1,7 +1,23 @@
-"""What can go wrong, by kind. A domain error is one small class beside its operation; it knows no gRPC.
+"""The kinds of errors that callers receive.
 
-Each concrete error has a stable `reason`, on which callers may branch, and carries in `metadata` the numbers
-they need. `shop_common.rpc.status` is the one place that maps kinds to gRPC statuses.
+ShopError
+  InvalidInput                   INVALID_ARGUMENT
+  NotFound                       NOT_FOUND
+  Refused                        FAILED_PRECONDITION
+  Conflict                       ABORTED
+    Contention
+      LockTimeout
+  Overload                       RESOURCE_EXHAUSTED
+    QueueFull
+    PoolTimeout
+  Unavailable                    UNAVAILABLE
+    DatabaseUnavailable
+      DatabaseNeedsRepair
+      TransactionTimeout
+
+Only `shop_common.rpc.status` maps kinds to gRPC statuses; errors know nothing of gRPC. Each service defines its domain
+errors as subclasses of a kind. A concrete error has a stable `reason`, on which callers may branch, and `metadata` with
+the values that callers need.
 """
 
 from collections.abc import Sequence
@@ -10,7 +26,7 @@ from typing import ClassVar
 
 
 class ShopError(Exception):
-    """The root of every error that a caller is told about. Anything else is a defect."""
+    """The root of all errors that are reported to callers. Any other exception is a defect."""
 
     reason: ClassVar[str]
 
@@ -19,20 +35,20 @@ class ShopError(Exception):
         self.message = message
 
     def metadata(self) -> dict[str, str]:
-        """What a program needs to act on the error; keys are stable."""
+        """Return the values that a program needs to handle the error. The keys are stable."""
         return {}
 
 
 @dataclass(frozen=True)
 class Violation:
-    """One bad field: its path in the request (`items[2].quantity`) and what it must be."""
+    """An invalid field: its path in the request (`items[2].quantity`) and what it must be."""
 
     field: str
     description: str
 
 
 class InvalidInput(ShopError):
-    """The request itself is wrong, whatever the state of the shop. Names every bad field."""
+    """The request is invalid, whatever the state of the system. Names every invalid field."""
 
     reason = "INVALID_FIELD"
 
@@ -42,41 +58,41 @@ class InvalidInput(ShopError):
 
 
 class NotFound(ShopError):
-    """What the request names does not exist."""
+    """The requested resource does not exist."""
 
 
 class Refused(ShopError):
-    """The state of the shop does not allow it; the same call may succeed later."""
+    """The current state does not allow the call. The same call may succeed later."""
 
 
 class Conflict(ShopError):
-    """Another change came in between; read again and retry."""
+    """A concurrent change prevented the call. Read again and retry."""
 
 
 class Overload(ShopError):
-    """More work than the process takes on; wait `retry_after_seconds` and retry."""
+    """The process has reached a limit. Wait `retry_after_seconds` and retry."""
 
     retry_after_seconds: float = 1.0
 
 
 class Unavailable(ShopError):
-    """Something this process depends on is away; retry with backoff and the same request_id."""
+    """A dependency of this process is unavailable. Retry with backoff and the same request_id."""
 
 
 class Contention(Conflict):
-    """Others changed the same rows for too long; nothing was done."""
+    """Other transactions kept changing the same rows. Nothing was written."""
 
     reason = "CONTENTION"
 
 
 class QueueFull(Overload):
-    """As many calls wait as are allowed to; this one was not taken on."""
+    """The queue is full. The call was not started."""
 
     reason = "QUEUE_FULL"
 
 
 class PoolTimeout(Overload):
-    """No database connection came free in time; nothing was done."""
+    """No database connection became free in time. Nothing was written."""
 
     reason = "POOL_TIMEOUT"
 
@@ -84,8 +100,8 @@ class PoolTimeout(Overload):
 class DatabaseUnavailable(Unavailable):
     """The database did not answer.
 
-    `rolled_back` is False when a commit was sent and not answered: nobody knows whether it happened, and the
-    request_id settles a retry.
+    `rolled_back` is False if a COMMIT was sent without a response: the transaction may have committed. A retry with the
+    same request_id is safe.
     """
 
     reason = "DATABASE_UNAVAILABLE"
@@ -96,19 +112,19 @@ class DatabaseUnavailable(Unavailable):
 
 
 class DatabaseNeedsRepair(DatabaseUnavailable):
-    """The database answers and cannot do its work: a table or a grant is missing, the disk is full, its file is gone.
+    """The database responds but needs an operator: a table or grant is missing, the disk is full, or its file is gone.
 
-    The same call succeeds once the operator has mended that. Nothing was done.
+    The same call succeeds after the repair. Nothing was written.
     """
 
 
 class TransactionTimeout(DatabaseUnavailable):
-    """The database gave the transaction up because it took too long, and rolled it back."""
+    """The database cancelled the transaction because it took too long, and rolled it back."""
 
 
 class LockTimeout(Contention):
-    """The transaction waited too long for a row that another one has locked, and was rolled back."""
+    """The transaction waited too long for a locked row, and was rolled back."""
 
 
 TIMEOUTS = (TransactionTimeout, LockTimeout)
-"""After these, a transaction that does less may succeed. Nothing was done."""
+"""After these errors, a smaller transaction may succeed. Nothing was written."""

@@ -4,7 +4,7 @@
     lifecycle.begin("inventory-api", settings)
     telemetry.start("inventory-api", settings)
     ...
-    lifecycle.serve(server, settings, on_stop=[consumer.stop, reserve.close, database.close, telemetry.shutdown])
+    lifecycle.serve(server, settings, on_stop=[consumer.stop, operations.close, database.close, telemetry.shutdown])
 
 SIGTERM and SIGINT: report NOT_SERVING, wait `drain_seconds`, let running calls finish, run `on_stop`, exit 0. A second
 signal ends the process at once.
@@ -32,7 +32,7 @@ SWITCH_INTERVAL_SECONDS = 0.05
 GARBAGE_THRESHOLD = 20_000
 
 FLUSH_SECONDS_MAX = 10.0
-"""What runs after the last call has this long together; then the process ends without it."""
+"""Time limit for all `on_stop` functions together. After it the process exits without waiting for the rest."""
 
 _STOP_SIGNALS = {signal.SIGTERM, signal.SIGINT}
 
@@ -40,7 +40,7 @@ _log = logs.get(__name__)
 
 
 class Serving(Protocol):
-    """What answers calls: the server of an API, or the HealthServer of a process without one."""
+    """The server of an API, or the HealthServer of a process without an API."""
 
     health: Health
     port: int
@@ -51,7 +51,7 @@ class Serving(Protocol):
 
 
 class _Life:
-    """The one life that a process has."""
+    """The state of this process; there is one per process."""
 
     process = ""
     serving: Serving | None = None
@@ -59,10 +59,10 @@ class _Life:
 
 
 def begin(process: str, settings: CommonSettings) -> None:
-    """Start logs, make sure that the ports are free, raise the limit of open files, take signals.
+    """Configure logging, check that the ports are free, raise the limit of open files, start handling signals.
 
-    With WORKERS > 1 this process becomes the parent of that many others, which run the same program, and does not
-    come back from here. Ends the process with one sentence and exit code 1 when a port is busy.
+    With WORKERS > 1 this process becomes the parent of that many workers, which run the same program, and this
+    function does not return. If a port is in use, it prints one sentence and exits with code 1.
     """
     _Life.process = process
     logs.start(process, settings)
@@ -75,19 +75,19 @@ def begin(process: str, settings: CommonSettings) -> None:
         count = getattr(settings, "workers", 1)
         if count > 1:
             raise SystemExit(workers.supervise(count, settings))
-    # Blocked here, and so in every thread, all of which start later: signals come to the one that asks for them.
+    # All threads start later and inherit this mask. Only the signal thread, in sigwait, receives these signals.
     signal.pthread_sigmask(signal.SIG_BLOCK, _STOP_SIGNALS)
     threading.Thread(target=_take_signals, name="signals", daemon=True).start()
     workers.follow_parent(settings, is_ready=lambda: _Life.serving is not None and _Life.serving.health.ready)
 
 
 def serve(server: Serving, settings: CommonSettings, *, on_stop: Sequence[Callable[[], object]] = ()) -> None:
-    """Serve until a signal comes, then drain. Returns when all has ended well.
+    """Serve until a stop signal arrives, then drain and return.
 
-    Each of `on_stop` runs, in order, when the last call has ended, even if one before it failed; then the exit code is
-    1. To be called from the main thread, after `begin`.
+    After the last call has ended, runs each function in `on_stop`, in order, even if an earlier one failed. If one
+    failed, the process exits with code 1. Call it from the main thread, after `begin`.
     """
-    # Before the start: whoever finds us ready may stop us at once.
+    # Set before the start: a client may stop the process as soon as it reports ready.
     _Life.serving = server
     try:
         server.start()
@@ -100,7 +100,7 @@ def serve(server: Serving, settings: CommonSettings, *, on_stop: Sequence[Callab
 
     _log.info("stopping", drain_seconds=settings.drain_seconds)
     server.health.drain()
-    # Calls are still taken here: balancers and clients need a moment to see that we are leaving.
+    # Calls are still accepted: load balancers and clients need time to see NOT_SERVING.
     time.sleep(settings.drain_seconds)
     server.stop(settings.grace_seconds)
     if not _flush(on_stop):
@@ -109,20 +109,20 @@ def serve(server: Serving, settings: CommonSettings, *, on_stop: Sequence[Callab
 
 
 def _settle_down() -> None:
-    """Tune the interpreter for a process that has all it needs and now serves calls on many threads."""
-    # Threads here block often, on sockets and on each other, and pass the interpreter on by that. One that waits for
-    # it asks every so often for it to be passed on at once; a hundred that ask every 5 ms do little else.
+    """Tune the interpreter for serving calls on many threads, after everything is loaded."""
+    # Our threads block often, and release the interpreter lock when they do. A thread that waits for the lock requests
+    # a switch at each interval; with 100 threads and the default of 5 ms, switching takes most of the time.
     sys.setswitchinterval(SWITCH_INTERVAL_SECONDS)
-    # What was made at start stays: the collector need not look through it again and again.
+    # Objects created at start live forever. Freezing them spares the collector from scanning them again.
     gc.collect()
     gc.freeze()
     gc.set_threshold(GARBAGE_THRESHOLD)
 
 
 def die(reason: str, error: BaseException | None = None) -> None:
-    """End the process now, from any thread: a part without which it only seems to work has failed.
+    """Log the reason and exit with code 1 at once. For a failure after which the process could not do its work.
 
-    It is started again by what watches it; nothing here needs a clean end.
+    May be called from any thread. The supervisor restarts the process; nothing depends on a clean shutdown.
     """
     _log.critical(reason, exc_info=error)
     if _Life.serving is not None:
@@ -132,14 +132,14 @@ def die(reason: str, error: BaseException | None = None) -> None:
 
 
 def _take_signals() -> None:
-    """Wait for signals on a thread of their own.
+    """Wait for signals on a dedicated thread.
 
-    Python's handlers run on the main thread, between its instructions: one that waits would miss a signal that the
-    system gives to another thread, as it does to a process that was just thawed.
+    Python runs signal handlers on the main thread, between instructions. A blocked main thread would miss a signal
+    that the system delivers to another thread, as it does to a process that was just thawed.
     """
     number = signal.sigwait(_STOP_SIGNALS)
     if _Life.serving is None:
-        # Still starting: there is nothing to finish, and unwinding could wait for a thread.
+        # Still starting: no call is running, and a normal exit could block on a thread.
         os._exit(128 + number)
     _Life.stop_asked.set()
     first_at = time.monotonic()
@@ -159,7 +159,7 @@ def _flush(on_stop: Sequence[Callable[[], object]]) -> bool:
         try:
             step()
         except Exception:
-            # The steps do not depend on each other: the later ones still have something to save.
+            # The functions do not depend on each other: later ones may still have data to save.
             _log.exception("a step of stopping failed", step=getattr(step, "__qualname__", repr(step)))
             well = False
     overdue.cancel()
@@ -175,10 +175,10 @@ def _probe(settings: CommonSettings) -> None:
 
 
 def _raise_file_limit() -> None:
-    """Each connection is a file; the usual soft limit of 1,024 is for programs that use select()."""
+    """Raise the soft limit of open files: each connection is a file, and the usual 1,024 exists for select()."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     try:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     except (ValueError, OSError) as error:
-        # macOS says "unlimited" and takes less. The soft limit stays, and serves fewer clients.
+        # macOS reports "unlimited" but accepts less. The soft limit stays, which allows fewer connections.
         _log.warning("the limit of open files stays as it is", error=str(error))

@@ -1,8 +1,8 @@
-"""The health of a process: whether it works, and whether it is ready for calls. They are two questions.
+"""The health of a process, reported separately as liveness and readiness.
 
-`liveness` is SERVING from start to exit, whatever databases and brokers do: a restart would not mend those. With
-WORKERS > 1 their parent speaks for them, see `workers`.
-The empty name and the full name of each API are SERVING while every part of the process says it is ready.
+Service `liveness` is SERVING from start to exit, even if a database or broker is down: a restart would not repair
+those. With WORKERS > 1 the parent reports the health of all workers, see `workers`.
+The empty name and the full name of each API are SERVING while every component of the process is ready.
 """
 
 import threading
@@ -27,10 +27,10 @@ _REQUEST_BYTES_MAX = 4096
 _STREAMS_MAX = 100
 CONNECTIONS_MAX = 100
 _UNUSED_MS = 2000
-"""A probe asks as soon as it is connected. A connection on which nothing is asked for so long is closed."""
+"""A probe sends its request right after it connects. A connection idle for longer is closed."""
 _CONNECTION_MS_MAX = 60_000
 _GRACE_SECONDS_MAX = 1.0
-"""An answer takes no time, and a client that does not read it must not hold up the end."""
+"""Responses take no time, and a client that does not read them must not delay shutdown."""
 _POLL_SECONDS = 0.01
 
 
@@ -54,33 +54,37 @@ class Health:
         return self._ready
 
     def serve_on(self, server: grpc.Server) -> HealthService:
-        """Answer on this server."""
+        """Add grpc.health.v1 to this server."""
         service = HealthService(self)
         service.add_to(server)
         self._services.append(service)
         return service
 
     def set_ready(self, part: str, ready: bool) -> None:
-        """Say whether one part (`server`, `consumer`) is ready; the process is when all its parts are."""
+        """Set whether one component is ready. The process is ready when all its components are.
+
+        Components are `server`, `schema` and `consumer` in an API, `relay`, `work` in the other processes, and
+        `workers` in a parent of workers.
+        """
         with self._lock:
             self._ready_parts[part] = ready
             self._publish()
 
     def set_live(self, live: bool) -> None:
-        """Say whether the process works at all. For a parent of workers: any other process that can answer works."""
+        """Set liveness. Only a parent of workers calls it: any other process that can respond is live."""
         if live != self._live:
             self._live = live
             for service in self._services:
                 service.publish()
 
     def drain(self) -> None:
-        """Not ready from now on, whatever any part says later."""
+        """Report NOT_SERVING from now on, whatever components report later."""
         with self._lock:
             self._draining = True
             self._publish()
 
     def wait_published(self, seconds: float) -> None:
-        """Wait until those who watch have been told what holds now, at most so long."""
+        """Wait until all watches have received the current status, or `seconds` have passed."""
         end = time.monotonic() + seconds
         while any(service.is_publishing() for service in self._services) and time.monotonic() < end:
             time.sleep(_POLL_SECONDS)
@@ -104,9 +108,9 @@ class Health:
 
 
 class HealthServer:
-    """A gRPC server with nothing but health, on a port that clients cannot reach: it answers whatever they do.
+    """A gRPC server with only grpc.health.v1, on a port that clients cannot reach, so that load cannot block probes.
 
-    It speaks for `health`, or is all that a process serves, which is then ready when this server has started.
+    It reports `health`. Without one it is the only server of its process, and sets `server` ready when it has started.
     """
 
     def __init__(self, port: int, *, listen_host: str, health: Health | None = None) -> None:
@@ -118,26 +122,26 @@ class HealthServer:
             ("grpc.so_reuseport", 0),
             ("grpc.max_receive_message_length", _REQUEST_BYTES_MAX),
             ("grpc.max_concurrent_streams", _STREAMS_MAX),
-            # Few, and none is kept for long: those that nobody uses must not keep a probe out.
+            # Idle connections must not keep a probe out: allow few, and close them soon.
             ("grpc.max_allowed_incoming_connections", CONNECTIONS_MAX),
             ("grpc.server_handshake_timeout_ms", _UNUSED_MS),
             ("grpc.max_connection_idle_ms", _UNUSED_MS),
             ("grpc.max_connection_age_ms", _CONNECTION_MS_MAX),
             ("grpc.max_connection_age_grace_ms", _UNUSED_MS),
         )
-        # The service brings its own threads, and nothing else runs here.
+        # HealthService has its own threads, and no other service runs here.
         self._server = grpc.server(futures.ThreadPoolExecutor(1), options=options)
         self._service = self.health.serve_on(self._server)
 
     def start(self) -> None:
-        """Open the port and answer. Raises PortBusy."""
+        """Open the port and start serving. Raises PortBusy."""
         self.port = opened(self._listen_host, self.port, self._server.add_insecure_port)
         self._server.start()
         if self._is_alone:
             self.health.set_ready("server", True)
 
     def stop(self, grace_seconds: float) -> None:
-        """Let running calls finish, at most so long, and stop."""
+        """Stop, after waiting up to `grace_seconds` for running calls."""
         self._service.end_watches()
         self._server.stop(min(grace_seconds, _GRACE_SECONDS_MAX)).wait()
         self._service.stop()

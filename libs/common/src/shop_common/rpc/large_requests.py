@@ -1,7 +1,7 @@
-"""Large requests, of which few are worked on at a time.
+"""Limits how many large requests are decoded and processed at the same time.
 
-A message takes up to a hundred times its bytes once it is decoded: two bytes are enough for an empty entry of a list.
-So a few callers at once could take all memory with requests that are refused as soon as they are looked at.
+A decoded message takes up to a hundred times its encoded size: two bytes encode an empty entry of a list. Without a
+limit, a few callers could exhaust memory with requests that validation then rejects.
 """
 
 import threading
@@ -15,16 +15,16 @@ from shop_common.errors import QueueFull
 _T = TypeVar("_T")
 
 LARGE_REQUEST_BYTES = 64 * 1024
-"""What is smaller is decoded and refused before the interpreter passes to another thread."""
+"""A smaller request is decoded and rejected before the interpreter switches to another thread."""
 
 WORKED_ON_BYTES_MAX = 1024 * 1024
-"""The largest request, or several smaller ones: a full batch of reservations has half a megabyte."""
+"""One request of the maximum size, or several smaller ones: a full batch of reservations has half a megabyte."""
 
 WAITING_BYTES_MAX = 32 * 1024 * 1024
 
 
 class LargeRequests:
-    """The large requests of one server. Safe to share between threads."""
+    """Admission of large requests on one server. Safe to share between threads."""
 
     def __init__(self) -> None:
         self._changed = threading.Condition()
@@ -33,17 +33,18 @@ class LargeRequests:
         self._decoder = futures.ThreadPoolExecutor(1, thread_name_prefix="decoder")
 
     def decoded(self, decode: Callable[[bytes], _T], data: bytes) -> _T:
-        """The message in these bytes. Raises what `decode` raises.
+        """Decode the message on the decoder thread. Raises what `decode` raises.
 
-        On one thread for all: the C library keeps apart what each thread has freed, and others do not use it again.
+        All large messages are decoded on one thread because the C library keeps freed memory per thread: decoding on
+        many threads would let each of them keep its own.
         """
         return self._decoder.submit(decode, data).result()
 
     @contextmanager
     def turn(self, size: int, seconds: float) -> Iterator[None]:
-        """Work on a request of so many bytes in this block, after it has waited for others, at most so long.
+        """Admit a request of `size` bytes for the duration of the block, after waiting for others up to `seconds`.
 
-        Raises QueueFull when too much waits already, or the time is up.
+        Raises QueueFull if too many bytes are waiting already, or after `seconds`.
         """
         with self._changed:
             if self._waiting + size > WAITING_BYTES_MAX:

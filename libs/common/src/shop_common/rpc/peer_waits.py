@@ -1,8 +1,8 @@
-"""Calls that wait for their peer: for a message to arrive, or for a response to be read.
+"""Bounds the time that calls wait for their peer to send a message or to read a response.
 
-grpcio waits for a peer without an end, and mostly on a thread. So every such wait is registered here, and is ended
-after some seconds, or as soon as too many calls wait: then the call that has waited longest is ended first. An honest
-call, whose message travels with its headers, waits for microseconds.
+grpcio waits for a peer without a limit, and mostly blocks a thread. So every such wait is registered here. A call is
+ended after a number of seconds, or when too many calls wait: then the one that has waited longest is ended first.
+A well-behaved client sends its message with the headers, so its call waits for microseconds.
 """
 
 import threading
@@ -15,9 +15,9 @@ SWEEP_SECONDS = 0.5
 
 
 class PeerWaits:
-    """The waiting calls of one server. At most `calls_max` wait at once, each for at most `seconds`.
+    """The waiting calls of one server: at most `calls_max` at once, each for at most `seconds`.
 
-    Safe to share between threads. Nothing ends by its time before `start`.
+    Safe to share between threads. Calls do not time out before `start`.
     """
 
     def __init__(self, name: str, *, calls_max: int, seconds: float, waits_for: str) -> None:
@@ -25,18 +25,18 @@ class PeerWaits:
         self._calls_max = calls_max
         self._seconds = seconds
         self._waits_for = waits_for
-        # In the sequence in which they began to wait, so that the first one has waited longest.
+        # In the order in which the waits began: the first call has waited longest.
         self._since: dict[grpc.ServicerContext, float] = {}
         self._lock = threading.Lock()
         self._stopped = threading.Event()
 
     @property
     def count(self) -> int:
-        """How many calls wait now."""
+        """The number of calls that are waiting."""
         return len(self._since)
 
     def begin(self, context: grpc.ServicerContext) -> None:
-        """This call waits from now on; one that waits already begins anew."""
+        """Register that this call waits. If it is waiting already, its time starts again."""
         longest = None
         with self._lock:
             if self._since:
@@ -46,22 +46,22 @@ class PeerWaits:
                 longest = next(iter(self._since))
                 del self._since[longest]
         if longest is not None:
-            # Clients may send it again: nothing of it was done.
+            # UNAVAILABLE lets clients retry: the call had no effect.
             _end(
                 longest, grpc.StatusCode.UNAVAILABLE, f"ended while waiting for {self._waits_for}: too many calls wait"
             )
 
     def end(self, context: grpc.ServicerContext) -> bool:
-        """This call waits no more. False if it was ended here, or did not wait."""
+        """Register that this call no longer waits. Returns False if it was ended here or was not waiting."""
         with self._lock:
             return self._since.pop(context, None) is not None
 
     def start(self) -> None:
-        """End from now on what has waited too long."""
+        """Start ending calls that have waited too long."""
         threading.Thread(target=self._sweep, name=f"{self._name} waits", daemon=True).start()
 
     def stop(self) -> None:
-        """Stop ending calls by their time."""
+        """Stop ending calls that wait too long."""
         self._stopped.set()
 
     def _sweep(self) -> None:
@@ -81,6 +81,6 @@ class PeerWaits:
 
 
 def _end(context: Any, code: grpc.StatusCode, why: str) -> None:
-    """End a call from a thread that is not its own, whatever its peer does."""
-    # The public `context.cancel()` is this call without arguments, which tells the client CANCELLED and no reason.
+    """End a call from another thread, whatever its peer does."""
+    # The public `context.cancel()` makes the same call without arguments: the client gets CANCELLED and no reason.
     context._rpc_event.call.cancel(code.value[0], why)  # noqa: SLF001

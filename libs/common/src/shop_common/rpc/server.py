@@ -33,7 +33,7 @@ from shop_common.rpc.large_requests import LARGE_REQUEST_BYTES, LargeRequests
 from shop_common.rpc.peer_waits import PeerWaits
 from shop_common.rpc.status import STATUS_KEY, code_of, new_status, to_status
 from shop_common.telemetry import logs, metrics, telemetry
-from shop_common.telemetry.logs import Flood
+from shop_common.telemetry.logs import LogRateLimiter
 
 CALL_SECONDS_MAX = 30.0
 """The time a call has when its client sets no deadline."""
@@ -263,7 +263,7 @@ class _Method:
         self._describe = describe
         self._method = path.lstrip("/")
         self._has_metrics = telemetry.metrics_wanted()
-        self._flood = Flood()
+        self._log_limiter = LogRateLimiter()
 
     def running(self, handler: _Handler) -> _Handler:
         """The handler with everything around it; on the wire it stays what it is."""
@@ -435,7 +435,7 @@ class _Method:
         if failure.error_id is not None:
             _log.error("call failed", error_id=failure.error_id, exc_info=error, **about)
             return
-        unwritten = self._flood.admit(failure.reason)
+        unwritten = self._log_limiter.admit(failure.reason)
         if unwritten is None:
             return
         if unwritten:

@@ -1,4 +1,4 @@
-"""Log lines: JSON for machines, aligned text for people, with the trace they belong to in each."""
+"""Structured logs: JSON for machines, aligned text for a terminal. Each line carries the current trace and span id."""
 
 import json
 import logging
@@ -25,13 +25,13 @@ _lost = metrics.counter(
 
 
 def get(name: str) -> Log:
-    """The log of a module. May be taken at import: it is set up at its first line."""
+    """Return the logger of a module. Safe to call at import: the logger is configured when it writes its first line."""
     log: Log = structlog.get_logger(module=name)
     return log
 
 
 def start(process: str, settings: CommonSettings) -> None:
-    """Write lines to standard output from now on, those of libraries (by `logging`) too."""
+    """Configure logging to standard output, including what libraries write through `logging`."""
     level = logging.getLevelNamesMapping()[settings.log_level.upper()]
     as_json = settings.log_format is LogFormat.JSON or (
         settings.log_format is LogFormat.AUTO and not sys.stdout.isatty()
@@ -58,11 +58,11 @@ def start(process: str, settings: CommonSettings) -> None:
         cache_logger_on_first_use=True,
     )
     _route_libraries(level, common, render)
-    startup.count_lost_with(_lost().inc)  # made here, so that it reads 0 until the first
+    startup.count_lost_with(_lost().inc)  # created now, so that it is exported as 0
 
 
-class Flood:
-    """Keeps a storm of equal events from becoming a storm of lines. Safe to share between threads."""
+class LogRateLimiter:
+    """Limits how many lines per second are written for the same event. Safe to share between threads."""
 
     def __init__(self, lines_per_second: int = 20) -> None:
         self._lines_max = lines_per_second
@@ -72,7 +72,7 @@ class Flood:
         self._unwritten: dict[str, int] = {}
 
     def admit(self, event: str) -> int | None:
-        """None: write no line. Else write one, which speaks also for so many earlier ones that were not written."""
+        """Return None if the line must be dropped, else the number of lines dropped since the last one written."""
         with self._lock:
             second = int(time.monotonic())
             if second != self._second:
@@ -87,7 +87,7 @@ class Flood:
 
 
 class _Stamp:
-    """Adds which process wrote the line."""
+    """Adds the name and version of the process to each line."""
 
     def __init__(self, process: str) -> None:
         self._process = process
@@ -100,7 +100,7 @@ class _Stamp:
 
 
 def version_of(process: str) -> str:
-    """The version of the installed package of that name."""
+    """Return the installed version of the package, or `unknown`."""
     try:
         return version(process)
     except PackageNotFoundError:
@@ -124,7 +124,7 @@ def _route_libraries(level: int, common: list[Processor], render: list[Processor
         )
     )
     logging.basicConfig(handlers=[handler], level=level, force=True)
-    # It greets at INFO each time a schema is looked at.
+    # Alembic logs two lines at INFO whenever the schema's version is read.
     logging.getLogger("alembic").setLevel(max(level, logging.WARNING))
 
 
@@ -132,5 +132,5 @@ def _dumps(event: EventDict, default: object = None, **_options: object) -> str:
     try:
         return orjson.dumps(event, default=str, option=orjson.OPT_NON_STR_KEYS).decode()
     except TypeError:
-        # Half a surrogate pair, as in the name of a file, or a number of more than 64 bits. The line is worth more.
+        # orjson rejects lone surrogates (as in file names) and integers over 64 bits. Write the line anyway.
         return json.dumps(event, default=str, skipkeys=True)

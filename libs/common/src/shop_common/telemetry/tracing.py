@@ -1,4 +1,4 @@
-"""What makes and sends spans. Imported only where traces are on: the SDK costs every start a third of a second."""
+"""Creates and exports spans. Imported only if tracing is on: loading the SDK takes a third of a second."""
 
 import logging
 import os
@@ -20,11 +20,11 @@ from shop_common.telemetry import logs
 
 SHUTDOWN_SECONDS_MAX = 2.0
 
-# A proxy of the environment is meant for the outside; a collector is inside.
+# Proxies configured in the environment are for external traffic. The collector is internal.
 _CHANNEL_OPTIONS: Any = (("grpc.enable_http_proxy", 0),)
 
 TEXT_LENGTH_MAX = 4096
-"""Of an attribute: room for our longest statement, and an end for whatever else. The queue has room for 2,048 spans."""
+"""Limit on the length of an attribute: longer than our longest statement. The queue holds up to 2,048 spans."""
 
 _SPAN = "shop_span"
 _OPERATION = re.compile(r"\s*(\w+)")
@@ -33,8 +33,8 @@ _OPERATION = re.compile(r"\s*(\w+)")
 _log = logs.get(__name__)
 
 
-class TellingOnce(SpanExporter):
-    """Says when spans get lost, and when they are taken again; not for each batch."""
+class DeduplicatingExporter(SpanExporter):
+    """Logs once when exports start to fail and once when they succeed again, not for each batch."""
 
     def __init__(self, exporter: SpanExporter, endpoint: str) -> None:
         self._exporter = exporter
@@ -60,7 +60,7 @@ class TellingOnce(SpanExporter):
 
 
 class Tracing:
-    """Spans of one process, sent in batches by a thread of its own."""
+    """The tracer of one process. A background thread exports its spans in batches."""
 
     def __init__(self, process: str, exporter: SpanExporter) -> None:
         self._provider = TracerProvider(
@@ -79,18 +79,19 @@ class Tracing:
 
     @classmethod
     def to(cls, process: str, endpoint: str) -> "Tracing":
-        """Tracing that sends to this OTLP/gRPC endpoint."""
-        # Its own lines, several for each batch that nobody takes, would flood the log.
+        """Create a Tracing that exports to this OTLP/gRPC endpoint."""
+        # The exporter logs several lines for each failed batch. DeduplicatingExporter logs the failure instead.
         logging.getLogger("opentelemetry.exporter.otlp").setLevel(logging.CRITICAL)
         return cls(
-            process, TellingOnce(OTLPSpanExporter(endpoint=endpoint, channel_options=_CHANNEL_OPTIONS), endpoint)
+            process,
+            DeduplicatingExporter(OTLPSpanExporter(endpoint=endpoint, channel_options=_CHANNEL_OPTIONS), endpoint),
         )
 
     def instrument(self, engine: Engine) -> None:
-        """Let each statement on this engine be a span of the recorded span that it belongs to; else it is none.
+        """Create a child span for each statement on this engine if the current span is recorded.
 
-        Not by OpenTelemetry's instrumentation, which makes spans of statements that belong to nothing, such as those of
-        a loop that polls, and takes its time for each that is not recorded.
+        OpenTelemetry's instrumentation also creates spans for statements outside any span, such as those of a polling
+        loop, and costs time for each statement that is not recorded.
         """
         about = {
             "db.system.name": "postgresql" if engine.dialect.name == "postgresql" else "sqlite",
@@ -103,7 +104,7 @@ class Tracing:
             if not get_current_span().is_recording():
                 return
             operation = _operation(statement)
-            # Values travel as parameters, so that the text tells nothing of anyone.
+            # Values are bound parameters, so the text contains no personal data.
             attributes = about | {"db.operation.name": operation, "db.query.text": statement}
             name = f"{operation} {about['db.namespace']}"
             setattr(context, _SPAN, self.tracer.start_span(name, kind=SpanKind.CLIENT, attributes=attributes))
@@ -130,8 +131,8 @@ class Tracing:
         event.listen(engine, "handle_error", fail)
 
     def shutdown(self) -> None:
-        """Send the spans that wait. Those that nobody takes within SHUTDOWN_SECONDS_MAX are lost."""
-        # On a thread, since the exporter goes on trying when the collector is away.
+        """Export the queued spans. Spans not exported within SHUTDOWN_SECONDS_MAX are lost."""
+        # On a thread, since the exporter keeps retrying while the collector is unreachable.
         sending = threading.Thread(target=self._provider.shutdown, name="last-spans", daemon=True)
         sending.start()
         sending.join(SHUTDOWN_SECONDS_MAX)
