@@ -25,5 +25,5 @@ AUTOINCREMENT: Mutant = {"sqlite-autoincrement": "sqlite_autoincrement=False,"}
 BEGIN_IMMEDIATE: Mutant = {"sqlite-begin": '_BEGIN_WRITE = "BEGIN"'}
 """SQLite takes the write lock at the first write, after the first read."""
 
-DATABASE_CLOCK: Mutant = {"database-clock": "moment = datetime.now(__import__('datetime').UTC)"}
+DATABASE_CLOCK: Mutant = {"database-clock": "timestamp = datetime.now(__import__('datetime').UTC)"}
 """Each process uses its own clock."""

@@ -1,10 +1,10 @@
-"""What an error of a database means: whose fault it is, whether another try can help, and what to call it in a log.
+"""Classifies database errors: who caused them, whether a retry can help, and what a log may state of them.
 
 | PostgreSQL, by SQLSTATE | SQLite, by result code | is raised as |
 |---|---|---|
-| 21, 22, 23, 54, most of 42 | CONSTRAINT, MISMATCH, TOOBIG, bad SQL | as it is: the statement's own fault |
-| 40001, 40P01 | | Collision: tried again |
-| 0A000, 25006, or a connection that was lost before its first statement | | StaleConnection: tried again on a new one |
+| 21, 22, 23, 54, most of 42 | CONSTRAINT, MISMATCH, TOOBIG, bad SQL | the original error: the statement caused it |
+| 40001, 40P01 | | Collision: retried |
+| 0A000, 25006, or a connection lost before its first statement | | StaleConnection: retried on a new one |
 | 55P03 | | LockTimeout |
 | 57014, 25P03, 25P04 | | TransactionTimeout |
 | a missing table, column or grant, 53100, 58, XX | NOTADB, FULL, READONLY, CANTOPEN | DatabaseNeedsRepair |
@@ -25,25 +25,25 @@ from shop_common.errors import (
     TransactionTimeout,
 )
 
-# What the data of a request can cause, or a defect of our SQL: no later try succeeds, whatever the database does.
-_OWN_FAULT_CLASSES = frozenset({"21", "22", "23", "42", "54"})
-# Class 42, and yet the schema's or its grants' fault: missing privilege, table, column, function, other object, index.
+# Errors that the data of a request or a defect of our SQL can cause. A retry never succeeds.
+_STATEMENT_CLASSES = frozenset({"21", "22", "23", "42", "54"})
+# States of class 42 whose cause is the schema: missing privilege, table, column, function, other object, index.
 _SCHEMA_STATES = frozenset({"42501", "42P01", "42703", "42883", "42704", "42P10", "3F000"})
-# The database asks to run the transaction again: serialization failure, deadlock.
+# The database asks for a retry: serialization failure, deadlock.
 _COLLISION_STATES = frozenset({"40001", "40P01"})
 _LOCK_NOT_AVAILABLE = "55P03"
-# A statement, a pause between two statements, or the transaction took too long.
+# Timeouts of a statement, of the idle time between two statements, and of a transaction.
 _TIMEOUT_STATES = frozenset({"57014", "25P03", "25P04"})
 _DISK_FULL = "53100"
-# Internal error (damaged data), system error: no waiting mends them.
+# Internal error (corrupt data), system error. An operator must repair them.
 _REPAIR_CLASSES = frozenset({"58", "XX"})
-# The server is read-only, as after a failover; or a table has changed under a prepared statement. The transaction has
-# done nothing, and succeeds on a new connection if it can succeed at all.
+# The server is read-only, as after a failover, or a table has changed under a prepared statement. The transaction has
+# done nothing, and a retry on a new connection can succeed.
 _STALE_STATES = frozenset({"0A000", "25006"})
-# Shut down, crashed, starting up, idle for too long: true of all connections to that server.
+# The server shut down, crashed or is starting, or a session was idle for too long. Affects all older connections.
 _SHUTDOWN_STATES = frozenset({"57P01", "57P02", "57P03", "57P05"})
 
-_SQLITE_OWN_FAULTS = frozenset(
+_SQLITE_STATEMENT_ERRORS = frozenset(
     {sqlite3.SQLITE_CONSTRAINT, sqlite3.SQLITE_MISMATCH, sqlite3.SQLITE_TOOBIG, sqlite3.SQLITE_RANGE}
 )
 _SQLITE_REPAIRS = frozenset(
@@ -58,29 +58,29 @@ _SQLITE_REPAIRS = frozenset(
     }
 )
 _SQLITE_MISSING = "no such "
-"""SQLITE_ERROR stands for a missing table as well as for bad SQL or bad JSON; only the text tells them apart."""
+"""SQLite has one code, SQLITE_ERROR, for a missing table, bad SQL and bad JSON. Only the message differs."""
 
 
 class StaleConnection(DatabaseUnavailable):
-    """The connection was of no use before anything had run on it: the transaction may be run again on a new one."""
+    """The connection was already broken when the transaction began. Nothing ran, so a retry is safe."""
 
 
 class Collision(Contention):
-    """The database has rolled the transaction back in favour of another, and asks to run it again."""
+    """A serialization failure or deadlock. The database has rolled the transaction back, so a retry is safe."""
 
 
 @dataclass
 class Phase:
-    """How far a transaction has come."""
+    """The progress of a transaction."""
 
     begun: bool = False
     ran: bool = False
-    """Whether a statement after the BEGIN has succeeded. Known on PostgreSQL alone."""
+    """Whether a statement after BEGIN has succeeded. Only recorded on PostgreSQL."""
     committing: bool = False
 
 
 def classify(error: exc.DBAPIError, phase: Phase) -> Exception:
-    """The error as its callers get it: a ShopError, or `error` itself where the statement is at fault."""
+    """Return the ShopError to raise for a database error, or `error` itself if the statement caused it."""
     state = _state(error)
     if phase.committing and _is_unanswered(error):
         return DatabaseUnavailable("the database did not answer a commit", rolled_back=False)
@@ -100,42 +100,42 @@ def classify(error: exc.DBAPIError, phase: Phase) -> Exception:
 
 
 def is_end_of_connections(error: exc.DBAPIError) -> bool:
-    """Whether no connection to this server is of use any more, although the driver may think that this one is."""
+    """Return whether all older connections to the server must be replaced, even if the driver did not notice."""
     state = _state(error)
     return state is not None and (state in _STALE_STATES | _SHUTDOWN_STATES or state.startswith("08"))
 
 
 def is_statement_error(error: BaseException) -> bool:
-    """Whether the statement or its data caused the error, so that no later try can succeed."""
+    """Return whether the statement, its data or a defect of ours caused the error, so that no retry can succeed."""
     if not isinstance(error, exc.DBAPIError):
         return not isinstance(error, ShopError)
     if error.connection_invalidated:
         return False
     state = _state(error)
     if state is not None:
-        return state[:2] in _OWN_FAULT_CLASSES and state not in _SCHEMA_STATES
+        return state[:2] in _STATEMENT_CLASSES and state not in _SCHEMA_STATES
     code = _sqlite_code(error)
     if code is not None:
         bad_sql = code == sqlite3.SQLITE_ERROR and not _is_missing(error)
-        return bad_sql or code in _SQLITE_OWN_FAULTS
-    # What a driver itself refuses, before the database has seen it, has no code.
+        return bad_sql or code in _SQLITE_STATEMENT_ERRORS
+    # Errors that the driver raises before it calls the database have no code.
     return isinstance(error, exc.IntegrityError | exc.ProgrammingError | exc.DataError | exc.InterfaceError)
 
 
 def cause_of(error: BaseException) -> str:
-    """What the driver said, in one line for a log: without the SQL, its parameters, or a row."""
+    """Return the driver's message in one line for a log, without SQL, parameters or rows."""
     driver_error = getattr(error.__cause__, "orig", None) or error.__cause__ or error
     return " ".join((_primary_message(driver_error) or str(driver_error)).split())
 
 
 def without_rows(error: exc.DBAPIError) -> None:
-    """Cut from PostgreSQL's message what follows its first sentence: DETAIL and CONTEXT quote rows of callers."""
+    """Reduce an error of PostgreSQL to its primary message, because DETAIL and CONTEXT quote data of callers."""
     if primary := _primary_message(error.orig):
         reword(error, primary)
 
 
 def reword(error: exc.DBAPIError, message: str) -> None:
-    """Let the driver's error, and SQLAlchemy's around it, say this instead."""
+    """Replace the message of the driver's error and of SQLAlchemy's error around it."""
     driver_error = error.orig
     if driver_error is not None:
         driver_error.args = (message,)
@@ -143,7 +143,7 @@ def reword(error: exc.DBAPIError, message: str) -> None:
 
 
 def _primary_message(driver_error: object) -> str | None:
-    """What PostgreSQL says first, and None for all that does not come from its server."""
+    """Return the primary message of an error from a PostgreSQL server, and None for any other error."""
     message: str | None = getattr(getattr(driver_error, "diag", None), "message_primary", None)
     return message
 
@@ -154,13 +154,13 @@ def _was_stale(error: exc.DBAPIError, phase: Phase) -> bool:
         return False
     if not phase.begun or state in _STALE_STATES:
         return True
-    # Shut down between the answer to our BEGIN and the first statement. Without a state that says so it may have been
-    # the statement that brought the server down: that is not repeated.
+    # The server shut down after BEGIN and before the first statement. If it did not report a shutdown, the statement
+    # itself may have crashed it: do not repeat such a statement.
     return not phase.ran and state in _SHUTDOWN_STATES
 
 
 def _is_unanswered(error: exc.DBAPIError) -> bool:
-    """Whether a commit that ended with this error may have happened all the same."""
+    """Return whether a commit that failed with this error may have succeeded on the server."""
     state = _state(error)
     if state is not None:
         return error.connection_invalidated or state[:2] in {"08", "57"}
@@ -181,7 +181,7 @@ def _state(error: exc.DBAPIError) -> str | None:
 
 
 def _sqlite_code(error: exc.DBAPIError) -> int | None:
-    """SQLite's primary result code; the higher bits of what it gives say more than is needed here."""
+    """Return SQLite's primary result code, without the bits of the extended code."""
     code: int | None = getattr(error.orig, "sqlite_errorcode", None)
     return None if code is None else code & 0xFF
 

@@ -1,8 +1,8 @@
-"""Idempotent calls: a `request_id` is claimed by an INSERT in the same transaction as its effect.
+"""Idempotent calls: a call claims its `request_id` by an INSERT in the transaction that also has its effect.
 
-Two calls with one id can't both win the INSERT: the later one waits for the earlier one's transaction, then
-finds the claim and answers with the resources that the first call made. A refused call takes its claim back, since
-it had no effect, and is decided anew when it is repeated.
+Of two calls with one id only one can insert it. The later one waits for the transaction of the earlier one, finds its
+claim, and returns the resources that the earlier call created. A refused call has no effect, so its claim is deleted,
+and a repeat of the call is decided anew.
 """
 
 import hashlib
@@ -21,11 +21,11 @@ _Request = TypeVar("_Request")
 _Result = TypeVar("_Result")
 
 Key = tuple[str, str, str]
-"""Method, scope (the user's id where ids are theirs, else empty), request id."""
+"""Method, scope (the user's id if request ids are unique per user, else empty), request id."""
 
 
 class RequestIdReused(InvalidInput):
-    """The same request_id came before with other content."""
+    """An earlier call used the same request_id with different content."""
 
     reason: ClassVar[str] = "REQUEST_ID_REUSED"
 
@@ -39,7 +39,7 @@ class RequestIdReused(InvalidInput):
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """A call's id, what it asks for (`fingerprint`), and the ids of what it is about to make."""
+    """A call's key, the `fingerprint` of its content, and the ids of the `resources` that it creates."""
 
     method: str
     scope: str
@@ -53,7 +53,7 @@ class Claim:
 
 
 def fingerprint(*content: object) -> str:
-    """A digest of a call's content, equal for equal content only."""
+    """Return a digest of a call's content. Calls with different content have different digests."""
     return hashlib.blake2b(repr(content).encode(), digest_size=16).hexdigest()
 
 
@@ -64,7 +64,7 @@ class IdempotencyKeys:
         self.table = table = Table(
             "idempotency_keys",
             metadata,
-            # The request id leads: a batch has many, and the index is searched by what differs most.
+            # The request id comes first in the index because it is the most selective column.
             Column("request_id", Text, primary_key=True),
             Column("scope", Text, primary_key=True),
             Column("method", Text, primary_key=True),
@@ -95,7 +95,7 @@ class IdempotencyKeys:
     def claim(
         self, tx: Connection, requests: Sequence[_Request], claims: Sequence[Claim | None]
     ) -> "Claimed[_Request]":
-        """Claim the key of each request, and separate what is new from what earlier calls decided.
+        """Claim the key of each request, and separate new requests from repeats of earlier calls.
 
         `claims` has one entry per request, None for a request without a request_id, which is always new. A batch
         contains a request_id at most once: the coalescer folds repeats. Call this before taking any other lock.
@@ -115,7 +115,7 @@ class IdempotencyKeys:
         return claimed
 
     def insert(self, tx: Connection, claims: Sequence[Claim]) -> dict[Key, Claim]:
-        """Insert the claims, one per key; return those that earlier calls hold, by key, as those calls stored them."""
+        """Insert the claims, one per key. Returns, by key, the stored claims of earlier calls with the same keys."""
         if not claims:
             return {}
         if len({claim.key for claim in claims}) < len(claims):
@@ -133,7 +133,7 @@ class IdempotencyKeys:
         return self.find(tx, [claim.key for claim in claims if claim.key not in inserted])
 
     def find(self, tx: Connection, keys: Sequence[Key]) -> dict[Key, Claim]:
-        """The claims stored under these keys."""
+        """Return the stored claims with these keys, by key."""
         if not keys:
             return {}
         return {
@@ -144,12 +144,12 @@ class IdempotencyKeys:
         }
 
     def take_back(self, tx: Connection, keys: Sequence[Key]) -> None:
-        """Give up keys claimed in this transaction, for calls that were refused."""
+        """Delete keys that this transaction claimed for calls that were then refused."""
         if keys:
             self._delete(tx, [_key_row(key) for key in keys])
 
     def purge(self, tx: Connection, before: datetime, max_count: int) -> int:
-        """Forget up to `max_count` keys claimed before that moment, the oldest first; returns how many."""
+        """Delete up to `max_count` keys claimed earlier than `before`, the oldest first. Returns the number deleted."""
         key = (self.table.c.method, self.table.c.scope, self.table.c.request_id)
         oldest = select(*key).where(self.table.c.created_at < before).order_by(self.table.c.created_at).limit(max_count)
         return len(tx.execute(delete(self.table).where(tuple_(*key).in_(oldest)).returning(key[2])).all())
@@ -158,8 +158,8 @@ class IdempotencyKeys:
 class Claimed(Generic[_Request]):
     """The requests of one batch, after their keys were claimed.
 
-    `new` are the requests to perform; `replays` are the claims of earlier calls with the same content, to be answered
-    with what those calls made, as it is now. Both keep the order of the batch.
+    `new` has the requests to perform. `replays` has the stored claims of requests that earlier calls already performed.
+    Their outcome is the current state of the resources that those calls created. Both keep the order of the batch.
     """
 
     def __init__(self, keys: IdempotencyKeys, requests: Sequence[_Request], claims: Sequence[Claim | None]) -> None:

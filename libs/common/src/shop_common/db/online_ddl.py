@@ -1,9 +1,9 @@
-"""Changes to a large table that is in use, done the long way: for revisions, instead of Alembic's operation alone.
+"""Changes to large tables without blocking their readers and writers. For use in revisions, instead of plain Alembic.
 
     def upgrade() -> None:
         online_ddl.add_index("ix_parcels_address", "parcels", ["address"])
 
-A revision that does such a thing does nothing else: it commits in the middle, and is run again when it failed there.
+Such a revision must do nothing else: it commits in between, and after a failure it is run again from the start.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,14 +16,14 @@ from sqlalchemy import ColumnElement, TableClause, TextClause, select, update
 from shop_common.db.database import OUTSIDE_TRANSACTION
 
 TURN_ROWS = 2000
-"""Looked at in one transaction of `fill`."""
+"""The number of rows that one transaction of `fill` scans."""
 
 
 def add_index(name: str, table: str, columns: Sequence[str], **options: Any) -> None:
-    """An index. Nobody waits while it is built, as everyone who writes would for a plain CREATE INDEX.
+    """Create an index without blocking writers, as a plain CREATE INDEX would.
 
-    On PostgreSQL it takes about twice as long, and waits for every transaction that uses the table to end. A build that
-    failed leaves an index behind that is of no use; that is dropped first.
+    On PostgreSQL this takes about twice as long, and waits until every transaction that uses the table has ended. A
+    failed build leaves an invalid index, which the next run drops first.
     """
     with _outside_transaction():
         op.drop_index(name, table, if_exists=True, postgresql_concurrently=True)
@@ -31,15 +31,15 @@ def add_index(name: str, table: str, columns: Sequence[str], **options: Any) -> 
 
 
 def drop_index(name: str, table: str) -> None:
-    """Drop an index. Nobody waits for it, and no statement that uses the index fails."""
+    """Drop an index without blocking readers or writers."""
     with _outside_transaction():
         op.drop_index(name, table, if_exists=True, postgresql_concurrently=True)
 
 
 def fill(table: TableClause, values: Mapping[str, Any], *where: ColumnElement[bool] | TextClause) -> None:
-    """Update the rows that meet the condition, in the order of their column `id`, a bounded number in a transaction.
+    """Update the rows that meet the condition, in the order of the column `id`, TURN_ROWS rows per transaction.
 
-    On PostgreSQL rows that others have locked are passed over: a writer never waits for more than one such transaction.
+    On PostgreSQL it skips rows that other transactions have locked. So writers wait for at most one such transaction.
     """
     key = table.c.id
     after = None
@@ -63,7 +63,7 @@ def _scalar(query: Any) -> Any:
 def _outside_transaction() -> Iterator[None]:
     tx = op.get_bind()
     if tx.dialect.name == "sqlite":
-        yield  # one writer at a time: there is no other way than the short one
+        yield  # SQLite has one writer and no concurrent DDL
         return
     tx.commit()
     tx.execution_options(**{OUTSIDE_TRANSACTION: True})

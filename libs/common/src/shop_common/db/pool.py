@@ -1,8 +1,8 @@
-"""Which connections of a pool are still of use after a failure, and what an error may tell of the data.
+"""Replaces the connections of a pool after a failure of the server, and removes data of callers from errors.
 
-A server that was shut down, lost or made read-only fails one connection, and all others that were made before are of no
-more use. Each connection carries the number of its generation. Such a failure ends the generation: connections of it
-are replaced when they are next taken from the pool. So one failure is met once, not once for each idle connection.
+If a server shuts down, disappears or becomes read-only, all older connections to it are useless. So each connection
+stores the number of its generation, and such a failure ends the current generation. The pool replaces connections of
+earlier generations at checkout. So a failure is met once, not once per idle connection.
 """
 
 from collections.abc import MutableMapping
@@ -19,7 +19,7 @@ _GENERATION = "shop_generation"
 
 
 class PoolInvalidator:
-    """Watches over the pool of an engine. Safe to share between threads."""
+    """Invalidates the connections of one engine's pool. Safe to share between threads."""
 
     def __init__(self, engine: Engine) -> None:
         self._current = 0
@@ -28,9 +28,10 @@ class PoolInvalidator:
         event.listen(engine, "handle_error", self._failed)
 
     def end(self, info: MutableMapping[Any, Any]) -> None:
-        """Use no connection again that is as old as this one. `info` is the connection's.
+        """End the generation of a connection, so that the pool replaces all connections of it.
 
-        One of an earlier generation says nothing about the current one.
+        `info` is the `info` of the failed connection. Does nothing if its generation has already ended: its failure
+        is no evidence about newer connections.
         """
         if info.get(_GENERATION) == self._current:
             self._current += 1
@@ -40,7 +41,7 @@ class PoolInvalidator:
 
     def _checked_out(self, _: DBAPIConnection, entry: ConnectionPoolEntry, __: object) -> None:
         if entry.info[_GENERATION] != self._current:
-            # The pool then connects anew, and gives that out instead.
+            # The pool handles this error: it opens a new connection and returns that one.
             raise exc.DisconnectionError("the connection is older than a failure of its server")
 
     def _failed(self, context: ExceptionContext) -> None:
@@ -49,9 +50,9 @@ class PoolInvalidator:
             return
         without_rows(error)
         if context.connection is None:
-            return  # there was no connection yet
+            return  # the connection attempt itself failed
         if context.is_disconnect or is_end_of_connections(error):
             self.end(context.connection.info)
             context.is_disconnect = True
-            # SQLAlchemy would tell old connections from new ones by the host's clock, which may be set back.
+            # SQLAlchemy would find older connections by the host's clock, which may be set back.
             context.invalidate_pool_on_disconnect = False

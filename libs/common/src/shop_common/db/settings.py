@@ -1,4 +1,4 @@
-"""Where a database is: its address, and its password apart from that where it comes from a file of its own."""
+"""Settings of a database: its URL, and its password if that is set separately."""
 
 import re
 from collections.abc import Iterator
@@ -18,8 +18,8 @@ _FORMS = "must be sqlite:///PATH or postgresql://USER:PASSWORD@HOST:PORT/NAME"
 
 
 def _database_url(address: str, info: ValidationInfo) -> str:
-    """The address as SQLAlchemy takes it, with the password of the setting beside it, if that is given."""
-    # X_PASSWORD belongs to X_URL, and is declared before it: only what is validated already can be looked up.
+    """Validate a database URL and insert the separately configured password, if there is one."""
+    # X_PASSWORD belongs to X_URL. It must be declared first, because `info.data` has only the fields before this one.
     setting = str(info.field_name).removesuffix("url") + "password"
     password = info.data.get(setting)
     if address.startswith("sqlite:///"):
@@ -44,7 +44,7 @@ def _sqlite(address: str) -> str:
 
 
 def _postgres(address: str) -> URL:
-    # SQLAlchemy takes a plain one for psycopg2's.
+    # Without a driver name SQLAlchemy would use psycopg2.
     address, known = re.subn(r"^postgres(ql)?(\+psycopg)?://", "postgresql+psycopg://", address)
     if not known:
         raise ValueError(_FORMS)
@@ -55,7 +55,7 @@ def _postgres(address: str) -> URL:
     except psycopg.Error:
         raise ValueError("must have no option that PostgreSQL's client library does not know") from None
     except (SQLAlchemyError, ValueError):
-        # Said without what they say: that may quote the password.
+        # Do not include the original message: it may quote the password.
         raise ValueError(_FORMS) from None
     if not 0 < (url.port or 1) <= PORT_MAX:
         raise ValueError(_FORMS)
@@ -63,7 +63,7 @@ def _postgres(address: str) -> URL:
 
 
 DatabaseAddress = Annotated[str, AfterValidator(_database_url)]
-"""Validated in a field named `…_url`, with the field `…_password` before it. Names in it stay percent-encoded."""
+"""For a field named `…_url`, declared after a field `…_password`. Names in the URL stay percent-encoded."""
 
 DatabaseUrl = Annotated[
     DatabaseAddress,
@@ -77,17 +77,17 @@ DatabaseUrl = Annotated[
 
 
 def shown(url: str) -> str:
-    """The address without its password, and without options, which may hold one as well."""
+    """Return the URL without its password, and without options, which may contain a password too."""
     return make_url(url)._replace(password=None, query=immutabledict()).render_as_string()
 
 
 def password_of(url_name: str) -> str:
-    """The description of a password's setting."""
+    """Return the description of the password setting that belongs to `url_name`."""
     return f"password that goes into {url_name}, which has a user and none of its own"
 
 
 class DatabaseSettings(Settings):
-    """What a process with a database of its own reads. The subclass gives the default of the address."""
+    """Settings of a process with a database of its own. The subclass declares the default of `database_url`."""
 
     database_password: str | None = Field(
         default=None, description=password_of("DATABASE_URL"), repr=False, json_schema_extra=SECRET

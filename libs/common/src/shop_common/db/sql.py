@@ -1,7 +1,7 @@
-"""What the SQL of all services is made of: column types, the database's clock, statements over sets of rows.
+"""SQL building blocks of all services: column types, the database's clock, and statements over sets of rows.
 
-A statement over a set takes all its rows as one JSON parameter: one text, one plan and one round trip, for one
-row as for two thousand, on PostgreSQL (`json_to_recordset`) and on SQLite (`json_each`) alike.
+A statement over a set receives all its rows as one JSON parameter, read by `json_to_recordset` on PostgreSQL and
+`json_each` on SQLite. So one row and two thousand rows have the same SQL text and plan, and take one round trip.
 
     add_reserved = Statement(
         lambda given: update(items).where(items.c.id == given.c.id).values(...),
@@ -51,11 +51,11 @@ from sqlalchemy.types import TypeDecorator, TypeEngine
 from shop_common.timestamps import from_micros, micros
 
 Row = Any
-"""A mapping or dataclass instance whose keys are the statement's columns."""
+"""A mapping or dataclass instance with the statement's columns as keys."""
 
 
 class Timestamp(TypeDecorator[datetime]):
-    """A point in time, UTC, to the microsecond: timestamptz on PostgreSQL, microseconds since 1970 on SQLite."""
+    """A UTC timestamp with microseconds: timestamptz on PostgreSQL, microseconds since 1970 on SQLite."""
 
     impl = DateTime(timezone=True)
     cache_ok = True
@@ -67,11 +67,11 @@ class Timestamp(TypeDecorator[datetime]):
         return micros(value) if value is not None and dialect.name == "sqlite" else value
 
     def result_processor(self, dialect: Dialect, coltype: object) -> Any:
-        # None where the driver gives what is wanted: a call for each value costs more than all else that is done to it.
-        return _moment_or_none if dialect.name == "sqlite" else None
+        # None if the driver already returns a datetime: a call per value is the most expensive step of a read.
+        return _timestamp_or_none if dialect.name == "sqlite" else None
 
 
-def _moment_or_none(value: int | None) -> datetime | None:
+def _timestamp_or_none(value: int | None) -> datetime | None:
     return None if value is None else from_micros(value)
 
 
@@ -86,7 +86,7 @@ class Id(TypeDecorator[str]):
 
 
 class Amount(TypeDecorator[Decimal]):
-    """An exact decimal: NUMERIC on PostgreSQL, text on SQLite, whose own numbers are inexact."""
+    """An exact decimal: NUMERIC on PostgreSQL, text on SQLite, which has no exact decimals."""
 
     impl = Numeric(28, 9)
     cache_ok = True
@@ -98,7 +98,7 @@ class Amount(TypeDecorator[Decimal]):
         return str(value) if value is not None and dialect.name == "sqlite" else value
 
     def result_processor(self, dialect: Dialect, coltype: object) -> Any:
-        # See Timestamp: the driver of PostgreSQL gives Decimals.
+        # PostgreSQL's driver returns Decimal; see Timestamp.
         return _decimal_or_none if dialect.name == "sqlite" else None
 
 
@@ -106,12 +106,12 @@ def _decimal_or_none(value: str | None) -> Decimal | None:
     return None if value is None else Decimal(value)
 
 
-# SQLite gives out an id again after its row is gone unless told AUTOINCREMENT, and knows that only for INTEGER.
+# SQLite reuses the ids of deleted rows unless the column is AUTOINCREMENT, which requires the type INTEGER.
 RowId = BigInteger().with_variant(Integer(), "sqlite")
 
 
 class Clock(FunctionElement[datetime]):
-    """The database's clock, as SQL. In a statement use `clock()`."""
+    """The database's clock as an SQL expression, for column defaults. In a statement use `clock()`."""
 
     type = Timestamp()
     inherit_cache = True
@@ -119,7 +119,7 @@ class Clock(FunctionElement[datetime]):
 
 @compiles(Clock, "postgresql")
 def _postgres_clock(*_: Any, **__: Any) -> str:
-    # Not now(): that is when the transaction began, before it waited for its locks.
+    # Not now(): it returns when the transaction began, before it waited for its locks.
     return "clock_timestamp()"
 
 
@@ -129,7 +129,7 @@ def _sqlite_clock(*_: Any, **__: Any) -> str:
 
 
 def clock() -> ScalarSelect[datetime]:
-    """The database's clock inside a statement, read once: a bare volatile function would forbid an index."""
+    """Return the database's clock for a statement, read once. A bare volatile function would prevent index use."""
     return select(Clock()).scalar_subquery()
 
 
@@ -140,7 +140,7 @@ class _Micros(FunctionElement[int]):
 
 @compiles(_Micros, "postgresql")
 def _postgres_micros(element: _Micros, compiler: Any, **options: Any) -> str:
-    # Seconds as a double are exact to a quarter of a microsecond until 2106, and a fifth of the price of exact ones.
+    # Seconds as a double are exact to a quarter of a microsecond until 2106, and five times cheaper than numeric.
     return f"CAST(date_part('epoch', {compiler.process(element.clauses, **options)}) * 1000000 AS bigint)"
 
 
@@ -149,15 +149,15 @@ def _sqlite_micros(element: _Micros, compiler: Any, **options: Any) -> str:
     return str(compiler.process(element.clauses, **options))
 
 
-def micros_of(moment: ColumnElement[datetime]) -> ColumnElement[int]:
-    """A Timestamp as microseconds since 1970: a number is cheaper to read than a moment."""
-    return _Micros(moment)
+def micros_of(timestamp: ColumnElement[datetime]) -> ColumnElement[int]:
+    """Convert a Timestamp to microseconds since 1970 in SQL. An integer is cheaper to read than a datetime."""
+    return _Micros(timestamp)
 
 
 def now(tx: Connection) -> datetime:
-    """The database's clock. Read it after the locks are taken: waiting for them takes time."""
-    moment: datetime = tx.execute(_NOW).scalar_one()  # failpoint: database-clock
-    return moment
+    """Return the time of the database's clock. Call it after taking locks, because waiting for them takes time."""
+    timestamp: datetime = tx.execute(_NOW).scalar_one()  # failpoint: database-clock
+    return timestamp
 
 
 _NOW = select(Clock())
@@ -168,14 +168,14 @@ class _InRows(FunctionElement[bool]):
     inherit_cache = True
 
     def self_group(self, against: Any = None) -> Any:
-        # Else SQLite, which has no booleans, is asked for `(… IN …) = 1`, and for that it has no index.
+        # Otherwise SQLAlchemy renders `(… IN …) = 1` for SQLite, which has no booleans, and no index serves that.
         return self
 
 
 @compiles(_InRows, "postgresql")
 def _postgres_in_rows(element: _InRows, compiler: Any, **options: Any) -> str:
-    # Of IN with a subquery PostgreSQL makes a join, and of that a walk through the whole table while it is not large
-    # yet. An array is a bound of an index, for one row as for two thousand.
+    # PostgreSQL plans IN with a subquery as a join, and scans the whole table while that is small. It looks up an array
+    # by index, for one row as for two thousand.
     value, values = (compiler.process(each, **options) for each in element.clauses)
     return f"{value} = ANY (ARRAY{values})"
 
@@ -189,9 +189,10 @@ def _sqlite_in_rows(element: _InRows, compiler: Any, **options: Any) -> str:
 def in_rows(
     value: ColumnElement[Any], values: ColumnElement[Any] | Select[Any], *, outer: Subquery | None = None
 ) -> ColumnElement[bool]:
-    """Whether a column's value is among those of a column of the given rows, or selected; by the index of the first.
+    """Return the condition that a column has one of the values of a column of the input rows, or of a SELECT.
 
-    What is selected may depend on a row of `outer`, of an enclosing statement.
+    Both databases use the index on the first column. The SELECT may refer to `outer`, a subquery of the enclosing
+    statement.
     """
     selected = values if isinstance(values, Select) else select(values)
     return _InRows(value, selected.correlate(outer).scalar_subquery())
@@ -203,20 +204,21 @@ class _JoinRows(_InRows):
 
 @compiles(_JoinRows, "sqlite")
 def _sqlite_join_rows(*_: Any, **__: Any) -> str:
-    # It goes through the given rows and finds the row of each; told more, it would do the opposite, n times n.
+    # SQLite loops over the input rows and looks up each one. With a second condition it would loop over the table and
+    # scan the input rows for each row, which is quadratic.
     return "1"
 
 
 def join_rows(value: ColumnElement[Any], values: ColumnElement[Any]) -> tuple[ColumnElement[bool], ColumnElement[bool]]:
-    """The condition of an UPDATE FROM the given rows: equal, and on PostgreSQL found by index as with `in_rows`."""
+    """Return the join conditions of an UPDATE FROM the input rows. PostgreSQL uses the index, as with `in_rows`."""
     return value == values, _JoinRows(value, select(values).correlate(None).scalar_subquery())
 
 
 class Statement:
-    """A statement over a set of rows; built once per dialect, at its first use.
+    """A statement over a set of rows. It is built at its first use, once per dialect.
 
-    `build` receives the rows as a subquery with the named columns. Calling it with no rows is an error of the
-    caller: it would be a round trip for nothing.
+    `build` receives the input rows as a subquery with the named columns. Do not call the statement without rows: that
+    would be a useless round trip.
     """
 
     def __init__(self, build: Callable[[Subquery], Executable], **columns: TypeEngine[Any]) -> None:
@@ -225,24 +227,24 @@ class Statement:
         self._built: dict[str, Executable] = {}
 
     def __call__(self, tx: Connection, rows: Sequence[Row], **parameters: Any) -> Sequence[sqlalchemy.Row[Any]]:
-        """Run it for these rows. Returns what it selects, or RETURNING gives."""
+        """Run the statement for these rows. Returns the rows of its SELECT or RETURNING, else nothing."""
         dialect = tx.dialect.name
         built = self._built.get(dialect)
         if built is None:
             built = self._built[dialect] = self._build(_given(dialect, self._columns))
         result = tx.execute(built, {"given": _packed(rows, dialect), **parameters})
-        # All at once: a result that is walked through asks its cursor for each row.
+        # Fetch all rows at once: iteration over a result calls the cursor for each row.
         return result.all() if result.returns_rows else ()
 
 
 def insert_into(
     table: Table, *names: str, or_ignore: bool = False, returning: Sequence[ColumnElement[Any]] = ()
 ) -> Statement:
-    """An INSERT of many rows into the named columns, in the order given; `or_ignore` passes over conflicts."""
+    """Make an INSERT of many rows into the named columns, in row order. `or_ignore` skips rows that conflict."""
 
     def build(given: Subquery) -> Executable:
-        # Rows arrive in the order of the JSON array on both databases, and get their ids in that order. The
-        # WHERE keeps SQLite from reading ON CONFLICT as a join's condition.
+        # Both databases read rows in the order of the JSON array, and so assign ids in that order. Without the WHERE,
+        # SQLite would parse ON CONFLICT as the condition of a join.
         source = select(*(given.c[name] for name in names)).where(true())
         into = _InsertOrIgnore(table) if or_ignore else insert(table)
         statement = into.from_select(list(names), source)
@@ -254,9 +256,9 @@ def insert_into(
 def count_by(
     column: Column[Any], *where: ColumnElement[bool]
 ) -> Callable[[Connection, Collection[Any]], dict[Any, int]]:
-    """Counts the rows that have each of some values in this column, found by its index.
+    """Make a function that counts, by index, the rows for each of some values of this column.
 
-    Values without a row are left out of the answer.
+    It returns the counts by value, without the values that have no row.
     """
     statement = Statement(
         lambda given: select(column, func.count()).where(in_rows(column, given.c.key), *where).group_by(column),
@@ -270,7 +272,7 @@ def count_by(
 
 
 class _InsertOrIgnore(Insert):
-    """INSERT … ON CONFLICT DO NOTHING. The dialects have their own, which are compiled anew at each use: 3 ms."""
+    """INSERT … ON CONFLICT DO NOTHING. SQLAlchemy's own, one per dialect, is compiled at each use, which takes 3 ms."""
 
     inherit_cache = True
 

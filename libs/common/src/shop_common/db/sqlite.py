@@ -1,4 +1,4 @@
-"""An SQLite database: how its connections are configured, and a file that has to stay where it is."""
+"""Configures SQLite connections, and detects that the database file was removed or replaced while in use."""
 
 import os
 import random
@@ -17,22 +17,22 @@ from shop_common.db.errors import is_statement_error, reword
 from shop_common.errors import DatabaseNeedsRepair, DatabaseUnavailable
 
 BUSY_SECONDS = 2.0
-"""How long a writer waits for one of another process."""
+"""How long a writer waits for a writer of another process."""
 
 CONNECT = {"timeout": BUSY_SECONDS, "check_same_thread": False}
 
 _BEGIN_WRITE = "BEGIN IMMEDIATE"  # failpoint: sqlite-begin
 
 READ_ONLY = "shop_read_only"
-"""Execution option of a connection: its next transaction only reads."""
+"""Execution option of a connection: its next transaction is read-only."""
 
 
 class SqliteFile:
-    """The file behind an engine. Once it was opened it must keep its name.
+    """The database file of an engine. After the first connection its path must keep pointing to the same file.
 
-    When a file is removed while a process has it open, the process can read and write without an error, and all that it
-    writes is lost. So the name is compared before each transaction and after each commit. A missing file is made once,
-    at the first connection, and never again.
+    If the file is removed while a process has it open, the process still reads and writes without an error, and all its
+    writes are lost. So the path is checked before each transaction and after each commit. A missing file is created
+    only at the first connection.
     """
 
     def __init__(self, engine: Engine) -> None:
@@ -44,12 +44,12 @@ class SqliteFile:
         event.listen(engine, "handle_error", self._name_file)
 
     def check(self) -> None:
-        """Raises DatabaseNeedsRepair when the name stands for another file, or for none. Nothing was done yet."""
+        """Check the path before a transaction. Raises DatabaseNeedsRepair if the file was removed or replaced."""
         if (why := self._missing()) is not None:
             raise DatabaseNeedsRepair("the database needs its operator") from FileNotFoundError(why)
 
     def check_commit(self) -> None:
-        """The same behind a commit, which then may be lost."""
+        """Check the path after a commit. Raises DatabaseUnavailable if the commit may be lost."""
         if (why := self._missing()) is not None:
             message = "the database file was removed while a change was committed"
             raise DatabaseUnavailable(message, rolled_back=False) from FileNotFoundError(why)
@@ -64,8 +64,8 @@ class SqliteFile:
     def _connecting(self, _: Dialect, __: ConnectionPoolEntry, ___: object, ____: object) -> None:
         self.check()
         if self._identity is None:
-            # Nobody but its owner may read it. SQLite gives the same mode to the files beside it.
-            with suppress(OSError):  # it is there, or SQLite says why it can't be made
+            # Only the owner may read it. SQLite creates the -wal and -shm files with the same mode.
+            with suppress(OSError):  # the file exists, or SQLite reports why it cannot be created
                 os.close(os.open(self._path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
 
     def _connected(self, connection: DBAPIConnection, _: ConnectionPoolEntry) -> None:
@@ -92,7 +92,8 @@ def _identity(path: Path) -> tuple[int, int] | None:
 
 
 def _write_ahead(cursor: Any) -> None:
-    # The file keeps this mode. Of two that open a new file at once one is refused: busy_timeout does not apply.
+    # The mode is stored in the file. If two processes open a new file at once, one gets SQLITE_BUSY: busy_timeout does
+    # not apply to this PRAGMA.
     deadline = time.monotonic() + BUSY_SECONDS
     while True:
         try:
@@ -107,6 +108,6 @@ def _write_ahead(cursor: Any) -> None:
 
 
 def _begin(tx: Connection) -> None:
-    # A deferred BEGIN takes the write lock at the first write, after it has read: two such transactions read the
-    # same stock, and one of them oversells or fails. IMMEDIATE takes it before the first read.
+    # A deferred BEGIN takes the write lock at the first write, after the reads. Two such transactions could read the
+    # same stock, and one would oversell or fail. IMMEDIATE takes the lock before the first read.
     tx.exec_driver_sql("BEGIN" if tx.get_execution_options().get(READ_ONLY) else _BEGIN_WRITE)
