@@ -14,7 +14,7 @@ import pytest
 from sqlalchemy import Connection, event, make_url, text
 
 from devstack.postgres import PostgresServer
-from event_relay.pending import PendingRows
+from event_relay.outbox_rows import OutboxRows
 from order_api.migrations import SCHEMA
 from order_api.store.tables import outbox
 from shop_common.db.database import FORCE_INDEX_PLANS, Database
@@ -61,7 +61,7 @@ def database(postgres_server: PostgresServer, administrator: psycopg.Connection)
 
 @pytest.mark.timeout(400)
 def test_after_a_million_events_a_look_at_the_outbox_touches_as_many_blocks_as_before(database: Database) -> None:
-    rows = PendingRows(outbox.table)
+    rows = OutboxRows(outbox.table)
     write(database, WAITING_EVENTS)
     blocks_before, pages_before = cost(database, rows), pages(database)
 
@@ -82,7 +82,7 @@ def write(database: Database, count: int) -> None:
     database.transact(lambda tx: tx.execute(_EVENTS, {"shards": SHARDS, "count": count}))
 
 
-def ship(database: Database, rows: PendingRows, count: int) -> None:
+def ship(database: Database, rows: OutboxRows, count: int) -> None:
     """Read and delete as the relay does, in its batches."""
     shipped = 0
     while shipped < count:
@@ -92,7 +92,7 @@ def ship(database: Database, rows: PendingRows, count: int) -> None:
             rows.delete(tx, batch)
 
 
-def cost(database: Database, rows: PendingRows) -> int:
+def cost(database: Database, rows: OutboxRows) -> int:
     """How many blocks the relay touches: to read all shards and half of them, to delete, to look at the backlog."""
     waiting = database.query(lambda tx: rows.oldest(tx, range(SHARDS)), FORCE_INDEX_PLANS)
     assert len(waiting) == WAITING_EVENTS

@@ -6,14 +6,14 @@ from typing import Any
 import psycopg
 from sqlalchemy import Connection, event
 
-from event_relay.pending import PendingRows
+from event_relay.outbox_rows import OutboxRows
 from shop_common.db.database import FORCE_INDEX_PLANS
 from shop_common.events.outbox import SHARDS
 from testkit.drivers.relay import Shop
 
 
 def test_plans_do_not_flip_when_the_table_was_seen_empty(shop: Shop) -> None:
-    rows = PendingRows(shop.outbox.table)
+    rows = OutboxRows(shop.outbox.table)
     shop.write_numbered(keys=100, each=20)
     relay = shop.relay()
     while relay.relay_once():

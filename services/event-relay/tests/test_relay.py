@@ -11,9 +11,9 @@ import structlog
 from sqlalchemy import delete, insert, select, update
 from uuid_utils import uuid7
 
+from event_relay import publisher
 from event_relay import relay as relay_module
-from event_relay import shipper
-from event_relay.pending import ROWS_MAX
+from event_relay.outbox_rows import ROWS_MAX
 from event_relay.relay import AHEAD_ROWS, DeliveryFailed, Relay
 from shop_common.errors import ShopError
 from shop_common.events.outbox import SHARDS
@@ -177,7 +177,7 @@ def test_a_refused_event_is_never_overtaken_by_a_later_one_of_its_key(
     shop.write(
         shop.event("a", 1), shop.event("b", 1), shop.event("a", too_large), shop.event("a", 3), shop.event("b", 2)
     )
-    monkeypatch.setattr(shipper, "REFUSED_SECONDS", 0.2)
+    monkeypatch.setattr(publisher, "REFUSED_SECONDS", 0.2)
     relay = shop.relay()
 
     with structlog.testing.capture_logs() as log, running(relay):
@@ -258,10 +258,12 @@ def test_without_a_broker_rows_wait_and_nobody_claims_to_ship_them(shop: Shop) -
 def test_nothing_is_produced_when_the_time_of_the_lease_is_up(shop: Shop) -> None:
     shop.write(shop.event("7", 1))
     rows = shop.pending()
-    in_test = shop.shipper()
+    in_test = shop.publisher()
 
-    too_late = in_test.landed(in_test.send(rows, until=time.monotonic()))
-    in_time = in_test.landed(in_test.send(rows, until=time.monotonic() + 10))
+    in_test.send(rows, deadline=time.monotonic())
+    too_late = in_test.wait()
+    in_test.send(rows, deadline=time.monotonic() + 10)
+    in_time = in_test.wait()
 
     assert too_late.acknowledged == []
     assert [row.key for row in in_time.acknowledged] == ["7"]

@@ -1,8 +1,9 @@
 """Which relay process ships which shards: leases in the outbox's own database, by that database's clock.
 
-A process first takes a seat, a lease like any other under a number below zero, so that one without a shard is seen
-too. The seats taken say how many processes share the shards, and one's place among them says how many are one's own:
-who has more gives up the rest, who has fewer takes what is free. Shares add up to all shards, so this comes to rest.
+A process first takes a membership slot: a lease like any other, under a number below zero, so that a process without
+shards is counted too. The taken slots tell how many processes share the shards, and the rank of a process among them
+tells its share. A process with more shards gives up the rest, one with fewer takes free ones. The shares add up to all
+shards, so this settles.
 """
 
 import time
@@ -29,23 +30,22 @@ from sqlalchemy.dialects.postgresql import insert
 from shop_common.db.sql import Statement, Timestamp, now
 from shop_common.events.outbox import SHARDS
 
-SEATS = range(-SHARDS, 0)
-"""More processes than shards would have nothing to do: they wait until a seat comes free."""
+SLOTS = range(-SHARDS, 0)
+"""Membership slots. More processes than shards would have nothing to do: they wait for a free slot."""
 
 
 SECONDS_MAX = 300
-"""No lease is longer. One that ends later than this from now was given before the clock was set back.
+"""The longest lease. One that ends later than this from now was granted before the clock was set back.
 
-Its owner may be dead, and others would wait for it as long as the clock was set back. So it is void. An owner that
-lives renews its leases soon.
+Such a lease is void: its owner may be dead, and others would wait for it. An owner that lives renews its leases soon.
 """
 
 
 @dataclass(frozen=True, slots=True)
 class Held:
-    """Shards that are ours: `produce_until` and `ends` are moments of the monotonic clock.
+    """The shards that this process owns. `produce_until` and `ends` are by time.monotonic.
 
-    The last third is left for what was produced before it to be acknowledged or given up.
+    In the last third of a lease nothing is produced, so that the outstanding batch can be acknowledged or purged.
     """
 
     shards: tuple[int, ...]
@@ -54,7 +54,7 @@ class Held:
 
 
 class Leases:
-    """One process's leases in one database, under a name that no other process ever has."""
+    """The leases of one process in one database, under a name that no other process ever has."""
 
     def __init__(self, table: Table, owner: str, seconds: float) -> None:
         self._table = table
@@ -63,11 +63,11 @@ class Leases:
         self._take = Statement(lambda given: _taking(table, given), shard=SmallInteger())
 
     def hold(self, tx: Connection) -> Held:
-        """Renew what is ours, take or give up shards until we have our share, and say what we hold now.
+        """Renew our leases, take or give up shards until we have our share, and return what we own now.
 
-        Nothing of a shard may be in flight: the next owner of one given up starts at once.
+        Nothing may be outstanding: the next owner of a shard that is given up starts at once.
         """
-        # Read before the database's clock is: we never believe in a lease for longer than the others do.
+        # Read before the database's clock, so that we never believe in a lease for longer than others do.
         began = time.monotonic()
         at = now(tx)
         lease = {
@@ -79,12 +79,12 @@ class Leases:
 
         ours = set(tx.execute(self._renewing(), {"me": self._owner, "until": lease["until"]}).scalars())
         taken = set(tx.execute(select(self._table.c.shard).where(~_is_void(self._table)), lease).scalars())
-        if ours.isdisjoint(SEATS):
-            free_seats = [seat for seat in SEATS if seat not in taken]
-            ours |= self._taken(tx, free_seats[:1], lease)
+        if ours.isdisjoint(SLOTS):
+            free_slots = [slot for slot in SLOTS if slot not in taken]
+            ours |= self._taken(tx, free_slots[:1], lease)
 
-        shards = sorted(shard for shard in ours if shard not in SEATS)
-        share = _share(ours, (taken | ours).intersection(SEATS))
+        shards = sorted(shard for shard in ours if shard not in SLOTS)
+        share = _share(ours, (taken | ours).intersection(SLOTS))
         if len(shards) > share:
             surplus = shards[share:]
             tx.execute(delete(self._table).where(self._table.c.owner == self._owner, self._table.c.shard.in_(surplus)))
@@ -95,11 +95,11 @@ class Leases:
         return Held(tuple(shards), began + self._seconds * 2 / 3, began + self._seconds)
 
     def release(self, tx: Connection) -> None:
-        """Give up everything, the seat too. Nothing may be in flight."""
+        """Give up everything, the slot included. Nothing may be outstanding."""
         tx.execute(delete(self._table).where(self._table.c.owner == self._owner))
 
     def _renewing(self) -> Executable:
-        # Also when it had expired, as long as nobody else has taken it.
+        # Also if it had expired, as long as nobody else has taken it.
         return (
             update(self._table)
             .where(self._table.c.owner == bindparam("me"))
@@ -113,19 +113,19 @@ class Leases:
         return {row.shard for row in self._take(tx, [{"shard": number} for number in numbers], **lease)}
 
 
-def _share(ours: set[int], seats: set[int]) -> int:
-    """How many shards are ours: as equal as can be, the first seats have one more where it doesn't come out even."""
-    place = next((place for place, seat in enumerate(sorted(seats)) if seat in ours), None)
-    if place is None:
+def _share(ours: set[int], slots: set[int]) -> int:
+    """The number of shards that are ours: equal parts; the first slots get one more if it doesn't come out even."""
+    rank = next((rank for rank, slot in enumerate(sorted(slots)) if slot in ours), None)
+    if rank is None:
         return 0
-    return SHARDS // len(seats) + (place < SHARDS % len(seats))
+    return SHARDS // len(slots) + (rank < SHARDS % len(slots))
 
 
 def _taking(table: Table, given: Subquery) -> Executable:
     # WHERE true keeps SQLite from reading ON CONFLICT as a join's condition.
     rows = select(given.c.shard, bindparam("owner", type_=Text()), bindparam("until", type_=Timestamp())).where(true())
     wanted = insert(table).from_select(["shard", "owner", "expires_at"], rows)
-    # Who comes second waits for the first one's row and then finds a lease that has not expired.
+    # A second process waits for the first one's row, and then finds a lease that has not expired.
     return wanted.on_conflict_do_update(
         index_elements=[table.c.shard],
         set_={"owner": wanted.excluded.owner, "expires_at": wanted.excluded.expires_at},

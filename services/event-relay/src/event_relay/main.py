@@ -7,9 +7,9 @@ import threading
 from uuid import uuid4
 
 from event_relay.metrics import Metrics
+from event_relay.publisher import Publisher
 from event_relay.relay import Relay
 from event_relay.settings import RelaySettings
-from event_relay.shipper import Shipper
 from shop_common.db.database import Database
 from shop_common.environment.settings import help_text, load
 from shop_common.process import lifecycle
@@ -20,7 +20,7 @@ READINESS_SECONDS = 0.2
 
 
 def main() -> None:
-    """Run until SIGTERM or SIGINT; then finish the batches on their way and give the leases back."""
+    """Run until SIGTERM or SIGINT; then finish the outstanding batches and release the leases."""
     argparse.ArgumentParser(
         prog="python -m event_relay",
         description="Ships every outbox row to Kafka, then deletes it.",
@@ -33,12 +33,12 @@ def main() -> None:
 
     server = HealthServer(settings.health_port, listen_host=settings.listen_host)
     server.health.set_ready("relay", False)
-    # No later process may have the same name, this one's leases would be taken for its own.
+    # No later process may have the same name: it would take this one's leases for its own.
     owner = f"{socket.gethostname()}:{os.getpid()}:{uuid4()}"
     relays = [
         Relay(
             Database(url, connections_max=1),
-            Shipper(settings.kafka_bootstrap_servers, source=source),
+            Publisher(settings.kafka_bootstrap_servers, source=source),
             Metrics(name),
             name=name,
             owner=owner,
@@ -57,7 +57,7 @@ def main() -> None:
         threading.Thread(target=_run, args=(relay, stop), name=f"relay {relay.name}", daemon=True) for relay in relays
     ]
     threads.append(
-        threading.Thread(target=_tell_readiness, args=(server.health, relays, stop), name="readiness", daemon=True)
+        threading.Thread(target=_report_readiness, args=(server.health, relays, stop), name="readiness", daemon=True)
     )
     for thread in threads:
         thread.start()
@@ -71,7 +71,7 @@ def _run(relay: Relay, stop: threading.Event) -> None:
         lifecycle.die(f"the relay of {relay.name} failed", error)
 
 
-def _tell_readiness(health: Health, relays: list[Relay], stop: threading.Event) -> None:
-    # Asked again and again rather than told, since a loop that hangs in a frozen database tells nothing.
+def _report_readiness(health: Health, relays: list[Relay], stop: threading.Event) -> None:
+    # Polled, because a loop that hangs in a frozen database reports nothing.
     while not stop.wait(READINESS_SECONDS):
         health.set_ready("relay", any(relay.ready for relay in relays))

@@ -1,10 +1,10 @@
-"""One outbox database to Kafka: hold leases, read the oldest rows, produce, wait, delete what was acknowledged.
+"""Relays one outbox to Kafka: own leases, read the oldest rows, send them, wait, delete what was acknowledged.
 
-A crash at any point repeats events under their ids and loses none: a row goes only after the broker has its event.
+A crash at any point repeats events under their ids and loses none: a row is deleted after the broker has its event.
 
-A pass deletes what the passes before have shipped, in the transaction that reads its own rows. While much waits, the
-shards take turns in two halves: the rows of one are deleted and read while those of the other are on their way. So
-what is read is never on its way, and each half begins with its oldest row as all of them would.
+A pass deletes what earlier passes have shipped, in the transaction that reads its own rows. Under load, the shards take
+turns in two halves: the rows of one are deleted and read while those of the other are being sent. So a row that is read
+is never outstanding, and each half starts at its oldest row.
 """
 
 import random
@@ -15,11 +15,11 @@ from contextlib import suppress
 from sqlalchemy import Connection, MetaData, inspect
 from sqlalchemy.exc import DBAPIError
 
-from event_relay.flight import Flight
 from event_relay.leases import Held, Leases
 from event_relay.metrics import Metrics
-from event_relay.pending import ROWS_MAX, OutboxReplaced, Pending, PendingRows
-from event_relay.shipper import BrokerAway, Shipper
+from event_relay.outbox_rows import ROWS_MAX, OutboxReplaced, OutboxRow, OutboxRows
+from event_relay.pacing import Halves, Pause, Stall
+from event_relay.publisher import NOTHING, BrokerAway, Publisher
 from shop_common.db.database import ASYNC_COMMIT, FORCE_INDEX_PLANS, Database, cause_of
 from shop_common.errors import ShopError
 from shop_common.events.outbox import Outbox
@@ -28,20 +28,13 @@ from shop_common.telemetry import logs
 BACKOFF_FIRST_SECONDS = 0.1
 BACKOFF_MAX_SECONDS = 2.0
 BATCH_SECONDS_MAX = 7.0
-"""Less than a process gets to end its work in (`lifecycle`), so that a batch on its way can be waited for."""
+"""Less than a process gets to end its work (`lifecycle`), so that it can wait for an outstanding batch."""
 
 AHEAD_ROWS = ROWS_MAX // 8
-"""A pass of fewer rows is not worth a half to itself: events would wait for the other one's turn."""
+"""Fewer rows are not worth a half of their own: events would wait for the turn of the other half."""
 
 SAMPLE_SECONDS = 5.0
 RENEWALS_PER_LEASE = 5
-BUSY_POLLS = 0.1
-"""Where one event has just come the next is near: a wait for more would be most of its way."""
-
-QUIET_SECONDS = 1.0
-QUIET_POLLS = 5
-"""A look costs about a millisecond of CPU, the database's included: fifty a second for nothing are too many."""
-
 _NOTHING = Held((), 0.0, 0.0)
 _log = logs.get(__name__)
 
@@ -51,16 +44,16 @@ class TablesMissing(Exception):
 
 
 class DeliveryFailed(Exception):
-    """The broker did not take all of a batch; what it did not take is shipped again, from the oldest."""
+    """The broker did not acknowledge all of a batch; the rest is shipped again, from the oldest row on."""
 
 
 class Relay:
-    """The relay of one database. `run` belongs to one thread; `ready` may be asked by any."""
+    """The relay of one database. `run` is for one thread; any thread may read `ready`."""
 
     def __init__(
         self,
         database: Database,
-        shipper: Shipper,
+        publisher: Publisher,
         metrics: Metrics,
         *,
         name: str,
@@ -71,35 +64,30 @@ class Relay:
         self.name = name
         outbox = Outbox(MetaData())
         self._database = database
-        self._shipper = shipper
+        self._publisher = publisher
         self._metrics = metrics
         self._leases = Leases(outbox.leases, owner, lease_seconds)
-        self._rows = PendingRows(outbox.table)
+        self._rows = OutboxRows(outbox.table)
         self._lease_seconds = lease_seconds
-        self._poll_seconds = poll_seconds
+        self._pause = Pause(poll_seconds)
+        self._halves = Halves()
+        self._stall = Stall()
         self._tables_seen = False
         self._held = _NOTHING
-        self._flight: Flight | None = None
-        self._arrived: list[Pending] = []
-        self._in_halves = False
-        self._half = 0
+        self._acknowledged: list[OutboxRow] = []
         self._renew_at = 0.0
         self._sample_at = 0.0
-        self._worked_at = float("-inf")
-        self._found_at = float("-inf")
+        self._succeeded_at = float("-inf")
         self._outage: type[Exception] | None = None
-        self._stuck_id: int | None = None
-        self._stuck_since = float("inf")
 
     @property
     def ready(self) -> bool:
         """True if the last pass succeeded less than one lease ago, and events do not wait while no shard is ours.
 
-        The leases of a relay that died run out within one lease. If the oldest row still waits after two, nobody ships.
+        The leases of a relay that died expire within one lease. If the oldest row still waits after two, nobody ships.
         """
-        now = time.monotonic()
-        is_stuck = now - self._stuck_since > 2 * self._lease_seconds
-        return self._outage is None and not is_stuck and now - self._worked_at < self._lease_seconds
+        is_recent = time.monotonic() - self._succeeded_at < self._lease_seconds
+        return self._outage is None and is_recent and self._stall.seconds <= 2 * self._lease_seconds
 
     @property
     def shard_count(self) -> int:
@@ -107,7 +95,7 @@ class Relay:
         return len(self._held.shards)
 
     def run(self, stop: threading.Event) -> None:
-        """Relay until told to stop, then let the leases go. An idle pass waits, one that shipped does not."""
+        """Relay until `stop` is set, then release the leases. A pass that found nothing is followed by a pause."""
         failures = 0
         while not stop.is_set():
             try:
@@ -121,84 +109,73 @@ class Relay:
                 self._resumed()
                 failures = 0
                 if found:
-                    self._found_at = time.monotonic()
+                    self._pause.found()
                 else:
-                    stop.wait(self._pause())
-        self._let_go()
-        self._shipper.close()
-
-    def _pause(self) -> float:
-        """After a look that found nothing: the longer the less has come lately, and longest at night."""
-        since = time.monotonic() - self._found_at
-        if since > QUIET_SECONDS:
-            return self._poll_seconds * QUIET_POLLS
-        return min(max(since, self._poll_seconds * BUSY_POLLS), self._poll_seconds)
+                    stop.wait(self._pause.seconds())
+        self._release_leases()
+        self._publisher.close()
 
     def relay_once(self) -> int:
-        """Read the oldest rows, at most 4,000, and send them. Returns how many were found.
+        """Make one pass: delete acknowledged rows, read the oldest ones, at most 4,000, and send them.
 
-        When few were found they are shipped on return, else they may be on their way still; the next pass deletes
-        them. Raises BrokerAway, DeliveryFailed, OutboxReplaced, TablesMissing, and what the database raises.
+        Returns how many were read. A small batch is acknowledged on return. A large one may be outstanding; the next
+        pass waits for it. Raises BrokerAway, DeliveryFailed, OutboxReplaced, TablesMissing, and database errors.
         """
         self._check_tables()
-        # Before the leases: who can't reach the broker leaves the shards to those who can.
-        self._shipper.connect()
-        self._hold()
-        rows = self._delete_and_read(self._turn())
-        self._land()
+        # Before the leases: a relay that cannot reach the broker leaves the shards to those that can.
+        self._publisher.connect()
+        self._renew_leases()
+        rows = self._delete_and_read(self._shards_of_pass())
+        self._wait()
         if rows:
             # failpoint: delete-before-acknowledgement
-            until = min(self._held.produce_until, time.monotonic() + BATCH_SECONDS_MAX)
+            deadline = min(self._held.produce_until, time.monotonic() + BATCH_SECONDS_MAX)
             # failpoint: before-produce
-            self._flight = self._shipper.send(rows, until=until)
-        in_halves = len(rows) >= AHEAD_ROWS and not self._shipper.in_doubt
-        if not (in_halves and self._in_halves):
-            self._land()
-        self._in_halves = in_halves
+            self._publisher.send(rows, deadline=deadline)
+        reads_ahead = len(rows) >= AHEAD_ROWS and not self._publisher.in_doubt
+        if not (reads_ahead and self._halves.active):
+            self._wait()
+        self._halves.active = reads_ahead
         return len(rows)
 
-    def _turn(self) -> list[int]:
-        """The shards of this pass; none of them has anything on its way."""
+    def _shards_of_pass(self) -> list[int]:
+        """The shards of this pass. None of them has anything outstanding."""
         shards = self._held.shards
-        self._metrics.blocked_shards.set(len(self._shipper.refused_shards().intersection(shards)))
-        if self._in_halves:
-            # Halves of what is held and not of what is left of it below: that may be another half in each pass.
-            self._half = 1 - self._half
-            shards = shards[self._half :: 2]
-        waiting = self._shipper.waiting_shards()
-        return [shard for shard in shards if shard not in waiting]
+        self._metrics.blocked_shards.set(len(self._publisher.refused_shards().intersection(shards)))
+        # Halves of what is owned, not of what is left below: that could be another half in each pass.
+        waiting = self._publisher.waiting_shards()
+        return [shard for shard in self._halves.shards_of_pass(shards) if shard not in waiting]
 
-    def _delete_and_read(self, shards: list[int]) -> list[Pending]:
-        absent = self._shipper.absent_topics()
+    def _delete_and_read(self, shards: list[int]) -> list[OutboxRow]:
+        absent = self._publisher.absent_topics()
 
-        def read(tx: Connection) -> list[Pending]:
+        def read(tx: Connection) -> list[OutboxRow]:
             return self._rows.oldest(tx, shards, without_topics=absent)
 
-        def delete_and_read(tx: Connection) -> list[Pending]:
-            self._rows.delete(tx, arrived)
+        def delete_and_read(tx: Connection) -> list[OutboxRow]:
+            self._rows.delete(tx, acknowledged)
             return read(tx)
 
-        arrived = self._ours_of_what_arrived()
-        if arrived:
+        acknowledged = self._deletable()
+        if acknowledged:
             # failpoint: before-delete
             # If the database loses this commit in a crash, the rows are shipped again under their ids.
             rows = self._database.transact(delete_and_read, FORCE_INDEX_PLANS + ASYNC_COMMIT)
         else:
             rows = self._database.query(read, FORCE_INDEX_PLANS)
-        self._arrived = []
+        self._acknowledged = []
         return rows
 
-    def _ours_of_what_arrived(self) -> list[Pending]:
-        # Past its end the lease may be another's, who ships these rows as well and deletes them when it has.
-        return self._arrived if time.monotonic() < self._held.ends else []
+    def _deletable(self) -> list[OutboxRow]:
+        # After the lease has ended, another relay may own it. It ships these rows too, and deletes them then.
+        return self._acknowledged if time.monotonic() < self._held.ends else []
 
-    def _land(self) -> None:
-        """Wait for what is on its way. Raises DeliveryFailed; what the broker has of it can be deleted all the same."""
-        if self._flight is None:
+    def _wait(self) -> None:
+        """Wait for the outstanding batch. Raises DeliveryFailed; rows that the broker has can be deleted even then."""
+        delivery = self._publisher.wait()
+        if delivery is NOTHING:
             return
-        flight, self._flight = self._flight, None
-        delivery = self._shipper.landed(flight)
-        self._arrived.extend(delivery.acknowledged)
+        self._acknowledged.extend(delivery.acknowledged)
         self._metrics.shipped.inc(len(delivery.acknowledged))
         now = time.time()
         self._metrics.delay_seconds.observe_all([now - row.created_micros / 1e6 for row in delivery.acknowledged])
@@ -207,13 +184,15 @@ class Relay:
             raise DeliveryFailed(delivery.failure)
 
     def _settle(self) -> None:
-        """Leave nothing on its way, and nothing in the outbox that has arrived. Raises as `_land` does."""
+        """Leave nothing outstanding and no acknowledged row in the outbox. Raises as `_wait` does."""
         try:
-            self._land()
+            self._wait()
         finally:
-            if arrived := self._ours_of_what_arrived():
-                self._database.transact(lambda tx: self._rows.delete(tx, arrived), FORCE_INDEX_PLANS + ASYNC_COMMIT)
-            self._arrived = []
+            if acknowledged := self._deletable():
+                self._database.transact(
+                    lambda tx: self._rows.delete(tx, acknowledged), FORCE_INDEX_PLANS + ASYNC_COMMIT
+                )
+            self._acknowledged = []
 
     def _check_tables(self) -> None:
         if self._tables_seen:
@@ -225,17 +204,17 @@ class Relay:
             raise TablesMissing(f"no table {' and no '.join(missing)}: the service of this database has to migrate it")
         self._tables_seen = True
 
-    def _hold(self) -> None:
+    def _renew_leases(self) -> None:
         if time.monotonic() < self._renew_at:
             return
-        # Nothing may be on its way of a shard that is given up.
+        # Nothing may be outstanding of a shard that is given up.
         self._settle()
         self._held = self._database.transact(self._leases.hold)
         self._renew_at = self._held.ends - self._lease_seconds * (1 - 1 / RENEWALS_PER_LEASE)
         self._metrics.shards.set(self.shard_count)
 
-    def _let_go(self) -> None:
-        """Give up the leases at once rather than let them run out. If the database is away, they run out."""
+    def _release_leases(self) -> None:
+        """Give up the leases at once instead of letting them expire. If the database is away, they expire."""
         if self._held is _NOTHING:
             return
         try:
@@ -243,7 +222,7 @@ class Relay:
                 self._settle()
             self._database.transact(self._leases.release)
         except (ShopError, DBAPIError) as error:
-            _log.info("leases are left to run out", database=self.name, error=str(error))
+            _log.info("leases are left to expire", database=self.name, error=str(error))
         self._held = _NOTHING
         self._renew_at = 0.0
         self._metrics.shards.set(0)
@@ -255,39 +234,35 @@ class Relay:
         backlog = self._database.query(self._rows.backlog, FORCE_INDEX_PLANS)
         self._metrics.rows.set(backlog.rows)
         self._metrics.oldest_seconds.set(backlog.oldest_seconds)
-        # By id and our own clock: the age of a row says nothing when the database's clock was set back.
-        stuck_id = None if self._held.shards else backlog.oldest_id
-        if stuck_id != self._stuck_id or stuck_id is None:
-            self._stuck_id = stuck_id
-            self._stuck_since = float("inf") if stuck_id is None else time.monotonic()
+        self._stall.observe(None if self._held.shards else backlog.oldest_id)
         self._sample_at = time.monotonic() + SAMPLE_SECONDS
 
     def _interrupted(self, error: Exception) -> None:
-        # Nothing is on its way while we wait. What has not arrived is there still, and is read again.
-        self._in_halves = False
+        # Nothing is outstanding while we wait. Rows that were not acknowledged are still there and are read again.
+        self._halves.active = False
         with suppress(DeliveryFailed):
-            self._land()
+            self._wait()
         if isinstance(error, OutboxReplaced):
-            self._arrived = []
+            self._acknowledged = []
         if isinstance(error, BrokerAway | DeliveryFailed):
-            # Others may reach the broker where we do not.
-            self._let_go()
+            # Other relays may reach the broker although we do not.
+            self._release_leases()
         self._tables_seen = False
-        # Said once, not with each try: hours of it would bury everything else.
+        # Logged once, not with each attempt: hours of it would bury everything else.
         if self._outage is not type(error):
             cause = {"cause": cause_of(error)} if isinstance(error, ShopError) else {}
-            # SQLAlchemy's own words quote the statement and its rows.
+            # SQLAlchemy's own text quotes the statement and its rows.
             said = cause_of(error) if isinstance(error, DBAPIError) else str(error)
             _log.warning("relay interrupted", database=self.name, error=said, kind=type(error).__name__, **cause)
             self._outage = type(error)
 
     def _resumed(self) -> None:
-        self._worked_at = time.monotonic()
+        self._succeeded_at = time.monotonic()
         if self._outage is not None:
             _log.info("relay works again", database=self.name)
             self._outage = None
 
 
 def _backoff(failures: int) -> float:
-    """Longer with each failure in a row, to two seconds; scattered, so that several relays don't come in step."""
+    """Exponential backoff with jitter, capped at two seconds."""
     return random.uniform(0.5, 1.0) * min(BACKOFF_FIRST_SECONDS * 2.0 ** min(failures, 10), BACKOFF_MAX_SECONDS)

@@ -14,9 +14,9 @@ from uuid_utils import uuid7
 from devstack.kafka import Kafka
 from devstack.kafka import Record as Shipped
 from event_relay.metrics import Metrics
-from event_relay.pending import Pending, PendingRows
+from event_relay.outbox_rows import OutboxRow, OutboxRows
+from event_relay.publisher import Publisher
 from event_relay.relay import Relay
-from event_relay.shipper import Shipper
 from shop_common.db.database import FORCE_INDEX_PLANS, Database
 from shop_common.db.sql import clock
 from shop_common.events.outbox import SHARDS, Outbox, Record, shard_of
@@ -40,7 +40,7 @@ class Shop:
         self._at_the_end.callback(database.close)
         return Relay(
             database,
-            self.shipper(bootstrap),
+            self.publisher(bootstrap),
             Metrics("test"),
             name="test",
             owner=f"{name}:{uuid4()}",
@@ -48,10 +48,10 @@ class Shop:
             poll_seconds=0.01,
         )
 
-    def shipper(self, bootstrap: str | None = None) -> Shipper:
-        shipper = Shipper(bootstrap or self.kafka.bootstrap, source="/shop/test")
-        self._at_the_end.callback(shipper.close)
-        return shipper
+    def publisher(self, bootstrap: str | None = None) -> Publisher:
+        publisher = Publisher(bootstrap or self.kafka.bootstrap, source="/shop/test")
+        self._at_the_end.callback(publisher.close)
+        return publisher
 
     def event(self, key: str, value: object, *, headers: str | None = None, topic: str | None = None) -> Record:
         return Record(
@@ -94,10 +94,11 @@ class Shop:
         held = select(leases.c.owner).where(leases.c.shard >= 0, leases.c.expires_at > clock())
         return Counter(self.database.query(lambda tx: list(tx.execute(held).scalars())))
 
-    def pending(self) -> list[Pending]:
+    def pending(self) -> list[OutboxRow]:
         """The rows as a relay that owns all shards reads them."""
-        rows = PendingRows(self.outbox.table)
-        return self.database.query(lambda tx: rows.oldest(tx, range(SHARDS)), FORCE_INDEX_PLANS)
+        return self.database.query(
+            lambda tx: OutboxRows(self.outbox.table).oldest(tx, range(SHARDS)), FORCE_INDEX_PLANS
+        )
 
     def shipped(self, messages: int = 0, *, events: int = 0, within_seconds: float = 90) -> list[Shipped]:
         """What is in the topic, once that many messages, or different events, are."""

@@ -1,4 +1,4 @@
-"""The rows of an outbox that wait to be shipped: read in their order, deleted by what they are."""
+"""All SQL on the outbox that the relay needs: read the oldest rows, delete acknowledged ones, count the backlog."""
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
@@ -19,19 +19,18 @@ from shop_common.db.sql import Clock, Statement, in_rows, micros_of
 from shop_common.events.outbox import SHARDS
 
 ROWS_MAX = 4000
-"""Rows in one read, so that memory has a bound. Of some of the shards the same number of each: none waits for another's
-backlog."""
+"""Rows in one read, which bounds the memory. Some shards alone get equal parts, so none waits for another."""
 
 READS_KEPT = 64
-"""Statements that are kept: one for the shards that are ours, two for their halves, others while topics are absent."""
+"""Cached statements: one for the shards of this relay, two for their halves, others while topics are absent."""
 
 BACKLOG_COUNTED_MAX = 100_000
 
 
-class Pending(NamedTuple):
-    """A row as it is shipped. `headers` is a JSON object of headers that go before our own; microseconds since 1970.
+class OutboxRow(NamedTuple):
+    """A row of the outbox. `headers` is a JSON object of headers that override ours. Microseconds since 1970, UTC.
 
-    A tuple, since one is made for every event: a frozen dataclass is made by a call for each of its fields.
+    A named tuple, because one is created per event: a frozen dataclass needs a call per field.
     """
 
     id: int
@@ -47,20 +46,20 @@ class Pending(NamedTuple):
 
 
 class OutboxReplaced(Exception):
-    """The outbox is not the one whose rows were read, such as a backup of it that was restored meanwhile."""
+    """The outbox is not the one whose rows were read: a backup was restored in the meantime."""
 
 
 @dataclass(frozen=True, slots=True)
 class Backlog:
-    """What waits. `rows` counts to 100,000 and no further. When nothing waits `oldest_id` is None."""
+    """The rows that wait, counted up to 100,000. `oldest_id` is None if there are none."""
 
     rows: int
     oldest_seconds: float
     oldest_id: int | None
 
 
-class PendingRows:
-    """The waiting rows of one outbox. Its transactions want FORCE_INDEX_PLANS."""
+class OutboxRows:
+    """The rows of one outbox. Use it in transactions with FORCE_INDEX_PLANS."""
 
     def __init__(self, outbox: Table) -> None:
         self._outbox = outbox
@@ -70,13 +69,13 @@ class PendingRows:
         )
         self._reads: dict[object, str] = {}
 
-    def oldest(self, tx: Connection, shards: Sequence[int], *, without_topics: Collection[str] = ()) -> list[Pending]:
-        """The oldest rows of these shards, at most 4,000, in the order of their ids within a shard.
+    def oldest(self, tx: Connection, shards: Sequence[int], *, without_topics: Collection[str] = ()) -> list[OutboxRow]:
+        """Return the oldest rows of these shards, at most 4,000, sorted by id within a shard.
 
-        Of all shards the oldest, whosesoever they are; of some, as many of each.
+        For all shards: the oldest of all. For some: equally many of each.
 
-        Always from the very first: a row whose transaction was slow to commit has a lower id than rows that were
-        read and shipped long before it could be seen.
+        Every read starts at the oldest row. A row whose transaction commits late has a lower id than rows that were
+        read and shipped before it became visible.
         """
         if not shards:
             return []
@@ -86,20 +85,20 @@ class PendingRows:
             if len(self._reads) >= READS_KEPT:
                 self._reads.clear()
             read = self._reads[wanted] = self._reading(tx, *wanted)
-        # As the driver gives them: there is nothing to convert, and a result of SQLAlchemy's costs as much again.
-        return list(map(Pending._make, tx.exec_driver_sql(read).cursor.fetchall()))
+        # Straight from the driver: nothing has to be converted, and SQLAlchemy's result would double the cost.
+        return list(map(OutboxRow._make, tx.exec_driver_sql(read).cursor.fetchall()))
 
-    def delete(self, tx: Connection, rows: Sequence[Pending]) -> None:
-        """Delete exactly these rows; those that are gone already are no fault.
+    def delete(self, tx: Connection, rows: Sequence[OutboxRow]) -> None:
+        """Delete exactly these rows; rows that are already gone are ignored.
 
-        Raises OutboxReplaced when one of these ids is another event's: then nothing may be deleted.
+        Raises OutboxReplaced if one of these ids belongs to another event: roll back, nothing may be deleted.
         """
         deleted = {row.event_id for row in self._delete(tx, [{"id": row.id} for row in rows])}
         if not deleted <= {row.event_id for row in rows}:
-            raise OutboxReplaced("the rows that were shipped are others now: was the database restored?")
+            raise OutboxReplaced("rows that were shipped are different rows now: was the database restored?")
 
     def backlog(self, tx: Connection) -> Backlog:
-        """How much waits, and since when."""
+        """Count the rows that wait, and return the age of the oldest."""
         ids = self._outbox.c.id
         counted = tx.execute(
             select(func.count()).select_from(select(ids).order_by(ids).limit(BACKLOG_COUNTED_MAX).subquery())
@@ -111,9 +110,9 @@ class PendingRows:
         return Backlog(counted, (at - created_at).total_seconds(), oldest_id)
 
     def _reading(self, tx: Connection, shards: Sequence[int], without_topics: Collection[str]) -> str:
-        """The SQL, with all values written into it: with parameters PostgreSQL would plan sixteen selects each time."""
+        """The SQL with literal values: with parameters, PostgreSQL would plan sixteen selects each time."""
         if len(shards) == SHARDS:
-            # One walk instead of sixteen. Should one shard's backlog fill it, the halves that follow are fair again.
+            # One index scan instead of sixteen. If one shard's backlog fills it, the halves that follow are fair again.
             reads: SelectBase = self._selected(without_topics).order_by(self._outbox.c.id).limit(ROWS_MAX)
         else:
             limit = ROWS_MAX // len(shards)
@@ -124,19 +123,19 @@ class PendingRows:
         outbox = self._outbox
         rows = (
             self._selected(without_topics)
-            # A range of one shard and not `=`: then only the index (shard, id) has this order. With a constant shard
-            # the primary key has it as well, and a walk along that reads the rows of all other shards.
+            # A range of one shard instead of `=`, so that only the index (shard, id) has this order. With a constant
+            # shard the primary key has it too, and scanning that reads the rows of all other shards.
             .where(outbox.c.shard.between(shard, shard))
             .order_by(outbox.c.shard, outbox.c.id)
             .limit(limit)
         )
-        # SQLite takes a LIMIT inside a UNION only in a subquery.
+        # SQLite accepts a LIMIT inside a UNION only in a subquery.
         return select(rows.subquery())
 
     def _selected(self, without_topics: Collection[str]) -> Select[tuple[object, ...]]:
         outbox = self._outbox
         rows = select(
-            *(outbox.c[name] for name in Pending._fields if name != "created_micros"),
+            *(outbox.c[name] for name in OutboxRow._fields if name != "created_micros"),
             micros_of(outbox.c.created_at).label("created_micros"),
         )
         return rows.where(outbox.c.topic.not_in(sorted(without_topics))) if without_topics else rows
