@@ -4,6 +4,8 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+
 from devstack.kafka import Kafka
 from devstack.process import Process
 from devstack.stack import Databases, Options, Stack
@@ -16,8 +18,11 @@ IMPORT_SECONDS = 60
 def test_the_previous_code_serves_every_rpc_on_the_newest_schema(
     new_database: Callable[[str], str], kafka: Kafka, tmp_path: Path
 ) -> None:
+    revision = previous.revision()
+    if revision is None:
+        pytest.skip("git does not know the previous commit: in a shallow clone, run `git fetch --deepen=1`")
     source = tmp_path / "previous"
-    path = {"PYTHONPATH": previous.check_out(previous.revision(), source)}
+    path = {"PYTHONPATH": previous.check_out(revision, source)}
     assert_imported_from(source, path)
     databases = Databases(new_database("inventory"), new_database("orders"))
     Stack(databases, kafka).migrate()
@@ -27,7 +32,8 @@ def test_the_previous_code_serves_every_rpc_on_the_newest_schema(
         stack.start()
         # The smoke test is of the previous commit, too: today's may call RPCs that the previous code does not have.
         addresses = ["--inventory", stack.inventory_address, "--orders", stack.orders_address]
-        smoke_test = Process("test-grpc", [sys.executable, "-m", "shopctl", "test-grpc", *addresses], path)
+        tools = previous.package(source, "shopctl", "devstack")
+        smoke_test = Process("test-grpc", [sys.executable, "-m", tools, "test-grpc", *addresses], path)
         try:
             assert smoke_test.start().wait(SMOKE_TEST_SECONDS) == 0, smoke_test.log
         finally:
@@ -41,7 +47,8 @@ def test_the_previous_code_serves_every_rpc_on_the_newest_schema(
 
 def assert_imported_from(source: Path, environment: dict[str, str]) -> None:
     """Fail if a package comes from the installation: the test would then run the code of today and prove nothing."""
-    packages = "inventory_api, order_api, reservation_reaper, event_relay, shop_common, shop_protos, shopctl"
+    protos, tools = previous.package(source, "shop_protos", "shop"), previous.package(source, "shopctl", "devstack")
+    packages = f"inventory_api, order_api, reservation_reaper, event_relay, shop_common, {protos}, {tools}"
     program = f"import {packages}\nfor module in ({packages}): print(module.__file__)"
     process = Process("imports", [sys.executable, "-c", program], environment).start()
     try:
