@@ -1,11 +1,10 @@
-"""The schema of one service's database: brought up to date by Alembic, checked before the service starts.
+"""The schema of one service's database: upgraded by Alembic, and checked before the service starts.
 
-Migrations go forward only, and expand before they contract, so that the last version of the code still runs
-on the next schema. Each revision is one transaction, on both databases: a failed one leaves nothing behind. What can't
-be done so, since it would lock a large table, is done the long way: see `online_ddl`.
+Migrations only go forward, and expand before they contract, so that the previous version of the code still runs on the
+next schema. Each revision is one transaction on both databases, so a failed revision leaves no trace. Changes that
+would lock a large table use `online_ddl` instead.
 
-A service's `migrations` folder has this in its `__init__.py`, beside `versions/` and an `env.py` that calls
-`run_migrations`:
+A service's `migrations` package has `versions/`, an `env.py` that calls `run_migrations`, and this in `__init__.py`:
 
     SCHEMA = Schema(service="inventory-api", migrations=Path(__file__).parent, metadata=tables.metadata)
 """
@@ -41,28 +40,28 @@ _log = logs.get(__name__)
 _VERSION_TABLE_SUFFIX = "_schema_version"
 
 TURN_TIMEOUT_SECONDS = 60
-"""How long a migration waits for another one of the same database to end."""
+"""How long a migration waits for another migration of the same database."""
 
 TURN_POLL_SECONDS = 0.1
 LOOK_AGAIN_SECONDS = 1.0
 LOCK_TIMEOUT_SECONDS = 3
-"""How long it waits for a table: everyone who comes after it waits as well."""
+"""How long a migration waits for the lock of a table. All later statements on the table wait behind it."""
 
 
 class SchemaError(Exception):
-    """The service must not run on this database; the message says what to do."""
+    """The service must not run on this database. The message states what to do."""
 
 
 class SchemaTooOld(SchemaError):
-    """The database lacks what the code needs."""
+    """The database lacks migrations that the code needs."""
 
 
 class WrongDatabase(SchemaError):
-    """The database is another service's."""
+    """The database belongs to another service."""
 
 
 class WrongEncoding(SchemaError):
-    """The database stores text in another encoding than UTF8."""
+    """The encoding of the database is not UTF8."""
 
 
 class _State(Enum):
@@ -74,7 +73,7 @@ class _State(Enum):
 
 @dataclass(frozen=True)
 class Schema:
-    """One service's schema: where its migrations are, and the tables that they lead to."""
+    """The schema of one service: the folder of its migrations, and the tables that they create."""
 
     service: str
     migrations: Path
@@ -82,27 +81,26 @@ class Schema:
 
     @property
     def version_table(self) -> str:
-        """The service's own, so that two services can tell their databases apart."""
+        """The name of the version table. The service's name is part of it, so that a foreign database is detected."""
         return self.service.replace("-", "_") + _VERSION_TABLE_SUFFIX
 
     def upgrade(self, database: Database, to: str = "head") -> None:
-        """Bring the database to the newest schema, or to an older revision; does nothing when it is there or beyond.
+        """Upgrade the database to the revision `to`. Does nothing if it is at that revision or newer.
 
-        Safe to run twice at once: the second waits for the first.
-        Raises WrongDatabase, and ShopError when the database is away or a table stays locked.
+        Concurrent runs are safe: the second waits for the first. Raises WrongDatabase, and ShopError if the database is
+        unavailable or a table stays locked.
         """
         with self._turn(database):
             self._upgrade(database, to)
 
     def reset(self, database: Database) -> None:
-        """Drop every table, in one transaction, and bring the empty database to the newest schema.
+        """Drop every table in one transaction, then upgrade the empty database to the newest schema.
 
-        Raises WrongDatabase. Where this service's version table is missing, nothing is dropped: the tables
-        there, if any, are somebody else's.
+        Raises WrongDatabase. If the service's version table is missing, drops nothing, because any tables are not ours.
         """
         with self._turn(database):
             with database.write() as tx:
-                _without_hurry(tx)
+                _allow_long_statements(tx)
                 if self._state(tx) is not _State.EMPTY:
                     for name, _ in reversed(inspect(tx).get_sorted_table_and_fkc_names()):
                         if name is not None:
@@ -110,14 +108,14 @@ class Schema:
             self._upgrade(database, "head")
 
     def revisions(self) -> list[str]:
-        """All revisions, oldest first."""
+        """Return all revisions, oldest first."""
         return [script.revision for script in self._scripts().walk_revisions()][::-1]
 
     def check(self, database: Database) -> None:
-        """Pass if the code can run on this schema, newer ones included.
+        """Check that the code can run on the schema. A newer schema is fine.
 
-        Raises SchemaTooOld, WrongDatabase or WrongEncoding, SchemaError when the database does not let us look, and
-        ShopError when it is away.
+        Raises SchemaTooOld, WrongDatabase, WrongEncoding, SchemaError if the database refuses to show its schema, and
+        ShopError if it is unavailable.
         """
         try:
             state = database.query(self._state)
@@ -134,12 +132,12 @@ class Schema:
         set_ready: Callable[[bool], None],
         die: Callable[[str, BaseException | None], None],
     ) -> None:
-        """Check; while the database is away, not ready, look again until it is there. Processes start in any order.
+        """Check the schema. If the database is unavailable, report not ready and check again every second.
 
-        Raises what `check` raises about a schema that is there. One that turns out wrong later ends the process. From
-        then on a thread looks every second: not ready while the database needs its operator. A database that is only
-        away for a while does not change readiness: each replica would leave the balancer, and callers would no longer
-        be told why.
+        So processes may start in any order. Raises the SchemaError of the first check; a SchemaError of a later check
+        calls `die`. After the check succeeded, a thread probes the database every second, and reports not ready while
+        it needs its operator. A database that is only unavailable does not change readiness then: otherwise all
+        replicas would leave the load balancer, and callers would no longer get the reason.
         """
         causes: set[str] = set()
         try:
@@ -160,7 +158,7 @@ class Schema:
     ) -> None:
         if causes:
             self._wait(database, set_ready, die, causes)
-        # One cheap statement: Alembic's own look costs a hundredth of a busy process.
+        # One cheap statement: Alembic's check would use one percent of a busy process's CPU.
         version = select(column("version_num", Text)).select_from(TableClause(self.version_table))
         needs_repair = False
         while True:
@@ -173,7 +171,7 @@ class Schema:
                     set_ready(False)
                     _log.error("the database needs its operator; not ready until then", cause=cause_of(error))
             except (ShopError, DBAPIError):
-                pass  # calls fail by it as well, and say why
+                pass  # calls fail with the same error and report it
             else:
                 if needs_repair:
                     needs_repair = False
@@ -192,7 +190,7 @@ class Schema:
             try:
                 self.check(database)
             except ShopError as error:
-                # Each cause is told once: of two servers behind one name each may have its own.
+                # Log each cause once: two servers behind one name may alternate between two causes.
                 if cause_of(error) not in causes:
                     causes.add(cause_of(error))
                     _log.warning("the database is still away", cause=cause_of(error))
@@ -204,17 +202,17 @@ class Schema:
             return
 
     def drift(self, database: Database) -> list[str]:
-        """What differs between the migrated database and the declared tables; empty when nothing does."""
+        """Return the differences between the migrated database and the declared tables, empty if there are none."""
         return database.query(self._drift)
 
     @contextmanager
     def _turn(self, database: Database) -> Iterator[None]:
-        """One migration at a time. Raises Contention when another one takes too long."""
+        """Allow one migration at a time. Raises Contention if another one takes longer than TURN_TIMEOUT_SECONDS."""
         if database.is_sqlite:
-            yield  # BEGIN IMMEDIATE of each revision is the turn
+            yield  # BEGIN IMMEDIATE of each revision already excludes others
             return
         deadline = time.monotonic() + TURN_TIMEOUT_SECONDS
-        # On a connection of its own, since a revision that goes the long way commits in between.
+        # Hold the lock on a separate connection, because a revision with `online_ddl` commits in between.
         with closing(Database(database.engine.url, connections_max=1)) as other, other.write() as tx:
             while not self._has_turn(tx):
                 if time.monotonic() > deadline:
@@ -223,8 +221,8 @@ class Schema:
             yield
 
     def _has_turn(self, tx: Connection) -> bool:
-        # CREATE INDEX CONCURRENTLY waits for every snapshot that is older, so neither who has the turn nor who wants
-        # it may keep one: no waiting inside a statement, and after it one that needs no snapshot takes its place.
+        # CREATE INDEX CONCURRENTLY waits for every older snapshot, so neither the holder of the lock nor a waiter may
+        # keep one. So poll instead of waiting inside a statement, and end with a statement that takes no snapshot.
         turn = {"turn": zlib.crc32(self.version_table.encode())}
         has_turn = bool(tx.execute(text("SELECT pg_try_advisory_xact_lock(:turn)"), turn).scalar_one())
         tx.execute(text("SET LOCAL idle_in_transaction_session_timeout = 0"))
@@ -236,8 +234,8 @@ class Schema:
         known = self.revisions()
         for revision in known if to == "head" else known[: known.index(to) + 1]:
             with database.write() as tx:
-                _without_hurry(tx)
-                command.upgrade(self._config(tx), revision)  # does nothing when it is there or beyond
+                _allow_long_statements(tx)
+                command.upgrade(self._config(tx), revision)  # does nothing if the database has it already
 
     def _state(self, tx: Connection) -> _State:
         _check_encoding(tx)
@@ -258,7 +256,7 @@ class Schema:
         return _State.OLDER if version in known else _State.NEWER
 
     def _drift(self, tx: Connection) -> list[str]:
-        # Alembic compares tables, columns, types, indexes and keys, but no CHECK constraints.
+        # Alembic compares tables, columns, types, indexes and keys, but not CHECK constraints.
         differences = [str(difference) for difference in compare_metadata(self._alembic(tx), self.metadata)]
         checks = inspect(tx).get_multi_check_constraints()
         for table in self.metadata.sorted_tables:
@@ -290,29 +288,29 @@ def _check_encoding(tx: Connection) -> None:
         )
 
 
-def _without_hurry(tx: Connection) -> None:
-    """A backfill may take longer than the statements of a request; a lock, behind which others queue, may not."""
+def _allow_long_statements(tx: Connection) -> None:
+    """Disable the statement timeout for backfills. Keep a lock timeout, because others queue behind that lock."""
     if tx.dialect.name == "postgresql":
         tx.execute(text("SET LOCAL statement_timeout = 0"))
         tx.execute(text(f"SET LOCAL lock_timeout = '{LOCK_TIMEOUT_SECONDS}s'"))
 
 
 def run_migrations() -> None:
-    """What a service's `env.py` does: run what was asked for, in the transaction that `Schema` opened."""
+    """Run the requested migrations in the transaction that `Schema` opened. Each service's `env.py` calls this."""
     attributes: dict[str, Any] = context.config.attributes
     context.configure(connection=attributes["connection"], version_table=attributes["version_table"])
     context.run_migrations()
 
 
 def main(argv: Sequence[str], schema: Schema, database_url: str) -> int:
-    """The `migrate` command; `argv` are the words that follow it. Returns the exit code."""
+    """Run the `migrate` command. `argv` has its arguments. Returns the exit code."""
     parser = argparse.ArgumentParser(
         prog=f"python -m {schema.service.replace('-', '_')} migrate",
         description=f"Bring the database of {schema.service} (DATABASE_URL) to the newest schema.",
     )
     parser.add_argument("--reset", action="store_true", help="drop all of its tables and data first")
     reset = parser.parse_args(argv).reset
-    startup.is_over()  # a migration takes as long as it takes
+    startup.is_over()  # a migration has no time limit
     database = Database(database_url, connections_max=1)
     try:
         (schema.reset if reset else schema.upgrade)(database)
