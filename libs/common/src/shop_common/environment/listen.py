@@ -1,6 +1,6 @@
-"""Ports to listen on: opened for this process alone, or refused in one sentence.
+"""Opens ports for this process alone, or reports in one sentence why it cannot.
 
-gRPC opens ports with SO_REUSEPORT by default, by which a second server shares a busy one in silence.
+By default gRPC opens ports with SO_REUSEPORT, so a second server would silently share a port that is in use.
 """
 
 import socket
@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 
 class PortBusy(Exception):
-    """Someone else listens there, or the address is not ours. The message is for the person who started us."""
+    """The port is in use, or the address is not one of this machine. The message is for the operator."""
 
 
 def address(host: str, port: int) -> str:
@@ -29,14 +29,14 @@ def python_host(host: str) -> str:
 
 
 def probe(host: str, port: int) -> None:
-    """Make sure that nobody listens there. Raises PortBusy. Port 0 is always free."""
+    """Check that the port is free. Raises PortBusy if it is not. Port 0 is always free."""
     if not port:
         return
     try:
         found = socket.getaddrinfo(python_host(host), port, type=socket.SOCK_STREAM)
         family, kind, protocol, _, at = found[0]
         with socket.socket(family, kind, protocol) as listener:
-            # Connections of an earlier process, which linger in TIME_WAIT, are no reason to refuse; a listener is.
+            # SO_REUSEADDR ignores old connections in TIME_WAIT, but still fails if another socket listens.
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             listener.bind(at)
             listener.listen(1)
@@ -45,7 +45,7 @@ def probe(host: str, port: int) -> None:
 
 
 def opened(host: str, port: int, open_port: Callable[[str], int]) -> int:
-    """The port that gRPC opened, by its `add_insecure_port`. Raises PortBusy."""
+    """Open the port with gRPC's `add_insecure_port` and return its number. Raises PortBusy."""
     try:
         return open_port(address(host, port))
     except RuntimeError as error:
@@ -53,6 +53,6 @@ def opened(host: str, port: int, open_port: Callable[[str], int]) -> int:
 
 
 def refusal(host: str, port: int, error: OSError | None = None) -> str:
-    """The one sentence for the person who started us."""
+    """Return the error message for the operator."""
     why = f" ({error.strerror.lower()})" if error is not None and error.strerror else ""
     return f"cannot listen on {address(host, port)}{why}: stop what uses this port, or choose another"

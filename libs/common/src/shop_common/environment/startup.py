@@ -30,28 +30,28 @@ _CHUNK_BYTES = select.PIPE_BUF
 
 
 def prepare() -> None:
-    """Take signals, protect the outputs, watch over the start. To be called before anything else."""
-    # The kernel sends process 1 of a container no signal that it has no handler for.
+    """Handle signals, protect stdout and stderr, and watch for a slow start. Call it before anything else."""
+    # The kernel drops signals to process 1 of a container unless it has installed a handler.
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, _end)
     _open_closed_files()
     sys.stdout, sys.stderr = _text(1), _text(2)
-    # By a thread in C: it works although a library keeps the interpreter, or an import never ends.
+    # faulthandler uses a C thread: it works even if a library holds the interpreter lock or an import hangs.
     faulthandler.dump_traceback_later(SLOW_START_SECONDS, file=2)
 
 
 def is_over() -> None:
-    """The process serves, or waits for something on purpose and says so: it needs no watching any more."""
+    """Stop watching for a slow start. Call it once the process serves, or waits on purpose and logs that."""
     faulthandler.cancel_dump_traceback_later()
 
 
 def count_lost_with(count: Callable[[], None]) -> None:
-    """Call this for each write that is lost from now on."""
+    """Set the function to call for each write that is lost."""
     _Losses.count = count
 
 
 class _Losses:
-    """What hears of lost writes."""
+    """The function to call for each lost write."""
 
     count: Callable[[], None] | None = None
 
@@ -59,8 +59,8 @@ class _Losses:
 class Output(io.RawIOBase):
     """Standard output or error, whose writes never fail.
 
-    What cannot be written is lost: a full disk, a closed pipe, or a pipe that nobody reads for a second must not fail a
-    call, end a thread, or change an exit code. `print`, logs, tracebacks and argparse all write here.
+    Output that cannot be written is dropped: a full disk, a closed pipe, or a pipe that is not read for a second must
+    not fail a call, end a thread, or change an exit code. `print`, logs, tracebacks and argparse all write here.
     """
 
     def __init__(self, file: int) -> None:
@@ -84,7 +84,7 @@ class Output(io.RawIOBase):
         return size
 
     def _wait_until_writable(self) -> None:
-        # When nobody has read for a second, the next lines are lost at once, until somebody reads again.
+        # After one second without a reader, later lines are dropped at once until the pipe is read again.
         seconds = 0.0 if self._is_stalled else _STALLED_SECONDS
         self._is_stalled = not self._poll.poll(seconds * 1000)
         if self._is_stalled:
@@ -109,7 +109,7 @@ def _text(file: int) -> io.TextIOWrapper:
 
 
 def _open_closed_files() -> None:
-    """A closed standard file would be the number of the next one that is opened, such as a database."""
+    """Open /dev/null for closed standard files, or the next opened file, such as a database, would get their number."""
     for file in (0, 1, 2):
         try:
             os.fstat(file)
@@ -118,5 +118,5 @@ def _open_closed_files() -> None:
 
 
 def _end(number: int, _frame: FrameType | None) -> None:
-    # Nothing is served yet, and unwinding could wait for a thread.
+    # No call is running yet, and a normal exit could block on a thread.
     os._exit(128 + number)

@@ -45,7 +45,7 @@ _CODES: dict[type[ShopError], grpc.StatusCode] = {
 
 
 def code_of(error: ShopError) -> grpc.StatusCode:
-    """The status code of the error's kind."""
+    """Return the gRPC status code for the error's kind."""
     for kind, code in _CODES.items():
         if isinstance(error, kind):
             return code
@@ -53,7 +53,7 @@ def code_of(error: ShopError) -> grpc.StatusCode:
 
 
 def to_status(error: ShopError) -> Status:
-    """What a caller is told of the error. Fits the trailers of a call, however many fields are bad."""
+    """Convert the error to a status. It fits the trailers of a call, however many fields are invalid."""
     status = new_status(code_of(error), error.message, error.reason, error.metadata())
     if isinstance(error, InvalidInput):
         status.details.append(_packed(_bad_request(error.violations)))
@@ -63,7 +63,7 @@ def to_status(error: ShopError) -> Status:
 
 
 def new_status(code: grpc.StatusCode, message: str, reason: str, metadata: Mapping[str, str] | None = None) -> Status:
-    """A status with its ErrorInfo."""
+    """Create a status with its ErrorInfo."""
     if len(message) > _MESSAGE_CHARACTERS_MAX:
         message = message[: _MESSAGE_CHARACTERS_MAX - 1] + "…"
     info = details.ErrorInfo(reason=reason, domain=DOMAIN, metadata=metadata or {})
@@ -71,9 +71,9 @@ def new_status(code: grpc.StatusCode, message: str, reason: str, metadata: Mappi
 
 
 def from_status(status: Status, *, unavailable_reason: str) -> ShopError:
-    """The error that another service answered with: same kind, reason, message and metadata.
+    """Convert the status of another service to an error with the same kind, reason, message and metadata.
 
-    What is of no kind (a defect there, a deadline, a failure on the way) is an Unavailable with the reason given.
+    A status of no kind (a defect, a deadline, a network failure) becomes an Unavailable with `unavailable_reason`.
     """
     info = _unpacked(status, details.ErrorInfo) or details.ErrorInfo()
     kind = _REMOTE_KINDS.get(status.code)
@@ -91,7 +91,7 @@ def from_status(status: Status, *, unavailable_reason: str) -> ShopError:
 
 
 class RemoteError(ShopError):
-    """An error as another service told it. Always also of a kind: `except NotFound` catches a remote one."""
+    """An error reported by another service. Each subclass also has a kind: `except NotFound` catches a remote one."""
 
     def __init__(self, message: str, reason: str, metadata: dict[str, str]) -> None:
         ShopError.__init__(self, message)
@@ -104,11 +104,11 @@ class RemoteError(ShopError):
 
 
 class RemoteInvalidInput(RemoteError, InvalidInput):
-    """The other service found the request wrong."""
+    """The other service rejected the request as invalid."""
 
 
 class RemoteNotFound(RemoteError, NotFound):
-    """The other service has no such thing."""
+    """The resource does not exist in the other service."""
 
 
 class RemoteRefused(RemoteError, Refused):
@@ -116,15 +116,15 @@ class RemoteRefused(RemoteError, Refused):
 
 
 class RemoteConflict(RemoteError, Conflict):
-    """Another change came in between, there."""
+    """A concurrent change in the other service prevented the call."""
 
 
 class RemoteOverload(RemoteError, Overload):
-    """The other service takes on no more work."""
+    """The other service has reached a limit."""
 
 
 class RemoteUnavailable(RemoteError, Unavailable):
-    """The other service, or what it depends on, is away."""
+    """The other service, or one of its dependencies, is unavailable."""
 
 
 _REMOTE_KINDS: dict[int, type[RemoteError]] = {
@@ -169,6 +169,6 @@ def _unpacked(status: Status, kind: type[_Detail]) -> _Detail | None:
             if detail.Unpack(found):
                 return found
         except DecodeError:
-            # Not ours to judge: the code alone still says what kind of failure it is.
+            # Ignore malformed details: the status code still identifies the kind.
             return None
     return None
