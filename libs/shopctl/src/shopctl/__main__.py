@@ -20,7 +20,7 @@ COMMANDS = {
     "test-grpc": Command("call every RPC of the running system once, and check the answers", "shopctl.smoke.every_rpc"),
     "db-shell": Command("open an SQL shell on a database", "shopctl.data.db_shell"),
     "seed-data": Command("add a catalogue through the API", "shopctl.data.seed_data"),
-    "load": Command("let shoppers come at a steady rate, for a while", "shopctl.load.load"),
+    "load": Command("generate load at a steady rate, for a limited time", "shopctl.load.load"),
     "query-inventory": Command("show items", "shopctl.data.query_inventory"),
     "query-orders": Command("show orders", "shopctl.data.query_orders"),
     "kafka-address": Command("print the address of the broker", "shopctl.events.kafka_address"),

@@ -1,7 +1,7 @@
-"""Let shoppers come at a steady rate: they look, order, confirm, cancel or forget, and their orders ship.
+"""Generate load at a steady rate: check stock, create orders, then confirm, ship, cancel or abandon them.
 
-It uses the APIs as any client does, on products of its own, which it stocks up. One is always scarce, so refusals are
-part of it. It ends after --minutes, or at Ctrl-C.
+The load generator calls the APIs as any client does. It uses products of its own and restocks them. One product is
+always scarce, so some orders are refused. It ends after --minutes, or at Ctrl-C.
 """
 
 import argparse
@@ -24,7 +24,11 @@ _LOOK_SECONDS = 0.25
 
 def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--rate", type=_within(0.1, 500), default=20.0, metavar="N", help="shoppers a second (default: %(default)g)"
+        "--rate",
+        type=_within(0.1, 500),
+        default=20.0,
+        metavar="N",
+        help="attempted orders a second (default: %(default)g)",
     )
     parser.add_argument(
         "--minutes", type=_within(0.01, 24 * 60), default=10.0, metavar="N", help="default: %(default)g; a day at most"
@@ -42,7 +46,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _follow(shoppers: Shoppers, ended: threading.Event, began: float, seconds: float) -> None:
-    """Tell how it goes until it is over: in one line of a terminal, or else a line now and then."""
+    """Show progress until the end: a progress bar in a terminal, otherwise a line every five seconds."""
     if not sys.stderr.isatty():
         while (left := began + seconds - time.monotonic()) > _TELL_SECONDS and not ended.wait(_TELL_SECONDS):
             print(f"{time.monotonic() - began:.0f} s: {shoppers.told()}", file=sys.stderr, flush=True)
@@ -57,7 +61,7 @@ def _follow(shoppers: Shoppers, ended: threading.Event, began: float, seconds: f
 
 @contextmanager
 def _signals_end() -> Iterator[threading.Event]:
-    """Set by Ctrl-C and by SIGTERM, which the first process of a container gets only if it asks for it."""
+    """Yield an event that Ctrl-C and SIGTERM set. PID 1 of a container ignores SIGTERM unless it has a handler."""
     ended = threading.Event()
     numbers = (signal.SIGINT, signal.SIGTERM)
     before = [signal.signal(number, lambda _number, _frame: ended.set()) for number in numbers]

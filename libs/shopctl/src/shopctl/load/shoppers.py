@@ -23,12 +23,12 @@ PRODUCTS = range(900_000_001, 900_000_051)
 """Reused by every run, so that runs do not fill a database with products."""
 
 SCARCE = PRODUCTS[0]
-"""Comes in more slowly than it is wanted."""
+"""The product that is restocked more slowly than it is ordered."""
 
 CALLS_AT_ONCE = 16
 
 UNDER_WAY_MAX = 5_000
-"""Shoppers in the house. When the system can't keep up, the next ones turn round at the door."""
+"""Limit of scheduled steps. When the system cannot keep up, further shoppers are turned away."""
 
 _SCARCE_SHARE = 0.15
 _SCARCE_SHARE_DELIVERED = 0.25
@@ -56,7 +56,7 @@ _FATES: dict[tuple["orders.OrderStatus.ValueType", ...], int] = {
 
 @dataclass(frozen=True)
 class _Next:
-    """What follows after a pause. A step makes some calls, and raises ShopError."""
+    """The next step of a shopper and the pause before it. A step calls the APIs and may raise ShopError."""
 
     step: "Callable[[], _Next | None]"
     after_seconds: float
@@ -106,7 +106,7 @@ class Shoppers:
             thread.join()
 
     def told(self) -> str:
-        """How it went so far, in a line."""
+        """Return the counts so far in one line."""
         with self._changed:
             counts = dict(sorted(self._counts.items()))
         return ", ".join(f"{count:,} {what}" for what, count in counts.items()) or "nobody yet"
@@ -165,7 +165,7 @@ class Shoppers:
         return None
 
     def _stock_up(self, product: int, units: int) -> None:
-        """Have at least so many."""
+        """Add units if fewer than that are available."""
         question = stock.CheckStockRequest(product_id=product, required_quantity=units)
         there = self._shop.call(self._shop.inventory.CheckStock, question)
         if not there.available:
@@ -182,7 +182,7 @@ class Shoppers:
             self._changed.notify()
 
     def _take(self) -> _Step | None:
-        """The next step, at its time; None when it is over."""
+        """Wait for the next due step and return it; None after close."""
         with self._changed:
             while not self._closed:
                 left = self._due[0].at - time.monotonic() if self._due else None

@@ -1,8 +1,8 @@
-"""Call every RPC of the running system at least once, in a story, and check the answers.
+"""Call every RPC of the running system at least once, and check the answers.
 
 Prints each call, its time and its answer. Ends at the first wrong answer, and within about 30 seconds. Adds a few
-items, reservations and orders under fresh ids, so it can be repeated, also on a system that is in use. An RPC that the
-story leaves out is a failure too.
+items, reservations and orders under fresh ids, so it can be repeated, even on a system that is in use. It also fails if
+it does not call every RPC.
 """
 
 import argparse
