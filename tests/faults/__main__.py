@@ -1,4 +1,4 @@
-"""The suite from the command line: its long form, round after round with a new seed for each, or its short one.
+"""Runs the fault suite from the command line: the long form in rounds, each with its own seed, or the short form.
 
 ./task faults --rounds 50
 ./task faults --rounds 1 --seed 1524288945 --only killed    # what a failure printed, once more
@@ -141,18 +141,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # Where nobody can look into the file later.
         print(log.read_text()[-SHOWN_OF_LOG:])
     report.show(Console(width=None if sys.stdout.isatty() else 160))
-    console.print(f"seed {first}, {time.monotonic() - began:.0f} s; all that was said is in {log}", highlight=False)
+    console.print(f"seed {first}, {time.monotonic() - began:.0f} s; the full output is in {log}", highlight=False)
     return 0 if report.is_good else 1
 
 
 def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="./task faults", description="Break what can break, and count every unit.")
-    parser.add_argument("--rounds", type=int, default=1, help="how often (default: %(default)s)")
-    parser.add_argument("--short", action="store_true", help="some of the tests, short, two at a time")
-    parser.add_argument("--seed", type=int, help="of the first round; each next one has the next (default: drawn)")
-    parser.add_argument("--only", metavar="NAME", help="tests whose names have this in them, as pytest -k")
+    parser = argparse.ArgumentParser(
+        prog="./task faults", description="Inject faults while clients work, then check every guarantee."
+    )
+    parser.add_argument("--rounds", type=int, default=1, help="number of rounds (default: %(default)s)")
+    parser.add_argument("--short", action="store_true", help="run a subset of the tests, shortened, two at a time")
+    parser.add_argument("--seed", type=int, help="seed of the first round; each later round adds one (default: random)")
+    parser.add_argument("--only", metavar="NAME", help="run only tests whose names match, as pytest -k")
     parser.add_argument(
-        "--log", type=Path, default=Path("run/faults.log"), help="where output goes (default: %(default)s)"
+        "--log",
+        type=Path,
+        default=Path("run/faults.log"),
+        help="file for test output (default: %(default)s)",
     )
     return parser.parse_args(arguments)
 

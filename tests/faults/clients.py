@@ -24,22 +24,22 @@ from shop_protos.inventory.v1 import inventory_pb2 as inventory
 from shop_protos.inventory.v1.inventory_pb2_grpc import InventoryServiceStub
 from shop_protos.order.v1 import order_pb2 as orders
 from shop_protos.order.v1.order_pb2_grpc import OrderServiceStub
-from tests.faults.books import LONG
-from tests.faults.ledger import (
+from tests.faults.history import (
     DEFECTS,
     AddStock,
     Answer,
     Call,
+    CallLog,
     Hold,
-    Ledger,
+    Info,
+    Operation,
     Outcome,
     Place,
     Refusal,
     Release,
-    Silence,
     Step,
-    Wish,
 )
+from tests.faults.snapshot import LONG
 
 SHORT_SECONDS = 4
 LONG_SECONDS = 7200
@@ -71,9 +71,9 @@ class Clients:
     """Of one system, for some products, at the addresses (or gRPC targets) of its two APIs."""
 
     def __init__(
-        self, inventory_target: str, orders_target: str, ledger: Ledger, products: Sequence[int], seed: int
+        self, inventory_target: str, orders_target: str, call_log: CallLog, products: Sequence[int], seed: int
     ) -> None:
-        self.ledger = ledger
+        self.call_log = call_log
         self.products = products
         self._seed = seed
         self.targets = (inventory_target, orders_target)
@@ -82,8 +82,8 @@ class Clients:
         self._failures: list[BaseException] = []
 
     def elsewhere(self, inventory_target: str, orders_target: str) -> Self:
-        """Others, for the same products and in the same ledger, who call at these addresses."""
-        others = type(self)(inventory_target, orders_target, self.ledger, self.products, self._seed + 1)
+        """Others, for the same products and in the same call log, who call at these addresses."""
+        others = type(self)(inventory_target, orders_target, self.call_log, self.products, self._seed + 1)
         others._added = self._added
         return others
 
@@ -117,11 +117,11 @@ class Clients:
 
     def wait_for(self, more: int, within_seconds: float = ANSWERED_SECONDS) -> None:
         """Until so many more calls have been answered."""
-        self._wait(self.ledger.count, more, within_seconds)
+        self._wait(self.call_log.count, more, within_seconds)
 
     def wait_for_attempts(self, more: int, within_seconds: float = ANSWERED_SECONDS) -> None:
         """Until so many more have been made, answered or not."""
-        self._wait(lambda: sum(len(call.attempts) for call in list(self.ledger.calls)), more, within_seconds)
+        self._wait(lambda: sum(len(call.attempts) for call in list(self.call_log.calls)), more, within_seconds)
 
     def _wait(self, count: Callable[[], int], more: int, within_seconds: float) -> None:
         wanted, deadline = count() + more, time.monotonic() + within_seconds
@@ -145,7 +145,7 @@ class Clients:
         with to_inventory, to_orders:
             chance = random.Random(f"{self._seed}-{name}")
             stubs = InventoryServiceStub(to_inventory), OrderServiceStub(to_orders)
-            yield _Client(*stubs, self.ledger, self.products, chance, self._added)
+            yield _Client(*stubs, self.call_log, self.products, chance, self._added)
 
 
 class _Client:
@@ -153,14 +153,14 @@ class _Client:
         self,
         stock: InventoryServiceStub,
         sales: OrderServiceStub,
-        ledger: Ledger,
+        call_log: CallLog,
         products: Sequence[int],
         chance: random.Random,
         added: Iterator[int],
     ) -> None:
         self._stock = stock
         self._sales = sales
-        self._ledger = ledger
+        self._call_log = call_log
         self._products = products
         self._chance = chance
         self._added = added
@@ -187,8 +187,8 @@ class _Client:
             order_id=order_id,
             ttl=Duration(seconds=LONG_SECONDS if keep else SHORT_SECONDS),
         )
-        wish = Hold(order_id, product, units)
-        held = self._insist(wish, self._stock.ReserveStock, request, lambda a: a.reservation.id)
+        operation = Hold(order_id, product, units)
+        held = self._insist(operation, self._stock.ReserveStock, request, lambda a: a.reservation.id)
         if held and self._chance.random() < 0.6:
             release = inventory.ReleaseStockRequest(reservation_id=str(held))
             rivals = [(Release(str(held)), self._stock.ReleaseStock, release, lambda a: a.released_quantity)]
@@ -215,20 +215,24 @@ class _Client:
         request = orders.UpdateOrderStatusRequest(id=order_id, status=number)
         return Step(order_id, status), self._sales.UpdateOrderStatus, request, lambda answer: answer.order.id
 
-    def _insist(self, wish: Wish, method: Any, request: Any, read: Callable[[Any], str | int]) -> str | int | None:
-        (answer,) = self._at_once([(wish, method, request, read)])
+    def _insist(
+        self, operation: Operation, method: Any, request: Any, read: Callable[[Any], str | int]
+    ) -> str | int | None:
+        (answer,) = self._at_once([(operation, method, request, read)])
         return answer
 
-    def _at_once(self, wishes: Sequence[tuple[Wish, Any, Any, Callable[[Any], str | int]]]) -> list[str | int | None]:
+    def _at_once(
+        self, operations: Sequence[tuple[Operation, Any, Any, Callable[[Any], str | int]]]
+    ) -> list[str | int | None]:
         """Send all of them in the same moment, each again for as long as nobody answers; what each was answered."""
         calls = []
-        for wish, method, request, read in wishes:
+        for operation, method, request, read in operations:
             copy = type(request)()
             copy.CopyFrom(request)
             request_id = self._uuid()
             if "request_id" in copy.DESCRIPTOR.fields_by_name:
                 copy.request_id = request_id
-            calls.append((self._ledger.open(wish, request_id), method, copy, read))
+            calls.append((self._call_log.open(operation, request_id), method, copy, read))
         persistent = self._chance.random() < 0.8
         deadline = time.monotonic() + (GIVE_UP_SECONDS if persistent else 0)
         pending = calls
@@ -257,14 +261,14 @@ _LIVES = (
 
 
 def _worth_asking_again(call: Call) -> bool:
-    return call.fate == "unknown" and DEFECTS.isdisjoint(call.silences)
+    return call.fate == "unknown" and DEFECTS.isdisjoint(call.infos)
 
 
 def _send(calls: Sequence[tuple[Call, Any, Any, Callable[[Any], str | int]]]) -> None:
-    asked_at = time.monotonic()
+    sent_at = time.monotonic()
     sent = [(call, method.future(request, timeout=CALL_SECONDS), read) for call, method, request, read in calls]
     for call, answer, read in sent:
-        call.add(asked_at, outcome_of(answer, read))
+        call.add(sent_at, outcome_of(answer, read))
 
 
 def outcome_of(answer: Any, read: Callable[[Any], str | int]) -> Outcome:
@@ -273,7 +277,7 @@ def outcome_of(answer: Any, read: Callable[[Any], str | int]) -> Outcome:
     if code is grpc.StatusCode.OK:
         return Answer(read(answer.result()))
     if code not in _DEFINITE:
-        return Silence(code.name)
+        return Info(code.name)
     for key, value in answer.trailing_metadata() or ():
         if key == "grpc-status-details-bin":
             for detail in Status.FromString(value).details:
@@ -281,4 +285,4 @@ def outcome_of(answer: Any, read: Callable[[Any], str | int]) -> Outcome:
                 if detail.Unpack(info):
                     return Refusal(info.reason)
     # Not of our services' making: gRPC's own words for a connection that broke, say.
-    return Silence(code.name)
+    return Info(code.name)

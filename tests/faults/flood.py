@@ -16,7 +16,7 @@ from google.type.money_pb2 import Money
 from shop_protos.order.v1 import order_pb2 as orders
 from shop_protos.order.v1.order_pb2_grpc import OrderServiceStub
 from tests.faults.clients import CHANNEL_OPTIONS, SHORT_SECONDS, Clients, outcome_of, user_ids
-from tests.faults.ledger import Call, Place
+from tests.faults.history import Call, Place
 
 CALL_SECONDS = 5.0
 _END_SECONDS = 60
@@ -27,7 +27,7 @@ class Flood:
     """Of orders for all products of the clients, one unit of each."""
 
     def __init__(self, clients: Clients) -> None:
-        self._ledger = clients.ledger
+        self._call_log = clients.call_log
         self._lines = tuple((product, 1) for product in clients.products)
         price = Money(currency_code="EUR", units=19)
         items = [orders.CreateOrderItem(product_id=product, quantity=n, price=price) for product, n in self._lines]
@@ -69,13 +69,13 @@ class Flood:
         request.CopyFrom(self._request)
         request.user_id = user_id
         request.request_id = str(user_id)
-        call = self._ledger.open(Place(user_id, self._lines), request.request_id)
+        call = self._call_log.open(Place(user_id, self._lines), request.request_id)
         with self._changed:
             self._pending += 1
-        asked_at = time.monotonic()
+        sent_at = time.monotonic()
 
         def answered(answer: Any) -> None:
-            call.add(asked_at, outcome_of(answer, lambda given: given.order.id))
+            call.add(sent_at, outcome_of(answer, lambda given: given.order.id))
             with self._changed:
                 self._pending -= 1
                 self._changed.notify()

@@ -8,7 +8,7 @@ from confluent_kafka import Consumer, KafkaException, TopicPartition
 
 from devstack.kafka import Kafka, Record
 from shop_common.events import received
-from tests.faults.ledger import Event
+from tests.faults.history import Event
 
 ORDERS, INVENTORY = "order-events", "inventory-events"
 TOPICS = (ORDERS, INVENTORY)

@@ -13,11 +13,11 @@ from devstack.process import Process
 from devstack.stack import Databases, Options, Ports, Stack, target_of
 from shopctl.system.layout import INVENTORY_API, ORDER_API, REAPER, RELAY
 from tests.e2e.shop import Shop
-from tests.faults.books import Readers
 from tests.faults.checker import check
 from tests.faults.clients import Clients
-from tests.faults.ledger import History, Ledger
+from tests.faults.history import CallLog, History
 from tests.faults.proxy import Proxy
+from tests.faults.snapshot import Readers
 from tests.faults.stream import INVENTORY, LETTERS, ORDERS, Stream, events
 
 LEASE_SECONDS = 3
@@ -115,10 +115,10 @@ class Recorded:
         self._system = system
         with Shop.of(system.stacks[0]) as shop:
             self._products = [shop.product() for _ in range(products)]
-        self.ledger = Ledger()
+        self.call_log = CallLog()
         self.stream = Stream(system.kafka)
         targets = system.inventory_target, system.orders_target
-        self.clients = Clients(*targets, self.ledger, self._products, seed)
+        self.clients = Clients(*targets, self.call_log, self._products, seed)
 
     def at_rest(
         self, *, calm: bool = False, poison: frozenset[str] = frozenset(), within_seconds: float = REST_SECONDS
@@ -127,8 +127,8 @@ class Recorded:
         restless = self._system.rest(self._products, within_seconds)
         records = self.stream.read()
         letters = [record.headers["ce_id"] for record in self.stream.read(LETTERS)]
-        books = self._system.readers.books(self._products)
-        return History(self.ledger.calls, events(records, self._products), books, letters, poison, calm, restless)
+        snapshot = self._system.readers.snapshot(self._products)
+        return History(self.call_log.calls, events(records, self._products), snapshot, letters, poison, calm, restless)
 
 
 @contextmanager

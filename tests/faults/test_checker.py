@@ -7,33 +7,33 @@ from typing import Any
 import pytest
 
 from tests.faults.checker import check
-from tests.faults.ledger import (
+from tests.faults.history import (
     AddStock,
     Answer,
     Attempt,
-    Books,
     Call,
     Event,
     History,
     Hold,
+    Info,
     Item,
+    Operation,
     Order,
     Outcome,
     Place,
     Refusal,
     Release,
     Reservation,
-    Silence,
+    Snapshot,
     Step,
-    Wish,
 )
 
 pytestmark = pytest.mark.short
 PRODUCT, ITEM = 7, 1
 
 
-def call(wish: Wish, *outcomes: Outcome) -> Call:
-    return Call(wish, "request", [Attempt(0, 1, outcome) for outcome in outcomes])
+def call(operation: Operation, *outcomes: Outcome) -> Call:
+    return Call(operation, "request", [Attempt(0, 1, outcome) for outcome in outcomes])
 
 
 def event(kind: str, number: int, **data: Any) -> Event:
@@ -59,15 +59,15 @@ def of_item(number: int, quantity: int, reserved: int, version: int) -> Event:
 def sound() -> History:
     """Ten units came, an order of four was shipped, a hold of two was given back, one of three is still there."""
     calls = [
-        call(AddStock(PRODUCT, "NORTH", 10), Silence("UNAVAILABLE"), Answer(ITEM)),
+        call(AddStock(PRODUCT, "NORTH", 10), Info("UNAVAILABLE"), Answer(ITEM)),
         call(Place(1, ((PRODUCT, 4),)), Answer("order"), Answer("order")),
         call(Step("order", "CONFIRMED"), Answer("order")),
-        call(Step("order", "PROCESSING"), Silence("DEADLINE_EXCEEDED")),
+        call(Step("order", "PROCESSING"), Info("DEADLINE_EXCEEDED")),
         call(Step("order", "SHIPPED"), Answer("order")),
         call(Step("order", "CANCELLED"), Refusal("ILLEGAL_TRANSITION")),
         call(Hold("given-back", PRODUCT, 2), Answer("second")),
         call(Release("second"), Answer(2), Answer(2)),
-        call(Hold("kept", PRODUCT, 3), Silence("UNAVAILABLE")),
+        call(Hold("kept", PRODUCT, 3), Info("UNAVAILABLE")),
         call(Hold("refused", PRODUCT, 9), Refusal("INSUFFICIENT_STOCK")),
     ]
     events = [
@@ -84,7 +84,7 @@ def sound() -> History:
         of_item(7, 6, 0, 2),
         of_hold("RESERVED", 8, "third", 3),
     ]
-    books = Books(
+    snapshot = Snapshot(
         {ITEM: Item(ITEM, PRODUCT, "NORTH", 6, 3, 2)},
         {
             "first": Reservation("first", PRODUCT, 4, "order", "FULFILLED", {ITEM: 4}, True),
@@ -93,7 +93,7 @@ def sound() -> History:
         },
         {"order": Order("order", 1, "SHIPPED", 4, {PRODUCT: 4})},
     )
-    return History(calls, events, books)
+    return History(calls, events, snapshot)
 
 
 def without_event(number: int) -> Callable[[History], History]:
@@ -115,22 +115,24 @@ def with_call(another: Call) -> Callable[[History], History]:
 
 def with_item(**numbers: Any) -> Callable[[History], History]:
     def change(history: History) -> History:
-        item = replace(history.books.items[ITEM], **numbers)
-        return replace(history, books=replace(history.books, items={ITEM: item}))
+        item = replace(history.snapshot.items[ITEM], **numbers)
+        return replace(history, snapshot=replace(history.snapshot, items={ITEM: item}))
 
     return change
 
 
 def with_reservation(reservation: Reservation) -> Callable[[History], History]:
     def change(history: History) -> History:
-        known = dict(history.books.reservations) | {reservation.id: reservation}
-        return replace(history, books=replace(history.books, reservations=known))
+        known = dict(history.snapshot.reservations) | {reservation.id: reservation}
+        return replace(history, snapshot=replace(history.snapshot, reservations=known))
 
     return change
 
 
 def with_orders(*orders: Order) -> Callable[[History], History]:
-    return lambda history: replace(history, books=replace(history.books, orders={order.id: order for order in orders}))
+    return lambda history: replace(
+        history, snapshot=replace(history.snapshot, orders={order.id: order for order in orders})
+    )
 
 
 def swapped(one: int, other: int) -> Callable[[History], History]:
@@ -156,7 +158,7 @@ def test_a_repeat_under_its_own_id_passes() -> None:
 
 
 def test_an_order_that_lost_its_answer_and_was_never_stored_passes_once_its_hold_has_ended() -> None:
-    history = with_call(call(Place(2, ((PRODUCT, 1),)), Silence("UNAVAILABLE")))(sound())
+    history = with_call(call(Place(2, ((PRODUCT, 1),)), Info("UNAVAILABLE")))(sound())
     history = with_reservation(Reservation("lost", PRODUCT, 1, "never", "EXPIRED", {ITEM: 1}, False))(history)
     events = [*history.events, of_hold("RESERVED", 9, "lost", 1), of_hold("RESERVATION_EXPIRED", 10, "lost", 1)]
     assert check(replace(history, events=events)) == []
@@ -277,10 +279,10 @@ def test_what_was_confirmed_may_be_given_back() -> None:
         pytest.param(
             with_call(call(Release("third"), Answer(3))), "was answered with 3", id="acknowledged release lost"
         ),
-        pytest.param(with_call(call(Step("order", "X"), Silence("INTERNAL"))), "INTERNAL", id="defect"),
+        pytest.param(with_call(call(Step("order", "X"), Info("INTERNAL"))), "INTERNAL", id="defect"),
         pytest.param(
             lambda history: replace(
-                history, calls=[each for each in history.calls if each.wish != Step("order", "PROCESSING")]
+                history, calls=[each for each in history.calls if each.operation != Step("order", "PROCESSING")]
             ),
             "nobody asked for",
             id="step unasked",

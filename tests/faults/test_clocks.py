@@ -10,7 +10,7 @@ from devstack.postgres import PostgresServer
 from devstack.stack import Databases
 from tests.faults.build import Build
 from tests.faults.clients import SHORT_SECONDS, Clients
-from tests.faults.ledger import Place, Refusal, Step
+from tests.faults.history import Place, Refusal, Step
 from tests.faults.mutants import DATABASE_CLOCK
 from tests.faults.system import running
 
@@ -81,16 +81,16 @@ def test_the_clocks_would_be_noticed(
 
 def lost_holds(clients: Clients) -> int:
     """Orders that could not be confirmed because their holds had run out, though they had time left."""
-    asked_at = {
-        order_id: call.attempts[0].asked_at
-        for call in clients.ledger.calls
-        if isinstance(call.wish, Place)
+    sent_at = {
+        order_id: call.attempts[0].sent_at
+        for call in clients.call_log.calls
+        if isinstance(call.operation, Place)
         for order_id in call.answers
     }
     calls = [
-        (call, asked_at[call.wish.order_id] + SHORT_SECONDS)
-        for call in clients.ledger.calls
-        if isinstance(call.wish, Step) and call.wish.status == "CONFIRMED"
+        (call, sent_at[call.operation.order_id] + SHORT_SECONDS)
+        for call in clients.call_log.calls
+        if isinstance(call.operation, Step) and call.operation.status == "CONFIRMED"
     ]
     assert any(call.answers for call, _ in calls)
     return sum(

@@ -45,7 +45,7 @@ def test_serialization_failures_and_deadlocks(system: System, seed: int) -> None
         execute(databases, _INJECT)
         clients.wait_for(150)
         execute(databases, _MEND)
-    refusals = {reason for call in clients.ledger.calls for reason in call.refusals}
+    refusals = {reason for call in clients.call_log.calls for reason in call.refusals}
     assert "CONTENTION" in refusals, f"seed {seed}: three tries always sufficed, so nothing was injected"
 
 
@@ -54,10 +54,10 @@ def test_no_connection_left(system: System, postgres_server: PostgresServer, see
         clients.wait_for(20)
         with ExitStack() as taken:
             take_all_connections(postgres_server, taken)
-            silent = clients.ledger.count("unknown")
+            silent = clients.call_log.count("unknown")
             clients.wait_for_attempts(30)
             system.eventually(
-                lambda: clients.ledger.count("unknown") > silent, SILENT_SECONDS, "a call is not answered"
+                lambda: clients.call_log.count("unknown") > silent, SILENT_SECONDS, "a call is not answered"
             )
         clients.wait_for(40)
 

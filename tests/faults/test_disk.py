@@ -37,7 +37,7 @@ def test_postgresql_has_no_room_left(small: Small, own_broker: Kafka, seed: int,
         clients.at_work(count=12, pause_seconds=0),
     ):
         clients.wait_for(20)
-        silent = clients.ledger.count("unknown")
+        silent = clients.call_log.count("unknown")
         if what == "log":
             system.eventually(
                 lambda: crashes(server, disk), FULL_SECONDS, "it crashes when there is no room for its log"
@@ -69,4 +69,4 @@ def crashes(server: PostgresServer, disk: SmallDisk) -> bool:
 def hurts(disk: SmallDisk, clients: Clients, more_than: int) -> bool:
     """Leave no room: what is written into the room inside of tables still fits, for a while."""
     disk.fill()
-    return clients.ledger.count("unknown") > more_than
+    return clients.call_log.count("unknown") > more_than

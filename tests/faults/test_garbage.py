@@ -20,7 +20,7 @@ from devstack.process import Process
 from devstack.stack import Databases
 from shopctl.client import SERVICES, Shop
 from tests.e2e.bad_values import A_UUID, cases, good
-from tests.faults.ledger import DEFECTS
+from tests.faults.history import DEFECTS
 from tests.faults.system import System, running
 
 REQUESTS_VARIABLE = "FAULTS_REQUESTS"

@@ -11,7 +11,7 @@ from devstack.stack import Databases
 from tests.faults.beside import always_serving, megabytes
 from tests.faults.clients import LOCATIONS
 from tests.faults.flood import Flood
-from tests.faults.ledger import Call
+from tests.faults.history import Call
 from tests.faults.system import running
 
 pytestmark = [pytest.mark.timeout(600), pytest.mark.short]
@@ -43,10 +43,10 @@ def test_ten_times_the_sustainable_rate(
         flood.at_once(BUYERS, MEASURE_SECONDS)
         sustainable = flood.at_once(BUYERS, MEASURE_SECONDS)
         before = {process.name: megabytes(process) for process in system.processes}
-        calm_calls = len(clients.ledger.calls)
+        calm_calls = len(clients.call_log.calls)
         with always_serving(system.processes):
             sent = flood.at_rate(TIMES * sustainable, seconds)
-        words = told(clients.ledger.calls[calm_calls:])
+        words = told(clients.call_log.calls[calm_calls:])
         after = {process.name: megabytes(process) for process in system.processes}
         print(f"sustainable {sustainable:.0f}/s, sent {sent:.0f}/s, told {words}, MB {before} -> {after}")
 
@@ -70,4 +70,4 @@ def test_ten_times_the_sustainable_rate(
 
 def told(calls: Iterable[Call]) -> Counter[str]:
     """How often which word was given."""
-    return Counter(word for call in calls for word in (call.refusals or call.silences or ["done"]))
+    return Counter(word for call in calls for word in (call.refusals or call.infos or ["done"]))

@@ -1,4 +1,4 @@
-"""The databases as they are, by plain SQL: neither the services' code nor their table definitions have a say in it."""
+"""Reads both databases with plain SQL. Uses neither the code nor the table definitions of the services."""
 
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -6,22 +6,22 @@ from typing import Any
 from sqlalchemy import Engine, NullPool, create_engine, text
 
 from devstack.stack import Databases
-from tests.faults.ledger import Books, Item, Order, Reservation
+from tests.faults.history import Item, Order, Reservation, Snapshot
 
 LONG = "long-"
-"""How the order ids of holds begin that outlast the history; every other hold is confirmed, ended or runs out."""
+"""Prefix of the order ids of reservations that stay HELD after the history. Every other one is confirmed or ends."""
 
 
 class Readers:
-    """Two connections of our own to databases that others write."""
+    """Reads both databases while the system under test writes them."""
 
     def __init__(self, databases: Databases) -> None:
-        # Nothing is kept open: the server may be killed between two looks.
+        # No connection stays open: the server may be killed between two reads.
         self._inventory = create_engine(databases.inventory, poolclass=NullPool)
         self._orders = create_engine(databases.orders, poolclass=NullPool)
 
     def unshipped(self) -> int:
-        """Events in both outboxes."""
+        """The number of events in both outboxes."""
         return sum(_number(engine, "SELECT count(*) FROM outbox") for engine in (self._inventory, self._orders))
 
     def waiting(self) -> set[str]:
@@ -30,17 +30,17 @@ class Readers:
         return {str(event_id) for engine in engines for (event_id,) in _rows(engine, "SELECT event_id FROM outbox")}
 
     def running_out(self, products: Iterable[int]) -> int:
-        """Holds of these products whose end is near or past, but not yet written down."""
+        """The number of held reservations of these products that will expire or are due."""
         held = "SELECT product_id FROM stock_reservations WHERE state = 'HELD' AND order_id NOT LIKE :long"
         ours = set(products)
         return sum(product in ours for (product,) in _rows(self._inventory, held, long=f"{LONG}%"))
 
     def owners(self) -> dict[str, str]:
-        """Of each shard of the orders' outbox: who has its lease."""
+        """Shard of the orders' outbox → owner of its lease."""
         return {str(shard): owner for shard, owner in _rows(self._orders, "SELECT shard, owner FROM relay_lease")}
 
-    def books(self, products: Iterable[int]) -> Books:
-        """All rows that are about these products."""
+    def snapshot(self, products: Iterable[int]) -> Snapshot:
+        """All rows that concern these products."""
         ours = set(products)
         items = [Item(*row) for row in _rows(self._inventory, _ITEMS)]
         parts: dict[str, dict[int, int]] = {}
@@ -57,7 +57,7 @@ class Readers:
             Order(str(row[0]), row[1], row[2], row[3], lines.get(str(row[0]), {}))
             for row in _rows(self._orders, _ORDERS)
         ]
-        return Books(
+        return Snapshot(
             {item.id: item for item in items if item.product in ours},
             {each.id: each for each in reservations if each.product in ours},
             {order.id: order for order in orders if ours.intersection(order.lines)},

@@ -1,9 +1,9 @@
-"""The checker's second half: what Kafka told, against itself and against the databases."""
+"""Second half of the checker: compares the events on Kafka with each other and with the snapshot of the databases."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
-from tests.faults.ledger import Books, Event
+from tests.faults.history import Event, Snapshot
 
 ORDER_STEPS = {
     None: {"PENDING"},
@@ -36,26 +36,26 @@ _HOLD_STATES = {
 
 
 @dataclass
-class Stories:
-    """First occurrences: the statuses of each order, the states of each hold, what was put into each item."""
+class EventHistories:
+    """From first occurrences: statuses by order, states by reservation, units added by item, each in event order."""
 
     orders: dict[str, list[str]] = field(default_factory=dict)
     holds: dict[str, list[str]] = field(default_factory=dict)
     put_in: dict[int, list[int]] = field(default_factory=dict)
 
 
-def tell(events: Iterable[Event], books: Books) -> tuple[Stories, list[str]]:
-    """The stories, and what is wrong with them."""
+def check_events(events: Iterable[Event], snapshot: Snapshot) -> tuple[EventHistories, list[str]]:
+    """Return the event histories and the violations found in them."""
     first, wrong = _first_occurrences(events)
-    stories = Stories()
-    wrong += _orders(first, books, stories)
-    wrong += _holds(first, books, stories)
-    wrong += _items(first, books, stories)
-    return stories, wrong
+    histories = EventHistories()
+    wrong += _orders(first, snapshot, histories)
+    wrong += _holds(first, snapshot, histories)
+    wrong += _items(first, snapshot, histories)
+    return histories, wrong
 
 
 def _first_occurrences(events: Iterable[Event]) -> tuple[list[Event], list[str]]:
-    """Each event once, in the order of its partition; a repeat must be the very same event."""
+    """Each event once, in partition order. Reports a repeat that differs from its first occurrence."""
     wrong: list[str] = []
     first: dict[str, Event] = {}
     numbers: dict[tuple[str, int], str] = {}
@@ -72,48 +72,48 @@ def _first_occurrences(events: Iterable[Event]) -> tuple[list[Event], list[str]]
     return list(first.values()), wrong
 
 
-def _orders(events: Sequence[Event], books: Books, stories: Stories) -> Iterator[str]:
+def _orders(events: Sequence[Event], snapshot: Snapshot, histories: EventHistories) -> Iterator[str]:
     told = _by((event.data["id"], event) for event in events if event.type in _ORDER_STATES)
     for order_id, story in told.items():
-        states = stories.orders[order_id] = [_ORDER_STATES[event.type] for event in story]
+        states = histories.orders[order_id] = [_ORDER_STATES[event.type] for event in story]
         name = f"order {order_id}"
         yield from _steps(name, states, ORDER_STEPS)
         yield from _ascending(name, story)
         versions = [event.data["version"] for event in story]
         if versions != list(range(1, len(story) + 1)):
             yield f"{name}: versions {versions} were told"
-        order = books.orders.get(order_id)
+        order = snapshot.orders.get(order_id)
         if order is None:
             yield f"{name}: {states} was told, and there is no such order"
         elif (order.status, order.version) != (states[-1], len(story)):
             yield f"{name} is {order.status} in version {order.version}, told were {states}"
-    for order_id in books.orders.keys() - told.keys():
+    for order_id in snapshot.orders.keys() - told.keys():
         yield f"order {order_id}: nothing was told of it"
 
 
-def _holds(events: Sequence[Event], books: Books, stories: Stories) -> Iterator[str]:
+def _holds(events: Sequence[Event], snapshot: Snapshot, histories: EventHistories) -> Iterator[str]:
     told = _by((event.data["reservation_id"], event) for event in events if event.type in _HOLD_STATES)
     for reservation_id, story in told.items():
-        states = stories.holds[reservation_id] = [_HOLD_STATES[event.type] for event in story]
+        states = histories.holds[reservation_id] = [_HOLD_STATES[event.type] for event in story]
         name = f"reservation {reservation_id}"
         yield from _steps(name, states, HOLD_STEPS)
         yield from _ascending(name, story)
-        reservation = books.reservations.get(reservation_id)
+        reservation = snapshot.reservations.get(reservation_id)
         if reservation is None:
             yield f"{name}: {states} was told, and there is no such reservation"
         elif reservation.state != states[-1]:
             yield f"{name} is {reservation.state}, told were {states}"
         elif reservation.was_confirmed != ("CONFIRMED" in states):
-            # The only step that may be left out, and so the only one whose event neither state nor next step misses.
+            # Confirmation is the only optional transition, so the other events do not reveal that its event is missing.
             yield f"{name} was {'confirmed' if reservation.was_confirmed else 'never confirmed'}, told were {states}"
         elif any(_parts(event) != reservation.allocations for event in story):
             yield f"{name}: other allocations were told than {reservation.allocations}"
-    for reservation_id in books.reservations.keys() - told.keys():
+    for reservation_id in snapshot.reservations.keys() - told.keys():
         yield f"reservation {reservation_id}: nothing was told of it"
 
 
-def _items(events: Sequence[Event], books: Books, stories: Stories) -> Iterator[str]:
-    """Each item's numbers, reckoned event by event: at no moment was more promised than there was."""
+def _items(events: Sequence[Event], snapshot: Snapshot, histories: EventHistories) -> Iterator[str]:
+    """Recompute the counters of each item event by event. Reserved units must never exceed the quantity."""
     shelves: dict[int, _Shelf] = {}
     for event in events:
         if event.type == "STOCK_UPDATED":
@@ -122,12 +122,12 @@ def _items(events: Sequence[Event], books: Books, stories: Stories) -> Iterator[
         elif event.type in _HOLD_STATES:
             for item_id, units in _parts(event).items():
                 yield from shelves.setdefault(item_id, _Shelf(item_id)).moved(event, units)
-    for item in books.items.values():
+    for item in snapshot.items.values():
         shelf = shelves.get(item.id, _Shelf(item.id))
-        stories.put_in[item.id] = shelf.put_in
+        histories.put_in[item.id] = shelf.put_in
         if (shelf.quantity, shelf.reserved, shelf.version) != (item.quantity, item.reserved, item.version):
             yield f"item {item.id} is {item}, by its events {shelf}"
-    for item_id in shelves.keys() - books.items.keys():
+    for item_id in shelves.keys() - snapshot.items.keys():
         yield f"item {item_id} was told of, and there is no such item"
 
 

@@ -1,6 +1,6 @@
-"""What clients asked and were told, what was told on Kafka, and what the databases say: the material of the checker.
+"""The input of the checker: the operations of clients, the events on Kafka, and a snapshot of the databases.
 
-It lives outside the services and knows none of their code.
+This module imports no code of the services.
 """
 
 import threading
@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 @dataclass(frozen=True)
 class AddStock:
-    """So many units more at a place; no two of a history have both the place and the number in common."""
+    """Add units of a product at a location. No two operations of a history add the same number at the same location."""
 
     product: int
     location: str
@@ -21,7 +21,7 @@ class AddStock:
 
 @dataclass(frozen=True)
 class Hold:
-    """Units for an order of this call alone."""
+    """Reserve units under an order id that no other operation uses."""
 
     order_id: str
     product: int
@@ -30,14 +30,14 @@ class Hold:
 
 @dataclass(frozen=True)
 class Release:
-    """A reservation given back."""
+    """Release a reservation."""
 
     reservation_id: str
 
 
 @dataclass(frozen=True)
 class Place:
-    """An order of (product, units) lines, each product once."""
+    """Create an order with (product, units) lines. Each product occurs once."""
 
     user_id: int
     lines: tuple[tuple[int, int], ...]
@@ -45,69 +45,69 @@ class Place:
 
 @dataclass(frozen=True)
 class Step:
-    """An order to be brought to a status, such as SHIPPED."""
+    """Change the status of an order, for example to SHIPPED."""
 
     order_id: str
     status: str
 
 
-Wish = AddStock | Hold | Release | Place | Step
+Operation = AddStock | Hold | Release | Place | Step
 
 
 @dataclass(frozen=True)
 class Answer:
-    """It was done: the id of the item, reservation or order, the units released, or the status reached."""
+    """The operation succeeded: the id of the item, reservation or order, the units released, or the status."""
 
     value: str | int
 
 
 @dataclass(frozen=True)
 class Refusal:
-    """It was not done, and the API said so."""
+    """The API refused the operation."""
 
     reason: str
 
 
 @dataclass(frozen=True)
-class Silence:
-    """Nobody knows: the connection broke, the time was up, or what came is no answer (INTERNAL)."""
+class Info:
+    """The outcome is unknown: the connection broke, the deadline passed, or the API returned INTERNAL (Jepsen info)."""
 
     code: str
 
 
 DEFECTS = frozenset({"INTERNAL", "UNKNOWN", "UNIMPLEMENTED", "DATA_LOSS"})
-"""Codes that no fault excuses."""
+"""Status codes that are a defect even while a fault is injected."""
 
-Outcome = Answer | Refusal | Silence
+Outcome = Answer | Refusal | Info
 
 
 @dataclass(frozen=True)
 class Attempt:
-    """One time that a call was sent; moments of the monotonic clock."""
+    """One request and its outcome. Times are of the monotonic clock, in seconds."""
 
-    asked_at: float
+    sent_at: float
     answered_at: float
     outcome: Outcome
 
 
 @dataclass
 class Call:
-    """A wish under one request id, sent once or several times."""
+    """An operation under one request id, sent once or several times."""
 
-    wish: Wish
+    operation: Operation
     request_id: str
     attempts: list[Attempt] = field(default_factory=list)
 
-    def add(self, asked_at: float, outcome: Outcome) -> None:
-        self.attempts.append(Attempt(asked_at, time.monotonic(), outcome))
+    def add(self, sent_at: float, outcome: Outcome) -> None:
+        self.attempts.append(Attempt(sent_at, time.monotonic(), outcome))
 
     @property
     def answers(self) -> list[str | int]:
         return [attempt.outcome.value for attempt in self.attempts if isinstance(attempt.outcome, Answer)]
 
     @property
-    def silences(self) -> list[str]:
-        return [attempt.outcome.code for attempt in self.attempts if isinstance(attempt.outcome, Silence)]
+    def infos(self) -> list[str]:
+        return [attempt.outcome.code for attempt in self.attempts if isinstance(attempt.outcome, Info)]
 
     @property
     def refusals(self) -> list[str]:
@@ -115,35 +115,35 @@ class Call:
 
     @property
     def fate(self) -> Literal["done", "refused", "unknown"]:
-        """One answer settles it; without one, a single silence leaves it open."""
+        """`done` after at least one answer. Without an answer, a single `Info` makes it `unknown`."""
         if self.answers:
             return "done"
-        return "unknown" if self.silences or not self.attempts else "refused"
+        return "unknown" if self.infos or not self.attempts else "refused"
 
 
-class Ledger:
-    """All calls of a history. To be written by all clients at once."""
+class CallLog:
+    """All calls of a history. Thread-safe: all clients write to it."""
 
     def __init__(self) -> None:
         self.calls: list[Call] = []
         self._lock = threading.Lock()
 
-    def open(self, wish: Wish, request_id: str) -> Call:
-        """To be called before anything is sent: what is not in the ledger must not have happened."""
-        call = Call(wish, request_id)
+    def open(self, operation: Operation, request_id: str) -> Call:
+        """Record a call. Must run before its first request: the checker reports any effect without a recorded call."""
+        call = Call(operation, request_id)
         with self._lock:
             self.calls.append(call)
         return call
 
     def count(self, fate: str = "done") -> int:
-        """How many calls have come to this so far."""
+        """The number of calls whose fate is this one now."""
         with self._lock:
             return sum(call.fate == fate for call in self.calls)
 
 
 @dataclass(frozen=True)
 class Event:
-    """As it lay in its topic."""
+    """An event as it was read from its topic."""
 
     topic: str
     partition: int
@@ -157,7 +157,7 @@ class Event:
 
 @dataclass(frozen=True)
 class Item:
-    """A row of the inventory."""
+    """A row of inventory_items."""
 
     id: int
     product: int
@@ -178,7 +178,7 @@ class Reservation:
     state: str
     allocations: Mapping[int, int]
     was_confirmed: bool
-    """At some time, by its missing time limit, whatever became of it later."""
+    """True if it was confirmed at any time. Confirmation clears expires_at, and no later transition sets it again."""
 
 
 @dataclass(frozen=True)
@@ -193,8 +193,8 @@ class Order:
 
 
 @dataclass(frozen=True)
-class Books:
-    """Both databases at rest."""
+class Snapshot:
+    """The rows of both databases, read when the system was at rest."""
 
     items: Mapping[int, Item]
     reservations: Mapping[str, Reservation]
@@ -203,15 +203,15 @@ class Books:
 
 @dataclass(frozen=True)
 class History:
-    """All that is known of a run. `calm`: nothing was done to the system, so that each call must have its answer."""
+    """Everything recorded during a run. `calm` means that no fault was injected, so every call must have an answer."""
 
     calls: list[Call]
     events: list[Event]
-    books: Books
+    snapshot: Snapshot
     letters: list[str] = field(default_factory=list)
-    """Ids of the events that consumers set aside."""
+    """Ids of the events that consumers wrote to the dead-letter topic."""
     poison: frozenset[str] = frozenset()
-    """Ids of those that they had to."""
+    """Ids of the events that consumers must write to the dead-letter topic."""
     calm: bool = False
     restless: str = ""
-    """What was still left to do when the time to come to rest was up."""
+    """The work that was left when the system did not come to rest in time. Empty if it did."""
