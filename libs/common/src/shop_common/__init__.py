@@ -1,13 +1,11 @@
-"""What the four processes share, and no domain word in it. One idea a module.
+"""What the four processes share. No domain word is in it. The folders, each above the ones after it:
 
-a call comes in   grpc_server, call_pool, valid, paging, money, timestamps, errors → status
-it is decided     coalescer, coalesced (group commit); database (transactions), sql (statements over sets)
-it is counted     metrics (declared beside what they count); coalescer_telemetry, consumer_metrics
-it is told        outbox (the event), idempotency (the call that comes again)
-others hear       consumer, received, dead_letters
-others are asked  grpc_client
-the process       startup, lifecycle, workers, listen, health, probe
-its settings      settings, database_settings, otel_settings, unknown_settings
-it tells          logs, telemetry, tracing
-its tables        schema, online_ddl
+process      the life of a process: signals, drain, workers, probe
+rpc          gRPC server and client, health, errors as gRPC statuses
+events       outbox, consumer, dead letters
+batching     the coalescer, which turns concurrent calls into one transaction
+api          checks of request fields, paging, money, the base of all commands
+db           connections, transactions, retries, schema, idempotency keys
+telemetry    logs, metrics, traces
+environment  settings, ports, and what a process does before its imports
 """
