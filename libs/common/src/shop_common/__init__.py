@@ -1,4 +1,6 @@
-"""What the four processes share. No domain word is in it. The folders, each above the ones after it:
+"""What the four processes share. No domain word is in it.
+
+Its folders, each above the ones after it:
 
 process      the life of a process: signals, drain, workers, probe
 rpc          gRPC server and client, health, errors as gRPC statuses
