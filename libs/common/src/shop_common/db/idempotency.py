@@ -6,7 +6,7 @@ and a repeat of the call is decided anew.
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, ClassVar, Generic, TypeVar
@@ -102,17 +102,7 @@ class IdempotencyKeys:
         """
         present = [claim for claim in claims if claim is not None]
         earlier = self.insert(tx, present)  # failpoint: idempotency-claim
-        claimed = Claimed(self, requests, claims)
-        for index, claim in enumerate(claims):
-            stored = earlier.get(claim.key) if claim is not None else None
-            if claim is None or stored is None:
-                claimed.new_indexes.append(index)
-            elif stored.fingerprint == claim.fingerprint:
-                claimed.replays.append(stored)
-                claimed.replay_indexes.append(index)
-            else:
-                claimed.outcomes[index] = RequestIdReused(claim.request_id)
-        return claimed
+        return Claimed(self, requests, claims, earlier)
 
     def insert(self, tx: Connection, claims: Sequence[Claim]) -> dict[Key, Claim]:
         """Insert the claims, one per key. Returns, by key, the stored claims of earlier calls with the same keys."""
@@ -162,18 +152,29 @@ class Claimed(Generic[_Request]):
     Their outcome is the current state of the resources that those calls created. Both keep the order of the batch.
     """
 
-    def __init__(self, keys: IdempotencyKeys, requests: Sequence[_Request], claims: Sequence[Claim | None]) -> None:
+    def __init__(
+        self,
+        keys: IdempotencyKeys,
+        requests: Sequence[_Request],
+        claims: Sequence[Claim | None],
+        earlier: Mapping[Key, Claim],
+    ) -> None:
         self._keys = keys
-        self._requests = requests
         self._claims = claims
-        self.outcomes: dict[int, Any] = {}
-        self.new_indexes: list[int] = []
-        self.replay_indexes: list[int] = []
+        self._outcomes: dict[int, Any] = {}
+        self._new: list[int] = []
+        self._replays: list[int] = []
         self.replays: list[Claim] = []
-
-    @property
-    def new(self) -> list[_Request]:
-        return [self._requests[index] for index in self.new_indexes]
+        for index, claim in enumerate(claims):
+            stored = earlier.get(claim.key) if claim is not None else None
+            if claim is None or stored is None:
+                self._new.append(index)
+            elif stored.fingerprint == claim.fingerprint:
+                self._replays.append(index)
+                self.replays.append(stored)
+            else:
+                self._outcomes[index] = RequestIdReused(claim.request_id)
+        self.new = [requests[index] for index in self._new]
 
     def settle(
         self,
@@ -186,11 +187,12 @@ class Claimed(Generic[_Request]):
 
         A refusal has no effect, so its claim is deleted, and a repeat of that request is decided anew.
         """
-        self.outcomes.update(zip(self.replay_indexes, replayed, strict=True))
-        self.outcomes.update(zip(self.new_indexes, new, strict=True))
-        refused = [self._claims[index] for index in self.new_indexes if isinstance(self.outcomes[index], ShopError)]
+        outcomes = self._outcomes
+        outcomes.update(zip(self._replays, replayed, strict=True))
+        outcomes.update(zip(self._new, new, strict=True))
+        refused = [self._claims[index] for index in self._new if isinstance(outcomes[index], ShopError)]
         self._keys.take_back(tx, [claim.key for claim in refused if claim is not None])
-        return [self.outcomes[index] for index in range(len(self._requests))]
+        return [outcomes[index] for index in range(len(self._claims))]
 
 
 def _key_row(key: Key) -> dict[str, str]:

@@ -42,14 +42,25 @@ def apply(
         tx, list(zip(requests, commands, strict=True)), [command.claim() for command in commands]
     )
     replayed = orders.get(tx, [claim.resources[0] for claim in claimed.replays])
-    locked = orders.lock(tx, (command.order_id for _, command in claimed.new))
+    return claimed.settle(tx, replayed=replayed, new=_apply(tx, claimed.new, decide))
+
+
+def _apply(
+    tx: Connection,
+    new: Sequence[tuple[_Request, ChangeStatus]],
+    decide: Callable[[Order | None, _Request], Transition],
+) -> list[Order | ShopError]:
+    if not new:
+        return []
+    locked = orders.lock(tx, (command.order_id for _, command in new))
     outcomes: list[Order | ShopError] = []
-    for request, command in claimed.new:
+    for request, command in new:
         order = locked.orders.get(command.order_id)
         transition = decide(order, request)
         if order is not None and transition.status is not None:
             order = locked.change_status(order.id, transition.status, transition.reason, command.traceparent)
-        # Without an order there is a refusal.
-        outcomes.append(transition.refusal or order)  # type: ignore[arg-type]
+        outcome = transition.refusal or order
+        assert outcome is not None, "an order that does not exist is refused"
+        outcomes.append(outcome)
     locked.save(tx)
-    return claimed.settle(tx, replayed=replayed, new=outcomes)
+    return outcomes

@@ -45,6 +45,8 @@ def insert(tx: Connection, reserved: Sequence[ReservedOrder]) -> list[Order | Sh
 
 
 def _insert(tx: Connection, reserved: Sequence[ReservedOrder]) -> list[Order | ShopError]:
+    if not reserved:
+        return []
     created_at = now(tx)
     by_id = {each.order.id: each for each in reserved}
     # Unsorted: another transaction that inserts the same id has the same request_id, and waited for its claim before.
