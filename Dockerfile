@@ -30,15 +30,17 @@ RUN --mount=type=cache,target=/pip-cache \
 # The packages get this version, or 0.0.0 if it is a word such as `dev`: here is no git to ask.
 ARG VERSION=dev
 COPY libs/common /src/libs/common
+COPY libs/shopctl /src/libs/shopctl
 COPY proto /src/proto
 COPY services /src/services
-# One folder for what all have, and one for each service. Python need not compare the bytecode with the source each time:
+# One folder for what all have, one for shopctl, and one for each service. Python need not compare bytecode with source:
 # neither changes in an image.
 RUN cd /src \
     && install() { /build/bin/uv pip install --quiet --offline --no-deps --no-build-isolation --python /build --target "$@"; } \
     && SETUPTOOLS_SCM_PRETEND_VERSION=$(echo "$VERSION" | grep '^[0-9]' || echo 0.0.0) \
     && export PATH=/build/bin:$PATH SETUPTOOLS_SCM_PRETEND_VERSION \
     && install /packages/shared ./libs/common ./proto \
+    && install /packages/shopctl ./libs/shopctl \
     && for service in services/*; do install "/packages/${service##*/}" "./$service"; done \
     && rm /packages/*/.lock \
     && python -m compileall -q --invalidation-mode unchecked-hash /packages
@@ -96,23 +98,13 @@ COPY requirements/shopctl.txt /requirements/
 RUN --mount=type=cache,target=/pip-cache \
     pip --python /venv install --disable-pip-version-check --only-binary=:all: --require-hashes --requirement /requirements/shopctl.txt
 
-FROM packages AS shopctl-package
-COPY libs/shopctl /src/libs/shopctl
-ARG VERSION=dev
-RUN cd /src \
-    && export SETUPTOOLS_SCM_PRETEND_VERSION=$(echo "$VERSION" | grep '^[0-9]' || echo 0.0.0) \
-    && PATH=/build/bin:$PATH uv pip install --quiet --offline --no-deps --no-build-isolation --python /build \
-        --target /packages/shopctl ./libs/shopctl \
-    && rm /packages/shopctl/.lock \
-    && python -m compileall -q --invalidation-mode unchecked-hash /packages/shopctl
-
 FROM nobody AS load
 ARG VERSION=dev REVISION=unknown
 LABEL org.opencontainers.image.title=load org.opencontainers.image.version=${VERSION} org.opencontainers.image.revision=${REVISION}
 COPY --from=shopctl-dependencies /venv /venv
 ENTRYPOINT ["python", "-m", "shopctl"]
 CMD ["load"]
-COPY --from=shopctl-package /packages/shared /packages/shopctl /venv/lib/python3.13/site-packages/
+COPY --from=packages /packages/shared /packages/shopctl /venv/lib/python3.13/site-packages/
 
 # --- one address for the replicas of the APIs, for docker-compose.yml ---
 

@@ -50,6 +50,15 @@ from sqlalchemy.types import TypeDecorator, TypeEngine
 
 from shop_common.timestamps import from_micros, micros
 
+NAMING_CONVENTION = {
+    "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+    "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+    "ck": "ck_%(table_name)s_%(constraint_name)s",
+    "fk": "fk_%(table_name)s_%(column_0_N_name)s",
+    "pk": "pk_%(table_name)s",
+}
+"""The names of indexes and constraints in every database, for MetaData."""
+
 Row = Any
 """A mapping or dataclass instance with the statement's columns as keys."""
 

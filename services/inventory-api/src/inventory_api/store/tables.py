@@ -16,18 +16,10 @@ from sqlalchemy import (
 )
 
 from shop_common.db.idempotency import IdempotencyKeys
-from shop_common.db.sql import Id, RowId, Timestamp
+from shop_common.db.sql import NAMING_CONVENTION, Id, RowId, Timestamp
 from shop_common.events.outbox import Outbox
 
-metadata = MetaData(
-    naming_convention={
-        "ix": "ix_%(table_name)s_%(column_0_N_name)s",
-        "uq": "uq_%(table_name)s_%(column_0_N_name)s",
-        "ck": "ck_%(table_name)s_%(constraint_name)s",
-        "fk": "fk_%(table_name)s_%(column_0_N_name)s",
-        "pk": "pk_%(table_name)s",
-    }
-)
+metadata = MetaData(naming_convention=NAMING_CONVENTION)
 
 # The conditions of the partial indexes. Queries must repeat them literally: a planner cannot know that a condition with
 # a parameter implies the condition of the index, so a prepared statement would not use it.

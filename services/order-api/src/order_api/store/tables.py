@@ -3,18 +3,10 @@
 from sqlalchemy import BigInteger, CheckConstraint, Column, ForeignKey, Index, MetaData, Table, Text, text
 
 from shop_common.db.idempotency import IdempotencyKeys
-from shop_common.db.sql import Amount, Id, RowId, Timestamp
+from shop_common.db.sql import NAMING_CONVENTION, Amount, Id, RowId, Timestamp
 from shop_common.events.outbox import Outbox
 
-metadata = MetaData(
-    naming_convention={
-        "ix": "ix_%(table_name)s_%(column_0_N_name)s",
-        "uq": "uq_%(table_name)s_%(column_0_N_name)s",
-        "ck": "ck_%(table_name)s_%(constraint_name)s",
-        "fk": "fk_%(table_name)s_%(column_0_N_name)s",
-        "pk": "pk_%(table_name)s",
-    }
-)
+metadata = MetaData(naming_convention=NAMING_CONVENTION)
 
 orders = Table(
     "orders",
