@@ -16,6 +16,7 @@ import yaml
 from devstack import watchdog
 from devstack.ports import free_ports
 from shopctl.system import docker
+from testkit.eventually import eventually
 
 ROOT = Path(__file__).resolve().parents[2]
 DEPLOYED = ROOT / "deploy" / "prometheus"
@@ -151,10 +152,7 @@ def configure(
 
 def wait_for(what: str, condition: Any, within_seconds: float) -> None:
     """Poll until it holds. Raises AssertionError."""
-    deadline = time.monotonic() + within_seconds
-    while not condition():
-        assert time.monotonic() < deadline, f"not within {within_seconds:g} s: {what}"
-        time.sleep(_POLL_SECONDS)
+    eventually(condition, within_seconds, lambda: what)
 
 
 def metrics_in(expressions: Iterable[str]) -> set[str]:

@@ -4,7 +4,6 @@ import signal
 import sqlite3
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import fields
@@ -25,6 +24,7 @@ from shop_protos.inventory.v1 import inventory_pb2, inventory_pb2_grpc
 from shopctl.system import runfile
 from shopctl.system.grpc_health import health
 from shopctl.system.runfile import RunFile
+from testkit.eventually import eventually
 from testkit.tasks import main
 
 NAMES = ("inventory-api", "order-api", "reservation-reaper", "event-relay")
@@ -303,13 +303,14 @@ def _port_options() -> list[str]:
 
 
 def _kept_lines(folder: Path, *, until: str) -> list[Line]:
-    deadline = time.monotonic() + HEALTHY_SECONDS
-    while True:
-        lines = list(log_book.read(folder / log_book.PATH))
-        if any(until in line.line for line in lines):
-            return lines
-        assert time.monotonic() < deadline, lines
-        time.sleep(0.1)
+    lines: list[Line] = []
+
+    def has_line() -> bool:
+        lines[:] = log_book.read(folder / log_book.PATH)
+        return any(until in line.line for line in lines)
+
+    eventually(has_line, HEALTHY_SECONDS, lambda: str(lines))
+    return lines
 
 
 def _healthy(dev: Process, folder: Path) -> RunFile:

@@ -20,6 +20,7 @@ from shopctl.smoke import every_rpc, story
 from shopctl.smoke.narrator import Narrator
 from shopctl.system import runfile
 from shopctl.system.runfile import Endpoint, RunFile
+from testkit.eventually import eventually
 from testkit.tasks import main
 
 STORY_SECONDS_MAX = 30
@@ -246,10 +247,7 @@ def _all_sections(shown: str) -> None:
 def _frozen(pid: int) -> Iterator[None]:
     os.killpg(pid, signal.SIGSTOP)
     try:
-        deadline = time.monotonic() + 60
-        while psutil.Process(pid).status() != psutil.STATUS_STOPPED:
-            assert time.monotonic() < deadline, "it does not stop"
-            time.sleep(0.02)
+        eventually(lambda: psutil.Process(pid).status() == psutil.STATUS_STOPPED)
         yield
     finally:
         os.killpg(pid, signal.SIGCONT)

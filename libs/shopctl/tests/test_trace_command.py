@@ -229,4 +229,11 @@ def _strangers(spans: Spans) -> Spans:
 
 
 def _eventually(look: Callable[[], Spans], is_right: Callable[[Spans], bool]) -> Spans:
-    return eventually(lambda: seen if is_right(seen := look()) else None, EFFECT_SECONDS, lambda: str(look())) or []
+    seen: Spans = []
+
+    def is_there() -> bool:
+        seen[:] = look()
+        return is_right(seen)
+
+    eventually(is_there, EFFECT_SECONDS, lambda: str(seen))
+    return seen

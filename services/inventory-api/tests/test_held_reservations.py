@@ -1,7 +1,5 @@
 """The gauges of held reservations."""
 
-import time
-
 import pytest
 from prometheus_client import REGISTRY
 
@@ -10,6 +8,7 @@ from inventory_api.store.reservations import counts
 from inventory_api.store.reservations.counts import ReservationCounts
 from shop_common.db.database import FORCE_INDEX_PLANS
 from testkit.drivers.inventory_api import InventoryDriver
+from testkit.eventually import eventually
 
 WAIT_SECONDS = 60
 
@@ -49,10 +48,7 @@ def test_the_gauges_are_set_at_once(inventory: InventoryDriver) -> None:
     collector = HeldReservationsCollector(inventory.database)
     collector.start()
     try:
-        deadline = time.monotonic() + WAIT_SECONDS
-        while REGISTRY.get_sample_value("shop_holds", {"state": "running"}) != 1:
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
+        eventually(lambda: REGISTRY.get_sample_value("shop_holds", {"state": "running"}) == 1, WAIT_SECONDS)
     finally:
         collector.stop()
     assert REGISTRY.get_sample_value("shop_holds", {"state": "due"}) == 0

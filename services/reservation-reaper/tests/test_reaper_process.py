@@ -18,6 +18,7 @@ from devstack.process import Process
 from shop_protos.inventory.v1 import inventory_pb2 as pb
 from shop_protos.inventory.v1.inventory_pb2_grpc import InventoryServiceStub
 from shopctl.system.grpc_health import health
+from testkit.eventually import eventually
 
 START_SECONDS = 60
 HOUR_SECONDS = 3600
@@ -141,10 +142,7 @@ def expired(reaper: Process) -> int:
 
 
 def eventually_expired(reaper: Process, count: int) -> None:
-    deadline = time.monotonic() + START_SECONDS
-    while expired(reaper) < count:
-        assert time.monotonic() < deadline, reaper.tail()
-        time.sleep(0.05)
+    eventually(lambda: expired(reaper) >= count, START_SECONDS, reaper.tail)
 
 
 def test_an_api_that_is_away_does_not_hold_up_the_work_at_the_other(inventory: Process, reaper: Process) -> None:
