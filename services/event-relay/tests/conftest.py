@@ -5,14 +5,14 @@ from collections.abc import Iterator
 import pytest
 
 from devstack.kafka import Kafka
-from testkit.drivers.relay import Shop
+from testkit.drivers.relay import OutboxDriver
 
 
 @pytest.fixture
-def shop(database_url: str, kafka: Kafka) -> Iterator[Shop]:
+def driver(database_url: str, kafka: Kafka) -> Iterator[OutboxDriver]:
     """A database with an empty outbox, and a topic of its own."""
-    shop = Shop(database_url, kafka)
-    shop.metadata.create_all(shop.database.engine)
-    kafka.create_topics(shop.topic)
-    yield shop
-    shop.close()
+    driver = OutboxDriver(database_url, kafka)
+    driver.metadata.create_all(driver.database.engine)
+    kafka.create_topics(driver.topic)
+    yield driver
+    driver.close()

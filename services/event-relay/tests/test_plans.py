@@ -9,25 +9,25 @@ from sqlalchemy import Connection, event
 from event_relay.outbox_rows import OutboxRows
 from shop_common.db.database import FORCE_INDEX_PLANS
 from shop_common.events.outbox import SHARDS
-from testkit.drivers.relay import Shop
+from testkit.drivers.relay import OutboxDriver
 
 
-def test_plans_do_not_flip_when_the_table_was_seen_empty(shop: Shop) -> None:
-    rows = OutboxRows(shop.outbox.table)
-    shop.write_numbered(keys=100, each=20)
-    relay = shop.relay()
+def test_plans_do_not_flip_when_the_table_was_seen_empty(driver: OutboxDriver) -> None:
+    rows = OutboxRows(driver.outbox.table)
+    driver.write_numbered(keys=100, each=20)
+    relay = driver.relay()
     while relay.relay_once():
         pass
-    analyze(shop)
-    shop.write_numbered(keys=100, each=200)
+    analyze(driver)
+    driver.write_numbered(keys=100, each=200)
 
-    pending = shop.pending()
-    read = plan(shop, lambda tx: rows.oldest(tx, range(SHARDS)))
-    half = plan(shop, lambda tx: rows.oldest(tx, range(0, SHARDS, 2)))
-    deletion = plan(shop, lambda tx: rows.delete(tx, pending))
-    backlog = plan(shop, rows.backlog)
+    pending = driver.pending()
+    read = plan(driver, lambda tx: rows.oldest(tx, range(SHARDS)))
+    half = plan(driver, lambda tx: rows.oldest(tx, range(0, SHARDS, 2)))
+    deletion = plan(driver, lambda tx: rows.delete(tx, pending))
+    backlog = plan(driver, rows.backlog)
 
-    if shop.database.is_sqlite:
+    if driver.database.is_sqlite:
         assert read == "SCAN outbox", "by rowid, up to the limit"
         assert half.count("USING INDEX ix_outbox_shard_id (shard>? AND shard<?)") == SHARDS / 2
         assert "SEARCH outbox USING INTEGER PRIMARY KEY (rowid=?)" in deletion
@@ -42,19 +42,19 @@ def test_plans_do_not_flip_when_the_table_was_seen_empty(shop: Shop) -> None:
             assert "Sort" not in text
 
 
-def analyze(shop: Shop) -> None:
+def analyze(driver: OutboxDriver) -> None:
     """What autovacuum does in its own time."""
-    if shop.database.is_sqlite:
-        with shop.database.write() as tx:
+    if driver.database.is_sqlite:
+        with driver.database.write() as tx:
             tx.exec_driver_sql("ANALYZE")
     else:
-        with psycopg.connect(shop.url.replace("+psycopg", ""), autocommit=True) as connection:
+        with psycopg.connect(driver.url.replace("+psycopg", ""), autocommit=True) as connection:
             connection.execute("VACUUM ANALYZE outbox")
 
 
-def plan(shop: Shop, operation: Callable[[Connection], Any]) -> str:
+def plan(driver: OutboxDriver, operation: Callable[[Connection], Any]) -> str:
     """How the database runs the statements of the operation on the outbox, as text."""
-    explain = "EXPLAIN QUERY PLAN" if shop.database.is_sqlite else "EXPLAIN"
+    explain = "EXPLAIN QUERY PLAN" if driver.database.is_sqlite else "EXPLAIN"
     lines: list[str] = []
 
     def explained(
@@ -65,12 +65,12 @@ def plan(shop: Shop, operation: Callable[[Connection], Any]) -> str:
             lines.extend(str(row[-1]) for row in cursor.fetchall())
         return statement, parameters
 
-    event.listen(shop.database.engine, "before_cursor_execute", explained, retval=True)
+    event.listen(driver.database.engine, "before_cursor_execute", explained, retval=True)
     try:
-        with shop.database.write(FORCE_INDEX_PLANS) as tx:
+        with driver.database.write(FORCE_INDEX_PLANS) as tx:
             operation(tx)
             tx.rollback()
             tx.begin()
     finally:
-        event.remove(shop.database.engine, "before_cursor_execute", explained)
+        event.remove(driver.database.engine, "before_cursor_execute", explained)
     return "\n".join(lines)

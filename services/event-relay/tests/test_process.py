@@ -9,22 +9,22 @@ import pytest
 from devstack.ports import free_ports
 from devstack.process import Process
 from shopctl.system.grpc_health import health
-from testkit.drivers.relay import Shop, values_by_key
+from testkit.drivers.relay import OutboxDriver, values_by_key
 from testkit.eventually import eventually
 
 Start = Callable[..., Process]
 
 
 @pytest.fixture
-def start(shop: Shop) -> Iterator[Start]:
-    """Starts a relay process of the shop's database; further settings by their names."""
+def start(driver: OutboxDriver) -> Iterator[Start]:
+    """Starts a relay process on the driver's database. Keyword arguments are further settings."""
     with ExitStack() as after_the_test:
 
         def start(**settings: str) -> Process:
             (port,) = free_ports(1)
             given = {
-                "ORDERS_DATABASE_URL": shop.url,
-                "KAFKA_BOOTSTRAP_SERVERS": shop.kafka.bootstrap,
+                "ORDERS_DATABASE_URL": driver.url,
+                "KAFKA_BOOTSTRAP_SERVERS": driver.kafka.bootstrap,
                 "HEALTH_PORT": str(port),
                 "METRICS_PORT": "0",
                 "LEASE_SECONDS": "1",
@@ -42,68 +42,68 @@ def start(shop: Shop) -> Iterator[Start]:
         yield start
 
 
-def test_a_killed_relay_loses_nothing_and_its_successor_keeps_the_order(shop: Shop, start: Start) -> None:
-    shop.write_numbered(keys=2, each=6000)
+def test_a_killed_relay_loses_nothing_and_its_successor_keeps_the_order(driver: OutboxDriver, start: Start) -> None:
+    driver.write_numbered(keys=2, each=6000)
     victim = start()
-    eventually(lambda: shop.backlog() < 12_000)
+    eventually(lambda: driver.backlog() < 12_000)
     victim.kill()
-    assert shop.backlog() > 0
+    assert driver.backlog() > 0
 
     start()
-    eventually(lambda: shop.backlog() == 0)
+    eventually(lambda: driver.backlog() == 0)
 
-    records = shop.shipped(events=12_000)
+    records = driver.shipped(events=12_000)
     assert values_by_key(records, first_occurrences=True) == {f"key-{key}": list(range(6000)) for key in range(2)}
 
 
-def test_a_frozen_owner_neither_ships_nor_deletes_what_it_has_lost(shop: Shop, start: Start) -> None:
+def test_a_frozen_owner_neither_ships_nor_deletes_what_it_has_lost(driver: OutboxDriver, start: Start) -> None:
     # Long enough that no stall of a busy machine costs a lease: events would rightly be repeated.
     frozen, heir = start(LEASE_SECONDS="3"), start(LEASE_SECONDS="3")
-    eventually(lambda: sorted(shop.owners().values()) == [8, 8])
+    eventually(lambda: sorted(driver.owners().values()) == [8, 8])
     with frozen.frozen():
-        eventually(lambda: list(shop.owners().values()) == [16])
-        shop.write_numbered(keys=50, each=10)
-        eventually(lambda: shop.backlog() == 0)
+        eventually(lambda: list(driver.owners().values()) == [16])
+        driver.write_numbered(keys=50, each=10)
+        eventually(lambda: driver.backlog() == 0)
         # These wait when the frozen one wakes up, and still believes that half of them are its own.
-        shop.write_numbered(keys=50, each=100, first=10)
-    eventually(lambda: sorted(shop.owners().values()) == [8, 8])
-    shop.write_numbered(keys=50, each=10, first=110)
-    eventually(lambda: shop.backlog() == 0)
+        driver.write_numbered(keys=50, each=100, first=10)
+    eventually(lambda: sorted(driver.owners().values()) == [8, 8])
+    driver.write_numbered(keys=50, each=10, first=110)
+    eventually(lambda: driver.backlog() == 0)
 
-    records = shop.shipped(6000)
+    records = driver.shipped(6000)
     assert len(records) == 6000
     assert values_by_key(records) == {f"key-{key}": list(range(120)) for key in range(50)}
     assert heir.alive
 
 
-def test_on_sigterm_a_relay_gives_its_leases_back_and_exits_with_zero(shop: Shop, start: Start) -> None:
+def test_on_sigterm_a_relay_gives_its_leases_back_and_exits_with_zero(driver: OutboxDriver, start: Start) -> None:
     relay = start(LEASE_SECONDS="60")
     relay.wait_ready(20)
-    eventually(lambda: list(shop.owners().values()) == [16])
-    shop.write_numbered(keys=5, each=1)
+    eventually(lambda: list(driver.owners().values()) == [16])
+    driver.write_numbered(keys=5, each=1)
 
     relay.terminate()
 
     assert relay.wait(15) == 0
-    assert shop.owners() == {}
+    assert driver.owners() == {}
 
 
-def test_a_relay_is_alive_but_not_ready_until_its_tables_are_there(shop: Shop, start: Start) -> None:
-    shop.metadata.drop_all(shop.database.engine)
+def test_a_relay_is_alive_but_not_ready_until_its_tables_are_there(driver: OutboxDriver, start: Start) -> None:
+    driver.metadata.drop_all(driver.database.engine)
     relay = start()
     relay.wait_ready(20, "liveness")
     relay.wait_for_line("no table outbox", 10)
     assert health(str(relay.health_address)) == "NOT_SERVING"
 
-    shop.metadata.create_all(shop.database.engine)
+    driver.metadata.create_all(driver.database.engine)
 
     relay.wait_ready(10)
 
 
-def test_one_database_that_is_away_does_not_hold_up_the_other(shop: Shop, start: Start) -> None:
+def test_one_database_that_is_away_does_not_hold_up_the_other(driver: OutboxDriver, start: Start) -> None:
     relay = start(INVENTORY_DATABASE_URL="postgresql://nobody@127.0.0.1:1/nothing")
-    shop.write_numbered(keys=5, each=1)
-    eventually(lambda: shop.backlog() == 0)
+    driver.write_numbered(keys=5, each=1)
+    eventually(lambda: driver.backlog() == 0)
     relay.wait_ready(10)
     relay.wait_for_line("database is not available", 10)
 

@@ -17,7 +17,7 @@ from event_relay.outbox_rows import ROWS_MAX
 from event_relay.relay import AHEAD_ROWS, DeliveryFailed, Relay
 from shop_common.errors import ShopError
 from shop_common.events.outbox import SHARDS
-from testkit.drivers.relay import Shop, running, values_by_key
+from testkit.drivers.relay import OutboxDriver, running, values_by_key
 from testkit.eventually import eventually
 
 
@@ -29,27 +29,27 @@ def ship_all(relay: Relay) -> int:
     return total
 
 
-def test_events_of_a_key_are_shipped_in_the_order_of_their_ids_and_deleted(shop: Shop) -> None:
-    shop.write_numbered(keys=40, each=60)
+def test_events_of_a_key_are_shipped_in_the_order_of_their_ids_and_deleted(driver: OutboxDriver) -> None:
+    driver.write_numbered(keys=40, each=60)
 
-    assert ship_all(shop.relay()) == 2400
+    assert ship_all(driver.relay()) == 2400
 
-    assert shop.waiting() == []
-    records = shop.shipped(2400)
+    assert driver.waiting() == []
+    records = driver.shipped(2400)
     assert len(records) == 2400
     assert values_by_key(records) == {f"key-{key}": list(range(60)) for key in range(40)}
 
 
-def test_an_event_is_a_cloudevent_in_binary_mode(shop: Shop) -> None:
-    event = shop.event("7", {"n": 1})
-    shop.write(event)
+def test_an_event_is_a_cloudevent_in_binary_mode(driver: OutboxDriver) -> None:
+    event = driver.event("7", {"n": 1})
+    driver.write(event)
     trace = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
-    shop.database.transact(lambda tx: tx.execute(update(shop.outbox.table).values(traceparent=trace)))
-    (row_id,) = shop.database.query(lambda tx: tx.execute(select(shop.outbox.table.c.id)).scalars().all())
+    driver.database.transact(lambda tx: tx.execute(update(driver.outbox.table).values(traceparent=trace)))
+    (row_id,) = driver.database.query(lambda tx: tx.execute(select(driver.outbox.table.c.id)).scalars().all())
 
-    shop.relay().relay_once()
+    driver.relay().relay_once()
 
-    (record,) = shop.shipped(1)
+    (record,) = driver.shipped(1)
     assert (record.key, record.json()) == ("7", {"n": 1})
     assert record.headers == {
         "ce_specversion": "1.0",
@@ -64,132 +64,138 @@ def test_an_event_is_a_cloudevent_in_binary_mode(shop: Shop) -> None:
     }
 
 
-def test_a_rows_own_headers_go_before_ours(shop: Shop) -> None:
+def test_a_rows_own_headers_go_before_ours(driver: OutboxDriver) -> None:
     headers = {"ce_id": "the-original", "ce_source": "/shop/elsewhere", "dlq-reason": "ungültig"}
-    shop.write(shop.event("7", 1, headers=orjson.dumps(headers).decode()))
+    driver.write(driver.event("7", 1, headers=orjson.dumps(headers).decode()))
 
-    shop.relay().relay_once()
+    driver.relay().relay_once()
 
-    (record,) = shop.shipped(1)
+    (record,) = driver.shipped(1)
     assert headers.items() <= record.headers.items()
     assert record.headers["ce_type"] == "TESTED"
 
 
-def test_an_event_that_was_acknowledged_and_not_deleted_is_repeated_under_its_id(shop: Shop) -> None:
-    shop.write(shop.event("7", 1))
-    assert shop.relay("crashed", lease_seconds=1).relay_once() == 1
-    assert shop.waiting() == [1]
+def test_an_event_that_was_acknowledged_and_not_deleted_is_repeated_under_its_id(driver: OutboxDriver) -> None:
+    driver.write(driver.event("7", 1))
+    assert driver.relay("crashed", lease_seconds=1).relay_once() == 1
+    assert driver.waiting() == [1]
 
-    with running(shop.relay("its successor")):
-        eventually(lambda: not shop.waiting())
+    with running(driver.relay("its successor")):
+        eventually(lambda: not driver.waiting())
 
-    first, second = shop.shipped(2)
+    first, second = driver.shipped(2)
     assert first.headers == second.headers
 
 
-def test_a_deletion_that_failed_is_made_up_for(shop: Shop) -> None:
-    relay = shop.relay()
-    shop.write(shop.event("7", 1))
+def test_a_deletion_that_failed_is_made_up_for(driver: OutboxDriver) -> None:
+    relay = driver.relay()
+    driver.write(driver.event("7", 1))
     assert relay.relay_once() == 1
 
-    with nobody_may_write(shop), pytest.raises(ShopError):
+    with nobody_may_write(driver), pytest.raises(ShopError):
         relay.relay_once()
-    assert shop.waiting() == [1]
-    shop.write(shop.event("7", 2))
+    assert driver.waiting() == [1]
+    driver.write(driver.event("7", 2))
 
     assert relay.relay_once() == 1
     assert ship_all(relay) == 0
-    assert shop.waiting() == []
-    assert [record.json() for record in shop.shipped(2)] == [1, 2]
+    assert driver.waiting() == []
+    assert [record.json() for record in driver.shipped(2)] == [1, 2]
 
 
-def test_another_event_under_the_same_number_is_not_deleted_but_shipped(shop: Shop) -> None:
-    relay = shop.relay()
-    shop.write(shop.event("7", 1))
+def test_another_event_under_the_same_number_is_not_deleted_but_shipped(driver: OutboxDriver) -> None:
+    relay = driver.relay()
+    driver.write(driver.event("7", 1))
     assert relay.relay_once() == 1
     # As in a backup that was restored before the deletion.
-    shop.database.transact(lambda tx: tx.execute(update(shop.outbox.table).values(event_id=str(uuid7()), payload="2")))
+    driver.database.transact(
+        lambda tx: tx.execute(update(driver.outbox.table).values(event_id=str(uuid7()), payload="2"))
+    )
 
     with structlog.testing.capture_logs() as log, running(relay):
-        eventually(lambda: not shop.waiting())
+        eventually(lambda: not driver.waiting())
 
-    assert [record.json() for record in shop.shipped(2)] == [1, 2]
+    assert [record.json() for record in driver.shipped(2)] == [1, 2]
     assert [line.get("kind") for line in log] == ["OutboxReplaced", None]
 
 
-def test_a_deletion_of_a_lease_that_is_over_is_left_to_the_next_owner(shop: Shop) -> None:
-    shop.write(shop.event("7", 1))
-    frozen = shop.relay("frozen", lease_seconds=1)
+def test_a_deletion_of_a_lease_that_is_over_is_left_to_the_next_owner(driver: OutboxDriver) -> None:
+    driver.write(driver.event("7", 1))
+    frozen = driver.relay("frozen", lease_seconds=1)
     assert frozen.relay_once() == 1
     time.sleep(1.1)
 
-    with running(shop.relay("its successor")):
-        eventually(lambda: not shop.waiting())
-        row = shop.event("7", 2)
-        shop.write(row)
-        eventually(lambda: not shop.waiting())
+    with running(driver.relay("its successor")):
+        eventually(lambda: not driver.waiting())
+        row = driver.event("7", 2)
+        driver.write(row)
+        eventually(lambda: not driver.waiting())
         assert frozen.relay_once() == 0
 
-    assert [record.json() for record in shop.shipped(3)] == [1, 1, 2]
+    assert [record.json() for record in driver.shipped(3)] == [1, 1, 2]
 
 
-def test_one_half_is_read_while_the_other_is_on_its_way(shop: Shop) -> None:
-    shop.write_numbered(keys=100, each=120)
-    relay = shop.relay(lease_seconds=3)
+def test_one_half_is_read_while_the_other_is_on_its_way(driver: OutboxDriver) -> None:
+    driver.write_numbered(keys=100, each=120)
+    relay = driver.relay(lease_seconds=3)
     assert relay.relay_once() == ROWS_MAX
-    with shop.kafka.frozen():
+    with driver.kafka.frozen():
         one_half = relay.relay_once()
         assert one_half > AHEAD_ROWS
-        assert len(shop.waiting()) == 12_000 - ROWS_MAX
+        assert len(driver.waiting()) == 12_000 - ROWS_MAX
         with pytest.raises(DeliveryFailed, match=f"of {one_half} events"):
             relay.relay_once()
 
     with running(relay):
-        eventually(lambda: not shop.waiting())
-    records = shop.shipped(events=12_000)
+        eventually(lambda: not driver.waiting())
+    records = driver.shipped(events=12_000)
     assert values_by_key(records, first_occurrences=True) == {f"key-{key}": list(range(120)) for key in range(100)}
 
 
 @contextmanager
-def nobody_may_write(shop: Shop) -> Iterator[None]:
-    with shop.database.write() as tx:
-        tx.execute(update(shop.outbox.table).values(type=shop.outbox.table.c.type))
+def nobody_may_write(driver: OutboxDriver) -> Iterator[None]:
+    with driver.database.write() as tx:
+        tx.execute(update(driver.outbox.table).values(type=driver.outbox.table.c.type))
         yield
 
 
-def test_rows_that_were_committed_late_under_lower_ids_are_shipped(shop: Shop) -> None:
-    relay = shop.relay()
-    table = shop.outbox.table
+def test_rows_that_were_committed_late_under_lower_ids_are_shipped(driver: OutboxDriver) -> None:
+    relay = driver.relay()
+    table = driver.outbox.table
     columns = [column.name for column in table.c if column.name != "id"]
     for row_id in (1000, 5, 2000, 6):
-        event = shop.event("7", row_id)
-        with shop.database.write() as tx:
+        event = driver.event("7", row_id)
+        with driver.database.write() as tx:
             tx.execute(insert(table), [{name: getattr(event, name) for name in columns} | {"id": row_id}])
         assert relay.relay_once() == 1
 
-    assert [record.json() for record in shop.shipped(4)] == [1000, 5, 2000, 6]
+    assert [record.json() for record in driver.shipped(4)] == [1000, 5, 2000, 6]
 
 
 def test_a_refused_event_is_never_overtaken_by_a_later_one_of_its_key(
-    shop: Shop, monkeypatch: pytest.MonkeyPatch
+    driver: OutboxDriver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     too_large = "x" * 1_500_000
-    shop.write(
-        shop.event("a", 1), shop.event("b", 1), shop.event("a", too_large), shop.event("a", 3), shop.event("b", 2)
+    driver.write(
+        driver.event("a", 1),
+        driver.event("b", 1),
+        driver.event("a", too_large),
+        driver.event("a", 3),
+        driver.event("b", 2),
     )
     monkeypatch.setattr(publisher, "REFUSED_SECONDS", 0.2)
-    relay = shop.relay()
+    relay = driver.relay()
 
     with structlog.testing.capture_logs() as log, running(relay):
-        eventually(lambda: bool(log) and shop.waiting() == [too_large, 3])
+        eventually(lambda: bool(log) and driver.waiting() == [too_large, 3])
         for number in (3, 4):
-            shop.write(shop.event("b", number))
-            eventually(lambda: shop.waiting() == [too_large, 3])
+            driver.write(driver.event("b", number))
+            eventually(lambda: driver.waiting() == [too_large, 3])
         assert relay.ready
-        table = shop.outbox.table
-        shop.database.transact(lambda tx: tx.execute(delete(table).where(table.c.payload.like('"xxx%'))))
-        eventually(lambda: not shop.waiting())
-    assert values_by_key(shop.shipped(6)) == {"a": [1, 3], "b": [1, 2, 3, 4]}
+        table = driver.outbox.table
+        driver.database.transact(lambda tx: tx.execute(delete(table).where(table.c.payload.like('"xxx%'))))
+        eventually(lambda: not driver.waiting())
+    assert values_by_key(driver.shipped(6)) == {"a": [1, 3], "b": [1, 2, 3, 4]}
     assert [line["event"] for line in log] == [
         "event cannot be shipped: the events of its shard wait",
         "shard can be shipped again",
@@ -198,67 +204,67 @@ def test_a_refused_event_is_never_overtaken_by_a_later_one_of_its_key(
 
 
 @pytest.mark.parametrize("headers", ["no JSON", "[1]", "7"])
-def test_a_row_that_cannot_be_sent_holds_back_its_own_shard_only(shop: Shop, headers: str) -> None:
-    shop.write(shop.event("a", 1, headers=headers), shop.event("a", 2), shop.event("b", 1))
+def test_a_row_that_cannot_be_sent_holds_back_its_own_shard_only(driver: OutboxDriver, headers: str) -> None:
+    driver.write(driver.event("a", 1, headers=headers), driver.event("a", 2), driver.event("b", 1))
 
-    assert ship_all(shop.relay()) > 0
+    assert ship_all(driver.relay()) > 0
 
-    assert shop.waiting() == [1, 2]
-    assert values_by_key(shop.shipped(1)) == {"b": [1]}
+    assert driver.waiting() == [1, 2]
+    assert values_by_key(driver.shipped(1)) == {"b": [1]}
 
 
-def test_a_broker_that_was_away_gets_everything_in_order_and_the_log_says_it_once(shop: Shop) -> None:
-    relay = shop.relay(lease_seconds=1)
+def test_a_broker_that_was_away_gets_everything_in_order_and_the_log_says_it_once(driver: OutboxDriver) -> None:
+    relay = driver.relay(lease_seconds=1)
     with structlog.testing.capture_logs() as log, running(relay):
-        shop.write_numbered(keys=5, each=100)
-        eventually(lambda: relay.ready and not shop.waiting())
-        with shop.kafka.frozen():
-            shop.write_numbered(keys=5, each=100, first=100)
+        driver.write_numbered(keys=5, each=100)
+        eventually(lambda: relay.ready and not driver.waiting())
+        with driver.kafka.frozen():
+            driver.write_numbered(keys=5, each=100, first=100)
             eventually(lambda: not relay.ready)
-            shop.write_numbered(keys=5, each=100, first=200)
+            driver.write_numbered(keys=5, each=100, first=200)
             eventually(lambda: len(log) == 2)
-            assert len(shop.waiting()) == 1000
-        eventually(lambda: relay.ready and not shop.waiting())
+            assert len(driver.waiting()) == 1000
+        eventually(lambda: relay.ready and not driver.waiting())
 
-    records = shop.shipped(events=1500)
+    records = driver.shipped(events=1500)
     assert values_by_key(records, first_occurrences=True) == {f"key-{key}": list(range(300)) for key in range(5)}
     assert [line["event"] for line in log] == ["relay interrupted", "relay interrupted", "relay works again"]
     assert [line.get("kind") for line in log] == ["DeliveryFailed", "BrokerAway", None]
 
 
 def test_a_relay_that_owns_nothing_while_events_wait_does_not_stay_ready(
-    shop: Shop, monkeypatch: pytest.MonkeyPatch
+    driver: OutboxDriver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(relay_module, "SAMPLE_SECONDS", 0.1)
-    leases = shop.outbox.leases
+    leases = driver.outbox.leases
     until = datetime.now(UTC) + timedelta(minutes=4)
     theirs = [{"shard": shard, "owner": "dead", "expires_at": until} for shard in range(SHARDS)]
-    shop.database.transact(lambda tx: tx.execute(leases.insert(), theirs))
-    relay = shop.relay(lease_seconds=1)
+    driver.database.transact(lambda tx: tx.execute(leases.insert(), theirs))
+    relay = driver.relay(lease_seconds=1)
     with running(relay):
         eventually(lambda: relay.ready)
-        shop.write(shop.event("7", 1))
+        driver.write(driver.event("7", 1))
         eventually(lambda: not relay.ready)
 
-        shop.database.transact(lambda tx: tx.execute(delete(leases).where(leases.c.owner == "dead")))
-        eventually(lambda: relay.ready and not shop.waiting())
+        driver.database.transact(lambda tx: tx.execute(delete(leases).where(leases.c.owner == "dead")))
+        eventually(lambda: relay.ready and not driver.waiting())
 
 
-def test_without_a_broker_rows_wait_and_nobody_claims_to_ship_them(shop: Shop) -> None:
-    relay = shop.relay(bootstrap="127.0.0.1:1")
-    shop.write(shop.event("7", 1))
+def test_without_a_broker_rows_wait_and_nobody_claims_to_ship_them(driver: OutboxDriver) -> None:
+    relay = driver.relay(bootstrap="127.0.0.1:1")
+    driver.write(driver.event("7", 1))
     with structlog.testing.capture_logs() as log, running(relay):
         eventually(lambda: bool(log))
         assert not relay.ready
     assert [line["kind"] for line in log] == ["BrokerAway"]
-    assert shop.waiting() == [1]
-    assert shop.owners() == {}
+    assert driver.waiting() == [1]
+    assert driver.owners() == {}
 
 
-def test_nothing_is_produced_when_the_time_of_the_lease_is_up(shop: Shop) -> None:
-    shop.write(shop.event("7", 1))
-    rows = shop.pending()
-    in_test = shop.publisher()
+def test_nothing_is_produced_when_the_time_of_the_lease_is_up(driver: OutboxDriver) -> None:
+    driver.write(driver.event("7", 1))
+    rows = driver.pending()
+    in_test = driver.publisher()
 
     in_test.send(rows, deadline=time.monotonic())
     too_late = in_test.wait()
@@ -267,35 +273,35 @@ def test_nothing_is_produced_when_the_time_of_the_lease_is_up(shop: Shop) -> Non
 
     assert too_late.acknowledged == []
     assert [row.key for row in in_time.acknowledged] == ["7"]
-    assert len(shop.shipped(1)) == 1
+    assert len(driver.shipped(1)) == 1
 
 
-def test_two_relays_share_the_shards_and_nothing_is_lost_or_left(shop: Shop) -> None:
-    one, other = shop.relay("one", lease_seconds=10), shop.relay("other", lease_seconds=10)
-    shop.write_numbered(keys=50, each=20)
+def test_two_relays_share_the_shards_and_nothing_is_lost_or_left(driver: OutboxDriver) -> None:
+    one, other = driver.relay("one", lease_seconds=10), driver.relay("other", lease_seconds=10)
+    driver.write_numbered(keys=50, each=20)
     with running(one):
         eventually(lambda: one.shard_count == 16)
         with running(other):
             eventually(lambda: (one.shard_count, other.shard_count) == (8, 8))
-            shop.write_numbered(keys=50, each=20, first=20)
-            eventually(lambda: not shop.waiting())
+            driver.write_numbered(keys=50, each=20, first=20)
+            eventually(lambda: not driver.waiting())
         eventually(lambda: one.shard_count == 16)
-        shop.write_numbered(keys=50, each=20, first=40)
-        eventually(lambda: not shop.waiting())
+        driver.write_numbered(keys=50, each=20, first=40)
+        eventually(lambda: not driver.waiting())
 
-    records = shop.shipped(3000)
+    records = driver.shipped(3000)
     assert len(records) == 3000
     assert values_by_key(records) == {f"key-{key}": list(range(60)) for key in range(50)}
 
 
-def test_a_relay_waits_for_the_tables_of_its_service(shop: Shop) -> None:
-    shop.metadata.drop_all(shop.database.engine)
-    relay = shop.relay()
+def test_a_relay_waits_for_the_tables_of_its_service(driver: OutboxDriver) -> None:
+    driver.metadata.drop_all(driver.database.engine)
+    relay = driver.relay()
     with structlog.testing.capture_logs() as log, running(relay):
         eventually(lambda: bool(log))
         assert not relay.ready
-        shop.metadata.create_all(shop.database.engine)
-        shop.write(shop.event("7", 1))
-        eventually(lambda: relay.ready and not shop.waiting())
+        driver.metadata.create_all(driver.database.engine)
+        driver.write(driver.event("7", 1))
+        eventually(lambda: relay.ready and not driver.waiting())
     assert [line["event"] for line in log] == ["relay interrupted", "relay works again"]
     assert "no table outbox" in log[0]["error"]

@@ -9,14 +9,14 @@ from devstack.process import Process
 from order_api.migrations import SCHEMA
 from order_api.store import tables
 from shop_common.db.database import Database
-from testkit.drivers.order_api import Desk, Stock
+from testkit.drivers.order_api import InventoryClient, OrderApiDriver
 
 # By default structlog prints all local variables of a traceback, which takes seconds.
 structlog.configure(processors=[structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)])
 
 
 @pytest.fixture(scope="session")
-def stock(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stock]:
+def stock(tmp_path_factory: pytest.TempPathFactory) -> Iterator[InventoryClient]:
     """The real inventory-api. Tests share it: each has products of its own."""
     (port,) = free_ports(1)
     environment = {
@@ -31,7 +31,7 @@ def stock(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stock]:
     process = Process("inventory-api", program, environment, health_address=f"localhost:{port}").start()
     try:
         process.wait_ready(30)
-        with Stock.at(f"localhost:{port}") as opened:
+        with InventoryClient.at(f"localhost:{port}") as opened:
             yield opened
     finally:
         process.stop()
@@ -62,7 +62,7 @@ def database(orders_database: Database) -> Database:
 
 
 @pytest.fixture
-def desk(database: Database, stock: Stock) -> Iterator[Desk]:
+def driver(database: Database, stock: InventoryClient) -> Iterator[OrderApiDriver]:
     """The API of orders, served by this process over gRPC, before the real inventory-api."""
-    with Desk.serving(database, stock.address) as opened:
+    with OrderApiDriver.serving(database, stock.address) as opened:
         yield opened

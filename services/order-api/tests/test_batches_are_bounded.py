@@ -21,7 +21,16 @@ from shop_common.batching.coalescer import BATCH_WEIGHT_MAX
 from shop_common.db.database import Database
 from shop_common.db.idempotency import Claim, RequestIdReused
 from shop_protos.order.v1 import order_pb2 as pb
-from testkit.drivers.order_api import UNKNOWN, Desk, Stock, at_once, lines_read, new_order, new_request, stored
+from testkit.drivers.order_api import (
+    UNKNOWN,
+    InventoryClient,
+    OrderApiDriver,
+    at_once,
+    lines_read,
+    new_order,
+    new_request,
+    stored,
+)
 
 LONG = tuple(NewItem(product, 1, Decimal(1)) for product in range(1, LINES_MAX + 1))
 
@@ -117,10 +126,12 @@ def test_lines_are_counted_for_each_order(database: Database) -> None:
         assert orders.statuses(tx, [long.id, new_order().id]) == {long.id: Status.PENDING}
 
 
-def test_more_confirmations_at_once_than_go_to_inventory_api_all_succeed(desk: Desk, stock: Stock) -> None:
+def test_more_confirmations_at_once_than_go_to_inventory_api_all_succeed(
+    driver: OrderApiDriver, stock: InventoryClient
+) -> None:
     product = stock.product(units=100)
-    placed = [desk.place(new_request((product, 1, "1"))) for _ in range(100)]
+    placed = [driver.create_order(new_request((product, 1, "1"))) for _ in range(100)]
 
-    confirmed = at_once(100, lambda number: desk.step(placed[number].id, pb.ORDER_STATUS_CONFIRMED))
+    confirmed = at_once(100, lambda number: driver.change_status(placed[number].id, pb.ORDER_STATUS_CONFIRMED))
 
     assert {order.status for order in confirmed} == {pb.ORDER_STATUS_CONFIRMED}

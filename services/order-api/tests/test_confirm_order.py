@@ -6,153 +6,163 @@ import grpc
 
 from shop_common.db.database import Database
 from shop_protos.order.v1 import order_pb2 as pb
-from testkit.drivers.order_api import Desk, Stock, at_once, new_order, new_request, refusal, stored
+from testkit.drivers.order_api import InventoryClient, OrderApiDriver, at_once, new_order, new_request, refusal, stored
 from testkit.eventually import eventually
 
 CONFIRMED = pb.ORDER_STATUS_CONFIRMED
 CANCELLED = pb.ORDER_STATUS_CANCELLED
 
 
-def types(desk: Desk, order_id: str) -> list[str]:
-    return [event["event_type"] for event in desk.events(order_id)]
+def types(driver: OrderApiDriver, order_id: str) -> list[str]:
+    return [event["event_type"] for event in driver.events(order_id)]
 
 
-def test_a_confirmed_order_keeps_its_stock_for_good(desk: Desk, stock: Stock) -> None:
-    order = desk.place(new_request((stock.product(units=3), 1, "1"), (stock.product(units=3), 2, "1")))
+def test_a_confirmed_order_keeps_its_stock_for_good(driver: OrderApiDriver, stock: InventoryClient) -> None:
+    order = driver.create_order(new_request((stock.product(units=3), 1, "1"), (stock.product(units=3), 2, "1")))
 
-    confirmed = desk.step(order.id, CONFIRMED, reason="paid")
+    confirmed = driver.change_status(order.id, CONFIRMED, reason="paid")
 
     assert (confirmed.status, confirmed.status_reason, confirmed.version) == (CONFIRMED, "paid", 2)
-    assert desk.order(order.id) == confirmed
+    assert driver.order(order.id) == confirmed
     assert stock.states(order.id) == ["CONFIRMED", "CONFIRMED"]
-    assert types(desk, order.id) == ["ORDER_CREATED", "ORDER_CONFIRMED"]
+    assert types(driver, order.id) == ["ORDER_CREATED", "ORDER_CONFIRMED"]
 
 
-def test_confirming_again_changes_nothing(desk: Desk, stock: Stock) -> None:
-    order = desk.place(new_request((stock.product(units=3), 1, "1")))
-    confirmed = desk.step(order.id, CONFIRMED)
+def test_confirming_again_changes_nothing(driver: OrderApiDriver, stock: InventoryClient) -> None:
+    order = driver.create_order(new_request((stock.product(units=3), 1, "1")))
+    confirmed = driver.change_status(order.id, CONFIRMED)
 
-    assert desk.step(order.id, CONFIRMED, reason="again") == confirmed
-    assert types(desk, order.id) == ["ORDER_CREATED", "ORDER_CONFIRMED"]
+    assert driver.change_status(order.id, CONFIRMED, reason="again") == confirmed
+    assert types(driver, order.id) == ["ORDER_CREATED", "ORDER_CONFIRMED"]
 
 
-def test_16_confirmations_at_once_are_one(desk: Desk, stock: Stock) -> None:
-    order = desk.place(new_request((stock.product(units=3), 1, "1")))
+def test_16_confirmations_at_once_are_one(driver: OrderApiDriver, stock: InventoryClient) -> None:
+    order = driver.create_order(new_request((stock.product(units=3), 1, "1")))
 
-    confirmed = at_once(16, lambda _: desk.step(order.id, CONFIRMED))
+    confirmed = at_once(16, lambda _: driver.change_status(order.id, CONFIRMED))
 
     assert {each.version for each in confirmed} == {2}
-    assert types(desk, order.id) == ["ORDER_CREATED", "ORDER_CONFIRMED"]
+    assert types(driver, order.id) == ["ORDER_CREATED", "ORDER_CONFIRMED"]
 
 
-def test_confirming_and_cancelling_at_once_end_in_one_of_them(desk: Desk, stock: Stock) -> None:
-    order = desk.place(new_request((stock.product(units=3), 1, "1")))
+def test_confirming_and_cancelling_at_once_end_in_one_of_them(driver: OrderApiDriver, stock: InventoryClient) -> None:
+    order = driver.create_order(new_request((stock.product(units=3), 1, "1")))
 
     def step(number: int) -> str:
         try:
-            desk.step(order.id, CONFIRMED if number % 2 else CANCELLED)
+            driver.change_status(order.id, CONFIRMED if number % 2 else CANCELLED)
         except grpc.RpcError as error:
             return str(error.code().name)
         return "OK"
 
     assert set(at_once(8, step)) <= {"OK", "FAILED_PRECONDITION"}
     # Whatever came first, it ends as cancelled: that is legal from both.
-    assert desk.order(order.id).status == CANCELLED
-    told = types(desk, order.id)
+    assert driver.order(order.id).status == CANCELLED
+    told = types(driver, order.id)
     assert told in (["ORDER_CREATED", "ORDER_CANCELLED"], ["ORDER_CREATED", "ORDER_CONFIRMED", "ORDER_CANCELLED"])
-    assert [event["data"]["version"] for event in desk.events(order.id)] == list(range(1, len(told) + 1))
+    assert [event["data"]["version"] for event in driver.events(order.id)] == list(range(1, len(told) + 1))
 
 
-def test_an_order_whose_hold_has_expired_is_cancelled_when_it_is_to_be_confirmed(desk: Desk, stock: Stock) -> None:
-    order = desk.place(new_request((stock.product(units=3), 1, "1"), ttl_seconds=1))
+def test_an_order_whose_hold_has_expired_is_cancelled_when_it_is_to_be_confirmed(
+    driver: OrderApiDriver, stock: InventoryClient
+) -> None:
+    order = driver.create_order(new_request((stock.product(units=3), 1, "1"), ttl_seconds=1))
     eventually(lambda: stock.states(order.id) == ["EXPIRED"])
 
-    refused = refusal(lambda: desk.step(order.id, CONFIRMED))
+    refused = refusal(lambda: driver.change_status(order.id, CONFIRMED))
 
     assert (refused.code, refused.reason) == (grpc.StatusCode.FAILED_PRECONDITION, "RESERVATION_EXPIRED")
     assert refused.metadata == {"order_id": order.id}
-    assert desk.order(order.id).status == CANCELLED
-    assert "expired" in desk.order(order.id).status_reason
-    assert types(desk, order.id) == ["ORDER_CREATED", "ORDER_CANCELLED"]
+    assert driver.order(order.id).status == CANCELLED
+    assert "expired" in driver.order(order.id).status_reason
+    assert types(driver, order.id) == ["ORDER_CREATED", "ORDER_CANCELLED"]
 
 
-def test_an_order_whose_stock_was_released_is_cancelled_when_it_is_to_be_confirmed(desk: Desk, stock: Stock) -> None:
-    whole = desk.place(new_request((stock.product(units=3), 1, "1")))
-    part = desk.place(new_request((stock.product(units=3), 1, "1"), (stock.product(units=3), 2, "1")))
+def test_an_order_whose_stock_was_released_is_cancelled_when_it_is_to_be_confirmed(
+    driver: OrderApiDriver, stock: InventoryClient
+) -> None:
+    whole = driver.create_order(new_request((stock.product(units=3), 1, "1")))
+    part = driver.create_order(new_request((stock.product(units=3), 1, "1"), (stock.product(units=3), 2, "1")))
     for order in (whole, part):
         stock.release(stock.reservations(order.id)[0].id)
 
-        refused = refusal(partial(desk.step, order.id, CONFIRMED))
+        refused = refusal(partial(driver.change_status, order.id, CONFIRMED))
 
         assert (refused.code, refused.reason) == (grpc.StatusCode.FAILED_PRECONDITION, "RESERVATION_RELEASED")
         assert refused.metadata == {"order_id": order.id}
-        assert types(desk, order.id) == ["ORDER_CREATED", "ORDER_CANCELLED"]
+        assert types(driver, order.id) == ["ORDER_CREATED", "ORDER_CANCELLED"]
 
 
-def test_an_order_that_never_held_stock_cannot_be_confirmed(desk: Desk) -> None:
-    (order,) = stored(desk.database, new_order())
+def test_an_order_that_never_held_stock_cannot_be_confirmed(driver: OrderApiDriver) -> None:
+    (order,) = stored(driver.database, new_order())
 
-    refused = refusal(lambda: desk.step(order.id, CONFIRMED))
+    refused = refusal(lambda: driver.change_status(order.id, CONFIRMED))
 
     assert (refused.code, refused.reason) == (grpc.StatusCode.NOT_FOUND, "RESERVATION_NOT_FOUND")
-    assert desk.order(order.id).status == CANCELLED
+    assert driver.order(order.id).status == CANCELLED
 
 
-def test_a_confirmation_that_was_cut_off_is_finished_by_a_repeat(desk: Desk, stock: Stock) -> None:
-    order = desk.place(new_request((stock.product(units=3), 1, "1"), ttl_seconds=1))
+def test_a_confirmation_that_was_cut_off_is_finished_by_a_repeat(
+    driver: OrderApiDriver, stock: InventoryClient
+) -> None:
+    order = driver.create_order(new_request((stock.product(units=3), 1, "1"), ttl_seconds=1))
     stock.confirm(order.id)  # and then order-api died
 
-    assert desk.step(order.id, CONFIRMED).status == CONFIRMED
+    assert driver.change_status(order.id, CONFIRMED).status == CONFIRMED
 
 
 def test_without_inventory_nothing_changes(database: Database) -> None:
     (order,) = stored(database, new_order())
-    with Desk.serving(database, "localhost:1") as desk:
-        refused = refusal(lambda: desk.step(order.id, CONFIRMED, request_id="r"))
+    with OrderApiDriver.serving(database, "localhost:1") as driver:
+        refused = refusal(lambda: driver.change_status(order.id, CONFIRMED, request_id="r"))
 
         assert (refused.code, refused.reason) == (grpc.StatusCode.UNAVAILABLE, "INVENTORY_UNAVAILABLE")
-        assert desk.order(order.id).status == pb.ORDER_STATUS_PENDING
-        assert types(desk, order.id) == ["ORDER_CREATED"]
+        assert driver.order(order.id).status == pb.ORDER_STATUS_PENDING
+        assert types(driver, order.id) == ["ORDER_CREATED"]
         # Cancelling needs nobody else.
-        assert desk.step(order.id, CANCELLED).status == CANCELLED
+        assert driver.change_status(order.id, CANCELLED).status == CANCELLED
 
 
-def test_a_repeated_request_id_answers_with_the_order_as_it_is_now(desk: Desk, stock: Stock) -> None:
-    order = desk.place(new_request((stock.product(units=3), 1, "1")))
-    desk.step(order.id, CONFIRMED, request_id="confirm")
-    processing = desk.step(order.id, pb.ORDER_STATUS_PROCESSING, request_id="process")
+def test_a_repeated_request_id_answers_with_the_order_as_it_is_now(
+    driver: OrderApiDriver, stock: InventoryClient
+) -> None:
+    order = driver.create_order(new_request((stock.product(units=3), 1, "1")))
+    driver.change_status(order.id, CONFIRMED, request_id="confirm")
+    processing = driver.change_status(order.id, pb.ORDER_STATUS_PROCESSING, request_id="process")
 
-    assert desk.step(order.id, CONFIRMED, request_id="confirm") == processing
-    assert desk.step(order.id, pb.ORDER_STATUS_PROCESSING, request_id="process") == processing
+    assert driver.change_status(order.id, CONFIRMED, request_id="confirm") == processing
+    assert driver.change_status(order.id, pb.ORDER_STATUS_PROCESSING, request_id="process") == processing
 
 
-def test_a_request_id_of_another_step_is_refused(desk: Desk, stock: Stock) -> None:
+def test_a_request_id_of_another_step_is_refused(driver: OrderApiDriver, stock: InventoryClient) -> None:
     product = stock.product(units=3)
-    order, other = (desk.place(new_request((product, 1, "1"))) for _ in range(2))
-    desk.step(order.id, CONFIRMED, request_id="r")
+    order, other = (driver.create_order(new_request((product, 1, "1"))) for _ in range(2))
+    driver.change_status(order.id, CONFIRMED, request_id="r")
 
     for again in (
-        lambda: desk.step(other.id, CONFIRMED, request_id="r"),
-        lambda: desk.step(order.id, CANCELLED, request_id="r"),
-        lambda: desk.step(order.id, CONFIRMED, reason="other", request_id="r"),
+        lambda: driver.change_status(other.id, CONFIRMED, request_id="r"),
+        lambda: driver.change_status(order.id, CANCELLED, request_id="r"),
+        lambda: driver.change_status(order.id, CONFIRMED, reason="other", request_id="r"),
     ):
         assert refusal(again).reason == "REQUEST_ID_REUSED"
-    assert desk.order(other.id).status == pb.ORDER_STATUS_PENDING
+    assert driver.order(other.id).status == pb.ORDER_STATUS_PENDING
 
 
-def test_a_step_of_an_unknown_order_is_refused(desk: Desk) -> None:
+def test_a_step_of_an_unknown_order_is_refused(driver: OrderApiDriver) -> None:
     order_id = new_order().id
 
     for status in (CONFIRMED, CANCELLED):
-        refused = refusal(partial(desk.step, order_id, status))
+        refused = refusal(partial(driver.change_status, order_id, status))
         assert (refused.code, refused.reason) == (grpc.StatusCode.NOT_FOUND, "ORDER_NOT_FOUND")
         assert refused.metadata == {"id": order_id}
 
 
-def test_stock_of_others_is_not_confirmed_by_the_name_of_no_order(desk: Desk, stock: Stock) -> None:
+def test_stock_of_others_is_not_confirmed_by_the_name_of_no_order(
+    driver: OrderApiDriver, stock: InventoryClient
+) -> None:
     product = stock.product(units=3)
-    cart = desk.place(new_request((product, 1, "1"))).id
-    desk.database.transact(lambda tx: [tx.exec_driver_sql(f"DELETE FROM {t}") for t in ("order_items", "orders")])
+    cart = driver.create_order(new_request((product, 1, "1"))).id
+    driver.database.transact(lambda tx: [tx.exec_driver_sql(f"DELETE FROM {t}") for t in ("order_items", "orders")])
 
-    assert refusal(lambda: desk.step(cart, CONFIRMED)).reason == "ORDER_NOT_FOUND"
+    assert refusal(lambda: driver.change_status(cart, CONFIRMED)).reason == "ORDER_NOT_FOUND"
     assert stock.states(cart) == ["HELD"]

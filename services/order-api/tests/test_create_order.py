@@ -17,7 +17,14 @@ from order_api.operations.purge import KeyPurge
 from order_api.store import tables
 from shop_common.db.database import Database
 from shop_protos.order.v1 import order_pb2 as pb
-from testkit.drivers.order_api import INVENTORY_CALL_SECONDS, Desk, Stock, at_once, new_request, refusal
+from testkit.drivers.order_api import (
+    INVENTORY_CALL_SECONDS,
+    InventoryClient,
+    OrderApiDriver,
+    at_once,
+    new_request,
+    refusal,
+)
 from testkit.eventually import eventually
 
 
@@ -40,10 +47,10 @@ def forget_request_ids(database: Database) -> None:
     assert KeyPurge(database).purge(PurgeKeys(-60, 1000)) > 0
 
 
-def test_an_order_holds_its_stock_and_waits_to_be_confirmed(desk: Desk, stock: Stock) -> None:
+def test_an_order_holds_its_stock_and_waits_to_be_confirmed(driver: OrderApiDriver, stock: InventoryClient) -> None:
     book, pen = stock.product(units=5), stock.product(units=5)
 
-    order = desk.place(new_request((book, 1, "149.99"), (pen, 2, "25"), user_id=7, ttl_seconds=90))
+    order = driver.create_order(new_request((book, 1, "149.99"), (pen, 2, "25"), user_id=7, ttl_seconds=90))
 
     assert (order.user_id, order.status, order.version) == (7, pb.ORDER_STATUS_PENDING, 1)
     assert [(item.product_id, item.quantity) for item in order.items] == [(book, 1), (pen, 2)]
@@ -51,95 +58,95 @@ def test_an_order_holds_its_stock_and_waits_to_be_confirmed(desk: Desk, stock: S
     assert order.reserved_until.ToNanoseconds() - order.created_at.ToNanoseconds() == 90 * 10**9
     assert stock.states(order.id) == ["HELD", "HELD"]
     assert (stock.available(book), stock.available(pen)) == (4, 3)
-    assert desk.order(order.id) == order
+    assert driver.order(order.id) == order
 
 
-def test_a_new_order_is_told_of_once_with_exact_amounts(desk: Desk, stock: Stock) -> None:
+def test_a_new_order_is_told_of_once_with_exact_amounts(driver: OrderApiDriver, stock: InventoryClient) -> None:
     product = stock.product(units=5)
 
-    order = desk.place(new_request((product, 3, "0.1")))
+    order = driver.create_order(new_request((product, 3, "0.1")))
 
-    (event,) = desk.events()
+    (event,) = driver.events()
     assert event["event_type"] == "ORDER_CREATED"
     data = event["data"]
     assert (data["id"], data["status"], data["currency"]) == (order.id, "PENDING", "USD")
-    payload = desk.database.query(lambda tx: tx.execute(select(tables.outbox.table.c.payload)).scalar_one())
+    payload = driver.database.query(lambda tx: tx.execute(select(tables.outbox.table.c.payload)).scalar_one())
     assert '"total_amount":0.3,' in payload
     assert orjson.loads(payload)["data"]["items"] == [{"product_id": product, "quantity": 3, "price": 0.1}]
 
 
-def test_lines_of_one_product_are_summed(desk: Desk, stock: Stock) -> None:
+def test_lines_of_one_product_are_summed(driver: OrderApiDriver, stock: InventoryClient) -> None:
     product = stock.product(units=5)
 
-    refused = refusal(lambda: desk.place(new_request((product, 3, "1"), (product, 3, "1"))))
-    order = desk.place(new_request((product, 3, "1"), (product, 2, "1")))
+    refused = refusal(lambda: driver.create_order(new_request((product, 3, "1"), (product, 3, "1"))))
+    order = driver.create_order(new_request((product, 3, "1"), (product, 2, "1")))
 
     assert (refused.code, refused.reason) == (grpc.StatusCode.FAILED_PRECONDITION, "INSUFFICIENT_STOCK")
     assert refused.metadata == {"product_id": str(product), "requested": "6", "available": "5"}
     assert [each.quantity for each in stock.reservations(order.id)] == [5]
 
 
-def test_a_refused_order_stores_nothing_and_is_decided_anew(desk: Desk, stock: Stock) -> None:
+def test_a_refused_order_stores_nothing_and_is_decided_anew(driver: OrderApiDriver, stock: InventoryClient) -> None:
     product = stock.product(units=1)
-    taken = desk.place(new_request((product, 1, "1")))
+    taken = driver.create_order(new_request((product, 1, "1")))
     request = new_request((product, 1, "1"), request_id="again")
 
-    assert refusal(lambda: desk.place(request)).reason == "INSUFFICIENT_STOCK"
-    assert count(desk.database) == 1
+    assert refusal(lambda: driver.create_order(request)).reason == "INSUFFICIENT_STOCK"
+    assert count(driver.database) == 1
     stock.release(stock.reservations(taken.id)[0].id)
 
-    assert desk.place(request).status == pb.ORDER_STATUS_PENDING
+    assert driver.create_order(request).status == pb.ORDER_STATUS_PENDING
 
 
-def test_the_last_unit_goes_to_one_of_16_buyers(desk: Desk, stock: Stock) -> None:
+def test_the_last_unit_goes_to_one_of_16_buyers(driver: OrderApiDriver, stock: InventoryClient) -> None:
     product = stock.product(units=1)
 
     def buy(user: int) -> str:
         request = new_request((product, 1, "1"), user_id=user + 1)
         try:
-            return desk.place(request).id
+            return driver.create_order(request).id
         except grpc.RpcError:
             return ""
 
     bought = [order_id for order_id in at_once(16, buy) if order_id]
 
-    assert len(bought) == count(desk.database) == 1
+    assert len(bought) == count(driver.database) == 1
     assert stock.states(bought[0]) == ["HELD"]
 
 
-def test_16_calls_at_once_with_one_request_id_make_one_order(desk: Desk, stock: Stock) -> None:
+def test_16_calls_at_once_with_one_request_id_make_one_order(driver: OrderApiDriver, stock: InventoryClient) -> None:
     product = stock.product(units=100)
     request = new_request((product, 2, "1"), (product, 1, "2"), request_id="once")
 
-    orders = at_once(16, lambda _: desk.place(request))
+    orders = at_once(16, lambda _: driver.create_order(request))
 
     assert all(order == orders[0] for order in orders)
-    assert count(desk.database) == 1
+    assert count(driver.database) == 1
     assert stock.available(product) == 97
-    assert len(desk.events()) == 1
+    assert len(driver.events()) == 1
 
 
-def test_a_repeat_answers_with_the_order_as_it_is_now(desk: Desk, stock: Stock) -> None:
+def test_a_repeat_answers_with_the_order_as_it_is_now(driver: OrderApiDriver, stock: InventoryClient) -> None:
     request = new_request((stock.product(units=3), 1, "1"), request_id="r")
-    order = desk.place(request)
-    cancelled = desk.step(order.id, pb.ORDER_STATUS_CANCELLED, reason="changed my mind")
+    order = driver.create_order(request)
+    cancelled = driver.change_status(order.id, pb.ORDER_STATUS_CANCELLED, reason="changed my mind")
 
-    assert desk.place(request) == cancelled
+    assert driver.create_order(request) == cancelled
 
 
-def test_a_request_id_belongs_to_its_user(desk: Desk, stock: Stock) -> None:
+def test_a_request_id_belongs_to_its_user(driver: OrderApiDriver, stock: InventoryClient) -> None:
     product = stock.product(units=3)
     request_id = f"r{product}"
 
-    one = desk.place(new_request((product, 1, "1"), user_id=1, request_id=request_id))
-    other = desk.place(new_request((product, 1, "1"), user_id=2, request_id=request_id))
+    one = driver.create_order(new_request((product, 1, "1"), user_id=1, request_id=request_id))
+    other = driver.create_order(new_request((product, 1, "1"), user_id=2, request_id=request_id))
 
     assert one.id != other.id
 
 
-def test_a_request_id_with_other_content_is_refused(desk: Desk, stock: Stock) -> None:
+def test_a_request_id_with_other_content_is_refused(driver: OrderApiDriver, stock: InventoryClient) -> None:
     product = stock.product(units=30)
-    desk.place(new_request((product, 2, "1.5"), request_id="r", ttl_seconds=60))
+    driver.create_order(new_request((product, 2, "1.5"), request_id="r", ttl_seconds=60))
 
     for other in (
         new_request((product, 3, "1.5"), request_id="r", ttl_seconds=60),
@@ -148,24 +155,29 @@ def test_a_request_id_with_other_content_is_refused(desk: Desk, stock: Stock) ->
         new_request((product, 2, "1.5"), request_id="r", ttl_seconds=61),
         new_request((product, 2, "1.5"), request_id="r"),
     ):
-        refused = refusal(partial(desk.place, other))
+        refused = refusal(partial(driver.create_order, other))
         assert (refused.code, refused.reason) == (grpc.StatusCode.INVALID_ARGUMENT, "REQUEST_ID_REUSED")
         assert refused.metadata == {"request_id": "r"}
     assert stock.available(product) == 28
 
 
-def test_a_request_id_is_known_by_its_order_after_its_key_is_forgotten(desk: Desk, stock: Stock) -> None:
+def test_a_request_id_is_known_by_its_order_after_its_key_is_forgotten(
+    driver: OrderApiDriver, stock: InventoryClient
+) -> None:
     product = stock.product(units=30)
     request = new_request((product, 2, "1.5"), request_id="r")
-    order = desk.place(request)
-    forget_request_ids(desk.database)
+    order = driver.create_order(request)
+    forget_request_ids(driver.database)
 
-    assert desk.place(request) == order
-    assert refusal(lambda: desk.place(new_request((product, 3, "1.5"), request_id="r"))).reason == "REQUEST_ID_REUSED"
+    assert driver.create_order(request) == order
+    assert (
+        refusal(lambda: driver.create_order(new_request((product, 3, "1.5"), request_id="r"))).reason
+        == "REQUEST_ID_REUSED"
+    )
     assert stock.available(product) == 28
 
 
-def held_by_an_earlier_try(stock: Stock, request: pb.CreateOrderRequest) -> str:
+def held_by_an_earlier_try(stock: InventoryClient, request: pb.CreateOrderRequest) -> str:
     """Hold the stock as a try does that is cut off before it stores the order; returns the order's id."""
     order = parse.new_order(request, None)
     inventory = Inventory(stock.address, call_seconds=INVENTORY_CALL_SECONDS)
@@ -174,65 +186,71 @@ def held_by_an_earlier_try(stock: Stock, request: pb.CreateOrderRequest) -> str:
     return order.id
 
 
-def test_a_repeat_goes_on_with_the_hold_of_a_try_that_was_cut_off(desk: Desk, stock: Stock) -> None:
+def test_a_repeat_goes_on_with_the_hold_of_a_try_that_was_cut_off(
+    driver: OrderApiDriver, stock: InventoryClient
+) -> None:
     product = stock.product(units=3)
     request = new_request((product, 2, "1"), request_id="r")
     order_id = held_by_an_earlier_try(stock, request)
 
-    order = desk.place(request)
+    order = driver.create_order(request)
 
     assert order.id == order_id
     assert stock.available(product) == 1
 
 
-def test_a_request_id_is_spent_once_the_hold_of_its_first_try_has_ended(desk: Desk, stock: Stock) -> None:
+def test_a_request_id_is_spent_once_the_hold_of_its_first_try_has_ended(
+    driver: OrderApiDriver, stock: InventoryClient
+) -> None:
     product = stock.product(units=3)
     request = new_request((product, 2, "1"), request_id="r", ttl_seconds=1)
     order_id = held_by_an_earlier_try(stock, request)
     eventually(lambda: stock.states(order_id) == ["EXPIRED"])
 
-    refused = refusal(lambda: desk.place(request))
+    refused = refusal(lambda: driver.create_order(request))
 
     assert (refused.code, refused.reason) == (grpc.StatusCode.FAILED_PRECONDITION, "RESERVATION_EXPIRED")
     assert refused.metadata == {"order_id": order_id}
-    assert count(desk.database) == 0
+    assert count(driver.database) == 0
 
 
 def test_other_content_than_the_try_that_was_cut_off_is_refused_by_the_callers_request_id(
-    desk: Desk, stock: Stock
+    driver: OrderApiDriver, stock: InventoryClient
 ) -> None:
     product = stock.product(units=9)
     held_by_an_earlier_try(stock, new_request((product, 2, "1"), request_id="r"))
 
-    refused = refusal(lambda: desk.place(new_request((product, 3, "1"), request_id="r")))
+    refused = refusal(lambda: driver.create_order(new_request((product, 3, "1"), request_id="r")))
 
     assert (refused.reason, refused.metadata) == ("REQUEST_ID_REUSED", {"request_id": "r"})
 
 
-def test_stock_is_given_back_at_once_when_the_order_cannot_be_stored(desk: Desk, stock: Stock) -> None:
+def test_stock_is_given_back_at_once_when_the_order_cannot_be_stored(
+    driver: OrderApiDriver, stock: InventoryClient
+) -> None:
     product = stock.product(units=3)
 
-    with mislaid(desk.database, "order_items"):
-        refusal(lambda: desk.place(new_request((product, 2, "1"))))
+    with mislaid(driver.database, "order_items"):
+        refusal(lambda: driver.create_order(new_request((product, 2, "1"))))
 
     eventually(lambda: stock.available(product) == 3)
 
 
-def test_a_hold_that_a_repeat_may_need_is_left_to_expire(desk: Desk, stock: Stock) -> None:
+def test_a_hold_that_a_repeat_may_need_is_left_to_expire(driver: OrderApiDriver, stock: InventoryClient) -> None:
     product = stock.product(units=3)
     request = new_request((product, 2, "1"), request_id="r")
-    with mislaid(desk.database, "order_items"):
-        refusal(lambda: desk.place(request))
+    with mislaid(driver.database, "order_items"):
+        refusal(lambda: driver.create_order(request))
 
-    order = desk.place(request)
+    order = driver.create_order(request)
 
     assert stock.states(order.id) == ["HELD"]
     assert stock.available(product) == 1
 
 
 def test_without_inventory_nothing_is_stored(database: Database) -> None:
-    with Desk.serving(database, "localhost:1") as desk:
-        refused = refusal(lambda: desk.place(new_request((1, 1, "1"))))
+    with OrderApiDriver.serving(database, "localhost:1") as driver:
+        refused = refusal(lambda: driver.create_order(new_request((1, 1, "1"))))
 
     assert (refused.code, refused.reason) == (grpc.StatusCode.UNAVAILABLE, "INVENTORY_UNAVAILABLE")
     assert count(database) == 0
@@ -240,17 +258,17 @@ def test_without_inventory_nothing_is_stored(database: Database) -> None:
 
 def test_an_inventory_that_hangs_is_told_of_before_the_deadline(database: Database) -> None:
     silent = socket.create_server(("localhost", 0))  # takes connections and says nothing
-    with silent, Desk.serving(database, f"localhost:{silent.getsockname()[1]}") as desk:
-        refused = refusal(lambda: desk.stub.CreateOrder(new_request((1, 1, "1")), timeout=0.5))
+    with silent, OrderApiDriver.serving(database, f"localhost:{silent.getsockname()[1]}") as driver:
+        refused = refusal(lambda: driver.stub.CreateOrder(new_request((1, 1, "1")), timeout=0.5))
 
     assert (refused.code, refused.reason) == (grpc.StatusCode.UNAVAILABLE, "INVENTORY_UNAVAILABLE")
 
 
-def test_the_total_is_exact_where_floats_are_not(desk: Desk, stock: Stock) -> None:
+def test_the_total_is_exact_where_floats_are_not(driver: OrderApiDriver, stock: InventoryClient) -> None:
     product = stock.product(units=10**9)
 
-    order = desk.place(new_request((product, 3, "0.100000001"), (product, 10**8, "9999999.99")))
+    order = driver.create_order(new_request((product, 3, "0.100000001"), (product, 10**8, "9999999.99")))
 
     total = order.total_amount
     assert Decimal(total.units) + Decimal(total.nanos).scaleb(-9) == Decimal("999999999000000.300000003")
-    assert desk.order(order.id).total_amount == total
+    assert driver.order(order.id).total_amount == total

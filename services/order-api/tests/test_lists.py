@@ -18,26 +18,26 @@ from shop_common.api.valid import TEXT_LENGTH_MAX
 from shop_common.db.database import Database
 from shop_common.timestamps import from_micros, to_proto
 from shop_protos.order.v1 import order_pb2 as pb
-from testkit.drivers.order_api import UNKNOWN, Desk, lines_read, new_order, refusal, stored
+from testkit.drivers.order_api import UNKNOWN, OrderApiDriver, lines_read, new_order, refusal, stored
 
 
 @pytest.fixture
-def desk(database: Database) -> Iterator[Desk]:
+def driver(database: Database) -> Iterator[OrderApiDriver]:
     """Without inventory-api: lists need none."""
-    with Desk.serving(database, "localhost:1") as opened:
+    with OrderApiDriver.serving(database, "localhost:1") as opened:
         yield opened
 
 
-def test_pages_neither_skip_nor_repeat_while_orders_come_in(desk: Desk) -> None:
+def test_pages_neither_skip_nor_repeat_while_orders_come_in(driver: OrderApiDriver) -> None:
     # Ten a transaction have the same created_at.
-    before = {order.id for _ in range(3) for order in stored(desk.database, *(new_order() for _ in range(10)))}
+    before = {order.id for _ in range(3) for order in stored(driver.database, *(new_order() for _ in range(10)))}
 
     found: list[str] = []
     token = ""
     while True:
-        page = desk.stub.ListOrders(pb.ListOrdersRequest(page_size=4, page_token=token))
+        page = driver.stub.ListOrders(pb.ListOrdersRequest(page_size=4, page_token=token))
         found += [order.id for order in page.orders]
-        stored(desk.database, *(new_order() for _ in range(3)))
+        stored(driver.database, *(new_order() for _ in range(3)))
         token = page.next_page_token
         if not token:
             break
@@ -46,22 +46,22 @@ def test_pages_neither_skip_nor_repeat_while_orders_come_in(desk: Desk) -> None:
     assert set(found) == before
 
 
-def test_the_newest_order_comes_first(desk: Desk) -> None:
-    placed = [order for _ in range(3) for order in stored(desk.database, new_order(), new_order())]
+def test_the_newest_order_comes_first(driver: OrderApiDriver) -> None:
+    placed = [order for _ in range(3) for order in stored(driver.database, new_order(), new_order())]
 
-    found = desk.all(page_size=2)
+    found = driver.list_orders(page_size=2)
 
     expected = sorted(placed, key=lambda order: (order.created_at, order.id), reverse=True)
     assert [order.id for order in found] == [order.id for order in expected]
 
 
-def test_all_filters_given_must_match(desk: Desk) -> None:
-    first, second = (stored(desk.database, new_order(user_id=user))[0] for user in (1, 2))
-    third, fourth = stored(desk.database, new_order(user_id=1), new_order(user_id=1))
-    cancelled = desk.step(third.id, pb.ORDER_STATUS_CANCELLED)
+def test_all_filters_given_must_match(driver: OrderApiDriver) -> None:
+    first, second = (stored(driver.database, new_order(user_id=user))[0] for user in (1, 2))
+    third, fourth = stored(driver.database, new_order(user_id=1), new_order(user_id=1))
+    cancelled = driver.change_status(third.id, pb.ORDER_STATUS_CANCELLED)
 
     def ids(**wanted: object) -> set[str]:
-        return {order.id for order in desk.all(page_size=1, **wanted)}
+        return {order.id for order in driver.list_orders(page_size=1, **wanted)}
 
     assert ids(user_id=1) == {first.id, third.id, fourth.id}
     assert ids(status=pb.ORDER_STATUS_CANCELLED) == {cancelled.id}
@@ -74,19 +74,19 @@ def test_all_filters_given_must_match(desk: Desk) -> None:
     assert ids(created_after=before, created_before=after) == set()
 
 
-def test_times_at_the_ends_of_the_calendar_are_taken(desk: Desk) -> None:
-    (order,) = stored(desk.database, new_order())
+def test_times_at_the_ends_of_the_calendar_are_taken(driver: OrderApiDriver) -> None:
+    (order,) = stored(driver.database, new_order())
     first, last = pb.ListOrdersRequest(), pb.ListOrdersRequest()
     first.created_after.FromJsonString("0001-01-01T00:00:00Z")
     last.created_before.FromJsonString("9999-12-31T23:59:59.999999999Z")
 
     for request in (first, last):
-        assert [each.id for each in desk.stub.ListOrders(request).orders] == [order.id]
+        assert [each.id for each in driver.stub.ListOrders(request).orders] == [order.id]
 
 
-def test_a_token_is_bound_to_its_filter_and_its_form(desk: Desk) -> None:
-    stored(desk.database, new_order(), new_order())
-    token = desk.stub.ListOrders(pb.ListOrdersRequest(page_size=1, user_id=1)).next_page_token
+def test_a_token_is_bound_to_its_filter_and_its_form(driver: OrderApiDriver) -> None:
+    stored(driver.database, new_order(), new_order())
+    token = driver.stub.ListOrders(pb.ListOrdersRequest(page_size=1, user_id=1)).next_page_token
 
     for request in (
         pb.ListOrdersRequest(page_token=token),
@@ -94,23 +94,23 @@ def test_a_token_is_bound_to_its_filter_and_its_form(desk: Desk) -> None:
         pb.ListOrdersRequest(page_token=token[:-2], user_id=1),
         pb.ListOrdersRequest(page_token="ü", user_id=1),
     ):
-        assert refusal(partial(desk.stub.ListOrders, request)).fields == ["page_token"]
+        assert refusal(partial(driver.stub.ListOrders, request)).fields == ["page_token"]
 
 
 @pytest.mark.parametrize("micros", [2**63 - 1, -(2**63), 253_402_300_800_000_000])
-def test_a_forged_position_beyond_the_calendar_is_refused(micros: int, desk: Desk) -> None:
+def test_a_forged_position_beyond_the_calendar_is_refused(micros: int, driver: OrderApiDriver) -> None:
     asked = parse.orders_page(pb.ListOrdersRequest())
     token = paging.next_token(Page([], (micros, new_order().id)), asked)
 
-    assert refusal(lambda: desk.stub.ListOrders(pb.ListOrdersRequest(page_token=token))).fields == ["page_token"]
+    assert refusal(lambda: driver.stub.ListOrders(pb.ListOrdersRequest(page_token=token))).fields == ["page_token"]
 
 
-def test_page_sizes_are_bounded(desk: Desk) -> None:
-    stored(desk.database, *(new_order() for _ in range(51)))
+def test_page_sizes_are_bounded(driver: OrderApiDriver) -> None:
+    stored(driver.database, *(new_order() for _ in range(51)))
 
-    assert len(desk.stub.ListOrders(pb.ListOrdersRequest()).orders) == 50
-    assert len(desk.stub.ListOrders(pb.ListOrdersRequest(page_size=2**31 - 1)).orders) == 51
-    assert refusal(lambda: desk.stub.ListOrders(pb.ListOrdersRequest(page_size=-1))).fields == ["page_size"]
+    assert len(driver.stub.ListOrders(pb.ListOrdersRequest()).orders) == 50
+    assert len(driver.stub.ListOrders(pb.ListOrdersRequest(page_size=2**31 - 1)).orders) == 51
+    assert refusal(lambda: driver.stub.ListOrders(pb.ListOrdersRequest(page_size=-1))).fields == ["page_size"]
 
 
 def test_a_page_of_very_long_orders_has_fewer_of_them(database: Database) -> None:
@@ -155,8 +155,8 @@ def test_the_largest_page_fits_into_an_answer() -> None:
     assert page.ByteSize() < 4 * 1024 * 1024
 
 
-def test_moments_survive_the_way_through_the_database(desk: Desk) -> None:
-    (order,) = stored(desk.database, new_order())
+def test_moments_survive_the_way_through_the_database(driver: OrderApiDriver) -> None:
+    (order,) = stored(driver.database, new_order())
 
     assert order.reserved_until == order.created_at + timedelta(seconds=60)
-    assert from_micros(desk.order(order.id).created_at.ToMicroseconds()) == order.created_at
+    assert from_micros(driver.order(order.id).created_at.ToMicroseconds()) == order.created_at

@@ -44,7 +44,7 @@ _Result = TypeVar("_Result")
 _products = itertools.count(1)
 
 
-class Stock:
+class InventoryClient:
     """inventory-api, as a client sees it."""
 
     def __init__(self, address: str, channel: grpc.Channel) -> None:
@@ -53,7 +53,7 @@ class Stock:
 
     @classmethod
     @contextmanager
-    def at(cls, address: str) -> Iterator["Stock"]:
+    def at(cls, address: str) -> Iterator["InventoryClient"]:
         with grpc.insecure_channel(address) as channel:
             yield cls(address, channel)
 
@@ -99,7 +99,7 @@ class Refusal:
     fields: list[str]
 
 
-class Desk:
+class OrderApiDriver:
     """OrderService and OrderMaintenanceService, as a client sees them, and the database behind them."""
 
     def __init__(self, database: Database, channel: grpc.Channel) -> None:
@@ -109,7 +109,7 @@ class Desk:
 
     @classmethod
     @contextmanager
-    def serving(cls, database: Database, inventory_address: str) -> Iterator["Desk"]:
+    def serving(cls, database: Database, inventory_address: str) -> Iterator["OrderApiDriver"]:
         inventory = Inventory(inventory_address, call_seconds=INVENTORY_CALL_SECONDS)
         operations = Operations(database, inventory, die=_fail)
         server = Server(OrderSettings.model_validate({"grpc_port": 0, "grpc_threads": 256}))
@@ -132,19 +132,19 @@ class Desk:
             operations.close()
             inventory.close()
 
-    def place(self, request: pb.CreateOrderRequest) -> pb.Order:
+    def create_order(self, request: pb.CreateOrderRequest) -> pb.Order:
         return self.stub.CreateOrder(request, timeout=CALL_SECONDS).order
 
     def order(self, order_id: str) -> pb.Order:
         return self.stub.GetOrder(pb.GetOrderRequest(id=order_id), timeout=CALL_SECONDS).order
 
-    def step(
+    def change_status(
         self, order_id: str, status: pb.OrderStatus.ValueType, *, reason: str = "", request_id: str = ""
     ) -> pb.Order:
         request = pb.UpdateOrderStatusRequest(id=order_id, status=status, reason=reason, request_id=request_id)
         return self.stub.UpdateOrderStatus(request, timeout=CALL_SECONDS).order
 
-    def all(self, **wanted: Any) -> list[pb.Order]:
+    def list_orders(self, **wanted: Any) -> list[pb.Order]:
         """All orders that match, page by page."""
         found: list[pb.Order] = []
         token = ""

@@ -22,7 +22,7 @@ from shop_common.db.sql import clock
 from shop_common.events.outbox import SHARDS, Outbox, Record, shard_of
 
 
-class Shop:
+class OutboxDriver:
     """One database with an outbox, one topic of its own, and as many relays as are asked for."""
 
     def __init__(self, url: str, kafka: Kafka) -> None:
