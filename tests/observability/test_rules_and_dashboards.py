@@ -108,7 +108,7 @@ def test_a_dashboard_shows_its_panels_side_by_side_from_data_sources_that_there_
 def test_points_on_panels_lead_to_the_data_source_of_traces() -> None:
     sources = data_sources()
     (destination,) = sources["prometheus"]["jsonData"]["exemplarTraceIdDestinations"]
-    assert destination["name"] == "trace_id", "as shop_common.rpc.server writes exemplars"
+    assert destination["name"] == "trace_id", "as shop_common.rpc.method writes exemplars"
     assert sources[destination["datasourceUid"]]["type"] == "jaeger"
 
 

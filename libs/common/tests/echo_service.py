@@ -19,7 +19,8 @@ from google.protobuf.wrappers_pb2 import StringValue
 from shop_common.environment import startup
 from shop_common.environment.settings import ApiSettings, GrpcPort, load
 from shop_common.process import lifecycle
-from shop_common.rpc.server import Describe, Server
+from shop_common.rpc.method import Describe
+from shop_common.rpc.server import Server
 from shop_common.telemetry import telemetry
 
 SERVICE = "shop.echo.v1.EchoService"

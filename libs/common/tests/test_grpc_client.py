@@ -13,8 +13,8 @@ from google.protobuf.wrappers_pb2 import StringValue
 from devstack.ports import free_ports
 from libs.common.tests.echo_service import Behaviour, Echo, EchoSettings, echo_service, echo_stub, serving
 from shop_common.errors import NotFound, ShopError, Unavailable
+from shop_common.rpc.call import traceparent
 from shop_common.rpc.client import PATIENCE_SECONDS, TRIES_MAX, Client
-from shop_common.rpc.server import traceparent
 from testkit.eventually import eventually
 
 TRACEPARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"

@@ -19,9 +19,10 @@ from sqlalchemy import exc
 
 from libs.common.tests.echo_service import METHOD, SERVICE, Echo, EchoSettings, serving
 from shop_common.errors import InvalidInput, Refused, Violation
+from shop_common.rpc.call import CALL_SECONDS_MAX, deadline, traceparent
 from shop_common.rpc.health import LIVENESS, HealthServer
 from shop_common.rpc.large_requests import LARGE_REQUEST_BYTES, WAITING_BYTES_MAX
-from shop_common.rpc.server import CALL_SECONDS_MAX, RESPONSE_BYTES_MAX, deadline, traceparent
+from shop_common.rpc.method import RESPONSE_BYTES_MAX
 from shop_common.rpc.status import STATUS_KEY
 from testkit.eventually import eventually
 

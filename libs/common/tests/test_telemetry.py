@@ -14,9 +14,9 @@ from libs.common.tests.echo_service import SERVICE, EchoSettings, echo_service, 
 from libs.common.tests.recorded import Spans
 from shop_common.db.database import Database
 from shop_common.errors import InvalidInput, NotFound, Violation
+from shop_common.rpc.call import traceparent
 from shop_common.rpc.client import Client
 from shop_common.rpc.health import Health
-from shop_common.rpc.server import traceparent
 from shop_common.telemetry import telemetry
 from shop_common.telemetry.tracing import TEXT_LENGTH_MAX
 

@@ -1,6 +1,6 @@
 """grpc.health.v1 on one server.
 
-No peer holds up a thread, a lock or another peer, whatever it sends or leaves unread.
+Whatever a peer sends or leaves unread, it blocks no lock and no other peer.
 """
 
 import threading
@@ -23,7 +23,7 @@ WATCHES_PER_CONNECTION_MAX = 10
 PEER_SECONDS = 5.0
 
 _WAITS_MAX = 200
-# More than can wait for a peer, so that one is always there for a call that waits for nobody.
+# More threads than calls that may wait for a peer, so that one is always free for the next call.
 _THREADS = _WAITS_MAX + 4
 _END_SECONDS = 1.0
 _QUOTED_MAX = 200
@@ -35,30 +35,30 @@ _Send = Callable[[_Response | None], None]
 
 
 class Source(Protocol):
-    """What knows the health of the process."""
+    """Reports the health of the process."""
 
     def status(self, name: str) -> str: ...
 
 
 @dataclass(eq=False)
 class _Watch:
-    """The stream of one who watches."""
+    """The stream of one Watch call."""
 
     name: str
     connection: str
     send: _Send
     context: grpc.ServicerContext
-    told: str = ""
-    """The last status that it was sent."""
+    sent: str = ""
+    """The last status that was sent to it."""
     is_busy: bool = False
-    """Whether a thread sends to it, or will."""
+    """Whether a thread is sending to it, or is scheduled to."""
 
 
 class HealthService:
-    """The two methods of grpc.health.v1, with threads of their own.
+    """Check and Watch of grpc.health.v1, on their own threads.
 
-    Unlike grpcio's own servicer it ends its watches when the server stops, bounds them, and sends to each on its own:
-    a watch that is not read for PEER_SECONDS is ended, and delays nobody.
+    Unlike grpcio's servicer, it limits the number of watches, ends them when the server stops, and sends to each one
+    independently: a watch whose client reads nothing for PEER_SECONDS is ended, and delays no other.
     """
 
     def __init__(self, source: Source) -> None:
@@ -72,8 +72,8 @@ class HealthService:
         self._is_ending = False
 
     def add_to(self, server: grpc.Server) -> None:
-        """Answer on this server."""
-        # Streams of requests, also where there is only one: grpcio lets a unary handler wait for its message unseen.
+        """Serve on this server."""
+        # Check takes a stream, although there is one request: in a unary handler grpcio waits without a limit.
         check: _Handler = grpc.stream_unary_rpc_method_handler(
             _on(self.threads, self._check), response_serializer=_Response.SerializeToString
         )
@@ -86,18 +86,18 @@ class HealthService:
         self._waits.start()
 
     def publish(self) -> None:
-        """Tell those who watch what has changed. Returns at once."""
+        """Schedule sending the current status to all watches. Returns at once."""
         with self._lock:
             for watch in self._watches:
                 self._schedule(watch)
 
     def is_publishing(self) -> bool:
-        """Whether some have not been told yet what holds now."""
+        """Whether some watches have not been sent the current status yet."""
         with self._lock:
             return any(watch.is_busy for watch in self._watches)
 
     def end_watches(self) -> None:
-        """End all watches, after they were told what holds now; within about a second, whether they are read or not."""
+        """Send the current status to all watches, then end them, within about a second even if clients do not read."""
         with self._lock:
             self._is_ending = True
             for watch in self._watches:
@@ -108,7 +108,7 @@ class HealthService:
             watch.context.cancel()
 
     def stop(self) -> None:
-        """Let the threads end. To be called when the server has stopped."""
+        """End the threads. Call it after the server has stopped."""
         self._waits.stop()
         self.threads.shutdown(wait=False)
 
@@ -123,12 +123,12 @@ class HealthService:
     def _watch(self, requests: Iterator[bytes], context: grpc.ServicerContext, send: _Send) -> None:
         name = self._received(requests, context).service
         if self._source.status(name) == "SERVICE_UNKNOWN":
-            name = _UNKNOWN  # what a client calls it may be long, and is kept as long as the watch
+            name = _UNKNOWN  # the client's name may be long, and a watch keeps it
         watch = _Watch(name, context.peer(), send, context)
         with self._lock:
             is_full = len(self._watches) >= WATCHES_MAX
             if is_full or self._connections[watch.connection] >= WATCHES_PER_CONNECTION_MAX:
-                # With this answer gRPC's clients go on without watching.
+                # After UNIMPLEMENTED, gRPC clients use the connection without watching its health.
                 context.abort(grpc.StatusCode.UNIMPLEMENTED, "too many watches")
             self._watches.add(watch)
             self._connections[watch.connection] += 1
@@ -148,20 +148,20 @@ class HealthService:
             context.abort(grpc.StatusCode.INVALID_ARGUMENT, "the request is no HealthCheckRequest")
 
     def _schedule(self, watch: _Watch) -> None:
-        """Have a thread tell it, unless one does already. To be called with the lock held."""
+        """Schedule sending the status to the watch, unless it is scheduled already. The caller holds the lock."""
         if not watch.is_busy:
             watch.is_busy = True
-            self.threads.submit(self._tell, watch)
+            self.threads.submit(self._send, watch)
 
-    def _tell(self, watch: _Watch) -> None:
-        """Send what holds, until that is what it was told last; then, if all end, the end of the stream."""
+    def _send(self, watch: _Watch) -> None:
+        """Send the status until the last one sent is current. If watches are ending, then end the stream."""
         while True:
             with self._lock:
                 status = self._source.status(watch.name)
-                if status == watch.told or watch not in self._watches:
+                if status == watch.sent or watch not in self._watches:
                     watch.is_busy = self._is_ending  # nothing follows the end
                     break
-                watch.told = status
+                watch.sent = status
             self._waits.begin(watch.context)
             try:
                 watch.send(_Response(status=status))
@@ -182,11 +182,11 @@ class HealthService:
 
 
 _UNKNOWN = "\0"
-"""Stands for every name that no service here has."""
+"""Replaces every unknown service name."""
 
 
 def _on(pool: futures.ThreadPoolExecutor, method: Callable[..., Any]) -> Callable[..., Any]:
-    """The same method, run on these threads."""
+    """Return the method as one that grpcio runs on these threads."""
 
     def run(*arguments: Any) -> Any:
         return method(*arguments)
@@ -196,6 +196,6 @@ def _on(pool: futures.ThreadPoolExecutor, method: Callable[..., Any]) -> Callabl
 
 
 def _holding_no_thread(stream: Callable[..., Any]) -> Callable[..., Any]:
-    """Tell grpcio to pass, as a third argument, what sends a response, instead of iterating over responses."""
+    """Make grpcio pass a function that sends responses as a third argument, instead of iterating over responses."""
     stream.experimental_non_blocking = True  # type: ignore[attr-defined]  # read there by grpcio
     return stream

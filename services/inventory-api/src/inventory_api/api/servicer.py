@@ -6,7 +6,7 @@ from inventory_api.api import parse, render
 from inventory_api.operations.coalescing import Operations
 from shop_common.api import paging
 from shop_common.errors import InvalidInput
-from shop_common.rpc.server import deadline, traceparent
+from shop_common.rpc.call import deadline, traceparent
 from shop_protos.inventory.v1 import inventory_pb2 as pb
 from shop_protos.inventory.v1 import inventory_pb2_grpc, maintenance_pb2, maintenance_pb2_grpc
 

@@ -1,0 +1,267 @@
+"""What surrounds every servicer method: receiving, decoding, encoding, errors, traces, metrics and logs.
+
+Every call passes through here, so whatever can be decided once per method is decided once per method.
+"""
+
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent import futures
+from contextlib import ExitStack
+from functools import partial
+from typing import Any, NoReturn, TypeAlias
+
+import grpc
+from google.protobuf.message import DecodeError
+from opentelemetry import trace
+from opentelemetry.util.types import AttributeValue
+
+from shop_common.db.database import cause_of
+from shop_common.errors import DatabaseUnavailable, InvalidInput, QueueFull, Violation
+from shop_common.rpc.call import deadline, incoming_traceparent
+from shop_common.rpc.failure import DeadlinePassed, Failure, ResponseTooLarge, failure_of
+from shop_common.rpc.large_requests import LARGE_REQUEST_BYTES, LargeRequests
+from shop_common.rpc.peer_waits import PeerWaits
+from shop_common.rpc.status import STATUS_KEY
+from shop_common.telemetry import logs, metrics, telemetry
+from shop_common.telemetry.logs import LogRateLimiter
+
+RESPONSE_BYTES_MAX = 4 * 1024 * 1024
+"""The largest response that clients accept by default. Lists are cut far below; this is the last resort."""
+
+UNREAD_BYTES_MIN = 64 * 1024
+"""From this size on, responses that the client has not read are counted and bounded."""
+
+_log = logs.get(__name__)
+
+_seconds = metrics.histogram(
+    __name__,
+    "rpc_server_call_duration_seconds",
+    "Time from a call's start on a thread to its response; its _count is the number of calls",
+    "rpc_method",
+    "rpc_response_status_code",
+)
+_errors = metrics.counter(
+    __name__,
+    "rpc_server_errors_total",
+    "Calls that were refused or failed, by the reason in their status",
+    "rpc_method",
+    "rpc_response_status_code",
+    "error_type",
+)
+
+Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"  # in quotes, since only the stubs know its parameters
+Describe = Callable[[Any], Mapping[str, AttributeValue]]
+"""Returns the span attributes of a request or a response."""
+_Respond = Callable[[bytes, grpc.ServicerContext], bytes]
+
+
+class Method:
+    """One method of the API."""
+
+    def __init__(
+        self, path: str, waits: PeerWaits, unread: PeerWaits, large: LargeRequests, describe: Describe
+    ) -> None:
+        self._path = path
+        self._waits = waits
+        self._unread = unread
+        self._large = large
+        self._describe = describe
+        self._method = path.lstrip("/")
+        self._has_metrics = telemetry.metrics_wanted()
+        self._log_limiter = LogRateLimiter()
+
+    def running(self, handler: Handler) -> Handler:
+        """Wrap the servicer's handler. On the wire the method stays the same."""
+        behave, decode, encode = handler.unary_unary, handler.request_deserializer, handler.response_serializer
+        if behave is None or decode is None or encode is None:
+            return self._streaming(handler)
+        respond = self._respond(behave, decode, encode)
+        respond_large = self._respond(behave, partial(self._large.decoded, decode), encode)
+        tracer = telemetry.tracer()
+        if tracer is not None:
+            respond, respond_large = self._traced(respond, tracer), self._traced(respond_large, tracer)
+        begin, end, in_turn = self._waits.begin, self._waits.end, self._in_turn
+
+        def run(messages: Iterator[bytes], context: grpc.ServicerContext) -> bytes:
+            began = time.monotonic()
+            begin(context)
+            try:
+                data = next(messages, None)
+            except grpc.RpcError:
+                if not end(context):
+                    self._count_ended(time.monotonic() - began)
+                raise  # grpcio's own signal that the call has ended
+            end(context)
+            if data is None:
+                self._fail(failure_of(InvalidInput([_NO_MESSAGE])), context, 0.0)
+            return respond(data, context) if len(data) < LARGE_REQUEST_BYTES else in_turn(respond_large, data, context)
+
+        # The handler takes a stream, although there is one request: in a unary handler grpcio itself waits for the
+        # message, without a limit. Bytes are decoded in `respond`, where malformed ones are the caller's error.
+        return grpc.stream_unary_rpc_method_handler(run)
+
+    def refusing(self, pool: futures.ThreadPoolExecutor) -> Handler:
+        """A handler that answers QUEUE_FULL, on the threads of `pool`."""
+        failure = failure_of(QueueFull("the server has as many calls as it takes on; retry after a moment"))
+
+        def refuse(_requests: Iterable[bytes], context: grpc.ServicerContext) -> NoReturn:
+            self._fail(failure, context, 0.0)
+
+        refuse.experimental_thread_pool = pool  # type: ignore[attr-defined]  # read there by grpcio
+        # It does not wait for the message: a slow sender must not hold one of the few threads.
+        return grpc.stream_unary_rpc_method_handler(refuse)
+
+    def _in_turn(self, respond: _Respond, data: bytes, context: grpc.ServicerContext) -> bytes:
+        with ExitStack() as turn:
+            try:
+                turn.enter_context(self._large.turn(len(data), deadline(context) - time.monotonic()))
+            except QueueFull as full:
+                self._fail(failure_of(full), context, 0.0)
+            return respond(data, context)
+
+    def _streaming(self, handler: Handler) -> Handler:
+        """Wrap a method with streams in both directions (reflection): it keeps its thread only while both move."""
+        behave: Any = handler.stream_stream
+        waits = self._waits
+
+        def watched(messages: Iterator[Any], context: grpc.ServicerContext) -> Iterator[Any]:
+            for message in messages:
+                waits.begin(context)
+                yield message
+
+        def run(messages: Iterator[Any], context: grpc.ServicerContext) -> Iterator[Any]:
+            waits.begin(context)
+            try:
+                yield from behave(watched(messages, context), context)
+            finally:
+                waits.end(context)
+
+        return grpc.stream_stream_rpc_method_handler(run, handler.request_deserializer, handler.response_serializer)
+
+    def _respond(
+        self,
+        behave: Callable[[Any, grpc.ServicerContext], Any],
+        decode: Callable[[bytes], Any],
+        encode: Callable[[Any], bytes],
+    ) -> _Respond:
+        observe_success = _seconds(self._method, "OK").observe if self._has_metrics else None
+        clock, describe = time.perf_counter, self._describe
+
+        def respond(data: bytes, context: grpc.ServicerContext) -> bytes:
+            started = clock()
+            request = None
+            span = trace.get_current_span()
+            try:
+                if context.time_remaining() <= 0:
+                    raise DeadlinePassed
+                try:
+                    request = decode(data)
+                except DecodeError:
+                    raise InvalidInput([_UNREADABLE]) from None
+                response = behave(request, context)
+                if span.is_recording():
+                    span.set_attributes({**describe(request), **describe(response)})
+                encoded = encode(response)
+                if len(encoded) >= UNREAD_BYTES_MIN:
+                    self._bound_unread(encoded, context)
+            except Exception as error:
+                # An invalid request is not described: its values may be of any length.
+                if span.is_recording() and request is not None and not isinstance(error, InvalidInput):
+                    span.set_attributes(describe(request))
+                self._fail(failure_of(error), context, clock() - started, error)
+            if observe_success is not None:
+                observe_success(clock() - started, _exemplar())
+            return encoded
+
+        return respond
+
+    def _bound_unread(self, response: bytes, context: grpc.ServicerContext) -> None:
+        """Refuse a response that clients would not accept, and limit how long this one waits to be read."""
+        if len(response) > RESPONSE_BYTES_MAX:
+            raise ResponseTooLarge(len(response), RESPONSE_BYTES_MAX)
+
+        def end() -> None:
+            self._unread.end(context)
+
+        self._unread.begin(context)
+        if not context.add_callback(end):
+            end()
+
+    def _traced(self, respond: _Respond, tracer: trace.Tracer) -> _Respond:
+        attributes: dict[str, AttributeValue] = {
+            "rpc.system.name": "grpc",
+            "rpc.method": self._method,
+            "rpc.response.status_code": "OK",  # overwritten by `_fail`
+        }
+
+        def traced(data: bytes, context: grpc.ServicerContext) -> bytes:
+            with tracer.start_as_current_span(
+                self._method,
+                context=telemetry.remote_parent(incoming_traceparent(context)),
+                kind=trace.SpanKind.SERVER,
+                attributes=attributes,
+                # The exception that leaves here is grpcio's own signal; `_fail` has recorded the cause.
+                record_exception=False,
+                set_status_on_exception=False,
+            ):
+                return respond(data, context)
+
+        return traced
+
+    def _count_ended(self, seconds: float) -> None:
+        """Count a call that was ended because its message did not arrive."""
+        if self._has_metrics:
+            code = grpc.StatusCode.DEADLINE_EXCEEDED.name
+            _seconds(self._method, code).observe(seconds)
+            _errors(self._method, code, "MESSAGE_MISSING").inc()
+
+    def _fail(
+        self, failure: Failure, context: grpc.ServicerContext, seconds: float, error: Exception | None = None
+    ) -> NoReturn:
+        """Record the failure in metrics, trace and log, then end the call with it."""
+        if self._has_metrics:
+            _seconds(self._method, failure.code.name).observe(seconds, _exemplar())
+            _errors(self._method, failure.code.name, failure.reason).inc()
+        span = trace.get_current_span()
+        if span.is_recording():
+            span.set_attribute("rpc.response.status_code", failure.code.name)
+            span.set_attribute("error.type", failure.reason)
+            if failure.is_ours:
+                span.set_status(trace.StatusCode.ERROR, failure.status.message)
+        self._write_log(failure, context, error)
+        context.set_trailing_metadata(((STATUS_KEY, failure.status.SerializeToString()),))
+        context.abort(failure.code, failure.status.message)
+
+    def _write_log(self, failure: Failure, context: grpc.ServicerContext, error: Exception | None) -> None:
+        fields: dict[str, Any] = {"method": self._path}
+        # With traces on, each line already has the ids of this call's span.
+        if telemetry.tracer() is None and (traceparent := incoming_traceparent(context)) is not None:
+            _, fields["trace_id"], fields["span_id"], _ = traceparent.split("-")
+        if failure.error_id is not None:
+            _log.error("call failed", error_id=failure.error_id, exc_info=error, **fields)
+            return
+        unwritten = self._log_limiter.admit(failure.reason)
+        if unwritten is None:
+            return
+        if unwritten:
+            fields["unwritten_before"] = unwritten
+        if isinstance(error, DatabaseUnavailable) and error.__cause__ is not None:
+            fields["cause"] = cause_of(error)  # names the file or table, which callers must not learn
+        write = _log.warning if failure.is_ours else _log.info
+        write(
+            "call refused",
+            code=failure.code.name,
+            reason=failure.reason,
+            message=failure.status.message,
+            **fields,
+        )
+
+
+_NO_MESSAGE = Violation("request", "is missing: the call ended without a message")
+_UNREADABLE = Violation("request", "its bytes are not a message of this method, or hold text that is not UTF-8")
+
+
+def _exemplar() -> dict[str, str] | None:
+    """The ids by which a dashboard finds the trace behind a point; None for a call that is not recorded."""
+    span = telemetry.sampled_span()
+    return None if span is None else {"trace_id": f"{span.trace_id:032x}", "span_id": f"{span.span_id:016x}"}
