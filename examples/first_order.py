@@ -1,6 +1,6 @@
-"""A first order against a running system (`./task dev`): stock, order, confirmation. Run it as often as you like.
+"""Add stock, create an order and confirm it, against a running system (`./task dev`). Safe to run repeatedly.
 
-It needs the generated code and nothing else of this repository: `pip install ./proto` brings it, with grpcio.
+It needs only the generated code of this repository: `pip install ./proto` installs it, with grpcio.
 """
 
 import json
@@ -17,32 +17,32 @@ from google.type.money_pb2 import Money
 from shop_protos.inventory.v1 import inventory_pb2, inventory_pb2_grpc
 from shop_protos.order.v1 import order_pb2, order_pb2_grpc
 
-PAUSE_MAX = 5
-# After these nothing is known, or nothing was done. The same request_id never has its effect twice.
-TRY_AGAIN = ("UNAVAILABLE", "CANCELLED", "DEADLINE_EXCEEDED", "RESOURCE_EXHAUSTED", "ABORTED")
+PAUSE_SECONDS_MAX = 5
+# The call had no effect, or its outcome is unknown. A request_id takes effect at most once, so a retry is safe.
+RETRYABLE = ("UNAVAILABLE", "CANCELLED", "DEADLINE_EXCEEDED", "RESOURCE_EXHAUSTED", "ABORTED")
 
 
 def connect(address, service):
-    """A channel that uses all healthy processes behind the address, and the next one when one goes away."""
+    """Return a channel that balances calls over all healthy processes behind the address."""
     config = {"loadBalancingConfig": [{"round_robin": {}}], "healthCheckConfig": {"serviceName": service}}
     return grpc.insecure_channel(address, [("grpc.service_config", json.dumps(config))])
 
 
 def call(method, request):
-    """The answer. A call that may be tried again is, with the same request, and so under the same request_id."""
+    """Return the response. Retry with backoff and jitter; a retry sends the same request with the same request_id."""
     pause = 0.2
     while True:
         try:
             return method(request, timeout=5, wait_for_ready=True)
         except grpc.RpcError as error:
-            if error.code().name not in TRY_AGAIN or pause > PAUSE_MAX:
+            if error.code().name not in RETRYABLE or pause > PAUSE_SECONDS_MAX:
                 raise
         time.sleep(random.uniform(pause / 2, pause))
         pause *= 2
 
 
 def reason_of(error):
-    """Why a call was refused, as the service says it: such as INSUFFICIENT_STOCK. And the numbers that go with it."""
+    """Return the reason of an error, such as INSUFFICIENT_STOCK, and its metadata, which has the numbers."""
     for key, value in error.trailing_metadata() or ():
         if key == "grpc-status-details-bin":
             for detail in Status.FromString(value).details:

@@ -19,10 +19,10 @@ SOURCES = [
 
 
 def quoted() -> list[str]:
-    """Of the table under Kafka: the logs' lines, and the metrics' names."""
-    section = (ROOT / "docs" / "runbook.md").read_text().partition("## Kafka")[2].partition("\n## ")[0]
-    rows = [line.split(" | ") for line in section.splitlines() if line.startswith("| ")][2:]
-    return sorted({words for _, said, seen, *_ in rows for words in re.findall(r"`([^`]+)`", said + seen)})
+    """The log lines and the names of metrics that the section Kafka quotes."""
+    section = (ROOT / "docs" / "runbook.md").read_text().partition("\n## Kafka")[2].partition("\n## ")[0]
+    entries = re.findall(r"^- (?:Logs|Health and metrics): (.*?)(?=^- )", section, re.DOTALL | re.MULTILINE)
+    return sorted({words for entry in entries for words in re.findall(r"`([^`]+)`", entry)})
 
 
 def test_the_runbook_quotes_something() -> None:
