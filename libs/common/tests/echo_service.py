@@ -116,9 +116,9 @@ def _obey(request: StringValue, _context: grpc.ServicerContext) -> StringValue:
             print("asleep", flush=True)
             time.sleep(float(argument))
             print("awake", flush=True)
-        case "die":
-            error = RuntimeError("it fell")
-            threading.Thread(target=lifecycle.die, args=("the flusher died", error), daemon=True).start()
+        case "fatal":
+            error = RuntimeError("it failed")
+            threading.Thread(target=lifecycle.fatal, args=("a flusher failed", error), daemon=True).start()
         case "fail":
             raise RuntimeError(argument)
     return request

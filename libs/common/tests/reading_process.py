@@ -38,7 +38,7 @@ def main() -> None:
         database=Database(url),
         outbox=outbox,
         set_ready=lambda ready: print(f"ready: {ready}", flush=True),
-        die=die,
+        on_fatal=on_fatal,
         session_seconds=2,
     )
     consumer.start()
@@ -52,7 +52,7 @@ def copy(tx: Connection, events: Sequence[Event]) -> None:
     tx.execute(insert(copied), [{"key": event.key} for event in events])
 
 
-def die(why: str, error: BaseException) -> None:
+def on_fatal(why: str, error: BaseException) -> None:
     """End at once, as a service does."""
     print(f"{why}: {error!r}", flush=True)
     os._exit(1)

@@ -76,7 +76,7 @@ class Rig:
 
     def __init__(self, callers: ThreadPoolExecutor) -> None:
         self.bulk = Bulk()
-        self.deaths: list[str] = []
+        self.fatal_errors: list[str] = []
         self.made: list[Coalescer[Ask, int]] = []
         self._callers = callers
 
@@ -90,7 +90,7 @@ class Rig:
             key=key,
             weigh=lambda ask: ask.weight,
             limits=Limits(**limits),
-            die=lambda said, error: self.deaths.append(f"{said}: {error}"),
+            on_fatal=lambda reason, error: self.fatal_errors.append(f"{reason}: {error}"),
         )
         self.made.append(made)
         return made
@@ -492,23 +492,23 @@ def test_a_commit_without_an_answer_is_never_tried_again(rig: Rig) -> None:
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
-def test_the_flushers_death_is_told() -> None:
-    deaths: list[str] = []
-    died = threading.Event()
+def test_a_failed_flusher_is_reported() -> None:
+    fatal_errors: list[str] = []
+    reported = threading.Event()
 
-    def die(said: str, error: BaseException) -> None:
-        deaths.append(f"{said}: {error}")
-        died.set()
+    def on_fatal(reason: str, error: BaseException) -> None:
+        fatal_errors.append(f"{reason}: {error}")
+        reported.set()
 
     def one_outcome_too_few(requests: Sequence[int]) -> list[int | ShopError]:
         return []
 
-    coalescer: Coalescer[int, int] = Coalescer("counting", one_outcome_too_few, die=die)
+    coalescer: Coalescer[int, int] = Coalescer("counting", one_outcome_too_few, on_fatal=on_fatal)
     with pytest.raises(DatabaseUnavailable):
         coalescer.submit(1, deadline=time.monotonic() + 0.3)
 
-    assert died.wait(PATIENCE_SECONDS)
-    assert deaths == ["the counting flusher died: counting: 0 outcomes for 1 requests"]
+    assert reported.wait(PATIENCE_SECONDS)
+    assert fatal_errors == ["the counting flusher failed: counting: 0 outcomes for 1 requests"]
     coalescer.close()
 
 
@@ -544,6 +544,6 @@ def test_under_load_every_request_gets_its_own_outcome(rig: Rig, max_concurrency
         assert [SoldOut if ask.content < 0 else 2 * ask.content for ask in asks] == [
             each if isinstance(each, int) else type(each) for each in outcomes
         ]
-    assert rig.deaths == []
+    assert rig.fatal_errors == []
     assert all(len(batch) <= 40 for batch in rig.bulk.batches)
     assert all(len(batch) == 1 or sum(ask.weight for ask in batch) <= 60 for batch in rig.bulk.batches)

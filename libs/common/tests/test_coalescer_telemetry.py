@@ -40,7 +40,7 @@ def test_a_batch_and_the_calls_in_it_name_each_other(spans: Spans, new_database:
             tx.execute(text("SELECT 42"))
         return [number + 1 for number in numbers]
 
-    coalescer = Coalescer("count", bulk, die=lambda *_: None)
+    coalescer = Coalescer("count", bulk, on_fatal=lambda *_: None)
 
     def call(number: int) -> None:
         with telemetry.span(f"call {number}"):
@@ -83,7 +83,7 @@ def test_a_batch_for_nobody_who_is_recorded_is_not_recorded(spans: Spans, new_da
         assert telemetry.current_traceparent() is None
         return numbers
 
-    coalescer = Coalescer("count", bulk, die=lambda *_: None)
+    coalescer = Coalescer("count", bulk, on_fatal=lambda *_: None)
     with telemetry.span("call", parent=TRACEPARENT.removesuffix("01") + "00"):
         coalescer.submit(1, deadline=time.monotonic() + 30)
     coalescer.close()
@@ -99,7 +99,7 @@ def test_a_call_that_gave_up_shows_in_its_trace_that_it_did(spans: Spans) -> Non
         go_on.wait(20)
         return numbers
 
-    coalescer = Coalescer("count", bulk, die=lambda *_: None)
+    coalescer = Coalescer("count", bulk, on_fatal=lambda *_: None)
     with telemetry.span("call"), pytest.raises(DatabaseUnavailable):
         coalescer.submit(1, deadline=time.monotonic() + 0.5)
     go_on.set()

@@ -27,11 +27,11 @@ def database(database_url: str) -> Iterator[Database]:
 
 @pytest.fixture
 def run(database: Database) -> Iterator[Coalescers]:
-    deaths: list[str] = []
-    run = Coalescers(database, lambda said, error: deaths.append(f"{said}: {error!r}"))
+    fatal_errors: list[str] = []
+    run = Coalescers(database, lambda reason, error: fatal_errors.append(f"{reason}: {error!r}"))
     yield run
     run.close()
-    assert deaths == []
+    assert fatal_errors == []
 
 
 def put(tx: Connection, ids: Sequence[int]) -> list[int | ShopError]:

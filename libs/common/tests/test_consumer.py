@@ -51,7 +51,7 @@ class Desk:
     topic: str
     group: str = field(default_factory=lambda: f"group-{uuid4().hex}")
     readiness: list[bool] = field(default_factory=list)
-    deaths: list[BaseException] = field(default_factory=list)
+    fatal_errors: list[BaseException] = field(default_factory=list)
     at_the_end: ExitStack = field(default_factory=ExitStack)
 
     def consumer(self, handlers: Mapping[str, Handler], **options: Any) -> Consumer:
@@ -64,7 +64,7 @@ class Desk:
             database=self.database,
             outbox=outbox,
             set_ready=self.readiness.append,
-            die=lambda _, error: self.deaths.append(error),
+            on_fatal=lambda _, error: self.fatal_errors.append(error),
             session_seconds=2,
             **options,
         )
@@ -112,7 +112,7 @@ def desk(kafka: Kafka, database_url: str) -> Iterator[Desk]:
     with desk.at_the_end:
         yield desk
     database.close()
-    assert desk.deaths == []
+    assert desk.fatal_errors == []
 
 
 def test_events_reach_the_handler_of_their_type_and_their_offsets_are_committed(desk: Desk) -> None:
@@ -543,12 +543,12 @@ def test_lag_counts_what_is_still_to_be_done(desk: Desk) -> None:
     eventually(lambda: consumer.lag() == 0)
 
 
-def test_the_threads_death_is_told(kafka: Kafka, desk: Desk) -> None:
-    def die(tx: Connection, events: Sequence[Event]) -> None:
-        raise SystemExit("no way on")
+def test_a_failed_consumer_thread_is_reported(kafka: Kafka, desk: Desk) -> None:
+    def exit_thread(tx: Connection, events: Sequence[Event]) -> None:
+        raise SystemExit("on purpose")
 
-    desk.consumer({"OPENED": die})
+    desk.consumer({"OPENED": exit_thread})
     desk.tell(("OPENED", "a", 1))
 
-    eventually(lambda: len(desk.deaths) == 1)
-    desk.deaths.clear()
+    eventually(lambda: len(desk.fatal_errors) == 1)
+    desk.fatal_errors.clear()

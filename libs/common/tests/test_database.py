@@ -451,8 +451,8 @@ def test_callers_of_a_frozen_database_are_answered_within_their_deadline_and_it_
 
             return database.transact(run)
 
-        deaths: list[str] = []
-        coalescer = Coalescer("put", freeze_before_the_commit, die=lambda said, _: deaths.append(said))
+        fatal_errors: list[str] = []
+        coalescer = Coalescer("put", freeze_before_the_commit, on_fatal=lambda reason, _: fatal_errors.append(reason))
         with ThreadPoolExecutor(2) as callers:
             deadline = time.monotonic() + 1.0
             committing = callers.submit(coalescer.submit, 1, deadline=deadline)
@@ -473,4 +473,4 @@ def test_callers_of_a_frozen_database_are_answered_within_their_deadline_and_it_
         assert list(weights(database)) == [1, 3]  # the first was committed, although nobody could know
         coalescer.close()
         database.close()
-        assert deaths == []
+        assert fatal_errors == []

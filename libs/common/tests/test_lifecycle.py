@@ -123,13 +123,13 @@ def test_a_step_that_cannot_flush_is_told_and_the_later_ones_still_run(start: St
 def test_the_death_of_a_vital_part_is_the_death_of_the_process(start: Start) -> None:
     process = start()
     with grpc.insecure_channel(_address(process)) as channel:
-        call = echo_stub(channel).future(StringValue(value="die"), timeout=60)
+        call = echo_stub(channel).future(StringValue(value="fatal"), timeout=60)
 
         assert process.wait(10) == 1
         assert call.code() is not grpc.StatusCode.DEADLINE_EXCEEDED, "who waited for an answer is told at once"
-    (line,) = [line for line in _lines(process) if line["event"] == "the flusher died"]
+    (line,) = [line for line in _lines(process) if line["event"] == "a flusher failed"]
     assert line["level"] == "critical"
-    assert "it fell" in str(line["exception"])
+    assert "it failed" in str(line["exception"])
 
 
 @pytest.mark.parametrize("workers", [1, 2])

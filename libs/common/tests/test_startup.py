@@ -101,7 +101,7 @@ def test_a_vital_part_that_dies_ends_the_process_though_it_cannot_say_so(outputs
         wait_ready(address)
         with grpc.insecure_channel(address) as channel:
             # Kept, since a call that nobody holds is cancelled.
-            _call = echo_stub(channel).future(StringValue(value="die"), timeout=SECONDS)
+            _call = echo_stub(channel).future(StringValue(value="fatal"), timeout=SECONDS)
             assert process.wait(SECONDS) == 1
 
 

@@ -68,7 +68,7 @@ def _run(relay: Relay, stop: threading.Event) -> None:
     try:
         relay.run(stop)
     except BaseException as error:
-        lifecycle.die(f"the relay of {relay.name} failed", error)
+        lifecycle.fatal(f"the relay of {relay.name} failed", error)
 
 
 def _report_readiness(health: Health, relays: list[Relay], stop: threading.Event) -> None:

@@ -49,11 +49,11 @@ def serve(settings: InventorySettings) -> None:
     database = Database(settings.database_url)
     telemetry.instrument(database.engine)
 
-    operations = Operations(database, ttl_seconds=settings.reservation_ttl, die=lifecycle.die)
+    operations = Operations(database, ttl_seconds=settings.reservation_ttl, on_fatal=lifecycle.fatal)
     server = Server(settings)
     try:
         SCHEMA.check_or_wait(
-            database, set_ready=lambda ready: server.health.set_ready("schema", ready), die=lifecycle.die
+            database, set_ready=lambda ready: server.health.set_ready("schema", ready), on_fatal=lifecycle.fatal
         )
     except SchemaError as error:
         raise SystemExit(f"{PROCESS}: {error}") from None
@@ -80,7 +80,7 @@ def serve(settings: InventorySettings) -> None:
             weigh=consumer.weigh,
             outbox=outbox,
             set_ready=lambda ready: server.health.set_ready("consumer", ready),
-            die=lifecycle.die,
+            on_fatal=lifecycle.fatal,
         )
         order_events.start()
         on_stop.insert(0, order_events.stop)

@@ -45,16 +45,18 @@ def database(migrated: Database) -> Database:
 def start_operations() -> Iterator[Callable[[Database], Operations]]:
     """Starts the operations of one process. The test fails if a thread of theirs dies."""
     with ExitStack() as after_the_test:
-        deaths: list[str] = []
+        fatal_errors: list[str] = []
 
         def check() -> None:
-            assert deaths == []
+            assert fatal_errors == []
 
         after_the_test.callback(check)
 
         def start(database: Database) -> Operations:
             operations = Operations(
-                database, ttl_seconds=TTL_SECONDS, die=lambda said, error: deaths.append(f"{said}: {error!r}")
+                database,
+                ttl_seconds=TTL_SECONDS,
+                on_fatal=lambda reason, error: fatal_errors.append(f"{reason}: {error!r}"),
             )
             after_the_test.callback(operations.close)
             return operations

@@ -50,11 +50,11 @@ def serve(settings: OrderSettings) -> None:
     telemetry.instrument(database.engine)
 
     stock = Inventory(settings.inventory_target, call_seconds=settings.inventory_call_seconds)
-    operations = Operations(database, stock, die=lifecycle.die)
+    operations = Operations(database, stock, on_fatal=lifecycle.fatal)
     server = Server(settings)
     try:
         SCHEMA.check_or_wait(
-            database, set_ready=lambda ready: server.health.set_ready("schema", ready), die=lifecycle.die
+            database, set_ready=lambda ready: server.health.set_ready("schema", ready), on_fatal=lifecycle.fatal
         )
     except SchemaError as error:
         raise SystemExit(f"{PROCESS}: {error}") from None
@@ -80,7 +80,7 @@ def serve(settings: OrderSettings) -> None:
             describe=describe_event,
             outbox=outbox,
             set_ready=lambda ready: server.health.set_ready("consumer", ready),
-            die=lifecycle.die,
+            on_fatal=lifecycle.fatal,
         )
         inventory_events.start()
         on_stop.insert(0, inventory_events.stop)

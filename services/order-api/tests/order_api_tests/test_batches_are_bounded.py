@@ -39,12 +39,14 @@ LONG = tuple(NewItem(product, 1, Decimal(1)) for product in range(1, LINES_MAX +
 def operations(database: Database) -> Iterator[Operations]:
     """Before an inventory-api that is away."""
     inventory = Inventory("localhost:1", call_seconds=0.1)
-    deaths: list[str] = []
-    operations = Operations(database, inventory, die=lambda said, error: deaths.append(f"{said}: {error!r}"))
+    fatal_errors: list[str] = []
+    operations = Operations(
+        database, inventory, on_fatal=lambda reason, error: fatal_errors.append(f"{reason}: {error!r}")
+    )
     yield operations
     operations.close()
     inventory.close()
-    assert deaths == []
+    assert fatal_errors == []
 
 
 def deadline() -> float:

@@ -50,7 +50,7 @@ def serve(settings: ReaperSettings) -> None:
 
     server = HealthServer(settings.health_port, listen_host=settings.listen_host)
     server.health.set_ready("work", False)
-    schedule = Schedule(works, set_ready=lambda ready: server.health.set_ready("work", ready), die=lifecycle.die)
+    schedule = Schedule(works, set_ready=lambda ready: server.health.set_ready("work", ready), on_fatal=lifecycle.fatal)
     schedule.start()
     try:
         lifecycle.serve(

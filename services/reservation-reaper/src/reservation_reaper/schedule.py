@@ -24,16 +24,20 @@ _log = logs.get(__name__)
 class Schedule:
     """Runs each work when its trigger says so, one run at a time, until `stop`.
 
-    `set_ready` hears again and again whether all works are ready. `die` ends the process: it is called with what a
+    `set_ready` hears again and again whether all works are ready. `on_fatal` ends the process: it is called with what a
     work raised, which is a defect, since a failing API is none.
     """
 
     def __init__(
-        self, works: Sequence[Work], *, set_ready: Callable[[bool], None], die: Callable[[str, BaseException], None]
+        self,
+        works: Sequence[Work],
+        *,
+        set_ready: Callable[[bool], None],
+        on_fatal: Callable[[str, BaseException], None],
     ) -> None:
         self._works = works
         self._set_ready = set_ready
-        self._die = die
+        self._on_fatal = on_fatal
         self._stop = threading.Event()
         # It tells of each run, and warns each time that a work takes longer than its interval, as during a backlog.
         logging.getLogger("apscheduler").setLevel(logging.ERROR)
@@ -60,7 +64,7 @@ class Schedule:
         try:
             work.run(self._stop)
         except BaseException as error:
-            self._die(f"{work.name} failed", error)
+            self._on_fatal(f"{work.name} failed", error)
 
     def _watch(self) -> None:
         offset = _clock_offset()
@@ -72,7 +76,7 @@ class Schedule:
                 if offset < before - _CLOCK_STEP_SECONDS:
                     self._reschedule(before - offset)
         except BaseException as error:
-            self._die("the watch over the schedule failed", error)
+            self._on_fatal("the watch over the schedule failed", error)
 
     def _reschedule(self, seconds: float) -> None:
         """The system's clock was set back. APScheduler would wait until it shows the time of the next run again."""

@@ -31,9 +31,9 @@ def run() -> Iterator[Run]:
         def start(
             *works: Work,
             set_ready: Callable[[bool], None] = nothing,
-            die: Callable[[str, BaseException], None] = nothing,
+            on_fatal: Callable[[str, BaseException], None] = nothing,
         ) -> Schedule:
-            schedule = Schedule(works, set_ready=set_ready, die=die)
+            schedule = Schedule(works, set_ready=set_ready, on_fatal=on_fatal)
             at_the_end.callback(schedule.stop)
             schedule.start()
             return schedule
@@ -141,20 +141,20 @@ def test_stopping_ends_a_work_that_waits_to_be_repeated(run: Run) -> None:
 
 
 def test_what_a_work_raises_is_the_end_of_the_process(run: Run) -> None:
-    deaths: list[tuple[str, BaseException]] = []
-    died = threading.Event()
+    fatal_errors: list[tuple[str, BaseException]] = []
+    reported = threading.Event()
 
-    def die(reason: str, error: BaseException) -> None:
-        deaths.append((reason, error))
-        died.set()
+    def on_fatal(reason: str, error: BaseException) -> None:
+        fatal_errors.append((reason, error))
+        reported.set()
 
     def broken(_: int) -> int:
         raise ZeroDivisionError("a defect")
 
-    run(work_of(broken), die=die)
+    run(work_of(broken), on_fatal=on_fatal)
 
-    assert died.wait(LONG_SECONDS)
-    assert [(reason, str(error)) for reason, error in deaths] == [("sweep failed", "a defect")]
+    assert reported.wait(LONG_SECONDS)
+    assert [(reason, str(error)) for reason, error in fatal_errors] == [("sweep failed", "a defect")]
 
 
 def test_it_is_ready_when_all_its_works_are(run: Run) -> None:

@@ -107,7 +107,7 @@ class Coalescer(Generic[_Request, _Result]):
 
     Requests with the same `key` that are equal are folded: one of them runs, and all get its outcome. If they differ,
     the later one waits for the next batch. `weigh` returns a request's share of `Limits.weight_max`; without it each
-    request weighs 1. `die` is called if a flusher thread fails.
+    request weighs 1. `on_fatal` is called if a flusher thread fails.
     """
 
     def __init__(
@@ -118,14 +118,14 @@ class Coalescer(Generic[_Request, _Result]):
         key: Callable[[_Request], Hashable | None] | None = None,
         weigh: Callable[[_Request], int] | None = None,
         limits: Limits | None = None,
-        die: Callable[[str, BaseException], None],
+        on_fatal: Callable[[str, BaseException], None],
     ) -> None:
         self._name = name
         self._bulk = bulk
         self._key = key
         self._weigh = weigh
         self._limits = limits or Limits()
-        self._die = die
+        self._on_fatal = on_fatal
         self._metrics = CoalescerMetrics(name) if telemetry.metrics_wanted() else None
         self._queue: deque[_Entry[_Request, _Result]] = deque()
         self._mutex = threading.Lock()
@@ -206,7 +206,7 @@ class Coalescer(Generic[_Request, _Result]):
                 self._flush(batch)
         except BaseException as error:
             # Without a flusher every later call would wait until its deadline.
-            self._die(f"the {self._name} flusher died", error)
+            self._on_fatal(f"the {self._name} flusher failed", error)
             raise
 
     def _next_batch(self) -> list[list[_Entry[_Request, _Result]]] | None:

@@ -60,9 +60,9 @@ class Sizes(Generic[_Request]):
 class Coalescers:
     """Makes coalescers that run on one database, and closes them together."""
 
-    def __init__(self, database: Database, die: Callable[[str, BaseException], None]) -> None:
+    def __init__(self, database: Database, on_fatal: Callable[[str, BaseException], None]) -> None:
         self._database = database
-        self._die = die
+        self._on_fatal = on_fatal
         self._made: list[Coalescer[Any, Any]] = []
 
     def writes(
@@ -118,7 +118,7 @@ class Coalescers:
         limits: Limits | None = None,
     ) -> Coalescer[_Request, _Result]:
         """Make a coalescer for a bulk operation that opens its own transactions or calls another service."""
-        coalescer = Coalescer(name, bulk, key=key, weigh=weigh, limits=limits, die=self._die)
+        coalescer = Coalescer(name, bulk, key=key, weigh=weigh, limits=limits, on_fatal=self._on_fatal)
         self._made.append(coalescer)
         return coalescer
 

@@ -130,13 +130,13 @@ class Schema:
         database: Database,
         *,
         set_ready: Callable[[bool], None],
-        die: Callable[[str, BaseException | None], None],
+        on_fatal: Callable[[str, BaseException | None], None],
     ) -> None:
         """Check the schema. If the database is unavailable, report not ready and check again every second.
 
         So processes may start in any order. Raises the SchemaError of the first check; a SchemaError of a later check
-        calls `die`. After the check succeeded, a thread probes the database every second, and reports not ready while
-        it needs its operator. A database that is only unavailable does not change readiness then: otherwise all
+        calls `on_fatal`. After the check succeeded, a thread probes the database every second, and reports not ready
+        while it needs its operator. A database that is only unavailable does not change readiness then: otherwise all
         replicas would leave the load balancer, and callers would no longer get the reason.
         """
         causes: set[str] = set()
@@ -146,18 +146,18 @@ class Schema:
             set_ready(False)
             causes.add(cause_of(error))
             _log.warning("the database is away; not ready until it is there", cause=cause_of(error))
-        arguments = (database, set_ready, die, causes)
+        arguments = (database, set_ready, on_fatal, causes)
         threading.Thread(target=self._watch, args=arguments, name="schema", daemon=True).start()
 
     def _watch(
         self,
         database: Database,
         set_ready: Callable[[bool], None],
-        die: Callable[[str, BaseException | None], None],
+        on_fatal: Callable[[str, BaseException | None], None],
         causes: set[str],
     ) -> None:
         if causes:
-            self._wait(database, set_ready, die, causes)
+            self._wait(database, set_ready, on_fatal, causes)
         # One cheap statement: Alembic's check would use one percent of a busy process's CPU.
         version = select(column("version_num", Text)).select_from(TableClause(self.version_table))
         needs_repair = False
@@ -182,7 +182,7 @@ class Schema:
         self,
         database: Database,
         set_ready: Callable[[bool], None],
-        die: Callable[[str, BaseException | None], None],
+        on_fatal: Callable[[str, BaseException | None], None],
         causes: set[str],
     ) -> None:
         while True:
@@ -196,7 +196,7 @@ class Schema:
                     _log.warning("the database is still away", cause=cause_of(error))
                 continue
             except SchemaError as error:
-                die(str(error), None)
+                on_fatal(str(error), None)
             _log.info("the database is there")
             set_ready(True)
             return

@@ -105,7 +105,7 @@ class Consumer:
 
     `handlers` by event type; messages of other types are passed over by their header alone. `describe` gives the
     attributes of an event's span, `weigh` bounds how many events one transaction handles. `set_ready` is called with
-    False when the database is away or a partition is stalled, and with True when that is over. `die` must end the
+    False when the database is away or a partition is stalled, and with True when that is over. `on_fatal` must end the
     process: without its threads it only seems to work.
     """
 
@@ -121,7 +121,7 @@ class Consumer:
         database: Database,
         outbox: Outbox,
         set_ready: Callable[[bool], None],
-        die: Callable[[str, BaseException], None],
+        on_fatal: Callable[[str, BaseException], None],
         session_seconds: float = SESSION_SECONDS,
         stall_seconds: float = STALL_SECONDS,
     ) -> None:
@@ -132,7 +132,7 @@ class Consumer:
         self._weigh = weigh
         self._database = database
         self._outbox = outbox
-        self._die = die
+        self._on_fatal = on_fatal
         self._metrics = ConsumerMetrics(topic)
         self._reader = TopicReader(
             bootstrap_servers=bootstrap_servers,
@@ -180,7 +180,7 @@ class Consumer:
                 pass  # nothing of the batch is stored
             self._reader.leave()
         except BaseException as error:
-            self._die(f"the consumer of {self._topic} died", error)
+            self._on_fatal(f"the consumer of {self._topic} failed", error)
 
     def _observe(self) -> None:
         """Tell whether it gets on, on a thread of its own: a handler that never returns must be noticed, too."""

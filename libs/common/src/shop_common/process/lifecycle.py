@@ -119,7 +119,7 @@ def _settle_down() -> None:
     gc.set_threshold(GARBAGE_THRESHOLD)
 
 
-def die(reason: str, error: BaseException | None = None) -> None:
+def fatal(reason: str, error: BaseException | None = None) -> None:
     """Log the reason and exit with code 1 at once. For a failure after which the process could not do its work.
 
     May be called from any thread. The supervisor restarts the process; nothing depends on a clean shutdown.
@@ -151,7 +151,7 @@ def _take_signals() -> None:
 
 
 def _flush(on_stop: Sequence[Callable[[], object]]) -> bool:
-    overdue = threading.Timer(FLUSH_SECONDS_MAX, die, ["what had to be flushed took too long"])
+    overdue = threading.Timer(FLUSH_SECONDS_MAX, fatal, ["what had to be flushed took too long"])
     overdue.daemon = True
     overdue.start()
     well = True

@@ -111,7 +111,7 @@ class OrderApiDriver:
     @contextmanager
     def serving(cls, database: Database, inventory_address: str) -> Iterator["OrderApiDriver"]:
         inventory = Inventory(inventory_address, call_seconds=INVENTORY_CALL_SECONDS)
-        operations = Operations(database, inventory, die=_fail)
+        operations = Operations(database, inventory, on_fatal=_fail)
         server = Server(OrderSettings.model_validate({"grpc_port": 0, "grpc_threads": 256}))
         server.add(
             pb.DESCRIPTOR.services_by_name["OrderService"],

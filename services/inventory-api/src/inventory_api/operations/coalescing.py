@@ -40,8 +40,10 @@ class Operations:
     request, QueueFull if the request got no turn in time, and DatabaseUnavailable if the database did not answer.
     """
 
-    def __init__(self, database: Database, *, ttl_seconds: float, die: Callable[[str, BaseException], None]) -> None:
-        run = Coalescers(database, die)
+    def __init__(
+        self, database: Database, *, ttl_seconds: float, on_fatal: Callable[[str, BaseException], None]
+    ) -> None:
+        run = Coalescers(database, on_fatal)
         self.close = run.close
         self._ttl_seconds = ttl_seconds
         self._reserve = run.writes(

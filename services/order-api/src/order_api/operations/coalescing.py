@@ -23,8 +23,8 @@ class Operations:
     request, QueueFull if the request got no turn in time, and DatabaseUnavailable if the database did not answer.
     """
 
-    def __init__(self, database: Database, stock: Inventory, *, die: Callable[[str, BaseException], None]) -> None:
-        run = Coalescers(database, die)
+    def __init__(self, database: Database, stock: Inventory, *, on_fatal: Callable[[str, BaseException], None]) -> None:
+        run = Coalescers(database, on_fatal)
         self.close = run.close
         self._creation = OrderCreation(database, stock, run)
         self._confirmation = Confirmation(stock, run)
