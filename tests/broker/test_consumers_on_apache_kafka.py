@@ -18,7 +18,7 @@ from devstack.process import Process
 from devstack.stack import Databases, Options, Stack
 from shop_protos.inventory.v1 import inventory_pb2 as inventory
 from shopctl.system.layout import INVENTORY_API, RELAY
-from tests.e2e.shop import CANCELLED, CONFIRMED, PROCESSING, SHIPPED, Shop
+from tests.e2e.shop_driver import CANCELLED, CONFIRMED, PROCESSING, SHIPPED, ShopDriver
 
 pytestmark = pytest.mark.timeout(500)
 
@@ -36,31 +36,31 @@ def stack(postgres_server: PostgresServer, broker: Kafka) -> Iterator[Stack]:
 
 
 @pytest.fixture
-def shop(stack: Stack) -> Iterator[Shop]:
-    with Shop.of(stack) as opened:
+def shop(stack: Stack) -> Iterator[ShopDriver]:
+    with ShopDriver.connect(stack) as opened:
         opened.wait_ready()
         yield opened
 
 
-def confirmed(shop: Shop, product: int) -> str:
-    order = shop.place_order((product, 1))
-    shop.bring_to(order.id, CONFIRMED)
+def confirmed(shop: ShopDriver, product: int) -> str:
+    order = shop.create_order((product, 1))
+    shop.change_status(order.id, CONFIRMED)
     return order.id
 
 
-def end(shop: Shop, order_id: str, number: int) -> None:
+def end(shop: ShopDriver, order_id: str, number: int) -> None:
     """Every other order is shipped, the rest are cancelled."""
     if number % 2:
-        shop.bring_to(order_id, CANCELLED)
+        shop.change_status(order_id, CANCELLED)
     else:
-        shop.bring_to(order_id, PROCESSING, SHIPPED)
+        shop.change_status(order_id, PROCESSING, SHIPPED)
 
 
-def caught_up(shop: Shop) -> bool:
+def caught_up(shop: ShopDriver) -> bool:
     return shop.kafka.lag(GROUP, TOPIC) == 0
 
 
-def stop_inventory(shop: Shop) -> None:
+def stop_inventory(shop: ShopDriver) -> None:
     """With all that it did committed, so that what comes next is about what the test does to its offsets."""
     shop.eventually(lambda: caught_up(shop), within_seconds=60)
     assert shop.stack.inventory_api.stop(20) == 0
@@ -68,12 +68,12 @@ def stop_inventory(shop: Shop) -> None:
     shop.eventually(lambda: members(shop.kafka) == 0, MEMBER_SECONDS)
 
 
-def start_inventory(shop: Shop) -> None:
+def start_inventory(shop: ShopDriver) -> None:
     shop.stack.inventory_api.start()
     shop.wait_ready()
 
 
-def effects(shop: Shop, product: int, count: int) -> dict[str, list[str]]:
+def effects(shop: ShopDriver, product: int, count: int) -> dict[str, list[str]]:
     """Of each order the effects that were told of, once so many were."""
     ends = ("STOCK_FULFILLED", "STOCK_RELEASED")
     records = shop.kafka.consume(
@@ -91,16 +91,16 @@ def effects(shop: Shop, product: int, count: int) -> dict[str, list[str]]:
     return by_order
 
 
-def assert_once(shop: Shop, product: int, orders: list[str], *, put_in: int) -> None:
+def assert_once(shop: ShopDriver, product: int, orders: list[str], *, stocked: int) -> None:
     """Every second order's unit left the house, the others' are for sale again, and each was told of once."""
     shipped = len(orders[::2])
-    shop.eventually(lambda: shop.available(product) == put_in - shipped == shop.on_hand(product), within_seconds=60)
-    shop.assert_counted(product, put_in=put_in)
+    shop.eventually(lambda: shop.available(product) == stocked - shipped == shop.on_hand(product), within_seconds=60)
+    shop.assert_consistent(product, stocked=stocked)
     expected = {order: ["STOCK_FULFILLED" if n % 2 == 0 else "STOCK_RELEASED"] for n, order in enumerate(orders)}
     assert effects(shop, product, len(orders)) == expected
 
 
-def test_effects_come_once_while_members_join_leave_and_die(shop: Shop) -> None:
+def test_effects_come_once_while_members_join_leave_and_die(shop: ShopDriver) -> None:
     product = shop.stocked_product(units=200)
     orders = [confirmed(shop, product) for _ in range(60)]
     joining = second_inventory(shop.stack)
@@ -117,7 +117,7 @@ def test_effects_come_once_while_members_join_leave_and_die(shop: Shop) -> None:
         for done in work:
             done.result()
 
-    assert_once(shop, product, orders, put_in=200)
+    assert_once(shop, product, orders, stocked=200)
     shop.eventually(lambda: members(shop.kafka) == 1, MEMBER_SECONDS)
     shop.eventually(lambda: caught_up(shop), within_seconds=60)
 
@@ -140,12 +140,12 @@ def members(broker: Kafka) -> int:
 
 
 @pytest.mark.parametrize("how", ["moved to the earliest", "deleted"])
-def test_events_that_come_again_after_an_offset_reset_change_nothing(shop: Shop, how: str) -> None:
+def test_events_that_come_again_after_an_offset_reset_change_nothing(shop: ShopDriver, how: str) -> None:
     product = shop.stocked_product(units=20)
     orders = [confirmed(shop, product) for _ in range(10)]
     for number, order in enumerate(orders):
         end(shop, order, number)
-    assert_once(shop, product, orders, put_in=20)
+    assert_once(shop, product, orders, stocked=20)
     stop_inventory(shop)
 
     admin = shop.kafka.admin()
@@ -166,15 +166,15 @@ def test_events_that_come_again_after_an_offset_reset_change_nothing(shop: Shop,
     orders += [confirmed(shop, product), confirmed(shop, product)]
     for number in (10, 11):
         end(shop, orders[number], number)
-    assert_once(shop, product, orders, put_in=20)
+    assert_once(shop, product, orders, stocked=20)
 
 
-def test_events_deleted_before_they_were_handled_are_told_of_and_the_rest_go_on(shop: Shop) -> None:
+def test_events_deleted_before_they_were_handled_are_told_of_and_the_rest_go_on(shop: ShopDriver) -> None:
     product = shop.stocked_product(units=10)
     lost, kept = confirmed(shop, product), confirmed(shop, product)
     stop_inventory(shop)
     so_far = shop.kafka.size(TOPIC)
-    shop.bring_to(lost, CANCELLED)
+    shop.change_status(lost, CANCELLED)
     shop.eventually(lambda: shop.kafka.size(TOPIC) == so_far + 1, within_seconds=60)
 
     # -1 stands for all that there is: as retention does it when a consumer was away for too long.
@@ -184,7 +184,7 @@ def test_events_deleted_before_they_were_handled_are_told_of_and_the_rest_go_on(
         answer.result(ADMIN_SECONDS)
     # Keyed as the lost one, so that it comes next in the lost one's partition.
     shop.kafka.produce(TOPIC, lost, '{"event_type": "NOTED", "timestamp": "2024-01-15T10:30:00Z", "data": {}}')
-    shop.bring_to(kept, CANCELLED)
+    shop.change_status(kept, CANCELLED)
     start_inventory(shop)
 
     line = shop.stack.inventory_api.wait_for_line("events were deleted from the topic before they were handled", 60)
@@ -196,17 +196,17 @@ def test_events_deleted_before_they_were_handled_are_told_of_and_the_rest_go_on(
     request = inventory.ReleaseStockRequest(reservation_id=held.id)
     assert shop.api.call(shop.api.inventory.ReleaseStock, request).released_quantity == 1
     assert shop.available(product) == 10
-    shop.assert_counted(product, put_in=10)
+    shop.assert_consistent(product, stocked=10)
 
 
-def test_a_consumer_killed_between_the_effect_and_its_commit_repeats_it_without_effect(shop: Shop) -> None:
+def test_a_consumer_killed_between_the_effect_and_its_commit_repeats_it_without_effect(shop: ShopDriver) -> None:
     product = shop.stocked_product(units=2)
     order = confirmed(shop, product)
     shop.eventually(lambda: caught_up(shop), within_seconds=60)
 
     with inventory_database(shop.stack) as database:
         with commits_held(database):
-            shop.bring_to(order, CANCELLED)
+            shop.change_status(order, CANCELLED)
             shop.eventually(lambda: commit_waits(database), within_seconds=60)
             # It has sent its COMMIT. The answer, after which it would commit its offset, it never sees.
             shop.stack.inventory_api.freeze()
@@ -218,7 +218,7 @@ def test_a_consumer_killed_between_the_effect_and_its_commit_repeats_it_without_
 
     shop.eventually(lambda: caught_up(shop), within_seconds=60)
     assert shop.available(product) == 2
-    shop.assert_counted(product, put_in=2)
+    shop.assert_consistent(product, stocked=2)
     assert effects(shop, product, 1) == {order: ["STOCK_RELEASED"]}
 
 
@@ -262,7 +262,7 @@ def reserved(database: Connection, product: int) -> int:
     return int(units)
 
 
-def test_consumers_go_on_after_the_broker_was_killed_and_say_so_once(shop: Shop) -> None:
+def test_consumers_go_on_after_the_broker_was_killed_and_say_so_once(shop: ShopDriver) -> None:
     product = shop.stocked_product(units=4)
     orders = [confirmed(shop, product) for _ in range(2)]
     so_far = shop.stack.inventory_api.log.count("no events from the broker")
@@ -274,5 +274,5 @@ def test_consumers_go_on_after_the_broker_was_killed_and_say_so_once(shop: Shop)
     shop.stack.inventory_api.wait_ready(ADMIN_SECONDS)
     shop.kafka.start_again()
 
-    assert_once(shop, product, orders, put_in=4)
+    assert_once(shop, product, orders, stocked=4)
     assert shop.stack.inventory_api.log.count("no events from the broker") <= so_far + 2

@@ -41,7 +41,7 @@ def shop(system: Composition) -> Iterator[Shop]:
         yield opened
 
 
-def place_order(shop: Shop) -> str:
+def create_order(shop: Shop) -> str:
     price = Money(currency_code="EUR", units=1)
     items = [orders.CreateOrderItem(product_id=PRODUCT, quantity=1, price=price)]
     return shop.call(shop.orders.CreateOrder, orders.CreateOrderRequest(user_id=1, items=items)).order.id
@@ -88,7 +88,7 @@ def test_calls_spread_over_the_replicas_outside_and_inside(system: Composition, 
     before = answered(system, "order-api", "CreateOrder"), answered(system, "inventory-api", "BatchReserveStock")
 
     for _ in range(ORDERS_EACH * REPLICAS["order-api"]):
-        place_order(shop)
+        create_order(shop)
 
     outside = answered(system, "order-api", "CreateOrder") - before[0]
     inside = answered(system, "inventory-api", "BatchReserveStock") - before[1]
@@ -122,7 +122,7 @@ def test_one_that_ends_by_itself_is_started_again(system: Composition) -> None:
 
 def test_all_may_be_stopped_and_started_in_any_order_and_nothing_is_lost(system: Composition, shop: Shop) -> None:
     stock_up(shop)
-    order = place_order(shop)
+    order = create_order(shop)
 
     system.compose("stop")
     ended = {one["Name"]: one["State"]["ExitCode"] for one in system.containers() if service_of(one) in REPLICAS}

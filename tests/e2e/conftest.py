@@ -8,7 +8,7 @@ from devstack.kafka import Kafka
 from devstack.postgres import PostgresServer
 from devstack.stack import Databases, Options, Stack
 from shopctl.system.layout import RELAY
-from tests.e2e.shop import Shop
+from tests.e2e.shop_driver import ShopDriver
 
 
 @pytest.fixture(scope="session")
@@ -37,9 +37,9 @@ def stack(
 
 
 @pytest.fixture
-def shop(stack: Stack) -> Iterator[Shop]:
+def shop(stack: Stack) -> Iterator[ShopDriver]:
     """A shop in which everything runs, before the test and after it."""
-    with Shop.of(stack) as opened:
+    with ShopDriver.connect(stack) as opened:
         opened.wait_ready()
         yield opened
     for process in stack.processes:

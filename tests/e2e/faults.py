@@ -12,7 +12,7 @@ from devstack.stack import Stack
 
 
 @contextmanager
-def orders_can_not_be_written(stack: Stack) -> Iterator[None]:
+def orders_write_locked(stack: Stack) -> Iterator[None]:
     """Somebody holds the orders database's write lock, as a long migration does; reading goes on."""
     with _write_locked(stack.databases.orders, "orders"):
         yield

@@ -17,7 +17,7 @@ from devstack.stack import Databases, Options, Stack
 from shop_common.errors import NotFound
 from shop_protos.inventory.v1.inventory_pb2 import ReleaseStockRequest
 from tests.e2e.docs import ROOT, shell_lines
-from tests.e2e.shop import CANCELLED, CONFIRMED, Shop
+from tests.e2e.shop_driver import CANCELLED, CONFIRMED, ShopDriver
 
 LINE_SECONDS = 120
 LINES = [line.command for line in shell_lines() if line.document == "docs/backup.md"]
@@ -45,14 +45,14 @@ def test_both_databases_are_lost_and_restored(databases: Databases, broker: Kafk
     # Nothing here may run out while the test restores.
     options = Options(environment={"RESERVATION_TTL": "3600"})
     with Stack(databases, broker, options=options) as stack:
-        with Shop.of(stack) as shop:
+        with ShopDriver.connect(stack) as shop:
             shop.wait_ready()
             product = shop.stocked_product(units=10)
-            kept = shop.bring_to(shop.place_order((product, 1)).id, CONFIRMED)
+            kept = shop.change_status(shop.create_order((product, 1)).id, CONFIRMED)
             page.back_up("orders")
-            between = shop.bring_to(shop.place_order((product, 2)).id, CONFIRMED)
+            between = shop.change_status(shop.create_order((product, 2)).id, CONFIRMED)
             page.back_up("inventory")
-            lost = shop.place_order((product, 3))
+            lost = shop.create_order((product, 3))
             shop.order_events(lost.id, "ORDER_CREATED")
             told = sequences(broker)
         stack.stop()
@@ -60,7 +60,7 @@ def test_both_databases_are_lost_and_restored(databases: Databases, broker: Kafk
         page.restore()
         stack.start()
 
-        with Shop.of(stack) as shop:
+        with ShopDriver.connect(stack) as shop:
             shop.wait_ready()
             assert shop.order(kept.id).status == CONFIRMED
             for order in (between, lost):
@@ -70,15 +70,15 @@ def test_both_databases_are_lost_and_restored(databases: Databases, broker: Kafk
             # As the page says: stock of an order that nobody knows is given back.
             (left_over,) = (each for each in shop.reservations(product) if each.order_id == between.id)
             shop.api.call(shop.api.inventory.ReleaseStock, ReleaseStockRequest(reservation_id=left_over.id))
-            shop.assert_counted(product, put_in=10)
+            shop.assert_consistent(product, stocked=10)
             # All goes on, and no number is given twice.
-            new = shop.place_order((product, 4))
+            new = shop.create_order((product, 4))
             shop.order_events(new.id, "ORDER_CREATED")
-            shop.bring_to(kept.id, CANCELLED)
+            shop.change_status(kept.id, CANCELLED)
             shop.eventually(lambda: shop.available(product) == 10 - 4)
             for source, sequence in sequences(broker).items():
                 assert sequence > told[source] + 1_000_000
-            shop.assert_counted(product, put_in=10)
+            shop.assert_consistent(product, stocked=10)
 
 
 def test_the_page_has_lines_for_both_kinds_of_database() -> None:

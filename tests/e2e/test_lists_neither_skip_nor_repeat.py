@@ -9,7 +9,7 @@ import pytest
 from shop_common.errors import InvalidInput
 from shop_protos.inventory.v1 import inventory_pb2 as inventory
 from shop_protos.order.v1 import order_pb2 as orders
-from tests.e2e.shop import Shop, at_once
+from tests.e2e.shop_driver import ShopDriver, call_concurrently
 
 
 @contextmanager
@@ -30,14 +30,14 @@ def going_on(act: Callable[[], object]) -> Iterator[None]:
         thread.join()
 
 
-def test_pages_of_orders_neither_skip_nor_repeat_while_orders_are_placed(shop: Shop) -> None:
+def test_pages_of_orders_neither_skip_nor_repeat_while_orders_are_placed(shop: ShopDriver) -> None:
     product = shop.stocked_product(units=10_000)
-    user = shop.product()
+    user = shop.new_id()
     # At once, so that several share a created_at.
-    placed = {order.id for order in at_once(25, lambda _: shop.place_order((product, 1), user_id=user))}  # type: ignore[union-attr]  # a refusal would have no id, and fail here
+    placed = {order.id for order in call_concurrently(25, lambda _: shop.create_order((product, 1), user_id=user))}  # type: ignore[union-attr]  # a refusal would have no id, and fail here
 
     seen: list[str] = []
-    with going_on(lambda: shop.place_order((product, 1), user_id=user)):
+    with going_on(lambda: shop.create_order((product, 1), user_id=user)):
         token = ""
         while True:
             page = shop.api.call(
@@ -52,7 +52,7 @@ def test_pages_of_orders_neither_skip_nor_repeat_while_orders_are_placed(shop: S
     assert placed <= set(seen)
 
 
-def test_pages_of_items_neither_skip_nor_repeat_while_items_are_made(shop: Shop) -> None:
+def test_pages_of_items_neither_skip_nor_repeat_while_items_are_made(shop: ShopDriver) -> None:
     product = shop.stocked_product(**{f"PLACE_{n}": 1 for n in range(20)})
     more = iter(range(100_000))
 
@@ -73,7 +73,7 @@ def test_pages_of_items_neither_skip_nor_repeat_while_items_are_made(shop: Shop)
     assert {f"PLACE_{n}" for n in range(20)} <= set(seen)
 
 
-def test_pages_of_reservations_neither_skip_nor_repeat_while_stock_is_reserved(shop: Shop) -> None:
+def test_pages_of_reservations_neither_skip_nor_repeat_while_stock_is_reserved(shop: ShopDriver) -> None:
     product = shop.stocked_product(units=10_000)
     held = {shop.reserve(product, 1).id for _ in range(20)}
 
@@ -94,7 +94,7 @@ def test_pages_of_reservations_neither_skip_nor_repeat_while_stock_is_reserved(s
     assert held <= set(seen)
 
 
-def test_a_token_of_another_filter_is_refused(shop: Shop) -> None:
+def test_a_token_of_another_filter_is_refused(shop: ShopDriver) -> None:
     product = shop.stocked_product(A=1, B=1)
     page = shop.api.call(
         shop.api.inventory.ListInventoryItems, inventory.ListInventoryItemsRequest(product_id=product, page_size=1)

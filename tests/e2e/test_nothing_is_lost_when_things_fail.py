@@ -18,7 +18,7 @@ from shop_protos.inventory.v1 import inventory_pb2, inventory_pb2_grpc
 from shop_protos.order.v1 import order_pb2, order_pb2_grpc
 from shopctl.system.grpc_health import health
 from tests.e2e.faults import databases_frozen
-from tests.e2e.shop import CANCELLED, CONFIRMED, PENDING, PROCESSING, SHIPPED, Shop
+from tests.e2e.shop_driver import CANCELLED, CONFIRMED, PENDING, PROCESSING, SHIPPED, ShopDriver
 
 _T = TypeVar("_T")
 
@@ -30,10 +30,10 @@ PROCESSES = {
 }
 
 
-def test_an_event_reaches_kafka_though_the_broker_was_away_when_the_order_was_made(shop: Shop) -> None:
+def test_an_event_reaches_kafka_though_the_broker_was_away_when_the_order_was_made(shop: ShopDriver) -> None:
     product = shop.stocked_product(units=2)
     with shop.kafka.frozen():
-        order = shop.place_order((product, 1))
+        order = shop.create_order((product, 1))
         assert order.status == PENDING
 
     assert shop.order_events(order.id, "ORDER_CREATED", within_seconds=90) == ["ORDER_CREATED"]
@@ -41,7 +41,7 @@ def test_an_event_reaches_kafka_though_the_broker_was_away_when_the_order_was_ma
 
 
 @pytest.mark.parametrize("name", PROCESSES)
-def test_a_killed_process_loses_nothing_and_doubles_nothing(shop: Shop, name: str) -> None:
+def test_a_killed_process_loses_nothing_and_doubles_nothing(shop: ShopDriver, name: str) -> None:
     """Buyers go on while one process is killed and started again; then each unit and each event is counted."""
     process: Process = PROCESSES[name](shop.stack)
     product = shop.stocked_product(units=1000)
@@ -55,14 +55,14 @@ def test_a_killed_process_loses_nothing_and_doubles_nothing(shop: Shop, name: st
 
     for number, order_id in enumerate(bought.confirmed):
         if number % 2:
-            shop.bring_to(order_id, CANCELLED)
+            shop.change_status(order_id, CANCELLED)
         else:
-            shop.bring_to(order_id, PROCESSING, SHIPPED)
+            shop.change_status(order_id, PROCESSING, SHIPPED)
     shipped, cancelled = bought.confirmed[::2], bought.confirmed[1::2]
 
     # Holds of calls that died half-way run out by themselves; nothing but what was shipped is missing then.
     shop.eventually(lambda: shop.available(product) == 1000 - len(shipped) == shop.on_hand(product), within_seconds=60)
-    shop.assert_counted(product, put_in=1000)
+    shop.assert_consistent(product, stocked=1000)
     events = shop.stock_events(product, "STOCK_FULFILLED", count=len(shipped), within_seconds=90)
     fulfilled = [data["order_id"] for event_type, data in events if event_type == "STOCK_FULFILLED"]
     assert sorted(fulfilled) == sorted(shipped)
@@ -79,10 +79,10 @@ class Bought:
         self.unexpected: list[ShopError] = []
 
 
-def buy_one(shop: Shop, product: int) -> str:
+def buy_one(shop: ShopDriver, product: int) -> str:
     request_id = str(uuid4())
-    order = insistently(lambda: shop.place_order((product, 1), hold_seconds=8, request_id=request_id))
-    insistently(lambda: shop.bring_to(order.id, CONFIRMED))
+    order = insistently(lambda: shop.create_order((product, 1), ttl_seconds=8, request_id=request_id))
+    insistently(lambda: shop.change_status(order.id, CONFIRMED))
     return order.id
 
 
@@ -98,7 +98,7 @@ def insistently(call: Callable[[], _T], within_seconds: float = 60) -> _T:
 
 
 @contextmanager
-def buyers(shop: Shop, product: int, count: int = 4) -> Iterator[Bought]:
+def buyers(shop: ShopDriver, product: int, count: int = 4) -> Iterator[Bought]:
     """Buyers who order one unit each time and confirm, again and again, with a client that retries as documented."""
     bought, done = Bought(), threading.Event()
 
@@ -124,10 +124,10 @@ def buyers(shop: Shop, product: int, count: int = 4) -> Iterator[Bought]:
 
 
 def test_a_frozen_database_is_answered_within_the_deadline_while_the_process_lives(
-    shop: Shop, database_server: PostgresServer | None
+    shop: ShopDriver, database_server: PostgresServer | None
 ) -> None:
     product = shop.stocked_product(units=5)
-    order = shop.place_order((product, 1))
+    order = shop.create_order((product, 1))
     # Plain channels: no retry makes an answer of several.
     with (
         grpc.insecure_channel(shop.stack.inventory_address) as inventory_channel,
@@ -153,8 +153,8 @@ def test_a_frozen_database_is_answered_within_the_deadline_while_the_process_liv
     shop.wait_ready()
     # What was on its way when it froze may have happened, all of it or nothing.
     assert shop.available(product) in (2, 3, 4)
-    assert shop.bring_to(order.id, CONFIRMED).status == CONFIRMED
-    shop.assert_counted(product, put_in=5)
+    assert shop.change_status(order.id, CONFIRMED).status == CONFIRMED
+    shop.assert_consistent(product, stocked=5)
 
 
 def one_of(product: int) -> order_pb2.CreateOrderRequest:
@@ -164,14 +164,14 @@ def one_of(product: int) -> order_pb2.CreateOrderRequest:
     )
 
 
-def test_a_poisonous_event_is_set_aside_and_stops_nobody(shop: Shop) -> None:
+def test_a_poisonous_event_is_set_aside_and_stops_nobody(shop: ShopDriver) -> None:
     product = shop.stocked_product(units=1)
-    order = shop.place_order((product, 1))
+    order = shop.create_order((product, 1))
     poison = f"poison-{uuid4()}"
     headers = {"ce_id": str(uuid4()), "ce_type": "ORDER_CANCELLED"}
     shop.kafka.produce("order-events", order.id, "this is not JSON", headers | {"note": poison})
 
-    shop.bring_to(order.id, CANCELLED)
+    shop.change_status(order.id, CANCELLED)
 
     shop.eventually(lambda: shop.available(product) == 1)
     (letter,) = [
@@ -189,10 +189,10 @@ def test_a_poisonous_event_is_set_aside_and_stops_nobody(shop: Shop) -> None:
     assert letter.headers["dlq_reason"]
 
 
-def test_a_repeated_event_has_its_effect_once(shop: Shop) -> None:
+def test_a_repeated_event_has_its_effect_once(shop: ShopDriver) -> None:
     product = shop.stocked_product(units=2)
-    order = shop.place_order((product, 1))
-    shop.bring_to(order.id, CONFIRMED, PROCESSING, SHIPPED)
+    order = shop.create_order((product, 1))
+    shop.change_status(order.id, CONFIRMED, PROCESSING, SHIPPED)
     records = shop.kafka.consume(
         "order-events",
         lambda records: any(r.key == order.id and r.headers["ce_type"] == "ORDER_SHIPPED" for r in records),
@@ -203,16 +203,16 @@ def test_a_repeated_event_has_its_effect_once(shop: Shop) -> None:
     for _ in range(3):
         shop.kafka.produce("order-events", shipped.key, shipped.value, shipped.headers)
     # What comes after the repeats, for the same key's partition, shows that they were handled.
-    other = shop.place_order((product, 1))
-    shop.bring_to(other.id, CANCELLED)
+    other = shop.create_order((product, 1))
+    shop.change_status(other.id, CANCELLED)
 
     shop.eventually(lambda: shop.available(product) == 1 == shop.on_hand(product))
     events = shop.stock_events(product, "STOCK_RELEASED")
     assert [event_type for event_type, _ in events].count("STOCK_FULFILLED") == 1
-    shop.assert_counted(product, put_in=2)
+    shop.assert_consistent(product, stocked=2)
 
 
-def test_a_call_that_runs_when_the_process_is_told_to_stop_is_finished(shop: Shop) -> None:
+def test_a_call_that_runs_when_the_process_is_told_to_stop_is_finished(shop: ShopDriver) -> None:
     product = shop.stocked_product(units=100)
     process = shop.stack.inventory_api
     answered: list[int] = []
@@ -232,12 +232,12 @@ def test_a_call_that_runs_when_the_process_is_told_to_stop_is_finished(shop: Sho
 
     held = sum(reservation.quantity for reservation in shop.reservations(product))
     assert held >= sum(answered)
-    shop.assert_counted(product, put_in=100)
+    shop.assert_consistent(product, stocked=100)
 
 
-def test_each_endpoint_answers_while_its_neighbour_is_away(shop: Shop) -> None:
+def test_each_endpoint_answers_while_its_neighbour_is_away(shop: ShopDriver) -> None:
     product = shop.stocked_product(units=5)
-    order = shop.place_order((product, 1))
+    order = shop.create_order((product, 1))
     shop.stack.inventory_api.kill()
     try:
         with grpc.insecure_channel(shop.stack.orders_address) as channel:
@@ -250,4 +250,4 @@ def test_each_endpoint_answers_while_its_neighbour_is_away(shop: Shop) -> None:
     finally:
         shop.stack.inventory_api.start()
         shop.wait_ready()
-    assert shop.bring_to(order.id, CONFIRMED).status == CONFIRMED
+    assert shop.change_status(order.id, CONFIRMED).status == CONFIRMED

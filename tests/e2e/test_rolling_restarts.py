@@ -17,7 +17,7 @@ from shop_common.errors import ShopError
 from shop_protos.inventory.v1 import inventory_pb2
 from shopctl import client
 from shopctl.system.layout import INVENTORY_API, ORDER_API, REAPER, RELAY
-from tests.e2e.shop import CANCELLED, CONFIRMED, PROCESSING, SHIPPED, Shop
+from tests.e2e.shop_driver import CANCELLED, CONFIRMED, PROCESSING, SHIPPED, ShopDriver
 
 ROUNDS = 3
 UNITS = 10_000
@@ -90,7 +90,7 @@ class Sales:
 def test_buyers_notice_no_restart_and_no_unit_or_event_is_lost_or_doubled(pair: tuple[Stack, Stack]) -> None:
     ports = (pair[0].ports, pair[1].ports)
     api = client.Shop.connect(*targets(ports))
-    with Shop(pair[0], api) as shop:
+    with ShopDriver(pair[0], api) as shop:
         shop.wait_ready()
         products = [shop.stocked_product(units=UNITS) for _ in range(3)]
         with buyers(shop, products) as sales:
@@ -106,7 +106,7 @@ def test_buyers_notice_no_restart_and_no_unit_or_event_is_lost_or_doubled(pair: 
         shop.eventually(lambda: sum(map(shop.on_hand, products)) == left, within_seconds=60)
         shop.eventually(lambda: sum(map(shop.available, products)) == left - len(sales.held), within_seconds=60)
         for product in products:
-            shop.assert_counted(product, put_in=UNITS)
+            shop.assert_consistent(product, stocked=UNITS)
         holds_made = sum(len(shop.reservations(product)) for product in products)
         assert holds_made == sales.count, "no hold was made twice"
         assert_each_event_once(shop, sales)
@@ -122,11 +122,11 @@ def restart(stack: Stack, name: str) -> None:
 
 
 @contextmanager
-def buyers(shop: Shop, products: list[int]) -> Iterator[Sales]:
+def buyers(shop: ShopDriver, products: list[int]) -> Iterator[Sales]:
     """For each product one who orders and ships or cancels, one who holds and keeps or gives back, until the end."""
     sales, done = Sales(), threading.Event()
 
-    def again_and_again(buy: Callable[[Shop, int, Sales, int], None], product: int) -> None:
+    def again_and_again(buy: Callable[[ShopDriver, int, Sales, int], None], product: int) -> None:
         turn = 0
         while not done.wait(PAUSE_SECONDS):
             turn += 1
@@ -147,18 +147,18 @@ def buyers(shop: Shop, products: list[int]) -> Iterator[Sales]:
             thread.join()
 
 
-def order(shop: Shop, product: int, sales: Sales, turn: int) -> None:
-    placed = shop.place_order((product, 1), request_id=str(uuid4()))
-    shop.bring_to(placed.id, CONFIRMED)
+def order(shop: ShopDriver, product: int, sales: Sales, turn: int) -> None:
+    placed = shop.create_order((product, 1), request_id=str(uuid4()))
+    shop.change_status(placed.id, CONFIRMED)
     if turn % 2:
-        shop.bring_to(placed.id, PROCESSING, SHIPPED)
+        shop.change_status(placed.id, PROCESSING, SHIPPED)
         sales.shipped.append(placed.id)
     else:
-        shop.bring_to(placed.id, CANCELLED)
+        shop.change_status(placed.id, CANCELLED)
         sales.cancelled.append(placed.id)
 
 
-def hold(shop: Shop, product: int, sales: Sales, turn: int) -> None:
+def hold(shop: ShopDriver, product: int, sales: Sales, turn: int) -> None:
     reservation = shop.reserve(product, 1, request_id=str(uuid4()))
     if turn % 2:
         sales.held.append(reservation.id)
@@ -171,7 +171,7 @@ def hold(shop: Shop, product: int, sales: Sales, turn: int) -> None:
     sales.released.append(reservation.id)
 
 
-def assert_each_event_once(shop: Shop, sales: Sales) -> None:
+def assert_each_event_once(shop: ShopDriver, sales: Sales) -> None:
     """Each order and each hold has told its story on Kafka, whole and in order; a repeat came under the same id."""
     stories = {order_id: ["ORDER_CREATED", "ORDER_CONFIRMED", "ORDER_CANCELLED"] for order_id in sales.cancelled}
     stories |= {

@@ -3,69 +3,70 @@
 import pytest
 
 from shop_common.errors import Refused, ShopError
-from tests.e2e.shop import Shop, at_once, granted, reasons
+from tests.e2e.shop_driver import ShopDriver, call_concurrently, reason_counts, succeeded
 
 
-def test_the_last_unit_goes_to_one_of_100_who_reserve_at_once(shop: Shop) -> None:
+def test_the_last_unit_goes_to_one_of_100_who_reserve_at_once(shop: ShopDriver) -> None:
     product = shop.stocked_product(units=1)
 
-    outcomes = at_once(100, lambda _: shop.reserve(product, 1))
+    outcomes = call_concurrently(100, lambda _: shop.reserve(product, 1))
 
-    assert len(granted(outcomes)) == 1
-    assert reasons(outcomes) == {"INSUFFICIENT_STOCK": 99}
+    assert len(succeeded(outcomes)) == 1
+    assert reason_counts(outcomes) == {"INSUFFICIENT_STOCK": 99}
     assert shop.available(product) == 0
-    shop.assert_counted(product, put_in=1)
+    shop.assert_consistent(product, stocked=1)
 
 
-def test_the_last_unit_goes_to_one_of_100_who_order_at_once(shop: Shop) -> None:
+def test_the_last_unit_goes_to_one_of_100_who_order_at_once(shop: ShopDriver) -> None:
     product = shop.stocked_product(units=1)
 
-    outcomes = at_once(100, lambda number: shop.place_order((product, 1), user_id=number + 1))
+    outcomes = call_concurrently(100, lambda number: shop.create_order((product, 1), user_id=number + 1))
 
-    assert len(granted(outcomes)) == 1
-    assert reasons(outcomes) == {"INSUFFICIENT_STOCK": 99}
-    shop.assert_counted(product, put_in=1)
+    assert len(succeeded(outcomes)) == 1
+    assert reason_counts(outcomes) == {"INSUFFICIENT_STOCK": 99}
+    shop.assert_consistent(product, stocked=1)
 
 
-def test_an_order_that_is_refused_in_one_line_takes_nothing_of_the_others(shop: Shop) -> None:
+def test_an_order_that_is_refused_in_one_line_takes_nothing_of_the_others(shop: ShopDriver) -> None:
     plenty, scarce = shop.stocked_product(units=10), shop.stocked_product(units=1)
 
     with pytest.raises(Refused) as refusal:
-        shop.place_order((plenty, 5), (scarce, 2))
+        shop.create_order((plenty, 5), (scarce, 2))
 
     assert refusal.value.metadata() == {"product_id": str(scarce), "requested": "2", "available": "1"}
     assert shop.available(plenty) == 10
 
 
-def test_two_lines_of_one_product_are_summed(shop: Shop) -> None:
+def test_two_lines_of_one_product_are_summed(shop: ShopDriver) -> None:
     product = shop.stocked_product(units=10)
 
     with pytest.raises(ShopError) as refusal:
-        shop.place_order((product, 6), (product, 5))
+        shop.create_order((product, 6), (product, 5))
     assert refusal.value.metadata()["requested"] == "11"
 
-    order = shop.place_order((product, 6), (product, 4))
+    order = shop.create_order((product, 6), (product, 4))
     assert [item.quantity for item in order.items] == [6, 4]
     assert [reservation.quantity for reservation in shop.reservations(product)] == [10]
 
 
-def test_a_line_split_over_locations_adds_up(shop: Shop) -> None:
+def test_a_line_split_over_locations_adds_up(shop: ShopDriver) -> None:
     product = shop.stocked_product(NORTH=4, SOUTH=3, WEST=2)
 
     reservation = shop.reserve(product, 8)
 
     assert {part.location: part.quantity for part in reservation.allocations} == {"NORTH": 4, "SOUTH": 3, "WEST": 1}
-    shop.assert_counted(product, put_in=9)
+    shop.assert_consistent(product, stocked=9)
 
 
-def test_buyers_of_several_products_in_any_order_sell_exactly_what_is_there(shop: Shop) -> None:
+def test_buyers_of_several_products_in_any_order_sell_exactly_what_is_there(shop: ShopDriver) -> None:
     one, two = shop.stocked_product(units=30), shop.stocked_product(NORTH=20, SOUTH=10)
 
-    outcomes = at_once(
-        60, lambda number: shop.place_order((one, 1), (two, 1)) if number % 2 else shop.place_order((two, 1), (one, 1))
+    outcomes = call_concurrently(
+        60,
+        lambda number: shop.create_order((one, 1), (two, 1)) if number % 2 else shop.create_order((two, 1), (one, 1)),
     )
 
-    assert len(granted(outcomes)) == 30
+    assert len(succeeded(outcomes)) == 30
     assert shop.available(one) == shop.available(two) == 0
-    shop.assert_counted(one, put_in=30)
-    shop.assert_counted(two, put_in=30)
+    shop.assert_consistent(one, stocked=30)
+    shop.assert_consistent(two, stocked=30)

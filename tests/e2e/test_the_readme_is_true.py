@@ -12,7 +12,7 @@ import pytest
 
 from devstack.stack import Stack
 from shop_protos.inventory.v1 import inventory_pb2, inventory_pb2_grpc
-from tests.e2e.shop import Shop
+from tests.e2e.shop_driver import ShopDriver
 
 ROOT = Path(__file__).resolve().parents[2]
 INSTALL_SECONDS = 300
@@ -23,7 +23,7 @@ def programs() -> list[str]:
 
 
 @pytest.mark.parametrize("number", range(len(programs())))
-def test_a_program_of_the_readme_runs_as_written(shop: Shop, stack: Stack, number: int) -> None:
+def test_a_program_of_the_readme_runs_as_written(shop: ShopDriver, stack: Stack, number: int) -> None:
     product = shop.stocked_product(units=10)
     program = at_the_stack(programs()[number], stack, product)
 
@@ -42,7 +42,7 @@ def test_the_first_order_is_the_one_in_the_readme() -> None:
 
 @pytest.mark.timeout(INSTALL_SECONDS)
 def test_the_first_order_needs_the_generated_code_and_nothing_else_of_the_repository(
-    shop: Shop, stack: Stack, tmp_path: Path
+    shop: ShopDriver, stack: Stack, tmp_path: Path
 ) -> None:
     product = shop.stocked_product(units=10)
     example = (ROOT / "examples" / "first_order.py").read_text()
@@ -58,7 +58,9 @@ def test_the_first_order_needs_the_generated_code_and_nothing_else_of_the_reposi
     assert shop.order(order_id).items[0].product_id == product
 
 
-def test_the_first_order_says_how_much_is_left_when_it_is_too_little(shop: Shop, stack: Stack, tmp_path: Path) -> None:
+def test_the_first_order_says_how_much_is_left_when_it_is_too_little(
+    shop: ShopDriver, stack: Stack, tmp_path: Path
+) -> None:
     """It branches on the reason, not on the text of the error."""
     product = shop.stocked_product(units=1)
     example = at_the_stack((ROOT / "examples" / "first_order.py").read_text(), stack, product)
@@ -86,7 +88,7 @@ def run(*command: str | Path, folder: Path) -> str:
     return done.stdout
 
 
-def test_a_client_of_bare_names_needs_only_a_channel_and_two_imports(stack: Stack, shop: Shop) -> None:
+def test_a_client_of_bare_names_needs_only_a_channel_and_two_imports(stack: Stack, shop: ShopDriver) -> None:
     """The fields of the users' documentation, and nothing else."""
     product = shop.stocked_product(units=10)
     with grpc.insecure_channel(stack.inventory_address) as channel:

@@ -16,7 +16,7 @@ from devstack.process import Process
 from shop_common.errors import Conflict, Overload, Unavailable
 from shopctl.system.grpc_health import health
 from shopctl.system.layout import REAPER
-from tests.e2e.shop import CANCELLED, CONFIRMED, Shop
+from tests.e2e.shop_driver import CANCELLED, CONFIRMED, ShopDriver
 from tests.faults.system import System
 
 UNITS = 10**6
@@ -54,7 +54,7 @@ class Honest:
         self._over = False
         self._orders = 0
         self._failure: Exception | None = None
-        with Shop.of(self._stack) as shop:
+        with ShopDriver.connect(self._stack) as shop:
             self._product = shop.stocked_product(UNITS)
 
     def goes_on(self, orders: int = 3) -> None:
@@ -80,14 +80,14 @@ class Honest:
             with self._changed:
                 self._over = True
             worker.join()
-        with Shop.of(self._stack) as shop:
+        with ShopDriver.connect(self._stack) as shop:
             shop.eventually(lambda: shop.available(self._product) == UNITS, SETTLE_SECONDS)
 
     def _work(self) -> None:
         while not self._over and self._failure is None:
             try:
                 # A new client each time: those that connect now are to be served as well as those that are there.
-                with Shop.of(self._stack) as shop:
+                with ShopDriver.connect(self._stack) as shop:
                     self._order(shop)
             except Exception as failure:  # whatever it is, the test fails with it
                 self._failure = failure
@@ -95,11 +95,11 @@ class Honest:
                 self._orders += 1
                 self._changed.notify_all()
 
-    def _order(self, shop: Shop) -> None:
+    def _order(self, shop: ShopDriver) -> None:
         request_id, line = str(uuid4()), (self._product, 1)
-        order = persistent(lambda: shop.place_order(line, request_id=request_id, timeout_seconds=CALL_SECONDS))
+        order = persistent(lambda: shop.create_order(line, request_id=request_id, timeout_seconds=CALL_SECONDS))
         for status in (CONFIRMED, CANCELLED):
-            persistent(partial(shop.bring_to, order.id, status, timeout_seconds=CALL_SECONDS))
+            persistent(partial(shop.change_status, order.id, status, timeout_seconds=CALL_SECONDS))
 
 
 @contextmanager

@@ -12,7 +12,7 @@ from devstack.kafka import Kafka
 from devstack.process import Process
 from devstack.stack import Databases, Options, Ports, Stack, target_of
 from shopctl.system.layout import INVENTORY_API, ORDER_API, REAPER, RELAY
-from tests.e2e.shop import Shop
+from tests.e2e.shop_driver import ShopDriver
 from tests.faults.checker import check
 from tests.faults.clients import Clients
 from tests.faults.history import CallLog, History
@@ -52,7 +52,7 @@ class System:
 
     def wait_ready(self) -> None:
         for stack in self.stacks:
-            with Shop.of(stack) as shop:
+            with ShopDriver.connect(stack) as shop:
                 shop.wait_ready(READY_SECONDS)
 
     @contextmanager
@@ -113,8 +113,8 @@ class Recorded:
 
     def __init__(self, system: System, seed: int, products: int = PRODUCTS) -> None:
         self._system = system
-        with Shop.of(system.stacks[0]) as shop:
-            self._products = [shop.product() for _ in range(products)]
+        with ShopDriver.connect(system.stacks[0]) as shop:
+            self._products = [shop.new_id() for _ in range(products)]
         self.call_log = CallLog()
         self.stream = Stream(system.kafka)
         targets = system.inventory_target, system.orders_target

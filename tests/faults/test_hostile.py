@@ -27,7 +27,7 @@ from shop_protos.inventory.v1 import inventory_pb2 as inventory
 from shop_protos.order.v1 import order_pb2 as orders
 from shopctl.system.layout import RELAY
 from testkit.foreign import Foreign, send
-from tests.e2e.shop import CANCELLED, CONFIRMED, Shop
+from tests.e2e.shop_driver import CANCELLED, CONFIRMED, ShopDriver
 from tests.faults import peer
 from tests.faults.beside import an_honest_client, persistent
 from tests.faults.hostile import (
@@ -85,7 +85,7 @@ def system(
 @pytest.fixture(scope="module")
 def shelf(system: System) -> list[int]:
     """As many products as an order may have lines, of each of them plenty."""
-    with Shop.of(system.stacks[0]) as shop, ThreadPoolExecutor(16) as callers:
+    with ShopDriver.connect(system.stacks[0]) as shop, ThreadPoolExecutor(16) as callers:
         return list(callers.map(lambda _: shop.stocked_product(PLENTY), range(LINES_MAX)))
 
 
@@ -334,8 +334,8 @@ def test_a_message_that_unpacks_to_a_hundred_times_its_size(system: System) -> N
 
 @pytest.mark.parametrize("odd", ["a\nb", "a\tb", "a\x9b31m", "a\u202eb", "a\x1b[31m"], ids=ascii)
 def test_a_reason_that_would_forge_a_line_of_a_log_or_a_page(system: System, odd: str) -> None:
-    with Shop.of(system.stacks[0]) as shop:
-        order = shop.place_order((shop.stocked_product(1), 1))
+    with ShopDriver.connect(system.stacks[0]) as shop:
+        order = shop.create_order((shop.stocked_product(1), 1))
         request = orders.UpdateOrderStatusRequest(id=order.id, status=CANCELLED, reason=odd)
         with pytest.raises(ShopError) as refused:
             shop.api.call(shop.api.orders.UpdateOrderStatus, request)
@@ -349,17 +349,17 @@ def test_as_many_large_orders_as_there_can_be(system: System, shelf: list[int], 
     """Placed, listed, confirmed all at once, and cancelled."""
     count = 40 if is_short else 400
     lines = [(product, 1) for product in shelf]
-    with Shop.of(system.stacks[0]) as shop:
+    with ShopDriver.connect(system.stacks[0]) as shop:
         with an_honest_client(system) as honest, ThreadPoolExecutor(count) as callers:
-            user = shop.product()
+            user = shop.new_id()
 
             def place(number: int) -> str:
                 request_id = f"{user}-{number}"
-                placed = partial(shop.place_order, *lines, user_id=user, request_id=request_id)
+                placed = partial(shop.create_order, *lines, user_id=user, request_id=request_id)
                 return persistent(partial(placed, timeout_seconds=CALL_SECONDS), TRIES_MAX).id
 
             def step(order_id: str, status: "orders.OrderStatus.ValueType") -> None:
-                persistent(lambda: shop.bring_to(order_id, status, timeout_seconds=CALL_SECONDS), TRIES_MAX)
+                persistent(lambda: shop.change_status(order_id, status, timeout_seconds=CALL_SECONDS), TRIES_MAX)
 
             with ThreadPoolExecutor(8) as buyers:
                 placed = list(buyers.map(place, range(count)))
@@ -384,8 +384,8 @@ def read_lists(system: System, user: int, product: int) -> None:
 
 
 def test_an_order_with_more_reservations_than_there_can_be(system: System, shelf: list[int]) -> None:
-    with Shop.of(system.stacks[0]) as shop, an_honest_client(system) as honest:
-        order = shop.place_order((shelf[0], 1))
+    with ShopDriver.connect(system.stacks[0]) as shop, an_honest_client(system) as honest:
+        order = shop.create_order((shelf[0], 1))
         lines = [inventory.Line(product_id=product, quantity=1) for product in shelf]
         batch = [inventory.OrderLines(order_id=order.id, lines=lines)] * 5
         refused = 0
@@ -393,15 +393,19 @@ def test_an_order_with_more_reservations_than_there_can_be(system: System, shelf
             request = inventory.BatchReserveStockRequest(orders=batch)
             answer = shop.api.call(shop.api.inventory.BatchReserveStock, request, timeout_seconds=CALL_SECONDS)
             refused += sum(result.HasField("error") for result in answer.results)
-        shop.bring_to(order.id, CANCELLED)
+        shop.change_status(order.id, CANCELLED)
         honest.goes_on()
         shop.eventually(lambda: all(shop.available(product) == PLENTY for product in shelf), EFFECT_SECONDS)
     assert refused > 0, f"{25 * LINES_MAX} reservations of one order were taken"
 
 
 def test_a_product_at_more_locations_than_there_can_be(system: System) -> None:
-    with Shop.of(system.stacks[0]) as shop, an_honest_client(system) as honest, ThreadPoolExecutor(16) as callers:
-        product = shop.product()
+    with (
+        ShopDriver.connect(system.stacks[0]) as shop,
+        an_honest_client(system) as honest,
+        ThreadPoolExecutor(16) as callers,
+    ):
+        product = shop.new_id()
 
         def add(number: int) -> str:
             try:
@@ -414,7 +418,7 @@ def test_a_product_at_more_locations_than_there_can_be(system: System) -> None:
         assert reasons.count("OK") == 500, "the others are refused"
         assert set(reasons) == {"OK", "LOCATIONS_LIMIT"}
         # What is accepted can also expire: it draws on all of them.
-        held = shop.reserve(product, 500, order_id="p" * 64, hold_seconds=1, timeout_seconds=60)
+        held = shop.reserve(product, 500, order_id="p" * 64, ttl_seconds=1, timeout_seconds=60)
         assert len(held.allocations) == 500
         honest.goes_on()
         shop.eventually(lambda: shop.reservation(held.id).state == inventory.RESERVATION_STATE_EXPIRED, EFFECT_SECONDS)

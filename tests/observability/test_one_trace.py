@@ -11,7 +11,7 @@ import pytest
 from devstack import kafka
 from devstack.stack import Databases, Options, Stack
 from shop_protos.order.v1 import order_pb2, order_pb2_grpc
-from tests.e2e.shop import CANCELLED, CONFIRMED, Shop
+from tests.e2e.shop_driver import CANCELLED, CONFIRMED, ShopDriver
 from tests.observability.jaeger import Jaeger
 
 SHOWN_SECONDS = 90
@@ -28,11 +28,15 @@ def jaeger(docker_engine: str) -> Iterator[Jaeger]:
 
 
 @pytest.fixture(scope="module")
-def shop(jaeger: Jaeger, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shop]:
+def shop(jaeger: Jaeger, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ShopDriver]:
     environment = {"OTEL_EXPORTER_OTLP_ENDPOINT": jaeger.endpoint, "OTEL_BSP_SCHEDULE_DELAY": "200"}
     databases = Databases.in_folder(tmp_path_factory.mktemp("data"))
     options = Options(environment=environment)
-    with kafka.provide() as broker, Stack(databases, broker, options=options) as stack, Shop.of(stack) as opened:
+    with (
+        kafka.provide() as broker,
+        Stack(databases, broker, options=options) as stack,
+        ShopDriver.connect(stack) as opened,
+    ):
         opened.wait_ready()
         yield opened
 
@@ -95,9 +99,9 @@ class Trace:
         return "\n".join(f"    {span.process}: {span.name} {span.id} < {span.parent}" for span in self.spans)
 
 
-def test_a_placed_order_is_one_trace_from_the_call_to_the_broker(shop: Shop, jaeger: Jaeger) -> None:
+def test_a_placed_order_is_one_trace_from_the_call_to_the_broker(shop: ShopDriver, jaeger: Jaeger) -> None:
     product = shop.stocked_product(units=5)
-    order_id, trace_id = place(shop, product, hold_seconds=600)
+    order_id, trace_id = place(shop, product, ttl_seconds=600)
 
     sent = [("event-relay", "send order-events"), ("event-relay", "send inventory-events")]
     trace = shown(shop, jaeger, trace_id, [*sent, ("inventory-api", RESERVE), ("order-api", PLACE)])
@@ -126,10 +130,10 @@ def test_a_placed_order_is_one_trace_from_the_call_to_the_broker(shop: Shop, jae
     assert trace.one("event-relay", "send inventory-events", shop__event_type="STOCK_RESERVED").parent == call.id
 
 
-def test_a_cancellation_shows_how_the_stock_came_back(shop: Shop, jaeger: Jaeger) -> None:
+def test_a_cancellation_shows_how_the_stock_came_back(shop: ShopDriver, jaeger: Jaeger) -> None:
     product = shop.stocked_product(units=5)
-    order_id, _ = place(shop, product, hold_seconds=600)
-    shop.bring_to(order_id, CONFIRMED)
+    order_id, _ = place(shop, product, ttl_seconds=600)
+    shop.change_status(order_id, CONFIRMED)
 
     trace_id = set_status(shop, order_id, CANCELLED)
     shop.eventually(lambda: shop.available(product) == 5)
@@ -144,9 +148,11 @@ def test_a_cancellation_shows_how_the_stock_came_back(shop: Shop, jaeger: Jaeger
     assert handled.tags["shop.order_id"] == order_id
 
 
-def test_an_expiry_that_cancels_an_order_is_one_trace_through_all_four_processes(shop: Shop, jaeger: Jaeger) -> None:
+def test_an_expiry_that_cancels_an_order_is_one_trace_through_all_four_processes(
+    shop: ShopDriver, jaeger: Jaeger
+) -> None:
     product = shop.stocked_product(units=5)
-    order_id, _ = place(shop, product, hold_seconds=1)
+    order_id, _ = place(shop, product, ttl_seconds=1)
     shop.eventually(lambda: shop.order(order_id).status == CANCELLED, within_seconds=90)
 
     def expiry() -> list[dict[str, Any]]:
@@ -166,20 +172,20 @@ def test_an_expiry_that_cancels_an_order_is_one_trace_through_all_four_processes
     assert cancelled in trace.above(given_back)
 
 
-def place(shop: Shop, product: int, hold_seconds: float) -> tuple[str, str]:
+def place(shop: ShopDriver, product: int, ttl_seconds: float) -> tuple[str, str]:
     """The ids of the order and of the trace in which its buyer placed it."""
     traceparent, trace_id = new_trace()
     request = order_pb2.CreateOrderRequest(user_id=1, request_id=str(uuid4()))
     line = request.items.add(product_id=product, quantity=1)
     line.price.currency_code, line.price.units = "EUR", 5
-    request.ttl.FromNanoseconds(int(hold_seconds * 1e9))
+    request.ttl.FromNanoseconds(int(ttl_seconds * 1e9))
     with grpc.insecure_channel(shop.stack.orders_address) as channel:
         stub = order_pb2_grpc.OrderServiceStub(channel)
         order = stub.CreateOrder(request, timeout=10, metadata=(("traceparent", traceparent),)).order
     return order.id, trace_id
 
 
-def set_status(shop: Shop, order_id: str, status: "order_pb2.OrderStatus.ValueType") -> str:
+def set_status(shop: ShopDriver, order_id: str, status: "order_pb2.OrderStatus.ValueType") -> str:
     """The id of the trace in which it was done."""
     traceparent, trace_id = new_trace()
     request = order_pb2.UpdateOrderStatusRequest(id=order_id, status=status)
@@ -195,7 +201,7 @@ def new_trace() -> tuple[str, str]:
     return f"00-{trace_id}-{uuid4().hex[:16]}-01", trace_id
 
 
-def shown(shop: Shop, jaeger: Jaeger, trace_id: str, ends: list[tuple[str, str]]) -> Trace:
+def shown(shop: ShopDriver, jaeger: Jaeger, trace_id: str, ends: list[tuple[str, str]]) -> Trace:
     """The trace, once it is whole with these."""
     shop.eventually(lambda: jaeger.has(trace_id) and Trace(jaeger.trace(trace_id)).is_whole(*ends), SHOWN_SECONDS)
     return Trace(jaeger.trace(trace_id))

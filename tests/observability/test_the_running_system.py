@@ -23,7 +23,7 @@ from devstack.stack import Databases, Options, Ports, Stack
 from shop_common.errors import ShopError
 from shopctl.load.shoppers import PRODUCTS
 from shopctl.system.layout import RELAY
-from tests.e2e.shop import Shop
+from tests.e2e.shop_driver import ShopDriver
 from tests.observability import reference
 from tests.observability.dashboards import Json, as_grafana_asks, filled, panels, search_of, tags_of, targets
 from tests.observability.jaeger import Jaeger
@@ -264,12 +264,12 @@ def test_a_frozen_inventory_api_is_told_of_and_the_buyers_trace_names_it(
 def a_buyer_who_insists(system: Stack) -> Iterator[None]:
     gone = threading.Event()
 
-    def insist(shop: Shop) -> None:
+    def insist(shop: ShopDriver) -> None:
         while not gone.wait(0.1):
             with suppress(ShopError):
-                shop.place_order((PRODUCTS[1], 1))
+                shop.create_order((PRODUCTS[1], 1))
 
-    with Shop.of(system) as shop, ThreadPoolExecutor(1) as buyer:
+    with ShopDriver.connect(system) as shop, ThreadPoolExecutor(1) as buyer:
         insisting = buyer.submit(insist, shop)
         try:
             yield
@@ -300,7 +300,7 @@ def tags(span: Json) -> Json:
 def unheard_of(prometheus: Prometheus, system: Stack, broker: Kafka) -> None:
     """All of it happens, but that events are lost: tests/broker deletes some."""
     resolve(prometheus, *UNHEARD_OF)
-    with Shop.of(system) as shop:
+    with ShopDriver.connect(system) as shop:
         shop.wait_ready()
         with pytest.raises(ShopError):
             shop.reservation(str(uuid4()))

@@ -15,7 +15,7 @@ from devstack import kafka, postgres
 from devstack.postgres import PostgresServer
 from devstack.stack import Databases, Stack
 from shop_protos.order.v1 import order_pb2, order_pb2_grpc
-from tests.e2e.shop import CONFIRMED, Shop
+from tests.e2e.shop_driver import CONFIRMED, ShopDriver
 
 BUYERS = 6
 RESTARTS = 2
@@ -33,8 +33,12 @@ def server() -> Iterator[PostgresServer]:
 
 
 @pytest.fixture
-def shop(server: PostgresServer) -> Iterator[Shop]:
-    with kafka.provide() as broker, Stack(Databases.on_server(server), broker) as stack, Shop.of(stack) as shop:
+def shop(server: PostgresServer) -> Iterator[ShopDriver]:
+    with (
+        kafka.provide() as broker,
+        Stack(Databases.on_server(server), broker) as stack,
+        ShopDriver.connect(stack) as shop,
+    ):
         shop.wait_ready()
         yield shop
         assert set(stack.stop().values()) == {0}
@@ -50,7 +54,7 @@ class Answers:
 
 
 @pytest.mark.timeout(500)
-def test_clients_see_unavailable_for_seconds_and_nothing_else(shop: Shop, server: PostgresServer) -> None:
+def test_clients_see_unavailable_for_seconds_and_nothing_else(shop: ShopDriver, server: PostgresServer) -> None:
     product = shop.stocked_product(units=UNITS)
     with buyers(shop, product) as answers:
         for _ in range(RESTARTS):
@@ -64,28 +68,28 @@ def test_clients_see_unavailable_for_seconds_and_nothing_else(shop: Shop, server
     known = {("UNAVAILABLE", "DATABASE_UNAVAILABLE"), ("UNAVAILABLE", "INVENTORY_UNAVAILABLE")}
     assert set(answers.refusals) <= known
     for order_id in answers.orders:
-        shop.bring_to(order_id, CONFIRMED)
+        shop.change_status(order_id, CONFIRMED)
     # What was held for an order that was never made runs out; every other unit has its order.
     shop.eventually(lambda: shop.available(product) == UNITS - len(answers.orders), BACK_SECONDS)
-    shop.assert_counted(product, put_in=UNITS)
+    shop.assert_consistent(product, stocked=UNITS)
     for order_id in answers.orders[:: len(answers.orders) // 5]:
         assert shop.order_events(order_id, "ORDER_CONFIRMED", 40) == ["ORDER_CREATED", "ORDER_CONFIRMED"]
 
 
-def sell(shop: Shop, answers: Answers) -> None:
+def sell(shop: ShopDriver, answers: Answers) -> None:
     """Until some more orders are made."""
     so_far = len(answers.orders)
     shop.eventually(lambda: len(answers.orders) >= so_far + 20, BACK_SECONDS)
 
 
-def be_refused(shop: Shop, answers: Answers) -> None:
+def be_refused(shop: ShopDriver, answers: Answers) -> None:
     """Until somebody was told that there is no database."""
     so_far = answers.refusals.total()
     shop.eventually(lambda: answers.refusals.total() > so_far, BACK_SECONDS)
 
 
 @contextmanager
-def buyers(shop: Shop, product: int) -> Iterator[Answers]:
+def buyers(shop: ShopDriver, product: int) -> Iterator[Answers]:
     """Each orders one unit after the other on a plain channel, and sends a call again itself when nobody answers."""
     answers, done = Answers(), threading.Event()
 

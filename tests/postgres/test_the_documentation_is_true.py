@@ -22,7 +22,7 @@ from shop_common.db.database import Database
 from shop_common.events import consumer
 from shop_common.process import lifecycle
 from shopctl.system.layout import INVENTORY_API, ORDER_API, RELAY
-from tests.e2e.shop import CONFIRMED, PROCESSING, SHIPPED, Shop
+from tests.e2e.shop_driver import CONFIRMED, PROCESSING, SHIPPED, ShopDriver
 
 PAGE = (Path(__file__).parents[2] / "docs/postgresql.md").read_text()
 ROLES, BEFORE, AFTER = re.findall(r"```sql\n(.*?)```", PAGE, re.DOTALL)
@@ -137,12 +137,12 @@ def test_each_process_does_its_work_with_the_rights_that_the_page_gives_it(
     with kafka.provide() as broker:
         stack = Stack(nothing, broker, options=options).start()
         try:
-            with Shop.of(stack) as shop:
+            with ShopDriver.connect(stack) as shop:
                 product = shop.stocked_product(units=2)
-                order = shop.place_order((product, 1))
-                shop.bring_to(order.id, CONFIRMED, PROCESSING, SHIPPED)
+                order = shop.create_order((product, 1))
+                shop.change_status(order.id, CONFIRMED, PROCESSING, SHIPPED)
                 shop.stock_events(product, "STOCK_FULFILLED")
-                shop.assert_counted(product, put_in=2)
+                shop.assert_consistent(product, stocked=2)
         finally:
             codes = stack.stop()
     assert set(codes.values()) == {0}

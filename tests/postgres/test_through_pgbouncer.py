@@ -12,7 +12,16 @@ from devstack.postgres import PostgresServer
 from devstack.stack import Databases, Stack
 from shop_common.db.database import LOCK_TIMEOUT_SECONDS, STATEMENT_TIMEOUT_SECONDS, Database
 from shop_common.errors import Contention
-from tests.e2e.shop import CONFIRMED, DELIVERED, PROCESSING, SHIPPED, Shop, at_once, granted, reasons
+from tests.e2e.shop_driver import (
+    CONFIRMED,
+    DELIVERED,
+    PROCESSING,
+    SHIPPED,
+    ShopDriver,
+    call_concurrently,
+    reason_counts,
+    succeeded,
+)
 from tests.postgres import pgbouncer
 from tests.postgres.pgbouncer import POOL_SIZE, PgBouncer
 
@@ -32,11 +41,11 @@ def pooler(
 
 
 @pytest.fixture(scope="module")
-def shop(pooler: PgBouncer, postgres_server: PostgresServer) -> Iterator[Shop]:
+def shop(pooler: PgBouncer, postgres_server: PostgresServer) -> Iterator[ShopDriver]:
     """The four processes, migrations included, with PgBouncer before both databases."""
     direct = Databases.on_server(postgres_server)
     pooled = Databases(pooler.url(direct.inventory), pooler.url(direct.orders))
-    with kafka.provide() as broker, Stack(pooled, broker) as stack, Shop.of(stack) as shop:
+    with kafka.provide() as broker, Stack(pooled, broker) as stack, ShopDriver.connect(stack) as shop:
         shop.wait_ready()
         yield shop
         assert set(stack.stop().values()) == {0}
@@ -50,37 +59,38 @@ def database(pooler: PgBouncer, postgres_server: PostgresServer) -> Iterator[Dat
     postgres_server.drop_database(direct)
 
 
-def test_an_order_lives_its_life(shop: Shop) -> None:
+def test_an_order_lives_its_life(shop: ShopDriver) -> None:
     product = shop.stocked_product(units=3)
 
-    order = shop.place_order((product, 2))
-    shop.bring_to(order.id, CONFIRMED, PROCESSING, SHIPPED, DELIVERED)
+    order = shop.create_order((product, 2))
+    shop.change_status(order.id, CONFIRMED, PROCESSING, SHIPPED, DELIVERED)
 
     assert shop.order_events(order.id, "ORDER_DELIVERED")[0] == "ORDER_CREATED"
     shop.eventually(lambda: shop.on_hand(product) == 1 == shop.available(product))
-    shop.assert_counted(product, put_in=3)
+    shop.assert_consistent(product, stocked=3)
 
 
-def test_the_last_unit_goes_to_one_of_100_who_reserve_at_once(shop: Shop) -> None:
+def test_the_last_unit_goes_to_one_of_100_who_reserve_at_once(shop: ShopDriver) -> None:
     product = shop.stocked_product(units=1)
 
-    outcomes = at_once(100, lambda _: shop.reserve(product, 1))
+    outcomes = call_concurrently(100, lambda _: shop.reserve(product, 1))
 
-    assert len(granted(outcomes)) == 1
-    assert reasons(outcomes) == {"INSUFFICIENT_STOCK": 99}
-    shop.assert_counted(product, put_in=1)
+    assert len(succeeded(outcomes)) == 1
+    assert reason_counts(outcomes) == {"INSUFFICIENT_STOCK": 99}
+    shop.assert_consistent(product, stocked=1)
 
 
-def test_60_buyers_at_once_sell_exactly_what_is_there(shop: Shop) -> None:
+def test_60_buyers_at_once_sell_exactly_what_is_there(shop: ShopDriver) -> None:
     one, two = shop.stocked_product(units=30), shop.stocked_product(NORTH=20, SOUTH=10)
 
-    outcomes = at_once(
-        60, lambda number: shop.place_order((one, 1), (two, 1)) if number % 2 else shop.place_order((two, 1), (one, 1))
+    outcomes = call_concurrently(
+        60,
+        lambda number: shop.create_order((one, 1), (two, 1)) if number % 2 else shop.create_order((two, 1), (one, 1)),
     )
 
-    assert len(granted(outcomes)) == 30
-    shop.assert_counted(one, put_in=30)
-    shop.assert_counted(two, put_in=30)
+    assert len(succeeded(outcomes)) == 30
+    shop.assert_consistent(one, stocked=30)
+    shop.assert_consistent(two, stocked=30)
 
 
 def test_a_statement_prepared_on_one_server_connection_runs_on_another(database: Database) -> None:

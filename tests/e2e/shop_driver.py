@@ -33,10 +33,10 @@ _POLL_SECONDS = 0.05
 _T = TypeVar("_T")
 
 # Each test has products of its own, so that tests can share a shop, and runs can share a database.
-_product_ids = itertools.count(random.SystemRandom().randrange(2**40) * 1000 + 1)
+_ids = itertools.count(random.SystemRandom().randrange(2**40) * 1000 + 1)
 
 
-class Shop:
+class ShopDriver:
     """One connection to the system under test."""
 
     def __init__(self, stack: Stack, api: client.Shop) -> None:
@@ -45,7 +45,7 @@ class Shop:
         self.api = api
 
     @classmethod
-    def of(cls, stack: Stack) -> Self:
+    def connect(cls, stack: Stack) -> Self:
         return cls(stack, client.Shop.connect(stack.inventory_address, stack.orders_address))
 
     def __enter__(self) -> Self:
@@ -63,10 +63,10 @@ class Shop:
         self.eventually(self._all_answer, within_seconds)
 
     def _all_answer(self) -> bool:
-        unknown = self.product()
+        unknown = self.new_id()
         try:
             self.items(unknown)
-            self.place_order((unknown, 1))
+            self.create_order((unknown, 1))
         except Refused:
             return True  # order-api has asked inventory-api, which has none
         except ShopError:
@@ -75,13 +75,13 @@ class Shop:
 
     # --- stock ---
 
-    def product(self) -> int:
+    def new_id(self) -> int:
         """A product that nobody knows."""
-        return next(_product_ids)
+        return next(_ids)
 
     def stocked_product(self, units: int = 0, **by_location: int) -> int:
         """A new product with so many units, at one place or at those named."""
-        product_id = self.product()
+        product_id = self.new_id()
         for location, quantity in (by_location or {"WAREHOUSE_A": units}).items():
             self.add_stock(product_id, quantity, location)
         return product_id
@@ -110,7 +110,7 @@ class Shop:
         quantity: int,
         *,
         order_id: str = "",
-        hold_seconds: float | None = None,
+        ttl_seconds: float | None = None,
         request_id: str = "",
         timeout_seconds: float = 20,
     ) -> inventory.Reservation:
@@ -118,7 +118,7 @@ class Shop:
             product_id=product_id,
             quantity=quantity,
             order_id=order_id or f"order-{uuid4()}",
-            ttl=_duration(hold_seconds),
+            ttl=_duration(ttl_seconds),
             request_id=request_id,
         )
         return self.api.call(self.api.inventory.ReserveStock, request, timeout_seconds=timeout_seconds).reservation
@@ -140,11 +140,11 @@ class Shop:
 
     # --- orders ---
 
-    def place_order(
+    def create_order(
         self,
         *lines: tuple[int, int],
         user_id: int = 1,
-        hold_seconds: float | None = None,
+        ttl_seconds: float | None = None,
         request_id: str = "",
         timeout_seconds: float = 20,
     ) -> orders.Order:
@@ -155,7 +155,7 @@ class Shop:
                 orders.CreateOrderItem(product_id=product_id, quantity=quantity, price=_price())
                 for product_id, quantity in lines
             ],
-            ttl=_duration(hold_seconds),
+            ttl=_duration(ttl_seconds),
             request_id=request_id,
         )
         return self.api.call(self.api.orders.CreateOrder, request, timeout_seconds=timeout_seconds).order
@@ -163,13 +163,13 @@ class Shop:
     def order(self, order_id: str) -> orders.Order:
         return self.api.call(self.api.orders.GetOrder, orders.GetOrderRequest(id=order_id)).order
 
-    def bring_to(
+    def change_status(
         self, order_id: str, *statuses: "orders.OrderStatus.ValueType", timeout_seconds: float = 20
     ) -> orders.Order:
         """Take the steps, one after the other; the order after the last."""
         *first, last = statuses
         if first:
-            self.bring_to(order_id, *first, timeout_seconds=timeout_seconds)
+            self.change_status(order_id, *first, timeout_seconds=timeout_seconds)
         request = orders.UpdateOrderStatusRequest(id=order_id, status=last)
         return self.api.call(self.api.orders.UpdateOrderStatus, request, timeout_seconds=timeout_seconds).order
 
@@ -210,13 +210,13 @@ class Shop:
 
     # --- the books ---
 
-    def assert_counted(self, product_id: int, *, put_in: int) -> None:
+    def assert_consistent(self, product_id: int, *, stocked: int) -> None:
         """Every unit is accounted for: in stock = put in − shipped, reserved = sum of the active reservations."""
         items, reservations = self.items(product_id), self.reservations(product_id)
         shipped = sum(r.quantity for r in reservations if r.state == inventory.RESERVATION_STATE_FULFILLED)
         active = sum(r.quantity for r in reservations if r.state in ACTIVE)
-        assert sum(item.quantity for item in items) == put_in - shipped
-        assert sum(item.available_quantity for item in items) == put_in - shipped - active
+        assert sum(item.quantity for item in items) == stocked - shipped
+        assert sum(item.available_quantity for item in items) == stocked - shipped - active
         by_item: dict[int, int] = {}
         for reservation in reservations:
             assert sum(part.quantity for part in reservation.allocations) == reservation.quantity
@@ -227,7 +227,7 @@ class Shop:
             assert item.quantity - item.available_quantity == by_item.get(item.id, 0)
 
 
-def at_once(count: int, call: Callable[[int], _T]) -> list[_T | ShopError]:
+def call_concurrently(count: int, call: Callable[[int], _T]) -> list[_T | ShopError]:
     """What so many callers get who all ask at the same moment: an answer or a refusal each."""
     together = threading.Barrier(count)
 
@@ -242,11 +242,11 @@ def at_once(count: int, call: Callable[[int], _T]) -> list[_T | ShopError]:
         return list(callers.map(one, range(count)))
 
 
-def granted(outcomes: Sequence[_T | ShopError]) -> list[_T]:
+def succeeded(outcomes: Sequence[_T | ShopError]) -> list[_T]:
     return [outcome for outcome in outcomes if not isinstance(outcome, ShopError)]
 
 
-def reasons(outcomes: Sequence[object]) -> Mapping[str, int]:
+def reason_counts(outcomes: Sequence[object]) -> Mapping[str, int]:
     """How often each reason came."""
     found: dict[str, int] = {}
     for outcome in outcomes:
