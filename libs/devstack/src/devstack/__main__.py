@@ -24,6 +24,7 @@ COMMANDS = {
     "db-reset": Command(
         "drop everything in both databases and bring them to the newest schema", "devstack.commands.db_reset"
     ),
+    "certificates": Command("make a CA, and a certificate for each workload", "devstack.commands.certificates"),
     "docker-build": Command("build the images, and show their sizes", "devstack.commands.docker_build"),
     "docker-run": Command("start everything in containers", "devstack.commands.docker_run"),
     "docker-stop": Command("stop the containers; the data stay", "devstack.commands.docker_stop"),
