@@ -72,7 +72,7 @@ def test_every_replica_of_every_process_is_ready(system: Composition) -> None:
 
 
 def test_the_story_of_every_rpc_is_told_through_the_published_ports(system: Composition) -> None:
-    assert "All is well" in system.task("test-grpc")
+    assert "All checks passed" in system.task("test-grpc")
 
 
 def test_the_status_reads_both_databases_and_the_broker(system: Composition) -> None:
@@ -104,7 +104,7 @@ def test_one_that_was_killed_comes_back_and_all_is_green(system: Composition, se
     system.up()
 
     eventually(system.all_serve, within_seconds=BACK_SECONDS)
-    assert "All is well" in system.task("test-grpc")
+    assert "All checks passed" in system.task("test-grpc")
 
 
 def test_one_that_ends_by_itself_is_started_again(system: Composition) -> None:
@@ -134,7 +134,7 @@ def test_all_may_be_stopped_and_started_in_any_order_and_nothing_is_lost(system:
 
     eventually(system.all_serve, within_seconds=BACK_SECONDS)
     assert shop.call(shop.orders.GetOrder, orders.GetOrderRequest(id=order)).order.id == order
-    assert "All is well" in system.task("test-grpc")
+    assert "All checks passed" in system.task("test-grpc")
 
 
 def test_ports_are_open_to_this_machine_only(system: Composition) -> None:

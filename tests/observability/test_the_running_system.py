@@ -21,7 +21,7 @@ from devstack.postgres import PostgresServer
 from devstack.process import Process
 from devstack.stack import Databases, Options, Ports, Stack
 from shop_common.errors import ShopError
-from shopctl.load.shoppers import PRODUCTS
+from shopctl.load.generator import PRODUCTS
 from shopctl.system.layout import RELAY
 from tests.e2e.shop_driver import ShopDriver
 from tests.observability import reference

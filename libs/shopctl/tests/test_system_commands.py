@@ -16,14 +16,14 @@ from google.protobuf.duration_pb2 import Duration
 from devstack import kafka
 from devstack.stack import Databases, Stack
 from shop_protos.inventory.v1.inventory_pb2 import CheckStockRequest
-from shopctl.smoke import every_rpc, story
-from shopctl.smoke.narrator import Narrator
+from shopctl.smoke import every_rpc, smoke_test
+from shopctl.smoke.reporter import Reporter
 from shopctl.system import runfile
 from shopctl.system.runfile import Endpoint, RunFile
 from testkit.eventually import eventually
 from testkit.tasks import main
 
-STORY_SECONDS_MAX = 30
+SMOKE_TEST_SECONDS_MAX = 30
 
 
 @pytest.fixture(scope="module")
@@ -82,25 +82,25 @@ def test_health_is_asked_of_all_four(shell: Shell) -> None:
     assert "SERVING" in shell.text("health")
 
 
-def test_the_story_calls_every_rpc_and_may_be_told_again(shell: Shell) -> None:
+def test_the_smoke_test_calls_every_rpc_and_can_be_repeated(shell: Shell) -> None:
     for _ in range(2):
         began = time.monotonic()
         lines = shell.lines("test-grpc")
-        assert time.monotonic() - began < STORY_SECONDS_MAX
+        assert time.monotonic() - began < SMOKE_TEST_SECONDS_MAX
         assert all(line["right"] for line in lines)
-    assert re.search(r"All is well: (\d+) of \1 RPCs called", shell.text("test-grpc"))
+    assert re.search(r"All checks passed: (\d+) of \1 RPCs called", shell.text("test-grpc"))
 
 
-def test_an_rpc_that_the_story_leaves_out_is_a_failure(shell: Shell, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(story.Story, "_the_reaper_looks_after_history", lambda _: None)
+def test_the_smoke_test_fails_if_it_leaves_out_an_rpc(shell: Shell, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(smoke_test.SmokeTest, "_maintenance", lambda _: None)
 
     said = shell.text("test-grpc", code=1)
 
-    assert "leaves out shop.inventory.v1.InventoryMaintenanceService/PurgeHistory" in said
+    assert "does not call shop.inventory.v1.InventoryMaintenanceService/PurgeHistory" in said
 
 
-def test_a_wrong_answer_ends_the_story_and_is_named(shell: Shell, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(story, "_TEN_YEARS", Duration(seconds=1))
+def test_the_smoke_test_ends_at_a_wrong_response_and_names_it(shell: Shell, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(smoke_test, "_TEN_YEARS", Duration(seconds=1))
 
     said = shell.text("test-grpc", code=1)
 
@@ -108,19 +108,19 @@ def test_a_wrong_answer_ends_the_story_and_is_named(shell: Shell, monkeypatch: p
     assert "INVALID_FIELD" in said
 
 
-def test_what_never_comes_ends_the_story_in_time(shell: Shell, monkeypatch: pytest.MonkeyPatch) -> None:
-    # What comes before it may take its time on a busy machine.
-    monkeypatch.setattr(every_rpc, "STORY_SECONDS", 120)
-    monkeypatch.setattr(Narrator, "_begin", lambda _, request: (type(request).__name__, time.monotonic()))
-    monkeypatch.setattr(story.Story, "_an_order_is_cancelled", _wait_for_godot)
+def test_the_smoke_test_waits_for_a_limited_time(shell: Shell, monkeypatch: pytest.MonkeyPatch) -> None:
+    # The steps before it may take long on a busy machine.
+    monkeypatch.setattr(every_rpc, "TEST_SECONDS_MAX", 120)
+    monkeypatch.setattr(Reporter, "_begin", lambda _, request: (type(request).__name__, time.monotonic()))
+    monkeypatch.setattr(smoke_test.SmokeTest, "_an_order_is_cancelled", _wait_for_godot)
 
-    assert "never gave the right answer: available is False, not True" in shell.text("test-grpc", code=1)
+    assert "never gave the right response: available is False, not True" in shell.text("test-grpc", code=1)
 
 
-def _wait_for_godot(told: story.Story) -> None:
+def _wait_for_godot(test: smoke_test.SmokeTest) -> None:
     request = CheckStockRequest(product_id=1, required_quantity=10**9)
-    told._tell._deadline = time.monotonic() + 1
-    told._tell.eventually(told._inventory.CheckStock, request, available=True)
+    test._reporter._deadline = time.monotonic() + 1
+    test._reporter.eventually(test._inventory.CheckStock, request, available=True)
 
 
 def test_a_catalogue_is_added_once(shell: Shell) -> None:

@@ -13,7 +13,7 @@ from shop_common.telemetry import telemetry
 from shop_common.telemetry.tracing import Tracing
 from shopctl.tracing import traces
 from shopctl.tracing.span_store import SpanStore
-from shopctl.tracing.traces import Node, Story
+from shopctl.tracing.traces import Node, Traces
 
 
 class _Shop:
@@ -39,7 +39,7 @@ class _Shop:
             member.add_batch(batch, len(members), 0)
             member.end_span(name)
 
-    def story(self, order_id: str, *, reads: bool = False) -> Story:
+    def traces(self, order_id: str, *, reads: bool = False) -> Traces:
         telemetry.shutdown()
         return traces.of_order(self._store, order_id, reads=reads)
 
@@ -66,7 +66,7 @@ def test_a_batch_is_shown_below_the_call_that_waited_for_it(shop: _Shop) -> None
     with shop.batch("insert", [shop.call("CreateOrder", "a")]), telemetry.span("INSERT"):
         pass
 
-    (tree,) = shop.story("a").trees
+    (tree,) = shop.traces("a").trees
 
     assert _drawn(tree.roots) == [
         "shop.order.v1.OrderService/CreateOrder",
@@ -82,7 +82,7 @@ def test_a_batch_in_the_trace_of_another_call_is_shown_without_that_call(shop: _
         assert batch is not None
         assert batch.trace_id == first.span.trace_id
 
-    (tree,) = shop.story("b").trees
+    (tree,) = shop.traces("b").trees
 
     assert f"{second.span.trace_id:032x}" == tree.trace_id
     assert _drawn(tree.roots) == [
@@ -105,7 +105,7 @@ def test_a_batch_within_a_batch_is_followed(shop: _Shop) -> None:
         with shop.batch("reserve", [others, inner]), telemetry.span("UPDATE"):
             pass
 
-    (tree,) = shop.story("b").trees
+    (tree,) = shop.traces("b").trees
 
     assert _drawn(tree.roots) == [
         "shop.order.v1.OrderService/CreateOrder",
@@ -124,7 +124,7 @@ def test_who_ships_the_events_of_several_calls_is_shown_below_each(shop: _Shop) 
         pass
 
     for order_id, shown in (("a", "  ship batch"), ("b", "  -> ship batch")):
-        (tree,) = shop.story(order_id).trees
+        (tree,) = shop.traces(order_id).trees
 
         assert _drawn(tree.roots) == ["shop.order.v1.OrderService/CreateOrder", shown]
 
@@ -140,7 +140,7 @@ def test_what_is_about_other_orders_is_left_out_and_counted(shop: _Shop) -> None
         with telemetry.span("COMMIT"):
             pass
 
-    (tree,) = shop.story("a").trees
+    (tree,) = shop.traces("a").trees
 
     (root,) = tree.roots
     assert _drawn(tree.roots) == ["handle", "  release a", "    UPDATE", "  COMMIT"]
@@ -151,18 +151,18 @@ def test_calls_that_only_read_are_left_out_unless_asked_for(shop: _Shop) -> None
     for method in ("CreateOrder", "GetOrder", "GetOrder"):
         shop.call(method, "a")
 
-    story = shop.story("a")
-    assert [tree.roots[0].span.name for tree in story.trees] == ["shop.order.v1.OrderService/CreateOrder"]
-    assert story.reads_left_out == 2
-    assert len(shop.story("a", reads=True).trees) == 3
+    found = shop.traces("a")
+    assert [tree.roots[0].span.name for tree in found.trees] == ["shop.order.v1.OrderService/CreateOrder"]
+    assert found.reads_left_out == 2
+    assert len(shop.traces("a", reads=True).trees) == 3
 
 
 def test_a_story_is_complete_when_nothing_came_for_a_while(shop: _Shop, monkeypatch: pytest.MonkeyPatch) -> None:
     shop.call("CreateOrder", "a")
 
-    assert not shop.story("a").is_complete
+    assert not shop.traces("a").is_complete
     monkeypatch.setattr(traces, "QUIET_SECONDS", -1)
-    assert shop.story("a").is_complete
+    assert shop.traces("a").is_complete
 
 
 def test_a_story_is_not_complete_while_a_call_in_it_goes_on(shop: _Shop, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -170,7 +170,7 @@ def test_a_story_is_not_complete_while_a_call_in_it_goes_on(shop: _Shop, monkeyp
     with telemetry.span("CreateOrder", SpanKind.SERVER):
         with telemetry.span("hold", attributes={"shop.order_id": "a"}):
             pass
-        assert not shop.story("a").is_complete
+        assert not shop.traces("a").is_complete
 
 
 def _drawn(nodes: Sequence[Node], indent: str = "") -> list[str]:

@@ -1,6 +1,6 @@
 """Generate load at a steady rate: check stock, create orders, then confirm, ship, cancel or abandon them.
 
-The load generator calls the APIs as any client does. It uses products of its own and restocks them. One product is
+The load generator calls the APIs as any client does. It has its own products and restocks them. One product is
 always scarce, so some orders are refused. It ends after --minutes, or at Ctrl-C.
 """
 
@@ -14,12 +14,12 @@ from contextlib import contextmanager
 
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-from shopctl.load.shoppers import Shoppers
+from shopctl.load.generator import LoadGenerator
 from shopctl.system import target
 from shopctl.terminal.output import error_console
 
-_TELL_SECONDS = 5.0
-_LOOK_SECONDS = 0.25
+_REPORT_SECONDS = 5.0
+_REFRESH_SECONDS = 0.25
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -38,25 +38,25 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     seconds = 60 * options.minutes
-    with target.shop(options) as shop, _signals_end() as ended, Shoppers(shop, options.rate) as shoppers:
+    with target.shop(options) as shop, _signals_end() as ended, LoadGenerator(shop, options.rate) as generator:
         began = time.monotonic()
-        _follow(shoppers, ended, began, seconds)
-    print(f"{time.monotonic() - began:.0f} s: {shoppers.told()}")
+        _report_progress(generator, ended, began, seconds)
+    print(f"{time.monotonic() - began:.0f} s: {generator.summary()}")
     return 0
 
 
-def _follow(shoppers: Shoppers, ended: threading.Event, began: float, seconds: float) -> None:
+def _report_progress(generator: LoadGenerator, ended: threading.Event, began: float, seconds: float) -> None:
     """Show progress until the end: a progress bar in a terminal, otherwise a line every five seconds."""
     if not sys.stderr.isatty():
-        while (left := began + seconds - time.monotonic()) > _TELL_SECONDS and not ended.wait(_TELL_SECONDS):
-            print(f"{time.monotonic() - began:.0f} s: {shoppers.told()}", file=sys.stderr, flush=True)
+        while (left := began + seconds - time.monotonic()) > _REPORT_SECONDS and not ended.wait(_REPORT_SECONDS):
+            print(f"{time.monotonic() - began:.0f} s: {generator.summary()}", file=sys.stderr, flush=True)
         ended.wait(left)
         return
     columns = (BarColumn(), TimeRemainingColumn(), TextColumn("{task.description}"))
     with Progress(*columns, console=error_console(), transient=True) as progress:
-        bar = progress.add_task(shoppers.told(), total=seconds)
-        while (elapsed := time.monotonic() - began) < seconds and not ended.wait(_LOOK_SECONDS):
-            progress.update(bar, completed=elapsed, description=shoppers.told())
+        bar = progress.add_task(generator.summary(), total=seconds)
+        while (elapsed := time.monotonic() - began) < seconds and not ended.wait(_REFRESH_SECONDS):
+            progress.update(bar, completed=elapsed, description=generator.summary())
 
 
 @contextmanager

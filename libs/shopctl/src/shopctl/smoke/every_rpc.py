@@ -1,8 +1,8 @@
-"""Call every RPC of the running system at least once, and check the answers.
+"""Call every RPC of the running system at least once, and check the responses.
 
-Prints each call, its time and its answer. Ends at the first wrong answer, and within about 30 seconds. Adds a few
-items, reservations and orders under fresh ids, so it can be repeated, even on a system that is in use. It also fails if
-it does not call every RPC.
+Prints each call with its duration and its response. Stops at the first wrong response, and takes about 30 seconds at
+most. It adds a few items, reservations and orders under new ids, so it can be repeated, even on a system that is in
+use. It also fails if it leaves out an RPC.
 """
 
 import argparse
@@ -13,13 +13,13 @@ import grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from shopctl.client import SERVICES
-from shopctl.smoke.narrator import CALL_SECONDS, Narrator
-from shopctl.smoke.story import Story
+from shopctl.smoke.reporter import CALL_SECONDS, Reporter
+from shopctl.smoke.smoke_test import SmokeTest
 from shopctl.system import grpc_health, target
 from shopctl.terminal.failures import CommandFailed
 from shopctl.terminal.output import add_json, console
 
-STORY_SECONDS = 25
+TEST_SECONDS_MAX = 25
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -28,60 +28,60 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Raises CommandFailed at the first wrong answer."""
+    """Raises CommandFailed at the first wrong response."""
     began = time.monotonic()
     addresses = target.apis(options)
     with target.shop(options) as shop:
-        tell = Narrator(shop, as_json=options.json, within_seconds=STORY_SECONDS)
-        tell.chapter("Both APIs are ready, and say what they offer")
+        reporter = Reporter(shop, as_json=options.json, within_seconds=TEST_SECONDS_MAX)
+        reporter.heading("Both APIs are ready and list their services")
         for address in addresses:
-            _health(tell, address)
-        _reflection(tell, addresses)
-        Story(tell).tell()
-    if left_out := tell.uncalled():
-        raise CommandFailed(f"the story leaves out {', '.join(left_out)}; give each its place in story.py")
+            _health(reporter, address)
+        _reflection(reporter, addresses)
+        SmokeTest(reporter).run()
+    if left_out := reporter.uncalled():
+        raise CommandFailed(f"the smoke test does not call {', '.join(left_out)}; add the calls to smoke_test.py")
     if not options.json:
         console().print(
-            f"\n[bold green]All is well:[/] {len(tell.called)} of {len(tell.called)} RPCs called,"
+            f"\n[bold green]All checks passed:[/] {len(reporter.called)} of {len(reporter.called)} RPCs called,"
             f" {time.monotonic() - began:.1f} s"
         )
     return 0
 
 
-def _health(tell: Narrator, address: str) -> None:
+def _health(reporter: Reporter, address: str) -> None:
     for service in ("", "liveness"):
         began = time.monotonic()
-        said = grpc_health.health(address, service)
+        status = grpc_health.health(address, service)
         name = f"grpc.health.v1.Health/Check {service or 'ready'}"
-        tell.done(name, time.monotonic() - began, f"{address} {said}", right=said == "SERVING")
+        reporter.result(name, time.monotonic() - began, f"{address} {status}", right=status == "SERVING")
 
 
-def _reflection(tell: Narrator, addresses: tuple[str, str]) -> None:
-    """Both together must offer our services, and none of the shop's that we don't know; or no reflection at all."""
-    offered: set[str] = set()
+def _reflection(reporter: Reporter, addresses: tuple[str, str]) -> None:
+    """Check that both APIs together list exactly our services. An API with reflection switched off passes, too."""
+    listed: set[str] = set()
     began = time.monotonic()
     for address in addresses:
-        names = _offered(address)
+        names = _listed_services(address)
         if names is None:
-            tell.done(
+            reporter.result(
                 "ServerReflection/ListServices", time.monotonic() - began, f"{address} REFLECTION is off", right=True
             )
             return
-        offered |= {name for name in names if name.startswith("shop.")}
+        listed |= {name for name in names if name.startswith("shop.")}
     known = {service.full_name for service in SERVICES}
-    answer = ", ".join(sorted(name.rpartition(".")[2] for name in offered))
-    tell.done("ServerReflection/ListServices", time.monotonic() - began, answer, right=offered == known)
+    response = ", ".join(sorted(name.rpartition(".")[2] for name in listed))
+    reporter.result("ServerReflection/ListServices", time.monotonic() - began, response, right=listed == known)
 
 
-def _offered(address: str) -> list[str] | None:
-    """The services that a server offers by reflection; None if it has none, as is right beyond development."""
+def _listed_services(address: str) -> list[str] | None:
+    """Return the services that the server lists, or None if reflection is off, as it should be in production."""
     request = reflection_pb2.ServerReflectionRequest(list_services="")
     with grpc.insecure_channel(address, [("grpc.enable_http_proxy", 0)]) as channel:
-        stub: Any = reflection_pb2_grpc.ServerReflectionStub(channel)  # its types leave the methods out
+        stub: Any = reflection_pb2_grpc.ServerReflectionStub(channel)  # the generated type has no methods
         try:
-            answers = list(stub.ServerReflectionInfo(iter([request]), timeout=CALL_SECONDS))
+            responses = list(stub.ServerReflectionInfo(iter([request]), timeout=CALL_SECONDS))
         except grpc.RpcError as error:
             if error.code() is grpc.StatusCode.UNIMPLEMENTED:
                 return None
-            raise CommandFailed(f"{address} does not answer reflection: {error.code().name}") from error
-    return [service.name for answer in answers for service in answer.list_services_response.service]
+            raise CommandFailed(f"{address} does not respond to reflection: {error.code().name}") from error
+    return [service.name for response in responses for service in response.list_services_response.service]

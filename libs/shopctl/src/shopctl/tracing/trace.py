@@ -20,14 +20,14 @@ from shopctl.terminal.failures import CommandFailed
 from shopctl.terminal.output import add_json, console, error_console, print_json
 from shopctl.tracing import span_store, trace_picture, traces
 from shopctl.tracing.span_store import SPANS_MAX, SpanStore
-from shopctl.tracing.traces import Node, Story
+from shopctl.tracing.traces import Node, Traces
 
 WAIT_SECONDS = 6.0
 """For spans that may still come; above QUIET_SECONDS."""
 
 _POLL_SECONDS = 0.2
 _TRACE_ID = re.compile("[0-9a-f]{32}")
-_NOTHING = Story((), 0, is_complete=False)
+_NOTHING = Traces((), 0, is_complete=False)
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -41,20 +41,20 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     dev = _dev()
-    story = _told(options, dev)
-    if not story.trees and not story.reads_left_out:
+    found = _wait_for_traces(options, dev)
+    if not found.trees and not found.reads_left_out:
         raise CommandFailed(_why_nothing(options, dev))
-    may_come = dev is not None and not story.is_complete
+    may_come = dev is not None and not found.is_complete
     if options.json:
-        spans = [{"trace_id": tree.trace_id, "spans": list(_spans(tree.roots))} for tree in story.trees]
+        spans = [{"trace_id": tree.trace_id, "spans": list(_spans(tree.roots))} for tree in found.trees]
         print_json({"complete": not may_come, "traces": spans})
         return 0
     screen = console()
-    for tree in story.trees:
+    for tree in found.trees:
         trace_picture.draw(screen, tree, sql=options.sql)
         screen.print()
-    if story.reads_left_out:
-        screen.print(f"Calls that only read the order are left out: {story.reads_left_out} (--reads shows them).")
+    if found.reads_left_out:
+        screen.print(f"Calls that only read the order are left out: {found.reads_left_out} (--reads shows them).")
     if may_come:
         error_console().print("More spans may still come; ask again after a moment.", style="yellow")
     return 0
@@ -67,17 +67,17 @@ def _dev() -> RunFile | None:
         return None
 
 
-def _told(options: argparse.Namespace, dev: RunFile | None) -> Story:
+def _wait_for_traces(options: argparse.Namespace, dev: RunFile | None) -> Traces:
     """What is known, once it is complete; without `dev`, or when that takes too long, what there is."""
     deadline = time.monotonic() + (WAIT_SECONDS if dev is not None and dev.traces_elsewhere is None else 0)
     while True:
-        story = _story(options)
-        if story.is_complete or time.monotonic() > deadline:
-            return story
+        found = _load(options)
+        if found.is_complete or time.monotonic() > deadline:
+            return found
         time.sleep(_POLL_SECONDS)
 
 
-def _story(options: argparse.Namespace) -> Story:
+def _load(options: argparse.Namespace) -> Traces:
     try:
         with SpanStore.to_read() as store:
             if options.last:

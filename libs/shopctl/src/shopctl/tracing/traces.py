@@ -1,8 +1,8 @@
-"""What happened to an order, as trees of spans: each of its traces, and in them the batches that acted for it.
+"""The traces of an order, as trees of spans. Each tree includes the batches that acted for the order.
 
-Calls are coalesced, so their work is done in batches, which act for many traces and lie in one of them. Links lead
-there: from a span that waits to the batches that it waited for, and from a batch to the spans that it acts for. Here a
-batch is shown below the span that it acted for, wherever it lies. What it did for others is left out.
+Calls are coalesced: a batch acts for many traces, but its span belongs to only one of them. Links connect them: a
+waiting span links to the batches that it waited for, and a batch links to the spans that it acts for. Here a batch is
+shown below the span that it acted for, whichever trace it belongs to. Its work for other orders is left out.
 """
 
 import time
@@ -14,29 +14,29 @@ from shopctl.tracing.span_store import SpanStore
 from shopctl.tracing.spans import Span, SpanId
 
 QUIET_SECONDS = 2.0
-"""After which no more is expected: a relay that idles, a consumer and the sending of spans take less together."""
+"""Without a new span for so long, a trace is complete: an idle relay, a consumer and the span exporter take less."""
 
 CALL_SECONDS_MAX = 30.0
-"""After which a span that others name as their parent is not expected any more: it was lost."""
+"""A parent span that has not arrived after so long is considered lost."""
 
 _READS = ("Check", "Get", "List")
 
 
 @dataclass
 class Node:
-    """A span in the tree, with all that is shown below it."""
+    """A span in the tree, with everything that is shown below it."""
 
     span: Span
     is_linked: bool = False
-    """Whether a link leads here from the span above; else that one is its parent, or there is none."""
+    """Whether a link connects it to the span above. If not, the span above is its parent, or it is a root."""
     children: list["Node"] = field(default_factory=list)
     shown_elsewhere: list[Span] = field(default_factory=list)
-    """Batches that acted for it, shown below another span that they acted for as well."""
+    """Batches that acted for this span, but are shown below another span that they also acted for."""
     spans_of_others: int = 0
-    """So many spans below it are about other orders alone, and left out."""
+    """The number of spans below it that are left out, because they are only about other orders."""
 
     def walk(self) -> Iterator["Node"]:
-        """It and all below it, as they are shown."""
+        """Yield this node and all nodes below it, in display order."""
         yield self
         for child in self.children:
             yield from child.walk()
@@ -44,7 +44,7 @@ class Node:
 
 @dataclass(frozen=True)
 class Tree:
-    """A trace. It has several roots when the span above them was not told of."""
+    """A trace. It has several roots if their common parent was not collected."""
 
     trace_id: str
     roots: Sequence[Node]
@@ -55,27 +55,27 @@ class Tree:
 
 
 @dataclass(frozen=True)
-class Story:
-    """The traces asked for, in the sequence in which they began."""
+class Traces:
+    """The traces of an order, or one trace by its id, sorted by start time."""
 
     trees: Sequence[Tree]
     reads_left_out: int
     is_complete: bool
-    """Whether no more spans are expected."""
+    """True if no more spans are expected."""
 
 
-def of_order(store: SpanStore, order_id: str, *, reads: bool = False) -> Story:
-    """What happened to an order; calls that only read it are left out unless asked for."""
-    return _Telling(store, order_id, reads=reads).story(store.traces_of(order_id))
+def of_order(store: SpanStore, order_id: str, *, reads: bool = False) -> Traces:
+    """Return the traces of an order. Calls that only read it are left out, unless `reads` is set."""
+    return _TreeBuilder(store, order_id, reads=reads).build(store.traces_of(order_id))
 
 
-def of_trace(store: SpanStore, trace_id: str) -> Story:
-    """What happened in a trace."""
-    return _Telling(store, None, reads=True).story([trace_id])
+def of_trace(store: SpanStore, trace_id: str) -> Traces:
+    """Return one whole trace."""
+    return _TreeBuilder(store, None, reads=True).build([trace_id])
 
 
-class _Telling:
-    """One story being put together. Shows each span once."""
+class _TreeBuilder:
+    """Builds the trees of one result. Adds each span once."""
 
     def __init__(self, store: SpanStore, order_id: str | None, *, reads: bool) -> None:
         self._store = store
@@ -84,17 +84,17 @@ class _Telling:
         self._traces: dict[str, _Trace] = {}
         self._shown: set[SpanId] = set()
 
-    def story(self, trace_ids: Sequence[str]) -> Story:
+    def build(self, trace_ids: Sequence[str]) -> Traces:
         traces = [self._trace(trace_id) for trace_id in trace_ids]
-        told = [trace for trace in traces if trace.spans and (self._reads or not trace.only_reads)]
-        # First the calls about the order: what others began is shown below them as far as it acted for them.
-        told.sort(key=lambda trace: not trace.begins_with_order)
-        trees = [Tree(trace.id, list(self._roots(trace))) for trace in told if not self._has_shown(trace)]
+        chosen = [trace for trace in traces if trace.spans and (self._reads or not trace.only_reads)]
+        # The calls about the order come first, so that batches begun by other calls are shown below them.
+        chosen.sort(key=lambda trace: not trace.begins_with_order)
+        trees = [Tree(trace.id, list(self._roots(trace))) for trace in chosen if not self._has_shown(trace)]
         trees.sort(key=lambda tree: self._trace(tree.trace_id).began_ns)
-        return Story(trees, len(traces) - len(told), _is_complete(told))
+        return Traces(trees, len(traces) - len(chosen), _is_complete(chosen))
 
     def _has_shown(self, trace: "_Trace") -> bool:
-        """All that is of interest in it."""
+        """Return whether all spans of interest of the trace are already in a tree."""
         return self._shown.issuperset(trace.about_order or [root.id for root in trace.roots])
 
     def _roots(self, trace: "_Trace") -> Iterator[Node]:
@@ -112,7 +112,7 @@ class _Telling:
         self._shown.add(span.id)
         trace = self._trace(span.id[0])
         children = trace.children(span)
-        # They are shown below who waited for them.
+        # A batch is shown below the span that waited for it, not below its parent.
         awaited = {batch for child in children for batch in _awaited(child)}
         for child in children:
             if child.id in awaited or child.id in self._shown:
@@ -130,7 +130,7 @@ class _Telling:
         for trace_id, span_id in _awaited(span):
             batch = self._trace(trace_id).spans.get((trace_id, span_id))
             if batch is None:
-                continue  # not told of, or not yet
+                continue  # not collected, or not yet
             if batch.id in self._shown:
                 node.shown_elsewhere.append(batch)
             else:
@@ -173,22 +173,22 @@ class _Trace:
 
     @property
     def only_reads(self) -> bool:
-        """Whether it is a call that changes nothing."""
+        """True if all of its calls only read."""
         return all(root.kind == "SERVER" and root.name.rpartition("/")[2].startswith(_READS) for root in self.roots)
 
     def children(self, span: Span) -> list[Span]:
         return self._children[span.id]
 
     def batches_for(self, span: Span) -> list[Span]:
-        """Those that name it among what they act for."""
+        """Return the batches that link to this span."""
         return self._batches[span.id]
 
     def is_of_others(self, span: Span) -> bool:
-        """Whether it is about other orders, and all below it too."""
+        """Return whether this span and all spans below it are about other orders."""
         return self._order_id is not None and bool(span.orders) and span.id not in self._leads_to_order
 
     def size(self, span: Span) -> int:
-        """The number of spans from this one down."""
+        """Return the number of spans in the subtree of this one."""
         return 1 + sum(self.size(child) for child in self.children(span))
 
     def _mark(self, span: Span | None) -> None:
@@ -198,12 +198,12 @@ class _Trace:
 
 
 def _is_batch(span: Span) -> bool:
-    """Whether its links name what it acts for: it lies below the first of them."""
+    """Return whether its links name the spans that it acts for. The parent of such a span is one of its links."""
     return span.parent in span.links
 
 
 def _awaited(span: Span) -> Sequence[SpanId]:
-    """The batches that it waited for."""
+    """Return the ids of the batches that this span waited for."""
     return () if _is_batch(span) else span.links
 
 
@@ -211,7 +211,7 @@ def _is_complete(traces: Sequence[_Trace]) -> bool:
     spans = [span for trace in traces for span in trace.spans.values()]
     if not spans:
         return False
-    silent_seconds = time.time() - max(span.end_ns for span in spans) / 1e9
-    # A call from outside may have a parent that is never told of: its client's.
+    quiet_seconds = time.time() - max(span.end_ns for span in spans) / 1e9
+    # The parent of a call may be the span of an outside client, which we never collect.
     awaits_parent = any(root.parent and root.kind != "SERVER" for trace in traces for root in trace.roots)
-    return silent_seconds > (CALL_SECONDS_MAX if awaits_parent else QUIET_SECONDS)
+    return quiet_seconds > (CALL_SECONDS_MAX if awaits_parent else QUIET_SECONDS)

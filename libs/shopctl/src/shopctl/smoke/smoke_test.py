@@ -1,0 +1,253 @@
+"""The smoke test: calls every RPC for stock, reservations, orders, an expiring reservation and the reaper's work.
+
+Each run uses new products, users and orders, so it may run on a system that is in use.
+"""
+
+import random
+from uuid import uuid4
+
+from google.protobuf.duration_pb2 import Duration
+from google.type.money_pb2 import Money
+
+from shop_protos.inventory.v1 import inventory_pb2 as stock
+from shop_protos.inventory.v1 import maintenance_pb2 as stock_maintenance
+from shop_protos.order.v1 import maintenance_pb2 as order_maintenance
+from shop_protos.order.v1 import order_pb2 as orders
+from shopctl.smoke.reporter import Reporter
+
+_WEEK = Duration(seconds=7 * 24 * 3600)
+_TEN_YEARS = Duration(seconds=3650 * 24 * 3600)
+_NEW_ID_MIN, _NEW_ID_MAX = 10**12, 10**15
+
+
+class SmokeTest:
+    """Steps that build on each other. Each raises CommandFailed at the first wrong response."""
+
+    def __init__(self, reporter: Reporter) -> None:
+        self._reporter = reporter
+        self._inventory = reporter.shop.inventory
+        self._orders = reporter.shop.orders
+        self._product, self._scarce, self._user = random.sample(range(_NEW_ID_MIN, _NEW_ID_MAX), 3)
+
+    def run(self) -> None:
+        """Run all steps, in order."""
+        self._an_order_is_abandoned()
+        self._stock_is_added()
+        self._stock_is_reserved_and_released()
+        self._a_batch_is_reserved()
+        self._an_order_ships()
+        self._an_order_is_cancelled()
+        self._the_reservation_has_expired()
+        self._maintenance()
+
+    def _an_order_is_abandoned(self) -> None:
+        self._reporter.heading("An order that is never confirmed reserves the last 5 units for one second")
+        self._add_stock(self._scarce, 5, "WAREHOUSE_A")
+        request = self._new_order((self._scarce, 5, 3), ttl=Duration(seconds=1))
+        self._abandoned = self._reporter.call(
+            self._orders.CreateOrder, request, order__status=orders.ORDER_STATUS_PENDING
+        ).order.id
+
+    def _stock_is_added(self) -> None:
+        reporter = self._reporter
+        reporter.heading("Stock is added at three locations")
+        first = self._add_stock(self._product, 20, "WAREHOUSE_A", request_id := str(uuid4()))
+        self._add_stock(self._product, 30, "WAREHOUSE_B")
+        third = self._add_stock(self._product, 10, "WAREHOUSE_C")
+        again = self._add_stock(self._product, 20, "WAREHOUSE_A", request_id)
+        reporter.expect("the same request_id adds once", again.id, first.id)
+        self._expect_available(60)
+        reporter.call(
+            self._inventory.GetInventoryItem,
+            stock.GetInventoryItemRequest(id=third.id),
+            item__product_id=self._product,
+            item__available_quantity=10,
+        )
+        recount = stock.UpdateInventoryItemRequest(id=third.id, quantity=15, version=third.version)
+        reporter.call(self._inventory.UpdateInventoryItem, recount, item__quantity=15)
+        stale = stock.UpdateInventoryItemRequest(id=third.id, quantity=16, version=third.version)
+        reporter.refused(self._inventory.UpdateInventoryItem, stale, "VERSION_MISMATCH")
+        reporter.call(
+            self._inventory.ListInventoryItems,
+            stock.ListInventoryItemsRequest(product_id=self._product),
+            items__quantity=[20, 30, 15],
+        )
+
+    def _stock_is_reserved_and_released(self) -> None:
+        reporter = self._reporter
+        reporter.heading("Stock is reserved and released")
+        held = reporter.call(
+            self._inventory.ReserveStock,
+            stock.ReserveStockRequest(product_id=self._product, quantity=25, order_id=str(uuid4())),
+            reservation__state=stock.RESERVATION_STATE_HELD,
+            reservation__allocations__location=["WAREHOUSE_B"],
+            reservation__allocations__quantity=[25],
+        ).reservation
+        self._expect_available(40)
+        too_many = stock.ReserveStockRequest(product_id=self._product, quantity=41, order_id=str(uuid4()))
+        refusal = reporter.refused(self._inventory.ReserveStock, too_many, "INSUFFICIENT_STOCK")
+        reporter.expect("the available units in the refusal", refusal["available"], "40")
+        reporter.call(
+            self._inventory.GetReservation,
+            stock.GetReservationRequest(id=held.id),
+            reservation__order_id=held.order_id,
+            reservation__state=stock.RESERVATION_STATE_HELD,
+        )
+        for _ in range(2):
+            release = stock.ReleaseStockRequest(reservation_id=held.id)
+            reporter.call(self._inventory.ReleaseStock, release, released_quantity=25)
+        self._expect_available(65)
+
+    def _a_batch_is_reserved(self) -> None:
+        reporter = self._reporter
+        reporter.heading("One call reserves stock for two orders: one from two locations, one refused")
+        order, refused = str(uuid4()), str(uuid4())
+        results = reporter.call(
+            self._inventory.BatchReserveStock,
+            stock.BatchReserveStockRequest(
+                orders=[
+                    stock.OrderLines(order_id=order, lines=[stock.Line(product_id=self._product, quantity=40)]),
+                    stock.OrderLines(order_id=refused, lines=[stock.Line(product_id=self._product, quantity=26)]),
+                ]
+            ),
+            results__count=2,
+        ).results
+        reporter.expect("the outcomes", [result.WhichOneof("outcome") for result in results], ["reservations", "error"])
+        (held,) = results[0].reservations.reservations
+        reporter.expect("the sum of the allocations", sum(part.quantity for part in held.allocations), 40)
+        reporter.call(
+            self._inventory.ConfirmReservations,
+            stock.ConfirmReservationsRequest(order_id=order),
+            reservations__state=[stock.RESERVATION_STATE_CONFIRMED],
+        )
+        reporter.call(
+            self._inventory.ListReservations, stock.ListReservationsRequest(order_id=order), reservations__id=[held.id]
+        )
+        reporter.call(
+            self._inventory.ListReservations, stock.ListReservationsRequest(order_id=refused), reservations__count=0
+        )
+        release = stock.ReleaseStockRequest(reservation_id=held.id)
+        reporter.call(self._inventory.ReleaseStock, release, released_quantity=40)
+        self._expect_available(65)
+
+    def _an_order_ships(self) -> None:
+        reporter = self._reporter
+        reporter.heading("An order with two lines is created, confirmed, processed and shipped: its stock leaves")
+        request = self._new_order((self._product, 10, 20), (self._product, 5, 20))
+        order = reporter.call(
+            self._orders.CreateOrder,
+            request,
+            order__status=orders.ORDER_STATUS_PENDING,
+            order__total_amount=Money(currency_code="USD", units=300),
+        ).order
+        reporter.call(self._orders.CreateOrder, request, order__id=order.id)
+        self._expect_available(50)
+        reporter.call(self._orders.GetOrder, orders.GetOrderRequest(id=order.id), order__items__quantity=[10, 5])
+        reporter.call(
+            self._orders.ListOrders,
+            orders.ListOrdersRequest(user_id=self._user),
+            orders__id=[order.id, self._abandoned],
+        )
+        for status in (
+            orders.ORDER_STATUS_CONFIRMED,
+            orders.ORDER_STATUS_PROCESSING,
+            orders.ORDER_STATUS_SHIPPED,
+        ):
+            self._change_status(order.id, status)
+        reporter.eventually(
+            self._inventory.ListReservations,
+            stock.ListReservationsRequest(order_id=order.id),
+            reservations__state=[stock.RESERVATION_STATE_FULFILLED],
+        )
+        items = reporter.call(
+            self._inventory.ListInventoryItems, stock.ListInventoryItemsRequest(product_id=self._product)
+        ).items
+        reporter.expect("the sum of the quantities", sum(item.quantity for item in items), 50)
+        too_late = orders.UpdateOrderStatusRequest(id=order.id, status=orders.ORDER_STATUS_CANCELLED)
+        reporter.refused(self._orders.UpdateOrderStatus, too_late, "ILLEGAL_TRANSITION")
+        self._change_status(order.id, orders.ORDER_STATUS_DELIVERED)
+
+    def _an_order_is_cancelled(self) -> None:
+        reporter = self._reporter
+        reporter.heading("Another order is confirmed and cancelled: its stock is available again")
+        order = reporter.call(self._orders.CreateOrder, self._new_order((self._product, 30, 1))).order
+        self._change_status(order.id, orders.ORDER_STATUS_CONFIRMED)
+        self._expect_available(20)
+        self._change_status(order.id, orders.ORDER_STATUS_CANCELLED)
+        reporter.eventually(
+            self._inventory.CheckStock,
+            stock.CheckStockRequest(product_id=self._product, required_quantity=50),
+            available=True,
+            available_quantity=50,
+        )
+
+    def _the_reservation_has_expired(self) -> None:
+        reporter = self._reporter
+        reporter.heading("The abandoned order's reservation expires: its stock is available, the order is cancelled")
+        reporter.eventually(
+            self._inventory.CheckStock,
+            stock.CheckStockRequest(product_id=self._scarce, required_quantity=5),
+            available=True,
+            available_quantity=5,
+        )
+        reporter.call(
+            reporter.shop.inventory_maintenance.ExpireReservations, stock_maintenance.ExpireReservationsRequest()
+        )
+        reporter.eventually(
+            self._orders.GetOrder,
+            orders.GetOrderRequest(id=self._abandoned),
+            order__status=orders.ORDER_STATUS_CANCELLED,
+        )
+        reporter.call(
+            self._inventory.ListReservations,
+            stock.ListReservationsRequest(order_id=self._abandoned),
+            reservations__state=[stock.RESERVATION_STATE_EXPIRED],
+        )
+
+    def _maintenance(self) -> None:
+        # At these ages nothing is lost that a person may still need.
+        reporter = self._reporter
+        reporter.heading("The calls of the reaper")
+        reporter.call(
+            reporter.shop.order_maintenance.CancelAbandonedOrders,
+            order_maintenance.CancelAbandonedOrdersRequest(grace=_WEEK),
+        )
+        reporter.call(
+            reporter.shop.inventory_maintenance.PurgeHistory,
+            stock_maintenance.PurgeHistoryRequest(older_than=_TEN_YEARS),
+            purged_keys_count=0,
+            purged_reservations_count=0,
+        )
+        reporter.call(
+            reporter.shop.order_maintenance.PurgeHistory,
+            order_maintenance.PurgeHistoryRequest(older_than=_TEN_YEARS),
+            purged_keys_count=0,
+        )
+
+    def _add_stock(self, product: int, quantity: int, location: str, request_id: str = "") -> stock.InventoryItem:
+        request = stock.CreateInventoryItemRequest(
+            product_id=product, quantity=quantity, location=location, request_id=request_id
+        )
+        return self._reporter.call(self._inventory.CreateInventoryItem, request, item__quantity=quantity).item
+
+    def _expect_available(self, quantity: int) -> None:
+        request = stock.CheckStockRequest(product_id=self._product, required_quantity=quantity)
+        self._reporter.call(self._inventory.CheckStock, request, available=True, available_quantity=quantity)
+
+    def _new_order(self, *lines: tuple[int, int, int], ttl: Duration | None = None) -> orders.CreateOrderRequest:
+        """Return an order; each line is a product, a quantity and a price in whole dollars."""
+        return orders.CreateOrderRequest(
+            user_id=self._user,
+            items=[
+                orders.CreateOrderItem(
+                    product_id=product, quantity=quantity, price=Money(currency_code="USD", units=dollars)
+                )
+                for product, quantity, dollars in lines
+            ],
+            ttl=ttl,
+            request_id=str(uuid4()),
+        )
+
+    def _change_status(self, order_id: str, status: orders.OrderStatus.ValueType) -> None:
+        request = orders.UpdateOrderStatusRequest(id=order_id, status=status)
+        self._reporter.call(self._orders.UpdateOrderStatus, request, order__status=status)
