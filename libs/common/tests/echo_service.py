@@ -21,7 +21,7 @@ from shop_common.environment.settings import ApiSettings, GrpcPort, load
 from shop_common.process import lifecycle
 from shop_common.rpc.method import Describe
 from shop_common.rpc.server import Server
-from shop_common.telemetry import telemetry
+from shop_common.telemetry import metrics_server, tracing
 
 SERVICE = "shop.echo.v1.EchoService"
 METHOD = f"/{SERVICE}/Echo"
@@ -100,10 +100,11 @@ def main() -> None:
     startup.prepare()
     settings = load(EchoSettings)
     lifecycle.begin("echo", settings)
-    telemetry.start("echo", settings)
+    tracing.start("echo", settings)
+    metrics_server.start(settings)
     server = Server(settings)
     server.add(echo_service(), add_echo, _obey)
-    on_stop = [lambda: print("flushed first", flush=True), _refuse_to_flush, telemetry.shutdown]
+    on_stop = [lambda: print("flushed first", flush=True), _refuse_to_flush, tracing.shutdown]
     lifecycle.serve(server, settings, on_stop=on_stop if os.environ.get("ECHO_FLUSH") == "fails" else on_stop[::2])
 
 

@@ -3,8 +3,8 @@
 from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
-from shop_common.telemetry import telemetry
-from shop_common.telemetry.tracing import Tracing
+from shop_common.telemetry import tracing
+from shop_common.telemetry.tracing_sdk import TracingSdk
 
 
 class Spans:
@@ -12,9 +12,9 @@ class Spans:
 
     def __init__(self) -> None:
         self._exporter = InMemorySpanExporter()
-        telemetry.trace_with(Tracing("test", self._exporter))
+        tracing.use(TracingSdk("test", self._exporter))
 
     def all(self) -> list[ReadableSpan]:
         """Every span, in the order in which they ended; no more are made."""
-        telemetry.shutdown()
+        tracing.shutdown()
         return list(self._exporter.get_finished_spans())

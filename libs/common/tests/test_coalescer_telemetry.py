@@ -15,7 +15,7 @@ from shop_common.batching.coalescer import Coalescer
 from shop_common.batching.coalescer_telemetry import CoalescerMetrics
 from shop_common.db.database import Database
 from shop_common.errors import DatabaseUnavailable
-from shop_common.telemetry import telemetry
+from shop_common.telemetry import tracing
 from testkit.eventually import eventually
 
 TRACEPARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
@@ -24,12 +24,12 @@ TRACEPARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 @pytest.fixture
 def spans() -> Iterator[Spans]:
     yield Spans()
-    telemetry.shutdown()
+    tracing.shutdown()
 
 
 def test_a_batch_and_the_calls_in_it_name_each_other(spans: Spans, new_database: Callable[[str], str]) -> None:
     database = Database(new_database("traced"))
-    telemetry.instrument(database.engine)
+    tracing.instrument(database.engine)
     begun, together = threading.Event(), threading.Event()
 
     def bulk(numbers: Sequence[int]) -> list[int]:
@@ -43,7 +43,7 @@ def test_a_batch_and_the_calls_in_it_name_each_other(spans: Spans, new_database:
     coalescer = Coalescer("count", bulk, on_fatal=lambda *_: None)
 
     def call(number: int) -> None:
-        with telemetry.span(f"call {number}"):
+        with tracing.span(f"call {number}"):
             assert coalescer.submit(number, deadline=time.monotonic() + 30) == number + 1
 
     with ThreadPoolExecutor(3) as callers:
@@ -75,16 +75,16 @@ def test_a_batch_and_the_calls_in_it_name_each_other(spans: Spans, new_database:
 
 def test_a_batch_for_nobody_who_is_recorded_is_not_recorded(spans: Spans, new_database: Callable[[str], str]) -> None:
     database = Database(new_database("traced"))
-    telemetry.instrument(database.engine)
+    tracing.instrument(database.engine)
 
     def bulk(numbers: Sequence[int]) -> Sequence[int]:
         with database.read() as tx:
             tx.execute(text("SELECT 42"))
-        assert telemetry.current_traceparent() is None
+        assert tracing.current_traceparent() is None
         return numbers
 
     coalescer = Coalescer("count", bulk, on_fatal=lambda *_: None)
-    with telemetry.span("call", parent=TRACEPARENT.removesuffix("01") + "00"):
+    with tracing.span("call", parent=TRACEPARENT.removesuffix("01") + "00"):
         coalescer.submit(1, deadline=time.monotonic() + 30)
     coalescer.close()
     database.close()
@@ -100,7 +100,7 @@ def test_a_call_that_gave_up_shows_in_its_trace_that_it_did(spans: Spans) -> Non
         return numbers
 
     coalescer = Coalescer("count", bulk, on_fatal=lambda *_: None)
-    with telemetry.span("call"), pytest.raises(DatabaseUnavailable):
+    with tracing.span("call"), pytest.raises(DatabaseUnavailable):
         coalescer.submit(1, deadline=time.monotonic() + 0.5)
     go_on.set()
     coalescer.close()

@@ -23,7 +23,7 @@ def port() -> int:
     (port,) = free_ports(1)
     registry = CollectorRegistry()
     Counter("parcels", "So many parcels", registry=registry).inc()
-    metrics_server.start("127.0.0.1", port, registry)
+    metrics_server.serve_on("127.0.0.1", port, registry)
     return port
 
 
@@ -52,4 +52,4 @@ def test_half_a_request_keeps_nobody_out(port: int, capfd: pytest.CaptureFixture
 
 def test_a_busy_port_is_told(port: int) -> None:
     with pytest.raises(OSError, match="in use"):
-        metrics_server.start("127.0.0.1", port, CollectorRegistry())
+        metrics_server.serve_on("127.0.0.1", port, CollectorRegistry())

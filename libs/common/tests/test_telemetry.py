@@ -17,8 +17,8 @@ from shop_common.errors import InvalidInput, NotFound, Violation
 from shop_common.rpc.call import traceparent
 from shop_common.rpc.client import Client
 from shop_common.rpc.health import Health
-from shop_common.telemetry import telemetry
-from shop_common.telemetry.tracing import TEXT_LENGTH_MAX
+from shop_common.telemetry import tracing
+from shop_common.telemetry.tracing_sdk import TEXT_LENGTH_MAX
 
 TRACE_ID = "0af7651916cd43dd8448eb211c80319c"
 SPAN_ID = "b7ad6b7169203331"
@@ -32,7 +32,7 @@ class ParcelNotFound(NotFound):
 @pytest.fixture
 def spans() -> Iterator[Spans]:
     yield Spans()
-    telemetry.shutdown()
+    tracing.shutdown()
 
 
 def test_a_call_is_a_span_in_the_trace_of_its_client(spans: Spans) -> None:
@@ -90,7 +90,7 @@ def test_one_trace_runs_through_client_and_server(spans: Spans) -> None:
         client = Client(
             f"127.0.0.1:{running.server.port}", echo_service(), repeatable=(), unavailable_reason="ECHO_UNAVAILABLE"
         )
-        with telemetry.span("work", parent=TRACEPARENT):
+        with tracing.span("work", parent=TRACEPARENT):
             client.call(echo_stub(client.channel), StringValue(value="hello"), timeout_seconds=10)
         client.close()
 
@@ -108,9 +108,9 @@ def test_one_trace_runs_through_client_and_server(spans: Spans) -> None:
 
 def test_each_statement_is_a_span_of_the_work_it_belongs_to(spans: Spans, new_database: Callable[[str], str]) -> None:
     database = Database(new_database("traced"))
-    telemetry.instrument(database.engine)
+    tracing.instrument(database.engine)
 
-    with telemetry.span("reserve"), database.read() as tx:
+    with tracing.span("reserve"), database.read() as tx:
         tx.execute(text("SELECT 42"))
     database.close()
 
@@ -121,9 +121,9 @@ def test_each_statement_is_a_span_of_the_work_it_belongs_to(spans: Spans, new_da
 
 
 def test_trace_context_is_a_header_of_a_message() -> None:
-    assert telemetry.from_kafka([("ce_id", b"1"), ("traceparent", TRACEPARENT.encode())]) == TRACEPARENT
+    assert tracing.traceparent_in([("ce_id", b"1"), ("traceparent", TRACEPARENT.encode())]) == TRACEPARENT
     for nothing in (None, [], [("traceparent", None)], [("traceparent", b"\xff")], [("traceparent", b"00-0-0-0")]):
-        assert telemetry.from_kafka(nothing) is None
+        assert tracing.traceparent_in(nothing) is None
 
 
 @pytest.mark.parametrize(
@@ -131,8 +131,8 @@ def test_trace_context_is_a_header_of_a_message() -> None:
     ["", "00", TRACEPARENT.upper(), TRACEPARENT + "-00", f"00-{'0' * 32}-{SPAN_ID}-01", f"00-{TRACE_ID}-{'0' * 16}-01"],
 )
 def test_a_malformed_traceparent_is_dropped(malformed: str) -> None:
-    assert telemetry.well_formed(malformed) is None
-    assert telemetry.remote_parent(malformed) is None
+    assert tracing.valid_traceparent(malformed) is None
+    assert tracing.remote_context(malformed) is None
 
 
 def test_prometheus_is_told_whether_the_process_is_ready() -> None:
@@ -151,12 +151,12 @@ def test_prometheus_is_told_whether_the_process_is_ready() -> None:
 
 
 def test_without_an_endpoint_nothing_is_traced() -> None:
-    telemetry.start("test", EchoSettings())
+    tracing.start("test", EchoSettings())
 
-    assert telemetry.tracer() is None
-    with telemetry.span("work") as span:
+    assert tracing.tracer() is None
+    with tracing.span("work") as span:
         assert not span.is_recording()
-        assert telemetry.current_traceparent() is None
+        assert tracing.current_traceparent() is None
 
 
 def _trace_of(span: ReadableSpan) -> str:
@@ -180,7 +180,7 @@ def test_a_span_describes_a_request_only_when_it_was_found_right(spans: Spans) -
 
 
 def test_no_attribute_of_a_span_is_of_any_length(spans: Spans) -> None:
-    with telemetry.span("long", attributes={"one": "x" * 1_000_000, "many": ["y" * 1_000_000] * 2}):
+    with tracing.span("long", attributes={"one": "x" * 1_000_000, "many": ["y" * 1_000_000] * 2}):
         pass
     (span,) = spans.all()
 

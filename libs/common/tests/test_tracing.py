@@ -6,7 +6,7 @@ from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
 from structlog.testing import capture_logs
 
-from shop_common.telemetry.tracing import DeduplicatingExporter
+from shop_common.telemetry.tracing_sdk import DeduplicatingExporter
 
 TAKEN, LOST = SpanExportResult.SUCCESS, SpanExportResult.FAILURE
 

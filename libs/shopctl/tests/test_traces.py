@@ -9,8 +9,8 @@ from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
 from opentelemetry.trace import SpanContext, SpanKind
 
 from shop_common.batching.coalescer_telemetry import Membership
-from shop_common.telemetry import telemetry
-from shop_common.telemetry.tracing import Tracing
+from shop_common.telemetry import tracing
+from shop_common.telemetry.tracing_sdk import TracingSdk
 from shopctl.tracing import traces
 from shopctl.tracing.span_store import SpanStore
 from shopctl.tracing.traces import Node, Traces
@@ -19,28 +19,28 @@ from shopctl.tracing.traces import Node, Traces
 class _Shop:
     """Makes the spans of the processes with what makes them there."""
 
-    def __init__(self, store: SpanStore, tracing: Tracing) -> None:
+    def __init__(self, store: SpanStore, tracing: TracingSdk) -> None:
         self._store = store
         self._tracing = tracing
 
     def call(self, method: str, order_id: str) -> Membership:
         """A call of its own trace, about to wait in a coalescer."""
         attributes = {"shop.order_id": order_id}
-        with telemetry.span(f"shop.order.v1.OrderService/{method}", SpanKind.SERVER, attributes=attributes):
+        with tracing.span(f"shop.order.v1.OrderService/{method}", SpanKind.SERVER, attributes=attributes):
             member = Membership.of_current_span()
         assert member is not None
         return member
 
     @contextmanager
     def batch(self, name: str, members: Sequence[Membership]) -> Iterator[SpanContext | None]:
-        with telemetry.batch_span(f"{name} batch", [member.span for member in members]) as batch:
+        with tracing.batch_span(f"{name} batch", [member.span for member in members]) as batch:
             yield batch
         for member in members:
             member.add_batch(batch, len(members), 0)
             member.end_span(name)
 
     def traces(self, order_id: str, *, reads: bool = False) -> Traces:
-        telemetry.shutdown()
+        tracing.shutdown()
         return traces.of_order(self._store, order_id, reads=reads)
 
 
@@ -56,14 +56,14 @@ class _ToStore(SpanExporter):
 @pytest.fixture
 def shop(tmp_path: Path) -> Iterator[_Shop]:
     with SpanStore.to_write(tmp_path / "traces.db") as store:
-        tracing = Tracing("order-api", _ToStore(store))
-        telemetry.trace_with(tracing)
-        yield _Shop(store, tracing)
-        telemetry.shutdown()
+        sdk = TracingSdk("order-api", _ToStore(store))
+        tracing.use(sdk)
+        yield _Shop(store, sdk)
+        tracing.shutdown()
 
 
 def test_a_batch_is_shown_below_the_call_that_waited_for_it(shop: _Shop) -> None:
-    with shop.batch("insert", [shop.call("CreateOrder", "a")]), telemetry.span("INSERT"):
+    with shop.batch("insert", [shop.call("CreateOrder", "a")]), tracing.span("INSERT"):
         pass
 
     (tree,) = shop.traces("a").trees
@@ -78,7 +78,7 @@ def test_a_batch_is_shown_below_the_call_that_waited_for_it(shop: _Shop) -> None
 
 def test_a_batch_in_the_trace_of_another_call_is_shown_without_that_call(shop: _Shop) -> None:
     first, second = shop.call("CreateOrder", "a"), shop.call("CreateOrder", "b")
-    with shop.batch("insert", [first, second]) as batch, telemetry.span("INSERT"):
+    with shop.batch("insert", [first, second]) as batch, tracing.span("INSERT"):
         assert batch is not None
         assert batch.trace_id == first.span.trace_id
 
@@ -98,11 +98,11 @@ def test_a_batch_within_a_batch_is_followed(shop: _Shop) -> None:
     others = shop.call("ReserveStock", "c")
     with (
         shop.batch("hold", [first, second]),
-        telemetry.span("BatchReserveStock", SpanKind.SERVER, attributes={"shop.order_ids": ["a", "b"]}),
+        tracing.span("BatchReserveStock", SpanKind.SERVER, attributes={"shop.order_ids": ["a", "b"]}),
     ):
         inner = Membership.of_current_span()
         assert inner is not None
-        with shop.batch("reserve", [others, inner]), telemetry.span("UPDATE"):
+        with shop.batch("reserve", [others, inner]), tracing.span("UPDATE"):
             pass
 
     (tree,) = shop.traces("b").trees
@@ -120,7 +120,7 @@ def test_a_batch_within_a_batch_is_followed(shop: _Shop) -> None:
 
 def test_who_ships_the_events_of_several_calls_is_shown_below_each(shop: _Shop) -> None:
     calls = [shop.call("CreateOrder", order_id).span for order_id in "ab"]
-    with telemetry.batch_span("ship batch", calls, attributes={"shop.order_ids": ["a", "b"]}):
+    with tracing.batch_span("ship batch", calls, attributes={"shop.order_ids": ["a", "b"]}):
         pass
 
     for order_id, shown in (("a", "  ship batch"), ("b", "  -> ship batch")):
@@ -130,14 +130,14 @@ def test_who_ships_the_events_of_several_calls_is_shown_below_each(shop: _Shop) 
 
 
 def test_what_is_about_other_orders_is_left_out_and_counted(shop: _Shop) -> None:
-    with telemetry.span("handle", SpanKind.CONSUMER, attributes={"shop.order_ids": ["a", "b"]}):
+    with tracing.span("handle", SpanKind.CONSUMER, attributes={"shop.order_ids": ["a", "b"]}):
         for order_id in "abc":
             with (
-                telemetry.span(f"release {order_id}", attributes={"shop.order_id": order_id}),
-                telemetry.span("UPDATE"),
+                tracing.span(f"release {order_id}", attributes={"shop.order_id": order_id}),
+                tracing.span("UPDATE"),
             ):
                 pass
-        with telemetry.span("COMMIT"):
+        with tracing.span("COMMIT"):
             pass
 
     (tree,) = shop.traces("a").trees
@@ -167,8 +167,8 @@ def test_a_story_is_complete_when_nothing_came_for_a_while(shop: _Shop, monkeypa
 
 def test_a_story_is_not_complete_while_a_call_in_it_goes_on(shop: _Shop, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(traces, "QUIET_SECONDS", -1)
-    with telemetry.span("CreateOrder", SpanKind.SERVER):
-        with telemetry.span("hold", attributes={"shop.order_id": "a"}):
+    with tracing.span("CreateOrder", SpanKind.SERVER):
+        with tracing.span("hold", attributes={"shop.order_id": "a"}):
             pass
         assert not shop.traces("a").is_complete
 

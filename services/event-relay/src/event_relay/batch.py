@@ -8,7 +8,7 @@ from confluent_kafka import KafkaError, KafkaException, Message, Producer
 from opentelemetry.trace import Span, SpanContext, SpanKind, StatusCode
 
 from event_relay.outbox_rows import OutboxRow
-from shop_common.telemetry import telemetry
+from shop_common.telemetry import tracing
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,11 +62,11 @@ class Batch:
             "messaging.kafka.message.key": row.key,
             "shop.event_type": row.type,
         }
-        span = telemetry.open_span(
+        span = tracing.open_span(
             f"send {row.topic}", member, SpanKind.PRODUCER, batches=[self._span], attributes=attributes
         )
         self._spans[row.id] = span
-        return telemetry.traceparent_of(span)
+        return tracing.traceparent_of(span)
 
     def end_spans(self) -> None:
         """End the spans of acknowledged and of lost rows; the next attempt opens new ones."""

@@ -14,7 +14,7 @@ from shop_common.db.database import Database
 from shop_common.environment.settings import help_text, load
 from shop_common.process import lifecycle
 from shop_common.rpc.health import Health, HealthServer
-from shop_common.telemetry import telemetry
+from shop_common.telemetry import metrics_server, tracing
 
 READINESS_SECONDS = 0.2
 
@@ -29,7 +29,8 @@ def main() -> None:
     ).parse_args()
     settings = load(RelaySettings)
     lifecycle.begin("event-relay", settings)
-    telemetry.start("event-relay", settings)
+    tracing.start("event-relay", settings)
+    metrics_server.start(settings)
 
     server = HealthServer(settings.health_port, listen_host=settings.listen_host)
     server.health.set_ready("relay", False)
@@ -61,7 +62,7 @@ def main() -> None:
     )
     for thread in threads:
         thread.start()
-    lifecycle.serve(server, settings, on_stop=[stop.set, *(thread.join for thread in threads), telemetry.shutdown])
+    lifecycle.serve(server, settings, on_stop=[stop.set, *(thread.join for thread in threads), tracing.shutdown])
 
 
 def _run(relay: Relay, stop: threading.Event) -> None:

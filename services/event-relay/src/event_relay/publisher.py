@@ -27,7 +27,7 @@ from opentelemetry.util.types import AttributeValue
 
 from event_relay.batch import Batch, Delivery, poll_reports, text_of
 from event_relay.outbox_rows import OutboxRow
-from shop_common.telemetry import logs, telemetry
+from shop_common.telemetry import logs, tracing
 from shop_common.timestamps import rfc3339_of_micros
 
 PARTITIONS = 3
@@ -141,7 +141,7 @@ class Publisher:
             "messaging.system": "kafka",
             "messaging.batch.message_count": len(rows),
         }
-        with telemetry.batch_span("ship batch", list(members.values()), attributes=attributes) as span:
+        with tracing.batch_span("ship batch", list(members.values()), attributes=attributes) as span:
             self._batch = Batch(producer, deadline, members, span)
             self._produce(rows, present, self._batch)
 
@@ -304,6 +304,6 @@ class Publisher:
 
 def _recorded(rows: Sequence[OutboxRow]) -> Mapping[int, SpanContext]:
     """The span contexts of the rows whose trace is recorded, by row id."""
-    if telemetry.tracer() is None:
+    if tracing.tracer() is None:
         return {}
-    return {row.id: span for row in rows if (span := telemetry.sampled_traceparent(row.traceparent))}
+    return {row.id: span for row in rows if (span := tracing.sampled_remote_span(row.traceparent))}

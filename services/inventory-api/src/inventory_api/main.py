@@ -19,7 +19,7 @@ from shop_common.environment.settings import help_text, load
 from shop_common.events.consumer import Consumer
 from shop_common.process import lifecycle
 from shop_common.rpc.server import Server
-from shop_common.telemetry import telemetry
+from shop_common.telemetry import metrics, metrics_server, tracing
 from shop_protos.inventory.v1 import inventory_pb2, inventory_pb2_grpc, maintenance_pb2, maintenance_pb2_grpc
 
 PROCESS = "inventory-api"
@@ -45,9 +45,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 def serve(settings: InventorySettings) -> None:
     """Wire the parts and serve until a signal comes."""
     lifecycle.begin(PROCESS, settings)
-    telemetry.start(PROCESS, settings)
+    tracing.start(PROCESS, settings)
+    metrics_server.start(settings)
     database = Database(settings.database_url)
-    telemetry.instrument(database.engine)
+    tracing.instrument(database.engine)
 
     operations = Operations(database, ttl_seconds=settings.reservation_ttl, on_fatal=lifecycle.fatal)
     server = Server(settings)
@@ -68,7 +69,7 @@ def serve(settings: InventorySettings) -> None:
         maintenance_pb2_grpc.add_InventoryMaintenanceServiceServicer_to_server,
         InventoryMaintenanceServicer(operations),
     )
-    on_stop = [operations.close, database.close, telemetry.shutdown]
+    on_stop = [operations.close, database.close, tracing.shutdown]
     if settings.consumer_enabled:
         order_events = Consumer(
             database=database,
@@ -84,7 +85,7 @@ def serve(settings: InventorySettings) -> None:
         )
         order_events.start()
         on_stop.insert(0, order_events.stop)
-    if telemetry.metrics_wanted():
+    if metrics.is_enabled():
         collector = HeldReservationsCollector(database)
         collector.start()
         on_stop.insert(0, collector.stop)

@@ -19,7 +19,7 @@ from shop_common.environment.settings import help_text, load
 from shop_common.events.consumer import Consumer
 from shop_common.process import lifecycle
 from shop_common.rpc.server import Server
-from shop_common.telemetry import telemetry
+from shop_common.telemetry import metrics_server, tracing
 from shop_protos.order.v1 import maintenance_pb2, maintenance_pb2_grpc, order_pb2, order_pb2_grpc
 
 PROCESS = "order-api"
@@ -45,9 +45,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 def serve(settings: OrderSettings) -> None:
     """Wire the parts and serve."""
     lifecycle.begin(PROCESS, settings)
-    telemetry.start(PROCESS, settings)
+    tracing.start(PROCESS, settings)
+    metrics_server.start(settings)
     database = Database(settings.database_url)
-    telemetry.instrument(database.engine)
+    tracing.instrument(database.engine)
 
     stock = Inventory(settings.inventory_target, call_seconds=settings.inventory_call_seconds)
     operations = Operations(database, stock, on_fatal=lifecycle.fatal)
@@ -69,7 +70,7 @@ def serve(settings: OrderSettings) -> None:
         maintenance_pb2_grpc.add_OrderMaintenanceServiceServicer_to_server,
         OrderMaintenanceServicer(operations),
     )
-    on_stop = [operations.close, stock.close, database.close, telemetry.shutdown]
+    on_stop = [operations.close, stock.close, database.close, tracing.shutdown]
     if settings.consumer_enabled:
         inventory_events = Consumer(
             database=database,

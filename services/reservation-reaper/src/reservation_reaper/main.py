@@ -14,7 +14,7 @@ from shop_common.environment.settings import help_text, load
 from shop_common.process import lifecycle
 from shop_common.rpc.client import Client
 from shop_common.rpc.health import HealthServer
-from shop_common.telemetry import telemetry
+from shop_common.telemetry import metrics_server, tracing
 from shop_protos.inventory.v1 import maintenance_pb2 as inventory_pb2
 from shop_protos.inventory.v1.maintenance_pb2_grpc import InventoryMaintenanceServiceStub
 from shop_protos.order.v1 import maintenance_pb2 as order_pb2
@@ -41,7 +41,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def serve(settings: ReaperSettings) -> None:
     """Wire the parts and serve."""
     lifecycle.begin(PROCESS, settings)
-    telemetry.start(PROCESS, settings)
+    tracing.start(PROCESS, settings)
+    metrics_server.start(settings)
     clients = (
         _client(settings.inventory_target, inventory_pb2, "InventoryMaintenanceService"),
         _client(settings.order_target, order_pb2, "OrderMaintenanceService"),
@@ -54,7 +55,7 @@ def serve(settings: ReaperSettings) -> None:
     schedule.start()
     try:
         lifecycle.serve(
-            server, settings, on_stop=[schedule.stop, *(client.close for client in clients), telemetry.shutdown]
+            server, settings, on_stop=[schedule.stop, *(client.close for client in clients), tracing.shutdown]
         )
     finally:
         # If the port was taken meanwhile: Python waits for the threads of a pool, which retry for as long as it takes.

@@ -18,7 +18,7 @@ from typing import Generic, TypeVar, cast
 from shop_common.batching.coalescer_telemetry import CoalescerMetrics, Membership
 from shop_common.db.database import is_statement_error
 from shop_common.errors import TIMEOUTS, DatabaseUnavailable, QueueFull, ShopError
-from shop_common.telemetry import telemetry
+from shop_common.telemetry import metrics, tracing
 
 _Request = TypeVar("_Request")
 _Result = TypeVar("_Result")
@@ -126,7 +126,7 @@ class Coalescer(Generic[_Request, _Result]):
         self._weigh = weigh
         self._limits = limits or Limits()
         self._on_fatal = on_fatal
-        self._metrics = CoalescerMetrics(name) if telemetry.metrics_wanted() else None
+        self._metrics = CoalescerMetrics(name) if metrics.is_enabled() else None
         self._queue: deque[_Entry[_Request, _Result]] = deque()
         self._mutex = threading.Lock()
         self._arrived = threading.Condition(self._mutex)
@@ -288,9 +288,7 @@ class Coalescer(Generic[_Request, _Result]):
         members = [call.member for call in calls if call.member is not None]
         requests = [folded[0].request for folded in batch]
         attributes = {"shop.batch.size": len(requests), "shop.batch.calls": len(calls)}
-        with telemetry.batch_span(
-            f"{self._name} batch", [each.span for each in members], attributes=attributes
-        ) as span:
+        with tracing.batch_span(f"{self._name} batch", [each.span for each in members], attributes=attributes) as span:
             outcomes = self._outcomes(requests, began + BISECT_SECONDS_MAX)
         for member in members:
             member.add_batch(span, len(requests), began_ns)

@@ -6,7 +6,7 @@ from typing import Self
 
 from opentelemetry.trace import SpanContext, StatusCode
 
-from shop_common.telemetry import metrics, telemetry
+from shop_common.telemetry import metrics, tracing
 
 _queue = metrics.gauge(__name__, "shop_coalescer_queue_requests", "Requests that wait for a batch", "coalescer")
 _batch = metrics.histogram(
@@ -65,7 +65,7 @@ class Membership:
     @classmethod
     def of_current_span(cls) -> Self | None:
         """Return the membership of the current span, or None if that span is not sampled or tracing is off."""
-        span = telemetry.sampled_span()
+        span = tracing.sampled_span()
         return None if span is None else cls(span)
 
     def add_batch(self, batch: SpanContext | None, size: int, began_ns: int) -> None:
@@ -81,7 +81,7 @@ class Membership:
             attributes["shop.batch.size"] = max(size for _, size, _ in batches)
             attributes["shop.queue.seconds"] = (min(began for *_, began in batches) - self._began_ns) / 1e9
         linked = [batch for batch, *_ in batches]
-        span = telemetry.open_span(
+        span = tracing.open_span(
             f"{coalescer} coalesced", self.span, batches=linked, attributes=attributes, began_ns=self._began_ns
         )
         if given_up:

@@ -24,7 +24,7 @@ from shop_common.db.errors import Collision, Phase, StaleConnection, cause_of, c
 from shop_common.db.pool import PoolInvalidator
 from shop_common.db.sqlite import READ_ONLY, SqliteFile
 from shop_common.errors import DatabaseUnavailable, PoolTimeout
-from shop_common.telemetry import metrics, telemetry
+from shop_common.telemetry import metrics, tracing
 from shop_common.telemetry.metrics import Metric
 
 __all__ = ["Database", "cause_of", "count_after_commit", "is_statement_error", "plain_engine"]
@@ -96,7 +96,7 @@ class Database:
         # SQLite allows one writer. A thread that waits for this lock wakes at once. SQLite's busy handler sleeps and
         # polls, so it only serves to wait for other processes.
         self._turn: threading.Lock | None = threading.Lock() if self.is_sqlite else None
-        self._waiting = _instrument_pool(self.engine, connections_max) if telemetry.metrics_wanted() else None
+        self._waiting = _instrument_pool(self.engine, connections_max) if metrics.is_enabled() else None
 
     @contextmanager
     def write(self, settings: str = "") -> Iterator[Connection]:
@@ -121,7 +121,7 @@ class Database:
                 raise
             phase.committing = True
             # failpoint: before-commit
-            with telemetry.span_below("COMMIT"):
+            with tracing.child_span("COMMIT"):
                 tx.commit()
             if self._file is not None:
                 self._file.check_commit()
@@ -212,7 +212,7 @@ def count_after_commit(tx: Connection, metric: Metric[Counter], counts: Mapping[
 
     Counts nothing if the transaction was rolled back or its outcome is unknown. A crash after the commit loses counts.
     """
-    if telemetry.metrics_wanted():
+    if metrics.is_enabled():
         tx.info.setdefault(_AFTER_COMMIT, []).append((metric, counts))
 
 

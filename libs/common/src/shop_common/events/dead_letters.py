@@ -22,7 +22,7 @@ from sqlalchemy.exc import StatementError
 
 from shop_common.events.outbox import PAYLOAD_BYTES_MAX, Record, shard_of
 from shop_common.events.received import Received
-from shop_common.telemetry import telemetry
+from shop_common.telemetry import tracing
 
 SUFFIX = ".dlq"
 HEADER_PREFIX = "dlq_"
@@ -66,7 +66,7 @@ def dead_letter(message: Received, reason: Reason, error: BaseException, *, cons
         type=headers.get("ce_type", ""),
         payload=payload,
         headers=orjson.dumps(headers).decode(),
-        traceparent=telemetry.from_kafka(message.headers),
+        traceparent=tracing.traceparent_in(message.headers),
         created_at=now,
     )
 

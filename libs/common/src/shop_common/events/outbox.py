@@ -17,7 +17,7 @@ from uuid_utils import uuid7
 
 from shop_common.db.database import count_after_commit
 from shop_common.db.sql import Id, RowId, Statement, Timestamp, insert_into
-from shop_common.telemetry import metrics, telemetry
+from shop_common.telemetry import metrics, tracing
 from shop_common.timestamps import rfc3339
 
 SHARDS = 16
@@ -101,7 +101,7 @@ class Outbox:
 
         Raises ValueError for a message that no broker would take: a defect of the caller.
         """
-        current = telemetry.current_traceparent()
+        current = tracing.current_traceparent()
         self.append_records(tx, [_record(message, message.traceparent or current) for message in messages])
         count_after_commit(tx, _written, Counter((message.type,) for message in messages))
 

@@ -16,7 +16,7 @@ from confluent_kafka import Message
 from opentelemetry.trace import Span, SpanContext, SpanKind, StatusCode
 from opentelemetry.util.types import AttributeValue
 
-from shop_common.telemetry import telemetry
+from shop_common.telemetry import tracing
 
 Position = tuple[str, int, int]
 """Topic, partition and offset: no other message has the same."""
@@ -131,7 +131,7 @@ def decode(message: Received) -> Event:
         event_id=event_id,
         data=data,
         occurred_at=occurred_at,
-        traceparent=telemetry.from_kafka(message.headers),
+        traceparent=tracing.traceparent_in(message.headers),
         topic=message.topic,
         partition=message.partition,
         offset=message.offset,
@@ -162,16 +162,14 @@ def traced(events: Sequence[Event], describe: Describe) -> Iterator[Sequence[Eve
     Gives the events to handle; what is done for one continues its own span.
     """
     members = {
-        number: span
-        for number, event in enumerate(events)
-        if (span := telemetry.sampled_traceparent(event.traceparent))
+        number: span for number, event in enumerate(events) if (span := tracing.sampled_remote_span(event.traceparent))
     }
     about: dict[str, AttributeValue] = {"messaging.system": "kafka", "messaging.batch.message_count": len(events)}
-    with telemetry.batch_span(f"{events[0].type} batch", list(members.values()), attributes=about) as batch:
+    with tracing.batch_span(f"{events[0].type} batch", list(members.values()), attributes=about) as batch:
         spans = {number: _open_span(events[number], member, batch, describe) for number, member in members.items()}
         try:
             yield [
-                replace(event, traceparent=telemetry.traceparent_of(spans[number])) if number in spans else event
+                replace(event, traceparent=tracing.traceparent_of(spans[number])) if number in spans else event
                 for number, event in enumerate(events)
             ]
         except BaseException as error:
@@ -195,6 +193,6 @@ def _open_span(event: Event, member: SpanContext, batch: SpanContext | None, des
         "shop.event_type": event.type,
         **describe(event),
     }
-    return telemetry.open_span(
+    return tracing.open_span(
         f"process {event.topic}", member, SpanKind.CONSUMER, batches=[batch], attributes=attributes
     )

@@ -2,9 +2,10 @@
 
     settings = load(InventorySettings)
     lifecycle.begin("inventory-api", settings)
-    telemetry.start("inventory-api", settings)
+    tracing.start("inventory-api", settings)
+    metrics_server.start(settings)
     ...
-    lifecycle.serve(server, settings, on_stop=[consumer.stop, operations.close, database.close, telemetry.shutdown])
+    lifecycle.serve(server, settings, on_stop=[consumer.stop, operations.close, database.close, tracing.shutdown])
 
 SIGTERM and SIGINT: report NOT_SERVING, wait `drain_seconds`, let running calls finish, run `on_stop`, exit 0. A second
 signal ends the process at once.

@@ -28,7 +28,7 @@ from prometheus_client.multiprocess import MultiProcessCollector
 from shop_common.environment import startup
 from shop_common.environment.settings import CommonSettings
 from shop_common.rpc.health import Health, HealthServer
-from shop_common.telemetry import logs, telemetry
+from shop_common.telemetry import logs, metrics_server
 
 _log = logs.get(__name__)
 
@@ -57,7 +57,7 @@ def supervise(count: int, settings: CommonSettings) -> int:
         # prometheus_client's way to sum over processes: each writes to files there, the parent reads them.
         registry = CollectorRegistry()
         MultiProcessCollector(registry, path=folder)  # type: ignore[no-untyped-call]  # has no types
-        telemetry.serve_metrics(settings, registry)
+        metrics_server.serve(settings, registry)
         return _Parent(count, settings, {"PROMETHEUS_MULTIPROC_DIR": folder}).run()
 
 

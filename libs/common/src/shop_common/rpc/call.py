@@ -4,7 +4,7 @@ import time
 
 import grpc
 
-from shop_common.telemetry import telemetry
+from shop_common.telemetry import tracing
 
 CALL_SECONDS_MAX = 30.0
 """The time limit of a call whose client sets no deadline."""
@@ -17,12 +17,12 @@ def deadline(context: grpc.ServicerContext) -> float:
 
 def traceparent(context: grpc.ServicerContext) -> str | None:
     """The W3C traceparent under which this call's work continues: its span's, else the client's, else None."""
-    return telemetry.current_traceparent() or incoming_traceparent(context)
+    return tracing.current_traceparent() or incoming_traceparent(context)
 
 
 def incoming_traceparent(context: grpc.ServicerContext) -> str | None:
     """The W3C traceparent that the client sent; None if it sent none or a malformed one."""
     for key, value in context.invocation_metadata():
         if key == "traceparent":
-            return telemetry.well_formed(value if isinstance(value, str) else None)
+            return tracing.valid_traceparent(value if isinstance(value, str) else None)
     return None

@@ -17,7 +17,7 @@ from opentelemetry.trace import SpanKind
 
 from shop_common.errors import ShopError
 from shop_common.rpc.status import STATUS_KEY, RemoteUnavailable, from_status
-from shop_common.telemetry import metrics, telemetry
+from shop_common.telemetry import metrics, tracing
 
 _Request = TypeVar("_Request", bound=Message)
 _Response = TypeVar("_Response")
@@ -60,7 +60,7 @@ class Client:
     ) -> None:
         self._name = service.full_name
         self._unavailable_reason = unavailable_reason
-        self._has_metrics = telemetry.metrics_wanted()
+        self._has_metrics = metrics.is_enabled()
         # Written by any thread, each time as a whole: at worst a call more waits, or does not.
         self._has_answered = False
         self._silent_since: float | None = None
@@ -87,9 +87,9 @@ class Client:
         name = type(request).__name__.removesuffix("Request")
         path = f"{self._name}/{name}"
         attributes = {"rpc.system.name": "grpc", "rpc.method": path}
-        parent = None if telemetry.current_traceparent() else traceparent
-        with telemetry.span(path, SpanKind.CLIENT, parent=parent, attributes=attributes) as span:
-            passed_on = telemetry.current_traceparent() or traceparent
+        parent = None if tracing.current_traceparent() else traceparent
+        with tracing.span(path, SpanKind.CLIENT, parent=parent, attributes=attributes) as span:
+            passed_on = tracing.current_traceparent() or traceparent
             metadata = (("traceparent", passed_on),) if passed_on else None
             begun = time.monotonic()
             try:

@@ -22,7 +22,7 @@ from shop_common.rpc.failure import DeadlinePassed, Failure, ResponseTooLarge, f
 from shop_common.rpc.large_requests import LARGE_REQUEST_BYTES, LargeRequests
 from shop_common.rpc.peer_waits import PeerWaits
 from shop_common.rpc.status import STATUS_KEY
-from shop_common.telemetry import logs, metrics, telemetry
+from shop_common.telemetry import logs, metrics, tracing
 from shop_common.telemetry.logs import LogRateLimiter
 
 RESPONSE_BYTES_MAX = 4 * 1024 * 1024
@@ -67,7 +67,7 @@ class Method:
         self._large = large
         self._describe = describe
         self._method = path.lstrip("/")
-        self._has_metrics = telemetry.metrics_wanted()
+        self._has_metrics = metrics.is_enabled()
         self._log_limiter = LogRateLimiter()
 
     def running(self, handler: Handler) -> Handler:
@@ -77,7 +77,7 @@ class Method:
             return self._streaming(handler)
         respond = self._respond(behave, decode, encode)
         respond_large = self._respond(behave, partial(self._large.decoded, decode), encode)
-        tracer = telemetry.tracer()
+        tracer = tracing.tracer()
         if tracer is not None:
             respond, respond_large = self._traced(respond, tracer), self._traced(respond_large, tracer)
         begin, end, in_turn = self._waits.begin, self._waits.end, self._in_turn
@@ -197,7 +197,7 @@ class Method:
         def traced(data: bytes, context: grpc.ServicerContext) -> bytes:
             with tracer.start_as_current_span(
                 self._method,
-                context=telemetry.remote_parent(incoming_traceparent(context)),
+                context=tracing.remote_context(incoming_traceparent(context)),
                 kind=trace.SpanKind.SERVER,
                 attributes=attributes,
                 # The exception that leaves here is grpcio's own signal; `_fail` has recorded the cause.
@@ -235,7 +235,7 @@ class Method:
     def _write_log(self, failure: Failure, context: grpc.ServicerContext, error: Exception | None) -> None:
         fields: dict[str, Any] = {"method": self._path}
         # With traces on, each line already has the ids of this call's span.
-        if telemetry.tracer() is None and (traceparent := incoming_traceparent(context)) is not None:
+        if tracing.tracer() is None and (traceparent := incoming_traceparent(context)) is not None:
             _, fields["trace_id"], fields["span_id"], _ = traceparent.split("-")
         if failure.error_id is not None:
             _log.error("call failed", error_id=failure.error_id, exc_info=error, **fields)
@@ -263,5 +263,5 @@ _UNREADABLE = Violation("request", "its bytes are not a message of this method, 
 
 def _exemplar() -> dict[str, str] | None:
     """The ids by which a dashboard finds the trace behind a point; None for a call that is not recorded."""
-    span = telemetry.sampled_span()
+    span = tracing.sampled_span()
     return None if span is None else {"trace_id": f"{span.trace_id:032x}", "span_id": f"{span.span_id:016x}"}

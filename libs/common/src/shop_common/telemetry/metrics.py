@@ -75,6 +75,20 @@ class Metric(Generic[_Collector]):
             return self._family
 
 
+class _Exposition:
+    enabled = False
+
+
+def enable() -> None:
+    """Have metrics collected that cost time on each call. Call it if METRICS_PORT is set."""
+    _Exposition.enabled = True
+
+
+def is_enabled() -> bool:
+    """Return whether this process exposes its metrics."""
+    return _Exposition.enabled
+
+
 def counter(module: str, name: str, meaning: str, *labels: str) -> Metric[Counter]:
     """Declare a counter; its name ends in `_total`."""
     declaration = Declaration("counter", name, meaning, labels, module)

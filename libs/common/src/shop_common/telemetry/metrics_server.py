@@ -1,6 +1,6 @@
-"""The HTTP server of the metrics: prometheus_client's page, on few threads whoever connects.
+"""Serves the metrics over HTTP, with a limit on connections and a timeout.
 
-prometheus_client's own server starts a thread for each connection and waits for its request without an end.
+prometheus_client's own server starts a thread for each connection, and waits for a request without a timeout.
 """
 
 import socket
@@ -10,45 +10,69 @@ from socketserver import TCPServer, ThreadingMixIn
 from typing import Any
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
 
-from prometheus_client import CollectorRegistry, make_wsgi_app
+from prometheus_client import REGISTRY, CollectorRegistry, make_wsgi_app
+
+from shop_common.environment import listen
+from shop_common.environment.settings import CommonSettings
+from shop_common.telemetry import metrics
 
 CONNECTIONS_MAX = 16
-"""Scrapes take milliseconds. Above this, the connection that is open longest is closed."""
+"""A scrape takes milliseconds. Above this limit the oldest connection is closed."""
 
 READ_SECONDS = 10.0
 
 
-def start(host: str, port: int, registry: CollectorRegistry) -> None:
-    """Answer scrapes from now on, on daemon threads. Raises OSError if the port is busy."""
+def start(settings: CommonSettings) -> None:
+    """Serve the metrics of this process on METRICS_PORT, unless that is 0.
+
+    Call it before creating the objects that update metrics: they ask only once whether metrics are enabled. If the port
+    is busy, the process exits with code 1.
+    """
+    if not settings.metrics_port:
+        return
+    metrics.enable()
+    # The parent of several workers serves the sum of their metrics. The workers cannot share the port.
+    if not settings.is_worker:
+        serve(settings, REGISTRY)
+
+
+def serve(settings: CommonSettings, registry: CollectorRegistry) -> None:
+    """Serve a registry on METRICS_PORT. If the port is busy, the process exits with code 1."""
+    try:
+        serve_on(listen.python_host(settings.listen_host), settings.metrics_port, registry)
+    except OSError as error:
+        raise SystemExit(listen.refusal(settings.listen_host, settings.metrics_port, error)) from None
+
+
+def serve_on(host: str, port: int, registry: CollectorRegistry) -> None:
+    """Serve a registry, on daemon threads. Raises OSError if the port is busy."""
     server = _Server(host, port)
     server.set_app(make_wsgi_app(registry))
     threading.Thread(target=server.serve_forever, name="metrics", daemon=True).start()
 
 
 class _Handler(WSGIRequestHandler):
-    """One scrape."""
-
     timeout = READ_SECONDS
 
     def log_message(self, *_: object) -> None:
-        """Nothing to log of a scrape."""
+        """Do not log scrapes."""
 
 
 class _Server(ThreadingMixIn, WSGIServer):
-    """A thread for each open connection, of which there are at most CONNECTIONS_MAX."""
+    """Runs a thread for each open connection. There are at most CONNECTIONS_MAX."""
 
     daemon_threads = True
     request_queue_size = 64
 
     def __init__(self, host: str, port: int) -> None:
         self.address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        # In the sequence in which they were opened.
         self._open: dict[Any, None] = {}
+        """The open connections, oldest first."""
         self._lock = threading.Lock()
         super().__init__((host, port), _Handler)
 
     def server_bind(self) -> None:
-        # Not HTTPServer's, which asks a name server for the name of this machine.
+        # Skip HTTPServer.server_bind: it looks up the name of this machine in DNS, which can block.
         TCPServer.server_bind(self)
         self.server_name, self.server_port = "localhost", self.server_address[1]
         self.setup_environ()
@@ -56,9 +80,9 @@ class _Server(ThreadingMixIn, WSGIServer):
     def process_request(self, request: Any, client_address: Any) -> None:
         with self._lock:
             if len(self._open) >= CONNECTIONS_MAX:
-                longest = next(iter(self._open))
-                del self._open[longest]
-                _end(longest)
+                oldest = next(iter(self._open))
+                del self._open[oldest]
+                _shut_down(oldest)
             self._open[request] = None
         super().process_request(request, client_address)
 
@@ -68,10 +92,10 @@ class _Server(ThreadingMixIn, WSGIServer):
         super().shutdown_request(request)
 
     def handle_error(self, request: object, client_address: object) -> None:
-        """A client that went away or was too slow is no error here."""
+        """Ignore clients that closed the connection or were too slow."""
 
 
-def _end(connection: socket.socket) -> None:
-    """Wake the thread that reads or writes there; it closes the connection."""
-    with suppress(OSError):  # closed by its client already
+def _shut_down(connection: socket.socket) -> None:
+    """Wake the thread that reads or writes on the connection. That thread closes it."""
+    with suppress(OSError):  # the client has closed it already
         connection.shutdown(socket.SHUT_RDWR)

@@ -1,143 +1,232 @@
-"""Creates and exports spans. Imported only if tracing is on: loading the SDK takes a third of a second."""
+"""Creates spans, and passes the trace context between processes. While tracing is off, every function does nothing.
 
-import logging
+OTEL_EXPORTER_OTLP_ENDPOINT turns tracing on. Over Kafka, the trace context is the `traceparent` header of W3C Trace
+Context.
+"""
+
 import os
 import re
-import threading
-from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
-from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
-from opentelemetry.sdk.resources import SERVICE_INSTANCE_ID, SERVICE_NAME, SERVICE_VERSION, Resource
-from opentelemetry.sdk.trace import ReadableSpan, SpanLimits, TracerProvider
-from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter, SpanExportResult
-from opentelemetry.trace import SpanKind, StatusCode, Tracer, get_current_span
-from sqlalchemy import Engine, event
-from sqlalchemy.engine import ExceptionContext
+from opentelemetry import trace
+from opentelemetry.context import Context
+from opentelemetry.trace import NonRecordingSpan, Span, SpanContext, SpanKind, TraceFlags
+from opentelemetry.util.types import AttributeValue
 
-from shop_common.telemetry import logs
+from shop_common.environment.settings import CommonSettings, refusal
 
-SHUTDOWN_SECONDS_MAX = 2.0
+if TYPE_CHECKING:
+    from sqlalchemy import Engine
 
-# Proxies configured in the environment are for external traffic. The collector is internal.
-_CHANNEL_OPTIONS: Any = (("grpc.enable_http_proxy", 0),)
+    from shop_common.telemetry.tracing_sdk import TracingSdk
 
-TEXT_LENGTH_MAX = 4096
-"""Limit on the length of an attribute: longer than our longest statement. The queue holds up to 2,048 spans."""
+_TRACEPARENT = re.compile(r"00-(?!0{32})([0-9a-f]{32})-(?!0{16})([0-9a-f]{16})-([0-9a-f]{2})")
 
-_SPAN = "shop_span"
-_OPERATION = re.compile(r"\s*(\w+)")
+# The current span inside a batch without a sampled member. Its children are not sampled either.
+_UNSAMPLED_TRACE_ID = 1
+_UNSAMPLED = NonRecordingSpan(SpanContext(_UNSAMPLED_TRACE_ID, 1, is_remote=False))
 
 
-_log = logs.get(__name__)
+class _Current:
+    """The SDK and the tracer of this process, or None while tracing is off."""
+
+    sdk: "TracingSdk | None" = None
+    tracer: trace.Tracer | None = None
 
 
-class DeduplicatingExporter(SpanExporter):
-    """Logs once when exports start to fail and once when they succeed again, not for each batch."""
+def start(process: str, settings: CommonSettings) -> None:
+    """Turn tracing on if the settings name an endpoint.
 
-    def __init__(self, exporter: SpanExporter, endpoint: str) -> None:
-        self._exporter = exporter
-        self._endpoint = endpoint
-        self._is_away = False
-
-    def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
-        result = self._exporter.export(spans)
-        is_away = result is not SpanExportResult.SUCCESS
-        if is_away != self._is_away:
-            self._is_away = is_away
-            if is_away:
-                _log.warning("traces are lost: nobody takes them", endpoint=self._endpoint)
-            else:
-                _log.info("traces are taken again", endpoint=self._endpoint)
-        return result
-
-    def shutdown(self) -> None:
-        self._exporter.shutdown()
-
-    def force_flush(self, timeout_millis: int = 30_000) -> bool:
-        return self._exporter.force_flush(timeout_millis)
+    Call it before creating the engine and the server, which look for a tracer only once. If OpenTelemetry rejects a
+    setting, the process exits with code 2.
+    """
+    if settings.otel_exporter_otlp_endpoint:
+        use(_load_sdk(process, settings.otel_exporter_otlp_endpoint))
 
 
-class Tracing:
-    """The tracer of one process. A background thread exports its spans in batches."""
-
-    def __init__(self, process: str, exporter: SpanExporter) -> None:
-        self._provider = TracerProvider(
-            shutdown_on_exit=False,
-            span_limits=SpanLimits(max_attribute_length=TEXT_LENGTH_MAX),
-            resource=Resource.create(
-                {
-                    SERVICE_NAME: process,
-                    SERVICE_VERSION: logs.version_of(process),
-                    SERVICE_INSTANCE_ID: f"{os.uname().nodename}:{os.getpid()}",
-                }
-            ),
-        )
-        self._provider.add_span_processor(BatchSpanProcessor(exporter))
-        self.tracer: Tracer = self._provider.get_tracer("shop_common")
-
-    @classmethod
-    def to(cls, process: str, endpoint: str) -> "Tracing":
-        """Create a Tracing that exports to this OTLP/gRPC endpoint."""
-        # The exporter logs several lines for each failed batch. DeduplicatingExporter logs the failure instead.
-        logging.getLogger("opentelemetry.exporter.otlp").setLevel(logging.CRITICAL)
-        return cls(
-            process,
-            DeduplicatingExporter(OTLPSpanExporter(endpoint=endpoint, channel_options=_CHANNEL_OPTIONS), endpoint),
-        )
-
-    def instrument(self, engine: Engine) -> None:
-        """Create a child span for each statement on this engine if the current span is recorded.
-
-        OpenTelemetry's instrumentation also creates spans for statements outside any span, such as those of a polling
-        loop, and costs time for each statement that is not recorded.
-        """
-        about = {
-            "db.system.name": "postgresql" if engine.dialect.name == "postgresql" else "sqlite",
-            "db.namespace": Path(engine.url.database or "").stem,
-        }
-
-        def begin(
-            _connection: object, _cursor: object, statement: str, _given: object, context: Any, many: bool
-        ) -> None:
-            if not get_current_span().is_recording():
-                return
-            operation = _operation(statement)
-            # Values are bound parameters, so the text contains no personal data.
-            attributes = about | {"db.operation.name": operation, "db.query.text": statement}
-            name = f"{operation} {about['db.namespace']}"
-            setattr(context, _SPAN, self.tracer.start_span(name, kind=SpanKind.CLIENT, attributes=attributes))
-
-        def end(
-            _connection: object, _cursor: object, _statement: str, _given: object, context: Any, many: bool
-        ) -> None:
-            span = getattr(context, _SPAN, None)
-            if span is not None:
-                span.end()
-
-        def fail(failure: ExceptionContext) -> None:
-            span = getattr(failure.execution_context, _SPAN, None)
-            if span is not None:
-                kind = (
-                    getattr(failure.original_exception, "sqlstate", None) or type(failure.original_exception).__name__
-                )
-                span.set_attribute("error.type", kind)
-                span.set_status(StatusCode.ERROR)
-                span.end()
-
-        event.listen(engine, "before_cursor_execute", begin)
-        event.listen(engine, "after_cursor_execute", end)
-        event.listen(engine, "handle_error", fail)
-
-    def shutdown(self) -> None:
-        """Export the queued spans. Spans not exported within SHUTDOWN_SECONDS_MAX are lost."""
-        # On a thread, since the exporter keeps retrying while the collector is unreachable.
-        sending = threading.Thread(target=self._provider.shutdown, name="last-spans", daemon=True)
-        sending.start()
-        sending.join(SHUTDOWN_SECONDS_MAX)
+def use(sdk: "TracingSdk") -> None:
+    """Create all further spans with this SDK."""
+    _Current.sdk = sdk
+    _Current.tracer = sdk.tracer
 
 
-def _operation(statement: str) -> str:
-    found = _OPERATION.match(statement)
-    return found.group(1).upper() if found else "SQL"
+def shutdown() -> None:
+    """Export the queued spans and turn tracing off. May be called again."""
+    sdk, _Current.sdk, _Current.tracer = _Current.sdk, None, None
+    if sdk is not None:
+        sdk.shutdown()
+
+
+def instrument(engine: "Engine") -> None:
+    """Create a span for each statement on this engine, if tracing is on."""
+    if _Current.sdk is not None:
+        _Current.sdk.instrument(engine)
+
+
+def tracer() -> trace.Tracer | None:
+    """Return the tracer, or None while tracing is off."""
+    return _Current.tracer
+
+
+@contextmanager
+def span(
+    name: str,
+    kind: SpanKind = SpanKind.INTERNAL,
+    *,
+    parent: str | None = None,
+    attributes: Mapping[str, AttributeValue] | None = None,
+) -> Iterator[Span]:
+    """Run the block in a span. If the block raises, the span has status ERROR.
+
+    Its parent is the span that the traceparent `parent` names, else the current span. Yields the span.
+    """
+    if _Current.tracer is None:
+        yield trace.INVALID_SPAN
+        return
+    with _Current.tracer.start_as_current_span(
+        name, context=remote_context(parent), kind=kind, attributes=dict(attributes or {})
+    ) as current:
+        yield current
+
+
+def sampled_span() -> SpanContext | None:
+    """Return the current span if it is sampled. Calls pass it to the batch that runs them."""
+    if _Current.tracer is None:
+        return None
+    context = trace.get_current_span().get_span_context()
+    return context if context.is_valid and context.trace_flags.sampled else None
+
+
+def sampled_remote_span(traceparent: str | None) -> SpanContext | None:
+    """Return the span that a traceparent names, if tracing is on and the span is sampled."""
+    context = _span_context(traceparent) if _Current.tracer is not None else None
+    return context if context is not None and context.trace_flags.sampled else None
+
+
+@contextmanager
+def batch_span(
+    name: str,
+    members: Sequence[SpanContext],
+    attributes: Mapping[str, AttributeValue] | None = None,
+) -> Iterator[SpanContext | None]:
+    """Run the block in a span for several calls at once, with a link to each of them.
+
+    The span is a child of the first member, so the trace of that member shows all the work, down to the SQL. Yields its
+    context, to which the spans of the members may link. Without members nothing in the block is sampled: otherwise the
+    sampler would decide again for each batch.
+    """
+    if _Current.tracer is None:
+        yield None
+        return
+    if not members:
+        with trace.use_span(_UNSAMPLED):
+            yield None
+        return
+    with _Current.tracer.start_as_current_span(
+        name,
+        context=_child_of(members[0]),
+        links=[trace.Link(member) for member in members],
+        attributes=dict(attributes or {}),
+    ) as current:
+        yield current.get_span_context()
+
+
+def open_span(
+    name: str,
+    member: SpanContext,
+    kind: SpanKind = SpanKind.INTERNAL,
+    *,
+    batches: Iterable[SpanContext | None] = (),
+    attributes: Mapping[str, AttributeValue],
+    began_ns: int | None = None,
+) -> Span:
+    """Start a span below `member`, with links to the batches that handled it. The caller must end it.
+
+    It starts now, or at `began_ns` (by time.time_ns). Returns an invalid span if tracing was turned off meanwhile.
+    """
+    if _Current.tracer is None:
+        return trace.INVALID_SPAN
+    return _Current.tracer.start_span(
+        name,
+        context=_child_of(member),
+        kind=kind,
+        links=[trace.Link(batch) for batch in batches if batch is not None],
+        attributes=dict(attributes),
+        start_time=began_ns,
+    )
+
+
+@contextmanager
+def child_span(name: str) -> Iterator[None]:
+    """Run the block in a span if the current span is sampled. It never starts a trace."""
+    if _Current.tracer is None or not trace.get_current_span().is_recording():
+        yield
+        return
+    with _Current.tracer.start_as_current_span(name, kind=SpanKind.CLIENT):
+        yield
+
+
+def traceparent_of(span: Span) -> str | None:
+    """Return the traceparent of a span, or None if the span is invalid."""
+    context = span.get_span_context()
+    return _traceparent(context) if context.is_valid else None
+
+
+def current_traceparent() -> str | None:
+    """Return the traceparent of the current span, for another process to continue. None if there is no span."""
+    if _Current.tracer is None:
+        return None
+    context = trace.get_current_span().get_span_context()
+    return _traceparent(context) if context.is_valid and context.trace_id != _UNSAMPLED_TRACE_ID else None
+
+
+def remote_context(traceparent: str | None) -> Context | None:
+    """Return a context whose spans continue that trace. None, for the current context, if it is absent or malformed."""
+    context = _span_context(traceparent)
+    return None if context is None else _child_of(context)
+
+
+def valid_traceparent(traceparent: str | None) -> str | None:
+    """Return the traceparent if it is well-formed, else None. Check input from outside before it is stored or sent."""
+    return traceparent if traceparent is not None and _TRACEPARENT.fullmatch(traceparent) else None
+
+
+def traceparent_in(headers: Sequence[tuple[str, bytes | None]] | None) -> str | None:
+    """Return the traceparent in the headers of a Kafka message, or None if it is absent or malformed."""
+    for name, value in headers or ():
+        if name == "traceparent" and value is not None:
+            return valid_traceparent(value.decode("ascii", "replace"))
+    return None
+
+
+def _load_sdk(process: str, endpoint: str) -> "TracingSdk":
+    # OpenTelemetry reads these variables here. It does not take an empty variable as unset, as we do.
+    environment = os.environ  # noqa: TID251
+    for name in [name for name, value in environment.items() if name.startswith("OTEL_") and not value.strip()]:
+        del environment[name]
+    try:
+        from shop_common.telemetry.tracing_sdk import TracingSdk  # noqa: PLC0415 - loading it is slow
+
+        return TracingSdk.to(process, endpoint)
+    except Exception as error:
+        # `otel_settings` has checked the variables that are most often wrong. Nothing has started yet.
+        raise refusal([f"OTEL_*: OpenTelemetry rejects a value: {error}"]) from None
+
+
+def _child_of(span: SpanContext) -> Context:
+    """Return a context whose spans are children of this span, whatever the current span is."""
+    return trace.set_span_in_context(NonRecordingSpan(span), Context())
+
+
+def _traceparent(context: SpanContext) -> str:
+    return f"00-{context.trace_id:032x}-{context.span_id:016x}-{context.trace_flags:02x}"
+
+
+def _span_context(traceparent: str | None) -> SpanContext | None:
+    match = _TRACEPARENT.fullmatch(traceparent) if traceparent else None
+    if match is None:
+        return None
+    trace_id, span_id, flags = match.groups()
+    return SpanContext(int(trace_id, 16), int(span_id, 16), is_remote=True, trace_flags=TraceFlags(int(flags, 16)))

@@ -21,7 +21,7 @@ from shop_common.api import paging
 from shop_common.api.paging import PageRequest
 from shop_common.api.valid import INT64_MAX, Fields
 from shop_common.errors import InvalidInput
-from shop_common.telemetry import telemetry
+from shop_common.telemetry import tracing
 from shop_protos.inventory.v1 import inventory_pb2 as pb
 from shop_protos.inventory.v1 import maintenance_pb2
 
@@ -151,7 +151,7 @@ def _order_lines(order: pb.OrderLines, traceparent: str | None) -> OrderLines:
 
 
 def _traceparent(check: Fields, value: str) -> str | None:
-    if value and telemetry.well_formed(value) is None:
+    if value and tracing.valid_traceparent(value) is None:
         check.violate("traceparent", "must be a W3C traceparent of version 00")
     return value or None
 
