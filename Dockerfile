@@ -55,7 +55,7 @@ STOPSIGNAL SIGTERM
 
 FROM nobody AS runtime
 ENV METRICS_PORT=9464
-HEALTHCHECK --interval=5s --timeout=10s --retries=5 --start-period=120s \
+HEALTHCHECK --interval=10s --timeout=10s --retries=3 --start-period=120s \
     CMD ["sh", "-c", "exec python -m shop_common.process.probe localhost:$HEALTH_PORT"]
 COPY --from=dependencies /venv /venv
 

@@ -255,8 +255,9 @@ def test_connections_without_a_call_do_not_keep_probes_out(speaks_http: bool) ->
                 connections.enter_context(socket.create_connection(("127.0.0.1", server.port), 20))
 
         # gRPC by itself closes them after a minute; kubelet has ended the process by then.
+        address = f"127.0.0.1:{server.port}"
         eventually(
-            lambda: probe.is_serving(f"127.0.0.1:{server.port}", timeout_seconds=5), within_seconds=SOON_SECONDS / 2
+            lambda: probe.check(address, timeout_seconds=5).name == probe.SERVING, within_seconds=SOON_SECONDS / 2
         )
 
 

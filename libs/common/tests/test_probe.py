@@ -16,54 +16,55 @@ def server() -> Iterator[HealthServer]:
     server.stop(0)
 
 
-def say(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str]:
-    code = probe.main(words)
+def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str]:
+    code = probe.main(arguments)
     return code, capsys.readouterr().out
 
 
-def test_who_is_ready_is_healthy(server: HealthServer, capsys: pytest.CaptureFixture[str]) -> None:
-    assert say(capsys, f"127.0.0.1:{server.port}") == (0, "SERVING\n")
+def test_a_ready_process_is_healthy(server: HealthServer, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(capsys, f"127.0.0.1:{server.port}") == (0, "SERVING\n")
 
 
-def test_who_waits_lives_but_is_not_ready(server: HealthServer, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_process_without_its_database_is_alive_but_not_ready(
+    server: HealthServer, capsys: pytest.CaptureFixture[str]
+) -> None:
     server.health.set_ready("database", False)
 
-    assert say(capsys, f"127.0.0.1:{server.port}") == (1, "NOT_SERVING\n")
-    assert say(capsys, f"127.0.0.1:{server.port}", "--service", "liveness") == (0, "SERVING\n")
+    assert run(capsys, f"127.0.0.1:{server.port}") == (1, "NOT_SERVING\n")
+    assert run(capsys, f"127.0.0.1:{server.port}", "--service", "liveness") == (0, "SERVING\n")
 
 
-def test_it_asks_about_a_service_by_its_name(server: HealthServer) -> None:
-    address = f"127.0.0.1:{server.port}"
-    server.health.set_ready("database", False)
+def test_an_unknown_service_is_named(server: HealthServer, capsys: pytest.CaptureFixture[str]) -> None:
+    code, printed = run(capsys, f"127.0.0.1:{server.port}", "--service", "shop.nobody")
 
-    assert probe.is_serving(address, "liveness")
-    assert not probe.is_serving(address)
-    assert not probe.is_serving(address, "shop.nobody")
+    assert (code, printed) == (1, "NOT_FOUND: no service 'shop.nobody' here\n")
 
 
-def test_a_service_that_is_not_there_is_named(server: HealthServer, capsys: pytest.CaptureFixture[str]) -> None:
-    code, said = say(capsys, f"127.0.0.1:{server.port}", "--service", "shop.nobody")
-
-    assert (code, said) == (1, "NOT_FOUND: no service 'shop.nobody' here\n")
-
-
-def test_who_does_not_listen_is_unhealthy_and_the_reason_is_said(
+def test_a_process_that_does_not_listen_is_unhealthy_and_the_reason_is_printed(
     server: HealthServer, capsys: pytest.CaptureFixture[str]
 ) -> None:
     server.stop(0)
 
-    code, said = say(capsys, f"127.0.0.1:{server.port}")
+    code, printed = run(capsys, f"127.0.0.1:{server.port}")
 
     assert code == 1
-    assert said.startswith("UNAVAILABLE: ")
-    assert "refused" in said
+    assert printed.startswith("UNAVAILABLE: ")
+    assert "refused" in printed
 
 
-def test_it_is_a_program_of_its_own_that_loads_little(server: HealthServer) -> None:
+def test_an_address_without_a_port_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as exited:
+        probe.main(["localhost"])
+
+    assert exited.value.code == 2
+    assert "must be HOST:PORT" in capsys.readouterr().err
+
+
+def test_it_is_a_program_of_its_own_that_loads_only_grpc(server: HealthServer) -> None:
     loaded = (
         "import sys; from shop_common.process import probe; "
         f"code = probe.main(['127.0.0.1:{server.port}']); "
-        "heavy = {'grpc', 'google', 'sqlalchemy', 'pydantic', 'opentelemetry', 'confluent_kafka'} & set(sys.modules); "
+        "heavy = {'sqlalchemy', 'pydantic', 'opentelemetry', 'confluent_kafka'} & set(sys.modules); "
         "sys.exit(f'loads {heavy}' if heavy else code)"
     )
 

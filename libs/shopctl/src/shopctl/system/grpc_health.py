@@ -8,4 +8,4 @@ def health(address: str, service: str = "", *, timeout_seconds: float = 5) -> st
 
     A busy machine takes a while to answer, and whoever asks only once wants to know. Who asks again may ask faster.
     """
-    return probe.ask(address, service, timeout_seconds=timeout_seconds).said
+    return probe.check(address, service, timeout_seconds=timeout_seconds).name
