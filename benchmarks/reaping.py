@@ -115,12 +115,12 @@ class Progress:
             thread.join()
 
     def _watch(self) -> None:
-        work = ("work", "expire-reservations")
+        task = ("task", "expire-reservations")
         while self.expired < self._holds and not self._stop.wait(_POLL_SECONDS):
             found = scrape(self._address)
             if isinstance(found, Away):
                 continue
-            if done := next((n for of, n in found.samples.get(_DONE, {}).items() if work in of), 0.0):
+            if done := next((n for of, n in found.samples.get(_DONE, {}).items() if task in of), 0.0):
                 self.samples.append((found.at, done))
 
 

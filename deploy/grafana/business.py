@@ -128,7 +128,7 @@ ROWS = [
                 "Orders cancelled because they were abandoned",
                 "PENDING long past their hold: an event of theirs went astray, or a call broke off in the middle.",
                 "cpm",
-                [Query(per_minute('shop_reaper_done_total{work="cancel-abandoned-orders"}'), "cancelled")],
+                [Query(per_minute('shop_reaper_done_total{task="cancel-abandoned-orders"}'), "cancelled")],
                 width=9,
             ),
             Panel(

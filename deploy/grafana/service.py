@@ -246,24 +246,24 @@ ROWS = [
         "Reaper",
         [
             Panel(
-                "Rounds",
+                "Runs",
                 "",
                 "cps",
-                [Query(per_second("shop_reaper_rounds_total", "work, outcome"), "{{work}} {{outcome}}")],
+                [Query(per_second("shop_reaper_runs_total", "task, outcome"), "{{task}} {{outcome}}")],
                 width=8,
             ),
             Panel(
                 "Ended: holds, abandoned orders, rows of history",
                 "",
                 "cps",
-                [Query(per_second("shop_reaper_done_total", "work"), "{{work}}")],
+                [Query(per_second("shop_reaper_done_total", "task"), "{{task}}")],
                 width=8,
             ),
             Panel(
                 "Time since the last success",
                 "Purges are due each hour or at the times of PURGE_CRON, all else each second.",
                 "s",
-                [Query("time() - max by (work) (shop_reaper_last_success_timestamp_seconds)", "{{work}}")],
+                [Query("time() - max by (task) (shop_reaper_last_success_timestamp_seconds)", "{{task}}")],
                 width=8,
             ),
         ],

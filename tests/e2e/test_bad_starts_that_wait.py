@@ -137,7 +137,7 @@ def test_without_a_broker_an_api_serves_and_says_once_that_no_events_come(
     assert complaint["event"] == "no events from the broker"
 
 
-def test_a_reaper_waits_for_the_apis_and_names_each_work_once(start: Start) -> None:
+def test_a_reaper_waits_for_the_apis_and_names_each_task_once(start: Start) -> None:
     with Slammed() as apis:
         settings = {"INVENTORY_TARGET": apis.address, "ORDER_TARGET": apis.address, "REAP_INTERVAL_SECONDS": "0.05"}
         reaper = start(REAPER, settings)
@@ -146,8 +146,8 @@ def test_a_reaper_waits_for_the_apis_and_names_each_work_once(start: Start) -> N
         apis.wait_for_attempts()
 
     assert not reaper.is_ready()
-    works = [line["work"] for line in complaints(reaper)]
-    assert sorted(works) == ["cancel-abandoned-orders", "expire-reservations", "purge-inventory", "purge-orders"]
+    tasks = [line["task"] for line in complaints(reaper)]
+    assert sorted(tasks) == ["cancel-abandoned-orders", "expire-reservations", "purge-inventory", "purge-orders"]
 
 
 class Slammed:

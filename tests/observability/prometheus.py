@@ -82,10 +82,10 @@ class Prometheus:
         return [rule for group in self._ask("rules")["groups"] for rule in group["rules"]]
 
     def firing(self) -> set[tuple[str, str]]:
-        """Each alert that fires, with the job, the database or the work that it fires for."""
+        """Each alert that fires, with the job, the database or the task that it fires for."""
         alerts = [one["labels"] for one in self._ask("alerts")["alerts"] if one["state"] == "firing"]
         return {
-            (labels["alertname"], labels.get("job") or labels.get("database") or labels.get("work", ""))
+            (labels["alertname"], labels.get("job") or labels.get("database") or labels.get("task", ""))
             for labels in alerts
         }
 

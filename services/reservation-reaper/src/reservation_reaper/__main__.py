@@ -4,6 +4,6 @@ from shop_common.environment import startup
 
 startup.prepare()
 
-from reservation_reaper.main import main  # noqa: E402 - takes a second, in which a signal is heard already
+from reservation_reaper.main import main  # noqa: E402 - these imports take a second, and signals must be handled by then
 
 raise SystemExit(main())

@@ -6,7 +6,7 @@ from types import ModuleType
 
 from google.protobuf.duration_pb2 import Duration
 
-from reservation_reaper.reaper import Work
+from reservation_reaper.periodic_task import PeriodicTask
 from reservation_reaper.schedule import Schedule
 from reservation_reaper.settings import ReaperSettings
 from reservation_reaper.triggers import Cron, Every, Trigger
@@ -23,14 +23,14 @@ from shop_protos.order.v1.maintenance_pb2_grpc import OrderMaintenanceServiceStu
 PROCESS = "reservation-reaper"
 
 EXPIRY_SECONDS = 0.04
-"""Of a batch of holds: longer than others, since inventory-api lets buyers come in between."""
+"""Target duration of an expiry batch. It is longer than others, because inventory-api serves buyers in between."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run until a signal comes; returns the exit code."""
+    """Run until SIGTERM or SIGINT. Returns the exit code."""
     argparse.ArgumentParser(
         prog="python -m reservation_reaper",
-        description="Asks the two APIs, again and again, to end what is due: holds, abandoned orders, old history.",
+        description="Calls both APIs periodically: expires due reservations, cancels abandoned orders, purges history.",
         epilog=help_text(ReaperSettings),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     ).parse_args(argv)
@@ -39,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def serve(settings: ReaperSettings) -> None:
-    """Wire the parts and serve."""
+    """Create the tasks and run them until SIGTERM or SIGINT."""
     lifecycle.begin(PROCESS, settings)
     tracing.start(PROCESS, settings)
     metrics_server.start(settings)
@@ -47,74 +47,77 @@ def serve(settings: ReaperSettings) -> None:
         _client(settings.inventory_target, inventory_pb2, "InventoryMaintenanceService"),
         _client(settings.order_target, order_pb2, "OrderMaintenanceService"),
     )
-    works = [*_of_inventory(settings, clients[0]), *_of_orders(settings, clients[1])]
+    tasks = [*_inventory_tasks(settings, clients[0]), *_order_tasks(settings, clients[1])]
 
     server = HealthServer(settings.health_port, listen_host=settings.listen_host)
-    server.health.set_ready("work", False)
-    schedule = Schedule(works, set_ready=lambda ready: server.health.set_ready("work", ready), on_fatal=lifecycle.fatal)
+    server.health.set_ready("tasks", False)
+    schedule = Schedule(
+        tasks, set_ready=lambda ready: server.health.set_ready("tasks", ready), on_fatal=lifecycle.fatal
+    )
     schedule.start()
     try:
         lifecycle.serve(
             server, settings, on_stop=[schedule.stop, *(client.close for client in clients), tracing.shutdown]
         )
     finally:
-        # If the port was taken meanwhile: Python waits for the threads of a pool, which retry for as long as it takes.
+        # `serve` exits if another process has taken the health port. Python then waits for the threads of the pool,
+        # which retry until they are stopped.
         schedule.stop()
 
 
 def _client(target: str, protos: ModuleType, name: str) -> Client:
     service = protos.DESCRIPTOR.services_by_name[name]
-    # All of it is repeatable: what was done is not due any more.
+    # Every method may be repeated: what a first call has processed is no longer due.
     return Client(target, service, repeatable=service.methods_by_name, unavailable_reason="UNAVAILABLE")
 
 
-def _of_inventory(settings: ReaperSettings, client: Client) -> list[Work]:
+def _inventory_tasks(settings: ReaperSettings, client: Client) -> list[PeriodicTask]:
     api = InventoryMaintenanceServiceStub(client.channel)
     batch_max = settings.reap_batch_max
 
-    def expire(most: int) -> int:
-        request = inventory_pb2.ExpireReservationsRequest(max_count=most)
+    def expire(limit: int) -> int:
+        request = inventory_pb2.ExpireReservationsRequest(max_count=limit)
         return client.call(api.ExpireReservations, request, timeout_seconds=settings.call_seconds).expired_count
 
-    def purge(most: int) -> int:
-        request = inventory_pb2.PurgeHistoryRequest(older_than=_kept(settings), max_count=most)
+    def purge(limit: int) -> int:
+        request = inventory_pb2.PurgeHistoryRequest(older_than=_history_age(settings), max_count=limit)
         purged = client.call(api.PurgeHistory, request, timeout_seconds=settings.call_seconds)
         return max(purged.purged_keys_count, purged.purged_reservations_count)
 
     return [
-        Work(
+        PeriodicTask(
             "expire-reservations",
             expire,
             Every(settings.reap_interval_seconds),
             batch_max=batch_max,
             batch_seconds=EXPIRY_SECONDS,
         ),
-        Work("purge-inventory", purge, _purges(settings), batch_max=batch_max),
+        PeriodicTask("purge-inventory", purge, _purge_trigger(settings), batch_max=batch_max),
     ]
 
 
-def _of_orders(settings: ReaperSettings, client: Client) -> list[Work]:
+def _order_tasks(settings: ReaperSettings, client: Client) -> list[PeriodicTask]:
     api = OrderMaintenanceServiceStub(client.channel)
     batch_max = settings.reap_batch_max
 
-    def cancel(most: int) -> int:
+    def cancel(limit: int) -> int:
         grace = Duration(seconds=settings.abandoned_grace_seconds)
-        request = order_pb2.CancelAbandonedOrdersRequest(grace=grace, max_count=most)
+        request = order_pb2.CancelAbandonedOrdersRequest(grace=grace, max_count=limit)
         return client.call(api.CancelAbandonedOrders, request, timeout_seconds=settings.call_seconds).cancelled_count
 
-    def purge(most: int) -> int:
-        request = order_pb2.PurgeHistoryRequest(older_than=_kept(settings), max_count=most)
+    def purge(limit: int) -> int:
+        request = order_pb2.PurgeHistoryRequest(older_than=_history_age(settings), max_count=limit)
         return client.call(api.PurgeHistory, request, timeout_seconds=settings.call_seconds).purged_keys_count
 
     return [
-        Work("cancel-abandoned-orders", cancel, Every(settings.reap_interval_seconds), batch_max=batch_max),
-        Work("purge-orders", purge, _purges(settings), batch_max=batch_max),
+        PeriodicTask("cancel-abandoned-orders", cancel, Every(settings.reap_interval_seconds), batch_max=batch_max),
+        PeriodicTask("purge-orders", purge, _purge_trigger(settings), batch_max=batch_max),
     ]
 
 
-def _purges(settings: ReaperSettings) -> Trigger:
+def _purge_trigger(settings: ReaperSettings) -> Trigger:
     return Cron(settings.purge_cron) if settings.purge_cron else Every(settings.purge_interval_seconds)
 
 
-def _kept(settings: ReaperSettings) -> Duration:
+def _history_age(settings: ReaperSettings) -> Duration:
     return Duration(seconds=settings.history_kept_hours * 3600)

@@ -1,6 +1,6 @@
-"""When works run: a job of APScheduler for each.
+"""Runs each periodic task as a job of APScheduler.
 
-Each job has a thread of its own, so an API that is away does not hold up the work at the other.
+Each job has its own thread, so the tasks of one API run while the other API is unavailable.
 """
 
 import logging
@@ -12,7 +12,7 @@ from datetime import UTC
 from apscheduler.executors.pool import ThreadPoolExecutor
 from apscheduler.schedulers.background import BackgroundScheduler
 
-from reservation_reaper.reaper import Work
+from reservation_reaper.periodic_task import PeriodicTask
 from shop_common.telemetry import logs
 
 _WATCH_SECONDS = 0.2
@@ -22,56 +22,56 @@ _log = logs.get(__name__)
 
 
 class Schedule:
-    """Runs each work when its trigger says so, one run at a time, until `stop`.
+    """Runs each task when its trigger is due, until `stop`. No task runs twice at the same time.
 
-    `set_ready` hears again and again whether all works are ready. `on_fatal` ends the process: it is called with what a
-    work raised, which is a defect, since a failing API is none.
+    Calls `set_ready` several times a second with whether all tasks are ready. Calls `on_fatal` with an exception that
+    a task raised: that is a defect, since a task handles the failures of its API.
     """
 
     def __init__(
         self,
-        works: Sequence[Work],
+        tasks: Sequence[PeriodicTask],
         *,
         set_ready: Callable[[bool], None],
         on_fatal: Callable[[str, BaseException], None],
     ) -> None:
-        self._works = works
+        self._tasks = tasks
         self._set_ready = set_ready
         self._on_fatal = on_fatal
         self._stop = threading.Event()
-        # It tells of each run, and warns each time that a work takes longer than its interval, as during a backlog.
+        # APScheduler logs each run, and warns when a run takes longer than its interval, as it does for a backlog.
         logging.getLogger("apscheduler").setLevel(logging.ERROR)
-        pool = ThreadPoolExecutor(len(works), {"thread_name_prefix": "work"})
+        pool = ThreadPoolExecutor(len(tasks), {"thread_name_prefix": "task"})
         self._scheduler = BackgroundScheduler(executors={"default": pool}, timezone=UTC)
-        for work in works:
-            # A run that comes late is made up for once, however late it is.
+        for task in tasks:
+            # However many runs were missed, and however late, one run makes up for them.
             self._scheduler.add_job(
-                self._run, work.trigger, [work], id=work.name, max_instances=1, coalesce=True, misfire_grace_time=None
+                self._run, task.trigger, [task], id=task.name, max_instances=1, coalesce=True, misfire_grace_time=None
             )
 
     def start(self) -> None:
-        """Begin. A first run of what has an interval is due at once."""
+        """Start all tasks. A task with an interval runs at once."""
         self._scheduler.start()
         threading.Thread(target=self._watch, name="schedule-watch", daemon=True).start()
 
     def stop(self) -> None:
-        """Let running batches finish, begin no others, and end. May be repeated."""
+        """Let running batches finish, start no others, and end the threads. May be called again."""
         self._stop.set()
         if self._scheduler.running:
             self._scheduler.shutdown(wait=True)
 
-    def _run(self, work: Work) -> None:
+    def _run(self, task: PeriodicTask) -> None:
         try:
-            work.run(self._stop)
+            task.run(self._stop)
         except BaseException as error:
-            self._on_fatal(f"{work.name} failed", error)
+            self._on_fatal(f"the task {task.name} failed", error)
 
     def _watch(self) -> None:
         offset = _clock_offset()
         try:
-            # Asked again and again, since a call that hangs says nothing.
+            # Polled, because a task whose call hangs cannot report that it is no longer ready.
             while not self._stop.wait(_WATCH_SECONDS):
-                self._set_ready(all(work.ready for work in self._works))
+                self._set_ready(all(task.ready for task in self._tasks))
                 before, offset = offset, _clock_offset()
                 if offset < before - _CLOCK_STEP_SECONDS:
                     self._reschedule(before - offset)
@@ -79,12 +79,12 @@ class Schedule:
             self._on_fatal("the watch over the schedule failed", error)
 
     def _reschedule(self, seconds: float) -> None:
-        """The system's clock was set back. APScheduler would wait until it shows the time of the next run again."""
-        _log.warning("the clock was set back; all work is scheduled anew", seconds=round(seconds, 3))
+        """Schedule all tasks anew after the clock was set back, since APScheduler would wait for the old due times."""
+        _log.warning("the clock was set back; all tasks are rescheduled", seconds=round(seconds, 3))
         for job in self._scheduler.get_jobs():
             job.reschedule(job.trigger)
 
 
 def _clock_offset() -> float:
-    """Changes only when the clock is set, or drifts."""
+    """Return a number that changes only if the clock is set, or drifts."""
     return time.time() - time.monotonic()

@@ -1,4 +1,4 @@
-"""When a work is due: at an interval, or at the times of a cron expression.
+"""When a periodic task is due: at an interval, or at the times of a cron expression.
 
 APScheduler's own triggers list every run that was missed, one by one, before the runs are coalesced into one. If the
 clock jumps ahead by years, as on a machine that boots in 1970, that is a billion steps for an interval of a second.
@@ -14,21 +14,21 @@ from apscheduler.triggers.base import BaseTrigger
 from apscheduler.triggers.cron import CronTrigger
 
 JITTER = 0.1
-"""Part of an interval by which runs are scattered, so that several reapers do not run in step."""
+"""Random variation of an interval, as a fraction, so that several reapers do not run in step."""
 CRON_JITTER_SECONDS = 30
 
 _CRON_FIELDS = ("minute", "hour", "day", "month", "day_of_week")
 
 
 class Trigger(Protocol):
-    """What Every and Cron have in common."""
+    """The interface of Every and Cron, which is APScheduler's."""
 
     def get_next_fire_time(self, previous_fire_time: datetime | None, now: datetime) -> datetime:
-        """The next run; `previous_fire_time` is None before the first one."""
+        """Return the time of the next run. `previous_fire_time` is None before the first run."""
 
 
 class Every(BaseTrigger):
-    """Now, and then at this interval between two starts, with jitter."""
+    """Due at once, and then at this interval between two starts, with jitter."""
 
     def __init__(self, seconds: float) -> None:
         self._interval = timedelta(seconds=seconds)
@@ -40,10 +40,10 @@ class Every(BaseTrigger):
 
 
 class Cron(BaseTrigger):
-    """At the times of a cron expression, in UTC, up to half a minute late.
+    """Due at the times of a cron expression, in UTC, up to half a minute late.
 
-    Raises ValueError, with a sentence that begins with "must", for an expression that is malformed or never true.
-    Weekdays are names: APScheduler counts their numbers from Monday, cron from Sunday.
+    Raises ValueError if the expression is malformed or matches no time. The message begins with "must".
+    Weekdays must be names, because APScheduler numbers them from Monday and cron from Sunday.
     """
 
     def __init__(self, expression: str) -> None:
@@ -58,10 +58,10 @@ class Cron(BaseTrigger):
         except ValueError as error:
             raise ValueError(f"must be a cron expression in UTC: {error}") from None
         if self._cron.get_next_fire_time(None, datetime.now(UTC)) is None:
-            raise ValueError("must be a cron expression that comes true on some day")
+            raise ValueError("must be a cron expression that matches some day")
 
     def get_next_fire_time(self, previous_fire_time: datetime | None, now: datetime) -> datetime:
-        # A run that comes just before its own time, because the clock was set back a little, must not be repeated.
+        # If the clock was set back a little, a run may start just before its own time. It must not run twice.
         after = now if previous_fire_time is None else max(now, previous_fire_time + timedelta(microseconds=1))
         time: datetime = self._cron.get_next_fire_time(None, after)
         return time

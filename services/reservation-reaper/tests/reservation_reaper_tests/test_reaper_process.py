@@ -1,4 +1,4 @@
-"""The real process, beside a real inventory-api."""
+"""The real reaper process, with a real inventory-api."""
 
 import json
 import subprocess
@@ -23,8 +23,8 @@ from testkit.eventually import eventually
 START_SECONDS = 60
 HOUR_SECONDS = 3600
 
-# Run by Python itself when it starts: the clock of the scheduler and of our own code is off by what a file says. All
-# else, such as gRPC, which keeps deadlines in C, goes by the machine's.
+# Python imports this module when it starts. It shifts the clock of the scheduler and of our code by the number of
+# seconds in a file. Everything else uses the real clock, such as gRPC, which keeps its deadlines in C.
 _CLOCK = """
 import datetime
 import pathlib
@@ -54,7 +54,7 @@ datetime.datetime = Shifted
 
 @dataclass
 class Clock:
-    """The clock of a reaper, which can be set."""
+    """The clock of a reaper. Tests can set it."""
 
     folder: Path
 
@@ -64,20 +64,20 @@ class Clock:
         self.set(0)
 
     def set(self, seconds: int) -> None:
-        """Let it be off by so many seconds from now on."""
+        """Shift the clock by this many seconds."""
         written = self.folder / "written"
         written.write_text(str(seconds))
         written.replace(self.folder / "seconds")
 
 
 @pytest.fixture
-def at_the_end() -> Iterator[ExitStack]:
+def cleanup() -> Iterator[ExitStack]:
     with ExitStack() as stack:
         yield stack
 
 
 @pytest.fixture
-def inventory(tmp_path: Path, at_the_end: ExitStack) -> Process:
+def inventory(tmp_path: Path, cleanup: ExitStack) -> Process:
     """An inventory-api with a fresh database."""
     address = f"127.0.0.1:{free_ports(1)[0]}"
     environment = {
@@ -91,7 +91,7 @@ def inventory(tmp_path: Path, at_the_end: ExitStack) -> Process:
     }
     subprocess.run([sys.executable, "-m", "inventory_api", "migrate"], env=environment, check=True, timeout=60)
     process = Process("inventory-api", [sys.executable, "-m", "inventory_api"], environment, health_address=address)
-    at_the_end.callback(process.stop)
+    cleanup.callback(process.stop)
     process.start().wait_ready(START_SECONDS)
     return process
 
@@ -102,12 +102,12 @@ def clock(tmp_path: Path) -> Clock:
 
 
 @pytest.fixture
-def reaper(inventory: Process, clock: Clock, at_the_end: ExitStack) -> Process:
-    """A reaper of that inventory-api, and of an order-api that is not there."""
-    health_port, nobody = free_ports(2)
+def reaper(inventory: Process, clock: Clock, cleanup: ExitStack) -> Process:
+    """A reaper that calls this inventory-api, and an order-api that does not run."""
+    health_port, unused_port = free_ports(2)
     environment = {
         "INVENTORY_TARGET": inventory.health_address or "",
-        "ORDER_TARGET": f"127.0.0.1:{nobody}",
+        "ORDER_TARGET": f"127.0.0.1:{unused_port}",
         "HEALTH_PORT": str(health_port),
         "LISTEN_HOST": "127.0.0.1",
         "METRICS_PORT": "0",
@@ -120,13 +120,13 @@ def reaper(inventory: Process, clock: Clock, at_the_end: ExitStack) -> Process:
     process = Process(
         "reaper", [sys.executable, "-m", "reservation_reaper"], environment, health_address=f"127.0.0.1:{health_port}"
     )
-    at_the_end.callback(process.stop)
+    cleanup.callback(process.stop)
     process.start().wait_ready(START_SECONDS, "liveness")
     return process
 
 
-def hold(inventory: Process, *order_ids: str) -> None:
-    """Reserve a unit for each of them, for a second."""
+def reserve(inventory: Process, *order_ids: str) -> None:
+    """Reserve one unit for each order, for one second."""
     with grpc.insecure_channel(inventory.health_address or "") as channel:
         api = InventoryServiceStub(channel)
         api.CreateInventoryItem(pb.CreateInventoryItemRequest(product_id=1, quantity=len(order_ids)), timeout=10)
@@ -136,50 +136,50 @@ def hold(inventory: Process, *order_ids: str) -> None:
 
 
 def expired(reaper: Process) -> int:
-    """How many holds it has ended, by its log."""
+    """Return how many reservations the reaper has expired, from its log."""
     lines = [json.loads(line) for line in reaper.log.splitlines() if line.startswith("{")]
-    return sum(line["count"] for line in lines if line.get("work") == "expire-reservations" and "count" in line)
+    return sum(line["count"] for line in lines if line.get("task") == "expire-reservations" and "count" in line)
 
 
 def eventually_expired(reaper: Process, count: int) -> None:
     eventually(lambda: expired(reaper) >= count, START_SECONDS, reaper.tail)
 
 
-def test_an_api_that_is_away_does_not_hold_up_the_work_at_the_other(inventory: Process, reaper: Process) -> None:
-    hold(inventory, "o-1", "o-2", "o-3")
+def test_an_unavailable_api_does_not_delay_the_tasks_of_the_other(inventory: Process, reaper: Process) -> None:
+    reserve(inventory, "o-1", "o-2", "o-3")
 
-    reaper.wait_for_line('"work":"expire-reservations"', START_SECONDS)
-    reaper.wait_for_line('"work":"cancel-abandoned-orders"', START_SECONDS)
+    reaper.wait_for_line('"task":"expire-reservations"', START_SECONDS)
+    reaper.wait_for_line('"task":"cancel-abandoned-orders"', START_SECONDS)
     assert health(reaper.health_address or "", "liveness") == "SERVING"
     assert health(reaper.health_address or "") == "NOT_SERVING"
 
 
-def test_work_goes_on_when_the_clock_is_set_back(inventory: Process, reaper: Process, clock: Clock) -> None:
-    hold(inventory, "o-1")
+def test_tasks_continue_after_the_clock_is_set_back(inventory: Process, reaper: Process, clock: Clock) -> None:
+    reserve(inventory, "o-1")
     eventually_expired(reaper, 1)
 
     clock.set(-HOUR_SECONDS)
 
-    hold(inventory, "o-2")
+    reserve(inventory, "o-2")
     eventually_expired(reaper, 2)
     reaper.wait_for_line("the clock was set back", START_SECONDS)
 
 
-def test_work_goes_on_when_the_clock_jumps_ahead_by_fifty_years(
+def test_tasks_continue_after_the_clock_jumps_ahead_by_fifty_years(
     inventory: Process, reaper: Process, clock: Clock
 ) -> None:
-    hold(inventory, "o-1")
+    reserve(inventory, "o-1")
     eventually_expired(reaper, 1)
 
     clock.set(50 * 365 * 24 * HOUR_SECONDS)
 
-    hold(inventory, "o-2")
+    reserve(inventory, "o-2")
     eventually_expired(reaper, 2)
 
 
-def test_sigterm_is_followed_in_time_though_an_api_does_not_answer(inventory: Process, reaper: Process) -> None:
+def test_sigterm_ends_the_process_in_time_although_an_api_does_not_respond(inventory: Process, reaper: Process) -> None:
     with inventory.frozen():
-        reaper.wait_for_line('"work":"expire-reservations"', START_SECONDS)  # failed, and soon tried again
+        reaper.wait_for_line('"task":"expire-reservations"', START_SECONDS)  # it failed and will retry
         started_at = time.monotonic()
 
         assert reaper.stop(seconds=20) == 0
@@ -188,7 +188,7 @@ def test_sigterm_is_followed_in_time_though_an_api_does_not_answer(inventory: Pr
         assert "Traceback" not in reaper.log
 
 
-def test_it_loads_nothing_that_speaks_to_a_database_or_to_kafka() -> None:
+def test_it_imports_no_client_of_a_database_or_of_kafka() -> None:
     program = (
         "import sys, reservation_reaper.main; print({'sqlalchemy', 'psycopg', 'confluent_kafka'} & set(sys.modules))"
     )

@@ -1,4 +1,4 @@
-"""The works of a reaper side by side, on the threads of the scheduler."""
+"""The periodic tasks of a reaper, running concurrently on the threads of the scheduler."""
 
 import threading
 from collections.abc import Callable, Iterator
@@ -7,14 +7,14 @@ from contextlib import ExitStack
 import pytest
 from structlog.testing import capture_logs
 
-from reservation_reaper.reaper import Work
+from reservation_reaper.periodic_task import PeriodicTask
 from reservation_reaper.schedule import Schedule
 from reservation_reaper.triggers import Cron, Every
 from shop_common.errors import DatabaseUnavailable
 
 BATCH = 10
 LONG_SECONDS = 60
-"""For what happens at once on a machine that is not busy."""
+"""A limit for what takes milliseconds on an idle machine."""
 
 Run = Callable[..., Schedule]
 
@@ -25,58 +25,58 @@ def nothing(_: object, __: object = None) -> None:
 
 @pytest.fixture
 def run() -> Iterator[Run]:
-    """Starts a schedule of these works; it is stopped after the test."""
-    with ExitStack() as at_the_end:
+    """Starts a schedule of these tasks, and stops it after the test."""
+    with ExitStack() as cleanup:
 
         def start(
-            *works: Work,
+            *tasks: PeriodicTask,
             set_ready: Callable[[bool], None] = nothing,
             on_fatal: Callable[[str, BaseException], None] = nothing,
         ) -> Schedule:
-            schedule = Schedule(works, set_ready=set_ready, on_fatal=on_fatal)
-            at_the_end.callback(schedule.stop)
+            schedule = Schedule(tasks, set_ready=set_ready, on_fatal=on_fatal)
+            cleanup.callback(schedule.stop)
             schedule.start()
             return schedule
 
         yield start
 
 
-def work_of(do: Callable[[int], int], interval_seconds: float = 3600, name: str = "sweep") -> Work:
-    return Work(name, do, Every(interval_seconds), batch_max=BATCH)
+def task_of(do: Callable[[int], int], interval_seconds: float = 3600, name: str = "sweep") -> PeriodicTask:
+    return PeriodicTask(name, do, Every(interval_seconds), batch_max=BATCH)
 
 
-def test_rounds_follow_each_other(run: Run) -> None:
+def test_runs_repeat_at_the_interval(run: Run) -> None:
     third = threading.Event()
-    rounds = 0
+    runs = 0
 
     def count(_: int) -> int:
-        nonlocal rounds
-        rounds += 1
-        if rounds == 3:
+        nonlocal runs
+        runs += 1
+        if runs == 3:
             third.set()
         return 0
 
-    run(work_of(count, interval_seconds=0.01))
+    run(task_of(count, interval_seconds=0.01))
 
     assert third.wait(LONG_SECONDS)
 
 
-def test_a_failed_round_is_repeated_long_before_the_next_is_due(run: Run) -> None:
-    went_well = threading.Event()
+def test_a_failed_run_is_repeated_long_before_the_next_is_due(run: Run) -> None:
+    succeeded = threading.Event()
     failures = [DatabaseUnavailable("away"), DatabaseUnavailable("away")]
 
     def flaky(_: int) -> int:
         if failures:
             raise failures.pop()
-        went_well.set()
+        succeeded.set()
         return 0
 
-    run(work_of(flaky))
+    run(task_of(flaky))
 
-    assert went_well.wait(LONG_SECONDS)
+    assert succeeded.wait(LONG_SECONDS)
 
 
-def test_a_work_that_hangs_neither_holds_up_the_others_nor_begins_twice(run: Run) -> None:
+def test_a_hanging_task_does_not_delay_the_others_and_does_not_start_twice(run: Run) -> None:
     release, others_ran, begun = threading.Event(), threading.Event(), 0
 
     def hang(_: int) -> int:
@@ -85,17 +85,17 @@ def test_a_work_that_hangs_neither_holds_up_the_others_nor_begins_twice(run: Run
         release.wait(LONG_SECONDS)
         return 0
 
-    rounds = 0
+    runs = 0
 
     def other(_: int) -> int:
-        nonlocal rounds
-        rounds += 1
-        if rounds == 20:
+        nonlocal runs
+        runs += 1
+        if runs == 20:
             others_ran.set()
         return 0
 
     with capture_logs() as lines:
-        run(work_of(hang, 0.01, "hangs"), work_of(other, 0.01, "other"))
+        run(task_of(hang, 0.01, "hangs"), task_of(other, 0.01, "other"))
         assert others_ran.wait(LONG_SECONDS)
 
     assert begun == 1
@@ -103,17 +103,17 @@ def test_a_work_that_hangs_neither_holds_up_the_others_nor_begins_twice(run: Run
     release.set()
 
 
-def test_stopping_waits_for_a_running_batch_and_begins_no_other(run: Run) -> None:
+def test_stop_waits_for_the_running_batch_and_starts_no_other(run: Run) -> None:
     begun, release = threading.Event(), threading.Event()
     batches = []
 
-    def batch(most: int) -> int:
+    def batch(limit: int) -> int:
         begun.set()
         release.wait(LONG_SECONDS)
-        batches.append(most)
-        return most  # there is more
+        batches.append(limit)
+        return limit  # a full batch: there is more
 
-    schedule = run(work_of(batch))
+    schedule = run(task_of(batch))
     assert begun.wait(LONG_SECONDS)
     stopping = threading.Thread(target=schedule.stop)
     stopping.start()
@@ -125,22 +125,22 @@ def test_stopping_waits_for_a_running_batch_and_begins_no_other(run: Run) -> Non
     assert len(batches) == 1
 
 
-def test_stopping_ends_a_work_that_waits_to_be_repeated(run: Run) -> None:
+def test_stop_ends_a_task_that_waits_to_retry(run: Run) -> None:
     failed = threading.Event()
 
     def away(_: int) -> int:
         failed.set()
         raise DatabaseUnavailable("away")
 
-    schedule = run(work_of(away))
+    schedule = run(task_of(away))
     assert failed.wait(LONG_SECONDS)
 
     schedule.stop()
 
-    assert not [thread for thread in threading.enumerate() if thread.name.startswith(("work", "APScheduler"))]
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith(("task", "APScheduler"))]
 
 
-def test_what_a_work_raises_is_the_end_of_the_process(run: Run) -> None:
+def test_an_exception_from_a_task_is_fatal(run: Run) -> None:
     fatal_errors: list[tuple[str, BaseException]] = []
     reported = threading.Event()
 
@@ -151,18 +151,18 @@ def test_what_a_work_raises_is_the_end_of_the_process(run: Run) -> None:
     def broken(_: int) -> int:
         raise ZeroDivisionError("a defect")
 
-    run(work_of(broken), on_fatal=on_fatal)
+    run(task_of(broken), on_fatal=on_fatal)
 
     assert reported.wait(LONG_SECONDS)
-    assert [(reason, str(error)) for reason, error in fatal_errors] == [("sweep failed", "a defect")]
+    assert [(reason, str(error)) for reason, error in fatal_errors] == [("the task sweep failed", "a defect")]
 
 
-def test_it_is_ready_when_all_its_works_are(run: Run) -> None:
+def test_it_is_ready_when_all_tasks_are(run: Run) -> None:
     release, ready = threading.Event(), threading.Event()
-    heard: list[bool] = []
+    reported: list[bool] = []
 
     def set_ready(now: bool) -> None:
-        heard.append(now)
+        reported.append(now)
         if now:
             ready.set()
 
@@ -170,9 +170,9 @@ def test_it_is_ready_when_all_its_works_are(run: Run) -> None:
         release.wait(LONG_SECONDS)
         return 0
 
-    at_night = Work("purge", lambda _: 0, Cron("0 3 * * *"), batch_max=BATCH)
-    run(work_of(slow), work_of(lambda _: 0, name="quick"), at_night, set_ready=set_ready)
+    nightly = PeriodicTask("purge", lambda _: 0, Cron("0 3 * * *"), batch_max=BATCH)
+    run(task_of(slow), task_of(lambda _: 0, name="quick"), nightly, set_ready=set_ready)
     release.set()
 
     assert ready.wait(LONG_SECONDS)
-    assert sorted(heard) == heard
+    assert sorted(reported) == reported

@@ -1,4 +1,4 @@
-"""When works are due."""
+"""When periodic tasks are due."""
 
 from datetime import UTC, datetime, timedelta
 
@@ -11,7 +11,7 @@ YEAR = timedelta(days=365)
 SECOND = timedelta(seconds=1)
 
 
-def test_an_interval_begins_at_once_and_goes_on_with_jitter() -> None:
+def test_an_interval_starts_at_once_and_has_jitter() -> None:
     every = Every(10)
     waits = [every.get_next_fire_time(NOW, NOW) - NOW for _ in range(200)]
 
@@ -20,7 +20,7 @@ def test_an_interval_begins_at_once_and_goes_on_with_jitter() -> None:
     assert len(set(waits)) > 1
 
 
-def test_the_times_of_a_cron_expression_are_utc_and_at_most_half_a_minute_late() -> None:
+def test_cron_times_are_in_utc_and_at_most_half_a_minute_late() -> None:
     cron = Cron("0 3 * * *")
     first = cron.get_next_fire_time(None, NOW)
     second = cron.get_next_fire_time(first, first)
@@ -34,13 +34,13 @@ def test_sunday_is_sunday() -> None:
 
 
 @pytest.mark.parametrize("trigger", [Every(0.05), Cron("* * * * *")])
-def test_runs_that_were_missed_are_not_listed_one_by_one(trigger: Every | Cron) -> None:
-    begun = trigger.get_next_fire_time(None, NOW)
+def test_missed_runs_are_not_listed_one_by_one(trigger: Every | Cron) -> None:
+    first = trigger.get_next_fire_time(None, NOW)
 
-    assert trigger.get_next_fire_time(begun, NOW + 50 * YEAR) > NOW + 50 * YEAR
+    assert trigger.get_next_fire_time(first, NOW + 50 * YEAR) > NOW + 50 * YEAR
 
 
-def test_a_clock_that_is_set_back_a_little_repeats_no_run() -> None:
+def test_no_run_is_repeated_after_the_clock_is_set_back_a_little() -> None:
     cron = Cron("0 3 * * *")
     ran_at = datetime(2026, 11, 28, 3, tzinfo=UTC)
 
@@ -55,11 +55,11 @@ def test_a_clock_that_is_set_back_a_little_repeats_no_run() -> None:
         ("60 3 * * *", "the last value (60) is higher than the maximum value (59)"),
         ("x 3 * * *", 'Unrecognized expression "x" for field "minute"'),
         ("0 3 * * 0", "must name weekdays: mon, tue, wed, thu, fri, sat, sun"),
-        ("0 3 30 2 *", "must be a cron expression that comes true on some day"),
+        ("0 3 30 2 *", "must be a cron expression that matches some day"),
     ],
 )
-def test_a_wrong_expression_is_refused_with_the_reason(expression: str, why: str) -> None:
-    with pytest.raises(ValueError, match="must") as refused:
+def test_an_invalid_expression_is_rejected_with_the_reason(expression: str, why: str) -> None:
+    with pytest.raises(ValueError, match="must") as rejected:
         Cron(expression)
 
-    assert why in str(refused.value)
+    assert why in str(rejected.value)

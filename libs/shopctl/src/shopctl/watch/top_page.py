@@ -95,8 +95,8 @@ def page(addresses: Mapping[str, str], intervals: Mapping[str, Interval | Away],
         table("holds", "state", "now", _holds(present), of=(INVENTORY_API,), idle=True),
         table(
             "reaper",
-            "work",
-            "rounds, failed rounds, done, last success",
+            "task",
+            "runs, failed runs, done, last success",
             _reaper(present),
             of=(REAPER,),
             idle=True,
@@ -237,10 +237,10 @@ def _holds(present: Present) -> Iterator[Row]:
 
 def _reaper(present: Present) -> Iterator[Row]:
     for interval in present.values():
-        rounds = interval.rate("shop_reaper_rounds_total", "work", "outcome")
-        done = interval.rate("shop_reaper_done_total", "work")
-        for key, at in _sorted(interval.gauge("shop_reaper_last_success_timestamp_seconds", "work")):
-            numbers = [_rate(rounds.get((*key, outcome), 0)) for outcome in ("done", "failed")]
+        runs = interval.rate("shop_reaper_runs_total", "task", "outcome")
+        done = interval.rate("shop_reaper_done_total", "task")
+        for key, at in _sorted(interval.gauge("shop_reaper_last_success_timestamp_seconds", "task")):
+            numbers = [_rate(runs.get((*key, outcome), 0)) for outcome in ("done", "failed")]
             ago = f"{_duration(max(0.0, time.time() - at))} ago" if at else "never"
             yield Row(key, [*numbers, _rate(done.get(key, 0)), ago], moves=True)
 
