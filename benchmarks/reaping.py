@@ -26,8 +26,8 @@ from devstack.ports import free_ports
 from devstack.stack import Databases, Options, Stack
 from inventory_api.store import tables
 from shopctl.system.layout import REAPER
-from shopctl.watch.away import Away
 from shopctl.watch.scrape import scrape
+from shopctl.watch.unavailable import Unavailable
 
 CONNECTIONS = 8
 HOLDS_PER_SECOND_GOAL = 10_000
@@ -118,7 +118,7 @@ class Progress:
         task = ("task", "expire-reservations")
         while self.expired < self._holds and not self._stop.wait(_POLL_SECONDS):
             found = scrape(self._address)
-            if isinstance(found, Away):
+            if isinstance(found, Unavailable):
                 continue
             if done := next((n for of, n in found.samples.get(_DONE, {}).items() if task in of), 0.0):
                 self.samples.append((found.at, done))

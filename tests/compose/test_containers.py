@@ -225,6 +225,6 @@ def test_without_an_engine_the_user_is_told_so_in_one_sentence(
         engine.cache_clear()
 
     assert capfd.readouterr().err == (
-        "docker-run: Docker does not answer; start it, and see what `docker version` says; "
-        "./task dev runs everything without it\n"
+        "docker-run: Docker does not respond; start it and check `docker version`; "
+        "./task dev runs everything without Docker\n"
     )

@@ -48,7 +48,7 @@ def test_the_apis_are_where_the_gateway_publishes_them(containers: Containers) -
 
 
 def test_what_does_not_run_is_named(containers: Containers) -> None:
-    with pytest.raises(NotRunning, match=r"container kafka does not run; \./task docker-run"):
+    with pytest.raises(NotRunning, match=r"container kafka is not running; \./task docker-run"):
         _ = containers.bootstrap
 
 
@@ -76,7 +76,7 @@ def test_without_docker_the_user_is_told_so_in_one_sentence(command: str, capsys
 
     said = capsys.readouterr()
     assert said.out == ""
-    assert said.err == f"{command}: Docker is not installed here; ./task dev runs everything without it\n"
+    assert said.err == f"{command}: Docker is not installed; ./task dev runs everything without Docker\n"
 
 
 @pytest.mark.usefixtures("no_docker")

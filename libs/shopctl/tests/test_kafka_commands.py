@@ -69,7 +69,7 @@ def test_topics_are_listed_with_their_partitions_and_events(shell: Shell) -> Non
 def test_topics_that_are_there_stay_as_they_are(shell: Shell) -> None:
     (outcomes,) = shell.lines("kafka-create-topics --partitions 9")
 
-    assert {(one["partitions"], one["outcome"]) for one in outcomes} == {(3, "there already")}
+    assert {(one["partitions"], one["outcome"]) for one in outcomes} == {(3, "already exists")}
 
 
 def test_events_are_printed_whole_with_exact_numbers(shell: Shell) -> None:
@@ -109,7 +109,7 @@ def test_following_ends_with_a_sentence_when_the_broker_is_gone() -> None:
         with _following(broker) as process:
             broker_runs.close()
             assert process.wait(20) == 1
-            assert process.log.splitlines()[-1].startswith("kafka-consume-orders: Kafka does not answer")
+            assert process.log.splitlines()[-1].startswith("kafka-consume-orders: Kafka does not respond")
 
 
 @contextmanager
@@ -221,7 +221,7 @@ def test_a_value_that_was_cut_and_is_gone_is_left_alone(shell: Shell) -> None:
     shell.set_aside("gone", "", dlq_truncated="true", dlq_offset="99")
     shell.set_aside("there", "{}")
 
-    assert "1 too long to be set aside whole" in shell.text("dlq redrive --topic order-events --all", code=1)
+    assert "cannot redrive 1 letter: truncated" in shell.text("dlq redrive --topic order-events --all", code=1)
 
     assert [event.key for event in shell.events(1)] == ["there"]
     assert [letter["key"] for letter in shell.lines("dlq list --waiting")] == ["gone"]
@@ -242,7 +242,7 @@ def test_a_letter_whose_headers_are_not_true_is_left_alone(shell: Shell, forged:
     shell.set_aside("forged", "no base64!", **forged)
     shell.set_aside("true", "{}")
 
-    assert "not what the headers say" in shell.text("dlq redrive --topic order-events --all", code=1)
+    assert "not as its headers state" in shell.text("dlq redrive --topic order-events --all", code=1)
 
     assert [event.key for event in shell.events(9) if event.value != b"another event"] == ["true"]
 

@@ -46,14 +46,14 @@ def test_a_file_that_tells_of_the_dead_is_not_believed(path: Path) -> None:
     gone.wait()
     runfile.write(replace(MINE, pid=gone.pid), path)
 
-    with pytest.raises(NotRunning, match="not running any more"):
+    with pytest.raises(NotRunning, match="no longer running"):
         runfile.read(path)
 
 
 def test_another_process_with_the_same_number_is_not_taken_for_dev(path: Path) -> None:
     runfile.write(replace(MINE, started=MINE.started - 60), path)
 
-    with pytest.raises(NotRunning, match="not running any more"):
+    with pytest.raises(NotRunning, match="no longer running"):
         runfile.read(path)
 
 

@@ -5,9 +5,9 @@ import pytest
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
 
 from devstack.ports import free_ports
-from shopctl.watch.away import Away
 from shopctl.watch.scrape import Histogram as Seen
 from shopctl.watch.scrape import Interval, Scrape, scrape
+from shopctl.watch.unavailable import Unavailable
 
 
 @pytest.fixture
@@ -90,7 +90,7 @@ def test_nobody_at_the_address_is_no_error_and_says_why() -> None:
 
     found = scrape(f"127.0.0.1:{port}")
 
-    assert isinstance(found, Away)
+    assert isinstance(found, Unavailable)
     assert "refused" in found.reason
 
 

@@ -131,7 +131,7 @@ def test_a_catalogue_is_added_once(shell: Shell) -> None:
     assert (first["created"], first["there_already"]) == (40, 0)
     assert (again["created"], again["there_already"]) == (0, 40)
     assert [item["quantity"] for item in shell.lines("query-inventory --product-id 5020")] == [7, 7]
-    assert "0 items created, 40 there already" in shell.text(catalogue)
+    assert "0 items created, 40 already existed" in shell.text(catalogue)
 
 
 def test_a_catalogue_is_completed(shell: Shell) -> None:
@@ -219,7 +219,7 @@ def test_a_frozen_broker_hides_nothing(shell: Shell, run_file: Path) -> None:
     assert status["away"].keys() == {"consumers", "dead letters"}
     assert status["databases"]["orders"]["rows"]["orders"] >= 0
     assert shown.startswith("Trouble: the broker is frozen")
-    assert "away: Kafka does not answer" in shown
+    assert "unavailable: Kafka does not respond" in shown
     _all_sections(shown)
 
 
@@ -232,7 +232,7 @@ def test_a_database_file_that_is_gone_is_named(shell: Shell, run_file: Path) -> 
     finally:
         aside.rename(file)
 
-    assert status["summary"].startswith(f"Trouble: the orders database is away: its file {file} is missing")
+    assert status["summary"].startswith(f"Trouble: the orders database is unavailable: its file {file} is missing")
     assert status["databases"].keys() == {"inventory"}
     assert len(status["consumers"]) == 6
     _all_sections(shown)

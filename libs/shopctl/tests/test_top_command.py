@@ -54,7 +54,7 @@ def test_it_shows_what_the_interval_brought(stack: Stack, busy: None, capsys: py
         ("outboxes and their relay", ("orders",)),
         ("consumers", ("inventory-api", "order-events")),
         ("consumers", ("order-api", "inventory-events")),
-        ("holds", ("running",)),
+        ("reservations", ("running",)),
         ("reaper", ("expire-reservations",)),
     ):
         assert _row(shown, table, *row)
@@ -75,8 +75,8 @@ def test_a_process_that_is_away_is_shown_as_that(stack: Stack, capsys: pytest.Ca
     assert main(["top", "--once", "--interval", "0.2", *_processes(stack), f"--process=late=localhost:{nobody}"]) == 1
 
     shown = capsys.readouterr().out
-    assert shown.startswith("Trouble: late is away: ")
-    assert _row(shown, "processes", "late")[2] == "away"
+    assert shown.startswith("Trouble: late is unavailable: ")
+    assert _row(shown, "processes", "late")[2] == "unavailable"
     assert _row(shown, "processes", "order-api")[2] == "up"
 
 
@@ -97,10 +97,10 @@ def test_every_table_is_shown_also_when_the_process_that_fills_it_is_away(
         assert main(["top", "--once", "--interval", "0.2", *_processes(stack)]) == 1
 
     shown = capsys.readouterr().out
-    assert shown.startswith("Trouble: event-relay is away: ")
-    assert _row(shown, "outboxes and their relay", "event-relay", "is", "away")
+    assert shown.startswith("Trouble: event-relay is unavailable: ")
+    assert _row(shown, "outboxes and their relay", "event-relay", "is", "unavailable")
     assert _row(shown, "consumers", "order-api", "inventory-events")
-    for table in ("refused and failed calls", "batches", "what happened", "holds", "reaper"):
+    for table in ("refused and failed calls", "batches", "counters", "reservations", "reaper"):
         assert table in map(str.strip, shown.splitlines())
 
 

@@ -102,7 +102,7 @@ def test_a_broker_that_is_away_is_told_of_in_one_sentence(capfd: pytest.CaptureF
     assert main(["kafka-topics", "--bootstrap", NOBODY]) == 1
 
     (line,) = capfd.readouterr().err.splitlines()
-    assert "Kafka does not answer" in line
+    assert "Kafka does not respond" in line
 
 
 @pytest.mark.parametrize("show", ["print", "console().print"])

@@ -2,8 +2,8 @@
 
     ./task COMMAND [OPTION ...]
 
-Tables are for people; with --json a command writes JSON alone to standard output, its keys stable. A failure is one
-sentence on standard error and exit code 1 (2: the command line itself is wrong).
+By default a command prints tables for people. With --json it writes only JSON to standard output, with stable keys. A
+failure is one sentence on standard error and exit code 1; a wrong command line is exit code 2.
 """
 
 import sys
@@ -13,13 +13,13 @@ from shopctl.terminal import command_line
 from shopctl.terminal.command_line import Command
 
 COMMANDS = {
-    "health": Command("succeed only when every process serves", "shopctl.watch.health"),
+    "health": Command("succeed only if every process is ready and alive", "shopctl.watch.health"),
     "status": Command("show processes, row counts, outbox backlog and consumer lag", "shopctl.watch.status"),
     "trace": Command("print what happened to an order, as trees of spans", "shopctl.tracing.trace"),
     "top": Command("show live rates, latencies, backlog and lag of the running processes", "shopctl.watch.top"),
-    "test-grpc": Command("call every RPC of the running system once, and check the answers", "shopctl.smoke.every_rpc"),
+    "test-grpc": Command("call every RPC once and check the responses", "shopctl.smoke.every_rpc"),
     "db-shell": Command("open an SQL shell on a database", "shopctl.data.db_shell"),
-    "seed-data": Command("add a catalogue through the API", "shopctl.data.seed_data"),
+    "seed-data": Command("create a product catalogue through the API", "shopctl.data.seed_data"),
     "load": Command("generate load at a steady rate, for a limited time", "shopctl.load.load"),
     "query-inventory": Command("show items", "shopctl.data.query_inventory"),
     "query-orders": Command("show orders", "shopctl.data.query_orders"),
@@ -30,13 +30,13 @@ COMMANDS = {
     "kafka-consume-inventory": Command(
         "print inventory events", "shopctl.events.kafka_consume", {"topic": "inventory-events"}
     ),
-    "dlq": Command("list dead letters with their reasons, and redrive chosen ones", "shopctl.events.dlq"),
+    "dlq": Command("list dead letters with their reasons, and redrive them", "shopctl.events.dlq"),
 }
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; its exit code."""
-    return command_line.run(COMMANDS, "Look after a running system.", arguments)
+    """Run one command and return its exit code."""
+    return command_line.run(COMMANDS, "Operate a running system.", arguments)
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
-"""A client of both APIs: typed stubs, a deadline on every call, and retries that double nothing.
+"""A client of both APIs: typed stubs, a deadline on every call, and retries that are safe to repeat.
 
     with Shop.connect("localhost:50053", "localhost:50054") as shop:
         shop.call(shop.inventory.CheckStock, CheckStockRequest(product_id=1, required_quantity=5))
 
-The tools, the end-to-end tests and README use it. It needs nothing that a user of the APIs has not.
+The tools, the end-to-end tests and the README use it. It uses only the public APIs.
 """
 
 from collections.abc import Mapping
@@ -34,11 +34,11 @@ _ORDERS = (order_pb2.DESCRIPTOR, order_maintenance_pb2.DESCRIPTOR)
 SERVICES: tuple[ServiceDescriptor, ...] = tuple(
     service for file in (*_INVENTORY, *_ORDERS) for service in file.services_by_name.values()
 )
-"""All that the two APIs offer."""
+"""All services of the two APIs."""
 
 
 class Shop:
-    """Both APIs. To be shared by all threads; nothing is connected before the first call."""
+    """A client of both APIs, safe to share between threads. It connects at the first call."""
 
     def __init__(self, clients: Mapping[str, Client]) -> None:
         self._clients = clients
@@ -51,13 +51,13 @@ class Shop:
 
     @classmethod
     def connect(cls, inventory_address: str, orders_address: str) -> Self:
-        """To `host:port` each."""
+        """Return a client of the two APIs. Each address is `host:port`."""
         return cls(
             {
                 service.full_name: Client(
                     inventory_address if service.file in _INVENTORY else orders_address,
                     service,
-                    # All of them: what neither reads nor repeats by state gets a request_id from `call`.
+                    # All methods: `call` adds a request_id where a repeat would otherwise have a second effect.
                     repeatable=service.methods_by_name,
                     unavailable_reason="UNAVAILABLE",
                 )
@@ -81,21 +81,21 @@ class Shop:
     ) -> _Response:
         """Call a method of one of the stubs.
 
-        A request without a request_id is sent under a fresh one: a retry, on UNAVAILABLE and CANCELLED, then has
+        If the request lacks a request_id, it gets a new one, so that retries after UNAVAILABLE and CANCELLED have
         one effect.
 
-        Raises the ShopError that the API answered with, or an Unavailable when it did not answer.
+        Raises the ShopError that the API returned, or Unavailable if the API did not respond.
         """
         (service,) = request.DESCRIPTOR.file.services_by_name.values()
         any_method: Any = method
-        answer: _Response = self._clients[service.full_name].call(
+        response: _Response = self._clients[service.full_name].call(
             any_method, _identified(request), timeout_seconds=timeout_seconds
         )
-        return answer
+        return response
 
 
 def _identified(request: _Request) -> _Request:
-    """The request, or a copy with an id where it may have one and has none; so are the parts of a batch."""
+    """Return a copy in which the request, and each part of a batch, has a request_id if its type has that field."""
     copy = type(request)()
     copy.CopyFrom(request)
     _give_id(copy)

@@ -29,7 +29,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--level", type=str.lower, choices=LEVELS, default=LEVELS[0], help="only lines of this level or above"
     )
-    parser.add_argument("--since", type=since.moment, metavar="WHEN", help=f"only lines since then: {since.FORMS}")
+    parser.add_argument("--since", type=since.parse, metavar="WHEN", help=f"only lines since then: {since.FORMS}")
     parser.add_argument("--grep", type=_pattern, metavar="REGEX", help="only lines in which this is found")
     parser.add_argument("-f", "--follow", action="store_true", help="go on with new lines, until dev ends or Ctrl-C")
     parser.set_defaults(known=names)

@@ -1,9 +1,9 @@
 """Open an SQL shell on a database.
 
-That is psql for PostgreSQL; for SQLite the sqlite3 program, or the shell of Python's own sqlite3 module (3.12 and
-newer). Where there is neither, it is a plain prompt that runs statements that end in ';'.
+PostgreSQL opens in psql. SQLite opens in the sqlite3 program, or in the shell of Python's sqlite3 module (3.12 and
+newer). Without any of these, a plain prompt runs statements that end in ';'.
 
-Only look: each table has one writer, and that is its service. On SQLite times are microseconds since 1970.
+Only read: each table has one writer, its service. On SQLite, times are microseconds since 1970.
 """
 
 import argparse
@@ -26,12 +26,12 @@ ROWS_MAX = 1_000
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("database", choices=["inventory", "orders"], help="which one")
+    parser.add_argument("database", choices=["inventory", "orders"], help="the database to open")
     target.add_databases(parser)
 
 
 def run(options: argparse.Namespace) -> int:
-    """Hands over to a shell program where there is one, and then does not return."""
+    """Replace this process by a shell program if there is one, and then do not return."""
     databases = target.databases(options)
     address = databases.inventory if options.database == "inventory" else databases.orders
     url = parse(address)
@@ -56,7 +56,7 @@ def _psql(url: URL) -> tuple[list[str], dict[str, str]]:
     if program is None:
         return [], {}
     arguments, options = url.get_dialect()().create_connect_args(url)
-    # The password goes through the environment: everyone on the machine can see a command line.
+    # Pass the password in the environment: every user of the machine can see a command line.
     password = options.pop("password", None)
     environment = {"PGTZ": "UTC"} | ({"PGPASSWORD": str(password)} if password else {})
     return [program, make_conninfo(*arguments, **options)], environment
@@ -65,12 +65,12 @@ def _psql(url: URL) -> tuple[list[str], dict[str, str]]:
 def _hand_over(command: list[str], environment: dict[str, str]) -> None:
     if command:
         sys.stdout.flush()
-        # The shell takes our place: Ctrl-C and the terminal are its own from here on.
-        os.execve(command[0], command, os.environ | environment)  # noqa: S606 - no words of others in the command
+        # exec, not a child process: Ctrl-C and the terminal then belong to the shell.
+        os.execve(command[0], command, os.environ | environment)  # noqa: S606 - the command contains no foreign input
 
 
 def prompt(url: str | URL, name: str) -> int:
-    """Run what is typed, statement by statement, until the input ends."""
+    """Run statements from standard input until it ends. Returns the exit code."""
     engine = plain_engine(url)
     failed = False
     with engine.connect() as connection:
@@ -86,21 +86,21 @@ def prompt(url: str | URL, name: str) -> int:
                 print_table("", list(result.keys()), [[_cell(value) for value in row] for row in rows])
             else:
                 print(f"{result.rowcount} rows")
-    # A script that is piped in must learn that a part of it failed; who types has seen it.
+    # Report failures of a piped script by the exit code; an interactive user has seen them.
     return 1 if failed and not sys.stdin.isatty() else 0
 
 
 def _cell(value: object) -> object:
-    # As stored: no thousands separators in what may be pasted into the next statement.
+    # Show numbers as stored, without thousands separators: users paste them into statements.
     return value if value is None else str(value)
 
 
 def _statements(name: str) -> Iterator[str]:
-    ask = sys.stdin.isatty()
+    interactive = sys.stdin.isatty()
     lines: list[str] = []
     while True:
         try:
-            lines.append(input(f"{name}{'...' if lines else '>'} ") if ask else input())
+            lines.append(input(f"{name}{'...' if lines else '>'} ") if interactive else input())
         except EOFError:
             if statement := "\n".join(lines).strip():
                 yield statement

@@ -1,4 +1,4 @@
-"""The rows of a list RPC, page after page, as many as the options ask for."""
+"""Fetches the rows of a list RPC page by page, up to the limit in the options, and prints them."""
 
 import argparse
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -12,21 +12,21 @@ from shopctl.terminal.output import add_json, console, print_json, print_table
 _Row = TypeVar("_Row")
 
 PAGE_SIZE_MAX = 1_000
-"""Of the APIs."""
+"""The largest page that the APIs return."""
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    """--limit, --all and --json."""
+    """Add --limit, --all and --json."""
     amount = parser.add_mutually_exclusive_group()
     amount.add_argument(
-        "--limit", type=_positive, default=50, metavar="N", help="so many at most (default: %(default)s)"
+        "--limit", type=_positive, default=50, metavar="N", help="maximum number of rows (default: %(default)s)"
     )
-    amount.add_argument("--all", action="store_true", help="all, page by page")
+    amount.add_argument("--all", action="store_true", help="all rows")
     add_json(parser)
 
 
-def rows(options: argparse.Namespace, fetch: Callable[[int, str], tuple[Iterable[_Row], str]]) -> Iterator[_Row]:
-    """The rows. `fetch` gets a page's size and token, and gives the page's rows and the next token."""
+def fetch_rows(options: argparse.Namespace, fetch: Callable[[int, str], tuple[Iterable[_Row], str]]) -> Iterator[_Row]:
+    """Yield the rows. `fetch` takes a page size and a token, and returns the page's rows and the next token."""
     limit = None if options.all else options.limit
 
     def every() -> Iterator[_Row]:
@@ -41,17 +41,17 @@ def rows(options: argparse.Namespace, fetch: Callable[[int, str], tuple[Iterable
 
 
 def show(
-    options: argparse.Namespace, title: str, columns: Sequence[str | Column], found: Iterator[Mapping[str, Any]]
+    options: argparse.Namespace, title: str, columns: Sequence[str | Column], rows: Iterator[Mapping[str, Any]]
 ) -> None:
-    """Rows as a table of those of their fields that are columns, or each whole as a line of JSON."""
+    """Print rows as a table with these columns or, with --json, each complete row as a line of JSON."""
     if options.json:
-        for row in found:
+        for row in rows:
             print_json(row)
         return
-    cells = [[row[str(c.header) if isinstance(c, Column) else c] for c in columns] for row in found]
+    cells = [[row[str(c.header) if isinstance(c, Column) else c] for c in columns] for row in rows]
     print_table(title, columns, cells)
     if not options.all and len(cells) == options.limit:
-        console().print(f"These are the first {options.limit}; --limit N or --all shows more.", style="dim")
+        console().print(f"Only the first {options.limit} are shown; use --limit N or --all for more.", style="dim")
 
 
 def _positive(text: str) -> int:

@@ -1,7 +1,7 @@
 """Show items, by ascending id: the stock of each product at each location.
 
-`available` is what can be reserved now: the quantity less what is reserved, holds past their time not counted. With
---json one item a line.
+`available_quantity` can be reserved now: it is the quantity minus active reservations; due reservations are not
+counted. With --json, each item is one line.
 """
 
 import argparse
@@ -13,7 +13,7 @@ from shop_protos.inventory.v1.inventory_pb2 import InventoryItem, ListInventoryI
 from shopctl.client import Shop
 from shopctl.data import pages
 from shopctl.system import target
-from shopctl.terminal.output import moment, number, whole
+from shopctl.terminal.output import number, to_datetime, whole
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -32,13 +32,13 @@ def run(options: argparse.Namespace) -> int:
         "updated_at",
     ]
     with target.shop(options) as shop:
-        found = pages.rows(options, lambda size, token: _page(shop, options, size, token))
+        found = pages.fetch_rows(options, lambda size, token: _page(shop, options, size, token))
         pages.show(options, "items", columns, map(as_row, found))
     return 0
 
 
 def as_row(item: InventoryItem) -> dict[str, Any]:
-    """An item with the API's own field names."""
+    """Return an item as a row with the API's field names."""
     return {
         "id": item.id,
         "product_id": item.product_id,
@@ -47,16 +47,16 @@ def as_row(item: InventoryItem) -> dict[str, Any]:
         "reserved_quantity": item.reserved_quantity,
         "available_quantity": item.available_quantity,
         "version": item.version,
-        "created_at": moment(item.created_at),
-        "updated_at": moment(item.updated_at),
+        "created_at": to_datetime(item.created_at),
+        "updated_at": to_datetime(item.updated_at),
     }
 
 
 def _page(shop: Shop, options: argparse.Namespace, size: int, token: str) -> tuple[list[InventoryItem], str]:
-    answer = shop.call(
+    response = shop.call(
         shop.inventory.ListInventoryItems,
         ListInventoryItemsRequest(
             product_id=options.product_id, location=options.location, page_size=size, page_token=token
         ),
     )
-    return list(answer.items), answer.next_page_token
+    return list(response.items), response.next_page_token

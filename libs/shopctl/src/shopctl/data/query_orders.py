@@ -1,4 +1,4 @@
-"""Show orders, newest first. With --json one order a line, its items included, amounts as decimal strings."""
+"""Show orders, newest first. With --json, each order is one line with its items; amounts are decimal strings."""
 
 import argparse
 from typing import Any
@@ -11,7 +11,7 @@ from shopctl.client import Shop
 from shopctl.data import pages
 from shopctl.system import target
 from shopctl.terminal import since
-from shopctl.terminal.output import moment, number, whole
+from shopctl.terminal.output import number, to_datetime, whole
 
 _PREFIX = "ORDER_STATUS_"
 
@@ -22,9 +22,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--status", type=str.upper, choices=statuses, help="only orders in this status")
     parser.add_argument(
         "--since",
-        type=since.moment,
+        type=since.parse,
         metavar="WHEN",
-        help=f"only orders made since then: {since.FORMS}",
+        help=f"only orders created since then: {since.FORMS}",
     )
     pages.configure(parser)
     target.add_apis(parser)
@@ -41,7 +41,7 @@ def run(options: argparse.Namespace) -> int:
         "status_reason",
     ]
     with target.shop(options) as shop:
-        found = pages.rows(options, lambda size, token: _page(shop, options, size, token))
+        found = pages.fetch_rows(options, lambda size, token: _page(shop, options, size, token))
         rows = (as_row(order) for order in found)
         if not options.json:
             rows = (
@@ -52,7 +52,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def as_row(order: Order) -> dict[str, Any]:
-    """An order with the API's own field names; amounts are decimal strings, since JSON's numbers become floats."""
+    """Return an order as a row with the API's field names. Amounts are decimal strings: JSON numbers become floats."""
     return {
         "id": order.id,
         "user_id": order.user_id,
@@ -60,10 +60,10 @@ def as_row(order: Order) -> dict[str, Any]:
         "status_reason": order.status_reason,
         "total_amount": _amount(order.total_amount.units, order.total_amount.nanos),
         "currency": order.total_amount.currency_code,
-        "reserved_until": moment(order.reserved_until) if order.HasField("reserved_until") else None,
+        "reserved_until": to_datetime(order.reserved_until) if order.HasField("reserved_until") else None,
         "version": order.version,
-        "created_at": moment(order.created_at),
-        "updated_at": moment(order.updated_at),
+        "created_at": to_datetime(order.created_at),
+        "updated_at": to_datetime(order.updated_at),
         "items": [
             {
                 "id": item.id,
@@ -86,5 +86,5 @@ def _page(shop: Shop, options: argparse.Namespace, size: int, token: str) -> tup
         request.status = OrderStatus.Value(f"{_PREFIX}{options.status}")
     if options.since:
         request.created_after.FromDatetime(options.since)
-    answer = shop.call(shop.orders.ListOrders, request)
-    return list(answer.orders), answer.next_page_token
+    response = shop.call(shop.orders.ListOrders, request)
+    return list(response.orders), response.next_page_token

@@ -1,8 +1,8 @@
-"""Dead letters, and the memory of which of them were redriven.
+"""Dead letters, and the record of which of them were redriven.
 
-That memory is what the consumer group `dlq-redrive` has committed for the dead-letter topic: an offset below which all
-are redriven, and in the commit's note those above it that were chosen one by one. It is in the broker, so that it is
-one for all who redrive, and it lasts as long as a broker keeps the offsets of an idle group.
+The record is the offset that the consumer group `dlq-redrive` has committed for the dead-letter topic: all letters
+below it are redriven. The commit's metadata lists those above it that were redriven one by one. The broker stores the
+record, so all operators share it. It lasts as long as the broker keeps the offsets of an idle group.
 """
 
 import base64
@@ -20,23 +20,23 @@ from shopctl.terminal.failures import CommandFailed
 
 GROUP = "dlq-redrive"
 BATCH = 100
-"""Letters that are produced before it is remembered."""
+"""Letters that are produced between two commits of the record."""
 
-_MESSAGE_BYTES_MAX = 64 * 1024 * 1024  # the broker's own limit decides
+_MESSAGE_BYTES_MAX = 64 * 1024 * 1024  # high enough that the broker's limit applies
 _NOTE_BYTES_MAX = 4_000
-"""A broker takes 4,096 (offset.metadata.max.bytes)."""
+"""Below the broker's limit of 4,096 (offset.metadata.max.bytes)."""
 
 
 @dataclass(frozen=True)
 class Redriven:
-    """Offsets of one partition that were redriven: all below `before`, and `further` ones."""
+    """The redriven offsets of one partition: all below `before`, and those in `further`."""
 
     before: int
     further: frozenset[int] = frozenset()
 
     @classmethod
     def read(cls, commit: Commit | None, first: int) -> "Redriven":
-        """From what was committed; what lay below the oldest letter is gone and needs no memory."""
+        """Parse a commit. `first` is the oldest offset in the partition; offsets below it need no record."""
         if commit is None:
             return cls(first)
         ranges = re.findall(r"(\d+)(?:-(\d+))?", commit.note)
@@ -47,7 +47,7 @@ class Redriven:
         return offset < self.before or offset in self.further
 
     def adding(self, offsets: Collection[int]) -> "Redriven":
-        """With these as well."""
+        """Return a record that includes these offsets."""
         before, further = self.before, {offset for offset in (*self.further, *offsets) if offset >= self.before}
         while before in further:
             further.remove(before)
@@ -55,19 +55,17 @@ class Redriven:
         return Redriven(before, frozenset(further))
 
     def commit(self) -> Commit:
-        """To be committed. Raises CommandFailed when the note would be too long."""
+        """Return the record as a commit. Raises CommandFailed if its metadata would be too long."""
         runs = groupby(enumerate(sorted(self.further)), lambda pair: pair[1] - pair[0])
         ends = [(members[0][1], members[-1][1]) for members in (list(run) for _, run in runs)]
         note = ",".join(f"{low}" if low == high else f"{low}-{high}" for low, high in ends)
         if len(note) > _NOTE_BYTES_MAX:
-            raise CommandFailed(
-                "too many letters were redriven one by one to remember more; redrive the rest with --all"
-            )
+            raise CommandFailed("too many letters were redriven one by one to record more; redrive the rest with --all")
         return Commit(self.before, note)
 
 
 class DeadLetters:
-    """One dead-letter topic. `topic` is the original one's name or its own. Methods raise KafkaException."""
+    """One dead-letter topic, named by its own name or by its original topic. Methods raise KafkaException."""
 
     def __init__(self, broker: Broker, topic: str) -> None:
         self._broker = broker
@@ -78,12 +76,12 @@ class DeadLetters:
         return self._broker.bounds(self.topic)
 
     def redriven(self, bounds: Mapping[int, Bounds]) -> dict[int, Redriven]:
-        """The memory, for each partition."""
+        """Return the record of each partition."""
         commits = self._broker.commits(self.topic)
         return {number: Redriven.read(commits.get(number), bound.first) for number, bound in bounds.items()}
 
     def waiting(self) -> int:
-        """How many were not redriven."""
+        """Return the number of letters that were not redriven."""
         bounds = self.bounds()
         redriven = self.redriven(bounds)
         return sum(
@@ -92,7 +90,7 @@ class DeadLetters:
         )
 
     def letters(self, *, waiting: bool = False) -> Iterator[tuple[Event, bool]]:
-        """Each with whether it was redriven; or only those that were not."""
+        """Yield each letter with whether it was redriven; with `waiting`, only those that were not."""
         bounds = self.bounds()
         redriven = self.redriven(bounds)
         if waiting:
@@ -103,9 +101,9 @@ class DeadLetters:
                 yield event, done
 
     def whole(self, letter: Event) -> Event | None:
-        """The event as it was before it was set aside; None when that cannot be told.
+        """Return the original event, or None if it cannot be restored.
 
-        Anybody may write a letter, so its headers are only hints: what they say of the value has to be true of it.
+        Anyone may write to the topic, so headers are not trusted: the value must match what they state.
         """
         value = _decoded(letter)
         if value is not None and letter.header("dlq_truncated"):
@@ -114,12 +112,12 @@ class DeadLetters:
         return None if value is None else replace(letter, headers=headers, value=value)
 
     def _original_value(self, letter: Event, beginning: bytes) -> bytes | None:
-        """What lies where the letter says that it came from, if it begins as the letter does."""
-        place = [letter.header(f"dlq_{name}") for name in ("partition", "offset")]
-        if not all(re.fullmatch(r"[0-9]{1,18}", number) for number in place):
+        """Return the value at the offset that the letter names as its origin, if it starts with the letter's value."""
+        numbers = [letter.header(f"dlq_{name}") for name in ("partition", "offset")]
+        if not all(re.fullmatch(r"[0-9]{1,18}", number) for number in numbers):
             return None
-        partition, offset = map(int, place)
-        # On a connection of its own: this one may be in the middle of reading the letters.
+        partition, offset = map(int, numbers)
+        # Use a new connection: this one may be in the middle of reading the letters.
         with Broker(self._broker.bootstrap) as origin:
             bound = origin.bounds(self.original).get(partition)
             if bound is None or not bound.first <= offset < bound.end:
@@ -128,26 +126,26 @@ class DeadLetters:
         return found[0].value if found and found[0].value.startswith(beginning) else None
 
     def redrive(self, producer: Producer, events: Iterable[Event]) -> int:
-        """Produce the events to their original topic, in the order given, and remember them. How many they were.
+        """Produce the events to their original topic, in the given order, and record them. Returns their number.
 
-        At least once: what is produced and not remembered yet when we are cut off is redriven again. On a failure,
-        those that the broker took before it are remembered.
+        Delivery is at least once: events that were produced but not recorded before an interruption are redriven
+        again. After a failure, the events that the broker acknowledged before it are recorded.
         """
         count = 0
         remaining = iter(events)
         while batch := list(islice(remaining, BATCH)):
-            # Asked first: what can't be remembered must not be produced.
+            # Check first that the record fits: an event that cannot be recorded must not be produced.
             self._commits_after(batch)
-            taken, failure = _produce(producer, self.original, batch)
-            for number, commit in self._commits_after(taken).items():
+            acknowledged, failure = _produce(producer, self.original, batch)
+            for number, commit in self._commits_after(acknowledged).items():
                 self._broker.commit(self.topic, number, commit)
             if failure is not None:
                 raise failure
-            count += len(taken)
+            count += len(acknowledged)
         return count
 
     def _commits_after(self, events: Sequence[Event]) -> dict[int, Commit]:
-        """What is to be committed for the partitions of these, once they are redriven."""
+        """Return the commit for each partition of these events, once they are redriven."""
         redriven = self.redriven(self.bounds())
         chosen: dict[int, list[int]] = {}
         for event in events:
@@ -156,7 +154,7 @@ class DeadLetters:
 
 
 def _decoded(letter: Event) -> bytes | None:
-    """The letter's value without its encoding; None when it is not in the encoding that its header names."""
+    """Return the decoded value, or None if it is not in the encoding that its header names."""
     if letter.header("dlq_encoding") != "base64":
         return letter.value
     try:
@@ -166,7 +164,7 @@ def _decoded(letter: Event) -> bytes | None:
 
 
 def new_producer(bootstrap: str) -> Producer:
-    """One that keeps the order, and puts a key into the partition that the relay put it into."""
+    """Return a producer that keeps the order and maps keys to partitions as the relay does."""
     return Producer(
         {
             "bootstrap.servers": bootstrap,
@@ -180,7 +178,7 @@ def new_producer(bootstrap: str) -> Producer:
 
 
 def _produce(producer: Producer, topic: str, events: Sequence[Event]) -> tuple[list[Event], Exception | None]:
-    """Those that the broker took, up to the first that it did not; and why."""
+    """Return the acknowledged events up to the first failed one, and the failure."""
     outcomes: dict[int, KafkaError | None] = {}
     for number, event in enumerate(events):
 
@@ -190,13 +188,13 @@ def _produce(producer: Producer, topic: str, events: Sequence[Event]) -> tuple[l
         headers: list[Any] = list(event.headers)
         producer.produce(topic, event.value, event.key, headers=headers, on_delivery=delivered)
     producer.flush(REQUEST_SECONDS * 2)
-    taken: list[Event] = []
+    acknowledged: list[Event] = []
     for number, event in enumerate(events):
         if number not in outcomes:
-            return taken, CommandFailed(
-                f"Kafka did not take all letters in time; {len(taken)} of this batch are redriven"
+            return acknowledged, CommandFailed(
+                f"Kafka did not acknowledge all letters in time; {len(acknowledged)} of this batch are redriven"
             )
         if error := outcomes[number]:
-            return taken, KafkaException(error)
-        taken.append(event)
-    return taken, None
+            return acknowledged, KafkaException(error)
+        acknowledged.append(event)
+    return acknowledged, None

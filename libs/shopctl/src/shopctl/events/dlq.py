@@ -1,16 +1,16 @@
-"""Dead letters: events that a consumer gave up on, each in the topic named for its own with .dlq.
+"""List and redrive dead letters: events that a consumer gave up on. Those of TOPIC are in TOPIC.dlq.
 
-  dlq [list]    shows them: where each lies (partition:offset), what it is, and why and from where it came.
-  dlq redrive   sends them to their original topic once more, for when the cause is mended.
+  dlq [list]    lists them with position (partition:offset), event, reason and origin
+  dlq redrive   sends them to their original topic again, after the cause has been fixed
 
-A redriven event goes out under its own key, ce_id and headers, less those that say why it was dead. It lands in its
-old partition, though behind newer events; consumers check the state they find, and take it or pass over it. One that
-fails again comes back as a new dead letter. The letters themselves stay where they are.
+A redriven event has its original key, ce_id and headers, without the dlq_ headers. It goes to its original partition,
+but after newer events; consumers check the current state and apply or ignore it. An event that fails again becomes a
+new dead letter. The dead-letter topic itself does not change.
 
-What was redriven is remembered in the broker, as offsets of the consumer group dlq-redrive: --all passes over it, and
---offset redrives what it names, remembered or not. A redrive that is cut off sends up to 100 again the next time. The
-memory lasts as long as the broker keeps the offsets of an idle group, 7 days by default on Apache Kafka; the embedded
-broker forgets it with everything else.
+The broker records redriven letters as offsets of the consumer group dlq-redrive. --all skips recorded letters; --offset
+redrives a letter in any case. After an interruption, the next redrive may send up to 100 letters again. The record
+lasts as long as the broker keeps the offsets of an idle group: 7 days by default on Apache Kafka, until it stops on the
+embedded broker.
 """
 
 import argparse
@@ -29,7 +29,7 @@ from shopctl.terminal.failures import CommandFailed
 from shopctl.terminal.output import add_json, console, print_json, print_table, time_of, timestamp, whole
 
 LETTERS_MAX = 1_000
-"""Of one list."""
+"""The largest number of letters in one list."""
 
 _ORIGINALS = [topic for topic in TOPICS if not topic.endswith(SUFFIX)]
 _LIST, _REDRIVE = "list", "redrive"
@@ -38,26 +38,26 @@ _LIST, _REDRIVE = "list", "redrive"
 def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("action", nargs="?", choices=[_LIST, _REDRIVE], default=_LIST, help="default: list")
     parser.add_argument("--topic", type=_topic, metavar="TOPIC", help=f"{' or '.join(_ORIGINALS)} (list: default both)")
-    parser.add_argument("--waiting", action="store_true", help="list: only those that were not redriven")
+    parser.add_argument("--waiting", action="store_true", help="list: only letters that were not redriven")
     parser.add_argument(
         "--offset",
         action="append",
-        type=_place,
+        type=_position,
         metavar="PARTITION:OFFSET",
-        help="redrive: this one, as the list names it; may be repeated",
+        help="redrive: the letter at this position; may be repeated",
     )
-    parser.add_argument("--all", action="store_true", help="redrive: all that were not redriven")
+    parser.add_argument("--all", action="store_true", help="redrive: all letters that were not redriven")
     parser.set_defaults(refuse=parser.error)
     target.add_broker(parser)
     add_json(parser)
 
 
 def run(options: argparse.Namespace) -> int:
-    """Raises CommandFailed when a letter that was named is not there, or can't be redriven."""
+    """Raises CommandFailed if a named letter does not exist or cannot be redriven."""
     if options.action == _REDRIVE and not (options.topic and bool(options.offset) != options.all):
         options.refuse("redrive needs --topic, and either --offset or --all")
     if options.action == _LIST and (options.offset or options.all):
-        options.refuse("--offset and --all are for redrive")
+        options.refuse("--offset and --all are only for redrive")
     bootstrap = target.bootstrap(options)
     with Broker(bootstrap, GROUP) as broker:
         if options.action == _REDRIVE:
@@ -82,7 +82,7 @@ def _list(options: argparse.Namespace, broker: Broker) -> None:
     rows = [(*_cells(event), redriven) for event, redriven in letters]
     print_table("dead letters", [*columns, "redriven"], rows)
     if len(letters) == LETTERS_MAX:
-        console().print(f"These are the first {LETTERS_MAX:,}.", style="dim")
+        console().print(f"Only the first {LETTERS_MAX:,} are shown.", style="dim")
 
 
 def _redrive(options: argparse.Namespace, broker: Broker, producer: Producer) -> None:
@@ -104,17 +104,17 @@ def _redrive(options: argparse.Namespace, broker: Broker, producer: Producer) ->
     else:
         print(f"{count:,} {'letter' if count == 1 else 'letters'} redriven to {dead.original}")
     if lost:
-        why = f"too long to be set aside whole, and gone from {dead.original}, or not what the headers say"
-        raise CommandFailed(f"{lost} {why}, can't be redriven")
+        why = f"truncated and no longer in {dead.original}, or not as its headers state"
+        raise CommandFailed(f"cannot redrive {lost} {'letter' if lost == 1 else 'letters'}: {why}")
 
 
-def _named(dead: DeadLetters, places: Sequence[tuple[int, int]]) -> list[Event]:
-    """Those at the places, in the order of the partitions. Raises CommandFailed when one is missing."""
-    there = {(event.partition, event.offset): event for event, _ in dead.letters()}
-    for partition, offset in places:
-        if (partition, offset) not in there:
+def _named(dead: DeadLetters, positions: Sequence[tuple[int, int]]) -> list[Event]:
+    """Return the letters at these positions, sorted by position. Raises CommandFailed if one does not exist."""
+    existing = {(event.partition, event.offset): event for event, _ in dead.letters()}
+    for partition, offset in positions:
+        if (partition, offset) not in existing:
             raise CommandFailed(f"there is no dead letter {partition}:{offset} in {dead.topic}; nothing was redriven")
-    return [there[place] for place in sorted(set(places))]
+    return [existing[position] for position in sorted(set(positions))]
 
 
 def _as_json(event: Event) -> dict[str, object]:
@@ -133,9 +133,9 @@ def _as_json(event: Event) -> dict[str, object]:
 
 
 def _cells(event: Event) -> list[str]:
-    place = f"{event.partition}:{event.offset}"
+    position = f"{event.partition}:{event.offset}"
     named = [event.header(name) for name in ("ce_id", "ce_type", "dlq_reason", "dlq_error")]
-    return [event.topic, place, time_of(event.time), *named, _origin(event)]
+    return [event.topic, position, time_of(event.time), *named, _origin(event)]
 
 
 def _origin(event: Event) -> str:
@@ -149,8 +149,8 @@ def _topic(name: str) -> str:
     return original
 
 
-def _place(place: str) -> tuple[int, int]:
-    if not re.fullmatch(r"\d{1,9}:\d{1,18}", place):
+def _position(text_: str) -> tuple[int, int]:
+    if not re.fullmatch(r"\d{1,9}:\d{1,18}", text_):
         raise argparse.ArgumentTypeError("must be PARTITION:OFFSET, such as 0:17")
-    partition, offset = place.split(":")
+    partition, offset = text_.split(":")
     return int(partition), int(offset)

@@ -1,6 +1,6 @@
-"""Print the address of the broker of what runs here.
+"""Print the broker address of the running system.
 
-For any Kafka client: kcat -b $(./task kafka-address) -L
+Example with a Kafka client: kcat -b $(./task kafka-address) -L
 """
 
 import argparse

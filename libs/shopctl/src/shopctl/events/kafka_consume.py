@@ -1,7 +1,8 @@
-"""Print events: time, type, key and data; with --json the whole of each on a line, headers included.
+"""Print events with time, type, key and data. With --json, each event is one line, with its headers.
 
-From now on and until Ctrl-C; with --from-beginning what is there already, and only that unless --follow is said too.
-Order holds within a partition. Joins no consumer group: nobody else misses what is printed here.
+By default it prints new events until Ctrl-C. With --from-beginning it prints the existing events and ends; with
+--follow, too, it then continues with new ones. Events are in order within a partition. It joins no consumer group, so
+it takes no events away from other consumers.
 """
 
 import argparse
@@ -22,9 +23,9 @@ _KEY_WIDTH = 36
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--from-beginning", action="store_true", help="begin with the oldest event")
-    parser.add_argument("--follow", action="store_true", help="go on with what comes, until Ctrl-C")
-    parser.add_argument("--limit", type=int, metavar="N", help="end after so many events")
+    parser.add_argument("--from-beginning", action="store_true", help="start with the oldest event")
+    parser.add_argument("--follow", action="store_true", help="continue with new events, until Ctrl-C")
+    parser.add_argument("--limit", type=int, metavar="N", help="end after N events")
     target.add_broker(parser)
     add_json(parser)
 
@@ -38,13 +39,15 @@ def run(options: argparse.Namespace) -> int:
                 else:
                     _print_line(event)
         except KeyboardInterrupt:
-            # How following ends.
-            return 0
+            return 0  # the normal end of --follow
     return 0
 
 
 def as_json(event: Event) -> str:
-    """The whole event on a line. `value` is what was sent, digit for digit; null with the text in `raw` if no JSON."""
+    """Return the event as one line of JSON.
+
+    `value` has exactly the digits that were sent. If it is not a JSON object, `value` is null and `raw` is its text.
+    """
     head = {
         "topic": event.topic,
         "partition": event.partition,
@@ -55,7 +58,7 @@ def as_json(event: Event) -> str:
     }
     if event.json() is None:
         return json.dumps(head | {"value": None, "raw": text(event.value)}, ensure_ascii=False)
-    # Decoding and encoding it again would make floats of exact amounts. JSON has line ends only between its parts.
+    # Insert the text: decoding would turn exact amounts into floats. JSON has line ends only between tokens.
     value = text(event.value).replace("\n", " ").replace("\r", " ")
     return f'{json.dumps(head, ensure_ascii=False)[:-1]}, "value": {value}}}'
 
@@ -63,15 +66,15 @@ def as_json(event: Event) -> str:
 def _events(broker: Broker, options: argparse.Namespace) -> Iterator[Event]:
     bounds = broker.bounds(options.topic)
     if not bounds:
-        raise CommandFailed(f"there is no topic {options.topic} yet; ./task kafka-create-topics makes it")
+        raise CommandFailed(f"there is no topic {options.topic} yet; ./task kafka-create-topics creates it")
     if options.from_beginning and not options.follow:
         return broker.read(options.topic, bounds)
     start = {number: bound.first if options.from_beginning else bound.end for number, bound in bounds.items()}
     return broker.follow(options.topic, start)
 
 
-def _said_at(event: Event) -> datetime:
-    """When it happened, as the event says; else when it reached the broker."""
+def _event_time(event: Event) -> datetime:
+    """Return the time in the event's ce_time header, or else its Kafka timestamp."""
     try:
         return datetime.fromisoformat(event.header("ce_time")).astimezone(UTC)
     except (ValueError, OverflowError):
@@ -82,7 +85,7 @@ def _print_line(event: Event) -> None:
     value = event.json()
     data = text(event.value) if value is None else json.dumps(value.get("data"), ensure_ascii=False)
     line = Text.assemble(
-        (time_of(_said_at(event)), "dim"),
+        (time_of(_event_time(event)), "dim"),
         "  ",
         (f"{printable(event.header('ce_type')) or '(no type)':<{_TYPE_WIDTH}}", "bold"),
         f" {printable(text(event.key)):<{_KEY_WIDTH}} ",

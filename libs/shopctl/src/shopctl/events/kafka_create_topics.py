@@ -1,8 +1,8 @@
 """Create the topics that are missing: order-events, inventory-events and their dead-letter topics.
 
-Those that exist are left as they are, also where their number of partitions is another: to change it moves keys to
-other partitions. The embedded broker of ./task dev takes no orders: it has these topics from its start, and makes any
-other at its first use, with four partitions.
+Existing topics stay as they are, even with another number of partitions: changing it would move keys to other
+partitions. The embedded broker of ./task dev has no administration: it has these topics from the start, and creates any
+other topic at its first use, with four partitions.
 """
 
 import argparse
@@ -16,13 +16,18 @@ from shopctl.system import target
 from shopctl.terminal.output import add_json, number, print_json, print_table
 
 _BROKERS_DEFAULT = -1
-_THERE = "there already"
+_EXISTS = "already exists"
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--partitions", type=int, default=PARTITIONS, help="of a new topic (default: %(default)s)")
     parser.add_argument(
-        "--replication", type=int, default=_BROKERS_DEFAULT, help="replicas of a new topic (default: the broker's own)"
+        "--partitions", type=int, default=PARTITIONS, help="partitions per new topic (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--replication",
+        type=int,
+        default=_BROKERS_DEFAULT,
+        help="replicas per new topic (default: the broker's)",
     )
     target.add_broker(parser)
     add_json(parser)
@@ -32,22 +37,22 @@ def run(options: argparse.Namespace) -> int:
     bootstrap = target.bootstrap(options)
     with Broker(bootstrap) as broker:
         before = broker.topics()
-        outcomes = dict.fromkeys(TOPICS, _THERE)
+        outcomes = dict.fromkeys(TOPICS, _EXISTS)
         missing = [topic for topic in TOPICS if topic not in before]
         if broker.is_embedded():
-            outcomes |= dict.fromkeys(missing, "made at its first use by the embedded broker")
+            outcomes |= dict.fromkeys(missing, "created at its first use by the embedded broker")
         else:
             new = [
                 NewTopic(topic, num_partitions=options.partitions, replication_factor=options.replication)
                 for topic in missing
             ]
             outcomes |= _create(bootstrap, new)
-    # A new topic need not be in the broker's next answer yet.
-    made = {topic: len(before[topic]) if topic in before else options.partitions for topic in TOPICS}
+    # The broker's next metadata response may lack a new topic, so do not read the count back.
+    partitions = {topic: len(before[topic]) if topic in before else options.partitions for topic in TOPICS}
     if options.json:
-        print_json([{"topic": name, "partitions": made[name], "outcome": outcomes[name]} for name in TOPICS])
+        print_json([{"topic": name, "partitions": partitions[name], "outcome": outcomes[name]} for name in TOPICS])
     else:
-        rows = [(name, made[name], outcomes[name]) for name in TOPICS]
+        rows = [(name, partitions[name], outcomes[name]) for name in TOPICS]
         print_table("topics", ["topic", number("partitions"), "outcome"], rows)
     return 0
 
@@ -65,5 +70,5 @@ def _create(bootstrap: str, topics: list[NewTopic]) -> dict[str, str]:
         except KafkaException as failure:
             if failure.args[0].code() != KafkaError.TOPIC_ALREADY_EXISTS:
                 raise
-            outcomes[topic] = _THERE  # somebody else was faster
+            outcomes[topic] = _EXISTS  # another client created it meanwhile
     return outcomes

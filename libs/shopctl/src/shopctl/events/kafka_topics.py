@@ -1,4 +1,4 @@
-"""List the topics with their partitions, and how many events lie in them."""
+"""List the topics with their partitions and the number of events in them."""
 
 import argparse
 

@@ -1,4 +1,4 @@
-"""The topics of a broker, looked at from outside: no consumer group is joined, so that no reader is disturbed."""
+"""Reads topics without joining a consumer group, so that it does not disturb consumers."""
 
 import json
 import time
@@ -14,14 +14,14 @@ from shopctl.system.layout import INVENTORY_API, ORDER_API
 
 TOPICS = ("order-events", "inventory-events", "order-events.dlq", "inventory-events.dlq")
 PARTITIONS = 3
-"""Of those topics."""
+"""The number of partitions of each of these topics."""
 
 READERS = {"order-events": INVENTORY_API, "inventory-events": ORDER_API}
-"""Who acts on which topic: a consumer group is named for its service."""
+"""The service that consumes each topic; its consumer group has the same name."""
 
 REQUEST_SECONDS = 5
 SILENCE_SECONDS_MAX = 15
-"""How long to wait for an event that must be there."""
+"""How long to wait for an event that is known to exist."""
 
 _BATCH = 500
 _POLL_SECONDS = 0.2
@@ -29,7 +29,7 @@ _POLL_SECONDS = 0.2
 
 @dataclass(frozen=True)
 class Bounds:
-    """Of one partition: its oldest offset, and the one that the next event will get."""
+    """The oldest offset of a partition, and the offset of its next event."""
 
     first: int
     end: int
@@ -37,7 +37,7 @@ class Bounds:
 
 @dataclass(frozen=True)
 class Event:
-    """An event as it lies in its topic, byte for byte: poisonous ones are read too."""
+    """An event exactly as it is in its topic. Invalid events can be read, too."""
 
     topic: str
     partition: int
@@ -48,11 +48,11 @@ class Event:
     value: bytes
 
     def header(self, name: str) -> str:
-        """Its first value as text; empty when there is none."""
+        """Return the header's first value as text; empty if there is none."""
         return next((text(value) for key, value in self.headers if key == name), "")
 
     def json(self) -> Any:
-        """The value, decoded; None when it is no JSON object."""
+        """Return the decoded value, or None if it is not a JSON object."""
         try:
             value = json.loads(self.value)
         except (ValueError, RecursionError):
@@ -62,17 +62,17 @@ class Event:
 
 @dataclass(frozen=True)
 class Commit:
-    """What a group has committed for a partition: the next offset, and a note of its own."""
+    """A group's commit for a partition: the next offset, and metadata in `note`."""
 
     offset: int
     note: str
 
 
 class Broker:
-    """A connection to a broker, as the consumer group of that name. Methods raise KafkaException."""
+    """A connection to a broker. It reads and writes the commits of `group`. Methods raise KafkaException."""
 
     def __init__(self, bootstrap: str, group: str = "devstack") -> None:
-        # Failures are told of by exceptions; librdkafka's own log would add lines to what must be one sentence.
+        # Failures raise exceptions. librdkafka's log is off: it would add lines to the one-sentence message.
         self._consumer = Consumer(
             {
                 "bootstrap.servers": bootstrap,
@@ -94,46 +94,46 @@ class Broker:
         self._consumer.close()
 
     def is_embedded(self) -> bool:
-        """Whether it is librdkafka's in-memory broker, which knows no administration."""
+        """Return whether it is librdkafka's in-memory broker, which has no administration."""
         return (self._consumer.list_topics(timeout=REQUEST_SECONDS).cluster_id or "").startswith("mockCluster")
 
     def topics(self) -> dict[str, list[int]]:
-        """The partitions of each topic, Kafka's own topics left out."""
+        """Return the partitions of each topic, without Kafka's internal topics."""
         found = self._consumer.list_topics(timeout=REQUEST_SECONDS).topics
         return {name: sorted(found[name].partitions) for name in sorted(found) if not name.startswith("__")}
 
     def bounds(self, topic: str) -> dict[int, Bounds]:
-        """Of each partition; none when there is no such topic."""
+        """Return the bounds of each partition; empty if there is no such topic."""
         return {
             partition: Bounds(*self._consumer.get_watermark_offsets(TopicPartition(topic, partition), REQUEST_SECONDS))
             for partition in self.topics().get(topic, [])
         }
 
     def commits(self, topic: str) -> dict[int, Commit]:
-        """What this group has committed, of partitions where it has."""
-        asked = [TopicPartition(topic, partition) for partition in self.topics().get(topic, [])]
-        found = self._consumer.committed(asked, REQUEST_SECONDS) if asked else []
+        """Return the group's commits, for the partitions that have one."""
+        partitions = [TopicPartition(topic, partition) for partition in self.topics().get(topic, [])]
+        found = self._consumer.committed(partitions, REQUEST_SECONDS) if partitions else []
         return {p.partition: Commit(p.offset, p.metadata or "") for p in found if p.offset > OFFSET_INVALID}
 
     def commit(self, topic: str, partition: int, commit: Commit) -> None:
-        """Set what this group has committed."""
+        """Set the group's commit for a partition."""
         position = TopicPartition(topic, partition, commit.offset, metadata=commit.note)
-        for answer in self._consumer.commit(offsets=[position], asynchronous=False) or []:
-            if answer.error is not None:
-                raise KafkaException(answer.error)
+        for result in self._consumer.commit(offsets=[position], asynchronous=False) or []:
+            if result.error is not None:
+                raise KafkaException(result.error)
 
     def read(self, topic: str, bounds: Mapping[int, Bounds]) -> Iterator[Event]:
-        """The events between the bounds, in order within each partition."""
+        """Yield the events within the bounds, in order within each partition."""
         ends = {partition: bound.end for partition, bound in bounds.items() if bound.first < bound.end}
         self._assign(topic, {partition: bounds[partition].first for partition in ends})
-        heard = time.monotonic()
+        last_message_at = time.monotonic()
         while ends:
-            if time.monotonic() - heard > SILENCE_SECONDS_MAX:
-                raise KafkaException(f"{topic} gave nothing for {SILENCE_SECONDS_MAX} s")
+            if time.monotonic() - last_message_at > SILENCE_SECONDS_MAX:
+                raise KafkaException(f"{topic} returned no events for {SILENCE_SECONDS_MAX} s")
             for message in self._poll():
-                heard = time.monotonic()
+                last_message_at = time.monotonic()
                 partition, offset = message.partition() or 0, message.offset() or 0
-                # The last offset of a partition need not hold an event: transactions leave marks.
+                # The last offset may not be an event: transactions write control records.
                 if partition not in ends:
                     continue
                 at_end = _is_end(message)
@@ -143,7 +143,7 @@ class Broker:
                     del ends[partition]
 
     def follow(self, topic: str, start: Mapping[int, int]) -> Iterator[Event]:
-        """The events from there on, without end."""
+        """Yield the events from these offsets on, without end."""
         self._assign(topic, start)
         while True:
             for message in self._poll():
@@ -157,7 +157,7 @@ class Broker:
         return messages
 
     def _note(self, error: KafkaError) -> None:
-        # The client would try again for ever, and say nothing; who reads here wants to know.
+        # The client would retry forever without an error; a command must report it.
         if error.name() == "_ALL_BROKERS_DOWN":
             self._down = error
 
@@ -166,12 +166,12 @@ class Broker:
 
 
 def count(bounds: Iterable[Bounds]) -> int:
-    """How many events lie between the bounds."""
+    """Return the number of offsets within the bounds."""
     return sum(bound.end - bound.first for bound in bounds)
 
 
 def text(value: bytes | None) -> str:
-    """Bytes for people; what is no UTF-8 is replaced."""
+    """Decode bytes for people; invalid UTF-8 is replaced."""
     return (value or b"").decode(errors="replace")
 
 
@@ -196,7 +196,7 @@ def _event(message: Message) -> Event:
 
 
 def _time(milliseconds: int) -> datetime:
-    """The time that a producer gave to its message; one that no calendar has reads as the beginning of 1970."""
+    """Return the message's timestamp as a datetime; 1970-01-01 if it is out of range."""
     try:
         return datetime.fromtimestamp(milliseconds / 1000, UTC)
     except (ValueError, OverflowError, OSError):

@@ -1,6 +1,6 @@
-"""The system in containers: what `docker compose` runs of the docker-compose.yml here, and where it listens.
+"""The system in containers: the containers of the local docker-compose.yml and their addresses.
 
-Docker itself is asked each time: there is no file of ours that could be out of date.
+The state is read from Docker each time; no file of ours could be out of date.
 """
 
 import json
@@ -19,9 +19,9 @@ from shopctl.terminal.failures import CommandFailed
 
 FILE = Path("docker-compose.yml")
 
-_ANSWER_SECONDS = 60
+_COMMAND_SECONDS = 60
 _PROCESSES = [INVENTORY_API, ORDER_API, REAPER, RELAY]
-# Where each is published: by which container, from which port inside it. Outside, the port is the user's choice.
+# The container and the inner port that publish each service. The user chooses the outer port.
 _PUBLISHED = {
     INVENTORY_API: ("gateway", 50053),
     ORDER_API: ("gateway", 50054),
@@ -35,7 +35,7 @@ _PUBLISHED = {
 
 @dataclass(frozen=True)
 class Container:
-    """One container, stopped ones included. `published` is inner port → port on this machine."""
+    """One container, running or stopped. `published` maps its inner ports to ports on this machine."""
 
     name: str
     service: str
@@ -52,66 +52,66 @@ class Container:
         return self.image.rpartition(":")[2]
 
     def health(self, service: str = "") -> str:
-        """What its process says of itself, by the image's own probe; EXITED and the like when there is none."""
+        """Return the health status by the image's probe; of a stopped container its state, such as EXITED."""
         if not self.runs:
             return self.state.upper()
         probe = f'exec python -m shop_common.process.probe "localhost:$HEALTH_PORT" --service "{service}"'
-        said = _run(["docker", "exec", self.name, "sh", "-c", probe])
-        # The status comes first, its reason after a colon.
-        return said.stdout.partition(":")[0].strip() or "UNAVAILABLE"
+        probed = _run(["docker", "exec", self.name, "sh", "-c", probe])
+        # The probe prints the status, a colon and the reason.
+        return probed.stdout.partition(":")[0].strip() or "UNAVAILABLE"
 
 
 @dataclass(frozen=True)
 class Containers:
-    """All containers of the project, of which at least one runs."""
+    """All containers of the project; at least one is running."""
 
     all: tuple[Container, ...]
 
     @property
     def processes(self) -> list[Container]:
-        """Those of the four deployables, each replica."""
+        """Return the containers of the four deployables, including every replica."""
         return [one for service in _PROCESSES for one in self.all if one.service == service]
 
     @property
     def apis(self) -> tuple[str, str]:
-        """The addresses of inventory-api and order-api. Raises NotRunning."""
+        """Return the addresses of inventory-api and order-api. Raises NotRunning."""
         return self.address(INVENTORY_API), self.address(ORDER_API)
 
     @property
     def bootstrap(self) -> str:
-        """The broker. Raises NotRunning."""
+        """Return the address of the broker. Raises NotRunning."""
         return self.address("kafka")
 
     @property
     def databases(self) -> Databases:
-        """With the passwords that were made at the first start. Raises NotRunning or CommandFailed."""
+        """Return the URLs with the passwords from the first start. Raises NotRunning or CommandFailed."""
         server = self.address("postgres")
         files = [f"/run/secrets/{name}/password" for name in ("inventory", "orders")]
-        # A container of its own, so that it makes no difference which of the others run.
-        asked = call("run", "--rm", "--no-deps", "--no-TTY", "--entrypoint", "cat", "secrets", *files)
-        inventory, orders = asked.split()
+        # Read the passwords in a new container, so that it does not matter which others are running.
+        passwords = call("run", "--rm", "--no-deps", "--no-TTY", "--entrypoint", "cat", "secrets", *files)
+        inventory, orders = passwords.split()
         return Databases(
             f"postgresql+psycopg://inventory:{inventory}@{server}/inventory",
             f"postgresql+psycopg://orders:{orders}@{server}/orders",
         )
 
     def address(self, name: str) -> str:
-        """Where `name` (an API, `kafka`, `postgres`) is reached from this machine. Raises NotRunning."""
+        """Return the address on this machine of `name`: an API, `kafka`, `postgres`, … Raises NotRunning."""
         service, port = _PUBLISHED[name]
         for one in self.all:
             if one.service == service and port in one.published:
                 return f"127.0.0.1:{one.published[port]}"
-        raise NotRunning(f"the container {service} does not run; ./task docker-run starts what is missing")
+        raise NotRunning(f"the container {service} is not running; ./task docker-run starts it")
 
     @classmethod
     def of(cls, listed: str) -> Self:
-        """From what `docker compose ps --format json` writes: an object a line."""
+        """Parse the output of `docker compose ps --format json`: one object per line."""
         found = [_container(json.loads(line)) for line in listed.splitlines()]
         return cls(tuple(sorted(found, key=lambda one: one.name)))
 
 
 def running() -> Containers | None:
-    """What runs of the file here; None where there is no such file, no Docker, or nothing of it runs."""
+    """Return the containers; None without a compose file, without Docker, or if no container is running."""
     if not is_here() or docker.engine() is None:
         return None
     listed = _run(["docker", "compose", "ps", "--all", "--format", "json"])
@@ -120,12 +120,12 @@ def running() -> Containers | None:
 
 
 def is_here() -> bool:
-    """Whether there is a file for `docker compose`, in this folder or as its own variable says."""
+    """Return whether there is a compose file, in this folder or named by COMPOSE_FILE."""
     return FILE.is_file() or "COMPOSE_FILE" in os.environ
 
 
 def call(*arguments: str) -> str:
-    """What `docker compose` answers. Raises CommandFailed."""
+    """Run `docker compose` and return its output. Raises CommandFailed."""
     require()
     done = _run(["docker", "compose", *arguments])
     if done.returncode != 0:
@@ -134,36 +134,36 @@ def call(*arguments: str) -> str:
 
 
 def show(*arguments: str, profiles: Sequence[str] = ()) -> None:
-    """Let `docker compose` do something that takes its time, its progress on the terminal. Raises CommandFailed.
+    """Run `docker compose` with its output on the terminal. `profiles` are activated; `*` means all.
 
-    With the services of these profiles (`*` is all), too.
+    Raises CommandFailed.
     """
     require()
     revision = {"SHOP_REVISION": _revision()} if "SHOP_REVISION" not in os.environ else {}
     with_profiles = {"COMPOSE_PROFILES": ",".join(profiles)} if profiles else {}
     done = subprocess.run(["docker", "compose", *arguments], env=os.environ | revision | with_profiles, check=False)
     if done.returncode != 0:
-        more = "`docker compose ps --all` and `docker compose logs` say more"
+        more = "for details, run `docker compose ps --all` and `docker compose logs`"
         raise CommandFailed(f"docker compose {arguments[0]} failed, see above; {more}")
 
 
 def image_sizes() -> dict[str, int]:
-    """Of the images that are built here: name with tag → bytes. Raises CommandFailed."""
+    """Return the size in bytes of each image that we build, by name and tag. Raises CommandFailed."""
     services = json.loads(call("config", "--format", "json"))["services"].values()
     names = sorted(service["image"] for service in services if "build" in service)
-    asked = _run(["docker", "image", "inspect", "--format", "{{.Size}}", *names])
-    return dict(zip(names, map(int, asked.stdout.split()), strict=True))
+    inspected = _run(["docker", "image", "inspect", "--format", "{{.Size}}", *names])
+    return dict(zip(names, map(int, inspected.stdout.split()), strict=True))
 
 
 def require() -> None:
-    """Raises CommandFailed where containers can't run at all."""
-    instead = "; ./task dev runs everything without it"
+    """Raise CommandFailed if containers cannot run on this machine."""
+    instead = "; ./task dev runs everything without Docker"
     if shutil.which("docker") is None:
-        raise CommandFailed(f"Docker is not installed here{instead}")
+        raise CommandFailed(f"Docker is not installed{instead}")
     if docker.engine() is None:
-        raise CommandFailed(f"Docker does not answer; start it, and see what `docker version` says{instead}")
+        raise CommandFailed(f"Docker does not respond; start it and check `docker version`{instead}")
     if _run(["docker", "compose", "version"]).returncode != 0:
-        raise CommandFailed("this Docker has no compose; install its plugin docker-compose-plugin")
+        raise CommandFailed("Docker Compose is missing; install the package docker-compose-plugin")
 
 
 def _container(listed: dict[str, object]) -> Container:
@@ -180,13 +180,13 @@ def _container(listed: dict[str, object]) -> Container:
 
 def _revision() -> str:
     try:
-        asked = _run(["git", "rev-parse", "HEAD"])
+        revision = _run(["git", "rev-parse", "HEAD"])
     except FileNotFoundError:
         return "unknown"
-    return asked.stdout.strip() or "unknown"
+    return revision.stdout.strip() or "unknown"
 
 
 def _run(command: list[str]) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=_ANSWER_SECONDS, check=False
+        command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=_COMMAND_SECONDS, check=False
     )

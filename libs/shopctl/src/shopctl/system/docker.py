@@ -1,32 +1,32 @@
-"""Docker on this machine: whether an engine answers.
+"""Docker on this machine: detects the engine and runs docker commands.
 
-A test that can't do without one asks for the fixture `docker_engine` (testkit.pytest_plugin), or its module does by
-`pytestmark = pytest.mark.usefixtures("docker_engine")`. Where no engine answers it is skipped, and fails when
-TEST_REQUIRE_DOCKER=1 says that one should, as CI does.
+A test that needs Docker uses the fixture `docker_engine` (testkit.pytest_plugin), or its module has
+`pytestmark = pytest.mark.usefixtures("docker_engine")`. Without an engine the test is skipped; with
+TEST_REQUIRE_DOCKER=1, as in CI, it fails.
 """
 
 import subprocess
 from functools import cache
 
-ANSWER_SECONDS = 10
+VERSION_SECONDS = 10
 RUN_SECONDS = 120
 
 
 @cache
 def engine() -> str | None:
-    """What answers, such as `Docker 28.2.2`, or None. Asked once: an engine that comes later is not noticed."""
+    """Return the engine, such as `Docker 28.2.2`, or None. Cached: an engine that starts later is not noticed."""
     command = ["docker", "version", "--format", "{{.Server.Version}}"]
     try:
-        asked = subprocess.run(command, capture_output=True, text=True, timeout=ANSWER_SECONDS, check=False)
+        version = subprocess.run(command, capture_output=True, text=True, timeout=VERSION_SECONDS, check=False)
     except (OSError, subprocess.TimeoutExpired):
         return None
-    return f"Docker {asked.stdout.strip()}" if asked.returncode == 0 else None
+    return f"Docker {version.stdout.strip()}" if version.returncode == 0 else None
 
 
 def run(*words: str, seconds: float = RUN_SECONDS, check: bool = True, errors_too: bool = False) -> str:
-    """What `docker` prints to standard output; with `errors_too` also to standard error, where logs go.
+    """Run docker and return its standard output; with `errors_too`, also standard error, which carries logs.
 
-    Raises AssertionError, with all that it said, when it fails and `check` is not off.
+    Raises AssertionError with the whole output if it fails, unless `check` is false.
     """
     done = subprocess.run(
         ["docker", *words],
@@ -36,6 +36,6 @@ def run(*words: str, seconds: float = RUN_SECONDS, check: bool = True, errors_to
         timeout=seconds,
         check=False,
     )
-    said = f"docker {' '.join(words)} ended with {done.returncode}\n{done.stdout}\n{done.stderr or ''}"
-    assert done.returncode == 0 or not check, said
+    report = f"docker {' '.join(words)} ended with {done.returncode}\n{done.stdout}\n{done.stderr or ''}"
+    assert done.returncode == 0 or not check, report
     return done.stdout

@@ -1,11 +1,11 @@
-"""What a process says of its health by grpc.health.v1."""
+"""Asks a process for its health by grpc.health.v1."""
 
 from shop_common.process import probe
 
 
 def health(address: str, service: str = "", *, timeout_seconds: float = 5) -> str:
-    """What grpc.health.v1 at the address says: SERVING, NOT_SERVING, …, or the status of a failed call.
+    """Return the health status at the address: SERVING, NOT_SERVING, …, or the status of a failed call.
 
-    A busy machine takes a while to answer, and whoever asks only once wants to know. Who asks again may ask faster.
+    The default timeout suits a single check, even on a busy machine. A caller that polls may use a shorter one.
     """
     return probe.check(address, service, timeout_seconds=timeout_seconds).name

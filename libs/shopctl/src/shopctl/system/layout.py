@@ -16,10 +16,10 @@ ORDERS_PORT = 50054
 
 
 class Server(Protocol):
-    """A PostgreSQL server on which databases can be made."""
+    """A PostgreSQL server on which databases can be created."""
 
     def new_database(self, prefix: str) -> str:
-        """The URL of a new, empty database."""
+        """Create an empty database and return its URL."""
         ...
 
 
@@ -32,17 +32,17 @@ class Databases:
 
     @classmethod
     def in_folder(cls, folder: Path) -> Self:
-        """Two SQLite files; the folder is made if it is missing, and then nobody else may look into it."""
+        """Use two SQLite files. Creates a missing folder, accessible to its owner only."""
         folder = folder.absolute()
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         return cls(sqlite_url(folder / "inventory.db"), sqlite_url(folder / "orders.db"))
 
     @classmethod
     def on_server(cls, server: Server) -> Self:
-        """Two new databases, gone with the server."""
+        """Create two new databases, which last as long as the server."""
         return cls(server.new_database("inventory"), server.new_database("orders"))
 
 
 def reachable(listen_host: str) -> str:
-    """The host by which this machine reaches what listens there: every address includes the loopback."""
-    return {"0.0.0.0": "127.0.0.1", "[::]": "127.0.0.1"}.get(listen_host, listen_host)  # noqa: S104 - only looked up
+    """Return the host at which this machine reaches the listener: a wildcard address includes loopback."""
+    return {"0.0.0.0": "127.0.0.1", "[::]": "127.0.0.1"}.get(listen_host, listen_host)  # noqa: S104 - not bound

@@ -1,10 +1,10 @@
-"""Whether a process of this machine runs, is frozen, or is gone."""
+"""The state of a process on this machine."""
 
 import psutil
 
 
 def state_of(pid: int | None) -> str:
-    """`running`, `frozen` or `gone`."""
+    """Return `running`, `frozen` or `gone`."""
     try:
         status = psutil.Process(pid).status() if pid else psutil.STATUS_DEAD
     except psutil.NoSuchProcess:

@@ -1,4 +1,4 @@
-"""The run file: what `dev` runs and where it listens, for every other task to find."""
+"""The run file: the processes of `dev` and their addresses, for all other tasks."""
 
 import json
 import os
@@ -11,17 +11,17 @@ from shopctl.system.layout import INVENTORY_API, ORDER_API, Databases
 
 PATH = Path("run/devstack.json")
 
-# Clocks of the system round differently when they tell when a process began.
+# The operating system rounds a process's start time differently in different places.
 _SAME_START_SECONDS = 1.0
 
 
 class NotRunning(Exception):
-    """What is needed does not run here; the message is for the person who needs it."""
+    """The system, or a part of it, is not running; the message is for the user."""
 
 
 @dataclass(frozen=True)
 class Endpoint:
-    """A process and where it listens: its API (for relay and reaper, health), metrics if they are on, and probes."""
+    """A process and its addresses: API (health for relay and reaper), metrics if they are on, and health."""
 
     pid: int
     address: str
@@ -31,9 +31,9 @@ class Endpoint:
 
 @dataclass(frozen=True)
 class RunFile:
-    """What runs. `started` tells the process of that number from a later one with the same.
+    """The running system. `started` distinguishes `dev` from a later process with the same pid.
 
-    `traces_elsewhere` is the user's own OTLP endpoint, empty for nowhere; None when `dev` collects the spans itself.
+    `traces_elsewhere` is the user's OTLP endpoint, empty if spans are dropped, None if `dev` collects the spans.
     """
 
     pid: int
@@ -46,12 +46,12 @@ class RunFile:
 
     @property
     def apis(self) -> tuple[str, str]:
-        """The addresses of inventory-api and order-api."""
+        """Return the addresses of inventory-api and order-api."""
         return self.processes[INVENTORY_API].address, self.processes[ORDER_API].address
 
 
 def write(run: RunFile, path: Path = PATH) -> None:
-    """Whoever reads it sees all of it or none. It names passwords, so only its owner may read it."""
+    """Write the file atomically. It contains passwords, so only its owner may read it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f"{path.name}.{os.getpid()}")
     part.touch(mode=0o600)
@@ -60,7 +60,7 @@ def write(run: RunFile, path: Path = PATH) -> None:
 
 
 def read(path: Path = PATH) -> RunFile:
-    """What runs now. Raises NotRunning, also where a file tells of a `dev` that is gone."""
+    """Return the running system. Raises NotRunning, also if the file is left over from a `dev` that is gone."""
     try:
         content = json.loads(path.read_text())
     except FileNotFoundError:
@@ -75,12 +75,12 @@ def read(path: Path = PATH) -> RunFile:
         broker_pid=content.get("broker_pid"),
     )
     if not _still_runs(run):
-        raise NotRunning(f"dev is not running any more (it left {path}); start it with ./task dev")
+        raise NotRunning(f"dev is no longer running ({path} is left over); start it with ./task dev")
     return run
 
 
 def remove(path: Path = PATH) -> None:
-    """Nothing runs any more. May be repeated."""
+    """Remove the file. May be repeated."""
     path.unlink(missing_ok=True)
 
 

@@ -1,4 +1,4 @@
-"""Which system a command speaks to: what its options name, else what `dev` runs here, else the containers."""
+"""Which system a command uses: the one that its options name, else that of `dev`, else the containers."""
 
 import argparse
 from pathlib import Path
@@ -12,47 +12,47 @@ from shopctl.system.runfile import NotRunning, RunFile
 from shopctl.terminal.failures import CommandFailed
 
 DATA_FOLDER = runfile.PATH.with_name("data")
-"""Where `dev` keeps its SQLite files unless told otherwise."""
+"""The default folder of the SQLite files of `dev`."""
 
 _DEFAULT = "(default: that of ./task dev, else of the containers)"
 
 
 def add_apis(parser: argparse.ArgumentParser) -> None:
-    """--inventory and --orders."""
+    """Add --inventory and --orders."""
     for option, api in (("--inventory", INVENTORY_API), ("--orders", ORDER_API)):
         parser.add_argument(option, metavar="HOST:PORT", help=f"address of {api} {_DEFAULT}")
 
 
 def add_broker(parser: argparse.ArgumentParser) -> None:
-    """--bootstrap."""
+    """Add --bootstrap."""
     parser.add_argument("--bootstrap", metavar="HOST:PORT", help=f"the Kafka broker {_DEFAULT}")
 
 
 def add_databases(parser: argparse.ArgumentParser) -> None:
-    """--inventory-url and --orders-url."""
+    """Add --inventory-url and --orders-url."""
     parser.add_argument("--inventory-url", metavar="URL", help=f"the inventory database {_DEFAULT}")
     parser.add_argument("--orders-url", metavar="URL", help=f"the orders database {_DEFAULT}")
 
 
 def apis(options: argparse.Namespace) -> tuple[str, str]:
-    """The addresses of inventory-api and order-api. Raises NotRunning when none is given."""
+    """Return the addresses of inventory-api and order-api. Raises NotRunning without options and a running system."""
     if options.inventory or options.orders:
         return options.inventory or f"localhost:{INVENTORY_PORT}", options.orders or f"localhost:{ORDERS_PORT}"
     return system().apis
 
 
 def shop(options: argparse.Namespace) -> Shop:
-    """A client of both. Raises NotRunning."""
+    """Return a client of both APIs. Raises NotRunning."""
     return Shop.connect(*apis(options))
 
 
 def bootstrap(options: argparse.Namespace) -> str:
-    """The broker. Raises NotRunning."""
+    """Return the address of the broker. Raises NotRunning."""
     return options.bootstrap or system().bootstrap
 
 
 def databases(options: argparse.Namespace) -> Databases:
-    """Both databases; those of `dev` can be told of while it does not run."""
+    """Return both databases. The default databases of `dev` are known even while it is not running."""
     if options.inventory_url and options.orders_url:
         return Databases(options.inventory_url, options.orders_url)
     found = running()
@@ -61,26 +61,26 @@ def databases(options: argparse.Namespace) -> Databases:
 
 
 def require(database_url: str) -> None:
-    """Raises CommandFailed when it is an SQLite file that is missing: to open it would make it."""
+    """Raise CommandFailed if an SQLite file is missing: opening it would create it."""
     url = parse(database_url)
     if url.get_backend_name() == "sqlite" and not Path(url.database or "").is_file():
-        raise CommandFailed(f"its file {url.database} is missing; ./task db-init makes it")
+        raise CommandFailed(f"its file {url.database} is missing; ./task db-init creates it")
 
 
 def system() -> RunFile | Containers:
-    """What runs here. Raises NotRunning."""
+    """Return the running system. Raises NotRunning."""
     try:
         return runfile.read()
-    except NotRunning as neither:
+    except NotRunning as not_running:
         if containers := compose.running():
             return containers
         if compose.is_here():
-            raise NotRunning(f"{neither}, or in containers with ./task docker-run") from None
+            raise NotRunning(f"{not_running}, or in containers with ./task docker-run") from None
         raise
 
 
 def running() -> RunFile | Containers | None:
-    """What runs here, if anything does."""
+    """Return the running system, or None."""
     try:
         return system()
     except NotRunning:

@@ -1,4 +1,4 @@
-"""One colour for each process, wherever it is spoken of."""
+"""The colour of each process in all output."""
 
 from shopctl.system.layout import INVENTORY_API, ORDER_API, REAPER, RELAY
 

@@ -1,4 +1,4 @@
-"""A command line of several words, each with a module behind it that is loaded only when the word is used."""
+"""A command line with subcommands. The module of a subcommand is imported only when it is used."""
 
 import argparse
 import importlib
@@ -15,16 +15,16 @@ INTERRUPTED = 130
 
 @dataclass(frozen=True)
 class Command:
-    """A word of the command line, and the module that has its `configure` and its `run`."""
+    """A subcommand: its summary, and the module with its `configure` and `run` functions."""
 
     summary: str
     module: str
-    settled: Mapping[str, object] = field(default_factory=dict)
-    """Options that the word itself decides."""
+    preset: Mapping[str, object] = field(default_factory=dict)
+    """Options with fixed values."""
 
 
 def run(commands: Mapping[str, Command], description: str, arguments: Sequence[str] | None = None) -> int:
-    """Run one command; its exit code."""
+    """Run one command and return its exit code."""
     words = sys.argv[1:] if arguments is None else list(arguments)
     parser, module = _parser(commands, description, words[0] if words else "")
     options = parser.parse_args(words)
@@ -36,28 +36,28 @@ def run(commands: Mapping[str, Command], description: str, arguments: Sequence[s
     except KeyboardInterrupt:
         return INTERRUPTED
     except BrokenPipeError:
-        # Who reads us (`| head`) has seen enough. Python flushes once more at its exit, which must not fail again.
+        # The reader, such as `| head`, has closed the pipe. Python flushes again at exit, which must not fail.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except Exception as error:
-        # The last line of defence: an operator gets a sentence, never a traceback. Nothing goes on after it.
+        # Catch everything: an operator gets a sentence, never a traceback, and the process ends here.
         print(f"{words[0]}: {failures.sentence(error)}", file=sys.stderr)
         return 1
     return code
 
 
 def _parser(
-    commands: Mapping[str, Command], description: str, word: str
+    commands: Mapping[str, Command], description: str, used: str
 ) -> tuple[argparse.ArgumentParser, ModuleType | None]:
-    """The parser of all words, and the module behind the one that is used: no other is loaded."""
+    """Return the parser of all commands, and the module of the command in use; no other module is imported."""
     parser = argparse.ArgumentParser(prog="./task", description=description)
     words = parser.add_subparsers(metavar="COMMAND", title="commands")
     chosen = None
     for name, command in commands.items():
         sub = words.add_parser(name, help=command.summary, formatter_class=argparse.RawDescriptionHelpFormatter)
-        if name == word:
+        if name == used:
             chosen = importlib.import_module(command.module)
             sub.description = chosen.__doc__
-            sub.set_defaults(**command.settled)
+            sub.set_defaults(**command.preset)
             chosen.configure(sub)
     return parser, chosen

@@ -1,4 +1,4 @@
-"""What went wrong, as one sentence for the person at the terminal."""
+"""Formats failures as one sentence for the user."""
 
 import traceback
 from pathlib import Path
@@ -15,40 +15,40 @@ from shopctl.system.runfile import NotRunning
 
 
 class CommandFailed(Exception):
-    """The command can't do its work; the text is a whole sentence for the user."""
+    """The command failed; the message is a complete sentence for the user."""
 
 
 def sentence(error: Exception) -> str:
-    """One line on what failed; for what nobody foresaw, with the place in the code."""
+    """Return one line that explains the failure; for an unexpected error, it includes the place in the code."""
     match error:
         case DatabaseUnavailable(__cause__=BaseException()):
-            said = f"{error}: {cause_of(error)}"
+            message = f"{error}: {cause_of(error)}"
         case CommandFailed() | NotRunning() | SchemaError() | ShopError():
-            said = str(error)
+            message = str(error)
         case grpc.RpcError():
-            said = rpc_failure(error)
+            message = rpc_failure(error)
         case KafkaException():
-            said = kafka_failure(error)
+            message = kafka_failure(error)
         case DBAPIError() | psycopg.Error():
-            said = f"the database says: {getattr(error, 'orig', error)}"
+            message = f"the database reported: {getattr(error, 'orig', error)}"
         case _:
-            said = f"{type(error).__name__}: {error} ({_place(error)}; a defect of devstack)"
-    return " ".join(said.split())
+            message = f"{type(error).__name__}: {error} ({_place(error)}; a bug in this tool)"
+    return " ".join(message.split())
 
 
 def rpc_failure(error: grpc.RpcError) -> str:
-    """The status of a failed call in words."""
-    return f"the call was answered {error.code().name}: {error.details()}"
+    """Return the status and details of a failed call."""
+    return f"the call failed with {error.code().name}: {error.details()}"
 
 
 def kafka_failure(error: KafkaException) -> str:
-    """What the Kafka client says, without its own notation."""
+    """Return the Kafka client's message, without its notation."""
     cause = error.args[0] if error.args else error
     if not isinstance(cause, KafkaError):
         return f"Kafka: {cause}"
     if cause.name() in {"_TRANSPORT", "_ALL_BROKERS_DOWN", "_TIMED_OUT"}:
-        return "Kafka does not answer; is the broker running, and is --bootstrap right?"
-    return f"Kafka says {cause.name()}: {cause.str()}"
+        return "Kafka does not respond; is the broker running, and is --bootstrap correct?"
+    return f"Kafka reported {cause.name()}: {cause.str()}"
 
 
 def _place(error: Exception) -> str:

@@ -1,4 +1,4 @@
-"""What commands write: tables for people, JSON for programs."""
+"""The output of commands: tables for people, JSON for programs."""
 
 import json
 import sys
@@ -15,27 +15,27 @@ _WIDTH_WITHOUT_TERMINAL = 200
 
 
 def add_json(parser: Any) -> None:
-    """The option --json, for an argparse parser."""
-    parser.add_argument("--json", action="store_true", help="write JSON for programs instead of tables")
+    """Add the option --json."""
+    parser.add_argument("--json", action="store_true", help="write JSON instead of tables")
 
 
 def print_json(document: Any) -> None:
-    """One JSON document on a line of its own; times are RFC 3339 in UTC."""
+    """Print one JSON document on one line; times are RFC 3339 in UTC."""
     print(json.dumps(document, default=_plain, ensure_ascii=False), flush=True)
 
 
 def console() -> Console:
-    """Standard output, wide enough for a table where nobody says how wide it is."""
+    """Return a console for standard output. Without a terminal it is wide enough for every table."""
     return _console(stderr=False)
 
 
 def error_console() -> Console:
-    """Standard error: progress and questions, which a program that reads our output must not see."""
+    """Return a console for standard error, for progress and questions: programs read standard output."""
     return _console(stderr=True)
 
 
 def print_table(title: str, columns: Iterable[str | Column], rows: Iterable[Iterable[object]]) -> None:
-    """A table; text in it is shown as it is, whatever it holds."""
+    """Print a table. Cell text is printed literally: markup in it has no effect."""
     table = Table(*columns, title=title, title_justify="left", title_style="bold", show_edge=False)
     for row in rows:
         cells = zip(table.columns, row, strict=True)
@@ -44,17 +44,17 @@ def print_table(title: str, columns: Iterable[str | Column], rows: Iterable[Iter
 
 
 def number(name: str) -> Column:
-    """A column of quantities, whose digits are grouped."""
+    """Return a right-aligned column of numbers with grouped digits."""
     return Column(name, justify="right", no_wrap=True)
 
 
 def whole(name: str) -> Column:
-    """A column whose cells are copied by people (ids, addresses): never cut or broken."""
+    """Return a column whose cells are never truncated or wrapped, since people copy them: ids, addresses."""
     return Column(name, no_wrap=True, overflow="ignore")
 
 
 def shown(column: Column, value: object) -> str:
-    """A cell's text."""
+    """Return the text of a cell."""
     if value is None:
         return "–"
     if isinstance(value, datetime):
@@ -65,22 +65,22 @@ def shown(column: Column, value: object) -> str:
 
 
 def printable(text: str) -> str:
-    """Text of others, without what a terminal would obey."""
+    """Replace control characters in foreign text, which a terminal would interpret."""
     return "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in text)
 
 
 def time_of(at: datetime) -> str:
-    """A time for people: UTC, to the millisecond."""
+    """Format a time for people: UTC, to the millisecond."""
     return f"{at.astimezone(UTC):%Y-%m-%d %H:%M:%S.%f}"[:-3]
 
 
-def moment(stamp: Timestamp) -> datetime:
-    """A protobuf time."""
+def to_datetime(stamp: Timestamp) -> datetime:
+    """Return a protobuf timestamp as a datetime in UTC."""
     return stamp.ToDatetime(UTC)
 
 
 def timestamp(at: datetime) -> str:
-    """RFC 3339 in UTC."""
+    """Format a time as RFC 3339 in UTC."""
     return at.astimezone(UTC).isoformat().replace("+00:00", "Z")
 
 
@@ -93,7 +93,7 @@ def _console(*, stderr: bool) -> Console:
 
 class _Console(Console):
     def on_broken_pipe(self) -> None:
-        """Leave it to the command line, for which it is no failure. Rich would end the process with 1."""
+        """Raise, since the command line treats it as success. Rich would exit with code 1."""
         raise BrokenPipeError
 
 

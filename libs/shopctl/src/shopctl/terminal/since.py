@@ -1,4 +1,4 @@
-"""Times on a command line: as far back from now, or by the calendar."""
+"""Times on a command line: relative to now, or absolute."""
 
 import argparse
 import re
@@ -9,8 +9,8 @@ FORMS = "30m, 2h, 7d ago, or an ISO 8601 time"
 _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
 
 
-def moment(text: str) -> datetime:
-    """In UTC, for argparse. A time without a zone is that of the person who typed it."""
+def parse(text: str) -> datetime:
+    """Return the time in UTC; a type for argparse. A time without a zone is in the local time zone."""
     try:
         if ago := re.fullmatch(r"(\d{1,9})([smhd])", text):
             return datetime.now(UTC) - timedelta(**{_UNITS[ago[2]]: int(ago[1])})

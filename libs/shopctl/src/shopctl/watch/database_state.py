@@ -1,4 +1,4 @@
-"""What lies in one service's database: rows of each table, the outbox, and who ships it."""
+"""The state of one service's database: row counts, outbox backlog and relay leases."""
 
 from dataclasses import dataclass
 from datetime import datetime
@@ -13,18 +13,18 @@ from shopctl.system import target
 
 @dataclass(frozen=True)
 class DatabaseState:
-    """At one moment, by the database's clock."""
+    """A database at one point in time, by the database's clock."""
 
     rows: dict[str, int]
-    """Of each table."""
+    """The number of rows in each table."""
     outbox_backlog: int
     oldest_unshipped_seconds: float | None
     leases: dict[str, int]
-    """Of each owner, the shards whose events it ships now."""
+    """The number of shards that each relay owns now."""
 
 
 def read(url: str) -> DatabaseState:
-    """Raises ShopError when the database is away, and the driver's error when it is not one of ours."""
+    """Raises ShopError if the database is unavailable, or the driver's error if it is not one of ours."""
     target.require(url)
     database = Database(url, connections_max=1)
     try:
@@ -45,17 +45,17 @@ def _read(tx: Connection) -> DatabaseState:
     )
 
 
-def _seconds_since(moment: datetime | None, present: datetime) -> float | None:
-    return None if moment is None else max(0.0, (present - moment).total_seconds())
+def _seconds_since(time: datetime | None, present: datetime) -> float | None:
+    return None if time is None else max(0.0, (present - time).total_seconds())
 
 
 def _leases(tx: Connection) -> dict[str, int]:
     held = select(_LEASE.c.owner, func.count()).group_by(_LEASE.c.owner).order_by(_LEASE.c.owner)
-    # Rows below zero are the relays' seats, by which they share the shards.
+    # Negative shards are the relays' membership slots.
     held = held.where(_LEASE.c.shard >= 0, _LEASE.c.expires_at > clock())
     return {row.owner: row[1] for row in tx.execute(held)}
 
 
-# As shop_common.events.outbox declares them, as far as is needed here.
+# The columns that are needed here, as shop_common.events.outbox declares them.
 _OUTBOX = table("outbox", column("created_at", Timestamp()))
 _LEASE = table("relay_lease", column("shard", Integer()), column("owner"), column("expires_at", Timestamp()))

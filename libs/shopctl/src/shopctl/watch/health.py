@@ -1,7 +1,7 @@
-"""Ask grpc.health.v1 of every process, in containers of every replica, whether it is ready for calls and lives.
+"""Check by grpc.health.v1 that every process, and every replica in containers, is ready and alive.
 
-A process that lives but is not ready waits for something: its database, the broker, or the end of its start.
-Exit code 0 only when every process is ready and alive.
+A process that is alive but not ready waits for its database, for the broker or for the end of its startup. The exit
+code is 0 only if every process is ready and alive.
 """
 
 import argparse
@@ -22,7 +22,7 @@ LIVENESS = "liveness"
 
 @dataclass(frozen=True)
 class Health:
-    """What a process says of itself: SERVING, NOT_SERVING, or the status of the failed call."""
+    """The health of a process: SERVING, NOT_SERVING, or the status of the failed call."""
 
     name: str
     address: str
@@ -40,50 +40,50 @@ def configure(parser: argparse.ArgumentParser) -> None:
         action="append",
         type=_named_address,
         metavar="NAME=HOST:PORT",
-        help="a process to ask, may be repeated (default: those of ./task dev, else of the containers)",
+        help="a process to check; may be repeated (default: those of ./task dev, else of the containers)",
     )
     add_json(parser)
 
 
 def run(options: argparse.Namespace) -> int:
-    """Raises CommandFailed when one does not serve."""
-    found = ask(dict(options.process)) if options.process else of_system()
+    """Raises CommandFailed if a process is not ready or not alive."""
+    found = check(dict(options.process)) if options.process else of_system()
     if options.json:
         print_json({"serving": all(one.serves for one in found), "processes": [asdict(one) for one in found]})
     else:
         rows = [(one.name, one.address, coloured(one.ready), coloured(one.alive)) for one in found]
         print_table("health", ["process", whole("address"), "ready", "alive"], rows)
-    if unwell := [one.name for one in found if not one.serves]:
-        raise CommandFailed(f"{' and '.join(unwell)} {'do' if len(unwell) > 1 else 'does'} not serve")
+    if failed := [one.name for one in found if not one.serves]:
+        raise CommandFailed(f"{' and '.join(failed)} {'do' if len(failed) > 1 else 'does'} not serve")
     return 0
 
 
-def ask(addresses: dict[str, str]) -> list[Health]:
-    """The health of each, asked at the same time."""
+def check(addresses: dict[str, str]) -> list[Health]:
+    """Return the health of each process, checked in parallel."""
     with ThreadPoolExecutor(max(1, 2 * len(addresses))) as pool:
         ready = pool.map(grpc_health.health, addresses.values())
         alive = pool.map(lambda address: grpc_health.health(address, LIVENESS), addresses.values())
-        return [Health(*said) for said in zip(addresses, addresses.values(), ready, alive, strict=True)]
+        return [Health(*row) for row in zip(addresses, addresses.values(), ready, alive, strict=True)]
 
 
 def of_system() -> list[Health]:
-    """The health of every process of what runs here. Raises NotRunning."""
+    """Return the health of every process of the running system. Raises NotRunning."""
     found = target.system()
     if isinstance(found, RunFile):
-        said = ask({name: endpoint.health for name, endpoint in found.processes.items()})
-        return [replace(one, address=found.processes[one.name].address) for one in said]
+        checked = check({name: endpoint.health for name, endpoint in found.processes.items()})
+        return [replace(one, address=found.processes[one.name].address) for one in checked]
     with ThreadPoolExecutor(max(1, len(found.processes))) as pool:
         return list(pool.map(_of_container, found.processes))
 
 
-def coloured(said: str) -> Text:
-    """SERVING in green, all else in red."""
-    return Text(said, "green" if said == SERVING else "bold red")
+def coloured(status: str) -> Text:
+    """Return SERVING in green, any other status in red."""
+    return Text(status, "green" if status == SERVING else "bold red")
 
 
 def _of_container(one: Container) -> Health:
     ready = one.health()
-    # Who is ready lives: that saves starting a second probe.
+    # A ready process is alive, so a second probe is not needed.
     return Health(one.name, one.service, ready, ready if ready == SERVING else one.health(LIVENESS))
 
 

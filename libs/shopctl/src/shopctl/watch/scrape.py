@@ -1,4 +1,4 @@
-"""The metrics of a process, scraped as Prometheus does it, and what two scrapes say of the time between them."""
+"""Scrapes the metrics of a process, and computes rates and quantiles between two scrapes."""
 
 import time
 import urllib.error
@@ -10,32 +10,32 @@ from typing import TypeAlias
 
 from prometheus_client.parser import text_string_to_metric_families
 
-from shopctl.watch.away import Away
+from shopctl.watch.unavailable import Unavailable
 
 _TIMEOUT_SECONDS = 2.0
-# A proxy of the environment is meant for the outside, and the processes are not there.
-_DIRECTLY = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+# Ignore the environment's proxy: it cannot reach the processes.
+_WITHOUT_PROXY = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 Labels: TypeAlias = frozenset[tuple[str, str]]
 Key: TypeAlias = tuple[str, ...]
-"""The values of the labels that are asked for, in their order."""
+"""The values of the requested labels, in the requested order."""
 
 
 @dataclass(frozen=True)
 class Scrape:
-    """Every sample of a process at one moment, by the sample's name and its labels."""
+    """All samples of a process at one point in time, by name and labels."""
 
     at: float
     samples: Mapping[str, Mapping[Labels, float]]
 
 
-def scrape(address: str) -> Scrape | Away:
-    """What http://ADDRESS/metrics says now."""
+def scrape(address: str) -> Scrape | Unavailable:
+    """Scrape http://ADDRESS/metrics."""
     try:
-        with _DIRECTLY.open(f"http://{address}/metrics", timeout=_TIMEOUT_SECONDS) as answer:
-            text = answer.read().decode()
+        with _WITHOUT_PROXY.open(f"http://{address}/metrics", timeout=_TIMEOUT_SECONDS) as response:
+            text = response.read().decode()
     except (OSError, ValueError) as error:  # URLError and a connection that breaks off are OSErrors
-        return Away(str(getattr(error, "reason", error)))
+        return Unavailable(str(getattr(error, "reason", error)))
     samples: dict[str, dict[Labels, float]] = defaultdict(dict)
     for family in text_string_to_metric_families(text):
         for sample in family.samples:
@@ -45,7 +45,7 @@ def scrape(address: str) -> Scrape | Away:
 
 @dataclass(frozen=True)
 class Histogram:
-    """What was observed in a time: how often a value was at most so large, by ascending bounds."""
+    """The observations in an interval. `buckets` are pairs of an upper bound and a cumulative count, ascending."""
 
     seconds: float
     count: float
@@ -61,7 +61,7 @@ class Histogram:
         return self.total / self.count if self.count else None
 
     def quantile(self, q: float) -> float | None:
-        """As histogram_quantile has it: spread evenly within a bucket; above the last bound, that bound."""
+        """Return the quantile as PromQL's histogram_quantile does: linear within a bucket, at most the last bound."""
         rank, low, below = q * self.count, 0.0, 0.0
         for bound, at_most in self.buckets:
             if at_most >= rank and at_most > below:
@@ -82,7 +82,7 @@ class Interval:
         object.__setattr__(self, "seconds", max(self.after.at - self.before.at, 1e-9))
 
     def gauge(self, name: str, *labels: str) -> dict[Key, float]:
-        """A gauge as it is now, summed over the labels that are not asked for."""
+        """Return the current values of a gauge, summed over all labels that are not requested."""
         sums: dict[Key, float] = defaultdict(float)
         for having, value in self.after.samples.get(name, {}).items():
             sums[_key(having, labels)] += value
@@ -93,7 +93,7 @@ class Interval:
         return {key: growth / self.seconds for key, growth in self._growth(name, labels).items()}
 
     def histogram(self, name: str, *labels: str) -> dict[Key, Histogram]:
-        """What a histogram observed in this time."""
+        """Return the observations of a histogram in the interval."""
         counts, totals = self._growth(f"{name}_count", labels), self._growth(f"{name}_sum", labels)
         buckets: dict[Key, list[tuple[float, float]]] = defaultdict(list)
         for (*key, bound), at_most in self._growth(f"{name}_bucket", (*labels, "le")).items():
@@ -107,7 +107,7 @@ class Interval:
         sums: dict[Key, float] = defaultdict(float)
         earlier = self.before.samples.get(name, {})
         for having, value in self.after.samples.get(name, {}).items():
-            # A counter that fell began anew with its process; one that was not there began at nothing.
+            # A counter that decreased was reset by a restart; a new counter started at zero.
             before = earlier.get(having, 0.0)
             sums[_key(having, labels)] += value - before if value >= before else value
         return dict(sums)

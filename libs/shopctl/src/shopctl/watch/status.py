@@ -1,11 +1,11 @@
-"""Show how the system is: processes, databases, and how far the consumers are. The first line says what is wrong.
+"""Show the state of the system: processes, databases and consumers. The first line summarises what is wrong.
 
-  oldest unshipped   how long the oldest event has waited for the relay; above a few seconds, Kafka or the relay is away
-  lag                events of a topic that its consumer has not acted upon yet
-  dead letters       events that a consumer gave up on and nobody has redriven; ./task dlq shows them
+  oldest unshipped   age of the oldest event in the outbox; above a few seconds, Kafka or the relay does not work
+  lag                events of a topic that its consumer has not handled yet
+  dead letters       events that a consumer gave up on and that were not redriven; ./task dlq lists them
 
-Reads only. A part that does not answer is shown as away, with the reason. Exit code 0 when every part answered and
-every process serves, 1 otherwise.
+It only reads. A part that does not respond is shown as unavailable, with the reason. The exit code is 0 if every part
+responded and every process serves, otherwise 1.
 """
 
 import argparse
@@ -18,9 +18,9 @@ from rich.text import Text
 from shopctl.system import target
 from shopctl.terminal.output import add_json, console, number, print_json, print_table, whole
 from shopctl.watch import health
-from shopctl.watch.away import Away
 from shopctl.watch.database_state import DatabaseState
 from shopctl.watch.system_status import ALL_IS_WELL, Lag, ProcessState, Status, status
+from shopctl.watch.unavailable import Unavailable
 
 _STATE_STYLES = {"running": "green", "frozen": "bold cyan", "gone": "bold red"}
 
@@ -32,39 +32,41 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Raises NotRunning when nothing runs here and the options name not all of it."""
+    """Raises NotRunning if no system is running and the options do not name all parts."""
     if not (options.bootstrap and options.inventory_url and options.orders_url):
         target.system()
-    seen = status(options)
+    state = status(options)
     if options.json:
-        print_json(_document(seen))
+        print_json(_document(state))
     else:
-        console().print(Text(seen.summary, "bold green" if seen.summary == ALL_IS_WELL else "bold red"), soft_wrap=True)
+        console().print(
+            Text(state.summary, "bold green" if state.summary == ALL_IS_WELL else "bold red"), soft_wrap=True
+        )
         console().print()
-        _show_processes(seen.processes)
-        _show_databases(seen.databases)
-        _show_consumers(seen.consumers)
-        _show_dead_letters(seen.dead_letters)
-    return 0 if seen.is_well else 1
+        _show_processes(state.processes)
+        _show_databases(state.databases)
+        _show_consumers(state.consumers)
+        _show_dead_letters(state.dead_letters)
+    return 0 if state.is_well else 1
 
 
-def _document(seen: Status) -> dict[str, object]:
-    processes = [] if isinstance(seen.processes, Away) else seen.processes
+def _document(state: Status) -> dict[str, object]:
+    processes = [] if isinstance(state.processes, Unavailable) else state.processes
     return {
-        "summary": seen.summary,
-        "away": seen.away,
+        "summary": state.summary,
+        "away": state.unavailable,
         "processes": [asdict(one) | {"running": one.state != "gone"} for one in processes],
-        "broker": seen.broker,
-        "databases": {name: asdict(state) for name, state in seen.databases.items() if not isinstance(state, Away)},
-        "consumers": [] if isinstance(seen.consumers, Away) else [asdict(lag) for lag in seen.consumers],
-        "dead_letters": {} if isinstance(seen.dead_letters, Away) else seen.dead_letters,
+        "broker": state.broker,
+        "databases": {name: asdict(one) for name, one in state.databases.items() if not isinstance(one, Unavailable)},
+        "consumers": [] if isinstance(state.consumers, Unavailable) else [asdict(lag) for lag in state.consumers],
+        "dead_letters": {} if isinstance(state.dead_letters, Unavailable) else state.dead_letters,
     }
 
 
-def _show_processes(processes: list[ProcessState] | Away) -> None:
+def _show_processes(processes: list[ProcessState] | Unavailable) -> None:
     columns: list[str | Column] = ["process", whole("pid"), "state", "address", "health", "version"]
-    if isinstance(processes, Away):
-        print_table("processes", columns, [[_away(processes), *[None] * 5]])
+    if isinstance(processes, Unavailable):
+        print_table("processes", columns, [[_unavailable(processes), *[None] * 5]])
         return
     rows = [
         (
@@ -79,17 +81,17 @@ def _show_processes(processes: list[ProcessState] | Away) -> None:
     ]
     print_table("processes", columns, rows)
     if not rows:
-        console().print("nothing is running here", style="dim")
+        console().print("no process is running here", style="dim")
     console().print()
 
 
-def _show_databases(states: Mapping[str, DatabaseState | Away]) -> None:
+def _show_databases(states: Mapping[str, DatabaseState | Unavailable]) -> None:
     counts: list[tuple[object, ...]] = []
     outboxes: list[tuple[object, ...]] = []
     for name, state in states.items():
-        if isinstance(state, Away):
-            counts.append((name, _away(state), None))
-            outboxes.append((name, None, None, _away(state)))
+        if isinstance(state, Unavailable):
+            counts.append((name, _unavailable(state), None))
+            outboxes.append((name, None, None, _unavailable(state)))
             continue
         counts += [(name, table, rows) for table, rows in state.rows.items()]
         oldest = state.oldest_unshipped_seconds
@@ -103,21 +105,23 @@ def _show_databases(states: Mapping[str, DatabaseState | Away]) -> None:
     console().print()
 
 
-def _show_consumers(lags: list[Lag] | Away) -> None:
+def _show_consumers(lags: list[Lag] | Unavailable) -> None:
     columns: list[str | Column] = ["group", "topic", whole("partition"), number("lag")]
-    if isinstance(lags, Away):
-        rows: list[tuple[object, ...]] = [(_away(lags), None, None, None)]
+    if isinstance(lags, Unavailable):
+        rows: list[tuple[object, ...]] = [(_unavailable(lags), None, None, None)]
     else:
         rows = [(lag.group, lag.topic, lag.partition, lag.lag) for lag in lags]
     print_table("consumers", columns, rows)
     console().print()
 
 
-def _show_dead_letters(letters: dict[str, int] | Away) -> None:
-    rows: list[tuple[object, ...]] = [(_away(letters), None)] if isinstance(letters, Away) else list(letters.items())
+def _show_dead_letters(letters: dict[str, int] | Unavailable) -> None:
+    rows: list[tuple[object, ...]] = (
+        [(_unavailable(letters), None)] if isinstance(letters, Unavailable) else list(letters.items())
+    )
     columns: list[str | Column] = ["topic", number("not redriven")]
     print_table("dead letters", columns, rows)
 
 
-def _away(part: Away) -> Text:
-    return Text(f"away: {part.reason}", "bold red")
+def _unavailable(part: Unavailable) -> Text:
+    return Text(f"unavailable: {part.reason}", "bold red")

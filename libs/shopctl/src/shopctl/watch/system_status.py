@@ -1,4 +1,4 @@
-"""What the parts of the system say of themselves, asked at the same time, and what is wrong with them."""
+"""The status of the whole system: queries all parts in parallel and lists what is wrong."""
 
 import argparse
 from collections.abc import Iterator, Mapping
@@ -13,20 +13,20 @@ from shopctl.system import target
 from shopctl.system.process_state import state_of
 from shopctl.system.runfile import RunFile
 from shopctl.watch import database_state, health
-from shopctl.watch.asking import ask
-from shopctl.watch.away import Away
 from shopctl.watch.database_state import DatabaseState
 from shopctl.watch.health import SERVING
+from shopctl.watch.parallel import query_all
+from shopctl.watch.unavailable import Unavailable
 
 ALL_IS_WELL = "All is well."
 
 OLDEST_SECONDS_MAX = 10.0
-"""An event waits for less, unless the relay or the broker is away."""
+"""Events wait for less time if the relay and the broker work."""
 
 
 @dataclass(frozen=True)
 class ProcessState:
-    """`state` is running, frozen or gone; `ready` and `alive` are what its health service says."""
+    """A process. `state` is running, frozen or gone; `ready` and `alive` are its health statuses."""
 
     name: str
     pid: int | None
@@ -43,7 +43,7 @@ class ProcessState:
 
 @dataclass(frozen=True)
 class Lag:
-    """Events of one partition that a group has not acted upon."""
+    """The number of events of one partition that a group has not handled."""
 
     group: str
     topic: str
@@ -53,65 +53,73 @@ class Lag:
 
 @dataclass(frozen=True)
 class Status:
-    """What each part said, or why it said nothing. `broker` is the state of the embedded one."""
+    """The status of each part, or why it is unavailable. `broker` is the state of the embedded broker."""
 
-    processes: list[ProcessState] | Away
+    processes: list[ProcessState] | Unavailable
     broker: str | None
-    databases: Mapping[str, DatabaseState | Away]
-    consumers: list[Lag] | Away
-    dead_letters: dict[str, int] | Away
+    databases: Mapping[str, DatabaseState | Unavailable]
+    consumers: list[Lag] | Unavailable
+    dead_letters: dict[str, int] | Unavailable
 
     @property
     def is_well(self) -> bool:
-        """Whether every part answered, and every process serves."""
-        return not self.away and not isinstance(self.processes, Away) and all(one.serves for one in self.processes)
+        """True if every part responded and every process serves."""
+        return (
+            not self.unavailable
+            and not isinstance(self.processes, Unavailable)
+            and all(one.serves for one in self.processes)
+        )
 
     @property
-    def away(self) -> dict[str, str]:
-        """The parts that did not answer, and why."""
+    def unavailable(self) -> dict[str, str]:
+        """The parts that did not respond, with the reason."""
         parts: dict[str, object] = {f"{name} database": state for name, state in self.databases.items()}
         parts |= {"processes": self.processes, "consumers": self.consumers, "dead letters": self.dead_letters}
-        return {name: part.reason for name, part in parts.items() if isinstance(part, Away)}
+        return {name: part.reason for name, part in parts.items() if isinstance(part, Unavailable)}
 
     @property
     def summary(self) -> str:
-        """One sentence: what is wrong, the worst first."""
-        troubles = "; ".join(self._troubles())
-        return f"Trouble: {troubles}." if troubles else ALL_IS_WELL
+        """One sentence that lists what is wrong, the worst first."""
+        problems = "; ".join(self._problems())
+        return f"Trouble: {problems}." if problems else ALL_IS_WELL
 
-    def _troubles(self) -> Iterator[str]:
-        processes = [] if isinstance(self.processes, Away) else self.processes
-        away = dict(self.away)
+    def _problems(self) -> Iterator[str]:
+        processes = [] if isinstance(self.processes, Unavailable) else self.processes
+        unavailable = dict(self.unavailable)
         yield from (f"{one.name} is gone" for one in processes if one.state == "gone")
-        yield from (f"the {name} is away: {away.pop(name)}" for name in list(away) if name.endswith("database"))
+        yield from (
+            f"the {name} is unavailable: {unavailable.pop(name)}"
+            for name in list(unavailable)
+            if name.endswith("database")
+        )
         if self.broker in ("gone", "frozen"):
-            # Why they are away is said with it.
+            # The broker's state explains why these are unavailable.
             yield f"the broker is {self.broker}"
-            away.pop("consumers", None)
-            away.pop("dead letters", None)
+            unavailable.pop("consumers", None)
+            unavailable.pop("dead letters", None)
         yield from (f"{one.name} is frozen" for one in processes if one.state == "frozen")
-        # Two parts are often away for one reason.
+        # Two parts are often unavailable for the same reason.
         reasons: dict[str, list[str]] = {}
-        for name, reason in away.items():
+        for name, reason in unavailable.items():
             reasons.setdefault(reason, []).append(name)
-        yield from (f"{' and '.join(names)} can't be read: {reason}" for reason, names in reasons.items())
+        yield from (f"{' and '.join(names)} cannot be read: {reason}" for reason, names in reasons.items())
         yield from (f"{one.name} is {one.ready}" for one in processes if one.state == "running" and not one.serves)
         yield from self._waiting_events()
-        if not processes and not isinstance(self.processes, Away):
-            yield "no process runs here"
+        if not processes and not isinstance(self.processes, Unavailable):
+            yield "no process is running here"
 
     def _waiting_events(self) -> Iterator[str]:
         for name, state in self.databases.items():
-            oldest = 0.0 if isinstance(state, Away) else state.oldest_unshipped_seconds or 0.0
+            oldest = 0.0 if isinstance(state, Unavailable) else state.oldest_unshipped_seconds or 0.0
             if oldest > OLDEST_SECONDS_MAX:
-                yield f"events of the {name} database have waited for {oldest:.0f} s to be shipped"
-        if not isinstance(self.dead_letters, Away) and (count := sum(self.dead_letters.values())):
-            yield f"{count} dead letters wait for somebody (./task dlq)"
+                yield f"events of the {name} database have waited for {oldest:.0f} s"
+        if not isinstance(self.dead_letters, Unavailable) and (count := sum(self.dead_letters.values())):
+            yield f"{count} dead letters were not redriven (./task dlq)"
 
 
 def status(options: argparse.Namespace) -> Status:
-    """Of what runs here, or of what the options name."""
-    answers: dict[str, Any] = ask(
+    """Return the status of the running system, or of the parts that the options name."""
+    results: dict[str, Any] = query_all(
         {
             "processes": _processes,
             "inventory": lambda: database_state.read(target.databases(options).inventory),
@@ -122,21 +130,21 @@ def status(options: argparse.Namespace) -> Status:
     )
     found = target.running()
     return Status(
-        processes=answers["processes"],
+        processes=results["processes"],
         broker=state_of(found.broker_pid) if isinstance(found, RunFile) and found.broker_pid else None,
-        databases={name: answers[name] for name in ("inventory", "orders")},
-        consumers=answers["consumers"],
-        dead_letters=answers["dead letters"],
+        databases={name: results[name] for name in ("inventory", "orders")},
+        consumers=results["consumers"],
+        dead_letters=results["dead letters"],
     )
 
 
 def _processes() -> list[ProcessState]:
-    """Of what runs here; none when nothing does."""
+    """Return the processes of the running system; empty if none is running."""
     found = target.running()
     if found is None:
         return []
-    answers = health.of_system()
-    # After the answers: one that is stopped or ends meanwhile is called so, and not by the answer that it did not give.
+    healths = health.of_system()
+    # Read the states after the health checks: a process that stopped meanwhile is then shown as gone or frozen.
     known: dict[str, tuple[int | None, str, str]]
     if isinstance(found, RunFile):
         known = {name: (one.pid, state_of(one.pid), version(name)) for name, one in found.processes.items()}
@@ -144,7 +152,7 @@ def _processes() -> list[ProcessState]:
         known = {one.name: (None, "running" if one.runs else "gone", one.version) for one in found.processes}
     return [
         ProcessState(one.name, pid, state, one.address, one.ready, one.alive, of_version)
-        for one in answers
+        for one in healths
         for pid, state, of_version in [known[one.name]]
     ]
 

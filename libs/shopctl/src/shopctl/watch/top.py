@@ -1,8 +1,8 @@
-"""Show live what the running processes do, from their metrics: refreshed in place until Ctrl-C.
+"""Show live metrics of the running processes, refreshed in place until Ctrl-C.
 
-Rates and quantiles are of the last interval; a gauge is as it is now. Rows in which nothing moves are left out unless
-asked for. A process that does not answer is shown as away, also in the tables that it would fill, until it is back; the
-first line says why. Exit code 1 when one was away at the end.
+Rates and quantiles cover the last interval; gauges are current values. Rows without activity are left out, except with
+--all. A process that does not respond is shown as unavailable, also in the tables with its numbers; the first line
+says why. The exit code is 1 if a process was unavailable at the end.
 """
 
 import argparse
@@ -20,8 +20,8 @@ from shopctl.system.runfile import NotRunning
 from shopctl.terminal.failures import CommandFailed
 from shopctl.terminal.output import console
 from shopctl.watch import top_page
-from shopctl.watch.away import Away
 from shopctl.watch.scrape import Interval, Scrape, scrape
+from shopctl.watch.unavailable import Unavailable
 
 _INTERVAL_SECONDS_MIN, _INTERVAL_SECONDS_MAX = 0.2, 60.0
 
@@ -32,11 +32,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
         action="append",
         type=_named_address,
         metavar="NAME=HOST:PORT",
-        help="where the metrics of a process are; may be repeated (default: those of ./task dev)",
+        help="the metrics address of a process; may be repeated (default: the processes of ./task dev)",
     )
     parser.add_argument("--interval", type=_seconds, default=2.0, metavar="SECONDS", help="default: %(default)g")
     parser.add_argument("--once", action="store_true", help="show the first interval and end")
-    parser.add_argument("--all", action="store_true", help="show also rows in which nothing moves")
+    parser.add_argument("--all", action="store_true", help="also show rows without activity")
 
 
 def run(options: argparse.Namespace) -> int:
@@ -46,7 +46,7 @@ def run(options: argparse.Namespace) -> int:
     try:
         with Live(console=screen, screen=True, auto_refresh=False) if in_place else nullcontext() as live:
             if live is not None:
-                live.update("one moment", refresh=True)
+                live.update("loading", refresh=True)
             for intervals in _intervals(addresses, options.interval):
                 page = top_page.page(addresses, intervals, idle=options.all)
                 if live is not None:
@@ -56,20 +56,20 @@ def run(options: argparse.Namespace) -> int:
                 if options.once:
                     break
     except KeyboardInterrupt:
-        return 0  # it has no other end
-    return 1 if any(isinstance(interval, Away) for interval in intervals.values()) else 0
+        return 0  # the normal end
+    return 1 if any(isinstance(interval, Unavailable) for interval in intervals.values()) else 0
 
 
 def _of_dev() -> Mapping[str, str]:
     addresses = {name: endpoint.metrics for name, endpoint in runfile.read().processes.items()}
     found = {name: address for name, address in addresses.items() if address is not None}
     if not found:
-        raise CommandFailed("dev was started with --no-metrics; start it without")
+        raise CommandFailed("dev was started with --no-metrics; restart it without this option")
     return found
 
 
-def _intervals(addresses: Mapping[str, str], seconds: float) -> Iterator[dict[str, Interval | Away]]:
-    """One by one, of each process that answered at its beginning and at its end."""
+def _intervals(addresses: Mapping[str, str], seconds: float) -> Iterator[dict[str, Interval | Unavailable]]:
+    """Yield one interval after another, with an Interval for each process that responded at both of its ends."""
     with ThreadPoolExecutor(len(addresses)) as threads:
         before = _scrape_all(addresses, threads)
         while True:
@@ -79,23 +79,23 @@ def _intervals(addresses: Mapping[str, str], seconds: float) -> Iterator[dict[st
             before = after
 
 
-def _scrape_all(addresses: Mapping[str, str], threads: ThreadPoolExecutor) -> dict[str, Scrape | Away]:
+def _scrape_all(addresses: Mapping[str, str], threads: ThreadPoolExecutor) -> dict[str, Scrape | Unavailable]:
     return dict(zip(addresses, threads.map(scrape, addresses.values()), strict=True))
 
 
-def _interval(name: str, before: Scrape | Away, after: Scrape | Away) -> Interval | Away:
-    if isinstance(after, Away):
+def _interval(name: str, before: Scrape | Unavailable, after: Scrape | Unavailable) -> Interval | Unavailable:
+    if isinstance(after, Unavailable):
         return _explained(name, after)
-    return _explained(name, before) if isinstance(before, Away) else Interval(before, after)
+    return _explained(name, before) if isinstance(before, Unavailable) else Interval(before, after)
 
 
-def _explained(name: str, away: Away) -> Away:
-    """The system knows better than a connection why a process of dev does not answer."""
+def _explained(name: str, failure: Unavailable) -> Unavailable:
+    """Replace the connection error by the state of the process, if it is a process of dev that is frozen or gone."""
     try:
         state = state_of(runfile.read().processes[name].pid)
     except (NotRunning, KeyError):
-        return away
-    return away if state == "running" else Away(state)
+        return failure
+    return failure if state == "running" else Unavailable(state)
 
 
 def _seconds(text: str) -> float:

@@ -1,4 +1,4 @@
-"""The page that `top` shows: tables of what the processes did in an interval."""
+"""The page that `top` shows: tables of the activity of the processes in an interval."""
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,42 +13,42 @@ from rich.text import Text
 from shopctl.system.layout import INVENTORY_API, ORDER_API, REAPER, RELAY
 from shopctl.terminal.colours import COLOURS
 from shopctl.terminal.output import number, printable, whole
-from shopctl.watch.away import Away
 from shopctl.watch.scrape import Histogram, Interval, Key
 from shopctl.watch.system_status import OLDEST_SECONDS_MAX
+from shopctl.watch.unavailable import Unavailable
 
-_Seen = TypeVar("_Seen")
+_Value = TypeVar("_Value")
 
 _APIS = (INVENTORY_API, ORDER_API)
 _NONE = "–"
-_NOTHING_SEEN = Histogram(1.0, 0, 0, ())
+_NOTHING = Histogram(1.0, 0, 0, ())
 
 Present: TypeAlias = Mapping[str, Interval]
-"""The processes that answered at both ends of the interval."""
+"""The processes that responded at both ends of the interval."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """The cells of a row: the words that name it, then its numbers. Without numbers that move it is idle."""
+    """The cells of a row: names, then numbers. A row is active if its numbers changed in the interval."""
 
     names: Sequence[str | Text]
     numbers: Sequence[str]
-    moves: bool
+    active: bool
 
 
-def page(addresses: Mapping[str, str], intervals: Mapping[str, Interval | Away], *, idle: bool) -> Group:
-    """What is wrong in a line, then every table; rows in which nothing moves only with `idle`."""
+def page(addresses: Mapping[str, str], intervals: Mapping[str, Interval | Unavailable], *, idle: bool) -> Group:
+    """Return a line with what is wrong, then every table. Inactive rows are shown only with `idle`."""
     present = {name: interval for name, interval in intervals.items() if isinstance(interval, Interval)}
-    away = {name: interval for name, interval in intervals.items() if isinstance(interval, Away)}
+    unavailable = {name: interval for name, interval in intervals.items() if isinstance(interval, Unavailable)}
 
     def table(title: str, names: str, numbers: str, rows: Iterator[Row], of: Sequence[str], *, idle: bool) -> Table:
-        """`of` are the processes that have these numbers."""
-        missing = (_missing(name, names, numbers) for name in of if name in away)
+        """`of` names the processes that have these numbers."""
+        missing = (_missing(name, names, numbers) for name in of if name in unavailable)
         return _table(title, names, numbers, chain(missing, rows), idle=idle)
 
-    # What is short and tells most stands first: a terminal has only so many lines.
+    # Short and important tables come first: a terminal has few lines.
     return Group(
-        _summary(away, present),
+        _summary(unavailable, present),
         Text(),
         table(
             "processes",
@@ -91,8 +91,8 @@ def page(addresses: Mapping[str, str], intervals: Mapping[str, Interval | Away],
             of=_APIS,
             idle=idle,
         ),
-        table("what happened", "process, what, which", "times", _facts(present), of=_APIS, idle=idle),
-        table("holds", "state", "now", _holds(present), of=(INVENTORY_API,), idle=True),
+        table("counters", "process, counter, label", "rate", _counters(present), of=_APIS, idle=idle),
+        table("reservations", "state", "count", _reservations(present), of=(INVENTORY_API,), idle=True),
         table(
             "reaper",
             "task",
@@ -104,28 +104,28 @@ def page(addresses: Mapping[str, str], intervals: Mapping[str, Interval | Away],
     )
 
 
-def _summary(away: Mapping[str, Away], present: Present) -> Text:
-    if troubles := "; ".join(_troubles(away, present)):
-        return Text(f"Trouble: {troubles}.", "bold red")
+def _summary(unavailable: Mapping[str, Unavailable], present: Present) -> Text:
+    if problems := "; ".join(_problems(unavailable, present)):
+        return Text(f"Trouble: {problems}.", "bold red")
     return Text("All processes are ready.", "bold green")
 
 
-def _troubles(away: Mapping[str, Away], present: Present) -> Iterator[str]:
-    for name, one in away.items():
-        yield f"{name} is away: {printable(one.reason)}"
+def _problems(unavailable: Mapping[str, Unavailable], present: Present) -> Iterator[str]:
+    for name, one in unavailable.items():
+        yield f"{name} is unavailable: {printable(one.reason)}"
     for name, interval in present.items():
         if 0 in interval.gauge("shop_ready_processes").values():
             yield f"{name} is not ready"
     for interval in present.values():
         for (database,), seconds in _sorted(interval.gauge("shop_outbox_oldest_event_age_seconds", "database")):
             if seconds > OLDEST_SECONDS_MAX:
-                yield f"events of the {database} database have waited for {seconds:.0f} s to be shipped"
+                yield f"events of the {database} database have waited for {seconds:.0f} s"
 
 
 def _missing(name: str, names: str, numbers: str) -> Row:
-    """Stands for the rows of a process that is away."""
-    words: list[str | Text] = [Text(f"{name} is away", "bold red"), *[""] * names.count(",")]
-    return Row(words, [""] * (numbers.count(",") + 1), moves=True)
+    """Return a row in place of those of an unavailable process."""
+    words: list[str | Text] = [Text(f"{name} is unavailable", "bold red"), *[""] * names.count(",")]
+    return Row(words, [""] * (numbers.count(",") + 1), active=True)
 
 
 def _table(title: str, names: str, numbers: str, rows: Iterator[Row], *, idle: bool) -> Table:
@@ -141,45 +141,45 @@ def _table(title: str, names: str, numbers: str, rows: Iterator[Row], *, idle: b
         pad_edge=False,
     )
     for row in rows:
-        if idle or row.moves:
+        if idle or row.active:
             cells = (cell if isinstance(cell, Text) else _coloured(cell) for cell in row.names)
             table.add_row(*cells, *row.numbers)
     if not table.row_count:
-        table.add_row(Text("nothing", "dim"))
+        table.add_row(Text("none", "dim"))
     table.add_row()
     return table
 
 
-def _processes(addresses: Mapping[str, str], intervals: Mapping[str, Interval | Away]) -> Iterator[Row]:
+def _processes(addresses: Mapping[str, str], intervals: Mapping[str, Interval | Unavailable]) -> Iterator[Row]:
     for name, interval in intervals.items():
-        if isinstance(interval, Away):
-            yield Row([name, addresses[name], Text("away", "bold red")], [""] * 4, moves=True)
+        if isinstance(interval, Unavailable):
+            yield Row([name, addresses[name], Text("unavailable", "bold red")], [""] * 4, active=True)
             continue
         used = interval.gauge("db_client_connection_count", "state").get(("used",))
         waiting = interval.gauge("db_client_connection_pending_requests").get(())
         yield Row(
             [name, addresses[name], Text("up", "green")],
             [
-                _rate(interval.histogram("rpc_server_call_duration_seconds").get((), _NOTHING_SEEN).rate),
+                _rate(interval.histogram("rpc_server_call_duration_seconds").get((), _NOTHING).rate),
                 _rate(interval.rate("rpc_server_errors_total").get((), 0)),
                 _whole(used),
                 _whole(waiting),
             ],
-            moves=True,
+            active=True,
         )
 
 
 def _calls(present: Present) -> Iterator[Row]:
     for name, interval in present.items():
-        for (method,), seen in _sorted(interval.histogram("rpc_server_call_duration_seconds", "rpc_method")):
-            yield Row([name, _short(method)], [_rate(seen.rate), *_quantiles(seen)], moves=seen.count > 0)
+        for (method,), calls in _sorted(interval.histogram("rpc_server_call_duration_seconds", "rpc_method")):
+            yield Row([name, _short(method)], [_rate(calls.rate), *_quantiles(calls)], active=calls.count > 0)
 
 
 def _errors(present: Present) -> Iterator[Row]:
     labels = ("rpc_method", "rpc_response_status_code", "error_type")
     for name, interval in present.items():
         for (method, status, reason), rate in _sorted(interval.rate("rpc_server_errors_total", *labels)):
-            yield Row([name, _short(method), status, Text(printable(reason), "red")], [_rate(rate)], moves=rate > 0)
+            yield Row([name, _short(method), status, Text(printable(reason), "red")], [_rate(rate)], active=rate > 0)
 
 
 def _batches(present: Present) -> Iterator[Row]:
@@ -187,10 +187,10 @@ def _batches(present: Present) -> Iterator[Row]:
         queued = interval.gauge("shop_coalescer_queue_requests", "coalescer")
         waits = interval.histogram("shop_coalescer_wait_seconds", "coalescer")
         flushes = interval.histogram("shop_coalescer_flush_seconds", "coalescer")
-        for key, seen in _sorted(interval.histogram("shop_coalescer_batch_requests", "coalescer")):
-            numbers = [_whole(queued.get(key)), _rate(seen.rate), _mean(seen)]
-            numbers += [*_quantiles(waits.get(key, _NOTHING_SEEN)), *_quantiles(flushes.get(key, _NOTHING_SEEN))]
-            yield Row([name, *key], numbers, moves=seen.count > 0 or queued.get(key, 0) > 0)
+        for key, batches in _sorted(interval.histogram("shop_coalescer_batch_requests", "coalescer")):
+            numbers = [_whole(queued.get(key)), _rate(batches.rate), _mean(batches)]
+            numbers += [*_quantiles(waits.get(key, _NOTHING)), *_quantiles(flushes.get(key, _NOTHING))]
+            yield Row([name, *key], numbers, active=batches.count > 0 or queued.get(key, 0) > 0)
 
 
 def _outboxes(present: Present) -> Iterator[Row]:
@@ -202,8 +202,12 @@ def _outboxes(present: Present) -> Iterator[Row]:
         shards = interval.gauge("shop_relay_owned_shards", "database")
         for key, pending in _sorted(interval.gauge("shop_outbox_pending_events", "database")):
             numbers = [_whole(pending), _duration(oldest.get(key)), _rate(shipped.get(key, 0))]
-            numbers += [*_quantiles(delays.get(key, _NOTHING_SEEN)), _rate(failed.get(key, 0)), _whole(shards.get(key))]
-            yield Row(key, numbers, moves=True)
+            numbers += [
+                *_quantiles(delays.get(key, _NOTHING)),
+                _rate(failed.get(key, 0)),
+                _whole(shards.get(key)),
+            ]
+            yield Row(key, numbers, active=True)
 
 
 def _consumers(present: Present) -> Iterator[Row]:
@@ -213,26 +217,26 @@ def _consumers(present: Present) -> Iterator[Row]:
         letters = interval.rate("shop_consumer_dead_letters_total", "topic")
         for key, lag in _sorted(interval.gauge("shop_consumer_lag_messages", "topic")):
             numbers = [_whole(lag), _rate(handled.get(key, 0))]
-            numbers += [*_quantiles(times.get(key, _NOTHING_SEEN)), _rate(letters.get(key, 0))]
-            yield Row([name, *key], numbers, moves=True)
+            numbers += [*_quantiles(times.get(key, _NOTHING)), _rate(letters.get(key, 0))]
+            yield Row([name, *key], numbers, active=True)
 
 
-def _facts(present: Present) -> Iterator[Row]:
+def _counters(present: Present) -> Iterator[Row]:
     counters = (
         ("event", "shop_events_written_total", "type"),
         ("stock refused", "shop_stock_refusals_total", "reason"),
-        ("hold expired for a buyer in need", "shop_holds_rescued_total", ""),
+        ("reservation expired on demand", "shop_holds_rescued_total", ""),
     )
     for name, interval in present.items():
         for what, counter, label in counters:
             for (which, *_), rate in _sorted(interval.rate(counter, label)):
-                yield Row([name, what, which], [_rate(rate)], moves=rate > 0)
+                yield Row([name, what, which], [_rate(rate)], active=rate > 0)
 
 
-def _holds(present: Present) -> Iterator[Row]:
+def _reservations(present: Present) -> Iterator[Row]:
     for interval in present.values():
         for key, held in _sorted(interval.gauge("shop_holds", "state")):
-            yield Row(key, [_whole(held)], moves=True)
+            yield Row(key, [_whole(held)], active=True)
 
 
 def _reaper(present: Present) -> Iterator[Row]:
@@ -242,10 +246,10 @@ def _reaper(present: Present) -> Iterator[Row]:
         for key, at in _sorted(interval.gauge("shop_reaper_last_success_timestamp_seconds", "task")):
             numbers = [_rate(runs.get((*key, outcome), 0)) for outcome in ("done", "failed")]
             ago = f"{_duration(max(0.0, time.time() - at))} ago" if at else "never"
-            yield Row(key, [*numbers, _rate(done.get(key, 0)), ago], moves=True)
+            yield Row(key, [*numbers, _rate(done.get(key, 0)), ago], active=True)
 
 
-def _sorted(found: Mapping[Key, _Seen]) -> list[tuple[Key, _Seen]]:
+def _sorted(found: Mapping[Key, _Value]) -> list[tuple[Key, _Value]]:
     return sorted(found.items(), key=lambda pair: pair[0])
 
 
@@ -254,7 +258,7 @@ def _coloured(name: str) -> Text:
 
 
 def _short(method: str) -> str:
-    """A method without the package of its service."""
+    """Return a method without the package of its service."""
     return method.rpartition(".")[2]
 
 
@@ -268,12 +272,12 @@ def _whole(value: float | None) -> str:
     return _NONE if value is None else f"{value:,.0f}"
 
 
-def _mean(seen: Histogram) -> str:
-    return _NONE if seen.mean is None else f"{seen.mean:,.1f}"
+def _mean(histogram: Histogram) -> str:
+    return _NONE if histogram.mean is None else f"{histogram.mean:,.1f}"
 
 
-def _quantiles(seen: Histogram) -> list[str]:
-    return [_duration(seen.quantile(quantile)) for quantile in (0.5, 0.99)]
+def _quantiles(histogram: Histogram) -> list[str]:
+    return [_duration(histogram.quantile(quantile)) for quantile in (0.5, 0.99)]
 
 
 def _duration(seconds: float | None) -> str:

@@ -1,0 +1,10 @@
+"""The result of a query to a part of the system that did not respond."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Unavailable:
+    """A part of the system did not respond, for this reason."""
+
+    reason: str
