@@ -1,6 +1,6 @@
-"""Bad values for every field of every request, out of the descriptors: a new field is covered without a new test.
+"""Bad values for every field of every request, generated from the descriptors: a new field needs no new test.
 
-How many entries a repeated field takes is read where callers read it: in its comment in the proto.
+The number of entries that a repeated field takes is read from its comment in the proto, where callers read it.
 """
 
 import re
@@ -24,13 +24,13 @@ A_UUID = "018f3d5e-7b7a-7c3e-9a52-0c8d5f0e9b11"
 INT32_MIN, INT32_MAX = -(2**31), 2**31 - 1
 INT64_MIN, INT64_MAX = -(2**63), 2**63 - 1
 
-# Free text of people takes any character that is not a control character.
+# Free text accepts every character that is not a control character.
 FREE_TEXT = {"reason"}
 
 
 @dataclass(frozen=True)
 class Case:
-    """A request that is right in all but one field. `must_refuse` when no field of its type takes the value."""
+    """A request with one bad field. `must_refuse` if no field of this type accepts the value."""
 
     method: MethodDescriptor
     path: str
@@ -43,11 +43,11 @@ class Case:
 
 
 Change = Callable[[Any], None]
-"""Puts a bad value into the message that has the field."""
+"""Sets a bad value in the message that has the field."""
 
 
 def cases(method: MethodDescriptor) -> Iterator[Case]:
-    """One case for each bad value of each field of the method's request, nested ones included."""
+    """One case for each bad value of each field of the method's request, nested fields included."""
     for path, reach, change, what, must_refuse in _changes(method.input_type, ""):
         request = good(method.input_type)
         change(reach(request))
@@ -55,7 +55,7 @@ def cases(method: MethodDescriptor) -> Iterator[Case]:
 
 
 def good(kind: Descriptor) -> Message:
-    """A request that is right in every field, and has each of them set, repeated ones once."""
+    """A valid request in which every field is set, and each repeated field has one entry."""
     message: Any = GetMessageClass(kind)()
     for field in kind.fields:
         if field.containing_oneof and not field.containing_oneof.name.startswith("_"):
@@ -81,7 +81,7 @@ def _good_value(field: FieldDescriptor) -> Any:
     if field.type == FieldDescriptor.TYPE_STRING:
         if field.name in {"page_token", "traceparent"}:
             return ""
-        # A UUID is also an identifier, a location and a text; each request has an id of its own.
+        # A UUID is also a valid identifier, location and text. Each request gets a new request_id.
         return str(uuid4()) if field.name == "request_id" else A_UUID
     if field.type == FieldDescriptor.TYPE_BOOL:
         return True
@@ -125,21 +125,21 @@ _BAD_MESSAGES: dict[str, list[tuple[str, Message]]] = {
 
 
 def entries_allowed(field: FieldDescriptor) -> tuple[int, int]:
-    """Fewest and most, as the field's comment in the proto says it to callers: `// 1–200 lines, …`."""
+    """(minimum, maximum) from the field's comment in the proto: `// 1–200 lines, …`."""
     message = field.containing_type
-    assert message is not None, "no extension"
+    assert message is not None, "extensions are not supported here"
     text = (PROTOS / message.file.name).read_text()
     (body,) = re.findall(rf"^message {message.name} \{{\n(.*?)^\}}", text, re.DOTALL | re.MULTILINE)
-    said = re.search(rf"// (\d+)–(\d+) .*\n(?: *//.*\n)* *repeated [\w.]+ {field.name} = ", body)
-    assert said, f"{field.full_name}: let its comment begin with how many entries it takes, such as `1–200 lines`"
-    return int(said[1]), int(said[2])
+    limits = re.search(rf"// (\d+)–(\d+) .*\n(?: *//.*\n)* *repeated [\w.]+ {field.name} = ", body)
+    assert limits, f"{field.full_name}: its comment must begin with the number of entries, such as `1–200 lines`"
+    return int(limits[1]), int(limits[2])
 
 
 _Found = tuple[str, Callable[[Any], Any], Change, str, bool]
 
 
 def _changes(kind: Descriptor, prefix: str) -> Iterator[_Found]:
-    """For each bad value: its path, how to reach the message from the request, the change, a name, must_refuse."""
+    """For each bad value: path of the field, function from request to its message, change, name, must_refuse."""
     for field in kind.fields:
         path = prefix + field.name
         if field.is_repeated:
@@ -192,7 +192,7 @@ def _scalars(field: FieldDescriptor) -> Iterator[tuple[str, Any, bool]]:
 
 
 def _kind(field: FieldDescriptor) -> Descriptor:
-    """What a field of messages holds."""
+    """The type of a message field."""
     assert field.message_type is not None
     return field.message_type
 

@@ -1,4 +1,4 @@
-"""The shell lines of the documentation, found where they are written."""
+"""Finds shell commands, task names and file names in the documentation."""
 
 import re
 from collections.abc import Iterator
@@ -14,7 +14,7 @@ _INLINE_TASK = re.compile(r"`\./task ([a-z-]+)[^`]*`")
 
 @dataclass(frozen=True)
 class ShellLine:
-    """A command of a document, without its comment; one that is written over several lines is one."""
+    """A command of a document without its comment. A command that continues over several lines is one ShellLine."""
 
     document: str
     command: str
@@ -24,13 +24,13 @@ class ShellLine:
 
 
 def documents() -> list[Path]:
-    """Every page that people read."""
+    """All Markdown pages of the repository."""
     folders = ("benchmarks", "deploy", "docs", "examples", "libs", "proto", "services", "tests")
     return sorted([*ROOT.glob("*.md"), *(page for folder in folders for page in (ROOT / folder).rglob("*.md"))])
 
 
 def shell_lines() -> list[ShellLine]:
-    """All of them, in the order of each page."""
+    """The commands of all pages, in the order of each page."""
     return [
         ShellLine(str(page.relative_to(ROOT)), command)
         for page in documents()
@@ -40,14 +40,14 @@ def shell_lines() -> list[ShellLine]:
 
 
 def named_tasks() -> set[tuple[str, str]]:
-    """Page and task for each `./task NAME` within a sentence or a table."""
+    """(page, task) for each `./task NAME` in a sentence or a table."""
     return {
         (str(page.relative_to(ROOT)), name) for page in documents() for name in _INLINE_TASK.findall(page.read_text())
     }
 
 
 def named_files() -> set[tuple[str, str]]:
-    """Page and path for each file of the repository within a sentence or a table."""
+    """(page, path) for each file of the repository that a sentence or a table names."""
     return {(str(page.relative_to(ROOT)), path) for page in documents() for path in _PATH.findall(page.read_text())}
 
 
@@ -55,7 +55,7 @@ def _commands(block: str) -> Iterator[str]:
     command = ""
     for line in block.splitlines():
         command += ("\n" if command else "") + (line if command else _COMMENT.sub("", line.strip()))
-        # It goes on behind a backslash, and within quotes.
+        # A command continues after a backslash and inside quotes.
         if command.endswith("\\") or command.count("'") % 2:
             continue
         if command and not command.startswith("#"):

@@ -1,4 +1,4 @@
-"""What happens to a system: others hold locks, databases and brokers freeze, processes die."""
+"""Faults of databases: write locks that another client holds, and servers that freeze."""
 
 import sqlite3
 from collections.abc import Iterator
@@ -13,14 +13,14 @@ from devstack.stack import Stack
 
 @contextmanager
 def orders_write_locked(stack: Stack) -> Iterator[None]:
-    """Somebody holds the orders database's write lock, as a long migration does; reading goes on."""
+    """Holds a lock against writes to orders, as a long migration does. Reads still work."""
     with _write_locked(stack.databases.orders, "orders"):
         yield
 
 
 @contextmanager
 def databases_frozen(stack: Stack, server: PostgresServer | None) -> Iterator[None]:
-    """Neither database answers a change: PostgreSQL is stopped where it is, SQLite's write locks are held."""
+    """No database accepts a write: the PostgreSQL server is frozen; with SQLite, the write locks are held."""
     if server is None:
         with (
             _write_locked(stack.databases.inventory, "inventory_items"),

@@ -1,8 +1,9 @@
-"""The driver of the end-to-end tests: what a client of the system does and sees, in the words of a shop."""
+"""The driver of the end-to-end tests: calls the APIs and reads the events as a client does."""
 
 import itertools
 import random
 import threading
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Self, TypeVar
@@ -29,15 +30,14 @@ CANCELLED = orders.ORDER_STATUS_CANCELLED
 
 ACTIVE = (inventory.RESERVATION_STATE_HELD, inventory.RESERVATION_STATE_CONFIRMED)
 
-_POLL_SECONDS = 0.05
 _T = TypeVar("_T")
 
-# Each test has products of its own, so that tests can share a shop, and runs can share a database.
+# Each test uses new product ids, so that tests can share the running system, and test runs a database.
 _ids = itertools.count(random.SystemRandom().randrange(2**40) * 1000 + 1)
 
 
 class ShopDriver:
-    """One connection to the system under test."""
+    """Connections to both APIs of a running stack."""
 
     def __init__(self, stack: Stack, api: client.Shop) -> None:
         self.stack = stack
@@ -55,32 +55,32 @@ class ShopDriver:
         self.api.__exit__()
 
     def wait_ready(self, within_seconds: float = 120) -> None:
-        """Wait until all four processes are ready, and each that calls another has found it again.
+        """Wait until all four processes are ready and order-api has reconnected to inventory-api.
 
-        A channel whose peer was away looks for it every two seconds at most; until then calls on it are UNAVAILABLE.
+        A channel reconnects at most two seconds after its peer is back. Until then, calls on it fail with UNAVAILABLE.
         """
         self.stack.wait_ready(within_seconds)
-        self.eventually(self._all_answer, within_seconds)
+        self.eventually(self._both_apis_respond, within_seconds)
 
-    def _all_answer(self) -> bool:
+    def _both_apis_respond(self) -> bool:
         unknown = self.new_id()
         try:
             self.items(unknown)
             self.create_order((unknown, 1))
         except Refused:
-            return True  # order-api has asked inventory-api, which has none
+            return True  # inventory-api refused it, so order-api has reached inventory-api
         except ShopError:
             return False
-        raise AssertionError("an unknown product was sold")
+        raise AssertionError("an order for an unknown product was accepted")
 
     # --- stock ---
 
     def new_id(self) -> int:
-        """A product that nobody knows."""
+        """An id that no product and no user has."""
         return next(_ids)
 
     def stocked_product(self, units: int = 0, **by_location: int) -> int:
-        """A new product with so many units, at one place or at those named."""
+        """Create a product with this stock, at the default location or at the named ones. Returns its id."""
         product_id = self.new_id()
         for location, quantity in (by_location or {"WAREHOUSE_A": units}).items():
             self.add_stock(product_id, quantity, location)
@@ -93,15 +93,15 @@ class ShopDriver:
         ).item
 
     def available(self, product_id: int) -> int:
-        question = inventory.CheckStockRequest(product_id=product_id, required_quantity=1)
-        return self.api.call(self.api.inventory.CheckStock, question).available_quantity
+        request = inventory.CheckStockRequest(product_id=product_id, required_quantity=1)
+        return self.api.call(self.api.inventory.CheckStock, request).available_quantity
 
     def items(self, product_id: int) -> list[inventory.InventoryItem]:
         request = inventory.ListInventoryItemsRequest(product_id=product_id, page_size=1000)
         return list(self.api.call(self.api.inventory.ListInventoryItems, request).items)
 
     def on_hand(self, product_id: int) -> int:
-        """Units in the house, reserved or not."""
+        """The quantity at all locations, reserved units included."""
         return sum(item.quantity for item in self.items(product_id))
 
     def reserve(
@@ -128,15 +128,16 @@ class ShopDriver:
         return self.api.call(self.api.inventory.GetReservation, request).reservation
 
     def reservations(self, product_id: int) -> list[inventory.Reservation]:
-        found: list[inventory.Reservation] = []
+        """All reservations of the product, from all pages."""
+        reservations: list[inventory.Reservation] = []
         token = ""
         while True:
             request = inventory.ListReservationsRequest(product_id=product_id, page_size=1000, page_token=token)
             page = self.api.call(self.api.inventory.ListReservations, request)
-            found += page.reservations
+            reservations += page.reservations
             token = page.next_page_token
             if not token:
-                return found
+                return reservations
 
     # --- orders ---
 
@@ -148,7 +149,7 @@ class ShopDriver:
         request_id: str = "",
         timeout_seconds: float = 20,
     ) -> orders.Order:
-        """Order (product, quantity) lines at 19.99 a piece."""
+        """Create an order with (product id, quantity) lines, each at a price of 19.99 EUR."""
         request = orders.CreateOrderRequest(
             user_id=user_id,
             items=[
@@ -166,27 +167,27 @@ class ShopDriver:
     def change_status(
         self, order_id: str, *statuses: "orders.OrderStatus.ValueType", timeout_seconds: float = 20
     ) -> orders.Order:
-        """Take the steps, one after the other; the order after the last."""
+        """Change the status to each of these, in turn. Returns the order after the last change."""
         *first, last = statuses
         if first:
             self.change_status(order_id, *first, timeout_seconds=timeout_seconds)
         request = orders.UpdateOrderStatusRequest(id=order_id, status=last)
         return self.api.call(self.api.orders.UpdateOrderStatus, request, timeout_seconds=timeout_seconds).order
 
-    # --- what others see ---
+    # --- events ---
 
     def eventually(self, condition: Callable[[], bool], within_seconds: float = 60) -> None:
-        """Wait until the condition holds. Fails when it does not in time."""
+        """Wait until the condition is true. Raises AssertionError if it is not in time."""
         eventually(condition, within_seconds)
 
     def order_events(self, order_id: str, until_type: str, within_seconds: float = 60) -> list[str]:
-        """The types of the order's events on Kafka, in their order, once one of that type is there."""
+        """Wait for an event of type `until_type`. Returns the types of the order's events on Kafka, in order."""
         return [event_type for event_type, _ in self._events("order-events", order_id, until_type, within_seconds)]
 
     def stock_events(
         self, product_id: int, until_type: str, count: int = 1, within_seconds: float = 60
     ) -> list[tuple[str, dict[str, Any]]]:
-        """Type and data of the product's events on Kafka, once so many of that type are there."""
+        """Wait for `count` events of type `until_type`. Returns (type, data) of the product's events, in order."""
         return self._events("inventory-events", str(product_id), until_type, within_seconds, count)
 
     def _events(
@@ -195,23 +196,23 @@ class ShopDriver:
         def of_key(records: Sequence[Record]) -> list[Record]:
             return [record for record in records if record.key == key]
 
-        def is_there(records: list[Record]) -> bool:
+        def has_arrived(records: list[Record]) -> bool:
             return sum(record.headers["ce_type"] == until_type for record in of_key(records)) >= count
 
-        found = of_key(self.kafka.consume(topic, is_there, within_seconds))
-        for record in found:
+        records = of_key(self.kafka.consume(topic, has_arrived, within_seconds))
+        for record in records:
             validator().check(topic, record.key or "", record.headers, record.value)
-        # At least once: a repeat comes under the same id, and counts once.
-        first = {record.headers["ce_id"]: record for record in reversed(found)}
+        # Delivery is at least once. A repeat has the same id and counts once.
+        first = {record.headers["ce_id"]: record for record in reversed(records)}
         return [
             (record.headers["ce_type"], record.json()["data"])
             for record in sorted(first.values(), key=lambda record: record.offset)
         ]
 
-    # --- the books ---
+    # --- consistency ---
 
     def assert_consistent(self, product_id: int, *, stocked: int) -> None:
-        """Every unit is accounted for: in stock = put in − shipped, reserved = sum of the active reservations."""
+        """Check that quantity = stocked − shipped, and that reserved units = the sum of the active reservations."""
         items, reservations = self.items(product_id), self.reservations(product_id)
         shipped = sum(r.quantity for r in reservations if r.state == inventory.RESERVATION_STATE_FULFILLED)
         active = sum(r.quantity for r in reservations if r.state in ACTIVE)
@@ -228,18 +229,18 @@ class ShopDriver:
 
 
 def call_concurrently(count: int, call: Callable[[int], _T]) -> list[_T | ShopError]:
-    """What so many callers get who all ask at the same moment: an answer or a refusal each."""
-    together = threading.Barrier(count)
+    """Call with the numbers 0 to count − 1, all at the same time. Returns one result or error each, by number."""
+    barrier = threading.Barrier(count)
 
-    def one(number: int) -> _T | ShopError:
-        together.wait()
+    def call_one(number: int) -> _T | ShopError:
+        barrier.wait()
         try:
             return call(number)
-        except ShopError as refusal:
-            return refusal
+        except ShopError as error:
+            return error
 
     with ThreadPoolExecutor(count) as callers:
-        return list(callers.map(one, range(count)))
+        return list(callers.map(call_one, range(count)))
 
 
 def succeeded(outcomes: Sequence[_T | ShopError]) -> list[_T]:
@@ -247,12 +248,8 @@ def succeeded(outcomes: Sequence[_T | ShopError]) -> list[_T]:
 
 
 def reason_counts(outcomes: Sequence[object]) -> Mapping[str, int]:
-    """How often each reason came."""
-    found: dict[str, int] = {}
-    for outcome in outcomes:
-        if isinstance(outcome, ShopError):
-            found[outcome.reason] = found.get(outcome.reason, 0) + 1
-    return found
+    """The number of errors by reason."""
+    return Counter(outcome.reason for outcome in outcomes if isinstance(outcome, ShopError))
 
 
 def _duration(seconds: float | None) -> Duration | None:

@@ -1,4 +1,4 @@
-"""Real processes started by name, each on good settings except for what a test is about."""
+"""Starts real processes by name, each with valid settings except for those that a test sets."""
 
 import json
 import sys
@@ -16,28 +16,27 @@ from shop_common.db.schema import Schema
 from shopctl.system.layout import INVENTORY_API, ORDER_API, REAPER, RELAY
 
 START_SECONDS = 120
-_POLL_SECONDS = 0.05
 
 SCHEMAS = {INVENTORY_API: inventory_api.migrations.SCHEMA, ORDER_API: order_api.migrations.SCHEMA}
 DATABASE_SETTING = {INVENTORY_API: "DATABASE_URL", ORDER_API: "DATABASE_URL", RELAY: "ORDERS_DATABASE_URL"}
 PORT_SETTING = {INVENTORY_API: "GRPC_PORT", ORDER_API: "GRPC_PORT", REAPER: "HEALTH_PORT", RELAY: "HEALTH_PORT"}
 
-NOBODY = "no-such-host.invalid"
-"""By RFC 6761 no name server knows it."""
+UNKNOWN_HOST = "no-such-host.invalid"
+"""A host name that never resolves (RFC 6761)."""
 
 Start = Callable[..., Process]
 
 
 @contextmanager
 def starting(folder: Path) -> Iterator[Start]:
-    """Starts a process by its name, with these settings and words, in the folder; all end with the block."""
+    """Yields a function that starts a process by name, with settings and arguments. Kills all of them at the end."""
     with ExitStack() as at_the_end:
 
-        def start(name: str, settings: Mapping[str, str], *words: str) -> Process:
+        def start(name: str, settings: Mapping[str, str], *arguments: str) -> Process:
             (port,) = free_ports(1)
-            good = {"HEALTH_PORT": "0", PORT_SETTING[name]: str(port), "DRAIN_SECONDS": "0", "LOG_FORMAT": "json"}
-            program = [sys.executable, "-m", name.replace("-", "_"), *words]
-            process = Process(name, program, good | dict(settings), health_address=f"localhost:{port}", folder=folder)
+            valid = {"HEALTH_PORT": "0", PORT_SETTING[name]: str(port), "DRAIN_SECONDS": "0", "LOG_FORMAT": "json"}
+            program = [sys.executable, "-m", name.replace("-", "_"), *arguments]
+            process = Process(name, program, valid | dict(settings), health_address=f"localhost:{port}", folder=folder)
             process.start()
             at_the_end.callback(process.kill)
             return process
@@ -46,12 +45,12 @@ def starting(folder: Path) -> Iterator[Start]:
 
 
 def migrate(schema: Schema, url: str, to: str = "head") -> None:
-    """Bring that database to a revision."""
+    """Migrate the database to this revision."""
     with closing(Database(url)) as database:
         schema.upgrade(database, to=to)
 
 
-def complaints(process: Process) -> list[dict[str, Any]]:
-    """The lines of its log that speak of trouble. It writes no others than log lines."""
+def warnings(process: Process) -> list[dict[str, Any]]:
+    """The log lines of level warning and above. Fails if the process printed anything that is not a log line."""
     lines = [json.loads(line) for line in process.log.splitlines()]
     return [line for line in lines if line["level"] not in ("debug", "info")]

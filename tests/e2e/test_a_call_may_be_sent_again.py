@@ -1,4 +1,4 @@
-"""A repeated request_id names the same resource and has one effect, whatever happened in between."""
+"""Calls with the same request_id return the same resource and have one effect, even after a restart or an expiry."""
 
 from uuid import uuid4
 
@@ -15,7 +15,7 @@ def request_id() -> str:
     return f"request-{uuid4()}"
 
 
-def test_a_repeated_order_is_the_same_order_and_holds_once(shop: ShopDriver, request_id: str) -> None:
+def test_a_repeated_order_is_the_same_order_and_reserves_once(shop: ShopDriver, request_id: str) -> None:
     product = shop.stocked_product(units=5)
 
     first = shop.create_order((product, 2), request_id=request_id)
@@ -39,7 +39,7 @@ def test_a_repeated_order_is_the_same_order_after_a_restart(shop: ShopDriver, re
     shop.assert_consistent(product, stocked=5)
 
 
-def test_repeats_that_arrive_at_once_make_one_order(shop: ShopDriver, request_id: str) -> None:
+def test_concurrent_repeats_create_one_order(shop: ShopDriver, request_id: str) -> None:
     product = shop.stocked_product(units=50)
 
     outcomes = call_concurrently(20, lambda _: shop.create_order((product, 2), request_id=request_id))
@@ -50,7 +50,7 @@ def test_repeats_that_arrive_at_once_make_one_order(shop: ShopDriver, request_id
     assert shop.order_events(succeeded(outcomes)[0].id, "ORDER_CREATED") == ["ORDER_CREATED"]
 
 
-def test_a_hold_of_an_earlier_try_that_has_expired_spends_the_request_id(shop: ShopDriver, request_id: str) -> None:
+def test_a_repeat_returns_the_first_reservation_even_after_it_has_expired(shop: ShopDriver, request_id: str) -> None:
     product = shop.stocked_product(units=1)
     first = shop.reserve(product, 1, ttl_seconds=1, request_id=request_id, order_id="order-of-mine")
     shop.eventually(lambda: shop.available(product) == 1)
@@ -62,18 +62,20 @@ def test_a_hold_of_an_earlier_try_that_has_expired_spends_the_request_id(shop: S
     assert shop.available(product) == 1
 
 
-def test_an_order_whose_earlier_try_held_stock_that_has_expired_is_refused(shop: ShopDriver, request_id: str) -> None:
+def test_a_repeat_is_refused_when_the_first_call_stored_no_order_and_its_reservation_has_expired(
+    shop: ShopDriver, request_id: str
+) -> None:
     product = shop.stocked_product(units=3)
 
-    def has_taken_its_hold() -> bool:
-        # The stock is held, the order can't be stored; the deadline ends the client's own retries.
+    def has_reserved() -> bool:
+        # inventory-api reserves the stock, but order-api can't store the order. The timeout ends the client's retries.
         with pytest.raises((Unavailable, Conflict, Overload)):
             shop.create_order((product, 1), ttl_seconds=7, request_id=request_id, timeout_seconds=3)
         return shop.available(product) == 2
 
     with orders_write_locked(shop.stack):
-        shop.eventually(has_taken_its_hold)
-        # Not before: what still waits for the lock would store the order after all.
+        shop.eventually(has_reserved)
+        # Keep the lock until the reservation has expired: a call that still waits for the lock would store the order.
         shop.eventually(lambda: shop.available(product) == 3)
 
     with pytest.raises(Refused) as refusal:
@@ -95,7 +97,7 @@ def test_the_same_request_id_with_other_content_is_refused(shop: ShopDriver, req
     assert shop.available(product) == 8
 
 
-def test_a_refused_call_may_be_repeated_and_is_decided_anew(shop: ShopDriver, request_id: str) -> None:
+def test_a_repeat_of_a_refused_call_is_decided_again(shop: ShopDriver, request_id: str) -> None:
     product = shop.stocked_product(units=1)
     with pytest.raises(Refused):
         shop.create_order((product, 2), request_id=request_id)

@@ -1,4 +1,4 @@
-"""A drill by docs/backup.md, line by line: both databases are lost and restored, and the shop goes on."""
+"""Runs the commands of docs/backup.md: both databases are lost and restored, and the system works again."""
 
 import os
 import re
@@ -26,7 +26,7 @@ OF_POSTGRESQL = re.compile(r"pg_dump|pg_restore|psql")
 
 @pytest.fixture
 def broker() -> Iterator[Kafka]:
-    """Of its own: what was told of a lost order would be taken for a defect by other tests, and numbers begin anew."""
+    """A broker for this test alone: it holds events of lost orders, and sequence numbers start again."""
     with kafka_brokers.provide() as broker:
         yield broker
 
@@ -42,7 +42,7 @@ def databases(database_kind: str, tmp_path: Path, request: pytest.FixtureRequest
 @pytest.mark.timeout(600)
 def test_both_databases_are_lost_and_restored(databases: Databases, broker: Kafka, tmp_path: Path) -> None:
     page = Page(databases, tmp_path)
-    # Nothing here may run out while the test restores.
+    # No reservation may expire while the databases are restored.
     options = Options(environment={"RESERVATION_TTL": "3600"})
     with Stack(databases, broker, options=options) as stack:
         with ShopDriver.connect(stack) as shop:
@@ -54,7 +54,7 @@ def test_both_databases_are_lost_and_restored(databases: Databases, broker: Kafk
             page.back_up("inventory")
             lost = shop.create_order((product, 3))
             shop.order_events(lost.id, "ORDER_CREATED")
-            told = sequences(broker)
+            before = sequences(broker)
         stack.stop()
         page.lose()
         page.restore()
@@ -67,27 +67,27 @@ def test_both_databases_are_lost_and_restored(databases: Databases, broker: Kafk
                 with pytest.raises(NotFound):
                     shop.order(order.id)
             assert shop.available(product) == 10 - 1 - 2
-            # As the page says: stock of an order that nobody knows is given back.
-            (left_over,) = (each for each in shop.reservations(product) if each.order_id == between.id)
-            shop.api.call(shop.api.inventory.ReleaseStock, ReleaseStockRequest(reservation_id=left_over.id))
+            # The page says to release the stock of an order that the restored database does not have.
+            (orphan,) = (each for each in shop.reservations(product) if each.order_id == between.id)
+            shop.api.call(shop.api.inventory.ReleaseStock, ReleaseStockRequest(reservation_id=orphan.id))
             shop.assert_consistent(product, stocked=10)
-            # All goes on, and no number is given twice.
+            # The system works again, and no sequence number is used twice.
             new = shop.create_order((product, 4))
             shop.order_events(new.id, "ORDER_CREATED")
             shop.change_status(kept.id, CANCELLED)
             shop.eventually(lambda: shop.available(product) == 10 - 4)
             for source, sequence in sequences(broker).items():
-                assert sequence > told[source] + 1_000_000
+                assert sequence > before[source] + 1_000_000
             shop.assert_consistent(product, stocked=10)
 
 
-def test_the_page_has_lines_for_both_kinds_of_database() -> None:
+def test_the_page_has_commands_for_both_kinds_of_database() -> None:
     assert len([line for line in LINES if OF_POSTGRESQL.match(line)]) == 7
     assert len([line for line in LINES if not OF_POSTGRESQL.match(line)]) == 7
 
 
 class Page:
-    """The lines for one kind of database, run in a folder as the page has them."""
+    """Runs the page's commands for one kind of database, unchanged, in a folder."""
 
     def __init__(self, databases: Databases, folder: Path) -> None:
         self._databases = databases
@@ -143,20 +143,20 @@ def plain(url: str) -> str:
 
 
 def tools() -> Path:
-    """pg_dump and its like of the newest PostgreSQL there is: older ones refuse a newer server."""
-    found = [each for each in (postmaster.on_this_machine(), postmaster.from_the_wheel()) if each is not None]
-    assert found, "no PostgreSQL on this machine, and no wheel of it"
-    return max(found, key=lambda installation: installation.version).bin_folder
+    """The folder of the newest pg_dump and psql on this machine. Older ones refuse a newer server."""
+    installations = [each for each in (postmaster.on_this_machine(), postmaster.from_the_wheel()) if each is not None]
+    assert installations, "no PostgreSQL on this machine, and no wheel of it"
+    return max(installations, key=lambda installation: installation.version).bin_folder
 
 
 def sequences(broker: Kafka) -> dict[str, int]:
-    """The highest ce_sequence of each source of events, so far."""
-    found: dict[str, int] = {}
+    """The highest ce_sequence on Kafka by ce_source."""
+    highest: dict[str, int] = {}
     for topic in ("order-events", "inventory-events"):
         for record in all_records(broker, topic):
             source, sequence = record.headers["ce_source"], int(record.headers["ce_sequence"])
-            found[source] = max(sequence, found.get(source, 0))
-    return found
+            highest[source] = max(sequence, highest.get(source, 0))
+    return highest
 
 
 def all_records(broker: Kafka, topic: str) -> list[Record]:

@@ -1,4 +1,4 @@
-"""Whatever is wrong in a request, the answer is INVALID_ARGUMENT that names the field, never INTERNAL."""
+"""A request with a bad value is refused with INVALID_ARGUMENT and the name of the field, never with INTERNAL."""
 
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -21,7 +21,7 @@ from tests.e2e.bad_values import Case, cases, good
 
 METHODS = {f"{service.name}.{method.name}": method for service in SERVICES for method in service.methods}
 
-# What a right request for things that do not exist, or have another state, may be answered with.
+# The statuses of a valid request, including one for a resource that does not exist or is in another state.
 EXPECTED = {
     code_pb2.OK,
     code_pb2.INVALID_ARGUMENT,
@@ -43,21 +43,23 @@ def channels(stack: Stack) -> Iterator[Mapping[str, grpc.Channel]]:
 @pytest.mark.parametrize("name", METHODS)
 def test_every_bad_value_of_every_field_is_refused_by_name(channels: Mapping[str, grpc.Channel], name: str) -> None:
     method = METHODS[name]
-    asked: Counter[str] = Counter()
+    tested: Counter[str] = Counter()
     for case in cases(method):
         status = _answer(channels, method, case.request.SerializeToString(), case)
         assert status.code in EXPECTED, f"{case}: {status}"
         if case.must_refuse:
-            assert status.code == code_pb2.INVALID_ARGUMENT, f"{case} was answered {status}"
+            assert status.code == code_pb2.INVALID_ARGUMENT, f"{case}: {status}"
         if status.code == code_pb2.INVALID_ARGUMENT:
-            assert _names(status, case.path), f"{case} was not named: {_bad_fields(status)}"
-        asked[case.path] += 1
-    # Each field had its bad values.
-    assert {path.partition(".")[0].partition("[")[0] for path in asked} == {f.name for f in method.input_type.fields}
+            assert _names(status, case.path), f"{case}: names only {_bad_fields(status)}"
+        tested[case.path] += 1
+    # Every field of the request was tested.
+    assert {path.partition(".")[0].partition("[")[0] for path in tested} == {f.name for f in method.input_type.fields}
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_bytes_that_are_no_message_are_refused(channels: Mapping[str, grpc.Channel], name: str) -> None:
+def test_bytes_that_are_not_a_valid_message_cause_no_internal_error(
+    channels: Mapping[str, grpc.Channel], name: str
+) -> None:
     method = METHODS[name]
     for garbage in (
         b"\xff" * 20,
@@ -70,16 +72,16 @@ def test_bytes_that_are_no_message_are_refused(channels: Mapping[str, grpc.Chann
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_an_empty_request_is_answered_and_never_a_defect(channels: Mapping[str, grpc.Channel], name: str) -> None:
+def test_an_empty_request_causes_no_internal_error(channels: Mapping[str, grpc.Channel], name: str) -> None:
     assert _answer(channels, METHODS[name], b"").code in EXPECTED
 
 
 def _answer(
     channels: Mapping[str, grpc.Channel], method: MethodDescriptor, request: bytes, case: Case | None = None
 ) -> Status:
-    """The status of the call; of a batch of one order, that order's own."""
+    """The status of the call. For BatchReserveStock, the status of its one order."""
     service = method.containing_service
-    # Bytes in, bytes out: what is sent need not be a message.
+    # Without serializers, so that any bytes can be sent.
     call: grpc.UnaryUnaryMultiCallable[bytes, bytes] = channels[service.file.package].unary_unary(
         f"/{service.full_name}/{method.name}"
     )
@@ -110,9 +112,9 @@ def _bad_fields(status: Status) -> list[str]:
 
 
 def _names(status: Status, path: str) -> bool:
-    """Whether a violation is of this field, or of what it is a part of, or a part of it.
+    """True if a violation names this field, a message that contains it, or a part of it.
 
-    In a batch each order is for itself.
+    In a batch, the violations of an order name fields relative to that order.
     """
     paths = (path, path.removeprefix("orders[0]."))
     return any(_is_within(field, p) or _is_within(p, field) for field in _bad_fields(status) if field for p in paths)

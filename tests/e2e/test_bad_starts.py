@@ -1,6 +1,6 @@
-"""What is wrong from the start is said in one sentence that tells what to do, and the process ends.
+"""A process that cannot start exits with one line that says why and what to do.
 
-What may come right by itself is waited for: see test_bad_starts_that_wait.
+A process whose dependencies may still become available waits instead: see test_bad_starts_that_wait.
 """
 
 import socket
@@ -16,7 +16,16 @@ from devstack.postgres import PostgresServer
 from devstack.process import Process
 from shop_common.db.database import Database
 from shopctl.system.layout import INVENTORY_API, ORDER_API, REAPER, RELAY
-from tests.e2e.starts import DATABASE_SETTING, NOBODY, PORT_SETTING, SCHEMAS, START_SECONDS, Start, migrate, starting
+from tests.e2e.starts import (
+    DATABASE_SETTING,
+    PORT_SETTING,
+    SCHEMAS,
+    START_SECONDS,
+    UNKNOWN_HOST,
+    Start,
+    migrate,
+    starting,
+)
 
 WRONG_SETTINGS = 2
 REFUSED = 1
@@ -29,7 +38,7 @@ def start(tmp_path: Path) -> Iterator[Start]:
 
 
 def assert_refused(process: Process, exit_code: int, *sentences: str) -> None:
-    """It has ended, and said nothing but these sentences, each in one line."""
+    """Check that the process exited with this code and printed these lines and no others."""
     assert process.wait(START_SECONDS) == exit_code, process.tail()
     lines = process.log.splitlines()
     assert len(lines) == len(sentences), process.tail()
@@ -89,22 +98,22 @@ CONTRADICTIONS = [
 
 
 @pytest.mark.parametrize("name", WRONG)
-def test_all_wrong_settings_are_named_at_once_and_no_secret_is_shown(start: Start, name: str) -> None:
+def test_all_wrong_settings_are_reported_at_once_without_secrets(start: Start, name: str) -> None:
     wrong = WRONG[name]
 
     process = start(name, {setting: value for setting, (value, _) in wrong.items()})
 
-    assert_refused(process, WRONG_SETTINGS, HEADING, *(complaint for _, complaint in wrong.values()))
+    assert_refused(process, WRONG_SETTINGS, HEADING, *(message for _, message in wrong.values()))
     assert "hunter2" not in process.log
 
 
-@pytest.mark.parametrize(("name", "settings", "complaint"), CONTRADICTIONS)
+@pytest.mark.parametrize(("name", "settings", "message"), CONTRADICTIONS)
 def test_settings_that_contradict_each_other_are_refused(
-    start: Start, name: str, settings: dict[str, str], complaint: str
+    start: Start, name: str, settings: dict[str, str], message: str
 ) -> None:
     process = start(name, settings)
 
-    assert_refused(process, WRONG_SETTINGS, HEADING, complaint)
+    assert_refused(process, WRONG_SETTINGS, HEADING, message)
     assert "hunter2" not in process.log
 
 
@@ -164,15 +173,15 @@ def test_a_database_of_a_newer_revision_is_served(start: Start, database_url: st
 
 
 @pytest.mark.parametrize(
-    ("password", "host", "why"),
+    ("password", "host", "reason"),
     [
         ("wrong", "", "password authentication failed"),
-        ("", NOBODY, "failed to resolve host"),
+        ("", UNKNOWN_HOST, "failed to resolve host"),
         ("", "127.0.0.1:1", "Connection refused"),
     ],
 )
-def test_a_migration_without_its_database_ends_with_the_reason(
-    start: Start, postgres_server: PostgresServer, password: str, host: str, why: str
+def test_a_migration_that_cannot_connect_exits_with_the_reason(
+    start: Start, postgres_server: PostgresServer, password: str, host: str, reason: str
 ) -> None:
     url = make_url(postgres_server.url)
     if password:
@@ -184,5 +193,5 @@ def test_a_migration_without_its_database_ends_with_the_reason(
     process = start(INVENTORY_API, {"DATABASE_URL": url.render_as_string(hide_password=False)}, "migrate")
 
     assert_refused(process, REFUSED, "inventory-api: the database was not migrated: ")
-    assert why in process.log
+    assert reason in process.log
     assert str(url.password) not in process.log

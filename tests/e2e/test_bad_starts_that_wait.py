@@ -1,4 +1,4 @@
-"""What may come right by itself is waited for: alive, not ready, with the reason in the log, once."""
+"""A process whose database, broker or APIs are unavailable waits: it is alive, not ready, and logs the reason once."""
 
 import json
 import socket
@@ -18,13 +18,13 @@ from shopctl.system.layout import ORDER_API, REAPER, RELAY
 from testkit.eventually import eventually
 from tests.e2e.starts import (
     DATABASE_SETTING,
-    NOBODY,
     SCHEMAS,
     START_SECONDS,
+    UNKNOWN_HOST,
     Start,
-    complaints,
     migrate,
     starting,
+    warnings,
 )
 
 ATTEMPTS = 4
@@ -38,7 +38,7 @@ def start(tmp_path: Path) -> Iterator[Start]:
 
 @pytest.fixture
 def role(postgres_server: PostgresServer) -> Iterator[Callable[[str], str]]:
-    """Makes a database, and a user whose password is yet to be set: the URL with the password that it will be."""
+    """Creates a database and a user. Returns a URL whose password the server refuses until the test sets it."""
     with ExitStack() as after_the_test:
         urls: list[str] = []
 
@@ -54,7 +54,7 @@ def role(postgres_server: PostgresServer) -> Iterator[Callable[[str], str]]:
 
 
 @pytest.mark.parametrize("name", DATABASE_SETTING)
-def test_a_password_that_is_not_yet_right_is_waited_for(
+def test_a_process_waits_until_its_password_is_accepted(
     start: Start, postgres_server: PostgresServer, role: Callable[[str], str], best_broker: Kafka, name: str
 ) -> None:
     url = role("shop")
@@ -72,86 +72,86 @@ def test_a_password_that_is_not_yet_right_is_waited_for(
 
 
 @pytest.mark.parametrize("name", DATABASE_SETTING)
-def test_a_database_whose_host_is_unknown_is_waited_for(start: Start, name: str, embedded_broker: Kafka) -> None:
+def test_a_process_waits_for_a_database_whose_host_does_not_resolve(
+    start: Start, name: str, embedded_broker: Kafka
+) -> None:
     settings = {
-        DATABASE_SETTING[name]: f"postgresql://shop:hunter2@{NOBODY}/shop",
+        DATABASE_SETTING[name]: f"postgresql://shop:hunter2@{UNKNOWN_HOST}/shop",
         "KAFKA_BOOTSTRAP_SERVERS": embedded_broker.bootstrap,
     }
 
     process = start(name, settings)
 
-    assert_waits(process, f"failed to resolve host '{NOBODY}'")
+    assert_waits(process, f"failed to resolve host '{UNKNOWN_HOST}'")
     assert "hunter2" not in process.log
 
 
 @pytest.mark.parametrize("name", DATABASE_SETTING)
-def test_a_database_that_is_away_is_told_of_once_however_often_it_is_looked_for(
+def test_an_unavailable_database_is_logged_once_however_often_the_process_retries(
     start: Start, name: str, embedded_broker: Kafka
 ) -> None:
-    with Slammed() as database:
+    with ClosingServer() as database:
         settings = {
             DATABASE_SETTING[name]: f"postgresql://shop:hunter2@{database.address}/shop",
             "KAFKA_BOOTSTRAP_SERVERS": embedded_broker.bootstrap,
         }
         process = start(name, settings)
         process.wait_ready(START_SECONDS, "liveness")
-        eventually(lambda: complaints(process) != [])
+        eventually(lambda: warnings(process) != [])
         database.wait_for_attempts()
 
     assert not process.is_ready()
-    (complaint,) = complaints(process)
-    assert "server closed the connection" in json.dumps(complaint)
+    (warning,) = warnings(process)
+    assert "server closed the connection" in json.dumps(warning)
 
 
-def test_a_broker_that_is_away_is_told_of_once_and_keeps_the_relay_from_being_ready(
-    start: Start, tmp_path: Path
-) -> None:
+def test_an_unavailable_broker_is_logged_once_and_makes_the_relay_not_ready(start: Start, tmp_path: Path) -> None:
     database_url = f"sqlite:///{tmp_path}/orders.db"
     migrate(SCHEMAS[ORDER_API], database_url)
-    with Slammed() as broker:
+    with ClosingServer() as broker:
         settings = {"ORDERS_DATABASE_URL": database_url, "KAFKA_BOOTSTRAP_SERVERS": broker.address}
         relay = start(RELAY, settings)
         relay.wait_ready(START_SECONDS, "liveness")
-        eventually(lambda: complaints(relay) != [])
+        eventually(lambda: warnings(relay) != [])
         broker.wait_for_attempts()
 
     assert not relay.is_ready()
-    (complaint,) = complaints(relay)
-    assert complaint["kind"] == "BrokerAway"
+    (warning,) = warnings(relay)
+    assert warning["kind"] == "BrokerAway"
 
 
 @pytest.mark.parametrize("name", SCHEMAS)
-def test_without_a_broker_an_api_serves_and_says_once_that_no_events_come(
+def test_without_a_broker_an_api_serves_and_logs_once_that_no_events_arrive(
     start: Start, tmp_path: Path, name: str
 ) -> None:
     database_url = f"sqlite:///{tmp_path}/shop.db"
     migrate(SCHEMAS[name], database_url)
-    with Slammed() as broker:
+    with ClosingServer() as broker:
         api = start(name, {"DATABASE_URL": database_url, "KAFKA_BOOTSTRAP_SERVERS": broker.address})
         api.wait_ready(START_SECONDS)
-        eventually(lambda: complaints(api) != [])
+        eventually(lambda: warnings(api) != [])
         broker.wait_for_attempts()
 
     api.wait_ready(START_SECONDS)
-    (complaint,) = complaints(api)
-    assert complaint["event"] == "no events from the broker"
+    (warning,) = warnings(api)
+    assert warning["event"] == "no events from the broker"
 
 
-def test_a_reaper_waits_for_the_apis_and_names_each_task_once(start: Start) -> None:
-    with Slammed() as apis:
+def test_the_reaper_waits_for_the_apis_and_logs_each_failing_task_once(start: Start) -> None:
+    with ClosingServer() as apis:
         settings = {"INVENTORY_TARGET": apis.address, "ORDER_TARGET": apis.address, "REAP_INTERVAL_SECONDS": "0.05"}
         reaper = start(REAPER, settings)
         reaper.wait_ready(START_SECONDS, "liveness")
-        eventually(lambda: len(complaints(reaper)) == 4)
+        eventually(lambda: len(warnings(reaper)) == 4)
         apis.wait_for_attempts()
 
     assert not reaper.is_ready()
-    tasks = [line["task"] for line in complaints(reaper)]
+    tasks = [line["task"] for line in warnings(reaper)]
     assert sorted(tasks) == ["cancel-abandoned-orders", "expire-reservations", "purge-inventory", "purge-orders"]
 
 
-class Slammed:
-    """A server that closes each connection as soon as it is made, and counts them."""
+class ClosingServer:
+    """A server that counts connections and closes each as soon as it is accepted."""
 
     def __init__(self) -> None:
         self._listener = socket.create_server(("127.0.0.1", 0))
@@ -159,7 +159,7 @@ class Slammed:
         self.attempts = 0
         self._thread = threading.Thread(target=self._serve, daemon=True)
 
-    def __enter__(self) -> "Slammed":
+    def __enter__(self) -> "ClosingServer":
         self._thread.start()
         return self
 
@@ -169,9 +169,9 @@ class Slammed:
         self._listener.close()
 
     def wait_for_attempts(self) -> None:
-        """Until someone who is here now has tried again several times."""
-        until = self.attempts + ATTEMPTS
-        eventually(lambda: self.attempts >= until)
+        """Wait for several more connections."""
+        target = self.attempts + ATTEMPTS
+        eventually(lambda: self.attempts >= target)
 
     def _serve(self) -> None:
         with suppress(OSError):
@@ -187,7 +187,7 @@ def execute(server: PostgresServer, statement: str) -> None:
 
 
 def assert_waits(process: Process, reason: str) -> None:
-    """It lives, is not ready, and its log says why, once."""
+    """Check that the process is alive, not ready, and has logged the reason once."""
     process.wait_ready(START_SECONDS, "liveness")
     process.wait_for_line(reason, START_SECONDS)
     assert not process.is_ready()

@@ -1,4 +1,4 @@
-"""Pages: what existed before the first page and still matches comes exactly once, while rows are inserted."""
+"""Every row that existed before the first page and still matches is listed exactly once, while rows are inserted."""
 
 import threading
 from collections.abc import Callable, Iterator
@@ -13,13 +13,13 @@ from tests.e2e.shop_driver import ShopDriver, call_concurrently
 
 
 @contextmanager
-def going_on(act: Callable[[], object]) -> Iterator[None]:
-    """Do it again and again until the block ends."""
+def repeating(action: Callable[[], object]) -> Iterator[None]:
+    """Repeats the action in a thread until the block ends."""
     done = threading.Event()
 
     def repeat() -> None:
         while not done.is_set():
-            act()
+            action()
 
     thread = threading.Thread(target=repeat)
     thread.start()
@@ -30,14 +30,14 @@ def going_on(act: Callable[[], object]) -> Iterator[None]:
         thread.join()
 
 
-def test_pages_of_orders_neither_skip_nor_repeat_while_orders_are_placed(shop: ShopDriver) -> None:
+def test_pages_of_orders_neither_skip_nor_repeat_while_orders_are_created(shop: ShopDriver) -> None:
     product = shop.stocked_product(units=10_000)
     user = shop.new_id()
-    # At once, so that several share a created_at.
-    placed = {order.id for order in call_concurrently(25, lambda _: shop.create_order((product, 1), user_id=user))}  # type: ignore[union-attr]  # a refusal would have no id, and fail here
+    # Concurrently, so that several have the same created_at.
+    created = {order.id for order in call_concurrently(25, lambda _: shop.create_order((product, 1), user_id=user))}  # type: ignore[union-attr]  # a refusal would have no id, and fail here
 
     seen: list[str] = []
-    with going_on(lambda: shop.create_order((product, 1), user_id=user)):
+    with repeating(lambda: shop.create_order((product, 1), user_id=user)):
         token = ""
         while True:
             page = shop.api.call(
@@ -49,15 +49,15 @@ def test_pages_of_orders_neither_skip_nor_repeat_while_orders_are_placed(shop: S
                 break
 
     assert len(seen) == len(set(seen))
-    assert placed <= set(seen)
+    assert created <= set(seen)
 
 
-def test_pages_of_items_neither_skip_nor_repeat_while_items_are_made(shop: ShopDriver) -> None:
+def test_pages_of_items_neither_skip_nor_repeat_while_items_are_created(shop: ShopDriver) -> None:
     product = shop.stocked_product(**{f"PLACE_{n}": 1 for n in range(20)})
     more = iter(range(100_000))
 
     seen: list[str] = []
-    with going_on(lambda: shop.add_stock(product, 1, f"LATER_{next(more)}")):
+    with repeating(lambda: shop.add_stock(product, 1, f"LATER_{next(more)}")):
         token = ""
         while True:
             page = shop.api.call(
@@ -78,7 +78,7 @@ def test_pages_of_reservations_neither_skip_nor_repeat_while_stock_is_reserved(s
     held = {shop.reserve(product, 1).id for _ in range(20)}
 
     seen: list[str] = []
-    with going_on(lambda: shop.reserve(product, 1)):
+    with repeating(lambda: shop.reserve(product, 1)):
         token = ""
         while True:
             page = shop.api.call(
@@ -94,7 +94,7 @@ def test_pages_of_reservations_neither_skip_nor_repeat_while_stock_is_reserved(s
     assert held <= set(seen)
 
 
-def test_a_token_of_another_filter_is_refused(shop: ShopDriver) -> None:
+def test_a_page_token_of_another_filter_is_refused(shop: ShopDriver) -> None:
     product = shop.stocked_product(A=1, B=1)
     page = shop.api.call(
         shop.api.inventory.ListInventoryItems, inventory.ListInventoryItemsRequest(product_id=product, page_size=1)

@@ -1,4 +1,4 @@
-"""Every process restarted in turn, as a deployment does it, while buyers buy: they notice nothing."""
+"""Every process is restarted in turn, as in a rolling deployment: no call fails and nothing is lost."""
 
 import threading
 import time
@@ -21,28 +21,28 @@ from tests.e2e.shop_driver import CANCELLED, CONFIRMED, PROCESSING, SHIPPED, Sho
 
 ROUNDS = 3
 UNITS = 10_000
-PAUSE_SECONDS = 0.1  # between a buyer's purchases: the embedded broker keeps only so many events
+PAUSE_SECONDS = 0.1  # between a buyer's purchases: the embedded broker keeps a limited number of events
 STOP_SECONDS = 30
 READY_SECONDS = 120
 
 
 @pytest.fixture(scope="module")
 def broker() -> Iterator[Kafka]:
-    """Of its own: other stacks' consumers are of the same groups."""
+    """A broker for this file alone: the consumer groups of two stacks have the same names."""
     with kafka_brokers.provide(containers=True) as started:
         yield started
 
 
 @pytest.fixture(scope="module")
 def pair(postgres_server: PostgresServer, broker: Kafka) -> Iterator[tuple[Stack, Stack]]:
-    """Two of each process, over the same two databases, each API called at the addresses of both of its processes.
+    """Two processes of each kind over the same two databases. Clients of an API know the addresses of both processes.
 
-    On PostgreSQL: SQLite's way to grow is WORKERS.
+    On PostgreSQL only: with SQLite, an API grows by WORKERS.
     """
     databases = Databases.on_server(postgres_server)
     ports = (Ports.free(), Ports.free())
     inventory_target, order_target = targets(ports)
-    # A restarted relay gives its shards back; only a killed one makes the other wait for its lease.
+    # A relay that stops releases its leases. After a kill, the other relay would have to wait until they expire.
     options = Options(
         drain_seconds=0.5,
         per_process={
@@ -60,13 +60,13 @@ def pair(postgres_server: PostgresServer, broker: Kafka) -> Iterator[tuple[Stack
 
 
 def targets(ports: tuple[Ports, Ports]) -> tuple[str, str]:
-    """Of inventory-api and order-api, both processes of each."""
+    """The gRPC targets of inventory-api and of order-api, each with the addresses of both processes."""
     return target_of(*(each.inventory for each in ports)), target_of(*(each.orders for each in ports))
 
 
 @dataclass
 class Sales:
-    """What the buyers were told: ids of orders and of reservations by how they ended, and what went wrong."""
+    """The acknowledged purchases: ids of orders and reservations by their last status; and the failed calls."""
 
     shipped: list[str] = field(default_factory=list)
     cancelled: list[str] = field(default_factory=list)
@@ -79,15 +79,15 @@ class Sales:
         return len(self.shipped) + len(self.cancelled) + len(self.held) + len(self.released)
 
     def wait_for(self, more: int, within_seconds: float = 60) -> None:
-        """Until so many more have been made."""
-        wanted, deadline = self.count + more, time.monotonic() + within_seconds
-        while self.count < wanted:
+        """Wait for this many more purchases."""
+        target, deadline = self.count + more, time.monotonic() + within_seconds
+        while self.count < target:
             assert time.monotonic() < deadline, f"buyers are stuck at {self.count} purchases"
             threading.Event().wait(0.05)
 
 
 @pytest.mark.timeout(600)  # 24 restarts, one after the other
-def test_buyers_notice_no_restart_and_no_unit_or_event_is_lost_or_doubled(pair: tuple[Stack, Stack]) -> None:
+def test_no_call_fails_and_no_unit_or_event_is_lost_or_duplicated(pair: tuple[Stack, Stack]) -> None:
     ports = (pair[0].ports, pair[1].ports)
     api = client.Shop.connect(*targets(ports))
     with ShopDriver(pair[0], api) as shop:
@@ -107,13 +107,13 @@ def test_buyers_notice_no_restart_and_no_unit_or_event_is_lost_or_doubled(pair: 
         shop.eventually(lambda: sum(map(shop.available, products)) == left - len(sales.held), within_seconds=60)
         for product in products:
             shop.assert_consistent(product, stocked=UNITS)
-        holds_made = sum(len(shop.reservations(product)) for product in products)
-        assert holds_made == sales.count, "no hold was made twice"
+        reservations = sum(len(shop.reservations(product)) for product in products)
+        assert reservations == sales.count, "no stock was reserved twice"
         assert_each_event_once(shop, sales)
 
 
 def restart(stack: Stack, name: str) -> None:
-    """As a deployment does it: the old process drains and ends well; the next is touched when this one is ready."""
+    """Restart a process as a deployment does: send SIGTERM, expect exit code 0, start it, wait until it is ready."""
     (process,) = (each for each in stack.processes if each.name == name)
     process.terminate()
     assert process.wait(STOP_SECONDS) == 0, process.tail()
@@ -123,10 +123,10 @@ def restart(stack: Stack, name: str) -> None:
 
 @contextmanager
 def buyers(shop: ShopDriver, products: list[int]) -> Iterator[Sales]:
-    """For each product one who orders and ships or cancels, one who holds and keeps or gives back, until the end."""
+    """Two buyers for each product: one ships or cancels orders, the other keeps or releases reservations."""
     sales, done = Sales(), threading.Event()
 
-    def again_and_again(buy: Callable[[ShopDriver, int, Sales, int], None], product: int) -> None:
+    def repeat(buy: Callable[[ShopDriver, int, Sales, int], None], product: int) -> None:
         turn = 0
         while not done.wait(PAUSE_SECONDS):
             turn += 1
@@ -135,8 +135,8 @@ def buyers(shop: ShopDriver, products: list[int]) -> Iterator[Sales]:
             except ShopError as error:
                 sales.failures.append(error)
 
-    each = [(buy, product) for product in products for buy in (order, hold)]
-    threads = [threading.Thread(target=again_and_again, args=arguments) for arguments in each]
+    each = [(buy, product) for product in products for buy in (order, reserve)]
+    threads = [threading.Thread(target=repeat, args=arguments) for arguments in each]
     for thread in threads:
         thread.start()
     try:
@@ -148,63 +148,66 @@ def buyers(shop: ShopDriver, products: list[int]) -> Iterator[Sales]:
 
 
 def order(shop: ShopDriver, product: int, sales: Sales, turn: int) -> None:
-    placed = shop.create_order((product, 1), request_id=str(uuid4()))
-    shop.change_status(placed.id, CONFIRMED)
+    created = shop.create_order((product, 1), request_id=str(uuid4()))
+    shop.change_status(created.id, CONFIRMED)
     if turn % 2:
-        shop.change_status(placed.id, PROCESSING, SHIPPED)
-        sales.shipped.append(placed.id)
+        shop.change_status(created.id, PROCESSING, SHIPPED)
+        sales.shipped.append(created.id)
     else:
-        shop.change_status(placed.id, CANCELLED)
-        sales.cancelled.append(placed.id)
+        shop.change_status(created.id, CANCELLED)
+        sales.cancelled.append(created.id)
 
 
-def hold(shop: ShopDriver, product: int, sales: Sales, turn: int) -> None:
+def reserve(shop: ShopDriver, product: int, sales: Sales, turn: int) -> None:
     reservation = shop.reserve(product, 1, request_id=str(uuid4()))
     if turn % 2:
         sales.held.append(reservation.id)
         return
-    given_back = shop.api.call(
+    response = shop.api.call(
         shop.api.inventory.ReleaseStock, inventory_pb2.ReleaseStockRequest(reservation_id=reservation.id)
     )
-    # A release that is sent again answers the same.
-    assert given_back.released_quantity == 1
+    # A repeated release returns the same quantity.
+    assert response.released_quantity == 1
     sales.released.append(reservation.id)
 
 
 def assert_each_event_once(shop: ShopDriver, sales: Sales) -> None:
-    """Each order and each hold has told its story on Kafka, whole and in order; a repeat came under the same id."""
-    stories = {order_id: ["ORDER_CREATED", "ORDER_CONFIRMED", "ORDER_CANCELLED"] for order_id in sales.cancelled}
-    stories |= {
+    """Check that the events of each order and reservation are complete, in order, and distinct except for repeats."""
+    order_events = {order_id: ["ORDER_CREATED", "ORDER_CONFIRMED", "ORDER_CANCELLED"] for order_id in sales.cancelled}
+    order_events |= {
         order_id: ["ORDER_CREATED", "ORDER_CONFIRMED", "ORDER_PROCESSING", "ORDER_SHIPPED"]
         for order_id in sales.shipped
     }
-    wanted = sum(map(len, stories.values()))
-    found = first_occurrences(shop.kafka, "order-events", lambda record: record.key in stories, wanted)
-    told: dict[str, list[str]] = {}
-    for record in found:
-        told.setdefault(record.key or "", []).append(record.headers["ce_type"])
-    assert told == stories
+    count = sum(map(len, order_events.values()))
+    records = first_occurrences(shop.kafka, "order-events", lambda record: record.key in order_events, count)
+    by_order: dict[str, list[str]] = {}
+    for record in records:
+        by_order.setdefault(record.key or "", []).append(record.headers["ce_type"])
+    assert by_order == order_events
 
-    holds = {reservation_id: ["STOCK_RESERVED"] for reservation_id in sales.held}
-    holds |= {reservation_id: ["STOCK_RESERVED", "STOCK_RELEASED"] for reservation_id in sales.released}
-    wanted = sum(map(len, holds.values()))
-    found = first_occurrences(
-        shop.kafka, "inventory-events", lambda record: record.json()["data"].get("reservation_id") in holds, wanted
+    reservation_events = {reservation_id: ["STOCK_RESERVED"] for reservation_id in sales.held}
+    reservation_events |= {reservation_id: ["STOCK_RESERVED", "STOCK_RELEASED"] for reservation_id in sales.released}
+    count = sum(map(len, reservation_events.values()))
+    records = first_occurrences(
+        shop.kafka,
+        "inventory-events",
+        lambda record: record.json()["data"].get("reservation_id") in reservation_events,
+        count,
     )
-    told = {}
-    for record in found:
-        told.setdefault(record.json()["data"]["reservation_id"], []).append(record.headers["ce_type"])
-    assert told == holds
+    by_reservation: dict[str, list[str]] = {}
+    for record in records:
+        by_reservation.setdefault(record.json()["data"]["reservation_id"], []).append(record.headers["ce_type"])
+    assert by_reservation == reservation_events
 
 
-def first_occurrences(kafka: Kafka, topic: str, ours: Callable[[Record], bool], wanted: int) -> list[Record]:
-    """Our events by their ids, each as it came first, in the order of its partition, once so many are there."""
+def first_occurrences(kafka: Kafka, topic: str, ours: Callable[[Record], bool], count: int) -> list[Record]:
+    """Wait for `count` distinct events for which `ours` is true. Returns the first occurrence of each, in order."""
 
-    def unrepeated(records: list[Record]) -> dict[str, Record]:
+    def by_id(records: list[Record]) -> dict[str, Record]:
         first: dict[str, Record] = {}
         for record in records:
             if ours(record):
                 first.setdefault(record.headers["ce_id"], record)
         return first
 
-    return list(unrepeated(kafka.consume(topic, lambda r: len(unrepeated(r)) >= wanted, within_seconds=60)).values())
+    return list(by_id(kafka.consume(topic, lambda found: len(by_id(found)) >= count, within_seconds=60)).values())

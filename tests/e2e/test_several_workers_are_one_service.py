@@ -1,4 +1,4 @@
-"""WORKERS > 1: more processes on one port, and the same promises."""
+"""With WORKERS > 1, several processes share one port and keep the same guarantees."""
 
 from collections.abc import Iterator
 
@@ -14,7 +14,7 @@ from tests.e2e.shop_driver import CANCELLED, ShopDriver, call_concurrently, succ
 @pytest.fixture
 def shop_of_workers(postgres_server: PostgresServer) -> Iterator[ShopDriver]:
     options = Options(per_process={name: {"WORKERS": "2"} for name in (INVENTORY_API, ORDER_API)})
-    # A broker of its own: in one consumer group with the other stack they would act on each other's events.
+    # A broker of its own: in a consumer group that two stacks share, each would get the other's events.
     with (
         kafka.provide() as broker,
         Stack(Databases.on_server(postgres_server), broker, options=options) as stack,
@@ -23,7 +23,7 @@ def shop_of_workers(postgres_server: PostgresServer) -> Iterator[ShopDriver]:
         yield shop
 
 
-def test_two_workers_of_each_api_sell_what_is_there_and_not_more(shop_of_workers: ShopDriver) -> None:
+def test_two_workers_of_each_api_never_oversell(shop_of_workers: ShopDriver) -> None:
     shop = shop_of_workers
     product = shop.stocked_product(NORTH=15, SOUTH=15)
 

@@ -1,4 +1,4 @@
-"""The promise that counts most: a unit goes to one buyer, and every unit can be counted."""
+"""The most important guarantee: each unit is sold once, and every unit is accounted for."""
 
 import pytest
 
@@ -6,7 +6,7 @@ from shop_common.errors import Refused, ShopError
 from tests.e2e.shop_driver import ShopDriver, call_concurrently, reason_counts, succeeded
 
 
-def test_the_last_unit_goes_to_one_of_100_who_reserve_at_once(shop: ShopDriver) -> None:
+def test_one_of_100_concurrent_reservations_gets_the_last_unit(shop: ShopDriver) -> None:
     product = shop.stocked_product(units=1)
 
     outcomes = call_concurrently(100, lambda _: shop.reserve(product, 1))
@@ -17,7 +17,7 @@ def test_the_last_unit_goes_to_one_of_100_who_reserve_at_once(shop: ShopDriver) 
     shop.assert_consistent(product, stocked=1)
 
 
-def test_the_last_unit_goes_to_one_of_100_who_order_at_once(shop: ShopDriver) -> None:
+def test_one_of_100_concurrent_orders_gets_the_last_unit(shop: ShopDriver) -> None:
     product = shop.stocked_product(units=1)
 
     outcomes = call_concurrently(100, lambda number: shop.create_order((product, 1), user_id=number + 1))
@@ -27,7 +27,7 @@ def test_the_last_unit_goes_to_one_of_100_who_order_at_once(shop: ShopDriver) ->
     shop.assert_consistent(product, stocked=1)
 
 
-def test_an_order_that_is_refused_in_one_line_takes_nothing_of_the_others(shop: ShopDriver) -> None:
+def test_an_order_refused_for_one_line_reserves_nothing_for_the_others(shop: ShopDriver) -> None:
     plenty, scarce = shop.stocked_product(units=10), shop.stocked_product(units=1)
 
     with pytest.raises(Refused) as refusal:
@@ -49,7 +49,7 @@ def test_two_lines_of_one_product_are_summed(shop: ShopDriver) -> None:
     assert [reservation.quantity for reservation in shop.reservations(product)] == [10]
 
 
-def test_a_line_split_over_locations_adds_up(shop: ShopDriver) -> None:
+def test_the_allocations_of_a_reservation_add_up_to_its_quantity(shop: ShopDriver) -> None:
     product = shop.stocked_product(NORTH=4, SOUTH=3, WEST=2)
 
     reservation = shop.reserve(product, 8)
@@ -58,7 +58,7 @@ def test_a_line_split_over_locations_adds_up(shop: ShopDriver) -> None:
     shop.assert_consistent(product, stocked=9)
 
 
-def test_buyers_of_several_products_in_any_order_sell_exactly_what_is_there(shop: ShopDriver) -> None:
+def test_concurrent_orders_of_two_products_in_either_order_sell_exactly_the_stock(shop: ShopDriver) -> None:
     one, two = shop.stocked_product(units=30), shop.stocked_product(NORTH=20, SOUTH=10)
 
     outcomes = call_concurrently(

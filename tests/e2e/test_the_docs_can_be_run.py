@@ -1,6 +1,6 @@
-"""Every shell line of README and of the other pages is run as it is written, or says here why it is not.
+"""Runs every shell command of the documentation as it is written, or gives a reason for not running it.
 
-Lines are run in a clone of this repository in which `./task dev` runs, in the order of their pages.
+The commands run in page order, in a copy of this repository in which `./task dev` runs.
 """
 
 import json
@@ -30,11 +30,11 @@ READY_SECONDS = 180
 LINE_SECONDS = 120
 CALL_SECONDS = 30
 PORT_OPTIONS = {"--inventory-port": "50053", "--order-port": "50054", "--reaper-port": "50055", "--relay-port": "50056"}
-"""Of `./task dev`, each with the port that it is for."""
+"""Options of `./task dev`, with the default port that each replaces."""
 OTHER_PORT_OPTIONS = sorted({"--kafka-port", *(port_option(field.name) for field in fields(Ports))} - set(PORT_OPTIONS))
 
 DEV = "./task dev"
-CLUSTER = "needs a cluster; tests/kubernetes renders the manifests, and holds them to what the processes need"
+CLUSTER = "needs a cluster; tests/kubernetes renders the manifests and checks them"
 ITSELF = "runs tests, of which this is one"
 REASONS = {
     "./task test": ITSELF,
@@ -64,7 +64,7 @@ WRITTEN = shell_lines()
 
 def reason_not_to_run(line: ShellLine) -> str | None:
     if line.document == "docs/backup.md":
-        return "tests/e2e/test_back_up_and_restore.py runs each line of that page, between what it is for"
+        return "tests/e2e/test_back_up_and_restore.py runs each command of that page"
     return REASONS.get(line.command) or REASONS_BY_PROGRAM.get(line.command.split()[0])
 
 
@@ -73,13 +73,13 @@ RUN = [line for line in WRITTEN if reason_not_to_run(line) is None and line.comm
 
 @pytest.fixture(scope="module")
 def ports() -> dict[str, int]:
-    """By the port that the documents name, the one that is used instead: others may use those."""
+    """Documented port → the free port that this test uses instead."""
     return dict(zip(PORT_OPTIONS.values(), free_ports(len(PORT_OPTIONS)), strict=True))
 
 
 @pytest.fixture(scope="module")
 def clone(tmp_path_factory: pytest.TempPathFactory, ports: dict[str, int]) -> Iterator[Path]:
-    """All files of this repository, and a run folder of its own in which `./task dev` runs."""
+    """A folder with links to all files of this repository, in which `./task dev` runs with its own run folder."""
     folder = tmp_path_factory.mktemp("clone")
     for each in ROOT.iterdir():
         if each.name != "run":
@@ -97,18 +97,18 @@ def clone(tmp_path_factory: pytest.TempPathFactory, ports: dict[str, int]) -> It
 
 @pytest.mark.timeout(READY_SECONDS + LINE_SECONDS)
 @pytest.mark.parametrize("line", [line for line in RUN if not line.command.startswith("grpcurl")], ids=str)
-def test_a_line_does_what_it_is_there_for(clone: Path, line: ShellLine) -> None:
+def test_a_documented_command_succeeds_and_prints_something(clone: Path, line: ShellLine) -> None:
     done = subprocess.run(
         line.command, shell=True, cwd=clone, capture_output=True, text=True, timeout=LINE_SECONDS, check=False
     )
 
     assert done.returncode == 0, f"{line}\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}"
-    assert done.stdout.strip(), "it shows something"
+    assert done.stdout.strip(), f"{line} printed nothing"
 
 
 @pytest.mark.timeout(READY_SECONDS + LINE_SECONDS)
-def test_the_calls_of_grpcurl_are_answered(clone: Path, ports: dict[str, int]) -> None:
-    """Made here as grpcurl makes them, with nothing but what reflection tells."""
+def test_the_documented_grpcurl_calls_succeed(clone: Path, ports: dict[str, int]) -> None:
+    """Calls as grpcurl does, with the descriptors that server reflection returns."""
     order_id, status = "THE-ORDER-ID", ""
     calls = [line for line in RUN if line.command.startswith("grpcurl")]
     assert len(calls) == 3
@@ -137,37 +137,37 @@ def grpcurl(command: str, ports: dict[str, int]) -> dict[str, Any]:
         return answered
 
 
-def test_every_reason_is_for_a_line_that_is_written() -> None:
+def test_every_reason_belongs_to_a_documented_command() -> None:
     assert set(REASONS) <= {line.command for line in WRITTEN}
 
 
-def test_every_test_that_runs_a_line_instead_is_there() -> None:
+def test_every_test_that_a_reason_names_exists() -> None:
     for reason in REASONS.values():
         for path in re.findall(r"tests/[\w/]+(?:\.py)?", reason):
             assert (ROOT / path).exists(), reason
 
 
-def test_a_command_that_a_page_names_is_a_task() -> None:
+def test_every_task_that_a_page_names_exists() -> None:
     tasks = yaml.safe_load((ROOT / "Taskfile.yml").read_text())["tasks"]
 
     assert {(page, name) for page, name in named_tasks() if name not in tasks} == set()
 
 
-def test_a_file_that_a_page_names_is_there() -> None:
-    # A page says once in which folder it is, and goes on from there.
+def test_every_file_that_a_page_names_exists() -> None:
+    # A page names a folder once, and then files relative to it.
     patterns = ("deploy/*", "libs/*/src", "libs/*/src/*", "services/*/src", "services/*/src/*")
     folders = [ROOT, *(folder for pattern in patterns for folder in ROOT.glob(pattern))]
 
-    def is_there(page: str, path: str) -> bool:
+    def exists(page: str, path: str) -> bool:
         return any((folder / path).exists() for folder in [(ROOT / page).parent, *folders])
 
-    # What CHANGELOG tells of may be gone since.
+    # CHANGELOG also names files that were removed later.
     named = [(page, path) for page, path in named_files() if page != "CHANGELOG.md"]
-    assert [(page, path) for page, path in named if not is_there(page, path)] == []
+    assert [(page, path) for page, path in named if not exists(page, path)] == []
 
 
-def test_every_fence_says_what_is_in_it() -> None:
-    """One without a language would hide its lines from these tests."""
+def test_every_code_block_names_its_language() -> None:
+    """These tests would not find the commands of a block without a language."""
     for page in {line.document for line in WRITTEN}:
         fences = re.findall(r"^ *```(\w*)", (ROOT / page).read_text(), re.MULTILINE)[::2]
         assert set(fences) <= {"sh", "python", "json", "sql", "yaml", "ini", "", "text", "mermaid"}, page

@@ -1,4 +1,4 @@
-"""What happens to an order and to its stock, from the first call to the last event."""
+"""Status changes of an order, and their effects on its stock and events."""
 
 import pytest
 
@@ -8,7 +8,7 @@ from shop_protos.order.v1 import order_pb2 as orders
 from tests.e2e.shop_driver import CANCELLED, CONFIRMED, DELIVERED, PENDING, PROCESSING, SHIPPED, ShopDriver
 
 
-def test_an_expired_hold_frees_its_stock_before_the_reaper_comes(shop: ShopDriver) -> None:
+def test_the_stock_of_a_due_reservation_is_available_before_the_reaper_runs(shop: ShopDriver) -> None:
     product = shop.stocked_product(units=1)
     with shop.stack.reaper.frozen():
         order = shop.create_order((product, 1), ttl_seconds=1)
@@ -23,7 +23,7 @@ def test_an_expired_hold_frees_its_stock_before_the_reaper_comes(shop: ShopDrive
     shop.assert_consistent(product, stocked=1)
 
 
-def test_a_hold_that_nobody_confirms_expires_and_cancels_its_order(shop: ShopDriver) -> None:
+def test_an_unconfirmed_reservation_expires_and_its_order_is_cancelled(shop: ShopDriver) -> None:
     product = shop.stocked_product(units=1)
 
     order = shop.create_order((product, 1), ttl_seconds=1)
@@ -37,15 +37,15 @@ def test_a_hold_that_nobody_confirms_expires_and_cancels_its_order(shop: ShopDri
 
 
 @pytest.mark.parametrize(
-    "steps", [(), (CONFIRMED,), (CONFIRMED, PROCESSING)], ids=["pending", "confirmed", "processing"]
+    "statuses", [(), (CONFIRMED,), (CONFIRMED, PROCESSING)], ids=["pending", "confirmed", "processing"]
 )
-def test_cancelling_gives_all_stock_back_at_any_stage_before_shipping(
-    shop: ShopDriver, steps: tuple["orders.OrderStatus.ValueType", ...]
+def test_cancelling_before_shipping_releases_all_stock(
+    shop: ShopDriver, statuses: tuple["orders.OrderStatus.ValueType", ...]
 ) -> None:
     one, two = shop.stocked_product(units=3), shop.stocked_product(NORTH=2, SOUTH=2)
     order = shop.create_order((one, 3), (two, 3))
 
-    shop.change_status(order.id, *steps, CANCELLED)
+    shop.change_status(order.id, *statuses, CANCELLED)
 
     shop.eventually(lambda: shop.available(one) == 3 and shop.available(two) == 4)
     assert shop.order(order.id).status == CANCELLED
@@ -53,7 +53,7 @@ def test_cancelling_gives_all_stock_back_at_any_stage_before_shipping(
     shop.assert_consistent(two, stocked=4)
 
 
-def test_shipping_takes_the_stock_out(shop: ShopDriver) -> None:
+def test_shipping_reduces_the_quantity(shop: ShopDriver) -> None:
     product = shop.stocked_product(NORTH=2, SOUTH=2)
     order = shop.create_order((product, 3))
 
@@ -66,7 +66,7 @@ def test_shipping_takes_the_stock_out(shop: ShopDriver) -> None:
     assert shop.change_status(order.id, DELIVERED).status == DELIVERED
 
 
-def test_events_of_an_order_arrive_in_the_order_in_which_things_happened(shop: ShopDriver) -> None:
+def test_events_of_an_order_arrive_in_the_order_of_its_status_changes(shop: ShopDriver) -> None:
     product = shop.stocked_product(units=50)
     placed = [shop.create_order((product, 1)).id for _ in range(20)]
     for step in (CONFIRMED, PROCESSING, SHIPPED, DELIVERED):
@@ -79,7 +79,7 @@ def test_events_of_an_order_arrive_in_the_order_in_which_things_happened(shop: S
         ]  # fmt: skip
 
 
-def test_a_step_that_is_not_legal_is_refused_and_names_those_that_are(shop: ShopDriver) -> None:
+def test_an_illegal_status_change_is_refused_with_the_legal_ones(shop: ShopDriver) -> None:
     order = shop.create_order((shop.stocked_product(units=1), 1))
 
     with pytest.raises(Refused) as refusal:
@@ -105,9 +105,9 @@ def test_releasing_the_stock_of_a_confirmed_order_cancels_it(shop: ShopDriver) -
     shop.assert_consistent(product, stocked=1)
 
 
-def test_confirming_after_the_hold_has_run_out_cancels_the_order_and_says_why(shop: ShopDriver) -> None:
+def test_confirming_after_the_reservation_has_expired_cancels_the_order(shop: ShopDriver) -> None:
     product = shop.stocked_product(units=1)
-    # Nobody may cancel the order before we try: neither the reaper nor the event of the expiry.
+    # The reaper is frozen, so that no expiry event cancels the order before the confirmation.
     with shop.stack.reaper.frozen():
         order = shop.create_order((product, 1), ttl_seconds=1)
         shop.eventually(lambda: shop.available(product) == 1)

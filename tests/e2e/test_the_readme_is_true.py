@@ -1,4 +1,4 @@
-"""The README's programs run as they are written there."""
+"""The programs in README run as they are written."""
 
 import os
 import re
@@ -51,17 +51,17 @@ def test_the_first_order_needs_the_generated_code_and_nothing_else_of_the_reposi
     python = tmp_path / "venv" / "bin" / "python"
 
     run(python, "-m", "pip", "install", "--quiet", str(ROOT / "proto"), folder=tmp_path)
-    said = run(python, "first_order.py", folder=tmp_path)
+    output = run(python, "first_order.py", folder=tmp_path)
 
-    order_id, status, *_ = said.split()
+    order_id, status, *_ = output.split()
     assert status == "ORDER_STATUS_CONFIRMED"
     assert shop.order(order_id).items[0].product_id == product
 
 
-def test_the_first_order_says_how_much_is_left_when_it_is_too_little(
+def test_the_first_order_prints_the_available_quantity_when_stock_is_insufficient(
     shop: ShopDriver, stack: Stack, tmp_path: Path
 ) -> None:
-    """It branches on the reason, not on the text of the error."""
+    """The program branches on the error's reason, not on its text."""
     product = shop.stocked_product(units=1)
     example = at_the_stack((ROOT / "examples" / "first_order.py").read_text(), stack, product)
     (tmp_path / "first_order.py").write_text(example.replace("quantity=2", "quantity=100"))
@@ -74,7 +74,7 @@ def test_the_first_order_says_how_much_is_left_when_it_is_too_little(
 
 
 def at_the_stack(program: str, stack: Stack, product: int) -> str:
-    """The program, with other addresses and another product."""
+    """The program with the addresses of the stack and this product."""
     program = program.replace("localhost:50053", stack.inventory_address)
     return program.replace("localhost:50054", stack.orders_address).replace("product_id=1", f"product_id={product}")
 
@@ -88,13 +88,13 @@ def run(*command: str | Path, folder: Path) -> str:
     return done.stdout
 
 
-def test_a_client_of_bare_names_needs_only_a_channel_and_two_imports(stack: Stack, shop: ShopDriver) -> None:
-    """The fields of the users' documentation, and nothing else."""
+def test_a_client_needs_only_a_channel_and_two_imports(stack: Stack, shop: ShopDriver) -> None:
+    """Uses only fields that the users' documentation names."""
     product = shop.stocked_product(units=10)
     with grpc.insecure_channel(stack.inventory_address) as channel:
         stub = inventory_pb2_grpc.InventoryServiceStub(channel)
-        answer = stub.CheckStock(inventory_pb2.CheckStockRequest(product_id=product, required_quantity=5))
-        assert (answer.available, answer.available_quantity) == (True, 10)
+        response = stub.CheckStock(inventory_pb2.CheckStockRequest(product_id=product, required_quantity=5))
+        assert (response.available, response.available_quantity) == (True, 10)
         reserved = stub.ReserveStock(
             inventory_pb2.ReserveStockRequest(product_id=product, quantity=5, order_id="order-123")
         )

@@ -1,4 +1,4 @@
-"""What a process says of its settings when it starts."""
+"""What a process logs about its settings when it starts."""
 
 import json
 import re
@@ -60,7 +60,7 @@ def test_the_list_of_all_settings_is_complete() -> None:
 
 
 @pytest.mark.parametrize("settings", ALL_SETTINGS)
-def test_ordinary_environments_are_not_complained_of(settings: Any) -> None:
+def test_an_ordinary_environment_causes_no_warning(settings: Any) -> None:
     compose = re.findall(r"^#?([A-Z_]+)=", Path(".env.example").read_text(), re.MULTILINE)
     assert "SHOP_INVENTORY_PORT" in compose
     environment = ORDINARY | dict.fromkeys(compose, "") | dict.fromkeys(SETTINGS_OF_ALL, "")
@@ -81,12 +81,12 @@ def test_ordinary_environments_are_not_complained_of(settings: Any) -> None:
         ("OTEL_EXPORTER_OLTP_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT"),
     ],
 )
-def test_a_setting_that_is_misspelt_is_named_with_the_nearest(name: str, nearest: str) -> None:
+def test_a_misspelt_setting_is_reported_with_the_nearest_name(name: str, nearest: str) -> None:
     assert list(unknown(InventorySettings, {name: "x"})) == [(name, nearest)]
 
 
 @pytest.mark.parametrize("name", SCHEMAS)
-def test_an_api_tells_of_unknown_settings_and_of_what_it_uses(
+def test_an_api_logs_unknown_settings_and_those_in_use(
     start: Start, database_url: str, name: str, kafka: Kafka
 ) -> None:
     migrate(SCHEMAS[name], database_url)
@@ -104,7 +104,7 @@ def test_an_api_tells_of_unknown_settings_and_of_what_it_uses(
     assert "secret" not in process.log
 
 
-def test_no_password_is_told(start: Start) -> None:
+def test_no_password_is_logged(start: Start) -> None:
     url = "postgresql://shop:hunter2@127.0.0.1:1/orders?sslpassword=hunter2"
 
     process = start(RELAY, {"ORDERS_DATABASE_URL": url, "KAFKA_BOOTSTRAP_SERVERS": "127.0.0.1:1"})
@@ -114,7 +114,7 @@ def test_no_password_is_told(start: Start) -> None:
     assert "hunter2" not in process.log
 
 
-def test_the_reaper_tells_whom_it_calls_and_when(start: Start) -> None:
+def test_the_reaper_logs_its_targets_and_schedule(start: Start) -> None:
     process = start(REAPER, {"PURGE_CRON": "0 3 * * *", "INVENTORY_TARGET": "a:1", "ORDER_TARGET": "b:2"})
 
     line = json.loads(process.wait_for_line('"serving"', START_SECONDS))
