@@ -1,4 +1,4 @@
-"""Apache Kafka, one for each file: to be killed, paused and reconfigured without disturbing other tests."""
+"""One Apache Kafka for each file, so that a file can kill, freeze and reconfigure it without disturbing other tests."""
 
 from collections.abc import Iterator
 
@@ -10,7 +10,7 @@ from devstack.kafka import Kafka
 
 @pytest.fixture(scope="module")
 def broker(docker_engine: str) -> Iterator[Kafka]:
-    """In a container of its own. The groups of a stack have fixed names, so that two stacks can't share a broker."""
+    """Apache Kafka in a container. Two stacks cannot share one: their consumer groups have the same names."""
     with kafka.provide(containers=True) as started:
         assert started.container.alive
         yield started

@@ -1,4 +1,4 @@
-"""A stream of numbered events: an outbox on PostgreSQL, the real relay process, and topics of its own."""
+"""A stream of numbered events: an outbox on PostgreSQL, the real event-relay, and a topic of its own."""
 
 import sys
 import threading
@@ -25,7 +25,7 @@ _POLL_SECONDS = 0.05
 
 
 class Stream:
-    """Events are numbered by key; what is written is remembered, so that what arrives can be held against it."""
+    """Writes events to the outbox, numbered by key, and checks that all of them arrive on Kafka."""
 
     def __init__(self, url: str, broker: Kafka) -> None:
         self.broker = broker
@@ -45,7 +45,7 @@ class Stream:
                 "KAFKA_BOOTSTRAP_SERVERS": broker.bootstrap,
                 "HEALTH_PORT": str(health_port),
                 "METRICS_PORT": str(self._metrics_port),
-                # Two thirds of it are the time of a batch: a broker that is away is noticed as soon.
+                # A batch may take two thirds of the lease. After that time the relay reports an unavailable broker.
                 "LEASE_SECONDS": "3",
                 "DRAIN_SECONDS": "0",
                 "LOG_FORMAT": "console",
@@ -62,7 +62,7 @@ class Stream:
         self._database.close()
 
     def write(self, *keys: str, topic: str | None = None, size: int = 0) -> None:
-        """The next event of each key, in one transaction; `size` bytes longer than need be."""
+        """Write the next event of each key, in one transaction. `size` bytes are added to each payload."""
         rows = []
         for key in keys:
             number = self._next.get(key, 0)
@@ -73,20 +73,20 @@ class Stream:
                     event_id=str(uuid7()),
                     topic=topic or self.topic,
                     key=key,
-                    type="TOLD",
-                    payload=orjson.dumps({"number": number, "filling": "x" * size}).decode(),
+                    type="NUMBERED",
+                    payload=orjson.dumps({"number": number, "padding": "x" * size}).decode(),
                     headers=None,
                     traceparent=None,
                     created_at=datetime.now(UTC),
                 )
             )
         self._database.transact(lambda tx: self._outbox.append_records(tx, rows))
-        known = self._written.setdefault(topic or self.topic, {})
-        known |= {row.event_id: (row.key, orjson.loads(row.payload)["number"]) for row in rows}
+        written = self._written.setdefault(topic or self.topic, {})
+        written |= {row.event_id: (row.key, orjson.loads(row.payload)["number"]) for row in rows}
 
     @contextmanager
     def writing(self, keys: int = 40, each: int = 2) -> Iterator[None]:
-        """Without a pause, in bursts, until the block ends."""
+        """Writes bursts of events, `each` per key, until the block ends."""
         done = threading.Event()
 
         def write() -> None:
@@ -102,17 +102,17 @@ class Stream:
             done.set()
             thread.join()
 
-    def waiting(self) -> int:
-        """How many events are in the outbox."""
+    def backlog(self) -> int:
+        """The number of events in the outbox."""
         rows = select(func.count()).select_from(self._outbox.table)
         return self._database.query(lambda tx: tx.execute(rows).scalar_one())
 
-    def all_arrived(self, topic: str | None = None, within_seconds: float = 120) -> list[Record]:
-        """What is in the topic once nothing waits: every event, first occurrences in order, repeats under their id.
+    def wait_until_all_arrived(self, topic: str | None = None, within_seconds: float = 120) -> list[Record]:
+        """Wait until the outbox is empty. Returns the records of the topic.
 
-        Fails when it is anything else.
+        Raises AssertionError unless the topic has every event, and first occurrences are in order for each key.
         """
-        eventually(lambda: self.waiting() == 0, within_seconds)
+        eventually(lambda: self.backlog() == 0, within_seconds)
         topic = topic or self.topic
         size = self.broker.size(topic)
         records = self.broker.consume(topic, lambda found: len(found) >= size, within_seconds)
@@ -121,17 +121,17 @@ class Stream:
         for record in records:
             first.setdefault(record.headers["ce_id"], (record.key or "", record.json()["number"]))
         lost = written.keys() - first.keys()
-        assert not lost, f"{len(lost)} of {len(written)} events are gone"
+        assert not lost, f"{len(lost)} of {len(written)} events are lost"
         assert first == written
         numbers: dict[str, list[int]] = {}
         for key, number in first.values():
             numbers.setdefault(key, []).append(number)
         for of_key in numbers.values():
-            assert of_key == sorted(of_key), "first occurrences keep their order"
+            assert of_key == sorted(of_key), "first occurrences are in order"
         return records
 
     def metric(self, name: str) -> float:
-        """What the relay tells Prometheus of its database."""
+        """The value of a metric of the relay for its database."""
         with urllib.request.urlopen(f"http://127.0.0.1:{self._metrics_port}/metrics", timeout=5) as answer:
             for line in answer.read().decode().splitlines():
                 if line.startswith(f'{name}{{database="orders"}}'):
@@ -141,6 +141,6 @@ class Stream:
     def has_shipped(self, events: float) -> bool:
         return self.metric("shop_relay_shipped_events_total") >= events
 
-    def said(self, event: str) -> list[str]:
-        """The lines of the relay's log that tell of it."""
+    def log_lines(self, event: str) -> list[str]:
+        """The lines of the relay's log with this event."""
         return [line for line in self.relay.log.splitlines() if event in line]

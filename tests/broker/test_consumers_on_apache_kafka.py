@@ -1,4 +1,4 @@
-"""What consumers promise, on Apache Kafka and with the real processes: every event has its effect, and has it once."""
+"""inventory-api's consumer with Apache Kafka: every event takes effect exactly once."""
 
 import sys
 from collections.abc import Iterator
@@ -25,7 +25,7 @@ pytestmark = pytest.mark.timeout(500)
 GROUP, TOPIC = "inventory-api", "order-events"
 ADMIN_SECONDS = 60
 MEMBER_SECONDS = 60
-HELD = 77  # an advisory lock of this file's own
+ADVISORY_LOCK = 77  # used by this file only
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +49,7 @@ def confirmed(shop: ShopDriver, product: int) -> str:
 
 
 def end(shop: ShopDriver, order_id: str, number: int) -> None:
-    """Every other order is shipped, the rest are cancelled."""
+    """Ship the order if its number is even, cancel it otherwise."""
     if number % 2:
         shop.change_status(order_id, CANCELLED)
     else:
@@ -61,10 +61,10 @@ def caught_up(shop: ShopDriver) -> bool:
 
 
 def stop_inventory(shop: ShopDriver) -> None:
-    """With all that it did committed, so that what comes next is about what the test does to its offsets."""
+    """Stop inventory-api after it has committed all offsets, so that only the test changes them afterwards."""
     shop.eventually(lambda: caught_up(shop), within_seconds=60)
     assert shop.stack.inventory_api.stop(20) == 0
-    # Its offsets can be moved only when the group has no member, not even one that left without a word.
+    # Offsets of a group can be changed only when it has no members, including members that the broker has not removed.
     shop.eventually(lambda: members(shop.kafka) == 0, MEMBER_SECONDS)
 
 
@@ -74,7 +74,7 @@ def start_inventory(shop: ShopDriver) -> None:
 
 
 def effects(shop: ShopDriver, product: int, count: int) -> dict[str, list[str]]:
-    """Of each order the effects that were told of, once so many were."""
+    """Wait for `count` events that end a reservation of the product. Returns their types by order id."""
     ends = ("STOCK_FULFILLED", "STOCK_RELEASED")
     records = shop.kafka.consume(
         "inventory-events",
@@ -83,16 +83,16 @@ def effects(shop: ShopDriver, product: int, count: int) -> dict[str, list[str]]:
         ),
         within_seconds=60,
     )
-    # A repeat by the relay comes under the same id; an effect that was doubled has another.
-    told = {r.headers["ce_id"]: r for r in records if r.key == str(product) and r.headers["ce_type"] in ends}
+    # A repeat by the relay has the same id. A second effect would have another.
+    by_id = {r.headers["ce_id"]: r for r in records if r.key == str(product) and r.headers["ce_type"] in ends}
     by_order: dict[str, list[str]] = {}
-    for record in told.values():
+    for record in by_id.values():
         by_order.setdefault(record.json()["data"]["order_id"], []).append(record.headers["ce_type"])
     return by_order
 
 
 def assert_once(shop: ShopDriver, product: int, orders: list[str], *, stocked: int) -> None:
-    """Every second order's unit left the house, the others' are for sale again, and each was told of once."""
+    """Check that every other order's unit was shipped, that the other units are available, and each has one event."""
     shipped = len(orders[::2])
     shop.eventually(lambda: shop.available(product) == stocked - shipped == shop.on_hand(product), within_seconds=60)
     shop.assert_consistent(product, stocked=stocked)
@@ -100,13 +100,13 @@ def assert_once(shop: ShopDriver, product: int, orders: list[str], *, stocked: i
     assert effects(shop, product, len(orders)) == expected
 
 
-def test_effects_come_once_while_members_join_leave_and_die(shop: ShopDriver) -> None:
+def test_events_take_effect_once_while_group_members_join_leave_and_die(shop: ShopDriver) -> None:
     product = shop.stocked_product(units=200)
     orders = [confirmed(shop, product) for _ in range(60)]
     joining = second_inventory(shop.stack)
 
-    with ThreadPoolExecutor(2) as people:
-        work = [people.submit(end, shop, order, number) for number, order in enumerate(orders)]
+    with ThreadPoolExecutor(2) as clients:
+        calls = [clients.submit(end, shop, order, number) for number, order in enumerate(orders)]
         joining.start()
         shop.eventually(lambda: members(shop.kafka) == 2, MEMBER_SECONDS)
         assert joining.stop(20) == 0
@@ -114,8 +114,8 @@ def test_effects_come_once_while_members_join_leave_and_die(shop: ShopDriver) ->
         joining.start()
         shop.eventually(lambda: members(shop.kafka) == 2, MEMBER_SECONDS)
         joining.kill()
-        for done in work:
-            done.result()
+        for call in calls:
+            call.result()
 
     assert_once(shop, product, orders, stocked=200)
     shop.eventually(lambda: members(shop.kafka) == 1, MEMBER_SECONDS)
@@ -123,7 +123,7 @@ def test_effects_come_once_while_members_join_leave_and_die(shop: ShopDriver) ->
 
 
 def second_inventory(stack: Stack) -> Process:
-    """Another process of the same service, on a port of its own."""
+    """A second inventory-api process with its own port."""
     (port,) = free_ports(1)
     return Process(
         f"{INVENTORY_API} 2",
@@ -140,7 +140,7 @@ def members(broker: Kafka) -> int:
 
 
 @pytest.mark.parametrize("how", ["moved to the earliest", "deleted"])
-def test_events_that_come_again_after_an_offset_reset_change_nothing(shop: ShopDriver, how: str) -> None:
+def test_events_read_again_after_an_offset_reset_change_nothing(shop: ShopDriver, how: str) -> None:
     product = shop.stocked_product(units=20)
     orders = [confirmed(shop, product) for _ in range(10)]
     for number, order in enumerate(orders):
@@ -162,14 +162,14 @@ def test_events_that_come_again_after_an_offset_reset_change_nothing(shop: ShopD
     start_inventory(shop)
 
     shop.eventually(lambda: caught_up(shop), within_seconds=60)
-    # What comes after all of them, by the same way, shows that nothing more came of them.
+    # Two more orders, whose events are handled after all of those.
     orders += [confirmed(shop, product), confirmed(shop, product)]
     for number in (10, 11):
         end(shop, orders[number], number)
     assert_once(shop, product, orders, stocked=20)
 
 
-def test_events_deleted_before_they_were_handled_are_told_of_and_the_rest_go_on(shop: ShopDriver) -> None:
+def test_events_deleted_before_they_were_handled_are_logged_and_others_are_handled(shop: ShopDriver) -> None:
     product = shop.stocked_product(units=10)
     lost, kept = confirmed(shop, product), confirmed(shop, product)
     stop_inventory(shop)
@@ -177,12 +177,12 @@ def test_events_deleted_before_they_were_handled_are_told_of_and_the_rest_go_on(
     shop.change_status(lost, CANCELLED)
     shop.eventually(lambda: shop.kafka.size(TOPIC) == so_far + 1, within_seconds=60)
 
-    # -1 stands for all that there is: as retention does it when a consumer was away for too long.
+    # Delete all records (-1), as retention does when a consumer is down for too long.
     admin = shop.kafka.admin()
     everything = [TopicPartition(TOPIC, partition, -1) for partition in range(3)]
     for answer in admin.delete_records(everything, request_timeout=ADMIN_SECONDS).values():
         answer.result(ADMIN_SECONDS)
-    # Keyed as the lost one, so that it comes next in the lost one's partition.
+    # Has the key of the lost event, so that it is the next in that partition.
     shop.kafka.produce(TOPIC, lost, '{"event_type": "NOTED", "timestamp": "2024-01-15T10:30:00Z", "data": {}}')
     shop.change_status(kept, CANCELLED)
     start_inventory(shop)
@@ -191,7 +191,7 @@ def test_events_deleted_before_they_were_handled_are_told_of_and_the_rest_go_on(
     assert "count=1" in line
     shop.eventually(lambda: shop.available(product) == 9, within_seconds=60)
 
-    # As the runbook says: a person gives back what the lost event would have.
+    # The runbook says to release by hand what the lost event would have released.
     (held,) = [reservation for reservation in shop.reservations(product) if reservation.order_id == lost]
     request = inventory.ReleaseStockRequest(reservation_id=held.id)
     assert shop.api.call(shop.api.inventory.ReleaseStock, request).released_quantity == 1
@@ -199,20 +199,20 @@ def test_events_deleted_before_they_were_handled_are_told_of_and_the_rest_go_on(
     shop.assert_consistent(product, stocked=10)
 
 
-def test_a_consumer_killed_between_the_effect_and_its_commit_repeats_it_without_effect(shop: ShopDriver) -> None:
+def test_an_event_repeated_after_a_kill_between_effect_and_offset_commit_changes_nothing(shop: ShopDriver) -> None:
     product = shop.stocked_product(units=2)
     order = confirmed(shop, product)
     shop.eventually(lambda: caught_up(shop), within_seconds=60)
 
     with inventory_database(shop.stack) as database:
-        with commits_held(database):
+        with commits_blocked(database):
             shop.change_status(order, CANCELLED)
             shop.eventually(lambda: commit_waits(database), within_seconds=60)
-            # It has sent its COMMIT. The answer, after which it would commit its offset, it never sees.
+            # It has sent its COMMIT. It is frozen before the response, after which it would commit its offset.
             shop.stack.inventory_api.freeze()
         shop.eventually(lambda: reserved(database, product) == 0, within_seconds=60)
         shop.stack.inventory_api.kill()
-    # With it whatever else of the order was in its batch.
+    # Other events of the order may have been in the same batch.
     assert shop.kafka.lag(GROUP, TOPIC) >= 1
     start_inventory(shop)
 
@@ -230,13 +230,13 @@ def inventory_database(stack: Stack) -> Iterator[Connection]:
 
 
 @contextmanager
-def commits_held(database: Connection) -> Iterator[None]:
-    """Whoever writes an event stands in its COMMIT until this is over, or until its statement's time is up."""
-    database.execute("SELECT pg_advisory_lock(%s)", [HELD])
+def commits_blocked(database: Connection) -> Iterator[None]:
+    """Transactions that write an event wait in COMMIT until the block ends or their statement_timeout expires."""
+    database.execute("SELECT pg_advisory_lock(%s)", [ADVISORY_LOCK])
     database.execute(f"""
         CREATE FUNCTION wait_in_commit() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
             SET LOCAL lock_timeout = 0;
-            PERFORM pg_advisory_xact_lock({HELD});
+            PERFORM pg_advisory_xact_lock({ADVISORY_LOCK});
             RETURN NULL;
         END $$;
         CREATE CONSTRAINT TRIGGER held AFTER INSERT ON outbox DEFERRABLE INITIALLY DEFERRED
@@ -244,12 +244,12 @@ def commits_held(database: Connection) -> Iterator[None]:
     try:
         yield
     finally:
-        database.execute("SELECT pg_advisory_unlock(%s)", [HELD])
+        database.execute("SELECT pg_advisory_unlock(%s)", [ADVISORY_LOCK])
         database.execute("DROP TRIGGER held ON outbox; DROP FUNCTION wait_in_commit()")
 
 
 def commit_waits(database: Connection) -> bool:
-    """Not for long yet, so that its statement has time left."""
+    """True if one COMMIT waits, for less than a second, so that it has time left until its statement_timeout."""
     found = database.execute("""
         SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'advisory'
         AND datname = current_database() AND query_start > clock_timestamp() - interval '1 second'""").fetchone()
@@ -262,7 +262,7 @@ def reserved(database: Connection, product: int) -> int:
     return int(units)
 
 
-def test_consumers_go_on_after_the_broker_was_killed_and_say_so_once(shop: ShopDriver) -> None:
+def test_consumers_continue_after_the_broker_was_killed_and_log_the_outage_once(shop: ShopDriver) -> None:
     product = shop.stocked_product(units=4)
     orders = [confirmed(shop, product) for _ in range(2)]
     so_far = shop.stack.inventory_api.log.count("no events from the broker")
@@ -270,7 +270,7 @@ def test_consumers_go_on_after_the_broker_was_killed_and_say_so_once(shop: ShopD
     shop.kafka.kill()
     shop.eventually(lambda: shop.stack.inventory_api.log.count("no events from the broker") > so_far, within_seconds=60)
     for number, order in enumerate(orders):
-        end(shop, order, number)  # the APIs serve without it
+        end(shop, order, number)  # the APIs serve without the broker
     shop.stack.inventory_api.wait_ready(ADMIN_SECONDS)
     shop.kafka.start_again()
 

@@ -1,4 +1,4 @@
-"""What the relay promises, on Apache Kafka: killed, paused, without a topic, with limits of its own."""
+"""event-relay with Apache Kafka: outages of the broker, missing topics, and events over the topic's size limit."""
 
 import re
 from collections.abc import Iterator
@@ -38,12 +38,12 @@ def stream(postgres_server: PostgresServer, broker: Kafka) -> Iterator[Stream]:
 def configure(broker: Kafka, topic: str, name: str, value: str) -> None:
     entry = ConfigEntry(name, value, incremental_operation=AlterConfigOpType.SET)
     resource = ConfigResource(ResourceType.TOPIC, topic, incremental_configs=[entry])
-    admin = broker.admin()  # which must outlive its answer
+    admin = broker.admin()  # must live until the futures below have their results
     for done in admin.incremental_alter_configs([resource]).values():
         done.result(10)
 
 
-def test_a_broker_that_is_killed_in_the_middle_of_a_stream_costs_no_event(stream: Stream, broker: Kafka) -> None:
+def test_no_event_is_lost_when_the_broker_is_killed(stream: Stream, broker: Kafka) -> None:
     with stream.writing():
         for _ in range(3):
             eventually(stream.relay.is_ready)
@@ -52,13 +52,13 @@ def test_a_broker_that_is_killed_in_the_middle_of_a_stream_costs_no_event(stream
             broker.kill()
             eventually(lambda: not stream.relay.is_ready())
             broker.start_again()
-    stream.all_arrived()
+    stream.wait_until_all_arrived()
 
-    assert len(stream.said("relay interrupted")) <= 2 * 3, "once for the batch, once for the broker"
-    assert stream.said("relay works again")
+    assert len(stream.log_lines("relay interrupted")) <= 2 * 3, "once for the batch, once for the broker"
+    assert stream.log_lines("relay works again")
 
 
-def test_a_leader_that_is_away_for_a_minute_costs_no_event_and_is_told_of_once(stream: Stream, broker: Kafka) -> None:
+def test_no_event_is_lost_in_a_long_outage_and_it_is_logged_once(stream: Stream, broker: Kafka) -> None:
     with stream.writing(keys=20, each=1):
         eventually(stream.relay.is_ready)
         with broker.frozen():
@@ -66,57 +66,59 @@ def test_a_leader_that_is_away_for_a_minute_costs_no_event_and_is_told_of_once(s
             stream.relay.wait_for_line("kind=BrokerAway", 60)
             eventually(lambda: stream.metric("shop_outbox_oldest_event_age_seconds") > AWAY_SECONDS, 2 * AWAY_SECONDS)
             assert stream.metric("shop_outbox_pending_events") > 1000
-            interrupted = stream.said("relay interrupted")
+            interrupted = stream.log_lines("relay interrupted")
             assert len(interrupted) <= 2, "\n".join(interrupted)
             stream.relay.wait_ready(SOON_SECONDS, "liveness")
         eventually(stream.relay.is_ready)
-    stream.all_arrived()
+    stream.wait_until_all_arrived()
 
     eventually(lambda: stream.metric("shop_outbox_pending_events") == 0)
 
 
-def test_the_brokers_own_log_shows_an_idempotent_producer(stream: Stream, broker: Kafka) -> None:
-    """With it librdkafka takes no other acks than all."""
+def test_the_brokers_log_segment_shows_an_idempotent_producer(stream: Stream, broker: Kafka) -> None:
+    """librdkafka's idempotent producer accepts only acks=all."""
     stream.write("a")
-    (record,) = stream.all_arrived()
+    (record,) = stream.wait_until_all_arrived()
     segment = f"{LOG_FOLDER}/{stream.topic}-{record.partition}/00000000000000000000.log"
 
-    told = broker.container.execute(
+    dump = broker.container.execute(
         "/opt/kafka/bin/kafka-run-class.sh", "kafka.tools.DumpLogSegments", "--files", segment
     )
 
-    producers = re.findall(r"producerId: (-?\d+)", told)
+    producers = re.findall(r"producerId: (-?\d+)", dump)
     assert producers
     assert "-1" not in producers
     with pytest.raises(KafkaException, match="acks"):
         Producer({"enable.idempotence": True, "acks": "1"})
 
 
-def test_events_of_a_missing_topic_wait_and_others_flow(stream: Stream, broker: Kafka) -> None:
+def test_events_of_a_missing_topic_wait_and_those_of_others_are_sent(stream: Stream, broker: Kafka) -> None:
     missing = f"missing-{uuid4().hex}"
     stream.write("a", "b", "c", topic=missing)
     line = stream.relay.wait_for_line("topic cannot be used: its events wait", 60)
     assert f"kafka-topics.sh --bootstrap-server {broker.bootstrap} --create --topic {missing}" in line
 
     stream.write("a", "b", "c")
-    eventually(lambda: stream.waiting() == 3)
+    eventually(lambda: stream.backlog() == 3)
     stream.write("a", "b", "c")
-    eventually(lambda: stream.waiting() == 3)
+    eventually(lambda: stream.backlog() == 3)
     stream.relay.wait_ready(SOON_SECONDS)
 
     broker.create_topics(missing)
-    stream.all_arrived(missing)
+    stream.wait_until_all_arrived(missing)
     assert broker.size(missing) == 3
     assert broker.size(stream.topic) == 6
-    assert len(stream.said("topic cannot be used")) == 1
-    assert len(stream.said("topic can be used again")) == 1
+    assert len(stream.log_lines("topic cannot be used")) == 1
+    assert len(stream.log_lines("topic can be used again")) == 1
 
 
-def test_an_event_over_the_topics_limit_holds_back_its_shard_alone_and_loudly(stream: Stream, broker: Kafka) -> None:
+def test_an_event_over_the_topics_size_limit_blocks_only_its_shard_and_is_reported(
+    stream: Stream, broker: Kafka
+) -> None:
     configure(broker, stream.topic, "max.message.bytes", "20000")
     keys = (f"key-{number}" for number in range(300))
     others = [key for key in keys if shard_of(key) != shard_of("big")]
-    # As many as make batches that are over the limit as a whole, around the one event that is so by itself.
+    # Together these events exceed the limit, so that a whole batch would, too; "big" exceeds it alone.
     stream.write(*others)
     stream.write("big", size=50_000)
     stream.write("big", *others)
@@ -124,14 +126,14 @@ def test_an_event_over_the_topics_limit_holds_back_its_shard_alone_and_loudly(st
     line = stream.relay.wait_for_line("event cannot be shipped: the events of its shard wait", 60)
     assert "key=big" in line
     assert "max.message.bytes" in line
-    eventually(lambda: stream.waiting() == 2)
+    eventually(lambda: stream.backlog() == 2)
     stream.write("big", *others)
-    eventually(lambda: stream.waiting() == 3)
+    eventually(lambda: stream.backlog() == 3)
     eventually(lambda: stream.metric("shop_relay_blocked_shards") == 1)
     stream.relay.wait_ready(SOON_SECONDS)
 
     configure(broker, stream.topic, "max.message.bytes", "1000000")
-    stream.all_arrived()
+    stream.wait_until_all_arrived()
     eventually(lambda: stream.metric("shop_relay_blocked_shards") == 0)
-    assert len(stream.said("event cannot be shipped")) == 1
-    assert len(stream.said("shard can be shipped again")) == 1
+    assert len(stream.log_lines("event cannot be shipped")) == 1
+    assert len(stream.log_lines("shard can be shipped again")) == 1

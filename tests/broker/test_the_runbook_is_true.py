@@ -1,4 +1,4 @@
-"""What the runbook quotes of logs and metrics is what the programs say."""
+"""The log messages and metrics that the runbook quotes exist in the source."""
 
 import re
 from pathlib import Path
@@ -19,19 +19,19 @@ SOURCES = [
 
 
 def quoted() -> list[str]:
-    """The log lines and the names of metrics that the section Kafka quotes."""
+    """The log messages and metric names that the section Kafka quotes."""
     section = (ROOT / "docs" / "runbook.md").read_text().partition("\n## Kafka")[2].partition("\n## ")[0]
     entries = re.findall(r"^- (?:Logs|Health and metrics): (.*?)(?=^- )", section, re.DOTALL | re.MULTILINE)
-    return sorted({words for entry in entries for words in re.findall(r"`([^`]+)`", entry)})
+    return sorted({text for entry in entries for text in re.findall(r"`([^`]+)`", entry)})
 
 
 def test_the_runbook_quotes_something() -> None:
     assert len(quoted()) > 15
 
 
-@pytest.mark.parametrize("words", quoted())
-def test_a_line_or_metric_of_the_runbook_is_in_the_programs(words: str) -> None:
-    # Prometheus puts _total behind a counter's name, settings are fields in lower case.
-    wanted = {words, words.removesuffix("_total"), words.lower()}
+@pytest.mark.parametrize("text", quoted())
+def test_a_message_or_metric_of_the_runbook_is_in_the_source(text: str) -> None:
+    # prometheus_client adds _total to a counter's name. In the source, a setting is a field in lower case.
+    forms = {text, text.removesuffix("_total"), text.lower()}
 
-    assert any(form in source for source in SOURCES for form in wanted)
+    assert any(form in source for source in SOURCES for form in forms)

@@ -1,4 +1,4 @@
-"""The driver of these tests: docker-compose.yml as its user runs it, under a name, a tag and ports of its own."""
+"""The driver of these tests: runs docker-compose.yml as a user does, with its own project name, image tag and ports."""
 
 import json
 import os
@@ -20,14 +20,13 @@ FILE = ROOT / "docker-compose.yml"
 REPLICAS = {"inventory-api": 3, "order-api": 3, "reservation-reaper": 1, "event-relay": 2}
 SERVICES = [*REPLICAS, "gateway", "postgres", "kafka"]
 
-# With every image to be built and a machine that does other things as well.
+# Long enough to build every image on a busy machine.
 UP_SECONDS = 600
 COMMAND_SECONDS = 120
-_POLL_SECONDS = 0.5
 
 
 class Composition:
-    """Entering it starts everything; leaving it removes containers, volumes and images."""
+    """A running composition. Entering starts everything; leaving removes containers, volumes and images."""
 
     def __init__(self, folder: Path) -> None:
         self.name = f"shop-test-{uuid4().hex[:8]}"
@@ -44,7 +43,7 @@ class Composition:
         )
         try:
             self.compose("build", seconds=UP_SECONDS)
-            # Not before: a build takes its time, and others look for free ports too.
+            # After the build, which takes long: other tests could take the free ports in the meantime.
             self.inventory_port, self.orders_port, self.postgres_port, self.kafka_port, *others = free_ports(6)
             self.prometheus_port, self.jaeger_port = others
             self._environment |= {
@@ -66,37 +65,36 @@ class Composition:
         self._remove()
 
     def up(self) -> None:
-        """Start what does not run, every replica; all is well when this returns."""
-        scale = [word for service, count in REPLICAS.items() for word in ("--scale", f"{service}={count}")]
+        """Start every replica that does not run, and wait until all are healthy."""
+        scale = [option for service, count in REPLICAS.items() for option in ("--scale", f"{service}={count}")]
         self.compose("up", "--wait", *scale, seconds=UP_SECONDS)
 
     def compose(self, *arguments: str, check: bool = True, seconds: float = COMMAND_SECONDS) -> str:
-        """What `docker compose` prints; a failure shows all of it."""
+        """Run `docker compose`. Returns its output; fails with all of it unless `check` is False."""
         return self._run(["docker", "compose", *arguments], check, seconds)
 
     def task(self, *arguments: str, check: bool = True) -> str:
-        """What `./task` runs, in a folder where nothing else runs."""
+        """Run the command of a task in this composition's folder. Returns its output."""
         package = tasks.package_of(arguments[0])
         return self._run([sys.executable, "-m", package, *arguments], check, COMMAND_SECONDS)
 
     def containers(self) -> list[dict[str, Any]]:
-        """As `docker inspect` knows them, stopped ones included, those that do one thing and end left out."""
+        """`docker inspect` of all long-running containers, stopped ones included."""
         ids = self.compose("ps", "--all", "--quiet", *SERVICES).split()
-        found: list[dict[str, Any]] = json.loads(docker.run("inspect", *ids))
-        return found
+        containers: list[dict[str, Any]] = json.loads(docker.run("inspect", *ids))
+        return containers
 
     def of(self, service: str) -> list[str]:
-        """The names of a service's containers."""
+        """The names of the service's containers."""
         return sorted(one["Name"].lstrip("/") for one in self.containers() if service_of(one) == service)
 
     def health(self) -> dict[str, str]:
-        """What the processes say of themselves: replica → SERVING, EXITED, …"""
-        answer = json.loads(self.task("health", "--json", check=False))
-        return {one["name"]: one["ready"] for one in answer["processes"]}
+        """Replica → its readiness: SERVING, EXITED, …"""
+        health = json.loads(self.task("health", "--json", check=False))
+        return {one["name"]: one["ready"] for one in health["processes"]}
 
     def all_serve(self) -> bool:
-        said = list(self.health().values())
-        return said == ["SERVING"] * sum(REPLICAS.values())
+        return list(self.health().values()) == ["SERVING"] * sum(REPLICAS.values())
 
     def _remove(self) -> None:
         self._environment["COMPOSE_PROFILES"] = "*"
@@ -117,8 +115,8 @@ class Composition:
             timeout=seconds,
             check=False,
         )
-        shown = f"{' '.join(command)} ended with {done.returncode}\n{done.stdout}\n{done.stderr}"
-        assert done.returncode == 0 or not check, shown
+        output = f"{' '.join(command)} exited with {done.returncode}\n{done.stdout}\n{done.stderr}"
+        assert done.returncode == 0 or not check, output
         return done.stdout
 
 

@@ -1,4 +1,4 @@
-"""What docker-compose.yml promises, read from the file itself: no engine is needed."""
+"""Checks of docker-compose.yml that read only the file: no Docker engine is needed."""
 
 import re
 from typing import Any
@@ -19,7 +19,7 @@ from tests.compose.composition import FILE, ROOT
 Service = dict[str, Any]
 
 SERVICES: dict[str, Service] = yaml.safe_load(FILE.read_text())["services"]
-# Nobody waits for the load: it ends long after all has started.
+# Not the load generator: no service depends on its end.
 ONCE = {name: service for name, service in SERVICES.items() if service["restart"] == "no" and name != "load"}
 LASTING = {name: service for name, service in SERVICES.items() if service["restart"] != "no"}
 
@@ -45,14 +45,14 @@ def test_nothing_runs_with_more_rights_or_resources_than_it_needs(service: Servi
     assert service["cap_drop"] == ["ALL"]
     assert service["security_opt"] == ["no-new-privileges:true"]
     limits = service["deploy"]["resources"]["limits"]
-    # A limit above the machine's number of processors would not start on the smallest.
+    # Docker refuses a CPU limit above the number of processors, and the smallest machine has one.
     assert float(limits["cpus"]) <= 1
     assert limits["memory"]
     assert limits["pids"] <= 2048
 
 
 @every_service
-def test_no_log_grows_without_end(service: Service) -> None:
+def test_logs_have_a_size_limit(service: Service) -> None:
     assert service["logging"]["options"].keys() == {"max-size", "max-file"}
 
 
@@ -65,65 +65,65 @@ def test_every_image_has_a_version(service: Service) -> None:
 
 
 @every_service
-def test_ports_are_for_this_machine_and_can_be_chosen(service: Service) -> None:
+def test_ports_are_published_on_loopback_and_can_be_configured(service: Service) -> None:
     for port in service.get("ports", []):
         assert re.fullmatch(r"127\.0\.0\.1:\$\{SHOP_[A-Z]+_PORT:-\d+\}:\d+", port)
 
 
 @every_service
-def test_no_password_is_written_here(service: Service) -> None:
+def test_the_file_contains_no_password(service: Service) -> None:
     for name, value in service.get("environment", {}).items():
         assert "PASSWORD" not in name or name.endswith("_FILE")
         assert not re.search(r"://[^/@]*:[^/@]*@", str(value)), "no password in a URL"
 
 
 @pytest.mark.parametrize("name", LASTING)
-def test_what_lasts_is_started_again_and_checked(name: str) -> None:
+def test_long_running_services_are_restarted_and_have_a_health_check(name: str) -> None:
     assert LASTING[name]["restart"] == "unless-stopped"
     assert "healthcheck" in LASTING[name] or "\nHEALTHCHECK " in stage(name)
 
 
 def stage(name: str) -> str:
-    """What the Dockerfile says of a stage, and of those that it is made from; nothing of what is no stage there."""
+    """The Dockerfile's lines of a stage and of the stages it is based on. Empty if there is no such stage."""
     dockerfile = (ROOT / "Dockerfile").read_text()
     found = re.search(rf"^FROM (\S+) AS {re.escape(name)}$(.*?)(?=^FROM|\Z)", dockerfile, re.DOTALL | re.MULTILINE)
     return stage(found[1]) + found[2] if found else ""
 
 
 @pytest.mark.parametrize("name", ONCE)
-def test_somebody_waits_for_what_is_done_once(name: str) -> None:
-    # Else `up --wait` takes its end for a failure.
+def test_another_service_waits_for_each_one_time_service(name: str) -> None:
+    # Otherwise `up --wait` reports the end of its container as a failure.
     waiting = [other for other in SERVICES.values() if conditions(other).get(name) == "service_completed_successfully"]
     assert waiting
 
 
 @pytest.mark.parametrize("name", SETTINGS)
-def test_the_environment_has_real_settings_only(name: str) -> None:
+def test_the_environment_has_only_settings_of_the_process(name: str) -> None:
     known = {field.upper() for field in SETTINGS[name].model_fields}
-    given = {setting.removesuffix("_FILE") for setting in SERVICES[name]["environment"]}
-    assert given <= known
+    set_here = {setting.removesuffix("_FILE") for setting in SERVICES[name]["environment"]}
+    assert set_here <= known
 
 
 @pytest.mark.parametrize("name", ["inventory-api", "order-api", "reservation-reaper", "event-relay"])
-def test_a_process_has_time_to_drain(name: str) -> None:
+def test_the_grace_period_is_long_enough_to_drain(name: str) -> None:
     fields = CommonSettings.model_fields
     needed = fields["drain_seconds"].default + fields["grace_seconds"].default + FLUSH_SECONDS_MAX
     assert float(SERVICES[name]["stop_grace_period"].removesuffix("s")) > needed
 
 
-def test_all_that_can_be_chosen_is_in_the_example() -> None:
+def test_every_variable_is_in_env_example() -> None:
     used = set(re.findall(r"\$\{([A-Z_]+)", FILE.read_text()))
     shown = set(re.findall(r"^#?([A-Z_]+)=", (ROOT / ".env.example").read_text(), re.MULTILINE))
     assert shown == used
 
 
 @pytest.mark.parametrize("name", ["inventory-api", "order-api", "reservation-reaper", "event-relay"])
-def test_spans_go_to_the_jaeger_of_the_profile(name: str) -> None:
+def test_spans_are_sent_to_the_jaeger_of_the_profile(name: str) -> None:
     assert SERVICES[name]["environment"]["OTEL_EXPORTER_OTLP_ENDPOINT"].endswith("-http://jaeger:4317}")
     assert SERVICES["jaeger"]["profiles"] == ["observability"]
 
 
-def test_nothing_beside_the_system_starts_unasked() -> None:
+def test_only_the_system_starts_without_a_profile() -> None:
     profiles = {name: service["profiles"] for name, service in SERVICES.items() if "profiles" in service}
     assert profiles == {name: ["observability"] for name in ("jaeger", "prometheus", "grafana")} | {"load": ["load"]}
 
@@ -132,13 +132,13 @@ def networks(name: str) -> set[str]:
     return set(SERVICES[name].get("networks", ()))
 
 
-def test_the_apis_have_threads_enough() -> None:
+def test_the_apis_may_create_enough_threads() -> None:
     for name in ("inventory-api", "order-api"):
         pids = SERVICES[name]["deploy"]["resources"]["limits"]["pids"]
         assert pids >= 1.5 * SETTINGS[name].model_fields["grpc_threads"].default
 
 
-def test_who_need_not_speak_to_each_other_cannot() -> None:
+def test_services_share_a_network_only_if_they_need_it() -> None:
     assert [name for name in SERVICES if "data" in networks(name)] == [
         *("inventory-api", "order-api", "event-relay", "postgres", "migrate-inventory", "migrate-orders")
     ]
@@ -147,7 +147,7 @@ def test_who_need_not_speak_to_each_other_cannot() -> None:
     ]
     for outside in ("gateway", "load"):
         assert networks(outside) == {"edge"}
-    # Who has neither is in a network of all, or in another container's.
+    # These run without a network, or in the network of another container.
     assert {name for name in SERVICES if not networks(name)} == {"secrets", "databases"}
     assert all("network_mode" in SERVICES[name] for name in ("secrets", "databases"))
 
@@ -163,12 +163,12 @@ def test_who_need_not_speak_to_each_other_cannot() -> None:
         ("grafana", "prometheus"),
     ],
 )
-def test_who_calls_another_can_reach_it(caller: str, called: str) -> None:
+def test_a_caller_shares_a_network_with_its_callee(caller: str, called: str) -> None:
     assert networks(caller) & networks(called)
 
 
-def test_every_topic_is_made() -> None:
+def test_every_topic_is_created() -> None:
     script = (ROOT / "deploy/compose/topics.sh").read_text()
-    made = re.search(r"^for topic in (.+); do$", script, re.MULTILINE)
-    assert made
-    assert set(made[1].split()) == set(TOPICS)
+    created = re.search(r"^for topic in (.+); do$", script, re.MULTILINE)
+    assert created
+    assert set(created[1].split()) == set(TOPICS)

@@ -1,3 +1,5 @@
+"""The images and docker-compose.yml in a running composition with several replicas."""
+
 import json
 import re
 import urllib.request
@@ -23,7 +25,7 @@ PRODUCT = 4711
 BACK_SECONDS = 120
 
 ORDERS_EACH = 20
-"""Enough for each replica of an API to get some, whichever is first."""
+"""Enough orders for each replica of an API to get some."""
 
 pytestmark = pytest.mark.timeout(900)
 
@@ -36,7 +38,7 @@ def system(docker_engine: str, tmp_path_factory: pytest.TempPathFactory) -> Iter
 
 @pytest.fixture
 def shop(system: Composition) -> Iterator[Shop]:
-    """A client outside, which knows the published ports only."""
+    """A client outside the containers, which knows only the published ports."""
     with Shop.connect(f"127.0.0.1:{system.inventory_port}", f"127.0.0.1:{system.orders_port}") as opened:
         yield opened
 
@@ -47,13 +49,13 @@ def create_order(shop: Shop) -> str:
     return shop.call(shop.orders.CreateOrder, orders.CreateOrderRequest(user_id=1, items=items)).order.id
 
 
-def stock_up(shop: Shop) -> None:
+def add_stock(shop: Shop) -> None:
     request = inventory.CreateInventoryItemRequest(product_id=PRODUCT, quantity=1_000)
     shop.call(shop.inventory.CreateInventoryItem, request)
 
 
-def answered(system: Composition, service: str, method: str) -> Counter[str]:
-    """How many calls of the method each replica has answered, by its own count."""
+def calls_served(system: Composition, service: str, method: str) -> Counter[str]:
+    """The number of calls of the method that each replica has served, from its metrics."""
     read = "import urllib.request as u; print(u.urlopen('http://localhost:9464/metrics').read().decode())"
     counted = re.compile(rf'^rpc_server_call_duration_seconds_count{{[^}}]*/{method}"[^}}]*}} ([\d.]+)$', re.MULTILINE)
     counts: Counter[str] = Counter()
@@ -71,11 +73,11 @@ def test_every_replica_of_every_process_is_ready(system: Composition) -> None:
     assert system.all_serve(), system.health()
 
 
-def test_the_story_of_every_rpc_is_told_through_the_published_ports(system: Composition) -> None:
+def test_the_smoke_test_passes_through_the_published_ports(system: Composition) -> None:
     assert "All checks passed" in system.task("test-grpc")
 
 
-def test_the_status_reads_both_databases_and_the_broker(system: Composition) -> None:
+def test_the_status_command_reads_both_databases_and_the_broker(system: Composition) -> None:
     status = json.loads(system.task("status", "--json"))
 
     assert len(status["processes"]) == sum(REPLICAS.values())
@@ -83,21 +85,24 @@ def test_the_status_reads_both_databases_and_the_broker(system: Composition) -> 
     assert {lag["partition"] for lag in status["consumers"]} == {0, 1, 2}
 
 
-def test_calls_spread_over_the_replicas_outside_and_inside(system: Composition, shop: Shop) -> None:
-    stock_up(shop)
-    before = answered(system, "order-api", "CreateOrder"), answered(system, "inventory-api", "BatchReserveStock")
+def test_calls_from_outside_and_inside_are_spread_over_the_replicas(system: Composition, shop: Shop) -> None:
+    add_stock(shop)
+    before = (
+        calls_served(system, "order-api", "CreateOrder"),
+        calls_served(system, "inventory-api", "BatchReserveStock"),
+    )
 
     for _ in range(ORDERS_EACH * REPLICAS["order-api"]):
         create_order(shop)
 
-    outside = answered(system, "order-api", "CreateOrder") - before[0]
-    inside = answered(system, "inventory-api", "BatchReserveStock") - before[1]
+    outside = calls_served(system, "order-api", "CreateOrder") - before[0]
+    inside = calls_served(system, "inventory-api", "BatchReserveStock") - before[1]
     assert len(outside) == REPLICAS["order-api"], outside
     assert len(inside) == REPLICAS["inventory-api"], inside
 
 
 @pytest.mark.parametrize("service", SERVICES)
-def test_one_that_was_killed_comes_back_and_all_is_green(system: Composition, service: str) -> None:
+def test_after_a_kill_and_up_all_replicas_serve(system: Composition, service: str) -> None:
     system.compose("kill", service)
     assert {one["State"]["Status"] for one in system.containers() if service_of(one) == service} == {"exited"}
 
@@ -107,7 +112,7 @@ def test_one_that_was_killed_comes_back_and_all_is_green(system: Composition, se
     assert "All checks passed" in system.task("test-grpc")
 
 
-def test_one_that_ends_by_itself_is_started_again(system: Composition) -> None:
+def test_a_replica_that_exits_is_restarted(system: Composition) -> None:
     (victim, *_) = system.of("order-api")
     started = docker.run("inspect", "--format", "{{.State.StartedAt}}", victim)
 
@@ -120,15 +125,15 @@ def test_one_that_ends_by_itself_is_started_again(system: Composition) -> None:
     eventually(system.all_serve, within_seconds=BACK_SECONDS)
 
 
-def test_all_may_be_stopped_and_started_in_any_order_and_nothing_is_lost(system: Composition, shop: Shop) -> None:
-    stock_up(shop)
+def test_services_can_be_stopped_and_started_in_any_order_without_loss(system: Composition, shop: Shop) -> None:
+    add_stock(shop)
     order = create_order(shop)
 
     system.compose("stop")
-    ended = {one["Name"]: one["State"]["ExitCode"] for one in system.containers() if service_of(one) in REPLICAS}
-    assert set(ended.values()) == {0}, f"each drains and ends well: {ended}"
+    exit_codes = {one["Name"]: one["State"]["ExitCode"] for one in system.containers() if service_of(one) in REPLICAS}
+    assert set(exit_codes.values()) == {0}, f"not all drained and exited with 0: {exit_codes}"
 
-    # The wrong way round: those who need the others come first.
+    # The reverse of their dependencies: a service starts before those it calls.
     for service in ["gateway", "reservation-reaper", "event-relay", "order-api", "inventory-api", "kafka", "postgres"]:
         docker.run("start", *system.of(service))
 
@@ -137,7 +142,7 @@ def test_all_may_be_stopped_and_started_in_any_order_and_nothing_is_lost(system:
     assert "All checks passed" in system.task("test-grpc")
 
 
-def test_ports_are_open_to_this_machine_only(system: Composition) -> None:
+def test_ports_are_published_on_loopback_only(system: Composition) -> None:
     published = [
         (one["Name"], binding["HostIp"])
         for one in system.containers()
@@ -149,18 +154,18 @@ def test_ports_are_open_to_this_machine_only(system: Composition) -> None:
     assert {address for _, address in published} == {"127.0.0.1"}
 
 
-def test_our_images_run_as_nobody_and_change_nothing(system: Composition) -> None:
+def test_our_images_run_unprivileged_on_a_read_only_file_system(system: Composition) -> None:
     for service in [*REPLICAS, "gateway"]:
         (name, *_) = system.of(service)
         assert docker.run("exec", name, "id", "-u").strip() == "10001"
         assert "Read-only file system" in docker.run("exec", name, "sh", "-c", "touch /there 2>&1 || true")
-        looked_for = (
+        build_tools = (
             "command -v cc gcc g++ c++ clang make uv; find / -xdev -path '*/.cache/*' -prune -print 2>/dev/null"
         )
-        assert docker.run("exec", name, "sh", "-c", f"{looked_for}; true") == ""
+        assert docker.run("exec", name, "sh", "-c", f"{build_tools}; true") == ""
 
 
-def test_our_images_say_what_they_are(system: Composition) -> None:
+def test_our_images_are_labelled(system: Composition) -> None:
     for service in REPLICAS:
         (name, *_) = system.of(service)
         labels = json.loads(docker.run("inspect", "--format", "{{json .Config.Labels}}", name))
@@ -169,7 +174,7 @@ def test_our_images_say_what_they_are(system: Composition) -> None:
         assert labels["org.opencontainers.image.revision"]
 
 
-def test_passwords_are_made_for_each_database_and_asked_for(system: Composition) -> None:
+def test_each_database_has_its_own_generated_password(system: Composition) -> None:
     files = [f"/run/secrets/{name}/password" for name in ("inventory", "orders")]
     (relay, *_) = system.of("event-relay")
     inventory_password, orders_password = docker.run("exec", relay, "cat", *files).splitlines()
@@ -189,31 +194,31 @@ def test_passwords_are_made_for_each_database_and_asked_for(system: Composition)
         connect("inventory", inventory_password, "orders")
 
 
-def test_every_replica_is_seen_by_prometheus_and_jaeger_while_shoppers_come(system: Composition) -> None:
-    # Grafana is left out: what it shows is tested in tests/observability.
+def test_prometheus_and_jaeger_see_every_replica_under_load(system: Composition) -> None:
+    # Not Grafana: tests/observability tests its dashboards.
     system.compose("build", "load", seconds=UP_SECONDS)
     system.compose("up", "--no-deps", "--wait", "prometheus", "jaeger", "load", seconds=UP_SECONDS)
 
     def scraped() -> Counter[str]:
-        targets = ask(system.prometheus_port, "api/v1/targets")["activeTargets"]
+        targets = get(system.prometheus_port, "api/v1/targets")["activeTargets"]
         return Counter(target["labels"]["job"] for target in targets if target["health"] == "up")
 
     eventually(lambda: scraped() == Counter(REPLICAS), within_seconds=BACK_SECONDS)
-    eventually(lambda: set(ask(system.jaeger_port, "api/services")) >= set(REPLICAS), within_seconds=BACK_SECONDS)
+    eventually(lambda: set(get(system.jaeger_port, "api/services")) >= set(REPLICAS), within_seconds=BACK_SECONDS)
     eventually(lambda: " delivered" in system.compose("logs", "load"), within_seconds=BACK_SECONDS)
     assert not [rule for rule in rules(system) if rule["health"] == "err"]
 
 
 def rules(system: Composition) -> list[dict[str, Any]]:
-    return [rule for group in ask(system.prometheus_port, "api/v1/rules")["groups"] for rule in group["rules"]]
+    return [rule for group in get(system.prometheus_port, "api/v1/rules")["groups"] for rule in group["rules"]]
 
 
-def ask(port: int, path: str) -> Any:
-    with urllib.request.urlopen(f"http://127.0.0.1:{port}/{path}", timeout=10) as answer:
-        return json.load(answer)["data"]
+def get(port: int, path: str) -> Any:
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/{path}", timeout=10) as response:
+        return json.load(response)["data"]
 
 
-def test_without_an_engine_the_user_is_told_so_in_one_sentence(
+def test_without_an_engine_docker_run_prints_one_line(
     docker_engine: str, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
