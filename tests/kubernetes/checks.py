@@ -1,4 +1,4 @@
-"""What has to be true of the rendered objects. Each check yields a sentence for each fault that it finds."""
+"""Checks of single rendered objects. Each check yields one message for each fault that it finds."""
 
 from collections.abc import Callable, Iterator
 
@@ -9,42 +9,42 @@ from shop_common.process.lifecycle import FLUSH_SECONDS_MAX
 from shop_common.rpc.health import LIVENESS
 from testkit.contract import ASYNCAPI, Contract
 from tests.kubernetes import network
-from tests.kubernetes.processes import PROCESSES, SettingsRefused, addressing, loaded, setting_of
+from tests.kubernetes.processes import PROCESSES, SettingsRefused, address_settings, loaded, setting_of
 from tests.kubernetes.rendered import Cluster, Object, Workload, files
 
 Check = Callable[[Cluster], Iterator[str]]
 
 OLDEST, NEWEST = "1.31", latest_version()
-"""The versions of Kubernetes whose schemas the objects are held against; docs/kubernetes.md names the oldest."""
+"""The Kubernetes versions against whose schemas the objects are validated. docs/kubernetes.md names the oldest."""
 
-USER_MAKES = {"inventory-database": "password", "orders-database": "password"}
-"""The Secrets that whoever deploys has to make, and their keys, where the overlay doesn't."""
+USER_SECRETS = {"inventory-database": "password", "orders-database": "password"}
+"""Secret → key. The user creates these Secrets if the overlay does not."""
 
 SPARE_SECONDS_MIN, SPARE_SECONDS_MAX = 5, 15
 _USER = 10001
 
 
-def of_processes(cluster: Cluster) -> list[Workload]:
+def deployments(cluster: Cluster) -> list[Workload]:
     return cluster.workloads("Deployment")
 
 
-def schemas_hold(cluster: Cluster) -> Iterator[str]:
-    for found in cluster.objects:
-        what = f"{found['kind']} {found['metadata']['name']}"
-        if found["apiVersion"] == "monitoring.coreos.com/v1":
-            continue  # the Prometheus Operator's, and not in Kubernetes' schemas; `metrics_are_scraped` looks at it
+def objects_match_their_schemas(cluster: Cluster) -> Iterator[str]:
+    for manifest in cluster.objects:
+        name = f"{manifest['kind']} {manifest['metadata']['name']}"
+        if manifest["apiVersion"] == "monitoring.coreos.com/v1":
+            continue  # a resource of the Prometheus Operator, without a schema here; see `metrics_are_scraped`
         for version in (OLDEST, NEWEST):
             try:
-                validate(found, version, strict=True)
+                validate(manifest, version, strict=True)
             except ValidationError as error:
-                yield f"{what}, Kubernetes {version}: {'.'.join(map(str, error.path))}: {error.message}"
+                yield f"{name}, Kubernetes {version}: {'.'.join(map(str, error.path))}: {error.message}"
             except SchemaNotFoundError as error:
-                yield f"{what}: {error.message}"
+                yield f"{name}: {error.message}"
 
 
-def everything_is_there(cluster: Cluster) -> Iterator[str]:
-    """Each process has its Deployment, and all that is referred to is rendered, or made by the user."""
-    if missing := set(PROCESSES) - {workload.name for workload in of_processes(cluster)}:
+def references_are_complete(cluster: Cluster) -> Iterator[str]:
+    """Each process has a Deployment, and every object that is referred to is rendered or is a Secret of the user."""
+    if missing := set(PROCESSES) - {workload.name for workload in deployments(cluster)}:
         yield f"no Deployment of {', '.join(sorted(missing))}"
     accounts = {account["metadata"]["name"]: account for account in cluster.of_kind("ServiceAccount")}
     for workload in cluster.workloads():
@@ -59,35 +59,35 @@ def everything_is_there(cluster: Cluster) -> Iterator[str]:
         try:
             cluster.environment(workload.container)
             for _, secret in files(workload):
-                if secret not in USER_MAKES:
+                if secret not in USER_SECRETS:
                     cluster.named("Secret", secret)
         except LookupError as error:
             yield f"{workload}: {error}"
 
 
-def probes_ask_what_is_served(cluster: Cluster) -> Iterator[str]:
-    for workload in of_processes(cluster):
+def probes_call_served_health_services(cluster: Cluster) -> Iterator[str]:
+    for workload in deployments(cluster):
         process = PROCESSES[workload.name]
         settings = loaded(process, cluster.environment(workload.container))
         port = settings.health_port
-        # The parent of several workers knows no names of services; the empty name is known everywhere.
+        # With WORKERS > 1 the parent process serves health, and knows only liveness and the empty name.
         for kind, names in (("startup", {LIVENESS}), ("liveness", {LIVENESS}), ("readiness", {""})):
             probe = workload.container.get(f"{kind}Probe", {}).get("grpc")
             if probe is None:
-                yield f"{workload}: has no {kind} probe by gRPC"
+                yield f"{workload}: has no gRPC {kind} probe"
                 continue
             if (service := probe.get("service", "")) not in names:
-                yield f"{workload}: {kind} asks for {service!r}, which is none of {sorted(names)}"
+                yield f"{workload}: the {kind} probe calls {service!r}, not one of {sorted(names)}"
             if probe["port"] != port:
-                yield f"{workload}: {kind} asks port {probe['port']}, the process listens on {port}"
+                yield f"{workload}: the {kind} probe calls port {probe['port']}, the process listens on {port}"
 
 
 def settings_are_accepted(cluster: Cluster) -> Iterator[str]:
-    """Every variable is a setting of the process that gets it, all are right, and each address is given."""
+    """Every variable is a setting of its process and is valid, and every address is set."""
     for workload in cluster.workloads():
         process = PROCESSES.get(workload.name.removesuffix("-migration"))
         if process is None:
-            continue  # not a process of ours
+            continue  # not one of our processes
         environment = cluster.environment(workload.container)
         if unknown := sorted(name for name in environment if setting_of(name) not in process.names):
             yield f"{workload}: no such setting: {', '.join(unknown)}"
@@ -95,9 +95,9 @@ def settings_are_accepted(cluster: Cluster) -> Iterator[str]:
             loaded(process, environment)
         except SettingsRefused as error:
             yield f"{workload}: {error}"
-        given = {setting_of(name) for name in environment}
-        if workload.kind == "Deployment" and (missing := sorted(set(addressing(process)) - given)):
-            yield f"{workload}: keeps the default of {', '.join(missing)}"
+        set_here = {setting_of(name) for name in environment}
+        if workload.kind == "Deployment" and (missing := sorted(set(address_settings(process)) - set_here)):
+            yield f"{workload}: does not set {', '.join(missing)}"
 
 
 def passwords_come_from_secrets(cluster: Cluster) -> Iterator[str]:
@@ -113,28 +113,28 @@ def passwords_come_from_secrets(cluster: Cluster) -> Iterator[str]:
                 elif key not in _keys(cluster, secrets[folder]):
                     yield f"{workload}: the Secret {secrets[folder]} has no {key}"
         if secrets and workload.pod["securityContext"].get("fsGroup") != _USER:
-            yield f"{workload}: has no fsGroup by which it may read its Secrets"
+            yield f"{workload}: has no fsGroup that lets it read its Secrets"
 
 
 def _keys(cluster: Cluster, secret: str) -> set[str]:
-    if secret in USER_MAKES:
-        return {USER_MAKES[secret]}
+    if secret in USER_SECRETS:
+        return {USER_SECRETS[secret]}
     return set(cluster.named("Secret", secret)["data"])
 
 
 def there_is_time_to_drain(cluster: Cluster) -> Iterator[str]:
-    for workload in of_processes(cluster):
+    for workload in deployments(cluster):
         settings = loaded(PROCESSES[workload.name], cluster.environment(workload.container))
         needed = settings.drain_seconds + settings.grace_seconds + FLUSH_SECONDS_MAX
-        given = workload.pod.get("terminationGracePeriodSeconds", 30)
-        if not needed + SPARE_SECONDS_MIN <= given <= needed + SPARE_SECONDS_MAX:
-            yield f"{workload}: is killed after {given} s, and needs {needed:g} s to end well"
+        granted = workload.pod.get("terminationGracePeriodSeconds", 30)
+        if not needed + SPARE_SECONDS_MIN <= granted <= needed + SPARE_SECONDS_MAX:
+            yield f"{workload}: is killed after {granted} s, and needs {needed:g} s to drain and exit"
         if settings.drain_seconds < 1:
-            yield f"{workload}: no time for clients to see that it leaves"
+            yield f"{workload}: gives clients no time to notice that it is not ready"
 
 
 def images_are_pinned(cluster: Cluster) -> Iterator[str]:
-    """No `latest`, and a migration is of the very image whose process needs it."""
+    """No image has the tag `latest`, and a migration has the same image as its process."""
     images = {workload.name: workload.container["image"] for workload in cluster.workloads()}
     for name, image in images.items():
         _, _, tag = image.rpartition("/")[2].partition(":")
@@ -150,55 +150,55 @@ def images_are_pinned(cluster: Cluster) -> Iterator[str]:
 
 
 def databases_are_migrated(cluster: Cluster) -> Iterator[str]:
-    """Each process with a database of its own has a Job that migrates just that."""
+    """Each process that owns a database has a Job that migrates that database."""
     jobs = {workload.name: workload for workload in cluster.workloads("Job")}
     for name, process in PROCESSES.items():
         if "database_url" not in process.names:
             continue
         job = jobs.get(f"{name}-migration")
         if job is None:
-            yield f"{name}: nothing migrates its database"
+            yield f"{name}: no Job migrates its database"
             continue
         if job.container.get("args") != ["migrate"] or "command" in job.container:
             yield f"{job}: does not migrate"
-        (deployment,) = (workload for workload in of_processes(cluster) if workload.name == name)
-        theirs = (cluster.environment(each.container)["DATABASE_URL"] for each in (job, deployment))
-        if len(set(theirs)) > 1:
-            yield f"{job}: migrates another database than {name} has"
+        (deployment,) = (workload for workload in deployments(cluster) if workload.name == name)
+        urls = (cluster.environment(each.container)["DATABASE_URL"] for each in (job, deployment))
+        if len(set(urls)) > 1:
+            yield f"{job}: migrates a database that is not the one of {name}"
 
 
-def topics_are_those_of_the_contract(cluster: Cluster) -> Iterator[str]:
+def topics_match_the_contract(cluster: Cluster) -> Iterator[str]:
     topics = set(Contract(yaml.safe_load(ASYNCAPI.read_text())).topics)
     for workload in cluster.workloads("Job"):
         if workload.name == "topics":
             (script,) = workload.container["args"]
-            made = set(script.partition("for topic in ")[2].partition(";")[0].split())
-            if made != topics:
-                yield f"{workload}: makes {sorted(made)}, the contract has {sorted(topics)}"
+            created = set(script.partition("for topic in ")[2].partition(";")[0].split())
+            if created != topics:
+                yield f"{workload}: creates {sorted(created)}, the contract has {sorted(topics)}"
 
 
 def pods_are_restricted(cluster: Cluster) -> Iterator[str]:
-    """Pod Security `restricted`, for all; and for ours a user of their own and a root that nobody writes to."""
+    """All pods meet Pod Security `restricted`. Ours also run as a fixed user with a read-only root file system."""
     for workload in cluster.workloads():
         pod, container = workload.pod, workload.container
         security = pod.get("securityContext", {}) | container.get("securityContext", {})
-        wanted: Object = {
+        required: Object = {
             "runAsNonRoot": True,
             "allowPrivilegeEscalation": False,
             "capabilities": {"drop": ["ALL"]},
             "seccompProfile": {"type": "RuntimeDefault"},
         }
         if network.is_ours(workload):
-            wanted |= {"runAsUser": _USER, "runAsGroup": _USER, "readOnlyRootFilesystem": True}
-        for name, value in wanted.items():
+            required |= {"runAsUser": _USER, "runAsGroup": _USER, "readOnlyRootFilesystem": True}
+        for name, value in required.items():
             if security.get(name) != value:
                 yield f"{workload}: {name} is {security.get(name)}, not {value}"
-        # What is injected for Services named `grpc` or `health` would be read as settings.
+        # A process would read the variables that Kubernetes injects for Services named `grpc` or `health` as settings.
         for name in ("automountServiceAccountToken", "enableServiceLinks"):
             if pod.get(name) is not False:
                 yield f"{workload}: {name} is not off"
         if pod.get("initContainers") or pod.get("hostNetwork") or pod.get("hostPID") or pod.get("hostIPC"):
-            yield f"{workload}: has what these checks don't look into"
+            yield f"{workload}: uses init containers or a host namespace, which these checks do not cover"
 
 
 def pods_have_resources(cluster: Cluster) -> Iterator[str]:
@@ -206,4 +206,4 @@ def pods_have_resources(cluster: Cluster) -> Iterator[str]:
         resources = workload.container.get("resources", {})
         requests, limits = resources.get("requests", {}), resources.get("limits", {})
         if not {"cpu", "memory"} <= set(requests) or "memory" not in limits:
-            yield f"{workload}: says not what it needs, or has no limit of memory"
+            yield f"{workload}: has no requests for CPU and memory, or no memory limit"

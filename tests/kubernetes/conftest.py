@@ -1,4 +1,4 @@
-"""The rendered overlays. Rendering needs Kustomize, by itself or in kubectl."""
+"""The rendered overlays. Rendering needs kustomize or kubectl."""
 
 import os
 import shutil
@@ -18,9 +18,8 @@ REQUIRE_VARIABLE = "TEST_REQUIRE_KUSTOMIZE"
 
 @pytest.fixture(scope="session")
 def rendered(tmp_path_factory: pytest.TempPathFactory) -> Rendered:
-    """Renders a folder, once, of a copy with passwords made as a user makes them.
-
-    Skipped where nothing here can render, a failure if TEST_REQUIRE_KUSTOMIZE=1.
+    """Renders folders, each once, in a copy of the manifests for which a user has made passwords.
+    Skips the test without kustomize and kubectl, or fails it if TEST_REQUIRE_KUSTOMIZE=1.
     """
     command = renderer()
     if command is None:

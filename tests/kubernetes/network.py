@@ -1,7 +1,7 @@
-"""Who may speak to whom: what NetworkPolicies allow, and what the settings need, in the same words.
+"""The network flows that NetworkPolicies allow and those that the settings need, in the same form.
 
-A flow is (port, protocol, peer). A peer is the name of a workload of ours, `anywhere`, or the selectors of a pod that
-is not ours, as text.
+A flow is (port, protocol, peer). A peer is the name of one of our workloads, `anywhere`, or the selectors of other pods
+as JSON text.
 """
 
 import json
@@ -30,32 +30,32 @@ def is_ours(workload: Workload) -> bool:
 
 
 def allowed(cluster: Cluster, workload: Workload, direction: str) -> set[Flow]:
-    """What the policies let the workload's pods say (`egress`) or hear (`ingress`)."""
+    """The flows from (`egress`) or to (`ingress`) the workload's pods that the policies allow."""
     return {flow for policy in _policies(cluster, workload, direction) for flow in _flows(cluster, policy, direction)}
 
 
 def is_restricted(cluster: Cluster, workload: Workload, direction: str) -> bool:
-    """Whether what no policy allows is refused."""
+    """True if flows that no policy allows are blocked: at least one policy applies."""
     return any(True for _ in _policies(cluster, workload, direction))
 
 
-def needed_to_say(cluster: Cluster, workload: Workload) -> set[Flow]:
-    """What the workload has to say, by its settings; and everyone asks for names."""
+def needed_egress(cluster: Cluster, workload: Workload) -> set[Flow]:
+    """DNS, and the addresses in the workload's settings."""
     flows = {(53, "UDP", NAME_SERVER), (53, "TCP", NAME_SERVER)}
     for host, port in addresses(cluster.environment(workload.container)):
         flows |= {(port, "TCP", peer) for peer in _behind(cluster, host)}
     return flows
 
 
-def needed_to_hear(cluster: Cluster, workload: Workload) -> set[Flow]:
-    """What the workload has to hear: calls of ours by their settings, those of clients, and Prometheus."""
+def needed_ingress(cluster: Cluster, workload: Workload) -> set[Flow]:
+    """Calls from our other workloads according to their settings, calls from clients, and Prometheus."""
     if workload.name not in PROCESSES:
         return set()
     flows = {(workload.ports["metrics"], "TCP", PROMETHEUS)}
     if "grpc" in workload.ports:
         flows.add((workload.ports["grpc"], "TCP", CLIENTS))
     for other in filter(is_ours, cluster.workloads()):
-        for port, protocol, peer in needed_to_say(cluster, other):
+        for port, protocol, peer in needed_egress(cluster, other):
             if peer == workload.name:
                 flows.add((port, protocol, other.name))
     return flows
@@ -72,7 +72,7 @@ def _flows(cluster: Cluster, policy: Object, direction: str) -> Iterator[Flow]:
     for rule in policy.get(direction, []):
         peers = rule.get("to" if direction == "egress" else "from")
         names = [ANYWHERE] if peers is None else [name for peer in peers for name in _peers(cluster, peer)]
-        # A rule without ports means all of them: KeyError, as no rule of ours may.
+        # KeyError for a rule without ports: it would allow all ports, which none of our rules may do.
         for port in rule["ports"]:
             yield from ((port["port"], port.get("protocol", "TCP"), name) for name in names)
 
@@ -80,7 +80,7 @@ def _flows(cluster: Cluster, policy: Object, direction: str) -> Iterator[Flow]:
 def _peers(cluster: Cluster, peer: Object) -> list[str]:
     if set(peer) == {"podSelector"}:
         return cluster.selected(peer["podSelector"])
-    assert set(peer) <= {"podSelector", "namespaceSelector"}, f"not known here: {peer}"
+    assert set(peer) <= {"podSelector", "namespaceSelector"}, f"unsupported peer: {peer}"
     return [_others(*(peer[kind].get("matchLabels", {}) if kind in peer else None for kind in _KINDS))]
 
 
@@ -88,7 +88,7 @@ _KINDS = ("podSelector", "namespaceSelector")
 
 
 def _behind(cluster: Cluster, host: str) -> list[str]:
-    """The workloads behind a name: those of a Service that is rendered, else it is somewhere."""
+    """The workloads that a rendered Service of this name selects, or `anywhere` without one."""
     for service in cluster.of_kind("Service"):
         if service["metadata"]["name"] == host:
             return cluster.selected({"matchLabels": service["spec"]["selector"]})

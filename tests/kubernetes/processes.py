@@ -1,4 +1,4 @@
-"""What our processes read, serve and call, taken from the processes themselves."""
+"""The settings, gRPC services and target addresses of our processes, taken from their code."""
 
 import os
 import re
@@ -33,11 +33,11 @@ class Process:
 
     settings: type[CommonSettings]
     services: frozenset[str]
-    """The full names of its services, for which its health speaks beside the empty name."""
+    """The full names of its gRPC services. Its health service knows them, and the empty name."""
 
     @property
     def names(self) -> frozenset[str]:
-        """The settings that it has."""
+        """The names of its settings, in lower case."""
         return frozenset(self.settings.model_fields) - {"worker_pipe"}
 
 
@@ -56,40 +56,40 @@ PROCESSES: Mapping[str, Process] = {
 
 
 class SettingsRefused(Exception):
-    """What the process says when it is started with these settings."""
+    """The process refuses these settings. The text is what it prints."""
 
 
 def loaded(process: Process, environment: Mapping[str, str]) -> CommonSettings:
-    """The settings as the process would have them. Raises SettingsRefused.
+    """Load the settings as the process would. Raises SettingsRefused.
 
-    Each X_FILE is replaced by a file here with some password in it: those of the cluster are not on this machine.
+    Each X_FILE names a temporary file with a password instead: the files of the cluster are not on this machine.
     """
-    complaint = StringIO()
+    errors = StringIO()
     with TemporaryDirectory() as folder:
         password = Path(folder, "password")
         password.write_text("p@ss/word\n")
         here = {name: str(password) if name.endswith("_FILE") else value for name, value in environment.items()}
-        with mock.patch.dict(os.environ, here, clear=True), redirect_stderr(complaint):
+        with mock.patch.dict(os.environ, here, clear=True), redirect_stderr(errors):
             try:
                 return load(process.settings)
             except SystemExit:
-                raise SettingsRefused(complaint.getvalue()) from None
+                raise SettingsRefused(errors.getvalue()) from None
 
 
 def setting_of(variable: str) -> str:
-    """The setting that a variable gives, itself or by a file."""
+    """The setting of a variable X or X_FILE, in lower case."""
     return variable.removesuffix("_FILE").lower()
 
 
-def addressing(process: Process) -> Iterator[str]:
-    """The settings that say where something is, and say `localhost` or the like unless they are set."""
+def address_settings(process: Process) -> Iterator[str]:
+    """The settings that hold an address and have a default, such as `localhost`."""
     for name, field in process.settings.model_fields.items():
         if _ADDRESS.search(name) and field.default is not None:
             yield name
 
 
 def addresses(environment: Mapping[str, str]) -> set[tuple[str, int]]:
-    """Every host and port that an environment points at."""
+    """(host, port) for every address in the environment."""
     found = set()
     for variable, value in environment.items():
         if not _ADDRESS.search(setting_of(variable)) or variable.endswith("_FILE"):

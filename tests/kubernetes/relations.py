@@ -1,54 +1,54 @@
-"""What has to be true between the rendered objects: who selects, targets, calls and allows whom. See checks.py."""
+"""Checks of relations between rendered objects: selectors, ports, calls and network policies. See checks.py."""
 
 from collections.abc import Iterator
 
 from tests.kubernetes import network
-from tests.kubernetes.checks import of_processes
+from tests.kubernetes.checks import deployments
 from tests.kubernetes.processes import PROCESSES, addresses
 from tests.kubernetes.rendered import Cluster, Object, Workload, selects
 
 
-def selectors_mean_one_workload(cluster: Cluster) -> Iterator[str]:
-    """Those of Services and budgets, and those of workloads their own pods and no others."""
+def selectors_match_one_workload(cluster: Cluster) -> Iterator[str]:
+    """A workload, Service or PodDisruptionBudget selects the pods of the workload with its name and no others."""
     for workload in cluster.workloads("Deployment", "StatefulSet"):
         if cluster.selected(workload.object["spec"]["selector"]) != [workload.name]:
             yield f"{workload}: selects {cluster.selected(workload.object['spec']['selector'])}"
         for constraint in workload.pod.get("topologySpreadConstraints", []):
             if not selects(constraint["labelSelector"], workload.labels):
-                yield f"{workload}: is not spread, as its constraint selects others"
+                yield f"{workload}: is not spread: its topology constraint does not select its own pods"
     for service in cluster.of_kind("Service"):
-        yield from _means_its_own(cluster, service, {"matchLabels": service["spec"]["selector"]})
+        yield from _selects_its_own(cluster, service, {"matchLabels": service["spec"]["selector"]})
     for budget in cluster.of_kind("PodDisruptionBudget"):
-        yield from _means_its_own(cluster, budget, budget["spec"]["selector"])
+        yield from _selects_its_own(cluster, budget, budget["spec"]["selector"])
     for policy in cluster.of_kind("NetworkPolicy"):
         if not cluster.selected(policy["spec"]["podSelector"]):
             yield f"NetworkPolicy {policy['metadata']['name']}: selects nothing"
 
 
-def _means_its_own(cluster: Cluster, found: Object, selector: Object) -> Iterator[str]:
-    name = found["metadata"]["name"]
+def _selects_its_own(cluster: Cluster, manifest: Object, selector: Object) -> Iterator[str]:
+    name = manifest["metadata"]["name"]
     if cluster.selected(selector) != [name]:
-        yield f"{found['kind']} {name}: selects {cluster.selected(selector)}"
+        yield f"{manifest['kind']} {name}: selects {cluster.selected(selector)}"
 
 
-def services_lead_to_open_ports(cluster: Cluster) -> Iterator[str]:
-    """Headless, as clients balance by themselves, and on the very ports that containers open."""
+def services_target_open_ports(cluster: Cluster) -> Iterator[str]:
+    """Services are headless, since clients balance themselves, and name the ports that the containers open."""
     workloads = {workload.name: workload for workload in cluster.workloads()}
     for service in cluster.of_kind("Service"):
         name, spec = service["metadata"]["name"], service["spec"]
         if spec.get("clusterIP") != "None":
             yield f"Service {name}: is not headless"
         for port in spec["ports"]:
-            # A headless Service does not translate: clients meet the port of the container.
+            # A headless Service maps no ports: clients connect to the port of the container.
             if workloads[name].ports.get(port["targetPort"]) != port["port"]:
-                yield f"Service {name}: {port['name']} leads to {port['targetPort']}, which is not {port['port']}"
-    for workload in of_processes(cluster):
+                yield f"Service {name}: {port['name']} targets {port['targetPort']}, which is not {port['port']}"
+    for workload in deployments(cluster):
         if "grpc" in workload.ports and not _service(cluster, workload.name):
             yield f"{workload}: has no Service"
 
 
 def calls_reach_services(cluster: Cluster) -> Iterator[str]:
-    """An address whose host is rendered here has a port that is open there."""
+    """If the host of an address is a rendered Service, the Service has the port of the address."""
     for workload in cluster.workloads():
         for host, port in addresses(cluster.environment(workload.container)):
             service = _service(cluster, host)
@@ -59,19 +59,19 @@ def calls_reach_services(cluster: Cluster) -> Iterator[str]:
 
 
 def _service(cluster: Cluster, name: str) -> Object | None:
-    return next((found for found in cluster.of_kind("Service") if found["metadata"]["name"] == name), None)
+    return next((service for service in cluster.of_kind("Service") if service["metadata"]["name"] == name), None)
 
 
-def the_network_is_what_is_needed(cluster: Cluster) -> Iterator[str]:
-    """What policies allow is what settings point at: nothing less, and nothing more."""
+def network_policies_allow_exactly_what_is_needed(cluster: Cluster) -> Iterator[str]:
+    """The policies allow the flows that the settings need, and no others."""
     for workload in filter(network.is_ours, cluster.workloads()):
         needs = {
-            "egress": network.needed_to_say(cluster, workload),
-            "ingress": network.needed_to_hear(cluster, workload),
+            "egress": network.needed_egress(cluster, workload),
+            "ingress": network.needed_ingress(cluster, workload),
         }
         for direction, needed in needs.items():
             if not network.is_restricted(cluster, workload, direction):
-                yield f"{workload}: its {direction} is free"
+                yield f"{workload}: no policy restricts its {direction}"
             allowed = network.allowed(cluster, workload, direction)
             if needed - allowed:
                 yield f"{workload}: {direction} lacks {sorted(needed - allowed)}"
@@ -79,46 +79,46 @@ def the_network_is_what_is_needed(cluster: Cluster) -> Iterator[str]:
                 yield f"{workload}: {direction} allows more than is needed: {sorted(allowed - needed)}"
 
 
-def scaling_works(cluster: Cluster) -> Iterator[str]:
-    deployments = {workload.name: workload for workload in of_processes(cluster)}
+def autoscalers_are_valid(cluster: Cluster) -> Iterator[str]:
+    targets = {workload.name: workload for workload in deployments(cluster)}
     for scaler in cluster.of_kind("HorizontalPodAutoscaler"):
         spec, name = scaler["spec"], scaler["metadata"]["name"]
-        target = deployments.get(spec["scaleTargetRef"]["name"])
+        target = targets.get(spec["scaleTargetRef"]["name"])
         if target is None:
-            yield f"HorizontalPodAutoscaler {name}: scales nothing"
+            yield f"HorizontalPodAutoscaler {name}: has no Deployment to scale"
             continue
         if "replicas" in target.object["spec"]:
-            yield f"{target}: each deployment would undo what its autoscaler did"
+            yield f"{target}: sets replicas, so that each rollout would undo what its autoscaler did"
         if not 2 <= spec["minReplicas"] < spec["maxReplicas"]:
             yield f"HorizontalPodAutoscaler {name}: from {spec['minReplicas']} to {spec['maxReplicas']}"
         down = spec["behavior"]["scaleDown"]
         if down["stabilizationWindowSeconds"] < 60 or any(policy["type"] != "Pods" for policy in down["policies"]):
-            yield f"HorizontalPodAutoscaler {name}: scales down in haste"
+            yield f"HorizontalPodAutoscaler {name}: scales down too fast"
 
 
-def rollouts_and_evictions_go_on(cluster: Cluster) -> Iterator[str]:
-    """A rollout takes no pod away before its successor is ready; draining a node always comes to an end."""
+def rollouts_and_evictions_complete(cluster: Cluster) -> Iterator[str]:
+    """A rollout removes a pod only when its replacement is ready, and a node can always be drained."""
     budgets = {budget["metadata"]["name"]: budget["spec"] for budget in cluster.of_kind("PodDisruptionBudget")}
-    for workload in of_processes(cluster):
+    for workload in deployments(cluster):
         rolling = workload.object["spec"]["strategy"]["rollingUpdate"]
         if rolling["maxUnavailable"] != 0 or rolling["maxSurge"] in {0, "0%"}:
-            yield f"{workload}: a rollout takes a pod away before there is another"
+            yield f"{workload}: a rollout removes a pod before its replacement is ready"
         budget = budgets.get(workload.name)
         if budget is None:
             yield f"{workload}: has no PodDisruptionBudget"
         elif budget.get("maxUnavailable", 0) < 1 or "minAvailable" in budget:
             yield f"{workload}: its PodDisruptionBudget can refuse every eviction"
         elif budget.get("unhealthyPodEvictionPolicy") != "AlwaysAllow":
-            yield f"{workload}: a pod that never becomes ready would hold up the draining of its node"
+            yield f"{workload}: a pod that never becomes ready would block the draining of its node"
 
 
 def metrics_are_scraped(cluster: Cluster) -> Iterator[str]:
-    """Where there is a PodMonitor, it finds every process, and the port on which that has metrics."""
+    """A PodMonitor selects every process, and names the port of its metrics."""
     for monitor in cluster.of_kind("PodMonitor"):
         spec = monitor["spec"]
         if cluster.selected(spec["selector"]) != sorted(PROCESSES):
-            yield f"PodMonitor: finds {cluster.selected(spec['selector'])}"
-        for workload in of_processes(cluster):
+            yield f"PodMonitor: selects {cluster.selected(spec['selector'])}"
+        for workload in deployments(cluster):
             yield from _has_metrics(cluster, workload, spec["podMetricsEndpoints"][0]["port"])
 
 

@@ -1,4 +1,4 @@
-"""What Kustomize makes of an overlay, as one looks at it in a cluster: objects by kind and name, pods, environments."""
+"""The objects that Kustomize renders from an overlay, by kind and name, with their pods and environments."""
 
 import shutil
 import subprocess
@@ -15,13 +15,13 @@ Labels = Mapping[str, str]
 RENDER_SECONDS_MAX = 60
 
 Rendered = Callable[[str], "Cluster"]
-"""The fixture `rendered`: what a folder of the repository is rendered to."""
+"""The fixture `rendered`: folder of the repository → rendered objects."""
 
 WORKLOADS = ("Deployment", "StatefulSet", "Job")
 
 
 def renderer() -> list[str] | None:
-    """The command that renders a folder: Kustomize itself, or the one in kubectl; None where there is neither."""
+    """The command that renders a folder, with kustomize or kubectl. None if neither is on the PATH."""
     for command in (["kustomize", "build"], ["kubectl", "kustomize"]):
         if shutil.which(command[0]):
             return command
@@ -29,17 +29,17 @@ def renderer() -> list[str] | None:
 
 
 def render(command: list[str], folder: Path) -> "Cluster":
-    """What the overlay in this folder makes."""
+    """Render the overlay in this folder. Raises AssertionError with Kustomize's message."""
     done = subprocess.run(
         [*command, str(folder)], capture_output=True, text=True, timeout=RENDER_SECONDS_MAX, check=False
     )
     assert done.returncode == 0, done.stderr
-    return Cluster([found for found in yaml.safe_load_all(done.stdout) if found])
+    return Cluster([manifest for manifest in yaml.safe_load_all(done.stdout) if manifest])
 
 
 @dataclass(frozen=True)
 class Workload:
-    """A Deployment, StatefulSet or Job, and the pods that it makes."""
+    """A Deployment, StatefulSet or Job, with its pod template."""
 
     object: Object
 
@@ -53,7 +53,7 @@ class Workload:
 
     @property
     def labels(self) -> dict[str, str]:
-        """Of its pods."""
+        """The labels of its pods."""
         return dict(self.object["spec"]["template"]["metadata"]["labels"])
 
     @property
@@ -62,13 +62,13 @@ class Workload:
 
     @property
     def container(self) -> Object:
-        """The only one that its pods have."""
+        """The only container of its pods."""
         (container,) = self.pod["containers"]
         return dict(container)
 
     @property
     def ports(self) -> dict[str, int]:
-        """The ports that its container opens, by name."""
+        """The ports of its container, by name."""
         return {port["name"]: port["containerPort"] for port in self.container.get("ports", [])}
 
     def __str__(self) -> str:
@@ -82,30 +82,30 @@ class Cluster:
     objects: list[Object]
 
     def of_kind(self, *kinds: str) -> list[Object]:
-        return [found for found in self.objects if found["kind"] in kinds]
+        return [manifest for manifest in self.objects if manifest["kind"] in kinds]
 
     def named(self, kind: str, name: str) -> Object:
-        """Raises LookupError when there is none."""
-        for found in self.of_kind(kind):
-            if found["metadata"]["name"] == name:
-                return found
+        """Raises LookupError if there is no such object."""
+        for manifest in self.of_kind(kind):
+            if manifest["metadata"]["name"] == name:
+                return manifest
         raise LookupError(f"no {kind} {name}")
 
     def workloads(self, *kinds: str) -> list[Workload]:
-        return [Workload(found) for found in self.of_kind(*(kinds or WORKLOADS))]
+        return [Workload(manifest) for manifest in self.of_kind(*(kinds or WORKLOADS))]
 
     def selected(self, selector: Object) -> list[str]:
-        """The names of the workloads whose pods a label selector means."""
+        """The names of the workloads whose pods the label selector matches."""
         return sorted(each.name for each in self.workloads() if selects(selector, each.labels))
 
     def environment(self, container: Object) -> dict[str, str]:
-        """What the container's process finds there; LookupError for what is not rendered."""
-        found: dict[str, str] = {}
+        """The container's environment variables. Raises LookupError for a source that is not rendered."""
+        environment: dict[str, str] = {}
         for source in container.get("envFrom", []):
-            found |= self.named("ConfigMap", source["configMapRef"]["name"])["data"]
+            environment |= self.named("ConfigMap", source["configMapRef"]["name"])["data"]
         for entry in container.get("env", []):
-            found[entry["name"]] = self._value(entry)
-        return found
+            environment[entry["name"]] = self._value(entry)
+        return environment
 
     def _value(self, entry: Object) -> str:
         if "value" in entry:
@@ -119,16 +119,16 @@ class Cluster:
 
 
 def selects(selector: Object, labels: Labels) -> bool:
-    """Whether a label selector means a pod with these labels; an empty one means all."""
+    """True if the label selector matches a pod with these labels. An empty selector matches all pods."""
     expressions = selector.get("matchExpressions", [])
-    assert all(expression["operator"] == "In" for expression in expressions), "no other is used here"
+    assert all(expression["operator"] == "In" for expression in expressions), "only In is supported here"
     return all(labels.get(key) == value for key, value in selector.get("matchLabels", {}).items()) and all(
         labels.get(expression["key"]) in expression["values"] for expression in expressions
     )
 
 
 def files(workload: Workload) -> Iterator[tuple[str, str]]:
-    """Where the container finds Secrets: (folder, name of the Secret)."""
+    """(mount path, name of the Secret) for each Secret that the container mounts."""
     volumes = {volume["name"]: volume for volume in workload.pod.get("volumes", [])}
     for mount in workload.container.get("volumeMounts", []):
         if secret := volumes.get(mount["name"], {}).get("secret"):

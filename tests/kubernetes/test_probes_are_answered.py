@@ -1,4 +1,4 @@
-"""What the probes of the rendered Deployments ask is asked of the real processes."""
+"""The probes of the rendered Deployments succeed with the real processes."""
 
 from collections.abc import Iterator
 
@@ -7,7 +7,7 @@ import pytest
 from devstack import kafka
 from devstack.stack import Databases, Stack
 from shopctl.system import grpc_health
-from tests.kubernetes.checks import of_processes
+from tests.kubernetes.checks import deployments
 from tests.kubernetes.processes import PROCESSES
 from tests.kubernetes.rendered import Rendered
 
@@ -16,8 +16,8 @@ FOLDER = "deploy/kubernetes/base"
 
 @pytest.fixture(scope="module")
 def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
-    """The four processes; what they keep their rows in does not matter here."""
-    # A broker of its own: other stacks' consumers are of the same groups.
+    """The four processes on SQLite: the kind of database does not matter for probes."""
+    # A broker of its own: the consumer groups of two stacks have the same names.
     with kafka.provide() as broker, Stack(Databases.in_folder(tmp_path_factory.mktemp("data")), broker) as stack:
         yield stack
 
@@ -29,8 +29,8 @@ def _addresses(running: Stack) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("probe", ["startupProbe", "livenessProbe", "readinessProbe"])
-def test_every_probe_gets_the_answer_that_it_hopes_for(running: Stack, rendered: Rendered, probe: str) -> None:
-    for workload in of_processes(rendered(FOLDER)):
+def test_every_probe_succeeds(running: Stack, rendered: Rendered, probe: str) -> None:
+    for workload in deployments(rendered(FOLDER)):
         service = workload.container[probe]["grpc"].get("service", "")
 
         assert grpc_health.health(_addresses(running)[workload.name], service) == "SERVING", (
@@ -38,8 +38,8 @@ def test_every_probe_gets_the_answer_that_it_hopes_for(running: Stack, rendered:
         )
 
 
-def test_a_name_that_nobody_serves_is_no_success(running: Stack) -> None:
-    """Otherwise the test above could not fail."""
-    answers = {name: grpc_health.health(address, "shop.Nobody") for name, address in _addresses(running).items()}
+def test_an_unknown_service_name_is_not_found(running: Stack) -> None:
+    """Shows that the test above can fail."""
+    statuses = {name: grpc_health.health(address, "shop.Nobody") for name, address in _addresses(running).items()}
 
-    assert answers == dict.fromkeys(PROCESSES, "NOT_FOUND")
+    assert statuses == dict.fromkeys(PROCESSES, "NOT_FOUND")

@@ -1,4 +1,4 @@
-"""Every overlay is what its cluster, and the processes in it, need."""
+"""Runs all checks on every overlay."""
 
 from pathlib import Path
 
@@ -17,30 +17,30 @@ PRODUCTION = "deploy/kubernetes/overlays/production"
 ALL_OPTIONS = "tests/kubernetes/all_options"
 
 CHECKS: list[Check] = [
-    checks.schemas_hold,
-    checks.everything_is_there,
-    checks.probes_ask_what_is_served,
+    checks.objects_match_their_schemas,
+    checks.references_are_complete,
+    checks.probes_call_served_health_services,
     checks.settings_are_accepted,
     checks.passwords_come_from_secrets,
     checks.there_is_time_to_drain,
     checks.images_are_pinned,
     checks.databases_are_migrated,
-    checks.topics_are_those_of_the_contract,
+    checks.topics_match_the_contract,
     checks.pods_are_restricted,
     checks.pods_have_resources,
-    relations.selectors_mean_one_workload,
-    relations.services_lead_to_open_ports,
+    relations.selectors_match_one_workload,
+    relations.services_target_open_ports,
     relations.calls_reach_services,
-    relations.the_network_is_what_is_needed,
-    relations.scaling_works,
-    relations.rollouts_and_evictions_go_on,
+    relations.network_policies_allow_exactly_what_is_needed,
+    relations.autoscalers_are_valid,
+    relations.rollouts_and_evictions_complete,
     relations.metrics_are_scraped,
 ]
 
 
 @pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
 @pytest.mark.parametrize("folder", [BASE, LOCAL, PRODUCTION, ALL_OPTIONS])
-def test_what_is_rendered_is_right(rendered: Rendered, folder: str, check: Check) -> None:
+def test_the_rendered_objects_pass_the_check(rendered: Rendered, folder: str, check: Check) -> None:
     assert list(check(rendered(folder))) == []
 
 
@@ -57,7 +57,7 @@ def test_both_apis_are_scaled_by_load_in_production(rendered: Rendered, folder: 
 
 
 def test_a_production_overlay_names_a_registry_and_a_version(rendered: Rendered) -> None:
-    images = [workload.container["image"] for workload in checks.of_processes(rendered(PRODUCTION))]
+    images = [workload.container["image"] for workload in checks.deployments(rendered(PRODUCTION))]
 
     assert all("/shop/" in image and not image.endswith(":dev") for image in images)
 

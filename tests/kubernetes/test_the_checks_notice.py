@@ -1,4 +1,4 @@
-"""The checks see what is broken: one thing at a time is made wrong in what is rendered."""
+"""The checks detect faults: each test injects one fault into the rendered objects."""
 
 import copy
 from collections.abc import Callable
@@ -9,7 +9,7 @@ from tests.kubernetes import checks, relations
 from tests.kubernetes.checks import Check
 from tests.kubernetes.rendered import Cluster, Object, Rendered
 
-Breaking = Callable[[Cluster], None]
+Fault = Callable[[Cluster], None]
 
 FOLDER = "tests/kubernetes/all_options"
 
@@ -26,9 +26,9 @@ def _container(cluster: Cluster, name: str) -> Object:
 
 
 def _settings(cluster: Cluster, name: str) -> Object:
-    """The data of a ConfigMap, whose name ends in a hash."""
-    (found,) = (each for each in cluster.of_kind("ConfigMap") if each["metadata"]["name"].startswith(f"{name}-"))
-    data: Object = found["data"]
+    """The data of a ConfigMap, whose name Kustomize ends with a hash."""
+    (manifest,) = (each for each in cluster.of_kind("ConfigMap") if each["metadata"]["name"].startswith(f"{name}-"))
+    data: Object = manifest["data"]
     return data
 
 
@@ -53,15 +53,15 @@ def a_secret_has_another_name(cluster: Cluster) -> None:
     _pod(cluster, "event-relay")["volumes"][0]["secret"]["secretName"] = "postgresql"
 
 
-def readiness_asks_for_the_other_service(cluster: Cluster) -> None:
+def readiness_calls_the_other_service(cluster: Cluster) -> None:
     _container(cluster, "order-api")["readinessProbe"]["grpc"]["service"] = "shop.inventory.v1.InventoryService"
 
 
-def liveness_asks_whether_it_is_ready(cluster: Cluster) -> None:
+def liveness_calls_readiness(cluster: Cluster) -> None:
     _container(cluster, "inventory-api")["livenessProbe"]["grpc"]["service"] = ""
 
 
-def a_probe_asks_the_wrong_port(cluster: Cluster) -> None:
+def a_probe_calls_the_wrong_port(cluster: Cluster) -> None:
     _container(cluster, "event-relay")["startupProbe"]["grpc"]["port"] = 50055
 
 
@@ -90,7 +90,7 @@ def a_password_is_in_the_environment(cluster: Cluster) -> None:
     environment[0] = {"name": "DATABASE_PASSWORD", "value": "secret"}
 
 
-def a_password_is_looked_for_elsewhere(cluster: Cluster) -> None:
+def a_password_file_is_not_mounted(cluster: Cluster) -> None:
     _container(cluster, "order-api")["env"][0]["value"] = "/secrets/password"
 
 
@@ -111,7 +111,7 @@ def a_migration_is_of_another_version(cluster: Cluster) -> None:
     _container(cluster, "order-api-migration")["image"] = "shop/order-api:0.0.9"
 
 
-def a_migration_only_asks_for_help(cluster: Cluster) -> None:
+def a_migration_only_prints_help(cluster: Cluster) -> None:
     _container(cluster, "order-api-migration")["args"] = ["--help"]
 
 
@@ -128,7 +128,7 @@ def a_process_keeps_capabilities(cluster: Cluster) -> None:
     del _container(cluster, "event-relay")["securityContext"]["capabilities"]
 
 
-def a_migration_may_write_to_its_root(cluster: Cluster) -> None:
+def a_migration_may_write_to_its_root_file_system(cluster: Cluster) -> None:
     _container(cluster, "inventory-api-migration")["securityContext"]["readOnlyRootFilesystem"] = False
 
 
@@ -148,11 +148,11 @@ def pods_have_another_name(cluster: Cluster) -> None:
     _spec(cluster, "Deployment", "event-relay")["template"]["metadata"]["labels"]["app.kubernetes.io/name"] = "relay"
 
 
-def a_service_leads_to_a_closed_port(cluster: Cluster) -> None:
+def a_service_targets_a_closed_port(cluster: Cluster) -> None:
     _container(cluster, "inventory-api")["ports"][0]["containerPort"] = 50054
 
 
-def a_service_has_an_address(cluster: Cluster) -> None:
+def a_service_is_not_headless(cluster: Cluster) -> None:
     del _spec(cluster, "Service", "inventory-api")["clusterIP"]
 
 
@@ -180,7 +180,7 @@ def nothing_is_denied(cluster: Cluster) -> None:
     cluster.objects.remove(cluster.named("NetworkPolicy", "shop-default-deny"))
 
 
-def a_scaler_has_no_target(cluster: Cluster) -> None:
+def an_autoscaler_has_no_target(cluster: Cluster) -> None:
     _spec(cluster, "HorizontalPodAutoscaler", "order-api")["scaleTargetRef"]["name"] = "orders"
 
 
@@ -188,11 +188,11 @@ def replicas_are_fixed_too(cluster: Cluster) -> None:
     _spec(cluster, "Deployment", "order-api")["replicas"] = 3
 
 
-def a_budget_refuses_all(cluster: Cluster) -> None:
+def a_budget_refuses_every_eviction(cluster: Cluster) -> None:
     _spec(cluster, "PodDisruptionBudget", "event-relay")["maxUnavailable"] = 0
 
 
-def a_rollout_begins_by_stopping(cluster: Cluster) -> None:
+def a_rollout_stops_a_pod_first(cluster: Cluster) -> None:
     _spec(cluster, "Deployment", "order-api")["strategy"]["rollingUpdate"]["maxUnavailable"] = 1
 
 
@@ -200,55 +200,55 @@ def metrics_are_off(cluster: Cluster) -> None:
     _settings(cluster, "shop")["METRICS_PORT"] = "0"
 
 
-NOTICED_BY: dict[Breaking, Check] = {
-    a_field_is_misspelt: checks.schemas_hold,
-    a_number_is_a_word: checks.schemas_hold,
-    a_config_map_is_missing: checks.everything_is_there,
-    a_secret_has_another_name: checks.everything_is_there,
-    readiness_asks_for_the_other_service: checks.probes_ask_what_is_served,
-    liveness_asks_whether_it_is_ready: checks.probes_ask_what_is_served,
-    a_probe_asks_the_wrong_port: checks.probes_ask_what_is_served,
-    there_is_no_startup_probe: checks.probes_ask_what_is_served,
+DETECTED_BY: dict[Fault, Check] = {
+    a_field_is_misspelt: checks.objects_match_their_schemas,
+    a_number_is_a_word: checks.objects_match_their_schemas,
+    a_config_map_is_missing: checks.references_are_complete,
+    a_secret_has_another_name: checks.references_are_complete,
+    readiness_calls_the_other_service: checks.probes_call_served_health_services,
+    liveness_calls_readiness: checks.probes_call_served_health_services,
+    a_probe_calls_the_wrong_port: checks.probes_call_served_health_services,
+    there_is_no_startup_probe: checks.probes_call_served_health_services,
     a_setting_is_misspelt: checks.settings_are_accepted,
     a_setting_is_out_of_bounds: checks.settings_are_accepted,
     a_database_url_has_a_password_of_its_own: checks.settings_are_accepted,
     kafka_stays_at_its_default: checks.settings_are_accepted,
     a_password_is_in_the_environment: checks.passwords_come_from_secrets,
-    a_password_is_looked_for_elsewhere: checks.passwords_come_from_secrets,
+    a_password_file_is_not_mounted: checks.passwords_come_from_secrets,
     draining_takes_longer: checks.there_is_time_to_drain,
     a_pod_is_killed_early: checks.there_is_time_to_drain,
     an_image_is_the_latest: checks.images_are_pinned,
     a_migration_is_of_another_version: checks.images_are_pinned,
-    a_migration_only_asks_for_help: checks.databases_are_migrated,
-    a_topic_is_missing: checks.topics_are_those_of_the_contract,
+    a_migration_only_prints_help: checks.databases_are_migrated,
+    a_topic_is_missing: checks.topics_match_the_contract,
     a_process_is_root: checks.pods_are_restricted,
     a_process_keeps_capabilities: checks.pods_are_restricted,
-    a_migration_may_write_to_its_root: checks.pods_are_restricted,
+    a_migration_may_write_to_its_root_file_system: checks.pods_are_restricted,
     service_links_are_on: checks.pods_are_restricted,
     memory_has_no_limit: checks.pods_have_resources,
-    a_service_selects_migrations_too: relations.selectors_mean_one_workload,
-    pods_have_another_name: relations.selectors_mean_one_workload,
-    a_service_leads_to_a_closed_port: relations.services_lead_to_open_ports,
-    a_service_has_an_address: relations.services_lead_to_open_ports,
+    a_service_selects_migrations_too: relations.selectors_match_one_workload,
+    pods_have_another_name: relations.selectors_match_one_workload,
+    a_service_targets_a_closed_port: relations.services_target_open_ports,
+    a_service_is_not_headless: relations.services_target_open_ports,
     a_target_has_another_port: relations.calls_reach_services,
-    the_database_moves_to_another_port: relations.the_network_is_what_is_needed,
-    traces_are_off_and_their_port_is_open: relations.the_network_is_what_is_needed,
-    a_policy_opens_all_ports_to_everyone: relations.the_network_is_what_is_needed,
-    the_reaper_may_not_call_orders: relations.the_network_is_what_is_needed,
-    nothing_is_denied: relations.the_network_is_what_is_needed,
-    a_scaler_has_no_target: relations.scaling_works,
-    replicas_are_fixed_too: relations.scaling_works,
-    a_budget_refuses_all: relations.rollouts_and_evictions_go_on,
-    a_rollout_begins_by_stopping: relations.rollouts_and_evictions_go_on,
+    the_database_moves_to_another_port: relations.network_policies_allow_exactly_what_is_needed,
+    traces_are_off_and_their_port_is_open: relations.network_policies_allow_exactly_what_is_needed,
+    a_policy_opens_all_ports_to_everyone: relations.network_policies_allow_exactly_what_is_needed,
+    the_reaper_may_not_call_orders: relations.network_policies_allow_exactly_what_is_needed,
+    nothing_is_denied: relations.network_policies_allow_exactly_what_is_needed,
+    an_autoscaler_has_no_target: relations.autoscalers_are_valid,
+    replicas_are_fixed_too: relations.autoscalers_are_valid,
+    a_budget_refuses_every_eviction: relations.rollouts_and_evictions_complete,
+    a_rollout_stops_a_pod_first: relations.rollouts_and_evictions_complete,
     metrics_are_off: relations.metrics_are_scraped,
 }
 
 
-@pytest.mark.parametrize("breaking", NOTICED_BY, ids=lambda breaking: breaking.__name__)
-def test_what_is_broken_is_noticed(rendered: Rendered, breaking: Breaking) -> None:
-    """That nothing else is noticed is known from test_rendered_objects, which checks the same folder whole."""
-    broken = Cluster(copy.deepcopy(rendered(FOLDER).objects))
+@pytest.mark.parametrize("fault", DETECTED_BY, ids=lambda fault: fault.__name__)
+def test_a_fault_is_detected(rendered: Rendered, fault: Fault) -> None:
+    """Without the fault the check passes: test_rendered_objects runs it on the same folder."""
+    cluster = Cluster(copy.deepcopy(rendered(FOLDER).objects))
 
-    breaking(broken)
+    fault(cluster)
 
-    assert list(NOTICED_BY[breaking](broken)) != []
+    assert list(DETECTED_BY[fault](cluster)) != []
