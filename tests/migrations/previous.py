@@ -1,4 +1,4 @@
-"""The source of the commit that was landed before the one under test, taken out of git."""
+"""Checks out the previous commit: the one on main that the code under test is based on."""
 
 import io
 import subprocess
@@ -10,9 +10,9 @@ MAIN_BRANCHES = ("origin/main", "main")
 
 
 def revision() -> str | None:
-    """The commit where this branch left main; on main itself, the first parent of HEAD.
+    """The commit from which this branch started; on main, the first parent of HEAD.
 
-    None if git does not know it: outside a repository, or in a clone of depth 1.
+    None outside a git repository and in a clone of depth 1.
     """
     head = _git("rev-parse", "HEAD")
     for branch in MAIN_BRANCHES:
@@ -25,7 +25,7 @@ def revision() -> str | None:
 
 
 def package(source: Path, *names: str) -> str:
-    """The first of these packages that a commit has: packages were renamed and split."""
+    """The first of these packages that exists in the commit. Packages have been renamed and split."""
     return next(name for name in names if any(source.glob(f"**/{name}/__init__.py")))
 
 

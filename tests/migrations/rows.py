@@ -1,6 +1,6 @@
-"""Rows as they stood in the tables of each revision, for the migrations that come after it.
+"""Rows for the tables of each revision, so that later migrations run on tables that are not empty.
 
-A revision that makes a table has rows for it here; a column that it adds to an older table need not be filled.
+Every revision that creates a table needs rows here. Columns added to an existing table may stay empty.
 """
 
 from datetime import UTC, datetime
@@ -96,7 +96,7 @@ ROWS: dict[tuple[str, str], Rows] = {
     ("inventory-api", "0001"): _INVENTORY_1 | _COMMON,
     ("order-api", "0001"): _ORDERS_1 | _COMMON,
 }
-"""By service and revision, the tables in an order that foreign keys allow."""
+"""(service, revision) → rows by table, in an order that foreign keys allow."""
 
 _TYPES: dict[type, TypeEngine[Any]] = {
     datetime: Timestamp(),
@@ -108,8 +108,8 @@ _TYPES: dict[type, TypeEngine[Any]] = {
 
 
 def fill(tx: Connection, rows: Rows) -> None:
-    """Insert them as the revision's own types would."""
-    for name, lines in rows.items():
-        for line in lines:
-            into = table(name, *(column(key, _TYPES[type(value)]) for key, value in line.items()))
-            tx.execute(insert(into).values({k: str(v) if isinstance(v, UUID) else v for k, v in line.items()}))
+    """Insert the rows with the types that the migrations use."""
+    for name, table_rows in rows.items():
+        for row in table_rows:
+            into = table(name, *(column(key, _TYPES[type(value)]) for key, value in row.items()))
+            tx.execute(insert(into).values({k: str(v) if isinstance(v, UUID) else v for k, v in row.items()}))

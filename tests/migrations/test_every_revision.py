@@ -1,4 +1,4 @@
-"""A database of any revision, with rows in it, becomes one of the newest, which is what the code declares."""
+"""A database of any revision, with rows, is migrated to the newest revision, which matches the tables in the code."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -32,7 +32,7 @@ def database(database_url: str) -> Iterator[Database]:
 
 
 @pytest.mark.parametrize("schema", [pytest.param(schema, id=schema.service) for schema in SCHEMAS])
-def test_an_empty_database_becomes_what_the_code_declares(database: Database, schema: Schema) -> None:
+def test_migrating_an_empty_database_creates_the_tables_of_the_code(database: Database, schema: Schema) -> None:
     schema.upgrade(database)
 
     assert schema.drift(database) == []
@@ -40,19 +40,17 @@ def test_an_empty_database_becomes_what_the_code_declares(database: Database, sc
 
 
 @pytest.mark.parametrize(("schema", "revision"), EVERY_REVISION)
-def test_a_database_of_every_revision_comes_to_the_newest_with_its_rows(
-    database: Database, schema: Schema, revision: str
-) -> None:
-    for step in schema.revisions():
-        schema.upgrade(database, to=step)
+def test_migrating_from_every_revision_keeps_the_rows(database: Database, schema: Schema, revision: str) -> None:
+    for each in schema.revisions():
+        schema.upgrade(database, to=each)
         with database.write() as tx:
-            fill(tx, ROWS.get((schema.service, step), {}))
-        if step == revision:
+            fill(tx, ROWS.get((schema.service, each), {}))
+        if each == revision:
             break
     before = database.query(contents)
     del before[schema.version_table]
     empty = [name for name, rows in before.items() if not rows]
-    assert not empty, f"revision {revision} makes tables for which tests/migrations/rows.py has no rows: {empty}"
+    assert not empty, f"revision {revision} creates tables for which tests/migrations/rows.py has no rows: {empty}"
 
     schema.upgrade(database)
 
@@ -63,7 +61,7 @@ def test_a_database_of_every_revision_comes_to_the_newest_with_its_rows(
         assert_kept(name, rows, after[name])
 
 
-def test_reservations_that_had_ended_before_that_was_written_down_end_with_the_migration(database: Database) -> None:
+def test_reservations_that_ended_before_ended_at_existed_get_the_time_of_the_migration(database: Database) -> None:
     schema = inventory_api.migrations.SCHEMA
     schema.upgrade(database, to="0003")
     with database.write() as tx:
@@ -79,7 +77,7 @@ def test_reservations_that_had_ended_before_that_was_written_down_end_with_the_m
     assert all(ended_at >= before for ended_at in ends.values() if ended_at is not None)
 
 
-def test_a_migration_fills_in_every_row_of_a_table_in_bounded_turns(
+def test_a_migration_fills_a_new_column_in_several_bounded_turns(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(online_ddl, "TURN_ROWS", 2)
@@ -97,7 +95,7 @@ def test_a_migration_fills_in_every_row_of_a_table_in_bounded_turns(
 
 
 def contents(tx: Connection) -> dict[str, list[dict[str, Any]]]:
-    """All rows of all tables, in the order of their first column."""
+    """All rows of all tables, ordered by their first column."""
     return {
         name: [dict(row) for row in tx.execute(text(f"SELECT * FROM {name} ORDER BY 1")).mappings()]
         for name in inspect(tx).get_table_names()
@@ -108,5 +106,5 @@ def contents(tx: Connection) -> dict[str, list[dict[str, Any]]]:
 def assert_kept(name: str, before: list[dict[str, Any]], after: list[dict[str, Any]]) -> None:
     assert len(after) == len(before), name
     for old, new in zip(before, after, strict=True):
-        # A later revision may add columns and fill in what was null; expand and contract forbids it to take any away.
+        # A later revision may add columns and fill in nulls. It must not drop a column that older code uses.
         assert new.items() >= {key: value for key, value in old.items() if value is not None}.items(), name

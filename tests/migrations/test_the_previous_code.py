@@ -1,4 +1,4 @@
-"""The code that was landed before runs on the schema of today: a rolling update migrates first."""
+"""The code of the previous commit works on the newest schema, since a rolling update migrates first."""
 
 import sys
 from collections.abc import Callable
@@ -30,7 +30,7 @@ def test_the_previous_code_serves_every_rpc_on_the_newest_schema(
     stack = Stack(databases, kafka, options=Options(environment=path))
     try:
         stack.start()
-        # The smoke test is of the previous commit, too: today's may call RPCs that the previous code does not have.
+        # The smoke test, too, is of the previous commit: the current one may call RPCs that the previous code lacks.
         addresses = ["--inventory", stack.inventory_address, "--orders", stack.orders_address]
         tools = previous.package(source, "shopctl", "devstack")
         smoke_test = Process("test-grpc", [sys.executable, "-m", tools, "test-grpc", *addresses], path)
@@ -46,7 +46,7 @@ def test_the_previous_code_serves_every_rpc_on_the_newest_schema(
 
 
 def assert_imported_from(source: Path, environment: dict[str, str]) -> None:
-    """Fail if a package comes from the installation: the test would then run the code of today and prove nothing."""
+    """Fail if a package is imported from the installation: the test would then run the current code."""
     protos, tools = previous.package(source, "shop_protos", "shop"), previous.package(source, "shopctl", "devstack")
     packages = f"inventory_api, order_api, reservation_reaper, event_relay, shop_common, {protos}, {tools}"
     program = f"import {packages}\nfor module in ({packages}): print(module.__file__)"

@@ -1,4 +1,4 @@
-"""The real Jaeger, in a container: takes spans by OTLP, and answers as it answers Grafana."""
+"""A real Jaeger in a container, with the API that Grafana calls."""
 
 import json
 import time
@@ -18,7 +18,7 @@ START_SECONDS = 120
 
 
 class Jaeger:
-    """Entering starts it; leaving removes it and its traces."""
+    """A running Jaeger. Entering starts it; leaving removes it with its traces."""
 
     def __init__(self) -> None:
         self._name = f"shop-test-jaeger-{uuid4().hex[:8]}"
@@ -27,12 +27,12 @@ class Jaeger:
     def __enter__(self) -> Self:
         watchdog.run(self._name, ["docker", "rm", "--force", "--volumes", self._name])
         ports = [f"127.0.0.1:{self._otlp_port}:4317", f"127.0.0.1:{self._query_port}:16686"]
-        published = [word for port in ports for word in ("--publish", port)]
-        # Else it may take spans from its own container only.
+        published = [option for port in ports for option in ("--publish", port)]
+        # Its default is loopback, where only its own container could send spans.
         listen = ["--env", "JAEGER_LISTEN_HOST=0.0.0.0"]
         docker.run("run", "--detach", "--name", self._name, *published, *listen, IMAGE)
         try:
-            wait_for("Jaeger answers", self._answers, START_SECONDS)
+            wait_for("Jaeger responds", self._responds, START_SECONDS)
         except BaseException:
             self.__exit__()
             raise
@@ -44,29 +44,29 @@ class Jaeger:
 
     @property
     def endpoint(self) -> str:
-        """For OTEL_EXPORTER_OTLP_ENDPOINT."""
+        """The value for OTEL_EXPORTER_OTLP_ENDPOINT."""
         return f"http://127.0.0.1:{self._otlp_port}"
 
     def has(self, trace_id: str) -> bool:
-        """Whether it knows the trace."""
+        """True if Jaeger has at least one span of the trace."""
         try:
-            return bool(self._ask(f"traces/{trace_id}"))
-        except urllib.error.HTTPError as refusal:
-            if refusal.code == 404:
+            return bool(self._get(f"traces/{trace_id}"))
+        except urllib.error.HTTPError as error:
+            if error.code == 404:
                 return False
             raise
 
     def trace(self, trace_id: str) -> dict[str, Any]:
-        """All that it knows of the trace, as its API has it."""
-        (found,) = self._ask(f"traces/{trace_id}")
-        return dict(found)
+        """The trace so far, as Jaeger's API returns it."""
+        (trace,) = self._get(f"traces/{trace_id}")
+        return dict(trace)
 
     def search(
         self, service: str, operation: str, tags: dict[str, str], *, since: float | None = None
     ) -> list[dict[str, Any]]:
-        """Traces of the last minutes, or since a moment, as Grafana's data source asks for them."""
+        """The traces of the last ten minutes, or since a Unix time, from the endpoint that Grafana calls."""
         end = int(time.time() * 1_000_000)
-        question = {
+        parameters = {
             "service": service,
             "operation": operation,
             "tags": json.dumps(tags),
@@ -74,17 +74,17 @@ class Jaeger:
             "end": end,
             "limit": 20,
         }
-        found: list[dict[str, Any]] = self._ask(f"traces?{urllib.parse.urlencode(question)}")
-        return found
+        traces: list[dict[str, Any]] = self._get(f"traces?{urllib.parse.urlencode(parameters)}")
+        return traces
 
-    def _answers(self) -> bool:
+    def _responds(self) -> bool:
         try:
-            self._ask("services")
+            self._get("services")
         except OSError:
             return False
         return True
 
-    def _ask(self, path: str) -> Any:
+    def _get(self, path: str) -> Any:
         url = f"http://127.0.0.1:{self._query_port}/api/{path}"
-        with urllib.request.urlopen(url, timeout=REQUEST_SECONDS) as answer:
-            return json.load(answer)["data"]
+        with urllib.request.urlopen(url, timeout=REQUEST_SECONDS) as response:
+            return json.load(response)["data"]

@@ -1,4 +1,4 @@
-"""The real Prometheus, in a container on this machine's own network, and its promtool."""
+"""A real Prometheus in a container on the host's network, and its promtool."""
 
 import json
 import re
@@ -30,7 +30,7 @@ Json = dict[str, Any]
 
 
 class Prometheus:
-    """Entering starts it on the configuration in a folder; leaving removes it."""
+    """A running Prometheus. Entering starts it with the configuration in a folder; leaving removes it."""
 
     def __init__(self, configuration: Path) -> None:
         self._configuration = configuration
@@ -60,42 +60,42 @@ class Prometheus:
         watchdog.forget(self._name)
 
     def query(self, expr: str) -> list[Json]:
-        """The series that the expression gives now, those without a number left out."""
-        series: list[Json] = self._ask("query", query=expr)["result"]
+        """The series that the expression returns now, without those whose value is NaN."""
+        series: list[Json] = self._get("query", query=expr)["result"]
         return [one for one in series if one["value"][1] != "NaN"]
 
     def exemplars(self, expr: str) -> list[Json]:
-        """The exemplars of the last minutes behind the expression's series."""
+        """The exemplars of the expression's series from the last ten minutes."""
         now = time.time()
-        found: list[Json] = self._ask("query_exemplars", query=expr, start=now - 600, end=now)
-        return [exemplar for series in found for exemplar in series["exemplars"]]
+        results: list[Json] = self._get("query_exemplars", query=expr, start=now - 600, end=now)
+        return [exemplar for series in results for exemplar in series["exemplars"]]
 
     def names(self) -> set[str]:
-        """Of all metrics that were ever scraped."""
-        return set(self._ask("label/__name__/values"))
+        """The names of all metrics scraped so far."""
+        return set(self._get("label/__name__/values"))
 
     def targets(self) -> dict[str, str]:
         """The health of each job's target: up, down or unknown."""
-        return {one["labels"]["job"]: one["health"] for one in self._ask("targets")["activeTargets"]}
+        return {one["labels"]["job"]: one["health"] for one in self._get("targets")["activeTargets"]}
 
     def rules(self) -> list[Json]:
-        return [rule for group in self._ask("rules")["groups"] for rule in group["rules"]]
+        return [rule for group in self._get("rules")["groups"] for rule in group["rules"]]
 
     def firing(self) -> set[tuple[str, str]]:
-        """Each alert that fires, with the job, the database or the task that it fires for."""
-        alerts = [one["labels"] for one in self._ask("alerts")["alerts"] if one["state"] == "firing"]
+        """(alert, label) for each firing alert. The label is its job, its database or its periodic task."""
+        alerts = [one["labels"] for one in self._get("alerts")["alerts"] if one["state"] == "firing"]
         return {
             (labels["alertname"], labels.get("job") or labels.get("database") or labels.get("task", ""))
             for labels in alerts
         }
 
-    def _ask(self, path: str, **parameters: object) -> Any:
+    def _get(self, path: str, **parameters: object) -> Any:
         url = f"http://127.0.0.1:{self._port}/api/v1/{path}?{urllib.parse.urlencode(parameters)}"
         try:
-            with urllib.request.urlopen(url, timeout=REQUEST_SECONDS) as answer:
-                return json.load(answer)["data"]
-        except urllib.error.HTTPError as refusal:
-            raise AssertionError(f"{path} {parameters}: {refusal.read().decode()}") from refusal
+            with urllib.request.urlopen(url, timeout=REQUEST_SECONDS) as response:
+                return json.load(response)["data"]
+        except urllib.error.HTTPError as error:
+            raise AssertionError(f"{path} {parameters}: {error.read().decode()}") from error
 
     def _wait_ready(self) -> None:
         deadline = time.monotonic() + START_SECONDS
@@ -111,7 +111,7 @@ class Prometheus:
 
 
 def promtool(*arguments: str) -> str:
-    """What it prints about deploy/prometheus. Raises AssertionError when it is not content."""
+    """Run promtool on deploy/prometheus. Returns its output; raises AssertionError if it fails."""
     name = f"shop-test-promtool-{uuid4().hex[:8]}"
     docker.run("create", "--name", name, "--entrypoint", "promtool", "--workdir", FOLDER, IMAGE, *arguments)
     try:
@@ -122,12 +122,12 @@ def promtool(*arguments: str) -> str:
 
 
 def configure(
-    folder: Path, ports: Mapping[str, int], *, quicker: int = 1, lower: Mapping[str, str] | None = None
+    folder: Path, ports: Mapping[str, int], *, speedup: int = 1, thresholds: Mapping[str, str] | None = None
 ) -> None:
-    """Write what is in deploy/prometheus for processes of this machine, which are scraped each second.
+    """Write the configuration of deploy/prometheus, changed to scrape processes on this machine every second.
 
-    `quicker` divides every duration of the rules: 60 makes a minute a second. `lower` replaces thresholds, each of
-    which must be there.
+    All durations in the rules are divided by `speedup`: with 60, a minute becomes a second. `thresholds` replaces texts
+    in the alerts: old → new. Each old text must occur exactly once.
     """
     config: Json = yaml.safe_load((DEPLOYED / "prometheus.yml").read_text())
     config["global"] |= {"scrape_interval": "1s", "scrape_timeout": "1s", "evaluation_interval": "1s"}
@@ -138,33 +138,33 @@ def configure(
     (folder / "prometheus.yml").write_text(yaml.safe_dump(config))
     for path in (DEPLOYED / "rules").iterdir():
         text = path.read_text()
-        for before, after in (lower or {}).items():
+        for before, after in (thresholds or {}).items():
             if path.name == "alerts.yml":
-                assert text.count(before) == 1, f"{before!r} is not a threshold of one alert"
+                assert text.count(before) == 1, f"{before!r} does not occur exactly once in the alerts"
             text = text.replace(before, after)
         content: Json = yaml.safe_load(text)
         for rule in (rule for group in content["groups"] for rule in group["rules"]):
-            rule["expr"] = _quicker_expr(rule["expr"], quicker)
+            rule["expr"] = _shorten_ranges(rule["expr"], speedup)
             if "for" in rule:
-                rule["for"] = _quicker(rule["for"], quicker)
+                rule["for"] = _shorten(rule["for"], speedup)
         (folder / "rules" / path.name).write_text(yaml.safe_dump(content))
 
 
-def wait_for(what: str, condition: Any, within_seconds: float) -> None:
-    """Poll until it holds. Raises AssertionError."""
-    eventually(condition, within_seconds, lambda: what)
+def wait_for(description: str, condition: Any, within_seconds: float) -> None:
+    """Wait until the condition is true. Raises AssertionError with the description if it is not in time."""
+    eventually(condition, within_seconds, lambda: description)
 
 
 def metrics_in(expressions: Iterable[str]) -> set[str]:
-    """The names of our own metrics in them."""
+    """The names of our own metrics in the expressions."""
     return {name for expr in expressions for name in re.findall(r"\b(?:shop|rpc|db)_[a-z_]+(?=[\[{ )]|$)", expr)}
 
 
-def _quicker_expr(expr: str, times: int) -> str:
+def _shorten_ranges(expr: str, speedup: int) -> str:
     ranges = re.compile(r"(?<=\[)\d+[smhd](?::\d+[smhd])?(?=\])|(?<=offset )\d+[smhd]")
-    return ranges.sub(lambda found: ":".join(_quicker(part, times) for part in found[0].split(":")), expr)
+    return ranges.sub(lambda match: ":".join(_shorten(part, speedup) for part in match[0].split(":")), expr)
 
 
-def _quicker(duration: str, times: int) -> str:
+def _shorten(duration: str, speedup: int) -> str:
     number, unit = int(duration[:-1]), duration[-1]
-    return f"{number * {'s': 1, 'm': 60, 'h': 3600, 'd': 86400}[unit] * 1000 // times}ms"
+    return f"{number * {'s': 1, 'm': 60, 'h': 3600, 'd': 86400}[unit] * 1000 // speedup}ms"

@@ -1,4 +1,4 @@
-"""docs/metrics.md as a table, and what a process tells Prometheus, to be held against it."""
+"""Reads the metrics of a process from docs/metrics.md and from its metrics endpoint, so that they can be compared."""
 
 import re
 import urllib.request
@@ -16,23 +16,23 @@ _ROW = re.compile(r"\| `(?P<name>\w+)` \| \w+ \| (?P<labels>[^|]*) \|(?: (?P<pro
 
 
 def documented(process: str) -> dict[str, set[str]]:
-    """The labels of each metric that the process has, as docs/metrics.md says."""
+    """Metric → labels for a process, from docs/metrics.md."""
     found: dict[str, set[str]] = {}
     for section in (ROOT / "docs" / "metrics.md").read_text().split("\n## ")[1:]:
         title, _, body = section.partition("\n")
         for line in body.splitlines()[3:]:
             row = _ROW.fullmatch(line)
-            assert row, f"not a row of the reference: {line!r}"
+            assert row, f"docs/metrics.md: not a row of the table: {line!r}"
             if process in (row["processes"] or title).split(", "):
                 found[row["name"]] = set(re.findall(r"`(\w+)`", row["labels"]))
     return found
 
 
 def scraped(port: int) -> dict[str, list[Mapping[str, str]]]:
-    """The series of each metric of ours that a process tells of now: their labels."""
+    """Metric → labels of each series, for our own metrics, from the process on this metrics port."""
     request = urllib.request.Request(f"http://127.0.0.1:{port}/metrics", headers={"Accept": _OPEN_METRICS})
-    with urllib.request.urlopen(request, timeout=REQUEST_SECONDS) as answer:
-        text = answer.read().decode()
+    with urllib.request.urlopen(request, timeout=REQUEST_SECONDS) as response:
+        text = response.read().decode()
     families = list(text_string_to_metric_families(text))  # type: ignore[no-untyped-call]  # has no types
     return {
         f"{family.name}_total" if family.type == "counter" else family.name: [

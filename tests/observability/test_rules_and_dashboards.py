@@ -1,4 +1,4 @@
-"""What deploy/prometheus and deploy/grafana promise, as far as the files themselves tell."""
+"""Checks of the files in deploy/prometheus and deploy/grafana, without running processes."""
 
 import json
 import re
@@ -33,14 +33,14 @@ def data_sources() -> dict[str, Json]:
 every_alert = pytest.mark.parametrize("alert", alerts(), ids=lambda alert: alert["alert"])
 
 
-def test_prometheus_takes_the_configuration_and_its_rules(docker_engine: str) -> None:
+def test_prometheus_accepts_the_configuration_and_its_rules(docker_engine: str) -> None:
     checked = promtool("check", "config", "--lint=all", "--lint-fatal", "prometheus.yml")
     assert "0 rules found" not in checked
     assert "SUCCESS" in checked
 
 
 @pytest.mark.parametrize("path", UNIT_TESTS, ids=lambda path: path.name)
-def test_the_rules_do_what_their_unit_tests_say(docker_engine: str, path: Path) -> None:
+def test_the_rules_pass_their_unit_tests(docker_engine: str, path: Path) -> None:
     assert "SUCCESS" in promtool("test", "rules", f"tests/{path.name}")
 
 
@@ -58,7 +58,7 @@ def test_every_alert_has_a_test_in_which_it_fires_and_one_in_which_it_does_not(a
 
 
 @every_alert
-def test_every_alert_leads_to_its_heading_in_the_runbook(alert: Json) -> None:
+def test_every_alert_links_to_its_section_of_the_runbook(alert: Json) -> None:
     assert alert["annotations"]["summary"]
     assert alert["labels"]["severity"] in {"page", "ticket"}
 
@@ -69,7 +69,7 @@ def test_every_alert_leads_to_its_heading_in_the_runbook(alert: Json) -> None:
     assert section[1].lower() == alert["labels"]["severity"]
 
 
-def test_the_runbook_tells_of_no_alert_that_there_is_not() -> None:
+def test_the_runbook_has_no_section_without_an_alert() -> None:
     assert set(re.findall(r"^### (Shop\w+)$", RUNBOOK, re.MULTILINE)) == {alert["alert"] for alert in alerts()}
 
 
@@ -79,40 +79,40 @@ def test_prometheus_scrapes_every_deployable() -> None:
 
     assert sorted(job["job_name"] for job in jobs) == deployables
     for job in jobs:
-        (found,) = job["dns_sd_configs"]
-        assert found["names"] == [job["job_name"]], "the name that its replicas share"
-        assert found["port"] == 9464
+        (discovery,) = job["dns_sd_configs"]
+        assert discovery["names"] == [job["job_name"]], "the DNS name that the replicas share"
+        assert discovery["port"] == 9464
 
 
-def test_the_dashboards_are_as_their_program_makes_them() -> None:
+def test_the_dashboards_match_the_program_that_generates_them() -> None:
     subprocess.run([sys.executable, GRAFANA / "make_dashboards.py", "--check"], check=True)
 
 
 @pytest.mark.parametrize("path", sorted((GRAFANA / "dashboards").iterdir()), ids=lambda path: path.name)
-def test_a_dashboard_shows_its_panels_side_by_side_from_data_sources_that_there_are(path: Path) -> None:
+def test_the_panels_of_a_dashboard_do_not_overlap_and_have_known_data_sources(path: Path) -> None:
     dashboard = json.loads(path.read_text())
     panels = dashboard["panels"]
 
     assert len({panel["id"] for panel in panels}) == len(panels)
     taken: set[tuple[int, int]] = set()
     for panel in panels:
-        place = panel["gridPos"]
-        cells = {(place["x"] + x, place["y"] + y) for x in range(place["w"]) for y in range(place["h"])}
+        position = panel["gridPos"]
+        cells = {(position["x"] + x, position["y"] + y) for x in range(position["w"]) for y in range(position["h"])}
         assert max(x for x, _ in cells) < 24
-        assert not cells & taken, f"{panel['title']} lies on another"
+        assert not cells & taken, f"{panel['title']} overlaps another panel"
         taken |= cells
     used = {source["uid"] for panel in panels for source in _data_sources_in(panel)}
     assert used <= data_sources().keys()
 
 
-def test_points_on_panels_lead_to_the_data_source_of_traces() -> None:
+def test_exemplars_link_to_the_data_source_of_traces() -> None:
     sources = data_sources()
     (destination,) = sources["prometheus"]["jsonData"]["exemplarTraceIdDestinations"]
-    assert destination["name"] == "trace_id", "as shop_common.rpc.method writes exemplars"
+    assert destination["name"] == "trace_id", "the label that shop_common.rpc.method sets on exemplars"
     assert sources[destination["datasourceUid"]]["type"] == "jaeger"
 
 
-def test_grafana_finds_what_compose_mounts() -> None:
+def test_compose_mounts_the_files_that_grafana_reads() -> None:
     compose = yaml.safe_load((ROOT / "docker-compose.yml").read_text())["services"]
     mounted = {
         inside: ROOT / outside
@@ -126,14 +126,14 @@ def test_grafana_finds_what_compose_mounts() -> None:
     home = compose["grafana"]["environment"]["GF_DASHBOARDS_DEFAULT_HOME_DASHBOARD_PATH"]
     assert (mounted[home.rpartition("/")[0]] / home.rpartition("/")[2]).is_file()
     for source in data_sources().values():
-        host, port = re.fullmatch(r"http://([a-z]+):(\d+)", source["url"]).groups()  # type: ignore[union-attr]  # else it fails
+        host, port = re.fullmatch(r"http://([a-z]+):(\d+)", source["url"]).groups()  # type: ignore[union-attr]  # None fails the test
         assert any(published.endswith(f":{port}") for published in compose[host]["ports"])
 
 
-def _data_sources_in(found: Any) -> list[Json]:
-    if isinstance(found, list):
-        return [source for each in found for source in _data_sources_in(each)]
-    if isinstance(found, dict):
-        own = [found["datasource"]] if isinstance(found.get("datasource"), dict) else []
-        return own + [source for each in found.values() for source in _data_sources_in(each)]
+def _data_sources_in(value: Any) -> list[Json]:
+    if isinstance(value, list):
+        return [source for each in value for source in _data_sources_in(each)]
+    if isinstance(value, dict):
+        own = [value["datasource"]] if isinstance(value.get("datasource"), dict) else []
+        return own + [source for each in value.values() for source in _data_sources_in(each)]
     return []

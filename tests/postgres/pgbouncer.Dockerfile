@@ -1,4 +1,4 @@
-# Debian's PgBouncer, as it is packaged. Its configuration is mounted.
+# Debian's package of PgBouncer. Its configuration is mounted.
 FROM debian:trixie-slim
 RUN apt-get update \
     && apt-get install --yes --no-install-recommends pgbouncer \

@@ -1,4 +1,4 @@
-"""Debian's PgBouncer in a container, before a PostgreSQL of this machine, pooling by transaction."""
+"""Debian's PgBouncer in a container, in front of a PostgreSQL server on this machine, in transaction mode."""
 
 import re
 import time
@@ -17,7 +17,7 @@ from devstack.postgres import PostgresServer
 from shopctl.system import docker
 
 POOL_SIZE = 4
-"""Server connections for each database: fewer than one process of ours opens, so that they have to share."""
+"""Server connections for each database: fewer than one of our processes opens, so that transactions share them."""
 
 BUILD_SECONDS = 300
 START_SECONDS = 120
@@ -30,23 +30,23 @@ _IMAGE = "shop-tests/pgbouncer:trixie"
 
 
 class PgBouncer:
-    """One that runs: it knows every database of the server behind it."""
+    """A running PgBouncer, for every database of the server behind it."""
 
     def __init__(self, port: int) -> None:
         self.port = port
 
     def url(self, direct: str) -> str:
-        """The way through it to the database of that URL."""
+        """The URL of the same database through PgBouncer."""
         return make_url(direct).set(host="127.0.0.1", port=self.port).render_as_string(hide_password=False)
 
     def plain_url(self, direct: str) -> str:
-        """The same for psycopg alone."""
+        """The same URL in psycopg's form."""
         return make_url(self.url(direct)).set(drivername="postgresql").render_as_string(hide_password=False)
 
 
 @contextmanager
 def provide(server: PostgresServer, folder: Path) -> Iterator[PgBouncer]:
-    """Built where it is not yet, set as docs/postgresql.md has it but with a smaller pool, and removed at the end."""
+    """A PgBouncer with the configuration of docs/postgresql.md, except for a smaller pool. Removed at the end."""
     (port,) = free_ports(1)
     _configure(folder, server, port)
     docker.run("build", "--quiet", "--tag", _IMAGE, "--file", str(_DOCKERFILE), str(folder), seconds=BUILD_SECONDS)
@@ -54,13 +54,13 @@ def provide(server: PostgresServer, folder: Path) -> Iterator[PgBouncer]:
     remove = ["rm", "--force", name]
     watchdog.run(name, ["docker", *remove])
     try:
-        # In the machine's own network: the server listens on the loopback, and so shall this.
+        # On the host's network: the server listens on loopback only, and PgBouncer should, too.
         mount = f"{folder}:/etc/pgbouncer:ro"
         docker.run(
             "run", "--detach", "--network", "host", "--name", name, "--volume", mount, _IMAGE, "/etc/pgbouncer/ini"
         )
         pgbouncer = PgBouncer(port)
-        _wait_until_it_answers(pgbouncer.plain_url(server.url), name)
+        _wait_until_it_accepts(pgbouncer.plain_url(server.url), name)
         yield pgbouncer
     finally:
         docker.run(*remove)
@@ -88,7 +88,7 @@ def _configure(folder: Path, server: PostgresServer, port: int) -> None:
         (folder / name).chmod(0o644)
 
 
-def _wait_until_it_answers(url: str, container: str) -> None:
+def _wait_until_it_accepts(url: str, container: str) -> None:
     deadline = time.monotonic() + START_SECONDS
     while True:
         try:
@@ -97,6 +97,6 @@ def _wait_until_it_answers(url: str, container: str) -> None:
         except psycopg.OperationalError as error:
             if time.monotonic() > deadline:
                 raise TimeoutError(
-                    f"PgBouncer does not answer: {error}\n{docker.run('logs', container, errors_too=True)}"
+                    f"PgBouncer accepts no connections: {error}\n{docker.run('logs', container, errors_too=True)}"
                 ) from error
             time.sleep(_POLL_SECONDS)

@@ -1,4 +1,4 @@
-"""What docs/postgresql.md says of roles, connections and timeouts holds."""
+"""Roles, connections and timeouts are as docs/postgresql.md describes them."""
 
 import re
 from collections.abc import Iterator
@@ -34,19 +34,19 @@ def test_the_timeouts_fit_together() -> None:
     calls = OrderSettings.model_fields["inventory_call_seconds"].default
     grace = InventorySettings.model_fields["grace_seconds"].default
 
-    # A wait for a lock is told as what it is, before the statement, the pool or the caller in between gives up.
+    # A lock timeout comes first, so that the error names it rather than the statement, the pool or the caller.
     assert lock < database.POOL_TIMEOUT_SECONDS < statement
     assert lock < calls
     assert calls > database.POOL_TIMEOUT_SECONDS
     assert calls > database.CONNECT_TIMEOUT_SECONDS
-    # Nobody waits for a frozen process's locks much longer than for a slow one's.
+    # The locks of a frozen process are released almost as soon as those of a slow one.
     assert database.IDLE_TIMEOUT_SECONDS <= 5
-    # What runs at the end has the time that it may take.
+    # A shutdown gives running work all the time that it may take.
     assert grace > statement
     assert grace > calls
     assert lifecycle.FLUSH_SECONDS_MAX > relay.BATCH_SECONDS_MAX
     assert lifecycle.FLUSH_SECONDS_MAX > consumer.STOP_SECONDS_MAX
-    # A migration makes others wait at a table for less time than their statements have.
+    # A migration that waits for a table lock blocks other statements for less than their timeout.
     assert lock < schema.LOCK_TIMEOUT_SECONDS < statement
     assert statement < database.UNANSWERED_TIMEOUT_SECONDS
 
@@ -64,11 +64,11 @@ def test_the_timeouts_fit_together() -> None:
         (r"a dead network", database.UNANSWERED_TIMEOUT_SECONDS),
     ],
 )
-def test_the_page_names_the_timeouts_as_they_are(row: str, number: float) -> None:
+def test_the_page_has_the_timeouts_of_the_code(row: str, number: float) -> None:
     assert re.search(rf"^\| {number:g} \| {row}", PAGE, re.MULTILINE)
 
 
-def test_the_page_reckons_with_the_connections_that_a_process_opens() -> None:
+def test_the_page_counts_the_connections_that_a_process_opens() -> None:
     assert f"up to {database.CONNECTIONS_MAX}," in PAGE
     assert "16 × 4 + 2 + 2 + 3 + 10 = 81" in PAGE
     assert database.CONNECTIONS_MAX * 4 + 2 + 2 + 3 + 10 == 81
@@ -76,7 +76,7 @@ def test_the_page_reckons_with_the_connections_that_a_process_opens() -> None:
 
 @pytest.fixture
 def separate_roles(postgres_server: PostgresServer) -> Iterator[dict[str, URL]]:
-    """Migrated databases and roles as the page makes them: the relay's URL for each database, and its API's."""
+    """Migrated databases with the page's roles: for each database, the URLs of the API's and the relay's role."""
     names = {name: make_url(postgres_server.new_database(name)) for name in SCHEMAS}
     urls: dict[str, URL] = {}
     roles: list[str] = []
@@ -114,7 +114,7 @@ def run(url: URL, sql: str) -> None:
         connection.execute(sql.encode())
 
 
-def test_each_process_does_its_work_with_the_rights_that_the_page_gives_it(
+def test_each_process_works_with_the_rights_that_the_page_grants(
     separate_roles: dict[str, URL], tmp_path: Path
 ) -> None:
     def settings(prefix: str, role: str) -> dict[str, str]:

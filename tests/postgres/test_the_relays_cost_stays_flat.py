@@ -1,7 +1,7 @@
-"""A million events have passed through the outbox, and the relay's next look at it costs what its first one did.
+"""After a million events have passed through the outbox, a pass of the relay costs as much as before.
 
-The cost is counted in blocks that PostgreSQL touches for the relay's own statements, not in time: a busy machine
-touches as many as an idle one. Without the vacuum settings of the migrations they are three times as many.
+The cost is the number of blocks that PostgreSQL reads for the relay's statements, which does not depend on the load of
+the machine. Without the vacuum settings of the migrations it would be three times as high.
 """
 
 import time
@@ -26,10 +26,10 @@ WAITING_EVENTS = 2_000
 SETTLE_SECONDS = 60
 _POLL_SECONDS = 0.2
 
-# Dead rows gather for as long as vacuum does not look. A million events here take a minute, for which a busy shop has
-# a quarter of an hour or more: so vacuum looks more often as well.
-_VACUUM_LOOKS_EACH_SECOND = "ALTER SYSTEM SET autovacuum_naptime = '1s'"
-_AS_BEFORE = "ALTER SYSTEM RESET autovacuum_naptime"
+# Dead rows accumulate between runs of autovacuum. A million events take a minute here and at least a quarter of an hour
+# in production, so autovacuum has to run more often here.
+_VACUUM_EACH_SECOND = "ALTER SYSTEM SET autovacuum_naptime = '1s'"
+_RESET_VACUUM = "ALTER SYSTEM RESET autovacuum_naptime"
 
 _EVENTS = text(
     "INSERT INTO outbox (shard, event_id, topic, key, type, payload, created_at)"
@@ -47,20 +47,20 @@ def administrator(postgres_server: PostgresServer) -> Iterator[psycopg.Connectio
 
 @pytest.fixture
 def database(postgres_server: PostgresServer, administrator: psycopg.Connection) -> Iterator[Database]:
-    """A migrated database on a server whose autovacuum wakes up each second."""
-    for statement in (_VACUUM_LOOKS_EACH_SECOND, "SELECT pg_reload_conf()"):
+    """A migrated database on a server whose autovacuum starts every second."""
+    for statement in (_VACUUM_EACH_SECOND, "SELECT pg_reload_conf()"):
         administrator.execute(statement)
     url = postgres_server.new_database("orders")
     with closing(Database(url, connections_max=1)) as database:
         SCHEMA.upgrade(database)
         yield database
     postgres_server.drop_database(url)
-    for statement in (_AS_BEFORE, "SELECT pg_reload_conf()"):
+    for statement in (_RESET_VACUUM, "SELECT pg_reload_conf()"):
         administrator.execute(statement)
 
 
 @pytest.mark.timeout(400)
-def test_after_a_million_events_a_look_at_the_outbox_touches_as_many_blocks_as_before(database: Database) -> None:
+def test_after_a_million_events_a_relay_pass_reads_as_many_blocks_as_before(database: Database) -> None:
     rows = OutboxRows(outbox.table)
     write(database, WAITING_EVENTS)
     blocks_before, pages_before = cost(database, rows), pages(database)
@@ -68,14 +68,14 @@ def test_after_a_million_events_a_look_at_the_outbox_touches_as_many_blocks_as_b
     for _ in range(EVENTS // BATCH_EVENTS):
         write(database, BATCH_EVENTS)
         ship(database, rows, BATCH_EVENTS)
-    # What died after the last vacuum is for the next one.
+    # The next vacuum removes the rows that died after the last one.
     deadline = time.monotonic() + SETTLE_SECONDS
     while (blocks_after := cost(database, rows)) > 1.5 * blocks_before and time.monotonic() < deadline:
         time.sleep(_POLL_SECONDS)
 
     assert blocks_after <= 1.5 * blocks_before
     passed = pages_before * EVENTS / WAITING_EVENTS
-    assert pages(database) < passed / 2, "the room of what was shipped is used again"
+    assert pages(database) < passed / 2, "space of shipped events is reused"
 
 
 def write(database: Database, count: int) -> None:
@@ -83,7 +83,7 @@ def write(database: Database, count: int) -> None:
 
 
 def ship(database: Database, rows: OutboxRows, count: int) -> None:
-    """Read and delete as the relay does, in its batches."""
+    """Read and delete events in batches, as the relay does."""
     shipped = 0
     while shipped < count:
         batch = database.query(lambda tx: rows.oldest(tx, range(SHARDS)), FORCE_INDEX_PLANS)
@@ -93,12 +93,12 @@ def ship(database: Database, rows: OutboxRows, count: int) -> None:
 
 
 def cost(database: Database, rows: OutboxRows) -> int:
-    """How many blocks the relay touches: to read all shards and half of them, to delete, to look at the backlog."""
+    """The number of blocks that reading all shards, reading half of them, deleting and measuring the backlog touch."""
     waiting = database.query(lambda tx: rows.oldest(tx, range(SHARDS)), FORCE_INDEX_PLANS)
     assert len(waiting) == WAITING_EVENTS
     return sum(
-        blocks(database, step)
-        for step in (
+        blocks(database, statement)
+        for statement in (
             lambda tx: rows.oldest(tx, range(SHARDS)),
             lambda tx: rows.oldest(tx, range(0, SHARDS, 2)),
             lambda tx: rows.delete(tx, waiting),
@@ -107,8 +107,8 @@ def cost(database: Database, rows: OutboxRows) -> int:
     )
 
 
-def blocks(database: Database, step: Callable[[Connection], object]) -> int:
-    """How many blocks the step's statements on the outbox touch. What it does is undone."""
+def blocks(database: Database, run: Callable[[Connection], object]) -> int:
+    """The number of blocks that the statements on the outbox touch. The changes are rolled back."""
     touched: list[int] = []
 
     def measured(
@@ -123,7 +123,7 @@ def blocks(database: Database, step: Callable[[Connection], object]) -> int:
     event.listen(database.engine, "before_cursor_execute", measured, retval=True)
     try:
         with database.write(FORCE_INDEX_PLANS) as tx:
-            step(tx)
+            run(tx)
             tx.rollback()
             tx.begin()
     finally:

@@ -1,4 +1,4 @@
-"""All of it works through PgBouncer in transaction mode, where two transactions seldom share a server connection."""
+"""Everything works through PgBouncer in transaction mode, where each transaction may get another server connection."""
 
 from collections.abc import Iterator
 from contextlib import ExitStack, closing
@@ -28,7 +28,7 @@ from tests.postgres.pgbouncer import POOL_SIZE, PgBouncer
 pytestmark = pytest.mark.usefixtures("docker_engine")
 
 PREPARED_AFTER = 5
-"""psycopg's prepare_threshold: a statement that has run so often on a connection is prepared at its next run."""
+"""psycopg's prepare_threshold: a statement is prepared after this many runs on a connection."""
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +42,7 @@ def pooler(
 
 @pytest.fixture(scope="module")
 def shop(pooler: PgBouncer, postgres_server: PostgresServer) -> Iterator[ShopDriver]:
-    """The four processes, migrations included, with PgBouncer before both databases."""
+    """The four processes and the migrations, with PgBouncer in front of both databases."""
     direct = Databases.on_server(postgres_server)
     pooled = Databases(pooler.url(direct.inventory), pooler.url(direct.orders))
     with kafka.provide() as broker, Stack(pooled, broker) as stack, ShopDriver.connect(stack) as shop:
@@ -59,7 +59,7 @@ def database(pooler: PgBouncer, postgres_server: PostgresServer) -> Iterator[Dat
     postgres_server.drop_database(direct)
 
 
-def test_an_order_lives_its_life(shop: ShopDriver) -> None:
+def test_an_order_is_created_and_delivered(shop: ShopDriver) -> None:
     product = shop.stocked_product(units=3)
 
     order = shop.create_order((product, 2))
@@ -70,7 +70,7 @@ def test_an_order_lives_its_life(shop: ShopDriver) -> None:
     shop.assert_consistent(product, stocked=3)
 
 
-def test_the_last_unit_goes_to_one_of_100_who_reserve_at_once(shop: ShopDriver) -> None:
+def test_one_of_100_concurrent_reservations_gets_the_last_unit(shop: ShopDriver) -> None:
     product = shop.stocked_product(units=1)
 
     outcomes = call_concurrently(100, lambda _: shop.reserve(product, 1))
@@ -80,7 +80,7 @@ def test_the_last_unit_goes_to_one_of_100_who_reserve_at_once(shop: ShopDriver) 
     shop.assert_consistent(product, stocked=1)
 
 
-def test_60_buyers_at_once_sell_exactly_what_is_there(shop: ShopDriver) -> None:
+def test_60_concurrent_orders_of_two_products_sell_exactly_the_stock(shop: ShopDriver) -> None:
     one, two = shop.stocked_product(units=30), shop.stocked_product(NORTH=20, SOUTH=10)
 
     outcomes = call_concurrently(
@@ -98,30 +98,30 @@ def test_a_statement_prepared_on_one_server_connection_runs_on_another(database:
         tx.execute(text("SELECT :number + 1"), {"number": 1})
         return set(tx.execute(text("SELECT name FROM pg_prepared_statements")).scalars())
 
-    found = [database.query(prepared) for _ in range(PREPARED_AFTER + 2)][-1]
-    assert found, "it is prepared by now"
+    names = [database.query(prepared) for _ in range(PREPARED_AFTER + 2)][-1]
+    assert names, "the statement is prepared by now"
 
     with closing(Database(url_of(database))) as others, ExitStack() as open_ones:
-        # Each transaction that stays open keeps a server connection; so the next goes to one that has not seen it.
+        # Each open transaction occupies a server connection, so that the next query runs on another one.
         for _ in range(POOL_SIZE - 1):
             open_ones.enter_context(others.read()).execute(text("SELECT 1"))
-            assert database.query(prepared) >= found
+            assert database.query(prepared) >= names
 
 
-def test_timeouts_hold_inside_a_transaction_and_for_no_one_else(database: Database, pooler: PgBouncer) -> None:
+def test_timeouts_apply_inside_our_transactions_and_to_no_other_client(database: Database, pooler: PgBouncer) -> None:
     def timeouts(tx: Connection) -> tuple[str, str]:
         lock = tx.execute(text("SHOW lock_timeout")).scalar_one()
         return lock, tx.execute(text("SHOW statement_timeout")).scalar_one()
 
     assert database.transact(timeouts) == (f"{LOCK_TIMEOUT_SECONDS:g}s", f"{STATEMENT_TIMEOUT_SECONDS:g}s")
 
-    # PgBouncer gives out the server connection that was used last.
-    with psycopg.connect(pooler.plain_url(url_of(database)), autocommit=True) as someone_else:
-        row = someone_else.execute("SELECT current_setting('lock_timeout'), current_setting('statement_timeout')")
+    # PgBouncer assigns the server connection that was used last.
+    with psycopg.connect(pooler.plain_url(url_of(database)), autocommit=True) as other_client:
+        row = other_client.execute("SELECT current_setting('lock_timeout'), current_setting('statement_timeout')")
         assert row.fetchone() == ("0", "0")
 
 
-def test_what_a_session_sets_holds_on_every_server_connection(
+def test_our_session_settings_apply_on_every_server_connection(
     postgres_server: PostgresServer, pooler: PgBouncer
 ) -> None:
     direct = postgres_server.new_database()
@@ -148,7 +148,7 @@ def test_what_a_session_sets_holds_on_every_server_connection(
     postgres_server.drop_database(direct)
 
 
-def test_a_lock_is_waited_for_no_longer_than_it_should_be(database: Database) -> None:
+def test_a_wait_for_a_lock_ends_with_contention(database: Database) -> None:
     database.transact(lambda tx: tx.exec_driver_sql("CREATE TABLE shelf (id int PRIMARY KEY)"))
     database.transact(lambda tx: tx.exec_driver_sql("INSERT INTO shelf VALUES (1)"))
     with database.write() as holder:
