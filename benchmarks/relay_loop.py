@@ -11,6 +11,8 @@ import time
 import psycopg
 from confluent_kafka import KafkaError, Message, Producer
 
+from shop_common.events.kafka_connection import KafkaConnection
+
 ROWS = 2000
 POLL_SECONDS = 0.01
 _SELECT = "SELECT id, event_id::text, topic, key, type, payload FROM outbox ORDER BY id LIMIT %s"
@@ -21,9 +23,8 @@ def main() -> None:
     parser.add_argument("database", help="postgresql://USER:PASSWORD@HOST:PORT/NAME")
     parser.add_argument("brokers", help="HOST:PORT,…")
     options = parser.parse_args()
-    producer = Producer(
-        {"bootstrap.servers": options.brokers, "enable.idempotence": True, "linger.ms": 1, "partitioner": "murmur2"}
-    )
+    own = {"enable.idempotence": True, "linger.ms": 1, "partitioner": "murmur2"}
+    producer = Producer(KafkaConnection(options.brokers).configuration(own))
     with psycopg.connect(options.database, autocommit=True) as connection:
         while True:
             if not ship(connection, producer):

@@ -172,8 +172,8 @@ class Outbox:
 
     def _reader(self) -> Consumer:
         """It assigns itself, commits nothing, and says nothing of a broker that has ended."""
-        settings = {"bootstrap.servers": self.kafka.bootstrap, "group.id": "benchmarks", "log_level": 0}
-        return Consumer(settings | {"enable.auto.commit": False})
+        own = {"group.id": "benchmarks", "log_level": 0, "enable.auto.commit": False}
+        return Consumer(self.kafka.connection.configuration(own))
 
     def _ends(self) -> list[TopicPartition]:
         """The end of each partition. Raises KafkaException."""

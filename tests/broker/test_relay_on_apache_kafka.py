@@ -7,7 +7,7 @@ from uuid import uuid4
 
 import pytest
 from confluent_kafka import KafkaException, Producer
-from confluent_kafka.admin import (  # type: ignore[attr-defined]  # its own documentation imports them from here
+from confluent_kafka.admin import (
     AlterConfigOpType,
     ConfigEntry,
     ConfigResource,

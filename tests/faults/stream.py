@@ -21,7 +21,7 @@ class Stream:
     """The shop's topics, from the time it was made to that of each `read`."""
 
     def __init__(self, kafka: Kafka) -> None:
-        self._bootstrap = kafka.bootstrap
+        self._connection = kafka.connection
         with_letters = (*TOPICS, *LETTERS)
         consumer = self._consumer()
         self._from = {
@@ -68,7 +68,7 @@ class Stream:
 
     def _consumer(self) -> Consumer:
         # It assigns itself its partitions and commits nothing: it disturbs no group.
-        return Consumer({"bootstrap.servers": self._bootstrap, "group.id": "checker", "enable.auto.commit": False})
+        return Consumer(self._connection.configuration({"group.id": "checker", "enable.auto.commit": False}))
 
 
 def events(records: Iterable[Record], products: Iterable[int]) -> list[Event]:

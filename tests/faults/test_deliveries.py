@@ -38,7 +38,7 @@ def repeating(system: System, sent: Stream, chance: random.Random, poison: froze
     """What has been sent since the last look comes again and again, later and in turn with others, until the end."""
     over = threading.Event()
     failures: list[BaseException] = []
-    producer = Producer({"bootstrap.servers": system.kafka.bootstrap, "acks": "all", "partitioner": "murmur2_random"})
+    producer = Producer(system.kafka.connection.configuration({"acks": "all", "partitioner": "murmur2_random"}))
 
     def repeat() -> None:
         seen: set[str] = set()

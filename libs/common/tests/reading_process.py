@@ -15,6 +15,7 @@ from sqlalchemy import Column, Connection, Integer, MetaData, Table, Text, inser
 
 from shop_common.db.database import Database
 from shop_common.events.consumer import Consumer, Event
+from shop_common.events.kafka_connection import KafkaConnection
 from shop_common.events.outbox import Outbox
 
 TYPE = "OPENED"
@@ -31,7 +32,7 @@ def main() -> None:
     ended = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: ended.set())
     consumer = Consumer(
-        bootstrap_servers=bootstrap,
+        kafka=KafkaConnection(bootstrap),
         group=f"reader-of-{topic}",
         topic=topic,
         handlers={TYPE: copy},

@@ -57,7 +57,7 @@ class Desk:
     def consumer(self, handlers: Mapping[str, Handler], **options: Any) -> Consumer:
         """A running consumer, stopped at the end of the test."""
         consumer = Consumer(
-            bootstrap_servers=self.kafka.bootstrap,
+            kafka=self.kafka.connection,
             group=self.group,
             topic=self.topic,
             handlers=handlers,
@@ -79,7 +79,7 @@ class Desk:
 
     def send(self, *messages: tuple[str | bytes | None, bytes, Mapping[str, str | bytes]]) -> None:
         """Send messages: key, value, headers."""
-        producer = Producer({"bootstrap.servers": self.kafka.bootstrap, "partitioner": "murmur2_random"})
+        producer = Producer(self.kafka.connection.configuration({"partitioner": "murmur2_random"}))
         for key, value, headers in messages:
             producer.produce(self.topic, value, key, headers=dict(headers))
         assert producer.flush(TIMEOUT_SECONDS) == 0

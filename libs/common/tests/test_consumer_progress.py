@@ -89,7 +89,7 @@ def test_a_database_that_is_away_is_no_stalled_consumer(desk: Desk, capfd: pytes
 
 def test_transactions_of_others_hold_nobody_up(desk: Desk) -> None:
     """Neither one that is never ended, nor the mark that an ended one leaves behind its last message."""
-    settings = {"bootstrap.servers": desk.kafka.bootstrap, "transaction.timeout.ms": TIMEOUT_SECONDS * 2 * 1000}
+    settings = desk.kafka.connection.configuration({"transaction.timeout.ms": TIMEOUT_SECONDS * 2 * 1000})
     consumer = desk.consumer({"OPENED": note}, stall_seconds=STALL_SECONDS)
     ended, left_open = (Producer(settings | {"transactional.id": f"{desk.topic}-{name}"}) for name in ("ended", "open"))
     for number, producer in enumerate((ended, left_open)):

@@ -12,13 +12,13 @@ from shop_common.environment.settings import (
     ApiSettings,
     GrpcPort,
     HealthPort,
-    KafkaSettings,
     LogLevel,
     Settings,
     Target,
     help_text,
     load,
 )
+from shop_common.events.kafka_settings import KafkaSettings
 
 
 class ParcelSettings(ApiSettings, DatabaseSettings, KafkaSettings):

@@ -83,12 +83,9 @@ def test_the_lag_of_a_group_is_what_it_has_not_committed(kafka: Kafka) -> None:
     assert kafka.lag(group, topic) == 5
 
     consumer = Consumer(
-        {
-            "bootstrap.servers": kafka.bootstrap,
-            "group.id": group,
-            "auto.offset.reset": "earliest",
-            "enable.auto.commit": False,
-        }
+        kafka.connection.configuration(
+            {"group.id": group, "auto.offset.reset": "earliest", "enable.auto.commit": False}
+        )
     )
     consumer.subscribe([topic])
     read = 0

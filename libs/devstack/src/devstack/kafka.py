@@ -27,6 +27,7 @@ from devstack import watchdog
 from devstack.ports import free_ports
 from devstack.process import Process
 from shop_common.events import received
+from shop_common.events.kafka_connection import KafkaConnection
 from shopctl.events.topics import PARTITIONS, TOPICS
 from shopctl.system import docker
 
@@ -66,8 +67,15 @@ class Record:
 class Kafka:
     """A running broker, read and written by tests and by whoever must know how far consumers are."""
 
-    def __init__(self, bootstrap: str, description: str, own: "Process | Container | None" = None) -> None:
+    def __init__(
+        self,
+        bootstrap: str,
+        description: str,
+        own: "Process | Container | None" = None,
+        connection: KafkaConnection | None = None,
+    ) -> None:
         self.bootstrap = bootstrap
+        self.connection = connection or KafkaConnection(bootstrap)
         self.description = description
         self._own = own
 
@@ -96,7 +104,7 @@ class Kafka:
             if error is not None:
                 failures.append(error)
 
-        producer = Producer({"bootstrap.servers": self.bootstrap, "acks": "all", "partitioner": "murmur2_random"})
+        producer = Producer(self.connection.configuration({"acks": "all", "partitioner": "murmur2_random"}))
         producer.produce(topic, value, key, headers=dict(headers or {}), on_delivery=delivered)
         if producer.flush(REQUEST_SECONDS):
             raise TimeoutError(f"{topic}: the broker did not take the message within {REQUEST_SECONDS} s")
@@ -120,7 +128,7 @@ class Kafka:
 
     def admin(self) -> AdminClient:
         """For what only administrators do. The embedded broker knows none of it."""
-        return AdminClient({"bootstrap.servers": self.bootstrap, "log_level": 0})
+        return AdminClient(self.connection.configuration({"log_level": 0}))
 
     def size(self, topic: str) -> int:
         """How many messages are in the topic. Raises KafkaException."""
@@ -193,7 +201,7 @@ class Kafka:
     @contextmanager
     def _consumer(self, group: str = "devstack") -> Iterator[Consumer]:
         # It assigns itself and commits nothing: the group is never joined, and no other reader is disturbed.
-        consumer = Consumer({"bootstrap.servers": self.bootstrap, "group.id": group, "enable.auto.commit": False})
+        consumer = Consumer(self.connection.configuration({"group.id": group, "enable.auto.commit": False}))
         try:
             yield consumer
         finally:

@@ -11,6 +11,8 @@ from typing import Any
 
 import confluent_kafka
 
+from shop_common.events.kafka_connection import KafkaConnection
+
 SEND_SECONDS = 60
 
 _PRODUCER = 0
@@ -38,8 +40,8 @@ def send(bootstrap: str, topic: str, messages: Iterable[Foreign], settings: Mapp
     library = _library()
     reason = ctypes.create_string_buffer(512)
     conf = ctypes.c_void_p(library.rd_kafka_conf_new())
-    ours = {"bootstrap.servers": bootstrap, "partitioner": "murmur2_random", "log_level": "0"}
-    for name, value in (ours | dict(settings or {})).items():
+    ours = {"partitioner": "murmur2_random", "log_level": "0"} | dict(settings or {})
+    for name, value in KafkaConnection(bootstrap).configuration(ours).items():
         if library.rd_kafka_conf_set(conf, name.encode(), value.encode(), reason, len(reason)):
             raise RuntimeError(reason.value.decode())
     producer = ctypes.c_void_p(library.rd_kafka_new(_PRODUCER, conf, reason, len(reason)))

@@ -39,7 +39,7 @@ def main() -> None:
     relays = [
         Relay(
             Database(url, connections_max=1),
-            Publisher(settings.kafka_bootstrap_servers, source=source),
+            Publisher(settings.kafka, source=source),
             Metrics(name),
             name=name,
             owner=owner,

@@ -25,8 +25,10 @@ from confluent_kafka import KafkaError, KafkaException, Producer
 from opentelemetry.trace import SpanContext
 from opentelemetry.util.types import AttributeValue
 
-from event_relay.batch import Batch, Delivery, poll_reports, text_of
+from event_relay.batch import Batch, Delivery, poll_reports
 from event_relay.outbox_rows import OutboxRow
+from shop_common.environment.settings import FileUnusable
+from shop_common.events.kafka_connection import CredentialFiles, ErrorCause, KafkaConnection, text_of
 from shop_common.telemetry import logs, tracing
 from shop_common.timestamps import rfc3339_of_micros
 
@@ -74,8 +76,9 @@ class Publisher:
     `source` is the CloudEvents source of its events, such as /shop/order-api.
     """
 
-    def __init__(self, bootstrap_servers: str, source: str) -> None:
-        self._bootstrap_servers = bootstrap_servers
+    def __init__(self, kafka: KafkaConnection, source: str) -> None:
+        self._connection = kafka
+        self._credentials = CredentialFiles(kafka)
         self._common_headers: list[tuple[str, str | bytes | None]] = [
             ("ce_specversion", "1.0"),
             ("ce_source", source),
@@ -88,7 +91,7 @@ class Publisher:
         self._refusals: dict[int, _Refusal] = {}
         self._alone_until = 0.0
         self._alone = False
-        self._complaint = ""
+        self._error_cause = ErrorCause()
         # librdkafka's own lines would flood the log while a broker is away; ours contain what matters.
         self._unheard = logging.getLogger("librdkafka")
         self._unheard.disabled = True
@@ -97,15 +100,11 @@ class Publisher:
         """Return the producer, once its broker has answered. Raises BrokerAway."""
         if self._producer is not None and self._alone and time.monotonic() >= self._alone_until:
             self._discard()
+        # Only between batches: what is outstanding is to be delivered first.
+        if self._producer is not None and self._batch is None and self._credentials.renewed():
+            self._discard()
         if self._producer is None:
-            self._alone = time.monotonic() < self._alone_until
-            self._producer = Producer(self._settings(), logger=self._unheard)
-            self._known_topics.clear()
-            try:
-                self._producer.list_topics(timeout=BROKER_ANSWER_SECONDS)
-            except KafkaException as error:
-                self._discard()
-                raise BrokerAway(self._complaint or text_of(error.args[0])) from error
+            self._producer = self._new_producer()
         return self._producer
 
     def absent_topics(self) -> frozenset[str]:
@@ -174,6 +173,23 @@ class Publisher:
         """Discard the producer. Nothing may be outstanding."""
         self._discard()
 
+    def _new_producer(self) -> Producer:
+        """Return a producer whose broker has answered. Raises BrokerAway."""
+        self._alone = time.monotonic() < self._alone_until
+        self._known_topics.clear()
+        self._error_cause = ErrorCause()
+        self._credentials.note()
+        try:
+            producer = Producer(self._connection.configuration(self._settings()), logger=self._unheard)
+        except (KafkaException, FileUnusable) as error:
+            raise BrokerAway(text_of(error)) from error
+        try:
+            producer.list_topics(timeout=BROKER_ANSWER_SECONDS)
+        except KafkaException as error:
+            poll_reports(producer, time.monotonic())
+            raise BrokerAway(self._error_cause.text or text_of(error)) from error
+        return producer
+
     def _produce(self, rows: Sequence[OutboxRow], present: Collection[str], batch: Batch) -> None:
         held_back: set[int] = set()
         produce, deadline, lost = batch.producer.produce, batch.deadline, batch.lost
@@ -192,9 +208,9 @@ class Publisher:
                 cause = error.args[0]
                 if cause.code() != KafkaError.MSG_SIZE_TOO_LARGE:
                     # An error of the producer, such as the refusal of an earlier row that was fatal for it.
-                    batch.failed(text_of(cause))
+                    batch.failed(cause.str())
                     return
-                self._refuse(row, text_of(cause))
+                self._refuse(row, cause.str())
                 held_back.add(row.shard)
             except (TypeError, ValueError) as error:
                 # Its headers are no JSON object. Only its own shard waits until somebody has repaired the row.
@@ -251,7 +267,7 @@ class Publisher:
             found = producer.list_topics(topic, timeout=BROKER_ANSWER_SECONDS).topics[topic]
         except KafkaException as error:
             self._discard()
-            raise BrokerAway(text_of(error.args[0])) from error
+            raise BrokerAway(text_of(error)) from error
         if found.error is None and found.partitions:
             self._known_topics.add(topic)
             if self._absent_topics.pop(topic, None) is not None:
@@ -260,7 +276,8 @@ class Publisher:
         if topic not in self._absent_topics:
             # A topic without partitions has no error.
             absent = found.error is None or found.error.code() == KafkaError.UNKNOWN_TOPIC_OR_PART
-            command = f"kafka-topics.sh --bootstrap-server {self._bootstrap_servers} --create --topic {topic}"
+            brokers = self._connection.bootstrap_servers
+            command = f"kafka-topics.sh --bootstrap-server {brokers} --create --topic {topic}"
             _log.warning(
                 "topic cannot be used: its events wait",
                 topic=topic,
@@ -281,7 +298,6 @@ class Publisher:
 
     def _settings(self) -> dict[str, object]:
         return {
-            "bootstrap.servers": self._bootstrap_servers,
             "client.id": "event-relay",
             "enable.idempotence": True,
             "enable.gapless.guarantee": True,
@@ -295,11 +311,8 @@ class Publisher:
             "max.in.flight.requests.per.connection": IN_FLIGHT_MAX,
             "queue.buffering.max.kbytes": MEMORY_KILOBYTES_MAX,
             "reconnect.backoff.max.ms": 1000,
-            "error_cb": self._complained,
+            "error_cb": self._error_cause.note,
         } | ({"batch.num.messages": 1} if self._alone else {})
-
-    def _complained(self, error: KafkaError) -> None:
-        self._complaint = text_of(error)
 
 
 def _recorded(rows: Sequence[OutboxRow]) -> Mapping[int, SpanContext]:

@@ -16,6 +16,7 @@ from event_relay import relay as relay_module
 from event_relay.outbox_rows import ROWS_MAX
 from event_relay.relay import AHEAD_ROWS, DeliveryFailed, Relay
 from shop_common.errors import ShopError
+from shop_common.events.kafka_settings import OWN_OPTIONS
 from shop_common.events.outbox import SHARDS
 from testkit.drivers.relay import OutboxDriver, running, values_by_key
 from testkit.eventually import eventually
@@ -259,6 +260,13 @@ def test_without_a_broker_rows_wait_and_nobody_claims_to_ship_them(driver: Outbo
     assert [line["kind"] for line in log] == ["BrokerAway"]
     assert driver.waiting() == [1]
     assert driver.owners() == {}
+
+
+def test_no_option_of_the_producer_can_be_chosen(driver: OutboxDriver) -> None:
+    publisher = driver.publisher()
+    publisher._alone = True
+
+    assert set(publisher._settings()) <= OWN_OPTIONS
 
 
 def test_nothing_is_produced_when_the_time_of_the_lease_is_up(driver: OutboxDriver) -> None:

@@ -73,7 +73,7 @@ def serve(settings: InventorySettings) -> None:
     if settings.consumer_enabled:
         order_events = Consumer(
             database=database,
-            bootstrap_servers=settings.kafka_bootstrap_servers,
+            kafka=settings.kafka,
             group=consumer.GROUP,
             topic=consumer.TOPIC,
             handlers=consumer.handlers(),

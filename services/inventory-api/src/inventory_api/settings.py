@@ -3,7 +3,8 @@
 from pydantic import Field
 
 from shop_common.db.settings import DatabaseSettings, DatabaseUrl
-from shop_common.environment.settings import ApiSettings, GrpcPort, HealthPort, KafkaSettings
+from shop_common.environment.settings import ApiSettings, GrpcPort, HealthPort
+from shop_common.events.kafka_settings import KafkaSettings
 
 
 class InventorySettings(ApiSettings, DatabaseSettings, KafkaSettings):

@@ -74,7 +74,7 @@ def serve(settings: OrderSettings) -> None:
     if settings.consumer_enabled:
         inventory_events = Consumer(
             database=database,
-            bootstrap_servers=settings.kafka_bootstrap_servers,
+            kafka=settings.kafka,
             group=consumer.GROUP,
             topic=consumer.TOPIC,
             handlers=consumer.handlers(),

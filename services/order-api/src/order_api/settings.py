@@ -5,7 +5,8 @@ from collections.abc import Iterator
 from pydantic import Field
 
 from shop_common.db.settings import DatabaseSettings, DatabaseUrl
-from shop_common.environment.settings import ApiSettings, GrpcPort, HealthPort, KafkaSettings, Target
+from shop_common.environment.settings import ApiSettings, GrpcPort, HealthPort, Target
+from shop_common.events.kafka_settings import KafkaSettings
 
 
 class OrderSettings(ApiSettings, DatabaseSettings, KafkaSettings):

@@ -35,7 +35,7 @@ from shop_common.environment import otel_settings
 
 # What a setting is besides its type: its value is never shown; it is none of the user's business.
 SECRET: dict[str, JsonValue] = {"secret": True}
-_INTERNAL: dict[str, JsonValue] = {"internal": True}
+INTERNAL: dict[str, JsonValue] = {"internal": True}
 
 WRONG_SETTINGS_EXIT_CODE = 2
 FILE_BYTES_MAX = 65_536
@@ -66,10 +66,11 @@ def _lower(value: object) -> object:
     return value.lower() if isinstance(value, str) else value
 
 
-def _brokers(addresses: str) -> str:
-    if not re.fullmatch(f"{_HOST_PORT}(,{_HOST_PORT})*", addresses) or not _ports_exist(addresses):
+def addresses(value: str) -> str:
+    """Validate HOST:PORT, or several of them separated by commas."""
+    if not re.fullmatch(f"{_HOST_PORT}(,{_HOST_PORT})*", value) or not _ports_exist(value):
         raise ValueError("must be HOST:PORT, several separated by commas")
-    return addresses
+    return value
 
 
 def _target(target: str) -> str:
@@ -163,19 +164,33 @@ class _EnvironmentAndFiles(EnvSettingsSource):
 
 def _content(path: Path) -> _FileContent | _NotRead:
     try:
+        return _FileContent(value_in(path))
+    except FileUnusable as error:
+        return _NotRead(str(error))
+
+
+class FileUnusable(Exception):
+    """A file holds no value; the message says why and never quotes the content."""
+
+
+def value_in(path: Path) -> str:
+    """Return the value that the file holds, without a newline at its end. Raises FileUnusable."""
+    try:
         with path.open("rb") as file:
             content = file.read(FILE_BYTES_MAX + 1)
     except (OSError, ValueError) as error:
-        return _NotRead(f"cannot read {str(path)!r}: {getattr(error, 'strerror', None) or error}")
+        raise FileUnusable(f"cannot read {str(path)!r}: {getattr(error, 'strerror', None) or error}") from None
     if len(content) > FILE_BYTES_MAX:
-        return _NotRead(f"{str(path)!r} is larger than {FILE_BYTES_MAX} bytes: this can't be the file that is meant")
+        raise FileUnusable(f"{str(path)!r} is larger than {FILE_BYTES_MAX} bytes: this can't be the file that is meant")
     try:
         text = content.decode()
     except UnicodeDecodeError:
-        return _NotRead(f"{str(path)!r} is not text in UTF-8")
+        raise FileUnusable(f"{str(path)!r} is not text in UTF-8") from None
     # Editors and `echo` end a file with a newline that nobody means.
     value = re.sub(r"\r?\n\Z", "", text)
-    return _FileContent(value) if value else _NotRead(f"{str(path)!r} is empty")
+    if not value:
+        raise FileUnusable(f"{str(path)!r} is empty")
+    return value
 
 
 class CommonSettings(Settings):
@@ -261,7 +276,7 @@ class ApiSettings(CommonSettings):
     )
     workers: int = Field(default=1, ge=1, le=64, description="processes that share the port")
     worker_pipe: int | None = Field(
-        default=None, ge=0, description="set by the parent: how a worker learns of its end", json_schema_extra=_INTERNAL
+        default=None, ge=0, description="set by the parent: how a worker learns of its end", json_schema_extra=INTERNAL
     )
 
     @model_validator(mode="after")
@@ -283,38 +298,42 @@ class ApiSettings(CommonSettings):
             yield f"WORKERS: must be 1 with GRPC_PORT 0, but is {self.workers}: each worker would get a port of its own"
 
 
-class KafkaSettings(Settings):
-    """What a process that speaks to Kafka reads."""
-
-    kafka_bootstrap_servers: Annotated[str, AfterValidator(_brokers)] = Field(
-        default="localhost:9092", description="brokers to begin with: HOST:PORT, several separated by commas"
-    )
-
-    def facts(self) -> Iterator[tuple[str, object]]:
-        yield from super().facts()
-        yield "kafka", self.kafka_bootstrap_servers
-
-
 _Settings = TypeVar("_Settings", bound=Settings)
+
+
+class WrongSettings(Exception):
+    """Settings cannot be used. Each complaint is one line that begins with the name of a setting."""
+
+    def __init__(self, complaints: list[str]) -> None:
+        super().__init__("these settings are wrong: " + "; ".join(complaints))
+        self.complaints = complaints
 
 
 def load(settings: type[_Settings]) -> _Settings:
     """The settings as the environment has them. Ends the process with exit code 2 and one line for each wrong one."""
     try:
-        loaded = settings()
+        return read(settings)
+    except WrongSettings as error:
+        raise refusal(error.complaints) from None
+
+
+def read(settings: type[_Settings]) -> _Settings:
+    """The settings as the environment has them. Raises WrongSettings, with all that are wrong."""
+    try:
+        found = settings()
     except ValidationError as error:
-        raise refusal(_complaints(settings, error)) from None
+        raise WrongSettings(_complaints(settings, error)) from None
     # These can be told only of settings that are right by themselves.
-    if contradictions := list(loaded.contradictions()):
-        raise refusal(contradictions)
-    return loaded
+    if contradictions := list(found.contradictions()):
+        raise WrongSettings(contradictions)
+    return found
 
 
 def help_text(settings: type[Settings]) -> str:
     """Every setting with its default and what it means, for `--help`."""
     entries = []
     for name, field in sorted(settings.model_fields.items()):
-        if _marked(field, _INTERNAL):
+        if _marked(field, INTERNAL):
             continue
         meaning = textwrap.wrap(field.description or "", 72)
         entries.append("\n".join([f"  {name.upper()}{_default(field)}", *(f"      {line}" for line in meaning)]))

@@ -43,6 +43,7 @@ from shop_common.events import dead_letters, received
 from shop_common.events.consumer_metrics import ConsumerMetrics
 from shop_common.events.consumer_progress import MEASURE_SECONDS, STALL_SECONDS
 from shop_common.events.dead_letters import Reason
+from shop_common.events.kafka_connection import KafkaConnection
 from shop_common.events.outbox import Outbox
 from shop_common.events.received import Describe, Event, Position, Received, Undecodable
 from shop_common.events.topic_reader import SESSION_SECONDS, Stopped, TopicReader
@@ -112,7 +113,7 @@ class Consumer:
     def __init__(
         self,
         *,
-        bootstrap_servers: str,
+        kafka: KafkaConnection,
         group: str,
         topic: str,
         handlers: Mapping[str, Handler],
@@ -135,7 +136,7 @@ class Consumer:
         self._on_fatal = on_fatal
         self._metrics = ConsumerMetrics(topic)
         self._reader = TopicReader(
-            bootstrap_servers=bootstrap_servers,
+            kafka=kafka,
             group=group,
             topic=topic,
             metrics=self._metrics,
@@ -170,6 +171,7 @@ class Consumer:
         try:
             try:
                 while not self._stopping.is_set():
+                    self._reader.renew()
                     messages = self._reader.next_batch()
                     if messages:
                         self._work(messages)

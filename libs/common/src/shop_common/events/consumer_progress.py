@@ -33,6 +33,10 @@ class Progress:
         self._asked: dict[int, tuple[tuple[int, int] | None, float]] = {}
         self.lag = 0
 
+    def renewed(self, kafka: confluent_kafka.Consumer) -> None:
+        """The client was replaced. What is known of partitions stays until they are assigned again."""
+        self._kafka = kafka
+
     def assigned(self, partition: int, committed: int) -> None:
         """The partition came to this process; negative when it is not known what its group has committed."""
         self._handled[partition] = committed

@@ -18,6 +18,7 @@ from confluent_kafka import KafkaError, KafkaException, Message, TopicPartition
 from shop_common.events import received
 from shop_common.events.consumer_metrics import ConsumerMetrics
 from shop_common.events.consumer_progress import ASK_SECONDS, Progress
+from shop_common.events.kafka_connection import CredentialFiles, KafkaConnection
 from shop_common.events.received import Received
 from shop_common.telemetry import logs
 
@@ -27,6 +28,9 @@ COMPLAINT_SECONDS = 60.0
 
 SESSION_SECONDS = 6.0
 """A process that was killed stays a member of its group for so long. Apache Kafka takes no less by default."""
+
+CLOSE_SECONDS_MAX = 5.0
+"""How long a client that is replaced may take to leave its group."""
 
 _PREFETCH_KILOBYTES_MAX = 8192
 
@@ -43,15 +47,17 @@ class TopicReader:
     def __init__(
         self,
         *,
-        bootstrap_servers: str,
+        kafka: KafkaConnection,
         group: str,
         topic: str,
         metrics: ConsumerMetrics,
         session_seconds: float,
         stall_seconds: float,
     ) -> None:
-        settings = _settings(bootstrap_servers, group, session_seconds)
-        self._kafka = confluent_kafka.Consumer(settings | {"error_cb": self._on_kafka_error})
+        self._connection = kafka
+        self._options = options(group, session_seconds) | {"error_cb": self._on_kafka_error}
+        self._credentials = CredentialFiles(kafka)
+        self._kafka = self._new_client()
         self._topic = topic
         self._metrics = metrics
         self.progress = Progress(self._kafka, stall_seconds)
@@ -64,6 +70,19 @@ class TopicReader:
     def join(self) -> None:
         """Join the group. A broker that is away is waited for."""
         self._kafka.subscribe([self._topic], on_assign=self._on_assign)
+
+    def renew(self) -> None:
+        """Join anew with a new client if there are new credentials. No batch may be unfinished."""
+        if not self._credentials.renewed():
+            return
+        new = self._new_client()
+        # What was polled and not handled yet comes again: it is not committed.
+        self._early.clear()
+        self._ends.clear()
+        self._close()
+        self._kafka = new
+        self.progress.renewed(new)
+        self.join()
 
     def leave(self) -> None:
         """Commit what is done, and leave the group. Nothing else may use the reader any more."""
@@ -116,6 +135,17 @@ class TopicReader:
         finally:
             self._waiting = False
             self._kafka.resume(self._kafka.assignment())
+
+    def _new_client(self) -> confluent_kafka.Consumer:
+        return confluent_kafka.Consumer(self._connection.configuration(self._options))
+
+    def _close(self) -> None:
+        """Commit what is done and leave the group, before the new client joins it."""
+        # librdkafka waits for ever if no broker answers the old client. Then the group removes the old member when its
+        # session ends, and what it has not committed is done again.
+        closing = threading.Thread(target=self._kafka.close, name=f"close-{self._topic}", daemon=True)
+        closing.start()
+        closing.join(CLOSE_SECONDS_MAX)
 
     def _read(self, messages: Iterable[Message]) -> list[Received]:
         """Those that are messages; others stand for an error, or for the end of a partition."""
@@ -170,9 +200,9 @@ class TopicReader:
             _log.warning("no events from the broker", topic=self._topic, error=error.str())
 
 
-def _settings(bootstrap_servers: str, group: str, session_seconds: float) -> dict[str, Any]:
+def options(group: str, session_seconds: float) -> dict[str, Any]:
+    """Return the options of a consumer in this group, besides those of its connection."""
     return {
-        "bootstrap.servers": bootstrap_servers,
         "group.id": group,
         "client.id": group,
         "enable.auto.commit": True,

@@ -6,7 +6,7 @@ They are told of, not refused: an environment is shared with other programs.
 from collections.abc import Iterator, Mapping
 from difflib import get_close_matches
 
-from shop_common.environment.settings import ApiSettings, KafkaSettings, Settings
+from shop_common.environment.settings import ApiSettings, Settings
 
 # What some processes read: one environment may serve several of them, and none knows the settings of another.
 # Nor does a process without a database load what those of a database need.
@@ -22,6 +22,17 @@ _OF_SOME_PROCESSES = [
     "INVENTORY_DATABASE_PASSWORD",
     "INVENTORY_DATABASE_URL",
     "INVENTORY_TARGET",
+    "KAFKA_BOOTSTRAP_SERVERS",
+    "KAFKA_CA_PATH",
+    "KAFKA_CERT_PATH",
+    "KAFKA_KEY_PATH",
+    "KAFKA_OPTIONS",
+    "KAFKA_SASL_MECHANISM",
+    "KAFKA_SASL_PASSWORD",
+    "KAFKA_SASL_PASSWORD_FILE",
+    "KAFKA_SASL_USERNAME",
+    "KAFKA_SASL_USERNAME_FILE",
+    "KAFKA_SECURITY_PROTOCOL",
     "LEASE_SECONDS",
     "ORDERS_DATABASE_PASSWORD",
     "ORDERS_DATABASE_URL",
@@ -34,13 +45,15 @@ _OF_SOME_PROCESSES = [
     "RESERVATION_TTL",
 ]
 
-_SHARED = (ApiSettings, KafkaSettings)
-SETTINGS_OF_ALL = {*_OF_SOME_PROCESSES, *(name.upper() for shared in _SHARED for name in shared.model_fields)}
+SETTINGS_OF_ALL = {*_OF_SOME_PROCESSES, *(name.upper() for name in ApiSettings.model_fields)}
 
 # First words of settings that begin the variables of other programs, or of services of Kubernetes, too.
 _WORDS_OF_OTHERS = {
     "CALL", "GRPC", "HEALTH", "INVENTORY", "KAFKA", "LISTEN", "LOG", "METRICS", "ORDER", "ORDERS", "OTEL",
 }  # fmt: skip
+
+# Read by Kafka's own scripts, and much like KAFKA_OPTIONS.
+_VARIABLES_OF_OTHERS = {"KAFKA_OPTS"}
 
 
 def unknown(settings: type[Settings], environment: Mapping[str, str]) -> Iterator[tuple[str, str]]:
@@ -48,7 +61,7 @@ def unknown(settings: type[Settings], environment: Mapping[str, str]) -> Iterato
     own = {name.upper() for name in settings.model_fields} - {"WORKER_PIPE"}
     for variable, value in environment.items():
         name = variable.upper().removesuffix("_FILE")
-        if name in own | SETTINGS_OF_ALL or _is_service_link(name, value):
+        if name in own | SETTINGS_OF_ALL | _VARIABLES_OF_OTHERS or _is_service_link(name, value):
             continue
         word = name.partition("_")[0]
         kin = {one for one in own if one.startswith(f"{word}_")} if word not in _WORDS_OF_OTHERS else set()

@@ -15,6 +15,7 @@ from typing import Any
 from confluent_kafka import KafkaError, KafkaException, Message, Producer
 
 from shop_common.events.dead_letters import HEADER_PREFIX, SUFFIX
+from shop_common.events.kafka_connection import KafkaConnection
 from shopctl.events.topics import REQUEST_SECONDS, Bounds, Broker, Commit, Event
 from shopctl.terminal.failures import CommandFailed
 
@@ -118,7 +119,7 @@ class DeadLetters:
             return None
         partition, offset = map(int, numbers)
         # Use a new connection: this one may be in the middle of reading the letters.
-        with Broker(self._broker.bootstrap) as origin:
+        with Broker(self._broker.connection) as origin:
             bound = origin.bounds(self.original).get(partition)
             if bound is None or not bound.first <= offset < bound.end:
                 return None
@@ -163,18 +164,16 @@ def _decoded(letter: Event) -> bytes | None:
         return None
 
 
-def new_producer(bootstrap: str) -> Producer:
+def new_producer(kafka: KafkaConnection) -> Producer:
     """Return a producer that keeps the order and maps keys to partitions as the relay does."""
-    return Producer(
-        {
-            "bootstrap.servers": bootstrap,
-            "enable.idempotence": True,
-            "partitioner": "murmur2_random",
-            "message.max.bytes": _MESSAGE_BYTES_MAX,
-            "message.timeout.ms": REQUEST_SECONDS * 1000,
-            "log_level": 0,
-        }
-    )
+    own = {
+        "enable.idempotence": True,
+        "partitioner": "murmur2_random",
+        "message.max.bytes": _MESSAGE_BYTES_MAX,
+        "message.timeout.ms": REQUEST_SECONDS * 1000,
+        "log_level": 0,
+    }
+    return Producer(kafka.configuration(own))
 
 
 def _produce(producer: Producer, topic: str, events: Sequence[Event]) -> tuple[list[Event], Exception | None]:

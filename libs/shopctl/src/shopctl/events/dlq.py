@@ -22,9 +22,9 @@ from confluent_kafka import Producer
 from rich.table import Column
 
 from shop_common.events.dead_letters import SUFFIX
+from shopctl.events.connection import add_broker, connection
 from shopctl.events.dead_letters import GROUP, DeadLetters, new_producer
 from shopctl.events.topics import TOPICS, Broker, Event, text
-from shopctl.system import target
 from shopctl.terminal.failures import CommandFailed
 from shopctl.terminal.output import add_json, console, print_json, print_table, time_of, timestamp, whole
 
@@ -48,7 +48,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--all", action="store_true", help="redrive: all letters that were not redriven")
     parser.set_defaults(refuse=parser.error)
-    target.add_broker(parser)
+    add_broker(parser)
     add_json(parser)
 
 
@@ -58,10 +58,10 @@ def run(options: argparse.Namespace) -> int:
         options.refuse("redrive needs --topic, and either --offset or --all")
     if options.action == _LIST and (options.offset or options.all):
         options.refuse("--offset and --all are only for redrive")
-    bootstrap = target.bootstrap(options)
-    with Broker(bootstrap, GROUP) as broker:
+    kafka = connection(options)
+    with Broker(kafka, GROUP) as broker:
         if options.action == _REDRIVE:
-            _redrive(options, broker, new_producer(bootstrap))
+            _redrive(options, broker, new_producer(kafka))
         else:
             _list(options, broker)
     return 0

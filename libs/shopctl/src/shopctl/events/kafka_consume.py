@@ -13,8 +13,8 @@ from datetime import UTC, datetime
 
 from rich.text import Text
 
+from shopctl.events.connection import add_broker, connection
 from shopctl.events.topics import Broker, Event, text
-from shopctl.system import target
 from shopctl.terminal.failures import CommandFailed
 from shopctl.terminal.output import add_json, console, printable, time_of, timestamp
 
@@ -26,12 +26,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--from-beginning", action="store_true", help="start with the oldest event")
     parser.add_argument("--follow", action="store_true", help="continue with new events, until Ctrl-C")
     parser.add_argument("--limit", type=int, metavar="N", help="end after N events")
-    target.add_broker(parser)
+    add_broker(parser)
     add_json(parser)
 
 
 def run(options: argparse.Namespace) -> int:
-    with Broker(target.bootstrap(options)) as broker:
+    with Broker(connection(options)) as broker:
         try:
             for event in itertools.islice(_events(broker, options), options.limit):
                 if options.json:

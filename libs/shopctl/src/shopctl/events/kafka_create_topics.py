@@ -11,8 +11,9 @@ from confluent_kafka import KafkaError, KafkaException
 from confluent_kafka.admin import AdminClient
 from confluent_kafka.cimpl import NewTopic
 
+from shop_common.events.kafka_connection import KafkaConnection
+from shopctl.events.connection import add_broker, connection
 from shopctl.events.topics import PARTITIONS, REQUEST_SECONDS, TOPICS, Broker
-from shopctl.system import target
 from shopctl.terminal.output import add_json, number, print_json, print_table
 
 _BROKERS_DEFAULT = -1
@@ -29,13 +30,13 @@ def configure(parser: argparse.ArgumentParser) -> None:
         default=_BROKERS_DEFAULT,
         help="replicas per new topic (default: the broker's)",
     )
-    target.add_broker(parser)
+    add_broker(parser)
     add_json(parser)
 
 
 def run(options: argparse.Namespace) -> int:
-    bootstrap = target.bootstrap(options)
-    with Broker(bootstrap) as broker:
+    kafka = connection(options)
+    with Broker(kafka) as broker:
         before = broker.topics()
         outcomes = dict.fromkeys(TOPICS, _EXISTS)
         missing = [topic for topic in TOPICS if topic not in before]
@@ -46,7 +47,7 @@ def run(options: argparse.Namespace) -> int:
                 NewTopic(topic, num_partitions=options.partitions, replication_factor=options.replication)
                 for topic in missing
             ]
-            outcomes |= _create(bootstrap, new)
+            outcomes |= _create(kafka, new)
     # The broker's next metadata response may lack a new topic, so do not read the count back.
     partitions = {topic: len(before[topic]) if topic in before else options.partitions for topic in TOPICS}
     if options.json:
@@ -57,10 +58,10 @@ def run(options: argparse.Namespace) -> int:
     return 0
 
 
-def _create(bootstrap: str, topics: list[NewTopic]) -> dict[str, str]:
+def _create(kafka: KafkaConnection, topics: list[NewTopic]) -> dict[str, str]:
     if not topics:
         return {}
-    admin = AdminClient({"bootstrap.servers": bootstrap, "log_level": 0})
+    admin = AdminClient(kafka.configuration({"log_level": 0}))
     futures = admin.create_topics(topics, operation_timeout=REQUEST_SECONDS, request_timeout=REQUEST_SECONDS)
     outcomes = {}
     for topic, future in futures.items():

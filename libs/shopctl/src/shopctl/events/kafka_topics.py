@@ -2,18 +2,18 @@
 
 import argparse
 
+from shopctl.events.connection import add_broker, connection
 from shopctl.events.topics import Broker, count
-from shopctl.system import target
 from shopctl.terminal.output import add_json, number, print_json, print_table
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    target.add_broker(parser)
+    add_broker(parser)
     add_json(parser)
 
 
 def run(options: argparse.Namespace) -> int:
-    with Broker(target.bootstrap(options)) as broker:
+    with Broker(connection(options)) as broker:
         found = {topic: broker.bounds(topic) for topic in broker.topics()}
     if options.json:
         print_json(

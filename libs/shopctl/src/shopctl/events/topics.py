@@ -10,6 +10,7 @@ from typing import Any, Self
 from confluent_kafka import OFFSET_INVALID, Consumer, KafkaError, KafkaException, Message, TopicPartition
 
 from shop_common.events import received
+from shop_common.events.kafka_connection import KafkaConnection
 from shopctl.system.layout import INVENTORY_API, ORDER_API
 
 TOPICS = ("order-events", "inventory-events", "order-events.dlq", "inventory-events.dlq")
@@ -18,6 +19,9 @@ PARTITIONS = 3
 
 READERS = {"order-events": INVENTORY_API, "inventory-events": ORDER_API}
 """The service that consumes each topic; its consumer group has the same name."""
+
+READ_GROUP = "devstack"
+"""The group of readers that commit nothing. Nobody joins it."""
 
 REQUEST_SECONDS = 5
 SILENCE_SECONDS_MAX = 15
@@ -71,20 +75,18 @@ class Commit:
 class Broker:
     """A connection to a broker. It reads and writes the commits of `group`. Methods raise KafkaException."""
 
-    def __init__(self, bootstrap: str, group: str = "devstack") -> None:
+    def __init__(self, kafka: KafkaConnection, group: str = READ_GROUP) -> None:
         # Failures raise exceptions. librdkafka's log is off: it would add lines to the one-sentence message.
-        self._consumer = Consumer(
-            {
-                "bootstrap.servers": bootstrap,
-                "group.id": group,
-                "enable.auto.commit": False,
-                "enable.partition.eof": True,
-                "fetch.wait.max.ms": 50,
-                "log_level": 0,
-                "error_cb": self._note,
-            }
-        )
-        self.bootstrap = bootstrap
+        own = {
+            "group.id": group,
+            "enable.auto.commit": False,
+            "enable.partition.eof": True,
+            "fetch.wait.max.ms": 50,
+            "log_level": 0,
+            "error_cb": self._note,
+        }
+        self._consumer = Consumer(kafka.configuration(own))
+        self.connection = kafka
         self._down: KafkaError | None = None
 
     def __enter__(self) -> Self:

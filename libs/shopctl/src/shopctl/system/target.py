@@ -23,11 +23,6 @@ def add_apis(parser: argparse.ArgumentParser) -> None:
         parser.add_argument(option, metavar="HOST:PORT", help=f"address of {api} {_DEFAULT}")
 
 
-def add_broker(parser: argparse.ArgumentParser) -> None:
-    """Add --bootstrap."""
-    parser.add_argument("--bootstrap", metavar="HOST:PORT", help=f"the Kafka broker {_DEFAULT}")
-
-
 def add_databases(parser: argparse.ArgumentParser) -> None:
     """Add --inventory-url and --orders-url."""
     parser.add_argument("--inventory-url", metavar="URL", help=f"the inventory database {_DEFAULT}")
@@ -44,11 +39,6 @@ def apis(options: argparse.Namespace) -> tuple[str, str]:
 def shop(options: argparse.Namespace) -> Shop:
     """Return a client of both APIs. Raises NotRunning."""
     return Shop.connect(*apis(options))
-
-
-def bootstrap(options: argparse.Namespace) -> str:
-    """Return the address of the broker. Raises NotRunning."""
-    return options.bootstrap or system().bootstrap
 
 
 def databases(options: argparse.Namespace) -> Databases:

@@ -10,7 +10,9 @@ from sqlalchemy.exc import DBAPIError
 
 from shop_common.db.database import cause_of
 from shop_common.db.schema import SchemaError
+from shop_common.environment.settings import WrongSettings
 from shop_common.errors import DatabaseUnavailable, ShopError
+from shop_common.events.kafka_connection import KafkaUnreachable
 from shopctl.system.runfile import NotRunning
 
 
@@ -23,12 +25,14 @@ def sentence(error: Exception) -> str:
     match error:
         case DatabaseUnavailable(__cause__=BaseException()):
             message = f"{error}: {cause_of(error)}"
-        case CommandFailed() | NotRunning() | SchemaError() | ShopError():
+        case CommandFailed() | NotRunning() | SchemaError() | ShopError() | WrongSettings():
             message = str(error)
         case grpc.RpcError():
             message = rpc_failure(error)
         case KafkaException():
             message = kafka_failure(error)
+        case KafkaUnreachable():
+            message = f"Kafka refuses the connection or does not respond: {error}"
         case DBAPIError() | psycopg.Error():
             message = f"the database reported: {getattr(error, 'orig', error)}"
         case _:
@@ -47,7 +51,7 @@ def kafka_failure(error: KafkaException) -> str:
     if not isinstance(cause, KafkaError):
         return f"Kafka: {cause}"
     if cause.name() in {"_TRANSPORT", "_ALL_BROKERS_DOWN", "_TIMED_OUT"}:
-        return "Kafka does not respond; is the broker running, and is --bootstrap correct?"
+        return "Kafka does not respond; is the broker running, and are --bootstrap and KAFKA_SECURITY_PROTOCOL correct?"
     return f"Kafka reported {cause.name()}: {cause.str()}"
 
 

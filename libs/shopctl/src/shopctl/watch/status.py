@@ -15,6 +15,7 @@ from dataclasses import asdict
 from rich.table import Column
 from rich.text import Text
 
+from shopctl.events.connection import add_broker
 from shopctl.system import target
 from shopctl.terminal.output import add_json, console, number, print_json, print_table, whole
 from shopctl.watch import health
@@ -27,7 +28,7 @@ _STATE_STYLES = {"running": "green", "frozen": "bold cyan", "gone": "bold red"}
 
 def configure(parser: argparse.ArgumentParser) -> None:
     target.add_databases(parser)
-    target.add_broker(parser)
+    add_broker(parser)
     add_json(parser)
 
 

@@ -7,6 +7,8 @@ from importlib.metadata import version
 from typing import Any
 
 from shop_common.events.dead_letters import SUFFIX
+from shop_common.events.kafka_connection import KafkaConnection
+from shopctl.events.connection import connection
 from shopctl.events.dead_letters import GROUP, DeadLetters
 from shopctl.events.topics import READERS, TOPICS, Broker
 from shopctl.system import target
@@ -124,8 +126,8 @@ def status(options: argparse.Namespace) -> Status:
             "processes": _processes,
             "inventory": lambda: database_state.read(target.databases(options).inventory),
             "orders": lambda: database_state.read(target.databases(options).orders),
-            "consumers": lambda: _lags(target.bootstrap(options)),
-            "dead letters": lambda: _dead_letters(target.bootstrap(options)),
+            "consumers": lambda: _lags(connection(options)),
+            "dead letters": lambda: _dead_letters(connection(options)),
         }
     )
     found = target.running()
@@ -157,10 +159,10 @@ def _processes() -> list[ProcessState]:
     ]
 
 
-def _lags(bootstrap: str) -> list[Lag]:
+def _lags(kafka: KafkaConnection) -> list[Lag]:
     found = []
     for topic, group in READERS.items():
-        with Broker(bootstrap, group) as broker:
+        with Broker(kafka, group) as broker:
             commits = broker.commits(topic)
             for partition, bounds in broker.bounds(topic).items():
                 done = commits[partition].offset if partition in commits else bounds.first
@@ -168,6 +170,6 @@ def _lags(bootstrap: str) -> list[Lag]:
     return found
 
 
-def _dead_letters(bootstrap: str) -> dict[str, int]:
-    with Broker(bootstrap, GROUP) as broker:
+def _dead_letters(kafka: KafkaConnection) -> dict[str, int]:
+    with Broker(kafka, GROUP) as broker:
         return {topic: DeadLetters(broker, topic).waiting() for topic in TOPICS if topic.endswith(SUFFIX)}

@@ -19,6 +19,7 @@ from event_relay.publisher import Publisher
 from event_relay.relay import Relay
 from shop_common.db.database import FORCE_INDEX_PLANS, Database
 from shop_common.db.sql import clock
+from shop_common.events.kafka_connection import KafkaConnection
 from shop_common.events.outbox import SHARDS, Outbox, Record, shard_of
 
 
@@ -49,7 +50,7 @@ class OutboxDriver:
         )
 
     def publisher(self, bootstrap: str | None = None) -> Publisher:
-        publisher = Publisher(bootstrap or self.kafka.bootstrap, source="/shop/test")
+        publisher = Publisher(KafkaConnection(bootstrap) if bootstrap else self.kafka.connection, source="/shop/test")
         self._at_the_end.callback(publisher.close)
         return publisher
 

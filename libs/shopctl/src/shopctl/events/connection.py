@@ -1,0 +1,43 @@
+"""How commands connect to Kafka: the address by option, TLS and login by the KAFKA_* settings of the processes."""
+
+import argparse
+from dataclasses import replace
+
+from shop_common.environment.settings import read
+from shop_common.events.kafka_connection import KafkaConnection, SecurityProtocol
+from shop_common.events.kafka_settings import KafkaSettings
+from shopctl.system import target
+from shopctl.system.runfile import NotRunning
+
+CHECK_SECONDS = 10.0
+
+
+def add_broker(parser: argparse.ArgumentParser) -> None:
+    """--bootstrap."""
+    parser.add_argument(
+        "--bootstrap",
+        metavar="HOST:PORT",
+        help="the Kafka broker (default: that of ./task dev, else of the containers, else KAFKA_BOOTSTRAP_SERVERS); "
+        "KAFKA_SECURITY_PROTOCOL and the other KAFKA_* settings choose TLS and login",
+    )
+
+
+def connection(options: argparse.Namespace) -> KafkaConnection:
+    """Raises NotRunning when no broker is known, WrongSettings, and KafkaUnreachable when the login is refused."""
+    settings = read(KafkaSettings)
+    found = replace(settings.kafka, bootstrap_servers=_address(options, settings))
+    if found.security_protocol is not SecurityProtocol.PLAINTEXT:
+        # The errors of later requests do not say why there is no connection.
+        found.check(CHECK_SECONDS)
+    return found
+
+
+def _address(options: argparse.Namespace, settings: KafkaSettings) -> str:
+    if options.bootstrap:
+        return str(options.bootstrap)
+    try:
+        return target.system().bootstrap
+    except NotRunning:
+        if "kafka_bootstrap_servers" in settings.model_fields_set:
+            return settings.kafka_bootstrap_servers
+        raise
