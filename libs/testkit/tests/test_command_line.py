@@ -64,6 +64,7 @@ def test_a_wrong_command_line_exits_with_2(words: list[str]) -> None:
         "kafka-address",
         "kafka-topics",
         "kafka-create-topics",
+        "kafka-create-acls",
         "kafka-consume-orders",
         "kafka-consume-inventory",
         "dlq",
