@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import grpc
 from google.protobuf.descriptor import ServiceDescriptor
@@ -19,6 +20,7 @@ from google.protobuf.wrappers_pb2 import StringValue
 from shop_common.environment import startup
 from shop_common.environment.settings import ApiSettings, GrpcPort, load
 from shop_common.process import lifecycle
+from shop_common.rpc import tls
 from shop_common.rpc.method import Describe
 from shop_common.rpc.server import Server
 from shop_common.telemetry import metrics_server, tracing
@@ -108,9 +110,15 @@ def main() -> None:
     lifecycle.serve(server, settings, on_stop=on_stop if os.environ.get("ECHO_FLUSH") == "fails" else on_stop[::2])
 
 
-def _obey(request: StringValue, _context: grpc.ServicerContext) -> StringValue:
+def _obey(request: StringValue, context: grpc.ServicerContext) -> StringValue:
     order, _, argument = request.value.partition(" ")
     match order:
+        case "whoami":
+            return StringValue(value=str(tls.spiffe_id(context.auth_context())))
+        case "certificate":
+            presented: Any = context.auth_context()["x509_pem_cert"]
+            (certificate,) = presented
+            return StringValue(value=certificate.decode())
         case "pid":
             return StringValue(value=str(os.getpid()))
         case "sleep":

@@ -10,6 +10,7 @@ from sqlalchemy import make_url
 from shop_common.db.settings import DatabaseSettings, DatabaseUrl
 from shop_common.environment.settings import (
     ApiSettings,
+    CallerSettings,
     GrpcPort,
     HealthPort,
     LogLevel,
@@ -27,6 +28,10 @@ class ParcelSettings(ApiSettings, DatabaseSettings, KafkaSettings):
     grpc_port: GrpcPort = 50099
     health_port: HealthPort = 50109
     database_url: DatabaseUrl = "sqlite:///./parcels.db"
+
+
+class CallingParcelSettings(ParcelSettings, CallerSettings):
+    """Settings of the made-up service where it calls another one."""
 
 
 class AddressSettings(ApiSettings, DatabaseSettings):
@@ -299,3 +304,37 @@ def test_help_tells_of_every_setting_and_of_nothing_internal() -> None:
     assert "GRPC_PORT = 50099" in told
     assert "NAME_FILE" in told
     assert "DATABASE_URL (required)" in help_text(AddressSettings)
+
+
+@pytest.mark.parametrize(
+    ("given", "complaint"),
+    [
+        ({"TLS_CERT_PATH": "a"}, "TLS_KEY_PATH: must be set when TLS_CERT_PATH is set"),
+        ({"TLS_KEY_PATH": "a"}, "TLS_CERT_PATH: must be set when TLS_KEY_PATH is set"),
+        ({"TLS_CLIENT_CA_PATH": "a"}, "TLS_CERT_PATH: must be set when TLS_CLIENT_CA_PATH is set"),
+        ({"TLS_CERT_PATH": "a", "TLS_KEY_PATH": "b"}, "TLS_CA_PATH: must be set when TLS_CERT_PATH is set"),
+    ],
+)
+def test_tls_settings_that_need_each_other_are_refused_alone(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], given: dict[str, str], complaint: str
+) -> None:
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+
+    with pytest.raises(SystemExit):
+        load(CallingParcelSettings)
+
+    assert complaint in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("host", ["localhost", "127.0.0.1", "127.9.9.9", "[::1]"])
+def test_a_loopback_address_needs_no_tls(host: str) -> None:
+    assert list(ParcelSettings(listen_host=host).start_faults()) == []
+
+
+@pytest.mark.parametrize("host", ["[::]", "0.0.0.0", "10.1.2.3", "[fe80::1]", "parcels.example.com"])
+def test_any_other_address_needs_tls_or_permission(host: str) -> None:
+    (fault,) = ParcelSettings(listen_host=host).start_faults()
+
+    assert fault.startswith(f"LISTEN_HOST: other machines reach '{host}'")
+    assert list(ParcelSettings(listen_host=host, insecure=True).start_faults()) == []

@@ -91,8 +91,11 @@ class Authority:
         valid_from: datetime | None = None,
         valid: timedelta = VALID,
         trusts: Sequence["Authority"] = (),
+        names: Sequence[x509.GeneralName] = (),
     ) -> None:
         """Write a new certificate and key for the workload, and the CAs that it trusts: this one unless given.
+
+        `names` replaces the certificate's names: the SPIFFE id, the workload's name and the addresses of this machine.
 
         Each file is replaced as a whole. The three are replaced one after another, so a reader can see a new
         certificate beside an old key.
@@ -109,7 +112,7 @@ class Authority:
                 x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH]),
                 critical=False,
             )
-            .add_extension(x509.SubjectAlternativeName(_names(workload)), critical=False)
+            .add_extension(x509.SubjectAlternativeName(names or _names(workload)), critical=False)
             .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(self.key.public_key()), critical=False)
             .sign(self.key, hashes.SHA256())
         )

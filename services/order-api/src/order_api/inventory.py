@@ -14,6 +14,7 @@ from shop_common.db.idempotency import RequestIdReused
 from shop_common.errors import InvalidInput, ShopError, Unavailable, Violation
 from shop_common.rpc.client import Client
 from shop_common.rpc.status import from_status
+from shop_common.rpc.tls import ReloadedCertificates
 from shop_common.telemetry import logs
 from shop_protos.inventory.v1 import inventory_pb2 as pb
 from shop_protos.inventory.v1 import inventory_pb2_grpc
@@ -35,7 +36,7 @@ class InventoryUnavailable(Unavailable):
 class Inventory:
     """A client of inventory-api. `call_seconds` limits each call, whatever the caller's deadline."""
 
-    def __init__(self, target: str, *, call_seconds: float) -> None:
+    def __init__(self, target: str, *, call_seconds: float, certificates: ReloadedCertificates | None = None) -> None:
         service = pb.DESCRIPTOR.services_by_name["InventoryService"]
         self._client = Client(
             target,
@@ -43,6 +44,7 @@ class Inventory:
             # The first always carries request_ids, the others are repeatable by state.
             repeatable=("BatchReserveStock", "ConfirmReservations", "ReleaseStock"),
             unavailable_reason=InventoryUnavailable.reason,
+            certificates=certificates,
         )
         self._stub = inventory_pb2_grpc.InventoryServiceStub(self._client.channel)
         self._call_seconds = call_seconds

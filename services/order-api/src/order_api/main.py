@@ -18,6 +18,7 @@ from shop_common.db.schema import SchemaError
 from shop_common.environment.settings import help_text, load
 from shop_common.events.consumer import Consumer
 from shop_common.process import lifecycle
+from shop_common.rpc import tls
 from shop_common.rpc.server import Server
 from shop_common.telemetry import metrics_server, tracing
 from shop_protos.order.v1 import maintenance_pb2, maintenance_pb2_grpc, order_pb2, order_pb2_grpc
@@ -50,7 +51,11 @@ def serve(settings: OrderSettings) -> None:
     database = Database(settings.database_url)
     tracing.instrument(database.engine)
 
-    stock = Inventory(settings.inventory_target, call_seconds=settings.inventory_call_seconds)
+    stock = Inventory(
+        settings.inventory_target,
+        call_seconds=settings.inventory_call_seconds,
+        certificates=tls.client_certificates(settings),
+    )
     operations = Operations(database, stock, on_fatal=lifecycle.fatal)
     server = Server(settings)
     try:

@@ -5,11 +5,11 @@ from collections.abc import Iterator
 from pydantic import Field
 
 from shop_common.db.settings import DatabaseSettings, DatabaseUrl
-from shop_common.environment.settings import ApiSettings, GrpcPort, HealthPort, Target
+from shop_common.environment.settings import ApiSettings, CallerSettings, GrpcPort, HealthPort, Target
 from shop_common.events.kafka_settings import KafkaSettings
 
 
-class OrderSettings(ApiSettings, DatabaseSettings, KafkaSettings):
+class OrderSettings(ApiSettings, CallerSettings, DatabaseSettings, KafkaSettings):
     """Settings of order-api."""
 
     database_url: DatabaseUrl = "sqlite:///./orders.db"

@@ -12,8 +12,10 @@ from reservation_reaper.settings import ReaperSettings
 from reservation_reaper.triggers import Cron, Every, Trigger
 from shop_common.environment.settings import help_text, load
 from shop_common.process import lifecycle
+from shop_common.rpc import tls
 from shop_common.rpc.client import Client
 from shop_common.rpc.health import HealthServer
+from shop_common.rpc.tls import ReloadedCertificates
 from shop_common.telemetry import metrics_server, tracing
 from shop_protos.inventory.v1 import maintenance_pb2 as inventory_pb2
 from shop_protos.inventory.v1.maintenance_pb2_grpc import InventoryMaintenanceServiceStub
@@ -43,9 +45,10 @@ def serve(settings: ReaperSettings) -> None:
     lifecycle.begin(PROCESS, settings)
     tracing.start(PROCESS, settings)
     metrics_server.start(settings)
+    certificates = tls.client_certificates(settings)
     clients = (
-        _client(settings.inventory_target, inventory_pb2, "InventoryMaintenanceService"),
-        _client(settings.order_target, order_pb2, "OrderMaintenanceService"),
+        _client(settings.inventory_target, inventory_pb2, "InventoryMaintenanceService", certificates),
+        _client(settings.order_target, order_pb2, "OrderMaintenanceService", certificates),
     )
     tasks = [*_inventory_tasks(settings, clients[0]), *_order_tasks(settings, clients[1])]
 
@@ -65,10 +68,16 @@ def serve(settings: ReaperSettings) -> None:
         schedule.stop()
 
 
-def _client(target: str, protos: ModuleType, name: str) -> Client:
+def _client(target: str, protos: ModuleType, name: str, certificates: ReloadedCertificates | None) -> Client:
     service = protos.DESCRIPTOR.services_by_name[name]
     # Every method may be repeated: what a first call has processed is no longer due.
-    return Client(target, service, repeatable=service.methods_by_name, unavailable_reason="UNAVAILABLE")
+    return Client(
+        target,
+        service,
+        repeatable=service.methods_by_name,
+        unavailable_reason="UNAVAILABLE",
+        certificates=certificates,
+    )
 
 
 def _inventory_tasks(settings: ReaperSettings, client: Client) -> list[PeriodicTask]:

@@ -6,7 +6,7 @@ from typing import Annotated
 from pydantic import AfterValidator, Field
 
 from reservation_reaper.triggers import Cron
-from shop_common.environment.settings import CommonSettings, HealthPort, Target
+from shop_common.environment.settings import CallerSettings, CommonSettings, HealthPort, Target
 
 
 def _cron(expression: str) -> str:
@@ -14,7 +14,7 @@ def _cron(expression: str) -> str:
     return expression
 
 
-class ReaperSettings(CommonSettings):
+class ReaperSettings(CommonSettings, CallerSettings):
     """What reservation-reaper reads from the environment."""
 
     health_port: HealthPort = 50055

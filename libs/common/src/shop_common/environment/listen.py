@@ -3,8 +3,13 @@
 By default gRPC opens ports with SO_REUSEPORT, so a second server would silently share a port that is in use.
 """
 
+import errno
+import ipaddress
 import socket
 from collections.abc import Callable
+from typing import Any
+
+_NO_SUCH_ADDRESS = (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)
 
 
 class PortBusy(Exception):
@@ -28,24 +33,46 @@ def python_host(host: str) -> str:
     return "::"
 
 
+def is_loopback(host: str) -> bool:
+    """Whether only this machine reaches the address. False for a name other than localhost."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return False
+
+
 def probe(host: str, port: int) -> None:
     """Check that the port is free. Raises PortBusy if it is not. Port 0 is always free."""
     if not port:
         return
     try:
-        found = socket.getaddrinfo(python_host(host), port, type=socket.SOCK_STREAM)
-        family, kind, protocol, _, at = found[0]
-        with socket.socket(family, kind, protocol) as listener:
+        # gRPC opens the port on every address of a name, and leaves out one that is taken without reporting it.
+        addresses = socket.getaddrinfo(python_host(host), port, type=socket.SOCK_STREAM)
+    except OSError as error:
+        raise PortBusy(refusal(host, port, error)) from error
+    errors = [_listen_error(family, at) for family, _, _, _, at in addresses]
+    for failure in errors:
+        # localhost often has an address of IPv6 on machines without IPv6. One usable address is enough.
+        if failure is not None and (failure.errno not in _NO_SUCH_ADDRESS or None not in errors):
+            raise PortBusy(refusal(host, port, failure)) from failure
+
+
+def _listen_error(family: int, at: tuple[Any, ...]) -> OSError | None:
+    try:
+        with socket.socket(family, socket.SOCK_STREAM) as listener:
             # SO_REUSEADDR ignores old connections in TIME_WAIT, but still fails if another socket listens.
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             listener.bind(at)
             listener.listen(1)
     except OSError as error:
-        raise PortBusy(refusal(host, port, error)) from error
+        return error
+    return None
 
 
 def opened(host: str, port: int, open_port: Callable[[str], int]) -> int:
-    """Open the port with gRPC's `add_insecure_port` and return its number. Raises PortBusy."""
+    """Open the port with gRPC's `add_insecure_port` or `add_secure_port` and return its number. Raises PortBusy."""
     try:
         return open_port(address(host, port))
     except RuntimeError as error:

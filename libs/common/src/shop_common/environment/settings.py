@@ -32,6 +32,8 @@ from pydantic_core import PydanticCustomError
 from pydantic_settings import BaseSettings, EnvSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 
 from shop_common.environment import otel_settings
+from shop_common.environment.certificates import CertificateError, CertificateFiles
+from shop_common.environment.listen import is_loopback
 
 # What a setting is besides its type: its value is never shown; it is none of the user's business.
 SECRET: dict[str, JsonValue] = {"secret": True}
@@ -132,6 +134,13 @@ class Settings(BaseSettings):
         """A sentence for each pair of settings, right by themselves, that can't both hold. Subclasses add theirs."""
         yield from ()
 
+    def start_faults(self) -> Iterator[str]:
+        """A sentence for each reason why a process must not serve with these settings, such as an unusable file.
+
+        Commands that do not serve, such as `migrate`, need none of it. Subclasses add theirs.
+        """
+        yield from ()
+
     def facts(self) -> Iterator[tuple[str, object]]:
         """What a process says of its surroundings when it serves, without secrets. Subclasses add theirs."""
         yield from ()
@@ -197,7 +206,10 @@ class CommonSettings(Settings):
     """What every process reads. The subclass gives `health_port` its documented default."""
 
     health_port: HealthPort = 0
-    listen_host: str = Field(default="[::]", description="address to open ports on, an IPv6 one in brackets")
+    listen_host: str = Field(
+        default="localhost",
+        description="address to open ports on, an IPv6 one in brackets; [::] is every address of the machine",
+    )
     metrics_port: MetricsPort = 0
     drain_seconds: float = Field(
         default=1.0,
@@ -239,11 +251,50 @@ class CommonSettings(Settings):
         for name in ("health_port", "metrics_port", "workers"):
             if value := getattr(self, name, 0):
                 yield name, value
-        # Listens and calls in plain text, always.
-        yield "tls", False
 
 
-class ApiSettings(CommonSettings):
+class TlsSettings(Settings):
+    """The certificate that a process presents to its peers. All files are read again when they change."""
+
+    tls_cert_path: Path | None = Field(
+        default=None, description="file with the certificate of this process and its chain, in PEM format"
+    )
+    tls_key_path: Path | None = Field(default=None, description="file with the private key of TLS_CERT_PATH")
+
+    def contradictions(self) -> Iterator[str]:
+        yield from super().contradictions()
+        if self.tls_cert_path and not self.tls_key_path:
+            yield "TLS_KEY_PATH: must be set when TLS_CERT_PATH is set"
+        if self.tls_key_path and not self.tls_cert_path:
+            yield "TLS_CERT_PATH: must be set when TLS_KEY_PATH is set"
+
+    def facts(self) -> Iterator[tuple[str, object]]:
+        yield from super().facts()
+        yield "tls", self.tls_cert_path is not None
+
+
+class CallerSettings(TlsSettings):
+    """What a process that calls an API reads."""
+
+    tls_ca_path: Path | None = Field(
+        default=None, description="file with the CAs of the APIs that this process calls; when set, calls use TLS"
+    )
+
+    @property
+    def client_certificate_files(self) -> CertificateFiles:
+        return CertificateFiles(self.tls_cert_path, self.tls_key_path, self.tls_ca_path, "TLS_CA_PATH")
+
+    def contradictions(self) -> Iterator[str]:
+        yield from super().contradictions()
+        if self.tls_cert_path and not self.tls_ca_path:
+            yield "TLS_CA_PATH: must be set when TLS_CERT_PATH is set, or calls would be sent in plain text"
+
+    def start_faults(self) -> Iterator[str]:
+        yield from super().start_faults()
+        yield from _file_faults(self.client_certificate_files)
+
+
+class ApiSettings(CommonSettings, TlsSettings):
     """What a process with a gRPC API reads. The subclass gives `grpc_port` its default.
 
     Where GRPC_PORT alone is set, HEALTH_PORT is ten above it, so that a second API on a machine needs one setting.
@@ -274,6 +325,15 @@ class ApiSettings(CommonSettings):
     reflection: bool = Field(
         default=False, description="offer grpc.reflection, so that grpcurl needs no proto files; for development"
     )
+    tls_client_ca_path: Path | None = Field(
+        default=None,
+        description="file with the CAs of clients; when set, a client without a certificate of theirs cannot connect",
+    )
+    insecure: bool = Field(
+        default=False,
+        description="serve the API in plain text to other machines; without it and without TLS_CERT_PATH, the process "
+        "starts on a loopback address only",
+    )
     workers: int = Field(default=1, ge=1, le=64, description="processes that share the port")
     worker_pipe: int | None = Field(
         default=None, ge=0, description="set by the parent: how a worker learns of its end", json_schema_extra=INTERNAL
@@ -292,10 +352,33 @@ class ApiSettings(CommonSettings):
     def is_worker(self) -> bool:
         return self.worker_pipe is not None
 
+    @property
+    def server_certificate_files(self) -> CertificateFiles:
+        return CertificateFiles(self.tls_cert_path, self.tls_key_path, self.tls_client_ca_path, "TLS_CLIENT_CA_PATH")
+
     def contradictions(self) -> Iterator[str]:
         yield from super().contradictions()
+        if self.tls_client_ca_path and not self.tls_cert_path:
+            yield "TLS_CERT_PATH: must be set when TLS_CLIENT_CA_PATH is set: plain text has no client certificates"
         if self.workers > 1 and not self.grpc_port:
             yield f"WORKERS: must be 1 with GRPC_PORT 0, but is {self.workers}: each worker would get a port of its own"
+
+    def start_faults(self) -> Iterator[str]:
+        yield from super().start_faults()
+        if not (self.tls_cert_path or self.insecure or is_loopback(self.listen_host)):
+            yield (
+                f"LISTEN_HOST: other machines reach {self.listen_host!r}, so TLS_CERT_PATH and TLS_KEY_PATH must be "
+                "set; INSECURE=true allows plain text"
+            )
+        yield from _file_faults(self.server_certificate_files)
+
+
+def _file_faults(files: CertificateFiles) -> list[str]:
+    try:
+        files.read()
+    except CertificateError as error:
+        return error.faults
+    return []
 
 
 _Settings = TypeVar("_Settings", bound=Settings)

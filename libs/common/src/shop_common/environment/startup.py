@@ -34,6 +34,8 @@ def prepare() -> None:
     # The kernel drops signals to process 1 of a container unless it has installed a handler.
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, _end)
+    # By default gRPC writes a line for each failed TLS handshake, so any peer that can connect could fill the log.
+    os.environ.setdefault("GRPC_VERBOSITY", "ERROR")  # noqa: TID251 - set for gRPC, which reads it at its import
     _open_closed_files()
     sys.stdout, sys.stderr = _text(1), _text(2)
     # faulthandler uses a C thread: it works even if a library holds the interpreter lock or an import hangs.

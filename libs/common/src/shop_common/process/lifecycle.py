@@ -22,7 +22,7 @@ from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from shop_common.environment import listen, startup
-from shop_common.environment.settings import CommonSettings
+from shop_common.environment.settings import CommonSettings, refusal
 from shop_common.process import workers
 from shop_common.process.unknown_settings import unknown
 from shop_common.process.workers import SAME_SIGNAL_SECONDS
@@ -63,8 +63,11 @@ def begin(process: str, settings: CommonSettings) -> None:
     """Configure logging, check that the ports are free, raise the limit of open files, start handling signals.
 
     With WORKERS > 1 this process becomes the parent of that many workers, which run the same program, and this
-    function does not return. If a port is in use, it prints one sentence and exits with code 1.
+    function does not return. If the settings do not allow the process to serve, it prints why and exits with code 2. If
+    a port is in use, it prints one sentence and exits with code 1.
     """
+    if faults := list(dict.fromkeys(settings.start_faults())):
+        raise refusal(faults)
     _Life.process = process
     logs.start(process, settings)
     _raise_file_limit()

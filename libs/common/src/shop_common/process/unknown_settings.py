@@ -43,13 +43,14 @@ _OF_SOME_PROCESSES = [
     "REAP_BATCH_MAX",
     "REAP_INTERVAL_SECONDS",
     "RESERVATION_TTL",
+    "TLS_CA_PATH",
 ]
 
 SETTINGS_OF_ALL = {*_OF_SOME_PROCESSES, *(name.upper() for name in ApiSettings.model_fields)}
 
 # First words of settings that begin the variables of other programs, or of services of Kubernetes, too.
 _WORDS_OF_OTHERS = {
-    "CALL", "GRPC", "HEALTH", "INVENTORY", "KAFKA", "LISTEN", "LOG", "METRICS", "ORDER", "ORDERS", "OTEL",
+    "CALL", "GRPC", "HEALTH", "INVENTORY", "KAFKA", "LISTEN", "LOG", "METRICS", "ORDER", "ORDERS", "OTEL", "TLS",
 }  # fmt: skip
 
 # Read by Kafka's own scripts, and much like KAFKA_OPTIONS.

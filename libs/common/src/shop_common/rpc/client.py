@@ -16,7 +16,9 @@ from google.rpc.status_pb2 import Status
 from opentelemetry.trace import SpanKind
 
 from shop_common.errors import ShopError
+from shop_common.rpc.channel import ReloadingChannel
 from shop_common.rpc.status import STATUS_KEY, RemoteUnavailable, from_status
+from shop_common.rpc.tls import ReloadedCertificates
 from shop_common.telemetry import metrics, tracing
 
 _Request = TypeVar("_Request", bound=Message)
@@ -48,6 +50,7 @@ class Client:
     `ipv4:10.0.0.1:50053,10.0.0.2:50053`. Methods named in `repeatable` are retried when a process goes away: an
     UNAVAILABLE can follow a commit, so they read, or carry a request_id, or are repeatable by state.
     `unavailable_reason` is what an Unavailable of this client says, such as INVENTORY_UNAVAILABLE.
+    With `certificates` its connections use TLS.
     """
 
     def __init__(
@@ -57,6 +60,7 @@ class Client:
         *,
         repeatable: Iterable[str],
         unavailable_reason: str,
+        certificates: ReloadedCertificates | None = None,
     ) -> None:
         self._name = service.full_name
         self._unavailable_reason = unavailable_reason
@@ -64,8 +68,12 @@ class Client:
         # Written by any thread, each time as a whole: at worst a call more waits, or does not.
         self._has_answered = False
         self._silent_since: float | None = None
-        self.channel = grpc.insecure_channel(
-            target if _SCHEME.match(target) else f"dns:///{target}", options=_options(service, repeatable)
+        address = target if _SCHEME.match(target) else f"dns:///{target}"
+        options = _options(service, repeatable)
+        self.channel = (
+            grpc.insecure_channel(address, options)
+            if certificates is None
+            else ReloadingChannel(address, options, certificates)
         )
         """For the generated stub."""
 

@@ -12,8 +12,8 @@ import grpc
 from google.protobuf.descriptor import ServiceDescriptor
 from grpc_reflection.v1alpha import reflection
 
-from shop_common.environment.listen import opened
 from shop_common.environment.settings import ApiSettings
+from shop_common.rpc import tls
 from shop_common.rpc.call import CALL_SECONDS_MAX
 from shop_common.rpc.call_pool import CallPool
 from shop_common.rpc.health import Health, HealthServer
@@ -97,13 +97,13 @@ class Server:
         self._services.append(service.full_name)
 
     def start(self) -> None:
-        """Open the port and serve. Ready unless another component is not. Raises PortBusy."""
+        """Open the port and serve. Ready unless another component is not. Raises PortBusy or CertificateError."""
         self.health.names.update(self._services)
         if self._settings.reflection:
             reflection.enable_server_reflection(
                 (*self._services, HEALTH_SERVICE, reflection.SERVICE_NAME), self._server
             )
-        self.port = opened(self._settings.listen_host, self._settings.grpc_port, self._server.add_insecure_port)
+        self.port = tls.open_port(self._server, self._settings)
         if self._health_server is not None:
             self._health_server.start()
         self._waits.start()

@@ -1,0 +1,97 @@
+"""Reads and checks the PEM files that the TLS settings name."""
+
+import ssl
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+FILE_BYTES_MAX = 1024 * 1024
+
+CERT_SETTING, KEY_SETTING = "TLS_CERT_PATH", "TLS_KEY_PATH"
+
+
+@dataclass(frozen=True)
+class Certificates:
+    """The contents of the files, in PEM format. An empty one is not configured."""
+
+    chain: bytes
+    key: bytes = field(repr=False)
+    authorities: bytes
+    """The CAs that sign the certificates of peers."""
+
+
+class CertificateError(Exception):
+    """Files cannot be used. Each fault is a sentence that begins with the name of a setting."""
+
+    def __init__(self, faults: list[str]) -> None:
+        super().__init__("; ".join(faults))
+        self.faults = faults
+
+
+@dataclass(frozen=True)
+class CertificateFiles:
+    """The paths of the files: of a certificate with its private key, of CAs, or of both."""
+
+    cert: Path | None
+    key: Path | None
+    authorities: Path | None
+    authorities_setting: str
+    """The setting that names the CAs; a server has another one than a client."""
+
+    def read(self) -> Certificates:
+        """Read all files. Raises CertificateError, also when the key does not belong to the certificate."""
+        contents = self._contents()
+        # OpenSSL's pair check takes paths, not contents, so it reads the files itself.
+        faults = [*self._certificate_faults(contents), *self._pair_faults()]
+        if faults:
+            raise CertificateError(faults)
+        if self._contents() != contents:
+            raise CertificateError([f"{CERT_SETTING}: the files changed while they were read"])
+        return Certificates(
+            contents.get(CERT_SETTING, b""), contents.get(KEY_SETTING, b""), contents.get(self.authorities_setting, b"")
+        )
+
+    def _contents(self) -> dict[str, bytes]:
+        paths = {CERT_SETTING: self.cert, KEY_SETTING: self.key, self.authorities_setting: self.authorities}
+        contents, faults = {}, []
+        for setting, path in paths.items():
+            if path is None:
+                continue
+            try:
+                with path.open("rb") as file:
+                    contents[setting] = file.read(FILE_BYTES_MAX + 1)
+            except (OSError, ValueError) as error:
+                faults.append(f"{setting}: cannot read {str(path)!r}: {getattr(error, 'strerror', None) or error}")
+                continue
+            if len(contents[setting]) > FILE_BYTES_MAX:
+                faults.append(f"{setting}: {str(path)!r} is larger than {FILE_BYTES_MAX} bytes")
+        if faults:
+            raise CertificateError(faults)
+        return contents
+
+    def _certificate_faults(self, contents: Mapping[str, bytes]) -> list[str]:
+        faults = []
+        for setting, path in ((CERT_SETTING, self.cert), (self.authorities_setting, self.authorities)):
+            if path is not None:
+                try:
+                    # Bundles of CAs have comments in any language between the certificates.
+                    ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(
+                        cadata=contents[setting].decode("ascii", "ignore")
+                    )
+                except (ssl.SSLError, ValueError):
+                    faults.append(f"{setting}: {str(path)!r} must hold certificates in PEM format")
+        return faults
+
+    def _pair_faults(self) -> list[str]:
+        if self.cert is None:
+            return []
+        try:
+            # Without a password function, OpenSSL would ask on the terminal for that of an encrypted key.
+            ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(self.cert, self.key, password=lambda: b"")
+        except ssl.SSLError as error:
+            if error.reason == "KEY_VALUES_MISMATCH":
+                return [f"{KEY_SETTING}: {str(self.key)!r} is not the key of the certificate in {CERT_SETTING}"]
+            return [f"{KEY_SETTING}: {str(self.key)!r} must hold an unencrypted private key in PEM format"]
+        except OSError as error:  # removed since it was read
+            return [f"{KEY_SETTING}: cannot read the files: {error.strerror}"]
+        return []
