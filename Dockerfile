@@ -1,25 +1,26 @@
-# The images of the four deployables, and for docker-compose.yml those of the gateway before the APIs and of the load.
+# The images of the four deployables and, for docker-compose.yml, of the gateway and the load generator.
 #
 #   docker build --target order-api --tag shop/order-api:1.2.3 --build-arg VERSION=1.2.3 .
 #
-# An image runs its process, or what is given as arguments (`migrate`). Its root may be read-only, and it needs no volume.
+# An image runs its process, or the command in its arguments (`migrate`). The root file system may be read-only; no volume is
+# needed.
 
-# To take them from a mirror; the versions are part of what is tested.
+# Base images, which may come from a mirror. The tests cover these versions.
 ARG PYTHON=python:3.13-slim-trixie
 ARG DEBIAN=debian:trixie-slim
 
-# --- what we depend on: built anew when a lock changes ---
+# --- dependencies: rebuilt when a lock file changes ---
 
 FROM ${PYTHON} AS dependencies
 ENV PIP_CACHE_DIR=/pip-cache
 RUN python -m venv --without-pip /venv
 COPY requirements/*-api.txt requirements/event-relay.txt requirements/reservation-reaper.txt /requirements/
-# All four in one layer, which the images share: their locks differ in little or nothing.
+# One layer with all dependencies, shared by the images: the lock files differ little or not at all.
 RUN --mount=type=cache,target=/pip-cache \
     for lock in /requirements/*.txt; do set -- "$@" --requirement "$lock"; done \
     && pip --python /venv install --disable-pip-version-check --only-binary=:all: --require-hashes "$@"
 
-# --- what is ours: built anew when the code changes ---
+# --- our packages: rebuilt when the code changes ---
 
 FROM ${PYTHON} AS packages
 ENV PIP_CACHE_DIR=/pip-cache
@@ -27,13 +28,13 @@ COPY requirements/bootstrap.txt /requirements/
 RUN --mount=type=cache,target=/pip-cache \
     python -m venv /build \
     && /build/bin/pip install --disable-pip-version-check --only-binary=:all: --require-hashes --requirement /requirements/bootstrap.txt
-# The packages get this version, or 0.0.0 if it is a word such as `dev`: here is no git to ask.
+# The version of the packages, or 0.0.0 if it is a word such as `dev`. The build has no git history.
 ARG VERSION=dev
 COPY libs/common /src/libs/common
 COPY libs/shopctl /src/libs/shopctl
 COPY proto /src/proto
 COPY services /src/services
-# One folder for what all have, one for shopctl, and one for each service. Python need not compare bytecode with source:
+# One folder for shared packages, one for shopctl and one per service. Bytecode is never checked against its source, since
 # neither changes in an image.
 RUN cd /src \
     && install() { /build/bin/uv pip install --quiet --offline --no-deps --no-build-isolation --python /build --target "$@"; } \
@@ -45,7 +46,7 @@ RUN cd /src \
     && rm /packages/*/.lock \
     && python -m compileall -q --invalidation-mode unchecked-hash /packages
 
-# --- what runs ---
+# --- runtime images ---
 
 FROM ${PYTHON} AS nobody
 ENV PATH=/venv/bin:$PATH PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1
@@ -92,7 +93,7 @@ EXPOSE 50056 9464
 ENTRYPOINT ["python", "-m", "event_relay"]
 COPY --from=packages /packages/shared /packages/event-relay /venv/lib/python3.13/site-packages/
 
-# --- shoppers, for docker-compose.yml: the load generator of shopctl ---
+# --- load generator of shopctl, for docker-compose.yml ---
 
 FROM dependencies AS shopctl-dependencies
 COPY requirements/shopctl.txt /requirements/
@@ -107,7 +108,7 @@ ENTRYPOINT ["python", "-m", "shopctl"]
 CMD ["load"]
 COPY --from=packages /packages/shared /packages/shopctl /venv/lib/python3.13/site-packages/
 
-# --- one address for the replicas of the APIs, for docker-compose.yml ---
+# --- gateway: one address for the replicas of the APIs, for docker-compose.yml ---
 
 FROM ${DEBIAN} AS gateway
 RUN apt-get update \

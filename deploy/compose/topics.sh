@@ -1,13 +1,13 @@
 #!/bin/bash
-# The topics that the system reads and writes, with as many partitions as one API may have consumers. Safe to repeat:
-# a topic that is there stays as it is.
+# Creates the topics of the system. The number of partitions limits the consumers of one API. Safe to repeat: existing
+# topics stay as they are.
 set -euo pipefail
 
-export KAFKA_OPTS="-XX:TieredStopAtLevel=1" # for a program that runs for seconds
+export KAFKA_OPTS="-XX:TieredStopAtLevel=1" # faster for a short-lived program
 topics() { /opt/kafka/bin/kafka-topics.sh --bootstrap-server kafka:9092 "$@"; }
 
-# Each call is a JVM of its own: none for what is there.
-there=$(topics --list)
+# Each call starts a JVM, so make none for existing topics.
+existing=$(topics --list)
 for topic in order-events order-events.dlq inventory-events inventory-events.dlq; do
-    grep -qx "$topic" <<<"$there" || topics --create --if-not-exists --topic "$topic" --partitions 3
+    grep -qx "$topic" <<<"$existing" || topics --create --if-not-exists --topic "$topic" --partitions 3
 done

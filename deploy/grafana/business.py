@@ -1,7 +1,7 @@
-"""What the shop sells, and what it could not sell."""
+"""The business dashboard: orders, stock and refusals."""
 
 from panels import Panel, Query, Row, TracesOf
-from promql import MEDIAN_AND_WORST, per_minute, quantile
+from promql import MEDIAN_AND_P99, per_minute, quantile
 
 _CREATE_ORDER = 'job="order-api", rpc_method="shop.order.v1.OrderService/CreateOrder"'
 
@@ -10,15 +10,15 @@ ROWS = [
         "Orders",
         [
             Panel(
-                "Orders entering each state",
-                "Created but never confirmed: their holds run out, and they are cancelled.",
+                "Orders by new status",
+                "Orders that are not confirmed in time are cancelled: their reservations expire.",
                 "cpm",
                 [Query(per_minute('shop_events_written_total{type=~"ORDER_.*"}', "type"), "{{type}}")],
                 width=16,
             ),
             Panel(
-                "Cancelled, of those created",
-                "By buyers, because holds ran out, and because stock was gone.",
+                "Cancelled orders, as a share of created ones",
+                "Cancelled by users, because reservations expired, or because stock was lost.",
                 "percentunit",
                 [
                     Query(
@@ -30,19 +30,19 @@ ROWS = [
                 width=8,
             ),
             Panel(
-                "How long a buyer waits for an order to be taken",
-                "The points are single orders: click one for its trace.",
+                "Duration of CreateOrder",
+                "The points are single calls: click one for its trace.",
                 "s",
                 [
                     Query(quantile(q, "rpc_server_call_duration_seconds", "", _CREATE_ORDER), name, exemplars=True)
-                    for q, name in MEDIAN_AND_WORST
+                    for q, name in MEDIAN_AND_P99
                 ],
                 width=12,
                 traces=TracesOf(service="order-api", operation="shop.order.v1.OrderService/CreateOrder"),
             ),
             Panel(
-                "Orders that were not taken",
-                "By the reason that the buyer was told.",
+                "Refused and failed orders",
+                "By the reason in the response.",
                 "cpm",
                 [Query(per_minute(f"rpc_server_errors_total{{{_CREATE_ORDER}}}", "error_type"), "{{error_type}}")],
                 width=12,
@@ -59,7 +59,7 @@ ROWS = [
         [
             Panel(
                 "Reservations",
-                "Held, then confirmed and shipped, or given back, or run out.",
+                "Reserved; then confirmed and fulfilled, released, or expired.",
                 "cpm",
                 [
                     Query(
@@ -70,8 +70,8 @@ ROWS = [
                 width=16,
             ),
             Panel(
-                "Reservations that ran out, of those made",
-                "Buyers who did not come back.",
+                "Expired reservations, as a share of all",
+                "Their orders were not confirmed in time.",
                 "percentunit",
                 [
                     Query(
@@ -83,30 +83,30 @@ ROWS = [
                 width=8,
             ),
             Panel(
-                "Held now",
-                "For buyers who have yet to confirm. Due: past its time, and free stock already; the reaper ends it.",
+                "Held reservations",
+                "Not confirmed yet. Due: past their expiry, so their stock is available; the reaper expires them.",
                 "none",
-                # Every process of inventory-api counts all of them.
+                # Every process of inventory-api reports the total, so do not sum.
                 [Query("max by (state) (shop_holds)", "{{state}}")],
                 width=6,
             ),
             Panel(
-                "Sold out: stock that was asked for and refused",
-                "Each refusal is a buyer who would have bought.",
+                "Refused for lack of stock",
+                "Each refusal is a lost sale.",
                 "cpm",
                 [Query(per_minute("shop_stock_refusals_total", "reason"), "{{reason}}")],
                 width=6,
             ),
             Panel(
-                "Rescued: holds ended at once for a buyer in need",
-                "Holds past their time, taken before the reaper came by. More than a few: the reaper is late.",
+                "Reservations expired on demand",
+                "Due reservations that a call expired to use their stock. If there are many, the reaper is late.",
                 "cpm",
                 [Query(per_minute("shop_holds_rescued_total"), "rescued")],
                 width=6,
             ),
             Panel(
-                "Stock that came in or was counted",
-                "Additions and corrections.",
+                "Stock updates",
+                "Stock added, and quantities set after a count.",
                 "cpm",
                 [Query(per_minute('shop_events_written_total{type="STOCK_UPDATED"}'), "updates")],
                 width=6,
@@ -114,28 +114,28 @@ ROWS = [
         ],
     ),
     Row(
-        "What should not happen",
+        "Exceptions",
         [
             Panel(
                 "Orders shipped with less stock than their lines",
-                "Since the processes started. A person compares the shelf with the books: see the runbook.",
+                "Since the processes started. A person has to count the stock: see the runbook.",
                 "none",
                 [Query("sum(shop_short_fulfilments_total) or vector(0)", "orders")],
                 kind="stat",
                 width=6,
             ),
             Panel(
-                "Orders cancelled because they were abandoned",
-                "PENDING long past their hold: an event of theirs went astray, or a call broke off in the middle.",
+                "Abandoned orders cancelled",
+                "PENDING long after their reservations expired: an event was lost, or a call was interrupted.",
                 "cpm",
                 [Query(per_minute('shop_reaper_done_total{task="cancel-abandoned-orders"}'), "cancelled")],
                 width=9,
             ),
             Panel(
                 "From a change to its event in Kafka",
-                "What other systems know is so old.",
+                "The age of the data that other systems have.",
                 "s",
-                [Query(quantile(q, "shop_relay_delay_seconds", ""), name) for q, name in MEDIAN_AND_WORST],
+                [Query(quantile(q, "shop_relay_delay_seconds", ""), name) for q, name in MEDIAN_AND_P99],
                 width=9,
             ),
         ],

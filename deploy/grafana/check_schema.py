@@ -1,10 +1,10 @@
-"""Holds the dashboards against Grafana's own types, for which it needs npm and its registry.
+"""Checks the dashboards against Grafana's own types. Needs npm and its registry.
 
     python deploy/grafana/check_schema.py
 
-Grafana takes a dashboard with a misspelt field and shows something else than was meant. Its schema is published as
-types of TypeScript, to which an object literal must keep: no field that they do not have, no value that they do not
-name. What is asked of Prometheus is no part of them; tests/observability asks it.
+Grafana accepts a dashboard with a misspelt field and ignores the field. Its schema is published as TypeScript types,
+and the compiler rejects object literals with unknown fields or values. The schema does not cover the queries;
+tests/observability runs them.
 """
 
 import json
@@ -22,7 +22,7 @@ DASHBOARDS = Path(__file__).with_name("dashboards")
 COMPOSE = Path(__file__).parents[2] / "docker-compose.yml"
 
 _TYPES = "./node_modules/@grafana/schema/dist/types/raw"
-# In a dashboard what has a default may be left out, at any depth, and an enum is its text.
+# A dashboard may leave out fields with defaults, at any depth, and writes an enum as its text.
 _HEAD = f"""\
 import type {{Dashboard}} from '{_TYPES}/dashboard/x/dashboard_types.gen';
 import type * as timeseries from '{_TYPES}/composable/timeseries/panelcfg/x/TimeSeriesPanelCfg_types.gen';
@@ -34,7 +34,7 @@ _TSC = "npx tsc --noEmit --strict --skipLibCheck --target es2022 --module nodene
 
 
 def main() -> int:
-    """Say what is wrong; the exit code."""
+    """Print all errors and return the exit code."""
     schema = f"@grafana/schema@{_version()}"
     dashboards = [json.loads(path.read_text()) for path in sorted(DASHBOARDS.iterdir())]
     literals = [literal for dashboard in dashboards for literal in _literals(dashboard)]
@@ -43,22 +43,22 @@ def main() -> int:
         subprocess.run([*_INSTALL.split(), schema, TYPESCRIPT], cwd=folder, check=True)
         code = subprocess.run(_TSC.split(), cwd=folder, check=False).returncode
     if code == 0:
-        sys.stdout.write(f"{len(dashboards)} dashboards are as {schema} has them\n")
+        sys.stdout.write(f"{len(dashboards)} dashboards match {schema}\n")
     return code
 
 
 def _version() -> str:
-    """Of the Grafana that shows them."""
+    """Return the version of Grafana in docker-compose.yml."""
     found = re.search(r"image: grafana/grafana:(\S+)", COMPOSE.read_text())
     if found is None:
-        raise SystemExit(f"{COMPOSE} names no image of Grafana")
+        raise SystemExit(f"{COMPOSE} has no Grafana image")
     return found[1]
 
 
 def _literals(dashboard: dict[str, Any]) -> Iterator[str]:
     yield _literal(dashboard, "Dashboard")
     for panel in dashboard["panels"]:
-        # The panel's own part, of which a dashboard knows nothing.
+        # The dashboard type does not cover the options of a panel type.
         if panel["type"] != "row":
             yield _literal(panel["options"], f"{panel['type']}.Options")
         if custom := panel.get("fieldConfig", {}).get("defaults", {}).get("custom"):

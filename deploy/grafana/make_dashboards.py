@@ -1,8 +1,8 @@
-"""Makes the dashboards in dashboards/ from business.py and service.py.
+"""Generates the dashboards in dashboards/ from business.py and service.py.
 
     python deploy/grafana/make_dashboards.py [--check]
 
-With --check nothing is written, and it fails when they are not as it would make them.
+With --check it writes nothing, and fails if the files differ from the generated ones.
 """
 
 import argparse
@@ -23,8 +23,8 @@ DASHBOARDS = {
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Make Grafana's dashboards.")
-    parser.add_argument("--check", action="store_true", help="fail when they are not as this would make them")
+    parser = argparse.ArgumentParser(description="Generate the Grafana dashboards.")
+    parser.add_argument("--check", action="store_true", help="fail if the files differ from the generated ones")
     options = parser.parse_args()
     for name, content in DASHBOARDS.items():
         text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
@@ -32,7 +32,7 @@ def main() -> None:
         if not options.check:
             path.write_text(text)
         elif not path.exists() or path.read_text() != text:
-            sys.exit(f"{path} is not as make_dashboards.py makes it; run it")
+            sys.exit(f"{path} differs from the generated dashboard: run make_dashboards.py")
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ _JAEGER = {"type": "jaeger", "uid": "jaeger"}
 
 @dataclass(frozen=True)
 class Query:
-    """A question to Prometheus; `exemplars` shows single calls as points that lead to their traces."""
+    """A PromQL query. `exemplars` shows single calls as points with links to their traces."""
 
     expr: str
     legend: str
@@ -28,14 +28,14 @@ class Query:
 
 @dataclass(frozen=True)
 class TracesOf:
-    """The traces behind a series: a search in Jaeger, in whose words the labels of the series may stand."""
+    """A search in Jaeger for the traces of a series. Its fields may contain labels of the series."""
 
     service: str
     operation: str
     tags: str = ""
 
     def link(self) -> Json:
-        """A link on the series, for the time that the panel shows."""
+        """Return a link for the series, with the time range of the panel."""
         search = {
             "refId": "A",
             "datasource": _JAEGER,
@@ -55,7 +55,7 @@ class TracesOf:
 
 @dataclass(frozen=True)
 class Panel:
-    """One picture. `lines` are drawn across it: where it begins to be bad."""
+    """A panel. `lines` are thresholds, drawn as horizontal lines."""
 
     title: str
     description: str
@@ -68,7 +68,7 @@ class Panel:
     lines: Sequence[float] = ()
 
     def json(self, number: int, x: int, y: int) -> Json:
-        """At this place of the grid."""
+        """Return the panel as JSON, at this position of the grid."""
         return {
             "id": number,
             "type": self.kind,
@@ -99,7 +99,7 @@ class Panel:
                 defaults["custom"]["thresholdsStyle"] = {"mode": "line"}
                 steps += [{"color": "red", "value": line} for line in sorted(self.lines)]
         else:
-            # A stat counts what should not happen.
+            # A stat counts errors, so any value above 0 is red.
             steps.append({"color": "red", "value": 1})
         return defaults | {"thresholds": {"mode": "absolute", "steps": steps}}
 
@@ -114,21 +114,21 @@ class Panel:
 
 @dataclass(frozen=True)
 class Row:
-    """Panels under a heading, side by side as far as there is room."""
+    """Panels under a heading, side by side as far as they fit."""
 
     title: str
     panels: Sequence[Panel]
 
 
 def dashboard(uid: str, title: str, rows: Sequence[Row]) -> Json:
-    """A whole dashboard, the panels in their places."""
+    """Return a dashboard as JSON, with its panels laid out in rows."""
     return {
         "uid": uid,
         "title": title,
         "tags": ["shop"],
         "schemaVersion": SCHEMA_VERSION,
         "editable": False,
-        "graphTooltip": 1,  # the cursor is at the same moment in all panels
+        "graphTooltip": 1,  # all panels share the cursor's time
         "refresh": "10s",
         "time": {"from": "now-15m", "to": "now"},
         "links": [
@@ -153,6 +153,6 @@ def _placed(rows: Sequence[Row]) -> Iterator[Json]:
 
 
 def _encoded(text: str) -> str:
-    """For a URL; the places where Grafana puts values stay readable for it, and are encoded by it."""
+    """Encode text for a URL. Grafana's placeholders stay as they are; Grafana encodes their values."""
     parts = re.split(r"(\$\{[^}]+\})", text)
     return "".join(part.replace("}", ":percentencode}") if part.startswith("${") else quote(part) for part in parts)

@@ -1,7 +1,7 @@
-"""What the panels ask of counters and histograms. `by` names labels, with commas between."""
+"""PromQL expressions for counters and histograms. `by` is a comma-separated list of labels."""
 
-MEDIAN_AND_WORST = ((0.5, "median"), (0.99, "99 of 100"))
-"""Quantiles, and what they are called."""
+MEDIAN_AND_P99 = ((0.5, "median"), (0.99, "99th percentile"))
+"""Quantiles and their names."""
 
 
 def per_minute(metric: str, by: str = "") -> str:

@@ -1,7 +1,7 @@
-"""What the processes do, from a call to its event, and what they wait for."""
+"""The service dashboard: calls, batches, connections, relay, consumers, reaper and processes."""
 
 from panels import Panel, Query, Row, TracesOf
-from promql import MEDIAN_AND_WORST, per_second, quantile
+from promql import MEDIAN_AND_P99, per_second, quantile
 
 _BY_METHOD = TracesOf(service="${__field.labels.job}", operation="${__field.labels.rpc_method}")
 _BY_REASON = TracesOf(
@@ -16,7 +16,7 @@ ROWS = [
         [
             Panel(
                 "Rate",
-                "Answers, refusals and failures together.",
+                "All calls: successful, refused and failed.",
                 "reqps",
                 [
                     Query(
@@ -29,7 +29,7 @@ ROWS = [
             ),
             Panel(
                 "Refused and failed, by reason",
-                "A refusal is an answer; what ends in UNAVAILABLE, RESOURCE_EXHAUSTED, INTERNAL or CONTENTION is ours.",
+                "Failures are UNAVAILABLE, RESOURCE_EXHAUSTED, INTERNAL and CONTENTION; all others are refusals.",
                 "reqps",
                 [
                     Query(
@@ -41,7 +41,7 @@ ROWS = [
                 traces=_BY_REASON,
             ),
             Panel(
-                "Duration, 99 of 100 calls",
+                "Duration, 99th percentile",
                 "The points are single calls: click one for its trace.",
                 "s",
                 [
@@ -55,16 +55,16 @@ ROWS = [
                 traces=_BY_METHOD,
             ),
             Panel(
-                "Duration, every second call",
-                "Waiting for a batch and the batch itself.",
+                "Duration, median",
+                "The wait for a batch, and the batch itself.",
                 "s",
                 [Query(quantile(0.5, "rpc_server_call_duration_seconds", "job, rpc_method"), "{{job}} {{rpc_method}}")],
                 width=12,
                 traces=_BY_METHOD,
             ),
             Panel(
-                "Error budget: share of calls that fail",
-                "0.1 % may. Above the lines somebody is paged: 1.44 % in an hour, 0.6 % in six hours.",
+                "Error budget: share of failed calls",
+                "The objective is 0.1 %. Above the lines an alert pages: 1.44 % in an hour, 0.6 % in six hours.",
                 "percentunit",
                 [
                     Query("job:rpc_server_failures:ratio5m", "{{job}} 5 min"),
@@ -75,8 +75,8 @@ ROWS = [
                 lines=[0.0144, 0.006],
             ),
             Panel(
-                "Calls between our processes, 99 of 100",
-                "Retries included. Longer than the duration at the other side: connections, or a replica that is away.",
+                "Calls between our processes, 99th percentile",
+                "Includes retries. If longer than the duration at the server: connections, or an unavailable replica.",
                 "s",
                 [
                     Query(
@@ -92,8 +92,8 @@ ROWS = [
         "Coalescing",
         [
             Panel(
-                "Calls in a batch",
-                "Mean. It grows by itself when calls come faster than batches end.",
+                "Calls per batch",
+                "Mean. It grows when calls arrive faster than batches finish.",
                 "none",
                 [
                     Query(
@@ -105,22 +105,22 @@ ROWS = [
                 width=6,
             ),
             Panel(
-                "Calls that wait for a batch",
+                "Calls waiting for a batch",
                 "",
                 "none",
                 [Query("sum by (job, coalescer) (shop_coalescer_queue_requests)", "{{job}} {{coalescer}}")],
                 width=6,
             ),
             Panel(
-                "Wait for the batch, 99 of 100",
+                "Wait for a batch, 99th percentile",
                 "",
                 "s",
                 [Query(quantile(0.99, "shop_coalescer_wait_seconds", "job, coalescer"), "{{job}} {{coalescer}}")],
                 width=6,
             ),
             Panel(
-                "A batch, 99 of 100",
-                "Its statements and its commit: what the database takes.",
+                "Duration of a batch, 99th percentile",
+                "Its statements and its commit: the time in the database.",
                 "s",
                 [Query(quantile(0.99, "shop_coalescer_flush_seconds", "job, coalescer"), "{{job}} {{coalescer}}")],
                 width=6,
@@ -131,7 +131,7 @@ ROWS = [
         "Database connections",
         [
             Panel(
-                "In use and idle, of those allowed",
+                "Used, idle and allowed connections",
                 "",
                 "none",
                 [
@@ -141,7 +141,7 @@ ROWS = [
                 width=12,
             ),
             Panel(
-                "Waiting for a connection",
+                "Requests waiting for a connection",
                 "",
                 "none",
                 [Query("sum by (job, pool) (db_client_connection_pending_requests)", "{{job}} {{pool}}")],
@@ -153,15 +153,15 @@ ROWS = [
         "Relay",
         [
             Panel(
-                "Age of the oldest event that waits",
-                "A page is due above a minute.",
+                "Age of the oldest waiting event",
+                "Above one minute an alert pages.",
                 "s",
                 [Query("max by (database) (shop_outbox_oldest_event_age_seconds)", "{{database}}")],
                 width=8,
                 lines=[60],
             ),
             Panel(
-                "Events that wait",
+                "Waiting events",
                 "",
                 "none",
                 [Query("max by (database) (shop_outbox_pending_events)", "{{database}}")],
@@ -180,20 +180,20 @@ ROWS = [
                 "s",
                 [
                     Query(quantile(q, "shop_relay_delay_seconds", "database"), f"{{{{database}}}} {name}")
-                    for q, name in MEDIAN_AND_WORST
+                    for q, name in MEDIAN_AND_P99
                 ],
                 width=8,
             ),
             Panel(
-                "Batches that failed",
-                "The broker did not acknowledge them; their events are sent again.",
+                "Failed batches",
+                "The broker did not acknowledge them; the relay sends their events again.",
                 "cps",
                 [Query(per_second("shop_relay_failed_batches_total", "database"), "{{database}}")],
                 width=8,
             ),
             Panel(
-                "Shards with an owner, and blocked ones",
-                "16 of each database have an owner.",
+                "Owned and blocked shards",
+                "Each database should have 16 owned shards.",
                 "none",
                 [
                     Query("sum by (database, instance) (shop_relay_owned_shards)", "{{database}} {{instance}}"),
@@ -208,7 +208,7 @@ ROWS = [
         [
             Panel(
                 "Lag",
-                "Messages that are still to be done.",
+                "Messages that are not handled yet.",
                 "none",
                 [Query("sum by (job, topic) (shop_consumer_lag_messages)", "{{job}} {{topic}}")],
                 width=8,
@@ -221,8 +221,8 @@ ROWS = [
                 width=8,
             ),
             Panel(
-                "Handling, 99 of 100",
-                "A list of events of one type, with what it waited for the database.",
+                "Handling, 99th percentile",
+                "A batch of events of one type, including the wait for the database.",
                 "s",
                 [Query(quantile(0.99, "shop_consumer_handling_seconds", "job, type"), "{{job}} {{type}}")],
                 width=8,
@@ -253,7 +253,7 @@ ROWS = [
                 width=8,
             ),
             Panel(
-                "Ended: holds, abandoned orders, rows of history",
+                "Expired reservations, cancelled orders, purged rows",
                 "",
                 "cps",
                 [Query(per_second("shop_reaper_done_total", "task"), "{{task}}")],
@@ -261,7 +261,7 @@ ROWS = [
             ),
             Panel(
                 "Time since the last success",
-                "Purges are due each hour or at the times of PURGE_CRON, all else each second.",
+                "Purges run every hour or at the times of PURGE_CRON, other tasks every second.",
                 "s",
                 [Query("time() - max by (task) (shop_reaper_last_success_timestamp_seconds)", "{{task}}")],
                 width=8,
@@ -272,7 +272,7 @@ ROWS = [
         "Processes",
         [
             Panel(
-                "Processes that answer",
+                "Processes up",
                 "",
                 "none",
                 [Query('sum by (job) (up{job=~"inventory-api|order-api|reservation-reaper|event-relay"})', "{{job}}")],
@@ -280,7 +280,7 @@ ROWS = [
             ),
             Panel(
                 "CPU",
-                "1 is a whole core, which is all that one process can use.",
+                "1 is one core, the most that one process can use.",
                 "none",
                 [Query("rate(process_cpu_seconds_total[$__rate_interval])", "{{job}} {{instance}}")],
                 width=6,
@@ -294,7 +294,7 @@ ROWS = [
             ),
             Panel(
                 "Open files",
-                "Connections, mostly.",
+                "Mostly connections.",
                 "none",
                 [Query("process_open_fds", "{{job}} {{instance}}")],
                 width=6,

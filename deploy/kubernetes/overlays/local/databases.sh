@@ -1,5 +1,5 @@
 #!/bin/sh
-# Run once by the image, when its data folder is new: two databases, each with a role that owns it and no other.
+# The image runs this once, for a new data folder: creates two databases, each with a role that owns only this one.
 set -eu
 for name in inventory orders; do
     psql -U postgres -d postgres -v ON_ERROR_STOP=1 -v name="$name" -v password="$(cat "/secrets/$name-database/password")" <<'SQL'
