@@ -11,7 +11,7 @@ from sqlalchemy import MetaData, select
 from sqlalchemy.exc import IntegrityError
 
 from shop_common.db.database import Database
-from shop_common.events.dead_letters import Reason, dead_letter, in_a_line
+from shop_common.events.dead_letters import Reason, dead_letter, one_line
 from shop_common.events.outbox import PAYLOAD_BYTES_MAX, Outbox, Record
 from shop_common.events.received import read
 
@@ -106,7 +106,7 @@ def test_any_bytes_fit_the_database_and_the_broker(
 def test_the_error_is_one_line_without_the_statement_and_its_data() -> None:
     error = IntegrityError("INSERT INTO noted VALUES (?)", {"secret": 1}, ValueError("x" * 900 + "\nDETAIL: secret"))
 
-    line = in_a_line(error)
+    line = one_line(error)
 
     assert line.startswith("ValueError: xxx")
     assert "INSERT" not in line

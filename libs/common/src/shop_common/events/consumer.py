@@ -1,16 +1,15 @@
-"""Acts on the events of a topic: one thread, in batches, each event at least once and each key's in order.
+"""Handles the events of a topic in batches, on one thread: each event at least once, and the events of a key in order.
 
-A batch is what has arrived, up to 500 messages. Each operation gets its events as a list and a transaction of its
-own, since it takes its locks in the order that is the same everywhere; two in one transaction would not. Offsets are
-stored when all of the batch is done, so that after a crash it is done again: operations are safe to repeat by the
-state that they check.
+A batch is what has arrived, up to 500 messages. Each handler gets its events as a list, in its own transaction: two
+handlers in one transaction would not take their locks in the order that holds everywhere. Offsets are stored after the
+whole batch is handled, so a batch is handled again after a crash. Handlers check the state, so they may be repeated.
 
-What becomes of a failure depends on whose fault it is:
+What follows a failure depends on its cause:
 
-    the database is away, busy, or lacks a table or a grant    tried again without end; not ready while it is away
-    several events take too long together                      tried again in halves
-    one event, always in the same way                          set aside at once
-    one event, in a way that may pass, or it takes too long    tried TRIES_MAX times, and then set aside
+    the database is unavailable or busy, or lacks a table or a grant    retried without limit; not ready if unavailable
+    several events take too long together                               retried in halves
+    one event fails in a way that a retry cannot change                 set aside at once
+    one event fails in another way, or takes too long                   set aside after ATTEMPTS_MAX attempts
 """
 
 import itertools
@@ -52,32 +51,32 @@ from shop_common.telemetry import logs
 __all__ = ["Consumer", "Event", "Handler", "Weigh"]
 
 Handler = Callable[[Connection, Sequence[Event]], bool | None]
-"""Acts on events of one type, in the order given; safe to repeat; never commits.
+"""Handles events of one type, in order. It must be safe to repeat, and must not commit.
 
-True means that more is to be done than one transaction should: it is called again with the same events, in a
-transaction of its own, until it returns anything else. Each such call must get something done.
+If it returns True, work is left that does not fit in one transaction: it is called again with the same events, in a new
+transaction, until it returns something else. Each call must make progress.
 """
 
 Weigh = Callable[[Event], int]
-"""How many rows an event means, roughly. Whatever it raises is the event's own fault."""
+"""Returns roughly how many rows an event changes. If it raises, the event has weight 1: its handler will judge it."""
 
 _T = TypeVar("_T")
 
 BATCH_WEIGHT_MAX = 5_000
-"""Of the events that are handled in one transaction."""
+"""Limit on the weight of the events that one transaction handles."""
 
-TRIES_MAX = 5
-"""How often an event is tried alone before it is set aside."""
+ATTEMPTS_MAX = 5
+"""How often an event is handled alone before it is set aside."""
 
-LETTER_BYTES_MAX = 4_000_000
-"""Of the values that are set aside in one transaction."""
+DEAD_LETTER_BYTES_MAX = 4_000_000
+"""Limit on the size of the messages that one transaction sets aside."""
 
 BACKOFF_SECONDS_MIN = 0.02
 BACKOFF_SECONDS_MAX = 2.0
 STOP_SECONDS_MAX = 5.0
 
-# `database` lets an error of a statement pass only if the statement itself or its data is at fault.
-_SURE_TO_FAIL_AGAIN = (
+# `Database` raises StatementError only if the statement or its data is wrong.
+_PERMANENT_ERRORS = (
     StatementError,
     LookupError,
     TypeError,
@@ -93,8 +92,8 @@ _log = logs.get(__name__)
 
 
 @dataclass(frozen=True)
-class _Letter:
-    """A message that is to be set aside, and why."""
+class _DeadLetter:
+    """The position of a message to set aside, and why."""
 
     position: Position
     reason: Reason
@@ -104,10 +103,10 @@ class _Letter:
 class Consumer:
     """The consumer of one topic for one service.
 
-    `handlers` by event type; messages of other types are passed over by their header alone. `describe` gives the
-    attributes of an event's span, `weigh` bounds how many events one transaction handles. `set_ready` is called with
-    False when the database is away or a partition is stalled, and with True when that is over. `on_fatal` must end the
-    process: without its threads it only seems to work.
+    `handlers` maps event types to handlers. Messages of other types are skipped without parsing their body. `describe`
+    returns the attributes of an event's span. `weigh` limits how many events one transaction handles. `set_ready` is
+    called with False when the database becomes unavailable or a partition stalls, and with True afterwards. `on_fatal`
+    is called if a thread of the consumer fails, and must end the process.
     """
 
     def __init__(
@@ -147,24 +146,25 @@ class Consumer:
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name=f"consumer-{topic}", daemon=True)
         self._observer = threading.Thread(target=self._observe, name=f"observer-{topic}", daemon=True)
-        self._troubles: set[str] = set()
+        self._failure_causes: set[str] = set()
+        """The causes that were logged since the last success."""
 
     def start(self) -> None:
-        """Join the group and begin. A broker that is away is waited for."""
+        """Join the group and start. If the broker is unavailable, keep trying to connect."""
         self._reader.join()
         self._thread.start()
         self._observer.start()
 
     def stop(self) -> None:
-        """Finish the batch that runs, commit, leave the group. A batch that waits for the database is left undone."""
+        """Finish the running batch, commit, and leave the group. A batch that waits for the database is abandoned."""
         self._stopping.set()
         self._thread.join(STOP_SECONDS_MAX)
         if self._thread.is_alive():
-            # Without an answer librdkafka waits for its broker for ever. The group notices by the missing heartbeat.
-            _log.warning("consumer not stopped in time; what it has not committed is done again", topic=self._topic)
+            # librdkafka waits without limit for a broker that is gone. The group notices the missing heartbeat.
+            _log.warning("consumer not stopped in time; uncommitted events will be handled again", topic=self._topic)
 
     def lag(self) -> int:
-        """How many messages this process has still to do, as of the last seconds."""
+        """Return the number of messages in this process's partitions that are not handled yet, a few seconds old."""
         return self._reader.progress.lag
 
     def _run(self) -> None:
@@ -174,42 +174,42 @@ class Consumer:
                     self._reader.renew()
                     messages = self._reader.next_batch()
                     if messages:
-                        self._work(messages)
+                        self._process(messages)
                     # failpoint: before-offset-commit
                     self._reader.done(messages)
                     self._reader.progress.measure(database_away=False)
             except Stopped:
-                pass  # nothing of the batch is stored
+                pass  # no offset of the batch is stored
             self._reader.leave()
         except BaseException as error:
             self._on_fatal(f"the consumer of {self._topic} failed", error)
 
     def _observe(self) -> None:
-        """Tell whether it gets on, on a thread of its own: a handler that never returns must be noticed, too."""
+        """Report stalled partitions. This needs its own thread, to notice a handler that never returns."""
         stalled: list[int] = []
         while not self._stopping.wait(MEASURE_SECONDS):
-            found = self._reader.progress.stalled()
-            self._metrics.measured(self.lag(), len(found))
-            if found != stalled:
-                if bool(found) != bool(stalled):
-                    self._readiness.set_stalled(bool(found))
-                stalled = found
+            current = self._reader.progress.stalled()
+            self._metrics.measured(self.lag(), len(current))
+            if current != stalled:
+                if bool(current) != bool(stalled):
+                    self._readiness.set_stalled(bool(current))
+                stalled = current
                 if stalled:
                     _log.error("messages wait and none is handled", topic=self._topic, partitions=stalled)
                 else:
                     _log.info("messages are handled again", topic=self._topic)
 
-    def _work(self, messages: Sequence[Received]) -> None:
+    def _process(self, messages: Sequence[Received]) -> None:
         events, letters = self._events(messages)
-        for step in received.in_sequence(events):
-            for some in slices(step, self._weight, BATCH_WEIGHT_MAX):
-                letters += self._handle(some)
+        for same_type in received.grouped_by_type(events):
+            for part in slices(same_type, self._weight, BATCH_WEIGHT_MAX):
+                letters += self._handle(part)
         self._set_aside(messages, letters)
 
-    def _events(self, messages: Sequence[Received]) -> tuple[list[Event], list[_Letter]]:
-        """The messages that have a handler, as events; and those that are no events."""
+    def _events(self, messages: Sequence[Received]) -> tuple[list[Event], list[_DeadLetter]]:
+        """Decode the messages that have a handler. Returns the events, and dead letters for undecodable messages."""
         events: list[Event] = []
-        letters: list[_Letter] = []
+        letters: list[_DeadLetter] = []
         for message in messages:
             event_type = received.type_of(message)
             if event_type is not None and event_type not in self._handlers:
@@ -217,7 +217,7 @@ class Consumer:
             try:
                 event = received.decode(message)
             except Undecodable as error:
-                letters.append(_Letter(message.position, Reason.UNDECODABLE, error))
+                letters.append(_DeadLetter(message.position, Reason.UNDECODABLE, error))
                 continue
             if event.type in self._handlers:
                 events.append(event)
@@ -226,41 +226,44 @@ class Consumer:
     def _weight(self, event: Event) -> int:
         try:
             return self._weigh(event)
-        except Exception:  # it is not what it should be: whether that matters is for its handler to say
+        except Exception:  # the data is malformed; the handler decides whether that matters
             return 1
 
-    def _handle(self, events: Sequence[Event], tries: int = 1) -> list[_Letter]:
-        """Act on events of one type. Those that make it fail are found by halves, and returned."""
+    def _handle(self, events: Sequence[Event], attempt: int = 1) -> list[_DeadLetter]:
+        """Handle events of one type. Finds the events that fail by bisection, and returns them as dead letters."""
         try:
-            self._act(events)
+            self._call_handler(events)
             return []
-        except Exception as error:  # rolled back, and the surroundings are not to blame: an event or its handler is
+        except Exception as error:  # rolled back; an event or the handler is the cause, not the database
             failure = error
         if len(events) > 1:
             half = len(events) // 2
             return self._handle(events[:half]) + self._handle(events[half:])
-        if tries < TRIES_MAX and not isinstance(failure, _SURE_TO_FAIL_AGAIN):
-            self._wait(_backoff_seconds(tries))
-            return self._handle(events, tries + 1)
-        return [_Letter(events[0].position, Reason.FAILED, failure)]
+        if attempt < ATTEMPTS_MAX and not isinstance(failure, _PERMANENT_ERRORS):
+            self._wait(_backoff_seconds(attempt))
+            return self._handle(events, attempt + 1)
+        return [_DeadLetter(events[0].position, Reason.FAILED, failure)]
 
-    def _act(self, events: Sequence[Event]) -> None:
-        """Raises what is the events' own fault, and timeouts that fewer events, or none of these, would not meet."""
+    def _call_handler(self, events: Sequence[Event]) -> None:
+        """Call the handler until it has nothing left to do.
+
+        Raises its errors, but retries those of the database. Raises a timeout that fewer events may avoid.
+        """
         event_type = events[0].type
         started_at = time.monotonic()
-        # A lock that a single event waits for is not its fault.
-        own = TIMEOUTS if len(events) > 1 else (TransactionTimeout,)
+        # A single event that waits for a lock is retried: another transaction holds it.
+        raised = TIMEOUTS if len(events) > 1 else (TransactionTimeout,)
         with received.traced(events, self._describe) as traced:
-            while self._insist(lambda tx: self._handlers[event_type](tx, traced), own):
+            while self._transact(lambda tx: self._handlers[event_type](tx, traced), raised):
                 self._wait(0)
         self._metrics.handled(event_type, len(events), time.monotonic() - started_at)
 
-    def _set_aside(self, messages: Sequence[Received], letters: Sequence[_Letter]) -> None:
-        """Write dead letters: many in one transaction, so that a topic full of rubbish holds nobody up for long."""
+    def _set_aside(self, messages: Sequence[Received], letters: Sequence[_DeadLetter]) -> None:
+        """Write dead letters, many in one transaction, so that a topic full of malformed messages takes little time."""
         by_position = {message.position: message for message in messages}
-        for some in slices(letters, lambda letter: len(by_position[letter.position].value), LETTER_BYTES_MAX):
-            self._insist(partial(self._write, [(by_position[letter.position], letter) for letter in some]))
-        kinds: set[type[Exception]] = {Undecodable}
+        for part in slices(letters, lambda letter: len(by_position[letter.position].value), DEAD_LETTER_BYTES_MAX):
+            self._transact(partial(self._write, [(by_position[letter.position], letter) for letter in part]))
+        with_traceback: set[type[Exception]] = {Undecodable}
         for letter in letters:
             self._metrics.set_aside(letter.reason)
             topic, partition, offset = letter.position
@@ -271,13 +274,13 @@ class Consumer:
                 partition=partition,
                 offset=offset,
                 reason=str(letter.reason),
-                error=dead_letters.in_a_line(letter.error),
-                # Where it failed, once for all that failed alike: a traceback takes longer than an event.
-                exc_info=None if kind in kinds else letter.error,
+                error=dead_letters.one_line(letter.error),
+                # One traceback per kind of error: formatting it takes longer than handling an event.
+                exc_info=None if kind in with_traceback else letter.error,
             )
-            kinds.add(kind)
+            with_traceback.add(kind)
 
-    def _write(self, letters: Sequence[tuple[Received, _Letter]], tx: Connection) -> None:
+    def _write(self, letters: Sequence[tuple[Received, _DeadLetter]], tx: Connection) -> None:
         now = sql.now(tx)
         records = [
             dead_letters.dead_letter(message, letter.reason, letter.error, consumer=self._group, now=now)
@@ -285,48 +288,48 @@ class Consumer:
         ]
         self._outbox.append_records(tx, records)
 
-    def _insist(self, operation: Callable[[Connection], _T], own: tuple[type[ShopError], ...] = ()) -> _T:
-        """Run the operation in a transaction, as often as it takes while the database is away or busy.
+    def _transact(self, operation: Callable[[Connection], _T], raised: tuple[type[ShopError], ...] = ()) -> _T:
+        """Run the operation in a transaction. Retries without limit while the database is unavailable or busy.
 
-        Raises what the operation is to blame for, the errors that are its `own`, and Stopped.
+        Raises the errors in `raised` at once, all errors that do not come from the database, and Stopped.
         """
-        for tries in itertools.count(1):
+        for attempt in itertools.count(1):
             try:
                 result = self._database.transact(operation)
-            except own:
+            except raised:
                 raise
             except (Unavailable, Conflict, Overload) as error:
-                self._troubled(error)
+                self._report_failure(error)
             else:
                 self._reader.progress.moved()
-                self._recovered()
+                self._report_recovery()
                 return result
-            self._wait(_backoff_seconds(tries))
-        raise AssertionError("unreachable: the count has no end")
+            self._wait(_backoff_seconds(attempt))
+        raise AssertionError("unreachable: the loop has no end")
 
     def _wait(self, seconds: float) -> None:
-        """Wait, in touch with the broker. Raises Stopped."""
+        """Wait, and keep polling the broker meanwhile. Raises Stopped."""
         self._reader.wait(seconds, self._stopping, database_away=self._readiness.database_away)
 
-    def _troubled(self, error: ShopError) -> None:
-        # A database that is only busy serves calls all the same.
+    def _report_failure(self, error: ShopError) -> None:
+        # While the database is only busy, the process stays ready: calls still succeed.
         away = isinstance(error, Unavailable)
         cause = cause_of(error)
-        if cause in self._troubles and away == self._readiness.database_away:
+        if cause in self._failure_causes and away == self._readiness.database_away:
             return
-        self._troubles.add(cause)
+        self._failure_causes.add(cause)
         _log.warning("events wait", topic=self._topic, reason=error.reason, error=error.message, cause=cause)
         self._readiness.set_database_away(away)
 
-    def _recovered(self) -> None:
-        if self._troubles:
-            self._troubles.clear()
-            _log.info("events go on", topic=self._topic)
+    def _report_recovery(self) -> None:
+        if self._failure_causes:
+            self._failure_causes.clear()
+            _log.info("events are handled again", topic=self._topic)
             self._readiness.set_database_away(False)
 
 
 class _Readiness:
-    """Whether the process is ready for calls, as far as its consumer knows. Safe to share between threads."""
+    """Combines the two reasons for which the consumer reports not ready. Safe to share between threads."""
 
     def __init__(self, set_ready: Callable[[bool], None]) -> None:
         self._set_ready = set_ready
@@ -345,7 +348,7 @@ class _Readiness:
             self._set_ready(not (self.database_away or self._stalled))
 
 
-def _backoff_seconds(tries: int) -> float:
-    # Jitter, so that the consumers that a database has thrown out do not all come back at once.
-    longest: float = min(BACKOFF_SECONDS_MAX, BACKOFF_SECONDS_MIN * 2.0 ** min(tries, 20))
+def _backoff_seconds(attempt: int) -> float:
+    # Jitter, so that all consumers of a database do not reconnect at the same time.
+    longest: float = min(BACKOFF_SECONDS_MAX, BACKOFF_SECONDS_MIN * 2.0 ** min(attempt, 20))
     return longest * random.uniform(0.5, 1)

@@ -1,4 +1,4 @@
-"""What Prometheus is told of consumers."""
+"""The metrics of consumers."""
 
 from shop_common.telemetry import metrics
 
@@ -6,7 +6,7 @@ _handled = metrics.counter(__name__, "shop_consumer_events_total", "Events handl
 _seconds = metrics.histogram(
     __name__,
     "shop_consumer_handling_seconds",
-    "Time to handle a list of events of one type, with what it waited for the database",
+    "Time to handle a list of events of one type, including waits for the database",
     "topic",
     "type",
 )
@@ -19,14 +19,14 @@ _missed = metrics.counter(
 _lag = metrics.gauge(
     __name__,
     "shop_consumer_lag_messages",
-    "Messages not handled yet, of the partitions that this process has",
+    "Messages not handled yet, in the partitions assigned to this process",
     "topic",
 )
 
 _stalled = metrics.gauge(
     __name__,
     "shop_consumer_stalled_partitions",
-    "Partitions in which messages wait and none was handled for a minute, though the database is there",
+    "Partitions with waiting messages of which none was handled for a minute, while the database is available",
     "topic",
 )
 
@@ -38,19 +38,19 @@ class ConsumerMetrics:
         self._topic = topic
 
     def handled(self, event_type: str, count: int, seconds: float) -> None:
-        """So many events of a type were handled at once, in so long."""
+        """Record that a list of events of one type was handled, in this time."""
         _handled(self._topic, event_type).inc(count)
         _seconds(self._topic, event_type).observe(seconds)
 
     def set_aside(self, reason: str) -> None:
-        """A message became a dead letter."""
+        """Count a message that was set aside."""
         _dead_letters(self._topic, reason).inc()
 
     def missed(self, count: int) -> None:
-        """So many messages were deleted from the topic before they were handled."""
+        """Count messages that were deleted from the topic before they were handled."""
         _missed(self._topic).inc(count)
 
     def measured(self, lag: int, stalled: int) -> None:
-        """So many messages are still to be done, and so many partitions stand still."""
+        """Set the lag in messages and the number of stalled partitions."""
         _lag(self._topic).set(lag)
         _stalled(self._topic).set(stalled)

@@ -1,4 +1,4 @@
-"""How far a consumer is in each of its partitions, and whether it moves there while something is to be read."""
+"""Measures a consumer's lag, and detects stalled partitions: those with messages of which none is handled."""
 
 import time
 from collections.abc import Collection
@@ -7,18 +7,18 @@ import confluent_kafka
 from confluent_kafka import KafkaException, TopicPartition
 
 STALL_SECONDS = 60.0
-"""A partition stands still when something is to be read and nothing of it was done for so long."""
+"""A partition is stalled if messages wait and none was handled for this time."""
 
 MEASURE_SECONDS = 2.0
-ASK_SECONDS = 0.5
-_ASK_AGAIN_SECONDS = 10.0
-_NEVER = -_ASK_AGAIN_SECONDS
+QUERY_SECONDS = 0.5
+_QUERY_INTERVAL_SECONDS = 10.0
+_NEVER = -_QUERY_INTERVAL_SECONDS
 
 
 class Progress:
-    """The progress of one consumer. Only `lag` and `stalled` may be asked for on another thread than the consumer's.
+    """The progress of one consumer. Other threads than the consumer's may only read `lag` and call `stalled`.
 
-    confluent-kafka's client is for one thread: another would wait for its gate, which a poll holds nearly always.
+    confluent-kafka's client holds a lock while it polls, which is most of the time. Another thread would wait for it.
     """
 
     def __init__(self, kafka: confluent_kafka.Consumer, stall_seconds: float) -> None:
@@ -26,11 +26,11 @@ class Progress:
         self._stall_seconds = stall_seconds
         self._handled: dict[int, int] = {}
         self._moved_at: dict[int, float] = {}
-        self._in_hand: Collection[int] = ()
+        self._in_progress: Collection[int] = ()
         self._active_at = self._measured_at = time.monotonic()
-        self._standing: Collection[int] = ()
-        # Oldest offset and end of a partition as the broker said, None when it did not answer; and when it was asked.
-        self._asked: dict[int, tuple[tuple[int, int] | None, float]] = {}
+        self._stalled_partitions: Collection[int] = ()
+        self._queried: dict[int, tuple[tuple[int, int] | None, float]] = {}
+        """By partition: its low and high offset, or None if the broker did not respond, and the time of the query."""
         self.lag = 0
 
     def renewed(self, kafka: confluent_kafka.Consumer) -> None:
@@ -38,69 +38,69 @@ class Progress:
         self._kafka = kafka
 
     def assigned(self, partition: int, committed: int) -> None:
-        """The partition came to this process; negative when it is not known what its group has committed."""
+        """Record that the partition was assigned. `committed` is the group's offset, negative if it is not known."""
         self._handled[partition] = committed
         self._moved_at[partition] = time.monotonic()
-        self._asked.pop(partition, None)
+        self._queried.pop(partition, None)
 
     def begun(self, partitions: Collection[int]) -> None:
-        """Messages of these partitions are in hand, or of none."""
-        self._in_hand = partitions
+        """Record the partitions whose messages are being handled. Empty when the batch is done."""
+        self._in_progress = partitions
         self.moved()
 
     def moved(self) -> None:
-        """Something of what is in hand was done."""
+        """Record that some messages of the current batch were handled."""
         self._active_at = time.monotonic()
-        for partition in self._in_hand:
+        for partition in self._in_progress:
             self._moved_at[partition] = self._active_at
 
     def handled(self, partition: int, offset: int) -> None:
-        """Everything below the offset is done."""
+        """Record that all messages below the offset were handled."""
         self._handled[partition] = offset
         self._moved_at[partition] = time.monotonic()
 
     def stalled(self) -> list[int]:
-        """The partitions that stand still, by the last measurement; all in hand if their handler does not return."""
+        """Return the stalled partitions, as of the last measurement. If a handler hangs, those of its batch."""
         if time.monotonic() - self._active_at >= self._stall_seconds:
-            return sorted(self._in_hand)
-        return sorted(self._standing)
+            return sorted(self._in_progress)
+        return sorted(self._stalled_partitions)
 
     def measure(self, *, database_away: bool) -> None:
-        """Find out where this consumer is, if that is due.
+        """Measure lag and stalled partitions, if MEASURE_SECONDS have passed since the last time.
 
-        While the database is away nothing stands still for a reason of its own. Nor does it while the broker does not
-        answer: it is not known whether there is something to read, and calls do not need the broker.
+        No partition counts as stalled while the database is unavailable, or while the broker does not respond: then it
+        is unknown whether messages wait, and calls do not need the broker.
         """
         now = self._active_at = time.monotonic()
         if now - self._measured_at < MEASURE_SECONDS:
             return
         self._measured_at = now
-        lag, standing = 0, []
+        lag, stalled = 0, []
         for partition in self._kafka.assignment():
             number = partition.partition
             unread = self._unread(partition)
             lag += unread
             if database_away or not unread:
                 self._moved_at[number] = now
-            elif now - self._moved_at.get(number, now) >= self._stall_seconds and self._asked_unread(partition):
-                standing.append(number)
-        self.lag, self._standing = lag, standing
+            elif now - self._moved_at.get(number, now) >= self._stall_seconds and self._queried_unread(partition):
+                stalled.append(number)
+        self.lag, self._stalled_partitions = lag, stalled
 
     def _unread(self, partition: TopicPartition) -> int:
-        """How many messages of a partition are not handled yet."""
-        # What the last fetch said. When fetches fail, only the broker can tell whether there is something to read.
+        """Return how many messages of a partition are not handled yet."""
+        # The cached offsets come from the last fetch. If fetches fail, only a query shows whether messages wait.
         bounds = self._kafka.get_watermark_offsets(partition, cached=True)
-        return self._behind(partition, *bounds) or self._asked_unread(partition)
+        return self._behind(partition, *bounds) or self._queried_unread(partition)
 
-    def _asked_unread(self, partition: TopicPartition) -> int:
-        """The same, by what the broker said when it was asked; 0 if it did not answer."""
-        bounds, asked_at = self._asked.get(partition.partition, (None, _NEVER))
-        if time.monotonic() - asked_at >= _ASK_AGAIN_SECONDS:
+    def _queried_unread(self, partition: TopicPartition) -> int:
+        """Return the same from a query to the broker, repeated at most every ten seconds. 0 if it did not respond."""
+        bounds, queried_at = self._queried.get(partition.partition, (None, _NEVER))
+        if time.monotonic() - queried_at >= _QUERY_INTERVAL_SECONDS:
             try:
-                bounds = self._kafka.get_watermark_offsets(partition, timeout=ASK_SECONDS)
+                bounds = self._kafka.get_watermark_offsets(partition, timeout=QUERY_SECONDS)
             except KafkaException:
                 bounds = None
-            self._asked[partition.partition] = bounds, time.monotonic()
+            self._queried[partition.partition] = bounds, time.monotonic()
         return self._behind(partition, *bounds) if bounds else 0
 
     def _behind(self, partition: TopicPartition, low: int, high: int) -> int:

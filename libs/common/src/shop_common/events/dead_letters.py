@@ -1,15 +1,15 @@
-"""Messages that nobody can act on, set aside in `<topic>.dlq` with all that is needed to send them again.
+"""Turns a message that cannot be handled into a dead letter for `<topic>.dlq`, from which it can be sent again.
 
-A dead letter is a row of the outbox, and so takes the same safe way to Kafka as every event. Its value and headers are
-those of the message, its id too, so that one that is set aside twice can be told. Headers that cannot be read are left
-out. Further headers:
+A dead letter is a row of the outbox, so it reaches Kafka as reliably as an event. It has the value, headers and id of
+the message; by the id readers recognise a message that was set aside twice. Headers that are not UTF-8 are dropped.
+Additional headers:
 
-    dlq_topic, dlq_partition, dlq_offset    where it came from
-    dlq_consumer                            which consumer group could not act on it
-    dlq_reason                              UNDECODABLE, or FAILED: its handler did not get along with it
-    dlq_error                               one line for people
-    dlq_encoding                            base64: the value is, since it is not text
-    dlq_truncated                           true: the value is not all there; the message at dlq_offset is whole
+    dlq_topic, dlq_partition, dlq_offset    the position of the message
+    dlq_consumer                            the consumer group that set it aside
+    dlq_reason                              UNDECODABLE, or FAILED: its handler failed
+    dlq_error                               the error, in one line
+    dlq_encoding                            base64, if the value is not text or too large to be stored as text
+    dlq_truncated                           true, if only the beginning of the value is here; see the original message
 """
 
 import base64
@@ -29,7 +29,7 @@ HEADER_PREFIX = "dlq_"
 ERROR_LENGTH_MAX = 500
 KEY_LENGTH_MAX = 1000
 HEADERS_LENGTH_MAX = 10_000
-"""Of the message's own headers together; those beyond are left out, so that the relay can always send the row."""
+"""Limit on the message's headers together. Headers beyond it are dropped, so that the relay can always send the row."""
 
 _UNDER_BASE64_BYTES_MAX = PAYLOAD_BYTES_MAX // 4 * 3
 
@@ -42,7 +42,7 @@ class Reason(StrEnum):
 
 
 def dead_letter(message: Received, reason: Reason, error: BaseException, *, consumer: str, now: datetime) -> Record:
-    """The message as a row of the outbox. Any message can be one, whatever its bytes."""
+    """Return the dead letter of a message, as a row of the outbox. Works for any message, whatever its bytes."""
     topic, partition, offset = message.position
     key = _text(message.key)[:KEY_LENGTH_MAX]
     payload, more = _payload(message.value)
@@ -55,7 +55,7 @@ def dead_letter(message: Received, reason: Reason, error: BaseException, *, cons
             "dlq_offset": str(offset),
             "dlq_consumer": consumer,
             "dlq_reason": reason,
-            "dlq_error": in_a_line(error),
+            "dlq_error": one_line(error),
         }
     )
     return Record(
@@ -71,9 +71,9 @@ def dead_letter(message: Received, reason: Reason, error: BaseException, *, cons
     )
 
 
-def in_a_line(error: BaseException) -> str:
-    """What went wrong, in one line, without SQL or data of the statement."""
-    # SQLAlchemy's own text ends with the statement and its parameters.
+def one_line(error: BaseException) -> str:
+    """Return the error in one line, without SQL and without parameters."""
+    # The text of a SQLAlchemy error contains the statement and its parameters.
     cause = error.orig if isinstance(error, StatementError) and error.orig is not None else error
     lines = str(cause).splitlines() or [""]
     return _text(f"{type(cause).__name__}: {lines[0]}".encode(errors="replace"))[:ERROR_LENGTH_MAX]
@@ -84,7 +84,7 @@ def _headers(message: Received) -> dict[str, str]:
     room = HEADERS_LENGTH_MAX
     for name, value in message.headers or ():
         if name.startswith(HEADER_PREFIX):
-            continue  # only we say what a dead letter is
+            continue  # the sender must not set these headers
         text = _text(value)
         room -= len(name) + len(text)
         if room < 0:
@@ -94,7 +94,7 @@ def _headers(message: Received) -> dict[str, str]:
 
 
 def _payload(value: bytes) -> tuple[str, dict[str, str]]:
-    """The value as text that every database takes, and the headers that say how."""
+    """Return the value as text that both databases store, and the headers that describe its encoding."""
     headers: dict[str, str] = {}
     try:
         text = value.decode()
@@ -109,7 +109,7 @@ def _payload(value: bytes) -> tuple[str, dict[str, str]]:
 
 
 def _text(value: bytes) -> str:
-    """As text that PostgreSQL takes: it knows no NUL."""
+    """Decode as UTF-8, without NUL, which PostgreSQL cannot store in text."""
     return value.decode(errors="replace").replace("\x00", "�")
 
 

@@ -1,7 +1,7 @@
-"""The transactional outbox: an event is a row, written by the same transaction as the change it tells of.
+"""The transactional outbox: an event is a row that is written in the same transaction as its change.
 
-The relay ships the rows of a shard in the order of their ids and deletes what the broker has acknowledged.
-Ids are drawn after the rows an event speaks of are locked, so that they follow commit order for a key.
+The relay produces the rows of a shard in id order, and deletes the rows that the broker has acknowledged. A transaction
+writes an event after it has locked the rows that the event describes. So for one key, ids follow commit order.
 """
 
 import zlib
@@ -21,25 +21,23 @@ from shop_common.telemetry import metrics, tracing
 from shop_common.timestamps import rfc3339
 
 SHARDS = 16
-"""Fixed for ever: rows of a key must not move while they wait."""
+"""Must never change: the waiting rows of a key must stay in their shard."""
 
 PAYLOAD_BYTES_MAX = 950_000
-"""Below the usual message limit of a broker (1 MiB) with its headers: refused here, not when it is shipped.
+"""With its headers, such an event is below the usual message limit of a broker, 1 MiB. The writer enforces the limit.
 
-The limit was 900,000 before. An operation that writes an event makes sure that the later events of the same thing fit,
-too. What was made under the lower limit has later events that are larger by some hundred bytes.
+An operation ensures that later events of the same order fit, too. Orders that were created under an earlier limit of
+900,000 have later events that are some hundred bytes larger, so the limit must stay above that.
 """
 
-_written = metrics.counter(
-    __name__, "shop_events_written_total", "Events whose change has been committed: what happened in the shop", "type"
-)
+_written = metrics.counter(__name__, "shop_events_written_total", "Events whose transaction has committed", "type")
 
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """A fact for other services: `type` happened, to what `key` names, at `occurred_at`.
+    """An event for other services. `key` identifies what it happened to.
 
-    `traceparent` continues the trace of the call that caused it.
+    `traceparent` is that of the call that caused it.
     """
 
     topic: str
@@ -52,7 +50,7 @@ class Message:
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """A row as it is stored: `payload` is the message's JSON text, `headers` a JSON object of further headers."""
+    """A row of the outbox. `payload` is the JSON body, `headers` a JSON object with additional headers."""
 
     shard: int
     event_id: str
@@ -66,7 +64,7 @@ class Record:
 
 
 class Outbox:
-    """The outbox and lease tables of one service's database."""
+    """The outbox table and the lease table of a service's database."""
 
     def __init__(self, metadata: MetaData) -> None:
         self.table = Table(
@@ -95,24 +93,23 @@ class Outbox:
         self._insert: Statement = insert_into(self.table, *Record.__slots__)
 
     def append(self, tx: Connection, messages: Sequence[Message]) -> None:
-        """Write the messages, in order. The rows that they speak of must be locked by `tx` already.
+        """Write the messages, in order. `tx` must have locked the rows that they describe.
 
-        One without a traceparent continues the current span: what nobody asked for by itself, such as an expiry.
-
-        Raises ValueError for a message that no broker would take: a defect of the caller.
+        A message without a traceparent continues the current span, as for an expiry, which no call of a user caused.
+        Raises ValueError if a message is larger than PAYLOAD_BYTES_MAX, which is a defect of the caller.
         """
         current = tracing.current_traceparent()
         self.append_records(tx, [_record(message, message.traceparent or current) for message in messages])
         count_after_commit(tx, _written, Counter((message.type,) for message in messages))
 
     def append_records(self, tx: Connection, records: Sequence[Record]) -> None:
-        """Write rows as they are; for events that are sent on, such as dead letters."""
+        """Write rows unchanged, such as dead letters."""
         if records:
             self._insert(tx, records)
 
 
 def shard_of(key: str) -> int:
-    """The shard whose owner ships all events of this key, in order."""
+    """Return the shard of a key. All events of a key are in one shard, which keeps their order."""
     return zlib.crc32(key.encode()) % SHARDS
 
 
@@ -121,7 +118,7 @@ def _record(message: Message, traceparent: str | None) -> Record:
         {"event_type": message.type, "timestamp": rfc3339(message.occurred_at), "data": message.data}
     )
     if len(payload) > PAYLOAD_BYTES_MAX:
-        raise ValueError(f"{message.type} of {message.key} has {len(payload)} bytes, at most {PAYLOAD_BYTES_MAX} fit")
+        raise ValueError(f"{message.type} of {message.key} has {len(payload)} bytes; the limit is {PAYLOAD_BYTES_MAX}")
     return Record(
         shard=shard_of(message.key),
         event_id=str(uuid7()),

@@ -1,7 +1,7 @@
-"""What other services tell: messages of a topic as events, and the order in which to act on them.
+"""Decodes the messages of a topic as events, and groups them for handling.
 
-Anybody may write anything into a topic. `read` alone touches the client library's message: whatever its bytes are, it
-gives a Received, and everything after it works on that.
+A topic may contain any bytes. Only `read` accesses the message of the client library. It accepts any message and
+returns a Received, on which everything else works.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -19,14 +19,14 @@ from opentelemetry.util.types import AttributeValue
 from shop_common.telemetry import tracing
 
 Position = tuple[str, int, int]
-"""Topic, partition and offset: no other message has the same."""
+"""Topic, partition and offset, which identify a message."""
 
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """A fact, as a handler gets it: `data` is of that `type`, `key` names what it happened to.
+    """An event, as handlers receive it. `key` identifies what it happened to; the schema of `data` depends on `type`.
 
-    What a handler emits in turn continues the trace of `traceparent`.
+    Events that a handler emits continue the trace of `traceparent`.
     """
 
     type: str
@@ -41,20 +41,20 @@ class Event:
 
     @property
     def position(self) -> Position:
-        """Where it lies."""
+        """Return topic, partition and offset."""
         return self.topic, self.partition, self.offset
 
 
 Describe = Callable[[Event], Mapping[str, AttributeValue]]
-"""What the span of an event says of it."""
+"""Returns the attributes of an event's span."""
 
 
 class Undecodable(Exception):
-    """The message is no event; the text says why."""
+    """The message is not an event. The text is the reason."""
 
 
 class Received(NamedTuple):
-    """A message of a topic, whatever its bytes. `headers` are in their order, or None when they cannot be read."""
+    """A message of a topic, with any bytes. `headers` keep their order; None if a name is not UTF-8."""
 
     topic: str
     partition: int
@@ -65,26 +65,26 @@ class Received(NamedTuple):
 
     @property
     def position(self) -> Position:
-        """Where it lies."""
+        """Return topic, partition and offset."""
         return self[:3]
 
     def header(self, name: str) -> str:
-        """A header's text, empty when it is absent. Raises UnicodeDecodeError."""
+        """Return a header's text, empty if it is absent. Raises UnicodeDecodeError."""
         for candidate, value in self.headers or ():
             if candidate == name:
                 return value.decode()
         return ""
 
 
-# Never call `message.headers()` itself. For a header whose name is not UTF-8, confluent-kafka (up to 2.16.1) sets an
-# exception and still returns a list, with a null pointer in it. CPython checks the result of a call for that and raises
-# SystemError. But it does not check a method call that it has specialised, as it does in hot code: then the null
-# pointer ends the process. A call through `methodcaller` is checked in every version. See ADR 0015.
+# Never call `message.headers()` directly. If a header name is not UTF-8, confluent-kafka (up to 2.16.1) sets an
+# exception but still returns a list, with a null pointer in it. CPython checks the result of most calls for that, and
+# raises SystemError. It does not check a method call that it has specialised, as in hot code: then the null pointer
+# crashes the process. A call through `methodcaller` is checked in every version. See ADR 0015.
 _checked_headers = methodcaller("headers")
 
 
 def headers_of(message: Message) -> list[tuple[str, bytes]] | None:
-    """All headers of the message, in their order; None when the name of one is not UTF-8."""
+    """Return all headers of the message, in order. None if a name is not UTF-8."""
     try:
         found: list[tuple[str, bytes | None]] | None = _checked_headers(message)
     except (SystemError, UnicodeDecodeError):
@@ -95,7 +95,7 @@ def headers_of(message: Message) -> list[tuple[str, bytes]] | None:
 
 
 def read(message: Message) -> Received:
-    """The message, which must have no error. Never raises for what its sender wrote."""
+    """Convert a message, which must not be an error. Accepts any bytes."""
     topic, partition, offset = message.topic(), message.partition(), message.offset()
     if topic is None or partition is None or offset is None:
         raise AssertionError("a message without an error has a position")
@@ -103,7 +103,7 @@ def read(message: Message) -> Received:
 
 
 def type_of(message: Received) -> str | None:
-    """The event's type by the header alone, so that most messages need not be parsed; None when it is not there."""
+    """Return the event type from the header, or None. Most messages can be skipped by it without parsing them."""
     try:
         return message.header("ce_type") or None
     except UnicodeDecodeError:
@@ -111,7 +111,7 @@ def type_of(message: Received) -> str | None:
 
 
 def decode(message: Received) -> Event:
-    """The message as an event, its type taken from the body if the header has none. Raises Undecodable."""
+    """Decode a message as an event. Takes its type from the body if the header is absent. Raises Undecodable."""
     if message.headers is None:
         raise Undecodable("not an event: the name of a header is not UTF-8")
     try:
@@ -121,10 +121,10 @@ def decode(message: Received) -> Event:
         occurred_at = datetime.fromisoformat(body["timestamp"])
         key = message.key.decode()
         event_id = message.header("ce_id") or "/".join(map(str, message.position))
-    except Exception as error:  # nothing but the message is read here: whatever fails, it is the message's fault
+    except Exception as error:  # only the message is read here, so every error is caused by it
         raise Undecodable(f"not an event: {type(error).__name__}: {error}") from error
     if not isinstance(event_type, str) or not isinstance(data, dict) or occurred_at.tzinfo is None:
-        raise Undecodable("not an event: event_type must be text, data an object, timestamp a time with its zone")
+        raise Undecodable("not an event: event_type must be a string, data an object, timestamp a time with an offset")
     return Event(
         type=event_type,
         key=key,
@@ -138,28 +138,28 @@ def decode(message: Received) -> Event:
     )
 
 
-def in_sequence(events: Iterable[Event]) -> list[list[Event]]:
-    """Few lists of equal type that, worked on one after the other, keep the order of the events of each key.
+def grouped_by_type(events: Iterable[Event]) -> list[list[Event]]:
+    """Split events into few lists of one type each. Handling the lists in order keeps the order of each key.
 
-    An event goes as many steps behind the first of its key as the type has changed since; within a step, types
-    belong to different keys, and each makes one list.
+    The round of an event is the number of type changes before it among the events of its key. There is one list per
+    round and type. Within a round all events of a key have the same type, so the order of its lists does not matter.
     """
-    steps: dict[tuple[int, str], list[Event]] = {}
+    groups: dict[tuple[int, str], list[Event]] = {}
     latest: dict[str, tuple[int, str]] = {}
     for event in events:
-        step, of_type = latest.get(event.key, (0, event.type))
-        if event.type != of_type:
-            step += 1
-        latest[event.key] = (step, event.type)
-        steps.setdefault((step, event.type), []).append(event)
-    return [steps[key] for key in sorted(steps)]
+        round_, latest_type = latest.get(event.key, (0, event.type))
+        if event.type != latest_type:
+            round_ += 1
+        latest[event.key] = (round_, event.type)
+        groups.setdefault((round_, event.type), []).append(event)
+    return [groups[group] for group in sorted(groups)]
 
 
 @contextmanager
 def traced(events: Sequence[Event], describe: Describe) -> Iterator[Sequence[Event]]:
-    """Spans around handling events of one type: one for all, and one in the trace of each that is recorded.
+    """Run the block in a span for all events, and one span in the trace of each event that is sampled.
 
-    Gives the events to handle; what is done for one continues its own span.
+    Yields the events to handle. The traceparent of a sampled event is that of its new span.
     """
     members = {
         number: span for number, event in enumerate(events) if (span := tracing.sampled_remote_span(event.traceparent))
@@ -173,12 +173,12 @@ def traced(events: Sequence[Event], describe: Describe) -> Iterator[Sequence[Eve
                 for number, event in enumerate(events)
             ]
         except BaseException as error:
-            for made in spans.values():
-                made.set_status(StatusCode.ERROR, type(error).__name__)
+            for opened in spans.values():
+                opened.set_status(StatusCode.ERROR, type(error).__name__)
             raise
         finally:
-            for made in spans.values():
-                made.end()
+            for opened in spans.values():
+                opened.end()
 
 
 def _open_span(event: Event, member: SpanContext, batch: SpanContext | None, describe: Describe) -> Span:

@@ -17,7 +17,7 @@ from confluent_kafka import KafkaError, KafkaException, Message, TopicPartition
 
 from shop_common.events import received
 from shop_common.events.consumer_metrics import ConsumerMetrics
-from shop_common.events.consumer_progress import ASK_SECONDS, Progress
+from shop_common.events.consumer_progress import QUERY_SECONDS, Progress
 from shop_common.events.kafka_connection import CredentialFiles, KafkaConnection
 from shop_common.events.received import Received
 from shop_common.telemetry import logs
@@ -185,7 +185,7 @@ class TopicReader:
             self._ends.pop(partition.partition, None)
             self.progress.assigned(partition.partition, -1)
         with suppress(KafkaException):  # without an answer a gap before the first message is not seen
-            for committed in kafka.committed(partitions, timeout=ASK_SECONDS):
+            for committed in kafka.committed(partitions, timeout=QUERY_SECONDS):
                 if committed.offset >= 0:
                     self._expected[committed.partition] = committed.offset
                     self.progress.assigned(committed.partition, committed.offset)
