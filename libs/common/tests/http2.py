@@ -1,79 +1,87 @@
-"""HTTP/2 by hand, for what no gRPC client does: calls without a message, answers that are never read."""
+"""An HTTP/2 client for what no gRPC client does: calls without a message, responses that are never read."""
 
 import socket
+from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-_PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
-_DATA, _HEADERS, _RST_STREAM, _SETTINGS, _PING, _GOAWAY = 0, 1, 3, 4, 6, 7
-_END_STREAM, _END_HEADERS, _ACK = 1, 4, 1
-_NO_WINDOW = b"\x00\x04\x00\x00\x00\x00"  # SETTINGS_INITIAL_WINDOW_SIZE is 0: no response may be sent
+from h2.connection import H2Connection
+from h2.events import ConnectionTerminated, Event, ResponseReceived, StreamEnded, StreamReset, TrailersReceived
+from h2.settings import SettingCodes
 
-Frame = tuple[int, int, int, bytes]
+_RECEIVE_BYTES = 65_536
 
 
 class Peer:
-    """One connection. Streams are numbered as they are opened: 1, 3, 5, …"""
+    """One connection to a gRPC server. Streams are numbered as they are opened: 1, 3, 5, …"""
 
     def __init__(self, connection: socket.socket, *, reads_answers: bool) -> None:
         self._connection = connection
-        self._next_stream = 1
-        self._unread = b""
-        connection.sendall(_PREFACE + _frame(_SETTINGS, 0, 0, b"" if reads_answers else _NO_WINDOW))
+        self._http2 = H2Connection()
+        self._received: deque[Event] = deque()
+        self._statuses: dict[int, int] = {}
+        self._http2.initiate_connection()
+        if not reads_answers:
+            self._http2.update_settings({SettingCodes.INITIAL_WINDOW_SIZE: 0})
+        self._flush()
 
     def begin(self, path: str, *, calls: int = 1) -> list[int]:
-        """Open so many calls by their headers alone; their streams."""
-        block = (
-            b"\x83\x86"
-            + _field(b":path", path.encode())
-            + _field(b":authority", b"x")
-            + _field(b"content-type", b"application/grpc")
-            + _field(b"te", b"trailers")
-        )
-        streams = [self._next_stream + 2 * n for n in range(calls)]
-        self._next_stream += 2 * calls
-        self._connection.sendall(b"".join(_frame(_HEADERS, _END_HEADERS, stream, block) for stream in streams))
+        """Open this many calls by their headers alone. Returns their streams."""
+        headers = [
+            (":method", "POST"),
+            (":scheme", "http"),
+            (":path", path),
+            (":authority", "x"),
+            ("content-type", "application/grpc"),
+            ("te", "trailers"),
+        ]
+        streams = []
+        for _ in range(calls):
+            streams.append(self._http2.get_next_available_stream_id())
+            self._http2.send_headers(streams[-1], headers)
+        self._flush()
         return streams
 
     def send(self, stream: int, message: bytes, *, end: bool = True) -> None:
         """Send a message on a stream."""
-        data = b"\x00" + len(message).to_bytes(4) + message
-        self._connection.sendall(_frame(_DATA, _END_STREAM if end else 0, stream, data))
+        self._http2.send_data(stream, b"\x00" + len(message).to_bytes(4) + message, end_stream=end)
+        self._flush()
 
     def finish(self, stream: int) -> None:
-        """Say that no message follows."""
-        self._connection.sendall(_frame(_DATA, _END_STREAM, stream, b""))
+        """End the client's side of a stream."""
+        self._http2.end_stream(stream)
+        self._flush()
 
-    def wait_ended(self, streams: list[int], seconds: float) -> dict[int, bytes]:
-        """Read until all of these streams have ended: the last headers of each, or nothing for a reset alone."""
-        ended: dict[int, bytes] = {}
-        for stream, headers in self._ended(seconds):
-            ended.setdefault(stream, headers)
+    def wait_ended(self, streams: list[int], seconds: float) -> dict[int, int | None]:
+        """Read until these streams have ended. Returns their grpc-statuses; None for a reset without a status."""
+        ended: dict[int, int | None] = {}
+        for stream, status in self._ended(seconds):
+            ended.setdefault(stream, status)
             if ended.keys() >= set(streams):
                 return ended
         raise ConnectionError(f"closed when {len(ended)} streams had ended")
 
-    def wait_any_ended(self, seconds: float) -> bytes:
-        """The last headers of the first stream that ends."""
-        return next(headers for _, headers in self._ended(seconds))
+    def wait_any_ended(self, seconds: float) -> int | None:
+        """Read until a stream ends. Returns its grpc-status; None for a reset without a status."""
+        return next(status for _, status in self._ended(seconds))
 
-    def _ended(self, seconds: float) -> Iterator[tuple[int, bytes]]:
+    def _ended(self, seconds: float) -> Iterator[tuple[int, int | None]]:
         self._connection.settimeout(seconds)
-        for kind, flags, stream, payload in self._frames():
-            if kind == _PING and not flags & _ACK:
-                self._connection.sendall(_frame(_PING, _ACK, 0, payload))
-            elif kind == _HEADERS and flags & _END_STREAM:
-                yield stream, payload
-            elif kind == _RST_STREAM:
-                yield stream, b""
-            elif kind == _GOAWAY:
+        for event in self._events():
+            if isinstance(event, ResponseReceived | TrailersReceived):
+                status = dict(event.headers).get(b"grpc-status")
+                if status is not None:
+                    self._statuses[event.stream_id] = int(status)
+            elif isinstance(event, StreamEnded | StreamReset):
+                yield event.stream_id, self._statuses.get(event.stream_id)
+            elif isinstance(event, ConnectionTerminated):
                 return
 
     def is_closed(self, seconds: float) -> bool:
         """Whether the other side closes the connection in this time."""
         self._connection.settimeout(seconds)
         try:
-            while self._connection.recv(65_536):
+            while self._connection.recv(_RECEIVE_BYTES):
                 pass
         except TimeoutError:
             return False
@@ -81,15 +89,18 @@ class Peer:
             return True
         return True
 
-    def _frames(self) -> Iterator[Frame]:
+    def _events(self) -> Iterator[Event]:
         while True:
-            while len(self._unread) >= 9 and len(self._unread) >= (end := 9 + int.from_bytes(self._unread[:3])):
-                head, payload, self._unread = self._unread[:9], self._unread[9:end], self._unread[end:]
-                yield head[3], head[4], int.from_bytes(head[5:]), payload
-            chunk = self._connection.recv(65_536)
-            if not chunk:
+            while self._received:
+                yield self._received.popleft()
+            data = self._connection.recv(_RECEIVE_BYTES)
+            if not data:
                 return
-            self._unread += chunk
+            self._received.extend(self._http2.receive_data(data))
+            self._flush()  # acknowledges pings and settings
+
+    def _flush(self) -> None:
+        self._connection.sendall(self._http2.data_to_send())
 
 
 @contextmanager
@@ -98,22 +109,3 @@ def connected(address: str, *, reads_answers: bool = True) -> Iterator[Peer]:
     host, _, port = address.rpartition(":")
     with socket.create_connection((host, int(port)), 20) as connection:
         yield Peer(connection, reads_answers=reads_answers)
-
-
-def grpc_status(headers: bytes) -> int | None:
-    """The grpc-status in a block of headers as grpcio writes it, which is without Huffman coding; None without one."""
-    name = b"grpc-status"
-    at = headers.find(name)
-    if at < 0:
-        return None
-    length = headers[at + len(name)]
-    return int(headers[at + len(name) + 1 :][:length])
-
-
-def _frame(kind: int, flags: int, stream: int, payload: bytes) -> bytes:
-    return len(payload).to_bytes(3) + bytes([kind, flags]) + stream.to_bytes(4) + payload
-
-
-def _field(name: bytes, value: bytes) -> bytes:
-    """A header field that both sides forget at once."""
-    return b"\x00" + bytes([len(name)]) + name + bytes([len(value)]) + value
