@@ -1,8 +1,8 @@
 """Runs the fault suite from the command line: the long form in rounds, each with its own seed, or the short form.
 
 ./task faults --rounds 50
-./task faults --rounds 1 --seed 1524288945 --only killed    # what a failure printed, once more
-./task faults --short                                       # the short form, some minutes
+./task faults --rounds 1 --seed 1524288945 --only killed    # repeats a failure
+./task faults --short                                       # the short form, which takes some minutes
 """
 
 import argparse
@@ -27,26 +27,26 @@ from tests.faults.conftest import SEED_VARIABLE, SHORT_MARK, SHORT_VARIABLE
 FOLDER = Path(__file__).parent
 SEEDS = 2**32
 LONG = ("-n0",)
-SHOWN_OF_LOG = 20_000
+PRINTED_CHARACTERS = 20_000
 SHORT = ("-n2", "--dist=loadgroup", "-m", SHORT_MARK)
 
 
 @dataclass
 class Report:
-    """What became of each test in all rounds."""
+    """The results of each test in all rounds."""
 
     passed: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
-    """Seconds that each round took, by test."""
+    """Test → its seconds in each round that passed."""
     failed: dict[str, list[int]] = field(default_factory=lambda: defaultdict(list))
-    """Seeds, by test."""
+    """Test → the seeds of the rounds that failed."""
     skipped: dict[str, str] = field(default_factory=dict)
-    """Why, by test."""
-    broken: list[str] = field(default_factory=list)
-    """What kept a round from running at all."""
+    """Test → the reason."""
+    errors: list[str] = field(default_factory=list)
+    """Reasons why a round could not run."""
 
     @property
     def is_good(self) -> bool:
-        return bool(self.passed) and not self.failed and not self.broken
+        return bool(self.passed) and not self.failed and not self.errors
 
     def show(self, console: Console) -> None:
         table = Table("test", "passed", "failed", "longest", "seeds to repeat")
@@ -57,12 +57,12 @@ class Report:
         console.print(table)
         for reason in sorted(set(self.skipped.values())):
             console.print(f"skipped: {reason}", style="yellow", markup=False)
-        for what in self.broken:
-            console.print(what, style="red", markup=False)
+        for error in self.errors:
+            console.print(error, style="red", markup=False)
 
 
 class Watcher:
-    """Pytest's plugin for one round. With workers, it is the one that they report to."""
+    """A pytest plugin for one round. With pytest-xdist, it runs in the controller, to which the workers report."""
 
     def __init__(self, report: Report, seed: int, progress: Progress, task: TaskID) -> None:
         self._report = report
@@ -81,14 +81,14 @@ class Watcher:
 
     def pytest_collectreport(self, report: pytest.CollectReport) -> None:
         if report.failed:
-            self._report.broken.append(f"{report.nodeid} can't be collected")
+            self._report.errors.append(f"{report.nodeid} cannot be collected")
 
     def pytest_runtest_logstart(self, nodeid: str) -> None:
         self._progress.update(self._task, description=_name(nodeid))
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         name = _name(report.nodeid)
-        # What a test waits for its servers is time, too.
+        # The time includes setup and teardown, such as the start of servers.
         self._seconds[name] = self._seconds.get(name, 0) + report.duration
         if report.failed and self._seed not in self._report.failed.get(name, ()):
             self._report.failed[name].append(self._seed)
@@ -100,14 +100,14 @@ class Watcher:
             self._progress.advance(self._task)
 
     def _begin(self, tests: int) -> None:
-        # Not all again, when a second worker has found the same.
+        # Every worker reports the same tests; only the first report resets the progress.
         if self._tests != tests:
             self._tests = tests
             self._progress.update(self._task, total=tests, completed=0)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run and report; 1 when a promise was broken in any round, or no round could show that it was kept."""
+    """Run the rounds and print a report. Returns 1 if a test failed in any round, or if no test ran."""
     options = _options(arguments)
     console = Console(stderr=True)
     first = options.seed if options.seed is not None else random.SystemRandom().randrange(SEEDS)
@@ -134,12 +134,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 ended = pytest.main([str(FOLDER), *chosen], [Watcher(report, seed, progress, tests)])
             progress.remove_task(tests)
             if ended not in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED):
-                report.broken.append(f"the round with seed {seed} ended with {pytest.ExitCode(ended).name}")
+                report.errors.append(f"the round with seed {seed} ended with {pytest.ExitCode(ended).name}")
                 break
             progress.advance(rounds)
     if not report.is_good and not sys.stdout.isatty():
-        # Where nobody can look into the file later.
-        print(log.read_text()[-SHOWN_OF_LOG:])
+        # In CI the file may not be kept.
+        print(log.read_text()[-PRINTED_CHARACTERS:])
     report.show(Console(width=None if sys.stdout.isatty() else 160))
     console.print(f"seed {first}, {time.monotonic() - began:.0f} s; the full output is in {log}", highlight=False)
     return 0 if report.is_good else 1
@@ -163,7 +163,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def _name(nodeid: str) -> str:
-    # With loadgroup a worker adds the group, which is a path, behind an @.
+    # With --dist loadgroup, pytest-xdist appends @ and the group, which is a path.
     return nodeid.partition("@")[0].rpartition("/")[2]
 
 

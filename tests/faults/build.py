@@ -1,7 +1,7 @@
-"""Throw-away builds: a copy of the programs, changed at named points, which runs in their place through PYTHONPATH.
+"""Temporary builds: copies of the programs with changes at failpoints, which run instead of them through PYTHONPATH.
 
-The source names the points in comments. `# failpoint: NAME` on a line of its own is a place where code can be inserted,
-such as one that ends the process there. At the end of a line it marks that line, which a mutant replaces. The comments
+Comments in the source mark the failpoints. At `# failpoint: NAME` on a line of its own, a build inserts code, for
+example to end the process. At the end of a line, the comment marks that line, which a mutant replaces. The comments
 have no effect in the product.
 """
 
@@ -23,17 +23,17 @@ PACKAGES = (
 _FAILPOINT = re.compile(r"^( *)(\S.*)?# failpoint: ([a-z-]+)\n", re.MULTILINE)
 
 Mutant = Mapping[str, str]
-"""The name of a failpoint → the code that takes the place of its line."""
+"""Failpoint → the code that replaces its line."""
 
 
 def failpoints() -> list[str]:
-    """The names in the source, as often as they occur."""
+    """The names of all failpoints in the source, with repeats."""
     files = [file for package in PACKAGES for file in (ROOT / package).rglob("*.py")]
     return [match[3] for file in files for match in _FAILPOINT.finditer(file.read_text())]
 
 
 class Build:
-    """A build in a folder, which need not exist. Raises ValueError for a failpoint that the source does not have."""
+    """A build in a folder, which it creates. Raises ValueError for a failpoint that the source does not have."""
 
     def __init__(self, folder: Path, code: Mutant) -> None:
         self.folder = folder
@@ -56,11 +56,11 @@ class Build:
 
     @property
     def environment(self) -> Mapping[str, str]:
-        """With which the changed programs run instead of the installed ones."""
+        """The environment in which the changed programs run instead of the installed ones."""
         return {"PYTHONPATH": str(self.folder)}
 
 
-_STEPS = '''"""Where a process ends, or stands still, when its test has asked for it."""
+_FAILPOINTS_MODULE = '''"""Kills or freezes the process at a failpoint that its test has armed."""
 
 import os
 import signal
@@ -73,16 +73,16 @@ _passed = {}
 
 
 def reached(name):
-    orders = _ARMED / f"{_ME} {name}"
+    file = _ARMED / f"{_ME} {name}"
     try:
-        kind, passes = orders.read_text().split()
+        kind, passes = file.read_text().split()
     except (FileNotFoundError, ValueError):
         return
     _passed[name] = _passed.get(name, 0) + 1
     if _passed[name] <= int(passes):
         return
     try:
-        orders.unlink()  # of several processes that come by, one does it
+        file.unlink()  # only one of several processes that get here succeeds
     except FileNotFoundError:
         return
     _passed[name] = 0
@@ -94,7 +94,7 @@ BEFORE_PRODUCE, BEFORE_DELETE = "before-produce", "before-delete"
 BEFORE_OFFSET = "before-offset-commit"
 BEFORE_INSERT, BEFORE_CONFIRMED = "before-order-insert", "before-order-confirmed"
 
-STEPS = (
+STOP_POINTS = (
     BEFORE_COMMIT,
     AFTER_COMMIT,
     BEFORE_PRODUCE,
@@ -105,23 +105,19 @@ STEPS = (
 )
 
 
-class SteppedBuild(Build):
-    """A build, or a mutant, in which each program can be stopped at a step of its work."""
+class StoppableBuild(Build):
+    """A build, or a mutant, in which a test can kill or freeze each program at a failpoint."""
 
     def __init__(self, folder: Path, mutant: Mutant | None = None) -> None:
-        reached = {step: f"__import__('steps').reached({step!r})" for step in STEPS}
+        reached = {name: f"__import__('failpoints').reached({name!r})" for name in STOP_POINTS}
         super().__init__(folder, {**reached, **(mutant or {})})
-        (folder / "steps.py").write_text(_STEPS)
+        (folder / "failpoints.py").write_text(_FAILPOINTS_MODULE)
         self._armed = folder / "armed"
         self._armed.mkdir()
 
-    def arm(self, process: str, step: str, kind: Literal["kill", "freeze"], passes: int = 0) -> None:
-        """The next time that a process of this name has come by the step so often, it is killed or frozen there."""
-        orders = self._armed / f"{process.replace('-', '_')} {step}"
-        part = orders.with_suffix(".part")
+    def arm(self, process: str, failpoint: str, kind: Literal["kill", "freeze"], passes: int = 0) -> None:
+        """Kill or freeze a process of this name at the failpoint, once, after it has passed it `passes` times."""
+        file = self._armed / f"{process.replace('-', '_')} {failpoint}"
+        part = file.with_suffix(".part")
         part.write_text(f"{kind} {passes}")
-        part.replace(orders)
-
-    def is_armed(self) -> bool:
-        """Whether nobody has come by yet."""
-        return any(self._armed.iterdir())
+        part.replace(file)

@@ -1,11 +1,11 @@
-"""Holds what clients were told and what Kafka told against the databases: every unit, every call, every event.
+"""Checks the results of calls and the events on Kafka against the databases: every unit, every call, every event.
 
 The rules, for a system at rest:
 
-- stock in = on hand + shipped; reserved = the sum of the active reservations; never more promised than there was;
-- every acknowledged call has its effect, once; a refused one has none; one without an answer has all of it or none;
-- nothing happened that nobody asked for;
-- every effect has its events, none missing, repeats only under the same id, first occurrences in order.
+- stock in = stock on hand + shipped stock; reserved = the sum of the active reservations; never oversold;
+- an acknowledged call took effect once; a refused one not at all; one without a response had its whole effect or none;
+- there is no effect without a call;
+- each effect has its events, none is missing, repeats have the same id, first occurrences are in order.
 """
 
 from collections import Counter
@@ -16,20 +16,21 @@ from tests.faults.history import (
     DEFECTS,
     AddStock,
     Call,
+    ChangeStatus,
+    CreateOrder,
     History,
-    Hold,
     Order,
-    Place,
     Release,
     Reservation,
+    Reserve,
     Snapshot,
-    Step,
 )
 
 ACTIVE = {"HELD", "CONFIRMED"}
 
-STATES_OF_STOCK = {
-    # Confirmed stock of a PENDING order is a confirmation that was cut off: a repeat finishes it.
+# Status of an order → the states that its reservations may have.
+RESERVATION_STATES = {
+    # A PENDING order with confirmed stock is an interrupted confirmation, which a repeated call completes.
     "PENDING": {"HELD", "CONFIRMED"},
     "CONFIRMED": {"CONFIRMED"},
     "PROCESSING": {"CONFIRMED"},
@@ -40,193 +41,193 @@ STATES_OF_STOCK = {
 
 
 def check(history: History) -> list[str]:
-    """What is wrong, a sentence each; empty when every promise was kept."""
-    histories, wrong = check_events(history.events, history.snapshot)
-    asked = Asked(history.calls)
-    wrong += _answers(history)
-    wrong += _stock(history.snapshot, histories)
-    wrong += _put_in(asked, history.snapshot, histories)
-    wrong += _holds(asked, history.snapshot)
-    wrong += _orders(asked, history.snapshot)
-    wrong += _steps(asked, histories)
-    wrong += _letters(history)
-    return wrong
+    """Return one message for each violation of a rule. Empty for a correct history."""
+    histories, violations = check_events(history.events, history.snapshot)
+    index = CallIndex(history.calls)
+    violations += _check_results(history)
+    violations += _check_stock(history.snapshot, histories)
+    violations += _check_additions(index, history.snapshot, histories)
+    violations += _check_reservations(index, history.snapshot)
+    violations += _check_orders(index, history.snapshot)
+    violations += _check_status_changes(index, histories)
+    violations += _check_dead_letters(history)
+    return violations
 
 
-class Asked:
-    """The calls by what they were about."""
+class CallIndex:
+    """The calls by kind of operation and by the resource that they change."""
 
     def __init__(self, calls: Iterable[Call]) -> None:
         self.additions: dict[tuple[int, str], dict[int, Call]] = {}
-        self.holds: dict[str, Call] = {}
+        self.reservations: dict[str, Call] = {}
         self.releases: dict[str, list[Call]] = {}
         self.orders: dict[int, Call] = {}
-        self.steps: dict[tuple[str, str], list[Call]] = {}
+        self.changes: dict[tuple[str, str], list[Call]] = {}
         for call in calls:
             match call.operation:
                 case AddStock(product, location, units):
                     self.additions.setdefault((product, location), {})[units] = call
-                case Hold(order_id):
-                    self.holds[order_id] = call
+                case Reserve(order_id):
+                    self.reservations[order_id] = call
                 case Release(reservation_id):
                     self.releases.setdefault(reservation_id, []).append(call)
-                case Place(user_id):
+                case CreateOrder(user_id):
                     self.orders[user_id] = call
-                case Step(order_id, status):
-                    self.steps.setdefault((order_id, status), []).append(call)
+                case ChangeStatus(order_id, status):
+                    self.changes.setdefault((order_id, status), []).append(call)
 
 
-def _answers(history: History) -> Iterator[str]:
-    if history.restless:
-        yield f"the system did not come to rest: {history.restless}"
+def _check_results(history: History) -> Iterator[str]:
+    if history.unfinished:
+        yield f"the system did not come to rest: {history.unfinished}"
     for call in history.calls:
         if len(set(call.answers)) > 1:
-            yield f"{call.operation} was answered with {sorted(map(str, set(call.answers)))}"
+            yield f"{call.operation} returned different results: {sorted(map(str, set(call.answers)))}"
         for code in DEFECTS.intersection(call.infos):
-            yield f"{call.operation} was answered {code}"
-        if history.calm and call.infos:
-            yield f"{call.operation} had no answer though nothing was wrong: {call.infos}"
+            yield f"{call.operation} failed with {code}"
+        if history.fault_free and call.infos:
+            yield f"{call.operation} got no response although no fault was injected: {call.infos}"
 
 
-def _stock(snapshot: Snapshot, histories: EventHistories) -> Iterator[str]:
-    drawn: Counter[int] = Counter()
+def _check_stock(snapshot: Snapshot, histories: EventHistories) -> Iterator[str]:
+    reserved: Counter[int] = Counter()
     shipped: Counter[int] = Counter()
     for reservation in snapshot.reservations.values():
         if sum(reservation.allocations.values()) != reservation.units:
-            yield f"{reservation} does not draw on items for all of its units"
+            yield f"the allocations of {reservation} do not add up to its units"
         for item_id, units in reservation.allocations.items():
             item = snapshot.items.get(item_id)
             if item is None or item.product != reservation.product:
-                yield f"{reservation} draws on {item}"
-            drawn[item_id] += units * (reservation.state in ACTIVE)
+                yield f"{reservation} has an allocation from {item}"
+            reserved[item_id] += units * (reservation.state in ACTIVE)
             shipped[item_id] += units * (reservation.state == "FULFILLED")
     for item in snapshot.items.values():
-        came = sum(histories.put_in.get(item.id, ()))
-        if came != item.quantity + shipped[item.id]:
-            yield f"item {item.id}: {came} units came, {item.quantity} are on hand and {shipped[item.id]} were shipped"
-        if item.reserved != drawn[item.id]:
-            yield f"item {item.id}: {item.reserved} are reserved, its active reservations are {drawn[item.id]}"
+        added = sum(histories.additions.get(item.id, ()))
+        if added != item.quantity + shipped[item.id]:
+            yield f"item {item.id}: {added} units added, but {item.quantity} on hand and {shipped[item.id]} shipped"
+        if item.reserved != reserved[item.id]:
+            yield f"item {item.id}: {item.reserved} units reserved, but {reserved[item.id]} in active reservations"
         if not 0 <= item.reserved <= item.quantity:
             yield f"item {item.id}: {item.reserved} of {item.quantity} units are reserved"
 
 
-def _put_in(asked: Asked, snapshot: Snapshot, histories: EventHistories) -> Iterator[str]:
-    places = {(item.product, item.location): item.id for item in snapshot.items.values()}
-    for place in places.keys() | asked.additions.keys():
-        calls = asked.additions.get(place, {})
-        found = Counter(histories.put_in.get(places.get(place, 0), ()))
-        for units in calls.keys() | found.keys():
+def _check_additions(index: CallIndex, snapshot: Snapshot, histories: EventHistories) -> Iterator[str]:
+    item_ids = {(item.product, item.location): item.id for item in snapshot.items.values()}
+    for stock_key in item_ids.keys() | index.additions.keys():
+        calls = index.additions.get(stock_key, {})
+        additions = Counter(histories.additions.get(item_ids.get(stock_key, 0), ()))
+        for units in calls.keys() | additions.keys():
             call = calls.get(units)
             if call is None:
-                yield f"{units} units were put to {place}, which nobody asked for"
+                yield f"{units} units of {stock_key} were added without a call"
             else:
-                yield from _effects(call, found[units])
-                if call.answers and call.answers[0] != places.get(place):
-                    yield f"{call.operation} was answered with item {call.answers[0]}, it is {places.get(place)}"
+                yield from _check_effects(call, additions[units])
+                if call.answers and call.answers[0] != item_ids.get(stock_key):
+                    yield f"{call.operation} returned item {call.answers[0]}, but it is {item_ids.get(stock_key)}"
 
 
-def _effects(call: Call, count: int) -> Iterator[str]:
+def _check_effects(call: Call, count: int) -> Iterator[str]:
     allowed = {"done": {1}, "refused": {0}, "unknown": {0, 1}}[call.fate]
     if count not in allowed:
-        told = call.refusals or call.infos
-        yield f"{call.operation} is {call.fate} {told or ''}, its effect is there {count} times"
+        reasons = call.refusals or call.infos
+        yield f"{call.operation} is {call.fate} {reasons or ''}, but took effect {count} times"
 
 
-def _holds(asked: Asked, snapshot: Snapshot) -> Iterator[str]:
+def _check_reservations(index: CallIndex, snapshot: Snapshot) -> Iterator[str]:
     by_order = _by_order(snapshot.reservations)
-    for order_id, call in asked.holds.items():
-        assert isinstance(call.operation, Hold)
-        found = by_order.get(order_id, [])
-        yield from _effects(call, len(found))
-        for reservation in found:
+    for order_id, call in index.reservations.items():
+        assert isinstance(call.operation, Reserve)
+        reservations = by_order.get(order_id, [])
+        yield from _check_effects(call, len(reservations))
+        for reservation in reservations:
             if (reservation.product, reservation.units) != (call.operation.product, call.operation.units):
-                yield f"{call.operation} made {reservation}"
+                yield f"{call.operation} created {reservation}"
             if call.answers and call.answers[0] != reservation.id:
-                yield f"{call.operation} was answered with {call.answers[0]} and made {reservation.id}"
-    for reservation_id, calls in asked.releases.items():
-        yield from _released(calls, snapshot.reservations.get(reservation_id))
+                yield f"{call.operation} returned {call.answers[0]}, but created {reservation.id}"
+    for reservation_id, calls in index.releases.items():
+        yield from _check_releases(calls, snapshot.reservations.get(reservation_id))
     for reservation in snapshot.reservations.values():
-        if reservation.state == "RELEASED" and not _may_be_released(reservation, asked, snapshot):
-            yield f"{reservation} was released, which nobody asked for"
+        if reservation.state == "RELEASED" and not _may_be_released(reservation, index, snapshot):
+            yield f"{reservation} was released without a call"
 
 
-def _released(calls: list[Call], reservation: Reservation | None) -> Iterator[str]:
+def _check_releases(calls: list[Call], reservation: Reservation | None) -> Iterator[str]:
     for call in calls:
         if reservation is None:
             yield f"{call.operation}: there is no such reservation"
             continue
-        given_back = reservation.units if reservation.state == "RELEASED" else 0
-        if call.answers and call.answers[0] != given_back:
-            yield f"{call.operation} was answered with {call.answers[0]} units, the reservation is {reservation}"
+        released = reservation.units if reservation.state == "RELEASED" else 0
+        if call.answers and call.answers[0] != released:
+            yield f"{call.operation} returned {call.answers[0]} units, but the reservation is {reservation}"
 
 
-def _may_be_released(reservation: Reservation, asked: Asked, snapshot: Snapshot) -> bool:
-    if any(call.fate != "refused" for call in asked.releases.get(reservation.id, ())):
+def _may_be_released(reservation: Reservation, index: CallIndex, snapshot: Snapshot) -> bool:
+    if any(call.fate != "refused" for call in index.releases.get(reservation.id, ())):
         return True
-    if reservation.order_id in asked.holds:
+    if reservation.order_id in index.reservations:
         return False
-    # By its order; an order that was not stored gives its hold back as a courtesy.
+    # A cancelled order releases its stock. A CreateOrder that failed to store its order may release it, too.
     order = snapshot.orders.get(reservation.order_id)
     return order is None or order.status == "CANCELLED"
 
 
-def _orders(asked: Asked, snapshot: Snapshot) -> Iterator[str]:
-    yield from _placed(asked, snapshot)
+def _check_orders(index: CallIndex, snapshot: Snapshot) -> Iterator[str]:
+    yield from _check_created_orders(index, snapshot)
     by_order = _by_order(snapshot.reservations)
     for order in snapshot.orders.values():
-        yield from _stock_of(order, by_order.get(order.id, []))
+        yield from _check_reservations_of(order, by_order.get(order.id, []))
     for order_id, reservations in by_order.items():
-        if order_id in snapshot.orders or order_id in asked.holds:
+        if order_id in snapshot.orders or order_id in index.reservations:
             continue
         if any(reservation.state in ACTIVE | {"FULFILLED"} for reservation in reservations):
-            yield f"there is no order {order_id}, and it has {reservations}"
+            yield f"there is no order {order_id}, but it has {reservations}"
 
 
-def _placed(asked: Asked, snapshot: Snapshot) -> Iterator[str]:
+def _check_created_orders(index: CallIndex, snapshot: Snapshot) -> Iterator[str]:
     by_user: dict[int, list[Order]] = {}
     for order in snapshot.orders.values():
         by_user.setdefault(order.user_id, []).append(order)
-    for user_id in by_user.keys() - asked.orders.keys():
-        yield f"{by_user[user_id]}: nobody asked for it"
-    for user_id, call in asked.orders.items():
-        assert isinstance(call.operation, Place)
-        found = by_user.get(user_id, [])
-        yield from _effects(call, len(found))
-        for order in found:
+    for user_id in by_user.keys() - index.orders.keys():
+        yield f"{by_user[user_id]} was created without a call"
+    for user_id, call in index.orders.items():
+        assert isinstance(call.operation, CreateOrder)
+        orders = by_user.get(user_id, [])
+        yield from _check_effects(call, len(orders))
+        for order in orders:
             if order.lines != dict(call.operation.lines):
-                yield f"{call.operation} made {order}"
+                yield f"{call.operation} created {order}"
             if call.answers and call.answers[0] != order.id:
-                yield f"{call.operation} was answered with {call.answers[0]} and made {order.id}"
+                yield f"{call.operation} returned {call.answers[0]}, but created {order.id}"
 
 
-def _stock_of(order: Order, reservations: list[Reservation]) -> Iterator[str]:
-    held = sorted((reservation.product, reservation.units) for reservation in reservations)
-    if held != sorted(order.lines.items()):
-        yield f"{order} has {reservations}"
-    wrong = [each for each in reservations if each.state not in STATES_OF_STOCK[order.status]]
+def _check_reservations_of(order: Order, reservations: list[Reservation]) -> Iterator[str]:
+    reserved = sorted((reservation.product, reservation.units) for reservation in reservations)
+    if reserved != sorted(order.lines.items()):
+        yield f"{order} has the reservations {reservations}"
+    wrong = [each for each in reservations if each.state not in RESERVATION_STATES[order.status]]
     if wrong:
-        yield f"{order} is {order.status}, and of its stock is {wrong}"
+        yield f"{order} is {order.status}, but has reservations in the wrong state: {wrong}"
 
 
-def _steps(asked: Asked, histories: EventHistories) -> Iterator[str]:
-    for (order_id, status), calls in asked.steps.items():
-        taken = status in histories.orders.get(order_id, ())
+def _check_status_changes(index: CallIndex, histories: EventHistories) -> Iterator[str]:
+    for (order_id, status), calls in index.changes.items():
+        has_event = status in histories.orders.get(order_id, ())
         for call in calls:
-            if call.fate == "done" and not taken:
-                yield f"{call.operation} was answered, and did not happen: {histories.orders.get(order_id)}"
+            if call.fate == "done" and not has_event:
+                yield f"{call.operation} succeeded, but has no event: {histories.orders.get(order_id)}"
     for order_id, statuses in histories.orders.items():
-        # What is created has its own rule, and stock that is lost cancels an order unasked.
+        # PENDING is checked with the created orders. Lost stock cancels an order without a call.
         for status in set(statuses) - {"PENDING", "CANCELLED"}:
-            if all(call.fate == "refused" for call in asked.steps.get((order_id, status), ())):
-                yield f"order {order_id} became {status}, which nobody asked for or all were refused"
+            if all(call.fate == "refused" for call in index.changes.get((order_id, status), ())):
+                yield f"order {order_id} became {status} without a call, or although all calls were refused"
 
 
-def _letters(history: History) -> Iterator[str]:
-    for event_id, count in Counter(history.letters).items():
+def _check_dead_letters(history: History) -> Iterator[str]:
+    for event_id, count in Counter(history.dead_letters).items():
         if event_id not in history.poison:
-            yield f"event {event_id} was set aside, {count} times"
-    for event_id in history.poison - set(history.letters):
-        yield f"the poisonous event {event_id} was not set aside"
+            yield f"event {event_id} became a dead letter, {count} times"
+    for event_id in history.poison - set(history.dead_letters):
+        yield f"the invalid event {event_id} did not become a dead letter"
 
 
 def _by_order(reservations: Mapping[str, Reservation]) -> dict[str, list[Reservation]]:

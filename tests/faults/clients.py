@@ -1,8 +1,8 @@
-"""Clients who buy, hold, ship, cancel and change their minds, and write down each call before they send it.
+"""Clients that order, reserve, release and add stock, and record each call before they send it.
 
-They use plain channels: no retry makes one attempt of several. A call that nobody answered is sent again under its
-request id, or given up; one that was answered is sent again now and then, as a client that lost the answer does.
-What they choose follows from the seed; how their calls meet does not.
+They use plain channels without gRPC's retries, so that each attempt is recorded. A call without a response is repeated
+with its request id, or abandoned. A call with a response is sometimes repeated, as by a client that lost the response.
+The seed determines the calls of each client, but not how the calls of several clients interleave.
 """
 
 import itertools
@@ -30,14 +30,14 @@ from tests.faults.history import (
     Answer,
     Call,
     CallLog,
-    Hold,
+    ChangeStatus,
+    CreateOrder,
     Info,
     Operation,
     Outcome,
-    Place,
     Refusal,
     Release,
-    Step,
+    Reserve,
 )
 from tests.faults.snapshot import LONG
 
@@ -68,7 +68,7 @@ CHANNEL_OPTIONS = [
 
 
 class Clients:
-    """Of one system, for some products, at the addresses (or gRPC targets) of its two APIs."""
+    """Clients of one system for some products. The targets are addresses or gRPC targets of the two APIs."""
 
     def __init__(
         self, inventory_target: str, orders_target: str, call_log: CallLog, products: Sequence[int], seed: int
@@ -77,27 +77,27 @@ class Clients:
         self.products = products
         self._seed = seed
         self.targets = (inventory_target, orders_target)
-        self._added = itertools.count(20)  # no number comes twice
+        self._added = itertools.count(20)  # each addition has another number of units
         self._done = threading.Event()
         self._failures: list[BaseException] = []
 
-    def elsewhere(self, inventory_target: str, orders_target: str) -> Self:
-        """Others, for the same products and in the same call log, who call at these addresses."""
+    def at_addresses(self, inventory_target: str, orders_target: str) -> Self:
+        """More clients for the same products and with the same call log, which call these addresses."""
         others = type(self)(inventory_target, orders_target, self.call_log, self.products, self._seed + 1)
         others._added = self._added
         return others
 
     @contextmanager
-    def at_work(
-        self, count: int = 6, pause_seconds: float = 0.02, deeds: tuple[int, int, int] = (6, 3, 1)
+    def working(
+        self, count: int = 6, pause_seconds: float = 0.02, weights: tuple[int, int, int] = (6, 3, 1)
     ) -> Iterator[None]:
-        """So many of them at once, until the block ends; then each ends what it is about.
+        """Runs `count` clients until the block ends; then each finishes its current operation.
 
-        `deeds` says how often they buy, hold and bring stock.
+        `weights` are the relative frequencies of orders, reservations and additions of stock.
         """
         for location in LOCATIONS:
             self.add_stock(location, lambda: next(self._added))
-        threads = [threading.Thread(target=self._work, args=(n, pause_seconds, deeds)) for n in range(count)]
+        threads = [threading.Thread(target=self._work, args=(n, pause_seconds, weights)) for n in range(count)]
         for thread in threads:
             thread.start()
         try:
@@ -110,33 +110,33 @@ class Clients:
             raise self._failures[0]
 
     def add_stock(self, location: str, units: Callable[[], int]) -> None:
-        """So many units of each product, once at a place."""
-        with self._client("stock") as first:
+        """Add units of each product at the location, in one call per product."""
+        with self._client("stock") as client:
             for product in self.products:
-                first.add_stock(product, location, units())
+                client.add_stock(product, location, units())
 
     def wait_for(self, more: int, within_seconds: float = ANSWERED_SECONDS) -> None:
-        """Until so many more calls have been answered."""
+        """Wait for this many more acknowledged calls."""
         self._wait(self.call_log.count, more, within_seconds)
 
     def wait_for_attempts(self, more: int, within_seconds: float = ANSWERED_SECONDS) -> None:
-        """Until so many more have been made, answered or not."""
+        """Wait for this many more attempts, with any outcome."""
         self._wait(lambda: sum(len(call.attempts) for call in list(self.call_log.calls)), more, within_seconds)
 
     def _wait(self, count: Callable[[], int], more: int, within_seconds: float) -> None:
-        wanted, deadline = count() + more, time.monotonic() + within_seconds
-        while (have := count()) < wanted:
+        target, deadline = count() + more, time.monotonic() + within_seconds
+        while (counted := count()) < target:
             if self._failures:
                 raise self._failures[0]
-            assert time.monotonic() < deadline, f"{wanted - have} are missing"
+            assert time.monotonic() < deadline, f"{target - counted} of {more} are missing after {within_seconds:g} s"
             self._done.wait(0.05)
 
-    def _work(self, number: int, pause_seconds: float, deeds: tuple[int, int, int]) -> None:
+    def _work(self, number: int, pause_seconds: float, weights: tuple[int, int, int]) -> None:
         try:
             with self._client(str(number)) as client:
                 while not self._done.wait(pause_seconds):
-                    client.do_something(deeds)
-        except BaseException as failure:  # told to whoever waits for answers; the others go on
+                    client.run_one(weights)
+        except BaseException as failure:  # raised again by `_wait` and at the end of `working`
             self._failures.append(failure)
 
     @contextmanager
@@ -151,33 +151,35 @@ class Clients:
 class _Client:
     def __init__(
         self,
-        stock: InventoryServiceStub,
-        sales: OrderServiceStub,
+        inventory_api: InventoryServiceStub,
+        order_api: OrderServiceStub,
         call_log: CallLog,
         products: Sequence[int],
         chance: random.Random,
         added: Iterator[int],
     ) -> None:
-        self._stock = stock
-        self._sales = sales
+        self._inventory_api = inventory_api
+        self._order_api = order_api
         self._call_log = call_log
         self._products = products
         self._chance = chance
         self._added = added
 
-    def do_something(self, weights: tuple[int, int, int]) -> None:
-        (deed,) = self._chance.choices((self._buy, self._hold, self._restock), weights)
-        deed()
+    def run_one(self, weights: tuple[int, int, int]) -> None:
+        """Run one operation, chosen by the weights."""
+        (operation,) = self._chance.choices((self._order, self._reserve, self._restock), weights)
+        operation()
 
     def add_stock(self, product: int, location: str, units: int) -> None:
         request = inventory.CreateInventoryItemRequest(product_id=product, location=location, quantity=units)
-        self._insist(AddStock(product, location, units), self._stock.CreateInventoryItem, request, lambda a: a.item.id)
+        operation = AddStock(product, location, units)
+        self._call(operation, self._inventory_api.CreateInventoryItem, request, lambda a: a.item.id)
 
     def _restock(self) -> None:
-        # No number comes twice, so that each is known again among what was put in.
+        # Each addition has another number of units, so that the checker can match calls with additions.
         self.add_stock(self._chance.choice(self._products), self._chance.choice(LOCATIONS), next(self._added))
 
-    def _hold(self) -> None:
+    def _reserve(self) -> None:
         keep = self._chance.random() < 0.2
         order_id = f"{LONG if keep else 'short-'}{self._uuid()}"
         product, units = self._chance.choice(self._products), self._chance.randint(1, UNITS_MAX)
@@ -187,14 +189,15 @@ class _Client:
             order_id=order_id,
             ttl=Duration(seconds=LONG_SECONDS if keep else SHORT_SECONDS),
         )
-        operation = Hold(order_id, product, units)
-        held = self._insist(operation, self._stock.ReserveStock, request, lambda a: a.reservation.id)
+        operation = Reserve(order_id, product, units)
+        held = self._call(operation, self._inventory_api.ReserveStock, request, lambda a: a.reservation.id)
         if held and self._chance.random() < 0.6:
-            release = inventory.ReleaseStockRequest(reservation_id=str(held))
-            rivals = [(Release(str(held)), self._stock.ReleaseStock, release, lambda a: a.released_quantity)]
-            self._at_once(rivals * self._chance.randint(1, 3))
+            request_of_release = inventory.ReleaseStockRequest(reservation_id=str(held))
+            method = self._inventory_api.ReleaseStock
+            release = (Release(str(held)), method, request_of_release, lambda a: a.released_quantity)
+            self._call_concurrently([release] * self._chance.randint(1, 3))
 
-    def _buy(self) -> None:
+    def _order(self) -> None:
         user_id = next(user_ids)
         products = self._chance.sample(self._products, self._chance.randint(1, len(self._products)))
         lines = tuple((product, self._chance.randint(1, UNITS_MAX)) for product in products)
@@ -204,27 +207,30 @@ class _Client:
             items=[orders.CreateOrderItem(product_id=product, quantity=n, price=price) for product, n in lines],
             ttl=Duration(seconds=SHORT_SECONDS),
         )
-        order_id = self._insist(Place(user_id, lines), self._sales.CreateOrder, request, lambda a: a.order.id)
+        order_id = self._call(CreateOrder(user_id, lines), self._order_api.CreateOrder, request, lambda a: a.order.id)
         if order_id is None or self._chance.random() < 0.1:
             return
-        for statuses in self._chance.choice(_LIVES):
-            self._at_once([self._step(str(order_id), status) for status in statuses])
+        for statuses in self._chance.choice(_STATUS_SEQUENCES):
+            self._call_concurrently([self._change(str(order_id), status) for status in statuses])
 
-    def _step(self, order_id: str, status: str) -> Any:
+    def _change(self, order_id: str, status: str) -> Any:
         number = orders.OrderStatus.Value(f"ORDER_STATUS_{status}")
         request = orders.UpdateOrderStatusRequest(id=order_id, status=number)
-        return Step(order_id, status), self._sales.UpdateOrderStatus, request, lambda answer: answer.order.id
+        return ChangeStatus(order_id, status), self._order_api.UpdateOrderStatus, request, lambda a: a.order.id
 
-    def _insist(
+    def _call(
         self, operation: Operation, method: Any, request: Any, read: Callable[[Any], str | int]
     ) -> str | int | None:
-        (answer,) = self._at_once([(operation, method, request, read)])
+        (answer,) = self._call_concurrently([(operation, method, request, read)])
         return answer
 
-    def _at_once(
+    def _call_concurrently(
         self, operations: Sequence[tuple[Operation, Any, Any, Callable[[Any], str | int]]]
     ) -> list[str | int | None]:
-        """Send all of them in the same moment, each again for as long as nobody answers; what each was answered."""
+        """Send all calls at the same time. Repeat, or abandon, each that gets no response.
+
+        Returns the value of the first answer to each, None without one.
+        """
         calls = []
         for operation, method, request, read in operations:
             copy = type(request)()
@@ -233,12 +239,12 @@ class _Client:
             if "request_id" in copy.DESCRIPTOR.fields_by_name:
                 copy.request_id = request_id
             calls.append((self._call_log.open(operation, request_id), method, copy, read))
-        persistent = self._chance.random() < 0.8
-        deadline = time.monotonic() + (GIVE_UP_SECONDS if persistent else 0)
+        retries = self._chance.random() < 0.8
+        deadline = time.monotonic() + (GIVE_UP_SECONDS if retries else 0)
         pending = calls
         while pending:
             _send(pending)
-            pending = [each for each in pending if _worth_asking_again(each[0]) and time.monotonic() < deadline]
+            pending = [each for each in pending if _may_retry(each[0]) and time.monotonic() < deadline]
         if self._chance.random() < 0.1:
             _send([each for each in calls if each[0].fate == "done"])
         return [call.answers[0] if call.answers else None for call, *_ in calls]
@@ -247,8 +253,8 @@ class _Client:
         return str(UUID(int=self._chance.getrandbits(128), version=4))
 
 
-# What happens to orders that were placed: the statuses that are asked for, in turn, some at the same time.
-_LIVES = (
+# The status changes of an order. Those in one tuple are requested concurrently.
+_STATUS_SEQUENCES = (
     [("CONFIRMED",)],
     [("CONFIRMED",), ("PROCESSING",), ("SHIPPED",), ("DELIVERED",)],
     [("CONFIRMED",), ("PROCESSING",), ("SHIPPED",)],
@@ -260,7 +266,7 @@ _LIVES = (
 )
 
 
-def _worth_asking_again(call: Call) -> bool:
+def _may_retry(call: Call) -> bool:
     return call.fate == "unknown" and DEFECTS.isdisjoint(call.infos)
 
 
@@ -272,7 +278,7 @@ def _send(calls: Sequence[tuple[Call, Any, Any, Callable[[Any], str | int]]]) ->
 
 
 def outcome_of(answer: Any, read: Callable[[Any], str | int]) -> Outcome:
-    """What a call that has ended says."""
+    """The outcome of a finished call. `read` returns the value of its response."""
     code = answer.code()
     if code is grpc.StatusCode.OK:
         return Answer(read(answer.result()))
@@ -284,5 +290,5 @@ def outcome_of(answer: Any, read: Callable[[Any], str | int]) -> Outcome:
                 info = ErrorInfo()
                 if detail.Unpack(info):
                     return Refusal(info.reason)
-    # Not of our services' making: gRPC's own words for a connection that broke, say.
+    # Without ErrorInfo the error comes from gRPC itself, for example after a broken connection.
     return Info(code.name)

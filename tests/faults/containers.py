@@ -1,4 +1,4 @@
-"""Servers that only these tests need: PostgreSQL on a disk that can be filled, and Apache Kafka with three brokers."""
+"""Servers for these tests: PostgreSQL on a disk that a test can fill, and Apache Kafka with three brokers."""
 
 import secrets
 import threading
@@ -31,7 +31,7 @@ _DATA = "/var/lib/postgresql/data"
 _BALLAST = f"{_DATA}/ballast"
 _IN_MEMORY = ("type=tmpfs", "device=tmpfs", f"o=size={DISK_MEGABYTES}m")
 _SMALL = {"min_wal_size": "32MB", "max_wal_size": "48MB"}
-_ASK_SECONDS = 10
+_ADMIN_SECONDS = 10
 _START_SECONDS = 240
 _POLL_SECONDS = 0.1
 
@@ -39,30 +39,30 @@ _POLL_SECONDS = 0.1
 def start(
     at_the_end: ExitStack, image: str, environment: Mapping[str, str], command: Sequence[str] | None, **options: Any
 ) -> Container:
-    """One with options that `Container.start` has no word for, until the stack ends."""
+    """Start a container with options that `Container.start` does not support. `at_the_end` removes it."""
     testcontainers_config.ryuk_disabled = True
-    made = DockerContainer(image, env=dict(environment), **options)
+    container = DockerContainer(image, env=dict(environment), **options)
     if command is not None:
-        made.with_command(list(command))
-    at_the_end.callback(made.stop)
-    made.start()
-    started = Container(made)
+        container.with_command(list(command))
+    at_the_end.callback(container.stop)
+    container.start()
+    started = Container(container)
     watchdog.run(started.name, ["docker", "rm", "--force", "--volumes", started.name])
     at_the_end.callback(watchdog.forget, started.name)
     return started
 
 
 class SmallDisk:
-    """The disk of a server: in memory, of a fixed size, and kept by a container that has no other purpose.
+    """The disk of a server: a tmpfs of a fixed size.
 
-    So it outlives the server's own container, which ends when the server does.
+    A second container keeps it mounted, so that its contents survive the end of the server's container.
     """
 
     def __init__(self, keeper: Container) -> None:
         self._keeper = keeper
 
     def fill(self) -> None:
-        """Leave no room at all. To be repeated: what the server removes is room again."""
+        """Fill the disk. Repeat it while the disk should stay full: the server may delete files."""
         self._keeper.execute("sh", "-c", f"cat /dev/zero >> {_BALLAST} 2>/dev/null; [ -s {_BALLAST} ]")
 
     def clear(self) -> None:
@@ -74,8 +74,8 @@ def postgres_on_a_small_disk() -> Iterator[tuple[PostgresServer, SmallDisk, Cont
     """The server, its disk and its container, until the block ends."""
     (port,) = free_ports(1)
     password = secrets.token_urlsafe(24)
-    # Its port is that of the machine: the container may come back, and must then be where it was.
-    given = postmaster.settings(durable=False) | _SMALL | {"listen_addresses": "127.0.0.1", "port": str(port)}
+    # On the host's network, so that the server has the same port after its container was restarted.
+    settings = postmaster.settings(durable=False) | _SMALL | {"listen_addresses": "127.0.0.1", "port": str(port)}
     with ExitStack() as at_the_end:
         disk = [(_volume(at_the_end), _DATA, "rw")]
         keeper = start(at_the_end, postgres.IMAGE, {}, ["infinity"], volumes=disk, entrypoint=["sleep"])
@@ -85,10 +85,10 @@ def postgres_on_a_small_disk() -> Iterator[tuple[PostgresServer, SmallDisk, Cont
             {
                 "POSTGRES_PASSWORD": password,
                 "POSTGRES_INITDB_ARGS": "--no-sync --locale=C --encoding=UTF8",
-                # Not where the disk is mounted: initdb wants an empty folder, and the ballast is not of the server.
+                # A subfolder of the mount: initdb needs an empty folder, and the ballast lies beside it.
                 "PGDATA": f"{_DATA}/server",
             },
-            ["postgres", *(word for name, value in given.items() for word in ("-c", f"{name}={value}"))],
+            ["postgres", *(option for name, value in settings.items() for option in ("-c", f"{name}={value}"))],
             volumes=disk,
             network_mode="host",
         )
@@ -99,8 +99,8 @@ def postgres_on_a_small_disk() -> Iterator[tuple[PostgresServer, SmallDisk, Cont
 
 def _volume(at_the_end: ExitStack) -> str:
     name = f"shop-faults-{secrets.token_hex(6)}"
-    kind = [word for option in _IN_MEMORY for word in ("--opt", option)]
-    docker.run("volume", "create", *kind, name)
+    options = [argument for option in _IN_MEMORY for argument in ("--opt", option)]
+    docker.run("volume", "create", *options, name)
     watchdog.run(name, ["docker", "volume", "rm", "--force", name])
     at_the_end.callback(watchdog.forget, name)
     at_the_end.callback(docker.run, "volume", "rm", "--force", name)
@@ -108,22 +108,22 @@ def _volume(at_the_end: ExitStack) -> str:
 
 
 class Cluster:
-    """Three brokers, each partition on all of them, written when two have it."""
+    """Three brokers. Each partition has a replica on all of them and needs two in sync (min.insync.replicas)."""
 
     def __init__(self, kafka: Kafka, brokers: Mapping[int, Container]) -> None:
         self.kafka = kafka
         self.brokers = brokers
 
     def leaders(self) -> dict[tuple[str, int], int]:
-        """Of each partition of the shop: the broker, -1 while it has none."""
+        """(topic, partition) → its leader's broker id, -1 without a leader."""
         return {where: leader for where, (leader, _) in self._partitions().items()}
 
-    def is_whole(self) -> bool:
-        """Whether each partition is up to date on each broker."""
+    def is_in_sync(self) -> bool:
+        """True if all replicas of all partitions are in sync."""
         return all(len(in_sync) == BROKERS for _, in_sync in self._partitions().values())
 
     def _partitions(self) -> dict[tuple[str, int], tuple[int, list[int]]]:
-        known = self.kafka.admin().list_topics(timeout=_ASK_SECONDS).topics
+        known = self.kafka.admin().list_topics(timeout=_ADMIN_SECONDS).topics
         return {
             (topic, number): (partition.leader, partition.isrs)
             for topic in TOPICS
@@ -133,11 +133,11 @@ class Cluster:
 
 @contextmanager
 def three_brokers() -> Iterator[Cluster]:
-    """Apache Kafka with the shop's topics, until the block ends."""
+    """Apache Kafka with three brokers and our topics, until the block ends."""
     controller, *ports = free_ports(1 + BROKERS)
     bootstrap = ",".join(f"127.0.0.1:{port}" for port in ports)
     common = {
-        # Of its own, so that one who leads partitions can be lost without the one who chooses the next leader.
+        # A separate controller, so that a partition's leader can be killed without the controller that elects the next.
         "KAFKA_CONTROLLER_QUORUM_VOTERS": f"{_CONTROLLER}@127.0.0.1:{controller}",
         "KAFKA_MIN_INSYNC_REPLICAS": str(BROKERS - 1),
         "KAFKA_OFFSETS_TOPIC_REPLICATION_FACTOR": str(BROKERS),
@@ -148,7 +148,7 @@ def three_brokers() -> Iterator[Cluster]:
         def launch(number: int, port: int, own: Mapping[str, str]) -> Container:
             settings = {**kafka_brokers._container_settings(port), **common, "KAFKA_NODE_ID": str(number), **own}
             if own["KAFKA_PROCESS_ROLES"] == "controller":
-                # Clients are told of brokers only.
+                # Only brokers are advertised to clients.
                 del settings["KAFKA_ADVERTISED_LISTENERS"]
             return start(at_the_end, kafka_brokers.IMAGE, settings, None, network_mode="host")
 
@@ -161,18 +161,18 @@ def three_brokers() -> Iterator[Cluster]:
         kafka = Kafka(bootstrap, f"{BROKERS} brokers of {kafka_brokers.IMAGE}", brokers[1])
         admin = kafka.admin()
         deadline = time.monotonic() + _START_SECONDS
-        while _present(admin) < BROKERS:
-            assert time.monotonic() < deadline, f"not all brokers are there\n{brokers[1].tail()}"
+        while _joined(admin) < BROKERS:
+            assert time.monotonic() < deadline, f"not all brokers have joined\n{brokers[1].tail()}"
             threading.Event().wait(_POLL_SECONDS)
-        wanted = [NewTopic(name, PARTITIONS, BROKERS) for name in TOPICS]
-        for made in admin.create_topics(wanted, operation_timeout=_ASK_SECONDS).values():
-            made.result(_ASK_SECONDS)
+        topics = [NewTopic(name, PARTITIONS, BROKERS) for name in TOPICS]
+        for created in admin.create_topics(topics, operation_timeout=_ADMIN_SECONDS).values():
+            created.result(_ADMIN_SECONDS)
         yield Cluster(kafka, brokers)
 
 
-def _present(admin: AdminClient) -> int:
-    """How many brokers have come so far."""
+def _joined(admin: AdminClient) -> int:
+    """The number of brokers that have joined."""
     try:
-        return len(admin.list_topics(timeout=_ASK_SECONDS).brokers)
+        return len(admin.list_topics(timeout=_ADMIN_SECONDS).brokers)
     except KafkaException:
         return 0

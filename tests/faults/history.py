@@ -20,7 +20,7 @@ class AddStock:
 
 
 @dataclass(frozen=True)
-class Hold:
+class Reserve:
     """Reserve units under an order id that no other operation uses."""
 
     order_id: str
@@ -36,7 +36,7 @@ class Release:
 
 
 @dataclass(frozen=True)
-class Place:
+class CreateOrder:
     """Create an order with (product, units) lines. Each product occurs once."""
 
     user_id: int
@@ -44,14 +44,14 @@ class Place:
 
 
 @dataclass(frozen=True)
-class Step:
+class ChangeStatus:
     """Change the status of an order, for example to SHIPPED."""
 
     order_id: str
     status: str
 
 
-Operation = AddStock | Hold | Release | Place | Step
+Operation = AddStock | Reserve | Release | CreateOrder | ChangeStatus
 
 
 @dataclass(frozen=True)
@@ -203,15 +203,15 @@ class Snapshot:
 
 @dataclass(frozen=True)
 class History:
-    """Everything recorded during a run. `calm` means that no fault was injected, so every call must have an answer."""
+    """Everything recorded in a run. `fault_free`: no fault was injected, so every call must have an answer."""
 
     calls: list[Call]
     events: list[Event]
     snapshot: Snapshot
-    letters: list[str] = field(default_factory=list)
+    dead_letters: list[str] = field(default_factory=list)
     """Ids of the events that consumers wrote to the dead-letter topic."""
     poison: frozenset[str] = frozenset()
     """Ids of the events that consumers must write to the dead-letter topic."""
-    calm: bool = False
-    restless: str = ""
+    fault_free: bool = False
+    unfinished: str = ""
     """The work that was left when the system did not come to rest in time. Empty if it did."""

@@ -1,4 +1,4 @@
-"""Means of attack: peers, idle connections, and calls with any bytes. See `test_hostile`."""
+"""Attacks for `test_hostile`: peers, idle connections, and calls with any bytes."""
 
 import socket
 from collections.abc import Callable, Iterator, Sequence
@@ -23,7 +23,7 @@ CALL_SECONDS = 60
 
 @contextmanager
 def peers(system: System, **options: Any) -> Iterator[list[Peer]]:
-    """One of each process."""
+    """One peer connected to each process."""
     ports = system.stacks[0].ports
     with ExitStack() as connections:
         yield [
@@ -34,7 +34,7 @@ def peers(system: System, **options: Any) -> Iterator[list[Peer]]:
 
 @contextmanager
 def to_apis(system: System, **options: Any) -> Iterator[tuple[Peer, Peer]]:
-    """One of inventory-api, one of order-api."""
+    """One peer connected to inventory-api and one to order-api."""
     ports = system.stacks[0].ports
     with Peer(ports.inventory, **options) as inventory_api, Peer(ports.orders, **options) as order_api:
         yield inventory_api, order_api
@@ -42,20 +42,20 @@ def to_apis(system: System, **options: Any) -> Iterator[tuple[Peer, Peer]]:
 
 @contextmanager
 def idle_connections(ports: Sequence[int], count: int) -> Iterator[None]:
-    """So many to each port; those that the server refuses or ends do not count."""
+    """Opens `count` connections to each port. The server may refuse or close them."""
     with ExitStack() as connections:
         for port in ports:
             for _ in range(count):
                 connection = connections.enter_context(socket.socket())
                 connection.setblocking(False)
-                # Nobody waits for those that the server is too busy to accept.
+                # Does not wait for a connection that the server is too busy to accept.
                 connection.connect_ex(("127.0.0.1", port))
         yield
 
 
 @contextmanager
 def raw_calls(system: System, receive_bytes_max: int = -1) -> Iterator[Callable[[str, bytes], grpc.StatusCode]]:
-    """Calls a method by its path with any bytes: its status."""
+    """Yields a function that calls a method by its path with any bytes, and returns the status code."""
     options = [
         ("grpc.use_local_subchannel_pool", 1),
         ("grpc.max_send_message_length", -1),
@@ -80,5 +80,5 @@ def raw_calls(system: System, receive_bytes_max: int = -1) -> Iterator[Callable[
 
 
 def code_of(error: object) -> grpc.StatusCode:
-    assert isinstance(error, grpc.Call), "grpcio's errors of a call are the call as well"
+    assert isinstance(error, grpc.Call), "grpcio's RpcError of a call is also its grpc.Call"
     return error.code()

@@ -1,6 +1,6 @@
-"""A client of HTTP/2 that sends what no gRPC library lets one send, and reads only if it is told to.
+"""An HTTP/2 client that sends frames that no gRPC library sends. It can be made to read nothing.
 
-It answers the server's pings and settings, so that nothing but its calls is wrong with it.
+It acknowledges the server's PING and SETTINGS frames, so that only its calls are wrong.
 """
 
 import socket
@@ -26,7 +26,7 @@ _HEAD = struct.Struct(">BHBBI")
 
 
 class Peer:
-    """One connection to a port of this machine. `window` is the room that it gives to each answer, in bytes."""
+    """One connection to a local port. `window` is the flow-control window of each response, in bytes."""
 
     def __init__(self, port: int, *, window: int = 65_535, reads: bool = True) -> None:
         self._socket = socket.create_connection(("127.0.0.1", port), CONNECT_SECONDS)
@@ -41,13 +41,13 @@ class Peer:
         return self
 
     def __exit__(self, *_: object) -> None:
-        # The reader ends with the connection; shutdown fails when the server has ended it already.
+        # The reader ends with the connection. shutdown fails if the server has already closed it.
         with suppress(OSError):
             self._socket.shutdown(socket.SHUT_RDWR)
         self._socket.close()
 
     def call(self, path: str, *sent: bytes, end: bool = False, extra: Iterable[tuple[bytes, bytes]] = ()) -> int:
-        """Open a stream with its headers, and send the bytes given, if any, as its data: the stream's number."""
+        """Open a stream for the method and send its headers and these bytes. Returns the id of the stream."""
         stream = self._next_stream
         self._next_stream += 2
         frames = [frame(HEADERS, END_HEADERS, stream, headers(path, extra))]
@@ -62,7 +62,7 @@ class Peer:
         self.send(frame(RST_STREAM, 0, stream, CANCEL))
 
     def send(self, data: bytes) -> None:
-        """Any bytes. Raises OSError when the server has ended the connection."""
+        """Send any bytes. Raises OSError if the server has closed the connection."""
         with self._sending:
             self._socket.sendall(data)
 
@@ -86,7 +86,7 @@ def frame(kind: int, flags: int, stream: int, payload: bytes = b"") -> bytes:
 
 
 def headers(path: str, extra: Iterable[tuple[bytes, bytes]] = ()) -> bytes:
-    """The block of a gRPC call: POST and http by their numbers in HPACK's table, all else in letters."""
+    """The header block of a gRPC call. :method and :scheme use HPACK's static table; other headers are literals."""
     named = [
         (b":path", path.encode()),
         (b":authority", b"shop"),
@@ -97,7 +97,7 @@ def headers(path: str, extra: Iterable[tuple[bytes, bytes]] = ()) -> bytes:
 
 
 def header(name: bytes, value: bytes) -> bytes:
-    """One header, not to be remembered by the server."""
+    """One literal header, which the server does not add to its dynamic table."""
     return b"\x00" + _text(name) + _text(value)
 
 

@@ -1,4 +1,4 @@
-"""A TCP proxy between two that speak with each other, which does to their connections what networks do."""
+"""A TCP proxy that injects network faults into the connections between a client and a server."""
 
 import select
 import socket
@@ -15,28 +15,28 @@ _SLOW_BYTES = 2_000
 COMMIT = b"COMMIT"
 
 
-class Weather(Enum):
-    """What happens on the way."""
+class NetworkFault(Enum):
+    """What the proxy does."""
 
-    FINE = "everything passes"
-    REFUSED = "connections are refused, those that are open are reset"
-    HANGING = "connections open, and nothing passes"
-    SLOW = "a little passes twenty times a second"
-    TORN = "every connection is reset in the middle of what it carries"
-    COMMIT_UNANSWERED = "a COMMIT passes, and before its answer does the connection is reset"
+    NONE = "forwards everything"
+    REFUSED = "refuses new connections and resets open ones"
+    HANGING = "accepts connections and forwards nothing"
+    SLOW = "forwards a few bytes twenty times a second"
+    TORN = "resets every connection after half of the next data"
+    COMMIT_UNANSWERED = "forwards a COMMIT and resets the connection before the response"
 
 
 class Proxy:
-    """Listens on a port of the loopback until the block ends."""
+    """Listens on a loopback port until the block ends."""
 
     def __init__(self, port: int, target_port: int) -> None:
         self.port = port
         self._target_port = target_port
-        self._weather = Weather.FINE
+        self._fault = NetworkFault.NONE
         self._over = threading.Event()
         self._threads: list[threading.Thread] = []
         self.incidents = 0
-        """Connections that were refused, reset, or held up."""
+        """How often a connection was refused, reset or delayed."""
 
     def __enter__(self) -> Self:
         self._listener = socket.create_server(("127.0.0.1", self.port))
@@ -53,13 +53,13 @@ class Proxy:
             thread.join()
 
     @contextmanager
-    def weather(self, weather: Weather) -> Iterator[None]:
-        """Until the block ends; what hangs then goes on."""
-        self._weather = weather
+    def fault(self, fault: NetworkFault) -> Iterator[None]:
+        """Injects the fault until the block ends. Then connections that hang continue."""
+        self._fault = fault
         try:
             yield
         finally:
-            self._weather = Weather.FINE
+            self._fault = NetworkFault.NONE
 
     def _accept(self) -> None:
         while not self._over.is_set():
@@ -71,50 +71,50 @@ class Proxy:
 
     def _serve(self, client: socket.socket) -> None:
         with client, suppress(OSError):
-            if self._weather is Weather.REFUSED:
+            if self._fault is NetworkFault.REFUSED:
                 self._reset(client)
                 return
             with socket.create_connection(("127.0.0.1", self._target_port), _CONNECT_SECONDS) as server:
                 for each in (client, server):
                     each.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-                self._pass_on(client, server)
+                self._forward(client, server)
 
-    def _pass_on(self, client: socket.socket, server: socket.socket) -> None:
-        """Until one side ends, or the weather does it."""
+    def _forward(self, client: socket.socket, server: socket.socket) -> None:
+        """Forward data in both directions until one side closes the connection or a fault resets it."""
         other = {client: server, server: client}
         awaiting_answer = False
         while not self._over.is_set():
-            weather = self._weather
-            if weather is Weather.REFUSED:
+            fault = self._fault
+            if fault is NetworkFault.REFUSED:
                 self._reset(client, server)
                 return
-            if weather is Weather.HANGING:
+            if fault is NetworkFault.HANGING:
                 self.incidents += 1
-                while self._weather is weather and not self._over.wait(_POLL_SECONDS):
+                while self._fault is fault and not self._over.wait(_POLL_SECONDS):
                     pass
                 continue
             ready, _, _ = select.select(list(other), [], [], _POLL_SECONDS)
             for source in ready:
-                if weather is Weather.SLOW:
+                if fault is NetworkFault.SLOW:
                     self.incidents += 1
                     self._over.wait(_POLL_SECONDS)
-                data = source.recv(_SLOW_BYTES if weather is Weather.SLOW else _BYTES)
+                data = source.recv(_SLOW_BYTES if fault is NetworkFault.SLOW else _BYTES)
                 if not data:
                     return
                 if awaiting_answer and source is server:
-                    # The database has committed, and its client will never know.
+                    # The database has committed, and its client gets no response.
                     self._reset(client, server)
                     return
-                if weather is Weather.TORN:
+                if fault is NetworkFault.TORN:
                     other[source].sendall(data[: len(data) // 2])
                     self._reset(client, server)
                     return
-                awaiting_answer = weather is Weather.COMMIT_UNANSWERED and source is client and COMMIT in data
+                awaiting_answer = fault is NetworkFault.COMMIT_UNANSWERED and source is client and COMMIT in data
                 other[source].sendall(data)
 
     def _reset(self, *connections: socket.socket) -> None:
         self.incidents += 1
         for connection in connections:
-            # With a linger of no time at all closing sends RST.
+            # With a linger of zero seconds, close sends RST.
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\x01\0\0\0\0\0\0\0")
             connection.close()

@@ -1,4 +1,4 @@
-"""What was told on Kafka from a moment on, event by event, repeats and all."""
+"""Reads all events on Kafka since a point in time, with repeats."""
 
 import json
 import time
@@ -12,17 +12,17 @@ from tests.faults.history import Event
 
 ORDERS, INVENTORY = "order-events", "inventory-events"
 TOPICS = (ORDERS, INVENTORY)
-LETTERS = tuple(f"{topic}.dlq" for topic in TOPICS)
+DEAD_LETTERS = tuple(f"{topic}.dlq" for topic in TOPICS)
 _ASK_SECONDS = 15
 _READ_SECONDS = 60
 
 
 class Stream:
-    """The shop's topics, from the time it was made to that of each `read`."""
+    """The records written to our topics since this object was created."""
 
     def __init__(self, kafka: Kafka) -> None:
         self._connection = kafka.connection
-        with_letters = (*TOPICS, *LETTERS)
+        with_letters = (*TOPICS, *DEAD_LETTERS)
         consumer = self._consumer()
         self._from = {
             (topic, number): consumer.get_watermark_offsets(TopicPartition(topic, number), _ASK_SECONDS)[1]
@@ -32,7 +32,7 @@ class Stream:
         consumer.close()
 
     def read(self, topics: Iterable[str] = TOPICS) -> list[Record]:
-        """All that is there by now, in the order of each partition. Raises TimeoutError."""
+        """All records so far, in the order of each partition. Raises TimeoutError if Kafka does not return them."""
         consumer = self._consumer()
         try:
             return list(self._records(consumer, set(topics)))
@@ -49,7 +49,7 @@ class Stream:
         deadline = time.monotonic() + _READ_SECONDS
         while left:
             if time.monotonic() > deadline:
-                raise TimeoutError(f"Kafka did not hand out all of {sorted(left)}")
+                raise TimeoutError(f"Kafka did not return all records of {sorted(left)}")
             for message in consumer.consume(500, 0.2):
                 if message.error() is not None:
                     raise KafkaException(message.error())
@@ -67,19 +67,19 @@ class Stream:
                 )
 
     def _consumer(self) -> Consumer:
-        # It assigns itself its partitions and commits nothing: it disturbs no group.
+        # Partitions are assigned by hand and nothing is committed, so that no consumer group is disturbed.
         return Consumer(self._connection.configuration({"group.id": "checker", "enable.auto.commit": False}))
 
 
 def events(records: Iterable[Record], products: Iterable[int]) -> list[Event]:
-    """Those that tell of these products."""
+    """The events that concern these products."""
     ours = set(products)
     found = []
     for record in records:
         try:
             data = json.loads(record.value)["data"]
         except ValueError:
-            continue  # a poison of ours; the services write JSON or fail
+            continue  # an invalid event of a test: the services write only JSON
         about = {item["product_id"] for item in data["items"]} if "items" in data else {data["product_id"]}
         if ours.intersection(about):
             headers = record.headers

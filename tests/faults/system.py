@@ -1,4 +1,4 @@
-"""The system under test, whole: started, driven by clients, brought to rest, and handed to the checker."""
+"""The whole system under test: starts it, runs clients, waits until it is at rest, and runs the checker."""
 
 import threading
 import time
@@ -18,27 +18,27 @@ from tests.faults.clients import Clients
 from tests.faults.history import CallLog, History
 from tests.faults.proxy import Proxy
 from tests.faults.snapshot import Readers
-from tests.faults.stream import INVENTORY, LETTERS, ORDERS, Stream, events
+from tests.faults.stream import DEAD_LETTERS, INVENTORY, ORDERS, Stream, events
 
 LEASE_SECONDS = 3
 REST_SECONDS = 90
 READY_SECONDS = 120
 PRODUCTS = 3
 _POLL_SECONDS = 0.1
-Ways = Mapping[str, Proxy]
-"""To each API, where there is one."""
+Proxies = Mapping[str, Proxy]
+"""API → the proxy in front of it, if there is one."""
 
 _GROUPS = {INVENTORY_API: ORDERS, ORDER_API: INVENTORY}
 
 
 class System:
-    """One or two of each process over the same databases, and the means to see what became of the calls."""
+    """One or more processes of each kind over the same databases, with readers of the databases and of Kafka."""
 
-    def __init__(self, stacks: list[Stack], inventory_target: str, orders_target: str, ways: Ways) -> None:
+    def __init__(self, stacks: list[Stack], inventory_target: str, orders_target: str, proxies: Proxies) -> None:
         self.stacks = stacks
         self.inventory_target = inventory_target
         self.orders_target = orders_target
-        self.ways = ways
+        self.proxies = proxies
         self.kafka = stacks[0].kafka
         self.readers = Readers(stacks[0].databases)
 
@@ -61,37 +61,38 @@ class System:
         seed: int,
         *,
         products: int = PRODUCTS,
-        calm: bool = False,
+        fault_free: bool = False,
         poison: frozenset[str] = frozenset(),
         rest_seconds: float = REST_SECONDS,
     ) -> Iterator[Clients]:
-        """Clients for new products; when the block ends the system is brought to rest, and all must be in order."""
-        recorded = self.recorded(seed, products)
-        yield recorded.clients
-        found = recorded.at_rest(calm=calm, poison=poison, within_seconds=rest_seconds)
-        wrong = check(found)
-        shown = "\n".join(wrong[:20])
-        assert not wrong, f"seed {seed}: {len(wrong)} promises broken\n{shown}"
-        assert len([call for call in found.calls if call.fate == "done"]) > 20, "too little was done to show anything"
+        """Clients for new products. After the block, waits until the system is at rest and checks the history."""
+        recording = self.record(seed, products)
+        yield recording.clients
+        history = recording.at_rest(fault_free=fault_free, poison=poison, within_seconds=rest_seconds)
+        violations = check(history)
+        first = "\n".join(violations[:20])
+        assert not violations, f"seed {seed}: {len(violations)} violations\n{first}"
+        assert len([call for call in history.calls if call.fate == "done"]) > 20, "too few calls to test anything"
 
-    def recorded(self, seed: int, products: int = PRODUCTS) -> "Recorded":
-        """A history that begins now."""
-        return Recorded(self, seed, products)
+    def record(self, seed: int, products: int = PRODUCTS) -> "Recording":
+        """Start to record a history."""
+        return Recording(self, seed, products)
 
-    def eventually(self, condition: Callable[[], object], within_seconds: float, what: str) -> None:
-        """Poll until it holds; what can't be asked yet does not hold yet."""
-        assert self._happens(condition, time.monotonic() + within_seconds), f"not within {within_seconds:g} s: {what}"
+    def eventually(self, condition: Callable[[], object], within_seconds: float, description: str) -> None:
+        """Wait until the condition is true. Errors of the database or the broker count as false."""
+        in_time = self._becomes_true(condition, time.monotonic() + within_seconds)
+        assert in_time, f"not within {within_seconds:g} s: {description}"
 
-    def rest(self, products: Sequence[int], within_seconds: float = REST_SECONDS) -> str:
-        """Wait until nothing is left to do: no hold that runs out, no event to ship, none to handle. What was left."""
+    def wait_until_at_rest(self, products: Sequence[int], within_seconds: float = REST_SECONDS) -> str:
+        """Wait until no reservation will expire and no event is left to ship or to handle. Returns unfinished work."""
         deadline = time.monotonic() + within_seconds
-        if not self._happens(lambda: self.readers.running_out(products) == 0, deadline):
-            return "holds do not run out"
-        if not self._happens(self._is_quiet, deadline):
+        if not self._becomes_true(lambda: self.readers.running_out(products) == 0, deadline):
+            return "reservations do not expire"
+        if not self._becomes_true(self._is_quiet, deadline):
             return "events are not shipped or not handled"
         return ""
 
-    def _happens(self, condition: Callable[[], object], deadline: float) -> bool:
+    def _becomes_true(self, condition: Callable[[], object], deadline: float) -> bool:
         while True:
             with suppress(DBAPIError, KafkaException):
                 if condition():
@@ -101,15 +102,15 @@ class System:
             threading.Event().wait(_POLL_SECONDS)
 
     def _is_quiet(self) -> bool:
-        # An event that is handled may write another: so twice, and nothing in between.
+        # Handling an event may write another one, so both must be zero twice in a row.
         return all(
             self.readers.unshipped() == 0 and all(self.kafka.lag(*group) == 0 for group in _GROUPS.items())
             for _ in range(2)
         )
 
 
-class Recorded:
-    """A history on its way: its clients, and what they and Kafka have to say."""
+class Recording:
+    """A history that is being recorded: its clients, their calls and the events on Kafka."""
 
     def __init__(self, system: System, seed: int, products: int = PRODUCTS) -> None:
         self._system = system
@@ -121,14 +122,16 @@ class Recorded:
         self.clients = Clients(*targets, self.call_log, self._products, seed)
 
     def at_rest(
-        self, *, calm: bool = False, poison: frozenset[str] = frozenset(), within_seconds: float = REST_SECONDS
+        self, *, fault_free: bool = False, poison: frozenset[str] = frozenset(), within_seconds: float = REST_SECONDS
     ) -> History:
-        """All of it, once nothing is left to do, or the time is up."""
-        restless = self._system.rest(self._products, within_seconds)
+        """Wait until the system is at rest or the time is over. Returns the history."""
+        unfinished = self._system.wait_until_at_rest(self._products, within_seconds)
         records = self.stream.read()
-        letters = [record.headers["ce_id"] for record in self.stream.read(LETTERS)]
+        dead_letters = [record.headers["ce_id"] for record in self.stream.read(DEAD_LETTERS)]
         snapshot = self._system.readers.snapshot(self._products)
-        return History(self.call_log.calls, events(records, self._products), snapshot, letters, poison, calm, restless)
+        return History(
+            self.call_log.calls, events(records, self._products), snapshot, dead_letters, poison, fault_free, unfinished
+        )
 
 
 @contextmanager
@@ -140,16 +143,16 @@ def running(
     environment: Mapping[str, str] | None = None,
     per_process: Mapping[str, Mapping[str, str]] | None = None,
     per_replica: Sequence[Mapping[str, str]] = (),
-    way_to: Callable[[int], Proxy] | None = None,
+    proxy_for: Callable[[int], Proxy] | None = None,
     metrics: bool = False,
 ) -> Iterator[System]:
-    """So many of each process; each API is called at all of its addresses, or by a `way_to` its port."""
+    """Starts `replicas` processes of each kind. An API is called at all its addresses, or through `proxy_for(port)`."""
     ports = [Ports.free(metrics=metrics) for _ in range(replicas)]
-    ways = {}
-    if way_to is not None:
-        ways = {INVENTORY_API: way_to(ports[0].inventory), ORDER_API: way_to(ports[0].orders)}
-    inventory = _target([each.inventory for each in ports], ways.get(INVENTORY_API))
-    orders = _target([each.orders for each in ports], ways.get(ORDER_API))
+    proxies = {}
+    if proxy_for is not None:
+        proxies = {INVENTORY_API: proxy_for(ports[0].inventory), ORDER_API: proxy_for(ports[0].orders)}
+    inventory = _target([each.inventory for each in ports], proxies.get(INVENTORY_API))
+    orders = _target([each.orders for each in ports], proxies.get(ORDER_API))
     own = {
         ORDER_API: {"INVENTORY_TARGET": inventory},
         REAPER: {"INVENTORY_TARGET": inventory, "ORDER_TARGET": orders},
@@ -167,10 +170,10 @@ def running(
             else:
                 at_the_end.callback(stack.stop)
                 stack.start()
-        system = System(stacks, inventory, orders, ways)
+        system = System(stacks, inventory, orders, proxies)
         system.wait_ready()
         yield system
 
 
-def _target(ports: Sequence[int], way: Proxy | None) -> str:
-    return target_of(*([way.port] if way else ports))
+def _target(ports: Sequence[int], proxy: Proxy | None) -> str:
+    return target_of(*([proxy.port] if proxy else ports))

@@ -1,4 +1,4 @@
-"""The broker is away for long, and no call notices; events wait, come when it is back, and come once."""
+"""A long outage of the broker: no call fails, and all events are shipped once when the broker is back."""
 
 from collections.abc import Iterator
 
@@ -24,13 +24,13 @@ def apache_kafka(docker_engine: str) -> Iterator[Kafka]:
         yield broker
 
 
-def test_the_broker_is_away_while_the_backlog_grows(
+def test_the_broker_is_unavailable_while_the_backlog_grows(
     postgres_server: PostgresServer, apache_kafka: Kafka, seed: int, is_short: bool
 ) -> None:
     with (
         running(Databases.on_server(postgres_server), apache_kafka) as system,
-        system.history(seed, calm=True) as clients,
-        clients.at_work(),
+        system.history(seed, fault_free=True) as clients,
+        clients.working(),
     ):
         clients.wait_for(20)
         apache_kafka.kill()

@@ -1,4 +1,4 @@
-"""Two of each process, one an hour ahead and one an hour behind: it is the clocks of the databases that count."""
+"""Two processes of each kind, with clocks an hour ahead and an hour behind: only the database's clock counts."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,7 +10,7 @@ from devstack.postgres import PostgresServer
 from devstack.stack import Databases
 from tests.faults.build import Build
 from tests.faults.clients import SHORT_SECONDS, Clients
-from tests.faults.history import Place, Refusal, Step
+from tests.faults.history import ChangeStatus, CreateOrder, Refusal
 from tests.faults.mutants import DATABASE_CLOCK
 from tests.faults.system import running
 
@@ -18,8 +18,8 @@ pytestmark = pytest.mark.timeout(400)
 
 HOUR_SECONDS = 3600
 
-# Run by Python itself when it starts. Only our own code gets the wrong time: gRPC reckons deadlines in Python and keeps
-# them in C, by a clock that can't be moved from here.
+# Python runs this at its start. Only our own code gets the wrong time: gRPC computes deadlines in Python and enforces
+# them in C, with a clock that cannot be changed from here.
 _SITECUSTOMIZE = """
 import sys
 import time
@@ -45,56 +45,56 @@ print("the clock is off by", SHIFT_SECONDS, flush=True)
 
 @pytest.fixture
 def clocks(tmp_path: Path) -> list[Mapping[str, str]]:
-    """One an hour ahead, one an hour behind: the environment of each."""
-    found: list[Mapping[str, str]] = []
+    """The environments of a clock that is an hour ahead and of one that is an hour behind."""
+    environments: list[Mapping[str, str]] = []
     for name, shift_seconds in (("ahead", HOUR_SECONDS), ("behind", -HOUR_SECONDS)):
         folder = tmp_path / name
         folder.mkdir()
         (folder / "sitecustomize.py").write_text(_SITECUSTOMIZE.format(shift=shift_seconds))
-        found.append({"PYTHONPATH": str(folder)})
-    return found
+        environments.append({"PYTHONPATH": str(folder)})
+    return environments
 
 
 @pytest.mark.short
-def test_holds_run_out_by_the_clock_of_the_database(
+def test_reservations_expire_by_the_clock_of_the_database(
     clocks: list[Mapping[str, str]], postgres_server: PostgresServer, own_broker: Kafka, seed: int
 ) -> None:
     with running(Databases.on_server(postgres_server), own_broker, replicas=2, per_replica=clocks) as system:
         for stack, shift in zip(system.stacks, (HOUR_SECONDS, -HOUR_SECONDS), strict=True):
             assert all(f"the clock is off by {shift}" in process.log for process in stack.processes)
-        with system.history(seed, calm=True) as clients, clients.at_work():
+        with system.history(seed, fault_free=True) as clients, clients.working():
             clients.wait_for(300)
-    assert lost_holds(clients) == 0, f"seed {seed}"
+    assert expired_too_early(clients) == 0, f"seed {seed}"
 
 
-def test_the_clocks_would_be_noticed(
+def test_with_the_clocks_of_the_processes_reservations_expire_too_early(
     clocks: list[Mapping[str, str]], postgres_server: PostgresServer, own_broker: Kafka, tmp_path: Path, seed: int
 ) -> None:
     build = Build(tmp_path / "build", DATABASE_CLOCK)
     wrong = [{"PYTHONPATH": f"{clock['PYTHONPATH']}:{build.folder}"} for clock in clocks]
     with running(Databases.on_server(postgres_server), own_broker, replicas=2, per_replica=wrong) as system:
-        clients = system.recorded(seed).clients
-        with clients.at_work():
+        clients = system.record(seed).clients
+        with clients.working():
             clients.wait_for(200)
-    assert lost_holds(clients) > 0
+    assert expired_too_early(clients) > 0
 
 
-def lost_holds(clients: Clients) -> int:
-    """Orders that could not be confirmed because their holds had run out, though they had time left."""
+def expired_too_early(clients: Clients) -> int:
+    """The number of confirmations refused with RESERVATION_EXPIRED before the reservation's expiry."""
     sent_at = {
         order_id: call.attempts[0].sent_at
         for call in clients.call_log.calls
-        if isinstance(call.operation, Place)
+        if isinstance(call.operation, CreateOrder)
         for order_id in call.answers
     }
     calls = [
         (call, sent_at[call.operation.order_id] + SHORT_SECONDS)
         for call in clients.call_log.calls
-        if isinstance(call.operation, Step) and call.operation.status == "CONFIRMED"
+        if isinstance(call.operation, ChangeStatus) and call.operation.status == "CONFIRMED"
     ]
     assert any(call.answers for call, _ in calls)
     return sum(
-        attempt.outcome == Refusal("RESERVATION_EXPIRED") and attempt.answered_at < in_time
-        for call, in_time in calls
+        attempt.outcome == Refusal("RESERVATION_EXPIRED") and attempt.answered_at < expires_at
+        for call, expires_at in calls
         for attempt in call.attempts
     )

@@ -1,4 +1,4 @@
-"""PostgreSQL asks to run transactions again, and has no connection left for anybody."""
+"""PostgreSQL aborts transactions that have to be retried, and has no free connections."""
 
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -15,9 +15,9 @@ from tests.faults.system import System, running
 pytestmark = pytest.mark.timeout(400)
 
 CONNECTIONS_MAX = 500
-SILENT_SECONDS = 60
+NO_RESPONSE_SECONDS = 60
 
-# A third of all transactions that write an event fails, with one of the two words that ask for another try.
+# A third of all transactions that write an event fail, with one of the two errors that require a retry.
 _INJECT = """
 CREATE FUNCTION fail() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
@@ -28,7 +28,7 @@ BEGIN
 END $$;
 CREATE TRIGGER injected BEFORE INSERT ON outbox FOR EACH STATEMENT EXECUTE FUNCTION fail();
 """
-_MEND = "DROP TRIGGER injected ON outbox; DROP FUNCTION fail()"
+_REMOVE = "DROP TRIGGER injected ON outbox; DROP FUNCTION fail()"
 
 
 @pytest.fixture(scope="module")
@@ -40,24 +40,24 @@ def system(postgres_server: PostgresServer, own_broker: Kafka) -> Iterator[Syste
 @pytest.mark.short
 def test_serialization_failures_and_deadlocks(system: System, seed: int) -> None:
     databases = system.stacks[0].databases
-    with system.history(seed, calm=True) as clients, clients.at_work():
+    with system.history(seed, fault_free=True) as clients, clients.working():
         clients.wait_for(20)
         execute(databases, _INJECT)
         clients.wait_for(150)
-        execute(databases, _MEND)
+        execute(databases, _REMOVE)
     refusals = {reason for call in clients.call_log.calls for reason in call.refusals}
-    assert "CONTENTION" in refusals, f"seed {seed}: three tries always sufficed, so nothing was injected"
+    assert "CONTENTION" in refusals, f"seed {seed}: no call failed three times, so nothing was injected"
 
 
 def test_no_connection_left(system: System, postgres_server: PostgresServer, seed: int) -> None:
-    with system.history(seed) as clients, clients.at_work():
+    with system.history(seed) as clients, clients.working():
         clients.wait_for(20)
         with ExitStack() as taken:
             take_all_connections(postgres_server, taken)
-            silent = clients.call_log.count("unknown")
+            unknown = clients.call_log.count("unknown")
             clients.wait_for_attempts(30)
             system.eventually(
-                lambda: clients.call_log.count("unknown") > silent, SILENT_SECONDS, "a call is not answered"
+                lambda: clients.call_log.count("unknown") > unknown, NO_RESPONSE_SECONDS, "a call gets no response"
             )
         clients.wait_for(40)
 
@@ -69,7 +69,7 @@ def execute(databases: Databases, statements: str) -> None:
 
 
 def take_all_connections(server: PostgresServer, taken: ExitStack) -> None:
-    """Throw everybody out and be there first when they come back, until the server has nothing left."""
+    """Terminate all other connections and take their places, until all connections of the server are ours."""
     mine: list[psycopg.Connection] = []
 
     def take() -> bool:
@@ -79,18 +79,18 @@ def take_all_connections(server: PostgresServer, taken: ExitStack) -> None:
             return False
         return True
 
-    assert take(), "at least one is free"
+    assert take(), "no connection is free"
     others = 1
     while others:
         while len(mine) < CONNECTIONS_MAX and take():
             pass
         pids = [connection.info.backend_pid for connection in mine]
-        thrown_out = mine[0].execute(
+        terminated = mine[0].execute(
             "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
             " WHERE backend_type = 'client backend' AND NOT pid = ANY (%s)",
             [pids],
         )
-        others = len(thrown_out.fetchall())
+        others = len(terminated.fetchall())
 
 
 def plain(url: str) -> str:

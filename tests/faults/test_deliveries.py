@@ -1,4 +1,4 @@
-"""Every event delivered three times and out of turn with other keys, poisonous ones among them."""
+"""Every event is delivered three times, out of order with those of other keys, and invalid events are among them."""
 
 import random
 import threading
@@ -18,24 +18,24 @@ from tests.faults.system import System, running
 pytestmark = pytest.mark.timeout(400)
 
 REPEATS = 2
-POISONOUS = 3
-LOOK_SECONDS = 0.5
+INVALID_EVENTS = 3
+READ_SECONDS = 0.5
 FLUSH_SECONDS = 20
 
 
 @pytest.mark.short
 def test_events_come_three_times_and_shuffled(postgres_server: PostgresServer, own_broker: Kafka, seed: int) -> None:
     chance = random.Random(seed)
-    poison = frozenset(str(UUID(int=chance.getrandbits(128), version=4)) for _ in range(POISONOUS))
+    poison = frozenset(str(UUID(int=chance.getrandbits(128), version=4)) for _ in range(INVALID_EVENTS))
     with running(Databases.on_server(postgres_server), own_broker) as system:
         sent = Stream(system.kafka)
-        with system.history(seed, poison=poison) as clients, clients.at_work(), repeating(system, sent, chance, poison):
+        with system.history(seed, poison=poison) as clients, clients.working(), repeating(system, sent, chance, poison):
             clients.wait_for(300)
 
 
 @contextmanager
 def repeating(system: System, sent: Stream, chance: random.Random, poison: frozenset[str]) -> Iterator[None]:
-    """What has been sent since the last look comes again and again, later and in turn with others, until the end."""
+    """Until the block ends, reads new events and produces each of them REPEATS more times, in random order."""
     over = threading.Event()
     failures: list[BaseException] = []
     producer = Producer(system.kafka.connection.configuration({"acks": "all", "partitioner": "murmur2_random"}))
@@ -50,12 +50,12 @@ def repeating(system: System, sent: Stream, chance: random.Random, poison: froze
                 again = list({record.headers["ce_id"]: record for record in fresh}.values()) * REPEATS
                 chance.shuffle(again)
                 if left and fresh:
-                    # In the partition of a live order, whose events come before and behind it.
+                    # With the key of a real order, between its events.
                     again.insert(len(again) // 2, poisoned(chance.choice(fresh), left.pop()))
                 for record in again:
                     producer.produce(record.topic, record.value, record.key, headers=dict(record.headers))
                 assert producer.flush(FLUSH_SECONDS) == 0
-                over.wait(LOOK_SECONDS)
+                over.wait(READ_SECONDS)
         except BaseException as failure:
             failures.append(failure)
 
@@ -70,7 +70,7 @@ def repeating(system: System, sent: Stream, chance: random.Random, poison: froze
 
 
 def poisoned(record: Record, event_id: str) -> Record:
-    """Of a type that is handled, and not to be read."""
+    """An event of a type that the consumer handles, with a value that is not JSON."""
     event_type = "ORDER_CANCELLED" if record.topic == "order-events" else "STOCK_RELEASED"
     headers = record.headers | {"ce_id": event_id, "ce_type": event_type}
     return Record(record.topic, record.partition, record.offset, record.key, headers, b"not JSON")

@@ -1,4 +1,4 @@
-"""PostgreSQL has no room left on its disk, crash and all, and then has again."""
+"""PostgreSQL's disk fills up, it may crash, and then there is space again."""
 
 from collections.abc import Iterator
 
@@ -29,26 +29,26 @@ def small(docker_engine: str) -> Iterator[Small]:
 
 
 @pytest.mark.parametrize("what", ["tables", pytest.param("log", marks=pytest.mark.short)])
-def test_postgresql_has_no_room_left(small: Small, own_broker: Kafka, seed: int, what: str) -> None:
+def test_postgresql_has_no_disk_space(small: Small, own_broker: Kafka, seed: int, what: str) -> None:
     server, disk, container = small
     with (
         running(Databases.on_server(server), own_broker) as system,
         system.history(seed) as clients,
-        clients.at_work(count=12, pause_seconds=0),
+        clients.working(count=12, pause_seconds=0),
     ):
         clients.wait_for(20)
-        silent = clients.call_log.count("unknown")
+        unknown = clients.call_log.count("unknown")
         if what == "log":
             system.eventually(
-                lambda: crashes(server, disk), FULL_SECONDS, "it crashes when there is no room for its log"
+                lambda: crashes(server, disk), FULL_SECONDS, "it crashes when there is no space for its log"
             )
         system.eventually(
-            lambda: hurts(disk, clients, more_than=silent + 5), FULL_SECONDS, "calls fail when there is no room"
+            lambda: calls_fail(disk, clients, more_than=unknown + 5), FULL_SECONDS, "calls fail when the disk is full"
         )
         clients.wait_for_attempts(30)
         disk.clear()
         if not container.alive:
-            # A server that finds no room when it comes back from a crash ends.
+            # A server that finds no space during recovery from a crash exits.
             container.start_again()
         wait_until_it_answers(make_url(server.url))
         system.wait_ready()
@@ -56,7 +56,7 @@ def test_postgresql_has_no_room_left(small: Small, own_broker: Kafka, seed: int,
 
 
 def crashes(server: PostgresServer, disk: SmallDisk) -> bool:
-    """Leave no room, and let it ask for some more for its log."""
+    """Fill the disk and make the server write a new log segment. True if it crashed."""
     disk.fill()
     try:
         with psycopg.connect(plain(server.url), autocommit=True, connect_timeout=5) as connection:
@@ -66,7 +66,7 @@ def crashes(server: PostgresServer, disk: SmallDisk) -> bool:
     return False
 
 
-def hurts(disk: SmallDisk, clients: Clients, more_than: int) -> bool:
-    """Leave no room: what is written into the room inside of tables still fits, for a while."""
+def calls_fail(disk: SmallDisk, clients: Clients, more_than: int) -> bool:
+    """Fill the disk. True once more calls have an unknown outcome: free space inside tables lasts for a while."""
     disk.fill()
     return clients.call_log.count("unknown") > more_than

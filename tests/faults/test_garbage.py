@@ -1,4 +1,4 @@
-"""Requests that nobody should send, and bytes that are no requests: no defect, no crash, no growth in memory."""
+"""Generated requests, and bytes that are not requests: no internal error, no crash, no growth in memory."""
 
 import os
 import random
@@ -56,16 +56,16 @@ def test_generated_requests(system: System, seed: int, is_short: bool) -> None:
         for number in range(requests):
             method, stub = chance.choice(methods)
             request = generated(method, bad, chance)
-            # An order of a million requests would be read and answered as a whole, and be called growth.
+            # A single order with the reservations of a million requests would itself need much memory.
             rename_order(request, str(UUID(int=1 + number // REQUESTS_AN_ORDER)))
             pending.append((method, stub.future(request, timeout=CALL_SECONDS)))
             while len(pending) >= IN_FLIGHT_MAX or (pending and number == requests - 1):
-                asked, answer = pending.popleft()
-                code = answer.code().name
+                called, future = pending.popleft()
+                code = future.code().name
                 codes[code] = codes.get(code, 0) + 1
-                assert code not in DEFECTS, f"seed {seed}: {asked.full_name} answered {code}: {answer.details()}"
+                assert code not in DEFECTS, f"seed {seed}: {called.full_name} failed with {code}: {future.details()}"
             if number == requests // 2:
-                # What is cached has been cached by now.
+                # All caches are filled by now.
                 sizes = {process.name: memory(process) for process in stack.processes}
     assert codes.get("INVALID_ARGUMENT", 0) > requests / 4, codes
     assert codes.get("OK", 0) > 0, codes
@@ -76,7 +76,7 @@ def test_generated_requests(system: System, seed: int, is_short: bool) -> None:
 
 
 def rename_order(message: Any, order_id: str) -> None:
-    """Let it speak of this order where it speaks of the one that all good requests are of."""
+    """Replace the order id of all valid requests by this one."""
     for field, value in message.ListFields():
         if field.name == "order_id" and value == A_UUID:
             setattr(message, field.name, order_id)
@@ -86,7 +86,7 @@ def rename_order(message: Any, order_id: str) -> None:
 
 
 def generated(method: MethodDescriptor, bad: dict[str, list[Message]], chance: random.Random) -> Message:
-    """Bad in up to three of its fields, sometimes in none."""
+    """A request with up to three bad fields, sometimes none."""
     request = good(method.input_type)
     for _ in range(chance.randint(0, 3)):
         request.MergeFrom(chance.choice(bad[method.full_name]))
@@ -94,13 +94,13 @@ def generated(method: MethodDescriptor, bad: dict[str, list[Message]], chance: r
 
 
 @pytest.mark.short
-def test_bytes_that_are_no_requests(system: System, seed: int, is_short: bool) -> None:
+def test_bytes_that_are_not_requests(system: System, seed: int, is_short: bool) -> None:
     chance = random.Random(seed)
     ports = system.stacks[0].ports
     before = {process.pid: memory(process) for process in system.processes}
     for _ in range(CONNECTIONS_SHORT if is_short else CONNECTIONS):
         port = chance.choice([ports.inventory, ports.orders, ports.reaper, ports.relay])
-        # The other side may close at any moment, and has every reason to.
+        # The server may close the connection at any time.
         with suppress(OSError), socket.create_connection(("127.0.0.1", port), 5) as connection:
             connection.settimeout(5)
             connection.sendall(chance.choice([b"", PREFACE]) + chance.randbytes(chance.randint(1, 20_000)))
@@ -111,7 +111,7 @@ def test_bytes_that_are_no_requests(system: System, seed: int, is_short: bool) -
     for process in system.processes:
         process.wait_ready(CALL_SECONDS)
         assert memory(process) < before[process.pid] * GROWTH_MAX
-    with system.history(seed, calm=True) as clients, clients.at_work():
+    with system.history(seed, fault_free=True) as clients, clients.working():
         clients.wait_for(40)
 
 
@@ -126,5 +126,5 @@ def stub_of(api: Shop, method: MethodDescriptor) -> Any:
 
 
 def memory(process: Process) -> int:
-    """Bytes in use."""
+    """Resident memory of the process in bytes."""
     return int(psutil.Process(process.pid).memory_info().rss)

@@ -1,4 +1,4 @@
-"""Three brokers, and each in turn is lost with all partitions that it leads: killed, or frozen where it stands."""
+"""Three brokers: each in turn is killed or frozen, with all partitions that it leads."""
 
 import random
 from collections.abc import Iterator
@@ -23,26 +23,26 @@ def cluster(docker_engine: str) -> Iterator[Cluster]:
         yield cluster
 
 
-def test_each_leader_is_lost(postgres_server: PostgresServer, cluster: Cluster, seed: int) -> None:
+def test_each_broker_is_lost_in_turn(postgres_server: PostgresServer, cluster: Cluster, seed: int) -> None:
     chance = random.Random(seed)
     with (
         running(Databases.on_server(postgres_server), cluster.kafka) as system,
-        system.history(seed, calm=True) as clients,
-        clients.at_work(),
+        system.history(seed, fault_free=True) as clients,
+        clients.working(),
     ):
         for number in chance.sample(list(cluster.brokers), len(cluster.brokers)):
             clients.wait_for(20)
-            assert number in cluster.leaders().values(), f"broker {number} leads nothing that could be lost"
+            assert number in cluster.leaders().values(), f"broker {number} leads no partition"
             broker = cluster.brokers[number]
             killed = chance.random() < 0.5
             (broker.kill if killed else broker.freeze)()
-            system.eventually(lambda: moved(cluster, number), MOVED_SECONDS, f"others lead instead of {number}")  # noqa: B023 - called at once
-            ships(system)
+            system.eventually(lambda: moved(cluster, number), MOVED_SECONDS, f"broker {number} leads nothing")  # noqa: B023 - called at once
+            wait_until_shipped(system)
             clients.wait_for(20)
             (broker.start_again if killed else broker.thaw)()
-            what = f"broker {number}, which was {'killed' if killed else 'frozen'}, has caught up"
-            system.eventually(cluster.is_whole, CAUGHT_UP_SECONDS, what)
-            ships(system)
+            description = f"broker {number}, which was {'killed' if killed else 'frozen'}, is in sync again"
+            system.eventually(cluster.is_in_sync, CAUGHT_UP_SECONDS, description)
+            wait_until_shipped(system)
         clients.wait_for(20)
 
 
@@ -50,7 +50,7 @@ def moved(cluster: Cluster, lost: int) -> bool:
     return set(cluster.leaders().values()).isdisjoint({lost, -1})
 
 
-def ships(system: System) -> None:
-    """What waits now is gone in a while, though more comes all the time."""
+def wait_until_shipped(system: System) -> None:
+    """Wait until all events that are in the outboxes now are shipped."""
     waiting = system.readers.waiting()
     system.eventually(lambda: waiting.isdisjoint(system.readers.waiting()), SHIPPED_SECONDS, "the backlog is shipped")

@@ -1,4 +1,4 @@
-"""The network between any two: refused, hanging, slow, torn, and a COMMIT whose answer is lost."""
+"""Network faults on each connection: refused, hanging, slow, reset, and a COMMIT whose response is lost."""
 
 import random
 from collections.abc import Iterator, Sequence
@@ -15,26 +15,26 @@ from devstack.servers.containers import Container
 from devstack.stack import Databases
 from shopctl.events.topics import TOPICS
 from shopctl.system.layout import INVENTORY_API, ORDER_API
-from tests.faults.proxy import Proxy, Weather
+from tests.faults.proxy import NetworkFault, Proxy
 from tests.faults.system import System, running
 
 pytestmark = pytest.mark.timeout(500)
 
-BAD = [weather for weather in Weather if weather is not Weather.FINE]
-BAD_ANYWHERE = [weather for weather in BAD if weather is not Weather.COMMIT_UNANSWERED]
+FAULTS = [fault for fault in NetworkFault if fault is not NetworkFault.NONE]
+FAULTS_WITHOUT_COMMIT = [fault for fault in FAULTS if fault is not NetworkFault.COMMIT_UNANSWERED]
 HIT_SECONDS = 60
 
 
 @pytest.fixture(scope="module")
 def between() -> Iterator[ExitStack]:
-    """Where proxies end."""
+    """Ends the proxies after the module's tests."""
     with ExitStack() as stack:
         yield stack
 
 
 @pytest.fixture(scope="module")
 def to_kafka(docker_engine: str, between: ExitStack) -> tuple[Proxy, Kafka]:
-    """A broker that tells its clients to come by way of a proxy."""
+    """A broker that advertises the address of a proxy in front of it."""
     inside, outside = free_ports(2)
     settings = kafka_brokers._container_settings(inside) | {
         "KAFKA_ADVERTISED_LISTENERS": f"PLAINTEXT://127.0.0.1:{outside}"
@@ -58,7 +58,7 @@ def to_postgres(postgres_server: PostgresServer, between: ExitStack) -> tuple[Pr
 
 @pytest.fixture(scope="module")
 def system(to_postgres: tuple[Proxy, Databases], to_kafka: tuple[Proxy, Kafka], between: ExitStack) -> Iterator[System]:
-    with running(to_postgres[1], to_kafka[1], way_to=lambda port: _through(between, port)) as system:
+    with running(to_postgres[1], to_kafka[1], proxy_for=lambda port: _through(between, port)) as system:
         yield system
 
 
@@ -73,31 +73,31 @@ def _at(url: str, port: int) -> str:
 
 @pytest.mark.short
 def test_between_the_processes_and_postgresql(system: System, to_postgres: tuple[Proxy, Databases], seed: int) -> None:
-    storms(system, to_postgres[0], BAD, seed)
+    inject(system, to_postgres[0], FAULTS, seed)
 
 
 @pytest.mark.short
 def test_between_the_processes_and_kafka(system: System, to_kafka: tuple[Proxy, Kafka], seed: int) -> None:
-    # No call goes to Kafka: it takes a hundred of them to last as long as anybody there waits for an answer.
-    storms(system, to_kafka[0], BAD_ANYWHERE, seed, attempts=(100, 300))
+    # No call waits for Kafka, so only a hundred calls or more take as long as the timeouts of Kafka's clients.
+    inject(system, to_kafka[0], FAULTS_WITHOUT_COMMIT, seed, attempts=(100, 300))
 
 
 @pytest.mark.parametrize("api", [INVENTORY_API, ORDER_API])
-def test_between_an_api_and_those_who_call_it(system: System, seed: int, api: str) -> None:
-    storms(system, system.ways[api], BAD_ANYWHERE, seed)
+def test_between_an_api_and_its_callers(system: System, seed: int, api: str) -> None:
+    inject(system, system.proxies[api], FAULTS_WITHOUT_COMMIT, seed)
 
 
-def storms(
-    system: System, proxy: Proxy, kinds: Sequence[Weather], seed: int, attempts: tuple[int, int] = (5, 15)
+def inject(
+    system: System, proxy: Proxy, faults: Sequence[NetworkFault], seed: int, attempts: tuple[int, int] = (5, 15)
 ) -> None:
-    """One after the other, in any sequence, and fine weather between them; clients work all the time."""
+    """Inject each of these faults in random order, with pauses between them, while clients work."""
     chance = random.Random(seed)
-    with system.history(seed) as clients, clients.at_work():
-        for weather in chance.sample(kinds, len(kinds)):
+    with system.history(seed) as clients, clients.working():
+        for fault in chance.sample(faults, len(faults)):
             clients.wait_for(10)
             so_far = proxy.incidents
-            with proxy.weather(weather):
-                system.eventually(lambda: proxy.incidents > so_far, HIT_SECONDS, f"{weather} hits somebody")  # noqa: B023 - called at once
+            with proxy.fault(fault):
+                system.eventually(lambda: proxy.incidents > so_far, HIT_SECONDS, f"{fault} affects a connection")  # noqa: B023 - called at once
                 clients.wait_for_attempts(chance.randint(*attempts))
         clients.wait_for(10)
     system.wait_ready()

@@ -1,4 +1,4 @@
-"""Ten times more than the shop can do: it does what it can, refuses the rest in time, and is itself right after."""
+"""Ten times the sustainable load: the system serves what it can, refuses the rest in time, and recovers at once."""
 
 from collections import Counter
 from collections.abc import Iterable
@@ -8,16 +8,16 @@ import pytest
 from devstack.kafka import Kafka
 from devstack.postgres import PostgresServer
 from devstack.stack import Databases
-from tests.faults.beside import always_serving, megabytes
 from tests.faults.clients import LOCATIONS
-from tests.faults.flood import Flood
 from tests.faults.history import Call
+from tests.faults.honest_client import always_serving, megabytes
+from tests.faults.order_load import OrderLoad
 from tests.faults.system import running
 
 pytestmark = [pytest.mark.timeout(600), pytest.mark.short]
 
 LINES = 40
-"""An order of many lines costs the shop much and its buyer little, so that one buyer can overload one shop."""
+"""Lines of an order. Large orders cost the system more than the sender, so that one sender can overload it."""
 STOCK = 10**6
 BUYERS = 32
 TIMES = 10
@@ -25,7 +25,7 @@ SECONDS, SECONDS_SHORT = 60, 10
 REST_SECONDS = 300
 MEASURE_SECONDS = 2
 RECOVER_SECONDS = 20
-SETTLED_MIN = 0.8
+KNOWN_MIN = 0.8
 LATE_MAX = 0.01
 GROWTH_MEGABYTES_MAX = 200
 
@@ -39,35 +39,37 @@ def test_ten_times_the_sustainable_rate(
         system.history(seed, products=LINES, rest_seconds=REST_SECONDS) as clients,
     ):
         clients.add_stock(LOCATIONS[0], lambda: STOCK)
-        flood = Flood(clients)
-        flood.at_once(BUYERS, MEASURE_SECONDS)
-        sustainable = flood.at_once(BUYERS, MEASURE_SECONDS)
+        load = OrderLoad(clients)
+        load.at_concurrency(BUYERS, MEASURE_SECONDS)
+        sustainable = load.at_concurrency(BUYERS, MEASURE_SECONDS)
         before = {process.name: megabytes(process) for process in system.processes}
-        calm_calls = len(clients.call_log.calls)
+        calls_before = len(clients.call_log.calls)
         with always_serving(system.processes):
-            sent = flood.at_rate(TIMES * sustainable, seconds)
-        words = told(clients.call_log.calls[calm_calls:])
+            sent = load.at_rate(TIMES * sustainable, seconds)
+        counts = outcomes(clients.call_log.calls[calls_before:])
         after = {process.name: megabytes(process) for process in system.processes}
-        print(f"sustainable {sustainable:.0f}/s, sent {sent:.0f}/s, told {words}, MB {before} -> {after}")
+        print(f"sustainable {sustainable:.0f}/s, sent {sent:.0f}/s, outcomes {counts}, MB {before} -> {after}")
 
-        assert min(words["QUEUE_FULL"], words["done"]) > 0, f"it does what it can, no more: {words}"
-        # What had begun when its time was up may have been done: UNAVAILABLE. gRPC itself makes CANCELLED of some
-        # refusals that overtake their requests. Clients send both again.
-        assert set(words) <= {"done", "QUEUE_FULL", "UNAVAILABLE", "CANCELLED", "DEADLINE_EXCEEDED"}
+        assert min(counts["QUEUE_FULL"], counts["done"]) > 0, f"some calls are served and some are refused: {counts}"
+        # UNAVAILABLE: a call that ran when its time was up may have taken effect. CANCELLED: gRPC makes it of some
+        # refusals that arrive before the request is sent completely. Clients repeat both.
+        assert set(counts) <= {"done", "QUEUE_FULL", "UNAVAILABLE", "CANCELLED", "DEADLINE_EXCEEDED"}
         if not is_short:
-            # Rates, which a machine that others use at the same time decides as well.
-            assert sent > 0.9 * TIMES * sustainable, "this machine can't send so many"
-            assert words["QUEUE_FULL"] > words["done"] > sustainable * seconds / 2, f"it does what it can: {words}"
-            settled = words["done"] + words["QUEUE_FULL"]
-            assert settled > SETTLED_MIN * words.total(), f"most know what became of it: {words}"
-            assert words["DEADLINE_EXCEEDED"] < LATE_MAX * words.total(), f"all hear in time: {words}"
+            # Rates depend on what else runs on the machine, so the short form, which CI runs, does not check them.
+            assert sent > 0.9 * TIMES * sustainable, "this machine cannot send at this rate"
+            assert counts["QUEUE_FULL"] > counts["done"] > sustainable * seconds / 2, f"too few calls served: {counts}"
+            known = counts["done"] + counts["QUEUE_FULL"]
+            assert known > KNOWN_MIN * counts.total(), f"too many calls with an unknown outcome: {counts}"
+            assert counts["DEADLINE_EXCEEDED"] < LATE_MAX * counts.total(), f"too many late responses: {counts}"
         for name, size in before.items():
-            assert after[name] < size + GROWTH_MEGABYTES_MAX, f"{name} grows: {before} {after}"
+            assert after[name] < size + GROWTH_MEGABYTES_MAX, f"memory of {name} grows: {before} {after}"
         system.eventually(
-            lambda: flood.at_once(BUYERS, MEASURE_SECONDS / 2) > sustainable / 2, RECOVER_SECONDS, "the rate is back"
+            lambda: load.at_concurrency(BUYERS, MEASURE_SECONDS / 2) > sustainable / 2,
+            RECOVER_SECONDS,
+            "the rate is back",
         )
 
 
-def told(calls: Iterable[Call]) -> Counter[str]:
-    """How often which word was given."""
-    return Counter(word for call in calls for word in (call.refusals or call.infos or ["done"]))
+def outcomes(calls: Iterable[Call]) -> Counter[str]:
+    """The number of calls by outcome: done, a reason or a status code."""
+    return Counter(outcome for call in calls for outcome in (call.refusals or call.infos or ["done"]))

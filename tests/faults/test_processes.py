@@ -1,4 +1,4 @@
-"""Processes killed and frozen, at random and at every named step, while clients work on two of each."""
+"""Processes are killed and frozen, at random and at every failpoint, while clients call two processes of each kind."""
 
 import random
 import signal
@@ -15,100 +15,99 @@ from devstack.stack import Databases
 from shop_common.events.outbox import SHARDS
 from shopctl.system.layout import INVENTORY_API, ORDER_API, RELAY
 from tests.faults import build
-from tests.faults.build import SteppedBuild
+from tests.faults.build import StoppableBuild
 from tests.faults.system import LEASE_SECONDS, System, running
 
 pytestmark = pytest.mark.timeout(500)
 
 RANDOM_KILLS, RANDOM_KILLS_SHORT = 4, 2
-STEP_SECONDS = 60
-GO_ON_SECONDS = 20
-STEPS = [
-    *((api, step) for api in (INVENTORY_API, ORDER_API) for step in (build.BEFORE_COMMIT, build.AFTER_COMMIT)),
+WAIT_SECONDS = 60
+CONTINUE_SECONDS = 20
+STOP_POINTS = [
+    *((api, name) for api in (INVENTORY_API, ORDER_API) for name in (build.BEFORE_COMMIT, build.AFTER_COMMIT)),
     *((api, build.BEFORE_OFFSET) for api in (INVENTORY_API, ORDER_API)),
     (ORDER_API, build.BEFORE_INSERT),
     (ORDER_API, build.BEFORE_CONFIRMED),
-    *((RELAY, step) for step in (build.BEFORE_PRODUCE, build.BEFORE_DELETE, build.BEFORE_COMMIT, build.AFTER_COMMIT)),
+    *((RELAY, name) for name in (build.BEFORE_PRODUCE, build.BEFORE_DELETE, build.BEFORE_COMMIT, build.AFTER_COMMIT)),
 ]
 
 
 @pytest.fixture(scope="module")
-def stepped(tmp_path_factory: pytest.TempPathFactory) -> SteppedBuild:
-    return SteppedBuild(tmp_path_factory.mktemp("stepped") / "build")
+def stoppable(tmp_path_factory: pytest.TempPathFactory) -> StoppableBuild:
+    return StoppableBuild(tmp_path_factory.mktemp("stoppable") / "build")
 
 
 @pytest.fixture(scope="module")
-def system(postgres_server: PostgresServer, own_broker: Kafka, stepped: SteppedBuild) -> Iterator[System]:
+def system(postgres_server: PostgresServer, own_broker: Kafka, stoppable: StoppableBuild) -> Iterator[System]:
     databases = Databases.on_server(postgres_server)
-    with running(databases, own_broker, replicas=2, environment=stepped.environment) as system:
+    with running(databases, own_broker, replicas=2, environment=stoppable.environment) as system:
         yield system
 
 
 @pytest.mark.short
 def test_killed_at_random(system: System, seed: int, is_short: bool) -> None:
     chance = random.Random(seed)
-    with system.history(seed) as clients, clients.at_work():
+    with system.history(seed) as clients, clients.working():
         for _ in range(RANDOM_KILLS_SHORT if is_short else RANDOM_KILLS):
             clients.wait_for(chance.randint(5, 40))
             process = chance.choice(system.processes)
             process.kill()
             process.start()
-            process.wait_ready(STEP_SECONDS)
+            process.wait_ready(WAIT_SECONDS)
         clients.wait_for(20)
 
 
-def test_killed_at_every_step(system: System, stepped: SteppedBuild, seed: int) -> None:
+def test_killed_at_every_failpoint(system: System, stoppable: StoppableBuild, seed: int) -> None:
     chance = random.Random(seed)
-    with system.history(seed) as clients, clients.at_work():
-        for name, step in chance.sample(STEPS, len(STEPS)):
-            stepped.arm(name, step, "kill", passes=chance.randint(0, 5))
-            system.eventually(lambda: dead(system), STEP_SECONDS, f"{name} comes by: {step}")
-            (process,) = dead(system)
+    with system.history(seed) as clients, clients.working():
+        for name, failpoint in chance.sample(STOP_POINTS, len(STOP_POINTS)):
+            stoppable.arm(name, failpoint, "kill", passes=chance.randint(0, 5))
+            system.eventually(lambda: ended(system), WAIT_SECONDS, f"{name} reaches {failpoint}")
+            (process,) = ended(system)
             assert (process.name, process.exit_code) == (name, -signal.SIGKILL)
             process.start()
-            process.wait_ready(STEP_SECONDS)
+            process.wait_ready(WAIT_SECONDS)
         clients.wait_for(20)
 
 
 @pytest.mark.parametrize(
-    "step", [build.BEFORE_PRODUCE, pytest.param(build.BEFORE_DELETE, marks=pytest.mark.short), build.BEFORE_COMMIT]
+    "failpoint", [build.BEFORE_PRODUCE, pytest.param(build.BEFORE_DELETE, marks=pytest.mark.short), build.BEFORE_COMMIT]
 )
-def test_a_relay_frozen_for_longer_than_its_lease_repeats_at_most(
-    system: System, stepped: SteppedBuild, seed: int, step: str
+def test_a_relay_frozen_for_longer_than_its_lease_only_repeats_events(
+    system: System, stoppable: StoppableBuild, seed: int, failpoint: str
 ) -> None:
-    with system.history(seed) as clients, clients.at_work():
+    with system.history(seed) as clients, clients.working():
         clients.wait_for(20)
-        frozen = freeze(system, stepped, RELAY, step)
-        # Each shard has gone to the other relay.
-        system.eventually(lambda: len(owners(system)) == 1, 10 * LEASE_SECONDS, "the other takes over")
+        frozen = freeze(system, stoppable, RELAY, failpoint)
+        system.eventually(lambda: len(owners(system)) == 1, 10 * LEASE_SECONDS, "the other relay has all leases")
         (other,) = owners(system)
         clients.wait_for(40)
         assert owners(system) == {other}
         frozen.thaw()
-        system.eventually(lambda: len(owners(system)) == 2, 10 * LEASE_SECONDS, "it has shards again")
+        system.eventually(lambda: len(owners(system)) == 2, 10 * LEASE_SECONDS, "both relays have leases")
         clients.wait_for(20)
 
 
 @pytest.mark.parametrize("name", [pytest.param(INVENTORY_API, marks=pytest.mark.short), ORDER_API])
-def test_others_go_on_while_an_api_is_frozen_in_its_transaction(
-    system: System, stepped: SteppedBuild, seed: int, name: str
+def test_the_other_process_serves_while_an_api_is_frozen_in_its_transaction(
+    system: System, stoppable: StoppableBuild, seed: int, name: str
 ) -> None:
-    with system.history(seed) as clients, clients.at_work():
+    with system.history(seed) as clients, clients.working():
         clients.wait_for(20)
-        frozen = freeze(system, stepped, name, build.BEFORE_COMMIT)
-        # The database throws it out, and lets those go on who wait for its rows. They ask the other process: of
-        # those who ask both, half wait for nothing.
+        frozen = freeze(system, stoppable, name, build.BEFORE_COMMIT)
+        # The database ends the idle transaction, and those that wait for its rows continue. These clients call only
+        # the healthy process: clients that call both would spend half of their calls on timeouts.
         (healthy,) = (stack for stack in system.stacks if frozen not in stack.processes)
-        others = clients.elsewhere(healthy.inventory_address, healthy.orders_address)
-        with others.at_work(deeds=(1, 0, 0) if name == ORDER_API else (0, 3, 1)):
-            others.wait_for(60, within_seconds=GO_ON_SECONDS)
+        others = clients.at_addresses(healthy.inventory_address, healthy.orders_address)
+        with others.working(weights=(1, 0, 0) if name == ORDER_API else (0, 3, 1)):
+            others.wait_for(60, within_seconds=CONTINUE_SECONDS)
         frozen.thaw()
-        frozen.wait_ready(STEP_SECONDS)
+        frozen.wait_ready(WAIT_SECONDS)
         clients.wait_for(20)
 
 
 @pytest.mark.short
-def test_events_that_commit_in_another_order_than_their_numbers_were_drawn(system: System, seed: int) -> None:
+def test_events_that_commit_in_another_order_than_their_ids(system: System, seed: int) -> None:
     chance = random.Random(seed)
     topic = f"late-{seed}"
     system.kafka.create_topics(topic)
@@ -117,7 +116,7 @@ def test_events_that_commit_in_another_order_than_their_numbers_were_drawn(syste
         {"shard": shard, "id": f"{seed:08x}-0000-4000-8000-{number:012x}", "topic": topic, "key": str(shard)}
         for number, shard in enumerate(chance.sample(range(SHARDS), SHARDS))
     ]
-    with system.history(seed) as clients, clients.at_work(), late.connect() as connection:
+    with system.history(seed) as clients, clients.working(), late.connect() as connection:
         connection.execute(
             text(
                 "INSERT INTO outbox (shard, event_id, topic, key, type, payload, created_at)"
@@ -125,31 +124,31 @@ def test_events_that_commit_in_another_order_than_their_numbers_were_drawn(syste
             ),
             rows,
         )
-        # Rows with higher numbers are written, shipped and deleted meanwhile.
+        # Meanwhile rows with higher ids are written, shipped and deleted.
         clients.wait_for(100)
         assert system.kafka.size(topic) == 0
         connection.commit()
-        system.eventually(lambda: system.kafka.size(topic) == len(rows), STEP_SECONDS, "late events are shipped")
+        system.eventually(lambda: system.kafka.size(topic) == len(rows), WAIT_SECONDS, "late events are shipped")
     late.dispose()
 
 
-def dead(system: System) -> list[Process]:
+def ended(system: System) -> list[Process]:
     return [process for process in system.processes if not process.alive]
 
 
-def freeze(system: System, stepped: SteppedBuild, name: str, step: str) -> Process:
-    """One of that name, at that step."""
-    stepped.arm(name, step, "freeze")
+def freeze(system: System, stoppable: StoppableBuild, name: str, failpoint: str) -> Process:
+    """Freeze one process of this name at the failpoint. Returns the process."""
+    stoppable.arm(name, failpoint, "freeze")
 
     def stopped() -> list[Process]:
         return [each for each in system.processes if psutil.Process(each.pid).status() == psutil.STATUS_STOPPED]
 
-    system.eventually(stopped, STEP_SECONDS, f"{name} comes by: {step}")
+    system.eventually(stopped, WAIT_SECONDS, f"{name} reaches {failpoint}")
     (frozen,) = stopped()
     assert frozen.name == name
     return frozen
 
 
 def owners(system: System) -> set[str]:
-    """Of the shards of both databases' outboxes, seats left out."""
+    """The owners of the leases of shards, membership slots left out."""
     return {owner for shard, owner in system.readers.owners().items() if int(shard) >= 0}

@@ -1,7 +1,4 @@
-"""More buyers than any shop can serve: orders of many lines, each sent when its time has come, come what may.
-
-Each is written down as all calls are. Nothing is sent twice: the first word of the shop counts.
-"""
+"""A load of large orders, at a fixed concurrency or at a fixed rate. Every call is recorded, and none is repeated."""
 
 import threading
 import time
@@ -16,15 +13,15 @@ from google.type.money_pb2 import Money
 from shop_protos.order.v1 import order_pb2 as orders
 from shop_protos.order.v1.order_pb2_grpc import OrderServiceStub
 from tests.faults.clients import CHANNEL_OPTIONS, SHORT_SECONDS, Clients, outcome_of, user_ids
-from tests.faults.history import Call, Place
+from tests.faults.history import Call, CreateOrder
 
 CALL_SECONDS = 5.0
 _END_SECONDS = 60
 _CHANNELS = 4
 
 
-class Flood:
-    """Of orders for all products of the clients, one unit of each."""
+class OrderLoad:
+    """Orders for one unit of each product of the clients."""
 
     def __init__(self, clients: Clients) -> None:
         self._call_log = clients.call_log
@@ -36,8 +33,8 @@ class Flood:
         self._pending = 0
         self._changed = threading.Condition()
 
-    def at_once(self, buyers: int, seconds: float) -> float:
-        """So many buyers, each of whom sends the next order when the last one is answered: orders placed a second."""
+    def at_concurrency(self, buyers: int, seconds: float) -> float:
+        """Keep this many calls outstanding. Returns the number of acknowledged orders a second."""
         with self._stubs() as stubs:
             began = time.monotonic()
             sent: list[Call] = []
@@ -49,7 +46,10 @@ class Flood:
         return sum(call.fate == "done" for call in sent) / took
 
     def at_rate(self, rate: float, seconds: float) -> float:
-        """Whatever is answered; those that are sent a second, which are fewer when this machine can't send as many."""
+        """Send orders at this rate, whatever the responses.
+
+        Returns the actual rate, which is lower if this machine cannot send so many.
+        """
         with self._stubs() as stubs:
             began = time.monotonic()
             sent = 0
@@ -69,28 +69,28 @@ class Flood:
         request.CopyFrom(self._request)
         request.user_id = user_id
         request.request_id = str(user_id)
-        call = self._call_log.open(Place(user_id, self._lines), request.request_id)
+        call = self._call_log.open(CreateOrder(user_id, self._lines), request.request_id)
         with self._changed:
             self._pending += 1
         sent_at = time.monotonic()
 
-        def answered(answer: Any) -> None:
-            call.add(sent_at, outcome_of(answer, lambda given: given.order.id))
+        def finish(future: Any) -> None:
+            call.add(sent_at, outcome_of(future, lambda response: response.order.id))
             with self._changed:
                 self._pending -= 1
                 self._changed.notify()
 
-        stub.CreateOrder.future(request, timeout=CALL_SECONDS).add_done_callback(answered)
+        stub.CreateOrder.future(request, timeout=CALL_SECONDS).add_done_callback(finish)
         return call
 
     @contextmanager
     def _stubs(self) -> Iterator[list[Any]]:
-        """Over a few connections, until all that was sent is answered."""
+        """Stubs over a few connections. At the end, waits until every call has finished."""
         channels = [grpc.insecure_channel(self._target, options=CHANNEL_OPTIONS) for _ in range(_CHANNELS)]
         try:
             yield [OrderServiceStub(channel) for channel in channels]
             with self._changed:
-                assert self._changed.wait_for(lambda: self._pending == 0, _END_SECONDS), "calls outlive their time"
+                assert self._changed.wait_for(lambda: self._pending == 0, _END_SECONDS), "calls outlive their deadline"
         finally:
             for channel in channels:
                 channel.close()

@@ -1,4 +1,4 @@
-"""Nothing is done to the system: each call has its answer, and everything is in order. On both kinds of database."""
+"""Without faults, every call gets a response, and the history is correct. On both kinds of database."""
 
 from pathlib import Path
 
@@ -15,19 +15,19 @@ WORKERS = {name: {"WORKERS": "2"} for name in (INVENTORY_API, ORDER_API)}
 
 
 @pytest.mark.short
-def test_all_is_in_order_on_sqlite(small_broker: Kafka, tmp_path: Path, seed: int) -> None:
+def test_a_history_without_faults_on_sqlite(small_broker: Kafka, tmp_path: Path, seed: int) -> None:
     with (
         running(Databases.in_folder(tmp_path), small_broker, per_process=WORKERS) as system,
-        system.history(seed, calm=True) as clients,
-        clients.at_work(),
+        system.history(seed, fault_free=True) as clients,
+        clients.working(),
     ):
         clients.wait_for(400)
 
 
-def test_all_is_in_order_on_postgresql(postgres_server: PostgresServer, own_broker: Kafka, seed: int) -> None:
+def test_a_history_without_faults_on_postgresql(postgres_server: PostgresServer, own_broker: Kafka, seed: int) -> None:
     with (
         running(Databases.on_server(postgres_server), own_broker, replicas=2) as system,
-        system.history(seed, calm=True) as clients,
-        clients.at_work(),
+        system.history(seed, fault_free=True) as clients,
+        clients.working(),
     ):
         clients.wait_for(600)

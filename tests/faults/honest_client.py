@@ -1,4 +1,4 @@
-"""What must stay true while the system is attacked: an honest client is served, and every process is well."""
+"""What must hold during an attack: a well-behaved client is served, and every process stays healthy."""
 
 import random
 import threading
@@ -26,16 +26,16 @@ TRIES_MAX = 6
 PAUSE_SECONDS_MAX = 3.0
 SETTLE_SECONDS = 120
 HEALTH_SECONDS = 10
-LOOK_SECONDS = 0.25
+CHECK_SECONDS = 0.25
 GROWTH_MEGABYTES_MAX = 250
 _MEASURE_SECONDS = 0.05
 T = TypeVar("T")
 
 
-def persistent(call: Callable[[], T], tries_max: int = TRIES_MAX) -> T:
-    """Its result, as a client gets it who does what README says: what may be tried again is, a few times.
+def retrying(call: Callable[[], T], tries_max: int = TRIES_MAX) -> T:
+    """Repeat the call as README tells clients to, a few times. Returns its result; raises the last ShopError.
 
-    Raises the last ShopError. The call must carry a request_id, or be repeatable by state.
+    The call must have a request_id or be repeatable by state.
     """
     for number in range(tries_max - 1):
         try:
@@ -45,8 +45,8 @@ def persistent(call: Callable[[], T], tries_max: int = TRIES_MAX) -> T:
     return call()
 
 
-class Honest:
-    """A client as README describes one. It places, confirms and cancels orders of one unit, one after the other."""
+class HonestClient:
+    """A client that behaves as README describes. It creates, confirms and cancels orders of one unit, one by one."""
 
     def __init__(self, system: System) -> None:
         self._stack = system.stacks[0]
@@ -57,21 +57,22 @@ class Honest:
         with ShopDriver.connect(self._stack) as shop:
             self._product = shop.stocked_product(UNITS)
 
-    def goes_on(self, orders: int = 3) -> None:
-        """Wait until it has placed and ended so many more orders. Fails with the first call that failed."""
+    def wait_for_orders(self, orders: int = 3) -> None:
+        """Wait until it has created and cancelled this many more orders. Raises AssertionError if a call has failed."""
         with self._changed:
-            # The one that it is about now began before.
-            aim = self._orders + 1 + orders
+            # The current order does not count: it was started before this call.
+            target = self._orders + 1 + orders
             deadline = time.monotonic() + ROUND_SECONDS
-            while self._orders < aim and self._failure is None:
-                assert time.monotonic() < deadline, f"only {orders - aim + self._orders} orders in {ROUND_SECONDS} s"
+            while self._orders < target and self._failure is None:
+                missing = target - self._orders
+                assert time.monotonic() < deadline, f"{missing} of {orders} orders missing after {ROUND_SECONDS} s"
                 self._changed.wait(1)
         if self._failure is not None:
             raise AssertionError("a call of the honest client failed") from self._failure
 
     @contextmanager
-    def at_work(self) -> Iterator[None]:
-        """Until the block ends; then all that it cancelled must come back, which takes events."""
+    def working(self) -> Iterator[None]:
+        """Runs until the block ends. Then the stock of all cancelled orders must be released, which events do."""
         worker = threading.Thread(target=self._work, name="honest client")
         worker.start()
         try:
@@ -86,10 +87,10 @@ class Honest:
     def _work(self) -> None:
         while not self._over and self._failure is None:
             try:
-                # A new client each time: those that connect now are to be served as well as those that are there.
+                # A new connection each time: the system must serve new clients, too.
                 with ShopDriver.connect(self._stack) as shop:
                     self._order(shop)
-            except Exception as failure:  # whatever it is, the test fails with it
+            except Exception as failure:  # wait_for_orders fails with it
                 self._failure = failure
             with self._changed:
                 self._orders += 1
@@ -97,25 +98,25 @@ class Honest:
 
     def _order(self, shop: ShopDriver) -> None:
         request_id, line = str(uuid4()), (self._product, 1)
-        order = persistent(lambda: shop.create_order(line, request_id=request_id, timeout_seconds=CALL_SECONDS))
+        order = retrying(lambda: shop.create_order(line, request_id=request_id, timeout_seconds=CALL_SECONDS))
         for status in (CONFIRMED, CANCELLED):
-            persistent(partial(shop.change_status, order.id, status, timeout_seconds=CALL_SECONDS))
+            retrying(partial(shop.change_status, order.id, status, timeout_seconds=CALL_SECONDS))
 
 
 @contextmanager
-def an_honest_client(system: System) -> Iterator[Honest]:
-    """At work until the block ends, while every process stays well: it lives, is ready and does not grow."""
-    honest = Honest(system)
-    with always_serving(system.processes), same_processes(system.processes), honest.at_work():
-        honest.goes_on(1)
+def honest_client(system: System) -> Iterator[HonestClient]:
+    """Runs an honest client. Checks that no process ends, restarts, stops serving or grows in memory meanwhile."""
+    honest = HonestClient(system)
+    with always_serving(system.processes), same_processes(system.processes), honest.working():
+        honest.wait_for_orders(1)
         with bounded_memory(system.processes):
             yield honest
-            honest.goes_on()
+            honest.wait_for_orders()
 
 
 @contextmanager
 def same_processes(processes: list[Process]) -> Iterator[None]:
-    """No process ends or is started anew."""
+    """Check that no process ends or is restarted."""
     before = {process.name: process.pid for process in processes}
     yield
     for process in processes:
@@ -125,16 +126,16 @@ def same_processes(processes: list[Process]) -> Iterator[None]:
 
 @contextmanager
 def always_serving(processes: list[Process]) -> Iterator[None]:
-    """Every process says SERVING whenever it is asked, until the block ends."""
+    """Check that every health check of every process returns SERVING."""
     bad = Counter[str]()
 
-    def ask(process: Process) -> None:
-        # The reaper is ready while the APIs answer in time, and under attack that is not promised.
+    def check(process: Process) -> None:
+        # The reaper is ready only while the APIs respond in time, which is not guaranteed during an attack.
         for service in ("liveness",) if process.name == REAPER else ("", "liveness"):
-            said = health(process.health_address or "", service, timeout_seconds=HEALTH_SECONDS)
-            bad.update([f"{process.name} {service} {said}"] * (said != "SERVING"))
+            status = health(process.health_address or "", service, timeout_seconds=HEALTH_SECONDS)
+            bad.update([f"{process.name} {service} {status}"] * (status != "SERVING"))
 
-    with _again_and_again(processes, ask, LOOK_SECONDS):
+    with _repeat(processes, check, CHECK_SECONDS):
         yield
     logs = "\n".join(f"{process.name}:\n{process.tail()}" for process in processes if process.name in str(bad))
     assert not bad, f"not SERVING: {bad}\n{logs}"
@@ -142,21 +143,21 @@ def always_serving(processes: list[Process]) -> Iterator[None]:
 
 @contextmanager
 def bounded_memory(processes: list[Process]) -> Iterator[None]:
-    """No process takes much more memory than it has now, at any time until the block ends."""
+    """Check that no process uses much more memory at any time than at the start."""
     before = {process.name: megabytes(process) for process in processes}
     most = dict(before)
 
     def measure(process: Process) -> None:
         most[process.name] = max(most[process.name], megabytes(process))
 
-    with _again_and_again(processes, measure, _MEASURE_SECONDS):
+    with _repeat(processes, measure, _MEASURE_SECONDS):
         yield
     grown = {name: size for name, size in most.items() if size > before[name] + GROWTH_MEGABYTES_MAX}
-    assert not grown, f"megabytes at most {grown}, before {before}"
+    assert not grown, f"memory in MB: highest {grown}, before {before}"
 
 
 def megabytes(process: Process) -> int:
-    """In use; 0 once it has ended."""
+    """Resident memory of the process in MiB. 0 if it has ended."""
     try:
         return int(psutil.Process(process.pid).memory_info().rss) // 2**20
     except psutil.NoSuchProcess:
@@ -164,12 +165,12 @@ def megabytes(process: Process) -> int:
 
 
 @contextmanager
-def _again_and_again(processes: list[Process], look: Callable[[Process], None], seconds: float) -> Iterator[None]:
+def _repeat(processes: list[Process], action: Callable[[Process], None], seconds: float) -> Iterator[None]:
     over = threading.Event()
 
     def watch(process: Process) -> None:
         while not over.wait(seconds):
-            look(process)
+            action(process)
 
     threads = [threading.Thread(target=watch, args=(process,)) for process in processes]
     for thread in threads:
