@@ -57,7 +57,7 @@ STOPSIGNAL SIGTERM
 FROM nobody AS runtime
 # Inside a container, its own addresses are the only ones by which others reach it.
 ENV METRICS_PORT=9464 LISTEN_HOST=[::]
-HEALTHCHECK --interval=10s --timeout=10s --retries=3 --start-period=120s \
+HEALTHCHECK --interval=10s --timeout=10s --retries=5 --start-period=120s \
     CMD ["sh", "-c", "exec python -m shop_common.process.probe localhost:$HEALTH_PORT"]
 COPY --from=dependencies /venv /venv
 
