@@ -5,11 +5,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from tests.markdown import code_blocks, inline_code
+
 ROOT = Path(__file__).resolve().parents[2]
-_FENCE = re.compile(r"^ *```sh\n(.*?)^ *```", re.DOTALL | re.MULTILINE)
 _COMMENT = re.compile(r"\s+#\s.*")
-_PATH = re.compile(r"`((?:[\w.-]+/)+[\w-]+\.(?:json|md|proto|py|ya?ml))`")
-_INLINE_TASK = re.compile(r"`\./task ([a-z-]+)[^`]*`")
+_PATH = re.compile(r"(?:[\w.-]+/)+[\w-]+\.(?:json|md|proto|py|ya?ml)")
+_TASK = re.compile(r"\./task ([a-z-]+)")
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,7 @@ def shell_lines() -> list[ShellLine]:
     return [
         ShellLine(str(page.relative_to(ROOT)), command)
         for page in documents()
-        for block in _FENCE.findall(page.read_text())
+        for block in code_blocks(page.read_text(), "sh")
         for command in _commands(block)
     ]
 
@@ -42,13 +43,21 @@ def shell_lines() -> list[ShellLine]:
 def named_tasks() -> set[tuple[str, str]]:
     """(page, task) for each `./task NAME` in a sentence or a table."""
     return {
-        (str(page.relative_to(ROOT)), name) for page in documents() for name in _INLINE_TASK.findall(page.read_text())
+        (str(page.relative_to(ROOT)), task[1])
+        for page in documents()
+        for code in inline_code(page.read_text())
+        if (task := _TASK.match(code))
     }
 
 
 def named_files() -> set[tuple[str, str]]:
     """(page, path) for each file of the repository that a sentence or a table names."""
-    return {(str(page.relative_to(ROOT)), path) for page in documents() for path in _PATH.findall(page.read_text())}
+    return {
+        (str(page.relative_to(ROOT)), code)
+        for page in documents()
+        for code in inline_code(page.read_text())
+        if _PATH.fullmatch(code)
+    }
 
 
 def _commands(block: str) -> Iterator[str]:

@@ -1,7 +1,6 @@
 """The programs in README run as they are written."""
 
 import os
-import re
 import subprocess
 import sys
 import venv
@@ -13,13 +12,14 @@ import pytest
 from devstack.stack import Stack
 from shop_protos.inventory.v1 import inventory_pb2, inventory_pb2_grpc
 from tests.e2e.shop_driver import ShopDriver
+from tests.markdown import code_blocks
 
 ROOT = Path(__file__).resolve().parents[2]
 INSTALL_SECONDS = 300
 
 
 def programs() -> list[str]:
-    return re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    return code_blocks((ROOT / "README.md").read_text(), "python")
 
 
 @pytest.mark.parametrize("number", range(len(programs())))

@@ -1,6 +1,5 @@
 """Debian's PgBouncer in a container, in front of a PostgreSQL server on this machine, in transaction mode."""
 
-import re
 import time
 from collections.abc import Iterator
 from configparser import ConfigParser
@@ -15,6 +14,7 @@ from devstack import watchdog
 from devstack.ports import free_ports
 from devstack.postgres import PostgresServer
 from shopctl.system import docker
+from tests.markdown import code_blocks
 
 POOL_SIZE = 4
 """Server connections for each database: fewer than one of our processes opens, so that transactions share them."""
@@ -22,9 +22,7 @@ POOL_SIZE = 4
 BUILD_SECONDS = 300
 START_SECONDS = 120
 _POLL_SECONDS = 0.1
-DOCUMENTED = re.findall(r"```ini\n(.*?)```", (Path(__file__).parents[2] / "docs/postgresql.md").read_text(), re.DOTALL)[
-    0
-]
+(DOCUMENTED,) = code_blocks((Path(__file__).parents[2] / "docs/postgresql.md").read_text(), "ini")
 _DOCKERFILE = Path(__file__).with_name("pgbouncer.Dockerfile")
 _IMAGE = "shop-tests/pgbouncer:trixie"
 

@@ -23,9 +23,10 @@ from shop_common.events import consumer
 from shop_common.process import lifecycle
 from shopctl.system.layout import INVENTORY_API, ORDER_API, RELAY
 from tests.e2e.shop_driver import CONFIRMED, PROCESSING, SHIPPED, ShopDriver
+from tests.markdown import code_blocks
 
 PAGE = (Path(__file__).parents[2] / "docs/postgresql.md").read_text()
-ROLES, BEFORE, AFTER = re.findall(r"```sql\n(.*?)```", PAGE, re.DOTALL)
+ROLES, BEFORE, AFTER = code_blocks(PAGE, "sql")
 SCHEMAS = {"inventory": inventory_api.migrations.SCHEMA, "orders": order_api.migrations.SCHEMA}
 
 
