@@ -74,9 +74,9 @@ WRONG = {
 CONTRADICTIONS = [
     (INVENTORY_API, {"GRPC_PORT": "0", "WORKERS": "2"}, "WORKERS: must be 1 with GRPC_PORT 0"),
     (INVENTORY_API, {"DATABASE_PASSWORD": "hunter2"}, "DATABASE_URL: must be one of PostgreSQL"),
-    (ORDER_API, {"GRPC_PORT": "9464", "METRICS_PORT": "9464"}, "METRICS_PORT: must be another than GRPC_PORT"),
+    (ORDER_API, {"GRPC_PORT": "9464", "METRICS_PORT": "9464"}, "METRICS_PORT: must differ from GRPC_PORT"),
     (ORDER_API, {"GRACE_SECONDS": "1"}, "GRACE_SECONDS: must not be less than INVENTORY_CALL_SECONDS (5)"),
-    (REAPER, {"HEALTH_PORT": "9464", "METRICS_PORT": "9464"}, "METRICS_PORT: must be another than HEALTH_PORT"),
+    (REAPER, {"HEALTH_PORT": "9464", "METRICS_PORT": "9464"}, "METRICS_PORT: must differ from HEALTH_PORT"),
     (REAPER, {"PURGE_CRON": "0 3 * * *", "PURGE_INTERVAL_SECONDS": "60"}, "PURGE_CRON: is set, and PURGE_INTERVAL_"),
     (RELAY, {}, "ORDERS_DATABASE_URL: must be set, or INVENTORY_DATABASE_URL: there is nothing to ship"),
     (

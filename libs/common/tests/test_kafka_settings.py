@@ -49,7 +49,7 @@ def complaints(settings: Callable[[Mapping[str, object]], KafkaSettings]) -> Cal
     def refused(environment: Mapping[str, object]) -> str:
         with pytest.raises(WrongSettings) as error:
             settings(environment)
-        return "\n".join(error.value.complaints)
+        return "\n".join(error.value.errors)
 
     return refused
 

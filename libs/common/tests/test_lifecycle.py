@@ -117,7 +117,7 @@ def test_a_step_that_cannot_flush_is_told_and_the_later_ones_still_run(start: St
 
     assert process.wait(10) == 1
     assert "nowhere to flush to" in process.log
-    assert "a step of stopping failed" in process.log
+    assert "a function of on_stop failed" in process.log
 
 
 def test_the_death_of_a_vital_part_is_the_death_of_the_process(start: Start) -> None:

@@ -18,7 +18,7 @@ SECONDS = 60
     [
         ({"OTEL_EXPORTER_OTLP_TIMEOUT": "10s"}, "OTEL_EXPORTER_OTLP_TIMEOUT: must be a number of seconds, without a"),
         ({"OTEL_BSP_MAX_EXPORT_BATCH_SIZE": "4096"}, "must not be greater than OTEL_BSP_MAX_QUEUE_SIZE (2048)"),
-        ({"OTEL_SPAN_ATTRIBUTE_COUNT_LIMIT": "many"}, "OTEL_SPAN_ATTRIBUTE_COUNT_LIMIT: must be a whole number"),
+        ({"OTEL_SPAN_ATTRIBUTE_COUNT_LIMIT": "many"}, "OTEL_SPAN_ATTRIBUTE_COUNT_LIMIT: must be an integer"),
         ({"OTEL_PYTHON_EXPORTER_OTLP_GRPC_RETRYABLE_ERROR_CODES": "NO"}, "OTEL_*: OpenTelemetry rejects a value"),
     ],
 )

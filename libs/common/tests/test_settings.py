@@ -182,7 +182,7 @@ def test_files_that_cannot_be_read_are_named_all_at_once(
     assert f"GRPC_PORT_FILE: '{tmp_path}/empty' is empty\n" in said
     assert f"METRICS_PORT_FILE: '{tmp_path}/binary' is not text in UTF-8\n" in said
     assert f"LOG_LEVEL_FILE: '{tmp_path}/large' is larger than 65536 bytes" in said
-    assert "WORKERS_FILE: is set, and WORKERS is set too: only one of them can be meant\n" in said
+    assert "WORKERS_FILE: must not be set together with WORKERS\n" in said
     assert "DRAIN_SECONDS: must be a valid number (value not shown)\n" in said, "it may be a secret of another setting"
     assert len(said.splitlines()) == 1 + 7
     assert "hunter2" not in said
@@ -234,7 +234,7 @@ def test_a_password_needs_a_url_that_has_a_user_and_none_of_its_own(
     [
         (
             {"GRPC_PORT": "9464", "METRICS_PORT": "9464"},
-            "METRICS_PORT: must be another than GRPC_PORT, but both are 9464",
+            "METRICS_PORT: must differ from GRPC_PORT, but both are 9464",
         ),
         ({"GRPC_PORT": "0", "WORKERS": "2"}, "WORKERS: must be 1 with GRPC_PORT 0, but is 2"),
     ],

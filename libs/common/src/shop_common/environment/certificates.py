@@ -1,4 +1,4 @@
-"""Reads and checks the PEM files that the TLS settings name."""
+"""Reads and validates the PEM files of the TLS settings."""
 
 import ssl
 from collections.abc import Mapping
@@ -12,7 +12,7 @@ CERT_SETTING, KEY_SETTING = "TLS_CERT_PATH", "TLS_KEY_PATH"
 
 @dataclass(frozen=True)
 class Certificates:
-    """The contents of the files, in PEM format. An empty one is not configured."""
+    """The contents of the files, in PEM format. Empty if a file is not configured."""
 
     chain: bytes
     key: bytes = field(repr=False)
@@ -21,7 +21,7 @@ class Certificates:
 
 
 class CertificateError(Exception):
-    """Files cannot be used. Each fault is a sentence that begins with the name of a setting."""
+    """Files are unusable. Each fault is one line that begins with the name of a setting."""
 
     def __init__(self, faults: list[str]) -> None:
         super().__init__("; ".join(faults))
@@ -30,18 +30,18 @@ class CertificateError(Exception):
 
 @dataclass(frozen=True)
 class CertificateFiles:
-    """The paths of the files: of a certificate with its private key, of CAs, or of both."""
+    """The paths of a certificate with its private key, of a file with CAs, or of both."""
 
     cert: Path | None
     key: Path | None
     authorities: Path | None
     authorities_setting: str
-    """The setting that names the CAs; a server has another one than a client."""
+    """The setting with the path of the CAs. Servers and clients have different ones."""
 
     def read(self) -> Certificates:
-        """Read all files. Raises CertificateError, also when the key does not belong to the certificate."""
+        """Read all files. Raises CertificateError if one is unusable or the key does not belong to the certificate."""
         contents = self._contents()
-        # OpenSSL's pair check takes paths, not contents, so it reads the files itself.
+        # OpenSSL's check of a pair takes paths, so it reads the files again.
         faults = [*self._certificate_faults(contents), *self._pair_faults()]
         if faults:
             raise CertificateError(faults)
@@ -74,7 +74,7 @@ class CertificateFiles:
         for setting, path in ((CERT_SETTING, self.cert), (self.authorities_setting, self.authorities)):
             if path is not None:
                 try:
-                    # Bundles of CAs have comments in any language between the certificates.
+                    # CA bundles contain comments between the certificates, with characters that are not ASCII.
                     ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(
                         cadata=contents[setting].decode("ascii", "ignore")
                     )
@@ -86,12 +86,12 @@ class CertificateFiles:
         if self.cert is None:
             return []
         try:
-            # Without a password function, OpenSSL would ask on the terminal for that of an encrypted key.
+            # Without a password function, OpenSSL would prompt on the terminal for the password of an encrypted key.
             ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(self.cert, self.key, password=lambda: b"")
         except ssl.SSLError as error:
             if error.reason == "KEY_VALUES_MISMATCH":
                 return [f"{KEY_SETTING}: {str(self.key)!r} is not the key of the certificate in {CERT_SETTING}"]
             return [f"{KEY_SETTING}: {str(self.key)!r} must hold an unencrypted private key in PEM format"]
-        except OSError as error:  # removed since it was read
+        except OSError as error:  # removed after it was read
             return [f"{KEY_SETTING}: cannot read the files: {error.strerror}"]
         return []

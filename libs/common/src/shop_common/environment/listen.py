@@ -17,24 +17,24 @@ class PortBusy(Exception):
 
 
 def address(host: str, port: int) -> str:
-    """Host and port as gRPC takes them; an IPv6 host is written in brackets."""
+    """Return HOST:PORT for gRPC. An IPv6 host has brackets."""
     return f"{host}:{port}"
 
 
 def python_host(host: str) -> str:
-    """The host as Python's sockets take it. `[::]` is every address, also where there is no IPv6, as gRPC has it."""
+    """Return the host for Python's sockets. As in gRPC, `[::]` is every address, even on a machine without IPv6."""
     if host != "[::]":
         return host.strip("[]")
     try:
         with socket.socket(socket.AF_INET6, socket.SOCK_STREAM) as any_port:
             any_port.bind(("::", 0))
     except OSError:
-        return "0.0.0.0"  # noqa: S104 - the same wish, in IPv4
+        return "0.0.0.0"  # noqa: S104 - every address, of IPv4
     return "::"
 
 
 def is_loopback(host: str) -> bool:
-    """Whether only this machine reaches the address. False for a name other than localhost."""
+    """Return whether only this machine can reach the address. False for any name other than localhost."""
     if host == "localhost":
         return True
     try:
@@ -48,13 +48,13 @@ def probe(host: str, port: int) -> None:
     if not port:
         return
     try:
-        # gRPC opens the port on every address of a name, and leaves out one that is taken without reporting it.
+        # gRPC listens on every address of a host name, and silently skips an address on which the port is in use.
         addresses = socket.getaddrinfo(python_host(host), port, type=socket.SOCK_STREAM)
     except OSError as error:
         raise PortBusy(refusal(host, port, error)) from error
     errors = [_listen_error(family, at) for family, _, _, _, at in addresses]
     for failure in errors:
-        # localhost often has an address of IPv6 on machines without IPv6. One usable address is enough.
+        # On machines without IPv6, localhost often still has an IPv6 address. One usable address is enough.
         if failure is not None and (failure.errno not in _NO_SUCH_ADDRESS or None not in errors):
             raise PortBusy(refusal(host, port, failure)) from failure
 

@@ -1,6 +1,6 @@
-"""The OTEL_* variables that OpenTelemetry reads itself, checked before it reads them.
+"""Validates the OTEL_* variables before OpenTelemetry reads them.
 
-A malformed one would end the process with a traceback, or be replaced by its default.
+OpenTelemetry raises an exception for some malformed variables, and silently uses the default for others.
 """
 
 import math
@@ -11,13 +11,13 @@ _DEFAULTS = {_QUEUE: 2048, _BATCH: 512}
 
 
 def faults(environment: Mapping[str, str]) -> Iterator[str]:
-    """A sentence for each one that OpenTelemetry would not take."""
-    given = {name: value.strip() for name, value in environment.items() if value and name.startswith("OTEL_")}
-    wrong = {name for name, (is_right, _) in _RULES.items() if name in given and not is_right(given[name])}
+    """Yield an error message for each variable that OpenTelemetry would reject or ignore."""
+    values = {name: value.strip() for name, value in environment.items() if value and name.startswith("OTEL_")}
+    wrong = {name for name, (is_valid, _) in _RULES.items() if name in values and not is_valid(values[name])}
     for name in sorted(wrong):
-        yield f"{name}: {_RULES[name][1]}, but is {given[name]!r}"
+        yield f"{name}: {_RULES[name][1]}, but is {values[name]!r}"
     if not wrong & {_QUEUE, _BATCH}:
-        queue, batch = (int(given.get(name, _DEFAULTS[name])) for name in (_QUEUE, _BATCH))
+        queue, batch = (int(values.get(name, _DEFAULTS[name])) for name in (_QUEUE, _BATCH))
         if batch > queue:
             yield f"{_BATCH}: must not be greater than {_QUEUE} ({queue}), but is {batch}"
 
@@ -42,8 +42,8 @@ def _is_ratio(value: str) -> bool:
 
 
 _SECONDS = (_is_seconds, "must be a number of seconds, without a unit")
-_COUNT = (_is_count, "must be a positive whole number")
-_LIMIT = (_is_limit, "must be a whole number, or unset")
+_COUNT = (_is_count, "must be a positive integer")
+_LIMIT = (_is_limit, "must be an integer, or unset")
 _COMPRESSION = (lambda value: value.lower() == "gzip", "must be gzip, or unset")
 _SAMPLERS = ("always_on", "always_off", "traceidratio")
 _SAMPLER = (

@@ -1,8 +1,8 @@
-"""Settings: read from the environment once, typed, frozen; every wrong one is reported at the same time.
+"""Typed, immutable settings, read from the environment once. All invalid settings are reported at the same time.
 
-A setting NAME is given as the variable NAME, or as NAME_FILE: the path of a file that holds the value, as secrets
-are mounted into containers. A service's settings class derives from what it needs of the classes here and of
-`database_settings`, and gives its own defaults:
+The variable NAME contains the value of the setting NAME, or NAME_FILE contains the path of a file with the value, such
+as a secret that is mounted into a container. The settings class of a service inherits from the classes that it needs,
+and declares its own defaults:
 
     class InventorySettings(ApiSettings, DatabaseSettings, KafkaSettings):
         grpc_port: GrpcPort = 50053
@@ -35,7 +35,7 @@ from shop_common.environment import otel_settings
 from shop_common.environment.certificates import CertificateError, CertificateFiles
 from shop_common.environment.listen import is_loopback
 
-# What a setting is besides its type: its value is never shown; it is none of the user's business.
+# Marks of a setting: its value is never shown; or the setting is not for users, and missing from --help.
 SECRET: dict[str, JsonValue] = {"secret": True}
 INTERNAL: dict[str, JsonValue] = {"internal": True}
 
@@ -48,7 +48,7 @@ _HOST_PORT = r"(?:\[[0-9A-Fa-f:.%]+\]|[^\s,:/\[\]]+):\d{1,5}"
 
 
 class LogFormat(StrEnum):
-    """How log lines look; `auto` is `console` on a terminal and `json` elsewhere."""
+    """The format of log lines. `auto` is `console` on a terminal and `json` elsewhere."""
 
     AUTO = "auto"
     CONSOLE = "console"
@@ -76,7 +76,7 @@ def addresses(value: str) -> str:
 
 
 def _target(target: str) -> str:
-    # Besides HOST:PORT, the forms of gRPC's own in which several addresses or another resolver can be named.
+    # gRPC's own forms are also valid. They can name several addresses or a DNS server.
     forms = f"(dns:(//[^/]*/)?)?{_HOST_PORT}|ipv[46]:{_HOST_PORT}(,{_HOST_PORT})*"
     if not re.fullmatch(forms, target) or not _ports_exist(target):
         raise ValueError("must be HOST:PORT")
@@ -103,13 +103,13 @@ HealthPort = Annotated[
 HEALTH_PORT_DISTANCE = 10
 MetricsPort = Annotated[_PortNumber, Field(description="port of the Prometheus metrics; 0 is off")]
 Target = Annotated[str, AfterValidator(_target)]
-"""Where another service is; every address of the host is used."""
+"""The address of another service. If a host name has several addresses, calls use all of them."""
 
 
 class Settings(BaseSettings):
-    """The root of all settings classes: frozen, names in any case."""
+    """The root of all settings classes. Instances are immutable; names of variables may be in any case."""
 
-    # Composition tools pass an unset variable as an empty one: both mean the default.
+    # docker compose passes an unset variable as an empty one. Both mean the default.
     model_config = SettingsConfigDict(frozen=True, extra="forbid", env_ignore_empty=True, case_sensitive=False)
 
     @classmethod
@@ -126,76 +126,76 @@ class Settings(BaseSettings):
     @field_validator("*", mode="before")
     @classmethod
     def _was_read(cls, value: object) -> object:
-        if isinstance(value, _NotRead):
+        if isinstance(value, _Unreadable):
             raise PydanticCustomError(_FILE_FAULT, "{why}", {"why": value.why})
         return value
 
     def contradictions(self) -> Iterator[str]:
-        """A sentence for each pair of settings, right by themselves, that can't both hold. Subclasses add theirs."""
+        """Yield an error message for each combination of valid values that is invalid. Subclasses add theirs."""
         yield from ()
 
     def start_faults(self) -> Iterator[str]:
-        """A sentence for each reason why a process must not serve with these settings, such as an unusable file.
+        """Yield an error message for each reason not to serve with these settings, such as an unusable file.
 
-        Commands that do not serve, such as `migrate`, need none of it. Subclasses add theirs.
+        Commands that do not serve, such as `migrate`, do not check it. Subclasses add theirs.
         """
         yield from ()
 
     def facts(self) -> Iterator[tuple[str, object]]:
-        """What a process says of its surroundings when it serves, without secrets. Subclasses add theirs."""
+        """Yield the fields that a process logs when it starts to serve, without secrets. Subclasses add theirs."""
         yield from ()
 
 
-class _NotRead:
-    """Stands for a value whose file could not be read, until it is complained of."""
+class _Unreadable:
+    """Replaces a value that could not be read, until validation reports it."""
 
     def __init__(self, why: str) -> None:
         self.why = why
 
 
 class _FileContent(str):
-    """A value from a file. It is never shown: the file may be another than is meant, and hold a secret."""
+    """A value from a file. Errors do not quote it: the path may be wrong, and lead to a secret."""
 
     __slots__ = ()
 
 
 class _EnvironmentAndFiles(EnvSettingsSource):
-    """The variable NAME, or what is in the file that NAME_FILE names."""
+    """Reads the variable NAME, or the file whose path NAME_FILE contains."""
 
     def get_field_value(self, field: FieldInfo, field_name: str) -> tuple[Any, str, bool]:
         value, key, is_complex = super().get_field_value(field, field_name)
         path = self.env_vars.get(f"{field_name}_file")
         if path is not None:
-            both = f"is set, and {field_name.upper()} is set too: only one of them can be meant"
-            value = _content(Path(path)) if value is None else _NotRead(both)
+            both = f"must not be set together with {field_name.upper()}"
+            value = _content(Path(path)) if value is None else _Unreadable(both)
         return value, key, is_complex
 
 
-def _content(path: Path) -> _FileContent | _NotRead:
+def _content(path: Path) -> _FileContent | _Unreadable:
     try:
         return _FileContent(value_in(path))
     except FileUnusable as error:
-        return _NotRead(str(error))
+        return _Unreadable(str(error))
 
 
 class FileUnusable(Exception):
-    """A file holds no value; the message says why and never quotes the content."""
+    """The file does not contain a value. The message has the reason, and never quotes the content."""
 
 
 def value_in(path: Path) -> str:
-    """Return the value that the file holds, without a newline at its end. Raises FileUnusable."""
+    """Return the content of a file without a newline at the end. Raises FileUnusable."""
     try:
         with path.open("rb") as file:
             content = file.read(FILE_BYTES_MAX + 1)
     except (OSError, ValueError) as error:
         raise FileUnusable(f"cannot read {str(path)!r}: {getattr(error, 'strerror', None) or error}") from None
     if len(content) > FILE_BYTES_MAX:
-        raise FileUnusable(f"{str(path)!r} is larger than {FILE_BYTES_MAX} bytes: this can't be the file that is meant")
+        raise FileUnusable(f"{str(path)!r} is larger than {FILE_BYTES_MAX} bytes: it is probably the wrong file")
     try:
         text = content.decode()
     except UnicodeDecodeError:
         raise FileUnusable(f"{str(path)!r} is not text in UTF-8") from None
-    # Editors and `echo` end a file with a newline that nobody means.
+    # Editors and `echo` end a file with a newline, which is not part of the value.
     value = re.sub(r"\r?\n\Z", "", text)
     if not value:
         raise FileUnusable(f"{str(path)!r} is empty")
@@ -203,22 +203,25 @@ def value_in(path: Path) -> str:
 
 
 class CommonSettings(Settings):
-    """What every process reads. The subclass gives `health_port` its documented default."""
+    """The settings of every process. The subclass declares the default of `health_port`."""
 
     health_port: HealthPort = 0
     listen_host: str = Field(
         default="localhost",
-        description="address to open ports on, an IPv6 one in brackets; [::] is every address of the machine",
+        description="address to listen on, with an IPv6 address in brackets; [::] is every address of the machine",
     )
     metrics_port: MetricsPort = 0
     drain_seconds: float = Field(
         default=1.0,
         ge=0,
         le=300,
-        description="wait between reporting NOT_SERVING and refusing calls: the time that balancers take to notice",
+        description="seconds between reporting NOT_SERVING and refusing calls, for load balancers to notice",
     )
     grace_seconds: float = Field(
-        default=10.0, ge=0, le=300, description="time for running calls to finish after that, before they are cancelled"
+        default=10.0,
+        ge=0,
+        le=300,
+        description="seconds after that for running calls to finish, before they are cancelled",
     )
     log_format: Annotated[LogFormat, BeforeValidator(_lower)] = Field(
         default=LogFormat.AUTO, description="console, json or auto (console on a terminal)"
@@ -228,13 +231,13 @@ class CommonSettings(Settings):
     )
     otel_exporter_otlp_endpoint: Annotated[str, AfterValidator(_http_url)] | None = Field(
         default=None,
-        description="where traces go, over OTLP/gRPC (http://localhost:4317); unset is off. "
+        description="collector of traces, over OTLP/gRPC (http://localhost:4317); unset turns tracing off. "
         "OpenTelemetry reads the other OTEL_* variables itself",
     )
 
     @property
     def is_worker(self) -> bool:
-        """Whether this process is one of several on the same port, with a parent over them."""
+        """Whether this process is one of several workers with a common parent and port."""
         return False
 
     def contradictions(self) -> Iterator[str]:
@@ -244,7 +247,7 @@ class CommonSettings(Settings):
         ports = {name: getattr(self, name, 0) for name in ("grpc_port", "health_port", "metrics_port")}
         for one, other in combinations(ports, 2):
             if ports[one] == ports[other] != 0:
-                yield f"{other.upper()}: must be another than {one.upper()}, but both are {ports[one]}"
+                yield f"{other.upper()}: must differ from {one.upper()}, but both are {ports[one]}"
 
     def facts(self) -> Iterator[tuple[str, object]]:
         yield from super().facts()
@@ -254,7 +257,7 @@ class CommonSettings(Settings):
 
 
 class TlsSettings(Settings):
-    """The certificate that a process presents to its peers. All files are read again when they change."""
+    """The certificate that a process presents to its peers. A changed file is read again."""
 
     tls_cert_path: Path | None = Field(
         default=None, description="file with the certificate of this process and its chain, in PEM format"
@@ -274,7 +277,7 @@ class TlsSettings(Settings):
 
 
 class CallerSettings(TlsSettings):
-    """What a process that calls an API reads."""
+    """The settings of a process that calls an API."""
 
     tls_ca_path: Path | None = Field(
         default=None, description="file with the CAs of the APIs that this process calls; when set, calls use TLS"
@@ -295,9 +298,9 @@ class CallerSettings(TlsSettings):
 
 
 class ApiSettings(CommonSettings, TlsSettings):
-    """What a process with a gRPC API reads. The subclass gives `grpc_port` its default.
+    """The settings of a process with a gRPC API. The subclass declares the default of `grpc_port`.
 
-    Where GRPC_PORT alone is set, HEALTH_PORT is ten above it, so that a second API on a machine needs one setting.
+    If only GRPC_PORT is set, HEALTH_PORT is ten above it, so that a second process on a machine needs one setting.
     """
 
     grpc_port: GrpcPort
@@ -305,29 +308,29 @@ class ApiSettings(CommonSettings, TlsSettings):
         default=1000,
         ge=1,
         le=10_000,
-        description="threads for calls; with less than twice the largest batch, batches can't grow to it",
+        description="threads that run calls; at least twice the largest batch, or batches stay smaller",
     )
     calls_max: int = Field(
         default=2000,
         ge=1,
         le=100_000,
-        description="calls that run or wait at once; what comes above is answered RESOURCE_EXHAUSTED",
+        description="limit on calls that run or wait; further calls fail with RESOURCE_EXHAUSTED",
     )
     connections_max: int = Field(
-        default=2000, ge=1, le=1_000_000, description="connections open at once; what comes above is closed"
+        default=2000, ge=1, le=1_000_000, description="limit on open connections; further connections are closed"
     )
     streams_max: int = Field(
         default=1000,
         ge=1,
         le=1_000_000,
-        description="calls open at once on one connection; clients wait before they send more",
+        description="limit on concurrent calls of one connection; clients wait before they send more",
     )
     reflection: bool = Field(
-        default=False, description="offer grpc.reflection, so that grpcurl needs no proto files; for development"
+        default=False, description="serve grpc.reflection, so that grpcurl needs no proto files; for development"
     )
     tls_client_ca_path: Path | None = Field(
         default=None,
-        description="file with the CAs of clients; when set, a client without a certificate of theirs cannot connect",
+        description="file with the CAs of clients; when set, clients need a certificate from one of them to connect",
     )
     insecure: bool = Field(
         default=False,
@@ -336,7 +339,10 @@ class ApiSettings(CommonSettings, TlsSettings):
     )
     workers: int = Field(default=1, ge=1, le=64, description="processes that share the port")
     worker_pipe: int | None = Field(
-        default=None, ge=0, description="set by the parent: how a worker learns of its end", json_schema_extra=INTERNAL
+        default=None,
+        ge=0,
+        description="set by the parent: a worker notices its end when this pipe closes",
+        json_schema_extra=INTERNAL,
     )
 
     @model_validator(mode="after")
@@ -344,7 +350,7 @@ class ApiSettings(CommonSettings, TlsSettings):
         if "grpc_port" in self.model_fields_set and "health_port" not in self.model_fields_set:
             above = self.grpc_port + HEALTH_PORT_DISTANCE
             beside = above if above <= PORT_MAX else self.grpc_port - HEALTH_PORT_DISTANCE
-            # Past the guard that freezes settings: nobody has seen these yet.
+            # Bypass the immutability of settings: this instance is still being created.
             object.__setattr__(self, "health_port", beside if self.grpc_port else 0)
         return self
 
@@ -361,7 +367,7 @@ class ApiSettings(CommonSettings, TlsSettings):
         if self.tls_client_ca_path and not self.tls_cert_path:
             yield "TLS_CERT_PATH: must be set when TLS_CLIENT_CA_PATH is set: plain text has no client certificates"
         if self.workers > 1 and not self.grpc_port:
-            yield f"WORKERS: must be 1 with GRPC_PORT 0, but is {self.workers}: each worker would get a port of its own"
+            yield f"WORKERS: must be 1 with GRPC_PORT 0, but is {self.workers}: each worker would get a different port"
 
     def start_faults(self) -> Iterator[str]:
         yield from super().start_faults()
@@ -385,42 +391,44 @@ _Settings = TypeVar("_Settings", bound=Settings)
 
 
 class WrongSettings(Exception):
-    """Settings cannot be used. Each complaint is one line that begins with the name of a setting."""
+    """Settings are invalid. Each error is one line that begins with the name of a setting."""
 
-    def __init__(self, complaints: list[str]) -> None:
-        super().__init__("these settings are wrong: " + "; ".join(complaints))
-        self.complaints = complaints
+    def __init__(self, errors: list[str]) -> None:
+        super().__init__("these settings are wrong: " + "; ".join(errors))
+        self.errors = errors
 
 
 def load(settings: type[_Settings]) -> _Settings:
-    """The settings as the environment has them. Ends the process with exit code 2 and one line for each wrong one."""
+    """Read the settings. If some are invalid, print one line for each and exit with code 2."""
     try:
         return read(settings)
     except WrongSettings as error:
-        raise refusal(error.complaints) from None
+        raise refusal(error.errors) from None
 
 
 def read(settings: type[_Settings]) -> _Settings:
-    """The settings as the environment has them. Raises WrongSettings, with all that are wrong."""
+    """Read the settings. Raises WrongSettings, which lists all that are invalid."""
     try:
-        found = settings()
+        loaded = settings()
     except ValidationError as error:
-        raise WrongSettings(_complaints(settings, error)) from None
-    # These can be told only of settings that are right by themselves.
-    if contradictions := list(found.contradictions()):
+        raise WrongSettings(_errors(settings, error)) from None
+    # Combinations can be checked only if each value is valid.
+    if contradictions := list(loaded.contradictions()):
         raise WrongSettings(contradictions)
-    return found
+    return loaded
 
 
 def help_text(settings: type[Settings]) -> str:
-    """Every setting with its default and what it means, for `--help`."""
+    """Return the description of each setting with its default, for `--help`."""
     entries = []
     for name, field in sorted(settings.model_fields.items()):
         if _marked(field, INTERNAL):
             continue
-        meaning = textwrap.wrap(field.description or "", 72)
-        entries.append("\n".join([f"  {name.upper()}{_default(field)}", *(f"      {line}" for line in meaning)]))
-    title = "settings, read from the environment: NAME, or NAME_FILE with the path of a file that holds the value"
+        description = textwrap.wrap(field.description or "", 72)
+        entries.append("\n".join([f"  {name.upper()}{_default(field)}", *(f"      {line}" for line in description)]))
+    title = (
+        "settings, read from environment variables: NAME, or NAME_FILE with the path of a file that contains the value"
+    )
     return "\n".join([*textwrap.wrap(title, 76), *entries])
 
 
@@ -432,14 +440,14 @@ def _default(field: FieldInfo) -> str:
     return f" = {str(field.default).lower() if isinstance(field.default, bool) else field.default}"
 
 
-def refusal(complaints: list[str]) -> SystemExit:
-    """What ends the process with exit code 2, after these complaints have been printed."""
-    lines = ["These settings are wrong; correct them in the environment, or see --help:", *complaints]
+def refusal(errors: list[str]) -> SystemExit:
+    """Print the errors, and return the exception that exits with code 2."""
+    lines = ["These settings are wrong; correct them in the environment, or see --help:", *errors]
     sys.stderr.write("\n  ".join(lines) + "\n")
     return SystemExit(WRONG_SETTINGS_EXIT_CODE)
 
 
-def _complaints(settings: type[Settings], error: ValidationError) -> list[str]:
+def _errors(settings: type[Settings], error: ValidationError) -> list[str]:
     lines = []
     for fault in error.errors():
         name = str(fault["loc"][0])
@@ -449,13 +457,13 @@ def _complaints(settings: type[Settings], error: ValidationError) -> list[str]:
             lines.append(f"{name.upper()}_FILE: {fault['msg']}")
         else:
             secret = _marked(settings.model_fields[name], SECRET) or isinstance(fault["input"], _FileContent)
-            given = " (value not shown)" if secret else f", but is {fault['input']!r}"
-            lines.append(f"{name.upper()}: {_rule(fault['msg'])}{given}")
+            value = " (value not shown)" if secret else f", but is {fault['input']!r}"
+            lines.append(f"{name.upper()}: {_rule(fault['msg'])}{value}")
     return lines
 
 
 def _rule(message: str) -> str:
-    """pydantic's message, as a rule: `Input should be a valid integer, unable to …` is `must be a valid integer`."""
+    """Reword a message of pydantic: `Input should be a valid integer, unable to …` to `must be a valid integer`."""
     message = message.removeprefix("Value error, ").partition(", unable to ")[0]
     return message.replace("Input should", "must", 1)
 

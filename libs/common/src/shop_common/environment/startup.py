@@ -1,12 +1,12 @@
-"""What a process does before its imports, which take a second: called by `__main__`, and loads nothing itself.
+"""Prepares a process before its imports, which take a second. `__main__` calls it; it imports only small modules.
 
     from shop_common.environment import startup
 
     startup.prepare()
     from inventory_api.main import main
 
-From then on SIGTERM and SIGINT end the process although it has not started, standard output never fails, and a start
-that takes too long shows where it hangs.
+After `prepare`, SIGTERM and SIGINT end the process even while it starts, writes to standard output never fail, and a
+slow start prints a traceback of each thread.
 """
 
 import faulthandler
@@ -34,7 +34,7 @@ def prepare() -> None:
     # The kernel drops signals to process 1 of a container unless it has installed a handler.
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, _end)
-    # By default gRPC writes a line for each failed TLS handshake, so any peer that can connect could fill the log.
+    # By default gRPC logs each failed TLS handshake, so any peer that can connect could fill the log.
     os.environ.setdefault("GRPC_VERBOSITY", "ERROR")  # noqa: TID251 - set for gRPC, which reads it at its import
     _open_closed_files()
     sys.stdout, sys.stderr = _text(1), _text(2)

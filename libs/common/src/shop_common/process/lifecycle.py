@@ -51,12 +51,12 @@ class Serving(Protocol):
     def stop(self, grace_seconds: float) -> None: ...
 
 
-class _Life:
-    """The state of this process; there is one per process."""
+class _State:
+    """The state of this process."""
 
     process = ""
     serving: Serving | None = None
-    stop_asked = threading.Event()
+    stop_requested = threading.Event()
 
 
 def begin(process: str, settings: CommonSettings) -> None:
@@ -64,15 +64,15 @@ def begin(process: str, settings: CommonSettings) -> None:
 
     With WORKERS > 1 this process becomes the parent of that many workers, which run the same program, and this
     function does not return. If the settings do not allow the process to serve, it prints why and exits with code 2. If
-    a port is in use, it prints one sentence and exits with code 1.
+    a port is in use, it prints an error message and exits with code 1.
     """
     if faults := list(dict.fromkeys(settings.start_faults())):
         raise refusal(faults)
-    _Life.process = process
+    _State.process = process
     logs.start(process, settings)
     _raise_file_limit()
     if not settings.is_worker:
-        environment = os.environ  # noqa: TID251 - not read, but looked through for what nobody reads
+        environment = os.environ  # noqa: TID251 - searched for unknown names only
         for name, nearest in unknown(type(settings), environment):
             _log.warning("unknown setting, is it misspelt?", setting=name, nearest=nearest)
         _probe(settings)
@@ -82,7 +82,7 @@ def begin(process: str, settings: CommonSettings) -> None:
     # All threads start later and inherit this mask. Only the signal thread, in sigwait, receives these signals.
     signal.pthread_sigmask(signal.SIG_BLOCK, _STOP_SIGNALS)
     threading.Thread(target=_take_signals, name="signals", daemon=True).start()
-    workers.follow_parent(settings, is_ready=lambda: _Life.serving is not None and _Life.serving.health.ready)
+    workers.follow_parent(settings, is_ready=lambda: _State.serving is not None and _State.serving.health.ready)
 
 
 def serve(server: Serving, settings: CommonSettings, *, on_stop: Sequence[Callable[[], object]] = ()) -> None:
@@ -92,15 +92,15 @@ def serve(server: Serving, settings: CommonSettings, *, on_stop: Sequence[Callab
     failed, the process exits with code 1. Call it from the main thread, after `begin`.
     """
     # Set before the start: a client may stop the process as soon as it reports ready.
-    _Life.serving = server
+    _State.serving = server
     try:
         server.start()
     except listen.PortBusy as error:
         raise SystemExit(str(error)) from None
     startup.is_over()
-    _log.info("serving", port=server.port, version=logs.version_of(_Life.process), **dict(settings.facts()))
+    _log.info("serving", port=server.port, version=logs.version_of(_State.process), **dict(settings.facts()))
     _settle_down()
-    _Life.stop_asked.wait()
+    _State.stop_requested.wait()
 
     _log.info("stopping", drain_seconds=settings.drain_seconds)
     server.health.drain()
@@ -129,9 +129,9 @@ def fatal(reason: str, error: BaseException | None = None) -> None:
     May be called from any thread. The supervisor restarts the process; nothing depends on a clean shutdown.
     """
     _log.critical(reason, exc_info=error)
-    if _Life.serving is not None:
-        _Life.serving.health.drain()
-        _Life.serving.health.wait_published(0.2)
+    if _State.serving is not None:
+        _State.serving.health.drain()
+        _State.serving.health.wait_published(0.2)
     os._exit(1)
 
 
@@ -142,32 +142,32 @@ def _take_signals() -> None:
     that the system delivers to another thread, as it does to a process that was just thawed.
     """
     number = signal.sigwait(_STOP_SIGNALS)
-    if _Life.serving is None:
+    if _State.serving is None:
         # Still starting: no call is running, and a normal exit could block on a thread.
         os._exit(128 + number)
-    _Life.stop_asked.set()
+    _State.stop_requested.set()
     first_at = time.monotonic()
     while True:
         number = signal.sigwait(_STOP_SIGNALS)
         if time.monotonic() - first_at > SAME_SIGNAL_SECONDS:
-            _log.error("a second signal: ended without waiting for what runs")
+            _log.error("a second signal: the process ends without waiting for running calls")
             os._exit(128 + number)
 
 
 def _flush(on_stop: Sequence[Callable[[], object]]) -> bool:
-    overdue = threading.Timer(FLUSH_SECONDS_MAX, fatal, ["what had to be flushed took too long"])
+    overdue = threading.Timer(FLUSH_SECONDS_MAX, fatal, ["the functions of on_stop took too long"])
     overdue.daemon = True
     overdue.start()
-    well = True
-    for step in on_stop:
+    succeeded = True
+    for function in on_stop:
         try:
-            step()
+            function()
         except Exception:
             # The functions do not depend on each other: later ones may still have data to save.
-            _log.exception("a step of stopping failed", step=getattr(step, "__qualname__", repr(step)))
-            well = False
+            _log.exception("a function of on_stop failed", function=getattr(function, "__qualname__", repr(function)))
+            succeeded = False
     overdue.cancel()
-    return well
+    return succeeded
 
 
 def _probe(settings: CommonSettings) -> None:
@@ -185,4 +185,4 @@ def _raise_file_limit() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     except (ValueError, OSError) as error:
         # macOS reports "unlimited" but accepts less. The soft limit stays, which allows fewer connections.
-        _log.warning("the limit of open files stays as it is", error=str(error))
+        _log.warning("could not raise the limit of open files", error=str(error))

@@ -1,6 +1,6 @@
-"""Variables of the environment that look like a setting and are none: misspelt, or of another version.
+"""Finds environment variables that look like a setting but are unknown: misspelt, or of another version.
 
-They are told of, not refused: an environment is shared with other programs.
+They are logged and not rejected, because other programs share the environment.
 """
 
 from collections.abc import Iterator, Mapping
@@ -8,8 +8,8 @@ from difflib import get_close_matches
 
 from shop_common.environment.settings import ApiSettings, Settings
 
-# What some processes read: one environment may serve several of them, and none knows the settings of another.
-# Nor does a process without a database load what those of a database need.
+# Settings that only some processes read. Several processes may share an environment, and each knows only its own
+# settings. This list is literal because a process without a database must not import the settings of databases.
 _OF_SOME_PROCESSES = [
     "ABANDONED_GRACE_SECONDS",
     "CALL_SECONDS",
@@ -48,32 +48,32 @@ _OF_SOME_PROCESSES = [
 
 SETTINGS_OF_ALL = {*_OF_SOME_PROCESSES, *(name.upper() for name in ApiSettings.model_fields)}
 
-# First words of settings that begin the variables of other programs, or of services of Kubernetes, too.
-_WORDS_OF_OTHERS = {
+# First words of settings with which variables of other programs or of Kubernetes services begin, too.
+_SHARED_FIRST_WORDS = {
     "CALL", "GRPC", "HEALTH", "INVENTORY", "KAFKA", "LISTEN", "LOG", "METRICS", "ORDER", "ORDERS", "OTEL", "TLS",
 }  # fmt: skip
 
-# Read by Kafka's own scripts, and much like KAFKA_OPTIONS.
-_VARIABLES_OF_OTHERS = {"KAFKA_OPTS"}
+# Kafka's own scripts read it. It is similar to KAFKA_OPTIONS.
+_FOREIGN_VARIABLES = {"KAFKA_OPTS"}
 
 
 def unknown(settings: type[Settings], environment: Mapping[str, str]) -> Iterator[tuple[str, str]]:
-    """The name of each such variable, with the setting of this process that is nearest to it."""
+    """Yield the name of each such variable with the most similar setting of this process."""
     own = {name.upper() for name in settings.model_fields} - {"WORKER_PIPE"}
     for variable, value in environment.items():
         name = variable.upper().removesuffix("_FILE")
-        if name in own | SETTINGS_OF_ALL | _VARIABLES_OF_OTHERS or _is_service_link(name, value):
+        if name in own | SETTINGS_OF_ALL | _FOREIGN_VARIABLES or _is_service_link(name, value):
             continue
         word = name.partition("_")[0]
-        kin = {one for one in own if one.startswith(f"{word}_")} if word not in _WORDS_OF_OTHERS else set()
-        # OpenTelemetry has a hundred variables, some of which are much like ours.
-        similarity_min = 0.0 if kin else 0.95 if word == "OTEL" else 0.85
-        nearest = get_close_matches(name, kin or own, n=1, cutoff=similarity_min)
-        # MY_DATABASE_URL is another program's DATABASE_URL.
+        same_word = {each for each in own if each.startswith(f"{word}_")} if word not in _SHARED_FIRST_WORDS else set()
+        # OpenTelemetry has a hundred variables, some of which are similar to ours.
+        similarity_min = 0.0 if same_word else 0.95 if word == "OTEL" else 0.85
+        nearest = get_close_matches(name, same_word or own, n=1, cutoff=similarity_min)
+        # MY_DATABASE_URL is the DATABASE_URL of another program.
         if nearest and not name.endswith(f"_{nearest[0]}"):
             yield variable, nearest[0]
 
 
 def _is_service_link(name: str, value: str) -> bool:
-    """Whether this is how Kubernetes tells a container of the services beside it."""
+    """Return whether this is one of the variables with which Kubernetes describes services to a container."""
     return "_SERVICE_HOST" in name or "_SERVICE_PORT" in name or value.startswith(("tcp://", "udp://"))
