@@ -10,7 +10,7 @@ from testkit.drivers.relay import OutboxDriver
 
 @pytest.fixture
 def driver(database_url: str, kafka: Kafka) -> Iterator[OutboxDriver]:
-    """A database with an empty outbox, and a topic of its own."""
+    """A database with an empty outbox, and a topic for this test alone."""
     driver = OutboxDriver(database_url, kafka)
     driver.metadata.create_all(driver.database.engine)
     kafka.create_topics(driver.topic)

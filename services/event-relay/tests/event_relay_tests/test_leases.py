@@ -1,4 +1,4 @@
-"""Who ships which shards: fair shares, one owner at a time, and a way on when an owner dies."""
+"""Leases of shards: equal shares, one owner at a time, and other owners after a crash."""
 
 from collections.abc import Iterator
 from datetime import timedelta
@@ -13,7 +13,7 @@ from testkit.eventually import eventually
 
 
 class Table:
-    """The leases of one database, and processes that want some."""
+    """The leases of one database, and the processes that share them."""
 
     def __init__(self, url: str) -> None:
         self._database = Database(url)
@@ -25,7 +25,7 @@ class Table:
         return Process(self._database, Leases(self._leases, name, seconds))
 
     def set_clock_back(self, hours: int) -> None:
-        """As a clock that is set back makes leases look: all of them end so much later."""
+        """Move the end of all leases into the future, as if the database's clock had been set back."""
         ends = self._leases.c.expires_at
 
         def move(tx: Connection) -> None:
@@ -65,20 +65,20 @@ ALL = set(range(SHARDS))
 
 
 def after_rounds(count: int, processes: list[Process]) -> list[set[int]]:
-    """The shards of each when all have renewed that often."""
+    """The shards of each process after all have renewed their leases this many times."""
     return [[process.shards() for process in processes] for _ in range(count)][-1]
 
 
-def test_one_process_holds_all_shards_until_two_thirds_of_its_lease(table: Table) -> None:
+def test_one_process_has_all_shards_and_may_produce_for_two_thirds_of_its_lease(table: Table) -> None:
     held = table.process("a", seconds=60).hold()
     assert set(held.shards) == ALL
     assert held.ends - held.produce_until == pytest.approx(20)
 
 
 @pytest.mark.parametrize("count", [2, 3, 5, 16])
-def test_processes_share_the_shards_as_equally_as_can_be(table: Table, count: int) -> None:
+def test_processes_share_the_shards_equally(table: Table, count: int) -> None:
     processes = [table.process(f"process-{number}") for number in range(count)]
-    # The last one takes its seat in the first round, the others make room in the second, it takes it in the third.
+    # Round 1: the last process takes its membership slot. Round 2: the others release shards. Round 3: it takes them.
     shares = after_rounds(3, processes)
 
     assert set.union(*shares) == ALL
@@ -87,7 +87,7 @@ def test_processes_share_the_shards_as_equally_as_can_be(table: Table, count: in
     assert [process.shards() for process in processes] == shares
 
 
-def test_one_process_more_than_shards_waits_for_a_seat(table: Table) -> None:
+def test_more_processes_than_shards_wait_for_a_membership_slot(table: Table) -> None:
     processes = [table.process(f"process-{number}") for number in range(SHARDS + 1)]
     shares = after_rounds(3, processes)
     assert [len(share) for share in shares] == [1] * SHARDS + [0]
@@ -105,38 +105,38 @@ def test_a_shard_has_one_owner_at_a_time(table: Table) -> None:
     assert second.shards() == ALL - kept
 
 
-def test_what_is_released_is_free_at_once(table: Table) -> None:
+def test_released_leases_are_free_at_once(table: Table) -> None:
     first, second = table.process("first"), table.process("second")
     first.hold()
     first.release()
     assert second.shards() == ALL
 
 
-def test_the_shards_of_a_dead_process_go_to_another_when_its_lease_has_run_out(table: Table) -> None:
+def test_the_shards_of_a_dead_process_go_to_another_when_its_leases_have_expired(table: Table) -> None:
     table.process("dead", seconds=1).hold()
-    heir = table.process("heir")
-    assert heir.shards() == set()
-    eventually(lambda: heir.shards() == ALL)
+    successor = table.process("successor")
+    assert successor.shards() == set()
+    eventually(lambda: successor.shards() == ALL)
 
 
-def test_an_owner_that_was_away_too_long_has_lost_what_others_took(table: Table) -> None:
-    frozen, heir = table.process("frozen", seconds=1), table.process("heir")
+def test_an_owner_that_was_frozen_too_long_loses_its_shards(table: Table) -> None:
+    frozen, successor = table.process("frozen", seconds=1), table.process("successor")
     frozen.hold()
-    eventually(lambda: heir.shards() == ALL)
+    eventually(lambda: successor.shards() == ALL)
 
     assert frozen.shards() == set()
-    assert len(heir.shards()) == 8
+    assert len(successor.shards()) == 8
     assert len(frozen.shards()) == 8
 
 
-def test_a_lease_that_ends_later_than_any_can_is_void(table: Table) -> None:
+def test_a_lease_that_ends_later_than_any_lease_can_is_void(table: Table) -> None:
     table.process("dead", seconds=60).hold()
     table.set_clock_back(hours=1)
 
-    assert table.process("heir").shards() == ALL
+    assert table.process("successor").shards() == ALL
 
 
-def test_an_owner_that_lives_renews_its_lease_when_the_clock_was_set_back(table: Table) -> None:
+def test_a_running_owner_keeps_its_leases_when_the_clock_is_set_back(table: Table) -> None:
     owner, other = table.process("owner"), table.process("other")
     assert owner.shards() == ALL
     table.set_clock_back(hours=1)
@@ -145,7 +145,7 @@ def test_an_owner_that_lives_renews_its_lease_when_the_clock_was_set_back(table:
     assert other.shards() == set()
 
 
-def test_when_the_clock_leaps_forward_an_owner_learns_at_its_next_renewal_what_it_has_lost(table: Table) -> None:
+def test_when_the_clock_jumps_forward_an_owner_notices_its_losses_at_its_next_renewal(table: Table) -> None:
     owner, other = table.process("owner"), table.process("other")
     assert owner.shards() == ALL
     table.set_clock_back(hours=-1)
@@ -157,7 +157,7 @@ def test_when_the_clock_leaps_forward_an_owner_learns_at_its_next_renewal_what_i
     assert len(owner.shards()) == 8
 
 
-def test_an_owner_that_was_away_keeps_what_nobody_took(table: Table) -> None:
+def test_an_owner_renews_expired_leases_that_no_other_process_took(table: Table) -> None:
     alone = table.process("alone", seconds=0.001)
     assert alone.shards() == ALL
     assert alone.shards() == ALL

@@ -1,4 +1,4 @@
-"""The statements of the relay walk along indexes, also when the database has seen the outbox empty."""
+"""The relay's queries use indexes even when the statistics were taken while the outbox was empty."""
 
 from collections.abc import Callable
 from typing import Any
@@ -12,7 +12,7 @@ from shop_common.events.outbox import SHARDS
 from testkit.drivers.relay import OutboxDriver
 
 
-def test_plans_do_not_flip_when_the_table_was_seen_empty(driver: OutboxDriver) -> None:
+def test_plans_use_indexes_after_the_table_was_analyzed_while_it_was_empty(driver: OutboxDriver) -> None:
     rows = OutboxRows(driver.outbox.table)
     driver.write_numbered(keys=100, each=20)
     relay = driver.relay()
@@ -43,7 +43,7 @@ def test_plans_do_not_flip_when_the_table_was_seen_empty(driver: OutboxDriver) -
 
 
 def analyze(driver: OutboxDriver) -> None:
-    """What autovacuum does in its own time."""
+    """Take statistics now, as autovacuum does at times."""
     if driver.database.is_sqlite:
         with driver.database.write() as tx:
             tx.exec_driver_sql("ANALYZE")
@@ -53,7 +53,7 @@ def analyze(driver: OutboxDriver) -> None:
 
 
 def plan(driver: OutboxDriver, operation: Callable[[Connection], Any]) -> str:
-    """How the database runs the statements of the operation on the outbox, as text."""
+    """The query plans of the operation's statements on the outbox, as text. The operation is rolled back."""
     explain = "EXPLAIN QUERY PLAN" if driver.database.is_sqlite else "EXPLAIN"
     lines: list[str] = []
 

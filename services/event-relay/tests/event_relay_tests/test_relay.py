@@ -1,4 +1,4 @@
-"""What a relay promises: in order, at least once, nothing lost, whatever fails around it."""
+"""The relay ships events in order and at least once, whatever fails around it."""
 
 import time
 from collections.abc import Iterator
@@ -23,10 +23,10 @@ from testkit.eventually import eventually
 
 
 def ship_all(relay: Relay) -> int:
-    """Until nothing is found, and what was shipped is deleted."""
+    """Run passes until no event is left, and the shipped ones are deleted. Returns the number of events."""
     total = 0
-    while found := relay.relay_once():
-        total += found
+    while shipped := relay.relay_once():
+        total += shipped
     return total
 
 
@@ -65,7 +65,7 @@ def test_an_event_is_a_cloudevent_in_binary_mode(driver: OutboxDriver) -> None:
     }
 
 
-def test_a_rows_own_headers_go_before_ours(driver: OutboxDriver) -> None:
+def test_a_rows_own_headers_override_ours(driver: OutboxDriver) -> None:
     headers = {"ce_id": "the-original", "ce_source": "/shop/elsewhere", "dlq-reason": "ungültig"}
     driver.write(driver.event("7", 1, headers=orjson.dumps(headers).decode()))
 
@@ -76,7 +76,7 @@ def test_a_rows_own_headers_go_before_ours(driver: OutboxDriver) -> None:
     assert record.headers["ce_type"] == "TESTED"
 
 
-def test_an_event_that_was_acknowledged_and_not_deleted_is_repeated_under_its_id(driver: OutboxDriver) -> None:
+def test_an_event_that_was_acknowledged_and_not_deleted_is_repeated_with_the_same_id(driver: OutboxDriver) -> None:
     driver.write(driver.event("7", 1))
     assert driver.relay("crashed", lease_seconds=1).relay_once() == 1
     assert driver.waiting() == [1]
@@ -88,12 +88,12 @@ def test_an_event_that_was_acknowledged_and_not_deleted_is_repeated_under_its_id
     assert first.headers == second.headers
 
 
-def test_a_deletion_that_failed_is_made_up_for(driver: OutboxDriver) -> None:
+def test_a_failed_deletion_is_repeated(driver: OutboxDriver) -> None:
     relay = driver.relay()
     driver.write(driver.event("7", 1))
     assert relay.relay_once() == 1
 
-    with nobody_may_write(driver), pytest.raises(ShopError):
+    with rows_locked(driver), pytest.raises(ShopError):
         relay.relay_once()
     assert driver.waiting() == [1]
     driver.write(driver.event("7", 2))
@@ -104,11 +104,11 @@ def test_a_deletion_that_failed_is_made_up_for(driver: OutboxDriver) -> None:
     assert [record.json() for record in driver.shipped(2)] == [1, 2]
 
 
-def test_another_event_under_the_same_number_is_not_deleted_but_shipped(driver: OutboxDriver) -> None:
+def test_another_event_with_the_same_row_id_is_shipped_and_not_deleted(driver: OutboxDriver) -> None:
     relay = driver.relay()
     driver.write(driver.event("7", 1))
     assert relay.relay_once() == 1
-    # As in a backup that was restored before the deletion.
+    # As after the restore of a backup between shipping and deletion.
     driver.database.transact(
         lambda tx: tx.execute(update(driver.outbox.table).values(event_id=str(uuid7()), payload="2"))
     )
@@ -120,7 +120,7 @@ def test_another_event_under_the_same_number_is_not_deleted_but_shipped(driver: 
     assert [line.get("kind") for line in log] == ["OutboxReplaced", None]
 
 
-def test_a_deletion_of_a_lease_that_is_over_is_left_to_the_next_owner(driver: OutboxDriver) -> None:
+def test_after_its_lease_has_expired_a_relay_leaves_the_deletion_to_the_next_owner(driver: OutboxDriver) -> None:
     driver.write(driver.event("7", 1))
     frozen = driver.relay("frozen", lease_seconds=1)
     assert frozen.relay_once() == 1
@@ -136,7 +136,7 @@ def test_a_deletion_of_a_lease_that_is_over_is_left_to_the_next_owner(driver: Ou
     assert [record.json() for record in driver.shipped(3)] == [1, 1, 2]
 
 
-def test_one_half_is_read_while_the_other_is_on_its_way(driver: OutboxDriver) -> None:
+def test_one_half_of_the_shards_is_read_while_events_of_the_other_are_outstanding(driver: OutboxDriver) -> None:
     driver.write_numbered(keys=100, each=120)
     relay = driver.relay(lease_seconds=3)
     assert relay.relay_once() == ROWS_MAX
@@ -154,13 +154,14 @@ def test_one_half_is_read_while_the_other_is_on_its_way(driver: OutboxDriver) ->
 
 
 @contextmanager
-def nobody_may_write(driver: OutboxDriver) -> Iterator[None]:
+def rows_locked(driver: OutboxDriver) -> Iterator[None]:
+    """Locks all rows of the outbox."""
     with driver.database.write() as tx:
         tx.execute(update(driver.outbox.table).values(type=driver.outbox.table.c.type))
         yield
 
 
-def test_rows_that_were_committed_late_under_lower_ids_are_shipped(driver: OutboxDriver) -> None:
+def test_rows_with_lower_ids_that_were_committed_later_are_shipped(driver: OutboxDriver) -> None:
     relay = driver.relay()
     table = driver.outbox.table
     columns = [column.name for column in table.c if column.name != "id"]
@@ -173,9 +174,7 @@ def test_rows_that_were_committed_late_under_lower_ids_are_shipped(driver: Outbo
     assert [record.json() for record in driver.shipped(4)] == [1000, 5, 2000, 6]
 
 
-def test_a_refused_event_is_never_overtaken_by_a_later_one_of_its_key(
-    driver: OutboxDriver, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_no_later_event_of_a_key_overtakes_a_refused_one(driver: OutboxDriver, monkeypatch: pytest.MonkeyPatch) -> None:
     too_large = "x" * 1_500_000
     driver.write(
         driver.event("a", 1),
@@ -205,7 +204,7 @@ def test_a_refused_event_is_never_overtaken_by_a_later_one_of_its_key(
 
 
 @pytest.mark.parametrize("headers", ["no JSON", "[1]", "7"])
-def test_a_row_that_cannot_be_sent_holds_back_its_own_shard_only(driver: OutboxDriver, headers: str) -> None:
+def test_a_row_that_cannot_be_sent_blocks_only_its_shard(driver: OutboxDriver, headers: str) -> None:
     driver.write(driver.event("a", 1, headers=headers), driver.event("a", 2), driver.event("b", 1))
 
     assert ship_all(driver.relay()) > 0
@@ -214,7 +213,9 @@ def test_a_row_that_cannot_be_sent_holds_back_its_own_shard_only(driver: OutboxD
     assert values_by_key(driver.shipped(1)) == {"b": [1]}
 
 
-def test_a_broker_that_was_away_gets_everything_in_order_and_the_log_says_it_once(driver: OutboxDriver) -> None:
+def test_after_an_outage_the_broker_gets_everything_in_order_and_the_log_has_it_once(
+    driver: OutboxDriver,
+) -> None:
     relay = driver.relay(lease_seconds=1)
     with structlog.testing.capture_logs() as log, running(relay):
         driver.write_numbered(keys=5, each=100)
@@ -233,14 +234,14 @@ def test_a_broker_that_was_away_gets_everything_in_order_and_the_log_says_it_onc
     assert [line.get("kind") for line in log] == ["DeliveryFailed", "BrokerAway", None]
 
 
-def test_a_relay_that_owns_nothing_while_events_wait_does_not_stay_ready(
+def test_a_relay_without_shards_is_not_ready_while_events_wait(
     driver: OutboxDriver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(relay_module, "SAMPLE_SECONDS", 0.1)
     leases = driver.outbox.leases
-    until = datetime.now(UTC) + timedelta(minutes=4)
-    theirs = [{"shard": shard, "owner": "dead", "expires_at": until} for shard in range(SHARDS)]
-    driver.database.transact(lambda tx: tx.execute(leases.insert(), theirs))
+    expires_at = datetime.now(UTC) + timedelta(minutes=4)
+    others = [{"shard": shard, "owner": "dead", "expires_at": expires_at} for shard in range(SHARDS)]
+    driver.database.transact(lambda tx: tx.execute(leases.insert(), others))
     relay = driver.relay(lease_seconds=1)
     with running(relay):
         eventually(lambda: relay.ready)
@@ -251,7 +252,7 @@ def test_a_relay_that_owns_nothing_while_events_wait_does_not_stay_ready(
         eventually(lambda: relay.ready and not driver.waiting())
 
 
-def test_without_a_broker_rows_wait_and_nobody_claims_to_ship_them(driver: OutboxDriver) -> None:
+def test_without_a_broker_rows_wait_and_the_relay_takes_no_lease(driver: OutboxDriver) -> None:
     relay = driver.relay(bootstrap="127.0.0.1:1")
     driver.write(driver.event("7", 1))
     with structlog.testing.capture_logs() as log, running(relay):
@@ -262,29 +263,29 @@ def test_without_a_broker_rows_wait_and_nobody_claims_to_ship_them(driver: Outbo
     assert driver.owners() == {}
 
 
-def test_no_option_of_the_producer_can_be_chosen(driver: OutboxDriver) -> None:
+def test_every_option_of_the_producer_is_reserved(driver: OutboxDriver) -> None:
     publisher = driver.publisher()
     publisher._alone = True
 
     assert set(publisher._settings()) <= OWN_OPTIONS
 
 
-def test_nothing_is_produced_when_the_time_of_the_lease_is_up(driver: OutboxDriver) -> None:
+def test_nothing_is_produced_after_the_deadline(driver: OutboxDriver) -> None:
     driver.write(driver.event("7", 1))
     rows = driver.pending()
-    in_test = driver.publisher()
+    publisher = driver.publisher()
 
-    in_test.send(rows, deadline=time.monotonic())
-    too_late = in_test.wait()
-    in_test.send(rows, deadline=time.monotonic() + 10)
-    in_time = in_test.wait()
+    publisher.send(rows, deadline=time.monotonic())
+    too_late = publisher.wait()
+    publisher.send(rows, deadline=time.monotonic() + 10)
+    in_time = publisher.wait()
 
     assert too_late.acknowledged == []
     assert [row.key for row in in_time.acknowledged] == ["7"]
     assert len(driver.shipped(1)) == 1
 
 
-def test_two_relays_share_the_shards_and_nothing_is_lost_or_left(driver: OutboxDriver) -> None:
+def test_two_relays_share_the_shards_and_ship_everything(driver: OutboxDriver) -> None:
     one, other = driver.relay("one", lease_seconds=10), driver.relay("other", lease_seconds=10)
     driver.write_numbered(keys=50, each=20)
     with running(one):
@@ -302,7 +303,7 @@ def test_two_relays_share_the_shards_and_nothing_is_lost_or_left(driver: OutboxD
     assert values_by_key(records) == {f"key-{key}": list(range(60)) for key in range(50)}
 
 
-def test_a_relay_waits_for_the_tables_of_its_service(driver: OutboxDriver) -> None:
+def test_a_relay_waits_until_its_tables_exist(driver: OutboxDriver) -> None:
     driver.metadata.drop_all(driver.database.engine)
     relay = driver.relay()
     with structlog.testing.capture_logs() as log, running(relay):

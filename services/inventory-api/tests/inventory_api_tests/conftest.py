@@ -1,4 +1,4 @@
-"""A migrated inventory database of each kind, one for all tests and emptied before each."""
+"""A migrated inventory database of each kind, shared by all tests and emptied before each."""
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -27,7 +27,7 @@ def inventory_url(
 
 @pytest.fixture(scope="session")
 def migrated(inventory_url: str) -> Iterator[Database]:
-    """A migrated database that all tests share, so that its connections are opened once."""
+    """A migrated database that all tests share, so that migrations run and connections open only once."""
     database = Database(inventory_url)
     SCHEMA.upgrade(database)
     yield database

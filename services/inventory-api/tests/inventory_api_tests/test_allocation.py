@@ -48,16 +48,16 @@ def fewest(free: Sequence[int], quantity: int) -> int:
     )
 
 
-@settings(deadline=None)  # a busy machine is no failure
+@settings(deadline=None)  # a busy machine must not fail the test
 @given(free=stocks, quantity=st.integers(1, 60))
 def test_a_line_is_refused_only_if_too_few_units_are_free(free: list[int], quantity: int) -> None:
     assert (allocate(quantity, shelves_of(free)) is None) == (sum(free) < quantity)
 
 
-@settings(deadline=None)  # a busy machine is no failure
+@settings(deadline=None)  # a busy machine must not fail the test
 @given(free=stocks, quantity=st.integers(1, 60))
 @example(free=[5, 5, 5], quantity=10)
-def test_parts_sum_to_the_request_and_take_no_more_than_is_free(free: list[int], quantity: int) -> None:
+def test_allocations_add_up_to_the_request_and_take_only_free_units(free: list[int], quantity: int) -> None:
     parts = allocate(quantity, shelves_of(free)) or []
 
     assert sum(units for _, units in parts) in ((quantity,) if parts else (0,))
@@ -65,7 +65,7 @@ def test_parts_sum_to_the_request_and_take_no_more_than_is_free(free: list[int],
     assert len({shelf.item_id for shelf, _ in parts}) == len(parts)
 
 
-@settings(deadline=None)  # a busy machine is no failure
+@settings(deadline=None)  # a busy machine must not fail the test
 @given(free=stocks, quantity=st.integers(1, 60))
 def test_a_line_is_split_over_the_fewest_locations(free: list[int], quantity: int) -> None:
     parts = allocate(quantity, shelves_of(free))
@@ -74,10 +74,10 @@ def test_a_line_is_split_over_the_fewest_locations(free: list[int], quantity: in
         assert len(parts) == fewest(free, quantity)
 
 
-@settings(deadline=None)  # a busy machine is no failure
+@settings(deadline=None)  # a busy machine must not fail the test
 @given(free=stocks, quantity=st.integers(1, 12))
 @example(free=[9, 7, 7, 8], quantity=7)
-def test_of_locations_that_cover_a_line_the_one_with_the_fewest_units_is_taken(free: list[int], quantity: int) -> None:
+def test_a_line_takes_the_sufficient_location_with_the_fewest_units(free: list[int], quantity: int) -> None:
     covering = [units for units in free if units >= quantity]
     parts = allocate(quantity, shelves_of(free))
 
@@ -88,7 +88,7 @@ def test_of_locations_that_cover_a_line_the_one_with_the_fewest_units_is_taken(f
         assert shelf.item_id == free.index(min(covering))
 
 
-@settings(deadline=None)  # a busy machine is no failure
+@settings(deadline=None)  # a busy machine must not fail the test
 @given(free=shelved, order_lines=lines)
 def test_an_order_takes_each_product_in_full_or_nothing_at_all(
     free: dict[tuple[int, str], int], order_lines: list[Line]

@@ -14,7 +14,7 @@ from testkit.drivers.inventory_api import InventoryDriver, deadline
 
 
 def events_by_transaction(inventory: InventoryDriver, event_type: str) -> list[int]:
-    """How many events of this type each transaction wrote. Events of one transaction have the same time."""
+    """The number of events of this type in each transaction, ascending. Events of a transaction have the same time."""
     outbox = tables.outbox.table
     with inventory.database.read() as tx:
         timestamps = tx.execute(select(outbox.c.created_at).where(outbox.c.type == event_type)).scalars()
@@ -33,7 +33,7 @@ def reserve_orders(inventory: InventoryDriver, orders: int, lines: int) -> list[
 
 
 def spread(inventory: InventoryDriver, product: int, locations: int) -> Reservation:
-    """A reservation that draws on this many locations."""
+    """Reserve one unit at each of this many locations."""
     added = [AddStock(product, f"SHELF_{number}", 1) for number in range(locations)]
     inventory.operations._add_stock.submit_many(added, deadline=deadline())
     return inventory.reserve(product, locations, order=f"order-{product}")
@@ -84,7 +84,7 @@ def test_reservations_of_an_order_that_have_expired_or_were_released_are_not_cou
         assert by_order.count_unreleased(tx, {"order-0"}) == {"order-0": 1}
 
 
-def test_questions_about_one_product_count_its_locations_once(inventory: InventoryDriver) -> None:
+def test_checks_of_one_product_in_one_batch_count_its_locations_once(inventory: InventoryDriver) -> None:
     spread(inventory, product=1, locations=30)
     questions = [StockQuestion(1, None)] * 9 + [StockQuestion(product, None) for product in range(2, 10)]
     with inventory.database.read() as tx:

@@ -1,4 +1,4 @@
-"""Limits on the work of a transaction, rows from before the limits, and bad rows that must not stop the others."""
+"""Limits on the work of a transaction, rows from before the limits, and bad rows that must not block other rows."""
 
 from datetime import UTC, datetime, timedelta
 from uuid import UUID
@@ -46,7 +46,7 @@ def lines(products: int) -> tuple[Line, ...]:
 def store(
     database: Database, order: str, count: int, *, product: int = 1, locations: int = 1, state: State = State.HELD
 ) -> None:
-    """Insert reservations of one order as a version without limits did, each over `locations` items of a product."""
+    """Insert reservations of one order as a version without limits did, each with `locations` allocations."""
     with database.write() as tx:
         timestamp = now(tx)
         first = tx.execute(
@@ -79,7 +79,7 @@ def store(
 
 
 def delete_without_events(inventory: InventoryDriver) -> None:
-    """Delete what the test inserted without events, which the consistency check after the test would not accept."""
+    """Delete the rows that the test inserted without events. The consistency check after the test would report them."""
     with inventory.database.write() as tx:
         tx.execute(tables.outbox.table.delete())
         tx.execute(tables.stock_reservations.delete())
@@ -146,7 +146,7 @@ def test_an_order_draws_on_a_bounded_number_of_locations(
     assert inventory.available(1) == 1
 
 
-def test_a_batch_decides_as_much_as_one_transaction_may_and_leaves_the_rest(
+def test_a_batch_decides_only_as_many_orders_as_fit_into_one_transaction(
     inventory: InventoryDriver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(reserving, "BATCH_ALLOCATIONS_MAX", 4)
@@ -175,7 +175,7 @@ def test_a_batch_that_is_decided_in_parts_returns_all_outcomes(
     assert [type(each) for each in outcomes] == [list, list, list, InsufficientStock]
 
 
-def test_an_order_from_before_the_limits_cannot_be_confirmed_but_is_cancelled_in_turns(
+def test_an_order_over_the_limits_cannot_be_confirmed_but_is_cancelled_in_turns(
     inventory: InventoryDriver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     item = inventory.add_stock(1, 5_000)
@@ -196,7 +196,7 @@ def test_an_order_from_before_the_limits_cannot_be_confirmed_but_is_cancelled_in
     delete_without_events(inventory)
 
 
-def test_cancelling_and_shipping_many_orders_goes_in_turns_and_changes_each_reservation_once(
+def test_many_orders_are_cancelled_and_shipped_in_turns_and_each_reservation_changes_once(
     inventory: InventoryDriver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(turns, "TURN_RESERVATIONS", 3)
@@ -280,7 +280,7 @@ def test_the_largest_event_of_every_state_fits(state: State) -> None:
 
 
 @pytest.mark.parametrize("ending", ["expired", "released", "fulfilled"])
-def test_a_reservation_from_before_the_limits_can_end_although_its_event_is_too_large(
+def test_a_reservation_over_the_limits_can_end_although_its_event_is_too_large(
     inventory: InventoryDriver, ending: str
 ) -> None:
     with inventory.database.write() as tx:
@@ -290,7 +290,7 @@ def test_a_reservation_from_before_the_limits_can_end_although_its_event_is_too_
         names = [f"{number:04d}-{'x' * 59}" for number in range(9_000)]
         rows = [item | times | {"id": number, "location": name} for number, name in enumerate(names, 1_000)]
         tx.execute(insert(tables.inventory_items), rows)
-    # As many allocations as fitted into one event in that version.
+    # As many allocations as fitted into one event of the version without limits.
     part = orjson.dumps({"item_id": 1_000, "location": names[0], "quantity": 1})
     locations = (900_000 - 300) // (len(part) + 1)
     store(
@@ -380,7 +380,7 @@ def test_too_many_reservations_that_cannot_expire_are_an_error(
     delete_without_events(inventory)
 
 
-def test_a_request_expires_what_it_can_and_sets_the_bad_reservation_aside(inventory: InventoryDriver) -> None:
+def test_a_request_sets_a_bad_reservation_aside_and_expires_others(inventory: InventoryDriver) -> None:
     inventory.add_stock(1, 1, "A")
     inventory.add_stock(1, 1, "B")
     bad = inventory.reserve(1, 1, location="A")
@@ -389,7 +389,7 @@ def test_a_request_expires_what_it_can_and_sets_the_bad_reservation_aside(invent
     inventory.make_due(good, ago_seconds=10)
     break_counters(inventory, bad)
     with inventory.database.write() as tx:
-        # No unit is free there, so that only the two due reservations can cover the request.
+        # No unit is free at A, so that only the two due reservations can cover the request.
         tx.execute(update(tables.inventory_items).where(tables.inventory_items.c.location == "A").values(quantity=0))
 
     held = inventory.reserve(1, 1, order="buyer")
@@ -401,7 +401,7 @@ def test_a_request_expires_what_it_can_and_sets_the_bad_reservation_aside(invent
     delete_without_events(inventory)
 
 
-def test_a_reservation_that_cannot_be_purged_does_not_stop_the_others(inventory: InventoryDriver) -> None:
+def test_a_reservation_that_cannot_be_purged_does_not_block_others(inventory: InventoryDriver) -> None:
     inventory.add_stock(1, 10)
     ended = [inventory.reserve(1, 1, order=f"order-{n}") for n in range(5)]
     for each in ended:
@@ -513,7 +513,7 @@ def test_a_set_quantity_below_more_due_reservations_than_one_call_expires_is_con
 # --- lists ---
 
 
-def test_a_page_is_cut_before_it_is_too_large_and_no_row_is_lost(
+def test_a_page_ends_before_it_is_too_large_and_no_row_is_lost(
     inventory: InventoryDriver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(pages, "PAGE_ALLOCATIONS", 5)

@@ -10,9 +10,9 @@ from inventory_api.domain.model import Line, Reservation, State
 from testkit.drivers.inventory_api import InventoryDriver, at_once
 
 
-def event_types(inventory: InventoryDriver, *, but: str = "STOCK_RESERVED") -> list[str]:
+def event_types(inventory: InventoryDriver) -> list[str]:
     """The event types of reservations, except STOCK_RESERVED."""
-    return [event.type for event in inventory.events() if event.type not in (but, "STOCK_UPDATED")]
+    return [event.type for event in inventory.events() if event.type not in ("STOCK_RESERVED", "STOCK_UPDATED")]
 
 
 # --- confirm ---
@@ -183,7 +183,7 @@ def test_cancelling_an_order_releases_its_active_reservations(inventory: Invento
 # --- fulfil ---
 
 
-def test_shipping_takes_confirmed_units_out_of_the_stock(inventory: InventoryDriver) -> None:
+def test_shipping_subtracts_confirmed_units_from_the_quantity(inventory: InventoryDriver) -> None:
     a = inventory.add_stock(1, 3, "A")
     b = inventory.add_stock(1, 4, "B")
     held = inventory.reserve(1, 5)
@@ -199,7 +199,7 @@ def test_shipping_takes_confirmed_units_out_of_the_stock(inventory: InventoryDri
     assert {(event.data["location"], event.data["quantity"]) for event in updates} == {("A", 2), ("B", 0)}
 
 
-def test_shipping_again_takes_nothing_more_and_returns_the_same(inventory: InventoryDriver) -> None:
+def test_shipping_again_changes_nothing_and_returns_the_same(inventory: InventoryDriver) -> None:
     item = inventory.add_stock(1, 5)
     inventory.reserve(1, 2)
     inventory.confirm()
@@ -259,7 +259,7 @@ def test_a_reservation_that_has_ended_does_not_change(inventory: InventoryDriver
 # --- at most once, with concurrent callers ---
 
 
-@pytest.mark.parametrize("start", ["held", "confirmed", "lapsed"])
+@pytest.mark.parametrize("start", ["held", "confirmed", "due"])
 def test_sixteen_concurrent_transitions_of_a_reservation_leave_one_legal_history(
     inventory: InventoryDriver, second_process: InventoryDriver, start: str
 ) -> None:
@@ -271,10 +271,10 @@ def test_sixteen_concurrent_transitions_of_a_reservation_leave_one_legal_history
         before = inventory.item(item).quantity
         if start == "confirmed":
             inventory.confirm(order)
-        if start == "lapsed":
+        if start == "due":
             inventory.make_due(held)
 
-        def steps(process: InventoryDriver, held: Reservation = held, order: str = order) -> list[Callable[[], object]]:
+        def calls(process: InventoryDriver, held: Reservation = held, order: str = order) -> list[Callable[[], object]]:
             return [
                 partial(process.confirm, order),
                 partial(process.release, held),
@@ -282,7 +282,7 @@ def test_sixteen_concurrent_transitions_of_a_reservation_leave_one_legal_history
                 partial(process.ship, order),
             ]
 
-        at_once([step for _ in range(2) for process in (inventory, second_process) for step in steps(process)])
+        at_once([call for _ in range(2) for process in (inventory, second_process) for call in calls(process)])
 
         # The consistency check after each test verifies that the events are one legal history and the counters agree.
         inventory.check_consistency()
@@ -301,8 +301,8 @@ def test_of_sixteen_concurrent_releases_one_frees_the_units_and_all_return_the_s
     inventory.add_stock(1, 10)
     held = inventory.reserve(1, 3)
 
-    answers = at_once([partial(process.release, held) for _ in range(8) for process in (inventory, second_process)])
+    results = at_once([partial(process.release, held) for _ in range(8) for process in (inventory, second_process)])
 
-    assert answers == [3] * 16
+    assert results == [3] * 16
     assert event_types(inventory) == ["STOCK_RELEASED"]
     assert inventory.available(1) == 10

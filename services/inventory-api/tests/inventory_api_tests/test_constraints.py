@@ -1,4 +1,4 @@
-"""The constraints of the database refuse impossible rows."""
+"""The constraints of the database reject impossible rows."""
 
 from datetime import UTC, datetime
 from typing import Any
@@ -40,7 +40,7 @@ def write(database: Database, table: Table, row: dict[str, Any], **other: Any) -
 @pytest.mark.parametrize(
     "wrong",
     [{"reserved_quantity": -1}, {"reserved_quantity": 6}, {"quantity": 1}, {"quantity": -1, "reserved_quantity": -1}],
-    ids=["negative reserved", "more reserved than there is", "less than is reserved", "negative quantity"],
+    ids=["negative reserved", "reserved above quantity", "quantity below reserved", "negative quantity"],
 )
 def test_an_item_cannot_have_impossible_numbers(database: Database, wrong: dict[str, int]) -> None:
     write(database, tables.inventory_items, ITEM)

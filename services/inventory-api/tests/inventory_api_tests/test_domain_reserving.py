@@ -1,4 +1,4 @@
-"""Which orders of a batch get stock, what is missing, and which due reservations cover it: decided on values alone."""
+"""Decisions without a database: which orders of a batch get stock, and which due reservations cover a shortage."""
 
 from datetime import UTC, datetime
 
@@ -24,7 +24,7 @@ NOW = datetime(2026, 1, 1, tzinfo=UTC)
 
 
 def stock_of(*items: tuple[int, str, int, int]) -> dict[int, Item]:
-    """Items of product, location, quantity and reserved quantity; their ids count from 1."""
+    """Items from (product, location, quantity, reserved quantity), with ids from 1."""
     return {
         number: Item(number, product, location, quantity, reserved, 1, NOW, NOW)
         for number, (product, location, quantity, reserved) in enumerate(items, 1)
@@ -82,7 +82,7 @@ def test_the_orders_of_a_batch_count_towards_one_limit() -> None:
     assert isinstance(second, ReservationsLimit)
 
 
-def test_the_first_order_is_decided_however_large_and_the_rest_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_first_order_is_decided_at_any_size_and_the_rest_stays_undecided(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(reserving, "BATCH_ALLOCATIONS_MAX", 1)
     stock = stock_of((1, "A", 1, 0), (1, "B", 1, 0), (1, "C", 1, 0))
 
@@ -119,7 +119,7 @@ def test_free_units_at_the_wrong_location_do_not_hide_a_shortage() -> None:
     assert shortage_when_decided(orders, stock_of((1, "A", 6, 0), (1, "B", 5, 0))) == {(1, "B"): 5}
 
 
-def test_products_of_orders_that_lack_nothing_are_left_out() -> None:
+def test_the_shortage_has_no_products_of_orders_that_get_their_stock() -> None:
     orders = [order("refused", Line(1, 5)), order("other", Line(2, 1))]
 
     assert shortage_when_decided(orders, stock_of((2, "A", 1, 0))) == {(1, None): 5}

@@ -1,4 +1,4 @@
-"""The state changes of reservations and their effect on items, decided on values alone."""
+"""State changes of reservations and their effects on items, without a database."""
 
 from datetime import UTC, datetime, timedelta
 
@@ -53,7 +53,7 @@ def test_a_due_reservation_refuses_the_order_and_expires() -> None:
 
 
 @pytest.mark.parametrize("has_expired", [True, False])
-def test_a_reservation_that_has_expired_before_refuses_the_order(has_expired: bool) -> None:
+def test_an_expired_reservation_refuses_the_order(has_expired: bool) -> None:
     others = () if has_expired else (reservation("b", State.EXPIRED),)
 
     confirmation = confirm(reservation("a"), *others, has_expired=has_expired)
@@ -101,7 +101,7 @@ def test_only_due_reservations_expire() -> None:
     assert transitions.expire([*reservations, reservation("running")], NOW) == {State.HELD.value: State.EXPIRED}
 
 
-def test_confirming_leaves_the_item_alone_and_removes_the_expiry() -> None:
+def test_confirming_does_not_change_the_item_and_removes_the_expiry() -> None:
     effect = apply({"a": State.CONFIRMED}, reservation("a"))
 
     assert effect.items == {}
@@ -122,7 +122,7 @@ def test_releasing_and_expiring_free_the_units_at_each_item(state: State) -> Non
     assert len(effect.messages) == 1
 
 
-def test_fulfilling_takes_units_out_and_counts_as_one_version_per_item() -> None:
+def test_fulfilling_subtracts_the_units_and_adds_one_version_per_item() -> None:
     effect = apply(
         {"a": State.FULFILLED, "b": State.FULFILLED},
         reservation("a", State.CONFIRMED),

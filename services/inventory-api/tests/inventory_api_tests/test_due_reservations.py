@@ -158,7 +158,7 @@ def test_a_batch_is_decided_again_in_arrival_order(inventory: InventoryDriver) -
     inventory.add_stock(1, 3)
     inventory.make_due(inventory.reserve(1, 2, order="late"))
 
-    # At first only the second fits; with what has expired the first does, and then the second does not.
+    # At first only the second order fits. Once the due reservation has expired, the first fits and the second does not.
     first, second, third = batch(
         inventory,
         OrderLines("first", (Line(1, 3),)),
@@ -304,13 +304,13 @@ def test_a_batch_starts_where_the_last_one_ended_and_misses_nothing(inventory: I
 
 @pytest.fixture
 def turns(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """How many reservations each transaction expired; at most two."""
+    """Limits a transaction to two reservations. Returns the number that each transaction expired so far."""
     sizes: list[int] = []
-    usual = expire.expire_read
+    original = expire.expire_read
 
     def expire_read(tx: Connection, read: Sequence[Reservation]) -> int:
         sizes.append(len(read))
-        return usual(tx, read)
+        return original(tx, read)
 
     monkeypatch.setattr(expire, "TURN_EXPIRED", 2)
     monkeypatch.setattr(expire, "expire_read", expire_read)
@@ -335,10 +335,10 @@ def test_a_failed_turn_does_not_undo_earlier_turns(
     reservations = [inventory.reserve(1, 1, order=f"order-{number}") for number in range(5)]
     for age, reservation in enumerate(reservations):
         inventory.make_due(reservation, ago_seconds=50 - age)
-    usual = items.free
+    original = items.free
 
     def free(*arguments: Any) -> None:
-        usual(*arguments)
+        original(*arguments)
         if len(turns) == 2:
             raise Contention("other transactions changed the same rows")
 

@@ -43,7 +43,7 @@ def test_pages_of_any_size_contain_each_item_once(inventory: InventoryDriver, si
     assert all_items(inventory, ItemFilter(), size) == items
 
 
-def test_a_list_that_just_fills_its_page_has_no_next_page(inventory: InventoryDriver) -> None:
+def test_a_list_that_exactly_fills_its_page_has_no_next_page(inventory: InventoryDriver) -> None:
     inventory.add_stock(1, 1)
     inventory.add_stock(2, 1)
 
@@ -86,7 +86,7 @@ def test_listed_items_count_due_units_as_available(inventory: InventoryDriver) -
     assert (item.reserved_quantity, item.available_quantity) == (3, 4)
 
 
-def test_reservation_pages_neither_skip_nor_repeat_while_reservations_are_made(inventory: InventoryDriver) -> None:
+def test_reservation_pages_neither_skip_nor_repeat_while_reservations_are_added(inventory: InventoryDriver) -> None:
     inventory.add_stock(1, 100)
     before = [inventory.reserve(1, 1, order=f"order-{n}") for n in range(7)]
 

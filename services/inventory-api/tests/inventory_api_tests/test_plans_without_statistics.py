@@ -1,4 +1,4 @@
-"""After a restore PostgreSQL has no statistics until autovacuum runs. Until then, plans must be good enough."""
+"""After a restore, PostgreSQL has no statistics until autovacuum runs. Plans must use indexes until then, too."""
 
 from collections.abc import Iterator
 from typing import Any

@@ -24,7 +24,7 @@ DAY = 24 * 3600.0
 
 
 def age(inventory: InventoryDriver, *reservations: Reservation, days: float) -> None:
-    """Let the reservations have been created so many days ago, and ended at that time if they have ended."""
+    """Make the reservations this many days old. Those that have ended, ended then, too."""
     table = tables.stock_reservations
     with inventory.database.write() as tx:
         then = now(tx) - timedelta(days=days)
@@ -73,7 +73,7 @@ def test_only_old_reservations_that_have_ended_are_purged(inventory: InventoryDr
     assert left == {each.id for each in (held, confirmed, due, recent)}
     assert rows(inventory.database, "reservation_allocations") == 4
     assert rows(inventory.database, "inventory_items") == 1
-    # The events of deleted reservations are still there; the consistency check after the test would not accept them.
+    # The consistency check after the test would report the events of purged reservations.
     with inventory.database.write() as tx:
         tx.execute(tables.outbox.table.delete())
         tx.execute(tables.stock_reservations.delete())
@@ -119,8 +119,8 @@ def test_a_reservation_without_ended_at_counts_as_ended_at_the_first_purge(
 
 def test_a_purge_deletes_at_most_max_count_oldest_first(inventory: InventoryDriver) -> None:
     inventory.add_stock(1, 100)
-    gone = [inventory.reserve(1, 1, order=f"order-{n}", request_id=f"r-{n}") for n in range(5)]
-    for days, reservation in enumerate(gone, start=2):
+    ended = [inventory.reserve(1, 1, order=f"order-{n}", request_id=f"r-{n}") for n in range(5)]
+    for days, reservation in enumerate(ended, start=2):
         inventory.release(reservation)
         age(inventory, reservation, days=days)
     age_keys(inventory, days=2)
@@ -132,7 +132,7 @@ def test_a_purge_deletes_at_most_max_count_oldest_first(inventory: InventoryDriv
 
     with inventory.database.read() as tx:
         left = set(tx.execute(select(tables.stock_reservations.c.id)).scalars())
-    assert left == {each.id for each in gone[:3]}
+    assert left == {each.id for each in ended[:3]}
     assert purge(inventory, max_count=2) == Purged(2, 2)
     assert purge(inventory, max_count=2) == Purged(1, 1)
     assert purge(inventory, max_count=2) == Purged(0, 0)
@@ -266,7 +266,7 @@ def test_finding_due_reservations_for_a_stock_key_uses_its_index_and_sorts_nothi
     assert (expired, more) == ([], True)
     searches = explained[: len(indexes)]
     for plan, index in zip(searches, indexes, strict=True):
-        # Each reads the first due reservations in the order of the index.
+        # Each query reads the first due reservations in index order.
         assert index in plan
         assert not re.search("Sort|TEMP B-TREE", plan)
 

@@ -1,4 +1,4 @@
-"""Random sequences of operations: the inventory agrees with a model that is small enough to be obviously right."""
+"""Random sequences of operations: the inventory agrees with a model that is simple enough to be obviously correct."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -125,34 +125,34 @@ class Model:
     def ship(self, order: str) -> None:
         shipped = self.inventory.ship(order)
 
-        leaving = [each for each in self.of_order(order) if each.state is State.CONFIRMED]
-        for each in leaving:
+        confirmed = [each for each in self.of_order(order) if each.state is State.CONFIRMED]
+        for each in confirmed:
             for part in each.reservation.allocations:
                 self.quantity[each.reservation.product_id, part.location] -= part.quantity
-        self.change_states(leaving, {State.CONFIRMED}, State.FULFILLED)
-        left: dict[int, int] = {}
+        self.change_states(confirmed, {State.CONFIRMED}, State.FULFILLED)
+        fulfilled: dict[int, int] = {}
         for each in self.of_order(order):
             if each.state is State.FULFILLED:
                 product = each.reservation.product_id
-                left[product] = left.get(product, 0) + each.reservation.quantity
-        assert shipped == {order: left}
+                fulfilled[product] = fulfilled.get(product, 0) + each.reservation.quantity
+        assert shipped == {order: fulfilled}
 
     def release(self, held: ModelReservation) -> None:
         released = self.inventory.release(held.reservation)
 
         self.change_states([held], {State.HELD, State.CONFIRMED}, State.RELEASED)
-        gave_back = self.held[held.reservation.id].state is State.RELEASED
-        assert released == (held.reservation.quantity if gave_back else 0)
+        is_released = self.held[held.reservation.id].state is State.RELEASED
+        assert released == (held.reservation.quantity if is_released else 0)
 
     def make_due(self, held: ModelReservation) -> None:
-        """The reservation passes its expiry; the database still has it as HELD."""
+        """Make the reservation due. The database still has it as HELD."""
         if held.state is State.HELD:
             self.inventory.make_due(held.reservation)
             self.change_states([held], {State.HELD}, State.EXPIRED)
 
     def available(self, product: int, location: str | None = None) -> int:
-        there = sum(count for key, count in self.quantity.items() if key[0] == product and location in (None, key[1]))
-        return there - sum(
+        total = sum(count for key, count in self.quantity.items() if key[0] == product and location in (None, key[1]))
+        return total - sum(
             part.quantity
             for each in self.held.values()
             if each.is_active and each.reservation.product_id == product
@@ -181,7 +181,7 @@ class Model:
                 self.held[each.reservation.id] = replace(each, state=state)
 
     def compare(self) -> None:
-        """Check that callers see what the model has."""
+        """Check that callers see the model's availability and states."""
         keys = [(product, location) for product in PRODUCTS for location in (None, *LOCATIONS)]
         questions = [StockQuestion(*key) for key in keys]
         free = self.inventory.operations._check_stock.submit_many(questions, deadline=deadline())
@@ -193,7 +193,7 @@ class Model:
 
 
 class RandomOperations(RuleBasedStateMachine):
-    """Few rules of each kind, so that each sequence has some of all."""
+    """Only a few rules, so that each sequence uses most of them."""
 
     reservations = Bundle("reservations")
 

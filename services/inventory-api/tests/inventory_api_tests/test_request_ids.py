@@ -97,15 +97,15 @@ def test_a_repeat_after_confirmation_returns_confirmed(inventory: InventoryDrive
     assert inventory.reserve(1, 1, request_id="r") == kept
 
 
-def test_sixteen_concurrent_repeats_in_two_processes_make_one_reservation(
+def test_sixteen_concurrent_repeats_in_two_processes_create_one_reservation(
     inventory: InventoryDriver, second_process: InventoryDriver
 ) -> None:
     inventory.add_stock(1, 100)
 
-    def ask(process: InventoryDriver) -> Reservation:
+    def reserve(process: InventoryDriver) -> Reservation:
         return process.reserve(1, 1, request_id="r")
 
-    held = at_once([partial(ask, process) for process in (inventory, second_process) for _ in range(8)])
+    held = at_once([partial(reserve, process) for process in (inventory, second_process) for _ in range(8)])
 
     assert refusals(held) == []
     assert len({each.id for each in held if isinstance(each, Reservation)}) == 1
@@ -141,7 +141,7 @@ def test_one_batch_call_may_contain_a_request_id_twice(inventory: InventoryDrive
     assert inventory.available(1) == 9
 
 
-def test_a_refusal_stores_no_claim_and_a_repeat_is_decided_anew(inventory: InventoryDriver) -> None:
+def test_a_refusal_stores_no_key_and_a_repeat_is_decided_again(inventory: InventoryDriver) -> None:
     inventory.add_stock(1, 1)
     with pytest.raises(InsufficientStock):
         inventory.reserve(1, 2, request_id="r")
@@ -153,15 +153,15 @@ def test_a_refusal_stores_no_claim_and_a_repeat_is_decided_anew(inventory: Inven
     assert stored_keys(inventory) == 1
 
 
-def test_a_refused_order_does_not_delete_the_claims_of_its_batch(inventory: InventoryDriver) -> None:
+def test_a_refused_order_does_not_delete_the_keys_of_its_batch(inventory: InventoryDriver) -> None:
     inventory.add_stock(1, 1)
     orders = [OrderLines(f"order-{n}", (Line(1, 1),), None, request_id=f"r-{n}") for n in range(3)]
 
     outcomes = inventory.operations._reserve.submit_many(orders, deadline=deadline())
     repeated = inventory.operations._reserve.submit_many(orders, deadline=deadline())
 
-    granted = [n for n, outcome in enumerate(outcomes) if not isinstance(outcome, ShopError)]
-    assert granted == [0]
+    successes = [n for n, outcome in enumerate(outcomes) if not isinstance(outcome, ShopError)]
+    assert successes == [0]
     assert repeated[0] == outcomes[0]
     assert stored_keys(inventory) == 1
 
@@ -176,7 +176,7 @@ def test_a_repeated_addition_adds_once_and_returns_the_item_as_it_is_now(invento
     assert len(inventory.events("STOCK_UPDATED")) == 2
 
 
-def test_a_repeated_change_is_made_once_although_the_version_has_changed(inventory: InventoryDriver) -> None:
+def test_a_repeated_change_takes_effect_once_although_the_version_has_changed(inventory: InventoryDriver) -> None:
     item = inventory.add_stock(1, 5)
     changed = inventory.set_quantity(item, 8, version=item.version, request_id="r")
 

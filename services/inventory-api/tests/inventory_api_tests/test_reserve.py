@@ -64,7 +64,7 @@ def test_an_order_gets_all_of_its_products_or_none(inventory: InventoryDriver) -
     assert inventory.events("STOCK_RESERVED") == []
 
 
-def test_an_order_has_one_reservation_a_product_each_with_its_event(inventory: InventoryDriver) -> None:
+def test_an_order_has_one_reservation_and_one_event_per_product(inventory: InventoryDriver) -> None:
     inventory.add_stock(1, 10)
     inventory.add_stock(2, 10)
 
@@ -76,7 +76,7 @@ def test_an_order_has_one_reservation_a_product_each_with_its_event(inventory: I
     assert [event.key for event in stock_reserved] == ["2", "1"]
 
 
-def test_an_unknown_product_is_refused_with_none_available(inventory: InventoryDriver) -> None:
+def test_an_unknown_product_is_refused_with_zero_available(inventory: InventoryDriver) -> None:
     with pytest.raises(InsufficientStock) as refused:
         inventory.reserve(404, 1)
 
@@ -97,7 +97,7 @@ def test_a_line_that_names_a_location_takes_nothing_from_another(inventory: Inve
     assert (inventory.available(1, "A"), inventory.available(1, "B"), inventory.available(1, "C")) == (5, 0, 0)
 
 
-def test_a_line_too_large_for_one_location_is_split_and_adds_up(inventory: InventoryDriver) -> None:
+def test_a_line_too_large_for_one_location_is_split(inventory: InventoryDriver) -> None:
     for location, units in (("A", 3), ("B", 7), ("C", 5)):
         inventory.add_stock(1, units, location)
 
@@ -117,7 +117,7 @@ def test_a_line_that_fits_one_location_takes_the_one_with_the_fewest_units(inven
     assert [part.location for part in held.allocations] == ["B"]
 
 
-def test_lines_that_name_a_location_are_served_before_those_that_do_not(inventory: InventoryDriver) -> None:
+def test_lines_with_a_location_are_allocated_before_those_without(inventory: InventoryDriver) -> None:
     inventory.add_stock(1, 5, "A")
     inventory.add_stock(1, 5, "B")
 

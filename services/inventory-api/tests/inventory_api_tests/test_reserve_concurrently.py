@@ -79,29 +79,29 @@ def test_a_due_reservations_units_go_to_one_of_many_buyers_while_the_reaper_runs
 ) -> None:
     inventory.add_stock(1, 1)
     for round_number in range(5):
-        due = inventory.reserve(1, 1, order=f"lapsed-{round_number}")
+        due = inventory.reserve(1, 1, order=f"due-{round_number}")
         inventory.make_due(due)
 
-        def ask(process: InventoryDriver, order: str) -> object:
+        def reserve(process: InventoryDriver, order: str) -> object:
             return process.reserve(1, 1, order=order)
 
-        def reap(process: InventoryDriver) -> object:
+        def expire(process: InventoryDriver) -> object:
             return process.expire()
 
-        *reaped, first, second, third, fourth = at_once(
+        *expired, first, second, third, fourth = at_once(
             [
-                partial(reap, inventory),
-                partial(reap, second_process),
-                partial(ask, inventory, "a"),
-                partial(ask, second_process, "b"),
-                partial(ask, inventory, "c"),
-                partial(ask, second_process, "d"),
+                partial(expire, inventory),
+                partial(expire, second_process),
+                partial(reserve, inventory, "a"),
+                partial(reserve, second_process, "b"),
+                partial(reserve, inventory, "c"),
+                partial(reserve, second_process, "d"),
             ]
         )
 
         winners = [each for each in (first, second, third, fourth) if not isinstance(each, ShopError)]
         assert len(winners) == 1
-        assert not refusals(reaped)
+        assert not refusals(expired)
         expirations = inventory.events("STOCK_RESERVATION_EXPIRED")
         assert [event.data["reservation_id"] for event in expirations].count(due.id) == 1
         inventory.cancel("a", "b", "c", "d")

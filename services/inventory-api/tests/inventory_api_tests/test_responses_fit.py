@@ -1,4 +1,4 @@
-"""No response is larger than the default limit of gRPC clients."""
+"""No response exceeds the default size limit of gRPC clients."""
 
 from datetime import UTC, datetime
 from uuid import UUID
@@ -21,7 +21,7 @@ from shop_common.api.valid import INT64_MAX
 from shop_protos.inventory.v1 import inventory_pb2 as pb
 
 BYTES_MAX = 4 * 1024 * 1024
-"""The default limit of gRPC clients on a message."""
+"""The default size limit of gRPC clients for a message."""
 
 PAGE_SIZE_MAX = 1_000
 """The limit in proto/shop/inventory/v1/inventory.proto."""
@@ -65,8 +65,8 @@ def test_the_largest_batch_fits_and_has_every_reservation() -> None:
 
     assert response.ByteSize() < BYTES_MAX
     assert [len(result.reservations.reservations) for result in response.results] == [lines_each] * BATCH_ORDERS_MAX
-    shown = [len(each.allocations) for result in response.results for each in result.reservations.reservations]
-    assert shown == [LOCATIONS_MAX] * 50 + [0] * (BATCH_LINES_MAX - 50)
+    allocations = [len(each.allocations) for result in response.results for each in result.reservations.reservations]
+    assert allocations == [LOCATIONS_MAX] * 50 + [0] * (BATCH_LINES_MAX - 50)
 
 
 def test_a_batch_of_usual_orders_has_every_allocation() -> None:

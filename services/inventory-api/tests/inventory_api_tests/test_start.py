@@ -1,4 +1,4 @@
-"""inventory-api as a process, when its database is missing or wrong, or its settings are wrong."""
+"""The inventory-api process with a missing or wrong database, or with wrong settings."""
 
 import sys
 from collections.abc import Mapping
@@ -23,7 +23,7 @@ def inventory_api(settings: Mapping[str, str]) -> Process:
     )
 
 
-def test_without_a_database_it_is_alive_and_not_ready_and_logs_the_cause_once() -> None:
+def test_without_a_database_it_is_alive_but_not_ready_and_logs_the_cause_once() -> None:
     (unused_port,) = free_ports(1)
     process = inventory_api({"DATABASE_URL": f"postgresql://shop:secret@127.0.0.1:{unused_port}/inventory"})
     try:
@@ -61,7 +61,7 @@ def test_it_is_not_ready_while_its_database_file_is_missing_and_logs_the_path(tm
         process.kill()
 
 
-def test_it_refuses_a_database_without_schema_with_a_message_that_names_the_command(tmp_path: Path) -> None:
+def test_it_refuses_a_database_without_schema_and_names_the_command_to_run(tmp_path: Path) -> None:
     process = inventory_api({"DATABASE_URL": f"sqlite:///{tmp_path / 'empty.db'}"})
     try:
         assert process.start().wait(30) == 1

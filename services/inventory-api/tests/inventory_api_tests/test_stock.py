@@ -51,7 +51,7 @@ def test_more_units_go_to_the_same_item_at_the_same_location_only(inventory: Inv
     assert inventory.item(elsewhere).quantity == 1
 
 
-def test_an_item_may_begin_with_no_units(inventory: InventoryDriver) -> None:
+def test_an_item_may_be_created_with_zero_units(inventory: InventoryDriver) -> None:
     assert inventory.add_stock(1, 0).quantity == 0
 
 
@@ -82,7 +82,7 @@ def test_concurrent_additions_from_two_processes_all_count(
     assert len(inventory.events("STOCK_UPDATED")) == 32
 
 
-def test_an_item_has_as_many_units_as_its_limit_and_not_one_more(inventory: InventoryDriver) -> None:
+def test_an_item_has_at_most_its_limit_of_units(inventory: InventoryDriver) -> None:
     item = inventory.add_stock(1, ITEM_QUANTITY_MAX - 1)
     inventory.add_stock(1, 1)
 
@@ -108,7 +108,7 @@ def test_a_refused_addition_does_not_affect_the_rest_of_its_batch(inventory: Inv
 # --- set ---
 
 
-def test_a_set_quantity_is_absolute_and_counts_as_a_version(inventory: InventoryDriver) -> None:
+def test_a_set_quantity_is_absolute_and_adds_one_version(inventory: InventoryDriver) -> None:
     item = inventory.add_stock(1, 5)
 
     changed = inventory.set_quantity(item, 2)
@@ -229,7 +229,7 @@ def test_stock_is_checked_at_one_location_or_over_all(inventory: InventoryDriver
     assert inventory.operations._check_stock.submit_many(questions, deadline=deadline()) == [6, 2, 0, 4]
 
 
-def test_no_sum_over_locations_overflows(inventory: InventoryDriver) -> None:
+def test_a_sum_over_locations_does_not_overflow(inventory: InventoryDriver) -> None:
     with inventory.database.write() as tx:
         timestamp = now(tx)
         tx.execute(

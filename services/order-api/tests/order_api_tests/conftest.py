@@ -1,3 +1,5 @@
+"""A migrated orders database of each kind, and the real inventory-api, shared by all tests."""
+
 import sys
 from collections.abc import Iterator
 
@@ -17,7 +19,7 @@ structlog.configure(processors=[structlog.dev.ConsoleRenderer(exception_formatte
 
 @pytest.fixture(scope="session")
 def stock(tmp_path_factory: pytest.TempPathFactory) -> Iterator[InventoryClient]:
-    """The real inventory-api. Tests share it: each has products of its own."""
+    """A client of the real inventory-api. Tests share it, and each uses its own products."""
     (port,) = free_ports(1)
     environment = {
         "DATABASE_URL": f"sqlite:///{tmp_path_factory.mktemp('inventory')}/inventory.db",
@@ -41,7 +43,7 @@ def stock(tmp_path_factory: pytest.TempPathFactory) -> Iterator[InventoryClient]
 def orders_database(
     database_kind: str, request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Database]:
-    """A migrated orders database for all tests: to migrate one takes longer than most tests."""
+    """A migrated orders database that all tests share: a migration takes longer than most tests."""
     if database_kind == "sqlite":
         url = f"sqlite:///{tmp_path_factory.mktemp('orders')}/orders.db"
     else:
@@ -54,7 +56,7 @@ def orders_database(
 
 @pytest.fixture
 def database(orders_database: Database) -> Database:
-    """The orders database, empty."""
+    """The orders database, emptied."""
     with orders_database.write() as tx:
         for table in reversed(tables.metadata.sorted_tables):
             tx.execute(table.delete())
@@ -63,6 +65,6 @@ def database(orders_database: Database) -> Database:
 
 @pytest.fixture
 def driver(database: Database, stock: InventoryClient) -> Iterator[OrderApiDriver]:
-    """The API of orders, served by this process over gRPC, before the real inventory-api."""
+    """OrderService, served by this process over gRPC, with the real inventory-api behind it."""
     with OrderApiDriver.serving(database, stock.address) as opened:
         yield opened

@@ -1,4 +1,4 @@
-"""Amounts are exact on every way: in the API, in both databases, in events."""
+"""Amounts are exact in the API, in both databases, and in events."""
 
 from decimal import Decimal
 
@@ -27,22 +27,21 @@ _prices = st.builds(
 
 @given(price=_prices)
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_an_amount_comes_back_as_it_was_given(database: Database, price: Money) -> None:
+def test_an_amount_is_stored_and_returned_unchanged(database: Database, price: Money) -> None:
     request = pb.CreateOrderRequest(user_id=1, items=[pb.CreateOrderItem(product_id=1, quantity=1, price=price)])
-    wanted = parse.new_order(request, None)
-    (placed,) = stored(database, wanted)
+    (created,) = stored(database, parse.new_order(request, None))
 
-    read = database.query(lambda tx: orders.load(tx, [placed.id]))[placed.id]
+    read = database.query(lambda tx: orders.load(tx, [created.id]))[created.id]
 
-    assert read == placed
-    for order in (render.order(placed), render.order(read)):
+    assert read == created
+    for order in (render.order(created), render.order(read)):
         assert order.items[0].price == price
         assert order.total_amount == price
     outbox = tables.outbox.table
     payload = database.query(
-        lambda tx: tx.execute(select(outbox.c.payload).where(outbox.c.key == placed.id)).scalar_one()
+        lambda tx: tx.execute(select(outbox.c.payload).where(outbox.c.key == created.id)).scalar_one()
     )
-    # Digit for digit: orjson would read floats.
+    # Compare the text: orjson would parse floats.
     assert f'"total_amount":{_digits(price)},"currency":"{price.currency_code}"' in payload
     assert f'"price":{_digits(price)}}}' in payload
     assert orjson.loads(payload)["data"]["currency"] == price.currency_code
@@ -59,7 +58,7 @@ def _digits(price: Money) -> str:
         st.tuples(st.integers(0, 10**6), st.integers(0, 999_999_999), st.integers(1, 10**6)), min_size=1, max_size=5
     )
 )
-def test_a_total_is_the_sum_in_billionths(lines: list[tuple[int, int, int]]) -> None:
+def test_a_total_is_the_exact_sum_in_billionths(lines: list[tuple[int, int, int]]) -> None:
     items = [
         pb.CreateOrderItem(product_id=1, quantity=quantity, price=Money(currency_code="USD", units=units, nanos=nanos))
         for units, nanos, quantity in lines
@@ -71,13 +70,13 @@ def test_a_total_is_the_sum_in_billionths(lines: list[tuple[int, int, int]]) -> 
     assert order.total_amount == exact(*divmod(billionths, 10**9))
 
 
-def test_equal_prices_written_otherwise_are_the_same_order(database: Database) -> None:
-    """1.5 and 1.500000000 are one price, wherever they come from."""
+def test_a_repeat_with_an_equal_price_in_another_form_is_the_same_order(database: Database) -> None:
+    """1.5 and 1.500000000 are the same price."""
     order = new_order(items=(NewItem(1, 2, Decimal("1.5")),))
-    (placed,) = stored(database, order)
+    (created,) = stored(database, order)
     again = NewItem(1, 2, Decimal("1.500000000"))
     same = NewOrder(order.id, order.user_id, (again,), order.total_amount, "USD", None)
 
     outcomes = database.transact(lambda tx: orders.insert(tx, [ReservedOrder(same, 60)]))
 
-    assert outcomes == [placed]
+    assert outcomes == [created]

@@ -1,4 +1,4 @@
-"""A batch of calls is bounded by the lines that it works on, whatever the calls name."""
+"""A batch of calls is bounded by the number of order lines that it works on."""
 
 import time
 from collections import Counter
@@ -37,7 +37,7 @@ LONG = tuple(NewItem(product, 1, Decimal(1)) for product in range(1, LINES_MAX +
 
 @pytest.fixture
 def operations(database: Database) -> Iterator[Operations]:
-    """Before an inventory-api that is away."""
+    """Operations without a running inventory-api."""
     inventory = Inventory("localhost:1", call_seconds=0.1)
     fatal_errors: list[str] = []
     operations = Operations(
@@ -54,18 +54,18 @@ def deadline() -> float:
 
 
 def events_by_transaction(database: Database, event_type: str) -> list[int]:
-    """How many events of this type each transaction wrote: it reads the clock once."""
+    """The number of events of this type in each transaction, ascending. Events of a transaction have the same time."""
     outbox = tables.outbox.table
     with database.read() as tx:
-        moments = tx.execute(select(outbox.c.created_at).where(outbox.c.type == event_type)).scalars()
-        return sorted(Counter(moments).values())
+        timestamps = tx.execute(select(outbox.c.created_at).where(outbox.c.type == event_type)).scalars()
+        return sorted(Counter(timestamps).values())
 
 
 def test_many_long_orders_are_cancelled_in_several_transactions(database: Database, operations: Operations) -> None:
-    placed = stored(database, *(new_order(items=LONG) for _ in range(25)))
+    long = stored(database, *(new_order(items=LONG) for _ in range(25)))
 
-    steps = [ChangeStatus(order.id, Status.CANCELLED) for order in placed]
-    outcomes = operations._set_status.submit_many(steps, deadline=deadline())
+    commands = [ChangeStatus(order.id, Status.CANCELLED) for order in long]
+    outcomes = operations._set_status.submit_many(commands, deadline=deadline())
 
     assert all(isinstance(each, Order) and each.status is Status.CANCELLED for each in outcomes)
     by_transaction = events_by_transaction(database, "ORDER_CANCELLED")
@@ -74,8 +74,8 @@ def test_many_long_orders_are_cancelled_in_several_transactions(database: Databa
 
 
 def test_orders_that_lost_their_stock_are_cancelled_in_turns(database: Database) -> None:
-    placed = stored(database, *(new_order(items=LONG) for _ in range(25)))
-    losses = [LostStock(order.id, released=True) for order in placed for _ in range(20)]
+    long = stored(database, *(new_order(items=LONG) for _ in range(25)))
+    losses = [LostStock(order.id, released=True) for order in long for _ in range(20)]
 
     turns = 1
     while database.transact(lambda tx: cancel_lost(tx, losses)):
@@ -99,7 +99,7 @@ def test_abandoned_orders_are_cancelled_in_turns(database: Database) -> None:
     assert AbandonedOrders(database).cancel(CancelAbandoned(60, 14)) == 1
 
 
-def test_keys_are_forgotten_in_turns(database: Database) -> None:
+def test_keys_are_purged_in_turns(database: Database) -> None:
     claims = [Claim("CreateOrder", "1", f"key-{number}", "", ()) for number in range(2 * TURN_KEYS + 50)]
     database.transact(lambda tx: tables.idempotency_keys.insert(tx, claims))
 
@@ -108,16 +108,16 @@ def test_keys_are_forgotten_in_turns(database: Database) -> None:
     assert KeyPurge(database).purge(PurgeKeys(-60, TURN_KEYS)) == 0
 
 
-def test_a_request_that_names_a_longer_order_is_refused_without_reading_it(database: Database) -> None:
+def test_a_repeat_with_fewer_lines_is_refused_without_reading_the_lines_of_the_order(database: Database) -> None:
     (long,) = stored(database, new_order(items=LONG))
     (short,) = stored(database, new_order())
-    wanted = [replace(new_order(), id=long.id), replace(new_order(), id=short.id)]
+    repeats = [replace(new_order(), id=long.id), replace(new_order(), id=short.id)]
 
     with lines_read(database) as read:
-        found = database.query(lambda tx: orders.find_earlier(tx, wanted))
+        earlier = database.query(lambda tx: orders.find_earlier(tx, repeats))
 
-    assert isinstance(found[long.id], RequestIdReused)
-    assert found[short.id] == short
+    assert isinstance(earlier[long.id], RequestIdReused)
+    assert earlier[short.id] == short
     assert read == [UNKNOWN if database.is_sqlite else 1]
 
 
@@ -128,12 +128,12 @@ def test_lines_are_counted_for_each_order(database: Database) -> None:
         assert orders.statuses(tx, [long.id, new_order().id]) == {long.id: Status.PENDING}
 
 
-def test_more_confirmations_at_once_than_go_to_inventory_api_all_succeed(
+def test_more_concurrent_confirmations_than_calls_to_inventory_api_all_succeed(
     driver: OrderApiDriver, stock: InventoryClient
 ) -> None:
     product = stock.product(units=100)
-    placed = [driver.create_order(new_request((product, 1, "1"))) for _ in range(100)]
+    created = [driver.create_order(new_request((product, 1, "1"))) for _ in range(100)]
 
-    confirmed = at_once(100, lambda number: driver.change_status(placed[number].id, pb.ORDER_STATUS_CONFIRMED))
+    confirmed = at_once(100, lambda number: driver.change_status(created[number].id, pb.ORDER_STATUS_CONFIRMED))
 
     assert {order.status for order in confirmed} == {pb.ORDER_STATUS_CONFIRMED}

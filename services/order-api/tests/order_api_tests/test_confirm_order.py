@@ -1,4 +1,4 @@
-"""UpdateOrderStatus to CONFIRMED, before the real inventory-api."""
+"""UpdateOrderStatus to CONFIRMED, with the real inventory-api."""
 
 from functools import partial
 
@@ -17,7 +17,7 @@ def types(driver: OrderApiDriver, order_id: str) -> list[str]:
     return [event["event_type"] for event in driver.events(order_id)]
 
 
-def test_a_confirmed_order_keeps_its_stock_for_good(driver: OrderApiDriver, stock: InventoryClient) -> None:
+def test_the_reservations_of_a_confirmed_order_are_confirmed(driver: OrderApiDriver, stock: InventoryClient) -> None:
     order = driver.create_order(new_request((stock.product(units=3), 1, "1"), (stock.product(units=3), 2, "1")))
 
     confirmed = driver.change_status(order.id, CONFIRMED, reason="paid")
@@ -36,7 +36,7 @@ def test_confirming_again_changes_nothing(driver: OrderApiDriver, stock: Invento
     assert types(driver, order.id) == ["ORDER_CREATED", "ORDER_CONFIRMED"]
 
 
-def test_16_confirmations_at_once_are_one(driver: OrderApiDriver, stock: InventoryClient) -> None:
+def test_16_concurrent_confirmations_take_effect_once(driver: OrderApiDriver, stock: InventoryClient) -> None:
     order = driver.create_order(new_request((stock.product(units=3), 1, "1")))
 
     confirmed = at_once(16, lambda _: driver.change_status(order.id, CONFIRMED))
@@ -45,25 +45,27 @@ def test_16_confirmations_at_once_are_one(driver: OrderApiDriver, stock: Invento
     assert types(driver, order.id) == ["ORDER_CREATED", "ORDER_CONFIRMED"]
 
 
-def test_confirming_and_cancelling_at_once_end_in_one_of_them(driver: OrderApiDriver, stock: InventoryClient) -> None:
+def test_concurrent_confirmations_and_cancellations_end_cancelled(
+    driver: OrderApiDriver, stock: InventoryClient
+) -> None:
     order = driver.create_order(new_request((stock.product(units=3), 1, "1")))
 
-    def step(number: int) -> str:
+    def change(number: int) -> str:
         try:
             driver.change_status(order.id, CONFIRMED if number % 2 else CANCELLED)
         except grpc.RpcError as error:
             return str(error.code().name)
         return "OK"
 
-    assert set(at_once(8, step)) <= {"OK", "FAILED_PRECONDITION"}
-    # Whatever came first, it ends as cancelled: that is legal from both.
+    assert set(at_once(8, change)) <= {"OK", "FAILED_PRECONDITION"}
+    # A cancellation is legal both before and after a confirmation.
     assert driver.order(order.id).status == CANCELLED
-    told = types(driver, order.id)
-    assert told in (["ORDER_CREATED", "ORDER_CANCELLED"], ["ORDER_CREATED", "ORDER_CONFIRMED", "ORDER_CANCELLED"])
-    assert [event["data"]["version"] for event in driver.events(order.id)] == list(range(1, len(told) + 1))
+    emitted = types(driver, order.id)
+    assert emitted in (["ORDER_CREATED", "ORDER_CANCELLED"], ["ORDER_CREATED", "ORDER_CONFIRMED", "ORDER_CANCELLED"])
+    assert [event["data"]["version"] for event in driver.events(order.id)] == list(range(1, len(emitted) + 1))
 
 
-def test_an_order_whose_hold_has_expired_is_cancelled_when_it_is_to_be_confirmed(
+def test_confirming_an_order_whose_reservation_has_expired_cancels_it(
     driver: OrderApiDriver, stock: InventoryClient
 ) -> None:
     order = driver.create_order(new_request((stock.product(units=3), 1, "1"), ttl_seconds=1))
@@ -78,7 +80,7 @@ def test_an_order_whose_hold_has_expired_is_cancelled_when_it_is_to_be_confirmed
     assert types(driver, order.id) == ["ORDER_CREATED", "ORDER_CANCELLED"]
 
 
-def test_an_order_whose_stock_was_released_is_cancelled_when_it_is_to_be_confirmed(
+def test_confirming_an_order_whose_stock_was_released_cancels_it(
     driver: OrderApiDriver, stock: InventoryClient
 ) -> None:
     whole = driver.create_order(new_request((stock.product(units=3), 1, "1")))
@@ -93,7 +95,7 @@ def test_an_order_whose_stock_was_released_is_cancelled_when_it_is_to_be_confirm
         assert types(driver, order.id) == ["ORDER_CREATED", "ORDER_CANCELLED"]
 
 
-def test_an_order_that_never_held_stock_cannot_be_confirmed(driver: OrderApiDriver) -> None:
+def test_confirming_an_order_without_reservations_cancels_it(driver: OrderApiDriver) -> None:
     (order,) = stored(driver.database, new_order())
 
     refused = refusal(lambda: driver.change_status(order.id, CONFIRMED))
@@ -102,16 +104,14 @@ def test_an_order_that_never_held_stock_cannot_be_confirmed(driver: OrderApiDriv
     assert driver.order(order.id).status == CANCELLED
 
 
-def test_a_confirmation_that_was_cut_off_is_finished_by_a_repeat(
-    driver: OrderApiDriver, stock: InventoryClient
-) -> None:
+def test_a_repeat_completes_an_interrupted_confirmation(driver: OrderApiDriver, stock: InventoryClient) -> None:
     order = driver.create_order(new_request((stock.product(units=3), 1, "1"), ttl_seconds=1))
-    stock.confirm(order.id)  # and then order-api died
+    stock.confirm(order.id)  # as if order-api had died after its call to inventory-api
 
     assert driver.change_status(order.id, CONFIRMED).status == CONFIRMED
 
 
-def test_without_inventory_nothing_changes(database: Database) -> None:
+def test_without_inventory_api_a_confirmation_changes_nothing(database: Database) -> None:
     (order,) = stored(database, new_order())
     with OrderApiDriver.serving(database, "localhost:1") as driver:
         refused = refusal(lambda: driver.change_status(order.id, CONFIRMED, request_id="r"))
@@ -119,13 +119,11 @@ def test_without_inventory_nothing_changes(database: Database) -> None:
         assert (refused.code, refused.reason) == (grpc.StatusCode.UNAVAILABLE, "INVENTORY_UNAVAILABLE")
         assert driver.order(order.id).status == pb.ORDER_STATUS_PENDING
         assert types(driver, order.id) == ["ORDER_CREATED"]
-        # Cancelling needs nobody else.
+        # A cancellation needs no call to inventory-api.
         assert driver.change_status(order.id, CANCELLED).status == CANCELLED
 
 
-def test_a_repeated_request_id_answers_with_the_order_as_it_is_now(
-    driver: OrderApiDriver, stock: InventoryClient
-) -> None:
+def test_a_repeated_request_id_returns_the_order_as_it_is_now(driver: OrderApiDriver, stock: InventoryClient) -> None:
     order = driver.create_order(new_request((stock.product(units=3), 1, "1")))
     driver.change_status(order.id, CONFIRMED, request_id="confirm")
     processing = driver.change_status(order.id, pb.ORDER_STATUS_PROCESSING, request_id="process")
@@ -134,7 +132,7 @@ def test_a_repeated_request_id_answers_with_the_order_as_it_is_now(
     assert driver.change_status(order.id, pb.ORDER_STATUS_PROCESSING, request_id="process") == processing
 
 
-def test_a_request_id_of_another_step_is_refused(driver: OrderApiDriver, stock: InventoryClient) -> None:
+def test_a_request_id_of_another_change_is_refused(driver: OrderApiDriver, stock: InventoryClient) -> None:
     product = stock.product(units=3)
     order, other = (driver.create_order(new_request((product, 1, "1"))) for _ in range(2))
     driver.change_status(order.id, CONFIRMED, request_id="r")
@@ -148,7 +146,7 @@ def test_a_request_id_of_another_step_is_refused(driver: OrderApiDriver, stock: 
     assert driver.order(other.id).status == pb.ORDER_STATUS_PENDING
 
 
-def test_a_step_of_an_unknown_order_is_refused(driver: OrderApiDriver) -> None:
+def test_a_change_of_an_unknown_order_is_refused(driver: OrderApiDriver) -> None:
     order_id = new_order().id
 
     for status in (CONFIRMED, CANCELLED):
@@ -157,12 +155,12 @@ def test_a_step_of_an_unknown_order_is_refused(driver: OrderApiDriver) -> None:
         assert refused.metadata == {"id": order_id}
 
 
-def test_stock_of_others_is_not_confirmed_by_the_name_of_no_order(
+def test_confirming_an_unknown_order_does_not_confirm_reservations_with_its_id(
     driver: OrderApiDriver, stock: InventoryClient
 ) -> None:
     product = stock.product(units=3)
-    cart = driver.create_order(new_request((product, 1, "1"))).id
+    order_id = driver.create_order(new_request((product, 1, "1"))).id
     driver.database.transact(lambda tx: [tx.exec_driver_sql(f"DELETE FROM {t}") for t in ("order_items", "orders")])
 
-    assert refusal(lambda: driver.change_status(cart, CONFIRMED)).reason == "ORDER_NOT_FOUND"
-    assert stock.states(cart) == ["HELD"]
+    assert refusal(lambda: driver.change_status(order_id, CONFIRMED)).reason == "ORDER_NOT_FOUND"
+    assert stock.states(order_id) == ["HELD"]

@@ -1,4 +1,4 @@
-"""What inventory events do to orders: the handlers, as the consumer calls them."""
+"""The handlers of inventory events and their effects on orders."""
 
 from datetime import UTC, datetime
 from typing import Any
@@ -22,19 +22,21 @@ def event(event_type: str, data: dict[str, Any]) -> Event:
 
 
 @pytest.mark.parametrize("event_type", ["STOCK_RESERVATION_EXPIRED", "STOCK_RELEASED"])
-def test_lost_stock_cancels_its_order_once_however_often_it_is_told(database: Database, event_type: str) -> None:
+def test_lost_stock_cancels_its_order_once_however_often_the_event_is_delivered(
+    database: Database, event_type: str
+) -> None:
     lost, kept = stored(database, new_order(), new_order())
-    told = [event(event_type, {"order_id": order_id}) for order_id in ("cart-1182", lost.id, lost.id)]
+    delivered = [event(event_type, {"order_id": order_id}) for order_id in ("cart-1182", lost.id, lost.id)]
 
     for _ in range(2):
-        database.transact(lambda tx: consumer.handlers()[event_type](tx, told))
+        database.transact(lambda tx: consumer.handlers()[event_type](tx, delivered))
 
     now = database.query(lambda tx: orders.load(tx, [lost.id, kept.id]))
     assert (now[lost.id].status, now[kept.id].status) == (Status.CANCELLED, Status.PENDING)
     assert [each["event_type"] for each in events(database, lost.id)] == ["ORDER_CREATED", "ORDER_CANCELLED"]
 
 
-def test_every_event_of_the_contract_that_is_handled_can_be_read(database: Database) -> None:
+def test_every_handler_accepts_the_examples_of_the_contract(database: Database) -> None:
     handlers = consumer.handlers()
     examples = [example for example in contract.validator().examples() if example.topic == consumer.TOPIC]
     assert handlers.keys() <= {example.type for example in examples}

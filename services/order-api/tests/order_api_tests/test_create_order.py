@@ -1,4 +1,4 @@
-"""CreateOrder, before the real inventory-api."""
+"""CreateOrder, with the real inventory-api."""
 
 import socket
 from collections.abc import Iterator
@@ -29,25 +29,25 @@ from testkit.eventually import eventually
 
 
 @contextmanager
-def mislaid(database: Database, table: str) -> Iterator[None]:
-    """A database in which nothing can be stored."""
-    database.transact(lambda tx: tx.execute(text(f"ALTER TABLE {table} RENAME TO mislaid")))
+def renamed(database: Database, table: str) -> Iterator[None]:
+    """Renames the table until the block ends, so that no order can be stored."""
+    database.transact(lambda tx: tx.execute(text(f"ALTER TABLE {table} RENAME TO renamed")))
     try:
         yield
     finally:
-        database.transact(lambda tx: tx.execute(text(f"ALTER TABLE mislaid RENAME TO {table}")))
+        database.transact(lambda tx: tx.execute(text(f"ALTER TABLE renamed RENAME TO {table}")))
 
 
 def count(database: Database) -> int:
     return database.query(lambda tx: tx.execute(select(func.count()).select_from(tables.orders)).scalar_one())
 
 
-def forget_request_ids(database: Database) -> None:
-    # Older than a minute from now: all of them.
+def purge_request_ids(database: Database) -> None:
+    # A negative age: all keys are older than a minute from now.
     assert KeyPurge(database).purge(PurgeKeys(-60, 1000)) > 0
 
 
-def test_an_order_holds_its_stock_and_waits_to_be_confirmed(driver: OrderApiDriver, stock: InventoryClient) -> None:
+def test_a_new_order_is_pending_and_its_stock_is_held(driver: OrderApiDriver, stock: InventoryClient) -> None:
     book, pen = stock.product(units=5), stock.product(units=5)
 
     order = driver.create_order(new_request((book, 1, "149.99"), (pen, 2, "25"), user_id=7, ttl_seconds=90))
@@ -61,7 +61,7 @@ def test_an_order_holds_its_stock_and_waits_to_be_confirmed(driver: OrderApiDriv
     assert driver.order(order.id) == order
 
 
-def test_a_new_order_is_told_of_once_with_exact_amounts(driver: OrderApiDriver, stock: InventoryClient) -> None:
+def test_a_new_order_has_one_event_with_exact_amounts(driver: OrderApiDriver, stock: InventoryClient) -> None:
     product = stock.product(units=5)
 
     order = driver.create_order(new_request((product, 3, "0.1")))
@@ -86,7 +86,9 @@ def test_lines_of_one_product_are_summed(driver: OrderApiDriver, stock: Inventor
     assert [each.quantity for each in stock.reservations(order.id)] == [5]
 
 
-def test_a_refused_order_stores_nothing_and_is_decided_anew(driver: OrderApiDriver, stock: InventoryClient) -> None:
+def test_a_refused_order_stores_nothing_and_a_repeat_is_decided_again(
+    driver: OrderApiDriver, stock: InventoryClient
+) -> None:
     product = stock.product(units=1)
     taken = driver.create_order(new_request((product, 1, "1")))
     request = new_request((product, 1, "1"), request_id="again")
@@ -114,7 +116,9 @@ def test_the_last_unit_goes_to_one_of_16_buyers(driver: OrderApiDriver, stock: I
     assert stock.states(bought[0]) == ["HELD"]
 
 
-def test_16_calls_at_once_with_one_request_id_make_one_order(driver: OrderApiDriver, stock: InventoryClient) -> None:
+def test_16_concurrent_calls_with_one_request_id_create_one_order(
+    driver: OrderApiDriver, stock: InventoryClient
+) -> None:
     product = stock.product(units=100)
     request = new_request((product, 2, "1"), (product, 1, "2"), request_id="once")
 
@@ -126,7 +130,7 @@ def test_16_calls_at_once_with_one_request_id_make_one_order(driver: OrderApiDri
     assert len(driver.events()) == 1
 
 
-def test_a_repeat_answers_with_the_order_as_it_is_now(driver: OrderApiDriver, stock: InventoryClient) -> None:
+def test_a_repeat_returns_the_order_as_it_is_now(driver: OrderApiDriver, stock: InventoryClient) -> None:
     request = new_request((stock.product(units=3), 1, "1"), request_id="r")
     order = driver.create_order(request)
     cancelled = driver.change_status(order.id, pb.ORDER_STATUS_CANCELLED, reason="changed my mind")
@@ -134,7 +138,7 @@ def test_a_repeat_answers_with_the_order_as_it_is_now(driver: OrderApiDriver, st
     assert driver.create_order(request) == cancelled
 
 
-def test_a_request_id_belongs_to_its_user(driver: OrderApiDriver, stock: InventoryClient) -> None:
+def test_two_users_may_use_the_same_request_id(driver: OrderApiDriver, stock: InventoryClient) -> None:
     product = stock.product(units=3)
     request_id = f"r{product}"
 
@@ -161,13 +165,11 @@ def test_a_request_id_with_other_content_is_refused(driver: OrderApiDriver, stoc
     assert stock.available(product) == 28
 
 
-def test_a_request_id_is_known_by_its_order_after_its_key_is_forgotten(
-    driver: OrderApiDriver, stock: InventoryClient
-) -> None:
+def test_a_repeat_finds_its_order_after_the_key_was_purged(driver: OrderApiDriver, stock: InventoryClient) -> None:
     product = stock.product(units=30)
     request = new_request((product, 2, "1.5"), request_id="r")
     order = driver.create_order(request)
-    forget_request_ids(driver.database)
+    purge_request_ids(driver.database)
 
     assert driver.create_order(request) == order
     assert (
@@ -177,8 +179,8 @@ def test_a_request_id_is_known_by_its_order_after_its_key_is_forgotten(
     assert stock.available(product) == 28
 
 
-def held_by_an_earlier_try(stock: InventoryClient, request: pb.CreateOrderRequest) -> str:
-    """Hold the stock as a try does that is cut off before it stores the order; returns the order's id."""
+def reserve_only(stock: InventoryClient, request: pb.CreateOrderRequest) -> str:
+    """Reserve the stock like a call that is interrupted before it stores the order. Returns the order's id."""
     order = parse.new_order(request, None)
     inventory = Inventory(stock.address, call_seconds=INVENTORY_CALL_SECONDS)
     inventory.reserve([order])
@@ -186,12 +188,12 @@ def held_by_an_earlier_try(stock: InventoryClient, request: pb.CreateOrderReques
     return order.id
 
 
-def test_a_repeat_goes_on_with_the_hold_of_a_try_that_was_cut_off(
+def test_a_repeat_continues_with_the_reservation_of_an_interrupted_call(
     driver: OrderApiDriver, stock: InventoryClient
 ) -> None:
     product = stock.product(units=3)
     request = new_request((product, 2, "1"), request_id="r")
-    order_id = held_by_an_earlier_try(stock, request)
+    order_id = reserve_only(stock, request)
 
     order = driver.create_order(request)
 
@@ -199,12 +201,12 @@ def test_a_repeat_goes_on_with_the_hold_of_a_try_that_was_cut_off(
     assert stock.available(product) == 1
 
 
-def test_a_request_id_is_spent_once_the_hold_of_its_first_try_has_ended(
+def test_a_repeat_is_refused_when_the_reservation_of_an_interrupted_call_has_expired(
     driver: OrderApiDriver, stock: InventoryClient
 ) -> None:
     product = stock.product(units=3)
     request = new_request((product, 2, "1"), request_id="r", ttl_seconds=1)
-    order_id = held_by_an_earlier_try(stock, request)
+    order_id = reserve_only(stock, request)
     eventually(lambda: stock.states(order_id) == ["EXPIRED"])
 
     refused = refusal(lambda: driver.create_order(request))
@@ -214,32 +216,32 @@ def test_a_request_id_is_spent_once_the_hold_of_its_first_try_has_ended(
     assert count(driver.database) == 0
 
 
-def test_other_content_than_the_try_that_was_cut_off_is_refused_by_the_callers_request_id(
+def test_other_content_than_that_of_an_interrupted_call_is_refused(
     driver: OrderApiDriver, stock: InventoryClient
 ) -> None:
     product = stock.product(units=9)
-    held_by_an_earlier_try(stock, new_request((product, 2, "1"), request_id="r"))
+    reserve_only(stock, new_request((product, 2, "1"), request_id="r"))
 
     refused = refusal(lambda: driver.create_order(new_request((product, 3, "1"), request_id="r")))
 
     assert (refused.reason, refused.metadata) == ("REQUEST_ID_REUSED", {"request_id": "r"})
 
 
-def test_stock_is_given_back_at_once_when_the_order_cannot_be_stored(
+def test_stock_is_released_at_once_when_the_order_cannot_be_stored(
     driver: OrderApiDriver, stock: InventoryClient
 ) -> None:
     product = stock.product(units=3)
 
-    with mislaid(driver.database, "order_items"):
+    with renamed(driver.database, "order_items"):
         refusal(lambda: driver.create_order(new_request((product, 2, "1"))))
 
     eventually(lambda: stock.available(product) == 3)
 
 
-def test_a_hold_that_a_repeat_may_need_is_left_to_expire(driver: OrderApiDriver, stock: InventoryClient) -> None:
+def test_a_reservation_that_a_repeat_may_need_is_not_released(driver: OrderApiDriver, stock: InventoryClient) -> None:
     product = stock.product(units=3)
     request = new_request((product, 2, "1"), request_id="r")
-    with mislaid(driver.database, "order_items"):
+    with renamed(driver.database, "order_items"):
         refusal(lambda: driver.create_order(request))
 
     order = driver.create_order(request)
@@ -248,7 +250,7 @@ def test_a_hold_that_a_repeat_may_need_is_left_to_expire(driver: OrderApiDriver,
     assert stock.available(product) == 1
 
 
-def test_without_inventory_nothing_is_stored(database: Database) -> None:
+def test_without_inventory_api_nothing_is_stored(database: Database) -> None:
     with OrderApiDriver.serving(database, "localhost:1") as driver:
         refused = refusal(lambda: driver.create_order(new_request((1, 1, "1"))))
 
@@ -256,8 +258,8 @@ def test_without_inventory_nothing_is_stored(database: Database) -> None:
     assert count(database) == 0
 
 
-def test_an_inventory_that_hangs_is_told_of_before_the_deadline(database: Database) -> None:
-    silent = socket.create_server(("localhost", 0))  # takes connections and says nothing
+def test_a_call_fails_before_its_deadline_when_inventory_api_hangs(database: Database) -> None:
+    silent = socket.create_server(("localhost", 0))  # accepts connections and sends nothing
     with silent, OrderApiDriver.serving(database, f"localhost:{silent.getsockname()[1]}") as driver:
         refused = refusal(lambda: driver.stub.CreateOrder(new_request((1, 1, "1")), timeout=0.5))
 

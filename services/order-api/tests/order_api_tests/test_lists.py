@@ -1,4 +1,4 @@
-"""ListOrders: pages, filters, tokens."""
+"""ListOrders: pages, filters and page tokens."""
 
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
@@ -23,13 +23,13 @@ from testkit.drivers.order_api import UNKNOWN, OrderApiDriver, lines_read, new_o
 
 @pytest.fixture
 def driver(database: Database) -> Iterator[OrderApiDriver]:
-    """Without inventory-api: lists need none."""
+    """OrderService without inventory-api, which lists do not need."""
     with OrderApiDriver.serving(database, "localhost:1") as opened:
         yield opened
 
 
-def test_pages_neither_skip_nor_repeat_while_orders_come_in(driver: OrderApiDriver) -> None:
-    # Ten a transaction have the same created_at.
+def test_pages_neither_skip_nor_repeat_while_orders_are_added(driver: OrderApiDriver) -> None:
+    # The ten orders of a transaction have the same created_at.
     before = {order.id for _ in range(3) for order in stored(driver.database, *(new_order() for _ in range(10)))}
 
     found: list[str] = []
@@ -47,21 +47,21 @@ def test_pages_neither_skip_nor_repeat_while_orders_come_in(driver: OrderApiDriv
 
 
 def test_the_newest_order_comes_first(driver: OrderApiDriver) -> None:
-    placed = [order for _ in range(3) for order in stored(driver.database, new_order(), new_order())]
+    created = [order for _ in range(3) for order in stored(driver.database, new_order(), new_order())]
 
-    found = driver.list_orders(page_size=2)
+    listed = driver.list_orders(page_size=2)
 
-    expected = sorted(placed, key=lambda order: (order.created_at, order.id), reverse=True)
-    assert [order.id for order in found] == [order.id for order in expected]
+    expected = sorted(created, key=lambda order: (order.created_at, order.id), reverse=True)
+    assert [order.id for order in listed] == [order.id for order in expected]
 
 
-def test_all_filters_given_must_match(driver: OrderApiDriver) -> None:
+def test_all_filters_of_a_request_must_match(driver: OrderApiDriver) -> None:
     first, second = (stored(driver.database, new_order(user_id=user))[0] for user in (1, 2))
     third, fourth = stored(driver.database, new_order(user_id=1), new_order(user_id=1))
     cancelled = driver.change_status(third.id, pb.ORDER_STATUS_CANCELLED)
 
-    def ids(**wanted: object) -> set[str]:
-        return {order.id for order in driver.list_orders(page_size=1, **wanted)}
+    def ids(**filters: object) -> set[str]:
+        return {order.id for order in driver.list_orders(page_size=1, **filters)}
 
     assert ids(user_id=1) == {first.id, third.id, fourth.id}
     assert ids(status=pb.ORDER_STATUS_CANCELLED) == {cancelled.id}
@@ -74,7 +74,7 @@ def test_all_filters_given_must_match(driver: OrderApiDriver) -> None:
     assert ids(created_after=before, created_before=after) == set()
 
 
-def test_times_at_the_ends_of_the_calendar_are_taken(driver: OrderApiDriver) -> None:
+def test_the_first_and_the_last_timestamp_are_accepted(driver: OrderApiDriver) -> None:
     (order,) = stored(driver.database, new_order())
     first, last = pb.ListOrdersRequest(), pb.ListOrdersRequest()
     first.created_after.FromJsonString("0001-01-01T00:00:00Z")
@@ -84,7 +84,7 @@ def test_times_at_the_ends_of_the_calendar_are_taken(driver: OrderApiDriver) -> 
         assert [each.id for each in driver.stub.ListOrders(request).orders] == [order.id]
 
 
-def test_a_token_is_bound_to_its_filter_and_its_form(driver: OrderApiDriver) -> None:
+def test_a_token_of_another_filter_or_a_malformed_token_is_refused(driver: OrderApiDriver) -> None:
     stored(driver.database, new_order(), new_order())
     token = driver.stub.ListOrders(pb.ListOrdersRequest(page_size=1, user_id=1)).next_page_token
 
@@ -98,9 +98,9 @@ def test_a_token_is_bound_to_its_filter_and_its_form(driver: OrderApiDriver) -> 
 
 
 @pytest.mark.parametrize("micros", [2**63 - 1, -(2**63), 253_402_300_800_000_000])
-def test_a_forged_position_beyond_the_calendar_is_refused(micros: int, driver: OrderApiDriver) -> None:
-    asked = parse.orders_page(pb.ListOrdersRequest())
-    token = paging.next_token(Page([], (micros, new_order().id)), asked)
+def test_a_forged_token_with_an_impossible_timestamp_is_refused(micros: int, driver: OrderApiDriver) -> None:
+    page_request = parse.orders_page(pb.ListOrdersRequest())
+    token = paging.next_token(Page([], (micros, new_order().id)), page_request)
 
     assert refusal(lambda: driver.stub.ListOrders(pb.ListOrdersRequest(page_token=token))).fields == ["page_token"]
 
@@ -113,7 +113,7 @@ def test_page_sizes_are_bounded(driver: OrderApiDriver) -> None:
     assert refusal(lambda: driver.stub.ListOrders(pb.ListOrdersRequest(page_size=-1))).fields == ["page_size"]
 
 
-def test_a_page_of_very_long_orders_has_fewer_of_them(database: Database) -> None:
+def test_a_page_of_very_long_orders_has_fewer_orders(database: Database) -> None:
     long = tuple(NewItem(product, 10**9, Decimal("0.000000001")) for product in range(1, 201))
     count = orders.PAGE_LINES_MAX // len(long) + 2
     before = {order.id for order in stored(database, *(new_order(items=long) for _ in range(count)))}
@@ -142,7 +142,7 @@ def test_a_page_reads_no_more_lines_than_it_has(database: Database) -> None:
     assert read == [UNKNOWN if database.is_sqlite else orders.PAGE_LINES_MAX]
 
 
-def test_the_largest_page_fits_into_an_answer() -> None:
+def test_the_largest_page_fits_into_a_response() -> None:
     order_id, last = str(UUID(int=0)), datetime.max.replace(tzinfo=UTC)
     item = OrderItem(2**63 - 1, 2**63 - 1, 10**9, Decimal(10**15) - Decimal("0.000000001"))
     order = Order(
@@ -155,7 +155,7 @@ def test_the_largest_page_fits_into_an_answer() -> None:
     assert page.ByteSize() < 4 * 1024 * 1024
 
 
-def test_moments_survive_the_way_through_the_database(driver: OrderApiDriver) -> None:
+def test_timestamps_are_stored_and_returned_unchanged(driver: OrderApiDriver) -> None:
     (order,) = stored(driver.database, new_order())
 
     assert order.reserved_until == order.created_at + timedelta(seconds=60)

@@ -1,4 +1,4 @@
-"""Bad requests: each bad field is named, at both sides of each bound. No database: nothing gets that far."""
+"""Parsing names each bad field, and is tested on both sides of each bound. No test needs a database."""
 
 import tracemalloc
 from collections.abc import Callable
@@ -80,7 +80,7 @@ def test_every_bad_field_is_named(request_: pb.CreateOrderRequest, fields: list[
 
 
 @pytest.mark.parametrize("first", ["EUR", "€" * 1_000_000])
-def test_a_long_currency_is_quoted_to_nobody(first: str) -> None:
+def test_a_long_currency_is_not_quoted_in_the_error(first: str) -> None:
     request = new_request(*[(1, 1, "1")] * 200)
     request.items[0].price.currency_code = first
     for item in request.items[1:]:
@@ -114,27 +114,27 @@ def test_a_long_currency_is_quoted_to_nobody(first: str) -> None:
         with_price(0, 999_999_999),
     ],
 )
-def test_what_is_just_within_the_bounds_is_taken(request_: pb.CreateOrderRequest) -> None:
+def test_values_just_within_the_bounds_are_accepted(request_: pb.CreateOrderRequest) -> None:
     order = parse.new_order(request_, None)
 
     assert len(order.items) == len(request_.items)
 
 
-def test_an_order_without_a_request_id_is_always_a_new_one() -> None:
+def test_each_order_without_a_request_id_has_a_new_id() -> None:
     request = changed(lambda r: r.ClearField("request_id"))
 
     assert parse.new_order(request, None).id != parse.new_order(request, None).id
 
 
-def test_the_id_of_an_order_follows_from_its_user_and_request_id_for_ever() -> None:
-    # Of version 1 of this service: orders of its clients must be found by every later one.
+def test_the_id_derived_from_user_and_request_id_never_changes() -> None:
+    # The id that version 1 of this service derived. Every later version must find the orders of its clients.
     assert parse.new_order(GOOD, None).id == "6b52690a-b2d8-5d7a-bb84-9a8d28179486"
 
 
 @pytest.mark.parametrize("status", [0, 7, -1, 2**31 - 1])
 def test_an_unknown_status_is_refused(status: int) -> None:
     request = pb.UpdateOrderStatusRequest(id="x", reason="\x00")
-    request.status = status  # type: ignore[assignment]  # that is the point
+    request.status = status  # type: ignore[assignment]  # the value is not in the enum, as the test requires
 
     with pytest.raises(InvalidInput) as caught:
         parse.change_status(request, None)

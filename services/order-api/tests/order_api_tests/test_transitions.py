@@ -1,4 +1,4 @@
-"""Which transition a request or an event leads to, decided on values alone."""
+"""The status changes that requests and events cause, without a database."""
 
 from datetime import UTC, datetime
 from decimal import Decimal
@@ -43,21 +43,21 @@ def test_an_unknown_order_is_refused() -> None:
     assert isinstance(confirm(None, ConfirmationResult(command(Status.CONFIRMED), {})).refusal, OrderNotFound)
 
 
-def test_an_order_is_confirmed_when_all_of_its_units_are() -> None:
+def test_an_order_is_confirmed_when_all_of_its_units_are_confirmed() -> None:
     result = ConfirmationResult(command(Status.CONFIRMED), {7: 3, 8: 1, 9: 5})
 
     assert confirm(order(Status.PENDING), result) == Transition(Status.CONFIRMED, "because")
 
 
-@pytest.mark.parametrize("answer", [{7: 2, 8: 1}, {7: 3}, {}])
-def test_with_too_few_confirmed_units_it_is_cancelled_and_the_release_is_the_refusal(answer: dict[int, int]) -> None:
-    transition = confirm(order(Status.PENDING), ConfirmationResult(command(Status.CONFIRMED), answer))
+@pytest.mark.parametrize("units", [{7: 2, 8: 1}, {7: 3}, {}])
+def test_an_order_with_too_few_confirmed_units_is_cancelled_and_refused_as_released(units: dict[int, int]) -> None:
+    transition = confirm(order(Status.PENDING), ConfirmationResult(command(Status.CONFIRMED), units))
 
     assert transition.status is Status.CANCELLED
     assert isinstance(transition.refusal, ReservationReleased)
 
 
-def test_with_lost_stock_it_is_cancelled_unless_its_event_was_faster() -> None:
+def test_an_order_with_lost_stock_is_cancelled_unless_it_is_cancelled_already() -> None:
     lost = ReservationExpired("o")
     result = ConfirmationResult(command(Status.CONFIRMED), lost)
 
@@ -67,14 +67,14 @@ def test_with_lost_stock_it_is_cancelled_unless_its_event_was_faster() -> None:
 
 
 def test_any_other_failure_changes_nothing() -> None:
-    away = InventoryUnavailable("no answer")
+    error = InventoryUnavailable("no response")
 
-    assert confirm(order(Status.PENDING), ConfirmationResult(command(Status.CONFIRMED), away)) == Transition(
-        refusal=away
+    assert confirm(order(Status.PENDING), ConfirmationResult(command(Status.CONFIRMED), error)) == Transition(
+        refusal=error
     )
 
 
-def test_an_order_that_appeared_after_we_read_is_a_conflict() -> None:
+def test_an_order_that_was_created_after_the_read_is_a_conflict() -> None:
     transition = confirm(order(Status.PENDING), ConfirmationResult(command(Status.CONFIRMED), None))
 
     assert transition.status is None
@@ -82,7 +82,7 @@ def test_an_order_that_appeared_after_we_read_is_a_conflict() -> None:
 
 
 @pytest.mark.parametrize("status", list(Status))
-def test_lost_stock_cancels_what_is_not_shipped_and_an_expiry_only_what_is_pending(status: Status) -> None:
+def test_released_stock_cancels_orders_before_shipping_and_expired_stock_only_pending_ones(status: Status) -> None:
     released, expired = LostStock("o", released=True), LostStock("o", released=False)
 
     assert released.cancels(status) is (status in {Status.PENDING, Status.CONFIRMED, Status.PROCESSING})
