@@ -24,6 +24,7 @@ from shop_common.rpc import tls
 from shop_common.rpc.method import Describe
 from shop_common.rpc.server import Server
 from shop_common.telemetry import metrics_server, tracing
+from shop_protos.access.v1 import access_pb2
 
 SERVICE = "shop.echo.v1.EchoService"
 METHOD = f"/{SERVICE}/Echo"
@@ -43,10 +44,11 @@ def echo_service() -> ServiceDescriptor:
         name="shop/echo/v1/echo.proto",
         package="shop.echo.v1",
         syntax="proto3",
-        dependency=["google/protobuf/wrappers.proto"],
+        dependency=["google/protobuf/wrappers.proto", "shop/access/v1/access.proto"],
     )
     value = ".google.protobuf.StringValue"
-    file.service.add(name="EchoService").method.add(name="Echo", input_type=value, output_type=value)
+    method = file.service.add(name="EchoService").method.add(name="Echo", input_type=value, output_type=value)
+    method.options.Extensions[access_pb2.access].permission = "inventory.read"
     pool = Default()
     pool.AddSerializedFile(file.SerializeToString())
     return pool.FindServiceByName(SERVICE)

@@ -2,6 +2,8 @@
 
 ShopError
   InvalidInput                   INVALID_ARGUMENT
+  Unauthenticated                UNAUTHENTICATED
+  PermissionDenied               PERMISSION_DENIED
   NotFound                       NOT_FOUND
   Refused                        FAILED_PRECONDITION
   Conflict                       ABORTED
@@ -55,6 +57,14 @@ class InvalidInput(ShopError):
     def __init__(self, violations: Sequence[Violation]) -> None:
         super().__init__("; ".join(f"{v.field}: {v.description}" for v in violations))
         self.violations = tuple(violations)
+
+
+class Unauthenticated(ShopError):
+    """It is not known who calls."""
+
+
+class PermissionDenied(ShopError):
+    """The caller is known, and may not make this call."""
 
 
 class NotFound(ShopError):

@@ -17,6 +17,8 @@ from shop_common.db.database import Database
 from shop_common.db.schema import SchemaError
 from shop_common.environment.settings import help_text, load
 from shop_common.events.consumer import Consumer
+from shop_common.identity.grants import GrantsError
+from shop_common.identity.process_identity import Identity
 from shop_common.process import lifecycle
 from shop_common.rpc.server import Server
 from shop_common.telemetry import metrics, metrics_server, tracing
@@ -51,7 +53,12 @@ def serve(settings: InventorySettings) -> None:
     tracing.instrument(database.engine)
 
     operations = Operations(database, ttl_seconds=settings.reservation_ttl, on_fatal=lifecycle.fatal)
-    server = Server(settings)
+    try:
+        identity = Identity(settings)
+    except GrantsError as error:
+        raise SystemExit(f"{PROCESS}: GRANTS_PATH: {error}") from None
+    server = Server(settings, identity.authenticator)
+    identity.start(lambda ready: server.health.set_ready("identity", ready))
     try:
         SCHEMA.check_or_wait(
             database, set_ready=lambda ready: server.health.set_ready("schema", ready), on_fatal=lifecycle.fatal
@@ -69,7 +76,7 @@ def serve(settings: InventorySettings) -> None:
         maintenance_pb2_grpc.add_InventoryMaintenanceServiceServicer_to_server,
         InventoryMaintenanceServicer(operations),
     )
-    on_stop = [operations.close, database.close, tracing.shutdown]
+    on_stop = [identity.stop, operations.close, database.close, tracing.shutdown]
     if settings.consumer_enabled:
         order_events = Consumer(
             database=database,

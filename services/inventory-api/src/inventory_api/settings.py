@@ -5,9 +5,10 @@ from pydantic import Field
 from shop_common.db.settings import DatabaseSettings, DatabaseUrl
 from shop_common.environment.settings import ApiSettings, GrpcPort, HealthPort
 from shop_common.events.kafka_settings import KafkaSettings
+from shop_common.identity.settings import IdentitySettings
 
 
-class InventorySettings(ApiSettings, DatabaseSettings, KafkaSettings):
+class InventorySettings(ApiSettings, IdentitySettings, DatabaseSettings, KafkaSettings):
     """Settings of inventory-api."""
 
     database_url: DatabaseUrl = "sqlite:///./inventory.db"

@@ -17,6 +17,8 @@ from shop_common.db.database import Database
 from shop_common.db.schema import SchemaError
 from shop_common.environment.settings import help_text, load
 from shop_common.events.consumer import Consumer
+from shop_common.identity.grants import GrantsError
+from shop_common.identity.process_identity import Identity
 from shop_common.process import lifecycle
 from shop_common.rpc import tls
 from shop_common.rpc.server import Server
@@ -57,7 +59,12 @@ def serve(settings: OrderSettings) -> None:
         certificates=tls.client_certificates(settings),
     )
     operations = Operations(database, stock, on_fatal=lifecycle.fatal)
-    server = Server(settings)
+    try:
+        identity = Identity(settings)
+    except GrantsError as error:
+        raise SystemExit(f"{PROCESS}: GRANTS_PATH: {error}") from None
+    server = Server(settings, identity.authenticator)
+    identity.start(lambda ready: server.health.set_ready("identity", ready))
     try:
         SCHEMA.check_or_wait(
             database, set_ready=lambda ready: server.health.set_ready("schema", ready), on_fatal=lifecycle.fatal
@@ -75,7 +82,7 @@ def serve(settings: OrderSettings) -> None:
         maintenance_pb2_grpc.add_OrderMaintenanceServiceServicer_to_server,
         OrderMaintenanceServicer(operations),
     )
-    on_stop = [operations.close, stock.close, database.close, tracing.shutdown]
+    on_stop = [identity.stop, operations.close, stock.close, database.close, tracing.shutdown]
     if settings.consumer_enabled:
         inventory_events = Consumer(
             database=database,

@@ -7,9 +7,10 @@ from pydantic import Field
 from shop_common.db.settings import DatabaseSettings, DatabaseUrl
 from shop_common.environment.settings import ApiSettings, CallerSettings, GrpcPort, HealthPort, Target
 from shop_common.events.kafka_settings import KafkaSettings
+from shop_common.identity.settings import IdentitySettings
 
 
-class OrderSettings(ApiSettings, CallerSettings, DatabaseSettings, KafkaSettings):
+class OrderSettings(ApiSettings, CallerSettings, IdentitySettings, DatabaseSettings, KafkaSettings):
     """Settings of order-api."""
 
     database_url: DatabaseUrl = "sqlite:///./orders.db"

@@ -1,13 +1,28 @@
-"""What a servicer method reads from its call besides the request: its deadline and its trace."""
+"""What a servicer method reads from its call besides the request: its caller, its deadline and its trace."""
 
 import time
+from contextvars import ContextVar
 
 import grpc
 
+from shop_common.identity.caller import ANYONE, Caller
 from shop_common.telemetry import tracing
 
 CALL_SECONDS_MAX = 30.0
 """The time limit of a call whose client sets no deadline."""
+
+
+_caller: ContextVar[Caller] = ContextVar("caller", default=ANYONE)
+
+
+def caller() -> Caller:
+    """Who makes the call that this thread runs; ANYONE if identities are not checked."""
+    return _caller.get()
+
+
+def set_caller(caller: Caller) -> None:
+    """Set who makes the call that this thread runs from now on."""
+    _caller.set(caller)
 
 
 def deadline(context: grpc.ServicerContext) -> float:

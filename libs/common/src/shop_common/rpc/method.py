@@ -16,7 +16,8 @@ from opentelemetry import trace
 from opentelemetry.util.types import AttributeValue
 
 from shop_common.db.database import cause_of
-from shop_common.errors import DatabaseUnavailable, InvalidInput, QueueFull, Violation
+from shop_common.errors import DatabaseUnavailable, InvalidInput, QueueFull, ShopError, Violation
+from shop_common.rpc.access import Access
 from shop_common.rpc.call import deadline, incoming_traceparent
 from shop_common.rpc.failure import DeadlinePassed, Failure, ResponseTooLarge, failure_of
 from shop_common.rpc.large_requests import LARGE_REQUEST_BYTES, LargeRequests
@@ -56,16 +57,24 @@ _Respond = Callable[[bytes, grpc.ServicerContext], bytes]
 
 
 class Method:
-    """One method of the API."""
+    """One method of the API. Without `access`, anyone may call it."""
 
     def __init__(
-        self, path: str, waits: PeerWaits, unread: PeerWaits, large: LargeRequests, describe: Describe
+        self,
+        path: str,
+        waits: PeerWaits,
+        unread: PeerWaits,
+        large: LargeRequests,
+        describe: Describe,
+        *,
+        access: Access | None,
     ) -> None:
         self._path = path
         self._waits = waits
         self._unread = unread
         self._large = large
         self._describe = describe
+        self._access = access
         self._method = path.lstrip("/")
         self._has_metrics = metrics.is_enabled()
         self._log_limiter = LogRateLimiter()
@@ -81,9 +90,16 @@ class Method:
         if tracer is not None:
             respond, respond_large = self._traced(respond, tracer), self._traced(respond_large, tracer)
         begin, end, in_turn = self._waits.begin, self._waits.end, self._in_turn
+        access = self._access
 
         def run(messages: Iterator[bytes], context: grpc.ServicerContext) -> bytes:
             began = time.monotonic()
+            if access is not None:
+                # Before the message is read: a caller without the permission must not cost us that.
+                try:
+                    access.check_caller(context)
+                except ShopError as refusal:
+                    self._fail(failure_of(refusal), context, 0.0, refusal)
             begin(context)
             try:
                 data = next(messages, None)
@@ -145,7 +161,7 @@ class Method:
         encode: Callable[[Any], bytes],
     ) -> _Respond:
         observe_success = _seconds(self._method, "OK").observe if self._has_metrics else None
-        clock, describe = time.perf_counter, self._describe
+        clock, describe, access = time.perf_counter, self._describe, self._access
 
         def respond(data: bytes, context: grpc.ServicerContext) -> bytes:
             started = clock()
@@ -158,6 +174,8 @@ class Method:
                     request = decode(data)
                 except DecodeError:
                     raise InvalidInput([_UNREADABLE]) from None
+                if access is not None:
+                    access.check_request(request)
                 response = behave(request, context)
                 if span.is_recording():
                     span.set_attributes({**describe(request), **describe(response)})

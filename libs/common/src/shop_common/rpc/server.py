@@ -13,7 +13,10 @@ from google.protobuf.descriptor import ServiceDescriptor
 from grpc_reflection.v1alpha import reflection
 
 from shop_common.environment.settings import ApiSettings
+from shop_common.identity.authenticator import Authenticator
+from shop_common.identity.rules import Rule, rules_of
 from shop_common.rpc import tls
+from shop_common.rpc.access import Access
 from shop_common.rpc.call import CALL_SECONDS_MAX
 from shop_common.rpc.call_pool import CallPool
 from shop_common.rpc.health import Health, HealthServer
@@ -46,10 +49,11 @@ class Server:
     """A gRPC server with health and, if configured, reflection. Nothing listens before `start`.
 
     Health is served on the API's port for clients, and on a port of its own for probes, which load on the other cannot
-    block.
+    block. With an authenticator, every call except those of health and reflection must come from a caller with the
+    permission that the contract demands.
     """
 
-    def __init__(self, settings: ApiSettings) -> None:
+    def __init__(self, settings: ApiSettings, authenticator: Authenticator | None = None) -> None:
         self.health = Health()
         self.port = 0
         self._settings = settings
@@ -65,7 +69,9 @@ class Server:
         )
         # Refusals have threads of their own: they must be sent when all others are taken.
         self._refusing = futures.ThreadPoolExecutor(_REFUSING_THREADS, thread_name_prefix="refusing")
-        self._admission = _Admission(self._pool, self._refusing, self._waits, self._unread, settings.calls_max)
+        self._admission = _Admission(
+            self._pool, self._refusing, self._waits, self._unread, settings.calls_max, authenticator
+        )
         self._server = grpc.server(
             # grpcio uses nothing of it but `submit`.
             self._pool,  # type: ignore[arg-type]
@@ -87,11 +93,12 @@ class Server:
         *,
         describe: Describe = lambda _message: {},
     ) -> None:
-        """Add a service with the generated function `add_to_server`.
+        """Add a service with the generated function `add_to_server`. Raises RuleMissing.
 
         The servicer's methods raise ShopError for errors that callers should receive. They must not use
         `context.abort`: any other exception is a defect, answered INTERNAL with an id that is also in the log.
         """
+        self._admission.rules.update(rules_of(service))
         self._admission.describe[service.full_name] = describe
         add_to_server(servicer, self._server)
         self._services.append(service.full_name)
@@ -150,17 +157,21 @@ class _Admission(grpc.ServerInterceptor):
         waits: PeerWaits,
         unread: PeerWaits,
         calls_max: int,
+        authenticator: Authenticator | None,
     ) -> None:
         self._pool = pool
         self._refusing = refusing
         self._waits = waits
         self._unread = unread
         self._calls_max = calls_max
+        self._authenticator = authenticator
         self._large = LargeRequests()
         self._handlers: dict[str, tuple[Handler, Handler]] = {}
         """By the method's path: the handler that runs a call, and the one that refuses it."""
         self.describe: dict[str, Describe] = {}
         """By the full name of the service."""
+        self.rules: dict[str, Rule] = {}
+        """By the method's path."""
 
     def intercept_service(
         self,
@@ -182,7 +193,9 @@ class _Admission(grpc.ServerInterceptor):
             return handler, handler
         service, _, _ = path.lstrip("/").partition("/")
         describe = self.describe.get(service, lambda _message: {})
-        method = Method(path, self._waits, self._unread, self._large, describe)
+        rule = self.rules.get(path)  # reflection has none
+        access = Access(rule, self._authenticator) if rule and self._authenticator else None
+        method = Method(path, self._waits, self._unread, self._large, describe, access=access)
         return method.running(handler), method.refusing(self._refusing)
 
 

@@ -19,8 +19,10 @@ from shop_common.errors import (
     InvalidInput,
     NotFound,
     Overload,
+    PermissionDenied,
     Refused,
     ShopError,
+    Unauthenticated,
     Unavailable,
     Violation,
 )
@@ -36,6 +38,8 @@ _VIOLATIONS_BYTES_MAX = 3_000
 
 _CODES: dict[type[ShopError], grpc.StatusCode] = {
     InvalidInput: grpc.StatusCode.INVALID_ARGUMENT,
+    Unauthenticated: grpc.StatusCode.UNAUTHENTICATED,
+    PermissionDenied: grpc.StatusCode.PERMISSION_DENIED,
     NotFound: grpc.StatusCode.NOT_FOUND,
     Refused: grpc.StatusCode.FAILED_PRECONDITION,
     Conflict: grpc.StatusCode.ABORTED,
@@ -73,7 +77,8 @@ def new_status(code: grpc.StatusCode, message: str, reason: str, metadata: Mappi
 def from_status(status: Status, *, unavailable_reason: str) -> ShopError:
     """Convert the status of another service to an error with the same kind, reason, message and metadata.
 
-    A status of no kind (a defect, a deadline, a network failure) becomes an Unavailable with `unavailable_reason`.
+    A status of no kind (a defect, a deadline, a network failure) becomes an Unavailable with `unavailable_reason`. So
+    does a refusal of our own identity, which is not the caller's.
     """
     info = _unpacked(status, details.ErrorInfo) or details.ErrorInfo()
     kind = _REMOTE_KINDS.get(status.code)

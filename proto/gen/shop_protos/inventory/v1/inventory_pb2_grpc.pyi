@@ -18,9 +18,12 @@ class InventoryServiceStub:
     Errors. Every status carries google.rpc.ErrorInfo with domain "shop", a stable `reason` and `metadata`.
     In addition to what each RPC lists below, every RPC can answer:
       INVALID_ARGUMENT   INVALID_FIELD, with google.rpc.BadRequest naming every bad field.
+      UNAUTHENTICATED    CREDENTIALS_MISSING, TOKEN_INVALID, TOKEN_EXPIRED.
+      PERMISSION_DENIED  PERMISSION_MISSING (metadata: permission): the caller is not granted what the RPC needs.
       ABORTED            CONTENTION: other calls kept changing the same rows. Nothing was done; retry.
       RESOURCE_EXHAUSTED QUEUE_FULL, POOL_TIMEOUT, with google.rpc.RetryInfo. Nothing was done; retry later.
       UNAVAILABLE        DATABASE_UNAVAILABLE. The call may have had its effect; see below for how to retry.
+                         KEY_SET_UNAVAILABLE: the token could not be checked. Nothing was done; retry.
       DEADLINE_EXCEEDED  The call may have had its effect, as above.
       INTERNAL           A defect. The message contains an id that is also in the log.
 
@@ -129,9 +132,12 @@ class InventoryServiceServicer(metaclass=_abc_1.ABCMeta):
     Errors. Every status carries google.rpc.ErrorInfo with domain "shop", a stable `reason` and `metadata`.
     In addition to what each RPC lists below, every RPC can answer:
       INVALID_ARGUMENT   INVALID_FIELD, with google.rpc.BadRequest naming every bad field.
+      UNAUTHENTICATED    CREDENTIALS_MISSING, TOKEN_INVALID, TOKEN_EXPIRED.
+      PERMISSION_DENIED  PERMISSION_MISSING (metadata: permission): the caller is not granted what the RPC needs.
       ABORTED            CONTENTION: other calls kept changing the same rows. Nothing was done; retry.
       RESOURCE_EXHAUSTED QUEUE_FULL, POOL_TIMEOUT, with google.rpc.RetryInfo. Nothing was done; retry later.
       UNAVAILABLE        DATABASE_UNAVAILABLE. The call may have had its effect; see below for how to retry.
+                         KEY_SET_UNAVAILABLE: the token could not be checked. Nothing was done; retry.
       DEADLINE_EXCEEDED  The call may have had its effect, as above.
       INTERNAL           A defect. The message contains an id that is also in the log.
 

@@ -24,9 +24,10 @@ _sym_db = _symbol_database.Default()
 
 from google.api import field_behavior_pb2 as google_dot_api_dot_field__behavior__pb2
 from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
+from shop_protos.access.v1 import access_pb2 as shop_dot_access_dot_v1_dot_access__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n#shop/inventory/v1/maintenance.proto\x12\x11shop.inventory.v1\x1a\x1fgoogle/api/field_behavior.proto\x1a\x1egoogle/protobuf/duration.proto\"4\n\x19\x45xpireReservationsRequest\x12\x17\n\tmax_count\x18\x01 \x01(\x05\x42\x04\xe2\x41\x01\x01\"3\n\x1a\x45xpireReservationsResponse\x12\x15\n\rexpired_count\x18\x01 \x01(\x05\"c\n\x13PurgeHistoryRequest\x12\x33\n\nolder_than\x18\x01 \x01(\x0b\x32\x19.google.protobuf.DurationB\x04\xe2\x41\x01\x02\x12\x17\n\tmax_count\x18\x02 \x01(\x05\x42\x04\xe2\x41\x01\x01\"T\n\x14PurgeHistoryResponse\x12\x19\n\x11purged_keys_count\x18\x01 \x01(\x05\x12!\n\x19purged_reservations_count\x18\x02 \x01(\x05\x32\xfb\x01\n\x1bInventoryMaintenanceService\x12v\n\x12\x45xpireReservations\x12,.shop.inventory.v1.ExpireReservationsRequest\x1a-.shop.inventory.v1.ExpireReservationsResponse\"\x03\x90\x02\x02\x12\x64\n\x0cPurgeHistory\x12&.shop.inventory.v1.PurgeHistoryRequest\x1a\'.shop.inventory.v1.PurgeHistoryResponse\"\x03\x90\x02\x02\x42\x34\n\x11shop.inventory.v1P\x01Z\x1dshop/inventory/v1;inventoryv1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n#shop/inventory/v1/maintenance.proto\x12\x11shop.inventory.v1\x1a\x1fgoogle/api/field_behavior.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1bshop/access/v1/access.proto\"4\n\x19\x45xpireReservationsRequest\x12\x17\n\tmax_count\x18\x01 \x01(\x05\x42\x04\xe2\x41\x01\x01\"3\n\x1a\x45xpireReservationsResponse\x12\x15\n\rexpired_count\x18\x01 \x01(\x05\"c\n\x13PurgeHistoryRequest\x12\x33\n\nolder_than\x18\x01 \x01(\x0b\x32\x19.google.protobuf.DurationB\x04\xe2\x41\x01\x02\x12\x17\n\tmax_count\x18\x02 \x01(\x05\x42\x04\xe2\x41\x01\x01\"T\n\x14PurgeHistoryResponse\x12\x19\n\x11purged_keys_count\x18\x01 \x01(\x05\x12!\n\x19purged_reservations_count\x18\x02 \x01(\x05\x32\x9e\x02\n\x1bInventoryMaintenanceService\x12\x87\x01\n\x12\x45xpireReservations\x12,.shop.inventory.v1.ExpireReservationsRequest\x1a-.shop.inventory.v1.ExpireReservationsResponse\"\x14\x90\x02\x02\x8a\xb5\x18\r\n\x0bmaintenance\x12u\n\x0cPurgeHistory\x12&.shop.inventory.v1.PurgeHistoryRequest\x1a\'.shop.inventory.v1.PurgeHistoryResponse\"\x14\x90\x02\x02\x8a\xb5\x18\r\n\x0bmaintenanceB4\n\x11shop.inventory.v1P\x01Z\x1dshop/inventory/v1;inventoryv1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -41,17 +42,17 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_PURGEHISTORYREQUEST'].fields_by_name['max_count']._loaded_options = None
   _globals['_PURGEHISTORYREQUEST'].fields_by_name['max_count']._serialized_options = b'\342A\001\001'
   _globals['_INVENTORYMAINTENANCESERVICE'].methods_by_name['ExpireReservations']._loaded_options = None
-  _globals['_INVENTORYMAINTENANCESERVICE'].methods_by_name['ExpireReservations']._serialized_options = b'\220\002\002'
+  _globals['_INVENTORYMAINTENANCESERVICE'].methods_by_name['ExpireReservations']._serialized_options = b'\220\002\002\212\265\030\r\n\013maintenance'
   _globals['_INVENTORYMAINTENANCESERVICE'].methods_by_name['PurgeHistory']._loaded_options = None
-  _globals['_INVENTORYMAINTENANCESERVICE'].methods_by_name['PurgeHistory']._serialized_options = b'\220\002\002'
-  _globals['_EXPIRERESERVATIONSREQUEST']._serialized_start=123
-  _globals['_EXPIRERESERVATIONSREQUEST']._serialized_end=175
-  _globals['_EXPIRERESERVATIONSRESPONSE']._serialized_start=177
-  _globals['_EXPIRERESERVATIONSRESPONSE']._serialized_end=228
-  _globals['_PURGEHISTORYREQUEST']._serialized_start=230
-  _globals['_PURGEHISTORYREQUEST']._serialized_end=329
-  _globals['_PURGEHISTORYRESPONSE']._serialized_start=331
-  _globals['_PURGEHISTORYRESPONSE']._serialized_end=415
-  _globals['_INVENTORYMAINTENANCESERVICE']._serialized_start=418
-  _globals['_INVENTORYMAINTENANCESERVICE']._serialized_end=669
+  _globals['_INVENTORYMAINTENANCESERVICE'].methods_by_name['PurgeHistory']._serialized_options = b'\220\002\002\212\265\030\r\n\013maintenance'
+  _globals['_EXPIRERESERVATIONSREQUEST']._serialized_start=152
+  _globals['_EXPIRERESERVATIONSREQUEST']._serialized_end=204
+  _globals['_EXPIRERESERVATIONSRESPONSE']._serialized_start=206
+  _globals['_EXPIRERESERVATIONSRESPONSE']._serialized_end=257
+  _globals['_PURGEHISTORYREQUEST']._serialized_start=259
+  _globals['_PURGEHISTORYREQUEST']._serialized_end=358
+  _globals['_PURGEHISTORYRESPONSE']._serialized_start=360
+  _globals['_PURGEHISTORYRESPONSE']._serialized_end=444
+  _globals['_INVENTORYMAINTENANCESERVICE']._serialized_start=447
+  _globals['_INVENTORYMAINTENANCESERVICE']._serialized_end=733
 # @@protoc_insertion_point(module_scope)

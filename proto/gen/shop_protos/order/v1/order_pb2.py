@@ -26,9 +26,10 @@ from google.api import field_behavior_pb2 as google_dot_api_dot_field__behavior_
 from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 from google.type import money_pb2 as google_dot_type_dot_money__pb2
+from shop_protos.access.v1 import access_pb2 as shop_dot_access_dot_v1_dot_access__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19shop/order/v1/order.proto\x12\rshop.order.v1\x1a\x1fgoogle/api/field_behavior.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17google/type/money.proto\"\xdf\x02\n\x05Order\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0f\n\x07user_id\x18\x02 \x01(\x03\x12\'\n\x05items\x18\x03 \x03(\x0b\x32\x18.shop.order.v1.OrderItem\x12(\n\x0ctotal_amount\x18\x04 \x01(\x0b\x32\x12.google.type.Money\x12*\n\x06status\x18\x05 \x01(\x0e\x32\x1a.shop.order.v1.OrderStatus\x12\x15\n\rstatus_reason\x18\x06 \x01(\t\x12\x32\n\x0ereserved_until\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0f\n\x07version\x18\x08 \x01(\x03\x12.\n\ncreated_at\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\nupdated_at\x18\n \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"`\n\tOrderItem\x12\n\n\x02id\x18\x01 \x01(\x03\x12\x12\n\nproduct_id\x18\x02 \x01(\x03\x12\x10\n\x08quantity\x18\x03 \x01(\x03\x12!\n\x05price\x18\x04 \x01(\x0b\x32\x12.google.type.Money\"4\n\rOrderResponse\x12#\n\x05order\x18\x01 \x01(\x0b\x32\x14.shop.order.v1.Order\"\xa8\x01\n\x12\x43reateOrderRequest\x12\x15\n\x07user_id\x18\x01 \x01(\x03\x42\x04\xe2\x41\x01\x02\x12\x33\n\x05items\x18\x02 \x03(\x0b\x32\x1e.shop.order.v1.CreateOrderItemB\x04\xe2\x41\x01\x02\x12,\n\x03ttl\x18\x03 \x01(\x0b\x32\x19.google.protobuf.DurationB\x04\xe2\x41\x01\x01\x12\x18\n\nrequest_id\x18\x04 \x01(\tB\x04\xe2\x41\x01\x01\"l\n\x0f\x43reateOrderItem\x12\x18\n\nproduct_id\x18\x01 \x01(\x03\x42\x04\xe2\x41\x01\x02\x12\x16\n\x08quantity\x18\x02 \x01(\x03\x42\x04\xe2\x41\x01\x02\x12\'\n\x05price\x18\x03 \x01(\x0b\x32\x12.google.type.MoneyB\x04\xe2\x41\x01\x02\"#\n\x0fGetOrderRequest\x12\x10\n\x02id\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\"\x8e\x01\n\x18UpdateOrderStatusRequest\x12\x10\n\x02id\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x12\x30\n\x06status\x18\x02 \x01(\x0e\x32\x1a.shop.order.v1.OrderStatusB\x04\xe2\x41\x01\x02\x12\x14\n\x06reason\x18\x03 \x01(\tB\x04\xe2\x41\x01\x01\x12\x18\n\nrequest_id\x18\x04 \x01(\tB\x04\xe2\x41\x01\x01\"\x93\x02\n\x11ListOrdersRequest\x12\x1a\n\x07user_id\x18\x01 \x01(\x03\x42\x04\xe2\x41\x01\x01H\x00\x88\x01\x01\x12\x30\n\x06status\x18\x02 \x01(\x0e\x32\x1a.shop.order.v1.OrderStatusB\x04\xe2\x41\x01\x01\x12\x37\n\rcreated_after\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x01\x12\x38\n\x0e\x63reated_before\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x01\x12\x17\n\tpage_size\x18\x05 \x01(\x05\x42\x04\xe2\x41\x01\x01\x12\x18\n\npage_token\x18\x06 \x01(\tB\x04\xe2\x41\x01\x01\x42\n\n\x08_user_id\"S\n\x12ListOrdersResponse\x12$\n\x06orders\x18\x01 \x03(\x0b\x32\x14.shop.order.v1.Order\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t*\xd0\x01\n\x0bOrderStatus\x12\x1c\n\x18ORDER_STATUS_UNSPECIFIED\x10\x00\x12\x18\n\x14ORDER_STATUS_PENDING\x10\x01\x12\x1a\n\x16ORDER_STATUS_CONFIRMED\x10\x02\x12\x1b\n\x17ORDER_STATUS_PROCESSING\x10\x03\x12\x18\n\x14ORDER_STATUS_SHIPPED\x10\x04\x12\x1a\n\x16ORDER_STATUS_DELIVERED\x10\x05\x12\x1a\n\x16ORDER_STATUS_CANCELLED\x10\x06\x32\xe6\x02\n\x0cOrderService\x12N\n\x0b\x43reateOrder\x12!.shop.order.v1.CreateOrderRequest\x1a\x1c.shop.order.v1.OrderResponse\x12M\n\x08GetOrder\x12\x1e.shop.order.v1.GetOrderRequest\x1a\x1c.shop.order.v1.OrderResponse\"\x03\x90\x02\x01\x12_\n\x11UpdateOrderStatus\x12\'.shop.order.v1.UpdateOrderStatusRequest\x1a\x1c.shop.order.v1.OrderResponse\"\x03\x90\x02\x02\x12V\n\nListOrders\x12 .shop.order.v1.ListOrdersRequest\x1a!.shop.order.v1.ListOrdersResponse\"\x03\x90\x02\x01\x42(\n\rshop.order.v1P\x01Z\x15shop/order/v1;orderv1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19shop/order/v1/order.proto\x12\rshop.order.v1\x1a\x1fgoogle/api/field_behavior.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17google/type/money.proto\x1a\x1bshop/access/v1/access.proto\"\xdf\x02\n\x05Order\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0f\n\x07user_id\x18\x02 \x01(\x03\x12\'\n\x05items\x18\x03 \x03(\x0b\x32\x18.shop.order.v1.OrderItem\x12(\n\x0ctotal_amount\x18\x04 \x01(\x0b\x32\x12.google.type.Money\x12*\n\x06status\x18\x05 \x01(\x0e\x32\x1a.shop.order.v1.OrderStatus\x12\x15\n\rstatus_reason\x18\x06 \x01(\t\x12\x32\n\x0ereserved_until\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0f\n\x07version\x18\x08 \x01(\x03\x12.\n\ncreated_at\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\nupdated_at\x18\n \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"`\n\tOrderItem\x12\n\n\x02id\x18\x01 \x01(\x03\x12\x12\n\nproduct_id\x18\x02 \x01(\x03\x12\x10\n\x08quantity\x18\x03 \x01(\x03\x12!\n\x05price\x18\x04 \x01(\x0b\x32\x12.google.type.Money\"4\n\rOrderResponse\x12#\n\x05order\x18\x01 \x01(\x0b\x32\x14.shop.order.v1.Order\"\xa8\x01\n\x12\x43reateOrderRequest\x12\x15\n\x07user_id\x18\x01 \x01(\x03\x42\x04\xe2\x41\x01\x02\x12\x33\n\x05items\x18\x02 \x03(\x0b\x32\x1e.shop.order.v1.CreateOrderItemB\x04\xe2\x41\x01\x02\x12,\n\x03ttl\x18\x03 \x01(\x0b\x32\x19.google.protobuf.DurationB\x04\xe2\x41\x01\x01\x12\x18\n\nrequest_id\x18\x04 \x01(\tB\x04\xe2\x41\x01\x01\"l\n\x0f\x43reateOrderItem\x12\x18\n\nproduct_id\x18\x01 \x01(\x03\x42\x04\xe2\x41\x01\x02\x12\x16\n\x08quantity\x18\x02 \x01(\x03\x42\x04\xe2\x41\x01\x02\x12\'\n\x05price\x18\x03 \x01(\x0b\x32\x12.google.type.MoneyB\x04\xe2\x41\x01\x02\"#\n\x0fGetOrderRequest\x12\x10\n\x02id\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\"\x8e\x01\n\x18UpdateOrderStatusRequest\x12\x10\n\x02id\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x12\x30\n\x06status\x18\x02 \x01(\x0e\x32\x1a.shop.order.v1.OrderStatusB\x04\xe2\x41\x01\x02\x12\x14\n\x06reason\x18\x03 \x01(\tB\x04\xe2\x41\x01\x01\x12\x18\n\nrequest_id\x18\x04 \x01(\tB\x04\xe2\x41\x01\x01\"\x93\x02\n\x11ListOrdersRequest\x12\x1a\n\x07user_id\x18\x01 \x01(\x03\x42\x04\xe2\x41\x01\x01H\x00\x88\x01\x01\x12\x30\n\x06status\x18\x02 \x01(\x0e\x32\x1a.shop.order.v1.OrderStatusB\x04\xe2\x41\x01\x01\x12\x37\n\rcreated_after\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x01\x12\x38\n\x0e\x63reated_before\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x01\x12\x17\n\tpage_size\x18\x05 \x01(\x05\x42\x04\xe2\x41\x01\x01\x12\x18\n\npage_token\x18\x06 \x01(\tB\x04\xe2\x41\x01\x01\x42\n\n\x08_user_id\"S\n\x12ListOrdersResponse\x12$\n\x06orders\x18\x01 \x03(\x0b\x32\x14.shop.order.v1.Order\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t*\xd0\x01\n\x0bOrderStatus\x12\x1c\n\x18ORDER_STATUS_UNSPECIFIED\x10\x00\x12\x18\n\x14ORDER_STATUS_PENDING\x10\x01\x12\x1a\n\x16ORDER_STATUS_CONFIRMED\x10\x02\x12\x1b\n\x17ORDER_STATUS_PROCESSING\x10\x03\x12\x18\n\x14ORDER_STATUS_SHIPPED\x10\x04\x12\x1a\n\x16ORDER_STATUS_DELIVERED\x10\x05\x12\x1a\n\x16ORDER_STATUS_CANCELLED\x10\x06\x32\xc0\x03\n\x0cOrderService\x12k\n\x0b\x43reateOrder\x12!.shop.order.v1.CreateOrderRequest\x1a\x1c.shop.order.v1.OrderResponse\"\x1b\x8a\xb5\x18\x17\n\x0corders.write\x12\x07user_id\x12^\n\x08GetOrder\x12\x1e.shop.order.v1.GetOrderRequest\x1a\x1c.shop.order.v1.OrderResponse\"\x14\x90\x02\x01\x8a\xb5\x18\r\n\x0borders.read\x12q\n\x11UpdateOrderStatus\x12\'.shop.order.v1.UpdateOrderStatusRequest\x1a\x1c.shop.order.v1.OrderResponse\"\x15\x90\x02\x02\x8a\xb5\x18\x0e\n\x0corders.write\x12p\n\nListOrders\x12 .shop.order.v1.ListOrdersRequest\x1a!.shop.order.v1.ListOrdersResponse\"\x1d\x90\x02\x01\x8a\xb5\x18\x16\n\x0borders.read\x12\x07user_idB(\n\rshop.order.v1P\x01Z\x15shop/order/v1;orderv1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -72,32 +73,34 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_LISTORDERSREQUEST'].fields_by_name['page_size']._serialized_options = b'\342A\001\001'
   _globals['_LISTORDERSREQUEST'].fields_by_name['page_token']._loaded_options = None
   _globals['_LISTORDERSREQUEST'].fields_by_name['page_token']._serialized_options = b'\342A\001\001'
+  _globals['_ORDERSERVICE'].methods_by_name['CreateOrder']._loaded_options = None
+  _globals['_ORDERSERVICE'].methods_by_name['CreateOrder']._serialized_options = b'\212\265\030\027\n\014orders.write\022\007user_id'
   _globals['_ORDERSERVICE'].methods_by_name['GetOrder']._loaded_options = None
-  _globals['_ORDERSERVICE'].methods_by_name['GetOrder']._serialized_options = b'\220\002\001'
+  _globals['_ORDERSERVICE'].methods_by_name['GetOrder']._serialized_options = b'\220\002\001\212\265\030\r\n\013orders.read'
   _globals['_ORDERSERVICE'].methods_by_name['UpdateOrderStatus']._loaded_options = None
-  _globals['_ORDERSERVICE'].methods_by_name['UpdateOrderStatus']._serialized_options = b'\220\002\002'
+  _globals['_ORDERSERVICE'].methods_by_name['UpdateOrderStatus']._serialized_options = b'\220\002\002\212\265\030\016\n\014orders.write'
   _globals['_ORDERSERVICE'].methods_by_name['ListOrders']._loaded_options = None
-  _globals['_ORDERSERVICE'].methods_by_name['ListOrders']._serialized_options = b'\220\002\001'
-  _globals['_ORDERSTATUS']._serialized_start=1500
-  _globals['_ORDERSTATUS']._serialized_end=1708
-  _globals['_ORDER']._serialized_start=168
-  _globals['_ORDER']._serialized_end=519
-  _globals['_ORDERITEM']._serialized_start=521
-  _globals['_ORDERITEM']._serialized_end=617
-  _globals['_ORDERRESPONSE']._serialized_start=619
-  _globals['_ORDERRESPONSE']._serialized_end=671
-  _globals['_CREATEORDERREQUEST']._serialized_start=674
-  _globals['_CREATEORDERREQUEST']._serialized_end=842
-  _globals['_CREATEORDERITEM']._serialized_start=844
-  _globals['_CREATEORDERITEM']._serialized_end=952
-  _globals['_GETORDERREQUEST']._serialized_start=954
-  _globals['_GETORDERREQUEST']._serialized_end=989
-  _globals['_UPDATEORDERSTATUSREQUEST']._serialized_start=992
-  _globals['_UPDATEORDERSTATUSREQUEST']._serialized_end=1134
-  _globals['_LISTORDERSREQUEST']._serialized_start=1137
-  _globals['_LISTORDERSREQUEST']._serialized_end=1412
-  _globals['_LISTORDERSRESPONSE']._serialized_start=1414
-  _globals['_LISTORDERSRESPONSE']._serialized_end=1497
-  _globals['_ORDERSERVICE']._serialized_start=1711
-  _globals['_ORDERSERVICE']._serialized_end=2069
+  _globals['_ORDERSERVICE'].methods_by_name['ListOrders']._serialized_options = b'\220\002\001\212\265\030\026\n\013orders.read\022\007user_id'
+  _globals['_ORDERSTATUS']._serialized_start=1529
+  _globals['_ORDERSTATUS']._serialized_end=1737
+  _globals['_ORDER']._serialized_start=197
+  _globals['_ORDER']._serialized_end=548
+  _globals['_ORDERITEM']._serialized_start=550
+  _globals['_ORDERITEM']._serialized_end=646
+  _globals['_ORDERRESPONSE']._serialized_start=648
+  _globals['_ORDERRESPONSE']._serialized_end=700
+  _globals['_CREATEORDERREQUEST']._serialized_start=703
+  _globals['_CREATEORDERREQUEST']._serialized_end=871
+  _globals['_CREATEORDERITEM']._serialized_start=873
+  _globals['_CREATEORDERITEM']._serialized_end=981
+  _globals['_GETORDERREQUEST']._serialized_start=983
+  _globals['_GETORDERREQUEST']._serialized_end=1018
+  _globals['_UPDATEORDERSTATUSREQUEST']._serialized_start=1021
+  _globals['_UPDATEORDERSTATUSREQUEST']._serialized_end=1163
+  _globals['_LISTORDERSREQUEST']._serialized_start=1166
+  _globals['_LISTORDERSREQUEST']._serialized_end=1441
+  _globals['_LISTORDERSRESPONSE']._serialized_start=1443
+  _globals['_LISTORDERSRESPONSE']._serialized_end=1526
+  _globals['_ORDERSERVICE']._serialized_start=1740
+  _globals['_ORDERSERVICE']._serialized_end=2188
 # @@protoc_insertion_point(module_scope)

@@ -31,11 +31,16 @@ class OrderServiceStub:
     Errors. Every status carries google.rpc.ErrorInfo with domain "shop", a stable `reason` and `metadata`.
     In addition to what each RPC lists below, every RPC can answer:
     INVALID_ARGUMENT   INVALID_FIELD, with google.rpc.BadRequest naming every bad field.
+    UNAUTHENTICATED    CREDENTIALS_MISSING, TOKEN_INVALID, TOKEN_EXPIRED.
+    PERMISSION_DENIED  PERMISSION_MISSING (metadata: permission): the caller is not granted what the RPC needs.
+    The permission is orders.any if the request names another user.
     ABORTED            CONTENTION: other calls kept changing the same rows. Nothing was done; retry.
     RESOURCE_EXHAUSTED QUEUE_FULL, POOL_TIMEOUT, with google.rpc.RetryInfo. Nothing was done; retry later.
     UNAVAILABLE        DATABASE_UNAVAILABLE. The call may have had its effect; see below for how to retry.
+    KEY_SET_UNAVAILABLE: the token could not be checked. Nothing was done; retry.
     DEADLINE_EXCEEDED  The call may have had its effect, as above.
     INTERNAL           A defect. The message contains an id that is also in the log.
+    To a caller without the permission orders.any, the orders of other users do not exist.
 
     Retries. An RPC that only reads may always be retried. An RPC that changes something is safe to retry, whatever the
     status, with the same `request_id`, or if its comment says "repeatable".
@@ -82,11 +87,16 @@ class OrderServiceServicer:
     Errors. Every status carries google.rpc.ErrorInfo with domain "shop", a stable `reason` and `metadata`.
     In addition to what each RPC lists below, every RPC can answer:
     INVALID_ARGUMENT   INVALID_FIELD, with google.rpc.BadRequest naming every bad field.
+    UNAUTHENTICATED    CREDENTIALS_MISSING, TOKEN_INVALID, TOKEN_EXPIRED.
+    PERMISSION_DENIED  PERMISSION_MISSING (metadata: permission): the caller is not granted what the RPC needs.
+    The permission is orders.any if the request names another user.
     ABORTED            CONTENTION: other calls kept changing the same rows. Nothing was done; retry.
     RESOURCE_EXHAUSTED QUEUE_FULL, POOL_TIMEOUT, with google.rpc.RetryInfo. Nothing was done; retry later.
     UNAVAILABLE        DATABASE_UNAVAILABLE. The call may have had its effect; see below for how to retry.
+    KEY_SET_UNAVAILABLE: the token could not be checked. Nothing was done; retry.
     DEADLINE_EXCEEDED  The call may have had its effect, as above.
     INTERNAL           A defect. The message contains an id that is also in the log.
+    To a caller without the permission orders.any, the orders of other users do not exist.
 
     Retries. An RPC that only reads may always be retried. An RPC that changes something is safe to retry, whatever the
     status, with the same `request_id`, or if its comment says "repeatable".
@@ -192,11 +202,16 @@ class OrderService:
     Errors. Every status carries google.rpc.ErrorInfo with domain "shop", a stable `reason` and `metadata`.
     In addition to what each RPC lists below, every RPC can answer:
     INVALID_ARGUMENT   INVALID_FIELD, with google.rpc.BadRequest naming every bad field.
+    UNAUTHENTICATED    CREDENTIALS_MISSING, TOKEN_INVALID, TOKEN_EXPIRED.
+    PERMISSION_DENIED  PERMISSION_MISSING (metadata: permission): the caller is not granted what the RPC needs.
+    The permission is orders.any if the request names another user.
     ABORTED            CONTENTION: other calls kept changing the same rows. Nothing was done; retry.
     RESOURCE_EXHAUSTED QUEUE_FULL, POOL_TIMEOUT, with google.rpc.RetryInfo. Nothing was done; retry later.
     UNAVAILABLE        DATABASE_UNAVAILABLE. The call may have had its effect; see below for how to retry.
+    KEY_SET_UNAVAILABLE: the token could not be checked. Nothing was done; retry.
     DEADLINE_EXCEEDED  The call may have had its effect, as above.
     INTERNAL           A defect. The message contains an id that is also in the log.
+    To a caller without the permission orders.any, the orders of other users do not exist.
 
     Retries. An RPC that only reads may always be retried. An RPC that changes something is safe to retry, whatever the
     status, with the same `request_id`, or if its comment says "repeatable".

@@ -84,10 +84,11 @@ def change_status(request: pb.UpdateOrderStatusRequest, traceparent: str | None)
     return ChangeStatus(order_id, status, reason, request_id=request_id, traceparent=traceparent)
 
 
-def orders_page(request: pb.ListOrdersRequest) -> PageRequest[OrderFilter]:
+def orders_page(request: pb.ListOrdersRequest, *, owner: int | None) -> PageRequest[OrderFilter]:
+    """The page that the request names; unless `owner` is None, of this user's orders."""
     with Fields() as check:
         wanted = OrderFilter(
-            user_id=check.identity("user_id", request.user_id) if request.HasField("user_id") else None,
+            user_id=check.identity("user_id", request.user_id) if request.HasField("user_id") else owner,
             status=check.member("status", request.status, _STATUSES) if request.status else None,
             created_after=_timestamp(check, request, "created_after"),
             created_before=_timestamp(check, request, "created_before"),

@@ -5,7 +5,7 @@ from grpc import ServicerContext
 from order_api.api import parse, render
 from order_api.operations.coalescing import Operations
 from shop_common.api import paging
-from shop_common.rpc.call import deadline, traceparent
+from shop_common.rpc.call import caller, deadline, traceparent
 from shop_protos.order.v1 import maintenance_pb2, maintenance_pb2_grpc, order_pb2_grpc
 from shop_protos.order.v1 import order_pb2 as pb
 
@@ -23,16 +23,16 @@ class OrderServicer(order_pb2_grpc.OrderServiceServicer):
 
     def GetOrder(self, request: pb.GetOrderRequest, context: ServicerContext) -> pb.OrderResponse:
         command = parse.order_id(request)
-        order = self._operations.get_order(command, deadline=deadline(context))
+        order = self._operations.get_order(command, owner=caller().owner, deadline=deadline(context))
         return pb.OrderResponse(order=render.order(order))
 
     def UpdateOrderStatus(self, request: pb.UpdateOrderStatusRequest, context: ServicerContext) -> pb.OrderResponse:
         command = parse.change_status(request, traceparent(context))
-        order = self._operations.update_status(command, deadline=deadline(context))
+        order = self._operations.update_status(command, owner=caller().owner, deadline=deadline(context))
         return pb.OrderResponse(order=render.order(order))
 
     def ListOrders(self, request: pb.ListOrdersRequest, context: ServicerContext) -> pb.ListOrdersResponse:
-        command = parse.orders_page(request)
+        command = parse.orders_page(request, owner=caller().owner)
         page = self._operations.list_orders(command, deadline=deadline(context))
         return pb.ListOrdersResponse(
             orders=[render.order(row) for row in page.rows],

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 
 from order_api.domain.commands import CancelAbandoned, ChangeStatus, NewOrder, OrderFilter, PurgeKeys
+from order_api.domain.errors import OrderNotFound
 from order_api.domain.model import LINES_MAX, Order, Status
 from order_api.inventory import Inventory
 from order_api.operations.cancel_orders import AbandonedOrders
@@ -46,14 +47,20 @@ class Operations:
     def create_order(self, order: NewOrder, *, deadline: float) -> Order:
         return self._creation.create(order, deadline=deadline)
 
-    def update_status(self, command: ChangeStatus, *, deadline: float) -> Order:
-        """Change the status; a change to CONFIRMED goes through inventory-api."""
+    def update_status(self, command: ChangeStatus, *, owner: int | None, deadline: float) -> Order:
+        """Change the status; a change to CONFIRMED goes through inventory-api. For `owner` see get_order."""
+        if owner is not None:
+            self.get_order(command.order_id, owner=owner, deadline=deadline)  # an order never changes its user
         if command.status is Status.CONFIRMED:
             return self._confirmation.confirm(command, deadline=deadline)
         return self._set_status.submit(command, deadline=deadline)
 
-    def get_order(self, order_id: str, *, deadline: float) -> Order:
-        return self._get_order.submit(order_id, deadline=deadline)
+    def get_order(self, order_id: str, *, owner: int | None, deadline: float) -> Order:
+        """Read an order. Unless `owner` is None, the order of another user does not exist."""
+        order = self._get_order.submit(order_id, deadline=deadline)
+        if owner not in (None, order.user_id):
+            raise OrderNotFound(order_id)
+        return order
 
     def list_orders(self, page: PageRequest[OrderFilter], *, deadline: float) -> Page[Order]:
         return self._list_orders.submit(page, deadline=deadline)

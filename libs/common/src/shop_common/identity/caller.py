@@ -1,0 +1,48 @@
+"""Who makes a call, and what it may do."""
+
+from dataclasses import dataclass
+
+from shop_common.identity.errors import PermissionMissing
+from shop_common.identity.rules import ORDERS_ANY, PERMISSIONS
+
+_USER_ID_MAX = 2**63 - 1
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """An authenticated caller.
+
+    `name` is unique among callers: a SPIFFE id, or `user:` and the subject of a token. `subject` is the user that a
+    token was issued to, None for a workload.
+    """
+
+    name: str
+    permissions: frozenset[str]
+    subject: str | None = None
+
+    def require(self, permission: str) -> None:
+        """Raise PermissionMissing if the caller is not granted the permission."""
+        if permission not in self.permissions:
+            raise PermissionMissing(permission)
+
+    def require_user(self, user_id: int) -> None:
+        """Raise PermissionMissing if the caller may not act for this user."""
+        if self.owner not in (None, user_id):
+            raise PermissionMissing(ORDERS_ANY)
+
+    @property
+    def owner(self) -> int | None:
+        """The user to whose orders the caller is limited, None for no limit.
+
+        Raises PermissionMissing for a caller that is limited, but is no user that could own orders.
+        """
+        if ORDERS_ANY in self.permissions:
+            return None
+        subject = self.subject or ""
+        if subject.isascii() and subject.isdigit() and len(subject) < 20 and 0 < int(subject) <= _USER_ID_MAX:
+            return int(subject)
+        raise PermissionMissing(ORDERS_ANY)
+
+
+ANYONE = Caller("anyone", frozenset(PERMISSIONS))
+"""The caller of every call while identities are not checked. It may do everything."""

@@ -1,0 +1,52 @@
+"""Why a caller is refused.
+
+Messages and metadata never contain any part of a credential.
+"""
+
+from shop_common.errors import PermissionDenied, Unauthenticated, Unavailable
+
+
+class CredentialsMissing(Unauthenticated):
+    """The call has neither a token nor a client certificate with an identity."""
+
+    reason = "CREDENTIALS_MISSING"
+
+    def __init__(self) -> None:
+        super().__init__("the call has no credentials: send `authorization: Bearer TOKEN`, or use a client certificate")
+
+
+class TokenInvalid(Unauthenticated):
+    """The token cannot be accepted, whatever the time: malformed, of another issuer or audience, or wrongly signed."""
+
+    reason = "TOKEN_INVALID"
+
+
+class TokenExpired(Unauthenticated):
+    """The token was valid. Get a new one."""
+
+    reason = "TOKEN_EXPIRED"
+
+    def __init__(self) -> None:
+        super().__init__("the token has expired; get a new one")
+
+
+class PermissionMissing(PermissionDenied):
+    """The caller is known, and is not granted what the call needs."""
+
+    reason = "PERMISSION_MISSING"
+
+    def __init__(self, permission: str) -> None:
+        super().__init__(f"the call needs the permission {permission}, which the caller is not granted")
+        self.permission = permission
+
+    def metadata(self) -> dict[str, str]:
+        return {"permission": self.permission}
+
+
+class KeySetUnavailable(Unavailable):
+    """The keys of the identity provider are not known, so the token can be neither accepted nor rejected."""
+
+    reason = "KEY_SET_UNAVAILABLE"
+
+    def __init__(self) -> None:
+        super().__init__("the keys of the identity provider could not be fetched; retry")

@@ -1,0 +1,93 @@
+"""The grants file: which permissions workloads and the scopes of tokens have.
+
+    workloads:
+      spiffe://shop/order-api: [stock.reserve]
+      spiffe://shop/reservation-reaper: [maintenance]
+    scopes:
+      shopper: [orders.read, orders.write]
+      staff: [inventory.read, inventory.write, orders.read, orders.any]
+
+What callers need is in the contract; who they are is in the deployment.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from shop_common.identity.rules import PERMISSIONS
+
+_SECTIONS = ("workloads", "scopes")
+_BYTES_MAX = 1024 * 1024
+
+
+class GrantsError(Exception):
+    """The file cannot be read, or grants something that does not exist. The message names every fault."""
+
+
+@dataclass(frozen=True)
+class Grants:
+    """Permissions by SPIFFE id and by scope."""
+
+    workloads: Mapping[str, frozenset[str]] = field(default_factory=dict)
+    scopes: Mapping[str, frozenset[str]] = field(default_factory=dict)
+
+    def of_workload(self, spiffe_id: str) -> frozenset[str]:
+        """The permissions of a workload; none if the file does not name it."""
+        return self.workloads.get(spiffe_id, frozenset())
+
+    def of_scopes(self, scopes: Iterable[str]) -> frozenset[str]:
+        """The permissions of all these scopes together. Scopes that the file does not name grant nothing."""
+        return frozenset().union(*(self.scopes.get(scope, frozenset()) for scope in scopes))
+
+
+def read(path: Path) -> Grants:
+    """Read the file. Raises GrantsError."""
+    try:
+        with path.open("rb") as file:
+            text = file.read(_BYTES_MAX + 1)
+    except OSError as error:
+        raise GrantsError(f"cannot read {str(path)!r}: {error.strerror}") from error
+    if len(text) > _BYTES_MAX:
+        raise GrantsError(f"{str(path)!r} is larger than {_BYTES_MAX} bytes")
+    try:
+        content: Any = yaml.safe_load(text)
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise GrantsError(f"{str(path)!r} is not YAML: {' '.join(str(error).split())}") from error
+    faults = list(_faults(content))
+    if faults:
+        raise GrantsError(f"{str(path)!r}: " + "; ".join(faults))
+    return Grants(**{name: _section(content.get(name)) for name in _SECTIONS})
+
+
+def _section(names: Mapping[str, Any] | None) -> dict[str, frozenset[str]]:
+    return {name: frozenset(granted or ()) for name, granted in (names or {}).items()}
+
+
+def _faults(content: object) -> Iterator[str]:
+    if not isinstance(content, dict):
+        yield f"must be a mapping with {' and '.join(_SECTIONS)}"
+        return
+    for section, names in content.items():
+        if section not in _SECTIONS:
+            yield f"{section!r} is not a section: {' and '.join(_SECTIONS)} are"
+        elif names is not None and not isinstance(names, dict):
+            yield f"{section} must be a mapping from names to lists of permissions"
+        else:
+            for name, granted in (names or {}).items():
+                yield from _faults_of_grant(section, name, granted)
+
+
+def _faults_of_grant(section: str, name: object, granted: object) -> Iterator[str]:
+    if not isinstance(name, str):
+        yield f"{section}: the name {name!r} must be text"
+    elif section == "workloads" and not name.startswith("spiffe://"):
+        yield f"{section}: {name!r} must be a SPIFFE id, spiffe://TRUST-DOMAIN/PATH"
+    if granted is not None and not isinstance(granted, list):
+        yield f"{section}: the permissions of {name!r} must be a list"
+        return
+    for permission in granted or ():
+        if not isinstance(permission, str) or permission not in PERMISSIONS:
+            yield f"{section}: {name!r} is granted {permission!r}, which is not a permission: {', '.join(PERMISSIONS)}"

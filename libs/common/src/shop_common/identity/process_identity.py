@@ -1,0 +1,43 @@
+"""What an API needs to know its callers, built from its settings."""
+
+from collections.abc import Callable
+
+from shop_common.identity import grants
+from shop_common.identity.authenticator import Authenticator
+from shop_common.identity.key_set import KeySet
+from shop_common.identity.settings import IdentitySettings
+from shop_common.identity.tokens import TokenVerifier
+
+
+class Identity:
+    """The authenticator of a process, and what works for it in the background.
+
+    `authenticator` is None if identities are not checked.
+    """
+
+    def __init__(self, settings: IdentitySettings) -> None:
+        """Read the grants. Raises GrantsError."""
+        self.authenticator: Authenticator | None = None
+        self._keys: KeySet | None = None
+        verifier = None
+        if settings.grants_path is None:
+            return
+        if settings.oidc_issuer is not None:
+            self._keys = KeySet(settings.oidc_issuer, jwks_url=settings.oidc_jwks_url)
+            verifier = TokenVerifier(
+                issuer=settings.oidc_issuer,
+                audience=settings.oidc_audience or "",
+                user_claim=settings.oidc_user_claim,
+                keys=self._keys,
+            )
+        self.authenticator = Authenticator(grants.read(settings.grants_path), verifier)
+
+    def start(self, set_ready: Callable[[bool], None]) -> None:
+        """Start fetching the key set. If tokens are accepted, `set_ready` gets False until it is known."""
+        if self._keys is not None:
+            self._keys.start(set_ready)
+
+    def stop(self) -> None:
+        """Fetch no more keys."""
+        if self._keys is not None:
+            self._keys.stop()

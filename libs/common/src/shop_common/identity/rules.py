@@ -1,0 +1,60 @@
+"""The access rule of each RPC, read from the contract (proto/shop/access/v1/access.proto)."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+from google.protobuf.descriptor import FieldDescriptor, MethodDescriptor, ServiceDescriptor
+
+from shop_protos.access.v1 import access_pb2
+
+ORDERS_ANY = "orders.any"
+
+PERMISSIONS: Mapping[str, str] = {
+    "inventory.read": "read items, stock and reservations",
+    "inventory.write": "add stock and set quantities",
+    "stock.reserve": "reserve, confirm and release stock",
+    "orders.read": "read the caller's own orders",
+    "orders.write": "create the caller's own orders and change their status",
+    ORDERS_ANY: "with orders.read or orders.write: the orders of every user",
+    "maintenance": "expire reservations, cancel abandoned orders and purge history; for reservation-reaper",
+}
+"""Every permission, with what it allows."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """Who may call one RPC. `own_user_field` is empty if the request names no user."""
+
+    permission: str
+    own_user_field: str = ""
+
+
+class RuleMissing(Exception):
+    """An RPC has no rule, or one that cannot be applied. The message names all of them."""
+
+
+def rules_of(service: ServiceDescriptor) -> dict[str, Rule]:
+    """The rules of the service, by path (`/shop.order.v1.OrderService/GetOrder`). Raises RuleMissing."""
+    faults = [fault for method in service.methods for fault in _faults(method)]
+    if faults:
+        raise RuleMissing("; ".join(faults))
+    return {f"/{service.full_name}/{method.name}": _rule(method) for method in service.methods}
+
+
+def _rule(method: MethodDescriptor) -> Rule:
+    access = method.GetOptions().Extensions[access_pb2.access]
+    return Rule(access.permission, access.own_user_field)
+
+
+def _faults(method: MethodDescriptor) -> Iterator[str]:
+    rule = _rule(method)
+    if rule.permission not in PERMISSIONS:
+        yield (
+            f"{method.full_name} has no rule"
+            if not rule.permission
+            else (f"{method.full_name} has the unknown permission {rule.permission!r}")
+        )
+    if rule.own_user_field:
+        field = method.input_type.fields_by_name.get(rule.own_user_field)
+        if field is None or field.type != FieldDescriptor.TYPE_INT64:
+            yield f"{method.full_name} has no int64 field {rule.own_user_field!r}"

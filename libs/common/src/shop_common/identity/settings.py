@@ -1,0 +1,47 @@
+"""Settings of identity: who may call an API."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import AfterValidator, Field
+
+from shop_common.environment.settings import Settings
+from shop_common.identity.key_set import is_safe
+
+
+def _https(url: str) -> str:
+    if not is_safe(url):
+        raise ValueError("must be https://…, or http:// on this machine")
+    return url
+
+
+class IdentitySettings(Settings):
+    """What an API reads to know its callers. Without GRANTS_PATH identities are not checked."""
+
+    grants_path: Path | None = Field(
+        default=None,
+        description="YAML file with the permissions of workloads and scopes; unset: every caller may do everything",
+    )
+    oidc_issuer: Annotated[str, AfterValidator(_https)] | None = Field(
+        default=None, description="issuer of the users' tokens; its key set is found by OpenID Connect discovery"
+    )
+    oidc_audience: str | None = Field(default=None, description="audience that tokens must be issued for")
+    oidc_jwks_url: Annotated[str, AfterValidator(_https)] | None = Field(
+        default=None, description="where the issuer's key set is, instead of discovery"
+    )
+    oidc_user_claim: str = Field(default="sub", description="claim of a token with the user's id", min_length=1)
+
+    def contradictions(self) -> Iterator[str]:
+        yield from super().contradictions()
+        if self.oidc_issuer and not self.grants_path:
+            yield "OIDC_ISSUER: needs GRANTS_PATH: without grants, no token would be checked"
+        if self.oidc_issuer and not self.oidc_audience:
+            yield "OIDC_AUDIENCE: is required with OIDC_ISSUER: otherwise a token for any other application would do"
+        for name in ("oidc_audience", "oidc_jwks_url"):
+            if getattr(self, name) and not self.oidc_issuer:
+                yield f"{name.upper()}: needs OIDC_ISSUER"
+
+    def facts(self) -> Iterator[tuple[str, object]]:
+        yield from super().facts()
+        yield "identity", self.grants_path is not None

@@ -1,0 +1,131 @@
+"""Verifies the JWTs of users."""
+
+import hashlib
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import jwt
+
+from shop_common.identity.errors import TokenExpired, TokenInvalid
+from shop_common.identity.key_set import ALGORITHMS, KeySet
+
+REMEMBERED_MAX = 10_000
+REMEMBERED_SECONDS = 60.0
+CLOCK_SKEW_SECONDS = 10
+TOKEN_CHARACTERS_MAX = 8_192
+SUBJECT_CHARACTERS_MAX = 255
+
+
+@dataclass(frozen=True, slots=True)
+class Token:
+    """What a valid token says. `expires_at` is in seconds since the epoch."""
+
+    subject: str
+    scopes: frozenset[str]
+    expires_at: float
+
+
+@dataclass(frozen=True, slots=True)
+class _Remembered:
+    token: Token
+    until: float
+    generation: int
+
+
+class TokenVerifier:
+    """Verifies tokens of one issuer for one audience. Safe to share between threads.
+
+    A verified token is remembered by its SHA-256 for at most REMEMBERED_SECONDS, until it expires, and until the keys
+    of the issuer change: verifying a signature costs a hundred times as much as finding it here.
+    """
+
+    def __init__(self, *, issuer: str, audience: str, user_claim: str, keys: KeySet) -> None:
+        self._issuer = issuer
+        self._audience = audience
+        self._user_claim = user_claim
+        self._keys = keys
+        self._remembered: dict[bytes, _Remembered] = {}
+
+    def verify(self, token: str) -> Token:
+        """Return what the token says. Raises TokenInvalid, TokenExpired, KeySetUnavailable."""
+        if len(token) > TOKEN_CHARACTERS_MAX:
+            raise TokenInvalid(f"the token has more than {TOKEN_CHARACTERS_MAX} characters")
+        digest = hashlib.sha256(token.encode()).digest()
+        now = time.time()
+        known = self._remembered.get(digest)
+        # Read before the keys are: a token verified with keys that change meanwhile is not remembered for longer.
+        generation = self._keys.generation
+        if known is not None and now < known.until and known.generation == generation:
+            return known.token
+        verified = self._verify(token)
+        self._remember(digest, _Remembered(verified, min(verified.expires_at, now + REMEMBERED_SECONDS), generation))
+        return verified
+
+    def _remember(self, digest: bytes, remembered: _Remembered) -> None:
+        # Each of these operations on a dict is atomic, and the worst that threads can do is to forget one more.
+        self._remembered.pop(digest, None)
+        if len(self._remembered) >= REMEMBERED_MAX:
+            oldest = next(iter(list(self._remembered)), None)
+            if oldest is not None:
+                self._remembered.pop(oldest, None)
+        self._remembered[digest] = remembered
+
+    def _verify(self, token: str) -> Token:
+        try:
+            header = jwt.get_unverified_header(token)
+            key = self._keys.find(_key_id(header))
+            if key is None:
+                raise TokenInvalid("the token names a key that the issuer does not have")
+            claims: dict[str, Any] = jwt.decode(
+                token,
+                key,
+                algorithms=sorted(ALGORITHMS),
+                issuer=self._issuer,
+                audience=self._audience,
+                leeway=CLOCK_SKEW_SECONDS,
+                options={"require": ["exp", "iss", "aud", self._user_claim], "verify_sub": False},
+            )
+        except jwt.ExpiredSignatureError:
+            raise TokenExpired from None
+        except (jwt.PyJWTError, ValueError, TypeError) as error:
+            # Never the text of the error: it may quote the token.
+            raise TokenInvalid(f"the token cannot be accepted: {_WHY.get(type(error), 'it is malformed')}") from None
+        return Token(self._subject(claims), _scopes(claims), float(claims["exp"]))
+
+    def _subject(self, claims: Mapping[str, Any]) -> str:
+        value = claims[self._user_claim]
+        subject = str(value) if isinstance(value, str | int) and not isinstance(value, bool) else ""
+        if not 0 < len(subject) <= SUBJECT_CHARACTERS_MAX or not subject.isprintable():
+            raise TokenInvalid(
+                f"the token's claim {self._user_claim!r} must be 1 to {SUBJECT_CHARACTERS_MAX} printable characters"
+            )
+        return subject
+
+
+_WHY: dict[type[Exception], str] = {
+    jwt.InvalidSignatureError: "its signature is wrong",
+    jwt.InvalidAudienceError: "it is for another audience",
+    jwt.InvalidIssuerError: "it is of another issuer",
+    jwt.ImmatureSignatureError: "it is not valid yet",
+    jwt.InvalidAlgorithmError: "its algorithm is not allowed",
+    jwt.MissingRequiredClaimError: "it lacks a required claim",
+}
+
+
+def _key_id(header: Mapping[str, Any]) -> str | None:
+    key_id = header.get("kid")
+    if key_id is not None and not isinstance(key_id, str):
+        raise TokenInvalid("the token's key id must be text")
+    return key_id
+
+
+def _scopes(claims: Mapping[str, Any]) -> frozenset[str]:
+    """The scopes of a token: `scope` as RFC 8693 has it, separated by spaces, or `scp`, a list or the same."""
+    scopes: set[str] = set()
+    for name in ("scope", "scp"):
+        value = claims.get(name)
+        parts = value.split() if isinstance(value, str) else value if isinstance(value, list) else ()
+        scopes.update(part for part in parts if isinstance(part, str))
+    return frozenset(scopes)

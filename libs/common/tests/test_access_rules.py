@@ -1,0 +1,114 @@
+"""The access rules of the contract, and the grants file that names who has which permission."""
+
+from pathlib import Path
+
+import pytest
+from google.protobuf import descriptor_pb2, descriptor_pool
+from google.protobuf.descriptor import ServiceDescriptor
+
+from shop_common.identity import grants
+from shop_common.identity.grants import GrantsError
+from shop_common.identity.rules import PERMISSIONS, RuleMissing, rules_of
+from shop_protos.access.v1 import access_pb2
+from shop_protos.order.v1 import order_pb2
+
+
+def test_each_rpc_has_the_rule_that_its_contract_states() -> None:
+    rules = rules_of(order_pb2.DESCRIPTOR.services_by_name["OrderService"])
+
+    assert rules["/shop.order.v1.OrderService/CreateOrder"].permission == "orders.write"
+    assert rules["/shop.order.v1.OrderService/CreateOrder"].own_user_field == "user_id"
+    assert rules["/shop.order.v1.OrderService/GetOrder"].own_user_field == ""
+
+
+def _service(**access: str) -> ServiceDescriptor:
+    """A service with one RPC, which takes an Access message (of text fields only) and has this rule."""
+    file = descriptor_pb2.FileDescriptorProto(
+        name="shop/test.proto", package="shop.test", syntax="proto3", dependency=["shop/access/v1/access.proto"]
+    )
+    method = file.service.add(name="Test").method.add(
+        name="Do", input_type=".shop.access.v1.Access", output_type=".shop.access.v1.Access"
+    )
+    if access:
+        method.options.Extensions[access_pb2.access].CopyFrom(access_pb2.Access(**access))
+    pool = descriptor_pool.DescriptorPool()
+    for known in (descriptor_pb2.DESCRIPTOR, access_pb2.DESCRIPTOR):
+        copy = descriptor_pb2.FileDescriptorProto()
+        known.CopyToProto(copy)
+        pool.Add(copy)
+    pool.Add(file)
+    return pool.FindServiceByName("shop.test.Test")
+
+
+@pytest.mark.parametrize(
+    ("access", "fault"),
+    [
+        ({}, "shop.test.Test.Do has no rule"),
+        ({"permission": "orders.eat"}, "shop.test.Test.Do has the unknown permission 'orders.eat'"),
+        (
+            {"permission": "orders.read", "own_user_field": "user_id"},
+            "shop.test.Test.Do has no int64 field 'user_id'",
+        ),
+        (
+            {"permission": "orders.read", "own_user_field": "permission"},
+            "shop.test.Test.Do has no int64 field 'permission'",
+        ),
+    ],
+)
+def test_an_rpc_without_a_rule_that_can_be_applied_is_refused(access: dict[str, str], fault: str) -> None:
+    with pytest.raises(RuleMissing) as refused:
+        rules_of(_service(**access))
+
+    assert str(refused.value) == fault
+
+
+def test_grants_add_up_over_the_scopes_of_a_token(tmp_path: Path) -> None:
+    path = tmp_path / "grants.yaml"
+    path.write_text(
+        """
+        workloads:
+          spiffe://shop/order-api: [stock.reserve]
+          spiffe://shop/idle:
+        scopes:
+          shopper: [orders.read, orders.write]
+          staff: [orders.any]
+        """
+    )
+
+    granted = grants.read(path)
+
+    assert granted.of_workload("spiffe://shop/order-api") == {"stock.reserve"}
+    assert granted.of_workload("spiffe://shop/idle") == frozenset()
+    assert granted.of_workload("spiffe://shop/unknown") == frozenset()
+    assert granted.of_scopes(["shopper", "staff", "unknown"]) == {"orders.read", "orders.write", "orders.any"}
+
+
+@pytest.mark.parametrize(
+    ("text", "fault"),
+    [
+        ("- a", "must be a mapping with workloads and scopes"),
+        ("users: {}", "'users' is not a section: workloads and scopes are"),
+        ("scopes: [a]", "scopes must be a mapping from names to lists of permissions"),
+        ("scopes: {a: orders.read}", "scopes: the permissions of 'a' must be a list"),
+        ("scopes: {1: [orders.read]}", "scopes: the name 1 must be text"),
+        ("workloads: {order-api: []}", "workloads: 'order-api' must be a SPIFFE id, spiffe://TRUST-DOMAIN/PATH"),
+        (
+            "scopes: {a: [orders.eat]}",
+            f"scopes: 'a' is granted 'orders.eat', which is not a permission: {', '.join(PERMISSIONS)}",
+        ),
+        ("scopes: {", "is not YAML"),
+    ],
+)
+def test_a_wrong_grants_file_is_refused_with_its_fault(text: str, fault: str, tmp_path: Path) -> None:
+    path = tmp_path / "grants.yaml"
+    path.write_text(text)
+
+    with pytest.raises(GrantsError) as refused:
+        grants.read(path)
+
+    assert fault in str(refused.value)
+
+
+def test_a_missing_grants_file_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(GrantsError, match="No such file"):
+        grants.read(tmp_path / "missing.yaml")

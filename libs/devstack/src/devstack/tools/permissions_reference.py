@@ -1,0 +1,74 @@
+"""README's table of permissions, made from the rules in the contract.
+
+    python -m devstack.tools.permissions_reference generate
+    python -m devstack.tools.permissions_reference check       # is the table up to date?
+
+Part of ./task lint.
+"""
+
+import argparse
+import sys
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from shop_common.identity.rules import ORDERS_ANY, PERMISSIONS, rules_of
+from shop_protos.inventory.v1 import inventory_pb2
+from shop_protos.inventory.v1 import maintenance_pb2 as inventory_maintenance_pb2
+from shop_protos.order.v1 import maintenance_pb2 as order_maintenance_pb2
+from shop_protos.order.v1 import order_pb2
+
+FILE = Path("README.md")
+_BEGIN = "<!-- Made by `python -m devstack.tools.permissions_reference generate`; do not edit. -->\n"
+_END = "<!-- End of the table of permissions. -->\n"
+
+_FILES = (
+    inventory_pb2.DESCRIPTOR,
+    order_pb2.DESCRIPTOR,
+    inventory_maintenance_pb2.DESCRIPTOR,
+    order_maintenance_pb2.DESCRIPTOR,
+)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Write the table, or compare it; returns the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m devstack.tools.permissions_reference", description=__doc__)
+    parser.add_argument("action", choices=["generate", "check"])
+    action = parser.parse_args(argv).action
+    text = FILE.read_text()
+    before, begin, rest = text.partition(_BEGIN)
+    _, end, after = rest.partition(_END)
+    if not begin or not end:
+        sys.stderr.write(f"{FILE} has no place for the table: {_BEGIN}{_END}")
+        return 1
+    made = before + begin + "".join(f"{line}\n" for line in table()) + end + after
+    if action == "generate":
+        FILE.write_text(made)
+    elif made != text:
+        sys.stderr.write(
+            f"{FILE} does not have the contract's permissions: "
+            "run `python -m devstack.tools.permissions_reference generate`\n"
+        )
+        return 1
+    return 0
+
+
+def table() -> Iterator[str]:
+    """The lines of the table: each permission, what it allows, and the RPCs that need it."""
+    rpcs = defaultdict(list)
+    for file in _FILES:
+        for service in file.services_by_name.values():
+            for path, rule in rules_of(service).items():
+                rpcs[rule.permission].append(path.rpartition("/")[2])
+    yield "| permission | allows to | RPCs |"
+    yield "|---|---|---|"
+    for permission, allows in PERMISSIONS.items():
+        # The same name may be in two services.
+        names = ", ".join(f"`{name}`" for name in dict.fromkeys(rpcs[permission]))
+        if permission == ORDERS_ANY:
+            names = "those of `orders.read` and `orders.write`"
+        yield f"| `{permission}` | {allows} | {names} |"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

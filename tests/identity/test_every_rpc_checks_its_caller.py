@@ -1,0 +1,162 @@
+"""Every RPC of every service against every kind of credential. RPCs come from the contract: a new one is covered."""
+
+import importlib
+import pkgutil
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import grpc
+import pytest
+from google.protobuf.descriptor import MethodDescriptor
+from google.protobuf.message import Message
+from google.protobuf.message_factory import GetMessageClass
+from google.rpc.error_details_pb2 import ErrorInfo
+
+import shop_protos
+from devstack.servers.issuer import Issuer
+from devstack.stack import Stack
+from shop_common.identity.rules import ORDERS_ANY, PERMISSIONS, rules_of
+from testkit.calls import outcome
+
+USER, ANOTHER_USER = 1, 2
+_NOT_ALLOWED = {grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED}
+
+
+def _methods() -> Iterator[MethodDescriptor]:
+    """Every RPC of the packages of the contract."""
+    for module in pkgutil.walk_packages(shop_protos.__path__, f"{shop_protos.__name__}."):
+        if module.name.endswith("_pb2"):
+            file = importlib.import_module(module.name).DESCRIPTOR
+            for service in file.services_by_name.values():
+                yield from service.methods
+
+
+METHODS = sorted(_methods(), key=lambda method: str(method.full_name))
+every_method = pytest.mark.parametrize("method", METHODS, ids=lambda method: str(method.full_name))
+
+
+def _rule(method: MethodDescriptor) -> Any:
+    return rules_of(method.containing_service)[f"/{method.containing_service.full_name}/{method.name}"]
+
+
+class Apis:
+    """Calls any RPC with any headers."""
+
+    def __init__(self, stack: Stack) -> None:
+        self._channels = {
+            "shop.inventory.v1": grpc.insecure_channel(stack.inventory_address),
+            "shop.order.v1": grpc.insecure_channel(stack.orders_address),
+        }
+
+    def call(
+        self, method: MethodDescriptor, request: Message, *authorization: str
+    ) -> tuple[grpc.StatusCode, ErrorInfo]:
+        """The status of the call, and the ErrorInfo of a failed one."""
+        path = f"/{method.containing_service.full_name}/{method.name}"
+        rpc: Any = self._channels[method.containing_service.file.package].unary_unary(
+            path,
+            request_serializer=lambda message: message.SerializeToString(),
+            response_deserializer=GetMessageClass(method.output_type).FromString,
+        )
+        return outcome(lambda: rpc(request, timeout=60, metadata=[("authorization", value) for value in authorization]))
+
+    def close(self) -> None:
+        for channel in self._channels.values():
+            channel.close()
+
+
+@pytest.fixture(scope="module")
+def called(apis: Stack) -> Iterator[Apis]:
+    opened = Apis(apis)
+    yield opened
+    opened.close()
+
+
+def _request(method: MethodDescriptor, *, user: int = 0) -> Message:
+    """An empty request, which names the user if the RPC has a field for one."""
+    request = GetMessageClass(method.input_type)()
+    if user and (field := _rule(method).own_user_field):
+        setattr(request, field, user)
+    return request
+
+
+def _token(issuer: Issuer, *scopes: str, **options: Any) -> str:
+    return f"Bearer {issuer.token(USER, *(scopes or tuple(PERMISSIONS)), **options)}"
+
+
+UNACCEPTABLE: dict[str, tuple[Callable[[Issuer], list[str]], str]] = {
+    "no credential": (lambda _: [], "CREDENTIALS_MISSING"),
+    "an expired token": (lambda issuer: [_token(issuer, seconds=-3600)], "TOKEN_EXPIRED"),
+    "a token for another audience": (lambda issuer: [_token(issuer, audience="another")], "TOKEN_INVALID"),
+    "a token of another issuer": (lambda issuer: [_token(issuer, iss="https://another.example")], "TOKEN_INVALID"),
+    "a token with an unknown key": (lambda issuer: [_token(issuer, key_id="unknown")], "TOKEN_INVALID"),
+    "a token without a user": (lambda issuer: [_token(issuer, sub=None)], "TOKEN_INVALID"),
+    "no token at all": (lambda _: ["Bearer nonsense"], "TOKEN_INVALID"),
+    "a password": (lambda _: ["Basic dXNlcjpwYXNzd29yZA=="], "TOKEN_INVALID"),
+    "two tokens": (lambda issuer: [_token(issuer), _token(issuer)], "TOKEN_INVALID"),
+}
+
+
+@every_method
+@pytest.mark.parametrize("credential", UNACCEPTABLE)
+def test_a_caller_that_is_not_known_is_unauthenticated(
+    method: MethodDescriptor, credential: str, called: Apis, issuer: Issuer
+) -> None:
+    headers, reason = UNACCEPTABLE[credential]
+
+    code, info = called.call(method, _request(method), *headers(issuer))
+
+    assert (code, info.reason, dict(info.metadata)) == (grpc.StatusCode.UNAUTHENTICATED, reason, {})
+
+
+@every_method
+def test_a_caller_without_the_permission_is_denied_whatever_else_it_may_do(
+    method: MethodDescriptor, called: Apis, issuer: Issuer
+) -> None:
+    needed = _rule(method).permission
+
+    code, info = called.call(method, _request(method), _token(issuer, *(set(PERMISSIONS) - {needed}), "unknown-scope"))
+
+    assert (code, info.reason) == (grpc.StatusCode.PERMISSION_DENIED, "PERMISSION_MISSING")
+    assert dict(info.metadata) == {"permission": needed}
+
+
+@every_method
+def test_a_caller_with_the_permission_alone_is_let_in(method: MethodDescriptor, called: Apis, issuer: Issuer) -> None:
+    code, _ = called.call(method, _request(method, user=USER), _token(issuer, _rule(method).permission))
+
+    assert code not in _NOT_ALLOWED
+
+
+@pytest.mark.parametrize(
+    "method", [method for method in METHODS if _rule(method).own_user_field], ids=lambda method: str(method.full_name)
+)
+def test_a_caller_names_another_user_only_with_a_permission_for_that(
+    method: MethodDescriptor, called: Apis, issuer: Issuer
+) -> None:
+    request, permission = _request(method, user=ANOTHER_USER), _rule(method).permission
+
+    code, info = called.call(method, request, _token(issuer, permission))
+    allowed, _ = called.call(method, request, _token(issuer, permission, ORDERS_ANY))
+
+    assert (code, info.reason) == (grpc.StatusCode.PERMISSION_DENIED, "PERMISSION_MISSING")
+    assert dict(info.metadata) == {"permission": ORDERS_ANY}
+    assert allowed not in _NOT_ALLOWED
+
+
+def test_a_caller_is_refused_before_its_message_has_come(apis: Stack) -> None:
+    """The stream of the request stays open and empty: only the headers have arrived."""
+    is_refused = threading.Event()
+
+    def never() -> Iterator[bytes]:
+        is_refused.wait()
+        yield from ()
+
+    with grpc.insecure_channel(apis.orders_address) as channel:
+        rpc: Any = channel.stream_unary("/shop.order.v1.OrderService/CreateOrder")
+        call = rpc.future(never(), timeout=60)
+        try:
+            assert call.exception().code() is grpc.StatusCode.UNAUTHENTICATED
+        finally:
+            is_refused.set()
