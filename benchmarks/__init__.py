@@ -1,1 +1,1 @@
-"""How fast this is, and what it costs: README.md tells what is measured and how to read it."""
+"""Benchmarks of throughput, latency and CPU time: README.md explains what they measure and how to read them."""

@@ -30,7 +30,7 @@ VARIANTS = ("ours", "watched", "plain", "pgbench", "echo")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Measure and show; returns the exit code. A goal that is missed is no failure, a wrong count is."""
+    """Measure and print the results. Returns the exit code: a wrong count fails the run, a missed goal does not."""
     options = _options(argv)
     results = command.measured(lambda console: _measure(options, console))
     if results is None:
@@ -53,7 +53,7 @@ def _measure(options: argparse.Namespace, console: Console) -> Results:
         columns = (TextColumn("{task.description:55}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
         with Progress(*columns, console=console) as progress:
             task = progress.add_task("", total=len(cells) * options.rounds)
-            # Round by round, and the variants next to each other: what else this machine does hits all alike.
+            # In rounds, with the variants next to each other: other load on the machine then affects all alike.
             for _ in range(options.rounds):
                 for subject, scenario, calls in cells:
                     description = f"{scenario.name}, {calls} calls, {subject.name} {subject.database}"
@@ -107,15 +107,15 @@ def _subjects(options: argparse.Namespace, stack: ExitStack, console: Console) -
 def _options(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("--databases", nargs="+", choices=(POSTGRESQL, SQLITE), default=(POSTGRESQL, SQLITE))
-    parser.add_argument("--only", choices=[scenario.name for scenario in SCENARIOS], help="this kind of call alone")
-    parser.add_argument("--variants", nargs="+", choices=VARIANTS, help="these alone")
-    parser.add_argument("--calls", nargs="+", type=int, help="so many calls at once (1 16 128, and 64 for the goals)")
+    parser.add_argument("--only", choices=[scenario.name for scenario in SCENARIOS], help="only this kind of call")
+    parser.add_argument("--variants", nargs="+", choices=VARIANTS, help="only these")
+    parser.add_argument("--calls", nargs="+", type=int, help="concurrent calls (1 16 128, and 64 for the goals)")
     parser.add_argument("--seconds", type=float, default=2.0, help="length of each measurement (%(default)s)")
-    parser.add_argument("--warmup-seconds", type=float, default=0.5, help="before each of them (%(default)s)")
+    parser.add_argument("--warmup-seconds", type=float, default=0.5, help="warm-up before each (%(default)s)")
     parser.add_argument("--rounds", type=int, default=3, help="measurements of each cell (%(default)s)")
-    parser.add_argument("--quick", action="store_true", help="a smoke run: each once and briefly, at 1 and 16 calls")
-    parser.add_argument("--with-relay", action="store_true", help="run the consumers, the relay and a broker as well")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the results there, too")
+    parser.add_argument("--quick", action="store_true", help="a smoke run: each once, briefly, with 1 and 16 calls")
+    parser.add_argument("--with-relay", action="store_true", help="also run the consumers, the relay and a broker")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the results to this file")
     options = parser.parse_args(argv)
     if options.quick:
         options.seconds, options.warmup_seconds, options.rounds, options.calls = 0.3, 0.2, 1, [1, 16]

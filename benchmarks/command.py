@@ -1,4 +1,4 @@
-"""What the commands of this folder share: how they fail, where they print, and the databases that they run on."""
+"""Shared by the commands of this folder: error handling, output, and databases."""
 
 import sys
 import tempfile
@@ -21,13 +21,13 @@ from devstack.stack import Databases
 POSTGRESQL, SQLITE = "postgresql", "sqlite"
 
 LOG_MEGABYTES, LOG_FILE_MEGABYTES = 1024, 16
-"""PostgreSQL's own max_wal_size, and the size of its files."""
+"""PostgreSQL's default max_wal_size and the size of its WAL files, in megabytes."""
 
 _Measured = TypeVar("_Measured")
 
 
 def measured(measure: Callable[[Console], _Measured]) -> _Measured | None:
-    """What came out; None when nothing did, which is said. Tells of its progress on stderr."""
+    """Return the results; on failure, print the reason and return None. Progress goes to standard error."""
     if not Path("/proc/self/stat").exists():
         sys.stderr.write("the benchmarks read CPU times from /proc, so they run on Linux only\n")
         return None
@@ -40,12 +40,12 @@ def measured(measure: Callable[[Console], _Measured]) -> _Measured | None:
 
 
 def output(width: int = 160) -> Console:
-    """Where results go: as wide as the terminal, or as this in a file."""
+    """Return the console for results: as wide as the terminal, or this wide without one."""
     return Console(width=None if sys.stdout.isatty() else width)
 
 
 def synced_server(stack: ExitStack, console: Console, *, shared_buffers: str | None = None) -> PostgresServer:
-    """A throw-away PostgreSQL that syncs each commit, and says so."""
+    """Start a temporary PostgreSQL that syncs each commit, and print its description."""
     server = worn_in_server(stack, console.print, shared_buffers=shared_buffers)
     console.print(f"{server.description}, each commit synced", highlight=False)
     return server
@@ -54,9 +54,9 @@ def synced_server(stack: ExitStack, console: Console, *, shared_buffers: str | N
 def worn_in_server(
     stack: ExitStack, tell: Callable[[str], None], *, shared_buffers: str | None = None
 ) -> PostgresServer:
-    """A throw-away PostgreSQL that syncs each commit into log files that it has, as one does that has run for long.
+    """Start a temporary PostgreSQL that syncs each commit and has all its WAL files, like a long-running server.
 
-    A new file is filled and synced before its use: 50 ms in which nobody commits. In a new server each is a new one.
+    PostgreSQL fills and syncs each new WAL file before using it, which blocks commits for 50 ms.
     """
     server = stack.enter_context(postgres.provide(durable=True, tell=tell))
     with administering(server.url) as run:
@@ -74,21 +74,21 @@ def worn_in_server(
 
 @contextmanager
 def administering(url: str) -> Iterator[Callable[[str], object]]:
-    """What runs SQL there, each statement by itself."""
+    """Yield a function that runs one SQL statement, in autocommit mode."""
     engine = create_engine(url, isolation_level="AUTOCOMMIT", poolclass=NullPool)
     with engine.connect() as connection:
         yield connection.exec_driver_sql
 
 
 def folder(stack: ExitStack) -> Path:
-    """A throw-away folder."""
+    """Create a temporary folder."""
     return Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="shop-benchmarks-")))
 
 
 def databases(
     kind: str, stack: ExitStack, console: Console, *, shared_buffers: str | None = None
 ) -> tuple[Callable[[], Databases], list[int]]:
-    """What makes a new pair of databases, and the processes that these take their CPU time in, beside the APIs."""
+    """Return a function that creates a pair of databases, and the pids of the database's processes."""
     if kind == POSTGRESQL:
         server = synced_server(stack, console, shared_buffers=shared_buffers)
         return lambda: Databases.on_server(server), [server.pid]

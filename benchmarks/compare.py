@@ -1,8 +1,8 @@
-"""What a call costs now, beside a released revision: `python -m benchmarks.compare REVISION`.
+"""Compares the cost of a call with that of another revision: `python -m benchmarks.compare REVISION`.
 
-Both run at the same time, each with its own environment and databases on one PostgreSQL, and are measured in turn in
-short rounds, so that whatever else the machine does hits both alike. Exit code 1 when a call certainly costs more than
-the limit allows.
+Both run at the same time, each with its own environment and databases on one PostgreSQL. They are measured in turn in
+short rounds, so that other load on the machine affects both alike. The exit code is 1 if a call costs more than the
+limit with statistical confidence.
 """
 
 import argparse
@@ -33,17 +33,17 @@ CALLS = 64
 MIGRATE_SECONDS = 60
 
 SAME_HASHES = {"PYTHONHASHSEED": "0"}
-"""Else dictionaries differ from start to start, and so does the time that they take."""
+"""A fixed hash seed: otherwise dictionaries, and so their speed, differ from start to start."""
 
 EMPTY = replace(RESERVE_HOT, name="empty", title="an empty call", reservations=0)
-"""The echo's: what the server costs before a call does anything."""
+"""The echo: the cost of the server itself."""
 
 Pairs = dict[Scenario, list[tuple[Outcome, Outcome]]]
-"""By call, in each round: then and now."""
+"""By call and round: the cost at the revision and now."""
 
 
 class Side(Stored):
-    """Both APIs of one tree."""
+    """Both APIs of one source tree."""
 
     def __init__(self, tree: Tree, databases: Databases, generator: Generator, database_pid: int) -> None:
         super().__init__(tree.name, POSTGRESQL, databases, generator, [database_pid])
@@ -54,7 +54,7 @@ class Side(Stored):
             process.args[0] = tree.python
 
     def fill(self) -> None:
-        """The schema is the tree's own."""
+        """Migrate with the code of this tree."""
         for module, url in (("inventory_api", self.databases.inventory), ("order_api", self.databases.orders)):
             migration = Process(module, [self._tree.python, "-m", module, "migrate"], {"DATABASE_URL": url})
             if code := migration.start().wait(MIGRATE_SECONDS):
@@ -63,12 +63,12 @@ class Side(Stored):
         stock.fill_orders(self.databases.orders)
 
     def start(self) -> None:
-        """Filled once, and started several times."""
+        """Databases that are filled once and served several times."""
         Services.start(self)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Measure and show; returns the exit code."""
+    """Measure and print the results. Returns the exit code."""
     options = _options(argv)
     pairs = command.measured(lambda console: _measure(options, console))
     if pairs is None:
@@ -80,7 +80,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _measure(options: argparse.Namespace, console: Console) -> Pairs:
     with ExitStack() as stack:
-        console.print(f"{options.revision}: checked out and installed in a moment", highlight=False)
+        console.print(f"{options.revision}: checking out and installing", highlight=False)
         then = stack.enter_context(checked_out(options.revision))
         server = command.synced_server(stack, console)
         generator = stack.enter_context(Generator())
@@ -115,7 +115,7 @@ def _rounds(
                 _start_again(found)
             for scenario, (then, now) in calls.items():
                 progress.update(task, description=scenario.title)
-                # Each is the first in every other round: what the first leaves behind, the second finds.
+                # Alternate which is first: the second finds the machine as the first left it.
                 turns = (then, now) if number % 2 else (now, then)
                 outcomes = {
                     turn: turn.measure(scenario, CALLS, options.seconds, options.warmup_seconds) for turn in turns
@@ -126,7 +126,7 @@ def _rounds(
 
 
 def _start_again(found: Sequence[Services]) -> None:
-    """Let no comparison rest on one start: by where its memory lies a process is some percent quicker or slower."""
+    """Restart the processes: with its memory layout, a process is some percent faster or slower from start to start."""
     for subject in found:
         subject.stop()
         subject.start()
@@ -168,12 +168,12 @@ def _median_ms(found: Sequence[tuple[Outcome, Outcome]], side: int, kind: str) -
 
 def _options(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.compare", description=__doc__)
-    parser.add_argument("revision", help="what to compare with, as git names it: a tag or a commit")
-    parser.add_argument("--limit", type=float, default=1.05, help="the ratio that is still fine (%(default)s)")
-    parser.add_argument("--rounds", type=int, default=40, help="pairs of measurements of each call (%(default)s)")
+    parser.add_argument("revision", help="the revision to compare with: a tag or a commit")
+    parser.add_argument("--limit", type=float, default=1.05, help="the highest acceptable ratio (%(default)s)")
+    parser.add_argument("--rounds", type=int, default=40, help="pairs of measurements per call (%(default)s)")
     parser.add_argument("--starts", type=int, default=5, help="starts of the processes, over all rounds (%(default)s)")
     parser.add_argument("--seconds", type=float, default=0.8, help="length of each measurement (%(default)s)")
-    parser.add_argument("--warmup-seconds", type=float, default=0.2, help="before each of them (%(default)s)")
+    parser.add_argument("--warmup-seconds", type=float, default=0.2, help="warm-up before each (%(default)s)")
     parser.add_argument("--quick", action="store_true", help="a smoke run: two rounds, briefly")
     options = parser.parse_args(argv)
     if options.quick:

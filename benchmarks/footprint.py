@@ -1,4 +1,4 @@
-"""What each process needs: time to start, memory at rest and after load; and what more workers give.
+"""Measures start-up time, memory at rest and after load, and the effect of more workers.
 
 `python -m benchmarks.footprint --help`
 """
@@ -37,10 +37,10 @@ _MIB = 1024 * 1024
 
 @dataclass
 class Footprint:
-    """What came out on one database; times in seconds, memory in bytes, by process."""
+    """The results on one database, by process; times in seconds, memory in bytes."""
 
     started: dict[str, list[tuple[float, float]]] = field(default_factory=lambda: defaultdict(list))
-    """Until it was ready: elapsed, and of the processor."""
+    """Time until ready: elapsed time and CPU time."""
     at_rest: dict[str, int] = field(default_factory=dict)
     after_load: dict[str, int] = field(default_factory=dict)
     load: Outcome | None = None
@@ -48,7 +48,7 @@ class Footprint:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Measure and show; returns the exit code."""
+    """Measure and print the results. Returns the exit code."""
     options = _options(argv)
     out = command.output()
     for database in options.databases:
@@ -83,7 +83,7 @@ def _on(database: str, options: argparse.Namespace, console: Console) -> Footpri
 
 
 def _whole_system(footprint: Footprint, subject: Stored, options: argparse.Namespace, console: Console) -> None:
-    """All four processes with a broker: started one after the other, at rest, and after a load of orders."""
+    """Measure all four processes with a broker: each start, at rest, and after creating orders."""
     subject.fill()
     subject.events_stay = False
     with kafka.provide() as broker:
@@ -110,7 +110,7 @@ def _measured(subject: Stored, scenario: Scenario, calls: int, options: argparse
 
 
 def seconds_to_ready(process: Process) -> float:
-    """Start it: the time from its exec until its health service says that it is ready for calls."""
+    """Start it. Returns the time from exec until its health service reports readiness."""
     began = time.monotonic()
     process.start()
     while not process.is_ready():
@@ -121,7 +121,7 @@ def seconds_to_ready(process: Process) -> float:
 
 
 def memory_of(process: Process) -> int:
-    """What it and its children take, their shared pages divided among those who share them (PSS)."""
+    """Return the memory of it and its children as PSS, where each shared page counts in equal parts."""
     leader = psutil.Process(process.pid)
     pss: int = sum(each.memory_full_info().pss for each in (leader, *leader.children(recursive=True)))
     return pss
@@ -129,7 +129,9 @@ def memory_of(process: Process) -> int:
 
 def _show(database: str, found: Footprint, options: argparse.Namespace, console: Console) -> None:
     assert found.load is not None
-    table = Table("process", title=f"{database}: {found.load.rate:,.0f} orders a second as load", title_justify="left")
+    table = Table(
+        "process", title=f"{database}: {found.load.rate:,.0f} orders per second as load", title_justify="left"
+    )
     for name in ("start, s", "of it CPU, s", "at rest, MiB", "after load, MiB"):
         table.add_column(name, justify="right")
     for name, starts in found.started.items():
@@ -138,7 +140,7 @@ def _show(database: str, found: Footprint, options: argparse.Namespace, console:
         table.add_row(name, f"{elapsed:.2f}", f"{spent:.2f}", f"{rest:.0f}", f"{loaded:.0f}")
     console.print(table)
     table = Table(
-        "workers", title=f"{database}: {WORKER_CALLS} calls at once, {options.seconds:g} s", title_justify="left"
+        "workers", title=f"{database}: {WORKER_CALLS} concurrent calls, {options.seconds:g} s", title_justify="left"
     )
     for name in ("ReserveStock/s", "p99 ms", "CPU ms", "CreateOrder/s", "p99 ms", "CPU ms", "both APIs, MiB"):
         table.add_column(name, justify="right")

@@ -1,6 +1,6 @@
-"""The load generator: a process of its own, which takes jobs as lines of JSON and answers each with one.
+"""The load generator process: reads jobs as lines of JSON and writes one line of JSON for each.
 
-It samples the CPU time of the processes that it is told of, so that the moments are those of its own window.
+It samples the CPU time of the processes in the job itself, so that the samples match its measurement window.
 """
 
 import base64
@@ -24,10 +24,10 @@ _TAIL_DIGITS = 16
 
 @dataclass(frozen=True)
 class Job:
-    """So many calls at once for so long. `bodies` are sent in turn, each with a text field that is never the same.
+    """A job: this many concurrent calls for this time. `bodies` are sent in turn, each with a unique text field.
 
-    With a `rate` that many calls a second are sent instead, on `calls` connections, whatever becomes of those before:
-    an open loop. Their time runs from the moment when they were due.
+    With a `rate`, it is an open loop instead: this many calls per second on `calls` connections, regardless of earlier
+    calls. Their latency counts from the time when they were due.
     """
 
     target: str
@@ -43,7 +43,7 @@ class Job:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What the window showed; `succeeded` and `failed` are of the whole job. Times are in seconds."""
+    """The results of the window; `succeeded` and `failed` count the whole job. Times are in seconds."""
 
     rate: float
     p50: float
@@ -65,7 +65,7 @@ def main() -> None:
 
 
 def run(job: Job) -> Outcome:
-    """Do the job: warm up, measure, let the last calls end."""
+    """Run the job: warm up, measure, and wait for the last calls."""
     tally = Tally()
     shares = min(job.calls, CONNECTIONS_MAX)
     next_request = _requests(job)
@@ -85,7 +85,7 @@ def run(job: Job) -> Outcome:
         begin = time.perf_counter()
         tally.window = (begin, float("inf"))
         pump(selector, job.seconds)
-        # On a busy machine a brief window may end before its first answer: it lasts until there is one.
+        # On a busy machine a short window may end before its first response, so extend it until there is one.
         give_up = time.perf_counter() + DRAIN_SECONDS
         while not (tally.latencies or tally.failed) and time.perf_counter() < give_up:
             pump(selector, _POLL_SECONDS)
@@ -94,7 +94,7 @@ def run(job: Job) -> Outcome:
         tally.window = (begin, end)
         _drain(selector, connections)
     if not tally.latencies:
-        raise LoadError(f"no call succeeded in time: {tally.failure or 'none was answered'}")
+        raise LoadError(f"no call succeeded in time: {tally.failure or 'no response'}")
     return summary(
         len(tally.latencies) / (end - begin),
         tally.latencies,
@@ -114,7 +114,7 @@ def summary(
     failed: int = 0,
     failure: str = "",
 ) -> Outcome:
-    """The outcome of a window with these latencies, in which this CPU time was spent."""
+    """Return the outcome of a window with these latencies and this CPU time."""
     ordered, requests = sorted(latencies), len(latencies)
     return Outcome(
         rate=rate,
@@ -136,7 +136,7 @@ def _pump(selector: selectors.BaseSelector, seconds: float) -> None:
 
 
 def _paced(rate: float, connections: Sequence[Connection]) -> Callable[[selectors.BaseSelector, float], None]:
-    """As `_pump`, and sends a call whenever one is due."""
+    """Do what `_pump` does, and also send a call whenever one is due."""
     turns = cycle(connections)
 
     def pump(selector: selectors.BaseSelector, seconds: float) -> None:

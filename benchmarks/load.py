@@ -1,4 +1,4 @@
-"""The load generator as its user sees it: give it a job, get the outcome."""
+"""Starts the load generator process and runs jobs in it."""
 
 import json
 import subprocess
@@ -15,7 +15,7 @@ STOP_SECONDS = 5
 
 
 class Generator:
-    """The generator's process. It has one thread, so it takes at most one of the machine's processors."""
+    """The load generator process. It has one thread, so it uses at most one processor."""
 
     def __init__(self) -> None:
         self._child = subprocess.Popen(
@@ -36,12 +36,12 @@ class Generator:
         watchdog.forget(self._child.pid)
 
     def run(self, job: Job) -> Outcome:
-        """Raises LoadError when there is nothing to tell: no call succeeded, or the server went away."""
+        """Run a job. Raises LoadError if no call succeeded or the connection ended."""
         assert self._child.stdin is not None
         assert self._child.stdout is not None
         self._child.stdin.write(json.dumps(asdict(job)) + "\n")
         self._child.stdin.flush()
-        answer = json.loads(self._child.stdout.readline() or '{"error": "the load generator died"}')
+        answer = json.loads(self._child.stdout.readline() or '{"error": "the load generator ended"}')
         if "error" in answer:
             raise LoadError(answer["error"])
         return Outcome(**answer)

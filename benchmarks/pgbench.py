@@ -1,4 +1,4 @@
-"""pgbench, which comes with PostgreSQL: what the database alone does with the statements of one reservation."""
+"""Runs the statements of one reservation with pgbench, to measure the database alone."""
 
 import os
 import shutil
@@ -35,7 +35,7 @@ _PRODUCTS = {
     RESERVE_SPREAD: f"random({PRODUCTS.start}, {PRODUCTS.stop - 1})",
 }
 
-# One reservation as our services write it, but a transaction of its own, and without anything that decides.
+# The statements of one reservation, as our services write them, but in its own transaction and without any logic.
 _TRANSACTION = """\
 \\set product {product}
 BEGIN;
@@ -52,11 +52,11 @@ INSERT INTO outbox (shard, event_id, topic, key, type, payload, created_at)
          clock_timestamp());
 COMMIT;
 """
-_PAYLOAD = "x" * 360  # as long as the JSON of such an event
+_PAYLOAD = "x" * 360  # the length of the JSON of such an event
 
 
 class Pgbench:
-    """pgbench on a database of its own, with as many clients as there are calls at once."""
+    """pgbench on its own database, with one client per concurrent call."""
 
     name = "pgbench"
     database = "postgresql"
@@ -96,12 +96,12 @@ class Pgbench:
         watchdog.watch(child.pid)
         try:
             self._wait_until_connected(child, calls)
-            # The first transaction of each client is slow: it prepares the statements.
+            # Skip the first transaction of each client, which prepares the statements.
             time.sleep(warmup_seconds + calls * WARMUP_SECONDS_PER_CLIENT)
             begin, before = time.time(), self._cpu(child)
             time.sleep(seconds)
             end, after = time.time(), self._cpu(child)
-            # What its own clock sends it when the time is up: it ends when the transactions that run have ended.
+            # The signal that pgbench's own timer sends: it ends after its current transactions.
             child.send_signal(signal.SIGALRM)
             code = child.wait(STOP_SECONDS)
         finally:
@@ -112,7 +112,7 @@ class Pgbench:
         self._done += len(transactions)
         latencies = [latency for ended, latency in transactions if begin <= ended < end]
         if code or not latencies:
-            raise LoadError(f"pgbench said: {output.read_text().strip()}")
+            raise LoadError(f"pgbench failed: {output.read_text().strip()}")
         return summary(
             len(latencies) / (end - begin),
             latencies,
@@ -124,7 +124,7 @@ class Pgbench:
         stock.check_inventory(self._text_url, self._done, events=True)
 
     def _wait_until_connected(self, child: subprocess.Popen[bytes], calls: int) -> None:
-        # 128 connections take their time, and pgbench's clock runs meanwhile.
+        # Opening 128 connections takes time, while pgbench's timer is running.
         deadline = time.monotonic() + CONNECT_SECONDS
         url = self._url.set(drivername="postgresql").render_as_string(hide_password=False)
         with psycopg.connect(url, autocommit=True) as connection:
@@ -137,7 +137,7 @@ class Pgbench:
         return {"database": cpu.seconds(self._server.pid), "client": cpu.seconds(child.pid)}
 
     def _transactions(self) -> list[tuple[float, float]]:
-        """When each ended and how long it took, from pgbench's log, which is removed."""
+        """Return the end time and the duration of each transaction from pgbench's log, and remove the log."""
         found: list[tuple[float, float]] = []
         for log in self._folder.glob("pgbench_log.*"):
             for line in log.read_text().splitlines():
@@ -151,12 +151,12 @@ def _program(server: PostgresServer) -> str:
     beside = server.bin_folder / "pgbench"
     program = str(beside) if beside.exists() else shutil.which("pgbench")
     if program is None:
-        raise PgbenchMissing(f"there is no pgbench beside {server.description} or in PATH")
+        raise PgbenchMissing(f"pgbench was not found beside {server.description} or in PATH")
     return program
 
 
 class PgbenchMissing(Exception):
-    """The comparison with the database alone can't be made; the message says why."""
+    """pgbench cannot run; the message contains the reason."""
 
 
 def _connection(url: URL) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""Whether something costs more than before, by measurements taken in pairs: their median ratio, and how sure it is."""
+"""Estimates the ratio of two costs from paired measurements: the median ratio and its confidence interval."""
 
 import statistics
 from collections.abc import Sequence
@@ -6,15 +6,15 @@ from dataclasses import dataclass
 from math import comb
 
 DOUBT = 0.05
-"""The interval misses the true median this often."""
+"""The probability that the interval misses the true median."""
 
 PAIRS_MIN = 6
-"""With fewer not even the interval from the smallest to the largest ratio is that sure."""
+"""With fewer pairs, even the interval from the smallest to the largest ratio has a lower confidence."""
 
 
 @dataclass(frozen=True)
 class Ratio:
-    """The median of the pairs' ratios, and the interval that contains the true one with 95 %."""
+    """The median ratio of the pairs, and its 95 % confidence interval."""
 
     median: float
     low: float
@@ -22,7 +22,7 @@ class Ratio:
     pairs: int
 
     def verdict(self, limit: float) -> str:
-        """Whether the ratio is within the limit, above it, or not known yet."""
+        """Return whether the ratio is `within` the limit, `above` it, or `undecided`."""
         if self.pairs < PAIRS_MIN:
             return "undecided"
         if self.high <= limit:
@@ -31,9 +31,9 @@ class Ratio:
 
 
 def ratio_of(before: Sequence[float], after: Sequence[float]) -> Ratio:
-    """The ratio of each pair's second to its first.
+    """Estimate the ratio of each pair's second value to its first.
 
-    The interval is of order statistics: it holds for any distribution, and an outlier moves it by one place.
+    The interval uses order statistics: it is valid for any distribution, and an outlier moves it by only one rank.
     """
     found = sorted(second / first for first, second in zip(before, after, strict=True))
     left_out = _left_out(len(found))
@@ -41,10 +41,10 @@ def ratio_of(before: Sequence[float], after: Sequence[float]) -> Ratio:
 
 
 def _left_out(pairs: int) -> int:
-    """How many of the smallest, and of the largest, are outside the interval."""
+    """Return how many of the smallest, and of the largest, ratios are outside the interval."""
     missed, left_out = 0.0, 0
     for count in range(pairs // 2):
-        # The true median is beyond the ratio at this place when so few of the pairs, or fewer, are on its other side.
+        # The true median is beyond the ratio of this rank with the probability that so few pairs are below it.
         missed += 2 * comb(pairs, count) / 2**pairs
         if missed <= DOUBT:
             left_out = count

@@ -1,4 +1,7 @@
-"""Reaping: a backlog of expired holds, worked off while buyers come. `python -m benchmarks.reaping --help`."""
+"""Measures how fast the reaper expires a backlog of due reservations under load.
+
+See `python -m benchmarks.reaping --help`.
+"""
 
 import argparse
 import statistics
@@ -39,14 +42,14 @@ _POLL_SECONDS = 0.25
 
 @dataclass
 class Reaped:
-    """What came out on one database; CPU time in seconds, without what the calls meanwhile took by themselves."""
+    """The results on one database; CPU time in seconds, without that of the concurrent calls."""
 
     holds_per_second: float
     cpu_per_hold: dict[str, float]
     windows: dict[str, list[Outcome]]
 
     def p99(self, phase: str) -> float:
-        """The median over the windows of a phase, in seconds."""
+        """Return the median over the windows of a phase, in seconds."""
         return statistics.median(window.p99 for window in self.windows[phase])
 
     def p50(self, phase: str) -> float:
@@ -54,7 +57,7 @@ class Reaped:
 
 
 class Backlog(Stored):
-    """The two APIs over stock that expired holds draw on."""
+    """The two APIs with stock that due reservations draw on."""
 
     def __init__(
         self,
@@ -75,7 +78,7 @@ class Backlog(Stored):
 
     @property
     def granted(self) -> int:
-        """Calls that succeeded so far."""
+        """The number of successful calls so far."""
         return self.count(lambda scenario: scenario.reservations)
 
     def check(self) -> None:
@@ -84,7 +87,7 @@ class Backlog(Stored):
 
 
 class Progress:
-    """How many holds the reaper says it has expired, looked up on a thread of its own."""
+    """Polls the number of reservations that the reaper has expired, on its own thread."""
 
     def __init__(self, address: str, holds: int) -> None:
         self._address = address
@@ -98,9 +101,9 @@ class Progress:
 
     @property
     def rate(self) -> float:
-        """Holds a second, from the first that were seen to be expired to the last. Raises LoadError."""
+        """Expired reservations per second, from the first sample to the last. Raises LoadError."""
         if len(self.samples) < 2:
-            raise LoadError(f"{self._holds} holds were gone before a rate could be seen: more of them are needed")
+            raise LoadError(f"{self._holds} reservations expired before a rate could be measured: use more")
         (start, before), *_, (end, after) = self.samples
         return (after - before) / (end - start)
 
@@ -125,7 +128,7 @@ class Progress:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Measure and show; returns the exit code. A goal that is missed is no failure, a wrong count is."""
+    """Measure and print the results. Returns the exit code: a wrong count fails the run, a missed goal does not."""
     options = _options(argv)
     found = command.measured(lambda console: _measure(options, console))
     if found is None:
@@ -153,7 +156,7 @@ def _on(database: str, options: argparse.Namespace, stack: ExitStack, console: C
     )
     stack.callback(system.stop)
     subject = Backlog(database, databases, stack.enter_context(Generator()), pids, system, options.holds)
-    console.print(f"{database}: {options.holds:,} expired holds are made", highlight=False)
+    console.print(f"{database}: creating {options.holds:,} due reservations", highlight=False)
     subject.start()
 
     def window(phase: str) -> Outcome:
@@ -167,12 +170,12 @@ def _on(database: str, options: argparse.Namespace, stack: ExitStack, console: C
     give_up = time.monotonic() + GIVE_UP_SECONDS
     with progress.watched():
         while progress.expired < options.holds:
-            # The last of them, in which it ends, is a mixture: better a little too good than left out.
+            # The last window includes some time after the backlog's end; keep it, although it is slightly too good.
             windows["during"].append(window(f"during, {progress.expired:,.0f} are expired"))
             if not system.reaper.alive:
-                raise LoadError(f"the reaper has ended\n{system.reaper.tail()}")
+                raise LoadError(f"the reaper ended\n{system.reaper.tail()}")
             if time.monotonic() > give_up:
-                raise TimeoutError(f"the backlog is not gone after {GIVE_UP_SECONDS} s\n{system.reaper.tail()}")
+                raise TimeoutError(f"the backlog was not expired after {GIVE_UP_SECONDS} s\n{system.reaper.tail()}")
     calls = subject.granted - calls_before
     cpu_per_hold = {
         kind: (seconds - before[kind] - calls * _cpu_per_call(windows["before"], kind)) / options.holds
@@ -188,7 +191,7 @@ def _cpu_per_call(windows: Sequence[Outcome], kind: str) -> float:
 
 
 def _check_expired(url: str, holds: int) -> None:
-    """Every hold has expired, and has its event. Raises WrongCount."""
+    """Check that every reservation has expired and has its event. Raises WrongCount."""
     outbox, reservations = tables.outbox.table, tables.stock_reservations
     told, found = outbox.c.type == "STOCK_RESERVATION_EXPIRED", reservations.c.state == "EXPIRED"
     with stock.reading(url) as tx:
@@ -223,18 +226,18 @@ def _show(found: dict[str, Reaped], options: argparse.Namespace, console: Consol
     for database, reaped in found.items():
         ratio = reaped.p99("during") / reaped.p99("before")
         fast = reaped.holds_per_second >= HOLDS_PER_SECOND_GOAL
-        console.print(f"{database}: ≥ {HOLDS_PER_SECOND_GOAL:,} holds a second: {verdict(fast)}")
+        console.print(f"{database}: ≥ {HOLDS_PER_SECOND_GOAL:,} reservations per second: {verdict(fast)}")
         console.print(f"{database}: p99 ≤ {P99_GOAL:g} × before: {ratio:.2f} × {verdict(ratio <= P99_GOAL)}")
-    console.print("Every unit, hold and event was counted at the end.")
+    console.print("All units, reservations and events were checked at the end.")
 
 
 def _options(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.reaping", description=__doc__)
     parser.add_argument("--databases", nargs="+", choices=(POSTGRESQL, SQLITE), default=(POSTGRESQL, SQLITE))
-    parser.add_argument("--holds", type=int, default=1_000_000, help="how many have run out (%(default)s)")
-    parser.add_argument("--rate", type=float, default=50.0, help="ReserveStock calls a second (%(default)s)")
+    parser.add_argument("--holds", type=int, default=1_000_000, help="number of due reservations (%(default)s)")
+    parser.add_argument("--rate", type=float, default=50.0, help="ReserveStock calls per second (%(default)s)")
     parser.add_argument("--seconds", type=float, default=5.0, help="length of each window of calls (%(default)s)")
-    parser.add_argument("--windows", type=int, default=3, help="so many before, and after (%(default)s)")
+    parser.add_argument("--windows", type=int, default=3, help="windows before and after (%(default)s)")
     return parser.parse_args(argv)
 
 

@@ -1,4 +1,4 @@
-"""Outbox to Kafka: the relay beside a plain loop and Debezium, in one run. `python -m benchmarks.relay --help`."""
+"""Compares the relay with a plain loop and Debezium, in one run. See `python -m benchmarks.relay --help`."""
 
 import argparse
 import json
@@ -26,10 +26,10 @@ from shopctl.system import docker
 
 SIDES = (OURS, TWO, "loop", DEBEZIUM)
 BACKLOG, WARM, DELAY_SECONDS = 100_000, 300_000, 20.0
-"""What the goals are set for."""
+"""The values for which the goals are defined."""
 
 RATE = 1000
-"""Events a second while the delay is measured."""
+"""Events per second while the delay is measured."""
 
 SETTLE_SECONDS = 1.0
 ARRIVE_SECONDS = 30
@@ -37,7 +37,7 @@ MAVEN_VARIABLE = "MAVEN_REPOSITORY"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Measure and show; returns the exit code. A goal that is missed is no failure, a wrong count is."""
+    """Measure and print the results. Returns the exit code: a wrong count fails the run, a missed goal does not."""
     options = _options(argv)
     results = command.measured(lambda console: _Run(options, console).measure())
     if results is None:
@@ -49,45 +49,47 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 class _Run:
-    """One run over all sides: what its steps share."""
+    """One run over all sides, with their shared state."""
 
     def __init__(self, options: argparse.Namespace, console: Console) -> None:
         self._options = options
-        self._tell: Callable[[str], None] = lambda text: console.print(text, highlight=False)
+        self._report: Callable[[str], None] = lambda text: console.print(text, highlight=False)
         complete = options.backlog >= BACKLOG and options.warm >= WARM and options.delay_seconds >= DELAY_SECONDS
         self._results = Results(complete=complete)
         self._broker_pid: int | None = None
 
     def measure(self) -> Results:
         with ExitStack() as stack:
-            broker = stack.enter_context(kafka.provide(containers=True, tell=self._tell))
-            self._tell(f"broker: {broker.description}; {platform.machine()}, {os.cpu_count()} processors")
+            broker = stack.enter_context(kafka.provide(containers=True, tell=self._report))
+            self._report(f"broker: {broker.description}; {platform.machine()}, {os.cpu_count()} processors")
             if broker.description == EMBEDDED:
-                self._tell("[yellow]the embedded broker keeps nothing on disk: its figures are not Apache Kafka's[/]")
+                self._report(
+                    "[yellow]the embedded broker stores nothing on disk: its results are not those of Apache Kafka[/]"
+                )
             else:
                 self._broker_pid = _pid_of(broker.container.name)
             sides = self._sides(stack, broker)
             for side in sides:
-                self._tell(f"{side.name}: {side.server.description}, each commit synced")
+                self._report(f"{side.name}: {side.server.description}, each commit synced")
                 stack.callback(side.stop)
                 side.start()
-                # The server is thawed first: what stops a side talks to it.
+                # Callbacks run in reverse: thaw the server first, because stopping a side needs it.
                 stack.callback(side.go)
                 stack.callback(side.server.thaw)
-                self._stand_still(side)
+                self._freeze(side)
             for side in sides:
-                self._awake(side, self._warm)
+                self._run_alone(side, self._warm)
             for _ in range(self._options.rounds):
                 for side in sides:
-                    self._awake(side, lambda side: self._results.add(side.name, self._backlog(side)))
+                    self._run_alone(side, lambda side: self._results.add(side.name, self._backlog(side)))
             if self._options.delay_seconds:
                 for side in sides:
-                    self._awake(side, self._delays)
+                    self._run_alone(side, self._delays)
         return self._results
 
     def _sides(self, stack: ExitStack, broker: Kafka) -> list[Side]:
         def server() -> postgres.PostgresServer:
-            return command.worn_in_server(stack, self._tell)
+            return command.worn_in_server(stack, self._report)
 
         sides: list[Side] = []
         for name, count in ((OURS, 1), (TWO, 2)):
@@ -102,13 +104,13 @@ class _Run:
         return sides
 
     def _plugin(self, stack: ExitStack, broker: Kafka) -> Path | None:
-        """Where Debezium's plugin is, or None, which is said."""
+        """Return the folder of Debezium's plugin; None, after a message, if there is none."""
         given: Path | None = self._options.debezium
         if broker.description == EMBEDDED:
-            self._tell("[yellow]without Debezium:[/] it runs in Apache Kafka's image, which needs Docker")
+            self._report("[yellow]without Debezium:[/] it runs in Apache Kafka's image, which needs Docker")
             return None
         if given is None and not self._options.maven:
-            self._tell(f"[yellow]without Debezium:[/] give --debezium or --maven (or {MAVEN_VARIABLE})")
+            self._report(f"[yellow]without Debezium:[/] use --debezium or --maven (or {MAVEN_VARIABLE})")
             return None
         if given is not None and given.is_dir():
             return given.resolve()
@@ -119,23 +121,23 @@ class _Run:
         plugin.mkdir()
         return unpacked(given or downloaded(self._options.maven, folder), plugin)
 
-    def _awake(self, side: Side, measure: Callable[[Side], None]) -> None:
-        """Measure one side while all others stand still."""
+    def _run_alone(self, side: Side, measure: Callable[[Side], None]) -> None:
+        """Measure one side while all others are frozen."""
         side.server.thaw()
         measure(side)
-        self._stand_still(side)
+        self._freeze(side)
 
-    def _stand_still(self, side: Side) -> None:
+    def _freeze(self, side: Side) -> None:
         side.hold()
         side.server.freeze()
 
     def _warm(self, side: Side) -> None:
         for _ in range(self._options.warm // self._options.backlog):
             found = self._backlog(side)
-            self._tell(f"{side.name}: warming, {found.rate:,.0f} events/s")
+            self._report(f"{side.name}: warming, {found.rate:,.0f} events/s")
 
     def _backlog(self, side: Side) -> Backlog:
-        """Fill the outbox while the side stands still, let it go, and wait until everything is in Kafka."""
+        """Fill the outbox while the side is paused, resume it, and wait until everything is in Kafka."""
         count, outbox = self._options.backlog, side.outbox
         arrived = outbox.arrived()
         outbox.fill(count)
@@ -156,7 +158,7 @@ class _Run:
         try:
             self._results.add_delay(side.name, self._delay(side))
         except TooBusy as error:
-            self._tell(f"[yellow]no delay of {side.name}:[/] this machine is too busy: {error}")
+            self._report(f"[yellow]no delay of {side.name}:[/] this machine is too busy: {error}")
         if not side.deletes:
             side.outbox.truncate()
 
@@ -193,24 +195,27 @@ def _pid_of(container: str) -> int:
 
 def _options(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.relay", description=__doc__)
-    parser.add_argument("--sides", nargs="+", choices=SIDES, default=SIDES, help="these alone")
-    parser.add_argument("--backlog", type=int, default=BACKLOG, help="rows that wait when a side begins (%(default)s)")
-    parser.add_argument("--warm", type=int, default=WARM, help="events of each side before (%(default)s)")
-    parser.add_argument("--rounds", type=int, default=3, help="backlogs that are measured (%(default)s)")
+    parser.add_argument("--sides", nargs="+", choices=SIDES, default=SIDES, help="only these")
+    parser.add_argument("--backlog", type=int, default=BACKLOG, help="rows in the outbox at the start (%(default)s)")
+    parser.add_argument("--warm", type=int, default=WARM, help="warm-up events per side (%(default)s)")
+    parser.add_argument("--rounds", type=int, default=3, help="measured backlogs (%(default)s)")
     parser.add_argument(
-        "--delay-seconds", type=float, default=DELAY_SECONDS, help="at 1,000 events/s; 0: not (%(default)s)"
+        "--delay-seconds", type=float, default=DELAY_SECONDS, help="at 1,000 events/s; 0 means none (%(default)s)"
     )
     parser.add_argument(
-        "--debezium", type=Path, metavar="PATH", help=f"the unpacked plugin's folder, or {PLUGIN} (checksum is known)"
+        "--debezium",
+        type=Path,
+        metavar="PATH",
+        help=f"the unpacked plugin's folder, or {PLUGIN} (checksum is verified)",
     )
     parser.add_argument(
         "--maven",
         metavar="URL",
         default=os.environ.get(MAVEN_VARIABLE),
-        help=f"address of a Maven repository, from which the plugin is fetched otherwise (or {MAVEN_VARIABLE})",
+        help=f"address of a Maven repository to download the plugin from (or {MAVEN_VARIABLE})",
     )
-    parser.add_argument("--quick", action="store_true", help="a smoke run: few events, once; its numbers mean little")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the results there, too")
+    parser.add_argument("--quick", action="store_true", help="a smoke run: few events, once; its results mean little")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the results to this file")
     options = parser.parse_args(argv)
     if options.quick:
         options.backlog, options.warm, options.rounds, options.delay_seconds = 10_000, 10_000, 1, 2

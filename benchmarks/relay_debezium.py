@@ -1,6 +1,6 @@
-"""Debezium as a side: PostgreSQL's log through Kafka Connect's outbox router, tuned for speed and for a short delay.
+"""The side Debezium: Kafka Connect with the outbox event router, tuned for throughput and a short delay.
 
-It reads inserts only, and nobody deletes the rows while it is measured: that work is left out, in its favour.
+It reads only inserts, and the rows are not deleted while it is measured. Leaving out that work is in its favour.
 """
 
 import hashlib
@@ -42,7 +42,7 @@ key.converter=org.apache.kafka.connect.storage.StringConverter
 value.converter=org.apache.kafka.connect.storage.StringConverter
 """
 
-# Batches and queues well above the defaults (2,048 and 8,192), the producer idempotent and lingering as the relay's is.
+# Batches and queues far above the defaults (2,048 and 8,192); the producer is idempotent and lingers like the relay's.
 _CONNECTOR = """\
 name=outbox
 connector.class=io.debezium.connector.postgresql.PostgresConnector
@@ -80,7 +80,7 @@ transforms.outbox.route.topic.replacement=${{routedByValue}}
 
 
 class Debezium:
-    """Kafka Connect in a container on this machine's own network, so that nothing lies between it and the others."""
+    """Kafka Connect in a container on the host network, so that no proxy is between it and the servers."""
 
     name = "debezium"
     deletes = False
@@ -96,7 +96,7 @@ class Debezium:
 
     def start(self) -> None:
         self.outbox.execute("CREATE PUBLICATION outbox FOR TABLE outbox WITH (publish = 'insert')")
-        # It runs as another user there, who may read this folder, but on this machine nobody gets that far.
+        # The container's user must be able to read this folder; a parent folder keeps other users out.
         folder = Path(self._folder.name) / "settings"
         folder.mkdir()
         url = make_url(self.outbox.url)
@@ -129,7 +129,7 @@ class Debezium:
         self._folder.cleanup()
 
     def hold(self) -> None:
-        # No `docker pause`: the freezer gives up on a busy machine.
+        # Not `docker pause`, which fails on a busy machine.
         docker.run("kill", "--signal", "STOP", self._running)
 
     def go(self) -> None:
@@ -148,7 +148,7 @@ class Debezium:
         while not self._streams():
             if time.monotonic() > deadline or docker.run("inspect", "-f", "{{.State.Running}}", container) != "true\n":
                 log = docker.run("logs", "--tail", "30", container, errors_too=True)
-                raise LoadError(f"Kafka Connect does not stream within {START_SECONDS} s\n{log}")
+                raise LoadError(f"Kafka Connect did not stream within {START_SECONDS} s\n{log}")
             time.sleep(_POLL_SECONDS)
 
     def _streams(self) -> bool:
@@ -161,27 +161,27 @@ class Debezium:
 
 
 class PluginMissing(LoadError):
-    """Debezium can't take part; the message says why."""
+    """Debezium cannot be measured; the message contains the reason."""
 
 
 def unpacked(archive: Path, folder: Path) -> Path:
-    """The plugin out of its archive, which must be the one that is known here. Raises PluginMissing."""
+    """Unpack the plugin from its archive, after a check of the checksum. Raises PluginMissing."""
     found = hashlib.sha256(archive.read_bytes()).hexdigest()
     if found != SHA256:
-        raise PluginMissing(f"{archive.name} has the checksum {found}, and should have {SHA256}")
+        raise PluginMissing(f"{archive.name} has the checksum {found} instead of {SHA256}")
     with tarfile.open(archive) as opened:
         opened.extractall(folder, filter="data")
     return folder / "debezium-connector-postgres"
 
 
 def downloaded(repository: str, folder: Path) -> Path:
-    """The archive of the plugin from a Maven repository. Raises PluginMissing."""
+    """Download the plugin's archive from a Maven repository. Raises PluginMissing."""
     archive = folder / PLUGIN
     try:
         with urllib.request.urlopen(f"{repository.rstrip('/')}/{PLUGIN_PATH}", timeout=DOWNLOAD_SECONDS) as answer:
             archive.write_bytes(answer.read())
     except OSError as error:
-        raise PluginMissing(f"no {PLUGIN} from that Maven repository: {error}") from error
+        raise PluginMissing(f"cannot download {PLUGIN} from the Maven repository: {error}") from error
     return archive
 
 
@@ -189,7 +189,7 @@ def _decode_logically(server: PostgresServer) -> None:
     admin = make_url(server.url).set(drivername="postgresql").render_as_string(hide_password=False)
     with psycopg.connect(admin, autocommit=True) as connection:
         connection.execute("ALTER SYSTEM SET wal_level = 'logical'")
-        # It is frozen while others are measured, for longer than PostgreSQL would wait for a sign of life.
+        # While other sides are measured it is frozen for longer than PostgreSQL's default sender timeout.
         connection.execute("ALTER SYSTEM SET wal_sender_timeout = 0")
     server.kill()
     server.start_again()

@@ -1,7 +1,7 @@
-"""The honest naive peer: a loop that selects, produces, waits and deletes. `python -m benchmarks.relay_loop --help`.
+"""The plain loop for comparison: selects, produces, waits, deletes. See `python -m benchmarks.relay_loop --help`.
 
-One of it per database: two would ship everything twice. No leases, no order after a failure, no telemetry, and an
-event that can't be shipped stops it.
+Run only one per database: two would ship everything twice. It has no leases, keeps no order after a failure, and has no
+telemetry. An event that cannot be shipped stops it.
 """
 
 import argparse
@@ -32,7 +32,7 @@ def main() -> None:
 
 
 def ship(connection: psycopg.Connection, producer: Producer) -> int:
-    """The oldest rows. Ends the process at the first failure."""
+    """Ship the oldest rows, in a loop. Ends the process at the first failure."""
     failures: list[KafkaError] = []
 
     def delivered(error: KafkaError | None, _: Message) -> None:

@@ -1,4 +1,4 @@
-"""The outbox under load: filled while its relay is held, written to at an even pace, and read to the end in Kafka."""
+"""Writes to the outbox, as a backlog or at an even rate, and reads the events from Kafka."""
 
 import threading
 import time
@@ -17,7 +17,7 @@ from shop_common.db.database import Database
 from shop_common.events.outbox import SHARDS
 
 ROW_BYTES = 420
-"""Of a row in the table, its header included, as `pg_column_size` counts them."""
+"""The size of a row in the table, including its header, by `pg_column_size`."""
 
 TRANSACTION_EVENTS = 200
 PACED_TRANSACTION_EVENTS = 5
@@ -26,7 +26,7 @@ _POLL_SECONDS = 0.01
 _REQUEST_SECONDS = 10
 _NUMBER = slice(6, 16)
 
-# Each event is of an order of its own: what a shop has most.
+# Each event belongs to a different order, the most common case.
 _INSERT = f"""
 INSERT INTO outbox (shard, event_id, topic, key, type, payload, created_at)
 SELECT number %% {SHARDS}, gen_random_uuid(), %(topic)s, gen_random_uuid()::text, 'ORDER_CREATED',
@@ -38,11 +38,11 @@ _SIZE = "SELECT pg_column_size(outbox.*) FROM outbox LIMIT 1"
 
 
 class TooBusy(Exception):
-    """This machine can't write at the pace that was asked for; the message says how far it fell back."""
+    """This machine cannot write at the requested rate; the message says by how much it is late."""
 
 
 class Outbox:
-    """A migrated database of its own, and the topic that its events go to."""
+    """A migrated database, and the topic of its events."""
 
     def __init__(self, server: PostgresServer, kafka: Kafka, topic: str) -> None:
         self.kafka = kafka
@@ -54,7 +54,7 @@ class Outbox:
         kafka.create_topics(topic)
         self._connection = psycopg.connect(self.plain_url, autocommit=True)
         self._consumer = self._reader()
-        # ConfirmationResult by a client that may make topics, as the embedded broker does at their first use.
+        # Create the topic explicitly; the embedded broker creates it at its first use.
         self._partitions = kafka.admin().list_topics(topic, timeout=_REQUEST_SECONDS).topics[topic].partitions
         self._next = 1
         self._filling = 0
@@ -65,14 +65,14 @@ class Outbox:
         self._consumer.close()
 
     def fill(self, count: int) -> None:
-        """Write that many events, in transactions as a busy shop's batches are."""
+        """Write this many events, in transactions as large as the batches of a busy API."""
         last = self._next + count - 1
         for first in range(self._next, last + 1, TRANSACTION_EVENTS):
             self._insert(first, min(first + TRANSACTION_EVENTS - 1, last))
         self._next = last + 1
 
     def write_at(self, rate: int, seconds: float) -> dict[int, tuple[float, float]]:
-        """Write at an even pace; of each event when its COMMIT was sent, and when that was answered (time.time).
+        """Write at an even rate. Returns for each event when its COMMIT was sent and when it finished (time.time).
 
         Raises TooBusy.
         """
@@ -90,12 +90,12 @@ class Outbox:
             committed |= dict.fromkeys(range(first, self._next), (sent, time.time()))
         late = time.monotonic() - began - seconds
         if late > 0.05 * seconds:
-            raise TooBusy(f"{seconds:g} s at {rate} events a second took {late:.1f} s longer")
+            raise TooBusy(f"{seconds:g} s at {rate} events per second took {late:.1f} s longer")
         return committed
 
     @contextmanager
     def arrivals(self) -> Iterator[dict[int, float]]:
-        """When each event that comes to the topic from now on was first read there (time.time), until the end."""
+        """Record when each new event of the topic is first read (time.time), until the block ends."""
         seen: dict[int, float] = {}
         done = threading.Event()
         consumer = self._reader()
@@ -103,7 +103,7 @@ class Outbox:
 
         def read() -> None:
             while not done.is_set():
-                # One by one: `consume` gives what it has only when it has as many as were asked for, or its time is up.
+                # One by one: `consume` with several messages would wait until it has all of them or times out.
                 message = consumer.poll(0.1)
                 if message is not None and message.error() is None:
                     seen.setdefault(int((message.value() or b"")[_NUMBER]), time.time())
@@ -118,11 +118,11 @@ class Outbox:
             consumer.close()
 
     def arrived(self) -> int:
-        """How many messages the topic has got since it was made. Raises KafkaException."""
+        """Return the number of messages that the topic has received. Raises KafkaException."""
         return sum(end.offset for end in self._ends())
 
     def wait_for(self, arrived: int) -> float:
-        """When (time.monotonic) the topic had so many messages. Raises LoadError."""
+        """Wait for this many messages, and return the time (time.monotonic). Raises LoadError."""
         deadline = time.monotonic() + DRAIN_SECONDS
         while (there := self.arrived()) < arrived:
             if time.monotonic() > deadline:
@@ -130,11 +130,11 @@ class Outbox:
             time.sleep(_POLL_SECONDS)
         now = time.monotonic()
         if there > arrived:
-            raise LoadError(f"{there - arrived} more messages than events: something was sent twice")
+            raise LoadError(f"{there - arrived} more messages than events: some were sent twice")
         return now
 
     def wait_until_empty(self) -> None:
-        """Until all rows are gone. Raises LoadError."""
+        """Wait until all rows are deleted. Raises LoadError."""
         deadline = time.monotonic() + DRAIN_SECONDS
         while self._connection.execute("SELECT EXISTS (SELECT FROM outbox)").fetchone() == (True,):
             if time.monotonic() > deadline:
@@ -142,11 +142,11 @@ class Outbox:
             time.sleep(_POLL_SECONDS)
 
     def truncate(self) -> None:
-        """For a side that leaves its rows to be removed by somebody else."""
+        """Delete all rows, for a side that does not delete them."""
         self._connection.execute("TRUNCATE outbox")
 
     def is_idle(self) -> bool:
-        """Whether nobody but us is in a transaction or a statement."""
+        """Return whether no other client is in a transaction or statement."""
         busy = self._connection.execute(
             "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND state <> 'idle'"
             " AND backend_type = 'client backend' AND pid <> pg_backend_pid()"
@@ -154,7 +154,7 @@ class Outbox:
         return busy == (0,)
 
     def execute(self, statement: str) -> list[tuple[object, ...]]:
-        """Run one statement of a side's own, outside a transaction."""
+        """Run one statement in autocommit mode."""
         cursor = self._connection.execute(statement)
         return cursor.fetchall() if cursor.description else []
 
@@ -171,12 +171,12 @@ class Outbox:
         return int(row[0])
 
     def _reader(self) -> Consumer:
-        """It assigns itself, commits nothing, and says nothing of a broker that has ended."""
+        """Return a consumer that assigns partitions itself, commits nothing, and does not log the end of the broker."""
         own = {"group.id": "benchmarks", "log_level": 0, "enable.auto.commit": False}
         return Consumer(self.kafka.connection.configuration(own))
 
     def _ends(self) -> list[TopicPartition]:
-        """The end of each partition. Raises KafkaException."""
+        """Return the end offset of each partition. Raises KafkaException."""
         wanted = [TopicPartition(self.topic, number) for number in self._partitions]
         return [
             TopicPartition(self.topic, each.partition, self._consumer.get_watermark_offsets(each, _REQUEST_SECONDS)[1])

@@ -1,4 +1,4 @@
-"""What came out of the relay's benchmark: medians over the rounds, the goals, and how all of it is shown."""
+"""The results of the relay's benchmark: medians over the rounds, the goals, and their tables."""
 
 import statistics
 from collections import defaultdict
@@ -15,7 +15,7 @@ OURS, TWO, DEBEZIUM = "ours", "two-of-ours", "debezium"
 
 @dataclass(frozen=True)
 class Backlog:
-    """A backlog that was shipped: events a second, and CPU seconds an event by whose they are."""
+    """The result for a backlog: events per second, and CPU seconds per event by process."""
 
     rate: float
     cpu: dict[str, float]
@@ -23,7 +23,7 @@ class Backlog:
 
 @dataclass(frozen=True)
 class Delay:
-    """At an even pace; times in seconds, from when COMMIT was sent to when a consumer had the event."""
+    """The delay at an even rate: seconds from sending COMMIT until a consumer has the event."""
 
     rate: float
     p50: float
@@ -34,7 +34,7 @@ class Delay:
 
 
 class Results:
-    """The outcomes of a run. Of one that is not `complete`, too short or too cold, no goal is judged."""
+    """The outcomes of a run. Goals are judged only if it is `complete`, that is, long and warm enough."""
 
     def __init__(self, *, complete: bool) -> None:
         self.complete = complete
@@ -48,7 +48,7 @@ class Results:
         self.delays[side] = delay
 
     def backlog(self, side: str) -> Backlog | None:
-        """Medians over the rounds; None when it was not measured."""
+        """Return the medians over the rounds, or None if it was not measured."""
         rounds = self.backlogs.get(side)
         if not rounds:
             return None
@@ -67,8 +67,8 @@ class Results:
 
 
 def judged(results: Results) -> list[Judged]:
-    """The goals and what came out of them."""
-    goals = ["≥ 1.5 × Debezium's events a second", "≤ 1/3 of Debezium's CPU an event, PostgreSQL's left out"]
+    """Return the goals and their results."""
+    goals = ["≥ 1.5 × Debezium's events per second", "≤ 1/3 of Debezium's CPU per event, without PostgreSQL's"]
     mine, theirs = results.backlog(OURS), results.backlog(DEBEZIUM)
     if mine is None or theirs is None:
         found = [Judged(goal, "not measured", None) for goal in goals]
@@ -78,7 +78,7 @@ def judged(results: Results) -> list[Judged]:
             Judged(goals[0], f"{rate:.2f} × ({mine.rate:,.0f} to {theirs.rate:,.0f})", rate >= 1.5),
             Judged(
                 goals[1],
-                f"{spent:.2f} × ({mine.cpu['side'] * 1e3:.4f} to {theirs.cpu['side'] * 1e3:.4f} s a 1,000)",
+                f"{spent:.2f} × ({mine.cpu['side'] * 1e3:.4f} to {theirs.cpu['side'] * 1e3:.4f} s per 1,000)",
                 spent <= 1 / 3,
             ),
         ]
@@ -94,7 +94,7 @@ def judged(results: Results) -> list[Judged]:
 
 
 def show(results: Results, console: Console) -> None:
-    """A table of backlogs, one of delays, and one of the goals."""
+    """Print a table of backlogs, one of delays, and one of the goals."""
     backlogs = Table(title="A backlog; CPU in seconds per 1,000 events", title_justify="left")
     _columns(backlogs, "side", "events/s", "rounds", "CPU side", "CPU database", "CPU broker")
     for side, rounds in results.backlogs.items():
@@ -112,7 +112,7 @@ def show(results: Results, console: Console) -> None:
             shown = (f"{seconds * 1e3:.1f}" for seconds in times)
             delays.add_row(side, f"{delay.rate:,.0f}", *shown, *_cpu(delay.cpu))
         console.print(delays)
-    title = "Goals" if results.complete else "Goals: not judged, since the run was shorter than they ask for"
+    title = "Goals" if results.complete else "Goals: not judged, because the run was too short"
     goals = Table("goal", "measured", "", title=title, title_justify="left")
     for goal in judged(results):
         verdict = {True: "[green]met[/]", False: "[red]missed[/]", None: "–"}[goal.met]

@@ -1,6 +1,6 @@
-"""What ships an outbox to Kafka: the relay as it is deployed, and the plain loop. Each has a server of its own.
+"""The sides that ship an outbox to Kafka: the relay as it is deployed, and the plain loop. Each has its own server.
 
-A side that is not measured is frozen with its server: nothing of it takes part in what another one is measured by.
+A side that is not measured is frozen with its server, so that it does not affect the measurement of another one.
 """
 
 import sys
@@ -24,30 +24,30 @@ _POLL_SECONDS = 0.01
 
 
 class Side(Protocol):
-    """A way from the outbox to Kafka."""
+    """A program that ships the outbox to Kafka."""
 
     name: str
     outbox: Outbox
     server: PostgresServer
     deletes: bool
-    """Whether it removes the rows itself, so that this is part of its work."""
+    """Whether it deletes the rows itself, so that deleting is part of the measurement."""
 
     def start(self) -> None:
-        """Returns when it ships."""
+        """Start it, and return when it is shipping."""
 
     def stop(self) -> None: ...
 
     def hold(self) -> None:
-        """Let it stand still, in no transaction, until `go`."""
+        """Pause it, outside a transaction, until `go`."""
 
     def go(self) -> None: ...
 
     def pids(self) -> Mapping[str, int]:
-        """The root of each process tree of its own, its PostgreSQL left out."""
+        """The root pid of each of its process trees, without its PostgreSQL."""
 
 
 class Program(ABC):
-    """A side that is one program, or several processes of it."""
+    """A side with one or several processes of a program."""
 
     deletes = True
 
@@ -59,7 +59,7 @@ class Program(ABC):
 
     @abstractmethod
     def process(self) -> Process:
-        """One of them, to be started."""
+        """Return one process, not started yet."""
 
     def start(self) -> None:
         for process in self.processes:
@@ -72,7 +72,7 @@ class Program(ABC):
         self.outbox.close()
 
     def hold(self) -> None:
-        # In the middle of a transaction the server would throw it out, and it would begin with a pause.
+        # If it were frozen in a transaction, the server would end its connection, and it would resume with a backoff.
         deadline = time.monotonic() + FREEZE_SECONDS
         while True:
             for process in self.processes:
@@ -80,7 +80,7 @@ class Program(ABC):
             if self.outbox.is_idle():
                 return
             if time.monotonic() > deadline:
-                raise LoadError(f"{self.name} is never without a transaction")
+                raise LoadError(f"{self.name} is always in a transaction")
             self.go()
             time.sleep(_POLL_SECONDS)
 
@@ -118,7 +118,7 @@ class Ours(Program):
         deadline = time.monotonic() + READY_SECONDS
         while self._shares() != fair:
             if time.monotonic() > deadline:
-                raise LoadError(f"{len(self.processes)} relays do not share the shards\n{self.processes[-1].tail()}")
+                raise LoadError(f"{len(self.processes)} relays did not share the shards\n{self.processes[-1].tail()}")
             time.sleep(_POLL_SECONDS)
 
     def _shares(self) -> list[tuple[object, ...]]:
@@ -126,7 +126,7 @@ class Ours(Program):
 
 
 class Loop(Program):
-    """Select, produce, wait, delete, and nothing else: `relay_loop`."""
+    """The plain loop, `relay_loop`."""
 
     def process(self) -> Process:
         arguments = [sys.executable, "-m", "benchmarks.relay_loop", self.outbox.plain_url, self.outbox.kafka.bootstrap]

@@ -1,4 +1,4 @@
-"""What came out: one number a cell out of several rounds, the goals, and how all of it is shown."""
+"""The results: medians over the rounds, the goals, and their tables."""
 
 import statistics
 from collections import defaultdict
@@ -13,12 +13,12 @@ from benchmarks.generator import Outcome
 from benchmarks.scenarios import CREATE_ORDER, RESERVE_HOT, SCENARIOS, Scenario
 
 KINDS = ("server", "relay", "database", "client")
-"""Whose CPU time is told apart. SQLite works inside the servers."""
+"""The parts whose CPU time is measured separately. SQLite runs inside the servers."""
 
 
 @dataclass(frozen=True)
 class Cell:
-    """What is measured at one time, once a round."""
+    """A cell of the results, measured once per round."""
 
     scenario: str
     database: str
@@ -27,7 +27,7 @@ class Cell:
 
 
 def served(cpu_per_request: Mapping[str, float]) -> float:
-    """CPU time of everything but the client, a request."""
+    """CPU time per request of everything except the client."""
     return sum(spent for kind, spent in cpu_per_request.items() if kind != "client")
 
 
@@ -42,7 +42,7 @@ class Numbers:
 
     @property
     def served(self) -> float:
-        """CPU time of everything but the client, a request."""
+        """CPU time per request of everything except the client."""
         return served(self.cpu_per_request)
 
 
@@ -56,7 +56,7 @@ class Results:
         self._outcomes[cell].append(outcome)
 
     def get(self, cell: Cell) -> Numbers | None:
-        """None when it was not measured."""
+        """Return the medians of a cell, or None if it was not measured."""
         outcomes = self._outcomes.get(cell)
         if not outcomes:
             return None
@@ -82,7 +82,7 @@ class Results:
 
 @dataclass(frozen=True)
 class Judged:
-    """A goal and what came out; `met` is None when it was not measured."""
+    """A goal and its result; `met` is None if it was not measured."""
 
     goal: str
     measured: str
@@ -90,7 +90,7 @@ class Judged:
 
 
 def judged(results: Results) -> list[Judged]:
-    """The goals, all of them on PostgreSQL."""
+    """Yield the goals, all on PostgreSQL."""
 
     def of(scenario: Scenario, subject: str, calls: int, database: str = "postgresql") -> Numbers | None:
         return results.get(Cell(scenario.name, database, subject, calls))
@@ -101,7 +101,7 @@ def judged(results: Results) -> list[Judged]:
         if mine is None or theirs is None:
             return Judged(goal, "not measured", None)
         ratio = mine.rate / theirs.rate
-        return Judged(goal, f"{ratio:.2f} × ({mine.rate:,.0f} to {theirs.rate:,.0f} a second)", ratio >= factor)
+        return Judged(goal, f"{ratio:.2f} × ({mine.rate:,.0f} to {theirs.rate:,.0f} per second)", ratio >= factor)
 
     def no_slower(factor: float, scenario: Scenario) -> Judged:
         goal = f"{scenario.title}: ≤ {factor:g} × the time of plain at 1 call (p50)"
@@ -143,7 +143,7 @@ def judged(results: Results) -> list[Judged]:
 
 
 def show(results: Results, console: Console) -> None:
-    """A table for each kind of call, and one of the goals."""
+    """Print a table for each kind of call, and one of the goals."""
     cells = results.cells()
     for scenario in SCENARIOS:
         found = [(cell, numbers) for cell, numbers in cells if cell.scenario == scenario.name]
@@ -156,13 +156,13 @@ def show(results: Results, console: Console) -> None:
 
 
 def verdict(met: bool | None) -> str:
-    """Of a goal, for a console; None: it was not measured."""
+    """Format whether a goal is met; None means not measured."""
     return {True: "[green]met[/]", False: "[red]missed[/]", None: "–"}[met]
 
 
 def _table(scenario: Scenario, found: Sequence[tuple[Cell, Numbers]]) -> Table:
     kinds = [kind for kind in KINDS if any(kind in numbers.cpu_per_request for _, numbers in found)]
-    table = Table(title=f"{scenario.title}; CPU in ms a request", title_justify="left")
+    table = Table(title=f"{scenario.title}; CPU in ms per request", title_justify="left")
     for name in ("database", "variant"):
         table.add_column(name)
     for name in ("calls", "requests/s", "p50 ms", "p99 ms", *(f"CPU {kind}" for kind in kinds), "all but client"):

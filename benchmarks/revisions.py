@@ -1,4 +1,4 @@
-"""A released revision beside the present tree: checked out, with an environment of its own."""
+"""Checks out another revision and installs its environment."""
 
 import subprocess
 import sys
@@ -12,12 +12,12 @@ ROOT = Path(__file__).parents[1]
 
 
 class NoSuchRevision(Exception):
-    """It cannot be checked out, or its requirements cannot be installed."""
+    """The revision cannot be checked out, or its requirements cannot be installed."""
 
 
 @dataclass(frozen=True)
 class Tree:
-    """The files of one revision, and the Python that has its packages."""
+    """The files of one revision, and the Python interpreter with its packages."""
 
     name: str
     folder: Path
@@ -29,7 +29,7 @@ PRESENT = Tree("now", ROOT, sys.executable)
 
 @contextmanager
 def checked_out(revision: str) -> Iterator[Tree]:
-    """The revision in a worktree of its own, with what its lock files say installed; gone afterwards.
+    """Check out the revision into a temporary worktree and install its locked requirements. Removes both afterwards.
 
     Raises NoSuchRevision.
     """

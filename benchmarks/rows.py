@@ -1,6 +1,6 @@
-"""Rows by the million, made by the database itself: what a shop has after years, and a backlog of expired holds.
+"""Creates millions of rows in SQL: the data of several years, and a backlog of due reservations.
 
-Indexes are dropped meanwhile and foreign keys are not looked at, so that ten million rows take minutes.
+It drops indexes and skips foreign keys meanwhile, so that ten million rows take only minutes.
 """
 
 from collections.abc import Iterator
@@ -24,12 +24,12 @@ HOUR, YEAR = 3600 * SECOND, 365 * 86_400 * SECOND
 
 
 def row_id(number: int) -> str:
-    """The id of the order or reservation of this number, from 1 on. They sort as the numbers do, as real ones would."""
+    """Return the id of the order or reservation with this number, from 1. The ids sort like the numbers."""
     return str(UUID(int=number))
 
 
 def fill_catalogue(url: str, rows: int, moment: datetime) -> None:
-    """So many items, and a reservation of one unit of each: a quarter held for a year, a quarter kept, half ended."""
+    """Create items with a reservation of one unit each: a quarter held for a year, a quarter confirmed, half ended."""
     state = "CASE i % 4 WHEN 0 THEN 'HELD' WHEN 1 THEN 'CONFIRMED' WHEN 2 THEN 'FULFILLED' ELSE 'EXPIRED' END"
     with _filling(url, inventory.inventory_items) as sql:
         then = sql.at(micros(moment) - YEAR)
@@ -43,12 +43,12 @@ def fill_catalogue(url: str, rows: int, moment: datetime) -> None:
 
 
 def fill_expired_holds(url: str, holds: int, moment: datetime) -> None:
-    """So many holds of one unit, evenly of all PRODUCTS, that ran out one by one during the last hour."""
+    """Create due reservations of one unit, evenly over PRODUCTS, that expired one by one during the last hour."""
     turn = f"i % {len(PRODUCTS)}"
-    # Items are numbered as they were filled: the hot product, then the others.
+    # Item ids follow the order of filling: the hot product, then the others.
     item, product = f"{turn} + 2", f"{turn} + {PRODUCTS.start}"
     expires_at = f"{micros(moment) - HOUR} + i * {HOUR // holds}"
-    # Lately enough that the reaper does not purge at once what it has expired.
+    # Recent enough that the reaper does not purge them right after it has expired them.
     made_at = micros(moment) - 2 * HOUR
     _fill_reservations(url, holds, made_at, item=item, product=product, state="'HELD'", expires_at=expires_at)
     with _filling(url) as sql:
@@ -57,7 +57,7 @@ def fill_expired_holds(url: str, holds: int, moment: datetime) -> None:
 
 
 def fill_orders(url: str, rows: int, moment: datetime) -> None:
-    """So many orders with a line each, a second apart, twenty of a user; one of a hundred is PENDING."""
+    """Create orders with one line each, one second apart, twenty per user; one in a hundred is PENDING."""
     with _filling(url, orders.orders, orders.order_items) as sql:
         created_at = sql.at(f"{created_at_micros(0, rows, moment)} + i * {SECOND}")
         columns = "id, user_id, total_amount, currency, status, status_reason, reserved_until, version"
@@ -73,12 +73,12 @@ def fill_orders(url: str, rows: int, moment: datetime) -> None:
 
 
 def users(rows: int) -> int:
-    """How many users have made so many orders."""
+    """Return the number of users for this many orders."""
     return rows // ORDERS_PER_USER
 
 
 def created_at_micros(number: int, rows: int, moment: datetime) -> int:
-    """When the order of this number was made."""
+    """Return when the order with this number was created."""
     return micros(moment) - (rows - number) * SECOND
 
 
@@ -96,18 +96,18 @@ def _fill_reservations(
 
 
 def read_into_memory(url: str) -> None:
-    """All tables and indexes of a PostgreSQL, as far as its shared buffers hold them. Raises LoadError."""
+    """Load all tables and indexes into the shared buffers, as far as they fit. Raises LoadError."""
     ours = "relkind IN ('r', 'i') AND relnamespace = 'public'::regnamespace"
     with command.administering(url) as run:
         try:
             run("CREATE EXTENSION pg_prewarm")
         except NotSupportedError as error:
-            raise LoadError("this PostgreSQL comes without pg_prewarm: give no --shared-buffers") from error
+            raise LoadError("this PostgreSQL lacks pg_prewarm: leave out --shared-buffers") from error
         run(f"SELECT pg_prewarm(oid) FROM pg_class WHERE {ours}")
 
 
 class _Sql:
-    """One text for both databases, but for these few words."""
+    """SQL for both databases, with the few expressions that differ."""
 
     def __init__(self, tx: Connection) -> None:
         self._tx = tx
@@ -118,11 +118,11 @@ class _Sql:
             self.row_id, self.price = "printf('00000000-0000-0000-0000-%012x', i)", "'12.99'"
 
     def at(self, moment: int | str) -> str:
-        """A moment, given in microseconds, as the column wants it."""
+        """Return the SQL for a timestamp from an expression in microseconds."""
         return str(moment) if self._is_sqlite else f"timestamptz 'epoch' + ({moment}) * interval '1 microsecond'"
 
     def insert(self, into: str, values: str, rows: int) -> None:
-        """One row for each number `i` from 1 to `rows`."""
+        """Insert one row for each number `i` from 1 to `rows`."""
         first = "1" if self._is_sqlite else "CAST(1 AS bigint)"
         numbers = f"SELECT {first} UNION ALL SELECT i + 1 FROM numbers WHERE i < {rows}"
         self.run(f"INSERT INTO {into} WITH RECURSIVE numbers (i) AS ({numbers}) SELECT {values} FROM numbers")
@@ -133,12 +133,12 @@ class _Sql:
 
 @contextmanager
 def _filling(url: str, *filled: Table) -> Iterator[_Sql]:
-    """One transaction without the timeouts of the services; at its end the tables have their indexes again."""
+    """Open one transaction without the services' timeouts, which recreates the indexes at its end."""
     engine = create_engine(url, poolclass=NullPool)
     indexes = [index for table in filled for index in table.indexes]
     with engine.begin() as tx:
         if tx.dialect.name == "postgresql":
-            # Foreign keys are triggers there, a call for each row.
+            # In PostgreSQL foreign keys are triggers, called for each row.
             tx.exec_driver_sql("SET session_replication_role = replica")
             tx.exec_driver_sql("SET maintenance_work_mem = '512MB'")
         for index in indexes:
@@ -148,5 +148,5 @@ def _filling(url: str, *filled: Table) -> Iterator[_Sql]:
             index.create(tx)
     if engine.dialect.name == "postgresql":
         with command.administering(url) as run:
-            # As autovacuum does in time.
+            # autovacuum would do this later.
             run("VACUUM ANALYZE")

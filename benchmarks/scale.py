@@ -1,6 +1,6 @@
 """The same calls beside ten thousand rows and beside millions: `python -m benchmarks.scale --help`.
 
-What a call costs must depend on what it asks for, and not on how much else there is.
+The cost of a call must depend on its request, not on the size of the tables.
 """
 
 import argparse
@@ -41,7 +41,7 @@ _BODIES = 10_000
 
 
 class Sized(Services):
-    """The two APIs beside so many items, reservations and orders."""
+    """The two APIs with this many items, reservations and orders."""
 
     def __init__(
         self,
@@ -72,7 +72,7 @@ class Sized(Services):
         super().start()
 
     def check(self) -> None:
-        """The units that items count as reserved are those that were there, and one for each call."""
+        """Check that the reserved units are the initial ones plus one per call."""
         with stock.reading(self._databases.inventory) as tx:
             reserved = tx.execute(select(func.sum(inventory.inventory_items.c.reserved_quantity))).scalar_one()
         before = sum(number % 4 < 2 for number in range(1, self._rows + 1))
@@ -81,7 +81,7 @@ class Sized(Services):
 
 
 def scenarios(count: int, moment: datetime) -> list[Scenario]:
-    """The calls, each of which asks for something else out of so many rows."""
+    """Return the calls, each for different rows."""
     numbers = random.choices(range(1, count + 1), k=_BODIES)
 
     def bodies(of: Callable[[int], Message]) -> Callable[[], list[bytes]]:
@@ -134,7 +134,7 @@ def scenarios(count: int, moment: datetime) -> list[Scenario]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Measure and show; returns the exit code. A goal that is missed is no failure, a wrong count is."""
+    """Measure and print the results. Returns the exit code: a wrong count fails the run, a missed goal does not."""
     options = _options(argv)
     results = command.measured(lambda console: _measure(options, console))
     if results is None:
@@ -166,14 +166,14 @@ def _subjects(options: argparse.Namespace, stack: ExitStack, console: Console) -
         for count in sorted(options.rows):
             subject = Sized(count, database, new(), generator, pids, in_memory=in_memory)
             stack.callback(subject.stop)
-            console.print(f"{database}: {count:,} rows are made", highlight=False)
+            console.print(f"{database}: creating {count:,} rows", highlight=False)
             subject.start()
             found.append(subject)
     return found
 
 
 def _round(found: Sequence[Sized], results: Results, options: argparse.Namespace, console: Console) -> None:
-    """Each kind of call, the sizes next to each other, since the machine's speed moves."""
+    """Measure each kind of call, with the sizes next to each other, because the machine's speed varies."""
     for several in zip(*(subject.scenarios for subject in found), strict=True):
         for subject, scenario in zip(found, several, strict=True):
             console.print(f"{scenario.name}, {subject.name} rows, {subject.database}", highlight=False)
@@ -182,7 +182,7 @@ def _round(found: Sequence[Sized], results: Results, options: argparse.Namespace
 
 
 def _show(results: Results, options: argparse.Namespace, console: Console) -> None:
-    title = f"{options.calls} calls at once; CPU of servers and database; medians of {options.rounds} rounds"
+    title = f"{options.calls} concurrent calls; CPU of servers and database; medians of {options.rounds} rounds"
     table = Table(title=title, title_justify="left")
     for name in ("database", "call"):
         table.add_column(name)
@@ -214,7 +214,7 @@ def _options(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--shared-buffers",
         metavar="SIZE",
-        help="PostgreSQL's setting, 8GB say: all that fits is read into them before (its default, and nothing is read)",
+        help="PostgreSQL's setting, such as 8GB, filled before measuring (default: PostgreSQL's, not filled)",
     )
     parser.add_argument("--calls", type=int, default=16, help="so many at once (%(default)s)")
     parser.add_argument("--seconds", type=float, default=1.5, help="length of each measurement (%(default)s)")

@@ -1,4 +1,4 @@
-"""What is measured: the calls, and the stock and orders that they meet."""
+"""The measured calls, and the stock and orders that they use."""
 
 import random
 from collections.abc import Callable
@@ -23,7 +23,7 @@ _BUYERS = range(1_001, 2_001)
 
 @dataclass(frozen=True)
 class Scenario:
-    """A call, again and again. `tail_field` is the number of the text field that is different each time."""
+    """A call that is repeated. `tail_field` is the number of the text field with a unique value."""
 
     name: str
     title: str
@@ -32,12 +32,12 @@ class Scenario:
     bodies: Callable[[], list[bytes]]
     tail_field: int | None = None
     reservations: int = 0
-    """How many of one unit each a call makes."""
+    """The number of reservations, of one unit each, per call."""
     orders: int = 0
 
 
 def order_id(number: int) -> str:
-    """The id of one of the orders that are there before the first call."""
+    """Return the id of one of the orders that exist before the first call."""
     return str(UUID(int=number + 1, version=4))
 
 

@@ -1,4 +1,4 @@
-"""The rows that the calls meet, and the count of every unit when they have ended."""
+"""Fills the databases before the calls, and checks every count after them."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -19,11 +19,11 @@ _PRICE = Decimal("12.99")
 
 
 class WrongCount(Exception):
-    """The rows do not say what the calls were told: the measurement is worth nothing."""
+    """The rows contradict the responses of the calls, so the measurement is invalid."""
 
 
 def fill_inventory(url: str) -> None:
-    """Stock of the hot product and of all others, more than any run can reserve."""
+    """Add stock of all products, more than any run can reserve."""
     moment = datetime.now(UTC)
     items = [
         {
@@ -41,7 +41,7 @@ def fill_inventory(url: str) -> None:
 
 
 def fill_orders(url: str) -> None:
-    """Orders of all users, a minute apart."""
+    """Add orders of all users, one minute apart."""
     start = datetime.now(UTC) - timedelta(days=30)
     placed = [
         {
@@ -67,7 +67,7 @@ def fill_orders(url: str) -> None:
 
 
 def check_inventory(url: str, reservations: int, *, events: bool) -> None:
-    """Every successful call reserved its units once, and nothing else did. Raises WrongCount."""
+    """Check that every successful call reserved its units once, and nothing else did. Raises WrongCount."""
     held, items = inventory.stock_reservations, inventory.inventory_items
     parts = inventory.reservation_allocations
     drawn = select(func.sum(parts.c.quantity)).join_from(parts, held, parts.c.reservation_id == held.c.id)
@@ -83,7 +83,7 @@ def check_inventory(url: str, reservations: int, *, events: bool) -> None:
 
 
 def check_orders(url: str, created: int, *, events: bool) -> None:
-    """Every successful call made one order with its lines. Raises WrongCount."""
+    """Check that every successful call created one order with its lines. Raises WrongCount."""
     before = len(USERS) * ORDERS_PER_USER
     with reading(url) as tx:
         found = {

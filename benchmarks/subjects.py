@@ -1,4 +1,4 @@
-"""What is measured and compared: our services, the plain ones, the echo, and pgbench, each on databases of its own."""
+"""The variants that are measured: our services, the plain ones, the echo and pgbench, each on its own databases."""
 
 import base64
 import sys
@@ -29,11 +29,11 @@ NO_BROKER = Kafka("localhost:9", "none")
 SAMPLED = {"OTEL_TRACES_SAMPLER": "parentbased_traceidratio", "OTEL_TRACES_SAMPLER_ARG": "0.01"}
 QUIET = {"LOG_LEVEL": "warning", "LOG_FORMAT": "json", "WORKERS": "1"}
 ALONE = QUIET | {"CONSUMER_ENABLED": "false"}
-"""Of APIs without a broker."""
+"""The settings of APIs without a broker."""
 
 
 class Subject(Protocol):
-    """Something that can be measured."""
+    """A variant that can be measured."""
 
     name: str
     database: str
@@ -46,13 +46,13 @@ class Subject(Protocol):
         """Raises LoadError."""
 
     def check(self) -> None:
-        """Count every unit. Raises stock.WrongCount."""
+        """Check every count. Raises stock.WrongCount."""
 
     def stop(self) -> None: ...
 
 
 class Services:
-    """Processes with a gRPC API, and what the load generator needs to know of them."""
+    """Processes with a gRPC API, and the data that the load generator needs."""
 
     def __init__(self, name: str, database: str, generator: Generator, database_pids: list[int]) -> None:
         self.name = name
@@ -64,7 +64,7 @@ class Services:
         self.processes: dict[str, list[Process]] = {}
 
     def serve_by(self, stack: Stack) -> None:
-        """The two APIs of this stack are what is measured."""
+        """Measure the two APIs of this stack."""
         self.targets = {INVENTORY: stack.inventory_address, ORDERS: stack.orders_address}
         self.processes = {"server": [stack.inventory_api, stack.order_api]}
 
@@ -104,14 +104,14 @@ class Services:
         return outcome
 
     def cpu_seconds(self) -> dict[str, float]:
-        """What the processes and the database have taken so far."""
+        """Return the CPU time of the processes and the database so far."""
         return {kind: sum(map(cpu.seconds, pids)) for kind, pids in self._pids().items()}
 
     def check(self) -> None:
-        """There is nothing to count where nothing is stored."""
+        """Do nothing: this variant stores nothing."""
 
     def count(self, of_each: Callable[[Scenario], int]) -> int:
-        """The sum over all calls that succeeded."""
+        """Return the sum over all successful calls."""
         return sum(done * of_each(scenario) for scenario, done in self._done.items())
 
     def _pids(self) -> dict[str, list[int]]:
@@ -123,7 +123,7 @@ class Services:
 
 
 class Stored(Services):
-    """Services on the two databases, which are filled before they start and counted at the end."""
+    """Services with two databases, which are filled before the start and checked at the end."""
 
     def __init__(
         self, name: str, database: str, databases: Databases, generator: Generator, database_pids: list[int]
@@ -137,7 +137,7 @@ class Stored(Services):
         super().start()
 
     def fill(self) -> None:
-        """Make the schemas, and the rows that the calls meet."""
+        """Create the schemas and the rows that the calls use."""
         fill_inventory(self.databases.inventory)
         fill_orders(self.databases.orders)
 
@@ -156,9 +156,9 @@ def ours(
     *,
     collector: str | None = None,
 ) -> Services:
-    """The two APIs; with a broker also their consumers, the relay, and the CPU time of relay and broker.
+    """The two APIs; with a broker also their consumers and the relay, and the CPU time of relay and broker.
 
-    With a collector they are `watched`: metrics are on, and one trace of a hundred goes there.
+    With a collector it is the variant `watched`: metrics are on, and one in a hundred traces goes to the collector.
     """
     environment = QUIET if kafka else ALONE
     if collector:
@@ -194,7 +194,7 @@ def plain(database: str, databases: Databases, generator: Generator, database_pi
 
 
 class Echo(Services):
-    """No database, no work: what a call costs in the server that our services use."""
+    """The echo: no database and no work, only the cost of a call in our server."""
 
     def __init__(self, generator: Generator, *, python: str = sys.executable, folder: Path | None = None) -> None:
         super().__init__("echo", "none", generator, [])
@@ -209,19 +209,19 @@ class Echo(Services):
 
 
 def fill_inventory(url: str) -> None:
-    """The schema of inventory-api, with the stock that the calls meet."""
+    """Create the schema of inventory-api and the stock that the calls use."""
     migrate(url, INVENTORY_SCHEMA)
     stock.fill_inventory(url)
 
 
 def fill_orders(url: str) -> None:
-    """The schema of order-api, with the orders that the calls meet."""
+    """Create the schema of order-api and the orders that the calls use."""
     migrate(url, ORDERS_SCHEMA)
     stock.fill_orders(url)
 
 
 def migrate(url: str, schema: Schema) -> None:
-    """Make the tables of one service."""
+    """Create the tables of one service."""
     database = Database(url, connections_max=1)
     try:
         schema.upgrade(database)

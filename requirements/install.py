@@ -1,8 +1,8 @@
-"""Makes .venv and keeps it equal to the locked requirements: `install.py runtime` or `install.py dev`.
+"""Creates .venv and keeps it equal to the locked requirements: `install.py runtime` or `install.py dev`.
 
-`runtime` is what the four processes and every task but the developers' own need; `dev` adds linters, type
-checkers and test tools. Nothing to do takes a few milliseconds, and parallel calls wait for one another, so
-this may run in front of every task. Standard library only: it runs before anything is installed.
+`runtime` contains what the four processes and all operators' tasks need; `dev` adds linters, type checkers and test
+tools. If everything is installed, it returns within milliseconds, and parallel calls wait for each other, so it can run
+before every task. It uses only the standard library, because it runs before anything is installed.
 """
 
 import ast
@@ -23,7 +23,7 @@ VENV = ROOT / ".venv"
 REQUIREMENTS = ROOT / "requirements"
 LAYERS = {"runtime": ["runtime"], "dev": ["runtime", "dev"]}
 
-# Where packages come from is the user's business, said to pip; uv does not read pip's settings.
+# The user configures package indexes for pip; uv does not read pip's settings, so pass them on.
 UV_NAMES = {
     "cert": "SSL_CERT_FILE",
     "extra-index-url": "UV_INDEX",
@@ -39,7 +39,7 @@ def main() -> None:
     for layer in LAYERS[sys.argv[1]]:
         if not is_installed(layer):
             with one_at_a_time():
-                if not is_installed(layer):  # else the one that we waited for has done it
+                if not is_installed(layer):  # unless a parallel call has installed it meanwhile
                     install(layer)
 
 
@@ -58,7 +58,7 @@ def install(layer: str) -> None:
 
 
 def is_usable() -> bool:
-    """False for a .venv that is absent, half made, moved, or left behind by an upgrade of Python."""
+    """Return False if .venv is missing, incomplete, moved, or broken by an upgrade of Python."""
     library = VENV / "lib" / "python{}.{}".format(*sys.version_info)
     pip = VENV / "bin" / "pip"  # made last, and a script, which holds the path of its environment
     return library.is_dir() and pip.is_file() and str(VENV) in pip.read_text()
@@ -73,7 +73,7 @@ def make_venv() -> None:
 
 def run(program: str, *arguments: str, **settings: str) -> None:
     quiet = ["--quiet"] if program == "uv" and not sys.stderr.isatty() else []
-    # As with pip, any index may serve a package: the hash says whether it is the right one.
+    # As with pip, any index may serve a package: the hash ensures that it is the right one.
     environment = {"UV_INDEX_STRATEGY": "unsafe-best-match"} | os.environ | settings
     done = subprocess.run([VENV / "bin" / program, *arguments, *quiet], cwd=ROOT, env=environment, check=False)
     if done.returncode != 0:
@@ -85,13 +85,13 @@ def locked(name: str) -> list[str]:
 
 
 def members() -> list[Path]:
-    """The packages of the workspace, each a folder with a pyproject.toml."""
+    """Return the packages of the workspace: folders with a pyproject.toml."""
     patterns = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["uv"]["workspace"]["members"]
     return sorted(found.parent for pattern in patterns for found in ROOT.glob(f"{pattern}/pyproject.toml"))
 
 
 def uv_settings() -> dict[str, str]:
-    """pip's settings, from its files and from PIP_…, as uv's variables; uv's own, where set, win."""
+    """Return pip's settings, from its files and PIP_… variables, as uv's variables. Set uv variables have priority."""
     listed = subprocess.run(
         [VENV / "bin" / "python", "-m", "pip", "config", "list"], capture_output=True, text=True, check=True
     )
@@ -119,7 +119,7 @@ def stamp(layer: str) -> Path:
 
 
 def fingerprint(layer: str) -> str:
-    """Of all that decides what is installed, and where."""
+    """Return a hash of everything that determines the installation."""
     sources = [REQUIREMENTS / "bootstrap.txt", REQUIREMENTS / f"{layer}.txt"]
     sources += [member / "pyproject.toml" for member in members()] if layer == "runtime" else []
     digest = hashlib.sha256(f"{ROOT} {sys.version_info[:2]}".encode())

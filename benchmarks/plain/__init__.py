@@ -1,6 +1,6 @@
-"""The baseline: the same service as one would write it first, on the same tables.
+"""The baseline: a straightforward implementation of the same service, on the same tables.
 
-gRPC with a thread a call, the SQLAlchemy ORM, and one transaction a call, which locks its items with SELECT … FOR
-UPDATE and writes reservation, allocations and outbox row. It is correct, and leaves out what costs our service more:
-validation, idempotency, expiry.
+It uses gRPC with one thread per call and the SQLAlchemy ORM. Each call is one transaction, which locks its items with
+SELECT … FOR UPDATE and writes reservation, allocations and outbox row. It is correct, but leaves out features that cost
+our service time: validation, idempotency and expiry.
 """

@@ -20,11 +20,11 @@ from shop_protos.inventory.v1 import inventory_pb2 as pb
 TTL = timedelta(minutes=30)
 
 Line = tuple[int, int]
-"""Product and quantity."""
+"""A product and a quantity."""
 
 
 class Inventory:
-    """One transaction a call."""
+    """Runs one transaction per call."""
 
     def __init__(self, sessions: sessionmaker[Session]) -> None:
         self._sessions = sessions

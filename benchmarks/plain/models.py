@@ -1,4 +1,4 @@
-"""The tables of both services as ORM classes, and sessions on them. The services' own migrations make the tables."""
+"""The tables of both services as ORM classes, and sessions on them. The services' migrations create the tables."""
 
 from datetime import datetime
 from decimal import Decimal
@@ -11,10 +11,10 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, rela
 from shop_common.db.sql import Amount, Id, RowId, Timestamp
 
 READ_ONLY = {"plain_read_only": True}
-"""Options of a connection that writes nothing."""
+"""Options of a connection that only reads."""
 
 CONNECTIONS = 16
-"""As many as our services have."""
+"""The same number as in our services."""
 
 
 class Base(DeclarativeBase):
@@ -95,7 +95,7 @@ class Event(Base):
 
 
 def sessions(url: str) -> sessionmaker[Session]:
-    """What opens a session, whose transaction begins with its first statement."""
+    """Return a session factory. A transaction begins with the first statement of its session."""
     sqlite = make_url(url).get_backend_name() == "sqlite"
     arguments = {"timeout": 60} if sqlite else {}
     engine = create_engine(url, pool_size=CONNECTIONS, max_overflow=0, pool_timeout=60, connect_args=arguments)
@@ -106,12 +106,12 @@ def sessions(url: str) -> sessionmaker[Session]:
 
 
 def _configure(connection: Any, _: object) -> None:
-    connection.isolation_level = None  # we say BEGIN
+    connection.isolation_level = None  # we send BEGIN ourselves
     for pragma in ("journal_mode = WAL", "synchronous = FULL", "foreign_keys = ON"):
         connection.execute(f"PRAGMA {pragma}")
 
 
 def _begin(connection: Connection) -> None:
-    # Without IMMEDIATE two writers oversell.
+    # IMMEDIATE takes the write lock before reading: without it, two writers could oversell.
     reads = connection.get_execution_options().keys() & READ_ONLY
     connection.exec_driver_sql("BEGIN" if reads else "BEGIN IMMEDIATE")

@@ -24,7 +24,7 @@ CALL_SECONDS = 30
 
 
 class Orders:
-    """One transaction a call, and for an order first one call to the plain inventory service."""
+    """Runs one transaction per call; CreateOrder first calls the plain inventory service."""
 
     def __init__(self, sessions: sessionmaker[Session], inventory: inventory_pb2_grpc.InventoryServiceStub) -> None:
         self._sessions = sessions

@@ -1,4 +1,4 @@
-"""A plain gRPC server, as the documentation of grpcio shows it, with health."""
+"""A gRPC server as in the documentation of grpcio, with health checks."""
 
 import os
 import signal
@@ -17,7 +17,7 @@ THREADS = 64
 
 
 def serve(service: ServiceDescriptor, methods: Mapping[str, Method]) -> None:
-    """Serve on GRPC_PORT until SIGTERM comes."""
+    """Serve on GRPC_PORT until SIGTERM."""
     server = grpc.server(futures.ThreadPoolExecutor(THREADS))
     add_methods(service, methods, server)
     healthy = health.HealthServicer()

@@ -48,7 +48,7 @@ def test_a_file_that_cannot_be_written_is_told_of_once_and_hurts_no_sender(path:
         sender.shutdown()
 
     (sentence,) = said
-    assert sentence.startswith("the traces can't be kept: ")
+    assert sentence.startswith("cannot store traces: ")
 
 
 def _sender(endpoint: str) -> TracerProvider:

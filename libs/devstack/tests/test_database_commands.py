@@ -86,7 +86,7 @@ def test_a_database_file_that_is_missing_is_not_made_by_looking(
 
     assert main(["db-shell", "orders"]) == 1
 
-    assert "./task db-init makes it" in capsys.readouterr().err
+    assert "./task db-init creates it" in capsys.readouterr().err
     assert not list(tmp_path.rglob("*.db"))
 
 

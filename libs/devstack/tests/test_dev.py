@@ -38,14 +38,14 @@ Start = Callable[..., Process]
 
 @pytest.fixture
 def start(tmp_path: Path) -> Iterator[Start]:
-    """Starts `dev` on ports of its own, in an empty folder; what still runs after the test is killed."""
+    """Starts `dev` on its own ports, in an empty folder; kills what is still running after the test."""
     with _starting(tmp_path) as start:
         yield start
 
 
 @pytest.fixture(scope="module")
 def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Process, RunFile, Start]]:
-    """A `dev` that is healthy, and the means to start another beside it."""
+    """A healthy `dev`, and a function that starts another one beside it."""
     folder = tmp_path_factory.mktemp("dev")
     with _starting(folder) as start:
         dev = start()
@@ -87,7 +87,7 @@ def test_it_listens_where_it_is_told_to_and_says_that_it_is_open(start: Start, t
     relay = psutil.Process(run.processes["event-relay"].pid)
     listening = {one.laddr[0] for one in relay.net_connections("tcp") if one.status == psutil.CONN_LISTEN}
     assert listening & {"0.0.0.0", "::", "::ffff:0.0.0.0"}
-    assert "other machines reach these ports (0.0.0.0); there is no login" in dev.log
+    assert "other machines can reach these ports (0.0.0.0) without authentication" in dev.log
 
 
 def test_a_second_one_in_the_same_folder_is_refused_and_told_who_runs(running: tuple[Process, RunFile, Start]) -> None:
@@ -112,8 +112,8 @@ def test_one_elsewhere_says_at_once_who_has_the_ports_and_how_to_choose_others(
         assert second.wait(HEALTHY_SECONDS) == 1
         (line,) = second.log.splitlines()
         for name, option, port in zip(NAMES, PORTS, ports, strict=False):
-            assert f"{option} {port}: taken by pid {run.processes[name].pid} (" in line
-        assert f"--kafka-port {kafka_port}: taken by pid {run.broker_pid} (" in line
+            assert f"{option} {port}: in use by pid {run.processes[name].pid} (" in line
+        assert f"--kafka-port {kafka_port}: in use by pid {run.broker_pid} (" in line
 
 
 def test_one_elsewhere_on_the_same_data_is_refused_and_told_who_uses_it(
@@ -126,7 +126,7 @@ def test_one_elsewhere_on_the_same_data_is_refused_and_told_who_uses_it(
 
         assert second.wait(HEALTHY_SECONDS) == 1
         (line,) = second.log.splitlines()
-        assert f"--data-dir {data}: another dev uses it (pid {dev.pid})" in line
+        assert f"--data-dir {data}: in use by another dev (pid {dev.pid})" in line
 
 
 def test_one_ctrl_c_ends_everything_and_loses_nothing(start: Start, tmp_path: Path) -> None:
@@ -147,17 +147,17 @@ def test_one_ctrl_c_ends_everything_and_loses_nothing(start: Start, tmp_path: Pa
         assert database.execute("SELECT product_id, quantity FROM inventory_items").fetchall() == [(1, 5)]
 
 
-def test_what_clients_who_go_on_calling_did_is_finished_too(start: Start, tmp_path: Path) -> None:
+def test_the_effects_of_clients_that_continue_to_call_are_finished_too(start: Start, tmp_path: Path) -> None:
     dev = start()
     run = _healthy(dev, tmp_path)
-    shoppers = Process("load", [sys.executable, "-m", "shopctl", "load", "--rate", "20"], folder=tmp_path).start()
+    load = Process("load", [sys.executable, "-m", "shopctl", "load", "--rate", "20"], folder=tmp_path).start()
     try:
-        shoppers.wait_for_line(" cancelled, ", HEALTHY_SECONDS)
+        load.wait_for_line(" cancelled, ", HEALTHY_SECONDS)
         os.killpg(dev.pid, signal.SIGINT)
         assert dev.wait(END_SECONDS) == 0, dev.tail()
-        assert shoppers.alive
+        assert load.alive
     finally:
-        shoppers.kill()
+        load.kill()
 
     assert "gave up" not in dev.log
     with closing(sqlite3.connect(run.databases.orders.removeprefix("sqlite:///"))) as orders:
@@ -186,7 +186,7 @@ def test_a_process_that_dies_is_started_again(start: Start, tmp_path: Path) -> N
 
     os.kill(before, signal.SIGKILL)
 
-    dev.wait_for_line("event-relay was ended by SIGKILL; it is started again", HEALTHY_SECONDS)
+    dev.wait_for_line("event-relay was ended by SIGKILL; restarting it", HEALTHY_SECONDS)
     dev.wait_for_line("event-relay serves again", HEALTHY_SECONDS)
     run = runfile.read(tmp_path / runfile.PATH)
     assert run.processes["event-relay"].pid != before
@@ -203,7 +203,7 @@ def test_a_process_that_can_never_start_again_is_tried_less_and_less_often(start
     os.kill(run.processes["order-api"].pid, signal.SIGKILL)
 
     for delay in ("0.5 s", "1 s", "2 s"):
-        dev.wait_for_line(f"it is started again in {delay}", HEALTHY_SECONDS)
+        dev.wait_for_line(f"restarting it in {delay}", HEALTHY_SECONDS)
     assert health(run.processes["inventory-api"].address) == "SERVING"
 
 
@@ -216,12 +216,12 @@ def test_a_broker_that_dies_ends_all_since_its_events_are_gone(start: Start, tmp
     os.kill(run.broker_pid, signal.SIGKILL)
 
     assert dev.wait(END_SECONDS) == 1
-    assert "the broker was ended by SIGKILL; its events are gone, so all of it ends" in dev.log
+    assert "the broker was ended by SIGKILL; its events are lost, so everything ends" in dev.log
     assert _left(everyone) == []
 
 
 def test_what_it_shows_may_go_nowhere(tmp_path: Path) -> None:
-    """Its reader has gone, as behind `| head`: the system goes on, and its logs are kept."""
+    """If the reader of its output goes away, as with `| head`, the system continues and stores its logs."""
     command = [sys.executable, "-m", "devstack.dev", *_port_options()]
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, env=inherited_environment(), cwd=tmp_path, start_new_session=True
@@ -284,7 +284,7 @@ def test_it_makes_its_databases_on_a_postgresql_server(start: Start, tmp_path: P
 
 @contextmanager
 def _starting(folder: Path) -> Iterator[Start]:
-    """On ports of its own, the same each time; options that are given win."""
+    """Return options for its own ports, the same each time; the given options override them."""
     ports = _port_options()
     with ExitStack() as afterwards:
 
@@ -297,7 +297,7 @@ def _starting(folder: Path) -> Iterator[Start]:
 
 
 def _port_options() -> list[str]:
-    """Those that are needed, and no metrics."""
+    """Return the required ports, without metrics."""
     ports = zip(PORT_OPTIONS, free_ports(len(PORT_OPTIONS)), strict=True)
     return ["--no-metrics", *(f"{option}={port}" for option, port in ports)]
 
@@ -329,6 +329,6 @@ def _everyone(dev: Process) -> list[psutil.Process]:
 
 
 def _left(processes: list[psutil.Process]) -> list[psutil.Process]:
-    # The watchdog sees dev's end and ends a moment later.
+    # The watchdog notices the end of dev and ends shortly afterwards.
     _, left = psutil.wait_procs(processes, timeout=5)
     return list(left)

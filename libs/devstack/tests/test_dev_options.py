@@ -26,8 +26,8 @@ PORTS = [*(port_option(name) for name in NAMES if not name.endswith("_metrics"))
         (["--database=mysql://localhost"], "--database: must be sqlite or postgresql://"),
         (["--database=postgresql://shop@localhost:many"], "--database: must be sqlite or postgresql://"),
         (["--env=RESERVATION_TTL"], "--env: must be NAME=VALUE"),
-        (["--env=LISTEN_HOST=0.0.0.0"], "LISTEN_HOST is decided by dev itself; --listen is for that"),
-        (["--env=DATABASE_URL_FILE=/x"], "DATABASE_URL_FILE is decided by dev itself; --database or --data-dir"),
+        (["--env=LISTEN_HOST=0.0.0.0"], "LISTEN_HOST is set by dev itself; use --listen"),
+        (["--env=DATABASE_URL_FILE=/x"], "DATABASE_URL_FILE is set by dev itself; use --database or --data-dir"),
         (["--no-such-option"], "--no-such-option"),
     ],
 )
@@ -71,7 +71,7 @@ def test_a_port_that_is_taken_is_named_with_its_option_and_who_has_it(tmp_path: 
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
 
-        with pytest.raises(CannotStart, match=rf"^--relay-metrics-port {port}: taken by pid {os.getpid()} \("):
+        with pytest.raises(CannotStart, match=rf"^--relay-metrics-port {port}: in use by pid {os.getpid()} \("):
             _check("--data-dir", str(tmp_path), f"--relay-metrics-port={port}", metrics=True)
 
 
@@ -84,7 +84,7 @@ def test_two_options_with_one_port_are_named_both(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("folder", ["/proc/x", "/dev/null/x"])
 def test_a_data_folder_that_cannot_be_made_is_named(folder: str) -> None:
-    with pytest.raises(CannotStart, match=rf"^--data-dir {folder}: no files can be made there \("):
+    with pytest.raises(CannotStart, match=rf"^--data-dir {folder}: cannot create files there \("):
         _check("--data-dir", folder)
 
 
@@ -106,7 +106,7 @@ def test_databases_are_made_on_a_server_once() -> None:
 
 
 def _check(*words: str, metrics: bool = False) -> object:
-    """On free ports, unless the words say otherwise."""
+    """Return options with free ports, unless `words` set them."""
     names = [*PORTS, *METRICS] if metrics else PORTS
     ports = [f"{option}={port}" for option, port in zip(names, free_ports(len(names)), strict=True)]
     return dev_options.check(dev_options.parse([*([] if metrics else ["--no-metrics"]), *ports, *words]))

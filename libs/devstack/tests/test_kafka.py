@@ -72,7 +72,7 @@ def test_waiting_in_vain_shows_what_was_there_instead(kafka: Kafka) -> None:
     topic = _new_topic(kafka)
     kafka.produce(topic, "a", b"something else")
 
-    with pytest.raises(TimeoutError, match=r"1 there.*\n.*something else"):
+    with pytest.raises(TimeoutError, match=r"1 records.*\n.*something else"):
         kafka.consume(topic, until=lambda records: len(records) > 1, within_seconds=3)
 
 

@@ -125,7 +125,7 @@ def test_a_given_server_is_used_and_left_as_it_was_found(server: PostgresServer)
     with postgres.provide(server.url) as given:
         url = given.new_database("guest")
         _execute(url, "SELECT 1")
-        with pytest.raises(PostgresUnavailable, match="not ours"):
+        with pytest.raises(PostgresUnavailable, match="not started by us"):
             given.freeze()
 
     assert _scalar(server.url, "SELECT count(*) FROM pg_database WHERE datname LIKE 'guest%'") == 0

@@ -1,4 +1,4 @@
-"""What may be done to the processes of a running `dev` from another terminal."""
+"""Commands for the processes of a running `dev`, from another terminal."""
 
 import json
 import os
@@ -52,7 +52,7 @@ def test_a_process_is_ended_and_serves_again(
     assert main([word, "order-api"]) == 0
 
     after = _run().processes["order-api"]
-    assert f"order-api {end}; it is started again" in dev.log
+    assert f"order-api {end}; restarting it" in dev.log
     assert f"(pid {after.pid})" in capsys.readouterr().out
     assert (after.pid != before.pid, after.address) == (True, before.address)
     assert health(after.address) == "SERVING"
@@ -83,10 +83,10 @@ def test_a_frozen_process_can_be_restarted(dev: Process) -> None:
 
 def test_the_broker_is_never_restarted(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["restart", "broker"]) == 1
-    assert "has all events in its memory" in capsys.readouterr().err
+    assert "keeps all events in memory" in capsys.readouterr().err
 
 
-def test_a_process_that_there_is_not_is_a_wrong_command_line(capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_unknown_process_is_a_wrong_command_line(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         main(["kill", "order-apy"])
 
@@ -122,13 +122,13 @@ def test_logs_of_nobody_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_stop_says_what_it_waits_for_and_leaves_the_logs(dev: Process, capsys: pytest.CaptureFixture[str]) -> None:
     everyone = psutil.Process(dev.pid).children(recursive=True)
-    # Whoever is frozen is waited for as well.
+    # dev thaws a frozen process and waits for it, too.
     os.killpg(_run().processes["inventory-api"].pid, signal.SIGSTOP)
 
     assert main(["stop"]) == 0
 
     said = capsys.readouterr().out
-    assert "what was begun is finished first" in said
+    assert "finishing the work in progress first" in said
     assert said.splitlines()[-1] == "ended"
     assert dev.wait(HEALTHY_SECONDS) == 0
     _, left = psutil.wait_procs(everyone, timeout=HEALTHY_SECONDS)

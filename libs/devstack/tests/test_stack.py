@@ -51,7 +51,7 @@ def test_draining_gives_up_in_time_and_says_what_is_left(databases: Databases, b
 
         assert not drain.drain(stack, 2, said.append)
 
-    assert said[-1].startswith("gave up: ")
+    assert said[-1].startswith("gave up with ")
     assert "events to ship" in said[-1]
 
 

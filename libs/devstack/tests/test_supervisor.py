@@ -1,4 +1,4 @@
-"""When a process that ends is started again."""
+"""The delays of restarts."""
 
 from devstack.dev.supervisor import delay_seconds
 

@@ -1,4 +1,4 @@
-"""The contract of the events: its own examples keep it, and it refuses each kind of fault by name."""
+"""The contract of the events: its examples conform to it, and it names each kind of violation."""
 
 import copy
 import json

@@ -1,4 +1,4 @@
-"""Kafka for tests and development: a broker that was named, Apache Kafka, or the embedded one; read and written."""
+"""Kafka for tests and development: a given broker, Apache Kafka in a container, or the embedded broker."""
 
 import json
 import shutil
@@ -51,7 +51,7 @@ _POLL_SECONDS = 0.1
 
 @dataclass(frozen=True)
 class Record:
-    """A message as it lies in its topic."""
+    """A message of a topic."""
 
     topic: str
     partition: int
@@ -65,7 +65,7 @@ class Record:
 
 
 class Kafka:
-    """A running broker, read and written by tests and by whoever must know how far consumers are."""
+    """A running broker, with methods to read and write topics and to measure the lag of consumers."""
 
     def __init__(
         self,
@@ -80,9 +80,9 @@ class Kafka:
         self._own = own
 
     def consume(self, topic: str, until: Callable[[list[Record]], bool], within_seconds: float = 60) -> list[Record]:
-        """Everything in the topic from its start on, once `until` is content with it.
+        """Read the topic from its start until `until` returns true for the records, and return them.
 
-        In order within each partition. Raises TimeoutError, which shows what was there.
+        Records are in order within each partition. Raises TimeoutError, which shows the last records.
         """
         records: list[Record] = []
         deadline = time.monotonic() + within_seconds
@@ -97,7 +97,7 @@ class Kafka:
     def produce(
         self, topic: str, key: str | None, value: bytes | str, headers: Mapping[str, str] | None = None
     ) -> None:
-        """Write one message and wait until the broker has it. Raises KafkaException or TimeoutError."""
+        """Write one message and wait for its acknowledgement. Raises KafkaException or TimeoutError."""
         failures: list[KafkaError] = []
 
         def delivered(error: KafkaError | None, _: Message) -> None:
@@ -107,44 +107,44 @@ class Kafka:
         producer = Producer(self.connection.configuration({"acks": "all", "partitioner": "murmur2_random"}))
         producer.produce(topic, value, key, headers=dict(headers or {}), on_delivery=delivered)
         if producer.flush(REQUEST_SECONDS):
-            raise TimeoutError(f"{topic}: the broker did not take the message within {REQUEST_SECONDS} s")
+            raise TimeoutError(f"{topic}: the broker did not acknowledge the message within {REQUEST_SECONDS} s")
         if failures:
             raise KafkaException(failures[0])
 
     def topics(self) -> dict[str, int]:
-        """The number of partitions of each topic, Kafka's own left out. Raises KafkaException."""
+        """Return the number of partitions of each topic, without Kafka's internal topics. Raises KafkaException."""
         with self._consumer() as consumer:
             found = consumer.list_topics(timeout=REQUEST_SECONDS).topics
         return {name: len(found[name].partitions) for name in sorted(found) if not name.startswith("__")}
 
     def create_topics(self, *names: str, partitions: int = PARTITIONS, config: Mapping[str, str] | None = None) -> None:
-        """Make new topics; the embedded broker makes each at its first use. Raises KafkaException."""
+        """Create topics. The embedded broker creates topics at first use instead. Raises KafkaException."""
         admin = self.admin()
         if str(admin.list_topics(timeout=REQUEST_SECONDS).cluster_id).startswith("mockCluster"):
             return
-        wanted = [NewTopic(name, partitions, 1, config=dict(config or {})) for name in names]
-        for made in admin.create_topics(wanted, operation_timeout=REQUEST_SECONDS).values():
+        topics = [NewTopic(name, partitions, 1, config=dict(config or {})) for name in names]
+        for made in admin.create_topics(topics, operation_timeout=REQUEST_SECONDS).values():
             made.result(REQUEST_SECONDS)
 
     def admin(self) -> AdminClient:
-        """For what only administrators do. The embedded broker knows none of it."""
+        """Return an admin client. The embedded broker supports no administration."""
         return AdminClient(self.connection.configuration({"log_level": 0}))
 
     def size(self, topic: str) -> int:
-        """How many messages are in the topic. Raises KafkaException."""
+        """Return the number of messages in the topic. Raises KafkaException."""
         with self._consumer() as consumer:
             partitions = consumer.list_topics(topic, timeout=REQUEST_SECONDS).topics[topic].partitions
             return sum(_unread(consumer, TopicPartition(topic, number, 0)) for number in partitions)
 
     def lag(self, group: str, topic: str) -> int:
-        """How many messages of the topic the group has not committed yet. Raises KafkaException."""
+        """Return the number of messages that the group has not committed yet. Raises KafkaException."""
         with self._consumer(group) as consumer:
             partitions = consumer.list_topics(topic, timeout=REQUEST_SECONDS).topics[topic].partitions
-            wanted = [TopicPartition(topic, number) for number in partitions]
-            return sum(_unread(consumer, position) for position in _committed(consumer, wanted))
+            positions = [TopicPartition(topic, number) for number in partitions]
+            return sum(_unread(consumer, position) for position in _committed(consumer, positions))
 
     def freeze(self) -> None:
-        """Stop a broker of ours where it is, connections open, until `thaw`."""
+        """Freeze our broker, with open connections, until `thaw`."""
         self._ours().freeze()
 
     def thaw(self) -> None:
@@ -156,51 +156,51 @@ class Kafka:
             yield
 
     def kill(self) -> None:
-        """End it at once (SIGKILL), as a crash would."""
+        """Kill it (SIGKILL), like a crash."""
         self._ours().kill()
 
     @property
     def pid(self) -> int:
-        """Of the embedded broker."""
+        """The pid of the embedded broker."""
         own = self._ours()
         assert isinstance(own, Process), f"{self.description} runs in a container"
         return own.pid
 
     def start_again(self) -> None:
-        """After `kill`: on the port and with the topics that it had. Raises TimeoutError."""
+        """Restart it after `kill`, with the same port and topics. Raises TimeoutError."""
         self.container.start_again()
         self.wait_until_it_answers()
 
     @property
     def container(self) -> "Container":
-        """In which it runs; the embedded broker runs in none, and keeps nothing over a restart."""
+        """The broker's container. The embedded broker has none, and loses everything at a restart."""
         own = self._ours()
-        assert not isinstance(own, Process), f"{self.description} runs in no container"
+        assert not isinstance(own, Process), f"{self.description} does not run in a container"
         return own
 
     def _ours(self) -> "Process | Container":
         if self._own is None:
-            raise RuntimeError(f"{self.description} is not ours to freeze")
+            raise RuntimeError(f"{self.description} was not started by us, so it cannot be frozen or killed")
         return self._own
 
     def wait_until_it_answers(self) -> None:
-        """A container that was started. Raises TimeoutError, with the end of its log."""
+        """Wait until the broker in the container responds. Raises TimeoutError, with the end of its log."""
         admin = self.admin()
         deadline = time.monotonic() + CONTAINER_START_SECONDS
         while True:
             try:
-                # Not before its controller works, too.
+                # describe_cluster succeeds only when the controller works, too.
                 admin.describe_cluster(request_timeout=2).result(3)
                 return
             except (KafkaException, TimeoutError) as error:
                 if not self.container.alive or time.monotonic() > deadline:
-                    why = f"{self.description} does not answer: {error}"
+                    why = f"{self.description} does not respond: {error}"
                     raise TimeoutError(f"{why}\n{self.container.tail()}") from error
                 time.sleep(_POLL_SECONDS)
 
     @contextmanager
     def _consumer(self, group: str = "devstack") -> Iterator[Consumer]:
-        # It assigns itself and commits nothing: the group is never joined, and no other reader is disturbed.
+        # It assigns partitions itself and commits nothing. It never joins the group, so it disturbs no other consumer.
         consumer = Consumer(self.connection.configuration({"group.id": group, "enable.auto.commit": False}))
         try:
             yield consumer
@@ -223,19 +223,19 @@ class Kafka:
 
 
 class KafkaUnavailable(Exception):
-    """That broker could not be had; the message says why."""
+    """The broker could not be started or reached; the message contains the reason."""
 
 
 @dataclass(frozen=True)
 class Source:
-    """A place that has a broker, from the beginning of `run` to its end. It raises KafkaUnavailable."""
+    """A way to get a broker. It runs for the duration of the context `run`, which raises KafkaUnavailable."""
 
     description: str
     run: Callable[[], AbstractContextManager[Kafka]]
 
 
 def sources(bootstrap: str | None = None, *, containers: bool = False) -> list[Source]:
-    """Where a broker can be had, best first, nothing started. One that is named is never replaced by another."""
+    """Return the possible sources, best first, without starting one. A given broker is the only source."""
     if bootstrap:
         description = f"Kafka at {bootstrap} (given)"
         return [Source(description, lambda: nullcontext(Kafka(bootstrap, description)))]
@@ -248,9 +248,10 @@ def sources(bootstrap: str | None = None, *, containers: bool = False) -> list[S
 def provide(
     bootstrap: str | None = None, *, containers: bool = False, tell: Callable[[str], None] = print
 ) -> Iterator[Kafka]:
-    """The broker that is named, else Apache Kafka where `containers` are asked for and Docker is, else the embedded.
+    """Provide a broker: the given one, else with `containers` Apache Kafka in Docker, else the embedded one.
 
-    Until the block ends. It has the shop's topics, unless it was named. `tell` hears why a container did not start.
+    The broker has the shop's topics, unless it was given. If a container does not start, `tell` is called with the
+    reason.
     """
     with ExitStack() as at_the_end:
         yield _first_that_works(sources(bootstrap, containers=containers), at_the_end, tell)
@@ -262,18 +263,18 @@ def _first_that_works(candidates: list[Source], at_the_end: ExitStack, tell: Cal
         try:
             return at_the_end.enter_context(source.run())
         except KafkaUnavailable as failure:
-            tell(f"tests run on {last.description} instead: {failure}")
+            tell(f"using {last.description} instead: {failure}")
     return at_the_end.enter_context(last.run())
 
 
 @contextmanager
 def _in_a_container() -> Iterator[Kafka]:
-    # Loaded only where Docker is: tests alone have what it needs.
+    # Imported only with Docker: its dependencies are installed only for tests.
     from devstack.servers.containers import Container, ContainerUnavailable  # noqa: PLC0415
 
     (port,) = free_ports(1)
     try:
-        # It listens on the port by which it is reached, since that is what it tells its clients.
+        # It must listen on the published port, because it returns this port to its clients.
         own = Container.start(IMAGE, port, _container_settings(port), inside=port)
     except ContainerUnavailable as error:
         raise KafkaUnavailable(str(error)) from error
@@ -287,7 +288,7 @@ def _in_a_container() -> Iterator[Kafka]:
 
 
 def _container_settings(port: int) -> dict[str, str]:
-    """One node, as small and as quick to start as can be; topics are made by hand, as in production."""
+    """Return settings for one node, small and quick to start. It does not create topics by itself, as in production."""
     return {
         "KAFKA_NODE_ID": "1",
         "KAFKA_PROCESS_ROLES": "broker,controller",
@@ -303,9 +304,9 @@ def _container_settings(port: int) -> dict[str, str]:
         "KAFKA_TRANSACTION_STATE_LOG_REPLICATION_FACTOR": "1",
         "KAFKA_TRANSACTION_STATE_LOG_MIN_ISR": "1",
         "KAFKA_GROUP_INITIAL_REBALANCE_DELAY_MS": "0",
-        # Its own minimum is six seconds, which tests would wait for a member that does not leave properly.
+        # The default minimum of six seconds would let tests wait for a member that did not leave the group.
         "KAFKA_GROUP_MIN_SESSION_TIMEOUT_MS": "500",
-        # 128 MB of the heap if nothing is said: with less than that in one piece the broker ends at its start.
+        # The default of 128 MB does not fit the heap below: the broker would end at its start.
         "KAFKA_LOG_CLEANER_DEDUPE_BUFFER_SIZE": str(8 * 2**20),
         "KAFKA_HEAP_OPTS": "-Xms128m -Xmx256m -XX:TieredStopAtLevel=1 -XX:+UseSerialGC",
     }
@@ -325,7 +326,7 @@ def _embedded() -> Iterator[Kafka]:
 
 
 def embedded(address_file: Path, on_line: Callable[[str], None] | None = None, port: int = 0) -> Process:
-    """The embedded broker's process, not started yet. It listens on a port that the system chooses, or on this one."""
+    """Return the embedded broker's process, not started yet. With port 0 it listens on a free port."""
     arguments = [
         sys.executable,
         "-m",
@@ -339,18 +340,18 @@ def embedded(address_file: Path, on_line: Callable[[str], None] | None = None, p
 
 
 def start(broker: Process, address_file: Path) -> Kafka:
-    """Start the process of `embedded` and wait until it serves. Raises ProcessEnded or TimeoutError."""
+    """Start the process from `embedded` and wait until it serves. Raises ProcessEnded or TimeoutError."""
     broker.start()
     broker.wait_for_line("broker ready", START_SECONDS)
     return Kafka(address_file.read_text(), EMBEDDED, broker)
 
 
-def _committed(consumer: Consumer, wanted: list[TopicPartition]) -> list[TopicPartition]:
-    """What the group has committed. A broker that has just started is asked again until it knows its groups."""
+def _committed(consumer: Consumer, positions: list[TopicPartition]) -> list[TopicPartition]:
+    """Return the group's committed offsets. Retries while a broker that has just started is loading its groups."""
     deadline = time.monotonic() + REQUEST_SECONDS
     while True:
         try:
-            return consumer.committed(wanted, REQUEST_SECONDS)
+            return consumer.committed(positions, REQUEST_SECONDS)
         except KafkaException as error:
             if error.args[0].code() not in _GROUPS_UNKNOWN_YET or time.monotonic() > deadline:
                 raise
@@ -359,12 +360,12 @@ def _committed(consumer: Consumer, wanted: list[TopicPartition]) -> list[TopicPa
 
 def _unread(consumer: Consumer, committed: TopicPartition) -> int:
     lowest, highest = consumer.get_watermark_offsets(committed, timeout=REQUEST_SECONDS)
-    # A negative one stands for "none yet".
+    # A negative offset means that nothing was committed yet.
     return int(highest - max(lowest, committed.offset))
 
 
 def _record(message: Message) -> Record:
-    """Raises KafkaException for what is no message but an error in its place."""
+    """Convert a message. Raises KafkaException if it is an error."""
     if (error := message.error()) is not None:
         raise KafkaException(error)
     return Record(
@@ -383,4 +384,4 @@ def _text(value: str | bytes | None) -> str | None:
 
 def _unmet(topic: str, records: list[Record], within_seconds: float) -> str:
     shown = "\n".join(f"    {record.key} {record.value.decode(errors='replace')}" for record in records[-10:])
-    return f"{topic}: not what was awaited within {within_seconds:g} s; {len(records)} there, the last:\n{shown}"
+    return f"{topic}: condition not met within {within_seconds:g} s; {len(records)} records, the last:\n{shown}"

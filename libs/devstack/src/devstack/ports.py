@@ -1,4 +1,4 @@
-"""TCP ports: which are busy and who has them, and some that are free."""
+"""TCP ports: finds free ones, and shows which process uses a busy one."""
 
 import random
 import socket
@@ -6,14 +6,14 @@ from collections.abc import Iterable
 
 import psutil
 
-# Below what the system gives to outgoing connections (32768 and up on Linux): between here and the process
-# that it is meant for, nobody takes a free port but another one who searches here.
+# Below the ephemeral ports, which the system gives to outgoing connections (32768 and up on Linux). Until its process
+# binds it, only another search in this range can take a free port.
 _LOWEST, _HIGHEST = 15_000, 32_000
 _COMMAND_LENGTH_MAX = 60
 
 
 def free_ports(count: int) -> list[int]:
-    """That many different ports on which nobody listens."""
+    """Return `count` different ports on which no process listens."""
     candidates = random.sample(range(_LOWEST, _HIGHEST), count + 500)
     found: list[int] = []
     for port in candidates:
@@ -25,12 +25,12 @@ def free_ports(count: int) -> list[int]:
 
 
 def busy_ports(ports: Iterable[int]) -> list[int]:
-    """Those on which somebody listens."""
+    """Return the ports on which a process listens."""
     return [port for port in ports if is_busy(port)]
 
 
 def is_busy(port: int) -> bool:
-    """Whether somebody listens on it, at any address of this machine, sharing it (SO_REUSEPORT) or not."""
+    """Return whether a process listens on the port, at any address, with or without SO_REUSEPORT."""
     try:
         if socket.has_dualstack_ipv6():
             socket.create_server(("", port), family=socket.AF_INET6, dualstack_ipv6=True).close()
@@ -42,7 +42,7 @@ def is_busy(port: int) -> bool:
 
 
 def listener(port: int) -> str | None:
-    """The process that listens there, as `pid 123 (python -m inventory_api)`; None where the system does not say."""
+    """Return the process that listens there, such as `pid 123 (python -m inventory_api)`, or None if unknown."""
     try:
         found = psutil.net_connections("tcp")
         listening = (one for one in found if one.status == psutil.CONN_LISTEN and one.laddr)
@@ -50,6 +50,6 @@ def listener(port: int) -> str | None:
             return None
         command = " ".join(psutil.Process(pid).cmdline())
     except psutil.Error:
-        # Another user's process, or one that has just ended.
+        # The process belongs to another user or has just ended.
         return None
     return f"pid {pid} ({command[:_COMMAND_LENGTH_MAX]})"

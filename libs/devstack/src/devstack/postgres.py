@@ -1,4 +1,4 @@
-"""A real PostgreSQL for tests, development and benchmarks, from the first place that has one."""
+"""A real PostgreSQL for tests, development and benchmarks, from the first source that works."""
 
 import secrets
 import time
@@ -28,7 +28,7 @@ _POLL_SECONDS = 0.05
 
 
 class PostgresServer:
-    """A running server: an administrator's URL, and new databases on request."""
+    """A running server: the administrator's URL, and new databases on request."""
 
     def __init__(self, url: URL, description: str, own: "Postmaster | Container | None" = None) -> None:
         self.description = description
@@ -38,18 +38,18 @@ class PostgresServer:
 
     @property
     def url(self) -> str:
-        """The administrator's, on the database `postgres`, as SQLAlchemy writes it."""
+        """The administrator's SQLAlchemy URL, for the database `postgres`."""
         return self._url.render_as_string(hide_password=False)
 
     def new_database(self, prefix: str = "shop") -> str:
-        """An empty database under a name of its own: its URL, as SQLAlchemy writes it."""
+        """Create an empty database with a unique name, and return its SQLAlchemy URL."""
         name = f"{prefix}_{secrets.token_hex(6)}"
         self._execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
         self._created.add(name)
         return self._url.set(database=name).render_as_string(hide_password=False)
 
     def drop_database(self, url: str) -> None:
-        """Drop a database that `new_database` made, whoever is still connected. May be repeated."""
+        """Drop a database from `new_database`, even if clients are still connected. May be repeated."""
         name = make_url(url).database
         if name not in self._created:
             return
@@ -57,7 +57,7 @@ class PostgresServer:
         self._created.remove(name)
 
     def stop(self) -> None:
-        """End a server of ours; leave one that was given as it was found."""
+        """End our server; of a given server, only drop the databases that we created."""
         if self._own is not None:
             self._own.stop()
             return
@@ -66,16 +66,16 @@ class PostgresServer:
 
     @property
     def pid(self) -> int:
-        """Of the postmaster, where it is a process of ours on this machine."""
+        """The postmaster's pid, if it is our process on this machine."""
         return self._local().pid
 
     @property
     def bin_folder(self) -> Path:
-        """Where its client programs are (psql, pgbench), where it is a process of ours on this machine."""
+        """The folder of its client programs (psql, pgbench), if it is our process on this machine."""
         return self._local().bin_folder
 
     def freeze(self) -> None:
-        """Stop all of its processes where they are, connections open and locks held, until `thaw`."""
+        """Freeze all of its processes, with open connections and held locks, until `thaw`."""
         self._ours().freeze()
 
     def thaw(self) -> None:
@@ -90,22 +90,22 @@ class PostgresServer:
             self.thaw()
 
     def kill(self) -> None:
-        """End it at once, in the middle of its clients' work, as a crash would; what was committed is kept."""
+        """End it at once, like a crash. Committed data survive."""
         self._ours().kill()
 
     def start_again(self) -> None:
-        """After `kill`: with the data and on the port that it had. Raises PostgresUnavailable."""
+        """Restart it after `kill`, with the same data and port. Raises PostgresUnavailable."""
         self._ours().start_again()
         wait_until_it_answers(self._url)
 
     def _ours(self) -> "Postmaster | Container":
         if self._own is None:
-            raise PostgresUnavailable(f"{self.description} is not ours to freeze or look into")
+            raise PostgresUnavailable(f"{self.description} was not started by us, so it cannot be frozen or killed")
         return self._own
 
     def _local(self) -> Postmaster:
         if not isinstance(self._own, Postmaster):
-            raise PostgresUnavailable(f"{self.description} is not ours to look into")
+            raise PostgresUnavailable(f"{self.description} is not our process on this machine")
         return self._own
 
     def _execute(self, statement: sql.Composed) -> None:
@@ -116,14 +116,14 @@ class PostgresServer:
 
 @dataclass(frozen=True)
 class Source:
-    """A place that has a PostgreSQL. `start(durable)` raises PostgresUnavailable."""
+    """A way to get a PostgreSQL server. `start(durable)` raises PostgresUnavailable."""
 
     description: str
     start: Callable[[bool], PostgresServer]
 
 
 def sources(url: str | None = None, *, containers: bool = False) -> list[Source]:
-    """Where one can be had, best first, nothing started. One that is named is never replaced by another."""
+    """Return the possible sources, best first, without starting one. A given server is the only source."""
     if url:
         return [_given(url)]
     attempts: list[Callable[[], Source | None]] = [_on_this_machine, _from_the_wheel]
@@ -140,10 +140,10 @@ def provide(
     containers: bool = False,
     tell: Callable[[str], None] = print,
 ) -> Iterator[PostgresServer]:
-    """The first that starts, until the block ends; `tell` hears why one before it did not. Raises PostgresUnavailable.
+    """Provide a server for the block, from the first source that starts. Raises PostgresUnavailable.
 
-    With `durable` a server of ours syncs each commit, as benchmarks need it; tests do without. With `containers`
-    a container comes first, where Docker is.
+    `tell` is called with the reason if an earlier source does not start. With `durable`, our server syncs each commit,
+    as benchmarks need; tests do not. With `containers` and Docker, a container is the first source.
     """
     server = _first_that_works(sources(url, containers=containers), durable, tell)
     try:
@@ -153,7 +153,7 @@ def provide(
 
 
 def wait_until_it_answers(url: URL) -> None:
-    """Raises PostgresUnavailable when it does not in time."""
+    """Wait until the server responds. Raises PostgresUnavailable if it does not in time."""
     plain = url.set(drivername="postgresql").render_as_string(hide_password=False)
     deadline = time.monotonic() + START_SECONDS
     while True:
@@ -162,7 +162,7 @@ def wait_until_it_answers(url: URL) -> None:
             return
         except psycopg.OperationalError as error:
             if time.monotonic() > deadline:
-                raise PostgresUnavailable(f"no answer within {START_SECONDS} s: {error}") from error
+                raise PostgresUnavailable(f"no response within {START_SECONDS} s: {error}") from error
             time.sleep(_POLL_SECONDS)
 
 
@@ -175,7 +175,7 @@ def _first_that_works(candidates: Sequence[Source], durable: bool, tell: Callabl
             failures.append(str(failure))
         else:
             for reason in failures[1:]:
-                tell(f"tests run on {server.description} instead: {reason}")
+                tell(f"using {server.description} instead: {reason}")
             return server
     raise PostgresUnavailable("no PostgreSQL works here: " + "; ".join(reversed(failures)))
 
@@ -201,7 +201,7 @@ def _in_a_container() -> Source | None:
 
 
 def _start_container(durable: bool) -> PostgresServer:
-    # Loaded only where Docker is: tests alone have what it needs.
+    # Imported only with Docker: its dependencies are installed only for tests.
     from devstack.servers.containers import Container, ContainerUnavailable  # noqa: PLC0415
 
     (port,) = free_ports(1)

@@ -1,4 +1,4 @@
-"""A real child process, in a group of its own: heard line by line, stopped, frozen or killed at will."""
+"""A child process in its own process group: reads its output line by line, and can stop, freeze or kill it."""
 
 import os
 import signal
@@ -19,12 +19,12 @@ from shopctl.system.grpc_health import health
 LOG_LINES_MAX = 20_000
 TAIL_LINES = 25
 _POLL_SECONDS = 0.05
-_ASK_SECONDS = 1
+_HEALTH_SECONDS = 1
 _KILL_SECONDS = 60
 _FREEZE_SECONDS = 60
 
-# What a program needs to run at all. Everything else a child gets is said by who starts it: an exported
-# GRPC_PORT or DATABASE_URL of the caller must never reach a process that it was not meant for.
+# The variables that any program needs. All others are passed explicitly: an exported GRPC_PORT or DATABASE_URL of the
+# caller must never reach a process that it was not meant for.
 _INHERITED = (
     "PATH",
     "HOME",
@@ -39,19 +39,19 @@ _INHERITED = (
 
 
 class ProcessEnded(Exception):
-    """A process ended that should be running, or never became ready; the message holds the end of its log."""
+    """A process ended that should be running; the message contains the end of its log."""
 
 
 def inherited_environment() -> dict[str, str]:
-    """The few variables of this process that every child may see."""
+    """Return the variables of this process that every child inherits."""
     return {name: os.environ[name] for name in _INHERITED if name in os.environ}
 
 
 class Process:
-    """One program that can be started, stopped and started again; its output, stderr included, is kept.
+    """A program that can be started, stopped and started again. Its output, stderr included, is kept.
 
-    `health_address` is where it serves grpc.health.v1. `on_line` is called on a thread of its own with
-    each line of output, without the line's end.
+    `health_address` is the address of its grpc.health.v1 service. `on_line` is called on a separate thread with each
+    line of output, without the line end.
     """
 
     def __init__(
@@ -76,7 +76,7 @@ class Process:
         self._group_gone = True
 
     def start(self) -> Self:
-        """Start it. Its log goes on where an earlier run of it ended."""
+        """Start it. Its log continues that of an earlier run."""
         if self.alive:
             raise RuntimeError(f"{self.name} is running already")
         self._child = subprocess.Popen(
@@ -88,7 +88,7 @@ class Process:
             stderr=subprocess.STDOUT,
             text=True,
             errors="replace",
-            # A session of its own: the terminal's Ctrl-C is for us, who stop the children in their order.
+            # A new session: the terminal's Ctrl-C goes only to us, and we stop the children in their order.
             start_new_session=True,
         )
         try:
@@ -99,7 +99,7 @@ class Process:
         self._group_gone = False
         reader = threading.Thread(target=self._read, args=(self._child,), name=f"log of {self.name}", daemon=True)
         reader.start()
-        # Not before: a Ctrl-C in the middle of a thread's start leaves one that nobody can join.
+        # Assign only after the start: Ctrl-C during a thread's start leaves a thread that cannot be joined.
         self._reader = reader
         return self
 
@@ -113,36 +113,36 @@ class Process:
 
     @property
     def exit_code(self) -> int | None:
-        """None while it runs; negative the signal that ended it."""
+        """The exit code; None while it is running; the negative number of the signal that ended it."""
         code = self._started().poll()
         if code is not None:
-            # Its number may be another's from now on.
+            # From now on its pid may belong to another process.
             watchdog.forget(self.pid)
         return code
 
     @property
     def log(self) -> str:
-        """All that it has printed so far (its last 20,000 lines)."""
+        """Its output so far (the last 20,000 lines)."""
         return "\n".join(self._lines)
 
     def terminate(self) -> None:
-        """Ask it to end (SIGTERM to it alone: it looks after its own children); `wait` for that."""
-        # A frozen one couldn't hear it.
+        """Send SIGTERM to it, but not to its children, which it ends itself. Then call `wait`."""
+        # A frozen process does not handle signals.
         self.thaw()
         self.send_signal(signal.SIGTERM)
 
     def send_signal(self, signum: signal.Signals) -> None:
-        """Send it a signal, to it alone; nothing happens when it has ended."""
+        """Send a signal to it, but not to its children. Does nothing if it has ended."""
         self._started().send_signal(signum)
 
     def kill(self) -> None:
-        """End it and its children at once, as a crash would, and wait until it is gone. Harmless when it is."""
+        """Kill it and its children (SIGKILL), like a crash, and wait until it has ended. May be repeated."""
         self._signal_group(signal.SIGKILL)
         self.wait(_KILL_SECONDS)
         self._group_gone = True
 
     def freeze(self) -> None:
-        """Stop it and its children in the middle of whatever they do, connections open, until `thaw`."""
+        """Freeze it and its children, with open connections, until `thaw`."""
         self._signal_group(signal.SIGSTOP)
         leader = psutil.Process(self.pid)
         wait_until_stopped([leader, *leader.children(recursive=True)])
@@ -159,7 +159,7 @@ class Process:
             self.thaw()
 
     def wait(self, seconds: float) -> int:
-        """Its exit code, once it has ended and all of its output is in the log. Raises TimeoutError."""
+        """Wait until it has ended and its output is in the log, and return its exit code. Raises TimeoutError."""
         child = self._started()
         try:
             code = child.wait(seconds)
@@ -171,33 +171,33 @@ class Process:
         return code
 
     def stop(self, seconds: float = 10) -> int:
-        """End it in its own time, or by force when that is up. Its exit code; harmless when it has ended."""
+        """End it gracefully, or kill it after `seconds`. Returns its exit code. May be repeated."""
         self.terminate()
         return self.finish(seconds)
 
     def finish(self, seconds: float) -> int:
-        """`stop` for one that was told to end already: a second SIGTERM may mean to end at once."""
+        """Do the rest of `stop` after `terminate`. Sends no second SIGTERM, which could mean to end at once."""
         try:
             code = self.wait(seconds)
         except TimeoutError:
             code = -signal.SIGKILL
-        # Children of its own that it left behind go too.
+        # Also kill children that it left behind.
         self.kill()
         return code
 
     def is_ready(self, service: str = "") -> bool:
-        """Whether its health service says SERVING for `service` ('' is ready for calls, or 'liveness').
+        """Return whether its health service reports SERVING for `service` ('' for readiness, or 'liveness').
 
-        Raises ProcessEnded, with the end of its log, when it has ended.
+        Raises ProcessEnded, with the end of its log, if it has ended.
         """
         if self.health_address is None:
             raise ValueError(f"{self.name} has no health service")
         if not self.alive:
             raise ProcessEnded(f"{self.name} ended with exit code {self.wait(1)}\n{self.tail()}")
-        return health(self.health_address, service, timeout_seconds=_ASK_SECONDS) == "SERVING"
+        return health(self.health_address, service, timeout_seconds=_HEALTH_SECONDS) == "SERVING"
 
     def wait_ready(self, seconds: float, service: str = "") -> None:
-        """Wait until it `is_ready`. Raises ProcessEnded as soon as it has ended, and TimeoutError."""
+        """Wait until `is_ready` returns true. Raises ProcessEnded as soon as it ends, and TimeoutError."""
         deadline = time.monotonic() + seconds
         while not self.is_ready(service):
             if time.monotonic() > deadline:
@@ -205,7 +205,7 @@ class Process:
             time.sleep(_POLL_SECONDS)
 
     def wait_for_line(self, text: str, seconds: float) -> str:
-        """The first line of its log that contains `text`. Raises as `wait_ready` does."""
+        """Wait for a line that contains `text`, and return the first. Raises ProcessEnded and TimeoutError."""
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline:
             ended = not self.alive
@@ -220,7 +220,7 @@ class Process:
         raise TimeoutError(f"{self.name} did not print {text!r} within {seconds:g} s\n{self.tail()}")
 
     def tail(self) -> str:
-        """The end of its log, indented, for messages."""
+        """Return the end of its log, indented, for messages."""
         return "\n".join(f"    {line}" for line in list(self._lines)[-TAIL_LINES:])
 
     def _read(self, child: subprocess.Popen[str]) -> None:
@@ -237,16 +237,16 @@ class Process:
         return self._child
 
     def _signal_group(self, signum: signal.Signals) -> None:
-        # The number of a group that is gone may be another's by now.
+        # The id of a group that is gone may belong to another group now.
         if self._group_gone:
             return
-        # None of it may be left (macOS calls a group of zombies a matter of permission).
+        # The group may be gone. For a group of zombies, macOS raises PermissionError.
         with suppress(ProcessLookupError, PermissionError):
             os.killpg(self._started().pid, signum)
 
 
 def wait_until_stopped(processes: Sequence[psutil.Process]) -> None:
-    """SIGSTOP was sent: wait until none of them runs any more, which on a busy machine takes a moment."""
+    """Wait until all processes are stopped, after SIGSTOP was sent: on a busy machine this takes time."""
     deadline = time.monotonic() + _FREEZE_SECONDS
     for process in processes:
         with suppress(psutil.NoSuchProcess):

@@ -1,7 +1,7 @@
 """The whole system on one machine: the four processes over two databases and a broker.
 
-Used by `dev`, the end-to-end tests and the benchmarks. Each process gets its settings from here and none from
-the environment of whoever starts it.
+Used by `dev`, the end-to-end tests and the benchmarks. Each process gets all of its settings from here, and none from
+the caller's environment.
 """
 
 import sys
@@ -34,7 +34,7 @@ _POLL_SECONDS = 0.05
 
 @dataclass(frozen=True)
 class Ports:
-    """Where each process listens: gRPC, health included; health alone, for probes; and metrics (0 is off)."""
+    """The ports of the processes: gRPC with health, health only (for probes), and metrics (0 means off)."""
 
     inventory: int = INVENTORY_PORT
     orders: int = ORDERS_PORT
@@ -49,7 +49,7 @@ class Ports:
 
     @classmethod
     def free(cls, *, metrics: bool = False) -> Self:
-        """Ports on which nobody listens; metrics are off unless asked for."""
+        """Return free ports. Metrics are off, unless `metrics` is set."""
         found = free_ports(10 if metrics else 6)
         return cls(*found, *([] if metrics else [0] * 4))
 
@@ -59,7 +59,7 @@ class Ports:
 
 @dataclass(frozen=True)
 class Options:
-    """What differs from stack to stack. `environment` is for all processes, `per_process` for one."""
+    """Settings of a stack. `environment` applies to all processes, `per_process` to one."""
 
     log_format: str = "console"
     drain_seconds: float = 0
@@ -70,7 +70,7 @@ class Options:
 
 
 class Stack:
-    """The four processes. Entering it brings the schema up to date and starts all; leaving it stops all."""
+    """The four processes. On entry it migrates both schemas and starts all processes; on exit it stops them."""
 
     def __init__(
         self,
@@ -114,7 +114,7 @@ class Stack:
         self.stop()
 
     def migrate(self, *, reset: bool = False) -> None:
-        """Bring both schemas up to date; `reset` drops everything in them first. Raises ProcessEnded."""
+        """Migrate both schemas; `reset` drops everything first. Raises ProcessEnded."""
         migrations = [self._process(name, 0) for name in (INVENTORY_API, ORDER_API)]
         try:
             for migration in migrations:
@@ -130,14 +130,14 @@ class Stack:
                     migration.kill()
 
     def start(self) -> Self:
-        """Start all four at once and wait until all are ready. Raises ProcessEnded or TimeoutError."""
+        """Start all four and wait until all are ready. Raises ProcessEnded or TimeoutError."""
         for process in self.processes:
             process.start()
         self.wait_ready()
         return self
 
     def wait_ready(self, seconds: float = READY_SECONDS) -> None:
-        """Wait until all are ready. Raises ProcessEnded as soon as one of them has ended, and TimeoutError."""
+        """Wait until all are ready. Raises ProcessEnded as soon as one ends, and TimeoutError."""
         deadline = time.monotonic() + seconds
         while unready := [process for process in self.processes if not process.is_ready()]:
             if time.monotonic() > deadline:
@@ -146,7 +146,7 @@ class Stack:
             time.sleep(_POLL_SECONDS)
 
     def move_apis(self, inventory_port: int, orders_port: int) -> None:
-        """Let both APIs listen elsewhere from their next start on."""
+        """Set other ports for both APIs, which they use from their next start on."""
         self.ports = replace(self.ports, inventory=inventory_port, orders=orders_port)
         for process in (self.inventory_api, self.order_api):
             process.env = self._environment(process.name)
@@ -154,7 +154,7 @@ class Stack:
         self.order_api.health_address = self.orders_address
 
     def stop(self) -> dict[str, int]:
-        """End all that runs, each in its own time, or by force: what each exited with."""
+        """End all running processes gracefully, or kill them after a timeout. Returns their exit codes."""
         running = [process for process in self.processes if process.alive]
         for process in running:
             process.terminate()
@@ -215,5 +215,5 @@ class Stack:
 
 
 def target_of(*ports: int) -> str:
-    """The target by which gRPC calls all of an API's processes in turn."""
+    """Return a gRPC target that balances calls over the processes at these ports."""
     return "ipv4:" + ",".join(f"127.0.0.1:{port}" for port in ports)

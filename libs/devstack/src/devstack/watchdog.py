@@ -1,8 +1,7 @@
-"""Ends what this process started, processes and containers, when this one dies, however it dies.
+"""Ends the processes and containers that this process started when this process ends for any reason.
 
-A small child waits on a pipe that closes with its parent, also when the parent is killed. Unlike
-PR_SET_PDEATHSIG it ends whole process groups, does not care which thread started them, survives a change of
-user and works on macOS.
+A small child waits on a pipe that closes when its parent ends, even if the parent is killed. Unlike PR_SET_PDEATHSIG it
+ends whole process groups, does not depend on the thread that started them, works after a change of user and on macOS.
 """
 
 import atexit
@@ -21,22 +20,22 @@ _GONE_WITHIN_SECONDS = 10.0
 
 
 def watch(pid: int, *, with_signal: signal.Signals = signal.SIGKILL, then_remove: Path | None = None) -> None:
-    """Should this process die: signal the group that `pid` leads; once it is gone, remove the folder."""
+    """When this process ends, signal the group that `pid` leads, and remove the folder after the group is gone."""
     _watchdog.watch(pid, with_signal, then_remove)
 
 
 def run(name: str, command: Sequence[str]) -> None:
-    """Should this process die: run the command, which ends what is known by that name."""
+    """When this process ends, run the command, which ends the container `name`."""
     _watchdog.run(name, command)
 
 
 def forget(what: int | str) -> None:
-    """It has ended and was waited for: its number may belong to someone else soon. May be repeated."""
+    """Stop watching a process or container that has ended, since its pid may be reused. May be repeated."""
     _watchdog.forget(what)
 
 
 class _Watchdog:
-    """The child, started when there is first something to watch."""
+    """The child process, started at the first call."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -46,20 +45,20 @@ class _Watchdog:
     def watch(self, pid: int, with_signal: signal.Signals, folder: Path | None) -> None:
         with self._lock:
             self._watched.add(pid)
-            self._tell({"what": pid, "signal": int(with_signal), "remove": folder and str(folder)})
+            self._send({"what": pid, "signal": int(with_signal), "remove": folder and str(folder)})
 
     def run(self, name: str, command: Sequence[str]) -> None:
         with self._lock:
             self._watched.add(name)
-            self._tell({"what": name, "command": list(command)})
+            self._send({"what": name, "command": list(command)})
 
     def forget(self, what: int | str) -> None:
         with self._lock:
             if what in self._watched:
                 self._watched.remove(what)
-                self._tell({"what": what})
+                self._send({"what": what})
 
-    def _tell(self, message: dict[str, object]) -> None:
+    def _send(self, message: dict[str, object]) -> None:
         if self._child is None:
             self._child = self._start()
             atexit.register(self._end)
@@ -68,7 +67,7 @@ class _Watchdog:
         self._child.stdin.flush()
 
     def _end(self) -> None:
-        """At a regular exit: let it do what there is to do, and do not leave it behind as a zombie."""
+        """At a regular exit, let the child finish its work, and wait for it so that it does not become a zombie."""
         if self._child is not None and self._child.stdin is not None:
             self._child.stdin.close()
             self._child.wait(2 * _GONE_WITHIN_SECONDS)
@@ -80,7 +79,7 @@ class _Watchdog:
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
-            # Out of reach of the terminal's Ctrl-C, which is for the parent to handle.
+            # A new session, so that the terminal's Ctrl-C reaches only the parent.
             start_new_session=True,
         )
 
@@ -103,7 +102,7 @@ def _guard() -> None:
             commands.pop(what, None)
     for pid, (signum, _) in watched.items():
         _signal(pid, signum)
-        # A frozen one would never see a signal that it is free to handle.
+        # A frozen process would not handle the signal.
         _signal(pid, signal.SIGCONT)
     for command in commands.values():
         subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=False)

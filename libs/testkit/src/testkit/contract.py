@@ -1,8 +1,8 @@
-"""Holds events against `proto/asyncapi.yaml`, the contract that consumers rely on.
+"""Checks events against `proto/asyncapi.yaml`, the contract with consumers.
 
     validator().check("order-events", key, headers, value)
 
-raises ContractBroken, which names everything that is wrong with the event. Tests do it to all they consume.
+raises ContractBroken with all violations. Tests check all events that they consume.
 """
 
 import json
@@ -26,12 +26,12 @@ _BASE = "urn:shop:asyncapi"
 
 
 class ContractBroken(Exception):
-    """The event is not what the contract says; the text names all that is wrong with it."""
+    """The event violates the contract; the message lists all violations."""
 
 
 @dataclass(frozen=True)
 class Example:
-    """An event as the contract shows it; `payload` is the value, not yet encoded."""
+    """An example of an event in the contract; `payload` is the value before encoding."""
 
     topic: str
     type: str
@@ -41,12 +41,12 @@ class Example:
 
     @property
     def value(self) -> bytes:
-        """The value as it would be on the topic."""
+        """The encoded value, as on the topic."""
         return self.payload.encode() if isinstance(self.payload, str) else json.dumps(self.payload).encode()
 
 
 class Contract:
-    """The channels and messages of an AsyncAPI 3 document, ready to be checked against."""
+    """The channels and messages of an AsyncAPI 3 document."""
 
     def __init__(self, document: Mapping[str, Any]) -> None:
         self._document = document
@@ -57,15 +57,15 @@ class Contract:
 
     @property
     def topics(self) -> list[str]:
-        """All topics, dead-letter ones included."""
+        """All topics, including dead-letter topics."""
         return list(self._channels)
 
     def types(self, topic: str) -> list[str]:
-        """The types of event that a topic carries."""
+        """Return the event types of a topic."""
         return list(self._channels[topic]["messages"])
 
     def examples(self) -> Iterator[Example]:
-        """The examples of every topic and type, in the document's order."""
+        """Yield the examples of every topic and type, in document order."""
         for topic in self.topics:
             for kind in self.types(topic):
                 for example in self._document["components"]["messages"][kind]["examples"]:
@@ -74,25 +74,25 @@ class Contract:
                     yield Example(topic, kind, key, example["headers"], payload)
 
     def check(self, topic: str, key: str, headers: Mapping[str, str], value: bytes) -> None:
-        """Hold one event against the contract. Raises ContractBroken.
+        """Check one event. Raises ContractBroken.
 
-        Key and value of a dead letter are not looked at: they may be the reason why it is there.
+        Key and value of a dead letter are not checked: they may be the reason why it was set aside.
         """
         if topic not in self._channels:
-            raise ContractBroken(f"{topic}: no such topic; there are {', '.join(self.topics)}")
+            raise ContractBroken(f"{topic}: no such topic; the topics are {', '.join(self.topics)}")
         if DEAD_LETTER in self.types(topic):
             _refuse_any(topic, self._faults("headers", dict(headers), f"{DEAD_LETTER}/headers"))
             return
         payload = _decode(topic, value)
         kind = payload.get("event_type") if isinstance(payload, dict) else None
         if kind not in self.types(topic):
-            raise ContractBroken(f"{topic}: event_type is {kind!r}; there are {', '.join(self.types(topic))}")
+            raise ContractBroken(f"{topic}: event_type is {kind!r}; the types are {', '.join(self.types(topic))}")
         faults = [
             *self._faults("headers", dict(headers), f"{kind}/headers"),
             *self._faults("key", key, f"{kind}/bindings/kafka/key"),
             *self._faults("value", payload, f"{kind}/payload"),
         ]
-        # Only what is well-formed can be compared.
+        # Compare fields only if the event is well-formed.
         _refuse_any(f"{topic} {kind}", faults or self._contradictions(topic, key, headers, payload))
 
     def _faults(self, what: str, instance: object, schema: str) -> list[str]:
@@ -106,13 +106,13 @@ class Contract:
     def _contradictions(self, topic: str, key: str, headers: Mapping[str, str], payload: Any) -> list[str]:
         faults = []
         if key != self._key_of(topic, payload):
-            faults.append(f"key: {key!r}, where the value says {self._key_of(topic, payload)!r}")
+            faults.append(f"key: {key!r}, but the value has {self._key_of(topic, payload)!r}")
         if headers["ce_type"] != payload["event_type"]:
-            faults.append(f"headers.ce_type: {headers['ce_type']!r}, where the value says {payload['event_type']!r}")
+            faults.append(f"headers.ce_type: {headers['ce_type']!r}, but the value has {payload['event_type']!r}")
         return faults
 
     def _key_of(self, topic: str, payload: Any) -> str:
-        """The part of the value that the topic's events are keyed by."""
+        """Return the part of the value that is the key of the topic's events."""
         _, path = self._channels[topic]["x-key-location"].split("#/")
         for name in path.split("/"):
             payload = payload[name]
@@ -121,7 +121,7 @@ class Contract:
 
 @cache
 def validator() -> Contract:
-    """The contract of this repository."""
+    """Return the contract of this repository."""
     return Contract(yaml.safe_load(ASYNCAPI.read_text(encoding="utf-8")))
 
 
@@ -136,7 +136,7 @@ def _decode(topic: str, value: bytes) -> Any:
 
 
 def _is_a_time(value: object) -> bool:
-    """Raises ValueError for a day or an hour that does not exist, which no pattern can tell."""
+    """Raise ValueError for a date or time that does not exist, which a pattern cannot detect."""
     return not isinstance(value, str) or bool(datetime.fromisoformat(value))
 
 

@@ -1,4 +1,4 @@
-"""Polls a condition that another thread or process makes true."""
+"""Polls a condition until another thread or process makes it true."""
 
 import time
 from collections.abc import Callable
@@ -12,8 +12,8 @@ _POLL_SECONDS_MIN, _POLL_SECONDS_MAX = 0.001, 0.05
 def eventually(condition: Callable[[], _T], within_seconds: float = 60.0, describe: Callable[[], str] = str) -> _T:
     """Poll until the condition is true, and return what it returned.
 
-    Raises AssertionError when the time is up, with what `describe` returns then, such as the end of a log. The limit is
-    for a test that fails: make it generous, since a busy machine is late with everything.
+    Raises AssertionError after `within_seconds`, with the result of `describe`, such as the end of a log. Only a
+    failing test waits that long, so make the limit generous: a busy machine is slow.
     """
     deadline = time.monotonic() + within_seconds
     pause = _POLL_SECONDS_MIN

@@ -1,6 +1,6 @@
-"""Messages as other clients may write them, such as headers whose names are not UTF-8, which confluent-kafka refuses.
+"""Writes messages as other clients may, such as with header names that are not UTF-8, which confluent-kafka refuses.
 
-So this calls librdkafka directly, the library below confluent-kafka.
+It calls librdkafka, the C library of confluent-kafka, directly.
 """
 
 import ctypes
@@ -23,7 +23,7 @@ _TOPIC, _PARTITION, _VALUE, _KEY, _FLAGS, _TIMESTAMP, _HEADER = 1, 3, 4, 5, 7, 8
 
 @dataclass(frozen=True)
 class Foreign:
-    """A message: any bytes anywhere, but no NUL in a header's name. A `timestamp_ms` of 0 means now."""
+    """A message of arbitrary bytes, except NUL in a header name. A `timestamp_ms` of 0 means now."""
 
     value: bytes | None
     key: bytes | None = None
@@ -33,9 +33,9 @@ class Foreign:
 
 
 def send(bootstrap: str, topic: str, messages: Iterable[Foreign], settings: Mapping[str, str] | None = None) -> None:
-    """Write the messages, in order, and wait until the broker has them. Raises RuntimeError.
+    """Write the messages, in order, and wait for their acknowledgement. Raises RuntimeError.
 
-    `settings` are the producer's, such as `compression.type`.
+    `settings` are producer settings, such as `compression.type`.
     """
     library = _library()
     reason = ctypes.create_string_buffer(512)
@@ -52,7 +52,7 @@ def send(bootstrap: str, topic: str, messages: Iterable[Foreign], settings: Mapp
                 raise RuntimeError(library.rd_kafka_error_string(ctypes.c_void_p(error)).decode())
         library.rd_kafka_flush(producer, SEND_SECONDS * 1000)
         if left := library.rd_kafka_outq_len(producer):
-            raise RuntimeError(f"{topic}: the broker did not take {left} messages within {SEND_SECONDS} s")
+            raise RuntimeError(f"{topic}: the broker did not acknowledge {left} messages within {SEND_SECONDS} s")
     finally:
         library.rd_kafka_destroy(producer)
 
@@ -78,7 +78,7 @@ class _Content(ctypes.Union):
 
 
 class _Part(ctypes.Structure):
-    """rd_kafka_vu_t: a part of a message, and which one it is."""
+    """rd_kafka_vu_t: a part of a message with its kind."""
 
     _fields_ = (("kind", ctypes.c_int), ("content", _Content))
 
@@ -105,7 +105,7 @@ def _memory(value: bytes | None) -> _Memory:
 
 @cache
 def _library() -> Any:
-    # confluent-kafka's module brings librdkafka with it, and its functions are found through it.
+    # confluent-kafka's extension module links librdkafka, so its functions are found through the module.
     library: Any = ctypes.CDLL(confluent_kafka.cimpl.__file__)
     for name in ("rd_kafka_conf_new", "rd_kafka_new", "rd_kafka_produceva"):
         getattr(library, name).restype = ctypes.c_void_p

@@ -1,4 +1,4 @@
-"""The commands behind `./task`, whichever package has them."""
+"""Runs the commands of `./task` in devstack or shopctl."""
 
 from collections.abc import Sequence
 
@@ -9,12 +9,12 @@ COMMANDS = of_dev.COMMANDS | of_any_system.COMMANDS
 
 
 def package_of(word: str) -> str:
-    """The package whose command it is, for `python -m`."""
+    """Return the package of a command, for `python -m`."""
     return "devstack" if word in of_dev.COMMANDS else "shopctl"
 
 
 def main(words: Sequence[str]) -> int:
-    """Run the command in this process; its exit code."""
+    """Run the command in this process and return its exit code."""
     if words and words[0] in of_dev.COMMANDS:
         return of_dev.main(words)
     return of_any_system.main(words)

@@ -1,5 +1,5 @@
 """The commands of `./task`.
 
-One a module: its docstring is the help, `configure` declares its options, and `run` does the work and returns the
-exit code. It raises what `failures.sentence` can put into words.
+Each command is a module: its docstring is the help text, `configure` declares its options, and `run` returns the exit
+code. `run` raises exceptions that `failures.sentence` can explain.
 """

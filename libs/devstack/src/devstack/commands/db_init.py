@@ -1,4 +1,4 @@
-"""Bring both databases to the newest schema. Keeps all data, and does nothing where the schema is new already."""
+"""Bring both databases to the newest schema. Keeps all data, and changes nothing if the schema is up to date."""
 
 import argparse
 
@@ -18,5 +18,5 @@ def run(options: argparse.Namespace) -> int:
 
 
 def migrate(inventory_url: str, orders_url: str, *arguments: str) -> int:
-    """What `python -m inventory_api migrate` and `python -m order_api migrate` do; stops at the first that fails."""
+    """Migrate both databases, and stop at the first failure. Returns the exit code."""
     return schema.main(arguments, INVENTORY, inventory_url) or schema.main(arguments, ORDERS, orders_url)

@@ -1,7 +1,7 @@
 """Drop everything in both databases and bring them to the newest schema.
 
-All items, reservations and orders are lost, and the events that wait in an outbox. Refused while ./task dev runs, and
-for the databases of running containers: `docker compose down --volumes` removes those.
+This deletes all items, reservations and orders, and the events that wait in an outbox. It is refused while ./task dev
+is running, and for the databases of running containers: `docker compose down --volumes` removes those.
 """
 
 import argparse
@@ -24,13 +24,13 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Raises CommandFailed where it must not be done."""
+    """Raises CommandFailed if the databases are in use or the user does not confirm."""
     match target.running():
         case RunFile():
             raise CommandFailed("dev is running; end it first, since its processes would lose their tables")
         case Containers() if not (options.inventory_url and options.orders_url):
             raise CommandFailed(
-                "the containers are running; ./task docker-stop --volumes ends them and removes all data"
+                "the containers are running; ./task docker-stop --volumes stops them and removes all data"
             )
     databases = target.databases(options)
     if not options.yes and not _confirmed(databases.inventory, databases.orders):
@@ -40,6 +40,6 @@ def run(options: argparse.Namespace) -> int:
 
 def _confirmed(*urls: str) -> bool:
     if not sys.stdin.isatty():
-        raise CommandFailed("nobody is here to be asked; say --yes to drop everything")
+        raise CommandFailed("standard input is not a terminal; use --yes to drop everything")
     named = " and ".join(make_url(url).render_as_string(hide_password=True) for url in urls)
     return Confirm.ask(f"Drop everything in {named}?", console=error_console(), default=False)

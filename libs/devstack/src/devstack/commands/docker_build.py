@@ -1,6 +1,6 @@
-"""Build the images of the four deployables and of the gateway, and show how large each is.
+"""Build the images of the four deployables and of the gateway, and show their sizes.
 
-After a change of the code alone it takes seconds: what the images depend on is a layer of its own.
+After a change of only the code it takes seconds: the dependencies are in their own layer.
 """
 
 import argparse
@@ -10,7 +10,7 @@ from shopctl.terminal.output import add_json, number, print_json, print_table, w
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--no-cache", action="store_true", help="build every layer anew")
+    parser.add_argument("--no-cache", action="store_true", help="rebuild every layer")
     add_json(parser)
 
 

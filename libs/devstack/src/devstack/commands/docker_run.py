@@ -1,6 +1,6 @@
-"""Start everything in containers, and say where it listens. Builds the images whose code has changed.
+"""Start everything in containers, and show the addresses. Builds the images whose code has changed.
 
-What runs already goes on as it is. Ports and the images' tag are chosen in .env, see .env.example.
+Running containers stay as they are. Ports and the image tag are set in .env, see .env.example.
 """
 
 import argparse
@@ -15,14 +15,18 @@ WAIT_SECONDS = 600
 
 def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--scale", action="append", default=[], metavar="SERVICE=N", help="run so many of a service; may be repeated"
+        "--scale",
+        action="append",
+        default=[],
+        metavar="SERVICE=N",
+        help="replicas of a service; may be repeated",
     )
     parser.add_argument(
         "--profile",
         action="append",
         default=[],
         choices=["observability", "load"],
-        help="also Jaeger, Prometheus and Grafana, or shoppers at a steady rate; may be repeated",
+        help="also start Jaeger, Prometheus and Grafana, or the load generator; may be repeated",
     )
 
 
@@ -32,12 +36,13 @@ def run(options: argparse.Namespace) -> int:
     compose.show("up", "--build", "--wait", "--wait-timeout", str(WAIT_SECONDS), *scale, profiles=options.profile)
     found = compose.running()
     if found is None:
-        raise CommandFailed("the containers ended as soon as they ran; see `docker compose logs`")
+        raise CommandFailed("the containers ended right after their start; see `docker compose logs`")
     rows = [(name, found.address(name)) for name in (INVENTORY_API, ORDER_API, "postgres", "kafka")]
     if "observability" in options.profile:
         rows += [(name, f"http://{found.address(name)}") for name in ("grafana", "prometheus", "jaeger")]
     print_table("listening", ["", whole("address")], rows)
     console().print(
-        "\nTry: ./task test-grpc, ./task status, docker compose logs --follow; ./task docker-stop ends it.", style="dim"
+        "\nTry: ./task test-grpc, ./task status, docker compose logs --follow; ./task docker-stop ends it.",
+        style="dim",
     )
     return 0

@@ -1,6 +1,6 @@
-"""Stop and remove the containers, after each has finished what it was doing.
+"""Stop the containers gracefully and remove them.
 
-The data stay in volumes, and are there at the next start; --volumes removes them too.
+The data stay in volumes for the next start; --volumes removes them, too.
 """
 
 import argparse
@@ -9,13 +9,13 @@ from shopctl.system import compose
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--volumes", action="store_true", help="remove all data, and the passwords")
+    parser.add_argument("--volumes", action="store_true", help="also remove all data and the passwords")
 
 
 def run(options: argparse.Namespace) -> int:
     """Raises CommandFailed."""
-    # Whatever profiles they were started with: what is left would keep their network.
+    # Stop all profiles: a container that is left would keep the network in use.
     compose.show("down", *(["--volumes"] if options.volumes else []), profiles=["*"])
     if not options.volumes:
-        print("The data are kept for the next start; ./task docker-stop --volumes removes them.")
+        print("The data stay for the next start; ./task docker-stop --volumes removes them.")
     return 0

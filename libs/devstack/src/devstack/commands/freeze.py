@@ -1,8 +1,8 @@
-"""Stop a process of the running `dev` in the middle of whatever it does (SIGSTOP), or let it go on (thaw: SIGCONT).
+"""Freeze a process of the running `dev` (SIGSTOP), or let it continue (thaw: SIGCONT).
 
-A frozen process keeps its connections, locks and leases, as one does that its machine has forgotten for a while. What
-needs it waits, or fails in time; the rest goes on. ./task status shows which are frozen. If it stands in the middle of
-a write to an SQLite file, no other process can change that database until it is thawed or killed.
+A frozen process keeps its connections, locks and leases, like a process on a suspended machine. Its clients wait or
+time out; the other processes continue. ./task status shows frozen processes. If it is frozen during a write to an
+SQLite file, no other process can change that database until it is thawed or killed.
 """
 
 import argparse
@@ -21,11 +21,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """May be repeated. Raises CommandFailed while it is not running."""
+    """May be repeated. Raises CommandFailed if the process is not running."""
     name, freezes = options.process, options.freezes
     pid = running.signal_group(runfile.read(), name, signal.SIGSTOP if freezes else signal.SIGCONT)
     if freezes:
         wait_until_stopped([psutil.Process(pid)])
-    done = f"is frozen; ./task thaw {name} lets it go on" if freezes else "goes on"
+    done = f"is frozen; ./task thaw {name} lets it continue" if freezes else "continues"
     console().print(f"{name} (pid {pid}) {done}", highlight=False)
     return 0

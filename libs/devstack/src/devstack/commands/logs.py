@@ -1,7 +1,7 @@
-"""Show what the processes printed, and what `dev` said, now or earlier: the last 50 MB are kept in run/.
+"""Show the logs of the processes and of `dev`, also of earlier runs: run/ keeps the last 50 MB.
 
-Filters go together. A line of a traceback has the level of the line that it belongs to. With --json each line is an
-object with `time`, `process`, `level` and `line`.
+A line must match all filters. A line of a traceback has the level of its log line. With --json each line is an object
+with `time`, `process`, `level` and `line`.
 """
 
 import argparse
@@ -24,39 +24,42 @@ from shopctl.terminal.output import add_json, console, print_json
 def configure(parser: argparse.ArgumentParser) -> None:
     names = [*COLOURS, DEV]
     parser.add_argument(
-        "process", nargs="*", metavar="PROCESS", help=f"only lines of these: {', '.join(names)} (default: all)"
+        "process",
+        nargs="*",
+        metavar="PROCESS",
+        help=f"only lines of these: {', '.join(names)} (default: all)",
     )
     parser.add_argument(
-        "--level", type=str.lower, choices=LEVELS, default=LEVELS[0], help="only lines of this level or above"
+        "--level", type=str.lower, choices=LEVELS, default=LEVELS[0], help="only lines of this level or higher"
     )
     parser.add_argument("--since", type=since.parse, metavar="WHEN", help=f"only lines since then: {since.FORMS}")
-    parser.add_argument("--grep", type=_pattern, metavar="REGEX", help="only lines in which this is found")
-    parser.add_argument("-f", "--follow", action="store_true", help="go on with new lines, until dev ends or Ctrl-C")
+    parser.add_argument("--grep", type=_pattern, metavar="REGEX", help="only lines that match")
+    parser.add_argument("-f", "--follow", action="store_true", help="continue with new lines, until dev ends or Ctrl-C")
     parser.set_defaults(known=names)
     add_json(parser)
 
 
 def run(options: argparse.Namespace) -> int:
-    """Raises CommandFailed when nothing was ever kept."""
+    """Raises CommandFailed if there are no logs."""
     if unknown := set(options.process) - set(options.known):
         raise CommandFailed(f"there is no process {min(unknown)}; there are {', '.join(options.known)}")
     if not log_book.PATH.exists():
-        raise CommandFailed(f"no logs are kept here ({log_book.PATH}); ./task dev writes them")
+        raise CommandFailed(f"there are no logs ({log_book.PATH}); ./task dev writes them")
     screen = console()
-    for line in log_book.read(go_on=_wait_while_dev_runs if options.follow else None):
-        if not _is_wanted(line, options):
+    for line in log_book.read(keep_following=_wait_while_dev_runs if options.follow else None):
+        if not _matches(line, options):
             continue
         if options.json:
             print_json(asdict(line))
         elif screen.is_terminal:
             screen.print(named(line.process, line.line), soft_wrap=True)
         else:
-            # Colours are for people; without them half a million lines take seconds.
+            # Do not format colours for a pipe: half a million lines then take only seconds.
             print(prefix(line.process) + line.line)
     return 0
 
 
-def _is_wanted(line: Line, options: argparse.Namespace) -> bool:
+def _matches(line: Line, options: argparse.Namespace) -> bool:
     return (
         (not options.process or line.process in options.process)
         and LEVELS.index(line.level) >= LEVELS.index(options.level)
@@ -78,4 +81,4 @@ def _pattern(text: str) -> re.Pattern[str]:
     try:
         return re.compile(text)
     except re.error as error:
-        raise argparse.ArgumentTypeError(f"is no regular expression: {error}") from None
+        raise argparse.ArgumentTypeError(f"is not a regular expression: {error}") from None

@@ -1,8 +1,8 @@
-"""End a process of the running `dev` and wait until it serves again: in its own time (restart), or at once (kill).
+"""End a process of the running `dev`, gracefully (restart) or at once (kill), and wait until it serves again.
 
-A restart is what an upgrade does (SIGTERM: the process finishes what it has begun), a kill what a crash does (SIGKILL).
-`dev` starts the process again. No unit is oversold and no event is lost by either: ./task load keeps shoppers coming
-meanwhile. When the embedded broker is killed, dev ends, since the broker has all events in its memory.
+A restart acts like an upgrade (SIGTERM: the process finishes its work), a kill like a crash (SIGKILL). `dev` starts the
+process again. Neither oversells stock or loses events; to try this under load, run ./task load meanwhile. If the
+embedded broker is killed, dev ends, too, because the broker keeps all events in memory.
 """
 
 import argparse
@@ -17,7 +17,7 @@ from shopctl.terminal.failures import CommandFailed
 from shopctl.terminal.output import console
 
 _SECONDS_MAX = 90.0
-"""To finish what was begun, and to be ready again on a busy machine."""
+"""Time to finish its work and to become ready again on a busy machine."""
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -25,19 +25,19 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Raises CommandFailed when it does not come back."""
-    dev, name, gently = runfile.read(), options.process, options.gently
-    if name == BROKER and gently:
-        raise CommandFailed("the broker has all events in its memory, so it can't be restarted; start dev again")
+    """Raises CommandFailed if the process does not serve again in time."""
+    dev, name, graceful = runfile.read(), options.process, options.graceful
+    if name == BROKER and graceful:
+        raise CommandFailed("the broker keeps all events in memory, so it cannot be restarted; restart dev")
     began = time.monotonic()
-    # A frozen one would not hear that it is to end.
-    pid = running.signal_group(dev, name, signal.SIGCONT if gently else signal.SIGKILL)
-    if gently:
-        # To it alone: it looks after its own children.
+    # Thaw it first: a frozen process does not handle SIGTERM.
+    pid = running.signal_group(dev, name, signal.SIGCONT if graceful else signal.SIGKILL)
+    if graceful:
+        # Not to its group: the process ends its children itself.
         os.kill(pid, signal.SIGTERM)
-    console().print(f"{name} (pid {pid}) {'ends' if gently else 'is killed'}", highlight=False)
+    console().print(f"{name} (pid {pid}) {'is ending' if graceful else 'was killed'}", highlight=False)
     if name == BROKER:
-        console().print("dev ends, too: ./task dev starts it again")
+        console().print("dev ends, too; ./task dev starts it again")
         return 0
     new_pid = running.wait_until_it_serves(name, pid, _SECONDS_MAX)
     console().print(f"{name} serves again after {time.monotonic() - began:.1f} s (pid {new_pid})", highlight=False)

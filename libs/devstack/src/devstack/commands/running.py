@@ -1,6 +1,6 @@
-"""The processes of the `dev` that runs here: which there are, and what to do to them from outside.
+"""The processes of the running `dev`, and signals to them.
 
-`dev` notices by itself what is done to its processes, so all of it is signals.
+Signals are enough, since `dev` itself notices when a process ends.
 """
 
 import argparse
@@ -23,23 +23,23 @@ _POLL_SECONDS = 0.1
 
 
 def add_process(parser: argparse.ArgumentParser, *, broker: bool = True) -> None:
-    """PROCESS."""
+    """Add the argument PROCESS."""
     names = [*PROCESSES, *([BROKER] if broker else [])]
     parser.add_argument("process", metavar="PROCESS", choices=names, help=", ".join(names))
 
 
 def pid_of(run: RunFile, name: str) -> int:
-    """Raises CommandFailed while it is not running."""
+    """Return the pid of a process. Raises CommandFailed if it is not running."""
     pid = run.broker_pid if name == BROKER else run.processes[name].pid
-    # A number that became another's belongs to no child of dev's.
+    # If the pid was reused, that process is not a child of dev.
     with suppress(psutil.NoSuchProcess):
         if pid and psutil.Process(pid).ppid() == run.pid and state_of(pid) != "gone":
             return pid
-    raise CommandFailed(f"{name} is not running at the moment; ./task status shows when it is")
+    raise CommandFailed(f"{name} is not running; ./task status shows its state")
 
 
 def signal_group(run: RunFile, name: str, signum: signal.Signals) -> int:
-    """Send it to the process and its children: its pid. Raises CommandFailed while it is not running."""
+    """Send a signal to the process and its children. Returns its pid. Raises CommandFailed if it is not running."""
     pid = pid_of(run, name)
     with suppress(ProcessLookupError):
         os.killpg(pid, signum)
@@ -47,14 +47,14 @@ def signal_group(run: RunFile, name: str, signum: signal.Signals) -> int:
 
 
 def wait_until_it_serves(name: str, former_pid: int, seconds: float) -> int:
-    """Wait for dev to have started it again: its new pid. Raises CommandFailed, also when dev has ended."""
+    """Wait until dev has restarted the process. Returns the new pid. Raises CommandFailed, also if dev ends."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         try:
             endpoint = runfile.read().processes[name]
         except NotRunning:
-            raise CommandFailed(f"dev ended before {name} served again; ./task logs dev says why") from None
+            raise CommandFailed(f"dev ended before {name} served again; ./task logs dev shows why") from None
         if endpoint.pid != former_pid and grpc_health.health(endpoint.health, timeout_seconds=1) == "SERVING":
             return endpoint.pid
         time.sleep(_POLL_SECONDS)
-    raise CommandFailed(f"{name} does not serve after {seconds:g} s; ./task logs {name} may say why")
+    raise CommandFailed(f"{name} does not serve after {seconds:g} s; ./task logs {name} may show why")

@@ -1,6 +1,6 @@
-"""End the `dev` that runs here, as Ctrl-C in its terminal does: what was begun is finished, then all of it ends.
+"""End the running `dev` gracefully, as Ctrl-C in its terminal does.
 
-Says what is waited for. Exit code 1 when dev has not ended in time.
+Shows what dev waits for. The exit code is 1 if dev does not end in time.
 """
 
 import argparse
@@ -26,7 +26,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(_: argparse.Namespace) -> int:
-    """Raises NotRunning, and CommandFailed when it does not end."""
+    """Raises NotRunning, and CommandFailed if dev does not end in time."""
     dev = psutil.Process(run_folder.owner() or runfile.read().pid)
     deadline = time.monotonic() + _SECONDS_MAX
 
@@ -34,14 +34,14 @@ def run(_: argparse.Namespace) -> int:
         time.sleep(seconds)
         return _runs(dev) and time.monotonic() < deadline
 
-    said = log_book.follow(log_book.PATH, still_runs)
+    lines = log_book.follow(log_book.PATH, still_runs)
     with suppress(ProcessLookupError):
         os.kill(dev.pid, signal.SIGINT)
-    for line in said:
+    for line in lines:
         if line.process == DEV:
             console().print(line.line, markup=False, highlight=False, soft_wrap=True)
     if _runs(dev):
-        raise CommandFailed(f"dev (pid {dev.pid}) still runs after {_SECONDS_MAX:g} s")
+        raise CommandFailed(f"dev (pid {dev.pid}) is still running after {_SECONDS_MAX:g} s")
     return 0
 
 

@@ -2,11 +2,11 @@
 
     python -m devstack.dev [--database sqlite|postgresql://USER:PASSWORD@HOST:PORT] [--data-dir run/data]
 
-Makes what is missing, starts the embedded broker and the four processes, shows their logs, and keeps them. A process
-that ends is started again; when it never came up, or when the broker ends, all of it ends with exit code 1. A signal
-(Ctrl-C, SIGTERM, SIGHUP) ends all of it after every event was acted upon, a second one at once.
+Creates missing databases, starts the embedded broker and the four processes, and shows and keeps their logs. Restarts a
+process that ends. If a process never becomes ready, or if the broker ends, everything ends with exit code 1. A signal
+(Ctrl-C, SIGTERM, SIGHUP) ends everything after all events were handled; a second one ends it at once.
 
-Spans are collected for `./task trace`; the OTEL_* variables of its environment are for the four processes.
+It collects spans for `./task trace`, and passes the OTEL_* variables of its environment to the four processes.
 """
 
 import os
@@ -43,29 +43,29 @@ from shopctl.system.runfile import Endpoint, RunFile
 from shopctl.terminal.colours import BROKER, COLOURS
 
 DRAIN_SECONDS = 30
-# One Ctrl-C may reach us twice: from the terminal, and again from whoever started us.
+# One Ctrl-C may arrive twice: from the terminal and from the parent process.
 _SAME_CTRL_C_SECONDS = 1.0
 
 _ENDPOINT = "OTEL_EXPORTER_OTLP_ENDPOINT"
-# Whoever places an order here looks at its trace at once.
-_SPANS_WAIT = {"OTEL_BSP_SCHEDULE_DELAY": "200"}
+# Export spans soon: after an order, a user looks at its trace at once.
+_EXPORT_SOON = {"OTEL_BSP_SCHEDULE_DELAY": "200"}
 
 _TASK_RUNNER = "task"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run until a signal (0) or until something ends that should not (1)."""
+    """Run until a signal (exit code 0) or a failure (exit code 1)."""
     options = dev_options.parse(arguments)
     screen = Screen()
     try:
-        with _signals_interrupt(), run_folder.owned(), _kept(screen):
+        with _signals_interrupt(), run_folder.owned(), _logs_stored(screen):
             return Dev(options, screen).run()
     except KeyboardInterrupt:
         screen.complain("interrupted: ended at once")
     except (CannotStart, run_folder.Owned) as refusal:
         screen.complain(str(refusal))
     except OSError as failure:
-        screen.complain(f"the run folder can't be used: {failure}")
+        screen.complain(f"cannot use the run folder: {failure}")
     return 1
 
 
@@ -81,14 +81,14 @@ class Dev:
         self._was_up = False
 
     def run(self) -> int:
-        """Until a signal, or the end of what can't be started again. Nothing of it runs afterwards."""
+        """Run until a signal or a failure. Returns the exit code, after all processes have ended."""
         databases = dev_options.check(self._options)
-        # Around all of it: what the processes tell of last, while they end, is collected too.
+        # Collect until the very end: processes export their last spans while they end.
         with self._data_owned(), self._collected():
             return self._run(databases)
 
     def _run(self, databases: Databases) -> int:
-        self._screen.say("starting, this takes a few seconds; Ctrl-C ends everything")
+        self._screen.say("starting, which takes a few seconds; Ctrl-C ends everything")
         address_file = runfile.PATH.with_name("broker")
         broker = kafka.embedded(address_file, lambda line: self._screen.log(BROKER, line), self._options.kafka_port)
         stack = None
@@ -96,14 +96,14 @@ class Dev:
             stack = self._stack(databases, kafka.start(broker, address_file))
             stack.migrate()
             stack.start()
-            self._keep_up(stack, broker)
+            self._supervise(stack, broker)
             if broker.alive:
-                # The task runner that started us has ended, and so do we.
+                # The task runner that started us has ended, so end, too.
                 return 0 if self._drain(stack, broker) else 1
-            self._screen.complain(f"the broker {how_it_ended(broker)}; its events are gone, so all of it ends")
+            self._screen.complain(f"the broker {how_it_ended(broker)}; its events are lost, so everything ends")
             return 1
         except (ProcessEnded, TimeoutError) as failure:
-            # With the last lines of the process, which others have come between on the screen.
+            # Includes the last lines of the process, which are interleaved with others on the screen.
             self._screen.complain(str(failure))
             return 1
         except KeyboardInterrupt:
@@ -118,19 +118,19 @@ class Dev:
 
     @contextmanager
     def _data_owned(self) -> Iterator[None]:
-        """Two brokers for the same databases would each have half of the events."""
+        """Lock the data folder: with two brokers for the same databases, each would have only some of the events."""
         folder = self._options.data_folder
         with ExitStack() as ending:
             if self._options.database == "sqlite":
                 try:
                     ending.enter_context(run_folder.owned(folder / run_folder.LOCK.name))
                 except run_folder.Owned as other:
-                    raise CannotStart(f"--data-dir {folder}: another dev uses it (pid {other.pid})") from None
+                    raise CannotStart(f"--data-dir {folder}: in use by another dev (pid {other.pid})") from None
             yield
 
     @contextmanager
     def _collected(self) -> Iterator[None]:
-        """Keep the spans of the processes, unless the user wants them elsewhere."""
+        """Collect the spans of the processes, unless the user has set another endpoint."""
         if not self._collects:
             yield
             return
@@ -139,19 +139,19 @@ class Dev:
                 port = self._options.traces_port
                 endpoint = ending.enter_context(collector.collecting(self._screen.complain, port=port))
             except (OSError, sqlite3.Error) as failure:
-                raise CannotStart(f"the traces can't be kept: {failure}") from failure
-            self._environment = {_ENDPOINT: endpoint} | _SPANS_WAIT | self._environment
+                raise CannotStart(f"cannot store traces: {failure}") from failure
+            self._environment = {_ENDPOINT: endpoint} | _EXPORT_SOON | self._environment
             yield
 
     def _stack(self, databases: Databases, broker: Kafka) -> Stack:
         options = Options(listen_host=self._options.listen, environment=self._environment)
         return Stack(databases, broker, self._options.ports, options, self._screen.log)
 
-    def _keep_up(self, stack: Stack, broker: Process) -> None:
-        """Until the broker ends, which has all events in its memory, or the task runner that started us."""
+    def _supervise(self, stack: Stack, broker: Process) -> None:
+        """Supervise the processes until the broker, which keeps all events in memory, or our task runner ends."""
         self._was_up = True
         self._write_run_file(stack, broker)
-        self._tell_where(stack)
+        self._print_addresses(stack)
         supervisor = Supervisor(
             stack.processes,
             self._screen.say,
@@ -161,11 +161,11 @@ class Dev:
         supervisor.run(lambda: broker.alive and self._runner in (None, os.getppid()))
 
     def _rewrite_run_file(self, stack: Stack, broker: Process) -> None:
-        """With the new pids. A disk that is full must not end what runs."""
+        """Write the run file with the new pids. A failure, such as a full disk, must not end the system."""
         try:
             self._write_run_file(stack, broker)
         except OSError as failure:
-            self._screen.complain(f"other tasks may not find the new process: {failure}")
+            self._screen.complain(f"cannot write the run file, so other tasks may not find the new process: {failure}")
 
     def _write_run_file(self, stack: Stack, broker: Process) -> None:
         me = psutil.Process()
@@ -175,13 +175,13 @@ class Dev:
             bootstrap=stack.kafka.bootstrap,
             databases=stack.databases,
             processes=_endpoints(stack, self._options.listen),
-            # Empty when the user has turned them off.
+            # Empty if the user has turned traces off.
             traces_elsewhere=None if self._collects else self._environment[_ENDPOINT],
             broker_pid=broker.pid,
         )
         runfile.write(run)
 
-    def _tell_where(self, stack: Stack) -> None:
+    def _print_addresses(self, stack: Stack) -> None:
         listen = self._options.listen
         table = Table(title="all healthy", title_justify="left", box=box.SIMPLE_HEAD)
         for column in ("process", "address", "health", "metrics"):
@@ -192,14 +192,14 @@ class Dev:
         table.add_row(Text(BROKER, COLOURS[BROKER]), stack.kafka.bootstrap, "", "")
         self._screen.table(table)
         if self._options.is_open:
-            self._screen.say(f"other machines reach these ports ({listen}); there is no login", "bold yellow")
-        self._screen.say("next: ./task test-grpc, then ./task trace --last, or ./task top; ./task stop ends it")
+            self._screen.say(f"other machines can reach these ports ({listen}) without authentication", "bold yellow")
+        self._screen.say("next: ./task test-grpc, then ./task trace --last, or ./task top; ./task stop ends everything")
 
     def _drain(self, stack: Stack | None, broker: Process) -> bool:
-        """Whether nothing was left undone."""
+        """End the stack gracefully. Returns whether all events were handled."""
         if stack is None or not self._was_up:
             return True
-        self._screen.say("ending: no new work; what was begun is finished first (Ctrl-C again: at once)")
+        self._screen.say("ending: finishing the work in progress first (Ctrl-C again ends at once)")
         try:
             broker.thaw()
             for process in stack.processes:
@@ -212,7 +212,7 @@ class Dev:
                 process.kill()
             raise
         except (KafkaException, SQLAlchemyError) as failure:
-            self._screen.complain(f"can't tell whether all events were acted upon: {failure}")
+            self._screen.complain(f"cannot check whether all events were handled: {failure}")
             return False
 
 
@@ -230,27 +230,27 @@ def _endpoints(stack: Stack, listen: str) -> dict[str, Endpoint]:
 
 
 def _otel_variables() -> dict[str, str]:
-    """Those of OpenTelemetry, which are meant for every process of a user's."""
+    """Return the OTEL_* variables of the environment, which apply to all processes of a user."""
     return {name: value for name, value in os.environ.items() if name.startswith("OTEL_")}
 
 
 def _task_runner() -> int | None:
-    """The pid of go-task, where that started us. It passes no signal on, so we end when it does."""
+    """Return the pid of go-task if it started us. It does not forward signals, so dev ends when it ends."""
     parent = psutil.Process().parent()
     return parent.pid if parent is not None and parent.name() == _TASK_RUNNER else None
 
 
 @contextmanager
-def _kept(screen: Screen) -> Iterator[None]:
-    """What is shown meanwhile is kept for `./task logs`."""
-    with LogBook.opened(lambda failure: screen.complain(f"the logs can't be kept: {failure}")) as book:
+def _logs_stored(screen: Screen) -> Iterator[None]:
+    """Store everything on the screen for `./task logs`."""
+    with LogBook.opened(lambda failure: screen.complain(f"cannot store logs: {failure}")) as book:
         screen.book = book
         yield
 
 
 @contextmanager
 def _signals_interrupt() -> Iterator[None]:
-    """SIGTERM, and a terminal that is closed, are a Ctrl-C. Echoes of one are not a second."""
+    """Treat SIGTERM and SIGHUP (a closed terminal) like Ctrl-C. Ignore a signal right after another one."""
     last = float("-inf")
 
     def interrupt(_signal: int, _frame: FrameType | None) -> None:

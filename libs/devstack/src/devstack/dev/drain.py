@@ -1,4 +1,4 @@
-"""Ending a stack without leaving an event behind: what a broker that keeps nothing asks for."""
+"""Ends a stack after all events were handled, since the in-memory broker keeps none of them."""
 
 import time
 from collections.abc import Callable
@@ -12,63 +12,63 @@ from shop_common.db.database import plain_engine
 from shopctl.events.topics import READERS
 
 _POLL_SECONDS = 0.1
-_SAY_SECONDS = 1.0
+_REPORT_SECONDS = 1.0
 
-Say = Callable[[str], None]
+Report = Callable[[str], None]
 
 
-def drain(stack: Stack, seconds: float, say: Say) -> bool:
-    """End the four processes once every event is shipped and acted upon, within about that time.
+def drain(stack: Stack, seconds: float, report: Report) -> bool:
+    """End the four processes after all events were shipped and handled, within about this time.
 
-    Whether that succeeded. `say` is told what is waited for.
+    Returns whether that succeeded. Calls `report` with what it waits for.
     """
     begin = time.monotonic()
     deadline = begin + seconds
     stack.reaper.stop(STOP_SECONDS)
-    # The APIs hold the consumers, so most is done while they still run; then they take no more calls. Clients that
-    # go on calling cause new events all the time, so half of the time is kept for what they can no longer reach.
-    _settle(stack, begin + seconds / 2, say)
+    # The consumers run in the APIs, so handle most events while these still run, and then stop them. Clients that
+    # continue to call cause new events, so half of the time is reserved for the phase without clients.
+    _settle(stack, begin + seconds / 2, report)
     _stop_apis(stack)
-    shipped = _wait(lambda: _unshipped(stack), deadline, say)
+    shipped = _wait(lambda: _unshipped(stack), deadline, report)
     if shipped and unread(stack.kafka) and time.monotonic() < deadline:
-        # Their last calls were told of when their consumers had ended. Read on, where no client finds them.
+        # Events of the last calls arrived after the consumers stopped. Restart the APIs on ports unknown to clients.
         stack.move_apis(*free_ports(2))
         stack.inventory_api.start()
         stack.order_api.start()
-        _settle(stack, deadline, say)
+        _settle(stack, deadline, report)
         _stop_apis(stack)
     left = _waiting(stack)
     stack.stop()
     if left:
-        say(f"gave up: {left}; the broker keeps nothing: what was shipped and not acted upon is lost")
+        report(f"gave up with {left}; shipped events that were not handled are lost, since the broker stores nothing")
     return not left
 
 
 def backlog(url: str) -> int:
-    """How many events wait in the outbox of a database."""
+    """Return the number of events in the outbox of a database."""
     engine = plain_engine(url)
     with engine.connect() as tx:
         return int(tx.execute(text("SELECT count(*) FROM outbox")).scalar_one())
 
 
 def unread(kafka: Kafka) -> int:
-    """How many events lie in the topics that have not been acted upon."""
+    """Return the number of events in the topics that were not handled yet."""
     return sum(kafka.lag(group, topic) for topic, group in READERS.items())
 
 
-def _settle(stack: Stack, deadline: float, say: Say) -> None:
-    # Acting on an event may write the next one, so quiet counts only when it was seen twice.
-    _wait(lambda: _waiting(stack) or _waiting(stack), deadline, say)
+def _settle(stack: Stack, deadline: float, report: Report) -> None:
+    # Handling an event may write another one, so check twice that none is waiting.
+    _wait(lambda: _waiting(stack) or _waiting(stack), deadline, report)
 
 
-def _wait(waiting: Callable[[], str], deadline: float, say: Say) -> bool:
-    said, say_next = "", 0.0
+def _wait(waiting: Callable[[], str], deadline: float, report: Report) -> bool:
+    reported, next_report = "", 0.0
     while now := waiting():
         if time.monotonic() > deadline:
             return False
-        if now != said and time.monotonic() > say_next:
-            say(f"waiting: {now}")
-            said, say_next = now, time.monotonic() + _SAY_SECONDS
+        if now != reported and time.monotonic() > next_report:
+            report(f"waiting: {now}")
+            reported, next_report = now, time.monotonic() + _REPORT_SECONDS
         time.sleep(_POLL_SECONDS)
     return True
 
@@ -77,7 +77,7 @@ def _waiting(stack: Stack) -> str:
     if unshipped := _unshipped(stack):
         return unshipped
     count = unread(stack.kafka)
-    return f"{count} events to act upon" if count else ""
+    return f"{count} events to handle" if count else ""
 
 
 def _unshipped(stack: Stack) -> str:
@@ -86,6 +86,6 @@ def _unshipped(stack: Stack) -> str:
 
 
 def _stop_apis(stack: Stack) -> None:
-    # Orders first: a call of theirs may still need the inventory.
+    # order-api first: its calls may still need inventory-api.
     stack.order_api.stop(STOP_SECONDS)
     stack.inventory_api.stop(STOP_SECONDS)

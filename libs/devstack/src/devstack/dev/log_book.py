@@ -1,7 +1,7 @@
-"""What the processes printed and what `dev` said, in files of the run folder that outlive it.
+"""The logs of the processes and of `dev`, in files of the run folder that outlive it.
 
-Each line is a JSON object: `time` (RFC 3339, when the line came), `process`, `level`, and `line` as it was printed.
-Bounded: at 10 MB a new file is begun, and five are kept.
+Each line is a JSON object: `time` (RFC 3339, when the line arrived), `process`, `level`, and `line` as it was printed.
+Files are rotated at 10 MB; five are kept.
 """
 
 import json
@@ -24,13 +24,13 @@ FILE_BYTES_MAX = 10 * 2**20
 FILES_MAX = 5
 
 _POLL_SECONDS = 0.2
-# As shop_common.telemetry.logs writes it, for people and for machines.
+# The two formats of shop_common.telemetry.logs: console and JSON.
 _LEVEL = re.compile(r'^\d\d:\d\d:\d\d\.\d+ \[(\w+) *\]|"level": ?"(\w+)"')
 
 
 @dataclass(frozen=True)
 class Line:
-    """A line that a process printed. One without a level of its own, of a traceback for example, has the last one's."""
+    """A printed line. A line without a level, such as one of a traceback, has the level of the last line."""
 
     time: str
     process: str
@@ -39,7 +39,7 @@ class Line:
 
 
 class LogBook:
-    """Open to write, for any thread. One process writes, any number read."""
+    """Writes the logs; safe for threads. One process writes, any number read."""
 
     def __init__(self, path: Path, on_failure: Callable[[OSError], None]) -> None:
         self._path = path
@@ -52,7 +52,7 @@ class LogBook:
     @classmethod
     @contextmanager
     def opened(cls, on_failure: Callable[[OSError], None], path: Path = PATH) -> Iterator[Self]:
-        """For the block. `on_failure` is called once when a line can't be kept; the lines go on to be shown."""
+        """Open for the block. Calls `on_failure` once if a line cannot be stored."""
         book = cls(path, on_failure)
         try:
             yield book
@@ -60,9 +60,9 @@ class LogBook:
             book.close()
 
     def add(self, process: str, line: str, level: str | None = None) -> None:
-        """Keep a line; its level is read from it unless given.
+        """Store a line; by default its level is parsed from it.
 
-        Raises nothing: what can't be kept is no reason to stop what is told of.
+        Never raises: a failure to store logs must not stop the processes.
         """
         failure = None
         with self._lock:
@@ -74,7 +74,7 @@ class LogBook:
             except OSError as error:
                 failure, self._failed = (None if self._failed else error), True
         if failure is not None:
-            # Without the lock: what is said of it comes here again.
+            # Outside the lock: the report of the failure calls `add` again.
             self._on_failure(failure)
 
     def close(self) -> None:
@@ -85,12 +85,12 @@ class LogBook:
 
     def _write(self, text: str) -> None:
         if self._file is None or self._file.tell() > FILE_BYTES_MAX:
-            self._begin_file()
+            self._rotate()
         assert self._file is not None
         self._file.write(text)
         self._file.flush()
 
-    def _begin_file(self) -> None:
+    def _rotate(self) -> None:
         if self._file is not None:
             self._file.close()
             self._file = None
@@ -98,33 +98,36 @@ class LogBook:
                 if (older := _numbered(self._path, number)).exists():
                     older.replace(_numbered(self._path, number + 1))
         self._path.parent.mkdir(parents=True, exist_ok=True)
-        # Requests and addresses are in it, so only its owner may read it.
+        # It contains requests and addresses, so only its owner may read it.
         self._path.touch(mode=0o600)
         self._file = self._path.open("a", encoding="utf-8", errors="replace")
 
 
-def read(path: Path = PATH, go_on: Callable[[float], bool] | None = None) -> Iterator[Line]:
-    """What is kept, oldest first; with `go_on` then what is added, until that, which waits for so long, says no."""
+def read(path: Path = PATH, keep_following: Callable[[float], bool] | None = None) -> Iterator[Line]:
+    """Yield the stored lines, oldest first. With `keep_following`, continue with new lines until it returns False.
+
+    `keep_following` takes the seconds to wait before the next poll.
+    """
     for number in range(FILES_MAX - 1, 0, -1):
         if (file := _opened(_numbered(path, number))) is not None:
             with file:
                 yield from _lines(file)
-    yield from _lines_from(_opened(path), path, go_on)
+    yield from _lines_from(_opened(path), path, keep_following)
 
 
-def follow(path: Path, go_on: Callable[[float], bool]) -> Iterator[Line]:
-    """What is added after this call, until `go_on` says no."""
+def follow(path: Path, keep_following: Callable[[float], bool]) -> Iterator[Line]:
+    """Yield the lines that are added after this call, until `keep_following` returns False."""
     if (file := _opened(path)) is not None:
         file.seek(0, os.SEEK_END)
-    return _lines_from(file, path, go_on)
+    return _lines_from(file, path, keep_following)
 
 
-def _lines_from(file: TextIO | None, path: Path, go_on: Callable[[float], bool] | None) -> Iterator[Line]:
+def _lines_from(file: TextIO | None, path: Path, keep_following: Callable[[float], bool] | None) -> Iterator[Line]:
     try:
         more = True
         while more:
-            # Asked first: what was added before the answer is read after it.
-            more = go_on is not None and go_on(_POLL_SECONDS)
+            # Check first, then read: lines added before the check must not be missed.
+            more = keep_following is not None and keep_following(_POLL_SECONDS)
             is_replaced = file is None or _is_replaced(file, path)
             if file is not None:
                 yield from _lines(file)
@@ -153,7 +156,7 @@ def _is_replaced(file: TextIO, path: Path) -> bool:
 
 
 def _lines(file: TextIO) -> Iterator[Line]:
-    """The whole lines from where the file is read on; a line that is half written is left for the next time."""
+    """Yield the complete lines from the current position. An incomplete line is left for the next call."""
     while True:
         began = file.tell()
         text = file.readline()
@@ -163,7 +166,7 @@ def _lines(file: TextIO) -> Iterator[Line]:
         try:
             yield Line(**json.loads(text))
         except (ValueError, TypeError):
-            continue  # cut off in the middle, by a full disk for example
+            continue  # an incomplete line, for example after a full disk
 
 
 def _level_of(line: str) -> str | None:

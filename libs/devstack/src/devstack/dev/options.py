@@ -1,4 +1,4 @@
-"""What `./task dev` is told on its command line, checked before anything starts."""
+"""The command line of `./task dev`, checked before anything starts."""
 
 import argparse
 import ipaddress
@@ -23,7 +23,7 @@ _TRACES_PORT = "--traces-port"
 _PORT_MAX = 65_535
 _CONNECT_SECONDS = 5
 
-_DECIDED = {
+_SET_BY_OPTIONS = {
     "LISTEN_HOST": "--listen",
     "GRPC_PORT": "--inventory-port or --order-port",
     "HEALTH_PORT": "--reaper-port, --relay-port, --inventory-health-port or --order-health-port",
@@ -35,16 +35,16 @@ _DECIDED = {
     "INVENTORY_DATABASE_URL": "--database or --data-dir",
     "ORDERS_DATABASE_URL": "--database or --data-dir",
 }
-"""Settings of the processes that --env does not give, and the option that does."""
+"""Settings of the processes that --env must not set, with the option that sets them."""
 
 
 class CannotStart(Exception):
-    """What is in the way, in one sentence that names the option to change."""
+    """The system cannot start; the message is one sentence that names the option to change."""
 
 
 @dataclass(frozen=True)
 class DevOptions:
-    """The options, each valid by itself. `listen` is an address as gRPC takes it, an IPv6 one in brackets."""
+    """The options, each valid by itself. `listen` is an address for gRPC: an IPv6 address is in brackets."""
 
     database: str
     data_folder: Path
@@ -56,12 +56,12 @@ class DevOptions:
 
     @property
     def is_open(self) -> bool:
-        """Whether other machines reach the ports."""
+        """True if other machines can reach the ports."""
         return not ipaddress.ip_address(self.listen.strip("[]")).is_loopback
 
 
 def parse(arguments: Sequence[str] | None) -> DevOptions:
-    """Exits with 2 when an option is wrong by itself."""
+    """Parse the options. Exits with code 2 if one is invalid by itself."""
     parser = _parser()
     words = parser.parse_args(arguments)
     ports = {name: getattr(words, name) for name in _port_names()}
@@ -79,7 +79,7 @@ def parse(arguments: Sequence[str] | None) -> DevOptions:
 
 
 def check(options: DevOptions) -> Databases:
-    """Whether what the options name can be had here. Gives the databases, made if missing. Raises CannotStart."""
+    """Check that the options work on this machine, and create missing databases. Returns them. Raises CannotStart."""
     _check_address(options.listen)
     _check_ports(options)
     if options.database == "sqlite":
@@ -110,7 +110,7 @@ def _check_ports(options: DevOptions) -> None:
 
 def _taken(port: int) -> str:
     who = listener(port)
-    return f"taken by {who}" if who else "taken, or not allowed to us"
+    return f"in use by {who}" if who else "in use, or not permitted"
 
 
 def _in_folder(folder: Path) -> Databases:
@@ -119,7 +119,7 @@ def _in_folder(folder: Path) -> Databases:
         with tempfile.TemporaryFile(dir=folder):
             return databases
     except OSError as failure:
-        raise CannotStart(f"--data-dir {folder}: no files can be made there ({failure.strerror})") from failure
+        raise CannotStart(f"--data-dir {folder}: cannot create files there ({failure.strerror})") from failure
 
 
 def _on_server(database: str) -> Databases:
@@ -135,8 +135,8 @@ def _on_server(database: str) -> Databases:
                 if known is None:
                     connection.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
     except psycopg.Error as failure:
-        said = " ".join(str(failure).split())
-        raise CannotStart(f"--database: PostgreSQL at {server.host or 'the default host'}: {said}") from failure
+        reason = " ".join(str(failure).split())
+        raise CannotStart(f"--database: PostgreSQL at {server.host or 'the default host'}: {reason}") from failure
     urls = [
         server.set(drivername="postgresql+psycopg", database=name).render_as_string(hide_password=False)
         for name in ("inventory", "orders")
@@ -145,7 +145,7 @@ def _on_server(database: str) -> Databases:
 
 
 def port_option(name: str) -> str:
-    """The option of a field of Ports: --inventory-port for `inventory`, --inventory-metrics-port for its metrics."""
+    """Return the option for a field of Ports, such as --inventory-metrics-port for `inventory_metrics`."""
     process, *use = name.replace("orders", "order").split("_")
     return "--" + "-".join([process, *use, "port"])
 
@@ -155,7 +155,7 @@ def _port_names() -> list[str]:
 
 
 class _Parser(argparse.ArgumentParser):
-    """One with so many options that its usage would hide what is wrong."""
+    """Prints errors without the usage, whose many options would hide the message."""
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: {message}; --help shows all options\n")
@@ -168,22 +168,22 @@ def _parser() -> argparse.ArgumentParser:
         default="sqlite",
         type=_database,
         metavar="sqlite|URL",
-        help="SQLite files, or a PostgreSQL server (postgresql://USER:PASSWORD@HOST:PORT), on which the"
-        " databases `inventory` and `orders` are used, and made if missing (default: sqlite)",
+        help="SQLite files, or a PostgreSQL server (postgresql://USER:PASSWORD@HOST:PORT) with the databases"
+        " `inventory` and `orders`, which are created if missing (default: sqlite)",
     )
     parser.add_argument(
         "--data-dir",
         type=Path,
         default=Path("run/data"),
-        help="where the SQLite files lie (default: %(default)s)",
+        help="the folder of the SQLite files (default: %(default)s)",
     )
     parser.add_argument(
         "--listen",
         type=_address,
         default="127.0.0.1",
         metavar="ADDRESS",
-        help="the address of this machine on which every port of the four processes is opened, 0.0.0.0 for all of"
-        " them. There is no login: whoever reaches a port may call it. The broker stays on 127.0.0.1"
+        help="the address on which the four processes listen; 0.0.0.0 means all addresses of this machine. There is"
+        " no authentication: anyone who reaches a port can call it. The broker always listens on 127.0.0.1"
         " (default: %(default)s)",
     )
     for field in fields(Ports):
@@ -193,17 +193,17 @@ def _parser() -> argparse.ArgumentParser:
             type=_port_or_none if field.name.endswith("_metrics") else _port,
             default=field.default,
             metavar="PORT",
-            help="default: %(default)s" + (", 0 for none" if field.name.endswith("_metrics") else ""),
+            help="default: %(default)s" + (", 0 means none" if field.name.endswith("_metrics") else ""),
         )
     parser.add_argument(
-        _KAFKA_PORT, type=_port, default=9092, metavar="PORT", help="of the embedded broker (default: %(default)s)"
+        _KAFKA_PORT, type=_port, default=9092, metavar="PORT", help="port of the embedded broker (default: %(default)s)"
     )
     parser.add_argument(
         _TRACES_PORT,
         type=_port_or_none,
         default=0,
         metavar="PORT",
-        help="where spans are collected, over OTLP/gRPC (default: one that is free)",
+        help="port of the span collector, OTLP/gRPC (default: a free one)",
     )
     parser.add_argument("--no-metrics", action="store_true", help="open no metrics ports")
     parser.add_argument(
@@ -212,7 +212,7 @@ def _parser() -> argparse.ArgumentParser:
         default=[],
         type=_variable,
         metavar="NAME=VALUE",
-        help="a setting for all four processes, RESERVATION_TTL=60 for example; may be repeated",
+        help="a setting for all four processes, such as RESERVATION_TTL=60; may be repeated",
     )
     return parser
 
@@ -253,7 +253,7 @@ def _variable(value: str) -> tuple[str, str]:
     name, equals, content = value.partition("=")
     if not (name and equals):
         raise argparse.ArgumentTypeError("must be NAME=VALUE")
-    if option := _DECIDED.get(name.upper().removesuffix("_FILE")):
-        # The processes would do another thing than we say, or not find one another.
-        raise argparse.ArgumentTypeError(f"{name} is decided by dev itself; {option} is for that")
+    if option := _SET_BY_OPTIONS.get(name.upper().removesuffix("_FILE")):
+        # Otherwise the processes would contradict the printed addresses, or not find each other.
+        raise argparse.ArgumentTypeError(f"{name} is set by dev itself; use {option}")
     return name, content

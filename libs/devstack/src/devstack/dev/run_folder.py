@@ -1,6 +1,6 @@
-"""The run folder has one owner: the `dev` that runs in it.
+"""The lock of the run folder: only one `dev` can run in it.
 
-python -m devstack.dev.run_folder    # exit code 1, and a sentence, while somebody owns it
+python -m devstack.dev.run_folder    # exit code 1, and a message, if the folder is locked
 """
 
 import fcntl
@@ -18,7 +18,7 @@ LOCK = runfile.PATH.with_name("dev.lock")
 
 
 class Owned(Exception):
-    """Another `dev` runs in this folder; the message names it."""
+    """Another `dev` is running in this folder; the message names it."""
 
     def __init__(self, pid: str) -> None:
         super().__init__(f"dev is already running here (pid {pid}): ./task stop ends it")
@@ -27,10 +27,10 @@ class Owned(Exception):
 
 @contextmanager
 def owned(path: Path = LOCK) -> Iterator[None]:
-    """Own the folder for the block. Raises Owned, and OSError where the folder can't be made.
+    """Lock the folder for the block. Raises Owned, and OSError if the folder cannot be created.
 
-    The kernel keeps the lock for as long as this process has the file open. So it ends with the process, however that
-    ends, and a file that was left behind is no lock.
+    The kernel holds the lock as long as this process has the file open. It releases the lock when the process ends for
+    any reason, so a file that is left over is not a lock.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a+") as file:
@@ -46,17 +46,17 @@ def owned(path: Path = LOCK) -> Iterator[None]:
 
 
 def owner(path: Path = LOCK) -> int | None:
-    """The pid of the `dev` that owns the folder, also while that is still starting; None when there is none."""
+    """Return the pid of the `dev` that owns the folder, even if it is still starting, or None."""
     with suppress(OSError, ValueError, psutil.Error):
         pid = int(path.read_text())
-        # A number that was left behind may be another's by now.
+        # The pid in a left-over file may belong to another process now.
         if any("devstack.dev" in word for word in psutil.Process(pid).cmdline()):
             return pid
     return None
 
 
 def main() -> int:
-    """Whether the folder is free: its exit code."""
+    """Return exit code 0 if the folder is free."""
     try:
         with owned():
             return 0

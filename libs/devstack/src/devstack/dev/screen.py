@@ -1,4 +1,4 @@
-"""Where `dev` shows what the processes print and what it says itself."""
+"""The output of `dev`: the lines of the processes and its own messages."""
 
 import os
 import sys
@@ -11,15 +11,16 @@ from devstack.dev.log_book import LogBook
 from shopctl.terminal.colours import COLOURS
 
 DEV = "dev"
-"""The process that what we say ourselves is kept under."""
+"""The process name of dev's own messages in the logs."""
 
 _NAME_WIDTH = max(map(len, COLOURS))
 
 
 class Screen:
-    """The terminal, or the file, that all of it is shown on; lines of different threads don't mix.
+    """Prints to the terminal or file; lines of different threads are not mixed.
 
-    A terminal that is closed, or a reader who has gone, ends the showing and nothing else: with a `book` all is kept.
+    If the terminal or the reader of the pipe goes away, it stops printing, and nothing else stops: `book` still stores
+    all lines.
     """
 
     def __init__(self) -> None:
@@ -27,17 +28,17 @@ class Screen:
         self.book: LogBook | None = None
 
     def log(self, name: str, line: str) -> None:
-        """A line that a process printed."""
+        """Print a line of a process."""
         self._keep(name, line)
         self._show(named(name, line))
 
     def say(self, sentence: str, style: str = "bold") -> None:
-        """A sentence of our own."""
+        """Print a message of dev."""
         self._keep(DEV, sentence, "info")
         self._show(Text(prefix(DEV) + sentence, style=style))
 
     def complain(self, sentence: str) -> None:
-        """A sentence of our own on what went wrong."""
+        """Print an error message of dev."""
         self._keep(DEV, sentence, "error")
         self._show(Text(prefix(DEV) + sentence, style="bold red"))
 
@@ -57,18 +58,18 @@ class Screen:
 
 
 def named(name: str, line: str) -> Text:
-    """A line with the name of its process before it, in its colour."""
+    """Return a line after the name of its process, in the colour of the process."""
     return Text(prefix(name), style=COLOURS.get(name, "")) + Text.from_ansi(line)
 
 
 def prefix(name: str) -> str:
-    """What stands before each line of that process."""
+    """Return the prefix of each line of the process."""
     return f"{name:<{_NAME_WIDTH}} │ "
 
 
 class _Console(Console):
     def on_broken_pipe(self) -> None:
-        """Show no more. Rich would end the process."""
+        """Stop printing. Rich would end the process."""
         self.quiet = True
-        # What Python has buffered and flushes once more at its exit must not fail either.
+        # Python flushes its buffer again at exit, which must not fail either.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

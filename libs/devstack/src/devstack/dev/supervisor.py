@@ -1,4 +1,4 @@
-"""Starts processes again that end by themselves, which is what an orchestrator does in production."""
+"""Restarts processes that end by themselves, as an orchestrator does in production."""
 
 import signal
 import time
@@ -10,7 +10,7 @@ from devstack.process import Process, ProcessEnded
 FIRST_DELAY_SECONDS = 0.5
 DELAY_SECONDS_MAX = 30.0
 STEADY_SECONDS = 60.0
-"""A process that has lived so long begins anew with the shortest delay."""
+"""After a process has run for so long, its next restart delay is the shortest again."""
 
 _POLL_SECONDS = 0.2
 
@@ -21,17 +21,17 @@ Say = Callable[[str], None]
 class _Life:
     began: float
     ends: int = 0
-    """In a row, each within STEADY_SECONDS of its start."""
+    """Consecutive ends, each within STEADY_SECONDS of a start."""
     start_at: float | None = None
-    """When it is to be started again; None while it runs."""
-    returns: bool = False
-    """Whether it was started again and is not ready yet."""
+    """The time of the next restart; None while it is running."""
+    is_recovering: bool = False
+    """True after a restart until the process is ready."""
 
 
 class Supervisor:
-    """Looks after processes that have all been ready once.
+    """Supervises processes that have all been ready once.
 
-    `started` is called after each start, when a process has another pid than before.
+    Calls `started` after each restart, when a process has a new pid.
     """
 
     def __init__(self, processes: Sequence[Process], say: Say, complain: Say, started: Callable[[], None]) -> None:
@@ -42,58 +42,58 @@ class Supervisor:
         self._lives = {process.name: _Life(time.monotonic()) for process in processes}
 
     def run(self, while_true: Callable[[], bool]) -> None:
-        """Until the condition, which is looked at several times a second, holds no more."""
+        """Supervise while the condition is true. Checks it several times a second."""
         while while_true():
             for process in self._processes:
-                self._look_after(process, self._lives[process.name])
+                self._supervise(process, self._lives[process.name])
             time.sleep(_POLL_SECONDS)
 
-    def _look_after(self, process: Process, life: _Life) -> None:
+    def _supervise(self, process: Process, life: _Life) -> None:
         if process.alive:
-            self._welcome(process, life)
+            self._report_recovery(process, life)
         elif life.start_at is None:
-            self._plan(process, life)
+            self._schedule_restart(process, life)
         elif time.monotonic() >= life.start_at:
             self._start(process, life)
 
     def _start(self, process: Process, life: _Life) -> None:
-        # What it left behind of its own children would hold its port.
+        # End children that it left behind: they would keep its port.
         process.kill()
-        life.began, life.start_at, life.returns = time.monotonic(), None, True
+        life.began, life.start_at, life.is_recovering = time.monotonic(), None, True
         try:
             process.start()
         except OSError as failure:
-            self._complain(f"{process.name} can't be started: {failure}")
+            self._complain(f"cannot start {process.name}: {failure}")
         else:
             self._started()
 
-    def _plan(self, process: Process, life: _Life) -> None:
+    def _schedule_restart(self, process: Process, life: _Life) -> None:
         now = time.monotonic()
         if now - life.began > STEADY_SECONDS:
             life.ends = 0
         delay = delay_seconds(life.ends)
         life.ends += 1
         life.start_at = now + delay
-        self._complain(f"{process.name} {how_it_ended(process)}; it is started again in {delay:g} s")
+        self._complain(f"{process.name} {how_it_ended(process)}; restarting it in {delay:g} s")
 
-    def _welcome(self, process: Process, life: _Life) -> None:
-        if not life.returns:
+    def _report_recovery(self, process: Process, life: _Life) -> None:
+        if not life.is_recovering:
             return
         try:
             if process.is_ready():
-                life.returns = False
+                life.is_recovering = False
                 self._say(f"{process.name} serves again (pid {process.pid})")
         except ProcessEnded:
-            return  # seen in the next round
+            return  # the next poll handles the end
 
 
 def delay_seconds(ends: int) -> float:
-    """How long to wait before the next start, after so many ends in a row before this one."""
-    # Without a bound of its own the power would pass what a float holds, after some hours.
+    """Return the delay of the next restart, after this many earlier consecutive ends."""
+    # Bound the exponent: without that, the power would overflow a float after some hours.
     return min(FIRST_DELAY_SECONDS * 2.0 ** min(ends, 10), DELAY_SECONDS_MAX)
 
 
 def how_it_ended(process: Process) -> str:
-    """`was ended by SIGKILL`, or `ended with exit code 1`."""
+    """Return `was ended by SIGKILL`, or `ended with exit code 1`."""
     code = process.exit_code or 0
     return f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"

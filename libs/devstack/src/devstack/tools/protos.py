@@ -1,12 +1,12 @@
-"""Generates, lints and guards the gRPC API.
+"""Generates the code of the gRPC API, lints it, and detects breaking changes.
 
     python -m devstack.tools.protos generate|lint|breaking|check|baseline
 
-protoc compiles the protos into an image, and buf reads that image, so that nothing has to be fetched: what we
-import of google/type and google/rpc comes from the installed googleapis-common-protos.
+protoc compiles the protos into an image, which buf reads, so that nothing is downloaded: google/type and google/rpc
+come from the installed googleapis-common-protos.
 
-`proto/baseline.binpb` is the API as it last landed, committed beside the protos. `breaking` compares with it,
-and `baseline` rewrites it: at a landing, once `breaking` has passed, and never to silence it.
+`proto/baseline.binpb` is the last released API, committed beside the protos. `breaking` compares with it. `baseline`
+rewrites it: at a release, after `breaking` has passed, and never to hide a breaking change.
 """
 
 import argparse
@@ -25,18 +25,18 @@ PROTO = Path(__file__).resolve().parents[5] / "proto"
 
 _PACKAGE = "shop"
 _PYTHON_PACKAGE = "shop_protos"
-# `from shop_protos.order.v1 import …`, and the modules' own names.
+# Matches imports, `from shop.order.v1 import …`, and names of modules.
 _MODULES = re.compile(rf"\b{_PACKAGE}\.(?=[\w.]+_pb2\b|[\w.]+ import )")
 _IMPORTS = Path(money_pb2.__file__).parents[2]
 _SCRIPTS = Path(sysconfig.get_path("scripts"))
 
 
 class ToolRefused(Exception):
-    """A tool found fault with the protos or with what was made of them; the text says with what."""
+    """A tool found errors in the protos or the generated code; the message lists them."""
 
 
 def generate(proto: Path = PROTO) -> None:
-    """Write the Python code of all protos to `gen/shop_protos`, in place of what is there."""
+    """Write the Python code of all protos to `gen/shop_protos`, replacing its contents."""
     with tempfile.TemporaryDirectory() as fresh:
         _generate_into(Path(fresh), proto)
         target = proto / "gen" / _PYTHON_PACKAGE
@@ -45,7 +45,7 @@ def generate(proto: Path = PROTO) -> None:
 
 
 def lint(proto: Path = PROTO) -> None:
-    """Hold the protos against the lint rules of buf.yaml. Raises ToolRefused with every finding."""
+    """Check the protos by the lint rules of buf.yaml. Raises ToolRefused with all findings."""
     with tempfile.TemporaryDirectory() as folder:
         image = Path(folder, "image.binpb")
         _compile(image, proto, "--include_source_info")
@@ -53,10 +53,12 @@ def lint(proto: Path = PROTO) -> None:
 
 
 def breaking(proto: Path = PROTO) -> None:
-    """Compare the protos with the baseline. Raises ToolRefused with every change that breaks a client."""
+    """Compare the protos with the baseline. Raises ToolRefused with all breaking changes."""
     against = _baseline(proto)
     if not against.exists():
-        raise ToolRefused(f"{against} is missing; `python -m devstack.tools.protos baseline` makes it from the protos")
+        raise ToolRefused(
+            f"{against} is missing; `python -m devstack.tools.protos baseline` creates it from the protos"
+        )
     with tempfile.TemporaryDirectory() as folder:
         image = Path(folder, "image.binpb")
         _compile(image, proto, "--include_source_info")
@@ -64,21 +66,21 @@ def breaking(proto: Path = PROTO) -> None:
 
 
 def check(proto: Path = PROTO) -> None:
-    """Compare `gen/shop_protos` with what the protos give. Raises ToolRefused with every file that drifted."""
+    """Compare `gen/shop_protos` with newly generated code. Raises ToolRefused with all files that differ."""
     with tempfile.TemporaryDirectory() as folder:
         _generate_into(Path(folder), proto)
-        wanted, found = _contents(Path(folder)), _contents(proto / "gen")
+        expected, actual = _contents(Path(folder)), _contents(proto / "gen")
     drifted = [
-        f"  {name}: {_verdict(name, wanted, found)}"
-        for name in sorted(wanted.keys() | found.keys())
-        if wanted.get(name) != found.get(name)
+        f"  {name}: {_verdict(name, expected, actual)}"
+        for name in sorted(expected.keys() | actual.keys())
+        if expected.get(name) != actual.get(name)
     ]
     if drifted:
-        raise ToolRefused("\n".join(["proto/gen is not what the protos give; run `task proto`:", *drifted]))
+        raise ToolRefused("\n".join(["proto/gen is not up to date; run `./task proto`:", *drifted]))
 
 
 def baseline(proto: Path = PROTO) -> None:
-    """Make the protos as they are now what `breaking` compares with."""
+    """Write the current protos to the baseline."""
     _compile(_baseline(proto), proto)
 
 
@@ -95,13 +97,13 @@ def _generate_into(folder: Path, proto: Path) -> None:
         proto,
         f"--python_out={folder}",
         f"--grpc_python_out={folder}",
-        # Our servers and clients are synchronous; stubs for both kinds would make every call a union.
+        # Our servers and clients are synchronous; stubs for async, too, would make every call a union type.
         f"--mypy_out=quiet:{folder}",
         f"--mypy_grpc_out=quiet,only_sync:{folder}",
-        # protoc looks plugins up on the PATH, which need not hold this environment's scripts.
+        # Give the paths: protoc looks for plugins on the PATH, which may lack this environment's scripts.
         *(f"--plugin={name}={_SCRIPTS / name}" for name in ("protoc-gen-mypy", "protoc-gen-mypy_grpc")),
     )
-    # protoc names modules for the proto package. Users may well have a package `shop` of their own.
+    # protoc names modules after the proto package `shop`. Rename it: users may have their own package `shop`.
     root = (folder / _PACKAGE).rename(folder / _PYTHON_PACKAGE)
     for file in (*root.rglob("*.py"), *root.rglob("*.pyi")):
         file.write_text(_MODULES.sub(f"{_PYTHON_PACKAGE}.", file.read_text()))
@@ -116,7 +118,7 @@ def _protoc(proto: Path, *options: str) -> None:
 
 
 def _buf(command: str, image: Path, proto: Path, *options: str) -> None:
-    # The image holds what we import too, which is not ours to judge.
+    # Check only our package: the image also contains the imported protos.
     arguments = [command, str(image), "--config", "buf.yaml", "--path", _PACKAGE, *options]
     _run([str(_SCRIPTS / "buf"), *arguments], proto)
 
@@ -132,25 +134,25 @@ def _contents(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in paths}
 
 
-def _verdict(name: str, wanted: Mapping[str, bytes], found: Mapping[str, bytes]) -> str:
-    if name not in found:
+def _verdict(name: str, expected: Mapping[str, bytes], actual: Mapping[str, bytes]) -> str:
+    if name not in actual:
         return "is missing"
-    return "differs" if name in wanted else "is left over"
+    return "differs" if name in expected else "is left over"
 
 
 _COMMANDS: dict[str, tuple[Callable[[Path], None], str]] = {
     "generate": (generate, "write the Python code of the protos to proto/gen"),
-    "lint": (lint, "hold the protos against the lint rules of proto/buf.yaml"),
-    "breaking": (breaking, "fail on a change that would break clients of the API as it last landed"),
-    "check": (check, "fail when proto/gen is not what the protos give"),
-    "baseline": (baseline, "record the API as landed, for `breaking` to compare with"),
+    "lint": (lint, "check the protos by the lint rules of proto/buf.yaml"),
+    "breaking": (breaking, "fail on a change that breaks clients of the last released API"),
+    "check": (check, "fail if proto/gen is not up to date"),
+    "baseline": (baseline, "record the current API as the baseline of `breaking`"),
 }
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; 0 when it is content, else 1 with its findings on standard error."""
+    """Run one command. Returns 0, or 1 with the findings on standard error."""
     parser = argparse.ArgumentParser(prog="python -m devstack.tools.protos", description="The gRPC API under proto/.")
-    parser.add_argument("--proto", type=Path, default=PROTO, metavar="FOLDER", help="where they are")
+    parser.add_argument("--proto", type=Path, default=PROTO, metavar="FOLDER", help="the folder of the protos")
     commands = parser.add_subparsers(dest="command", required=True)
     for name, (_, summary) in _COMMANDS.items():
         commands.add_parser(name, help=summary, description=summary)

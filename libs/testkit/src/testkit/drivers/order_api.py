@@ -1,4 +1,4 @@
-"""What the tests of orders do again and again, said once."""
+"""Calls order-api for tests, with a client of inventory-api and checks of the stored events."""
 
 import itertools
 import threading
@@ -45,7 +45,7 @@ _products = itertools.count(1)
 
 
 class InventoryClient:
-    """inventory-api, as a client sees it."""
+    """A client of inventory-api."""
 
     def __init__(self, address: str, channel: grpc.Channel) -> None:
         self.address = address
@@ -58,7 +58,7 @@ class InventoryClient:
             yield cls(address, channel)
 
     def product(self, units: int) -> int:
-        """A new product with so many units."""
+        """Create a product with this many units and return its id."""
         product_id = next(_products)
         self.stub.CreateInventoryItem(
             inventory_pb2.CreateInventoryItemRequest(product_id=product_id, quantity=units), timeout=CALL_SECONDS
@@ -78,7 +78,7 @@ class InventoryClient:
         return list(answer.reservations)
 
     def states(self, order_id: str) -> list[str]:
-        """The states of the order's reservations, without their prefix."""
+        """Return the states of the order's reservations, sorted, without the enum prefix."""
         name = inventory_pb2.ReservationState.Name
         return sorted(name(each.state).removeprefix("RESERVATION_STATE_") for each in self.reservations(order_id))
 
@@ -91,7 +91,7 @@ class InventoryClient:
 
 @dataclass
 class Refusal:
-    """How a call was refused."""
+    """The status and details of a refused call."""
 
     code: grpc.StatusCode
     reason: str
@@ -100,7 +100,7 @@ class Refusal:
 
 
 class OrderApiDriver:
-    """OrderService and OrderMaintenanceService, as a client sees them, and the database behind them."""
+    """A client of OrderService and OrderMaintenanceService, with the database of the server."""
 
     def __init__(self, database: Database, channel: grpc.Channel) -> None:
         self.database = database
@@ -144,12 +144,12 @@ class OrderApiDriver:
         request = pb.UpdateOrderStatusRequest(id=order_id, status=status, reason=reason, request_id=request_id)
         return self.stub.UpdateOrderStatus(request, timeout=CALL_SECONDS).order
 
-    def list_orders(self, **wanted: Any) -> list[pb.Order]:
-        """All orders that match, page by page."""
+    def list_orders(self, **filters: Any) -> list[pb.Order]:
+        """Return all orders that match, reading page by page."""
         found: list[pb.Order] = []
         token = ""
         while True:
-            page = self.stub.ListOrders(pb.ListOrdersRequest(page_token=token, **wanted), timeout=CALL_SECONDS)
+            page = self.stub.ListOrders(pb.ListOrdersRequest(page_token=token, **filters), timeout=CALL_SECONDS)
             found += page.orders
             token = page.next_page_token
             if not token:
@@ -160,7 +160,7 @@ class OrderApiDriver:
 
 
 def events(database: Database, order_id: str | None = None) -> list[dict[str, Any]]:
-    """The values of the events told of an order, or of all, in order; each is held against the contract."""
+    """Return the event values of an order, or of all orders, in order. Checks each event against the contract."""
     outbox = tables.outbox.table
     rows = database.query(lambda tx: tx.execute(select(outbox).order_by(outbox.c.id)).all())
     for row in rows:
@@ -178,7 +178,7 @@ def events(database: Database, order_id: str | None = None) -> list[dict[str, An
 
 
 def refusal(call: Callable[[], object]) -> Refusal:
-    """How the call is refused."""
+    """Make a call that must fail, and return its status and details."""
     with pytest.raises(grpc.RpcError) as caught:
         call()
     error: Any = caught.value
@@ -195,10 +195,10 @@ def refusal(call: Callable[[], object]) -> Refusal:
 def new_request(
     *lines: tuple[int, int, str], user_id: int = 0, request_id: str = "", ttl_seconds: float | None = None
 ) -> pb.CreateOrderRequest:
-    """An order of lines of (product, quantity, price in dollars).
+    """Return a request with lines of (product, quantity, price in dollars).
 
-    By a user of the first product's own, unless one is given: the id of an order follows from its user and
-    request_id, and the tests share one inventory-api.
+    The default user id is that of the first product, so that it is unique: the id of an order is derived from its user
+    and request_id, and the tests share one inventory-api.
     """
     ttl = None
     if ttl_seconds is not None:
@@ -216,22 +216,22 @@ def dollars(amount: str) -> Money:
 
 
 def new_order(*, user_id: int = 1, items: tuple[NewItem, ...] = (NewItem(1, 2, Decimal("1.5")),)) -> NewOrder:
-    """An order to store, whose stock nobody holds."""
+    """Return an order to store, without reservations."""
     total = money.total([(item.price, item.quantity) for item in items])
     return NewOrder(str(uuid4()), user_id, items, total, "USD", None)
 
 
-def stored(database: Database, *wanted: NewOrder, reserved_seconds: float = 60) -> list[Order]:
-    """The orders, stored in one transaction."""
+def stored(database: Database, *new_orders: NewOrder, reserved_seconds: float = 60) -> list[Order]:
+    """Store the orders in one transaction and return them."""
     outcomes = database.transact(
-        lambda tx: orders.insert(tx, [ReservedOrder(each, reserved_seconds) for each in wanted])
+        lambda tx: orders.insert(tx, [ReservedOrder(each, reserved_seconds) for each in new_orders])
     )
     return [each for each in outcomes if isinstance(each, Order)]
 
 
 @contextmanager
 def lines_read(database: Database) -> Iterator[list[int]]:
-    """How many lines of orders each statement reads; UNKNOWN on SQLite, which does not say it."""
+    """Yield a list that gets the number of order lines each statement reads; UNKNOWN on SQLite."""
     counts: list[int] = []
 
     def count(_connection: object, cursor: Any, statement: str, *_: object) -> None:
@@ -246,7 +246,7 @@ def lines_read(database: Database) -> Iterator[list[int]]:
 
 
 def at_once(count: int, call: Callable[[int], _Result]) -> list[_Result]:
-    """The results of that many calls, which begin together."""
+    """Run this many calls at the same time and return their results."""
     begin = threading.Barrier(count)
 
     def run(number: int) -> _Result:

@@ -1,4 +1,4 @@
-"""An outbox to write to, relays that ship it, and what came of it."""
+"""Writes to an outbox, runs relays, and reads the published messages, for tests."""
 
 import threading
 from collections import Counter
@@ -24,7 +24,7 @@ from shop_common.events.outbox import SHARDS, Outbox, Record, shard_of
 
 
 class OutboxDriver:
-    """One database with an outbox, one topic of its own, and as many relays as are asked for."""
+    """A database with an outbox, a topic, and any number of relays."""
 
     def __init__(self, url: str, kafka: Kafka) -> None:
         self.url = url
@@ -71,11 +71,11 @@ class OutboxDriver:
         self.database.transact(lambda tx: self.outbox.append_records(tx, events))
 
     def write_numbered(self, keys: int, each: int, first: int = 0) -> None:
-        """Events `first`, `first` + 1 … of each key, keys interleaved."""
+        """Write `each` events per key, numbered from `first`, with interleaved keys."""
         self.write(*(self.event(f"key-{key}", n) for n in range(first, first + each) for key in range(keys)))
 
     def waiting(self) -> list[object]:
-        """The payloads that are still in the outbox, oldest first."""
+        """Return the payloads in the outbox, oldest first."""
 
         def read(tx: Connection) -> list[object]:
             table = self.outbox.table
@@ -84,25 +84,25 @@ class OutboxDriver:
         return self.database.query(read)
 
     def backlog(self) -> int:
-        """How many events wait."""
+        """Return the number of events in the outbox."""
         return self.database.query(
             lambda tx: tx.execute(select(func.count()).select_from(self.outbox.table)).scalar_one()
         )
 
     def owners(self) -> dict[str, int]:
-        """How many shards each relay holds now."""
+        """Return the number of shards that each relay owns now."""
         leases = self.outbox.leases
         held = select(leases.c.owner).where(leases.c.shard >= 0, leases.c.expires_at > clock())
         return Counter(self.database.query(lambda tx: list(tx.execute(held).scalars())))
 
     def pending(self) -> list[OutboxRow]:
-        """The rows as a relay that owns all shards reads them."""
+        """Read the rows as a relay that owns all shards does."""
         return self.database.query(
             lambda tx: OutboxRows(self.outbox.table).oldest(tx, range(SHARDS)), FORCE_INDEX_PLANS
         )
 
     def shipped(self, messages: int = 0, *, events: int = 0, within_seconds: float = 90) -> list[Shipped]:
-        """What is in the topic, once that many messages, or different events, are."""
+        """Wait for this many messages and distinct events in the topic, and return all messages."""
 
         def complete(records: list[Shipped]) -> bool:
             return len(records) >= messages and len({record.headers["ce_id"] for record in records}) >= events
@@ -115,7 +115,7 @@ class OutboxDriver:
 
 @contextmanager
 def running(*relays: Relay) -> Iterator[None]:
-    """The relays at work, each on a thread of its own, until the block ends."""
+    """Run the relays during the block, each on its own thread."""
     with ExitStack() as at_the_end:
         for relay in relays:
             stop = threading.Event()
@@ -127,7 +127,7 @@ def running(*relays: Relay) -> Iterator[None]:
 
 
 def values_by_key(records: list[Shipped], *, first_occurrences: bool = False) -> dict[str, list[object]]:
-    """The values of each key in their order; repeats of an event, by its ce_id, only if all are asked for."""
+    """Return the values of each key, in order. With `first_occurrences`, leave out repeats of an event (by ce_id)."""
     seen: set[str] = set()
     values: dict[str, list[object]] = {}
     for record in records:
