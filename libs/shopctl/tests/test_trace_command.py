@@ -175,7 +175,7 @@ def test_an_order_that_nobody_knows_is_one_sentence(
 ) -> None:
     monkeypatch.setattr("shopctl.tracing.trace.WAIT_SECONDS", 0)
 
-    assert shell.refusal("trace", "nobody").startswith("trace: no trace of nobody: it is unknown here")
+    assert shell.refusal("trace", "nobody").startswith("trace: no trace of nobody: it is unknown")
 
 
 def test_where_nothing_runs_that_is_said(shell: Shell, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

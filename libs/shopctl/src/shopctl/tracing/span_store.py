@@ -1,6 +1,6 @@
-"""The spans of `dev`, in one SQLite file: what it collects and `./task trace` reads.
+"""The spans of `dev`, in one SQLite file: `dev` writes them, and `./task trace` reads them.
 
-Bounded: above a number of spans the oldest go. The file outlives `dev`.
+The number of spans is limited; the oldest are deleted first. The file outlives `dev`.
 """
 
 import sqlite3
@@ -17,13 +17,13 @@ from shopctl.tracing.spans import Span, attributes_of, orders_in
 PATH = runfile.PATH.with_name("traces.db")
 
 SPANS_MAX = 100_000
-"""Some 100 MB."""
+"""About 100 MB."""
 
-_PLACING = "/CreateOrder"
+_CREATE_ORDER = "/CreateOrder"
 _VERSION = 1
 _BUSY_SECONDS = 5.0
 
-# The body is the span as it came; beside it is only what it is found by.
+# The body is the OTLP span; the other columns are only those that queries need.
 _SCHEMA = """
 CREATE TABLE spans (
     id INTEGER PRIMARY KEY,
@@ -46,7 +46,7 @@ CREATE INDEX links_by_span ON links (span);
 
 
 class SpanStore:
-    """One process writes, any number read."""
+    """The stored spans. One process writes, any number read."""
 
     def __init__(self, connection: sqlite3.Connection) -> None:
         self._connection = connection
@@ -54,12 +54,12 @@ class SpanStore:
     @classmethod
     @contextmanager
     def to_write(cls, path: Path = PATH) -> Iterator[Self]:
-        """Opened for the block, and for any one thread at a time. Made if it is missing, or of another version."""
+        """Open to write, for one thread at a time. Creates the file, and replaces one of another version."""
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.exists() and _version_of(path) != _VERSION:
             for suffix in ("", "-wal", "-shm"):
                 path.with_name(path.name + suffix).unlink(missing_ok=True)
-        # It shows what was called and which SQL that took, so only its owner may read it.
+        # It contains calls and SQL statements, so only its owner may read it.
         path.touch(mode=0o600)
         with closing(
             sqlite3.connect(path, timeout=_BUSY_SECONDS, isolation_level=None, check_same_thread=False)
@@ -73,54 +73,54 @@ class SpanStore:
     @classmethod
     @contextmanager
     def to_read(cls, path: Path = PATH) -> Iterator[Self]:
-        """Opened for the block. Raises FileNotFoundError when nothing was collected yet."""
+        """Open to read. Raises FileNotFoundError if no spans were collected yet."""
         if not path.is_file() or _version_of(path) != _VERSION:
             raise FileNotFoundError(path)
         with closing(_reader(path)) as connection:
             yield cls(connection)
 
-    def add(self, told: Iterable[pb.ResourceSpans], spans_max: int = SPANS_MAX) -> None:
-        """Keep these, and drop the oldest above the bound. What is here already stays as it is."""
+    def add(self, received: Iterable[pb.ResourceSpans], spans_max: int = SPANS_MAX) -> None:
+        """Store the spans, and delete the oldest above the limit. Spans that are already stored stay as they are."""
         with self._writing() as tx:
             (last,) = tx.execute("SELECT coalesce(max(id), 0) FROM spans").fetchone()
             rows = _Rows(last)
-            for resource_spans in told:
+            for resource_spans in received:
                 rows.add(resource_spans)
             tx.executemany("INSERT OR IGNORE INTO spans VALUES (?, ?, ?, ?, ?, ?, ?, ?)", rows.spans)
             tx.executemany("INSERT INTO orders VALUES (?, ?)", rows.orders)
             tx.executemany("INSERT INTO links VALUES (?, ?)", rows.links)
             for table, column in (("spans", "id"), ("orders", "span"), ("links", "span")):
-                tx.execute(f"DELETE FROM {table} WHERE {column} <= ?", [rows.last - spans_max])  # noqa: S608 - names of ours
+                tx.execute(f"DELETE FROM {table} WHERE {column} <= ?", [rows.last - spans_max])  # noqa: S608 - our own names
 
     def traces_of(self, order_id: str) -> list[str]:
-        """The traces with a span about that order, in the sequence in which they came."""
+        """Return the ids of the traces with a span about the order, in order of arrival."""
         return self._traces(
             "SELECT trace_id FROM orders JOIN spans ON id = span WHERE order_id = ? GROUP BY trace_id ORDER BY min(id)",
             order_id,
         )
 
     def newest_order(self) -> str | None:
-        """The order that was placed last, of those whose call is kept."""
+        """Return the order of the last stored CreateOrder call, or None."""
         calls = self._connection.execute(
             "SELECT order_id, body FROM orders JOIN spans ON id = span WHERE kind = ? ORDER BY id DESC",
             [pb.Span.SPAN_KIND_SERVER],
         )
-        placed = (order_id for order_id, body in calls if pb.Span.FromString(body).name.endswith(_PLACING))
-        return next(placed, None)
+        created = (order_id for order_id, body in calls if pb.Span.FromString(body).name.endswith(_CREATE_ORDER))
+        return next(created, None)
 
     def trace(self, trace_id: str) -> list[Span]:
-        """All spans of a trace, by their beginning."""
+        """Return all spans of a trace, sorted by start time."""
         return self._spans("trace_id = ?", trace_id)
 
     def linking_to(self, trace_id: str) -> list[Span]:
-        """The spans, of whatever trace, with a link to one of this trace, by their beginning."""
+        """Return the spans of any trace with a link to a span of this trace, sorted by start time."""
         return self._spans("id IN (SELECT span FROM links WHERE trace_id = ?)", trace_id)
 
     def _traces(self, query: str, *values: object) -> list[str]:
         return [found.hex() for (found,) in self._connection.execute(query, values)]
 
     def _spans(self, condition: str, trace_id: str) -> list[Span]:
-        query = f"SELECT body, process, instance FROM spans WHERE {condition}"  # noqa: S608 - text of ours
+        query = f"SELECT body, process, instance FROM spans WHERE {condition}"  # noqa: S608 - our own text
         found = [
             Span.of(pb.Span.FromString(body), process, instance)
             for body, process, instance in self._connection.execute(query, [bytes.fromhex(trace_id)])
@@ -139,7 +139,7 @@ class SpanStore:
 
 
 class _Rows:
-    """The rows of what was told, numbered from `last` on."""
+    """The rows of received spans, numbered from `last` + 1."""
 
     def __init__(self, last: int) -> None:
         self.last = last
@@ -147,11 +147,11 @@ class _Rows:
         self.orders: list[tuple[int, str]] = []
         self.links: list[tuple[int, bytes]] = []
 
-    def add(self, told: pb.ResourceSpans) -> None:
-        resource = attributes_of(told.resource.attributes)
+    def add(self, received: pb.ResourceSpans) -> None:
+        resource = attributes_of(received.resource.attributes)
         process = str(resource.get("service.name", "?"))
         instance = str(resource.get("service.instance.id", ""))
-        for scope in told.scope_spans:
+        for scope in received.scope_spans:
             for span in scope.spans:
                 self.last += 1
                 about = attributes_of([pair for pair in span.attributes if pair.key.startswith("shop.order_id")])
@@ -166,7 +166,7 @@ def _reader(path: Path) -> sqlite3.Connection:
 
 
 def _version_of(path: Path) -> int:
-    """0 for a file that is none of ours."""
+    """Return the version; 0 for a file that is not a span store."""
     try:
         with closing(_reader(path)) as connection:
             return _version(connection)

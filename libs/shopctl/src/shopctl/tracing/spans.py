@@ -1,4 +1,4 @@
-"""A span, as OTLP tells of it."""
+"""A span, parsed from OTLP."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -9,12 +9,12 @@ from opentelemetry.proto.trace.v1 import trace_pb2 as pb
 
 Value: TypeAlias = "str | int | float | bool | list[Value] | None"
 SpanId: TypeAlias = tuple[str, str]
-"""The id of its trace and its own, in hexadecimal digits."""
+"""The ids of the trace and the span, in hexadecimal digits."""
 
 
 @dataclass(frozen=True)
 class Event:
-    """What happened in a span at one moment, an exception for example."""
+    """An event of a span, such as an exception."""
 
     name: str
     at_ns: int
@@ -23,7 +23,7 @@ class Event:
 
 @dataclass(frozen=True)
 class Span:
-    """One span. Times are Unix nanoseconds; `parent` is None for one that begins its trace."""
+    """A span. Times are Unix nanoseconds; `parent` is None for the root of a trace."""
 
     id: SpanId
     parent: SpanId | None
@@ -40,50 +40,50 @@ class Span:
     links: Sequence[SpanId]
 
     @classmethod
-    def of(cls, told: pb.Span, process: str, instance: str) -> Self:
-        """What OTLP told, of which the resource has told who tells it."""
-        trace_id = told.trace_id.hex()
+    def of(cls, span: pb.Span, process: str, instance: str) -> Self:
+        """Parse an OTLP span; process and instance come from its resource."""
+        trace_id = span.trace_id.hex()
         return cls(
-            id=(trace_id, told.span_id.hex()),
-            parent=(trace_id, told.parent_span_id.hex()) if told.parent_span_id else None,
-            name=told.name,
-            kind=pb.Span.SpanKind.Name(told.kind).removeprefix("SPAN_KIND_"),
+            id=(trace_id, span.span_id.hex()),
+            parent=(trace_id, span.parent_span_id.hex()) if span.parent_span_id else None,
+            name=span.name,
+            kind=pb.Span.SpanKind.Name(span.kind).removeprefix("SPAN_KIND_"),
             process=process,
             instance=instance,
-            start_ns=told.start_time_unix_nano,
-            end_ns=told.end_time_unix_nano,
-            failed=told.status.code == pb.Status.STATUS_CODE_ERROR,
-            message=told.status.message,
-            attributes=attributes_of(told.attributes),
+            start_ns=span.start_time_unix_nano,
+            end_ns=span.end_time_unix_nano,
+            failed=span.status.code == pb.Status.STATUS_CODE_ERROR,
+            message=span.status.message,
+            attributes=attributes_of(span.attributes),
             events=tuple(
-                Event(event.name, event.time_unix_nano, attributes_of(event.attributes)) for event in told.events
+                Event(event.name, event.time_unix_nano, attributes_of(event.attributes)) for event in span.events
             ),
-            links=tuple((link.trace_id.hex(), link.span_id.hex()) for link in told.links),
+            links=tuple((link.trace_id.hex(), link.span_id.hex()) for link in span.links),
         )
 
     @property
     def orders(self) -> frozenset[str]:
-        """The orders that it is about."""
+        """The ids of the orders that the span is about."""
         return frozenset(orders_in(self.attributes))
 
     @property
     def reason(self) -> str | None:
-        """Why it failed or was refused; None when it did what it was for."""
+        """Why the span failed or was refused, or None if it succeeded."""
         kind = self.attributes.get("error.type")
         if not self.failed and kind is None:
             return None
         raised = [event.attributes.get("exception.message") for event in self.events if event.name == "exception"]
-        said = [str(part) for part in (kind, self.message or (raised[-1] if raised else None)) if part]
-        return ": ".join(dict.fromkeys(said)) or "failed"
+        parts = [str(part) for part in (kind, self.message or (raised[-1] if raised else None)) if part]
+        return ": ".join(dict.fromkeys(parts)) or "failed"
 
 
 def attributes_of(pairs: Sequence[KeyValue]) -> dict[str, Value]:
-    """Attributes by their keys."""
+    """Return attributes by their keys."""
     return {pair.key: _value(pair.value) for pair in pairs}
 
 
 def orders_in(attributes: Mapping[str, Value]) -> Iterator[str]:
-    """The orders that a span with these attributes is about."""
+    """Yield the ids of the orders that a span with these attributes is about."""
     one, several = attributes.get("shop.order_id"), attributes.get("shop.order_ids")
     if one:
         yield str(one)
@@ -106,4 +106,4 @@ def _value(any_value: AnyValue) -> Value:
         case "bytes_value":
             return any_value.bytes_value.hex()
         case _:
-            return None  # maps, which no attribute of a span has
+            return None  # maps, which attributes of spans do not use

@@ -1,10 +1,10 @@
-"""Print what happened to an order, from the spans that `dev` collects: each of its traces as a tree of spans.
+"""Print the traces of an order as trees of spans, from the spans that `dev` collects.
 
-  ⇢           a batch, linked to the span above: that one waited for it, or it acted for that one and others
-  +12.30 ms   when the span began, counted from the beginning of the trace; beside it, how long it took
+  ⇢           a batch that is linked to the span above: the span waited for it, or the batch acted for it and others
+  +12.30 ms   the start of the span, relative to the start of the trace; its duration follows
 
-Calls are done in batches, so of a call that waited for a batch begun by another, the work lies in the trace of that
-other. It is shown all the same. Exit code 1 when no trace is found.
+Calls are processed in batches. If another call started the batch, its spans belong to the trace of that call; they are
+shown here, too. The exit code is 1 if no trace is found.
 """
 
 import argparse
@@ -23,7 +23,7 @@ from shopctl.tracing.span_store import SPANS_MAX, SpanStore
 from shopctl.tracing.traces import Node, Traces
 
 WAIT_SECONDS = 6.0
-"""For spans that may still come; above QUIET_SECONDS."""
+"""How long to wait for spans that may still arrive; longer than QUIET_SECONDS."""
 
 _POLL_SECONDS = 0.2
 _TRACE_ID = re.compile("[0-9a-f]{32}")
@@ -32,10 +32,10 @@ _NOTHING = Traces((), 0, is_complete=False)
 
 def configure(parser: argparse.ArgumentParser) -> None:
     which = parser.add_mutually_exclusive_group(required=True)
-    which.add_argument("id", nargs="?", metavar="ORDER_ID|TRACE_ID", help="an order, or a trace by its 32 digits")
-    which.add_argument("--last", action="store_true", help="the order that was placed last")
-    parser.add_argument("--reads", action="store_true", help="show also the calls that only read the order")
-    parser.add_argument("--sql", action="store_true", help="show SQL statements whole")
+    which.add_argument("id", nargs="?", metavar="ORDER_ID|TRACE_ID", help="an order id, or a trace id of 32 digits")
+    which.add_argument("--last", action="store_true", help="the order that was created last")
+    parser.add_argument("--reads", action="store_true", help="also show calls that only read the order")
+    parser.add_argument("--sql", action="store_true", help="show complete SQL statements")
     add_json(parser)
 
 
@@ -56,7 +56,7 @@ def run(options: argparse.Namespace) -> int:
     if found.reads_left_out:
         screen.print(f"Calls that only read the order are left out: {found.reads_left_out} (--reads shows them).")
     if may_come:
-        error_console().print("More spans may still come; ask again after a moment.", style="yellow")
+        error_console().print("More spans may still arrive; repeat the command shortly.", style="yellow")
     return 0
 
 
@@ -68,7 +68,7 @@ def _dev() -> RunFile | None:
 
 
 def _wait_for_traces(options: argparse.Namespace, dev: RunFile | None) -> Traces:
-    """What is known, once it is complete; without `dev`, or when that takes too long, what there is."""
+    """Wait until the traces are complete, and return them. Returns what there is without `dev`, or after a timeout."""
     deadline = time.monotonic() + (WAIT_SECONDS if dev is not None and dev.traces_elsewhere is None else 0)
     while True:
         found = _load(options)
@@ -91,14 +91,14 @@ def _load(options: argparse.Namespace) -> Traces:
 
 
 def _why_nothing(options: argparse.Namespace, dev: RunFile | None) -> str:
-    asked = "any order" if options.last else options.id
+    wanted = "any order" if options.last else options.id
     if dev is None:
-        return f"no trace of {asked} in {span_store.PATH}, and dev, which collects them, is not running here"
+        return f"no trace of {wanted} in {span_store.PATH}, and dev, which collects them, is not running here"
     if dev.traces_elsewhere:
-        return f"no trace of {asked}: dev sends them to {dev.traces_elsewhere}, as its environment says; look there"
+        return f"no trace of {wanted}: dev sends them to {dev.traces_elsewhere}, which its environment sets; look there"
     if dev.traces_elsewhere is not None:
-        return f"no trace of {asked}: dev was started with OTEL_EXPORTER_OTLP_ENDPOINT empty, so there are none"
-    return f"no trace of {asked}: it is unknown here, was not sampled, or lies before the last {SPANS_MAX:,} spans"
+        return f"no trace of {wanted}: dev was started with OTEL_EXPORTER_OTLP_ENDPOINT empty, so there are none"
+    return f"no trace of {wanted}: it is unknown, was not sampled, or is older than the last {SPANS_MAX:,} spans"
 
 
 def _spans(nodes: Sequence[Node], linked_from: Node | None = None) -> Iterator[dict[str, Any]]:

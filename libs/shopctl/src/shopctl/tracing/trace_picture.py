@@ -1,4 +1,4 @@
-"""A trace for the terminal: a tree of spans, with bars for their time."""
+"""Draws a trace for the terminal: a tree of spans with bars for their times."""
 
 import re
 from collections.abc import Iterator
@@ -15,7 +15,7 @@ from shopctl.tracing.traces import Node, Tree
 _NAME_WIDTH_MIN, _NAME_PART = 24, 0.6
 _BAR_WIDTH_MIN, _BAR_WIDTH_MAX = 8, 60
 _TIME_WIDTH = 10
-# What a statement begins with that says little, and what is shown for it.
+# Shortens the parts of SQL statements that carry little information.
 _SQL_SHORT = [
     (re.compile(r"^SELECT .*? FROM ", re.IGNORECASE), "SELECT … FROM "),
     (re.compile(r"^(INSERT INTO [^\s(]+) .*", re.IGNORECASE), r"\1 …"),
@@ -23,12 +23,12 @@ _SQL_SHORT = [
 
 
 def draw(console: Console, tree: Tree, *, sql: bool) -> None:
-    """Show a trace, no wider than the console; with `sql`, each statement whole on lines of its own."""
+    """Print a trace, no wider than the console; with `sql`, each complete statement on its own lines."""
     _Picture(console, tree, sql=sql).draw()
 
 
 class _Picture:
-    """One trace on one console."""
+    """The drawing of one trace on one console."""
 
     def __init__(self, console: Console, tree: Tree, *, sql: bool) -> None:
         self._console = console
@@ -38,10 +38,10 @@ class _Picture:
         self._began_ns = min(span.start_ns for span in spans)
         self._took_ns = max(1, max(span.end_ns for span in spans) - self._began_ns)
         self._process_width = max(len(span.process) for span in spans)
-        # Each column but the first has a space before it.
+        # Each column except the first has a space before it.
         rest = console.width - (self._process_width + 1) - 2 * (_TIME_WIDTH + 1) - 1
         self._name_width = max(_NAME_WIDTH_MIN, int(rest * _NAME_PART), rest - _BAR_WIDTH_MAX)
-        # On a terminal where bars would say nothing, the names have their place.
+        # On a narrow terminal, use the space of the bars for the names.
         self._bar_width = rest - self._name_width if rest - self._name_width >= _BAR_WIDTH_MIN else 0
 
     def draw(self) -> None:
@@ -86,7 +86,7 @@ class _Picture:
         if not self._bar_width:
             return ""
         scale = self._bar_width / self._took_ns
-        # What takes next to nothing still has a place.
+        # A very short span still gets one character.
         start = min(int((span.start_ns - self._began_ns) * scale), self._bar_width - 1)
         length = max(1, min(round((span.end_ns - span.start_ns) * scale), self._bar_width - start))
         return " " * start + "━" * length
@@ -107,7 +107,7 @@ class _Picture:
 
 
 def _name(span: Span, *, sql: bool) -> str:
-    """Services without their package; of SQL what the statement does, a word where all of it stands below."""
+    """Return a short name: RPCs without package; SQL shortened, or only its verb if the statement is printed below."""
     if statement := _statement(span):
         if sql:
             return statement.partition(" ")[0]
@@ -124,10 +124,10 @@ def _statement(span: Span) -> str:
 
 
 def _about(span: Span) -> str:
-    """What a batch, or who waited for one, says of it."""
-    told = span.attributes
-    waited, size, calls = (told.get(key) for key in ("shop.queue.seconds", "shop.batch.size", "shop.batch.calls"))
-    messages = told.get("messaging.batch.message_count")
+    """Return the size of a batch, or how long a span waited for one."""
+    attributes = span.attributes
+    waited, size, calls = (attributes.get(key) for key in ("shop.queue.seconds", "shop.batch.size", "shop.batch.calls"))
+    messages = attributes.get("messaging.batch.message_count")
     if isinstance(waited, float):
         return f"waited {_time(int(waited * 1e9))}"
     if isinstance(size, int):
@@ -140,7 +140,7 @@ def _count(number: int, noun: str, plural: str = "s") -> str:
 
 
 def _time(ns: int) -> str:
-    """A duration, at most one character narrower than its column: a sign may stand before it."""
+    """Format a duration, at least one character narrower than its column, for a sign before it."""
     if ns >= 100_000_000_000:
         return f"{ns / 1e9:,.0f} s"
     return f"{ns / 1e9:.2f} s" if ns >= 1_000_000_000 else f"{ns / 1e6:.2f} ms"

@@ -86,7 +86,7 @@ class InventoryItem(_message.Message):
     location: _builtins.str
     """Where the stock is."""
     quantity: _builtins.int
-    """Units on the shelf, reserved ones included: 0 … 9×10^15."""
+    """Units in stock, reserved ones included: 0 … 9×10^15."""
     reserved_quantity: _builtins.int
     """Units counted as reserved: 0 … quantity. Includes due reservations whose expiry has not been written yet."""
     available_quantity: _builtins.int
@@ -270,7 +270,7 @@ Global___CreateInventoryItemRequest: _TypeAlias = CreateInventoryItemRequest  # 
 
 @_typing.final
 class GetInventoryItemRequest(_message.Message):
-    """Which item to read."""
+    """The item to read."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -303,7 +303,7 @@ class UpdateInventoryItemRequest(_message.Message):
     id: _builtins.int
     """The item; positive."""
     quantity: _builtins.int
-    """The new number of units on the shelf, reserved ones included: 0 … 9×10^15. Absent: no change, and no event."""
+    """The new number of units in stock, reserved ones included: 0 … 9×10^15. Absent: no change, and no event."""
     version: _builtins.int
     """The version that the caller has read; positive. If present and the item has another version, the call is refused
     with VERSION_MISMATCH.
@@ -409,7 +409,7 @@ class CheckStockRequest(_message.Message):
     product_id: _builtins.int
     """The product; positive."""
     required_quantity: _builtins.int
-    """Units wanted: 1 … 10^9."""
+    """Units required: 1 … 10^9."""
     location: _builtins.str
     """Count only this location. Empty: all of them together."""
     def __init__(
@@ -547,7 +547,7 @@ Global___BatchReserveStockRequest: _TypeAlias = BatchReserveStockRequest  # noqa
 
 @_typing.final
 class OrderLines(_message.Message):
-    """What one order needs; all of it or nothing."""
+    """The lines of one order, reserved all or nothing."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -561,7 +561,7 @@ class OrderLines(_message.Message):
     request_id: _builtins.str
     """See the service; for this order alone. Empty: none."""
     traceparent: _builtins.str
-    """W3C traceparent (version 00) of the caller who wants this order, if one call carries the orders of several callers.
+    """W3C traceparent (version 00) of the caller of this order, if one call carries the orders of several callers.
     The order's events continue that trace. Empty: the trace of the call.
     """
     @_builtins.property
@@ -793,7 +793,7 @@ Global___ConfirmReservationsResponse: _TypeAlias = ConfirmReservationsResponse  
 
 @_typing.final
 class GetReservationRequest(_message.Message):
-    """Which reservation to read."""
+    """The reservation to read."""
 
     DESCRIPTOR: _descriptor.Descriptor
 

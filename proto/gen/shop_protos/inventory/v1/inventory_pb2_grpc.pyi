@@ -16,7 +16,7 @@ class InventoryServiceStub:
     """Stock by product and location, and reservations of it for orders.
 
     Errors. Every status carries google.rpc.ErrorInfo with domain "shop", a stable `reason` and `metadata`.
-    In addition to what each RPC lists below, every RPC can answer:
+    In addition to the errors of each RPC below, every RPC can return:
       INVALID_ARGUMENT   INVALID_FIELD, with google.rpc.BadRequest naming every bad field.
       UNAUTHENTICATED    CREDENTIALS_MISSING, TOKEN_INVALID, TOKEN_EXPIRED.
       PERMISSION_DENIED  PERMISSION_MISSING (metadata: permission): the caller is not granted what the RPC needs.
@@ -25,15 +25,15 @@ class InventoryServiceStub:
       UNAVAILABLE        DATABASE_UNAVAILABLE. The call may have had its effect; see below for how to retry.
                          KEY_SET_UNAVAILABLE: the token could not be checked. Nothing was done; retry.
       DEADLINE_EXCEEDED  The call may have had its effect, as above.
-      INTERNAL           A defect. The message contains an id that is also in the log.
+      INTERNAL           A bug. The message contains an id that is also in the log.
 
     Retries. An RPC that only reads may always be retried. An RPC that changes something is safe to retry, whatever the
     status, with the same `request_id`, or if its comment says "repeatable".
 
     `request_id`: 1–64 printable ASCII characters chosen by the caller, or empty for none. For at least
-    24 hours, calls with the same id and the same content have one effect; a repeat answers with the resources of the
-    first call, as they are now. The same id with other content is refused: INVALID_ARGUMENT, REQUEST_ID_REUSED
-    (metadata: request_id). A refused call stores nothing, so a repeat of it is decided anew.
+    24 hours, calls with the same id and the same content have one effect; a repeat returns the resources of the
+    first call in their current state. The same id with other content is refused: INVALID_ARGUMENT, REQUEST_ID_REUSED
+    (metadata: request_id). A refused call stores nothing, so a repeat of it is decided again.
 
     Times are UTC. Ids of products and items are positive. A location is 1–64 characters of `A-Z a-z 0-9 _ -`.
     """
@@ -81,7 +81,7 @@ class InventoryServiceStub:
                           was asked for); an unknown product has 0 available.
                           RESERVATIONS_LIMIT (metadata: order_id, reservations, allocations, as they would be): an
                           order has at most 1,000 HELD and CONFIRMED reservations, and these at most 10,000
-                          allocations. Those of calls that run at the same moment in other replicas are not counted.
+                          allocations. Those of calls that run at the same time in other replicas are not counted.
                           LOCATIONS_LIMIT (metadata: product_id, limit): the stock would come from more than 500
                           locations.
       INVALID_ARGUMENT    REQUEST_ID_REUSED.
@@ -96,7 +96,7 @@ class InventoryServiceStub:
     each other and decided in the sequence given: every error of one, validation included, is that order's
     `error`, with the details that ReserveStock would return. The call itself fails only for what
     concerns all of it: no order, more than 500 orders or 5,000 lines (INVALID_FIELD), or a status that any
-    RPC can answer.
+    RPC can return.
     Emits the events of ReserveStock.
     """
     ReleaseStock: _grpc.UnaryUnaryMultiCallable[_inventory_pb2.ReleaseStockRequest, _inventory_pb2.ReleaseStockResponse]
@@ -130,7 +130,7 @@ class InventoryServiceServicer(metaclass=_abc_1.ABCMeta):
     """Stock by product and location, and reservations of it for orders.
 
     Errors. Every status carries google.rpc.ErrorInfo with domain "shop", a stable `reason` and `metadata`.
-    In addition to what each RPC lists below, every RPC can answer:
+    In addition to the errors of each RPC below, every RPC can return:
       INVALID_ARGUMENT   INVALID_FIELD, with google.rpc.BadRequest naming every bad field.
       UNAUTHENTICATED    CREDENTIALS_MISSING, TOKEN_INVALID, TOKEN_EXPIRED.
       PERMISSION_DENIED  PERMISSION_MISSING (metadata: permission): the caller is not granted what the RPC needs.
@@ -139,15 +139,15 @@ class InventoryServiceServicer(metaclass=_abc_1.ABCMeta):
       UNAVAILABLE        DATABASE_UNAVAILABLE. The call may have had its effect; see below for how to retry.
                          KEY_SET_UNAVAILABLE: the token could not be checked. Nothing was done; retry.
       DEADLINE_EXCEEDED  The call may have had its effect, as above.
-      INTERNAL           A defect. The message contains an id that is also in the log.
+      INTERNAL           A bug. The message contains an id that is also in the log.
 
     Retries. An RPC that only reads may always be retried. An RPC that changes something is safe to retry, whatever the
     status, with the same `request_id`, or if its comment says "repeatable".
 
     `request_id`: 1–64 printable ASCII characters chosen by the caller, or empty for none. For at least
-    24 hours, calls with the same id and the same content have one effect; a repeat answers with the resources of the
-    first call, as they are now. The same id with other content is refused: INVALID_ARGUMENT, REQUEST_ID_REUSED
-    (metadata: request_id). A refused call stores nothing, so a repeat of it is decided anew.
+    24 hours, calls with the same id and the same content have one effect; a repeat returns the resources of the
+    first call in their current state. The same id with other content is refused: INVALID_ARGUMENT, REQUEST_ID_REUSED
+    (metadata: request_id). A refused call stores nothing, so a repeat of it is decided again.
 
     Times are UTC. Ids of products and items are positive. A location is 1–64 characters of `A-Z a-z 0-9 _ -`.
     """
@@ -229,7 +229,7 @@ class InventoryServiceServicer(metaclass=_abc_1.ABCMeta):
                               was asked for); an unknown product has 0 available.
                               RESERVATIONS_LIMIT (metadata: order_id, reservations, allocations, as they would be): an
                               order has at most 1,000 HELD and CONFIRMED reservations, and these at most 10,000
-                              allocations. Those of calls that run at the same moment in other replicas are not counted.
+                              allocations. Those of calls that run at the same time in other replicas are not counted.
                               LOCATIONS_LIMIT (metadata: product_id, limit): the stock would come from more than 500
                               locations.
           INVALID_ARGUMENT    REQUEST_ID_REUSED.
@@ -250,7 +250,7 @@ class InventoryServiceServicer(metaclass=_abc_1.ABCMeta):
         each other and decided in the sequence given: every error of one, validation included, is that order's
         `error`, with the details that ReserveStock would return. The call itself fails only for what
         concerns all of it: no order, more than 500 orders or 5,000 lines (INVALID_FIELD), or a status that any
-        RPC can answer.
+        RPC can return.
         Emits the events of ReserveStock.
         """
 

@@ -63,7 +63,7 @@ Global___ExpireReservationsResponse: _TypeAlias = ExpireReservationsResponse  # 
 
 @_typing.final
 class PurgeHistoryRequest(_message.Message):
-    """Which history to delete."""
+    """The history to delete."""
 
     DESCRIPTOR: _descriptor.Descriptor
 

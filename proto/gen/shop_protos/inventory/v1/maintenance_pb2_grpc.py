@@ -26,8 +26,8 @@ if _version_not_supported:
 
 
 class InventoryMaintenanceServiceStub:
-    """Called by the reaper on a schedule. No guarantee depends on when: the stock of a due reservation is available at
-    once. Errors are those that every RPC of InventoryService can answer.
+    """Called by the reaper on a schedule. No guarantee depends on its timing: the stock of a due reservation is available at
+    once. Errors are those that every RPC of InventoryService can return.
     Both RPCs are repeatable.
     """
 
@@ -50,8 +50,8 @@ class InventoryMaintenanceServiceStub:
 
 
 class InventoryMaintenanceServiceServicer:
-    """Called by the reaper on a schedule. No guarantee depends on when: the stock of a due reservation is available at
-    once. Errors are those that every RPC of InventoryService can answer.
+    """Called by the reaper on a schedule. No guarantee depends on its timing: the stock of a due reservation is available at
+    once. Errors are those that every RPC of InventoryService can return.
     Both RPCs are repeatable.
     """
 
@@ -96,8 +96,8 @@ def add_InventoryMaintenanceServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class InventoryMaintenanceService:
-    """Called by the reaper on a schedule. No guarantee depends on when: the stock of a due reservation is available at
-    once. Errors are those that every RPC of InventoryService can answer.
+    """Called by the reaper on a schedule. No guarantee depends on its timing: the stock of a due reservation is available at
+    once. Errors are those that every RPC of InventoryService can return.
     Both RPCs are repeatable.
     """
 

@@ -13,8 +13,8 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class InventoryMaintenanceServiceStub:
-    """Called by the reaper on a schedule. No guarantee depends on when: the stock of a due reservation is available at
-    once. Errors are those that every RPC of InventoryService can answer.
+    """Called by the reaper on a schedule. No guarantee depends on its timing: the stock of a due reservation is available at
+    once. Errors are those that every RPC of InventoryService can return.
     Both RPCs are repeatable.
     """
 
@@ -32,8 +32,8 @@ class InventoryMaintenanceServiceStub:
     """
 
 class InventoryMaintenanceServiceServicer(metaclass=_abc_1.ABCMeta):
-    """Called by the reaper on a schedule. No guarantee depends on when: the stock of a due reservation is available at
-    once. Errors are those that every RPC of InventoryService can answer.
+    """Called by the reaper on a schedule. No guarantee depends on its timing: the stock of a due reservation is available at
+    once. Errors are those that every RPC of InventoryService can return.
     Both RPCs are repeatable.
     """
 

@@ -19,7 +19,7 @@ DESCRIPTOR: _descriptor.FileDescriptor
 
 @_typing.final
 class CancelAbandonedOrdersRequest(_message.Message):
-    """Which orders count as abandoned."""
+    """The orders that count as abandoned."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -69,7 +69,7 @@ Global___CancelAbandonedOrdersResponse: _TypeAlias = CancelAbandonedOrdersRespon
 
 @_typing.final
 class PurgeHistoryRequest(_message.Message):
-    """Which history to delete."""
+    """The history to delete."""
 
     DESCRIPTOR: _descriptor.Descriptor
 

@@ -27,7 +27,7 @@ if _version_not_supported:
 
 class OrderMaintenanceServiceStub:
     """Called by the reaper on a schedule. Errors are those that every RPC of OrderService can
-    answer. Both RPCs are repeatable.
+    return. Both RPCs are repeatable.
     """
 
     def __init__(self, channel):
@@ -50,7 +50,7 @@ class OrderMaintenanceServiceStub:
 
 class OrderMaintenanceServiceServicer:
     """Called by the reaper on a schedule. Errors are those that every RPC of OrderService can
-    answer. Both RPCs are repeatable.
+    return. Both RPCs are repeatable.
     """
 
     def CancelAbandonedOrders(self, request, context):
@@ -95,7 +95,7 @@ def add_OrderMaintenanceServiceServicer_to_server(servicer, server):
  # This class is part of an EXPERIMENTAL API.
 class OrderMaintenanceService:
     """Called by the reaper on a schedule. Errors are those that every RPC of OrderService can
-    answer. Both RPCs are repeatable.
+    return. Both RPCs are repeatable.
     """
 
     @staticmethod

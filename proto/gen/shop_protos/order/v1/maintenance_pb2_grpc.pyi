@@ -14,7 +14,7 @@ GRPC_VERSION: str
 
 class OrderMaintenanceServiceStub:
     """Called by the reaper on a schedule. Errors are those that every RPC of OrderService can
-    answer. Both RPCs are repeatable.
+    return. Both RPCs are repeatable.
     """
 
     def __init__(self, channel: _grpc.Channel) -> None: ...
@@ -32,7 +32,7 @@ class OrderMaintenanceServiceStub:
 
 class OrderMaintenanceServiceServicer(metaclass=_abc_1.ABCMeta):
     """Called by the reaper on a schedule. Errors are those that every RPC of OrderService can
-    answer. Both RPCs are repeatable.
+    return. Both RPCs are repeatable.
     """
 
     @_abc_1.abstractmethod

@@ -264,7 +264,7 @@ Global___CreateOrderItem: _TypeAlias = CreateOrderItem  # noqa: Y015
 
 @_typing.final
 class GetOrderRequest(_message.Message):
-    """Which order to read."""
+    """The order to read."""
 
     DESCRIPTOR: _descriptor.Descriptor
 

@@ -16,7 +16,7 @@ class OrderServiceStub:
     """Orders, from their creation to their delivery.
 
     Errors. Every status carries google.rpc.ErrorInfo with domain "shop", a stable `reason` and `metadata`.
-    In addition to what each RPC lists below, every RPC can answer:
+    In addition to the errors of each RPC below, every RPC can return:
       INVALID_ARGUMENT   INVALID_FIELD, with google.rpc.BadRequest naming every bad field.
       UNAUTHENTICATED    CREDENTIALS_MISSING, TOKEN_INVALID, TOKEN_EXPIRED.
       PERMISSION_DENIED  PERMISSION_MISSING (metadata: permission): the caller is not granted what the RPC needs.
@@ -26,16 +26,16 @@ class OrderServiceStub:
       UNAVAILABLE        DATABASE_UNAVAILABLE. The call may have had its effect; see below for how to retry.
                          KEY_SET_UNAVAILABLE: the token could not be checked. Nothing was done; retry.
       DEADLINE_EXCEEDED  The call may have had its effect, as above.
-      INTERNAL           A defect. The message contains an id that is also in the log.
+      INTERNAL           A bug. The message contains an id that is also in the log.
     To a caller without the permission orders.any, the orders of other users do not exist.
 
     Retries. An RPC that only reads may always be retried. An RPC that changes something is safe to retry, whatever the
     status, with the same `request_id`, or if its comment says "repeatable".
 
     `request_id`: 1–64 printable ASCII characters chosen by the caller, or empty for none. For at least 24 hours, calls
-    with the same id and the same content have one effect; a repeat answers with the order as it is now. The same id with
+    with the same id and the same content have one effect; a repeat returns the order in its current state. The same id with
     other content is refused: INVALID_ARGUMENT, REQUEST_ID_REUSED (metadata: request_id). A refused call stores
-    nothing, so a repeat of it is decided anew.
+    nothing, so a repeat of it is decided again.
 
     Times are UTC. Ids of users and products are positive integers, ids of orders are UUIDs. Amounts are exact.
     """
@@ -53,7 +53,7 @@ class OrderServiceStub:
                           RESERVATION_EXPIRED (metadata: order_id): an earlier attempt reserved the stock, did not
                           create the order, and its reservation has ended. Use a new request_id.
       INVALID_ARGUMENT    REQUEST_ID_REUSED.
-      UNAVAILABLE         INVENTORY_UNAVAILABLE: inventory-api did not answer in time.
+      UNAVAILABLE         INVENTORY_UNAVAILABLE: inventory-api did not respond in time.
     Emits ORDER_CREATED.
     """
     GetOrder: _grpc.UnaryUnaryMultiCallable[_order_pb2.GetOrderRequest, _order_pb2.OrderResponse]
@@ -86,7 +86,7 @@ class OrderServiceServicer(metaclass=_abc_1.ABCMeta):
     """Orders, from their creation to their delivery.
 
     Errors. Every status carries google.rpc.ErrorInfo with domain "shop", a stable `reason` and `metadata`.
-    In addition to what each RPC lists below, every RPC can answer:
+    In addition to the errors of each RPC below, every RPC can return:
       INVALID_ARGUMENT   INVALID_FIELD, with google.rpc.BadRequest naming every bad field.
       UNAUTHENTICATED    CREDENTIALS_MISSING, TOKEN_INVALID, TOKEN_EXPIRED.
       PERMISSION_DENIED  PERMISSION_MISSING (metadata: permission): the caller is not granted what the RPC needs.
@@ -96,16 +96,16 @@ class OrderServiceServicer(metaclass=_abc_1.ABCMeta):
       UNAVAILABLE        DATABASE_UNAVAILABLE. The call may have had its effect; see below for how to retry.
                          KEY_SET_UNAVAILABLE: the token could not be checked. Nothing was done; retry.
       DEADLINE_EXCEEDED  The call may have had its effect, as above.
-      INTERNAL           A defect. The message contains an id that is also in the log.
+      INTERNAL           A bug. The message contains an id that is also in the log.
     To a caller without the permission orders.any, the orders of other users do not exist.
 
     Retries. An RPC that only reads may always be retried. An RPC that changes something is safe to retry, whatever the
     status, with the same `request_id`, or if its comment says "repeatable".
 
     `request_id`: 1–64 printable ASCII characters chosen by the caller, or empty for none. For at least 24 hours, calls
-    with the same id and the same content have one effect; a repeat answers with the order as it is now. The same id with
+    with the same id and the same content have one effect; a repeat returns the order in its current state. The same id with
     other content is refused: INVALID_ARGUMENT, REQUEST_ID_REUSED (metadata: request_id). A refused call stores
-    nothing, so a repeat of it is decided anew.
+    nothing, so a repeat of it is decided again.
 
     Times are UTC. Ids of users and products are positive integers, ids of orders are UUIDs. Amounts are exact.
     """
@@ -127,7 +127,7 @@ class OrderServiceServicer(metaclass=_abc_1.ABCMeta):
                               RESERVATION_EXPIRED (metadata: order_id): an earlier attempt reserved the stock, did not
                               create the order, and its reservation has ended. Use a new request_id.
           INVALID_ARGUMENT    REQUEST_ID_REUSED.
-          UNAVAILABLE         INVENTORY_UNAVAILABLE: inventory-api did not answer in time.
+          UNAVAILABLE         INVENTORY_UNAVAILABLE: inventory-api did not respond in time.
         Emits ORDER_CREATED.
         """
 
