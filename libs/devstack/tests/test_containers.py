@@ -1,4 +1,4 @@
-"""What is promised of any container, shown on one that is quick to start."""
+"""The operations of a container, with an image that starts quickly."""
 
 import socket
 import subprocess
@@ -33,7 +33,7 @@ def test_it_is_reached_from_this_machine_alone(container: Container) -> None:
     assert published.count("HostIp") == 1
 
 
-def test_a_program_in_it_says_what_it_prints_or_fails(container: Container) -> None:
+def test_execute_returns_the_output_or_raises(container: Container) -> None:
     assert container.execute("echo", "here") == "here\n"
     with pytest.raises(RuntimeError, match="false failed"):
         container.execute("false")

@@ -41,7 +41,7 @@ def test_init_makes_both_schemas_and_may_be_repeated(databases: Databases, capsy
     assert "orders" in database_state.read(databases.orders).rows
 
 
-def test_reset_drops_everything_once_somebody_says_yes(
+def test_reset_drops_everything_after_confirmation(
     databases: Databases, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run("db-init", databases)
@@ -64,7 +64,7 @@ def test_init_refuses_the_other_service_s_database(databases: Databases, capsys:
     assert "belongs to order-api" in capsys.readouterr().err
 
 
-def test_the_state_tells_of_what_is_not_shipped_and_who_would_ship_it(databases: Databases) -> None:
+def test_the_state_shows_the_unshipped_events_and_the_relays(databases: Databases) -> None:
     run("db-init", databases)
     before = database_state.read(databases.orders)
     assert (before.outbox_backlog, before.oldest_unshipped_seconds, before.leases) == (0, None, {})
@@ -99,11 +99,11 @@ def test_without_any_shell_program_there_is_a_prompt(
 
     assert db_shell.prompt(databases.orders, "orders") == 1
 
-    said = capsys.readouterr()
-    assert "answer" in said.out
-    assert "42" in said.out
-    assert "nope" in said.err
-    assert "7" in said.out
+    output = capsys.readouterr()
+    assert "answer" in output.out
+    assert "42" in output.out
+    assert "nope" in output.err
+    assert "7" in output.out
 
 
 def _add_event(url: str) -> None:

@@ -20,7 +20,7 @@ from testkit.pytest_plugin import KAFKA_VARIABLE
 
 @pytest.fixture(params=["embedded_broker", "best_broker"])
 def kafka(request: pytest.FixtureRequest) -> Kafka:
-    """Every kind of broker that there is here."""
+    """Every kind of broker that is available."""
     broker: Kafka = request.getfixturevalue(request.param)
     return broker
 
@@ -34,12 +34,12 @@ def in_container(docker_engine: str, best_broker: Kafka) -> Kafka:
 
 @pytest.fixture
 def embedded() -> Iterator[Kafka]:
-    """One for this test alone, which may break it."""
+    """A broker for one test, which may break it."""
     with brokers.provide() as started:
         yield started
 
 
-def test_what_was_written_is_read_back_in_order_with_its_key_and_headers(kafka: Kafka) -> None:
+def test_messages_are_read_back_in_order_with_their_keys_and_headers(kafka: Kafka) -> None:
     topic, key = _new_topic(kafka), str(uuid4())
     for number in range(3):
         kafka.produce(topic, key, f'{{"number": {number}}}', {"ce_type": "TOLD"})
@@ -68,7 +68,7 @@ def test_a_reader_may_come_before_the_first_message(kafka: Kafka) -> None:
     assert [record.value for record in reading.result()] == [b"1"]
 
 
-def test_waiting_in_vain_shows_what_was_there_instead(kafka: Kafka) -> None:
+def test_a_timeout_shows_the_last_records(kafka: Kafka) -> None:
     topic = _new_topic(kafka)
     kafka.produce(topic, "a", b"something else")
 
@@ -76,7 +76,7 @@ def test_waiting_in_vain_shows_what_was_there_instead(kafka: Kafka) -> None:
         kafka.consume(topic, until=lambda records: len(records) > 1, within_seconds=3)
 
 
-def test_the_lag_of_a_group_is_what_it_has_not_committed(kafka: Kafka) -> None:
+def test_the_lag_of_a_group_is_the_number_of_uncommitted_messages(kafka: Kafka) -> None:
     topic, group = _new_topic(kafka), str(uuid4())
     for number in range(5):
         kafka.produce(topic, str(number), b"x")
@@ -124,16 +124,16 @@ def test_a_frozen_broker_in_a_container_takes_nothing_and_a_thawed_one_goes_on(i
     assert [record.value for record in in_container.consume(topic, until=_any)] == [b"before"]
 
 
-def test_without_its_image_the_next_source_is_taken_and_the_reason_told(
+def test_without_its_image_the_next_source_is_used_and_the_reason_reported(
     docker_engine: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(brokers, "IMAGE", "localhost:1/no-such-image:1")
-    told: list[str] = []
-    with brokers.provide(containers=True, tell=told.append) as started:
+    reports: list[str] = []
+    with brokers.provide(containers=True, tell=reports.append) as started:
         assert started.description == brokers.EMBEDDED
 
-    assert len(told) == 1
-    assert "no-such-image" in told[0]
+    assert len(reports) == 1
+    assert "no-such-image" in reports[0]
 
 
 def test_a_frozen_broker_takes_nothing_and_a_thawed_one_goes_on(embedded: Kafka) -> None:
@@ -175,14 +175,14 @@ def _any(records: list[Record]) -> bool:
     return bool(records)
 
 
-def test_the_embedded_broker_listens_where_it_is_told_to_each_time(tmp_path: Path) -> None:
+def test_the_embedded_broker_listens_on_the_given_port_each_time(tmp_path: Path) -> None:
     (port,) = free_ports(1)
     for run in ("first", "second"):
         process = brokers.embedded(tmp_path / "address", port=port)
         try:
             broker = brokers.start(process, tmp_path / "address")
             assert broker.bootstrap == f"127.0.0.1:{port}"
-            # Clients go where the broker says that it is, so this is known to be the only port.
+            # Clients connect to the address that the broker returns, so this proves that it uses no other port.
             broker.produce("order-events", "key", run)
             (record,) = broker.consume("order-events", lambda records: len(records) == 1)
             connections = psutil.Process(process.pid).net_connections("tcp")

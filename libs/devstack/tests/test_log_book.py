@@ -32,7 +32,7 @@ def test_a_line_is_kept_with_its_process_its_time_and_its_level(path: Path) -> N
     assert lines[0].time <= lines[2].time
 
 
-def test_the_lines_of_a_traceback_have_the_level_of_what_they_belong_to(path: Path) -> None:
+def test_the_lines_of_a_traceback_have_the_level_of_their_log_line(path: Path) -> None:
     with LogBook.opened(_fail, path) as book:
         book.add("a", "12:30:00.000000 [error    ] a defect")
         book.add("b", "12:30:00.000000 [info     ] serving")
@@ -56,7 +56,7 @@ def test_the_newest_are_kept_and_the_oldest_forgotten(path: Path, monkeypatch: p
     assert sum(file.stat().st_size for file in path.parent.iterdir()) < FILES_MAX * 1_200
 
 
-def test_what_is_added_is_followed_over_the_change_of_files(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_following_continues_across_a_rotation(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(log_book, "FILE_BYTES_MAX", 1_000)
     with LogBook.opened(_fail, path) as book:
         book.add("a", "before")
@@ -73,9 +73,9 @@ def test_what_is_added_is_followed_over_the_change_of_files(path: Path, monkeypa
     assert followed == [f"line {number}" for number in range(50)]
 
 
-def test_a_line_that_cannot_be_kept_is_told_once_and_stops_nothing(path: Path) -> None:
-    told: list[OSError] = []
-    with LogBook.opened(told.append, path) as book:
+def test_a_failure_to_store_lines_is_reported_once_and_stops_nothing(path: Path) -> None:
+    failures: list[OSError] = []
+    with LogBook.opened(failures.append, path) as book:
         book.add("a", "kept")
         limits = resource.getrlimit(resource.RLIMIT_FSIZE)
         resource.setrlimit(resource.RLIMIT_FSIZE, (path.stat().st_size, limits[1]))
@@ -86,7 +86,7 @@ def test_a_line_that_cannot_be_kept_is_told_once_and_stops_nothing(path: Path) -
             resource.setrlimit(resource.RLIMIT_FSIZE, limits)
         book.add("a", "kept again")
 
-    assert len(told) == 1
+    assert len(failures) == 1
     kept = [line.line for line in log_book.read(path)]
     assert (kept[0], kept[-1]) == ("kept", "kept again")
 

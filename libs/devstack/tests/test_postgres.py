@@ -44,7 +44,7 @@ def test_a_dropped_database_is_gone_although_someone_is_connected(server: Postgr
         psycopg.connect(_plain(url))
 
 
-def test_a_frozen_server_answers_nobody_and_a_thawed_one_goes_on(server: PostgresServer) -> None:
+def test_a_frozen_server_does_not_respond_and_a_thawed_one_continues(server: PostgresServer) -> None:
     url = server.new_database()
     with psycopg.connect(_plain(url)) as connection:
         with server.frozen(), pytest.raises(psycopg.OperationalError, match="timeout"):
@@ -58,7 +58,7 @@ def test_all_processes_of_a_frozen_server_are_stopped() -> None:
         assert {process.status() for process in _processes(local)} <= {psutil.STATUS_STOPPED, psutil.STATUS_ZOMBIE}
 
 
-def test_a_killed_server_comes_back_on_its_port_with_what_was_committed(server: PostgresServer) -> None:
+def test_a_killed_server_restarts_on_its_port_with_the_committed_data(server: PostgresServer) -> None:
     url = server.new_database()
     _execute(url, "CREATE TABLE kept AS SELECT 7 AS number")
     with psycopg.connect(_plain(url)) as connection:
@@ -73,16 +73,16 @@ def test_a_killed_server_comes_back_on_its_port_with_what_was_committed(server: 
     assert _scalar(url, "SELECT number FROM kept") == 7
 
 
-def test_without_its_image_the_next_source_is_taken_and_the_reason_told(
+def test_without_its_image_the_next_source_is_used_and_the_reason_reported(
     docker_engine: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(postgres, "IMAGE", "localhost:1/no-such-image:1")
-    told: list[str] = []
-    with postgres.provide(containers=True, tell=told.append) as started:
+    reports: list[str] = []
+    with postgres.provide(containers=True, tell=reports.append) as started:
         assert started.description == LOCAL[0].description
 
-    assert len(told) == 1
-    assert "no-such-image" in told[0]
+    assert len(reports) == 1
+    assert "no-such-image" in reports[0]
 
 
 def test_a_stranger_on_the_same_machine_is_refused(server: PostgresServer) -> None:

@@ -29,7 +29,7 @@ _PARENT_OF_TWO = """
 
 @pytest.fixture
 def start() -> Iterator[Start]:
-    """Starts a Python program; whatever still runs of it after the test is killed."""
+    """Starts a Python program; kills what is still running of it after the test."""
     with ExitStack() as after_the_test:
 
         def start(program: str, *args: str, **options: object) -> Process:
@@ -41,7 +41,7 @@ def start() -> Iterator[Start]:
         yield start
 
 
-def test_a_process_sees_what_it_is_given_and_nothing_of_the_callers(
+def test_a_process_gets_only_the_given_environment_and_not_the_callers(
     start: Start, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("GRPC_PORT", "1")
@@ -51,13 +51,13 @@ def test_a_process_sees_what_it_is_given_and_nothing_of_the_callers(
     assert process.log == "None yes"
 
 
-def test_every_line_is_kept_and_told_as_it_comes(start: Start) -> None:
-    told: list[str] = []
-    process = start("import sys; print('out'); sys.stderr.write('err\\n')", on_line=told.append)
+def test_every_line_is_kept_and_passed_on_as_it_arrives(start: Start) -> None:
+    lines: list[str] = []
+    process = start("import sys; print('out'); sys.stderr.write('err\\n')", on_line=lines.append)
 
     process.wait(10)
 
-    assert process.log.splitlines() == ["out", "err"] == told
+    assert process.log.splitlines() == ["out", "err"] == lines
 
 
 def test_a_process_that_ended_can_be_started_again(start: Start) -> None:
@@ -68,7 +68,7 @@ def test_a_process_that_ended_can_be_started_again(start: Start) -> None:
     assert process.log == "run\nrun"
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # nobody reads or closes its output
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # its output is neither read nor closed
 def test_a_process_whose_start_was_interrupted_can_be_killed(monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupted(_: threading.Thread) -> None:
         raise KeyboardInterrupt
@@ -147,7 +147,7 @@ def test_waiting_for_a_process_that_has_ended_fails_at_once_and_shows_why(start:
     assert time.monotonic() - began < 20
 
 
-def test_a_process_is_ready_when_its_health_service_says_so(start: Start) -> None:
+def test_a_process_is_ready_when_its_health_service_reports_it(start: Start) -> None:
     (port,) = free_ports(1)
     address = f"localhost:{port}"
     process = start(

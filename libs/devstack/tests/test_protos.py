@@ -1,4 +1,4 @@
-"""The committed protos and what is made of them, and that each guard sees what it is there for."""
+"""The committed protos and their generated code, and that each check detects its violations."""
 
 import re
 import shutil
@@ -16,11 +16,11 @@ INVENTORY = "shop/inventory/v1/inventory.proto"
 
 @pytest.fixture
 def copy(tmp_path: Path) -> Path:
-    """A copy of proto/ that a test may spoil."""
+    """A copy of proto/ that a test may change."""
     return Path(shutil.copytree(protos.PROTO, tmp_path / "proto"))
 
 
-def test_the_committed_code_is_what_the_protos_give() -> None:
+def test_the_committed_code_is_up_to_date() -> None:
     protos.check()
 
 
@@ -32,7 +32,7 @@ def test_the_protos_break_no_client_of_the_api_as_landed() -> None:
     protos.breaking()
 
 
-def test_the_package_asks_for_what_its_code_was_generated_for() -> None:
+def test_the_package_requires_the_versions_that_its_code_was_generated_for() -> None:
     project = tomllib.loads((protos.PROTO / "pyproject.toml").read_text())["project"]
     asked = {Requirement(line).name: Requirement(line).specifier for line in project["dependencies"]}
     messages = (protos.PROTO / "gen/shop_protos/order/v1/order_pb2.py").read_text()
@@ -65,7 +65,7 @@ def test_check_sees_a_proto_that_changed_after_its_code_was_made(copy: Path) -> 
         protos.check(copy)
 
 
-def test_generate_mends_what_drifted(copy: Path) -> None:
+def test_generate_restores_changed_files(copy: Path) -> None:
     (copy / "gen/shop_protos/py.typed").unlink()
     (copy / "gen/shop_protos/left_over_pb2.py").touch()
 
@@ -104,13 +104,13 @@ def test_breaking_sees_a_file_that_is_gone(copy: Path) -> None:
         protos.breaking(copy)
 
 
-def test_an_added_field_breaks_nobody(copy: Path) -> None:
+def test_an_added_field_is_not_a_breaking_change(copy: Path) -> None:
     _replace(copy / INVENTORY, "  string location = 3;", "  string location = 3;\n  string shelf = 90;")
 
     protos.breaking(copy)
 
 
-def test_breaking_without_a_baseline_says_how_to_make_one(copy: Path) -> None:
+def test_breaking_without_a_baseline_explains_how_to_create_one(copy: Path) -> None:
     (copy / "baseline.binpb").unlink()
 
     with pytest.raises(protos.ToolRefused, match=r"devstack\.tools\.protos baseline"):
@@ -137,8 +137,8 @@ def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
         protos.main(["--help"])
 
     assert ended.value.code == 0
-    told = capsys.readouterr().out
-    assert all(name in told for name in ("generate", "lint", "breaking", "check", "baseline"))
+    output = capsys.readouterr().out
+    assert all(name in output for name in ("generate", "lint", "breaking", "check", "baseline"))
 
 
 def _replace(path: Path, old: str, new: str) -> None:

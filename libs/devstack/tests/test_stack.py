@@ -18,7 +18,7 @@ DRAIN_SECONDS = 90
 
 @pytest.fixture
 def broker() -> Iterator[Kafka]:
-    """One that no other test has written to."""
+    """A broker that no other test has written to."""
     with kafka.provide() as started:
         yield started
 
@@ -28,31 +28,31 @@ def databases(tmp_path: Path) -> Databases:
     return Databases.in_folder(tmp_path)
 
 
-def test_a_drained_stack_has_acted_upon_what_was_told_last(databases: Databases, broker: Kafka) -> None:
-    said: list[str] = []
+def test_a_drained_stack_has_handled_the_last_events(databases: Databases, broker: Kafka) -> None:
+    reports: list[str] = []
     with Stack(databases, broker) as stack:
-        # With the relay away, the cancelled order's stock is still reserved when the end is asked for.
+        # Without the relay, the cancelled order's stock is still reserved when draining begins.
         stack.relay.stop()
         _place_and_cancel(stack)
         stack.relay.start()
 
-        assert drain.drain(stack, DRAIN_SECONDS, said.append), said
+        assert drain.drain(stack, DRAIN_SECONDS, reports.append), reports
         assert not any(process.alive for process in stack.processes)
 
         with _begun_again(stack) as again:
             assert _available(again) == 5
 
 
-def test_draining_gives_up_in_time_and_says_what_is_left(databases: Databases, broker: Kafka) -> None:
-    said: list[str] = []
+def test_draining_gives_up_in_time_and_reports_what_is_left(databases: Databases, broker: Kafka) -> None:
+    reports: list[str] = []
     with Stack(databases, broker) as stack:
         stack.relay.stop()
         _place_and_cancel(stack)
 
-        assert not drain.drain(stack, 2, said.append)
+        assert not drain.drain(stack, 2, reports.append)
 
-    assert said[-1].startswith("gave up with ")
-    assert "events to ship" in said[-1]
+    assert reports[-1].startswith("gave up with ")
+    assert "events to ship" in reports[-1]
 
 
 def test_a_setting_may_be_for_one_process_or_for_all(databases: Databases, broker: Kafka) -> None:

@@ -1,4 +1,4 @@
-"""`./task` and what it starts: signals, exit codes and words arrive, nothing is left behind."""
+"""`./task` passes on arguments, signals and exit codes, and leaves no process behind."""
 
 import os
 import shutil
@@ -29,10 +29,10 @@ Start = Callable[..., Process]
 
 @pytest.fixture
 def clone(tmp_path: Path) -> Path:
-    """A copy of what `./task` needs, with the environment of this clone."""
+    """A copy of the files that `./task` needs, with the environment of this clone."""
     for name in ("task", "Taskfile.yml"):
         shutil.copy2(ROOT / name, tmp_path)
-    # Installing is tested by every fresh clone; here it is done.
+    # Every fresh clone tests the installation, so skip it here.
     (tmp_path / "requirements").mkdir()
     (tmp_path / "requirements" / "install.py").touch()
     (tmp_path / ".venv").symlink_to(ROOT / ".venv")
@@ -50,7 +50,7 @@ def start(clone: Path) -> Iterator[Start]:
             dev = Process("dev", [*command, *options], environment, folder=clone).start()
             afterwards.callback(dev.kill)
             dev.wait_for_line("next: ", HEALTHY_SECONDS)
-            # It is no child of ours when the task runner is between.
+            # With the task runner in between, it is not our child.
             afterwards.callback(_kill, runfile.read(clone / runfile.PATH).pid)
             return dev
 
@@ -82,7 +82,7 @@ def test_nothing_is_left_when_it_is_killed(start: Start, command: tuple[str, ...
 @pytest.mark.parametrize(
     ("words", "code"), [(["health"], 1), (["logs", "dev"], 1), (["health", "--no-such-option"], 2), (["nonsense"], 200)]
 )
-def test_a_failure_is_told_by_the_program_alone(clone: Path, words: list[str], code: int) -> None:
+def test_only_the_program_reports_a_failure(clone: Path, words: list[str], code: int) -> None:
     done = _run(clone, "./task", *words)
 
     assert done.returncode == code

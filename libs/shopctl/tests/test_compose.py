@@ -47,12 +47,12 @@ def test_the_apis_are_where_the_gateway_publishes_them(containers: Containers) -
     assert containers.apis == ("127.0.0.1:50053", "127.0.0.1:7777")
 
 
-def test_what_does_not_run_is_named(containers: Containers) -> None:
+def test_an_error_names_the_container_that_is_not_running(containers: Containers) -> None:
     with pytest.raises(NotRunning, match=r"container kafka is not running; \./task docker-run"):
         _ = containers.bootstrap
 
 
-def test_every_replica_is_a_process_of_its_own_and_a_stopped_one_says_so(containers: Containers) -> None:
+def test_every_replica_is_a_process_and_a_stopped_one_is_reported_so(containers: Containers) -> None:
     assert [(one.name, one.version) for one in containers.processes] == [
         ("shop-order-api-1", "1.2"),
         ("shop-order-api-2", "1.2"),
@@ -71,16 +71,18 @@ def no_docker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]
 
 @pytest.mark.usefixtures("no_docker")
 @pytest.mark.parametrize("command", ["docker-build", "docker-run", "docker-stop"])
-def test_without_docker_the_user_is_told_so_in_one_sentence(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_without_docker_the_error_is_one_sentence(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([command]) == 1
 
-    said = capsys.readouterr()
-    assert said.out == ""
-    assert said.err == f"{command}: Docker is not installed; ./task dev runs everything without Docker\n"
+    output = capsys.readouterr()
+    assert output.out == ""
+    assert output.err == f"{command}: Docker is not installed; ./task dev runs everything without Docker\n"
 
 
 @pytest.mark.usefixtures("no_docker")
-def test_who_has_nothing_running_is_told_of_both_ways(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_without_a_running_system_the_error_names_both_ways_to_start_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "docker-compose.yml").touch()
 
     assert main(["health"]) == 1

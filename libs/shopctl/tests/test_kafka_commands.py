@@ -30,8 +30,8 @@ class Shell:
 
     def text(self, command: str, *, code: int = 0) -> str:
         assert main([*command.split(), "--bootstrap", self.kafka.bootstrap]) == code
-        said = self._capsys.readouterr()
-        return said.err if code else said.out
+        output = self._capsys.readouterr()
+        return output.err if code else output.out
 
     def lines(self, command: str) -> list[Any]:
         return [json.loads(line) for line in self.text(f"{command} --json").splitlines()]
@@ -48,7 +48,7 @@ class Shell:
 
 @pytest.fixture
 def shell(capsys: pytest.CaptureFixture[str]) -> Iterator[Shell]:
-    """With a broker that no other test has written to."""
+    """Commands for a broker that no other test has written to."""
     with brokers.provide() as started:
         yield Shell(started, capsys)
 
@@ -95,7 +95,7 @@ def test_no_more_events_are_printed_than_asked_for(shell: Shell) -> None:
     assert len(shell.lines("kafka-consume-inventory --from-beginning --follow --limit 5")) == 5
 
 
-def test_following_prints_what_comes_and_ends_well_on_ctrl_c(shell: Shell) -> None:
+def test_following_prints_new_events_and_ends_with_0_on_ctrl_c(shell: Shell) -> None:
     shell.kafka.produce("order-events", "a", b"{}", {"ce_type": "TOLD_BEFORE"})
     with _following(shell.kafka) as process:
         process.send_signal(signal.SIGINT)
@@ -119,7 +119,7 @@ def _following(broker: Kafka) -> Iterator[Process]:
     process = Process("following", [sys.executable, *arguments]).start()
     try:
         deadline = time.monotonic() + 20
-        # It begins with what comes after it has looked where the end is: nobody can tell when that is.
+        # It prints only events after it has read the end offsets, at an unknown time. So write until it prints one.
         while "TOLD_NOW" not in process.log:
             assert time.monotonic() < deadline, process.log
             broker.produce("order-events", "a", b"{}", {"ce_type": "TOLD_NOW"})
@@ -190,9 +190,9 @@ def test_a_letter_that_does_not_exist_stops_all_that_were_named_with_it(shell: S
     (letter,) = shell.lines("dlq")
 
     place = f"{letter['partition']}:{letter['offset']}"
-    said = shell.text(f"dlq redrive --topic order-events --offset {place} --offset 0:99", code=1)
+    output = shell.text(f"dlq redrive --topic order-events --offset {place} --offset 0:99", code=1)
 
-    assert said == "dlq: there is no dead letter 0:99 in order-events.dlq; nothing was redriven\n"
+    assert output == "dlq: there is no dead letter 0:99 in order-events.dlq; nothing was redriven\n"
     assert shell.lines("dlq list --waiting")
 
 
@@ -266,7 +266,7 @@ def test_whatever_lies_in_a_topic_can_be_read(shell: Shell, topic: str) -> None:
     assert {one["events"] for one in shell.lines("kafka-topics")[0] if one["topic"] == topic} == {len(odd) + 1}
 
 
-def test_what_was_redriven_is_read_as_it_was_written() -> None:
+def test_the_record_of_redriven_letters_is_read_as_it_was_written() -> None:
     memory = Redriven(3).adding([5, 6, 7, 9, 11, 12])
 
     assert memory.commit() == Commit(3, "5-7,9,11-12")

@@ -35,7 +35,7 @@ def load(stack: Stack) -> Iterator[Process]:
         process.kill()
 
 
-def test_shoppers_order_and_their_orders_go_every_way(stack: Stack, load: Process) -> None:
+def test_orders_take_every_course(stack: Stack, load: Process) -> None:
     for outcome in ("delivered", "cancelled", "refused INSUFFICIENT_STOCK"):
         load.wait_for_line(outcome, DO_SECONDS)
     assert " refused UNAVAILABLE" not in load.log
@@ -43,15 +43,15 @@ def test_shoppers_order_and_their_orders_go_every_way(stack: Stack, load: Proces
     load.send_signal(signal.SIGTERM)
     assert load.wait(END_SECONDS) == 0
 
-    told = {
+    counts = {
         what: int(count.replace(",", "")) for count, what in re.findall(r"(\d[\d,]*) (\w+)", load.log.splitlines()[-1])
     }
     with Shop.connect(stack.inventory_address, stack.orders_address) as shop:
         delivered = orders.ListOrdersRequest(status=orders.ORDER_STATUS_DELIVERED, page_size=1000)
-        assert len(shop.call(shop.orders.ListOrders, delivered).orders) == told["delivered"]
+        assert len(shop.call(shop.orders.ListOrders, delivered).orders) == counts["delivered"]
 
 
-def test_shoppers_come_again_after_the_api_was_away(stack: Stack, load: Process) -> None:
+def test_the_load_continues_after_an_api_was_unavailable(stack: Stack, load: Process) -> None:
     load.wait_for_line("ordered", DO_SECONDS)
     stack.order_api.kill()
     load.wait_for_line("refused UNAVAILABLE", DO_SECONDS)
@@ -64,7 +64,7 @@ def test_shoppers_come_again_after_the_api_was_away(stack: Stack, load: Process)
 
 
 def _ordered(load: Process) -> str:
-    """As told last."""
+    """Return the last reported number of orders."""
     return str(re.findall(r"(\d[\d,]*) ordered", load.log)[-1])
 
 

@@ -24,7 +24,7 @@ def path(tmp_path: Path) -> Path:
     return tmp_path / "run" / "devstack.json"
 
 
-def test_what_was_written_is_read_back(path: Path) -> None:
+def test_it_is_read_back_as_it_was_written(path: Path) -> None:
     runfile.write(MINE, path)
 
     assert runfile.read(path) == MINE
@@ -36,12 +36,12 @@ def test_the_passwords_in_it_are_for_its_owner_alone(path: Path) -> None:
     assert path.stat().st_mode & 0o077 == 0
 
 
-def test_without_a_file_the_reader_is_told_to_start_dev(path: Path) -> None:
+def test_without_a_file_the_error_says_how_to_start_dev(path: Path) -> None:
     with pytest.raises(NotRunning, match=r"\./task dev"):
         runfile.read(path)
 
 
-def test_a_file_that_tells_of_the_dead_is_not_believed(path: Path) -> None:
+def test_a_left_over_file_is_not_trusted(path: Path) -> None:
     gone = psutil.Popen(["true"])
     gone.wait()
     runfile.write(replace(MINE, pid=gone.pid), path)

@@ -17,7 +17,7 @@ def registry() -> CollectorRegistry:
 
 @pytest.fixture
 def address(registry: CollectorRegistry) -> Iterator[str]:
-    """Of a process with these metrics."""
+    """The address of a process with these metrics."""
     (port,) = free_ports(1)
     server, thread = start_http_server(port, "127.0.0.1", registry)
     yield f"127.0.0.1:{port}"
@@ -31,7 +31,7 @@ def test_a_counter_is_a_rate_summed_over_the_labels_not_asked_for(registry: Coll
     calls.labels("Get", "OK").inc(5)
     before = _scraped(address)
     calls.labels("Get", "OK").inc(2)
-    calls.labels("Get", "ABORTED").inc()  # its first one
+    calls.labels("Get", "ABORTED").inc()  # the first increment creates the series
     calls.labels("List", "OK").inc(0)
     interval = Interval(before, _scraped(address))
 
@@ -73,7 +73,7 @@ def test_quantiles_are_of_the_interval_alone(registry: CollectorRegistry, addres
     assert seen.quantile(0.75) == pytest.approx(0.3)
 
 
-def test_what_lies_above_the_last_bound_counts_as_that_bound() -> None:
+def test_values_above_the_last_bound_count_as_that_bound() -> None:
     seen = Seen(seconds=1, count=2, total=20, buckets=[(0.5, 1), (math.inf, 2)])
 
     assert seen.quantile(0.99) == 0.5
@@ -85,7 +85,7 @@ def test_nothing_seen_has_no_quantile() -> None:
     assert (seen.quantile(0.5), seen.mean, seen.rate) == (None, None, 0)
 
 
-def test_nobody_at_the_address_is_no_error_and_says_why() -> None:
+def test_a_refused_connection_is_reported_as_unavailable() -> None:
     (port,) = free_ports(1)
 
     found = scrape(f"127.0.0.1:{port}")

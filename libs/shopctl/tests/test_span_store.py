@@ -27,13 +27,13 @@ def store(path: Path) -> Iterator[SpanStore]:
         yield opened
 
 
-def test_a_span_is_read_back_as_it_was_told(store: SpanStore) -> None:
-    told = _span(7, parent=6, start=1_000, end=3_000, attributes={"shop.order_id": "order-1", "error.type": "X"})
-    told.links.add(trace_id=OTHER_TRACE, span_id=_id(9))
-    told.status.code, told.status.message = Status.STATUS_CODE_ERROR, "it broke"
-    told.events.add(name="exception", time_unix_nano=2_000, attributes=[_pair("exception.message", "why")])
+def test_a_span_is_read_back_as_it_was_received(store: SpanStore) -> None:
+    sent = _span(7, parent=6, start=1_000, end=3_000, attributes={"shop.order_id": "order-1", "error.type": "X"})
+    sent.links.add(trace_id=OTHER_TRACE, span_id=_id(9))
+    sent.status.code, sent.status.message = Status.STATUS_CODE_ERROR, "it broke"
+    sent.events.add(name="exception", time_unix_nano=2_000, attributes=[_pair("exception.message", "why")])
 
-    store.add([_of("order-api", told)])
+    store.add([_of("order-api", sent)])
 
     (span,) = store.trace(TRACE.hex())
     assert span.id == (TRACE.hex(), _id(7).hex())
@@ -66,20 +66,20 @@ def test_a_link_is_found_from_the_trace_that_it_leads_to(store: SpanStore) -> No
     assert store.linking_to(OTHER_TRACE.hex()) == []
 
 
-def test_what_is_sent_again_is_kept_once(store: SpanStore) -> None:
-    told = _of("order-api", _span(1, attributes={"shop.order_id": "a"}))
+def test_a_span_that_is_sent_twice_is_stored_once(store: SpanStore) -> None:
+    sent = _of("order-api", _span(1, attributes={"shop.order_id": "a"}))
 
-    store.add([told])
-    store.add([told])
+    store.add([sent])
+    store.add([sent])
 
     assert len(store.trace(TRACE.hex())) == 1
 
 
 def test_above_the_bound_the_oldest_go_and_leave_nothing(store: SpanStore, path: Path) -> None:
     for number in range(1, 31):
-        told = _span(number, trace=_id(number) * 2, attributes={"shop.order_id": str(number)})
-        told.links.add(trace_id=OTHER_TRACE, span_id=_id(1))
-        store.add([_of("order-api", told)], spans_max=10)
+        sent = _span(number, trace=_id(number) * 2, attributes={"shop.order_id": str(number)})
+        sent.links.add(trace_id=OTHER_TRACE, span_id=_id(1))
+        store.add([_of("order-api", sent)], spans_max=10)
 
     assert store.traces_of("20") == []
     assert store.traces_of("21") == [(_id(21) * 2).hex()]
@@ -96,13 +96,13 @@ def test_the_newest_order_is_the_one_that_was_placed_last(store: SpanStore) -> N
     store.add([_of("order-api", _call(1, "CreateOrder", "first"))])
     store.add([_of("order-api", _call(2, "CreateOrder", "second"))])
     store.add([_of("order-api", _call(3, "GetOrder", "first"))])
-    # It was refused, so it placed none.
+    # A refused call, which created no order.
     store.add([_of("order-api", _call(4, "CreateOrder", ""))])
 
     assert store.newest_order() == "second"
 
 
-def test_it_outlives_who_wrote_it(path: Path) -> None:
+def test_the_file_outlives_its_writer(path: Path) -> None:
     with SpanStore.to_write(path) as store:
         store.add([_of("order-api", _span(1))])
     with SpanStore.to_write(path) as store:

@@ -28,7 +28,7 @@ SMOKE_TEST_SECONDS_MAX = 30
 
 @pytest.fixture(scope="module")
 def run_file(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """Of a system that runs, as `dev` writes it."""
+    """The run file of a running system, as `dev` writes it."""
     folder = tmp_path_factory.mktemp("system")
     with kafka.provide() as broker, Stack(Databases.in_folder(folder / "data"), broker) as stack:
         endpoints = {
@@ -43,19 +43,19 @@ def run_file(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 class Shell:
-    """Runs commands where `dev` runs."""
+    """Runs commands in the folder of `dev`."""
 
     def __init__(self, capsys: pytest.CaptureFixture[str]) -> None:
         self._capsys = capsys
 
     def text(self, command: str, *, code: int = 0) -> str:
         ended = main(command.split())
-        said = self._capsys.readouterr()
-        assert ended == code, said.err
-        return said.err if code else said.out
+        output = self._capsys.readouterr()
+        assert ended == code, output.err
+        return output.err if code else output.out
 
     def shown(self, command: str, *, code: int) -> str:
-        """What a command shows that ends with that code."""
+        """Run a command that must end with this code, and return its output."""
         assert main(command.split()) == code
         return self._capsys.readouterr().out
 
@@ -94,30 +94,30 @@ def test_the_smoke_test_calls_every_rpc_and_can_be_repeated(shell: Shell) -> Non
 def test_the_smoke_test_fails_if_it_leaves_out_an_rpc(shell: Shell, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(smoke_test.SmokeTest, "_maintenance", lambda _: None)
 
-    said = shell.text("test-grpc", code=1)
+    output = shell.text("test-grpc", code=1)
 
-    assert "does not call shop.inventory.v1.InventoryMaintenanceService/PurgeHistory" in said
+    assert "does not call shop.inventory.v1.InventoryMaintenanceService/PurgeHistory" in output
 
 
 def test_the_smoke_test_ends_at_a_wrong_response_and_names_it(shell: Shell, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(smoke_test, "_TEN_YEARS", Duration(seconds=1))
 
-    said = shell.text("test-grpc", code=1)
+    output = shell.text("test-grpc", code=1)
 
-    assert said.startswith("test-grpc: InventoryMaintenanceService/PurgeHistory should succeed")
-    assert "INVALID_FIELD" in said
+    assert output.startswith("test-grpc: InventoryMaintenanceService/PurgeHistory should succeed")
+    assert "INVALID_FIELD" in output
 
 
 def test_the_smoke_test_waits_for_a_limited_time(shell: Shell, monkeypatch: pytest.MonkeyPatch) -> None:
     # The steps before it may take long on a busy machine.
     monkeypatch.setattr(every_rpc, "TEST_SECONDS_MAX", 120)
     monkeypatch.setattr(Reporter, "_begin", lambda _, request: (type(request).__name__, time.monotonic()))
-    monkeypatch.setattr(smoke_test.SmokeTest, "_an_order_is_cancelled", _wait_for_godot)
+    monkeypatch.setattr(smoke_test.SmokeTest, "_an_order_is_cancelled", _wait_forever)
 
     assert "never gave the right response: available is False, not True" in shell.text("test-grpc", code=1)
 
 
-def _wait_for_godot(test: smoke_test.SmokeTest) -> None:
+def _wait_forever(test: smoke_test.SmokeTest) -> None:
     request = CheckStockRequest(product_id=1, required_quantity=10**9)
     test._reporter._deadline = time.monotonic() + 1
     test._reporter.eventually(test._inventory.CheckStock, request, available=True)
@@ -170,11 +170,11 @@ def test_orders_are_shown_newest_first_and_by_filter(shell: Shell) -> None:
     assert delivered["id"] in shell.text(f"query-orders --user-id {newest['user_id']}")
 
 
-def test_a_filter_that_the_api_refuses_is_told_of_in_its_words(shell: Shell) -> None:
+def test_a_filter_that_the_api_refuses_shows_the_apis_message(shell: Shell) -> None:
     assert "user_id" in shell.text("query-orders --user-id -1", code=1)
 
 
-def test_the_status_tells_of_processes_databases_and_consumers(shell: Shell) -> None:
+def test_the_status_shows_processes_databases_and_consumers(shell: Shell) -> None:
     shell.text("test-grpc")
 
     (status,) = shell.lines("status")

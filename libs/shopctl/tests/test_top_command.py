@@ -33,12 +33,12 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
 
 @pytest.fixture
 def busy(stack: Stack) -> Iterator[None]:
-    """A shop with buyers, some of whom are refused."""
+    """A system with buyers, some of whose orders are refused."""
     with Shop.connect(stack.inventory_address, stack.orders_address) as shop, _repeating(lambda: _buy(shop)):
         yield
 
 
-def test_it_shows_what_the_interval_brought(stack: Stack, busy: None, capsys: pytest.CaptureFixture[str]) -> None:
+def test_it_shows_the_activity_of_the_interval(stack: Stack, busy: None, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["top", "--once", "--interval", "1.5", *_processes(stack)]) == 0
 
     shown = capsys.readouterr().out
@@ -61,16 +61,14 @@ def test_it_shows_what_the_interval_brought(stack: Stack, busy: None, capsys: py
     assert "STOCK_UPDATED" in shown
 
 
-def test_rows_in_which_nothing_moves_are_for_those_who_ask(
-    stack: Stack, busy: None, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_inactive_rows_are_shown_only_with_all(stack: Stack, busy: None, capsys: pytest.CaptureFixture[str]) -> None:
     main(["top", "--once", "--interval", "0.5", *_processes(stack)])
     assert "items-page" not in capsys.readouterr().out
     main(["top", "--once", "--interval", "0.5", "--all", *_processes(stack)])
     assert "check-stock" in capsys.readouterr().out
 
 
-def test_a_process_that_is_away_is_shown_as_that(stack: Stack, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_unavailable_process_is_shown_as_such(stack: Stack, capsys: pytest.CaptureFixture[str]) -> None:
     (nobody,) = free_ports(1)
     assert main(["top", "--once", "--interval", "0.2", *_processes(stack), f"--process=late=localhost:{nobody}"]) == 1
 
@@ -90,7 +88,7 @@ def test_a_process_that_answers_and_is_not_ready_is_named(stack: Stack, capsys: 
             shown = capsys.readouterr().out.partition(".\n")[0]
 
 
-def test_every_table_is_shown_also_when_the_process_that_fills_it_is_away(
+def test_every_table_is_shown_even_if_its_process_is_unavailable(
     stack: Stack, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with stack.relay.frozen():
@@ -163,14 +161,14 @@ def _buy(shop: Shop) -> None:
 
 @contextmanager
 def _repeating(act: Callable[[], None]) -> Iterator[None]:
-    """Act again and again meanwhile; at the end of the block, raise what went wrong."""
+    """Repeat the action during the block; at its end, raise the first error."""
     stop = threading.Event()
     with ThreadPoolExecutor(1) as thread:
 
         def run() -> None:
             while not stop.is_set():
                 act()
-                stop.wait(0.02)  # two processors are for all
+                stop.wait(0.02)  # leave processor time to the others
 
         running = thread.submit(run)
         try:
@@ -181,7 +179,7 @@ def _repeating(act: Callable[[], None]) -> Iterator[None]:
 
 
 def _row(shown: str, table: str, *names: str) -> list[str]:
-    """The cells of the row with these names in the table of this title, split at every space."""
+    """Return the words of the row with these names in the table with this title."""
     lines = [line.rstrip() for line in shown.splitlines()]
     assert table in lines, shown
     for line in lines[lines.index(table) + 2 :]:
@@ -194,7 +192,7 @@ def _row(shown: str, table: str, *names: str) -> list[str]:
 
 
 def _read(terminal: int, *, until: Callable[[str], bool]) -> str:
-    """What is written to the terminal, until it is enough or nobody writes any more."""
+    """Read from the terminal until the condition is true or the writer has closed it."""
     seen, deadline = "", time.monotonic() + SEEN_SECONDS
     while not until(seen):
         assert time.monotonic() < deadline, seen

@@ -45,7 +45,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def start(folder: Path) -> Iterator[Start]:
-    """Starts `dev`, on the same ports each time; what still runs after the tests is killed."""
+    """Starts `dev`, on the same ports each time; kills what is still running after the tests."""
     options = [port_option(field.name) for field in fields(Ports) if not field.name.endswith("_metrics")]
     options.append("--kafka-port")
     ports = [f"{option}={port}" for option, port in zip(options, free_ports(len(options)), strict=True)]
@@ -73,7 +73,7 @@ def shop(dev: Process, folder: Path) -> Iterator[Shop]:
 
 
 class Shell:
-    """Runs commands where `dev` runs, or elsewhere."""
+    """Runs commands in the folder of `dev`, or in another one."""
 
     def __init__(self, capsys: pytest.CaptureFixture[str]) -> None:
         self._capsys = capsys
@@ -84,14 +84,14 @@ class Shell:
 
     def refusal(self, *words: str) -> str:
         assert main(words) == 1
-        said = self._capsys.readouterr()
-        assert said.out == ""
-        (line,) = said.err.splitlines()
+        output = self._capsys.readouterr()
+        assert output.out == ""
+        (line,) = output.err.splitlines()
         return line
 
     def spans(self, *words: str) -> Spans:
-        told = json.loads(self.text("trace", *words, "--json"))
-        return [span for trace in told["traces"] for span in trace["spans"]]
+        document = json.loads(self.text("trace", *words, "--json"))
+        return [span for trace in document["traces"] for span in trace["spans"]]
 
 
 @pytest.fixture
@@ -100,7 +100,7 @@ def shell(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
     return Shell(capsys)
 
 
-def test_an_order_is_followed_from_the_call_to_what_its_events_did(shell: Shell, shop: Shop) -> None:
+def test_an_order_is_traced_from_the_call_to_the_effects_of_its_events(shell: Shell, shop: Shop) -> None:
     order_id = _place_order(shop, product_id=1)
     shop.call(shop.orders.UpdateOrderStatus, UpdateOrderStatusRequest(id=order_id, status=ORDER_STATUS_CANCELLED))
 
@@ -112,7 +112,7 @@ def test_an_order_is_followed_from_the_call_to_what_its_events_did(shell: Shell,
     roots = [span["name"].rpartition("/")[2] for span in spans if not (span["parent_id"] or span["linked_from"])]
     assert roots == ["CreateOrder", "UpdateOrderStatus"]
     assert {span["process"] for span in spans} == {"order-api", "inventory-api", "event-relay"}
-    assert _strangers(spans) == []
+    assert _unconnected(spans) == []
 
 
 def test_every_one_of_many_buyers_finds_the_sql_that_was_run_for_all(shell: Shell, shop: Shop) -> None:
@@ -128,7 +128,7 @@ def test_every_one_of_many_buyers_finds_the_sql_that_was_run_for_all(shell: Shel
         assert _orders_of_calls(spans) == {order_id}
 
 
-def test_a_refused_call_says_why(shell: Shell, shop: Shop) -> None:
+def test_a_refused_call_shows_the_reason(shell: Shell, shop: Shop) -> None:
     order_id = _place_order(shop, product_id=3)
     with pytest.raises(Refused):
         shop.call(shop.orders.UpdateOrderStatus, UpdateOrderStatusRequest(id=order_id, status=ORDER_STATUS_SHIPPED))
@@ -170,7 +170,7 @@ def test_sql_is_shown_whole_when_asked_for(shell: Shell, shop: Shop) -> None:
     assert "INSERT INTO orders (id, user_id, total_amount" in shell.text("trace", order_id, "--sql")
 
 
-def test_an_order_that_nobody_knows_is_one_sentence(
+def test_the_error_for_an_unknown_order_is_one_sentence(
     shell: Shell, dev: Process, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("shopctl.tracing.trace.WAIT_SECONDS", 0)
@@ -178,26 +178,26 @@ def test_an_order_that_nobody_knows_is_one_sentence(
     assert shell.refusal("trace", "nobody").startswith("trace: no trace of nobody: it is unknown")
 
 
-def test_where_nothing_runs_that_is_said(shell: Shell, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_error_says_that_dev_is_not_running(shell: Shell, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
 
     for words in (["trace", "some-order"], ["trace", "--last"]):
         assert "is not running here" in shell.refusal(*words)
 
 
-def test_traces_outlive_dev_and_where_later_ones_go_is_said(
+def test_traces_outlive_dev_and_the_error_names_another_endpoint(
     shell: Shell, shop: Shop, dev: Process, start: Start
 ) -> None:
     order_id = _place_order(shop, product_id=6)
-    # The last that it sends, it sends while it ends.
+    # It exports its last spans while it ends.
     assert dev.stop(HEALTHY_SECONDS) == 0, dev.tail()
     assert "CreateOrder" in shell.text("trace", order_id)
 
     elsewhere = start(OTEL_EXPORTER_OTLP_ENDPOINT="http://127.0.0.1:9")
 
     assert "CreateOrder" in shell.text("trace", order_id)
-    assert "look there" in (said := shell.refusal("trace", "later"))
-    assert "http://127.0.0.1:9" in said
+    assert "look there" in (output := shell.refusal("trace", "later"))
+    assert "http://127.0.0.1:9" in output
     elsewhere.stop(HEALTHY_SECONDS)
 
 
@@ -217,12 +217,12 @@ def _buy(shop: Shop, *, product_id: int) -> str:
 
 
 def _orders_of_calls(spans: Spans) -> set[str]:
-    """The orders of the calls to order-api that are shown."""
+    """Return the orders of the shown calls to order-api."""
     return {span["attributes"]["shop.order_id"] for span in spans if span["name"].endswith("/CreateOrder")}
 
 
-def _strangers(spans: Spans) -> Spans:
-    """Those that hang on no span that is shown."""
+def _unconnected(spans: Spans) -> Spans:
+    """Return the spans that are not connected to another shown span."""
     shown = {span["span_id"] for span in spans}
     above = [(span["linked_from"] or span["parent_id"], span) for span in spans]
     return [span for upper, span in above if upper is not None and upper not in shown]

@@ -52,7 +52,7 @@ def test_a_bar_stands_where_its_span_does(tree: Tree) -> None:
         assert line.count("━") == round(width * took / 10)
 
 
-def test_each_row_says_who_when_and_how_long(tree: Tree) -> None:
+def test_each_row_shows_process_start_and_duration(tree: Tree) -> None:
     batch = next(line for line in _lines(tree, 160) if "insert batch" in line)
 
     assert "12 requests of 3 calls" in batch
@@ -71,7 +71,7 @@ def test_sql_is_shown_whole_when_asked_for(tree: Tree) -> None:
     assert " ".join(SELECT.split()) in " ".join(shown.split())
 
 
-def test_what_a_terminal_would_obey_is_not_passed_on(tree: Tree) -> None:
+def test_control_characters_are_replaced(tree: Tree) -> None:
     tree.roots[0].children[0].children[0].children[0] = Node(_span("\x1b[2J", 1, 1))
 
     assert "\x1b" not in "\n".join(_lines(tree, 120))

@@ -17,14 +17,14 @@ from shopctl.tracing.traces import Node, Traces
 
 
 class _Shop:
-    """Makes the spans of the processes with what makes them there."""
+    """Creates spans with the same code as the processes."""
 
     def __init__(self, store: SpanStore, tracing: TracingSdk) -> None:
         self._store = store
         self._tracing = tracing
 
     def call(self, method: str, order_id: str) -> Membership:
-        """A call of its own trace, about to wait in a coalescer."""
+        """A call with its own trace, which waits in a coalescer."""
         attributes = {"shop.order_id": order_id}
         with tracing.span(f"shop.order.v1.OrderService/{method}", SpanKind.SERVER, attributes=attributes):
             member = Membership.of_current_span()
@@ -118,7 +118,7 @@ def test_a_batch_within_a_batch_is_followed(shop: _Shop) -> None:
     ]
 
 
-def test_who_ships_the_events_of_several_calls_is_shown_below_each(shop: _Shop) -> None:
+def test_the_relay_of_events_of_several_calls_is_shown_below_each(shop: _Shop) -> None:
     calls = [shop.call("CreateOrder", order_id).span for order_id in "ab"]
     with tracing.batch_span("ship batch", calls, attributes={"shop.order_ids": ["a", "b"]}):
         pass
@@ -129,7 +129,7 @@ def test_who_ships_the_events_of_several_calls_is_shown_below_each(shop: _Shop) 
         assert _drawn(tree.roots) == ["shop.order.v1.OrderService/CreateOrder", shown]
 
 
-def test_what_is_about_other_orders_is_left_out_and_counted(shop: _Shop) -> None:
+def test_spans_about_other_orders_are_left_out_and_counted(shop: _Shop) -> None:
     with tracing.span("handle", SpanKind.CONSUMER, attributes={"shop.order_ids": ["a", "b"]}):
         for order_id in "abc":
             with (

@@ -31,7 +31,7 @@ def test_every_command_explains_itself(command: str, capsys: pytest.CaptureFixtu
 
 
 @pytest.mark.parametrize("package", [of_dev, of_any_system])
-def test_all_commands_are_listed_with_what_they_do(package: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
+def test_all_commands_are_listed_with_their_summaries(package: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         package.main(["--help"])
 
@@ -70,36 +70,36 @@ def test_a_wrong_command_line_exits_with_2(words: list[str]) -> None:
         "dlq",
     ],
 )
-def test_without_a_running_system_it_says_so_in_one_sentence(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_without_a_running_system_the_error_is_one_sentence(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([command]) == 1
 
-    said = capsys.readouterr()
-    assert said.out == ""
-    assert said.err == f"{command}: dev is not running here; start it with ./task dev\n"
+    output = capsys.readouterr()
+    assert output.out == ""
+    assert output.err == f"{command}: dev is not running here; start it with ./task dev\n"
 
 
-def test_health_names_who_does_not_serve(capsys: pytest.CaptureFixture[str]) -> None:
+def test_health_names_the_processes_that_do_not_serve(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["health", "--process", f"a={NOBODY}", "--process", f"b={NOBODY}", "--json"]) == 1
 
-    said = capsys.readouterr()
-    assert json.loads(said.out) == {
+    output = capsys.readouterr()
+    assert json.loads(output.out) == {
         "serving": False,
         "processes": [
             {"name": name, "address": NOBODY, "ready": "UNAVAILABLE", "alive": "UNAVAILABLE"} for name in "ab"
         ],
     }
-    assert said.err == "health: a and b do not serve\n"
+    assert output.err == "health: a and b do not serve\n"
 
 
 @pytest.mark.parametrize("command", ["query-inventory", "query-orders", "seed-data", "test-grpc"])
-def test_an_api_that_is_away_is_told_of_in_one_sentence(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_error_for_an_unavailable_api_is_one_sentence(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([command, "--inventory", NOBODY, "--orders", NOBODY]) == 1
 
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith(f"{command}: ")
 
 
-def test_a_broker_that_is_away_is_told_of_in_one_sentence(capfd: pytest.CaptureFixture[str]) -> None:
+def test_the_error_for_an_unavailable_broker_is_one_sentence(capfd: pytest.CaptureFixture[str]) -> None:
     assert main(["kafka-topics", "--bootstrap", NOBODY]) == 1
 
     (line,) = capfd.readouterr().err.splitlines()
@@ -107,7 +107,7 @@ def test_a_broker_that_is_away_is_told_of_in_one_sentence(capfd: pytest.CaptureF
 
 
 @pytest.mark.parametrize("show", ["print", "console().print"])
-def test_a_reader_that_has_seen_enough_is_no_failure(show: str, tmp_path: Path) -> None:
+def test_a_closed_pipe_is_not_a_failure(show: str, tmp_path: Path) -> None:
     script = (
         "import sys; from shopctl import __main__; from shopctl.watch import health\n"
         "from shopctl.terminal.output import console\n"
@@ -125,7 +125,9 @@ def test_a_reader_that_has_seen_enough_is_no_failure(show: str, tmp_path: Path) 
         assert process.stderr.read() == b""
 
 
-def test_a_defect_is_a_sentence_too(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_unexpected_error_is_one_sentence_too(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     def broken(_: object) -> int:
         raise KeyError("nobody\nforesaw this")
 

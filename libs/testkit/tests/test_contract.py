@@ -14,7 +14,7 @@ from testkit.contract import ASYNCAPI, Contract, ContractBroken, Example, valida
 EXAMPLES = list(validator().examples())
 EVENTS = [example for example in EXAMPLES if not example.topic.endswith(".dlq")]
 
-Spoil = Callable[[dict[str, Any]], Any]
+Damage = Callable[[dict[str, Any]], Any]
 
 
 @pytest.fixture
@@ -36,7 +36,7 @@ def test_every_type_of_event_has_an_example(contract: Contract, topic: str) -> N
 
 
 @pytest.mark.parametrize("example", EXAMPLES, ids=_named)
-def test_the_examples_keep_the_contract(contract: Contract, example: Example) -> None:
+def test_the_examples_conform_to_the_contract(contract: Contract, example: Example) -> None:
     contract.check(example.topic, example.key, example.headers, example.value)
 
 
@@ -68,7 +68,7 @@ def test_no_field_of_the_data_may_be_left_out(contract: Contract, example: Examp
 
 
 @pytest.mark.parametrize(
-    ("kind", "spoil", "told"),
+    ("kind", "damage", "message"),
     [
         ("ORDER_CREATED", lambda value: value.update(source="x"), "'source' was unexpected"),
         ("ORDER_CREATED", lambda value: value.update(timestamp="2024-01-15 10:30"), "value.timestamp"),
@@ -103,21 +103,21 @@ def test_no_field_of_the_data_may_be_left_out(contract: Contract, example: Examp
         ("STOCK_RELEASED", lambda value: value["data"]["allocations"].clear(), "value.data.allocations"),
     ],
 )
-def test_a_bad_value_is_refused_by_the_name_of_what_is_bad(
-    contract: Contract, kind: str, spoil: Spoil, told: str
+def test_the_error_names_the_field_with_a_bad_value(
+    contract: Contract, kind: str, damage: Damage, message: str
 ) -> None:
     example = _example(kind)
     payload = copy.deepcopy(example.payload)
-    spoil(payload)
+    damage(payload)
 
     with pytest.raises(ContractBroken) as refusal:
         contract.check(example.topic, example.key, example.headers, json.dumps(payload).encode())
 
-    assert told in str(refusal.value)
+    assert message in str(refusal.value)
 
 
 @pytest.mark.parametrize("value", [b"", b"{", b"\xff", b"NaN", b'{"event_type": NaN}', b"[]", b"null", b"7"])
-def test_what_is_no_event_at_all_is_refused(contract: Contract, value: bytes) -> None:
+def test_a_value_that_is_not_an_event_is_refused(contract: Contract, value: bytes) -> None:
     example = _example("ORDER_CREATED")
 
     with pytest.raises(ContractBroken, match="order-events: "):
@@ -163,7 +163,7 @@ def test_the_headers_of_an_event_are_all_required_but_the_trace(contract: Contra
         ("STOCK_UPDATED", "01"),
     ],
 )
-def test_the_key_is_what_the_value_names(contract: Contract, kind: str, key: str) -> None:
+def test_the_key_must_equal_the_field_of_the_value(contract: Contract, kind: str, key: str) -> None:
     example = _example(kind)
 
     with pytest.raises(ContractBroken, match="key: "):
@@ -177,7 +177,7 @@ def test_a_topic_that_is_not_ours_is_refused(contract: Contract) -> None:
         contract.check("payments", example.key, example.headers, example.value)
 
 
-def test_all_that_is_wrong_is_told_at_once(contract: Contract) -> None:
+def test_the_error_lists_all_violations(contract: Contract) -> None:
     example = _example("STOCK_UPDATED")
     payload = copy.deepcopy(example.payload)
     payload["data"] |= {"item_id": 0, "version": "1"}
@@ -185,17 +185,17 @@ def test_all_that_is_wrong_is_told_at_once(contract: Contract) -> None:
     with pytest.raises(ContractBroken) as refusal:
         contract.check(example.topic, "", {**example.headers, "ce_id": ""}, json.dumps(payload).encode())
 
-    for told in (
+    for message in (
         "inventory-events STOCK_UPDATED",
         "headers.ce_id",
         "key",
         "value.data.item_id",
         "value.data.version",
     ):
-        assert told in str(refusal.value)
+        assert message in str(refusal.value)
 
 
-def test_a_dead_letter_may_hold_any_bytes_but_says_why_it_is_there(contract: Contract) -> None:
+def test_a_dead_letter_may_have_any_bytes_but_must_have_its_headers(contract: Contract) -> None:
     example = _example("DEAD_LETTER")
     contract.check("order-events.dlq", "any key", example.headers, b"\xff\x00")
 

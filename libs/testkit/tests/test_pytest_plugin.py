@@ -38,20 +38,20 @@ def test_the_header_names_what_was_given(monkeypatch: pytest.MonkeyPatch) -> Non
 
 def test_the_tests_of_a_file_stay_on_one_worker(tmp_path: Path) -> None:
     for name in ("first", "second"):
-        (tmp_path / f"test_{name}.py").write_text(_TELLS_ITS_WORKER)
+        (tmp_path / f"test_{name}.py").write_text(_RECORDS_ITS_WORKER)
 
     command = [sys.executable, "-m", "pytest", "-p", "testkit.pytest_plugin", "-n", "2", "--dist", "loadgroup"]
     subprocess.run(command, cwd=tmp_path, check=True, capture_output=True, text=True, timeout=60)
 
-    told = [(tmp_path / f"test_{name}.workers").read_text().split() for name in ("first", "second")]
-    assert [(len(workers), len(set(workers))) for workers in told] == [(6, 1), (6, 1)]
+    workers_of_files = [(tmp_path / f"test_{name}.workers").read_text().split() for name in ("first", "second")]
+    assert [(len(workers), len(set(workers))) for workers in workers_of_files] == [(6, 1), (6, 1)]
 
 
-_TELLS_ITS_WORKER = """
+_RECORDS_ITS_WORKER = """
 import pathlib, pytest
 
 @pytest.mark.parametrize("n", range(6))
-def test_tells(n, worker_id):
+def test_records(n, worker_id):
     with pathlib.Path(__file__).with_suffix(".workers").open("a") as file:
         print(worker_id, file=file)
 """
