@@ -1,3 +1,3 @@
-"""What every test may ask for: databases of both kinds, and a broker."""
+"""Loads the fixtures that all tests share: databases of both kinds, and brokers."""
 
 pytest_plugins = ["testkit.pytest_plugin"]

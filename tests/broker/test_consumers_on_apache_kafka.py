@@ -191,7 +191,7 @@ def test_events_deleted_before_they_were_handled_are_logged_and_others_are_handl
     assert "count=1" in line
     shop.eventually(lambda: shop.available(product) == 9, within_seconds=60)
 
-    # The runbook says to release by hand what the lost event would have released.
+    # As in the runbook: an operator releases the reservation that the lost event would have released.
     (held,) = [reservation for reservation in shop.reservations(product) if reservation.order_id == lost]
     request = inventory.ReleaseStockRequest(reservation_id=held.id)
     assert shop.api.call(shop.api.inventory.ReleaseStock, request).released_quantity == 1

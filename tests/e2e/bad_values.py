@@ -34,12 +34,12 @@ class Case:
 
     method: MethodDescriptor
     path: str
-    what: str
+    description: str
     request: Message
     must_refuse: bool
 
     def __str__(self) -> str:
-        return f"{self.method.name} {self.path} {self.what}"
+        return f"{self.method.name} {self.path} {self.description}"
 
 
 Change = Callable[[Any], None]
@@ -48,10 +48,10 @@ Change = Callable[[Any], None]
 
 def cases(method: MethodDescriptor) -> Iterator[Case]:
     """One case for each bad value of each field of the method's request, nested fields included."""
-    for path, reach, change, what, must_refuse in _changes(method.input_type, ""):
+    for path, reach, change, description, must_refuse in _changes(method.input_type, ""):
         request = good(method.input_type)
         change(reach(request))
-        yield Case(method, path, what, request, must_refuse)
+        yield Case(method, path, description, request, must_refuse)
 
 
 def good(kind: Descriptor) -> Message:
@@ -147,26 +147,26 @@ def _changes(kind: Descriptor, prefix: str) -> Iterator[_Found]:
         elif field.type == FieldDescriptor.TYPE_MESSAGE:
             yield from _message(field, path)
         else:
-            for what, value, must_refuse in _scalars(field):
-                yield path, _itself, _set(field.name, value), what, must_refuse
+            for description, value, must_refuse in _scalars(field):
+                yield path, _itself, _set(field.name, value), description, must_refuse
 
 
 def _repeated(field: FieldDescriptor, path: str) -> Iterator[_Found]:
     fewest, most = entries_allowed(field)
     for count in {0, fewest - 1, most + 1, 10 * most}:
         yield path, _itself, _fill(field, count), f"with {count} entries", not fewest <= count <= most
-    for nested, reach, change, what, must_refuse in _changes(_kind(field), f"{path}[0]."):
-        yield nested, _first(field.name, reach), change, what, must_refuse
+    for nested, reach, change, description, must_refuse in _changes(_kind(field), f"{path}[0]."):
+        yield nested, _first(field.name, reach), change, description, must_refuse
 
 
 def _message(field: FieldDescriptor, path: str) -> Iterator[_Found]:
     bad = _BAD_MESSAGES.get(_kind(field).full_name)
     if bad is not None:
-        for what, value in bad:
-            yield path, _itself, _copy(field.name, value), what, True
+        for description, value in bad:
+            yield path, _itself, _copy(field.name, value), description, True
         return
-    for nested, reach, change, what, must_refuse in _changes(_kind(field), f"{path}."):
-        yield nested, _part(field.name, reach), change, what, must_refuse
+    for nested, reach, change, description, must_refuse in _changes(_kind(field), f"{path}."):
+        yield nested, _part(field.name, reach), change, description, must_refuse
 
 
 def _scalars(field: FieldDescriptor) -> Iterator[tuple[str, Any, bool]]:

@@ -67,7 +67,7 @@ def test_both_databases_are_lost_and_restored(databases: Databases, broker: Kafk
                 with pytest.raises(NotFound):
                     shop.order(order.id)
             assert shop.available(product) == 10 - 1 - 2
-            # The page says to release the stock of an order that the restored database does not have.
+            # As on the page: an operator releases the stock of an order that the restored database does not have.
             (orphan,) = (each for each in shop.reservations(product) if each.order_id == between.id)
             shop.api.call(shop.api.inventory.ReleaseStock, ReleaseStockRequest(reservation_id=orphan.id))
             shop.assert_consistent(product, stocked=10)

@@ -1,4 +1,4 @@
-"""A process that cannot start exits with one line that says why and what to do.
+"""A process that cannot start exits with a message that names the reason and the remedy.
 
 A process whose dependencies may still become available waits instead: see test_bad_starts_that_wait.
 """

@@ -68,12 +68,12 @@ def test_shipping_reduces_the_quantity(shop: ShopDriver) -> None:
 
 def test_events_of_an_order_arrive_in_the_order_of_its_status_changes(shop: ShopDriver) -> None:
     product = shop.stocked_product(units=50)
-    placed = [shop.create_order((product, 1)).id for _ in range(20)]
-    for step in (CONFIRMED, PROCESSING, SHIPPED, DELIVERED):
-        for order_id in placed:
-            shop.change_status(order_id, step)
+    order_ids = [shop.create_order((product, 1)).id for _ in range(20)]
+    for status in (CONFIRMED, PROCESSING, SHIPPED, DELIVERED):
+        for order_id in order_ids:
+            shop.change_status(order_id, status)
 
-    for order_id in placed:
+    for order_id in order_ids:
         assert shop.order_events(order_id, "ORDER_DELIVERED") == [
             "ORDER_CREATED", "ORDER_CONFIRMED", "ORDER_PROCESSING", "ORDER_SHIPPED", "ORDER_DELIVERED",
         ]  # fmt: skip

@@ -33,7 +33,7 @@ T = TypeVar("T")
 
 
 def retrying(call: Callable[[], T], tries_max: int = TRIES_MAX) -> T:
-    """Repeat the call as README tells clients to, a few times. Returns its result; raises the last ShopError.
+    """Repeat the call a few times, as README recommends. Returns its result; raises the last ShopError.
 
     The call must have a request_id or be repeatable by state.
     """

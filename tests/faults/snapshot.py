@@ -71,9 +71,9 @@ _ORDERS = "SELECT id, user_id, status, version FROM orders"
 _LINES = "SELECT order_id, product_id, quantity FROM order_items"
 
 
-def _rows(engine: Engine, query: str, **given: str) -> Sequence[Any]:
+def _rows(engine: Engine, query: str, **parameters: str) -> Sequence[Any]:
     with engine.connect() as connection:
-        return connection.execute(text(query), given).all()
+        return connection.execute(text(query), parameters).all()
 
 
 def _number(engine: Engine, query: str) -> int:

@@ -28,8 +28,8 @@ def small(docker_engine: str) -> Iterator[Small]:
         yield server
 
 
-@pytest.mark.parametrize("what", ["tables", pytest.param("log", marks=pytest.mark.short)])
-def test_postgresql_has_no_disk_space(small: Small, own_broker: Kafka, seed: int, what: str) -> None:
+@pytest.mark.parametrize("affected", ["tables", pytest.param("log", marks=pytest.mark.short)])
+def test_postgresql_has_no_disk_space(small: Small, own_broker: Kafka, seed: int, affected: str) -> None:
     server, disk, container = small
     with (
         running(Databases.on_server(server), own_broker) as system,
@@ -38,7 +38,7 @@ def test_postgresql_has_no_disk_space(small: Small, own_broker: Kafka, seed: int
     ):
         clients.wait_for(20)
         unknown = clients.call_log.count("unknown")
-        if what == "log":
+        if affected == "log":
             system.eventually(
                 lambda: crashes(server, disk), FULL_SECONDS, "it crashes when there is no space for its log"
             )
