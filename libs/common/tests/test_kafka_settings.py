@@ -264,7 +264,7 @@ def test_a_broker_is_checked_with_the_reason_of_librdkafka(embedded_broker: Kafk
 @pytest.fixture
 def watched(embedded_broker: Kafka, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> KafkaConnection:
     """A connection with a file, which a broker without TLS does not need."""
-    monkeypatch.setattr(kafka_connection, "LOOK_SECONDS", 0)
+    monkeypatch.setattr(kafka_connection, "CHECK_INTERVAL_SECONDS", 0)
     monkeypatch.setattr(kafka_connection, "RETRY_SECONDS", 0)
     (tmp_path / "ca.crt").write_text("first")
     return KafkaConnection(embedded_broker.bootstrap, ca_path=tmp_path / "ca.crt")
@@ -308,7 +308,7 @@ def test_credentials_that_no_broker_accepts_are_reported_once_and_tried_again(
         assert [files.renewed() for _ in range(4)] == [False] * 4
 
     (line,) = lines
-    assert line["event"] == "new Kafka credentials are not accepted: the old ones stay in use"
+    assert line["event"] == "no broker accepts the new Kafka credentials; the old ones stay in use"
     assert line["error"] == f"'{tmp_path}/password' is empty"
 
 

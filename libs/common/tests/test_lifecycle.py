@@ -221,7 +221,7 @@ def test_workers_without_any_folder_for_their_metrics_are_refused_with_a_sentenc
 
     assert process.wait(60) == 1
     assert process.log.count("\n") == 0
-    assert "let TMPDIR name one that can be written, or set WORKERS=1 or METRICS_PORT=0" in process.log
+    assert "set TMPDIR to a writable folder, or set WORKERS=1 or METRICS_PORT=0" in process.log
 
 
 def test_when_one_worker_ends_unasked_all_end_and_it_is_told(start: Start) -> None:
@@ -232,7 +232,7 @@ def test_when_one_worker_ends_unasked_all_end_and_it_is_told(start: Start) -> No
 
     assert process.wait(15) == 1
     assert not survivor.is_running()
-    (line,) = [line for line in _lines(process) if line["event"] == "a worker ended unasked; ending all"]
+    (line,) = [line for line in _lines(process) if line["event"] == "a worker ended unexpectedly; stopping all workers"]
     assert (line["pid"], line["exit_code"]) == (victim.pid, -signal.SIGKILL)
 
 

@@ -227,7 +227,7 @@ def test_who_may_not_look_is_told_so_in_one_sentence(
             parcels.check(stranger)
         assert main([], parcels, theirs) == 1
         said = capsys.readouterr().err
-        assert said.startswith("parcel-api: the database was not migrated, it refused: permission denied for table")
+        assert said.startswith("parcel-api: the database was not migrated; its error: permission denied for table")
         assert said.count("\n") == 1
     finally:
         on_postgres.transact(lambda tx: tx.exec_driver_sql(f"DROP ROLE {role}"))
@@ -243,11 +243,11 @@ def test_a_database_in_another_encoding_is_refused_in_one_sentence(
     with administrator.connect() as connection:
         connection.exec_driver_sql(creating)
     try:
-        with closing(Database(url)) as database, pytest.raises(SchemaError, match=f"is encoded in {encoding}"):
+        with closing(Database(url)) as database, pytest.raises(SchemaError, match=f"has the encoding {encoding}"):
             parcels.check(database)
         assert main([], parcels, url.render_as_string(hide_password=False)) == 1
         said = capsys.readouterr().err
-        assert said.startswith(f"parcel-api: the database is encoded in {encoding}, and has to be in UTF8")
+        assert said.startswith(f"parcel-api: the database has the encoding {encoding}, but must have UTF8")
         assert said.count("\n") == 1
     finally:
         with administrator.connect() as connection:

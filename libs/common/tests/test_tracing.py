@@ -1,4 +1,4 @@
-"""Sending spans: what is said when nobody takes them."""
+"""What is logged when the collector of spans is unavailable."""
 
 from collections.abc import Sequence
 
@@ -12,7 +12,7 @@ TAKEN, LOST = SpanExportResult.SUCCESS, SpanExportResult.FAILURE
 
 
 class Collector(SpanExporter):
-    """Takes spans, or does not, as it was told."""
+    """An exporter that returns the given results in order."""
 
     def __init__(self, *results: SpanExportResult) -> None:
         self._results = list(results)
@@ -21,7 +21,7 @@ class Collector(SpanExporter):
         return self._results.pop(0)
 
 
-def test_a_collector_that_is_away_is_told_of_once_and_once_again_when_it_is_back() -> None:
+def test_an_unavailable_collector_is_logged_once_and_its_return_once() -> None:
     exporter = DeduplicatingExporter(Collector(TAKEN, LOST, LOST, LOST, TAKEN, TAKEN, LOST), "http://collector:4317")
 
     with capture_logs() as lines:
@@ -29,8 +29,8 @@ def test_a_collector_that_is_away_is_told_of_once_and_once_again_when_it_is_back
             exporter.export([])
 
     assert [(line["event"], line["log_level"]) for line in lines] == [
-        ("traces are lost: nobody takes them", "warning"),
-        ("traces are taken again", "info"),
-        ("traces are lost: nobody takes them", "warning"),
+        ("traces are lost: the collector does not accept them", "warning"),
+        ("traces are exported again", "info"),
+        ("traces are lost: the collector does not accept them", "warning"),
     ]
     assert lines[0]["endpoint"] == "http://collector:4317"

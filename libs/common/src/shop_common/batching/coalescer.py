@@ -251,13 +251,13 @@ class Coalescer(Generic[_Request, _Result]):
                 break
             queue.popleft()
             key = key_of(entry.request) if key_of else None
-            twins = by_key.get(key) if key is not None else None
-            if twins is not None and twins[0].request != entry.request:
+            same_key = by_key.get(key) if key is not None else None
+            if same_key is not None and same_key[0].request != entry.request:
                 later.append(entry)
                 continue
             entry.call.started += 1
-            if twins is not None:
-                twins.append(entry)
+            if same_key is not None:
+                same_key.append(entry)
                 continue
             folded = [entry]
             batch.append(folded)

@@ -13,16 +13,16 @@ _batch = metrics.histogram(
     __name__, "shop_coalescer_batch_requests", "Requests in a batch", "coalescer", buckets=metrics.SIZES
 )
 _wait = metrics.histogram(
-    __name__, "shop_coalescer_wait_seconds", "Time that a call waited for its batch to begin", "coalescer"
+    __name__, "shop_coalescer_wait_seconds", "Time that a call waited until its batch started", "coalescer"
 )
 _flush = metrics.histogram(
-    __name__, "shop_coalescer_flush_seconds", "Time that a batch took, its commit included", "coalescer"
+    __name__, "shop_coalescer_flush_seconds", "Duration of a batch, including its commit", "coalescer"
 )
 
 _timeouts = metrics.counter(
     __name__,
     "shop_coalescer_timeouts_total",
-    "Batches that the database gave up because they took too long; those of several requests are tried again in halves",
+    "Batches that the database cancelled because they took too long; a batch of several requests is retried in halves",
     "coalescer",
 )
 

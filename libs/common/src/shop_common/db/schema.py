@@ -43,7 +43,7 @@ TURN_TIMEOUT_SECONDS = 60
 """How long a migration waits for another migration of the same database."""
 
 TURN_POLL_SECONDS = 0.1
-LOOK_AGAIN_SECONDS = 1.0
+CHECK_INTERVAL_SECONDS = 1.0
 LOCK_TIMEOUT_SECONDS = 3
 """How long a migration waits for the lock of a table. All later statements on the table wait behind it."""
 
@@ -145,7 +145,7 @@ class Schema:
         except ShopError as error:
             set_ready(False)
             causes.add(cause_of(error))
-            _log.warning("the database is away; not ready until it is there", cause=cause_of(error))
+            _log.warning("the database is unavailable; not ready until it responds", cause=cause_of(error))
         arguments = (database, set_ready, on_fatal, causes)
         threading.Thread(target=self._watch, args=arguments, name="schema", daemon=True).start()
 
@@ -162,7 +162,7 @@ class Schema:
         version = select(column("version_num", Text)).select_from(TableClause(self.version_table))
         needs_repair = False
         while True:
-            time.sleep(LOOK_AGAIN_SECONDS)
+            time.sleep(CHECK_INTERVAL_SECONDS)
             try:
                 database.query(lambda tx: tx.execute(version).all())
             except DatabaseNeedsRepair as error:
@@ -175,7 +175,7 @@ class Schema:
             else:
                 if needs_repair:
                     needs_repair = False
-                    _log.info("the database works again")
+                    _log.info("the database needs no operator any more")
                     set_ready(True)
 
     def _wait(
@@ -186,18 +186,18 @@ class Schema:
         causes: set[str],
     ) -> None:
         while True:
-            time.sleep(LOOK_AGAIN_SECONDS)
+            time.sleep(CHECK_INTERVAL_SECONDS)
             try:
                 self.check(database)
             except ShopError as error:
                 # Log each cause once: two servers behind one name may alternate between two causes.
                 if cause_of(error) not in causes:
                     causes.add(cause_of(error))
-                    _log.warning("the database is still away", cause=cause_of(error))
+                    _log.warning("the database is still unavailable", cause=cause_of(error))
                 continue
             except SchemaError as error:
                 on_fatal(str(error), None)
-            _log.info("the database is there")
+            _log.info("the database is available")
             set_ready(True)
             return
 
@@ -283,7 +283,7 @@ def _check_encoding(tx: Connection) -> None:
     encoding = tx.execute(text("SELECT current_setting('server_encoding')")).scalar_one()
     if encoding != "UTF8":
         raise WrongEncoding(
-            f"the database is encoded in {encoding}, and has to be in UTF8: "
+            f"the database has the encoding {encoding}, but must have UTF8: "
             "create it with `CREATE DATABASE … ENCODING 'UTF8' TEMPLATE template0`."
         )
 
@@ -306,7 +306,7 @@ def main(argv: Sequence[str], schema: Schema, database_url: str) -> int:
     """Run the `migrate` command. `argv` has its arguments. Returns the exit code."""
     parser = argparse.ArgumentParser(
         prog=f"python -m {schema.service.replace('-', '_')} migrate",
-        description=f"Bring the database of {schema.service} (DATABASE_URL) to the newest schema.",
+        description=f"Upgrade the database of {schema.service} (DATABASE_URL) to the newest schema.",
     )
     parser.add_argument("--reset", action="store_true", help="drop all of its tables and data first")
     reset = parser.parse_args(argv).reset
@@ -317,7 +317,7 @@ def main(argv: Sequence[str], schema: Schema, database_url: str) -> int:
     except SchemaError as error:
         return _refused(schema, str(error))
     except (DBAPIError, DatabaseNeedsRepair) as error:
-        return _refused(schema, f"the database was not migrated, it refused: {cause_of(error)}.")
+        return _refused(schema, f"the database was not migrated; its error: {cause_of(error)}.")
     except ShopError as error:
         return _refused(schema, f"the database was not migrated: {cause_of(error)}. Try again.")
     finally:

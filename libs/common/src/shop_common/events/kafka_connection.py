@@ -1,7 +1,7 @@
-"""How Kafka clients reach the brokers: addresses, TLS, login and further options of librdkafka.
+"""The connection of Kafka clients to the brokers: addresses, TLS, login and other options of librdkafka.
 
-Every producer, consumer and admin client is made from `KafkaConnection.configuration`. librdkafka reads certificates
-and passwords only once, when a client is made; `CredentialFiles` reports when a client must be replaced.
+Every producer, consumer and admin client is created with `KafkaConnection.configuration`. librdkafka reads certificates
+and passwords only once, when a client is created. `CredentialFiles` detects when a client must be replaced.
 """
 
 import hashlib
@@ -18,9 +18,9 @@ from confluent_kafka.admin import AdminClient
 from shop_common.environment.settings import FileUnusable, value_in
 from shop_common.telemetry import logs
 
-LOOK_SECONDS = 1.0
+CHECK_INTERVAL_SECONDS = 1.0
 RETRY_SECONDS = 30.0
-"""How long credentials that no broker accepts wait before they are tried again."""
+"""Time until credentials that no broker accepted are tried again."""
 
 CHECK_SECONDS = 2.0
 """Time limit for a broker to accept new credentials. The client does nothing else meanwhile."""
@@ -29,7 +29,7 @@ _log = logs.get(__name__)
 
 
 class SecurityProtocol(StrEnum):
-    """How clients talk to brokers: with TLS or without, with a login or without."""
+    """Whether connections use TLS, a login, both or neither."""
 
     PLAINTEXT = "PLAINTEXT"
     SSL = "SSL"
@@ -46,7 +46,7 @@ class SecurityProtocol(StrEnum):
 
 
 class SaslMechanism(StrEnum):
-    """How a client proves that it knows its password. PLAIN sends the password itself."""
+    """The login method. PLAIN sends the password itself, SCRAM only proves that the client knows it."""
 
     SCRAM_SHA_512 = "SCRAM-SHA-512"
     SCRAM_SHA_256 = "SCRAM-SHA-256"
@@ -55,7 +55,7 @@ class SaslMechanism(StrEnum):
 
 @dataclass(frozen=True)
 class Login:
-    """A user and its password. Where a path is given, the file is read for each new client."""
+    """A user and its password. If there is a path, its file is read for each new client instead."""
 
     mechanism: SaslMechanism
     username: str
@@ -64,7 +64,7 @@ class Login:
     password_path: Path | None = None
 
     def configuration(self) -> dict[str, str]:
-        """Raises FileUnusable."""
+        """Return the options of librdkafka for this login. Raises FileUnusable."""
         return {
             "sasl.mechanism": self.mechanism,
             "sasl.username": value_in(self.username_path) if self.username_path else self.username,
@@ -73,12 +73,12 @@ class Login:
 
 
 class KafkaUnreachable(Exception):
-    """No broker accepts the connection; the message is librdkafka's reason."""
+    """No broker accepts the connection. The message has librdkafka's reason."""
 
 
 @dataclass(frozen=True)
 class KafkaConnection:
-    """What all clients of a process have in common. By default: without TLS and without a login."""
+    """The options that all clients of a process share. By default without TLS and without a login."""
 
     bootstrap_servers: str
     security_protocol: SecurityProtocol = SecurityProtocol.PLAINTEXT
@@ -105,7 +105,7 @@ class KafkaConnection:
         )
 
     def check(self, seconds: float = CHECK_SECONDS) -> None:
-        """Connect with a client of its own. Raises KafkaUnreachable if no broker accepts it within the time."""
+        """Connect with a temporary client. Raises KafkaUnreachable if no broker accepts it in time."""
         cause = ErrorCause()
         try:
             client = AdminClient(self.configuration({"error_cb": cause.note, "log_level": 0}))
@@ -118,42 +118,42 @@ class KafkaConnection:
             raise KafkaUnreachable(cause.text or text_of(error)) from error
 
     def files(self) -> Iterator[Path]:
-        """The files that hold credentials, or the CAs that sign the brokers' certificates."""
+        """Yield the files with credentials, and the file with the CAs of the brokers."""
         login = (self.login.username_path, self.login.password_path) if self.login else ()
         yield from (path for path in (self.ca_path, self.cert_path, self.key_path, *login) if path is not None)
 
 
 class CredentialFiles:
-    """The credential files of one client, which must be replaced when they change. For one thread."""
+    """Watches the credential files of one client. Use it from one thread only."""
 
     def __init__(self, connection: KafkaConnection) -> None:
         self._connection = connection
         self._files = tuple(connection.files())
         self._used = self._seen = self._digest()
-        self._refused: bytes | None = None
-        self._look_at = self._retry_at = 0.0
+        self._rejected: bytes | None = None
+        self._check_at = self._retry_at = 0.0
 
     def note(self) -> None:
-        """Note what the files hold. To be called just before a client is made from them."""
+        """Record the content of the files. Call it just before creating a client from them."""
         self._used = self._digest()
 
     def renewed(self) -> bool:
-        """Return True if the files have changed and a broker accepts what they hold now: make the client anew.
+        """Return True if the files have changed and a broker accepts their new content: replace the client.
 
-        Looks at most once a second, and waits for the broker for up to `CHECK_SECONDS` after a change. Until a broker
-        accepts the new credentials, the connections of the old client are better than none.
+        Reads the files at most once a second. After a change it waits up to `CHECK_SECONDS` for the broker. The old
+        client stays in use until a broker accepts the new credentials.
         """
         now = time.monotonic()
-        if not self._files or now < self._look_at:
+        if not self._files or now < self._check_at:
             return False
-        self._look_at = now + LOOK_SECONDS
+        self._check_at = now + CHECK_INTERVAL_SECONDS
         before, self._seen = self._seen, self._digest()
         if self._seen == self._used:
-            self._refused = None
+            self._rejected = None
             return False
-        # Files are replaced one after another: a new certificate beside the old key is not for use.
+        # Files are replaced one after another. A new certificate with the old key must not be used.
         is_settled = self._seen == before
-        if not is_settled or (self._seen == self._refused and now < self._retry_at):
+        if not is_settled or (self._seen == self._rejected and now < self._retry_at):
             return False
         return self._try(self._seen)
 
@@ -162,16 +162,16 @@ class CredentialFiles:
             self._connection.check()
         except KafkaUnreachable as error:
             self._retry_at = time.monotonic() + RETRY_SECONDS
-            if digest != self._refused:
-                self._refused = digest
-                _log.warning("new Kafka credentials are not accepted: the old ones stay in use", error=str(error))
+            if digest != self._rejected:
+                self._rejected = digest
+                _log.warning("no broker accepts the new Kafka credentials; the old ones stay in use", error=str(error))
             return False
-        self._used, self._refused = digest, None
+        self._used, self._rejected = digest, None
         _log.info("new Kafka credentials are in use", files=[str(path) for path in self._files])
         return True
 
     def _digest(self) -> bytes:
-        # By content: how files are replaced (renamed, rewritten, a symbolic link moved) makes no difference then.
+        # By content, so that it does not matter how files are replaced: renamed, rewritten, or by a symbolic link.
         digest = hashlib.sha256()
         for path in self._files:
             try:
@@ -183,18 +183,18 @@ class CredentialFiles:
 
 
 class ErrorCause:
-    """Why a client has no connection, from the errors that librdkafka reports to it."""
+    """Records why a client has no connection, from the errors that librdkafka reports."""
 
     def __init__(self) -> None:
         self.text = ""
 
     def note(self, error: KafkaError) -> None:
-        """An `error_cb`. That all brokers are down follows from an earlier error, which says why."""
+        """Record an error; use it as `error_cb`. Ignores _ALL_BROKERS_DOWN if an earlier error has the actual cause."""
         if not self.text or error.name() != "_ALL_BROKERS_DOWN":
             self.text = error.str()
 
 
 def text_of(error: Exception) -> str:
-    """The error in the words of librdkafka, if it comes from there."""
+    """Return the message of an error; of a KafkaException, only the text from librdkafka."""
     cause = error.args[0] if error.args else error
     return cause.str() if isinstance(cause, KafkaError) else str(error)

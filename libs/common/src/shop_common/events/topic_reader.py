@@ -1,8 +1,8 @@
-"""Reads a topic as a member of a consumer group: batches of messages, and what is done of them committed.
+"""Reads a topic as a member of a consumer group: returns batches of messages, and commits the handled ones.
 
-librdkafka commits what was stored in the background, and when partitions move and at the end
-(`enable.auto.commit`); what is stored is decided here (`enable.auto.offset.store` is off). So no batch waits
-for a commit, and nothing unfinished is committed.
+This module stores the offsets of handled messages (`enable.auto.offset.store` is off). librdkafka commits the stored
+offsets in the background, when partitions move, and at the end (`enable.auto.commit`). So no batch waits for a commit,
+and no unfinished batch is committed.
 """
 
 import math
@@ -24,13 +24,13 @@ from shop_common.telemetry import logs
 
 BATCH_MESSAGES_MAX = 500
 IDLE_POLL_SECONDS = 0.2
-COMPLAINT_SECONDS = 60.0
+ERROR_LOG_SECONDS = 60.0
 
 SESSION_SECONDS = 6.0
-"""A process that was killed stays a member of its group for so long. Apache Kafka takes no less by default."""
+"""A killed process stays a member of its group for this time. By default Apache Kafka accepts no less."""
 
 CLOSE_SECONDS_MAX = 5.0
-"""How long a client that is replaced may take to leave its group."""
+"""Time limit for a replaced client to leave its group."""
 
 _PREFETCH_KILOBYTES_MAX = 8192
 
@@ -38,11 +38,11 @@ _log = logs.get(__name__)
 
 
 class Stopped(BaseException):
-    """Told to stop while waiting. No Exception, so that it is never taken for the failure of a handler."""
+    """The consumer is stopping. Not an Exception, so that it is never treated as the failure of a handler."""
 
 
 class TopicReader:
-    """The topic as one member of the group reads it. For one thread."""
+    """The consumer group member of this process. Use it from one thread only."""
 
     def __init__(
         self,
@@ -65,18 +65,18 @@ class TopicReader:
         self._early: list[Received] = []
         self._ends: dict[int, int] = {}
         self._expected: dict[int, int] = {}
-        self._complained_at = -math.inf
+        self._error_logged_at = -math.inf
 
     def join(self) -> None:
-        """Join the group. A broker that is away is waited for."""
+        """Join the group. If the broker is unavailable, librdkafka keeps trying to connect."""
         self._kafka.subscribe([self._topic], on_assign=self._on_assign)
 
     def renew(self) -> None:
-        """Join anew with a new client if there are new credentials. No batch may be unfinished."""
+        """If the credentials have changed, join again with a new client. Do not call it during a batch."""
         if not self._credentials.renewed():
             return
         new = self._new_client()
-        # What was polled and not handled yet comes again: it is not committed.
+        # Messages that were polled but not handled are not committed, so the new client receives them again.
         self._early.clear()
         self._ends.clear()
         self._close()
@@ -85,13 +85,13 @@ class TopicReader:
         self.join()
 
     def leave(self) -> None:
-        """Commit what is done, and leave the group. Nothing else may use the reader any more."""
+        """Commit the stored offsets and leave the group. The reader cannot be used afterwards."""
         self._kafka.close()
 
     def next_batch(self) -> list[Received]:
-        """What has arrived, after a short wait if nothing has. `done` is to be called with it."""
+        """Return the messages that have arrived, after a short wait if there are none. Then pass them to `done`."""
         messages, self._early = self._early, []
-        # `consume` would wait until its list is full, so that it only takes what is there already.
+        # `consume` with a timeout would wait until its list is full. Timeout 0 takes only what has arrived.
         first = self._kafka.poll(0 if messages else IDLE_POLL_SECONDS)
         if first is not None:
             messages += self._read([first, *self._kafka.consume(BATCH_MESSAGES_MAX - 1, 0)])
@@ -100,7 +100,7 @@ class TopicReader:
         return messages
 
     def done(self, messages: Sequence[Received]) -> None:
-        """Let the offsets behind these messages be committed."""
+        """Store the offsets after these messages, to be committed."""
         self.progress.begun(())
         done = {message.partition: message.offset + 1 for message in messages}
         for partition, offset in done.items():
@@ -108,30 +108,30 @@ class TopicReader:
                 self._kafka.store_offsets(offsets=[TopicPartition(self._topic, partition, offset)])
                 self.progress.handled(partition, offset)
             except KafkaException:
-                # The partition has moved to another member meanwhile, which does these events again.
+                # The partition has moved to another member, which will handle these events again.
                 _log.info("partition has moved while its events were handled", topic=self._topic, partition=partition)
         ends, self._ends = self._ends, {}
         for partition, offset in ends.items():
-            # Beyond the last message there may be offsets without one: marks that transactions leave.
+            # The end may be beyond the last message: the markers of transactions occupy offsets.
             if offset >= done.get(partition, 0):
                 self.progress.handled(partition, offset)
 
     def wait(self, seconds: float, stopping: threading.Event, *, database_away: bool) -> None:
-        """Wait, and poll at least once meanwhile: the group removes a member that does not poll. Raises Stopped."""
+        """Wait, and poll at least once, because the group removes a member that does not poll. Raises Stopped."""
         self._waiting = True
         self._kafka.pause(self._kafka.assignment())
         try:
-            until = time.monotonic() + seconds
+            deadline = time.monotonic() + seconds
             left = seconds
             while left >= 0:
                 if stopping.is_set():
                     raise Stopped
                 message = self._kafka.poll(min(left, IDLE_POLL_SECONDS))
                 if message is not None:
-                    # Not expected of paused partitions; but a message that was polled doesn't come again.
+                    # Paused partitions should return no message. If one does, keep it: it will not be returned again.
                     self._early += self._read([message])
                 self.progress.measure(database_away=database_away)
-                left = until - time.monotonic()
+                left = deadline - time.monotonic()
         finally:
             self._waiting = False
             self._kafka.resume(self._kafka.assignment())
@@ -140,28 +140,28 @@ class TopicReader:
         return confluent_kafka.Consumer(self._connection.configuration(self._options))
 
     def _close(self) -> None:
-        """Commit what is done and leave the group, before the new client joins it."""
-        # librdkafka waits for ever if no broker answers the old client. Then the group removes the old member when its
-        # session ends, and what it has not committed is done again.
+        """Commit the stored offsets and leave the group, before the new client joins it."""
+        # librdkafka waits without limit if no broker responds to the old client. The group then removes the old member
+        # when its session expires, and its uncommitted messages are handled again.
         closing = threading.Thread(target=self._kafka.close, name=f"close-{self._topic}", daemon=True)
         closing.start()
         closing.join(CLOSE_SECONDS_MAX)
 
     def _read(self, messages: Iterable[Message]) -> list[Received]:
-        """Those that are messages; others stand for an error, or for the end of a partition."""
-        sound = []
+        """Convert messages. Handles the pseudo-messages that report an error or the end of a partition."""
+        read = []
         for message in messages:
             error = message.error()
             if error is None:
-                sound.append(received.read(message))
+                read.append(received.read(message))
             elif error.name() == "_PARTITION_EOF":
                 self._ends[message.partition() or 0] = message.offset() or 0
             else:
                 self._on_kafka_error(error)
-        return sound
+        return read
 
     def _look_for_gaps(self, messages: Sequence[Received]) -> None:
-        """The broker deletes by age. What it deleted before we came to it is passed over, but not in silence."""
+        """Log and count messages that the broker deleted, by age or size, before this process read them."""
         for message in messages:
             _, partition, offset = message.position
             expected = self._expected.get(partition, offset)
@@ -178,13 +178,13 @@ class TopicReader:
 
     def _on_assign(self, kafka: confluent_kafka.Consumer, partitions: list[TopicPartition]) -> None:
         kafka.incremental_assign(partitions)
-        # librdkafka keeps the pause of a partition that was taken away meanwhile: it comes back paused.
+        # If a partition was revoked while it was paused, librdkafka returns it paused.
         (kafka.pause if self._waiting else kafka.resume)(partitions)
         for partition in partitions:
             self._expected.pop(partition.partition, None)
             self._ends.pop(partition.partition, None)
             self.progress.assigned(partition.partition, -1)
-        with suppress(KafkaException):  # without an answer a gap before the first message is not seen
+        with suppress(KafkaException):  # without a response, a gap before the first message is not detected
             for committed in kafka.committed(partitions, timeout=QUERY_SECONDS):
                 if committed.offset >= 0:
                     self._expected[committed.partition] = committed.offset
@@ -193,10 +193,10 @@ class TopicReader:
     def _on_kafka_error(self, error: KafkaError) -> None:
         if error.fatal():
             raise KafkaException(error)
-        # librdkafka mends everything else itself, and says at each try that it has not succeeded yet.
+        # librdkafka recovers from all other errors itself, and reports each failed attempt.
         now = time.monotonic()
-        if now - self._complained_at > COMPLAINT_SECONDS:
-            self._complained_at = now
+        if now - self._error_logged_at > ERROR_LOG_SECONDS:
+            self._error_logged_at = now
             _log.warning("no events from the broker", topic=self._topic, error=error.str())
 
 
@@ -209,19 +209,19 @@ def options(group: str, session_seconds: float) -> dict[str, Any]:
         "auto.commit.interval.ms": 500,
         "enable.auto.offset.store": False,
         "auto.offset.reset": "earliest",
-        # The relay writes no transactions. One that a stranger leaves open must not keep us from what is behind it.
+        # The relay uses no transactions. An open transaction of another producer must not block the messages after it.
         "isolation.level": "read_uncommitted",
         "enable.partition.eof": True,
         "partition.assignment.strategy": "cooperative-sticky",
         "session.timeout.ms": int(session_seconds * 1000),
         "heartbeat.interval.ms": int(session_seconds * 1000 / 3),
-        # Apache Kafka answers a fetch when there is something, the embedded broker only when this time is up.
+        # Apache Kafka responds to a fetch when there are messages, the embedded broker only after this time.
         "fetch.wait.max.ms": 100,
         "queued.max.messages.kbytes": _PREFETCH_KILOBYTES_MAX,
-        # How soon a topic that was not there yet is found. Not the five seconds that the embedded broker takes to
-        # share partitions out: a refresh at that very moment makes it begin anew.
+        # How soon a new topic is found. Must not be five seconds: the embedded broker takes that long to assign
+        # partitions, and a refresh at that moment makes it start again.
         "topic.metadata.refresh.interval.ms": 3000,
         "reconnect.backoff.max.ms": 1000,
-        # Its own lines would flood the log while a broker is away; `_on_kafka_error` says it in one.
+        # librdkafka logs many lines while a broker is unavailable. `_on_kafka_error` logs one instead.
         "log_level": 0,
     }

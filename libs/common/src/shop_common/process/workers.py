@@ -1,11 +1,11 @@
-"""WORKERS > 1: one parent, several processes that run the same program and share its port.
+"""WORKERS > 1: a parent process, and several worker processes that run the same program and share its port.
 
-Each worker is a fresh start of the program, since gRPC does not survive a fork. The parent serves the metrics and the
-health of all; it passes signals on, and when one worker ends unasked, it ends them all and says so: what started it
-starts it again.
+Each worker is a new process that starts the program again, because gRPC does not survive a fork. The parent serves the
+metrics and the health of all workers, and forwards signals. If a worker ends unexpectedly, the parent stops all others
+and exits with code 1, so that its supervisor restarts it.
 
-Each worker holds one end of a pair of sockets. By it the worker says every second that it works and whether it is
-ready, and learns of the end of its parent, however that came.
+Each worker has a socket to its parent. Every second it sends a heartbeat with its readiness. When the socket closes,
+the parent has ended, whatever the cause.
 """
 
 import math
@@ -35,26 +35,26 @@ _log = logs.get(__name__)
 _STOP = (signal.SIGTERM, signal.SIGINT)
 
 SAME_SIGNAL_SECONDS = 1.0
-"""One Ctrl-C may arrive twice, from the terminal and from who started us. What comes later is a second one."""
+"""One Ctrl-C may arrive twice: from the terminal and from the parent process. A later signal is a second one."""
 
-BEAT_SECONDS = 1.0
+HEARTBEAT_SECONDS = 1.0
 SILENT_SECONDS_MAX = 5.0
-"""A worker that has said nothing for so long does not work."""
+"""A worker without a heartbeat for this time is not alive."""
 
 _READY, _NOT_READY = b"1", b"0"
 
-_SHARED_MEMORY = "/dev/shm"  # noqa: S108 - the folder in it gets a name that nobody can guess
+_SHARED_MEMORY = "/dev/shm"  # noqa: S108 - the folder in it gets an unpredictable name
 
 _EXTRA_SECONDS = 15.0
-"""What a worker may take to end beyond draining and grace, before it is killed."""
+"""Time limit for a worker to end after its drain and grace periods, before it is killed."""
 
 
 def supervise(count: int, settings: CommonSettings) -> int:
-    """Run that many workers until a signal comes or one ends; the exit code when all have ended."""
+    """Run the workers until a stop signal arrives or one of them ends. Returns the exit code after all have ended."""
     if not settings.metrics_port:
         return _Parent(count, settings, {}).run()
     with _metrics_folder() as folder:
-        # prometheus_client's way to sum over processes: each writes to files there, the parent reads them.
+        # In prometheus_client's multiprocess mode, each worker writes its values to files, and the parent sums them.
         registry = CollectorRegistry()
         MultiProcessCollector(registry, path=folder)  # type: ignore[no-untyped-call]  # has no types
         metrics_server.serve(settings, registry)
@@ -62,34 +62,32 @@ def supervise(count: int, settings: CommonSettings) -> int:
 
 
 def _metrics_folder() -> "tempfile.TemporaryDirectory[str]":
-    """A folder that ends with its block. Ends the process with one sentence if there is no place for it."""
-    # A container whose root is read-only has no temporary folder unless it is given one, but it has shared memory.
+    """Create a temporary folder for a `with` block. If that is not possible, the process exits with code 1."""
+    # A container with a read-only root may have no temporary folder, but it has shared memory.
     reason = None
     for parent in (None, _SHARED_MEMORY):
         try:
             return tempfile.TemporaryDirectory(prefix="metrics-", dir=parent, ignore_cleanup_errors=True)
         except OSError as error:
             reason = error.strerror
-    sentence = (
-        f"there is no folder for the metrics of several workers ({reason}): let TMPDIR name one that can be written"
-    )
+    sentence = f"there is no folder for the metrics of several workers ({reason}): set TMPDIR to a writable folder"
     raise SystemExit(f"{sentence}, or set WORKERS=1 or METRICS_PORT=0")
 
 
 def follow_parent(settings: CommonSettings, is_ready: Callable[[], bool]) -> None:
-    """In a worker: tell the parent again and again how it is here, and stop as if by SIGTERM when it is gone."""
+    """In a worker, send heartbeats to the parent. If the parent has ended, stop as after SIGTERM."""
     pipe = getattr(settings, "worker_pipe", None)
     if pipe is None:
         return
 
     def follow() -> None:
         with socket.socket(fileno=pipe) as parent:
-            parent.settimeout(BEAT_SECONDS)
+            parent.settimeout(HEARTBEAT_SECONDS)
             try:
                 while True:
                     parent.sendall(_READY if is_ready() else _NOT_READY)
                     with suppress(TimeoutError):
-                        if not parent.recv(1):  # nothing is ever sent: the parent's end is closed
+                        if not parent.recv(1):  # the parent sends nothing, so it has closed its end
                             break
             except OSError as error:
                 _log.warning("the parent is gone", error=str(error))
@@ -98,12 +96,12 @@ def follow_parent(settings: CommonSettings, is_ready: Callable[[], bool]) -> Non
     threading.Thread(target=follow, name="parent", daemon=True).start()
 
 
-class _Beats:
-    """Hears what the workers say, and tells the health of them all."""
+class _Heartbeats:
+    """Receives the heartbeats of the workers, and reports their health as one."""
 
     def __init__(self, health: Health) -> None:
         self._health = health
-        self._heard_at: dict[socket.socket, float] = {}
+        self._last_heartbeats: dict[socket.socket, float] = {}
         self._is_ready: dict[socket.socket, bool] = {}
         self._stopped = threading.Event()
         health.set_live(False)
@@ -111,30 +109,30 @@ class _Beats:
         health.set_ready("workers", False)
 
     def start(self, workers: Sequence[socket.socket]) -> None:
-        """Listen to these from now on."""
-        self._heard_at = dict.fromkeys(workers, -math.inf)
-        threading.Thread(target=self._run, name="beats", daemon=True).start()
+        """Receive heartbeats from these sockets."""
+        self._last_heartbeats = dict.fromkeys(workers, -math.inf)
+        threading.Thread(target=self._run, name="heartbeats", daemon=True).start()
 
     def stop(self) -> None:
-        """Not ready any more, and no less alive than now while the workers end."""
+        """Report not ready. Liveness stays as it is while the workers end."""
         self._stopped.set()
         self._health.drain()
 
     def _run(self) -> None:
         while not self._stopped.is_set():
-            for worker in select.select(list(self._heard_at), [], [], BEAT_SECONDS)[0]:
-                said = worker.recv(4096)
-                if not said:  # it ended; the main thread sees to that
+            for worker in select.select(list(self._last_heartbeats), [], [], HEARTBEAT_SECONDS)[0]:
+                received = worker.recv(4096)
+                if not received:  # it ended; the main thread handles that
                     return
-                self._heard_at[worker], self._is_ready[worker] = time.monotonic(), said[-1:] == _READY
+                self._last_heartbeats[worker], self._is_ready[worker] = time.monotonic(), received[-1:] == _READY
             if not self._stopped.is_set():
-                live = min(self._heard_at.values()) > time.monotonic() - SILENT_SECONDS_MAX
+                live = min(self._last_heartbeats.values()) > time.monotonic() - SILENT_SECONDS_MAX
                 self._health.set_live(live)
                 self._health.set_ready("workers", live and all(self._is_ready.values()))
 
 
 class _Parent:
-    """Waits for signals and for children, all on the main thread."""
+    """Waits for signals and for the end of workers, on the main thread."""
 
     def __init__(self, count: int, settings: CommonSettings, environment: dict[str, str]) -> None:
         self._count = count
@@ -142,10 +140,10 @@ class _Parent:
         self._environment = environment
         self._workers: list[subprocess.Popen[bytes]] = []
         health = Health()
-        self._beats = _Beats(health)
+        self._heartbeats = _Heartbeats(health)
         self._health_server = HealthServer(settings.health_port, listen_host=settings.listen_host, health=health)
         self._signals, self._wake_write_end = os.pipe()
-        # Python writes each signal's number there; a handler that takes locks could meet its own thread's.
+        # Python writes the number of each signal to this pipe. A signal handler that took locks could deadlock instead.
         os.set_blocking(self._wake_write_end, False)
 
     def run(self) -> int:
@@ -155,40 +153,42 @@ class _Parent:
         self._start()
         self._health_server.start()
         startup.is_over()
-        asked = self._wait()
-        ended_well = self._stop()
-        return 0 if asked and ended_well else 1
+        stop_requested = self._wait()
+        succeeded = self._stop()
+        return 0 if stop_requested and succeeded else 1
 
     def _wait(self) -> bool:
-        """Until it is time to stop. Whether that was asked for."""
+        """Wait for a stop signal (returns True) or for the unexpected end of a worker (returns False)."""
         while True:
             for worker in self._workers:
                 if worker.poll() is not None:
-                    _log.error("a worker ended unasked; ending all", pid=worker.pid, exit_code=worker.returncode)
+                    _log.error(
+                        "a worker ended unexpectedly; stopping all workers", pid=worker.pid, exit_code=worker.returncode
+                    )
                     return False
             if self._next_signal(None) in _STOP:
                 return True
 
     def _stop(self) -> bool:
-        """Stop all workers; whether they ended well and in time."""
+        """Stop all workers. Returns whether they ended in time and without an error."""
         _log.info("stopping", workers=len(self._workers))
-        self._beats.stop()
+        self._heartbeats.stop()
         self._send(signal.SIGTERM)
-        begun = time.monotonic()
+        started_at = time.monotonic()
         while any(worker.poll() is None for worker in self._workers):
-            elapsed = time.monotonic() - begun
+            elapsed = time.monotonic() - started_at
             number = self._next_signal(max(0.0, self._stop_seconds - elapsed))
-            impatient = number in _STOP and elapsed > SAME_SIGNAL_SECONDS
-            if impatient or number is None:
-                _log.error("workers are killed: a second signal came, or they took too long")
+            is_second_signal = number in _STOP and elapsed > SAME_SIGNAL_SECONDS
+            if is_second_signal or number is None:
+                _log.error("killing the workers: a second signal arrived, or they took too long")
                 self._send(signal.SIGKILL)
                 for worker in self._workers:
                     worker.wait()
-        # One that was stopped before it took signals was ended by this one.
+        # A worker that did not handle signals yet was ended by SIGTERM itself.
         return all(worker.returncode in {0, -signal.SIGTERM, 128 + signal.SIGTERM} for worker in self._workers)
 
     def _start(self) -> None:
-        # Handed on; nothing is read from it here.
+        # Passed on to the workers. Nothing is read from it here.
         inherited = os.environ  # noqa: TID251
         ends = []
         for _ in range(self._count):
@@ -199,18 +199,18 @@ class _Parent:
                     subprocess.Popen([sys.executable, *sys.orig_argv[1:]], env=environment, pass_fds=[theirs.fileno()])
                 )
             ends.append(ours)
-        self._beats.start(ends)
+        self._heartbeats.start(ends)
         _log.info("workers started", pids=[worker.pid for worker in self._workers])
 
     def _next_signal(self, timeout: float | None) -> int | None:
-        """The next signal, or None if there is none in time."""
+        """Return the next signal, or None if none arrives in time."""
         ready, _, _ = select.select([self._signals], [], [], timeout)
         return os.read(self._signals, 1)[0] if ready else None
 
     def _send(self, number: int) -> None:
         for worker in self._workers:
-            worker.send_signal(number)  # does nothing to one that has ended
+            worker.send_signal(number)  # does nothing if it has ended
 
 
 def _ignore(_number: int, _frame: FrameType | None) -> None:
-    """Nothing to do here: the number has been written to the pipe."""
+    """Do nothing: Python has written the number to the pipe."""

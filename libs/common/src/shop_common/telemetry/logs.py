@@ -20,7 +20,9 @@ Log = FilteringBoundLogger
 
 
 _lost = metrics.counter(
-    __name__, "shop_log_lines_lost_total", "Log lines that could not be written: full disk, closed pipe, nobody reads"
+    __name__,
+    "shop_log_lines_lost_total",
+    "Log lines that could not be written: the disk is full, or the pipe is closed or not read",
 )
 
 

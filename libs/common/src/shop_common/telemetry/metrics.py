@@ -1,7 +1,7 @@
-"""Metrics for Prometheus: declared beside what they count, made at their first use, listed in docs/metrics.md.
+"""Metrics for Prometheus. Each is declared beside the code that updates it; docs/metrics.md lists all.
 
-Names and units follow the OpenTelemetry conventions as Prometheus writes them: seconds, bytes, `_total` for counters.
-A label has few values: a method, a status, a topic; never an id.
+Names and units follow the OpenTelemetry conventions for Prometheus: seconds, bytes, `_total` for counters. A label must
+have few values, such as a method, a status or a topic. It must never be an id.
 """
 
 import threading
@@ -20,13 +20,13 @@ SIZES = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000)
 
 
 class Histogram(prometheus_client.Histogram):
-    """Prometheus' histogram, which takes a batch at once as well."""
+    """A histogram that can also observe many values at once."""
 
     def observe_all(self, amounts: Iterable[float]) -> None:
-        """Observe each of them. One by one it would cost a tenth of an event's way to Kafka."""
+        """Observe each value. Calling `observe` for each event would take a tenth of the relay's time."""
         ordered = sorted(amounts)
-        places = [0, *(bisect_right(ordered, bound) for bound in self._upper_bounds)]
-        for bucket, (first, last) in zip(self._buckets, pairwise(places), strict=True):
+        bounds = [0, *(bisect_right(ordered, bound) for bound in self._upper_bounds)]
+        for bucket, (first, last) in zip(self._buckets, pairwise(bounds), strict=True):
             if last > first:
                 bucket.inc(last - first)
         self._sum.inc(sum(ordered))
@@ -37,7 +37,7 @@ _Collector = TypeVar("_Collector", Counter, Gauge, Histogram)
 
 @dataclass(frozen=True)
 class Declaration:
-    """What the reference says of a metric."""
+    """The entry of a metric in docs/metrics.md."""
 
     kind: str
     name: str
@@ -47,11 +47,11 @@ class Declaration:
 
 
 _declared: list[Declaration] = []
-_making = threading.Lock()
+_creation = threading.Lock()
 
 
 class Metric(Generic[_Collector]):
-    """A metric of this process. Called with its labels' values, in their order, it is what counts or observes."""
+    """A metric of this process, created at its first use. Call it with the label values, in order, to update it."""
 
     def __init__(self, declaration: Declaration, make: Callable[[Declaration], _Collector]) -> None:
         self.declaration = declaration
@@ -63,13 +63,13 @@ class Metric(Generic[_Collector]):
     def __call__(self, *values: str) -> _Collector:
         child = self._children.get(values)
         if child is None:
-            # Two threads at once would make the same: `labels` gives both the one child, but a family is made once.
-            family = self._family_made()
+            # Two threads may get here at once. `labels` returns the same child to both; a lock guards the family.
+            family = self._get_family()
             child = self._children[values] = family.labels(*values) if values else family
         return child
 
-    def _family_made(self) -> _Collector:
-        with _making:
+    def _get_family(self) -> _Collector:
+        with _creation:
             if self._family is None:
                 self._family = self._make(self.declaration)
             return self._family
@@ -90,7 +90,7 @@ def is_enabled() -> bool:
 
 
 def counter(module: str, name: str, meaning: str, *labels: str) -> Metric[Counter]:
-    """Declare a counter; its name ends in `_total`."""
+    """Declare a counter. Its name must end in `_total`."""
     declaration = Declaration("counter", name, meaning, labels, module)
     return Metric(declaration, lambda its: Counter(its.name, its.meaning, its.labels))
 
@@ -98,7 +98,7 @@ def counter(module: str, name: str, meaning: str, *labels: str) -> Metric[Counte
 def gauge(
     module: str, name: str, meaning: str, *labels: str, over_workers: Literal["livesum", "livemax"] = "livesum"
 ) -> Metric[Gauge]:
-    """Declare a gauge. With WORKERS > 1 it is the sum, or the largest, of those of the workers that live."""
+    """Declare a gauge. With WORKERS > 1 its value is the sum, or the maximum, over the running workers."""
     declaration = Declaration("gauge", name, meaning, labels, module)
     return Metric(declaration, lambda its: Gauge(its.name, its.meaning, its.labels, multiprocess_mode=over_workers))
 
@@ -112,5 +112,5 @@ def histogram(
 
 
 def declared() -> Sequence[Declaration]:
-    """Every metric of the modules that have been imported, in the sequence of their declaration."""
+    """Return the metrics of all imported modules, in the order of their declaration."""
     return tuple(_declared)

@@ -47,9 +47,9 @@ class DeduplicatingExporter(SpanExporter):
         if is_away != self._is_away:
             self._is_away = is_away
             if is_away:
-                _log.warning("traces are lost: nobody takes them", endpoint=self._endpoint)
+                _log.warning("traces are lost: the collector does not accept them", endpoint=self._endpoint)
             else:
-                _log.info("traces are taken again", endpoint=self._endpoint)
+                _log.info("traces are exported again", endpoint=self._endpoint)
         return result
 
     def shutdown(self) -> None:
@@ -93,7 +93,7 @@ class TracingSdk:
         OpenTelemetry's instrumentation also creates spans for statements outside any span, such as those of a polling
         loop, and costs time for each statement that is not recorded.
         """
-        about = {
+        database = {
             "db.system.name": "postgresql" if engine.dialect.name == "postgresql" else "sqlite",
             "db.namespace": Path(engine.url.database or "").stem,
         }
@@ -105,8 +105,8 @@ class TracingSdk:
                 return
             operation = _operation(statement)
             # Values are bound parameters, so the text contains no personal data.
-            attributes = about | {"db.operation.name": operation, "db.query.text": statement}
-            name = f"{operation} {about['db.namespace']}"
+            attributes = database | {"db.operation.name": operation, "db.query.text": statement}
+            name = f"{operation} {database['db.namespace']}"
             setattr(context, _SPAN, self.tracer.start_span(name, kind=SpanKind.CLIENT, attributes=attributes))
 
         def end(
@@ -139,5 +139,5 @@ class TracingSdk:
 
 
 def _operation(statement: str) -> str:
-    found = _OPERATION.match(statement)
-    return found.group(1).upper() if found else "SQL"
+    match = _OPERATION.match(statement)
+    return match.group(1).upper() if match else "SQL"
