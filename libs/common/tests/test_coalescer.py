@@ -155,7 +155,7 @@ def test_one_call_alone_is_flushed_at_once(rig: Rig) -> None:
     assert rig.bulk.batches == [[Ask(21)]]
 
 
-def test_a_refusal_is_raised_for_the_one_who_asked(rig: Rig) -> None:
+def test_a_refusal_is_raised_to_its_own_caller(rig: Rig) -> None:
     coalescer = rig.coalescer()
 
     with pytest.raises(SoldOut):
@@ -184,7 +184,7 @@ def test_a_batch_holds_no_more_requests_than_its_limit(rig: Rig) -> None:
     assert [len(batch) for batch in rig.bulk.batches] == [1, 3, 3, 1]
 
 
-def test_a_batch_weighs_no_more_than_its_limit_but_holds_one_at_least(rig: Rig) -> None:
+def test_a_batch_stays_within_its_weight_limit_but_has_at_least_one_request(rig: Rig) -> None:
     coalescer = rig.coalescer(weight_max=10)
     with rig.bulk.held_up():
         rig.busy(coalescer)
@@ -204,7 +204,7 @@ def test_several_batches_run_at_once_where_that_is_allowed(rig: Rig) -> None:
     assert results(calls) == [[0], [0], [6]]
 
 
-def test_what_gathers_beside_a_running_batch_is_one_batch_when_that_one_ends(rig: Rig) -> None:
+def test_requests_that_arrive_during_a_batch_are_one_batch_after_it(rig: Rig) -> None:
     coalescer = rig.coalescer(max_concurrency=4, patience_seconds=1000)
     with rig.bulk.held_up():
         calls = [rig.busy(coalescer), *rig.queue_up(coalescer, Ask(1), Ask(2), Ask(3))]
@@ -214,7 +214,7 @@ def test_what_gathers_beside_a_running_batch_is_one_batch_when_that_one_ends(rig
     assert rig.bulk.batches == [[Ask(0)], [Ask(1), Ask(2), Ask(3)]]
 
 
-def test_beside_a_batch_that_takes_long_the_next_one_starts_all_the_same(rig: Rig) -> None:
+def test_the_next_batch_starts_beside_a_slow_one(rig: Rig) -> None:
     coalescer = rig.coalescer(max_concurrency=4, patience_seconds=0.05, requests_max=2)
     with rig.bulk.held_up():
         calls = [rig.busy(coalescer), *(rig.call(coalescer, Ask(n)) for n in range(1, 6))]
@@ -267,7 +267,7 @@ def test_a_call_whose_time_ran_out_in_the_queue_is_not_executed(rig: Rig) -> Non
     assert rig.bulk.batches[1:] == [[Ask(1)]]
 
 
-def test_a_call_that_could_not_be_answered_in_time_leaves_its_turn_to_others(rig: Rig, clock: Clock) -> None:
+def test_a_call_that_would_miss_its_deadline_is_refused_for_the_benefit_of_others(rig: Rig, clock: Clock) -> None:
     coalescer = rig.coalescer()
     with rig.bulk.held_up():
         first = rig.busy(coalescer)
@@ -283,7 +283,7 @@ def test_a_call_that_could_not_be_answered_in_time_leaves_its_turn_to_others(rig
     assert rig.bulk.batches == [[Ask(0)], [Ask(1)]]
 
 
-def test_when_nobody_could_be_answered_in_time_one_is_tried_all_the_same(rig: Rig, clock: Clock) -> None:
+def test_when_every_call_would_miss_its_deadline_one_still_runs(rig: Rig, clock: Clock) -> None:
     coalescer = rig.coalescer()
     with rig.bulk.held_up():
         rig.busy(coalescer)
@@ -295,7 +295,7 @@ def test_when_nobody_could_be_answered_in_time_one_is_tried_all_the_same(rig: Ri
     assert results([last]) == [[4]]
 
 
-def test_a_call_whose_time_ran_out_during_the_flush_hears_that_nobody_knows(rig: Rig) -> None:
+def test_a_deadline_that_expires_during_the_flush_is_an_unknown_outcome(rig: Rig) -> None:
     coalescer = rig.coalescer()
     with rig.bulk.held_up():
         late = rig.call(coalescer, Ask(13), seconds=0.3)
@@ -306,7 +306,7 @@ def test_a_call_whose_time_ran_out_during_the_flush_hears_that_nobody_knows(rig:
     assert rig.bulk.batches == [[Ask(13)]]
 
 
-def test_the_answer_comes_before_the_callers_own_deadline(rig: Rig) -> None:
+def test_the_response_arrives_before_the_callers_deadline(rig: Rig) -> None:
     coalescer = rig.coalescer()
     with rig.bulk.held_up():
         rig.busy(coalescer)
@@ -316,7 +316,7 @@ def test_the_answer_comes_before_the_callers_own_deadline(rig: Rig) -> None:
         assert time.monotonic() < deadline
 
 
-def test_a_full_queue_takes_no_more(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_queue_refuses_requests(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(coalescer_module, "QUEUE_REQUESTS_MAX", 3)
     coalescer = rig.coalescer()
     with rig.bulk.held_up():
@@ -329,7 +329,7 @@ def test_a_full_queue_takes_no_more(rig: Rig, monkeypatch: pytest.MonkeyPatch) -
     assert results(calls) == [[2], [4], [6]]
 
 
-def test_one_poisonous_request_is_found_and_hits_nobody_else(rig: Rig) -> None:
+def test_bisection_fails_only_the_request_that_causes_the_error(rig: Rig) -> None:
     coalescer = rig.coalescer()
     rig.bulk.failure = lambda asks: ZeroDivisionError("poison") if Ask(5) in asks else None
     with rig.bulk.held_up():
@@ -345,7 +345,7 @@ def test_one_poisonous_request_is_found_and_hits_nobody_else(rig: Rig) -> None:
     assert [len(batch) for batch in rig.bulk.batches[1:]] == [8, 4, 4, 2, 1, 1, 2]
 
 
-def test_a_search_for_poison_ends_with_its_time(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bisection_has_a_time_limit(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(coalescer_module, "BISECT_SECONDS_MAX", -1.0)
     coalescer = rig.coalescer()
     rig.bulk.failure = lambda asks: ZeroDivisionError("poison") if Ask(1) in asks else None
@@ -359,7 +359,7 @@ def test_a_search_for_poison_ends_with_its_time(rig: Rig, monkeypatch: pytest.Mo
     assert len(rig.bulk.batches) == 2
 
 
-def test_a_failure_of_the_surroundings_is_everyones_answer_and_is_not_searched(rig: Rig) -> None:
+def test_an_error_that_no_request_caused_fails_the_batch_without_bisection(rig: Rig) -> None:
     coalescer = rig.coalescer()
     rig.bulk.failure = lambda asks: Contention("others hold the rows") if len(asks) > 1 else None
     with rig.bulk.held_up():
@@ -370,7 +370,7 @@ def test_a_failure_of_the_surroundings_is_everyones_answer_and_is_not_searched(r
     assert len(rig.bulk.batches) == 2
 
 
-def test_what_a_batch_leaves_undecided_is_the_first_of_the_next(rig: Rig) -> None:
+def test_undecided_requests_are_first_in_the_next_batch(rig: Rig) -> None:
     coalescer = rig.coalescer(requests_max=4)
     rig.bulk.decides_max = 3
     with rig.bulk.held_up():
@@ -381,7 +381,7 @@ def test_what_a_batch_leaves_undecided_is_the_first_of_the_next(rig: Rig) -> Non
     assert [[ask.content for ask in batch] for batch in rig.bulk.batches] == [[0], [1, 2, 3, 4], [4, 5, 6]]
 
 
-def test_folded_calls_that_were_left_undecided_share_their_outcome_later(rig: Rig) -> None:
+def test_undecided_folded_calls_share_their_outcome_later(rig: Rig) -> None:
     coalescer = rig.coalescer()
     rig.bulk.decides_max = 1
     with rig.bulk.held_up():
@@ -392,7 +392,7 @@ def test_folded_calls_that_were_left_undecided_share_their_outcome_later(rig: Ri
     assert [len(batch) for batch in rig.bulk.batches] == [1, 3, 2, 1]
 
 
-def test_a_call_that_leaves_while_it_is_undecided_hears_that_nothing_was_done(rig: Rig) -> None:
+def test_a_deadline_that_expires_while_a_request_is_undecided_means_that_nothing_was_done(rig: Rig) -> None:
     coalescer = rig.coalescer()
     gone = threading.Event()
 
@@ -468,7 +468,7 @@ def test_batches_grow_again_once_they_succeed(rig: Rig) -> None:
     assert max(len(batch) for batch in rig.bulk.batches[-4:]) == 8
 
 
-def test_a_request_that_times_out_alone_has_that_as_its_answer_and_holds_up_no_other(rig: Rig) -> None:
+def test_a_request_that_times_out_alone_fails_without_delaying_others(rig: Rig) -> None:
     coalescer = rig.coalescer()
     rig.bulk.failure = lambda asks: TransactionTimeout("too long") if any(ask.content == 3 for ask in asks) else None
     with rig.bulk.held_up():
@@ -480,7 +480,7 @@ def test_a_request_that_times_out_alone_has_that_as_its_answer_and_holds_up_no_o
     assert outcomes == [2 * n for n in range(8) if n != 3]
 
 
-def test_a_commit_without_an_answer_is_never_tried_again(rig: Rig) -> None:
+def test_a_commit_without_a_response_is_never_retried(rig: Rig) -> None:
     coalescer = rig.coalescer()
     rig.bulk.failure = lambda asks: DatabaseUnavailable("no answer", rolled_back=False) if len(asks) > 1 else None
     with rig.bulk.held_up():
@@ -512,7 +512,7 @@ def test_a_failed_flusher_is_reported() -> None:
     coalescer.close()
 
 
-def test_closing_finishes_what_waits_and_takes_nothing_new(rig: Rig) -> None:
+def test_close_finishes_queued_requests_and_refuses_new_ones(rig: Rig) -> None:
     coalescer = rig.coalescer(requests_max=1)
     with rig.bulk.held_up():
         calls = [rig.busy(coalescer), *rig.queue_up(coalescer, Ask(1), Ask(2))]

@@ -73,7 +73,7 @@ def test_a_batch_and_the_calls_in_it_name_each_other(spans: Spans, new_database:
     assert _trace_of(batch) in {_trace_of(span) for span in statements}
 
 
-def test_a_batch_for_nobody_who_is_recorded_is_not_recorded(spans: Spans, new_database: Callable[[str], str]) -> None:
+def test_a_batch_without_sampled_calls_is_not_sampled(spans: Spans, new_database: Callable[[str], str]) -> None:
     database = Database(new_database("traced"))
     tracing.instrument(database.engine)
 
@@ -92,7 +92,7 @@ def test_a_batch_for_nobody_who_is_recorded_is_not_recorded(spans: Spans, new_da
     assert [span.name for span in spans.all()] == []
 
 
-def test_a_call_that_gave_up_shows_in_its_trace_that_it_did(spans: Spans) -> None:
+def test_the_trace_shows_a_call_that_gave_up(spans: Spans) -> None:
     go_on = threading.Event()
 
     def bulk(numbers: Sequence[int]) -> Sequence[int]:
@@ -109,7 +109,7 @@ def test_a_call_that_gave_up_shows_in_its_trace_that_it_did(spans: Spans) -> Non
     assert not wait.status.is_ok
 
 
-def test_prometheus_is_told_how_full_batches_are_and_how_long_calls_waited() -> None:
+def test_metrics_show_batch_sizes_and_waits() -> None:
     metrics = CoalescerMetrics("test-of-metrics")
 
     metrics.waiting(7)

@@ -53,14 +53,14 @@ def deadline() -> float:
     return time.monotonic() + 10
 
 
-def test_what_is_written_is_committed_and_read(run: Coalescers) -> None:
+def test_a_write_is_committed_and_can_be_read(run: Coalescers) -> None:
     write, read = run.writes("put", put), run.reads("count", count)
 
     assert write.submit_many([1, 2, 3], deadline=deadline()) == [1, 2, 3]
     assert read.submit(None, deadline=deadline()) == 3
 
 
-def test_a_refused_request_disturbs_no_other_of_its_batch(run: Coalescers) -> None:
+def test_a_refused_request_does_not_affect_its_batch(run: Coalescers) -> None:
     write, read = run.writes("put", put), run.reads("count", count)
 
     first, refused, last = write.submit_many([1, 101, 2], deadline=deadline())
@@ -70,7 +70,7 @@ def test_a_refused_request_disturbs_no_other_of_its_batch(run: Coalescers) -> No
     assert read.submit(None, deadline=deadline()) == 2
 
 
-def test_what_the_data_of_one_request_breaks_is_rolled_back_for_it_alone(run: Coalescers) -> None:
+def test_an_error_caused_by_one_requests_data_fails_only_that_request(run: Coalescers) -> None:
     write, read = run.writes("put", put), run.reads("count", count)
     write.submit(7, deadline=deadline())
 

@@ -124,7 +124,7 @@ def test_events_reach_the_handler_of_their_type_and_their_offsets_are_committed(
     assert desk.letters() == []
 
 
-def test_what_a_handler_gets_is_the_whole_event(desk: Desk) -> None:
+def test_a_handler_receives_the_whole_event(desk: Desk) -> None:
     traceparent = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
     got: list[Event] = []
     headers = {"ce_type": "OPENED", "ce_id": "id-1", "traceparent": traceparent}
@@ -168,7 +168,7 @@ def test_each_keys_events_are_handled_in_order_in_few_transactions(desk: Desk) -
     assert len(transactions) < 50
 
 
-def test_a_handler_that_is_not_done_goes_on_in_transactions_of_its_own(desk: Desk) -> None:
+def test_a_handler_that_is_not_done_is_called_again_in_a_new_transaction(desk: Desk) -> None:
     transactions: list[list[int]] = []
 
     def in_turns(tx: Connection, events: Sequence[Event]) -> bool:
@@ -184,7 +184,7 @@ def test_a_handler_that_is_not_done_goes_on_in_transactions_of_its_own(desk: Des
     assert transactions == [[1]] * 3
 
 
-def test_a_poisonous_event_is_set_aside_at_once_and_stops_nobody(desk: Desk) -> None:
+def test_an_event_that_cannot_be_handled_is_set_aside_at_once(desk: Desk) -> None:
     tries = 0
 
     def choke(tx: Connection, events: Sequence[Event]) -> None:
@@ -225,7 +225,7 @@ def test_a_defect_in_a_handler_sets_its_event_aside(desk: Desk) -> None:
     assert [letter.key for letter in desk.letters()] == ["b"]
 
 
-def test_two_hundred_poisonous_events_are_tried_alone_once_each(desk: Desk) -> None:
+def test_each_of_two_hundred_failing_events_is_tried_alone_once(desk: Desk) -> None:
     alone: list[str] = []
 
     def choke(tx: Connection, events: Sequence[Event]) -> None:
@@ -246,7 +246,7 @@ def test_two_hundred_poisonous_events_are_tried_alone_once_each(desk: Desk) -> N
     assert desk.readiness == []
 
 
-def test_what_may_pass_is_tried_five_times_before_it_is_set_aside(desk: Desk) -> None:
+def test_a_transient_error_is_retried_five_times_before_the_event_is_set_aside(desk: Desk) -> None:
     tries: list[str] = []
 
     def fail(tx: Connection, events: Sequence[Event]) -> None:
@@ -321,7 +321,7 @@ def test_a_batch_weighs_no_more_than_one_transaction_should(desk: Desk) -> None:
     assert [weight for weight in weights if weight > 5000] == [7000]
 
 
-def test_what_the_database_lacks_is_waited_for_and_named(desk: Desk, capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_missing_table_is_logged_and_waited_for(desk: Desk, capfd: pytest.CaptureFixture[str]) -> None:
     """A table that is missing, or a grant, is the operator's to mend: no event is set aside for it."""
     with desk.database.write() as tx:
         tx.execute(text("ALTER TABLE noted RENAME TO noted_elsewhere"))
@@ -338,7 +338,7 @@ def test_what_the_database_lacks_is_waited_for_and_named(desk: Desk, capfd: pyte
     assert any("events wait" in line and "noted" in line for line in capfd.readouterr().out.splitlines())
 
 
-def test_a_grant_that_is_taken_away_costs_no_event(best_broker: Kafka, postgres_server: PostgresServer) -> None:
+def test_a_revoked_grant_loses_no_event(best_broker: Kafka, postgres_server: PostgresServer) -> None:
     url = postgres_server.new_database("grants")
     role = f"clerk_{uuid4().hex[:8]}"
     admin = Database(url)
@@ -372,7 +372,7 @@ def test_a_grant_that_is_taken_away_costs_no_event(best_broker: Kafka, postgres_
     postgres_server.drop_database(url)
 
 
-def test_what_is_no_event_is_set_aside_at_once_with_its_bytes(desk: Desk) -> None:
+def test_an_undecodable_message_is_set_aside_at_once_with_its_bytes(desk: Desk) -> None:
     opened = {"ce_type": "OPENED"}
     desk.send(("a", b"{", opened), (b"\xff\x00", b"\xff\x00", {**opened, "odd": b"\x00\xff"}), ("c", b"[]", {}))
     desk.send((None, body("OPENED", 1), opened))
@@ -387,7 +387,7 @@ def test_what_is_no_event_is_set_aside_at_once_with_its_bytes(desk: Desk) -> Non
     assert letters["/wA="]["dlq_encoding"] == "base64"
 
 
-def test_a_database_that_is_away_is_waited_for_and_nothing_is_lost(desk: Desk) -> None:
+def test_an_unavailable_database_is_waited_for_and_no_event_is_lost(desk: Desk) -> None:
     away = threading.Event()
     away.set()
 
@@ -424,7 +424,7 @@ def test_a_busy_database_is_waited_for_and_leaves_the_process_ready(desk: Desk) 
     assert False not in desk.readiness
 
 
-def test_rows_that_another_holds_are_waited_for(desk: Desk, database_url: str) -> None:
+def test_locked_rows_are_waited_for(desk: Desk, database_url: str) -> None:
     tried = threading.Event()
     lock = "SELECT 1" if desk.database.is_sqlite else "LOCK TABLE noted"
     other = Database(database_url)
@@ -446,7 +446,7 @@ def test_rows_that_another_holds_are_waited_for(desk: Desk, database_url: str) -
     assert desk.letters() == []
 
 
-def test_a_batch_that_was_not_finished_is_done_again_by_the_next_process(desk: Desk) -> None:
+def test_an_unfinished_batch_is_repeated_by_the_next_process(desk: Desk) -> None:
     reached = threading.Event()
 
     def away(tx: Connection, events: Sequence[Event]) -> None:
@@ -516,7 +516,7 @@ def test_a_partition_that_was_paused_when_it_went_is_read_when_it_comes_back(des
     eventually(lambda: len(seen()) == 120)
 
 
-def test_it_stops_in_time_though_the_broker_does_not_answer(desk: Desk) -> None:
+def test_it_stops_in_time_although_the_broker_does_not_respond(desk: Desk) -> None:
     desk.tell(("OPENED", "a", 1))
     consumer = desk.consumer({"OPENED": note})
     eventually(lambda: len(desk.noted()) == 1)
@@ -527,7 +527,7 @@ def test_it_stops_in_time_though_the_broker_does_not_answer(desk: Desk) -> None:
         assert time.monotonic() - started_at < 7
 
 
-def test_lag_counts_what_is_still_to_be_done(desk: Desk) -> None:
+def test_lag_counts_the_unhandled_messages(desk: Desk) -> None:
     away = threading.Event()
     away.set()
 

@@ -53,7 +53,7 @@ def test_a_batch_that_cannot_be_unpacked_is_noticed_and_other_partitions_go_on(d
     assert desk.readiness[-1:] == [False]
 
 
-def test_rows_that_others_hold_for_long_are_noticed(desk: Desk) -> None:
+def test_rows_that_stay_locked_are_reported_as_a_stall(desk: Desk) -> None:
     free = threading.Event()
 
     def handler(tx: Connection, events: Sequence[Event]) -> None:
@@ -70,7 +70,7 @@ def test_rows_that_others_hold_for_long_are_noticed(desk: Desk) -> None:
     eventually(lambda: desk.readiness[-1])
 
 
-def test_a_database_that_is_away_is_no_stalled_consumer(desk: Desk, capfd: pytest.CaptureFixture[str]) -> None:
+def test_an_unavailable_database_is_not_a_stall(desk: Desk, capfd: pytest.CaptureFixture[str]) -> None:
     tries: list[int] = []
 
     def handler(tx: Connection, events: Sequence[Event]) -> None:
@@ -87,7 +87,7 @@ def test_a_database_that_is_away_is_no_stalled_consumer(desk: Desk, capfd: pytes
     assert STALLED not in capfd.readouterr().out
 
 
-def test_transactions_of_others_hold_nobody_up(desk: Desk) -> None:
+def test_transactions_of_other_producers_do_not_block_the_consumer(desk: Desk) -> None:
     """Neither one that is never ended, nor the mark that an ended one leaves behind its last message."""
     settings = desk.kafka.connection.configuration({"transaction.timeout.ms": TIMEOUT_SECONDS * 2 * 1000})
     consumer = desk.consumer({"OPENED": note}, stall_seconds=STALL_SECONDS)

@@ -122,7 +122,7 @@ def test_a_transaction_that_raises_leaves_nothing(database: Database, failure: B
     assert weights(database) == {}
 
 
-def test_what_a_requests_data_breaks_passes_as_it_is(database: Database) -> None:
+def test_an_error_caused_by_data_is_raised_unchanged(database: Database) -> None:
     database.transact(lambda tx: put(tx, 1))
 
     for wrong in (lambda tx: put(tx, 1), lambda tx: put(tx, 2, weight=0)):
@@ -216,7 +216,7 @@ def test_a_sqlite_file_that_another_process_writes_for_long_is_unavailable(
     other.close()
 
 
-def test_a_sqlite_writer_whose_turn_does_not_come_hears_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_sqlite_writer_that_waits_too_long_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(database_module, "POOL_TIMEOUT_SECONDS", 0.1)
     database = Database(f"sqlite:///{tmp_path / 'shop.db'}")
     make_table(database)
@@ -300,7 +300,7 @@ def test_what_a_statement_or_its_data_is_to_blame_for_passes_as_it_is(on_postgre
     assert is_statement_error(blamed.value)
 
 
-def test_a_missing_grant_is_told_by_the_name_of_its_table(on_postgres: Database) -> None:
+def test_the_error_of_a_missing_grant_names_the_table(on_postgres: Database) -> None:
     def as_nobody(tx: Connection) -> None:
         tx.exec_driver_sql("CREATE ROLE parcels_nobody")
         tx.exec_driver_sql("SET LOCAL ROLE parcels_nobody")
@@ -425,7 +425,7 @@ def test_a_connection_that_dies_in_the_middle_is_told_and_nothing_was_done(on_po
     assert weights(on_postgres) == {}
 
 
-def test_a_commit_that_gets_no_answer_says_that_nobody_knows(on_postgres: Database) -> None:
+def test_a_commit_without_a_response_has_an_unknown_outcome(on_postgres: Database) -> None:
     def cut_off_at_the_end(tx: Connection) -> None:
         put(tx, 1)
         terminate(on_postgres, backend(tx))

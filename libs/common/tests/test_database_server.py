@@ -182,7 +182,7 @@ def test_the_name_of_a_host_is_percent_decoded(url: str) -> None:
 # --- connections that are of no more use ---
 
 
-def test_nobody_is_told_when_all_idle_connections_had_been_ended(database: Database, url: str) -> None:
+def test_ended_idle_connections_are_replaced_without_an_error(database: Database, url: str) -> None:
     for _ in range(3):
         with_all_connections_open(database)
         assert end_connections(url) == CONNECTIONS_MAX

@@ -131,7 +131,7 @@ def test_a_full_disk_and_a_read_only_file_are_named_and_nothing_was_done(databas
     assert database.query(count) == 0
 
 
-def test_a_missing_table_is_named_with_its_file(database: Database, path: Path) -> None:
+def test_the_error_of_a_missing_table_names_its_file(database: Database, path: Path) -> None:
     with pytest.raises(DatabaseNeedsRepair) as missing:
         database.query(lambda tx: tx.execute(text("SELECT 1 FROM letters")))
 

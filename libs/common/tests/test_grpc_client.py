@@ -70,7 +70,7 @@ def between(behave: Behaviour, *, repeatable: tuple[str, ...] = ()) -> Iterator[
         yield call, running
 
 
-def test_what_the_service_says_is_what_the_caller_gets() -> None:
+def test_the_caller_receives_the_response_of_the_service() -> None:
     with between(lambda request, _: request) as (call, _):
         assert call("hello") == "hello"
 
@@ -91,7 +91,7 @@ def test_a_repeatable_call_is_tried_again_when_the_service_is_away() -> None:
     assert behave.calls == 3
 
 
-def test_a_repeatable_call_is_not_tried_for_ever() -> None:
+def test_the_retries_of_a_repeatable_call_are_limited() -> None:
     behave = Failing(DepotAway("closed"), times=99)
     with between(behave, repeatable=("Echo",)) as (call, _), pytest.raises(Unavailable) as error:
         call()
@@ -99,21 +99,21 @@ def test_a_repeatable_call_is_not_tried_for_ever() -> None:
     assert behave.calls == TRIES_MAX
 
 
-def test_what_is_not_repeatable_is_tried_once() -> None:
+def test_a_call_that_is_not_repeatable_is_sent_once() -> None:
     behave = Failing(DepotAway("closed"), times=1)
     with between(behave) as (call, _), pytest.raises(Unavailable):
         call()
     assert behave.calls == 1
 
 
-def test_a_refusal_is_not_tried_again() -> None:
+def test_a_refusal_is_not_retried() -> None:
     behave = Failing(ParcelNotFound("no parcel 7"), times=1)
     with between(behave, repeatable=("Echo",)) as (call, _), pytest.raises(NotFound):
         call()
     assert behave.calls == 1
 
 
-def test_no_answer_in_time_means_that_the_service_is_away() -> None:
+def test_a_timeout_means_that_the_service_is_unavailable() -> None:
     open_up = threading.Event()
 
     def stay(request: StringValue, _context: grpc.ServicerContext) -> StringValue:
@@ -129,7 +129,7 @@ def test_no_answer_in_time_means_that_the_service_is_away() -> None:
     assert "DEADLINE_EXCEEDED" in error.value.message
 
 
-def test_nobody_there_is_said_at_once() -> None:
+def test_a_refused_connection_fails_at_once() -> None:
     begun = time.monotonic()
     with connected(free_ports(1)[0], repeatable=("Echo",)) as call, pytest.raises(Unavailable) as error:
         call(seconds=30)

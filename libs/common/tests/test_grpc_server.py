@@ -254,7 +254,7 @@ def test_liveness_holds_while_readiness_comes_and_goes_with_its_parts() -> None:
         assert unknown.value.code() is grpc.StatusCode.NOT_FOUND
 
 
-def test_a_watcher_hears_of_each_change_and_does_not_hold_up_the_stop() -> None:
+def test_a_watcher_receives_each_change_and_does_not_delay_the_stop() -> None:
     with serving(echo) as running:
         watched = _health_stub(running.channel).Watch(health_pb2.HealthCheckRequest(service=SERVICE))
         unknown = _health_stub(running.channel).Watch(health_pb2.HealthCheckRequest(service="x"))
@@ -282,7 +282,7 @@ def test_reflection_offers_the_service_when_it_is_on() -> None:
         assert refused.value.code() is grpc.StatusCode.UNIMPLEMENTED
 
 
-def test_a_storm_of_refusals_is_not_a_storm_of_lines() -> None:
+def test_the_log_lines_of_refusals_are_rate_limited() -> None:
     with structlog.testing.capture_logs() as lines, serving(raising(TooHeavy("31 kg"))) as running:
         for _ in range(200):
             assert not _answers(running.call)

@@ -145,7 +145,7 @@ def test_keys_that_two_batches_share_in_opposite_order_do_not_deadlock(database:
     assert sorted(len(earlier) for earlier in outcomes) == [0, 50]
 
 
-def test_old_keys_are_forgotten_oldest_first_and_no_more_than_asked(database: Database) -> None:
+def test_old_keys_are_purged_oldest_first_up_to_the_limit(database: Database) -> None:
     database.transact(lambda tx: KEYS.insert(tx, [claim(f"r-{days}") for days in range(6)]))
     with database.write() as tx:
         moment = now(tx)

@@ -91,7 +91,7 @@ def test_a_second_signal_ends_it_at_once(start: Start) -> None:
     assert "flushed" not in process.log
 
 
-def test_a_signal_to_a_frozen_process_is_heard_when_it_thaws(start: Start) -> None:
+def test_a_signal_to_a_frozen_process_is_handled_after_it_thaws(start: Start) -> None:
     process = start()
 
     with process.frozen():
@@ -111,7 +111,7 @@ def test_a_call_that_outlasts_the_grace_is_cancelled(start: Start) -> None:
         assert running.code() in {grpc.StatusCode.CANCELLED, grpc.StatusCode.UNAVAILABLE}
 
 
-def test_a_step_that_cannot_flush_is_told_and_the_later_ones_still_run(start: Start) -> None:
+def test_a_failed_on_stop_function_is_logged_and_the_later_ones_still_run(start: Start) -> None:
     process = start(echo_flush="fails")
     process.terminate()
 
@@ -120,7 +120,7 @@ def test_a_step_that_cannot_flush_is_told_and_the_later_ones_still_run(start: St
     assert "a function of on_stop failed" in process.log
 
 
-def test_the_death_of_a_vital_part_is_the_death_of_the_process(start: Start) -> None:
+def test_fatal_ends_the_process(start: Start) -> None:
     process = start()
     with grpc.insecure_channel(_address(process)) as channel:
         call = echo_stub(channel).future(StringValue(value="fatal"), timeout=60)
@@ -133,7 +133,7 @@ def test_the_death_of_a_vital_part_is_the_death_of_the_process(start: Start) -> 
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_a_busy_port_is_one_clear_sentence(start: Start, workers: int) -> None:
+def test_a_busy_port_is_reported_in_one_sentence(start: Start, workers: int) -> None:
     first = start()
     port = int(_address(first).rpartition(":")[2])
 
@@ -224,7 +224,7 @@ def test_workers_without_any_folder_for_their_metrics_are_refused_with_a_sentenc
     assert "set TMPDIR to a writable folder, or set WORKERS=1 or METRICS_PORT=0" in process.log
 
 
-def test_when_one_worker_ends_unasked_all_end_and_it_is_told(start: Start) -> None:
+def test_when_one_worker_ends_unexpectedly_all_are_stopped_and_it_is_logged(start: Start) -> None:
     process = start(workers=2)
     victim, survivor = psutil.Process(process.pid).children()
 
@@ -261,7 +261,7 @@ def test_probes_have_a_port_of_their_own(start: Start) -> None:
 
 
 @pytest.mark.parametrize("frozen", [0, 1])
-def test_the_parent_of_workers_is_as_healthy_as_the_worst_of_them(start: Start, frozen: int) -> None:
+def test_the_parent_is_ready_only_if_every_worker_is(start: Start, frozen: int) -> None:
     (port,) = free_ports(1)
     process = start(workers=2, health_port=port)
     probes = f"127.0.0.1:{port}"
@@ -288,7 +288,7 @@ def test_the_limit_of_open_files_is_raised(start: Start) -> None:
     assert soft == hard
 
 
-def test_a_collector_that_is_away_does_not_hold_up_the_end(start: Start) -> None:
+def test_an_unavailable_collector_does_not_delay_the_end(start: Start) -> None:
     process = start(otel_exporter_otlp_endpoint=f"http://127.0.0.1:{free_ports(1)[0]}")
     assert _say(_address(process), "hello") == "hello"
     process.terminate()

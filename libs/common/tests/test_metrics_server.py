@@ -27,7 +27,7 @@ def port() -> int:
     return port
 
 
-def test_it_is_scraped_beside_hundreds_of_connections_that_say_nothing(port: int) -> None:
+def test_scrapes_succeed_beside_hundreds_of_silent_connections(port: int) -> None:
     before = threading.active_count()
     with ExitStack() as silent:
         for number in range(300):
@@ -41,7 +41,7 @@ def test_it_is_scraped_beside_hundreds_of_connections_that_say_nothing(port: int
             threading.Event().wait(0.01)
 
 
-def test_half_a_request_keeps_nobody_out(port: int, capfd: pytest.CaptureFixture[str]) -> None:
+def test_half_a_request_does_not_block_scrapes(port: int, capfd: pytest.CaptureFixture[str]) -> None:
     with ExitStack() as slow:
         for _ in range(2 * CONNECTIONS_MAX):
             slow.enter_context(socket.create_connection(("127.0.0.1", port), 60)).sendall(b"GET /metr")
@@ -50,6 +50,6 @@ def test_half_a_request_keeps_nobody_out(port: int, capfd: pytest.CaptureFixture
     assert "Traceback" not in capfd.readouterr().err
 
 
-def test_a_busy_port_is_told(port: int) -> None:
+def test_a_busy_port_is_reported(port: int) -> None:
     with pytest.raises(OSError, match="in use"):
         metrics_server.serve_on("127.0.0.1", port, CollectorRegistry())

@@ -22,7 +22,7 @@ SECONDS = 60
         ({"OTEL_PYTHON_EXPORTER_OTLP_GRPC_RETRYABLE_ERROR_CODES": "NO"}, "OTEL_*: OpenTelemetry rejects a value"),
     ],
 )
-def test_the_process_ends_with_a_sentence(settings: dict[str, str], complaint: str) -> None:
+def test_the_process_ends_with_an_error_message(settings: dict[str, str], complaint: str) -> None:
     port = free_ports(1)[0]
     environment = {"GRPC_PORT": str(port), "OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:1"} | settings
     process = Process("echo", [sys.executable, PROGRAM], environment).start()

@@ -63,7 +63,7 @@ def test_a_message_is_stored_as_it_will_be_on_the_topic(database: Database) -> N
     assert record.created_at == MOMENT
 
 
-def test_nothing_is_told_of_a_change_that_was_rolled_back(database: Database) -> None:
+def test_a_rolled_back_change_has_no_event(database: Database) -> None:
     def tell_and_fail(tx: Connection) -> None:
         OUTBOX.append(tx, [message()])
         raise ZeroDivisionError
@@ -96,7 +96,7 @@ def test_a_time_is_written_in_utc_wherever_it_comes_from(database: Database) -> 
     assert json.loads(record.payload)["timestamp"] == "2024-01-15T10:30:00.000005Z"
 
 
-def test_a_key_stays_in_its_shard_for_ever() -> None:
+def test_a_key_never_changes_its_shard() -> None:
     # Written down: rows that wait would be shipped by two owners if this ever changed.
     assert [shard_of(key) for key in ("", "1", "2", "12345", "018f3d5e-7b7a-7c3e-9a52-0c8d5f0e9b11")] == KNOWN_SHARDS
     assert {shard_of(str(number)) for number in range(1000)} == set(range(SHARDS))

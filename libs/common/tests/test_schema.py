@@ -163,7 +163,7 @@ def test_an_index_is_added_in_place_of_one_whose_building_failed(
     assert next_version.drift(database) == []
 
 
-def test_nobody_waits_while_an_index_is_added(on_postgres: Database, parcels: Schema, tmp_path: Path) -> None:
+def test_adding_an_index_blocks_no_statement(on_postgres: Database, parcels: Schema, tmp_path: Path) -> None:
     database = on_postgres
     parcels.upgrade(database)
     next_version = schema_of(tmp_path / "next", "parcel-api", FIRST, THE_LONG_WAY)
@@ -213,7 +213,7 @@ def wants_a_turn(database: Database) -> bool:
         return len(tx.exec_driver_sql(idle).all()) == 2
 
 
-def test_who_may_not_look_is_told_so_in_one_sentence(
+def test_a_missing_privilege_is_reported_in_one_sentence(
     on_postgres: Database, parcels: Schema, capsys: pytest.CaptureFixture[str]
 ) -> None:
     parcels.upgrade(on_postgres)

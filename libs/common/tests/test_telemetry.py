@@ -135,7 +135,7 @@ def test_a_malformed_traceparent_is_dropped(malformed: str) -> None:
     assert tracing.remote_context(malformed) is None
 
 
-def test_prometheus_is_told_whether_the_process_is_ready() -> None:
+def test_a_metric_shows_whether_the_process_is_ready() -> None:
     def told() -> float | None:
         return REGISTRY.get_sample_value("shop_ready_processes")
 
