@@ -1,4 +1,4 @@
-"""A process with one consumer, as a service's main makes one: its handler copies the events of one type into a table.
+"""A process with one consumer, as in a service: its handler copies the events of one type into a table.
 
     python reading_process.py BOOTSTRAP TOPIC DATABASE_URL
 
@@ -49,12 +49,12 @@ def main() -> None:
 
 
 def copy(tx: Connection, events: Sequence[Event]) -> None:
-    """A row for each event."""
+    """Insert one row per event."""
     tx.execute(insert(copied), [{"key": event.key} for event in events])
 
 
 def on_fatal(why: str, error: BaseException) -> None:
-    """End at once, as a service does."""
+    """Exit at once, as a service does."""
     print(f"{why}: {error!r}", flush=True)
     os._exit(1)
 

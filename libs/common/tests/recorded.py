@@ -1,4 +1,4 @@
-"""The spans that a test makes, by the real SDK, kept in memory."""
+"""Records the spans of a test in memory, with the real SDK."""
 
 from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
@@ -8,13 +8,13 @@ from shop_common.telemetry.tracing_sdk import TracingSdk
 
 
 class Spans:
-    """What has been traced."""
+    """The spans of a test."""
 
     def __init__(self) -> None:
         self._exporter = InMemorySpanExporter()
         tracing.use(TracingSdk("test", self._exporter))
 
     def all(self) -> list[ReadableSpan]:
-        """Every span, in the order in which they ended; no more are made."""
+        """Return every span in the order of their ends, and turn tracing off."""
         tracing.shutdown()
         return list(self._exporter.get_finished_spans())

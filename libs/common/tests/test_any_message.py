@@ -1,4 +1,4 @@
-"""Whatever is written into a topic, the process that reads it lives on, and acts on what is good."""
+"""A consumer process survives any message, and handles the valid ones."""
 
 import random
 import sys
@@ -78,7 +78,7 @@ class Reader:
         send(self.kafka.bootstrap, self.topic, messages)
 
     def copied(self) -> Counter[str]:
-        """How often each key was copied."""
+        """Return how often each key was copied."""
         with self.database.read() as tx:
             return Counter(tx.execute(select(copied.c.key)).scalars())
 

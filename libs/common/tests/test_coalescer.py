@@ -1,4 +1,4 @@
-"""Group commit: who is flushed with whom, when, and what each caller hears."""
+"""Group commit: which calls form a batch, when it runs, and what each caller receives."""
 
 import random
 import threading
@@ -34,7 +34,7 @@ class SoldOut(Refused):
 
 @dataclass(frozen=True)
 class Ask:
-    """A request: `weight` counts against the limit of a batch, `key` folds, `content` makes it what it is."""
+    """A request. `weight` counts against the limit of a batch; requests with the same `key` and `content` are folded."""
 
     content: int
     key: str | None = None

@@ -1,4 +1,4 @@
-"""What a trace shows of calls that were answered together, and what Prometheus is told of it."""
+"""The traces and metrics of calls that share a batch."""
 
 import threading
 import time

@@ -1,4 +1,4 @@
-"""A consumer on a real broker and both databases; its handlers note in a table what they were given."""
+"""A consumer on a real broker and both databases. Its handlers record in a table what they received."""
 
 import threading
 import time
@@ -44,7 +44,7 @@ def note(tx: Connection, events: Sequence[Event]) -> None:
 
 @dataclass
 class Desk:
-    """A consumer's surroundings: its topic, its database, and what it said."""
+    """A consumer with its topic, its database and its log."""
 
     kafka: Kafka
     database: Database

@@ -1,4 +1,4 @@
-"""A consumer that does not get on although something is to be read says so; one that only waits does not."""
+"""A consumer with unhandled messages that makes no progress reports a stall; a consumer that only waits does not."""
 
 import threading
 from collections.abc import Sequence

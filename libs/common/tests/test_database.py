@@ -1,4 +1,4 @@
-"""Transactions on both databases, and what callers hear when one fails, stalls or dies."""
+"""Transactions on both databases, and the errors of callers when the database fails or hangs."""
 
 import threading
 import time

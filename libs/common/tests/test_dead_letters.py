@@ -1,4 +1,4 @@
-"""Whatever the bytes of a message, it becomes a row that both databases take and that the relay can send."""
+"""A message with any bytes becomes a row that both databases store and that the relay can send."""
 
 from collections.abc import Iterator
 from datetime import UTC, datetime

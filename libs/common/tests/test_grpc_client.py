@@ -32,7 +32,7 @@ class DepotAway(Unavailable):
 
 
 class Failing:
-    """Fails so many times, then answers."""
+    """Fails this many times, then succeeds."""
 
     def __init__(self, error: ShopError, times: int) -> None:
         self.calls = 0

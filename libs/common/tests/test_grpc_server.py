@@ -1,4 +1,4 @@
-"""What the server does around each call, over a real connection."""
+"""The server's handling of calls, over a real connection."""
 
 import threading
 import time
@@ -50,7 +50,7 @@ def raising(error: Exception) -> Callable[[StringValue, grpc.ServicerContext], S
 
 
 class Gate:
-    """A behaviour that holds every call until it is opened, and remembers which were let in."""
+    """A behaviour that blocks every call until it is opened, and records which calls ran."""
 
     def __init__(self) -> None:
         self.entered: list[str] = []

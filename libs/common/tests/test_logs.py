@@ -1,4 +1,4 @@
-"""Log lines of values that are not meant for JSON."""
+"""Log lines with values that JSON cannot represent."""
 
 import json
 

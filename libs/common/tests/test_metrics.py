@@ -1,4 +1,4 @@
-"""A batch that is observed at once reads as if each of its events had been."""
+"""`observe_all` has the same result as observing each value."""
 
 import prometheus_client
 from prometheus_client import CollectorRegistry

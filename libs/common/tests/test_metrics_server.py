@@ -1,4 +1,4 @@
-"""The metrics port, whoever connects to it."""
+"""The metrics port, with slow and silent clients."""
 
 import socket
 import threading

@@ -1,4 +1,4 @@
-"""Amounts are exact, whichever way they go."""
+"""Amounts stay exact in every conversion."""
 
 import json
 from decimal import Decimal
@@ -22,7 +22,7 @@ def violations(given_money: money_pb2.Money) -> list[str]:
     return [violation.field for violation in check._violations]
 
 
-@settings(deadline=None)  # a busy machine is no failure
+@settings(deadline=None)  # a slow machine is not a failure
 @given(units=units, nanos=nanos)
 @example(units=UNITS_MAX, nanos=NANOS - 1)
 @example(units=0, nanos=1)
@@ -37,7 +37,7 @@ def test_money_comes_back_as_it_was(units: int, nanos: int) -> None:
     assert money.to_proto(amount, "USD") == sent
 
 
-@settings(deadline=None)  # a busy machine is no failure
+@settings(deadline=None)  # a slow machine is not a failure
 @given(units=units, nanos=nanos)
 @example(units=0, nanos=0)
 @example(units=100, nanos=0)
@@ -69,7 +69,7 @@ def test_an_amount_is_written_plainly(amount: str, written: bytes) -> None:
     assert money.as_json_number(Decimal(amount)) == written
 
 
-@settings(deadline=None)  # a busy machine is no failure
+@settings(deadline=None)  # a slow machine is not a failure
 @given(st.lists(st.tuples(units, nanos, st.integers(1, 10**9)), max_size=200))
 @example([(UNITS_MAX, NANOS - 1, 10**9)] * 200)
 def test_a_total_is_exact_however_large(lines: list[tuple[int, int, int]]) -> None:

@@ -1,4 +1,4 @@
-"""What OpenTelemetry would not take is refused as any other wrong setting."""
+"""OTEL_* variables that OpenTelemetry would reject are reported like other invalid settings."""
 
 import sys
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Events as rows: written with the change they tell of, in order, and never too large for a broker."""
+"""Events as rows: written in the transaction of their change, in order, and never too large for a broker."""
 
 import json
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""Pages and their tokens: a token is good for the list and the filter that gave it, and nothing else is one."""
+"""Pages and their tokens: a token is valid only for its own list and filter."""
 
 import base64
 import json
@@ -57,13 +57,13 @@ def test_the_last_page_has_no_token() -> None:
     assert read("") is None
 
 
-@settings(deadline=None)  # a busy machine is no failure
+@settings(deadline=None)  # a slow machine is not a failure
 @given(number=st.integers(-(2**63), 2**63 - 1), each=st.uuids())
 def test_a_token_carries_its_position_at_full_precision(number: int, each: UUID) -> None:
     assert read(token_of((number, str(each))), types=(int, UUID)) == (number, str(each))
 
 
-@settings(deadline=None)  # a busy machine is no failure
+@settings(deadline=None)  # a slow machine is not a failure
 @given(number=st.integers(-(2**63), 2**63 - 1))
 def test_a_token_is_short_and_safe_in_a_url(number: int) -> None:
     token = token_of((number, AN_ID))
@@ -135,13 +135,13 @@ def test_an_id_in_a_token_is_a_uuid(part: object) -> None:
     assert read(packed([digest(), AN_ID]), types=(UUID,)) == (AN_ID,)
 
 
-@settings(deadline=None)  # a busy machine is no failure
+@settings(deadline=None)  # a slow machine is not a failure
 @given(token=st.text(min_size=1, max_size=600))
 def test_no_text_makes_it_fail(token: str) -> None:
     read(token)
 
 
-@settings(deadline=None)  # a busy machine is no failure
+@settings(deadline=None)  # a slow machine is not a failure
 @given(token=st.binary(min_size=1, max_size=300).map(lambda raw: base64.urlsafe_b64encode(raw).decode()))
 def test_no_bytes_make_it_fail(token: str) -> None:
     assert read(token) == ["page_token"]

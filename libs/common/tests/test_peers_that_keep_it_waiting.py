@@ -1,4 +1,4 @@
-"""What a server does with peers that send half of a call, or do not read what they asked for."""
+"""Clients that send half of a call, or do not read their responses."""
 
 import socket
 import threading

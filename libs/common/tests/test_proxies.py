@@ -1,4 +1,4 @@
-"""A proxy of the environment is meant for the outside: no call within the system goes through it."""
+"""A proxy from the environment is for external traffic: no internal call uses it."""
 
 import socket
 import sys

@@ -1,4 +1,4 @@
-"""The order in which received events are acted on."""
+"""How received events are grouped for handling."""
 
 from datetime import UTC, datetime
 

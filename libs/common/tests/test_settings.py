@@ -129,7 +129,7 @@ def test_a_secret_is_never_shown(monkeypatch: pytest.MonkeyPatch, capsys: pytest
 
 @pytest.fixture
 def complaints(capsys: pytest.CaptureFixture[str]) -> Callable[[], str]:
-    """What is said when the settings are refused."""
+    """Return the error output for invalid settings."""
 
     def refused() -> str:
         with pytest.raises(SystemExit) as ended:

@@ -11,13 +11,13 @@ from shop_common.timestamps import from_micros, micros, rfc3339, rfc3339_of_micr
 moments = st.datetimes(datetime(1, 1, 2), datetime(9999, 12, 30), timezones=st.just(UTC))  # noqa: DTZ001 - given one
 
 
-@settings(deadline=None)  # a busy machine is no failure
+@settings(deadline=None)  # a slow machine is not a failure
 @given(moments)
 def test_microseconds_are_exact(moment: datetime) -> None:
     assert from_micros(micros(moment)) == moment
 
 
-@settings(deadline=None)  # a busy machine is no failure
+@settings(deadline=None)  # a slow machine is not a failure
 @given(moments)
 def test_a_timestamp_is_the_same_moment(moment: datetime) -> None:
     timestamp = to_proto(moment)
@@ -27,7 +27,7 @@ def test_a_timestamp_is_the_same_moment(moment: datetime) -> None:
     assert timestamp.nanos % 1000 == 0
 
 
-@settings(deadline=None)  # a busy machine is no failure
+@settings(deadline=None)  # a slow machine is not a failure
 @given(moments.filter(lambda moment: moment.year >= 1000), st.integers(-14 * 60, 14 * 60))
 def test_a_moment_is_written_in_utc_wherever_it_comes_from(moment: datetime, offset_minutes: int) -> None:
     elsewhere = moment.astimezone(timezone(timedelta(minutes=offset_minutes)))
@@ -52,7 +52,7 @@ def test_a_time_that_is_absent_stays_absent() -> None:
     assert to_proto_or_none(datetime(1970, 1, 1, 0, 0, 1, tzinfo=UTC)) == to_proto(from_micros(1_000_000))
 
 
-@settings(deadline=None)  # a busy machine is no failure
+@settings(deadline=None)  # a slow machine is not a failure
 @given(moments.filter(lambda moment: moment.year >= 1000))
 def test_microseconds_are_written_as_their_moment_is(moment: datetime) -> None:
     assert rfc3339_of_micros(micros(moment)) == rfc3339(moment)

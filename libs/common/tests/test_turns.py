@@ -1,4 +1,4 @@
-"""Work in turns: how items are cut into slices, and when turns end."""
+"""Turns: how items are split into slices, and when the turns end."""
 
 import pytest
 
