@@ -20,9 +20,10 @@ from inventory_api.domain.model import (
     Reservation,
     State,
 )
-from inventory_api.operations import add_stock, bisection, reserve, set_quantity, turns
+from inventory_api.operations.items import add_stock, set_quantity
 from inventory_api.operations.purge import Purge, Purged
-from inventory_api.operations.release import release_orders
+from inventory_api.operations.reservations import bisection, reserve, turns
+from inventory_api.operations.reservations.release import release_orders
 from inventory_api.store import tables
 from inventory_api.store.reservations import counts, pages
 from shop_common.db.database import Database

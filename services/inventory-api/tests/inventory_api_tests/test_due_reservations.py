@@ -9,7 +9,7 @@ from sqlalchemy import Connection
 from inventory_api.domain.commands import OrderLines
 from inventory_api.domain.errors import InsufficientStock, ReservationExpired
 from inventory_api.domain.model import Line, Reservation, State
-from inventory_api.operations import expire, reserve
+from inventory_api.operations.reservations import expire, reserve
 from inventory_api.store import items
 from inventory_api.store.reservations import due
 from shop_common.errors import Contention, ShopError

@@ -11,9 +11,9 @@ from sqlalchemy import bindparam, case, event, func, select, text, update
 from inventory_api.domain.commands import PurgeRequest
 from inventory_api.domain.errors import ReservationNotFound
 from inventory_api.domain.model import ENDED, Item, Line, OrderSize, Reservation, State
-from inventory_api.operations.cover_shortage import cover_shortage
-from inventory_api.operations.expire import ExpirySweep
 from inventory_api.operations.purge import Purge, Purged
+from inventory_api.operations.reservations.cover_shortage import cover_shortage
+from inventory_api.operations.reservations.expire import ExpirySweep
 from inventory_api.store import tables
 from inventory_api.store.reservations import by_order, counts
 from shop_common.db.database import FORCE_INDEX_PLANS, Database

@@ -8,7 +8,7 @@ from sqlalchemy import insert
 from inventory_api.domain.commands import AddStock, SetQuantity, StockQuestion
 from inventory_api.domain.errors import BelowReserved, InsufficientStock, ItemNotFound, QuantityLimit, VersionMismatch
 from inventory_api.domain.model import DEFAULT_LOCATION, ITEM_QUANTITY_MAX, Item, State
-from inventory_api.operations import add_stock
+from inventory_api.operations.items import add_stock
 from inventory_api.store import tables
 from shop_common.api.valid import INT64_MAX
 from shop_common.db.sql import now

@@ -23,8 +23,8 @@ from inventory_api.domain.commands import (
 )
 from inventory_api.domain.model import DEFAULT_LOCATION, Item, Line, Reservation, State
 from inventory_api.operations.coalescing import Operations
-from inventory_api.operations.fulfil import fulfil_orders
-from inventory_api.operations.release import release_orders
+from inventory_api.operations.reservations.fulfil import fulfil_orders
+from inventory_api.operations.reservations.release import release_orders
 from inventory_api.store import tables
 from inventory_api.store.reservations import by_order, rows
 from shop_common.api.paging import Page, PageRequest

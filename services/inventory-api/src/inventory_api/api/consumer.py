@@ -6,8 +6,8 @@ from typing import Any
 from sqlalchemy import Connection
 
 from inventory_api.domain.commands import OrderRequest
-from inventory_api.operations.fulfil import fulfil_orders
-from inventory_api.operations.release import release_orders
+from inventory_api.operations.reservations.fulfil import fulfil_orders
+from inventory_api.operations.reservations.release import release_orders
 from inventory_api.store.reservations import by_order
 from shop_common.events.consumer import Event, Handler
 from shop_common.telemetry import logs, metrics

@@ -17,15 +17,15 @@ from inventory_api.domain.commands import (
 )
 from inventory_api.domain.model import Item, Reservation
 from inventory_api.operations import batch_sizes
-from inventory_api.operations.add_stock import add_stock
-from inventory_api.operations.check_stock import check_stock
-from inventory_api.operations.confirm import confirm
-from inventory_api.operations.expire import ExpirySweep
+from inventory_api.operations.items.add_stock import add_stock
+from inventory_api.operations.items.check_stock import check_stock
+from inventory_api.operations.items.read_items import get_items, list_items
+from inventory_api.operations.items.set_quantity import set_quantity
 from inventory_api.operations.purge import Purge, Purged
-from inventory_api.operations.read_items import get_items, list_items
-from inventory_api.operations.release import release
-from inventory_api.operations.reserve import Reservations, reserve
-from inventory_api.operations.set_quantity import set_quantity
+from inventory_api.operations.reservations.confirm import confirm
+from inventory_api.operations.reservations.expire import ExpirySweep
+from inventory_api.operations.reservations.release import release
+from inventory_api.operations.reservations.reserve import Reservations, reserve
 from inventory_api.store.reservations import pages, rows
 from shop_common.api.paging import Page, PageRequest
 from shop_common.batching.coalescers import Coalescers

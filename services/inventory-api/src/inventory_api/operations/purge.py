@@ -7,7 +7,7 @@ from datetime import timedelta
 from sqlalchemy import Connection
 
 from inventory_api.domain.commands import PurgeRequest
-from inventory_api.operations.bisection import Bisection
+from inventory_api.operations.reservations.bisection import Bisection
 from inventory_api.store import tables
 from inventory_api.store.reservations import changes, ended
 from shop_common.batching.turns import repeat

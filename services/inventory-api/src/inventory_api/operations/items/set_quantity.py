@@ -9,8 +9,8 @@ from inventory_api.domain import events
 from inventory_api.domain.commands import SetQuantity
 from inventory_api.domain.errors import BelowReserved, ItemNotFound, VersionMismatch
 from inventory_api.domain.model import Item, StockKey
-from inventory_api.operations.cover_shortage import DUE_EXPIRED_MAX, cover_shortage
-from inventory_api.operations.read_items import get_items, with_due
+from inventory_api.operations.items.read_items import get_items, with_due
+from inventory_api.operations.reservations.cover_shortage import DUE_EXPIRED_MAX, cover_shortage
 from inventory_api.store import items, tables
 from shop_common.db.sql import now
 from shop_common.errors import Contention, ShopError

@@ -7,8 +7,8 @@ from sqlalchemy import Connection
 from inventory_api.domain import transitions
 from inventory_api.domain.commands import OrderRequest
 from inventory_api.domain.model import State
-from inventory_api.operations import turns
-from inventory_api.operations.state_changes import change_states
+from inventory_api.operations.reservations import turns
+from inventory_api.operations.reservations.state_changes import change_states
 
 
 def fulfil_orders(tx: Connection, orders: Sequence[OrderRequest]) -> bool:

@@ -7,8 +7,8 @@ from sqlalchemy import Connection
 from inventory_api.domain import transitions
 from inventory_api.domain.model import Item, Reservation, StockKey
 from inventory_api.domain.shortage import choose_to_cover
-from inventory_api.operations.bisection import Bisection
-from inventory_api.operations.state_changes import change_states
+from inventory_api.operations.reservations.bisection import Bisection
+from inventory_api.operations.reservations.state_changes import change_states
 from inventory_api.store.reservations import changes, due, locks
 from inventory_api.store.reservations.locks import Locked
 

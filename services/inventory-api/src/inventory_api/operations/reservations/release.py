@@ -8,8 +8,8 @@ from inventory_api.domain import transitions
 from inventory_api.domain.commands import OrderRequest, ReleaseRequest
 from inventory_api.domain.errors import ReservationNotFound
 from inventory_api.domain.model import State
-from inventory_api.operations import turns
-from inventory_api.operations.state_changes import change_states
+from inventory_api.operations.reservations import turns
+from inventory_api.operations.reservations.state_changes import change_states
 from inventory_api.store.reservations import locks
 
 

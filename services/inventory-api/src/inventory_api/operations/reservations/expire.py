@@ -8,8 +8,8 @@ from sqlalchemy import Connection
 
 from inventory_api.domain import events
 from inventory_api.domain.model import Reservation
-from inventory_api.operations.bisection import Bisection
-from inventory_api.operations.turns import TURN_ALLOCATIONS
+from inventory_api.operations.reservations.bisection import Bisection
+from inventory_api.operations.reservations.turns import TURN_ALLOCATIONS
 from inventory_api.store import items, tables
 from inventory_api.store.reservations import changes, due
 from shop_common.batching.turns import slices

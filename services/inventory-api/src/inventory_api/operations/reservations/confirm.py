@@ -14,7 +14,7 @@ from inventory_api.domain.errors import (
 )
 from inventory_api.domain.model import Reservation, State
 from inventory_api.domain.transitions import StateChanges
-from inventory_api.operations.state_changes import change_states
+from inventory_api.operations.reservations.state_changes import change_states
 from inventory_api.store.reservations import by_order, locks
 
 Outcome = list[Reservation] | ReservationNotFound | ReservationExpired | ReservationReleased | ReservationsLimit

@@ -14,7 +14,7 @@ from inventory_api.domain.errors import InsufficientStock, ReservationNotFound
 from inventory_api.domain.model import Item, OrderSize, Reservation, State
 from inventory_api.domain.reserving import UNDECIDED, Decision, decide
 from inventory_api.domain.shortage import shortage_of_orders
-from inventory_api.operations.cover_shortage import DUE_EXPIRED_MAX, cover_shortage
+from inventory_api.operations.reservations.cover_shortage import DUE_EXPIRED_MAX, cover_shortage
 from inventory_api.store import items, tables
 from inventory_api.store.reservations import by_order, rows
 from shop_common.db.database import count_after_commit

@@ -9,7 +9,7 @@ from inventory_api.domain import events
 from inventory_api.domain.commands import AddStock
 from inventory_api.domain.errors import LocationsLimit, QuantityLimit
 from inventory_api.domain.model import ITEM_QUANTITY_MAX, LOCATIONS_MAX, Item
-from inventory_api.operations.read_items import with_due
+from inventory_api.operations.items.read_items import with_due
 from inventory_api.store import items, tables
 from shop_common.db.idempotency import Claim
 from shop_common.db.sql import now
