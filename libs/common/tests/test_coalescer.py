@@ -34,7 +34,7 @@ class SoldOut(Refused):
 
 @dataclass(frozen=True)
 class Ask:
-    """A request. `weight` counts against the limit of a batch; requests with the same `key` and `content` are folded."""
+    """A request. `weight` counts against the limit of a batch. Requests with the same `key` and `content` fold."""
 
     content: int
     key: str | None = None
