@@ -193,13 +193,13 @@ def _cpu_per_call(windows: Sequence[Outcome], kind: str) -> float:
 def _check_expired(url: str, holds: int) -> None:
     """Check that every reservation has expired and has its event. Raises WrongCount."""
     outbox, reservations = tables.outbox.table, tables.stock_reservations
-    told, found = outbox.c.type == "STOCK_RESERVATION_EXPIRED", reservations.c.state == "EXPIRED"
+    expiry_events, found = outbox.c.type == "STOCK_RESERVATION_EXPIRED", reservations.c.state == "EXPIRED"
     with stock.reading(url) as tx:
         counts = {
             "reservations EXPIRED": tx.execute(select(func.count()).where(found)).scalar_one(),
-            "events of an expiry": tx.execute(select(func.count()).where(told)).scalar_one(),
+            "events of an expiry": tx.execute(select(func.count()).where(expiry_events)).scalar_one(),
         }
-    stock.compare(counts, holds, "holds had run out")
+    stock.compare(counts, holds, "reservations were due")
 
 
 def _show(found: dict[str, Reaped], options: argparse.Namespace, console: Console) -> None:

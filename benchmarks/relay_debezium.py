@@ -100,7 +100,7 @@ class Debezium:
         folder = Path(self._folder.name) / "settings"
         folder.mkdir()
         url = make_url(self.outbox.url)
-        given = {
+        values = {
             "brokers": self.outbox.kafka.bootstrap,
             "port": self._port,
             "host": url.host,
@@ -109,8 +109,8 @@ class Debezium:
             "password": url.password,
             "database": url.database,
         }
-        (folder / "worker.properties").write_text(_WORKER.format(**given))
-        (folder / "connector.properties").write_text(_CONNECTOR.format(**given))
+        (folder / "worker.properties").write_text(_WORKER.format(**values))
+        (folder / "connector.properties").write_text(_CONNECTOR.format(**values))
         self._container = docker.run(
             *("run", "--detach", "--network", "host", "--env", "KAFKA_HEAP_OPTS=-Xms512m -Xmx1g"),
             *("--volume", f"{self._plugin}:/plugins/debezium:ro", "--volume", f"{folder}:/settings:ro"),

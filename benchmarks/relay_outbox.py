@@ -159,8 +159,8 @@ class Outbox:
         return cursor.fetchall() if cursor.description else []
 
     def _insert(self, first: int, last: int) -> None:
-        given = {"topic": self.topic, "filling": self._filling, "first": first, "last": last}
-        self._connection.execute(_INSERT, given)
+        values = {"topic": self.topic, "filling": self._filling, "first": first, "last": last}
+        self._connection.execute(_INSERT, values)
 
     def _row_bytes(self) -> int:
         self._connection.execute("BEGIN")
@@ -177,8 +177,8 @@ class Outbox:
 
     def _ends(self) -> list[TopicPartition]:
         """Return the end offset of each partition. Raises KafkaException."""
-        wanted = [TopicPartition(self.topic, number) for number in self._partitions]
+        positions = [TopicPartition(self.topic, number) for number in self._partitions]
         return [
             TopicPartition(self.topic, each.partition, self._consumer.get_watermark_offsets(each, _REQUEST_SECONDS)[1])
-            for each in wanted
+            for each in positions
         ]

@@ -28,41 +28,41 @@ def row_id(number: int) -> str:
     return str(UUID(int=number))
 
 
-def fill_catalogue(url: str, rows: int, moment: datetime) -> None:
+def fill_catalogue(url: str, rows: int, now: datetime) -> None:
     """Create items with a reservation of one unit each: a quarter held for a year, a quarter confirmed, half ended."""
     state = "CASE i % 4 WHEN 0 THEN 'HELD' WHEN 1 THEN 'CONFIRMED' WHEN 2 THEN 'FULFILLED' ELSE 'EXPIRED' END"
     with _filling(url, inventory.inventory_items) as sql:
-        then = sql.at(micros(moment) - YEAR)
+        then = sql.at(micros(now) - YEAR)
         sql.insert(
             "inventory_items (id, product_id, location, quantity, reserved_quantity, version, created_at, updated_at)",
             f"i, i, 'WAREHOUSE_A', {QUANTITY}, CASE WHEN i % 4 < 2 THEN 1 ELSE 0 END, 1, {then}, {then}",
             rows,
         )
-    made_at, expires_at = micros(moment) - YEAR, str(micros(moment) + YEAR)
+    made_at, expires_at = micros(now) - YEAR, str(micros(now) + YEAR)
     _fill_reservations(url, rows, made_at, item="i", product="i", state=state, expires_at=expires_at)
 
 
-def fill_expired_holds(url: str, holds: int, moment: datetime) -> None:
+def fill_expired_holds(url: str, holds: int, now: datetime) -> None:
     """Create due reservations of one unit, evenly over PRODUCTS, that expired one by one during the last hour."""
     turn = f"i % {len(PRODUCTS)}"
     # Item ids follow the order of filling: the hot product, then the others.
     item, product = f"{turn} + 2", f"{turn} + {PRODUCTS.start}"
-    expires_at = f"{micros(moment) - HOUR} + i * {HOUR // holds}"
+    expires_at = f"{micros(now) - HOUR} + i * {HOUR // holds}"
     # Recent enough that the reaper does not purge them right after it has expired them.
-    made_at = micros(moment) - 2 * HOUR
+    made_at = micros(now) - 2 * HOUR
     _fill_reservations(url, holds, made_at, item=item, product=product, state="'HELD'", expires_at=expires_at)
     with _filling(url) as sql:
         held = "SELECT count(*) FROM reservation_allocations WHERE item_id = inventory_items.id"
         sql.run(f"UPDATE inventory_items SET reserved_quantity = ({held})")
 
 
-def fill_orders(url: str, rows: int, moment: datetime) -> None:
+def fill_orders(url: str, rows: int, now: datetime) -> None:
     """Create orders with one line each, one second apart, twenty per user; one in a hundred is PENDING."""
     with _filling(url, orders.orders, orders.order_items) as sql:
-        created_at = sql.at(f"{created_at_micros(0, rows, moment)} + i * {SECOND}")
+        created_at = sql.at(f"{created_at_micros(0, rows, now)} + i * {SECOND}")
         columns = "id, user_id, total_amount, currency, status, status_reason, reserved_until, version"
         status = "CASE WHEN i % 100 = 0 THEN 'PENDING' ELSE 'DELIVERED' END"
-        reserved_until = sql.at(micros(moment) + YEAR)
+        reserved_until = sql.at(micros(now) + YEAR)
         sql.insert(
             f"orders ({columns}, created_at, updated_at)",
             f"{sql.row_id}, 1 + i % {users(rows)}, {sql.price}, 'EUR', {status}, '', {reserved_until}, 1,"
@@ -77,9 +77,9 @@ def users(rows: int) -> int:
     return rows // ORDERS_PER_USER
 
 
-def created_at_micros(number: int, rows: int, moment: datetime) -> int:
+def created_at_micros(number: int, rows: int, now: datetime) -> int:
     """Return when the order with this number was created."""
-    return micros(moment) - (rows - number) * SECOND
+    return micros(now) - (rows - number) * SECOND
 
 
 def _fill_reservations(
@@ -117,9 +117,9 @@ class _Sql:
         if self._is_sqlite:
             self.row_id, self.price = "printf('00000000-0000-0000-0000-%012x', i)", "'12.99'"
 
-    def at(self, moment: int | str) -> str:
+    def at(self, at_micros: int | str) -> str:
         """Return the SQL for a timestamp from an expression in microseconds."""
-        return str(moment) if self._is_sqlite else f"timestamptz 'epoch' + ({moment}) * interval '1 microsecond'"
+        return str(at_micros) if self._is_sqlite else f"timestamptz 'epoch' + ({at_micros}) * interval '1 microsecond'"
 
     def insert(self, into: str, values: str, rows: int) -> None:
         """Insert one row for each number `i` from 1 to `rows`."""

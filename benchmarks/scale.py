@@ -54,18 +54,18 @@ class Sized(Services):
         in_memory: bool,
     ) -> None:
         super().__init__(f"{count:,}", database, generator, database_pids)
-        self.moment = datetime.now(UTC)
+        self.now = datetime.now(UTC)
         self._rows = count
         self._in_memory = in_memory
         self._databases = databases
         self.serve_by(Stack(databases, NO_BROKER, options=Options(environment=ALONE)))
-        self.scenarios = scenarios(count, self.moment)
+        self.scenarios = scenarios(count, self.now)
 
     def start(self) -> None:
         migrate(self._databases.inventory, INVENTORY_SCHEMA)
         migrate(self._databases.orders, ORDERS_SCHEMA)
-        rows.fill_catalogue(self._databases.inventory, self._rows, self.moment)
-        rows.fill_orders(self._databases.orders, self._rows, self.moment)
+        rows.fill_catalogue(self._databases.inventory, self._rows, self.now)
+        rows.fill_orders(self._databases.orders, self._rows, self.now)
         if self._in_memory:
             rows.read_into_memory(self._databases.inventory)
             rows.read_into_memory(self._databases.orders)
@@ -80,7 +80,7 @@ class Sized(Services):
         stock.compare({"new units in the counters": int(reserved) - before}, granted, "reservations were granted")
 
 
-def scenarios(count: int, moment: datetime) -> list[Scenario]:
+def scenarios(count: int, now: datetime) -> list[Scenario]:
     """Return the calls, each for different rows."""
     numbers = random.choices(range(1, count + 1), k=_BODIES)
 
@@ -103,14 +103,14 @@ def scenarios(count: int, moment: datetime) -> list[Scenario]:
         return order_pb2.ListOrdersRequest(page_size=PAGE_SIZE, page_token=token(number, OrderFilter()))
 
     def deep_of_status(number: int) -> Message:
-        wanted = OrderFilter(status=Status.DELIVERED)
+        filter_ = OrderFilter(status=Status.DELIVERED)
         return order_pb2.ListOrdersRequest(
-            page_size=PAGE_SIZE, status=order_pb2.ORDER_STATUS_DELIVERED, page_token=token(number, wanted)
+            page_size=PAGE_SIZE, status=order_pb2.ORDER_STATUS_DELIVERED, page_token=token(number, filter_)
         )
 
-    def token(number: int, wanted: OrderFilter) -> str:
-        position = (rows.created_at_micros(number, count, moment), rows.row_id(number))
-        return paging.next_token(Page([], position), PageRequest("orders", wanted, None, PAGE_SIZE))
+    def token(number: int, filter_: OrderFilter) -> str:
+        position = (rows.created_at_micros(number, count, now), rows.row_id(number))
+        return paging.next_token(Page([], position), PageRequest("orders", filter_, None, PAGE_SIZE))
 
     def listing(name: str, title: str, of: Callable[[int], Message]) -> Scenario:
         return Scenario(name, title, ORDERS, LIST_ORDERS.method, bodies(of))
@@ -216,7 +216,7 @@ def _options(argv: Sequence[str] | None) -> argparse.Namespace:
         metavar="SIZE",
         help="PostgreSQL's setting, such as 8GB, filled before measuring (default: PostgreSQL's, not filled)",
     )
-    parser.add_argument("--calls", type=int, default=16, help="so many at once (%(default)s)")
+    parser.add_argument("--calls", type=int, default=16, help="concurrent calls (%(default)s)")
     parser.add_argument("--seconds", type=float, default=1.5, help="length of each measurement (%(default)s)")
     parser.add_argument("--warmup-seconds", type=float, default=0.5, help="before each of them (%(default)s)")
     parser.add_argument("--rounds", type=int, default=5, help="measurements of each cell (%(default)s)")

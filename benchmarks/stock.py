@@ -24,7 +24,7 @@ class WrongCount(Exception):
 
 def fill_inventory(url: str) -> None:
     """Add stock of all products, more than any run can reserve."""
-    moment = datetime.now(UTC)
+    created_at = datetime.now(UTC)
     items = [
         {
             "product_id": product_id,
@@ -32,8 +32,8 @@ def fill_inventory(url: str) -> None:
             "quantity": QUANTITY,
             "reserved_quantity": 0,
             "version": 1,
-            "created_at": moment,
-            "updated_at": moment,
+            "created_at": created_at,
+            "updated_at": created_at,
         }
         for product_id in (HOT_PRODUCT, *PRODUCTS)
     ]

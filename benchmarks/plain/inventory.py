@@ -47,8 +47,8 @@ class Inventory:
             products = {product_id for product_id, _ in lines}
             locked = select(Item).where(Item.product_id.in_(products)).order_by(Item.id).with_for_update()
             items = session.scalars(locked).all()
-            moment = now(session.connection())
-            return [_hold(session, _chosen(items, line, context), order_id, line, moment) for line in lines]
+            created_at = now(session.connection())
+            return [_hold(session, _chosen(items, line, context), order_id, line, created_at) for line in lines]
 
 
 def _chosen(items: Sequence[Item], line: Line, context: grpc.ServicerContext) -> Item:
@@ -60,18 +60,18 @@ def _chosen(items: Sequence[Item], line: Line, context: grpc.ServicerContext) ->
     raise AssertionError("abort raises")
 
 
-def _hold(session: Session, item: Item, order_id: str, line: Line, moment: datetime) -> pb.Reservation:
+def _hold(session: Session, item: Item, order_id: str, line: Line, created_at: datetime) -> pb.Reservation:
     product_id, quantity = line
     item.reserved_quantity += quantity
-    item.updated_at = moment
+    item.updated_at = created_at
     held = Reservation(
         id=str(uuid7()),
         product_id=product_id,
         quantity=quantity,
         order_id=order_id,
         state="HELD",
-        created_at=moment,
-        expires_at=moment + TTL,
+        created_at=created_at,
+        expires_at=created_at + TTL,
         allocations=[Allocation(item_id=item.id, quantity=quantity)],
     )
     session.add_all([held, _event(held, item)])
@@ -81,7 +81,7 @@ def _hold(session: Session, item: Item, order_id: str, line: Line, moment: datet
         quantity=quantity,
         order_id=order_id,
         state=pb.RESERVATION_STATE_HELD,
-        created_at=to_proto(moment),
+        created_at=to_proto(created_at),
         expires_at=to_proto(held.expires_at),
         allocations=[pb.Allocation(item_id=item.id, location=item.location, quantity=quantity)],
     )

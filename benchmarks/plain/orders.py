@@ -37,7 +37,7 @@ class Orders:
         except grpc.RpcError as error:
             context.abort(error.code(), error.details() or "")
         with self._sessions.begin() as session:
-            moment = now(session.connection())
+            created_at = now(session.connection())
             items = [
                 OrderItem(
                     product_id=item.product_id,
@@ -53,10 +53,10 @@ class Orders:
                 currency=request.items[0].price.currency_code,
                 status="PENDING",
                 status_reason="",
-                reserved_until=moment + TTL,
+                reserved_until=created_at + TTL,
                 version=1,
-                created_at=moment,
-                updated_at=moment,
+                created_at=created_at,
+                updated_at=created_at,
                 items=items,
             )
             session.add_all([order, _event(order)])
