@@ -1,4 +1,4 @@
-"""What the four processes share. No domain word is in it.
+"""The library that the four processes share. It knows no terms of the domain.
 
 Its folders, each above the ones after it:
 

@@ -1,4 +1,4 @@
-"""What the relay counts, each by database."""
+"""The metrics of the relay, labelled by database."""
 
 from shop_common.telemetry import metrics
 

@@ -11,7 +11,7 @@ QUIET_POLLS = 5
 
 
 class Pause:
-    """How long to wait after a look that found nothing: longer the less has come lately."""
+    """Return the seconds to wait after an empty poll: more, the fewer events have arrived lately."""
 
     def __init__(self, poll_seconds: float) -> None:
         self._poll_seconds = poll_seconds

@@ -33,7 +33,7 @@ from shop_common.telemetry import logs, tracing
 from shop_common.timestamps import rfc3339_of_micros
 
 PARTITIONS = 3
-"""Of a topic that has to be created; the default of the shop's topics."""
+"""The partitions of a topic that has to be created; the default of the system's topics."""
 
 IN_FLIGHT_MAX = 2
 """Concurrent requests to a broker. Meanwhile messages gather for the next request, so that none waits for company."""
@@ -43,13 +43,13 @@ MEMORY_KILOBYTES_MAX = 65_536
 BROKER_ANSWER_SECONDS = 2.0
 PURGE_SECONDS = 1.0
 ABSENT_TOPIC_SECONDS = 1.0
-"""How long rows of a topic that does not exist wait before the broker is asked again."""
+"""Time until the broker is queried again for a topic that does not exist. Its rows wait."""
 
 REFUSED_SECONDS = 10.0
-"""How long a shard waits before its refused event is tried again."""
+"""Time until the refused event of a shard is retried. The shard waits."""
 
 ALONE_SECONDS = 60.0
-"""How long after a refusal each message is still sent alone."""
+"""Time after a refusal during which each message is sent alone."""
 
 NOTHING = Delivery((), None)
 """The delivery when no batch was outstanding."""

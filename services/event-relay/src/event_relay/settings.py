@@ -1,4 +1,4 @@
-"""What the relay reads from the environment."""
+"""The settings of the relay."""
 
 from collections.abc import Iterator
 from typing import Annotated

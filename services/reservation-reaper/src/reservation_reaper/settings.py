@@ -15,7 +15,7 @@ def _cron(expression: str) -> str:
 
 
 class ReaperSettings(CommonSettings, CallerSettings):
-    """What reservation-reaper reads from the environment."""
+    """The environment variables that reservation-reaper reads."""
 
     health_port: HealthPort = 50055
     inventory_target: Target = Field(default="localhost:50053", description="inventory-api: HOST:PORT")

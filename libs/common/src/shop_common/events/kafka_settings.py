@@ -111,7 +111,7 @@ def _upper(value: object) -> object:
 
 
 class KafkaSettings(Settings):
-    """What a process that uses Kafka reads."""
+    """The settings of a process that uses Kafka."""
 
     kafka_bootstrap_servers: Annotated[str, AfterValidator(addresses)] = Field(
         default="localhost:9092", description="brokers to connect to first: HOST:PORT, several separated by commas"
@@ -159,7 +159,7 @@ class KafkaSettings(Settings):
 
     @property
     def kafka(self) -> KafkaConnection:
-        """How all Kafka clients of this process connect."""
+        """The connection options of all Kafka clients of this process."""
         login = None
         if self.kafka_security_protocol.has_login:
             login = Login(

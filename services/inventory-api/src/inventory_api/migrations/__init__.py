@@ -1,4 +1,4 @@
-"""How the database of this service came to be; see shop_common.db.schema."""
+"""The migrations of this service's database; see shop_common.db.schema."""
 
 from pathlib import Path
 

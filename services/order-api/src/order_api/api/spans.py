@@ -1,4 +1,4 @@
-"""What a span says of its call or event: which order it is about, by which a trace is found."""
+"""Returns the span attributes of a call or event: the ids of its orders, by which a trace is found."""
 
 from google.protobuf.message import Message
 

@@ -35,7 +35,7 @@ class NewOrder(Command):
         return Claim("CreateOrder", str(self.user_id), self.request_id, content, (self.id,))
 
     def is_what_made(self, order: Order) -> bool:
-        """Whether this request has the content of the one that created the order of the same id."""
+        """Return whether this request has the same content as the one that created the order with its id."""
         stored = [(item.product_id, item.quantity, item.price) for item in order.items]
         requested = [(item.product_id, item.quantity, item.price) for item in self.items]
         return stored == requested and self.user_id == order.user_id and self.currency == order.currency

@@ -28,7 +28,7 @@ class Transition:
 
 @dataclass(frozen=True, slots=True)
 class ConfirmationResult:
-    """What inventory-api answered to the confirmation of an order.
+    """The response of inventory-api to the confirmation of an order.
 
     `answer` is the confirmed units of each product, or the refusal. None if inventory-api was not called, because the
     order was not PENDING.

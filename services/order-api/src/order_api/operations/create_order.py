@@ -105,5 +105,5 @@ def _seconds(order: NewOrder, reservation: OrderReservation) -> float:
 
 
 def _rolled_back(error: Exception) -> bool:
-    """Whether it is certain that nothing was stored."""
+    """Return whether it is certain that nothing was stored."""
     return not isinstance(error, DatabaseUnavailable) or error.rolled_back
