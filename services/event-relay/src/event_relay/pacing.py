@@ -1,24 +1,24 @@
-"""When the relay looks again, which shards take part in a pass, and whether nobody ships the oldest event."""
+"""Decides when the relay polls again and which shards are in a pass, and detects an oldest row that no relay ships."""
 
 import time
 
 BUSY_POLLS = 0.1
-"""After an event the next one is probably near: a full pause would be most of its delay."""
+"""After an event, another one probably follows soon. A full pause would be most of its delay."""
 
 QUIET_SECONDS = 1.0
 QUIET_POLLS = 5
-"""A look costs about a millisecond of CPU, the database's included. Fifty a second for nothing are too many."""
+"""A poll costs about a millisecond of CPU, with that of the database. Fifty empty polls a second are too many."""
 
 
 class Pause:
-    """Return the seconds to wait after an empty poll: more, the fewer events have arrived lately."""
+    """The pause after an empty poll. It grows with the time since the last event."""
 
     def __init__(self, poll_seconds: float) -> None:
         self._poll_seconds = poll_seconds
         self._found_at = float("-inf")
 
     def found(self) -> None:
-        """A look found events."""
+        """Record that a poll found events."""
         self._found_at = time.monotonic()
 
     def seconds(self) -> float:
@@ -29,14 +29,14 @@ class Pause:
 
 
 class Halves:
-    """Under load, the shards take turns in two halves, so that one is read while the other is being sent."""
+    """Under load, passes alternate between two halves of the shards: one is read while the other is sent."""
 
     def __init__(self) -> None:
         self.active = False
         self._half = 0
 
     def shards_of_pass(self, shards: tuple[int, ...]) -> tuple[int, ...]:
-        """All shards, or the half whose turn it is."""
+        """Return all shards, or the next half of them while `active`."""
         if not self.active:
             return shards
         self._half = 1 - self._half
@@ -44,9 +44,9 @@ class Halves:
 
 
 class Stall:
-    """Watches the oldest row while this relay owns no shard. The same row for long means that nobody ships.
+    """Watches the oldest row while this relay owns no shard. If the row stays the same for long, no relay ships.
 
-    By row id and our own clock: the age of a row means nothing after the database's clock was set back.
+    It compares row ids by the clock of this process: row ages are wrong after the database's clock was set back.
     """
 
     def __init__(self) -> None:
@@ -54,7 +54,7 @@ class Stall:
         self._since = float("inf")
 
     def observe(self, row_id: int | None) -> None:
-        """The oldest row now; None if there is none, or if this relay owns shards."""
+        """Record the id of the oldest row; None if there is none, or if this relay owns shards."""
         if row_id != self._row_id or row_id is None:
             self._row_id = row_id
             self._since = float("inf") if row_id is None else time.monotonic()
