@@ -46,7 +46,8 @@ class Halves:
 class Stall:
     """Watches the oldest row while this relay owns no shard. If the row stays the same for long, no relay ships.
 
-    It compares row ids by the clock of this process: row ages are wrong after the database's clock was set back.
+    It compares row ids, and measures time by the clock of this process. The age of a row is wrong after the database's
+    clock was set back.
     """
 
     def __init__(self) -> None:
