@@ -90,6 +90,22 @@ def test_it_listens_where_it_is_told_to_and_says_that_it_is_open(start: Start, t
     assert "other machines can reach these ports (0.0.0.0) without authentication" in dev.log
 
 
+def test_with_secure_every_rpc_needs_a_certificate(start: Start, tmp_path: Path) -> None:
+    dev = start("--secure")
+    run = _healthy(dev, tmp_path)
+
+    tested = subprocess.run(
+        [sys.executable, "-m", "shopctl", "test-grpc"], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert tested.returncode == 0, tested.stdout + tested.stderr
+    with pytest.raises(grpc.RpcError) as refused:
+        _add_stock(run)
+    assert refused.value.code() is grpc.StatusCode.UNAVAILABLE
+    certificate = Path("run/certificates/shopctl/tls.crt")
+    assert f"-cert {certificate} " in dev.log
+    assert (tmp_path / certificate).is_file()
+
+
 def test_a_second_one_in_the_same_folder_is_refused_and_told_who_runs(running: tuple[Process, RunFile, Start]) -> None:
     dev, _, start = running
     second = start(*_port_options())

@@ -16,7 +16,10 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
+from shopctl.system import runfile
 from shopctl.system.layout import INVENTORY_API, ORDER_API, REAPER, RELAY
+
+FOLDER = runfile.PATH.with_name("certificates")
 
 TRUST_DOMAIN = "shop"
 OPERATOR = "shopctl"

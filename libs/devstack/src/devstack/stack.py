@@ -10,9 +10,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Self
 
+from devstack.certificates import Files
 from devstack.kafka import Kafka
 from devstack.ports import free_ports
 from devstack.process import Process, ProcessEnded
+from shop_common.environment.listen import is_loopback
 from shopctl.system.layout import (
     INVENTORY_API,
     INVENTORY_PORT,
@@ -59,7 +61,10 @@ class Ports:
 
 @dataclass(frozen=True)
 class Options:
-    """Settings of a stack. `environment` applies to all processes, `per_process` to one."""
+    """Settings of a stack. `environment` applies to all processes, `per_process` to one.
+
+    With `certificates`, the files of each workload, the processes use mutual TLS.
+    """
 
     log_format: str = "console"
     drain_seconds: float = 0
@@ -67,6 +72,7 @@ class Options:
     listen_host: str = "127.0.0.1"
     environment: Mapping[str, str] = field(default_factory=dict)
     per_process: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    certificates: Mapping[str, Files] | None = None
 
 
 class Stack:
@@ -85,10 +91,10 @@ class Stack:
         self.ports = ports or Ports.free()
         self._options = options or Options()
         self._on_line = on_line
-        self.inventory_api = self._process(INVENTORY_API, self.ports.inventory)
-        self.order_api = self._process(ORDER_API, self.ports.orders)
-        self.reaper = self._process(REAPER, self.ports.reaper)
-        self.relay = self._process(RELAY, self.ports.relay)
+        self.inventory_api = self._process(INVENTORY_API)
+        self.order_api = self._process(ORDER_API)
+        self.reaper = self._process(REAPER)
+        self.relay = self._process(RELAY)
 
     @property
     def processes(self) -> list[Process]:
@@ -115,7 +121,7 @@ class Stack:
 
     def migrate(self, *, reset: bool = False) -> None:
         """Migrate both schemas; `reset` drops everything first. Raises ProcessEnded."""
-        migrations = [self._process(name, 0) for name in (INVENTORY_API, ORDER_API)]
+        migrations = [self._process(name) for name in (INVENTORY_API, ORDER_API)]
         try:
             for migration in migrations:
                 migration.args += ["migrate", *(["--reset"] if reset else [])]
@@ -150,8 +156,7 @@ class Stack:
         self.ports = replace(self.ports, inventory=inventory_port, orders=orders_port)
         for process in (self.inventory_api, self.order_api):
             process.env = self._environment(process.name)
-        self.inventory_api.health_address = self.inventory_address
-        self.order_api.health_address = self.orders_address
+            process.health_address = self._health_address(process.name)
 
     def stop(self) -> dict[str, int]:
         """End all running processes gracefully, or kill them after a timeout. Returns their exit codes."""
@@ -160,18 +165,42 @@ class Stack:
             process.terminate()
         return {process.name: process.finish(STOP_SECONDS) for process in running}
 
-    def _process(self, name: str, port: int) -> Process:
+    def _process(self, name: str) -> Process:
         listener = self._on_line
         return Process(
             name,
             [sys.executable, "-m", name.replace("-", "_")],
             self._environment(name),
-            health_address=self._address(port),
+            health_address=self._health_address(name),
             on_line=listener and (lambda line: listener(name, line)),
         )
 
     def _address(self, port: int) -> str:
         return f"{reachable(self._options.listen_host)}:{port}"
+
+    def _health_address(self, name: str) -> str:
+        """The API's own port in plain text, where clients check health too; the health port otherwise."""
+        is_secure, ports = self._options.certificates is not None, self.ports
+        return self._address(
+            {
+                INVENTORY_API: ports.inventory_health if is_secure else ports.inventory,
+                ORDER_API: ports.orders_health if is_secure else ports.orders,
+                REAPER: ports.reaper,
+                RELAY: ports.relay,
+            }[name]
+        )
+
+    def _security(self, name: str) -> dict[str, str]:
+        if self._options.certificates is None:
+            # The caller chose the address: plain text on it is no accident.
+            return {} if is_loopback(self._options.listen_host) else {"INSECURE": "true"}
+        files = self._options.certificates[name]
+        return {
+            "TLS_CERT_PATH": str(files.cert.absolute()),
+            "TLS_KEY_PATH": str(files.key.absolute()),
+            "TLS_CA_PATH": str(files.ca.absolute()),
+            "TLS_CLIENT_CA_PATH": str(files.ca.absolute()),
+        }
 
     def _environment(self, name: str) -> dict[str, str]:
         options, ports = self._options, self.ports
@@ -211,7 +240,13 @@ class Stack:
                 "METRICS_PORT": str(ports.relay_metrics),
             },
         }
-        return common | own[name] | dict(options.environment) | dict(options.per_process.get(name, {}))
+        return (
+            common
+            | own[name]
+            | self._security(name)
+            | dict(options.environment)
+            | dict(options.per_process.get(name, {}))
+        )
 
 
 def target_of(*ports: int) -> str:

@@ -15,6 +15,7 @@ from google.protobuf.descriptor import FieldDescriptor, ServiceDescriptor
 from google.protobuf.message import Message
 
 from shop_common.rpc.client import Client
+from shop_common.rpc.tls import ReloadedCertificates
 from shop_protos.inventory.v1 import inventory_pb2, maintenance_pb2
 from shop_protos.inventory.v1.inventory_pb2_grpc import InventoryServiceStub
 from shop_protos.inventory.v1.maintenance_pb2_grpc import InventoryMaintenanceServiceStub
@@ -50,8 +51,10 @@ class Shop:
         self.order_maintenance = OrderMaintenanceServiceStub(clients["shop.order.v1.OrderMaintenanceService"].channel)
 
     @classmethod
-    def connect(cls, inventory_address: str, orders_address: str) -> Self:
-        """Return a client of the two APIs. Each address is `host:port`."""
+    def connect(
+        cls, inventory_address: str, orders_address: str, certificates: ReloadedCertificates | None = None
+    ) -> Self:
+        """Return a client of the two APIs. Each address is `host:port`. Without certificates it uses plain text."""
         return cls(
             {
                 service.full_name: Client(
@@ -60,6 +63,7 @@ class Shop:
                     # All methods: `call` adds a request_id where a repeat would otherwise have a second effect.
                     repeatable=service.methods_by_name,
                     unavailable_reason="UNAVAILABLE",
+                    certificates=certificates,
                 )
                 for service in SERVICES
             }

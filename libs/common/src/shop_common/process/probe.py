@@ -28,11 +28,16 @@ class HealthStatus:
         return f"{self.name}: {self.reason}" if self.reason else self.name
 
 
-def check(address: str, service: str = "", *, timeout_seconds: float = 1) -> HealthStatus:
-    """Call Health.Check at HOST:PORT. The service '' means ready for calls, `liveness` means alive. Raises nothing."""
+def check(
+    address: str, service: str = "", *, timeout_seconds: float = 1, credentials: grpc.ChannelCredentials | None = None
+) -> HealthStatus:
+    """Call Health.Check at HOST:PORT. The service '' means ready for calls, `liveness` means alive. Raises nothing.
+
+    The health port needs no `credentials`; the port of an API needs them if it serves TLS.
+    """
     # Channels share connections by default, and a shared address that has failed is retried after growing delays.
     options = [("grpc.use_local_subchannel_pool", 1), ("grpc.enable_http_proxy", 0)]
-    with grpc.insecure_channel(address, options=options) as channel:
+    with _channel(address, options, credentials) as channel:
         call = channel.unary_unary(
             "/grpc.health.v1.Health/Check",
             request_serializer=health_pb2.HealthCheckRequest.SerializeToString,
@@ -43,6 +48,12 @@ def check(address: str, service: str = "", *, timeout_seconds: float = 1) -> Hea
         except grpc.RpcError as error:
             return HealthStatus(error.code().name, error.details() or "")
     return HealthStatus(health_pb2.HealthCheckResponse.ServingStatus.Name(response.status))
+
+
+def _channel(address: str, options: list[tuple[str, int]], credentials: grpc.ChannelCredentials | None) -> grpc.Channel:
+    if credentials is None:
+        return grpc.insecure_channel(address, options)
+    return grpc.secure_channel(address, credentials, options)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

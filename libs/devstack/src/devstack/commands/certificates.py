@@ -8,13 +8,12 @@ import argparse
 from pathlib import Path
 
 from devstack import certificates
-from shopctl.system import runfile
-
-FOLDER = runfile.PATH.with_name("certificates")
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--folder", type=Path, default=FOLDER, help="where to write them (default: %(default)s)")
+    parser.add_argument(
+        "--folder", type=Path, default=certificates.FOLDER, help="where to write them (default: %(default)s)"
+    )
 
 
 def run(options: argparse.Namespace) -> int:

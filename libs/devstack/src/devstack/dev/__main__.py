@@ -25,7 +25,7 @@ from rich.table import Table
 from rich.text import Text
 from sqlalchemy.exc import SQLAlchemyError
 
-from devstack import kafka
+from devstack import certificates, kafka
 from devstack.dev import collector, run_folder
 from devstack.dev import options as dev_options
 from devstack.dev.drain import drain
@@ -144,7 +144,11 @@ class Dev:
             yield
 
     def _stack(self, databases: Databases, broker: Kafka) -> Stack:
-        options = Options(listen_host=self._options.listen, environment=self._environment)
+        options = Options(
+            listen_host=self._options.listen,
+            environment=self._environment,
+            certificates=certificates.make(certificates.FOLDER) if self._options.is_secure else None,
+        )
         return Stack(databases, broker, self._options.ports, options, self._screen.log)
 
     def _supervise(self, stack: Stack, broker: Process) -> None:
@@ -178,6 +182,7 @@ class Dev:
             # Empty if the user has turned traces off.
             traces_elsewhere=None if self._collects else self._environment[_ENDPOINT],
             broker_pid=broker.pid,
+            certificates=str(_operator_files().folder.absolute()) if self._options.is_secure else None,
         )
         runfile.write(run)
 
@@ -188,10 +193,14 @@ class Dev:
             table.add_column(column, no_wrap=True)
         for name, endpoint in _endpoints(stack, listen).items():
             metrics = f"{endpoint.metrics}/metrics" if endpoint.metrics else "off"
-            table.add_row(Text(name, COLOURS[name]), endpoint.address, health(endpoint.address), metrics)
+            table.add_row(Text(name, COLOURS[name]), endpoint.address, health(endpoint.health), metrics)
         table.add_row(Text(BROKER, COLOURS[BROKER]), stack.kafka.bootstrap, "", "")
         self._screen.table(table)
-        if self._options.is_open:
+        if self._options.is_secure:
+            files = _operator_files()
+            options = f"-cacert {files.ca} -cert {files.cert} -key {files.key}"
+            self._screen.say(f"clients need a certificate: grpcurl {options} {stack.inventory_address} list")
+        elif self._options.is_open:
             self._screen.say(f"other machines can reach these ports ({listen}) without authentication", "bold yellow")
         self._screen.say("next: ./task test-grpc, then ./task trace --last, or ./task top; ./task stop ends everything")
 
@@ -218,15 +227,21 @@ class Dev:
 
 def _endpoints(stack: Stack, listen: str) -> dict[str, Endpoint]:
     ports = stack.ports
+    addresses = (ports.inventory, ports.orders, ports.reaper, ports.relay)
     metrics = (ports.inventory_metrics, ports.orders_metrics, ports.reaper_metrics, ports.relay_metrics)
     probes = (ports.inventory_health, ports.orders_health, ports.reaper, ports.relay)
     host = reachable(listen)
     return {
         process.name: Endpoint(
-            process.pid, process.health_address or "", f"{host}:{port}" if port else None, f"{host}:{probe}"
+            process.pid, f"{host}:{address}", f"{host}:{metrics_port}" if metrics_port else None, f"{host}:{probe}"
         )
-        for process, port, probe in zip(stack.processes, metrics, probes, strict=True)
+        for process, address, metrics_port, probe in zip(stack.processes, addresses, metrics, probes, strict=True)
     }
+
+
+def _operator_files() -> certificates.Files:
+    """The certificate for callers other than the four processes."""
+    return certificates.Files(certificates.FOLDER / certificates.OPERATOR)
 
 
 def _otel_variables() -> dict[str, str]:

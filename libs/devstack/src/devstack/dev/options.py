@@ -15,6 +15,7 @@ from psycopg import sql
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError
 
+from devstack import certificates
 from devstack.ports import is_busy, listener
 from devstack.stack import Databases, Ports
 
@@ -34,6 +35,11 @@ _SET_BY_OPTIONS = {
     "DATABASE_URL": "--database or --data-dir",
     "INVENTORY_DATABASE_URL": "--database or --data-dir",
     "ORDERS_DATABASE_URL": "--database or --data-dir",
+    "INSECURE": "--secure",
+    "TLS_CERT_PATH": "--secure",
+    "TLS_KEY_PATH": "--secure",
+    "TLS_CA_PATH": "--secure",
+    "TLS_CLIENT_CA_PATH": "--secure",
 }
 """Settings of the processes that --env must not set, with the option that sets them."""
 
@@ -53,6 +59,7 @@ class DevOptions:
     kafka_port: int
     traces_port: int
     environment: Mapping[str, str]
+    is_secure: bool
 
     @property
     def is_open(self) -> bool:
@@ -75,6 +82,7 @@ def parse(arguments: Sequence[str] | None) -> DevOptions:
         kafka_port=words.kafka_port,
         traces_port=words.traces_port,
         environment=dict(words.env),
+        is_secure=words.secure,
     )
 
 
@@ -204,6 +212,12 @@ def _parser() -> argparse.ArgumentParser:
         default=0,
         metavar="PORT",
         help="port of the span collector, OTLP/gRPC (default: a free one)",
+    )
+    parser.add_argument(
+        "--secure",
+        action="store_true",
+        help="mutual TLS between the processes; clients need a certificate. The certificates are made in"
+        f" {certificates.FOLDER}, and renewed at each start",
     )
     parser.add_argument("--no-metrics", action="store_true", help="open no metrics ports")
     parser.add_argument(

@@ -12,6 +12,7 @@ from typing import Any
 import grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
+from shop_common.rpc.tls import channel_credentials
 from shopctl.client import SERVICES
 from shopctl.smoke.reporter import CALL_SECONDS, Reporter
 from shopctl.smoke.smoke_test import SmokeTest
@@ -31,12 +32,14 @@ def run(options: argparse.Namespace) -> int:
     """Raises CommandFailed at the first wrong response."""
     began = time.monotonic()
     addresses = target.apis(options)
+    certificates = target.certificates(options)
+    credentials = None if certificates is None else channel_credentials(certificates.current())
     with target.shop(options) as shop:
         reporter = Reporter(shop, as_json=options.json, within_seconds=TEST_SECONDS_MAX)
         reporter.heading("Both APIs are ready and list their services")
         for address in addresses:
-            _health(reporter, address)
-        _reflection(reporter, addresses)
+            _health(reporter, address, credentials)
+        _reflection(reporter, addresses, credentials)
         SmokeTest(reporter).run()
     if left_out := reporter.uncalled():
         raise CommandFailed(f"the smoke test does not call {', '.join(left_out)}; add the calls to smoke_test.py")
@@ -48,20 +51,20 @@ def run(options: argparse.Namespace) -> int:
     return 0
 
 
-def _health(reporter: Reporter, address: str) -> None:
+def _health(reporter: Reporter, address: str, credentials: grpc.ChannelCredentials | None) -> None:
     for service in ("", "liveness"):
         began = time.monotonic()
-        status = grpc_health.health(address, service)
+        status = grpc_health.health(address, service, credentials=credentials)
         name = f"grpc.health.v1.Health/Check {service or 'ready'}"
         reporter.result(name, time.monotonic() - began, f"{address} {status}", right=status == "SERVING")
 
 
-def _reflection(reporter: Reporter, addresses: tuple[str, str]) -> None:
+def _reflection(reporter: Reporter, addresses: tuple[str, str], credentials: grpc.ChannelCredentials | None) -> None:
     """Check that both APIs together list exactly our services. An API with reflection switched off passes, too."""
     listed: set[str] = set()
     began = time.monotonic()
     for address in addresses:
-        names = _listed_services(address)
+        names = _listed_services(address, credentials)
         if names is None:
             reporter.result(
                 "ServerReflection/ListServices", time.monotonic() - began, f"{address} REFLECTION is off", right=True
@@ -73,10 +76,15 @@ def _reflection(reporter: Reporter, addresses: tuple[str, str]) -> None:
     reporter.result("ServerReflection/ListServices", time.monotonic() - began, response, right=listed == known)
 
 
-def _listed_services(address: str) -> list[str] | None:
+def _listed_services(address: str, credentials: grpc.ChannelCredentials | None) -> list[str] | None:
     """Return the services that the server lists, or None if reflection is off, as it should be in production."""
     request = reflection_pb2.ServerReflectionRequest(list_services="")
-    with grpc.insecure_channel(address, [("grpc.enable_http_proxy", 0)]) as channel:
+    options = [("grpc.enable_http_proxy", 0)]
+    with (
+        grpc.insecure_channel(address, options)
+        if credentials is None
+        else grpc.secure_channel(address, credentials, options)
+    ) as channel:
         stub: Any = reflection_pb2_grpc.ServerReflectionStub(channel)  # the generated type has no methods
         try:
             responses = list(stub.ServerReflectionInfo(iter([request]), timeout=CALL_SECONDS))

@@ -33,6 +33,7 @@ class Endpoint:
 class RunFile:
     """The running system. `started` distinguishes `dev` from a later process with the same pid.
 
+    `certificates` is the folder with tls.crt, tls.key and ca.crt for clients, or None if the APIs use plain text.
     `traces_elsewhere` is the user's OTLP endpoint, empty if spans are dropped, None if `dev` collects the spans.
     """
 
@@ -43,6 +44,7 @@ class RunFile:
     processes: dict[str, Endpoint]
     traces_elsewhere: str | None = None
     broker_pid: int | None = None
+    certificates: str | None = None
 
     @property
     def apis(self) -> tuple[str, str]:
@@ -73,6 +75,7 @@ def read(path: Path = PATH) -> RunFile:
         processes={name: Endpoint(**endpoint) for name, endpoint in content["processes"].items()},
         traces_elsewhere=content.get("traces_elsewhere"),
         broker_pid=content.get("broker_pid"),
+        certificates=content.get("certificates"),
     )
     if not _still_runs(run):
         raise NotRunning(f"dev is no longer running ({path} is left over); start it with ./task dev")

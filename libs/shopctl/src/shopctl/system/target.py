@@ -4,6 +4,9 @@ import argparse
 from pathlib import Path
 
 from shop_common.db.address import parse
+from shop_common.environment.certificates import CertificateFiles
+from shop_common.environment.settings import CallerSettings, read
+from shop_common.rpc.tls import ReloadedCertificates, client_certificates
 from shopctl.client import Shop
 from shopctl.system import compose, runfile
 from shopctl.system.compose import Containers
@@ -37,8 +40,25 @@ def apis(options: argparse.Namespace) -> tuple[str, str]:
 
 
 def shop(options: argparse.Namespace) -> Shop:
-    """Return a client of both APIs. Raises NotRunning."""
-    return Shop.connect(*apis(options))
+    """Return a client of both APIs. Raises NotRunning, WrongSettings and CertificateError."""
+    return Shop.connect(*apis(options), certificates(options))
+
+
+def certificates(options: argparse.Namespace) -> ReloadedCertificates | None:
+    """Return the certificates for calls of the APIs, or None for plain text.
+
+    TLS_CA_PATH, TLS_CERT_PATH and TLS_KEY_PATH choose them, else the system that runs. Raises NotRunning, WrongSettings
+    and CertificateError.
+    """
+    chosen = client_certificates(read(CallerSettings))
+    if chosen is not None or options.inventory or options.orders:
+        return chosen
+    found = system()
+    if not isinstance(found, RunFile) or found.certificates is None:
+        return None
+    folder = Path(found.certificates)
+    files = CertificateFiles(folder / "tls.crt", folder / "tls.key", folder / "ca.crt", "TLS_CA_PATH")
+    return ReloadedCertificates(files)
 
 
 def databases(options: argparse.Namespace) -> Databases:

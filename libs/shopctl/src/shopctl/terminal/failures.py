@@ -10,6 +10,7 @@ from sqlalchemy.exc import DBAPIError
 
 from shop_common.db.database import cause_of
 from shop_common.db.schema import SchemaError
+from shop_common.environment.certificates import CertificateError
 from shop_common.environment.settings import WrongSettings
 from shop_common.errors import DatabaseUnavailable, ShopError
 from shop_common.events.kafka_connection import KafkaUnreachable
@@ -25,7 +26,7 @@ def sentence(error: Exception) -> str:
     match error:
         case DatabaseUnavailable(__cause__=BaseException()):
             message = f"{error}: {cause_of(error)}"
-        case CommandFailed() | NotRunning() | SchemaError() | ShopError() | WrongSettings():
+        case CertificateError() | CommandFailed() | NotRunning() | SchemaError() | ShopError() | WrongSettings():
             message = str(error)
         case grpc.RpcError():
             message = rpc_failure(error)
