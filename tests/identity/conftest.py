@@ -1,6 +1,6 @@
 """inventory-api and order-api as processes that check who calls them, and an issuer of tokens."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import pytest
@@ -19,10 +19,11 @@ def issuer() -> Iterator[Issuer]:
         yield running
 
 
-def secured(issuer: Issuer, folder: Path) -> dict[str, str]:
-    """Settings of an API that accepts tokens. Each permission is granted to the scope of the same name."""
+def secured(issuer: Issuer, folder: Path, *, workloads: Mapping[str, Sequence[str]] | None = None) -> dict[str, str]:
+    """Settings of an API that checks its callers. Each permission is granted to the scope of the same name."""
     grants = folder / "grants.yaml"
-    grants.write_text(yaml.safe_dump({"scopes": {permission: [permission] for permission in PERMISSIONS}}))
+    scopes = {permission: [permission] for permission in PERMISSIONS}
+    grants.write_text(yaml.safe_dump({"scopes": scopes, "workloads": dict(workloads or {})}))
     return {"GRANTS_PATH": str(grants), "OIDC_ISSUER": issuer.url, "OIDC_AUDIENCE": AUDIENCE}
 
 
@@ -32,7 +33,7 @@ def apis(issuer: Issuer, embedded_broker: Kafka, tmp_path_factory: pytest.TempPa
     folder = tmp_path_factory.mktemp("identity")
     settings = secured(issuer, folder)
     options = Options(per_process={INVENTORY_API: settings, ORDER_API: settings})
-    yield from _running(Stack(Databases.in_folder(folder), embedded_broker, options=options))
+    yield from running(Stack(Databases.in_folder(folder), embedded_broker, options=options))
 
 
 @pytest.fixture(scope="session")
@@ -40,10 +41,11 @@ def shop(issuer: Issuer, embedded_broker: Kafka, tmp_path_factory: pytest.TempPa
     """Both APIs; order-api checks its callers, inventory-api serves everybody."""
     folder = tmp_path_factory.mktemp("shop")
     options = Options(per_process={ORDER_API: secured(issuer, folder)})
-    yield from _running(Stack(Databases.in_folder(folder), embedded_broker, options=options))
+    yield from running(Stack(Databases.in_folder(folder), embedded_broker, options=options))
 
 
-def _running(stack: Stack) -> Iterator[Stack]:
+def running(stack: Stack) -> Iterator[Stack]:
+    """Start both APIs of the stack for the block."""
     apis = (stack.inventory_api, stack.order_api)
     try:
         stack.migrate()

@@ -1,7 +1,5 @@
-"""Every RPC of every service against every kind of credential. RPCs come from the contract: a new one is covered."""
+"""Every RPC of every service against every kind of token."""
 
-import importlib
-import pkgutil
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -9,61 +7,14 @@ from typing import Any
 import grpc
 import pytest
 from google.protobuf.descriptor import MethodDescriptor
-from google.protobuf.message import Message
-from google.protobuf.message_factory import GetMessageClass
-from google.rpc.error_details_pb2 import ErrorInfo
 
-import shop_protos
 from devstack.servers.issuer import Issuer
 from devstack.stack import Stack
-from shop_common.identity.rules import ORDERS_ANY, PERMISSIONS, rules_of
-from testkit.calls import outcome
+from shop_common.identity.rules import ORDERS_ANY, PERMISSIONS
+from tests.identity.apis import METHODS, Apis, every_method, method_rule, request_of
 
 USER, ANOTHER_USER = 1, 2
 _NOT_ALLOWED = {grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED}
-
-
-def _methods() -> Iterator[MethodDescriptor]:
-    """Every RPC of the packages of the contract."""
-    for module in pkgutil.walk_packages(shop_protos.__path__, f"{shop_protos.__name__}."):
-        if module.name.endswith("_pb2"):
-            file = importlib.import_module(module.name).DESCRIPTOR
-            for service in file.services_by_name.values():
-                yield from service.methods
-
-
-METHODS = sorted(_methods(), key=lambda method: str(method.full_name))
-every_method = pytest.mark.parametrize("method", METHODS, ids=lambda method: str(method.full_name))
-
-
-def _rule(method: MethodDescriptor) -> Any:
-    return rules_of(method.containing_service)[f"/{method.containing_service.full_name}/{method.name}"]
-
-
-class Apis:
-    """Calls any RPC with any headers."""
-
-    def __init__(self, stack: Stack) -> None:
-        self._channels = {
-            "shop.inventory.v1": grpc.insecure_channel(stack.inventory_address),
-            "shop.order.v1": grpc.insecure_channel(stack.orders_address),
-        }
-
-    def call(
-        self, method: MethodDescriptor, request: Message, *authorization: str
-    ) -> tuple[grpc.StatusCode, ErrorInfo]:
-        """The status of the call, and the ErrorInfo of a failed one."""
-        path = f"/{method.containing_service.full_name}/{method.name}"
-        rpc: Any = self._channels[method.containing_service.file.package].unary_unary(
-            path,
-            request_serializer=lambda message: message.SerializeToString(),
-            response_deserializer=GetMessageClass(method.output_type).FromString,
-        )
-        return outcome(lambda: rpc(request, timeout=60, metadata=[("authorization", value) for value in authorization]))
-
-    def close(self) -> None:
-        for channel in self._channels.values():
-            channel.close()
 
 
 @pytest.fixture(scope="module")
@@ -71,14 +22,6 @@ def called(apis: Stack) -> Iterator[Apis]:
     opened = Apis(apis)
     yield opened
     opened.close()
-
-
-def _request(method: MethodDescriptor, *, user: int = 0) -> Message:
-    """An empty request, which names the user if the RPC has a field for one."""
-    request = GetMessageClass(method.input_type)()
-    if user and (field := _rule(method).own_user_field):
-        setattr(request, field, user)
-    return request
 
 
 def _token(issuer: Issuer, *scopes: str, **options: Any) -> str:
@@ -105,7 +48,7 @@ def test_a_caller_that_is_not_known_is_unauthenticated(
 ) -> None:
     headers, reason = UNACCEPTABLE[credential]
 
-    code, info = called.call(method, _request(method), *headers(issuer))
+    code, info = called.call(method, request_of(method), *headers(issuer))
 
     assert (code, info.reason, dict(info.metadata)) == (grpc.StatusCode.UNAUTHENTICATED, reason, {})
 
@@ -114,9 +57,10 @@ def test_a_caller_that_is_not_known_is_unauthenticated(
 def test_a_caller_without_the_permission_is_denied_whatever_else_it_may_do(
     method: MethodDescriptor, called: Apis, issuer: Issuer
 ) -> None:
-    needed = _rule(method).permission
+    needed = method_rule(method).permission
+    others = set(PERMISSIONS) - {needed}
 
-    code, info = called.call(method, _request(method), _token(issuer, *(set(PERMISSIONS) - {needed}), "unknown-scope"))
+    code, info = called.call(method, request_of(method), _token(issuer, *others, "unknown-scope"))
 
     assert (code, info.reason) == (grpc.StatusCode.PERMISSION_DENIED, "PERMISSION_MISSING")
     assert dict(info.metadata) == {"permission": needed}
@@ -124,18 +68,20 @@ def test_a_caller_without_the_permission_is_denied_whatever_else_it_may_do(
 
 @every_method
 def test_a_caller_with_the_permission_alone_is_let_in(method: MethodDescriptor, called: Apis, issuer: Issuer) -> None:
-    code, _ = called.call(method, _request(method, user=USER), _token(issuer, _rule(method).permission))
+    code, _ = called.call(method, request_of(method, user=USER), _token(issuer, method_rule(method).permission))
 
     assert code not in _NOT_ALLOWED
 
 
 @pytest.mark.parametrize(
-    "method", [method for method in METHODS if _rule(method).own_user_field], ids=lambda method: str(method.full_name)
+    "method",
+    [method for method in METHODS if method_rule(method).own_user_field],
+    ids=lambda method: str(method.full_name),
 )
 def test_a_caller_names_another_user_only_with_a_permission_for_that(
     method: MethodDescriptor, called: Apis, issuer: Issuer
 ) -> None:
-    request, permission = _request(method, user=ANOTHER_USER), _rule(method).permission
+    request, permission = request_of(method, user=ANOTHER_USER), method_rule(method).permission
 
     code, info = called.call(method, request, _token(issuer, permission))
     allowed, _ = called.call(method, request, _token(issuer, permission, ORDERS_ANY))

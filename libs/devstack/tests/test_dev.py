@@ -14,6 +14,7 @@ import psutil
 import pytest
 
 from devstack import postgres
+from devstack.certificates import Files
 from devstack.dev import drain, log_book
 from devstack.dev.log_book import Line
 from devstack.dev.options import port_option
@@ -21,9 +22,11 @@ from devstack.ports import free_ports
 from devstack.process import Process, inherited_environment
 from devstack.stack import Databases, Ports
 from shop_protos.inventory.v1 import inventory_pb2, inventory_pb2_grpc
+from shop_protos.order.v1 import order_pb2, order_pb2_grpc
 from shopctl.system import runfile
 from shopctl.system.grpc_health import health
 from shopctl.system.runfile import RunFile
+from testkit.calls import outcome
 from testkit.eventually import eventually
 from testkit.tasks import main
 
@@ -104,6 +107,20 @@ def test_with_secure_every_rpc_needs_a_certificate(start: Start, tmp_path: Path)
     certificate = Path("run/certificates/shopctl/tls.crt")
     assert f"-cert {certificate} " in dev.log
     assert (tmp_path / certificate).is_file()
+    assert _list_orders(run, tmp_path, "staff") is grpc.StatusCode.OK
+    assert _list_orders(run, tmp_path, "shopper") is grpc.StatusCode.PERMISSION_DENIED
+
+
+def _list_orders(run: RunFile, folder: Path, user: str) -> grpc.StatusCode:
+    """The status of a call that lists the orders of a user who is not `shopper`."""
+    files = Files(folder / "run/certificates/shopctl")
+    credentials = grpc.ssl_channel_credentials(files.ca.read_bytes(), files.key.read_bytes(), files.cert.read_bytes())
+    token = (folder / f"run/identity/{user}.token").read_text().strip()
+    with grpc.secure_channel(run.apis[1], credentials) as channel:
+        list_orders = order_pb2_grpc.OrderServiceStub(channel).ListOrders
+        metadata = (("authorization", f"Bearer {token}"),)
+        code, _ = outcome(lambda: list_orders(order_pb2.ListOrdersRequest(user_id=2), metadata=metadata, timeout=60))
+    return code
 
 
 def test_a_second_one_in_the_same_folder_is_refused_and_told_who_runs(running: tuple[Process, RunFile, Start]) -> None:

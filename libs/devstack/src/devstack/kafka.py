@@ -275,7 +275,7 @@ def _in_a_container() -> Iterator[Kafka]:
     (port,) = free_ports(1)
     try:
         # It must listen on the published port, because it returns this port to its clients.
-        own = Container.start(IMAGE, port, container_settings(port), inside=port)
+        own = Container.start(IMAGE, port, _container_settings(port), inside=port)
     except ContainerUnavailable as error:
         raise KafkaUnavailable(str(error)) from error
     try:
@@ -287,7 +287,7 @@ def _in_a_container() -> Iterator[Kafka]:
         own.stop()
 
 
-def container_settings(port: int) -> dict[str, str]:
+def _container_settings(port: int) -> dict[str, str]:
     """Return settings for one node, small and quick to start. It does not create topics by itself, as in production."""
     return {
         "KAFKA_NODE_ID": "1",

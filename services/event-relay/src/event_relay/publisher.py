@@ -40,9 +40,6 @@ IN_FLIGHT_MAX = 2
 MEMORY_KILOBYTES_MAX = 65_536
 """The producer's queue; rows beyond it wait for the next batch."""
 
-CONNECT_SECONDS = 5.0
-"""Time limit for a new producer's first response, which comes after TLS and login."""
-
 BROKER_ANSWER_SECONDS = 2.0
 PURGE_SECONDS = 1.0
 ABSENT_TOPIC_SECONDS = 1.0
@@ -187,7 +184,7 @@ class Publisher:
         except (KafkaException, FileUnusable) as error:
             raise BrokerAway(text_of(error)) from error
         try:
-            producer.list_topics(timeout=CONNECT_SECONDS)
+            producer.list_topics(timeout=BROKER_ANSWER_SECONDS)
         except KafkaException as error:
             poll_reports(producer, time.monotonic())
             raise BrokerAway(self._error_cause.text or text_of(error)) from error

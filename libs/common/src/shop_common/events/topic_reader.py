@@ -15,7 +15,6 @@ from typing import Any
 import confluent_kafka
 from confluent_kafka import KafkaError, KafkaException, Message, TopicPartition
 
-from shop_common.environment.settings import FileUnusable
 from shop_common.events import received
 from shop_common.events.consumer_metrics import ConsumerMetrics
 from shop_common.events.consumer_progress import QUERY_SECONDS, Progress
@@ -76,10 +75,7 @@ class TopicReader:
         """If the credentials have changed, join again with a new client. Do not call it during a batch."""
         if not self._credentials.renewed():
             return
-        try:
-            new = self._new_client()
-        except (KafkaException, FileUnusable):
-            return  # The files have just changed again. The next check notices that.
+        new = self._new_client()
         # Messages that were polled but not handled are not committed, so the new client receives them again.
         self._early.clear()
         self._ends.clear()

@@ -26,7 +26,7 @@ from rich.text import Text
 from sqlalchemy.exc import SQLAlchemyError
 
 from devstack import certificates, kafka
-from devstack.dev import collector, run_folder
+from devstack.dev import collector, identity, run_folder
 from devstack.dev import options as dev_options
 from devstack.dev.drain import drain
 from devstack.dev.log_book import LogBook
@@ -79,12 +79,13 @@ class Dev:
         self._collects = _ENDPOINT not in self._environment
         self._runner = _task_runner()
         self._was_up = False
+        self._identity: dict[str, dict[str, str]] = {}
 
     def run(self) -> int:
         """Run until a signal or a failure. Returns the exit code, after all processes have ended."""
         databases = dev_options.check(self._options)
         # Collect until the very end: processes export their last spans while they end.
-        with self._data_owned(), self._collected():
+        with self._data_owned(), self._collected(), self._secured():
             return self._run(databases)
 
     def _run(self, databases: Databases) -> int:
@@ -143,10 +144,20 @@ class Dev:
             self._environment = {_ENDPOINT: endpoint} | _EXPORT_SOON | self._environment
             yield
 
+    @contextmanager
+    def _secured(self) -> Iterator[None]:
+        """With --secure, issue the users' tokens, and let the APIs check their callers."""
+        if not self._options.is_secure:
+            yield
+            return
+        with identity.provided() as self._identity:
+            yield
+
     def _stack(self, databases: Databases, broker: Kafka) -> Stack:
         options = Options(
             listen_host=self._options.listen,
             environment=self._environment,
+            per_process=self._identity,
             certificates=certificates.make(certificates.FOLDER) if self._options.is_secure else None,
         )
         return Stack(databases, broker, self._options.ports, options, self._screen.log)
@@ -200,6 +211,8 @@ class Dev:
             files = _operator_files()
             options = f"-cacert {files.ca} -cert {files.cert} -key {files.key}"
             self._screen.say(f"clients need a certificate: grpcurl {options} {stack.inventory_address} list")
+            tokens = " or ".join(str(identity.token_file(user)) for user in identity.USERS)
+            self._screen.say(f"users need a token as well, `authorization: Bearer …`: {tokens}")
         elif self._options.is_open:
             self._screen.say(f"other machines can reach these ports ({listen}) without authentication", "bold yellow")
         self._screen.say("next: ./task test-grpc, then ./task trace --last, or ./task top; ./task stop ends everything")

@@ -40,6 +40,9 @@ _SET_BY_OPTIONS = {
     "TLS_KEY_PATH": "--secure",
     "TLS_CA_PATH": "--secure",
     "TLS_CLIENT_CA_PATH": "--secure",
+    "GRANTS_PATH": "--secure",
+    "OIDC_ISSUER": "--secure",
+    "OIDC_AUDIENCE": "--secure",
 }
 """Settings of the processes that --env must not set, with the option that sets them."""
 
@@ -216,8 +219,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--secure",
         action="store_true",
-        help="mutual TLS between the processes; clients need a certificate. The certificates are made in"
-        f" {certificates.FOLDER}, and renewed at each start",
+        help="mutual TLS between the processes, and a permission for each call. Clients need a certificate,"
+        f" users a token as well. Both are made in {certificates.FOLDER.parent} at each start",
     )
     parser.add_argument("--no-metrics", action="store_true", help="open no metrics ports")
     parser.add_argument(

@@ -1,0 +1,64 @@
+"""Who may call the system of `./task dev --secure`: the workloads by certificate, and two users by token.
+
+The tokens are of an issuer that runs in this process, so they are worthless after it has ended.
+"""
+
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+import yaml
+
+from devstack.certificates import OPERATOR, spiffe_id
+from devstack.servers.issuer import AUDIENCE, Issuer
+from shop_common.identity.rules import PERMISSIONS
+from shopctl.system import runfile
+from shopctl.system.layout import INVENTORY_API, ORDER_API, REAPER
+
+FOLDER = runfile.PATH.with_name("identity")
+TOKEN_SECONDS = 24 * 3600
+
+_GRANTS = {
+    "workloads": {
+        spiffe_id(ORDER_API): ["stock.reserve"],
+        spiffe_id(REAPER): ["maintenance"],
+        spiffe_id(OPERATOR): list(PERMISSIONS),
+    },
+    "scopes": {
+        "shopper": ["inventory.read", "orders.read", "orders.write"],
+        "staff": ["inventory.read", "inventory.write", "orders.read", "orders.write", "orders.any"],
+    },
+}
+
+USERS: Mapping[str, tuple[object, str]] = {"shopper": (1, "shopper"), "staff": ("staff", "staff")}
+"""The subject and the scope of each user's token."""
+
+
+@contextmanager
+def provided(folder: Path = FOLDER) -> Iterator[dict[str, dict[str, str]]]:
+    """Run the issuer for the block, and write the grants and the tokens. Yields the settings of both APIs."""
+    with Issuer() as issuer:
+        folder.mkdir(parents=True, exist_ok=True)
+        grants = folder / "grants.yaml"
+        grants.write_text(yaml.safe_dump(_GRANTS, sort_keys=False))
+        for name, (subject, scope) in USERS.items():
+            _write_secret(token_file(name, folder), issuer.token(subject, scope, seconds=TOKEN_SECONDS))
+        settings = {
+            "GRANTS_PATH": str(grants.absolute()),
+            "OIDC_ISSUER": issuer.url,
+            "OIDC_AUDIENCE": AUDIENCE,
+        }
+        yield {INVENTORY_API: settings, ORDER_API: settings}
+
+
+def token_file(user: str, folder: Path = FOLDER) -> Path:
+    """The file with the token of one of USERS."""
+    return folder / f"{user}.token"
+
+
+def _write_secret(path: Path, text: str) -> None:
+    """Write a file that only its owner can read."""
+    path.unlink(missing_ok=True)
+    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+        file.write(text + "\n")

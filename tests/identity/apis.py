@@ -1,0 +1,78 @@
+"""Every RPC of the contract, and a client that calls any of them with any credential."""
+
+import importlib
+import pkgutil
+from collections.abc import Iterator
+from typing import Any
+
+import grpc
+import pytest
+from google.protobuf.descriptor import MethodDescriptor
+from google.protobuf.message import Message
+from google.protobuf.message_factory import GetMessageClass
+from google.rpc.error_details_pb2 import ErrorInfo
+
+import shop_protos
+from devstack.stack import Stack
+from shop_common.identity.rules import Rule, rules_of
+from testkit.calls import outcome
+
+
+def _methods() -> Iterator[MethodDescriptor]:
+    for module in pkgutil.walk_packages(shop_protos.__path__, f"{shop_protos.__name__}."):
+        if module.name.endswith("_pb2"):
+            file = importlib.import_module(module.name).DESCRIPTOR
+            for service in file.services_by_name.values():
+                yield from service.methods
+
+
+METHODS = sorted(_methods(), key=lambda method: str(method.full_name))
+"""Every RPC of every service. They come from the contract, so that a new one is covered without a new test."""
+
+every_method = pytest.mark.parametrize("method", METHODS, ids=lambda method: str(method.full_name))
+
+
+def method_rule(method: MethodDescriptor) -> Rule:
+    """The access rule of the RPC."""
+    return rules_of(method.containing_service)[_path(method)]
+
+
+def request_of(method: MethodDescriptor, *, user: int = 0) -> Message:
+    """An empty request; it names the user if the RPC has a field for one."""
+    request = GetMessageClass(method.input_type)()
+    if user and (field := method_rule(method).own_user_field):
+        setattr(request, field, user)
+    return request
+
+
+class Apis:
+    """A client of both APIs, in plain text unless it has credentials."""
+
+    def __init__(self, stack: Stack, credentials: grpc.ChannelCredentials | None = None) -> None:
+        addresses = {"shop.inventory.v1": stack.inventory_address, "shop.order.v1": stack.orders_address}
+        self._channels = {
+            package: grpc.insecure_channel(address)
+            if credentials is None
+            else grpc.secure_channel(address, credentials)
+            for package, address in addresses.items()
+        }
+
+    def call(
+        self, method: MethodDescriptor, request: Message, *authorization: str
+    ) -> tuple[grpc.StatusCode, ErrorInfo]:
+        """The status of a call with these headers, and the ErrorInfo of a failed one."""
+        rpc: Any = self._channels[method.containing_service.file.package].unary_unary(
+            _path(method),
+            request_serializer=lambda message: message.SerializeToString(),
+            response_deserializer=GetMessageClass(method.output_type).FromString,
+        )
+        metadata = [("authorization", value) for value in authorization]
+        return outcome(lambda: rpc(request, timeout=60, metadata=metadata))
+
+    def close(self) -> None:
+        for channel in self._channels.values():
+            channel.close()
+
+
+def _path(method: MethodDescriptor) -> str:
+    return f"/{method.containing_service.full_name}/{method.name}"
