@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import structlog
+from cryptography.hazmat.primitives import serialization
 
 from devstack.certificates import Authority, Files
 from devstack.kafka import Kafka
@@ -174,7 +175,7 @@ def test_settings_that_contradict_each_other_are_refused_all_at_once(
 
 
 def test_certificates_need_a_protocol_with_tls_and_come_with_their_key(
-    complaints: Callable[[Mapping[str, object]], str], files: Files, tmp_path: Path
+    complaints: Callable[[Mapping[str, object]], str], files: Files
 ) -> None:
     plain = {"KAFKA_CA_PATH": files.ca, "KAFKA_CERT_PATH": files.cert, "KAFKA_KEY_PATH": files.key}
     assert complaints(plain).count("KAFKA_SECURITY_PROTOCOL is PLAINTEXT, which has no TLS") == 3
@@ -185,24 +186,42 @@ def test_certificates_need_a_protocol_with_tls_and_come_with_their_key(
     )
     assert complaints(tls | {"KAFKA_KEY_PATH": files.key}) == "KAFKA_CERT_PATH: must be set when KAFKA_KEY_PATH is set"
 
+
+def test_files_that_cannot_be_used_are_refused_at_the_start_all_at_once(
+    settings: Callable[[Mapping[str, object]], KafkaSettings], files: Files, tmp_path: Path
+) -> None:
+    def faults(ca: Path, cert: Path, key: Path, options: str = "{}") -> list[str]:
+        paths = {"KAFKA_CA_PATH": ca, "KAFKA_CERT_PATH": cert, "KAFKA_KEY_PATH": key}
+        return list(settings(paths | {"KAFKA_SECURITY_PROTOCOL": "SSL", "KAFKA_OPTIONS": options}).start_faults())
+
+    assert faults(files.ca, files.cert, files.key) == []
+
     other = Files(tmp_path / "other")
     Authority.create().issue("order-api", other)
-    mixed = complaints(tls | {"KAFKA_CERT_PATH": files.cert, "KAFKA_KEY_PATH": other.key})
-    assert mixed == "KAFKA_KEY_PATH: must be the key of the certificate in KAFKA_CERT_PATH"
+    assert faults(files.ca, files.cert, other.key) == [
+        f"KAFKA_KEY_PATH: '{other.key}' is not the key of the certificate in KAFKA_CERT_PATH"
+    ]
+    missing = tmp_path / "missing"
+    assert faults(missing, files.cert, missing) == [
+        f"KAFKA_KEY_PATH: cannot read '{missing}': No such file or directory",
+        f"KAFKA_CA_PATH: cannot read '{missing}': No such file or directory",
+    ]
+    assert faults(files.key, files.cert, files.ca) == [
+        f"KAFKA_CA_PATH: '{files.key}' must hold certificates in PEM format",
+        f"KAFKA_KEY_PATH: '{files.ca}' must hold an unencrypted private key in PEM format",
+    ]
 
-    (tmp_path / "empty").touch()
-    assert "KAFKA_CA_PATH: must be a file with certificates in PEM format" in complaints(
-        tls | {"KAFKA_CA_PATH": tmp_path / "empty"}
-    )
-    assert "KAFKA_CA_PATH: must be a file that can be read (No such file or directory)" in complaints(
-        tls | {"KAFKA_CA_PATH": tmp_path / "missing"}
-    )
-    assert "must be a certificate and its private key in PEM format" in complaints(
-        tls | {"KAFKA_CERT_PATH": files.key, "KAFKA_KEY_PATH": files.cert}
-    )
-    assert "must be files that can be read (No such file or directory)" in complaints(
-        tls | {"KAFKA_CERT_PATH": tmp_path / "missing", "KAFKA_KEY_PATH": files.key}
-    )
+    key = serialization.load_pem_private_key(files.key.read_bytes(), password=None)
+    encryption = serialization.BestAvailableEncryption(b"hunter2")
+    encrypted = tmp_path / "encrypted.key"
+    encrypted.write_bytes(key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, encryption))
+    assert faults(files.ca, files.cert, encrypted, '{"ssl.key.password": "hunter2"}') == []
+    assert faults(files.ca, files.cert, encrypted) == [
+        f"KAFKA_KEY_PATH: '{encrypted}' must hold an unencrypted private key in PEM format"
+    ]
+    assert faults(files.ca, files.cert, encrypted, '{"ssl.key.password": "wrong"}') == [
+        f"KAFKA_KEY_PATH: '{encrypted}' must hold a private key with this password in PEM format"
+    ]
 
 
 def test_wrong_options_are_refused_by_name_all_at_once_and_no_value_is_shown(

@@ -7,8 +7,6 @@ from pathlib import Path
 
 FILE_BYTES_MAX = 1024 * 1024
 
-CERT_SETTING, KEY_SETTING = "TLS_CERT_PATH", "TLS_KEY_PATH"
-
 
 @dataclass(frozen=True)
 class Certificates:
@@ -37,6 +35,18 @@ class CertificateFiles:
     authorities: Path | None
     authorities_setting: str
     """The setting with the path of the CAs. Servers and clients have different ones."""
+    cert_setting: str = "TLS_CERT_PATH"
+    key_setting: str = "TLS_KEY_PATH"
+    key_password: str = field(default="", repr=False)
+    """Empty if the key is not encrypted."""
+
+    def faults(self) -> list[str]:
+        """Return why the files cannot be used: a sentence for each fault that begins with the name of a setting."""
+        try:
+            self.read()
+        except CertificateError as error:
+            return error.faults
+        return []
 
     def read(self) -> Certificates:
         """Read all files. Raises CertificateError if one is unusable or the key does not belong to the certificate."""
@@ -46,13 +56,15 @@ class CertificateFiles:
         if faults:
             raise CertificateError(faults)
         if self._contents() != contents:
-            raise CertificateError([f"{CERT_SETTING}: the files changed while they were read"])
+            raise CertificateError([f"{self.cert_setting}: the files changed while they were read"])
         return Certificates(
-            contents.get(CERT_SETTING, b""), contents.get(KEY_SETTING, b""), contents.get(self.authorities_setting, b"")
+            contents.get(self.cert_setting, b""),
+            contents.get(self.key_setting, b""),
+            contents.get(self.authorities_setting, b""),
         )
 
     def _contents(self) -> dict[str, bytes]:
-        paths = {CERT_SETTING: self.cert, KEY_SETTING: self.key, self.authorities_setting: self.authorities}
+        paths = {self.cert_setting: self.cert, self.key_setting: self.key, self.authorities_setting: self.authorities}
         contents, faults = {}, []
         for setting, path in paths.items():
             if path is None:
@@ -71,7 +83,7 @@ class CertificateFiles:
 
     def _certificate_faults(self, contents: Mapping[str, bytes]) -> list[str]:
         faults = []
-        for setting, path in ((CERT_SETTING, self.cert), (self.authorities_setting, self.authorities)):
+        for setting, path in ((self.cert_setting, self.cert), (self.authorities_setting, self.authorities)):
             if path is not None:
                 try:
                     # CA bundles contain comments between the certificates, with characters that are not ASCII.
@@ -87,11 +99,16 @@ class CertificateFiles:
             return []
         try:
             # Without a password function, OpenSSL would prompt on the terminal for the password of an encrypted key.
-            ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(self.cert, self.key, password=lambda: b"")
+            ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(
+                self.cert, self.key, password=lambda: self.key_password
+            )
         except ssl.SSLError as error:
             if error.reason == "KEY_VALUES_MISMATCH":
-                return [f"{KEY_SETTING}: {str(self.key)!r} is not the key of the certificate in {CERT_SETTING}"]
-            return [f"{KEY_SETTING}: {str(self.key)!r} must hold an unencrypted private key in PEM format"]
+                return [
+                    f"{self.key_setting}: {str(self.key)!r} is not the key of the certificate in {self.cert_setting}"
+                ]
+            kind = "a private key with this password" if self.key_password else "an unencrypted private key"
+            return [f"{self.key_setting}: {str(self.key)!r} must hold {kind} in PEM format"]
         except OSError as error:  # removed after it was read
-            return [f"{KEY_SETTING}: cannot read the files: {error.strerror}"]
+            return [f"{self.key_setting}: cannot read the files: {error.strerror}"]
         return []

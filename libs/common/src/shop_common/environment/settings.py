@@ -32,7 +32,7 @@ from pydantic_core import PydanticCustomError
 from pydantic_settings import BaseSettings, EnvSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 
 from shop_common.environment import otel_settings
-from shop_common.environment.certificates import CertificateError, CertificateFiles
+from shop_common.environment.certificates import CertificateFiles
 from shop_common.environment.listen import is_loopback
 
 # Marks of a setting: its value is never shown; or the setting is not for users, and missing from --help.
@@ -294,7 +294,7 @@ class CallerSettings(TlsSettings):
 
     def start_faults(self) -> Iterator[str]:
         yield from super().start_faults()
-        yield from _file_faults(self.client_certificate_files)
+        yield from self.client_certificate_files.faults()
 
 
 class ApiSettings(CommonSettings, TlsSettings):
@@ -376,15 +376,7 @@ class ApiSettings(CommonSettings, TlsSettings):
                 f"LISTEN_HOST: other machines reach {self.listen_host!r}, so TLS_CERT_PATH and TLS_KEY_PATH must be "
                 "set; INSECURE=true allows plain text"
             )
-        yield from _file_faults(self.server_certificate_files)
-
-
-def _file_faults(files: CertificateFiles) -> list[str]:
-    try:
-        files.read()
-    except CertificateError as error:
-        return error.faults
-    return []
+        yield from self.server_certificate_files.faults()
 
 
 _Settings = TypeVar("_Settings", bound=Settings)

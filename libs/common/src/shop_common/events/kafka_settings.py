@@ -1,7 +1,6 @@
 """Settings of a process that uses Kafka. They become one `KafkaConnection`, from which all its clients are made."""
 
 import json
-import ssl
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
@@ -10,6 +9,7 @@ from confluent_kafka import KafkaException
 from confluent_kafka.admin import AdminClient
 from pydantic import AfterValidator, BeforeValidator, Field
 
+from shop_common.environment.certificates import CertificateFiles
 from shop_common.environment.settings import INTERNAL, SECRET, Settings, addresses
 from shop_common.events.kafka_connection import KafkaConnection, Login, SaslMechanism, SecurityProtocol
 
@@ -83,29 +83,6 @@ def _text(option: str | float) -> str:
     return str(option).lower() if isinstance(option, bool) else str(option)
 
 
-def _authorities(path: Path) -> Path:
-    try:
-        ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(path)
-    except ssl.SSLError:
-        raise ValueError("must be a file with certificates in PEM format") from None
-    except OSError as error:
-        raise ValueError(f"must be a file that can be read ({error.strerror})") from None
-    return path
-
-
-def _pair_faults(cert: Path, key: Path, key_password: str) -> Iterator[str]:
-    try:
-        # Without a password, OpenSSL would ask on the terminal for that of an encrypted key.
-        ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_cert_chain(cert, key, password=lambda: key_password)
-    except ssl.SSLError as error:
-        if error.reason == "KEY_VALUES_MISMATCH":
-            yield "KAFKA_KEY_PATH: must be the key of the certificate in KAFKA_CERT_PATH"
-        else:
-            yield "KAFKA_CERT_PATH, KAFKA_KEY_PATH: must be a certificate and its private key in PEM format"
-    except OSError as error:
-        yield f"KAFKA_CERT_PATH, KAFKA_KEY_PATH: must be files that can be read ({error.strerror})"
-
-
 def _upper(value: object) -> object:
     return value.upper() if isinstance(value, str) else value
 
@@ -134,7 +111,7 @@ class KafkaSettings(Settings):
         repr=False,
         json_schema_extra=SECRET,
     )
-    kafka_ca_path: Annotated[Path, AfterValidator(_authorities)] | None = Field(
+    kafka_ca_path: Path | None = Field(
         default=None,
         description="CAs that sign the brokers' certificates, in PEM format, with SSL or SASL_SSL; "
         "unset means those of the system. A changed file is read again",
@@ -184,6 +161,19 @@ class KafkaSettings(Settings):
         yield from self._login_faults()
         yield from self._tls_faults()
 
+    def start_faults(self) -> Iterator[str]:
+        yield from super().start_faults()
+        files = CertificateFiles(
+            self.kafka_cert_path,
+            self.kafka_key_path,
+            self.kafka_ca_path,
+            "KAFKA_CA_PATH",
+            cert_setting="KAFKA_CERT_PATH",
+            key_setting="KAFKA_KEY_PATH",
+            key_password=self.kafka.options.get("ssl.key.password", ""),
+        )
+        yield from files.faults()
+
     def facts(self) -> Iterator[tuple[str, object]]:
         yield from super().facts()
         yield "kafka", self.kafka_bootstrap_servers
@@ -210,6 +200,3 @@ class KafkaSettings(Settings):
         elif (self.kafka_cert_path is None) != (self.kafka_key_path is None):
             missing, other = ("KAFKA_CERT_PATH", "KAFKA_KEY_PATH")[:: 1 if self.kafka_cert_path is None else -1]
             yield f"{missing}: must be set when {other} is set"
-        elif self.kafka_cert_path is not None and self.kafka_key_path is not None:
-            key_password = self.kafka.options.get("ssl.key.password", "")
-            yield from _pair_faults(self.kafka_cert_path, self.kafka_key_path, key_password)

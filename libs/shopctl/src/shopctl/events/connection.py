@@ -3,7 +3,7 @@
 import argparse
 from dataclasses import replace
 
-from shop_common.environment.settings import read
+from shop_common.environment.settings import WrongSettings, read
 from shop_common.events.kafka_connection import KafkaConnection, SecurityProtocol
 from shop_common.events.kafka_settings import KafkaSettings
 from shopctl.system import target
@@ -25,6 +25,8 @@ def add_broker(parser: argparse.ArgumentParser) -> None:
 def connection(options: argparse.Namespace) -> KafkaConnection:
     """Raises NotRunning when no broker is known, WrongSettings, and KafkaUnreachable when the login is refused."""
     settings = read(KafkaSettings)
+    if faults := list(settings.start_faults()):
+        raise WrongSettings(faults)
     found = replace(settings.kafka, bootstrap_servers=_address(options, settings))
     if found.security_protocol is not SecurityProtocol.PLAINTEXT:
         # The errors of later requests do not say why there is no connection.
