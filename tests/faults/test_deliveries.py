@@ -1,4 +1,4 @@
-"""Every event is delivered three times, out of order with those of other keys, and invalid events are among them."""
+"""Each event is delivered three times, and events of different keys are mixed up. The topic also has invalid events."""
 
 import random
 import threading

@@ -93,7 +93,7 @@ def ship(database: Database, rows: OutboxRows, count: int) -> None:
 
 
 def cost(database: Database, rows: OutboxRows) -> int:
-    """The number of blocks that reading all shards, reading half of them, deleting and measuring the backlog touch."""
+    """The number of blocks that four statements touch: read all shards, read half of them, delete, count the rest."""
     waiting = database.query(lambda tx: rows.oldest(tx, range(SHARDS)), FORCE_INDEX_PLANS)
     assert len(waiting) == WAITING_EVENTS
     return sum(

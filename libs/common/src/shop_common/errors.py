@@ -20,6 +20,9 @@ ShopError
 Only `shop_common.rpc.status` maps kinds to gRPC statuses; errors know nothing of gRPC. Each service defines its domain
 errors as subclasses of a kind. A concrete error has a stable `reason`, on which callers may branch, and `metadata` with
 the values that callers need.
+
+`shop_common.db.errors` defines two more classes, on which only the retries of `Database` depend: Collision, a
+Contention, and StaleConnection, a DatabaseUnavailable. If all retries fail, callers see them as their parent class.
 """
 
 from collections.abc import Sequence
@@ -60,11 +63,11 @@ class InvalidInput(ShopError):
 
 
 class Unauthenticated(ShopError):
-    """It is not known who calls."""
+    """The caller is not authenticated."""
 
 
 class PermissionDenied(ShopError):
-    """The caller is known, and may not make this call."""
+    """The caller is authenticated but may not make this call."""
 
 
 class NotFound(ShopError):

@@ -1,4 +1,4 @@
-"""One batch of rows: what was produced to Kafka, and what is known of its delivery."""
+"""One batch of rows: the rows that were produced to Kafka, and their delivery reports."""
 
 import time
 from collections.abc import Mapping, Sequence
@@ -13,7 +13,7 @@ from shop_common.telemetry import tracing
 
 @dataclass(frozen=True, slots=True)
 class Delivery:
-    """The result of a batch: `acknowledged` rows may be deleted; `failure` says why others were not acknowledged."""
+    """The result of a batch: `acknowledged` rows may be deleted; `failure` is the reason if others are missing."""
 
     acknowledged: Sequence[OutboxRow]
     failure: str | None
@@ -37,7 +37,7 @@ class Batch:
 
     @property
     def outstanding(self) -> int:
-        """How many events the broker has neither acknowledged nor rejected."""
+        """Return the number of events that the broker has neither acknowledged nor rejected."""
         return len(self.producer)
 
     def wait(self) -> None:
@@ -49,7 +49,10 @@ class Batch:
             self.failed(f"{self.outstanding} of {len(self.produced)} events not acknowledged in time")
 
     def open_span(self, row: OutboxRow) -> str | None:
-        """The traceparent for the row's message: of a span that lasts until the batch has ended, or the row's own."""
+        """Return the traceparent for the row's message.
+
+        If the row is traced, it names a new span, which ends with the batch. Otherwise it is that of the row.
+        """
         member = self.members.get(row.id)
         if member is None:
             return row.traceparent
@@ -69,7 +72,7 @@ class Batch:
         return tracing.traceparent_of(span)
 
     def end_spans(self) -> None:
-        """End the spans of acknowledged and of lost rows; the next attempt opens new ones."""
+        """End the spans of all rows. A new attempt opens new spans."""
         for row_id, span in self._spans.items():
             if row_id in self._lost:
                 span.set_status(StatusCode.ERROR, "not acknowledged")
@@ -77,7 +80,7 @@ class Batch:
         self._spans.clear()
 
     def lost(self, row: OutboxRow, error: KafkaError, _: Message) -> None:
-        """The delivery report of a row that the broker does not have, or not for certain."""
+        """Handle the delivery report of a row that the broker rejected or may not have."""
         self._lost.add(row.id)
         if error.code() == KafkaError.MSG_SIZE_TOO_LARGE:
             self.too_large.append(row)
@@ -85,14 +88,14 @@ class Batch:
             self.failed(f"{text_of(error)}: event {row.event_id} of topic {row.topic}")
 
     def failed(self, why: str) -> None:
-        # The first failure is the cause, the others follow from it.
+        # Keep the first failure: the later ones follow from it.
         self.failure = self.failure or why
 
     def acknowledged(self) -> Sequence[OutboxRow]:
-        """For each shard, the rows before the first lost one. None while anything is outstanding.
+        """Return, for each shard, the rows before the first lost one; no rows while any message is outstanding.
 
-        Acknowledged rows after a lost one are sent again. So even if the broker had taken rows out of order, the last
-        event that a consumer sees of a key is the latest one.
+        Acknowledged rows after a lost one are sent again. So even if the broker stored rows out of order, the last
+        event of a key that a consumer receives is the latest one.
         """
         if self.outstanding:
             return []
@@ -114,7 +117,7 @@ def poll_reports(producer: Producer, deadline: float) -> str | None:
     Returns the first failure.
     """
     failure = None
-    # Not flush(): it keeps calling back after a fatal error, with that error pending in the interpreter.
+    # Do not use flush(): after a fatal error it continues to call back, with that error pending in the interpreter.
     while len(producer):
         seconds_left = max(0.0, deadline - time.monotonic())
         served = 0
@@ -122,12 +125,12 @@ def poll_reports(producer: Producer, deadline: float) -> str | None:
             served = producer.poll(seconds_left)
         except KafkaException as error:
             failure = failure or text_of(error.args[0])
-        # Reports that are there already are processed, however late it is.
+        # Process the reports that have already arrived, even after the deadline.
         if not served and not seconds_left:
             break
     return failure
 
 
 def text_of(error: KafkaError) -> str:
-    """The error in the words of the library."""
+    """Return the library's description of the error."""
     return str(error.str())

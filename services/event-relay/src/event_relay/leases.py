@@ -1,9 +1,9 @@
-"""Which relay process ships which shards: leases in the outbox's own database, by that database's clock.
+"""Assigns shards to relay processes by leases in the database of the outbox. That database's clock decides their end.
 
-A process first takes a membership slot: a lease like any other, under a number below zero, so that a process without
-shards is counted too. The taken slots tell how many processes share the shards, and the rank of a process among them
-tells its share. A process with more shards gives up the rest, one with fewer takes free ones. The shares add up to all
-shards, so this settles.
+A process first takes a membership slot: a lease with a number below zero, so that a process without shards is counted,
+too. The number of taken slots is the number of processes that share the shards. The rank of a process among them
+determines its share. A process with more shards than that gives some up; a process with fewer takes free ones. All
+shares add up to the number of shards, so every shard gets an owner and then stays with it.
 """
 
 import time
@@ -31,13 +31,14 @@ from shop_common.db.sql import Statement, Timestamp, now
 from shop_common.events.outbox import SHARDS
 
 SLOTS = range(-SHARDS, 0)
-"""Membership slots. More processes than shards would have nothing to do: they wait for a free slot."""
+"""Membership slots. There are as many slots as shards. A further process would have no shard, so it waits for a free
+slot."""
 
 
 SECONDS_MAX = 300
-"""The longest lease. One that ends later than this from now was granted before the clock was set back.
+"""The longest lease. A lease that ends later than this from now was granted before the clock was set back.
 
-Such a lease is void: its owner may be dead, and others would wait for it. An owner that lives renews its leases soon.
+Such a lease is void: its owner may be dead, and others would wait for it. A live owner renews its leases soon.
 """
 
 
@@ -45,7 +46,8 @@ Such a lease is void: its owner may be dead, and others would wait for it. An ow
 class Held:
     """The shards that this process owns. `produce_until` and `ends` are by time.monotonic.
 
-    In the last third of a lease nothing is produced, so that the outstanding batch can be acknowledged or purged.
+    In the last third of a lease nothing is produced: that time is for the outstanding batch to be acknowledged or
+    purged.
     """
 
     shards: tuple[int, ...]
@@ -54,7 +56,7 @@ class Held:
 
 
 class Leases:
-    """The leases of one process in one database, under a name that no other process ever has."""
+    """The leases of one process in one database. `owner` is a name that no other process ever has."""
 
     def __init__(self, table: Table, owner: str, seconds: float) -> None:
         self._table = table
@@ -63,11 +65,11 @@ class Leases:
         self._take = Statement(lambda given: _taking(table, given), shard=SmallInteger())
 
     def hold(self, tx: Connection) -> Held:
-        """Renew our leases, take or give up shards until we have our share, and return what we own now.
+        """Renew our leases, take or give up shards until we have our share, and return the shards that we own now.
 
         Nothing may be outstanding: the next owner of a shard that is given up starts at once.
         """
-        # Read before the database's clock, so that we never believe in a lease for longer than others do.
+        # Read our clock before the database's, so that our lease ends for us no later than for others.
         began = time.monotonic()
         at = now(tx)
         lease = {
@@ -95,11 +97,11 @@ class Leases:
         return Held(tuple(shards), began + self._seconds * 2 / 3, began + self._seconds)
 
     def release(self, tx: Connection) -> None:
-        """Give up everything, the slot included. Nothing may be outstanding."""
+        """Give up all shards and the slot. Nothing may be outstanding."""
         tx.execute(delete(self._table).where(self._table.c.owner == self._owner))
 
     def _renewing(self) -> Executable:
-        # Also if it had expired, as long as nobody else has taken it.
+        # This also renews an expired lease, as long as no other process has taken it.
         return (
             update(self._table)
             .where(self._table.c.owner == bindparam("me"))
@@ -114,7 +116,7 @@ class Leases:
 
 
 def _share(ours: set[int], slots: set[int]) -> int:
-    """The number of shards that are ours: equal parts; the first slots get one more if it doesn't come out even."""
+    """Return our number of shards. The parts are equal; if there is a remainder, the first slots get one more each."""
     rank = next((rank for rank, slot in enumerate(sorted(slots)) if slot in ours), None)
     if rank is None:
         return 0
@@ -122,10 +124,10 @@ def _share(ours: set[int], slots: set[int]) -> int:
 
 
 def _taking(table: Table, given: Subquery) -> Executable:
-    # WHERE true keeps SQLite from reading ON CONFLICT as a join's condition.
+    # Without WHERE true, SQLite would parse ON CONFLICT as the condition of a join.
     rows = select(given.c.shard, bindparam("owner", type_=Text()), bindparam("until", type_=Timestamp())).where(true())
     wanted = insert(table).from_select(["shard", "owner", "expires_at"], rows)
-    # A second process waits for the first one's row, and then finds a lease that has not expired.
+    # A concurrent process waits until this transaction ends, and then finds a lease that has not expired.
     return wanted.on_conflict_do_update(
         index_elements=[table.c.shard],
         set_={"owner": wanted.excluded.owner, "expires_at": wanted.excluded.expires_at},

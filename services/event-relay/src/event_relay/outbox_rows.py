@@ -19,18 +19,21 @@ from shop_common.db.sql import Clock, Statement, in_rows, micros_of
 from shop_common.events.outbox import SHARDS
 
 ROWS_MAX = 4000
-"""Rows in one read, which bounds the memory. Some shards alone get equal parts, so none waits for another."""
+"""Rows in one read, which limits the memory. If only some shards are read, each may fill an equal part of it. So no
+shard waits for another."""
 
 READS_KEPT = 64
-"""Cached statements: one for the shards of this relay, two for their halves, others while topics are absent."""
+"""Cached statements: one for the shards of this relay, two for the halves, and more while a topic is missing, since its
+rows are left out."""
 
 BACKLOG_COUNTED_MAX = 100_000
 
 
 class OutboxRow(NamedTuple):
-    """A row of the outbox. `headers` is a JSON object of headers that override ours. Microseconds since 1970, UTC.
+    """A row of the outbox. `headers` is a JSON object of headers that override those of the relay.
 
-    A named tuple, because one is created per event: a frozen dataclass needs a call per field.
+    `created_micros` is in microseconds since 1970, UTC. This is a named tuple, because the relay creates one per event:
+    creating a frozen dataclass takes a call per field.
     """
 
     id: int
@@ -51,7 +54,7 @@ class OutboxReplaced(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Backlog:
-    """The rows that wait, counted up to 100,000. `oldest_id` is None if there are none."""
+    """The number of rows, counted up to 100,000, and the age and id of the oldest. `oldest_id` is None without rows."""
 
     rows: int
     oldest_seconds: float
@@ -72,7 +75,8 @@ class OutboxRows:
     def oldest(self, tx: Connection, shards: Sequence[int], *, without_topics: Collection[str] = ()) -> list[OutboxRow]:
         """Return the oldest rows of these shards, at most 4,000, sorted by id within a shard.
 
-        For all shards: the oldest of all. For some: equally many of each.
+        If `shards` are all shards, the rows are the oldest of the outbox. Otherwise each shard has an equal part of the
+        4,000. Rows of `without_topics` are left out.
 
         Every read starts at the oldest row. A row whose transaction commits late has a lower id than rows that were
         read and shipped before it became visible.
@@ -85,20 +89,20 @@ class OutboxRows:
             if len(self._reads) >= READS_KEPT:
                 self._reads.clear()
             read = self._reads[wanted] = self._reading(tx, *wanted)
-        # Straight from the driver: nothing has to be converted, and SQLAlchemy's result would double the cost.
+        # Read from the driver's cursor: no value needs conversion, and SQLAlchemy's result would double the cost.
         return list(map(OutboxRow._make, tx.exec_driver_sql(read).cursor.fetchall()))
 
     def delete(self, tx: Connection, rows: Sequence[OutboxRow]) -> None:
         """Delete exactly these rows; rows that are already gone are ignored.
 
-        Raises OutboxReplaced if one of these ids belongs to another event: roll back, nothing may be deleted.
+        Raises OutboxReplaced if one of these ids belongs to another event. The caller must then roll back.
         """
         deleted = {row.event_id for row in self._delete(tx, [{"id": row.id} for row in rows])}
         if not deleted <= {row.event_id for row in rows}:
             raise OutboxReplaced("rows that were shipped are different rows now: was the database restored?")
 
     def backlog(self, tx: Connection) -> Backlog:
-        """Count the rows that wait, and return the age of the oldest."""
+        """Count the rows, up to 100,000, and return the age and id of the oldest."""
         ids = self._outbox.c.id
         counted = tx.execute(
             select(func.count()).select_from(select(ids).order_by(ids).limit(BACKLOG_COUNTED_MAX).subquery())
@@ -110,7 +114,7 @@ class OutboxRows:
         return Backlog(counted, (at - created_at).total_seconds(), oldest_id)
 
     def _reading(self, tx: Connection, shards: Sequence[int], without_topics: Collection[str]) -> str:
-        """The SQL with literal values: with parameters, PostgreSQL would plan sixteen selects each time."""
+        """Return the SQL with literal values: with parameters, PostgreSQL would plan sixteen selects at each read."""
         if len(shards) == SHARDS:
             # One index scan instead of sixteen. If one shard's backlog fills it, the halves that follow are fair again.
             reads: SelectBase = self._selected(without_topics).order_by(self._outbox.c.id).limit(ROWS_MAX)

@@ -1,13 +1,15 @@
-"""Decides when the relay polls again and which shards are in a pass, and detects an oldest row that no relay ships."""
+"""Decides when the relay polls again and which shards a pass reads. Detects that no relay ships the oldest row."""
 
 import time
 
 BUSY_POLLS = 0.1
-"""After an event, another one probably follows soon. A full pause would be most of its delay."""
+"""The shortest pause, as a share of the full one. After an event, another one probably follows soon: a full pause
+would be most of its delay."""
 
 QUIET_SECONDS = 1.0
 QUIET_POLLS = 5
-"""A poll costs about a millisecond of CPU, with that of the database. Fifty empty polls a second are too many."""
+"""The longest pause, in full ones, after a second without events. An empty poll costs about a millisecond of CPU,
+including the database. Fifty of them a second are too many."""
 
 
 class Pause:
@@ -29,14 +31,14 @@ class Pause:
 
 
 class Halves:
-    """Under load, passes alternate between two halves of the shards: one is read while the other is sent."""
+    """Under load, passes alternate between two halves of the shards: the relay reads one while it sends the other."""
 
     def __init__(self) -> None:
         self.active = False
         self._half = 0
 
     def shards_of_pass(self, shards: tuple[int, ...]) -> tuple[int, ...]:
-        """Return all shards, or the next half of them while `active`."""
+        """Return the next half of the shards if `active`, else all shards."""
         if not self.active:
             return shards
         self._half = 1 - self._half
@@ -44,10 +46,10 @@ class Halves:
 
 
 class Stall:
-    """Watches the oldest row while this relay owns no shard. If the row stays the same for long, no relay ships.
+    """Watches the oldest row while this relay owns no shard. If the row stays the same for long, no relay ships it.
 
-    It compares row ids, and measures time by the clock of this process. The age of a row is wrong after the database's
-    clock was set back.
+    It compares row ids and measures time by the clock of this process, because the age of a row is wrong after the
+    database's clock was set back.
     """
 
     def __init__(self) -> None:

@@ -1,7 +1,7 @@
 """Publishes rows to Kafka in order, one batch at a time.
 
-Guarantee: the first occurrences of a key's events in the topic are in the order of its rows, whatever fails. librdkafka
-alone does not guarantee that, even with idempotence: of messages 1, 2, 3, 4 it may deliver 1, let 2 and 3 time out, and
+Guarantee: whatever fails, the events of a key first occur in the topic in the order of their rows. librdkafka alone
+does not guarantee that, even with idempotence: of messages 1, 2, 3, 4 it may deliver 1, let 2 and 3 time out, and
 deliver 4. So here no single message times out or is skipped:
 
 - Messages have no timeout of their own; the whole batch has a deadline. When it passes, everything is purged.
@@ -9,9 +9,9 @@ deliver 4. So here no single message times out or is skipped:
   refuses the outstanding messages behind the refused one, by their sequence numbers.
 - After any failure the producer is discarded, and the caller starts again from its oldest rows.
 
-An event that cannot be published as it is, for example because it is too large for its topic, blocks its own shard and
-nothing else. The broker refuses whole requests, so after such a refusal each message is sent alone for a while: that
-shows which one it was.
+An event that cannot be published, for example because it is too large for its topic, blocks only its own shard. The
+broker refuses whole requests, so after such a refusal each message is sent alone for a while, to find the event that
+was refused.
 """
 
 import logging
@@ -36,9 +36,10 @@ PARTITIONS = 3
 """The partitions of a topic that has to be created; the default of the system's topics."""
 
 IN_FLIGHT_MAX = 2
-"""Concurrent requests to a broker. Meanwhile messages gather for the next request, so that none waits for company."""
+"""Concurrent requests to a broker. While they run, messages collect for the next request. So no message has to wait for
+others when no request is running."""
 MEMORY_KILOBYTES_MAX = 65_536
-"""The producer's queue; rows beyond it wait for the next batch."""
+"""The size of the producer's queue. Rows that do not fit wait for the next batch."""
 
 BROKER_ANSWER_SECONDS = 2.0
 PURGE_SECONDS = 1.0
@@ -58,12 +59,12 @@ _log = logs.get(__name__)
 
 
 class BrokerAway(Exception):
-    """No broker answers. Nothing was sent."""
+    """No broker responded. Nothing was sent."""
 
 
 @dataclass(slots=True)
 class _Refusal:
-    """An event that cannot be published as it is; the later events of its shard wait for it."""
+    """An event that cannot be published. The later events of its shard wait for it."""
 
     row_id: int
     event_id: str
@@ -71,7 +72,7 @@ class _Refusal:
 
 
 class Publisher:
-    """One producer, replaced after each failure, with at most one batch outstanding. For one thread.
+    """One producer, replaced after each failure, with at most one outstanding batch. Use it from one thread only.
 
     `source` is the CloudEvents source of its events, such as /shop/order-api.
     """
@@ -92,15 +93,15 @@ class Publisher:
         self._alone_until = 0.0
         self._alone = False
         self._error_cause = ErrorCause()
-        # librdkafka's own lines would flood the log while a broker is away; ours contain what matters.
+        # While a broker is unavailable, librdkafka's own log lines would flood the log. Our lines have the same facts.
         self._unheard = logging.getLogger("librdkafka")
         self._unheard.disabled = True
 
     def connect(self) -> Producer:
-        """Return the producer, once its broker has answered. Raises BrokerAway."""
+        """Return the producer. Creates one if there is none, and waits for its broker. Raises BrokerAway."""
         if self._producer is not None and self._alone and time.monotonic() >= self._alone_until:
             self._discard()
-        # Only between batches: what is outstanding is to be delivered first.
+        # Replace the producer only between batches, because its outstanding messages must be delivered first.
         if self._producer is not None and self._batch is None and self._credentials.renewed():
             self._discard()
         if self._producer is None:
@@ -108,32 +109,38 @@ class Publisher:
         return self._producer
 
     def absent_topics(self) -> frozenset[str]:
-        """Topics that do not exist or are denied. Do not read their rows now; other rows do not wait for them."""
+        """Return the topics that do not exist or are denied. Do not read their rows now; other rows do not wait."""
         now = time.monotonic()
         return frozenset(topic for topic, ask_again_at in self._absent_topics.items() if now < ask_again_at)
 
     def waiting_shards(self) -> frozenset[int]:
-        """Shards whose oldest event was refused lately. Do not read their rows now; other shards go on."""
+        """Return the shards whose oldest event was refused less than REFUSED_SECONDS ago.
+
+        Do not read their rows now. Other shards do not wait.
+        """
         now = time.monotonic()
         return frozenset(shard for shard, refusal in self._refusals.items() if now < refusal.ask_again_at)
 
     def refused_shards(self) -> frozenset[int]:
-        """Shards whose oldest event was refused when it was last tried."""
+        """Return the shards whose oldest event was refused at the last attempt."""
         return frozenset(self._refusals)
 
     @property
     def in_doubt(self) -> bool:
-        """Whether an event was refused lately, so that each message is sent alone. Do not read ahead then."""
+        """Return whether an event was refused less than ALONE_SECONDS ago. Do not read ahead then.
+
+        Each message is sent alone during this time.
+        """
         return time.monotonic() < self._alone_until
 
     def send(self, rows: Sequence[OutboxRow], *, deadline: float) -> None:
-        """Produce the rows as the outstanding batch; `wait` waits for the broker, until the deadline at most.
+        """Produce the rows as one batch, without waiting for the broker: `wait` does that, up to the deadline.
 
-        Rows of a shard must come in their order, from its oldest. The batch before must have ended. `deadline` is by
-        time.monotonic. Raises BrokerAway.
+        The rows of each shard must be sorted by id and begin with its oldest. No batch may be outstanding. `deadline`
+        is by time.monotonic. Raises BrokerAway.
         """
         producer = self.connect()
-        # Decided once per batch: a topic that appears in the middle must not get the later rows only.
+        # Check topics once per batch: a topic that is created in the middle must not get only the later rows.
         present = {topic for topic in {row.topic for row in rows} if self._exists(producer, topic)}
         members = _recorded(rows)
         attributes: dict[str, AttributeValue] = {
@@ -145,10 +152,10 @@ class Publisher:
             self._produce(rows, present, self._batch)
 
     def wait(self) -> Delivery:
-        """Wait until the broker has all of the outstanding batch, or its deadline; return its delivery.
+        """Wait until the broker has acknowledged the outstanding batch, or until its deadline. Returns its delivery.
 
-        Nothing is outstanding afterwards. An event that is refused for what it is makes no failure: it is logged, and
-        its shard is one of `waiting_shards`.
+        Nothing is outstanding afterwards. An event that cannot be published is not a failure of the batch: it is
+        logged, and its shard is one of `waiting_shards`.
         """
         batch, self._batch = self._batch, None
         if batch is None:
@@ -160,7 +167,7 @@ class Publisher:
         acknowledged = batch.acknowledged()
         self._forget_refusals(acknowledged)
         if batch.too_large:
-            # Of several messages in one request only one need be too large. Sent alone, each gets its own answer.
+            # One message may have made the whole request too large. Sent alone, each message gets its own response.
             if self._alone:
                 for row in batch.too_large:
                     self._refuse(row, "too large for the topic: raise its max.message.bytes")
@@ -174,7 +181,7 @@ class Publisher:
         self._discard()
 
     def _new_producer(self) -> Producer:
-        """Return a producer whose broker has answered. Raises BrokerAway."""
+        """Return a new producer whose broker has responded. Raises BrokerAway."""
         self._alone = time.monotonic() < self._alone_until
         self._known_topics.clear()
         self._error_cause = ErrorCause()
@@ -207,13 +214,13 @@ class Publisher:
             except KafkaException as error:
                 cause = error.args[0]
                 if cause.code() != KafkaError.MSG_SIZE_TOO_LARGE:
-                    # An error of the producer, such as the refusal of an earlier row that was fatal for it.
+                    # The producer itself has failed, for example because the broker refused an earlier row.
                     batch.failed(cause.str())
                     return
                 self._refuse(row, cause.str())
                 held_back.add(row.shard)
             except (TypeError, ValueError) as error:
-                # Its headers are no JSON object. Only its own shard waits until somebody has repaired the row.
+                # The row's headers are not a JSON object. Only its own shard waits until an operator repairs the row.
                 self._refuse(row, str(error))
                 held_back.add(row.shard)
             else:
@@ -235,7 +242,10 @@ class Publisher:
         self._refusals[row.shard] = _Refusal(row.id, row.event_id, time.monotonic() + REFUSED_SECONDS)
 
     def _forget_refusals(self, acknowledged: Sequence[OutboxRow]) -> None:
-        """Forget refusals of shards that have passed them: the event was published, or somebody removed it."""
+        """Forget the refusals of shards in which a later row was acknowledged.
+
+        The refused event was published, or an operator removed it.
+        """
         if not self._refusals:
             return
         for row in acknowledged:
@@ -251,7 +261,7 @@ class Publisher:
             ("ce_type", row.type),
             ("ce_time", rfc3339_of_micros(row.created_micros)),
             ("ce_subject", row.key),
-            # Padded to the digits of the largest number, so that sequences compare as text, too.
+            # Padded with zeros to the length of the largest number, so that sequences also sort as text.
             ("ce_sequence", f"{row.id:019d}"),
         ]
         if traceparent:
@@ -292,7 +302,7 @@ class Publisher:
         if self._producer is None:
             return
         self._producer.purge()
-        # The reports change nothing any more, but each unprocessed one would keep its row in memory.
+        # These reports have no effect any more, but an unprocessed report would keep its row in memory.
         poll_reports(self._producer, time.monotonic() + PURGE_SECONDS)
         self._producer = None
 
@@ -302,9 +312,9 @@ class Publisher:
             "enable.idempotence": True,
             "enable.gapless.guarantee": True,
             "acks": "all",
-            # A report per delivered message would cost a tenth of publishing it. The others were delivered.
+            # Report only failures: a report per delivered message would cost a tenth of publishing it.
             "delivery.report.only.error": True,
-            # None: see above. The batch has a deadline.
+            # Messages have no timeout, because the batch has a deadline (see the start of this module).
             "message.timeout.ms": 0,
             "partitioner": "murmur2_random",
             "linger.ms": 0,
@@ -316,7 +326,7 @@ class Publisher:
 
 
 def _recorded(rows: Sequence[OutboxRow]) -> Mapping[int, SpanContext]:
-    """The span contexts of the rows whose trace is recorded, by row id."""
+    """Return the span contexts of the rows that are traced, by row id."""
     if tracing.tracer() is None:
         return {}
     return {row.id: span for row in rows if (span := tracing.sampled_remote_span(row.traceparent))}

@@ -1,10 +1,11 @@
-"""Relays one outbox to Kafka: own leases, read the oldest rows, send them, wait, delete what was acknowledged.
+"""Relays one outbox to Kafka: hold leases, read the oldest rows, send them, wait, delete the acknowledged rows.
 
-A crash at any point repeats events under their ids and loses none: a row is deleted after the broker has its event.
+A crash at any point may repeat events, with their ids, but loses none: a row is deleted only after the broker has
+acknowledged its event.
 
-A pass deletes what earlier passes have shipped, in the transaction that reads its own rows. Under load, the shards take
-turns in two halves: the rows of one are deleted and read while those of the other are being sent. So a row that is read
-is never outstanding, and each half starts at its oldest row.
+One transaction of a pass deletes the rows that earlier passes have shipped, and reads the rows of this pass. Under
+load, passes alternate between two halves of the shards: the relay deletes and reads rows of one half while it sends
+rows of the other. So the relay never reads a row that it is sending. Each half begins with its oldest row.
 """
 
 import random
@@ -28,10 +29,11 @@ from shop_common.telemetry import logs
 BACKOFF_FIRST_SECONDS = 0.1
 BACKOFF_MAX_SECONDS = 2.0
 BATCH_SECONDS_MAX = 7.0
-"""Less than a process gets to end its work (`lifecycle`), so that it can wait for an outstanding batch."""
+"""Less than the time that a process has to shut down (`lifecycle`), so that it can wait for an outstanding batch."""
 
 AHEAD_ROWS = ROWS_MAX // 8
-"""Fewer rows are not worth a half of their own: events would wait for the turn of the other half."""
+"""The relay reads ahead only after a read of this size. With fewer rows, events would only wait for the pass of the
+other half."""
 
 SAMPLE_SECONDS = 5.0
 RENEWALS_PER_LEASE = 5
@@ -44,11 +46,11 @@ class TablesMissing(Exception):
 
 
 class DeliveryFailed(Exception):
-    """The broker did not acknowledge all of a batch; the rest is shipped again, from the oldest row on."""
+    """The broker did not acknowledge the whole batch. The relay sends the rest again, from the oldest row on."""
 
 
 class Relay:
-    """The relay of one database. `run` is for one thread; any thread may read `ready`."""
+    """The relay of one database. Call `run` from one thread; any thread may read `ready`."""
 
     def __init__(
         self,
@@ -82,20 +84,21 @@ class Relay:
 
     @property
     def ready(self) -> bool:
-        """True if the last pass succeeded less than one lease ago, and events do not wait while no shard is ours.
+        """Return whether the last pass succeeded less than one lease ago and the outbox is not stalled.
 
-        The leases of a relay that died expire within one lease. If the oldest row still waits after two, nobody ships.
+        It is stalled if this relay owns no shard and the oldest row stays the same for more than two leases: the leases
+        of a relay that died expire within one, so another relay should have shipped the row.
         """
         is_recent = time.monotonic() - self._succeeded_at < self._lease_seconds
         return self._outage is None and is_recent and self._stall.seconds <= 2 * self._lease_seconds
 
     @property
     def shard_count(self) -> int:
-        """How many shards this relay ships at the moment."""
+        """Return the number of shards that this relay owns now."""
         return len(self._held.shards)
 
     def run(self, stop: threading.Event) -> None:
-        """Relay until `stop` is set, then release the leases. A pass that found nothing is followed by a pause."""
+        """Relay until `stop` is set, then release the leases. Pauses after a pass that found no rows."""
         failures = 0
         while not stop.is_set():
             try:
@@ -118,11 +121,11 @@ class Relay:
     def relay_once(self) -> int:
         """Make one pass: delete acknowledged rows, read the oldest ones, at most 4,000, and send them.
 
-        Returns how many were read. A small batch is acknowledged on return. A large one may be outstanding; the next
-        pass waits for it. Raises BrokerAway, DeliveryFailed, OutboxReplaced, TablesMissing, and database errors.
+        Returns the number of rows read. A small batch is acknowledged on return. A large batch may be outstanding: the
+        next pass waits for it. Raises BrokerAway, DeliveryFailed, OutboxReplaced, TablesMissing, and database errors.
         """
         self._check_tables()
-        # Before the leases: a relay that cannot reach the broker leaves the shards to those that can.
+        # Connect before taking leases: a relay that cannot reach the broker leaves the shards to relays that can.
         self._publisher.connect()
         self._renew_leases()
         rows = self._delete_and_read(self._shards_of_pass())
@@ -139,10 +142,11 @@ class Relay:
         return len(rows)
 
     def _shards_of_pass(self) -> list[int]:
-        """The shards of this pass. None of them has anything outstanding."""
+        """Return the shards of this pass. No row of them is outstanding."""
         shards = self._held.shards
         self._metrics.blocked_shards.set(len(self._publisher.refused_shards().intersection(shards)))
-        # Halves of what is owned, not of what is left below: that could be another half in each pass.
+        # Split the owned shards, not the shards left below. Those change, so that two passes in a row could have the
+        # same shard, and the second one would read rows that are outstanding.
         waiting = self._publisher.waiting_shards()
         return [shard for shard in self._halves.shards_of_pass(shards) if shard not in waiting]
 
@@ -167,11 +171,11 @@ class Relay:
         return rows
 
     def _deletable(self) -> list[OutboxRow]:
-        # After the lease has ended, another relay may own it. It ships these rows too, and deletes them then.
+        # After our lease has ended, another relay may own the shard. It ships these rows again and deletes them.
         return self._acknowledged if time.monotonic() < self._held.ends else []
 
     def _wait(self) -> None:
-        """Wait for the outstanding batch. Raises DeliveryFailed; rows that the broker has can be deleted even then."""
+        """Wait for the outstanding batch. Raises DeliveryFailed; the acknowledged rows can be deleted even then."""
         delivery = self._publisher.wait()
         if delivery is NOTHING:
             return
@@ -184,7 +188,7 @@ class Relay:
             raise DeliveryFailed(delivery.failure)
 
     def _settle(self) -> None:
-        """Leave nothing outstanding and no acknowledged row in the outbox. Raises as `_wait` does."""
+        """Wait for the outstanding batch and delete its acknowledged rows. Raises as `_wait` does."""
         try:
             self._wait()
         finally:
@@ -207,14 +211,14 @@ class Relay:
     def _renew_leases(self) -> None:
         if time.monotonic() < self._renew_at:
             return
-        # Nothing may be outstanding of a shard that is given up.
+        # No row of a shard that is given up may be outstanding: its next owner starts at once.
         self._settle()
         self._held = self._database.transact(self._leases.hold)
         self._renew_at = self._held.ends - self._lease_seconds * (1 - 1 / RENEWALS_PER_LEASE)
         self._metrics.shards.set(self.shard_count)
 
     def _release_leases(self) -> None:
-        """Give up the leases at once instead of letting them expire. If the database is away, they expire."""
+        """Give up the leases now, so that other relays need not wait. If the database is unavailable, they expire."""
         if self._held is _NOTHING:
             return
         try:
@@ -248,7 +252,7 @@ class Relay:
             # Other relays may reach the broker although we do not.
             self._release_leases()
         self._tables_seen = False
-        # Logged once, not with each attempt: hours of it would bury everything else.
+        # Log an outage once, not at each attempt: after hours, the log would have nothing else.
         if self._outage is not type(error):
             cause = {"cause": cause_of(error)} if isinstance(error, ShopError) else {}
             # SQLAlchemy's own text quotes the statement and its rows.

@@ -31,15 +31,15 @@ class RelaySettings(CommonSettings, KafkaSettings):
         10.0,
         ge=1,
         le=SECONDS_MAX,
-        description="after so long without a sign of life a relay's shards go to another; two thirds of it are "
-        "the time that a batch may take",
+        description="a relay that has not renewed its leases for this time loses its shards to other relays; "
+        "a batch may take two thirds of it",
     )
     poll_seconds: float = Field(
         0.02,
         ge=0.001,
         le=10,
-        description="wait after a look that found nothing to ship: this at most while events come, and as little as a "
-        "tenth of it after one; five times this when nothing came for a second",
+        description="pause after a poll that found no events: a tenth of this right after an event, up to all of it "
+        "within a second, then five times this",
     )
 
     def contradictions(self) -> Iterator[str]:

@@ -37,10 +37,10 @@ remaining time, within these bounds: on a machine where calls are slow, response
 
 @dataclass(frozen=True)
 class Limits:
-    """How large a batch may be, and how many batches may run at once.
+    """Limits on the size of a batch and on the number of concurrent batches.
 
-    While a batch runs, another one starts only `patience_seconds` after it. Until then requests collect, because a few
-    large batches cost less than many small ones.
+    While a batch runs, another one starts no sooner than `patience_seconds` after it has started. Until then requests
+    collect, because a few large batches cost less than many small ones.
     """
 
     requests_max: int = BATCH_REQUESTS_MAX
@@ -59,11 +59,11 @@ class _Call:
         self.done.acquire()
         self.waiting = size
         self.started = 0
-        """The number of its requests that batches have taken."""
+        """The number of requests of this call that batches have taken."""
         self.abandoned = False
         self.arrived_at = time.monotonic()
         self.deadline = deadline
-        """The time at which its caller stops waiting."""
+        """The time at which the caller stops waiting."""
         self.member = member
 
 
@@ -94,13 +94,13 @@ class Coalescer(Generic[_Request, _Result]):
     """Runs the function `bulk` on batches of queued requests.
 
     `bulk` receives requests in arrival order and returns one outcome for each, in order: a result, or the ShopError
-    that refuses it. If all of them are too much work for one transaction, `bulk` may return the outcomes of a prefix,
-    at least one. The remaining requests go into the next batch.
+    that refuses it. If all requests are too much work for one transaction, `bulk` may decide only the first ones, at
+    least one, and return their outcomes. The remaining requests go into the next batch.
 
     If `bulk` raises:
 
-    - A timeout means that nothing was done. The requests are tried again in batches of half the size, as long as their
-      callers wait. A request that times out alone fails with that timeout. Batches grow again by an eighth per success.
+    - A timeout means that nothing was done. The requests are retried in batches of half the size while their callers
+      wait. A request that times out alone fails with that timeout. Each success lets batches grow again by an eighth.
     - Any other ShopError is the outcome of every request of the batch.
     - Any other exception means that nothing was done. If a request can have caused it, bisection finds that request,
       and only that one fails.
@@ -168,7 +168,7 @@ class Coalescer(Generic[_Request, _Result]):
             return []
         with self._mutex:
             if self._closing or len(self._queue) + len(entries) > QUEUE_REQUESTS_MAX:
-                raise QueueFull(f"{self._name}: too many calls wait; try again later")
+                raise QueueFull(f"{self._name}: too many calls are waiting; retry in a moment")
             # While requests collect beside a running batch, one flusher already waits for the time to start. Do not
             # wake another.
             is_watched = bool(self._queue) and self._patience() > 0
@@ -197,7 +197,7 @@ class Coalescer(Generic[_Request, _Result]):
         if call.member is not None:
             call.member.end_span(self._name, given_up=True)
         if not call.started:
-            raise QueueFull(f"{self._name}: no turn came within the deadline; nothing was done")
+            raise QueueFull(f"{self._name}: the call was not started before its deadline; nothing was done")
         raise DatabaseUnavailable(f"{self._name}: no answer within the deadline", rolled_back=False)
 
     def _run(self) -> None:
@@ -277,7 +277,7 @@ class Coalescer(Generic[_Request, _Result]):
 
     def _refuse(self, entry: _Entry[_Request, _Result]) -> None:
         call = entry.call
-        entry.outcome = QueueFull(f"{self._name}: no turn would come within the deadline; nothing was done")
+        entry.outcome = QueueFull(f"{self._name}: the call could not end before its deadline; nothing was done")
         call.waiting -= 1
         if not call.waiting:
             call.done.release()

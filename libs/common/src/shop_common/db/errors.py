@@ -1,4 +1,4 @@
-"""Classifies database errors: who caused them, whether a retry can help, and what a log may state of them.
+"""Classifies database errors: the cause, whether a retry can help, and the text that a log may contain.
 
 | PostgreSQL, by SQLSTATE | SQLite, by result code | is raised as |
 |---|---|---|
@@ -87,15 +87,15 @@ def classify(error: exc.DBAPIError, phase: Phase) -> Exception:
     if _was_stale(error, phase):
         return StaleConnection("the database is not available")
     if state in _COLLISION_STATES:
-        return Collision("others changed the same rows; try again")
+        return Collision("another transaction changed the same rows; retry")
     if state == _LOCK_NOT_AVAILABLE:
-        return LockTimeout("others hold the same rows; try again")
+        return LockTimeout("another transaction has locked the same rows; retry")
     if state in _TIMEOUT_STATES:
-        return TransactionTimeout("the database took too long over this, and nothing was done")
+        return TransactionTimeout("the database cancelled the transaction because it took too long; nothing was done")
     if is_statement_error(error):
         return error
     if _needs_repair(error):
-        return DatabaseNeedsRepair("the database needs its operator; trying again does not help until then")
+        return DatabaseNeedsRepair("the database needs its operator; retries fail until it is repaired")
     return DatabaseUnavailable("the database is not available")
 
 

@@ -63,7 +63,10 @@ def _postgres(address: str) -> URL:
 
 
 DatabaseAddress = Annotated[str, AfterValidator(_database_url)]
-"""For a field named `…_url`, declared after a field `…_password`. Names in the URL stay percent-encoded."""
+"""Use this type for a field `…_url`. The class must declare the field `…_password` before it.
+
+Names in the URL stay percent-encoded.
+"""
 
 DatabaseUrl = Annotated[
     DatabaseAddress,

@@ -24,7 +24,7 @@ Position = tuple[str, int, int]
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """An event, as handlers receive it. `key` identifies what it happened to; the schema of `data` depends on `type`.
+    """An event, as handlers receive it. `key` is an order or product id; the schema of `data` depends on `type`.
 
     Events that a handler emits continue the trace of `traceparent`.
     """
@@ -103,7 +103,7 @@ def read(message: Message) -> Received:
 
 
 def type_of(message: Received) -> str | None:
-    """Return the event type from the header, or None. Most messages can be skipped by it without parsing them."""
+    """Return the event type from the header, or None. With it, a consumer skips most messages without parsing them."""
     try:
         return message.header("ce_type") or None
     except UnicodeDecodeError:
@@ -141,8 +141,9 @@ def decode(message: Received) -> Event:
 def grouped_by_type(events: Iterable[Event]) -> list[list[Event]]:
     """Split events into few lists of one type each. Handling the lists in order keeps the order of each key.
 
-    The round of an event is the number of type changes before it among the events of its key. There is one list per
-    round and type. Within a round all events of a key have the same type, so the order of its lists does not matter.
+    The round of an event is the number of type changes among the events of its key, up to this event: events of one key
+    with the types A, A, B, A have the rounds 0, 0, 1, 2. There is one list per round and type. Within a round all
+    events of a key have the same type, so the order of the lists of a round does not matter.
     """
     groups: dict[tuple[int, str], list[Event]] = {}
     latest: dict[str, tuple[int, str]] = {}

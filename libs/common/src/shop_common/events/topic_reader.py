@@ -1,8 +1,8 @@
 """Reads a topic as a member of a consumer group: returns batches of messages, and commits the handled ones.
 
 This module stores the offsets of handled messages (`enable.auto.offset.store` is off). librdkafka commits the stored
-offsets in the background, when partitions move, and at the end (`enable.auto.commit`). So no batch waits for a commit,
-and no unfinished batch is committed.
+offsets in the background, when partitions are revoked, and at the end (`enable.auto.commit`). So no batch waits for a
+commit, and no unfinished batch is committed.
 """
 
 import math
@@ -38,7 +38,7 @@ _log = logs.get(__name__)
 
 
 class Stopped(BaseException):
-    """The consumer is stopping. Not an Exception, so that it is never treated as the failure of a handler."""
+    """The consumer is stopping. A BaseException, so that no code treats it as the failure of a handler."""
 
 
 class TopicReader:
@@ -72,7 +72,7 @@ class TopicReader:
         self._kafka.subscribe([self._topic], on_assign=self._on_assign)
 
     def renew(self) -> None:
-        """If the credentials have changed, join again with a new client. Do not call it during a batch."""
+        """If the credentials have changed, join the group again with a new client. Call it only between batches."""
         if not self._credentials.renewed():
             return
         new = self._new_client()
@@ -108,8 +108,12 @@ class TopicReader:
                 self._kafka.store_offsets(offsets=[TopicPartition(self._topic, partition, offset)])
                 self.progress.handled(partition, offset)
             except KafkaException:
-                # The partition has moved to another member, which will handle these events again.
-                _log.info("partition has moved while its events were handled", topic=self._topic, partition=partition)
+                # The offset is not committed. A repeated event has no second effect.
+                _log.info(
+                    "the partition was assigned to another consumer, which handles these events again",
+                    topic=self._topic,
+                    partition=partition,
+                )
         ends, self._ends = self._ends, {}
         for partition, offset in ends.items():
             # The end may be beyond the last message: the markers of transactions occupy offsets.

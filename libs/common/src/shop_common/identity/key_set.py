@@ -1,8 +1,9 @@
 """The public keys of the identity provider, fetched in the background.
 
-The last good key set is used for up to a day while the provider is away. A token with an unknown key id makes the
-process fetch the set at once, at most every ten seconds, so that neither a rotation nor random key ids cause trouble.
-PyJWT's own PyJWKClient serves revoked keys (its issue 1051) and loses all keys when a fetch fails (1162).
+While the provider is unavailable, the last fetched key set is used for up to a day. A token with an unknown key id
+makes the process fetch the set at once, but at most every ten seconds. So a new key works immediately, and tokens with
+random key ids do not cause many fetches. PyJWT's own PyJWKClient returns revoked keys (its issue 1051) and loses all
+keys when a fetch fails (1162).
 """
 
 import json
@@ -22,15 +23,15 @@ from shop_common.telemetry import logs, metrics
 
 REFRESH_SECONDS = 300.0
 RETRY_SECONDS = 10.0
-"""The least time between two fetches that callers cause, and between attempts while none succeeds."""
+"""The shortest time between two fetches that callers cause, and the time between attempts after a failure."""
 KEPT_SECONDS = 24 * 3600.0
 FETCH_SECONDS = 5.0
 WAIT_SECONDS = 2.0
 WAITING_MAX = 100
-"""Calls that may wait for a fetch at once. Further ones are answered KEY_SET_UNAVAILABLE, and may retry."""
+"""The number of calls that may wait for a fetch. Further calls fail with KEY_SET_UNAVAILABLE and may be retried."""
 
 ALGORITHMS = frozenset({"RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA"})
-"""Signatures only: a shared secret in the key set is ignored, and `none` is no algorithm."""
+"""Only algorithms with a public key: a shared secret in the key set is ignored, and `none` is not allowed."""
 
 _DOCUMENT_BYTES_MAX = 512 * 1024
 _LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
@@ -63,21 +64,22 @@ class KeySet:
         self._thread = threading.Thread(target=self._run, name="key set", daemon=True)
 
     def start(self, set_ready: Callable[[bool], None]) -> None:
-        """Fetch the keys, and go on fetching them. Not ready until the first fetch has succeeded."""
+        """Start the thread that fetches the keys again and again. Not ready until the first fetch has succeeded."""
         self._set_ready = set_ready
         set_ready(False)
         self._thread.start()
 
     def stop(self) -> None:
-        """Fetch no more."""
+        """Stop fetching keys."""
         with self._changed:
             self._is_stopped = True
             self._changed.notify_all()
 
     def find(self, key_id: str | None) -> jwt.PyJWK | None:
-        """The key with this id, None if the issuer has no such key. Raises KeySetUnavailable if that is not known.
+        """Return the key with this id, or None if the issuer has no such key.
 
-        Waits for a fetch, up to WAIT_SECONDS, if the key is unknown and the last fetch is RETRY_SECONDS ago.
+        If the key is unknown and the last attempt is at least RETRY_SECONDS ago, waits up to WAIT_SECONDS for a fetch.
+        Raises KeySetUnavailable if that fetch does not end in time, or if the key set is unknown or too old.
         """
         key = self._key(key_id)
         if key is not None and not self._is_stale():
@@ -99,7 +101,7 @@ class KeySet:
         return self._fetched_at is None or time.monotonic() - self._fetched_at > KEPT_SECONDS
 
     def _may_fetch(self) -> bool:
-        """Whether a fetch is running or may start now."""
+        """Return whether a fetch is running or may start now."""
         return self._is_wanted or self._attempted_at is None or time.monotonic() - self._attempted_at >= RETRY_SECONDS
 
     def _wait_for_fetch(self) -> None:
@@ -153,13 +155,13 @@ class KeySet:
 
 
 def is_safe(url: str) -> bool:
-    """Whether keys may be fetched from this URL: over https, or from this machine."""
+    """Return whether keys may be fetched from this URL: over https, or from this machine."""
     parts = urlsplit(url)
     return parts.scheme == "https" or (parts.scheme == "http" and parts.hostname in _LOOPBACK)
 
 
 def _parsed(document: Mapping[str, Any]) -> dict[str | None, jwt.PyJWK]:
-    """The usable keys by id. Raises ValueError if there is none."""
+    """Return the usable keys by id. Raises ValueError if there is none."""
     keys: dict[str | None, jwt.PyJWK] = {}
     entries = document.get("keys")
     for entry in entries if isinstance(entries, list) else ():
@@ -168,7 +170,7 @@ def _parsed(document: Mapping[str, Any]) -> dict[str | None, jwt.PyJWK]:
         try:
             key = jwt.PyJWK(entry)
         except (jwt.PyJWTError, ValueError, TypeError, KeyError):
-            continue  # of a kind that PyJWT does not know; the others are usable
+            continue  # a key type that PyJWT does not support; the other keys are usable
         if key.algorithm_name in ALGORITHMS:
             keys[key.key_id] = key
     if not keys:
@@ -177,7 +179,7 @@ def _parsed(document: Mapping[str, Any]) -> dict[str | None, jwt.PyJWK]:
 
 
 def _ids(keys: Mapping[str | None, jwt.PyJWK]) -> dict[str | None, str]:
-    """What tells two key sets apart: a key may be replaced under the same id."""
+    """Return the content of each key by its id. Comparing the ids alone would miss a key replaced under the same id."""
     return {key_id: json.dumps(key._jwk_data, sort_keys=True) for key_id, key in keys.items()}  # noqa: SLF001
 
 
@@ -191,7 +193,7 @@ class _SafeRedirects(HTTPRedirectHandler):
 
 def _document(url: str) -> dict[str, Any]:
     """Fetch a JSON object. Raises OSError and ValueError."""
-    # A proxy of the machine leads to an identity provider outside; this machine is reached directly.
+    # Use the machine's proxy settings for an identity provider outside, but connect to this machine directly.
     proxies = ProxyHandler({}) if urlsplit(url).hostname in _LOOPBACK else ProxyHandler()
     opener = build_opener(proxies, _SafeRedirects())
     with opener.open(Request(url, headers={"Accept": "application/json"}), timeout=FETCH_SECONDS) as response:  # noqa: S310 - `is_safe` has checked the scheme

@@ -1,4 +1,4 @@
-"""What an API needs to know its callers, built from its settings."""
+"""Builds the authenticator of an API from its settings."""
 
 from collections.abc import Callable
 
@@ -10,9 +10,9 @@ from shop_common.identity.tokens import TokenVerifier
 
 
 class Identity:
-    """The authenticator of a process, and what works for it in the background.
+    """The authenticator of a process, and the thread that fetches the keys.
 
-    `authenticator` is None if identities are not checked.
+    `authenticator` is None if the process does not check identities.
     """
 
     def __init__(self, settings: IdentitySettings) -> None:
@@ -33,11 +33,11 @@ class Identity:
         self.authenticator = Authenticator(grants.read(settings.grants_path), verifier)
 
     def start(self, set_ready: Callable[[bool], None]) -> None:
-        """Start fetching the key set. If tokens are accepted, `set_ready` gets False until it is known."""
+        """Start fetching the key set, if tokens are accepted. Calls `set_ready` with False until the first success."""
         if self._keys is not None:
             self._keys.start(set_ready)
 
     def stop(self) -> None:
-        """Fetch no more keys."""
+        """Stop fetching keys."""
         if self._keys is not None:
             self._keys.stop()

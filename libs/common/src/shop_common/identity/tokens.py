@@ -20,7 +20,7 @@ SUBJECT_CHARACTERS_MAX = 255
 
 @dataclass(frozen=True, slots=True)
 class Token:
-    """What a valid token says. `expires_at` is in seconds since the epoch."""
+    """The claims of a valid token that this system uses. `expires_at` is in seconds since the epoch."""
 
     subject: str
     scopes: frozenset[str]
@@ -37,8 +37,8 @@ class _Remembered:
 class TokenVerifier:
     """Verifies tokens of one issuer for one audience. Safe to share between threads.
 
-    A verified token is remembered by its SHA-256 for at most REMEMBERED_SECONDS, until it expires, and until the keys
-    of the issuer change: verifying a signature costs a hundred times as much as finding it here.
+    Verified tokens are cached by their SHA-256, because verifying a signature costs a hundred times as much. An entry
+    is valid for REMEMBERED_SECONDS at most, and ends earlier if the token expires or the keys of the issuer change.
     """
 
     def __init__(self, *, issuer: str, audience: str, user_claim: str, keys: KeySet) -> None:
@@ -49,13 +49,13 @@ class TokenVerifier:
         self._remembered: dict[bytes, _Remembered] = {}
 
     def verify(self, token: str) -> Token:
-        """Return what the token says. Raises TokenInvalid, TokenExpired, KeySetUnavailable."""
+        """Verify the token and return its claims. Raises TokenInvalid, TokenExpired, KeySetUnavailable."""
         if len(token) > TOKEN_CHARACTERS_MAX:
             raise TokenInvalid(f"the token has more than {TOKEN_CHARACTERS_MAX} characters")
         digest = hashlib.sha256(token.encode()).digest()
         now = time.time()
         known = self._remembered.get(digest)
-        # Read before the keys are: a token verified with keys that change meanwhile is not remembered for longer.
+        # Read the generation before the keys: if the keys change during the verification, the entry is invalid at once.
         generation = self._keys.generation
         if known is not None and now < known.until and known.generation == generation:
             return known.token
@@ -64,7 +64,7 @@ class TokenVerifier:
         return verified
 
     def _remember(self, digest: bytes, remembered: _Remembered) -> None:
-        # Each of these operations on a dict is atomic, and the worst that threads can do is to forget one more.
+        # No lock: each of these dict operations is atomic. Concurrent threads may at worst remove one entry too many.
         self._remembered.pop(digest, None)
         if len(self._remembered) >= REMEMBERED_MAX:
             oldest = next(iter(list(self._remembered)), None)
@@ -90,7 +90,7 @@ class TokenVerifier:
         except jwt.ExpiredSignatureError:
             raise TokenExpired from None
         except (jwt.PyJWTError, ValueError, TypeError) as error:
-            # Never the text of the error: it may quote the token.
+            # Do not include the text of the error: it may quote the token.
             raise TokenInvalid(f"the token cannot be accepted: {_WHY.get(type(error), 'it is malformed')}") from None
         return Token(self._subject(claims), _scopes(claims), float(claims["exp"]))
 
@@ -122,7 +122,7 @@ def _key_id(header: Mapping[str, Any]) -> str | None:
 
 
 def _scopes(claims: Mapping[str, Any]) -> frozenset[str]:
-    """The scopes of a token: `scope` as RFC 8693 has it, separated by spaces, or `scp`, a list or the same."""
+    """Return the scopes of a token from `scope` (RFC 8693) and `scp`. Each is a list or text separated by spaces."""
     scopes: set[str] = set()
     for name in ("scope", "scp"):
         value = claims.get(name)

@@ -10,7 +10,7 @@ from shop_common.rpc.tls import spiffe_id
 
 
 class Access:
-    """The check of one method's calls."""
+    """Checks the calls of one method."""
 
     def __init__(self, rule: Rule, authenticator: Authenticator) -> None:
         self._permission = rule.permission
@@ -18,15 +18,15 @@ class Access:
         self._authenticator = authenticator
 
     def check_caller(self, context: grpc.ServicerContext) -> None:
-        """Find out who calls; `caller()` returns it from now on. Needs the headers of the call only.
+        """Authenticate the caller and check its permission. Reads only the headers, not the message.
 
-        Raises Unauthenticated, PermissionDenied, and KeySetUnavailable.
+        Stores the caller, so that `caller()` returns it. Raises Unauthenticated, PermissionDenied, KeySetUnavailable.
         """
         found = self._authenticator.caller(context.invocation_metadata(), spiffe_id(context.auth_context()))
         found.require(self._permission)
         set_caller(found)
 
     def check_request(self, request: Message) -> None:
-        """Check the user whom the request names, if any. Raises PermissionDenied."""
+        """Check that the caller may act for the user in the request, if it has one. Raises PermissionDenied."""
         if self._own_user_field and (user_id := getattr(request, self._own_user_field)):
             caller().require_user(user_id)

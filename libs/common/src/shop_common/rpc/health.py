@@ -1,8 +1,8 @@
 """The health of a process, reported separately as liveness and readiness.
 
-Service `liveness` is SERVING from start to exit, even if a database or broker is down: a restart would not repair
-those. With WORKERS > 1 the parent reports the health of all workers, see `workers`.
-The empty name and the full name of each API are SERVING while every component of the process is ready.
+The service name `liveness` is SERVING from start to exit, even if a database or broker is down, because a restart would
+not repair those. The empty name and the full name of each API are SERVING while every component of the process is
+ready. With WORKERS > 1 the parent reports the health of all workers, see `workers`.
 """
 
 import threading
@@ -20,7 +20,7 @@ LIVENESS = "liveness"
 _ready = metrics.gauge(
     __name__,
     "shop_ready_processes",
-    "1 while the process is ready for calls, else 0; with WORKERS > 1 so many of them are",
+    "1 if the process is ready, else 0; with WORKERS > 1 the number of workers that are ready",
 )
 
 _REQUEST_BYTES_MAX = 4096
@@ -30,7 +30,7 @@ _UNUSED_MS = 2000
 """A probe sends its request right after it connects. A connection idle for longer is closed."""
 _CONNECTION_MS_MAX = 60_000
 _GRACE_SECONDS_MAX = 1.0
-"""Responses take no time, and a client that does not read them must not delay shutdown."""
+"""A response takes no time. A client that does not read its response must not delay the shutdown."""
 _POLL_SECONDS = 0.01
 
 
@@ -43,7 +43,7 @@ class Health:
         self._ready_parts: dict[str, bool] = {"server": False}
         self._draining = False
         self.names = {""}
-        """Full names of the services that this process offers, and the empty one, which stands for all."""
+        """Full names of the services that this process offers, and the empty name, which means all of them."""
         self._services: list[HealthService] = []
         self._lock = threading.Lock()
         _ready().set(0)
@@ -90,7 +90,7 @@ class Health:
             time.sleep(_POLL_SECONDS)
 
     def status(self, name: str) -> str:
-        """The status of a service as grpc.health.v1 names it."""
+        """Return the status of a service, as a name of grpc.health.v1."""
         if name == LIVENESS:
             return "SERVING" if self._live else "NOT_SERVING"
         if name not in self.names:
@@ -110,7 +110,7 @@ class Health:
 class HealthServer:
     """A gRPC server with only grpc.health.v1, on a port that clients cannot reach, so that load cannot block probes.
 
-    It reports `health`. Without one it is the only server of its process, and sets `server` ready when it has started.
+    It reports `health`. If that is None, this is the only server of the process, and `start` sets `server` ready.
     """
 
     def __init__(self, port: int, *, listen_host: str, health: Health | None = None) -> None:
@@ -122,7 +122,7 @@ class HealthServer:
             ("grpc.so_reuseport", 0),
             ("grpc.max_receive_message_length", _REQUEST_BYTES_MAX),
             ("grpc.max_concurrent_streams", _STREAMS_MAX),
-            # Idle connections must not keep a probe out: allow few, and close them soon.
+            # Idle connections must not use up the limit, or a probe could not connect. So close them soon.
             ("grpc.max_allowed_incoming_connections", CONNECTIONS_MAX),
             ("grpc.server_handshake_timeout_ms", _UNUSED_MS),
             ("grpc.max_connection_idle_ms", _UNUSED_MS),

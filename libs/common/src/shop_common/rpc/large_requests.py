@@ -18,7 +18,8 @@ LARGE_REQUEST_BYTES = 64 * 1024
 """A smaller request is decoded and rejected before the interpreter switches to another thread."""
 
 WORKED_ON_BYTES_MAX = 1024 * 1024
-"""One request of the maximum size, or several smaller ones: a full batch of reservations has half a megabyte."""
+"""The total size of the requests that are processed at the same time: one request of the maximum size, or several
+smaller ones. A full batch of reservations has half a megabyte."""
 
 WAITING_BYTES_MAX = 32 * 1024 * 1024
 
@@ -42,18 +43,18 @@ class LargeRequests:
 
     @contextmanager
     def turn(self, size: int, seconds: float) -> Iterator[None]:
-        """Admit a request of `size` bytes for the duration of the block, after waiting for others up to `seconds`.
+        """Wait up to `seconds` for other large requests, then run the block for a request of `size` bytes.
 
-        Raises QueueFull if too many bytes are waiting already, or after `seconds`.
+        Raises QueueFull after `seconds`, and at once if too many bytes are waiting already.
         """
         with self._changed:
             if self._waiting + size > WAITING_BYTES_MAX:
-                raise QueueFull("the server has as many large requests as it takes on; retry after a moment")
+                raise QueueFull("too many large requests are waiting; retry in a moment")
             self._waiting += size
             is_next = self._changed.wait_for(lambda: self._fits(size), seconds)
             self._waiting -= size
             if not is_next:
-                raise QueueFull("the server was busy with other large requests; retry after a moment")
+                raise QueueFull("the server was busy with other large requests; retry in a moment")
             self._worked_on += size
         try:
             yield

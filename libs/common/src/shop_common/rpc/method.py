@@ -117,8 +117,8 @@ class Method:
         return grpc.stream_unary_rpc_method_handler(run)
 
     def refusing(self, pool: futures.ThreadPoolExecutor) -> Handler:
-        """A handler that answers QUEUE_FULL, on the threads of `pool`."""
-        failure = failure_of(QueueFull("the server has as many calls as it takes on; retry after a moment"))
+        """Return a handler that refuses each call with QUEUE_FULL, on the threads of `pool`."""
+        failure = failure_of(QueueFull("the server has too many calls; retry in a moment"))
 
         def refuse(_requests: Iterable[bytes], context: grpc.ServicerContext) -> NoReturn:
             self._fail(failure, context, 0.0)

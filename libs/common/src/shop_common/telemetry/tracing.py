@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 _TRACEPARENT = re.compile(r"00-(?!0{32})([0-9a-f]{32})-(?!0{16})([0-9a-f]{16})-([0-9a-f]{2})")
 
-# The current span inside a batch without a sampled member. Its children are not sampled either.
+# The current span inside a batch of which no call is traced. It is not sampled, and so its children are not, either.
 _UNSAMPLED_TRACE_ID = 1
 _UNSAMPLED = NonRecordingSpan(SpanContext(_UNSAMPLED_TRACE_ID, 1, is_remote=False))
 
@@ -113,9 +113,11 @@ def batch_span(
 ) -> Iterator[SpanContext | None]:
     """Run the block in a span for several calls at once, with a link to each of them.
 
-    The span is a child of the first member, so the trace of that member shows all the work, down to the SQL. Yields its
-    context, to which the spans of the members may link. Without members nothing in the block is sampled: otherwise the
-    sampler would decide again for each batch.
+    `members` are the sampled spans of the calls. The new span is a child of the first one, so the trace of that call
+    shows all the work, down to the SQL. Yields the context of the new span, to which the spans of the calls may link.
+
+    If no call of the batch is traced, no span in the block is recorded. Otherwise the sampler would decide again, for
+    each batch, whether to trace it.
     """
     if _Current.tracer is None:
         yield None

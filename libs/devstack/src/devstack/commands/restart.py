@@ -1,7 +1,7 @@
 """End a process of the running `dev`, gracefully (restart) or at once (kill), and wait until it serves again.
 
 A restart acts like an upgrade (SIGTERM: the process finishes its work), a kill like a crash (SIGKILL). `dev` starts the
-process again. Neither oversells stock or loses events; to try this under load, run ./task load meanwhile. If the
+process again. Neither oversells stock or loses events. To try this under load, run ./task load at the same time. If the
 embedded broker is killed, dev ends, too, because the broker keeps all events in memory.
 """
 
@@ -28,7 +28,9 @@ def run(options: argparse.Namespace) -> int:
     """Raises CommandFailed if the process does not serve again in time."""
     dev, name, graceful = runfile.read(), options.process, options.graceful
     if name == BROKER and graceful:
-        raise CommandFailed("the broker keeps all events in memory, so it cannot be restarted; restart dev")
+        raise CommandFailed(
+            "the embedded broker cannot be restarted alone: it would lose its events. Stop dev and start it again"
+        )
     began = time.monotonic()
     # Thaw it first: a frozen process does not handle SIGTERM.
     pid = running.signal_group(dev, name, signal.SIGCONT if graceful else signal.SIGKILL)

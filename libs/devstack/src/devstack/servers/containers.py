@@ -79,12 +79,12 @@ class Container:
         return str(self._inner.logs(tail=LOG_LINES).decode(errors="replace")).strip()
 
     def freeze(self) -> None:
-        """Freeze all of its processes, with open connections, until `thaw`."""
+        """Freeze all processes of the container until `thaw`. Their connections stay open."""
         self._inner.pause()
         self._frozen = True
 
     def thaw(self) -> None:
-        """Let it continue. Does nothing if it is not frozen."""
+        """Let the processes continue. Does nothing if the container is not frozen."""
         if self._frozen:
             self._inner.unpause()
             self._frozen = False
@@ -98,7 +98,7 @@ class Container:
             self.thaw()
 
     def kill(self) -> None:
-        """Kill it (SIGKILL), like a crash, and wait until it has ended. May be repeated."""
+        """Kill the container (SIGKILL), which acts like a crash, and wait until it has ended. May be repeated."""
         self.thaw()
         # The API reports a conflict if it has already ended.
         with suppress(APIError):
@@ -106,11 +106,11 @@ class Container:
         self._inner.wait()
 
     def start_again(self) -> None:
-        """Restart it after `kill`, with the same data and port. Returns before it serves."""
+        """Restart the container after `kill`, with the same data and port. Returns before the server accepts calls."""
         self._inner.start()
 
     def stop(self) -> None:
-        """Remove it and its data, in any state. May be repeated."""
+        """Remove the container, in any state, and its data. May be repeated."""
         with suppress(NotFound):
             self._made.stop()
         watchdog.forget(self.name)

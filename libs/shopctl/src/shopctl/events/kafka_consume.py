@@ -58,7 +58,8 @@ def as_json(event: Event) -> str:
     }
     if event.json() is None:
         return json.dumps(head | {"value": None, "raw": text(event.value)}, ensure_ascii=False)
-    # Insert the text: decoding would turn exact amounts into floats. JSON has line ends only between tokens.
+    # Insert the text unparsed: parsing would turn exact amounts into floats. A line end can be replaced by a space,
+    # because JSON allows line ends only between tokens.
     value = text(event.value).replace("\n", " ").replace("\r", " ")
     return f'{json.dumps(head, ensure_ascii=False)[:-1]}, "value": {value}}}'
 

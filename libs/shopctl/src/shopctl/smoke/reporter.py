@@ -41,7 +41,11 @@ class Reporter:
     def call(
         self, method: "grpc.UnaryUnaryMultiCallable[_Request, _Response]", request: _Request, **expected: object
     ) -> _Response:
-        """Call, report, and compare fields of the response with `expected`, where `a__b` is field b of field a."""
+        """Call the method and report the result. Returns the response.
+
+        Compares the response with `expected`; the name `a__b` means the field `b` of the field `a`. Raises
+        CommandFailed if a field differs or the call fails.
+        """
         name, began = self._begin(request)
         try:
             response = self.shop.call(method, request, timeout_seconds=CALL_SECONDS)
@@ -57,7 +61,10 @@ class Reporter:
     def refused(
         self, method: "grpc.UnaryUnaryMultiCallable[_Request, _Response]", request: _Request, reason: str
     ) -> dict[str, str]:
-        """Call, expect a refusal with this reason, and return its metadata."""
+        """Call the method and report the result. Returns the metadata of the refusal.
+
+        Raises CommandFailed if the call succeeds or is refused with another reason.
+        """
         name, began = self._begin(request)
         try:
             response = self.shop.call(method, request, timeout_seconds=CALL_SECONDS)
@@ -74,7 +81,10 @@ class Reporter:
     def eventually(
         self, method: "grpc.UnaryUnaryMultiCallable[_Request, _Response]", request: _Request, **expected: object
     ) -> _Response:
-        """Repeat the call until the response is as expected: effects of events come later."""
+        """Repeat the call until the response is as expected, because the effects of an event take a moment.
+
+        Raises CommandFailed if the response is still wrong at the deadline.
+        """
         name, began = self._begin(request)
         while True:
             response = self.shop.call(method, request, timeout_seconds=CALL_SECONDS)
@@ -93,7 +103,10 @@ class Reporter:
             raise CommandFailed(f"{what}: {actual!r}, not {expected!r}")
 
     def result(self, name: str, seconds: float, response: str, *, right: bool) -> None:
-        """Report a call that the caller made itself, to a service that is not the shop's."""
+        """Report a call that this class did not make, to a service other than the APIs.
+
+        Raises CommandFailed if the response is not `right`.
+        """
         self._report(name, time.monotonic() - seconds, response, right=right)
         if not right:
             raise CommandFailed(f"{name} gave a wrong response: {response}")

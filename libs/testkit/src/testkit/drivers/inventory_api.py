@@ -213,7 +213,10 @@ class InventoryDriver:
         self.check_events_against_contract()
 
     def check_events_against_contract(self) -> None:
-        """Check events, with the headers that the relay adds. Checks the first ten and the last ten."""
+        """Check the first ten and the last ten events of the outbox against the contract.
+
+        The check includes the headers that the relay adds.
+        """
         table = tables.outbox.table
         with self.database.read() as tx:
             rows = tx.execute(select(table).order_by(table.c.id)).all()

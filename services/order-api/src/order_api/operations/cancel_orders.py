@@ -66,7 +66,10 @@ class AbandonedOrders:
 
 
 def _cancel_pending(tx: Connection, ids: Sequence[str]) -> tuple[int, int]:
-    """Cancel the first of these that are still PENDING; return how many were looked at, and how many cancelled."""
+    """Cancel the orders that are still PENDING, up to the limit of a turn.
+
+    Returns how many ids the turn handled, from the first one on, and how many orders it cancelled.
+    """
     turn = _TURN.prefix_within(tx, ids, TURN_LINES)
     locked = orders.lock(tx, turn)
     # An order that was confirmed or cancelled before we got the lock is not abandoned any more.

@@ -1,12 +1,12 @@
 """PENDING → CONFIRMED: inventory-api confirms the order's reservations, and only then the order changes its status.
 
-No transaction is open during the call. What may interrupt this, and what is true then:
+No transaction is open during the call. The state after an interruption:
 
     before the call                   nothing happened
     stock confirmed, order PENDING    a repeat finds the stock confirmed and finishes; otherwise CancelAbandonedOrders
                                       cancels the order, and its event releases the stock
-    order cancelled meanwhile         its event releases the stock, confirmed or not; CONFIRMED is illegal now
-    order confirmed, not answered     a repeat is answered with the order
+    order cancelled during the call   its event releases the stock, confirmed or not; the order cannot become CONFIRMED
+    order confirmed, no response      a repeat returns the order
 """
 
 import threading
@@ -27,8 +27,8 @@ from shop_common.batching.coalescers import Coalescers, Sizes
 from shop_common.errors import QueueFull, ShopError
 
 CALLS_MAX = 64
-"""Concurrent calls of inventory-api. A call's own time limit begins when it is sent; a caller that waits for its turn
-waits until its own deadline."""
+"""Concurrent calls of inventory-api. The time limit of a call begins when the call is sent. Before that, the caller
+waits for its turn until its own deadline, and then gets QUEUE_FULL."""
 
 
 class Confirmation:
@@ -48,9 +48,9 @@ class Confirmation:
         )
 
     def confirm(self, command: ChangeStatus, *, deadline: float) -> Order:
-        """Return the order as it is then. If its stock is lost, the order is cancelled, and the loss is raised.
+        """Confirm the order and return it. If its stock is lost, cancels the order and raises the reason.
 
-        Raises QueueFull if the caller's time ran out before inventory-api was called: nothing was done.
+        Raises QueueFull if the deadline passed before inventory-api was called. Nothing was done then.
         """
         answer = self._call(command, deadline) if self._needs_call.submit(command, deadline=deadline) else None
         # failpoint: before-order-confirmed
@@ -58,7 +58,7 @@ class Confirmation:
 
     def _call(self, command: ChangeStatus, deadline: float) -> dict[int, int] | ShopError:
         if not self._turns.acquire(timeout=time_to_wait(deadline)):
-            raise QueueFull("confirm: no turn came within the deadline; nothing was done")
+            raise QueueFull("confirm: the call was not started before its deadline; nothing was done")
         try:
             seconds_left = deadline - time.monotonic()
             return self._stock.confirm(command.order_id, seconds_left=seconds_left, traceparent=command.traceparent)
@@ -69,7 +69,7 @@ class Confirmation:
 
 
 def needs_call(tx: Connection, commands: Sequence[ChangeStatus]) -> list[bool]:
-    """Whether inventory-api has to be called for each command: the order is PENDING, and this is no repeat."""
+    """Return, for each command, whether to call inventory-api: the order is PENDING and the command is not a repeat."""
     claims = [command.claim() for command in commands]
     repeats = tables.idempotency_keys.find(tx, [claim.key for claim in claims if claim])
     present = orders.statuses(tx, (command.order_id for command in commands))
@@ -82,6 +82,6 @@ def needs_call(tx: Connection, commands: Sequence[ChangeStatus]) -> list[bool]:
 def finish(tx: Connection, results: Sequence[ConfirmationResult]) -> list[Order | ShopError]:
     """Confirm the orders whose lines inventory-api has confirmed; cancel those whose stock is lost.
 
-    One outcome per result, in order. Repeatable. Emits ORDER_CONFIRMED or ORDER_CANCELLED.
+    Returns one outcome per result, in order. May be repeated. Emits ORDER_CONFIRMED or ORDER_CANCELLED.
     """
     return apply(tx, results, [result.command for result in results], transitions.confirm)

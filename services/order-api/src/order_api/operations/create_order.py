@@ -1,12 +1,13 @@
 """CreateOrder: reserve the stock, then store the order.
 
-The reservation comes first, since it can be refused and expires by itself; no order is stored without it. What may
-interrupt this, and what is true then:
+The reservation comes first, since it can be refused and expires by itself. No order is stored without one. The state
+after an interruption:
 
     before the reservation           nothing happened
     stock reserved, order not stored the reservation expires. A repeat with the same request_id gets the same
-                                     reservation and goes on; once that has ended, the request_id is spent
-    order stored, not answered       a repeat with the same request_id is answered with the order
+                                     reservation and stores the order; after the reservation has ended, a call with this
+                                     request_id fails with RESERVATION_EXPIRED
+    order stored, no response        a repeat with the same request_id returns the order
 """
 
 from collections.abc import Sequence
@@ -22,14 +23,14 @@ from shop_common.db.database import Database
 from shop_common.errors import DatabaseUnavailable, ShopError
 
 CALLS = Limits(max_concurrency=4, patience_seconds=0.1)
-"""Calls of inventory-api: one at a time, and another one beside it only if it takes long."""
+"""Calls of inventory-api: one call at a time; a further one starts if the running one takes longer than 0.1 s."""
 
 DEFAULT_RESERVED_SECONDS = 1800.0
 """For a reservation that never expires, because somebody confirmed it before its order was stored."""
 
 
 class OrderCreation:
-    """Creates orders in two coalesced stages: few calls of inventory-api, few transactions."""
+    """Creates orders in two stages, each with a coalescer: reserve the stock of many orders, then store many orders."""
 
     def __init__(self, database: Database, stock: Inventory, run: Coalescers) -> None:
         self._database = database
@@ -42,7 +43,7 @@ class OrderCreation:
         )
 
     def create(self, order: NewOrder, *, deadline: float) -> Order:
-        """Return the order as it is stored, by this call or by an earlier one with the same request_id.
+        """Return the stored order. This call stores it, or an earlier call with the same request_id has stored it.
 
         Raises the refusals of inventory-api, ReservationExpired and RequestIdReused. Emits ORDER_CREATED.
         """
@@ -53,21 +54,21 @@ class OrderCreation:
                 raise
             # The reservation call timed out. Nothing was written to our database, which this stage only reads, but
             # inventory-api may have reserved the stock.
-            raise InventoryUnavailable("the stock was not reserved in time; it may have been") from error
+            raise InventoryUnavailable("the reservation took too long; the stock may be reserved") from error
         if isinstance(reserved, Order):
             return reserved
         try:
             # failpoint: before-order-insert
             return self._insert.submit(reserved, deadline=deadline)
         except Exception as error:
-            # A courtesy: the reservation would expire anyway. Not if another call may share the reservation, and not if
-            # the order may have been stored after all.
+            # Release the stock early; the reservation would expire anyway. Do not release it if another call may use
+            # the same reservation (same request_id), or if the order may have been stored.
             if order.request_id is None and _rolled_back(error):
                 self._stock.release_soon(reserved.reservation_ids, order.traceparent)
             raise
 
     def _reserve_all(self, orders_: Sequence[NewOrder]) -> list[ReservedOrder | Order | ShopError]:
-        """One outcome per order: its stock is reserved, or it is stored already, or it is refused."""
+        """Return one outcome per order: the reserved order, the order that is already stored, or the refusal."""
         outcomes: dict[str, ReservedOrder | Order | ShopError] = {}
         outcomes.update(self._earlier([order for order in orders_ if order.request_id is not None]))
         new = [order for order in orders_ if order.id not in outcomes]
@@ -79,7 +80,7 @@ class OrderCreation:
                 outcomes[order.id] = ReservedOrder(order, _seconds(order, reservation), reservation.reservation_ids)
             else:
                 ended.append(order)
-        # An earlier attempt made a reservation that has ended. It may have stored its order since we looked.
+        # The reservation of an earlier attempt has ended. That attempt may have stored its order after we read.
         outcomes.update({order.id: ReservationExpired(order.id) for order in ended})
         outcomes.update(self._earlier(ended))
         return [outcomes[order.id] for order in orders_]
@@ -87,7 +88,7 @@ class OrderCreation:
     def _call(self, new: Sequence[NewOrder]) -> Sequence[OrderReservation | ShopError]:
         try:
             return self._stock.reserve(new) if new else ()
-        except ShopError as error:  # refuses all of these, but not the repeats in the batch
+        except ShopError as error:  # the outcome of these orders, but not of the repeats in the batch
             return [error] * len(new)
 
     def _earlier(self, orders_: Sequence[NewOrder]) -> dict[str, Order | ShopError]:

@@ -17,7 +17,7 @@ orders = Table(
     Column("currency", Text, nullable=False),
     Column("status", Text, nullable=False),
     Column("status_reason", Text, nullable=False),
-    # By the clock of this database. What inventory-api says of the holds themselves is what counts.
+    # By the clock of this database. An estimate: inventory-api decides when the reservations expire.
     Column("reserved_until", Timestamp, nullable=False),
     Column("version", BigInteger, nullable=False),
     Column("created_at", Timestamp, nullable=False),
@@ -28,12 +28,12 @@ orders = Table(
     CheckConstraint(
         "status IN ('PENDING', 'CONFIRMED', 'PROCESSING', 'SHIPPED', 'DELIVERED', 'CANCELLED')", name="status_known"
     ),
-    # Each serves the pages of one kind of filter, newest first.
+    # Each of these indexes serves ListOrders with one combination of filters, newest first.
     Index(None, "created_at", "id"),
     Index(None, "user_id", "created_at", "id"),
     Index(None, "status", "created_at", "id"),
     Index(None, "user_id", "status", "created_at", "id"),
-    # For the reaper: orders that nobody confirmed in time.
+    # For CancelAbandonedOrders: orders that are still PENDING after their reservations have expired.
     Index(
         "ix_orders_abandoned",
         "reserved_until",

@@ -76,7 +76,7 @@ def _within_limit(tx: Connection, absent: Sequence[_Place]) -> list[_Place]:
 
 
 def _create(tx: Connection, places: Sequence[_Place]) -> list[Item]:
-    """Create and lock empty items. Another transaction may have created some of them since we looked."""
+    """Create and lock empty items. Another transaction may have created some of them after we read."""
     if not places:
         return []
     items.insert_empty(tx, places, now(tx))
