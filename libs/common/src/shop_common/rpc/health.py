@@ -40,7 +40,7 @@ class Health:
     def __init__(self) -> None:
         self._live = True
         self._ready = False
-        self._ready_parts: dict[str, bool] = {"server": False}
+        self._ready_components: dict[str, bool] = {"server": False}
         self._draining = False
         self.names = {""}
         """Full names of the services that this process offers, and the empty name, which means all of them."""
@@ -60,14 +60,16 @@ class Health:
         self._services.append(service)
         return service
 
-    def set_ready(self, part: str, ready: bool) -> None:
+    def set_ready(self, component: str, ready: bool) -> None:
         """Set whether one component is ready. The process is ready when all its components are.
 
-        Components are `server`, `schema` and `consumer` in an API, `relay`, `work` in the other processes, and
-        `workers` in a parent of workers.
+        The components of an API are `server`, `schema`, `consumer` and `identity`, those of the relay `server` and
+        `relay`, those of the reaper `server` and `tasks`, and those of a parent of workers `server` and `workers`.
+        A component counts only after its first report: `identity` reports only with OIDC_ISSUER, `schema` and
+        `consumer` not before they are unready for the first time.
         """
         with self._lock:
-            self._ready_parts[part] = ready
+            self._ready_components[component] = ready
             self._publish()
 
     def set_live(self, live: bool) -> None:
@@ -98,7 +100,7 @@ class Health:
         return "SERVING" if self._ready else "NOT_SERVING"
 
     def _publish(self) -> None:
-        ready = not self._draining and all(self._ready_parts.values())
+        ready = not self._draining and all(self._ready_components.values())
         if ready == self._ready:
             return
         self._ready = ready
