@@ -34,7 +34,7 @@ def main() -> None:
 
     server = HealthServer(settings.health_port, listen_host=settings.listen_host)
     server.health.set_ready("relay", False)
-    # No later process may have the same name: it would take this one's leases for its own.
+    # The name must be unique over time: a later process with the same name would renew the leases of this one.
     owner = f"{socket.gethostname()}:{os.getpid()}:{uuid4()}"
     relays = [
         Relay(
@@ -73,6 +73,6 @@ def _run(relay: Relay, stop: threading.Event) -> None:
 
 
 def _report_readiness(health: Health, relays: list[Relay], stop: threading.Event) -> None:
-    # Polled, because a loop that hangs in a frozen database reports nothing.
+    # Poll readiness, because a loop that hangs in a call of a frozen database cannot report it.
     while not stop.wait(READINESS_SECONDS):
         health.set_ready("relay", any(relay.ready for relay in relays))

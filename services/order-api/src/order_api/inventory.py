@@ -1,4 +1,4 @@
-"""A client of inventory-api for what orders need: reserve, confirm and release their stock."""
+"""A client of inventory-api: reserves, confirms and releases the stock of orders."""
 
 import threading
 from collections.abc import Sequence
@@ -28,7 +28,7 @@ _log = logs.get(__name__)
 
 
 class InventoryUnavailable(Unavailable):
-    """inventory-api did not answer in time; the call may have had its effect."""
+    """inventory-api did not respond in time. The call may have had its effect."""
 
     reason: ClassVar[str] = "INVENTORY_UNAVAILABLE"
 
@@ -41,7 +41,7 @@ class Inventory:
         self._client = Client(
             target,
             service,
-            # The first always carries request_ids, the others are repeatable by state.
+            # BatchReserveStock always has request_ids; the others check the state, so they may be repeated.
             repeatable=("BatchReserveStock", "ConfirmReservations", "ReleaseStock"),
             unavailable_reason=InventoryUnavailable.reason,
             certificates=certificates,
@@ -52,25 +52,25 @@ class Inventory:
         self._room = threading.BoundedSemaphore(RELEASES_WAITING_MAX)
 
     def reserve(self, orders: Sequence[NewOrder]) -> list[OrderReservation | ShopError]:
-        """Reserve the stock of each order, all of its lines or none: one call, at most 500 orders and 5,000 lines.
+        """Reserve the stock of at most 500 orders with 5,000 lines in one call; of each order, all lines or none.
 
-        One outcome per order, in order: what was reserved, or the refusal. A repeated order id is answered with what
-        the first call reserved, as it is now. Raises ShopError if the call itself fails.
+        Returns one outcome per order, in order: its reservation or the refusal. For a repeated order id, that is the
+        current state of the reservation that the first call made. Raises ShopError if the call itself fails.
         """
         request = pb.BatchReserveStockRequest(orders=[_lines(order) for order in orders])
         response = self._client.call(
             self._stub.BatchReserveStock,
             request,
             timeout_seconds=self._call_seconds,
-            # With tracing on, the batch has a span of its own. Each order also carries its caller's trace.
+            # If tracing is on, the batch has its own span. Each order also has the trace of its caller.
             traceparent=orders[0].traceparent,
         )
         return [_outcome(order, result) for order, result in zip(orders, response.results, strict=True)]
 
     def confirm(self, order_id: str, *, seconds_left: float, traceparent: str | None) -> dict[int, int]:
-        """Confirm the order's reservations; return the confirmed units of each product. Repeatable.
+        """Confirm the order's reservations. Returns the confirmed units of each product. May be repeated.
 
-        Raises the refusals of ConfirmReservations, and Unavailable: then it may or may not have happened.
+        Raises the refusals of ConfirmReservations. Raises Unavailable if the outcome is unknown.
         """
         response = self._client.call(
             self._stub.ConfirmReservations,
@@ -81,13 +81,13 @@ class Inventory:
         return _active_units(response.reservations)
 
     def release_soon(self, reservation_ids: Sequence[str], traceparent: str | None) -> None:
-        """Release reservations in the background if there is room; otherwise they expire. Never waits or raises."""
+        """Release reservations in the background. If its queue is full, they expire. Never waits or raises."""
         if self._room.acquire(blocking=False):
-            with suppress(RuntimeError):  # closed already
+            with suppress(RuntimeError):  # `close` was called
                 self._background.submit(self._release, reservation_ids, traceparent)
 
     def close(self) -> None:
-        """Drop the releases that wait, and close the connections."""
+        """Drop the waiting releases and close the connections."""
         self._background.shutdown(cancel_futures=True)
         self._client.close()
 
@@ -107,7 +107,7 @@ class Inventory:
 
 
 def _active_units(reservations: Sequence[pb.Reservation]) -> dict[int, int]:
-    """The units of each product that are still reserved."""
+    """Return the units of each product that are still reserved."""
     units: dict[int, int] = {}
     for each in reservations:
         if each.state in _ACTIVE:
@@ -129,7 +129,7 @@ def _order_reservation(reservations: Sequence[pb.Reservation]) -> OrderReservati
 def _lines(order: NewOrder) -> pb.OrderLines:
     return pb.OrderLines(
         order_id=order.id,
-        # Also if the client sent none: a call that is sent again never reserves twice.
+        # Set it even if the client sent none, so that a retry of our call never reserves twice.
         request_id=order.id,
         lines=[pb.Line(product_id=item.product_id, quantity=item.quantity) for item in order.items],
         ttl=None if order.ttl_seconds is None else _duration(order.ttl_seconds),

@@ -36,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m order_api",
         usage="%(prog)s [-h] [migrate [-h] [--reset]]",
-        description="The life of orders over gRPC. `migrate` brings the database to the newest schema.",
+        description="Serves orders over gRPC. `migrate` upgrades the database to the newest schema.",
         epilog=help_text(OrderSettings),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

@@ -34,7 +34,7 @@ class Progress:
         self.lag = 0
 
     def renewed(self, kafka: confluent_kafka.Consumer) -> None:
-        """The client was replaced. What is known of partitions stays until they are assigned again."""
+        """Use this new client. The recorded progress of a partition stays until the partition is assigned again."""
         self._kafka = kafka
 
     def assigned(self, partition: int, committed: int) -> None:

@@ -1,4 +1,4 @@
-"""Finds out who makes a call, from its headers and the certificate of its connection."""
+"""Identifies the caller of a call by the call's headers and the certificate of its connection."""
 
 from collections.abc import Iterable, Sequence
 
@@ -19,9 +19,9 @@ class Authenticator:
         self._tokens = tokens
 
     def caller(self, metadata: Iterable[tuple[str, str | bytes]], spiffe_id: str | None) -> Caller:
-        """The caller of a call with these headers, from a client whose certificate has this SPIFFE id.
+        """Return the caller. `metadata` are the headers; `spiffe_id` is the id in the client's certificate, if any.
 
-        A token decides alone if there is one: a gateway's certificate adds nothing to the rights of its users.
+        If there is a token, the certificate is ignored: a gateway's certificate adds no permissions to its users.
         Raises CredentialsMissing, TokenInvalid, TokenExpired, KeySetUnavailable.
         """
         headers = [value for key, value in metadata if key == AUTHORIZATION]

@@ -1,4 +1,4 @@
-"""Who makes a call, and what it may do."""
+"""The caller of a call, and its permissions."""
 
 from dataclasses import dataclass
 
@@ -32,9 +32,9 @@ class Caller:
 
     @property
     def owner(self) -> int | None:
-        """The user to whose orders the caller is limited, None for no limit.
+        """Return the id of the user if the caller may only access that user's orders; None if it may access all.
 
-        Raises PermissionMissing for a caller that is limited, but is no user that could own orders.
+        Raises PermissionMissing if the caller may not access all orders and its subject is not a valid user id.
         """
         if ORDERS_ANY in self.permissions:
             return None

@@ -1,4 +1,4 @@
-"""Why a caller is refused.
+"""The errors that refuse a caller.
 
 Messages and metadata never contain any part of a credential.
 """
@@ -16,13 +16,13 @@ class CredentialsMissing(Unauthenticated):
 
 
 class TokenInvalid(Unauthenticated):
-    """The token cannot be accepted, whatever the time: malformed, of another issuer or audience, or wrongly signed."""
+    """The token is malformed, wrongly signed, not valid yet, or for another issuer or audience."""
 
     reason = "TOKEN_INVALID"
 
 
 class TokenExpired(Unauthenticated):
-    """The token was valid. Get a new one."""
+    """The token was valid but has expired. The caller needs a new one."""
 
     reason = "TOKEN_EXPIRED"
 
@@ -31,7 +31,7 @@ class TokenExpired(Unauthenticated):
 
 
 class PermissionMissing(PermissionDenied):
-    """The caller is known, and is not granted what the call needs."""
+    """The caller is authenticated but lacks the permission that the call needs."""
 
     reason = "PERMISSION_MISSING"
 
@@ -44,7 +44,7 @@ class PermissionMissing(PermissionDenied):
 
 
 class KeySetUnavailable(Unavailable):
-    """The keys of the identity provider are not known, so the token can be neither accepted nor rejected."""
+    """The keys of the identity provider are unknown, so the token can be neither accepted nor rejected. Retry."""
 
     reason = "KEY_SET_UNAVAILABLE"
 

@@ -1,4 +1,4 @@
-"""The grants file: which permissions workloads and the scopes of tokens have.
+"""Reads the grants file: the permissions of workloads and of the scopes of tokens.
 
     workloads:
       spiffe://shop/order-api: [stock.reserve]
@@ -7,7 +7,7 @@
       shopper: [orders.read, orders.write]
       staff: [inventory.read, inventory.write, orders.read, orders.any]
 
-What callers need is in the contract; who they are is in the deployment.
+The contract (the protos) states which permission each call needs. The deployment grants permissions to callers.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -35,11 +35,11 @@ class Grants:
     scopes: Mapping[str, frozenset[str]] = field(default_factory=dict)
 
     def of_workload(self, spiffe_id: str) -> frozenset[str]:
-        """The permissions of a workload; none if the file does not name it."""
+        """Return the permissions of a workload; none if the file does not name it."""
         return self.workloads.get(spiffe_id, frozenset())
 
     def of_scopes(self, scopes: Iterable[str]) -> frozenset[str]:
-        """The permissions of all these scopes together. Scopes that the file does not name grant nothing."""
+        """Return the permissions of all these scopes together. A scope that the file does not name grants nothing."""
         return frozenset().union(*(self.scopes.get(scope, frozenset()) for scope in scopes))
 
 

@@ -17,7 +17,7 @@ def _https(url: str) -> str:
 
 
 class IdentitySettings(Settings):
-    """What an API reads to know its callers. Without GRANTS_PATH identities are not checked."""
+    """The settings with which an API identifies its callers. Without GRANTS_PATH it does not check identities."""
 
     grants_path: Path | None = Field(
         default=None,

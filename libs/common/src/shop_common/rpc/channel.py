@@ -26,7 +26,7 @@ _log = logs.get(__name__)
 
 
 class ReloadingChannel(grpc.Channel):
-    """A channel for unary calls, shared by all threads. Nothing is connected before the first call."""
+    """A channel for unary calls, shared by all threads. It connects at the first call."""
 
     def __init__(self, target: str, options: _Options, certificates: ReloadedCertificates) -> None:
         self._target = target
@@ -49,7 +49,7 @@ class ReloadingChannel(grpc.Channel):
         return _Method(self, method, request_serializer, response_deserializer)
 
     def close(self) -> None:
-        """Close the connections; running calls are cancelled."""
+        """Close the connections. Cancels running calls."""
         with self._lock:
             self._closed.set()
             while self._open:
@@ -63,7 +63,7 @@ class ReloadingChannel(grpc.Channel):
 
     @contextmanager
     def in_use(self) -> Iterator["_Connection"]:
-        """The current connection, which stays open for the block."""
+        """Yield the current connection. It stays open until the block ends."""
         with self._lock:
             connection = self._connection
             connection.calls += 1
@@ -131,7 +131,7 @@ class ReloadingChannel(grpc.Channel):
 
 
 class _Connection:
-    """A channel of gRPC, the certificates that it has, and how many calls run on it."""
+    """A gRPC channel, its certificates, and the number of calls that run on it."""
 
     def __init__(self, certificates: Certificates, channel: grpc.Channel) -> None:
         self.certificates = certificates
@@ -141,7 +141,7 @@ class _Connection:
 
 
 class _Method(grpc.UnaryUnaryMultiCallable):  # type: ignore[type-arg]  # only the stubs are generic
-    """A method of the service, called on whatever connection is current."""
+    """A method of the service. Each call uses the connection that is current when it starts."""
 
     def __init__(self, channel: ReloadingChannel, path: str, serialize: Any, deserialize: Any) -> None:
         self._channel = channel

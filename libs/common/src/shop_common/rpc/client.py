@@ -1,6 +1,7 @@
 """A channel to another service: balanced over its healthy processes, with a deadline on every call.
 
-What goes wrong comes back as the ShopError that the other service raised; what goes wrong on the way, as Unavailable.
+If the other service refuses a call, the call raises the same ShopError here. If there is no response, it raises
+Unavailable.
 """
 
 import json
@@ -25,10 +26,10 @@ _Request = TypeVar("_Request", bound=Message)
 _Response = TypeVar("_Response")
 
 TRIES_MAX = 5
-"""gRPC's own limit. With the backoffs below they span about three seconds: a process that restarts is back by then."""
+"""gRPC's own limit. With the backoffs below, the attempts span about three seconds, in which a process can restart."""
 
 PATIENCE_SECONDS = 3.0
-"""How long a service that used to answer is waited for; then calls fail at once, until it answers again."""
+"""Calls wait this long for a service that has responded before. After that, they fail at once until it responds."""
 
 RESPONSE_BYTES_MAX = 16 * 1024 * 1024
 
@@ -44,13 +45,12 @@ _SCHEME = re.compile(r"(dns|xds):///|(ipv4|ipv6|unix|unix-abstract):")
 
 
 class Client:
-    """A connection to one service, shared by all threads. Nothing is connected before the first call.
+    """A connection to one service, shared by all threads. It connects at the first call.
 
-    `target` is `host:port`, of which every address is used in turn, or a target as gRPC writes it, such as
-    `ipv4:10.0.0.1:50053,10.0.0.2:50053`. Methods named in `repeatable` are retried when a process goes away: an
-    UNAVAILABLE can follow a commit, so they read, or carry a request_id, or are repeatable by state.
-    `unavailable_reason` is what an Unavailable of this client says, such as INVENTORY_UNAVAILABLE.
-    With `certificates` its connections use TLS.
+    `target` is `host:port` or a gRPC target such as `ipv4:10.0.0.1:50053,10.0.0.2:50053`. Calls go to all its addresses
+    in turn. Methods named in `repeatable` are retried if a process ends. An UNAVAILABLE can follow a commit, so name
+    only methods that read, have a request_id, or check the state. `unavailable_reason` is the reason of an Unavailable
+    of this client, such as INVENTORY_UNAVAILABLE. With `certificates`, the connections use TLS.
     """
 
     def __init__(
@@ -65,7 +65,7 @@ class Client:
         self._name = service.full_name
         self._unavailable_reason = unavailable_reason
         self._has_metrics = metrics.is_enabled()
-        # Written by any thread, each time as a whole: at worst a call more waits, or does not.
+        # Any thread writes these without a lock. At worst, one more call waits, or one call fewer.
         self._has_answered = False
         self._silent_since: float | None = None
         address = target if _SCHEME.match(target) else f"dns:///{target}"
@@ -85,13 +85,13 @@ class Client:
         timeout_seconds: float,
         traceparent: str | None = None,
     ) -> _Response:
-        """Call a method of the stub. Continues the current trace, else the one given.
+        """Call a method of the stub. Continues the current trace, or else that of `traceparent`.
 
-        Raises the ShopError that the service raised, or an Unavailable when there was no answer in time, or none
-        that says what happened: the call may then have had its effect. When all processes of the service are being
-        restarted, calls wait for the first that is back; when they stay away, calls fail at once.
+        Raises the ShopError that the service raised. Raises an Unavailable if there was no response in time, or an
+        unknown one: the call may have had its effect. While all processes of the service restart, calls wait up to
+        PATIENCE_SECONDS for the first one. After that they fail at once.
         """
-        # A request is named for its method; buf lint holds the protos to that.
+        # buf lint ensures that each request is named after its method.
         name = type(request).__name__.removesuffix("Request")
         path = f"{self._name}/{name}"
         attributes = {"rpc.system.name": "grpc", "rpc.method": path}
@@ -116,11 +116,11 @@ class Client:
             return answer
 
     def close(self) -> None:
-        """End the connections; running calls are cancelled."""
+        """Close the connections. Cancels running calls."""
         self.channel.close()
 
     def _worth_waiting(self, now: float) -> bool:
-        """Whether a call with nobody there to take it should wait: they are being restarted, as far as we know."""
+        """Return whether a call should wait if no process is available, because the processes may be restarting."""
         silent_since = self._silent_since
         return self._has_answered and (silent_since is None or now - silent_since < PATIENCE_SECONDS)
 
@@ -135,7 +135,7 @@ class Client:
             _seconds(path, code).observe(time.monotonic() - begun)
 
     def _code_and_meaning(self, error: object) -> tuple[str, ShopError]:
-        assert isinstance(error, grpc.Call), "grpcio's errors of a call are the call as well"
+        assert isinstance(error, grpc.Call), "in grpcio, the error of a call is also the call"
         return error.code().name, self._meaning(error)
 
     def _meaning(self, error: grpc.Call) -> ShopError:
@@ -144,7 +144,7 @@ class Client:
                 try:
                     return from_status(Status.FromString(value), unavailable_reason=self._unavailable_reason)
                 except DecodeError:
-                    break  # not of our making; the code below is what is known
+                    break  # another program, such as a proxy, has set it; only the status code is known
         what = f"{self._name} did not answer: {error.code().name}"
         return RemoteUnavailable(what, self._unavailable_reason, {})
 
@@ -162,14 +162,15 @@ def _options(service: ServiceDescriptor, repeatable: Iterable[str]) -> list[tupl
                     "initialBackoff": "0.1s",
                     "maxBackoff": "2s",
                     "backoffMultiplier": 3,
-                    # CANCELLED is what a stopping server says to calls it had not begun (grpc #41785).
+                    # A stopping server may end calls that it has not started with CANCELLED (grpc #41785).
                     "retryableStatusCodes": ["UNAVAILABLE", "CANCELLED"],
                 },
             }
         ]
         if names
         else [],
-        # When most calls fail, retries would only add to the load; all calls that a stopping process had may be tried.
+        # If most calls fail, retries would only add load. The limit is high enough to retry all calls that a stopping
+        # process had.
         "retryThrottling": {"maxTokens": 1000, "tokenRatio": 1},
     }
     return [

@@ -1,4 +1,4 @@
-"""How a call ends that does not succeed: its status code, details and reason, for any exception."""
+"""Converts an exception to the result of a failed call: status code, details and reason."""
 
 import secrets
 from dataclasses import dataclass
@@ -37,7 +37,7 @@ class DeadlinePassed(Exception):
 
 
 def failure_of(error: Exception) -> Failure:
-    """Convert an exception to the call's result. An exception of no known kind is a defect, answered INTERNAL."""
+    """Convert an exception to the call's result. An exception of an unknown class is a defect: it becomes INTERNAL."""
     if isinstance(error, ShopError):
         status = to_status(error)
         return Failure(code_of(error), status, error.reason, is_ours=isinstance(error, Overload | Unavailable))

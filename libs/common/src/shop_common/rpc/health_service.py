@@ -1,6 +1,6 @@
 """grpc.health.v1 on one server.
 
-Whatever a peer sends or leaves unread, it blocks no lock and no other peer.
+A peer that sends slowly or does not read holds no lock and delays no other peer.
 """
 
 import threading

@@ -1,6 +1,6 @@
-"""What surrounds every servicer method: receiving, decoding, encoding, errors, traces, metrics and logs.
+"""Wraps each servicer method: receives and decodes the request, encodes the response, handles errors and telemetry.
 
-Every call passes through here, so whatever can be decided once per method is decided once per method.
+Every call runs this code. So work that is the same for all calls of a method is done once, when the method is wrapped.
 """
 
 import time
@@ -27,10 +27,10 @@ from shop_common.telemetry import logs, metrics, tracing
 from shop_common.telemetry.logs import LogRateLimiter
 
 RESPONSE_BYTES_MAX = 4 * 1024 * 1024
-"""The largest response that clients accept by default. Lists are cut far below; this is the last resort."""
+"""The largest response that clients accept by default. Pages of lists are far smaller; this is the last resort."""
 
 UNREAD_BYTES_MIN = 64 * 1024
-"""From this size on, responses that the client has not read are counted and bounded."""
+"""Unread responses of at least this size are limited in number and time."""
 
 _log = logs.get(__name__)
 
@@ -80,7 +80,7 @@ class Method:
         self._log_limiter = LogRateLimiter()
 
     def running(self, handler: Handler) -> Handler:
-        """Wrap the servicer's handler. On the wire the method stays the same."""
+        """Wrap the servicer's handler. For clients the method stays the same."""
         behave, decode, encode = handler.unary_unary, handler.request_deserializer, handler.response_serializer
         if behave is None or decode is None or encode is None:
             return self._streaming(handler)
@@ -95,7 +95,7 @@ class Method:
         def run(messages: Iterator[bytes], context: grpc.ServicerContext) -> bytes:
             began = time.monotonic()
             if access is not None:
-                # Before the message is read: a caller without the permission must not cost us that.
+                # Check the caller before reading the message, so that a caller without permission costs little.
                 try:
                     access.check_caller(context)
                 except ShopError as refusal:
@@ -124,7 +124,7 @@ class Method:
             self._fail(failure, context, 0.0)
 
         refuse.experimental_thread_pool = pool  # type: ignore[attr-defined]  # read there by grpcio
-        # It does not wait for the message: a slow sender must not hold one of the few threads.
+        # Do not wait for the message: a slow sender must not block one of the few threads.
         return grpc.stream_unary_rpc_method_handler(refuse)
 
     def _in_turn(self, respond: _Respond, data: bytes, context: grpc.ServicerContext) -> bytes:
@@ -136,7 +136,7 @@ class Method:
             return respond(data, context)
 
     def _streaming(self, handler: Handler) -> Handler:
-        """Wrap a method with streams in both directions (reflection): it keeps its thread only while both move."""
+        """Wrap a method with streams in both directions (reflection). It keeps its thread only while both progress."""
         behave: Any = handler.stream_stream
         waits = self._waits
 
@@ -194,7 +194,7 @@ class Method:
         return respond
 
     def _bound_unread(self, response: bytes, context: grpc.ServicerContext) -> None:
-        """Refuse a response that clients would not accept, and limit how long this one waits to be read."""
+        """Refuse a response that is too large for clients, and limit the time until the client has read it."""
         if len(response) > RESPONSE_BYTES_MAX:
             raise ResponseTooLarge(len(response), RESPONSE_BYTES_MAX)
 
@@ -218,7 +218,7 @@ class Method:
                 context=tracing.remote_context(incoming_traceparent(context)),
                 kind=trace.SpanKind.SERVER,
                 attributes=attributes,
-                # The exception that leaves here is grpcio's own signal; `_fail` has recorded the cause.
+                # The exception raised here is grpcio's own signal; `_fail` has recorded the cause.
                 record_exception=False,
                 set_status_on_exception=False,
             ):
@@ -252,7 +252,7 @@ class Method:
 
     def _write_log(self, failure: Failure, context: grpc.ServicerContext, error: Exception | None) -> None:
         fields: dict[str, Any] = {"method": self._path}
-        # With traces on, each line already has the ids of this call's span.
+        # If tracing is on, each log line already has the ids of this call's span.
         if tracing.tracer() is None and (traceparent := incoming_traceparent(context)) is not None:
             _, fields["trace_id"], fields["span_id"], _ = traceparent.split("-")
         if failure.error_id is not None:
@@ -280,6 +280,6 @@ _UNREADABLE = Violation("request", "its bytes are not a message of this method, 
 
 
 def _exemplar() -> dict[str, str] | None:
-    """The ids by which a dashboard finds the trace behind a point; None for a call that is not recorded."""
+    """Return the ids with which a dashboard finds the trace of a data point. None if the call is not traced."""
     span = tracing.sampled_span()
     return None if span is None else {"trace_id": f"{span.trace_id:032x}", "span_id": f"{span.span_id:016x}"}

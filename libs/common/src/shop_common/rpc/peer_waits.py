@@ -1,8 +1,8 @@
 """Bounds the time that calls wait for their peer to send a message or to read a response.
 
-grpcio waits for a peer without a limit, and mostly blocks a thread. So every such wait is registered here. A call is
-ended after a number of seconds, or when too many calls wait: then the one that has waited longest is ended first.
-A well-behaved client sends its message with the headers, so its call waits for microseconds.
+grpcio waits for a peer without a limit, and usually blocks a thread. So every such wait is registered here. A call ends
+after a number of seconds. If too many calls wait, the call that has waited longest ends first. A well-behaved client
+sends its message with the headers, so its call waits for microseconds.
 """
 
 import threading
@@ -32,11 +32,11 @@ class PeerWaits:
 
     @property
     def count(self) -> int:
-        """The number of calls that are waiting."""
+        """Return the number of calls that are waiting."""
         return len(self._since)
 
     def begin(self, context: grpc.ServicerContext) -> None:
-        """Register that this call waits. If it is waiting already, its time starts again."""
+        """Register that this call waits. If the call is waiting already, its time starts again."""
         longest = None
         with self._lock:
             if self._since:

@@ -1,7 +1,4 @@
-"""The gRPC server of an API: its port, its limits, and the admission of calls.
-
-What surrounds each servicer method is in `method`.
-"""
+"""The gRPC server of an API: its port, its limits, and the admission of calls. `method` wraps each servicer method."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -67,13 +64,13 @@ class Server:
         self._unread = PeerWaits(
             "unread", calls_max=UNREAD_ANSWERS_MAX, seconds=CALL_SECONDS_MAX, waits_for="its answer to be read"
         )
-        # Refusals have threads of their own: they must be sent when all others are taken.
+        # Refusals have their own threads, because they must be sent even if all other threads are busy.
         self._refusing = futures.ThreadPoolExecutor(_REFUSING_THREADS, thread_name_prefix="refusing")
         self._admission = _Admission(
             self._pool, self._refusing, self._waits, self._unread, settings.calls_max, authenticator
         )
         self._server = grpc.server(
-            # grpcio uses nothing of it but `submit`.
+            # grpcio uses only `submit`.
             self._pool,  # type: ignore[arg-type]
             interceptors=[self._admission],
             options=_options(settings),
@@ -120,7 +117,7 @@ class Server:
 
     @property
     def health_port(self) -> int:
-        """The port that serves only health; 0 in a worker, since its parent has it."""
+        """Return the port that serves only health; 0 in a worker, since its parent has that port."""
         return 0 if self._health_server is None else self._health_server.port
 
     def stop(self, grace_seconds: float) -> None:
@@ -136,7 +133,7 @@ class Server:
             if self._pool.calls > self._waits.count:
                 quiet_since = time.monotonic()
             elif time.monotonic() - quiet_since > QUIET_SECONDS:
-                # grpcio waits for clients to close their connections. Some never read that they should.
+                # grpcio waits for clients to close their connections. Some clients never read the request to do so.
                 stopped = self._server.stop(0)
         self._health_service.stop()
         self._waits.stop()
@@ -217,6 +214,6 @@ def _options(settings: ApiSettings) -> Sequence[tuple[str, int]]:
         # Clients may ping every 10 s, also between calls.
         ("grpc.keepalive_permit_without_calls", 1),
         ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
-        # A busy machine delivers delayed pings all at once. That is no reason to disconnect a client during its calls.
+        # A busy machine delivers delayed pings all at once. Do not disconnect a client for that during its calls.
         ("grpc.http2.max_ping_strikes", 0),
     )

@@ -13,19 +13,19 @@ GROUP = "order-api"
 
 
 def handlers() -> Mapping[str, Handler]:
-    """The handlers by event type."""
+    """Return the handlers by event type."""
     return {"STOCK_RESERVATION_EXPIRED": cancel_expired, "STOCK_RELEASED": cancel_released}
 
 
 def cancel_expired(tx: Connection, events: Sequence[Event]) -> bool:
-    """Cancel PENDING orders whose reservation expired. True if more are left to do."""
+    """Cancel PENDING orders whose reservation expired. Returns whether orders are left for another transaction."""
     return cancel_lost(tx, [_loss(event, released=False) for event in events])
 
 
 def cancel_released(tx: Connection, events: Sequence[Event]) -> bool:
-    """Cancel orders that are not shipped and whose stock was released; an order that is cancelled already is ignored.
+    """Cancel orders that are not shipped and whose stock was released. Ignores orders that are already cancelled.
 
-    True if more are left to do.
+    Returns whether orders are left for another transaction.
     """
     return cancel_lost(tx, [_loss(event, released=True) for event in events])
 

@@ -1,4 +1,4 @@
-"""Protobuf to commands. Every field of every request is checked here and nowhere else."""
+"""Converts protobuf requests to commands. Every field of every request is checked here and nowhere else."""
 
 from datetime import datetime
 from uuid import UUID
@@ -53,7 +53,7 @@ def new_order(request: pb.CreateOrderRequest, traceparent: str | None) -> NewOrd
 
 
 def _items(check: Fields, request: pb.CreateOrderRequest) -> tuple[tuple[NewItem, ...], str]:
-    """The lines, and the one currency that they are priced in."""
+    """Return the lines and the currency of their prices, which must be the same for all lines."""
     if not check.size("items", request.items, 1, LINES_MAX):
         return (), ""
     currency = request.items[0].price.currency_code
@@ -85,7 +85,7 @@ def change_status(request: pb.UpdateOrderStatusRequest, traceparent: str | None)
 
 
 def orders_page(request: pb.ListOrdersRequest, *, owner: int | None) -> PageRequest[OrderFilter]:
-    """The page that the request names; unless `owner` is None, of this user's orders."""
+    """Return the requested page. If `owner` is not None, it has only orders of this user."""
     with Fields() as check:
         wanted = OrderFilter(
             user_id=check.identity("user_id", request.user_id) if request.HasField("user_id") else owner,

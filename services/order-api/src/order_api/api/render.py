@@ -1,4 +1,4 @@
-"""Domain values to protobuf."""
+"""Converts domain values to protobuf."""
 
 from order_api.api.parse import STATUS_NUMBERS
 from order_api.domain.model import Order

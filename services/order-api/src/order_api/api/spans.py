@@ -7,7 +7,7 @@ from shop_protos.order.v1 import order_pb2 as pb
 
 
 def describe(message: Message) -> dict[str, str]:
-    """The attributes of a request or a response."""
+    """Return the attributes of a request or a response."""
     match message:
         case pb.GetOrderRequest() | pb.UpdateOrderStatusRequest():
             return {"shop.order_id": message.id}
@@ -18,5 +18,5 @@ def describe(message: Message) -> dict[str, str]:
 
 
 def describe_event(event: Event) -> dict[str, str]:
-    """The attributes of an event of the inventory."""
+    """Return the attributes of an inventory event."""
     return {"shop.order_id": str(event.data.get("order_id", ""))}

@@ -12,7 +12,7 @@ from shop_common.api import money
 from shop_common.api.command import Command
 from shop_common.db.idempotency import Claim, fingerprint
 
-# Never change it: through it a repeated request_id leads to the same order, however long ago the first call was.
+# Never change it. Order ids are derived from it, so that a repeated request_id leads to the same order at any time.
 _ORDER_NAMESPACE = UUID("5b0c6d0e-6f5c-4f0b-9d5e-3a1f7c2e8b44")
 
 
@@ -50,10 +50,10 @@ def new_order(
     request_id: str | None = None,
     traceparent: str | None = None,
 ) -> NewOrder:
-    """An order to create, with the exact total of its lines.
+    """Return an order to create, with the exact total of its lines.
 
-    Its id is derived from user and request_id, so that a repeat leads to the same order; it is random without a
-    request_id.
+    The order's id is derived from user and request_id, so that a repeat leads to the same order. Without a request_id
+    the id is random.
     """
     order_id = str(uuid7()) if request_id is None else str(uuid5(_ORDER_NAMESPACE, f"{user_id}:{request_id}"))
     total = money.total([(item.price, item.quantity) for item in items])
@@ -64,7 +64,7 @@ def new_order(
 
 @dataclass(frozen=True, slots=True)
 class ReservedOrder:
-    """An order to store, whose stock is reserved for this many seconds from its creation on."""
+    """An order to store. Its stock is reserved for this many seconds after the order is stored."""
 
     order: NewOrder
     reserved_seconds: float
@@ -88,7 +88,7 @@ class ChangeStatus(Command):
 
 @dataclass(frozen=True, slots=True)
 class OrderFilter:
-    """Which orders to list; None matches any. `created_after` is inclusive, `created_before` exclusive."""
+    """A filter for orders; None matches any order. `created_after` is inclusive, `created_before` exclusive."""
 
     user_id: int | None = None
     status: Status | None = None

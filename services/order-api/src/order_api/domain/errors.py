@@ -1,4 +1,4 @@
-"""Why a request about orders is refused.
+"""The errors that refuse a request about orders.
 
 ShopError                       shop_common.errors maps each kind to a gRPC status
 ├── NotFound

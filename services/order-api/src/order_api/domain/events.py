@@ -22,9 +22,9 @@ _TYPES = {
 
 
 def status_changed(order: Order, traceparent: str | None) -> Message:
-    """The order got its present status at `updated_at`; PENDING when it was created.
+    """Return the event that the order got its current status, at `updated_at`. PENDING is the status of a new order.
 
-    Always with the lines: consumers act on them.
+    The event always has the lines of the order, because consumers need them.
     """
     data = {
         "id": order.id,

@@ -45,7 +45,7 @@ class OrderItem:
 
 @dataclass(frozen=True, slots=True)
 class Order:
-    """An order as it is stored. `items` are in the sequence of the request."""
+    """A stored order. `items` are in the order of the request."""
 
     id: str
     user_id: int
@@ -73,8 +73,8 @@ class NewItem:
 class OrderReservation:
     """The stock that inventory-api reserved for an order.
 
-    `units` are those that are still reserved, by product. `seconds` is the time from the first reservation to the
-    first expiry: a duration, since the clocks of two databases cannot be compared. None if no reservation expires.
+    `units` are the units that are still reserved, by product. `seconds` is the time from the first reservation to the
+    first expiry, or None if no reservation expires. It is a duration, because the clocks of two databases differ.
     """
 
     reservation_ids: tuple[str, ...]
@@ -83,7 +83,7 @@ class OrderReservation:
 
 
 def quantities(items: Iterable[NewItem | OrderItem]) -> dict[int, int]:
-    """The units of each product, summed over all lines."""
+    """Return the units of each product, summed over all lines."""
     units: dict[int, int] = {}
     for item in items:
         units[item.product_id] = units.get(item.product_id, 0) + item.quantity

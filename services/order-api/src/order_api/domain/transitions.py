@@ -1,4 +1,4 @@
-"""Which change of status a request or an event leads to. Decisions on values: the caller has locked the order."""
+"""Decides the status change that follows from a request or an event. The caller has locked the order."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -40,7 +40,7 @@ class ConfirmationResult:
 
 @dataclass(frozen=True, slots=True)
 class LostStock:
-    """Reserved stock of an order is gone: released by somebody, or else its reservation expired."""
+    """An order has lost reserved stock: somebody released it, or its reservation expired."""
 
     order_id: str
     released: bool
@@ -48,16 +48,16 @@ class LostStock:
 
     @property
     def reason(self) -> str:
-        """The status_reason of an order that is cancelled for it."""
+        """Return the status_reason of an order that is cancelled because of this loss."""
         return "its stock was released" if self.released else "its reservation expired"
 
     def cancels(self, status: Status) -> bool:
-        """Whether an order in this status is cancelled when its stock is gone."""
+        """Return whether an order with this status is cancelled because of this loss."""
         return status is Status.PENDING or (self.released and status in CANCELLABLE)
 
 
 def change(order: Order | None, command: ChangeStatus) -> Transition:
-    """The transition that a request leads to. The present status requested again changes nothing."""
+    """Return the transition for a request. A request for the current status changes nothing."""
     if order is None:
         return Transition(refusal=OrderNotFound(command.order_id))
     if order.status is command.status:
@@ -68,16 +68,16 @@ def change(order: Order | None, command: ChangeStatus) -> Transition:
 
 
 def confirm(order: Order | None, result: ConfirmationResult) -> Transition:
-    """The transition that the answer of inventory-api leads to.
+    """Return the transition for the response of inventory-api.
 
-    Confirmed if all lines are. If the stock is lost, a PENDING order is cancelled, and the loss is the refusal. Any
-    other failure of inventory-api changes nothing and is the refusal.
+    If all lines are confirmed, the order becomes CONFIRMED. If the stock is lost, a PENDING order is cancelled, and the
+    loss is the refusal. Any other failure of inventory-api changes nothing and is the refusal.
     """
     command, answer = result.command, result.answer
     transition = change(order, command)
     if order is None or transition.status is None:
         if isinstance(transition.refusal, IllegalTransition) and _is_lost(answer):
-            # The event of the loss was faster and has cancelled the order. The caller still gets the loss.
+            # The event of the loss has already cancelled the order. The caller still gets the loss as the refusal.
             return Transition(refusal=answer)
         return transition
     if answer is None:
@@ -86,7 +86,7 @@ def confirm(order: Order | None, result: ConfirmationResult) -> Transition:
     if not isinstance(answer, ShopError):
         if all(answer.get(product_id, 0) >= units for product_id, units in quantities(order.items).items()):
             return transition
-        # inventory-api does not mention what was released. What it has confirmed is released by our event.
+        # inventory-api does not return released reservations. Our event releases the confirmed ones.
         answer = ReservationReleased(order.id)
     if _is_lost(answer):
         return Transition(Status.CANCELLED, _LOST[answer.reason], answer)

@@ -1,4 +1,4 @@
-"""Cancelling orders that nobody asks to cancel: their stock is gone, or they were not confirmed in time."""
+"""Cancels orders without a request of a user: their stock is lost, or they were not confirmed in time."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -14,20 +14,21 @@ from shop_common.batching.coalescers import Sizes
 from shop_common.db.database import Database
 
 TURN_LINES = 1_000
-"""Lines of the orders that one transaction cancels, where nobody waits for all of them: about 20 ms of work."""
+"""The number of lines of the orders that one turn cancels: about 20 ms of work."""
 
 _TURN = Sizes[str](key=str, read=orders.count_lines, size_max=LINES_MAX)
 
 
 def cancel_lost(tx: Connection, losses: Sequence[LostStock]) -> bool:
-    """Cancel orders whose stock is gone: after an expiry if PENDING, after a release if not shipped yet. Repeatable.
+    """Cancel orders whose stock is lost: PENDING orders after an expiry, orders not yet shipped after a release.
 
-    Cancels a bounded number of them and returns whether more are left, for another transaction. Ids that are no order
-    ids are ignored: ReserveStock has callers of its own, who choose order ids freely. Emits ORDER_CANCELLED.
+    Cancels a limited number of orders. Returns whether some are left for another transaction. May be repeated. Ignores
+    unknown order ids, because other callers of ReserveStock choose order ids freely. Emits ORDER_CANCELLED.
     """
     ours = [loss for loss in losses if UUID_PATTERN.match(loss.order_id)]
-    # Most events of an order find it cancelled by the first of them, or were caused by its cancellation. An order never
-    # returns to a status that it has left, so an order that is not to be cancelled now never is.
+    # Read without locks first, because most events need no change: an earlier event has cancelled the order, or its
+    # cancellation caused the event. An order never returns to an earlier status, so if it need not be cancelled now, it
+    # never has to be.
     present = orders.statuses(tx, (loss.order_id for loss in ours))
     lost: dict[str, LostStock] = {}
     for loss in ours:
@@ -50,10 +51,10 @@ class AbandonedOrders:
         self._database = database
 
     def cancel(self, command: CancelAbandoned) -> int:
-        """Cancel them, the oldest first; return how many.
+        """Cancel these orders, the oldest first. Returns the number of cancelled orders.
 
-        This is the last resort for a confirmation that a crash interrupted: the event of the cancellation releases what
-        is confirmed. All are read at once and cancelled in turns, each a transaction of its own. Emits ORDER_CANCELLED.
+        This also ends a confirmation that a crash interrupted: the event of the cancellation releases the confirmed
+        stock. One query reads all ids; each turn cancels some in its own transaction. Emits ORDER_CANCELLED.
         """
         ids: Sequence[str] = self._database.query(
             lambda tx: orders.abandoned(tx, command.grace_seconds, command.max_count)

@@ -22,8 +22,8 @@ from shop_common.events.outbox import Message
 from shop_common.timestamps import from_micros, micros
 
 PAGE_LINES_MAX = 10_000
-"""Lines on one page, as many as in fifty of the longest orders: about 0.1 s of work. A page of a thousand orders with
-the longest texts and the largest amounts is smaller than the 4 MiB that gRPC clients accept."""
+"""The most lines on one page, as many as fifty of the longest orders have: about 0.1 s of work. Even a page of a
+thousand orders with the longest texts and the largest amounts is smaller than the 4 MiB that gRPC clients accept."""
 
 _orders = tables.orders
 _items = tables.order_items
@@ -32,10 +32,10 @@ _COLUMNS = tuple(_orders.c[name] for name in Order.__slots__ if name != "items")
 
 
 def insert(tx: Connection, reserved: Sequence[ReservedOrder]) -> list[Order | ShopError]:
-    """Store orders whose stock is reserved, as PENDING. One outcome per order, in order.
+    """Store orders whose stock is reserved, as PENDING. Returns one outcome per order, in order.
 
-    An id that is stored already is a repeat, whether or not its request_id is still stored: the outcome is the order as
-    it is now, or RequestIdReused if the earlier call had other content. A batch contains an id at most once.
+    An order whose id is already stored is a repeat, even if its request_id was purged. The outcome is then the current
+    order, or RequestIdReused if the earlier call had other content. A batch contains an id at most once.
 
     Emits ORDER_CREATED.
     """
@@ -49,7 +49,8 @@ def _insert(tx: Connection, reserved: Sequence[ReservedOrder]) -> list[Order | S
         return []
     created_at = now(tx)
     by_id = {each.order.id: each for each in reserved}
-    # Unsorted: another transaction that inserts the same id has the same request_id, and waited for its claim before.
+    # No need to sort: two transactions with the same order id have the same request_id, so one of them has already
+    # waited for the other's claim, and they cannot deadlock here.
     added = [row.id for row in _insert_orders(tx, [_row(each, created_at) for each in reserved])]
     made: dict[str, Order | ShopError] = {}
     if added:
@@ -67,7 +68,7 @@ def _insert(tx: Connection, reserved: Sequence[ReservedOrder]) -> list[Order | S
 
 
 def find_earlier(tx: Connection, new: Collection[NewOrder]) -> dict[str, Order | ShopError]:
-    """The orders that earlier calls stored, by id, as they are now; RequestIdReused if the content was different."""
+    """Return the orders that earlier calls stored, by id. If the earlier call had other content, RequestIdReused."""
     by_id = {order.id: order for order in new}
     stored = statuses(tx, by_id)
     if not stored:
@@ -87,26 +88,26 @@ def find_earlier(tx: Connection, new: Collection[NewOrder]) -> dict[str, Order |
 
 
 def _settled(new: NewOrder, stored: Order | None, same_content: bool | None) -> Order | ShopError:
-    """The outcome of a repeat. `same_content` is None if its key was purged: then compare with the stored order."""
+    """Return the outcome of a repeat. If its key was purged, `same_content` is None: compare with the stored order."""
     if stored is not None and (new.is_what_made(stored) if same_content is None else same_content):
         return stored
     return RequestIdReused(new.request_id or new.id)
 
 
 def get(tx: Connection, ids: Sequence[str]) -> list[Order | ShopError]:
-    """One outcome per id, in order: the order or OrderNotFound."""
+    """Return one outcome per id, in order: the order or OrderNotFound."""
     found = load(tx, ids)
     return [found.get(each) or OrderNotFound(each) for each in ids]
 
 
 def load(tx: Connection, ids: Iterable[str]) -> dict[str, Order]:
-    """The orders that exist, by id. Locks nothing."""
+    """Return the orders that exist, by id. Locks nothing."""
     rows = [{"id": each} for each in set(ids)]
     return {order.id: order for order in _with_items(tx, _load(tx, rows))} if rows else {}
 
 
 def statuses(tx: Connection, ids: Iterable[str]) -> dict[str, Status]:
-    """The status of each order that exists, by id. Locks nothing."""
+    """Return the status of each order that exists, by id. Locks nothing."""
     rows = [{"id": each} for each in set(ids)]
     return {row.id: Status(row.status) for row in _statuses_of(tx, rows)} if rows else {}
 
@@ -116,7 +117,7 @@ count_lines = count_by(_items.c.order_id)
 
 
 def list_page(tx: Connection, request: PageRequest[OrderFilter]) -> Page[Order]:
-    """A page, newest first: by creation time and id, descending. Shorter than requested if the orders are very long."""
+    """Return a page by creation time and id, newest first. It is shorter than requested if the orders are very long."""
     order_filter = request.filter
     query = select(*_COLUMNS).order_by(_orders.c.created_at.desc(), _orders.c.id.desc()).limit(request.size + 1)
     if order_filter.user_id is not None:
@@ -142,7 +143,7 @@ _PAGE_LINES = Sizes[Row[Any]](key=lambda row: str(row.id), read=count_lines, siz
 
 
 def abandoned(tx: Connection, grace_seconds: float, max_count: int) -> list[str]:
-    """The ids of orders that are PENDING this long after their reservations have ended, the oldest first."""
+    """Return the ids of orders still PENDING `grace_seconds` after their reservations have ended, the oldest first."""
     before = now(tx) - timedelta(seconds=grace_seconds)
     rows = tx.execute(
         select(_orders.c.id)
@@ -164,7 +165,7 @@ class Locked:
         self._messages: list[Message] = []
 
     def change_status(self, order_id: str, status: Status, reason: str, traceparent: str | None) -> Order:
-        """Give an order a new status; the caller has checked that the change is legal. `save` writes it."""
+        """Change the status of an order. The caller has checked that the change is legal. `save` writes it."""
         order = self.orders[order_id]
         order = replace(order, status=status, status_reason=reason, version=order.version + 1, updated_at=self.now)
         self.orders[order_id] = order
@@ -180,7 +181,7 @@ class Locked:
 
 
 def lock(tx: Connection, ids: Iterable[str]) -> Locked:
-    """Lock the orders, sorted by id. Ids that don't exist are left out."""
+    """Lock the orders, sorted by id. Ids that do not exist are left out."""
     rows = [{"id": each} for each in set(ids)]
     found = _with_items(tx, _lock(tx, rows)) if rows else []
     return Locked(now(tx), {order.id: order for order in found})
