@@ -65,8 +65,8 @@ class Health:
 
         The components of an API are `server`, `schema`, `consumer` and `identity`, those of the relay `server` and
         `relay`, those of the reaper `server` and `tasks`, and those of a parent of workers `server` and `workers`.
-        A component counts only after its first report: `identity` reports only with OIDC_ISSUER, `schema` and
-        `consumer` not before they are unready for the first time.
+        A component counts from its first report on. `identity` reports only with OIDC_ISSUER. `schema` and `consumer`
+        report for the first time when they are not ready.
         """
         with self._lock:
             self._ready_components[component] = ready

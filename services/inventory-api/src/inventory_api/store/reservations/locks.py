@@ -2,7 +2,7 @@
 
 A transaction locks items first, sorted by id, and then reservations, sorted by id. Two transactions therefore wait for
 each other instead of deadlocking. `changes.expire` is the only exception: it locks its reservations in an order that
-PostgreSQL chooses. Its docstring states why that is safe.
+PostgreSQL chooses. The docstring of its module states why that is safe.
 """
 
 from collections.abc import Iterable
