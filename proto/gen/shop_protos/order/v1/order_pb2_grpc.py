@@ -35,7 +35,8 @@ class OrderServiceStub:
     PERMISSION_DENIED  PERMISSION_MISSING (metadata: permission): the caller is not granted what the RPC needs.
     The permission is orders.any if the request names another user.
     ABORTED            CONTENTION: other calls kept changing the same rows. Nothing was done; retry.
-    RESOURCE_EXHAUSTED QUEUE_FULL, POOL_TIMEOUT, with google.rpc.RetryInfo. Nothing was done; retry later.
+    RESOURCE_EXHAUSTED QUEUE_FULL, POOL_TIMEOUT, with google.rpc.RetryInfo. No order was created or changed. Stock may
+    have been reserved or confirmed for it; a retry with the same request_id continues with it.
     UNAVAILABLE        DATABASE_UNAVAILABLE. The call may have had its effect; see below for how to retry.
     KEY_SET_UNAVAILABLE: the token could not be checked. Nothing was done; retry.
     DEADLINE_EXCEEDED  The call may have had its effect, as above.
@@ -91,7 +92,8 @@ class OrderServiceServicer:
     PERMISSION_DENIED  PERMISSION_MISSING (metadata: permission): the caller is not granted what the RPC needs.
     The permission is orders.any if the request names another user.
     ABORTED            CONTENTION: other calls kept changing the same rows. Nothing was done; retry.
-    RESOURCE_EXHAUSTED QUEUE_FULL, POOL_TIMEOUT, with google.rpc.RetryInfo. Nothing was done; retry later.
+    RESOURCE_EXHAUSTED QUEUE_FULL, POOL_TIMEOUT, with google.rpc.RetryInfo. No order was created or changed. Stock may
+    have been reserved or confirmed for it; a retry with the same request_id continues with it.
     UNAVAILABLE        DATABASE_UNAVAILABLE. The call may have had its effect; see below for how to retry.
     KEY_SET_UNAVAILABLE: the token could not be checked. Nothing was done; retry.
     DEADLINE_EXCEEDED  The call may have had its effect, as above.
@@ -206,7 +208,8 @@ class OrderService:
     PERMISSION_DENIED  PERMISSION_MISSING (metadata: permission): the caller is not granted what the RPC needs.
     The permission is orders.any if the request names another user.
     ABORTED            CONTENTION: other calls kept changing the same rows. Nothing was done; retry.
-    RESOURCE_EXHAUSTED QUEUE_FULL, POOL_TIMEOUT, with google.rpc.RetryInfo. Nothing was done; retry later.
+    RESOURCE_EXHAUSTED QUEUE_FULL, POOL_TIMEOUT, with google.rpc.RetryInfo. No order was created or changed. Stock may
+    have been reserved or confirmed for it; a retry with the same request_id continues with it.
     UNAVAILABLE        DATABASE_UNAVAILABLE. The call may have had its effect; see below for how to retry.
     KEY_SET_UNAVAILABLE: the token could not be checked. Nothing was done; retry.
     DEADLINE_EXCEEDED  The call may have had its effect, as above.
