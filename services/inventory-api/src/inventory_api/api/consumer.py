@@ -49,7 +49,7 @@ def fulfil(tx: Connection, events: Sequence[Event]) -> bool:
     for event in events:
         missing = _missing(event.data, fulfilled[str(event.data["id"])])
         if missing:
-            # The goods have left although the stock says otherwise. An operator has to correct it.
+            # The goods were shipped, but the stock still has their units. An operator must correct the quantity.
             _short_fulfilments().inc()
             _log.error(
                 "an order was shipped with less stock than its lines", order_id=event.data["id"], missing=missing

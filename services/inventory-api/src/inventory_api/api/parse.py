@@ -1,4 +1,4 @@
-"""protobuf to commands. Every field of every request is validated here and nowhere else."""
+"""Converts protobuf requests to commands. Every field of every request is validated here and nowhere else."""
 
 import re
 from uuid import UUID

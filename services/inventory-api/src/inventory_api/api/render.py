@@ -1,4 +1,4 @@
-"""Domain values to protobuf messages."""
+"""Converts domain values to protobuf messages."""
 
 from collections.abc import Sequence
 from dataclasses import replace

@@ -78,10 +78,11 @@ class Shelves:
 
 
 def allocate(quantity: int, shelves: Sequence[Shelf]) -> list[tuple[Shelf, int]] | None:
-    """Choose the fewest shelves that together have `quantity` free units; None if they have fewer.
+    """Choose the fewest shelves that together have `quantity` free units. Returns None if all together have fewer.
 
-    If one shelf has enough, the fullest shelves are spared: the one with the fewest free units is chosen. Otherwise
-    the fullest shelves come first. Of two shelves with equally many units, the one with the smaller item id is chosen.
+    If some shelves have enough units alone, the one with the fewest free units is chosen, so that the full ones stay
+    full. Otherwise the fullest shelves come first. Of two shelves with equally many free units, the one with the
+    smaller item id is chosen.
     """
     if len(shelves) == 1:  # by far the most common case
         return [(shelves[0], quantity)] if shelves[0].free >= quantity else None

@@ -71,7 +71,7 @@ class StockQuestion:
 
 @dataclass(frozen=True, slots=True)
 class ItemFilter:
-    """Which items to list. None matches any value."""
+    """A filter for items. None matches any value."""
 
     product_id: int | None = None
     location: str | None = None
@@ -79,7 +79,7 @@ class ItemFilter:
 
 @dataclass(frozen=True, slots=True)
 class ReservationFilter:
-    """Which reservations to list. None matches any value; `state` is the state as callers see it."""
+    """A filter for reservations. None matches any value. `state` is the state in responses: a due one is EXPIRED."""
 
     order_id: str | None = None
     product_id: int | None = None
@@ -88,7 +88,7 @@ class ReservationFilter:
 
 @dataclass(frozen=True, slots=True)
 class PurgeRequest:
-    """Delete what is older than this, at most `max_count` keys and as many reservations."""
+    """Delete keys and reservations that are older than this, at most `max_count` of each."""
 
     older_than_seconds: float
     max_count: int

@@ -13,7 +13,7 @@ BATCH_ALLOCATIONS_MAX = ORDER_ALLOCATIONS_MAX
 
 
 class Undecided(Contention):
-    """The orders before this one make as many allocations as one transaction may; it belongs to the next batch."""
+    """The earlier orders of the batch use up the allocations of one transaction. This order goes to the next batch."""
 
 
 UNDECIDED = Undecided("the batch has too many allocations; try again")
@@ -26,8 +26,8 @@ def decide(orders: Sequence[OrderLines], stock: Mapping[int, Item], sizes: Mappi
     """Decide the orders one after another; each gets all of its lines or none.
 
     `stock` has all items of the products, by id. `sizes` has the present size of each order, by order id. Returns one
-    decision per order, in order. From the first order on that would exceed BATCH_ALLOCATIONS_MAX, decisions are
-    UNDECIDED; the first order is always decided.
+    decision per order, in order. If an order would exceed BATCH_ALLOCATIONS_MAX, it and all later orders are UNDECIDED.
+    The first order of the batch is always decided.
     """
     shelves = Shelves(stock.values())
     new_sizes = dict(sizes)

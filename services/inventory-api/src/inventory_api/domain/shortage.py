@@ -15,10 +15,10 @@ from inventory_api.domain.reserving import Decision
 def shortage_of_orders(
     orders: Sequence[OrderLines], decisions: Sequence[Decision], stock: Mapping[int, Item]
 ) -> dict[StockKey, int]:
-    """Return what the orders need beyond what is free, for the products of orders that lack stock.
+    """Return the units that the orders need beyond the free ones, for the products of orders that lack stock.
 
-    Counts the needs of all orders and not only of the refused ones: when the batch is decided again, an earlier order
-    that now gets its units may leave too few for a later one that had them before. Empty if no order lacks stock.
+    Counts the units of all orders, not only of refused ones: when the batch is decided again, an earlier order that now
+    gets its units may leave too few for a later order. The result is empty if no order lacks stock.
     """
     refused = [
         (order, decision)
@@ -50,7 +50,7 @@ def shortage_of_orders(
 
 
 def choose_to_cover(shortage: Mapping[StockKey, int], due: Sequence[Reservation]) -> list[Reservation]:
-    """Return those of the due reservations, in order, that reduce the shortage left by those before them."""
+    """Choose due reservations, in the given order. Skips a reservation that would not reduce the remaining shortage."""
     missing = dict(shortage)
     chosen = []
     for reservation in due:

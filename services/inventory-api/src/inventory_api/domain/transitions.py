@@ -18,7 +18,7 @@ StateChanges = dict[str, State]
 
 @dataclass(frozen=True, slots=True)
 class Confirmation:
-    """What confirming an order does: the state changes, and the error for the caller, if any."""
+    """The result of confirming an order: the state changes, and the error for the caller, if any."""
 
     changes: StateChanges
     refusal: ReservationNotFound | ReservationExpired | ReservationReleased | None = None
@@ -45,7 +45,7 @@ def confirm(
 
 
 def release(reservations: Iterable[Reservation], now: datetime) -> StateChanges:
-    """Release active reservations. A due one becomes EXPIRED: it was not the caller's any more."""
+    """Release active reservations. A due one becomes EXPIRED, because its time had ended before the release."""
     return {
         reservation.id: State.EXPIRED if reservation.is_due(now) else State.RELEASED
         for reservation in reservations

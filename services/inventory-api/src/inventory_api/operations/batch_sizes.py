@@ -1,4 +1,4 @@
-"""How many rows each request works on, so that a batch of requests is bounded in rows."""
+"""Counts the rows that each request works on. The counts limit the rows of a batch."""
 
 from inventory_api.domain.commands import OrderRequest, ReleaseRequest, StockQuestion
 from inventory_api.domain.model import LOCATIONS_MAX

@@ -37,7 +37,7 @@ class Operations:
     """Every operation of this service.
 
     `deadline` is when the caller stops waiting, by time.monotonic. Each method raises the ShopError that refuses the
-    request, QueueFull if the request got no turn in time, and DatabaseUnavailable if the database did not answer.
+    request, QueueFull if its batch did not start in time, and DatabaseUnavailable if the database did not respond.
     """
 
     def __init__(
@@ -70,7 +70,7 @@ class Operations:
         return self._reserve.submit(order, deadline=deadline)
 
     def reserve_many(self, orders: Sequence[OrderLines], *, deadline: float) -> list[Reservations | ShopError]:
-        """Reserve for each order by itself; one outcome per order, in order."""
+        """Reserve stock for each order independently. Returns one outcome per order, in order."""
         return self._reserve.submit_many(orders, deadline=deadline)
 
     def release(self, request: ReleaseRequest, *, deadline: float) -> int:

@@ -61,9 +61,10 @@ stock_reservations = Table(
     Column("expires_at", Timestamp),
     # NULL while the reservation is active. Also NULL, until the first purge, if a version before this column ended it.
     Column("ended_at", Timestamp),
-    # The only item that it draws on. 0 if there are several, or if a version before this column inserted the row.
+    # The id of the item if the reservation draws on only one. 0 if it draws on several, or if a version before this
+    # column inserted the row.
     Column("sole_item_id", BigInteger, nullable=False, server_default=text("0")),
-    # When it turned out that it cannot be expired or purged. An operator has to inspect it.
+    # The time at which expiring or purging the reservation failed. An operator has to inspect it.
     Column("set_aside_at", Timestamp),
     CheckConstraint("quantity > 0", name="quantity_positive"),
     CheckConstraint("state IN ('HELD', 'CONFIRMED', 'EXPIRED', 'RELEASED', 'FULFILLED')", name="state_known"),

@@ -21,7 +21,7 @@ class Operations:
     """Every operation of this service.
 
     `deadline` is when the caller stops waiting, by time.monotonic. Each method raises the ShopError that refuses the
-    request, QueueFull if the request got no turn in time, and DatabaseUnavailable if the database did not answer.
+    request, QueueFull if its batch did not start in time, and DatabaseUnavailable if the database did not respond.
     """
 
     def __init__(self, database: Database, stock: Inventory, *, on_fatal: Callable[[str, BaseException], None]) -> None:

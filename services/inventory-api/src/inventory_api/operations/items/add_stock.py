@@ -61,7 +61,7 @@ def _add(tx: Connection, requests: Sequence[AddStock]) -> list[Item | ShopError]
 
 
 def _within_limit(tx: Connection, absent: Sequence[_Place]) -> list[_Place]:
-    """Return those of the places, in order, for which the product has room.
+    """Return the places, in order, whose product may still get another location.
 
     The limit is not exact: two transactions that add locations to one product at the same time do not see each
     other's items, so the product may end up with a few more.

@@ -35,7 +35,7 @@ def list_items(tx: Connection, request: PageRequest[ItemFilter]) -> Page[Item]:
 
 
 def with_due(tx: Connection, outcomes: Sequence[Item | ShopError]) -> list[Item | ShopError]:
-    """Return the outcomes; each item in them has the units of due reservations, which count as available."""
+    """Return the outcomes, with `due` set in each item: its units of due reservations, which count as available."""
     due_units = due.units_by_item(tx, [item.product_id for item in outcomes if isinstance(item, Item)])
     return [
         replace(item, due=due_units[item.id]) if isinstance(item, Item) and item.id in due_units else item

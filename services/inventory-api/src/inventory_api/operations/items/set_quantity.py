@@ -66,7 +66,7 @@ def _set_quantity(tx: Connection, requests: Sequence[SetQuantity]) -> list[Item 
 
 
 def _expire_due(tx: Connection, requests: Sequence[SetQuantity], stock: dict[int, Item]) -> bool:
-    """Expire the due reservations that keep the quantities up; returns True if more are due than may be expired."""
+    """Expire due reservations whose units prevent the new quantities. Returns True if there are more than the limit."""
     shortage: dict[StockKey, int] = {}
     for request in requests:
         item = stock.get(request.item_id)

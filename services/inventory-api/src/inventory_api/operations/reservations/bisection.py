@@ -1,4 +1,4 @@
-"""Does work on many reservations, and finds by bisection the ones that make it fail.
+"""Runs an operation on many reservations, and finds by bisection the reservations that make it fail.
 
 One reservation that cannot be expired or deleted, for example because its item's counters are wrong, must not stop
 the work on all others.
@@ -20,10 +20,10 @@ _log = logs.get(__name__)
 
 
 class Bisection(Generic[_Row]):
-    """Runs `act` on rows, and halves of them when it fails. For one call.
+    """Runs `act` on rows, and on halves of them if it fails. Create one for each call.
 
-    `act` does all of the rows or, when it raises, none; it returns how many it has changed. `set_aside` gets the id of
-    a row that fails alone.
+    `act` changes all of its rows, or none if it raises. It returns the number of changed rows. `set_aside` is called
+    with the id of a row that fails alone.
     """
 
     def __init__(
@@ -35,17 +35,17 @@ class Bisection(Generic[_Row]):
         self.set_aside_count = 0
 
     def run(self, rows: Sequence[_Row]) -> int:
-        """Run `act` on these rows; returns the sum of what it returns.
+        """Run `act` on these rows. Returns the total number of changed rows.
 
-        A timeout, too, is answered by trying half as many rows at once. Raises an error that is not the fault of the
-        rows, an error of a single row when SET_ASIDE_MAX rows were set aside already, and a timeout of a single row.
+        Also retries with half of the rows after a timeout. Raises an error that the rows did not cause, an error of a
+        single row if SET_ASIDE_MAX rows were already set aside, and a timeout of a single row.
         """
         if not rows:
             return 0
         try:
             return self._act(rows)
         except Exception as error:
-            # `act` has done nothing. What is neither a fault of the rows nor a timeout goes to the caller.
+            # `act` has changed nothing. An error that is neither caused by the rows nor a timeout goes to the caller.
             if len(rows) == 1 and is_statement_error(error) and self.set_aside_count < SET_ASIDE_MAX:
                 self.set_aside_count += 1
                 self._set_aside(self._id_of(rows[0]))

@@ -21,9 +21,9 @@ def cover_shortage(
 ) -> tuple[list[Reservation], bool]:
     """Expire at most `limit` due reservations, oldest first, until the shortage is covered.
 
-    `stock` has all items of the products, locked, by id; it is brought up to date. Returns the expired reservations,
-    as they were before, and whether there are more candidates than `limit`. A reservation that cannot be expired is
-    set aside and covers nothing. Emits STOCK_RESERVATION_EXPIRED per reservation.
+    `stock` has all items of the products, locked, by id; this updates it. Returns the expired reservations in their
+    earlier state, and whether there are more candidates than `limit`. A reservation that cannot be expired is set aside
+    and covers nothing. Emits STOCK_RESERVATION_EXPIRED per reservation.
     """
     expired: list[Reservation] = []
 
@@ -48,7 +48,7 @@ def cover_shortage(
 
 
 def _expire(tx: Connection, locked: Locked, chosen: Sequence[Reservation]) -> list[Reservation]:
-    """Expire those of the chosen reservations that are still due, all or (if it raises) none; returns them."""
+    """Expire the chosen reservations that are still due, and return them. If it raises, it has expired none."""
     part = Locked(locked.now, {each.id: each for each in chosen}, dict(locked.items))
     expired = transitions.expire(chosen, locked.now)
     # A savepoint: without it, PostgreSQL would refuse every statement after the one that failed.

@@ -17,7 +17,7 @@ from shop_common.db.database import Database
 from shop_common.db.sql import now
 
 RESUME_SECONDS = 5.0
-"""How long batches start where the batch before ended, before one starts with the oldest due reservation again."""
+"""For this time, each batch starts where the previous one ended. Then one starts with the oldest due reservation."""
 
 TURN_EXPIRED = 100
 """Reservations that one transaction expires. Requests wait for the items that it has locked, and for the interpreter
@@ -25,11 +25,12 @@ while it computes."""
 
 
 class ExpirySweep:
-    """Expires due reservations batch after batch. For one thread at a time.
+    """Expires due reservations batch after batch. Use it from one thread at a time.
 
-    A batch that follows a full one starts at the expiry where that one ended. Otherwise PostgreSQL would read all
-    entries that were expired before in the index, for each batch, until vacuum removes them. The start is only a
-    hint: without one, after RESUME_SECONDS, and if it finds too few, a batch starts with the oldest due reservation.
+    A batch that follows a full one starts at the expiry time where that one ended. Otherwise PostgreSQL would read, for
+    each batch, the index entries of all reservations that were already expired, until vacuum removes them. The start is
+    only a hint. A batch starts with the oldest due reservation if there is no hint, if the last batch that started
+    there is RESUME_SECONDS ago, or if too few reservations are due from the hint on.
     """
 
     def __init__(self, database: Database) -> None:
@@ -38,13 +39,13 @@ class ExpirySweep:
         self._resume_until = 0.0
 
     def expire_due(self, max_count: int) -> int:
-        """Expire at most `max_count` due reservations, oldest first; returns how many.
+        """Expire at most `max_count` due reservations, oldest first. Returns the number of expired ones.
 
-        Reads them all, then expires them in turns of one transaction each, so that requests run in between. One that
-        cannot be expired is set aside.
+        Reads all of them, then expires them in turns of one transaction each, so that requests run in between. Sets
+        aside a reservation that cannot be expired.
         """
         reservations = self._read(max_count)
-        # Set before they are expired. If that fails, they are skipped until the hint is dropped.
+        # Set the hint before expiring the reservations. If that fails, they are skipped until the hint is dropped.
         self._since = reservations[-1].expires_at if len(reservations) == max_count else None
         bisection = Bisection(self._expire, id_of=lambda reservation: reservation.id, set_aside=self._set_aside)
         turns = slices(
@@ -71,11 +72,11 @@ class ExpirySweep:
 
 
 def expire_read(tx: Connection, reservations: Sequence[Reservation]) -> int:
-    """Expire those of these reservations, read without a lock, that are still due; returns how many.
+    """Expire the reservations that are still due. They were read without a lock. Returns the number of expired ones.
 
-    Emits STOCK_RESERVATION_EXPIRED per expired reservation. Does what `change_states` does, for very many: the
-    UPDATE itself checks the state, and everything else that is needed of a reservation never changes. So the items
-    are locked for a short time only. See store/reservations/changes.py for why this cannot deadlock.
+    Emits STOCK_RESERVATION_EXPIRED per expired reservation. Unlike `change_states`, it is made for very many
+    reservations: the UPDATE itself checks the state, and all other values that it uses never change. So the items are
+    locked only for a short time. See store/reservations/changes.py for why this cannot deadlock.
     """
     if not reservations:
         return 0

@@ -12,10 +12,10 @@ from inventory_api.operations.reservations.state_changes import change_states
 
 
 def fulfil_orders(tx: Connection, orders: Sequence[OrderRequest]) -> bool:
-    """Fulfil confirmed reservations of shipped orders, as many as one transaction should.
+    """Fulfil confirmed reservations of shipped orders, up to the limit of one turn. Held reservations are not changed.
 
-    A held reservation is left to expire. May be repeated. Returns True if there may be more: the caller then calls it
-    again in another transaction. Emits one event per reservation, and STOCK_UPDATED per item.
+    May be repeated. Returns True if there may be more reservations: the caller then calls it again in another
+    transaction. Emits one event per reservation, and STOCK_UPDATED per item.
     """
     turn = turns.lock_turn(tx, orders, (State.CONFIRMED,))
     changes = transitions.fulfil(turn.locked.reservations.values())

@@ -34,9 +34,10 @@ def release(tx: Connection, requests: Sequence[ReleaseRequest]) -> list[int | Re
 
 
 def release_orders(tx: Connection, orders: Sequence[OrderRequest]) -> bool:
-    """Release active reservations of cancelled orders, as many as one transaction should.
+    """Release active reservations of cancelled orders, up to the limit of one turn.
 
-    May be repeated. Returns True if there may be more: the caller then calls it again in another transaction.
+    May be repeated. Returns True if there may be more reservations: the caller then calls it again in another
+    transaction.
     """
     turn = turns.lock_turn(tx, orders, (State.HELD, State.CONFIRMED))
     changes = transitions.release(turn.locked.reservations.values(), turn.locked.now)

@@ -45,8 +45,8 @@ def reserve(
     ReservationsLimit, LocationsLimit, RequestIdReused, or Contention if more than DUE_EXPIRED_MAX due reservations
     would have to be expired.
 
-    Decides only as many orders as one transaction should, from the first on, and at least one. The list that it
-    returns is shorter then.
+    If the orders are too much work for one transaction, decides only the first ones, at least one, and returns the
+    outcomes of those.
 
     May be repeated with the same request_id: it returns the reservations of the first call as they are now. A batch
     has each request_id at most once. Emits STOCK_RESERVED per reservation, and STOCK_RESERVATION_EXPIRED per due
@@ -62,7 +62,7 @@ def reserve(
 
 @dataclass(frozen=True, slots=True)
 class _Planned:
-    """An order and the ids of its reservations by product id. They are drawn early, because the claim stores them."""
+    """An order and the ids of its reservations by product id. The ids are made first, because the claim stores them."""
 
     order: OrderLines
     ids: Mapping[int, str]
@@ -86,7 +86,7 @@ def _reserve(tx: Connection, planned: Sequence[_Planned], default_ttl_seconds: f
     timestamp, sizes = by_order.sizes(tx, (order.order_id for order in orders))
     decisions, expired_count = _decide(tx, orders, stock, sizes)
     if expired_count:
-        # Expiring took time. A reservation must not be older than the expiry that freed its units.
+        # Read the clock again, because a reservation must not be older than the expiry that freed its units.
         timestamp = now(tx)
     outcomes: list[Reservations | ShopError] = []
     created: Reservations = []

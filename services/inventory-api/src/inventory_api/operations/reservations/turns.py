@@ -28,9 +28,9 @@ class Turn:
 
 
 def lock_turn(tx: Connection, orders: Sequence[OrderRequest], states: Sequence[State]) -> Turn:
-    """Lock as many reservations of these orders in one of the states as one turn should change.
+    """Lock reservations of these orders that are in one of the states, up to the limit of one turn.
 
-    Their state may have changed before they were locked.
+    The state of a returned reservation may be another one, because it can change between the read and the lock.
     """
     traceparents = {order.order_id: order.traceparent for order in orders}
     candidates = by_order.in_states(tx, traceparents, states, TURN_RESERVATIONS + 1)

@@ -6,7 +6,7 @@ There are two of them for the state:
 - `expire` checks and changes the state in one statement, without a lock beforehand. The reaper uses it, because
   locking and reading each of a million due reservations first would keep their items locked for longer.
 
-`expire` locks its rows in an order that PostgreSQL chooses, not sorted by id. It cannot deadlock all the same: its
+`expire` locks its rows in an order that PostgreSQL chooses, not sorted by id. Nevertheless it cannot deadlock: its
 caller has locked all items of the products, and every transaction that changes a reservation locks the items of the
 reservation first. So no two transactions wait for reservation rows at the same time.
 """
@@ -24,7 +24,7 @@ _reservations = tables.stock_reservations
 
 
 def save_states(tx: Connection, locked: Iterable[Reservation], now: datetime) -> None:
-    """Write the state and expiry of locked reservations; one that has ended has ended `now`."""
+    """Write the state and expiry of locked reservations. Sets `ended_at` to `now` for those that have ended."""
     _save_states(
         tx,
         [
@@ -40,7 +40,7 @@ def save_states(tx: Connection, locked: Iterable[Reservation], now: datetime) ->
 
 
 def expire(tx: Connection, ids: Sequence[str]) -> set[str]:
-    """Expire those of these reservations that are held and past their expiry; returns their ids.
+    """Expire the reservations that are held and past their expiry. Returns the ids of the expired ones.
 
     The caller has locked all items of their products.
     """

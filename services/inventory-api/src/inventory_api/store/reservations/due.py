@@ -19,9 +19,9 @@ _allocations = tables.reservation_allocations
 
 
 def oldest(tx: Connection, limit: int, *, since: datetime | None = None) -> list[Reservation]:
-    """Read the `limit` due reservations that expired first, or first at `since` or later; sorted by expiry.
+    """Read the due reservations with the earliest expiry, at `since` or later, at most `limit`, sorted by expiry.
 
-    Returns fewer if together they have too many allocations to be read at once.
+    Returns fewer if they have too many allocations to be read at once.
     """
     query = select(*rows.COLUMNS).where(*_IS_DUE)
     if since is not None:

@@ -12,7 +12,7 @@ _reservations = tables.stock_reservations
 
 
 def ids_ended_before(tx: Connection, timestamp: datetime, limit: int) -> Sequence[str]:
-    """Return the ids of the `limit` reservations that ended first, if before the timestamp. Locks nothing."""
+    """Return the ids of at most `limit` reservations that ended before the timestamp, oldest first. Locks nothing."""
     query = (
         select(_reservations.c.id)
         .where(tables.ENDED, _reservations.c.ended_at < timestamp, _reservations.c.set_aside_at.is_(None))
@@ -32,7 +32,7 @@ def fill_ended_at(tx: Connection, limit: int) -> int:
 
 
 def delete_ended(tx: Connection, ids: Sequence[str]) -> int:
-    """Delete those of these reservations that have ended; returns how many."""
+    """Delete the reservations that have ended. Returns the number of deleted ones."""
     return len(_delete(tx, [{"id": each} for each in ids]))
 
 

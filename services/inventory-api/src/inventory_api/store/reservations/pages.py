@@ -18,7 +18,7 @@ from shop_common.api.paging import Page, PageRequest, page_of
 from shop_common.db.sql import now
 
 WINDOW_ROWS = 5_000
-"""Rows that a page reads. Not fewer than the largest page has."""
+"""The most rows that a page reads. It must not be less than the largest page size."""
 
 PAGE_ALLOCATIONS = 5_000
 """Allocations of a page, at most 0.5 MB. A page with a single reservation may have more."""
@@ -47,7 +47,7 @@ def list_page(tx: Connection, request: PageRequest[ReservationFilter]) -> Page[R
 
 
 def _index_scans(filter_: ReservationFilter) -> Sequence[tuple[ColumnElement[bool], ...]]:
-    """Return conditions that each are a scan of one index in the order of ids. Together they find all that match."""
+    """Return conditions. Each can be read from one index in id order; together they match all rows of the filter."""
     if filter_.order_id is not None:
         states = list(State) if filter_.state is None else _stored_states(filter_.state)
         of_order = _reservations.c.order_id == filter_.order_id
@@ -72,7 +72,7 @@ def _matches(row: Any, filter_: ReservationFilter, timestamp: datetime) -> Seque
 
 
 def _stored_states(state: State) -> Sequence[State]:
-    """Return the stored states that may read as this state: a due reservation is stored as HELD, reads as EXPIRED."""
+    """Return the stored states of reservations in this state. A due reservation is EXPIRED, but stored as HELD."""
     return (State.EXPIRED, State.HELD) if state is State.EXPIRED else (state,)
 
 
