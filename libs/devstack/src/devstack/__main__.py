@@ -1,8 +1,8 @@
-"""The commands for the system that `./task dev` or `./task docker-run` starts on this machine.
+"""The commands that operate the system of `./task dev` or `./task docker-run` on this machine.
 
     ./task COMMAND [OPTION ...]
 
-The commands for a system wherever it runs are in shopctl.
+The commands that work for a system on any machine are in shopctl.
 """
 
 import sys

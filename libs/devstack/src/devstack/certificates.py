@@ -1,6 +1,6 @@
 """Certificates for one machine: a CA, and one certificate with a SPIFFE id for each workload.
 
-A workload's folder has the names that cert-manager gives to the files of a Secret: tls.crt, tls.key and ca.crt.
+The files in a workload's folder have the names that cert-manager uses in a Secret: tls.crt, tls.key and ca.crt.
 """
 
 import ipaddress
@@ -33,7 +33,7 @@ _LOCAL_HOSTS = ("localhost", "127.0.0.1", "::1")
 
 @dataclass(frozen=True)
 class Files:
-    """The files of one workload."""
+    """The paths of a workload's certificate, of its private key, and of the CAs that it trusts."""
 
     folder: Path
 
@@ -74,7 +74,7 @@ class Authority:
     def load(cls, folder: Path) -> Self:
         """Read what `save` wrote. Raises FileNotFoundError."""
         key = serialization.load_pem_private_key((folder / "ca.key").read_bytes(), password=None)
-        assert isinstance(key, ec.EllipticCurvePrivateKey), "`save` writes no other"
+        assert isinstance(key, ec.EllipticCurvePrivateKey), "`save` writes only keys of this type"
         return cls(x509.load_pem_x509_certificate((folder / "ca.crt").read_bytes()), key)
 
     def save(self, folder: Path) -> None:
@@ -96,11 +96,12 @@ class Authority:
         trusts: Sequence["Authority"] = (),
         names: Sequence[x509.GeneralName] = (),
     ) -> None:
-        """Write a new certificate and key for the workload, and the CAs that it trusts: this one unless given.
+        """Write a new certificate and key for the workload, and the CAs that the workload trusts.
 
-        `names` replaces the certificate's names: the SPIFFE id, the workload's name and the addresses of this machine.
+        `trusts` lists these CAs; by default it is only this CA. `names` replaces the names in the certificate; by
+        default they are the SPIFFE id, the workload's name and the addresses of this machine.
 
-        Each file is replaced as a whole. The three are replaced one after another, so a reader can see a new
+        Each file is replaced atomically. The three files are replaced one after another, so a reader can see a new
         certificate beside an old key.
         """
         key = ec.generate_private_key(ec.SECP256R1())
@@ -129,9 +130,10 @@ def spiffe_id(workload: str) -> str:
 
 
 def make(folder: Path) -> dict[str, Files]:
-    """Write a new certificate for every workload, signed by the CA in the folder, which is created if missing.
+    """Write a new certificate for every workload, signed by the CA in the folder. Creates the CA if it is missing.
 
-    Returns the files by workload. May be repeated: that renews the certificates, and running processes reload them.
+    Returns the files of each workload, by its name. May be repeated: a repeat renews the certificates, and running
+    processes reload them.
     """
     try:
         authority = Authority.load(folder)
@@ -190,7 +192,7 @@ def _pem_key(key: ec.EllipticCurvePrivateKey) -> bytes:
 
 
 def _write(path: Path, content: bytes) -> None:
-    """Replace the file as a whole. Only its owner may read it."""
+    """Replace the file atomically. Only the file's owner may read it."""
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     part = path.with_name(f"{path.name}.{os.getpid()}")
     part.unlink(missing_ok=True)

@@ -80,9 +80,9 @@ class Kafka:
         self._own = own
 
     def consume(self, topic: str, until: Callable[[list[Record]], bool], within_seconds: float = 60) -> list[Record]:
-        """Read the topic from its start until `until` returns true for the records, and return them.
+        """Read the topic from its start until `until` returns true for the list of records. Returns the list.
 
-        Records are in order within each partition. Raises TimeoutError, which shows the last records.
+        Records are in order within each partition. Raises TimeoutError with the last records in the message.
         """
         records: list[Record] = []
         deadline = time.monotonic() + within_seconds
@@ -144,7 +144,7 @@ class Kafka:
             return sum(_unread(consumer, position) for position in _committed(consumer, positions))
 
     def freeze(self) -> None:
-        """Freeze our broker, with open connections, until `thaw`."""
+        """Freeze the broker that we started until `thaw`. Its connections stay open."""
         self._ours().freeze()
 
     def thaw(self) -> None:
@@ -156,7 +156,7 @@ class Kafka:
             yield
 
     def kill(self) -> None:
-        """Kill it (SIGKILL), like a crash."""
+        """Kill the broker (SIGKILL), which acts like a crash."""
         self._ours().kill()
 
     @property
@@ -167,7 +167,7 @@ class Kafka:
         return own.pid
 
     def start_again(self) -> None:
-        """Restart it after `kill`, with the same port and topics. Raises TimeoutError."""
+        """Restart the broker's container after `kill`, with the same port and topics. Raises TimeoutError."""
         self.container.start_again()
         self.wait_until_it_answers()
 
@@ -200,7 +200,8 @@ class Kafka:
 
     @contextmanager
     def _consumer(self, group: str = "devstack") -> Iterator[Consumer]:
-        # It assigns partitions itself and commits nothing. It never joins the group, so it disturbs no other consumer.
+        # This consumer assigns partitions itself and commits nothing. It never joins the group, so it disturbs no other
+        # consumer.
         consumer = Consumer(self.connection.configuration({"group.id": group, "enable.auto.commit": False}))
         try:
             yield consumer
@@ -228,7 +229,7 @@ class KafkaUnavailable(Exception):
 
 @dataclass(frozen=True)
 class Source:
-    """A way to get a broker. It runs for the duration of the context `run`, which raises KafkaUnavailable."""
+    """A way to get a broker, which runs while the context `run` is open. `run` raises KafkaUnavailable if it fails."""
 
     description: str
     run: Callable[[], AbstractContextManager[Kafka]]
@@ -248,10 +249,10 @@ def sources(bootstrap: str | None = None, *, containers: bool = False) -> list[S
 def provide(
     bootstrap: str | None = None, *, containers: bool = False, tell: Callable[[str], None] = print
 ) -> Iterator[Kafka]:
-    """Provide a broker: the given one, else with `containers` Apache Kafka in Docker, else the embedded one.
+    """Provide a broker for the block: the given one, or with `containers` Apache Kafka in Docker, or the embedded one.
 
-    The broker has the shop's topics, unless it was given. If a container does not start, `tell` is called with the
-    reason.
+    A broker that we start has the shop's topics. If the container does not start, `tell` is called with the reason, and
+    the embedded broker is used instead.
     """
     with ExitStack() as at_the_end:
         yield _first_that_works(sources(bootstrap, containers=containers), at_the_end, tell)
@@ -269,12 +270,12 @@ def _first_that_works(candidates: list[Source], at_the_end: ExitStack, tell: Cal
 
 @contextmanager
 def _in_a_container() -> Iterator[Kafka]:
-    # Imported only with Docker: its dependencies are installed only for tests.
+    # Import this only if there is Docker: the dependencies of this module are installed only for tests.
     from devstack.servers.containers import Container, ContainerUnavailable  # noqa: PLC0415
 
     (port,) = free_ports(1)
     try:
-        # It must listen on the published port, because it returns this port to its clients.
+        # The broker must listen on the published port, because it sends this port to its clients.
         own = Container.start(IMAGE, port, _container_settings(port), inside=port)
     except ContainerUnavailable as error:
         raise KafkaUnavailable(str(error)) from error
@@ -288,7 +289,7 @@ def _in_a_container() -> Iterator[Kafka]:
 
 
 def _container_settings(port: int) -> dict[str, str]:
-    """Return settings for one node, small and quick to start. It does not create topics by itself, as in production."""
+    """Return settings for one small node that starts quickly. As in production, it does not create topics by itself."""
     return {
         "KAFKA_NODE_ID": "1",
         "KAFKA_PROCESS_ROLES": "broker,controller",
@@ -304,7 +305,7 @@ def _container_settings(port: int) -> dict[str, str]:
         "KAFKA_TRANSACTION_STATE_LOG_REPLICATION_FACTOR": "1",
         "KAFKA_TRANSACTION_STATE_LOG_MIN_ISR": "1",
         "KAFKA_GROUP_INITIAL_REBALANCE_DELAY_MS": "0",
-        # The default minimum of six seconds would let tests wait for a member that did not leave the group.
+        # With the default minimum of six seconds, tests would wait that long for a member that did not leave the group.
         "KAFKA_GROUP_MIN_SESSION_TIMEOUT_MS": "500",
         # The default of 128 MB does not fit the heap below: the broker would end at its start.
         "KAFKA_LOG_CLEANER_DEDUPE_BUFFER_SIZE": str(8 * 2**20),

@@ -1,4 +1,4 @@
-"""TCP ports: finds free ones, and shows which process uses a busy one."""
+"""Finds free TCP ports, and shows which process uses a busy port."""
 
 import random
 import socket
@@ -6,8 +6,8 @@ from collections.abc import Iterable
 
 import psutil
 
-# Below the ephemeral ports, which the system gives to outgoing connections (32768 and up on Linux). Until its process
-# binds it, only another search in this range can take a free port.
+# The range is below the ephemeral ports, which the system gives to outgoing connections (32768 and up on Linux). Until
+# our process binds a free port, only another search in this range can take the port.
 _LOWEST, _HIGHEST = 15_000, 32_000
 _COMMAND_LENGTH_MAX = 60
 

@@ -1,4 +1,4 @@
-"""A real PostgreSQL for tests, development and benchmarks, from the first source that works."""
+"""Provides a real PostgreSQL for tests, development and benchmarks, from the first source that works."""
 
 import secrets
 import time
@@ -28,7 +28,7 @@ _POLL_SECONDS = 0.05
 
 
 class PostgresServer:
-    """A running server: the administrator's URL, and new databases on request."""
+    """A running server, which creates databases on request."""
 
     def __init__(self, url: URL, description: str, own: "Postmaster | Container | None" = None) -> None:
         self.description = description
@@ -57,7 +57,7 @@ class PostgresServer:
         self._created.remove(name)
 
     def stop(self) -> None:
-        """End our server; of a given server, only drop the databases that we created."""
+        """End the server if we started it. On a given server, only drop the databases that we created."""
         if self._own is not None:
             self._own.stop()
             return
@@ -66,16 +66,19 @@ class PostgresServer:
 
     @property
     def pid(self) -> int:
-        """The postmaster's pid, if it is our process on this machine."""
+        """The postmaster's pid. Raises PostgresUnavailable if the server is not our process on this machine."""
         return self._local().pid
 
     @property
     def bin_folder(self) -> Path:
-        """The folder of its client programs (psql, pgbench), if it is our process on this machine."""
+        """The folder of the client programs (psql, pgbench).
+
+        Raises PostgresUnavailable if the server is not our process on this machine.
+        """
         return self._local().bin_folder
 
     def freeze(self) -> None:
-        """Freeze all of its processes, with open connections and held locks, until `thaw`."""
+        """Freeze all processes of the server until `thaw`. They keep their connections and locks."""
         self._ours().freeze()
 
     def thaw(self) -> None:
@@ -90,11 +93,11 @@ class PostgresServer:
             self.thaw()
 
     def kill(self) -> None:
-        """End it at once, like a crash. Committed data survive."""
+        """End the server at once, which acts like a crash. Committed data survive."""
         self._ours().kill()
 
     def start_again(self) -> None:
-        """Restart it after `kill`, with the same data and port. Raises PostgresUnavailable."""
+        """Restart the server after `kill`, with the same data and port. Raises PostgresUnavailable."""
         self._ours().start_again()
         wait_until_it_answers(self._url)
 
@@ -116,7 +119,7 @@ class PostgresServer:
 
 @dataclass(frozen=True)
 class Source:
-    """A way to get a PostgreSQL server. `start(durable)` raises PostgresUnavailable."""
+    """A way to get a PostgreSQL server. `start(durable)` raises PostgresUnavailable if it fails."""
 
     description: str
     start: Callable[[bool], PostgresServer]
@@ -142,8 +145,9 @@ def provide(
 ) -> Iterator[PostgresServer]:
     """Provide a server for the block, from the first source that starts. Raises PostgresUnavailable.
 
-    `tell` is called with the reason if an earlier source does not start. With `durable`, our server syncs each commit,
-    as benchmarks need; tests do not. With `containers` and Docker, a container is the first source.
+    If an earlier source does not start, `tell` is called with the reason. With `durable`, a server that we start syncs
+    each commit; benchmarks need that, tests do not. With `containers`, the first source is a container if there is
+    Docker.
     """
     server = _first_that_works(sources(url, containers=containers), durable, tell)
     try:
@@ -153,7 +157,7 @@ def provide(
 
 
 def wait_until_it_answers(url: URL) -> None:
-    """Wait until the server responds. Raises PostgresUnavailable if it does not in time."""
+    """Wait until the server responds. Raises PostgresUnavailable if the server does not respond in time."""
     plain = url.set(drivername="postgresql").render_as_string(hide_password=False)
     deadline = time.monotonic() + START_SECONDS
     while True:
@@ -201,7 +205,7 @@ def _in_a_container() -> Source | None:
 
 
 def _start_container(durable: bool) -> PostgresServer:
-    # Imported only with Docker: its dependencies are installed only for tests.
+    # Import this only if there is Docker: the dependencies of this module are installed only for tests.
     from devstack.servers.containers import Container, ContainerUnavailable  # noqa: PLC0415
 
     (port,) = free_ports(1)

@@ -1,4 +1,4 @@
-"""A child process in its own process group: reads its output line by line, and can stop, freeze or kill it."""
+"""Runs a child process in its own process group, reads its output line by line, and can stop, freeze or kill it."""
 
 import os
 import signal
@@ -23,8 +23,8 @@ _HEALTH_SECONDS = 1
 _KILL_SECONDS = 60
 _FREEZE_SECONDS = 60
 
-# The variables that any program needs. All others are passed explicitly: an exported GRPC_PORT or DATABASE_URL of the
-# caller must never reach a process that it was not meant for.
+# The variables that any program needs. All other variables are passed explicitly: a GRPC_PORT or DATABASE_URL that the
+# caller has exported must never reach a child process by accident.
 _INHERITED = (
     "PATH",
     "HOME",
@@ -39,7 +39,7 @@ _INHERITED = (
 
 
 class ProcessEnded(Exception):
-    """A process ended that should be running; the message contains the end of its log."""
+    """A process that should be running has ended; the message contains the end of its log."""
 
 
 def inherited_environment() -> dict[str, str]:
@@ -76,7 +76,7 @@ class Process:
         self._group_gone = True
 
     def start(self) -> Self:
-        """Start it. Its log continues that of an earlier run."""
+        """Start the process. Its log continues the log of the earlier runs."""
         if self.alive:
             raise RuntimeError(f"{self.name} is running already")
         self._child = subprocess.Popen(
@@ -99,7 +99,7 @@ class Process:
         self._group_gone = False
         reader = threading.Thread(target=self._read, args=(self._child,), name=f"log of {self.name}", daemon=True)
         reader.start()
-        # Assign only after the start: Ctrl-C during a thread's start leaves a thread that cannot be joined.
+        # Assign the thread only after its start: Ctrl-C during a thread's start leaves a thread that cannot be joined.
         self._reader = reader
         return self
 
@@ -113,7 +113,7 @@ class Process:
 
     @property
     def exit_code(self) -> int | None:
-        """The exit code; None while it is running; the negative number of the signal that ended it."""
+        """The exit code; None while the process is running; the negated number of the signal if a signal ended it."""
         code = self._started().poll()
         if code is not None:
             # From now on its pid may belong to another process.
@@ -122,27 +122,30 @@ class Process:
 
     @property
     def log(self) -> str:
-        """Its output so far (the last 20,000 lines)."""
+        """The output so far, at most the last 20,000 lines."""
         return "\n".join(self._lines)
 
     def terminate(self) -> None:
-        """Send SIGTERM to it, but not to its children, which it ends itself. Then call `wait`."""
+        """Send SIGTERM to the process, but not to its children, which the process ends itself. Then call `wait`."""
         # A frozen process does not handle signals.
         self.thaw()
         self.send_signal(signal.SIGTERM)
 
     def send_signal(self, signum: signal.Signals) -> None:
-        """Send a signal to it, but not to its children. Does nothing if it has ended."""
+        """Send a signal to the process, but not to its children. Does nothing if the process has ended."""
         self._started().send_signal(signum)
 
     def kill(self) -> None:
-        """Kill it and its children (SIGKILL), like a crash, and wait until it has ended. May be repeated."""
+        """Kill the process and its children (SIGKILL), which acts like a crash, and wait until the process has ended.
+
+        May be repeated.
+        """
         self._signal_group(signal.SIGKILL)
         self.wait(_KILL_SECONDS)
         self._group_gone = True
 
     def freeze(self) -> None:
-        """Freeze it and its children, with open connections, until `thaw`."""
+        """Freeze the process and its children until `thaw`. Their connections stay open."""
         self._signal_group(signal.SIGSTOP)
         leader = psutil.Process(self.pid)
         wait_until_stopped([leader, *leader.children(recursive=True)])
@@ -159,7 +162,7 @@ class Process:
             self.thaw()
 
     def wait(self, seconds: float) -> int:
-        """Wait until it has ended and its output is in the log, and return its exit code. Raises TimeoutError."""
+        """Wait until the process has ended and its output is in the log. Returns the exit code. Raises TimeoutError."""
         child = self._started()
         try:
             code = child.wait(seconds)
@@ -171,24 +174,27 @@ class Process:
         return code
 
     def stop(self, seconds: float = 10) -> int:
-        """End it gracefully, or kill it after `seconds`. Returns its exit code. May be repeated."""
+        """End the process gracefully, or kill it after `seconds`. Returns the exit code. May be repeated."""
         self.terminate()
         return self.finish(seconds)
 
     def finish(self, seconds: float) -> int:
-        """Do the rest of `stop` after `terminate`. Sends no second SIGTERM, which could mean to end at once."""
+        """Do the rest of `stop` after `terminate`.
+
+        Sends no second SIGTERM, because a process may end at once when it receives one.
+        """
         try:
             code = self.wait(seconds)
         except TimeoutError:
             code = -signal.SIGKILL
-        # Also kill children that it left behind.
+        # Also kill the children that the process left behind.
         self.kill()
         return code
 
     def is_ready(self, service: str = "") -> bool:
-        """Return whether its health service reports SERVING for `service` ('' for readiness, or 'liveness').
+        """Return whether the health service reports SERVING for `service`: '' is readiness, 'liveness' is liveness.
 
-        Raises ProcessEnded, with the end of its log, if it has ended.
+        Raises ProcessEnded, with the end of the log, if the process has ended.
         """
         if self.health_address is None:
             raise ValueError(f"{self.name} has no health service")
@@ -197,7 +203,7 @@ class Process:
         return health(self.health_address, service, timeout_seconds=_HEALTH_SECONDS) == "SERVING"
 
     def wait_ready(self, seconds: float, service: str = "") -> None:
-        """Wait until `is_ready` returns true. Raises ProcessEnded as soon as it ends, and TimeoutError."""
+        """Wait until `is_ready` returns true. Raises ProcessEnded as soon as the process ends, or TimeoutError."""
         deadline = time.monotonic() + seconds
         while not self.is_ready(service):
             if time.monotonic() > deadline:
@@ -205,7 +211,7 @@ class Process:
             time.sleep(_POLL_SECONDS)
 
     def wait_for_line(self, text: str, seconds: float) -> str:
-        """Wait for a line that contains `text`, and return the first. Raises ProcessEnded and TimeoutError."""
+        """Wait until the log has a line with `text`. Returns the first one. Raises ProcessEnded or TimeoutError."""
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline:
             ended = not self.alive
@@ -220,7 +226,7 @@ class Process:
         raise TimeoutError(f"{self.name} did not print {text!r} within {seconds:g} s\n{self.tail()}")
 
     def tail(self) -> str:
-        """Return the end of its log, indented, for messages."""
+        """Return the end of the log, indented, for error messages."""
         return "\n".join(f"    {line}" for line in list(self._lines)[-TAIL_LINES:])
 
     def _read(self, child: subprocess.Popen[str]) -> None:
@@ -246,7 +252,7 @@ class Process:
 
 
 def wait_until_stopped(processes: Sequence[psutil.Process]) -> None:
-    """Wait until all processes are stopped, after SIGSTOP was sent: on a busy machine this takes time."""
+    """Wait until SIGSTOP has stopped all processes, which takes time on a busy machine. Raises TimeoutError."""
     deadline = time.monotonic() + _FREEZE_SECONDS
     for process in processes:
         with suppress(psutil.NoSuchProcess):

@@ -1,6 +1,6 @@
-"""The whole system on one machine: the four processes over two databases and a broker.
+"""Runs the whole system on one machine: the four processes, with two databases and a broker.
 
-Used by `dev`, the end-to-end tests and the benchmarks. Each process gets all of its settings from here, and none from
+`dev`, the end-to-end tests and the benchmarks use it. Each process gets all of its settings from here, and none from
 the caller's environment.
 """
 
@@ -61,9 +61,9 @@ class Ports:
 
 @dataclass(frozen=True)
 class Options:
-    """Settings of a stack. `environment` applies to all processes, `per_process` to one.
+    """Settings of a stack. `environment` applies to all processes, and `per_process` to the process that it names.
 
-    With `certificates`, the files of each workload, the processes use mutual TLS.
+    `certificates` has the files of each workload. If it is set, the processes use mutual TLS.
     """
 
     log_format: str = "console"
@@ -120,7 +120,7 @@ class Stack:
         self.stop()
 
     def migrate(self, *, reset: bool = False) -> None:
-        """Migrate both schemas; `reset` drops everything first. Raises ProcessEnded."""
+        """Migrate both schemas; `reset` drops everything first. Raises ProcessEnded or TimeoutError."""
         migrations = [self._process(name) for name in (INVENTORY_API, ORDER_API)]
         try:
             for migration in migrations:
@@ -136,14 +136,14 @@ class Stack:
                     migration.kill()
 
     def start(self) -> Self:
-        """Start all four and wait until all are ready. Raises ProcessEnded or TimeoutError."""
+        """Start all four processes and wait until all are ready. Raises ProcessEnded or TimeoutError."""
         for process in self.processes:
             process.start()
         self.wait_ready()
         return self
 
     def wait_ready(self, seconds: float = READY_SECONDS) -> None:
-        """Wait until all are ready. Raises ProcessEnded as soon as one ends, and TimeoutError."""
+        """Wait until all processes are ready. Raises ProcessEnded as soon as one ends, or TimeoutError."""
         deadline = time.monotonic() + seconds
         while unready := [process for process in self.processes if not process.is_ready()]:
             if time.monotonic() > deadline:
@@ -152,7 +152,7 @@ class Stack:
             time.sleep(_POLL_SECONDS)
 
     def move_apis(self, inventory_port: int, orders_port: int) -> None:
-        """Set other ports for both APIs, which they use from their next start on."""
+        """Set other ports for both APIs. Each API uses its new port from its next start on."""
         self.ports = replace(self.ports, inventory=inventory_port, orders=orders_port)
         for process in (self.inventory_api, self.order_api):
             process.env = self._environment(process.name)
@@ -179,7 +179,7 @@ class Stack:
         return f"{reachable(self._options.listen_host)}:{port}"
 
     def _health_address(self, name: str) -> str:
-        """The API's own port in plain text, where clients check health too; the health port otherwise."""
+        """Return the address for health checks: without TLS, an API's own port; in all other cases, the health port."""
         is_secure, ports = self._options.certificates is not None, self.ports
         return self._address(
             {
@@ -192,7 +192,7 @@ class Stack:
 
     def _security(self, name: str) -> dict[str, str]:
         if self._options.certificates is None:
-            # The caller chose the address: plain text on it is no accident.
+            # The caller chose this address, so plain text on it is intended.
             return {} if is_loopback(self._options.listen_host) else {"INSECURE": "true"}
         files = self._options.certificates[name]
         return {

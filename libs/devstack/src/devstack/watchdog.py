@@ -1,7 +1,8 @@
-"""Ends the processes and containers that this process started when this process ends for any reason.
+"""When this process ends for any reason, ends the processes and containers that this process started.
 
-A small child waits on a pipe that closes when its parent ends, even if the parent is killed. Unlike PR_SET_PDEATHSIG it
-ends whole process groups, does not depend on the thread that started them, works after a change of user and on macOS.
+A small child waits on a pipe that closes when its parent ends, even if the parent is killed. Unlike PR_SET_PDEATHSIG,
+the child ends whole process groups and does not depend on the thread that started them. It also works after a change of
+user, and on macOS.
 """
 
 import atexit
@@ -20,7 +21,7 @@ _GONE_WITHIN_SECONDS = 10.0
 
 
 def watch(pid: int, *, with_signal: signal.Signals = signal.SIGKILL, then_remove: Path | None = None) -> None:
-    """When this process ends, signal the group that `pid` leads, and remove the folder after the group is gone."""
+    """When this process ends, signal the group that `pid` leads, and remove the folder after the group has ended."""
     _watchdog.watch(pid, with_signal, then_remove)
 
 

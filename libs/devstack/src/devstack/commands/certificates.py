@@ -1,7 +1,7 @@
 """Make certificates for mutual TLS between the processes on this machine.
 
-The first run makes a CA. Every run makes a new certificate, valid for 90 days, for each workload, signed by that CA.
-Running processes reload them. Delete the folder for a new CA.
+The first run makes a CA. Every run makes a new certificate for each workload, signed by that CA and valid for 90 days.
+Running processes reload their certificates. To get a new CA, delete the folder before the next run.
 """
 
 import argparse
@@ -12,7 +12,7 @@ from devstack import certificates
 
 def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--folder", type=Path, default=certificates.FOLDER, help="where to write them (default: %(default)s)"
+        "--folder", type=Path, default=certificates.FOLDER, help="the folder of the certificates (default: %(default)s)"
     )
 
 

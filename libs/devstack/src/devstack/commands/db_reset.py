@@ -1,7 +1,8 @@
 """Drop everything in both databases and bring them to the newest schema.
 
-This deletes all items, reservations and orders, and the events that wait in an outbox. It is refused while ./task dev
-is running, and for the databases of running containers: `docker compose down --volumes` removes those.
+This deletes all items, reservations and orders, and the events that wait in an outbox. The command refuses to run
+while ./task dev is running. It also refuses the databases of running containers: ./task docker-stop --volumes removes
+those.
 """
 
 import argparse
@@ -19,7 +20,7 @@ from shopctl.terminal.output import error_console
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--yes", action="store_true", help="do not ask")
+    parser.add_argument("--yes", action="store_true", help="do not ask for confirmation")
     target.add_databases(parser)
 
 

@@ -1,6 +1,6 @@
 """Build the images of the four deployables and of the gateway, and show their sizes.
 
-After a change of only the code it takes seconds: the dependencies are in their own layer.
+If only the code has changed, this takes seconds, because the dependencies are in a layer of their own.
 """
 
 import argparse

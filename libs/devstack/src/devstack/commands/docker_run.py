@@ -1,6 +1,7 @@
 """Start everything in containers, and show the addresses. Builds the images whose code has changed.
 
-Running containers stay as they are. Ports and the image tag are set in .env, see .env.example.
+A running container is replaced only if its image or its settings have changed. The file .env sets the ports and the
+image tag, see .env.example.
 """
 
 import argparse

@@ -1,6 +1,6 @@
 """Stop the containers gracefully and remove them.
 
-The data stay in volumes for the next start; --volumes removes them, too.
+The data stay in volumes for the next start. With --volumes, the data are removed, too.
 """
 
 import argparse
@@ -14,7 +14,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Raises CommandFailed."""
-    # Stop all profiles: a container that is left would keep the network in use.
+    # Stop the containers of all profiles: a remaining container would keep the network in use.
     compose.show("down", *(["--volumes"] if options.volumes else []), profiles=["*"])
     if not options.volumes:
         print("The data stay for the next start; ./task docker-stop --volumes removes them.")

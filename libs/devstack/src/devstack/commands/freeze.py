@@ -1,8 +1,9 @@
 """Freeze a process of the running `dev` (SIGSTOP), or let it continue (thaw: SIGCONT).
 
-A frozen process keeps its connections, locks and leases, like a process on a suspended machine. Its clients wait or
-time out; the other processes continue. ./task status shows frozen processes. If it is frozen during a write to an
-SQLite file, no other process can change that database until it is thawed or killed.
+A frozen process keeps its connections and locks, and its leases until they expire, like a process on a suspended
+machine. Its clients wait or time out; the other processes continue. ./task status shows frozen processes. If a process
+is frozen while it writes to an SQLite file, no other process can change that database until the frozen process is
+thawed or killed.
 """
 
 import argparse

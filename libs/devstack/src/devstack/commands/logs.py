@@ -1,7 +1,7 @@
-"""Show the logs of the processes and of `dev`, also of earlier runs: run/ keeps the last 50 MB.
+"""Show the logs of the processes and of `dev`, including those of earlier runs: run/ keeps the last 50 MB.
 
-A line must match all filters. A line of a traceback has the level of its log line. With --json each line is an object
-with `time`, `process`, `level` and `line`.
+A line is shown if it matches all filters. A line of a traceback has the level of its log line. With --json, each line
+is printed as an object with `time`, `process`, `level` and `line`.
 """
 
 import argparse
@@ -27,12 +27,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "process",
         nargs="*",
         metavar="PROCESS",
-        help=f"only lines of these: {', '.join(names)} (default: all)",
+        help=f"only lines of these processes: {', '.join(names)} (default: all)",
     )
     parser.add_argument(
         "--level", type=str.lower, choices=LEVELS, default=LEVELS[0], help="only lines of this level or higher"
     )
-    parser.add_argument("--since", type=since.parse, metavar="WHEN", help=f"only lines since then: {since.FORMS}")
+    parser.add_argument("--since", type=since.parse, metavar="WHEN", help=f"only lines since this time: {since.FORMS}")
     parser.add_argument("--grep", type=_pattern, metavar="REGEX", help="only lines that match")
     parser.add_argument("-f", "--follow", action="store_true", help="continue with new lines, until dev ends or Ctrl-C")
     parser.set_defaults(known=names)
@@ -54,7 +54,7 @@ def run(options: argparse.Namespace) -> int:
         elif screen.is_terminal:
             screen.print(named(line.process, line.line), soft_wrap=True)
         else:
-            # Do not format colours for a pipe: half a million lines then take only seconds.
+            # Do not format colours for a pipe: without them, half a million lines take only seconds.
             print(prefix(line.process) + line.line)
     return 0
 

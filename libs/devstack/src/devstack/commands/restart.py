@@ -1,8 +1,8 @@
 """End a process of the running `dev`, gracefully (restart) or at once (kill), and wait until it serves again.
 
-A restart acts like an upgrade (SIGTERM: the process finishes its work), a kill like a crash (SIGKILL). `dev` starts the
-process again. Neither oversells stock or loses events. To try this under load, run ./task load at the same time. If the
-embedded broker is killed, dev ends, too, because the broker keeps all events in memory.
+A restart acts like an upgrade: after SIGTERM, the process finishes its work. A kill (SIGKILL) acts like a crash. `dev`
+starts the process again. Neither oversells stock or loses events. To try this under load, run ./task load at the same
+time. If the embedded broker is killed, dev ends, too, because the broker keeps all events in memory.
 """
 
 import argparse
@@ -17,7 +17,7 @@ from shopctl.terminal.failures import CommandFailed
 from shopctl.terminal.output import console
 
 _SECONDS_MAX = 90.0
-"""Time to finish its work and to become ready again on a busy machine."""
+"""The time in which a process can finish its work and become ready again, even on a busy machine."""
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -32,10 +32,10 @@ def run(options: argparse.Namespace) -> int:
             "the embedded broker cannot be restarted alone: it would lose its events. Stop dev and start it again"
         )
     began = time.monotonic()
-    # Thaw it first: a frozen process does not handle SIGTERM.
+    # Thaw the process first: a frozen process does not handle SIGTERM.
     pid = running.signal_group(dev, name, signal.SIGCONT if graceful else signal.SIGKILL)
     if graceful:
-        # Not to its group: the process ends its children itself.
+        # Send SIGTERM only to the process, not to its group: the process ends its children itself.
         os.kill(pid, signal.SIGTERM)
     console().print(f"{name} (pid {pid}) {'is ending' if graceful else 'was killed'}", highlight=False)
     if name == BROKER:

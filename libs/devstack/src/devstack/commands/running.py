@@ -1,4 +1,4 @@
-"""The processes of the running `dev`, and signals to them.
+"""Finds the processes of the running `dev`, and sends signals to them.
 
 Signals are enough, since `dev` itself notices when a process ends.
 """
@@ -31,7 +31,7 @@ def add_process(parser: argparse.ArgumentParser, *, broker: bool = True) -> None
 def pid_of(run: RunFile, name: str) -> int:
     """Return the pid of a process. Raises CommandFailed if it is not running."""
     pid = run.broker_pid if name == BROKER else run.processes[name].pid
-    # If the pid was reused, that process is not a child of dev.
+    # If the system has reused the pid, the new process is not a child of dev.
     with suppress(psutil.NoSuchProcess):
         if pid and psutil.Process(pid).ppid() == run.pid and state_of(pid) != "gone":
             return pid
@@ -39,7 +39,10 @@ def pid_of(run: RunFile, name: str) -> int:
 
 
 def signal_group(run: RunFile, name: str, signum: signal.Signals) -> int:
-    """Send a signal to the process and its children. Returns its pid. Raises CommandFailed if it is not running."""
+    """Send a signal to the process and its children. Returns the pid of the process.
+
+    Raises CommandFailed if the process is not running.
+    """
     pid = pid_of(run, name)
     with suppress(ProcessLookupError):
         os.killpg(pid, signum)
@@ -47,7 +50,10 @@ def signal_group(run: RunFile, name: str, signum: signal.Signals) -> int:
 
 
 def wait_until_it_serves(name: str, former_pid: int, seconds: float) -> int:
-    """Wait until dev has restarted the process. Returns the new pid. Raises CommandFailed, also if dev ends."""
+    """Wait until dev has restarted the process and the process serves. Returns the new pid.
+
+    Raises CommandFailed if the process does not serve in time, or if dev ends.
+    """
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         try:

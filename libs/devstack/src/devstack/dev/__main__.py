@@ -1,10 +1,11 @@
-"""`./task dev`: the whole system on this machine, in one terminal, until Ctrl-C.
+"""`./task dev` runs the whole system on this machine, in one terminal, until Ctrl-C.
 
     python -m devstack.dev [--database sqlite|postgresql://USER:PASSWORD@HOST:PORT] [--data-dir run/data]
 
-Creates missing databases, starts the embedded broker and the four processes, and shows and keeps their logs. Restarts a
-process that ends. If a process never becomes ready, or if the broker ends, everything ends with exit code 1. A signal
-(Ctrl-C, SIGTERM, SIGHUP) ends everything after all events were handled; a second one ends it at once.
+It creates missing databases, starts the embedded broker and the four processes, and shows and stores their logs. It
+restarts a process that ends. If a process never becomes ready, or if the broker ends, everything ends with exit code 1.
+The first signal (Ctrl-C, SIGTERM or SIGHUP) ends everything after all events were handled. A second signal ends
+everything at once.
 
 It collects spans for `./task trace`, and passes the OTEL_* variables of its environment to the four processes.
 """
@@ -54,7 +55,7 @@ _TASK_RUNNER = "task"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run until a signal (exit code 0) or a failure (exit code 1)."""
+    """Run until a signal or a failure. Returns 1 after a failure, or if some events were not handled; otherwise 0."""
     options = dev_options.parse(arguments)
     screen = Screen()
     try:
@@ -104,7 +105,7 @@ class Dev:
             self._screen.complain(f"the broker {how_it_ended(broker)}; its events are lost, so everything ends")
             return 1
         except (ProcessEnded, TimeoutError) as failure:
-            # Includes the last lines of the process, which are interleaved with others on the screen.
+            # The message repeats the process's last log lines, because the screen mixes the lines of all processes.
             self._screen.complain(str(failure))
             return 1
         except KeyboardInterrupt:
@@ -119,7 +120,10 @@ class Dev:
 
     @contextmanager
     def _data_owned(self) -> Iterator[None]:
-        """Lock the data folder: with two brokers for the same databases, each would have only some of the events."""
+        """Lock the data folder.
+
+        Two `dev` on the same databases would have two brokers, and each broker would get only some of the events.
+        """
         folder = self._options.data_folder
         with ExitStack() as ending:
             if self._options.database == "sqlite":
@@ -163,7 +167,10 @@ class Dev:
         return Stack(databases, broker, self._options.ports, options, self._screen.log)
 
     def _supervise(self, stack: Stack, broker: Process) -> None:
-        """Supervise the processes until the broker, which keeps all events in memory, or our task runner ends."""
+        """Supervise the processes until the broker or our task runner ends.
+
+        The broker is not restarted, because it keeps all events in memory.
+        """
         self._was_up = True
         self._write_run_file(stack, broker)
         self._print_addresses(stack)
@@ -190,7 +197,7 @@ class Dev:
             bootstrap=stack.kafka.bootstrap,
             databases=stack.databases,
             processes=_endpoints(stack, self._options.listen),
-            # Empty if the user has turned traces off.
+            # The user's endpoint. It is empty if the user has turned traces off.
             traces_elsewhere=None if self._collects else self._environment[_ENDPOINT],
             broker_pid=broker.pid,
             certificates=str(_operator_files().folder.absolute()) if self._options.is_secure else None,
@@ -253,7 +260,7 @@ def _endpoints(stack: Stack, listen: str) -> dict[str, Endpoint]:
 
 
 def _operator_files() -> certificates.Files:
-    """The certificate for callers other than the four processes."""
+    """Return the files of the certificate for callers other than the four processes."""
     return certificates.Files(certificates.FOLDER / certificates.OPERATOR)
 
 
@@ -263,14 +270,14 @@ def _otel_variables() -> dict[str, str]:
 
 
 def _task_runner() -> int | None:
-    """Return the pid of go-task if it started us. It does not forward signals, so dev ends when it ends."""
+    """Return the pid of go-task if it started us. go-task does not forward signals, so dev ends when go-task ends."""
     parent = psutil.Process().parent()
     return parent.pid if parent is not None and parent.name() == _TASK_RUNNER else None
 
 
 @contextmanager
 def _logs_stored(screen: Screen) -> Iterator[None]:
-    """Store everything on the screen for `./task logs`."""
+    """Store the lines on the screen for `./task logs`."""
     with LogBook.opened(lambda failure: screen.complain(f"cannot store logs: {failure}")) as book:
         screen.book = book
         yield
@@ -278,7 +285,7 @@ def _logs_stored(screen: Screen) -> Iterator[None]:
 
 @contextmanager
 def _signals_interrupt() -> Iterator[None]:
-    """Treat SIGTERM and SIGHUP (a closed terminal) like Ctrl-C. Ignore a signal right after another one."""
+    """Treat SIGTERM and SIGHUP (a closed terminal) like Ctrl-C. Ignore a signal that follows right after another."""
     last = float("-inf")
 
     def interrupt(_signal: int, _frame: FrameType | None) -> None:

@@ -26,9 +26,9 @@ def collecting(report: Callable[[str], None], path: Path = span_store.PATH, port
     """Collect spans during the block, on the given port or, with 0, on a free one.
 
     Yields the endpoint as a value for OTEL_EXPORTER_OTLP_ENDPOINT. Raises OSError or sqlite3.Error if the file cannot
-    be opened. After a failed write, spans are dropped, and `report` is called once.
+    be opened. If a write fails, its spans are dropped. `report` is called for the first failure only.
     """
-    # One thread for the one connection: exporters can wait, since they send from background threads.
+    # One thread, because there is only one SQLite connection. Exporters can wait: they send from background threads.
     threads = ThreadPoolExecutor(1, thread_name_prefix="collector")
     server = grpc.server(
         threads, options=[("grpc.max_receive_message_length", _REQUEST_BYTES_MAX), ("grpc.so_reuseport", 0)]
@@ -58,7 +58,7 @@ class _Export:
         try:
             self._spans.add(request.resource_spans)
         except sqlite3.Error as error:
-            # For example, a full disk. Succeed anyway: lost spans must not disturb the processes.
+            # The disk may be full, for example. Succeed anyway: lost spans must not disturb the processes.
             if not self._has_reported:
                 self._report(f"cannot store traces: {error}")
             self._has_reported = True

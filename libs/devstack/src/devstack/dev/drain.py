@@ -1,4 +1,4 @@
-"""Ends a stack after all events were handled, since the in-memory broker keeps none of them."""
+"""Ends a stack after all events were handled, because the in-memory broker loses its events when it ends."""
 
 import time
 from collections.abc import Callable
@@ -18,15 +18,15 @@ Report = Callable[[str], None]
 
 
 def drain(stack: Stack, seconds: float, report: Report) -> bool:
-    """End the four processes after all events were shipped and handled, within about this time.
+    """End the four processes as soon as all events were shipped and handled, or after about `seconds`.
 
-    Returns whether that succeeded. Calls `report` with what it waits for.
+    Returns whether all events were handled. Calls `report` with the number of events that it waits for.
     """
     begin = time.monotonic()
     deadline = begin + seconds
     stack.reaper.stop(STOP_SECONDS)
-    # The consumers run in the APIs, so handle most events while these still run, and then stop them. Clients that
-    # continue to call cause new events, so half of the time is reserved for the phase without clients.
+    # The consumers run in the APIs, so most events are handled while the APIs still run. Clients that continue to call
+    # cause new events, so half of the time is reserved for the phase in which no client can call.
     _settle(stack, begin + seconds / 2, report)
     _stop_apis(stack)
     shipped = _wait(lambda: _unshipped(stack), deadline, report)
@@ -57,7 +57,7 @@ def unread(kafka: Kafka) -> int:
 
 
 def _settle(stack: Stack, deadline: float, report: Report) -> None:
-    # Handling an event may write another one, so check twice that none is waiting.
+    # Handling an event may write another event, so check twice that no event is waiting.
     _wait(lambda: _waiting(stack) or _waiting(stack), deadline, report)
 
 
@@ -86,6 +86,6 @@ def _unshipped(stack: Stack) -> str:
 
 
 def _stop_apis(stack: Stack) -> None:
-    # order-api first: its calls may still need inventory-api.
+    # Stop order-api first: its calls may still need inventory-api.
     stack.order_api.stop(STOP_SECONDS)
     stack.inventory_api.stop(STOP_SECONDS)

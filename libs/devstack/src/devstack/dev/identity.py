@@ -1,6 +1,6 @@
-"""Who may call the system of `./task dev --secure`: the workloads by certificate, and two users by token.
+"""The identities that may call the system of `./task dev --secure`: workloads with certificates, two users with tokens.
 
-The tokens are of an issuer that runs in this process, so they are worthless after it has ended.
+An issuer in this process signs the tokens. No API accepts them after this process has ended.
 """
 
 import os
@@ -37,7 +37,7 @@ USERS: Mapping[str, tuple[object, str]] = {"shopper": (1, "shopper"), "staff": (
 
 @contextmanager
 def provided(folder: Path = FOLDER) -> Iterator[dict[str, dict[str, str]]]:
-    """Run the issuer for the block, and write the grants and the tokens. Yields the settings of both APIs."""
+    """Run the issuer for the block, and write the grants and the tokens. Yields the settings of each API."""
     with Issuer() as issuer:
         folder.mkdir(parents=True, exist_ok=True)
         grants = folder / "grants.yaml"
@@ -53,7 +53,7 @@ def provided(folder: Path = FOLDER) -> Iterator[dict[str, dict[str, str]]]:
 
 
 def token_file(user: str, folder: Path = FOLDER) -> Path:
-    """The file with the token of one of USERS."""
+    """Return the path of the file with the token of one of USERS."""
     return folder / f"{user}.token"
 
 

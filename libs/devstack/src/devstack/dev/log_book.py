@@ -1,7 +1,7 @@
-"""The logs of the processes and of `dev`, in files of the run folder that outlive it.
+"""Stores the logs of the processes and of `dev` in files of the run folder, which stay there when `dev` ends.
 
-Each line is a JSON object: `time` (RFC 3339, when the line arrived), `process`, `level`, and `line` as it was printed.
-Files are rotated at 10 MB; five are kept.
+Each line of a file is a JSON object: `time` (RFC 3339) is when the line arrived, `process`, `level`, and `line` is the
+text that the process printed. A file is rotated at 10 MB, and five files are kept.
 """
 
 import json
@@ -30,7 +30,10 @@ _LEVEL = re.compile(r'^\d\d:\d\d:\d\d\.\d+ \[(\w+) *\]|"level": ?"(\w+)"')
 
 @dataclass(frozen=True)
 class Line:
-    """A printed line. A line without a level, such as one of a traceback, has the level of the last line."""
+    """A printed line.
+
+    A line without a level, such as one of a traceback, has the level of the previous line of its process.
+    """
 
     time: str
     process: str
@@ -39,7 +42,7 @@ class Line:
 
 
 class LogBook:
-    """Writes the logs; safe for threads. One process writes, any number read."""
+    """Writes the logs. Threads can share it. Only one process may write the files, but any number may read them."""
 
     def __init__(self, path: Path, on_failure: Callable[[OSError], None]) -> None:
         self._path = path
@@ -52,7 +55,7 @@ class LogBook:
     @classmethod
     @contextmanager
     def opened(cls, on_failure: Callable[[OSError], None], path: Path = PATH) -> Iterator[Self]:
-        """Open for the block. Calls `on_failure` once if a line cannot be stored."""
+        """Open the files for the block. Calls `on_failure` only for the first line that cannot be stored."""
         book = cls(path, on_failure)
         try:
             yield book
@@ -60,7 +63,7 @@ class LogBook:
             book.close()
 
     def add(self, process: str, line: str, level: str | None = None) -> None:
-        """Store a line; by default its level is parsed from it.
+        """Store a line. By default, its level is parsed from its text.
 
         Never raises: a failure to store logs must not stop the processes.
         """
@@ -74,7 +77,7 @@ class LogBook:
             except OSError as error:
                 failure, self._failed = (None if self._failed else error), True
         if failure is not None:
-            # Outside the lock: the report of the failure calls `add` again.
+            # Report outside the lock, because the report calls `add` again.
             self._on_failure(failure)
 
     def close(self) -> None:
@@ -98,7 +101,7 @@ class LogBook:
                 if (older := _numbered(self._path, number)).exists():
                     older.replace(_numbered(self._path, number + 1))
         self._path.parent.mkdir(parents=True, exist_ok=True)
-        # It contains requests and addresses, so only its owner may read it.
+        # The file contains requests and addresses, so only its owner may read it.
         self._path.touch(mode=0o600)
         self._file = self._path.open("a", encoding="utf-8", errors="replace")
 
@@ -106,7 +109,7 @@ class LogBook:
 def read(path: Path = PATH, keep_following: Callable[[float], bool] | None = None) -> Iterator[Line]:
     """Yield the stored lines, oldest first. With `keep_following`, continue with new lines until it returns False.
 
-    `keep_following` takes the seconds to wait before the next poll.
+    `keep_following` gets the number of seconds that it should wait before it returns.
     """
     for number in range(FILES_MAX - 1, 0, -1):
         if (file := _opened(_numbered(path, number))) is not None:

@@ -1,4 +1,4 @@
-"""The command line of `./task dev`, checked before anything starts."""
+"""Parses the command line of `./task dev`, and checks the options before anything starts."""
 
 import argparse
 import ipaddress
@@ -44,7 +44,7 @@ _SET_BY_OPTIONS = {
     "OIDC_ISSUER": "--secure",
     "OIDC_AUDIENCE": "--secure",
 }
-"""Settings of the processes that --env must not set, with the option that sets them."""
+"""The settings that --env must not set, each with the option that sets it."""
 
 
 class CannotStart(Exception):
@@ -53,7 +53,7 @@ class CannotStart(Exception):
 
 @dataclass(frozen=True)
 class DevOptions:
-    """The options, each valid by itself. `listen` is an address for gRPC: an IPv6 address is in brackets."""
+    """The options. Each is valid by itself. `listen` is an address in gRPC's form, with an IPv6 address in brackets."""
 
     database: str
     data_folder: Path
@@ -71,7 +71,7 @@ class DevOptions:
 
 
 def parse(arguments: Sequence[str] | None) -> DevOptions:
-    """Parse the options. Exits with code 2 if one is invalid by itself."""
+    """Parse the options. Exits with code 2 if an option is invalid by itself."""
     parser = _parser()
     words = parser.parse_args(arguments)
     ports = {name: getattr(words, name) for name in _port_names()}
@@ -90,7 +90,10 @@ def parse(arguments: Sequence[str] | None) -> DevOptions:
 
 
 def check(options: DevOptions) -> Databases:
-    """Check that the options work on this machine, and create missing databases. Returns them. Raises CannotStart."""
+    """Check that the options work on this machine, and create missing databases. Returns the databases.
+
+    Raises CannotStart.
+    """
     _check_address(options.listen)
     _check_ports(options)
     if options.database == "sqlite":
@@ -166,7 +169,7 @@ def _port_names() -> list[str]:
 
 
 class _Parser(argparse.ArgumentParser):
-    """Prints errors without the usage, whose many options would hide the message."""
+    """Prints errors without the usage text: its many options would hide the message."""
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: {message}; --help shows all options\n")
@@ -193,8 +196,8 @@ def _parser() -> argparse.ArgumentParser:
         type=_address,
         default="127.0.0.1",
         metavar="ADDRESS",
-        help="the address on which the four processes listen; 0.0.0.0 means all addresses of this machine. There is"
-        " no authentication: anyone who reaches a port can call it. The broker always listens on 127.0.0.1"
+        help="the address on which the four processes listen; 0.0.0.0 means all addresses of this machine. Without"
+        " --secure, anyone who reaches a port can call it. The broker always listens on 127.0.0.1"
         " (default: %(default)s)",
     )
     for field in fields(Ports):
@@ -219,8 +222,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--secure",
         action="store_true",
-        help="mutual TLS between the processes, and a permission for each call. Clients need a certificate,"
-        f" users a token as well. Both are made in {certificates.FOLDER.parent} at each start",
+        help="use mutual TLS between the processes, and check the caller's permission for each call. Clients need a"
+        " certificate, and users also need a token. Each start makes new certificates and tokens in"
+        f" {certificates.FOLDER.parent}",
     )
     parser.add_argument("--no-metrics", action="store_true", help="open no metrics ports")
     parser.add_argument(

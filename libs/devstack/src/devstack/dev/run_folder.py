@@ -1,4 +1,4 @@
-"""The lock of the run folder: only one `dev` can run in it.
+"""Locks the run folder, so that only one `dev` can run in it.
 
 python -m devstack.dev.run_folder    # exit code 1, and a message, if the folder is locked
 """
@@ -18,7 +18,7 @@ LOCK = runfile.PATH.with_name("dev.lock")
 
 
 class Owned(Exception):
-    """Another `dev` is running in this folder; the message names it."""
+    """Another `dev` is running in this folder; the message contains its pid."""
 
     def __init__(self, pid: str) -> None:
         super().__init__(f"dev is already running here (pid {pid}): ./task stop ends it")
@@ -30,7 +30,7 @@ def owned(path: Path = LOCK) -> Iterator[None]:
     """Lock the folder for the block. Raises Owned, and OSError if the folder cannot be created.
 
     The kernel holds the lock as long as this process has the file open. It releases the lock when the process ends for
-    any reason, so a file that is left over is not a lock.
+    any reason, so a left-over file does not lock the folder.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a+") as file:
@@ -56,7 +56,7 @@ def owner(path: Path = LOCK) -> int | None:
 
 
 def main() -> int:
-    """Return exit code 0 if the folder is free."""
+    """Return exit code 0 if the folder is free, and 1 if it is locked."""
     try:
         with owned():
             return 0

@@ -17,10 +17,10 @@ _NAME_WIDTH = max(map(len, COLOURS))
 
 
 class Screen:
-    """Prints to the terminal or file; lines of different threads are not mixed.
+    """Prints to the terminal or to a file. Lines of different threads are not mixed.
 
-    If the terminal or the reader of the pipe goes away, it stops printing, and nothing else stops: `book` still stores
-    all lines.
+    If the terminal is closed, or if the reader of a pipe ends, the screen stops printing. Nothing else stops: `book`
+    still stores all lines.
     """
 
     def __init__(self) -> None:

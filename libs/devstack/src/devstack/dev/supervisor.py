@@ -10,7 +10,7 @@ from devstack.process import Process, ProcessEnded
 FIRST_DELAY_SECONDS = 0.5
 DELAY_SECONDS_MAX = 30.0
 STEADY_SECONDS = 60.0
-"""After a process has run for so long, its next restart delay is the shortest again."""
+"""If a process has run for longer than this, its next restart has the shortest delay again."""
 
 _POLL_SECONDS = 0.2
 
@@ -42,7 +42,7 @@ class Supervisor:
         self._lives = {process.name: _Life(time.monotonic()) for process in processes}
 
     def run(self, while_true: Callable[[], bool]) -> None:
-        """Supervise while the condition is true. Checks it several times a second."""
+        """Supervise while `while_true` returns true. Calls it several times a second."""
         while while_true():
             for process in self._processes:
                 self._supervise(process, self._lives[process.name])
@@ -57,7 +57,7 @@ class Supervisor:
             self._start(process, life)
 
     def _start(self, process: Process, life: _Life) -> None:
-        # End children that it left behind: they would keep its port.
+        # End the children that the process left behind: they would keep its port in use.
         process.kill()
         life.began, life.start_at, life.is_recovering = time.monotonic(), None, True
         try:
@@ -88,8 +88,8 @@ class Supervisor:
 
 
 def delay_seconds(ends: int) -> float:
-    """Return the delay of the next restart, after this many earlier consecutive ends."""
-    # Bound the exponent: without that, the power would overflow a float after some hours.
+    """Return the delay of the next restart. `ends` is the number of earlier consecutive ends."""
+    # Limit the exponent: otherwise the power would overflow a float after some hours.
     return min(FIRST_DELAY_SECONDS * 2.0 ** min(ends, 10), DELAY_SECONDS_MAX)
 
 

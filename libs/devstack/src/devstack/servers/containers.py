@@ -1,7 +1,7 @@
-"""Containers for tests: a server on one loopback port, which tests can freeze, kill and restart.
+"""Runs servers in containers for tests, each on one loopback port. Tests can freeze, kill and restart a container.
 
-testcontainers creates them. Its own reaper is switched off: devstack's watchdog removes the containers when this
-process ends, and needs no image.
+testcontainers creates the containers. Its own reaper, which needs an image of its own, is switched off. Instead,
+devstack's watchdog removes the containers when this process ends.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,7 +22,7 @@ class ContainerUnavailable(Exception):
 
 
 class Container:
-    """A running container. Its data survive a restart and are removed with it."""
+    """A running container. Its data survive a restart, and are removed with the container."""
 
     def __init__(self, made: DockerContainer) -> None:
         self._made = made
@@ -33,7 +33,7 @@ class Container:
     def start(
         cls, image: str, port: int, environment: Mapping[str, str], command: Sequence[str] | None = None, *, inside: int
     ) -> Self:
-        """Start it, with its port `inside` published as `port` of 127.0.0.1. Raises ContainerUnavailable."""
+        """Start a container, and publish its port `inside` as `port` of 127.0.0.1. Raises ContainerUnavailable."""
         testcontainers_config.ryuk_disabled = True
         made = None
         try:
@@ -63,7 +63,7 @@ class Container:
 
     @property
     def alive(self) -> bool:
-        """Whether its program is running."""
+        """True while the program in the container is running."""
         self._inner.reload()
         return bool(self._inner.attrs["State"]["Running"])
 
@@ -75,7 +75,7 @@ class Container:
         return str(output.decode(errors="replace"))
 
     def tail(self) -> str:
-        """Return the end of its log."""
+        """Return the end of the container's log."""
         return str(self._inner.logs(tail=LOG_LINES).decode(errors="replace")).strip()
 
     def freeze(self) -> None:
@@ -100,7 +100,7 @@ class Container:
     def kill(self) -> None:
         """Kill the container (SIGKILL), which acts like a crash, and wait until it has ended. May be repeated."""
         self.thaw()
-        # The API reports a conflict if it has already ended.
+        # The Docker API reports a conflict if the container has already ended.
         with suppress(APIError):
             self._inner.kill()
         self._inner.wait()

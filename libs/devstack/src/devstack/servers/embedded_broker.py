@@ -1,9 +1,9 @@
-"""The embedded development broker: librdkafka's in-memory cluster in its own process.
+"""Runs the embedded development broker: librdkafka's in-memory cluster, in a process of its own.
 
     python -m devstack.servers.embedded_broker --run-file PATH [--port PORT]
 
-It serves Kafka's protocol on a loopback port, and writes its address to the run file. It loses everything at a restart
-and keeps about 5 MB per partition, dropping the oldest. Use it for development only.
+It serves Kafka's protocol on a loopback port, and writes its address to the run file. It keeps about 5 MB per partition
+and drops the oldest messages. At a restart it loses everything. Use it for development only.
 """
 
 import argparse
@@ -30,7 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m devstack.servers.embedded_broker", description="An in-memory Kafka broker."
     )
-    parser.add_argument("--run-file", type=Path, required=True, help="the file to write its address to")
+    parser.add_argument("--run-file", type=Path, required=True, help="the file for the broker's address")
     parser.add_argument(
         "--topic", action="append", metavar="NAME", help="a topic to create (default: the shop's topics)"
     )
@@ -81,8 +81,8 @@ def start(topics: Sequence[str], partitions: int, port: int = 0) -> str:
 
 def _move(library: ctypes.CDLL, cluster: ctypes.c_void_p, address: str, port: int) -> str:
     """Move the broker to this port before any client knows its address. Returns the new address."""
-    # librdkafka always listens on a port that the system chooses. It uses its listening socket by its descriptor, so
-    # another socket can take this descriptor. A C API call sets the address that clients receive.
+    # librdkafka always listens on a port that the system chooses. It refers to its listening socket by a descriptor,
+    # so dup2 can replace the socket behind this descriptor. A call of the C API sets the address that clients receive.
     host, _, chosen = address.rpartition(":")
     with socket.create_server((host, port)) as listener:
         os.dup2(listener.fileno(), _descriptor_of(host, int(chosen)))

@@ -1,6 +1,6 @@
-"""A small OpenID provider on the loopback: it publishes keys and issues tokens, for development and tests.
+"""A small OpenID provider on a loopback port, for development and tests: it publishes keys and issues tokens.
 
-It authenticates nobody. Whoever holds the object can issue any token.
+It authenticates nobody. Any code that has the `Issuer` object can issue any token.
 """
 
 import json
@@ -22,9 +22,9 @@ _KEYS = "/keys"
 
 
 class Issuer:
-    """An issuer of tokens. Entering it starts the server, leaving it stops the server.
+    """An issuer of tokens, as a context manager: the server starts on entry and stops on exit.
 
-    `is_available` False makes the server answer 503. `fetches` counts the requests for keys that it has answered.
+    If `is_available` is False, the server responds with status 503. `fetches` counts the responses with keys.
     """
 
     def __init__(self, port: int = 0) -> None:
@@ -49,10 +49,13 @@ class Issuer:
         self._server.server_close()
 
     def rotate(self, *, keep: Iterable[str] = ()) -> str:
-        """Sign with a new key from now on; of the earlier ones, publish those in `keep`. Returns the new key's id."""
+        """Sign with a new key from now on. Returns the new key's id.
+
+        Of the earlier keys, only those with an id in `keep` are still published.
+        """
         kept = {key_id: self._keys[key_id] for key_id in keep}
         self.key_id = uuid4().hex
-        # Replaced as a whole: a request must never see half of a rotation.
+        # Replace the keys in one assignment: a request must never see half of a rotation.
         self._keys = {**kept, self.key_id: ec.generate_private_key(ec.SECP256R1())}
         return self.key_id
 
@@ -65,19 +68,20 @@ class Issuer:
         key_id: str | None = None,
         **claims: Any,
     ) -> str:
-        """A token for the user that expires in `seconds`, signed with the current key unless `key_id` names another.
+        """Return a token for the user, which expires in `seconds`.
 
-        `claims` are added, or replace those that the token would have.
+        The current key signs the token, unless `key_id` names another key. `claims` are added to the claims of the
+        token, and replace those of the same name.
         """
         now = time.time()
         content = {"iss": self.url, "aud": audience, "sub": str(subject), "scope": " ".join(scopes), "iat": now}
         named = self.key_id if key_id is None else key_id
-        # A key id that is not published: signed all the same, as by somebody else.
+        # If no key has this id, sign with an unknown key, as another issuer would.
         key = self._keys.get(named) or ec.generate_private_key(ec.SECP256R1())
         return jwt.encode(content | {"exp": now + seconds} | claims, key, algorithm="ES256", headers={"kid": named})
 
     def document(self, path: str) -> dict[str, Any] | None:
-        """What the server answers for this path, None for NOT FOUND."""
+        """Return the document that the server sends for this path, or None if the server responds with 404."""
         if path == _DISCOVERY:
             return {"issuer": self.url, "jwks_uri": self.jwks_url}
         if path != _KEYS:

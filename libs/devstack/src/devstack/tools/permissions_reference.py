@@ -1,9 +1,9 @@
-"""README's table of permissions, made from the rules in the contract.
+"""Generates README's table of permissions from the rules in the protos.
 
     python -m devstack.tools.permissions_reference generate
-    python -m devstack.tools.permissions_reference check       # is the table up to date?
+    python -m devstack.tools.permissions_reference check       # fail if the table is not up to date
 
-Part of ./task lint.
+./task lint runs the check.
 """
 
 import argparse
@@ -31,7 +31,7 @@ _FILES = (
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Write the table, or compare it; returns the exit code."""
+    """Write the table, or compare it with the protos. Returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m devstack.tools.permissions_reference", description=__doc__)
     parser.add_argument("action", choices=["generate", "check"])
     action = parser.parse_args(argv).action
@@ -54,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def table() -> Iterator[str]:
-    """The lines of the table: each permission, what it allows, and the RPCs that need it."""
+    """Yield the lines of the table: each permission, what it allows, and the RPCs that need it."""
     rpcs = defaultdict(list)
     for file in _FILES:
         for service in file.services_by_name.values():
@@ -63,7 +63,7 @@ def table() -> Iterator[str]:
     yield "| permission | allows to | RPCs |"
     yield "|---|---|---|"
     for permission, allows in PERMISSIONS.items():
-        # The same name may be in two services.
+        # Two services may have an RPC of the same name.
         names = ", ".join(f"`{name}`" for name in dict.fromkeys(rpcs[permission]))
         if permission == ORDERS_ANY:
             names = "those of `orders.read` and `orders.write`"

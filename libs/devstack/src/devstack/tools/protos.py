@@ -2,11 +2,11 @@
 
     python -m devstack.tools.protos generate|lint|breaking|check|baseline
 
-protoc compiles the protos into an image, which buf reads, so that nothing is downloaded: google/type and google/rpc
+protoc compiles the protos into an image, and buf reads the image. Nothing is downloaded: google/type and google/rpc
 come from the installed googleapis-common-protos.
 
 `proto/baseline.binpb` is the last released API, committed beside the protos. `breaking` compares with it. `baseline`
-rewrites it: at a release, after `breaking` has passed, and never to hide a breaking change.
+rewrites that file. Run `baseline` at a release, after `breaking` has passed, and never to hide a breaking change.
 """
 
 import argparse
@@ -97,10 +97,10 @@ def _generate_into(folder: Path, proto: Path) -> None:
         proto,
         f"--python_out={folder}",
         f"--grpc_python_out={folder}",
-        # Our servers and clients are synchronous; stubs for async, too, would make every call a union type.
+        # Our servers and clients are synchronous. Stubs that also support async would give every call a union type.
         f"--mypy_out=quiet:{folder}",
         f"--mypy_grpc_out=quiet,only_sync:{folder}",
-        # Give the paths: protoc looks for plugins on the PATH, which may lack this environment's scripts.
+        # Give the paths of the plugins: protoc looks for them on the PATH, which may lack this environment's scripts.
         *(f"--plugin={name}={_SCRIPTS / name}" for name in ("protoc-gen-mypy", "protoc-gen-mypy_grpc")),
     )
     # protoc names modules after the proto package `shop`. Rename it: users may have their own package `shop`.
