@@ -1,4 +1,4 @@
-"""`python -m inventory_api`."""
+"""Runs inventory-api: `python -m inventory_api`."""
 
 from shop_common.environment import startup
 

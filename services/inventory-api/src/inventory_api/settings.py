@@ -1,4 +1,4 @@
-"""Everything that inventory-api reads from the environment."""
+"""The settings that inventory-api reads from the environment."""
 
 from pydantic import Field
 

@@ -1,4 +1,4 @@
-"""Handles order events. A handler checks the states of reservations, so an event may be delivered again."""
+"""Handles order events. A repeated delivery is safe, because the handlers check the state of each reservation."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -30,21 +30,21 @@ def handlers() -> Mapping[str, Handler]:
 
 
 def weigh(event: Event) -> int:
-    """Return the weight of an event in a batch: one plus its order lines, because each may have a reservation."""
+    """Return the weight of an event: one plus the number of order lines. Each line may have a reservation."""
     return 1 + len(event.data["items"])
 
 
 def release(tx: Connection, events: Sequence[Event]) -> bool:
-    """Release the reservations of cancelled orders, in turns. Returns True if there is more to do."""
+    """Release reservations of cancelled orders, one turn per call. Returns True if another turn may be needed."""
     return release_orders(tx, [_order(event) for event in events])
 
 
 def fulfil(tx: Connection, events: Sequence[Event]) -> bool:
-    """Take the units of shipped orders out of the stock, in turns. Returns True if there is more to do."""
+    """Take units of shipped orders out of the stock, one turn per call. Returns True if another turn may be needed."""
     orders = [_order(event) for event in events]
     if fulfil_orders(tx, orders):
         return True
-    # Includes what earlier turns have fulfilled.
+    # These units include the ones that earlier turns fulfilled.
     fulfilled = by_order.fulfilled_units(tx, (order.order_id for order in orders))
     for event in events:
         missing = _missing(event.data, fulfilled[str(event.data["id"])])

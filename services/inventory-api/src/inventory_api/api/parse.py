@@ -114,7 +114,10 @@ def reserve_stock(request: pb.ReserveStockRequest, traceparent: str | None) -> O
 
 
 def batch(request: pb.BatchReserveStockRequest, traceparent: str | None) -> list[OrderLines | InvalidInput]:
-    """Return a command or an InvalidInput per order, in order. Raises if the call as a whole is invalid."""
+    """Return one outcome per order, in order: a command, or the InvalidInput that refuses this order.
+
+    Raises InvalidInput if the number of orders or lines is invalid: that refuses the whole call.
+    """
     with Fields() as check:
         is_within_limit = check.size("orders", request.orders, 1, BATCH_ORDERS_MAX)
         if is_within_limit and sum(len(order.lines) for order in request.orders) > BATCH_LINES_MAX:

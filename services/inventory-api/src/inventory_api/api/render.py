@@ -11,7 +11,10 @@ from shop_common.timestamps import to_proto, to_proto_or_none
 from shop_protos.inventory.v1 import inventory_pb2 as pb
 
 RESPONSE_ALLOCATIONS_MAX = 25_000
-"""Allocations in a response. At 90 bytes each, and with 5,000 reservations of 200 bytes, it stays below 4 MB."""
+"""The most allocations in a response. They take 90 bytes each, and 5,000 reservations take 200 bytes each.
+
+So a response stays below 4 MB.
+"""
 
 
 def item(value: Item) -> pb.InventoryItem:
@@ -45,7 +48,11 @@ def reservation(value: Reservation) -> pb.Reservation:
 
 
 def batch(outcomes: Sequence[list[Reservation] | ShopError]) -> pb.BatchReserveStockResponse:
-    """Render the outcomes of a batch. Beyond RESPONSE_ALLOCATIONS_MAX, reservations come without allocations."""
+    """Render the outcomes of a batch.
+
+    If an order would bring the response above RESPONSE_ALLOCATIONS_MAX, the reservations of this order and of all later
+    orders are rendered without allocations.
+    """
     left = RESPONSE_ALLOCATIONS_MAX
     results = []
     for outcome in outcomes:

@@ -1,4 +1,4 @@
-"""Translates each RPC to an operation and its result to protobuf. One method per RPC; decides nothing itself."""
+"""One method per RPC: it parses the request, calls one operation and renders the result. It decides nothing itself."""
 
 from grpc import ServicerContext
 
@@ -12,7 +12,7 @@ from shop_protos.inventory.v1 import inventory_pb2_grpc, maintenance_pb2, mainte
 
 
 class InventoryServicer(inventory_pb2_grpc.InventoryServiceServicer):
-    """shop.inventory.v1.InventoryService."""
+    """Implements shop.inventory.v1.InventoryService."""
 
     def __init__(self, operations: Operations) -> None:
         self._operations = operations
@@ -96,7 +96,7 @@ class InventoryServicer(inventory_pb2_grpc.InventoryServiceServicer):
 
 
 class InventoryMaintenanceServicer(maintenance_pb2_grpc.InventoryMaintenanceServiceServicer):
-    """shop.inventory.v1.InventoryMaintenanceService, for the reaper."""
+    """Implements shop.inventory.v1.InventoryMaintenanceService, which the reaper calls."""
 
     def __init__(self, operations: Operations) -> None:
         self._operations = operations

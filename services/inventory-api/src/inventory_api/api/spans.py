@@ -1,4 +1,4 @@
-"""Span attributes: the order and the product of a call or an event, so that its trace can be searched for."""
+"""Returns the order and the product of a call or an event as span attributes, by which traces can be found."""
 
 from google.protobuf.message import Message
 
@@ -15,7 +15,7 @@ def describe(message: Message) -> dict[str, str | int | list[str]]:
         case pb.ConfirmReservationsRequest():
             return {"shop.order_id": message.order_id}
         case pb.BatchReserveStockRequest():
-            # Includes orders that are refused because a field is invalid; their id may be too long.
+            # The batch may contain orders with invalid fields. Their ids may be too long.
             return {"shop.order_ids": [order.order_id[:IDENTIFIER_LENGTH_MAX] for order in message.orders]}
         case pb.CreateInventoryItemRequest() | pb.CheckStockRequest():
             return {"shop.product_id": message.product_id}

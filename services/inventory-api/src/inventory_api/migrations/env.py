@@ -1,4 +1,4 @@
-"""Where Alembic enters; the rest is the same for every service."""
+"""The entry point of Alembic. Every service runs its migrations in the same way."""
 
 from shop_common.db.schema import run_migrations
 

@@ -1,4 +1,4 @@
-"""The operations as the servicer calls them. Each runs behind a coalescer, which is its only way to the database."""
+"""Runs each operation behind a coalescer. The servicer has no other access to the database."""
 
 from collections.abc import Callable, Sequence
 
@@ -34,10 +34,11 @@ from shop_common.errors import ShopError
 
 
 class Operations:
-    """Every operation of this service.
+    """The operations that the RPCs of this service call.
 
-    `deadline` is when the caller stops waiting, by time.monotonic. Each method raises the ShopError that refuses the
-    request, QueueFull if its batch did not start in time, and DatabaseUnavailable if the database did not respond.
+    `deadline` is the value of time.monotonic() at which the caller stops waiting. Each method raises the ShopError that
+    refuses the request, QueueFull if the queue is full or the request was not started in time, and DatabaseUnavailable
+    if the database did not respond in time.
     """
 
     def __init__(

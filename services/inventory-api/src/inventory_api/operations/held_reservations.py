@@ -1,4 +1,4 @@
-"""Exports how many reservations are held, as Prometheus gauges."""
+"""Exports Prometheus gauges: the number of held reservations, and of reservations that were set aside."""
 
 import threading
 
@@ -32,7 +32,7 @@ _set_aside = metrics.gauge(
 
 
 class HeldReservationsCollector:
-    """Counts held reservations every 15 seconds in a thread, so that a scrape never queries the database.
+    """Counts reservations every 15 seconds in its own thread, so that a scrape never queries the database.
 
     While the database is unavailable, the gauges keep their last values.
     """
@@ -55,7 +55,7 @@ class HeldReservationsCollector:
             try:
                 count = self._database.query(counts.count, FORCE_INDEX_PLANS)
             except (ShopError, DBAPIError) as error:
-                # Only a debug message: calls that fail for the same reason log it, and no call depends on the gauges.
+                # A debug message is enough: calls that fail for the same reason log it, and no call needs the gauges.
                 _log.debug("held reservations not counted", cause=cause_of(error))
             else:
                 _held("running").set(count.running)

@@ -15,7 +15,7 @@ from shop_common.db.database import Database
 from shop_common.db.sql import now
 
 TURN_ROWS = 500
-"""Rows that one transaction deletes."""
+"""The most rows that one transaction changes or deletes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,11 +33,11 @@ class Purge:
         self._database = database
 
     def run(self, request: PurgeRequest) -> Purged:
-        """Delete idempotency keys that were claimed, and reservations that ended, longer ago than the given age.
+        """Delete old idempotency keys and old ended reservations, at most `max_count` of each.
 
-        Works in turns of one transaction each. The age is measured by the database's clock. A reservation that ended
-        under a version without the column `ended_at` is counted as ended at the first purge. A reservation that cannot
-        be deleted is set aside.
+        The age of a key counts from its claim, and the age of a reservation from its end, by the database's clock.
+        Works in turns of one transaction each. If a version without the column `ended_at` ended a reservation, the time
+        of the first purge is stored as its end. A reservation that cannot be deleted is set aside.
         """
         before = self._database.query(now) - timedelta(seconds=request.older_than_seconds)
         self._in_turns(ended.fill_ended_at, request.max_count)

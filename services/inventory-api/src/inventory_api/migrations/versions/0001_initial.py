@@ -1,6 +1,6 @@
-"""Items, reservations with their allocations, and what every service has: outbox, leases, idempotency keys.
+"""Creates items, reservations and allocations, and the tables of every API: outbox, leases and idempotency keys.
 
-Frozen: the tables as they were in the first version, whatever tables.py says today.
+Do not change this revision: it creates the tables of the first version, which differ from today's tables.py.
 """
 
 import sqlalchemy as sa
@@ -40,8 +40,9 @@ def _create_inventory_items() -> None:
         sqlite_autoincrement=True,  # failpoint: sqlite-autoincrement
     )
     if op.get_context().dialect.name == "postgresql":
-        # A row is updated a hundred times as often as it is added: room on its page keeps the new version
-        # there, off the indexes, and lets the next update reuse the place of the old one.
+        # Items are updated about a hundred times as often as they are added. With free space on the page of a row,
+        # PostgreSQL stores the new version on the same page and writes no index entries. The next update can then
+        # reuse the space of the old version.
         op.execute("ALTER TABLE inventory_items SET (fillfactor = 50)")
 
 
@@ -127,8 +128,8 @@ def _create_outbox() -> None:
     )
     op.create_index("ix_outbox_shard_id", "outbox", ["shard", "id"])
     if op.get_context().dialect.name == "postgresql":
-        # Every row is soon deleted: vacuum after a few thousand, however large the table, at full speed.
-        # Otherwise the relay wades through dead rows at the front of the index.
+        # Every row is soon deleted. So vacuum starts after 2,000 dead rows, whatever the size of the table, and runs
+        # at full speed. Otherwise the relay would read many dead rows at the start of the index.
         op.execute(
             "ALTER TABLE outbox SET (autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 2000,"
             " autovacuum_vacuum_cost_delay = 0)"

@@ -1,4 +1,4 @@
-"""An index for the pages of one location, which were a walk through the items of all of them."""
+"""Adds an index for ListInventoryItems by location. Without it, a page reads the items of all locations."""
 
 from shop_common.db import online_ddl
 

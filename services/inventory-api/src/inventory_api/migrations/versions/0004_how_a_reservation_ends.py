@@ -1,7 +1,8 @@
-"""When a reservation ended, the only item that it draws on, and whether it can't be ended.
+"""Adds columns for when a reservation ended, for its only item, and for when it was set aside.
 
-A process of the version before writes none of them: it ends reservations without `ended_at`, which the purge fills in
-when it comes by, and makes them with the default of `sole_item_id`, which says nothing.
+A process of the previous version does not write these columns. It ends reservations without `ended_at`, which the next
+purge fills in. It inserts reservations with the default 0 of `sole_item_id`, which means that their only item is
+unknown or that they have several.
 """
 
 import sqlalchemy as sa

@@ -1,4 +1,4 @@
-"""Indexes for reservations of an order by their state, due ones of a location, and purging by when they ended."""
+"""Adds indexes on reservations: by order and state, due ones by item, ended ones by `ended_at`, and ones set aside."""
 
 import sqlalchemy as sa
 
@@ -28,5 +28,5 @@ def upgrade() -> None:
     online_ddl.add_index(
         "ix_stock_reservations_set_aside", _TABLE, ["set_aside_at"], postgresql_where=set_aside, sqlite_where=set_aside
     )
-    # What the version before finds by it, it finds by the new one, which begins with the same column.
+    # The previous version uses this index. It can use the new index instead, which begins with the same column.
     online_ddl.drop_index("ix_stock_reservations_order_id", _TABLE)

@@ -1,4 +1,4 @@
-"""Reservations that ended before this was written down count as ended now, and are kept as long as any from now on."""
+"""Sets `ended_at` to now for reservations that ended without it. Their age for PurgeHistory counts from now on."""
 
 import sqlalchemy as sa
 

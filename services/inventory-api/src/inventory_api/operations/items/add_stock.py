@@ -22,9 +22,11 @@ _Place = tuple[int, str]
 def add_stock(tx: Connection, requests: Sequence[AddStock]) -> list[Item | ShopError]:
     """Add units to the item of each product and location. Creates the item if it does not exist.
 
-    Returns one outcome per request, in order: the item, or the error that refused the request. QuantityLimit: the item
-    would have too many units. LocationsLimit: the product has no room for another item. A repeated request_id returns
-    the item as it is now. Emits STOCK_UPDATED per request.
+    Returns one outcome per request, in order: the item, or the error that refused the request. The errors are
+    QuantityLimit if the item would have too many units, LocationsLimit if the product would have too many locations,
+    and RequestIdReused. A repeated request_id returns the item as it is now and adds nothing.
+
+    Emits STOCK_UPDATED per request that was neither refused nor repeated.
     """
     claimed = tables.idempotency_keys.claim(tx, requests, [request.claim() for request in requests])
     return claimed.settle(tx, replayed=_replay(tx, claimed.replays), new=_add(tx, claimed.new))
@@ -44,7 +46,7 @@ def _add(tx: Connection, requests: Sequence[AddStock]) -> list[Item | ShopError]
     for request in requests:
         item = stock.get((request.product_id, request.location))
         if item is None:
-            message = f"product {request.product_id} is at {LOCATIONS_MAX} locations, which is the most"
+            message = f"product {request.product_id} is already at {LOCATIONS_MAX} locations, the maximum"
             outcomes.append(LocationsLimit(request.product_id, message))
             continue
         if item.quantity + request.quantity > ITEM_QUANTITY_MAX:
@@ -64,7 +66,7 @@ def _within_limit(tx: Connection, absent: Sequence[_Place]) -> list[_Place]:
     """Return the places, in order, whose product may still get another location.
 
     The limit is not exact: two transactions that add locations to one product at the same time do not see each
-    other's items, so the product may end up with a few more.
+    other's items. So the product may get a few more locations than LOCATIONS_MAX.
     """
     locations = items.count_locations(tx, {product_id for product_id, _ in absent})
     allowed = []
@@ -76,7 +78,10 @@ def _within_limit(tx: Connection, absent: Sequence[_Place]) -> list[_Place]:
 
 
 def _create(tx: Connection, places: Sequence[_Place]) -> list[Item]:
-    """Create and lock empty items. Another transaction may have created some of them after we read."""
+    """Create empty items, lock them and return them.
+
+    Another transaction may have created some of them since this one read. These are locked and returned as they are.
+    """
     if not places:
         return []
     items.insert_empty(tx, places, now(tx))
@@ -84,7 +89,7 @@ def _create(tx: Connection, places: Sequence[_Place]) -> list[Item]:
 
 
 def _replay(tx: Connection, claims: Sequence[Claim]) -> list[Item | ShopError]:
-    """Return the items to which earlier requests added units. They exist, because items are never deleted."""
+    """Return the items to which earlier calls added units, as they are now. Items are never deleted, so they exist."""
     if not claims:
         return []
     places = [(int(claim.resources[0]), claim.resources[1]) for claim in claims]

@@ -11,9 +11,10 @@ from shop_common.api.valid import INT64_MAX
 
 
 def check_stock(tx: Connection, questions: Sequence[StockQuestion]) -> list[int]:
-    """Return the available units for each question, in order. Units of due reservations are available.
+    """Return the number of available units for each question, in order. Units of due reservations are available.
 
-    An unknown product has 0. The sum over very many locations could exceed an int64, so it ends at INT64_MAX.
+    The number is 0 for an unknown product. The sum over very many locations could exceed an int64, so a larger sum is
+    returned as INT64_MAX.
     """
     products = {question.product_id for question in questions}
     due_units = due.units_by_item(tx, products)

@@ -19,12 +19,13 @@ from shop_common.errors import Contention, ShopError
 def set_quantity(tx: Connection, requests: Sequence[SetQuantity]) -> list[Item | ShopError]:
     """Set the quantity of each item.
 
-    Returns one outcome per request, in order: the item, or the error that refused the request: ItemNotFound,
-    VersionMismatch, BelowReserved if more units are reserved after due reservations were expired, or Contention if
-    more than DUE_EXPIRED_MAX of them would have to be expired. A repeated request_id returns the item as it is now.
+    Returns one outcome per request, in order: the item, or the error that refused the request. The errors are
+    ItemNotFound, VersionMismatch, RequestIdReused, BelowReserved if more units are reserved even after due reservations
+    were expired, and Contention if more than DUE_EXPIRED_MAX due reservations would have to be expired. A repeated
+    request_id returns the item as it is now.
 
-    Emits STOCK_UPDATED per change, and STOCK_RESERVATION_EXPIRED per expired reservation. A request without quantity
-    changes and emits nothing.
+    Emits STOCK_UPDATED per change, and STOCK_RESERVATION_EXPIRED per expired reservation. A request without a quantity
+    changes nothing and emits nothing.
     """
     claimed = tables.idempotency_keys.claim(tx, requests, [request.claim() for request in requests])
     replayed = get_items(tx, [int(claim.resources[0]) for claim in claimed.replays])
@@ -34,7 +35,7 @@ def set_quantity(tx: Connection, requests: Sequence[SetQuantity]) -> list[Item |
 def _set_quantity(tx: Connection, requests: Sequence[SetQuantity]) -> list[Item | ShopError]:
     if not requests:
         return []
-    # Lock all items of the products: a reservation that has to be expired may draw on several of them.
+    # Lock all items of the products: a reservation that has to be expired may have allocations from several items.
     products = {item.product_id for item in items.load(tx, (request.item_id for request in requests)).values()}
     stock = {item.id: item for item in items.lock_products(tx, products)}
     is_contended = _expire_due(tx, requests, stock)
@@ -66,7 +67,10 @@ def _set_quantity(tx: Connection, requests: Sequence[SetQuantity]) -> list[Item 
 
 
 def _expire_due(tx: Connection, requests: Sequence[SetQuantity], stock: dict[int, Item]) -> bool:
-    """Expire due reservations whose units prevent the new quantities. Returns True if there are more than the limit."""
+    """Expire due reservations of items whose new quantity is below the reserved quantity.
+
+    Returns True if more reservations are due than one transaction may expire.
+    """
     shortage: dict[StockKey, int] = {}
     for request in requests:
         item = stock.get(request.item_id)

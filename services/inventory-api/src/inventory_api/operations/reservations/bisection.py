@@ -1,7 +1,7 @@
-"""Runs an operation on many reservations, and finds by bisection the reservations that make it fail.
+"""Expires or deletes many reservations. If that fails, finds the reservations that cause the failure by bisection.
 
 One reservation that cannot be expired or deleted, for example because its item's counters are wrong, must not stop
-the work on all others.
+the work on all other reservations.
 """
 
 from collections.abc import Callable, Sequence
@@ -14,16 +14,16 @@ from shop_common.telemetry import logs
 _Row = TypeVar("_Row")
 
 SET_ASIDE_MAX = 20
-"""Reservations that one call sets aside. If more fail, the cause is not a single row."""
+"""The most reservations that one call sets aside. If more fail, the cause is not in single rows."""
 
 _log = logs.get(__name__)
 
 
 class Bisection(Generic[_Row]):
-    """Runs `act` on rows, and on halves of them if it fails. Create one for each call.
+    """Runs `act` on rows. If it fails, splits the rows in halves and runs `act` on each half. Serves one call only.
 
-    `act` changes all of its rows, or none if it raises. It returns the number of changed rows. `set_aside` is called
-    with the id of a row that fails alone.
+    `act` processes all rows and returns how many it changed, or raises and changes no row. `set_aside` is called with
+    the id of a row that fails alone.
     """
 
     def __init__(
@@ -35,17 +35,17 @@ class Bisection(Generic[_Row]):
         self.set_aside_count = 0
 
     def run(self, rows: Sequence[_Row]) -> int:
-        """Run `act` on these rows. Returns the total number of changed rows.
+        """Run `act` on these rows. Returns how many rows it changed.
 
-        Also retries with half of the rows after a timeout. Raises an error that the rows did not cause, an error of a
-        single row if SET_ASIDE_MAX rows were already set aside, and a timeout of a single row.
+        After a timeout, too, the rows are split in halves. Raises every error that the rows do not cause, the timeout
+        of a single row, and the error of a single row if SET_ASIDE_MAX rows were already set aside.
         """
         if not rows:
             return 0
         try:
             return self._act(rows)
         except Exception as error:
-            # `act` has changed nothing. An error that is neither caused by the rows nor a timeout goes to the caller.
+            # `act` has changed nothing. An error that neither the rows nor a timeout caused goes to the caller.
             if len(rows) == 1 and is_statement_error(error) and self.set_aside_count < SET_ASIDE_MAX:
                 self.set_aside_count += 1
                 self._set_aside(self._id_of(rows[0]))

@@ -13,7 +13,7 @@ from inventory_api.store.reservations import changes, due, locks
 from inventory_api.store.reservations.locks import Locked
 
 DUE_EXPIRED_MAX = 10_000
-"""Due reservations that one transaction expires to cover a shortage."""
+"""The most due reservations that one transaction expires to cover a shortage."""
 
 
 def cover_shortage(
@@ -21,9 +21,10 @@ def cover_shortage(
 ) -> tuple[list[Reservation], bool]:
     """Expire at most `limit` due reservations, oldest first, until the shortage is covered.
 
-    `stock` has all items of the products, locked, by id; this updates it. Returns the expired reservations in their
-    earlier state, and whether there are more candidates than `limit`. A reservation that cannot be expired is set aside
-    and covers nothing. Emits STOCK_RESERVATION_EXPIRED per reservation.
+    `stock` has all items of the products, by id. The caller has locked them; this function updates them in `stock`.
+    Returns the expired reservations, as they were before they expired, and whether there are more candidates than
+    `limit`. A reservation that cannot be expired is set aside and covers nothing. Emits STOCK_RESERVATION_EXPIRED per
+    expired reservation.
     """
     expired: list[Reservation] = []
 
@@ -51,7 +52,7 @@ def _expire(tx: Connection, locked: Locked, chosen: Sequence[Reservation]) -> li
     """Expire the chosen reservations that are still due, and return them. If it raises, it has expired none."""
     part = Locked(locked.now, {each.id: each for each in chosen}, dict(locked.items))
     expired = transitions.expire(chosen, locked.now)
-    # A savepoint: without it, PostgreSQL would refuse every statement after the one that failed.
+    # Without a savepoint, PostgreSQL would refuse every later statement of the transaction after one has failed.
     with tx.begin_nested():
         change_states(tx, part, expired)
     locked.items.update(part.items)

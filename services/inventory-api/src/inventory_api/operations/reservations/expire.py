@@ -1,4 +1,4 @@
-"""Expires due reservations, for ExpireReservations: the reaper calls it again and again."""
+"""Expires due reservations, for ExpireReservations, which the reaper calls repeatedly."""
 
 import time
 from collections.abc import Sequence
@@ -17,20 +17,25 @@ from shop_common.db.database import Database
 from shop_common.db.sql import now
 
 RESUME_SECONDS = 5.0
-"""For this time, each batch starts where the previous one ended. Then one starts with the oldest due reservation."""
+"""For how long batches may start where the previous batch ended.
+
+The first batch after this time starts with the oldest due reservation.
+"""
 
 TURN_EXPIRED = 100
-"""Reservations that one transaction expires. Requests wait for the items that it has locked, and for the interpreter
-while it computes."""
+"""The most reservations that one transaction expires.
+
+Other requests wait for the items that the transaction has locked, and for the Python interpreter while it computes.
+"""
 
 
 class ExpirySweep:
-    """Expires due reservations batch after batch. Use it from one thread at a time.
+    """Expires due reservations in batches. Only one thread at a time may use it.
 
-    A batch that follows a full one starts at the expiry time where that one ended. Otherwise PostgreSQL would read, for
-    each batch, the index entries of all reservations that were already expired, until vacuum removes them. The start is
-    only a hint. A batch starts with the oldest due reservation if there is no hint, if the last batch that started
-    there is RESUME_SECONDS ago, or if too few reservations are due from the hint on.
+    After a full batch, the next batch starts at the expiry of the last reservation of that batch. Otherwise PostgreSQL
+    would read, for each batch, the index entries of all reservations that earlier batches expired, until vacuum removes
+    these entries. The start is only a hint. A batch starts with the oldest due reservation if it has no hint, if
+    RESUME_SECONDS have passed, or if it finds too few reservations after the hint.
     """
 
     def __init__(self, database: Database) -> None:
@@ -39,13 +44,14 @@ class ExpirySweep:
         self._resume_until = 0.0
 
     def expire_due(self, max_count: int) -> int:
-        """Expire at most `max_count` due reservations, oldest first. Returns the number of expired ones.
+        """Expire at most `max_count` due reservations, oldest first. Returns how many were expired.
 
-        Reads all of them, then expires them in turns of one transaction each, so that requests run in between. Sets
-        aside a reservation that cannot be expired.
+        First reads all of them. Then expires them in turns of one transaction each, so that other requests run between
+        two turns. A reservation that cannot be expired is set aside.
         """
         reservations = self._read(max_count)
-        # Set the hint before expiring the reservations. If that fails, they are skipped until the hint is dropped.
+        # Set the hint before expiring. If expiring fails, the next batches skip these reservations until the hint is
+        # dropped.
         self._since = reservations[-1].expires_at if len(reservations) == max_count else None
         bisection = Bisection(self._expire, id_of=lambda reservation: reservation.id, set_aside=self._set_aside)
         turns = slices(
@@ -72,11 +78,11 @@ class ExpirySweep:
 
 
 def expire_read(tx: Connection, reservations: Sequence[Reservation]) -> int:
-    """Expire the reservations that are still due. They were read without a lock. Returns the number of expired ones.
+    """Expire the reservations that are still due. They were read without a lock. Returns how many were expired.
 
-    Emits STOCK_RESERVATION_EXPIRED per expired reservation. Unlike `change_states`, it is made for very many
-    reservations: the UPDATE itself checks the state, and all other values that it uses never change. So the items are
-    locked only for a short time. See store/reservations/changes.py for why this cannot deadlock.
+    Emits STOCK_RESERVATION_EXPIRED per expired reservation. The effect is the same as that of `change_states`, but the
+    items are locked for a shorter time. No lock is needed before the UPDATE, because the UPDATE itself checks the state
+    and the other values that are used never change. See store/reservations/changes.py for why this cannot deadlock.
     """
     if not reservations:
         return 0

@@ -12,10 +12,11 @@ from inventory_api.operations.reservations.state_changes import change_states
 
 
 def fulfil_orders(tx: Connection, orders: Sequence[OrderRequest]) -> bool:
-    """Fulfil confirmed reservations of shipped orders, up to the limit of one turn. Held reservations are not changed.
+    """Fulfil confirmed reservations of shipped orders, as many as one turn may change.
 
-    May be repeated. Returns True if there may be more reservations: the caller then calls it again in another
-    transaction. Emits one event per reservation, and STOCK_UPDATED per item.
+    A held reservation does not change; it expires later. May be repeated. Returns True if there may be more confirmed
+    reservations: the caller then calls this function again in another transaction. Emits one event per reservation, and
+    STOCK_UPDATED per item.
     """
     turn = turns.lock_turn(tx, orders, (State.CONFIRMED,))
     changes = transitions.fulfil(turn.locked.reservations.values())

@@ -14,11 +14,11 @@ from inventory_api.store.reservations import locks
 
 
 def release(tx: Connection, requests: Sequence[ReleaseRequest]) -> list[int | ReservationNotFound]:
-    """Release each reservation; returns the released units of each, in order.
+    """Release each reservation. Returns one outcome per request, in order: the released units or ReservationNotFound.
 
-    A reservation that has expired or was fulfilled has no units to release and returns 0. A due one becomes EXPIRED.
-    May be repeated: a released reservation returns its units again and does not change. Emits one event per state
-    change.
+    The outcome is 0 for an expired or fulfilled reservation. A due reservation becomes EXPIRED, also with the outcome
+    0. May be repeated: the outcome for a released reservation is the same again, and nothing changes. Emits one event
+    per state change.
     """
     locked = locks.lock(tx, (request.reservation_id for request in requests))
     changes = transitions.release(locked.reservations.values(), locked.now)
@@ -34,10 +34,10 @@ def release(tx: Connection, requests: Sequence[ReleaseRequest]) -> list[int | Re
 
 
 def release_orders(tx: Connection, orders: Sequence[OrderRequest]) -> bool:
-    """Release active reservations of cancelled orders, up to the limit of one turn.
+    """Release active reservations of cancelled orders, as many as one turn may change. A due one becomes EXPIRED.
 
-    May be repeated. Returns True if there may be more reservations: the caller then calls it again in another
-    transaction.
+    May be repeated. Returns True if there may be more active reservations: the caller then calls this function again in
+    another transaction. Emits one event per state change.
     """
     turn = turns.lock_turn(tx, orders, (State.HELD, State.CONFIRMED))
     changes = transitions.release(turn.locked.reservations.values(), turn.locked.now)

@@ -40,17 +40,17 @@ def reserve(
 ) -> list[Reservations | ShopError]:
     """Reserve stock for each order, all of its lines or none, with one reservation per product.
 
-    Orders are decided in the order given. They do not affect each other except by the stock that they take. Returns
-    one outcome per order, in order: its reservations, or the error that refused it: InsufficientStock,
-    ReservationsLimit, LocationsLimit, RequestIdReused, or Contention if more than DUE_EXPIRED_MAX due reservations
-    would have to be expired.
+    Decides the orders one after another. They do not affect each other except by the stock that they take. Returns one
+    outcome per order, in order: its reservations, or the error that refused the order. The errors are
+    InsufficientStock, ReservationsLimit, LocationsLimit, RequestIdReused, and Contention if more than DUE_EXPIRED_MAX
+    due reservations would have to be expired.
 
-    If the orders are too much work for one transaction, decides only the first ones, at least one, and returns the
-    outcomes of those.
+    If the orders need more allocations than one transaction may make, only the first orders are decided, at least one.
+    The returned list then has outcomes for these orders only.
 
-    May be repeated with the same request_id: it returns the reservations of the first call as they are now. A batch
-    has each request_id at most once. Emits STOCK_RESERVED per reservation, and STOCK_RESERVATION_EXPIRED per due
-    reservation that had to be expired.
+    May be repeated with the same request_id: it then returns the reservations of the first call as they are now, or
+    ReservationNotFound if they were purged. The caller must pass each request_id at most once. Emits STOCK_RESERVED per
+    reservation, and STOCK_RESERVATION_EXPIRED per due reservation that had to be expired.
     """
     planned = [_Planned(order, _reservation_ids(order)) for order in orders]
     claimed = tables.idempotency_keys.claim(tx, planned, [each.claim() for each in planned])
@@ -77,7 +77,7 @@ class _Planned:
 
 
 def _reserve(tx: Connection, planned: Sequence[_Planned], default_ttl_seconds: float) -> list[Reservations | ShopError]:
-    """Decide orders that were not decided before, and write their reservations."""
+    """Decide the new orders, and insert the reservations of those that are not refused."""
     if not planned:
         return []
     orders = [each.order for each in planned]
@@ -86,7 +86,7 @@ def _reserve(tx: Connection, planned: Sequence[_Planned], default_ttl_seconds: f
     timestamp, sizes = by_order.sizes(tx, (order.order_id for order in orders))
     decisions, expired_count = _decide(tx, orders, stock, sizes)
     if expired_count:
-        # Read the clock again, because a reservation must not be older than the expiry that freed its units.
+        # Expiring took time. A reservation must not have an earlier timestamp than the expiry that freed its units.
         timestamp = now(tx)
     outcomes: list[Reservations | ShopError] = []
     created: Reservations = []
@@ -123,11 +123,11 @@ def _reserve(tx: Connection, planned: Sequence[_Planned], default_ttl_seconds: f
 def _decide(
     tx: Connection, orders: Sequence[OrderLines], stock: dict[int, Item], sizes: Mapping[str, OrderSize]
 ) -> tuple[list[Decision], int]:
-    """Decide each order, in the order given. If stock is missing, expire due reservations and decide again.
+    """Decide the orders one after another. If stock is missing, expire due reservations and decide all orders again.
 
-    Returns the decisions and how many reservations were expired, and brings `stock` up to date. Each round expires at
-    least one reservation. The first round usually covers the whole shortage; more rounds are needed if the units that
-    it freed are at locations where an order cannot use them.
+    Returns the decisions and the number of expired reservations. Updates `stock`. Every round except the last expires
+    at least one reservation. Usually the first round covers the whole shortage. More rounds are needed if the freed
+    units are at locations where an order cannot use them.
     """
     expired_count = 0
     while True:
@@ -143,7 +143,7 @@ def _decide(
 
 
 def _contended(decisions: Sequence[Decision]) -> list[Decision]:
-    """Refuse orders that lack stock with Contention: they may get it from due reservations when they try again."""
+    """Refuse orders that lack stock with Contention: a retry may get the units of due reservations that remain."""
     message = f"more than {DUE_EXPIRED_MAX} reservations are due; try again"
     return [Contention(message) if isinstance(each, InsufficientStock) else each for each in decisions]
 
@@ -166,7 +166,7 @@ def _save(tx: Connection, created: Reservations, stock: dict[int, Item], now: da
 
 
 def _replay(tx: Connection, claims: Sequence[Claim]) -> list[Reservations | ShopError]:
-    """Return the reservations of earlier calls as they are now; ReservationNotFound if one was purged since."""
+    """Return one outcome per claim: its reservations as they are now, or ReservationNotFound if one was purged."""
     if not claims:
         return []
     timestamp = now(tx)

@@ -1,8 +1,9 @@
-"""Changes the state of locked reservations, with the effect on their items and one event per change.
+"""Changes the states of locked reservations and the counters of their items, and emits one event per change.
 
-Confirming, releasing, fulfilling, and covering a shortage go through `change_states`. The reaper does not: see
-expire.py. Either way, items are locked before reservations and the state is checked under the lock. So no two
-transactions change the same state, and an item's reserved quantity always equals the sum of its active reservations.
+Confirming, releasing, fulfilling, and covering a shortage use `change_states`. ExpireReservations does not: see
+expire.py. In both cases items are locked before reservations, and the state is checked under the lock. So two
+transactions never change the state of one reservation at the same time, and the reserved quantity of an item always
+equals the units that active reservations allocate from it.
 """
 
 from collections.abc import Mapping
@@ -22,9 +23,10 @@ def change_states(
     changes: Mapping[str, State],
     traceparents: Mapping[str, str | None] | None = None,
 ) -> None:
-    """Write the new states, given by reservation id, and bring `locked` up to date.
+    """Write the new states and their effect on the items, append the events, and update `locked`.
 
-    The caller has checked on `locked` that each change is legal. `traceparents` is by reservation id.
+    The keys of `changes` and `traceparents` are reservation ids. The caller has checked that each change is legal for
+    the state in `locked`.
     """
     if not changes:
         return

@@ -1,4 +1,4 @@
-"""Divides work on many reservations into turns. Each turn is one transaction, and requests run between two of them."""
+"""Divides work on many reservations into turns. Each turn is one transaction. Other requests run between two turns."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,15 +12,15 @@ from inventory_api.store.reservations.locks import Locked
 from shop_common.batching.turns import slices
 
 TURN_RESERVATIONS = 100
-"""Reservations of one turn. Requests for the same items wait until the turn has committed."""
+"""The most reservations of one turn. Requests for the same items wait until the turn has committed."""
 
 TURN_ALLOCATIONS = 2000
-"""Allocations of one turn. A turn with a single reservation may have more."""
+"""The most allocations of one turn. A turn with a single reservation may have more."""
 
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """Locked reservations, the trace context of each by id, and whether there may be more for another turn."""
+    """Locked reservations, their traceparents by reservation id, and whether there may be more for another turn."""
 
     locked: Locked
     traceparents: dict[str, str | None]
@@ -28,9 +28,9 @@ class Turn:
 
 
 def lock_turn(tx: Connection, orders: Sequence[OrderRequest], states: Sequence[State]) -> Turn:
-    """Lock reservations of these orders that are in one of the states, up to the limit of one turn.
+    """Lock reservations of these orders that are in one of the states, as many as one turn may change.
 
-    The state of a returned reservation may be another one, because it can change between the read and the lock.
+    Another transaction may have changed a reservation before the lock, so it may be in a different state.
     """
     traceparents = {order.order_id: order.traceparent for order in orders}
     candidates = by_order.in_states(tx, traceparents, states, TURN_RESERVATIONS + 1)
