@@ -1,4 +1,4 @@
-"""The kinds of errors that callers receive.
+"""Defines the kinds of errors that callers receive.
 
 ShopError
   InvalidInput                   INVALID_ARGUMENT
@@ -17,12 +17,12 @@ ShopError
       DatabaseNeedsRepair
       TransactionTimeout
 
-Only `shop_common.rpc.status` maps kinds to gRPC statuses; errors know nothing of gRPC. Each service defines its domain
-errors as subclasses of a kind. A concrete error has a stable `reason`, on which callers may branch, and `metadata` with
-the values that callers need.
+Only `shop_common.rpc.status` maps these kinds to gRPC statuses. The error classes do not depend on gRPC. Each service
+defines its domain errors as subclasses of a kind. Each concrete error has a stable `reason`, on which callers may
+branch. Its `metadata` has the values that callers need.
 
-`shop_common.db.errors` defines two more classes, on which only the retries of `Database` depend: Collision, a
-Contention, and StaleConnection, a DatabaseUnavailable. If all retries fail, callers see them as their parent class.
+`shop_common.db.errors` defines two more classes for the retries of `Database`: Collision, which is a Contention, and
+StaleConnection, which is a DatabaseUnavailable. If the last retry fails, callers get the reason of the parent class.
 """
 
 from collections.abc import Sequence
@@ -46,14 +46,14 @@ class ShopError(Exception):
 
 @dataclass(frozen=True)
 class Violation:
-    """An invalid field: its path in the request (`items[2].quantity`) and what it must be."""
+    """An invalid field: its path in the request, such as `items[2].quantity`, and a description of the fault."""
 
     field: str
     description: str
 
 
 class InvalidInput(ShopError):
-    """The request is invalid, whatever the state of the system. Names every invalid field."""
+    """The request is invalid in every state of the system. `violations` names the invalid fields."""
 
     reason = "INVALID_FIELD"
 
@@ -79,7 +79,7 @@ class Refused(ShopError):
 
 
 class Conflict(ShopError):
-    """A concurrent change prevented the call. Read again and retry."""
+    """A concurrent change prevented the call. Read the current state and retry."""
 
 
 class Overload(ShopError):
@@ -99,7 +99,7 @@ class Contention(Conflict):
 
 
 class QueueFull(Overload):
-    """The queue is full. The call was not started."""
+    """Too many calls are waiting. The call was not started."""
 
     reason = "QUEUE_FULL"
 
@@ -113,8 +113,8 @@ class PoolTimeout(Overload):
 class DatabaseUnavailable(Unavailable):
     """The database did not answer.
 
-    `rolled_back` is False if a COMMIT was sent without a response: the transaction may have committed. A retry with the
-    same request_id is safe.
+    `rolled_back` is False if the transaction may have committed, for example because the COMMIT got no response. A
+    retry with the same request_id is safe.
     """
 
     reason = "DATABASE_UNAVAILABLE"

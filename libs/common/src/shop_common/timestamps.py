@@ -1,4 +1,4 @@
-"""Converts timestamps, which are always in UTC and have microseconds."""
+"""Converts timestamps. All timestamps are in UTC and have microsecond precision."""
 
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache

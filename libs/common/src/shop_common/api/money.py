@@ -1,4 +1,4 @@
-"""Exact amounts: google.type.Money in the API, Decimal inside, a JSON number in events. Never a float."""
+"""Converts exact amounts: google.type.Money in the API, Decimal in the code, JSON numbers in events. Never a float."""
 
 import re
 from decimal import Decimal, localcontext
@@ -9,15 +9,15 @@ from shop_common.api.valid import Fields
 
 NANOS = 1_000_000_000
 UNITS_MAX = 10**15
-"""The largest amount, in units of its currency; with nine decimals it fits NUMERIC(28, 9)."""
+"""The largest amount, in units of its currency. With nine decimals it fits the column type NUMERIC(28, 9)."""
 
 _CURRENCY = re.compile(r"[A-Z]{3}\Z")
-# Wide enough for a sum of 200 lines of 10^9 pieces at 10^15 units with nine decimals.
+# Enough digits for the total of 200 lines, each with 10^9 pieces that cost 10^15 units and have nine decimals.
 _PRECISION = 60
 
 
 def checked(check: Fields, field: str, money: money_pb2.Money) -> Decimal:
-    """Return the amount of a Money. Records a violation for each invalid part; a negative amount is invalid."""
+    """Return the amount of a Money. Records a violation for each invalid part. A negative amount is invalid."""
     if not is_currency(money.currency_code):
         check.violate(f"{field}.currency_code", "must be a currency code of three capital letters (ISO 4217)")
     if not 0 <= money.units <= UNITS_MAX:

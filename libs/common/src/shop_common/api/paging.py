@@ -1,7 +1,7 @@
-"""Keyset pagination. The opaque page token contains the last position and is bound to the list and its filter.
+"""Keyset pagination. An opaque page token contains the position of the last row, and a digest of list and filter.
 
 A token that is malformed, or from another list or filter, is a violation of `page_token`. Tokens are neither secret nor
-signed: they contain a position that the caller has already seen.
+signed, because they contain only a position that the caller has already seen.
 """
 
 import base64
@@ -30,7 +30,7 @@ _MICROS_MAX = micros(datetime.max.replace(tzinfo=UTC))
 
 @dataclass(frozen=True)
 class Page(Generic[_Row]):
-    """The rows of one page, and the position of its last row; None if this is the last page."""
+    """The rows of one page. `next_position` is the position of its last row, or None if this is the last page."""
 
     rows: Sequence[_Row]
     next_position: Position | None
@@ -38,7 +38,7 @@ class Page(Generic[_Row]):
 
 @dataclass(frozen=True)
 class PageRequest(Generic[_Filter]):
-    """A request for up to `size` rows of the list `kind` under a filter, after a position (None: from the start)."""
+    """A request for up to `size` rows of the list `kind` that match `filter`. None for `after` means from the start."""
 
     kind: str
     filter: _Filter
@@ -47,7 +47,7 @@ class PageRequest(Generic[_Filter]):
 
 
 def page_of(rows: Sequence[_Row], size: int, position: Callable[[_Row], Position]) -> Page[_Row]:
-    """Make a page from up to `size` + 1 rows. The extra row is not on the page: it shows that another page follows."""
+    """Make a page from up to `size` + 1 rows. The extra row only shows that another page follows."""
     if len(rows) <= size:
         return Page(rows, None)
     return Page(rows[:size], position(rows[size - 1]))
@@ -58,9 +58,9 @@ def page_request(
 ) -> PageRequest[_Filter]:
     """Parse the page_size and page_token of a list request.
 
-    `position` has the type of each part of a position: int; datetime, for microseconds since 1970; or UUID, for its
-    text. Records a violation of `page_size` if it is negative, and of `page_token` if it does not come from the same
-    list with the same filter.
+    `position` has the type of each part of a position: int, datetime (the part is microseconds since 1970) or UUID (the
+    part is its text). Records a violation of `page_size` if that is negative, and of `page_token` if the token does not
+    come from the same list with the same filter.
     """
     after = None
     if page_token:
@@ -92,7 +92,7 @@ def _position(token: str, kinds: tuple[type, ...], digest: str) -> Position | No
 
 
 def _is_a(kind: type, part: object) -> bool:
-    """Return whether a part has its type. Callers can forge tokens, so values that the database rejects end here."""
+    """Return whether a part has the type `kind`. Callers can forge tokens, so check what the database would reject."""
     if kind is int:
         return type(part) is int and -(2**63) <= part < 2**63
     if kind is datetime:

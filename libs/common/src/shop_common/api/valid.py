@@ -1,6 +1,7 @@
 """Validates request fields. A `Fields` collects all violations, so that the caller gets them in one error.
 
-An error has at most VIOLATIONS_MAX violations, and then one more which states that others were left out. Each is short.
+An error has at most VIOLATIONS_MAX violations, each of limited length. If there are more, it has one further violation
+that says so.
 
     with Fields() as check:
         product_id = check.between("product_id", request.product_id, 1, INT64_MAX)
@@ -29,7 +30,7 @@ UUID_PATTERN = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9
 
 _IDENTIFIER = re.compile(r"[\x20-\x7e]{1,64}\Z")
 # C0 and C1 controls, line and paragraph separators, and characters that are invisible or change the text direction.
-# The two joiners (200C, 200D) are allowed: Persian, Indic scripts and emoji are written with them.
+# The two joiners (200C, 200D) are allowed, because Persian, Indic scripts and emoji need them.
 _NOT_TEXT = re.compile(
     r"[\x00-\x1f\x7f-\x9f\xad\u061c\u180e\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb\U000e0000-\U000e007f]"
 )
@@ -54,7 +55,7 @@ class Fields:
         self._violations: list[Violation] = [] if violations is None else violations
 
     def at(self, path: str) -> "Fields":
-        """Return a Fields for the message at `path`, such as `lines[3]`. It adds to the same violations."""
+        """Return a Fields for the message at `path`, such as `lines[3]`. Both record violations in the same list."""
         return Fields(f"{self._prefix}{path}.", self._violations)
 
     def __enter__(self) -> Self:
@@ -75,7 +76,7 @@ class Fields:
             found.append(_MORE)
 
     def between(self, field: str, value: int, low: int, high: int) -> int:
-        """Check a whole number: `low` to `high`, inclusive."""
+        """Check that a whole number is between `low` and `high`, inclusive."""
         if not low <= value <= high:
             self.violate(field, f"must be between {low} and {high}")
         return value
@@ -119,17 +120,17 @@ class Fields:
         return False
 
     def page_size(self, value: int, default: int = 50, largest: int = 1000) -> int:
-        """Return the number of entries on a page: the default for 0, and at most `largest`."""
+        """Return the number of entries on a page: `default` if `value` is 0, and at most `largest`."""
         if value < 0:
             self.violate("page_size", "must not be negative")
         return min(value, largest) if value else default
 
     def duration(self, field: str, value: Duration, low_seconds: float, high_seconds: float) -> float:
-        """Check a Duration: `low_seconds` to `high_seconds`, inclusive. Returns seconds."""
+        """Check that a Duration is between `low_seconds` and `high_seconds`, inclusive. Returns seconds."""
         return self.between_seconds(field, seconds_of(value), low_seconds, high_seconds)
 
     def between_seconds(self, field: str, seconds: float | None, low: float, high: float) -> float:
-        """Check a number of seconds: `low` to `high`, inclusive. None, for a malformed Duration, is a violation too."""
+        """Check that `seconds` is between `low` and `high`, inclusive. None, from a malformed Duration, is invalid."""
         if seconds is None or not low <= seconds <= high:
             self.violate(field, f"must be a duration between {low:g} s and {high:g} s")
             return low

@@ -1,11 +1,12 @@
 """Group commit: concurrent calls become one bulk operation in one transaction.
 
-A call joins the queue and blocks. A flusher thread takes the queued requests, runs the bulk operation on them and
-returns to each caller its own outcome. There is no timer: an idle coalescer runs a single call at once, and the next
-batch collects while a batch runs. So batches grow with load, and a hot row is locked once per batch, not per call.
+A call joins the queue and blocks. A flusher thread takes the queued requests, runs the bulk operation on them, and
+returns to each caller the outcomes of its own requests. An idle coalescer does not wait for more calls: it runs a
+single call at once. While a batch runs, requests collect for the next batch. So batches grow with load, and a hot row
+is locked once per batch, not once per call.
 
-Calls reach the database only through a coalescer. So a caller never waits longer than its deadline, whatever state the
-database is in, and only the few flusher threads hold connections.
+Calls reach the database only through a coalescer. So a caller never waits longer than its deadline, even if the
+database does not respond. Only the flusher threads hold connections, and there are few of these threads.
 """
 
 import threading
@@ -31,8 +32,8 @@ BISECT_SECONDS_MAX = 5.0
 ANSWER_SECONDS = 0.1
 ANSWER_SECONDS_MAX = 0.5
 ANSWER_SHARE = 0.15
-"""Time reserved for the response, so that a caller gets the reason instead of a bare timeout. It is a share of the
-remaining time, within these bounds: on a machine where calls are slow, responses are slow too."""
+"""The time reserved for sending the response, so that a caller gets the reason instead of only a timeout. It is this
+share of the remaining time, between the two bounds. A share, because where calls are slow, responses are slow too."""
 
 
 @dataclass(frozen=True)
@@ -78,14 +79,14 @@ class _Entry(Generic[_Request, _Result]):
         self.outcome: _Result | ShopError | Exception | None = None
 
     def take(self) -> _Result | ShopError:
-        """Return the outcome. Raises an exception other than ShopError that this request caused."""
+        """Return the outcome: a result or a ShopError. Raises any other exception that this request caused."""
         if isinstance(self.outcome, Exception) and not isinstance(self.outcome, ShopError):
             raise self.outcome
         return cast("_Result | ShopError", self.outcome)
 
 
 def time_to_wait(deadline: float) -> float:
-    """Return for how many seconds a caller waits for its outcome. `deadline` is by time.monotonic."""
+    """Return how many seconds a caller waits for its outcome. `deadline` is a value of time.monotonic."""
     seconds_left = deadline - time.monotonic()
     return max(0.0, seconds_left - min(max(ANSWER_SECONDS, ANSWER_SHARE * seconds_left), ANSWER_SECONDS_MAX))
 
@@ -103,11 +104,12 @@ class Coalescer(Generic[_Request, _Result]):
       wait. A request that times out alone fails with that timeout. Each success lets batches grow again by an eighth.
     - Any other ShopError is the outcome of every request of the batch.
     - Any other exception means that nothing was done. If a request can have caused it, bisection finds that request,
-      and only that one fails.
+      and only that request fails.
 
-    Requests with the same `key` that are equal are folded: one of them runs, and all get its outcome. If they differ,
-    the later one waits for the next batch. `weigh` returns a request's share of `Limits.weight_max`; without it each
-    request weighs 1. `on_fatal` is called if a flusher thread fails.
+    Equal requests with the same `key` are folded: one of them runs, and all of them get its outcome. If two requests
+    with the same key differ, the later one waits for the next batch. `weigh` returns the weight of a request; without
+    `weigh` each request has the weight 1. A batch weighs at most `Limits.weight_max`, or has only one request.
+    `on_fatal` is called if a flusher thread fails.
     """
 
     def __init__(
@@ -145,7 +147,7 @@ class Coalescer(Generic[_Request, _Result]):
             thread.start()
 
     def submit(self, request: _Request, *, deadline: float) -> _Result:
-        """Return the request's result. Raises the ShopError that refused it. `deadline` is by time.monotonic."""
+        """Return the result of the request. Raises its ShopError. `deadline` is a value of time.monotonic."""
         (outcome,) = self.submit_many([request], deadline=deadline)
         if isinstance(outcome, ShopError):
             raise outcome
@@ -154,12 +156,13 @@ class Coalescer(Generic[_Request, _Result]):
     def submit_many(self, requests: Sequence[_Request], *, deadline: float) -> list[_Result | ShopError]:
         """Return one outcome per request, in order.
 
-        The requests may run in different batches, and so in different transactions, between which other calls may
-        change rows. So use this only for RPCs that promise neither atomicity nor one snapshot for all their parts.
-        Parts that need either must be one request of `bulk`.
+        The requests may run in different batches, and so in different transactions. Other calls may change rows between
+        these transactions. So use this method only for RPCs that promise neither atomicity nor one snapshot for all
+        their parts. Parts that need atomicity or one snapshot must be one request of `bulk`.
 
-        Raises QueueFull if the queue is full or no batch started in time (nothing was done), DatabaseUnavailable if
-        the time ran out while the batch ran (it may have been done), and the exception that one of the requests caused.
+        Raises QueueFull if the queue is full, or if no request was started before the deadline: nothing was done.
+        Raises DatabaseUnavailable if a request was started but the call did not end before the deadline: the requests
+        may have been done. Raises an exception other than ShopError that one of the requests caused.
         """
         member = Membership.of_current_span()
         call = _Call(len(requests), member, deadline=time.monotonic() + time_to_wait(deadline))
@@ -169,8 +172,8 @@ class Coalescer(Generic[_Request, _Result]):
         with self._mutex:
             if self._closing or len(self._queue) + len(entries) > QUEUE_REQUESTS_MAX:
                 raise QueueFull(f"{self._name}: too many calls are waiting; retry in a moment")
-            # While requests collect beside a running batch, one flusher already waits for the time to start. Do not
-            # wake another.
+            # If requests collect while a batch runs, one flusher already waits until it may start the next batch. Do
+            # not wake another flusher.
             is_watched = bool(self._queue) and self._patience() > 0
             self._queue.extend(entries)
             if self._idle_flushers and not is_watched:
@@ -210,7 +213,7 @@ class Coalescer(Generic[_Request, _Result]):
             raise
 
     def _next_batch(self) -> list[list[_Entry[_Request, _Result]]] | None:
-        """Wait for a batch: one list of folded entries per distinct request. Returns None when closed and empty."""
+        """Wait for a batch, and return one list of folded entries per distinct request; None if closed and empty."""
         with self._mutex:
             while True:
                 while not self._queue or self._patience() > 0:
@@ -230,7 +233,7 @@ class Coalescer(Generic[_Request, _Result]):
                     return batch
 
     def _patience(self) -> float:
-        """Return for how many more seconds requests collect before a further batch starts beside a running one."""
+        """Return how many more seconds requests collect before another batch may start while one runs."""
         if not self._running_count or not self._limits.patience_seconds:
             return 0.0
         return self._last_start + self._limits.patience_seconds - time.monotonic()
@@ -271,8 +274,8 @@ class Coalescer(Generic[_Request, _Result]):
 
         Serving the oldest calls first under overload would fill every batch with calls that time out before it commits.
         """
-        # Always run at least one request. Otherwise a slow batch would refuse all calls forever: only another batch can
-        # show that the database is fast again.
+        # Always run at least one request. Otherwise all calls could be refused forever after one slow batch, because
+        # only another batch can show that the database is fast again.
         return len(self._queue) > 1 and time.monotonic() + self._last_seconds > call.deadline
 
     def _refuse(self, entry: _Entry[_Request, _Result]) -> None:
@@ -301,7 +304,7 @@ class Coalescer(Generic[_Request, _Result]):
         finished = []
         with self._mutex:
             self._running_count -= 1
-            # After a timeout the next batch is half as large, and so takes half as long.
+            # After a timeout the next batch has half the size, so assume that it takes half the time.
             self._last_seconds = (time.monotonic() - began) / (1 if decided else 2)
             self._put_back(rest)
             if self._queue and self._idle_flushers:

@@ -16,22 +16,22 @@ _Result = TypeVar("_Result")
 Bulk = Callable[[Connection, Sequence[_Request]], Sequence[_Result | ShopError]]
 
 READS = Limits(max_concurrency=2)
-"""Reads do not lock rows, so two batches run at once."""
+"""Reads do not lock rows, so two batches may run at once."""
 
 ALONE = Limits(requests_max=1)
 """Limits for operations whose single request is already as much work as a batch."""
 
 LISTS = Limits(requests_max=1, max_concurrency=4)
-"""Limits for lists: each page is a batch of its own, and four run at once."""
+"""Limits for lists: each page is a batch of its own, and four pages may be read at once."""
 
 
 @dataclass(frozen=True)
 class Sizes(Generic[_Request]):
-    """Reads from the database how many rows each request works on, for requests that do not contain that number.
+    """Reads from the database how many rows each request works on. For requests that do not contain this number.
 
     `key` returns the id of the object that a request works on, for example an order. `read` counts the rows of each
-    id, for example the lines of each order; an id without rows may be missing. `size_max` is the largest possible
-    count. If a batch fits even at that size, nothing is read.
+    id, for example the lines of each order. It may leave out ids without rows. `size_max` is the largest possible
+    count. Nothing is read if a batch has only one id, or fits even if each id has `size_max` rows.
     """
 
     key: Callable[[_Request], str | int]
@@ -39,10 +39,10 @@ class Sizes(Generic[_Request]):
     size_max: int = BATCH_WEIGHT_MAX
 
     def prefix_within(self, tx: Connection, requests: Sequence[_Request], rows_max: int) -> Sequence[_Request]:
-        """Return the longest prefix of the requests that works on at most `rows_max` rows; at least one request.
+        """Return the longest prefix of the requests that works on at most `rows_max` rows, but at least one request.
 
-        The counts are read without a lock and may have grown when the rows are locked. Use the result only to bound
-        a batch, never for a decision.
+        The counts are read without a lock, so they may have grown by the time the rows are locked. Use the result only
+        to bound a batch, never for a decision.
         """
         keys = [self.key(request) for request in requests]
         distinct = set(keys)
@@ -51,7 +51,7 @@ class Sizes(Generic[_Request]):
         sizes = dict(self.read(tx, distinct))
         rows = 0
         for count, key in enumerate(keys):
-            rows += sizes.pop(key, 0)  # requests with the same key work on the same rows: count them once
+            rows += sizes.pop(key, 0)  # requests with the same key work on the same rows: count these rows once
             if count and rows > rows_max:
                 return requests[:count]
         return requests
@@ -96,7 +96,7 @@ class Coalescers:
         sizes: Sizes[_Request] | None = None,
         limits: Limits = READS,
     ) -> Coalescer[_Request, _Result]:
-        """Make a coalescer that runs each batch in a read-only transaction. `sizes` is that of `writes`."""
+        """Make a coalescer that runs each batch in a read-only transaction. `sizes` is as in `writes`."""
         bounded = _bounded(operation, sizes)
         return self.own(name, lambda requests: self._database.query(lambda tx: bounded(tx, requests)), limits=limits)
 

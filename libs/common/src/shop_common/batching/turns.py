@@ -11,7 +11,7 @@ def slices(
 ) -> Iterator[Sequence[_T]]:
     """Split the items, in order, into slices of at most `weight_max` weight and at most `count_max` items.
 
-    An item that alone weighs more is a slice of its own.
+    An item that is heavier than `weight_max` is a slice of its own.
     """
     start = weight = 0
     for number, item in enumerate(items):
@@ -26,8 +26,8 @@ def slices(
 def repeat(act: Callable[[int], int], *, most: int, turn_max: int) -> int:
     """Call `act` with a limit of at most `turn_max` until it has processed `most` rows. Returns the number processed.
 
-    `act` takes a limit and returns how many rows it processed. Fewer than the limit means that no rows are left, and
-    ends the loop.
+    `act` takes a limit and returns the number of rows that it processed. If this number is less than the limit, no
+    rows are left and the loop ends.
     """
     done = 0
     while done < most:

@@ -12,8 +12,8 @@ _USER_ID_MAX = 2**63 - 1
 class Caller:
     """An authenticated caller.
 
-    `name` is unique among callers: a SPIFFE id, or `user:` and the subject of a token. `subject` is the user that a
-    token was issued to, None for a workload.
+    `name` is unique among callers: a SPIFFE id, or `user:` and the subject of a token. `subject` is the user to whom
+    the token was issued, or None for a workload.
     """
 
     name: str
@@ -21,7 +21,7 @@ class Caller:
     subject: str | None = None
 
     def require(self, permission: str) -> None:
-        """Raise PermissionMissing if the caller is not granted the permission."""
+        """Raise PermissionMissing if the caller does not have the permission."""
         if permission not in self.permissions:
             raise PermissionMissing(permission)
 
@@ -32,7 +32,7 @@ class Caller:
 
     @property
     def owner(self) -> int | None:
-        """Return the id of the user if the caller may only access that user's orders; None if it may access all.
+        """The id of the user whose orders the caller may access, or None if the caller may access all orders.
 
         Raises PermissionMissing if the caller may not access all orders and its subject is not a valid user id.
         """
@@ -45,4 +45,4 @@ class Caller:
 
 
 ANYONE = Caller("anyone", frozenset(PERMISSIONS))
-"""The caller of every call while identities are not checked. It may do everything."""
+"""The caller of every call if identities are not checked. It has all permissions."""

@@ -1,4 +1,4 @@
-"""The errors that refuse a caller.
+"""The errors with which a call is refused because of its caller.
 
 Messages and metadata never contain any part of a credential.
 """
@@ -16,7 +16,7 @@ class CredentialsMissing(Unauthenticated):
 
 
 class TokenInvalid(Unauthenticated):
-    """The token is malformed, wrongly signed, not valid yet, or for another issuer or audience."""
+    """The token is malformed, wrongly signed, not valid yet, or for another issuer or audience, or none is accepted."""
 
     reason = "TOKEN_INVALID"
 
@@ -36,7 +36,7 @@ class PermissionMissing(PermissionDenied):
     reason = "PERMISSION_MISSING"
 
     def __init__(self, permission: str) -> None:
-        super().__init__(f"the call needs the permission {permission}, which the caller is not granted")
+        super().__init__(f"the call needs the permission {permission}, which the caller does not have")
         self.permission = permission
 
     def metadata(self) -> dict[str, str]:

@@ -7,7 +7,7 @@
       shopper: [orders.read, orders.write]
       staff: [inventory.read, inventory.write, orders.read, orders.any]
 
-The contract (the protos) states which permission each call needs. The deployment grants permissions to callers.
+The contract (the protos) defines the permission that each RPC needs. The grants file is part of the deployment.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -24,7 +24,7 @@ _BYTES_MAX = 1024 * 1024
 
 
 class GrantsError(Exception):
-    """The file cannot be read, or grants something that does not exist. The message names every fault."""
+    """The file cannot be read or is invalid. The message names every fault."""
 
 
 @dataclass(frozen=True)

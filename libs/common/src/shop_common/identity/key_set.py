@@ -92,7 +92,7 @@ class KeySet:
         return key
 
     def _key(self, key_id: str | None) -> jwt.PyJWK | None:
-        # A token without a key id is for an issuer with a single key.
+        # A token without a key id is accepted only if the issuer has a single key.
         if key_id is None:
             return next(iter(self._keys.values())) if len(self._keys) == 1 else None
         return self._keys.get(key_id)
@@ -147,7 +147,7 @@ class KeySet:
     def _discovered_url(self) -> str:
         document = _document(f"{self._issuer.rstrip('/')}/.well-known/openid-configuration")
         if document.get("issuer") != self._issuer:
-            raise ValueError(f"the discovery document is of the issuer {document.get('issuer')!r}")
+            raise ValueError(f"the discovery document is from the issuer {document.get('issuer')!r}")
         url = document.get("jwks_uri")
         if not isinstance(url, str) or not is_safe(url):
             raise ValueError("the discovery document has no jwks_uri with https")
@@ -193,7 +193,7 @@ class _SafeRedirects(HTTPRedirectHandler):
 
 def _document(url: str) -> dict[str, Any]:
     """Fetch a JSON object. Raises OSError and ValueError."""
-    # Use the machine's proxy settings for an identity provider outside, but connect to this machine directly.
+    # Use the proxy settings of this machine, except for an identity provider on this machine itself.
     proxies = ProxyHandler({}) if urlsplit(url).hostname in _LOOPBACK else ProxyHandler()
     opener = build_opener(proxies, _SafeRedirects())
     with opener.open(Request(url, headers={"Accept": "application/json"}), timeout=FETCH_SECONDS) as response:  # noqa: S310 - `is_safe` has checked the scheme

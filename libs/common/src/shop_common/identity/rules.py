@@ -1,4 +1,4 @@
-"""The access rule of each RPC, read from the contract (proto/shop/access/v1/access.proto)."""
+"""Reads the access rule of each RPC from the contract (proto/shop/access/v1/access.proto)."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -18,23 +18,26 @@ PERMISSIONS: Mapping[str, str] = {
     ORDERS_ANY: "with orders.read or orders.write: the orders of every user",
     "maintenance": "expire reservations, cancel abandoned orders and purge history; for reservation-reaper",
 }
-"""Every permission, with what it allows."""
+"""Every permission, with a description of the calls that it allows."""
 
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """Who may call one RPC. `own_user_field` is empty if the request names no user."""
+    """The access rule of one RPC: the permission that its callers need.
+
+    `own_user_field` is the request field with the id of a user, and empty if there is no such field.
+    """
 
     permission: str
     own_user_field: str = ""
 
 
 class RuleMissing(Exception):
-    """An RPC has no rule, or one that cannot be applied. The message names all of them."""
+    """An RPC has no access rule or an invalid one. The message names every fault."""
 
 
 def rules_of(service: ServiceDescriptor) -> dict[str, Rule]:
-    """The rules of the service, by path (`/shop.order.v1.OrderService/GetOrder`). Raises RuleMissing."""
+    """Return the rules of the service by path, such as `/shop.order.v1.OrderService/GetOrder`. Raises RuleMissing."""
     faults = [fault for method in service.methods for fault in _faults(method)]
     if faults:
         raise RuleMissing("; ".join(faults))

@@ -26,9 +26,9 @@ class IdentitySettings(Settings):
     oidc_issuer: Annotated[str, AfterValidator(_https)] | None = Field(
         default=None, description="issuer of the users' tokens; its key set is found by OpenID Connect discovery"
     )
-    oidc_audience: str | None = Field(default=None, description="audience that tokens must be issued for")
+    oidc_audience: str | None = Field(default=None, description="audience for which tokens must be issued")
     oidc_jwks_url: Annotated[str, AfterValidator(_https)] | None = Field(
-        default=None, description="where the issuer's key set is, instead of discovery"
+        default=None, description="URL of the issuer's key set; unset: found by OpenID Connect discovery"
     )
     oidc_user_claim: str = Field(default="sub", description="claim of a token with the user's id", min_length=1)
 
@@ -37,7 +37,7 @@ class IdentitySettings(Settings):
         if self.oidc_issuer and not self.grants_path:
             yield "OIDC_ISSUER: needs GRANTS_PATH: without grants, no token would be checked"
         if self.oidc_issuer and not self.oidc_audience:
-            yield "OIDC_AUDIENCE: is required with OIDC_ISSUER: otherwise a token for any other application would do"
+            yield "OIDC_AUDIENCE: is required with OIDC_ISSUER: otherwise any application's token would be accepted"
         for name in ("oidc_audience", "oidc_jwks_url"):
             if getattr(self, name) and not self.oidc_issuer:
                 yield f"{name.upper()}: needs OIDC_ISSUER"
