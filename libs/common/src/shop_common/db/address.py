@@ -1,4 +1,4 @@
-"""Database URLs, in which the names of hosts and databases are percent-encoded."""
+"""Parses and builds database URLs. In them, the names of hosts and databases are percent-encoded."""
 
 from os import PathLike, fspath
 from urllib.parse import unquote
@@ -9,7 +9,8 @@ from sqlalchemy import URL, make_url
 def parse(address: str | URL) -> URL:
     """Parse a database URL and decode its names. PostgreSQL's programs decode them too, but SQLAlchemy does not.
 
-    Returns a URL unchanged, since it was parsed before. A decoded URL may have no valid text form: pass the object on.
+    Returns a URL object unchanged, because it was parsed before. A decoded URL may have no valid text form, so pass on
+    the object.
     """
     if isinstance(address, URL):
         return address

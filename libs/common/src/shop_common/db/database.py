@@ -1,7 +1,7 @@
 """Transactions on PostgreSQL and SQLite, with retries and translated errors.
 
-SQLite is the embedded default, PostgreSQL is for production. Only entry points open a transaction, through this module,
-which retries it as a whole. Operations receive the transaction and never commit.
+SQLite is the embedded default, PostgreSQL is for production. Only entry points open a transaction. They use this
+module, which retries the whole transaction. Operations receive the transaction and never commit it.
 """
 
 import random
@@ -32,7 +32,7 @@ __all__ = ["Database", "cause_of", "count_after_commit", "is_statement_error", "
 _T = TypeVar("_T")
 
 TRIES_MAX = 3
-"""How many times a transaction is run if the database asks for a retry."""
+"""The maximum number of runs of a transaction, if the database asks for retries."""
 
 CONNECTIONS_MAX = 16
 """Connections per process. docs/postgresql.md quotes this number and the timeouts below."""
@@ -48,10 +48,10 @@ FORCE_INDEX_PLANS = "".join(
     f"; SET LOCAL {feature} = off"
     for feature in ("enable_seqscan", "enable_bitmapscan", "enable_sort", "enable_nestloop", "enable_mergejoin")
 )
-"""Settings of a transaction that make PostgreSQL use indexes, whatever its statistics are.
+"""Settings of a transaction that make PostgreSQL use indexes, for any statistics.
 
-If autoanalyze ran while a table was empty, a sequential scan looks cheap, and a prepared statement keeps that plan
-while the table grows to millions of rows. With these settings only index range scans and hash joins remain.
+If autoanalyze ran while a table was empty, PostgreSQL may plan a sequential scan. A prepared statement keeps this plan
+while the table grows to millions of rows. With these settings PostgreSQL uses only index range scans and hash joins.
 """
 
 ASYNC_COMMIT = "; SET LOCAL synchronous_commit = off"
@@ -64,7 +64,7 @@ _SETTINGS = "shop_settings"
 _AFTER_COMMIT = "shop_after_commit"
 _PHASE = "shop_phase"
 OUTSIDE_TRANSACTION = "shop_outside_transaction"
-"""Execution option of a connection: each statement is a transaction of its own. Only `online_ddl` uses it."""
+"""Execution option of a connection: each statement is its own transaction. Only `online_ddl` uses this option."""
 
 
 _connections = metrics.gauge(
@@ -93,8 +93,8 @@ class Database:
         if not self.is_sqlite:
             event.listen(self.engine, "begin", self._begin_postgres)
             event.listen(self.engine, "after_cursor_execute", _note_statement)
-        # SQLite allows one writer. A thread that waits for this lock wakes at once. SQLite's busy handler sleeps and
-        # polls, so it only serves to wait for other processes.
+        # SQLite allows one writer. A thread that waits for this lock wakes as soon as the lock is free. SQLite's busy
+        # handler sleeps and polls, so use it only to wait for other processes.
         self._turn: threading.Lock | None = threading.Lock() if self.is_sqlite else None
         self._waiting = _instrument_pool(self.engine, connections_max) if metrics.is_enabled() else None
 
@@ -102,16 +102,16 @@ class Database:
     def write(self, settings: str = "") -> Iterator[Connection]:
         """Open a transaction that commits at the end of the block and rolls back if the block raises.
 
-        `settings` apply on PostgreSQL, to this transaction: FORCE_INDEX_PLANS, ASYNC_COMMIT, or both.
+        `settings` are FORCE_INDEX_PLANS, ASYNC_COMMIT, or both. They apply to this transaction, on PostgreSQL only.
 
-        Raises ShopError if the database fails. If the commit got no response, that is a DatabaseUnavailable whose
-        `rolled_back` is False: the transaction may or may not have been committed.
+        Raises ShopError if the database fails. If the COMMIT got no response, raises a DatabaseUnavailable with
+        `rolled_back` False: the transaction may have committed.
         """
         with self._in_turn(), _translated() as phase, self._connect() as tx:
             if settings:
                 tx.execution_options(**{_SETTINGS: settings})
             self._begin(tx, phase)
-            # `info` outlives a transaction: a failed one may have left its counts on this pooled connection.
+            # A pooled connection keeps its `info`: replace the counts that a failed transaction may have left there.
             counted: list[tuple[Metric[Counter], Mapping[tuple[str, ...], int]]] = []
             tx.info[_AFTER_COMMIT] = counted
             try:
@@ -132,16 +132,16 @@ class Database:
 
     @contextmanager
     def read(self, settings: str = "") -> Iterator[Connection]:
-        """Open a read-only transaction, with `settings` as in `write`. Raises ShopError if the database fails."""
+        """Open a read-only transaction. `settings` are those of `write`. Raises ShopError if the database fails."""
         options = {READ_ONLY: True, _SETTINGS: settings}
         with _translated() as phase, self._connect().execution_options(**options) as tx:
             self._begin(tx, phase)
             yield tx
-            # Commit, because psycopg drops a connection's prepared statements at every ROLLBACK.
+            # Commit, because psycopg drops the prepared statements of a connection at every ROLLBACK.
             tx.commit()
 
     def transact(self, operation: Callable[[Connection], _T], settings: str = "") -> _T:
-        """Run the operation in one transaction. If the database asks for it, retry both, up to TRIES_MAX runs."""
+        """Run the operation in one transaction. If the database asks for it, repeat both, up to TRIES_MAX runs."""
         return self._retrying(self.write, operation, settings)
 
     def query(self, operation: Callable[[Connection], _T], settings: str = "") -> _T:
@@ -163,13 +163,13 @@ class Database:
         options = tx.get_execution_options()
         if options.get(OUTSIDE_TRANSACTION):
             return
-        # Bypass SQLAlchemy and do not prepare it: a prepared statement cannot contain several commands.
+        # Bypass SQLAlchemy and do not prepare the statement: a prepared statement cannot contain several commands.
         driver: Any = tx.connection.driver_connection
         begin = (_BEGIN_READ if options.get(READ_ONLY) else _BEGIN_WRITE) + options.get(_SETTINGS, "")
         try:
             driver.execute(begin, prepare=False)
         except psycopg.Error as error:
-            # SQLAlchemy does not see an error of the driver, so invalidate the connection here.
+            # SQLAlchemy does not see this error of the driver, so invalidate the connection here.
             self._invalidator.end(tx.info)
             tx.invalidate(error)
             raise exc.DBAPIError(begin, None, error, connection_invalidated=True) from error
@@ -190,7 +190,7 @@ class Database:
             except (StaleConnection, Collision):
                 if attempt == TRIES_MAX:
                     raise
-                # Random, so that two transactions that deadlocked do not retry at the same time.
+                # Wait a random time, so that two transactions that deadlocked do not retry at the same time.
                 time.sleep(random.uniform(0, 0.01 * attempt))
         raise AssertionError("unreachable: the last try returns or raises")
 
@@ -208,9 +208,9 @@ class Database:
 
 
 def count_after_commit(tx: Connection, metric: Metric[Counter], counts: Mapping[tuple[str, ...], int]) -> None:
-    """Increase a counter after the transaction has committed. `counts` is by the values of the labels.
+    """Increase a counter after the transaction has committed. `counts` maps label values to increases.
 
-    Counts nothing if the transaction was rolled back or its outcome is unknown. A crash after the commit loses counts.
+    Counts nothing if the transaction rolls back or its outcome is unknown. A crash after the commit loses the counts.
     """
     if metrics.is_enabled():
         tx.info.setdefault(_AFTER_COMMIT, []).append((metric, counts))
@@ -238,12 +238,12 @@ def _instrument_pool(engine: Engine, connections_max: int) -> Gauge:
 
 @contextmanager
 def _translated() -> Iterator[Phase]:
-    """Translate SQLAlchemy's exceptions to ShopError. Errors caused by data or by a defect of ours pass unchanged."""
+    """Translate SQLAlchemy's exceptions to ShopError. Errors caused by data or by our defects pass unchanged."""
     phase = Phase()
     try:
         yield phase
     except exc.TimeoutError as error:
-        raise PoolTimeout("no database connection came free in time") from error
+        raise PoolTimeout("no database connection became free in time") from error
     except exc.DBAPIError as error:
         raise classify(error, phase) from error
 
@@ -257,9 +257,9 @@ def _engine(url: URL, **pool: Any) -> Engine:
     is_sqlite = url.get_backend_name() == "sqlite"
     engine = create_engine(
         url,
-        # We send BEGIN ourselves: sqlite3 sends it too late, psycopg in a separate round trip.
+        # This module sends BEGIN itself. sqlite3 would send it too late, and psycopg in a separate round trip.
         isolation_level="AUTOCOMMIT",
-        # Errors are logged, and the logs must not contain data of callers.
+        # Errors are logged, and logs must not contain data of callers.
         hide_parameters=True,
         connect_args=sqlite.CONNECT if is_sqlite else _postgres_arguments(url),
         **pool,
@@ -270,14 +270,14 @@ def _engine(url: URL, **pool: Any) -> Engine:
 
 
 def _postgres_arguments(url: URL) -> dict[str, object]:
-    # After a failover an address may lead to a standby for a while. A standby accepts no writes, so refuse the
-    # connection. The operator's URL may set another value.
+    # After a failover, an address may lead to a standby for a while. A standby accepts no writes, so do not connect to
+    # it. The URL that the operator configures may set another value.
     target = {} if "target_session_attrs" in url.query else {"target_session_attrs": "primary"}
     return {
         "connect_timeout": CONNECT_TIMEOUT_SECONDS,
         "application_name": "shop",
-        # Set at connection time: from a database in SQL_ASCII, even SQLAlchemy's first query would return bytes.
-        # PgBouncer accepts this startup parameter, and few others.
+        # This must be set when the connection is opened: in a database with SQL_ASCII, even SQLAlchemy's first query
+        # would return bytes. PgBouncer accepts this startup parameter and few others.
         "client_encoding": "UTF8",
         "keepalives_idle": 10,
         "keepalives_interval": 5,
@@ -296,21 +296,22 @@ _SESSION = "; ".join(
         ("standard_conforming_strings", "on"),
     )
 )
-"""Settings of each new connection, since servers, databases and roles may have other defaults.
+"""Settings of each new connection, because servers, databases and roles may have other defaults.
 
-The time zone must be UTC: Python compares two timestamps of one zone by wall clock, which is ambiguous for an hour in
-autumn. PgBouncer transfers these settings to each server connection that it uses. It does not do so for others.
+The time zone must be UTC: Python compares two timestamps of the same zone by wall clock, which is ambiguous for one
+hour in autumn. PgBouncer applies these settings to each server connection that it uses for a client. It does not do so
+for other settings.
 """
 
 
 def _configure_postgres(connection: psycopg.Connection, _: ConnectionPoolEntry) -> None:
     connection.execute(_SESSION, prepare=False)
-    # Ids are text in our code. The default loader would create a UUID object, which SQLAlchemy converts back to text.
+    # Ids are text in our code. The default loader would create UUID objects, and SQLAlchemy would convert them to text.
     connection.adapters.register_loader("uuid", TextLoader)
 
 
-# SET LOCAL in the same round trip as BEGIN, because PgBouncer refuses startup options. The idle timeout ends the
-# transaction of a frozen process, which could hold the lock of a hot row.
+# SET LOCAL is sent in the same round trip as BEGIN, because PgBouncer refuses startup options. The idle timeout ends
+# the transaction of a frozen process, which could otherwise hold the lock of a hot row.
 _TIMEOUTS = (
     f"; SET LOCAL lock_timeout = {int(LOCK_TIMEOUT_SECONDS * 1000)}"
     f"; SET LOCAL statement_timeout = {int(STATEMENT_TIMEOUT_SECONDS * 1000)}"

@@ -25,22 +25,22 @@ from shop_common.errors import (
     TransactionTimeout,
 )
 
-# Errors that the data of a request or a defect of our SQL can cause. A retry never succeeds.
+# The data of a request or a defect in our SQL can cause these errors. A retry never succeeds.
 _STATEMENT_CLASSES = frozenset({"21", "22", "23", "42", "54"})
-# States of class 42 whose cause is the schema: missing privilege, table, column, function, other object, index.
+# The schema causes these states of class 42: a missing privilege, table, column, function, other object, or index.
 _SCHEMA_STATES = frozenset({"42501", "42P01", "42703", "42883", "42704", "42P10", "3F000"})
-# The database asks for a retry: serialization failure, deadlock.
+# The database asks for a retry after a serialization failure or a deadlock.
 _COLLISION_STATES = frozenset({"40001", "40P01"})
 _LOCK_NOT_AVAILABLE = "55P03"
-# Timeouts of a statement, of the idle time between two statements, and of a transaction.
+# The timeouts for a statement, for the idle time between two statements, and for a transaction.
 _TIMEOUT_STATES = frozenset({"57014", "25P03", "25P04"})
 _DISK_FULL = "53100"
-# Internal error (corrupt data), system error. An operator must repair them.
+# Internal errors (such as corrupt data) and system errors. An operator must repair the cause.
 _REPAIR_CLASSES = frozenset({"58", "XX"})
-# The server is read-only, as after a failover, or a table has changed under a prepared statement. The transaction has
-# done nothing, and a retry on a new connection can succeed.
+# The server has become read-only, for example after a failover, or the table of a prepared statement was altered. The
+# transaction has done nothing, so a retry on a new connection can succeed.
 _STALE_STATES = frozenset({"0A000", "25006"})
-# The server shut down, crashed or is starting, or a session was idle for too long. Affects all older connections.
+# The server shut down, crashed or is starting, or a session was idle for too long. All older connections are useless.
 _SHUTDOWN_STATES = frozenset({"57P01", "57P02", "57P03", "57P05"})
 
 _SQLITE_STATEMENT_ERRORS = frozenset(
@@ -58,7 +58,7 @@ _SQLITE_REPAIRS = frozenset(
     }
 )
 _SQLITE_MISSING = "no such "
-"""SQLite has one code, SQLITE_ERROR, for a missing table, bad SQL and bad JSON. Only the message differs."""
+"""SQLite uses one code, SQLITE_ERROR, for a missing table, bad SQL and bad JSON. Only the messages differ."""
 
 
 class StaleConnection(DatabaseUnavailable):
@@ -75,7 +75,7 @@ class Phase:
 
     begun: bool = False
     ran: bool = False
-    """Whether a statement after BEGIN has succeeded. Only recorded on PostgreSQL."""
+    """Whether a statement after BEGIN has succeeded. Set only on PostgreSQL."""
     committing: bool = False
 
 
@@ -100,13 +100,13 @@ def classify(error: exc.DBAPIError, phase: Phase) -> Exception:
 
 
 def is_end_of_connections(error: exc.DBAPIError) -> bool:
-    """Return whether all older connections to the server must be replaced, even if the driver did not notice."""
+    """Return whether all older connections to the server must be replaced, even if the driver treats them as open."""
     state = _state(error)
     return state is not None and (state in _STALE_STATES | _SHUTDOWN_STATES or state.startswith("08"))
 
 
 def is_statement_error(error: BaseException) -> bool:
-    """Return whether the statement, its data or a defect of ours caused the error, so that no retry can succeed."""
+    """Return whether the statement, its data or a defect in our code caused the error, so that no retry can succeed."""
     if not isinstance(error, exc.DBAPIError):
         return not isinstance(error, ShopError)
     if error.connection_invalidated:
@@ -118,12 +118,12 @@ def is_statement_error(error: BaseException) -> bool:
     if code is not None:
         bad_sql = code == sqlite3.SQLITE_ERROR and not _is_missing(error)
         return bad_sql or code in _SQLITE_STATEMENT_ERRORS
-    # Errors that the driver raises before it calls the database have no code.
+    # If the driver raises an error before it calls the database, the error has no code.
     return isinstance(error, exc.IntegrityError | exc.ProgrammingError | exc.DataError | exc.InterfaceError)
 
 
 def cause_of(error: BaseException) -> str:
-    """Return the driver's message in one line for a log, without SQL, parameters or rows."""
+    """Return the driver's message as one line for a log, without SQL, parameters or rows."""
     driver_error = getattr(error.__cause__, "orig", None) or error.__cause__ or error
     return " ".join((_primary_message(driver_error) or str(driver_error)).split())
 
@@ -154,8 +154,8 @@ def _was_stale(error: exc.DBAPIError, phase: Phase) -> bool:
         return False
     if not phase.begun or state in _STALE_STATES:
         return True
-    # The server shut down after BEGIN and before the first statement. If it did not report a shutdown, the statement
-    # itself may have crashed it: do not repeat such a statement.
+    # The server shut down after BEGIN and before the first statement. If it did not report the shutdown, the statement
+    # itself may have crashed the server: do not repeat such a statement.
     return not phase.ran and state in _SHUTDOWN_STATES
 
 

@@ -1,8 +1,8 @@
-"""Idempotent calls: a call claims its `request_id` by an INSERT in the transaction that also has its effect.
+"""Makes calls idempotent: a call inserts its `request_id` as a claim, in the transaction that also makes its change.
 
-Of two calls with one id only one can insert it. The later one waits for the transaction of the earlier one, finds its
-claim, and returns the resources that the earlier call created. A refused call has no effect, so its claim is deleted,
-and a repeat of the call is decided anew.
+Only one of two calls with the same id can insert the claim. The later call waits for the transaction of the earlier
+one, finds its claim, and returns the resources that the earlier call created. A refused call has no effect, so its
+claim is deleted, and a repeat of the call is decided anew.
 """
 
 import hashlib
@@ -21,7 +21,7 @@ _Request = TypeVar("_Request")
 _Result = TypeVar("_Result")
 
 Key = tuple[str, str, str]
-"""Method, scope (the user's id if request ids are unique per user, else empty), request id."""
+"""The method, the scope (the user's id if request ids are unique per user, else empty) and the request id."""
 
 
 class RequestIdReused(InvalidInput):
@@ -97,20 +97,21 @@ class IdempotencyKeys:
     ) -> "Claimed[_Request]":
         """Claim the key of each request, and separate new requests from repeats of earlier calls.
 
-        `claims` has one entry per request, None for a request without a request_id, which is always new. A batch
-        contains a request_id at most once: the coalescer folds repeats. Call this before taking any other lock.
+        `claims` has one entry per request. It is None for a request without a request_id: such a request is always new.
+        A batch contains a request_id at most once, because the coalescer folds repeats. Call this method before you
+        take any other lock.
         """
         present = [claim for claim in claims if claim is not None]
         earlier = self.insert(tx, present)  # failpoint: idempotency-claim
         return Claimed(self, requests, claims, earlier)
 
     def insert(self, tx: Connection, claims: Sequence[Claim]) -> dict[Key, Claim]:
-        """Insert the claims, one per key. Returns, by key, the stored claims of earlier calls with the same keys."""
+        """Insert the claims, one per key. Returns the claims that earlier calls stored under the same keys, by key."""
         if not claims:
             return {}
         if len({claim.key for claim in claims}) < len(claims):
             raise ValueError("a batch contains a request_id twice: each request would be performed")
-        # Sorted, so that two batches with the same keys wait for each other and do not deadlock.
+        # Sort the keys: two batches with the same keys then wait for each other and do not deadlock.
         rows = [
             {
                 **_key_row(claim.key),
@@ -134,12 +135,12 @@ class IdempotencyKeys:
         }
 
     def take_back(self, tx: Connection, keys: Sequence[Key]) -> None:
-        """Delete keys that this transaction claimed for calls that were then refused."""
+        """Delete keys that this transaction has claimed for requests that were refused later."""
         if keys:
             self._delete(tx, [_key_row(key) for key in keys])
 
     def purge(self, tx: Connection, before: datetime, max_count: int) -> int:
-        """Delete up to `max_count` keys claimed earlier than `before`, the oldest first. Returns the number deleted."""
+        """Delete up to `max_count` keys that were claimed before `before`, oldest first. Returns the number of them."""
         key = (self.table.c.method, self.table.c.scope, self.table.c.request_id)
         oldest = select(*key).where(self.table.c.created_at < before).order_by(self.table.c.created_at).limit(max_count)
         return len(tx.execute(delete(self.table).where(tuple_(*key).in_(oldest)).returning(key[2])).all())
@@ -148,8 +149,9 @@ class IdempotencyKeys:
 class Claimed(Generic[_Request]):
     """The requests of one batch, after their keys were claimed.
 
-    `new` has the requests to perform. `replays` has the stored claims of requests that earlier calls already performed.
-    Their outcome is the current state of the resources that those calls created. Both keep the order of the batch.
+    `new` has the requests to perform. `replays` has the stored claims of requests that earlier calls have already
+    performed. The outcome of a replay is the current state of the resources that the earlier call created. `new` and
+    `replays` keep the order of the batch.
     """
 
     def __init__(

@@ -1,9 +1,9 @@
-"""Changes to large tables without blocking their readers and writers. For use in revisions, instead of plain Alembic.
+"""Changes large tables without blocking their readers and writers. Revisions use it instead of plain Alembic.
 
     def upgrade() -> None:
         online_ddl.add_index("ix_parcels_address", "parcels", ["address"])
 
-Such a revision must do nothing else: it commits in between, and after a failure it is run again from the start.
+Such a revision must do nothing else, because it commits in between: after a failure it runs again from the start.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,14 +16,14 @@ from sqlalchemy import ColumnElement, TableClause, TextClause, select, update
 from shop_common.db.database import OUTSIDE_TRANSACTION
 
 TURN_ROWS = 2000
-"""The number of rows that one transaction of `fill` scans."""
+"""The number of rows that `fill` scans in one transaction."""
 
 
 def add_index(name: str, table: str, columns: Sequence[str], **options: Any) -> None:
-    """Create an index without blocking writers, as a plain CREATE INDEX would.
+    """Create an index without blocking writers. A plain CREATE INDEX blocks them.
 
-    On PostgreSQL this takes about twice as long, and waits until every transaction that uses the table has ended. A
-    failed build leaves an invalid index, which the next run drops first.
+    On PostgreSQL this takes about twice as long as CREATE INDEX, and waits until every transaction that uses the table
+    has ended. A failed build leaves an invalid index. The next run drops that index first.
     """
     with _outside_transaction():
         op.drop_index(name, table, if_exists=True, postgresql_concurrently=True)
@@ -37,9 +37,10 @@ def drop_index(name: str, table: str) -> None:
 
 
 def fill(table: TableClause, values: Mapping[str, Any], *where: ColumnElement[bool] | TextClause) -> None:
-    """Update the rows that meet the condition, in the order of the column `id`, TURN_ROWS rows per transaction.
+    """Update the rows that meet the condition, in the order of the column `id`. Each transaction scans TURN_ROWS rows.
 
-    On PostgreSQL it skips rows that other transactions have locked. So writers wait for at most one such transaction.
+    On PostgreSQL it skips rows that other transactions have locked, instead of waiting while it holds locks itself. So
+    a writer waits for at most one transaction of `fill`.
     """
     key = table.c.id
     after = None

@@ -1,8 +1,8 @@
-"""Replaces the connections of a pool after a failure of the server, and removes data of callers from errors.
+"""Replaces the connections of a pool after the server has failed, and removes data of callers from errors.
 
 If a server shuts down, disappears or becomes read-only, all older connections to it are useless. So each connection
-stores the number of its generation, and such a failure ends the current generation. The pool replaces connections of
-earlier generations at checkout. So a failure is met once, not once per idle connection.
+stores the number of its generation, and such a failure ends the current generation. At checkout the pool replaces
+connections of earlier generations. So one failure causes one error, not one error per idle connection.
 """
 
 from collections.abc import MutableMapping
@@ -28,10 +28,10 @@ class PoolInvalidator:
         event.listen(engine, "handle_error", self._failed)
 
     def end(self, info: MutableMapping[Any, Any]) -> None:
-        """End the generation of a connection, so that the pool replaces all connections of it.
+        """End the generation of a connection, so that the pool replaces all connections of that generation.
 
-        `info` is the `info` of the failed connection. Does nothing if its generation has already ended: its failure
-        is no evidence about newer connections.
+        `info` is the `info` of the failed connection. Does nothing if the generation has already ended, because an old
+        connection's failure does not show that newer connections are useless.
         """
         if info.get(_GENERATION) == self._current:
             self._current += 1
@@ -41,7 +41,7 @@ class PoolInvalidator:
 
     def _checked_out(self, _: DBAPIConnection, entry: ConnectionPoolEntry, __: object) -> None:
         if entry.info[_GENERATION] != self._current:
-            # The pool handles this error: it opens a new connection and returns that one.
+            # The pool handles this error: it opens and returns a new connection.
             raise exc.DisconnectionError("the connection is older than a failure of its server")
 
     def _failed(self, context: ExceptionContext) -> None:
@@ -54,5 +54,5 @@ class PoolInvalidator:
         if context.is_disconnect or is_end_of_connections(error):
             self.end(context.connection.info)
             context.is_disconnect = True
-            # SQLAlchemy would find older connections by the host's clock, which may be set back.
+            # SQLAlchemy would compare times of the host's clock to find older connections. That clock may be set back.
             context.invalidate_pool_on_disconnect = False

@@ -1,8 +1,8 @@
 """The schema of one service's database: upgraded by Alembic, and checked before the service starts.
 
-Migrations only go forward, and expand before they contract, so that the previous version of the code still runs on the
-next schema. Each revision is one transaction on both databases, so a failed revision leaves no trace. Changes that
-would lock a large table use `online_ddl` instead.
+Migrations only go forward. They expand the schema before they contract it, so the previous version of the code still
+runs on the next schema. Each revision is one transaction on both databases, so a failed revision changes nothing.
+Changes that would lock a large table use `online_ddl` instead.
 
 A service's `migrations` package has `versions/`, an `env.py` that calls `run_migrations`, and this in `__init__.py`:
 
@@ -40,12 +40,12 @@ _log = logs.get(__name__)
 _VERSION_TABLE_SUFFIX = "_schema_version"
 
 TURN_TIMEOUT_SECONDS = 60
-"""How long a migration waits for another migration of the same database."""
+"""The longest time that a migration waits for another migration of the same database."""
 
 TURN_POLL_SECONDS = 0.1
 CHECK_INTERVAL_SECONDS = 1.0
 LOCK_TIMEOUT_SECONDS = 3
-"""How long a migration waits for the lock of a table. All later statements on the table wait behind it."""
+"""The longest time that a migration waits for a table lock. Meanwhile, all later statements on the table wait too."""
 
 
 class SchemaError(Exception):
@@ -81,14 +81,14 @@ class Schema:
 
     @property
     def version_table(self) -> str:
-        """The name of the version table. The service's name is part of it, so that a foreign database is detected."""
+        """The name of the version table. It contains the service's name, which detects another service's database."""
         return self.service.replace("-", "_") + _VERSION_TABLE_SUFFIX
 
     def upgrade(self, database: Database, to: str = "head") -> None:
         """Upgrade the database to the revision `to`. Does nothing if it is at that revision or newer.
 
-        Concurrent runs are safe: the second waits for the first. Raises WrongDatabase, and ShopError if the database is
-        unavailable or a table stays locked.
+        Concurrent runs are safe, because the second waits for the first. Raises WrongDatabase or WrongEncoding. Raises
+        ShopError if the database is unavailable or a table stays locked.
         """
         with self._turn(database):
             self._upgrade(database, to)
@@ -96,7 +96,8 @@ class Schema:
     def reset(self, database: Database) -> None:
         """Drop every table in one transaction, then upgrade the empty database to the newest schema.
 
-        Raises WrongDatabase. If the service's version table is missing, drops nothing, because any tables are not ours.
+        Raises WrongDatabase or WrongEncoding. If the service's version table is missing, drops nothing, because the
+        tables may belong to another application.
         """
         with self._turn(database):
             with database.write() as tx:
@@ -114,8 +115,8 @@ class Schema:
     def check(self, database: Database) -> None:
         """Check that the code can run on the schema. A newer schema is fine.
 
-        Raises SchemaTooOld, WrongDatabase, WrongEncoding, SchemaError if the database refuses to show its schema, and
-        ShopError if it is unavailable.
+        Raises SchemaTooOld, WrongDatabase or WrongEncoding. Raises SchemaError if the database refuses to show its
+        schema, and ShopError if the database is unavailable.
         """
         try:
             state = database.query(self._state)
@@ -134,10 +135,10 @@ class Schema:
     ) -> None:
         """Check the schema. If the database is unavailable, report not ready and check again every second.
 
-        So processes may start in any order. Raises the SchemaError of the first check; a SchemaError of a later check
-        calls `on_fatal`. After the check succeeded, a thread probes the database every second, and reports not ready
-        while it needs its operator. A database that is only unavailable does not change readiness then: otherwise all
-        replicas would leave the load balancer, and callers would no longer get the reason.
+        So processes may start in any order. Raises the SchemaError of the first check. After a SchemaError of a later
+        check, calls `on_fatal`. After a successful check, a thread probes the database every second, and reports not
+        ready while the database needs its operator. If the database then becomes unavailable, readiness does not
+        change: otherwise all replicas would leave the load balancer, and callers would no longer get the reason.
         """
         causes: set[str] = set()
         try:
@@ -158,7 +159,7 @@ class Schema:
     ) -> None:
         if causes:
             self._wait(database, set_ready, on_fatal, causes)
-        # One cheap statement: Alembic's check would use one percent of a busy process's CPU.
+        # This statement is cheap. Alembic's check would use one percent of the CPU time of a busy process.
         version = select(column("version_num", Text)).select_from(TableClause(self.version_table))
         needs_repair = False
         while True:
@@ -171,11 +172,11 @@ class Schema:
                     set_ready(False)
                     _log.error("the database needs its operator; not ready until then", cause=cause_of(error))
             except (ShopError, DBAPIError):
-                pass  # calls fail with the same error and report it
+                pass  # calls fail with the same error and log it
             else:
                 if needs_repair:
                     needs_repair = False
-                    _log.info("the database needs no operator any more")
+                    _log.info("the database no longer needs its operator")
                     set_ready(True)
 
     def _wait(
@@ -190,7 +191,7 @@ class Schema:
             try:
                 self.check(database)
             except ShopError as error:
-                # Log each cause once: two servers behind one name may alternate between two causes.
+                # Log each cause once, because two servers behind one name may cause two errors in turn.
                 if cause_of(error) not in causes:
                     causes.add(cause_of(error))
                     _log.warning("the database is still unavailable", cause=cause_of(error))
@@ -209,10 +210,10 @@ class Schema:
     def _turn(self, database: Database) -> Iterator[None]:
         """Allow one migration at a time. Raises Contention if another one takes longer than TURN_TIMEOUT_SECONDS."""
         if database.is_sqlite:
-            yield  # BEGIN IMMEDIATE of each revision already excludes others
+            yield  # each revision starts with BEGIN IMMEDIATE, which already excludes other writers
             return
         deadline = time.monotonic() + TURN_TIMEOUT_SECONDS
-        # Hold the lock on a separate connection, because a revision with `online_ddl` commits in between.
+        # Hold the advisory lock on a separate connection, because a revision with `online_ddl` commits in between.
         with closing(Database(database.engine.url, connections_max=1)) as other, other.write() as tx:
             while not self._has_turn(tx):
                 if time.monotonic() > deadline:
@@ -221,8 +222,9 @@ class Schema:
             yield
 
     def _has_turn(self, tx: Connection) -> bool:
-        # CREATE INDEX CONCURRENTLY waits for every older snapshot, so neither the holder of the lock nor a waiter may
-        # keep one. So poll instead of waiting inside a statement, and end with a statement that takes no snapshot.
+        # CREATE INDEX CONCURRENTLY waits for every older snapshot. So a transaction that has the advisory lock or waits
+        # for it must not keep a snapshot: poll instead of waiting inside a statement, and end with a statement that
+        # takes no snapshot.
         turn = {"turn": zlib.crc32(self.version_table.encode())}
         has_turn = bool(tx.execute(text("SELECT pg_try_advisory_xact_lock(:turn)"), turn).scalar_one())
         tx.execute(text("SET LOCAL idle_in_transaction_session_timeout = 0"))
@@ -235,7 +237,7 @@ class Schema:
         for revision in known if to == "head" else known[: known.index(to) + 1]:
             with database.write() as tx:
                 _allow_long_statements(tx)
-                command.upgrade(self._config(tx), revision)  # does nothing if the database has it already
+                command.upgrade(self._config(tx), revision)  # does nothing if the database already has the revision
 
     def _state(self, tx: Connection) -> _State:
         _check_encoding(tx)
@@ -289,7 +291,7 @@ def _check_encoding(tx: Connection) -> None:
 
 
 def _allow_long_statements(tx: Connection) -> None:
-    """Disable the statement timeout for backfills. Keep a lock timeout, because others queue behind that lock."""
+    """Disable the statement timeout for backfills. Keep a lock timeout: other statements wait behind a waiting lock."""
     if tx.dialect.name == "postgresql":
         tx.execute(text("SET LOCAL statement_timeout = 0"))
         tx.execute(text(f"SET LOCAL lock_timeout = '{LOCK_TIMEOUT_SECONDS}s'"))

@@ -19,7 +19,7 @@ _FORMS = "must be sqlite:///PATH or postgresql://USER:PASSWORD@HOST:PORT/NAME"
 
 def _database_url(address: str, info: ValidationInfo) -> str:
     """Validate a database URL and insert the separately configured password, if there is one."""
-    # X_PASSWORD belongs to X_URL. It must be declared first, because `info.data` has only the fields before this one.
+    # X_PASSWORD belongs to X_URL. Its field must be declared first: `info.data` has only the fields before this one.
     setting = str(info.field_name).removesuffix("url") + "password"
     password = info.data.get(setting)
     if address.startswith("sqlite:///"):
@@ -53,7 +53,7 @@ def _postgres(address: str) -> URL:
         arguments, options = url.get_dialect()().create_connect_args(url)
         make_conninfo(*arguments, **options)
     except psycopg.Error:
-        raise ValueError("must have no option that PostgreSQL's client library does not know") from None
+        raise ValueError("must have only options that PostgreSQL's client library knows") from None
     except (SQLAlchemyError, ValueError):
         # Do not include the original message: it may quote the password.
         raise ValueError(_FORMS) from None
@@ -80,7 +80,7 @@ DatabaseUrl = Annotated[
 
 
 def shown(url: str) -> str:
-    """Return the URL without its password, and without options, which may contain a password too."""
+    """Return the URL without its password, and without its options, because an option may be a password too."""
     return make_url(url)._replace(password=None, query=immutabledict()).render_as_string()
 
 

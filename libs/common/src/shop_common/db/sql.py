@@ -76,7 +76,7 @@ class Timestamp(TypeDecorator[datetime]):
         return micros(value) if value is not None and dialect.name == "sqlite" else value
 
     def result_processor(self, dialect: Dialect, coltype: object) -> Any:
-        # None if the driver already returns a datetime: a call per value is the most expensive step of a read.
+        # PostgreSQL's driver already returns a datetime. A call per value would be the most expensive step of a read.
         return _timestamp_or_none if dialect.name == "sqlite" else None
 
 
@@ -107,7 +107,7 @@ class Amount(TypeDecorator[Decimal]):
         return str(value) if value is not None and dialect.name == "sqlite" else value
 
     def result_processor(self, dialect: Dialect, coltype: object) -> Any:
-        # PostgreSQL's driver returns Decimal; see Timestamp.
+        # PostgreSQL's driver already returns a Decimal, see Timestamp.
         return _decimal_or_none if dialect.name == "sqlite" else None
 
 
@@ -128,7 +128,7 @@ class Clock(FunctionElement[datetime]):
 
 @compiles(Clock, "postgresql")
 def _postgres_clock(*_: Any, **__: Any) -> str:
-    # Not now(): it returns when the transaction began, before it waited for its locks.
+    # Do not use now(): it is the start of the transaction, which is earlier than the wait for its locks.
     return "clock_timestamp()"
 
 
@@ -138,7 +138,7 @@ def _sqlite_clock(*_: Any, **__: Any) -> str:
 
 
 def clock() -> ScalarSelect[datetime]:
-    """Return the database's clock for a statement, read once. A bare volatile function would prevent index use."""
+    """Return an expression that reads the clock once per statement. A bare volatile function prevents index use."""
     return select(Clock()).scalar_subquery()
 
 
@@ -149,7 +149,7 @@ class _Micros(FunctionElement[int]):
 
 @compiles(_Micros, "postgresql")
 def _postgres_micros(element: _Micros, compiler: Any, **options: Any) -> str:
-    # Seconds as a double are exact to a quarter of a microsecond until 2106, and five times cheaper than numeric.
+    # A double is exact to a quarter of a microsecond until 2106, and five times cheaper than numeric.
     return f"CAST(date_part('epoch', {compiler.process(element.clauses, **options)}) * 1000000 AS bigint)"
 
 
@@ -177,14 +177,14 @@ class _InRows(FunctionElement[bool]):
     inherit_cache = True
 
     def self_group(self, against: Any = None) -> Any:
-        # Otherwise SQLAlchemy renders `(… IN …) = 1` for SQLite, which has no booleans, and no index serves that.
+        # Without this, SQLAlchemy renders `(… IN …) = 1` for SQLite, which has no booleans. No index serves that.
         return self
 
 
 @compiles(_InRows, "postgresql")
 def _postgres_in_rows(element: _InRows, compiler: Any, **options: Any) -> str:
-    # PostgreSQL plans IN with a subquery as a join, and scans the whole table while that is small. It looks up an array
-    # by index, for one row as for two thousand.
+    # PostgreSQL plans IN with a subquery as a join, and scans the whole table while the table is small. With an array
+    # it uses the index, for one row as well as for two thousand.
     value, values = (compiler.process(each, **options) for each in element.clauses)
     return f"{value} = ANY (ARRAY{values})"
 
@@ -198,10 +198,10 @@ def _sqlite_in_rows(element: _InRows, compiler: Any, **options: Any) -> str:
 def in_rows(
     value: ColumnElement[Any], values: ColumnElement[Any] | Select[Any], *, outer: Subquery | None = None
 ) -> ColumnElement[bool]:
-    """Return the condition that a column has one of the values of a column of the input rows, or of a SELECT.
+    """Return the condition that the column `value` equals one of `values`.
 
-    Both databases use the index on the first column. The SELECT may refer to `outer`, a subquery of the enclosing
-    statement.
+    `values` is a column of the input rows or a SELECT, which may refer to `outer`, a subquery of the enclosing
+    statement. Both databases use the index on the column `value`.
     """
     selected = values if isinstance(values, Select) else select(values)
     return _InRows(value, selected.correlate(outer).scalar_subquery())
@@ -213,21 +213,21 @@ class _JoinRows(_InRows):
 
 @compiles(_JoinRows, "sqlite")
 def _sqlite_join_rows(*_: Any, **__: Any) -> str:
-    # SQLite loops over the input rows and looks up each one. With a second condition it would loop over the table and
-    # scan the input rows for each row, which is quadratic.
+    # SQLite loops over the input rows and finds the table row of each by index. With a second condition it would loop
+    # over the table and scan all input rows for each table row, which takes quadratic time.
     return "1"
 
 
 def join_rows(value: ColumnElement[Any], values: ColumnElement[Any]) -> tuple[ColumnElement[bool], ColumnElement[bool]]:
-    """Return the join conditions of an UPDATE FROM the input rows. PostgreSQL uses the index, as with `in_rows`."""
+    """Return the join conditions for an UPDATE from the input rows. PostgreSQL uses the index, as with `in_rows`."""
     return value == values, _JoinRows(value, select(values).correlate(None).scalar_subquery())
 
 
 class Statement:
-    """A statement over a set of rows. It is built at its first use, once per dialect.
+    """A statement over a set of rows. SQLAlchemy's expression is built at the first use, once per dialect.
 
-    `build` receives the input rows as a subquery with the named columns. Do not call the statement without rows: that
-    would be a useless round trip.
+    `build` receives the input rows as a subquery with the named columns. Do not call the statement with an empty list:
+    this would cost a round trip and do nothing.
     """
 
     def __init__(self, build: Callable[[Subquery], Executable], **columns: TypeEngine[Any]) -> None:
@@ -236,13 +236,13 @@ class Statement:
         self._built: dict[str, Executable] = {}
 
     def __call__(self, tx: Connection, rows: Sequence[Row], **parameters: Any) -> Sequence[sqlalchemy.Row[Any]]:
-        """Run the statement for these rows. Returns the rows of its SELECT or RETURNING, else nothing."""
+        """Run the statement for these rows. Returns the rows of its SELECT or RETURNING, else an empty sequence."""
         dialect = tx.dialect.name
         built = self._built.get(dialect)
         if built is None:
             built = self._built[dialect] = self._build(_given(dialect, self._columns))
         result = tx.execute(built, {"given": _packed(rows, dialect), **parameters})
-        # Fetch all rows at once: iteration over a result calls the cursor for each row.
+        # Fetch all rows at once, because iteration over a result calls the cursor for each row.
         return result.all() if result.returns_rows else ()
 
 
@@ -252,8 +252,8 @@ def insert_into(
     """Make an INSERT of many rows into the named columns, in row order. `or_ignore` skips rows that conflict."""
 
     def build(given: Subquery) -> Executable:
-        # Both databases read rows in the order of the JSON array, and so assign ids in that order. Without the WHERE,
-        # SQLite would parse ON CONFLICT as the condition of a join.
+        # Both databases read the rows in the order of the JSON array, so they assign ids in this order. Without the
+        # WHERE clause, SQLite would parse ON CONFLICT as the condition of a join.
         source = select(*(given.c[name] for name in names)).where(true())
         into = _InsertOrIgnore(table) if or_ignore else insert(table)
         statement = into.from_select(list(names), source)
@@ -265,9 +265,9 @@ def insert_into(
 def count_by(
     column: Column[Any], *where: ColumnElement[bool]
 ) -> Callable[[Connection, Collection[Any]], dict[Any, int]]:
-    """Make a function that counts, by index, the rows for each of some values of this column.
+    """Make a function that counts the rows for each of some values of this column. It uses the column's index.
 
-    It returns the counts by value, without the values that have no row.
+    The function returns the counts by value. Values without rows are missing from the result.
     """
     statement = Statement(
         lambda given: select(column, func.count()).where(in_rows(column, given.c.key), *where).group_by(column),
@@ -281,7 +281,7 @@ def count_by(
 
 
 class _InsertOrIgnore(Insert):
-    """INSERT … ON CONFLICT DO NOTHING. SQLAlchemy's own, one per dialect, is compiled at each use, which takes 3 ms."""
+    """INSERT … ON CONFLICT DO NOTHING. SQLAlchemy would compile its own class for this at each use, in 3 ms."""
 
     inherit_cache = True
 

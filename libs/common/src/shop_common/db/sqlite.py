@@ -17,7 +17,7 @@ from shop_common.db.errors import is_statement_error, reword
 from shop_common.errors import DatabaseNeedsRepair, DatabaseUnavailable
 
 BUSY_SECONDS = 2.0
-"""How long a writer waits for a writer of another process."""
+"""The longest time that a writer waits for a writer of another process."""
 
 CONNECT = {"timeout": BUSY_SECONDS, "check_same_thread": False}
 
@@ -28,11 +28,11 @@ READ_ONLY = "shop_read_only"
 
 
 class SqliteFile:
-    """The database file of an engine. After the first connection its path must keep pointing to the same file.
+    """The database file of an engine. After the first connection, its path must always lead to the same file.
 
-    If the file is removed while a process has it open, the process still reads and writes without an error, and all its
-    writes are lost. So the path is checked before each transaction and after each commit. A missing file is created
-    only at the first connection.
+    If the file is removed while a process has it open, the process still reads and writes without an error, but all its
+    writes are lost. So the path is checked before each transaction and after each commit. Only the first connection
+    creates a missing file.
     """
 
     def __init__(self, engine: Engine) -> None:
@@ -64,7 +64,7 @@ class SqliteFile:
     def _connecting(self, _: Dialect, __: ConnectionPoolEntry, ___: object, ____: object) -> None:
         self.check()
         if self._identity is None:
-            # Only the owner may read it. SQLite creates the -wal and -shm files with the same mode.
+            # Only the owner may read the file. SQLite creates the -wal and -shm files with the same mode.
             with suppress(OSError):  # the file exists, or SQLite reports why it cannot be created
                 os.close(os.open(self._path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
 
@@ -92,8 +92,8 @@ def _identity(path: Path) -> tuple[int, int] | None:
 
 
 def _write_ahead(cursor: Any) -> None:
-    # The mode is stored in the file. If two processes open a new file at once, one gets SQLITE_BUSY: busy_timeout does
-    # not apply to this PRAGMA.
+    # SQLite stores the mode in the file. If two processes open a new file at the same time, one of them gets
+    # SQLITE_BUSY, because busy_timeout does not apply to this PRAGMA.
     deadline = time.monotonic() + BUSY_SECONDS
     while True:
         try:
@@ -109,5 +109,5 @@ def _write_ahead(cursor: Any) -> None:
 
 def _begin(tx: Connection) -> None:
     # A deferred BEGIN takes the write lock at the first write, after the reads. Two such transactions could read the
-    # same stock, and one would oversell or fail. IMMEDIATE takes the lock before the first read.
+    # same stock, and one of them would oversell or fail. BEGIN IMMEDIATE takes the lock before the first read.
     tx.exec_driver_sql("BEGIN" if tx.get_execution_options().get(READ_ONLY) else _BEGIN_WRITE)

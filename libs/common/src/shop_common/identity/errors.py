@@ -16,7 +16,7 @@ class CredentialsMissing(Unauthenticated):
 
 
 class TokenInvalid(Unauthenticated):
-    """The token is malformed, wrongly signed, not valid yet, or for another issuer or audience, or none is accepted."""
+    """The token is malformed, wrongly signed, not valid yet, or for another issuer or audience."""
 
     reason = "TOKEN_INVALID"
 
