@@ -41,7 +41,7 @@ class CertificateFiles:
     """Empty if the key is not encrypted."""
 
     def faults(self) -> list[str]:
-        """Return why the files cannot be used: a sentence for each fault that begins with the name of a setting."""
+        """Return one line for each fault of the files. Each line begins with the name of a setting."""
         try:
             self.read()
         except CertificateError as error:
@@ -51,7 +51,7 @@ class CertificateFiles:
     def read(self) -> Certificates:
         """Read all files. Raises CertificateError if one is unusable or the key does not belong to the certificate."""
         contents = self._contents()
-        # OpenSSL's check of a pair takes paths, so it reads the files again.
+        # To check that certificate and key belong together, OpenSSL takes paths, so it reads the files again.
         faults = [*self._certificate_faults(contents), *self._pair_faults()]
         if faults:
             raise CertificateError(faults)
@@ -109,6 +109,6 @@ class CertificateFiles:
                 ]
             kind = "a private key with this password" if self.key_password else "an unencrypted private key"
             return [f"{self.key_setting}: {str(self.key)!r} must hold {kind} in PEM format"]
-        except OSError as error:  # removed after it was read
+        except OSError as error:  # a file was removed after it was read
             return [f"{self.key_setting}: cannot read the files: {error.strerror}"]
         return []

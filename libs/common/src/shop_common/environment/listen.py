@@ -1,4 +1,4 @@
-"""Opens ports for this process alone, or reports in one sentence why it cannot.
+"""Opens ports for this process alone, or reports in one sentence why that is not possible.
 
 By default gRPC opens ports with SO_REUSEPORT, so a second server would silently share a port that is in use.
 """
@@ -22,7 +22,7 @@ def address(host: str, port: int) -> str:
 
 
 def python_host(host: str) -> str:
-    """Return the host for Python's sockets. As in gRPC, `[::]` is every address, even on a machine without IPv6."""
+    """Return the host for Python's sockets. `[::]` means every address, as in gRPC, even on a machine without IPv6."""
     if host != "[::]":
         return host.strip("[]")
     try:

@@ -1,8 +1,8 @@
 """Typed, immutable settings, read from the environment once. All invalid settings are reported at the same time.
 
-The variable NAME contains the value of the setting NAME, or NAME_FILE contains the path of a file with the value, such
-as a secret that is mounted into a container. The settings class of a service inherits from the classes that it needs,
-and declares its own defaults:
+The variable NAME contains the value of the setting NAME. Or NAME_FILE contains the path of a file with the value, for
+example a secret that is mounted into a container. The settings class of a service inherits from the classes that it
+needs, and declares its own defaults:
 
     class InventorySettings(ApiSettings, DatabaseSettings, KafkaSettings):
         grpc_port: GrpcPort = 50053
@@ -35,7 +35,7 @@ from shop_common.environment import otel_settings
 from shop_common.environment.certificates import CertificateFiles
 from shop_common.environment.listen import is_loopback
 
-# Marks of a setting: its value is never shown; or the setting is not for users, and missing from --help.
+# SECRET marks a setting whose value is never shown. INTERNAL marks a setting that is not for users; --help omits it.
 SECRET: dict[str, JsonValue] = {"secret": True}
 INTERNAL: dict[str, JsonValue] = {"internal": True}
 
@@ -107,9 +107,9 @@ Target = Annotated[str, AfterValidator(_target)]
 
 
 class Settings(BaseSettings):
-    """The root of all settings classes. Instances are immutable; names of variables may be in any case."""
+    """The root of all settings classes. Instances are immutable. Names of variables are case-insensitive."""
 
-    # docker compose passes an unset variable as an empty one. Both mean the default.
+    # docker compose passes an unset variable as an empty one, so an empty variable also means the default.
     model_config = SettingsConfigDict(frozen=True, extra="forbid", env_ignore_empty=True, case_sensitive=False)
 
     @classmethod
@@ -131,18 +131,18 @@ class Settings(BaseSettings):
         return value
 
     def contradictions(self) -> Iterator[str]:
-        """Yield an error message for each combination of valid values that is invalid. Subclasses add theirs."""
+        """Yield an error message for each invalid combination of valid values. Subclasses add their own."""
         yield from ()
 
     def start_faults(self) -> Iterator[str]:
         """Yield an error message for each reason not to serve with these settings, such as an unusable file.
 
-        Commands that do not serve, such as `migrate`, do not check it. Subclasses add theirs.
+        Commands that do not serve, such as `migrate`, do not call this method. Subclasses add their own reasons.
         """
         yield from ()
 
     def facts(self) -> Iterator[tuple[str, object]]:
-        """Yield the fields that a process logs when it starts to serve, without secrets. Subclasses add theirs."""
+        """Yield the fields that a process logs when it starts to serve, without secrets. Subclasses add their own."""
         yield from ()
 
 
@@ -154,7 +154,7 @@ class _Unreadable:
 
 
 class _FileContent(str):
-    """A value from a file. Errors do not quote it: the path may be wrong, and lead to a secret."""
+    """A value from a file. Errors do not quote the value: the path may be wrong, and the file may contain a secret."""
 
     __slots__ = ()
 
@@ -221,7 +221,7 @@ class CommonSettings(Settings):
         default=10.0,
         ge=0,
         le=300,
-        description="seconds after that for running calls to finish, before they are cancelled",
+        description="seconds for running calls to finish after DRAIN_SECONDS, before they are cancelled",
     )
     log_format: Annotated[LogFormat, BeforeValidator(_lower)] = Field(
         default=LogFormat.AUTO, description="console, json or auto (console on a terminal)"
@@ -341,7 +341,7 @@ class ApiSettings(CommonSettings, TlsSettings):
     worker_pipe: int | None = Field(
         default=None,
         ge=0,
-        description="set by the parent: a worker notices its end when this pipe closes",
+        description="set by the parent: when this pipe closes, the worker notices that the parent has ended",
         json_schema_extra=INTERNAL,
     )
 

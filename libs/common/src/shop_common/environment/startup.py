@@ -1,4 +1,4 @@
-"""Prepares a process before its imports, which take a second. `__main__` calls it; it imports only small modules.
+"""Prepares a process before its imports, which take a second. `__main__` imports this small module first.
 
     from shop_common.environment import startup
 
@@ -31,7 +31,7 @@ _CHUNK_BYTES = select.PIPE_BUF
 
 def prepare() -> None:
     """Handle signals, protect stdout and stderr, and watch for a slow start. Call it before anything else."""
-    # The kernel drops signals to process 1 of a container unless it has installed a handler.
+    # The kernel drops signals to process 1 of a container unless that process has installed a handler.
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, _end)
     # By default gRPC logs each failed TLS handshake, so any peer that can connect could fill the log.
@@ -86,7 +86,7 @@ class Output(io.RawIOBase):
         return size
 
     def _wait_until_writable(self) -> None:
-        # After one second without a reader, later lines are dropped at once until the pipe is read again.
+        # After one second without a reader, later writes are dropped at once until the pipe is read again.
         seconds = 0.0 if self._is_stalled else _STALLED_SECONDS
         self._is_stalled = not self._poll.poll(seconds * 1000)
         if self._is_stalled:
@@ -111,7 +111,7 @@ def _text(file: int) -> io.TextIOWrapper:
 
 
 def _open_closed_files() -> None:
-    """Open /dev/null for closed standard files, or the next opened file, such as a database, would get their number."""
+    """Open /dev/null for closed standard files. Otherwise the next file, such as a database, would get their number."""
     for file in (0, 1, 2):
         try:
             os.fstat(file)

@@ -1,15 +1,16 @@
 """Handles the events of a topic in batches, on one thread: each event at least once, and the events of a key in order.
 
-A batch is what has arrived, up to 500 messages. Each handler gets its events as a list, in its own transaction: two
-handlers in one transaction would not take their locks in the order that holds everywhere. Offsets are stored after the
-whole batch is handled, so a batch is handled again after a crash. Handlers check the state, so they may be repeated.
+A batch contains the messages that have arrived, up to 500. Each handler gets its events as a list, in its own
+transaction. Two handlers in one transaction would break the lock order that all transactions keep. Offsets are stored
+after the whole batch is handled, so after a crash the batch is handled again. Handlers check the current state, so they
+may be repeated.
 
-What follows a failure depends on its cause:
+The reaction to a failure depends on its cause:
 
-    the database is unavailable or busy, or lacks a table or a grant    retried without limit; not ready if unavailable
-    several events take too long together                               retried in halves
-    one event fails in a way that a retry cannot change                 set aside at once
-    one event fails in another way, or takes too long                   set aside after ATTEMPTS_MAX attempts
+    the database is unavailable or busy, or lacks a table or a grant    retry without limit; not ready if unavailable
+    several events fail, or take too long together                      retry each half
+    one event fails, and a retry cannot succeed                         set it aside at once
+    one event fails with another error, or takes too long               set it aside after ATTEMPTS_MAX attempts
 """
 
 import itertools
@@ -53,12 +54,12 @@ __all__ = ["Consumer", "Event", "Handler", "Weigh"]
 Handler = Callable[[Connection, Sequence[Event]], bool | None]
 """Handles events of one type, in order. It must be safe to repeat, and must not commit.
 
-If it returns True, work is left that does not fit in one transaction: it is called again with the same events, in a new
-transaction, until it returns something else. Each call must make progress.
+A handler returns True if work is left that does not fit in one transaction. The consumer then calls it again with the
+same events, in a new transaction, until it returns something else. Each call must make progress.
 """
 
 Weigh = Callable[[Event], int]
-"""Returns roughly how many rows an event changes. If it raises, the event has weight 1: its handler will judge it."""
+"""Returns roughly how many rows an event changes. If it raises, the event has weight 1; the handler validates it."""
 
 _T = TypeVar("_T")
 
@@ -66,7 +67,7 @@ BATCH_WEIGHT_MAX = 5_000
 """Limit on the weight of the events that one transaction handles."""
 
 ATTEMPTS_MAX = 5
-"""How often an event is handled alone before it is set aside."""
+"""The number of times that an event is handled alone before it is set aside."""
 
 DEAD_LETTER_BYTES_MAX = 4_000_000
 """Limit on the size of the messages that one transaction sets aside."""
@@ -93,7 +94,7 @@ _log = logs.get(__name__)
 
 @dataclass(frozen=True)
 class _DeadLetter:
-    """The position of a message to set aside, and why."""
+    """The position of a message to set aside, and the reason."""
 
     position: Position
     reason: Reason
@@ -105,8 +106,8 @@ class Consumer:
 
     `handlers` maps event types to handlers. Messages of other types are skipped without parsing their body. `describe`
     returns the attributes of an event's span. `weigh` limits how many events one transaction handles. `set_ready` is
-    called with False when the database becomes unavailable or a partition stalls, and with True afterwards. `on_fatal`
-    is called if a thread of the consumer fails, and must end the process.
+    called with False when the database becomes unavailable or a partition stalls, and with True when neither is so any
+    more. `on_fatal` is called if the thread that handles events fails, and must end the process.
     """
 
     def __init__(
@@ -160,11 +161,12 @@ class Consumer:
         self._stopping.set()
         self._thread.join(STOP_SECONDS_MAX)
         if self._thread.is_alive():
-            # librdkafka waits without limit for a broker that is gone. The group notices the missing heartbeat.
+            # librdkafka waits without limit for a broker that does not respond. The broker removes this member from
+            # the group when heartbeats are missing.
             _log.warning("consumer not stopped in time; uncommitted events will be handled again", topic=self._topic)
 
     def lag(self) -> int:
-        """Return the number of messages in this process's partitions that are not handled yet, a few seconds old."""
+        """Return how many messages in this process's partitions are not handled yet, as measured seconds ago."""
         return self._reader.progress.lag
 
     def _run(self) -> None:
@@ -185,7 +187,7 @@ class Consumer:
             self._on_fatal(f"the consumer of {self._topic} failed", error)
 
     def _observe(self) -> None:
-        """Report stalled partitions. This needs its own thread, to notice a handler that never returns."""
+        """Report stalled partitions. Runs on its own thread, to detect also a handler that never returns."""
         stalled: list[int] = []
         while not self._stopping.wait(MEASURE_SECONDS):
             current = self._reader.progress.stalled()
@@ -247,11 +249,12 @@ class Consumer:
     def _call_handler(self, events: Sequence[Event]) -> None:
         """Call the handler until it has nothing left to do.
 
-        Raises its errors, but retries those of the database. Raises a timeout that fewer events may avoid.
+        Retries the errors of the database, except a timeout that fewer events may avoid. Raises that timeout and all
+        other errors of the handler.
         """
         event_type = events[0].type
         started_at = time.monotonic()
-        # A single event that waits for a lock is retried: another transaction holds it.
+        # A lock timeout of a single event is retried: the cause is another transaction, not the event.
         raised = TIMEOUTS if len(events) > 1 else (TransactionTimeout,)
         with received.traced(events, self._describe) as traced:
             while self._transact(lambda tx: self._handlers[event_type](tx, traced), raised):
@@ -275,7 +278,7 @@ class Consumer:
                 offset=offset,
                 reason=str(letter.reason),
                 error=dead_letters.one_line(letter.error),
-                # One traceback per kind of error: formatting it takes longer than handling an event.
+                # Log one traceback per kind of error: formatting a traceback takes longer than handling an event.
                 exc_info=None if kind in with_traceback else letter.error,
             )
             with_traceback.add(kind)
@@ -291,7 +294,7 @@ class Consumer:
     def _transact(self, operation: Callable[[Connection], _T], raised: tuple[type[ShopError], ...] = ()) -> _T:
         """Run the operation in a transaction. Retries without limit while the database is unavailable or busy.
 
-        Raises the errors in `raised` at once, all errors that do not come from the database, and Stopped.
+        Raises Stopped, every error that does not come from the database, and the errors in `raised`, without a retry.
         """
         for attempt in itertools.count(1):
             try:

@@ -38,7 +38,7 @@ class ConsumerMetrics:
         self._topic = topic
 
     def handled(self, event_type: str, count: int, seconds: float) -> None:
-        """Record that a list of events of one type was handled, in this time."""
+        """Record that a list of events of one type was handled, and how long that took."""
         _handled(self._topic, event_type).inc(count)
         _seconds(self._topic, event_type).observe(seconds)
 

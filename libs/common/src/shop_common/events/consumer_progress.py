@@ -1,4 +1,4 @@
-"""Measures a consumer's lag, and detects stalled partitions: those with messages of which none is handled."""
+"""Measures a consumer's lag, and detects stalled partitions: messages wait there, and none of them is handled."""
 
 import time
 from collections.abc import Collection
@@ -16,9 +16,10 @@ _NEVER = -_QUERY_INTERVAL_SECONDS
 
 
 class Progress:
-    """The progress of one consumer. Other threads than the consumer's may only read `lag` and call `stalled`.
+    """The progress of one consumer. Threads other than the consumer's may only read `lag` and call `stalled`.
 
-    confluent-kafka's client holds a lock while it polls, which is most of the time. Another thread would wait for it.
+    confluent-kafka's client holds a lock while it polls, which is most of the time. Another thread that uses the client
+    would wait for this lock.
     """
 
     def __init__(self, kafka: confluent_kafka.Consumer, stall_seconds: float) -> None:
@@ -30,7 +31,7 @@ class Progress:
         self._active_at = self._measured_at = time.monotonic()
         self._stalled_partitions: Collection[int] = ()
         self._queried: dict[int, tuple[tuple[int, int] | None, float]] = {}
-        """By partition: its low and high offset, or None if the broker did not respond, and the time of the query."""
+        """By partition: the low and high offset (None if the broker did not respond), and the time of the query."""
         self.lag = 0
 
     def renewed(self, kafka: confluent_kafka.Consumer) -> None:
@@ -44,7 +45,7 @@ class Progress:
         self._queried.pop(partition, None)
 
     def begun(self, partitions: Collection[int]) -> None:
-        """Record the partitions whose messages are being handled. Empty when the batch is done."""
+        """Record the partitions whose messages are being handled. `partitions` is empty when the batch is done."""
         self._in_progress = partitions
         self.moved()
 
@@ -60,7 +61,7 @@ class Progress:
         self._moved_at[partition] = time.monotonic()
 
     def stalled(self) -> list[int]:
-        """Return the stalled partitions, as of the last measurement. If a handler hangs, those of its batch."""
+        """Return the stalled partitions at the last measurement. If a handler hangs, return those of its batch."""
         if time.monotonic() - self._active_at >= self._stall_seconds:
             return sorted(self._in_progress)
         return sorted(self._stalled_partitions)
@@ -68,8 +69,8 @@ class Progress:
     def measure(self, *, database_away: bool) -> None:
         """Measure lag and stalled partitions, if MEASURE_SECONDS have passed since the last time.
 
-        No partition counts as stalled while the database is unavailable, or while the broker does not respond: then it
-        is unknown whether messages wait, and calls do not need the broker.
+        No partition counts as stalled while the database is unavailable, or while the broker does not respond. Without
+        the broker it is unknown whether messages wait, and the process can still serve calls.
         """
         now = self._active_at = time.monotonic()
         if now - self._measured_at < MEASURE_SECONDS:
@@ -93,7 +94,7 @@ class Progress:
         return self._behind(partition, *bounds) or self._queried_unread(partition)
 
     def _queried_unread(self, partition: TopicPartition) -> int:
-        """Return the same from a query to the broker, repeated at most every ten seconds. 0 if it did not respond."""
+        """Return the same number from a query to the broker, at most every ten seconds. 0 if the broker is silent."""
         bounds, queried_at = self._queried.get(partition.partition, (None, _NEVER))
         if time.monotonic() - queried_at >= _QUERY_INTERVAL_SECONDS:
             try:

@@ -1,15 +1,17 @@
-"""Turns a message that cannot be handled into a dead letter for `<topic>.dlq`, from which it can be sent again.
+"""Converts a message that cannot be handled into a dead letter for `<topic>.dlq`. A dead letter can be redriven.
 
 A dead letter is a row of the outbox, so it reaches Kafka as reliably as an event. It has the value, headers and id of
-the message; by the id readers recognise a message that was set aside twice. Headers that are not UTF-8 are dropped.
-Additional headers:
+the message. Two dead letters with the same id come from one message, which was set aside twice. Bytes in a header's
+value that are not UTF-8 are replaced. If the name of a header is not UTF-8, all headers are dropped.
+
+A dead letter has these additional headers:
 
     dlq_topic, dlq_partition, dlq_offset    the position of the message
     dlq_consumer                            the consumer group that set it aside
-    dlq_reason                              UNDECODABLE, or FAILED: its handler failed
+    dlq_reason                              UNDECODABLE, or FAILED if its handler failed
     dlq_error                               the error, in one line
     dlq_encoding                            base64, if the value is not text or too large to be stored as text
-    dlq_truncated                           true, if only the beginning of the value is here; see the original message
+    dlq_truncated                           true, if only the beginning of the value is kept; see the original message
 """
 
 import base64
@@ -29,7 +31,7 @@ HEADER_PREFIX = "dlq_"
 ERROR_LENGTH_MAX = 500
 KEY_LENGTH_MAX = 1000
 HEADERS_LENGTH_MAX = 10_000
-"""Limit on the message's headers together. Headers beyond it are dropped, so that the relay can always send the row."""
+"""Limit on the total length of a message's headers. Further headers are dropped, so that the relay can send the row."""
 
 _UNDER_BASE64_BYTES_MAX = PAYLOAD_BYTES_MAX // 4 * 3
 
@@ -94,7 +96,7 @@ def _headers(message: Received) -> dict[str, str]:
 
 
 def _payload(value: bytes) -> tuple[str, dict[str, str]]:
-    """Return the value as text that both databases store, and the headers that describe its encoding."""
+    """Return the value as text that both databases can store, and the headers that describe its encoding."""
     headers: dict[str, str] = {}
     try:
         text = value.decode()
@@ -109,7 +111,7 @@ def _payload(value: bytes) -> tuple[str, dict[str, str]]:
 
 
 def _text(value: bytes) -> str:
-    """Decode as UTF-8, without NUL, which PostgreSQL cannot store in text."""
+    """Decode as UTF-8. Replaces invalid bytes, and NUL, which PostgreSQL cannot store in text."""
     return value.decode(errors="replace").replace("\x00", "�")
 
 

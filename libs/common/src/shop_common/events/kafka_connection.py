@@ -78,7 +78,7 @@ class KafkaUnreachable(Exception):
 
 @dataclass(frozen=True)
 class KafkaConnection:
-    """The options that all clients of a process share. By default without TLS and without a login."""
+    """The options that all clients of a process share. The default has neither TLS nor a login."""
 
     bootstrap_servers: str
     security_protocol: SecurityProtocol = SecurityProtocol.PLAINTEXT
@@ -90,7 +90,7 @@ class KafkaConnection:
     """Further options of librdkafka; the options of a client override them."""
 
     def configuration(self, own: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the configuration of a client with these options of its own. Raises FileUnusable."""
+        """Return the configuration of a client. `own` has the options of this client only. Raises FileUnusable."""
         tls = {
             "ssl.ca.location": self.ca_path,
             "ssl.certificate.location": self.cert_path,
@@ -171,7 +171,7 @@ class CredentialFiles:
         return True
 
     def _digest(self) -> bytes:
-        # By content, so that it does not matter how files are replaced: renamed, rewritten, or by a symbolic link.
+        # Compare the content: files may be replaced in several ways, such as a rename, a write or a symbolic link.
         digest = hashlib.sha256()
         for path in self._files:
             try:
@@ -195,6 +195,6 @@ class ErrorCause:
 
 
 def text_of(error: Exception) -> str:
-    """Return the message of an error; of a KafkaException, only the text from librdkafka."""
+    """Return the message of an error; for a KafkaException, only the text from librdkafka."""
     cause = error.args[0] if error.args else error
     return cause.str() if isinstance(cause, KafkaError) else str(error)

@@ -1,4 +1,4 @@
-"""Settings of a process that uses Kafka. They become one `KafkaConnection`, from which all its clients are made."""
+"""The settings of a process that uses Kafka. All Kafka clients of the process are created from them."""
 
 import json
 from collections.abc import Iterator
@@ -15,13 +15,13 @@ from shop_common.events.kafka_connection import KafkaConnection, Login, SaslMech
 
 OWN_OPTIONS = frozenset(
     {
-        # How to connect has settings of its own, and brokers are always verified.
+        # These options have settings of their own, except the last two: brokers are always verified.
         *("bootstrap.servers", "metadata.broker.list", "security.protocol"),
         *("sasl.mechanism", "sasl.mechanisms", "sasl.username", "sasl.password"),
         *("ssl.ca.location", "ssl.ca.pem", "ssl.certificate.location", "ssl.certificate.pem"),
         *("ssl.key.location", "ssl.key.pem", "ssl.keystore.location", "ssl.keystore.password"),
         *("enable.ssl.certificate.verification", "ssl.endpoint.identification.algorithm"),
-        # The guarantees of the relay and of redriven dead letters.
+        # The guarantees of the relay and of redriven dead letters depend on these options.
         *("acks", "request.required.acks", "enable.idempotence", "enable.gapless.guarantee", "transactional.id"),
         *(
             "message.timeout.ms",
@@ -32,7 +32,7 @@ OWN_OPTIONS = frozenset(
         ),
         *("max.in.flight", "max.in.flight.requests.per.connection", "partitioner", "message.max.bytes"),
         *("batch.num.messages", "linger.ms", "queue.buffering.max.ms", "queue.buffering.max.kbytes"),
-        # What consumers do with offsets, and how they share partitions.
+        # Consumers commit offsets and share partitions according to these options.
         *("group.id", "group.instance.id", "group.protocol", "partition.assignment.strategy"),
         *("enable.auto.commit", "auto.commit.enable", "auto.commit.interval.ms", "enable.auto.offset.store"),
         *(
@@ -46,11 +46,11 @@ OWN_OPTIONS = frozenset(
         *("client.id", "reconnect.backoff.max.ms", "error_cb", "log_level"),
     }
 )
-"""Options that KAFKA_OPTIONS may not contain, under all their names."""
+"""Options that KAFKA_OPTIONS must not contain. An option with several names is listed under all of them."""
 
 
 def _options(value: str) -> str:
-    """Validate KAFKA_OPTIONS. All faults are in one message, which quotes no value: it may be a secret."""
+    """Validate KAFKA_OPTIONS. One message lists all faults. It quotes no value, because a value may be a secret."""
     try:
         options = dict(json.loads(value).items())
     except (ValueError, AttributeError, RecursionError):
@@ -130,7 +130,7 @@ class KafkaSettings(Settings):
         repr=False,
         json_schema_extra=SECRET,
     )
-    # The paths themselves, beside the values that were read from them: the files are read again when they change.
+    # The two settings above contain the values from these files. The files are read again when they change.
     kafka_sasl_username_file: Path | None = Field(default=None, description="path", json_schema_extra=INTERNAL)
     kafka_sasl_password_file: Path | None = Field(default=None, description="path", json_schema_extra=INTERNAL)
 

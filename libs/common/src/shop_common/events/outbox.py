@@ -1,4 +1,4 @@
-"""The transactional outbox: an event is a row that is written in the same transaction as its change.
+"""The transactional outbox: an event is a row. The transaction that makes the change writes the row, too.
 
 The relay produces the rows of a shard in id order, and deletes the rows that the broker has acknowledged. A transaction
 writes an event after it has locked the rows that the event describes. So for one key, ids follow commit order.
@@ -21,13 +21,14 @@ from shop_common.telemetry import metrics, tracing
 from shop_common.timestamps import rfc3339
 
 SHARDS = 16
-"""Must never change: the waiting rows of a key must stay in their shard."""
+"""The number of shards. It must never change: the waiting rows of a key must stay in their shard."""
 
 PAYLOAD_BYTES_MAX = 950_000
-"""With its headers, such an event is below the usual message limit of a broker, 1 MiB. The writer enforces the limit.
+"""Limit on the body of an event. With its headers, the event is below the usual message limit of a broker, 1 MiB.
 
-An operation ensures that later events of the same order fit, too. Orders that were created under an earlier limit of
-900,000 have later events that are some hundred bytes larger, so the limit must stay above that.
+`Outbox.append` enforces the limit. The limits on orders and reservations keep their events below it. An older release
+limited only the event, to 900,000 bytes. A later event of a reservation from that release can be some hundred bytes
+larger than that, so this limit must stay above it.
 """
 
 _written = metrics.counter(__name__, "shop_events_written_total", "Events whose transaction has committed", "type")
@@ -35,9 +36,9 @@ _written = metrics.counter(__name__, "shop_events_written_total", "Events whose 
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """An event for other services. `key` identifies what it happened to.
+    """An event for other services. `key` is the id of the order or product that has changed.
 
-    `traceparent` is that of the call that caused it.
+    `traceparent` belongs to the call that caused the event.
     """
 
     topic: str
@@ -95,8 +96,8 @@ class Outbox:
     def append(self, tx: Connection, messages: Sequence[Message]) -> None:
         """Write the messages, in order. `tx` must have locked the rows that they describe.
 
-        A message without a traceparent continues the current span, as for an expiry, which no call of a user caused.
-        Raises ValueError if a message is larger than PAYLOAD_BYTES_MAX, which is a defect of the caller.
+        A message without a traceparent continues the current span. An example is an expiry, which no user's call
+        caused. Raises ValueError if a message is larger than PAYLOAD_BYTES_MAX, which is a defect of the caller.
         """
         current = tracing.current_traceparent()
         self.append_records(tx, [_record(message, message.traceparent or current) for message in messages])
@@ -109,7 +110,7 @@ class Outbox:
 
 
 def shard_of(key: str) -> int:
-    """Return the shard of a key. All events of a key are in one shard, which keeps their order."""
+    """Return the shard of a key. All events of a key are in one shard, so they keep their order."""
     return zlib.crc32(key.encode()) % SHARDS
 
 

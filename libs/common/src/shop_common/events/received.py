@@ -1,7 +1,7 @@
 """Decodes the messages of a topic as events, and groups them for handling.
 
-A topic may contain any bytes. Only `read` accesses the message of the client library. It accepts any message and
-returns a Received, on which everything else works.
+A topic may contain any bytes. `read` converts any message of the client library to a Received, without an error. The
+other functions take a Received or an Event.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -54,7 +54,7 @@ class Undecodable(Exception):
 
 
 class Received(NamedTuple):
-    """A message of a topic, with any bytes. `headers` keep their order; None if a name is not UTF-8."""
+    """A message of a topic, with any bytes. `headers` is in the original order, or None if a name is not UTF-8."""
 
     topic: str
     partition: int
@@ -77,8 +77,8 @@ class Received(NamedTuple):
 
 
 # Never call `message.headers()` directly. If a header name is not UTF-8, confluent-kafka (up to 2.16.1) sets an
-# exception but still returns a list, with a null pointer in it. CPython checks the result of most calls for that, and
-# raises SystemError. It does not check a method call that it has specialised, as in hot code: then the null pointer
+# exception but still returns a list, with a null pointer in it. CPython checks most calls for such a result, and raises
+# SystemError. It does not check a method call that it has specialised because the code is hot. The null pointer then
 # crashes the process. A call through `methodcaller` is checked in every version. See ADR 0015.
 _checked_headers = methodcaller("headers")
 
@@ -103,7 +103,7 @@ def read(message: Message) -> Received:
 
 
 def type_of(message: Received) -> str | None:
-    """Return the event type from the header, or None. With it, a consumer skips most messages without parsing them."""
+    """Return the event type from the header, or None. It lets a consumer skip most messages without parsing them."""
     try:
         return message.header("ce_type") or None
     except UnicodeDecodeError:
@@ -139,7 +139,7 @@ def decode(message: Received) -> Event:
 
 
 def grouped_by_type(events: Iterable[Event]) -> list[list[Event]]:
-    """Split events into few lists of one type each. Handling the lists in order keeps the order of each key.
+    """Split events into a few lists, each with events of one type. Handling the lists in order keeps each key's order.
 
     The round of an event is the number of type changes among the events of its key, up to this event: events of one key
     with the types A, A, B, A have the rounds 0, 0, 1, 2. There is one list per round and type. Within a round all
@@ -158,9 +158,9 @@ def grouped_by_type(events: Iterable[Event]) -> list[list[Event]]:
 
 @contextmanager
 def traced(events: Sequence[Event], describe: Describe) -> Iterator[Sequence[Event]]:
-    """Run the block in a span for all events, and one span in the trace of each event that is sampled.
+    """Run the block in one span for the batch. Each sampled event also gets a span of its own, in its own trace.
 
-    Yields the events to handle. The traceparent of a sampled event is that of its new span.
+    Yields the events to handle. The traceparent of a sampled event names its new span.
     """
     members = {
         number: span for number, event in enumerate(events) if (span := tracing.sampled_remote_span(event.traceparent))

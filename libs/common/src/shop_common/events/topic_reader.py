@@ -27,7 +27,7 @@ IDLE_POLL_SECONDS = 0.2
 ERROR_LOG_SECONDS = 60.0
 
 SESSION_SECONDS = 6.0
-"""A killed process stays a member of its group for this time. By default Apache Kafka accepts no less."""
+"""A killed process stays a member of its group for this time. By default Apache Kafka accepts no shorter time."""
 
 CLOSE_SECONDS_MAX = 5.0
 """Time limit for a replaced client to leave its group."""
@@ -38,7 +38,7 @@ _log = logs.get(__name__)
 
 
 class Stopped(BaseException):
-    """The consumer is stopping. A BaseException, so that no code treats it as the failure of a handler."""
+    """The consumer is stopping. It is a BaseException, so that no code treats it as the failure of a handler."""
 
 
 class TopicReader:
@@ -89,7 +89,7 @@ class TopicReader:
         self._kafka.close()
 
     def next_batch(self) -> list[Received]:
-        """Return the messages that have arrived, after a short wait if there are none. Then pass them to `done`."""
+        """Return the messages that have arrived, after a short wait if there are none. Pass handled ones to `done`."""
         messages, self._early = self._early, []
         # `consume` with a timeout would wait until its list is full. Timeout 0 takes only what has arrived.
         first = self._kafka.poll(0 if messages else IDLE_POLL_SECONDS)
@@ -100,7 +100,7 @@ class TopicReader:
         return messages
 
     def done(self, messages: Sequence[Received]) -> None:
-        """Store the offsets after these messages, to be committed."""
+        """Store the offsets after these messages, so that librdkafka commits them."""
         self.progress.begun(())
         done = {message.partition: message.offset + 1 for message in messages}
         for partition, offset in done.items():
@@ -132,7 +132,8 @@ class TopicReader:
                     raise Stopped
                 message = self._kafka.poll(min(left, IDLE_POLL_SECONDS))
                 if message is not None:
-                    # Paused partitions should return no message. If one does, keep it: it will not be returned again.
+                    # A paused partition should return no message. If it does, keep the message: the client returns each
+                    # message only once.
                     self._early += self._read([message])
                 self.progress.measure(database_away=database_away)
                 left = deadline - time.monotonic()
@@ -182,7 +183,7 @@ class TopicReader:
 
     def _on_assign(self, kafka: confluent_kafka.Consumer, partitions: list[TopicPartition]) -> None:
         kafka.incremental_assign(partitions)
-        # If a partition was revoked while it was paused, librdkafka returns it paused.
+        # A partition that was paused when it was revoked is still paused when it is assigned again.
         (kafka.pause if self._waiting else kafka.resume)(partitions)
         for partition in partitions:
             self._expected.pop(partition.partition, None)
@@ -205,7 +206,7 @@ class TopicReader:
 
 
 def options(group: str, session_seconds: float) -> dict[str, Any]:
-    """Return the options of a consumer in this group, besides those of its connection."""
+    """Return the options of a consumer in this group, without those of its connection."""
     return {
         "group.id": group,
         "client.id": group,
@@ -219,11 +220,11 @@ def options(group: str, session_seconds: float) -> dict[str, Any]:
         "partition.assignment.strategy": "cooperative-sticky",
         "session.timeout.ms": int(session_seconds * 1000),
         "heartbeat.interval.ms": int(session_seconds * 1000 / 3),
-        # Apache Kafka responds to a fetch when there are messages, the embedded broker only after this time.
+        # Apache Kafka responds to a fetch as soon as there are messages. The embedded broker waits for this time.
         "fetch.wait.max.ms": 100,
         "queued.max.messages.kbytes": _PREFETCH_KILOBYTES_MAX,
-        # How soon a new topic is found. Must not be five seconds: the embedded broker takes that long to assign
-        # partitions, and a refresh at that moment makes it start again.
+        # A new topic is found within this time. It must not be five seconds: the embedded broker takes five seconds to
+        # assign partitions, and a refresh at that moment makes it start the assignment again.
         "topic.metadata.refresh.interval.ms": 3000,
         "reconnect.backoff.max.ms": 1000,
         # librdkafka logs many lines while a broker is unavailable. `_on_kafka_error` logs one instead.

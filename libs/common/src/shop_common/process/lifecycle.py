@@ -91,7 +91,7 @@ def serve(server: Serving, settings: CommonSettings, *, on_stop: Sequence[Callab
     After the last call has ended, runs each function in `on_stop`, in order, even if an earlier one failed. If one
     failed, the process exits with code 1. Call it from the main thread, after `begin`.
     """
-    # Set before the start: a client may stop the process as soon as it reports ready.
+    # Set this before the start: the process may get a stop signal as soon as it reports ready.
     _State.serving = server
     try:
         server.start()
@@ -124,7 +124,7 @@ def _settle_down() -> None:
 
 
 def fatal(reason: str, error: BaseException | None = None) -> None:
-    """Log the reason and exit with code 1 at once. For a failure after which the process could not do its work.
+    """Log the reason and exit with code 1 at once. Use it for a failure after which the process cannot do its work.
 
     May be called from any thread. The supervisor restarts the process; nothing depends on a clean shutdown.
     """
@@ -139,11 +139,11 @@ def _take_signals() -> None:
     """Wait for signals on a dedicated thread.
 
     Python runs signal handlers on the main thread, between instructions. A blocked main thread would miss a signal
-    that the system delivers to another thread, as it does to a process that was just thawed.
+    that the operating system delivers to another thread. This happens when a frozen process resumes.
     """
     number = signal.sigwait(_STOP_SIGNALS)
     if _State.serving is None:
-        # Still starting: no call is running, and a normal exit could block on a thread.
+        # The process is still starting: no call is running, and a normal exit could block on a thread.
         os._exit(128 + number)
     _State.stop_requested.set()
     first_at = time.monotonic()
@@ -179,10 +179,10 @@ def _probe(settings: CommonSettings) -> None:
 
 
 def _raise_file_limit() -> None:
-    """Raise the soft limit of open files: each connection is a file, and the usual 1,024 exists for select()."""
+    """Raise the soft limit of open files: each connection is a file. The usual limit, 1,024, exists for select()."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     try:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     except (ValueError, OSError) as error:
-        # macOS reports "unlimited" but accepts less. The soft limit stays, which allows fewer connections.
+        # macOS reports "unlimited" but accepts less. The soft limit stays low, and allows fewer connections.
         _log.warning("could not raise the limit of open files", error=str(error))

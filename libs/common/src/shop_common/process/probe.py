@@ -19,7 +19,7 @@ SERVING = "SERVING"
 
 @dataclass(frozen=True)
 class HealthStatus:
-    """SERVING, NOT_SERVING, …, or the gRPC status of a failed call with its reason."""
+    """The result of a check: SERVING, NOT_SERVING, …, or the gRPC status of a failed call, with its reason."""
 
     name: str
     reason: str = ""
@@ -35,7 +35,8 @@ def check(
 
     The health port needs no `credentials`; the port of an API needs them if it serves TLS.
     """
-    # Channels share connections by default, and a shared address that has failed is retried after growing delays.
+    # By default channels share connections. After a failure gRPC connects again only after growing delays, and a check
+    # with a shared connection would wait for them, too.
     options = [("grpc.use_local_subchannel_pool", 1), ("grpc.enable_http_proxy", 0)]
     with _channel(address, options, credentials) as channel:
         call = channel.unary_unary(
@@ -62,9 +63,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         prog="python -m shop_common.process.probe",
         description="Check the health of a process. Exits with 0 if it serves.",
     )
-    parser.add_argument("address", type=_address, metavar="HOST:PORT", help="where the process serves grpc.health.v1")
+    parser.add_argument("address", type=_address, metavar="HOST:PORT", help="address of grpc.health.v1")
     parser.add_argument("--service", default="", help="liveness, or an API's full name (default: ready for calls)")
-    parser.add_argument("--timeout", type=float, default=2, metavar="SECONDS", help="limit of the call (default: 2)")
+    parser.add_argument("--timeout", type=float, default=2, metavar="SECONDS", help="time limit (default: 2)")
     options = parser.parse_args(argv)
     status = check(options.address, options.service, timeout_seconds=options.timeout)
     sys.stdout.write(f"{status}\n")

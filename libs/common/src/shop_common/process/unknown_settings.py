@@ -1,6 +1,6 @@
 """Finds environment variables that look like a setting but are unknown: misspelt, or of another version.
 
-They are logged and not rejected, because other programs share the environment.
+Unknown variables are logged and not rejected, because other programs share the environment.
 """
 
 from collections.abc import Iterator, Mapping
@@ -53,17 +53,17 @@ _OF_SOME_PROCESSES = [
 
 SETTINGS_OF_ALL = {*_OF_SOME_PROCESSES, *(name.upper() for name in ApiSettings.model_fields)}
 
-# First words of settings with which variables of other programs or of Kubernetes services begin, too.
+# First words of our settings. Variables of other programs, or of Kubernetes services, may begin with the same words.
 _SHARED_FIRST_WORDS = {
     "CALL", "GRPC", "HEALTH", "INVENTORY", "KAFKA", "LISTEN", "LOG", "METRICS", "ORDER", "ORDERS", "OTEL", "TLS",
 }  # fmt: skip
 
-# Kafka's own scripts read it. It is similar to KAFKA_OPTIONS.
+# Kafka's own scripts read this variable. Its name is similar to KAFKA_OPTIONS.
 _FOREIGN_VARIABLES = {"KAFKA_OPTS"}
 
 
 def unknown(settings: type[Settings], environment: Mapping[str, str]) -> Iterator[tuple[str, str]]:
-    """Yield the name of each such variable with the most similar setting of this process."""
+    """Yield the name of each unknown variable, with the most similar setting of this process."""
     own = {name.upper() for name in settings.model_fields} - {"WORKER_PIPE"}
     for variable, value in environment.items():
         name = variable.upper().removesuffix("_FILE")

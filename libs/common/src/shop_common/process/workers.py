@@ -4,8 +4,8 @@ Each worker is a new process that starts the program again, because gRPC does no
 metrics and the health of all workers, and forwards signals. If a worker ends unexpectedly, the parent stops all others
 and exits with code 1, so that its supervisor restarts it.
 
-Each worker has a socket to its parent. Every second it sends a heartbeat with its readiness. When the socket closes,
-the parent has ended, whatever the cause.
+Each worker has a socket to its parent. Every second the worker sends a heartbeat with its readiness. The socket closes
+when the parent ends, even if the parent was killed.
 """
 
 import math
@@ -35,7 +35,7 @@ _log = logs.get(__name__)
 _STOP = (signal.SIGTERM, signal.SIGINT)
 
 SAME_SIGNAL_SECONDS = 1.0
-"""One Ctrl-C may arrive twice: from the terminal and from the parent process. A later signal is a second one."""
+"""One Ctrl-C may arrive twice: from the terminal and from the parent process. Any later signal is a second request."""
 
 HEARTBEAT_SECONDS = 1.0
 SILENT_SECONDS_MAX = 5.0
@@ -87,7 +87,7 @@ def follow_parent(settings: CommonSettings, is_ready: Callable[[], bool]) -> Non
                 while True:
                     parent.sendall(_READY if is_ready() else _NOT_READY)
                     with suppress(TimeoutError):
-                        if not parent.recv(1):  # the parent sends nothing, so it has closed its end
+                        if not parent.recv(1):  # an empty result: the parent has closed its end
                             break
             except OSError as error:
                 _log.warning("the parent is gone", error=str(error))
@@ -97,7 +97,7 @@ def follow_parent(settings: CommonSettings, is_ready: Callable[[], bool]) -> Non
 
 
 class _Heartbeats:
-    """Receives the heartbeats of the workers, and reports their health as one."""
+    """Receives the heartbeats of the workers, and reports one health status for all of them."""
 
     def __init__(self, health: Health) -> None:
         self._health = health
@@ -122,7 +122,7 @@ class _Heartbeats:
         while not self._stopped.is_set():
             for worker in select.select(list(self._last_heartbeats), [], [], HEARTBEAT_SECONDS)[0]:
                 received = worker.recv(4096)
-                if not received:  # it ended; the main thread handles that
+                if not received:  # the worker ended; the main thread handles that
                     return
                 self._last_heartbeats[worker], self._is_ready[worker] = time.monotonic(), received[-1:] == _READY
             if not self._stopped.is_set():
@@ -143,7 +143,7 @@ class _Parent:
         self._heartbeats = _Heartbeats(health)
         self._health_server = HealthServer(settings.health_port, listen_host=settings.listen_host, health=health)
         self._signals, self._wake_write_end = os.pipe()
-        # Python writes the number of each signal to this pipe. A signal handler that took locks could deadlock instead.
+        # Python writes the number of each signal to this pipe. A signal handler that took locks could deadlock.
         os.set_blocking(self._wake_write_end, False)
 
     def run(self) -> int:
@@ -184,11 +184,11 @@ class _Parent:
                 self._send(signal.SIGKILL)
                 for worker in self._workers:
                     worker.wait()
-        # A worker that did not handle signals yet was ended by SIGTERM itself.
+        # SIGTERM itself ends a worker that does not handle signals yet.
         return all(worker.returncode in {0, -signal.SIGTERM, 128 + signal.SIGTERM} for worker in self._workers)
 
     def _start(self) -> None:
-        # Passed on to the workers. Nothing is read from it here.
+        # The workers inherit the environment. The parent reads nothing from it here.
         inherited = os.environ  # noqa: TID251
         ends = []
         for _ in range(self._count):
@@ -209,7 +209,7 @@ class _Parent:
 
     def _send(self, number: int) -> None:
         for worker in self._workers:
-            worker.send_signal(number)  # does nothing if it has ended
+            worker.send_signal(number)  # does nothing if the worker has ended
 
 
 def _ignore(_number: int, _frame: FrameType | None) -> None:

@@ -1,4 +1,4 @@
-"""Structured logs: JSON for machines, aligned text for a terminal. Each line carries the current trace and span id."""
+"""Structured logs: JSON for machines, aligned text for a terminal. Each line has the current trace and span id."""
 
 import json
 import logging
@@ -60,7 +60,7 @@ def start(process: str, settings: CommonSettings) -> None:
         cache_logger_on_first_use=True,
     )
     _route_libraries(level, common, render)
-    startup.count_lost_with(_lost().inc)  # created now, so that it is exported as 0
+    startup.count_lost_with(_lost().inc)  # creates the counter now, so that it is exported as 0
 
 
 class LogRateLimiter:

@@ -1,7 +1,7 @@
-"""Metrics for Prometheus. Each is declared beside the code that updates it; docs/metrics.md lists all.
+"""Metrics for Prometheus. A metric is declared beside the code that updates it; docs/metrics.md lists all metrics.
 
 Names and units follow the OpenTelemetry conventions for Prometheus: seconds, bytes, `_total` for counters. A label must
-have few values, such as a method, a status or a topic. It must never be an id.
+have few distinct values. A method, a status or a topic may be a label; an id must never be one.
 """
 
 import threading
@@ -63,7 +63,8 @@ class Metric(Generic[_Collector]):
     def __call__(self, *values: str) -> _Collector:
         child = self._children.get(values)
         if child is None:
-            # Two threads may get here at once. `labels` returns the same child to both; a lock guards the family.
+            # Two threads may reach this line at the same time. `labels` returns the same child to both, and a lock
+            # prevents a second family.
             family = self._get_family()
             child = self._children[values] = family.labels(*values) if values else family
         return child
@@ -80,7 +81,7 @@ class _Exposition:
 
 
 def enable() -> None:
-    """Have metrics collected that cost time on each call. Call it if METRICS_PORT is set."""
+    """Also collect the metrics that cost time on each call. Call this function if METRICS_PORT is set."""
     _Exposition.enabled = True
 
 

@@ -25,13 +25,13 @@ READ_SECONDS = 10.0
 def start(settings: CommonSettings) -> None:
     """Serve the metrics of this process on METRICS_PORT, unless that is 0.
 
-    Call it before creating the objects that update metrics: they ask only once whether metrics are enabled. If the port
-    is busy, the process exits with code 1.
+    Call it before creating the objects that update metrics: they check only once whether metrics are enabled. If the
+    port is busy, the process exits with code 1.
     """
     if not settings.metrics_port:
         return
     metrics.enable()
-    # The parent of several workers serves the sum of their metrics. The workers cannot share the port.
+    # Several workers cannot share the port. Their parent serves the combined metrics.
     if not settings.is_worker:
         serve(settings, REGISTRY)
 
@@ -59,7 +59,7 @@ class _Handler(WSGIRequestHandler):
 
 
 class _Server(ThreadingMixIn, WSGIServer):
-    """Runs a thread for each open connection. There are at most CONNECTIONS_MAX."""
+    """Runs a thread for each open connection. At most CONNECTIONS_MAX connections are open."""
 
     daemon_threads = True
     request_queue_size = 64

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 _TRACEPARENT = re.compile(r"00-(?!0{32})([0-9a-f]{32})-(?!0{16})([0-9a-f]{16})-([0-9a-f]{2})")
 
-# The current span inside a batch of which no call is traced. It is not sampled, and so its children are not, either.
+# The current span in a batch without a traced call. This span is not sampled, so its children are not sampled, either.
 _UNSAMPLED_TRACE_ID = 1
 _UNSAMPLED = NonRecordingSpan(SpanContext(_UNSAMPLED_TRACE_ID, 1, is_remote=False))
 
@@ -80,7 +80,7 @@ def span(
 ) -> Iterator[Span]:
     """Run the block in a span. If the block raises, the span has status ERROR.
 
-    Its parent is the span that the traceparent `parent` names, else the current span. Yields the span.
+    The parent of the span is the span that the traceparent `parent` names, else the current span. Yields the new span.
     """
     if _Current.tracer is None:
         yield trace.INVALID_SPAN
@@ -92,7 +92,7 @@ def span(
 
 
 def sampled_span() -> SpanContext | None:
-    """Return the current span if it is sampled. Calls pass it to the batch that runs them."""
+    """Return the current span if it is sampled. A call passes its span to the batch that runs it."""
     if _Current.tracer is None:
         return None
     context = trace.get_current_span().get_span_context()
@@ -116,8 +116,8 @@ def batch_span(
     `members` are the sampled spans of the calls. The new span is a child of the first one, so the trace of that call
     shows all the work, down to the SQL. Yields the context of the new span, to which the spans of the calls may link.
 
-    If no call of the batch is traced, no span in the block is recorded. Otherwise the sampler would decide again, for
-    each batch, whether to trace it.
+    If no call of the batch is traced, no span in the block is recorded. Without this rule the sampler would decide for
+    each such batch whether to start a trace.
     """
     if _Current.tracer is None:
         yield None
@@ -146,7 +146,8 @@ def open_span(
 ) -> Span:
     """Start a span below `member`, with links to the batches that handled it. The caller must end it.
 
-    It starts now, or at `began_ns` (by time.time_ns). Returns an invalid span if tracing was turned off meanwhile.
+    The span starts now, or at `began_ns` (by time.time_ns). Returns an invalid span if tracing was turned off
+    meanwhile.
     """
     if _Current.tracer is None:
         return trace.INVALID_SPAN
@@ -185,7 +186,10 @@ def current_traceparent() -> str | None:
 
 
 def remote_context(traceparent: str | None) -> Context | None:
-    """Return a context whose spans continue that trace. None, for the current context, if it is absent or malformed."""
+    """Return a context whose spans continue the trace of `traceparent`.
+
+    Returns None, which stands for the current context, if `traceparent` is absent or malformed.
+    """
     context = _span_context(traceparent)
     return None if context is None else _child_of(context)
 
@@ -204,7 +208,8 @@ def traceparent_in(headers: Sequence[tuple[str, bytes | None]] | None) -> str | 
 
 
 def _load_sdk(process: str, endpoint: str) -> "TracingSdk":
-    # OpenTelemetry reads these variables here. It does not take an empty variable as unset, as we do.
+    # OpenTelemetry reads the OTEL_* variables here. Our settings treat an empty variable as unset; OpenTelemetry does
+    # not, so delete empty variables.
     environment = os.environ  # noqa: TID251
     for name in [name for name, value in environment.items() if name.startswith("OTEL_") and not value.strip()]:
         del environment[name]

@@ -24,7 +24,7 @@ SHUTDOWN_SECONDS_MAX = 2.0
 _CHANNEL_OPTIONS: Any = (("grpc.enable_http_proxy", 0),)
 
 TEXT_LENGTH_MAX = 4096
-"""Limit on the length of an attribute: longer than our longest statement. The queue holds up to 2,048 spans."""
+"""Limit on the length of an attribute. Our longest statement is shorter. The queue holds up to 2,048 spans."""
 
 _SPAN = "shop_span"
 _OPERATION = re.compile(r"\s*(\w+)")
@@ -34,7 +34,7 @@ _log = logs.get(__name__)
 
 
 class DeduplicatingExporter(SpanExporter):
-    """Logs once when exports start to fail and once when they succeed again, not for each batch."""
+    """Logs one line when exports start to fail and one when they succeed again, instead of one for each batch."""
 
     def __init__(self, exporter: SpanExporter, endpoint: str) -> None:
         self._exporter = exporter
@@ -132,7 +132,7 @@ class TracingSdk:
 
     def shutdown(self) -> None:
         """Export the queued spans. Spans not exported within SHUTDOWN_SECONDS_MAX are lost."""
-        # On a thread, since the exporter keeps retrying while the collector is unreachable.
+        # Use a thread with a time limit, because the exporter keeps retrying while the collector is unreachable.
         sending = threading.Thread(target=self._provider.shutdown, name="last-spans", daemon=True)
         sending.start()
         sending.join(SHUTDOWN_SECONDS_MAX)
