@@ -13,7 +13,7 @@ from shop_common.telemetry import tracing
 
 @dataclass(frozen=True, slots=True)
 class Delivery:
-    """The result of a batch: `acknowledged` rows may be deleted; `failure` is the reason if others are missing."""
+    """The result of a batch. The `acknowledged` rows may be deleted. `failure` is the reason if the batch failed."""
 
     acknowledged: Sequence[OutboxRow]
     failure: str | None
@@ -51,7 +51,8 @@ class Batch:
     def open_span(self, row: OutboxRow) -> str | None:
         """Return the traceparent for the row's message.
 
-        If the row is traced, it names a new span, which ends with the batch. Otherwise it is that of the row.
+        If the row is traced, the traceparent names a new span, which ends with the batch. Otherwise the result is the
+        row's own traceparent.
         """
         member = self.members.get(row.id)
         if member is None:
@@ -92,9 +93,9 @@ class Batch:
         self.failure = self.failure or why
 
     def acknowledged(self) -> Sequence[OutboxRow]:
-        """Return, for each shard, the rows before the first lost one; no rows while any message is outstanding.
+        """Return the rows of each shard before its first lost row. Returns no rows while a message is outstanding.
 
-        Acknowledged rows after a lost one are sent again. So even if the broker stored rows out of order, the last
+        Acknowledged rows after a lost row are sent again. So even if the broker stored rows out of order, the last
         event of a key that a consumer receives is the latest one.
         """
         if self.outstanding:
@@ -114,7 +115,7 @@ class Batch:
 def poll_reports(producer: Producer, deadline: float) -> str | None:
     """Process delivery reports until none is left or the deadline (time.monotonic) has passed.
 
-    Returns the first failure.
+    Returns the first failure, or None.
     """
     failure = None
     # Do not use flush(): after a fatal error it continues to call back, with that error pending in the interpreter.

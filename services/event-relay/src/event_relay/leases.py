@@ -1,9 +1,9 @@
 """Assigns shards to relay processes by leases in the database of the outbox. That database's clock decides their end.
 
 A process first takes a membership slot: a lease with a number below zero, so that a process without shards is counted,
-too. The number of taken slots is the number of processes that share the shards. The rank of a process among them
-determines its share. A process with more shards than that gives some up; a process with fewer takes free ones. All
-shares add up to the number of shards, so every shard gets an owner and then stays with it.
+too. The number of taken slots is the number of processes that share the shards. The rank of a process's slot
+determines its share. A process with more shards than its share gives up the surplus. A process with fewer shards takes
+free ones. All shares add up to the number of shards, so every shard gets an owner and then stays with it.
 """
 
 import time
@@ -38,7 +38,8 @@ slot."""
 SECONDS_MAX = 300
 """The longest lease. A lease that ends later than this from now was granted before the clock was set back.
 
-Such a lease is void: its owner may be dead, and others would wait for it. A live owner renews its leases soon.
+Such a lease is void: its owner may be dead, and other relays would wait for its end. A live owner renews its leases
+soon.
 """
 
 
@@ -46,8 +47,8 @@ Such a lease is void: its owner may be dead, and others would wait for it. A liv
 class Held:
     """The shards that this process owns. `produce_until` and `ends` are by time.monotonic.
 
-    In the last third of a lease nothing is produced: that time is for the outstanding batch to be acknowledged or
-    purged.
+    Nothing is produced in the last third of a lease, so that the outstanding batch can be acknowledged or purged before
+    the lease ends.
     """
 
     shards: tuple[int, ...]

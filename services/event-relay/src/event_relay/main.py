@@ -1,4 +1,4 @@
-"""The relay process: one loop for each outbox database, beside a health service."""
+"""The relay process: one loop for each outbox database, and a health service."""
 
 import argparse
 import os
@@ -20,7 +20,7 @@ READINESS_SECONDS = 0.2
 
 
 def main() -> None:
-    """Run until SIGTERM or SIGINT; then finish the outstanding batches and release the leases."""
+    """Run until SIGTERM or SIGINT. Then finish the outstanding batches and release the leases."""
     argparse.ArgumentParser(
         prog="python -m event_relay",
         description="Ships every outbox row to Kafka, then deletes it.",

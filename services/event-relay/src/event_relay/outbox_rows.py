@@ -1,4 +1,4 @@
-"""All SQL on the outbox that the relay needs: read the oldest rows, delete acknowledged ones, count the backlog."""
+"""The relay's SQL on the outbox: read the oldest rows, delete acknowledged rows, count the backlog."""
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
@@ -19,12 +19,12 @@ from shop_common.db.sql import Clock, Statement, in_rows, micros_of
 from shop_common.events.outbox import SHARDS
 
 ROWS_MAX = 4000
-"""Rows in one read, which limits the memory. If only some shards are read, each may fill an equal part of it. So no
-shard waits for another."""
+"""The maximum number of rows in one read. It limits memory. A read of only some shards gives each shard an equal part
+of this number, so no shard waits for another."""
 
 READS_KEPT = 64
-"""Cached statements: one for the shards of this relay, two for the halves, and more while a topic is missing, since its
-rows are left out."""
+"""The maximum number of cached statements. A relay needs one for its shards and two for their halves. It needs others
+while a topic is absent or a shard waits, because their rows are left out."""
 
 BACKLOG_COUNTED_MAX = 100_000
 
@@ -32,7 +32,7 @@ BACKLOG_COUNTED_MAX = 100_000
 class OutboxRow(NamedTuple):
     """A row of the outbox. `headers` is a JSON object of headers that override those of the relay.
 
-    `created_micros` is in microseconds since 1970, UTC. This is a named tuple, because the relay creates one per event:
+    `created_micros` is in microseconds since 1970 UTC. This is a named tuple, because the relay creates one per event:
     creating a frozen dataclass takes a call per field.
     """
 
@@ -62,7 +62,7 @@ class Backlog:
 
 
 class OutboxRows:
-    """The rows of one outbox. Use it in transactions with FORCE_INDEX_PLANS."""
+    """Reads and deletes the rows of one outbox. Its transactions need FORCE_INDEX_PLANS."""
 
     def __init__(self, outbox: Table) -> None:
         self._outbox = outbox
@@ -78,8 +78,8 @@ class OutboxRows:
         If `shards` are all shards, the rows are the oldest of the outbox. Otherwise each shard has an equal part of the
         4,000. Rows of `without_topics` are left out.
 
-        Every read starts at the oldest row. A row whose transaction commits late has a lower id than rows that were
-        read and shipped before it became visible.
+        Every read starts at the oldest row, because a row may become visible late: its transaction commits after rows
+        with higher ids were read and shipped.
         """
         if not shards:
             return []
@@ -99,7 +99,7 @@ class OutboxRows:
         """
         deleted = {row.event_id for row in self._delete(tx, [{"id": row.id} for row in rows])}
         if not deleted <= {row.event_id for row in rows}:
-            raise OutboxReplaced("rows that were shipped are different rows now: was the database restored?")
+            raise OutboxReplaced("the ids of shipped rows belong to other events now: was a backup restored?")
 
     def backlog(self, tx: Connection) -> Backlog:
         """Count the rows, up to 100,000, and return the age and id of the oldest."""
@@ -116,7 +116,8 @@ class OutboxRows:
     def _reading(self, tx: Connection, shards: Sequence[int], without_topics: Collection[str]) -> str:
         """Return the SQL with literal values: with parameters, PostgreSQL would plan sixteen selects at each read."""
         if len(shards) == SHARDS:
-            # One index scan instead of sixteen. If one shard's backlog fills it, the halves that follow are fair again.
+            # Use one index scan instead of sixteen. If the backlog of one shard fills this read, the next passes read
+            # halves of the shards, and there each shard gets an equal part.
             reads: SelectBase = self._selected(without_topics).order_by(self._outbox.c.id).limit(ROWS_MAX)
         else:
             limit = ROWS_MAX // len(shards)
@@ -127,8 +128,8 @@ class OutboxRows:
         outbox = self._outbox
         rows = (
             self._selected(without_topics)
-            # A range of one shard instead of `=`, so that only the index (shard, id) has this order. With a constant
-            # shard the primary key has it too, and scanning that reads the rows of all other shards.
+            # Use BETWEEN instead of `=`, so that only the index (shard, id) has this sort order. With `=`, the primary
+            # key has it too, and a scan of the primary key reads the rows of all other shards.
             .where(outbox.c.shard.between(shard, shard))
             .order_by(outbox.c.shard, outbox.c.id)
             .limit(limit)

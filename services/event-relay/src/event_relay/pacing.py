@@ -3,13 +3,13 @@
 import time
 
 BUSY_POLLS = 0.1
-"""The shortest pause, as a share of the full one. After an event, another one probably follows soon: a full pause
-would be most of its delay."""
+"""The shortest pause, as a fraction of `poll_seconds`. After an event, another event probably follows soon, and a full
+pause would be most of that event's delay."""
 
 QUIET_SECONDS = 1.0
 QUIET_POLLS = 5
-"""The longest pause, in full ones, after a second without events. An empty poll costs about a millisecond of CPU,
-including the database. Fifty of them a second are too many."""
+"""The pause after a second without events, as a multiple of `poll_seconds`. An empty poll costs about a millisecond of
+CPU, including the database. Fifty empty polls a second are too many."""
 
 
 class Pause:
@@ -57,7 +57,7 @@ class Stall:
         self._since = float("inf")
 
     def observe(self, row_id: int | None) -> None:
-        """Record the id of the oldest row; None if there is none, or if this relay owns shards."""
+        """Record the id of the oldest row. `row_id` is None if there is no row, or if this relay owns shards."""
         if row_id != self._row_id or row_id is None:
             self._row_id = row_id
             self._since = float("inf") if row_id is None else time.monotonic()

@@ -4,9 +4,10 @@ Guarantee: whatever fails, the events of a key first occur in the topic in the o
 does not guarantee that, even with idempotence: of messages 1, 2, 3, 4 it may deliver 1, let 2 and 3 time out, and
 deliver 4. So here no single message times out or is skipped:
 
-- Messages have no timeout of their own; the whole batch has a deadline. When it passes, everything is purged.
+- Messages have no timeout of their own, but the whole batch has a deadline. When the deadline passes, all outstanding
+  messages are purged.
 - A refusal by the broker is fatal for the producer (gapless guarantee), so nothing more is sent. The broker also
-  refuses the outstanding messages behind the refused one, by their sequence numbers.
+  refuses the outstanding messages after the refused one, because of their sequence numbers.
 - After any failure the producer is discarded, and the caller starts again from its oldest rows.
 
 An event that cannot be published, for example because it is too large for its topic, blocks only its own shard. The
@@ -33,7 +34,7 @@ from shop_common.telemetry import logs, tracing
 from shop_common.timestamps import rfc3339_of_micros
 
 PARTITIONS = 3
-"""The partitions of a topic that has to be created; the default of the system's topics."""
+"""The number of partitions in the logged command that creates an absent topic. It is the system's default."""
 
 IN_FLIGHT_MAX = 2
 """Concurrent requests to a broker. While they run, messages collect for the next request. So no message has to wait for
@@ -44,22 +45,22 @@ MEMORY_KILOBYTES_MAX = 65_536
 BROKER_ANSWER_SECONDS = 2.0
 PURGE_SECONDS = 1.0
 ABSENT_TOPIC_SECONDS = 1.0
-"""Time until the broker is queried again for a topic that does not exist. Its rows wait."""
+"""Time until the broker is queried again for a topic that cannot be used. Meanwhile the rows of the topic wait."""
 
 REFUSED_SECONDS = 10.0
-"""Time until the refused event of a shard is retried. The shard waits."""
+"""Time until the refused event of a shard is retried. Meanwhile the shard waits."""
 
 ALONE_SECONDS = 60.0
 """Time after a refusal during which each message is sent alone."""
 
 NOTHING = Delivery((), None)
-"""The delivery when no batch was outstanding."""
+"""The delivery that `wait` returns if no batch was outstanding."""
 
 _log = logs.get(__name__)
 
 
 class BrokerAway(Exception):
-    """No broker responded. Nothing was sent."""
+    """No broker responded, or the connection settings cannot be used. Nothing was sent."""
 
 
 @dataclass(slots=True)
@@ -72,9 +73,9 @@ class _Refusal:
 
 
 class Publisher:
-    """One producer, replaced after each failure, with at most one outstanding batch. Use it from one thread only.
+    """Publishes rows through one producer, which is replaced after each failure. Use it from one thread only.
 
-    `source` is the CloudEvents source of its events, such as /shop/order-api.
+    At most one batch is outstanding. `source` is the CloudEvents source of the events, such as /shop/order-api.
     """
 
     def __init__(self, kafka: KafkaConnection, source: str) -> None:
@@ -154,8 +155,8 @@ class Publisher:
     def wait(self) -> Delivery:
         """Wait until the broker has acknowledged the outstanding batch, or until its deadline. Returns its delivery.
 
-        Nothing is outstanding afterwards. An event that cannot be published is not a failure of the batch: it is
-        logged, and its shard is one of `waiting_shards`.
+        Nothing is outstanding afterwards. An event that cannot be published is not a failure of the batch. Once
+        that event is identified, it is logged, and its shard is one of `waiting_shards`.
         """
         batch, self._batch = self._batch, None
         if batch is None:
@@ -167,12 +168,13 @@ class Publisher:
         acknowledged = batch.acknowledged()
         self._forget_refusals(acknowledged)
         if batch.too_large:
-            # One message may have made the whole request too large. Sent alone, each message gets its own response.
+            # The broker refuses a whole request if one of its messages is too large. A message that is sent alone gets
+            # a response of its own.
             if self._alone:
                 for row in batch.too_large:
                     self._refuse(row, "too large for the topic: raise its max.message.bytes")
             self._alone_until = time.monotonic() + ALONE_SECONDS
-            # All other failures follow from this one.
+            # All other failures of the batch follow from this refusal.
             return Delivery(acknowledged, None)
         return Delivery(acknowledged, batch.failure)
 
@@ -284,7 +286,7 @@ class Publisher:
                 _log.info("topic can be used again", topic=topic)
             return True
         if topic not in self._absent_topics:
-            # A topic without partitions has no error.
+            # A topic without partitions has no error, but is absent, too.
             absent = found.error is None or found.error.code() == KafkaError.UNKNOWN_TOPIC_OR_PART
             brokers = self._connection.bootstrap_servers
             command = f"kafka-topics.sh --bootstrap-server {brokers} --create --topic {topic}"
@@ -302,7 +304,7 @@ class Publisher:
         if self._producer is None:
             return
         self._producer.purge()
-        # These reports have no effect any more, but an unprocessed report would keep its row in memory.
+        # `Batch.acknowledged` needs these reports. An unprocessed report would also keep its row in memory.
         poll_reports(self._producer, time.monotonic() + PURGE_SECONDS)
         self._producer = None
 

@@ -1,6 +1,6 @@
 """Relays one outbox to Kafka: hold leases, read the oldest rows, send them, wait, delete the acknowledged rows.
 
-A crash at any point may repeat events, with their ids, but loses none: a row is deleted only after the broker has
+A crash at any point may repeat events, with the same ids, but loses none: a row is deleted only after the broker has
 acknowledged its event.
 
 One transaction of a pass deletes the rows that earlier passes have shipped, and reads the rows of this pass. Under
@@ -145,8 +145,8 @@ class Relay:
         """Return the shards of this pass. No row of them is outstanding."""
         shards = self._held.shards
         self._metrics.blocked_shards.set(len(self._publisher.refused_shards().intersection(shards)))
-        # Split the owned shards, not the shards left below. Those change, so that two passes in a row could have the
-        # same shard, and the second one would read rows that are outstanding.
+        # Split all owned shards, and leave out the waiting shards only afterwards. The set of waiting shards changes.
+        # Otherwise two passes in a row could have the same shard, and the second pass would read outstanding rows.
         waiting = self._publisher.waiting_shards()
         return [shard for shard in self._halves.shards_of_pass(shards) if shard not in waiting]
 
@@ -163,7 +163,7 @@ class Relay:
         acknowledged = self._deletable()
         if acknowledged:
             # failpoint: before-delete
-            # If the database loses this commit in a crash, the rows are shipped again under their ids.
+            # If the database loses this commit in a crash, the rows are shipped again with the same event ids.
             rows = self._database.transact(delete_and_read, FORCE_INDEX_PLANS + ASYNC_COMMIT)
         else:
             rows = self._database.query(read, FORCE_INDEX_PLANS)
@@ -226,7 +226,7 @@ class Relay:
                 self._settle()
             self._database.transact(self._leases.release)
         except (ShopError, DBAPIError) as error:
-            _log.info("leases are left to expire", database=self.name, error=str(error))
+            _log.info("the leases were not released and will expire", database=self.name, error=str(error))
         self._held = _NOTHING
         self._renew_at = 0.0
         self._metrics.shards.set(0)
@@ -242,7 +242,8 @@ class Relay:
         self._sample_at = time.monotonic() + SAMPLE_SECONDS
 
     def _interrupted(self, error: Exception) -> None:
-        # Nothing is outstanding while we wait. Rows that were not acknowledged are still there and are read again.
+        # Leave nothing outstanding during the backoff. Rows that were not acknowledged are still in the outbox and are
+        # read again.
         self._halves.active = False
         with suppress(DeliveryFailed):
             self._wait()
@@ -255,7 +256,7 @@ class Relay:
         # Log an outage once, not at each attempt: after hours, the log would have nothing else.
         if self._outage is not type(error):
             cause = {"cause": cause_of(error)} if isinstance(error, ShopError) else {}
-            # SQLAlchemy's own text quotes the statement and its rows.
+            # Do not log SQLAlchemy's own text: it quotes the statement and its rows.
             said = cause_of(error) if isinstance(error, DBAPIError) else str(error)
             _log.warning("relay interrupted", database=self.name, error=said, kind=type(error).__name__, **cause)
             self._outage = type(error)
@@ -268,5 +269,5 @@ class Relay:
 
 
 def _backoff(failures: int) -> float:
-    """Exponential backoff with jitter, capped at two seconds."""
+    """Return the seconds to wait: exponential backoff with jitter, capped at two seconds."""
     return random.uniform(0.5, 1.0) * min(BACKOFF_FIRST_SECONDS * 2.0 ** min(failures, 10), BACKOFF_MAX_SECONDS)

@@ -16,7 +16,7 @@ _Url = Annotated[DatabaseAddress | None, Field(description=_URL, repr=False, jso
 
 
 class RelaySettings(CommonSettings, KafkaSettings):
-    """The relay's settings. At least one of the two databases is given."""
+    """The relay's settings. At least one of the two database URLs must be set."""
 
     inventory_database_password: str | None = Field(
         None, description=password_of("INVENTORY_DATABASE_URL"), repr=False, json_schema_extra=SECRET
@@ -53,11 +53,11 @@ class RelaySettings(CommonSettings, KafkaSettings):
             yield "INVENTORY_DATABASE_PASSWORD: is set without INVENTORY_DATABASE_URL"
         if orders is None and self.orders_database_password is not None:
             yield "ORDERS_DATABASE_PASSWORD: is set without ORDERS_DATABASE_URL"
-        # The longest pause is five of them, and a lease has to be renewed twice in its time.
+        # The longest pause is five times POLL_SECONDS, and a lease must be renewed at least twice before it ends.
         if self.poll_seconds > self.lease_seconds / 10:
             yield (
                 f"POLL_SECONDS: must be at most a tenth of LEASE_SECONDS ({self.lease_seconds:g}), "
-                f"but is {self.poll_seconds:g}: shards would be lost between two looks"
+                f"but is {self.poll_seconds:g}: shards would be lost between two polls"
             )
 
     def facts(self) -> Iterator[tuple[str, object]]:
