@@ -25,7 +25,8 @@ from shop_protos.order.v1.maintenance_pb2_grpc import OrderMaintenanceServiceStu
 PROCESS = "reservation-reaper"
 
 EXPIRY_SECONDS = 0.04
-"""Target duration of an expiry batch. It is longer than others, because inventory-api serves buyers in between."""
+"""Target duration of an expiry batch. It is longer than that of other batches, because inventory-api serves callers
+between the turns of such a batch."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -63,14 +64,14 @@ def serve(settings: ReaperSettings) -> None:
             server, settings, on_stop=[schedule.stop, *(client.close for client in clients), tracing.shutdown]
         )
     finally:
-        # `serve` exits if another process has taken the health port. Python then waits for the threads of the pool,
-        # which retry until they are stopped.
+        # `lifecycle.serve` exits if another process has taken the health port. Python then waits for the threads of the
+        # pool, and these threads retry until they are stopped.
         schedule.stop()
 
 
 def _client(target: str, protos: ModuleType, name: str, certificates: ReloadedCertificates | None) -> Client:
     service = protos.DESCRIPTOR.services_by_name[name]
-    # Every method may be repeated: what a first call has processed is no longer due.
+    # Every method may be repeated: the rows that a first call has processed are no longer due.
     return Client(
         target,
         service,

@@ -1,7 +1,7 @@
 """A task that calls an API in bounded batches, whenever its trigger is due.
 
 Every task is safe to repeat, and no guarantee of the system depends on when it runs. So a failed run is simply
-repeated, and two reapers at once do no harm.
+repeated, and two reapers may run at the same time.
 
 A backlog is processed in batches that take about as long as an ordinary call, because buyers wait for the locks that
 each batch holds.
@@ -22,9 +22,10 @@ _BACKOFF_SECONDS_MAX = 30.0
 _MISSED_RUNS_MAX = 3
 
 BATCH_SECONDS = 0.02
-"""Target duration of a batch. Shorter batches cost more per row, longer ones delay the buyers that wait for locks."""
+"""Target duration of a batch. Shorter batches cost more per row. Longer batches delay buyers, who wait for locks."""
 BATCH_MIN = 200
-"""Smallest batch, so that its fixed cost, round trips and a synchronous commit, is not most of its time."""
+"""The smallest batch size. In a smaller batch, the fixed cost (round trips, a synchronous commit) would take most of
+the time."""
 
 _log = logs.get(__name__)
 
@@ -82,7 +83,7 @@ class PeriodicTask:
 
     @property
     def ready(self) -> bool:
-        """Whether the API responded when the task was last due. An overloaded API has responded."""
+        """Whether the API responded to the last run, and few runs were missed. An overloaded API has responded."""
         responds = self._failure is None or isinstance(self._failure, Overload)
         return responds and time.monotonic() < self._late_at
 
@@ -103,8 +104,8 @@ class PeriodicTask:
                 done = self._do(size)
                 total += done
                 _done(self.name).inc(done)
-                # After each batch, not only at the end: a large backlog may take hours, and must not look like a
-                # reaper that hangs.
+                # Set the time after each batch, not only at the end of the run. A large backlog may take hours, and the
+                # reaper must not look as if it hangs.
                 _last_success(self.name).set_to_current_time()
                 self._set_due(datetime.now(UTC))
                 if done < size:
@@ -130,7 +131,7 @@ class PeriodicTask:
         due = self.trigger.get_next_fire_time(previous, now)
         _due(self.name).set(due.timestamp())
         seconds = (due - now).total_seconds()
-        if seconds > 0:  # otherwise the first run is due at once, and the task is ready only after it
+        if seconds > 0:  # otherwise this is the first run; the task becomes ready only after it
             self._late_at = time.monotonic() + _MISSED_RUNS_MAX * seconds + _BACKOFF_SECONDS_MAX
 
     def _next_size(self, size: int, seconds: float) -> int:
@@ -139,7 +140,7 @@ class PeriodicTask:
         return min(max(int(size * factor), BATCH_MIN), self._batch_max)
 
     def _report(self, error: ShopError) -> None:
-        # Only when the reason changes: the API may be unavailable for hours.
+        # Log only when the reason changes, because the API may be unavailable for hours.
         if self._failure is None or self._failure.reason != error.reason:
             _log.warning("task failed, retrying", task=self.name, reason=error.reason, error=error.message)
         self._failure = error

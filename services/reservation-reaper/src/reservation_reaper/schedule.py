@@ -24,8 +24,8 @@ _log = logs.get(__name__)
 class Schedule:
     """Runs each task when its trigger is due, until `stop`. No task runs twice at the same time.
 
-    Calls `set_ready` several times a second with whether all tasks are ready. Calls `on_fatal` with an exception that
-    a task raised: that is a defect, since a task handles the failures of its API.
+    Calls `set_ready` several times a second with whether all tasks are ready. Calls `on_fatal` if a task
+    raises an exception. This is a defect, because a task handles the failures of its API.
     """
 
     def __init__(
@@ -39,12 +39,12 @@ class Schedule:
         self._set_ready = set_ready
         self._on_fatal = on_fatal
         self._stop = threading.Event()
-        # APScheduler logs each run, and warns when a run takes longer than its interval, as it does for a backlog.
+        # APScheduler logs each run, and warns when a run takes longer than its interval. A backlog makes that normal.
         logging.getLogger("apscheduler").setLevel(logging.ERROR)
         pool = ThreadPoolExecutor(len(tasks), {"thread_name_prefix": "task"})
         self._scheduler = BackgroundScheduler(executors={"default": pool}, timezone=UTC)
         for task in tasks:
-            # However many runs were missed, and however late, one run makes up for them.
+            # A late run still starts, and one run replaces all runs that were missed.
             self._scheduler.add_job(
                 self._run, task.trigger, [task], id=task.name, max_instances=1, coalesce=True, misfire_grace_time=None
             )
@@ -69,17 +69,17 @@ class Schedule:
     def _watch(self) -> None:
         offset = _clock_offset()
         try:
-            # Polled, because a task whose call hangs cannot report that it is no longer ready.
+            # Poll readiness, because a task whose call hangs cannot report that it is no longer ready.
             while not self._stop.wait(_WATCH_SECONDS):
                 self._set_ready(all(task.ready for task in self._tasks))
                 before, offset = offset, _clock_offset()
                 if offset < before - _CLOCK_STEP_SECONDS:
                     self._reschedule(before - offset)
         except BaseException as error:
-            self._on_fatal("the watch over the schedule failed", error)
+            self._on_fatal("the thread that watches the schedule failed", error)
 
     def _reschedule(self, seconds: float) -> None:
-        """Schedule all tasks anew after the clock was set back, since APScheduler would wait for the old due times."""
+        """Schedule all tasks again after the clock was set back. Otherwise APScheduler would wait for the old times."""
         _log.warning("the clock was set back; all tasks are rescheduled", seconds=round(seconds, 3))
         for job in self._scheduler.get_jobs():
             job.reschedule(job.trigger)

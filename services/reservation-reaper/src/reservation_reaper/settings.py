@@ -24,13 +24,13 @@ class ReaperSettings(CommonSettings, CallerSettings):
         default=1.0, ge=0.05, le=3600, description="seconds between two runs of a task"
     )
     reap_batch_max: int = Field(
-        default=1000, ge=1, le=10_000, description="most reservations or orders that one call ends"
+        default=1000, ge=1, le=10_000, description="maximum number of rows that one call expires, cancels or purges"
     )
     abandoned_grace_seconds: int = Field(
         default=120,
         ge=60,
         le=7 * 24 * 3600,
-        description="seconds after the end of its reservations when a PENDING order is cancelled; longer than any call",
+        description="seconds from the end of a PENDING order's reservations to its cancellation; longer than any call",
     )
     purge_interval_seconds: float = Field(default=3600.0, ge=1, description="seconds between two purges of old history")
     purge_cron: Annotated[str, AfterValidator(_cron)] | None = Field(
@@ -44,7 +44,7 @@ class ReaperSettings(CommonSettings, CallerSettings):
         le=87_600,
         description="age in hours at which request ids and ended reservations are deleted",
     )
-    # Less than lifecycle.FLUSH_SECONDS_MAX, so that running calls finish at shutdown.
+    # The limit is less than lifecycle.FLUSH_SECONDS_MAX, so that running calls finish at shutdown.
     call_seconds: float = Field(default=5.0, gt=0, le=8, description="time limit of a call, including its retries")
 
     def contradictions(self) -> Iterator[str]:

@@ -21,14 +21,14 @@ _CRON_FIELDS = ("minute", "hour", "day", "month", "day_of_week")
 
 
 class Trigger(Protocol):
-    """The interface of Every and Cron, which is APScheduler's."""
+    """The interface of Every and Cron. APScheduler defines it."""
 
     def get_next_fire_time(self, previous_fire_time: datetime | None, now: datetime) -> datetime:
         """Return the time of the next run. `previous_fire_time` is None before the first run."""
 
 
 class Every(BaseTrigger):
-    """Due at once, and then at this interval between two starts, with jitter."""
+    """A trigger that is due at once, and then at this interval between two starts, with jitter."""
 
     def __init__(self, seconds: float) -> None:
         self._interval = timedelta(seconds=seconds)
@@ -40,7 +40,7 @@ class Every(BaseTrigger):
 
 
 class Cron(BaseTrigger):
-    """Due at the times of a cron expression, in UTC, up to half a minute late.
+    """A trigger that is due at the times of a cron expression, in UTC, up to half a minute late.
 
     Raises ValueError if the expression is malformed or matches no time. The message begins with "must".
     Weekdays must be names, because APScheduler numbers them from Monday and cron from Sunday.
@@ -61,7 +61,8 @@ class Cron(BaseTrigger):
             raise ValueError("must be a cron expression that matches some day")
 
     def get_next_fire_time(self, previous_fire_time: datetime | None, now: datetime) -> datetime:
-        # If the clock was set back a little, a run may start just before its own time. It must not run twice.
+        # If the clock was set back a little, a run may start just before its due time. The same time must not be due
+        # twice.
         after = now if previous_fire_time is None else max(now, previous_fire_time + timedelta(microseconds=1))
         time: datetime = self._cron.get_next_fire_time(None, after)
         return time
