@@ -34,14 +34,14 @@ class InventoryUnavailable(Unavailable):
 
 
 class Inventory:
-    """A client of inventory-api. `call_seconds` limits each call, whatever the caller's deadline."""
+    """A client of inventory-api. `call_seconds` limits each `reserve` and `confirm`, whatever the caller's deadline."""
 
     def __init__(self, target: str, *, call_seconds: float, certificates: ReloadedCertificates | None = None) -> None:
         service = pb.DESCRIPTOR.services_by_name["InventoryService"]
         self._client = Client(
             target,
             service,
-            # BatchReserveStock always has request_ids; the others check the state, so they may be repeated.
+            # BatchReserveStock may be repeated because it always has request_ids. The others check the state.
             repeatable=("BatchReserveStock", "ConfirmReservations", "ReleaseStock"),
             unavailable_reason=InventoryUnavailable.reason,
             certificates=certificates,
@@ -52,9 +52,9 @@ class Inventory:
         self._room = threading.BoundedSemaphore(RELEASES_WAITING_MAX)
 
     def reserve(self, orders: Sequence[NewOrder]) -> list[OrderReservation | ShopError]:
-        """Reserve the stock of at most 500 orders with 5,000 lines in one call; of each order, all lines or none.
+        """Reserve the stock of up to 500 orders with 5,000 lines in one call. Reserves all lines of an order or none.
 
-        Returns one outcome per order, in order: its reservation or the refusal. For a repeated order id, that is the
+        Returns one outcome per order, in order: its reservation or the refusal. For a repeated order id, it is the
         current state of the reservation that the first call made. Raises ShopError if the call itself fails.
         """
         request = pb.BatchReserveStockRequest(orders=[_lines(order) for order in orders])
@@ -81,13 +81,13 @@ class Inventory:
         return _active_units(response.reservations)
 
     def release_soon(self, reservation_ids: Sequence[str], traceparent: str | None) -> None:
-        """Release reservations in the background. If its queue is full, they expire. Never waits or raises."""
+        """Release reservations in the background. If the queue is full, they expire. Never waits or raises."""
         if self._room.acquire(blocking=False):
             with suppress(RuntimeError):  # `close` was called
                 self._background.submit(self._release, reservation_ids, traceparent)
 
     def close(self) -> None:
-        """Drop the waiting releases and close the connections."""
+        """Drop the waiting releases, finish the running ones, and close the connections."""
         self._background.shutdown(cancel_futures=True)
         self._client.close()
 
@@ -101,7 +101,7 @@ class Inventory:
                     traceparent=traceparent,
                 )
         except ShopError as error:
-            _log.info("reservations are left to expire", reason=error.reason, error=error.message)
+            _log.info("the reservations were not released and will expire", reason=error.reason, error=error.message)
         finally:
             self._room.release()
 
@@ -144,9 +144,9 @@ def _outcome(order: NewOrder, result: pb.BatchReserveStockResult) -> OrderReserv
     if not isinstance(error, InvalidInput):
         return error
     if error.reason == RequestIdReused.reason:
-        # We send the order's id as request_id: an earlier attempt with the caller's request_id had other lines.
+        # This call has the order's id as request_id. An earlier attempt with the caller's request_id had other lines.
         return RequestIdReused(order.request_id or order.id)
-    # In our API the lines are called items.
+    # order-api calls the lines items.
     return InvalidInput([Violation(v.field.replace("lines[", "items[", 1), v.description) for v in error.violations])
 
 

@@ -29,7 +29,7 @@ PROCESS = "order-api"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the process until a signal comes, or its `migrate` command; returns the exit code."""
+    """Run the process until SIGTERM or SIGINT, or run its `migrate` command. Returns the exit code."""
     argv = sys.argv[1:] if argv is None else argv
     if argv[:1] == ["migrate"]:
         return schema.main(argv[1:], SCHEMA, load(OrderSettings).database_url)
@@ -46,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def serve(settings: OrderSettings) -> None:
-    """Wire the parts and serve."""
+    """Create the parts of the process, and serve until SIGTERM or SIGINT."""
     lifecycle.begin(PROCESS, settings)
     tracing.start(PROCESS, settings)
     metrics_server.start(settings)

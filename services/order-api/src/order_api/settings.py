@@ -1,4 +1,4 @@
-"""Everything that order-api reads from the environment."""
+"""The settings of order-api."""
 
 from collections.abc import Iterator
 
@@ -11,19 +11,19 @@ from shop_common.identity.settings import IdentitySettings
 
 
 class OrderSettings(ApiSettings, CallerSettings, IdentitySettings, DatabaseSettings, KafkaSettings):
-    """Settings of order-api."""
+    """The environment variables that order-api reads."""
 
     database_url: DatabaseUrl = "sqlite:///./orders.db"
     grpc_port: GrpcPort = 50054
     health_port: HealthPort = 50064
     inventory_target: Target = Field(
-        "localhost:50053", description="where inventory-api is: HOST:PORT; every address of the host is used"
+        "localhost:50053", description="inventory-api: HOST:PORT; every address of the host is used"
     )
     inventory_call_seconds: float = Field(
-        5.0, gt=0, le=60, description="what one call of inventory-api may take, its retries included"
+        5.0, gt=0, le=60, description="time limit of a call of inventory-api, including its retries"
     )
     consumer_enabled: bool = Field(
-        True, description="consume inventory-events; off to scale consumers apart from the API"
+        True, description="consume inventory-events; off where consumers are scaled separately from the API"
     )
 
     def contradictions(self) -> Iterator[str]:
@@ -31,7 +31,7 @@ class OrderSettings(ApiSettings, CallerSettings, IdentitySettings, DatabaseSetti
         if self.grace_seconds < self.inventory_call_seconds:
             yield (
                 f"GRACE_SECONDS: must not be less than INVENTORY_CALL_SECONDS ({self.inventory_call_seconds:g}), "
-                f"but is {self.grace_seconds:g}: a restart would cut off orders that are being placed"
+                f"but is {self.grace_seconds:g}: a restart would interrupt calls that create orders"
             )
 
     def facts(self) -> Iterator[tuple[str, object]]:

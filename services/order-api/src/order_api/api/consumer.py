@@ -1,4 +1,4 @@
-"""The handlers of inventory events. Each can be repeated, because it checks the order's status."""
+"""The handlers of inventory events. A handler may be repeated, because it checks the order's status."""
 
 from collections.abc import Mapping, Sequence
 

@@ -80,12 +80,12 @@ def change_status(request: pb.UpdateOrderStatusRequest, traceparent: str | None)
         status = check.member("status", request.status, _STATUSES)
         reason = check.text("reason", request.reason)
         request_id = check.request_id(request.request_id)
-    assert status is not None, "leaving the block raises when it is not known"
+    assert status is not None, "an unknown status raises at the end of the block"
     return ChangeStatus(order_id, status, reason, request_id=request_id, traceparent=traceparent)
 
 
 def orders_page(request: pb.ListOrdersRequest, *, owner: int | None) -> PageRequest[OrderFilter]:
-    """Return the requested page. If `owner` is not None, it has only orders of this user."""
+    """Return the requested page. If the request has no user, `owner` limits the page to this user's orders."""
     with Fields() as check:
         wanted = OrderFilter(
             user_id=check.identity("user_id", request.user_id) if request.HasField("user_id") else owner,

@@ -11,7 +11,7 @@ from shop_protos.order.v1 import order_pb2 as pb
 
 
 class OrderServicer(order_pb2_grpc.OrderServiceServicer):
-    """shop.order.v1.OrderService."""
+    """Implements shop.order.v1.OrderService."""
 
     def __init__(self, operations: Operations) -> None:
         self._operations = operations
@@ -41,7 +41,7 @@ class OrderServicer(order_pb2_grpc.OrderServiceServicer):
 
 
 class OrderMaintenanceServicer(maintenance_pb2_grpc.OrderMaintenanceServiceServicer):
-    """shop.order.v1.OrderMaintenanceService, for the reaper."""
+    """Implements shop.order.v1.OrderMaintenanceService, which the reaper calls."""
 
     def __init__(self, operations: Operations) -> None:
         self._operations = operations

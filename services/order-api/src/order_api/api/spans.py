@@ -1,4 +1,4 @@
-"""Returns the span attributes of a call or event: the ids of its orders, by which a trace is found."""
+"""Returns the span attributes of a call or an event: the order id, by which a trace can be found."""
 
 from google.protobuf.message import Message
 

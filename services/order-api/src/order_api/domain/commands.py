@@ -1,4 +1,4 @@
-"""Requests about orders, after parsing."""
+"""The commands about orders: parsed and validated requests."""
 
 from dataclasses import dataclass
 from datetime import datetime
@@ -12,13 +12,13 @@ from shop_common.api import money
 from shop_common.api.command import Command
 from shop_common.db.idempotency import Claim, fingerprint
 
-# Never change it. Order ids are derived from it, so that a repeated request_id leads to the same order at any time.
+# Never change this value. Order ids are derived from it, so that a repeated request_id always leads to the same order.
 _ORDER_NAMESPACE = UUID("5b0c6d0e-6f5c-4f0b-9d5e-3a1f7c2e8b44")
 
 
 @dataclass(frozen=True, slots=True)
 class NewOrder(Command):
-    """Create an order; `new_order` makes it. `ttl_seconds` None means the default of inventory-api."""
+    """Create an order. `new_order` returns this command. If `ttl_seconds` is None, inventory-api uses its default."""
 
     id: str
     user_id: int
@@ -98,7 +98,7 @@ class OrderFilter:
 
 @dataclass(frozen=True, slots=True)
 class CancelAbandoned:
-    """Cancel up to `max_count` orders that are PENDING `grace_seconds` after their reservations have ended."""
+    """Cancel up to `max_count` orders that are still PENDING `grace_seconds` after their reservations have ended."""
 
     grace_seconds: float
     max_count: int

@@ -1,12 +1,12 @@
 """The errors that refuse a request about orders.
 
-ShopError                       shop_common.errors maps each kind to a gRPC status
+ShopError                       shop_common.errors lists the gRPC status of each kind
 ├── NotFound
 │   └── OrderNotFound
 └── Refused
-├── IllegalTransition
-├── ReservationExpired      (when an order is created)
-└── ReservationReleased     (when an order is confirmed)
+    ├── IllegalTransition
+    ├── ReservationExpired      (when an order is created)
+    └── ReservationReleased     (when an order is confirmed)
 """
 
 from typing import ClassVar

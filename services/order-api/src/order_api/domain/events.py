@@ -22,7 +22,7 @@ _TYPES = {
 
 
 def status_changed(order: Order, traceparent: str | None) -> Message:
-    """Return the event that the order got its current status, at `updated_at`. PENDING is the status of a new order.
+    """Return the event for the order's current status, which it got at `updated_at`. A new order is PENDING.
 
     The event always has the lines of the order, because consumers need them.
     """

@@ -1,4 +1,4 @@
-"""The values of orders: an order, its lines, and the statuses between which it may change."""
+"""The values of orders: an order, its lines, its statuses, and the legal status changes."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -7,7 +7,7 @@ from decimal import Decimal
 from enum import StrEnum
 
 LINES_MAX = 200
-"""Per order."""
+"""The maximum number of lines in an order."""
 
 
 class Status(StrEnum):
@@ -73,8 +73,9 @@ class NewItem:
 class OrderReservation:
     """The stock that inventory-api reserved for an order.
 
-    `units` are the units that are still reserved, by product. `seconds` is the time from the first reservation to the
-    first expiry, or None if no reservation expires. It is a duration, because the clocks of two databases differ.
+    `units` are the units that are still reserved, by product. `seconds` is the shortest time from the creation of a
+    reservation to its expiry, or None if no reservation expires. It is a duration, because the clocks of two databases
+    differ.
     """
 
     reservation_ids: tuple[str, ...]

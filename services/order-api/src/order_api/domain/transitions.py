@@ -14,7 +14,7 @@ _LOST = {
     "RESERVATION_RELEASED": "its stock had been released when it was to be confirmed",
     "RESERVATION_NOT_FOUND": "no stock was reserved for it when it was to be confirmed",
 }
-"""The refusals of inventory-api after which an order can never be confirmed, and the status_reason they lead to."""
+"""The refusals of inventory-api after which an order can never be confirmed. Each value is the new status_reason."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,8 +30,8 @@ class Transition:
 class ConfirmationResult:
     """The response of inventory-api to the confirmation of an order.
 
-    `answer` is the confirmed units of each product, or the refusal. None if inventory-api was not called, because the
-    order was not PENDING.
+    `answer` is the confirmed units of each product, or the refusal. It is None if inventory-api was not called, because
+    the order was not PENDING.
     """
 
     command: ChangeStatus
@@ -86,7 +86,7 @@ def confirm(order: Order | None, result: ConfirmationResult) -> Transition:
     if not isinstance(answer, ShopError):
         if all(answer.get(product_id, 0) >= units for product_id, units in quantities(order.items).items()):
             return transition
-        # inventory-api does not return released reservations. Our event releases the confirmed ones.
+        # inventory-api does not return released reservations. The ORDER_CANCELLED event releases the others.
         answer = ReservationReleased(order.id)
     if _is_lost(answer):
         return Transition(Status.CANCELLED, _LOST[answer.reason], answer)

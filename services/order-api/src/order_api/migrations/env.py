@@ -1,4 +1,4 @@
-"""Where Alembic enters; the rest is the same for every service."""
+"""The entry point for Alembic. All services share the code that runs the migrations."""
 
 from shop_common.db.schema import run_migrations
 

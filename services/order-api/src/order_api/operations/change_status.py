@@ -1,7 +1,7 @@
-"""UpdateOrderStatus, except for CONFIRMED, which goes through inventory-api first (confirm_order.py).
+"""UpdateOrderStatus, except for a change to CONFIRMED, which calls inventory-api first (confirm_order.py).
 
-Every change is decided on the locked row. So each happens at most once, with one event, and events follow the sequence
-of the changes.
+Every change is decided on the locked row. So each change happens at most once, with one event, and events follow the
+sequence of the changes.
 """
 
 from collections.abc import Callable, Sequence
@@ -20,10 +20,10 @@ _Request = TypeVar("_Request")
 
 
 def change_status(tx: Connection, commands: Sequence[ChangeStatus]) -> list[Order | ShopError]:
-    """Change orders to their new status. One outcome per command, in order: the order as it is then, or the refusal.
+    """Change the status of orders. Returns one outcome per command, in order: the order, or the refusal.
 
-    Commands for one order are applied one after the other. The present status requested again answers with the order
-    and emits nothing. Refuses with OrderNotFound and IllegalTransition. Emits the event of the new status.
+    Commands for one order are applied one after the other. A command for the current status returns the order and emits
+    nothing. Refuses with OrderNotFound and IllegalTransition. Emits the event of the new status.
     """
     return apply(tx, commands, commands, transitions.change)
 
@@ -34,9 +34,9 @@ def apply(
     commands: Sequence[ChangeStatus],
     decide: Callable[[Order | None, _Request], Transition],
 ) -> list[Order | ShopError]:
-    """Apply the decision on each request to its order, which is the one that the command beside it names.
+    """Decide on each request, and change its order accordingly. The command at the same index names the order.
 
-    A repeated request_id is answered with the order as it is now.
+    The outcome of a repeated request_id is the order as it is now.
     """
     claimed = tables.idempotency_keys.claim(
         tx, list(zip(requests, commands, strict=True)), [command.claim() for command in commands]

@@ -1,4 +1,4 @@
-"""The operations as the servicer calls them. Each runs behind coalescers, which are its only way to the database."""
+"""The operations that the servicer calls. An operation reaches the database only through coalescers."""
 
 from collections.abc import Callable
 
@@ -20,8 +20,9 @@ from shop_common.db.database import Database
 class Operations:
     """Every operation of this service.
 
-    `deadline` is when the caller stops waiting, by time.monotonic. Each method raises the ShopError that refuses the
-    request, QueueFull if its batch did not start in time, and DatabaseUnavailable if the database did not respond.
+    `deadline` is the time at which the caller stops waiting, by time.monotonic. Each method raises the ShopError that
+    refuses the request, QueueFull if its batch did not start in time, and DatabaseUnavailable if the database did not
+    respond.
     """
 
     def __init__(self, database: Database, stock: Inventory, *, on_fatal: Callable[[str, BaseException], None]) -> None:
@@ -48,7 +49,7 @@ class Operations:
         return self._creation.create(order, deadline=deadline)
 
     def update_status(self, command: ChangeStatus, *, owner: int | None, deadline: float) -> Order:
-        """Change the status; a change to CONFIRMED goes through inventory-api. For `owner` see get_order."""
+        """Change the status of an order. A change to CONFIRMED calls inventory-api first. For `owner` see get_order."""
         if owner is not None:
             self.get_order(command.order_id, owner=owner, deadline=deadline)  # an order never changes its user
         if command.status is Status.CONFIRMED:
@@ -56,7 +57,7 @@ class Operations:
         return self._set_status.submit(command, deadline=deadline)
 
     def get_order(self, order_id: str, *, owner: int | None, deadline: float) -> Order:
-        """Read an order. Unless `owner` is None, the order of another user does not exist."""
+        """Return an order. If `owner` is not None, raises OrderNotFound for the order of another user."""
         order = self._get_order.submit(order_id, deadline=deadline)
         if owner not in (None, order.user_id):
             raise OrderNotFound(order_id)

@@ -27,8 +27,8 @@ from shop_common.batching.coalescers import Coalescers, Sizes
 from shop_common.errors import QueueFull, ShopError
 
 CALLS_MAX = 64
-"""Concurrent calls of inventory-api. The time limit of a call begins when the call is sent. Before that, the caller
-waits for its turn until its own deadline, and then gets QUEUE_FULL."""
+"""The maximum number of concurrent calls of inventory-api. The time limit of a call begins when the call is sent. Until
+then, the caller waits for its turn, up to its own deadline. After the deadline it gets QUEUE_FULL."""
 
 
 class Confirmation:
@@ -50,7 +50,8 @@ class Confirmation:
     def confirm(self, command: ChangeStatus, *, deadline: float) -> Order:
         """Confirm the order and return it. If its stock is lost, cancels the order and raises the reason.
 
-        Raises QueueFull if the deadline passed before inventory-api was called. Nothing was done then.
+        Raises QueueFull if a transaction or the call did not start in time. Then the order is unchanged, but
+        inventory-api may have confirmed its stock. A repeat finishes the confirmation.
         """
         answer = self._call(command, deadline) if self._needs_call.submit(command, deadline=deadline) else None
         # failpoint: before-order-confirmed

@@ -23,10 +23,10 @@ from shop_common.db.database import Database
 from shop_common.errors import DatabaseUnavailable, ShopError
 
 CALLS = Limits(max_concurrency=4, patience_seconds=0.1)
-"""Calls of inventory-api: one call at a time; a further one starts if the running one takes longer than 0.1 s."""
+"""The limits of calls of inventory-api: one at a time, and a further one if the last one takes more than 0.1 s."""
 
 DEFAULT_RESERVED_SECONDS = 1800.0
-"""For a reservation that never expires, because somebody confirmed it before its order was stored."""
+"""The duration to store for a reservation that never expires, because it was confirmed before its order was stored."""
 
 
 class OrderCreation:

@@ -1,4 +1,4 @@
-"""Deleting the idempotency keys of old calls. Orders are never deleted."""
+"""Deletes the idempotency keys of old calls. Orders are never deleted."""
 
 from datetime import timedelta
 
@@ -9,7 +9,7 @@ from shop_common.db.database import Database
 from shop_common.db.sql import now
 
 TURN_KEYS = 1_000
-"""Deleted in one transaction. On SQLite nobody else can write during it."""
+"""The number of keys that one transaction deletes. On SQLite no other transaction can write meanwhile."""
 
 
 class KeyPurge:
@@ -19,9 +19,9 @@ class KeyPurge:
         self._database = database
 
     def purge(self, command: PurgeKeys) -> int:
-        """Delete keys older than the given age, by the database's clock; return how many.
+        """Delete keys that are older than `older_than_seconds` by the database's clock. Returns the number deleted.
 
-        Each turn is a transaction of its own.
+        Deletes at most `max_count` keys, in turns of one transaction each.
         """
         before = self._database.query(now) - timedelta(seconds=command.older_than_seconds)
 

@@ -61,14 +61,14 @@ def _insert(tx: Connection, reserved: Sequence[ReservedOrder]) -> list[Order | S
         made.update((order.id, order) for order in created)
         tables.outbox.append(tx, [events.status_changed(order, by_id[order.id].order.traceparent) for order in created])
     if len(made) < len(reserved):
-        # Stored already, but its key was purged: compare the content of the order itself.
+        # The other orders were stored before, but their keys were purged. So compare with the stored orders.
         for order in load(tx, by_id.keys() - made.keys()).values():
             made[order.id] = _settled(by_id[order.id].order, order, None)
     return [made[each.order.id] for each in reserved]
 
 
 def find_earlier(tx: Connection, new: Collection[NewOrder]) -> dict[str, Order | ShopError]:
-    """Return the orders that earlier calls stored, by id. If the earlier call had other content, RequestIdReused."""
+    """Return, by id, each order that an earlier call stored, or RequestIdReused if its content is different."""
     by_id = {order.id: order for order in new}
     stored = statuses(tx, by_id)
     if not stored:
@@ -113,7 +113,7 @@ def statuses(tx: Connection, ids: Iterable[str]) -> dict[str, Status]:
 
 
 count_lines = count_by(_items.c.order_id)
-"""The number of lines of each order that exists, by id."""
+"""Returns the number of lines of each order that exists, by id."""
 
 
 def list_page(tx: Connection, request: PageRequest[OrderFilter]) -> Page[Order]:
@@ -147,7 +147,7 @@ def abandoned(tx: Connection, grace_seconds: float, max_count: int) -> list[str]
     before = now(tx) - timedelta(seconds=grace_seconds)
     rows = tx.execute(
         select(_orders.c.id)
-        # A literal, as in the condition of the partial index: with a parameter, PostgreSQL may not use the index.
+        # The status is a literal, as in the partial index. With a parameter, PostgreSQL may not use that index.
         .where(_orders.c.status == literal_column("'PENDING'"), _orders.c.reserved_until < before)
         .order_by(_orders.c.reserved_until)
         .limit(max_count)

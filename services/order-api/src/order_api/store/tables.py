@@ -1,4 +1,4 @@
-"""The orders database. Private to this service: others know orders by RPC and by events only."""
+"""The tables of the orders database. Other services get orders only by RPC and by events."""
 
 from sqlalchemy import BigInteger, CheckConstraint, Column, ForeignKey, Index, MetaData, Table, Text, text
 
@@ -17,7 +17,7 @@ orders = Table(
     Column("currency", Text, nullable=False),
     Column("status", Text, nullable=False),
     Column("status_reason", Text, nullable=False),
-    # By the clock of this database. An estimate: inventory-api decides when the reservations expire.
+    # An estimate by this database's clock. inventory-api decides when the reservations expire.
     Column("reserved_until", Timestamp, nullable=False),
     Column("version", BigInteger, nullable=False),
     Column("created_at", Timestamp, nullable=False),
@@ -33,7 +33,7 @@ orders = Table(
     Index(None, "user_id", "created_at", "id"),
     Index(None, "status", "created_at", "id"),
     Index(None, "user_id", "status", "created_at", "id"),
-    # For CancelAbandonedOrders: orders that are still PENDING after their reservations have expired.
+    # This index serves CancelAbandonedOrders: orders that are still PENDING after their reservations have expired.
     Index(
         "ix_orders_abandoned",
         "reserved_until",

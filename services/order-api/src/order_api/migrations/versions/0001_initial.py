@@ -1,6 +1,6 @@
-"""Orders with their lines, and what every service has: outbox, leases, idempotency keys.
+"""Creates the tables of orders and their lines, and those of every service: outbox, leases, idempotency keys.
 
-Frozen: the tables as they were in the first version, whatever tables.py says today.
+Frozen: these are the tables of the first version, whatever tables.py contains today.
 """
 
 import sqlalchemy as sa
@@ -88,8 +88,8 @@ def _create_outbox() -> None:
     )
     op.create_index("ix_outbox_shard_id", "outbox", ["shard", "id"])
     if op.get_context().dialect.name == "postgresql":
-        # Every row is soon deleted: vacuum after a few thousand, however large the table, at full speed.
-        # Otherwise the relay wades through dead rows at the front of the index.
+        # Every row is soon deleted. So vacuum after 2,000 dead rows, however large the table is, and without pauses.
+        # Otherwise the relay reads many dead rows at the front of the index.
         op.execute(
             "ALTER TABLE outbox SET (autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 2000,"
             " autovacuum_vacuum_cost_delay = 0)"

@@ -1,6 +1,6 @@
-"""When PostgreSQL vacuums what changes fast. SQLite has nothing of the kind.
+"""Sets when PostgreSQL vacuums tables that change fast. SQLite has no such settings.
 
-Such settings lock nobody out: readers and writers go on while they are made.
+A change of these settings does not block readers or writers.
 """
 
 from alembic import op
@@ -12,10 +12,11 @@ down_revision = "0001"
 def upgrade() -> None:
     if op.get_context().dialect.name != "postgresql":
         return
-    # A queue that is empty again and again: giving its pages back each time would lock out those who write to it.
+    # The outbox becomes empty again and again. To truncate it, vacuum would each time take a lock that blocks writers.
     op.execute("ALTER TABLE outbox SET (vacuum_truncate = off)")
-    # The reaper reads PENDING orders from the earliest end on, and purging goes from the oldest row on. Each walks an
-    # index over what changed or went before: a fifth of a large table, the default, is too much of that.
+    # The reaper reads PENDING orders from the earliest `reserved_until` on, and a purge reads keys from the oldest on.
+    # Both first read the index entries of dead rows. By default, up to a fifth of a table is dead before a vacuum. In a
+    # large table, that is too much to read.
     for table in ("orders", "idempotency_keys"):
         op.execute(
             f"ALTER TABLE {table} SET (autovacuum_vacuum_scale_factor = 0.02, autovacuum_vacuum_threshold = 1000)"
