@@ -1,8 +1,8 @@
-"""Creates .venv and keeps it equal to the locked requirements: `install.py runtime` or `install.py dev`.
+"""Creates .venv and installs the locked requirements: `install.py runtime` or `install.py dev`.
 
-`runtime` contains what the four processes and all operators' tasks need; `dev` adds linters, type checkers and test
-tools. If everything is installed, it returns within milliseconds, and parallel calls wait for each other, so it can run
-before every task. It uses only the standard library, because it runs before anything is installed.
+`runtime` contains the packages that the four processes and all operators' tasks need. `dev` adds linters, type checkers
+and test tools. The script can run before every task: it returns within milliseconds if everything is installed, and
+parallel calls wait for each other. It uses only the standard library, because it runs before anything is installed.
 """
 
 import ast
@@ -23,7 +23,7 @@ VENV = ROOT / ".venv"
 REQUIREMENTS = ROOT / "requirements"
 LAYERS = {"runtime": ["runtime"], "dev": ["runtime", "dev"]}
 
-# The user configures package indexes for pip; uv does not read pip's settings, so pass them on.
+# The user configures package indexes for pip. uv does not read pip's settings, so we pass them to uv as variables.
 UV_NAMES = {
     "cert": "SSL_CERT_FILE",
     "extra-index-url": "UV_INDEX",
@@ -60,7 +60,7 @@ def install(layer: str) -> None:
 def is_usable() -> bool:
     """Return False if .venv is missing, incomplete, moved, or broken by an upgrade of Python."""
     library = VENV / "lib" / "python{}.{}".format(*sys.version_info)
-    pip = VENV / "bin" / "pip"  # made last, and a script, which holds the path of its environment
+    pip = VENV / "bin" / "pip"  # created last; this script contains the path of .venv
     return library.is_dir() and pip.is_file() and str(VENV) in pip.read_text()
 
 
@@ -73,7 +73,7 @@ def make_venv() -> None:
 
 def run(program: str, *arguments: str, **settings: str) -> None:
     quiet = ["--quiet"] if program == "uv" and not sys.stderr.isatty() else []
-    # As with pip, any index may serve a package: the hash ensures that it is the right one.
+    # As with pip, any index may serve a package: the hash ensures that it is the right package.
     environment = {"UV_INDEX_STRATEGY": "unsafe-best-match"} | os.environ | settings
     done = subprocess.run([VENV / "bin" / program, *arguments, *quiet], cwd=ROOT, env=environment, check=False)
     if done.returncode != 0:
@@ -91,7 +91,10 @@ def members() -> list[Path]:
 
 
 def uv_settings() -> dict[str, str]:
-    """Return pip's settings, from its files and PIP_… variables, as uv's variables. Set uv variables have priority."""
+    """Return pip's settings, from its files and PIP_… variables, as variables for uv.
+
+    Leaves out the variables of uv that the user has set, because these have priority.
+    """
     listed = subprocess.run(
         [VENV / "bin" / "python", "-m", "pip", "config", "list"], capture_output=True, text=True, check=True
     )
@@ -103,7 +106,7 @@ def uv_settings() -> dict[str, str]:
         if variable is None or section not in (":env:", "global", "install"):
             continue
         words = str(ast.literal_eval(value)).split()
-        if variable == "UV_FIND_LINKS":  # a folder that is not there is passed over by pip, but fails uv
+        if variable == "UV_FIND_LINKS":  # pip ignores a missing folder, but uv fails
             words = [",".join(word for word in words if "://" in word or Path(word).is_dir())]
         setting = section == ":env:", " ".join(words)
         found[variable] = max(found.get(variable, setting), setting)  # the environment wins over files

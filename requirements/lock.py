@@ -1,6 +1,6 @@
-"""Locks what the pyproject.toml files declare into requirements/*.txt, with hashes and without host names.
+"""Writes requirements/*.txt: locked versions of all declared dependencies, with hashes and without host names.
 
-lock.py                    adds what is new and drops what is gone; other versions change only if they must
+lock.py                    adds new dependencies and removes old ones; other versions change only if they must
 lock.py --upgrade [NAME …] takes the newest version of the named packages, or of all packages
 lock.py --check            fails if a declaration has changed since the last lock; needs no network
 """
@@ -22,7 +22,7 @@ SOURCES = {
     DEV: ["pyproject.toml", "--group=bootstrap", "--group=run", "--group=dev"],
     "bootstrap": ["--group=bootstrap"],  # installs the rest
     "runtime": ["pyproject.toml", "--group=run"],  # the four processes, devstack, shopctl and `task`
-    # One for each image.
+    # One file for each image.
     "shopctl": ["libs/shopctl/pyproject.toml"],
     "inventory-api": ["services/inventory-api/pyproject.toml"],
     "order-api": ["services/order-api/pyproject.toml"],
@@ -34,7 +34,7 @@ SOURCES = {
 def main() -> None:
     parser = argparse.ArgumentParser(prog="./task lock", description="Lock the dependencies.")
     parser.add_argument("--check", action="store_true", help="fail if a declaration has changed since the last lock")
-    parser.add_argument("--upgrade", nargs="*", metavar="NAME", help="take the newest version of these, or of all")
+    parser.add_argument("--upgrade", nargs="*", metavar="NAME", help="take the newest version of these or all packages")
     options = parser.parse_args()
     if options.check:
         check()
@@ -85,12 +85,12 @@ def oldest_python() -> str:
 
 
 def digest() -> str:
-    """Identify everything that the pyproject.toml files declare."""
+    """Return a hash of everything that the pyproject.toml files declare."""
     return "sha256:" + hashlib.sha256(json.dumps(declarations(), sort_keys=True).encode()).hexdigest()
 
 
 def declarations() -> list[dict[str, Any]]:
-    """What each project declares, the root first."""
+    """Return the declarations of each project, the root first."""
     contents = [tomllib.loads((folder / "pyproject.toml").read_text()) for folder in (ROOT, *members())]
     return [
         {

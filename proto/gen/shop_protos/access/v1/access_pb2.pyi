@@ -20,7 +20,7 @@ DESCRIPTOR: _descriptor.FileDescriptor
 
 @_typing.final
 class Access(_message.Message):
-    """The rule of one RPC. It applies when the server checks identities, see docs/security.md."""
+    """The access rule of one RPC. The server applies it if it checks identities, see docs/security.md."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -29,8 +29,8 @@ class Access(_message.Message):
     permission: _builtins.str
     """The permission that the caller needs. A deployment grants permissions to workloads and to the scopes of tokens."""
     own_user_field: _builtins.str
-    """The field of the request that names a user; empty if there is none. Without the permission `orders.any`, callers may
-    name only themselves in it.
+    """The field of the request that names a user; empty if there is none. Without the permission `orders.any`, callers
+    may name only themselves in it.
     """
     def __init__(
         self,
@@ -48,4 +48,4 @@ Global___Access: _TypeAlias = Access  # noqa: Y015
 
 ACCESS_FIELD_NUMBER: _builtins.int
 access: _extension_dict._ExtensionFieldDescriptor[_descriptor_pb2.MethodOptions, Global___Access]
-"""Who may call the RPC. Every RPC has this option; a server with an RPC without it refuses to start."""
+"""The rule that decides which callers may call the RPC. A server does not start if one of its RPCs lacks this option."""

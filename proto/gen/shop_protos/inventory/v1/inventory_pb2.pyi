@@ -31,37 +31,37 @@ class _ReservationStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Rese
     RESERVATION_STATE_UNSPECIFIED: _ReservationState.ValueType  # 0
     """Not set. As a filter: any state."""
     RESERVATION_STATE_HELD: _ReservationState.ValueType  # 1
-    """Reserves stock until `expires_at`. After that it reads as EXPIRED, and its stock is available, whether or not the
-    change has been written yet.
+    """Reserves stock until `expires_at`. After that time, responses show the reservation as EXPIRED, and its stock is
+    available, even before the database has the state EXPIRED.
     """
     RESERVATION_STATE_CONFIRMED: _ReservationState.ValueType  # 2
     """Reserves stock and does not expire; the order was confirmed."""
     RESERVATION_STATE_RELEASED: _ReservationState.ValueType  # 3
     """Released by ReleaseStock, or because the order was cancelled."""
     RESERVATION_STATE_EXPIRED: _ReservationState.ValueType  # 4
-    """It was not confirmed in time; its stock is available."""
+    """The reservation was not confirmed in time; its stock is available."""
     RESERVATION_STATE_FULFILLED: _ReservationState.ValueType  # 5
-    """Its stock has left with the shipped order."""
+    """The order was shipped, and the stock is no longer in the item."""
 
 class ReservationState(_ReservationState, metaclass=_ReservationStateEnumTypeWrapper):
-    """The state of a reservation. HELD → CONFIRMED, EXPIRED or RELEASED; CONFIRMED → RELEASED or FULFILLED; the
-    rest are final.
+    """The state of a reservation. HELD becomes CONFIRMED, EXPIRED or RELEASED. CONFIRMED becomes RELEASED or FULFILLED. The
+    other states are final.
     """
 
 RESERVATION_STATE_UNSPECIFIED: ReservationState.ValueType  # 0
 """Not set. As a filter: any state."""
 RESERVATION_STATE_HELD: ReservationState.ValueType  # 1
-"""Reserves stock until `expires_at`. After that it reads as EXPIRED, and its stock is available, whether or not the
-change has been written yet.
+"""Reserves stock until `expires_at`. After that time, responses show the reservation as EXPIRED, and its stock is
+available, even before the database has the state EXPIRED.
 """
 RESERVATION_STATE_CONFIRMED: ReservationState.ValueType  # 2
 """Reserves stock and does not expire; the order was confirmed."""
 RESERVATION_STATE_RELEASED: ReservationState.ValueType  # 3
 """Released by ReleaseStock, or because the order was cancelled."""
 RESERVATION_STATE_EXPIRED: ReservationState.ValueType  # 4
-"""It was not confirmed in time; its stock is available."""
+"""The reservation was not confirmed in time; its stock is available."""
 RESERVATION_STATE_FULFILLED: ReservationState.ValueType  # 5
-"""Its stock has left with the shipped order."""
+"""The order was shipped, and the stock is no longer in the item."""
 Global___ReservationState: _TypeAlias = ReservationState  # noqa: Y015
 
 @_typing.final
@@ -88,11 +88,11 @@ class InventoryItem(_message.Message):
     quantity: _builtins.int
     """Units in stock, reserved ones included: 0 … 9×10^15."""
     reserved_quantity: _builtins.int
-    """Units counted as reserved: 0 … quantity. Includes due reservations whose expiry has not been written yet."""
+    """Units counted as reserved: 0 … quantity. Includes units of due reservations that the database still has as HELD."""
     available_quantity: _builtins.int
     """Units that can be reserved now: quantity − reserved_quantity + units of due reservations."""
     version: _builtins.int
-    """Grows with every change of quantity; reserving does not change it. For UpdateInventoryItem."""
+    """Grows with every change of `quantity`; reservations do not change it. UpdateInventoryItem can check it."""
     @_builtins.property
     def created_at(self) -> _timestamp_pb2.Timestamp:
         """When the item was created, UTC."""
@@ -124,7 +124,9 @@ Global___InventoryItem: _TypeAlias = InventoryItem  # noqa: Y015
 
 @_typing.final
 class Reservation(_message.Message):
-    """Units of one product reserved for one order. It has one state, however many locations the units come from."""
+    """Units of one product that are reserved for one order. A reservation has one state, even if its units come from
+    several locations.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -152,12 +154,12 @@ class Reservation(_message.Message):
 
     @_builtins.property
     def expires_at(self) -> _timestamp_pb2.Timestamp:
-        """When it expires, UTC. Absent once confirmed."""
+        """When the reservation expires, UTC. Absent after it was confirmed."""
 
     @_builtins.property
     def allocations(self) -> _containers.RepeatedCompositeFieldContainer[Global___Allocation]:
-        """From which items the units come; at least one. They never change. Omitted from the responses of BatchReserveStock, and
-        of repeated calls, that would have more than 25,000 of them; GetReservation returns them.
+        """The items from which the units come; at least one. Allocations never change. A response of BatchReserveStock, or of
+        a repeated call, that would have more than 25,000 allocations omits them; GetReservation returns them.
         """
 
     def __init__(
@@ -247,9 +249,9 @@ class CreateInventoryItemRequest(_message.Message):
     product_id: _builtins.int
     """The product; positive. Products need not be registered first."""
     quantity: _builtins.int
-    """Units to add: 0 … 9×10^15; the item's total is bounded likewise."""
+    """Units to add: 0 … 9×10^15. The item's total has the same limit."""
     location: _builtins.str
-    """Where to add them. Empty: WAREHOUSE_A."""
+    """The location that receives the units. Empty: WAREHOUSE_A."""
     request_id: _builtins.str
     """See the service. Empty: none."""
     def __init__(
@@ -335,7 +337,7 @@ Global___UpdateInventoryItemRequest: _TypeAlias = UpdateInventoryItemRequest  # 
 
 @_typing.final
 class ListInventoryItemsRequest(_message.Message):
-    """A page of items to read. All filters given must match."""
+    """A page of items to read. An item must match all filters that are set."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -399,7 +401,7 @@ Global___ListInventoryItemsResponse: _TypeAlias = ListInventoryItemsResponse  # 
 
 @_typing.final
 class CheckStockRequest(_message.Message):
-    """A question about stock."""
+    """The stock to check."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -411,7 +413,7 @@ class CheckStockRequest(_message.Message):
     required_quantity: _builtins.int
     """Units required: 1 … 10^9."""
     location: _builtins.str
-    """Count only this location. Empty: all of them together."""
+    """Count only the stock at this location. Empty: the stock at all locations together."""
     def __init__(
         self,
         *,
@@ -429,7 +431,7 @@ Global___CheckStockRequest: _TypeAlias = CheckStockRequest  # noqa: Y015
 
 @_typing.final
 class CheckStockResponse(_message.Message):
-    """Whether the stock is available, at the time of the response."""
+    """The available stock, at the time of the response."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -470,14 +472,14 @@ class ReserveStockRequest(_message.Message):
     quantity: _builtins.int
     """Units to reserve: 1 … 10^9."""
     order_id: _builtins.str
-    """The order they are for: 1–64 printable ASCII characters. It may reserve more than once."""
+    """The order that the units are for: 1–64 printable ASCII characters. An order may reserve more than once."""
     location: _builtins.str
-    """Take them from this location only. Empty: from any."""
+    """Take the units only from this location. Empty: from any location."""
     request_id: _builtins.str
     """See the service. Empty: none."""
     @_builtins.property
     def ttl(self) -> _duration_pb2.Duration:
-        """How long they stay reserved: 1 s … 7 days. Absent: the server's default, 30 minutes unless configured."""
+        """How long the units stay reserved: 1 s … 7 days. Absent: the server's default, 30 minutes unless configured."""
 
     def __init__(
         self,
@@ -506,7 +508,7 @@ class ReserveStockResponse(_message.Message):
     RESERVATION_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def reservation(self) -> Global___Reservation:
-        """HELD, unless an earlier call with this request_id made it and its state has changed since."""
+        """The state is HELD. Only if an earlier call with this request_id made the reservation, the state may have changed."""
 
     def __init__(
         self,
@@ -547,7 +549,7 @@ Global___BatchReserveStockRequest: _TypeAlias = BatchReserveStockRequest  # noqa
 
 @_typing.final
 class OrderLines(_message.Message):
-    """The lines of one order, reserved all or nothing."""
+    """The lines of one order. Either all of them are reserved, or none."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -559,14 +561,14 @@ class OrderLines(_message.Message):
     order_id: _builtins.str
     """The order: 1–64 printable ASCII characters."""
     request_id: _builtins.str
-    """See the service; for this order alone. Empty: none."""
+    """See the service. The id applies to this order only. Empty: none."""
     traceparent: _builtins.str
-    """W3C traceparent (version 00) of the caller of this order, if one call carries the orders of several callers.
-    The order's events continue that trace. Empty: the trace of the call.
+    """W3C traceparent (version 00) of the caller of this order, if one call contains the orders of several callers.
+    The order's events continue this trace. Empty: they continue the trace of the call.
     """
     @_builtins.property
     def lines(self) -> _containers.RepeatedCompositeFieldContainer[Global___Line]:
-        """1–200 lines. Two may name the same product."""
+        """1–200 lines. Several lines may name the same product."""
 
     @_builtins.property
     def ttl(self) -> _duration_pb2.Duration:
@@ -603,7 +605,7 @@ class Line(_message.Message):
     quantity: _builtins.int
     """Units to reserve: 1 … 10^9."""
     location: _builtins.str
-    """Take them from this location only. Empty: from any."""
+    """Take the units only from this location. Empty: from any location."""
     def __init__(
         self,
         *,
@@ -657,7 +659,7 @@ class BatchReserveStockResult(_message.Message):
 
     @_builtins.property
     def error(self) -> _status_pb2.Status:
-        """Nothing is reserved: status code, message and details as ReserveStock would return them."""
+        """Nothing is reserved. This is the status that ReserveStock would return, with code, message and details."""
 
     def __init__(
         self,
@@ -684,7 +686,7 @@ class Reservations(_message.Message):
     RESERVATIONS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def reservations(self) -> _containers.RepeatedCompositeFieldContainer[Global___Reservation]:
-        """One per product, in the order in which the lines first name it."""
+        """One per product, in the sequence in which the lines first name the products."""
 
     def __init__(
         self,
@@ -723,13 +725,13 @@ Global___ReleaseStockRequest: _TypeAlias = ReleaseStockRequest  # noqa: Y015
 
 @_typing.final
 class ReleaseStockResponse(_message.Message):
-    """What was released."""
+    """The result of the release."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     RELEASED_QUANTITY_FIELD_NUMBER: _builtins.int
     released_quantity: _builtins.int
-    """The reservation's units when it is RELEASED, now or by an earlier call; 0 when it is EXPIRED or
+    """The reservation's units if it is RELEASED now, by this or an earlier call; 0 if it is EXPIRED or
     FULFILLED.
     """
     def __init__(
@@ -776,7 +778,7 @@ class ConfirmReservationsResponse(_message.Message):
     RESERVATIONS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def reservations(self) -> _containers.RepeatedCompositeFieldContainer[Global___Reservation]:
-        """The order's CONFIRMED reservations, by ascending id."""
+        """The order's CONFIRMED and FULFILLED reservations, by ascending id."""
 
     def __init__(
         self,
@@ -839,7 +841,7 @@ Global___GetReservationResponse: _TypeAlias = GetReservationResponse  # noqa: Y0
 
 @_typing.final
 class ListReservationsRequest(_message.Message):
-    """A page of reservations to read. All filters given must match."""
+    """A page of reservations to read. A reservation must match all filters that are set."""
 
     DESCRIPTOR: _descriptor.Descriptor
 

@@ -26,27 +26,27 @@ if _version_not_supported:
 
 
 class InventoryServiceStub:
-    """Stock by product and location, and reservations of it for orders.
+    """The stock of each product at each location, and reservations of stock for orders.
 
     Errors. Every status carries google.rpc.ErrorInfo with domain "shop", a stable `reason` and `metadata`.
     In addition to the errors of each RPC below, every RPC can return:
-    INVALID_ARGUMENT   INVALID_FIELD, with google.rpc.BadRequest naming every bad field.
+    INVALID_ARGUMENT   INVALID_FIELD. google.rpc.BadRequest lists every invalid field.
     UNAUTHENTICATED    CREDENTIALS_MISSING, TOKEN_INVALID, TOKEN_EXPIRED.
-    PERMISSION_DENIED  PERMISSION_MISSING (metadata: permission): the caller is not granted what the RPC needs.
+    PERMISSION_DENIED  PERMISSION_MISSING (metadata: permission): the caller lacks the permission that the RPC needs.
     ABORTED            CONTENTION: other calls kept changing the same rows. Nothing was done; retry.
     RESOURCE_EXHAUSTED QUEUE_FULL, POOL_TIMEOUT, with google.rpc.RetryInfo. Nothing was done; retry later.
     UNAVAILABLE        DATABASE_UNAVAILABLE. The call may have had its effect; see below for how to retry.
     KEY_SET_UNAVAILABLE: the token could not be checked. Nothing was done; retry.
-    DEADLINE_EXCEEDED  The call may have had its effect, as above.
+    DEADLINE_EXCEEDED  The call may have had its effect; see below for how to retry.
     INTERNAL           A bug. The message contains an id that is also in the log.
 
-    Retries. An RPC that only reads may always be retried. An RPC that changes something is safe to retry, whatever the
-    status, with the same `request_id`, or if its comment says "repeatable".
+    Retries. An RPC that only reads may always be retried. An RPC that changes something may be retried, after any
+    status, if the retry has the same `request_id`, or if the RPC's comment says "repeatable".
 
     `request_id`: 1–64 printable ASCII characters chosen by the caller, or empty for none. For at least
     24 hours, calls with the same id and the same content have one effect; a repeat returns the resources of the
-    first call in their current state. The same id with other content is refused: INVALID_ARGUMENT, REQUEST_ID_REUSED
-    (metadata: request_id). A refused call stores nothing, so a repeat of it is decided again.
+    first call in their current state. A call with the same id and other content is refused: INVALID_ARGUMENT,
+    REQUEST_ID_REUSED (metadata: request_id). A refused call stores nothing, so a repeat of that call is decided again.
 
     Times are UTC. Ids of products and items are positive. A location is 1–64 characters of `A-Z a-z 0-9 _ -`.
     """
@@ -115,38 +115,38 @@ class InventoryServiceStub:
 
 
 class InventoryServiceServicer:
-    """Stock by product and location, and reservations of it for orders.
+    """The stock of each product at each location, and reservations of stock for orders.
 
     Errors. Every status carries google.rpc.ErrorInfo with domain "shop", a stable `reason` and `metadata`.
     In addition to the errors of each RPC below, every RPC can return:
-    INVALID_ARGUMENT   INVALID_FIELD, with google.rpc.BadRequest naming every bad field.
+    INVALID_ARGUMENT   INVALID_FIELD. google.rpc.BadRequest lists every invalid field.
     UNAUTHENTICATED    CREDENTIALS_MISSING, TOKEN_INVALID, TOKEN_EXPIRED.
-    PERMISSION_DENIED  PERMISSION_MISSING (metadata: permission): the caller is not granted what the RPC needs.
+    PERMISSION_DENIED  PERMISSION_MISSING (metadata: permission): the caller lacks the permission that the RPC needs.
     ABORTED            CONTENTION: other calls kept changing the same rows. Nothing was done; retry.
     RESOURCE_EXHAUSTED QUEUE_FULL, POOL_TIMEOUT, with google.rpc.RetryInfo. Nothing was done; retry later.
     UNAVAILABLE        DATABASE_UNAVAILABLE. The call may have had its effect; see below for how to retry.
     KEY_SET_UNAVAILABLE: the token could not be checked. Nothing was done; retry.
-    DEADLINE_EXCEEDED  The call may have had its effect, as above.
+    DEADLINE_EXCEEDED  The call may have had its effect; see below for how to retry.
     INTERNAL           A bug. The message contains an id that is also in the log.
 
-    Retries. An RPC that only reads may always be retried. An RPC that changes something is safe to retry, whatever the
-    status, with the same `request_id`, or if its comment says "repeatable".
+    Retries. An RPC that only reads may always be retried. An RPC that changes something may be retried, after any
+    status, if the retry has the same `request_id`, or if the RPC's comment says "repeatable".
 
     `request_id`: 1–64 printable ASCII characters chosen by the caller, or empty for none. For at least
     24 hours, calls with the same id and the same content have one effect; a repeat returns the resources of the
-    first call in their current state. The same id with other content is refused: INVALID_ARGUMENT, REQUEST_ID_REUSED
-    (metadata: request_id). A refused call stores nothing, so a repeat of it is decided again.
+    first call in their current state. A call with the same id and other content is refused: INVALID_ARGUMENT,
+    REQUEST_ID_REUSED (metadata: request_id). A refused call stores nothing, so a repeat of that call is decided again.
 
     Times are UTC. Ids of products and items are positive. A location is 1–64 characters of `A-Z a-z 0-9 _ -`.
     """
 
     def CreateInventoryItem(self, request, context):
-        """Adds stock to the item of this product at this location; creates the item if there is none.
-        Returns the item's new totals. Retry with the same request_id: without one, a retry adds twice.
+        """Adds stock to the item of this product at this location, or creates the item if there is none.
+        Returns the item with its new totals. Retry with the same request_id: without one, a retry adds the stock again.
         FAILED_PRECONDITION QUANTITY_LIMIT (metadata: product_id, location, and quantity, the current one): the
         total would exceed 9×10^15.
-        LOCATIONS_LIMIT (metadata: product_id, limit): there is no such item, and the product is at
-        500 locations already.
+        LOCATIONS_LIMIT (metadata: product_id, limit): the item does not exist yet, and the product
+        has items at 500 locations already.
         INVALID_ARGUMENT    REQUEST_ID_REUSED.
         Emits STOCK_UPDATED.
         """
@@ -163,14 +163,15 @@ class InventoryServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def UpdateInventoryItem(self, request, context):
-        """Sets an item's quantity to an absolute number, as after a stock count. Reservations do not change.
+        """Sets an item's quantity to an absolute number, for example after a stock count. Active reservations do not change.
         Retry with the same request_id, or with a version.
         NOT_FOUND           ITEM_NOT_FOUND (metadata: id).
-        FAILED_PRECONDITION BELOW_RESERVED (metadata: id, requested, reserved): less than what is reserved, not
-        counting due reservations.
+        FAILED_PRECONDITION BELOW_RESERVED (metadata: id, requested, reserved): the new quantity is less than the
+        reserved quantity without due reservations.
         INVALID_ARGUMENT    REQUEST_ID_REUSED.
-        ABORTED             VERSION_MISMATCH (metadata: id, expected, actual): its quantity has changed since.
-        Emits STOCK_UPDATED; STOCK_RESERVATION_EXPIRED for each due reservation that it had to expire.
+        ABORTED             VERSION_MISMATCH (metadata: id, expected, actual): the item's quantity has changed
+        since the caller read this version.
+        Emits STOCK_UPDATED, and STOCK_RESERVATION_EXPIRED for each due reservation that it had to expire.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -186,68 +187,72 @@ class InventoryServiceServicer:
 
     def CheckStock(self, request, context):
         """Returns whether a quantity could be reserved now. Reserves nothing: only ReserveStock guarantees the stock.
-        A product without any item is not an error: not available, 0.
+        A product without any item is not an error: the response is that 0 units are available.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ReserveStock(self, request, context):
-        """Reserves stock of one product for an order, for a limited time. All or nothing.
+        """Reserves all of the requested stock of one product for an order, for a limited time, or nothing.
 
-        Without a location, the stock comes from one location that has all of it, the one with the least left over; otherwise
-        from as few locations as possible, the largest first. The stock of a reservation that is past its `expires_at` is
-        available at once. Retry with the same request_id: without one, a retry reserves twice.
-        FAILED_PRECONDITION INSUFFICIENT_STOCK (metadata: product_id, requested, available, and location if one
-        was asked for); an unknown product has 0 available.
-        RESERVATIONS_LIMIT (metadata: order_id, reservations, allocations, as they would be): an
-        order has at most 1,000 HELD and CONFIRMED reservations, and these at most 10,000
-        allocations. Those of calls that run at the same time in other replicas are not counted.
+        If the request names no location, the server chooses. Of the locations that have enough stock alone, it takes the
+        one with the least stock left over. If no location has enough alone, it takes as few locations as possible, those
+        with the most stock first. The stock of a reservation is available again as soon as its `expires_at` has passed.
+        Retry with the same request_id: without one, a retry makes a second reservation.
+        FAILED_PRECONDITION INSUFFICIENT_STOCK (metadata: product_id, requested, available, and location if the request
+        names one). Of an unknown product, 0 units are available.
+        RESERVATIONS_LIMIT (metadata: order_id, and the reservations and allocations that the order
+        would have): an order has at most 1,000 HELD and CONFIRMED reservations, with at most 10,000
+        allocations. Reservations of calls that run at the same time in other replicas are not
+        counted.
         LOCATIONS_LIMIT (metadata: product_id, limit): the stock would come from more than 500
         locations.
         INVALID_ARGUMENT    REQUEST_ID_REUSED.
-        NOT_FOUND           RESERVATION_NOT_FOUND (metadata: reservation_id): a repeat, and the reservation of the
-        first call has ended and was purged.
-        Emits STOCK_RESERVED; STOCK_RESERVATION_EXPIRED for each due reservation that it had to expire.
+        NOT_FOUND           RESERVATION_NOT_FOUND (metadata: reservation_id): the call is a repeat, and the reservation
+        of the first call has ended and was purged.
+        Emits STOCK_RESERVED, and STOCK_RESERVATION_EXPIRED for each due reservation that it had to expire.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def BatchReserveStock(self, request, context):
-        """ReserveStock for many orders of many lines in one transaction.
+        """Does what ReserveStock does, for many orders of many lines in one transaction.
 
-        Each order is all or nothing; its lines of one product become one reservation. Orders are independent of
-        each other and decided in the sequence given: every error of one, validation included, is that order's
-        `error`, with the details that ReserveStock would return. The call itself fails only for what
-        concerns all of it: no order, more than 500 orders or 5,000 lines (INVALID_FIELD), or a status that any
+        For each order, it reserves all lines or nothing. The lines of one product become one reservation. Orders are
+        decided in the sequence of the request, and independently of each other: an error of one order, also an invalid
+        field, is that order's `error`, with the details that ReserveStock would return. The call itself fails only if
+        there is no order, or if there are more than 500 orders or 5,000 lines (INVALID_FIELD), or with a status that any
         RPC can return.
-        Emits the events of ReserveStock.
+        Emits the same events as ReserveStock.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ReleaseStock(self, request, context):
-        """Releases a HELD or CONFIRMED reservation. Repeatable: a repeat changes nothing and returns the same.
+        """Releases a HELD or CONFIRMED reservation. Repeatable: a repeat changes nothing and returns the same response.
         For an EXPIRED or FULFILLED reservation, 0 units are released.
         NOT_FOUND RESERVATION_NOT_FOUND (metadata: reservation_id).
-        Emits STOCK_RELEASED, the first time.
+        Emits STOCK_RELEASED, or STOCK_RESERVATION_EXPIRED for a due reservation. A repeat emits nothing.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ConfirmReservations(self, request, context):
-        """Confirms an order's reservations: HELD becomes CONFIRMED and no longer expires. All or nothing; RELEASED
-        reservations are ignored. Repeatable: if all are CONFIRMED already, it returns the same.
-        NOT_FOUND           RESERVATION_NOT_FOUND (metadata: order_id): the order never reserved anything.
+        """Confirms all HELD reservations of an order, or none: they become CONFIRMED and no longer expire. RELEASED
+        reservations are ignored. Repeatable: if all reservations are CONFIRMED already, it returns the same response.
+        NOT_FOUND           RESERVATION_NOT_FOUND (metadata: order_id): the order has no reservation, because nothing was
+        reserved for it or its reservations were purged.
         FAILED_PRECONDITION RESERVATION_EXPIRED (metadata: order_id): a reservation has expired; nothing is confirmed.
-        RESERVATION_RELEASED (metadata: order_id): all of them were released.
-        RESERVATIONS_LIMIT (metadata: order_id, reservations, allocations, each counted to one more
-        than its limit): the order is from before the limit. Its reservations can be released.
-        Emits STOCK_RESERVATION_CONFIRMED per reservation, the first time; STOCK_RESERVATION_EXPIRED per due
-        reservation, which stays expired although the call is refused.
+        RESERVATION_RELEASED (metadata: order_id): all reservations of the order were released.
+        RESERVATIONS_LIMIT (metadata: order_id, reservations, allocations; both are counted only up
+        to one more than the limit): the order was made before the limit existed. Its reservations
+        can be released.
+        Emits STOCK_RESERVATION_CONFIRMED per reservation that becomes CONFIRMED, and STOCK_RESERVATION_EXPIRED per due
+        reservation. A due reservation becomes EXPIRED although the call is refused.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -263,8 +268,8 @@ class InventoryServiceServicer:
 
     def ListReservations(self, request, context):
         """Lists reservations by ascending id. Every reservation that existed before the first page and still
-        matches appears once. A page can have fewer than requested, or none, and still have a next page: it looks at no
-        more than 5,000 reservations, and has at most 5,000 allocations, unless a single reservation has more.
+        matches appears once. A page can have fewer reservations than requested, or none, although there is a next page. A
+        page reads at most 5,000 reservations. It has at most 5,000 allocations, unless its only reservation has more.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -337,27 +342,27 @@ def add_InventoryServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class InventoryService:
-    """Stock by product and location, and reservations of it for orders.
+    """The stock of each product at each location, and reservations of stock for orders.
 
     Errors. Every status carries google.rpc.ErrorInfo with domain "shop", a stable `reason` and `metadata`.
     In addition to the errors of each RPC below, every RPC can return:
-    INVALID_ARGUMENT   INVALID_FIELD, with google.rpc.BadRequest naming every bad field.
+    INVALID_ARGUMENT   INVALID_FIELD. google.rpc.BadRequest lists every invalid field.
     UNAUTHENTICATED    CREDENTIALS_MISSING, TOKEN_INVALID, TOKEN_EXPIRED.
-    PERMISSION_DENIED  PERMISSION_MISSING (metadata: permission): the caller is not granted what the RPC needs.
+    PERMISSION_DENIED  PERMISSION_MISSING (metadata: permission): the caller lacks the permission that the RPC needs.
     ABORTED            CONTENTION: other calls kept changing the same rows. Nothing was done; retry.
     RESOURCE_EXHAUSTED QUEUE_FULL, POOL_TIMEOUT, with google.rpc.RetryInfo. Nothing was done; retry later.
     UNAVAILABLE        DATABASE_UNAVAILABLE. The call may have had its effect; see below for how to retry.
     KEY_SET_UNAVAILABLE: the token could not be checked. Nothing was done; retry.
-    DEADLINE_EXCEEDED  The call may have had its effect, as above.
+    DEADLINE_EXCEEDED  The call may have had its effect; see below for how to retry.
     INTERNAL           A bug. The message contains an id that is also in the log.
 
-    Retries. An RPC that only reads may always be retried. An RPC that changes something is safe to retry, whatever the
-    status, with the same `request_id`, or if its comment says "repeatable".
+    Retries. An RPC that only reads may always be retried. An RPC that changes something may be retried, after any
+    status, if the retry has the same `request_id`, or if the RPC's comment says "repeatable".
 
     `request_id`: 1–64 printable ASCII characters chosen by the caller, or empty for none. For at least
     24 hours, calls with the same id and the same content have one effect; a repeat returns the resources of the
-    first call in their current state. The same id with other content is refused: INVALID_ARGUMENT, REQUEST_ID_REUSED
-    (metadata: request_id). A refused call stores nothing, so a repeat of it is decided again.
+    first call in their current state. A call with the same id and other content is refused: INVALID_ARGUMENT,
+    REQUEST_ID_REUSED (metadata: request_id). A refused call stores nothing, so a repeat of that call is decided again.
 
     Times are UTC. Ids of products and items are positive. A location is 1–64 characters of `A-Z a-z 0-9 _ -`.
     """

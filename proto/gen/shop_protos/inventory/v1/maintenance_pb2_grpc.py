@@ -26,8 +26,8 @@ if _version_not_supported:
 
 
 class InventoryMaintenanceServiceStub:
-    """Called by the reaper on a schedule. No guarantee depends on its timing: the stock of a due reservation is available at
-    once. Errors are those that every RPC of InventoryService can return.
+    """The reaper calls these RPCs on a schedule. No guarantee depends on this schedule: the stock of a due reservation is
+    available at once. An RPC can return the errors that every RPC of InventoryService can return.
     Both RPCs are repeatable.
     """
 
@@ -50,15 +50,16 @@ class InventoryMaintenanceServiceStub:
 
 
 class InventoryMaintenanceServiceServicer:
-    """Called by the reaper on a schedule. No guarantee depends on its timing: the stock of a due reservation is available at
-    once. Errors are those that every RPC of InventoryService can return.
+    """The reaper calls these RPCs on a schedule. No guarantee depends on this schedule: the stock of a due reservation is
+    available at once. An RPC can return the errors that every RPC of InventoryService can return.
     Both RPCs are repeatable.
     """
 
     def ExpireReservations(self, request, context):
-        """Expires due reservations, the oldest first, in transactions of a hundred, so that other calls run in between. If the
-        count is max_count, call again. After an error some of them may have expired. A reservation that cannot be expired
-        is set aside and does not stop the others; the metric shop_stuck_reservations counts them.
+        """Expires due reservations, the oldest first. A transaction expires at most a hundred of them, so that other calls
+        run in between. If the returned count is max_count, call again. After an error, some reservations may have expired.
+        A reservation that cannot be expired is set aside, and the others are expired; the metric shop_stuck_reservations
+        counts the reservations that are set aside.
         Emits STOCK_RESERVATION_EXPIRED per reservation.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -66,9 +67,10 @@ class InventoryMaintenanceServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def PurgeHistory(self, request, context):
-        """Deletes idempotency keys that were created, and reservations that ended, longer ago than an age, in transactions of
-        500. Never deletes items or active reservations. If a count is max_count, call again. A reservation that cannot be
-        deleted is set aside as above. Emits nothing.
+        """Deletes idempotency keys that were created longer ago than `older_than`, and reservations that ended longer ago
+        than that. A transaction deletes at most 500 rows of one kind. Never deletes items or active reservations. If a returned
+        count is max_count, call again. A reservation that cannot be deleted is set aside, like one that cannot be expired.
+        Emits nothing.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -96,8 +98,8 @@ def add_InventoryMaintenanceServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class InventoryMaintenanceService:
-    """Called by the reaper on a schedule. No guarantee depends on its timing: the stock of a due reservation is available at
-    once. Errors are those that every RPC of InventoryService can return.
+    """The reaper calls these RPCs on a schedule. No guarantee depends on this schedule: the stock of a due reservation is
+    available at once. An RPC can return the errors that every RPC of InventoryService can return.
     Both RPCs are repeatable.
     """
 

@@ -13,27 +13,29 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class InventoryMaintenanceServiceStub:
-    """Called by the reaper on a schedule. No guarantee depends on its timing: the stock of a due reservation is available at
-    once. Errors are those that every RPC of InventoryService can return.
+    """The reaper calls these RPCs on a schedule. No guarantee depends on this schedule: the stock of a due reservation is
+    available at once. An RPC can return the errors that every RPC of InventoryService can return.
     Both RPCs are repeatable.
     """
 
     def __init__(self, channel: _grpc.Channel) -> None: ...
     ExpireReservations: _grpc.UnaryUnaryMultiCallable[_maintenance_pb2.ExpireReservationsRequest, _maintenance_pb2.ExpireReservationsResponse]
-    """Expires due reservations, the oldest first, in transactions of a hundred, so that other calls run in between. If the
-    count is max_count, call again. After an error some of them may have expired. A reservation that cannot be expired
-    is set aside and does not stop the others; the metric shop_stuck_reservations counts them.
+    """Expires due reservations, the oldest first. A transaction expires at most a hundred of them, so that other calls
+    run in between. If the returned count is max_count, call again. After an error, some reservations may have expired.
+    A reservation that cannot be expired is set aside, and the others are expired; the metric shop_stuck_reservations
+    counts the reservations that are set aside.
     Emits STOCK_RESERVATION_EXPIRED per reservation.
     """
     PurgeHistory: _grpc.UnaryUnaryMultiCallable[_maintenance_pb2.PurgeHistoryRequest, _maintenance_pb2.PurgeHistoryResponse]
-    """Deletes idempotency keys that were created, and reservations that ended, longer ago than an age, in transactions of
-    500. Never deletes items or active reservations. If a count is max_count, call again. A reservation that cannot be
-    deleted is set aside as above. Emits nothing.
+    """Deletes idempotency keys that were created longer ago than `older_than`, and reservations that ended longer ago
+    than that. A transaction deletes at most 500 rows of one kind. Never deletes items or active reservations. If a returned
+    count is max_count, call again. A reservation that cannot be deleted is set aside, like one that cannot be expired.
+    Emits nothing.
     """
 
 class InventoryMaintenanceServiceServicer(metaclass=_abc_1.ABCMeta):
-    """Called by the reaper on a schedule. No guarantee depends on its timing: the stock of a due reservation is available at
-    once. Errors are those that every RPC of InventoryService can return.
+    """The reaper calls these RPCs on a schedule. No guarantee depends on this schedule: the stock of a due reservation is
+    available at once. An RPC can return the errors that every RPC of InventoryService can return.
     Both RPCs are repeatable.
     """
 
@@ -43,9 +45,10 @@ class InventoryMaintenanceServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _maintenance_pb2.ExpireReservationsRequest,
         context: _grpc.ServicerContext,
     ) -> _maintenance_pb2.ExpireReservationsResponse:
-        """Expires due reservations, the oldest first, in transactions of a hundred, so that other calls run in between. If the
-        count is max_count, call again. After an error some of them may have expired. A reservation that cannot be expired
-        is set aside and does not stop the others; the metric shop_stuck_reservations counts them.
+        """Expires due reservations, the oldest first. A transaction expires at most a hundred of them, so that other calls
+        run in between. If the returned count is max_count, call again. After an error, some reservations may have expired.
+        A reservation that cannot be expired is set aside, and the others are expired; the metric shop_stuck_reservations
+        counts the reservations that are set aside.
         Emits STOCK_RESERVATION_EXPIRED per reservation.
         """
 
@@ -55,9 +58,10 @@ class InventoryMaintenanceServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _maintenance_pb2.PurgeHistoryRequest,
         context: _grpc.ServicerContext,
     ) -> _maintenance_pb2.PurgeHistoryResponse:
-        """Deletes idempotency keys that were created, and reservations that ended, longer ago than an age, in transactions of
-        500. Never deletes items or active reservations. If a count is max_count, call again. A reservation that cannot be
-        deleted is set aside as above. Emits nothing.
+        """Deletes idempotency keys that were created longer ago than `older_than`, and reservations that ended longer ago
+        than that. A transaction deletes at most 500 rows of one kind. Never deletes items or active reservations. If a returned
+        count is max_count, call again. A reservation that cannot be deleted is set aside, like one that cannot be expired.
+        Emits nothing.
         """
 
 def add_InventoryMaintenanceServiceServicer_to_server(servicer: InventoryMaintenanceServiceServicer, server: _grpc.Server) -> None: ...

@@ -29,7 +29,7 @@ class CancelAbandonedOrdersRequest(_message.Message):
     """At most this many: 1 … 10,000. 0: 1,000."""
     @_builtins.property
     def grace(self) -> _duration_pb2.Duration:
-        """How long after `reserved_until`: 60 s … 7 days, longer than any call takes with its retries. Required."""
+        """The time after `reserved_until`: 60 s … 7 days. It must be longer than any call takes with its retries. Required."""
 
     def __init__(
         self,

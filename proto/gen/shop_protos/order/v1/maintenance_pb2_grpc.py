@@ -26,8 +26,8 @@ if _version_not_supported:
 
 
 class OrderMaintenanceServiceStub:
-    """Called by the reaper on a schedule. Errors are those that every RPC of OrderService can
-    return. Both RPCs are repeatable.
+    """The reaper calls these RPCs on a schedule. An RPC can return the errors that every RPC of OrderService can return.
+    Both RPCs are repeatable.
     """
 
     def __init__(self, channel):
@@ -49,15 +49,15 @@ class OrderMaintenanceServiceStub:
 
 
 class OrderMaintenanceServiceServicer:
-    """Called by the reaper on a schedule. Errors are those that every RPC of OrderService can
-    return. Both RPCs are repeatable.
+    """The reaper calls these RPCs on a schedule. An RPC can return the errors that every RPC of OrderService can return.
+    Both RPCs are repeatable.
     """
 
     def CancelAbandonedOrders(self, request, context):
-        """Cancels orders that are PENDING although their `reserved_until` + grace has passed, by the orders database's
-        clock, the oldest first, in bounded transactions. This is the last resort for orders whose confirmation was
-        interrupted by a crash: the event releases stock that inventory-api has confirmed for them. If the count is
-        max_count, call again.
+        """Cancels orders that are still PENDING when the time `reserved_until` + `grace` has passed, by the clock of the
+        orders database. Cancels the oldest orders first, a limited number in each transaction. This also cancels an order
+        whose confirmation was interrupted by a crash: the event releases the stock that inventory-api has confirmed for
+        the order. If the returned count is max_count, call again.
         Emits ORDER_CANCELLED per order.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -65,8 +65,8 @@ class OrderMaintenanceServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def PurgeHistory(self, request, context):
-        """Deletes idempotency keys older than an age, in bounded transactions; never orders. If the count is
-        max_count, call again. Emits nothing.
+        """Deletes idempotency keys older than `older_than`, a limited number in each transaction. Never deletes orders. If
+        the returned count is max_count, call again. Emits nothing.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -94,8 +94,8 @@ def add_OrderMaintenanceServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class OrderMaintenanceService:
-    """Called by the reaper on a schedule. Errors are those that every RPC of OrderService can
-    return. Both RPCs are repeatable.
+    """The reaper calls these RPCs on a schedule. An RPC can return the errors that every RPC of OrderService can return.
+    Both RPCs are repeatable.
     """
 
     @staticmethod

@@ -13,26 +13,26 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class OrderMaintenanceServiceStub:
-    """Called by the reaper on a schedule. Errors are those that every RPC of OrderService can
-    return. Both RPCs are repeatable.
+    """The reaper calls these RPCs on a schedule. An RPC can return the errors that every RPC of OrderService can return.
+    Both RPCs are repeatable.
     """
 
     def __init__(self, channel: _grpc.Channel) -> None: ...
     CancelAbandonedOrders: _grpc.UnaryUnaryMultiCallable[_maintenance_pb2.CancelAbandonedOrdersRequest, _maintenance_pb2.CancelAbandonedOrdersResponse]
-    """Cancels orders that are PENDING although their `reserved_until` + grace has passed, by the orders database's
-    clock, the oldest first, in bounded transactions. This is the last resort for orders whose confirmation was
-    interrupted by a crash: the event releases stock that inventory-api has confirmed for them. If the count is
-    max_count, call again.
+    """Cancels orders that are still PENDING when the time `reserved_until` + `grace` has passed, by the clock of the
+    orders database. Cancels the oldest orders first, a limited number in each transaction. This also cancels an order
+    whose confirmation was interrupted by a crash: the event releases the stock that inventory-api has confirmed for
+    the order. If the returned count is max_count, call again.
     Emits ORDER_CANCELLED per order.
     """
     PurgeHistory: _grpc.UnaryUnaryMultiCallable[_maintenance_pb2.PurgeHistoryRequest, _maintenance_pb2.PurgeHistoryResponse]
-    """Deletes idempotency keys older than an age, in bounded transactions; never orders. If the count is
-    max_count, call again. Emits nothing.
+    """Deletes idempotency keys older than `older_than`, a limited number in each transaction. Never deletes orders. If
+    the returned count is max_count, call again. Emits nothing.
     """
 
 class OrderMaintenanceServiceServicer(metaclass=_abc_1.ABCMeta):
-    """Called by the reaper on a schedule. Errors are those that every RPC of OrderService can
-    return. Both RPCs are repeatable.
+    """The reaper calls these RPCs on a schedule. An RPC can return the errors that every RPC of OrderService can return.
+    Both RPCs are repeatable.
     """
 
     @_abc_1.abstractmethod
@@ -41,10 +41,10 @@ class OrderMaintenanceServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _maintenance_pb2.CancelAbandonedOrdersRequest,
         context: _grpc.ServicerContext,
     ) -> _maintenance_pb2.CancelAbandonedOrdersResponse:
-        """Cancels orders that are PENDING although their `reserved_until` + grace has passed, by the orders database's
-        clock, the oldest first, in bounded transactions. This is the last resort for orders whose confirmation was
-        interrupted by a crash: the event releases stock that inventory-api has confirmed for them. If the count is
-        max_count, call again.
+        """Cancels orders that are still PENDING when the time `reserved_until` + `grace` has passed, by the clock of the
+        orders database. Cancels the oldest orders first, a limited number in each transaction. This also cancels an order
+        whose confirmation was interrupted by a crash: the event releases the stock that inventory-api has confirmed for
+        the order. If the returned count is max_count, call again.
         Emits ORDER_CANCELLED per order.
         """
 
@@ -54,8 +54,8 @@ class OrderMaintenanceServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _maintenance_pb2.PurgeHistoryRequest,
         context: _grpc.ServicerContext,
     ) -> _maintenance_pb2.PurgeHistoryResponse:
-        """Deletes idempotency keys older than an age, in bounded transactions; never orders. If the count is
-        max_count, call again. Emits nothing.
+        """Deletes idempotency keys older than `older_than`, a limited number in each transaction. Never deletes orders. If
+        the returned count is max_count, call again. Emits nothing.
         """
 
 def add_OrderMaintenanceServiceServicer_to_server(servicer: OrderMaintenanceServiceServicer, server: _grpc.Server) -> None: ...

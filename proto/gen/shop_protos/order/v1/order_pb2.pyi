@@ -35,13 +35,13 @@ class _OrderStatusEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_OrderStat
     ORDER_STATUS_CONFIRMED: _OrderStatus.ValueType  # 2
     """Accepted; its reservations no longer expire."""
     ORDER_STATUS_PROCESSING: _OrderStatus.ValueType  # 3
-    """Being picked and packed."""
+    """The order is being picked and packed."""
     ORDER_STATUS_SHIPPED: _OrderStatus.ValueType  # 4
-    """On its way; its stock has left. It can no longer be cancelled."""
+    """The order has left the warehouse, and its stock is removed. It can no longer be cancelled."""
     ORDER_STATUS_DELIVERED: _OrderStatus.ValueType  # 5
     """Delivered. Final."""
     ORDER_STATUS_CANCELLED: _OrderStatus.ValueType  # 6
-    """Cancelled by a caller, or because its reserved stock was lost; `status_reason` says why. Final."""
+    """A caller cancelled the order, or its reserved stock was lost; `status_reason` has the reason. Final."""
 
 class OrderStatus(_OrderStatus, metaclass=_OrderStatusEnumTypeWrapper):
     """The status of an order."""
@@ -53,13 +53,13 @@ ORDER_STATUS_PENDING: OrderStatus.ValueType  # 1
 ORDER_STATUS_CONFIRMED: OrderStatus.ValueType  # 2
 """Accepted; its reservations no longer expire."""
 ORDER_STATUS_PROCESSING: OrderStatus.ValueType  # 3
-"""Being picked and packed."""
+"""The order is being picked and packed."""
 ORDER_STATUS_SHIPPED: OrderStatus.ValueType  # 4
-"""On its way; its stock has left. It can no longer be cancelled."""
+"""The order has left the warehouse, and its stock is removed. It can no longer be cancelled."""
 ORDER_STATUS_DELIVERED: OrderStatus.ValueType  # 5
 """Delivered. Final."""
 ORDER_STATUS_CANCELLED: OrderStatus.ValueType  # 6
-"""Cancelled by a caller, or because its reserved stock was lost; `status_reason` says why. Final."""
+"""A caller cancelled the order, or its reserved stock was lost; `status_reason` has the reason. Final."""
 Global___OrderStatus: _TypeAlias = OrderStatus  # noqa: Y015
 
 @_typing.final
@@ -85,7 +85,7 @@ class Order(_message.Message):
     status: Global___OrderStatus.ValueType
     """The current status."""
     status_reason: _builtins.str
-    """Why it has this status, if a reason was given; otherwise empty."""
+    """The reason for this status; empty if no reason was given."""
     version: _builtins.int
     """1 at first; each change adds 1."""
     @_builtins.property
@@ -98,15 +98,15 @@ class Order(_message.Message):
 
     @_builtins.property
     def reserved_until(self) -> _timestamp_pb2.Timestamp:
-        """Until when its stock is reserved, UTC. Confirm the order before. Meaningless once it has left PENDING."""
+        """The time until which the stock is reserved, UTC. Confirm the order before it. It has no meaning after PENDING."""
 
     @_builtins.property
     def created_at(self) -> _timestamp_pb2.Timestamp:
-        """When it was created, UTC."""
+        """When the order was created, UTC."""
 
     @_builtins.property
     def updated_at(self) -> _timestamp_pb2.Timestamp:
-        """When it last changed, UTC."""
+        """When the order last changed, UTC."""
 
     def __init__(
         self,
@@ -206,7 +206,7 @@ class CreateOrderRequest(_message.Message):
     """See the service and the RPC. Empty: none."""
     @_builtins.property
     def items(self) -> _containers.RepeatedCompositeFieldContainer[Global___CreateOrderItem]:
-        """1–200 lines, all in one currency. Two may name the same product. Their total is at most 10^15 units of
+        """1–200 lines, all in one currency. Several lines may name the same product. Their total is at most 10^15 units of
         the currency.
         """
 
@@ -299,11 +299,11 @@ class UpdateOrderStatusRequest(_message.Message):
     status: Global___OrderStatus.ValueType
     """The new status."""
     reason: _builtins.str
-    """Why, for people: one line of 0–500 characters, none a control or an invisible character. Kept as the order's
-    `status_reason` when the status changes.
+    """The reason, for people: one line of 0–500 characters, without control characters and invisible characters. It
+    becomes the order's `status_reason` if the status changes.
     """
     request_id: _builtins.str
-    """See the service. Empty: none; the RPC is repeatable without it."""
+    """See the service. Empty: none; the RPC is repeatable without an id."""
     def __init__(
         self,
         *,
@@ -322,7 +322,7 @@ Global___UpdateOrderStatusRequest: _TypeAlias = UpdateOrderStatusRequest  # noqa
 
 @_typing.final
 class ListOrdersRequest(_message.Message):
-    """A page of orders to read. All filters given must match."""
+    """A page of orders to read. An order must match all filters that are set."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -342,12 +342,12 @@ class ListOrdersRequest(_message.Message):
     """`next_page_token` of the previous page, with the same filters. Empty: the first page."""
     @_builtins.property
     def created_after(self) -> _timestamp_pb2.Timestamp:
-        """Only orders created at this time or later, UTC; inclusive. Absent: from the first."""
+        """Only orders created at this time or later, UTC; inclusive. Absent: from the first order on."""
 
     @_builtins.property
     def created_before(self) -> _timestamp_pb2.Timestamp:
         """Only orders created before this time, UTC; exclusive, so that adjacent ranges neither skip nor
-        repeat orders. Absent: to the last.
+        repeat orders. Absent: up to the last order.
         """
 
     def __init__(

@@ -30,26 +30,26 @@ class OrderServiceStub:
 
     Errors. Every status carries google.rpc.ErrorInfo with domain "shop", a stable `reason` and `metadata`.
     In addition to the errors of each RPC below, every RPC can return:
-    INVALID_ARGUMENT   INVALID_FIELD, with google.rpc.BadRequest naming every bad field.
+    INVALID_ARGUMENT   INVALID_FIELD. google.rpc.BadRequest lists every invalid field.
     UNAUTHENTICATED    CREDENTIALS_MISSING, TOKEN_INVALID, TOKEN_EXPIRED.
-    PERMISSION_DENIED  PERMISSION_MISSING (metadata: permission): the caller is not granted what the RPC needs.
-    The permission is orders.any if the request names another user.
+    PERMISSION_DENIED  PERMISSION_MISSING (metadata: permission): the caller lacks the permission that the RPC needs.
+    If the request names another user, the RPC needs the permission orders.any.
     ABORTED            CONTENTION: other calls kept changing the same rows. Nothing was done; retry.
     RESOURCE_EXHAUSTED QUEUE_FULL, POOL_TIMEOUT, with google.rpc.RetryInfo. No order was created or changed. Stock may
     have been reserved or confirmed for it; a retry with the same request_id continues with it.
     UNAVAILABLE        DATABASE_UNAVAILABLE. The call may have had its effect; see below for how to retry.
     KEY_SET_UNAVAILABLE: the token could not be checked. Nothing was done; retry.
-    DEADLINE_EXCEEDED  The call may have had its effect, as above.
+    DEADLINE_EXCEEDED  The call may have had its effect; see below for how to retry.
     INTERNAL           A bug. The message contains an id that is also in the log.
-    To a caller without the permission orders.any, the orders of other users do not exist.
+    For a caller without the permission orders.any, the orders of other users do not exist.
 
-    Retries. An RPC that only reads may always be retried. An RPC that changes something is safe to retry, whatever the
-    status, with the same `request_id`, or if its comment says "repeatable".
+    Retries. An RPC that only reads may always be retried. An RPC that changes something may be retried, after any
+    status, if the retry has the same `request_id`, or if the RPC's comment says "repeatable".
 
     `request_id`: 1–64 printable ASCII characters chosen by the caller, or empty for none. For at least 24 hours, calls
-    with the same id and the same content have one effect; a repeat returns the order in its current state. The same id with
-    other content is refused: INVALID_ARGUMENT, REQUEST_ID_REUSED (metadata: request_id). A refused call stores
-    nothing, so a repeat of it is decided again.
+    with the same id and the same content have one effect; a repeat returns the order in its current state. A call with
+    the same id and other content is refused: INVALID_ARGUMENT, REQUEST_ID_REUSED (metadata: request_id). A refused call
+    stores nothing, so a repeat of that call is decided again.
 
     Times are UTC. Ids of users and products are positive integers, ids of orders are UUIDs. Amounts are exact.
     """
@@ -87,41 +87,41 @@ class OrderServiceServicer:
 
     Errors. Every status carries google.rpc.ErrorInfo with domain "shop", a stable `reason` and `metadata`.
     In addition to the errors of each RPC below, every RPC can return:
-    INVALID_ARGUMENT   INVALID_FIELD, with google.rpc.BadRequest naming every bad field.
+    INVALID_ARGUMENT   INVALID_FIELD. google.rpc.BadRequest lists every invalid field.
     UNAUTHENTICATED    CREDENTIALS_MISSING, TOKEN_INVALID, TOKEN_EXPIRED.
-    PERMISSION_DENIED  PERMISSION_MISSING (metadata: permission): the caller is not granted what the RPC needs.
-    The permission is orders.any if the request names another user.
+    PERMISSION_DENIED  PERMISSION_MISSING (metadata: permission): the caller lacks the permission that the RPC needs.
+    If the request names another user, the RPC needs the permission orders.any.
     ABORTED            CONTENTION: other calls kept changing the same rows. Nothing was done; retry.
     RESOURCE_EXHAUSTED QUEUE_FULL, POOL_TIMEOUT, with google.rpc.RetryInfo. No order was created or changed. Stock may
     have been reserved or confirmed for it; a retry with the same request_id continues with it.
     UNAVAILABLE        DATABASE_UNAVAILABLE. The call may have had its effect; see below for how to retry.
     KEY_SET_UNAVAILABLE: the token could not be checked. Nothing was done; retry.
-    DEADLINE_EXCEEDED  The call may have had its effect, as above.
+    DEADLINE_EXCEEDED  The call may have had its effect; see below for how to retry.
     INTERNAL           A bug. The message contains an id that is also in the log.
-    To a caller without the permission orders.any, the orders of other users do not exist.
+    For a caller without the permission orders.any, the orders of other users do not exist.
 
-    Retries. An RPC that only reads may always be retried. An RPC that changes something is safe to retry, whatever the
-    status, with the same `request_id`, or if its comment says "repeatable".
+    Retries. An RPC that only reads may always be retried. An RPC that changes something may be retried, after any
+    status, if the retry has the same `request_id`, or if the RPC's comment says "repeatable".
 
     `request_id`: 1–64 printable ASCII characters chosen by the caller, or empty for none. For at least 24 hours, calls
-    with the same id and the same content have one effect; a repeat returns the order in its current state. The same id with
-    other content is refused: INVALID_ARGUMENT, REQUEST_ID_REUSED (metadata: request_id). A refused call stores
-    nothing, so a repeat of it is decided again.
+    with the same id and the same content have one effect; a repeat returns the order in its current state. A call with
+    the same id and other content is refused: INVALID_ARGUMENT, REQUEST_ID_REUSED (metadata: request_id). A refused call
+    stores nothing, so a repeat of that call is decided again.
 
     Times are UTC. Ids of users and products are positive integers, ids of orders are UUIDs. Amounts are exact.
     """
 
     def CreateOrder(self, request, context):
-        """Reserves stock for all lines of an order and creates the order as PENDING. All or nothing: a refusal stores nothing.
-        Confirm the order before `reserved_until`; otherwise it is cancelled and its stock becomes available again.
-        Retry with the same request_id. For this RPC the id belongs to the user and never expires. Without one, a retry
-        creates a second order.
-        FAILED_PRECONDITION INSUFFICIENT_STOCK (metadata: product_id, requested, available): lines of one
-        product are summed; an unknown product has 0 available.
+        """Reserves stock for all lines of an order and creates the order as PENDING. A refused call stores nothing.
+        Confirm the order before `reserved_until`. Otherwise the order is cancelled, and its stock becomes available again.
+        Retry with the same request_id. For this RPC, each user has ids of their own, and an id never expires. Without a
+        request_id, a retry creates a second order.
+        FAILED_PRECONDITION INSUFFICIENT_STOCK (metadata: product_id, requested, available): `requested` is the sum over
+        all lines of the product. Of an unknown product, 0 units are available.
         LOCATIONS_LIMIT (metadata: product_id, limit), RESERVATIONS_LIMIT (metadata: order_id,
         reservations, allocations): the stock is spread over too many locations; see ReserveStock.
-        RESERVATION_EXPIRED (metadata: order_id): an earlier attempt reserved the stock, did not
-        create the order, and its reservation has ended. Use a new request_id.
+        RESERVATION_EXPIRED (metadata: order_id): an earlier call with this request_id reserved the
+        stock but did not create the order, and its reservation has ended. Use a new request_id.
         INVALID_ARGUMENT    REQUEST_ID_REUSED.
         UNAVAILABLE         INVENTORY_UNAVAILABLE: inventory-api did not respond in time.
         Emits ORDER_CREATED.
@@ -142,15 +142,17 @@ class OrderServiceServicer:
         """Changes the status of an order: PENDING → CONFIRMED → PROCESSING → SHIPPED → DELIVERED, or to CANCELLED from
         PENDING, CONFIRMED or PROCESSING. Repeatable: setting the current status again changes nothing.
 
-        CONFIRMED also confirms the order's reservations, so that they no longer expire. If one has expired or was released,
-        the order is CANCELLED in the same call, and the call is refused. CANCELLED releases the stock and SHIPPED removes
-        it, both shortly after the call, through the event.
+        A change to CONFIRMED also confirms the order's reservations, so that they no longer expire. If a reservation has
+        expired, was released or was purged, the call cancels the order and is refused. After a change to CANCELLED,
+        inventory-api releases the stock; after a change to SHIPPED, it removes the stock. It does so shortly after the
+        call, when it receives the event.
         NOT_FOUND           ORDER_NOT_FOUND (metadata: id).
-        RESERVATION_NOT_FOUND (metadata: order_id): to CONFIRMED only; its reservations were purged.
+        RESERVATION_NOT_FOUND (metadata: order_id): to CONFIRMED only; the order's reservations were
+        purged.
         FAILED_PRECONDITION ILLEGAL_TRANSITION (metadata: id, from, to, legal: a comma-separated list).
         RESERVATION_EXPIRED, RESERVATION_RELEASED (metadata: order_id): to CONFIRMED only.
         RESERVATIONS_LIMIT (metadata: order_id, reservations, allocations): to CONFIRMED only; the
-        order has more reservations than an order may have. Cancel it.
+        order has more reservations or allocations than it may have. Cancel the order.
         INVALID_ARGUMENT    REQUEST_ID_REUSED.
         UNAVAILABLE         INVENTORY_UNAVAILABLE: to CONFIRMED only; the order may or may not be confirmed.
         Emits ORDER_CONFIRMED, ORDER_PROCESSING, ORDER_SHIPPED, ORDER_DELIVERED or ORDER_CANCELLED.
@@ -203,26 +205,26 @@ class OrderService:
 
     Errors. Every status carries google.rpc.ErrorInfo with domain "shop", a stable `reason` and `metadata`.
     In addition to the errors of each RPC below, every RPC can return:
-    INVALID_ARGUMENT   INVALID_FIELD, with google.rpc.BadRequest naming every bad field.
+    INVALID_ARGUMENT   INVALID_FIELD. google.rpc.BadRequest lists every invalid field.
     UNAUTHENTICATED    CREDENTIALS_MISSING, TOKEN_INVALID, TOKEN_EXPIRED.
-    PERMISSION_DENIED  PERMISSION_MISSING (metadata: permission): the caller is not granted what the RPC needs.
-    The permission is orders.any if the request names another user.
+    PERMISSION_DENIED  PERMISSION_MISSING (metadata: permission): the caller lacks the permission that the RPC needs.
+    If the request names another user, the RPC needs the permission orders.any.
     ABORTED            CONTENTION: other calls kept changing the same rows. Nothing was done; retry.
     RESOURCE_EXHAUSTED QUEUE_FULL, POOL_TIMEOUT, with google.rpc.RetryInfo. No order was created or changed. Stock may
     have been reserved or confirmed for it; a retry with the same request_id continues with it.
     UNAVAILABLE        DATABASE_UNAVAILABLE. The call may have had its effect; see below for how to retry.
     KEY_SET_UNAVAILABLE: the token could not be checked. Nothing was done; retry.
-    DEADLINE_EXCEEDED  The call may have had its effect, as above.
+    DEADLINE_EXCEEDED  The call may have had its effect; see below for how to retry.
     INTERNAL           A bug. The message contains an id that is also in the log.
-    To a caller without the permission orders.any, the orders of other users do not exist.
+    For a caller without the permission orders.any, the orders of other users do not exist.
 
-    Retries. An RPC that only reads may always be retried. An RPC that changes something is safe to retry, whatever the
-    status, with the same `request_id`, or if its comment says "repeatable".
+    Retries. An RPC that only reads may always be retried. An RPC that changes something may be retried, after any
+    status, if the retry has the same `request_id`, or if the RPC's comment says "repeatable".
 
     `request_id`: 1–64 printable ASCII characters chosen by the caller, or empty for none. For at least 24 hours, calls
-    with the same id and the same content have one effect; a repeat returns the order in its current state. The same id with
-    other content is refused: INVALID_ARGUMENT, REQUEST_ID_REUSED (metadata: request_id). A refused call stores
-    nothing, so a repeat of it is decided again.
+    with the same id and the same content have one effect; a repeat returns the order in its current state. A call with
+    the same id and other content is refused: INVALID_ARGUMENT, REQUEST_ID_REUSED (metadata: request_id). A refused call
+    stores nothing, so a repeat of that call is decided again.
 
     Times are UTC. Ids of users and products are positive integers, ids of orders are UUIDs. Amounts are exact.
     """
