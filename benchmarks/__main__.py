@@ -53,7 +53,7 @@ def _measure(options: argparse.Namespace, console: Console) -> Results:
         columns = (TextColumn("{task.description:55}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
         with Progress(*columns, console=console) as progress:
             task = progress.add_task("", total=len(cells) * options.rounds)
-            # In rounds, with the variants next to each other: other load on the machine then affects all alike.
+            # Measure in rounds, with the variants next to each other: other load on the machine then affects all alike.
             for _ in range(options.rounds):
                 for subject, scenario, calls in cells:
                     description = f"{scenario.name}, {calls} calls, {subject.name} {subject.database}"
@@ -108,12 +108,12 @@ def _options(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("--databases", nargs="+", choices=(POSTGRESQL, SQLITE), default=(POSTGRESQL, SQLITE))
     parser.add_argument("--only", choices=[scenario.name for scenario in SCENARIOS], help="only this kind of call")
-    parser.add_argument("--variants", nargs="+", choices=VARIANTS, help="only these")
+    parser.add_argument("--variants", nargs="+", choices=VARIANTS, help="only these variants")
     parser.add_argument("--calls", nargs="+", type=int, help="concurrent calls (1 16 128, and 64 for the goals)")
     parser.add_argument("--seconds", type=float, default=2.0, help="length of each measurement (%(default)s)")
-    parser.add_argument("--warmup-seconds", type=float, default=0.5, help="warm-up before each (%(default)s)")
+    parser.add_argument("--warmup-seconds", type=float, default=0.5, help="warm-up before each one (%(default)s)")
     parser.add_argument("--rounds", type=int, default=3, help="measurements of each cell (%(default)s)")
-    parser.add_argument("--quick", action="store_true", help="a smoke run: each once, briefly, with 1 and 16 calls")
+    parser.add_argument("--quick", action="store_true", help="a smoke run: each cell once, with 1 and 16 calls")
     parser.add_argument("--with-relay", action="store_true", help="also run the consumers, the relay and a broker")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the results to this file")
     options = parser.parse_args(argv)

@@ -1,4 +1,4 @@
-"""Shared by the commands of this folder: error handling, output, and databases."""
+"""Error handling, output and databases, which the commands of this folder share."""
 
 import sys
 import tempfile
@@ -27,7 +27,7 @@ _Measured = TypeVar("_Measured")
 
 
 def measured(measure: Callable[[Console], _Measured]) -> _Measured | None:
-    """Return the results; on failure, print the reason and return None. Progress goes to standard error."""
+    """Return the results of `measure`, or print why it failed and return None. Progress goes to standard error."""
     if not Path("/proc/self/stat").exists():
         sys.stderr.write("the benchmarks read CPU times from /proc, so they run on Linux only\n")
         return None
@@ -40,7 +40,7 @@ def measured(measure: Callable[[Console], _Measured]) -> _Measured | None:
 
 
 def output(width: int = 160) -> Console:
-    """Return the console for results: as wide as the terminal, or this wide without one."""
+    """Return the console for results: as wide as the terminal, or with `width` columns if there is none."""
     return Console(width=None if sys.stdout.isatty() else width)
 
 
@@ -88,7 +88,7 @@ def folder(stack: ExitStack) -> Path:
 def databases(
     kind: str, stack: ExitStack, console: Console, *, shared_buffers: str | None = None
 ) -> tuple[Callable[[], Databases], list[int]]:
-    """Return a function that creates a pair of databases, and the pids of the database's processes."""
+    """Return a function that creates a pair of databases, and the pids of the database server."""
     if kind == POSTGRESQL:
         server = synced_server(stack, console, shared_buffers=shared_buffers)
         return lambda: Databases.on_server(server), [server.pid]

@@ -1,8 +1,8 @@
 """Compares the cost of a call with that of another revision: `python -m benchmarks.compare REVISION`.
 
-Both run at the same time, each with its own environment and databases on one PostgreSQL. They are measured in turn in
-short rounds, so that other load on the machine affects both alike. The exit code is 1 if a call costs more than the
-limit with statistical confidence.
+Both revisions run at the same time, each with its own environment and its own databases on one PostgreSQL. They are
+measured in turn in short rounds, so that other load on the machine affects both alike. The exit code is 1 if a call
+costs more than the limit with statistical confidence.
 """
 
 import argparse
@@ -33,13 +33,13 @@ CALLS = 64
 MIGRATE_SECONDS = 60
 
 SAME_HASHES = {"PYTHONHASHSEED": "0"}
-"""A fixed hash seed: otherwise dictionaries, and so their speed, differ from start to start."""
+"""A fixed hash seed: otherwise the layout of dictionaries, and so their speed, differs from start to start."""
 
 EMPTY = replace(RESERVE_HOT, name="empty", title="an empty call", reservations=0)
 """The echo: the cost of the server itself."""
 
 Pairs = dict[Scenario, list[tuple[Outcome, Outcome]]]
-"""By call and round: the cost at the revision and now."""
+"""By call and round: the outcome of the revision, and that of the present tree."""
 
 
 class Side(Stored):
@@ -63,7 +63,7 @@ class Side(Stored):
         stock.fill_orders(self.databases.orders)
 
     def start(self) -> None:
-        """Databases that are filled once and served several times."""
+        """Start the APIs only: `fill` runs once, but there are several starts."""
         Services.start(self)
 
 
@@ -115,7 +115,7 @@ def _rounds(
                 _start_again(found)
             for scenario, (then, now) in calls.items():
                 progress.update(task, description=scenario.title)
-                # Alternate which is first: the second finds the machine as the first left it.
+                # Alternate the sequence, because the first measurement affects the second.
                 turns = (then, now) if number % 2 else (now, then)
                 outcomes = {
                     turn: turn.measure(scenario, CALLS, options.seconds, options.warmup_seconds) for turn in turns
@@ -126,7 +126,10 @@ def _rounds(
 
 
 def _start_again(found: Sequence[Services]) -> None:
-    """Restart the processes: with its memory layout, a process is some percent faster or slower from start to start."""
+    """Restart the processes.
+
+    The memory layout differs from start to start, which makes a process some percent faster or slower.
+    """
     for subject in found:
         subject.stop()
         subject.start()
@@ -173,7 +176,7 @@ def _options(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=40, help="pairs of measurements per call (%(default)s)")
     parser.add_argument("--starts", type=int, default=5, help="starts of the processes, over all rounds (%(default)s)")
     parser.add_argument("--seconds", type=float, default=0.8, help="length of each measurement (%(default)s)")
-    parser.add_argument("--warmup-seconds", type=float, default=0.2, help="warm-up before each (%(default)s)")
+    parser.add_argument("--warmup-seconds", type=float, default=0.2, help="warm-up before a measurement (%(default)s)")
     parser.add_argument("--quick", action="store_true", help="a smoke run: two rounds, briefly")
     options = parser.parse_args(argv)
     if options.quick:

@@ -7,7 +7,10 @@ _TICKS = os.sysconf("SC_CLK_TCK")
 
 
 def seconds(root: int) -> float:
-    """Return user and system time, including children that have ended: their time is added to a parent that waits."""
+    """Return the user and system time of the process and its descendants.
+
+    Includes descendants that have ended: the kernel adds their time to that of the parent that waits for them.
+    """
     total, queue = 0.0, [root]
     while queue:
         process = Path("/proc", str(queue.pop()))
@@ -15,8 +18,8 @@ def seconds(root: int) -> float:
             stat = (process / "stat").read_text()
             children = [task.joinpath("children").read_text() for task in (process / "task").iterdir()]
         except (FileNotFoundError, ProcessLookupError):
-            continue  # it has ended, so its time counts for its parent
-        # Fields after the name, which may contain spaces: user, system, and both of children.
+            continue  # the process has ended, so its time counts for its parent
+        # After the name, which may contain spaces: user and system time, and the same of ended children.
         total += sum(map(int, stat.rpartition(")")[2].split()[11:15])) / _TICKS
         queue += [int(child) for line in children for child in line.split()]
     return total

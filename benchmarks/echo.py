@@ -1,4 +1,4 @@
-"""A gRPC method that does nothing, in our server: the minimal cost of a call."""
+"""Serves a gRPC method that does nothing in our server, to measure the minimal cost of a call."""
 
 from grpc import Server as GrpcServer
 from grpc import ServicerContext
@@ -17,7 +17,7 @@ class EchoSettings(ApiSettings):
 
 
 def reserve_stock(request: pb.ReserveStockRequest, _: ServicerContext) -> pb.ReserveStockResponse:
-    """Return an empty response."""
+    """Return a reservation with the values of the request."""
     reservation = pb.Reservation(product_id=request.product_id, quantity=request.quantity, order_id=request.order_id)
     return pb.ReserveStockResponse(reservation=reservation)
 

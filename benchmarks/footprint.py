@@ -83,7 +83,7 @@ def _on(database: str, options: argparse.Namespace, console: Console) -> Footpri
 
 
 def _whole_system(footprint: Footprint, subject: Stored, options: argparse.Namespace, console: Console) -> None:
-    """Measure all four processes with a broker: each start, at rest, and after creating orders."""
+    """Measure all four processes with a broker: at each start, at rest, and after a load of CreateOrder."""
     subject.fill()
     subject.events_stay = False
     with kafka.provide() as broker:
@@ -110,7 +110,7 @@ def _measured(subject: Stored, scenario: Scenario, calls: int, options: argparse
 
 
 def seconds_to_ready(process: Process) -> float:
-    """Start it. Returns the time from exec until its health service reports readiness."""
+    """Start the process. Returns the time until its health service reports readiness."""
     began = time.monotonic()
     process.start()
     while not process.is_ready():
@@ -121,7 +121,7 @@ def seconds_to_ready(process: Process) -> float:
 
 
 def memory_of(process: Process) -> int:
-    """Return the memory of it and its children as PSS, where each shared page counts in equal parts."""
+    """Return the memory of the process and its children as PSS: the processes that share a page count it in parts."""
     leader = psutil.Process(process.pid)
     pss: int = sum(each.memory_full_info().pss for each in (leader, *leader.children(recursive=True)))
     return pss
@@ -157,7 +157,7 @@ def _options(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.footprint", description=__doc__.partition("\n")[0])
     parser.add_argument("--databases", nargs="+", choices=(POSTGRESQL, SQLITE), default=(POSTGRESQL, SQLITE))
     parser.add_argument("--rounds", type=int, default=5, help="starts of each process (%(default)s)")
-    parser.add_argument("--workers", nargs="*", type=int, default=(1, 2, 4), help="numbers to compare (%(default)s)")
+    parser.add_argument("--workers", nargs="*", type=int, default=(1, 2, 4), help="workers to compare (%(default)s)")
     parser.add_argument("--seconds", type=float, default=5.0, help="length of each load (%(default)s)")
     return parser.parse_args(argv)
 

@@ -1,6 +1,6 @@
-"""The load generator process: reads jobs as lines of JSON and writes one line of JSON for each.
+"""The load generator process: reads jobs as lines of JSON, and writes the outcome of each job as a line of JSON.
 
-It samples the CPU time of the processes in the job itself, so that the samples match its measurement window.
+It also samples the CPU time of the measured processes, so that the samples match its measurement window.
 """
 
 import base64
@@ -24,10 +24,10 @@ _TAIL_DIGITS = 16
 
 @dataclass(frozen=True)
 class Job:
-    """A job: this many concurrent calls for this time. `bodies` are sent in turn, each with a unique text field.
+    """A job: `calls` concurrent calls for some time. The `bodies` are sent in turn, each with a unique `tail_field`.
 
-    With a `rate`, it is an open loop instead: this many calls per second on `calls` connections, regardless of earlier
-    calls. Their latency counts from the time when they were due.
+    With a `rate`, the job is an open loop instead: it sends `rate` calls per second on `calls` connections, even if
+    earlier calls have not ended. The latency of a call counts from the time when the call was due.
     """
 
     target: str
@@ -85,7 +85,7 @@ def run(job: Job) -> Outcome:
         begin = time.perf_counter()
         tally.window = (begin, float("inf"))
         pump(selector, job.seconds)
-        # On a busy machine a short window may end before its first response, so extend it until there is one.
+        # On a busy machine a short window may end before its first response, so extend it until there is a response.
         give_up = time.perf_counter() + DRAIN_SECONDS
         while not (tally.latencies or tally.failed) and time.perf_counter() < give_up:
             pump(selector, _POLL_SECONDS)
@@ -136,7 +136,7 @@ def _pump(selector: selectors.BaseSelector, seconds: float) -> None:
 
 
 def _paced(rate: float, connections: Sequence[Connection]) -> Callable[[selectors.BaseSelector, float], None]:
-    """Do what `_pump` does, and also send a call whenever one is due."""
+    """Return a function that does what `_pump` does, and also sends each call when it is due."""
     turns = cycle(connections)
 
     def pump(selector: selectors.BaseSelector, seconds: float) -> None:

@@ -1,4 +1,4 @@
-"""Registers some methods of a service, without a servicer class that must have all of them."""
+"""Registers some methods of a service, without a servicer class, which must have all methods."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -11,7 +11,7 @@ Method = Callable[[Any, grpc.ServicerContext], Any]
 
 
 def add_methods(service: ServiceDescriptor, methods: Mapping[str, Method], server: grpc.Server) -> None:
-    """Do what the generated `add_…Servicer_to_server` does, for these methods."""
+    """Do what the generated `add_…Servicer_to_server` does, but only for these methods."""
     handlers = {
         name: grpc.unary_unary_rpc_method_handler(
             method,

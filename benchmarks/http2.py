@@ -1,9 +1,9 @@
 """A gRPC client for load: it keeps a fixed number of unary calls open on a connection, and does nothing else.
 
-grpcio's own clients take more CPU for a call than a server may (`README.md` has the numbers), so that on one machine
-they would measure themselves. A closed loop of unary calls needs little of HTTP/2: each request is the same block of
-headers and one message. What comes back is not decoded: a unary call that succeeded carries a message, one that failed
-carries none.
+grpcio's own clients use more than twice as much CPU per call (`README.md` has the numbers), which they would take from
+the servers on the same machine. A closed loop of unary calls needs only a small part of HTTP/2: each request is the
+same block of headers and one message. Responses are not decoded: the response has a message if the call succeeded, and
+none if it failed.
 """
 
 import socket
@@ -19,7 +19,7 @@ _PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 _DATA, _HEADERS, _RST_STREAM, _SETTINGS, _PING, _GOAWAY, _WINDOW_UPDATE = 0, 1, 3, 4, 6, 7, 8
 _END_STREAM, _ACK, _END_HEADERS = 0x1, 0x1, 0x4
 _FRAME = struct.Struct(">BHBBI")  # length in two parts, type, flags, stream
-_MESSAGE_HEAD = struct.Struct(">BHBBIBI")  # the same, then a gRPC message's own: compressed or not, length
+_MESSAGE_HEAD = struct.Struct(">BHBBIBI")  # the same, then the head of a gRPC message: compression flag, length
 _INITIAL_WINDOW_SIZE = 4
 _WINDOW_BYTES = 2**31 - 1
 _DEFAULT_WINDOW_BYTES = 65_535
@@ -27,12 +27,12 @@ _TIMEOUT = "30S"
 
 
 class LoadError(Exception):
-    """The load cannot go on: the connection ended, or the server did what this client does not understand."""
+    """The load cannot continue: the connection ended, or the server did something that the client does not support."""
 
 
 @dataclass(slots=True)
 class Tally:
-    """What came of the calls. Only those of the window have their latencies noted; the sums are of all."""
+    """The results of the calls. `latencies` has only calls that ended in the window; the counts are of all calls."""
 
     succeeded: int = 0
     failed: int = 0
@@ -46,9 +46,9 @@ class Tally:
 
 
 class Connection:
-    """One connection with `calls` unary calls of one method open at any time, until it is told to drain.
+    """One connection, on which `calls` unary calls of one method are open at any time, until `draining` is True.
 
-    With 0 calls it sends those alone that `call` asks for.
+    If `calls` is 0, only the method `call` sends calls.
     """
 
     def __init__(self, target: str, method: str, calls: int, next_request: Callable[[], bytes], tally: Tally) -> None:
@@ -61,7 +61,7 @@ class Connection:
         self._first_headers, self._headers = _header_blocks(target, method)
         self._stream = 1
         self._open: dict[int, float] = {}  # when each open call was sent
-        self._answered: set[int] = set()  # those of them whose message has come
+        self._answered: set[int] = set()  # the open calls whose message has arrived
         self._buffer = b""
         self._send_window = _DEFAULT_WINDOW_BYTES
         self._received = 0
@@ -84,14 +84,14 @@ class Connection:
         self._socket.sendall(b"".join(out))
 
     def call(self, due: float) -> None:
-        """One more call; its time is counted from `due`."""
+        """Send one more call. Its latency counts from `due`."""
         self._socket.sendall(self._call(due))
 
     def close(self) -> None:
         self._socket.close()
 
     def receive(self) -> None:
-        """Take what has arrived, and send a new call for each that has ended."""
+        """Read the data that have arrived, and send a new call for each call that has ended."""
         arrived = self._socket.recv(_RECEIVE_BYTES)
         if not arrived:
             raise LoadError("the server closed the connection")
@@ -162,7 +162,7 @@ class Connection:
         elif kind == _PING and not flags & _ACK:
             out.append(_frame(_PING, payload, _ACK))
         elif kind == _WINDOW_UPDATE:
-            # Also those of single streams, whose requests are all sent: too much does no harm here.
+            # Also count the windows of single streams: their requests are already sent, so too much does no harm.
             self._send_window += int.from_bytes(payload, "big")
         elif kind in (_RST_STREAM, _GOAWAY):
             raise LoadError(f"the server ended calls: {payload!r}")
@@ -173,9 +173,12 @@ def _frame(kind: int, payload: bytes, flags: int = 0) -> bytes:
 
 
 def _header_blocks(target: str, method: str) -> tuple[bytes, bytes]:
-    """The block of the first request, which the server remembers, and the short one of all that follow."""
+    """Return the header blocks of the first request and of all later ones.
+
+    The server stores the headers of the first request, so the later block only refers to them.
+    """
     post, http = b"\x83", b"\x86"
-    path, authority, content_type = b"\x44", b"\x41", b"\x5f"  # known names, each with a value to remember
+    path, authority, content_type = b"\x44", b"\x41", b"\x5f"  # static names, each with a value that the server stores
     remembered = [
         path + _text(method),
         authority + _text(target),
@@ -184,7 +187,7 @@ def _header_blocks(target: str, method: str) -> tuple[bytes, bytes]:
         b"\x40" + _text("grpc-timeout") + _text(_TIMEOUT),
         b"\x40" + _text("user-agent") + _text("shop-benchmarks"),
     ]
-    # The newest of what is remembered is number 62, the one before it 63, ...
+    # The newest stored header has the number 62, the one before it the number 63, and so on.
     numbers = range(62 + len(remembered) - 1, 61, -1)
     return post + http + b"".join(remembered), post + http + bytes(0x80 | number for number in numbers)
 

@@ -35,7 +35,7 @@ _PRODUCTS = {
     RESERVE_SPREAD: f"random({PRODUCTS.start}, {PRODUCTS.stop - 1})",
 }
 
-# The statements of one reservation, as our services write them, but in its own transaction and without any logic.
+# The statements of one reservation, as our services write them, but in one transaction and without any logic.
 _TRANSACTION = """\
 \\set product {product}
 BEGIN;
@@ -52,7 +52,7 @@ INSERT INTO outbox (shard, event_id, topic, key, type, payload, created_at)
          clock_timestamp());
 COMMIT;
 """
-_PAYLOAD = "x" * 360  # the length of the JSON of such an event
+_PAYLOAD = "x" * 360  # the length of the JSON of a STOCK_RESERVED event
 
 
 class Pgbench:
@@ -101,7 +101,7 @@ class Pgbench:
             begin, before = time.time(), self._cpu(child)
             time.sleep(seconds)
             end, after = time.time(), self._cpu(child)
-            # The signal that pgbench's own timer sends: it ends after its current transactions.
+            # pgbench's own timer sends the same signal: pgbench then ends after its current transactions.
             child.send_signal(signal.SIGALRM)
             code = child.wait(STOP_SECONDS)
         finally:
@@ -124,7 +124,7 @@ class Pgbench:
         stock.check_inventory(self._text_url, self._done, events=True)
 
     def _wait_until_connected(self, child: subprocess.Popen[bytes], calls: int) -> None:
-        # Opening 128 connections takes time, while pgbench's timer is running.
+        # pgbench's timer already runs while it opens its connections, which takes time for 128 of them.
         deadline = time.monotonic() + CONNECT_SECONDS
         url = self._url.set(drivername="postgresql").render_as_string(hide_password=False)
         with psycopg.connect(url, autocommit=True) as connection:

@@ -44,7 +44,7 @@ def _left_out(pairs: int) -> int:
     """Return how many of the smallest, and of the largest, ratios are outside the interval."""
     missed, left_out = 0.0, 0
     for count in range(pairs // 2):
-        # The true median is beyond the ratio of this rank with the probability that so few pairs are below it.
+        # The probability that at most `count` ratios are below the true median, or at most `count` above it.
         missed += 2 * comb(pairs, count) / 2**pairs
         if missed <= DOUBT:
             left_out = count

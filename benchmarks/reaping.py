@@ -42,14 +42,14 @@ _POLL_SECONDS = 0.25
 
 @dataclass
 class Reaped:
-    """The results on one database; CPU time in seconds, without that of the concurrent calls."""
+    """The results on one database. CPU times are in seconds, and do not include that of the concurrent calls."""
 
     holds_per_second: float
     cpu_per_hold: dict[str, float]
     windows: dict[str, list[Outcome]]
 
     def p99(self, phase: str) -> float:
-        """Return the median over the windows of a phase, in seconds."""
+        """Return the median p99 of the windows of a phase, in seconds."""
         return statistics.median(window.p99 for window in self.windows[phase])
 
     def p50(self, phase: str) -> float:
@@ -57,7 +57,7 @@ class Reaped:
 
 
 class Backlog(Stored):
-    """The two APIs with stock that due reservations draw on."""
+    """The two APIs, with a backlog of due reservations in the database."""
 
     def __init__(
         self,
@@ -170,7 +170,7 @@ def _on(database: str, options: argparse.Namespace, stack: ExitStack, console: C
     give_up = time.monotonic() + GIVE_UP_SECONDS
     with progress.watched():
         while progress.expired < options.holds:
-            # The last window includes some time after the backlog's end; keep it, although it is slightly too good.
+            # The last window includes some time after the end of the backlog, so its latencies are slightly too low.
             windows["during"].append(window(f"during, {progress.expired:,.0f} are expired"))
             if not system.reaper.alive:
                 raise LoadError(f"the reaper ended\n{system.reaper.tail()}")

@@ -73,7 +73,7 @@ class _Run:
                 self._report(f"{side.name}: {side.server.description}, each commit synced")
                 stack.callback(side.stop)
                 side.start()
-                # Callbacks run in reverse: thaw the server first, because stopping a side needs it.
+                # Callbacks run in reverse order: thaw the server first, because a side needs its server to stop.
                 stack.callback(side.go)
                 stack.callback(side.server.thaw)
                 self._freeze(side)
@@ -104,7 +104,7 @@ class _Run:
         return sides
 
     def _plugin(self, stack: ExitStack, broker: Kafka) -> Path | None:
-        """Return the folder of Debezium's plugin; None, after a message, if there is none."""
+        """Return the folder of Debezium's plugin. If there is none, report why and return None."""
         given: Path | None = self._options.debezium
         if broker.description == EMBEDDED:
             self._report("[yellow]without Debezium:[/] it runs in Apache Kafka's image, which needs Docker")
@@ -115,7 +115,7 @@ class _Run:
         if given is not None and given.is_dir():
             return given.resolve()
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="shop-debezium-")))
-        # Kafka Connect runs as another user.
+        # Kafka Connect runs as another user, and must be able to read the folder.
         folder.chmod(0o755)
         plugin = folder / "plugin"
         plugin.mkdir()
@@ -195,12 +195,15 @@ def _pid_of(container: str) -> int:
 
 def _options(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.relay", description=__doc__)
-    parser.add_argument("--sides", nargs="+", choices=SIDES, default=SIDES, help="only these")
+    parser.add_argument("--sides", nargs="+", choices=SIDES, default=SIDES, help="only these sides")
     parser.add_argument("--backlog", type=int, default=BACKLOG, help="rows in the outbox at the start (%(default)s)")
     parser.add_argument("--warm", type=int, default=WARM, help="warm-up events per side (%(default)s)")
-    parser.add_argument("--rounds", type=int, default=3, help="measured backlogs (%(default)s)")
+    parser.add_argument("--rounds", type=int, default=3, help="measured backlogs per side (%(default)s)")
     parser.add_argument(
-        "--delay-seconds", type=float, default=DELAY_SECONDS, help="at 1,000 events/s; 0 means none (%(default)s)"
+        "--delay-seconds",
+        type=float,
+        default=DELAY_SECONDS,
+        help="delay measurement, at 1,000 events/s; 0 means none (%(default)s)",
     )
     parser.add_argument(
         "--debezium",

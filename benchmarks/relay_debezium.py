@@ -1,6 +1,7 @@
-"""The side Debezium: Kafka Connect with the outbox event router, tuned for throughput and a short delay.
+"""The side `debezium`: Kafka Connect with the outbox event router, tuned for throughput and a short delay.
 
-It reads only inserts, and the rows are not deleted while it is measured. Leaving out that work is in its favour.
+Debezium reads only inserts, and the rows are not deleted while it is measured. It has less work than the other sides,
+so the comparison is in its favour.
 """
 
 import hashlib
@@ -42,7 +43,8 @@ key.converter=org.apache.kafka.connect.storage.StringConverter
 value.converter=org.apache.kafka.connect.storage.StringConverter
 """
 
-# Batches and queues far above the defaults (2,048 and 8,192); the producer is idempotent and lingers like the relay's.
+# Batches and queues are far above the defaults (2,048 and 8,192). The producer is idempotent and lingers like the
+# relay's producer.
 _CONNECTOR = """\
 name=outbox
 connector.class=io.debezium.connector.postgresql.PostgresConnector
@@ -129,7 +131,7 @@ class Debezium:
         self._folder.cleanup()
 
     def hold(self) -> None:
-        # Not `docker pause`, which fails on a busy machine.
+        # Do not use `docker pause`: it fails on a busy machine.
         docker.run("kill", "--signal", "STOP", self._running)
 
     def go(self) -> None:
@@ -165,7 +167,7 @@ class PluginMissing(LoadError):
 
 
 def unpacked(archive: Path, folder: Path) -> Path:
-    """Unpack the plugin from its archive, after a check of the checksum. Raises PluginMissing."""
+    """Verify the checksum of the archive, and unpack the plugin into the folder. Raises PluginMissing."""
     found = hashlib.sha256(archive.read_bytes()).hexdigest()
     if found != SHA256:
         raise PluginMissing(f"{archive.name} has the checksum {found} instead of {SHA256}")
@@ -189,7 +191,7 @@ def _decode_logically(server: PostgresServer) -> None:
     admin = make_url(server.url).set(drivername="postgresql").render_as_string(hide_password=False)
     with psycopg.connect(admin, autocommit=True) as connection:
         connection.execute("ALTER SYSTEM SET wal_level = 'logical'")
-        # While other sides are measured it is frozen for longer than PostgreSQL's default sender timeout.
+        # While other sides are measured, Debezium is frozen for longer than PostgreSQL's default sender timeout.
         connection.execute("ALTER SYSTEM SET wal_sender_timeout = 0")
     server.kill()
     server.start_again()

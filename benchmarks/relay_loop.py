@@ -1,7 +1,9 @@
-"""The plain loop for comparison: selects, produces, waits, deletes. See `python -m benchmarks.relay_loop --help`.
+"""The plain loop for comparison: selects rows, produces them, waits, and deletes them.
 
-Run only one per database: two would ship everything twice. It has no leases, keeps no order after a failure, and has no
-telemetry. An event that cannot be shipped stops it.
+See `python -m benchmarks.relay_loop --help`.
+
+Run only one loop per database: two loops would send every event twice. The loop has no leases and no telemetry, and
+does not keep the order of events after a failure. It ends if an event cannot be sent.
 """
 
 import argparse
@@ -32,7 +34,7 @@ def main() -> None:
 
 
 def ship(connection: psycopg.Connection, producer: Producer) -> int:
-    """Ship the oldest rows, in a loop. Ends the process at the first failure."""
+    """Send the oldest rows to Kafka, then delete them. Returns how many. Ends the process at the first failure."""
     failures: list[KafkaError] = []
 
     def delivered(error: KafkaError | None, _: Message) -> None:

@@ -38,7 +38,7 @@ _SIZE = "SELECT pg_column_size(outbox.*) FROM outbox LIMIT 1"
 
 
 class TooBusy(Exception):
-    """This machine cannot write at the requested rate; the message says by how much it is late."""
+    """This machine cannot write at the requested rate; the message contains the delay."""
 
 
 class Outbox:
@@ -54,7 +54,7 @@ class Outbox:
         kafka.create_topics(topic)
         self._connection = psycopg.connect(self.plain_url, autocommit=True)
         self._consumer = self._reader()
-        # Create the topic explicitly; the embedded broker creates it at its first use.
+        # This request also creates the topic on the embedded broker, which creates topics at their first use.
         self._partitions = kafka.admin().list_topics(topic, timeout=_REQUEST_SECONDS).topics[topic].partitions
         self._next = 1
         self._filling = 0
@@ -72,7 +72,9 @@ class Outbox:
         self._next = last + 1
 
     def write_at(self, rate: int, seconds: float) -> dict[int, tuple[float, float]]:
-        """Write at an even rate. Returns for each event when its COMMIT was sent and when it finished (time.time).
+        """Write events at an even rate.
+
+        Returns for each event the times at which its COMMIT was sent and at which the COMMIT finished (time.time).
 
         Raises TooBusy.
         """
@@ -103,7 +105,7 @@ class Outbox:
 
         def read() -> None:
             while not done.is_set():
-                # One by one: `consume` with several messages would wait until it has all of them or times out.
+                # Read one message at a time: `consume` with several would wait until it has all of them or times out.
                 message = consumer.poll(0.1)
                 if message is not None and message.error() is None:
                     seen.setdefault(int((message.value() or b"")[_NUMBER]), time.time())
@@ -122,7 +124,7 @@ class Outbox:
         return sum(end.offset for end in self._ends())
 
     def wait_for(self, arrived: int) -> float:
-        """Wait for this many messages, and return the time (time.monotonic). Raises LoadError."""
+        """Wait until the topic has this many messages, and return the time (time.monotonic). Raises LoadError."""
         deadline = time.monotonic() + DRAIN_SECONDS
         while (there := self.arrived()) < arrived:
             if time.monotonic() > deadline:

@@ -48,7 +48,7 @@ class Results:
         self.delays[side] = delay
 
     def backlog(self, side: str) -> Backlog | None:
-        """Return the medians over the rounds, or None if it was not measured."""
+        """Return the medians over the rounds, or None if the side was not measured."""
         rounds = self.backlogs.get(side)
         if not rounds:
             return None

@@ -1,6 +1,6 @@
-"""The sides that ship an outbox to Kafka: the relay as it is deployed, and the plain loop. Each has its own server.
+"""The sides that send an outbox to Kafka: the relay as it is deployed, and the plain loop. Each has its own server.
 
-A side that is not measured is frozen with its server, so that it does not affect the measurement of another one.
+A side that is not measured is frozen with its server, so that it does not affect the measurement of another side.
 """
 
 import sys
@@ -30,15 +30,15 @@ class Side(Protocol):
     outbox: Outbox
     server: PostgresServer
     deletes: bool
-    """Whether it deletes the rows itself, so that deleting is part of the measurement."""
+    """True if the side deletes the rows itself, so that the deletion is part of the measurement."""
 
     def start(self) -> None:
-        """Start it, and return when it is shipping."""
+        """Start the side, and return when it sends events to Kafka."""
 
     def stop(self) -> None: ...
 
     def hold(self) -> None:
-        """Pause it, outside a transaction, until `go`."""
+        """Pause the side until `go`, when it has no open transaction."""
 
     def go(self) -> None: ...
 
@@ -72,7 +72,8 @@ class Program(ABC):
         self.outbox.close()
 
     def hold(self) -> None:
-        # If it were frozen in a transaction, the server would end its connection, and it would resume with a backoff.
+        # If a process were frozen in a transaction, the server would end its connection, and the process would continue
+        # with a backoff.
         deadline = time.monotonic() + FREEZE_SECONDS
         while True:
             for process in self.processes:

@@ -27,7 +27,7 @@ class Cell:
 
 
 def served(cpu_per_request: Mapping[str, float]) -> float:
-    """CPU time per request of everything except the client."""
+    """Return the CPU time per request of everything except the client."""
     return sum(spent for kind, spent in cpu_per_request.items() if kind != "client")
 
 
@@ -82,7 +82,7 @@ class Results:
 
 @dataclass(frozen=True)
 class Judged:
-    """A goal and its result; `met` is None if it was not measured."""
+    """A goal and its result; `met` is None if the goal was not measured."""
 
     goal: str
     measured: str
@@ -90,7 +90,7 @@ class Judged:
 
 
 def judged(results: Results) -> list[Judged]:
-    """Yield the goals, all on PostgreSQL."""
+    """Return the goals and their results, all on PostgreSQL."""
 
     def of(scenario: Scenario, subject: str, calls: int, database: str = "postgresql") -> Numbers | None:
         return results.get(Cell(scenario.name, database, subject, calls))

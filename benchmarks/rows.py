@@ -45,10 +45,10 @@ def fill_catalogue(url: str, rows: int, now: datetime) -> None:
 def fill_expired_holds(url: str, holds: int, now: datetime) -> None:
     """Create due reservations of one unit, evenly over PRODUCTS, that expired one by one during the last hour."""
     turn = f"i % {len(PRODUCTS)}"
-    # Item ids follow the order of filling: the hot product, then the others.
+    # Item ids follow the sequence of filling: first the hot product, then the others.
     item, product = f"{turn} + 2", f"{turn} + {PRODUCTS.start}"
     expires_at = f"{micros(now) - HOUR} + i * {HOUR // holds}"
-    # Recent enough that the reaper does not purge them right after it has expired them.
+    # So recent that the reaper does not purge the reservations right after it has expired them.
     made_at = micros(now) - 2 * HOUR
     _fill_reservations(url, holds, made_at, item=item, product=product, state="'HELD'", expires_at=expires_at)
     with _filling(url) as sql:
@@ -78,7 +78,7 @@ def users(rows: int) -> int:
 
 
 def created_at_micros(number: int, rows: int, now: datetime) -> int:
-    """Return when the order with this number was created."""
+    """Return when the order with this number was created, in microseconds since 1970."""
     return micros(now) - (rows - number) * SECOND
 
 
@@ -133,12 +133,12 @@ class _Sql:
 
 @contextmanager
 def _filling(url: str, *filled: Table) -> Iterator[_Sql]:
-    """Open one transaction without the services' timeouts, which recreates the indexes at its end."""
+    """Open one transaction without the services' timeouts. Its start drops the indexes, and its end recreates them."""
     engine = create_engine(url, poolclass=NullPool)
     indexes = [index for table in filled for index in table.indexes]
     with engine.begin() as tx:
         if tx.dialect.name == "postgresql":
-            # In PostgreSQL foreign keys are triggers, called for each row.
+            # Skip foreign keys: in PostgreSQL they are triggers, which are called for each row.
             tx.exec_driver_sql("SET session_replication_role = replica")
             tx.exec_driver_sql("SET maintenance_work_mem = '512MB'")
         for index in indexes:

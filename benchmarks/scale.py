@@ -1,4 +1,4 @@
-"""The same calls beside ten thousand rows and beside millions: `python -m benchmarks.scale --help`.
+"""Measures the same calls with ten thousand rows and with millions: `python -m benchmarks.scale --help`.
 
 The cost of a call must depend on its request, not on the size of the tables.
 """
@@ -81,7 +81,7 @@ class Sized(Services):
 
 
 def scenarios(count: int, now: datetime) -> list[Scenario]:
-    """Return the calls, each for different rows."""
+    """Return the kinds of calls. The calls of one kind use different rows."""
     numbers = random.choices(range(1, count + 1), k=_BODIES)
 
     def bodies(of: Callable[[int], Message]) -> Callable[[], list[bytes]]:
@@ -218,9 +218,9 @@ def _options(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--calls", type=int, default=16, help="concurrent calls (%(default)s)")
     parser.add_argument("--seconds", type=float, default=1.5, help="length of each measurement (%(default)s)")
-    parser.add_argument("--warmup-seconds", type=float, default=0.5, help="before each of them (%(default)s)")
+    parser.add_argument("--warmup-seconds", type=float, default=0.5, help="warm-up before each (%(default)s)")
     parser.add_argument("--rounds", type=int, default=5, help="measurements of each cell (%(default)s)")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the results there, too")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the results to this file")
     return parser.parse_args(argv)
 
 

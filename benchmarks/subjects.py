@@ -111,7 +111,7 @@ class Services:
         """Do nothing: this variant stores nothing."""
 
     def count(self, of_each: Callable[[Scenario], int]) -> int:
-        """Return the sum over all successful calls."""
+        """Return the sum of `of_each` over all successful calls."""
         return sum(done * of_each(scenario) for scenario, done in self._done.items())
 
     def _pids(self) -> dict[str, list[int]]:
@@ -156,9 +156,9 @@ def ours(
     *,
     collector: str | None = None,
 ) -> Services:
-    """The two APIs; with a broker also their consumers and the relay, and the CPU time of relay and broker.
+    """Return the two APIs. With a broker, their consumers and the relay run, too, and the relay's CPU time counts.
 
-    With a collector it is the variant `watched`: metrics are on, and one in a hundred traces goes to the collector.
+    With a collector, the variant is `watched`: metrics are on, and one in a hundred traces goes to the collector.
     """
     environment = QUIET if kafka else ALONE
     if collector:
@@ -174,7 +174,7 @@ def ours(
 
 
 def plain(database: str, databases: Databases, generator: Generator, database_pids: list[int]) -> Services:
-    """The plain variant of both services."""
+    """Return the plain variant of both services."""
     inventory_port, orders_port = free_ports(2)
     subject = Stored("plain", database, databases, generator, database_pids)
     subject.targets = {INVENTORY: _local(inventory_port), ORDERS: _local(orders_port)}

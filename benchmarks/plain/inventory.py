@@ -24,7 +24,7 @@ Line = tuple[int, int]
 
 
 class Inventory:
-    """Runs one transaction per call."""
+    """Runs one transaction per order of a call."""
 
     def __init__(self, sessions: sessionmaker[Session]) -> None:
         self._sessions = sessions

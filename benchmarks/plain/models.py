@@ -14,7 +14,7 @@ READ_ONLY = {"plain_read_only": True}
 """Options of a connection that only reads."""
 
 CONNECTIONS = 16
-"""The same number as in our services."""
+"""The size of the connection pool, as in our services."""
 
 
 class Base(DeclarativeBase):

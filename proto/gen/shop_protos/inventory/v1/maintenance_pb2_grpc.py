@@ -68,9 +68,9 @@ class InventoryMaintenanceServiceServicer:
 
     def PurgeHistory(self, request, context):
         """Deletes idempotency keys that were created longer ago than `older_than`, and reservations that ended longer ago
-        than that. A transaction deletes at most 500 rows of one kind. Never deletes items or active reservations. If a returned
-        count is max_count, call again. A reservation that cannot be deleted is set aside, like one that cannot be expired.
-        Emits nothing.
+        than that. A transaction deletes at most 500 rows of one kind. Never deletes items or active reservations. If a
+        returned count is max_count, call again. A reservation that cannot be deleted is set aside, like one that cannot be
+        expired. Emits nothing.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

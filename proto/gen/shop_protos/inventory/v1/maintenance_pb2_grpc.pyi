@@ -28,9 +28,9 @@ class InventoryMaintenanceServiceStub:
     """
     PurgeHistory: _grpc.UnaryUnaryMultiCallable[_maintenance_pb2.PurgeHistoryRequest, _maintenance_pb2.PurgeHistoryResponse]
     """Deletes idempotency keys that were created longer ago than `older_than`, and reservations that ended longer ago
-    than that. A transaction deletes at most 500 rows of one kind. Never deletes items or active reservations. If a returned
-    count is max_count, call again. A reservation that cannot be deleted is set aside, like one that cannot be expired.
-    Emits nothing.
+    than that. A transaction deletes at most 500 rows of one kind. Never deletes items or active reservations. If a
+    returned count is max_count, call again. A reservation that cannot be deleted is set aside, like one that cannot be
+    expired. Emits nothing.
     """
 
 class InventoryMaintenanceServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -59,9 +59,9 @@ class InventoryMaintenanceServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _grpc.ServicerContext,
     ) -> _maintenance_pb2.PurgeHistoryResponse:
         """Deletes idempotency keys that were created longer ago than `older_than`, and reservations that ended longer ago
-        than that. A transaction deletes at most 500 rows of one kind. Never deletes items or active reservations. If a returned
-        count is max_count, call again. A reservation that cannot be deleted is set aside, like one that cannot be expired.
-        Emits nothing.
+        than that. A transaction deletes at most 500 rows of one kind. Never deletes items or active reservations. If a
+        returned count is max_count, call again. A reservation that cannot be deleted is set aside, like one that cannot be
+        expired. Emits nothing.
         """
 
 def add_InventoryMaintenanceServiceServicer_to_server(servicer: InventoryMaintenanceServiceServicer, server: _grpc.Server) -> None: ...
