@@ -1,4 +1,4 @@
-"""Compares the cost of a call with that of another revision: `python -m benchmarks.compare REVISION`.
+"""Compares the cost of a call in the present tree and in another revision: `python -m benchmarks.compare REVISION`.
 
 Both revisions run at the same time, each with its own environment and its own databases on one PostgreSQL. They are
 measured in turn in short rounds, so that other load on the machine affects both alike. The exit code is 1 if a call
@@ -36,7 +36,7 @@ SAME_HASHES = {"PYTHONHASHSEED": "0"}
 """A fixed hash seed: otherwise the layout of dictionaries, and so their speed, differs from start to start."""
 
 EMPTY = replace(RESERVE_HOT, name="empty", title="an empty call", reservations=0)
-"""The echo: the cost of the server itself."""
+"""A call of the echo, which costs only what the server itself costs."""
 
 Pairs = dict[Scenario, list[tuple[Outcome, Outcome]]]
 """By call and round: the outcome of the revision, and that of the present tree."""
@@ -176,7 +176,7 @@ def _options(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=40, help="pairs of measurements per call (%(default)s)")
     parser.add_argument("--starts", type=int, default=5, help="starts of the processes, over all rounds (%(default)s)")
     parser.add_argument("--seconds", type=float, default=0.8, help="length of each measurement (%(default)s)")
-    parser.add_argument("--warmup-seconds", type=float, default=0.2, help="warm-up before a measurement (%(default)s)")
+    parser.add_argument("--warmup-seconds", type=float, default=0.2, help="warm-up before each one (%(default)s)")
     parser.add_argument("--quick", action="store_true", help="a smoke run: two rounds, briefly")
     options = parser.parse_args(argv)
     if options.quick:

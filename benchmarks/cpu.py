@@ -1,4 +1,4 @@
-"""The CPU time of a process and its descendants, from /proc."""
+"""Reads the CPU time of a process and its descendants from /proc."""
 
 import os
 from pathlib import Path
@@ -19,7 +19,8 @@ def seconds(root: int) -> float:
             children = [task.joinpath("children").read_text() for task in (process / "task").iterdir()]
         except (FileNotFoundError, ProcessLookupError):
             continue  # the process has ended, so its time counts for its parent
-        # After the name, which may contain spaces: user and system time, and the same of ended children.
+        # Skip the name, which may contain spaces. The fields are the user and system time of the process, and those of
+        # its ended children.
         total += sum(map(int, stat.rpartition(")")[2].split()[11:15])) / _TICKS
         queue += [int(child) for line in children for child in line.split()]
     return total

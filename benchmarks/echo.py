@@ -1,4 +1,4 @@
-"""Serves a gRPC method that does nothing in our server, to measure the minimal cost of a call."""
+"""Runs our server with a gRPC method that does nothing, to measure the minimal cost of a call."""
 
 from grpc import Server as GrpcServer
 from grpc import ServicerContext

@@ -121,7 +121,7 @@ def seconds_to_ready(process: Process) -> float:
 
 
 def memory_of(process: Process) -> int:
-    """Return the memory of the process and its children as PSS: the processes that share a page count it in parts."""
+    """Return the memory of the process and its children as PSS, which divides each shared page among its processes."""
     leader = psutil.Process(process.pid)
     pss: int = sum(each.memory_full_info().pss for each in (leader, *leader.children(recursive=True)))
     return pss

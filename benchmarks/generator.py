@@ -24,7 +24,9 @@ _TAIL_DIGITS = 16
 
 @dataclass(frozen=True)
 class Job:
-    """A job: `calls` concurrent calls for some time. The `bodies` are sent in turn, each with a unique `tail_field`.
+    """A job: `calls` concurrent calls for some time. The `bodies` are sent in turn.
+
+    With a `tail_field`, each request gets a unique text in this field.
 
     With a `rate`, the job is an open loop instead: it sends `rate` calls per second on `calls` connections, even if
     earlier calls have not ended. The latency of a call counts from the time when the call was due.

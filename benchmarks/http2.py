@@ -162,7 +162,8 @@ class Connection:
         elif kind == _PING and not flags & _ACK:
             out.append(_frame(_PING, payload, _ACK))
         elif kind == _WINDOW_UPDATE:
-            # Also count the windows of single streams: their requests are already sent, so too much does no harm.
+            # Also count the windows of single streams. Their requests are already sent, so a window that is too large
+            # does no harm.
             self._send_window += int.from_bytes(payload, "big")
         elif kind in (_RST_STREAM, _GOAWAY):
             raise LoadError(f"the server ended calls: {payload!r}")
@@ -178,7 +179,7 @@ def _header_blocks(target: str, method: str) -> tuple[bytes, bytes]:
     The server stores the headers of the first request, so the later block only refers to them.
     """
     post, http = b"\x83", b"\x86"
-    path, authority, content_type = b"\x44", b"\x41", b"\x5f"  # static names, each with a value that the server stores
+    path, authority, content_type = b"\x44", b"\x41", b"\x5f"  # HPACK's static names; the server stores the values
     remembered = [
         path + _text(method),
         authority + _text(target),

@@ -35,7 +35,8 @@ _PRODUCTS = {
     RESERVE_SPREAD: f"random({PRODUCTS.start}, {PRODUCTS.stop - 1})",
 }
 
-# The statements of one reservation, as our services write them, but in one transaction and without any logic.
+# The statements of one reservation, as our services write them. But each reservation has its own transaction, and there
+# is no logic.
 _TRANSACTION = """\
 \\set product {product}
 BEGIN;

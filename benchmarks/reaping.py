@@ -42,7 +42,7 @@ _POLL_SECONDS = 0.25
 
 @dataclass
 class Reaped:
-    """The results on one database. CPU times are in seconds, and do not include that of the concurrent calls."""
+    """The results on one database. CPU times are in seconds, without the time of the concurrent calls."""
 
     holds_per_second: float
     cpu_per_hold: dict[str, float]
@@ -203,12 +203,12 @@ def _check_expired(url: str, holds: int) -> None:
 
 
 def _show(found: dict[str, Reaped], options: argparse.Namespace, console: Console) -> None:
-    title = f"{options.holds:,} expired holds; ReserveStock {options.rate:g} times a second meanwhile"
+    title = f"{options.holds:,} expired reservations; {options.rate:g} ReserveStock calls per second meanwhile"
     table = Table("database", title=title, title_justify="left")
     for name in (
-        "holds/s",
-        "CPU ms, 1,000",
-        "of it database",
+        "expired/s",
+        "CPU ms per 1,000",
+        "database part",
         "p50 before",
         "during",
         "after",

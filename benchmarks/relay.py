@@ -122,7 +122,7 @@ class _Run:
         return unpacked(given or downloaded(self._options.maven, folder), plugin)
 
     def _run_alone(self, side: Side, measure: Callable[[Side], None]) -> None:
-        """Measure one side while all others are frozen."""
+        """Measure one side while all other sides are frozen."""
         side.server.thaw()
         measure(side)
         self._freeze(side)
@@ -203,7 +203,7 @@ def _options(argv: Sequence[str] | None) -> argparse.Namespace:
         "--delay-seconds",
         type=float,
         default=DELAY_SECONDS,
-        help="delay measurement, at 1,000 events/s; 0 means none (%(default)s)",
+        help="length of the measurement of delays, at 1,000 events/s; 0 means none (%(default)s)",
     )
     parser.add_argument(
         "--debezium",

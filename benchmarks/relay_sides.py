@@ -38,7 +38,7 @@ class Side(Protocol):
     def stop(self) -> None: ...
 
     def hold(self) -> None:
-        """Pause the side until `go`, when it has no open transaction."""
+        """Pause the side until `go`. A side that uses transactions is not paused within one."""
 
     def go(self) -> None: ...
 

@@ -133,7 +133,7 @@ class _Sql:
 
 @contextmanager
 def _filling(url: str, *filled: Table) -> Iterator[_Sql]:
-    """Open one transaction without the services' timeouts. Its start drops the indexes, and its end recreates them."""
+    """Open one transaction without the services' timeouts. It drops the indexes first, and recreates them last."""
     engine = create_engine(url, poolclass=NullPool)
     indexes = [index for table in filled for index in table.indexes]
     with engine.begin() as tx:

@@ -72,7 +72,7 @@ class Sized(Services):
         super().start()
 
     def check(self) -> None:
-        """Check that the reserved units are the initial ones plus one per call."""
+        """Check that the reserved units are the initial ones plus one per successful call."""
         with stock.reading(self._databases.inventory) as tx:
             reserved = tx.execute(select(func.sum(inventory.inventory_items.c.reserved_quantity))).scalar_one()
         before = sum(number % 4 < 2 for number in range(1, self._rows + 1))

@@ -1,4 +1,4 @@
-"""Kafka for tests and development: a given broker, Apache Kafka in a container, or the embedded broker."""
+"""Provides Kafka for tests and development: a given broker, Apache Kafka in a container, or the embedded broker."""
 
 import json
 import shutil

@@ -88,7 +88,7 @@ class Process:
             stderr=subprocess.STDOUT,
             text=True,
             errors="replace",
-            # A new session: the terminal's Ctrl-C goes only to us, and we stop the children in their order.
+            # In a new session, the child does not get the terminal's Ctrl-C. We stop the children in the right order.
             start_new_session=True,
         )
         try:

@@ -76,7 +76,7 @@ class Options:
 
 
 class Stack:
-    """The four processes. On entry it migrates both schemas and starts all processes; on exit it stops them."""
+    """The four processes. On entry, a stack migrates both schemas and starts all processes; on exit, it stops them."""
 
     def __init__(
         self,

@@ -1,4 +1,4 @@
-"""When this process ends for any reason, ends the processes and containers that this process started.
+"""When this process ends for any reason, the watchdog ends the processes and containers that this process started.
 
 A small child waits on a pipe that closes when its parent ends, even if the parent is killed. Unlike PR_SET_PDEATHSIG,
 the child ends whole process groups and does not depend on the thread that started them. It also works after a change of

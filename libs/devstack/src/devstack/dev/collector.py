@@ -23,7 +23,7 @@ _REQUEST_BYTES_MAX = 32 * 1024 * 1024
 
 @contextmanager
 def collecting(report: Callable[[str], None], path: Path = span_store.PATH, port: int = 0) -> Iterator[str]:
-    """Collect spans during the block, on the given port or, with 0, on a free one.
+    """Collect spans during the block. Listens on the given port, or on a free port if it is 0.
 
     Yields the endpoint as a value for OTEL_EXPORTER_OTLP_ENDPOINT. Raises OSError or sqlite3.Error if the file cannot
     be opened. If a write fails, its spans are dropped. `report` is called for the first failure only.
@@ -47,7 +47,7 @@ def collecting(report: Callable[[str], None], path: Path = span_store.PATH, port
 
 
 class _Export:
-    """The RPC Export."""
+    """Handles the RPC Export."""
 
     def __init__(self, spans: SpanStore, report: Callable[[str], None]) -> None:
         self._spans = spans

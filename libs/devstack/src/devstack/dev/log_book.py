@@ -1,7 +1,7 @@
 """Stores the logs of the processes and of `dev` in files of the run folder, which stay there when `dev` ends.
 
-Each line of a file is a JSON object: `time` (RFC 3339) is when the line arrived, `process`, `level`, and `line` is the
-text that the process printed. A file is rotated at 10 MB, and five files are kept.
+Each line of a file is a JSON object with `time` (when the line arrived, RFC 3339), `process`, `level`, and `line` (the
+printed text). A file is rotated at 10 MB, and five files are kept.
 """
 
 import json
@@ -42,7 +42,7 @@ class Line:
 
 
 class LogBook:
-    """Writes the logs. Threads can share it. Only one process may write the files, but any number may read them."""
+    """Writes the logs. Threads can share a LogBook. One process may write the files; any number may read them."""
 
     def __init__(self, path: Path, on_failure: Callable[[OSError], None]) -> None:
         self._path = path

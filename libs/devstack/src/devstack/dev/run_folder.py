@@ -27,7 +27,7 @@ class Owned(Exception):
 
 @contextmanager
 def owned(path: Path = LOCK) -> Iterator[None]:
-    """Lock the folder for the block. Raises Owned, and OSError if the folder cannot be created.
+    """Lock the folder for the block. Raises Owned if it is locked, or OSError if it cannot be created.
 
     The kernel holds the lock as long as this process has the file open. It releases the lock when the process ends for
     any reason, so a left-over file does not lock the folder.

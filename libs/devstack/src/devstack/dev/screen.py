@@ -1,4 +1,4 @@
-"""The output of `dev`: the lines of the processes and its own messages."""
+"""Prints the output of `dev`: the lines of the processes, and the messages of `dev` itself."""
 
 import os
 import sys
@@ -58,7 +58,7 @@ class Screen:
 
 
 def named(name: str, line: str) -> Text:
-    """Return a line after the name of its process, in the colour of the process."""
+    """Return the line, after the name of its process in the colour of the process."""
     return Text(prefix(name), style=COLOURS.get(name, "")) + Text.from_ansi(line)
 
 

@@ -193,7 +193,7 @@ class _Start:
     def _copied(self) -> Installation:
         """Copy the folders, with the same layout, because the server's user cannot read the binaries.
 
-        This is so if the binaries are in a home folder, for example.
+        For example, the binaries may be in a home folder.
         """
         folders = self._installation.relocatable
         if not folders:

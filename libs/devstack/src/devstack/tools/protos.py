@@ -5,8 +5,9 @@
 protoc compiles the protos into an image, and buf reads the image. Nothing is downloaded: google/type and google/rpc
 come from the installed googleapis-common-protos.
 
-`proto/baseline.binpb` is the last released API, committed beside the protos. `breaking` compares with it. `baseline`
-rewrites that file. Run `baseline` at a release, after `breaking` has passed, and never to hide a breaking change.
+`proto/baseline.binpb` is the last released API, committed beside the protos. `breaking` compares the protos
+with it. `baseline` rewrites it. Run `baseline` at a release, after `breaking` has passed, and never to hide a breaking
+change.
 """
 
 import argparse
