@@ -10,7 +10,7 @@ from shop_common.errors import Refused
 
 @dataclass(slots=True)
 class Shelf:
-    """The units of one item that are still free while a batch is decided."""
+    """The free units of one item, while a batch is decided."""
 
     item_id: int
     location: str
@@ -18,7 +18,7 @@ class Shelf:
 
 
 class Shelves:
-    """The free units of some products. `take` takes units for an order, and `put_back` returns them."""
+    """The free units of some products. `take` takes units for an order, and `put_back` makes them free again."""
 
     def __init__(self, items: Iterable[Item]) -> None:
         self._by_product: dict[int, list[Shelf]] = {}
@@ -29,7 +29,7 @@ class Shelves:
             self._by_item[item.id] = shelf
 
     def take(self, lines: Sequence[Line]) -> dict[int, tuple[Allocation, ...]]:
-        """Take the units of all lines or of none; returns the allocations by product id.
+        """Take the units of all lines, or of none. Returns the allocations by product id.
 
         Lines of the same product and location are added up first. Raises InsufficientStock for the first product,
         in the order of the lines, that has too few free units, and LocationsLimit if a reservation would need more
@@ -52,7 +52,7 @@ class Shelves:
     def _take_product(self, product_id: int, quantities: dict[str | None, int]) -> tuple[Allocation, ...]:
         shelves = self._by_product.get(product_id, ())
         taken: dict[int, int] = {}
-        # Lines that name a location come first: they can take their units from nowhere else.
+        # Lines that name a location come first, because they cannot take their units from another location.
         for location, quantity in sorted(quantities.items(), key=lambda entry: entry[0] is None):
             candidates = shelves if location is None else [s for s in shelves if s.location == location]
             parts = allocate(quantity, candidates)
@@ -66,7 +66,7 @@ class Shelves:
         if len(taken) > LOCATIONS_MAX:
             self._undo(taken)
             raise LocationsLimit(
-                product_id, f"product {product_id}: a reservation draws on at most {LOCATIONS_MAX} locations"
+                product_id, f"product {product_id}: a reservation takes units from at most {LOCATIONS_MAX} locations"
             )
         return tuple(
             Allocation(item_id, self._by_item[item_id].location, quantity) for item_id, quantity in taken.items()
@@ -78,11 +78,11 @@ class Shelves:
 
 
 def allocate(quantity: int, shelves: Sequence[Shelf]) -> list[tuple[Shelf, int]] | None:
-    """Choose the fewest shelves that together have `quantity` free units. Returns None if all together have fewer.
+    """Choose the fewest shelves that together have `quantity` free units, and how many units to take from each.
 
-    If some shelves have enough units alone, the one with the fewest free units is chosen, so that the full ones stay
-    full. Otherwise the fullest shelves come first. Of two shelves with equally many free units, the one with the
-    smaller item id is chosen.
+    Returns None if all shelves together have too few. If single shelves have enough, the one of them with the fewest
+    free units is chosen, so that the others stay full. Otherwise the shelves with the most free units come first. If
+    two shelves have the same number of free units, the smaller item id comes first.
     """
     if len(shelves) == 1:  # by far the most common case
         return [(shelves[0], quantity)] if shelves[0].free >= quantity else None

@@ -1,4 +1,4 @@
-"""Requests of callers and events, after parsing. An operation takes a list of them."""
+"""Parsed requests, from callers and from events. An operation takes a list of requests."""
 
 from dataclasses import dataclass
 
@@ -19,13 +19,13 @@ class AddStock(Command):
         if self.request_id is None:
             return None
         content = fingerprint(self.product_id, self.location, self.quantity)
-        # The id of a new item is not known before the claim. Its product and location identify it as well.
+        # A new item has no id yet when the key is claimed. Product and location also identify the item.
         return Claim("CreateInventoryItem", "", self.request_id, content, (str(self.product_id), self.location))
 
 
 @dataclass(frozen=True, slots=True)
 class SetQuantity(Command):
-    """Set the quantity of an item. `quantity` None changes nothing; `version` None accepts any version of the item."""
+    """Set the quantity of an item. A `quantity` of None changes nothing. A `version` of None matches any version."""
 
     item_id: int
     quantity: int | None
@@ -40,7 +40,7 @@ class SetQuantity(Command):
 
 @dataclass(frozen=True, slots=True)
 class OrderLines(Command):
-    """Reserve all lines of an order, or none. `ttl_seconds` None means the service's default."""
+    """Reserve all lines of an order, or none. A `ttl_seconds` of None means the default of the service."""
 
     order_id: str
     lines: tuple[Line, ...]
@@ -63,7 +63,7 @@ class ReleaseRequest(Command):
 
 @dataclass(frozen=True, slots=True)
 class StockQuestion:
-    """Count the available units of a product, at one location or (None) at all of them."""
+    """Count the available units of a product: at one location, or at all locations if `location` is None."""
 
     product_id: int
     location: str | None
@@ -71,7 +71,7 @@ class StockQuestion:
 
 @dataclass(frozen=True, slots=True)
 class ItemFilter:
-    """A filter for items. None matches any value."""
+    """A filter for items. A field that is None matches any value."""
 
     product_id: int | None = None
     location: str | None = None
@@ -79,7 +79,7 @@ class ItemFilter:
 
 @dataclass(frozen=True, slots=True)
 class ReservationFilter:
-    """A filter for reservations. None matches any value. `state` is the state in responses: a due one is EXPIRED."""
+    """A filter for reservations. A field that is None matches any value. Due reservations match the state EXPIRED."""
 
     order_id: str | None = None
     product_id: int | None = None
@@ -88,7 +88,7 @@ class ReservationFilter:
 
 @dataclass(frozen=True, slots=True)
 class PurgeRequest:
-    """Delete keys and reservations that are older than this, at most `max_count` of each."""
+    """Delete idempotency keys and ended reservations that are older than this age, at most `max_count` of each."""
 
     older_than_seconds: float
     max_count: int

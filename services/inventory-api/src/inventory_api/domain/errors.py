@@ -1,4 +1,4 @@
-"""The reasons for which the inventory refuses a request.
+"""The errors with which inventory-api refuses a request, and their reasons.
 
 ShopError
 ├── NotFound
@@ -147,7 +147,7 @@ class QuantityLimit(Refused):
 
 
 class LocationsLimit(Refused):
-    """The product would have too many locations, or the reservation would draw on too many of them."""
+    """The product would have too many locations, or the reservation would take units from too many locations."""
 
     reason: ClassVar[str] = "LOCATIONS_LIMIT"
 

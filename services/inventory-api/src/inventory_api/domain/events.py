@@ -1,4 +1,4 @@
-"""The events of the inventory as outbox messages, keyed by product id. proto/asyncapi.yaml describes them."""
+"""Makes the outbox messages of inventory-events. Their key is the product id. proto/asyncapi.yaml describes them."""
 
 from collections.abc import Callable
 from datetime import datetime
@@ -12,7 +12,7 @@ TOPIC = "inventory-events"
 
 
 def stock_updated(item: Item, now: datetime, traceparent: str | None) -> Message:
-    """The quantity of the item has changed."""
+    """Return the event STOCK_UPDATED: the quantity of the item has changed."""
     data = {
         "item_id": item.id,
         "product_id": item.product_id,
@@ -25,7 +25,7 @@ def stock_updated(item: Item, now: datetime, traceparent: str | None) -> Message
 
 
 def stock_reserved(reservation: Reservation, now: datetime, traceparent: str | None) -> Message:
-    """The units are reserved until `expires_at`."""
+    """Return the event STOCK_RESERVED: the units are reserved until `expires_at`."""
     expires_at = reservation.expires_at
     return _reservation_event(
         "STOCK_RESERVED",
@@ -37,14 +37,14 @@ def stock_reserved(reservation: Reservation, now: datetime, traceparent: str | N
 
 
 def stock_reservation_confirmed(reservation: Reservation, now: datetime, traceparent: str | None) -> Message:
-    """The reservation was confirmed and no longer expires."""
+    """Return the event STOCK_RESERVATION_CONFIRMED: the reservation was confirmed and no longer expires."""
     return _reservation_event(
         "STOCK_RESERVATION_CONFIRMED", reservation, {"quantity": reservation.quantity}, now, traceparent
     )
 
 
 def stock_reservation_expired(reservation: Reservation, now: datetime, traceparent: str | None) -> Message:
-    """The reservation passed its expiry, `expired_at`; its units are free."""
+    """Return the event STOCK_RESERVATION_EXPIRED: the reservation has passed its expiry, and its units are free."""
     expired_at = reservation.expires_at
     return _reservation_event(
         "STOCK_RESERVATION_EXPIRED",
@@ -56,7 +56,7 @@ def stock_reservation_expired(reservation: Reservation, now: datetime, tracepare
 
 
 def stock_released(reservation: Reservation, now: datetime, traceparent: str | None) -> Message:
-    """The reservation was released; its units are free."""
+    """Return the event STOCK_RELEASED: the reservation was released, and its units are free."""
     quantity = reservation.quantity
     return _reservation_event(
         "STOCK_RELEASED", reservation, {"quantity": quantity, "released_quantity": quantity}, now, traceparent
@@ -64,7 +64,7 @@ def stock_released(reservation: Reservation, now: datetime, traceparent: str | N
 
 
 def stock_fulfilled(reservation: Reservation, now: datetime, traceparent: str | None) -> Message:
-    """The units were shipped and have left the stock."""
+    """Return the event STOCK_FULFILLED: the units were shipped and have left the stock."""
     quantity = reservation.quantity
     return _reservation_event(
         "STOCK_FULFILLED", reservation, {"quantity": quantity, "fulfilled_quantity": quantity}, now, traceparent
@@ -78,7 +78,7 @@ EVENT_OF_STATE: dict[State, Callable[[Reservation, datetime, str | None], Messag
     State.RELEASED: stock_released,
     State.FULFILLED: stock_fulfilled,
 }
-"""The event of a reservation that has entered a state, by state."""
+"""For each state, the function that makes the event of a reservation that has changed to this state."""
 
 
 def _reservation_event(

@@ -6,16 +6,16 @@ from enum import StrEnum
 
 DEFAULT_LOCATION = "WAREHOUSE_A"
 ITEM_QUANTITY_MAX = 9 * 10**15
-"""Units of an item. Every JSON parser reads a number up to this one exactly."""
+"""The most units of an item. Every JSON parser reads whole numbers up to this one exactly."""
 LOCATIONS_MAX = 500
-"""Locations of a product, and so allocations of a reservation: an event lists them all and must stay small."""
+"""The most locations of a product. A reservation has at most as many allocations, so its events stay small."""
 ORDER_RESERVATIONS_MAX = 1_000
-"""Active reservations of an order: one transaction confirms them all."""
+"""The most active reservations of an order. One transaction confirms all of them."""
 ORDER_ALLOCATIONS_MAX = 10_000
-"""Allocations of all active reservations of an order."""
+"""The most allocations that all active reservations of an order have in total."""
 
 StockKey = tuple[int, str | None]
-"""A product id and a location; None stands for any location of the product."""
+"""A product id and a location. A location of None means any location of the product."""
 
 
 class State(StrEnum):
@@ -35,8 +35,8 @@ ENDED = frozenset({State.EXPIRED, State.RELEASED, State.FULFILLED})
 class Item:
     """Stock of one product at one location.
 
-    `reserved_quantity` counts the units of all active reservations. `due` counts those of them whose reservation is
-    due: they are still reserved in the database, but available.
+    `reserved_quantity` counts the units of all active reservations. `due` counts the units of due reservations. The
+    database still counts these units as reserved, but they are available.
     """
 
     id: int
@@ -77,17 +77,20 @@ class Reservation:
     allocations: tuple[Allocation, ...]
 
     def is_due(self, now: datetime) -> bool:
-        """True if it is held and past its expiry."""
+        """Return whether the reservation is held and past its expiry."""
         return self.state is State.HELD and self.expires_at is not None and self.expires_at <= now
 
     def as_of(self, now: datetime) -> "Reservation":
-        """The reservation as callers see it: a due one reads as EXPIRED, although the database still has it as HELD."""
+        """Return the reservation as callers see it: EXPIRED if it is due, even if the database still has HELD."""
         return replace(self, state=State.EXPIRED) if self.is_due(now) else self
 
 
 @dataclass(frozen=True, slots=True)
 class OrderSize:
-    """The active reservations of an order and their allocations, each counted up to one more than its limit."""
+    """The numbers of an order's active reservations and of their allocations.
+
+    The database counts each of them only up to its limit plus one.
+    """
 
     reservations: int
     allocations: int
@@ -102,7 +105,7 @@ class OrderSize:
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """Units of a product that an order needs, from one location or (None) from any."""
+    """Units of a product that an order needs: from one location, or from any location if `location` is None."""
 
     product_id: int
     quantity: int

@@ -9,7 +9,7 @@ from inventory_api.domain.model import ORDER_ALLOCATIONS_MAX, Allocation, Item, 
 from shop_common.errors import Contention, Refused
 
 BATCH_ALLOCATIONS_MAX = ORDER_ALLOCATIONS_MAX
-"""Allocations that one transaction makes. A single order never has more."""
+"""The most allocations that one transaction makes. A single order never has more."""
 
 
 class Undecided(Contention):
@@ -19,13 +19,13 @@ class Undecided(Contention):
 UNDECIDED = Undecided("the batch has too many allocations; try again")
 
 Decision = dict[int, tuple[Allocation, ...]] | Refused | Contention
-"""The allocations of an order by product id, or the reason why it gets none."""
+"""The allocations of an order by product id, or the error that refuses the order."""
 
 
 def decide(orders: Sequence[OrderLines], stock: Mapping[int, Item], sizes: Mapping[str, OrderSize]) -> list[Decision]:
-    """Decide the orders one after another; each gets all of its lines or none.
+    """Decide the orders one after another. Each order gets all of its lines or none.
 
-    `stock` has all items of the products, by id. `sizes` has the present size of each order, by order id. Returns one
+    `stock` has all items of the products, by id. `sizes` has the current size of each order, by order id. Returns one
     decision per order, in order. If an order would exceed BATCH_ALLOCATIONS_MAX, it and all later orders are UNDECIDED.
     The first order of the batch is always decided.
     """

@@ -1,7 +1,7 @@
 """Computes how many units are missing, and which due reservations cover them. Needs no database.
 
-A shortage is a number of units by stock key. Units that are missing at one location are under the key of that
-location; units that may come from any location are under the key of the product with location None.
+A shortage is the number of missing units by stock key. Units that must come from one location are counted under the key
+with that location. Units that may come from any location are counted under the key with location None.
 """
 
 from collections.abc import Mapping, Sequence
@@ -36,13 +36,14 @@ def shortage_of_orders(
                 shortage[key] = shortage.get(key, 0) + line.quantity
     for item in stock.values():
         free = item.quantity - item.reserved_quantity
-        # Lines that name the location take its free units first; lines without a location take what they leave.
+        # Lines that name the location take its free units first. Lines without a location take the remaining units.
         for key in ((item.product_id, item.location), (item.product_id, None)):
             taken = min(free, shortage.get(key, 0))
             if taken:
                 shortage[key] -= taken
                 free -= taken
-    # Free units may be at locations where they do not help a refused order, which lacks at least this much.
+    # Free units may be at locations where a refused order cannot use them. So the shortage is at least the number of
+    # units that the refused order lacks.
     for _, refusal in refused:
         key = (refusal.product_id, refusal.location)
         shortage[key] = max(shortage.get(key, 0), refusal.requested - refusal.available)

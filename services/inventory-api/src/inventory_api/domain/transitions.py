@@ -1,4 +1,4 @@
-"""Decides how reservations change their state, and what that does to their items. Needs no database.
+"""Decides the state changes of reservations, and computes their effect on items. Needs no database.
 
 docs/states.md draws the states. The caller has locked the reservations and their items.
 """
@@ -30,8 +30,8 @@ def confirm(
     """Decide whether all held reservations of an order become CONFIRMED, or none.
 
     `reservations` are those that were active or fulfilled when they were read; some may have ended before they were
-    locked. `has_expired` and `has_released` tell whether the order has others in these states. A due reservation
-    refuses the order and becomes EXPIRED.
+    locked. `has_expired` and `has_released` are true if the order has other reservations that expired or were released.
+    If a reservation is due, it becomes EXPIRED and the order is refused.
     """
     unreleased = [reservation for reservation in reservations if reservation.state is not State.RELEASED]
     due = expire(unreleased, now)
@@ -79,10 +79,11 @@ def apply(
     now: datetime,
     traceparents: Mapping[str, str | None],
 ) -> Effect:
-    """Compute the effect of legal state changes on reservations and their items, which are given by id.
+    """Compute the effect of state changes on reservations and their items. The caller has checked that they are legal.
 
-    Releasing and expiring free the units of a reservation; fulfilling takes them out of the item. There is one event
-    per change, and one STOCK_UPDATED per item that lost units. `traceparents` is by reservation id.
+    `items` is by item id, and the other mappings are by reservation id. A release or an expiry frees the units of a
+    reservation. Fulfilment takes the units out of the item. The effect has one event per change, and one STOCK_UPDATED
+    per item that lost units.
     """
     changed_reservations: dict[str, Reservation] = {}
     changed_items: dict[int, Item] = {}

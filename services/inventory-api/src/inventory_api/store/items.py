@@ -21,13 +21,13 @@ count_locations = count_by(_items.c.product_id)
 
 
 def load(tx: Connection, ids: Iterable[int]) -> dict[int, Item]:
-    """Read items by id, without a lock. Unknown ids are left out."""
+    """Return the items with these ids, by id, without a lock. Unknown ids are left out."""
     rows = [{"id": each} for each in set(ids)]
     return {row.id: _item(row) for row in _load(tx, rows)} if rows else {}
 
 
 def load_products(tx: Connection, product_ids: Iterable[int]) -> list[Item]:
-    """Read all items of these products, without a lock, in no order."""
+    """Return all items of these products, without a lock, in no particular order."""
     rows = [{"product_id": product_id} for product_id in product_ids]
     return [_item(row) for row in _load_products(tx, rows)] if rows else []
 
@@ -35,7 +35,10 @@ def load_products(tx: Connection, product_ids: Iterable[int]) -> list[Item]:
 def load_page(
     tx: Connection, *, product_id: int | None, location: str | None, after_id: int | None, limit: int
 ) -> list[Item]:
-    """Read at most `limit` items with larger ids than `after_id`, sorted by id. None matches any value."""
+    """Return at most `limit` items, sorted by id. A condition that is None matches all items.
+
+    `after_id` leaves out the items up to this id.
+    """
     query = select(*COLUMNS).order_by(_items.c.id).limit(limit)
     if product_id is not None:
         query = query.where(_items.c.product_id == product_id)
@@ -59,12 +62,12 @@ def lock_at(tx: Connection, places: Sequence[tuple[int, str]]) -> list[Item]:
 
 
 def lock_of_reservations(tx: Connection, reservation_ids: Collection[str]) -> list[Item]:
-    """Lock and return all items that these reservations draw on, sorted by id."""
+    """Lock and return all items from which these reservations take units, sorted by id."""
     return [_item(row) for row in _lock_of_reservations(tx, [{"id": each} for each in reservation_ids])]
 
 
 def insert_empty(tx: Connection, places: Iterable[tuple[int, str]], now: datetime) -> None:
-    """Insert items without units at these product ids and locations. Existing items are left as they are."""
+    """Insert items without units at these product ids and locations. Existing items do not change."""
     _insert_empty(
         tx,
         [
@@ -84,12 +87,12 @@ def insert_empty(tx: Connection, places: Iterable[tuple[int, str]], now: datetim
 
 
 def save_counters(tx: Connection, changed: Iterable[Item]) -> None:
-    """Write the numbers of locked items. They are absolute, because no other transaction changes a locked row."""
+    """Write the counters of locked items. Absolute values are safe: no other transaction changes a locked row."""
     _save(tx, [_counters(item, item.reserved_quantity, item.updated_at) for item in changed])
 
 
 def free(tx: Connection, locked: Mapping[int, Item], units: Mapping[int, int], now: datetime) -> None:
-    """Subtract units, by item id, from the reserved quantity of these locked items."""
+    """Subtract units from the reserved quantities of locked items. `locked` and `units` are by item id."""
     _save(
         tx,
         [

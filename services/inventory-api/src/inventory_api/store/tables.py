@@ -1,4 +1,7 @@
-"""The tables of the inventory database. Only this service uses them; others use its RPCs and events."""
+"""The tables of the inventory database. Other services use the RPCs and events of this service instead.
+
+The exception is event-relay, which uses the outbox and its leases.
+"""
 
 from sqlalchemy import (
     BigInteger,
@@ -21,8 +24,8 @@ from shop_common.events.outbox import Outbox
 
 metadata = MetaData(naming_convention=NAMING_CONVENTION)
 
-# The conditions of the partial indexes. Queries must repeat them literally: a planner cannot know that a condition with
-# a parameter implies the condition of the index, so a prepared statement would not use it.
+# The conditions of the partial indexes. Queries must repeat these conditions literally: the planner cannot know that a
+# condition with a parameter implies the condition of an index, so a prepared statement would not use the index.
 HELD = text("state = 'HELD'")
 ACTIVE = text("state IN ('HELD', 'CONFIRMED')")
 ENDED = text("state IN ('EXPIRED', 'RELEASED', 'FULFILLED')")
@@ -37,7 +40,7 @@ inventory_items = Table(
     Column("quantity", BigInteger, nullable=False),
     # Units of all active reservations, due ones included.
     Column("reserved_quantity", BigInteger, nullable=False),
-    # Counts changes of the quantity. Reservations do not change it.
+    # The number of changes of the quantity. A change of the reserved quantity alone does not count.
     Column("version", BigInteger, nullable=False),
     Column("created_at", Timestamp, nullable=False),
     Column("updated_at", Timestamp, nullable=False),
@@ -59,9 +62,10 @@ stock_reservations = Table(
     Column("is_active", Boolean, Computed("state IN ('HELD', 'CONFIRMED')", persisted=True)),
     Column("created_at", Timestamp, nullable=False),
     Column("expires_at", Timestamp),
-    # NULL while the reservation is active. Also NULL, until the first purge, if a version before this column ended it.
+    # NULL while the reservation is active. If a version before this column ended the reservation, the value is NULL
+    # until the first purge.
     Column("ended_at", Timestamp),
-    # The id of the item if the reservation draws on only one. 0 if it draws on several, or if a version before this
+    # The item of the reservation, if there is only one. 0 if there are several items, or if a version before this
     # column inserted the row.
     Column("sole_item_id", BigInteger, nullable=False, server_default=text("0")),
     # The time at which expiring or purging the reservation failed. An operator has to inspect it.
@@ -104,14 +108,14 @@ stock_reservations = Table(
         postgresql_where=ENDED,
         sqlite_where=ENDED,
     ),
-    # Only the version before `ended_at` uses it. Drop it once no process of that version can run any more.
+    # Only versions before the column `ended_at` use this index. Drop it once no process of such a version can run.
     Index(
         "ix_stock_reservations_ended",
         "created_at",
         postgresql_where=ENDED,
         sqlite_where=ENDED,
     ),
-    # For counting reservations that were set aside. There should be none.
+    # For counting reservations that were set aside. Normally there are none.
     Index(
         "ix_stock_reservations_set_aside",
         "set_aside_at",

@@ -1,6 +1,6 @@
-"""Reads an order's reservations by their state. Locks nothing.
+"""Reads the reservations of orders by state. Locks nothing.
 
-Each statement reads a bounded number of rows for an order, however many of its reservations have ended.
+The number of rows that a statement reads for an order does not grow with its expired and released reservations.
 """
 
 from collections.abc import Iterable
@@ -33,7 +33,7 @@ _reservations = tables.stock_reservations
 _allocations = tables.reservation_allocations
 
 # Counts reservations and not their allocations: without statistics PostgreSQL would read the allocations of all orders.
-# Expired and released ones are left out: confirming does not read them, and there is no limit on their number.
+# Expired and released reservations do not count: confirming does not read them, and their number has no limit.
 count_unreleased = count_by(_reservations.c.order_id, _reservations.c.state.in_(UNRELEASED_STATES))
 """Returns the number of active and fulfilled reservations of each order, by order id."""
 
@@ -57,7 +57,7 @@ class ReservationSize:
 
 
 def sizes(tx: Connection, order_ids: Iterable[str]) -> tuple[datetime, dict[str, OrderSize]]:
-    """Return the database's clock and the size of each order, by order id.
+    """Return the time of the database's clock, and the size of each order, by order id.
 
     Reservations that other transactions have not committed yet are not counted.
     """
@@ -77,7 +77,7 @@ def overviews(tx: Connection, order_ids: Iterable[str]) -> dict[str, Overview]:
 
 
 def unreleased(tx: Connection, order_ids: Iterable[str]) -> dict[str, list[str]]:
-    """Return the ids of each order's active and fulfilled reservations, sorted, by order id."""
+    """Return, by order id, the sorted ids of each order's active and fulfilled reservations."""
     ids: dict[str, list[str]] = {order_id: [] for order_id in order_ids}
     for row in _unreleased(tx, [{"order_id": order_id} for order_id in ids]) if ids else ():
         ids[row.order_id].append(row.id)
@@ -85,7 +85,7 @@ def unreleased(tx: Connection, order_ids: Iterable[str]) -> dict[str, list[str]]
 
 
 def in_states(tx: Connection, order_ids: Iterable[str], states: Iterable[State], limit: int) -> list[ReservationSize]:
-    """Return at most `limit` reservations of these orders that are in one of the states, in no order."""
+    """Return at most `limit` reservations of these orders that are in one of the states, in no particular order."""
     rows = [{"order_id": order_id, "state": state} for order_id in dict.fromkeys(order_ids) for state in states]
     return [ReservationSize(*row) for row in _in_states(tx, rows, row_limit=limit)] if rows else []
 
@@ -108,7 +108,7 @@ def _size_columns(given: Subquery) -> tuple[Label[int], Label[int]]:
     one = literal(1, literal_execute=True)
     is_active = (_reservations.c.order_id == given.c.order_id, tables.ACTIVE)
     active = select(one).select_from(_reservations).where(*is_active).correlate(given)
-    # Not a join: without statistics, as after a restore, PostgreSQL would read all allocations for each order.
+    # Do not use a join: without statistics, as after a restore, PostgreSQL would read all allocations for each order.
     ids = select(_reservations.c.id).where(*is_active).limit(literal(ORDER_RESERVATIONS_MAX + 1, literal_execute=True))
     allocations = select(one).select_from(_allocations).where(in_rows(_allocations.c.reservation_id, ids, outer=given))
     return (

@@ -1,14 +1,14 @@
 """The UPDATE statements that change the state of a reservation, or set it aside.
 
-There are two of them for the state:
+Two functions change the state:
 
-- `save_states` writes states that were decided on reservations which the transaction has locked (locks.py).
-- `expire` checks and changes the state in one statement, without a lock beforehand. The reaper uses it, because
-  locking and reading each of a million due reservations first would keep their items locked for longer.
+- `save_states` writes the new states of reservations that the transaction has locked with locks.py.
+- `expire` checks and changes the state in one statement, without locking the reservations first. ExpireReservations
+  uses it. If it locked and read each of a million due reservations first, their items would be locked for longer.
 
 `expire` locks its rows in an order that PostgreSQL chooses, not sorted by id. Nevertheless it cannot deadlock: its
-caller has locked all items of the products, and every transaction that changes a reservation locks the items of the
-reservation first. So no two transactions wait for reservation rows at the same time.
+caller has locked all items of the products, and every transaction that changes the state of an active reservation locks
+the items of the reservation first. So no other transaction locks several of these rows at the same time.
 """
 
 from collections.abc import Iterable, Sequence
@@ -40,15 +40,18 @@ def save_states(tx: Connection, locked: Iterable[Reservation], now: datetime) ->
 
 
 def expire(tx: Connection, ids: Sequence[str]) -> set[str]:
-    """Expire the reservations that are held and past their expiry. Returns the ids of the expired ones.
+    """Expire the reservations with these ids that are held and past their expiry. Returns the ids of the expired ones.
 
-    The caller has locked all items of their products.
+    The caller must have locked all items of the products of these reservations.
     """
     return {row.id for row in _expire(tx, [{"id": each} for each in ids])}
 
 
 def set_aside(tx: Connection, reservation_id: str) -> None:
-    """Exclude a reservation that cannot be expired or deleted from all bulk work. An operator has to inspect it."""
+    """Set aside a reservation that cannot be expired or deleted. Expiring and purging then skip it.
+
+    An operator has to inspect the reservation.
+    """
     tx.execute(update(_reservations).where(_reservations.c.id == reservation_id).values(set_aside_at=clock()))
 
 
@@ -63,8 +66,8 @@ _save_states = Statement(
     expires_at=Timestamp(),
     ended_at=Timestamp(),
 )
-# An active reservation that has an expiry is a held one. The condition is not written as state = 'HELD': that is the
-# condition of the partial indexes, and PostgreSQL might then scan one of them, with all held reservations, instead of
+# An active reservation that has an expiry is a held one. Do not write the condition as state = 'HELD', because the
+# partial indexes have that condition. PostgreSQL might then scan all held reservations in such an index instead of
 # using the primary key.
 _expire = Statement(
     lambda given: (

@@ -1,7 +1,7 @@
-"""Counts held reservations and those that were set aside.
+"""Counts held reservations, and reservations that were set aside.
 
-Each count reads at most COUNTED_MAX entries of an index, so it costs the same whether ten or ten million reservations
-are stored.
+Each count reads at most COUNTED_MAX entries of an index, so its cost is bounded even if millions of reservations are
+stored.
 """
 
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ _set_aside_at = tables.stock_reservations.c.set_aside_at
 
 @dataclass(frozen=True, slots=True)
 class ReservationCounts:
-    """Each counted up to COUNTED_MAX: held and not past the expiry, held and past it (due), set aside."""
+    """Numbers of reservations: held but not due (`running`), due, and set aside. Each number is at most COUNTED_MAX."""
 
     running: int
     due: int
@@ -28,7 +28,10 @@ class ReservationCounts:
 
 
 def count(tx: Connection) -> ReservationCounts:
-    """Count reservations. Run it with FORCE_INDEX_PLANS: without statistics PostgreSQL would read the whole table."""
+    """Count reservations.
+
+    Run this with FORCE_INDEX_PLANS. Otherwise PostgreSQL would read the whole table if it has no statistics.
+    """
     timestamp = now(tx)
     return ReservationCounts(
         *tx.execute(

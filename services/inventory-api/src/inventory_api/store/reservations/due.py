@@ -1,6 +1,6 @@
 """Finds due reservations: held reservations that are past their expiry. Locks nothing.
 
-Reservations that were set aside are never found.
+Reservations that were set aside are left out.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -19,9 +19,9 @@ _allocations = tables.reservation_allocations
 
 
 def oldest(tx: Connection, limit: int, *, since: datetime | None = None) -> list[Reservation]:
-    """Read the due reservations with the earliest expiry, at `since` or later, at most `limit`, sorted by expiry.
+    """Return at most `limit` due reservations, sorted by expiry. Starts at the expiry `since` if it is set.
 
-    Returns fewer if they have too many allocations to be read at once.
+    Returns fewer if their allocations are too many to read at once.
     """
     query = select(*rows.COLUMNS).where(*_IS_DUE)
     if since is not None:
@@ -37,7 +37,7 @@ def units_by_item(tx: Connection, product_ids: Iterable[int]) -> dict[int, int]:
 
 
 def ids_to_cover(tx: Connection, shortage: Mapping[StockKey, int], stock: Mapping[int, Item], limit: int) -> list[str]:
-    """Return the ids of at most `limit` due reservations that may cover the shortage; the first to expire comes first.
+    """Return the ids of at most `limit` due reservations that may cover the shortage, sorted by expiry.
 
     `stock` has the items of the products, by id.
     """
@@ -48,7 +48,7 @@ def ids_to_cover(tx: Connection, shortage: Mapping[StockKey, int], stock: Mappin
     for (product_id, location), units in shortage.items():
         if product_id not in has_due:
             continue
-        # Each reservation frees at least one unit, so `units` of them are enough.
+        # Each reservation frees at least one unit, so as many reservations as missing units are enough.
         parameters = {"product_id": product_id, "row_limit": min(units, limit)}
         if location is None:
             due = _execute(tx, _due_of_product, parameters)
@@ -78,8 +78,8 @@ _OLDEST_OF_PRODUCT = (
 )
 _item_id = bindparam("item_id", type_=BigInteger())
 
-# One statement for each stock key. For several keys at once, PostgreSQL would read and sort all due reservations of
-# all of them; for one, it reads the first rows of an index.
+# Each query is for one stock key, so that PostgreSQL reads only the first rows of an index. In a query for several
+# keys, it would read and sort all due reservations of these keys.
 _due_of_product = _OLDEST_OF_PRODUCT
 _due_of_item = _OLDEST_OF_PRODUCT.where(_reservations.c.sole_item_id == _item_id)
 _split_due_of_item = _OLDEST_OF_PRODUCT.where(

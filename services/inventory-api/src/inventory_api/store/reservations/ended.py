@@ -12,7 +12,10 @@ _reservations = tables.stock_reservations
 
 
 def ids_ended_before(tx: Connection, timestamp: datetime, limit: int) -> Sequence[str]:
-    """Return the ids of at most `limit` reservations that ended before the timestamp, oldest first. Locks nothing."""
+    """Return the ids of at most `limit` reservations that ended before the timestamp, oldest end first.
+
+    Locks nothing. Reservations that were set aside are left out.
+    """
     query = (
         select(_reservations.c.id)
         .where(tables.ENDED, _reservations.c.ended_at < timestamp, _reservations.c.set_aside_at.is_(None))
@@ -23,16 +26,16 @@ def ids_ended_before(tx: Connection, timestamp: datetime, limit: int) -> Sequenc
 
 
 def fill_ended_at(tx: Connection, limit: int) -> int:
-    """Set `ended_at` to now for at most `limit` ended reservations that lack it; returns how many.
+    """Set `ended_at` to now for at most `limit` ended reservations without it. Returns how many were changed.
 
-    Versions before the column `ended_at` have left it empty.
+    Versions before the column `ended_at` ended reservations without setting it.
     """
     lacking = select(_reservations.c.id).where(tables.ENDED, _reservations.c.ended_at.is_(None)).limit(limit)
     return tx.execute(update(_reservations).where(_reservations.c.id.in_(lacking)).values(ended_at=clock())).rowcount
 
 
 def delete_ended(tx: Connection, ids: Sequence[str]) -> int:
-    """Delete the reservations that have ended. Returns the number of deleted ones."""
+    """Delete the reservations with these ids that have ended. Returns the number of deleted ones."""
     return len(_delete(tx, [{"id": each} for each in ids]))
 
 

@@ -1,8 +1,8 @@
-"""Locks reservations together with the items that they draw on.
+"""Locks reservations together with their items.
 
-A transaction locks items first, sorted by id, and then reservations, sorted by id. Two transactions therefore wait for
-each other instead of deadlocking. `changes.expire` is the only exception: it locks its reservations in an order that
-PostgreSQL chooses. The docstring of its module states why that is safe.
+Every transaction locks items first, sorted by id, and then reservations, sorted by id. So one transaction waits for the
+other, and they cannot deadlock. `changes.expire` is the only exception: it locks reservations in an order that
+PostgreSQL chooses. The docstring of changes.py states why that is safe.
 """
 
 from collections.abc import Iterable
@@ -23,7 +23,7 @@ _reservations = tables.stock_reservations
 class Locked:
     """Locked reservations and their locked items, by id.
 
-    No other transaction changes them until this one ends. `now` was read after the locks were granted.
+    No other transaction changes these rows until this transaction ends. `now` was read after the locks were granted.
     """
 
     now: datetime

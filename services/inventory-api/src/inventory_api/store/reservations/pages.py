@@ -1,7 +1,7 @@
-"""Reads the pages of ListReservations. A page reads a bounded number of rows and fits into a response.
+"""Reads the pages of ListReservations. Reading a page takes a bounded number of rows. A page fits into a response.
 
-A page may have fewer rows than requested, even none, and still not be the last one. That happens when it has read
-WINDOW_ROWS rows of which too few match the filter, or when its reservations have many allocations.
+A page may have fewer rows than requested, or none, even if it is not the last page. That happens if too few of the
+WINDOW_ROWS rows that were read match the filter, or if the reservations have many allocations.
 """
 
 from collections.abc import Sequence
@@ -18,10 +18,10 @@ from shop_common.api.paging import Page, PageRequest, page_of
 from shop_common.db.sql import now
 
 WINDOW_ROWS = 5_000
-"""The most rows that a page reads. It must not be less than the largest page size."""
+"""The most rows that a page reads from one index. It must not be less than the largest page size."""
 
 PAGE_ALLOCATIONS = 5_000
-"""Allocations of a page, at most 0.5 MB. A page with a single reservation may have more."""
+"""The most allocations on a page: about 0.5 MB. A page with a single reservation may have more."""
 
 _reservations = tables.stock_reservations
 
@@ -47,7 +47,7 @@ def list_page(tx: Connection, request: PageRequest[ReservationFilter]) -> Page[R
 
 
 def _index_scans(filter_: ReservationFilter) -> Sequence[tuple[ColumnElement[bool], ...]]:
-    """Return conditions. Each can be read from one index in id order; together they match all rows of the filter."""
+    """Return the conditions of each scan. A scan reads one index in id order. All scans together find all matches."""
     if filter_.order_id is not None:
         states = list(State) if filter_.state is None else _stored_states(filter_.state)
         of_order = _reservations.c.order_id == filter_.order_id

@@ -18,23 +18,24 @@ _items = tables.inventory_items
 COLUMNS = tuple(_reservations.c[name] for name in Reservation.__slots__ if name != "allocations")
 
 READ_ALLOCATIONS_MAX = 25_000
-"""Allocations to read at once for many reservations. No reservation of any version has as many."""
+"""The most allocations to read at once for many reservations. No single reservation of any version has so many."""
 
 count_allocations = count_by(_allocations.c.reservation_id)
 """Returns the number of allocations of each reservation, by reservation id."""
 
 
 def get(tx: Connection, ids: Sequence[str]) -> list[Reservation | ReservationNotFound]:
-    """Return one outcome per id, in order. A due reservation reads as EXPIRED."""
+    """Return one outcome per id, in order: the reservation or ReservationNotFound. A due reservation is EXPIRED."""
     timestamp = now(tx)
     reservations = {reservation.id: reservation.as_of(timestamp) for reservation in load(tx, ids)}
     return [reservations.get(each) or ReservationNotFound(reservation_id=each) for each in ids]
 
 
 def load(tx: Connection, ids: Iterable[str]) -> list[Reservation]:
-    """Read reservations as they are stored, sorted by id, without a lock. Unknown ids are left out.
+    """Return reservations in their stored state, sorted by id, without a lock. Unknown ids are left out.
 
-    If they have more than READ_ALLOCATIONS_MAX allocations together, those with the largest ids come without theirs.
+    If the reservations have more than READ_ALLOCATIONS_MAX allocations in total, the reservations with the largest ids
+    are returned without allocations.
     """
     rows = [{"id": each} for each in set(ids)]
     if not rows:
@@ -45,10 +46,10 @@ def load(tx: Connection, ids: Iterable[str]) -> list[Reservation]:
 
 
 def with_allocations(tx: Connection, rows: Sequence[Row[Any]], limit: int | None = None) -> list[Reservation]:
-    """Return the reservations of these rows of COLUMNS, in order, with their allocations.
+    """Return the reservations of these rows, in order, with their allocations. The rows have COLUMNS.
 
-    If they have more than `limit` allocations together, only those with the smallest ids are returned. At least one
-    is returned: versions before the limits may have stored a single reservation that exceeds it.
+    If the reservations have more than `limit` allocations in total, only those with the smallest ids are returned. At
+    least one reservation is returned, even if it exceeds `limit`: old versions had no limit on allocations.
     """
     if not rows:
         return []
