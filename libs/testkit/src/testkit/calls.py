@@ -1,4 +1,4 @@
-"""Makes a call as any gRPC client would, and returns how it ended."""
+"""Makes a call as any gRPC client would, and returns its outcome."""
 
 from collections.abc import Callable
 from typing import Any
@@ -9,12 +9,12 @@ from grpc_status import rpc_status
 
 
 def outcome(call: Callable[[], object]) -> tuple[grpc.StatusCode, ErrorInfo]:
-    """The status of the call, and the ErrorInfo that every failed one must have; an empty one for OK."""
+    """Make the call, and return its status and its ErrorInfo. Every failed call must have one. For OK it is empty."""
     info = ErrorInfo()
     try:
         call()
     except grpc.RpcError as raised:
-        error: Any = raised  # grpcio's error is the call as well, which its stubs do not know
+        error: Any = raised  # grpcio's error is also the call object, but its type stubs do not declare that
         status = rpc_status.from_call(error)  # type: ignore[no-untyped-call]
         if status is None or not status.details or not status.details[0].Unpack(info):
             raise AssertionError(f"the failure has no ErrorInfo: {error}") from raised
@@ -24,7 +24,7 @@ def outcome(call: Callable[[], object]) -> tuple[grpc.StatusCode, ErrorInfo]:
 
 
 def refusal(call: Callable[[], object]) -> tuple[grpc.StatusCode, str]:
-    """The status and the reason of a call that fails."""
+    """Make a call that must fail, and return its status and reason."""
     code, info = outcome(call)
     assert code is not grpc.StatusCode.OK, "the call was not refused"
     return code, info.reason

@@ -1,8 +1,8 @@
-"""Checks events against `proto/asyncapi.yaml`, the contract with consumers.
+"""Checks events against `proto/asyncapi.yaml`, the contract with consumers. Tests check all events that they consume.
 
     validator().check("order-events", key, headers, value)
 
-raises ContractBroken with all violations. Tests check all events that they consume.
+This call raises ContractBroken with all violations.
 """
 
 import json
@@ -76,7 +76,7 @@ class Contract:
     def check(self, topic: str, key: str, headers: Mapping[str, str], value: bytes) -> None:
         """Check one event. Raises ContractBroken.
 
-        Key and value of a dead letter are not checked: they may be the reason why it was set aside.
+        The key and value of a dead letter are not checked: they may be the reason why the event was not handled.
         """
         if topic not in self._channels:
             raise ContractBroken(f"{topic}: no such topic; the topics are {', '.join(self.topics)}")
@@ -112,7 +112,7 @@ class Contract:
         return faults
 
     def _key_of(self, topic: str, payload: Any) -> str:
-        """Return the part of the value that is the key of the topic's events."""
+        """Return the key that an event of this topic must have. It is a part of the value."""
         _, path = self._channels[topic]["x-key-location"].split("#/")
         for name in path.split("/"):
             payload = payload[name]
@@ -136,7 +136,7 @@ def _decode(topic: str, value: bytes) -> Any:
 
 
 def _is_a_time(value: object) -> bool:
-    """Raise ValueError for a date or time that does not exist, which a pattern cannot detect."""
+    """Raise ValueError if the date or time does not exist. A pattern cannot detect that."""
     return not isinstance(value, str) or bool(datetime.fromisoformat(value))
 
 

@@ -12,8 +12,8 @@ _POLL_SECONDS_MIN, _POLL_SECONDS_MAX = 0.001, 0.05
 def eventually(condition: Callable[[], _T], within_seconds: float = 60.0, describe: Callable[[], str] = str) -> _T:
     """Poll until the condition is true, and return what it returned.
 
-    Raises AssertionError after `within_seconds`, with the result of `describe`, such as the end of a log. Only a
-    failing test waits that long, so make the limit generous: a busy machine is slow.
+    Raises AssertionError after `within_seconds`. Its message has the result of `describe`, such as the end of a log.
+    Only a failing test waits that long. So make the limit generous, because a busy machine is slow.
     """
     deadline = time.monotonic() + within_seconds
     pause = _POLL_SECONDS_MIN

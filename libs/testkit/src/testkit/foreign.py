@@ -1,6 +1,6 @@
-"""Writes messages as other clients may, such as with header names that are not UTF-8, which confluent-kafka refuses.
+"""Writes messages that other Kafka clients can write but confluent-kafka refuses.
 
-It calls librdkafka, the C library of confluent-kafka, directly.
+An example is a header name that is not UTF-8. This module calls librdkafka directly, the C library of confluent-kafka.
 """
 
 import ctypes
@@ -23,7 +23,7 @@ _TOPIC, _PARTITION, _VALUE, _KEY, _FLAGS, _TIMESTAMP, _HEADER = 1, 3, 4, 5, 7, 8
 
 @dataclass(frozen=True)
 class Foreign:
-    """A message of arbitrary bytes, except NUL in a header name. A `timestamp_ms` of 0 means now."""
+    """A message of arbitrary bytes. Only header names must not contain NUL. A `timestamp_ms` of 0 means now."""
 
     value: bytes | None
     key: bytes | None = None
@@ -33,9 +33,10 @@ class Foreign:
 
 
 def send(bootstrap: str, topic: str, messages: Iterable[Foreign], settings: Mapping[str, str] | None = None) -> None:
-    """Write the messages, in order, and wait for their acknowledgement. Raises RuntimeError.
+    """Write the messages, in order, and wait until the broker has acknowledged them.
 
-    `settings` are producer settings, such as `compression.type`.
+    `settings` are producer settings, such as `compression.type`. Raises RuntimeError if librdkafka refuses a message or
+    a setting, or if the broker does not acknowledge all messages in time.
     """
     library = _library()
     reason = ctypes.create_string_buffer(512)
@@ -78,7 +79,7 @@ class _Content(ctypes.Union):
 
 
 class _Part(ctypes.Structure):
-    """rd_kafka_vu_t: a part of a message with its kind."""
+    """The C type rd_kafka_vu_t: one part of a message, with its kind."""
 
     _fields_ = (("kind", ctypes.c_int), ("content", _Content))
 
@@ -105,7 +106,7 @@ def _memory(value: bytes | None) -> _Memory:
 
 @cache
 def _library() -> Any:
-    # confluent-kafka's extension module links librdkafka, so its functions are found through the module.
+    # The extension module of confluent-kafka links librdkafka, so the functions of librdkafka are found through it.
     library: Any = ctypes.CDLL(confluent_kafka.cimpl.__file__)
     for name in ("rd_kafka_conf_new", "rd_kafka_new", "rd_kafka_produceva"):
         getattr(library, name).restype = ctypes.c_void_p

@@ -1,7 +1,7 @@
 """Fixtures for all tests: real databases and brokers, each started at its first use.
 
-They come in pairs: SQLite with the embedded broker, and PostgreSQL with Apache Kafka if available. Under pytest-xdist
-each worker starts its own, so that a test may freeze its server without affecting others.
+SQLite is combined with the embedded broker, and PostgreSQL with Apache Kafka if it is available. Under pytest-xdist
+each worker starts its own servers, so that a test may freeze a server without affecting other tests.
 """
 
 import os
@@ -25,13 +25,13 @@ REQUIRE_DOCKER_VARIABLE = "TEST_REQUIRE_DOCKER"
 
 
 def pytest_configure() -> None:
-    """Handle SIGINT: a shell starts background jobs, and all their children, with SIGINT ignored, but tests send it."""
+    """Restore the handler of SIGINT, because tests send it. A shell starts background jobs with SIGINT ignored."""
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_report_header() -> list[str]:
-    """Return the database and the broker that the tests use."""
+    """Return the lines of the report header that name the database and the broker."""
     found = postgres.sources(os.environ.get(POSTGRES_VARIABLE), containers=True)
     brokers = kafka_brokers.sources(os.environ.get(KAFKA_VARIABLE), containers=True)
     return [
@@ -55,7 +55,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session")
 def docker_engine() -> str:
-    """Require Docker: without an engine the test is skipped, or fails if TEST_REQUIRE_DOCKER=1."""
+    """Return the Docker engine. Without one, the test is skipped, or fails if TEST_REQUIRE_DOCKER=1."""
     if found := docker.engine():
         return found
     if os.environ.get(REQUIRE_DOCKER_VARIABLE) == "1":
@@ -65,21 +65,21 @@ def docker_engine() -> str:
 
 @pytest.fixture(scope="session")
 def postgres_server() -> Iterator[PostgresServer]:
-    """A temporary PostgreSQL server."""
+    """Provide the PostgreSQL server of TEST_POSTGRES_URL, or a temporary one."""
     with postgres.provide(os.environ.get(POSTGRES_VARIABLE), containers=True, tell=_report) as server:
         yield server
 
 
 @pytest.fixture(scope="session")
 def embedded_broker() -> Iterator[Kafka]:
-    """The embedded broker of librdkafka."""
+    """Provide the embedded broker of librdkafka."""
     with kafka_brokers.provide() as broker:
         yield broker
 
 
 @pytest.fixture(scope="session")
 def best_broker() -> Iterator[Kafka]:
-    """The given broker, else Apache Kafka in a container, else the embedded broker."""
+    """Provide the broker of TEST_KAFKA_BOOTSTRAP_SERVERS, else Apache Kafka in Docker, else the embedded broker."""
     with kafka_brokers.provide(os.environ.get(KAFKA_VARIABLE), containers=True, tell=_report) as broker:
         yield broker
 
@@ -92,15 +92,15 @@ def database_kind(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture(scope="session")
 def kafka(database_kind: str, request: pytest.FixtureRequest) -> Kafka:
-    """The broker that belongs to the database kind. Tests share it, and each uses its own keys."""
-    # Get the fixture by name, so that no broker ends when the kind changes from one test to the next.
+    """Return the broker for the database kind. Tests share the broker, so each test must use its own keys."""
+    # Get the fixture by name, so that the broker does not stop when the next test has the other database kind.
     broker: Kafka = request.getfixturevalue("embedded_broker" if database_kind == "sqlite" else "best_broker")
     return broker
 
 
 @pytest.fixture
 def new_database(database_kind: str, tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Callable[[str], str]]:
-    """A function that creates an empty database of the kind under test: name → URL."""
+    """Provide a function that creates an empty database of the kind under test. It takes a name and returns the URL."""
     with ExitStack() as after_the_test:
 
         def make(name: str) -> str:
@@ -116,12 +116,12 @@ def new_database(database_kind: str, tmp_path: Path, request: pytest.FixtureRequ
 
 @pytest.fixture
 def database_url(new_database: Callable[[str], str]) -> str:
-    """The URL of an empty database, used only by this test."""
+    """Return the URL of an empty database that only this test uses."""
     return new_database("shop")
 
 
 def _report(reason: str) -> None:
-    """Show the message in the summary at the end, also from a worker of pytest-xdist, without failing."""
+    """Show the message in pytest's summary, also from a worker of pytest-xdist. The test does not fail."""
     with warnings.catch_warnings():
         warnings.simplefilter("default")
         warnings.warn(pytest.PytestWarning(reason), stacklevel=2)

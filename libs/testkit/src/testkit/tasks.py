@@ -1,4 +1,4 @@
-"""Runs the commands of `./task` in devstack or shopctl."""
+"""Runs a command of `./task`. Each command is part of either devstack or shopctl."""
 
 from collections.abc import Sequence
 
@@ -9,7 +9,7 @@ COMMANDS = of_dev.COMMANDS | of_any_system.COMMANDS
 
 
 def package_of(word: str) -> str:
-    """Return the package of a command, for `python -m`."""
+    """Return the name of the package that has the command, for `python -m`."""
     return "devstack" if word in of_dev.COMMANDS else "shopctl"
 
 

@@ -128,13 +128,13 @@ class InventoryDriver:
         return self.operations.expire(max_count, deadline=deadline())
 
     def cancel(self, *orders: str) -> None:
-        """Do what the event ORDER_CANCELLED does."""
+        """Release the reservations of the orders, as the handler of ORDER_CANCELLED does."""
         requests = [OrderRequest(order) for order in orders]
         while self.database.transact(lambda tx: release_orders(tx, requests)):
             pass
 
     def ship(self, *orders: str) -> dict[str, dict[int, int]]:
-        """Do what the event ORDER_SHIPPED does; returns the fulfilled units by order and product."""
+        """Fulfil the orders, as the handler of ORDER_SHIPPED does. Returns the fulfilled units by order and product."""
         requests = [OrderRequest(order) for order in orders]
         while self.database.transact(lambda tx: fulfil_orders(tx, requests)):
             pass
@@ -144,11 +144,11 @@ class InventoryDriver:
         return self.operations.get_reservation(reservation.id, deadline=deadline())
 
     def state(self, reservation: Reservation) -> State:
-        """Return the state as callers see it: a due reservation reads as EXPIRED."""
+        """Return the state that callers see: EXPIRED for a due reservation."""
         return self.reservation(reservation).state
 
     def stored_state(self, reservation: Reservation) -> State:
-        """Return the state that the database has."""
+        """Return the state that is stored in the database: HELD for a due reservation."""
         with self.database.read() as tx:
             (stored,) = rows.load(tx, [reservation.id])
         return stored.state
@@ -160,7 +160,7 @@ class InventoryDriver:
         return self.operations.list_reservations(request, deadline=deadline())
 
     def make_due(self, *held: Reservation, ago_seconds: float = 1.0) -> None:
-        """Let these reservations have expired `ago_seconds` ago."""
+        """Set the expiry of these reservations to `ago_seconds` ago."""
         with self.database.write() as tx:
             tx.execute(
                 update(_reservations)
@@ -178,7 +178,7 @@ class InventoryDriver:
         return [event for event in found if not types or event.type in types]
 
     def check_consistency(self) -> None:
-        """Check that counters are the sums of the active reservations, and that the events lead to the stored state."""
+        """Check that counters equal the sums of active reservations, and that the events match the stored states."""
         with self.database.read() as tx:
             items = {item.id: item for item in tx.execute(select(_items))}
             stored = tx.execute(select(_reservations)).all()
@@ -244,7 +244,7 @@ def deadline(seconds: float = CALL_SECONDS) -> float:
 
 
 def at_once(calls: Sequence[Callable[[], _T]]) -> list[_T | ShopError]:
-    """Run each call in its own thread, all at the same time; returns results or errors, in order."""
+    """Run all calls at the same time, each in its own thread. Returns the results or errors, in order."""
     barrier = Barrier(len(calls))
 
     def run(call: Callable[[], _T]) -> _T | ShopError:

@@ -1,4 +1,4 @@
-"""Calls order-api for tests, with a client of inventory-api and checks of the stored events."""
+"""Calls order-api and inventory-api for tests, and checks the stored events of order-api."""
 
 import itertools
 import threading
@@ -100,7 +100,7 @@ class Refusal:
 
 
 class OrderApiDriver:
-    """A client of OrderService and OrderMaintenanceService, with the database of the server."""
+    """A client of OrderService and OrderMaintenanceService, with access to the database of the server."""
 
     def __init__(self, database: Database, channel: grpc.Channel) -> None:
         self.database = database
@@ -197,8 +197,8 @@ def new_request(
 ) -> pb.CreateOrderRequest:
     """Return a request with lines of (product, quantity, price in dollars).
 
-    The default user id is that of the first product, so that it is unique: the id of an order is derived from its user
-    and request_id, and the tests share one inventory-api.
+    The default user id is the id of the first product, so each test has its own users. Tests share one inventory-api,
+    and the id of an order is derived from its user id and request_id. So two tests must not use the same pair of them.
     """
     ttl = None
     if ttl_seconds is not None:
@@ -231,7 +231,7 @@ def stored(database: Database, *new_orders: NewOrder, reserved_seconds: float = 
 
 @contextmanager
 def lines_read(database: Database) -> Iterator[list[int]]:
-    """Yield a list that gets the number of order lines each statement reads; UNKNOWN on SQLite."""
+    """Yield a list. Each statement that reads order lines appends their number to it, or UNKNOWN on SQLite."""
     counts: list[int] = []
 
     def count(_connection: object, cursor: Any, statement: str, *_: object) -> None:

@@ -96,13 +96,13 @@ class OutboxDriver:
         return Counter(self.database.query(lambda tx: list(tx.execute(held).scalars())))
 
     def pending(self) -> list[OutboxRow]:
-        """Read the rows as a relay that owns all shards does."""
+        """Return the rows that a relay with the leases of all shards reads in one pass."""
         return self.database.query(
             lambda tx: OutboxRows(self.outbox.table).oldest(tx, range(SHARDS)), FORCE_INDEX_PLANS
         )
 
     def shipped(self, messages: int = 0, *, events: int = 0, within_seconds: float = 90) -> list[Shipped]:
-        """Wait for this many messages and distinct events in the topic, and return all messages."""
+        """Wait until the topic has at least this many messages and distinct events. Returns all its messages."""
 
         def complete(records: list[Shipped]) -> bool:
             return len(records) >= messages and len({record.headers["ce_id"] for record in records}) >= events
@@ -127,7 +127,7 @@ def running(*relays: Relay) -> Iterator[None]:
 
 
 def values_by_key(records: list[Shipped], *, first_occurrences: bool = False) -> dict[str, list[object]]:
-    """Return the values of each key, in order. With `first_occurrences`, leave out repeats of an event (by ce_id)."""
+    """Return the values by key, in order. With `first_occurrences`, an event with the same ce_id counts only once."""
     seen: set[str] = set()
     values: dict[str, list[object]] = {}
     for record in records:
