@@ -9,7 +9,7 @@ from grpc_status import rpc_status
 
 
 def outcome(call: Callable[[], object]) -> tuple[grpc.StatusCode, ErrorInfo]:
-    """Make the call, and return its status and its ErrorInfo. Every failed call must have one. For OK it is empty."""
+    """Make the call. Returns its status and its ErrorInfo, which is empty for OK. Every failed call must have one."""
     info = ErrorInfo()
     try:
         call()

@@ -198,7 +198,8 @@ def new_request(
     """Return a request with lines of (product, quantity, price in dollars).
 
     The default user id is the id of the first product, so each test has its own users. Tests share one inventory-api,
-    and the id of an order is derived from its user id and request_id. So two tests must not use the same pair of them.
+    and the id of an order is derived from its user id and request_id. So two tests must not use the same user id with
+    the same request_id.
     """
     ttl = None
     if ttl_seconds is not None:

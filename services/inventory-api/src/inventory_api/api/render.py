@@ -11,9 +11,9 @@ from shop_common.timestamps import to_proto, to_proto_or_none
 from shop_protos.inventory.v1 import inventory_pb2 as pb
 
 RESPONSE_ALLOCATIONS_MAX = 25_000
-"""The most allocations in a response. They take 90 bytes each, and 5,000 reservations take 200 bytes each.
+"""The most allocations in a response.
 
-So a response stays below 4 MB.
+With 90 bytes per allocation, and 5,000 reservations of 200 bytes each, the response stays below 4 MB.
 """
 
 

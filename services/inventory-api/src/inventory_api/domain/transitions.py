@@ -79,7 +79,7 @@ def apply(
     now: datetime,
     traceparents: Mapping[str, str | None],
 ) -> Effect:
-    """Compute the effect of state changes on reservations and their items. The caller has checked that they are legal.
+    """Compute the effect of state changes on reservations and their items. The state changes must be legal.
 
     `items` is by item id, and the other mappings are by reservation id. A release or an expiry frees the units of a
     reservation. Fulfilment takes the units out of the item. The effect has one event per change, and one STOCK_UPDATED

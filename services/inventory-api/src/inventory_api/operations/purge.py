@@ -20,7 +20,7 @@ TURN_ROWS = 500
 
 @dataclass(frozen=True, slots=True)
 class Purged:
-    """How many rows were deleted."""
+    """The numbers of deleted rows."""
 
     keys: int
     reservations: int

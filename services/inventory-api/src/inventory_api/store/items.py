@@ -35,10 +35,7 @@ def load_products(tx: Connection, product_ids: Iterable[int]) -> list[Item]:
 def load_page(
     tx: Connection, *, product_id: int | None, location: str | None, after_id: int | None, limit: int
 ) -> list[Item]:
-    """Return at most `limit` items, sorted by id. A condition that is None matches all items.
-
-    `after_id` leaves out the items up to this id.
-    """
+    """Return at most `limit` items with an id above `after_id`, sorted by id. A value of None matches all items."""
     query = select(*COLUMNS).order_by(_items.c.id).limit(limit)
     if product_id is not None:
         query = query.where(_items.c.product_id == product_id)

@@ -1,6 +1,6 @@
-"""The tables of the inventory database. Other services use the RPCs and events of this service instead.
+"""The tables of the inventory database.
 
-The exception is event-relay, which uses the outbox and its leases.
+No other service reads or writes them, except event-relay, which uses the outbox and its leases.
 """
 
 from sqlalchemy import (

@@ -1,8 +1,8 @@
 """Adds columns for when a reservation ended, for its only item, and for when it was set aside.
 
 A process of the previous version does not write these columns. It ends reservations without `ended_at`, which the next
-purge fills in. It inserts reservations with the default 0 of `sole_item_id`, which means that their only item is
-unknown or that they have several.
+purge fills in. It inserts reservations with the default 0 of `sole_item_id`, which means that a reservation has several
+items, or that its only item is unknown.
 """
 
 import sqlalchemy as sa

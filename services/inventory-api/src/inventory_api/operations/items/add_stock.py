@@ -80,7 +80,7 @@ def _within_limit(tx: Connection, absent: Sequence[_Place]) -> list[_Place]:
 def _create(tx: Connection, places: Sequence[_Place]) -> list[Item]:
     """Create empty items, lock them and return them.
 
-    Another transaction may have created some of them since this one read. These are locked and returned as they are.
+    Another transaction may have created some of these items after this transaction read. They keep their units.
     """
     if not places:
         return []

@@ -14,13 +14,13 @@ from shop_common.telemetry import logs
 _Row = TypeVar("_Row")
 
 SET_ASIDE_MAX = 20
-"""The most reservations that one call sets aside. If more fail, the cause is not in single rows."""
+"""The most reservations that one call sets aside. If more fail, single reservations are not the cause."""
 
 _log = logs.get(__name__)
 
 
 class Bisection(Generic[_Row]):
-    """Runs `act` on rows. If it fails, splits the rows in halves and runs `act` on each half. Serves one call only.
+    """Runs `act` on rows. If it fails, runs `act` on each half of the rows. Create one instance per call.
 
     `act` processes all rows and returns how many it changed, or raises and changes no row. `set_aside` is called with
     the id of a row that fails alone.

@@ -23,10 +23,10 @@ Outcome = list[Reservation] | ReservationNotFound | ReservationExpired | Reserva
 def confirm(tx: Connection, orders: Sequence[OrderRequest]) -> list[Outcome]:
     """Confirm all held reservations of each order, or none of them.
 
-    Returns one outcome per order, in order: its confirmed and fulfilled reservations, or the error that refused it.
-    An order with a due reservation is refused with ReservationExpired, and the reservation becomes EXPIRED although
-    the call is refused. May be repeated: for a confirmed order it returns the same reservations and changes nothing.
-    Emits one event per state change.
+    Returns one outcome per order, in order: its confirmed and fulfilled reservations, or the error that refused the
+    order. An order with a due reservation is refused with ReservationExpired, and the reservation becomes EXPIRED
+    although the call is refused. May be repeated: for a confirmed order it returns the same reservations and changes
+    nothing. Emits one event per state change.
     """
     overviews = by_order.overviews(tx, (order.order_id for order in orders))
     ids = by_order.unreleased(

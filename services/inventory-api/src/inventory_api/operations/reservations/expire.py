@@ -17,7 +17,7 @@ from shop_common.db.database import Database
 from shop_common.db.sql import now
 
 RESUME_SECONDS = 5.0
-"""For how long batches may start where the previous batch ended.
+"""During this time, batches may start where the previous batch ended.
 
 The first batch after this time starts with the oldest due reservation.
 """
@@ -35,7 +35,7 @@ class ExpirySweep:
     After a full batch, the next batch starts at the expiry of the last reservation of that batch. Otherwise PostgreSQL
     would read, for each batch, the index entries of all reservations that earlier batches expired, until vacuum removes
     these entries. The start is only a hint. A batch starts with the oldest due reservation if it has no hint, if
-    RESUME_SECONDS have passed, or if it finds too few reservations after the hint.
+    RESUME_SECONDS have passed, or if it finds too few due reservations from the hint on.
     """
 
     def __init__(self, database: Database) -> None:
@@ -81,8 +81,9 @@ def expire_read(tx: Connection, reservations: Sequence[Reservation]) -> int:
     """Expire the reservations that are still due. They were read without a lock. Returns how many were expired.
 
     Emits STOCK_RESERVATION_EXPIRED per expired reservation. The effect is the same as that of `change_states`, but the
-    items are locked for a shorter time. No lock is needed before the UPDATE, because the UPDATE itself checks the state
-    and the other values that are used never change. See store/reservations/changes.py for why this cannot deadlock.
+    items are locked for a shorter time. The reservations need no lock before the UPDATE, because the UPDATE itself
+    checks the state, and the other values that this function uses never change. See store/reservations/changes.py for
+    why this cannot deadlock.
     """
     if not reservations:
         return 0

@@ -16,9 +16,8 @@ from inventory_api.store.reservations import locks
 def release(tx: Connection, requests: Sequence[ReleaseRequest]) -> list[int | ReservationNotFound]:
     """Release each reservation. Returns one outcome per request, in order: the released units or ReservationNotFound.
 
-    The outcome is 0 for an expired or fulfilled reservation. A due reservation becomes EXPIRED, also with the outcome
-    0. May be repeated: the outcome for a released reservation is the same again, and nothing changes. Emits one event
-    per state change.
+    The outcome is 0 for an expired, fulfilled or due reservation. A due reservation becomes EXPIRED. May be repeated: a
+    repeated call returns the same outcome and changes nothing. Emits one event per state change.
     """
     locked = locks.lock(tx, (request.reservation_id for request in requests))
     changes = transitions.release(locked.reservations.values(), locked.now)

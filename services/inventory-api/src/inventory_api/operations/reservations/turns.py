@@ -30,7 +30,8 @@ class Turn:
 def lock_turn(tx: Connection, orders: Sequence[OrderRequest], states: Sequence[State]) -> Turn:
     """Lock reservations of these orders that are in one of the states, as many as one turn may change.
 
-    Another transaction may have changed a reservation before the lock, so it may be in a different state.
+    Another transaction may have changed a reservation before the lock, so a locked reservation may be in a different
+    state.
     """
     traceparents = {order.order_id: order.traceparent for order in orders}
     candidates = by_order.in_states(tx, traceparents, states, TURN_RESERVATIONS + 1)

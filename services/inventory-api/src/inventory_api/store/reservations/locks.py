@@ -1,8 +1,8 @@
 """Locks reservations together with their items.
 
-Every transaction locks items first, sorted by id, and then reservations, sorted by id. So one transaction waits for the
-other, and they cannot deadlock. `changes.expire` is the only exception: it locks reservations in an order that
-PostgreSQL chooses. The docstring of changes.py states why that is safe.
+Every transaction locks items first, sorted by id, and then reservations, sorted by id. If two transactions need the
+same rows, one waits for the other, and they cannot deadlock. `changes.expire` is the only exception: it locks
+reservations in an order that PostgreSQL chooses. The docstring of changes.py states why that is safe.
 """
 
 from collections.abc import Iterable

@@ -46,7 +46,7 @@ def load(tx: Connection, ids: Iterable[str]) -> list[Reservation]:
 
 
 def with_allocations(tx: Connection, rows: Sequence[Row[Any]], limit: int | None = None) -> list[Reservation]:
-    """Return the reservations of these rows, in order, with their allocations. The rows have COLUMNS.
+    """Return the reservations of these rows, in order, with their allocations. Each row has the columns COLUMNS.
 
     If the reservations have more than `limit` allocations in total, only those with the smallest ids are returned. At
     least one reservation is returned, even if it exceeds `limit`: old versions had no limit on allocations.
