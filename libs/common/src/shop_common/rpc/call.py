@@ -1,4 +1,4 @@
-"""Returns the caller, the deadline and the trace of a call to its servicer method."""
+"""Gives a servicer method the caller, the deadline and the trace of its call."""
 
 import time
 from contextvars import ContextVar
@@ -26,12 +26,12 @@ def set_caller(caller: Caller) -> None:
 
 
 def deadline(context: grpc.ServicerContext) -> float:
-    """Return the deadline of the call by time.monotonic, at most CALL_SECONDS_MAX from now."""
+    """Return the deadline of the call as a value of time.monotonic. It is at most CALL_SECONDS_MAX from now."""
     return time.monotonic() + min(context.time_remaining(), CALL_SECONDS_MAX)
 
 
 def traceparent(context: grpc.ServicerContext) -> str | None:
-    """Return the W3C traceparent for the work of this call: that of its span, else that of the client, else None."""
+    """Return the W3C traceparent of the call's span. Without a span, return that of the client, or else None."""
     return tracing.current_traceparent() or incoming_traceparent(context)
 
 

@@ -1,7 +1,7 @@
-"""The thread pool that runs calls, and counts those that are waiting or running.
+"""The thread pool that runs calls, and counts the calls that are waiting or running.
 
 grpcio only needs an executor with `submit`. The standard one creates a Future, a work item and three locks for each
-call. This one creates a tuple and takes one lock, which saves about a tenth of the CPU time of a small call.
+call. This pool creates a tuple and takes one lock, which saves about a tenth of the CPU time of a small call.
 """
 
 import threading
@@ -18,7 +18,7 @@ _Task = tuple[Callable[..., Any], tuple[Any, ...]]
 
 
 class CallPool(futures.Executor):
-    """Runs calls on up to `threads_max` threads, started as they are needed, in order of arrival.
+    """Runs calls in order of arrival on up to `threads_max` threads. Starts a thread when a call needs one.
 
     `calls` is the number of waiting and running calls. It is counted here, not in the handlers, because a call that is
     cancelled while it waits never reaches its handler.
@@ -33,7 +33,7 @@ class CallPool(futures.Executor):
         self._closed = False
 
     def submit(self, fn: Callable[..., Any], /, *args: Any, **_kwargs: Any) -> futures.Future[Any]:
-        """Queue the call. Returns the same finished Future each time: grpcio reads nothing from it."""
+        """Queue the call. Always returns the same finished Future, because grpcio reads nothing from it."""
         with self._lock:
             if self._closed:
                 raise RuntimeError("the pool is closed")
@@ -54,7 +54,7 @@ class CallPool(futures.Executor):
             thread.join()
 
     def _add_thread(self) -> None:
-        # Daemon threads, so that a call that never ends cannot keep the process alive.
+        # Use daemon threads, so that a call that never ends cannot keep the process alive.
         thread = threading.Thread(target=self._work, name=f"call-{len(self._threads)}", daemon=True)
         self._threads.append(thread)
         thread.start()
@@ -66,7 +66,7 @@ class CallPool(futures.Executor):
             try:
                 fn(*args)
             except Exception:
-                # grpcio catches everything that a handler raises, so this is an error in grpcio. Keep the thread.
+                # grpcio catches every exception of a handler, so this is a defect in grpcio. Keep the thread.
                 _log.exception("a call ended outside of its handler")
             # The event in `args` references the call's memory. Release it before waiting for the next call.
             del task, fn, args

@@ -1,8 +1,8 @@
 """A channel with TLS whose certificates can be replaced while calls run.
 
-gRPC's Python channels read certificates once (grpc issue 41779). So when the files change, this one connects a second
-channel with the new certificates, moves new calls to it, and closes the first after its last call. The first one stays
-in use until the second has connected: the servers may not trust the new certificate yet.
+gRPC's Python channels read certificates only once (grpc issue 41779). So when the files change, this channel connects
+a new gRPC channel with the new certificates, uses it for new calls, and closes the old one after its last call. The old
+one stays in use until the new one has connected, because the servers may not trust the new certificate yet.
 """
 
 import threading
@@ -92,7 +92,7 @@ class ReloadingChannel(grpc.Channel):
         except grpc.FutureTimeoutError:
             connected.cancel()
             new.channel.close()
-            if not self._is_delayed:  # it is tried again and again
+            if not self._is_delayed:  # log once: `_watch` tries again every few seconds
                 self._is_delayed = True
                 _log.warning("cannot connect with new certificates yet; using the old ones", target=self._target)
             return

@@ -26,7 +26,7 @@ _Request = TypeVar("_Request", bound=Message)
 _Response = TypeVar("_Response")
 
 TRIES_MAX = 5
-"""gRPC's own limit. With the backoffs below, the attempts span about three seconds, in which a process can restart."""
+"""The maximum of gRPC. With the backoffs below, the attempts take about three seconds, enough for a restart."""
 
 PATIENCE_SECONDS = 3.0
 """Calls wait this long for a service that has responded before. After that, they fail at once until it responds."""
@@ -48,9 +48,10 @@ class Client:
     """A connection to one service, shared by all threads. It connects at the first call.
 
     `target` is `host:port` or a gRPC target such as `ipv4:10.0.0.1:50053,10.0.0.2:50053`. Calls go to all its addresses
-    in turn. Methods named in `repeatable` are retried if a process ends. An UNAVAILABLE can follow a commit, so name
-    only methods that read, have a request_id, or check the state. `unavailable_reason` is the reason of an Unavailable
-    of this client, such as INVENTORY_UNAVAILABLE. With `certificates`, the connections use TLS.
+    in turn. Methods named in `repeatable` are retried if a process ends. A call may have
+    committed before it fails with UNAVAILABLE, so name only methods that read, have a request_id, or check the state.
+    `unavailable_reason` is the reason of an Unavailable of this client, such as INVENTORY_UNAVAILABLE. With
+    `certificates`, the connections use TLS.
     """
 
     def __init__(
@@ -65,7 +66,7 @@ class Client:
         self._name = service.full_name
         self._unavailable_reason = unavailable_reason
         self._has_metrics = metrics.is_enabled()
-        # Any thread writes these without a lock. At worst, one more call waits, or one call fewer.
+        # Threads write these two fields without a lock. At worst, a call waits instead of failing, or fails instead.
         self._has_answered = False
         self._silent_since: float | None = None
         address = target if _SCHEME.match(target) else f"dns:///{target}"
@@ -75,7 +76,7 @@ class Client:
             if certificates is None
             else ReloadingChannel(address, options, certificates)
         )
-        """For the generated stub."""
+        """The channel for the generated stub."""
 
     def call(
         self,
@@ -87,9 +88,9 @@ class Client:
     ) -> _Response:
         """Call a method of the stub. Continues the current trace, or else that of `traceparent`.
 
-        Raises the ShopError that the service raised. Raises an Unavailable if there was no response in time, or an
-        unknown one: the call may have had its effect. While all processes of the service restart, calls wait up to
-        PATIENCE_SECONDS for the first one. After that they fail at once.
+        Raises the ShopError that the service raised. Raises an Unavailable if there was no response in time, or a
+        response without a known reason: the call may have had its effect. While all processes of the service restart,
+        calls wait up to PATIENCE_SECONDS for the first process. After that they fail at once.
         """
         # buf lint ensures that each request is named after its method.
         name = type(request).__name__.removesuffix("Request")
@@ -169,8 +170,8 @@ def _options(service: ServiceDescriptor, repeatable: Iterable[str]) -> list[tupl
         ]
         if names
         else [],
-        # If most calls fail, retries would only add load. The limit is high enough to retry all calls that a stopping
-        # process had.
+        # If most calls fail, retries would only add load. The limit is high enough to retry all calls of a process that
+        # stops.
         "retryThrottling": {"maxTokens": 1000, "tokenRatio": 1},
     }
     return [
@@ -180,7 +181,7 @@ def _options(service: ServiceDescriptor, repeatable: Iterable[str]) -> list[tupl
         ("grpc.max_receive_message_length", RESPONSE_BYTES_MAX),
         ("grpc.keepalive_time_ms", 30_000),
         ("grpc.keepalive_timeout_ms", 10_000),
-        # By default a channel waits up to two minutes before it tries a restarted service again.
+        # By default a channel waits up to two minutes before it connects to a restarted service again.
         ("grpc.initial_reconnect_backoff_ms", 100),
         ("grpc.min_reconnect_backoff_ms", 1_000),
         ("grpc.max_reconnect_backoff_ms", 1_000),

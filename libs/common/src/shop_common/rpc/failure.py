@@ -20,16 +20,16 @@ class Failure:
     status: Status
     reason: str
     is_ours: bool = False
-    """Whether this process or one of its dependencies is the cause, rather than the caller."""
+    """Whether the cause is this process or one of its dependencies, and not the caller."""
     error_id: str | None = None
     """Set for a defect. The log has the traceback under this id."""
 
 
 class ResponseTooLarge(Exception):
-    """The response is larger than clients accept. If the call was a change, it was made."""
+    """The response is larger than clients accept. If the call made a change, the change is committed."""
 
     def __init__(self, size: int, size_max: int) -> None:
-        super().__init__(f"the answer has {size} bytes, of at most {size_max}: ask for less at once")
+        super().__init__(f"the response has {size} bytes, but at most {size_max} are allowed: request fewer entries")
 
 
 class DeadlinePassed(Exception):
@@ -44,7 +44,7 @@ def failure_of(error: Exception) -> Failure:
     if isinstance(error, exc.TimeoutError) or (
         isinstance(error, exc.OperationalError) and not is_statement_error(error)
     ):
-        # `database` translates these errors. One that it missed is still not a defect of the request.
+        # The module `database` translates these errors. If it misses one, the database is still the cause: no defect.
         return failure_of(DatabaseUnavailable("the database did not answer"))
     if isinstance(error, ResponseTooLarge):
         code, reason = grpc.StatusCode.RESOURCE_EXHAUSTED, "ANSWER_TOO_LARGE"

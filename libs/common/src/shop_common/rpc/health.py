@@ -30,7 +30,7 @@ _UNUSED_MS = 2000
 """A probe sends its request right after it connects. A connection idle for longer is closed."""
 _CONNECTION_MS_MAX = 60_000
 _GRACE_SECONDS_MAX = 1.0
-"""A response takes no time. A client that does not read its response must not delay the shutdown."""
+"""Responses are sent at once. A client that does not read its response must not delay the shutdown."""
 _POLL_SECONDS = 0.01
 
 
@@ -61,7 +61,7 @@ class Health:
         return service
 
     def set_ready(self, component: str, ready: bool) -> None:
-        """Set whether one component is ready. The process is ready when all its components are.
+        """Set whether one component is ready. The process is ready when all its components are ready.
 
         The components of an API are `server`, `schema`, `consumer` and `identity`, those of the relay `server` and
         `relay`, those of the reaper `server` and `tasks`, and those of a parent of workers `server` and `workers`.
@@ -73,14 +73,14 @@ class Health:
             self._publish()
 
     def set_live(self, live: bool) -> None:
-        """Set liveness. Only a parent of workers calls it: any other process that can respond is live."""
+        """Set liveness. Only a parent of workers calls this: any other process that can respond is live."""
         if live != self._live:
             self._live = live
             for service in self._services:
                 service.publish()
 
     def drain(self) -> None:
-        """Report NOT_SERVING from now on, whatever components report later."""
+        """Report NOT_SERVING from now on, even if components report later that they are ready."""
         with self._lock:
             self._draining = True
             self._publish()
@@ -92,7 +92,7 @@ class Health:
             time.sleep(_POLL_SECONDS)
 
     def status(self, name: str) -> str:
-        """Return the status of a service, as a name of grpc.health.v1."""
+        """Return the status of a service. The result is a name of grpc.health.v1, such as `SERVING`."""
         if name == LIVENESS:
             return "SERVING" if self._live else "NOT_SERVING"
         if name not in self.names:
@@ -143,7 +143,7 @@ class HealthServer:
             self.health.set_ready("server", True)
 
     def stop(self, grace_seconds: float) -> None:
-        """Stop, after waiting up to `grace_seconds` for running calls."""
+        """Stop the server. Waits up to `grace_seconds`, but at most _GRACE_SECONDS_MAX, for running calls."""
         self._service.end_watches()
         self._server.stop(min(grace_seconds, _GRACE_SECONDS_MAX)).wait()
         self._service.stop()

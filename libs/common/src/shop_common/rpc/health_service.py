@@ -1,6 +1,6 @@
 """grpc.health.v1 on one server.
 
-A peer that sends slowly or does not read holds no lock and delays no other peer.
+A peer that sends slowly or does not read blocks no lock and delays no other peer.
 """
 
 import threading
@@ -23,7 +23,7 @@ WATCHES_PER_CONNECTION_MAX = 10
 PEER_SECONDS = 5.0
 
 _WAITS_MAX = 200
-# More threads than calls that may wait for a peer, so that one is always free for the next call.
+# More threads than calls that may wait for a peer, so that one thread is always free for the next call.
 _THREADS = _WAITS_MAX + 4
 _END_SECONDS = 1.0
 _QUOTED_MAX = 200
@@ -49,23 +49,24 @@ class _Watch:
     send: _Send
     context: grpc.ServicerContext
     sent: str = ""
-    """The last status that was sent to it."""
+    """The last status that was sent to the watch."""
     is_busy: bool = False
-    """Whether a thread is sending to it, or is scheduled to."""
+    """Whether a thread is sending to the watch, or is scheduled to do so."""
 
 
 class HealthService:
     """Check and Watch of grpc.health.v1, on their own threads.
 
-    Unlike grpcio's servicer, it limits the number of watches, ends them when the server stops, and sends to each one
-    independently: a watch whose client reads nothing for PEER_SECONDS is ended, and delays no other.
+    Unlike grpcio's servicer, this class limits the number of watches, ends them when the server stops, and sends to
+    each watch independently. If a client does not read for PEER_SECONDS, its watch is ended. Other watches are not
+    delayed.
     """
 
     def __init__(self, source: Source) -> None:
         self._source = source
         self.threads = futures.ThreadPoolExecutor(_THREADS, thread_name_prefix="health")
         self._waits = PeerWaits("health", calls_max=_WAITS_MAX, seconds=PEER_SECONDS, waits_for="the client")
-        # Guards the watches. It is never held while anything is sent.
+        # Protects the watches. No thread may hold this lock while it sends.
         self._lock = threading.Condition()
         self._watches: set[_Watch] = set()
         self._connections: Counter[str] = Counter()
@@ -73,7 +74,7 @@ class HealthService:
 
     def add_to(self, server: grpc.Server) -> None:
         """Serve on this server."""
-        # Check takes a stream, although there is one request: in a unary handler grpcio waits without a limit.
+        # Check takes a stream, although there is one request: in a unary handler grpcio waits for it without a limit.
         check: _Handler = grpc.stream_unary_rpc_method_handler(
             _on(self.threads, self._check), response_serializer=_Response.SerializeToString
         )
@@ -92,12 +93,12 @@ class HealthService:
                 self._schedule(watch)
 
     def is_publishing(self) -> bool:
-        """Whether some watches have not been sent the current status yet."""
+        """Return whether a thread is still sending the current status to a watch, or is scheduled to do so."""
         with self._lock:
             return any(watch.is_busy for watch in self._watches)
 
     def end_watches(self) -> None:
-        """Send the current status to all watches, then end them, within about a second even if clients do not read."""
+        """Send the current status to all watches, then end them. Takes about a second if clients do not read."""
         with self._lock:
             self._is_ending = True
             for watch in self._watches:
@@ -123,7 +124,7 @@ class HealthService:
     def _watch(self, requests: Iterator[bytes], context: grpc.ServicerContext, send: _Send) -> None:
         name = self._received(requests, context).service
         if self._source.status(name) == "SERVICE_UNKNOWN":
-            name = _UNKNOWN  # the client's name may be long, and a watch keeps it
+            name = _UNKNOWN  # the client's name may be long, and the watch would keep it in memory
         watch = _Watch(name, context.peer(), send, context)
         with self._lock:
             is_full = len(self._watches) >= WATCHES_MAX
@@ -145,7 +146,7 @@ class HealthService:
         try:
             return _Request.FromString(b"" if data is None else data)
         except DecodeError:
-            context.abort(grpc.StatusCode.INVALID_ARGUMENT, "the request is no HealthCheckRequest")
+            context.abort(grpc.StatusCode.INVALID_ARGUMENT, "the request is not a HealthCheckRequest")
 
     def _schedule(self, watch: _Watch) -> None:
         """Schedule sending the status to the watch, unless it is scheduled already. The caller holds the lock."""
@@ -154,12 +155,12 @@ class HealthService:
             self.threads.submit(self._send, watch)
 
     def _send(self, watch: _Watch) -> None:
-        """Send the status until the last one sent is current. If watches are ending, then end the stream."""
+        """Send the status until the last one sent is the current one. Then, if watches are ending, end the stream."""
         while True:
             with self._lock:
                 status = self._source.status(watch.name)
                 if status == watch.sent or watch not in self._watches:
-                    watch.is_busy = self._is_ending  # nothing follows the end
+                    watch.is_busy = self._is_ending  # after the end of a stream, nothing may be sent
                     break
                 watch.sent = status
             self._waits.begin(watch.context)
@@ -186,7 +187,7 @@ _UNKNOWN = "\0"
 
 
 def _on(pool: futures.ThreadPoolExecutor, method: Callable[..., Any]) -> Callable[..., Any]:
-    """Return the method as one that grpcio runs on these threads."""
+    """Return a function that calls the method. grpcio runs the function on the threads of the pool."""
 
     def run(*arguments: Any) -> Any:
         return method(*arguments)

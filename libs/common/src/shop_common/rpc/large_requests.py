@@ -1,7 +1,7 @@
 """Limits how many large requests are decoded and processed at the same time.
 
-A decoded message takes up to a hundred times its encoded size: two bytes encode an empty entry of a list. Without a
-limit, a few callers could exhaust memory with requests that validation then rejects.
+A decoded message takes up to a hundred times its encoded size, because an empty entry of a list has only two encoded
+bytes. Without a limit, a few callers could exhaust the memory with requests that validation then rejects.
 """
 
 import threading
@@ -15,7 +15,7 @@ from shop_common.errors import QueueFull
 _T = TypeVar("_T")
 
 LARGE_REQUEST_BYTES = 64 * 1024
-"""A smaller request is decoded and rejected before the interpreter switches to another thread."""
+"""Smaller requests need no limit: one is decoded and validated before the interpreter switches to another thread."""
 
 WORKED_ON_BYTES_MAX = 1024 * 1024
 """The total size of the requests that are processed at the same time: one request of the maximum size, or several
@@ -36,8 +36,8 @@ class LargeRequests:
     def decoded(self, decode: Callable[[bytes], _T], data: bytes) -> _T:
         """Decode the message on the decoder thread. Raises what `decode` raises.
 
-        All large messages are decoded on one thread because the C library keeps freed memory per thread: decoding on
-        many threads would let each of them keep its own.
+        All large messages are decoded on one thread, because the C library keeps freed memory per thread. If many
+        threads decoded large messages, each thread would keep some memory.
         """
         return self._decoder.submit(decode, data).result()
 

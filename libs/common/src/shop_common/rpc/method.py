@@ -27,7 +27,7 @@ from shop_common.telemetry import logs, metrics, tracing
 from shop_common.telemetry.logs import LogRateLimiter
 
 RESPONSE_BYTES_MAX = 4 * 1024 * 1024
-"""The largest response that clients accept by default. Pages of lists are far smaller; this is the last resort."""
+"""The largest response that clients accept by default. Pages of lists are far smaller than this limit."""
 
 UNREAD_BYTES_MIN = 64 * 1024
 """Unread responses of at least this size are limited in number and time."""
@@ -113,7 +113,7 @@ class Method:
             return respond(data, context) if len(data) < LARGE_REQUEST_BYTES else in_turn(respond_large, data, context)
 
         # The handler takes a stream, although there is one request: in a unary handler grpcio itself waits for the
-        # message, without a limit. Bytes are decoded in `respond`, where malformed ones are the caller's error.
+        # message, without a limit. `respond` decodes the bytes, and reports malformed bytes as the caller's error.
         return grpc.stream_unary_rpc_method_handler(run)
 
     def refusing(self, pool: futures.ThreadPoolExecutor) -> Handler:
@@ -136,7 +136,7 @@ class Method:
             return respond(data, context)
 
     def _streaming(self, handler: Handler) -> Handler:
-        """Wrap a method with streams in both directions (reflection). It keeps its thread only while both progress."""
+        """Wrap a method with streams in both directions (reflection). Ends calls that make no progress."""
         behave: Any = handler.stream_stream
         waits = self._waits
 
@@ -183,7 +183,7 @@ class Method:
                 if len(encoded) >= UNREAD_BYTES_MIN:
                     self._bound_unread(encoded, context)
             except Exception as error:
-                # An invalid request is not described: its values may be of any length.
+                # Do not describe an invalid request in the span: its values may have any length.
                 if span.is_recording() and request is not None and not isinstance(error, InvalidInput):
                     span.set_attributes(describe(request))
                 self._fail(failure_of(error), context, clock() - started, error)
@@ -264,7 +264,7 @@ class Method:
         if unwritten:
             fields["unwritten_before"] = unwritten
         if isinstance(error, DatabaseUnavailable) and error.__cause__ is not None:
-            fields["cause"] = cause_of(error)  # names the file or table, which callers must not learn
+            fields["cause"] = cause_of(error)  # it names the file or table, which callers must not see
         write = _log.warning if failure.is_ours else _log.info
         write(
             "call refused",

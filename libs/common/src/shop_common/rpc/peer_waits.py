@@ -1,8 +1,8 @@
 """Bounds the time that calls wait for their peer to send a message or to read a response.
 
-grpcio waits for a peer without a limit, and usually blocks a thread. So every such wait is registered here. A call ends
-after a number of seconds. If too many calls wait, the call that has waited longest ends first. A well-behaved client
-sends its message with the headers, so its call waits for microseconds.
+grpcio waits for a peer without a limit, and usually blocks a thread. So every such wait is registered here. A call that
+waits too long is ended. If too many calls wait, the call that has waited longest is ended. A well-behaved client sends
+its message with the headers, so its call waits only for microseconds.
 """
 
 import threading
@@ -17,7 +17,8 @@ SWEEP_SECONDS = 0.5
 class PeerWaits:
     """The waiting calls of one server: at most `calls_max` at once, each for at most `seconds`.
 
-    Safe to share between threads. Calls do not time out before `start`.
+    `waits_for` completes the error message "ended while waiting for …". Safe to share between threads. Calls do not
+    time out before `start`.
     """
 
     def __init__(self, name: str, *, calls_max: int, seconds: float, waits_for: str) -> None:
@@ -46,22 +47,23 @@ class PeerWaits:
                 longest = next(iter(self._since))
                 del self._since[longest]
         if longest is not None:
-            # UNAVAILABLE lets clients retry: the call had no effect.
+            # UNAVAILABLE lets clients retry. A call without its message had no effect. One with an unread response may
+            # have had its effect.
             _end(
                 longest, grpc.StatusCode.UNAVAILABLE, f"ended while waiting for {self._waits_for}: too many calls wait"
             )
 
     def end(self, context: grpc.ServicerContext) -> bool:
-        """Register that this call no longer waits. Returns False if it was ended here or was not waiting."""
+        """Register that this call no longer waits. Returns False if it was ended before, or was not waiting."""
         with self._lock:
             return self._since.pop(context, None) is not None
 
     def start(self) -> None:
-        """Start ending calls that have waited too long."""
+        """Start the thread that ends calls after they have waited too long."""
         threading.Thread(target=self._sweep, name=f"{self._name} waits", daemon=True).start()
 
     def stop(self) -> None:
-        """Stop ending calls that wait too long."""
+        """Stop the thread that ends calls."""
         self._stopped.set()
 
     def _sweep(self) -> None:
@@ -81,6 +83,6 @@ class PeerWaits:
 
 
 def _end(context: Any, code: grpc.StatusCode, why: str) -> None:
-    """End a call from another thread, whatever its peer does."""
-    # The public `context.cancel()` makes the same call without arguments: the client gets CANCELLED and no reason.
+    """End a call from another thread, even if its peer does nothing."""
+    # The public `context.cancel()` calls this without arguments, so the client would get CANCELLED and no reason.
     context._rpc_event.call.cancel(code.value[0], why)  # noqa: SLF001

@@ -26,10 +26,10 @@ REQUEST_BYTES_MAX = 1024 * 1024
 """Twice the largest batch of reservations. Every thread may hold a message of this size."""
 
 MESSAGE_SECONDS = 5.0
-"""How long a client may take to send the message after the headers of its call."""
+"""The longest time that a client may take to send the message after the headers of its call."""
 
 UNREAD_ANSWERS_MAX = 64
-"""Large responses that clients have not read yet. Beyond this number the oldest is dropped and its call ended."""
+"""The maximum number of large responses that clients have not read. Beyond it, the call that waits longest is ended."""
 
 QUIET_SECONDS = 2.0
 """A stopping server closes the remaining connections when no call has run for this time."""
@@ -45,9 +45,9 @@ _FoundHandler: TypeAlias = "Handler | None"
 class Server:
     """A gRPC server with health and, if configured, reflection. Nothing listens before `start`.
 
-    Health is served on the API's port for clients, and on a port of its own for probes, which load on the other cannot
-    block. With an authenticator, every call except those of health and reflection must come from a caller with the
-    permission that the contract demands.
+    Health is served on the port of the API for clients, and on a separate port for probes, so that load on the API
+    cannot block probes. With an authenticator, every call except those of health and reflection must come from a caller
+    with the permission that the contract demands.
     """
 
     def __init__(self, settings: ApiSettings, authenticator: Authenticator | None = None) -> None:
@@ -56,11 +56,11 @@ class Server:
         self._settings = settings
         self._services: list[str] = []
         self._pool = CallPool(settings.grpc_threads)
-        # Half of the threads may wait for messages; the others are left to calls whose message has arrived. With few
-        # threads all may wait: calls that arrive together each wait briefly, and must not end each other.
+        # Half of the threads may wait for messages. The other half is for calls whose message has arrived. If there are
+        # few threads, all of them may wait: calls that arrive together wait only briefly and must not end each other.
         waits_max = max(settings.grpc_threads // 2, min(settings.grpc_threads, _WAITS_MIN))
         self._waits = PeerWaits("message", calls_max=waits_max, seconds=MESSAGE_SECONDS, waits_for="its message")
-        # An unread response holds memory, but no thread.
+        # An unread response uses memory, but no thread.
         self._unread = PeerWaits(
             "unread", calls_max=UNREAD_ANSWERS_MAX, seconds=CALL_SECONDS_MAX, waits_for="its answer to be read"
         )
@@ -92,8 +92,9 @@ class Server:
     ) -> None:
         """Add a service with the generated function `add_to_server`. Raises RuleMissing.
 
-        The servicer's methods raise ShopError for errors that callers should receive. They must not use
-        `context.abort`: any other exception is a defect, answered INTERNAL with an id that is also in the log.
+        The servicer's methods raise ShopError for errors that callers should receive. Any other exception is a defect:
+        the caller gets INTERNAL, with an id that is also in the log. So methods must not use `context.abort`, which
+        raises an exception of its own.
         """
         self._admission.rules.update(rules_of(service))
         self._admission.describe[service.full_name] = describe
@@ -101,7 +102,7 @@ class Server:
         self._services.append(service.full_name)
 
     def start(self) -> None:
-        """Open the port and serve. Ready unless another component is not. Raises PortBusy or CertificateError."""
+        """Open the port, serve, and report the component `server` as ready. Raises PortBusy or CertificateError."""
         self.health.names.update(self._services)
         if self._settings.reflection:
             reflection.enable_server_reflection(
@@ -123,8 +124,8 @@ class Server:
     def stop(self, grace_seconds: float) -> None:
         """Accept no more calls. Return when the running calls have ended; cancel them after `grace_seconds`.
 
-        Clients have QUIET_SECONDS more to read the last responses.
-        A call that arrives at this moment may be cancelled (grpc #41785): drain first.
+        Clients have QUIET_SECONDS more to read the last responses. Drain before you stop the server: a call that
+        arrives while it stops may be cancelled (grpc #41785).
         """
         self._health_service.end_watches()
         stopped = self._server.stop(grace_seconds)
@@ -145,7 +146,7 @@ class Server:
 
 
 class _Admission(grpc.ServerInterceptor):
-    """Decides whether a call runs or is refused, before it takes a thread. Wraps each method once."""
+    """Decides whether a call runs or is refused, before the call takes a thread. Wraps each method once."""
 
     def __init__(
         self,
@@ -179,10 +180,10 @@ class _Admission(grpc.ServerInterceptor):
         if handlers is None:
             handler = continuation(handler_call_details)
             if handler is None:
-                return None  # UNIMPLEMENTED; not remembered, since callers choose the name
+                return None  # UNIMPLEMENTED; not stored, because callers could fill the memory with names
             handlers = self._handlers[handler_call_details.method] = self._wrap(handler_call_details.method, handler)
         run, refuse = handlers
-        # A call whose message has not arrived is not counted: it gives up its thread as soon as others need it.
+        # Do not count calls whose message has not arrived: they are ended as soon as other calls need their threads.
         return run if self._pool.calls - self._waits.count < self._calls_max else refuse
 
     def _wrap(self, path: str, handler: Handler) -> tuple[Handler, Handler]:
@@ -190,7 +191,7 @@ class _Admission(grpc.ServerInterceptor):
             return handler, handler
         service, _, _ = path.lstrip("/").partition("/")
         describe = self.describe.get(service, lambda _message: {})
-        rule = self.rules.get(path)  # reflection has none
+        rule = self.rules.get(path)  # reflection has no rule
         access = Access(rule, self._authenticator) if rule and self._authenticator else None
         method = Method(path, self._waits, self._unread, self._large, describe, access=access)
         return method.running(handler), method.refusing(self._refusing)
@@ -205,7 +206,7 @@ def _options(settings: ApiSettings) -> Sequence[tuple[str, int]]:
         # A connection that does not start HTTP/2 within this time is closed.
         ("grpc.server_handshake_timeout_ms", 10_000),
         ("grpc.max_receive_message_length", REQUEST_BYTES_MAX),
-        # Close idle and old connections with GOAWAY: clients find new processes, and dead peers are dropped.
+        # Close idle and old connections with GOAWAY, so that clients find new processes and dead peers are dropped.
         ("grpc.max_connection_idle_ms", 5 * minute_ms),
         ("grpc.max_connection_age_ms", 10 * minute_ms),
         ("grpc.max_connection_age_grace_ms", minute_ms),

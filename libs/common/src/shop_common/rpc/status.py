@@ -1,7 +1,7 @@
-"""The one place that maps kinds of errors to gRPC statuses, and back.
+"""Maps kinds of errors to gRPC statuses, and back. No other module does this.
 
-Every status carries `google.rpc.ErrorInfo{reason, domain: "shop", metadata}`; InvalidInput adds `BadRequest`,
-Overload adds `RetryInfo`. An error that crosses a service keeps its kind, its reason and its metadata.
+Every status has `google.rpc.ErrorInfo{reason, domain: "shop", metadata}`. InvalidInput adds `BadRequest`, Overload adds
+`RetryInfo`. `from_status` keeps the kind, reason and metadata of an error from another service.
 """
 
 from collections.abc import Iterable, Mapping
@@ -32,7 +32,7 @@ _Detail = TypeVar("_Detail", bound=Message)
 DOMAIN = "shop"
 STATUS_KEY = "grpc-status-details-bin"
 
-# A status travels in HTTP trailers, of which clients take 8 KiB by default, and its details base64-encoded.
+# A status is sent in HTTP trailers, with its details in base64. By default clients accept 8 KiB of trailers.
 _MESSAGE_CHARACTERS_MAX = 400
 _VIOLATIONS_BYTES_MAX = 3_000
 
@@ -57,7 +57,7 @@ def code_of(error: ShopError) -> grpc.StatusCode:
 
 
 def to_status(error: ShopError) -> Status:
-    """Convert the error to a status. It fits the trailers of a call, however many fields are invalid."""
+    """Convert the error to a status. The status fits into the trailers of a call, even if many fields are invalid."""
     status = new_status(code_of(error), error.message, error.reason, error.metadata())
     if isinstance(error, InvalidInput):
         status.details.append(_packed(_bad_request(error.violations)))
@@ -77,8 +77,8 @@ def new_status(code: grpc.StatusCode, message: str, reason: str, metadata: Mappi
 def from_status(status: Status, *, unavailable_reason: str) -> ShopError:
     """Convert the status of another service to an error with the same kind, reason, message and metadata.
 
-    A status of no kind (a defect, a deadline, a network failure) becomes an Unavailable with `unavailable_reason`. So
-    does a refusal of our own identity, which is not the caller's.
+    Any other status (a defect, a deadline, a network failure) becomes an Unavailable with `unavailable_reason`. So do
+    UNAUTHENTICATED and PERMISSION_DENIED, because they refuse the identity of this process, not that of our caller.
     """
     info = _unpacked(status, details.ErrorInfo) or details.ErrorInfo()
     kind = _REMOTE_KINDS.get(status.code)
@@ -96,11 +96,11 @@ def from_status(status: Status, *, unavailable_reason: str) -> ShopError:
 
 
 class RemoteError(ShopError):
-    """An error reported by another service. Each subclass also has a kind: `except NotFound` catches a remote one."""
+    """An error reported by another service. Each subclass also has a kind: `except NotFound` catches RemoteNotFound."""
 
     def __init__(self, message: str, reason: str, metadata: dict[str, str]) -> None:
         ShopError.__init__(self, message)
-        # The class of a local error fixes its reason; of a remote one only the instance knows it.
+        # A local error has its reason in its class. A remote error has it only in the instance.
         vars(self)["reason"] = reason
         self._metadata = metadata
 
@@ -117,7 +117,7 @@ class RemoteNotFound(RemoteError, NotFound):
 
 
 class RemoteRefused(RemoteError, Refused):
-    """The state of the other service does not allow it."""
+    """The state of the other service does not allow the call."""
 
 
 class RemoteConflict(RemoteError, Conflict):

@@ -1,7 +1,7 @@
-"""TLS between processes: certificates that are read again when their files change, and the identity of a peer.
+"""TLS between processes: certificates that are read again after their files change, and the SPIFFE id of a client.
 
-Every workload has a certificate with a SPIFFE id. A server presents it to clients, and a client to servers. Nothing has
-to be restarted when a certificate or a CA is replaced.
+Every workload has a certificate with a SPIFFE id. A server presents it to clients, and a client to servers. No
+process needs a restart when a certificate or a CA is replaced.
 """
 
 import threading
@@ -18,13 +18,13 @@ from shop_common.environment.settings import ApiSettings, CallerSettings
 from shop_common.telemetry import logs
 
 CHECK_SECONDS = 1.0
-"""How old the contents of the files may be when a certificate is used."""
+"""The maximum age of the contents of the files when a certificate is used."""
 
 _log = logs.get(__name__)
 
 
 class ReloadedCertificates:
-    """The certificates in these files, as they are now. Safe to share between threads."""
+    """The current certificates in these files. Safe to share between threads."""
 
     def __init__(self, files: CertificateFiles) -> None:
         """Read the files. Raises CertificateError."""
@@ -35,10 +35,10 @@ class ReloadedCertificates:
         self._lock = threading.Lock()
 
     def current(self) -> Certificates:
-        """Return what the files held at most CHECK_SECONDS ago.
+        """Return the certificates that the files contained at most CHECK_SECONDS ago.
 
-        While a new certificate is being written its key may not match it yet. Then, and for any other faulty content,
-        it returns the last good certificates.
+        If the contents are invalid, returns the last valid certificates. For example, while the files are being
+        replaced, the key may not match the certificate yet.
         """
         with self._lock:
             now = time.monotonic()
@@ -48,7 +48,7 @@ class ReloadedCertificates:
             return self._certificates
 
     def _check(self) -> None:
-        # Contents are compared, not timestamps: a file may change twice within one tick of its file system's clock.
+        # Compare contents, not timestamps: a file may change twice within one tick of the file system's clock.
         try:
             certificates = self._files.read()
         except CertificateError as error:
@@ -78,8 +78,9 @@ def open_port(server: grpc.Server, settings: ApiSettings) -> int:
 def server_credentials(settings: ApiSettings) -> grpc.ServerCredentials | None:
     """Return the credentials of a server, or None if the settings name no certificate. Raises CertificateError.
 
-    Each new connection gets the certificates that the files hold then. Open connections keep theirs until they reach
-    their maximum age. With TLS_CLIENT_CA_PATH a client without a certificate of these CAs cannot connect.
+    Each new connection uses the certificates that the files contain at that time. Open connections keep their
+    certificates until they reach their maximum age. With TLS_CLIENT_CA_PATH, a client can connect only with a
+    certificate of these CAs.
     """
     if settings.tls_cert_path is None:
         return None
@@ -87,8 +88,8 @@ def server_credentials(settings: ApiSettings) -> grpc.ServerCredentials | None:
     used = reloaded.current()
 
     def changed() -> grpc.ServerCertificateConfiguration | None:
-        # gRPC calls it at each handshake and takes None for "as before". Two handshakes at once may both report a
-        # change, which does no harm.
+        # gRPC calls this function at each handshake. None means that nothing has changed. Two concurrent handshakes may
+        # both report the same change, which does no harm.
         nonlocal used
         certificates = reloaded.current()
         if certificates is used:
@@ -104,7 +105,7 @@ def server_credentials(settings: ApiSettings) -> grpc.ServerCredentials | None:
 
 
 def client_certificates(settings: CallerSettings) -> ReloadedCertificates | None:
-    """Return what a client needs for TLS, or None if the settings name no CA. Raises CertificateError."""
+    """Return the certificates of a client for TLS, or None if the settings name no CA. Raises CertificateError."""
     if settings.tls_ca_path is None:
         return None
     return ReloadedCertificates(settings.client_certificate_files)
@@ -118,7 +119,7 @@ def channel_credentials(certificates: Certificates) -> grpc.ChannelCredentials:
 def spiffe_id(auth_context: Mapping[str, Any]) -> str | None:
     """Return the SPIFFE id in the client's certificate, from `ServicerContext.auth_context()`.
 
-    None without a client certificate, and for a certificate with another number of URIs than one.
+    Returns None if there is no client certificate, or if the certificate does not have exactly one URI.
     """
     # gRPC sets peer_spiffe_id for a certificate whose only URI is a valid SPIFFE id. Do not use
     # x509_subject_alternative_name: it also has DNS names, and a DNS name can look like a SPIFFE id.
