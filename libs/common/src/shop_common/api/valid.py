@@ -1,7 +1,7 @@
 """Validates request fields. A `Fields` collects all violations, so that the caller gets them in one error.
 
 An error has at most VIOLATIONS_MAX violations, each of limited length. If there are more, it has one further violation
-that says so.
+that reports this.
 
     with Fields() as check:
         product_id = check.between("product_id", request.product_id, 1, INT64_MAX)

@@ -6,7 +6,7 @@ single call at once. While a batch runs, requests collect for the next batch. So
 is locked once per batch, not once per call.
 
 Calls reach the database only through a coalescer. So a caller never waits longer than its deadline, even if the
-database does not respond. Only the flusher threads hold connections, and there are few of these threads.
+database does not respond. Calls use only the connections of the flusher threads, and there are few of these threads.
 """
 
 import threading
@@ -32,8 +32,8 @@ BISECT_SECONDS_MAX = 5.0
 ANSWER_SECONDS = 0.1
 ANSWER_SECONDS_MAX = 0.5
 ANSWER_SHARE = 0.15
-"""The time reserved for sending the response, so that a caller gets the reason instead of only a timeout. It is this
-share of the remaining time, between the two bounds. A share, because where calls are slow, responses are slow too."""
+"""The time reserved for sending the response, so that a caller gets the reason instead of only a timeout. It is a share
+of the remaining time, because responses are slow where calls are slow. The first two values are its bounds."""
 
 
 @dataclass(frozen=True)

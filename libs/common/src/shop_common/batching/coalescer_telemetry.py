@@ -74,7 +74,7 @@ class Membership:
             self._batches.append((batch, size, began_ns))
 
     def end_span(self, coalescer: str, *, given_up: bool = False) -> None:
-        """Emit the span of the wait, linked to its batches. Called when the call has its outcomes or gives up."""
+        """Emit the span of the wait, linked to its batches. Call this when the call has its outcomes or gives up."""
         attributes: dict[str, str | int | float] = {"shop.coalescer": coalescer}
         batches = list(self._batches)
         if batches:

@@ -27,7 +27,7 @@ LISTS = Limits(requests_max=1, max_concurrency=4)
 
 @dataclass(frozen=True)
 class Sizes(Generic[_Request]):
-    """Reads from the database how many rows each request works on. For requests that do not contain this number.
+    """Reads from the database how many rows each request works on, because the requests do not contain this number.
 
     `key` returns the id of the object that a request works on, for example an order. `read` counts the rows of each
     id, for example the lines of each order. It may leave out ids without rows. `size_max` is the largest possible
@@ -101,7 +101,7 @@ class Coalescers:
         return self.own(name, lambda requests: self._database.query(lambda tx: bounded(tx, requests)), limits=limits)
 
     def pages(self, name: str, operation: Callable[[Connection, _Request], _Result]) -> Coalescer[_Request, _Result]:
-        """Make a coalescer for an operation that reads one page. Each request is a batch of its own; 4 run at once."""
+        """Make a coalescer for an operation that reads one page. Each request is a batch. Up to 4 run at once."""
         return self.reads(name, lambda tx, requests: [operation(tx, request) for request in requests], limits=LISTS)
 
     def alone(self, name: str, operation: Callable[[_Request], _Result]) -> Coalescer[_Request, _Result]:
@@ -123,7 +123,7 @@ class Coalescers:
         return coalescer
 
     def close(self) -> None:
-        """Close the coalescers in the order in which they were made. Each one first finishes its queue."""
+        """Close the coalescers in the order in which they were made. Each coalescer first finishes its queue."""
         for coalescer in self._made:
             coalescer.close()
 

@@ -39,8 +39,8 @@ def drop_index(name: str, table: str) -> None:
 def fill(table: TableClause, values: Mapping[str, Any], *where: ColumnElement[bool] | TextClause) -> None:
     """Update the rows that meet the condition, in the order of the column `id`. Each transaction scans TURN_ROWS rows.
 
-    On PostgreSQL it skips rows that other transactions have locked, instead of waiting while it holds locks itself. So
-    a writer waits for at most one transaction of `fill`.
+    On PostgreSQL it skips rows that other transactions have locked, and does not update them. So it never waits while
+    it has locks, and a writer waits for at most one transaction of `fill`.
     """
     key = table.c.id
     after = None

@@ -81,11 +81,11 @@ class Schema:
 
     @property
     def version_table(self) -> str:
-        """The name of the version table. It contains the service's name, which detects another service's database."""
+        """The name of the version table. It contains the service's name, to detect another service's database."""
         return self.service.replace("-", "_") + _VERSION_TABLE_SUFFIX
 
     def upgrade(self, database: Database, to: str = "head") -> None:
-        """Upgrade the database to the revision `to`. Does nothing if it is at that revision or newer.
+        """Upgrade the database to the revision `to`. Does nothing if the database is at that revision or newer.
 
         Concurrent runs are safe, because the second waits for the first. Raises WrongDatabase or WrongEncoding. Raises
         ShopError if the database is unavailable or a table stays locked.
@@ -291,7 +291,7 @@ def _check_encoding(tx: Connection) -> None:
 
 
 def _allow_long_statements(tx: Connection) -> None:
-    """Disable the statement timeout for backfills. Keep a lock timeout: other statements wait behind a waiting lock."""
+    """Disable the statement timeout for backfills. Keep a lock timeout: later statements wait behind a waiting one."""
     if tx.dialect.name == "postgresql":
         tx.execute(text("SET LOCAL statement_timeout = 0"))
         tx.execute(text(f"SET LOCAL lock_timeout = '{LOCK_TIMEOUT_SECONDS}s'"))

@@ -213,8 +213,8 @@ class _JoinRows(_InRows):
 
 @compiles(_JoinRows, "sqlite")
 def _sqlite_join_rows(*_: Any, **__: Any) -> str:
-    # SQLite loops over the input rows and finds the table row of each by index. With a second condition it would loop
-    # over the table and scan all input rows for each table row, which takes quadratic time.
+    # SQLite loops over the input rows, and finds the table row of each input row by index. With a second condition it
+    # would loop over the table and scan all input rows for each table row, which takes quadratic time.
     return "1"
 
 
@@ -224,7 +224,7 @@ def join_rows(value: ColumnElement[Any], values: ColumnElement[Any]) -> tuple[Co
 
 
 class Statement:
-    """A statement over a set of rows. SQLAlchemy's expression is built at the first use, once per dialect.
+    """A statement over a set of rows. `build` builds it for each dialect, at the first use.
 
     `build` receives the input rows as a subquery with the named columns. Do not call the statement with an empty list:
     this would cost a round trip and do nothing.
@@ -281,7 +281,7 @@ def count_by(
 
 
 class _InsertOrIgnore(Insert):
-    """INSERT … ON CONFLICT DO NOTHING. SQLAlchemy would compile its own class for this at each use, in 3 ms."""
+    """INSERT … ON CONFLICT DO NOTHING. SQLAlchemy's own classes for it are compiled at each use, which takes 3 ms."""
 
     inherit_cache = True
 

@@ -64,7 +64,7 @@ class KeySet:
         self._thread = threading.Thread(target=self._run, name="key set", daemon=True)
 
     def start(self, set_ready: Callable[[bool], None]) -> None:
-        """Start the thread that fetches the keys again and again. Not ready until the first fetch has succeeded."""
+        """Start the thread that fetches the keys periodically. Reports not ready until one fetch has succeeded."""
         self._set_ready = set_ready
         set_ready(False)
         self._thread.start()

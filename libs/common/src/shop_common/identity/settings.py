@@ -1,4 +1,4 @@
-"""Settings of identity: who may call an API."""
+"""Settings for the authentication of callers."""
 
 from collections.abc import Iterator
 from pathlib import Path

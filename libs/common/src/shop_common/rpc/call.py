@@ -9,7 +9,7 @@ from shop_common.identity.caller import ANYONE, Caller
 from shop_common.telemetry import tracing
 
 CALL_SECONDS_MAX = 30.0
-"""The time limit of a call whose client sets no deadline."""
+"""The time limit of a call whose client sets a longer deadline or none."""
 
 
 _caller: ContextVar[Caller] = ContextVar("caller", default=ANYONE)

@@ -1,6 +1,6 @@
 """A channel to another service: balanced over its healthy processes, with a deadline on every call.
 
-If the other service refuses a call, the call raises the same ShopError here. If there is no response, it raises
+If the other service refuses a call, the client raises the same ShopError. If there is no response, the client raises
 Unavailable.
 """
 
@@ -26,7 +26,7 @@ _Request = TypeVar("_Request", bound=Message)
 _Response = TypeVar("_Response")
 
 TRIES_MAX = 5
-"""The maximum of gRPC. With the backoffs below, the attempts take about three seconds, enough for a restart."""
+"""gRPC allows at most 5 attempts. With the backoffs below they take about three seconds, enough for a restart."""
 
 PATIENCE_SECONDS = 3.0
 """Calls wait this long for a service that has responded before. After that, they fail at once until it responds."""
@@ -48,10 +48,9 @@ class Client:
     """A connection to one service, shared by all threads. It connects at the first call.
 
     `target` is `host:port` or a gRPC target such as `ipv4:10.0.0.1:50053,10.0.0.2:50053`. Calls go to all its addresses
-    in turn. Methods named in `repeatable` are retried if a process ends. A call may have
-    committed before it fails with UNAVAILABLE, so name only methods that read, have a request_id, or check the state.
-    `unavailable_reason` is the reason of an Unavailable of this client, such as INVENTORY_UNAVAILABLE. With
-    `certificates`, the connections use TLS.
+    in turn. Methods named in `repeatable` are retried if a process ends. A call may have committed before it fails with
+    UNAVAILABLE, so name only methods that read, have a request_id, or check the state. `unavailable_reason` is the
+    reason of this client's Unavailable, such as INVENTORY_UNAVAILABLE. With `certificates`, the connections use TLS.
     """
 
     def __init__(
@@ -66,7 +65,7 @@ class Client:
         self._name = service.full_name
         self._unavailable_reason = unavailable_reason
         self._has_metrics = metrics.is_enabled()
-        # Threads write these two fields without a lock. At worst, a call waits instead of failing, or fails instead.
+        # Threads write these two fields without a lock. At worst, a call waits or fails although it should not.
         self._has_answered = False
         self._silent_since: float | None = None
         address = target if _SCHEME.match(target) else f"dns:///{target}"

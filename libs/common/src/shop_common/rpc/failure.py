@@ -44,7 +44,7 @@ def failure_of(error: Exception) -> Failure:
     if isinstance(error, exc.TimeoutError) or (
         isinstance(error, exc.OperationalError) and not is_statement_error(error)
     ):
-        # The module `database` translates these errors. If it misses one, the database is still the cause: no defect.
+        # The module `database` translates these errors. An error that it misses still comes from the database.
         return failure_of(DatabaseUnavailable("the database did not answer"))
     if isinstance(error, ResponseTooLarge):
         code, reason = grpc.StatusCode.RESOURCE_EXHAUSTED, "ANSWER_TOO_LARGE"

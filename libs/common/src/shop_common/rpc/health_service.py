@@ -1,6 +1,6 @@
 """grpc.health.v1 on one server.
 
-A peer that sends slowly or does not read blocks no lock and delays no other peer.
+A peer that sends slowly or does not read never blocks a lock, and never delays another peer.
 """
 
 import threading

@@ -136,7 +136,7 @@ class Method:
             return respond(data, context)
 
     def _streaming(self, handler: Handler) -> Handler:
-        """Wrap a method with streams in both directions (reflection). Ends calls that make no progress."""
+        """Wrap a method with streams in both directions (reflection). Ends calls without progress, to free threads."""
         behave: Any = handler.stream_stream
         waits = self._waits
 

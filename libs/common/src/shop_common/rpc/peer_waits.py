@@ -26,7 +26,7 @@ class PeerWaits:
         self._calls_max = calls_max
         self._seconds = seconds
         self._waits_for = waits_for
-        # In the order in which the waits began: the first call has waited longest.
+        # The calls are in the order in which their waits began, so the first call has waited longest.
         self._since: dict[grpc.ServicerContext, float] = {}
         self._lock = threading.Lock()
         self._stopped = threading.Event()

@@ -53,7 +53,7 @@ def code_of(error: ShopError) -> grpc.StatusCode:
     for kind, code in _CODES.items():
         if isinstance(error, kind):
             return code
-    raise TypeError(f"{type(error).__name__} is of no kind that has a status")
+    raise TypeError(f"{type(error).__name__} has no status: it is not a subclass of a kind")
 
 
 def to_status(error: ShopError) -> Status:

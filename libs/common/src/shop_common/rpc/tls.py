@@ -1,7 +1,7 @@
 """TLS between processes: certificates that are read again after their files change, and the SPIFFE id of a client.
 
-Every workload has a certificate with a SPIFFE id. A server presents it to clients, and a client to servers. No
-process needs a restart when a certificate or a CA is replaced.
+Every workload has a certificate with a SPIFFE id. A server presents its certificate to clients, and a client to
+servers. No process needs a restart when a certificate or a CA is replaced.
 """
 
 import threading
