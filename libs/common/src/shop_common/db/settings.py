@@ -53,7 +53,7 @@ def _postgres(address: str) -> URL:
         arguments, options = url.get_dialect()().create_connect_args(url)
         make_conninfo(*arguments, **options)
     except psycopg.Error:
-        raise ValueError("must have only options that PostgreSQL's client library knows") from None
+        raise ValueError("must have no option that PostgreSQL's client library does not know") from None
     except (SQLAlchemyError, ValueError):
         # Do not include the original message: it may quote the password.
         raise ValueError(_FORMS) from None
