@@ -3,7 +3,7 @@
     ./task COMMAND [OPTION ...]
 
 By default a command prints tables for people. With --json it writes only JSON to standard output, with stable keys. A
-failure is one sentence on standard error and exit code 1; a wrong command line is exit code 2.
+command that fails prints one sentence to standard error and exits with code 1. A wrong command line exits with code 2.
 """
 
 import sys

@@ -1,4 +1,4 @@
-"""A client of both APIs: typed stubs, a deadline on every call, and retries that are safe to repeat.
+"""A client of both APIs, with typed stubs, a deadline for every call, and retries that have no second effect.
 
     with Shop.connect("localhost:50053", "localhost:50054") as shop:
         shop.call(shop.inventory.CheckStock, CheckStockRequest(product_id=1, required_quantity=5))
@@ -60,7 +60,7 @@ class Shop:
                 service.full_name: Client(
                     inventory_address if service.file in _INVENTORY else orders_address,
                     service,
-                    # All methods: `call` adds a request_id where a repeat would otherwise have a second effect.
+                    # All methods are repeatable: `call` adds a request_id where a repeat would have a second effect.
                     repeatable=service.methods_by_name,
                     unavailable_reason="UNAVAILABLE",
                     certificates=certificates,
@@ -85,8 +85,8 @@ class Shop:
     ) -> _Response:
         """Call a method of one of the stubs.
 
-        If the request lacks a request_id, it gets a new one, so that retries after UNAVAILABLE and CANCELLED have
-        one effect.
+        If the request lacks a request_id, it gets a new one, so that retries after UNAVAILABLE and CANCELLED have no
+        second effect.
 
         Raises the ShopError that the API returned, or Unavailable if the API did not respond.
         """

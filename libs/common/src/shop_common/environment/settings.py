@@ -208,7 +208,7 @@ class CommonSettings(Settings):
     health_port: HealthPort = 0
     listen_host: str = Field(
         default="localhost",
-        description="address to listen on, with an IPv6 address in brackets; [::] is every address of the machine",
+        description="address to listen on; an IPv6 address needs brackets. [::] is every address of the machine",
     )
     metrics_port: MetricsPort = 0
     drain_seconds: float = Field(
@@ -308,7 +308,7 @@ class ApiSettings(CommonSettings, TlsSettings):
         default=1000,
         ge=1,
         le=10_000,
-        description="threads that run calls; at least twice the largest batch, or batches stay smaller",
+        description="threads that run calls; with fewer than twice the largest batch, batches stay smaller",
     )
     calls_max: int = Field(
         default=2000,
@@ -330,11 +330,11 @@ class ApiSettings(CommonSettings, TlsSettings):
     )
     tls_client_ca_path: Path | None = Field(
         default=None,
-        description="file with the CAs of clients; when set, clients need a certificate from one of them to connect",
+        description="file with the CAs of clients; when set, a client needs a certificate from one of these CAs",
     )
     insecure: bool = Field(
         default=False,
-        description="serve the API in plain text to other machines; without it and without TLS_CERT_PATH, the process "
+        description="serve the API in plain text to other machines. Without INSECURE and TLS_CERT_PATH, the process "
         "starts on a loopback address only",
     )
     workers: int = Field(default=1, ge=1, le=64, description="processes that share the port")

@@ -44,7 +44,7 @@ class Reason(StrEnum):
 
 
 def dead_letter(message: Received, reason: Reason, error: BaseException, *, consumer: str, now: datetime) -> Record:
-    """Return the dead letter of a message, as a row of the outbox. Works for any message, whatever its bytes."""
+    """Return the dead letter of a message, as a row of the outbox. The message may contain any bytes."""
     topic, partition, offset = message.position
     key = _text(message.key)[:KEY_LENGTH_MAX]
     payload, more = _payload(message.value)

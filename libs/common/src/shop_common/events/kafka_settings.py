@@ -114,7 +114,7 @@ class KafkaSettings(Settings):
     kafka_ca_path: Path | None = Field(
         default=None,
         description="CAs that sign the brokers' certificates, in PEM format, with SSL or SASL_SSL; "
-        "unset means those of the system. A changed file is read again",
+        "unset means the CAs of the system. A changed file is read again",
     )
     kafka_cert_path: Path | None = Field(
         default=None,
@@ -122,7 +122,7 @@ class KafkaSettings(Settings):
         "a changed file is read again",
     )
     kafka_key_path: Path | None = Field(
-        default=None, description="private key of that certificate, in PEM format; a changed file is read again"
+        default=None, description="private key of KAFKA_CERT_PATH, in PEM format; a changed file is read again"
     )
     kafka_options: Annotated[str, AfterValidator(_options)] = Field(
         default="{}",

@@ -111,7 +111,7 @@ def type_of(message: Received) -> str | None:
 
 
 def decode(message: Received) -> Event:
-    """Decode a message as an event. Takes its type from the body if the header is absent. Raises Undecodable."""
+    """Decode a message as an event. The type comes from the header ce_type, else from the body. Raises Undecodable."""
     if message.headers is None:
         raise Undecodable("not an event: the name of a header is not UTF-8")
     try:

@@ -223,7 +223,7 @@ def _load_sdk(process: str, endpoint: str) -> "TracingSdk":
 
 
 def _child_of(span: SpanContext) -> Context:
-    """Return a context whose spans are children of this span, whatever the current span is."""
+    """Return a context whose spans are children of `span`, even if another span is the current one."""
     return trace.set_span_in_context(NonRecordingSpan(span), Context())
 
 

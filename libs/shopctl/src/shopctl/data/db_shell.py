@@ -3,7 +3,7 @@
 PostgreSQL opens in psql. SQLite opens in the sqlite3 program, or in the shell of Python's sqlite3 module (3.12 and
 newer). Without any of these, a plain prompt runs statements that end in ';'.
 
-Only read: each table has one writer, its service. On SQLite, times are microseconds since 1970.
+Do not change data: each table has only one writer, its service. On SQLite, times are microseconds since 1970.
 """
 
 import argparse
@@ -31,7 +31,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Replace this process by a shell program if there is one, and then do not return."""
+    """Replace this process by a shell program. Returns only if none is installed, after the plain prompt has ended."""
     databases = target.databases(options)
     address = databases.inventory if options.database == "inventory" else databases.orders
     url = parse(address)
@@ -65,7 +65,7 @@ def _psql(url: URL) -> tuple[list[str], dict[str, str]]:
 def _hand_over(command: list[str], environment: dict[str, str]) -> None:
     if command:
         sys.stdout.flush()
-        # exec, not a child process: Ctrl-C and the terminal then belong to the shell.
+        # Use exec, not a child process, so that Ctrl-C and the terminal belong to the shell.
         os.execve(command[0], command, os.environ | environment)  # noqa: S606 - the command contains no foreign input
 
 
@@ -86,7 +86,7 @@ def prompt(url: str | URL, name: str) -> int:
                 print_table("", list(result.keys()), [[_cell(value) for value in row] for row in rows])
             else:
                 print(f"{result.rowcount} rows")
-    # Report failures of a piped script by the exit code; an interactive user has seen them.
+    # The exit code reports failures of a piped script. An interactive user has already seen them.
     return 1 if failed and not sys.stdin.isatty() else 0
 
 

@@ -43,7 +43,7 @@ def fetch_rows(options: argparse.Namespace, fetch: Callable[[int, str], tuple[It
 def show(
     options: argparse.Namespace, title: str, columns: Sequence[str | Column], rows: Iterator[Mapping[str, Any]]
 ) -> None:
-    """Print rows as a table with these columns or, with --json, each complete row as a line of JSON."""
+    """Print rows as a table with these columns. With --json, print each complete row as a line of JSON instead."""
     if options.json:
         for row in rows:
             print_json(row)

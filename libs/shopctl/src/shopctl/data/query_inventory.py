@@ -1,7 +1,7 @@
 """Show items, by ascending id: the stock of each product at each location.
 
-`available_quantity` can be reserved now: it is the quantity minus active reservations; due reservations are not
-counted. With --json, each item is one line.
+`available_quantity` is the number of units that can be reserved now: the quantity minus the units of active
+reservations that are not due. With --json, each item is one line.
 """
 
 import argparse

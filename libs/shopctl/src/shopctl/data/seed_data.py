@@ -1,7 +1,7 @@
 """Create a catalogue through the API: an item for each product at each location (WAREHOUSE_A, WAREHOUSE_B, …).
 
-It can be repeated. Existing items stay as they are, whatever their quantity. Each call's request_id consists of product
-and location, so that a run after an interrupted one, or two runs at the same time, create no item twice.
+The command can be repeated. Existing items stay as they are, even if their quantity differs. Each call's request_id
+consists of product and location. So neither a repeated run nor two concurrent runs create an item twice.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""How commands connect to Kafka: the address by option, TLS and login by the KAFKA_* settings of the processes."""
+"""Connects commands to Kafka. An option chooses the address; the KAFKA_* settings choose TLS and login."""
 
 import argparse
 from dataclasses import replace
@@ -13,7 +13,7 @@ CHECK_SECONDS = 10.0
 
 
 def add_broker(parser: argparse.ArgumentParser) -> None:
-    """--bootstrap."""
+    """Add --bootstrap."""
     parser.add_argument(
         "--bootstrap",
         metavar="HOST:PORT",
@@ -23,13 +23,17 @@ def add_broker(parser: argparse.ArgumentParser) -> None:
 
 
 def connection(options: argparse.Namespace) -> KafkaConnection:
-    """Raises NotRunning when no broker is known, WrongSettings, and KafkaUnreachable when the login is refused."""
+    """Return the connection. With TLS or a login, check first that a broker accepts it.
+
+    Raises NotRunning if no broker is known, WrongSettings if KAFKA_* settings are invalid, and KafkaUnreachable if no
+    broker accepts the connection.
+    """
     settings = read(KafkaSettings)
     if faults := list(settings.start_faults()):
         raise WrongSettings(faults)
     found = replace(settings.kafka, bootstrap_servers=_address(options, settings))
     if found.security_protocol is not SecurityProtocol.PLAINTEXT:
-        # The errors of later requests do not say why there is no connection.
+        # The errors of later requests do not contain the reason why there is no connection.
         found.check(CHECK_SECONDS)
     return found
 

@@ -1,8 +1,9 @@
-"""Dead letters, and the record of which of them were redriven.
+"""Reads and redrives dead letters, and records which of them were redriven.
 
 The record is the offset that the consumer group `dlq-redrive` has committed for the dead-letter topic: all letters
-below it are redriven. The commit's metadata lists those above it that were redriven one by one. The broker stores the
-record, so all operators share it. It lasts as long as the broker keeps the offsets of an idle group.
+below this offset are redriven. The commit's metadata lists the letters above the offset that were redriven one by one.
+The broker stores the record, so all operators share it. The broker deletes the record when it deletes the offsets of an
+idle group.
 """
 
 import base64
@@ -21,7 +22,7 @@ from shopctl.terminal.failures import CommandFailed
 
 GROUP = "dlq-redrive"
 BATCH = 100
-"""Letters that are produced between two commits of the record."""
+"""The number of letters that are produced between two commits of the record."""
 
 _MESSAGE_BYTES_MAX = 64 * 1024 * 1024  # high enough that the broker's limit applies
 _NOTE_BYTES_MAX = 4_000
@@ -37,7 +38,7 @@ class Redriven:
 
     @classmethod
     def read(cls, commit: Commit | None, first: int) -> "Redriven":
-        """Parse a commit. `first` is the oldest offset in the partition; offsets below it need no record."""
+        """Parse a commit. `first` is the oldest offset in the partition; lower offsets need no record."""
         if commit is None:
             return cls(first)
         ranges = re.findall(r"(\d+)(?:-(\d+))?", commit.note)
@@ -66,7 +67,7 @@ class Redriven:
 
 
 class DeadLetters:
-    """One dead-letter topic, named by its own name or by its original topic. Methods raise KafkaException."""
+    """One dead-letter topic. `topic` is its own name or that of its original topic. Methods raise KafkaException."""
 
     def __init__(self, broker: Broker, topic: str) -> None:
         self._broker = broker
@@ -104,7 +105,7 @@ class DeadLetters:
     def whole(self, letter: Event) -> Event | None:
         """Return the original event, or None if it cannot be restored.
 
-        Anyone may write to the topic, so headers are not trusted: the value must match what they state.
+        Other clients may write to the topic, so headers are not trusted: the value must match what the headers state.
         """
         value = _decoded(letter)
         if value is not None and letter.header("dlq_truncated"):
@@ -118,7 +119,7 @@ class DeadLetters:
         if not all(re.fullmatch(r"[0-9]{1,18}", number) for number in numbers):
             return None
         partition, offset = map(int, numbers)
-        # Use a new connection: this one may be in the middle of reading the letters.
+        # Use a new connection, because a caller may be reading letters from this one.
         with Broker(self._broker.connection) as origin:
             bound = origin.bounds(self.original).get(partition)
             if bound is None or not bound.first <= offset < bound.end:
@@ -177,7 +178,7 @@ def new_producer(kafka: KafkaConnection) -> Producer:
 
 
 def _produce(producer: Producer, topic: str, events: Sequence[Event]) -> tuple[list[Event], Exception | None]:
-    """Return the acknowledged events up to the first failed one, and the failure."""
+    """Produce the events. Returns the acknowledged events before the first that failed, and the failure or None."""
     outcomes: dict[int, KafkaError | None] = {}
     for number, event in enumerate(events):
 

@@ -1,16 +1,15 @@
-"""List and redrive dead letters: events that a consumer gave up on. Those of TOPIC are in TOPIC.dlq.
+"""List and redrive dead letters: events that a consumer set aside. The dead letters of TOPIC are in TOPIC.dlq.
 
   dlq [list]    lists them with position (partition:offset), event, reason and origin
   dlq redrive   sends them to their original topic again, after the cause has been fixed
 
 A redriven event has its original key, ce_id and headers, without the dlq_ headers. It goes to its original partition,
-but after newer events; consumers check the current state and apply or ignore it. An event that fails again becomes a
-new dead letter. The dead-letter topic itself does not change.
+but after newer events. A consumer checks the current state, and applies or ignores the event. An event that fails again
+becomes a new dead letter. The dead-letter topic itself does not change.
 
 The broker records redriven letters as offsets of the consumer group dlq-redrive. --all skips recorded letters; --offset
-redrives a letter in any case. After an interruption, the next redrive may send up to 100 letters again. The record
-lasts as long as the broker keeps the offsets of an idle group: 7 days by default on Apache Kafka, until it stops on the
-embedded broker.
+redrives a letter even if it is recorded. After an interruption, the next redrive may send up to 100 letters again.
+Apache Kafka keeps the record of an idle group for 7 days by default. The embedded broker keeps it until it stops.
 """
 
 import argparse
@@ -53,7 +52,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Raises CommandFailed if a named letter does not exist or cannot be redriven."""
+    """List or redrive letters. Raises CommandFailed if a chosen letter does not exist or cannot be redriven."""
     if options.action == _REDRIVE and not (options.topic and bool(options.offset) != options.all):
         options.refuse("redrive needs --topic, and either --offset or --all")
     if options.action == _LIST and (options.offset or options.all):

@@ -13,6 +13,6 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(_: argparse.Namespace) -> int:
-    """Raises NotRunning."""
+    """Print the address. Raises NotRunning."""
     print(target.system().bootstrap)
     return 0

@@ -1,8 +1,8 @@
 """Print events with time, type, key and data. With --json, each event is one line, with its headers.
 
-By default it prints new events until Ctrl-C. With --from-beginning it prints the existing events and ends; with
---follow, too, it then continues with new ones. Events are in order within a partition. It joins no consumer group, so
-it takes no events away from other consumers.
+By default the command prints new events until Ctrl-C. With --from-beginning it prints the existing events and ends.
+With both --from-beginning and --follow it prints the existing events and continues with new ones. Events are in order
+within a partition. The command joins no consumer group, so consumers still get all events.
 """
 
 import argparse

@@ -1,13 +1,13 @@
-"""Create the access rules (ACLs) that are missing on the broker: who may write and read which topic.
+"""Create the access rules (ACLs) that are missing on the broker: which client may write or read which topic.
 
-  event-relay     writes all four topics; nobody else needs to write
+  event-relay     writes all four topics
   inventory-api   reads order-events, in the group inventory-api
   order-api       reads inventory-events, in the group order-api
-  operator        reads all four topics and the offsets of the groups; redrives dead letters, which writes the topics
+  operator        reads all four topics and the offsets of the groups; writes the two event topics, to redrive letters
 
-A principal is how the broker names a client: User: and its login, or User: and the subject of its certificate, such as
-User:CN=order-api. Rules of others stay as they are; those that let somebody else write the topics are listed. Run it as
-a principal that may alter the cluster. Without an authorizer, a broker refuses all of it.
+A principal is the broker's name for a client: User: and its login, or User: and the subject of its certificate, such as
+User:CN=order-api. Other rules stay as they are. The command lists those that allow another principal to write a topic.
+Run the command as a principal that may alter the cluster. A broker without an authorizer refuses the command.
 """
 
 import argparse
@@ -39,7 +39,7 @@ _WRITING = {AclOperation.WRITE, AclOperation.ALL}
 
 @dataclass(frozen=True)
 class Principals:
-    """How the broker names the clients."""
+    """The broker's names for the clients."""
 
     relay: str
     inventory_api: str
@@ -62,7 +62,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Raises KafkaException. May be repeated."""
+    """Create the missing rules. Raises KafkaException. May be repeated."""
     principals = Principals(options.event_relay, options.inventory_api, options.order_api, options.operator)
     admin = AdminClient(connection(options).configuration({"log_level": 0}))
     rules = list(required(principals))
@@ -83,14 +83,14 @@ def run(options: argparse.Namespace) -> int:
 
 
 def required(principals: Principals) -> Iterator[AclBinding]:
-    """The rules of these principals. To be allowed to read or write includes to be allowed to describe."""
+    """Yield the rules that these principals need. On the broker, READ and WRITE each include DESCRIBE."""
     topic, group = ResourceType.TOPIC, ResourceType.GROUP
     readers = {INVENTORY_API: principals.inventory_api, ORDER_API: principals.order_api}
     for name in TOPICS:
         yield _allow(principals.relay, AclOperation.WRITE, topic, name)
     for name, reader in READERS.items():
         yield _allow(readers[reader], AclOperation.READ, topic, name)
-        # Its consumer group is named for the service.
+        # The consumer group has the name of the service.
         yield _allow(readers[reader], AclOperation.READ, group, reader)
     for name in TOPICS:
         yield _allow(principals.operator, AclOperation.READ, topic, name)
@@ -108,7 +108,7 @@ def _allow(principal: str, operation: AclOperation, resource: ResourceType, name
 
 
 def _existing(admin: AdminClient) -> list[AclBinding]:
-    any_text: Any = None  # whatever the annotations of confluent-kafka say
+    any_text: Any = None  # None matches any text, although the annotations of confluent-kafka exclude it
     everything = AclBindingFilter(
         *(ResourceType.ANY, any_text, ResourcePatternType.ANY, any_text, any_text),
         *(AclOperation.ANY, AclPermissionType.ANY),

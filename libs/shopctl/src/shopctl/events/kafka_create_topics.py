@@ -1,8 +1,8 @@
 """Create the topics that are missing: order-events, inventory-events and their dead-letter topics.
 
-Existing topics stay as they are, even with another number of partitions: changing it would move keys to other
-partitions. The embedded broker of ./task dev has no administration: it has these topics from the start, and creates any
-other topic at its first use, with four partitions.
+Existing topics stay as they are, even if their number of partitions differs: a change of that number would move keys to
+other partitions. The embedded broker of ./task dev has no administration. It has these topics from the start, and
+creates any other topic when a client first uses it, with four partitions.
 """
 
 import argparse

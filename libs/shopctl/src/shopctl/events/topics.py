@@ -1,4 +1,4 @@
-"""Reads topics without joining a consumer group, so that it does not disturb consumers."""
+"""Reads topics without joining a consumer group, so that consumers are not disturbed."""
 
 import json
 import time
@@ -21,7 +21,7 @@ READERS = {"order-events": INVENTORY_API, "inventory-events": ORDER_API}
 """The service that consumes each topic; its consumer group has the same name."""
 
 READ_GROUP = "devstack"
-"""The group of readers that commit nothing. Nobody joins it."""
+"""The group of readers that commit nothing. No client joins it."""
 
 REQUEST_SECONDS = 5
 SILENCE_SECONDS_MAX = 15
@@ -76,7 +76,7 @@ class Broker:
     """A connection to a broker. It reads and writes the commits of `group`. Methods raise KafkaException."""
 
     def __init__(self, kafka: KafkaConnection, group: str = READ_GROUP) -> None:
-        # Failures raise exceptions. librdkafka's log is off: it would add lines to the one-sentence message.
+        # Failures raise exceptions. librdkafka's log is off, because a failed command must print only one sentence.
         own = {
             "group.id": group,
             "enable.auto.commit": False,
@@ -135,7 +135,7 @@ class Broker:
             for message in self._poll():
                 last_message_at = time.monotonic()
                 partition, offset = message.partition() or 0, message.offset() or 0
-                # The last offset may not be an event: transactions write control records.
+                # The last offset may not belong to an event: transactions write control records.
                 if partition not in ends:
                     continue
                 at_end = _is_end(message)
@@ -159,7 +159,7 @@ class Broker:
         return messages
 
     def _note(self, error: KafkaError) -> None:
-        # The client would retry forever without an error; a command must report it.
+        # The client itself would retry forever. A command must report that no broker responds.
         if error.name() == "_ALL_BROKERS_DOWN":
             self._down = error
 

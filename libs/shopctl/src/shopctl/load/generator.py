@@ -1,4 +1,4 @@
-"""The load generator: starts new orders at a given rate, and takes each through its steps with pauses between them."""
+"""The load generator creates orders at a given rate, and changes the status of each order in steps, with pauses."""
 
 import heapq
 import itertools
@@ -28,7 +28,7 @@ SCARCE = PRODUCTS[0]
 CONCURRENT_CALLS = 16
 
 SCHEDULED_MAX = 5_000
-"""Limit of scheduled steps. When the system cannot keep up, new orders are skipped and counted."""
+"""Limit on scheduled steps. If the system is too slow for the rate, new orders are skipped and counted."""
 
 _SCARCE_SHARE = 0.15
 _SCARCE_RESTOCKED_SHARE = 0.25
@@ -51,7 +51,7 @@ _COURSES: dict[tuple["orders.OrderStatus.ValueType", ...], int] = {
     (_CONFIRMED, _CANCELLED): 10,
     (): 20,  # abandoned: its reservation expires
 }
-"""The status changes that an order goes through, with the percentage of orders that take this course."""
+"""The possible series of status changes of an order, with the percentage of orders that go through each series."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ class _Due:
 
 
 class LoadGenerator:
-    """Generates load from entry to exit. Exit waits for calls in progress, and starts no further step."""
+    """Generates load while its `with` block runs. When the block ends, no further step starts and all calls finish."""
 
     def __init__(self, shop: Shop, rate: float) -> None:
         self._shop = shop
@@ -120,7 +120,7 @@ class LoadGenerator:
             self._count("skipped")
         else:
             self._schedule(_Next(self._create_order, 0))
-        # A Poisson process rather than even intervals: the system has to cope with bursts.
+        # Orders start in a Poisson process and not at even intervals, because the system must also handle bursts.
         return _Next(self._start_order, random.expovariate(self._rate))
 
     def _create_order(self) -> _Next | None:
@@ -182,7 +182,7 @@ class LoadGenerator:
             self._changed.notify()
 
     def _take_due(self) -> _Step | None:
-        """Wait for the next due step and return it; return None after close."""
+        """Wait for the next due step and return it. Returns None after the end of the `with` block."""
         with self._changed:
             while not self._closed:
                 left = self._due[0].at - time.monotonic() if self._due else None

@@ -28,7 +28,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         type=_within(0.1, 500),
         default=20.0,
         metavar="N",
-        help="attempted orders a second (default: %(default)g)",
+        help="attempted orders per second (default: %(default)g)",
     )
     parser.add_argument(
         "--minutes", type=_within(0.01, 24 * 60), default=10.0, metavar="N", help="default: %(default)g; a day at most"

@@ -1,8 +1,8 @@
 """Call every RPC of the running system at least once, and check the responses.
 
-Prints each call with its duration and its response. Stops at the first wrong response, and takes about 30 seconds at
-most. It adds a few items, reservations and orders under new ids, so it can be repeated, even on a system that is in
-use. It also fails if it leaves out an RPC.
+The command prints each call with its duration and its response. It stops at the first wrong response, and takes about
+30 seconds at most. It adds a few items, reservations and orders with new ids, so it can be repeated, even on a system
+that is in use. It also fails if it does not call every RPC.
 """
 
 import argparse
@@ -29,7 +29,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Raises CommandFailed at the first wrong response."""
+    """Run the smoke test. Raises CommandFailed at the first wrong response."""
     began = time.monotonic()
     addresses = target.apis(options)
     certificates = target.certificates(options)

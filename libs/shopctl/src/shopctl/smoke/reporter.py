@@ -81,7 +81,7 @@ class Reporter:
     def eventually(
         self, method: "grpc.UnaryUnaryMultiCallable[_Request, _Response]", request: _Request, **expected: object
     ) -> _Response:
-        """Repeat the call until the response is as expected, because the effects of an event take a moment.
+        """Repeat the call until the response is as expected, because an event takes effect some time after the call.
 
         Raises CommandFailed if the response is still wrong at the deadline.
         """

@@ -205,7 +205,7 @@ class SmokeTest:
         )
 
     def _maintenance(self) -> None:
-        # At these ages nothing is lost that a person may still need.
+        # These ages are so long that the calls delete and cancel nothing that anybody may still need.
         reporter = self._reporter
         reporter.heading("The calls of the reaper")
         reporter.call(

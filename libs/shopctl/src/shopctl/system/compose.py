@@ -1,6 +1,6 @@
 """The system in containers: the containers of the local docker-compose.yml and their addresses.
 
-The state is read from Docker each time; no file of ours could be out of date.
+The state is read from Docker each time. A file with the state could be out of date.
 """
 
 import json
@@ -52,7 +52,7 @@ class Container:
         return self.image.rpartition(":")[2]
 
     def health(self, service: str = "") -> str:
-        """Return the health status by the image's probe; of a stopped container its state, such as EXITED."""
+        """Return the health status from the image's probe, or the state of a stopped container, such as EXITED."""
         if not self.runs:
             return self.state.upper()
         probe = f'exec python -m shop_common.process.probe "localhost:$HEALTH_PORT" --service "{service}"'
@@ -87,7 +87,7 @@ class Containers:
         """Return the URLs with the passwords from the first start. Raises NotRunning or CommandFailed."""
         server = self.address("postgres")
         files = [f"/run/secrets/{name}/password" for name in ("inventory", "orders")]
-        # Read the passwords in a new container, so that it does not matter which others are running.
+        # Read the passwords in a new container, because the containers that have them may not be running.
         passwords = call("run", "--rm", "--no-deps", "--no-TTY", "--entrypoint", "cat", "secrets", *files)
         inventory, orders = passwords.split()
         return Databases(

@@ -1,4 +1,4 @@
-"""Asks a process for its health by grpc.health.v1."""
+"""Queries the health of a process by grpc.health.v1."""
 
 import grpc
 

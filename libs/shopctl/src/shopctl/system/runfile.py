@@ -21,7 +21,10 @@ class NotRunning(Exception):
 
 @dataclass(frozen=True)
 class Endpoint:
-    """A process and its addresses: API (health for relay and reaper), metrics if they are on, and health."""
+    """A process and its addresses. `address` is that of its API. Without an API, it is the same as `health`.
+
+    `metrics` is None if metrics are off.
+    """
 
     pid: int
     address: str
@@ -62,7 +65,7 @@ def write(run: RunFile, path: Path = PATH) -> None:
 
 
 def read(path: Path = PATH) -> RunFile:
-    """Return the running system. Raises NotRunning, also if the file is left over from a `dev` that is gone."""
+    """Return the running system. Raises NotRunning, also if the file is left over from a `dev` that has ended."""
     try:
         content = json.loads(path.read_text())
     except FileNotFoundError:

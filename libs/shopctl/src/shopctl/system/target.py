@@ -1,4 +1,4 @@
-"""Which system a command uses: the one that its options name, else that of `dev`, else the containers."""
+"""Chooses the system that a command uses: the one that its options name, else that of `dev`, else the containers."""
 
 import argparse
 from pathlib import Path
@@ -33,7 +33,7 @@ def add_databases(parser: argparse.ArgumentParser) -> None:
 
 
 def apis(options: argparse.Namespace) -> tuple[str, str]:
-    """Return the addresses of inventory-api and order-api. Raises NotRunning without options and a running system."""
+    """Return the addresses of inventory-api and order-api. Raises NotRunning if no option is set and no system runs."""
     if options.inventory or options.orders:
         return options.inventory or f"localhost:{INVENTORY_PORT}", options.orders or f"localhost:{ORDERS_PORT}"
     return system().apis
@@ -47,8 +47,8 @@ def shop(options: argparse.Namespace) -> Shop:
 def certificates(options: argparse.Namespace) -> ReloadedCertificates | None:
     """Return the certificates for calls of the APIs, or None for plain text.
 
-    TLS_CA_PATH, TLS_CERT_PATH and TLS_KEY_PATH choose them, else the system that runs. Raises NotRunning, WrongSettings
-    and CertificateError.
+    The settings TLS_CA_PATH, TLS_CERT_PATH and TLS_KEY_PATH choose them. Without these settings and without address
+    options, they are those of the running system. Raises NotRunning, WrongSettings and CertificateError.
     """
     chosen = client_certificates(read(CallerSettings))
     if chosen is not None or options.inventory or options.orders:

@@ -1,4 +1,4 @@
-"""A command line with subcommands. The module of a subcommand is imported only when it is used."""
+"""A command line with subcommands. The module of a subcommand is imported only when the subcommand is used."""
 
 import argparse
 import importlib
@@ -40,7 +40,7 @@ def run(commands: Mapping[str, Command], description: str, arguments: Sequence[s
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except Exception as error:
-        # Catch everything: an operator gets a sentence, never a traceback, and the process ends here.
+        # Catch everything: an operator gets one sentence and no traceback. The process ends after it.
         print(f"{words[0]}: {failures.sentence(error)}", file=sys.stderr)
         return 1
     return code

@@ -22,7 +22,7 @@ class CommandFailed(Exception):
 
 
 def sentence(error: Exception) -> str:
-    """Return one line that explains the failure; for an unexpected error, it includes the place in the code."""
+    """Return one line that explains the failure. For an unexpected error, the line includes the place in the code."""
     match error:
         case DatabaseUnavailable(__cause__=BaseException()):
             message = f"{error}: {cause_of(error)}"
@@ -47,7 +47,7 @@ def rpc_failure(error: grpc.RpcError) -> str:
 
 
 def kafka_failure(error: KafkaException) -> str:
-    """Return the Kafka client's message, without its notation."""
+    """Return the message of the Kafka client, without the KafkaError{…} around it."""
     cause = error.args[0] if error.args else error
     if not isinstance(cause, KafkaError):
         return f"Kafka: {cause}"

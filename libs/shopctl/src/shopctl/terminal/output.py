@@ -30,7 +30,7 @@ def console() -> Console:
 
 
 def error_console() -> Console:
-    """Return a console for standard error, for progress and questions: programs read standard output."""
+    """Return a console for standard error. Use it for progress and questions, because programs read standard output."""
     return _console(stderr=True)
 
 
@@ -65,7 +65,7 @@ def shown(column: Column, value: object) -> str:
 
 
 def printable(text: str) -> str:
-    """Replace control characters in foreign text, which a terminal would interpret."""
+    """Replace control characters in text from outside: a terminal would interpret them."""
     return "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in text)
 
 
@@ -93,7 +93,7 @@ def _console(*, stderr: bool) -> Console:
 
 class _Console(Console):
     def on_broken_pipe(self) -> None:
-        """Raise, since the command line treats it as success. Rich would exit with code 1."""
+        """Raise BrokenPipeError, which the command line treats as success. Rich would exit with code 1."""
         raise BrokenPipeError
 
 

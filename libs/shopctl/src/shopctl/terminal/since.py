@@ -10,7 +10,7 @@ _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
 
 
 def parse(text: str) -> datetime:
-    """Return the time in UTC; a type for argparse. A time without a zone is in the local time zone."""
+    """Return the time in UTC. A time without a zone is in the local time zone. Use it as the type of an option."""
     try:
         if ago := re.fullmatch(r"(\d{1,9})([smhd])", text):
             return datetime.now(UTC) - timedelta(**{_UNITS[ago[2]]: int(ago[1])})

@@ -17,7 +17,7 @@ from shopctl.tracing.spans import Span, attributes_of, orders_in
 PATH = runfile.PATH.with_name("traces.db")
 
 SPANS_MAX = 100_000
-"""About 100 MB."""
+"""Limit on the number of stored spans. That many spans take about 100 MB."""
 
 _CREATE_ORDER = "/CreateOrder"
 _VERSION = 1
@@ -46,7 +46,7 @@ CREATE INDEX links_by_span ON links (span);
 
 
 class SpanStore:
-    """The stored spans. One process writes, any number read."""
+    """The stored spans. One process writes them; any number of processes may read them."""
 
     def __init__(self, connection: sqlite3.Connection) -> None:
         self._connection = connection
@@ -54,12 +54,12 @@ class SpanStore:
     @classmethod
     @contextmanager
     def to_write(cls, path: Path = PATH) -> Iterator[Self]:
-        """Open to write, for one thread at a time. Creates the file, and replaces one of another version."""
+        """Open the file to write, for one thread at a time. Creates it, or replaces a file of another version."""
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.exists() and _version_of(path) != _VERSION:
             for suffix in ("", "-wal", "-shm"):
                 path.with_name(path.name + suffix).unlink(missing_ok=True)
-        # It contains calls and SQL statements, so only its owner may read it.
+        # The file contains calls and SQL statements, so only its owner may read it.
         path.touch(mode=0o600)
         with closing(
             sqlite3.connect(path, timeout=_BUSY_SECONDS, isolation_level=None, check_same_thread=False)
@@ -73,7 +73,7 @@ class SpanStore:
     @classmethod
     @contextmanager
     def to_read(cls, path: Path = PATH) -> Iterator[Self]:
-        """Open to read. Raises FileNotFoundError if no spans were collected yet."""
+        """Open the file to read. Raises FileNotFoundError if it does not exist or is of another version."""
         if not path.is_file() or _version_of(path) != _VERSION:
             raise FileNotFoundError(path)
         with closing(_reader(path)) as connection:
@@ -100,7 +100,7 @@ class SpanStore:
         )
 
     def newest_order(self) -> str | None:
-        """Return the order of the last stored CreateOrder call, or None."""
+        """Return the order id of the last stored CreateOrder call, or None."""
         calls = self._connection.execute(
             "SELECT order_id, body FROM orders JOIN spans ON id = span WHERE kind = ? ORDER BY id DESC",
             [pb.Span.SPAN_KIND_SERVER],
@@ -113,7 +113,7 @@ class SpanStore:
         return self._spans("trace_id = ?", trace_id)
 
     def linking_to(self, trace_id: str) -> list[Span]:
-        """Return the spans of any trace with a link to a span of this trace, sorted by start time."""
+        """Return the spans, of any trace, that link to a span of this trace, sorted by start time."""
         return self._spans("id IN (SELECT span FROM links WHERE trace_id = ?)", trace_id)
 
     def _traces(self, query: str, *values: object) -> list[str]:

@@ -1,10 +1,10 @@
 """Print the traces of an order as trees of spans, from the spans that `dev` collects.
 
-  ⇢           a batch that is linked to the span above: the span waited for it, or the batch acted for it and others
+  ⇢           a batch that is linked to the span above: that span waited for the batch, or the batch acted for that span
   +12.30 ms   the start of the span, relative to the start of the trace; its duration follows
 
-Calls are processed in batches. If another call started the batch, its spans belong to the trace of that call; they are
-shown here, too. The exit code is 1 if no trace is found.
+Calls are processed in batches. If another call started a batch, the batch belongs to the trace of that call. Its spans
+are shown here, too. The exit code is 1 if no trace is found.
 """
 
 import argparse
@@ -68,7 +68,7 @@ def _dev() -> RunFile | None:
 
 
 def _wait_for_traces(options: argparse.Namespace, dev: RunFile | None) -> Traces:
-    """Wait until the traces are complete, and return them. Returns what there is without `dev`, or after a timeout."""
+    """Wait until the traces are complete, and return them. They may be incomplete without `dev` or after a timeout."""
     deadline = time.monotonic() + (WAIT_SECONDS if dev is not None and dev.traces_elsewhere is None else 0)
     while True:
         found = _load(options)
@@ -93,11 +93,11 @@ def _load(options: argparse.Namespace) -> Traces:
 def _why_nothing(options: argparse.Namespace, dev: RunFile | None) -> str:
     wanted = "any order" if options.last else options.id
     if dev is None:
-        return f"no trace of {wanted} in {span_store.PATH}, and dev, which collects them, is not running here"
+        return f"no trace of {wanted} in {span_store.PATH}; dev collects traces, but is not running here"
     if dev.traces_elsewhere:
-        return f"no trace of {wanted}: dev sends them to {dev.traces_elsewhere}, which its environment sets; look there"
+        return f"no trace of {wanted}: dev sends all traces to the collector {dev.traces_elsewhere}; look there"
     if dev.traces_elsewhere is not None:
-        return f"no trace of {wanted}: dev was started with OTEL_EXPORTER_OTLP_ENDPOINT empty, so there are none"
+        return f"no trace of {wanted}: dev was started with OTEL_EXPORTER_OTLP_ENDPOINT empty, so it traces nothing"
     return f"no trace of {wanted}: it is unknown, was not sampled, or is older than the last {SPANS_MAX:,} spans"
 
 

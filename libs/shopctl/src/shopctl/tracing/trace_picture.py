@@ -23,7 +23,7 @@ _SQL_SHORT = [
 
 
 def draw(console: Console, tree: Tree, *, sql: bool) -> None:
-    """Print a trace, no wider than the console; with `sql`, each complete statement on its own lines."""
+    """Print a trace, no wider than the console. With `sql`, print each complete statement on its own lines."""
     _Picture(console, tree, sql=sql).draw()
 
 
@@ -107,7 +107,10 @@ class _Picture:
 
 
 def _name(span: Span, *, sql: bool) -> str:
-    """Return a short name: RPCs without package; SQL shortened, or only its verb if the statement is printed below."""
+    """Return a short name: an RPC without its package, or a shortened SQL statement.
+
+    With `sql`, return only the verb of a statement, because the whole statement is printed below the name.
+    """
     if statement := _statement(span):
         if sql:
             return statement.partition(" ")[0]
@@ -124,7 +127,7 @@ def _statement(span: Span) -> str:
 
 
 def _about(span: Span) -> str:
-    """Return the size of a batch, or how long a span waited for one."""
+    """Return the size of a batch, or the time that a span waited for a batch."""
     attributes = span.attributes
     waited, size, calls = (attributes.get(key) for key in ("shop.queue.seconds", "shop.batch.size", "shop.batch.calls"))
     messages = attributes.get("messaging.batch.message_count")
@@ -140,7 +143,7 @@ def _count(number: int, noun: str, plural: str = "s") -> str:
 
 
 def _time(ns: int) -> str:
-    """Format a duration, at least one character narrower than its column, for a sign before it."""
+    """Format a duration, at least one character narrower than its column: a sign may precede it."""
     if ns >= 100_000_000_000:
         return f"{ns / 1e9:,.0f} s"
     return f"{ns / 1e9:.2f} s" if ns >= 1_000_000_000 else f"{ns / 1e6:.2f} ms"

@@ -2,7 +2,8 @@
 
 Calls are coalesced: a batch acts for many traces, but its span belongs to only one of them. Links connect them: a
 waiting span links to the batches that it waited for, and a batch links to the spans that it acts for. Here a batch is
-shown below the span that it acted for, whichever trace it belongs to. Its work for other orders is left out.
+shown below the span that it acted for, even if the batch belongs to another trace. Its work for other orders is left
+out.
 """
 
 import time
@@ -14,10 +15,10 @@ from shopctl.tracing.span_store import SpanStore
 from shopctl.tracing.spans import Span, SpanId
 
 QUIET_SECONDS = 2.0
-"""Without a new span for so long, a trace is complete: an idle relay, a consumer and the span exporter take less."""
+"""A trace without a new span for this time is complete: an idle relay, a consumer and the span exporter take less."""
 
 CALL_SECONDS_MAX = 30.0
-"""A parent span that has not arrived after so long is considered lost."""
+"""A parent span that has not arrived after this time is considered lost."""
 
 _READS = ("Check", "Get", "List")
 
@@ -28,12 +29,12 @@ class Node:
 
     span: Span
     is_linked: bool = False
-    """Whether a link connects it to the span above. If not, the span above is its parent, or it is a root."""
+    """Whether a link connects this span to the span above. If not, the span above is its parent, or there is none."""
     children: list["Node"] = field(default_factory=list)
     shown_elsewhere: list[Span] = field(default_factory=list)
     """Batches that acted for this span, but are shown below another span that they also acted for."""
     spans_of_others: int = 0
-    """The number of spans below it that are left out, because they are only about other orders."""
+    """The number of spans below this one that are left out, because they are only about other orders."""
 
     def walk(self) -> Iterator["Node"]:
         """Yield this node and all nodes below it, in display order."""
@@ -65,7 +66,7 @@ class Traces:
 
 
 def of_order(store: SpanStore, order_id: str, *, reads: bool = False) -> Traces:
-    """Return the traces of an order. Calls that only read it are left out, unless `reads` is set."""
+    """Return the traces of an order. Calls that only read the order are left out, unless `reads` is set."""
     return _TreeBuilder(store, order_id, reads=reads).build(store.traces_of(order_id))
 
 
@@ -87,14 +88,14 @@ class _TreeBuilder:
     def build(self, trace_ids: Sequence[str]) -> Traces:
         traces = [self._trace(trace_id) for trace_id in trace_ids]
         chosen = [trace for trace in traces if trace.spans and (self._reads or not trace.only_reads)]
-        # The calls about the order come first, so that batches begun by other calls are shown below them.
+        # The calls about the order come first, so that a batch is shown below them even if another call started it.
         chosen.sort(key=lambda trace: not trace.begins_with_order)
         trees = [Tree(trace.id, list(self._roots(trace))) for trace in chosen if not self._has_shown(trace)]
         trees.sort(key=lambda tree: self._trace(tree.trace_id).began_ns)
         return Traces(trees, len(traces) - len(chosen), _is_complete(chosen))
 
     def _has_shown(self, trace: "_Trace") -> bool:
-        """Return whether all spans of interest of the trace are already in a tree."""
+        """Return whether a tree already has all spans about the order; without such spans, whether it has all roots."""
         return self._shown.issuperset(trace.about_order or [root.id for root in trace.roots])
 
     def _roots(self, trace: "_Trace") -> Iterator[Node]:
@@ -173,7 +174,7 @@ class _Trace:
 
     @property
     def only_reads(self) -> bool:
-        """True if all of its calls only read."""
+        """True if all calls of the trace only read."""
         return all(root.kind == "SERVER" and root.name.rpartition("/")[2].startswith(_READS) for root in self.roots)
 
     def children(self, span: Span) -> list[Span]:
@@ -198,7 +199,7 @@ class _Trace:
 
 
 def _is_batch(span: Span) -> bool:
-    """Return whether its links name the spans that it acts for. The parent of such a span is one of its links."""
+    """Return whether the span is a batch, whose links name the spans that it acts for. One of them is its parent."""
     return span.parent in span.links
 
 

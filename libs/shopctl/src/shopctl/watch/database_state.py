@@ -24,7 +24,11 @@ class DatabaseState:
 
 
 def read(url: str) -> DatabaseState:
-    """Raises ShopError if the database is unavailable, or the driver's error if it is not one of ours."""
+    """Return the state of the database at this URL.
+
+    Raises CommandFailed if its SQLite file is missing, ShopError if the database is unavailable, and the driver's error
+    for any other failure.
+    """
     target.require(url)
     database = Database(url, connections_max=1)
     try:
@@ -56,6 +60,6 @@ def _leases(tx: Connection) -> dict[str, int]:
     return {row.owner: row[1] for row in tx.execute(held)}
 
 
-# The columns that are needed here, as shop_common.events.outbox declares them.
+# These are the columns that the queries above need, as shop_common.events.outbox declares them.
 _OUTBOX = table("outbox", column("created_at", Timestamp()))
 _LEASE = table("relay_lease", column("shard", Integer()), column("owner"), column("expires_at", Timestamp()))

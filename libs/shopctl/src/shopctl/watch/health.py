@@ -46,7 +46,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Raises CommandFailed if a process is not ready or not alive."""
+    """Print the health of each process. Raises CommandFailed if a process is not ready or not alive."""
     found = check(dict(options.process)) if options.process else of_system()
     if options.json:
         print_json({"serving": all(one.serves for one in found), "processes": [asdict(one) for one in found]})

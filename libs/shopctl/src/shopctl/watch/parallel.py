@@ -1,4 +1,4 @@
-"""Queries several parts of the system in parallel, so that one that does not respond hides none of the others."""
+"""Queries several parts of the system in parallel. A part that does not respond does not hide the others."""
 
 import threading
 import time
@@ -11,11 +11,11 @@ from shopctl.watch.unavailable import Unavailable
 _Result = TypeVar("_Result")
 
 SECONDS_MAX = 20.0
-"""The limit for each query. Queries have shorter timeouts of their own, but a frozen server may defeat those."""
+"""Time limit for each query. Queries have shorter timeouts of their own, but a frozen server may make these fail."""
 
 
 class _Query(threading.Thread, Generic[_Result]):
-    """A query on its own daemon thread: one that never returns does not keep the process from exiting."""
+    """A query on its own daemon thread. A query that never returns cannot keep the process from exiting."""
 
     def __init__(self, name: str, query: Callable[[], _Result]) -> None:
         super().__init__(name=f"query {name}", daemon=True)
@@ -26,12 +26,12 @@ class _Query(threading.Thread, Generic[_Result]):
         try:
             self.result = self._query()
         except Exception as error:
-            # Report any failure as the result of this part; the other parts are shown regardless.
+            # Report any failure as the result of this part. The other parts are still shown.
             self.result = Unavailable(sentence(error))
 
 
 def query_all(queries: Mapping[str, Callable[[], _Result]]) -> dict[str, _Result | Unavailable]:
-    """Run the queries in parallel. Returns the result of each, or why it has none."""
+    """Run the queries in parallel. Returns the result of each query, or Unavailable with the reason."""
     threads = {name: _Query(name, query) for name, query in queries.items()}
     for thread in threads.values():
         thread.start()

@@ -34,7 +34,7 @@ def scrape(address: str) -> Scrape | Unavailable:
     try:
         with _WITHOUT_PROXY.open(f"http://{address}/metrics", timeout=_TIMEOUT_SECONDS) as response:
             text = response.read().decode()
-    except (OSError, ValueError) as error:  # URLError and a connection that breaks off are OSErrors
+    except (OSError, ValueError) as error:  # URLError and the error of a broken connection are OSErrors
         return Unavailable(str(getattr(error, "reason", error)))
     samples: dict[str, dict[Labels, float]] = defaultdict(dict)
     for family in text_string_to_metric_families(text):
@@ -61,7 +61,10 @@ class Histogram:
         return self.total / self.count if self.count else None
 
     def quantile(self, q: float) -> float | None:
-        """Return the quantile as PromQL's histogram_quantile does: linear within a bucket, at most the last bound."""
+        """Return the quantile as PromQL's histogram_quantile does: linear within a bucket, at most the last bound.
+
+        Returns None if there are no observations.
+        """
         rank, low, below = q * self.count, 0.0, 0.0
         for bound, at_most in self.buckets:
             if at_most >= rank and at_most > below:
@@ -89,11 +92,11 @@ class Interval:
         return dict(sums)
 
     def rate(self, name: str, *labels: str) -> dict[Key, float]:
-        """By how much a counter grew a second."""
+        """Return the growth of a counter per second, summed over all labels that are not requested."""
         return {key: growth / self.seconds for key, growth in self._growth(name, labels).items()}
 
     def histogram(self, name: str, *labels: str) -> dict[Key, Histogram]:
-        """Return the observations of a histogram in the interval."""
+        """Return the observations of a histogram in the interval, summed over all labels that are not requested."""
         counts, totals = self._growth(f"{name}_count", labels), self._growth(f"{name}_sum", labels)
         buckets: dict[Key, list[tuple[float, float]]] = defaultdict(list)
         for (*key, bound), at_most in self._growth(f"{name}_bucket", (*labels, "le")).items():

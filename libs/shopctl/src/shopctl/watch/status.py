@@ -1,11 +1,11 @@
-"""Show the state of the system: processes, databases and consumers. The first line summarises what is wrong.
+"""Show the state of the system: processes, databases and consumers. The first line lists the problems.
 
   oldest unshipped   age of the oldest event in the outbox; above a few seconds, Kafka or the relay does not work
   lag                events of a topic that its consumer has not handled yet
-  dead letters       events that a consumer gave up on and that were not redriven; ./task dlq lists them
+  dead letters       events that a consumer set aside and that were not redriven; ./task dlq lists them
 
-It only reads. A part that does not respond is shown as unavailable, with the reason. The exit code is 0 if every part
-responded and every process serves, otherwise 1.
+The command changes nothing. A part that does not respond is shown as unavailable, with the reason. The exit code is 0
+if every part responded and every process serves, otherwise 1.
 """
 
 import argparse
@@ -33,7 +33,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Raises NotRunning if no system is running and the options do not name all parts."""
+    """Print the state. Raises NotRunning if no system is running and the options do not name all parts."""
     if not (options.bootstrap and options.inventory_url and options.orders_url):
         target.system()
     state = status(options)

@@ -1,4 +1,4 @@
-"""The status of the whole system: queries all parts in parallel and lists what is wrong."""
+"""The status of the whole system. This module queries all parts in parallel and lists the problems."""
 
 import argparse
 from collections.abc import Iterator, Mapping
@@ -23,7 +23,7 @@ from shopctl.watch.unavailable import Unavailable
 ALL_IS_WELL = "All is well."
 
 OLDEST_SECONDS_MAX = 10.0
-"""Events wait for less time if the relay and the broker work."""
+"""An older event in an outbox is a problem. While the relay and the broker work, events wait for less time."""
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ class Status:
 
     @property
     def summary(self) -> str:
-        """One sentence that lists what is wrong, the worst first."""
+        """One sentence that lists the problems, the most serious first."""
         problems = "; ".join(self._problems())
         return f"Trouble: {problems}." if problems else ALL_IS_WELL
 
@@ -146,7 +146,7 @@ def _processes() -> list[ProcessState]:
     if found is None:
         return []
     healths = health.of_system()
-    # Read the states after the health checks: a process that stopped meanwhile is then shown as gone or frozen.
+    # Read the states after the health checks, so that a process that stopped meanwhile is shown as gone or frozen.
     known: dict[str, tuple[int | None, str, str]]
     if isinstance(found, RunFile):
         known = {name: (one.pid, state_of(one.pid), version(name)) for name, one in found.processes.items()}

@@ -1,8 +1,8 @@
 """Show live metrics of the running processes, refreshed in place until Ctrl-C.
 
 Rates and quantiles cover the last interval; gauges are current values. Rows without activity are left out, except with
---all. A process that does not respond is shown as unavailable, also in the tables with its numbers; the first line
-says why. The exit code is 1 if a process was unavailable at the end.
+--all. A process that does not respond is shown as unavailable, in each table that would have its numbers. The first
+line gives the reason. The exit code is 1 if a process was unavailable at the end.
 """
 
 import argparse

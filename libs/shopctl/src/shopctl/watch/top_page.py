@@ -37,12 +37,12 @@ class Row:
 
 
 def page(addresses: Mapping[str, str], intervals: Mapping[str, Interval | Unavailable], *, idle: bool) -> Group:
-    """Return a line with what is wrong, then every table. Inactive rows are shown only with `idle`."""
+    """Return a line that lists the problems, and all tables below it. Inactive rows are shown only with `idle`."""
     present = {name: interval for name, interval in intervals.items() if isinstance(interval, Interval)}
     unavailable = {name: interval for name, interval in intervals.items() if isinstance(interval, Unavailable)}
 
     def table(title: str, names: str, numbers: str, rows: Iterator[Row], of: Sequence[str], *, idle: bool) -> Table:
-        """`of` names the processes that have these numbers."""
+        """Return a table. `of` names the processes that provide its numbers."""
         missing = (_missing(name, names, numbers) for name in of if name in unavailable)
         return _table(title, names, numbers, chain(missing, rows), idle=idle)
 
@@ -123,7 +123,7 @@ def _problems(unavailable: Mapping[str, Unavailable], present: Present) -> Itera
 
 
 def _missing(name: str, names: str, numbers: str) -> Row:
-    """Return a row in place of those of an unavailable process."""
+    """Return one row that replaces the rows of an unavailable process."""
     words: list[str | Text] = [Text(f"{name} is unavailable", "bold red"), *[""] * names.count(",")]
     return Row(words, [""] * (numbers.count(",") + 1), active=True)
 
