@@ -61,7 +61,7 @@ class Progress:
         self._moved_at[partition] = time.monotonic()
 
     def stalled(self) -> list[int]:
-        """Return the stalled partitions at the last measurement. If a handler hangs, return those of its batch."""
+        """Return the stalled partitions at the last measurement or, if a handler hangs, the partitions of its batch."""
         if time.monotonic() - self._active_at >= self._stall_seconds:
             return sorted(self._in_progress)
         return sorted(self._stalled_partitions)
@@ -94,7 +94,7 @@ class Progress:
         return self._behind(partition, *bounds) or self._queried_unread(partition)
 
     def _queried_unread(self, partition: TopicPartition) -> int:
-        """Return the same number from a query to the broker, at most every ten seconds. 0 if the broker is silent."""
+        """Query the broker for the number of unhandled messages, at most every ten seconds. Returns 0 if that fails."""
         bounds, queried_at = self._queried.get(partition.partition, (None, _NEVER))
         if time.monotonic() - queried_at >= _QUERY_INTERVAL_SECONDS:
             try:

@@ -1,8 +1,8 @@
 """Converts a message that cannot be handled into a dead letter for `<topic>.dlq`. A dead letter can be redriven.
 
 A dead letter is a row of the outbox, so it reaches Kafka as reliably as an event. It has the value, headers and id of
-the message. Two dead letters with the same id come from one message, which was set aside twice. Bytes in a header's
-value that are not UTF-8 are replaced. If the name of a header is not UTF-8, all headers are dropped.
+the message. If a message is set aside twice, both dead letters have the same id. Bytes in a header's value that are not
+UTF-8 are replaced. If the name of a header is not UTF-8, all headers are dropped.
 
 A dead letter has these additional headers:
 

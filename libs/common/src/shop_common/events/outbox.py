@@ -1,4 +1,4 @@
-"""The transactional outbox: an event is a row. The transaction that makes the change writes the row, too.
+"""The transactional outbox: the transaction that makes a change also writes its event, as a row.
 
 The relay produces the rows of a shard in id order, and deletes the rows that the broker has acknowledged. A transaction
 writes an event after it has locked the rows that the event describes. So for one key, ids follow commit order.

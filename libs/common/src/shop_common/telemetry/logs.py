@@ -33,7 +33,7 @@ def get(name: str) -> Log:
 
 
 def start(process: str, settings: CommonSettings) -> None:
-    """Configure logging to standard output, including what libraries write through `logging`."""
+    """Configure logging to standard output, including the lines that libraries write through `logging`."""
     level = logging.getLevelNamesMapping()[settings.log_level.upper()]
     as_json = settings.log_format is LogFormat.JSON or (
         settings.log_format is LogFormat.AUTO and not sys.stdout.isatty()

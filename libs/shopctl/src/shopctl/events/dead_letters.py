@@ -92,7 +92,7 @@ class DeadLetters:
         )
 
     def letters(self, *, waiting: bool = False) -> Iterator[tuple[Event, bool]]:
-        """Yield each letter with whether it was redriven; with `waiting`, only those that were not."""
+        """Yield each letter, and whether it was redriven. With `waiting`, yield only letters that were not redriven."""
         bounds = self.bounds()
         redriven = self.redriven(bounds)
         if waiting:

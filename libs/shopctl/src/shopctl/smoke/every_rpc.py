@@ -60,7 +60,7 @@ def _health(reporter: Reporter, address: str, credentials: grpc.ChannelCredentia
 
 
 def _reflection(reporter: Reporter, addresses: tuple[str, str], credentials: grpc.ChannelCredentials | None) -> None:
-    """Check that both APIs together list exactly our services. An API with reflection switched off passes, too."""
+    """Check that both APIs together list exactly our services. An API with reflection switched off also passes."""
     listed: set[str] = set()
     began = time.monotonic()
     for address in addresses:
