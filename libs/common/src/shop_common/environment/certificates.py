@@ -51,7 +51,7 @@ class CertificateFiles:
     def read(self) -> Certificates:
         """Read all files. Raises CertificateError if one is unusable or the key does not belong to the certificate."""
         contents = self._contents()
-        # To check that certificate and key belong together, OpenSSL takes paths, so it reads the files again.
+        # OpenSSL needs paths to check that the certificate and the key match, so it reads the files again.
         faults = [*self._certificate_faults(contents), *self._pair_faults()]
         if faults:
             raise CertificateError(faults)

@@ -106,8 +106,8 @@ class Consumer:
 
     `handlers` maps event types to handlers. Messages of other types are skipped without parsing their body. `describe`
     returns the attributes of an event's span. `weigh` limits how many events one transaction handles. `set_ready` is
-    called with False when the database becomes unavailable or a partition stalls, and with True when neither is so any
-    more. `on_fatal` is called if the thread that handles events fails, and must end the process.
+    called with False when the database becomes unavailable or a partition stalls, and with True when both problems are
+    over. `on_fatal` is called if the thread that handles events fails, and must end the process.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""The life of a process: limits, ports, signals, serving, draining, and the exit code.
+"""The lifecycle of a process: limits, ports, signals, serving, draining, and the exit code.
 
     settings = load(InventorySettings)
     lifecycle.begin("inventory-api", settings)

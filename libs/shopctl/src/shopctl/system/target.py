@@ -45,7 +45,7 @@ def shop(options: argparse.Namespace) -> Shop:
 
 
 def certificates(options: argparse.Namespace) -> ReloadedCertificates | None:
-    """Return the certificates for calls of the APIs, or None for plain text.
+    """Return the certificates for calls to the APIs, or None for plain text.
 
     The settings TLS_CA_PATH, TLS_CERT_PATH and TLS_KEY_PATH choose them. Without these settings and without address
     options, they are those of the running system. Raises NotRunning, WrongSettings and CertificateError.

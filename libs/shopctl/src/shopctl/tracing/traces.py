@@ -1,6 +1,6 @@
 """The traces of an order, as trees of spans. Each tree includes the batches that acted for the order.
 
-Calls are coalesced: a batch acts for many traces, but its span belongs to only one of them. Links connect them: a
+Calls are coalesced: a batch acts for many traces, but its span belongs to only one of them. Links connect the spans: a
 waiting span links to the batches that it waited for, and a batch links to the spans that it acts for. Here a batch is
 shown below the span that it acted for, even if the batch belongs to another trace. Its work for other orders is left
 out.
