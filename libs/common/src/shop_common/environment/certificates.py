@@ -34,11 +34,11 @@ class CertificateFiles:
     key: Path | None
     authorities: Path | None
     authorities_setting: str
-    """The setting with the path of the CAs. Servers and clients have different ones."""
+    """The setting with the path of the CAs. Servers and clients have different settings for it."""
     cert_setting: str = "TLS_CERT_PATH"
     key_setting: str = "TLS_KEY_PATH"
     key_password: str = field(default="", repr=False)
-    """Empty if the key is not encrypted."""
+    """The password of the private key. Empty if the key is not encrypted."""
 
     def faults(self) -> list[str]:
         """Return one line for each fault of the files. Each line begins with the name of a setting."""

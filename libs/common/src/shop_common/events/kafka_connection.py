@@ -55,7 +55,7 @@ class SaslMechanism(StrEnum):
 
 @dataclass(frozen=True)
 class Login:
-    """A user and its password. If there is a path, its file is read for each new client instead."""
+    """A user and its password. If a path is set, each new client takes the value from that file instead."""
 
     mechanism: SaslMechanism
     username: str

@@ -26,9 +26,9 @@ SHARDS = 16
 PAYLOAD_BYTES_MAX = 950_000
 """Limit on the body of an event. With its headers, the event is below the usual message limit of a broker, 1 MiB.
 
-`Outbox.append` enforces the limit. The limits on orders and reservations keep their events below it. An older release
-limited only the event, to 900,000 bytes. A later event of a reservation from that release can be some hundred bytes
-larger than that, so this limit must stay above it.
+`Outbox.append` enforces the limit. Other limits on orders and reservations keep their events below it. An older release
+had no such limits, and limited only an event, to 900,000 bytes. A reservation from that release may have later events
+that are some hundred bytes larger, so PAYLOAD_BYTES_MAX must stay above that size.
 """
 
 _written = metrics.counter(__name__, "shop_events_written_total", "Events whose transaction has committed", "type")

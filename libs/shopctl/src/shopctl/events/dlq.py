@@ -1,7 +1,7 @@
 """List and redrive dead letters: events that a consumer set aside. The dead letters of TOPIC are in TOPIC.dlq.
 
-  dlq [list]    lists them with position (partition:offset), event, reason and origin
-  dlq redrive   sends them to their original topic again, after the cause has been fixed
+  dlq [list]    lists dead letters with position (partition:offset), event, reason and origin
+  dlq redrive   sends dead letters to their original topic again, after the cause has been fixed
 
 A redriven event has its original key, ce_id and headers, without the dlq_ headers. It goes to its original partition,
 but after newer events. A consumer checks the current state, and applies or ignores the event. An event that fails again

@@ -5,6 +5,6 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Unavailable:
-    """A part of the system did not respond, for this reason."""
+    """A part of the system that did not respond, with the reason."""
 
     reason: str
