@@ -4,12 +4,14 @@ import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
 import orjson
 import pytest
+import structlog
 from confluent_kafka import Producer
 from sqlalchemy import CheckConstraint, Column, Connection, Integer, MetaData, Table, Text, insert, select, text
 from sqlalchemy.engine import make_url
@@ -18,6 +20,7 @@ from devstack.kafka import Kafka
 from devstack.postgres import PostgresServer
 from shop_common.db.database import Database
 from shop_common.errors import Contention, DatabaseUnavailable, TransactionTimeout
+from shop_common.events import kafka_connection
 from shop_common.events.consumer import Consumer, Event, Handler
 from shop_common.events.outbox import Outbox
 from testkit.eventually import eventually
@@ -57,7 +60,7 @@ class Desk:
     def consumer(self, handlers: Mapping[str, Handler], **options: Any) -> Consumer:
         """A running consumer, stopped at the end of the test."""
         consumer = Consumer(
-            kafka=self.kafka.connection,
+            kafka=options.pop("kafka", self.kafka.connection),
             group=self.group,
             topic=self.topic,
             handlers=handlers,
@@ -525,6 +528,35 @@ def test_it_stops_in_time_although_the_broker_does_not_respond(desk: Desk) -> No
         started_at = time.monotonic()
         consumer.stop()
         assert time.monotonic() - started_at < 7
+
+
+def test_new_credentials_replace_the_client_between_two_batches(
+    desk: Desk, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kafka_connection, "CHECK_INTERVAL_SECONDS", 0)
+    # A file that a connection without TLS does not need.
+    file = tmp_path / "ca.crt"
+    file.write_text("first")
+    sent = 1
+
+    def is_replaced() -> bool:
+        nonlocal sent
+        desk.tell(*(("OPENED", f"key-{number}", number) for number in range(sent, sent + 20)))
+        sent += 20
+        return "new Kafka credentials are in use" in {line["event"] for line in log}
+
+    with structlog.testing.capture_logs() as log:
+        desk.consumer({"OPENED": note}, kafka=replace(desk.kafka.connection, ca_path=file))
+        desk.tell(("OPENED", "the first", 0))
+        eventually(desk.noted)
+        file.write_text("second")
+        eventually(is_replaced)
+        desk.tell(("OPENED", "the last", sent))
+        eventually(lambda: ("OPENED", "the last", sent) in desk.noted() and not desk.uncommitted())
+
+    # Neither lost, nor handled again: what was handled was committed first.
+    assert sorted(number for _, _, number in desk.noted()) == list(range(sent + 1))
+    assert not desk.fatal_errors
 
 
 def test_lag_counts_the_unhandled_messages(desk: Desk) -> None:

@@ -42,6 +42,9 @@ others when no request is running."""
 MEMORY_KILOBYTES_MAX = 65_536
 """The size of the producer's queue. Rows that do not fit wait for the next batch."""
 
+CONNECT_SECONDS = 5.0
+"""Time limit for a new producer's first response, which comes after TLS and login."""
+
 BROKER_ANSWER_SECONDS = 2.0
 PURGE_SECONDS = 1.0
 ABSENT_TOPIC_SECONDS = 1.0
@@ -193,7 +196,7 @@ class Publisher:
         except (KafkaException, FileUnusable) as error:
             raise BrokerAway(text_of(error)) from error
         try:
-            producer.list_topics(timeout=BROKER_ANSWER_SECONDS)
+            producer.list_topics(timeout=CONNECT_SECONDS)
         except KafkaException as error:
             poll_reports(producer, time.monotonic())
             raise BrokerAway(self._error_cause.text or text_of(error)) from error

@@ -3,7 +3,9 @@
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import orjson
 import pytest
@@ -16,6 +18,8 @@ from event_relay import relay as relay_module
 from event_relay.outbox_rows import ROWS_MAX
 from event_relay.relay import AHEAD_ROWS, DeliveryFailed, Relay
 from shop_common.errors import ShopError
+from shop_common.events import kafka_connection
+from shop_common.events.kafka_connection import KafkaConnection
 from shop_common.events.kafka_settings import OWN_OPTIONS
 from shop_common.events.outbox import SHARDS
 from testkit.drivers.relay import OutboxDriver, running, values_by_key
@@ -253,7 +257,7 @@ def test_a_relay_without_shards_is_not_ready_while_events_wait(
 
 
 def test_without_a_broker_rows_wait_and_the_relay_takes_no_lease(driver: OutboxDriver) -> None:
-    relay = driver.relay(bootstrap="127.0.0.1:1")
+    relay = driver.relay(kafka=KafkaConnection("127.0.0.1:1"))
     driver.write(driver.event("7", 1))
     with structlog.testing.capture_logs() as log, running(relay):
         eventually(lambda: bool(log))
@@ -261,6 +265,38 @@ def test_without_a_broker_rows_wait_and_the_relay_takes_no_lease(driver: OutboxD
     assert [line["kind"] for line in log] == ["BrokerAway"]
     assert driver.waiting() == [1]
     assert driver.owners() == {}
+
+
+def test_new_credentials_replace_the_producer_between_two_batches(
+    driver: OutboxDriver, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kafka_connection, "CHECK_INTERVAL_SECONDS", 0)
+    # A file that a connection without TLS does not need.
+    file = tmp_path / "ca.crt"
+    file.write_text("first")
+    relay = driver.relay(kafka=replace(driver.kafka.connection, ca_path=file))
+    driver.write_numbered(keys=100, each=1)
+    written = 1
+
+    with structlog.testing.capture_logs() as log, running(relay):
+        eventually(lambda: not driver.waiting())
+        for content in ("second", "third"):
+            file.write_text(content)
+            lines = len(log)
+
+            def is_replaced(lines: int = lines) -> bool:
+                nonlocal written
+                driver.write_numbered(keys=100, each=1, first=written)
+                written += 1
+                return "new Kafka credentials are in use" in {line["event"] for line in log[lines:]}
+
+            eventually(is_replaced)
+        eventually(lambda: not driver.waiting())
+
+    # Neither lost, nor repeated after a failure.
+    assert {line["event"] for line in log} == {"new Kafka credentials are in use"}
+    numbers = values_by_key(driver.shipped(100 * written))
+    assert numbers == {f"key-{key}": list(range(written)) for key in range(100)}
 
 
 def test_every_option_of_the_producer_is_reserved(driver: OutboxDriver) -> None:

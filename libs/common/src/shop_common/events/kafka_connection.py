@@ -5,6 +5,7 @@ and passwords only once, when a client is created. `CredentialFiles` detects whe
 """
 
 import hashlib
+import threading
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -22,8 +23,8 @@ CHECK_INTERVAL_SECONDS = 1.0
 RETRY_SECONDS = 30.0
 """Time until credentials that no broker accepted are tried again."""
 
-CHECK_SECONDS = 2.0
-"""Time limit for a broker to accept new credentials. The client does nothing else meanwhile."""
+CHECK_SECONDS = 10.0
+"""Time limit for a broker to accept new credentials."""
 
 _log = logs.get(__name__)
 
@@ -131,6 +132,7 @@ class CredentialFiles:
         self._files = tuple(connection.files())
         self._used = self._seen = self._digest()
         self._rejected: bytes | None = None
+        self._check: _Check | None = None
         self._check_at = self._retry_at = 0.0
 
     def note(self) -> None:
@@ -140,35 +142,40 @@ class CredentialFiles:
     def renewed(self) -> bool:
         """Return True if the files have changed and a broker accepts their new content: replace the client.
 
-        Reads the files at most once a second. After a change it waits up to `CHECK_SECONDS` for the broker. The old
-        client stays in use until a broker accepts the new credentials.
+        Never waits, and reads the files at most once a second. The old client stays in use until a broker accepts the
+        new credentials.
         """
         now = time.monotonic()
         if not self._files or now < self._check_at:
             return False
         self._check_at = now + CHECK_INTERVAL_SECONDS
         before, self._seen = self._seen, self._digest()
+        if self._check is not None:
+            return not self._check.is_alive() and self._end(self._check)
         if self._seen == self._used:
             self._rejected = None
             return False
         # Files are replaced one after another. A new certificate with the old key must not be used.
         is_settled = self._seen == before
-        if not is_settled or (self._seen == self._rejected and now < self._retry_at):
-            return False
-        return self._try(self._seen)
+        if is_settled and (self._seen != self._rejected or now >= self._retry_at):
+            self._check = _Check(self._connection, self._seen)
+            self._check.start()
+        return False
 
-    def _try(self, digest: bytes) -> bool:
-        try:
-            self._connection.check()
-        except KafkaUnreachable as error:
-            self._retry_at = time.monotonic() + RETRY_SECONDS
-            if digest != self._rejected:
-                self._rejected = digest
-                _log.warning("no broker accepts the new Kafka credentials; the old ones stay in use", error=str(error))
-            return False
-        self._used, self._rejected = digest, None
-        _log.info("new Kafka credentials are in use", files=[str(path) for path in self._files])
-        return True
+    def _end(self, check: "_Check") -> bool:
+        self._check = None
+        if check.digest != self._seen:
+            return False  # the files have changed since, and are checked again
+        if check.error is None:
+            self._used, self._rejected = check.digest, None
+            _log.info("new Kafka credentials are in use", files=[str(path) for path in self._files])
+            return True
+        self._retry_at = time.monotonic() + RETRY_SECONDS
+        if check.digest != self._rejected:
+            self._rejected = check.digest
+            error = str(check.error)
+            _log.warning("no broker accepts the new Kafka credentials; the old ones stay in use", error=error)
+        return False
 
     def _digest(self) -> bytes:
         # Compare the content: files may be replaced in several ways, such as a rename, a write or a symbolic link.
@@ -180,6 +187,22 @@ class CredentialFiles:
                 content = b""
             digest.update(hashlib.sha256(content).digest())
         return digest.digest()
+
+
+class _Check(threading.Thread):
+    """Connects with new credentials, on a thread of its own: the client goes on with its work meanwhile."""
+
+    def __init__(self, connection: KafkaConnection, digest: bytes) -> None:
+        super().__init__(name="check of Kafka credentials", daemon=True)
+        self.digest = digest
+        self.error: Exception | None = None
+        self._connection = connection
+
+    def run(self) -> None:
+        try:
+            self._connection.check()
+        except Exception as error:  # whatever it is, the old credentials stay in use
+            self.error = error
 
 
 class ErrorCause:

@@ -15,6 +15,7 @@ from typing import Any
 import confluent_kafka
 from confluent_kafka import KafkaError, KafkaException, Message, TopicPartition
 
+from shop_common.environment.settings import FileUnusable
 from shop_common.events import received
 from shop_common.events.consumer_metrics import ConsumerMetrics
 from shop_common.events.consumer_progress import QUERY_SECONDS, Progress
@@ -75,7 +76,10 @@ class TopicReader:
         """If the credentials have changed, join the group again with a new client. Call it only between batches."""
         if not self._credentials.renewed():
             return
-        new = self._new_client()
+        try:
+            new = self._new_client()
+        except (KafkaException, FileUnusable):
+            return  # The files have just changed again. The next check notices that.
         # Messages that were polled but not handled are not committed, so the new client receives them again.
         self._early.clear()
         self._ends.clear()

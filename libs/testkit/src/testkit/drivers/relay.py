@@ -36,12 +36,12 @@ class OutboxDriver:
         self._at_the_end = ExitStack()
         self._at_the_end.callback(self.database.close)
 
-    def relay(self, name: str = "relay", *, lease_seconds: float = 30, bootstrap: str | None = None) -> Relay:
+    def relay(self, name: str = "relay", *, lease_seconds: float = 30, kafka: KafkaConnection | None = None) -> Relay:
         database = Database(self.url, connections_max=1)
         self._at_the_end.callback(database.close)
         return Relay(
             database,
-            self.publisher(bootstrap),
+            self.publisher(kafka),
             Metrics("test"),
             name="test",
             owner=f"{name}:{uuid4()}",
@@ -49,8 +49,8 @@ class OutboxDriver:
             poll_seconds=0.01,
         )
 
-    def publisher(self, bootstrap: str | None = None) -> Publisher:
-        publisher = Publisher(KafkaConnection(bootstrap) if bootstrap else self.kafka.connection, source="/shop/test")
+    def publisher(self, kafka: KafkaConnection | None = None) -> Publisher:
+        publisher = Publisher(kafka or self.kafka.connection, source="/shop/test")
         self._at_the_end.callback(publisher.close)
         return publisher
 
