@@ -146,7 +146,7 @@ def three_brokers() -> Iterator[Cluster]:
     with ExitStack() as at_the_end:
 
         def launch(number: int, port: int, own: Mapping[str, str]) -> Container:
-            settings = {**kafka_brokers._container_settings(port), **common, "KAFKA_NODE_ID": str(number), **own}
+            settings = {**kafka_brokers.container_settings(port), **common, "KAFKA_NODE_ID": str(number), **own}
             if own["KAFKA_PROCESS_ROLES"] == "controller":
                 # Only brokers are advertised to clients.
                 del settings["KAFKA_ADVERTISED_LISTENERS"]

@@ -36,7 +36,7 @@ def between() -> Iterator[ExitStack]:
 def to_kafka(docker_engine: str, between: ExitStack) -> tuple[Proxy, Kafka]:
     """A broker that advertises the address of a proxy in front of it."""
     inside, outside = free_ports(2)
-    settings = kafka_brokers._container_settings(inside) | {
+    settings = kafka_brokers.container_settings(inside) | {
         "KAFKA_ADVERTISED_LISTENERS": f"PLAINTEXT://127.0.0.1:{outside}"
     }
     container = Container.start(IMAGE, inside, settings, inside=inside)

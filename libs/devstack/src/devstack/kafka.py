@@ -276,7 +276,7 @@ def _in_a_container() -> Iterator[Kafka]:
     (port,) = free_ports(1)
     try:
         # The broker must listen on the published port, because it sends this port to its clients.
-        own = Container.start(IMAGE, port, _container_settings(port), inside=port)
+        own = Container.start(IMAGE, port, container_settings(port), inside=port)
     except ContainerUnavailable as error:
         raise KafkaUnavailable(str(error)) from error
     try:
@@ -288,7 +288,7 @@ def _in_a_container() -> Iterator[Kafka]:
         own.stop()
 
 
-def _container_settings(port: int) -> dict[str, str]:
+def container_settings(port: int) -> dict[str, str]:
     """Return settings for one small node that starts quickly. As in production, it does not create topics by itself."""
     return {
         "KAFKA_NODE_ID": "1",
