@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from urllib.request import urlopen
 
 import grpc
 import pytest
@@ -194,6 +195,26 @@ def test_a_certificate_without_its_key_does_not_replace_the_old_pair(
 
     new.key.replace(server_files.key)
     eventually(lambda: presented(server, caller_files) != before)
+
+
+def test_the_expiry_of_the_certificate_in_use_is_a_metric(
+    start: Start, authority: Authority, server_files: Files, caller_files: Files
+) -> None:
+    (port,) = free_ports(1)
+    server = start(metrics_port=port, tls_cert_path=server_files.cert, tls_key_path=server_files.key)
+
+    def expiry() -> float:
+        with urlopen(f"http://localhost:{port}/metrics", timeout=30) as page:
+            lines = page.read().decode().splitlines()
+        (value,) = [line.split()[1] for line in lines if line.startswith("shop_tls_certificate_expiry_timestamp_se")]
+        return float(value)
+
+    def in_file() -> float:
+        return x509.load_pem_x509_certificate(server_files.cert.read_bytes()).not_valid_after_utc.timestamp()
+
+    assert expiry() == in_file()
+    authority.issue(SERVER, server_files, valid=timedelta(days=30))
+    eventually(lambda: presented(server, caller_files).not_valid_after_utc.timestamp() == expiry() == in_file())
 
 
 def test_a_client_keeps_its_connection_until_its_new_certificate_is_accepted(

@@ -15,12 +15,19 @@ import grpc
 from shop_common.environment.certificates import CertificateError, CertificateFiles, Certificates
 from shop_common.environment.listen import opened
 from shop_common.environment.settings import ApiSettings, CallerSettings
-from shop_common.telemetry import logs
+from shop_common.telemetry import logs, metrics
 
 CHECK_SECONDS = 1.0
 """The maximum age of the contents of the files when a certificate is used."""
 
 _log = logs.get(__name__)
+
+_expiry = metrics.gauge(
+    __name__,
+    "shop_tls_certificate_expiry_timestamp_seconds",
+    "When the certificate in use expires, in seconds since 1970 UTC",
+    over_workers="livemax",
+)
 
 
 class ReloadedCertificates:
@@ -30,6 +37,7 @@ class ReloadedCertificates:
         """Read the files. Raises CertificateError."""
         self._files = files
         self._certificates = files.read()
+        _report_expiry(self._certificates)
         self._fault = ""
         self._check_at = time.monotonic() + CHECK_SECONDS
         self._lock = threading.Lock()
@@ -59,6 +67,7 @@ class ReloadedCertificates:
         self._fault = ""
         if certificates != self._certificates:
             self._certificates = certificates
+            _report_expiry(certificates)
             _log.info("certificates reloaded", path=str(self._files.cert or self._files.authorities))
 
 
@@ -125,6 +134,14 @@ def spiffe_id(auth_context: Mapping[str, Any]) -> str | None:
     # x509_subject_alternative_name: it also has DNS names, and a DNS name can look like a SPIFFE id.
     ids: Sequence[bytes] = auth_context.get("peer_spiffe_id", ())  # the stubs have another type
     return ids[0].decode() if len(ids) == 1 else None
+
+
+def _report_expiry(certificates: Certificates) -> None:
+    if certificates.chain:
+        # Imported here: a process without TLS does not need it.
+        from cryptography import x509  # noqa: PLC0415
+
+        _expiry().set(x509.load_pem_x509_certificate(certificates.chain).not_valid_after_utc.timestamp())
 
 
 def _server_configuration(certificates: Certificates) -> grpc.ServerCertificateConfiguration:
