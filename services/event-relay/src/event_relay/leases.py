@@ -117,7 +117,7 @@ class Leases:
 
 
 def _share(ours: set[int], slots: set[int]) -> int:
-    """Return our number of shards. The parts are equal; if there is a remainder, the first slots get one more each."""
+    """Return our number of shards: an equal part. If there is a remainder, the first slots get one more shard each."""
     rank = next((rank for rank, slot in enumerate(sorted(slots)) if slot in ours), None)
     if rank is None:
         return 0

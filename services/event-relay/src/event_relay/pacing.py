@@ -31,7 +31,10 @@ class Pause:
 
 
 class Halves:
-    """Under load, passes alternate between two halves of the shards: the relay reads one while it sends the other."""
+    """Under load, passes alternate between two halves of the shards. The relay reads one half while it sends the other.
+
+    So no row is read while it is outstanding.
+    """
 
     def __init__(self) -> None:
         self.active = False

@@ -37,8 +37,8 @@ PARTITIONS = 3
 """The number of partitions in the logged command that creates an absent topic. It is the system's default."""
 
 IN_FLIGHT_MAX = 2
-"""Concurrent requests to a broker. While they run, messages collect for the next request. So no message has to wait for
-others when no request is running."""
+"""The maximum number of concurrent requests to a broker. While they run, messages collect for the next request. So no
+message has to wait for others when no request is running."""
 MEMORY_KILOBYTES_MAX = 65_536
 """The size of the producer's queue. Rows that do not fit wait for the next batch."""
 
@@ -266,7 +266,7 @@ class Publisher:
             ("ce_type", row.type),
             ("ce_time", rfc3339_of_micros(row.created_micros)),
             ("ce_subject", row.key),
-            # Padded with zeros to the length of the largest number, so that sequences also sort as text.
+            # Pad the id with zeros to the length of the largest number, so that sequences also sort as text.
             ("ce_sequence", f"{row.id:019d}"),
         ]
         if traceparent:

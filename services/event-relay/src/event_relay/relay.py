@@ -29,7 +29,8 @@ from shop_common.telemetry import logs
 BACKOFF_FIRST_SECONDS = 0.1
 BACKOFF_MAX_SECONDS = 2.0
 BATCH_SECONDS_MAX = 7.0
-"""Less than the time that a process has to shut down (`lifecycle`), so that it can wait for an outstanding batch."""
+"""The time limit of a batch. It is less than the time that a process has to shut down (`lifecycle`), so that a shutdown
+can wait for the outstanding batch."""
 
 AHEAD_ROWS = ROWS_MAX // 8
 """The relay reads ahead only after a read of this size. With fewer rows, events would only wait for the pass of the
@@ -84,10 +85,11 @@ class Relay:
 
     @property
     def ready(self) -> bool:
-        """Return whether the last pass succeeded less than one lease ago and the outbox is not stalled.
+        """Return whether the last pass succeeded less than `lease_seconds` ago and the outbox is not stalled.
 
-        It is stalled if this relay owns no shard and the oldest row stays the same for more than two leases: the leases
-        of a relay that died expire within one, so another relay should have shipped the row.
+        The outbox is stalled if this relay owns no shard and the oldest row stays the same for more than twice
+        `lease_seconds`. The leases of a dead relay expire within `lease_seconds`, so another relay should have shipped
+        the row.
         """
         is_recent = time.monotonic() - self._succeeded_at < self._lease_seconds
         return self._outage is None and is_recent and self._stall.seconds <= 2 * self._lease_seconds

@@ -10,7 +10,7 @@ from shop_common.db.settings import DatabaseAddress, password_of, shown
 from shop_common.environment.settings import SECRET, CommonSettings, HealthPort
 from shop_common.events.kafka_settings import KafkaSettings
 
-_URL = "database whose outbox is shipped: sqlite:///PATH or postgresql://USER:PASSWORD@HOST:PORT/NAME; unset is none"
+_URL = "database whose outbox is shipped: sqlite:///PATH or postgresql://USER:PASSWORD@HOST:PORT/NAME; may be unset"
 
 _Url = Annotated[DatabaseAddress | None, Field(description=_URL, repr=False, json_schema_extra=SECRET)]
 

@@ -62,7 +62,7 @@ class Inventory:
             self._stub.BatchReserveStock,
             request,
             timeout_seconds=self._call_seconds,
-            # If tracing is on, the batch has its own span. Each order also has the trace of its caller.
+            # Used only if the batch has no span of its own. Each order also carries the trace of its caller.
             traceparent=orders[0].traceparent,
         )
         return [_outcome(order, result) for order, result in zip(orders, response.results, strict=True)]

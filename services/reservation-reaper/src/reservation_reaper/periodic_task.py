@@ -57,8 +57,8 @@ _due = metrics.gauge(
 class PeriodicTask:
     """Calls `do` in batches when the trigger is due.
 
-    `do` receives the batch size, processes at most that many, and returns how many it processed. A full batch means
-    that there may be more. The batch size starts at BATCH_MIN. It grows up to `batch_max` while batches take less than
+    `do` receives the batch size, processes at most that many rows, and returns the number processed. After a full batch
+    there may be more rows. The batch size starts at BATCH_MIN. It grows up to `batch_max` while batches take less than
     `batch_seconds`, and shrinks down to BATCH_MIN while they take longer.
     """
 
@@ -96,7 +96,7 @@ class PeriodicTask:
             failures += 1
 
     def run_once(self, stop: threading.Event) -> bool:
-        """Process batches until one is not full. Returns False if one failed."""
+        """Process batches until one is not full. Returns False if a batch failed."""
         total = 0
         try:
             while not stop.is_set():

@@ -22,10 +22,10 @@ _log = logs.get(__name__)
 
 
 class Schedule:
-    """Runs each task when its trigger is due, until `stop`. No task runs twice at the same time.
+    """Runs each task when its trigger is due, until `stop` is called. No task runs twice at the same time.
 
-    Calls `set_ready` several times a second with whether all tasks are ready. Calls `on_fatal` if a task
-    raises an exception. This is a defect, because a task handles the failures of its API.
+    Calls `set_ready` several times a second with True if all tasks are ready. Calls `on_fatal` if a task raises an
+    exception. This is a defect, because a task handles the failures of its API.
     """
 
     def __init__(

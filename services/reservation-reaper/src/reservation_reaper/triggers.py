@@ -1,8 +1,8 @@
-"""When a periodic task is due: at an interval, or at the times of a cron expression.
+"""Decides when a periodic task is due: at an interval, or at the times of a cron expression.
 
 APScheduler's own triggers list every run that was missed, one by one, before the runs are coalesced into one. If the
-clock jumps ahead by years, as on a machine that boots in 1970, that is a billion steps for an interval of a second.
-These triggers never list a missed run.
+clock jumps ahead by years, as on a machine whose clock starts in 1970, that is a billion steps for an interval of a
+second. These triggers never list a missed run.
 """
 
 import random
@@ -14,7 +14,7 @@ from apscheduler.triggers.base import BaseTrigger
 from apscheduler.triggers.cron import CronTrigger
 
 JITTER = 0.1
-"""Random variation of an interval, as a fraction, so that several reapers do not run in step."""
+"""Random variation of an interval, as a fraction, so that several reapers do not all run at the same time."""
 CRON_JITTER_SECONDS = 30
 
 _CRON_FIELDS = ("minute", "hour", "day", "month", "day_of_week")

@@ -27,8 +27,8 @@ def cancel_lost(tx: Connection, losses: Sequence[LostStock]) -> bool:
     """
     ours = [loss for loss in losses if UUID_PATTERN.match(loss.order_id)]
     # Read without locks first, because most events need no change: an earlier event has cancelled the order, or its
-    # cancellation caused the event. An order never returns to an earlier status, so if it need not be cancelled now, it
-    # never has to be.
+    # cancellation caused the event. An order never returns to an earlier status. So an order that need not be cancelled
+    # now never has to be cancelled for this loss.
     present = orders.statuses(tx, (loss.order_id for loss in ours))
     lost: dict[str, LostStock] = {}
     for loss in ours:

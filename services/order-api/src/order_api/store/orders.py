@@ -133,7 +133,7 @@ def list_page(tx: Connection, request: PageRequest[OrderFilter]) -> Page[Order]:
         last = tuple_(literal(from_micros(int(created_at)), Timestamp()), literal(order_id, Id()))
         query = query.where(tuple_(_orders.c.created_at, _orders.c.id) < last)
     rows = tx.execute(query).all()
-    # Count the lines before reading them. Lines never change.
+    # Lines never change, so the count is still right when they are read.
     prefix = _PAGE_LINES.prefix_within(tx, rows[: request.size], PAGE_LINES_MAX)
     page = page_of(rows, len(prefix), _position)
     return Page(_with_items(tx, page.rows), page.next_position)
