@@ -143,7 +143,7 @@ def _ratio(found: Sequence[tuple[Outcome, Outcome]]) -> Ratio:
 def _show(pairs: Pairs, ratios: dict[Scenario, Ratio], options: argparse.Namespace, console: Console) -> None:
     table = Table(
         "call",
-        title=f"CPU a call, {CALLS} at once, now beside {options.revision}; {options.rounds} rounds",
+        title=f"CPU per call, {CALLS} concurrent calls: then ({options.revision}) and now, {options.rounds} rounds",
         title_justify="left",
     )
     for name in (

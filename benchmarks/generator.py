@@ -158,7 +158,7 @@ def _drain(selector: selectors.BaseSelector, connections: Sequence[Connection]) 
     give_up = time.perf_counter() + DRAIN_SECONDS
     while not all(connection.is_idle for connection in connections):
         if time.perf_counter() > give_up:
-            raise LoadError("the last calls were not answered")
+            raise LoadError("the last calls got no response in time")
         for key, _ in selector.select(1):
             key.data()
 

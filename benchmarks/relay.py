@@ -134,7 +134,7 @@ class _Run:
     def _warm(self, side: Side) -> None:
         for _ in range(self._options.warm // self._options.backlog):
             found = self._backlog(side)
-            self._report(f"{side.name}: warming, {found.rate:,.0f} events/s")
+            self._report(f"{side.name}: warm-up, {found.rate:,.0f} events/s")
 
     def _backlog(self, side: Side) -> Backlog:
         """Fill the outbox while the side is paused, resume it, and wait until everything is in Kafka."""
@@ -158,7 +158,7 @@ class _Run:
         try:
             self._results.add_delay(side.name, self._delay(side))
         except TooBusy as error:
-            self._report(f"[yellow]no delay of {side.name}:[/] this machine is too busy: {error}")
+            self._report(f"[yellow]the delay of {side.name} is not measured:[/] this machine is too busy: {error}")
         if not side.deletes:
             side.outbox.truncate()
 

@@ -43,7 +43,7 @@ def run(options: argparse.Namespace) -> int:
         rows += [(name, f"http://{found.address(name)}") for name in ("grafana", "prometheus", "jaeger")]
     print_table("listening", ["", whole("address")], rows)
     console().print(
-        "\nTry: ./task test-grpc, ./task status, docker compose logs --follow; ./task docker-stop ends it.",
+        "\nTry: ./task test-grpc, ./task status, docker compose logs --follow; ./task docker-stop stops all.",
         style="dim",
     )
     return 0

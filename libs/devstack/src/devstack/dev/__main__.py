@@ -219,7 +219,9 @@ class Dev:
             options = f"-cacert {files.ca} -cert {files.cert} -key {files.key}"
             self._screen.say(f"clients need a certificate: grpcurl {options} {stack.inventory_address} list")
             tokens = " or ".join(str(identity.token_file(user)) for user in identity.USERS)
-            self._screen.say(f"users need a token as well, `authorization: Bearer …`: {tokens}")
+            self._screen.say(
+                f"users also need a token, in the metadata `authorization: Bearer …`. The tokens are in {tokens}"
+            )
         elif self._options.is_open:
             self._screen.say(f"other machines can reach these ports ({listen}) without authentication", "bold yellow")
         self._screen.say("next: ./task test-grpc, then ./task trace --last, or ./task top; ./task stop ends everything")

@@ -40,7 +40,9 @@ def drain(stack: Stack, seconds: float, report: Report) -> bool:
     left = _waiting(stack)
     stack.stop()
     if left:
-        report(f"gave up with {left}; shipped events that were not handled are lost, since the broker stores nothing")
+        report(
+            f"gave up with {left}; events on the broker that were not handled are lost, because it is only in memory"
+        )
     return not left
 
 

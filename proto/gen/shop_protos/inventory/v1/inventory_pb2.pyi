@@ -84,7 +84,7 @@ class InventoryItem(_message.Message):
     product_id: _builtins.int
     """The caller's product."""
     location: _builtins.str
-    """Where the stock is."""
+    """The location of the stock."""
     quantity: _builtins.int
     """Units in stock, reserved ones included: 0 … 9×10^15."""
     reserved_quantity: _builtins.int
@@ -196,7 +196,7 @@ class Allocation(_message.Message):
     location: _builtins.str
     """The item's location."""
     quantity: _builtins.int
-    """Units taken from it; positive."""
+    """Units taken from the item; positive."""
     def __init__(
         self,
         *,
@@ -253,7 +253,7 @@ class CreateInventoryItemRequest(_message.Message):
     location: _builtins.str
     """The location that receives the units. Empty: WAREHOUSE_A."""
     request_id: _builtins.str
-    """See the service. Empty: none."""
+    """See the comment of the service. Empty: no id."""
     def __init__(
         self,
         *,
@@ -311,7 +311,7 @@ class UpdateInventoryItemRequest(_message.Message):
     with VERSION_MISMATCH.
     """
     request_id: _builtins.str
-    """See the service. Empty: none."""
+    """See the comment of the service. Empty: no id."""
     def __init__(
         self,
         *,
@@ -350,7 +350,7 @@ class ListInventoryItemsRequest(_message.Message):
     location: _builtins.str
     """Only items at this location. Empty: any."""
     page_size: _builtins.int
-    """At most this many items. 0 means 50, above 1,000 means 1,000; negative is refused."""
+    """At most this many items. 0 means 50, and a number above 1,000 means 1,000. A negative number is refused."""
     page_token: _builtins.str
     """`next_page_token` of the previous page, with the same filters. Empty: the first page."""
     def __init__(
@@ -438,7 +438,7 @@ class CheckStockResponse(_message.Message):
     AVAILABLE_FIELD_NUMBER: _builtins.int
     AVAILABLE_QUANTITY_FIELD_NUMBER: _builtins.int
     available: _builtins.bool
-    """available_quantity ≥ required_quantity."""
+    """True if available_quantity ≥ required_quantity."""
     available_quantity: _builtins.int
     """Units that could be reserved now."""
     def __init__(
@@ -476,7 +476,7 @@ class ReserveStockRequest(_message.Message):
     location: _builtins.str
     """Take the units only from this location. Empty: from any location."""
     request_id: _builtins.str
-    """See the service. Empty: none."""
+    """See the comment of the service. Empty: no id."""
     @_builtins.property
     def ttl(self) -> _duration_pb2.Duration:
         """How long the units stay reserved: 1 s … 7 days. Absent: the server's default, 30 minutes unless configured."""
@@ -508,7 +508,7 @@ class ReserveStockResponse(_message.Message):
     RESERVATION_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def reservation(self) -> Global___Reservation:
-        """The state is HELD. Only if an earlier call with this request_id made the reservation, the state may have changed."""
+        """A new reservation is HELD. If an earlier call with this request_id made it, its state may have changed since then."""
 
     def __init__(
         self,
@@ -525,14 +525,14 @@ Global___ReserveStockResponse: _TypeAlias = ReserveStockResponse  # noqa: Y015
 
 @_typing.final
 class BatchReserveStockRequest(_message.Message):
-    """Orders to reserve stock for."""
+    """The orders for which to reserve stock."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     ORDERS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def orders(self) -> _containers.RepeatedCompositeFieldContainer[Global___OrderLines]:
-        """1–500 orders, of at most 5,000 lines in all; decided in this sequence."""
+        """1–500 orders, with at most 5,000 lines together. They are decided in this sequence."""
 
     def __init__(
         self,
@@ -561,7 +561,7 @@ class OrderLines(_message.Message):
     order_id: _builtins.str
     """The order: 1–64 printable ASCII characters."""
     request_id: _builtins.str
-    """See the service. The id applies to this order only. Empty: none."""
+    """See the comment of the service. The id applies to this order only. Empty: no id."""
     traceparent: _builtins.str
     """W3C traceparent (version 00) of the caller of this order, if one call contains the orders of several callers.
     The order's events continue this trace. Empty: they continue the trace of the call.
@@ -655,7 +655,7 @@ class BatchReserveStockResult(_message.Message):
     ERROR_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def reservations(self) -> Global___Reservations:
-        """All of its stock is reserved."""
+        """All stock of the order is reserved."""
 
     @_builtins.property
     def error(self) -> _status_pb2.Status:
@@ -749,7 +749,7 @@ Global___ReleaseStockResponse: _TypeAlias = ReleaseStockResponse  # noqa: Y015
 
 @_typing.final
 class ConfirmReservationsRequest(_message.Message):
-    """The order whose reservations to confirm."""
+    """The order to confirm."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -857,7 +857,9 @@ class ListReservationsRequest(_message.Message):
     state: Global___ReservationState.ValueType
     """Only reservations in this state. UNSPECIFIED: any."""
     page_size: _builtins.int
-    """At most this many reservations; a page can have fewer. 0 means 50, above 1,000 means 1,000; negative is refused."""
+    """At most this many reservations; a page can have fewer. 0 means 50, and a number above 1,000 means
+    1,000. A negative number is refused.
+    """
     page_token: _builtins.str
     """`next_page_token` of the previous page, with the same filters. Empty: the first page."""
     def __init__(

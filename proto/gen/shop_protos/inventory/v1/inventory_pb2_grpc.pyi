@@ -42,8 +42,8 @@ class InventoryServiceStub:
     CreateInventoryItem: _grpc.UnaryUnaryMultiCallable[_inventory_pb2.CreateInventoryItemRequest, _inventory_pb2.InventoryItemResponse]
     """Adds stock to the item of this product at this location, or creates the item if there is none.
     Returns the item with its new totals. Retry with the same request_id: without one, a retry adds the stock again.
-      FAILED_PRECONDITION QUANTITY_LIMIT (metadata: product_id, location, and quantity, the current one): the
-                          total would exceed 9×10^15.
+      FAILED_PRECONDITION QUANTITY_LIMIT (metadata: product_id, location, quantity): the total would exceed 9×10^15;
+                          `quantity` is the current one.
                           LOCATIONS_LIMIT (metadata: product_id, limit): the item does not exist yet, and the product
                           has items at 500 locations already.
       INVALID_ARGUMENT    REQUEST_ID_REUSED.
@@ -165,8 +165,8 @@ class InventoryServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _inventory_pb2.InventoryItemResponse:
         """Adds stock to the item of this product at this location, or creates the item if there is none.
         Returns the item with its new totals. Retry with the same request_id: without one, a retry adds the stock again.
-          FAILED_PRECONDITION QUANTITY_LIMIT (metadata: product_id, location, and quantity, the current one): the
-                              total would exceed 9×10^15.
+          FAILED_PRECONDITION QUANTITY_LIMIT (metadata: product_id, location, quantity): the total would exceed 9×10^15;
+                              `quantity` is the current one.
                               LOCATIONS_LIMIT (metadata: product_id, limit): the item does not exist yet, and the product
                               has items at 500 locations already.
           INVALID_ARGUMENT    REQUEST_ID_REUSED.

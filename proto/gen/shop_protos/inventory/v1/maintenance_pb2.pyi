@@ -25,7 +25,7 @@ class ExpireReservationsRequest(_message.Message):
 
     MAX_COUNT_FIELD_NUMBER: _builtins.int
     max_count: _builtins.int
-    """At most this many: 1 … 10,000. 0: 1,000."""
+    """At most this many reservations: 1 … 10,000. 0 means 1,000."""
     def __init__(
         self,
         *,
@@ -70,7 +70,7 @@ class PurgeHistoryRequest(_message.Message):
     OLDER_THAN_FIELD_NUMBER: _builtins.int
     MAX_COUNT_FIELD_NUMBER: _builtins.int
     max_count: _builtins.int
-    """At most this many of each kind: 1 … 10,000. 0: 1,000."""
+    """At most this many rows of each kind: 1 … 10,000. 0 means 1,000."""
     @_builtins.property
     def older_than(self) -> _duration_pb2.Duration:
         """The age: 24 h … 10 years. Required."""

@@ -26,7 +26,7 @@ class CancelAbandonedOrdersRequest(_message.Message):
     GRACE_FIELD_NUMBER: _builtins.int
     MAX_COUNT_FIELD_NUMBER: _builtins.int
     max_count: _builtins.int
-    """At most this many: 1 … 10,000. 0: 1,000."""
+    """At most this many orders: 1 … 10,000. 0 means 1,000."""
     @_builtins.property
     def grace(self) -> _duration_pb2.Duration:
         """The time after `reserved_until`: 60 s … 7 days. It must be longer than any call takes with its retries. Required."""
@@ -76,7 +76,7 @@ class PurgeHistoryRequest(_message.Message):
     OLDER_THAN_FIELD_NUMBER: _builtins.int
     MAX_COUNT_FIELD_NUMBER: _builtins.int
     max_count: _builtins.int
-    """At most this many: 1 … 10,000. 0: 1,000."""
+    """At most this many keys: 1 … 10,000. 0 means 1,000."""
     @_builtins.property
     def older_than(self) -> _duration_pb2.Duration:
         """The age: 24 h … 10 years. Required."""

@@ -203,7 +203,7 @@ class CreateOrderRequest(_message.Message):
     user_id: _builtins.int
     """The buyer; positive."""
     request_id: _builtins.str
-    """See the service and the RPC. Empty: none."""
+    """See the comments of the service and of CreateOrder. Empty: no id."""
     @_builtins.property
     def items(self) -> _containers.RepeatedCompositeFieldContainer[Global___CreateOrderItem]:
         """1–200 lines, all in one currency. Several lines may name the same product. Their total is at most 10^15 units of
@@ -303,7 +303,7 @@ class UpdateOrderStatusRequest(_message.Message):
     becomes the order's `status_reason` if the status changes.
     """
     request_id: _builtins.str
-    """See the service. Empty: none; the RPC is repeatable without an id."""
+    """See the comment of the service. Empty: no id; the RPC is repeatable without one."""
     def __init__(
         self,
         *,
@@ -337,7 +337,7 @@ class ListOrdersRequest(_message.Message):
     status: Global___OrderStatus.ValueType
     """Only orders in this status. UNSPECIFIED: any."""
     page_size: _builtins.int
-    """At most this many orders. 0 means 50, above 1,000 means 1,000; negative is refused."""
+    """At most this many orders. 0 means 50, and a number above 1,000 means 1,000. A negative number is refused."""
     page_token: _builtins.str
     """`next_page_token` of the previous page, with the same filters. Empty: the first page."""
     @_builtins.property

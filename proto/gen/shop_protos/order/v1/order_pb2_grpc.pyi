@@ -70,14 +70,14 @@ class OrderServiceStub:
     inventory-api releases the stock; after a change to SHIPPED, it removes the stock. It does so shortly after the
     call, when it receives the event.
       NOT_FOUND           ORDER_NOT_FOUND (metadata: id).
-                          RESERVATION_NOT_FOUND (metadata: order_id): to CONFIRMED only; the order's reservations were
+                          RESERVATION_NOT_FOUND (metadata: order_id): only for CONFIRMED; the order's reservations were
                           purged.
-      FAILED_PRECONDITION ILLEGAL_TRANSITION (metadata: id, from, to, legal: a comma-separated list).
-                          RESERVATION_EXPIRED, RESERVATION_RELEASED (metadata: order_id): to CONFIRMED only.
-                          RESERVATIONS_LIMIT (metadata: order_id, reservations, allocations): to CONFIRMED only; the
+      FAILED_PRECONDITION ILLEGAL_TRANSITION (metadata: id, from, to, and legal, a comma-separated list).
+                          RESERVATION_EXPIRED, RESERVATION_RELEASED (metadata: order_id): only for CONFIRMED.
+                          RESERVATIONS_LIMIT (metadata: order_id, reservations, allocations): only for CONFIRMED; the
                           order has more reservations or allocations than it may have. Cancel the order.
       INVALID_ARGUMENT    REQUEST_ID_REUSED.
-      UNAVAILABLE         INVENTORY_UNAVAILABLE: to CONFIRMED only; the order may or may not be confirmed.
+      UNAVAILABLE         INVENTORY_UNAVAILABLE: only for CONFIRMED; the order may or may not be confirmed.
     Emits ORDER_CONFIRMED, ORDER_PROCESSING, ORDER_SHIPPED, ORDER_DELIVERED or ORDER_CANCELLED.
     """
     ListOrders: _grpc.UnaryUnaryMultiCallable[_order_pb2.ListOrdersRequest, _order_pb2.ListOrdersResponse]
@@ -159,14 +159,14 @@ class OrderServiceServicer(metaclass=_abc_1.ABCMeta):
         inventory-api releases the stock; after a change to SHIPPED, it removes the stock. It does so shortly after the
         call, when it receives the event.
           NOT_FOUND           ORDER_NOT_FOUND (metadata: id).
-                              RESERVATION_NOT_FOUND (metadata: order_id): to CONFIRMED only; the order's reservations were
+                              RESERVATION_NOT_FOUND (metadata: order_id): only for CONFIRMED; the order's reservations were
                               purged.
-          FAILED_PRECONDITION ILLEGAL_TRANSITION (metadata: id, from, to, legal: a comma-separated list).
-                              RESERVATION_EXPIRED, RESERVATION_RELEASED (metadata: order_id): to CONFIRMED only.
-                              RESERVATIONS_LIMIT (metadata: order_id, reservations, allocations): to CONFIRMED only; the
+          FAILED_PRECONDITION ILLEGAL_TRANSITION (metadata: id, from, to, and legal, a comma-separated list).
+                              RESERVATION_EXPIRED, RESERVATION_RELEASED (metadata: order_id): only for CONFIRMED.
+                              RESERVATIONS_LIMIT (metadata: order_id, reservations, allocations): only for CONFIRMED; the
                               order has more reservations or allocations than it may have. Cancel the order.
           INVALID_ARGUMENT    REQUEST_ID_REUSED.
-          UNAVAILABLE         INVENTORY_UNAVAILABLE: to CONFIRMED only; the order may or may not be confirmed.
+          UNAVAILABLE         INVENTORY_UNAVAILABLE: only for CONFIRMED; the order may or may not be confirmed.
         Emits ORDER_CONFIRMED, ORDER_PROCESSING, ORDER_SHIPPED, ORDER_DELIVERED or ORDER_CANCELLED.
         """
 
