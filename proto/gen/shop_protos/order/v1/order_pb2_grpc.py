@@ -114,8 +114,8 @@ class OrderServiceServicer:
     def CreateOrder(self, request, context):
         """Reserves stock for all lines of an order and creates the order as PENDING. A refused call stores nothing.
         Confirm the order before `reserved_until`. Otherwise the order is cancelled, and its stock becomes available again.
-        Retry with the same request_id. For this RPC, each user has ids of their own, and an id never expires. Without a
-        request_id, a retry creates a second order.
+        Retry with the same request_id. For this RPC, two users may use the same request_id, and a
+        request_id never expires. Without one, a retry creates a second order.
         FAILED_PRECONDITION INSUFFICIENT_STOCK (metadata: product_id, requested, available): `requested` is the sum over
         all lines of the product. Of an unknown product, 0 units are available.
         LOCATIONS_LIMIT (metadata: product_id, limit), RESERVATIONS_LIMIT (metadata: order_id,
