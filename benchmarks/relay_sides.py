@@ -43,7 +43,7 @@ class Side(Protocol):
     def go(self) -> None: ...
 
     def pids(self) -> Mapping[str, int]:
-        """The root pid of each of its process trees, without its PostgreSQL."""
+        """Return the root pid of each process tree of the side, without its PostgreSQL."""
 
 
 class Program(ABC):

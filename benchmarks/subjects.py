@@ -156,7 +156,7 @@ def ours(
     *,
     collector: str | None = None,
 ) -> Services:
-    """Return the two APIs. With a broker, their consumers and the relay run, too, and the relay's CPU time counts.
+    """Return the two APIs. With a broker, their consumers and the relay run, too; the relay's CPU time is measured.
 
     With a collector, the variant is `watched`: metrics are on, and one in a hundred traces goes to the collector.
     """

@@ -72,7 +72,7 @@ class Authority:
 
     @classmethod
     def load(cls, folder: Path) -> Self:
-        """Read what `save` wrote. Raises FileNotFoundError."""
+        """Read the CA that `save` wrote. Raises FileNotFoundError if there is none."""
         key = serialization.load_pem_private_key((folder / "ca.key").read_bytes(), password=None)
         assert isinstance(key, ec.EllipticCurvePrivateKey), "`save` writes only keys of this type"
         return cls(x509.load_pem_x509_certificate((folder / "ca.crt").read_bytes()), key)

@@ -23,7 +23,7 @@ class _Life:
     ends: int = 0
     """Consecutive ends, each within STEADY_SECONDS of a start."""
     start_at: float | None = None
-    """The time of the next restart; None while it is running."""
+    """The time of the next restart; None while the process is running."""
     is_recovering: bool = False
     """True after a restart until the process is ready."""
 
