@@ -10,7 +10,7 @@ _MICROSECOND = timedelta(microseconds=1)
 
 
 def micros(timestamp: datetime) -> int:
-    """Return the microseconds since 1970."""
+    """Return the number of microseconds since 1970 UTC."""
     return (timestamp - _EPOCH) // _MICROSECOND
 
 
@@ -32,7 +32,7 @@ def rfc3339_of_micros(value: int) -> str:
 
 @lru_cache(maxsize=64)
 def _rfc3339_second(second: int) -> str:
-    # Cached because hundreds of events share one second.
+    # The result is cached, because hundreds of events share one second.
     return datetime.fromtimestamp(second, UTC).strftime("%Y-%m-%dT%H:%M:%S")
 
 

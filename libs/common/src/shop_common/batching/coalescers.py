@@ -1,4 +1,4 @@
-"""Makes the coalescers of a service. Each batch runs in one transaction on the service's database."""
+"""Makes the coalescers of a service. Most of them run each batch in one transaction on the service's database."""
 
 from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass

@@ -62,7 +62,7 @@ _SQLITE_MISSING = "no such "
 
 
 class StaleConnection(DatabaseUnavailable):
-    """The connection was already broken when the transaction began. Nothing ran, so a retry is safe."""
+    """The connection is useless, but the transaction has done nothing. So a retry on a new connection is safe."""
 
 
 class Collision(Contention):

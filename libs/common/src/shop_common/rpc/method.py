@@ -209,7 +209,7 @@ class Method:
         attributes: dict[str, AttributeValue] = {
             "rpc.system.name": "grpc",
             "rpc.method": self._method,
-            "rpc.response.status_code": "OK",  # overwritten by `_fail`
+            "rpc.response.status_code": "OK",  # `_fail` overwrites it
         }
 
         def traced(data: bytes, context: grpc.ServicerContext) -> bytes:

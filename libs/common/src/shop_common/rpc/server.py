@@ -23,7 +23,7 @@ from shop_common.rpc.method import Describe, Handler, Method
 from shop_common.rpc.peer_waits import PeerWaits
 
 REQUEST_BYTES_MAX = 1024 * 1024
-"""Twice the largest batch of reservations. Every thread may hold a message of this size."""
+"""The limit is twice the size of the largest batch of reservations. Every thread may hold a message of this size."""
 
 MESSAGE_SECONDS = 5.0
 """The longest time that a client may take to send the message after the headers of its call."""
@@ -212,7 +212,7 @@ def _options(settings: ApiSettings) -> Sequence[tuple[str, int]]:
         ("grpc.max_connection_age_grace_ms", minute_ms),
         ("grpc.keepalive_time_ms", minute_ms),
         ("grpc.keepalive_timeout_ms", 20_000),
-        # Clients may ping every 10 s, also between calls.
+        # Clients may send a ping every 10 s, also between calls.
         ("grpc.keepalive_permit_without_calls", 1),
         ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
         # A busy machine delivers delayed pings all at once. Do not disconnect a client for that during its calls.

@@ -60,7 +60,7 @@ class ReloadedCertificates:
         try:
             certificates = self._files.read()
         except CertificateError as error:
-            if str(error) != self._fault:  # once per fault, not at each check
+            if str(error) != self._fault:  # log once per fault, not at each check
                 self._fault = str(error)
                 _log.warning("new certificates are not used", error=self._fault)
             return
