@@ -18,7 +18,7 @@ def eventually(condition: Callable[[], _T], within_seconds: float = 60.0, descri
     deadline = time.monotonic() + within_seconds
     pause = _POLL_SECONDS_MIN
     while not (value := condition()):
-        assert time.monotonic() < deadline, f"not within {within_seconds:g} s {describe()}"
+        assert time.monotonic() < deadline, f"the condition was not true within {within_seconds:g} s {describe()}"
         time.sleep(pause)
         pause = min(2 * pause, _POLL_SECONDS_MAX)
     return value

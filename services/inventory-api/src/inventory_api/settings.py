@@ -17,6 +17,4 @@ class InventorySettings(ApiSettings, IdentitySettings, DatabaseSettings, KafkaSe
     reservation_ttl: float = Field(
         1800.0, ge=1, le=7 * 24 * 3600, description="seconds that a reservation is held if the request sets no ttl"
     )
-    consumer_enabled: bool = Field(
-        True, description="consume order-events; off to scale consumers separately from the API"
-    )
+    consumer_enabled: bool = Field(True, description="consume order-events; if false, this process handles only calls")

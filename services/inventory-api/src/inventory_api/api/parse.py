@@ -121,7 +121,7 @@ def batch(request: pb.BatchReserveStockRequest, traceparent: str | None) -> list
     with Fields() as check:
         is_within_limit = check.size("orders", request.orders, 1, BATCH_ORDERS_MAX)
         if is_within_limit and sum(len(order.lines) for order in request.orders) > BATCH_LINES_MAX:
-            check.violate("orders", f"must have at most {BATCH_LINES_MAX} lines together")
+            check.violate("orders", f"must have at most {BATCH_LINES_MAX} lines in total")
     orders: list[OrderLines | InvalidInput] = []
     for order in request.orders:
         try:

@@ -56,7 +56,7 @@ class HeldReservationsCollector:
                 count = self._database.query(counts.count, FORCE_INDEX_PLANS)
             except (ShopError, DBAPIError) as error:
                 # A debug message is enough: calls that fail for the same reason log it, and no call needs the gauges.
-                _log.debug("held reservations not counted", cause=cause_of(error))
+                _log.debug("held reservations were not counted", cause=cause_of(error))
             else:
                 _held("running").set(count.running)
                 _held("due").set(count.due)
