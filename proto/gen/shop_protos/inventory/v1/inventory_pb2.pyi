@@ -84,7 +84,7 @@ class InventoryItem(_message.Message):
     product_id: _builtins.int
     """The caller's product."""
     location: _builtins.str
-    """The location of the stock."""
+    """Where the stock is."""
     quantity: _builtins.int
     """Units in stock, reserved ones included: 0 … 9×10^15."""
     reserved_quantity: _builtins.int
