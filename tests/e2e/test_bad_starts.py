@@ -77,7 +77,11 @@ CONTRADICTIONS = [
     (ORDER_API, {"GRPC_PORT": "9464", "METRICS_PORT": "9464"}, "METRICS_PORT: must differ from GRPC_PORT"),
     (ORDER_API, {"GRACE_SECONDS": "1"}, "GRACE_SECONDS: must not be less than INVENTORY_CALL_SECONDS (5)"),
     (REAPER, {"HEALTH_PORT": "9464", "METRICS_PORT": "9464"}, "METRICS_PORT: must differ from HEALTH_PORT"),
-    (REAPER, {"PURGE_CRON": "0 3 * * *", "PURGE_INTERVAL_SECONDS": "60"}, "PURGE_CRON: is set, and PURGE_INTERVAL_"),
+    (
+        REAPER,
+        {"PURGE_CRON": "0 3 * * *", "PURGE_INTERVAL_SECONDS": "60"},
+        "PURGE_CRON: must not be set together with PURGE_",
+    ),
     (RELAY, {}, "ORDERS_DATABASE_URL: must be set, or INVENTORY_DATABASE_URL: there is nothing to ship"),
     (
         RELAY,
