@@ -12,6 +12,9 @@ from devstack.stack import READY_SECONDS, Databases, Options, Stack
 from shop_common.identity.rules import PERMISSIONS
 from shopctl.system.layout import INVENTORY_API, ORDER_API
 
+WITHOUT_EVENTS = {"CONSUMER_ENABLED": "false"}
+"""Consumers here would take partitions from those of other systems on the same broker, in the same groups."""
+
 
 @pytest.fixture(scope="session")
 def issuer() -> Iterator[Issuer]:
@@ -32,7 +35,7 @@ def apis(issuer: Issuer, embedded_broker: Kafka, tmp_path_factory: pytest.TempPa
     """Both APIs, started once. They check the callers of every RPC."""
     folder = tmp_path_factory.mktemp("identity")
     settings = secured(issuer, folder)
-    options = Options(per_process={INVENTORY_API: settings, ORDER_API: settings})
+    options = Options(environment=WITHOUT_EVENTS, per_process={INVENTORY_API: settings, ORDER_API: settings})
     yield from running(Stack(Databases.in_folder(folder), embedded_broker, options=options))
 
 
@@ -40,7 +43,7 @@ def apis(issuer: Issuer, embedded_broker: Kafka, tmp_path_factory: pytest.TempPa
 def shop(issuer: Issuer, embedded_broker: Kafka, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     """Both APIs; order-api checks its callers, inventory-api serves everybody."""
     folder = tmp_path_factory.mktemp("shop")
-    options = Options(per_process={ORDER_API: secured(issuer, folder)})
+    options = Options(environment=WITHOUT_EVENTS, per_process={ORDER_API: secured(issuer, folder)})
     yield from running(Stack(Databases.in_folder(folder), embedded_broker, options=options))
 
 

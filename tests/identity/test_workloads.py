@@ -15,7 +15,7 @@ from devstack.stack import Databases, Options, Stack
 from shop_common.identity.rules import ORDERS_ANY, PERMISSIONS
 from shopctl.system.layout import INVENTORY_API, ORDER_API
 from tests.identity.apis import Apis, every_method, method_rule, request_of
-from tests.identity.conftest import running, secured
+from tests.identity.conftest import WITHOUT_EVENTS, running, secured
 
 NOBODY = "not-in-the-grants"
 
@@ -40,7 +40,11 @@ def stack(
     workloads = {certificates.spiffe_id(permission): [permission] for permission in PERMISSIONS}
     settings = secured(issuer, data, workloads=workloads)
     files = {name: Files(folder / name) for name in certificates.WORKLOADS}
-    options = Options(per_process={INVENTORY_API: settings, ORDER_API: settings}, certificates=files)
+    options = Options(
+        environment=WITHOUT_EVENTS,
+        per_process={INVENTORY_API: settings, ORDER_API: settings},
+        certificates=files,
+    )
     yield from running(Stack(Databases.in_folder(data), embedded_broker, options=options))
 
 
