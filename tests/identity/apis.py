@@ -1,8 +1,5 @@
 """Every RPC of the contract, and a client that calls any of them with any credential."""
 
-import importlib
-import pkgutil
-from collections.abc import Iterator
 from typing import Any
 
 import grpc
@@ -12,21 +9,12 @@ from google.protobuf.message import Message
 from google.protobuf.message_factory import GetMessageClass
 from google.rpc.error_details_pb2 import ErrorInfo
 
-import shop_protos
 from devstack.stack import Stack
 from shop_common.identity.rules import Rule, rules_of
+from shopctl.client import SERVICES
 from testkit.calls import outcome
 
-
-def _methods() -> Iterator[MethodDescriptor]:
-    for module in pkgutil.walk_packages(shop_protos.__path__, f"{shop_protos.__name__}."):
-        if module.name.endswith("_pb2"):
-            file = importlib.import_module(module.name).DESCRIPTOR
-            for service in file.services_by_name.values():
-                yield from service.methods
-
-
-METHODS = sorted(_methods(), key=lambda method: str(method.full_name))
+METHODS = [method for service in SERVICES for method in service.methods]
 """Every RPC of every service. They come from the contract, so that a new one is covered without a new test."""
 
 every_method = pytest.mark.parametrize("method", METHODS, ids=lambda method: str(method.full_name))

@@ -13,21 +13,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from shop_common.identity.rules import ORDERS_ANY, PERMISSIONS, rules_of
-from shop_protos.inventory.v1 import inventory_pb2
-from shop_protos.inventory.v1 import maintenance_pb2 as inventory_maintenance_pb2
-from shop_protos.order.v1 import maintenance_pb2 as order_maintenance_pb2
-from shop_protos.order.v1 import order_pb2
+from shopctl.client import SERVICES
 
 FILE = Path("README.md")
 _BEGIN = "<!-- Made by `python -m devstack.tools.permissions_reference generate`; do not edit. -->\n"
 _END = "<!-- End of the table of permissions. -->\n"
-
-_FILES = (
-    inventory_pb2.DESCRIPTOR,
-    order_pb2.DESCRIPTOR,
-    inventory_maintenance_pb2.DESCRIPTOR,
-    order_maintenance_pb2.DESCRIPTOR,
-)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -56,10 +46,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 def table() -> Iterator[str]:
     """Yield the lines of the table: each permission, what it allows, and the RPCs that need it."""
     rpcs = defaultdict(list)
-    for file in _FILES:
-        for service in file.services_by_name.values():
-            for path, rule in rules_of(service).items():
-                rpcs[rule.permission].append(path.rpartition("/")[2])
+    for service in SERVICES:
+        for path, rule in rules_of(service).items():
+            rpcs[rule.permission].append(path.rpartition("/")[2])
     yield "| permission | allows to | RPCs |"
     yield "|---|---|---|"
     for permission, allows in PERMISSIONS.items():
