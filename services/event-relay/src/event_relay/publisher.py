@@ -28,7 +28,7 @@ from opentelemetry.util.types import AttributeValue
 
 from event_relay.batch import Batch, Delivery, poll_reports
 from event_relay.outbox_rows import OutboxRow
-from shop_common.environment.settings import FileUnusable
+from shop_common.environment.files import FileUnusable
 from shop_common.events.kafka_connection import CredentialFiles, ErrorCause, KafkaConnection, text_of
 from shop_common.telemetry import logs, tracing
 from shop_common.timestamps import rfc3339_of_micros

@@ -1,9 +1,10 @@
 """Reads and validates the PEM files of the TLS settings."""
 
 import ssl
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+
+from shop_common.environment.files import FileUnusable, bounded_bytes
 
 FILE_BYTES_MAX = 1024 * 1024
 
@@ -50,45 +51,46 @@ class CertificateFiles:
 
     def read(self) -> Certificates:
         """Read all files. Raises CertificateError if one is unusable or the key does not belong to the certificate."""
-        contents = self._contents()
-        # OpenSSL needs paths to check that the certificate and the key match, so it reads the files again.
-        faults = [*self._certificate_faults(contents), *self._pair_faults()]
+        certificates = self.contents()
+        # OpenSSL's check of a pair takes paths, so it reads the files again.
+        faults = [*self._certificate_faults(certificates), *self._pair_faults()]
         if faults:
             raise CertificateError(faults)
-        if self._contents() != contents:
+        if self.contents() != certificates:
             raise CertificateError([f"{self.cert_setting}: the files changed while they were read"])
-        return Certificates(
-            contents.get(self.cert_setting, b""),
-            contents.get(self.key_setting, b""),
-            contents.get(self.authorities_setting, b""),
-        )
+        return certificates
 
-    def _contents(self) -> dict[str, bytes]:
-        paths = {self.cert_setting: self.cert, self.key_setting: self.key, self.authorities_setting: self.authorities}
-        contents, faults = {}, []
-        for setting, path in paths.items():
-            if path is None:
-                continue
+    def contents(self) -> Certificates:
+        """Read all files without a check of what they contain. Raises CertificateError if one cannot be read."""
+        faults = []
+
+        def content(setting: str, path: Path | None) -> bytes:
             try:
-                with path.open("rb") as file:
-                    contents[setting] = file.read(FILE_BYTES_MAX + 1)
-            except (OSError, ValueError) as error:
-                faults.append(f"{setting}: cannot read {str(path)!r}: {getattr(error, 'strerror', None) or error}")
-                continue
-            if len(contents[setting]) > FILE_BYTES_MAX:
-                faults.append(f"{setting}: {str(path)!r} is larger than {FILE_BYTES_MAX} bytes")
+                return b"" if path is None else bounded_bytes(path, FILE_BYTES_MAX)
+            except FileUnusable as error:
+                faults.append(f"{setting}: {error}")
+                return b""
+
+        certificates = Certificates(
+            content(self.cert_setting, self.cert),
+            content(self.key_setting, self.key),
+            content(self.authorities_setting, self.authorities),
+        )
         if faults:
             raise CertificateError(faults)
-        return contents
+        return certificates
 
-    def _certificate_faults(self, contents: Mapping[str, bytes]) -> list[str]:
+    def _certificate_faults(self, certificates: Certificates) -> list[str]:
         faults = []
-        for setting, path in ((self.cert_setting, self.cert), (self.authorities_setting, self.authorities)):
+        for setting, path, content in (
+            (self.cert_setting, self.cert, certificates.chain),
+            (self.authorities_setting, self.authorities, certificates.authorities),
+        ):
             if path is not None:
                 try:
                     # CA bundles contain comments between the certificates, with characters that are not ASCII.
                     ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(
-                        cadata=contents[setting].decode("ascii", "ignore")
+                        cadata=content.decode("ascii", "ignore")
                     )
                 except (ssl.SSLError, ValueError):
                     faults.append(f"{setting}: {str(path)!r} must hold certificates in PEM format")

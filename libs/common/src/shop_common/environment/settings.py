@@ -33,6 +33,7 @@ from pydantic_settings import BaseSettings, EnvSettingsSource, PydanticBaseSetti
 
 from shop_common.environment import otel_settings
 from shop_common.environment.certificates import CertificateFiles
+from shop_common.environment.files import FileUnusable, value_in
 from shop_common.environment.listen import is_loopback
 
 # SECRET marks a setting whose value is never shown. INTERNAL marks a setting that is not for users; --help omits it.
@@ -40,7 +41,6 @@ SECRET: dict[str, JsonValue] = {"secret": True}
 INTERNAL: dict[str, JsonValue] = {"internal": True}
 
 WRONG_SETTINGS_EXIT_CODE = 2
-FILE_BYTES_MAX = 65_536
 
 PORT_MAX = 65_535
 _FILE_FAULT = "settings_file"
@@ -176,30 +176,6 @@ def _content(path: Path) -> _FileContent | _Unreadable:
         return _FileContent(value_in(path))
     except FileUnusable as error:
         return _Unreadable(str(error))
-
-
-class FileUnusable(Exception):
-    """The file does not contain a value. The message has the reason, and never quotes the content."""
-
-
-def value_in(path: Path) -> str:
-    """Return the content of a file without a newline at the end. Raises FileUnusable."""
-    try:
-        with path.open("rb") as file:
-            content = file.read(FILE_BYTES_MAX + 1)
-    except (OSError, ValueError) as error:
-        raise FileUnusable(f"cannot read {str(path)!r}: {getattr(error, 'strerror', None) or error}") from None
-    if len(content) > FILE_BYTES_MAX:
-        raise FileUnusable(f"{str(path)!r} is larger than {FILE_BYTES_MAX} bytes: it is probably the wrong file")
-    try:
-        text = content.decode()
-    except UnicodeDecodeError:
-        raise FileUnusable(f"{str(path)!r} is not text in UTF-8") from None
-    # Editors and `echo` end a file with a newline, which is not part of the value.
-    value = re.sub(r"\r?\n\Z", "", text)
-    if not value:
-        raise FileUnusable(f"{str(path)!r} is empty")
-    return value
 
 
 class CommonSettings(Settings):

@@ -16,7 +16,7 @@ from typing import Any
 from confluent_kafka import KafkaError, KafkaException
 from confluent_kafka.admin import AdminClient
 
-from shop_common.environment.settings import FileUnusable, value_in
+from shop_common.environment.files import FileUnusable, value_in
 from shop_common.telemetry import logs
 
 CHECK_INTERVAL_SECONDS = 1.0

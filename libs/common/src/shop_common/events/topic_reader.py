@@ -15,7 +15,7 @@ from typing import Any
 import confluent_kafka
 from confluent_kafka import KafkaError, KafkaException, Message, TopicPartition
 
-from shop_common.environment.settings import FileUnusable
+from shop_common.environment.files import FileUnusable
 from shop_common.events import received
 from shop_common.events.consumer_metrics import ConsumerMetrics
 from shop_common.events.consumer_progress import QUERY_SECONDS, Progress

@@ -17,6 +17,7 @@ from typing import Any
 
 import yaml
 
+from shop_common.environment.files import FileUnusable, bounded_bytes
 from shop_common.identity.rules import PERMISSIONS
 
 _SECTIONS = ("workloads", "scopes")
@@ -46,14 +47,9 @@ class Grants:
 def read(path: Path) -> Grants:
     """Read the file. Raises GrantsError."""
     try:
-        with path.open("rb") as file:
-            text = file.read(_BYTES_MAX + 1)
-    except OSError as error:
-        raise GrantsError(f"cannot read {str(path)!r}: {error.strerror}") from error
-    if len(text) > _BYTES_MAX:
-        raise GrantsError(f"{str(path)!r} is larger than {_BYTES_MAX} bytes")
-    try:
-        content: Any = yaml.safe_load(text)
+        content: Any = yaml.safe_load(bounded_bytes(path, _BYTES_MAX))
+    except FileUnusable as error:
+        raise GrantsError(str(error)) from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise GrantsError(f"{str(path)!r} is not YAML: {' '.join(str(error).split())}") from error
     faults = list(_faults(content))

@@ -58,6 +58,9 @@ class ReloadedCertificates:
     def _check(self) -> None:
         # Compare contents, not timestamps: a file may change twice within one tick of the file system's clock.
         try:
+            if self._files.contents() == self._certificates:
+                self._fault = ""
+                return  # the usual case: the contents need no validation again
             certificates = self._files.read()
         except CertificateError as error:
             if str(error) != self._fault:  # log once per fault, not at each check
@@ -65,10 +68,9 @@ class ReloadedCertificates:
                 _log.warning("new certificates are not used", error=self._fault)
             return
         self._fault = ""
-        if certificates != self._certificates:
-            self._certificates = certificates
-            _report_expiry(certificates)
-            _log.info("certificates reloaded", path=str(self._files.cert or self._files.authorities))
+        self._certificates = certificates
+        _report_expiry(certificates)
+        _log.info("certificates reloaded", path=str(self._files.cert or self._files.authorities))
 
 
 def open_port(server: grpc.Server, settings: ApiSettings) -> int:
