@@ -4,7 +4,8 @@ from grpc import Server as GrpcServer
 from grpc import ServicerContext
 
 from benchmarks.handlers import Method, add_methods
-from shop_common.environment.settings import ApiSettings, GrpcPort, load
+from shop_common.environment.process_settings import ApiSettings, GrpcPort
+from shop_common.environment.settings import load
 from shop_common.process import lifecycle
 from shop_common.rpc.server import Server
 from shop_protos.inventory.v1 import inventory_pb2 as pb

@@ -11,7 +11,7 @@ from event_relay.settings import RelaySettings
 from inventory_api.settings import InventorySettings
 from order_api.settings import OrderSettings
 from reservation_reaper.settings import ReaperSettings
-from shop_common.environment.settings import CommonSettings
+from shop_common.environment.process_settings import CommonSettings
 from shop_common.process.lifecycle import FLUSH_SECONDS_MAX
 from shopctl.events.topics import TOPICS
 from tests.compose.composition import FILE, ROOT

@@ -16,7 +16,8 @@ from event_relay.settings import RelaySettings
 from inventory_api.settings import InventorySettings
 from order_api.settings import OrderSettings
 from reservation_reaper.settings import ReaperSettings
-from shop_common.environment.settings import CommonSettings, load
+from shop_common.environment.process_settings import CommonSettings
+from shop_common.environment.settings import load
 from shop_protos.inventory.v1 import inventory_pb2
 from shop_protos.inventory.v1 import maintenance_pb2 as inventory_maintenance_pb2
 from shop_protos.order.v1 import maintenance_pb2 as order_maintenance_pb2

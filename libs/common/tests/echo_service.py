@@ -18,7 +18,8 @@ from google.protobuf.descriptor_pool import Default
 from google.protobuf.wrappers_pb2 import StringValue
 
 from shop_common.environment import startup
-from shop_common.environment.settings import ApiSettings, GrpcPort, load
+from shop_common.environment.process_settings import ApiSettings, GrpcPort
+from shop_common.environment.settings import load
 from shop_common.process import lifecycle
 from shop_common.rpc import tls
 from shop_common.rpc.method import Describe

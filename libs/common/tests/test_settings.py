@@ -8,17 +8,8 @@ from pydantic import ValidationError
 from sqlalchemy import make_url
 
 from shop_common.db.settings import DatabaseSettings, DatabaseUrl
-from shop_common.environment.settings import (
-    ApiSettings,
-    CallerSettings,
-    GrpcPort,
-    HealthPort,
-    LogLevel,
-    Settings,
-    Target,
-    help_text,
-    load,
-)
+from shop_common.environment.process_settings import ApiSettings, CallerSettings, GrpcPort, HealthPort, LogLevel, Target
+from shop_common.environment.settings import Settings, help_text, load
 from shop_common.events.kafka_settings import KafkaSettings
 
 

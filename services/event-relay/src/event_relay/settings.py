@@ -7,7 +7,8 @@ from pydantic import Field
 
 from event_relay.leases import SECONDS_MAX
 from shop_common.db.settings import DatabaseAddress, password_of, shown
-from shop_common.environment.settings import SECRET, CommonSettings, HealthPort
+from shop_common.environment.process_settings import CommonSettings, HealthPort
+from shop_common.environment.settings import SECRET
 from shop_common.events.kafka_settings import KafkaSettings
 
 _URL = "database whose outbox is shipped: sqlite:///PATH or postgresql://USER:PASSWORD@HOST:PORT/NAME; may be unset"

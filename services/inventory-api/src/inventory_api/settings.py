@@ -3,7 +3,7 @@
 from pydantic import Field
 
 from shop_common.db.settings import DatabaseSettings, DatabaseUrl
-from shop_common.environment.settings import ApiSettings, GrpcPort, HealthPort
+from shop_common.environment.process_settings import ApiSettings, GrpcPort, HealthPort
 from shop_common.events.kafka_settings import KafkaSettings
 from shop_common.identity.settings import IdentitySettings
 

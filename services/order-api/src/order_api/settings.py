@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from pydantic import Field
 
 from shop_common.db.settings import DatabaseSettings, DatabaseUrl
-from shop_common.environment.settings import ApiSettings, CallerSettings, GrpcPort, HealthPort, Target
+from shop_common.environment.process_settings import ApiSettings, CallerSettings, GrpcPort, HealthPort, Target
 from shop_common.events.kafka_settings import KafkaSettings
 from shop_common.identity.settings import IdentitySettings
 

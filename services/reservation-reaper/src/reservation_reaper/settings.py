@@ -6,7 +6,7 @@ from typing import Annotated
 from pydantic import AfterValidator, Field
 
 from reservation_reaper.triggers import Cron
-from shop_common.environment.settings import CallerSettings, CommonSettings, HealthPort, Target
+from shop_common.environment.process_settings import CallerSettings, CommonSettings, HealthPort, Target
 
 
 def _cron(expression: str) -> str:

@@ -12,7 +12,8 @@ from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.util import immutabledict
 
 from shop_common.db.address import parse
-from shop_common.environment.settings import PORT_MAX, SECRET, Settings
+from shop_common.environment.process_settings import PORT_MAX
+from shop_common.environment.settings import SECRET, Settings
 
 _FORMS = "must be sqlite:///PATH or postgresql://USER:PASSWORD@HOST:PORT/NAME"
 

@@ -10,7 +10,8 @@ from confluent_kafka.admin import AdminClient
 from pydantic import AfterValidator, BeforeValidator, Field
 
 from shop_common.environment.certificates import CertificateFiles
-from shop_common.environment.settings import INTERNAL, SECRET, Settings, addresses
+from shop_common.environment.process_settings import addresses
+from shop_common.environment.settings import INTERNAL, SECRET, Settings
 from shop_common.events.kafka_connection import KafkaConnection, Login, SaslMechanism, SecurityProtocol
 
 OWN_OPTIONS = frozenset(

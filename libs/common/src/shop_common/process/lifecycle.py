@@ -22,7 +22,8 @@ from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from shop_common.environment import listen, startup
-from shop_common.environment.settings import CommonSettings, refusal
+from shop_common.environment.process_settings import CommonSettings
+from shop_common.environment.settings import refusal
 from shop_common.process import workers
 from shop_common.process.unknown_settings import unknown
 from shop_common.process.workers import SAME_SIGNAL_SECONDS

@@ -6,7 +6,8 @@ Unknown variables are logged and not rejected, because other programs share the 
 from collections.abc import Iterator, Mapping
 from difflib import get_close_matches
 
-from shop_common.environment.settings import ApiSettings, Settings
+from shop_common.environment.process_settings import ApiSettings
+from shop_common.environment.settings import Settings
 
 # Settings that only some processes read. Several processes may share an environment, and each knows only its own
 # settings. This list is literal because a process without a database must not import the settings of databases.

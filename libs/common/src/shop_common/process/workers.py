@@ -26,7 +26,7 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.multiprocess import MultiProcessCollector
 
 from shop_common.environment import startup
-from shop_common.environment.settings import CommonSettings
+from shop_common.environment.process_settings import CommonSettings
 from shop_common.rpc.health import Health, HealthServer
 from shop_common.telemetry import logs, metrics_server
 

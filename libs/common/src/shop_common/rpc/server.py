@@ -9,7 +9,7 @@ import grpc
 from google.protobuf.descriptor import ServiceDescriptor
 from grpc_reflection.v1alpha import reflection
 
-from shop_common.environment.settings import ApiSettings
+from shop_common.environment.process_settings import ApiSettings
 from shop_common.identity.authenticator import Authenticator
 from shop_common.identity.rules import Rule, rules_of
 from shop_common.rpc import tls

@@ -14,7 +14,7 @@ import grpc
 
 from shop_common.environment.certificates import CertificateError, CertificateFiles, Certificates
 from shop_common.environment.listen import opened
-from shop_common.environment.settings import ApiSettings, CallerSettings
+from shop_common.environment.process_settings import ApiSettings, CallerSettings
 from shop_common.telemetry import logs, metrics
 
 CHECK_SECONDS = 1.0

@@ -13,7 +13,7 @@ from opentelemetry import trace
 from structlog.typing import EventDict, FilteringBoundLogger, Processor, WrappedLogger
 
 from shop_common.environment import startup
-from shop_common.environment.settings import CommonSettings, LogFormat
+from shop_common.environment.process_settings import CommonSettings, LogFormat
 from shop_common.telemetry import metrics
 
 Log = FilteringBoundLogger

@@ -13,7 +13,7 @@ from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
 from prometheus_client import REGISTRY, CollectorRegistry, make_wsgi_app
 
 from shop_common.environment import listen
-from shop_common.environment.settings import CommonSettings
+from shop_common.environment.process_settings import CommonSettings
 from shop_common.telemetry import metrics
 
 CONNECTIONS_MAX = 16

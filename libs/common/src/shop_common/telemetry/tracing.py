@@ -15,7 +15,8 @@ from opentelemetry.context import Context
 from opentelemetry.trace import NonRecordingSpan, Span, SpanContext, SpanKind, TraceFlags
 from opentelemetry.util.types import AttributeValue
 
-from shop_common.environment.settings import CommonSettings, refusal
+from shop_common.environment.process_settings import CommonSettings
+from shop_common.environment.settings import refusal
 
 if TYPE_CHECKING:
     from sqlalchemy import Engine

@@ -5,7 +5,8 @@ from pathlib import Path
 
 from shop_common.db.address import parse
 from shop_common.environment.certificates import CertificateFiles
-from shop_common.environment.settings import CallerSettings, read
+from shop_common.environment.process_settings import CallerSettings
+from shop_common.environment.settings import read
 from shop_common.rpc.tls import ReloadedCertificates, client_certificates
 from shopctl.client import Shop
 from shopctl.system import compose, runfile
