@@ -14,7 +14,6 @@ from devstack import kafka as kafka_brokers
 from devstack.certificates import Authority, Files
 from devstack.kafka import Kafka
 from devstack.stack import Databases, Options, Stack
-from shop_common.environment.certificates import CertificateFiles
 from shop_common.errors import ShopError, Unavailable
 from shop_common.rpc.tls import ReloadedCertificates
 from shop_protos.inventory.v1 import inventory_pb2, inventory_pb2_grpc
@@ -56,7 +55,7 @@ def connect(stack: Stack, files: Files) -> Shop:
     return Shop.connect(
         stack.inventory_address,
         stack.orders_address,
-        ReloadedCertificates(CertificateFiles(files.cert, files.key, files.ca, "TLS_CA_PATH")),
+        ReloadedCertificates(files.for_clients),
     )
 
 

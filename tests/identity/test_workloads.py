@@ -13,6 +13,7 @@ from devstack.kafka import Kafka
 from devstack.servers.issuer import Issuer
 from devstack.stack import Databases, Options, Stack
 from shop_common.identity.rules import ORDERS_ANY, PERMISSIONS
+from shop_common.rpc.tls import channel_credentials
 from shopctl.system.layout import INVENTORY_API, ORDER_API
 from tests.identity.apis import Apis, every_method, method_rule, request_of
 from tests.identity.conftest import WITHOUT_EVENTS, running, secured
@@ -54,16 +55,12 @@ def as_workload(stack: Stack, folder: Path) -> Iterator[Callable[[str], Apis]]:
 
     def connect(workload: str) -> Apis:
         if workload not in opened:
-            opened[workload] = Apis(stack, _credentials(Files(folder / workload)))
+            opened[workload] = Apis(stack, channel_credentials(Files(folder / workload).for_clients.read()))
         return opened[workload]
 
     yield connect
     for apis in opened.values():
         apis.close()
-
-
-def _credentials(files: Files) -> grpc.ChannelCredentials:
-    return grpc.ssl_channel_credentials(files.ca.read_bytes(), files.key.read_bytes(), files.cert.read_bytes())
 
 
 @every_method

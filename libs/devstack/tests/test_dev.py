@@ -21,6 +21,7 @@ from devstack.dev.options import port_option
 from devstack.ports import free_ports
 from devstack.process import Process, inherited_environment
 from devstack.stack import Databases, Ports
+from shop_common.rpc.tls import channel_credentials
 from shop_protos.inventory.v1 import inventory_pb2, inventory_pb2_grpc
 from shop_protos.order.v1 import order_pb2, order_pb2_grpc
 from shopctl.system import runfile
@@ -114,7 +115,7 @@ def test_with_secure_every_rpc_needs_a_certificate(start: Start, tmp_path: Path)
 def _list_orders(run: RunFile, folder: Path, user: str) -> grpc.StatusCode:
     """The status of a call that lists the orders of a user who is not `shopper`."""
     files = Files(folder / "run/certificates/shopctl")
-    credentials = grpc.ssl_channel_credentials(files.ca.read_bytes(), files.key.read_bytes(), files.cert.read_bytes())
+    credentials = channel_credentials(files.for_clients.read())
     token = (folder / f"run/identity/{user}.token").read_text().strip()
     with grpc.secure_channel(run.apis[1], credentials) as channel:
         list_orders = order_pb2_grpc.OrderServiceStub(channel).ListOrders

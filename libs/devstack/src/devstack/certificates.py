@@ -4,7 +4,6 @@ The files in a workload's folder have the names that cert-manager uses in a Secr
 """
 
 import ipaddress
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -16,7 +15,8 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-from shopctl.system import runfile
+from shop_common.environment.certificates import CertificateFiles
+from shopctl.system import private_file, runfile
 from shopctl.system.layout import INVENTORY_API, ORDER_API, REAPER, RELAY
 
 FOLDER = runfile.PATH.with_name("certificates")
@@ -48,6 +48,11 @@ class Files:
     @property
     def ca(self) -> Path:
         return self.folder / "ca.crt"
+
+    @property
+    def for_clients(self) -> CertificateFiles:
+        """The files as a client of the APIs uses them."""
+        return CertificateFiles(self.cert, self.key, self.ca, "TLS_CA_PATH")
 
 
 @dataclass(frozen=True)
@@ -194,8 +199,4 @@ def _pem_key(key: ec.EllipticCurvePrivateKey) -> bytes:
 def _write(path: Path, content: bytes) -> None:
     """Replace the file atomically. Only the file's owner may read it."""
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    part = path.with_name(f"{path.name}.{os.getpid()}")
-    part.unlink(missing_ok=True)
-    part.touch(mode=0o600)
-    part.write_bytes(content)
-    part.replace(path)
+    private_file.replace(path, content)

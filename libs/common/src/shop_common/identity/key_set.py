@@ -55,8 +55,7 @@ class KeySet:
         self._jwks_url = jwks_url
         self._set_ready: Callable[[bool], None] = lambda _ready: None
         self._keys: Mapping[str | None, jwt.PyJWK] = {}
-        self._fetched_at: float | None = None
-        self._attempted_at: float | None = None
+        self._fetched_at = self._attempted_at = float("-inf")
         self._changed = threading.Condition()
         self._is_wanted = True
         self._is_stopped = False
@@ -98,11 +97,11 @@ class KeySet:
         return self._keys.get(key_id)
 
     def _is_stale(self) -> bool:
-        return self._fetched_at is None or time.monotonic() - self._fetched_at > KEPT_SECONDS
+        return time.monotonic() - self._fetched_at > KEPT_SECONDS
 
     def _may_fetch(self) -> bool:
         """Return whether a fetch is running or may start now."""
-        return self._is_wanted or self._attempted_at is None or time.monotonic() - self._attempted_at >= RETRY_SECONDS
+        return self._is_wanted or time.monotonic() - self._attempted_at >= RETRY_SECONDS
 
     def _wait_for_fetch(self) -> None:
         if not self._waiting.acquire(blocking=False):

@@ -1,6 +1,7 @@
 """Verifies the JWTs of users."""
 
 import hashlib
+import threading
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -47,6 +48,7 @@ class TokenVerifier:
         self._user_claim = user_claim
         self._keys = keys
         self._remembered: dict[bytes, _Remembered] = {}
+        self._lock = threading.Lock()  # guards additions; a lookup is atomic
 
     def verify(self, token: str) -> Token:
         """Verify the token and return its claims. Raises TokenInvalid, TokenExpired, KeySetUnavailable."""
@@ -64,13 +66,11 @@ class TokenVerifier:
         return verified
 
     def _remember(self, digest: bytes, remembered: _Remembered) -> None:
-        # No lock: each of these dict operations is atomic. Concurrent threads may at worst remove one entry too many.
-        self._remembered.pop(digest, None)
-        if len(self._remembered) >= REMEMBERED_MAX:
-            oldest = next(iter(list(self._remembered)), None)
-            if oldest is not None:
-                self._remembered.pop(oldest, None)
-        self._remembered[digest] = remembered
+        with self._lock:
+            self._remembered.pop(digest, None)
+            if len(self._remembered) >= REMEMBERED_MAX:
+                del self._remembered[next(iter(self._remembered))]  # the oldest
+            self._remembered[digest] = remembered
 
     def _verify(self, token: str) -> Token:
         try:

@@ -3,7 +3,6 @@
 An issuer in this process signs the tokens. No API accepts them after this process has ended.
 """
 
-import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,7 +12,7 @@ import yaml
 from devstack.certificates import OPERATOR, spiffe_id
 from devstack.servers.issuer import AUDIENCE, Issuer
 from shop_common.identity.rules import PERMISSIONS
-from shopctl.system import runfile
+from shopctl.system import private_file, runfile
 from shopctl.system.layout import INVENTORY_API, ORDER_API, REAPER
 
 FOLDER = runfile.PATH.with_name("identity")
@@ -43,7 +42,8 @@ def provided(folder: Path = FOLDER) -> Iterator[dict[str, dict[str, str]]]:
         grants = folder / "grants.yaml"
         grants.write_text(yaml.safe_dump(_GRANTS, sort_keys=False))
         for name, (subject, scope) in USERS.items():
-            _write_secret(token_file(name, folder), issuer.token(subject, scope, seconds=TOKEN_SECONDS))
+            token = issuer.token(subject, scope, seconds=TOKEN_SECONDS)
+            private_file.replace(token_file(name, folder), f"{token}\n".encode())
         settings = {
             "GRANTS_PATH": str(grants.absolute()),
             "OIDC_ISSUER": issuer.url,
@@ -55,10 +55,3 @@ def provided(folder: Path = FOLDER) -> Iterator[dict[str, dict[str, str]]]:
 def token_file(user: str, folder: Path = FOLDER) -> Path:
     """Return the path of the file with the token of one of USERS."""
     return folder / f"{user}.token"
-
-
-def _write_secret(path: Path, text: str) -> None:
-    """Write a file that only its owner can read."""
-    path.unlink(missing_ok=True)
-    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
-        file.write(text + "\n")

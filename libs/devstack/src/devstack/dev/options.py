@@ -18,6 +18,7 @@ from sqlalchemy.exc import ArgumentError
 from devstack import certificates
 from devstack.ports import is_busy, listener
 from devstack.stack import Databases, Ports
+from shop_common.environment.listen import is_loopback
 
 _KAFKA_PORT = "--kafka-port"
 _TRACES_PORT = "--traces-port"
@@ -67,7 +68,7 @@ class DevOptions:
     @property
     def is_open(self) -> bool:
         """True if other machines can reach the ports."""
-        return not ipaddress.ip_address(self.listen.strip("[]")).is_loopback
+        return not is_loopback(self.listen)
 
 
 def parse(arguments: Sequence[str] | None) -> DevOptions:

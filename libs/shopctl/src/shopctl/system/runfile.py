@@ -1,12 +1,12 @@
 """The run file: the processes of `dev` and their addresses, for all other tasks."""
 
 import json
-import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import psutil
 
+from shopctl.system import private_file
 from shopctl.system.layout import INVENTORY_API, ORDER_API, Databases
 
 PATH = Path("run/devstack.json")
@@ -58,10 +58,7 @@ class RunFile:
 def write(run: RunFile, path: Path = PATH) -> None:
     """Write the file atomically. It contains passwords, so only its owner may read it."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f"{path.name}.{os.getpid()}")
-    part.touch(mode=0o600)
-    part.write_text(json.dumps(asdict(run), indent=2) + "\n")
-    part.replace(path)
+    private_file.replace(path, (json.dumps(asdict(run), indent=2) + "\n").encode())
 
 
 def read(path: Path = PATH) -> RunFile:
