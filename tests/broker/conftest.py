@@ -6,6 +6,8 @@ import pytest
 
 from devstack import kafka
 from devstack.kafka import Kafka
+from devstack.stack import Stack
+from tests.e2e.shop_driver import ShopDriver
 
 
 @pytest.fixture(scope="module")
@@ -14,3 +16,11 @@ def broker(docker_engine: str) -> Iterator[Kafka]:
     with kafka.provide(containers=True) as started:
         assert started.container.alive
         yield started
+
+
+@pytest.fixture
+def shop(stack: Stack) -> Iterator[ShopDriver]:
+    """A client of the file's system, in which everything is ready."""
+    with ShopDriver.connect(stack) as opened:
+        opened.wait_ready()
+        yield opened

@@ -35,13 +35,6 @@ def stack(postgres_server: PostgresServer, broker: Kafka) -> Iterator[Stack]:
         yield running
 
 
-@pytest.fixture
-def shop(stack: Stack) -> Iterator[ShopDriver]:
-    with ShopDriver.connect(stack) as opened:
-        opened.wait_ready()
-        yield opened
-
-
 def confirmed(shop: ShopDriver, product: int) -> str:
     order = shop.create_order((product, 1))
     shop.change_status(order.id, CONFIRMED)

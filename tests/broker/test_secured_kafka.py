@@ -66,13 +66,6 @@ def stack(postgres_server: PostgresServer, broker: SecuredBroker, users: dict[st
 
 
 @pytest.fixture
-def shop(stack: Stack) -> Iterator[ShopDriver]:
-    with ShopDriver.connect(stack) as opened:
-        opened.wait_ready()
-        yield opened
-
-
-@pytest.fixture
 def start(tmp_path: Path) -> Iterator[Start]:
     with starting(tmp_path) as start:
         yield start

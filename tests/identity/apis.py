@@ -7,12 +7,11 @@ import pytest
 from google.protobuf.descriptor import MethodDescriptor
 from google.protobuf.message import Message
 from google.protobuf.message_factory import GetMessageClass
-from google.rpc.error_details_pb2 import ErrorInfo
 
 from devstack.stack import Stack
 from shop_common.identity.rules import Rule, rules_of
 from shopctl.client import SERVICES
-from testkit.calls import outcome
+from testkit.calls import Outcome, outcome
 
 METHODS = [method for service in SERVICES for method in service.methods]
 """Every RPC of every service. They come from the contract, so that a new one is covered without a new test."""
@@ -45,17 +44,17 @@ class Apis:
             for package, address in addresses.items()
         }
 
-    def call(
-        self, method: MethodDescriptor, request: Message, *authorization: str
-    ) -> tuple[grpc.StatusCode, ErrorInfo]:
-        """The status of a call with these headers, and the ErrorInfo of a failed one."""
+    def call(self, method: MethodDescriptor, request: Message, *authorization: str) -> Outcome:
+        """The outcome of a call with these headers. Every refusal must have a reason."""
         rpc: Any = self._channels[method.containing_service.file.package].unary_unary(
             _path(method),
             request_serializer=lambda message: message.SerializeToString(),
             response_deserializer=GetMessageClass(method.output_type).FromString,
         )
         metadata = [("authorization", value) for value in authorization]
-        return outcome(lambda: rpc(request, timeout=60, metadata=metadata))
+        result = outcome(lambda: rpc(request, timeout=60, metadata=metadata))
+        assert result.code is grpc.StatusCode.OK or result.reason, f"no ErrorInfo: {result}"
+        return result
 
     def close(self) -> None:
         for channel in self._channels.values():

@@ -1,6 +1,6 @@
 """Without the permission orders.any, the orders of others do not exist."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import grpc
@@ -61,22 +61,27 @@ def users(shop: Stack, issuer: Issuer) -> Iterator[Users]:
     opened.close()
 
 
+def _refused(call: Callable[[], object]) -> tuple[grpc.StatusCode, str]:
+    refused = refusal(call)
+    return refused.code, refused.reason
+
+
 def test_an_order_is_found_by_its_user_and_by_staff_alone(users: Users) -> None:
     order = users.create(ALICE)
 
     assert users.get(order, ALICE).id == order.id
     assert users.get(order, STAFF, ORDERS_ANY).id == order.id
-    assert refusal(lambda: users.get(order, BOB)) == (grpc.StatusCode.NOT_FOUND, "ORDER_NOT_FOUND")
+    assert _refused(lambda: users.get(order, BOB)) == (grpc.StatusCode.NOT_FOUND, "ORDER_NOT_FOUND")
 
 
 @pytest.mark.parametrize("status", [pb.ORDER_STATUS_CONFIRMED, pb.ORDER_STATUS_CANCELLED])
 def test_an_order_is_changed_by_its_user_and_by_nobody_else(users: Users, status: pb.OrderStatus.ValueType) -> None:
     order = users.create(ALICE)
 
-    assert refusal(lambda: users.update(order, status, BOB)) == (grpc.StatusCode.NOT_FOUND, "ORDER_NOT_FOUND")
+    assert _refused(lambda: users.update(order, status, BOB)) == (grpc.StatusCode.NOT_FOUND, "ORDER_NOT_FOUND")
     assert users.get(order, ALICE).status == pb.ORDER_STATUS_PENDING
     assert users.update(order, status, ALICE).status == status
-    assert refusal(lambda: users.update(order, status, BOB)) == (grpc.StatusCode.NOT_FOUND, "ORDER_NOT_FOUND")
+    assert _refused(lambda: users.update(order, status, BOB)) == (grpc.StatusCode.NOT_FOUND, "ORDER_NOT_FOUND")
 
 
 def test_a_list_has_the_callers_own_orders_only(users: Users) -> None:
@@ -95,14 +100,14 @@ def test_a_page_token_of_one_user_leads_another_nowhere(users: Users) -> None:
     first = users._stub.ListOrders(pb.ListOrdersRequest(page_size=1), **users.as_user(ALICE))
     assert first.next_page_token
 
-    assert refusal(lambda: users.listed(pb.ListOrdersRequest(page_size=1, page_token=first.next_page_token), BOB)) == (
+    assert _refused(lambda: users.listed(pb.ListOrdersRequest(page_size=1, page_token=first.next_page_token), BOB)) == (
         grpc.StatusCode.INVALID_ARGUMENT,
         "INVALID_FIELD",
     )
 
 
 def test_a_caller_that_is_no_user_has_no_orders(users: Users) -> None:
-    assert refusal(lambda: users.listed(pb.ListOrdersRequest(), "a-batch-job")) == (
+    assert _refused(lambda: users.listed(pb.ListOrdersRequest(), "a-batch-job")) == (
         grpc.StatusCode.PERMISSION_DENIED,
         "PERMISSION_MISSING",
     )

@@ -67,19 +67,19 @@ def as_workload(stack: Stack, folder: Path) -> Iterator[Callable[[str], Apis]]:
 def test_a_workload_with_the_permission_alone_is_let_in(
     method: MethodDescriptor, as_workload: Callable[[str], Apis]
 ) -> None:
-    code, info = as_workload(method_rule(method).permission).call(method, request_of(method))
+    result = as_workload(method_rule(method).permission).call(method, request_of(method))
 
-    assert code is not grpc.StatusCode.UNAUTHENTICATED
-    if code is grpc.StatusCode.PERMISSION_DENIED:  # it has the permission for its own orders, but is no user
-        assert dict(info.metadata) == {"permission": ORDERS_ANY}
+    assert result.code is not grpc.StatusCode.UNAUTHENTICATED
+    if result.code is grpc.StatusCode.PERMISSION_DENIED:  # it has the permission for its own orders, but is no user
+        assert result.metadata == {"permission": ORDERS_ANY}
 
 
 @every_method
 def test_a_workload_without_grants_is_denied(method: MethodDescriptor, as_workload: Callable[[str], Apis]) -> None:
-    code, info = as_workload(NOBODY).call(method, request_of(method))
+    refused = as_workload(NOBODY).call(method, request_of(method))
 
-    assert (code, info.reason) == (grpc.StatusCode.PERMISSION_DENIED, "PERMISSION_MISSING")
-    assert dict(info.metadata) == {"permission": method_rule(method).permission}
+    assert (refused.code, refused.reason) == (grpc.StatusCode.PERMISSION_DENIED, "PERMISSION_MISSING")
+    assert refused.metadata == {"permission": method_rule(method).permission}
 
 
 @every_method
@@ -89,8 +89,8 @@ def test_a_token_decides_alone_whatever_the_certificate_is_granted(
     permission = method_rule(method).permission
     granted = as_workload(permission)
 
-    code, info = granted.call(method, request_of(method), f"Bearer {issuer.token(1, 'unknown-scope')}")
-    expired, why = granted.call(method, request_of(method), f"Bearer {issuer.token(1, permission, seconds=-3600)}")
+    refused = granted.call(method, request_of(method), f"Bearer {issuer.token(1, 'unknown-scope')}")
+    expired = granted.call(method, request_of(method), f"Bearer {issuer.token(1, permission, seconds=-3600)}")
 
-    assert (code, info.reason) == (grpc.StatusCode.PERMISSION_DENIED, "PERMISSION_MISSING")
-    assert (expired, why.reason) == (grpc.StatusCode.UNAUTHENTICATED, "TOKEN_EXPIRED")
+    assert (refused.code, refused.reason) == (grpc.StatusCode.PERMISSION_DENIED, "PERMISSION_MISSING")
+    assert (expired.code, expired.reason) == (grpc.StatusCode.UNAUTHENTICATED, "TOKEN_EXPIRED")

@@ -1,9 +1,11 @@
 """The settings of Kafka connections: what they become, and which are refused."""
 
 import os
+import threading
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
+from socketserver import StreamRequestHandler, ThreadingTCPServer
 
 import pytest
 import structlog
@@ -272,13 +274,26 @@ def test_consumers_have_no_option_that_could_be_overridden() -> None:
     assert set(topic_reader.options("group", session_seconds=6)) <= OWN_OPTIONS
 
 
+class _InPlainText(StreamRequestHandler):
+    """A server that answers the first record of a handshake in plain text, and waits for the client to leave."""
+
+    def handle(self) -> None:
+        self.request.recv(1)
+        self.request.sendall(b"this is not TLS")
+        self.rfile.read()
+
+
 def test_a_broker_is_checked_with_the_reason_of_librdkafka(embedded_broker: Kafka, files: Files) -> None:
     embedded_broker.connection.check()
 
-    # The embedded broker has no TLS. It may also reset the connection before librdkafka has read a response.
-    secured = KafkaConnection(embedded_broker.bootstrap, SecurityProtocol.SSL, ca_path=files.ca)
-    with pytest.raises(KafkaUnreachable, match=r"SSL handshake failed|SSL_HANDSHAKE"):
-        secured.check()
+    # A broker without TLS may reset the connection, and then the reason depends on what librdkafka has read by then.
+    with ThreadingTCPServer(("127.0.0.1", 0), _InPlainText) as server:
+        server.daemon_threads = True
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        secured = KafkaConnection(f"127.0.0.1:{server.server_address[1]}", SecurityProtocol.SSL, ca_path=files.ca)
+        with pytest.raises(KafkaUnreachable, match="SSL handshake failed"):
+            secured.check()
+        server.shutdown()
 
 
 @pytest.fixture

@@ -120,8 +120,7 @@ def _list_orders(run: RunFile, folder: Path, user: str) -> grpc.StatusCode:
     with grpc.secure_channel(run.apis[1], credentials) as channel:
         list_orders = order_pb2_grpc.OrderServiceStub(channel).ListOrders
         metadata = (("authorization", f"Bearer {token}"),)
-        code, _ = outcome(lambda: list_orders(order_pb2.ListOrdersRequest(user_id=2), metadata=metadata, timeout=60))
-    return code
+        return outcome(lambda: list_orders(order_pb2.ListOrdersRequest(user_id=2), metadata=metadata, timeout=60)).code
 
 
 def test_a_second_one_in_the_same_folder_is_refused_and_told_who_runs(running: tuple[Process, RunFile, Start]) -> None:

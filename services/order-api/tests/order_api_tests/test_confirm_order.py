@@ -6,7 +6,8 @@ import grpc
 
 from shop_common.db.database import Database
 from shop_protos.order.v1 import order_pb2 as pb
-from testkit.drivers.order_api import InventoryClient, OrderApiDriver, at_once, new_order, new_request, refusal, stored
+from testkit.calls import refusal
+from testkit.drivers.order_api import InventoryClient, OrderApiDriver, at_once, new_order, new_request, stored
 from testkit.eventually import eventually
 
 CONFIRMED = pb.ORDER_STATUS_CONFIRMED

@@ -17,14 +17,8 @@ from order_api.operations.purge import KeyPurge
 from order_api.store import tables
 from shop_common.db.database import Database
 from shop_protos.order.v1 import order_pb2 as pb
-from testkit.drivers.order_api import (
-    INVENTORY_CALL_SECONDS,
-    InventoryClient,
-    OrderApiDriver,
-    at_once,
-    new_request,
-    refusal,
-)
+from testkit.calls import refusal
+from testkit.drivers.order_api import INVENTORY_CALL_SECONDS, InventoryClient, OrderApiDriver, at_once, new_request
 from testkit.eventually import eventually
 
 

@@ -18,7 +18,8 @@ from shop_common.api.valid import TEXT_LENGTH_MAX
 from shop_common.db.database import Database
 from shop_common.timestamps import from_micros, to_proto
 from shop_protos.order.v1 import order_pb2 as pb
-from testkit.drivers.order_api import UNKNOWN, OrderApiDriver, lines_read, new_order, refusal, stored
+from testkit.calls import refusal
+from testkit.drivers.order_api import UNKNOWN, OrderApiDriver, lines_read, new_order, stored
 
 
 @pytest.fixture

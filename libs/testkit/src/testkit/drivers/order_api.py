@@ -2,20 +2,16 @@
 
 import itertools
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any, TypeVar
 from uuid import uuid4
 
 import grpc
 import orjson
-import pytest
 from google.protobuf.duration_pb2 import Duration
-from google.rpc import error_details_pb2
-from google.rpc.status_pb2 import Status as RpcStatus
 from google.type.money_pb2 import Money
 from sqlalchemy import event, select
 
@@ -29,7 +25,6 @@ from order_api.store import orders, tables
 from shop_common.api import money
 from shop_common.db.database import Database
 from shop_common.rpc.server import Server
-from shop_common.rpc.status import STATUS_KEY
 from shop_common.timestamps import rfc3339
 from shop_protos.inventory.v1 import inventory_pb2, inventory_pb2_grpc
 from shop_protos.order.v1 import maintenance_pb2, maintenance_pb2_grpc, order_pb2_grpc
@@ -87,16 +82,6 @@ class InventoryClient:
 
     def confirm(self, order_id: str) -> None:
         self.stub.ConfirmReservations(inventory_pb2.ConfirmReservationsRequest(order_id=order_id), timeout=CALL_SECONDS)
-
-
-@dataclass
-class Refusal:
-    """The status and details of a refused call."""
-
-    code: grpc.StatusCode
-    reason: str
-    metadata: Mapping[str, str]
-    fields: list[str]
 
 
 class OrderApiDriver:
@@ -175,21 +160,6 @@ def events(database: Database, order_id: str | None = None) -> list[dict[str, An
         }
         contract.validator().check(row.topic, row.key, headers, row.payload.encode())
     return [orjson.loads(row.payload) for row in rows if order_id in (None, row.key)]
-
-
-def refusal(call: Callable[[], object]) -> Refusal:
-    """Make a call that must fail, and return its status and details."""
-    with pytest.raises(grpc.RpcError) as caught:
-        call()
-    error: Any = caught.value
-    status = RpcStatus()
-    for key, value in error.trailing_metadata():
-        if key == STATUS_KEY:
-            status.ParseFromString(value)
-    info, bad = error_details_pb2.ErrorInfo(), error_details_pb2.BadRequest()
-    for detail in status.details:
-        _ = detail.Unpack(info) or detail.Unpack(bad)
-    return Refusal(error.code(), info.reason, dict(info.metadata), [each.field for each in bad.field_violations])
 
 
 def new_request(
