@@ -35,6 +35,8 @@ ROOT = Path(__file__).resolve().parents[2]
 OPERATOR = "shopctl"
 STRANGER = "stranger"
 DONE_SECONDS = 60
+UNITS = 1_000_000
+"""More than callers can order while the broker restarts: their stock comes back only after that."""
 FORGED = b'{"event_type": "ORDER_CANCELLED", "timestamp": "2024-01-15T10:30:00Z", "data": {"id": "forged"}}'
 
 
@@ -294,7 +296,7 @@ def renewals(stack: Stack) -> list[int]:
 def test_passwords_certificates_and_ca_change_under_load_without_a_lost_event(
     shop: ShopDriver, broker: SecuredBroker, users: dict[str, Credentials]
 ) -> None:
-    stack, product = shop.stack, shop.stocked_product(units=1000)
+    stack, product = shop.stack, shop.stocked_product(units=UNITS)
     processes = [users[name] for name in (RELAY, INVENTORY_API, ORDER_API)]
     before = renewals(stack)
     old, new = broker.authority, Authority.create("new CA")
@@ -324,8 +326,8 @@ def test_passwords_certificates_and_ca_change_under_load_without_a_lost_event(
 
     with pytest.raises(KafkaUnreachable):
         users[STRANGER].connection(broker.bootstrap).check()
-    shop.eventually(lambda: shop.available(product) == 1000, 2 * DONE_SECONDS)
-    shop.assert_consistent(product, stocked=1000)
+    shop.eventually(lambda: shop.available(product) == UNITS, 2 * DONE_SECONDS)
+    shop.assert_consistent(product, stocked=UNITS)
     released = shop.stock_events(product, "STOCK_RELEASED", len(cancelled), 2 * DONE_SECONDS)
     of_orders = [data["order_id"] for kind, data in released if kind == "STOCK_RELEASED"]
     assert sorted(of_orders) == sorted(cancelled), "each cancelled order released its stock once"
