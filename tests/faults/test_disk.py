@@ -4,10 +4,9 @@ from collections.abc import Iterator
 
 import psycopg
 import pytest
-from sqlalchemy.engine import make_url
 
 from devstack.kafka import Kafka
-from devstack.postgres import PostgresServer, wait_until_it_answers
+from devstack.postgres import PostgresServer
 from devstack.servers.containers import Container
 from devstack.stack import Databases
 from tests.faults.clients import Clients
@@ -47,10 +46,7 @@ def test_postgresql_has_no_disk_space(small: Small, own_broker: Kafka, seed: int
         )
         clients.wait_for_attempts(30)
         disk.clear()
-        if not container.alive:
-            # A server that finds no space during recovery from a crash exits.
-            container.start_again()
-        wait_until_it_answers(make_url(server.url))
+        system.eventually(lambda: runs_again(server, container), FULL_SECONDS, "it runs again when there is space")
         system.wait_ready()
         clients.wait_for(60)
 
@@ -64,6 +60,20 @@ def crashes(server: PostgresServer, disk: SmallDisk) -> bool:
     except psycopg.OperationalError:
         return True
     return False
+
+
+def runs_again(server: PostgresServer, container: Container) -> bool:
+    """True if the server accepts a connection. Start its container again if that has exited.
+
+    A server that finds no space while it recovers from a crash exits. It may notice that only after there is space.
+    """
+    if not container.alive:
+        container.start_again()
+    try:
+        psycopg.connect(plain(server.url), connect_timeout=5).close()
+    except psycopg.OperationalError:
+        return False
+    return True
 
 
 def calls_fail(disk: SmallDisk, clients: Clients, more_than: int) -> bool:
