@@ -69,6 +69,7 @@ def test_grants_add_up_over_the_scopes_of_a_token(tmp_path: Path) -> None:
         workloads:
           spiffe://shop/order-api: [stock.reserve]
           spiffe://shop/idle:
+          spiffe://acme/warehouse: {permissions: [inventory.read], tenant: acme}
         scopes:
           shopper: [orders.read, orders.write]
           staff: [orders.any]
@@ -77,9 +78,11 @@ def test_grants_add_up_over_the_scopes_of_a_token(tmp_path: Path) -> None:
 
     granted = grants.read(path)
 
-    assert granted.of_workload("spiffe://shop/order-api") == {"stock.reserve"}
-    assert granted.of_workload("spiffe://shop/idle") == frozenset()
-    assert granted.of_workload("spiffe://shop/unknown") == frozenset()
+    assert granted.of_workload("spiffe://shop/order-api").permissions == {"stock.reserve"}
+    assert granted.of_workload("spiffe://shop/idle").permissions == frozenset()
+    assert granted.of_workload("spiffe://shop/order-api").tenant == "default"
+    assert granted.of_workload("spiffe://acme/warehouse") == grants.Workload(frozenset({"inventory.read"}), "acme")
+    assert granted.of_workload("spiffe://shop/unknown").permissions == frozenset()
     assert granted.of_scopes(["shopper", "staff", "unknown"]) == {"orders.read", "orders.write", "orders.any"}
 
 
@@ -90,6 +93,14 @@ def test_grants_add_up_over_the_scopes_of_a_token(tmp_path: Path) -> None:
         ("users: {}", "'users' is not a section: workloads and scopes are"),
         ("scopes: [a]", "scopes must be a mapping from names to lists of permissions"),
         ("scopes: {a: orders.read}", "scopes: the permissions of 'a' must be a list"),
+        (
+            "workloads: {spiffe://a/b: {tenant: A}}",
+            "the tenant of 'spiffe://a/b' must be 1 to 64 characters of a-z 0-9 _ -",
+        ),
+        (
+            "workloads: {spiffe://a/b: {rights: []}}",
+            "'spiffe://a/b' has 'rights', but may have permissions and tenant only",
+        ),
         ("scopes: {1: [orders.read]}", "scopes: the name 1 must be text"),
         ("workloads: {order-api: []}", "workloads: 'order-api' must be a SPIFFE id, spiffe://TRUST-DOMAIN/PATH"),
         (

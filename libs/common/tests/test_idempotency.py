@@ -31,8 +31,16 @@ def database(database_url: str) -> Iterator[Database]:
     database.close()
 
 
-def claim(request_id: str, content: str = "", made: str = "first", *, scope: str = "", method: str = "Put") -> Claim:
-    return Claim(method, scope, request_id, content, (made,))
+def claim(
+    request_id: str,
+    content: str = "",
+    made: str = "first",
+    *,
+    scope: str = "",
+    method: str = "Put",
+    tenant: str = "default",
+) -> Claim:
+    return Claim(method, scope, request_id, content, (made,), tenant)
 
 
 class Shop:
@@ -100,11 +108,13 @@ def test_a_call_that_fails_leaves_no_claim(database: Database) -> None:
     assert count(database) == 0
 
 
-def test_a_request_id_is_its_methods_and_its_scopes_own(database: Database) -> None:
-    others = [claim("r"), claim("r", scope="7"), claim("r", method="Take"), claim("s")]
+def test_a_request_id_belongs_to_its_method_its_scope_and_its_tenant(database: Database) -> None:
+    others = [claim("r"), claim("r", scope="7"), claim("r", method="Take"), claim("s"), claim("r", tenant="acme")]
 
     assert database.transact(lambda tx: KEYS.insert(tx, others)) == {}
-    assert database.transact(lambda tx: KEYS.insert(tx, [claim("r", made="second")])) == {("Put", "", "r"): others[0]}
+    assert database.transact(lambda tx: KEYS.insert(tx, [claim("r", made="second")])) == {
+        ("default", "Put", "", "r"): others[0]
+    }
     assert database.transact(lambda tx: KEYS.insert(tx, [])) == {}
 
 

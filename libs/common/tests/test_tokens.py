@@ -22,11 +22,20 @@ from testkit.eventually import eventually
 class _Fixture:
     """A verifier and the issuer whose tokens it accepts."""
 
-    def __init__(self, issuer: Issuer, *, user_claim: str = "sub", jwks_url: str | None = None) -> None:
+    def __init__(
+        self,
+        issuer: Issuer,
+        *,
+        user_claim: str = "sub",
+        tenant_claim: str | None = None,
+        jwks_url: str | None = None,
+    ) -> None:
         self.issuer = issuer
         self.ready: list[bool] = []
         self.keys = KeySet(issuer.url, jwks_url=jwks_url)
-        self.verifier = TokenVerifier(issuer=issuer.url, audience=AUDIENCE, user_claim=user_claim, keys=self.keys)
+        self.verifier = TokenVerifier(
+            issuer=issuer.url, audience=AUDIENCE, user_claim=user_claim, tenant_claim=tenant_claim, keys=self.keys
+        )
 
     def start(self) -> None:
         self.keys.start(self.ready.append)
@@ -67,6 +76,22 @@ def test_the_user_may_be_in_another_claim(issuer: Issuer) -> None:
         assert fixture.verifier.verify(issuer.token("abc", shop_user=7)).subject == "7"
         with pytest.raises(TokenInvalid, match="lacks a required claim"):
             fixture.verifier.verify(issuer.token("abc"))
+    finally:
+        fixture.keys.stop()
+
+
+def test_without_a_tenant_claim_all_users_are_of_the_default_tenant(checked: _Fixture) -> None:
+    assert checked.verifier.verify(checked.issuer.token(1, tenant="acme")).tenant == "default"
+
+
+@pytest.mark.parametrize("name", [None, "", "ACME", "a/b", "a b", "a" * 65, 7, ["acme"]])
+def test_with_a_tenant_claim_a_user_without_a_tenant_is_refused(issuer: Issuer, name: object) -> None:
+    fixture = _Fixture(issuer, tenant_claim="tenant")
+    fixture.start()
+    try:
+        assert fixture.verifier.verify(issuer.token(1, tenant="acme-2_b")).tenant == "acme-2_b"
+        with pytest.raises(TokenInvalid, match="'tenant' must be the name of a tenant"):
+            fixture.verifier.verify(issuer.token(1, tenant=name))
     finally:
         fixture.keys.stop()
 

@@ -30,6 +30,8 @@ from event_relay.batch import Batch, Delivery, poll_reports
 from event_relay.outbox_rows import OutboxRow
 from shop_common.environment.files import FileUnusable
 from shop_common.events.kafka_connection import CredentialFiles, ErrorCause, KafkaConnection, text_of
+from shop_common.events.outbox import TENANT_HEADER
+from shop_common.identity import tenant
 from shop_common.telemetry import logs, tracing
 from shop_common.timestamps import rfc3339_of_micros
 
@@ -88,6 +90,7 @@ class Publisher:
             ("ce_specversion", "1.0"),
             ("ce_source", source),
             ("content-type", "application/json"),
+            (TENANT_HEADER, tenant.DEFAULT),  # the headers of a row override it
         ]
         self._producer: Producer | None = None
         self._batch: Batch | None = None

@@ -63,6 +63,7 @@ def test_an_event_is_a_cloudevent_in_binary_mode(driver: OutboxDriver) -> None:
         "ce_source": "/shop/test",
         "ce_time": event.created_at.strftime("%Y-%m-%dT%H:%M:%S.%fZ"),
         "ce_subject": "7",
+        "ce_tenant": "default",
         "ce_sequence": f"{row_id:019d}",
         "content-type": "application/json",
         "traceparent": trace,

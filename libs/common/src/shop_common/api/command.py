@@ -2,14 +2,19 @@
 
 from dataclasses import dataclass, field
 
+from shop_common.identity.caller import ANYONE, Caller
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Command:
     """A parsed request for a change.
 
     `request_id` makes the command safe to repeat; it is None if the caller sent none. `traceparent` links the events
-    of the change to the caller's trace. Commands that differ only in `traceparent` are equal.
+    of the change to the caller's trace. Commands that differ only in `traceparent` are equal. The change concerns data
+    of the caller's tenant only.
     """
+
+    caller: Caller = ANYONE
 
     request_id: str | None = None
     traceparent: str | None = field(default=None, compare=False)

@@ -16,12 +16,13 @@ from sqlalchemy import Column, Connection, Index, MetaData, Table, Text, delete,
 
 from shop_common.db.sql import Clock, Statement, Timestamp, in_rows, insert_into
 from shop_common.errors import InvalidInput, ShopError, Violation
+from shop_common.identity.tenant import DEFAULT
 
 _Request = TypeVar("_Request")
 _Result = TypeVar("_Result")
 
-Key = tuple[str, str, str]
-"""The method, the scope (the user's id if request ids are unique per user, else empty) and the request id."""
+Key = tuple[str, str, str, str]
+"""The tenant, the method, the scope and the request id. The scope is the user's id, or empty."""
 
 
 class RequestIdReused(InvalidInput):
@@ -46,10 +47,11 @@ class Claim:
     request_id: str
     fingerprint: str
     resources: tuple[str, ...]
+    tenant: str = DEFAULT
 
     @property
     def key(self) -> Key:
-        return (self.method, self.scope, self.request_id)
+        return (self.tenant, self.method, self.scope, self.request_id)
 
 
 def fingerprint(*content: object) -> str:
@@ -66,6 +68,7 @@ class IdempotencyKeys:
             metadata,
             # The request id comes first in the index because it is the most selective column.
             Column("request_id", Text, primary_key=True),
+            Column("tenant", Text, primary_key=True, server_default=DEFAULT),
             Column("scope", Text, primary_key=True),
             Column("method", Text, primary_key=True),
             Column("fingerprint", Text, nullable=False),
@@ -73,8 +76,8 @@ class IdempotencyKeys:
             Column("created_at", Timestamp, nullable=False, server_default=Clock()),
             Index("ix_idempotency_keys_created_at", "created_at"),
         )
-        key = (table.c.method, table.c.scope, table.c.request_id)
-        names = ("method", "scope", "request_id")
+        names = ("tenant", "method", "scope", "request_id")
+        key = tuple(table.c[name] for name in names)
         types = {column.name: column.type for column in key}
         self._insert = insert_into(table, *names, "fingerprint", "resources", or_ignore=True, returning=key)
         self._find = Statement(
@@ -128,10 +131,18 @@ class IdempotencyKeys:
         if not keys:
             return {}
         return {
-            (row.method, row.scope, row.request_id): Claim(
-                row.method, row.scope, row.request_id, row.fingerprint, tuple(orjson.loads(row.resources))
+            claim.key: claim
+            for claim in (
+                Claim(
+                    row.method,
+                    row.scope,
+                    row.request_id,
+                    row.fingerprint,
+                    tuple(orjson.loads(row.resources)),
+                    row.tenant,
+                )
+                for row in self._find(tx, [_key_row(key) for key in keys])
             )
-            for row in self._find(tx, [_key_row(key) for key in keys])
         }
 
     def take_back(self, tx: Connection, keys: Sequence[Key]) -> None:
@@ -141,9 +152,9 @@ class IdempotencyKeys:
 
     def purge(self, tx: Connection, before: datetime, max_count: int) -> int:
         """Delete up to `max_count` keys that were claimed before `before`, oldest first. Returns the number of them."""
-        key = (self.table.c.method, self.table.c.scope, self.table.c.request_id)
+        key = tuple(self.table.c[name] for name in ("tenant", "method", "scope", "request_id"))
         oldest = select(*key).where(self.table.c.created_at < before).order_by(self.table.c.created_at).limit(max_count)
-        return len(tx.execute(delete(self.table).where(tuple_(*key).in_(oldest)).returning(key[2])).all())
+        return len(tx.execute(delete(self.table).where(tuple_(*key).in_(oldest)).returning(key[3])).all())
 
 
 class Claimed(Generic[_Request]):
@@ -198,5 +209,5 @@ class Claimed(Generic[_Request]):
 
 
 def _key_row(key: Key) -> dict[str, str]:
-    method, scope, request_id = key
-    return {"method": method, "scope": scope, "request_id": request_id}
+    tenant, method, scope, request_id = key
+    return {"tenant": tenant, "method": method, "scope": scope, "request_id": request_id}

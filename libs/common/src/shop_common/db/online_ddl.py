@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from alembic import op
-from sqlalchemy import ColumnElement, TableClause, TextClause, select, update
+from sqlalchemy import Column, ColumnElement, TableClause, TextClause, select, update
 
 from shop_common.db.database import OUTSIDE_TRANSACTION
 
@@ -34,6 +34,28 @@ def drop_index(name: str, table: str) -> None:
     """Drop an index without blocking readers or writers."""
     with _outside_transaction():
         op.drop_index(name, table, if_exists=True, postgresql_concurrently=True)
+
+
+def add_column(table: str, column: Column[Any]) -> None:
+    """Add a column, unless an earlier run has added it. A constant default rewrites no rows."""
+    # On SQLite a failed run is rolled back. It has no IF NOT EXISTS for columns.
+    op.add_column(table, column, if_not_exists=op.get_context().dialect.name != "sqlite")
+
+
+def replace_primary_key(table: str, columns: Sequence[str]) -> None:
+    """Replace the primary key of a table without blocking its readers and writers for long.
+
+    On PostgreSQL the index of the new key is built concurrently. Then one short transaction replaces the constraint, so
+    the table is never without a key. SQLite copies the table.
+    """
+    name = f"pk_{table}"
+    if op.get_context().dialect.name == "sqlite":
+        with op.batch_alter_table(table, recreate="always") as batch:
+            batch.drop_constraint(name, type_="primary")
+            batch.create_primary_key(name, list(columns))
+        return
+    add_index(f"new_{name}", table, columns, unique=True)
+    op.execute(f"ALTER TABLE {table} DROP CONSTRAINT {name}, ADD CONSTRAINT {name} PRIMARY KEY USING INDEX new_{name}")
 
 
 def fill(table: TableClause, values: Mapping[str, Any], *where: ColumnElement[bool] | TextClause) -> None:

@@ -17,8 +17,12 @@ from uuid_utils import uuid7
 
 from shop_common.db.database import count_after_commit
 from shop_common.db.sql import Id, RowId, Statement, Timestamp, insert_into
+from shop_common.identity import tenant
 from shop_common.telemetry import metrics, tracing
 from shop_common.timestamps import rfc3339
+
+TENANT_HEADER = "ce_tenant"
+"""The header of an event with the name of its tenant."""
 
 SHARDS = 16
 """The number of shards. It must never change: the waiting rows of a key must stay in their shard."""
@@ -38,7 +42,7 @@ _written = metrics.counter(__name__, "shop_events_written_total", "Events whose 
 class Message:
     """An event for other services. `key` is the id of the order or product that has changed.
 
-    `traceparent` belongs to the call that caused the event.
+    `tenant` is the tenant of the order or product. `traceparent` belongs to the call that caused the event.
     """
 
     topic: str
@@ -47,6 +51,7 @@ class Message:
     data: dict[str, Any]
     occurred_at: datetime
     traceparent: str | None = None
+    tenant: str = tenant.DEFAULT
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,7 +132,8 @@ def _record(message: Message, traceparent: str | None) -> Record:
         key=message.key,
         type=message.type,
         payload=payload.decode(),
-        headers=None,
+        # The relay adds the default tenant itself, so that most rows have no headers.
+        headers=None if message.tenant == tenant.DEFAULT else orjson.dumps({TENANT_HEADER: message.tenant}).decode(),
         traceparent=traceparent,
         created_at=message.occurred_at,
     )

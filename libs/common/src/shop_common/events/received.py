@@ -16,6 +16,8 @@ from confluent_kafka import Message
 from opentelemetry.trace import Span, SpanContext, SpanKind, StatusCode
 from opentelemetry.util.types import AttributeValue
 
+from shop_common.events.outbox import TENANT_HEADER
+from shop_common.identity import tenant
 from shop_common.telemetry import tracing
 
 Position = tuple[str, int, int]
@@ -24,7 +26,10 @@ Position = tuple[str, int, int]
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """An event, as handlers receive it. `key` is an order or product id; the schema of `data` depends on `type`.
+    """An event, as handlers receive it. The schema of `data` depends on `type`.
+
+    `key` is the id of an order or a product. In a tenant other than the default, the key of a product begins with the
+    tenant and a slash.
 
     Events that a handler emits continue the trace of `traceparent`.
     """
@@ -38,6 +43,7 @@ class Event:
     topic: str
     partition: int
     offset: int
+    tenant: str = tenant.DEFAULT
 
     @property
     def position(self) -> Position:
@@ -120,11 +126,14 @@ def decode(message: Received) -> Event:
         data = body["data"]
         occurred_at = datetime.fromisoformat(body["timestamp"])
         key = message.key.decode()
+        tenant_name = message.header(TENANT_HEADER) or tenant.DEFAULT
         event_id = message.header("ce_id") or "/".join(map(str, message.position))
     except Exception as error:  # only the message is read here, so every error is caused by it
         raise Undecodable(f"not an event: {type(error).__name__}: {error}") from error
     if not isinstance(event_type, str) or not isinstance(data, dict) or occurred_at.tzinfo is None:
         raise Undecodable("not an event: event_type must be a string, data an object, timestamp a time with an offset")
+    if not tenant.is_valid(tenant_name):
+        raise Undecodable(f"not an event: {TENANT_HEADER} must be 1 to 64 characters of a-z 0-9 _ -")
     return Event(
         type=event_type,
         key=key,
@@ -135,6 +144,7 @@ def decode(message: Received) -> Event:
         topic=message.topic,
         partition=message.partition,
         offset=message.offset,
+        tenant=tenant_name,
     )
 
 

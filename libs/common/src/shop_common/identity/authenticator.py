@@ -1,13 +1,19 @@
 """Identifies the caller of a call by the call's headers and the certificate of its connection."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
+from shop_common.identity import tenant
 from shop_common.identity.caller import Caller
-from shop_common.identity.errors import CredentialsMissing, TokenInvalid
+from shop_common.identity.errors import CredentialsMissing, DelegationInvalid, TokenInvalid
 from shop_common.identity.grants import Grants
-from shop_common.identity.tokens import TokenVerifier
+from shop_common.identity.tokens import SUBJECT_CHARACTERS_MAX, TokenVerifier
 
 AUTHORIZATION = "authorization"
+TENANT = "shop-tenant"
+SUBJECT = "shop-subject"
+"""The headers with which a delegate names the tenant and the user for which it calls."""
+
+_HEADERS = frozenset({AUTHORIZATION, TENANT, SUBJECT})
 _SCHEME = "bearer"
 
 
@@ -21,15 +27,26 @@ class Authenticator:
     def caller(self, metadata: Iterable[tuple[str, str | bytes]], spiffe_id: str | None) -> Caller:
         """Return the caller. `metadata` are the headers; `spiffe_id` is the id in the client's certificate, if any.
 
-        If there is a token, the certificate is ignored: a gateway's certificate adds no permissions to its users.
-        Raises CredentialsMissing, TokenInvalid, TokenExpired, KeySetUnavailable.
+        If there is a token, the certificate is ignored: a gateway's certificate adds no permissions to its users. If
+        the headers name a tenant or a user, the caller acts for them. Raises CredentialsMissing, TokenInvalid,
+        TokenExpired, KeySetUnavailable, PermissionMissing, DelegationInvalid.
         """
-        headers = [value for key, value in metadata if key == AUTHORIZATION]
-        if headers:
-            return self._user(headers)
+        headers: dict[str, list[str | bytes]] = {}
+        for key, value in metadata:
+            if key in _HEADERS:
+                headers.setdefault(key, []).append(value)
+        authenticated = self._authenticated(headers.get(AUTHORIZATION, ()), spiffe_id)
+        if TENANT in headers or SUBJECT in headers:
+            return _delegated(authenticated, headers)
+        return authenticated
+
+    def _authenticated(self, tokens: Sequence[str | bytes], spiffe_id: str | None) -> Caller:
+        if tokens:
+            return self._user(tokens)
         if spiffe_id is None:
             raise CredentialsMissing
-        return Caller(spiffe_id, self._grants.of_workload(spiffe_id))
+        workload = self._grants.of_workload(spiffe_id)
+        return Caller(spiffe_id, workload.permissions, tenant=workload.tenant)
 
     def _user(self, headers: Sequence[str | bytes]) -> Caller:
         scheme, _, token = str(headers[0]).partition(" ")
@@ -39,4 +56,28 @@ class Authenticator:
             raise TokenInvalid("this server accepts no tokens: OIDC_ISSUER is not set")
         verified = self._tokens.verify(token)
         permissions = self._grants.of_scopes(verified.scopes)
-        return Caller(f"user:{verified.subject}", permissions, verified.subject)
+        return Caller(f"user:{verified.subject}", permissions, verified.subject, verified.tenant)
+
+
+def delegated(caller: Caller, named_tenant: str, subject: str) -> Caller:
+    """Return the caller, acting for the user of the tenant.
+
+    An empty tenant is the default one, and an empty subject is no user. Raises PermissionMissing if the caller may not
+    act for others, and DelegationInvalid if a name is malformed.
+    """
+    acting = caller.acting_for(named_tenant or tenant.DEFAULT, subject or None)
+    if not tenant.is_valid(acting.tenant):
+        raise DelegationInvalid("the named tenant must be 1 to 64 characters of a-z 0-9 _ -")
+    if len(subject) > SUBJECT_CHARACTERS_MAX or not subject.isprintable():
+        raise DelegationInvalid(f"the named user must be 1 to {SUBJECT_CHARACTERS_MAX} printable characters")
+    return acting
+
+
+def _delegated(caller: Caller, headers: Mapping[str, Sequence[str | bytes]]) -> Caller:
+    names = []
+    for header in (TENANT, SUBJECT):
+        values = headers.get(header, ("",))
+        if len(values) > 1:
+            raise DelegationInvalid(f"the call must have one header {header}")
+        names.append(str(values[0]))
+    return delegated(caller, *names)

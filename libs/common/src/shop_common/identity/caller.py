@@ -1,9 +1,10 @@
 """The caller of a call, and its permissions."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from shop_common.identity.errors import PermissionMissing
-from shop_common.identity.rules import ORDERS_ANY, PERMISSIONS
+from shop_common.identity.rules import DELEGATE, ORDERS_ANY, PERMISSIONS
+from shop_common.identity.tenant import DEFAULT
 
 _USER_ID_MAX = 2**63 - 1
 
@@ -12,13 +13,15 @@ _USER_ID_MAX = 2**63 - 1
 class Caller:
     """An authenticated caller.
 
-    `name` is unique among callers: a SPIFFE id, or `user:` and the subject of a token. `subject` is the user to whom
-    the token was issued, or None for a workload.
+    `name` is unique among the callers of a tenant: a SPIFFE id, or `user:` and the subject of a token. `subject` is the
+    user to whom the token was issued, or for whom a delegate acts, or else None. The call reads and changes data of
+    `tenant` only, unless it is maintenance.
     """
 
     name: str
     permissions: frozenset[str]
     subject: str | None = None
+    tenant: str = DEFAULT
 
     def require(self, permission: str) -> None:
         """Raise PermissionMissing if the caller does not have the permission."""
@@ -29,6 +32,25 @@ class Caller:
         """Raise PermissionMissing if the caller may not act for this user."""
         if self.owner not in (None, user_id):
             raise PermissionMissing(ORDERS_ANY)
+
+    def acting_for(self, tenant: str, subject: str | None) -> "Caller":
+        """Return this caller, acting for a user of a tenant. Raises PermissionMissing if it may not.
+
+        If identities are not checked, there is only the default tenant.
+        """
+        self.require(DELEGATE)
+        if self.name == ANYONE.name and tenant != DEFAULT:
+            raise PermissionMissing(DELEGATE)
+        return replace(self, tenant=tenant, subject=subject)
+
+    @property
+    def reservation_owner(self) -> str:
+        """The owner of the reservations that the caller makes. Only their owner can confirm or release them.
+
+        Empty for the order service, which is the only one with the permission to act for others, and for everyone if
+        identities are not checked.
+        """
+        return "" if DELEGATE in self.permissions else self.name
 
     @property
     def owner(self) -> int | None:
@@ -45,4 +67,4 @@ class Caller:
 
 
 ANYONE = Caller("anyone", frozenset(PERMISSIONS))
-"""The caller of every call if identities are not checked. It has all permissions."""
+"""The caller of every call if identities are not checked. It has all permissions, and its tenant is the default."""

@@ -43,6 +43,12 @@ class PermissionMissing(PermissionDenied):
         return {"permission": self.permission}
 
 
+class DelegationInvalid(PermissionDenied):
+    """The call names a malformed tenant or user to act for."""
+
+    reason = "DELEGATION_INVALID"
+
+
 class KeySetUnavailable(Unavailable):
     """The keys of the identity provider are unknown, so the token can be neither accepted nor rejected. Retry."""
 

@@ -1,13 +1,15 @@
 """Reads the grants file: the permissions of workloads and of the scopes of tokens.
 
     workloads:
-      spiffe://shop/order-api: [stock.reserve]
+      spiffe://shop/order-api: [stock.reserve, delegate]
+      spiffe://acme/warehouse: {permissions: [inventory.read, inventory.write], tenant: acme}
       spiffe://shop/reservation-reaper: [maintenance]
     scopes:
       shopper: [orders.read, orders.write]
       staff: [inventory.read, inventory.write, orders.read, orders.any]
 
-The contract (the protos) defines the permission that each RPC needs. The grants file is part of the deployment.
+The contract (the protos) defines the permission that each RPC needs. The grants file is part of the deployment. A
+workload without `tenant` belongs to the tenant `default`.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -18,9 +20,11 @@ from typing import Any
 import yaml
 
 from shop_common.environment.files import FileUnusable, bounded_bytes
+from shop_common.identity import tenant
 from shop_common.identity.rules import PERMISSIONS
 
 _SECTIONS = ("workloads", "scopes")
+_WORKLOAD_KEYS = ("permissions", "tenant")
 _BYTES_MAX = 1024 * 1024
 
 
@@ -28,16 +32,24 @@ class GrantsError(Exception):
     """The file cannot be read or is invalid. The message names every fault."""
 
 
+@dataclass(frozen=True, slots=True)
+class Workload:
+    """The permissions and the tenant of a workload."""
+
+    permissions: frozenset[str] = frozenset()
+    tenant: str = tenant.DEFAULT
+
+
 @dataclass(frozen=True)
 class Grants:
-    """Permissions by SPIFFE id and by scope."""
+    """Grants by SPIFFE id, and permissions by scope."""
 
-    workloads: Mapping[str, frozenset[str]] = field(default_factory=dict)
+    workloads: Mapping[str, Workload] = field(default_factory=dict)
     scopes: Mapping[str, frozenset[str]] = field(default_factory=dict)
 
-    def of_workload(self, spiffe_id: str) -> frozenset[str]:
-        """Return the permissions of a workload; none if the file does not name it."""
-        return self.workloads.get(spiffe_id, frozenset())
+    def of_workload(self, spiffe_id: str) -> Workload:
+        """Return the grant of a workload; one without permissions if the file does not name it."""
+        return self.workloads.get(spiffe_id, Workload())
 
     def of_scopes(self, scopes: Iterable[str]) -> frozenset[str]:
         """Return the permissions of all these scopes together. A scope that the file does not name grants nothing."""
@@ -55,11 +67,16 @@ def read(path: Path) -> Grants:
     faults = list(_faults(content))
     if faults:
         raise GrantsError(f"{str(path)!r}: " + "; ".join(faults))
-    return Grants(**{name: _section(content.get(name)) for name in _SECTIONS})
+    return Grants(
+        workloads={name: _workload(granted) for name, granted in (content.get("workloads") or {}).items()},
+        scopes={name: frozenset(granted or ()) for name, granted in (content.get("scopes") or {}).items()},
+    )
 
 
-def _section(names: Mapping[str, Any] | None) -> dict[str, frozenset[str]]:
-    return {name: frozenset(granted or ()) for name, granted in (names or {}).items()}
+def _workload(granted: Any) -> Workload:
+    if not isinstance(granted, dict):
+        return Workload(frozenset(granted or ()))
+    return Workload(frozenset(granted.get("permissions") or ()), granted.get("tenant", tenant.DEFAULT))
 
 
 def _faults(content: object) -> Iterator[str]:
@@ -73,7 +90,19 @@ def _faults(content: object) -> Iterator[str]:
             yield f"{section} must be a mapping from names to lists of permissions"
         else:
             for name, granted in (names or {}).items():
-                yield from _faults_of_grant(section, name, granted)
+                if section == "workloads" and isinstance(granted, dict):
+                    yield from _faults_of_mapping(name, granted)
+                    yield from _faults_of_grant(section, name, granted.get("permissions"))
+                else:
+                    yield from _faults_of_grant(section, name, granted)
+
+
+def _faults_of_mapping(name: object, granted: Mapping[object, object]) -> Iterator[str]:
+    for key in granted:
+        if key not in _WORKLOAD_KEYS:
+            yield f"workloads: {name!r} has {key!r}, but may have {' and '.join(_WORKLOAD_KEYS)} only"
+    if not tenant.is_valid(granted.get("tenant", tenant.DEFAULT)):
+        yield f"workloads: the tenant of {name!r} must be 1 to 64 characters of a-z 0-9 _ -"
 
 
 def _faults_of_grant(section: str, name: object, granted: object) -> Iterator[str]:

@@ -28,6 +28,7 @@ class Identity:
                 issuer=settings.oidc_issuer,
                 audience=settings.oidc_audience or "",
                 user_claim=settings.oidc_user_claim,
+                tenant_claim=settings.oidc_tenant_claim,
                 keys=self._keys,
             )
         self.authenticator = Authenticator(grants.read(settings.grants_path), verifier)

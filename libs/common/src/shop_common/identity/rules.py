@@ -8,6 +8,7 @@ from google.protobuf.descriptor import FieldDescriptor, MethodDescriptor, Servic
 from shop_protos.access.v1 import access_pb2
 
 ORDERS_ANY = "orders.any"
+DELEGATE = "delegate"
 
 PERMISSIONS: Mapping[str, str] = {
     "inventory.read": "read items, stock and reservations",
@@ -16,6 +17,7 @@ PERMISSIONS: Mapping[str, str] = {
     "orders.read": "read the caller's own orders",
     "orders.write": "create the caller's own orders and change their status",
     ORDERS_ANY: "with orders.read or orders.write: the orders of every user",
+    DELEGATE: "act for the tenants and users that a call names; for order-api",
     "maintenance": "expire reservations, cancel abandoned orders and purge history; for reservation-reaper",
 }
 """Every permission, with a description of the calls that it allows."""

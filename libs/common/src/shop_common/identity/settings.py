@@ -30,6 +30,11 @@ class IdentitySettings(Settings):
     oidc_jwks_url: Annotated[str, AfterValidator(_https)] | None = Field(
         default=None, description="URL of the issuer's key set; unset: found by OpenID Connect discovery"
     )
+    oidc_tenant_claim: str | None = Field(
+        default=None,
+        description="claim of a token with the name of the user's tenant; unset: all users are of the tenant `default`",
+        min_length=1,
+    )
     oidc_user_claim: str = Field(default="sub", description="claim of a token with the user's id", min_length=1)
 
     def contradictions(self) -> Iterator[str]:
@@ -38,7 +43,7 @@ class IdentitySettings(Settings):
             yield "OIDC_ISSUER: needs GRANTS_PATH: without grants, no token would be checked"
         if self.oidc_issuer and not self.oidc_audience:
             yield "OIDC_AUDIENCE: is required with OIDC_ISSUER: otherwise any application's token would be accepted"
-        for name in ("oidc_audience", "oidc_jwks_url"):
+        for name in ("oidc_audience", "oidc_jwks_url", "oidc_tenant_claim"):
             if getattr(self, name) and not self.oidc_issuer:
                 yield f"{name.upper()}: needs OIDC_ISSUER"
 

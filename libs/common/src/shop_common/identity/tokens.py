@@ -9,6 +9,7 @@ from typing import Any
 
 import jwt
 
+from shop_common.identity import tenant
 from shop_common.identity.errors import TokenExpired, TokenInvalid
 from shop_common.identity.key_set import ALGORITHMS, KeySet
 
@@ -26,6 +27,7 @@ class Token:
     subject: str
     scopes: frozenset[str]
     expires_at: float
+    tenant: str = tenant.DEFAULT
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,10 +44,14 @@ class TokenVerifier:
     is valid for REMEMBERED_SECONDS at most, and ends earlier if the token expires or the keys of the issuer change.
     """
 
-    def __init__(self, *, issuer: str, audience: str, user_claim: str, keys: KeySet) -> None:
+    def __init__(
+        self, *, issuer: str, audience: str, user_claim: str, tenant_claim: str | None = None, keys: KeySet
+    ) -> None:
+        """`tenant_claim` is the claim with the name of the user's tenant; None if all users are of the default one."""
         self._issuer = issuer
         self._audience = audience
         self._user_claim = user_claim
+        self._tenant_claim = tenant_claim
         self._keys = keys
         self._remembered: dict[bytes, _Remembered] = {}
         self._lock = threading.Lock()  # guards additions; a lookup is atomic
@@ -92,7 +98,7 @@ class TokenVerifier:
         except (jwt.PyJWTError, ValueError, TypeError) as error:
             # Do not include the text of the error: it may quote the token.
             raise TokenInvalid(f"the token cannot be accepted: {_WHY.get(type(error), 'it is malformed')}") from None
-        return Token(self._subject(claims), _scopes(claims), float(claims["exp"]))
+        return Token(self._subject(claims), _scopes(claims), float(claims["exp"]), self._tenant(claims))
 
     def _subject(self, claims: Mapping[str, Any]) -> str:
         value = claims[self._user_claim]
@@ -102,6 +108,18 @@ class TokenVerifier:
                 f"the token's claim {self._user_claim!r} must be 1 to {SUBJECT_CHARACTERS_MAX} printable characters"
             )
         return subject
+
+    def _tenant(self, claims: Mapping[str, Any]) -> str:
+        if self._tenant_claim is None:
+            return tenant.DEFAULT
+        # Never fall back to the default tenant: a user without a tenant would see another organization's data.
+        name = claims.get(self._tenant_claim)
+        if not tenant.is_valid(name):
+            raise TokenInvalid(
+                f"the token's claim {self._tenant_claim!r} must be the name of a tenant: "
+                "1 to 64 characters of a-z 0-9 _ -"
+            )
+        return str(name)
 
 
 _WHY: dict[type[Exception], str] = {
