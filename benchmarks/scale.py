@@ -32,6 +32,7 @@ from order_api.domain.model import Status
 from order_api.migrations import SCHEMA as ORDERS_SCHEMA
 from shop_common.api import paging
 from shop_common.api.paging import Page, PageRequest
+from shop_common.identity.tenant import DEFAULT
 from shop_protos.inventory.v1 import inventory_pb2
 from shop_protos.order.v1 import order_pb2
 
@@ -100,10 +101,10 @@ def scenarios(count: int, now: datetime) -> list[Scenario]:
         return order_pb2.ListOrdersRequest(page_size=PAGE_SIZE)
 
     def deep(number: int) -> Message:
-        return order_pb2.ListOrdersRequest(page_size=PAGE_SIZE, page_token=token(number, OrderFilter()))
+        return order_pb2.ListOrdersRequest(page_size=PAGE_SIZE, page_token=token(number, OrderFilter(DEFAULT)))
 
     def deep_of_status(number: int) -> Message:
-        filter_ = OrderFilter(status=Status.DELIVERED)
+        filter_ = OrderFilter(DEFAULT, status=Status.DELIVERED)
         return order_pb2.ListOrdersRequest(
             page_size=PAGE_SIZE, status=order_pb2.ORDER_STATUS_DELIVERED, page_token=token(number, filter_)
         )

@@ -8,10 +8,12 @@ from typing import ClassVar
 
 from google.protobuf.duration_pb2 import Duration
 
-from order_api.domain.commands import NewOrder
+from order_api.domain.commands import ChangeStatus, NewOrder, ReservedOrder
 from order_api.domain.model import OrderReservation
 from shop_common.db.idempotency import RequestIdReused
 from shop_common.errors import InvalidInput, ShopError, Unavailable, Violation
+from shop_common.identity import tenant
+from shop_common.identity.authenticator import delegation_headers
 from shop_common.rpc.client import Client
 from shop_common.rpc.status import from_status
 from shop_common.rpc.tls import ReloadedCertificates
@@ -67,38 +69,40 @@ class Inventory:
         )
         return [_outcome(order, result) for order, result in zip(orders, response.results, strict=True)]
 
-    def confirm(self, order_id: str, *, seconds_left: float, traceparent: str | None) -> dict[int, int]:
-        """Confirm the order's reservations. Returns the confirmed units of each product. May be repeated.
+    def confirm(self, command: ChangeStatus, *, seconds_left: float) -> dict[int, int]:
+        """Confirm the reservations of the command's order. Returns the confirmed units of each product.
 
-        Raises the refusals of ConfirmReservations. Raises Unavailable if the outcome is unknown.
+        May be repeated. Raises the refusals of ConfirmReservations. Raises Unavailable if the outcome is unknown.
         """
         response = self._client.call(
             self._stub.ConfirmReservations,
-            pb.ConfirmReservationsRequest(order_id=order_id),
+            pb.ConfirmReservationsRequest(order_id=command.order_id),
             timeout_seconds=min(self._call_seconds, seconds_left),
-            traceparent=traceparent,
+            traceparent=command.traceparent,
+            headers=delegation_headers(command.caller),
         )
         return _active_units(response.reservations)
 
-    def release_soon(self, reservation_ids: Sequence[str], traceparent: str | None) -> None:
-        """Release reservations in the background. If the queue is full, they expire. Never waits or raises."""
+    def release_soon(self, reserved: ReservedOrder) -> None:
+        """Release the reservations in the background. If the queue is full, they expire. Never waits or raises."""
         if self._room.acquire(blocking=False):
             with suppress(RuntimeError):  # `close` was called
-                self._background.submit(self._release, reservation_ids, traceparent)
+                self._background.submit(self._release, reserved)
 
     def close(self) -> None:
         """Drop the waiting releases, finish the running ones, and close the connections."""
         self._background.shutdown(cancel_futures=True)
         self._client.close()
 
-    def _release(self, reservation_ids: Sequence[str], traceparent: str | None) -> None:
+    def _release(self, reserved: ReservedOrder) -> None:
         try:
-            for reservation_id in reservation_ids:
+            for reservation_id in reserved.reservation_ids:
                 self._client.call(
                     self._stub.ReleaseStock,
                     pb.ReleaseStockRequest(reservation_id=reservation_id),
                     timeout_seconds=RELEASE_SECONDS,
-                    traceparent=traceparent,
+                    traceparent=reserved.order.traceparent,
+                    headers=delegation_headers(reserved.order.caller),
                 )
         except ShopError as error:
             _log.info("the reservations were not released and will expire", reason=error.reason, error=error.message)
@@ -134,6 +138,8 @@ def _lines(order: NewOrder) -> pb.OrderLines:
         lines=[pb.Line(product_id=item.product_id, quantity=item.quantity) for item in order.items],
         ttl=None if order.ttl_seconds is None else _duration(order.ttl_seconds),
         traceparent=order.traceparent or "",
+        tenant="" if order.caller.tenant == tenant.DEFAULT else order.caller.tenant,
+        subject=order.caller.subject or "",
     )
 
 

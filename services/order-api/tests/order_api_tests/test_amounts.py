@@ -14,6 +14,7 @@ from order_api.domain.model import NewItem
 from order_api.store import orders, tables
 from shop_common.api.money import UNITS_MAX, exact
 from shop_common.db.database import Database
+from shop_common.identity.caller import ANYONE
 from shop_protos.order.v1 import order_pb2 as pb
 from testkit.drivers.order_api import new_order, stored
 
@@ -29,9 +30,9 @@ _prices = st.builds(
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_an_amount_is_stored_and_returned_unchanged(database: Database, price: Money) -> None:
     request = pb.CreateOrderRequest(user_id=1, items=[pb.CreateOrderItem(product_id=1, quantity=1, price=price)])
-    (created,) = stored(database, parse.new_order(request, None))
+    (created,) = stored(database, parse.new_order(request, ANYONE, None))
 
-    read = database.query(lambda tx: orders.load(tx, [created.id]))[created.id]
+    read = database.query(lambda tx: orders.load(tx, [created.key]))[created.key]
 
     assert read == created
     for order in (render.order(created), render.order(read)):
@@ -65,7 +66,7 @@ def test_a_total_is_the_exact_sum_in_billionths(lines: list[tuple[int, int, int]
     ]
     billionths = sum((units * 10**9 + nanos) * quantity for units, nanos, quantity in lines)
 
-    order = parse.new_order(pb.CreateOrderRequest(user_id=1, items=items), None)
+    order = parse.new_order(pb.CreateOrderRequest(user_id=1, items=items), ANYONE, None)
 
     assert order.total_amount == exact(*divmod(billionths, 10**9))
 

@@ -75,7 +75,7 @@ def test_many_long_orders_are_cancelled_in_several_transactions(database: Databa
 
 def test_orders_that_lost_their_stock_are_cancelled_in_turns(database: Database) -> None:
     long = stored(database, *(new_order(items=LONG) for _ in range(25)))
-    losses = [LostStock(order.id, released=True) for order in long for _ in range(20)]
+    losses = [LostStock(order.key, released=True) for order in long for _ in range(20)]
 
     turns = 1
     while database.transact(lambda tx: cancel_lost(tx, losses)):
@@ -116,16 +116,16 @@ def test_a_repeat_with_fewer_lines_is_refused_without_reading_the_lines_of_the_o
     with lines_read(database) as read:
         earlier = database.query(lambda tx: orders.find_earlier(tx, repeats))
 
-    assert isinstance(earlier[long.id], RequestIdReused)
-    assert earlier[short.id] == short
+    assert isinstance(earlier[long.key], RequestIdReused)
+    assert earlier[short.key] == short
     assert read == [UNKNOWN if database.is_sqlite else 1]
 
 
 def test_lines_are_counted_for_each_order(database: Database) -> None:
     long, short = stored(database, new_order(items=LONG), new_order())
     with database.read() as tx:
-        assert orders.count_lines(tx, {long.id, short.id, new_order().id}) == {long.id: LINES_MAX, short.id: 1}
-        assert orders.statuses(tx, [long.id, new_order().id]) == {long.id: Status.PENDING}
+        assert orders.count_lines(tx, {long.key, short.key, new_order().key}) == {long.key: LINES_MAX, short.key: 1}
+        assert orders.statuses(tx, [long.key, new_order().key]) == {long.key: Status.PENDING}
 
 
 def test_more_concurrent_confirmations_than_calls_to_inventory_api_all_succeed(

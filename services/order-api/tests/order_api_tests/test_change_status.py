@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from order_api.domain.commands import CancelAbandoned, ChangeStatus
 from order_api.domain.errors import IllegalTransition, ReservationExpired
-from order_api.domain.model import LEGAL_CHANGES, Order, Status
+from order_api.domain.model import LEGAL_CHANGES, Order, OrderKey, Status
 from order_api.domain.transitions import ConfirmationResult, LostStock
 from order_api.operations.cancel_orders import AbandonedOrders, cancel_lost
 from order_api.operations.change_status import change_status
@@ -47,7 +47,8 @@ def at(database: Database, status: Status) -> Order:
 
 
 def load(database: Database, order_id: str) -> Order:
-    return database.query(lambda tx: orders.load(tx, [order_id]))[order_id]
+    key = OrderKey("default", order_id)
+    return database.query(lambda tx: orders.load(tx, [key]))[key]
 
 
 def test_an_illegal_change_is_refused_with_the_legal_ones(database: Database) -> None:
@@ -97,7 +98,7 @@ def test_changes_of_one_order_in_one_batch_are_made_in_sequence(database: Databa
 def test_expired_stock_cancels_an_order_that_is_not_confirmed(database: Database) -> None:
     for status in Status:
         order = at(database, status)
-        lose(database, LostStock(order.id, released=False))
+        lose(database, LostStock(order.key, released=False))
         expected = Status.CANCELLED if status is Status.PENDING else status
         assert load(database, order.id).status is expected
 
@@ -105,7 +106,7 @@ def test_expired_stock_cancels_an_order_that_is_not_confirmed(database: Database
 def test_released_stock_cancels_an_order_that_is_not_shipped(database: Database) -> None:
     for status in Status:
         order = at(database, status)
-        lose(database, LostStock(order.id, released=True))
+        lose(database, LostStock(order.key, released=True))
         kept = {Status.SHIPPED, Status.DELIVERED}
         assert load(database, order.id).status is (status if status in kept else Status.CANCELLED)
 
@@ -113,8 +114,8 @@ def test_released_stock_cancels_an_order_that_is_not_shipped(database: Database)
 def test_a_repeated_loss_changes_nothing(database: Database) -> None:
     order = at(database, Status.PENDING)
 
-    lose(database, LostStock(order.id, released=False), LostStock(order.id, released=True))
-    lose(database, LostStock(order.id, released=True))
+    lose(database, LostStock(order.key, released=False), LostStock(order.key, released=True))
+    lose(database, LostStock(order.key, released=True))
 
     assert [each["event_type"] for each in events(database, order.id)] == ["ORDER_CREATED", "ORDER_CANCELLED"]
 
@@ -123,7 +124,7 @@ def test_a_repeated_loss_changes_nothing(database: Database) -> None:
 def test_a_loss_of_an_unknown_order_is_ignored(database: Database, order_id: str) -> None:
     order = at(database, Status.PENDING)
 
-    lose(database, LostStock(order_id, released=True), LostStock(order.id, released=True))
+    lose(database, LostStock(OrderKey("default", order_id), released=True), LostStock(order.key, released=True))
 
     assert load(database, order.id).status is Status.CANCELLED
 
@@ -150,7 +151,7 @@ def test_a_confirmation_is_refused_when_the_event_of_the_loss_came_first(databas
     order = at(database, Status.PENDING)
     command = ChangeStatus(order.id, Status.CONFIRMED)
     assert database.query(lambda tx: needs_call(tx, [command])) == [True]
-    lose(database, LostStock(order.id, released=False))
+    lose(database, LostStock(order.key, released=False))
 
     refusal = ReservationExpired(order.id)
     assert database.transact(lambda tx: finish(tx, [ConfirmationResult(command, refusal)])) == [refusal]
@@ -164,7 +165,7 @@ def test_of_concurrent_cancellations_one_takes_effect(database: Database) -> Non
         if number % 3:
             change(database, ChangeStatus(order.id, Status.CANCELLED))
         else:
-            lose(database, LostStock(order.id, released=True))
+            lose(database, LostStock(order.key, released=True))
 
     at_once(9, cancel)
 
@@ -215,7 +216,7 @@ def test_any_history_agrees_with_the_model(database: Database, history: Sequence
             for each in models:
                 each.abandon()
         elif action != "commit":
-            lose(database, LostStock(model.order.id, released=action == "released"))
+            lose(database, LostStock(model.order.key, released=action == "released"))
             model.lose(released=action == "released")
     change(database, *commands)
 

@@ -31,8 +31,8 @@ def test_lost_stock_cancels_its_order_once_however_often_the_event_is_delivered(
     for _ in range(2):
         database.transact(lambda tx: consumer.handlers()[event_type](tx, delivered))
 
-    now = database.query(lambda tx: orders.load(tx, [lost.id, kept.id]))
-    assert (now[lost.id].status, now[kept.id].status) == (Status.CANCELLED, Status.PENDING)
+    now = database.query(lambda tx: orders.load(tx, [lost.key, kept.key]))
+    assert (now[lost.key].status, now[kept.key].status) == (Status.CANCELLED, Status.PENDING)
     assert [each["event_type"] for each in events(database, lost.id)] == ["ORDER_CREATED", "ORDER_CANCELLED"]
 
 

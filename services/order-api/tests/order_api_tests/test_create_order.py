@@ -16,6 +16,7 @@ from order_api.inventory import Inventory
 from order_api.operations.purge import KeyPurge
 from order_api.store import tables
 from shop_common.db.database import Database
+from shop_common.identity.caller import ANYONE
 from shop_protos.order.v1 import order_pb2 as pb
 from testkit.calls import refusal
 from testkit.drivers.order_api import INVENTORY_CALL_SECONDS, InventoryClient, OrderApiDriver, at_once, new_request
@@ -175,7 +176,7 @@ def test_a_repeat_finds_its_order_after_the_key_was_purged(driver: OrderApiDrive
 
 def reserve_only(stock: InventoryClient, request: pb.CreateOrderRequest) -> str:
     """Reserve the stock like a call that is interrupted before it stores the order. Returns the order's id."""
-    order = parse.new_order(request, None)
+    order = parse.new_order(request, ANYONE, None)
     inventory = Inventory(stock.address, call_seconds=INVENTORY_CALL_SECONDS)
     inventory.reserve([order])
     inventory.close()

@@ -16,10 +16,13 @@ from shop_common.api import paging
 from shop_common.api.paging import TOKEN_LENGTH_MAX, Page, PageRequest
 from shop_common.api.valid import TEXT_LENGTH_MAX
 from shop_common.db.database import Database
+from shop_common.identity.caller import ANYONE
 from shop_common.timestamps import from_micros, to_proto
 from shop_protos.order.v1 import order_pb2 as pb
 from testkit.calls import refusal
 from testkit.drivers.order_api import UNKNOWN, OrderApiDriver, lines_read, new_order, stored
+
+ALL = OrderFilter("default")
 
 
 @pytest.fixture
@@ -100,7 +103,7 @@ def test_a_token_of_another_filter_or_a_malformed_token_is_refused(driver: Order
 
 @pytest.mark.parametrize("micros", [2**63 - 1, -(2**63), 253_402_300_800_000_000])
 def test_a_forged_token_with_an_impossible_timestamp_is_refused(micros: int, driver: OrderApiDriver) -> None:
-    page_request = parse.orders_page(pb.ListOrdersRequest(), owner=None)
+    page_request = parse.orders_page(pb.ListOrdersRequest(), ANYONE)
     token = paging.next_token(Page([], (micros, new_order().id)), page_request)
 
     assert refusal(lambda: driver.stub.ListOrders(pb.ListOrdersRequest(page_token=token))).fields == ["page_token"]
@@ -119,10 +122,8 @@ def test_a_page_of_very_long_orders_has_fewer_orders(database: Database) -> None
     count = orders.PAGE_LINES_MAX // len(long) + 2
     before = {order.id for order in stored(database, *(new_order(items=long) for _ in range(count)))}
 
-    first = database.query(lambda tx: orders.list_page(tx, PageRequest("orders", OrderFilter(), None, 1000)))
-    rest = database.query(
-        lambda tx: orders.list_page(tx, PageRequest("orders", OrderFilter(), first.next_position, 1000))
-    )
+    first = database.query(lambda tx: orders.list_page(tx, PageRequest("orders", ALL, None, 1000)))
+    rest = database.query(lambda tx: orders.list_page(tx, PageRequest("orders", ALL, first.next_position, 1000)))
 
     assert sum(len(order.items) for order in first.rows) == orders.PAGE_LINES_MAX
     assert rest.next_position is None
@@ -137,7 +138,7 @@ def test_a_page_reads_no_more_lines_than_it_has(database: Database) -> None:
         stored(database, *(new_order(items=long) for _ in range(orders.PAGE_LINES_MAX // 600)))
     stored(database, *(new_order(items=long) for _ in range(20)))
     with lines_read(database) as read:
-        page = database.query(lambda tx: orders.list_page(tx, PageRequest("orders", OrderFilter(), None, 1000)))
+        page = database.query(lambda tx: orders.list_page(tx, PageRequest("orders", ALL, None, 1000)))
 
     assert sum(len(order.items) for order in page.rows) == orders.PAGE_LINES_MAX
     assert read == [UNKNOWN if database.is_sqlite else orders.PAGE_LINES_MAX]
@@ -147,7 +148,7 @@ def test_the_largest_page_fits_into_a_response() -> None:
     order_id, last = str(UUID(int=0)), datetime.max.replace(tzinfo=UTC)
     item = OrderItem(2**63 - 1, 2**63 - 1, 10**9, Decimal(10**15) - Decimal("0.000000001"))
     order = Order(
-        order_id, 2**63 - 1, Decimal(10**15) - Decimal("0.000000001"), "EUR", Status.CANCELLED,
+        "default", order_id, 2**63 - 1, Decimal(10**15) - Decimal("0.000000001"), "EUR", Status.CANCELLED,
         "\N{GRINNING FACE}" * TEXT_LENGTH_MAX, last, 2**63 - 1, last, last, (item,) * (orders.PAGE_LINES_MAX // 1000),
     )  # fmt: skip
 

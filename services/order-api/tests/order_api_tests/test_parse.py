@@ -10,6 +10,7 @@ from google.type.money_pb2 import Money
 from order_api.api import parse
 from shop_common.api.money import UNITS_MAX
 from shop_common.errors import InvalidInput
+from shop_common.identity.caller import ANYONE
 from shop_protos.order.v1 import maintenance_pb2
 from shop_protos.order.v1 import order_pb2 as pb
 from testkit.drivers.order_api import dollars, new_request
@@ -26,7 +27,7 @@ def changed(change: Callable[[pb.CreateOrderRequest], object]) -> pb.CreateOrder
 
 def bad_fields(request: pb.CreateOrderRequest) -> list[str]:
     with pytest.raises(InvalidInput) as caught:
-        parse.new_order(request, None)
+        parse.new_order(request, ANYONE, None)
     return [violation.field for violation in caught.value.violations]
 
 
@@ -89,7 +90,7 @@ def test_a_long_currency_is_not_quoted_in_the_error(first: str) -> None:
     tracemalloc.start()
     try:
         with pytest.raises(InvalidInput) as caught:
-            parse.new_order(request, None)
+            parse.new_order(request, ANYONE, None)
         _, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
@@ -115,7 +116,7 @@ def test_a_long_currency_is_not_quoted_in_the_error(first: str) -> None:
     ],
 )
 def test_values_just_within_the_bounds_are_accepted(request_: pb.CreateOrderRequest) -> None:
-    order = parse.new_order(request_, None)
+    order = parse.new_order(request_, ANYONE, None)
 
     assert len(order.items) == len(request_.items)
 
@@ -123,12 +124,12 @@ def test_values_just_within_the_bounds_are_accepted(request_: pb.CreateOrderRequ
 def test_each_order_without_a_request_id_has_a_new_id() -> None:
     request = changed(lambda r: r.ClearField("request_id"))
 
-    assert parse.new_order(request, None).id != parse.new_order(request, None).id
+    assert parse.new_order(request, ANYONE, None).id != parse.new_order(request, ANYONE, None).id
 
 
 def test_the_id_derived_from_user_and_request_id_never_changes() -> None:
     # The id that version 1 of this service derived. Every later version must find the orders of its clients.
-    assert parse.new_order(GOOD, None).id == "6b52690a-b2d8-5d7a-bb84-9a8d28179486"
+    assert parse.new_order(GOOD, ANYONE, None).id == "6b52690a-b2d8-5d7a-bb84-9a8d28179486"
 
 
 @pytest.mark.parametrize("status", [0, 7, -1, 2**31 - 1])
@@ -137,7 +138,7 @@ def test_an_unknown_status_is_refused(status: int) -> None:
     request.status = status  # type: ignore[assignment]  # the value is not in the enum, as the test requires
 
     with pytest.raises(InvalidInput) as caught:
-        parse.change_status(request, None)
+        parse.change_status(request, ANYONE, None)
 
     assert [violation.field for violation in caught.value.violations] == ["id", "status", "reason"]
 

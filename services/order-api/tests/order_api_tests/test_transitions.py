@@ -8,17 +8,18 @@ import pytest
 
 from order_api.domain.commands import ChangeStatus
 from order_api.domain.errors import IllegalTransition, OrderNotFound, ReservationExpired, ReservationReleased
-from order_api.domain.model import LEGAL_CHANGES, Order, OrderItem, Status
+from order_api.domain.model import LEGAL_CHANGES, Order, OrderItem, OrderKey, Status
 from order_api.domain.transitions import ConfirmationResult, LostStock, Transition, change, confirm
 from order_api.inventory import InventoryUnavailable
 from shop_common.errors import Contention
 
+ORDER = OrderKey("default", "o")
 NOW = datetime(2024, 1, 1, tzinfo=UTC)
 
 
 def order(status: Status) -> Order:
     items = (OrderItem(1, 7, 2, Decimal(1)), OrderItem(2, 7, 1, Decimal(1)), OrderItem(3, 8, 1, Decimal(1)))
-    return Order("o", 1, Decimal(4), "USD", status, "", NOW, 1, NOW, NOW, items)
+    return Order("default", "o", 1, Decimal(4), "USD", status, "", NOW, 1, NOW, NOW, items)
 
 
 def command(status: Status) -> ChangeStatus:
@@ -83,7 +84,7 @@ def test_an_order_that_was_created_after_the_read_is_a_conflict() -> None:
 
 @pytest.mark.parametrize("status", list(Status))
 def test_released_stock_cancels_orders_before_shipping_and_expired_stock_only_pending_ones(status: Status) -> None:
-    released, expired = LostStock("o", released=True), LostStock("o", released=False)
+    released, expired = LostStock(ORDER, released=True), LostStock(ORDER, released=False)
 
     assert released.cancels(status) is (status in {Status.PENDING, Status.CONFIRMED, Status.PROCESSING})
     assert expired.cancels(status) is (status is Status.PENDING)

@@ -29,12 +29,12 @@ LISTS = Limits(requests_max=1, max_concurrency=4)
 class Sizes(Generic[_Request]):
     """Reads from the database how many rows each request works on, because the requests do not contain this number.
 
-    `key` returns the id of the object that a request works on, for example an order. `read` counts the rows of each
+    `key` returns the key of the object that a request works on, for example an order. `read` counts the rows of each
     id, for example the lines of each order. It may leave out ids without rows. `size_max` is the largest possible
     count. Nothing is read if a batch has only one id, or fits even if each id has `size_max` rows.
     """
 
-    key: Callable[[_Request], str | int]
+    key: Callable[[_Request], Hashable]
     read: Callable[[Connection, Collection[Any]], Mapping[Any, int]]
     size_max: int = BATCH_WEIGHT_MAX
 

@@ -58,6 +58,25 @@ def replace_primary_key(table: str, columns: Sequence[str]) -> None:
     op.execute(f"ALTER TABLE {table} DROP CONSTRAINT {name}, ADD CONSTRAINT {name} PRIMARY KEY USING INDEX new_{name}")
 
 
+def replace_foreign_key(
+    table: str, old: str, new: str, columns: Sequence[str], referred: str, referred_columns: Sequence[str]
+) -> None:
+    """Replace a foreign key of `table`, for PostgreSQL. A unique index on the referred columns must exist.
+
+    Both tables are locked for two changes of the catalogue. Existing rows are checked afterwards, while others read and
+    write.
+    """
+    # Transactions write the referred table first. Lock in the same order, so that none of them is caught in a deadlock.
+    for each in (referred, table):
+        op.execute(f"LOCK TABLE {each} IN ACCESS EXCLUSIVE MODE")
+    op.execute(
+        f"ALTER TABLE {table} DROP CONSTRAINT IF EXISTS {old}, DROP CONSTRAINT IF EXISTS {new}, ADD CONSTRAINT {new}"
+        f" FOREIGN KEY ({', '.join(columns)}) REFERENCES {referred} ({', '.join(referred_columns)}) NOT VALID"
+    )
+    with _outside_transaction():
+        op.execute(f"ALTER TABLE {table} VALIDATE CONSTRAINT {new}")
+
+
 def fill(table: TableClause, values: Mapping[str, Any], *where: ColumnElement[bool] | TextClause) -> None:
     """Update the rows that meet the condition, in the order of the column `id`. Each transaction scans TURN_ROWS rows.
 

@@ -1,6 +1,7 @@
 """Identifies the caller of a call by the call's headers and the certificate of its connection."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from urllib.parse import quote, unquote
 
 from shop_common.identity import tenant
 from shop_common.identity.caller import Caller
@@ -11,7 +12,10 @@ from shop_common.identity.tokens import SUBJECT_CHARACTERS_MAX, TokenVerifier
 AUTHORIZATION = "authorization"
 TENANT = "shop-tenant"
 SUBJECT = "shop-subject"
-"""The headers with which a delegate names the tenant and the user for which it calls."""
+"""The headers with which a delegate names the tenant and the user for which it calls.
+
+The user's name is percent-encoded, because a header contains only ASCII.
+"""
 
 _HEADERS = frozenset({AUTHORIZATION, TENANT, SUBJECT})
 _SCHEME = "bearer"
@@ -73,11 +77,22 @@ def delegated(caller: Caller, named_tenant: str, subject: str) -> Caller:
     return acting
 
 
+def delegation_headers(caller: Caller) -> tuple[tuple[str, str | bytes], ...]:
+    """Return the headers that name the caller's tenant and user in a call that a delegate makes for the caller.
+
+    They are empty for a caller of the default tenant that is no user. So a process whose own callers are not checked
+    needs no permission to make calls.
+    """
+    of_tenant = ((TENANT, caller.tenant),) if caller.tenant != tenant.DEFAULT else ()
+    of_subject = ((SUBJECT, quote(caller.subject)),) if caller.subject else ()
+    return of_tenant + of_subject
+
+
 def _delegated(caller: Caller, headers: Mapping[str, Sequence[str | bytes]]) -> Caller:
     names = []
     for header in (TENANT, SUBJECT):
         values = headers.get(header, ("",))
         if len(values) > 1:
             raise DelegationInvalid(f"the call must have one header {header}")
-        names.append(str(values[0]))
+        names.append(unquote(str(values[0])))
     return delegated(caller, *names)

@@ -84,8 +84,9 @@ class Client:
         *,
         timeout_seconds: float,
         traceparent: str | None = None,
+        headers: tuple[tuple[str, str | bytes], ...] = (),
     ) -> _Response:
-        """Call a method of the stub. Continues the current trace, or else that of `traceparent`.
+        """Call a method of the stub. Continues the current trace, or else that of `traceparent`. Sends the headers.
 
         Raises the ShopError that the service raised. Raises an Unavailable if there was no response in time, or a
         response without a known reason: the call may have had its effect. While all processes of the service restart,
@@ -98,11 +99,14 @@ class Client:
         parent = None if tracing.current_traceparent() else traceparent
         with tracing.span(path, SpanKind.CLIENT, parent=parent, attributes=attributes) as span:
             passed_on = tracing.current_traceparent() or traceparent
-            metadata = (("traceparent", passed_on),) if passed_on else None
+            metadata = (*headers, ("traceparent", passed_on)) if passed_on else headers
             begun = time.monotonic()
             try:
                 answer = method(
-                    request, timeout=timeout_seconds, metadata=metadata, wait_for_ready=self._worth_waiting(begun)
+                    request,
+                    timeout=timeout_seconds,
+                    metadata=metadata or None,
+                    wait_for_ready=self._worth_waiting(begun),
                 )
             except grpc.RpcError as error:
                 code, meaning = self._code_and_meaning(error)

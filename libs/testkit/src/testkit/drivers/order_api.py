@@ -24,6 +24,7 @@ from order_api.settings import OrderSettings
 from order_api.store import orders, tables
 from shop_common.api import money
 from shop_common.db.database import Database
+from shop_common.identity.caller import ANYONE, Caller
 from shop_common.rpc.server import Server
 from shop_common.timestamps import rfc3339
 from shop_protos.inventory.v1 import inventory_pb2, inventory_pb2_grpc
@@ -186,10 +187,15 @@ def dollars(amount: str) -> Money:
     return money.to_proto(Decimal(amount), "USD")
 
 
-def new_order(*, user_id: int = 1, items: tuple[NewItem, ...] = (NewItem(1, 2, Decimal("1.5")),)) -> NewOrder:
+def new_order(
+    *,
+    user_id: int = 1,
+    items: tuple[NewItem, ...] = (NewItem(1, 2, Decimal("1.5")),),
+    caller: Caller = ANYONE,
+) -> NewOrder:
     """Return an order to store, without reservations."""
     total = money.total([(item.price, item.quantity) for item in items])
-    return NewOrder(str(uuid4()), user_id, items, total, "USD", None)
+    return NewOrder(str(uuid4()), user_id, items, total, "USD", None, caller=caller)
 
 
 def stored(database: Database, *new_orders: NewOrder, reserved_seconds: float = 60) -> list[Order]:

@@ -558,6 +558,8 @@ class OrderLines(_message.Message):
     TTL_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     TRACEPARENT_FIELD_NUMBER: _builtins.int
+    TENANT_FIELD_NUMBER: _builtins.int
+    SUBJECT_FIELD_NUMBER: _builtins.int
     order_id: _builtins.str
     """The order: 1–64 printable ASCII characters."""
     request_id: _builtins.str
@@ -566,6 +568,11 @@ class OrderLines(_message.Message):
     """W3C traceparent (version 00) of the caller of this order, if one call contains the orders of several callers.
     The order's events continue this trace. Empty: they continue the trace of the call.
     """
+    tenant: _builtins.str
+    """The tenant and the user for which the caller reserves the stock of this order. Only a caller with the permission
+    `delegate` may set them. Both empty: the tenant and the user of the call.
+    """
+    subject: _builtins.str
     @_builtins.property
     def lines(self) -> _containers.RepeatedCompositeFieldContainer[Global___Line]:
         """1–200 lines. Several lines may name the same product."""
@@ -582,10 +589,12 @@ class OrderLines(_message.Message):
         ttl: _duration_pb2.Duration | None = ...,
         request_id: _builtins.str = ...,
         traceparent: _builtins.str = ...,
+        tenant: _builtins.str = ...,
+        subject: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["ttl", b"ttl"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["lines", b"lines", "order_id", b"order_id", "request_id", b"request_id", "traceparent", b"traceparent", "ttl", b"ttl"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["lines", b"lines", "order_id", b"order_id", "request_id", b"request_id", "subject", b"subject", "tenant", b"tenant", "traceparent", b"traceparent", "ttl", b"ttl"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 
 from sqlalchemy import Connection
 
+from order_api.domain.model import OrderKey
 from order_api.domain.transitions import LostStock
 from order_api.operations.cancel_orders import cancel_lost
 from shop_common.events.consumer import Event, Handler
@@ -19,7 +20,7 @@ def handlers() -> Mapping[str, Handler]:
 
 def cancel_expired(tx: Connection, events: Sequence[Event]) -> bool:
     """Cancel PENDING orders whose reservation expired. Returns whether orders are left for another transaction."""
-    return cancel_lost(tx, [_loss(event, released=False) for event in events])
+    return cancel_lost(tx, _losses(events, released=False))
 
 
 def cancel_released(tx: Connection, events: Sequence[Event]) -> bool:
@@ -27,8 +28,16 @@ def cancel_released(tx: Connection, events: Sequence[Event]) -> bool:
 
     Returns whether orders are left for another transaction.
     """
-    return cancel_lost(tx, [_loss(event, released=True) for event in events])
+    return cancel_lost(tx, _losses(events, released=True))
 
 
-def _loss(event: Event, *, released: bool) -> LostStock:
-    return LostStock(str(event.data["order_id"]), released, event.traceparent)
+def _losses(events: Sequence[Event], *, released: bool) -> list[LostStock]:
+    """Return the losses of orders. Other callers of inventory-api may reserve stock under the id of an order.
+
+    Their reservations have an owner. Those of order-api have none.
+    """
+    return [
+        LostStock(OrderKey(event.tenant, str(event.data["order_id"])), released, event.traceparent)
+        for event in events
+        if not event.data.get("owner")
+    ]

@@ -7,10 +7,12 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from order_api.domain import commands
 from order_api.domain.commands import CancelAbandoned, ChangeStatus, NewOrder, OrderFilter, PurgeKeys
-from order_api.domain.model import LINES_MAX, NewItem, Status
+from order_api.domain.model import LINES_MAX, NewItem, OrderKey, Status
 from shop_common.api import money, paging
 from shop_common.api.paging import PageRequest
 from shop_common.api.valid import Fields
+from shop_common.identity import tenant
+from shop_common.identity.caller import Caller
 from shop_common.timestamps import from_micros
 from shop_protos.order.v1 import maintenance_pb2
 from shop_protos.order.v1 import order_pb2 as pb
@@ -36,7 +38,7 @@ STATUS_NUMBERS: dict[Status, pb.OrderStatus.ValueType] = {
 _STATUSES: dict[int, Status] = {number: status for status, number in STATUS_NUMBERS.items()}
 
 
-def new_order(request: pb.CreateOrderRequest, traceparent: str | None) -> NewOrder:
+def new_order(request: pb.CreateOrderRequest, caller: Caller, traceparent: str | None) -> NewOrder:
     with Fields() as check:
         user_id = check.identity("user_id", request.user_id)
         request_id = check.request_id(request.request_id)
@@ -45,7 +47,13 @@ def new_order(request: pb.CreateOrderRequest, traceparent: str | None) -> NewOrd
             ttl_seconds = check.duration("ttl", request.ttl, TTL_SECONDS_MIN, TTL_SECONDS_MAX)
         items, currency = _items(check, request)
         order = commands.new_order(
-            user_id, items, currency, ttl_seconds=ttl_seconds, request_id=request_id, traceparent=traceparent
+            user_id,
+            items,
+            currency,
+            ttl_seconds=ttl_seconds,
+            caller=caller,
+            request_id=request_id,
+            traceparent=traceparent,
         )
         if order.total_amount > money.UNITS_MAX:
             check.violate("items", f"must add up to at most {money.UNITS_MAX} units of their currency")
@@ -69,25 +77,31 @@ def _items(check: Fields, request: pb.CreateOrderRequest) -> tuple[tuple[NewItem
     return tuple(items), currency
 
 
-def order_id(request: pb.GetOrderRequest) -> str:
+def order_key(request: pb.GetOrderRequest, caller: Caller) -> OrderKey:
     with Fields() as check:
-        return check.uuid("id", request.id)
+        return OrderKey(caller.tenant, check.uuid("id", request.id))
 
 
-def change_status(request: pb.UpdateOrderStatusRequest, traceparent: str | None) -> ChangeStatus:
+def change_status(request: pb.UpdateOrderStatusRequest, caller: Caller, traceparent: str | None) -> ChangeStatus:
     with Fields() as check:
         order_id = check.uuid("id", request.id)
         status = check.member("status", request.status, _STATUSES)
         reason = check.text("reason", request.reason)
         request_id = check.request_id(request.request_id)
     assert status is not None, "an unknown status raises at the end of the block"
-    return ChangeStatus(order_id, status, reason, request_id=request_id, traceparent=traceparent)
+    return ChangeStatus(order_id, status, reason, caller=caller, request_id=request_id, traceparent=traceparent)
 
 
-def orders_page(request: pb.ListOrdersRequest, *, owner: int | None) -> PageRequest[OrderFilter]:
-    """Return the requested page. If the request has no user, `owner` limits the page to this user's orders."""
+def orders_page(request: pb.ListOrdersRequest, caller: Caller) -> PageRequest[OrderFilter]:
+    """Return the requested page of the tenant's orders.
+
+    If the request has no user, a caller that may access its own orders only gets only these. Raises PermissionDenied if
+    such a caller is no user.
+    """
+    owner = caller.owner
     with Fields() as check:
         wanted = OrderFilter(
+            tenant=caller.tenant,
             user_id=check.identity("user_id", request.user_id) if request.HasField("user_id") else owner,
             status=check.member("status", request.status, _STATUSES) if request.status else None,
             created_after=_timestamp(check, request, "created_after"),
@@ -95,7 +109,8 @@ def orders_page(request: pb.ListOrdersRequest, *, owner: int | None) -> PageRequ
         )
         return paging.page_request(
             check,
-            "orders",
+            # In the default tenant, tokens from before tenants existed are still valid.
+            "orders" if caller.tenant == tenant.DEFAULT else f"{caller.tenant}/orders",
             wanted,
             page_size=request.page_size,
             page_token=request.page_token,

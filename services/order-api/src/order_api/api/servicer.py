@@ -17,22 +17,22 @@ class OrderServicer(order_pb2_grpc.OrderServiceServicer):
         self._operations = operations
 
     def CreateOrder(self, request: pb.CreateOrderRequest, context: ServicerContext) -> pb.OrderResponse:
-        command = parse.new_order(request, traceparent(context))
+        command = parse.new_order(request, caller(), traceparent(context))
         order = self._operations.create_order(command, deadline=deadline(context))
         return pb.OrderResponse(order=render.order(order))
 
     def GetOrder(self, request: pb.GetOrderRequest, context: ServicerContext) -> pb.OrderResponse:
-        command = parse.order_id(request)
-        order = self._operations.get_order(command, owner=caller().owner, deadline=deadline(context))
+        key = parse.order_key(request, caller())
+        order = self._operations.get_order(key, owner=caller().owner, deadline=deadline(context))
         return pb.OrderResponse(order=render.order(order))
 
     def UpdateOrderStatus(self, request: pb.UpdateOrderStatusRequest, context: ServicerContext) -> pb.OrderResponse:
-        command = parse.change_status(request, traceparent(context))
+        command = parse.change_status(request, caller(), traceparent(context))
         order = self._operations.update_status(command, owner=caller().owner, deadline=deadline(context))
         return pb.OrderResponse(order=render.order(order))
 
     def ListOrders(self, request: pb.ListOrdersRequest, context: ServicerContext) -> pb.ListOrdersResponse:
-        command = parse.orders_page(request, owner=caller().owner)
+        command = parse.orders_page(request, caller())
         page = self._operations.list_orders(command, deadline=deadline(context))
         return pb.ListOrdersResponse(
             orders=[render.order(row) for row in page.rows],

@@ -1,16 +1,18 @@
 """The commands about orders: parsed and validated requests."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from decimal import Decimal
 from uuid import UUID, uuid5
 
 from uuid_utils import uuid7
 
-from order_api.domain.model import NewItem, Order, Status
+from order_api.domain.model import NewItem, Order, OrderKey, Status
 from shop_common.api import money
 from shop_common.api.command import Command
 from shop_common.db.idempotency import Claim, fingerprint
+from shop_common.identity import tenant
+from shop_common.identity.caller import ANYONE, Caller
 
 # Never change this value. Order ids are derived from it, so that a repeated request_id always leads to the same order.
 _ORDER_NAMESPACE = UUID("5b0c6d0e-6f5c-4f0b-9d5e-3a1f7c2e8b44")
@@ -27,12 +29,16 @@ class NewOrder(Command):
     currency: str
     ttl_seconds: float | None
 
+    @property
+    def key(self) -> OrderKey:
+        return OrderKey(self.caller.tenant, self.id)
+
     def claim(self) -> Claim | None:
         if self.request_id is None:
             return None
         lines = [(item.product_id, item.quantity, str(item.price)) for item in self.items]
         content = fingerprint(self.user_id, self.currency, lines, self.ttl_seconds)
-        return Claim("CreateOrder", str(self.user_id), self.request_id, content, (self.id,))
+        return Claim("CreateOrder", str(self.user_id), self.request_id, content, (self.id,), tenant=self.caller.tenant)
 
     def is_what_made(self, order: Order) -> bool:
         """Return whether this request has the same content as the one that created the order with its id."""
@@ -47,19 +53,35 @@ def new_order(
     currency: str,
     *,
     ttl_seconds: float | None = None,
+    caller: Caller = ANYONE,
     request_id: str | None = None,
     traceparent: str | None = None,
 ) -> NewOrder:
     """Return an order to create, with the exact total of its lines.
 
-    The order's id is derived from user and request_id, so that a repeat leads to the same order. Without a request_id
-    the id is random.
+    The order's id is derived from tenant, user and request_id, so that a repeat leads to the same order. Without a
+    request_id the id is random.
     """
-    order_id = str(uuid7()) if request_id is None else str(uuid5(_ORDER_NAMESPACE, f"{user_id}:{request_id}"))
+    order_id = str(uuid7()) if request_id is None else _derived_id(caller.tenant, user_id, request_id)
     total = money.total([(item.price, item.quantity) for item in items])
     return NewOrder(
-        order_id, user_id, items, total, currency, ttl_seconds, request_id=request_id, traceparent=traceparent
+        order_id,
+        user_id,
+        items,
+        total,
+        currency,
+        ttl_seconds,
+        caller=caller,
+        request_id=request_id,
+        traceparent=traceparent,
     )
+
+
+def _derived_id(tenant_name: str, user_id: int, request_id: str) -> str:
+    # Orders from before tenants existed must keep their ids, so the default tenant is not part of the name. No other
+    # tenant can have the same name: in the default tenant the digits at the start are followed by a colon.
+    prefix = "" if tenant_name == tenant.DEFAULT else f"{tenant_name}/"
+    return str(uuid5(_ORDER_NAMESPACE, f"{prefix}{user_id}:{request_id}"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +92,10 @@ class ReservedOrder:
     reserved_seconds: float
     reservation_ids: tuple[str, ...] = ()
 
+    @property
+    def key(self) -> OrderKey:
+        return self.order.key
+
 
 @dataclass(frozen=True, slots=True)
 class ChangeStatus(Command):
@@ -79,17 +105,45 @@ class ChangeStatus(Command):
     status: Status
     reason: str = ""
 
+    @property
+    def order_key(self) -> OrderKey:
+        return OrderKey(self.caller.tenant, self.order_id)
+
+    @property
+    def repeat_key(self) -> tuple[str, str, str] | None:
+        """The key that repeats of this request share, or None if there is no request_id."""
+        return None if self.request_id is None else (self.caller.tenant, self._scope, self.request_id)
+
+    @property
+    def _scope(self) -> str:
+        """The scope of the request_id: one caller cannot use up the request_ids of another.
+
+        If callers are not identified, the scope is empty, as in the releases before tenants existed.
+        """
+        return "" if self.caller.name == ANYONE.name else self.caller.name
+
     def claim(self) -> Claim | None:
         if self.request_id is None:
             return None
         content = fingerprint(self.order_id, self.status.value, self.reason)
-        return Claim("UpdateOrderStatus", "", self.request_id, content, (self.order_id,))
+        return Claim(
+            "UpdateOrderStatus",
+            self._scope,
+            self.request_id,
+            content,
+            (self.order_id,),
+            tenant=self.caller.tenant,
+        )
 
 
 @dataclass(frozen=True, slots=True)
 class OrderFilter:
-    """A filter for orders; None matches any order. `created_after` is inclusive, `created_before` exclusive."""
+    """A filter for the orders of a tenant; None matches any order.
 
+    `created_after` is inclusive, `created_before` exclusive.
+    """
+
+    tenant: str = field(repr=False)  # page tokens contain a digest of the repr, and of the tenant's name
     user_id: int | None = None
     status: Status | None = None
     created_after: datetime | None = None

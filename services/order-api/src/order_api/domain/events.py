@@ -41,7 +41,7 @@ def status_changed(order: Order, traceparent: str | None) -> Message:
     }
     if order.status is Status.PENDING:
         data["reserved_until"] = rfc3339(order.reserved_until)
-    return Message(TOPIC, order.id, _TYPES[order.status], data, order.updated_at, traceparent)
+    return Message(TOPIC, order.id, _TYPES[order.status], data, order.updated_at, traceparent, tenant=order.tenant)
 
 
 def _number(amount: Decimal) -> orjson.Fragment:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from decimal import Decimal
 from enum import StrEnum
+from typing import NamedTuple
 
 LINES_MAX = 200
 """The maximum number of lines in an order."""
@@ -33,6 +34,13 @@ LEGAL_CHANGES: dict[Status, tuple[Status, ...]] = {
 CANCELLABLE = frozenset(status for status, changes in LEGAL_CHANGES.items() if Status.CANCELLED in changes)
 
 
+class OrderKey(NamedTuple):
+    """The tenant and the id of an order. No two tenants have orders with the same id."""
+
+    tenant: str
+    id: str
+
+
 @dataclass(frozen=True, slots=True)
 class OrderItem:
     """A line of an order. `price` is per unit, in the order's currency. Lines never change."""
@@ -47,6 +55,7 @@ class OrderItem:
 class Order:
     """A stored order. `items` are in the order of the request."""
 
+    tenant: str
     id: str
     user_id: int
     total_amount: Decimal
@@ -58,6 +67,10 @@ class Order:
     created_at: datetime
     updated_at: datetime
     items: tuple[OrderItem, ...]
+
+    @property
+    def key(self) -> OrderKey:
+        return OrderKey(self.tenant, self.id)
 
 
 @dataclass(frozen=True, slots=True)

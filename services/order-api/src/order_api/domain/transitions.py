@@ -6,7 +6,7 @@ from typing import TypeGuard
 
 from order_api.domain.commands import ChangeStatus
 from order_api.domain.errors import IllegalTransition, OrderNotFound, ReservationReleased
-from order_api.domain.model import CANCELLABLE, LEGAL_CHANGES, Order, Status, quantities
+from order_api.domain.model import CANCELLABLE, LEGAL_CHANGES, Order, OrderKey, Status, quantities
 from shop_common.errors import Contention, ShopError
 
 _LOST = {
@@ -42,7 +42,7 @@ class ConfirmationResult:
 class LostStock:
     """An order has lost reserved stock: somebody released it, or its reservation expired."""
 
-    order_id: str
+    order: OrderKey
     released: bool
     traceparent: str | None = None
 

@@ -6,7 +6,7 @@ from functools import partial
 from sqlalchemy import Connection
 
 from order_api.domain.commands import CancelAbandoned
-from order_api.domain.model import LINES_MAX, Status
+from order_api.domain.model import LINES_MAX, OrderKey, Status
 from order_api.domain.transitions import LostStock
 from order_api.store import orders
 from shop_common.api.valid import UUID_PATTERN
@@ -16,7 +16,7 @@ from shop_common.db.database import Database
 TURN_LINES = 1_000
 """The number of lines of the orders that one turn cancels: about 20 ms of work."""
 
-_TURN = Sizes[str](key=str, read=orders.count_lines, size_max=LINES_MAX)
+_TURN = Sizes[OrderKey](key=lambda order: order, read=orders.count_lines, size_max=LINES_MAX)
 
 
 def cancel_lost(tx: Connection, losses: Sequence[LostStock]) -> bool:
@@ -25,27 +25,27 @@ def cancel_lost(tx: Connection, losses: Sequence[LostStock]) -> bool:
     Cancels a limited number of orders. Returns whether some are left for another transaction. May be repeated. Ignores
     unknown order ids, because other callers of ReserveStock choose order ids freely. Emits ORDER_CANCELLED.
     """
-    ours = [loss for loss in losses if UUID_PATTERN.match(loss.order_id)]
+    ours = [loss for loss in losses if UUID_PATTERN.match(loss.order.id)]
     # Read without locks first, because most events need no change: an earlier event has cancelled the order, or its
     # cancellation caused the event. An order never returns to an earlier status. So an order that need not be cancelled
     # now never has to be cancelled for this loss.
-    present = orders.statuses(tx, (loss.order_id for loss in ours))
-    lost: dict[str, LostStock] = {}
+    present = orders.statuses(tx, (loss.order for loss in ours))
+    lost: dict[OrderKey, LostStock] = {}
     for loss in ours:
-        if loss.order_id in present and loss.cancels(present[loss.order_id]):
-            lost.setdefault(loss.order_id, loss)
+        if loss.order in present and loss.cancels(present[loss.order]):
+            lost.setdefault(loss.order, loss)
     turn = _TURN.prefix_within(tx, list(lost), TURN_LINES)
     locked = orders.lock(tx, turn)
     for order in list(locked.orders.values()):
-        loss = lost[order.id]
+        loss = lost[order.key]
         if loss.cancels(order.status):
-            locked.change_status(order.id, Status.CANCELLED, loss.reason, loss.traceparent)
+            locked.change_status(order.key, Status.CANCELLED, loss.reason, loss.traceparent)
     locked.save(tx)
     return len(turn) < len(lost)
 
 
 class AbandonedOrders:
-    """Orders of one database that are still PENDING long after their reservations have ended."""
+    """Orders of all tenants in one database that are still PENDING long after their reservations have ended."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
@@ -54,28 +54,28 @@ class AbandonedOrders:
         """Cancel these orders, the oldest first. Returns the number of cancelled orders.
 
         This also ends a confirmation that a crash interrupted: the event of the cancellation releases the confirmed
-        stock. One query reads all ids; each turn cancels some in its own transaction. Emits ORDER_CANCELLED.
+        stock. One query reads all keys; each turn cancels some in its own transaction. Emits ORDER_CANCELLED.
         """
-        ids: Sequence[str] = self._database.query(
+        keys: Sequence[OrderKey] = self._database.query(
             lambda tx: orders.abandoned(tx, command.grace_seconds, command.max_count)
         )
         cancelled = 0
-        while ids:
-            looked_at, pending = self._database.transact(partial(_cancel_pending, ids=ids))
-            ids, cancelled = ids[looked_at:], cancelled + pending
+        while keys:
+            looked_at, pending = self._database.transact(partial(_cancel_pending, keys=keys))
+            keys, cancelled = keys[looked_at:], cancelled + pending
         return cancelled
 
 
-def _cancel_pending(tx: Connection, ids: Sequence[str]) -> tuple[int, int]:
+def _cancel_pending(tx: Connection, keys: Sequence[OrderKey]) -> tuple[int, int]:
     """Cancel the orders that are still PENDING, up to the limit of a turn.
 
-    Returns how many ids the turn handled, from the first one on, and how many orders it cancelled.
+    Returns how many keys the turn handled, from the first one on, and how many orders it cancelled.
     """
-    turn = _TURN.prefix_within(tx, ids, TURN_LINES)
+    turn = _TURN.prefix_within(tx, keys, TURN_LINES)
     locked = orders.lock(tx, turn)
     # An order that was confirmed or cancelled before we got the lock is not abandoned any more.
     pending = [order for order in locked.orders.values() if order.status is Status.PENDING]
     for order in pending:
-        locked.change_status(order.id, Status.CANCELLED, "it was not confirmed in time", None)
+        locked.change_status(order.key, Status.CANCELLED, "it was not confirmed in time", None)
     locked.save(tx)
     return len(turn), len(pending)

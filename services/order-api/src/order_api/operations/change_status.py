@@ -11,7 +11,7 @@ from sqlalchemy import Connection
 
 from order_api.domain import transitions
 from order_api.domain.commands import ChangeStatus
-from order_api.domain.model import Order
+from order_api.domain.model import Order, OrderKey
 from order_api.domain.transitions import Transition
 from order_api.store import orders, tables
 from shop_common.errors import ShopError
@@ -41,7 +41,7 @@ def apply(
     claimed = tables.idempotency_keys.claim(
         tx, list(zip(requests, commands, strict=True)), [command.claim() for command in commands]
     )
-    replayed = orders.get(tx, [claim.resources[0] for claim in claimed.replays])
+    replayed = orders.get(tx, [OrderKey(claim.tenant, claim.resources[0]) for claim in claimed.replays])
     return claimed.settle(tx, replayed=replayed, new=_apply(tx, claimed.new, decide))
 
 
@@ -52,13 +52,13 @@ def _apply(
 ) -> list[Order | ShopError]:
     if not new:
         return []
-    locked = orders.lock(tx, (command.order_id for _, command in new))
+    locked = orders.lock(tx, (command.order_key for _, command in new))
     outcomes: list[Order | ShopError] = []
     for request, command in new:
-        order = locked.orders.get(command.order_id)
+        order = locked.orders.get(command.order_key)
         transition = decide(order, request)
         if order is not None and transition.status is not None:
-            order = locked.change_status(order.id, transition.status, transition.reason, command.traceparent)
+            order = locked.change_status(order.key, transition.status, transition.reason, command.traceparent)
         outcome = transition.refusal or order
         assert outcome is not None, "an order that does not exist is refused"
         outcomes.append(outcome)

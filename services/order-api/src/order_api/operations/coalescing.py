@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 from order_api.domain.commands import CancelAbandoned, ChangeStatus, NewOrder, OrderFilter, PurgeKeys
 from order_api.domain.errors import OrderNotFound
-from order_api.domain.model import LINES_MAX, Order, Status
+from order_api.domain.model import LINES_MAX, Order, OrderKey, Status
 from order_api.inventory import Inventory
 from order_api.operations.cancel_orders import AbandonedOrders
 from order_api.operations.change_status import change_status
@@ -33,13 +33,15 @@ class Operations:
         self._set_status = run.writes(
             "set-status",
             change_status,
-            key=lambda command: command.request_id,
+            key=lambda command: command.repeat_key,
             sizes=Sizes[ChangeStatus](
-                key=lambda command: command.order_id, read=orders.count_lines, size_max=LINES_MAX
+                key=lambda command: command.order_key, read=orders.count_lines, size_max=LINES_MAX
             ),
         )
         self._get_order = run.reads(
-            "order", orders.get, sizes=Sizes[str](key=str, read=orders.count_lines, size_max=LINES_MAX)
+            "order",
+            orders.get,
+            sizes=Sizes[OrderKey](key=lambda order: order, read=orders.count_lines, size_max=LINES_MAX),
         )
         self._list_orders = run.pages("orders-page", orders.list_page)
         self._cancel_abandoned = run.alone("cancel-abandoned", AbandonedOrders(database).cancel)
@@ -51,16 +53,16 @@ class Operations:
     def update_status(self, command: ChangeStatus, *, owner: int | None, deadline: float) -> Order:
         """Change the status of an order. A change to CONFIRMED calls inventory-api first. For `owner` see get_order."""
         if owner is not None:
-            self.get_order(command.order_id, owner=owner, deadline=deadline)  # an order never changes its user
+            self.get_order(command.order_key, owner=owner, deadline=deadline)  # an order never changes its user
         if command.status is Status.CONFIRMED:
             return self._confirmation.confirm(command, deadline=deadline)
         return self._set_status.submit(command, deadline=deadline)
 
-    def get_order(self, order_id: str, *, owner: int | None, deadline: float) -> Order:
+    def get_order(self, key: OrderKey, *, owner: int | None, deadline: float) -> Order:
         """Return an order. If `owner` is not None, raises OrderNotFound for the order of another user."""
-        order = self._get_order.submit(order_id, deadline=deadline)
+        order = self._get_order.submit(key, deadline=deadline)
         if owner not in (None, order.user_id):
-            raise OrderNotFound(order_id)
+            raise OrderNotFound(key.id)
         return order
 
     def list_orders(self, page: PageRequest[OrderFilter], *, deadline: float) -> Page[Order]:

@@ -41,9 +41,9 @@ class Confirmation:
         self._finish = run.writes(
             "confirm",
             finish,
-            key=lambda result: result.command.request_id,
+            key=lambda result: result.command.repeat_key,
             sizes=Sizes[ConfirmationResult](
-                key=lambda result: result.command.order_id, read=orders.count_lines, size_max=LINES_MAX
+                key=lambda result: result.command.order_key, read=orders.count_lines, size_max=LINES_MAX
             ),
         )
 
@@ -62,7 +62,7 @@ class Confirmation:
             raise QueueFull("confirm: the call was not started before its deadline; nothing was done")
         try:
             seconds_left = deadline - time.monotonic()
-            return self._stock.confirm(command.order_id, seconds_left=seconds_left, traceparent=command.traceparent)
+            return self._stock.confirm(command, seconds_left=seconds_left)
         except ShopError as refusal:
             return refusal
         finally:
@@ -73,9 +73,9 @@ def needs_call(tx: Connection, commands: Sequence[ChangeStatus]) -> list[bool]:
     """Return, for each command, whether to call inventory-api: the order is PENDING and the command is not a repeat."""
     claims = [command.claim() for command in commands]
     repeats = tables.idempotency_keys.find(tx, [claim.key for claim in claims if claim])
-    present = orders.statuses(tx, (command.order_id for command in commands))
+    present = orders.statuses(tx, (command.order_key for command in commands))
     return [
-        present.get(command.order_id) is Status.PENDING and not (claim and claim.key in repeats)
+        present.get(command.order_key) is Status.PENDING and not (claim and claim.key in repeats)
         for command, claim in zip(commands, claims, strict=True)
     ]
 

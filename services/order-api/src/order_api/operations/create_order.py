@@ -14,7 +14,7 @@ from collections.abc import Sequence
 
 from order_api.domain.commands import NewOrder, ReservedOrder
 from order_api.domain.errors import ReservationExpired
-from order_api.domain.model import Order, OrderReservation, quantities
+from order_api.domain.model import Order, OrderKey, OrderReservation, quantities
 from order_api.inventory import Inventory, InventoryUnavailable
 from order_api.store import orders
 from shop_common.batching.coalescer import Coalescer, Limits
@@ -36,10 +36,10 @@ class OrderCreation:
         self._database = database
         self._stock = stock
         self._reserve: Coalescer[NewOrder, ReservedOrder | Order] = run.own(
-            "hold", self._reserve_all, key=lambda order: order.id, weigh=_weight, limits=CALLS
+            "hold", self._reserve_all, key=lambda order: order.key, weigh=_weight, limits=CALLS
         )
         self._insert: Coalescer[ReservedOrder, Order] = run.writes(
-            "insert", orders.insert, key=lambda reserved: reserved.order.id, weigh=lambda each: _weight(each.order)
+            "insert", orders.insert, key=lambda reserved: reserved.key, weigh=lambda each: _weight(each.order)
         )
 
     def create(self, order: NewOrder, *, deadline: float) -> Order:
@@ -64,26 +64,26 @@ class OrderCreation:
             # Release the stock early; the reservation would expire anyway. Do not release it if another call may use
             # the same reservation (same request_id), or if the order may have been stored.
             if order.request_id is None and _rolled_back(error):
-                self._stock.release_soon(reserved.reservation_ids, order.traceparent)
+                self._stock.release_soon(reserved)
             raise
 
     def _reserve_all(self, orders_: Sequence[NewOrder]) -> list[ReservedOrder | Order | ShopError]:
         """Return one outcome per order: the reserved order, the order that is already stored, or the refusal."""
-        outcomes: dict[str, ReservedOrder | Order | ShopError] = {}
+        outcomes: dict[OrderKey, ReservedOrder | Order | ShopError] = {}
         outcomes.update(self._earlier([order for order in orders_ if order.request_id is not None]))
-        new = [order for order in orders_ if order.id not in outcomes]
+        new = [order for order in orders_ if order.key not in outcomes]
         ended = []
         for order, reservation in zip(new, self._call(new), strict=True):
             if isinstance(reservation, ShopError):
-                outcomes[order.id] = reservation
+                outcomes[order.key] = reservation
             elif reservation.units == quantities(order.items):
-                outcomes[order.id] = ReservedOrder(order, _seconds(order, reservation), reservation.reservation_ids)
+                outcomes[order.key] = ReservedOrder(order, _seconds(order, reservation), reservation.reservation_ids)
             else:
                 ended.append(order)
         # The reservation of an earlier attempt has ended. That attempt may have stored its order after we read.
-        outcomes.update({order.id: ReservationExpired(order.id) for order in ended})
+        outcomes.update({order.key: ReservationExpired(order.id) for order in ended})
         outcomes.update(self._earlier(ended))
-        return [outcomes[order.id] for order in orders_]
+        return [outcomes[order.key] for order in orders_]
 
     def _call(self, new: Sequence[NewOrder]) -> Sequence[OrderReservation | ShopError]:
         try:
@@ -91,7 +91,7 @@ class OrderCreation:
         except ShopError as error:  # the outcome of these orders, but not of the repeats in the batch
             return [error] * len(new)
 
-    def _earlier(self, orders_: Sequence[NewOrder]) -> dict[str, Order | ShopError]:
+    def _earlier(self, orders_: Sequence[NewOrder]) -> dict[OrderKey, Order | ShopError]:
         return self._database.query(lambda tx: orders.find_earlier(tx, orders_)) if orders_ else {}
 
 

@@ -5,18 +5,32 @@ from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import BigInteger, Connection, Row, Text, literal, literal_column, select, tuple_, update
+from sqlalchemy import (
+    BigInteger,
+    ColumnElement,
+    Connection,
+    Row,
+    Subquery,
+    Table,
+    Text,
+    func,
+    literal,
+    literal_column,
+    select,
+    tuple_,
+    update,
+)
 from sqlalchemy.types import TypeEngine
 
 from order_api.domain import events
 from order_api.domain.commands import NewOrder, OrderFilter, ReservedOrder
 from order_api.domain.errors import OrderNotFound
-from order_api.domain.model import LINES_MAX, NewItem, Order, OrderItem, Status
+from order_api.domain.model import LINES_MAX, NewItem, Order, OrderItem, OrderKey, Status
 from order_api.store import tables
 from shop_common.api.paging import Page, PageRequest, Position, page_of
 from shop_common.batching.coalescers import Sizes
 from shop_common.db.idempotency import RequestIdReused
-from shop_common.db.sql import Id, Statement, Timestamp, count_by, in_rows, insert_into, join_rows, now
+from shop_common.db.sql import Id, Statement, Timestamp, insert_into, join_rows, now
 from shop_common.errors import ShopError
 from shop_common.events.outbox import Message
 from shop_common.timestamps import from_micros, micros
@@ -35,12 +49,12 @@ def insert(tx: Connection, reserved: Sequence[ReservedOrder]) -> list[Order | Sh
     """Store orders whose stock is reserved, as PENDING. Returns one outcome per order, in order.
 
     An order whose id is already stored is a repeat, even if its request_id was purged. The outcome is then the current
-    order, or RequestIdReused if the earlier call had other content. A batch contains an id at most once.
+    order, or RequestIdReused if the earlier call had other content. A batch contains an order's key at most once.
 
     Emits ORDER_CREATED.
     """
     claimed = tables.idempotency_keys.claim(tx, reserved, [each.order.claim() for each in reserved])
-    earlier = get(tx, [claim.resources[0] for claim in claimed.replays])
+    earlier = get(tx, [OrderKey(claim.tenant, claim.resources[0]) for claim in claimed.replays])
     return claimed.settle(tx, replayed=earlier, new=_insert(tx, claimed.new))
 
 
@@ -48,42 +62,43 @@ def _insert(tx: Connection, reserved: Sequence[ReservedOrder]) -> list[Order | S
     if not reserved:
         return []
     created_at = now(tx)
-    by_id = {each.order.id: each for each in reserved}
+    by_key = {each.key: each for each in reserved}
     # No need to sort: two transactions with the same order id have the same request_id, so one of them has already
     # waited for the other's claim, and they cannot deadlock here.
-    added = [row.id for row in _insert_orders(tx, [_row(each, created_at) for each in reserved])]
-    made: dict[str, Order | ShopError] = {}
+    added = [OrderKey(row.tenant, row.id) for row in _insert_orders(tx, [_row(each, created_at) for each in reserved])]
+    made: dict[OrderKey, Order | ShopError] = {}
     if added:
-        lines = [_line(each.order.id, item) for each in map(by_id.__getitem__, added) for item in each.order.items]
+        lines = [_line(each.key, item) for each in map(by_key.__getitem__, added) for item in each.order.items]
         # Ids are assigned in the sequence of the lines.
         item_ids = iter(sorted(row.id for row in _insert_items(tx, lines)))
-        created = [_created(by_id[order_id], created_at, item_ids) for order_id in added]
-        made.update((order.id, order) for order in created)
-        tables.outbox.append(tx, [events.status_changed(order, by_id[order.id].order.traceparent) for order in created])
+        created = [_created(by_key[key], created_at, item_ids) for key in added]
+        made.update((order.key, order) for order in created)
+        messages = [events.status_changed(order, by_key[order.key].order.traceparent) for order in created]
+        tables.outbox.append(tx, messages)
     if len(made) < len(reserved):
         # The other orders were stored before, but their keys were purged. So compare with the stored orders.
-        for order in load(tx, by_id.keys() - made.keys()).values():
-            made[order.id] = _settled(by_id[order.id].order, order, None)
-    return [made[each.order.id] for each in reserved]
+        for order in load(tx, by_key.keys() - made.keys()).values():
+            made[order.key] = _settled(by_key[order.key].order, order, None)
+    return [made[each.key] for each in reserved]
 
 
-def find_earlier(tx: Connection, new: Collection[NewOrder]) -> dict[str, Order | ShopError]:
-    """Return, by id, each order that an earlier call stored, or RequestIdReused if its content is different."""
-    by_id = {order.id: order for order in new}
-    stored = statuses(tx, by_id)
+def find_earlier(tx: Connection, new: Collection[NewOrder]) -> dict[OrderKey, Order | ShopError]:
+    """Return, by key, each order that an earlier call stored, or RequestIdReused if its content is different."""
+    by_key = {order.key: order for order in new}
+    stored = statuses(tx, by_key)
     if not stored:
         return {}
-    claims = {order_id: claim for order_id in stored if (claim := by_id[order_id].claim())}
-    keys = tables.idempotency_keys.find(tx, [claim.key for claim in claims.values()])
+    claims = {key: claim for key in stored if (claim := by_key[key].claim())}
+    claimed = tables.idempotency_keys.find(tx, [claim.key for claim in claims.values()])
     # The stored order may be far longer than the request: read no more lines than the request has.
     lines = count_lines(tx, stored)
-    of_same_length = load(tx, [order_id for order_id in stored if lines[order_id] == len(by_id[order_id].items)])
-    found: dict[str, Order | ShopError] = {}
-    for order_id in stored:
-        claim = claims.get(order_id)
-        key = keys.get(claim.key) if claim else None
-        same_key = key.fingerprint == claim.fingerprint if claim and key else None
-        found[order_id] = _settled(by_id[order_id], of_same_length.get(order_id), same_key)
+    of_same_length = load(tx, [key for key in stored if lines[key] == len(by_key[key].items)])
+    found: dict[OrderKey, Order | ShopError] = {}
+    for key in stored:
+        claim = claims.get(key)
+        earlier = claimed.get(claim.key) if claim else None
+        same_content = earlier.fingerprint == claim.fingerprint if claim and earlier else None
+        found[key] = _settled(by_key[key], of_same_length.get(key), same_content)
     return found
 
 
@@ -94,32 +109,43 @@ def _settled(new: NewOrder, stored: Order | None, same_content: bool | None) -> 
     return RequestIdReused(new.request_id or new.id)
 
 
-def get(tx: Connection, ids: Sequence[str]) -> list[Order | ShopError]:
-    """Return one outcome per id, in order: the order or OrderNotFound."""
-    found = load(tx, ids)
-    return [found.get(each) or OrderNotFound(each) for each in ids]
+def get(tx: Connection, keys: Sequence[OrderKey]) -> list[Order | ShopError]:
+    """Return one outcome per key, in order: the order or OrderNotFound."""
+    found = load(tx, keys)
+    return [found.get(key) or OrderNotFound(key.id) for key in keys]
 
 
-def load(tx: Connection, ids: Iterable[str]) -> dict[str, Order]:
-    """Return the orders that exist, by id. Locks nothing."""
-    rows = [{"id": each} for each in set(ids)]
-    return {order.id: order for order in _with_items(tx, _load(tx, rows))} if rows else {}
+def load(tx: Connection, keys: Iterable[OrderKey]) -> dict[OrderKey, Order]:
+    """Return the orders that exist, by key. Locks nothing."""
+    rows = _key_rows(keys)
+    return {order.key: order for order in _with_items(tx, _load(tx, rows))} if rows else {}
 
 
-def statuses(tx: Connection, ids: Iterable[str]) -> dict[str, Status]:
-    """Return the status of each order that exists, by id. Locks nothing."""
-    rows = [{"id": each} for each in set(ids)]
-    return {row.id: Status(row.status) for row in _statuses_of(tx, rows)} if rows else {}
+def statuses(tx: Connection, keys: Iterable[OrderKey]) -> dict[OrderKey, Status]:
+    """Return the status of each order that exists, by key. Locks nothing."""
+    rows = _key_rows(keys)
+    return {OrderKey(row.tenant, row.id): Status(row.status) for row in _statuses_of(tx, rows)} if rows else {}
 
 
-count_lines = count_by(_items.c.order_id)
-"""Returns the number of lines of each order that exists, by id."""
+def count_lines(tx: Connection, keys: Iterable[OrderKey]) -> dict[OrderKey, int]:
+    """Return the number of lines of each order that exists, by key."""
+    rows = _key_rows(keys)
+    return {OrderKey(row.tenant, row.order_id): row.lines for row in _count_lines(tx, rows)} if rows else {}
+
+
+def _key_rows(keys: Iterable[OrderKey]) -> list[dict[str, str]]:
+    return [{"tenant": key.tenant, "id": key.id} for key in set(keys)]
 
 
 def list_page(tx: Connection, request: PageRequest[OrderFilter]) -> Page[Order]:
     """Return a page by creation time and id, newest first. It is shorter than requested if the orders are very long."""
     order_filter = request.filter
-    query = select(*_COLUMNS).order_by(_orders.c.created_at.desc(), _orders.c.id.desc()).limit(request.size + 1)
+    query = (
+        select(*_COLUMNS)
+        .where(_orders.c.tenant == order_filter.tenant)
+        .order_by(_orders.c.created_at.desc(), _orders.c.id.desc())
+        .limit(request.size + 1)
+    )
     if order_filter.user_id is not None:
         query = query.where(_orders.c.user_id == order_filter.user_id)
     if order_filter.status is not None:
@@ -139,37 +165,40 @@ def list_page(tx: Connection, request: PageRequest[OrderFilter]) -> Page[Order]:
     return Page(_with_items(tx, page.rows), page.next_position)
 
 
-_PAGE_LINES = Sizes[Row[Any]](key=lambda row: str(row.id), read=count_lines, size_max=LINES_MAX)
+_PAGE_LINES = Sizes[Row[Any]](key=lambda row: OrderKey(row.tenant, row.id), read=count_lines, size_max=LINES_MAX)
 
 
-def abandoned(tx: Connection, grace_seconds: float, max_count: int) -> list[str]:
-    """Return the ids of orders still PENDING `grace_seconds` after their reservations have ended, the oldest first."""
+def abandoned(tx: Connection, grace_seconds: float, max_count: int) -> list[OrderKey]:
+    """Return the keys of orders still PENDING `grace_seconds` after their reservations have ended, the oldest first.
+
+    The orders are of all tenants.
+    """
     before = now(tx) - timedelta(seconds=grace_seconds)
     rows = tx.execute(
-        select(_orders.c.id)
+        select(_orders.c.tenant, _orders.c.id)
         # The status is a literal, as in the partial index. With a parameter, PostgreSQL may not use that index.
         .where(_orders.c.status == literal_column("'PENDING'"), _orders.c.reserved_until < before)
         .order_by(_orders.c.reserved_until)
         .limit(max_count)
     )
-    return list(rows.scalars())
+    return [OrderKey(row.tenant, row.id) for row in rows]
 
 
 class Locked:
     """Orders that this transaction has locked, as of `now`. No other transaction changes them until this one ends."""
 
-    def __init__(self, now: datetime, orders: dict[str, Order]) -> None:
+    def __init__(self, now: datetime, orders: dict[OrderKey, Order]) -> None:
         self.now = now
         self.orders = orders
-        self._changed: set[str] = set()
+        self._changed: set[OrderKey] = set()
         self._messages: list[Message] = []
 
-    def change_status(self, order_id: str, status: Status, reason: str, traceparent: str | None) -> Order:
+    def change_status(self, key: OrderKey, status: Status, reason: str, traceparent: str | None) -> Order:
         """Change the status of an order. The caller has checked that the change is legal. `save` writes it."""
-        order = self.orders[order_id]
+        order = self.orders[key]
         order = replace(order, status=status, status_reason=reason, version=order.version + 1, updated_at=self.now)
-        self.orders[order_id] = order
-        self._changed.add(order_id)
+        self.orders[key] = order
+        self._changed.add(key)
         self._messages.append(events.status_changed(order, traceparent))
         return order
 
@@ -180,16 +209,17 @@ class Locked:
             tables.outbox.append(tx, self._messages)
 
 
-def lock(tx: Connection, ids: Iterable[str]) -> Locked:
-    """Lock the orders, sorted by id. Ids that do not exist are left out."""
-    rows = [{"id": each} for each in set(ids)]
+def lock(tx: Connection, keys: Iterable[OrderKey]) -> Locked:
+    """Lock the orders, sorted by id. Keys of orders that do not exist are left out."""
+    rows = _key_rows(keys)
     found = _with_items(tx, _lock(tx, rows)) if rows else []
-    return Locked(now(tx), {order.id: order for order in found})
+    return Locked(now(tx), {order.key: order for order in found})
 
 
 def _row(reserved: ReservedOrder, created_at: datetime) -> dict[str, object]:
     order = reserved.order
     return {
+        "tenant": reserved.key.tenant,
         "id": order.id,
         "user_id": order.user_id,
         "total_amount": order.total_amount,
@@ -207,15 +237,21 @@ def _reserved_until(reserved: ReservedOrder, created_at: datetime) -> datetime:
     return created_at + timedelta(seconds=reserved.reserved_seconds)
 
 
-def _line(order_id: str, item: NewItem) -> dict[str, object]:
-    return {"order_id": order_id, "product_id": item.product_id, "quantity": item.quantity, "price": item.price}
+def _line(order: OrderKey, item: NewItem) -> dict[str, object]:
+    return {
+        "tenant": order.tenant,
+        "order_id": order.id,
+        "product_id": item.product_id,
+        "quantity": item.quantity,
+        "price": item.price,
+    }
 
 
 def _created(reserved: ReservedOrder, created_at: datetime, item_ids: Iterator[int]) -> Order:
     order = reserved.order
     items = tuple(OrderItem(next(item_ids), item.product_id, item.quantity, item.price) for item in order.items)
     return Order(
-        order.id, order.user_id, order.total_amount, order.currency, Status.PENDING, "",
+        reserved.key.tenant, order.id, order.user_id, order.total_amount, order.currency, Status.PENDING, "",
         _reserved_until(reserved, created_at), 1, created_at, created_at, items,
     )  # fmt: skip
 
@@ -223,15 +259,15 @@ def _created(reserved: ReservedOrder, created_at: datetime, item_ids: Iterator[i
 def _with_items(tx: Connection, rows: Sequence[Row[Any]]) -> list[Order]:
     if not rows:
         return []
-    lines: dict[str, list[OrderItem]] = {row.id: [] for row in rows}
-    for order_id, *item in _items_of(tx, [{"id": row.id} for row in rows]):
-        lines[order_id].append(OrderItem(*item))
+    lines: dict[OrderKey, list[OrderItem]] = {OrderKey(row.tenant, row.id): [] for row in rows}
+    for tenant, order_id, *item in _items_of(tx, _key_rows(lines)):
+        lines[OrderKey(tenant, order_id)].append(OrderItem(*item))
     return [
         Order(
-            row.id, row.user_id, row.total_amount, row.currency, Status(row.status), row.status_reason,
-            row.reserved_until, row.version, row.created_at, row.updated_at, tuple(lines[row.id]),
+            key.tenant, key.id, row.user_id, row.total_amount, row.currency, Status(row.status), row.status_reason,
+            row.reserved_until, row.version, row.created_at, row.updated_at, tuple(items),
         )
-        for row in rows
+        for row, (key, items) in zip(rows, lines.items(), strict=True)
     ]  # fmt: skip
 
 
@@ -240,42 +276,55 @@ def _position(order: Order | Row[Any]) -> Position:
 
 
 def _status_row(order: Order) -> dict[str, object]:
-    return {name: getattr(order, name) for name in _STATUS}
+    return {name: getattr(order, name) for name in (*_KEY, *_STATUS)}
 
+
+_KEY: dict[str, TypeEngine[Any]] = {"tenant": Text(), "id": Id()}
 
 _STATUS: dict[str, TypeEngine[Any]] = {
-    "id": Id(),
     "status": Text(),
     "status_reason": Text(),
     "version": BigInteger(),
     "updated_at": Timestamp(),
 }
 
-_insert_orders = insert_into(_orders, *(column.name for column in _COLUMNS), or_ignore=True, returning=(_orders.c.id,))
-_insert_items = insert_into(_items, "order_id", "product_id", "quantity", "price", returning=(_items.c.id,))
-_load = Statement(lambda given: select(*_COLUMNS).where(in_rows(_orders.c.id, given.c.id)), id=Id())
+
+def _has_key(table: Table, given: Subquery) -> tuple[ColumnElement[bool], ...]:
+    """Return the conditions that join a table with the keys of orders. The index on the order's id serves the join."""
+    order_id = table.c.id if table is _orders else table.c.order_id
+    return (*join_rows(order_id, given.c.id), table.c.tenant == given.c.tenant)
+
+
+_insert_orders = insert_into(
+    _orders, *(column.name for column in _COLUMNS), or_ignore=True, returning=(_orders.c.tenant, _orders.c.id)
+)
+_insert_items = insert_into(_items, "tenant", "order_id", "product_id", "quantity", "price", returning=(_items.c.id,))
+_load = Statement(lambda given: select(*_COLUMNS).where(*_has_key(_orders, given)), **_KEY)
 _lock = Statement(
-    lambda given: (
-        select(*_COLUMNS).where(in_rows(_orders.c.id, given.c.id)).order_by(_orders.c.id).with_for_update(of=_orders)
-    ),
-    id=Id(),
+    lambda given: select(*_COLUMNS).where(*_has_key(_orders, given)).order_by(_orders.c.id).with_for_update(of=_orders),
+    **_KEY,
 )
 _statuses_of = Statement(
-    lambda given: select(_orders.c.id, _orders.c.status).where(in_rows(_orders.c.id, given.c.id)), id=Id()
+    lambda given: select(_orders.c.tenant, _orders.c.id, _orders.c.status).where(*_has_key(_orders, given)), **_KEY
+)
+_count_lines = Statement(
+    lambda given: (
+        select(_items.c.tenant, _items.c.order_id, func.count().label("lines"))
+        .where(*_has_key(_items, given))
+        .group_by(_items.c.tenant, _items.c.order_id)
+    ),
+    **_KEY,
 )
 _items_of = Statement(
     lambda given: (
-        select(_items.c.order_id, _items.c.id, _items.c.product_id, _items.c.quantity, _items.c.price)
-        .where(in_rows(_items.c.order_id, given.c.id))
+        select(_items.c.tenant, _items.c.order_id, _items.c.id, _items.c.product_id, _items.c.quantity, _items.c.price)
+        .where(*_has_key(_items, given))
         .order_by(_items.c.id)
     ),
-    id=Id(),
+    **_KEY,
 )
 _set_status = Statement(
-    lambda given: (
-        update(_orders)
-        .values({name: given.c[name] for name in _STATUS if name != "id"})
-        .where(*join_rows(_orders.c.id, given.c.id))
-    ),
+    lambda given: update(_orders).values({name: given.c[name] for name in _STATUS}).where(*_has_key(_orders, given)),
+    **_KEY,
     **_STATUS,
 )

@@ -1,10 +1,21 @@
 """The tables of the orders database. Other services get orders only by RPC and by events."""
 
-from sqlalchemy import BigInteger, CheckConstraint, Column, ForeignKey, Index, MetaData, Table, Text, text
+from sqlalchemy import (
+    BigInteger,
+    CheckConstraint,
+    Column,
+    ForeignKeyConstraint,
+    Index,
+    MetaData,
+    Table,
+    Text,
+    text,
+)
 
 from shop_common.db.idempotency import IdempotencyKeys
 from shop_common.db.sql import NAMING_CONVENTION, Amount, Id, RowId, Timestamp
 from shop_common.events.outbox import Outbox
+from shop_common.identity import tenant
 
 metadata = MetaData(naming_convention=NAMING_CONVENTION)
 
@@ -22,18 +33,26 @@ orders = Table(
     Column("version", BigInteger, nullable=False),
     Column("created_at", Timestamp, nullable=False),
     Column("updated_at", Timestamp, nullable=False),
+    Column("tenant", Text, nullable=False, server_default=tenant.DEFAULT),
     # Amounts are text on SQLite; the cast makes both databases compare numbers.
     CheckConstraint("CAST(total_amount AS NUMERIC) >= 0", name="total_not_negative"),
     CheckConstraint("length(currency) = 3", name="currency_code"),
     CheckConstraint(
         "status IN ('PENDING', 'CONFIRMED', 'PROCESSING', 'SHIPPED', 'DELIVERED', 'CANCELLED')", name="status_known"
     ),
+    # An id is unique over all tenants. The foreign key of the lines needs this index.
+    Index(None, "tenant", "id", unique=True),
     # Each of these indexes serves ListOrders with one combination of filters, newest first.
+    Index(None, "tenant", "created_at", "id"),
+    Index(None, "tenant", "user_id", "created_at", "id"),
+    Index(None, "tenant", "status", "created_at", "id"),
+    Index(None, "tenant", "user_id", "status", "created_at", "id"),
+    # Only the release without tenants uses these indexes. The release after the first one with tenants drops them.
     Index(None, "created_at", "id"),
     Index(None, "user_id", "created_at", "id"),
     Index(None, "status", "created_at", "id"),
     Index(None, "user_id", "status", "created_at", "id"),
-    # This index serves CancelAbandonedOrders: orders that are still PENDING after their reservations have expired.
+    # This index serves CancelAbandonedOrders: all tenants' orders still PENDING after their reservations have expired.
     Index(
         "ix_orders_abandoned",
         "reserved_until",
@@ -46,10 +65,13 @@ order_items = Table(
     "order_items",
     metadata,
     Column("id", RowId, primary_key=True),
-    Column("order_id", Id, ForeignKey(orders.c.id), nullable=False),
+    Column("order_id", Id, nullable=False),
     Column("product_id", BigInteger, nullable=False),
     Column("quantity", BigInteger, nullable=False),
     Column("price", Amount, nullable=False),
+    Column("tenant", Text, nullable=False, server_default=tenant.DEFAULT),
+    # A line is always of the same tenant as its order.
+    ForeignKeyConstraint(["tenant", "order_id"], [orders.c.tenant, orders.c.id]),
     CheckConstraint("quantity > 0", name="quantity_positive"),
     CheckConstraint("CAST(price AS NUMERIC) >= 0", name="price_not_negative"),
     Index(None, "order_id"),
