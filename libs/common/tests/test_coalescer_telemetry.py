@@ -112,7 +112,7 @@ def test_the_trace_shows_a_call_that_gave_up(spans: Spans) -> None:
 def test_metrics_show_batch_sizes_and_waits() -> None:
     metrics = CoalescerMetrics("test-of-metrics")
 
-    metrics.waiting(7)
+    metrics.waiting(7, 2, 5)
     metrics.flushed(3, [0.5, 0.25], seconds=0.125)
 
     labels = {"coalescer": "test-of-metrics"}

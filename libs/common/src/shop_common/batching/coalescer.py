@@ -11,14 +11,18 @@ database does not respond. Calls use only the connections of the flusher threads
 
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
+from itertools import groupby
+from operator import attrgetter
 from typing import Generic, TypeVar, cast
 
 from shop_common.batching.coalescer_telemetry import CoalescerMetrics, Membership
+from shop_common.batching.fair_queue import FairQueue, Sharer, sharer_of
 from shop_common.db.database import is_statement_error
 from shop_common.errors import TIMEOUTS, DatabaseUnavailable, QueueFull, ShopError
+from shop_common.identity.caller import Caller
+from shop_common.identity.current import caller
 from shop_common.telemetry import metrics, tracing
 
 _Request = TypeVar("_Request")
@@ -26,6 +30,10 @@ _Result = TypeVar("_Result")
 
 BATCH_REQUESTS_MAX = 500
 BATCH_WEIGHT_MAX = 2000
+SHARED_WEIGHT_MAX = 200
+"""The largest weight that a batch takes from one caller while several callers use the coalescer, because the others
+wait for the whole batch. A larger request is the only one of its caller in its batch."""
+
 QUEUE_REQUESTS_MAX = 10_000
 BISECT_SECONDS_MAX = 5.0
 
@@ -71,11 +79,12 @@ class _Call:
 class _Entry(Generic[_Request, _Result]):
     """One request in the queue, and its outcome."""
 
-    __slots__ = ("call", "outcome", "request")
+    __slots__ = ("call", "outcome", "request", "sharer")
 
-    def __init__(self, request: _Request, call: _Call) -> None:
+    def __init__(self, request: _Request, call: _Call, sharer: Sharer) -> None:
         self.request = request
         self.call = call
+        self.sharer = sharer
         self.outcome: _Result | ShopError | Exception | None = None
 
     def take(self) -> _Result | ShopError:
@@ -94,9 +103,10 @@ def time_to_wait(deadline: float) -> float:
 class Coalescer(Generic[_Request, _Result]):
     """Runs the function `bulk` on batches of queued requests.
 
-    `bulk` receives requests in arrival order and returns one outcome for each, in order: a result, or the ShopError
-    that refuses it. If all requests are too much work for one transaction, `bulk` may decide only the first ones, at
-    least one, and return their outcomes. The remaining requests go into the next batch.
+    `bulk` receives the requests of each caller in arrival order, and callers take turns (see FairQueue). It returns one
+    outcome for each request, in order: a result, or the ShopError that refuses it. If all requests are too much work
+    for one transaction, `bulk` may decide only the first ones, at least one, and return their outcomes. The remaining
+    requests go into the next batch.
 
     If `bulk` raises:
 
@@ -108,7 +118,8 @@ class Coalescer(Generic[_Request, _Result]):
 
     Equal requests with the same `key` are folded: one of them runs, and all of them get its outcome. If two requests
     with the same key differ, the later one waits for the next batch. `weigh` returns the weight of a request; without
-    `weigh` each request has the weight 1. A batch weighs at most `Limits.weight_max`, or has only one request.
+    `weigh` each request has the weight 1. A batch weighs at most `Limits.weight_max`, or has only one request. A folded
+    request weighs nothing. `caller_of` returns the caller of a request; without it, that is the caller of the call.
     `on_fatal` is called if a flusher thread fails.
     """
 
@@ -119,6 +130,7 @@ class Coalescer(Generic[_Request, _Result]):
         *,
         key: Callable[[_Request], Hashable | None] | None = None,
         weigh: Callable[[_Request], int] | None = None,
+        caller_of: Callable[[_Request], Caller] | None = None,
         limits: Limits | None = None,
         on_fatal: Callable[[str, BaseException], None],
     ) -> None:
@@ -126,10 +138,13 @@ class Coalescer(Generic[_Request, _Result]):
         self._bulk = bulk
         self._key = key
         self._weigh = weigh
+        self._caller_of = caller_of
         self._limits = limits or Limits()
         self._on_fatal = on_fatal
         self._metrics = CoalescerMetrics(name) if metrics.is_enabled() else None
-        self._queue: deque[_Entry[_Request, _Result]] = deque()
+        self._queue: FairQueue[_Entry[_Request, _Result]] = FairQueue(
+            size_max=QUEUE_REQUESTS_MAX, share_max=SHARED_WEIGHT_MAX
+        )
         self._mutex = threading.Lock()
         self._arrived = threading.Condition(self._mutex)
         self._idle_flushers = 0
@@ -160,22 +175,23 @@ class Coalescer(Generic[_Request, _Result]):
         these transactions. So use this method only for RPCs that promise neither atomicity nor one snapshot for all
         their parts. Parts that need atomicity or one snapshot must be one request of `bulk`.
 
-        Raises QueueFull if the queue is full, or if no request was started before the deadline: nothing was done.
-        Raises DatabaseUnavailable if a request was started but the call did not end before the deadline: the requests
-        may have been done. Raises an exception other than ShopError that one of the requests caused.
+        Raises QueueFull if the queue or the caller's part of it is full, or if no request was started before the
+        deadline: nothing was done. Raises DatabaseUnavailable if a request was started but the call did not end before
+        the deadline: the requests may have been done. Raises an exception other than ShopError that one of the requests
+        caused.
         """
         member = Membership.of_current_span()
         call = _Call(len(requests), member, deadline=time.monotonic() + time_to_wait(deadline))
-        entries: list[_Entry[_Request, _Result]] = [_Entry(request, call) for request in requests]
+        entries = self._entries(requests, call)
         if not entries:
             return []
         with self._mutex:
-            if self._closing or len(self._queue) + len(entries) > QUEUE_REQUESTS_MAX:
-                raise QueueFull(f"{self._name}: too many calls are waiting; retry in a moment")
+            if self._closing:
+                raise self._full()
             # If requests collect while a batch runs, one flusher already waits until it may start the next batch. Do
             # not wake another flusher.
             is_watched = bool(self._queue) and self._patience() > 0
-            self._queue.extend(entries)
+            self._enqueue(entries, call)
             if self._idle_flushers and not is_watched:
                 self._arrived.notify()
         if not call.done.acquire(timeout=max(0.0, call.deadline - time.monotonic())):
@@ -191,6 +207,32 @@ class Coalescer(Generic[_Request, _Result]):
             self._arrived.notify_all()
         for thread in self._threads:
             thread.join()
+
+    def _entries(self, requests: Sequence[_Request], call: _Call) -> list[_Entry[_Request, _Result]]:
+        if self._caller_of is None:
+            sharer = sharer_of(caller())
+            return [_Entry(request, call, sharer) for request in requests]
+        return [_Entry(request, call, sharer_of(self._caller_of(request))) for request in requests]
+
+    def _enqueue(self, entries: Sequence[_Entry[_Request, _Result]], call: _Call) -> None:
+        """Append the entries to the queue, and refuse those for which their callers have no room."""
+        if self._caller_of is None or len(entries) == 1:
+            if not self._queue.add(entries[0].sharer, entries, call.arrived_at):
+                raise self._full()
+            return
+        refused = 0
+        for sharer, group in groupby(entries, key=attrgetter("sharer")):
+            of_sharer = list(group)
+            if not self._queue.add(sharer, of_sharer, call.arrived_at):
+                refused += len(of_sharer)
+                for entry in of_sharer:
+                    entry.outcome = self._full()
+        if refused == len(entries):
+            raise self._full()
+        call.waiting -= refused
+
+    def _full(self) -> QueueFull:
+        return QueueFull(f"{self._name}: too many calls are waiting; retry in a moment")
 
     def _give_up(self, call: _Call) -> None:
         with self._mutex:
@@ -225,7 +267,7 @@ class Coalescer(Generic[_Request, _Result]):
                 batch = self._take()
                 if batch:
                     if self._metrics is not None:
-                        self._metrics.waiting(len(self._queue))
+                        self._metrics.waiting(len(self._queue), self._queue.lanes, self._queue.longest)
                     self._running_count += 1
                     self._last_start = time.monotonic()
                     if self._queue and self._idle_flushers:
@@ -239,34 +281,40 @@ class Coalescer(Generic[_Request, _Result]):
         return self._last_start + self._limits.patience_seconds - time.monotonic()
 
     def _take(self) -> list[list[_Entry[_Request, _Result]]]:
-        limits, key_of, weigh, queue = self._limits, self._key, self._weigh, self._queue
+        limits, key_of, queue = self._limits, self._key, self._queue
         batch: list[list[_Entry[_Request, _Result]]] = []
         by_key: dict[Hashable, list[_Entry[_Request, _Result]]] = {}
         later: list[_Entry[_Request, _Result]] = []
         weight = 0
-        while queue and len(batch) < self._requests_max:
-            entry = queue[0]
+        queue.begin_batch(time.monotonic())
+        while len(batch) < self._requests_max and (entry := queue.head()) is not None:
             if entry.call.abandoned or self._comes_too_late(entry.call):
-                self._refuse(queue.popleft())
+                self._refuse(queue.pop(0))
                 continue
-            weight += weigh(entry.request) if weigh else 1
-            if batch and weight > limits.weight_max:
-                break
-            queue.popleft()
             key = key_of(entry.request) if key_of else None
             same_key = by_key.get(key) if key is not None else None
-            if same_key is not None and same_key[0].request != entry.request:
-                later.append(entry)
-                continue
-            entry.call.started += 1
             if same_key is not None:
-                same_key.append(entry)
+                queue.pop(0)
+                if same_key[0].request == entry.request:
+                    entry.call.started += 1
+                    same_key.append(entry)
+                else:
+                    later.append(entry)
                 continue
+            entry_weight = self._weight(entry)
+            if batch and weight + entry_weight > limits.weight_max:
+                break
+            if queue.exceeds_share(entry_weight):
+                continue
+            queue.pop(entry_weight)
+            weight += entry_weight
+            entry.call.started += 1
             folded = [entry]
             batch.append(folded)
             if key is not None:
                 by_key[key] = folded
-        queue.extendleft(reversed(later))
+        for entry in reversed(later):
+            queue.put_back(entry.sharer, entry, 0)
         return batch
 
     def _comes_too_late(self, call: _Call) -> bool:
@@ -321,9 +369,13 @@ class Coalescer(Generic[_Request, _Result]):
     def _put_back(self, batch: Sequence[list[_Entry[_Request, _Result]]]) -> None:
         """Return undecided requests to the head of the queue."""
         for folded in reversed(batch):
-            self._queue.extendleft(reversed(folded))
-            for entry in folded:
+            for entry in reversed(folded):
+                weight = self._weight(entry) if entry is folded[0] else 0
+                self._queue.put_back(entry.sharer, entry, weight)
                 entry.call.started -= 1
+
+    def _weight(self, entry: _Entry[_Request, _Result]) -> int:
+        return self._weigh(entry.request) if self._weigh else 1
 
     def _outcomes(self, requests: Sequence[_Request], bisect_end: float) -> Sequence[_Result | ShopError | Exception]:
         """Return the outcomes of the decided requests, which are a prefix of `requests`."""

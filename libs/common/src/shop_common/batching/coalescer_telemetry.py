@@ -9,6 +9,13 @@ from opentelemetry.trace import SpanContext, StatusCode
 from shop_common.telemetry import metrics, tracing
 
 _queue = metrics.gauge(__name__, "shop_coalescer_queue_requests", "Requests that wait for a batch", "coalescer")
+_callers = metrics.gauge(__name__, "shop_coalescer_callers", "Callers with requests that wait for a batch", "coalescer")
+_largest_share = metrics.gauge(
+    __name__,
+    "shop_coalescer_largest_share_requests",
+    "Waiting requests of the caller that has the most of them",
+    "coalescer",
+)
 _batch = metrics.histogram(
     __name__, "shop_coalescer_batch_requests", "Requests in a batch", "coalescer", buckets=metrics.SIZES
 )
@@ -32,14 +39,21 @@ class CoalescerMetrics:
 
     def __init__(self, name: str) -> None:
         self._queue = _queue(name)
+        self._callers = _callers(name)
+        self._largest_share = _largest_share(name)
         self._batch = _batch(name)
         self._wait = _wait(name)
         self._flush = _flush(name)
         self._timeouts = _timeouts(name)
 
-    def waiting(self, requests: int) -> None:
-        """Set the number of queued requests, after a batch has been taken."""
+    def waiting(self, requests: int, callers: int, largest_share: int) -> None:
+        """Set the numbers of queued requests and their callers, after a batch has been taken.
+
+        `largest_share` is the number of requests of the caller with the most.
+        """
         self._queue.set(requests)
+        self._callers.set(callers)
+        self._largest_share.set(largest_share)
 
     def timed_out(self) -> None:
         """Count a batch that the database cancelled because it took too long."""

@@ -9,6 +9,7 @@ from sqlalchemy import Connection
 from shop_common.batching.coalescer import BATCH_WEIGHT_MAX, Coalescer, Limits
 from shop_common.db.database import Database
 from shop_common.errors import ShopError
+from shop_common.identity.caller import Caller
 
 _Request = TypeVar("_Request")
 _Result = TypeVar("_Result")
@@ -72,12 +73,14 @@ class Coalescers:
         *,
         key: Callable[[_Request], Hashable | None] | None = None,
         weigh: Callable[[_Request], int] | None = None,
+        caller_of: Callable[[_Request], Caller] | None = None,
         sizes: Sizes[_Request] | None = None,
         limits: Limits | None = None,
     ) -> Coalescer[_Request, _Result]:
         """Make a coalescer that runs each batch in a write transaction, one batch at a time by default.
 
-        `key` and `weigh` are those of Coalescer. `sizes` bounds a batch whose requests do not contain their weight.
+        `key`, `weigh` and `caller_of` are those of Coalescer. `sizes` bounds a batch whose requests do not contain
+        their weight.
         """
         bounded = _bounded(operation, sizes)
         return self.own(
@@ -85,6 +88,7 @@ class Coalescers:
             lambda requests: self._database.transact(lambda tx: bounded(tx, requests)),
             key=key,
             weigh=weigh,
+            caller_of=caller_of,
             limits=limits,
         )
 
@@ -115,10 +119,13 @@ class Coalescers:
         *,
         key: Callable[[_Request], Hashable | None] | None = None,
         weigh: Callable[[_Request], int] | None = None,
+        caller_of: Callable[[_Request], Caller] | None = None,
         limits: Limits | None = None,
     ) -> Coalescer[_Request, _Result]:
         """Make a coalescer for a bulk operation that opens its own transactions or calls another service."""
-        coalescer = Coalescer(name, bulk, key=key, weigh=weigh, limits=limits, on_fatal=self._on_fatal)
+        coalescer = Coalescer(
+            name, bulk, key=key, weigh=weigh, caller_of=caller_of, limits=limits, on_fatal=self._on_fatal
+        )
         self._made.append(coalescer)
         return coalescer
 

@@ -4,8 +4,8 @@ import grpc
 from google.protobuf.message import Message
 
 from shop_common.identity.authenticator import Authenticator
+from shop_common.identity.current import caller, set_caller
 from shop_common.identity.rules import Rule
-from shop_common.rpc.call import caller, set_caller
 from shop_common.rpc.tls import spiffe_id
 
 

@@ -1,28 +1,13 @@
-"""Gives a servicer method the caller, the deadline and the trace of its call."""
+"""Gives a servicer method the deadline and the trace of its call."""
 
 import time
-from contextvars import ContextVar
 
 import grpc
 
-from shop_common.identity.caller import ANYONE, Caller
 from shop_common.telemetry import tracing
 
 CALL_SECONDS_MAX = 30.0
 """The time limit of a call whose client sets a longer deadline or none."""
-
-
-_caller: ContextVar[Caller] = ContextVar("caller", default=ANYONE)
-
-
-def caller() -> Caller:
-    """Return the caller of the call that this thread runs; ANYONE if identities are not checked."""
-    return _caller.get()
-
-
-def set_caller(caller: Caller) -> None:
-    """Set the caller of the call that this thread runs."""
-    _caller.set(caller)
 
 
 def deadline(context: grpc.ServicerContext) -> float:

@@ -5,7 +5,8 @@ from grpc import ServicerContext
 from order_api.api import parse, render
 from order_api.operations.coalescing import Operations
 from shop_common.api import paging
-from shop_common.rpc.call import caller, deadline, traceparent
+from shop_common.identity.current import caller
+from shop_common.rpc.call import deadline, traceparent
 from shop_protos.order.v1 import maintenance_pb2, maintenance_pb2_grpc, order_pb2_grpc
 from shop_protos.order.v1 import order_pb2 as pb
 

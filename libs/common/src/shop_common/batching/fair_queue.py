@@ -1,0 +1,184 @@
+"""A queue in which callers take turns, so that the requests of one caller cannot delay those of the others.
+
+Each caller's requests wait in a lane of their own, in arrival order. The lanes take turns by deficit round robin
+(Shreedhar and Varghese, 1996): each turn earns a lane one unit of weight, and each request that is taken costs its
+weight. So the lane of a heavy request misses turns until it has earned that weight. While only one caller has waiting
+requests, its lane always has the turn, and nothing is earned or charged.
+"""
+
+from collections import deque
+from collections.abc import Hashable, Sequence
+from typing import Generic, TypeVar
+
+from shop_common.identity.caller import Caller
+
+_T = TypeVar("_T")
+
+SHARED_SECONDS = 1.0
+"""A queue counts as shared for this time after it has changed from one caller to another.
+
+A caller that waits for each response before its next call has nothing in the queue in between. Without this time,
+another caller would fill a whole batch whenever that happens, and delay each of its calls by a whole batch.
+"""
+
+CALLER_SHARE = 4
+"""While a queue is shared, one caller has at most this part of it: a quarter."""
+
+Sharer = Hashable
+"""Identifies one of the callers between whom a queue is shared."""
+
+
+def sharer_of(caller: Caller) -> Sharer:
+    """Return the sharer that the caller is. A delegate is a different sharer for each user for whom it acts."""
+    return caller.tenant, caller.name, caller.subject
+
+
+class Sharing:
+    """Whether several callers use a queue at present. Not safe to share between threads."""
+
+    def __init__(self) -> None:
+        self._last: Sharer | None = None
+        self._shared_until = 0.0
+
+    def note(self, sharer: Sharer, now: float) -> None:
+        """Note that this caller uses the queue now, by time.monotonic."""
+        if sharer != self._last:
+            if self._last is not None:
+                self._shared_until = now + SHARED_SECONDS
+            self._last = sharer
+
+    def is_shared(self, now: float) -> bool:
+        """Return whether several callers have used the queue within SHARED_SECONDS."""
+        return now < self._shared_until
+
+
+class _Lane(Generic[_T]):
+    """The waiting entries of one caller."""
+
+    __slots__ = ("batch", "credit", "entries", "sharer", "taken")
+
+    def __init__(self, sharer: Sharer) -> None:
+        self.sharer = sharer
+        self.entries: deque[_T] = deque()
+        self.credit = 1
+        self.batch = 0
+        """The number of the last batch that took entries of this lane."""
+        self.taken = 0
+        """The weight of the entries that this batch has taken."""
+
+
+class FairQueue(Generic[_T]):
+    """A queue of entries, each of which belongs to a sharer. Not safe to share between threads.
+
+    One sharer alone may have `size_max` waiting entries. While several sharers use the queue, each of them may have a
+    quarter of that. If one sharer has filled the queue while it was alone, the others together still have room for
+    another quarter. While several sharers use the queue, a batch takes at most the weight `share_max` from each lane,
+    so that a batch stays short even if one caller has much work.
+    """
+
+    def __init__(self, *, size_max: int, share_max: int) -> None:
+        self._size_max = size_max
+        self._share_max = share_max
+        self._lanes: dict[Sharer, _Lane[_T]] = {}
+        self._ring: deque[_Lane[_T]] = deque()
+        """The lanes that may be taken from. The first lane has the turn."""
+        self._set_aside: list[_Lane[_T]] = []
+        """The lanes that have used up their share of the present batch."""
+        self._size = 0
+        self._batch = 0
+        self._is_shared = False
+        self._sharing = Sharing()
+
+    def __len__(self) -> int:
+        return self._size
+
+    @property
+    def lanes(self) -> int:
+        """The number of sharers with waiting entries."""
+        return len(self._lanes)
+
+    @property
+    def longest(self) -> int:
+        """The number of entries of the sharer with the most."""
+        return max((len(lane.entries) for lane in self._lanes.values()), default=0)
+
+    def add(self, sharer: Sharer, entries: Sequence[_T], now: float) -> bool:
+        """Append the entries, all or none. Returns False if there is no room."""
+        self._sharing.note(sharer, now)
+        lane = self._lanes.get(sharer)
+        count = len(entries)
+        if self._size + count > self._size_max // CALLER_SHARE and not self._has_room(lane, count, now):
+            return False
+        self._lane(sharer).entries.extend(entries)
+        self._size += count
+        return True
+
+    def begin_batch(self, now: float) -> None:
+        """Begin a batch: each lane has its whole share again."""
+        self._batch += 1
+        self._ring.extend(self._set_aside)
+        self._set_aside.clear()
+        self._is_shared = len(self._lanes) > 1 or self._sharing.is_shared(now)
+
+    def head(self) -> _T | None:
+        """Return the entry that has the turn. Returns None if all entries left are beyond the share of their lanes."""
+        ring = self._ring
+        if not ring:
+            return None
+        if len(ring) > 1:
+            while ring[0].credit <= 0:
+                ring[0].credit += 1
+                ring.rotate(-1)
+        return ring[0].entries[0]
+
+    def exceeds_share(self, weight: int) -> bool:
+        """Return whether the entry at the head, of this weight, exceeds the share of its lane. It then loses the turn.
+
+        The first entry that a batch takes from a lane never exceeds the share.
+        """
+        lane = self._ring[0]
+        if not self._is_shared or lane.batch != self._batch or lane.taken + weight <= self._share_max:
+            return False
+        self._set_aside.append(self._ring.popleft())
+        return True
+
+    def pop(self, weight: int) -> _T:
+        """Take the entry at the head, at the cost of this weight."""
+        lane = self._ring[0]
+        entry = lane.entries.popleft()
+        self._size -= 1
+        if not lane.entries:
+            del self._ring[0], self._lanes[lane.sharer]
+            return entry
+        if lane.batch != self._batch:
+            lane.batch, lane.taken = self._batch, 0
+        lane.taken += weight
+        if len(self._lanes) > 1:
+            lane.credit -= weight
+        return entry
+
+    def put_back(self, sharer: Sharer, entry: _T, weight: int) -> None:
+        """Return an entry to the head of its lane, and its weight. A lane that was empty gets the first turn."""
+        lane = self._lane(sharer, is_first=True)
+        lane.entries.appendleft(entry)
+        # Weight that was not charged, because the lane was the only one, must not become credit.
+        lane.credit = min(1, lane.credit + weight)
+        self._size += 1
+
+    def _has_room(self, lane: _Lane[_T] | None, count: int, now: float) -> bool:
+        mine = len(lane.entries) if lane else 0
+        others = self._size - mine
+        is_shared = others > 0 or self._sharing.is_shared(now)
+        mine_max = self._size_max // CALLER_SHARE if is_shared else self._size_max
+        total_max = self._size_max + self._size_max // CALLER_SHARE
+        return mine + count <= mine_max and self._size + count <= total_max
+
+    def _lane(self, sharer: Sharer, *, is_first: bool = False) -> _Lane[_T]:
+        lane = self._lanes.get(sharer)
+        if lane is None:
+            lane = self._lanes[sharer] = _Lane(sharer)
+            if is_first:
+                self._ring.appendleft(lane)
+            else:
+                self._ring.append(lane)
+        return lane

@@ -1,0 +1,161 @@
+"""Shares of a coalescer: a caller with many requests delays the others by a short batch, and only it is refused."""
+
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextvars import copy_context
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+
+from shop_common.batching.coalescer import QUEUE_REQUESTS_MAX, SHARED_WEIGHT_MAX, Coalescer
+from shop_common.errors import QueueFull, ShopError
+from shop_common.identity.caller import Caller
+from shop_common.identity.current import set_caller
+from testkit.eventually import eventually
+
+PATIENCE_SECONDS = 60.0
+
+
+@dataclass(frozen=True)
+class Order:
+    """A request of `caller`. Equal orders with the same `key` fold."""
+
+    caller: str
+    number: int = 0
+    lines: int = 1
+    key: str | None = None
+
+
+class Shop:
+    """A coalescer that records its batches, and callers in threads. Its first batch is held up until `open` is set."""
+
+    def __init__(self, threads: ThreadPoolExecutor, *, per_request: bool = False) -> None:
+        self.batches: list[list[Order]] = []
+        self.open = threading.Event()
+        self._threads = threads
+        self.coalescer: Coalescer[Order, int] = Coalescer(
+            "orders",
+            self._bulk,
+            key=lambda order: order.key,
+            weigh=lambda order: order.lines,
+            caller_of=(lambda order: caller(order.caller)) if per_request else None,
+            on_fatal=lambda reason, error: pytest.fail(f"{reason}: {error}"),
+        )
+        self.first = self.call("first", Order("first"))
+        eventually(lambda: len(self.batches) == 1)
+
+    def call(self, name: str, *orders: Order) -> Future[list[int | ShopError]]:
+        """Make a call as this caller, and wait until its orders are in the queue or refused."""
+        waiting = len(self.coalescer._queue)
+        call = self._threads.submit(copy_context().run, self._submit, name, orders)
+        eventually(lambda: len(self.coalescer._queue) > waiting or call.done() or not self.batches)
+        return call
+
+    def _submit(self, name: str, orders: Sequence[Order]) -> list[int | ShopError]:
+        set_caller(caller(name))
+        return self.coalescer.submit_many(orders, deadline=time.monotonic() + PATIENCE_SECONDS)
+
+    def _bulk(self, orders: Sequence[Order]) -> list[int | ShopError]:
+        self.batches.append(list(orders))
+        assert self.open.wait(PATIENCE_SECONDS)
+        return [order.number for order in orders]
+
+    def close(self) -> None:
+        self.open.set()
+        self.coalescer.close()
+
+
+def caller(name: str) -> Caller:
+    return Caller(name, frozenset())
+
+
+@pytest.fixture
+def threads() -> Iterator[ThreadPoolExecutor]:
+    with ThreadPoolExecutor(64) as pool:
+        yield pool
+
+
+@pytest.fixture
+def shop(threads: ThreadPoolExecutor) -> Iterator[Shop]:
+    shop = Shop(threads)
+    yield shop
+    shop.close()
+
+
+def outcome(call: Future[Any]) -> Any:
+    return call.result(PATIENCE_SECONDS)
+
+
+def test_a_later_caller_is_in_the_next_batch(shop: Shop) -> None:
+    large = [shop.call("large", *(Order("large", lines=10) for _ in range(500))) for _ in range(4)]
+    small = shop.call("small", Order("small", number=7))
+    shop.open.set()
+
+    assert outcome(small) == [7]
+    second = shop.batches[1]
+    assert [order.caller for order in second[:2]] == ["large", "small"]
+    assert sum(order.lines for order in second if order.caller == "large") == SHARED_WEIGHT_MAX
+    assert all(outcome(call) == [0] * 500 for call in large)
+
+
+def test_one_caller_alone_has_the_whole_batch(threads: ThreadPoolExecutor, shop: Shop) -> None:
+    shop.open.set()
+    outcome(shop.first)
+    # The queue counts as shared for a second after "first".
+    alone = Shop(threads)
+    call = alone.call("first", *(Order("first", lines=10) for _ in range(500)))
+    alone.close()
+
+    assert outcome(call) == [0] * 500
+    assert [sum(order.lines for order in batch) for batch in alone.batches[1:]] == [2000, 2000, 1000]
+
+
+def test_a_caller_that_fills_the_queue_is_refused_alone(shop: Shop) -> None:
+    quarter = QUEUE_REQUESTS_MAX // 4
+    full = [shop.call("large", *(Order("large") for _ in range(500))) for _ in range(quarter // 500)]
+
+    with pytest.raises(QueueFull):
+        outcome(shop.call("large", Order("large")))
+    small = shop.call("small", Order("small", number=3))
+    shop.open.set()
+
+    assert outcome(small) == [3]
+    assert all(outcome(call) == [0] * 500 for call in full)
+
+
+def test_the_requests_of_one_call_count_for_their_own_callers(threads: ThreadPoolExecutor) -> None:
+    shop = Shop(threads, per_request=True)
+    orders = [*(Order("large", lines=100) for _ in range(10)), Order("small", number=1)]
+    shop.call("delegate", *orders)
+    shop.open.set()
+    shop.close()
+
+    assert [order.caller for order in shop.batches[1]] == ["large", "small", "large"]
+
+
+def test_only_the_requests_of_the_caller_without_room_are_refused(threads: ThreadPoolExecutor) -> None:
+    shop = Shop(threads, per_request=True)
+    quarter = QUEUE_REQUESTS_MAX // 4
+    full = shop.call("delegate", *(Order("large") for _ in range(quarter)))
+    mixed = shop.call("delegate", Order("large"), Order("small", number=5))
+    shop.open.set()
+    shop.close()
+
+    refused, served = outcome(mixed)
+    assert isinstance(refused, QueueFull)
+    assert served == 5
+    assert outcome(full) == [0] * quarter
+
+
+def test_a_folded_request_weighs_nothing(shop: Shop) -> None:
+    half = SHARED_WEIGHT_MAX // 2
+    twins = [shop.call("large", Order("large", number=1, lines=half, key="same")) for _ in range(10)]
+    other = shop.call("large", Order("large", number=2, lines=half))
+    shop.open.set()
+
+    assert [outcome(call) for call in twins] == [[1]] * 10
+    assert outcome(other) == [2]
+    assert [order.number for order in shop.batches[1]] == [1, 2]
