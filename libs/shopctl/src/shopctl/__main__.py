@@ -18,6 +18,9 @@ COMMANDS = {
     "trace": Command("print what happened to an order, as trees of spans", "shopctl.tracing.trace"),
     "top": Command("show live rates, latencies, backlog and lag of the running processes", "shopctl.watch.top"),
     "test-grpc": Command("call every RPC once and check the responses", "shopctl.smoke.every_rpc"),
+    "postgres-create-roles": Command(
+        "create a database on PostgreSQL and its roles", "shopctl.data.postgres_create_roles"
+    ),
     "db-shell": Command("open an SQL shell on a database", "shopctl.data.db_shell"),
     "seed-data": Command("create a product catalogue through the API", "shopctl.data.seed_data"),
     "load": Command("generate load at a steady rate, for a limited time", "shopctl.load.load"),
