@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass, field
 from itertools import count, cycle
 
 from benchmarks import cpu
-from benchmarks.http2 import Connection, LoadError, Tally
+from benchmarks.http2 import Connection, Credentials, LoadError, Tally
 
 CONNECTIONS_MAX = 8
 DRAIN_SECONDS = 30
@@ -27,6 +27,8 @@ class Job:
     """A job: `calls` concurrent calls for some time. The `bodies` are sent in turn.
 
     With a `tail_field`, each request gets a unique text in this field.
+
+    With `credentials`, the fields of Credentials, the connections use TLS and the calls carry the token.
 
     With a `rate`, the job is an open loop instead: it sends `rate` calls per second on `calls` connections, even if
     earlier calls have not ended. The latency of a call counts from the time when the call was due.
@@ -41,6 +43,7 @@ class Job:
     tail_field: int | None = None
     rate: float | None = None
     processes: dict[str, list[int]] = field(default_factory=dict)
+    credentials: dict[str, str] | None = None
 
 
 @dataclass(frozen=True)
@@ -71,12 +74,13 @@ def run(job: Job) -> Outcome:
     tally = Tally()
     shares = min(job.calls, CONNECTIONS_MAX)
     next_request = _requests(job)
+    credentials = Credentials(**job.credentials) if job.credentials else None
     with ExitStack() as stack:
         selector = stack.enter_context(selectors.DefaultSelector())
         connections = []
         for share in range(shares):
             calls = 0 if job.rate else len(range(share, job.calls, shares))
-            connection = Connection(job.target, job.method, calls, next_request, tally)
+            connection = Connection(job.target, job.method, calls, next_request, tally, credentials)
             stack.callback(connection.close)
             connections.append(connection)
             selector.register(connection, selectors.EVENT_READ, connection.receive)

@@ -7,6 +7,7 @@ none if it failed.
 """
 
 import socket
+import ssl
 import struct
 import time
 from collections.abc import Callable
@@ -24,6 +25,16 @@ _INITIAL_WINDOW_SIZE = 4
 _WINDOW_BYTES = 2**31 - 1
 _DEFAULT_WINDOW_BYTES = 65_535
 _TIMEOUT = "30S"
+
+
+@dataclass(frozen=True)
+class Credentials:
+    """What a client shows the server: the paths of its certificate, its key and the CAs that it trusts, and a token."""
+
+    cert: str
+    key: str
+    ca: str
+    token: str
 
 
 class LoadError(Exception):
@@ -51,14 +62,20 @@ class Connection:
     If `calls` is 0, only the method `call` sends calls.
     """
 
-    def __init__(self, target: str, method: str, calls: int, next_request: Callable[[], bytes], tally: Tally) -> None:
-        host, _, port = target.rpartition(":")
-        self._socket = socket.create_connection((host, int(port)), CONNECT_SECONDS)
-        self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    def __init__(
+        self,
+        target: str,
+        method: str,
+        calls: int,
+        next_request: Callable[[], bytes],
+        tally: Tally,
+        credentials: Credentials | None = None,
+    ) -> None:
+        self._socket = _connected(target, credentials)
         self._calls = calls
         self._next_request = next_request
         self._tally = tally
-        self._first_headers, self._headers = _header_blocks(target, method)
+        self._first_headers, self._headers = _header_blocks(target, method, credentials.token if credentials else None)
         self._stream = 1
         self._open: dict[int, float] = {}  # when each open call was sent
         self._answered: set[int] = set()  # the open calls whose message has arrived
@@ -92,11 +109,8 @@ class Connection:
 
     def receive(self) -> None:
         """Read the data that have arrived, and send a new call for each call that has ended."""
-        arrived = self._socket.recv(_RECEIVE_BYTES)
-        if not arrived:
-            raise LoadError("the server closed the connection")
+        buffer = self._buffer + self._arrived()
         now = time.perf_counter()
-        buffer = self._buffer + arrived
         out: list[bytes] = []
         position, end = 0, len(buffer)
         unpack = _FRAME.unpack_from
@@ -122,6 +136,16 @@ class Connection:
             self._received = 0
         if out:
             self._socket.sendall(b"".join(out))
+
+    def _arrived(self) -> bytes:
+        arrived = self._socket.recv(_RECEIVE_BYTES)
+        if not arrived:
+            raise LoadError("the server closed the connection")
+        if isinstance(self._socket, ssl.SSLSocket):
+            # The selector does not see data that TLS has already decrypted.
+            while pending := self._socket.pending():
+                arrived += self._socket.recv(pending)
+        return arrived
 
     def _call(self, now: float) -> bytes:
         stream = self._stream
@@ -173,7 +197,19 @@ def _frame(kind: int, payload: bytes, flags: int = 0) -> bytes:
     return _FRAME.pack(0, len(payload), kind, flags, 0) + payload
 
 
-def _header_blocks(target: str, method: str) -> tuple[bytes, bytes]:
+def _connected(target: str, credentials: Credentials | None) -> socket.socket:
+    host, _, port = target.rpartition(":")
+    plain = socket.create_connection((host, int(port)), CONNECT_SECONDS)
+    plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    if credentials is None:
+        return plain
+    context = ssl.create_default_context(cafile=credentials.ca)
+    context.load_cert_chain(credentials.cert, credentials.key)
+    context.set_alpn_protocols(["h2"])
+    return context.wrap_socket(plain, server_hostname=host)
+
+
+def _header_blocks(target: str, method: str, token: str | None) -> tuple[bytes, bytes]:
     """Return the header blocks of the first request and of all later ones.
 
     The server stores the headers of the first request, so the later block only refers to them.
@@ -187,6 +223,7 @@ def _header_blocks(target: str, method: str) -> tuple[bytes, bytes]:
         b"\x40" + _text("te") + _text("trailers"),
         b"\x40" + _text("grpc-timeout") + _text(_TIMEOUT),
         b"\x40" + _text("user-agent") + _text("shop-benchmarks"),
+        *([b"\x40" + _text("authorization") + _text(f"Bearer {token}")] if token else []),
     ]
     # The newest stored header has the number 62, the one before it the number 63, and so on.
     numbers = range(62 + len(remembered) - 1, 61, -1)
@@ -194,4 +231,12 @@ def _header_blocks(target: str, method: str) -> tuple[bytes, bytes]:
 
 
 def _text(value: str) -> bytes:
-    return bytes((len(value),)) + value.encode()
+    """Encode a string. Its length is an integer of HPACK: seven bits, then as many bytes as needed (RFC 7541, 5.1)."""
+    content = value.encode()
+    if len(content) < 127:
+        return bytes((len(content),)) + content
+    length, rest = [127], len(content) - 127
+    while rest >= 128:
+        length.append(rest % 128 + 128)
+        rest //= 128
+    return bytes((*length, rest)) + content

@@ -4,13 +4,14 @@ import base64
 import sys
 from collections import Counter
 from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from functools import cache
 from pathlib import Path
 from typing import Protocol
 
 from benchmarks import cpu, stock
 from benchmarks.generator import Job, Outcome
-from benchmarks.http2 import LoadError
+from benchmarks.http2 import Credentials, LoadError
 from benchmarks.load import Generator
 from benchmarks.scenarios import INVENTORY, ORDERS, RESERVE_HOT, Scenario
 from devstack.kafka import Kafka
@@ -62,6 +63,7 @@ class Services:
         self._done: Counter[Scenario] = Counter()
         self.targets: dict[str, str] = {}
         self.processes: dict[str, list[Process]] = {}
+        self.credentials: Credentials | None = None
 
     def serve_by(self, stack: Stack) -> None:
         """Measure the two APIs of this stack."""
@@ -96,6 +98,7 @@ class Services:
                 tail_field=scenario.tail_field,
                 rate=rate,
                 processes=self._pids(),
+                credentials=asdict(self.credentials) if self.credentials else None,
             )
         )
         if outcome.failed:

@@ -29,9 +29,10 @@ BRIEF = ("--rounds", "1", "--seconds", "0.3")
         (("benchmarks.reaping", "--holds", "20000", "--seconds", "0.5", "--windows", "1"), "p99 ≤ 2 × before"),
         (("benchmarks.footprint", *BRIEF, "--workers", "2", "--databases", "postgresql"), "reservation-reaper"),
         (("benchmarks.compare", "HEAD", "--quick"), "an empty call"),
+        (("benchmarks.secured", "--quick"), "secured: server"),
         (("benchmarks.relay", "--quick", "--sides", "ours", "loop"), "loop"),
     ],
-    ids=["calls", "scale", "reaping", "footprint", "compare", "relay"],
+    ids=["calls", "scale", "reaping", "footprint", "compare", "secured", "relay"],
 )
 def test_a_benchmark_runs_and_its_counts_are_right(command: tuple[str, ...], printed: str) -> None:
     result = subprocess.run(
