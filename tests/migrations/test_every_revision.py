@@ -61,6 +61,20 @@ def test_migrating_from_every_revision_keeps_the_rows(database: Database, schema
         assert_kept(name, rows, after[name])
 
 
+@pytest.mark.parametrize("schema", [pytest.param(schema, id=schema.service) for schema in SCHEMAS])
+def test_rows_from_before_tenants_existed_are_of_the_default_tenant(database: Database, schema: Schema) -> None:
+    schema.upgrade(database, to="0001")
+    with database.write() as tx:
+        fill(tx, ROWS[schema.service, "0001"])
+
+    schema.upgrade(database)
+
+    of_tenants = {name: rows for name, rows in database.query(contents).items() if rows and "tenant" in rows[0]}
+    assert "idempotency_keys" in of_tenants
+    for name, rows in of_tenants.items():
+        assert {row["tenant"] for row in rows} == {"default"}, name
+
+
 def test_reservations_that_ended_before_ended_at_existed_get_the_time_of_the_migration(database: Database) -> None:
     schema = inventory_api.migrations.SCHEMA
     schema.upgrade(database, to="0003")

@@ -158,6 +158,7 @@ def events(database: Database, order_id: str | None = None) -> list[dict[str, An
             "ce_specversion": "1.0",
             "ce_subject": row.key,
             "ce_sequence": f"{row.id:019d}",
+            **orjson.loads(row.headers or "{}"),
         }
         contract.validator().check(row.topic, row.key, headers, row.payload.encode())
     return [orjson.loads(row.payload) for row in rows if order_id in (None, row.key)]

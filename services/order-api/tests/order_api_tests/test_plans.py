@@ -1,0 +1,81 @@
+"""With many tenants, every statement on orders finds its rows by an index, also before the database has statistics."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from sqlalchemy import event, text
+
+from order_api.domain.commands import OrderFilter
+from order_api.domain.model import Order, Status
+from order_api.store import orders
+from shop_common.api.paging import PageRequest
+from shop_common.db.database import Database
+from shop_common.identity.caller import ANYONE
+from testkit.drivers.order_api import new_order, stored
+
+TENANTS = [f"tenant-{number}" for number in range(100)]
+ORDERS_PER_TENANT = 50
+LISTS = [
+    OrderFilter(TENANTS[7]),
+    OrderFilter(TENANTS[7], user_id=1),
+    OrderFilter(TENANTS[7], status=Status.PENDING),
+    OrderFilter(TENANTS[7], user_id=1, status=Status.PENDING),
+]
+
+
+@pytest.fixture
+def filled(database: Database) -> list[Order]:
+    """The stored orders of all tenants, in batches with one order of each tenant."""
+    created: list[Order] = []
+    for number in range(ORDERS_PER_TENANT):
+        of_user = [new_order(user_id=1 + number % 7, caller=replace(ANYONE, tenant=tenant)) for tenant in TENANTS]
+        created += stored(database, *of_user)
+    return created
+
+
+@contextmanager
+def plans(database: Database) -> Iterator[list[str]]:
+    """Collect the plan of every query of the block and of every change of rows that exist."""
+    collected: list[str] = []
+    word = "EXPLAIN QUERY PLAN" if database.is_sqlite else "EXPLAIN"
+
+    def explain(_connection: object, cursor: Any, statement: str, parameters: Any, *_: object) -> None:
+        if statement.startswith(("SELECT", "UPDATE")):
+            cursor.execute(f"{word} {statement}", parameters)
+            collected.append("\n".join(str(row[-1]) for row in cursor.fetchall()))
+
+    event.listen(database.engine, "before_cursor_execute", explain)
+    try:
+        yield collected
+    finally:
+        event.remove(database.engine, "before_cursor_execute", explain)
+
+
+@pytest.mark.parametrize("is_analyzed", [False, True])
+def test_orders_of_many_tenants_are_found_by_index(
+    database: Database, filled: list[Order], *, is_analyzed: bool
+) -> None:
+    if is_analyzed:
+        database.transact(lambda tx: tx.execute(text("ANALYZE")))
+    batch = [order.key for order in filled[:300]]
+    with plans(database) as collected:
+        for keys in (batch[:1], batch):
+            with database.read() as tx:
+                assert orders.load(tx, keys).keys() == set(keys)
+                assert orders.statuses(tx, keys).keys() == set(keys)
+                assert orders.count_lines(tx, keys).keys() == set(keys)
+            with database.write() as tx:
+                locked = orders.lock(tx, keys)
+                for key in keys:
+                    locked.change_status(key, Status.CANCELLED, "", None)
+                locked.save(tx)
+        with database.read() as tx:
+            for each in LISTS:
+                orders.list_page(tx, PageRequest("orders", each, None, 10))
+
+    full_scans = ("SCAN orders", "SCAN order_items") if database.is_sqlite else ("Seq Scan",)
+    assert [plan for plan in collected if any(scan in plan for scan in full_scans)] == []
+    assert sum("ix_orders_tenant_" in plan and "created_at_id" in plan for plan in collected) == len(LISTS)
