@@ -95,6 +95,17 @@ def test_no_more_events_are_printed_than_asked_for(shell: Shell) -> None:
     assert len(shell.lines("kafka-consume-inventory --from-beginning --follow --limit 5")) == 5
 
 
+def test_events_and_dead_letters_are_printed_with_their_tenant(shell: Shell) -> None:
+    shell.kafka.produce("order-events", "a", b"{}", {"ce_type": "ORDER_CREATED", "ce_tenant": "acme"})
+    shell.kafka.produce("order-events", "b", b"{}", {"ce_type": "ORDER_CREATED"})
+    shell.set_aside("a", "{}", ce_tenant="acme")
+
+    lines = shell.text("kafka-consume-orders --from-beginning").splitlines()
+
+    assert sorted(line.split()[-3:-1] for line in lines) == [["acme", "a"], ["default", "b"]]
+    assert [letter["tenant"] for letter in shell.lines("dlq")] == ["acme"]
+
+
 def test_following_prints_new_events_and_ends_with_0_on_ctrl_c(shell: Shell) -> None:
     shell.kafka.produce("order-events", "a", b"{}", {"ce_type": "TOLD_BEFORE"})
     with _following(shell.kafka) as process:
@@ -136,7 +147,7 @@ def test_dead_letters_are_listed_with_why_and_from_where(shell: Shell) -> None:
     assert letter["topic"] == "order-events.dlq"
     assert (letter["event_id"], letter["type"], letter["key"]) == (ID, "ORDER_CANCELLED", "a")
     assert (letter["reason"], letter["from"]) == ("FAILED", "order-events:2:7")
-    assert letter["redriven"] is False
+    assert (letter["tenant"], letter["redriven"]) == ("default", False)
     table = shell.text("dlq list --topic order-events")
     assert "[bold]bad[/] day" in table
     assert "\x1b" not in table

@@ -14,6 +14,7 @@ import grpc
 from google.protobuf.descriptor import FieldDescriptor, ServiceDescriptor
 from google.protobuf.message import Message
 
+from shop_common.identity.authenticator import TENANT
 from shop_common.rpc.client import Client
 from shop_common.rpc.tls import ReloadedCertificates
 from shop_protos.inventory.v1 import inventory_pb2, maintenance_pb2
@@ -41,8 +42,9 @@ SERVICES: tuple[ServiceDescriptor, ...] = tuple(
 class Shop:
     """A client of both APIs, safe to share between threads. It connects at the first call."""
 
-    def __init__(self, clients: Mapping[str, Client]) -> None:
+    def __init__(self, clients: Mapping[str, Client], tenant: str = "") -> None:
         self._clients = clients
+        self._headers = ((TENANT, tenant),) if tenant else ()
         self.inventory = InventoryServiceStub(clients["shop.inventory.v1.InventoryService"].channel)
         self.inventory_maintenance = InventoryMaintenanceServiceStub(
             clients["shop.inventory.v1.InventoryMaintenanceService"].channel
@@ -52,9 +54,17 @@ class Shop:
 
     @classmethod
     def connect(
-        cls, inventory_address: str, orders_address: str, certificates: ReloadedCertificates | None = None
+        cls,
+        inventory_address: str,
+        orders_address: str,
+        certificates: ReloadedCertificates | None = None,
+        *,
+        tenant: str = "",
     ) -> Self:
-        """Return a client of the two APIs. Each address is `host:port`. Without certificates it uses plain text."""
+        """Return a client of the two APIs. Each address is `host:port`. Without certificates it uses plain text.
+
+        With `tenant`, the calls are for this tenant; the caller then needs the permission `delegate`.
+        """
         return cls(
             {
                 service.full_name: Client(
@@ -66,7 +76,8 @@ class Shop:
                     certificates=certificates,
                 )
                 for service in SERVICES
-            }
+            },
+            tenant,
         )
 
     def __enter__(self) -> Self:
@@ -93,7 +104,7 @@ class Shop:
         (service,) = request.DESCRIPTOR.file.services_by_name.values()
         any_method: Any = method
         response: _Response = self._clients[service.full_name].call(
-            any_method, _identified(request), timeout_seconds=timeout_seconds
+            any_method, _identified(request), timeout_seconds=timeout_seconds, headers=self._headers
         )
         return response
 

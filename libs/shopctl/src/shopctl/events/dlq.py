@@ -77,7 +77,17 @@ def _list(options: argparse.Namespace, broker: Broker) -> None:
         for event, redriven in letters:
             print_json(_as_json(event) | {"redriven": redriven})
         return
-    columns: list[str | Column] = ["topic", whole("offset"), "time", whole("event"), "type", "reason", "error", "from"]
+    columns: list[str | Column] = [
+        "topic",
+        whole("offset"),
+        "time",
+        whole("event"),
+        "type",
+        "tenant",
+        "reason",
+        "error",
+        "from",
+    ]
     rows = [(*_cells(event), redriven) for event, redriven in letters]
     print_table("dead letters", [*columns, "redriven"], rows)
     if len(letters) == LETTERS_MAX:
@@ -124,6 +134,7 @@ def _as_json(event: Event) -> dict[str, object]:
         "timestamp": timestamp(event.time),
         "event_id": event.header("ce_id"),
         "type": event.header("ce_type"),
+        "tenant": event.tenant,
         "key": None if event.key is None else text(event.key),
         "reason": event.header("dlq_reason"),
         "error": event.header("dlq_error"),
@@ -133,8 +144,9 @@ def _as_json(event: Event) -> dict[str, object]:
 
 def _cells(event: Event) -> list[str]:
     position = f"{event.partition}:{event.offset}"
-    named = [event.header(name) for name in ("ce_id", "ce_type", "dlq_reason", "dlq_error")]
-    return [event.topic, position, time_of(event.time), *named, _origin(event)]
+    what = [event.header("ce_id"), event.header("ce_type"), event.tenant]
+    why = [event.header("dlq_reason"), event.header("dlq_error")]
+    return [event.topic, position, time_of(event.time), *what, *why, _origin(event)]
 
 
 def _origin(event: Event) -> str:

@@ -1,4 +1,4 @@
-"""Print events with time, type, key and data. With --json, each event is one line, with its headers.
+"""Print events with time, type, tenant, key and data. With --json, each event is one line, with its headers.
 
 By default the command prints new events until Ctrl-C. With --from-beginning it prints the existing events and ends.
 With both --from-beginning and --follow it prints the existing events and continues with new ones. Events are in order
@@ -19,6 +19,7 @@ from shopctl.terminal.failures import CommandFailed
 from shopctl.terminal.output import add_json, console, printable, time_of, timestamp
 
 _TYPE_WIDTH = 28
+_TENANT_WIDTH = 8
 _KEY_WIDTH = 36
 
 
@@ -89,7 +90,7 @@ def _print_line(event: Event) -> None:
         (time_of(_event_time(event)), "dim"),
         "  ",
         (f"{printable(event.header('ce_type')) or '(no type)':<{_TYPE_WIDTH}}", "bold"),
-        f" {printable(text(event.key)):<{_KEY_WIDTH}} ",
+        f" {printable(event.tenant):<{_TENANT_WIDTH}} {printable(text(event.key)):<{_KEY_WIDTH}} ",
         printable(data),
     )
     console().print(line, no_wrap=True, overflow="ellipsis", crop=True)

@@ -11,6 +11,8 @@ from confluent_kafka import OFFSET_INVALID, Consumer, KafkaError, KafkaException
 
 from shop_common.events import received
 from shop_common.events.kafka_connection import KafkaConnection
+from shop_common.events.outbox import TENANT_HEADER
+from shop_common.identity import tenant
 from shopctl.system.layout import INVENTORY_API, ORDER_API
 
 TOPICS = ("order-events", "inventory-events", "order-events.dlq", "inventory-events.dlq")
@@ -54,6 +56,11 @@ class Event:
     def header(self, name: str) -> str:
         """Return the header's first value as text; empty if there is none."""
         return next((text(value) for key, value in self.headers if key == name), "")
+
+    @property
+    def tenant(self) -> str:
+        """The tenant of the event."""
+        return self.header(TENANT_HEADER) or tenant.DEFAULT
 
     def json(self) -> Any:
         """Return the decoded value, or None if it is not a JSON object."""

@@ -7,6 +7,7 @@ from shop_common.db.address import parse
 from shop_common.environment.certificates import CertificateFiles
 from shop_common.environment.process_settings import CallerSettings
 from shop_common.environment.settings import read
+from shop_common.identity import tenant
 from shop_common.rpc.tls import ReloadedCertificates, client_certificates
 from shopctl.client import Shop
 from shopctl.system import compose, runfile
@@ -22,9 +23,16 @@ _DEFAULT = "(default: that of ./task dev, else of the containers)"
 
 
 def add_apis(parser: argparse.ArgumentParser) -> None:
-    """Add --inventory and --orders."""
+    """Add --inventory, --orders and --tenant."""
     for option, api in (("--inventory", INVENTORY_API), ("--orders", ORDER_API)):
         parser.add_argument(option, metavar="HOST:PORT", help=f"address of {api} {_DEFAULT}")
+    parser.add_argument(
+        "--tenant",
+        type=_tenant,
+        default="",
+        metavar="NAME",
+        help="act for this tenant; needs the permission delegate, and APIs that check their callers",
+    )
 
 
 def add_databases(parser: argparse.ArgumentParser) -> None:
@@ -42,7 +50,7 @@ def apis(options: argparse.Namespace) -> tuple[str, str]:
 
 def shop(options: argparse.Namespace) -> Shop:
     """Return a client of both APIs. Raises NotRunning, WrongSettings and CertificateError."""
-    return Shop.connect(*apis(options), certificates(options))
+    return Shop.connect(*apis(options), certificates(options), tenant=options.tenant)
 
 
 def certificates(options: argparse.Namespace) -> ReloadedCertificates | None:
@@ -88,6 +96,12 @@ def system() -> RunFile | Containers:
         if compose.is_here():
             raise NotRunning(f"{not_running}, or in containers with ./task docker-run") from None
         raise
+
+
+def _tenant(name: str) -> str:
+    if not tenant.is_valid(name):
+        raise argparse.ArgumentTypeError("must be 1 to 64 characters of a-z 0-9 _ -")
+    return name
 
 
 def running() -> RunFile | Containers | None:
