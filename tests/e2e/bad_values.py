@@ -82,6 +82,8 @@ def _good_value(field: FieldDescriptor) -> Any:
         if field.name in {"page_token", "traceparent"}:
             return ""
         # A UUID is also a valid identifier, location and text. Each request gets a new request_id.
+        if field.name == "permissions":
+            return "inventory.read"
         return str(uuid4()) if field.name == "request_id" else A_UUID
     if field.type == FieldDescriptor.TYPE_BOOL:
         return True
@@ -153,8 +155,12 @@ def _changes(kind: Descriptor, prefix: str) -> Iterator[_Found]:
 
 def _repeated(field: FieldDescriptor, path: str) -> Iterator[_Found]:
     fewest, most = entries_allowed(field)
-    for count in {0, fewest - 1, most + 1, 10 * most}:
+    for count in {0, max(fewest - 1, 0), most + 1, 10 * most}:
         yield path, _itself, _fill(field, count), f"with {count} entries", not fewest <= count <= most
+    if field.message_type is None:
+        for description, value, must_refuse in _scalars(field):
+            yield f"{path}[0]", _itself, _set_first(field.name, value), description, must_refuse
+        return
     for nested, reach, change, description, must_refuse in _changes(_kind(field), f"{path}[0]."):
         yield nested, _first(field.name, reach), change, description, must_refuse
 
@@ -211,6 +217,13 @@ def _first(name: str, then: Callable[[Any], Any]) -> Callable[[Any], Any]:
 
 def _set(name: str, value: Any) -> Change:
     return lambda message: setattr(message, name, value)
+
+
+def _set_first(name: str, value: Any) -> Change:
+    def change(message: Any) -> None:
+        getattr(message, name)[0] = value
+
+    return change
 
 
 def _copy(name: str, value: Message) -> Change:

@@ -37,7 +37,7 @@ def channels(stack: Stack) -> Iterator[Mapping[str, grpc.Channel]]:
         grpc.insecure_channel(stack.inventory_address) as inventory,
         grpc.insecure_channel(stack.orders_address) as orders,
     ):
-        yield {"shop.inventory.v1": inventory, "shop.order.v1": orders}
+        yield {"shop.inventory.v1": inventory, "shop.order.v1": orders, "shop.access.v1": orders}
 
 
 @pytest.mark.parametrize("name", METHODS)

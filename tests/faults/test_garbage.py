@@ -121,6 +121,7 @@ def stub_of(api: Shop, method: MethodDescriptor) -> Any:
         "InventoryMaintenanceService": api.inventory_maintenance,
         "OrderService": api.orders,
         "OrderMaintenanceService": api.order_maintenance,
+        "ApiKeyService": api.api_keys,
     }
     return getattr(services[method.containing_service.name], method.name)
 

@@ -36,7 +36,11 @@ class Apis:
     """A client of both APIs, in plain text unless it has credentials."""
 
     def __init__(self, stack: Stack, credentials: grpc.ChannelCredentials | None = None) -> None:
-        addresses = {"shop.inventory.v1": stack.inventory_address, "shop.order.v1": stack.orders_address}
+        addresses = {
+            "shop.inventory.v1": stack.inventory_address,
+            "shop.order.v1": stack.orders_address,
+            "shop.access.v1": stack.orders_address,
+        }
         self._channels = {
             package: grpc.insecure_channel(address)
             if credentials is None

@@ -18,6 +18,7 @@ from order_api.settings import OrderSettings
 from reservation_reaper.settings import ReaperSettings
 from shop_common.environment.process_settings import CommonSettings
 from shop_common.environment.settings import load
+from shop_protos.access.v1 import keys_pb2
 from shop_protos.inventory.v1 import inventory_pb2
 from shop_protos.inventory.v1 import maintenance_pb2 as inventory_maintenance_pb2
 from shop_protos.order.v1 import maintenance_pb2 as order_maintenance_pb2
@@ -50,7 +51,9 @@ PROCESSES: Mapping[str, Process] = {
     INVENTORY_API: Process(
         InventorySettings, _services(inventory_pb2.DESCRIPTOR, inventory_maintenance_pb2.DESCRIPTOR)
     ),
-    ORDER_API: Process(OrderSettings, _services(order_pb2.DESCRIPTOR, order_maintenance_pb2.DESCRIPTOR)),
+    ORDER_API: Process(
+        OrderSettings, _services(order_pb2.DESCRIPTOR, order_maintenance_pb2.DESCRIPTOR, keys_pb2.DESCRIPTOR)
+    ),
     REAPER: Process(ReaperSettings, frozenset()),
     RELAY: Process(RelaySettings, frozenset()),
 }

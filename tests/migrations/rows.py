@@ -92,9 +92,22 @@ _ORDERS_1: Rows = {
     ],
 }
 
+_ORDERS_5: Rows = {
+    "api_keys": [
+        {
+            "id": "abcdefghijklmnop",
+            "name": "a program",
+            "digest": "00" * 32,
+            "permissions": "inventory.read orders.read",
+            "created_at": _MOMENT,
+        }
+    ],
+}
+
 ROWS: dict[tuple[str, str], Rows] = {
     ("inventory-api", "0001"): _INVENTORY_1 | _COMMON,
     ("order-api", "0001"): _ORDERS_1 | _COMMON,
+    ("order-api", "0005"): _ORDERS_5,
 }
 """(service, revision) → rows by table, in an order that foreign keys allow."""
 

@@ -14,6 +14,7 @@ def test_it_knows_every_service_of_both_apis() -> None:
         "shop.inventory.v1.InventoryMaintenanceService",
         "shop.order.v1.OrderService",
         "shop.order.v1.OrderMaintenanceService",
+        "shop.access.v1.ApiKeyService",
     }
 
 

@@ -217,6 +217,7 @@ class Stack:
                 "HEALTH_PORT": str(ports.inventory_health),
                 "REFLECTION": "true",
                 "METRICS_PORT": str(ports.inventory_metrics),
+                "ORDER_TARGET": self.orders_address,
             },
             ORDER_API: {
                 "DATABASE_URL": self.databases.orders,

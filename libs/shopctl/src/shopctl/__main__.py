@@ -25,6 +25,7 @@ COMMANDS = {
     "seed-data": Command("create a product catalogue through the API", "shopctl.data.seed_data"),
     "load": Command("generate load at a steady rate, for a limited time", "shopctl.load.load"),
     "query-inventory": Command("show items", "shopctl.data.query_inventory"),
+    "keys": Command("create, list or revoke API keys", "shopctl.data.keys"),
     "query-orders": Command("show orders", "shopctl.data.query_orders"),
     "kafka-address": Command("print the address of the broker", "shopctl.events.kafka_address"),
     "kafka-topics": Command("list the topics with their partitions and events", "shopctl.events.kafka_topics"),

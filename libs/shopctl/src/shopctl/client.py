@@ -17,6 +17,8 @@ from google.protobuf.message import Message
 from shop_common.identity.authenticator import TENANT
 from shop_common.rpc.client import Client
 from shop_common.rpc.tls import ReloadedCertificates
+from shop_protos.access.v1 import keys_pb2
+from shop_protos.access.v1.keys_pb2_grpc import ApiKeyServiceStub
 from shop_protos.inventory.v1 import inventory_pb2, maintenance_pb2
 from shop_protos.inventory.v1.inventory_pb2_grpc import InventoryServiceStub
 from shop_protos.inventory.v1.maintenance_pb2_grpc import InventoryMaintenanceServiceStub
@@ -31,12 +33,14 @@ _Response = TypeVar("_Response", bound=Message)
 TIMEOUT_SECONDS = 10.0
 
 _INVENTORY = (inventory_pb2.DESCRIPTOR, maintenance_pb2.DESCRIPTOR)
-_ORDERS = (order_pb2.DESCRIPTOR, order_maintenance_pb2.DESCRIPTOR)
+_ORDERS = (order_pb2.DESCRIPTOR, order_maintenance_pb2.DESCRIPTOR, keys_pb2.DESCRIPTOR)
 
 SERVICES: tuple[ServiceDescriptor, ...] = tuple(
     service for file in (*_INVENTORY, *_ORDERS) for service in file.services_by_name.values()
 )
 """All services of the two APIs."""
+
+_NOT_REPEATABLE = {"CreateApiKey"}
 
 
 class Shop:
@@ -51,6 +55,7 @@ class Shop:
         )
         self.orders = OrderServiceStub(clients["shop.order.v1.OrderService"].channel)
         self.order_maintenance = OrderMaintenanceServiceStub(clients["shop.order.v1.OrderMaintenanceService"].channel)
+        self.api_keys = ApiKeyServiceStub(clients["shop.access.v1.ApiKeyService"].channel)
 
     @classmethod
     def connect(
@@ -70,8 +75,8 @@ class Shop:
                 service.full_name: Client(
                     inventory_address if service.file in _INVENTORY else orders_address,
                     service,
-                    # All methods are repeatable: `call` adds a request_id where a repeat would have a second effect.
-                    repeatable=service.methods_by_name,
+                    # The others are repeatable: `call` adds a request_id where a repeat would have a second effect.
+                    repeatable=[name for name in service.methods_by_name if name not in _NOT_REPEATABLE],
                     unavailable_reason="UNAVAILABLE",
                     certificates=certificates,
                 )

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from inventory_api.api import consumer
 from inventory_api.api.servicer import InventoryMaintenanceServicer, InventoryServicer
 from inventory_api.api.spans import describe, describe_event
+from inventory_api.api_keys import FetchedApiKeys
 from inventory_api.migrations import SCHEMA
 from inventory_api.operations.coalescing import Operations
 from inventory_api.operations.held_reservations import HeldReservationsCollector
@@ -17,9 +18,11 @@ from shop_common.db.database import Database
 from shop_common.db.schema import SchemaError
 from shop_common.environment.settings import help_text, load
 from shop_common.events.consumer import Consumer
+from shop_common.identity.api_key_set import ApiKeySet
 from shop_common.identity.grants import GrantsError
 from shop_common.identity.process_identity import Identity
 from shop_common.process import lifecycle
+from shop_common.rpc import tls
 from shop_common.rpc.server import Server
 from shop_common.telemetry import metrics, metrics_server, tracing
 from shop_protos.inventory.v1 import inventory_pb2, inventory_pb2_grpc, maintenance_pb2, maintenance_pb2_grpc
@@ -53,8 +56,12 @@ def serve(settings: InventorySettings) -> None:
     tracing.instrument(database.engine)
 
     operations = Operations(database, ttl_seconds=settings.reservation_ttl, on_fatal=lifecycle.fatal)
+    fetched_keys, api_keys = None, None
+    if settings.order_target is not None and settings.grants_path is not None:
+        fetched_keys = FetchedApiKeys(settings.order_target, certificates=tls.client_certificates(settings))
+        api_keys = ApiKeySet(fetched_keys.read)
     try:
-        identity = Identity(settings)
+        identity = Identity(settings, api_keys)
     except GrantsError as error:
         raise SystemExit(f"{PROCESS}: GRANTS_PATH: {error}") from None
     server = Server(settings, identity.authenticator)
@@ -77,6 +84,9 @@ def serve(settings: InventorySettings) -> None:
         InventoryMaintenanceServicer(operations),
     )
     on_stop = [identity.stop, operations.close, database.close, tracing.shutdown]
+    if api_keys is not None and fetched_keys is not None:
+        api_keys.start(lambda ready: server.health.set_ready("api-keys", ready))
+        on_stop[:0] = [api_keys.stop, fetched_keys.close]
     if settings.consumer_enabled:
         order_events = Consumer(
             database=database,

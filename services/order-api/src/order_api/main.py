@@ -5,10 +5,12 @@ import sys
 from collections.abc import Sequence
 
 from order_api.api import consumer
+from order_api.api.keys.servicer import ApiKeyServicer
 from order_api.api.servicer import OrderMaintenanceServicer, OrderServicer
 from order_api.api.spans import describe, describe_event
 from order_api.inventory import Inventory
 from order_api.migrations import SCHEMA
+from order_api.operations.api_keys import ApiKeyOperations, StoredApiKeys
 from order_api.operations.coalescing import Operations
 from order_api.settings import OrderSettings
 from order_api.store.tables import outbox
@@ -17,12 +19,14 @@ from shop_common.db.database import Database
 from shop_common.db.schema import SchemaError
 from shop_common.environment.settings import help_text, load
 from shop_common.events.consumer import Consumer
+from shop_common.identity.api_key_set import ApiKeySet
 from shop_common.identity.grants import GrantsError
 from shop_common.identity.process_identity import Identity
 from shop_common.process import lifecycle
 from shop_common.rpc import tls
 from shop_common.rpc.server import Server
 from shop_common.telemetry import metrics_server, tracing
+from shop_protos.access.v1 import keys_pb2, keys_pb2_grpc
 from shop_protos.order.v1 import maintenance_pb2, maintenance_pb2_grpc, order_pb2, order_pb2_grpc
 
 PROCESS = "order-api"
@@ -59,8 +63,11 @@ def serve(settings: OrderSettings) -> None:
         certificates=tls.client_certificates(settings),
     )
     operations = Operations(database, stock, on_fatal=lifecycle.fatal)
+    stored_keys = StoredApiKeys(database)
+    key_operations = ApiKeyOperations(database, stored_keys, on_fatal=lifecycle.fatal)
+    api_keys = ApiKeySet(stored_keys.read)
     try:
-        identity = Identity(settings)
+        identity = Identity(settings, api_keys)
     except GrantsError as error:
         raise SystemExit(f"{PROCESS}: GRANTS_PATH: {error}") from None
     server = Server(settings, identity.authenticator)
@@ -82,7 +89,17 @@ def serve(settings: OrderSettings) -> None:
         maintenance_pb2_grpc.add_OrderMaintenanceServiceServicer_to_server,
         OrderMaintenanceServicer(operations),
     )
-    on_stop = [identity.stop, operations.close, stock.close, database.close, tracing.shutdown]
+    server.add(
+        keys_pb2.DESCRIPTOR.services_by_name["ApiKeyService"],
+        keys_pb2_grpc.add_ApiKeyServiceServicer_to_server,
+        ApiKeyServicer(key_operations),
+    )
+    if identity.authenticator is not None:
+        api_keys.start(lambda ready: server.health.set_ready("api-keys", ready))
+    on_stop = [
+        identity.stop, api_keys.stop, operations.close, key_operations.close,
+        stock.close, database.close, tracing.shutdown,
+    ]  # fmt: skip
     if settings.consumer_enabled:
         inventory_events = Consumer(
             database=database,

@@ -15,7 +15,7 @@ from uuid import UUID
 
 import orjson
 
-from shop_common.api.valid import UUID_PATTERN, Fields
+from shop_common.api.valid import IDENTIFIER_PATTERN, UUID_PATTERN, Fields
 from shop_common.timestamps import micros
 
 _Row = TypeVar("_Row")
@@ -58,9 +58,9 @@ def page_request(
 ) -> PageRequest[_Filter]:
     """Parse the page_size and page_token of a list request.
 
-    `position` has the type of each part of a position: int, datetime (the part is microseconds since 1970) or UUID (the
-    part is its text). Records a violation of `page_size` if that is negative, and of `page_token` if the token does not
-    come from the same list with the same filter.
+    `position` has the type of each part of a position: int, datetime (the part is microseconds since 1970), UUID (the
+    part is its text) or str (an identifier). Records a violation of `page_size` if that is negative, and of
+    `page_token` if the token does not come from the same list with the same filter.
     """
     after = None
     if page_token:
@@ -99,6 +99,8 @@ def _is_a(kind: type, part: object) -> bool:
         return type(part) is int and _MICROS_MIN <= part <= _MICROS_MAX
     if kind is UUID:
         return isinstance(part, str) and UUID_PATTERN.match(part) is not None
+    if kind is str:
+        return isinstance(part, str) and IDENTIFIER_PATTERN.match(part) is not None
     raise TypeError(f"a position has no parts of {kind}")
 
 

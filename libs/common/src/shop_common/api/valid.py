@@ -27,8 +27,8 @@ TEXT_LENGTH_MAX = 500
 VIOLATIONS_MAX = 20
 VIOLATION_BYTES_MAX = 200
 UUID_PATTERN = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}\Z")
+IDENTIFIER_PATTERN = re.compile(r"[\x20-\x7e]{1,64}\Z")
 
-_IDENTIFIER = re.compile(r"[\x20-\x7e]{1,64}\Z")
 # C0 and C1 controls, line and paragraph separators, and characters that are invisible or change the text direction.
 # The two joiners (200C, 200D) are allowed, because Persian, Indic scripts and emoji need them.
 _NOT_TEXT = re.compile(
@@ -89,7 +89,7 @@ class Fields:
 
     def identifier(self, field: str, value: str) -> str:
         """Check an identifier: 1 to 64 printable ASCII characters."""
-        if not _IDENTIFIER.match(value):
+        if not IDENTIFIER_PATTERN.match(value):
             self.violate(field, f"must be 1 to {IDENTIFIER_LENGTH_MAX} printable ASCII characters")
         return value
 

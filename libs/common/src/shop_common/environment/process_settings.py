@@ -159,11 +159,15 @@ class TlsSettings(Settings):
 
 
 class CallerSettings(TlsSettings):
-    """The settings of a process that calls an API."""
+    """The settings of a process that calls an API. A subclass whose process may call none overrides `calls_apis`."""
 
     tls_ca_path: Path | None = Field(
         default=None, description="file with the CAs of the APIs that this process calls; when set, calls use TLS"
     )
+
+    @property
+    def calls_apis(self) -> bool:
+        return True
 
     @property
     def client_certificate_files(self) -> CertificateFiles:
@@ -171,7 +175,7 @@ class CallerSettings(TlsSettings):
 
     def contradictions(self) -> Iterator[str]:
         yield from super().contradictions()
-        if self.tls_cert_path and not self.tls_ca_path:
+        if self.calls_apis and self.tls_cert_path and not self.tls_ca_path:
             yield "TLS_CA_PATH: must be set when TLS_CERT_PATH is set, or calls would be sent in plain text"
 
     def start_faults(self) -> Iterator[str]:

@@ -3,7 +3,8 @@
 from collections.abc import Iterable, Mapping, Sequence
 from urllib.parse import quote, unquote
 
-from shop_common.identity import tenant
+from shop_common.identity import api_key, tenant
+from shop_common.identity.api_key_set import ApiKeySet
 from shop_common.identity.caller import Caller
 from shop_common.identity.errors import CredentialsMissing, DelegationInvalid, TokenInvalid
 from shop_common.identity.grants import Grants
@@ -22,18 +23,19 @@ _SCHEME = "bearer"
 
 
 class Authenticator:
-    """Authenticates callers. Safe to share between threads."""
+    """Authenticates callers. Without `tokens` or `api_keys`, it refuses these. Safe to share between threads."""
 
-    def __init__(self, grants: Grants, tokens: TokenVerifier | None) -> None:
+    def __init__(self, grants: Grants, tokens: TokenVerifier | None, api_keys: ApiKeySet | None = None) -> None:
         self._grants = grants
         self._tokens = tokens
+        self._api_keys = api_keys
 
     def caller(self, metadata: Iterable[tuple[str, str | bytes]], spiffe_id: str | None) -> Caller:
         """Return the caller. `metadata` are the headers; `spiffe_id` is the id in the client's certificate, if any.
 
         If there is a token, the certificate is ignored: a gateway's certificate adds no permissions to its users. If
         the headers name a tenant or a user, the caller acts for them. Raises CredentialsMissing, TokenInvalid,
-        TokenExpired, KeySetUnavailable, PermissionMissing, DelegationInvalid.
+        TokenExpired, KeySetUnavailable, ApiKeysUnavailable, PermissionMissing, DelegationInvalid.
         """
         headers: dict[str, list[str | bytes]] = {}
         for key, value in metadata:
@@ -46,16 +48,20 @@ class Authenticator:
 
     def _authenticated(self, tokens: Sequence[str | bytes], spiffe_id: str | None) -> Caller:
         if tokens:
-            return self._user(tokens)
+            return self._of_token(tokens)
         if spiffe_id is None:
             raise CredentialsMissing
         workload = self._grants.of_workload(spiffe_id)
         return Caller(spiffe_id, workload.permissions, tenant=workload.tenant)
 
-    def _user(self, headers: Sequence[str | bytes]) -> Caller:
+    def _of_token(self, headers: Sequence[str | bytes]) -> Caller:
         scheme, _, token = str(headers[0]).partition(" ")
         if len(headers) > 1 or scheme.lower() != _SCHEME or not token:
             raise TokenInvalid("the call must have one header `authorization: Bearer TOKEN`")
+        if token.startswith(api_key.PREFIX):
+            if self._api_keys is None:
+                raise TokenInvalid("this server accepts no API keys: ORDER_TARGET is not set")
+            return self._api_keys.caller(token)
         if self._tokens is None:
             raise TokenInvalid("this server accepts no tokens: OIDC_ISSUER is not set")
         verified = self._tokens.verify(token)

@@ -56,3 +56,12 @@ class KeySetUnavailable(Unavailable):
 
     def __init__(self) -> None:
         super().__init__("the keys of the identity provider could not be fetched; retry")
+
+
+class ApiKeysUnavailable(Unavailable):
+    """This process has not read the API keys yet, so the key can be neither accepted nor rejected. Retry."""
+
+    reason = "API_KEYS_UNAVAILABLE"
+
+    def __init__(self) -> None:
+        super().__init__("the API keys could not be read; retry")

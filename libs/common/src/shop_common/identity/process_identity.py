@@ -3,6 +3,7 @@
 from collections.abc import Callable
 
 from shop_common.identity import grants
+from shop_common.identity.api_key_set import ApiKeySet
 from shop_common.identity.authenticator import Authenticator
 from shop_common.identity.key_set import KeySet
 from shop_common.identity.settings import IdentitySettings
@@ -15,7 +16,7 @@ class Identity:
     `authenticator` is None if the process does not check identities.
     """
 
-    def __init__(self, settings: IdentitySettings) -> None:
+    def __init__(self, settings: IdentitySettings, api_keys: ApiKeySet | None) -> None:
         """Read the grants. Raises GrantsError."""
         self.authenticator: Authenticator | None = None
         self._keys: KeySet | None = None
@@ -31,7 +32,7 @@ class Identity:
                 tenant_claim=settings.oidc_tenant_claim,
                 keys=self._keys,
             )
-        self.authenticator = Authenticator(grants.read(settings.grants_path), verifier)
+        self.authenticator = Authenticator(grants.read(settings.grants_path), verifier, api_keys)
 
     def start(self, set_ready: Callable[[bool], None]) -> None:
         """Start fetching the key set, if tokens are accepted. Calls `set_ready` with False until the first success."""

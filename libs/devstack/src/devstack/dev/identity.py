@@ -20,6 +20,7 @@ TOKEN_SECONDS = 24 * 3600
 
 _GRANTS = {
     "workloads": {
+        spiffe_id(INVENTORY_API): ["keys.read"],
         spiffe_id(ORDER_API): ["stock.reserve", "delegate"],
         spiffe_id(REAPER): ["maintenance"],
         spiffe_id(OPERATOR): list(PERMISSIONS),

@@ -33,6 +33,7 @@ PROCESSES = {
     "shop_common.rpc.client": (ORDER_API, REAPER),
     "shop_common.rpc.method": _APIS,
     "shop_common.rpc.tls": (*_APIS, REAPER),
+    "shop_common.identity.api_key_set": _APIS,
     "shop_common.identity.key_set": _APIS,
     "shop_common.rpc.health": (*_APIS, RELAY, REAPER),
     "shop_common.telemetry.logs": (*_APIS, RELAY, REAPER),

@@ -139,12 +139,14 @@ class Reporter:
 
 
 def short(message: Message) -> str:
-    """Format a message on one line, without timestamps; scalar fields come before nested messages."""
+    """Format a message on one line, without timestamps and secrets; scalar fields come before nested messages."""
     parts = []
     for field, value in sorted(message.ListFields(), key=lambda pair: pair[0].message_type is not None):
         if isinstance(value, Timestamp):
             continue
-        if field.enum_type and not field.is_repeated:
+        if field.GetOptions().debug_redact:
+            parts.append(f"{field.name}=…")
+        elif field.enum_type and not field.is_repeated:
             parts.append(f"{field.name}={field.enum_type.values_by_number[value].name}")
         elif not field.message_type:
             parts.append(f"{field.name}={value}")

@@ -9,6 +9,7 @@ from uuid import uuid4
 from google.protobuf.duration_pb2 import Duration
 from google.type.money_pb2 import Money
 
+from shop_protos.access.v1 import keys_pb2 as keys
 from shop_protos.inventory.v1 import inventory_pb2 as stock
 from shop_protos.inventory.v1 import maintenance_pb2 as stock_maintenance
 from shop_protos.order.v1 import maintenance_pb2 as order_maintenance
@@ -38,6 +39,7 @@ class SmokeTest:
         self._an_order_ships()
         self._an_order_is_cancelled()
         self._the_reservation_has_expired()
+        self._an_api_key_is_revoked()
         self._maintenance()
 
     def _an_order_is_abandoned(self) -> None:
@@ -203,6 +205,20 @@ class SmokeTest:
             stock.ListReservationsRequest(order_id=self._abandoned),
             reservations__state=[stock.RESERVATION_STATE_EXPIRED],
         )
+
+    def _an_api_key_is_revoked(self) -> None:
+        reporter, stub = self._reporter, self._reporter.shop.api_keys
+        reporter.heading("An API key that may read items is created for a minute, and revoked")
+        request = keys.CreateApiKeyRequest(
+            name=f"smoke test {self._user}", permissions=["inventory.read"], expires_in=Duration(seconds=60)
+        )
+        created = reporter.call(stub.CreateApiKey, request, api_key__permissions=["inventory.read"]).api_key
+        reporter.call(stub.ListApiKeys, keys.ListApiKeysRequest(page_size=1), api_keys__id=[created.id])
+        reporter.call(stub.FetchApiKeys, keys.FetchApiKeysRequest(page_size=1), digests__count=1)
+        revoked = reporter.call(
+            stub.RevokeApiKey, keys.RevokeApiKeyRequest(id=created.id), api_key__id=created.id
+        ).api_key
+        reporter.expect("the revoked key has the time of its revocation", revoked.HasField("revoked_at"), True)
 
     def _maintenance(self) -> None:
         # These ages are so long that the calls delete and cancel nothing that anybody may still need.

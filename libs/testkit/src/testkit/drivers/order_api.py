@@ -15,10 +15,12 @@ from google.protobuf.duration_pb2 import Duration
 from google.type.money_pb2 import Money
 from sqlalchemy import event, select
 
+from order_api.api.keys.servicer import ApiKeyServicer
 from order_api.api.servicer import OrderMaintenanceServicer, OrderServicer
 from order_api.domain.commands import NewOrder, ReservedOrder
 from order_api.domain.model import NewItem, Order
 from order_api.inventory import Inventory
+from order_api.operations.api_keys import ApiKeyOperations, StoredApiKeys
 from order_api.operations.coalescing import Operations
 from order_api.settings import OrderSettings
 from order_api.store import orders, tables
@@ -27,6 +29,7 @@ from shop_common.db.database import Database
 from shop_common.identity.caller import ANYONE, Caller
 from shop_common.rpc.server import Server
 from shop_common.timestamps import rfc3339
+from shop_protos.access.v1 import keys_pb2, keys_pb2_grpc
 from shop_protos.inventory.v1 import inventory_pb2, inventory_pb2_grpc
 from shop_protos.order.v1 import maintenance_pb2, maintenance_pb2_grpc, order_pb2_grpc
 from shop_protos.order.v1 import order_pb2 as pb
@@ -86,11 +89,12 @@ class InventoryClient:
 
 
 class OrderApiDriver:
-    """A client of OrderService and OrderMaintenanceService, with access to the database of the server."""
+    """A client of all services of order-api, with access to the database of the server."""
 
     def __init__(self, database: Database, channel: grpc.Channel) -> None:
         self.database = database
         self.stub = order_pb2_grpc.OrderServiceStub(channel)
+        self.api_keys = keys_pb2_grpc.ApiKeyServiceStub(channel)
         self.maintenance = maintenance_pb2_grpc.OrderMaintenanceServiceStub(channel)
 
     @classmethod
@@ -98,6 +102,7 @@ class OrderApiDriver:
     def serving(cls, database: Database, inventory_address: str) -> Iterator["OrderApiDriver"]:
         inventory = Inventory(inventory_address, call_seconds=INVENTORY_CALL_SECONDS)
         operations = Operations(database, inventory, on_fatal=_fail)
+        key_operations = ApiKeyOperations(database, StoredApiKeys(database), on_fatal=_fail)
         server = Server(OrderSettings.model_validate({"grpc_port": 0, "grpc_threads": 256}))
         server.add(
             pb.DESCRIPTOR.services_by_name["OrderService"],
@@ -109,6 +114,11 @@ class OrderApiDriver:
             maintenance_pb2_grpc.add_OrderMaintenanceServiceServicer_to_server,
             OrderMaintenanceServicer(operations),
         )
+        server.add(
+            keys_pb2.DESCRIPTOR.services_by_name["ApiKeyService"],
+            keys_pb2_grpc.add_ApiKeyServiceServicer_to_server,
+            ApiKeyServicer(key_operations),
+        )
         server.start()
         try:
             with grpc.insecure_channel(f"localhost:{server.port}") as channel:
@@ -116,6 +126,7 @@ class OrderApiDriver:
         finally:
             server.stop(5)
             operations.close()
+            key_operations.close()
             inventory.close()
 
     def create_order(self, request: pb.CreateOrderRequest) -> pb.Order:

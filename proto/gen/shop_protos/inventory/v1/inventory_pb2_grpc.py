@@ -36,7 +36,8 @@ class InventoryServiceStub:
     ABORTED            CONTENTION: other calls kept changing the same rows. Nothing was done; retry.
     RESOURCE_EXHAUSTED QUEUE_FULL, POOL_TIMEOUT, with google.rpc.RetryInfo. Nothing was done; retry later.
     UNAVAILABLE        DATABASE_UNAVAILABLE. The call may have had its effect; see below for how to retry.
-    KEY_SET_UNAVAILABLE: the token could not be checked. Nothing was done; retry.
+    KEY_SET_UNAVAILABLE, API_KEYS_UNAVAILABLE: the token or API key could not be checked. Nothing
+    was done; retry.
     DEADLINE_EXCEEDED  The call may have had its effect; see below for how to retry.
     INTERNAL           A bug. The message contains an id that is also in the log.
 
@@ -125,7 +126,8 @@ class InventoryServiceServicer:
     ABORTED            CONTENTION: other calls kept changing the same rows. Nothing was done; retry.
     RESOURCE_EXHAUSTED QUEUE_FULL, POOL_TIMEOUT, with google.rpc.RetryInfo. Nothing was done; retry later.
     UNAVAILABLE        DATABASE_UNAVAILABLE. The call may have had its effect; see below for how to retry.
-    KEY_SET_UNAVAILABLE: the token could not be checked. Nothing was done; retry.
+    KEY_SET_UNAVAILABLE, API_KEYS_UNAVAILABLE: the token or API key could not be checked. Nothing
+    was done; retry.
     DEADLINE_EXCEEDED  The call may have had its effect; see below for how to retry.
     INTERNAL           A bug. The message contains an id that is also in the log.
 
@@ -352,7 +354,8 @@ class InventoryService:
     ABORTED            CONTENTION: other calls kept changing the same rows. Nothing was done; retry.
     RESOURCE_EXHAUSTED QUEUE_FULL, POOL_TIMEOUT, with google.rpc.RetryInfo. Nothing was done; retry later.
     UNAVAILABLE        DATABASE_UNAVAILABLE. The call may have had its effect; see below for how to retry.
-    KEY_SET_UNAVAILABLE: the token could not be checked. Nothing was done; retry.
+    KEY_SET_UNAVAILABLE, API_KEYS_UNAVAILABLE: the token or API key could not be checked. Nothing
+    was done; retry.
     DEADLINE_EXCEEDED  The call may have had its effect; see below for how to retry.
     INTERNAL           A bug. The message contains an id that is also in the log.
 

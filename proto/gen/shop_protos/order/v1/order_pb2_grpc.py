@@ -38,7 +38,8 @@ class OrderServiceStub:
     RESOURCE_EXHAUSTED QUEUE_FULL, POOL_TIMEOUT, with google.rpc.RetryInfo. No order was created or changed. Stock may
     have been reserved or confirmed for it; a retry with the same request_id continues with it.
     UNAVAILABLE        DATABASE_UNAVAILABLE. The call may have had its effect; see below for how to retry.
-    KEY_SET_UNAVAILABLE: the token could not be checked. Nothing was done; retry.
+    KEY_SET_UNAVAILABLE, API_KEYS_UNAVAILABLE: the token or API key could not be checked. Nothing
+    was done; retry.
     DEADLINE_EXCEEDED  The call may have had its effect; see below for how to retry.
     INTERNAL           A bug. The message contains an id that is also in the log.
     For a caller without the permission orders.any, the orders of other users do not exist.
@@ -95,7 +96,8 @@ class OrderServiceServicer:
     RESOURCE_EXHAUSTED QUEUE_FULL, POOL_TIMEOUT, with google.rpc.RetryInfo. No order was created or changed. Stock may
     have been reserved or confirmed for it; a retry with the same request_id continues with it.
     UNAVAILABLE        DATABASE_UNAVAILABLE. The call may have had its effect; see below for how to retry.
-    KEY_SET_UNAVAILABLE: the token could not be checked. Nothing was done; retry.
+    KEY_SET_UNAVAILABLE, API_KEYS_UNAVAILABLE: the token or API key could not be checked. Nothing
+    was done; retry.
     DEADLINE_EXCEEDED  The call may have had its effect; see below for how to retry.
     INTERNAL           A bug. The message contains an id that is also in the log.
     For a caller without the permission orders.any, the orders of other users do not exist.
@@ -213,7 +215,8 @@ class OrderService:
     RESOURCE_EXHAUSTED QUEUE_FULL, POOL_TIMEOUT, with google.rpc.RetryInfo. No order was created or changed. Stock may
     have been reserved or confirmed for it; a retry with the same request_id continues with it.
     UNAVAILABLE        DATABASE_UNAVAILABLE. The call may have had its effect; see below for how to retry.
-    KEY_SET_UNAVAILABLE: the token could not be checked. Nothing was done; retry.
+    KEY_SET_UNAVAILABLE, API_KEYS_UNAVAILABLE: the token or API key could not be checked. Nothing
+    was done; retry.
     DEADLINE_EXCEEDED  The call may have had its effect; see below for how to retry.
     INTERNAL           A bug. The message contains an id that is also in the log.
     For a caller without the permission orders.any, the orders of other users do not exist.

@@ -77,5 +77,23 @@ order_items = Table(
     Index(None, "order_id"),
 )
 
+api_keys = Table(
+    "api_keys",
+    metadata,
+    Column("id", Text, primary_key=True),
+    Column("tenant", Text, nullable=False, server_default="default"),
+    Column("name", Text, nullable=False),
+    # The SHA-256 of the key's text, in hexadecimal.
+    Column("digest", Text, nullable=False),
+    # Names separated by spaces, sorted.
+    Column("permissions", Text, nullable=False),
+    Column("created_at", Timestamp, nullable=False),
+    Column("expires_at", Timestamp),
+    Column("revoked_at", Timestamp),
+    Column("last_used_at", Timestamp),
+    # This index serves ListApiKeys, newest first.
+    Index(None, "tenant", "created_at", "id"),
+)
+
 outbox = Outbox(metadata)
 idempotency_keys = IdempotencyKeys(metadata)
