@@ -1,5 +1,6 @@
 """Every RPC of the contract, and a client that calls any of them with any credential."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import grpc
@@ -50,15 +51,20 @@ class Apis:
 
     def call(self, method: MethodDescriptor, request: Message, *authorization: str) -> Outcome:
         """The outcome of a call with these headers. Every refusal must have a reason."""
+        metadata = [("authorization", value) for value in authorization]
+        result = outcome(lambda: self.response(method, request, metadata))
+        assert result.code is grpc.StatusCode.OK or result.reason, f"no ErrorInfo: {result}"
+        return result
+
+    def response(self, method: MethodDescriptor, request: Message, metadata: Sequence[tuple[str, str]]) -> Message:
+        """The response to a call with this metadata. Raises grpc.RpcError."""
         rpc: Any = self._channels[method.containing_service.file.package].unary_unary(
             _path(method),
             request_serializer=lambda message: message.SerializeToString(),
             response_deserializer=GetMessageClass(method.output_type).FromString,
         )
-        metadata = [("authorization", value) for value in authorization]
-        result = outcome(lambda: rpc(request, timeout=60, metadata=metadata))
-        assert result.code is grpc.StatusCode.OK or result.reason, f"no ErrorInfo: {result}"
-        return result
+        response: Message = rpc(request, timeout=60, metadata=metadata)
+        return response
 
     def close(self) -> None:
         for channel in self._channels.values():

@@ -14,8 +14,7 @@ import grpc
 from google.protobuf.descriptor import FieldDescriptor, ServiceDescriptor
 from google.protobuf.message import Message
 
-from shop_common.identity.authenticator import TENANT
-from shop_common.rpc.client import Client
+from shop_common.rpc.client import Client, Header
 from shop_common.rpc.tls import ReloadedCertificates
 from shop_protos.access.v1 import keys_pb2
 from shop_protos.access.v1.keys_pb2_grpc import ApiKeyServiceStub
@@ -46,9 +45,9 @@ _NOT_REPEATABLE = {"CreateApiKey"}
 class Shop:
     """A client of both APIs, safe to share between threads. It connects at the first call."""
 
-    def __init__(self, clients: Mapping[str, Client], tenant: str = "") -> None:
+    def __init__(self, clients: Mapping[str, Client], headers: tuple[Header, ...] = ()) -> None:
         self._clients = clients
-        self._headers = ((TENANT, tenant),) if tenant else ()
+        self._headers = headers
         self.inventory = InventoryServiceStub(clients["shop.inventory.v1.InventoryService"].channel)
         self.inventory_maintenance = InventoryMaintenanceServiceStub(
             clients["shop.inventory.v1.InventoryMaintenanceService"].channel
@@ -64,11 +63,11 @@ class Shop:
         orders_address: str,
         certificates: ReloadedCertificates | None = None,
         *,
-        tenant: str = "",
+        headers: tuple[Header, ...] = (),
     ) -> Self:
         """Return a client of the two APIs. Each address is `host:port`. Without certificates it uses plain text.
 
-        With `tenant`, the calls are for this tenant; the caller then needs the permission `delegate`.
+        It sends the headers with each call.
         """
         return cls(
             {
@@ -82,7 +81,7 @@ class Shop:
                 )
                 for service in SERVICES
             },
-            tenant,
+            headers,
         )
 
     def __enter__(self) -> Self:

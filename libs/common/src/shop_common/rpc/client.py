@@ -25,6 +25,9 @@ from shop_common.telemetry import metrics, tracing
 _Request = TypeVar("_Request", bound=Message)
 _Response = TypeVar("_Response")
 
+Header = tuple[str, str | bytes]
+"""The name and the value of a header. The name is in lower case, and the value is ASCII text."""
+
 TRIES_MAX = 5
 """gRPC allows at most 5 attempts. With the backoffs below they take about three seconds, enough for a restart."""
 
@@ -84,7 +87,7 @@ class Client:
         *,
         timeout_seconds: float,
         traceparent: str | None = None,
-        headers: tuple[tuple[str, str | bytes], ...] = (),
+        headers: tuple[Header, ...] = (),
     ) -> _Response:
         """Call a method of the stub. Continues the current trace, or else that of `traceparent`. Sends the headers.
 

@@ -8,6 +8,7 @@ from shop_common.environment.certificates import CertificateFiles
 from shop_common.environment.process_settings import CallerSettings
 from shop_common.environment.settings import read
 from shop_common.identity import tenant
+from shop_common.identity.authenticator import TENANT
 from shop_common.rpc.tls import ReloadedCertificates, client_certificates
 from shopctl.client import Shop
 from shopctl.system import compose, runfile
@@ -49,8 +50,12 @@ def apis(options: argparse.Namespace) -> tuple[str, str]:
 
 
 def shop(options: argparse.Namespace) -> Shop:
-    """Return a client of both APIs. Raises NotRunning, WrongSettings and CertificateError."""
-    return Shop.connect(*apis(options), certificates(options), tenant=options.tenant)
+    """Return a client of both APIs that acts for the tenant of --tenant.
+
+    Raises NotRunning, WrongSettings and CertificateError.
+    """
+    headers = ((TENANT, options.tenant),) if options.tenant else ()
+    return Shop.connect(*apis(options), certificates(options), headers=headers)
 
 
 def certificates(options: argparse.Namespace) -> ReloadedCertificates | None:
