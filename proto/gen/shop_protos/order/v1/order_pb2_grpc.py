@@ -42,7 +42,8 @@ class OrderServiceStub:
     was done; retry.
     DEADLINE_EXCEEDED  The call may have had its effect; see below for how to retry.
     INTERNAL           A bug. The message contains an id that is also in the log.
-    For a caller without the permission orders.any, the orders of other users do not exist.
+    For a caller without the permission orders.any, the orders of other users do not exist. The orders of other tenants
+    do not exist for any caller.
 
     Retries. An RPC that only reads may always be retried. An RPC that changes something may be retried, after any
     status, if the retry has the same `request_id`, or if the RPC's comment says "repeatable".
@@ -50,7 +51,8 @@ class OrderServiceStub:
     `request_id`: 1–64 printable ASCII characters chosen by the caller, or empty for none. For at least 24 hours, calls
     with the same id and the same content have one effect; a repeat returns the order in its current state. A call with
     the same id and other content is refused: INVALID_ARGUMENT, REQUEST_ID_REUSED (metadata: request_id). A refused call
-    stores nothing, so a repeat of that call is decided again.
+    stores nothing, so a repeat of that call is decided again. An id belongs to the tenant that used it. In
+    UpdateOrderStatus it belongs to the caller, and in CreateOrder to the user of the order.
 
     Times are UTC. Ids of users and products are positive integers, ids of orders are UUIDs. Amounts are exact.
     """
@@ -100,7 +102,8 @@ class OrderServiceServicer:
     was done; retry.
     DEADLINE_EXCEEDED  The call may have had its effect; see below for how to retry.
     INTERNAL           A bug. The message contains an id that is also in the log.
-    For a caller without the permission orders.any, the orders of other users do not exist.
+    For a caller without the permission orders.any, the orders of other users do not exist. The orders of other tenants
+    do not exist for any caller.
 
     Retries. An RPC that only reads may always be retried. An RPC that changes something may be retried, after any
     status, if the retry has the same `request_id`, or if the RPC's comment says "repeatable".
@@ -108,7 +111,8 @@ class OrderServiceServicer:
     `request_id`: 1–64 printable ASCII characters chosen by the caller, or empty for none. For at least 24 hours, calls
     with the same id and the same content have one effect; a repeat returns the order in its current state. A call with
     the same id and other content is refused: INVALID_ARGUMENT, REQUEST_ID_REUSED (metadata: request_id). A refused call
-    stores nothing, so a repeat of that call is decided again.
+    stores nothing, so a repeat of that call is decided again. An id belongs to the tenant that used it. In
+    UpdateOrderStatus it belongs to the caller, and in CreateOrder to the user of the order.
 
     Times are UTC. Ids of users and products are positive integers, ids of orders are UUIDs. Amounts are exact.
     """
@@ -116,8 +120,7 @@ class OrderServiceServicer:
     def CreateOrder(self, request, context):
         """Reserves stock for all lines of an order and creates the order as PENDING. A refused call stores nothing.
         Confirm the order before `reserved_until`. Otherwise the order is cancelled, and its stock becomes available again.
-        Retry with the same request_id. For this RPC, two users may use the same request_id, and a
-        request_id never expires. Without one, a retry creates a second order.
+        Retry with the same request_id. For this RPC, a request_id never expires. Without one, a retry creates a second order.
         FAILED_PRECONDITION INSUFFICIENT_STOCK (metadata: product_id, requested, available): `requested` is the sum over
         all lines of the product. Of an unknown product, 0 units are available.
         LOCATIONS_LIMIT (metadata: product_id, limit), RESERVATIONS_LIMIT (metadata: order_id,
@@ -219,7 +222,8 @@ class OrderService:
     was done; retry.
     DEADLINE_EXCEEDED  The call may have had its effect; see below for how to retry.
     INTERNAL           A bug. The message contains an id that is also in the log.
-    For a caller without the permission orders.any, the orders of other users do not exist.
+    For a caller without the permission orders.any, the orders of other users do not exist. The orders of other tenants
+    do not exist for any caller.
 
     Retries. An RPC that only reads may always be retried. An RPC that changes something may be retried, after any
     status, if the retry has the same `request_id`, or if the RPC's comment says "repeatable".
@@ -227,7 +231,8 @@ class OrderService:
     `request_id`: 1–64 printable ASCII characters chosen by the caller, or empty for none. For at least 24 hours, calls
     with the same id and the same content have one effect; a repeat returns the order in its current state. A call with
     the same id and other content is refused: INVALID_ARGUMENT, REQUEST_ID_REUSED (metadata: request_id). A refused call
-    stores nothing, so a repeat of that call is decided again.
+    stores nothing, so a repeat of that call is decided again. An id belongs to the tenant that used it. In
+    UpdateOrderStatus it belongs to the caller, and in CreateOrder to the user of the order.
 
     Times are UTC. Ids of users and products are positive integers, ids of orders are UUIDs. Amounts are exact.
     """
