@@ -70,7 +70,7 @@ class Contract:
             for kind in self.types(topic):
                 for example in self._document["components"]["messages"][kind]["examples"]:
                     payload = example["payload"]
-                    key = "" if kind == DEAD_LETTER else self._key_of(topic, payload)
+                    key = "" if kind == DEAD_LETTER else self._key_of(topic, example["headers"], payload)
                     yield Example(topic, kind, key, example["headers"], payload)
 
     def check(self, topic: str, key: str, headers: Mapping[str, str], value: bytes) -> None:
@@ -105,18 +105,22 @@ class Contract:
 
     def _contradictions(self, topic: str, key: str, headers: Mapping[str, str], payload: Any) -> list[str]:
         faults = []
-        if key != self._key_of(topic, payload):
-            faults.append(f"key: {key!r}, but the value has {self._key_of(topic, payload)!r}")
+        expected = self._key_of(topic, headers, payload)
+        if key != expected:
+            faults.append(f"key: {key!r}, but the value has {expected!r}")
         if headers["ce_type"] != payload["event_type"]:
             faults.append(f"headers.ce_type: {headers['ce_type']!r}, but the value has {payload['event_type']!r}")
         return faults
 
-    def _key_of(self, topic: str, payload: Any) -> str:
-        """Return the key that an event of this topic must have. It is a part of the value."""
-        _, path = self._channels[topic]["x-key-location"].split("#/")
+    def _key_of(self, topic: str, headers: Mapping[str, str], payload: Any) -> str:
+        """Return the key that an event of this topic must have: a part of the value, perhaps after the tenant."""
+        channel = self._channels[topic]
+        _, path = channel["x-key-location"].split("#/")
         for name in path.split("/"):
             payload = payload[name]
-        return str(payload)
+        tenant = headers.get("ce_tenant", "default")
+        has_tenant = channel.get("x-key-has-tenant", False) and tenant != "default"
+        return f"{tenant}/{payload}" if has_tenant else str(payload)
 
 
 @cache
