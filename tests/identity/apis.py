@@ -42,7 +42,7 @@ class Apis:
             "shop.order.v1": stack.orders_address,
             "shop.access.v1": stack.orders_address,
         }
-        self._channels = {
+        self.channels = {
             package: grpc.insecure_channel(address)
             if credentials is None
             else grpc.secure_channel(address, credentials)
@@ -58,7 +58,7 @@ class Apis:
 
     def response(self, method: MethodDescriptor, request: Message, metadata: Sequence[tuple[str, str]]) -> Message:
         """The response to a call with this metadata. Raises grpc.RpcError."""
-        rpc: Any = self._channels[method.containing_service.file.package].unary_unary(
+        rpc: Any = self.channels[method.containing_service.file.package].unary_unary(
             _path(method),
             request_serializer=lambda message: message.SerializeToString(),
             response_deserializer=GetMessageClass(method.output_type).FromString,
@@ -67,7 +67,7 @@ class Apis:
         return response
 
     def close(self) -> None:
-        for channel in self._channels.values():
+        for channel in self.channels.values():
             channel.close()
 
 

@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -172,6 +173,55 @@ def test_orders_are_shown_newest_first_and_by_filter(shell: Shell) -> None:
 
 def test_a_filter_that_the_api_refuses_shows_the_apis_message(shell: Shell) -> None:
     assert "user_id" in shell.text("query-orders --user-id -1", code=1)
+
+
+def test_a_key_is_created_listed_and_revoked(shell: Shell) -> None:
+    (created,) = shell.lines("keys create --name reports --permissions inventory.read,orders.read --expires-in 90d")
+
+    assert created["key"].startswith(f"shop_live_{created['id']}_")
+    (listed,) = shell.lines("keys list --limit 1")
+    assert listed == {name: value for name, value in created.items() if name != "key"}
+    assert (listed["name"], listed["state"]) == ("reports", "valid")
+    assert listed["permissions"] == ["inventory.read", "orders.read"]
+    assert datetime.fromisoformat(listed["expires_at"]) - datetime.fromisoformat(listed["created_at"]) == timedelta(90)
+    assert created["id"] in shell.text(f"keys revoke {created['id']}")
+    (revoked,) = shell.lines("keys list --limit 1")
+    assert revoked["state"] == "revoked"
+    assert "revoked" in shell.text("keys list")
+
+
+def test_a_new_key_is_alone_on_standard_output(shell: Shell) -> None:
+    assert re.fullmatch(
+        r"shop_live_[a-z2-7]{16}_[a-z2-7]{52}\n", shell.text("keys create --name a --permissions admin")
+    )
+
+
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        ("keys revoke aaaaaaaaaaaaaaaa", "there is no API key aaaaaaaaaaaaaaaa"),
+        ("keys revoke reports", "id: must be the id of an API key"),
+        ("keys create --name a --permissions admin --expires-in 40000d", "expires_in: must be a duration"),
+    ],
+)
+def test_the_apis_refusal_of_a_keys_command_is_shown(shell: Shell, command: str, message: str) -> None:
+    assert message in shell.text(command, code=1)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ("--permissions inventory.reed", "'inventory.reed' is not a permission"),
+        ("--permissions admin --expires-in tomorrow", "must be a number and a unit: 30m, 2h or 90d"),
+        ("", "--permissions"),
+    ],
+)
+def test_a_wrong_option_of_a_keys_command_is_named(
+    shell: Shell, capsys: pytest.CaptureFixture[str], options: str, message: str
+) -> None:
+    with pytest.raises(SystemExit):
+        shell.text(f"keys create --name a {options}")
+    assert message in capsys.readouterr().err
 
 
 def test_the_status_shows_processes_databases_and_consumers(shell: Shell) -> None:

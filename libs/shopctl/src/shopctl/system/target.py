@@ -30,7 +30,6 @@ def add_apis(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--tenant",
         type=_tenant,
-        default="",
         metavar="NAME",
         help="act for this tenant; needs the permission delegate, and APIs that check their callers",
     )
