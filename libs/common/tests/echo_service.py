@@ -20,6 +20,7 @@ from google.protobuf.wrappers_pb2 import StringValue
 from shop_common.environment import startup
 from shop_common.environment.process_settings import ApiSettings, GrpcPort
 from shop_common.environment.settings import load
+from shop_common.identity.authenticator import Authenticator
 from shop_common.process import lifecycle
 from shop_common.rpc import tls
 from shop_common.rpc.method import Describe
@@ -88,10 +89,14 @@ class Echo:
 
 @contextmanager
 def serving(
-    behave: Behaviour, settings: EchoSettings | None = None, *, describe: Describe = lambda _message: {}
+    behave: Behaviour,
+    settings: EchoSettings | None = None,
+    *,
+    describe: Describe = lambda _message: {},
+    authenticator: Authenticator | None = None,
 ) -> Iterator[Echo]:
     """The echo service with this behaviour, in this process."""
-    server = Server(settings or EchoSettings(listen_host="127.0.0.1"))
+    server = Server(settings or EchoSettings(listen_host="127.0.0.1"), authenticator)
     server.add(echo_service(), add_echo, behave, describe=describe)
     server.start()
     try:

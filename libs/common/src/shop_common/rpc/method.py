@@ -4,8 +4,7 @@ Every call runs this code. So work that is the same for all calls of a method is
 """
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent import futures
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from functools import partial
 from typing import Any, NoReturn, TypeAlias
@@ -19,6 +18,7 @@ from shop_common.db.database import cause_of
 from shop_common.errors import DatabaseUnavailable, InvalidInput, QueueFull, ShopError, Violation
 from shop_common.rpc.access import Access
 from shop_common.rpc.call import deadline, incoming_traceparent
+from shop_common.rpc.call_pool import is_refusing
 from shop_common.rpc.failure import DeadlinePassed, Failure, ResponseTooLarge, failure_of
 from shop_common.rpc.large_requests import LARGE_REQUEST_BYTES, LargeRequests
 from shop_common.rpc.peer_waits import PeerWaits
@@ -93,6 +93,9 @@ class Method:
         access = self._access
 
         def run(messages: Iterator[bytes], context: grpc.ServicerContext) -> bytes:
+            if is_refusing():
+                # Do not wait for the message: a slow sender must not block one of the few threads.
+                self._fail(_TOO_MANY_CALLS, context, 0.0)
             began = time.monotonic()
             if access is not None:
                 # Check the caller before reading the message, so that a caller without permission costs little.
@@ -116,17 +119,6 @@ class Method:
         # message, without a limit. `respond` decodes the bytes, and reports malformed bytes as the caller's error.
         return grpc.stream_unary_rpc_method_handler(run)
 
-    def refusing(self, pool: futures.ThreadPoolExecutor) -> Handler:
-        """Return a handler that refuses each call with QUEUE_FULL, on the threads of `pool`."""
-        failure = failure_of(QueueFull("the server has too many calls; retry in a moment"))
-
-        def refuse(_requests: Iterable[bytes], context: grpc.ServicerContext) -> NoReturn:
-            self._fail(failure, context, 0.0)
-
-        refuse.experimental_thread_pool = pool  # type: ignore[attr-defined]  # read there by grpcio
-        # Do not wait for the message: a slow sender must not block one of the few threads.
-        return grpc.stream_unary_rpc_method_handler(refuse)
-
     def _in_turn(self, respond: _Respond, data: bytes, context: grpc.ServicerContext) -> bytes:
         with ExitStack() as turn:
             try:
@@ -146,6 +138,8 @@ class Method:
                 yield message
 
         def run(messages: Iterator[Any], context: grpc.ServicerContext) -> Iterator[Any]:
+            if is_refusing():
+                self._fail(_TOO_MANY_CALLS, context, 0.0)
             waits.begin(context)
             try:
                 yield from behave(watched(messages, context), context)
@@ -275,6 +269,7 @@ class Method:
         )
 
 
+_TOO_MANY_CALLS = failure_of(QueueFull("the server has too many calls; retry in a moment"))
 _NO_MESSAGE = Violation("request", "is missing: the call ended without a message")
 _UNREADABLE = Violation("request", "its bytes are not a message of this method, or hold text that is not UTF-8")
 

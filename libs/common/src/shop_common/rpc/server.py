@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Callable, Sequence
-from concurrent import futures
 from typing import TypeAlias, TypeVar
 
 import grpc
@@ -21,6 +20,7 @@ from shop_common.rpc.health_service import HEALTH_SERVICE
 from shop_common.rpc.large_requests import LargeRequests
 from shop_common.rpc.method import Describe, Handler, Method
 from shop_common.rpc.peer_waits import PeerWaits
+from shop_common.rpc.sharers import Sharers
 
 REQUEST_BYTES_MAX = 1024 * 1024
 """The limit is twice the size of the largest batch of reservations. Every thread may hold a message of this size."""
@@ -36,7 +36,6 @@ QUIET_SECONDS = 2.0
 
 _STOP_POLL_SECONDS = 0.05
 _WAITS_MIN = 8
-_REFUSING_THREADS = 4
 
 _Servicer = TypeVar("_Servicer")
 _FoundHandler: TypeAlias = "Handler | None"
@@ -55,24 +54,22 @@ class Server:
         self.port = 0
         self._settings = settings
         self._services: list[str] = []
-        self._pool = CallPool(settings.grpc_threads)
         # Half of the threads may wait for messages. The other half is for calls whose message has arrived. If there are
         # few threads, all of them may wait: calls that arrive together wait only briefly and must not end each other.
         waits_max = max(settings.grpc_threads // 2, min(settings.grpc_threads, _WAITS_MIN))
         self._waits = PeerWaits("message", calls_max=waits_max, seconds=MESSAGE_SECONDS, waits_for="its message")
+        self._pool = CallPool(
+            settings.grpc_threads, settings.calls_max, self._waits, Sharers() if authenticator else None
+        )
         # An unread response uses memory, but no thread.
         self._unread = PeerWaits(
             "unread", calls_max=UNREAD_ANSWERS_MAX, seconds=CALL_SECONDS_MAX, waits_for="its answer to be read"
         )
-        # Refusals have their own threads, because they must be sent even if all other threads are busy.
-        self._refusing = futures.ThreadPoolExecutor(_REFUSING_THREADS, thread_name_prefix="refusing")
-        self._admission = _Admission(
-            self._pool, self._refusing, self._waits, self._unread, settings.calls_max, authenticator
-        )
+        self._methods = _Methods(self._pool, self._waits, self._unread, authenticator)
         self._server = grpc.server(
             # grpcio uses only `submit`.
             self._pool,  # type: ignore[arg-type]
-            interceptors=[self._admission],
+            interceptors=[self._methods],
             options=_options(settings),
         )
         self._health_service = self.health.serve_on(self._server)
@@ -96,8 +93,8 @@ class Server:
         the caller gets INTERNAL, with an id that is also in the log. So methods must not use `context.abort`, which
         raises an exception of its own.
         """
-        self._admission.rules.update(rules_of(service))
-        self._admission.describe[service.full_name] = describe
+        self._methods.rules.update(rules_of(service))
+        self._methods.describe[service.full_name] = describe
         add_to_server(servicer, self._server)
         self._services.append(service.full_name)
 
@@ -140,32 +137,23 @@ class Server:
         self._waits.stop()
         self._unread.stop()
         self._pool.shutdown(wait=False)
-        self._refusing.shutdown(wait=False)
         if self._health_server is not None:
             self._health_server.stop(0)
 
 
-class _Admission(grpc.ServerInterceptor):
-    """Decides whether a call runs or is refused, before the call takes a thread. Wraps each method once."""
+class _Methods(grpc.ServerInterceptor):
+    """Wraps each method once."""
 
     def __init__(
-        self,
-        pool: CallPool,
-        refusing: futures.ThreadPoolExecutor,
-        waits: PeerWaits,
-        unread: PeerWaits,
-        calls_max: int,
-        authenticator: Authenticator | None,
+        self, pool: CallPool, waits: PeerWaits, unread: PeerWaits, authenticator: Authenticator | None
     ) -> None:
         self._pool = pool
-        self._refusing = refusing
         self._waits = waits
         self._unread = unread
-        self._calls_max = calls_max
         self._authenticator = authenticator
         self._large = LargeRequests()
-        self._handlers: dict[str, tuple[Handler, Handler]] = {}
-        """By the method's path: the handler that runs a call, and the one that refuses it."""
+        self._handlers: dict[str, Handler] = {}
+        """By the method's path."""
         self.describe: dict[str, Describe] = {}
         """By the full name of the service."""
         self.rules: dict[str, Rule] = {}
@@ -176,25 +164,23 @@ class _Admission(grpc.ServerInterceptor):
         continuation: Callable[[grpc.HandlerCallDetails], _FoundHandler],
         handler_call_details: grpc.HandlerCallDetails,
     ) -> _FoundHandler:
-        handlers = self._handlers.get(handler_call_details.method)
-        if handlers is None:
+        path = handler_call_details.method
+        wrapped = self._handlers.get(path)
+        if wrapped is None:
             handler = continuation(handler_call_details)
             if handler is None:
                 return None  # UNIMPLEMENTED; not stored, because callers could fill the memory with names
-            handlers = self._handlers[handler_call_details.method] = self._wrap(handler_call_details.method, handler)
-        run, refuse = handlers
-        # Do not count calls whose message has not arrived: they are ended as soon as other calls need their threads.
-        return run if self._pool.calls - self._waits.count < self._calls_max else refuse
+            wrapped = self._handlers[path] = self._wrap(path, handler)
+        return wrapped
 
-    def _wrap(self, path: str, handler: Handler) -> tuple[Handler, Handler]:
+    def _wrap(self, path: str, handler: Handler) -> Handler:
         if path.startswith(f"/{HEALTH_SERVICE}/"):
-            return handler, handler
+            return handler
         service, _, _ = path.lstrip("/").partition("/")
         describe = self.describe.get(service, lambda _message: {})
         rule = self.rules.get(path)  # reflection has no rule
-        access = Access(rule, self._authenticator) if rule and self._authenticator else None
-        method = Method(path, self._waits, self._unread, self._large, describe, access=access)
-        return method.running(handler), method.refusing(self._refusing)
+        access = Access(rule, self._authenticator, self._pool) if rule and self._authenticator else None
+        return Method(path, self._waits, self._unread, self._large, describe, access=access).running(handler)
 
 
 def _options(settings: ApiSettings) -> Sequence[tuple[str, int]]:
