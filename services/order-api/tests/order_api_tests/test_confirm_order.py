@@ -1,10 +1,18 @@
 """UpdateOrderStatus to CONFIRMED, with the real inventory-api."""
 
+import time
+from collections.abc import Callable
 from functools import partial
 
 import grpc
+import pytest
 
+from order_api.domain.commands import ChangeStatus
+from order_api.domain.model import Status
+from order_api.inventory import Inventory
+from order_api.operations.coalescing import Operations
 from shop_common.db.database import Database
+from shop_common.errors import QueueFull
 from shop_protos.order.v1 import order_pb2 as pb
 from testkit.calls import refusal
 from testkit.drivers.order_api import InventoryClient, OrderApiDriver, at_once, new_order, new_request, stored
@@ -165,3 +173,31 @@ def test_confirming_an_unknown_order_does_not_confirm_reservations_with_its_id(
 
     assert refusal(lambda: driver.change_status(order_id, CONFIRMED)).reason == "ORDER_NOT_FOUND"
     assert stock.states(order_id) == ["HELD"]
+
+
+class StoppingInventory(Inventory):
+    """Confirms the stock, and then stops the operations, before they can store that the order is confirmed."""
+
+    stop: Callable[[], None]
+
+    def confirm(self, command: ChangeStatus, *, seconds_left: float) -> dict[int, int]:
+        units = super().confirm(command, seconds_left=seconds_left)
+        self.stop()
+        return units
+
+
+def test_a_confirmation_that_ends_after_the_call_reports_that_the_stock_may_be_confirmed(
+    driver: OrderApiDriver, stock: InventoryClient
+) -> None:
+    order = driver.create_order(new_request((stock.product(units=1), 1, "1")))
+    inventory = StoppingInventory(stock.address, call_seconds=60)
+    operations = Operations(driver.database, inventory, on_fatal=lambda reason, error: None)
+    inventory.stop = operations.close
+
+    with pytest.raises(QueueFull, match="its stock may be confirmed; a repeat finishes"):
+        operations.update_status(ChangeStatus(order.id, Status.CONFIRMED), owner=None, deadline=time.monotonic() + 60)
+    inventory.close()
+
+    assert stock.states(order.id) == ["CONFIRMED"]
+    assert driver.order(order.id).status == pb.ORDER_STATUS_PENDING
+    assert driver.change_status(order.id, CONFIRMED).status == CONFIRMED

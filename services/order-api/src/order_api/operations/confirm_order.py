@@ -55,7 +55,13 @@ class Confirmation:
         """
         answer = self._call(command, deadline) if self._needs_call.submit(command, deadline=deadline) else None
         # failpoint: before-order-confirmed
-        return self._finish.submit(ConfirmationResult(command, answer), deadline=deadline)
+        try:
+            return self._finish.submit(ConfirmationResult(command, answer), deadline=deadline)
+        except QueueFull as full:
+            if answer is None:
+                raise
+            message = "confirm: the order is unchanged, but its stock may be confirmed; a repeat finishes"
+            raise QueueFull(message) from full
 
     def _call(self, command: ChangeStatus, deadline: float) -> dict[int, int] | ShopError:
         if not self._turns.acquire(timeout=time_to_wait(deadline)):
