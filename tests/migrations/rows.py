@@ -104,10 +104,15 @@ _ORDERS_5: Rows = {
     ],
 }
 
+_AUDIT: Rows = {
+    "audit_log": [{"id": 1, "at": _MOMENT, "caller": "user:1", "method": "M", "request_id": "r", "resources": "[]"}]
+}
+
 ROWS: dict[tuple[str, str], Rows] = {
     ("inventory-api", "0001"): _INVENTORY_1 | _COMMON,
     ("order-api", "0001"): _ORDERS_1 | _COMMON,
     ("order-api", "0005"): _ORDERS_5,
+    ("order-api", "0006"): _AUDIT,
 }
 """(service, revision) → rows by table, in an order that foreign keys allow."""
 

@@ -67,7 +67,12 @@ class Unauthenticated(ShopError):
 
 
 class PermissionDenied(ShopError):
-    """The caller is authenticated but may not make this call."""
+    """The caller is authenticated but may not make this call. Logs name the caller and its tenant."""
+
+    def __init__(self, message: str, caller: str = "", tenant: str = "") -> None:
+        super().__init__(message)
+        self.caller = caller
+        self.tenant = tenant
 
 
 class NotFound(ShopError):

@@ -13,7 +13,7 @@ from order_api.migrations import SCHEMA
 from order_api.operations.api_keys import ApiKeyOperations, StoredApiKeys
 from order_api.operations.coalescing import Operations
 from order_api.settings import OrderSettings
-from order_api.store.tables import outbox
+from order_api.store import tables
 from shop_common.db import schema
 from shop_common.db.database import Database
 from shop_common.db.schema import SchemaError
@@ -62,7 +62,8 @@ def serve(settings: OrderSettings) -> None:
         call_seconds=settings.inventory_call_seconds,
         certificates=tls.client_certificates(settings),
     )
-    operations = Operations(database, stock, on_fatal=lifecycle.fatal)
+    audit_log = tables.audit_log if settings.has_audit_log else None
+    operations = Operations(database, stock, on_fatal=lifecycle.fatal, audit_log=audit_log)
     stored_keys = StoredApiKeys(database)
     key_operations = ApiKeyOperations(database, stored_keys, on_fatal=lifecycle.fatal)
     api_keys = ApiKeySet(stored_keys.read)
@@ -106,9 +107,9 @@ def serve(settings: OrderSettings) -> None:
             kafka=settings.kafka,
             group=consumer.GROUP,
             topic=consumer.TOPIC,
-            handlers=consumer.handlers(),
+            handlers=consumer.handlers(audit_log),
             describe=describe_event,
-            outbox=outbox,
+            outbox=tables.outbox,
             set_ready=lambda ready: server.health.set_ready("consumer", ready),
             on_fatal=lifecycle.fatal,
         )

@@ -148,6 +148,6 @@ def test_a_grace_out_of_bounds_is_refused(seconds: int) -> None:
     request = maintenance_pb2.CancelAbandonedOrdersRequest(grace=Duration(seconds=seconds), max_count=10_001)
 
     with pytest.raises(InvalidInput) as caught:
-        parse.abandoned(request)
+        parse.abandoned(request, ANYONE)
 
     assert [violation.field for violation in caught.value.violations] == ["grace", "max_count"]

@@ -1,6 +1,7 @@
 """The base of all commands: the fields that every request for a change has."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Self
 
 from shop_common.identity.caller import ANYONE, Caller
 
@@ -11,10 +12,15 @@ class Command:
 
     `request_id` makes the command safe to repeat; it is None if the caller sent none. `traceparent` links the events
     of the change to the caller's trace. Commands that differ only in `traceparent` are equal. The change concerns data
-    of the caller's tenant only.
+    of the caller's tenant only. `calls` is the number of equal calls that the coalescer folded into this command.
     """
 
     caller: Caller = ANYONE
 
     request_id: str | None = None
     traceparent: str | None = field(default=None, compare=False)
+    calls: int = field(default=1, compare=False)
+
+    def folded(self, calls: int) -> Self:
+        """Return this command as the one that stands for so many equal calls."""
+        return replace(self, calls=calls)

@@ -119,7 +119,8 @@ class Coalescer(Generic[_Request, _Result]):
     Equal requests with the same `key` are folded: one of them runs, and all of them get its outcome. If two requests
     with the same key differ, the later one waits for the next batch. `weigh` returns the weight of a request; without
     `weigh` each request has the weight 1. A batch weighs at most `Limits.weight_max`, or has only one request. A folded
-    request weighs nothing. `caller_of` returns the caller of a request; without it, that is the caller of the call.
+    request weighs nothing. `fold` returns the request that stands for a number of equal ones; without it, `bulk` cannot
+    see how many were folded. `caller_of` returns the caller of a request; without it, that is the caller of the call.
     `on_fatal` is called if a flusher thread fails.
     """
 
@@ -131,6 +132,7 @@ class Coalescer(Generic[_Request, _Result]):
         key: Callable[[_Request], Hashable | None] | None = None,
         weigh: Callable[[_Request], int] | None = None,
         caller_of: Callable[[_Request], Caller] | None = None,
+        fold: Callable[[_Request, int], _Request] | None = None,
         limits: Limits | None = None,
         on_fatal: Callable[[str, BaseException], None],
     ) -> None:
@@ -139,6 +141,7 @@ class Coalescer(Generic[_Request, _Result]):
         self._key = key
         self._weigh = weigh
         self._caller_of = caller_of
+        self._fold = fold
         self._limits = limits or Limits()
         self._on_fatal = on_fatal
         self._metrics = CoalescerMetrics(name) if metrics.is_enabled() else None
@@ -337,7 +340,7 @@ class Coalescer(Generic[_Request, _Result]):
         began, began_ns = time.monotonic(), time.time_ns()
         calls = dict.fromkeys(entry.call for folded in batch for entry in folded)
         members = [call.member for call in calls if call.member is not None]
-        requests = [folded[0].request for folded in batch]
+        requests = [self._request_of(folded) for folded in batch]
         attributes = {"shop.batch.size": len(requests), "shop.batch.calls": len(calls)}
         with tracing.batch_span(f"{self._name} batch", [each.span for each in members], attributes=attributes) as span:
             outcomes = self._outcomes(requests, began + BISECT_SECONDS_MAX)
@@ -365,6 +368,10 @@ class Coalescer(Generic[_Request, _Result]):
                         finished.append(entry.call)
         for call in finished:
             call.done.release()
+
+    def _request_of(self, folded: Sequence[_Entry[_Request, _Result]]) -> _Request:
+        request = folded[0].request
+        return request if self._fold is None or len(folded) == 1 else self._fold(request, len(folded))
 
     def _put_back(self, batch: Sequence[list[_Entry[_Request, _Result]]]) -> None:
         """Return undecided requests to the head of the queue."""

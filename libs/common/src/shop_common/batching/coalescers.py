@@ -1,12 +1,14 @@
 """Makes the coalescers of a service. Most of them run each batch in one transaction on the service's database."""
 
-from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 from sqlalchemy import Connection
 
+from shop_common.api.command import Command
 from shop_common.batching.coalescer import BATCH_WEIGHT_MAX, Coalescer, Limits
+from shop_common.db.audit import AuditLog, Entry, entry
 from shop_common.db.database import Database
 from shop_common.errors import ShopError
 from shop_common.identity.caller import Caller
@@ -58,12 +60,53 @@ class Sizes(Generic[_Request]):
         return requests
 
 
-class Coalescers:
-    """Makes coalescers that run on one database, and closes them together."""
+@dataclass(frozen=True)
+class Audit(Generic[_Request, _Result]):
+    """Describes the audit log's rows for a coalescer: one row per call that is not refused, folded calls included.
 
-    def __init__(self, database: Database, on_fatal: Callable[[str, BaseException], None]) -> None:
+    `method` is the name of the RPC. `command` returns the command of a request. `fold` is that of Coalescer.
+    `resources` returns the ids of what the request changed, from the request and its result.
+    """
+
+    method: str
+    command: Callable[[_Request], Command]
+    fold: Callable[[_Request, int], _Request]
+    resources: Callable[[_Request, _Result], Iterable[str]]
+
+    def audited(self, operation: Bulk[_Request, _Result], log: AuditLog) -> Bulk[_Request, _Result]:
+        """Return an operation that also writes the rows, in the same transaction."""
+
+        def run(tx: Connection, requests: Sequence[_Request]) -> Sequence[_Result | ShopError]:
+            outcomes = operation(tx, requests)
+            log.append(tx, self._entries(requests, outcomes))
+            return outcomes
+
+        return run
+
+    def _entries(self, requests: Iterable[_Request], outcomes: Iterable[_Result | ShopError]) -> list[Entry]:
+        """Return the rows. `outcomes` are those of the first requests, in order: the others go into another batch."""
+        entries: list[Entry] = []
+        for request, outcome in zip(requests, outcomes, strict=False):
+            if not isinstance(outcome, ShopError):
+                command = self.command(request)
+                resources = self.resources(request, outcome)
+                row = entry(command.caller, self.method, resources, command.request_id)
+                entries += [row] * command.calls
+        return entries
+
+
+class Coalescers:
+    """Makes coalescers that run on one database, and closes them together. Without `audit_log`, nothing is audited."""
+
+    def __init__(
+        self,
+        database: Database,
+        on_fatal: Callable[[str, BaseException], None],
+        audit_log: AuditLog | None = None,
+    ) -> None:
         self._database = database
         self._on_fatal = on_fatal
+        self._audit_log = audit_log
         self._made: list[Coalescer[Any, Any]] = []
 
     def writes(
@@ -76,19 +119,25 @@ class Coalescers:
         caller_of: Callable[[_Request], Caller] | None = None,
         sizes: Sizes[_Request] | None = None,
         limits: Limits | None = None,
+        audit: Audit[_Request, _Result] | None = None,
     ) -> Coalescer[_Request, _Result]:
         """Make a coalescer that runs each batch in a write transaction, one batch at a time by default.
 
         `key`, `weigh` and `caller_of` are those of Coalescer. `sizes` bounds a batch whose requests do not contain
-        their weight.
+        their weight. With `audit`, the transaction also writes the rows of the audit log.
         """
         bounded = _bounded(operation, sizes)
+        fold = None
+        if audit is not None and self._audit_log is not None:
+            bounded = audit.audited(bounded, self._audit_log)
+            fold = audit.fold
         return self.own(
             name,
             lambda requests: self._database.transact(lambda tx: bounded(tx, requests)),
             key=key,
             weigh=weigh,
             caller_of=caller_of,
+            fold=fold,
             limits=limits,
         )
 
@@ -120,11 +169,12 @@ class Coalescers:
         key: Callable[[_Request], Hashable | None] | None = None,
         weigh: Callable[[_Request], int] | None = None,
         caller_of: Callable[[_Request], Caller] | None = None,
+        fold: Callable[[_Request, int], _Request] | None = None,
         limits: Limits | None = None,
     ) -> Coalescer[_Request, _Result]:
         """Make a coalescer for a bulk operation that opens its own transactions or calls another service."""
         coalescer = Coalescer(
-            name, bulk, key=key, weigh=weigh, caller_of=caller_of, limits=limits, on_fatal=self._on_fatal
+            name, bulk, key=key, weigh=weigh, caller_of=caller_of, fold=fold, limits=limits, on_fatal=self._on_fatal
         )
         self._made.append(coalescer)
         return coalescer

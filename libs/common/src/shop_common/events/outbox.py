@@ -24,6 +24,11 @@ from shop_common.timestamps import rfc3339
 TENANT_HEADER = "ce_tenant"
 """The header of an event with the name of its tenant."""
 
+ACTOR_HEADER = "ce_actor"
+"""The header of an event with the name of the caller that caused it, cut off after ACTOR_CHARACTERS_MAX."""
+
+ACTOR_CHARACTERS_MAX = 256
+
 SHARDS = 16
 """The number of shards. It must never change: the waiting rows of a key must stay in their shard."""
 
@@ -42,7 +47,8 @@ _written = metrics.counter(__name__, "shop_events_written_total", "Events whose 
 class Message:
     """An event for other services. `key` is the id of the order or product that has changed.
 
-    `tenant` is the tenant of the order or product. `traceparent` belongs to the call that caused the event.
+    `tenant` is the tenant of the order or product. `traceparent` belongs to the call that caused the event, and `actor`
+    is its caller. `actor` is None if no caller caused the event, or if callers are not checked.
     """
 
     topic: str
@@ -52,6 +58,7 @@ class Message:
     occurred_at: datetime
     traceparent: str | None = None
     tenant: str = tenant.DEFAULT
+    actor: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,8 +139,15 @@ def _record(message: Message, traceparent: str | None) -> Record:
         key=message.key,
         type=message.type,
         payload=payload.decode(),
-        # The relay adds the default tenant itself, so that most rows have no headers.
-        headers=None if message.tenant == tenant.DEFAULT else orjson.dumps({TENANT_HEADER: message.tenant}).decode(),
+        headers=_headers(message),
         traceparent=traceparent,
         created_at=message.occurred_at,
     )
+
+
+def _headers(message: Message) -> str | None:
+    # The relay adds the default tenant itself, so that most rows have no headers.
+    headers = {} if message.tenant == tenant.DEFAULT else {TENANT_HEADER: message.tenant}
+    if message.actor is not None:
+        headers[ACTOR_HEADER] = message.actor[:ACTOR_CHARACTERS_MAX]
+    return orjson.dumps(headers).decode() if headers else None

@@ -16,7 +16,7 @@ from confluent_kafka import Message
 from opentelemetry.trace import Span, SpanContext, SpanKind, StatusCode
 from opentelemetry.util.types import AttributeValue
 
-from shop_common.events.outbox import TENANT_HEADER
+from shop_common.events.outbox import ACTOR_CHARACTERS_MAX, ACTOR_HEADER, TENANT_HEADER
 from shop_common.identity import tenant
 from shop_common.telemetry import tracing
 
@@ -31,7 +31,7 @@ class Event:
     `key` is the id of an order or a product. In a tenant other than the default, the key of a product begins with the
     tenant and a slash.
 
-    Events that a handler emits continue the trace of `traceparent`.
+    Events that a handler emits continue the trace of `traceparent`, and have the same `actor`.
     """
 
     type: str
@@ -44,6 +44,7 @@ class Event:
     partition: int
     offset: int
     tenant: str = tenant.DEFAULT
+    actor: str | None = None
 
     @property
     def position(self) -> Position:
@@ -127,6 +128,7 @@ def decode(message: Received) -> Event:
         occurred_at = datetime.fromisoformat(body["timestamp"])
         key = message.key.decode()
         tenant_name = message.header(TENANT_HEADER) or tenant.DEFAULT
+        actor = message.header(ACTOR_HEADER)[:ACTOR_CHARACTERS_MAX] or None
         event_id = message.header("ce_id") or "/".join(map(str, message.position))
     except Exception as error:  # only the message is read here, so every error is caused by it
         raise Undecodable(f"not an event: {type(error).__name__}: {error}") from error
@@ -145,6 +147,7 @@ def decode(message: Received) -> Event:
         partition=message.partition,
         offset=message.offset,
         tenant=tenant_name,
+        actor=actor,
     )
 
 

@@ -77,9 +77,11 @@ def delegated(caller: Caller, named_tenant: str, subject: str) -> Caller:
     """
     acting = caller.acting_for(named_tenant or tenant.DEFAULT, subject or None)
     if not tenant.is_valid(acting.tenant):
-        raise DelegationInvalid("the named tenant must be 1 to 64 characters of a-z 0-9 _ -")
+        message = "the named tenant must be 1 to 64 characters of a-z 0-9 _ -"
+        raise DelegationInvalid(message, caller.name, caller.tenant)
     if len(subject) > SUBJECT_CHARACTERS_MAX or not subject.isprintable():
-        raise DelegationInvalid(f"the named user must be 1 to {SUBJECT_CHARACTERS_MAX} printable characters")
+        message = f"the named user must be 1 to {SUBJECT_CHARACTERS_MAX} printable characters"
+        raise DelegationInvalid(message, caller.name, caller.tenant)
     return acting
 
 
@@ -99,6 +101,6 @@ def _delegated(caller: Caller, headers: Mapping[str, Sequence[str | bytes]]) -> 
     for header in (TENANT, SUBJECT):
         values = headers.get(header, ("",))
         if len(values) > 1:
-            raise DelegationInvalid(f"the call must have one header {header}")
+            raise DelegationInvalid(f"the call must have one header {header}", caller.name, caller.tenant)
         names.append(unquote(str(values[0])))
     return delegated(caller, *names)

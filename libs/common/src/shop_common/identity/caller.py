@@ -26,12 +26,12 @@ class Caller:
     def require(self, permission: str) -> None:
         """Raise PermissionMissing if the caller does not have the permission."""
         if permission not in self.permissions:
-            raise PermissionMissing(permission)
+            raise PermissionMissing(permission, self.name, self.tenant)
 
     def require_user(self, user_id: int) -> None:
         """Raise PermissionMissing if the caller may not act for this user."""
         if self.owner not in (None, user_id):
-            raise PermissionMissing(ORDERS_ANY)
+            raise PermissionMissing(ORDERS_ANY, self.name, self.tenant)
 
     def acting_for(self, tenant: str, subject: str | None) -> "Caller":
         """Return this caller, acting for a user of a tenant. Raises PermissionMissing if it may not.
@@ -40,8 +40,18 @@ class Caller:
         """
         self.require(DELEGATE)
         if self.name == ANYONE.name and tenant != DEFAULT:
-            raise PermissionMissing(DELEGATE)
+            raise PermissionMissing(DELEGATE, self.name, self.tenant)
         return replace(self, tenant=tenant, subject=subject)
+
+    @property
+    def actor(self) -> str | None:
+        """The name that events have for the cause of the caller's changes. None if identities are not checked.
+
+        It is the caller's name, or `user:` and the subject if a delegate acts for a user.
+        """
+        if self.name == ANYONE.name:
+            return None
+        return f"user:{self.subject}" if self.subject and DELEGATE in self.permissions else self.name
 
     @property
     def reservation_owner(self) -> str:
@@ -63,7 +73,7 @@ class Caller:
         subject = self.subject or ""
         if subject.isascii() and subject.isdigit() and len(subject) < 20 and 0 < int(subject) <= _USER_ID_MAX:
             return int(subject)
-        raise PermissionMissing(ORDERS_ANY)
+        raise PermissionMissing(ORDERS_ANY, self.name, self.tenant)
 
 
 ANYONE = Caller("anyone", frozenset(PERMISSIONS))

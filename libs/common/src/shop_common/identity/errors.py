@@ -35,8 +35,8 @@ class PermissionMissing(PermissionDenied):
 
     reason = "PERMISSION_MISSING"
 
-    def __init__(self, permission: str) -> None:
-        super().__init__(f"the call needs the permission {permission}, which the caller does not have")
+    def __init__(self, permission: str, caller: str = "", tenant: str = "") -> None:
+        super().__init__(f"the call needs the permission {permission}, which the caller does not have", caller, tenant)
         self.permission = permission
 
     def metadata(self) -> dict[str, str]:

@@ -23,6 +23,10 @@ class IdentitySettings(Settings):
         default=None,
         description="YAML file with the permissions of workloads and scopes; unset: every caller may do everything",
     )
+    audit: bool | None = Field(
+        default=None,
+        description="write a row of the audit log for each change; unset: if GRANTS_PATH is set",
+    )
     oidc_issuer: Annotated[str, AfterValidator(_https)] | None = Field(
         default=None, description="issuer of the users' tokens; its key set is found by OpenID Connect discovery"
     )
@@ -37,6 +41,11 @@ class IdentitySettings(Settings):
     )
     oidc_user_claim: str = Field(default="sub", description="claim of a token with the user's id", min_length=1)
 
+    @property
+    def has_audit_log(self) -> bool:
+        """Whether the process writes the audit log."""
+        return self.grants_path is not None if self.audit is None else self.audit
+
     def contradictions(self) -> Iterator[str]:
         yield from super().contradictions()
         if self.oidc_issuer and not self.grants_path:
@@ -50,3 +59,4 @@ class IdentitySettings(Settings):
     def facts(self) -> Iterator[tuple[str, object]]:
         yield from super().facts()
         yield "identity", self.grants_path is not None
+        yield "audit", self.has_audit_log

@@ -15,7 +15,15 @@ from opentelemetry import trace
 from opentelemetry.util.types import AttributeValue
 
 from shop_common.db.database import cause_of
-from shop_common.errors import DatabaseUnavailable, InvalidInput, QueueFull, ShopError, Violation
+from shop_common.errors import (
+    DatabaseUnavailable,
+    InvalidInput,
+    PermissionDenied,
+    QueueFull,
+    ShopError,
+    Unauthenticated,
+    Violation,
+)
 from shop_common.rpc.access import Access
 from shop_common.rpc.call import deadline, incoming_traceparent
 from shop_common.rpc.call_pool import is_refusing
@@ -23,6 +31,7 @@ from shop_common.rpc.failure import DeadlinePassed, Failure, ResponseTooLarge, f
 from shop_common.rpc.large_requests import LARGE_REQUEST_BYTES, LargeRequests
 from shop_common.rpc.peer_waits import PeerWaits
 from shop_common.rpc.status import STATUS_KEY
+from shop_common.rpc.tls import spiffe_id
 from shop_common.telemetry import logs, metrics, tracing
 from shop_common.telemetry.logs import LogRateLimiter
 
@@ -31,6 +40,9 @@ RESPONSE_BYTES_MAX = 4 * 1024 * 1024
 
 UNREAD_BYTES_MIN = 64 * 1024
 """Unread responses of at least this size are limited in number and time."""
+
+_LOGGED_CHARACTERS_MAX = 256
+"""The most characters of a caller's name in a log line. Providers and certificates choose these names."""
 
 _log = logs.get(__name__)
 
@@ -257,6 +269,7 @@ class Method:
             return
         if unwritten:
             fields["unwritten_before"] = unwritten
+        fields |= _about_caller(error, context)
         if isinstance(error, DatabaseUnavailable) and error.__cause__ is not None:
             fields["cause"] = cause_of(error)  # it names the file or table, which callers must not see
         write = _log.warning if failure.is_ours else _log.info
@@ -272,6 +285,21 @@ class Method:
 _TOO_MANY_CALLS = failure_of(QueueFull("the server has too many calls; retry in a moment"))
 _NO_MESSAGE = Violation("request", "is missing: the call ended without a message")
 _UNREADABLE = Violation("request", "its bytes are not a message of this method, or hold text that is not UTF-8")
+
+
+def _about_caller(error: Exception | None, context: grpc.ServicerContext) -> dict[str, str]:
+    """Return the log fields that identify the caller of a call that is refused because of its caller.
+
+    They never contain any part of a token. A caller that is not authenticated has only the address of its connection,
+    and the id in its certificate if it has one.
+    """
+    if isinstance(error, PermissionDenied):
+        return {"caller": error.caller[:_LOGGED_CHARACTERS_MAX], "tenant": error.tenant}
+    if isinstance(error, Unauthenticated):
+        certificate = spiffe_id(context.auth_context())
+        of_certificate = {"certificate": certificate[:_LOGGED_CHARACTERS_MAX]} if certificate else {}
+        return {"peer": context.peer()[:_LOGGED_CHARACTERS_MAX], **of_certificate}
+    return {}
 
 
 def _exemplar() -> dict[str, str] | None:

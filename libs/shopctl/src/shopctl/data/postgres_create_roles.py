@@ -1,7 +1,7 @@
 """Create a database on PostgreSQL and its four roles, with the rights that each of them needs and no others.
 
   DATABASE_owner     owns the database and its tables: for migrations
-  DATABASE_api       reads and changes the tables, appends to the outbox: for the API
+  DATABASE_api       reads and changes the tables, appends to the outbox and the audit log: for the API
   DATABASE_relay     reads and deletes rows of the outbox, and keeps the leases: for event-relay
   DATABASE_console   reads all tables: for people
 
@@ -27,7 +27,7 @@ from shopctl.terminal.output import add_json, print_json, print_table
 
 _RIGHTS = {
     "owner": "owns the database and its tables",
-    "api": "reads and changes the tables, appends to the outbox",
+    "api": "reads and changes the tables, appends to the outbox and the audit log",
     "relay": "ships the outbox",
     "console": "reads all tables",
 }

@@ -125,16 +125,16 @@ def _timestamp(check: Fields, request: pb.ListOrdersRequest, field: str) -> date
     return from_micros(check.instant_micros(field, moment))
 
 
-def abandoned(request: maintenance_pb2.CancelAbandonedOrdersRequest) -> CancelAbandoned:
+def abandoned(request: maintenance_pb2.CancelAbandonedOrdersRequest, caller: Caller) -> CancelAbandoned:
     with Fields() as check:
         grace_seconds = check.duration("grace", request.grace, GRACE_SECONDS_MIN, GRACE_SECONDS_MAX)
-        return CancelAbandoned(grace_seconds, _max_count(check, request.max_count))
+        return CancelAbandoned(grace_seconds, _max_count(check, request.max_count), caller=caller)
 
 
-def purge(request: maintenance_pb2.PurgeHistoryRequest) -> PurgeKeys:
+def purge(request: maintenance_pb2.PurgeHistoryRequest, caller: Caller) -> PurgeKeys:
     with Fields() as check:
         older_than_seconds = check.duration("older_than", request.older_than, HISTORY_SECONDS_MIN, HISTORY_SECONDS_MAX)
-        return PurgeKeys(older_than_seconds, _max_count(check, request.max_count))
+        return PurgeKeys(older_than_seconds, _max_count(check, request.max_count), caller=caller)
 
 
 def _max_count(check: Fields, value: int) -> int:

@@ -50,11 +50,11 @@ class OrderMaintenanceServicer(maintenance_pb2_grpc.OrderMaintenanceServiceServi
     def CancelAbandonedOrders(
         self, request: maintenance_pb2.CancelAbandonedOrdersRequest, context: ServicerContext
     ) -> maintenance_pb2.CancelAbandonedOrdersResponse:
-        cancelled = self._operations.cancel_abandoned(parse.abandoned(request), deadline=deadline(context))
+        cancelled = self._operations.cancel_abandoned(parse.abandoned(request, caller()), deadline=deadline(context))
         return maintenance_pb2.CancelAbandonedOrdersResponse(cancelled_count=cancelled)
 
     def PurgeHistory(
         self, request: maintenance_pb2.PurgeHistoryRequest, context: ServicerContext
     ) -> maintenance_pb2.PurgeHistoryResponse:
-        purged = self._operations.purge_keys(parse.purge(request), deadline=deadline(context))
+        purged = self._operations.purge_keys(parse.purge(request, caller()), deadline=deadline(context))
         return maintenance_pb2.PurgeHistoryResponse(purged_keys_count=purged)

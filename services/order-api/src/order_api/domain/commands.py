@@ -1,6 +1,6 @@
 """The commands about orders: parsed and validated requests."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from decimal import Decimal
 from uuid import UUID, uuid5
@@ -16,6 +16,11 @@ from shop_common.identity.caller import ANYONE, Caller
 
 # Never change this value. Order ids are derived from it, so that a repeated request_id always leads to the same order.
 _ORDER_NAMESPACE = UUID("5b0c6d0e-6f5c-4f0b-9d5e-3a1f7c2e8b44")
+
+
+CREATE_METHOD = "CreateOrder"
+CHANGE_METHOD = "UpdateOrderStatus"
+"""Names of RPCs, in the keys of their request_ids and in the audit log."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +43,7 @@ class NewOrder(Command):
             return None
         lines = [(item.product_id, item.quantity, str(item.price)) for item in self.items]
         content = fingerprint(self.user_id, self.currency, lines, self.ttl_seconds)
-        return Claim("CreateOrder", str(self.user_id), self.request_id, content, (self.id,), tenant=self.caller.tenant)
+        return Claim(CREATE_METHOD, str(self.user_id), self.request_id, content, (self.id,), tenant=self.caller.tenant)
 
     def is_what_made(self, order: Order) -> bool:
         """Return whether this request has the same content as the one that created the order with its id."""
@@ -96,6 +101,10 @@ class ReservedOrder:
     def key(self) -> OrderKey:
         return self.order.key
 
+    def folded(self, calls: int) -> "ReservedOrder":
+        """Return this order as the one that stands for so many equal calls."""
+        return replace(self, order=self.order.folded(calls))
+
 
 @dataclass(frozen=True, slots=True)
 class ChangeStatus(Command):
@@ -127,7 +136,7 @@ class ChangeStatus(Command):
             return None
         content = fingerprint(self.order_id, self.status.value, self.reason)
         return Claim(
-            "UpdateOrderStatus",
+            CHANGE_METHOD,
             self._scope,
             self.request_id,
             content,
@@ -151,16 +160,19 @@ class OrderFilter:
 
 
 @dataclass(frozen=True, slots=True)
-class CancelAbandoned:
-    """Cancel up to `max_count` orders that are still PENDING `grace_seconds` after their reservations have ended."""
+class CancelAbandoned(Command):
+    """Cancel up to `max_count` orders that are still PENDING `grace_seconds` after their reservations have ended.
+
+    The orders are of all tenants.
+    """
 
     grace_seconds: float
     max_count: int
 
 
 @dataclass(frozen=True, slots=True)
-class PurgeKeys:
-    """Delete up to `max_count` idempotency keys that are older than `older_than_seconds`."""
+class PurgeKeys(Command):
+    """Delete up to `max_count` idempotency keys that are older than `older_than_seconds`, of all tenants."""
 
     older_than_seconds: float
     max_count: int

@@ -21,7 +21,7 @@ _TYPES = {
 }
 
 
-def status_changed(order: Order, traceparent: str | None) -> Message:
+def status_changed(order: Order, traceparent: str | None, actor: str | None) -> Message:
     """Return the event for the order's current status, which it got at `updated_at`. A new order is PENDING.
 
     The event always has the lines of the order, because consumers need them.
@@ -41,7 +41,8 @@ def status_changed(order: Order, traceparent: str | None) -> Message:
     }
     if order.status is Status.PENDING:
         data["reserved_until"] = rfc3339(order.reserved_until)
-    return Message(TOPIC, order.id, _TYPES[order.status], data, order.updated_at, traceparent, tenant=order.tenant)
+    event_type = _TYPES[order.status]
+    return Message(TOPIC, order.id, event_type, data, order.updated_at, traceparent, tenant=order.tenant, actor=actor)
 
 
 def _number(amount: Decimal) -> orjson.Fragment:

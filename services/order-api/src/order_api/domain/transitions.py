@@ -1,7 +1,7 @@
 """Decides the status change that follows from a request or an event. The caller has locked the order."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeGuard
 
 from order_api.domain.commands import ChangeStatus
@@ -37,14 +37,27 @@ class ConfirmationResult:
     command: ChangeStatus
     answer: Mapping[int, int] | ShopError | None
 
+    def folded(self, calls: int) -> "ConfirmationResult":
+        """Return this result as the one that stands for so many equal calls."""
+        return replace(self, command=self.command.folded(calls))
+
 
 @dataclass(frozen=True, slots=True)
 class LostStock:
-    """An order has lost reserved stock: somebody released it, or its reservation expired."""
+    """An order has lost reserved stock: somebody released it, or its reservation expired.
+
+    `traceparent`, `actor` and `event_id` are those of the event that reports the loss.
+    """
 
     order: OrderKey
     released: bool
     traceparent: str | None = None
+    actor: str | None = None
+    event_id: str = ""
+
+    @property
+    def event_type(self) -> str:
+        return "STOCK_RELEASED" if self.released else "STOCK_RESERVATION_EXPIRED"
 
     @property
     def reason(self) -> str:

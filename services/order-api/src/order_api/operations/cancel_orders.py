@@ -11,7 +11,9 @@ from order_api.domain.transitions import LostStock
 from order_api.store import orders
 from shop_common.api.valid import UUID_PATTERN
 from shop_common.batching.coalescers import Sizes
+from shop_common.db.audit import AuditLog, entry, event_entry
 from shop_common.db.database import Database
+from shop_common.identity.caller import Caller
 
 TURN_LINES = 1_000
 """The number of lines of the orders that one turn cancels: about 20 ms of work."""
@@ -19,11 +21,13 @@ TURN_LINES = 1_000
 _TURN = Sizes[OrderKey](key=lambda order: order, read=orders.count_lines, size_max=LINES_MAX)
 
 
-def cancel_lost(tx: Connection, losses: Sequence[LostStock]) -> bool:
+def cancel_lost(tx: Connection, losses: Sequence[LostStock], audit_log: AuditLog | None = None) -> bool:
     """Cancel orders whose stock is lost: PENDING orders after an expiry, orders not yet shipped after a release.
 
     Cancels a limited number of orders. Returns whether some are left for another transaction. May be repeated. Ignores
     unknown order ids, because other callers of ReserveStock choose order ids freely. Emits ORDER_CANCELLED.
+
+    With `audit_log`, writes a row there per cancelled order.
     """
     ours = [loss for loss in losses if UUID_PATTERN.match(loss.order.id)]
     # Read without locks first, because most events need no change: an earlier event has cancelled the order, or its
@@ -36,19 +40,24 @@ def cancel_lost(tx: Connection, losses: Sequence[LostStock]) -> bool:
             lost.setdefault(loss.order, loss)
     turn = _TURN.prefix_within(tx, list(lost), TURN_LINES)
     locked = orders.lock(tx, turn)
+    entries = []
     for order in list(locked.orders.values()):
         loss = lost[order.key]
         if loss.cancels(order.status):
-            locked.change_status(order.key, Status.CANCELLED, loss.reason, loss.traceparent)
+            locked.change_status(order.key, Status.CANCELLED, loss.reason, loss.traceparent, loss.actor)
+            entries.append(event_entry(loss.event_type, order.tenant, loss.event_id, [order.id]))
     locked.save(tx)
+    if audit_log is not None:
+        audit_log.append(tx, entries)
     return len(turn) < len(lost)
 
 
 class AbandonedOrders:
     """Orders of all tenants in one database that are still PENDING long after their reservations have ended."""
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Database, audit_log: AuditLog | None = None) -> None:
         self._database = database
+        self._audit_log = audit_log
 
     def cancel(self, command: CancelAbandoned) -> int:
         """Cancel these orders, the oldest first. Returns the number of cancelled orders.
@@ -61,21 +70,24 @@ class AbandonedOrders:
         )
         cancelled = 0
         while keys:
-            looked_at, pending = self._database.transact(partial(_cancel_pending, keys=keys))
+            looked_at, pending = self._database.transact(
+                partial(self._cancel_pending, caller=command.caller, keys=keys)
+            )
             keys, cancelled = keys[looked_at:], cancelled + pending
         return cancelled
 
+    def _cancel_pending(self, tx: Connection, *, caller: Caller, keys: Sequence[OrderKey]) -> tuple[int, int]:
+        """Cancel the orders that are still PENDING, up to the limit of a turn.
 
-def _cancel_pending(tx: Connection, keys: Sequence[OrderKey]) -> tuple[int, int]:
-    """Cancel the orders that are still PENDING, up to the limit of a turn.
-
-    Returns how many keys the turn handled, from the first one on, and how many orders it cancelled.
-    """
-    turn = _TURN.prefix_within(tx, keys, TURN_LINES)
-    locked = orders.lock(tx, turn)
-    # An order that was confirmed or cancelled before we got the lock is not abandoned any more.
-    pending = [order for order in locked.orders.values() if order.status is Status.PENDING]
-    for order in pending:
-        locked.change_status(order.key, Status.CANCELLED, "it was not confirmed in time", None)
-    locked.save(tx)
-    return len(turn), len(pending)
+        Returns how many keys the turn handled, from the first one on, and how many orders it cancelled.
+        """
+        turn = _TURN.prefix_within(tx, keys, TURN_LINES)
+        locked = orders.lock(tx, turn)
+        # An order that was confirmed or cancelled before we got the lock is not abandoned any more.
+        pending = [order for order in locked.orders.values() if order.status is Status.PENDING]
+        for order in pending:
+            locked.change_status(order.key, Status.CANCELLED, "it was not confirmed in time", None, caller.actor)
+        locked.save(tx)
+        if self._audit_log is not None and pending:
+            self._audit_log.append(tx, [entry(caller, "CancelAbandonedOrders", (order.id for order in pending))])
+        return len(turn), len(pending)

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from order_api.domain.commands import CancelAbandoned, ChangeStatus, NewOrder, OrderFilter, PurgeKeys
+from order_api.domain.commands import CHANGE_METHOD, CancelAbandoned, ChangeStatus, NewOrder, OrderFilter, PurgeKeys
 from order_api.domain.errors import OrderNotFound
 from order_api.domain.model import LINES_MAX, Order, OrderKey, Status
 from order_api.inventory import Inventory
@@ -13,7 +13,8 @@ from order_api.operations.create_order import OrderCreation
 from order_api.operations.purge import KeyPurge
 from order_api.store import orders
 from shop_common.api.paging import Page, PageRequest
-from shop_common.batching.coalescers import Coalescers, Sizes
+from shop_common.batching.coalescers import Audit, Coalescers, Sizes
+from shop_common.db.audit import AuditLog
 from shop_common.db.database import Database
 
 
@@ -22,20 +23,33 @@ class Operations:
 
     `deadline` is the time at which the caller stops waiting, by time.monotonic. Each method raises the ShopError that
     refuses the request, QueueFull if its batch did not start in time, and DatabaseUnavailable if the database did not
-    respond.
+    respond. With `audit_log`, changes are recorded there.
     """
 
-    def __init__(self, database: Database, stock: Inventory, *, on_fatal: Callable[[str, BaseException], None]) -> None:
-        run = Coalescers(database, on_fatal)
+    def __init__(
+        self,
+        database: Database,
+        stock: Inventory,
+        *,
+        on_fatal: Callable[[str, BaseException], None],
+        audit_log: AuditLog | None = None,
+    ) -> None:
+        run = Coalescers(database, on_fatal, audit_log)
         self.close = run.close
         self._creation = OrderCreation(database, stock, run)
-        self._confirmation = Confirmation(stock, run)
+        self._confirmation = Confirmation(stock, run, audit_log)
         self._set_status = run.writes(
             "set-status",
             change_status,
             key=lambda command: command.repeat_key,
             sizes=Sizes[ChangeStatus](
                 key=lambda command: command.order_key, read=orders.count_lines, size_max=LINES_MAX
+            ),
+            audit=Audit[ChangeStatus, Order](
+                CHANGE_METHOD,
+                command=lambda command: command,
+                fold=ChangeStatus.folded,
+                resources=lambda command, _: (command.order_id,),
             ),
         )
         self._get_order = run.reads(
@@ -44,8 +58,8 @@ class Operations:
             sizes=Sizes[OrderKey](key=lambda order: order, read=orders.count_lines, size_max=LINES_MAX),
         )
         self._list_orders = run.pages("orders-page", orders.list_page)
-        self._cancel_abandoned = run.alone("cancel-abandoned", AbandonedOrders(database).cancel)
-        self._purge_keys = run.alone("purge", KeyPurge(database).purge)
+        self._cancel_abandoned = run.alone("cancel-abandoned", AbandonedOrders(database, audit_log).cancel)
+        self._purge_keys = run.alone("purge", KeyPurge(database, audit_log).purge)
 
     def create_order(self, order: NewOrder, *, deadline: float) -> Order:
         return self._creation.create(order, deadline=deadline)

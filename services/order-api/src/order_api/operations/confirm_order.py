@@ -12,18 +12,20 @@ No transaction is open during the call. The state after an interruption:
 import threading
 import time
 from collections.abc import Sequence
+from functools import partial
 
 from sqlalchemy import Connection
 
 from order_api.domain import transitions
-from order_api.domain.commands import ChangeStatus
+from order_api.domain.commands import CHANGE_METHOD, ChangeStatus
 from order_api.domain.model import LINES_MAX, Order, Status
 from order_api.domain.transitions import ConfirmationResult
 from order_api.inventory import Inventory
 from order_api.operations.change_status import apply
 from order_api.store import orders, tables
 from shop_common.batching.coalescer import time_to_wait
-from shop_common.batching.coalescers import Coalescers, Sizes
+from shop_common.batching.coalescers import Audit, Coalescers, Sizes
+from shop_common.db.audit import AuditLog
 from shop_common.errors import QueueFull, ShopError
 
 CALLS_MAX = 64
@@ -34,16 +36,22 @@ then, the caller waits for its turn, up to its own deadline. After the deadline 
 class Confirmation:
     """Confirms orders: two coalesced transactions, and between them one call of inventory-api per order."""
 
-    def __init__(self, stock: Inventory, run: Coalescers) -> None:
+    def __init__(self, stock: Inventory, run: Coalescers, audit_log: AuditLog | None = None) -> None:
         self._stock = stock
         self._needs_call = run.reads("to-be-confirmed", needs_call)
         self._turns = threading.BoundedSemaphore(CALLS_MAX)
         self._finish = run.writes(
             "confirm",
-            finish,
+            partial(finish, audit_log=audit_log),
             key=lambda result: result.command.repeat_key,
             sizes=Sizes[ConfirmationResult](
                 key=lambda result: result.command.order_key, read=orders.count_lines, size_max=LINES_MAX
+            ),
+            audit=Audit[ConfirmationResult, Order](
+                CHANGE_METHOD,
+                command=lambda result: result.command,
+                fold=ConfirmationResult.folded,
+                resources=lambda result, _: (result.command.order_id,),
             ),
         )
 
@@ -86,9 +94,11 @@ def needs_call(tx: Connection, commands: Sequence[ChangeStatus]) -> list[bool]:
     ]
 
 
-def finish(tx: Connection, results: Sequence[ConfirmationResult]) -> list[Order | ShopError]:
+def finish(
+    tx: Connection, results: Sequence[ConfirmationResult], audit_log: AuditLog | None = None
+) -> list[Order | ShopError]:
     """Confirm the orders whose lines inventory-api has confirmed; cancel those whose stock is lost.
 
     Returns one outcome per result, in order. May be repeated. Emits ORDER_CONFIRMED or ORDER_CANCELLED.
     """
-    return apply(tx, results, [result.command for result in results], transitions.confirm)
+    return apply(tx, results, [result.command for result in results], transitions.confirm, audit_log)

@@ -12,13 +12,13 @@ after an interruption:
 
 from collections.abc import Sequence
 
-from order_api.domain.commands import NewOrder, ReservedOrder
+from order_api.domain.commands import CREATE_METHOD, NewOrder, ReservedOrder
 from order_api.domain.errors import ReservationExpired
 from order_api.domain.model import Order, OrderKey, OrderReservation, quantities
 from order_api.inventory import Inventory, InventoryUnavailable
 from order_api.store import orders
 from shop_common.batching.coalescer import Coalescer, Limits
-from shop_common.batching.coalescers import Coalescers
+from shop_common.batching.coalescers import Audit, Coalescers
 from shop_common.db.database import Database
 from shop_common.errors import DatabaseUnavailable, ShopError
 
@@ -39,7 +39,16 @@ class OrderCreation:
             "hold", self._reserve_all, key=lambda order: order.key, weigh=_weight, limits=CALLS
         )
         self._insert: Coalescer[ReservedOrder, Order] = run.writes(
-            "insert", orders.insert, key=lambda reserved: reserved.key, weigh=lambda each: _weight(each.order)
+            "insert",
+            orders.insert,
+            key=lambda reserved: reserved.key,
+            weigh=lambda each: _weight(each.order),
+            audit=Audit[ReservedOrder, Order](
+                CREATE_METHOD,
+                command=lambda reserved: reserved.order,
+                fold=ReservedOrder.folded,
+                resources=lambda _, order: (order.id,),
+            ),
         )
 
     def create(self, order: NewOrder, *, deadline: float) -> Order:

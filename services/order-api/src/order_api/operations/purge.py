@@ -1,10 +1,13 @@
 """Deletes the idempotency keys of old calls. Orders are never deleted."""
 
-from datetime import timedelta
+from datetime import datetime, timedelta
+
+from sqlalchemy import Connection
 
 from order_api.domain.commands import PurgeKeys
 from order_api.store import tables
 from shop_common.batching.turns import repeat
+from shop_common.db.audit import AuditLog, entry
 from shop_common.db.database import Database
 from shop_common.db.sql import now
 
@@ -15,8 +18,9 @@ TURN_KEYS = 1_000
 class KeyPurge:
     """Deletes idempotency keys of one database."""
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Database, audit_log: AuditLog | None = None) -> None:
         self._database = database
+        self._audit_log = audit_log
 
     def purge(self, command: PurgeKeys) -> int:
         """Delete keys that are older than `older_than_seconds` by the database's clock. Returns the number deleted.
@@ -26,6 +30,12 @@ class KeyPurge:
         before = self._database.query(now) - timedelta(seconds=command.older_than_seconds)
 
         def purge_turn(limit: int) -> int:
-            return self._database.transact(lambda tx: tables.idempotency_keys.purge(tx, before, limit))
+            return self._database.transact(lambda tx: self._purge(tx, command, before, limit))
 
         return repeat(purge_turn, most=command.max_count, turn_max=TURN_KEYS)
+
+    def _purge(self, tx: Connection, command: PurgeKeys, before: datetime, limit: int) -> int:
+        count = tables.idempotency_keys.purge(tx, before, limit)
+        if count and self._audit_log is not None:
+            self._audit_log.append(tx, [entry(command.caller, "PurgeHistory", ())])
+        return count

@@ -73,7 +73,10 @@ def _insert(tx: Connection, reserved: Sequence[ReservedOrder]) -> list[Order | S
         item_ids = iter(sorted(row.id for row in _insert_items(tx, lines)))
         created = [_created(by_key[key], created_at, item_ids) for key in added]
         made.update((order.key, order) for order in created)
-        messages = [events.status_changed(order, by_key[order.key].order.traceparent) for order in created]
+        messages = [
+            events.status_changed(order, new.traceparent, new.caller.actor)
+            for order, new in ((order, by_key[order.key].order) for order in created)
+        ]
         tables.outbox.append(tx, messages)
     if len(made) < len(reserved):
         # The other orders were stored before, but their keys were purged. So compare with the stored orders.
@@ -193,13 +196,18 @@ class Locked:
         self._changed: set[OrderKey] = set()
         self._messages: list[Message] = []
 
-    def change_status(self, key: OrderKey, status: Status, reason: str, traceparent: str | None) -> Order:
-        """Change the status of an order. The caller has checked that the change is legal. `save` writes it."""
+    def change_status(
+        self, key: OrderKey, status: Status, reason: str, traceparent: str | None, actor: str | None = None
+    ) -> Order:
+        """Change the status of an order. The caller has checked that the change is legal. `save` writes it.
+
+        `traceparent` and `actor` are those of the event.
+        """
         order = self.orders[key]
         order = replace(order, status=status, status_reason=reason, version=order.version + 1, updated_at=self.now)
         self.orders[key] = order
         self._changed.add(key)
-        self._messages.append(events.status_changed(order, traceparent))
+        self._messages.append(events.status_changed(order, traceparent, actor))
         return order
 
     def save(self, tx: Connection) -> None:

@@ -12,6 +12,7 @@ from sqlalchemy import (
     text,
 )
 
+from shop_common.db.audit import AuditLog
 from shop_common.db.idempotency import IdempotencyKeys
 from shop_common.db.sql import NAMING_CONVENTION, Amount, Id, RowId, Timestamp
 from shop_common.events.outbox import Outbox
@@ -97,3 +98,4 @@ api_keys = Table(
 
 outbox = Outbox(metadata)
 idempotency_keys = IdempotencyKeys(metadata)
+audit_log = AuditLog(metadata)
