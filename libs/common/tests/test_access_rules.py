@@ -3,14 +3,17 @@
 from pathlib import Path
 
 import pytest
+import structlog
 from google.protobuf import descriptor_pb2, descriptor_pool
 from google.protobuf.descriptor import ServiceDescriptor
 
-from shop_common.identity import grants
-from shop_common.identity.grants import GrantsError
+from shop_common.identity import grants, grants_file
+from shop_common.identity.grants import Grants, GrantsError
+from shop_common.identity.grants_file import GrantsFile
 from shop_common.identity.rules import PERMISSIONS, RuleMissing, rules_of
 from shop_protos.access.v1 import access_pb2
 from shop_protos.order.v1 import order_pb2
+from testkit.eventually import eventually
 
 
 def test_each_rpc_has_the_rule_that_its_contract_states() -> None:
@@ -118,6 +121,33 @@ def test_a_wrong_grants_file_is_refused_with_its_fault(text: str, fault: str, tm
         grants.read(path)
 
     assert fault in str(refused.value)
+
+
+def test_a_process_uses_new_grants_unless_they_are_invalid(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(grants_file, "CHECK_SECONDS", 0.01)
+    path = tmp_path / "grants.yaml"
+    path.write_text("scopes: {shopper: [orders.read]}")
+    file = GrantsFile(path)
+    used: list[Grants] = []
+    with structlog.testing.capture_logs() as lines:
+        file.start(used.append)
+        replace(path, "scopes: {shopper: [orders.fly]}")
+        eventually(lambda: any("'orders.fly'" in line.get("error", "") for line in lines))
+        assert used == []
+
+        replace(path, "scopes: {shopper: [orders.read, orders.write]}")
+        eventually(lambda: any(line["event"] == "grants reloaded" for line in lines))
+        file.stop()
+
+    assert [each.of_scopes(["shopper"]) for each in used] == [{"orders.read", "orders.write"}]
+    assert [line["event"] for line in lines] == ["the new grants are not used", "grants reloaded"]
+
+
+def replace(path: Path, content: str) -> None:
+    """Replace the file atomically, as a deployment does."""
+    new = path.with_suffix(".new")
+    new.write_text(content)
+    new.replace(path)
 
 
 def test_a_missing_grants_file_is_refused(tmp_path: Path) -> None:

@@ -19,7 +19,6 @@ from shop_common.db.schema import SchemaError
 from shop_common.environment.settings import help_text, load
 from shop_common.events.consumer import Consumer
 from shop_common.identity.api_key_set import ApiKeySet
-from shop_common.identity.grants import GrantsError
 from shop_common.identity.process_identity import Identity
 from shop_common.process import lifecycle
 from shop_common.rpc import tls
@@ -60,10 +59,7 @@ def serve(settings: InventorySettings) -> None:
     if settings.order_target is not None and settings.grants_path is not None:
         fetched_keys = FetchedApiKeys(settings.order_target, certificates=tls.client_certificates(settings))
         api_keys = ApiKeySet(fetched_keys.read)
-    try:
-        identity = Identity(settings, api_keys)
-    except GrantsError as error:
-        raise SystemExit(f"{PROCESS}: GRANTS_PATH: {error}") from None
+    identity = Identity(settings, api_keys)
     server = Server(settings, identity.authenticator)
     identity.start(lambda ready: server.health.set_ready("identity", ready))
     try:

@@ -30,6 +30,10 @@ class Authenticator:
         self._tokens = tokens
         self._api_keys = api_keys
 
+    def use_grants(self, grants: Grants) -> None:
+        """Use these grants for the calls from now on."""
+        self._grants = grants
+
     def caller(self, metadata: Iterable[tuple[str, str | bytes]], spiffe_id: str | None) -> Caller:
         """Return the caller. `metadata` are the headers; `spiffe_id` is the id in the client's certificate, if any.
 

@@ -2,23 +2,24 @@
 
 from collections.abc import Callable
 
-from shop_common.identity import grants
 from shop_common.identity.api_key_set import ApiKeySet
 from shop_common.identity.authenticator import Authenticator
+from shop_common.identity.grants_file import GrantsFile
 from shop_common.identity.key_set import KeySet
 from shop_common.identity.settings import IdentitySettings
 from shop_common.identity.tokens import TokenVerifier
 
 
 class Identity:
-    """The authenticator of a process, and the thread that fetches the keys.
+    """The authenticator of a process, and the threads that fetch the key set and read the grants again.
 
     `authenticator` is None if the process does not check identities.
     """
 
     def __init__(self, settings: IdentitySettings, api_keys: ApiKeySet | None) -> None:
-        """Read the grants. Raises GrantsError."""
+        """Read the grants. Raises GrantsError, but not after `settings.start_faults` has found none."""
         self.authenticator: Authenticator | None = None
+        self._grants: GrantsFile | None = None
         self._keys: KeySet | None = None
         verifier = None
         if settings.grants_path is None:
@@ -32,14 +33,19 @@ class Identity:
                 tenant_claim=settings.oidc_tenant_claim,
                 keys=self._keys,
             )
-        self.authenticator = Authenticator(grants.read(settings.grants_path), verifier, api_keys)
+        self._grants = GrantsFile(settings.grants_path)
+        self.authenticator = Authenticator(self._grants.grants, verifier, api_keys)
 
     def start(self, set_ready: Callable[[bool], None]) -> None:
-        """Start fetching the key set, if tokens are accepted. Calls `set_ready` with False until the first success."""
+        """Start the threads. If tokens are accepted, calls `set_ready` with False until the key set is known."""
+        if self._grants is not None and self.authenticator is not None:
+            self._grants.start(self.authenticator.use_grants)
         if self._keys is not None:
             self._keys.start(set_ready)
 
     def stop(self) -> None:
-        """Stop fetching keys."""
+        """Stop the threads."""
+        if self._grants is not None:
+            self._grants.stop()
         if self._keys is not None:
             self._keys.stop()

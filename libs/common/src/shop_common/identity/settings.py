@@ -7,6 +7,8 @@ from typing import Annotated
 from pydantic import AfterValidator, Field
 
 from shop_common.environment.settings import Settings
+from shop_common.identity import grants
+from shop_common.identity.grants import GrantsError
 from shop_common.identity.key_set import is_safe
 
 
@@ -55,6 +57,14 @@ class IdentitySettings(Settings):
         for name in ("oidc_audience", "oidc_jwks_url", "oidc_tenant_claim"):
             if getattr(self, name) and not self.oidc_issuer:
                 yield f"{name.upper()}: needs OIDC_ISSUER"
+
+    def start_faults(self) -> Iterator[str]:
+        yield from super().start_faults()
+        if self.grants_path is not None:
+            try:
+                grants.read(self.grants_path)
+            except GrantsError as error:
+                yield f"GRANTS_PATH: {error}"
 
     def facts(self) -> Iterator[tuple[str, object]]:
         yield from super().facts()
