@@ -1,0 +1,40 @@
+"""The client of inventory-api and order-api. See docs/client.md."""
+
+from shop_client import errors
+from shop_client.async_shop import AsyncShop
+from shop_client.errors import ShopError
+from shop_client.settings import Settings, Tls
+from shop_client.shop import Shop
+from shop_client.values import (
+    Allocation,
+    Item,
+    Line,
+    NewItem,
+    Order,
+    OrderItem,
+    OrderLines,
+    OrderStatus,
+    Reservation,
+    ReservationState,
+    Stock,
+)
+
+__all__ = [
+    "Allocation",
+    "AsyncShop",
+    "Item",
+    "Line",
+    "NewItem",
+    "Order",
+    "OrderItem",
+    "OrderLines",
+    "OrderStatus",
+    "Reservation",
+    "ReservationState",
+    "Settings",
+    "Shop",
+    "ShopError",
+    "Stock",
+    "Tls",
+    "errors",
+]

@@ -1,0 +1,98 @@
+"""Sends concurrent reservations of several asyncio tasks as one BatchReserveStock."""
+
+import asyncio
+import contextvars
+import time
+from typing import Any
+
+import grpc
+from google.rpc.status_pb2 import Status
+
+from shop_client.batches import STALLED_SECONDS, Batch, Entry, Queue, cancelled
+from shop_client.statuses import status_of
+from shop_client.transport import headers
+from shop_protos.inventory.v1 import inventory_pb2 as pb
+
+_Waiter = asyncio.Future[None]
+
+
+class AsyncCoalescer:
+    """Sends reservations with the RPC `method`. Belongs to one event loop."""
+
+    def __init__(self, method: Any) -> None:
+        self._method = method
+        self._queues: dict[str, Queue[_Waiter]] = {}
+        self._senders: set[asyncio.Task[None]] = set()
+
+    async def reserve(self, order: pb.OrderLines, *, deadline: float, token: str) -> pb.Reservations:
+        """Return the reservations of the order. Raises its ShopError, or DeadlineExceeded at the deadline."""
+        entry: Entry[_Waiter] = Entry(order, deadline, asyncio.get_running_loop().create_future())
+        queue = self._queues.get(token)
+        if queue is None:
+            queue = self._queues[token] = Queue(token)
+        queue.add(entry)
+        self._start(queue)
+        try:
+            async with asyncio.timeout(deadline - time.monotonic()):
+                await entry.waiter
+        except TimeoutError:
+            self._abandon(entry)
+            raise entry.deadline_error() from None
+        except asyncio.CancelledError:
+            self._abandon(entry)
+            raise
+        return entry.result()
+
+    def _abandon(self, entry: Entry[_Waiter]) -> None:
+        if (unwanted := entry.abandon()) is not None:
+            unwanted.cancel()
+
+    def _start(self, queue: Queue[_Waiter]) -> None:
+        """Send the next batch of the queue, unless one is in flight."""
+        batch = queue.next_batch(time.monotonic())
+        if batch is None:
+            if queue.is_idle and self._queues.get(queue.token) is queue:
+                del self._queues[queue.token]
+            return
+        # The task runs in an empty context, so that the batch is no part of the trace of its first caller.
+        sender = asyncio.get_running_loop().create_task(self._send(queue, batch), context=contextvars.Context())
+        self._senders.add(sender)
+        sender.add_done_callback(self._senders.discard)
+
+    async def _send(self, queue: Queue[_Waiter], batch: Batch[_Waiter]) -> None:
+        stalled = asyncio.get_running_loop().call_later(STALLED_SECONDS, self._start, queue)
+        try:
+            outcome = await self._outcome(queue, batch)
+            self._settle(batch, outcome)
+            # Let the woken tasks run before the next batch starts. Their next reservations then travel in it.
+            await asyncio.sleep(0)
+        except BaseException:  # the event loop is closing: nobody must wait for this batch
+            self._settle(batch, cancelled("the event loop has cancelled the batch"))
+            raise
+        finally:
+            stalled.cancel()
+            queue.finish()
+        self._start(queue)
+
+    async def _outcome(self, queue: Queue[_Waiter], batch: Batch[_Waiter]) -> pb.BatchReserveStockResponse | Status:
+        timeout = batch.deadline - time.monotonic()
+        try:
+            call = self._method(batch.request, timeout=timeout, metadata=headers(queue.token))
+        except Exception as error:  # nothing was sent, for example because the channel is closed
+            return cancelled(str(error))
+        batch.call = call
+        try:
+            response: pb.BatchReserveStockResponse = await call
+        except grpc.aio.AioRpcError as error:
+            return status_of(error)
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if task is not None and task.cancelling():
+                raise
+            return cancelled("the batch was cancelled")
+        return response
+
+    def _settle(self, batch: Batch[_Waiter], outcome: pb.BatchReserveStockResponse | Status) -> None:
+        for entry in batch.settle(outcome):
+            if not entry.waiter.done():
+                entry.waiter.set_result(None)

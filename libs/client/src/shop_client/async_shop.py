@@ -1,0 +1,322 @@
+"""The client for asyncio.
+
+async with AsyncShop(Settings(inventory_target="localhost:50053", order_target="localhost:50054")) as shop:
+await shop.reserve(product_id=1, quantity=2, order_id="order-1")
+"""
+
+import asyncio
+import inspect
+import time
+from collections.abc import AsyncIterator, Iterable, Sequence
+from datetime import datetime
+from typing import Any, Self, TypeVar
+
+import grpc
+
+from shop_client import calls, transport
+from shop_client.async_coalescer import AsyncCoalescer
+from shop_client.calls import BATCH_RESERVE_STOCK, INVENTORY_SERVICE, ORDER_SERVICE, PAGE_SIZE, Call, Method, Page
+from shop_client.errors import Cancelled, ShopError, Unavailable
+from shop_client.forks import PROCESS
+from shop_client.settings import Settings
+from shop_client.statuses import error_of, status_of
+from shop_client.values import (
+    Item,
+    Line,
+    NewItem,
+    Order,
+    OrderLines,
+    OrderStatus,
+    Reservation,
+    ReservationState,
+    Stock,
+)
+
+_Result = TypeVar("_Result")
+_Value = TypeVar("_Value")
+
+
+class AsyncShop:
+    """A client of both APIs for one event loop. It connects at the first call.
+
+    It has the methods of `Shop`, as coroutines, and lists as asynchronous iterators. See there for their contracts.
+    A task that is cancelled stops waiting at once, but its call may still have its effect.
+
+    The first call decides the event loop. gRPC's asyncio API does not survive a fork, so fork before the first call.
+    """
+
+    def __init__(self, settings: Settings | None = None) -> None:
+        """Use the given settings, or else the SHOP_* variables of the environment. Raises ValueError."""
+        self._settings = settings or Settings.from_environment()
+        self._connection: _Connection | None = None
+        self._is_closed = False
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Close the connections. Running calls end with Cancelled, and so do later calls. May be repeated."""
+        self._is_closed = True
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            await connection.close()
+
+    # --- stock ---
+
+    async def add_stock(
+        self,
+        product_id: int,
+        quantity: int,
+        location: str | None = None,
+        *,
+        request_id: str | None = None,
+        timeout_seconds: float | None = None,
+    ) -> Item:
+        return await self._run(calls.add_stock(product_id, quantity, location, request_id), timeout_seconds)
+
+    async def get_item(self, item_id: int, *, timeout_seconds: float | None = None) -> Item:
+        return await self._run(calls.get_item(item_id), timeout_seconds)
+
+    async def set_quantity(
+        self,
+        item_id: int,
+        quantity: int,
+        *,
+        version: int | None = None,
+        request_id: str | None = None,
+        timeout_seconds: float | None = None,
+    ) -> Item:
+        return await self._run(calls.set_quantity(item_id, quantity, version, request_id), timeout_seconds)
+
+    def list_items(
+        self,
+        *,
+        product_id: int | None = None,
+        location: str | None = None,
+        page_size: int = PAGE_SIZE,
+        timeout_seconds: float | None = None,
+    ) -> AsyncIterator[Item]:
+        return self._pages(calls.list_items(product_id, location, page_size), timeout_seconds)
+
+    async def check_stock(
+        self,
+        product_id: int,
+        required_quantity: int = 1,
+        *,
+        location: str | None = None,
+        timeout_seconds: float | None = None,
+    ) -> Stock:
+        return await self._run(calls.check_stock(product_id, required_quantity, location), timeout_seconds)
+
+    # --- reservations ---
+
+    async def reserve(
+        self,
+        product_id: int,
+        quantity: int,
+        order_id: str,
+        *,
+        location: str | None = None,
+        ttl_seconds: float | None = None,
+        request_id: str | None = None,
+        timeout_seconds: float | None = None,
+    ) -> Reservation:
+        line = Line(product_id, quantity, location)
+        (reservation,) = await self.reserve_lines(
+            order_id, [line], ttl_seconds=ttl_seconds, request_id=request_id, timeout_seconds=timeout_seconds
+        )
+        return reservation
+
+    async def reserve_lines(
+        self,
+        order_id: str,
+        lines: Iterable[Line],
+        *,
+        ttl_seconds: float | None = None,
+        request_id: str | None = None,
+        timeout_seconds: float | None = None,
+    ) -> list[Reservation]:
+        order = OrderLines(order_id, tuple(lines), ttl_seconds, request_id)
+        message = calls.order_lines(order, transport.current_traceparent())
+        deadline = self._deadline(timeout_seconds)
+        pauses = transport.Pauses(deadline)
+        while True:
+            try:
+                coalescer = self._connected().coalescer
+                return calls.reservations(
+                    await coalescer.reserve(message, deadline=deadline, token=await self._token())
+                )
+            except Unavailable as error:
+                await asyncio.sleep(pauses.after(error))
+
+    async def batch_reserve(
+        self, orders: Sequence[OrderLines], *, timeout_seconds: float | None = None
+    ) -> list[list[Reservation] | ShopError]:
+        traceparent = transport.current_traceparent()
+        messages = [calls.order_lines(order, traceparent) for order in orders]
+        deadline = self._deadline(timeout_seconds)
+        outcomes = await self._until(calls.batch_reserve(messages), deadline)
+        pauses = transport.Pauses(deadline)
+        while (again := [n for n, each in enumerate(outcomes) if isinstance(each, Unavailable)]) and (
+            pause := pauses.next()
+        ):
+            await asyncio.sleep(pause)
+            try:
+                repeated = await self._until(calls.batch_reserve([messages[n] for n in again]), deadline)
+            except ShopError:
+                return outcomes  # with Unavailable for the orders that are not decided
+            for n, outcome in zip(again, repeated, strict=True):
+                outcomes[n] = outcome
+        return outcomes
+
+    async def release(self, reservation_id: str, *, timeout_seconds: float | None = None) -> int:
+        return await self._run(calls.release(reservation_id), timeout_seconds)
+
+    async def confirm_reservations(self, order_id: str, *, timeout_seconds: float | None = None) -> list[Reservation]:
+        return await self._run(calls.confirm_reservations(order_id), timeout_seconds)
+
+    async def get_reservation(self, reservation_id: str, *, timeout_seconds: float | None = None) -> Reservation:
+        return await self._run(calls.get_reservation(reservation_id), timeout_seconds)
+
+    def list_reservations(
+        self,
+        *,
+        order_id: str | None = None,
+        product_id: int | None = None,
+        state: ReservationState | None = None,
+        page_size: int = PAGE_SIZE,
+        timeout_seconds: float | None = None,
+    ) -> AsyncIterator[Reservation]:
+        return self._pages(calls.list_reservations(order_id, product_id, state, page_size), timeout_seconds)
+
+    # --- orders ---
+
+    async def create_order(
+        self,
+        user_id: int,
+        items: Iterable[NewItem],
+        currency: str,
+        *,
+        ttl_seconds: float | None = None,
+        request_id: str | None = None,
+        timeout_seconds: float | None = None,
+    ) -> Order:
+        return await self._run(calls.create_order(user_id, items, currency, ttl_seconds, request_id), timeout_seconds)
+
+    async def get_order(self, order_id: str, *, timeout_seconds: float | None = None) -> Order:
+        return await self._run(calls.get_order(order_id), timeout_seconds)
+
+    async def update_order_status(
+        self,
+        order_id: str,
+        status: OrderStatus,
+        *,
+        reason: str = "",
+        request_id: str | None = None,
+        timeout_seconds: float | None = None,
+    ) -> Order:
+        return await self._run(calls.update_order_status(order_id, status, reason, request_id), timeout_seconds)
+
+    def list_orders(
+        self,
+        *,
+        user_id: int | None = None,
+        status: OrderStatus | None = None,
+        created_after: datetime | None = None,
+        created_before: datetime | None = None,
+        page_size: int = PAGE_SIZE,
+        timeout_seconds: float | None = None,
+    ) -> AsyncIterator[Order]:
+        return self._pages(
+            calls.list_orders(user_id, status, created_after, created_before, page_size), timeout_seconds
+        )
+
+    # --- sending ---
+
+    async def _pages(self, call: Call[Page[_Value]], timeout_seconds: float | None) -> AsyncIterator[_Value]:
+        request: Any = call.request
+        while True:
+            page = await self._run(call, timeout_seconds)
+            for value in page.values:
+                yield value
+            if not page.next_token:
+                return
+            request.page_token = page.next_token
+
+    async def _run(self, call: Call[_Result], timeout_seconds: float | None) -> _Result:
+        return await self._until(call, self._deadline(timeout_seconds))
+
+    async def _until(self, call: Call[_Result], deadline: float) -> _Result:
+        pauses = transport.Pauses(deadline)
+        while True:
+            try:
+                return call.read(await self._attempt(call, deadline))
+            except Unavailable as error:
+                await asyncio.sleep(pauses.after(error))
+
+    async def _attempt(self, call: Call[Any], deadline: float) -> Any:
+        metadata = transport.headers(await self._token(), transport.current_traceparent())
+        method = self._connected().method(call.method)
+        try:
+            return await method(call.request, timeout=deadline - time.monotonic(), metadata=metadata)
+        except grpc.aio.AioRpcError as error:
+            raise error_of(status_of(error), call.request_id) from error
+        except grpc.aio.UsageError as error:
+            raise Cancelled(str(error), request_id=call.request_id) from error  # another task has closed the client
+
+    def _deadline(self, timeout_seconds: float | None) -> float:
+        return time.monotonic() + (self._settings.timeout_seconds if timeout_seconds is None else timeout_seconds)
+
+    async def _token(self) -> str:
+        token = self._settings.token
+        value = token() if callable(token) else token
+        return await value if inspect.isawaitable(value) else value
+
+    def _connected(self) -> "_Connection":
+        connection = self._connection
+        if connection is not None and connection.generation != PROCESS.generation:
+            raise RuntimeError("the parent process has used this AsyncShop: fork before its first call")
+        loop = asyncio.get_running_loop()
+        if connection is None:
+            if self._is_closed:
+                raise Cancelled("the client is closed")
+            connection = self._connection = _Connection(self._settings, loop)
+        if connection.loop is not loop:
+            raise RuntimeError("this AsyncShop belongs to another event loop: create one for each loop")
+        return connection
+
+
+class _Connection:
+    """The channels to both APIs, of one event loop."""
+
+    def __init__(self, settings: Settings, loop: asyncio.AbstractEventLoop) -> None:
+        self.generation = PROCESS.generation
+        self.loop = loop
+        targets = transport.targets(settings, INVENTORY_SERVICE, ORDER_SERVICE)
+        credentials = transport.credentials(settings.tls) if settings.tls is not None else None
+        self._channels = {
+            service: grpc.aio.insecure_channel(target, transport.options(service))
+            if credentials is None
+            else grpc.aio.secure_channel(target, credentials, transport.options(service))
+            for service, target in targets.items()
+        }
+        self._methods: dict[str, Any] = {}
+        self.coalescer = AsyncCoalescer(self.method(BATCH_RESERVE_STOCK))
+
+    def method(self, method: Method) -> Any:
+        """Return the callable of the RPC."""
+        found = self._methods.get(method.name)
+        if found is None:
+            found = self._methods[method.name] = self._channels[method.service].unary_unary(
+                method.path,
+                request_serializer=method.request.SerializeToString,
+                response_deserializer=method.response.FromString,
+            )
+        return found
+
+    async def close(self) -> None:
+        for channel in self._channels.values():
+            await channel.close()

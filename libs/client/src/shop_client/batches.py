@@ -1,0 +1,169 @@
+"""The queues of reservations that travel together, without threads or asyncio.
+
+The reservations of one credential share a queue. While a batch of the queue is in flight, further reservations collect,
+and travel as the next batch, in arrival order. So a batch has at least one reservation and grows with load.
+"""
+
+from collections import deque
+from dataclasses import dataclass, field
+from typing import Generic, Protocol, TypeVar
+
+import grpc
+from google.rpc.status_pb2 import Status
+
+from shop_client.errors import DeadlineExceeded
+from shop_client.statuses import error_of
+from shop_protos.inventory.v1 import inventory_pb2 as pb
+
+_Waiter = TypeVar("_Waiter")
+
+ORDERS_MAX = 500
+"""The limit of BatchReserveStock."""
+
+LINES_MAX = 2000
+"""The server decides at most this many lines in one transaction."""
+
+BYTES_MAX = 60_000
+"""The server admits requests of 65,536 bytes and more only one after another."""
+
+STALLED_SECONDS = 1.0
+BATCHES_MAX = 4
+"""If a batch is in flight longer than STALLED_SECONDS, its server may be frozen. The next batch does not wait for it,
+and gRPC sends it to the next server. At most BATCHES_MAX batches of a queue are in flight."""
+
+
+_INTERNAL: int = grpc.StatusCode.INTERNAL.value[0]
+_CANCELLED: int = grpc.StatusCode.CANCELLED.value[0]
+
+
+class RunningCall(Protocol):
+    """The RPC of a batch, of grpc or grpc.aio."""
+
+    def cancel(self) -> object: ...
+
+
+class Entry(Generic[_Waiter]):
+    """The reservation of one caller, who waits with `waiter` until there is an outcome."""
+
+    __slots__ = ("batch", "deadline", "is_abandoned", "order", "outcome", "size", "waiter")
+
+    def __init__(self, order: pb.OrderLines, deadline: float, waiter: _Waiter) -> None:
+        self.order = order
+        self.deadline = deadline
+        """The time.monotonic at which the caller stops waiting."""
+        self.waiter = waiter
+        self.size = order.ByteSize() + 4  # the tag and length in the batch
+        self.batch: Batch[_Waiter] | None = None
+        """The batch that the reservation travels in; None while it is in the queue."""
+        self.outcome: pb.Reservations | Status | None = None
+        self.is_abandoned = False
+        """True if the caller has stopped waiting."""
+
+    def abandon(self) -> RunningCall | None:
+        """Note that the caller stops waiting. Returns the batch's RPC if nobody waits for it any longer."""
+        self.is_abandoned = True
+        if self.batch is None:
+            return None
+        self.batch.waiting -= 1
+        return None if self.batch.waiting else self.batch.call
+
+    def result(self) -> pb.Reservations:
+        """Return the reservations. Raises the ShopError that is the outcome."""
+        assert self.outcome is not None
+        if isinstance(self.outcome, Status):
+            raise error_of(self.outcome, self.order.request_id)
+        return self.outcome
+
+    def deadline_error(self) -> DeadlineExceeded:
+        what = "it was not sent" if self.batch is None else "the server has not answered its batch"
+        return DeadlineExceeded(f"the deadline passed: {what}", request_id=self.order.request_id)
+
+
+@dataclass
+class Batch(Generic[_Waiter]):
+    """Reservations that travel together."""
+
+    entries: list[Entry[_Waiter]]
+    waiting: int = field(init=False)
+    """The number of callers that still wait."""
+    call: RunningCall | None = None
+
+    def __post_init__(self) -> None:
+        self.waiting = len(self.entries)
+        for entry in self.entries:
+            entry.batch = self
+
+    @property
+    def request(self) -> pb.BatchReserveStockRequest:
+        return pb.BatchReserveStockRequest(orders=[entry.order for entry in self.entries])
+
+    @property
+    def deadline(self) -> float:
+        """The time at which the last caller stops waiting."""
+        return max(entry.deadline for entry in self.entries)
+
+    def settle(self, outcome: pb.BatchReserveStockResponse | Status) -> list[Entry[_Waiter]]:
+        """Give each entry its own outcome. Returns the entries whose callers still wait.
+
+        A failure of the whole batch is the outcome of every entry.
+        """
+        if isinstance(outcome, Status):
+            for entry in self.entries:
+                entry.outcome = outcome
+        elif len(outcome.results) != len(self.entries):
+            return self.settle(Status(code=_INTERNAL, message="the response has another number of results"))
+        else:
+            for entry, result in zip(self.entries, outcome.results, strict=True):
+                entry.outcome = result.reservations if result.HasField("reservations") else result.error
+        return [entry for entry in self.entries if not entry.is_abandoned]
+
+
+class Queue(Generic[_Waiter]):
+    """The waiting reservations of one credential. Not thread-safe."""
+
+    def __init__(self, token: str) -> None:
+        self.token = token
+        self._waiting: deque[Entry[_Waiter]] = deque()
+        self._in_flight = 0
+        self._last_start = 0.0
+
+    @property
+    def is_idle(self) -> bool:
+        return not self._waiting and not self._in_flight
+
+    def add(self, entry: Entry[_Waiter]) -> None:
+        self._waiting.append(entry)
+
+    def next_batch(self, now: float) -> Batch[_Waiter] | None:
+        """Take the next batch, or return None if there is none or a batch is in flight."""
+        if self._in_flight and (self._in_flight >= BATCHES_MAX or now - self._last_start < STALLED_SECONDS):
+            return None
+        entries = self._take(now)
+        if not entries:
+            return None
+        self._in_flight += 1
+        self._last_start = now
+        return Batch(entries)
+
+    def finish(self) -> None:
+        """Note that a batch is no longer in flight."""
+        self._in_flight -= 1
+
+    def _take(self, now: float) -> list[Entry[_Waiter]]:
+        """Take entries in arrival order up to the limits of a batch. Drops those whose callers no longer wait."""
+        taken: list[Entry[_Waiter]] = []
+        lines = size = 0
+        while self._waiting and len(taken) < ORDERS_MAX:
+            entry = self._waiting[0]
+            if not entry.is_abandoned and entry.deadline > now:
+                lines, size = lines + len(entry.order.lines), size + entry.size
+                if taken and (lines > LINES_MAX or size > BYTES_MAX):
+                    break
+                taken.append(entry)
+            self._waiting.popleft()
+        return taken
+
+
+def cancelled(message: str) -> Status:
+    """Return the status of a batch whose RPC was cancelled or could not start."""
+    return Status(code=_CANCELLED, message=message)

@@ -1,0 +1,271 @@
+"""The calls of InventoryService and OrderService: the request of each, and how its response is read.
+
+`Shop` and `AsyncShop` send these calls; here nothing depends on threads or asyncio. Every change gets a request_id, so
+that a repeat has no second effect.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from functools import partial
+from typing import Any, Generic, TypeVar
+from uuid import uuid4
+
+from google.protobuf.descriptor import ServiceDescriptor
+from google.protobuf.message import Message
+from google.protobuf.message_factory import GetMessageClass
+
+from shop_client import convert
+from shop_client.errors import ShopError
+from shop_client.statuses import error_of
+from shop_client.values import (
+    Item,
+    NewItem,
+    Order,
+    OrderLines,
+    OrderStatus,
+    Reservation,
+    ReservationState,
+    Stock,
+)
+from shop_protos.inventory.v1 import inventory_pb2 as inventory
+from shop_protos.order.v1 import order_pb2 as orders
+
+_Result = TypeVar("_Result")
+_Value = TypeVar("_Value")
+
+_INVENTORY = inventory.DESCRIPTOR.services_by_name["InventoryService"]
+_ORDERS = orders.DESCRIPTOR.services_by_name["OrderService"]
+INVENTORY_SERVICE, ORDER_SERVICE = _INVENTORY.full_name, _ORDERS.full_name
+
+PAGE_SIZE = 200
+"""The number of entries that an iterator reads at once."""
+
+
+@dataclass(frozen=True)
+class Method:
+    """An RPC, with the classes of its request and response."""
+
+    service: str
+    name: str
+    request: type[Message]
+    response: type[Message]
+
+    @property
+    def path(self) -> str:
+        return f"/{self.service}/{self.name}"
+
+
+@dataclass(frozen=True, slots=True)
+class Call(Generic[_Result]):
+    """One call: its RPC, its request, and the function that converts the response to the result."""
+
+    method: Method
+    request: Message
+    read: Callable[[Any], _Result]
+    request_id: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Page(Generic[_Value]):
+    """A page of a list. The last page has an empty `next_token`."""
+
+    values: tuple[_Value, ...]
+    next_token: str
+
+
+def _method(service: ServiceDescriptor, name: str) -> Method:
+    rpc = service.methods_by_name[name]
+    return Method(service.full_name, name, GetMessageClass(rpc.input_type), GetMessageClass(rpc.output_type))
+
+
+CREATE_INVENTORY_ITEM = _method(_INVENTORY, "CreateInventoryItem")
+GET_INVENTORY_ITEM = _method(_INVENTORY, "GetInventoryItem")
+UPDATE_INVENTORY_ITEM = _method(_INVENTORY, "UpdateInventoryItem")
+LIST_INVENTORY_ITEMS = _method(_INVENTORY, "ListInventoryItems")
+CHECK_STOCK = _method(_INVENTORY, "CheckStock")
+BATCH_RESERVE_STOCK = _method(_INVENTORY, "BatchReserveStock")
+RELEASE_STOCK = _method(_INVENTORY, "ReleaseStock")
+CONFIRM_RESERVATIONS = _method(_INVENTORY, "ConfirmReservations")
+GET_RESERVATION = _method(_INVENTORY, "GetReservation")
+LIST_RESERVATIONS = _method(_INVENTORY, "ListReservations")
+CREATE_ORDER = _method(_ORDERS, "CreateOrder")
+GET_ORDER = _method(_ORDERS, "GetOrder")
+UPDATE_ORDER_STATUS = _method(_ORDERS, "UpdateOrderStatus")
+LIST_ORDERS = _method(_ORDERS, "ListOrders")
+
+
+# --- stock ---
+
+
+def add_stock(product_id: int, quantity: int, location: str | None, request_id: str | None) -> Call[Item]:
+    request = inventory.CreateInventoryItemRequest(
+        product_id=product_id, quantity=quantity, location=location or "", request_id=request_id or _new_id()
+    )
+    return Call(CREATE_INVENTORY_ITEM, request, _item, request.request_id)
+
+
+def get_item(item_id: int) -> Call[Item]:
+    return Call(GET_INVENTORY_ITEM, inventory.GetInventoryItemRequest(id=item_id), _item)
+
+
+def set_quantity(item_id: int, quantity: int, version: int | None, request_id: str | None) -> Call[Item]:
+    request = inventory.UpdateInventoryItemRequest(
+        id=item_id, quantity=quantity, version=version, request_id=request_id or _new_id()
+    )
+    return Call(UPDATE_INVENTORY_ITEM, request, _item, request.request_id)
+
+
+def list_items(product_id: int | None, location: str | None, page_size: int) -> Call[Page[Item]]:
+    request = inventory.ListInventoryItemsRequest(product_id=product_id, location=location or "", page_size=page_size)
+    return Call(LIST_INVENTORY_ITEMS, request, _items)
+
+
+def check_stock(product_id: int, required_quantity: int, location: str | None) -> Call[Stock]:
+    request = inventory.CheckStockRequest(
+        product_id=product_id, required_quantity=required_quantity, location=location or ""
+    )
+    return Call(CHECK_STOCK, request, convert.stock)
+
+
+# --- reservations ---
+
+
+def order_lines(order: OrderLines, traceparent: str) -> inventory.OrderLines:
+    """Return the message for one order of a batch. Without a request_id, it gets a new one."""
+    return inventory.OrderLines(
+        order_id=order.order_id,
+        lines=[
+            inventory.Line(product_id=line.product_id, quantity=line.quantity, location=line.location or "")
+            for line in order.lines
+        ],
+        ttl=convert.duration(order.ttl_seconds),
+        request_id=order.request_id or _new_id(),
+        traceparent=traceparent,
+    )
+
+
+def reservations(message: inventory.Reservations) -> list[Reservation]:
+    return [convert.reservation(each) for each in message.reservations]
+
+
+def batch_reserve(orders_: Sequence[inventory.OrderLines]) -> Call[list[list[Reservation] | ShopError]]:
+    request = inventory.BatchReserveStockRequest(orders=orders_)
+    return Call(BATCH_RESERVE_STOCK, request, partial(_outcomes, [order.request_id for order in orders_]))
+
+
+def release(reservation_id: str) -> Call[int]:
+    return Call(RELEASE_STOCK, inventory.ReleaseStockRequest(reservation_id=reservation_id), _released_quantity)
+
+
+def confirm_reservations(order_id: str) -> Call[list[Reservation]]:
+    return Call(CONFIRM_RESERVATIONS, inventory.ConfirmReservationsRequest(order_id=order_id), _confirmed)
+
+
+def get_reservation(reservation_id: str) -> Call[Reservation]:
+    return Call(GET_RESERVATION, inventory.GetReservationRequest(id=reservation_id), _reservation)
+
+
+def list_reservations(
+    order_id: str | None, product_id: int | None, state: ReservationState | None, page_size: int
+) -> Call[Page[Reservation]]:
+    request = inventory.ListReservationsRequest(
+        order_id=order_id or "",
+        product_id=product_id,
+        state=convert.state_number(state),
+        page_size=page_size,
+    )
+    return Call(LIST_RESERVATIONS, request, _reservations)
+
+
+# --- orders ---
+
+
+def create_order(
+    user_id: int, items: Iterable[NewItem], currency: str, ttl_seconds: float | None, request_id: str | None
+) -> Call[Order]:
+    request = orders.CreateOrderRequest(
+        user_id=user_id,
+        items=[
+            orders.CreateOrderItem(
+                product_id=item.product_id, quantity=item.quantity, price=convert.money(item.price, currency)
+            )
+            for item in items
+        ],
+        ttl=convert.duration(ttl_seconds),
+        request_id=request_id or _new_id(),
+    )
+    return Call(CREATE_ORDER, request, _order, request.request_id)
+
+
+def get_order(order_id: str) -> Call[Order]:
+    return Call(GET_ORDER, orders.GetOrderRequest(id=order_id), _order)
+
+
+def update_order_status(order_id: str, status: OrderStatus, reason: str, request_id: str | None) -> Call[Order]:
+    request = orders.UpdateOrderStatusRequest(
+        id=order_id, status=convert.status_number(status), reason=reason, request_id=request_id or _new_id()
+    )
+    return Call(UPDATE_ORDER_STATUS, request, _order, request.request_id)
+
+
+def list_orders(
+    user_id: int | None,
+    status: OrderStatus | None,
+    created_after: datetime | None,
+    created_before: datetime | None,
+    page_size: int,
+) -> Call[Page[Order]]:
+    request = orders.ListOrdersRequest(
+        user_id=user_id,
+        status=convert.status_number(status),
+        created_after=convert.timestamp(created_after),
+        created_before=convert.timestamp(created_before),
+        page_size=page_size,
+    )
+    return Call(LIST_ORDERS, request, _orders)
+
+
+def _new_id() -> str:
+    return str(uuid4())
+
+
+def _item(response: inventory.InventoryItemResponse) -> Item:
+    return convert.item(response.item)
+
+
+def _items(response: inventory.ListInventoryItemsResponse) -> Page[Item]:
+    return Page(tuple(map(convert.item, response.items)), response.next_page_token)
+
+
+def _outcomes(
+    request_ids: Sequence[str], response: inventory.BatchReserveStockResponse
+) -> list[list[Reservation] | ShopError]:
+    return [
+        reservations(result.reservations) if result.HasField("reservations") else error_of(result.error, request_id)
+        for request_id, result in zip(request_ids, response.results, strict=True)
+    ]
+
+
+def _released_quantity(response: inventory.ReleaseStockResponse) -> int:
+    return response.released_quantity
+
+
+def _confirmed(response: inventory.ConfirmReservationsResponse) -> list[Reservation]:
+    return [convert.reservation(each) for each in response.reservations]
+
+
+def _reservation(response: inventory.GetReservationResponse) -> Reservation:
+    return convert.reservation(response.reservation)
+
+
+def _reservations(response: inventory.ListReservationsResponse) -> Page[Reservation]:
+    return Page(tuple(map(convert.reservation, response.reservations)), response.next_page_token)
+
+
+def _order(response: orders.OrderResponse) -> Order:
+    return convert.order(response.order)
+
+
+def _orders(response: orders.ListOrdersResponse) -> Page[Order]:
+    return Page(tuple(map(convert.order, response.orders)), response.next_page_token)

@@ -1,0 +1,97 @@
+"""Sends concurrent reservations of several threads as one BatchReserveStock.
+
+There is no thread and no timer. The thread that reserves while no batch is in flight sends its reservation at once. The
+response of a batch arrives on a thread of gRPC, which sends the next batch and wakes the callers of this one.
+"""
+
+import threading
+import time
+from functools import partial
+from typing import Any
+
+import grpc
+from google.rpc.status_pb2 import Status
+
+from shop_client.batches import STALLED_SECONDS, Batch, Entry, Queue, cancelled
+from shop_client.statuses import status_of
+from shop_client.transport import headers
+from shop_protos.inventory.v1 import inventory_pb2 as pb
+
+
+class Coalescer:
+    """Sends reservations with the RPC `method`. Safe to share between threads."""
+
+    def __init__(self, method: Any) -> None:
+        self._method = method
+        self._mutex = threading.Lock()
+        self._queues: dict[str, Queue[threading.Lock]] = {}
+
+    def reserve(self, order: pb.OrderLines, *, deadline: float, token: str) -> pb.Reservations:
+        """Return the reservations of the order. Raises its ShopError, or DeadlineExceeded at the deadline."""
+        done = threading.Lock()
+        done.acquire()
+        entry = Entry(order, deadline, done)
+        with self._mutex:
+            queue = self._queues.get(token)
+            if queue is None:
+                queue = self._queues[token] = Queue(token)
+            queue.add(entry)
+        try:
+            self._start(queue)
+            self._wait(queue, entry)
+        except BaseException:  # also KeyboardInterrupt: nobody waits for the outcome any longer
+            self._abandon(entry)
+            raise
+        return entry.result()
+
+    def _wait(self, queue: Queue[threading.Lock], entry: Entry[threading.Lock]) -> None:
+        while (seconds_left := entry.deadline - time.monotonic()) > 0:
+            if entry.waiter.acquire(timeout=min(seconds_left, STALLED_SECONDS)):
+                return
+            self._start(queue)  # the batch in flight may be stalled
+        raise entry.deadline_error()
+
+    def _abandon(self, entry: Entry[threading.Lock]) -> None:
+        with self._mutex:
+            unwanted = entry.abandon()
+        if unwanted is not None:
+            unwanted.cancel()
+
+    def _start(self, queue: Queue[threading.Lock]) -> None:
+        """Send the next batch of the queue, unless one is in flight."""
+        with self._mutex:
+            batch = queue.next_batch(time.monotonic())
+            if queue.is_idle and self._queues.get(queue.token) is queue:
+                del self._queues[queue.token]
+        if batch is not None:
+            self._send(queue, batch)
+
+    def _send(self, queue: Queue[threading.Lock], batch: Batch[threading.Lock]) -> None:
+        timeout = batch.deadline - time.monotonic()
+        try:
+            call = self._method.future(batch.request, timeout=timeout, metadata=headers(queue.token))
+        except Exception as error:  # nothing was sent, for example because the channel is closed
+            self._settle(queue, batch, cancelled(str(error)))
+            return
+        batch.call = call
+        call.add_done_callback(partial(self._respond, queue, batch))
+
+    def _respond(self, queue: Queue[threading.Lock], batch: Batch[threading.Lock], call: Any) -> None:
+        outcome: pb.BatchReserveStockResponse | Status
+        try:
+            outcome = call.result()
+        except grpc.RpcError:
+            outcome = status_of(call)
+        except grpc.FutureCancelledError:
+            outcome = cancelled("the batch was cancelled")
+        self._settle(queue, batch, outcome)
+
+    def _settle(
+        self, queue: Queue[threading.Lock], batch: Batch[threading.Lock], outcome: pb.BatchReserveStockResponse | Status
+    ) -> None:
+        with self._mutex:
+            queue.finish()
+            waiting = batch.settle(outcome)
+        for entry in waiting:
+            entry.waiter.release()
+        self._start(queue)

@@ -1,0 +1,142 @@
+"""Converts between the messages of the contract and the values of this package."""
+
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+
+from google.protobuf.duration_pb2 import Duration
+from google.protobuf.timestamp_pb2 import Timestamp
+from google.type.money_pb2 import Money
+
+from shop_client.values import (
+    Allocation,
+    Item,
+    Order,
+    OrderItem,
+    OrderStatus,
+    Reservation,
+    ReservationState,
+    Stock,
+)
+from shop_protos.inventory.v1 import inventory_pb2 as inventory
+from shop_protos.order.v1 import order_pb2 as orders
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_NANOS = 1_000_000_000
+
+_STATES = {
+    number: ReservationState(name.removeprefix("RESERVATION_STATE_"))
+    for name, number in inventory.ReservationState.items()
+    if number
+}
+_STATE_NUMBERS = {state: number for number, state in _STATES.items()}
+_STATUSES = {
+    number: OrderStatus(name.removeprefix("ORDER_STATUS_")) for name, number in orders.OrderStatus.items() if number
+}
+_STATUS_NUMBERS = {status: number for number, status in _STATUSES.items()}
+
+
+def item(message: inventory.InventoryItem) -> Item:
+    return Item(
+        id=message.id,
+        product_id=message.product_id,
+        location=message.location,
+        quantity=message.quantity,
+        reserved_quantity=message.reserved_quantity,
+        available_quantity=message.available_quantity,
+        version=message.version,
+        created_at=_utc(message.created_at),
+        updated_at=_utc(message.updated_at),
+    )
+
+
+def stock(message: inventory.CheckStockResponse) -> Stock:
+    return Stock(message.available, message.available_quantity)
+
+
+def reservation(message: inventory.Reservation) -> Reservation:
+    return Reservation(
+        id=message.id,
+        product_id=message.product_id,
+        quantity=message.quantity,
+        order_id=message.order_id,
+        state=_STATES.get(message.state, ReservationState.UNKNOWN),
+        created_at=_utc(message.created_at),
+        expires_at=_utc(message.expires_at) if message.HasField("expires_at") else None,
+        allocations=tuple(Allocation(each.item_id, each.location, each.quantity) for each in message.allocations),
+    )
+
+
+def order(message: orders.Order) -> Order:
+    return Order(
+        id=message.id,
+        user_id=message.user_id,
+        items=tuple(OrderItem(each.id, each.product_id, each.quantity, _amount(each.price)) for each in message.items),
+        total_amount=_amount(message.total_amount),
+        currency=message.total_amount.currency_code,
+        status=_STATUSES.get(message.status, OrderStatus.UNKNOWN),
+        status_reason=message.status_reason,
+        reserved_until=_utc(message.reserved_until),
+        version=message.version,
+        created_at=_utc(message.created_at),
+        updated_at=_utc(message.updated_at),
+    )
+
+
+def state_number(state: ReservationState | None) -> inventory.ReservationState.ValueType:
+    """Return the number of the state, or of UNSPECIFIED for None. Raises ValueError for UNKNOWN."""
+    if state is ReservationState.UNKNOWN:
+        raise ValueError("UNKNOWN is not a state of the contract")
+    return inventory.RESERVATION_STATE_UNSPECIFIED if state is None else _STATE_NUMBERS[ReservationState(state)]
+
+
+def status_number(status: OrderStatus | None) -> orders.OrderStatus.ValueType:
+    """Return the number of the status, or of UNSPECIFIED for None. Raises ValueError for UNKNOWN."""
+    if status is OrderStatus.UNKNOWN:
+        raise ValueError("UNKNOWN is not a status of the contract")
+    return orders.ORDER_STATUS_UNSPECIFIED if status is None else _STATUS_NUMBERS[OrderStatus(status)]
+
+
+def money(amount: Decimal, currency: str) -> Money:
+    """Convert an exact amount. Raises TypeError for a float, ValueError for an amount with more than nine decimals."""
+    if not isinstance(amount, Decimal):
+        raise TypeError(f"an amount must be a Decimal, not {type(amount).__name__}")
+    if not amount.is_finite():
+        raise ValueError(f"not an amount: {amount}")
+    # Integers only: arithmetic with Decimal rounds to the precision of the caller's context.
+    sign, digits, exponent = amount.as_tuple()
+    assert isinstance(exponent, int)
+    nanos, rest = divmod(int("".join(map(str, digits))) * 10 ** max(exponent + 9, 0), 10 ** max(-exponent - 9, 0))
+    if rest:
+        raise ValueError(f"an amount has at most nine decimals: {amount}")
+    units, nanos = divmod(nanos, _NANOS)
+    return Money(currency_code=currency, units=-units if sign else units, nanos=-nanos if sign else nanos)
+
+
+def duration(seconds: float | None) -> Duration | None:
+    if seconds is None:
+        return None
+    result = Duration()
+    result.FromNanoseconds(round(seconds * _NANOS))
+    return result
+
+
+def timestamp(time: datetime | None) -> Timestamp | None:
+    """Convert a time. Raises ValueError for a time without a time zone."""
+    if time is None:
+        return None
+    if time.tzinfo is None:
+        raise ValueError(f"a time needs a time zone, for example UTC: {time}")
+    result = Timestamp()
+    result.FromDatetime(time)
+    return result
+
+
+def _utc(message: Timestamp) -> datetime:
+    return _EPOCH + timedelta(seconds=message.seconds, microseconds=message.nanos // 1000)
+
+
+def _amount(message: Money) -> Decimal:
+    if not message.nanos:
+        return Decimal(message.units)
+    # The constructor is exact whatever the caller's context is. No amount of the contract is negative.
+    return Decimal(f"{message.units}.{message.nanos:09d}".rstrip("0"))

@@ -1,0 +1,368 @@
+"""The client for threads.
+
+with Shop(Settings(inventory_target="localhost:50053", order_target="localhost:50054")) as shop:
+shop.reserve(product_id=1, quantity=2, order_id="order-1")
+"""
+
+import inspect
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from datetime import datetime
+from typing import Any, Self, TypeVar
+
+import grpc
+
+from shop_client import calls, transport
+from shop_client.calls import BATCH_RESERVE_STOCK, INVENTORY_SERVICE, ORDER_SERVICE, PAGE_SIZE, Call, Method, Page
+from shop_client.coalescer import Coalescer
+from shop_client.errors import Cancelled, ShopError, Unavailable
+from shop_client.forks import PROCESS
+from shop_client.settings import Settings
+from shop_client.statuses import error_of, status_of
+from shop_client.values import (
+    Item,
+    Line,
+    NewItem,
+    Order,
+    OrderLines,
+    OrderStatus,
+    Reservation,
+    ReservationState,
+    Stock,
+)
+
+_Result = TypeVar("_Result")
+_Value = TypeVar("_Value")
+
+
+class Shop:
+    """A client of both APIs, safe to share between threads. It connects at the first call.
+
+    Every call has a deadline: `timeout_seconds` after its start. Until then, calls that fail with Unavailable are
+    repeated. All changes get a `request_id`, so a repeat has no second effect. Give your own `request_id` if your
+    program itself may repeat the call, for example after a crash. Each method raises ShopError; the comments of the
+    RPCs in the protos list the reasons.
+
+    After a fork, the client connects again in the child. Calls of the parent's threads do not continue there.
+    """
+
+    def __init__(self, settings: Settings | None = None) -> None:
+        """Use the given settings, or else the SHOP_* variables of the environment. Raises ValueError."""
+        self._settings = settings or Settings.from_environment()
+        self._connection: _Connection | None = None
+        self._is_closed = False
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the connections. Running calls end with Cancelled, and so do later calls. May be repeated."""
+        with PROCESS.connecting:
+            self._is_closed = True
+            connection, self._connection = self._connection, None
+            if connection is not None and connection.generation != PROCESS.generation:
+                PROCESS.inherited.append(connection)
+                return
+        if connection is not None:
+            connection.close()
+
+    # --- stock ---
+
+    def add_stock(
+        self,
+        product_id: int,
+        quantity: int,
+        location: str | None = None,
+        *,
+        request_id: str | None = None,
+        timeout_seconds: float | None = None,
+    ) -> Item:
+        """Add units to the item of this product at this location, or create the item. Returns the item."""
+        return self._run(calls.add_stock(product_id, quantity, location, request_id), timeout_seconds)
+
+    def get_item(self, item_id: int, *, timeout_seconds: float | None = None) -> Item:
+        """Return one item. Raises ItemNotFound."""
+        return self._run(calls.get_item(item_id), timeout_seconds)
+
+    def set_quantity(
+        self,
+        item_id: int,
+        quantity: int,
+        *,
+        version: int | None = None,
+        request_id: str | None = None,
+        timeout_seconds: float | None = None,
+    ) -> Item:
+        """Set an item's quantity, reserved units included. With `version`, only if the item still has this version.
+
+        Raises ItemNotFound, BelowReserved or VersionMismatch.
+        """
+        return self._run(calls.set_quantity(item_id, quantity, version, request_id), timeout_seconds)
+
+    def list_items(
+        self,
+        *,
+        product_id: int | None = None,
+        location: str | None = None,
+        page_size: int = PAGE_SIZE,
+        timeout_seconds: float | None = None,
+    ) -> Iterator[Item]:
+        """Iterate over the items that match, by ascending id. Reads a page when it is needed."""
+        return self._pages(calls.list_items(product_id, location, page_size), timeout_seconds)
+
+    def check_stock(
+        self,
+        product_id: int,
+        required_quantity: int = 1,
+        *,
+        location: str | None = None,
+        timeout_seconds: float | None = None,
+    ) -> Stock:
+        """Return whether a quantity could be reserved now, and how many units are available. Reserves nothing."""
+        return self._run(calls.check_stock(product_id, required_quantity, location), timeout_seconds)
+
+    # --- reservations ---
+
+    def reserve(
+        self,
+        product_id: int,
+        quantity: int,
+        order_id: str,
+        *,
+        location: str | None = None,
+        ttl_seconds: float | None = None,
+        request_id: str | None = None,
+        timeout_seconds: float | None = None,
+    ) -> Reservation:
+        """Reserve units of one product for an order, or nothing.
+
+        Concurrent calls of `reserve` and `reserve_lines` travel together. Raises InsufficientStock.
+        """
+        line = Line(product_id, quantity, location)
+        (reservation,) = self.reserve_lines(
+            order_id, [line], ttl_seconds=ttl_seconds, request_id=request_id, timeout_seconds=timeout_seconds
+        )
+        return reservation
+
+    def reserve_lines(
+        self,
+        order_id: str,
+        lines: Iterable[Line],
+        *,
+        ttl_seconds: float | None = None,
+        request_id: str | None = None,
+        timeout_seconds: float | None = None,
+    ) -> list[Reservation]:
+        """Reserve all lines of an order, or nothing. Returns one reservation per product. Raises InsufficientStock."""
+        order = OrderLines(order_id, tuple(lines), ttl_seconds, request_id)
+        message = calls.order_lines(order, transport.current_traceparent())
+        deadline = self._deadline(timeout_seconds)
+        pauses = transport.Pauses(deadline)
+        while True:
+            try:
+                coalescer = self._connected().coalescer
+                return calls.reservations(coalescer.reserve(message, deadline=deadline, token=self._token()))
+            except Unavailable as error:
+                time.sleep(pauses.after(error))
+
+    def batch_reserve(
+        self, orders: Sequence[OrderLines], *, timeout_seconds: float | None = None
+    ) -> list[list[Reservation] | ShopError]:
+        """Reserve stock for up to 500 orders. For each order, returns its reservations, or the error that refused it.
+
+        Orders are decided in sequence and independently of each other.
+        """
+        traceparent = transport.current_traceparent()
+        messages = [calls.order_lines(order, traceparent) for order in orders]
+        deadline = self._deadline(timeout_seconds)
+        outcomes = self._until(calls.batch_reserve(messages), deadline)
+        pauses = transport.Pauses(deadline)
+        while (again := [n for n, each in enumerate(outcomes) if isinstance(each, Unavailable)]) and (
+            pause := pauses.next()
+        ):
+            time.sleep(pause)
+            try:
+                repeated = self._until(calls.batch_reserve([messages[n] for n in again]), deadline)
+            except ShopError:
+                return outcomes  # with Unavailable for the orders that are not decided
+            for n, outcome in zip(again, repeated, strict=True):
+                outcomes[n] = outcome
+        return outcomes
+
+    def release(self, reservation_id: str, *, timeout_seconds: float | None = None) -> int:
+        """Release a reservation, and return its units, or 0 if it is expired or fulfilled. Repeatable.
+
+        Raises ReservationNotFound.
+        """
+        return self._run(calls.release(reservation_id), timeout_seconds)
+
+    def confirm_reservations(self, order_id: str, *, timeout_seconds: float | None = None) -> list[Reservation]:
+        """Confirm all reservations of an order, so that they no longer expire, or none. Repeatable.
+
+        Raises ReservationNotFound, ReservationExpired or ReservationReleased.
+        """
+        return self._run(calls.confirm_reservations(order_id), timeout_seconds)
+
+    def get_reservation(self, reservation_id: str, *, timeout_seconds: float | None = None) -> Reservation:
+        """Return one reservation. Raises ReservationNotFound."""
+        return self._run(calls.get_reservation(reservation_id), timeout_seconds)
+
+    def list_reservations(
+        self,
+        *,
+        order_id: str | None = None,
+        product_id: int | None = None,
+        state: ReservationState | None = None,
+        page_size: int = PAGE_SIZE,
+        timeout_seconds: float | None = None,
+    ) -> Iterator[Reservation]:
+        """Iterate over the reservations that match, by ascending id. Reads a page when it is needed."""
+        return self._pages(calls.list_reservations(order_id, product_id, state, page_size), timeout_seconds)
+
+    # --- orders ---
+
+    def create_order(
+        self,
+        user_id: int,
+        items: Iterable[NewItem],
+        currency: str,
+        *,
+        ttl_seconds: float | None = None,
+        request_id: str | None = None,
+        timeout_seconds: float | None = None,
+    ) -> Order:
+        """Reserve stock for all items and create a PENDING order. Confirm it before `reserved_until`.
+
+        Raises InsufficientStock.
+        """
+        return self._run(calls.create_order(user_id, items, currency, ttl_seconds, request_id), timeout_seconds)
+
+    def get_order(self, order_id: str, *, timeout_seconds: float | None = None) -> Order:
+        """Return one order. Raises OrderNotFound."""
+        return self._run(calls.get_order(order_id), timeout_seconds)
+
+    def update_order_status(
+        self,
+        order_id: str,
+        status: OrderStatus,
+        *,
+        reason: str = "",
+        request_id: str | None = None,
+        timeout_seconds: float | None = None,
+    ) -> Order:
+        """Change the status of an order. Repeatable: setting the current status again changes nothing.
+
+        Raises OrderNotFound or IllegalTransition; for CONFIRMED also ReservationExpired or ReservationReleased.
+        """
+        return self._run(calls.update_order_status(order_id, status, reason, request_id), timeout_seconds)
+
+    def list_orders(
+        self,
+        *,
+        user_id: int | None = None,
+        status: OrderStatus | None = None,
+        created_after: datetime | None = None,
+        created_before: datetime | None = None,
+        page_size: int = PAGE_SIZE,
+        timeout_seconds: float | None = None,
+    ) -> Iterator[Order]:
+        """Iterate over the orders that match, newest first. Reads a page when it is needed.
+
+        `created_after` is inclusive, `created_before` exclusive; both need a time zone.
+        """
+        return self._pages(
+            calls.list_orders(user_id, status, created_after, created_before, page_size), timeout_seconds
+        )
+
+    # --- sending ---
+
+    def _pages(self, call: Call[Page[_Value]], timeout_seconds: float | None) -> Iterator[_Value]:
+        request: Any = call.request
+        while True:
+            page = self._run(call, timeout_seconds)
+            yield from page.values
+            if not page.next_token:
+                return
+            request.page_token = page.next_token
+
+    def _run(self, call: Call[_Result], timeout_seconds: float | None) -> _Result:
+        return self._until(call, self._deadline(timeout_seconds))
+
+    def _until(self, call: Call[_Result], deadline: float) -> _Result:
+        pauses = transport.Pauses(deadline)
+        while True:
+            try:
+                return call.read(self._attempt(call, deadline))
+            except Unavailable as error:
+                time.sleep(pauses.after(error))
+
+    def _attempt(self, call: Call[Any], deadline: float) -> Any:
+        metadata = transport.headers(self._token(), transport.current_traceparent())
+        method = self._connected().method(call.method)
+        try:
+            return method(call.request, timeout=deadline - time.monotonic(), metadata=metadata)
+        except grpc.RpcError as error:
+            failed: Any = error
+            raise error_of(status_of(failed), call.request_id) from error
+        except ValueError as error:
+            raise Cancelled(str(error), request_id=call.request_id) from error  # another thread has closed the client
+
+    def _deadline(self, timeout_seconds: float | None) -> float:
+        return time.monotonic() + (self._settings.timeout_seconds if timeout_seconds is None else timeout_seconds)
+
+    def _token(self) -> str:
+        token = self._settings.token
+        value = token() if callable(token) else token
+        if inspect.iscoroutine(value):
+            value.close()  # otherwise Python warns that nobody has awaited it
+        if not isinstance(value, str):
+            raise TypeError("Shop needs a function that returns the token; only AsyncShop accepts a coroutine function")
+        return value
+
+    def _connected(self) -> "_Connection":
+        connection = self._connection
+        if connection is not None and connection.generation == PROCESS.generation:
+            return connection
+        with PROCESS.connecting:
+            if self._is_closed:
+                raise Cancelled("the client is closed")
+            connection = self._connection
+            if connection is None or connection.generation != PROCESS.generation:
+                PROCESS.inherited.append(connection)
+                connection = self._connection = _Connection(self._settings)
+            return connection
+
+
+class _Connection:
+    """The channels to both APIs."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.generation = PROCESS.generation
+        targets = transport.targets(settings, INVENTORY_SERVICE, ORDER_SERVICE)
+        credentials = transport.credentials(settings.tls) if settings.tls is not None else None
+        self._channels = {
+            service: grpc.insecure_channel(target, transport.options(service))
+            if credentials is None
+            else grpc.secure_channel(target, credentials, transport.options(service))
+            for service, target in targets.items()
+        }
+        self._methods: dict[str, Any] = {}
+        self.coalescer = Coalescer(self.method(BATCH_RESERVE_STOCK))
+
+    def method(self, method: Method) -> Any:
+        """Return the callable of the RPC. Two threads may create the same one, which does no harm."""
+        found = self._methods.get(method.name)
+        if found is None:
+            found = self._methods[method.name] = self._channels[method.service].unary_unary(
+                method.path,
+                request_serializer=method.request.SerializeToString,
+                response_deserializer=method.response.FromString,
+            )
+        return found
+
+    def close(self) -> None:
+        for channel in self._channels.values():
+            channel.close()

@@ -1,0 +1,140 @@
+"""The values that calls take and return. Amounts are Decimal, and times are datetime with UTC."""
+
+from dataclasses import dataclass
+from datetime import datetime
+from decimal import Decimal
+from enum import StrEnum
+
+
+class ReservationState(StrEnum):
+    """The state of a reservation. UNKNOWN is a state of a newer server."""
+
+    HELD = "HELD"
+    CONFIRMED = "CONFIRMED"
+    RELEASED = "RELEASED"
+    EXPIRED = "EXPIRED"
+    FULFILLED = "FULFILLED"
+    UNKNOWN = "UNKNOWN"
+
+
+class OrderStatus(StrEnum):
+    """The status of an order. UNKNOWN is a status of a newer server."""
+
+    PENDING = "PENDING"
+    CONFIRMED = "CONFIRMED"
+    PROCESSING = "PROCESSING"
+    SHIPPED = "SHIPPED"
+    DELIVERED = "DELIVERED"
+    CANCELLED = "CANCELLED"
+    UNKNOWN = "UNKNOWN"
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """The stock of one product at one location."""
+
+    id: int
+    product_id: int
+    location: str
+    quantity: int
+    """Units in stock, reserved ones included."""
+    reserved_quantity: int
+    available_quantity: int
+    """Units that can be reserved now."""
+    version: int
+    """Grows with every change of `quantity`."""
+    created_at: datetime
+    updated_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Stock:
+    """The response of `check_stock`."""
+
+    is_available: bool
+    """Whether the required quantity could be reserved now."""
+    available_quantity: int
+
+
+@dataclass(frozen=True, slots=True)
+class Allocation:
+    """The part of a reservation that comes from one item."""
+
+    item_id: int
+    location: str
+    quantity: int
+
+
+@dataclass(frozen=True, slots=True)
+class Reservation:
+    """Units of one product that are reserved for one order."""
+
+    id: str
+    product_id: int
+    quantity: int
+    order_id: str
+    state: ReservationState
+    created_at: datetime
+    expires_at: datetime | None
+    """When the reservation expires; None after it was confirmed."""
+    allocations: tuple[Allocation, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """Units of a product to reserve, from `location` or, without one, from any location."""
+
+    product_id: int
+    quantity: int
+    location: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class OrderLines:
+    """The lines of one order for `batch_reserve`. Either all of them are reserved, or none.
+
+    Without a `request_id`, the client makes one. `ttl_seconds` is the time for which the stock stays reserved; None is
+    the server's default.
+    """
+
+    order_id: str
+    lines: tuple[Line, ...]
+    ttl_seconds: float | None = None
+    request_id: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class NewItem:
+    """A line of an order to create. `price` is the price of one unit, with at most nine decimals."""
+
+    product_id: int
+    quantity: int
+    price: Decimal
+
+
+@dataclass(frozen=True, slots=True)
+class OrderItem:
+    """A line of an order."""
+
+    id: int
+    product_id: int
+    quantity: int
+    price: Decimal
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """An order. All its amounts are in `currency`."""
+
+    id: str
+    user_id: int
+    items: tuple[OrderItem, ...]
+    total_amount: Decimal
+    currency: str
+    status: OrderStatus
+    status_reason: str
+    reserved_until: datetime
+    """The time until which the stock of a PENDING order is reserved."""
+    version: int
+    created_at: datetime
+    updated_at: datetime

@@ -1,0 +1,153 @@
+"""Queues: reservations travel in arrival order, within the limits of the server."""
+
+import pytest
+from google.rpc.status_pb2 import Status
+
+from shop_client import batches, errors
+from shop_client.batches import BATCHES_MAX, BYTES_MAX, LINES_MAX, ORDERS_MAX, STALLED_SECONDS, Batch, Entry, Queue
+from shop_protos.inventory.v1 import inventory_pb2 as pb
+
+NOW = 1000.0
+
+
+def entry(order_id: str = "order", *, lines: int = 1, deadline: float = NOW + 10) -> Entry[None]:
+    order = pb.OrderLines(order_id=order_id, lines=[pb.Line(product_id=1, quantity=1)] * lines, request_id=order_id)
+    return Entry(order, deadline, None)
+
+
+def queue(*entries: Entry[None]) -> Queue[None]:
+    filled: Queue[None] = Queue("token")
+    for each in entries:
+        filled.add(each)
+    return filled
+
+
+def ids(batch: Batch[None] | None) -> list[str]:
+    return [each.order.order_id for each in batch.entries] if batch else []
+
+
+def test_all_waiting_reservations_travel_in_arrival_order() -> None:
+    assert ids(queue(*(entry(str(n)) for n in range(10))).next_batch(NOW)) == [str(n) for n in range(10)]
+
+
+def test_while_a_batch_is_in_flight_reservations_collect() -> None:
+    waiting = queue(entry("first"))
+    assert ids(waiting.next_batch(NOW)) == ["first"]
+    waiting.add(entry("second"))
+    waiting.add(entry("third"))
+
+    assert waiting.next_batch(NOW + 0.1) is None
+    waiting.finish()
+    assert ids(waiting.next_batch(NOW + 0.1)) == ["second", "third"]
+    waiting.finish()
+    assert waiting.is_idle
+
+
+def test_a_stalled_batch_holds_up_the_others_for_a_second_only() -> None:
+    waiting = queue(*(entry(str(n), lines=LINES_MAX // 10, deadline=NOW + 1000) for n in range(100)))
+    assert waiting.next_batch(NOW)
+
+    for number in range(1, BATCHES_MAX):
+        assert waiting.next_batch(NOW + (number - 0.5) * STALLED_SECONDS) is None
+        assert waiting.next_batch(NOW + number * STALLED_SECONDS)
+    assert waiting.next_batch(NOW + 100) is None, f"at most {BATCHES_MAX} batches are in flight"
+
+
+def test_a_batch_has_at_most_the_orders_of_one_call() -> None:
+    waiting = queue(*(entry(str(n)) for n in range(ORDERS_MAX + 1)))
+
+    assert len(ids(waiting.next_batch(NOW))) == ORDERS_MAX
+    waiting.finish()
+    assert ids(waiting.next_batch(NOW)) == [str(ORDERS_MAX)]
+
+
+def test_a_batch_has_at_most_the_lines_of_one_transaction() -> None:
+    waiting = queue(*(entry(str(n), lines=200) for n in range(LINES_MAX // 200 + 1)))
+
+    first = waiting.next_batch(NOW)
+
+    assert first is not None
+    assert sum(len(each.order.lines) for each in first.entries) == LINES_MAX
+
+
+def test_a_batch_has_at_most_the_bytes_of_a_request_that_the_server_does_not_queue() -> None:
+    waiting = queue(*(entry("x" * 64, lines=4) for _ in range(ORDERS_MAX)), entry("y" * 64))
+
+    first = waiting.next_batch(NOW)
+
+    assert first is not None
+    assert BYTES_MAX - 500 < first.request.ByteSize() <= BYTES_MAX
+
+
+def test_a_large_reservation_travels_alone() -> None:
+    waiting = queue(entry("large", lines=LINES_MAX + 1), entry("small"))
+
+    assert ids(waiting.next_batch(NOW)) == ["large"]
+
+
+def test_reservations_that_nobody_waits_for_are_not_sent() -> None:
+    late, abandoned, kept = entry("late", deadline=NOW - 1), entry("abandoned"), entry("kept")
+    waiting = queue(late, abandoned, kept)
+    abandoned.abandon()
+
+    assert ids(waiting.next_batch(NOW)) == ["kept"]
+
+
+def test_a_batch_lasts_as_long_as_its_most_patient_caller() -> None:
+    batch = queue(entry(deadline=NOW + 1), entry(deadline=NOW + 30), entry(deadline=NOW + 2)).next_batch(NOW)
+
+    assert batch is not None
+    assert batch.deadline == NOW + 30
+
+
+def test_the_call_of_a_batch_is_unwanted_when_the_last_caller_has_left() -> None:
+    class Running:
+        def cancel(self) -> None:
+            """Do nothing."""
+
+    first, second = entry(), entry()
+    batch = queue(first, second).next_batch(NOW)
+    assert batch is not None
+    batch.call = Running()
+
+    assert first.abandon() is None
+    assert second.abandon() is batch.call
+
+
+def test_each_entry_gets_its_own_outcome() -> None:
+    first, second = entry("first"), entry("second")
+    batch = queue(first, second).next_batch(NOW)
+    assert batch is not None
+    response = pb.BatchReserveStockResponse(
+        results=[
+            pb.BatchReserveStockResult(reservations=pb.Reservations(reservations=[pb.Reservation(id="r")])),
+            pb.BatchReserveStockResult(error=Status(code=9, message="refused")),
+        ]
+    )
+
+    assert batch.settle(response) == [first, second]
+
+    assert first.result().reservations[0].id == "r"
+    with pytest.raises(errors.Refused) as refused:
+        second.result()
+    assert refused.value.request_id == "second"
+
+
+def test_a_response_with_another_number_of_results_is_an_error_of_every_entry() -> None:
+    first, second = entry(), entry()
+    batch = queue(first, second).next_batch(NOW)
+    assert batch is not None
+
+    batch.settle(pb.BatchReserveStockResponse(results=[pb.BatchReserveStockResult()]))
+
+    assert first.outcome == second.outcome
+    assert isinstance(first.outcome, Status)
+
+
+def test_a_status_for_the_whole_batch_is_the_outcome_of_every_entry() -> None:
+    first, second = entry(), entry()
+    batch = queue(first, second).next_batch(NOW)
+    assert batch is not None
+    first.abandon()
+
+    assert batch.settle(batches.cancelled("closed")) == [second]

@@ -1,0 +1,111 @@
+"""The programs of docs/client.md run as written, also where only the client's wheels are installed."""
+
+import re
+import subprocess
+import sys
+import venv
+from pathlib import Path
+
+import grpc
+import pytest
+
+from devstack.stack import Stack
+from libs.client.tests.conftest import folder_of_this_repository
+from shop_client import ShopError, errors
+from shop_client.calls import Method
+from tests.markdown import code_blocks
+
+ROOT = folder_of_this_repository()
+PAGE = (ROOT / "docs" / "client.md").read_text()
+INSTALL_SECONDS = 300
+PROGRAM_SECONDS = 120
+
+
+def programs(apis: Stack) -> list[str]:
+    """The Python blocks of the page, for the APIs of this test."""
+    ports = {"localhost:50053": apis.inventory_address, "localhost:50054": apis.orders_address}
+    return [re.sub("|".join(ports), lambda found: ports[found[0]], block) for block in code_blocks(PAGE, "python")]
+
+
+def test_the_programs_of_the_page_run_in_sequence(apis: Stack, tmp_path: Path) -> None:
+    program = tmp_path / "page.py"
+    program.write_text("\n".join(programs(apis)))
+
+    output = run(sys.executable, str(program), folder=tmp_path)
+
+    assert "CONFIRMED 39.98 EUR" in output
+    for text in ("user_id must", "delivery-4711 belongs", "no item", "no order", "no reservation", "available"):
+        assert text in output
+    assert "the order can become CONFIRMED or CANCELLED" in output
+    assert " reserved" in output
+
+
+def test_every_class_of_a_reason_has_an_example() -> None:
+    examples = "\n".join(code_blocks(PAGE, "python"))
+    reasons = [kind.__name__ for kind in subclasses(ShopError) if kind.REASON]
+
+    assert [name for name in reasons if f"errors.{name}" not in examples and name != errors.Cancelled.__name__] == []
+
+
+def test_every_reason_of_the_readme_has_a_class() -> None:
+    """Except the reasons of the RPCs that manage API keys, which the client does not call."""
+    section = (ROOT / "README.md").read_text().partition("## Errors and retries")[2].partition("## ")[0]
+    reasons = set(re.findall(r"`([A-Z]+_[A-Z_]+)`", section)) - {code.name for code in grpc.StatusCode}
+    assert "INSUFFICIENT_STOCK" in reasons
+
+    assert reasons - {kind.REASON for kind in subclasses(ShopError)} == {"API_KEYS_LIMIT", "API_KEY_NOT_FOUND"}
+
+
+def test_every_method_and_rpc_is_in_the_table() -> None:
+    table = PAGE.partition("## Methods")[2].partition("##")[0]
+
+    from shop_client import Shop, calls  # noqa: PLC0415
+
+    methods = [name for name in vars(Shop) if not name.startswith("_") and name != "close"]
+    assert re.findall(r"^\| `(\w+)` \|", table, re.MULTILINE) == methods
+    for method in vars(calls).values():
+        if isinstance(method, Method):
+            assert f"| {method.name}" in table
+
+
+@pytest.mark.timeout(INSTALL_SECONDS)
+def test_the_wheels_are_all_that_a_program_needs(apis: Stack, tmp_path: Path) -> None:
+    """Builds the wheels, and installs them into an empty environment outside the repository."""
+    for package in ("proto", "libs/client"):
+        run(
+            sys.executable,
+            *("-m", "uv", "build", "--wheel", "--no-build-isolation", "--python", sys.executable),
+            *("--out-dir", str(tmp_path / "wheels"), str(ROOT / package)),
+            folder=tmp_path,
+        )
+    venv.create(tmp_path / "venv", with_pip=True)
+    python = str(tmp_path / "venv" / "bin" / "python")
+    wheels = sorted(str(wheel) for wheel in (tmp_path / "wheels").glob("*.whl"))
+    run(python, "-m", "pip", "install", "--quiet", "--only-binary=:all:", *wheels, folder=tmp_path)
+    (tmp_path / "order.py").write_text("\n".join(programs(apis)[:2]))
+
+    output = run(python, "order.py", folder=tmp_path)
+
+    assert "CONFIRMED 39.98 EUR" in output
+    installed = run(python, "-m", "pip", "list", "--format=freeze", folder=tmp_path)
+    assert {line.partition("==")[0] for line in installed.splitlines()} - {"pip", "setuptools", "wheel"} == {
+        "googleapis-common-protos",
+        "grpcio",
+        "protobuf",
+        "shop-client",
+        "shop-protos",
+        "typing_extensions",
+    }
+    # The installed package has types: mypy finds them, and finds no fault in the program.
+    run(sys.executable, "-m", "mypy", "--strict", "--python-executable", python, "order.py", folder=tmp_path)
+
+
+def run(*command: str, folder: Path) -> str:
+    """Run a command and return its output. The command must succeed."""
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=PROGRAM_SECONDS, check=False)
+    assert done.returncode == 0, f"{command}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
+    return done.stdout
+
+
+def subclasses(kind: type[ShopError]) -> list[type[ShopError]]:
+    return [kind, *(each for child in kind.__subclasses__() for each in subclasses(child))]

@@ -1,0 +1,357 @@
+"""Concurrent reservations travel together, and each caller gets its own outcome and keeps its own deadline."""
+
+import asyncio
+import subprocess
+import sys
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from devstack.kafka import Kafka
+from devstack.stack import READY_SECONDS, Databases, Options, Stack
+from libs.client.tests.conftest import WITHOUT_EVENTS, running
+from shop_client import AsyncShop, ReservationState, Settings, Shop, errors
+from testkit.eventually import eventually
+
+THREADS = 64
+TASKS = 500
+
+
+@pytest.fixture
+def restarted(embedded_broker: Kafka, tmp_path: Path) -> Iterator[Stack]:
+    """APIs that only this test uses."""
+    yield from running(
+        Stack(Databases.in_folder(tmp_path), embedded_broker, options=Options(environment=WITHOUT_EVENTS))
+    )
+
+
+class Batches:
+    """Counts the orders of each batch, and passes it on to the RPC."""
+
+    def __init__(self, method: Any) -> None:
+        self._method = method
+        self.sizes: list[int] = []
+
+    def __call__(self, request: Any, **options: Any) -> Any:
+        self.sizes.append(len(request.orders))
+        return self._method(request, **options)
+
+    def future(self, request: Any, **options: Any) -> Any:
+        self.sizes.append(len(request.orders))
+        return self._method.future(request, **options)
+
+
+def watched(shop: Shop | AsyncShop) -> Batches:
+    """Observe the batches of the client from now on."""
+    coalescer = shop._connected().coalescer
+    batches = Batches(coalescer._method)
+    coalescer._method = batches
+    return batches
+
+
+def test_threads_share_batches_and_no_unit_is_sold_twice(shop: Shop, product: int) -> None:
+    shop.add_stock(product, THREADS * 5)
+    batches = watched(shop)
+
+    def reserve(number: int) -> Counter[str]:
+        outcomes: Counter[str] = Counter()
+        for _ in range(10):
+            try:
+                reservation = shop.reserve(product, 1, f"order-{product}-{number}")
+                assert reservation.order_id == f"order-{product}-{number}"
+                outcomes["reserved"] += 1
+            except errors.InsufficientStock:
+                outcomes["short"] += 1
+        return outcomes
+
+    with ThreadPoolExecutor(THREADS) as callers:
+        total = sum(callers.map(reserve, range(THREADS)), Counter())
+
+    assert total == {"reserved": THREADS * 5, "short": THREADS * 5}
+    assert sum(batches.sizes) == THREADS * 10
+    assert len(batches.sizes) < THREADS * 10
+    assert units(shop, product) == THREADS * 5
+    assert shop.check_stock(product).available_quantity == 0
+
+
+def test_tasks_share_batches_and_no_unit_is_sold_twice(settings: Settings, shop: Shop, product: int) -> None:
+    shop.add_stock(product, TASKS)
+
+    async def reserve(client: AsyncShop, number: int) -> Counter[str]:
+        outcomes: Counter[str] = Counter()
+        for _ in range(2):
+            try:
+                reservation = await client.reserve(product, 1, f"order-{product}-{number}")
+                assert reservation.order_id == f"order-{product}-{number}"
+                outcomes["reserved"] += 1
+            except errors.InsufficientStock:
+                outcomes["short"] += 1
+        return outcomes
+
+    async def run() -> tuple[Counter[str], list[int]]:
+        async with AsyncShop(settings) as client:
+            batches = watched(client)
+            counts = await asyncio.gather(*(reserve(client, number) for number in range(TASKS)))
+            return sum(counts, Counter()), batches.sizes
+
+    total, sizes = asyncio.run(run())
+
+    assert total == {"reserved": TASKS, "short": TASKS}
+    assert sum(sizes) == TASKS * 2
+    assert len(sizes) < TASKS / 10
+    assert units(shop, product) == TASKS
+
+
+def test_a_lone_call_is_sent_at_once(shop: Shop, product: int) -> None:
+    shop.add_stock(product, 3)
+    batches = watched(shop)
+
+    for _ in range(3):
+        shop.reserve(product, 1, "order-1")
+
+    assert batches.sizes == [1, 1, 1]
+
+
+def test_each_caller_keeps_its_own_deadline(apis: Stack, shop: Shop, product: int) -> None:
+    shop.add_stock(product, 100)
+    late: list[object] = []
+
+    with apis.inventory_api.frozen():
+        patient = [threading.Thread(target=lambda: late.append(shop.reserve(product, 1, "patient"))) for _ in range(4)]
+        for thread in patient:
+            thread.start()
+        with pytest.raises(errors.DeadlineExceeded) as passed:
+            shop.reserve(product, 1, "impatient", request_id=f"impatient-{product}", timeout_seconds=0.3)
+        assert passed.value.request_id == f"impatient-{product}"
+    for thread in patient:
+        thread.join()
+
+    assert len(late) == 4
+    # The outcome of the impatient call is unknown. A repeat with its request_id settles it.
+    shop.reserve(product, 1, "impatient", request_id=f"impatient-{product}")
+    assert units(shop, product) == 5
+
+
+def test_batches_do_not_wait_for_a_stalled_batch_for_ever(apis: Stack, shop: Shop, product: int) -> None:
+    """The first batch hangs in a frozen server. The reservations behind it are sent before its deadline."""
+    shop.add_stock(product, 10)
+    batches = watched(shop)
+
+    with apis.inventory_api.frozen():
+        callers = [threading.Thread(target=shop.reserve, args=(product, 1, "order-1")) for _ in range(2)]
+        callers[0].start()
+        eventually(lambda: len(batches.sizes) == 1)
+        callers[1].start()
+        eventually(lambda: len(batches.sizes) == 2)
+    for caller in callers:
+        caller.join()
+
+    assert units(shop, product) == 2
+
+
+def test_a_cancelled_task_affects_no_other_task(apis: Stack, settings: Settings, shop: Shop, product: int) -> None:
+    shop.add_stock(product, 100)
+
+    async def run() -> None:
+        async with AsyncShop(settings) as client:
+            batches = watched(client)
+            with apis.inventory_api.frozen():
+                tasks = [asyncio.create_task(client.reserve(product, 1, f"order-{number}")) for number in range(20)]
+                await until(lambda: bool(batches.sizes))  # some are in flight, the others wait
+                for task in tasks[::2]:
+                    task.cancel()
+                await asyncio.wait(tasks[::2])
+            assert all(task.cancelled() for task in tasks[::2])
+            reservations = await asyncio.gather(*tasks[1::2])
+            assert [each.order_id for each in reservations] == [f"order-{number}" for number in range(1, 20, 2)]
+
+    asyncio.run(run())
+
+    orders = Counter(each.order_id for each in shop.list_reservations(product_id=product))
+    assert orders.keys() >= {f"order-{number}" for number in range(1, 20, 2)}
+    assert set(orders.values()) == {1}
+
+
+def test_a_batch_that_nobody_waits_for_is_cancelled(apis: Stack, settings: Settings, shop: Shop, product: int) -> None:
+    shop.add_stock(product, 10)
+
+    async def run() -> None:
+        async with AsyncShop(settings) as client:
+            batches = watched(client)
+            queues = client._connected().coalescer._queues
+            with apis.inventory_api.frozen():
+                task = asyncio.create_task(client.reserve(product, 1, "dropped"))
+                await until(lambda: bool(batches.sizes))
+                task.cancel()
+                await until(lambda: not queues)  # nothing is in flight although the server has not answered
+            assert (await client.reserve(product, 1, "kept")).order_id == "kept"
+
+    asyncio.run(run())
+
+
+def test_a_thread_that_stops_waiting_cancels_its_batch(apis: Stack, shop: Shop, product: int) -> None:
+    shop.add_stock(product, 10)
+    shop.check_stock(product)
+    queues = shop._connected().coalescer._queues
+
+    with apis.inventory_api.frozen():
+        with pytest.raises(errors.DeadlineExceeded):
+            shop.reserve(product, 1, "impatient", timeout_seconds=0.2)
+        eventually(lambda: not queues)
+
+    assert shop.reserve(product, 1, "patient").order_id == "patient"
+
+
+def test_a_server_may_restart_under_load(restarted: Stack, product: int) -> None:
+    """Calls that were in flight are repeated with the same request_id: each has one effect."""
+    settings = Settings(restarted.inventory_address, restarted.orders_address, timeout_seconds=120)
+    with Shop(settings) as shop:
+        shop.add_stock(product, 10**6)
+        stop = threading.Event()
+        counts: list[int] = []
+
+        def reserve(number: int) -> int:
+            count = 0
+            while not stop.is_set():
+                shop.reserve(product, 1, f"order-{number}-{count}")
+                count += 1
+                counts.append(number)
+            return count
+
+        with ThreadPoolExecutor(16) as callers:
+            running_calls = [callers.submit(reserve, number) for number in range(16)]
+            try:
+                eventually(lambda: len(counts) > 100)
+                restarted.inventory_api.kill()
+                restarted.inventory_api.start()
+                restarted.inventory_api.wait_ready(READY_SECONDS)
+                before = len(counts)
+                eventually(lambda: len(counts) > before + 100)
+            finally:
+                stop.set()
+            total = sum(call.result() for call in running_calls)
+
+        assert units(shop, product) == total
+
+
+FORK = """
+import os, sys, threading
+from shop_client import Settings, Shop
+
+inventory, orders, product = sys.argv[1], sys.argv[2], int(sys.argv[3])
+shop = Shop(Settings(inventory, orders, timeout_seconds=60))
+stop = threading.Event()
+failures = []
+
+def reserve():
+    while not stop.is_set():
+        try:
+            shop.reserve(product, 1, "parent")
+        except Exception as error:
+            failures.append(error)
+            return
+
+threads = [threading.Thread(target=reserve) for _ in range(8)]
+for thread in threads:
+    thread.start()
+shop.reserve(product, 1, "before")
+children = []
+for _ in range(3):
+    child = os.fork()
+    if not child:
+        for _ in range(10):
+            shop.reserve(product, 1, "child")
+        os._exit(0)
+    children.append(child)
+codes = [os.waitpid(child, 0)[1] for child in children]
+stop.set()
+for thread in threads:
+    thread.join()
+shop.close()
+assert codes == [0, 0, 0], codes
+assert not failures, failures
+"""
+
+
+def test_the_children_of_a_fork_connect_for_themselves(apis: Stack, shop: Shop, product: int) -> None:
+    shop.add_stock(product, 10**6)
+
+    run_program(FORK, apis.inventory_address, apis.orders_address, str(product))
+
+    reservations = Counter(each.order_id for each in shop.list_reservations(product_id=product))
+    assert reservations["child"] == 30
+    assert reservations["before"] == 1
+
+
+ASYNC_FORK = """
+import asyncio, os, sys
+from shop_client import AsyncShop, Settings
+
+shop = AsyncShop(Settings(sys.argv[1], sys.argv[2], timeout_seconds=60))
+
+async def use():
+    await shop.check_stock(1)
+    child = os.fork()
+    if not child:
+        try:
+            await shop.check_stock(1)
+        except RuntimeError as error:
+            os._exit(0 if "fork before" in str(error) else 2)
+        os._exit(1)
+    code = os.waitpid(child, 0)[1]
+    await shop.check_stock(1)
+    await shop.close()
+    assert code == 0, code
+
+asyncio.run(use())
+"""
+
+
+def test_an_asyncio_client_refuses_to_work_on_both_sides_of_a_fork(apis: Stack) -> None:
+    """A call in the child would hang, because gRPC's asyncio API does not survive a fork."""
+    run_program(ASYNC_FORK, apis.inventory_address, apis.orders_address)
+
+
+def test_an_asyncio_client_belongs_to_one_event_loop(settings: Settings, product: int) -> None:
+    client = AsyncShop(settings)
+
+    async def use() -> None:
+        await client.check_stock(product)
+
+    async def use_and_close() -> None:
+        with pytest.raises(RuntimeError, match="another event loop"):
+            await client.check_stock(product)
+
+    asyncio.run(use())
+    asyncio.run(use_and_close())
+
+
+def run_program(program: str, *arguments: str) -> None:
+    """Run a Python program in a process of its own. It must exit with 0."""
+    done = subprocess.run(
+        # Python 3.12 warns of a fork in a process with threads.
+        [sys.executable, "-W", "ignore", "-c", program, *arguments],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """Let other tasks run until the condition is true."""
+    async with asyncio.timeout(60):
+        while not condition():
+            await asyncio.sleep(0.001)
+
+
+def units(shop: Shop, product: int) -> int:
+    """The units of all active reservations of the product."""
+    active = (ReservationState.HELD, ReservationState.CONFIRMED)
+    return sum(each.quantity for each in shop.list_reservations(product_id=product) if each.state in active)

@@ -1,0 +1,238 @@
+"""Each method of Shop and AsyncShop calls its RPC, and returns values or raises the error of the reason."""
+
+import asyncio
+import inspect
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+
+import pytest
+
+from shop_client import (
+    AsyncShop,
+    Line,
+    NewItem,
+    OrderLines,
+    OrderStatus,
+    ReservationState,
+    Settings,
+    Shop,
+    ShopError,
+    calls,
+    errors,
+)
+from shop_client.calls import Method
+from shop_protos.inventory.v1 import inventory_pb2
+from shop_protos.order.v1 import order_pb2
+
+PRICE = Decimal("19.99")
+UNKNOWN_ID = "00000000-0000-4000-8000-000000000000"
+
+
+def test_stock_is_added_counted_and_listed(shop: Shop, product: int) -> None:
+    item = shop.add_stock(product, 10, "WAREHOUSE_A")
+    other = shop.add_stock(product, 5, "WAREHOUSE_B")
+
+    assert (item.product_id, item.location, item.quantity, item.available_quantity) == (product, "WAREHOUSE_A", 10, 10)
+    assert item.created_at.tzinfo is UTC
+    assert abs(datetime.now(UTC) - item.created_at) < timedelta(hours=1)
+    assert shop.get_item(item.id) == item
+    assert shop.set_quantity(item.id, 7, version=item.version).quantity == 7
+    assert [each.id for each in shop.list_items(product_id=product, page_size=1)] == [item.id, other.id]
+    assert [each.id for each in shop.list_items(product_id=product, location="WAREHOUSE_B")] == [other.id]
+    stock = shop.check_stock(product, 12)
+    assert (stock.is_available, stock.available_quantity) == (True, 12)
+    assert not shop.check_stock(product, 8, location="WAREHOUSE_A").is_available
+
+
+def test_reservations_are_made_confirmed_listed_and_released(shop: Shop, product: int) -> None:
+    shop.add_stock(product, 10)
+    order_id = f"order-{product}"
+
+    reservation = shop.reserve(product, 2, order_id, ttl_seconds=600)
+
+    assert (reservation.quantity, reservation.order_id, reservation.state) == (2, order_id, ReservationState.HELD)
+    assert reservation.expires_at is not None
+    assert timedelta(seconds=590) < reservation.expires_at - reservation.created_at <= timedelta(seconds=600)
+    assert sum(part.quantity for part in reservation.allocations) == 2
+    (merged,) = shop.reserve_lines(order_id, [Line(product, 1), Line(product, 2, "WAREHOUSE_A")])
+    assert merged.quantity == 3
+    confirmed = shop.confirm_reservations(order_id)
+    assert {each.id: each.state for each in confirmed} == dict.fromkeys(
+        (reservation.id, merged.id), ReservationState.CONFIRMED
+    )
+    assert shop.get_reservation(merged.id).expires_at is None
+    assert len(list(shop.list_reservations(order_id=order_id, page_size=1))) == 2
+    assert shop.release(reservation.id) == 2
+    assert shop.release(reservation.id) == 2
+    listed = list(shop.list_reservations(product_id=product, state=ReservationState.RELEASED))
+    assert [each.id for each in listed] == [reservation.id]
+
+
+def test_a_batch_has_an_outcome_for_each_order(shop: Shop, product: int) -> None:
+    shop.add_stock(product, 3)
+
+    first, second, third = shop.batch_reserve(
+        [
+            OrderLines("batch-1", (Line(product, 2),)),
+            OrderLines("batch-2", (Line(product, 2),), request_id=f"second-{product}"),
+            OrderLines("batch-3", (Line(product, 1),), ttl_seconds=60),
+        ]
+    )
+
+    assert isinstance(first, list)
+    assert [each.quantity for each in first] == [2]
+    assert isinstance(second, errors.InsufficientStock)
+    assert (second.available, second.request_id) == (1, f"second-{product}")
+    assert isinstance(third, list)
+
+
+def test_orders_are_created_changed_and_listed(shop: Shop, product: int) -> None:
+    shop.add_stock(product, 10)
+    before = datetime.now(UTC) - timedelta(hours=1)
+
+    order = shop.create_order(product, [NewItem(product, 2, PRICE), NewItem(product, 1, Decimal(5))], "EUR")
+
+    assert (order.user_id, order.status, order.currency) == (product, OrderStatus.PENDING, "EUR")
+    assert order.total_amount == Decimal("44.98")
+    assert [(item.quantity, item.price) for item in order.items] == [(2, PRICE), (1, Decimal(5))]
+    assert order.reserved_until > order.created_at
+    assert shop.get_order(order.id) == order
+    confirmed = shop.update_order_status(order.id, OrderStatus.CONFIRMED, reason="paid")
+    assert (confirmed.status, confirmed.status_reason) == (OrderStatus.CONFIRMED, "paid")
+    second = shop.create_order(product, [NewItem(product, 1, PRICE)], "EUR")
+    listed = list(shop.list_orders(user_id=product, created_after=before, page_size=1))
+    assert [each.id for each in listed] == [second.id, order.id]
+    assert [each.id for each in shop.list_orders(user_id=product, status=OrderStatus.CONFIRMED)] == [order.id]
+    assert list(shop.list_orders(user_id=product, created_before=before)) == []
+
+
+def test_the_asyncio_client_makes_the_same_calls(settings: Settings, product: int) -> None:
+    async def use() -> None:
+        async with AsyncShop(settings) as shop:
+            item = await shop.add_stock(product, 10)
+            await shop.add_stock(product, 5, "WAREHOUSE_B")
+            assert await shop.get_item(item.id) == item
+            assert (await shop.set_quantity(item.id, 20)).quantity == 20
+            assert [each.location async for each in shop.list_items(product_id=product, page_size=1)] == [
+                "WAREHOUSE_A",
+                "WAREHOUSE_B",
+            ]
+            assert (await shop.check_stock(product, 25)).is_available
+            order_id = f"order-{product}"
+            reservation = await shop.reserve(product, 2, order_id)
+            await shop.reserve_lines(order_id, [Line(product, 1)])
+            with pytest.raises(errors.InsufficientStock) as refused:
+                await shop.reserve(product, 100, order_id)
+            assert refused.value.available == 22
+            (kept,) = await shop.batch_reserve([OrderLines(order_id, (Line(product, 1),))])
+            assert isinstance(kept, list)
+            assert len(await shop.confirm_reservations(order_id)) == 3
+            assert (await shop.get_reservation(reservation.id)).state is ReservationState.CONFIRMED
+            assert len([each async for each in shop.list_reservations(order_id=order_id, page_size=2)]) == 3
+            assert await shop.release(reservation.id) == 2
+            order = await shop.create_order(product, [NewItem(product, 1, PRICE)], "EUR")
+            order = await shop.update_order_status(order.id, OrderStatus.CANCELLED)
+            assert await shop.get_order(order.id) == order
+            assert [each async for each in shop.list_orders(user_id=product)] == [order]
+
+    asyncio.run(use())
+
+
+def test_both_clients_have_the_same_methods() -> None:
+    def methods(client: type) -> dict[str, list[str]]:
+        found = inspect.getmembers(client, inspect.isfunction)
+        return {name: list(inspect.signature(each).parameters) for name, each in found if not name.startswith("_")}
+
+    assert methods(Shop) == methods(AsyncShop)
+
+
+def test_every_rpc_for_callers_has_a_call() -> None:
+    """ReserveStock is the exception: `reserve` is a BatchReserveStock of one order, which does the same."""
+    services = (
+        inventory_pb2.DESCRIPTOR.services_by_name["InventoryService"],
+        order_pb2.DESCRIPTOR.services_by_name["OrderService"],
+    )
+    rpcs = {method.name for service in services for method in service.methods}
+
+    assert {each.name for each in vars(calls).values() if isinstance(each, Method)} == rpcs - {"ReserveStock"}
+
+
+# --- errors ---
+
+
+def test_errors_have_the_class_and_the_values_of_their_reason(shop: Shop, product: int) -> None:
+    item = shop.add_stock(product, 10)
+
+    with pytest.raises(errors.InsufficientStock) as short:
+        shop.reserve(product, 11, "order-1", location="WAREHOUSE_A", request_id=f"short-{product}")
+    assert (short.value.product_id, short.value.requested, short.value.available) == (product, 11, 10)
+    assert (short.value.location, short.value.request_id) == ("WAREHOUSE_A", f"short-{product}")
+    with pytest.raises(errors.VersionMismatch) as mismatch:
+        shop.set_quantity(item.id, 5, version=99)
+    assert (mismatch.value.expected, mismatch.value.actual) == (99, item.version)
+    shop.reserve(product, 4, "order-1")
+    with pytest.raises(errors.BelowReserved) as below:
+        shop.set_quantity(item.id, 3)
+    assert (below.value.requested, below.value.reserved) == (3, 4)
+    with pytest.raises(errors.QuantityLimit) as limit:
+        shop.add_stock(product, 9 * 10**15)
+    assert limit.value.quantity == 10
+    with pytest.raises(errors.ItemNotFound):
+        shop.get_item(2**60)
+    with pytest.raises(errors.ReservationNotFound):
+        shop.confirm_reservations(f"no-such-order-{product}")
+    with pytest.raises(errors.OrderNotFound):
+        shop.get_order(UNKNOWN_ID)
+    order = shop.create_order(product, [NewItem(product, 1, PRICE)], "EUR")
+    with pytest.raises(errors.IllegalTransition) as illegal:
+        shop.update_order_status(order.id, OrderStatus.SHIPPED)
+    assert illegal.value.legal == ("CONFIRMED", "CANCELLED")
+
+
+def test_invalid_fields_are_named(shop: Shop) -> None:
+    with pytest.raises(errors.InvalidInput) as invalid:
+        shop.create_order(0, [NewItem(0, 1, PRICE)], "EUR")
+
+    assert {each.field for each in invalid.value.violations} == {"user_id", "items[0].product_id"}
+    assert invalid.value.reason == "INVALID_FIELD"
+
+
+def test_a_repeat_with_the_same_request_id_has_one_effect(shop: Shop, product: int) -> None:
+    shop.add_stock(product, 10)
+    request_id = f"repeat-{product}"
+
+    first = shop.reserve(product, 2, "order-1", request_id=request_id)
+
+    assert shop.reserve(product, 2, "order-1", request_id=request_id).id == first.id
+    assert shop.check_stock(product).available_quantity == 8
+    with pytest.raises(errors.RequestIdReused):
+        shop.reserve(product, 3, "order-1", request_id=request_id)
+
+
+def test_a_change_without_request_id_gets_one(shop: Shop) -> None:
+    with pytest.raises(errors.InsufficientStock) as refused:
+        shop.reserve(2**60, 1, "order-1")
+
+    assert len(refused.value.request_id) == 36
+
+
+def test_a_closed_client_makes_no_calls(settings: Settings, product: int) -> None:
+    shop = Shop(settings)
+    shop.check_stock(product)
+    shop.close()
+    shop.close()
+
+    with pytest.raises(errors.Cancelled):
+        shop.check_stock(product)
+    with pytest.raises(errors.Cancelled):
+        shop.reserve(product, 1, "order-1")
+
+
+def test_a_server_that_does_not_exist_is_unavailable_at_the_deadline() -> None:
+    with Shop(Settings("127.0.0.1:1", "127.0.0.1:1", timeout_seconds=0.5)) as shop:
+        with pytest.raises((errors.Unavailable, errors.DeadlineExceeded)):
+            shop.check_stock(1)
+        with pytest.raises((errors.Unavailable, errors.DeadlineExceeded)) as failed:
+            shop.reserve(1, 1, "order-1", request_id="mine")
+        assert isinstance(failed.value, ShopError)
+        assert failed.value.request_id == "mine"
