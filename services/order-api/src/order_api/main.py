@@ -64,7 +64,7 @@ def serve(settings: OrderSettings) -> None:
     audit_log = tables.audit_log if settings.has_audit_log else None
     operations = Operations(database, stock, on_fatal=lifecycle.fatal, audit_log=audit_log)
     stored_keys = StoredApiKeys(database)
-    key_operations = ApiKeyOperations(database, stored_keys, on_fatal=lifecycle.fatal)
+    key_operations = ApiKeyOperations(database, stored_keys, on_fatal=lifecycle.fatal, audit_log=audit_log)
     api_keys = ApiKeySet(stored_keys.read)
     identity = Identity(settings, api_keys)
     server = Server(settings, identity.authenticator)

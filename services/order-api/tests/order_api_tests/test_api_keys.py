@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -44,7 +45,7 @@ def keys(database: Database, stored: StoredApiKeys) -> Iterator[ApiKeyOperations
     def fail(what: str, error: BaseException) -> None:
         raise AssertionError(what) from error
 
-    made = ApiKeyOperations(database, stored, on_fatal=fail)
+    made = ApiKeyOperations(database, stored, on_fatal=fail, audit_log=tables.audit_log)
     yield made
     made.close()
 
@@ -95,11 +96,11 @@ def test_a_key_belongs_to_the_tenant_of_its_creator(keys: ApiKeyOperations, stor
     created = _create(keys)
 
     with pytest.raises(ApiKeyNotFound):
-        keys.revoke(RevokeApiKey(created.key.id, "default"), deadline=_deadline())
+        keys.revoke(RevokeApiKey(created.key.id, replace(ADMIN, tenant="default")), deadline=_deadline())
 
     (known,) = stored.read({})
     assert (known.id, known.tenant) == (created.key.id, "acme")
-    assert keys.revoke(RevokeApiKey(created.key.id, "acme"), deadline=_deadline()).revoked_at is not None
+    assert keys.revoke(RevokeApiKey(created.key.id, ADMIN), deadline=_deadline()).revoked_at is not None
 
 
 def test_other_tenants_do_not_list_a_key(keys: ApiKeyOperations, stub: ApiKeyServiceStub) -> None:
@@ -158,7 +159,7 @@ def test_keys_that_ended_make_room_for_new_ones(keys: ApiKeyOperations, monkeypa
         _create(keys)
     assert refused.value.metadata() == {"limit": "2"}
 
-    keys.revoke(RevokeApiKey(created[0].key.id, "acme"), deadline=_deadline())
+    keys.revoke(RevokeApiKey(created[0].key.id, ADMIN), deadline=_deadline())
     _create(keys)
 
 
@@ -217,3 +218,23 @@ def test_a_use_in_the_future_counts_as_now(
     (listed,) = stub.ListApiKeys(pb.ListApiKeysRequest()).api_keys
     assert key.created_at.ToDatetime() <= listed.last_used_at.ToDatetime(UTC).replace(tzinfo=None)
     assert listed.last_used_at.ToDatetime(UTC) <= datetime.now(UTC)
+
+
+def test_the_audit_log_has_who_created_and_revoked_a_key(keys: ApiKeyOperations, database: Database) -> None:
+    created = _create(keys).key
+    revoker = replace(ADMIN, name="user:7", subject="7")
+
+    keys.revoke(RevokeApiKey(created.id, revoker), deadline=_deadline())
+    with pytest.raises(ApiKeyNotFound):
+        keys.revoke(RevokeApiKey("a" * 16, revoker), deadline=_deadline())
+
+    log = tables.audit_log.table
+    rows = database.query(
+        lambda tx: tx.execute(
+            select(log.c.tenant, log.c.caller, log.c.method, log.c.resources).order_by(log.c.id)
+        ).all()
+    )
+    assert [tuple(row) for row in rows] == [
+        ("acme", ADMIN.name, "CreateApiKey", f'["{created.id}"]'),
+        ("acme", "user:7", "RevokeApiKey", f'["{created.id}"]'),
+    ]

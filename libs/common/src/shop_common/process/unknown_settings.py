@@ -13,6 +13,7 @@ from shop_common.environment.settings import Settings
 # settings. This list is literal because a process without a database must not import the settings of databases.
 _OF_SOME_PROCESSES = [
     "ABANDONED_GRACE_SECONDS",
+    "AUDIT",
     "CALL_SECONDS",
     "CONSUMER_ENABLED",
     "DATABASE_PASSWORD",
@@ -39,6 +40,7 @@ _OF_SOME_PROCESSES = [
     "OIDC_AUDIENCE",
     "OIDC_ISSUER",
     "OIDC_JWKS_URL",
+    "OIDC_TENANT_CLAIM",
     "OIDC_USER_CLAIM",
     "ORDERS_DATABASE_PASSWORD",
     "ORDERS_DATABASE_URL",

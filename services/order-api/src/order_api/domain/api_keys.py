@@ -27,10 +27,10 @@ class NewApiKey:
 
 @dataclass(frozen=True, slots=True)
 class RevokeApiKey:
-    """Revoke the API key with this id, if it belongs to this tenant."""
+    """Revoke the API key with this id, if it belongs to the tenant of the caller."""
 
     id: str
-    tenant: str
+    caller: Caller
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,6 +4,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime, timedelta
+from functools import partial
 
 from sqlalchemy import Connection
 
@@ -22,6 +23,7 @@ from order_api.domain.api_keys import (
 from order_api.store import api_keys
 from shop_common.api.paging import Page, PageRequest, Position
 from shop_common.batching.coalescers import ALONE, Coalescers
+from shop_common.db.audit import AuditLog, entry
 from shop_common.db.database import Database
 from shop_common.db.sql import now
 from shop_common.errors import ShopError
@@ -85,16 +87,24 @@ class StoredApiKeys:
 
 
 class ApiKeyOperations:
-    """Every operation of ApiKeyService. `deadline` and the errors of each method are those of `Operations`."""
+    """Every operation of ApiKeyService. `deadline` and the errors of each method are those of `Operations`.
+
+    With `audit_log`, changes are recorded there.
+    """
 
     def __init__(
-        self, database: Database, stored: StoredApiKeys, *, on_fatal: Callable[[str, BaseException], None]
+        self,
+        database: Database,
+        stored: StoredApiKeys,
+        *,
+        on_fatal: Callable[[str, BaseException], None],
+        audit_log: AuditLog | None = None,
     ) -> None:
         run = Coalescers(database, on_fatal)
         self.close = run.close
-        self._create = run.writes("create-api-key", _create, limits=ALONE)
+        self._create = run.writes("create-api-key", partial(_create, log=audit_log), limits=ALONE)
         self._list = run.pages("api-keys-page", api_keys.list_page)
-        self._revoke = run.writes("revoke-api-key", _revoke, limits=ALONE)
+        self._revoke = run.writes("revoke-api-key", partial(_revoke, log=audit_log), limits=ALONE)
         self._fetch = run.alone("fetch-api-keys", stored.fetch)
 
     def create(self, command: NewApiKey, *, deadline: float) -> CreatedApiKey:
@@ -114,11 +124,11 @@ class ApiKeyOperations:
         return self._fetch.submit(request, deadline=deadline)
 
 
-def _create(tx: Connection, commands: Sequence[NewApiKey]) -> list[CreatedApiKey | ShopError]:
-    return [_create_one(tx, command) for command in commands]
+def _create(tx: Connection, commands: Sequence[NewApiKey], log: AuditLog | None) -> list[CreatedApiKey | ShopError]:
+    return [_create_one(tx, command, log) for command in commands]
 
 
-def _create_one(tx: Connection, command: NewApiKey) -> CreatedApiKey | ShopError:
+def _create_one(tx: Connection, command: NewApiKey, log: AuditLog | None) -> CreatedApiKey | ShopError:
     tenant, at = command.creator.tenant, now(tx)
     # Two concurrent transactions may exceed a limit by one key. The limits bound memory, so this does no harm.
     of_tenant, in_all = api_keys.count_valid(tx, tenant, at)
@@ -130,8 +140,19 @@ def _create_one(tx: Connection, command: NewApiKey) -> CreatedApiKey | ShopError
     expires_at = None if lifetime is None else at + timedelta(seconds=lifetime)
     info = ApiKeyInfo(key_id, command.name, command.permissions, at, expires_at, None, None)
     api_keys.add(tx, info, tenant, api_key.digest_of(text))
+    if log is not None:
+        log.append(tx, [entry(command.creator, "CreateApiKey", (key_id,))])
     return CreatedApiKey(info, text)
 
 
-def _revoke(tx: Connection, commands: Sequence[RevokeApiKey]) -> list[ApiKeyInfo | ShopError]:
-    return [api_keys.revoke(tx, command.id, command.tenant) or ApiKeyNotFound(command.id) for command in commands]
+def _revoke(tx: Connection, commands: Sequence[RevokeApiKey], log: AuditLog | None) -> list[ApiKeyInfo | ShopError]:
+    return [_revoke_one(tx, command, log) for command in commands]
+
+
+def _revoke_one(tx: Connection, command: RevokeApiKey, log: AuditLog | None) -> ApiKeyInfo | ShopError:
+    revoked = api_keys.revoke(tx, command.id, command.caller.tenant)
+    if revoked is None:
+        return ApiKeyNotFound(command.id)
+    if log is not None:
+        log.append(tx, [entry(command.caller, "RevokeApiKey", (command.id,))])
+    return revoked

@@ -43,11 +43,11 @@ def keys_page(request: pb.ListApiKeysRequest, tenant: str) -> PageRequest[ApiKey
         )
 
 
-def revocation(request: pb.RevokeApiKeyRequest, tenant: str) -> RevokeApiKey:
+def revocation(request: pb.RevokeApiKeyRequest, caller: Caller) -> RevokeApiKey:
     with Fields() as check:
         if not ID_PATTERN.match(request.id):
             check.violate("id", "must be the id of an API key: 16 characters a-z and 2-7")
-        return RevokeApiKey(request.id, tenant)
+        return RevokeApiKey(request.id, caller)
 
 
 def fetch(request: pb.FetchApiKeysRequest) -> FetchApiKeys:

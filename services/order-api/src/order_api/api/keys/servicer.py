@@ -29,7 +29,7 @@ class ApiKeyServicer(keys_pb2_grpc.ApiKeyServiceServicer):
         )
 
     def RevokeApiKey(self, request: pb.RevokeApiKeyRequest, context: ServicerContext) -> pb.RevokeApiKeyResponse:
-        revoked = self._operations.revoke(parse.revocation(request, caller().tenant), deadline=deadline(context))
+        revoked = self._operations.revoke(parse.revocation(request, caller()), deadline=deadline(context))
         return pb.RevokeApiKeyResponse(api_key=render.key(revoked))
 
     def FetchApiKeys(self, request: pb.FetchApiKeysRequest, context: ServicerContext) -> pb.FetchApiKeysResponse:
