@@ -10,6 +10,7 @@ from google.protobuf.descriptor import ServiceDescriptor
 from shop_common.identity import grants, grants_file
 from shop_common.identity.grants import Grants, GrantsError
 from shop_common.identity.grants_file import GrantsFile
+from shop_common.identity.rate import Rate
 from shop_common.identity.rules import PERMISSIONS, RuleMissing, rules_of
 from shop_protos.access.v1 import access_pb2
 from shop_protos.order.v1 import order_pb2
@@ -92,8 +93,8 @@ def test_grants_add_up_over_the_scopes_of_a_token(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "fault"),
     [
-        ("- a", "must be a mapping with workloads and scopes"),
-        ("users: {}", "'users' is not a section: workloads and scopes are"),
+        ("- a", "must be a mapping with workloads, scopes, limits"),
+        ("users: {}", "'users' is not a section: workloads, scopes, limits are"),
         ("scopes: [a]", "scopes must be a mapping from names to lists of permissions"),
         ("scopes: {a: orders.read}", "scopes: the permissions of 'a' must be a list"),
         (
@@ -111,6 +112,26 @@ def test_grants_add_up_over_the_scopes_of_a_token(tmp_path: Path) -> None:
             f"scopes: 'a' is granted 'orders.eat', which is not a permission: {', '.join(PERMISSIONS)}",
         ),
         ("scopes: {", "is not YAML"),
+        ("limits: 5", "limits must be a mapping with workloads, scopes, keys"),
+        ("limits: {users: {}}", "limits: 'users' is not a section: workloads, scopes, keys are"),
+        ("limits: {keys: [a]}", "limits: keys must be a mapping from names to limits"),
+        (
+            "limits: {scopes: {a: {lines_per_second: 1}}}",
+            "limits: scopes: 'a' is not in the section scopes of the file",
+        ),
+        ("limits: {keys: {1: {lines_per_second: 1}}}", "limits: keys: the name 1 must be text"),
+        (
+            "limits: {keys: {a: {burst: 1}}}",
+            "limits: keys: 'a' must be a mapping with lines_per_second, and may have burst",
+        ),
+        (
+            "limits: {keys: {a: {lines_per_second: 1, bursts: 2}}}",
+            "limits: keys: 'a' has 'bursts', but may have lines_per_second and burst only",
+        ),
+        ("limits: {keys: {a: {lines_per_second: 0}}}", "limits: keys: 'a': lines_per_second must be a positive number"),
+        ("limits: {keys: {a: {lines_per_second: yes}}}", "'a': lines_per_second must be a positive number"),
+        ("limits: {keys: {a: {lines_per_second: .inf}}}", "'a': lines_per_second must be a positive number"),
+        ("limits: {keys: {a: {lines_per_second: 1, burst: 0.5}}}", "limits: keys: 'a': burst must be at least 1"),
     ],
 )
 def test_a_wrong_grants_file_is_refused_with_its_fault(text: str, fault: str, tmp_path: Path) -> None:
@@ -148,6 +169,25 @@ def replace(path: Path, content: str) -> None:
     new = path.with_suffix(".new")
     new.write_text(content)
     new.replace(path)
+
+
+def test_the_grants_file_limits_callers(tmp_path: Path) -> None:
+    path = tmp_path / "grants.yaml"
+    path.write_text(
+        "workloads: {spiffe://shop/load: []}\n"
+        "scopes: {shopper: [orders.read]}\n"
+        "limits:\n"
+        "  workloads: {spiffe://shop/load: {lines_per_second: 1000}}\n"
+        "  scopes: {shopper: {lines_per_second: 50, burst: 200}}\n"
+        "  keys: {0f3a: {lines_per_second: 0.5}}\n"
+    )
+
+    limits = grants.read(path).limits
+
+    assert limits.workloads == {"spiffe://shop/load": Rate(1000, 1000)}
+    assert limits.scopes == {"shopper": Rate(50, 200)}
+    assert limits.of_key("key:0f3a") == Rate(0.5, 1)
+    assert limits.of_key("key:other") is None
 
 
 def test_a_missing_grants_file_is_refused(tmp_path: Path) -> None:

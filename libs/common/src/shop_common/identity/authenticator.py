@@ -1,6 +1,7 @@
 """Identifies the caller of a call by the call's headers and the certificate of its connection."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from urllib.parse import quote, unquote
 
 from shop_common.identity import api_key, tenant
@@ -56,7 +57,8 @@ class Authenticator:
         if spiffe_id is None:
             raise CredentialsMissing
         workload = self._grants.of_workload(spiffe_id)
-        return Caller(spiffe_id, workload.permissions, tenant=workload.tenant)
+        rate = self._grants.limits.workloads.get(spiffe_id)
+        return Caller(spiffe_id, workload.permissions, tenant=workload.tenant, rate=rate)
 
     def _of_token(self, headers: Sequence[str | bytes]) -> Caller:
         scheme, _, token = str(headers[0]).partition(" ")
@@ -65,12 +67,15 @@ class Authenticator:
         if token.startswith(api_key.PREFIX):
             if self._api_keys is None:
                 raise TokenInvalid("this server accepts no API keys: ORDER_TARGET is not set")
-            return self._api_keys.caller(token)
+            caller = self._api_keys.caller(token)
+            rate = self._grants.limits.of_key(caller.name)
+            return caller if rate is None else replace(caller, rate=rate)
         if self._tokens is None:
             raise TokenInvalid("this server accepts no tokens: OIDC_ISSUER is not set")
         verified = self._tokens.verify(token)
         permissions = self._grants.of_scopes(verified.scopes)
-        return Caller(f"user:{verified.subject}", permissions, verified.subject, verified.tenant)
+        rate = self._grants.limits.of_scopes(verified.scopes)
+        return Caller(f"user:{verified.subject}", permissions, verified.subject, verified.tenant, rate)
 
 
 def delegated(caller: Caller, named_tenant: str, subject: str) -> Caller:

@@ -1,8 +1,9 @@
 """The caller of a call, and its permissions."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from shop_common.identity.errors import PermissionMissing
+from shop_common.identity.rate import Rate
 from shop_common.identity.rules import DELEGATE, ORDERS_ANY, PERMISSIONS
 from shop_common.identity.tenant import DEFAULT
 
@@ -15,13 +16,14 @@ class Caller:
 
     `name` is unique among the callers of a tenant: a SPIFFE id, or `user:` and the subject of a token. `subject` is the
     user to whom the token was issued, or for whom a delegate acts, or else None. The call reads and changes data of
-    `tenant` only, unless it is maintenance.
+    `tenant` only, unless it is maintenance. `rate` limits the lines that the caller may send; None is no limit.
     """
 
     name: str
     permissions: frozenset[str]
     subject: str | None = None
     tenant: str = DEFAULT
+    rate: Rate | None = field(default=None, compare=False)
 
     def require(self, permission: str) -> None:
         """Raise PermissionMissing if the caller does not have the permission."""

@@ -1,4 +1,4 @@
-"""Reads the grants file: the permissions of workloads and of the scopes of tokens.
+"""Reads the grants file: the permissions of workloads and of the scopes of tokens, and the limits of callers.
 
     workloads:
       spiffe://shop/order-api: [stock.reserve, delegate]
@@ -7,9 +7,12 @@
     scopes:
       shopper: [orders.read, orders.write]
       staff: [inventory.read, inventory.write, orders.read, orders.any]
+    limits:
+      scopes:
+        shopper: {lines_per_second: 50, burst: 200}
 
 The contract (the protos) defines the permission that each RPC needs. The grants file is part of the deployment. A
-workload without `tenant` belongs to the tenant `default`.
+workload without `tenant` belongs to the tenant `default`. `rate_limits` describes the section `limits`.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -20,10 +23,11 @@ from typing import Any
 import yaml
 
 from shop_common.environment.files import FileUnusable, bounded_bytes
-from shop_common.identity import tenant
+from shop_common.identity import rate_limits, tenant
+from shop_common.identity.rate_limits import RateLimits
 from shop_common.identity.rules import PERMISSIONS
 
-_SECTIONS = ("workloads", "scopes")
+_SECTIONS = ("workloads", "scopes", "limits")
 _WORKLOAD_KEYS = ("permissions", "tenant")
 _BYTES_MAX = 1024 * 1024
 
@@ -42,10 +46,11 @@ class Workload:
 
 @dataclass(frozen=True)
 class Grants:
-    """Grants by SPIFFE id, and permissions by scope."""
+    """Grants by SPIFFE id, permissions by scope, and limits."""
 
     workloads: Mapping[str, Workload] = field(default_factory=dict)
     scopes: Mapping[str, frozenset[str]] = field(default_factory=dict)
+    limits: RateLimits = field(default_factory=RateLimits)
 
     def of_workload(self, spiffe_id: str) -> Workload:
         """Return the grant of a workload; one without permissions if the file does not name it."""
@@ -70,6 +75,7 @@ def read(path: Path) -> Grants:
     return Grants(
         workloads={name: _workload(granted) for name, granted in (content.get("workloads") or {}).items()},
         scopes={name: frozenset(granted or ()) for name, granted in (content.get("scopes") or {}).items()},
+        limits=rate_limits.parsed(content.get("limits")),
     )
 
 
@@ -81,11 +87,14 @@ def _workload(granted: Any) -> Workload:
 
 def _faults(content: object) -> Iterator[str]:
     if not isinstance(content, dict):
-        yield f"must be a mapping with {' and '.join(_SECTIONS)}"
+        yield f"must be a mapping with {', '.join(_SECTIONS)}"
         return
+    granted_names = {section: content.get(section) or () for section in ("workloads", "scopes")}
     for section, names in content.items():
         if section not in _SECTIONS:
-            yield f"{section!r} is not a section: {' and '.join(_SECTIONS)} are"
+            yield f"{section!r} is not a section: {', '.join(_SECTIONS)} are"
+        elif section == "limits":
+            yield from rate_limits.faults(names, granted_names)
         elif names is not None and not isinstance(names, dict):
             yield f"{section} must be a mapping from names to lists of permissions"
         else:

@@ -1,36 +1,57 @@
 """Checks the callers of one method by its rule in the contract."""
 
+from collections.abc import Hashable
+
 import grpc
 from google.protobuf.message import Message
 
 from shop_common.identity.authenticator import Authenticator
+from shop_common.identity.caller import Caller
 from shop_common.identity.current import caller, set_caller
-from shop_common.identity.rules import Rule
+from shop_common.identity.rate import Buckets
+from shop_common.identity.rules import DELEGATE, Rule
 from shop_common.rpc.call_pool import CallPool
+from shop_common.rpc.request_lines import lines_of
 from shop_common.rpc.tls import spiffe_id
 
 
 class Access:
     """Checks the calls of one method."""
 
-    def __init__(self, rule: Rule, authenticator: Authenticator, pool: CallPool) -> None:
+    def __init__(self, rule: Rule, authenticator: Authenticator, pool: CallPool, buckets: Buckets) -> None:
         self._permission = rule.permission
         self._own_user_field = rule.own_user_field
         self._authenticator = authenticator
         self._pool = pool
+        self._buckets = buckets
 
     def check_caller(self, context: grpc.ServicerContext) -> None:
-        """Authenticate the caller and check its permission. Reads only the headers, not the message.
+        """Authenticate the caller, and check its permission and rate. Reads only the headers, not the message.
 
-        Stores the caller, so that `caller()` returns it. Raises Unauthenticated, PermissionDenied, KeySetUnavailable.
+        Stores the caller, so that `caller()` returns it. Raises Unauthenticated, PermissionDenied, RateLimited, and
+        Unavailable if the credentials cannot be checked.
         """
         metadata, certified = context.invocation_metadata(), spiffe_id(context.auth_context())
         found = self._authenticator.caller(metadata, certified)
         found.require(self._permission)
         self._pool.identify(metadata, certified, found)
         set_caller(found)
+        if found.rate is not None:
+            self._buckets.check(_bucket(found), found.rate)
 
     def check_request(self, request: Message) -> None:
-        """Check that the caller may act for the user in the request, if it has one. Raises PermissionDenied."""
+        """Check that the caller may act for the user in the request, if it has one, and charge the caller its lines.
+
+        Raises PermissionDenied, RateLimited.
+        """
+        found = caller()
         if self._own_user_field and (user_id := getattr(request, self._own_user_field)):
-            caller().require_user(user_id)
+            found.require_user(user_id)
+        if found.rate is not None:
+            # Check again: other calls of this caller may have emptied the bucket while the message was received.
+            self._buckets.take(_bucket(found), found.rate, lines_of(request))
+
+
+def _bucket(found: Caller) -> Hashable:
+    # The limit of a delegate applies to all its calls together, for whichever users it makes them.
+    return found.name if DELEGATE in found.permissions else (found.tenant, found.name)

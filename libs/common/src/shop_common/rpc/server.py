@@ -10,6 +10,7 @@ from grpc_reflection.v1alpha import reflection
 
 from shop_common.environment.process_settings import ApiSettings
 from shop_common.identity.authenticator import Authenticator
+from shop_common.identity.rate import Buckets
 from shop_common.identity.rules import Rule, rules_of
 from shop_common.rpc import tls
 from shop_common.rpc.access import Access
@@ -152,6 +153,7 @@ class _Methods(grpc.ServerInterceptor):
         self._unread = unread
         self._authenticator = authenticator
         self._large = LargeRequests()
+        self._buckets = Buckets()
         self._handlers: dict[str, Handler] = {}
         """By the method's path."""
         self.describe: dict[str, Describe] = {}
@@ -179,7 +181,7 @@ class _Methods(grpc.ServerInterceptor):
         service, _, _ = path.lstrip("/").partition("/")
         describe = self.describe.get(service, lambda _message: {})
         rule = self.rules.get(path)  # reflection has no rule
-        access = Access(rule, self._authenticator, self._pool) if rule and self._authenticator else None
+        access = Access(rule, self._authenticator, self._pool, self._buckets) if rule and self._authenticator else None
         return Method(path, self._waits, self._unread, self._large, describe, access=access).running(handler)
 
 
