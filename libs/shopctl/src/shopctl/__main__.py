@@ -27,6 +27,8 @@ COMMANDS = {
     "query-inventory": Command("show items", "shopctl.data.query_inventory"),
     "keys": Command("create, list or revoke API keys", "shopctl.data.keys"),
     "query-orders": Command("show orders", "shopctl.data.query_orders"),
+    "audit": Command("show which callers changed data", "shopctl.data.audit"),
+    "audit-purge": Command("delete old rows of the audit logs", "shopctl.data.audit_purge"),
     "kafka-address": Command("print the address of the broker", "shopctl.events.kafka_address"),
     "kafka-topics": Command("list the topics with their partitions and events", "shopctl.events.kafka_topics"),
     "kafka-create-topics": Command("create the topics that are missing", "shopctl.events.kafka_create_topics"),
