@@ -108,19 +108,42 @@ def test_with_secure_every_rpc_needs_a_certificate(start: Start, tmp_path: Path)
     certificate = Path("run/certificates/shopctl/tls.crt")
     assert f"-cert {certificate} " in dev.log
     assert (tmp_path / certificate).is_file()
-    assert _list_orders(run, tmp_path, "staff") is grpc.StatusCode.OK
-    assert _list_orders(run, tmp_path, "shopper") is grpc.StatusCode.PERMISSION_DENIED
+    staff, shopper = ((tmp_path / f"run/identity/{user}.token").read_text().strip() for user in ("staff", "shopper"))
+    assert _list_orders(run, tmp_path, staff) is grpc.StatusCode.OK
+    assert _list_orders(run, tmp_path, shopper) is grpc.StatusCode.PERMISSION_DENIED
 
 
-def _list_orders(run: RunFile, folder: Path, user: str) -> grpc.StatusCode:
+def test_with_secure_both_apis_accept_an_api_key(start: Start, tmp_path: Path) -> None:
+    run = _healthy(start("--secure"), tmp_path)
+
+    command = ["keys", "create", "--name", "a test", "--permissions", "inventory.read,orders.read,orders.any"]
+    created = subprocess.run(
+        [sys.executable, "-m", "shopctl", *command], cwd=tmp_path, capture_output=True, text=True, check=True
+    )
+
+    key = created.stdout.strip()
+    eventually(lambda: _list_orders(run, tmp_path, key) is grpc.StatusCode.OK)
+    eventually(lambda: _check_stock(run, tmp_path, key) is grpc.StatusCode.OK)
+
+
+def _list_orders(run: RunFile, folder: Path, token: str) -> grpc.StatusCode:
     """The status of a call that lists the orders of a user who is not `shopper`."""
-    files = Files(folder / "run/certificates/shopctl")
-    credentials = channel_credentials(files.for_clients.read())
-    token = (folder / f"run/identity/{user}.token").read_text().strip()
-    with grpc.secure_channel(run.apis[1], credentials) as channel:
+    with grpc.secure_channel(run.apis[1], _credentials(folder)) as channel:
         list_orders = order_pb2_grpc.OrderServiceStub(channel).ListOrders
+        request, metadata = order_pb2.ListOrdersRequest(user_id=2), (("authorization", f"Bearer {token}"),)
+        return outcome(lambda: list_orders(request, metadata=metadata, timeout=60)).code
+
+
+def _check_stock(run: RunFile, folder: Path, token: str) -> grpc.StatusCode:
+    with grpc.secure_channel(run.apis[0], _credentials(folder)) as channel:
+        check = inventory_pb2_grpc.InventoryServiceStub(channel).CheckStock
+        request = inventory_pb2.CheckStockRequest(product_id=1, required_quantity=1)
         metadata = (("authorization", f"Bearer {token}"),)
-        return outcome(lambda: list_orders(order_pb2.ListOrdersRequest(user_id=2), metadata=metadata, timeout=60)).code
+        return outcome(lambda: check(request, metadata=metadata, timeout=60)).code
+
+
+def _credentials(folder: Path) -> grpc.ChannelCredentials:
+    return channel_credentials(Files(folder / "run/certificates/shopctl").for_clients.read())
 
 
 def test_a_second_one_in_the_same_folder_is_refused_and_told_who_runs(running: tuple[Process, RunFile, Start]) -> None:
