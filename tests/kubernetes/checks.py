@@ -4,9 +4,11 @@ from collections.abc import Callable, Iterator
 
 import yaml
 from kubernetes_validate.utils import SchemaNotFoundError, ValidationError, latest_version, validate
+from sqlalchemy import make_url
 
 from shop_common.process.lifecycle import FLUSH_SECONDS_MAX
 from shop_common.rpc.health import LIVENESS
+from shopctl.system.layout import INVENTORY_API, ORDER_API, REAPER
 from testkit.contract import ASYNCAPI, Contract
 from tests.kubernetes import network
 from tests.kubernetes.processes import PROCESSES, SettingsRefused, address_settings, loaded, setting_of
@@ -17,8 +19,20 @@ Check = Callable[[Cluster], Iterator[str]]
 OLDEST, NEWEST = "1.31", latest_version()
 """The Kubernetes versions against whose schemas the objects are validated. docs/kubernetes.md names the oldest."""
 
-USER_SECRETS = {"inventory-database": "password", "orders-database": "password"}
-"""Secret → key. The user creates these Secrets if the overlay does not."""
+_CERTIFICATE = {"tls.crt", "tls.key", "ca.crt"}
+USER_SECRETS = {
+    **{
+        f"{name}-database-{role}": {"password"}
+        for name in ("inventory", "orders")
+        for role in ("owner", "api", "relay")
+    },
+    **{f"{name}-tls": _CERTIFICATE for name in (INVENTORY_API, ORDER_API, REAPER)},
+    "postgresql-ca": {"ca.crt"},
+}
+"""Secret → keys. The user, or cert-manager, creates these Secrets if the overlay does not."""
+
+_WITHOUT_SCHEMAS = ("monitoring.coreos.com/v1", "cert-manager.io/v1")
+"""Resources of operators, without schemas here; `metrics_are_scraped` and security.py check them."""
 
 SPARE_SECONDS_MIN, SPARE_SECONDS_MAX = 5, 15
 _USER = 10001
@@ -31,8 +45,8 @@ def deployments(cluster: Cluster) -> list[Workload]:
 def objects_match_their_schemas(cluster: Cluster) -> Iterator[str]:
     for manifest in cluster.objects:
         name = f"{manifest['kind']} {manifest['metadata']['name']}"
-        if manifest["apiVersion"] == "monitoring.coreos.com/v1":
-            continue  # a resource of the Prometheus Operator, without a schema here; see `metrics_are_scraped`
+        if manifest["apiVersion"] in _WITHOUT_SCHEMAS:
+            continue
         for version in (OLDEST, NEWEST):
             try:
                 validate(manifest, version, strict=True)
@@ -110,15 +124,16 @@ def passwords_come_from_secrets(cluster: Cluster) -> Iterator[str]:
                 folder, _, key = value.rpartition("/")
                 if folder not in secrets:
                     yield f"{workload}: {name} is {value}, where no Secret is mounted"
-                elif key not in _keys(cluster, secrets[folder]):
+                elif key not in secret_keys(cluster, secrets[folder]):
                     yield f"{workload}: the Secret {secrets[folder]} has no {key}"
         if secrets and workload.pod["securityContext"].get("fsGroup") != _USER:
             yield f"{workload}: has no fsGroup that lets it read its Secrets"
 
 
-def _keys(cluster: Cluster, secret: str) -> set[str]:
+def secret_keys(cluster: Cluster, secret: str) -> set[str]:
+    """The keys of a Secret. Raises LookupError if it is neither rendered nor the user's."""
     if secret in USER_SECRETS:
-        return {USER_SECRETS[secret]}
+        return USER_SECRETS[secret]
     return set(cluster.named("Secret", secret)["data"])
 
 
@@ -162,8 +177,8 @@ def databases_are_migrated(cluster: Cluster) -> Iterator[str]:
         if job.container.get("args") != ["migrate"] or "command" in job.container:
             yield f"{job}: does not migrate"
         (deployment,) = (workload for workload in deployments(cluster) if workload.name == name)
-        urls = (cluster.environment(each.container)["DATABASE_URL"] for each in (job, deployment))
-        if len(set(urls)) > 1:
+        urls = [make_url(cluster.environment(each.container)["DATABASE_URL"]) for each in (job, deployment)]
+        if len({(url.host, url.port, url.database) for url in urls}) > 1:
             yield f"{job}: migrates a database that is not the one of {name}"
 
 

@@ -21,8 +21,12 @@ def _others(pods: Labels | None = None, namespaces: Labels | None = None) -> str
 
 
 NAME_SERVER = _others(namespaces={"kubernetes.io/metadata.name": "kube-system"})
-CLIENTS = _others(namespaces={}, pods={"shop-client": "true"})
-PROMETHEUS = _others(namespaces={}, pods={"app.kubernetes.io/name": "prometheus"})
+PROMETHEUS = _others(namespaces={"shop-monitoring": "true"}, pods={"app.kubernetes.io/name": "prometheus"})
+
+
+def _clients(workload: Workload) -> str:
+    """The clients of one API. The label of their namespace is needed too: whoever creates a pod chooses its labels."""
+    return _others(namespaces={"shop-clients": "true"}, pods={f"{workload.name}-client": "true"})
 
 
 def is_ours(workload: Workload) -> bool:
@@ -53,7 +57,7 @@ def needed_ingress(cluster: Cluster, workload: Workload) -> set[Flow]:
         return set()
     flows = {(workload.ports["metrics"], "TCP", PROMETHEUS)}
     if "grpc" in workload.ports:
-        flows.add((workload.ports["grpc"], "TCP", CLIENTS))
+        flows.add((workload.ports["grpc"], "TCP", _clients(workload)))
     for other in filter(is_ours, cluster.workloads()):
         for port, protocol, peer in needed_egress(cluster, other):
             if peer == workload.name:

@@ -25,7 +25,7 @@ from shop_protos.order.v1 import maintenance_pb2 as order_maintenance_pb2
 from shop_protos.order.v1 import order_pb2
 from shopctl.system.layout import INVENTORY_API, ORDER_API, REAPER, RELAY
 
-_ADDRESS = re.compile(r"_(url|target|servers|endpoint)$")
+_ADDRESS = re.compile(r"_(url|target|servers|endpoint|issuer)$")
 _DEFAULT_PORTS = {"postgresql": 5432, "http": 80, "https": 443}
 
 

@@ -127,6 +127,14 @@ def selects(selector: Object, labels: Labels) -> bool:
     )
 
 
+def mounted(cluster: Cluster, workload: Workload) -> Iterator[tuple[str, set[str]]]:
+    """(mount path, names of the files) for each ConfigMap that the container mounts. Raises LookupError."""
+    volumes = {volume["name"]: volume for volume in workload.pod.get("volumes", [])}
+    for mount in workload.container.get("volumeMounts", []):
+        if source := volumes.get(mount["name"], {}).get("configMap"):
+            yield mount["mountPath"], set(cluster.named("ConfigMap", source["name"])["data"])
+
+
 def files(workload: Workload) -> Iterator[tuple[str, str]]:
     """(mount path, name of the Secret) for each Secret that the container mounts."""
     volumes = {volume["name"]: volume for volume in workload.pod.get("volumes", [])}

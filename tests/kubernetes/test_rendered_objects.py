@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.kubernetes import checks, relations
+from tests.kubernetes import checks, relations, security
 from tests.kubernetes.checks import Check
 from tests.kubernetes.rendered import Rendered
 
@@ -35,6 +35,15 @@ CHECKS: list[Check] = [
     relations.autoscalers_are_valid,
     relations.rollouts_and_evictions_complete,
     relations.metrics_are_scraped,
+    security.files_of_settings_are_mounted,
+]
+
+SECURITY_CHECKS: list[Check] = [
+    security.apis_authenticate_their_callers,
+    security.callers_have_certificates,
+    security.certificates_have_identities,
+    security.processes_have_the_permissions_that_they_need,
+    security.databases_have_a_role_for_each_use,
 ]
 
 
@@ -42,6 +51,21 @@ CHECKS: list[Check] = [
 @pytest.mark.parametrize("folder", [BASE, LOCAL, PRODUCTION, ALL_OPTIONS])
 def test_the_rendered_objects_pass_the_check(rendered: Rendered, folder: str, check: Check) -> None:
     assert list(check(rendered(folder))) == []
+
+
+@pytest.mark.parametrize("check", SECURITY_CHECKS, ids=lambda check: check.__name__)
+@pytest.mark.parametrize("folder", [BASE, PRODUCTION, ALL_OPTIONS])
+def test_every_overlay_except_the_trial_is_secure(rendered: Rendered, folder: str, check: Check) -> None:
+    assert list(check(rendered(folder))) == []
+
+
+def test_production_verifies_its_databases(rendered: Rendered) -> None:
+    assert list(security.databases_are_verified(rendered(PRODUCTION))) == []
+
+
+def test_only_the_trial_serves_plain_text(rendered: Rendered) -> None:
+    """Also shows that the checks above notice it."""
+    assert list(security.apis_authenticate_their_callers(rendered(LOCAL))) != []
 
 
 @pytest.mark.parametrize("folder", [BASE, PRODUCTION])

@@ -1,17 +1,19 @@
 """The checks detect faults: each test injects one fault into the rendered objects."""
 
 import copy
+import re
 from collections.abc import Callable
 
 import pytest
 
-from tests.kubernetes import checks, relations
+from tests.kubernetes import checks, relations, security
 from tests.kubernetes.checks import Check
 from tests.kubernetes.rendered import Cluster, Object, Rendered
 
 Fault = Callable[[Cluster], None]
 
 FOLDER = "tests/kubernetes/all_options"
+PRODUCTION = "deploy/kubernetes/overlays/production"
 
 
 def _pod(cluster: Cluster, name: str) -> Object:
@@ -27,7 +29,8 @@ def _container(cluster: Cluster, name: str) -> Object:
 
 def _settings(cluster: Cluster, name: str) -> Object:
     """The data of a ConfigMap, whose name Kustomize ends with a hash."""
-    (manifest,) = (each for each in cluster.of_kind("ConfigMap") if each["metadata"]["name"].startswith(f"{name}-"))
+    named = re.compile(f"{name}-[a-z0-9]{{10}}")
+    (manifest,) = (each for each in cluster.of_kind("ConfigMap") if named.fullmatch(each["metadata"]["name"]))
     data: Object = manifest["data"]
     return data
 
@@ -115,6 +118,10 @@ def a_migration_only_prints_help(cluster: Cluster) -> None:
     _container(cluster, "order-api-migration")["args"] = ["--help"]
 
 
+def a_migration_is_of_another_database(cluster: Cluster) -> None:
+    _settings(cluster, "order-api-migration")["DATABASE_URL"] = "postgresql://orders_owner@postgresql:5432/inventory"
+
+
 def a_topic_is_missing(cluster: Cluster) -> None:
     container = _container(cluster, "topics")
     container["args"] = [container["args"][0].replace(" order-events.dlq", "")]
@@ -200,6 +207,91 @@ def metrics_are_off(cluster: Cluster) -> None:
     _settings(cluster, "shop")["METRICS_PORT"] = "0"
 
 
+def an_api_serves_plain_text(cluster: Cluster) -> None:
+    _settings(cluster, "api-security")["INSECURE"] = "true"
+
+
+def clients_need_no_certificate(cluster: Cluster) -> None:
+    del _settings(cluster, "api-security")["TLS_CLIENT_CA_PATH"]
+
+
+def callers_are_not_checked(cluster: Cluster) -> None:
+    settings = _settings(cluster, "api-security")
+    for name in [name for name in settings if name == "GRANTS_PATH" or name.startswith("OIDC")]:
+        del settings[name]
+
+
+def reflection_is_on(cluster: Cluster) -> None:
+    _settings(cluster, "order-api")["REFLECTION"] = "true"
+
+
+def the_reaper_calls_in_plain_text(cluster: Cluster) -> None:
+    settings = _settings(cluster, "reservation-reaper")
+    for name in ("TLS_CERT_PATH", "TLS_KEY_PATH", "TLS_CA_PATH"):
+        del settings[name]
+
+
+def a_certificate_is_not_mounted(cluster: Cluster) -> None:
+    for holder, key in ((_container(cluster, "order-api"), "volumeMounts"), (_pod(cluster, "order-api"), "volumes")):
+        holder[key] = [each for each in holder[key] if each["name"] != "tls"]
+
+
+def the_grants_are_not_mounted(cluster: Cluster) -> None:
+    for mount in _container(cluster, "inventory-api")["volumeMounts"]:
+        mount["mountPath"] = mount["mountPath"].replace("/config/", "/settings/")
+
+
+def a_certificate_has_the_identity_of_another(cluster: Cluster) -> None:
+    _spec(cluster, "Certificate", "reservation-reaper")["uris"] = ["spiffe://shop/order-api"]
+
+
+def a_certificate_lacks_the_name_of_its_service(cluster: Cluster) -> None:
+    _spec(cluster, "Certificate", "inventory-api")["dnsNames"] = ["inventory.example.com"]
+
+
+def a_certificate_is_missing(cluster: Cluster) -> None:
+    cluster.objects.remove(cluster.named("Certificate", "order-api"))
+
+
+def order_api_may_do_maintenance_too(cluster: Cluster) -> None:
+    data = _settings(cluster, "grants")
+    data["grants.yaml"] = data["grants.yaml"].replace(
+        "[stock.reserve, delegate]", "[stock.reserve, delegate, maintenance]"
+    )
+
+
+def inventory_api_may_not_read_keys(cluster: Cluster) -> None:
+    data = _settings(cluster, "grants")
+    data["grants.yaml"] = data["grants.yaml"].replace("[keys.read]", "[]")
+
+
+def an_api_uses_the_owners_role(cluster: Cluster) -> None:
+    url = _settings(cluster, "order-api-migration")["DATABASE_URL"]
+    _settings(cluster, "order-api")["DATABASE_URL"] = url
+
+
+def an_api_mounts_the_password_of_the_owner(cluster: Cluster) -> None:
+    _pod(cluster, "order-api")["volumes"][0]["secret"]["secretName"] = "orders-database-owner"
+
+
+def a_client_may_be_in_any_namespace(cluster: Cluster) -> None:
+    _spec(cluster, "NetworkPolicy", "order-api")["ingress"][0]["from"][0]["namespaceSelector"] = {}
+
+
+def one_label_opens_both_apis(cluster: Cluster) -> None:
+    for name in ("inventory-api", "order-api"):
+        peer = _spec(cluster, "NetworkPolicy", name)["ingress"][0]["from"][0]
+        peer["podSelector"]["matchLabels"] = {"shop-client": "true"}
+
+
+def prometheus_may_be_in_any_namespace(cluster: Cluster) -> None:
+    _spec(cluster, "NetworkPolicy", "shop-metrics")["ingress"][0]["from"][0]["namespaceSelector"] = {}
+
+
+def the_identity_provider_cannot_be_reached(cluster: Cluster) -> None:
+    cluster.objects.remove(cluster.named("NetworkPolicy", "shop-identity-provider"))
+
+
 DETECTED_BY: dict[Fault, Check] = {
     a_field_is_misspelt: checks.objects_match_their_schemas,
     a_number_is_a_word: checks.objects_match_their_schemas,
@@ -220,6 +312,7 @@ DETECTED_BY: dict[Fault, Check] = {
     an_image_is_the_latest: checks.images_are_pinned,
     a_migration_is_of_another_version: checks.images_are_pinned,
     a_migration_only_prints_help: checks.databases_are_migrated,
+    a_migration_is_of_another_database: checks.databases_are_migrated,
     a_topic_is_missing: checks.topics_match_the_contract,
     a_process_is_root: checks.pods_are_restricted,
     a_process_keeps_capabilities: checks.pods_are_restricted,
@@ -241,6 +334,24 @@ DETECTED_BY: dict[Fault, Check] = {
     a_budget_refuses_every_eviction: relations.rollouts_and_evictions_complete,
     a_rollout_stops_a_pod_first: relations.rollouts_and_evictions_complete,
     metrics_are_off: relations.metrics_are_scraped,
+    an_api_serves_plain_text: security.apis_authenticate_their_callers,
+    clients_need_no_certificate: security.apis_authenticate_their_callers,
+    callers_are_not_checked: security.apis_authenticate_their_callers,
+    reflection_is_on: security.apis_authenticate_their_callers,
+    the_reaper_calls_in_plain_text: security.callers_have_certificates,
+    a_certificate_is_not_mounted: security.files_of_settings_are_mounted,
+    the_grants_are_not_mounted: security.files_of_settings_are_mounted,
+    a_certificate_has_the_identity_of_another: security.certificates_have_identities,
+    a_certificate_lacks_the_name_of_its_service: security.certificates_have_identities,
+    a_certificate_is_missing: security.certificates_have_identities,
+    order_api_may_do_maintenance_too: security.processes_have_the_permissions_that_they_need,
+    inventory_api_may_not_read_keys: security.processes_have_the_permissions_that_they_need,
+    an_api_uses_the_owners_role: security.databases_have_a_role_for_each_use,
+    an_api_mounts_the_password_of_the_owner: security.databases_have_a_role_for_each_use,
+    a_client_may_be_in_any_namespace: relations.network_policies_allow_exactly_what_is_needed,
+    one_label_opens_both_apis: relations.network_policies_allow_exactly_what_is_needed,
+    prometheus_may_be_in_any_namespace: relations.network_policies_allow_exactly_what_is_needed,
+    the_identity_provider_cannot_be_reached: relations.network_policies_allow_exactly_what_is_needed,
 }
 
 
@@ -252,3 +363,12 @@ def test_a_fault_is_detected(rendered: Rendered, fault: Fault) -> None:
     fault(cluster)
 
     assert list(DETECTED_BY[fault](cluster)) != []
+
+
+def test_a_database_that_is_not_verified_is_detected(rendered: Rendered) -> None:
+    cluster = Cluster(copy.deepcopy(rendered(PRODUCTION).objects))
+    settings = _settings(cluster, "order-api")
+
+    settings["DATABASE_URL"] = settings["DATABASE_URL"].replace("verify-full", "require")
+
+    assert list(security.databases_are_verified(cluster)) != []

@@ -25,6 +25,20 @@ def test_each_workload_has_a_certificate_with_its_spiffe_id(made: dict[str, File
         assert cert.not_valid_after_utc - cert.not_valid_before_utc == certificates.VALID
 
 
+def test_certificates_for_a_cluster_also_have_the_names_of_the_services(tmp_path: Path) -> None:
+    made = certificates.make(tmp_path, namespace="shop")
+
+    cert = x509.load_pem_x509_certificate(made[ORDER_API].cert.read_bytes())
+    names = cert.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    assert set(names.get_values_for_type(x509.DNSName)) == {
+        "localhost",
+        "order-api",
+        "order-api.shop",
+        "order-api.shop.svc",
+        "order-api.shop.svc.cluster.local",
+    }
+
+
 def test_only_the_owner_may_read_the_files(made: dict[str, Files]) -> None:
     folder = made[ORDER_API].folder.parent
     assert folder.stat().st_mode & 0o777 == 0o700

@@ -121,7 +121,7 @@ class Authority:
                 x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH]),
                 critical=False,
             )
-            .add_extension(x509.SubjectAlternativeName(names or _names(workload)), critical=False)
+            .add_extension(x509.SubjectAlternativeName(names or _names(workload, None)), critical=False)
             .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(self.key.public_key()), critical=False)
             .sign(self.key, hashes.SHA256())
         )
@@ -134,10 +134,11 @@ def spiffe_id(workload: str) -> str:
     return f"spiffe://{TRUST_DOMAIN}/{workload}"
 
 
-def make(folder: Path) -> dict[str, Files]:
+def make(folder: Path, *, namespace: str | None = None) -> dict[str, Files]:
     """Write a new certificate for every workload, signed by the CA in the folder. Creates the CA if it is missing.
 
-    Returns the files of each workload, by its name. May be repeated: a repeat renews the certificates, and running
+    `namespace` adds the names that the workloads have in this namespace of a Kubernetes cluster. Returns the files of
+    each workload, by its name. May be repeated: a repeat renews the certificates, and running
     processes reload them.
     """
     try:
@@ -147,7 +148,7 @@ def make(folder: Path) -> dict[str, Files]:
         authority.save(folder)
     made = {workload: Files(folder / workload) for workload in WORKLOADS}
     for workload, files in made.items():
-        authority.issue(workload, files)
+        authority.issue(workload, files, names=_names(workload, namespace))
     return made
 
 
@@ -166,13 +167,16 @@ def _builder(
     )
 
 
-def _names(workload: str) -> list[x509.GeneralName]:
+def _names(workload: str, namespace: str | None) -> list[x509.GeneralName]:
     names: list[x509.GeneralName] = [x509.UniformResourceIdentifier(spiffe_id(workload)), x509.DNSName(workload)]
     for host in _LOCAL_HOSTS:
         try:
             names.append(x509.IPAddress(ipaddress.ip_address(host)))
         except ValueError:
             names.append(x509.DNSName(host))
+    if namespace is not None:
+        # A client may call a Service by any of these names.
+        names += [x509.DNSName(f"{workload}.{namespace}{suffix}") for suffix in ("", ".svc", ".svc.cluster.local")]
     return names
 
 
