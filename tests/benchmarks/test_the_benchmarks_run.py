@@ -30,9 +30,10 @@ BRIEF = ("--rounds", "1", "--seconds", "0.3")
         (("benchmarks.footprint", *BRIEF, "--workers", "2", "--databases", "postgresql"), "reservation-reaper"),
         (("benchmarks.compare", "HEAD", "--quick"), "an empty call"),
         (("benchmarks.secured", "--quick"), "secured: server"),
+        (("benchmarks.client", *BRIEF, "--callers", "1", "16"), "client, tasks"),
         (("benchmarks.relay", "--quick", "--sides", "ours", "loop"), "loop"),
     ],
-    ids=["calls", "scale", "reaping", "footprint", "compare", "secured", "relay"],
+    ids=["calls", "scale", "reaping", "footprint", "compare", "secured", "client", "relay"],
 )
 def test_a_benchmark_runs_and_its_counts_are_right(command: tuple[str, ...], printed: str) -> None:
     result = subprocess.run(

@@ -11,11 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from opentelemetry import trace
 
+from devstack import postgres
 from devstack.kafka import Kafka
 from devstack.stack import READY_SECONDS, Databases, Options, Stack
 from libs.client.tests.conftest import WITHOUT_EVENTS, running
-from shop_client import AsyncShop, ReservationState, Settings, Shop, errors
+from shop_client import AsyncShop, Line, OrderLines, ReservationState, Settings, Shop, errors
 from testkit.eventually import eventually
 
 THREADS = 64
@@ -31,19 +33,24 @@ def restarted(embedded_broker: Kafka, tmp_path: Path) -> Iterator[Stack]:
 
 
 class Batches:
-    """Counts the orders of each batch, and passes it on to the RPC."""
+    """Records the orders of each batch, and passes it on to the RPC."""
 
     def __init__(self, method: Any) -> None:
         self._method = method
         self.sizes: list[int] = []
+        self.orders: list[Any] = []
 
     def __call__(self, request: Any, **options: Any) -> Any:
-        self.sizes.append(len(request.orders))
+        self._record(request)
         return self._method(request, **options)
 
     def future(self, request: Any, **options: Any) -> Any:
-        self.sizes.append(len(request.orders))
+        self._record(request)
         return self._method.future(request, **options)
+
+    def _record(self, request: Any) -> None:
+        self.orders += request.orders
+        self.sizes.append(len(request.orders))
 
 
 def watched(shop: Shop | AsyncShop) -> Batches:
@@ -237,6 +244,56 @@ def test_a_server_may_restart_under_load(restarted: Stack, product: int) -> None
             total = sum(call.result() for call in running_calls)
 
         assert units(shop, product) == total
+
+
+def test_reservations_of_a_batch_that_the_database_interrupts_are_repeated(
+    embedded_broker: Kafka, product: int
+) -> None:
+    """The batch itself succeeds with UNAVAILABLE as the outcome of its reservations. Each has one effect in the end."""
+    # Durable, so that commits survive the kill.
+    with postgres.provide(durable=True) as server:
+        stack = Stack(Databases.on_server(server), embedded_broker, options=Options(environment=WITHOUT_EVENTS))
+        for apis in running(stack):
+            settings = Settings(apis.inventory_address, apis.orders_address, timeout_seconds=120)
+            with Shop(settings) as shop, ThreadPoolExecutor(16) as callers:
+                shop.add_stock(product, 10**6)
+                server.kill()
+                first = [callers.submit(shop.reserve, product, 1, f"first-{number}") for number in range(16)]
+                (single,) = shop.batch_reserve([OrderLines("single", (Line(product, 1),))], timeout_seconds=5)
+                assert isinstance(single, errors.Unavailable)
+                server.start_again()
+
+                assert [call.result().order_id for call in first] == [f"first-{number}" for number in range(16)]
+                (repeated,) = shop.batch_reserve(
+                    [OrderLines("single", (Line(product, 1),), request_id=single.request_id)]
+                )
+                assert isinstance(repeated, list)
+                assert units(shop, product) == 17
+
+
+def test_each_reservation_of_a_batch_continues_the_trace_of_its_caller(apis: Stack, settings: Settings) -> None:
+    """Two reservations travel together, each with the span of its own task."""
+    orders: list[Any] = []
+
+    async def reserve(shop: AsyncShop, number: int) -> None:
+        context = trace.SpanContext(number, number, is_remote=False, trace_flags=trace.TraceFlags(1))
+        with trace.use_span(trace.NonRecordingSpan(context)), pytest.raises(errors.InsufficientStock):
+            await shop.reserve(2**60, 1, f"order-{number}")
+
+    async def run() -> None:
+        async with AsyncShop(settings) as shop:
+            batches = watched(shop)
+            with apis.inventory_api.frozen():
+                tasks = [asyncio.create_task(reserve(shop, number)) for number in (1, 2, 3)]
+                await until(lambda: bool(batches.sizes))
+            await asyncio.gather(*tasks)
+            orders.extend(batches.orders)
+
+    asyncio.run(run())
+
+    assert {order.order_id: order.traceparent for order in orders} == {
+        f"order-{number}": f"00-{number:032x}-{number:016x}-01" for number in (1, 2, 3)
+    }
 
 
 FORK = """
