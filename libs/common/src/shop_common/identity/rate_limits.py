@@ -6,7 +6,7 @@
       workloads:
         spiffe://acme/warehouse: {lines_per_second: 1000}
       keys:
-        0f3a8c52: {lines_per_second: 10, burst: 5000}
+        abcdefgh23456777: {lines_per_second: 10, burst: 5000}
 
 Each caller has a limit of its own. `burst` is the number of lines that it may send at once after a pause; without
 `burst`, that is the number for one second. A caller that the section does not name has no limit. A token with several
