@@ -1,9 +1,10 @@
 """The programs of docs/client.md run as written, also where only the client's wheels are installed."""
 
 import re
+import shutil
 import subprocess
 import sys
-import venv
+from collections.abc import Iterator
 from pathlib import Path
 
 import grpc
@@ -68,23 +69,52 @@ def test_every_method_and_rpc_is_in_the_table() -> None:
             assert f"| {method.name}" in table
 
 
-@pytest.mark.timeout(INSTALL_SECONDS)
-def test_the_wheels_are_all_that_a_program_needs(apis: Stack, tmp_path: Path) -> None:
-    """Builds the wheels, and installs them into an empty environment outside the repository."""
+def interpreters() -> dict[str, str]:
+    """Version → path of each Python of this machine on which the client must run. Includes the one of this test."""
+    names = [f"python3.{minor}" for minor in range(11, 20)]
+    found: dict[str, str] = {}
+    for path in (*filter(None, map(shutil.which, names)), *in_home(".pyenv/versions/3.*/bin/python"), sys.executable):
+        # A version manager leaves shims on the PATH for interpreters that do not run.
+        command = [path, "-c", "import sys, ensurepip; print(*sys.version_info[:2], sep='.')"]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        version = done.stdout.strip()
+        if done.returncode == 0 and tuple(map(int, version.split("."))) >= (3, 11):
+            found[version] = path
+    return found
+
+
+def in_home(pattern: str) -> Iterator[str]:
+    """The files that match a pattern in the user's home."""
+    return map(str, Path.home().glob(pattern))
+
+
+INTERPRETERS = interpreters()
+
+
+@pytest.fixture(scope="module")
+def wheels(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """The wheels of the client and of the generated code."""
+    folder = tmp_path_factory.mktemp("wheels")
     for package in ("proto", "libs/client"):
         run(
             sys.executable,
             *("-m", "uv", "build", "--wheel", "--no-build-isolation", "--python", sys.executable),
-            *("--out-dir", str(tmp_path / "wheels"), str(ROOT / package)),
-            folder=tmp_path,
+            *("--out-dir", str(folder), str(ROOT / package)),
+            folder=folder,
         )
-    venv.create(tmp_path / "venv", with_pip=True)
-    python = str(tmp_path / "venv" / "bin" / "python")
-    wheels = sorted(str(wheel) for wheel in (tmp_path / "wheels").glob("*.whl"))
-    run(python, "-m", "pip", "install", "--quiet", "--only-binary=:all:", *wheels, folder=tmp_path)
-    (tmp_path / "order.py").write_text("\n".join(programs(apis)[:2]))
+    return sorted(map(str, folder.glob("*.whl")))
 
-    output = run(python, "order.py", folder=tmp_path)
+
+@pytest.mark.timeout(INSTALL_SECONDS)
+@pytest.mark.parametrize("version", INTERPRETERS)
+def test_the_wheels_are_all_that_a_program_needs(apis: Stack, wheels: list[str], tmp_path: Path, version: str) -> None:
+    """Installs the wheels into an empty environment outside the repository, with every Python of this machine."""
+    run(INTERPRETERS[version], "-m", "venv", "environment", folder=tmp_path)
+    python = str(tmp_path / "environment" / "bin" / "python")
+    run(python, "-m", "pip", "install", "--quiet", "--only-binary=:all:", *wheels, folder=tmp_path)
+    (tmp_path / "page.py").write_text("\n".join(programs(apis)))
+
+    output = run(python, "page.py", folder=tmp_path)
 
     assert "CONFIRMED 39.98 EUR" in output
     installed = run(python, "-m", "pip", "list", "--format=freeze", folder=tmp_path)
@@ -97,7 +127,7 @@ def test_the_wheels_are_all_that_a_program_needs(apis: Stack, tmp_path: Path) ->
         "typing_extensions",
     }
     # The installed package has types: mypy finds them, and finds no fault in the program.
-    run(sys.executable, "-m", "mypy", "--strict", "--python-executable", python, "order.py", folder=tmp_path)
+    run(sys.executable, "-m", "mypy", "--strict", "--python-executable", python, "page.py", folder=tmp_path)
 
 
 def run(*command: str, folder: Path) -> str:
