@@ -8,7 +8,7 @@ from sqlalchemy import make_url
 
 from shop_common.process.lifecycle import FLUSH_SECONDS_MAX
 from shop_common.rpc.health import LIVENESS
-from shopctl.system.layout import INVENTORY_API, ORDER_API, REAPER
+from shopctl.system.layout import INVENTORY_API, ORDER_API, REAPER, RELAY
 from testkit.contract import ASYNCAPI, Contract
 from tests.kubernetes import network
 from tests.kubernetes.processes import PROCESSES, SettingsRefused, address_settings, loaded, setting_of
@@ -28,6 +28,7 @@ USER_SECRETS = {
     },
     **{f"{name}-tls": _CERTIFICATE for name in (INVENTORY_API, ORDER_API, REAPER)},
     "postgresql-ca": {"ca.crt"},
+    **{f"kafka-{name}": {"username", "password", "ca.crt"} for name in (INVENTORY_API, ORDER_API, RELAY, "topics")},
 }
 """Secret → keys. The user, or cert-manager, creates these Secrets if the overlay does not."""
 

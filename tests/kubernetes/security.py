@@ -138,6 +138,22 @@ def databases_are_verified(cluster: Cluster) -> Iterator[str]:
                 yield f"{workload}: its connections to {url.host} do not verify the server"
 
 
+def kafka_clients_are_authenticated(cluster: Cluster) -> Iterator[str]:
+    """Each client of Kafka verifies the brokers, and logs in as a user of its own."""
+    users: dict[str, str] = {}
+    for workload in filter(is_ours, cluster.workloads()):
+        environment = cluster.environment(workload.container)
+        if "KAFKA_BOOTSTRAP_SERVERS" not in environment:
+            continue
+        if environment.get("KAFKA_SECURITY_PROTOCOL") != "SASL_SSL" or "KAFKA_CA_PATH" not in environment:
+            yield f"{workload}: connects to Kafka without TLS or without a login"
+            continue
+        folder = environment.get("KAFKA_SASL_USERNAME_FILE", "").rpartition("/")[0]
+        secret = dict(files(workload)).get(folder, "")
+        if (other := users.setdefault(secret, str(workload))) != str(workload):
+            yield f"{workload}: logs in to Kafka with the Secret {secret!r} of {other}"
+
+
 def _databases(cluster: Cluster, workload: Workload) -> Iterator[URL]:
     for name, value in cluster.environment(workload.container).items():
         if name.endswith("DATABASE_URL"):

@@ -59,8 +59,9 @@ def test_every_overlay_except_the_trial_is_secure(rendered: Rendered, folder: st
     assert list(check(rendered(folder))) == []
 
 
-def test_production_verifies_its_databases(rendered: Rendered) -> None:
-    assert list(security.databases_are_verified(rendered(PRODUCTION))) == []
+@pytest.mark.parametrize("check", [security.databases_are_verified, security.kafka_clients_are_authenticated])
+def test_production_verifies_its_servers(rendered: Rendered, check: Check) -> None:
+    assert list(check(rendered(PRODUCTION))) == []
 
 
 def test_only_the_trial_serves_plain_text(rendered: Rendered) -> None:

@@ -365,6 +365,24 @@ def test_a_fault_is_detected(rendered: Rendered, fault: Fault) -> None:
     assert list(DETECTED_BY[fault](cluster)) != []
 
 
+def test_a_kafka_in_plain_text_is_detected(rendered: Rendered) -> None:
+    cluster = Cluster(copy.deepcopy(rendered(PRODUCTION).objects))
+
+    _settings(cluster, "kafka")["KAFKA_SECURITY_PROTOCOL"] = "PLAINTEXT"
+
+    assert list(security.kafka_clients_are_authenticated(cluster)) != []
+
+
+def test_a_shared_user_of_kafka_is_detected(rendered: Rendered) -> None:
+    cluster = Cluster(copy.deepcopy(rendered(PRODUCTION).objects))
+
+    for volume in _pod(cluster, "order-api")["volumes"]:
+        if volume["name"] == "kafka":
+            volume["secret"]["secretName"] = "kafka-event-relay"
+
+    assert list(security.kafka_clients_are_authenticated(cluster)) != []
+
+
 def test_a_database_that_is_not_verified_is_detected(rendered: Rendered) -> None:
     cluster = Cluster(copy.deepcopy(rendered(PRODUCTION).objects))
     settings = _settings(cluster, "order-api")
