@@ -73,6 +73,7 @@ def test_rows_from_before_tenants_existed_are_of_the_default_tenant(database: Da
     assert "idempotency_keys" in of_tenants
     for name, rows in of_tenants.items():
         assert {row["tenant"] for row in rows} == {"default"}, name
+    assert {row["owner"] for row in of_tenants.get("stock_reservations", ())} <= {""}
 
 
 def test_reservations_that_ended_before_ended_at_existed_get_the_time_of_the_migration(database: Database) -> None:

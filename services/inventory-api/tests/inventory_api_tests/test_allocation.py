@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from inventory_api.domain.allocation import Shelf, Shelves, allocate
 from inventory_api.domain.errors import InsufficientStock
 from inventory_api.domain.model import Item, Line
+from shop_common.identity.tenant import DEFAULT
 
 NOW = datetime(2024, 1, 15, tzinfo=UTC)
 LOCATIONS = "ABCD"
@@ -36,7 +37,7 @@ def shelves_of(free: Sequence[int]) -> list[Shelf]:
 
 def stock_of(free: dict[tuple[int, str], int]) -> list[Item]:
     return [
-        Item(number, product, location, units + 3, 3, 1, NOW, NOW)
+        Item(DEFAULT, number, product, location, units + 3, 3, 1, NOW, NOW)
         for number, ((product, location), units) in enumerate(free.items(), start=1)
     ]
 
@@ -96,7 +97,7 @@ def test_an_order_takes_each_product_in_full_or_nothing_at_all(
     stock = stock_of(free)
     shelves = Shelves(stock)
     try:
-        taken = shelves.take(order_lines)
+        taken = shelves.take(DEFAULT, order_lines)
     except InsufficientStock:
         assert not fits(free, order_lines)
         taken = {}
@@ -144,6 +145,6 @@ def test_the_error_names_the_first_line_that_lacks_stock() -> None:
     shelves = Shelves(stock_of({(1, "A"): 5, (2, "A"): 1, (3, "A"): 0}))
 
     with pytest.raises(InsufficientStock) as refused:
-        shelves.take([Line(1, 5), Line(3, 1), Line(2, 9)])
+        shelves.take(DEFAULT, [Line(1, 5), Line(3, 1), Line(2, 9)])
 
     assert (refused.value.product_id, refused.value.requested, refused.value.available) == (3, 1, 0)

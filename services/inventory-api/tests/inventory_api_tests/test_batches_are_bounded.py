@@ -5,12 +5,13 @@ from collections import Counter
 from sqlalchemy import select
 
 from inventory_api.domain.commands import AddStock, OrderLines, OrderRequest, ReleaseRequest, StockQuestion
-from inventory_api.domain.model import Line, Reservation
+from inventory_api.domain.model import Line, ProductKey, Reservation
 from inventory_api.operations import batch_sizes
 from inventory_api.store import items, tables
 from inventory_api.store.reservations import by_order, rows
 from shop_common.batching.coalescer import BATCH_WEIGHT_MAX
-from testkit.drivers.inventory_api import InventoryDriver, deadline
+from shop_common.identity.tenant import DEFAULT
+from testkit.drivers.inventory_api import InventoryDriver, deadline, order_key, stock_key
 
 
 def events_by_transaction(inventory: InventoryDriver, event_type: str) -> list[int]:
@@ -65,11 +66,14 @@ def test_reservations_of_many_locations_are_released_in_several_transactions(inv
 def test_rows_are_counted_per_key(inventory: InventoryDriver) -> None:
     reservation = spread(inventory, product=1, locations=7)
     reserve_orders(inventory, orders=2, lines=3)
-    order_ids = {"order-0", "order-1", "order-unknown"}
+    order_ids = {order_key("order-0"), order_key("order-1"), order_key("order-unknown")}
     with inventory.database.read() as tx:
-        assert by_order.count_unreleased(tx, order_ids) == {"order-0": 3, "order-1": 4}
-        assert rows.count_allocations(tx, {reservation.id}) == {reservation.id: 7}
-        assert items.count_locations(tx, {1, 2, 99}) == {1: 8, 2: 1}
+        assert by_order.count_unreleased(tx, order_ids) == {order_key("order-0"): 3, order_key("order-1"): 4}
+        assert rows.count_allocations(tx, {reservation.key}) == {reservation.key: 7}
+        assert items.count_locations(tx, {ProductKey(DEFAULT, 1), ProductKey(DEFAULT, 2), ProductKey(DEFAULT, 99)}) == {
+            ProductKey(DEFAULT, 1): 8,
+            ProductKey(DEFAULT, 2): 1,
+        }
 
 
 def test_reservations_of_an_order_that_have_expired_or_were_released_are_not_counted(
@@ -81,12 +85,12 @@ def test_reservations_of_an_order_that_have_expired_or_were_released_are_not_cou
     inventory.reserve(1, 1, order="order-0")
 
     with inventory.database.read() as tx:
-        assert by_order.count_unreleased(tx, {"order-0"}) == {"order-0": 1}
+        assert by_order.count_unreleased(tx, {order_key("order-0")}) == {order_key("order-0"): 1}
 
 
 def test_checks_of_one_product_in_one_batch_count_its_locations_once(inventory: InventoryDriver) -> None:
     spread(inventory, product=1, locations=30)
-    questions = [StockQuestion(1, None)] * 9 + [StockQuestion(product, None) for product in range(2, 10)]
+    questions = [StockQuestion(stock_key(1))] * 9 + [StockQuestion(stock_key(product)) for product in range(2, 10)]
     with inventory.database.read() as tx:
         assert len(batch_sizes.QUESTIONS.prefix_within(tx, questions, 30)) == len(questions)
         assert len(batch_sizes.QUESTIONS.prefix_within(tx, questions, 29)) == 1

@@ -30,6 +30,7 @@ from shop_common.db.database import Database
 from shop_common.db.sql import now
 from shop_common.errors import Contention, ShopError
 from shop_common.events.outbox import PAYLOAD_BYTES_MAX
+from shop_common.identity.tenant import DEFAULT
 from testkit.drivers.inventory_api import TTL_SECONDS, InventoryDriver, deadline
 
 LATE_SECONDS = 60.0
@@ -272,7 +273,16 @@ def test_the_largest_event_of_every_state_fits(state: State) -> None:
     timestamp = datetime(2026, 12, 31, 23, 59, 59, 999_999, tzinfo=UTC)
     parts = tuple(Allocation(2**63 - 1, "W" * 64, ITEM_QUANTITY_MAX) for _ in range(LOCATIONS_MAX))
     reservation = Reservation(
-        str(UUID(int=1)), 2**63 - 1, ITEM_QUANTITY_MAX, '"' * 64, state, timestamp, timestamp, allocations=parts
+        "t" * 64,
+        "user:" + '"' * 255,
+        str(UUID(int=1)),
+        2**63 - 1,
+        ITEM_QUANTITY_MAX,
+        '"' * 64,
+        state,
+        timestamp,
+        timestamp,
+        allocations=parts,
     )
 
     message = EVENT_OF_STATE[state](reservation, timestamp, None)
@@ -301,7 +311,7 @@ def test_a_reservation_over_the_limits_can_end_although_its_event_is_too_large(
         locations=locations,
         state=State.CONFIRMED if ending == "fulfilled" else State.HELD,
     )
-    (held,) = inventory.reservations_page(ReservationFilter(), size=10).rows
+    (held,) = inventory.reservations_page(ReservationFilter(DEFAULT), size=10).rows
     assert len(held.allocations) == locations
 
     with pytest.raises((LocationsLimit, InsufficientStock)):
@@ -522,9 +532,9 @@ def test_a_page_ends_before_it_is_too_large_and_no_row_is_lost(
         inventory.add_stock(1, 1, location)
     made = [inventory.reserve(1, units, order=f"order-{n}") for n, units in enumerate((1, 2, 3, 1, 6, 1))]
 
-    all_pages = [inventory.reservations_page(ReservationFilter(), size=50)]
+    all_pages = [inventory.reservations_page(ReservationFilter(DEFAULT), size=50)]
     while all_pages[-1].next_position is not None:
-        all_pages.append(inventory.reservations_page(ReservationFilter(), size=50, after=all_pages[-1]))
+        all_pages.append(inventory.reservations_page(ReservationFilter(DEFAULT), size=50, after=all_pages[-1]))
 
     assert [[len(each.allocations) for each in page.rows] for page in all_pages] == [[1, 2], [3, 1], [6], [1]]
     assert [each for page in all_pages for each in page.rows] == made
@@ -533,9 +543,9 @@ def test_a_page_ends_before_it_is_too_large_and_no_row_is_lost(
 @pytest.mark.parametrize(
     "filter_",
     [
-        ReservationFilter(state=State.RELEASED),
-        ReservationFilter(product_id=1, state=State.RELEASED),
-        ReservationFilter(order_id="order-1", product_id=2),
+        ReservationFilter(DEFAULT, state=State.RELEASED),
+        ReservationFilter(DEFAULT, product_id=1, state=State.RELEASED),
+        ReservationFilter(DEFAULT, order_id="order-1", product_id=2),
     ],
 )
 def test_a_page_reads_a_bounded_number_of_rows(

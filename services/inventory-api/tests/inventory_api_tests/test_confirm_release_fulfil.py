@@ -7,6 +7,7 @@ import pytest
 
 from inventory_api.domain.errors import ReservationExpired, ReservationNotFound, ReservationReleased
 from inventory_api.domain.model import Line, Reservation, State
+from shop_common.identity.tenant import DEFAULT
 from testkit.drivers.inventory_api import InventoryDriver, at_once
 
 
@@ -132,7 +133,7 @@ def test_releasing_again_returns_the_same_and_frees_nothing_more(inventory: Inve
 def test_an_unknown_reservation_cannot_be_released(inventory: InventoryDriver) -> None:
     inventory.add_stock(1, 1)
     held = inventory.reserve(1, 1)
-    unknown = Reservation(held.id[:-4] + "0000", 1, 1, "", State.HELD, held.created_at, None, ())
+    unknown = Reservation(DEFAULT, "", held.id[:-4] + "0000", 1, 1, "", State.HELD, held.created_at, None, ())
 
     with pytest.raises(ReservationNotFound) as refused:
         inventory.release(unknown)

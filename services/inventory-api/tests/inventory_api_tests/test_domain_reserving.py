@@ -19,6 +19,8 @@ from inventory_api.domain.model import (
 )
 from inventory_api.domain.reserving import UNDECIDED, Decision, decide
 from inventory_api.domain.shortage import choose_to_cover, shortage_of_orders
+from shop_common.identity.tenant import DEFAULT
+from testkit.drivers.inventory_api import order_key, stock_key
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 
@@ -26,7 +28,7 @@ NOW = datetime(2026, 1, 1, tzinfo=UTC)
 def stock_of(*items: tuple[int, str, int, int]) -> dict[int, Item]:
     """Items from (product, location, quantity, reserved quantity), with ids from 1."""
     return {
-        number: Item(number, product, location, quantity, reserved, 1, NOW, NOW)
+        number: Item(DEFAULT, number, product, location, quantity, reserved, 1, NOW, NOW)
         for number, (product, location, quantity, reserved) in enumerate(items, 1)
     }
 
@@ -36,12 +38,12 @@ def order(order_id: str, *lines: Line) -> OrderLines:
 
 
 def decide_new(orders: list[OrderLines], stock: dict[int, Item]) -> list[Decision]:
-    return decide(orders, stock, {each.order_id: OrderSize(0, 0) for each in orders})
+    return decide(orders, stock, {each.order_key: OrderSize(0, 0) for each in orders})
 
 
 def due(id_: str, parts: dict[str, int]) -> Reservation:
     allocations = tuple(Allocation(number, location, units) for number, (location, units) in enumerate(parts.items()))
-    return Reservation(id_, 1, sum(parts.values()), "order", State.HELD, NOW, NOW, allocations)
+    return Reservation(DEFAULT, "", id_, 1, sum(parts.values()), "order", State.HELD, NOW, NOW, allocations)
 
 
 def test_an_earlier_order_takes_stock_from_a_later_one() -> None:
@@ -62,7 +64,7 @@ def test_an_order_beyond_its_limit_is_refused_and_takes_nothing() -> None:
     refused, other = decide(
         [full, order("other", Line(1, 5))],
         stock,
-        {"full": OrderSize(ORDER_RESERVATIONS_MAX, 0), "other": OrderSize(0, 0)},
+        {order_key("full"): OrderSize(ORDER_RESERVATIONS_MAX, 0), order_key("other"): OrderSize(0, 0)},
     )
 
     assert isinstance(refused, ReservationsLimit)
@@ -75,7 +77,7 @@ def test_the_orders_of_a_batch_count_towards_one_limit() -> None:
     first, second = decide(
         [order("same", Line(1, 1)), order("same", Line(1, 1))],
         stock,
-        {"same": OrderSize(ORDER_RESERVATIONS_MAX - 1, 0)},
+        {order_key("same"): OrderSize(ORDER_RESERVATIONS_MAX - 1, 0)},
     )
 
     assert isinstance(first, dict)
@@ -103,41 +105,41 @@ def test_orders_that_get_their_stock_have_no_shortage() -> None:
 def test_the_shortage_counts_what_all_orders_need_of_the_product() -> None:
     orders = [order("first", Line(1, 4)), order("second", Line(1, 4))]
 
-    assert shortage_when_decided(orders, stock_of((1, "A", 5, 0))) == {(1, None): 3}
+    assert shortage_when_decided(orders, stock_of((1, "A", 5, 0))) == {stock_key(1): 3}
 
 
 def test_a_line_that_names_a_location_lacks_units_there() -> None:
     orders = [order("a", Line(1, 4, "A"))]
 
-    assert shortage_when_decided(orders, stock_of((1, "A", 1, 0), (1, "B", 9, 0))) == {(1, "A"): 3}
+    assert shortage_when_decided(orders, stock_of((1, "A", 1, 0), (1, "B", 9, 0))) == {stock_key(1, "A"): 3}
 
 
 def test_free_units_at_the_wrong_location_do_not_hide_a_shortage() -> None:
     # The first order leaves B empty, because B has the fewest units that are enough.
     orders = [order("first", Line(1, 5)), order("second", Line(1, 5, "B"))]
 
-    assert shortage_when_decided(orders, stock_of((1, "A", 6, 0), (1, "B", 5, 0))) == {(1, "B"): 5}
+    assert shortage_when_decided(orders, stock_of((1, "A", 6, 0), (1, "B", 5, 0))) == {stock_key(1, "B"): 5}
 
 
 def test_the_shortage_has_no_products_of_orders_that_get_their_stock() -> None:
     orders = [order("refused", Line(1, 5)), order("other", Line(2, 1))]
 
-    assert shortage_when_decided(orders, stock_of((2, "A", 1, 0))) == {(1, None): 5}
+    assert shortage_when_decided(orders, stock_of((2, "A", 1, 0))) == {stock_key(1): 5}
 
 
 def test_the_first_due_reservations_cover_the_shortage() -> None:
     candidates = [due("a", {"A": 2}), due("b", {"A": 2}), due("c", {"A": 2})]
 
-    assert choose_to_cover({(1, None): 3}, candidates) == candidates[:2]
+    assert choose_to_cover({stock_key(1): 3}, candidates) == candidates[:2]
 
 
 def test_a_due_reservation_at_another_location_is_not_chosen() -> None:
     elsewhere, there = due("a", {"A": 2}), due("b", {"B": 1, "C": 1})
 
-    assert choose_to_cover({(1, "C"): 1}, [elsewhere, there]) == [there]
+    assert choose_to_cover({stock_key(1, "C"): 1}, [elsewhere, there]) == [there]
 
 
 def test_one_due_reservation_covers_a_location_and_then_the_rest_of_the_product() -> None:
     candidates = [due("a", {"A": 5}), due("b", {"B": 1})]
 
-    assert choose_to_cover({(1, "A"): 2, (1, None): 3}, candidates) == candidates[:1]
+    assert choose_to_cover({stock_key(1, "A"): 2, stock_key(1): 3}, candidates) == candidates[:1]

@@ -7,13 +7,14 @@ import pytest
 from inventory_api.domain import transitions
 from inventory_api.domain.errors import ReservationExpired, ReservationNotFound, ReservationReleased
 from inventory_api.domain.model import Allocation, Item, Reservation, State
+from shop_common.identity.tenant import DEFAULT
 
 NOW = datetime(2026, 1, 1, 12, tzinfo=UTC)
 LATER, EARLIER = NOW + timedelta(seconds=1), NOW - timedelta(seconds=1)
 
 
 def item(id_: int, quantity: int, reserved: int) -> Item:
-    return Item(id_, 1, f"L{id_}", quantity, reserved, 5, EARLIER, EARLIER)
+    return Item(DEFAULT, id_, 1, f"L{id_}", quantity, reserved, 5, EARLIER, EARLIER)
 
 
 def reservation(
@@ -22,7 +23,16 @@ def reservation(
     allocations = tuple(Allocation(item_id, f"L{item_id}", units) for item_id, units in (parts or {1: 2}).items())
     quantity = sum(allocation.quantity for allocation in allocations)
     return Reservation(
-        id_, 1, quantity, "order-1", state, EARLIER, None if state is State.CONFIRMED else expires_at, allocations
+        DEFAULT,
+        "",
+        id_,
+        1,
+        quantity,
+        "order-1",
+        state,
+        EARLIER,
+        None if state is State.CONFIRMED else expires_at,
+        allocations,
     )
 
 

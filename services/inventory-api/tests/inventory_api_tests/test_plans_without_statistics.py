@@ -11,8 +11,9 @@ from inventory_api.domain.model import OrderSize
 from inventory_api.migrations import SCHEMA
 from inventory_api.store.reservations import by_order
 from shop_common.db.database import Database
+from testkit.drivers.inventory_api import order_key
 
-ORDERS = [f"order-{number}" for number in range(64)]
+ORDERS = [order_key(f"order-{number}") for number in range(64)]
 
 FILL = (
     (
@@ -62,7 +63,7 @@ def test_the_reservations_of_orders_are_counted_by_index(restored: Database) -> 
         counted = by_order.count_unreleased(tx, ORDERS)
     event.remove(restored.engine, "before_cursor_execute", explain)
 
-    assert by_size["order-1"] == overviews["order-1"].size == OrderSize(50, 50)
-    assert counted["order-1"] == 50
+    assert by_size[ORDERS[1]] == overviews[ORDERS[1]].size == OrderSize(50, 50)
+    assert counted[ORDERS[1]] == 50
     assert len(plans) == 3
     assert [plan for plan in plans if "Seq Scan" in plan or "Join" in plan] == []

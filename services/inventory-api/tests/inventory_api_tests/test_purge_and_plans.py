@@ -18,7 +18,8 @@ from inventory_api.store import tables
 from inventory_api.store.reservations import by_order, counts
 from shop_common.db.database import FORCE_INDEX_PLANS, Database
 from shop_common.db.sql import Timestamp, now
-from testkit.drivers.inventory_api import InventoryDriver, deadline
+from shop_common.identity.tenant import DEFAULT
+from testkit.drivers.inventory_api import InventoryDriver, deadline, order_key, stock_key
 
 DAY = 24 * 3600.0
 
@@ -250,18 +251,18 @@ def test_expiring_scans_no_whole_table(long_history: Database, explained: list[s
 @pytest.mark.parametrize(
     ("location", "indexes"),
     [
-        (None, ["ix_stock_reservations_product_due", "ix_stock_reservations_product_due"]),
-        ("A", ["ix_stock_reservations_product_due", *["ix_stock_reservations_item_due"] * 2]),
+        (None, ["ix_stock_reservations_product_tenant_due", "ix_stock_reservations_product_tenant_due"]),
+        ("A", ["ix_stock_reservations_product_tenant_due", *["ix_stock_reservations_item_tenant_due"] * 2]),
     ],
 )
 def test_finding_due_reservations_for_a_stock_key_uses_its_index_and_sorts_nothing(
     long_history: Database, explained: list[str], location: str | None, indexes: list[str]
 ) -> None:
     timestamp = datetime.now(UTC)
-    stock = {8: Item(8, 8, "A", 10, 10, 1, timestamp, timestamp)}
+    stock = {8: Item(DEFAULT, 8, 8, "A", 10, 10, 1, timestamp, timestamp)}
 
     with long_history.write() as tx:
-        expired, more = cover_shortage(tx, {(8, location): 3}, stock, 0)
+        expired, more = cover_shortage(tx, {stock_key(8, location): 3}, stock, 0)
 
     assert (expired, more) == ([], True)
     searches = explained[: len(indexes)]
@@ -274,18 +275,19 @@ def test_finding_due_reservations_for_a_stock_key_uses_its_index_and_sorts_nothi
 def test_the_reservations_of_an_order_are_found_by_state_in_an_index(
     long_history: Database, explained: list[str]
 ) -> None:
+    order_2, order_3 = orders = [order_key("order-2"), order_key("order-3")]
     with long_history.read() as tx:
-        _, sizes = by_order.sizes(tx, ["order-2", "order-3"])
-        overviews = by_order.overviews(tx, ["order-2", "order-3"])
-        active = by_order.in_states(tx, ["order-2", "order-3"], [State.HELD, State.CONFIRMED], 10)
-        by_order.unreleased(tx, ["order-2", "order-3"])
-        by_order.fulfilled_units(tx, ["order-2", "order-3"])
+        _, sizes = by_order.sizes(tx, orders)
+        overviews = by_order.overviews(tx, orders)
+        active = by_order.in_states(tx, orders, [State.HELD, State.CONFIRMED], 10)
+        by_order.unreleased(tx, orders)
+        by_order.fulfilled_units(tx, orders)
 
-    assert sizes == {"order-2": OrderSize(1, 1), "order-3": OrderSize(0, 0)}
-    assert (overviews["order-2"].has_released, overviews["order-3"].has_released) == (False, True)
-    assert [(each.order_id, each.allocations) for each in active] == [("order-2", 1)]
+    assert sizes == {order_2: OrderSize(1, 1), order_3: OrderSize(0, 0)}
+    assert (overviews[order_2].has_released, overviews[order_3].has_released) == (False, True)
+    assert [(each.order, each.allocations) for each in active] == [(order_2, 1)]
     assert len(explained) == 5
-    assert all("ix_stock_reservations_order_id_state_id" in plan for plan in explained)
+    assert all("ix_stock_reservations_order_id_tenant_state_id_owner" in plan for plan in explained)
 
 
 def test_counting_held_reservations_scans_no_whole_table(long_history: Database) -> None:

@@ -27,7 +27,7 @@ from inventory_api.domain.errors import (
 )
 from inventory_api.domain.model import Line, Reservation, State
 from shop_common.errors import ShopError
-from testkit.drivers.inventory_api import InventoryDriver, deadline, empty
+from testkit.drivers.inventory_api import InventoryDriver, deadline, empty, stock_key
 
 _T = TypeVar("_T")
 
@@ -183,11 +183,13 @@ class Model:
     def compare(self) -> None:
         """Check that callers see the model's availability and states."""
         keys = [(product, location) for product in PRODUCTS for location in (None, *LOCATIONS)]
-        questions = [StockQuestion(*key) for key in keys]
+        questions = [StockQuestion(stock_key(*key)) for key in keys]
         free = self.inventory.operations._check_stock.submit_many(questions, deadline=deadline())
         assert dict(zip(keys, free, strict=True)) == {key: self.available(*key) for key in keys}
 
-        found = self.inventory.operations._get_reservation.submit_many(list(self.held), deadline=deadline())
+        found = self.inventory.operations._get_reservation.submit_many(
+            [held.reservation.key for held in self.held.values()], deadline=deadline()
+        )
         states = {each.id: each.state for each in found if isinstance(each, Reservation)}
         assert states == {each: held.state for each, held in self.held.items()}
 

@@ -18,6 +18,7 @@ from inventory_api.domain.model import (
 )
 from inventory_api.store.reservations import pages
 from shop_common.api.valid import INT64_MAX
+from shop_common.identity.tenant import DEFAULT
 from shop_protos.inventory.v1 import inventory_pb2 as pb
 
 BYTES_MAX = 4 * 1024 * 1024
@@ -33,7 +34,16 @@ def reservation(allocations: int) -> Reservation:
     """The largest reservation with this many allocations."""
     parts = tuple(Allocation(INT64_MAX, "W" * 64, ITEM_QUANTITY_MAX) for _ in range(allocations))
     return Reservation(
-        str(UUID(int=1)), INT64_MAX, ITEM_QUANTITY_MAX, "o" * 64, State.FULFILLED, LATE, LATE, allocations=parts
+        DEFAULT,
+        "",
+        str(UUID(int=1)),
+        INT64_MAX,
+        ITEM_QUANTITY_MAX,
+        "o" * 64,
+        State.FULFILLED,
+        LATE,
+        LATE,
+        allocations=parts,
     )
 
 
@@ -45,7 +55,7 @@ def test_the_largest_page_of_reservations_fits() -> None:
 
 
 def test_the_largest_page_of_items_fits() -> None:
-    item = Item(INT64_MAX, INT64_MAX, "W" * 64, ITEM_QUANTITY_MAX, ITEM_QUANTITY_MAX, INT64_MAX, LATE, LATE)
+    item = Item(DEFAULT, INT64_MAX, INT64_MAX, "W" * 64, ITEM_QUANTITY_MAX, ITEM_QUANTITY_MAX, INT64_MAX, LATE, LATE)
 
     assert pb.ListInventoryItemsResponse(items=[render.item(item)] * PAGE_SIZE_MAX).ByteSize() < BYTES_MAX
 

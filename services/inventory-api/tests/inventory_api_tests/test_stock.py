@@ -12,7 +12,7 @@ from inventory_api.operations.items import add_stock
 from inventory_api.store import tables
 from shop_common.api.valid import INT64_MAX
 from shop_common.db.sql import now
-from testkit.drivers.inventory_api import InventoryDriver, at_once, deadline, refusals
+from testkit.drivers.inventory_api import InventoryDriver, at_once, deadline, refusals, stock_key
 
 
 def missing(item: Item) -> SetQuantity:
@@ -133,7 +133,7 @@ def test_an_unknown_item_cannot_be_set_or_read(inventory: InventoryDriver) -> No
     with pytest.raises(ItemNotFound) as refused:
         inventory.operations.set_quantity(unknown, deadline=deadline())
     with pytest.raises(ItemNotFound):
-        inventory.operations.get_item(unknown.item_id, deadline=deadline())
+        inventory.operations.get_item(unknown.item_key, deadline=deadline())
 
     assert refused.value.metadata() == {"id": str(unknown.item_id)}
 
@@ -224,7 +224,7 @@ def test_stock_is_checked_at_one_location_or_over_all(inventory: InventoryDriver
     inventory.add_stock(1, 3, "A")
     inventory.add_stock(1, 4, "B")
     inventory.reserve(1, 1, location="A")
-    questions = [StockQuestion(1, None), StockQuestion(1, "A"), StockQuestion(2, None), StockQuestion(1, "B")]
+    questions = [StockQuestion(stock_key(*key)) for key in ((1, None), (1, "A"), (2, None), (1, "B"))]
 
     assert inventory.operations._check_stock.submit_many(questions, deadline=deadline()) == [6, 2, 0, 4]
 

@@ -59,7 +59,14 @@ def replace_primary_key(table: str, columns: Sequence[str]) -> None:
 
 
 def replace_foreign_key(
-    table: str, old: str, new: str, columns: Sequence[str], referred: str, referred_columns: Sequence[str]
+    table: str,
+    old: str,
+    new: str,
+    columns: Sequence[str],
+    referred: str,
+    referred_columns: Sequence[str],
+    *,
+    on_delete: str = "NO ACTION",
 ) -> None:
     """Replace a foreign key of `table`, for PostgreSQL. A unique index on the referred columns must exist.
 
@@ -71,7 +78,8 @@ def replace_foreign_key(
         op.execute(f"LOCK TABLE {each} IN ACCESS EXCLUSIVE MODE")
     op.execute(
         f"ALTER TABLE {table} DROP CONSTRAINT IF EXISTS {old}, DROP CONSTRAINT IF EXISTS {new}, ADD CONSTRAINT {new}"
-        f" FOREIGN KEY ({', '.join(columns)}) REFERENCES {referred} ({', '.join(referred_columns)}) NOT VALID"
+        f" FOREIGN KEY ({', '.join(columns)}) REFERENCES {referred} ({', '.join(referred_columns)})"
+        f" ON DELETE {on_delete} NOT VALID"
     )
     with _outside_transaction():
         op.execute(f"ALTER TABLE {table} VALIDATE CONSTRAINT {new}")

@@ -20,7 +20,6 @@ import sqlalchemy
 from sqlalchemy import (
     BigInteger,
     Boolean,
-    Column,
     Connection,
     DateTime,
     Dialect,
@@ -223,6 +222,31 @@ def join_rows(value: ColumnElement[Any], values: ColumnElement[Any]) -> tuple[Co
     return value == values, _JoinRows(value, select(values).correlate(None).scalar_subquery())
 
 
+class _Each(FunctionElement[Any]):
+    inherit_cache = True
+
+
+@compiles(_Each, "postgresql")
+def _postgres_each(element: _Each, compiler: Any, **options: Any) -> str:
+    # With `=` alone, PostgreSQL may choose a hash join, and scans the whole table while the table is small or has no
+    # statistics. It cannot hash `= ANY`, so it looks up each input row in the index.
+    return f"ANY (ARRAY[{compiler.process(element.clauses, **options)}])"
+
+
+@compiles(_Each, "sqlite")
+def _sqlite_each(element: _Each, compiler: Any, **options: Any) -> str:
+    return str(compiler.process(element.clauses, **options))
+
+
+def is_each(table: Table, given: Subquery, *names: str) -> tuple[ColumnElement[bool], ...]:
+    """Return the conditions that join the input rows with the rows of `table` that have equal values in these columns.
+
+    Use it for keys of several columns, such as a tenant and an id. Both databases find the rows of one input row after
+    another by an index that begins with these columns, in any order. The input rows must be distinct.
+    """
+    return tuple(table.c[name] == _Each(given.c[name]) for name in names)
+
+
 class Statement:
     """A statement over a set of rows. `build` builds it for each dialect, at the first use.
 
@@ -262,20 +286,21 @@ def insert_into(
     return Statement(build, **{name: table.c[name].type for name in names})
 
 
-def count_by(
-    column: Column[Any], *where: ColumnElement[bool]
-) -> Callable[[Connection, Collection[Any]], dict[Any, int]]:
-    """Make a function that counts the rows for each of some values of this column. It uses the column's index.
+def count_by(table: Table, *names: str) -> Callable[[Connection, Collection[tuple[Any, ...]]], dict[Any, int]]:
+    """Make a function that counts the rows for each of some keys. A key has the values of the named columns.
 
-    The function returns the counts by value. Values without rows are missing from the result.
+    The function returns the counts by key. Keys without rows are missing from the result. It needs the index of
+    `is_each`.
     """
+    columns = [table.c[name] for name in names]
     statement = Statement(
-        lambda given: select(column, func.count()).where(in_rows(column, given.c.key), *where).group_by(column),
-        key=column.type,
+        lambda given: select(*columns, func.count()).where(*is_each(table, given, *names)).group_by(*columns),
+        **{name: table.c[name].type for name in names},
     )
 
-    def count(tx: Connection, values: Collection[Any]) -> dict[Any, int]:
-        return {row[0]: row[1] for row in statement(tx, [{"key": each} for each in values])} if values else {}
+    def count(tx: Connection, keys: Collection[tuple[Any, ...]]) -> dict[Any, int]:
+        rows = [dict(zip(names, key, strict=True)) for key in set(keys)]
+        return {tuple(row[:-1]): row[-1] for row in statement(tx, rows)} if rows else {}
 
     return count
 

@@ -9,7 +9,7 @@ from datetime import timedelta
 from threading import Barrier
 from typing import Any, TypeVar
 
-from sqlalchemy import func, select, update
+from sqlalchemy import Row, func, select, update
 
 from inventory_api.domain.commands import (
     AddStock,
@@ -21,7 +21,17 @@ from inventory_api.domain.commands import (
     SetQuantity,
     StockQuestion,
 )
-from inventory_api.domain.model import DEFAULT_LOCATION, Item, Line, Reservation, State
+from inventory_api.domain.model import (
+    DEFAULT_LOCATION,
+    Item,
+    ItemKey,
+    Line,
+    OrderKey,
+    Reservation,
+    ReservationKey,
+    State,
+    StockKey,
+)
 from inventory_api.operations.coalescing import Operations
 from inventory_api.operations.reservations.fulfil import fulfil_orders
 from inventory_api.operations.reservations.release import release_orders
@@ -31,6 +41,9 @@ from shop_common.api.paging import Page, PageRequest
 from shop_common.db.database import Database
 from shop_common.db.sql import now
 from shop_common.errors import ShopError
+from shop_common.events.outbox import TENANT_HEADER
+from shop_common.identity import tenant
+from shop_common.identity.caller import ANYONE, Caller
 from shop_common.timestamps import rfc3339
 from testkit.contract import validator
 
@@ -65,34 +78,43 @@ class Event:
     type: str
     data: dict[str, Any]
     traceparent: str | None
+    tenant: str
 
 
 class InventoryDriver:
-    """Calls the operations of one process as its servicer does."""
+    """Calls the operations of one process as its servicer does, for one caller."""
 
-    def __init__(self, database: Database, operations: Operations) -> None:
+    def __init__(self, database: Database, operations: Operations, caller: Caller = ANYONE) -> None:
         self.database = database
         self.operations = operations
+        self.caller = caller
+
+    def calling_as(self, caller: Caller) -> "InventoryDriver":
+        """Return a driver that calls the same process as another caller."""
+        return InventoryDriver(self.database, self.operations, caller)
 
     # --- stock ---
 
     def add_stock(
         self, product: int, units: int, location: str = DEFAULT_LOCATION, *, request_id: str | None = None
     ) -> Item:
-        return self.operations.add_stock(AddStock(product, location, units, request_id=request_id), deadline=deadline())
+        return self.operations.add_stock(
+            AddStock(product, location, units, caller=self.caller, request_id=request_id), deadline=deadline()
+        )
 
     def set_quantity(
         self, item: Item, units: int | None, *, version: int | None = None, request_id: str | None = None
     ) -> Item:
         return self.operations.set_quantity(
-            SetQuantity(item.id, units, version, request_id=request_id), deadline=deadline()
+            SetQuantity(item.id, units, version, caller=self.caller, request_id=request_id), deadline=deadline()
         )
 
     def item(self, item: Item) -> Item:
-        return self.operations.get_item(item.id, deadline=deadline())
+        return self.operations.get_item(ItemKey(self.caller.tenant, item.id), deadline=deadline())
 
     def available(self, product: int, location: str | None = None) -> int:
-        return self.operations.check_stock(StockQuestion(product, location), deadline=deadline())
+        question = StockQuestion(StockKey(self.caller.tenant, product, location))
+        return self.operations.check_stock(question, deadline=deadline())
 
     def items_page(self, filter_: ItemFilter, *, size: int, after: Page[Item] | None = None) -> Page[Item]:
         request = PageRequest("items", filter_, after.next_position if after else None, size)
@@ -116,32 +138,38 @@ class InventoryDriver:
     def reserve_lines(
         self, order: str, *lines: Line, ttl: float | None = None, request_id: str | None = None
     ) -> list[Reservation]:
-        return self.operations.reserve(OrderLines(order, lines, ttl, request_id=request_id), deadline=deadline())
+        return self.operations.reserve(
+            OrderLines(order, lines, ttl, caller=self.caller, request_id=request_id), deadline=deadline()
+        )
 
     def confirm(self, order: str = "order-1") -> list[Reservation]:
-        return self.operations.confirm(OrderRequest(order), deadline=deadline())
+        return self.operations.confirm(OrderRequest(order, caller=self.caller), deadline=deadline())
 
     def release(self, reservation: Reservation) -> int:
-        return self.operations.release(ReleaseRequest(reservation.id), deadline=deadline())
+        return self.operations.release(ReleaseRequest(reservation.id, caller=self.caller), deadline=deadline())
 
     def expire(self, max_count: int = 1000) -> int:
         return self.operations.expire(max_count, deadline=deadline())
 
     def cancel(self, *orders: str) -> None:
         """Release the reservations of the orders, as the handler of ORDER_CANCELLED does."""
-        requests = [OrderRequest(order) for order in orders]
+        requests = [OrderRequest(order, caller=self.caller) for order in orders]
         while self.database.transact(lambda tx: release_orders(tx, requests)):
             pass
 
     def ship(self, *orders: str) -> dict[str, dict[int, int]]:
         """Fulfil the orders, as the handler of ORDER_SHIPPED does. Returns the fulfilled units by order and product."""
-        requests = [OrderRequest(order) for order in orders]
+        requests = [OrderRequest(order, caller=self.caller) for order in orders]
         while self.database.transact(lambda tx: fulfil_orders(tx, requests)):
             pass
-        return self.database.query(lambda tx: by_order.fulfilled_units(tx, orders))
+        keys = [request.order_key for request in requests]
+        return {
+            key.order_id: units
+            for key, units in self.database.query(lambda tx: by_order.fulfilled_units(tx, keys)).items()
+        }
 
     def reservation(self, reservation: Reservation) -> Reservation:
-        return self.operations.get_reservation(reservation.id, deadline=deadline())
+        return self.operations.get_reservation(ReservationKey(self.caller.tenant, reservation.id), deadline=deadline())
 
     def state(self, reservation: Reservation) -> State:
         """Return the state that callers see: EXPIRED for a due reservation."""
@@ -150,7 +178,7 @@ class InventoryDriver:
     def stored_state(self, reservation: Reservation) -> State:
         """Return the state that is stored in the database: HELD for a due reservation."""
         with self.database.read() as tx:
-            (stored,) = rows.load(tx, [reservation.id])
+            (stored,) = rows.load(tx, [reservation.key])
         return stored.state
 
     def reservations_page(
@@ -174,7 +202,10 @@ class InventoryDriver:
         table = tables.outbox.table
         with self.database.read() as tx:
             rows = tx.execute(select(table).order_by(table.c.id)).all()
-        found = [Event(row.id, row.key, row.type, json.loads(row.payload)["data"], row.traceparent) for row in rows]
+        found = [
+            Event(row.id, row.key, row.type, json.loads(row.payload)["data"], row.traceparent, tenant_of(row))
+            for row in rows
+        ]
         return [event for event in found if not types or event.type in types]
 
     def check_consistency(self) -> None:
@@ -229,8 +260,24 @@ class InventoryDriver:
                 "ce_time": rfc3339(row.created_at),
                 "ce_subject": row.key,
                 "ce_sequence": f"{row.id:019d}",
+                TENANT_HEADER: tenant_of(row),
             }
             validator().check(row.topic, row.key, headers, row.payload.encode())
+
+
+def stock_key(product: int, location: str | None = None) -> StockKey:
+    """Return a stock key of the default tenant."""
+    return StockKey(tenant.DEFAULT, product, location)
+
+
+def order_key(order: str) -> OrderKey:
+    """Return the key of an order of order-api in the default tenant."""
+    return OrderKey(tenant.DEFAULT, "", order)
+
+
+def tenant_of(row: Row[Any]) -> str:
+    """Return the tenant in the headers of a row of the outbox, or the default tenant."""
+    return str(json.loads(row.headers or "{}").get(TENANT_HEADER, tenant.DEFAULT))
 
 
 def empty(database: Database) -> None:

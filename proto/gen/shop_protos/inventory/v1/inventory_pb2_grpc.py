@@ -236,7 +236,7 @@ class InventoryServiceServicer:
     def ReleaseStock(self, request, context):
         """Releases a HELD or CONFIRMED reservation. Repeatable: a repeat changes nothing and returns the same response.
         For an EXPIRED or FULFILLED reservation, 0 units are released.
-        NOT_FOUND RESERVATION_NOT_FOUND (metadata: reservation_id).
+        NOT_FOUND RESERVATION_NOT_FOUND (metadata: reservation_id): also for the reservation of another caller.
         Emits STOCK_RELEASED, or STOCK_RESERVATION_EXPIRED for a due reservation. A repeat emits nothing.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -244,10 +244,10 @@ class InventoryServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ConfirmReservations(self, request, context):
-        """Confirms all HELD reservations of an order, or none: they become CONFIRMED and no longer expire. RELEASED
+        """Confirms all HELD reservations that the caller made for an order, or none: they become CONFIRMED and no longer expire. RELEASED
         reservations are ignored. Repeatable: if all reservations are CONFIRMED already, it returns the same response.
-        NOT_FOUND           RESERVATION_NOT_FOUND (metadata: order_id): the order has no reservation, because nothing was
-        reserved for it or its reservations were purged.
+        NOT_FOUND           RESERVATION_NOT_FOUND (metadata: order_id): the order has no reservation, because the caller
+        reserved nothing for it or its reservations were purged.
         FAILED_PRECONDITION RESERVATION_EXPIRED (metadata: order_id): a reservation has expired; nothing is confirmed.
         RESERVATION_RELEASED (metadata: order_id): all reservations of the order were released.
         RESERVATIONS_LIMIT (metadata: order_id, reservations, allocations; both are counted only up

@@ -106,14 +106,14 @@ class InventoryServiceStub:
     ReleaseStock: _grpc.UnaryUnaryMultiCallable[_inventory_pb2.ReleaseStockRequest, _inventory_pb2.ReleaseStockResponse]
     """Releases a HELD or CONFIRMED reservation. Repeatable: a repeat changes nothing and returns the same response.
     For an EXPIRED or FULFILLED reservation, 0 units are released.
-      NOT_FOUND RESERVATION_NOT_FOUND (metadata: reservation_id).
+      NOT_FOUND RESERVATION_NOT_FOUND (metadata: reservation_id): also for the reservation of another caller.
     Emits STOCK_RELEASED, or STOCK_RESERVATION_EXPIRED for a due reservation. A repeat emits nothing.
     """
     ConfirmReservations: _grpc.UnaryUnaryMultiCallable[_inventory_pb2.ConfirmReservationsRequest, _inventory_pb2.ConfirmReservationsResponse]
-    """Confirms all HELD reservations of an order, or none: they become CONFIRMED and no longer expire. RELEASED
+    """Confirms all HELD reservations that the caller made for an order, or none: they become CONFIRMED and no longer expire. RELEASED
     reservations are ignored. Repeatable: if all reservations are CONFIRMED already, it returns the same response.
-      NOT_FOUND           RESERVATION_NOT_FOUND (metadata: order_id): the order has no reservation, because nothing was
-                          reserved for it or its reservations were purged.
+      NOT_FOUND           RESERVATION_NOT_FOUND (metadata: order_id): the order has no reservation, because the caller
+                          reserved nothing for it or its reservations were purged.
       FAILED_PRECONDITION RESERVATION_EXPIRED (metadata: order_id): a reservation has expired; nothing is confirmed.
                           RESERVATION_RELEASED (metadata: order_id): all reservations of the order were released.
                           RESERVATIONS_LIMIT (metadata: order_id, reservations, allocations; both are counted only up
@@ -272,7 +272,7 @@ class InventoryServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _inventory_pb2.ReleaseStockResponse:
         """Releases a HELD or CONFIRMED reservation. Repeatable: a repeat changes nothing and returns the same response.
         For an EXPIRED or FULFILLED reservation, 0 units are released.
-          NOT_FOUND RESERVATION_NOT_FOUND (metadata: reservation_id).
+          NOT_FOUND RESERVATION_NOT_FOUND (metadata: reservation_id): also for the reservation of another caller.
         Emits STOCK_RELEASED, or STOCK_RESERVATION_EXPIRED for a due reservation. A repeat emits nothing.
         """
 
@@ -282,10 +282,10 @@ class InventoryServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _inventory_pb2.ConfirmReservationsRequest,
         context: _grpc.ServicerContext,
     ) -> _inventory_pb2.ConfirmReservationsResponse:
-        """Confirms all HELD reservations of an order, or none: they become CONFIRMED and no longer expire. RELEASED
+        """Confirms all HELD reservations that the caller made for an order, or none: they become CONFIRMED and no longer expire. RELEASED
         reservations are ignored. Repeatable: if all reservations are CONFIRMED already, it returns the same response.
-          NOT_FOUND           RESERVATION_NOT_FOUND (metadata: order_id): the order has no reservation, because nothing was
-                              reserved for it or its reservations were purged.
+          NOT_FOUND           RESERVATION_NOT_FOUND (metadata: order_id): the order has no reservation, because the caller
+                              reserved nothing for it or its reservations were purged.
           FAILED_PRECONDITION RESERVATION_EXPIRED (metadata: order_id): a reservation has expired; nothing is confirmed.
                               RESERVATION_RELEASED (metadata: order_id): all reservations of the order were released.
                               RESERVATIONS_LIMIT (metadata: order_id, reservations, allocations; both are counted only up

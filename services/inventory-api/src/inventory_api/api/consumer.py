@@ -1,6 +1,7 @@
 """Handles order events. A repeated delivery is safe, because the handlers check the state of each reservation."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from sqlalchemy import Connection
@@ -10,6 +11,7 @@ from inventory_api.operations.reservations.fulfil import fulfil_orders
 from inventory_api.operations.reservations.release import release_orders
 from inventory_api.store.reservations import by_order
 from shop_common.events.consumer import Event, Handler
+from shop_common.identity.caller import ANYONE
 from shop_common.telemetry import logs, metrics
 
 TOPIC = "order-events"
@@ -45,9 +47,9 @@ def fulfil(tx: Connection, events: Sequence[Event]) -> bool:
     if fulfil_orders(tx, orders):
         return True
     # These units include the ones that earlier turns fulfilled.
-    fulfilled = by_order.fulfilled_units(tx, (order.order_id for order in orders))
-    for event in events:
-        missing = _missing(event.data, fulfilled[str(event.data["id"])])
+    fulfilled = by_order.fulfilled_units(tx, (order.order_key for order in orders))
+    for event, order in zip(events, orders, strict=True):
+        missing = _missing(event.data, fulfilled[order.order_key])
         if missing:
             # The goods were shipped, but the stock still has their units. An operator must correct the quantity.
             _short_fulfilments().inc()
@@ -58,7 +60,9 @@ def fulfil(tx: Connection, events: Sequence[Event]) -> bool:
 
 
 def _order(event: Event) -> OrderRequest:
-    return OrderRequest(str(event.data["id"]), traceparent=event.traceparent)
+    # The events are about the reservations of order-api, whose owner is empty as ANYONE's is.
+    caller = replace(ANYONE, tenant=event.tenant)
+    return OrderRequest(str(event.data["id"]), caller=caller, traceparent=event.traceparent)
 
 
 def _missing(order: Mapping[str, Any], fulfilled: Mapping[int, int]) -> dict[int, int]:

@@ -16,11 +16,23 @@ from inventory_api.domain.commands import (
     SetQuantity,
     StockQuestion,
 )
-from inventory_api.domain.model import DEFAULT_LOCATION, ITEM_QUANTITY_MAX, Line, State
+from inventory_api.domain.model import (
+    DEFAULT_LOCATION,
+    ITEM_QUANTITY_MAX,
+    ItemKey,
+    Line,
+    ReservationKey,
+    State,
+    StockKey,
+)
 from shop_common.api import paging
 from shop_common.api.paging import PageRequest
 from shop_common.api.valid import INT64_MAX, Fields
 from shop_common.errors import InvalidInput
+from shop_common.identity import tenant
+from shop_common.identity.authenticator import delegated
+from shop_common.identity.caller import Caller
+from shop_common.identity.errors import DelegationInvalid
 from shop_common.telemetry import tracing
 from shop_protos.inventory.v1 import inventory_pb2 as pb
 from shop_protos.inventory.v1 import maintenance_pb2
@@ -48,23 +60,24 @@ STATE_NUMBERS: dict[State, pb.ReservationState.ValueType] = {
 _STATES_BY_NUMBER: dict[int, State] = {number: state for state, number in STATE_NUMBERS.items()}
 
 
-def add_stock(request: pb.CreateInventoryItemRequest, traceparent: str | None) -> AddStock:
+def add_stock(request: pb.CreateInventoryItemRequest, caller: Caller, traceparent: str | None) -> AddStock:
     with Fields() as check:
         return AddStock(
             product_id=check.identity("product_id", request.product_id),
             location=_location(check, request.location) or DEFAULT_LOCATION,
             quantity=check.between("quantity", request.quantity, 0, ITEM_QUANTITY_MAX),
+            caller=caller,
             request_id=check.request_id(request.request_id),
             traceparent=traceparent,
         )
 
 
-def item_id(request: pb.GetInventoryItemRequest) -> int:
+def item_key(request: pb.GetInventoryItemRequest, caller: Caller) -> ItemKey:
     with Fields() as check:
-        return check.identity("id", request.id)
+        return ItemKey(caller.tenant, check.identity("id", request.id))
 
 
-def set_quantity(request: pb.UpdateInventoryItemRequest, traceparent: str | None) -> SetQuantity:
+def set_quantity(request: pb.UpdateInventoryItemRequest, caller: Caller, traceparent: str | None) -> SetQuantity:
     quantity = request.quantity if request.HasField("quantity") else None
     version = request.version if request.HasField("version") else None
     with Fields() as check:
@@ -72,32 +85,38 @@ def set_quantity(request: pb.UpdateInventoryItemRequest, traceparent: str | None
             item_id=check.identity("id", request.id),
             quantity=None if quantity is None else check.between("quantity", quantity, 0, ITEM_QUANTITY_MAX),
             version=None if version is None else check.between("version", version, 1, INT64_MAX),
+            caller=caller,
             request_id=check.request_id(request.request_id),
             traceparent=traceparent,
         )
 
 
-def items_page(request: pb.ListInventoryItemsRequest) -> PageRequest[ItemFilter]:
+def items_page(request: pb.ListInventoryItemsRequest, caller: Caller) -> PageRequest[ItemFilter]:
     with Fields() as check:
         product_id = request.product_id if request.HasField("product_id") else None
         filter_ = ItemFilter(
+            tenant=caller.tenant,
             product_id=None if product_id is None else check.identity("product_id", product_id),
             location=_location(check, request.location),
         )
         return paging.page_request(
-            check, "items", filter_, page_size=request.page_size, page_token=request.page_token, position=(int,)
+            check,
+            _page_name("items", caller),
+            filter_,
+            page_size=request.page_size,
+            page_token=request.page_token,
+            position=(int,),
         )
 
 
-def stock_question(request: pb.CheckStockRequest) -> StockQuestion:
+def stock_question(request: pb.CheckStockRequest, caller: Caller) -> StockQuestion:
     with Fields() as check:
         check.between("required_quantity", request.required_quantity, 1, LINE_QUANTITY_MAX)
-        return StockQuestion(
-            product_id=check.identity("product_id", request.product_id), location=_location(check, request.location)
-        )
+        product_id = check.identity("product_id", request.product_id)
+        return StockQuestion(StockKey(caller.tenant, product_id, _location(check, request.location)))
 
 
-def reserve_stock(request: pb.ReserveStockRequest, traceparent: str | None) -> OrderLines:
+def reserve_stock(request: pb.ReserveStockRequest, caller: Caller, traceparent: str | None) -> OrderLines:
     with Fields() as check:
         line = Line(
             product_id=check.identity("product_id", request.product_id),
@@ -108,15 +127,19 @@ def reserve_stock(request: pb.ReserveStockRequest, traceparent: str | None) -> O
             order_id=check.identifier("order_id", request.order_id),
             lines=(line,),
             ttl_seconds=_ttl(check, request.ttl) if request.HasField("ttl") else None,
+            caller=caller,
             request_id=check.request_id(request.request_id),
             traceparent=traceparent,
         )
 
 
-def batch(request: pb.BatchReserveStockRequest, traceparent: str | None) -> list[OrderLines | InvalidInput]:
+def batch(
+    request: pb.BatchReserveStockRequest, caller: Caller, traceparent: str | None
+) -> list[OrderLines | InvalidInput]:
     """Return one outcome per order, in order: a command, or the InvalidInput that refuses this order.
 
-    Raises InvalidInput if the number of orders or lines is invalid: that refuses the whole call.
+    Raises InvalidInput if the number of orders or lines is invalid, and PermissionMissing if an order names a tenant or
+    a user but the caller may not act for others. Both refuse the whole call.
     """
     with Fields() as check:
         is_within_limit = check.size("orders", request.orders, 1, BATCH_ORDERS_MAX)
@@ -125,13 +148,13 @@ def batch(request: pb.BatchReserveStockRequest, traceparent: str | None) -> list
     orders: list[OrderLines | InvalidInput] = []
     for order in request.orders:
         try:
-            orders.append(_order_lines(order, traceparent))
+            orders.append(_order_lines(order, caller, traceparent))
         except InvalidInput as error:
             orders.append(error)
     return orders
 
 
-def _order_lines(order: pb.OrderLines, traceparent: str | None) -> OrderLines:
+def _order_lines(order: pb.OrderLines, caller: Caller, traceparent: str | None) -> OrderLines:
     with Fields() as check:
         lines: list[Line] = []
         if check.size("lines", order.lines, 1, LINES_MAX):
@@ -148,9 +171,21 @@ def _order_lines(order: pb.OrderLines, traceparent: str | None) -> OrderLines:
             order_id=check.identifier("order_id", order.order_id),
             lines=tuple(lines),
             ttl_seconds=_ttl(check, order.ttl) if order.HasField("ttl") else None,
+            caller=_acting(check, order, caller),
             request_id=check.request_id(order.request_id),
             traceparent=_traceparent(check, order.traceparent) or traceparent,
         )
+
+
+def _acting(check: Fields, order: pb.OrderLines, caller: Caller) -> Caller:
+    """Return the caller, acting for the tenant and the user that the order names, if it names any."""
+    if not order.tenant and not order.subject:
+        return caller
+    try:
+        return delegated(caller, order.tenant, order.subject)
+    except DelegationInvalid as error:
+        check.violate("subject" if tenant.is_valid(order.tenant or tenant.DEFAULT) else "tenant", error.message)
+        return caller
 
 
 def _traceparent(check: Fields, value: str) -> str | None:
@@ -159,31 +194,39 @@ def _traceparent(check: Fields, value: str) -> str | None:
     return value or None
 
 
-def release(request: pb.ReleaseStockRequest, traceparent: str | None) -> ReleaseRequest:
+def release(request: pb.ReleaseStockRequest, caller: Caller, traceparent: str | None) -> ReleaseRequest:
     with Fields() as check:
-        return ReleaseRequest(check.uuid("reservation_id", request.reservation_id), traceparent=traceparent)
+        return ReleaseRequest(
+            check.uuid("reservation_id", request.reservation_id), caller=caller, traceparent=traceparent
+        )
 
 
-def confirm(request: pb.ConfirmReservationsRequest, traceparent: str | None) -> OrderRequest:
+def confirm(request: pb.ConfirmReservationsRequest, caller: Caller, traceparent: str | None) -> OrderRequest:
     with Fields() as check:
-        return OrderRequest(check.identifier("order_id", request.order_id), traceparent=traceparent)
+        return OrderRequest(check.identifier("order_id", request.order_id), caller=caller, traceparent=traceparent)
 
 
-def reservation_id(request: pb.GetReservationRequest) -> str:
+def reservation_key(request: pb.GetReservationRequest, caller: Caller) -> ReservationKey:
     with Fields() as check:
-        return check.uuid("id", request.id)
+        return ReservationKey(caller.tenant, check.uuid("id", request.id))
 
 
-def reservations_page(request: pb.ListReservationsRequest) -> PageRequest[ReservationFilter]:
+def reservations_page(request: pb.ListReservationsRequest, caller: Caller) -> PageRequest[ReservationFilter]:
     with Fields() as check:
         product_id = request.product_id if request.HasField("product_id") else None
         filter_ = ReservationFilter(
+            tenant=caller.tenant,
             order_id=check.identifier("order_id", request.order_id) if request.order_id else None,
             product_id=None if product_id is None else check.identity("product_id", product_id),
             state=check.member("state", request.state, _STATES_BY_NUMBER) if request.state else None,
         )
         return paging.page_request(
-            check, "reservations", filter_, page_size=request.page_size, page_token=request.page_token, position=(UUID,)
+            check,
+            _page_name("reservations", caller),
+            filter_,
+            page_size=request.page_size,
+            page_token=request.page_token,
+            position=(UUID,),
         )
 
 
@@ -202,6 +245,11 @@ def purge(request: maintenance_pb2.PurgeHistoryRequest) -> PurgeRequest:
                 "max_count", request.max_count or MAINTENANCE_COUNT_DEFAULT, 1, MAINTENANCE_COUNT_MAX
             ),
         )
+
+
+def _page_name(name: str, caller: Caller) -> str:
+    # In the default tenant, page tokens from before tenants existed are still valid.
+    return name if caller.tenant == tenant.DEFAULT else f"{caller.tenant}/{name}"
 
 
 def _ttl(check: Fields, ttl: Duration) -> float:

@@ -6,6 +6,7 @@ from inventory_api.api import parse, render
 from inventory_api.operations.coalescing import Operations
 from shop_common.api import paging
 from shop_common.errors import InvalidInput
+from shop_common.identity.current import caller
 from shop_common.rpc.call import deadline, traceparent
 from shop_protos.inventory.v1 import inventory_pb2 as pb
 from shop_protos.inventory.v1 import inventory_pb2_grpc, maintenance_pb2, maintenance_pb2_grpc
@@ -20,28 +21,28 @@ class InventoryServicer(inventory_pb2_grpc.InventoryServiceServicer):
     def CreateInventoryItem(
         self, request: pb.CreateInventoryItemRequest, context: ServicerContext
     ) -> pb.InventoryItemResponse:
-        command = parse.add_stock(request, traceparent(context))
+        command = parse.add_stock(request, caller(), traceparent(context))
         item = self._operations.add_stock(command, deadline=deadline(context))
         return pb.InventoryItemResponse(item=render.item(item))
 
     def GetInventoryItem(
         self, request: pb.GetInventoryItemRequest, context: ServicerContext
     ) -> pb.InventoryItemResponse:
-        command = parse.item_id(request)
+        command = parse.item_key(request, caller())
         item = self._operations.get_item(command, deadline=deadline(context))
         return pb.InventoryItemResponse(item=render.item(item))
 
     def UpdateInventoryItem(
         self, request: pb.UpdateInventoryItemRequest, context: ServicerContext
     ) -> pb.InventoryItemResponse:
-        command = parse.set_quantity(request, traceparent(context))
+        command = parse.set_quantity(request, caller(), traceparent(context))
         item = self._operations.set_quantity(command, deadline=deadline(context))
         return pb.InventoryItemResponse(item=render.item(item))
 
     def ListInventoryItems(
         self, request: pb.ListInventoryItemsRequest, context: ServicerContext
     ) -> pb.ListInventoryItemsResponse:
-        command = parse.items_page(request)
+        command = parse.items_page(request, caller())
         page = self._operations.list_items(command, deadline=deadline(context))
         return pb.ListInventoryItemsResponse(
             items=[render.item(found) for found in page.rows],
@@ -49,37 +50,37 @@ class InventoryServicer(inventory_pb2_grpc.InventoryServiceServicer):
         )
 
     def CheckStock(self, request: pb.CheckStockRequest, context: ServicerContext) -> pb.CheckStockResponse:
-        command = parse.stock_question(request)
+        command = parse.stock_question(request, caller())
         free = self._operations.check_stock(command, deadline=deadline(context))
         return pb.CheckStockResponse(available=free >= request.required_quantity, available_quantity=free)
 
     def ReserveStock(self, request: pb.ReserveStockRequest, context: ServicerContext) -> pb.ReserveStockResponse:
-        command = parse.reserve_stock(request, traceparent(context))
+        command = parse.reserve_stock(request, caller(), traceparent(context))
         (reservation,) = self._operations.reserve(command, deadline=deadline(context))
         return pb.ReserveStockResponse(reservation=render.reservation(reservation))
 
     def BatchReserveStock(
         self, request: pb.BatchReserveStockRequest, context: ServicerContext
     ) -> pb.BatchReserveStockResponse:
-        orders = parse.batch(request, traceparent(context))
+        orders = parse.batch(request, caller(), traceparent(context))
         valid = [order for order in orders if not isinstance(order, InvalidInput)]
         decided = iter(self._operations.reserve_many(valid, deadline=deadline(context)))
         outcomes = [order if isinstance(order, InvalidInput) else next(decided) for order in orders]
         return render.batch(outcomes)
 
     def ReleaseStock(self, request: pb.ReleaseStockRequest, context: ServicerContext) -> pb.ReleaseStockResponse:
-        command = parse.release(request, traceparent(context))
+        command = parse.release(request, caller(), traceparent(context))
         return pb.ReleaseStockResponse(released_quantity=self._operations.release(command, deadline=deadline(context)))
 
     def ConfirmReservations(
         self, request: pb.ConfirmReservationsRequest, context: ServicerContext
     ) -> pb.ConfirmReservationsResponse:
-        command = parse.confirm(request, traceparent(context))
+        command = parse.confirm(request, caller(), traceparent(context))
         confirmed = self._operations.confirm(command, deadline=deadline(context))
         return pb.ConfirmReservationsResponse(reservations=[render.reservation(each) for each in confirmed])
 
     def GetReservation(self, request: pb.GetReservationRequest, context: ServicerContext) -> pb.GetReservationResponse:
-        command = parse.reservation_id(request)
+        command = parse.reservation_key(request, caller())
         return pb.GetReservationResponse(
             reservation=render.reservation(self._operations.get_reservation(command, deadline=deadline(context)))
         )
@@ -87,7 +88,7 @@ class InventoryServicer(inventory_pb2_grpc.InventoryServiceServicer):
     def ListReservations(
         self, request: pb.ListReservationsRequest, context: ServicerContext
     ) -> pb.ListReservationsResponse:
-        command = parse.reservations_page(request)
+        command = parse.reservations_page(request, caller())
         page = self._operations.list_reservations(command, deadline=deadline(context))
         return pb.ListReservationsResponse(
             reservations=[render.reservation(found) for found in page.rows],

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from inventory_api.domain.errors import InsufficientStock, LocationsLimit
-from inventory_api.domain.model import LOCATIONS_MAX, Allocation, Item, Line
+from inventory_api.domain.model import LOCATIONS_MAX, Allocation, Item, Line, ProductKey
 from shop_common.errors import Refused
 
 
@@ -21,15 +21,15 @@ class Shelves:
     """The free units of some products. `take` takes units for an order, and `put_back` makes them free again."""
 
     def __init__(self, items: Iterable[Item]) -> None:
-        self._by_product: dict[int, list[Shelf]] = {}
+        self._by_product: dict[ProductKey, list[Shelf]] = {}
         self._by_item: dict[int, Shelf] = {}
         for item in items:
             shelf = Shelf(item.id, item.location, item.quantity - item.reserved_quantity)
-            self._by_product.setdefault(item.product_id, []).append(shelf)
+            self._by_product.setdefault(item.product, []).append(shelf)
             self._by_item[item.id] = shelf
 
-    def take(self, lines: Sequence[Line]) -> dict[int, tuple[Allocation, ...]]:
-        """Take the units of all lines, or of none. Returns the allocations by product id.
+    def take(self, tenant: str, lines: Sequence[Line]) -> dict[int, tuple[Allocation, ...]]:
+        """Take the units of all lines from the tenant's stock, or of none. Returns the allocations by product id.
 
         Lines of the same product and location are added up first. Raises InsufficientStock for the first product,
         in the order of the lines, that has too few free units, and LocationsLimit if a reservation would need more
@@ -38,7 +38,7 @@ class Shelves:
         taken: dict[int, tuple[Allocation, ...]] = {}
         try:
             for product_id, quantities in _quantities_by_product(lines).items():
-                taken[product_id] = self._take_product(product_id, quantities)
+                taken[product_id] = self._take_product(ProductKey(tenant, product_id), quantities)
         except Refused:
             self.put_back(allocation for allocations in taken.values() for allocation in allocations)
             raise
@@ -49,8 +49,8 @@ class Shelves:
         for allocation in allocations:
             self._by_item[allocation.item_id].free += allocation.quantity
 
-    def _take_product(self, product_id: int, quantities: dict[str | None, int]) -> tuple[Allocation, ...]:
-        shelves = self._by_product.get(product_id, ())
+    def _take_product(self, product: ProductKey, quantities: dict[str | None, int]) -> tuple[Allocation, ...]:
+        shelves = self._by_product.get(product, ())
         taken: dict[int, int] = {}
         # Lines that name a location come first, because they cannot take their units from another location.
         for location, quantity in sorted(quantities.items(), key=lambda entry: entry[0] is None):
@@ -59,14 +59,15 @@ class Shelves:
             if parts is None:
                 available = sum(shelf.free for shelf in candidates)
                 self._undo(taken)
-                raise InsufficientStock(product_id, quantity, available, location)
+                raise InsufficientStock(product.product_id, quantity, available, location)
             for shelf, part in parts:
                 shelf.free -= part
                 taken[shelf.item_id] = taken.get(shelf.item_id, 0) + part
         if len(taken) > LOCATIONS_MAX:
             self._undo(taken)
             raise LocationsLimit(
-                product_id, f"product {product_id}: a reservation takes units from at most {LOCATIONS_MAX} locations"
+                product.product_id,
+                f"product {product.product_id}: a reservation takes units from at most {LOCATIONS_MAX} locations",
             )
         return tuple(
             Allocation(item_id, self._by_item[item_id].location, quantity) for item_id, quantity in taken.items()

@@ -1,10 +1,32 @@
 """Parsed requests, from callers and from events. An operation takes a list of requests."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from inventory_api.domain.model import Line, State
-from shop_common.api.command import Command
+from inventory_api.domain.model import ItemKey, Line, OrderKey, ProductKey, ReservationKey, State, StockKey
+from shop_common.api import command
 from shop_common.db.idempotency import Claim, fingerprint
+
+
+@dataclass(frozen=True, slots=True)
+class Command(command.Command):
+    """A request for a change of the caller's tenant."""
+
+    @property
+    def tenant(self) -> str:
+        return self.caller.tenant
+
+    @property
+    def owner(self) -> str:
+        """The owner of the reservations, and the scope of the request_id.
+
+        So a caller cannot use up the request_ids of another one.
+        """
+        return self.caller.reservation_owner
+
+    @property
+    def repeat_key(self) -> tuple[str, str, str] | None:
+        """The key that repeats of this request share, or None if there is no request_id."""
+        return None if self.request_id is None else (self.tenant, self.owner, self.request_id)
 
 
 @dataclass(frozen=True, slots=True)
@@ -15,12 +37,17 @@ class AddStock(Command):
     location: str
     quantity: int
 
+    @property
+    def stock_key(self) -> StockKey:
+        return StockKey(self.tenant, self.product_id, self.location)
+
     def claim(self) -> Claim | None:
         if self.request_id is None:
             return None
         content = fingerprint(self.product_id, self.location, self.quantity)
         # A new item has no id yet when the key is claimed. Product and location also identify the item.
-        return Claim("CreateInventoryItem", "", self.request_id, content, (str(self.product_id), self.location))
+        resources = (str(self.product_id), self.location)
+        return Claim("CreateInventoryItem", self.owner, self.request_id, content, resources, self.tenant)
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,11 +58,15 @@ class SetQuantity(Command):
     quantity: int | None
     version: int | None = None
 
+    @property
+    def item_key(self) -> ItemKey:
+        return ItemKey(self.tenant, self.item_id)
+
     def claim(self) -> Claim | None:
         if self.request_id is None:
             return None
         content = fingerprint(self.item_id, self.quantity, self.version)
-        return Claim("UpdateInventoryItem", "", self.request_id, content, (str(self.item_id),))
+        return Claim("UpdateInventoryItem", self.owner, self.request_id, content, (str(self.item_id),), self.tenant)
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,12 +77,20 @@ class OrderLines(Command):
     lines: tuple[Line, ...]
     ttl_seconds: float | None = None
 
+    @property
+    def order_key(self) -> OrderKey:
+        return OrderKey(self.tenant, self.owner, self.order_id)
+
 
 @dataclass(frozen=True, slots=True)
 class OrderRequest(Command):
-    """Confirm, release or fulfil the reservations of one order."""
+    """Confirm, release or fulfil the caller's reservations of one order."""
 
     order_id: str
+
+    @property
+    def order_key(self) -> OrderKey:
+        return OrderKey(self.tenant, self.owner, self.order_id)
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,27 +99,39 @@ class ReleaseRequest(Command):
 
     reservation_id: str
 
+    @property
+    def reservation_key(self) -> ReservationKey:
+        return ReservationKey(self.tenant, self.reservation_id)
+
 
 @dataclass(frozen=True, slots=True)
 class StockQuestion:
-    """Count the available units of a product: at one location, or at all locations if `location` is None."""
+    """Count the available units under a stock key."""
 
-    product_id: int
-    location: str | None
+    key: StockKey
+
+    @property
+    def product(self) -> ProductKey:
+        return self.key.product
 
 
 @dataclass(frozen=True, slots=True)
 class ItemFilter:
-    """A filter for items. A field that is None matches any value."""
+    """A filter for the items of a tenant. A field that is None matches any value."""
 
+    tenant: str = field(repr=False)  # page tokens contain a digest of the repr, and of the tenant's name
     product_id: int | None = None
     location: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class ReservationFilter:
-    """A filter for reservations. A field that is None matches any value. Due reservations match the state EXPIRED."""
+    """A filter for the reservations of a tenant. A field that is None matches any value.
 
+    Due reservations match the state EXPIRED.
+    """
+
+    tenant: str = field(repr=False)  # as in ItemFilter
     order_id: str | None = None
     product_id: int | None = None
     state: State | None = None

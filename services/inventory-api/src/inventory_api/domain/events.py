@@ -1,11 +1,12 @@
-"""Makes the outbox messages of inventory-events. Their key is the product id. proto/asyncapi.yaml describes them."""
+"""Makes the outbox messages of inventory-events. proto/asyncapi.yaml describes them."""
 
 from collections.abc import Callable
 from datetime import datetime
 from typing import Any
 
-from inventory_api.domain.model import Item, Reservation, State
+from inventory_api.domain.model import Item, ProductKey, Reservation, State
 from shop_common.events.outbox import Message
+from shop_common.identity import tenant
 from shop_common.timestamps import rfc3339
 
 TOPIC = "inventory-events"
@@ -21,7 +22,7 @@ def stock_updated(item: Item, now: datetime, traceparent: str | None) -> Message
         "reserved_quantity": item.reserved_quantity,
         "version": item.version,
     }
-    return Message(TOPIC, str(item.product_id), "STOCK_UPDATED", data, now, traceparent)
+    return Message(TOPIC, _key(item.product), "STOCK_UPDATED", data, now, traceparent, item.tenant)
 
 
 def stock_reserved(reservation: Reservation, now: datetime, traceparent: str | None) -> Message:
@@ -91,4 +92,12 @@ def _reservation_event(
         "reservation_id": reservation.id,
         "allocations": reservation.allocations,
     }
-    return Message(TOPIC, str(reservation.product_id), event_type, data, now, traceparent)
+    if reservation.owner:
+        data["owner"] = reservation.owner
+    return Message(TOPIC, _key(reservation.product), event_type, data, now, traceparent, reservation.tenant)
+
+
+def _key(product: ProductKey) -> str:
+    # The events of the default tenant keep the key, and so the partition, that they had before tenants existed.
+    prefix = "" if product.tenant == tenant.DEFAULT else f"{product.tenant}/"
+    return f"{prefix}{product.product_id}"

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, replace
 from datetime import datetime
 from enum import StrEnum
+from typing import NamedTuple
 
 DEFAULT_LOCATION = "WAREHOUSE_A"
 ITEM_QUANTITY_MAX = 9 * 10**15
@@ -14,8 +15,49 @@ ORDER_RESERVATIONS_MAX = 1_000
 ORDER_ALLOCATIONS_MAX = 10_000
 """The most allocations that all active reservations of an order have in total."""
 
-StockKey = tuple[int, str | None]
-"""A product id and a location. A location of None means any location of the product."""
+
+class ProductKey(NamedTuple):
+    """A product of a tenant. Tenants may use the same product ids."""
+
+    tenant: str
+    product_id: int
+
+
+class StockKey(NamedTuple):
+    """A product of a tenant at a location. A location of None means any location of the product."""
+
+    tenant: str
+    product_id: int
+    location: str | None
+
+    @property
+    def product(self) -> ProductKey:
+        return ProductKey(self.tenant, self.product_id)
+
+
+class ItemKey(NamedTuple):
+    """The id of an item, as a caller of this tenant may use it. Ids are unique over all tenants."""
+
+    tenant: str
+    id: int
+
+
+class ReservationKey(NamedTuple):
+    """The id of a reservation, as a caller of this tenant may use it. Ids are unique over all tenants."""
+
+    tenant: str
+    id: str
+
+
+class OrderKey(NamedTuple):
+    """An order for which a caller has reserved stock. Tenants and callers choose the ids of their orders freely.
+
+    The owner is empty for the orders of order-api. See Caller.reservation_owner.
+    """
+
+    tenant: str
+    owner: str
+    order_id: str
 
 
 class State(StrEnum):
@@ -39,6 +81,7 @@ class Item:
     database still counts these units as reserved, but they are available.
     """
 
+    tenant: str
     id: int
     product_id: int
     location: str
@@ -48,6 +91,14 @@ class Item:
     created_at: datetime
     updated_at: datetime
     due: int = 0
+
+    @property
+    def product(self) -> ProductKey:
+        return ProductKey(self.tenant, self.product_id)
+
+    @property
+    def stock_key(self) -> StockKey:
+        return StockKey(self.tenant, self.product_id, self.location)
 
     @property
     def available_quantity(self) -> int:
@@ -65,8 +116,13 @@ class Allocation:
 
 @dataclass(frozen=True, slots=True)
 class Reservation:
-    """Units of one product that are reserved for an order. The quantities of `allocations` add up to `quantity`."""
+    """Units of one product that are reserved for an order. The quantities of `allocations` add up to `quantity`.
 
+    Only the owner confirms and releases the reservation. The owner is empty if it is order-api.
+    """
+
+    tenant: str
+    owner: str
     id: str
     product_id: int
     quantity: int
@@ -75,6 +131,14 @@ class Reservation:
     created_at: datetime
     expires_at: datetime | None
     allocations: tuple[Allocation, ...]
+
+    @property
+    def key(self) -> ReservationKey:
+        return ReservationKey(self.tenant, self.id)
+
+    @property
+    def product(self) -> ProductKey:
+        return ProductKey(self.tenant, self.product_id)
 
     def is_due(self, now: datetime) -> bool:
         """Return whether the reservation is held and past its expiry."""

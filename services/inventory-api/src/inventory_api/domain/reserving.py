@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from inventory_api.domain.allocation import Shelves
 from inventory_api.domain.commands import OrderLines
 from inventory_api.domain.errors import ReservationsLimit
-from inventory_api.domain.model import ORDER_ALLOCATIONS_MAX, Allocation, Item, OrderSize
+from inventory_api.domain.model import ORDER_ALLOCATIONS_MAX, Allocation, Item, OrderKey, OrderSize
 from shop_common.errors import Contention, Refused
 
 BATCH_ALLOCATIONS_MAX = ORDER_ALLOCATIONS_MAX
@@ -22,10 +22,12 @@ Decision = dict[int, tuple[Allocation, ...]] | Refused | Contention
 """The allocations of an order by product id, or the error that refuses the order."""
 
 
-def decide(orders: Sequence[OrderLines], stock: Mapping[int, Item], sizes: Mapping[str, OrderSize]) -> list[Decision]:
+def decide(
+    orders: Sequence[OrderLines], stock: Mapping[int, Item], sizes: Mapping[OrderKey, OrderSize]
+) -> list[Decision]:
     """Decide the orders one after another. Each order gets all of its lines or none.
 
-    `stock` has all items of the products, by id. `sizes` has the current size of each order, by order id. Returns one
+    `stock` has all items of the products, by id. `sizes` has the current size of each order. Returns one
     decision per order, in order. If an order would exceed BATCH_ALLOCATIONS_MAX, it and all later orders are UNDECIDED.
     The first order of the batch is always decided.
     """
@@ -35,19 +37,20 @@ def decide(orders: Sequence[OrderLines], stock: Mapping[int, Item], sizes: Mappi
     decisions: list[Decision] = []
     for order in orders:
         try:
-            taken = shelves.take(order.lines)
+            taken = shelves.take(order.tenant, order.lines)
         except Refused as refusal:
             decisions.append(refusal)
             continue
         allocations = [allocation for of_product in taken.values() for allocation in of_product]
-        size = new_sizes[order.order_id].plus(len(taken), len(allocations))
+        key = order.order_key
+        size = new_sizes[key].plus(len(taken), len(allocations))
         if size.is_too_large:
             shelves.put_back(allocations)
             decisions.append(ReservationsLimit(order.order_id, size.reservations, size.allocations))
         elif allocations_made and allocations_made + len(allocations) > BATCH_ALLOCATIONS_MAX:
             return [*decisions, *[UNDECIDED] * (len(orders) - len(decisions))]
         else:
-            new_sizes[order.order_id] = size
+            new_sizes[key] = size
             allocations_made += len(allocations)
             decisions.append(taken)
     return decisions

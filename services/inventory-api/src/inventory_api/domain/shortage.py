@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 
 from inventory_api.domain.commands import OrderLines
 from inventory_api.domain.errors import InsufficientStock
-from inventory_api.domain.model import Item, Reservation, StockKey
+from inventory_api.domain.model import Item, ProductKey, Reservation, StockKey
 from inventory_api.domain.reserving import Decision
 
 
@@ -27,25 +27,25 @@ def shortage_of_orders(
     ]
     if not refused:
         return {}
-    products = {line.product_id for order, _ in refused for line in order.lines}
+    products = {ProductKey(order.tenant, line.product_id) for order, _ in refused for line in order.lines}
     shortage: dict[StockKey, int] = {}
     for order in orders:
         for line in order.lines:
-            if line.product_id in products:
-                key = (line.product_id, line.location)
+            key = StockKey(order.tenant, line.product_id, line.location)
+            if key.product in products:
                 shortage[key] = shortage.get(key, 0) + line.quantity
     for item in stock.values():
         free = item.quantity - item.reserved_quantity
         # Lines that name the location take its free units first. Lines without a location take the remaining units.
-        for key in ((item.product_id, item.location), (item.product_id, None)):
+        for key in (item.stock_key, StockKey(item.tenant, item.product_id, None)):
             taken = min(free, shortage.get(key, 0))
             if taken:
                 shortage[key] -= taken
                 free -= taken
     # Free units may be at locations where a refused order cannot use them. So the shortage is at least the number of
     # units that the refused order lacks.
-    for _, refusal in refused:
-        key = (refusal.product_id, refusal.location)
+    for order, refusal in refused:
+        key = StockKey(order.tenant, refusal.product_id, refusal.location)
         shortage[key] = max(shortage.get(key, 0), refusal.requested - refusal.available)
     return {key: units for key, units in shortage.items() if units}
 
@@ -58,7 +58,8 @@ def choose_to_cover(shortage: Mapping[StockKey, int], due: Sequence[Reservation]
         helps = False
         for part in reservation.allocations:
             units = part.quantity
-            for key in ((reservation.product_id, part.location), (reservation.product_id, None)):
+            for location in (part.location, None):
+                key = StockKey(reservation.tenant, reservation.product_id, location)
                 covered = min(units, missing.get(key, 0))
                 if covered:
                     missing[key] -= covered

@@ -15,7 +15,7 @@ from inventory_api.domain.commands import (
     SetQuantity,
     StockQuestion,
 )
-from inventory_api.domain.model import Item, Reservation
+from inventory_api.domain.model import Item, ItemKey, Reservation, ReservationKey
 from inventory_api.operations import batch_sizes
 from inventory_api.operations.items.add_stock import add_stock
 from inventory_api.operations.items.check_stock import check_stock
@@ -50,15 +50,17 @@ class Operations:
         self._reserve = run.writes(
             "reserve",
             self._reserve_batch,
-            key=lambda order: order.request_id,
+            key=lambda order: order.repeat_key,
             weigh=lambda order: len(order.lines),
+            # A batch of order-api has orders of many users, who take turns.
+            caller_of=lambda order: order.caller,
         )
         self._release = run.writes(
-            "release", release, key=lambda request: request.reservation_id, sizes=batch_sizes.RELEASES
+            "release", release, key=lambda request: request.reservation_key, sizes=batch_sizes.RELEASES
         )
-        self._confirm = run.writes("confirm", confirm, key=lambda order: order.order_id, sizes=batch_sizes.ORDERS)
-        self._add_stock = run.writes("add-stock", add_stock, key=lambda request: request.request_id)
-        self._set_quantity = run.writes("set-quantity", set_quantity, key=lambda request: request.request_id)
+        self._confirm = run.writes("confirm", confirm, key=lambda order: order.order_key, sizes=batch_sizes.ORDERS)
+        self._add_stock = run.writes("add-stock", add_stock, key=lambda request: request.repeat_key)
+        self._set_quantity = run.writes("set-quantity", set_quantity, key=lambda request: request.repeat_key)
         self._check_stock = run.reads("check-stock", check_stock, sizes=batch_sizes.QUESTIONS)
         self._get_item = run.reads("item", get_items)
         self._get_reservation = run.reads("reservation", rows.get, sizes=batch_sizes.RESERVATIONS)
@@ -89,11 +91,11 @@ class Operations:
     def check_stock(self, question: StockQuestion, *, deadline: float) -> int:
         return self._check_stock.submit(question, deadline=deadline)
 
-    def get_item(self, item_id: int, *, deadline: float) -> Item:
-        return self._get_item.submit(item_id, deadline=deadline)
+    def get_item(self, key: ItemKey, *, deadline: float) -> Item:
+        return self._get_item.submit(key, deadline=deadline)
 
-    def get_reservation(self, reservation_id: str, *, deadline: float) -> Reservation:
-        return self._get_reservation.submit(reservation_id, deadline=deadline)
+    def get_reservation(self, key: ReservationKey, *, deadline: float) -> Reservation:
+        return self._get_reservation.submit(key, deadline=deadline)
 
     def list_items(self, page: PageRequest[ItemFilter], *, deadline: float) -> Page[Item]:
         return self._list_items.submit(page, deadline=deadline)

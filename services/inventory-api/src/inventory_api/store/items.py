@@ -1,42 +1,45 @@
 """All SQL on the table inventory_items."""
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import BigInteger, Connection, Row, Text, select, tuple_, update
+from sqlalchemy import BigInteger, Connection, Row, Text, select, update
 from sqlalchemy.types import TypeEngine
 
-from inventory_api.domain.model import Item
+from inventory_api.domain.model import Item, ItemKey, ProductKey, ReservationKey, StockKey
 from inventory_api.store import tables
-from shop_common.db.sql import Id, Statement, Timestamp, count_by, in_rows, insert_into, join_rows
+from shop_common.db.sql import Id, Statement, Timestamp, count_by, in_rows, insert_into, is_each, join_rows
 
 _items = tables.inventory_items
 _allocations = tables.reservation_allocations
 
 COLUMNS = tuple(_items.c[name] for name in Item.__slots__ if name != "due")
 
-count_locations = count_by(_items.c.product_id)
-"""Returns the number of locations of each product, by product id."""
+count_locations = count_by(_items, *ProductKey._fields)
+"""Returns the number of locations of each product."""
 
 
-def load(tx: Connection, ids: Iterable[int]) -> dict[int, Item]:
-    """Return the items with these ids, by id, without a lock. Unknown ids are left out."""
-    rows = [{"id": each} for each in set(ids)]
-    return {row.id: _item(row) for row in _load(tx, rows)} if rows else {}
+def load(tx: Connection, keys: Iterable[ItemKey]) -> dict[ItemKey, Item]:
+    """Return the items with these keys, without a lock. Unknown keys are left out."""
+    rows = _rows(keys)
+    return {ItemKey(row.tenant, row.id): _item(row) for row in _load(tx, rows)} if rows else {}
 
 
-def load_products(tx: Connection, product_ids: Iterable[int]) -> list[Item]:
+def load_products(tx: Connection, products: Iterable[ProductKey]) -> list[Item]:
     """Return all items of these products, without a lock, in no particular order."""
-    rows = [{"product_id": product_id} for product_id in product_ids]
+    rows = _rows(products)
     return [_item(row) for row in _load_products(tx, rows)] if rows else []
 
 
 def load_page(
-    tx: Connection, *, product_id: int | None, location: str | None, after_id: int | None, limit: int
+    tx: Connection, tenant: str, *, product_id: int | None, location: str | None, after_id: int | None, limit: int
 ) -> list[Item]:
-    """Return at most `limit` items with an id above `after_id`, sorted by id. A value of None matches all items."""
-    query = select(*COLUMNS).order_by(_items.c.id).limit(limit)
+    """Return at most `limit` items of the tenant with an id above `after_id`, sorted by id.
+
+    A value of None matches all items.
+    """
+    query = select(*COLUMNS).where(_items.c.tenant == tenant).order_by(_items.c.id).limit(limit)
     if product_id is not None:
         query = query.where(_items.c.product_id == product_id)
     if location is not None:
@@ -46,31 +49,30 @@ def load_page(
     return [_item(row) for row in tx.execute(query)]
 
 
-def lock_products(tx: Connection, product_ids: Iterable[int]) -> list[Item]:
+def lock_products(tx: Connection, products: Iterable[ProductKey]) -> list[Item]:
     """Lock and return all items of these products, sorted by id. Products without items are left out."""
-    rows = [{"product_id": product_id} for product_id in product_ids]
+    rows = _rows(products)
     return [_item(row) for row in _lock_products(tx, rows)] if rows else []
 
 
-def lock_at(tx: Connection, places: Sequence[tuple[int, str]]) -> list[Item]:
-    """Lock and return the items at these product ids and locations, sorted by id. Missing items are left out."""
-    rows = [{"product_id": product_id, "location": location} for product_id, location in places]
-    return [_item(row) for row in _lock_at(tx, rows)]
+def lock_at(tx: Connection, keys: Iterable[StockKey]) -> list[Item]:
+    """Lock and return the items with these stock keys, sorted by id. Missing items are left out."""
+    return [_item(row) for row in _lock_at(tx, _rows(keys))]
 
 
-def lock_of_reservations(tx: Connection, reservation_ids: Collection[str]) -> list[Item]:
+def lock_of_reservations(tx: Connection, keys: Iterable[ReservationKey]) -> list[Item]:
     """Lock and return all items from which these reservations take units, sorted by id."""
-    return [_item(row) for row in _lock_of_reservations(tx, [{"id": each} for each in reservation_ids])]
+    rows = [{"tenant": key.tenant, "reservation_id": key.id} for key in set(keys)]
+    return [_item(row) for row in _lock_of_reservations(tx, rows)]
 
 
-def insert_empty(tx: Connection, places: Iterable[tuple[int, str]], now: datetime) -> None:
-    """Insert items without units at these product ids and locations. Existing items do not change."""
+def insert_empty(tx: Connection, keys: Iterable[StockKey], now: datetime) -> None:
+    """Insert items without units with these stock keys. Existing items do not change."""
     _insert_empty(
         tx,
         [
             {
-                "product_id": product_id,
-                "location": location,
+                **key._asdict(),
                 "quantity": 0,
                 "reserved_quantity": 0,
                 "version": 0,
@@ -78,7 +80,7 @@ def insert_empty(tx: Connection, places: Iterable[tuple[int, str]], now: datetim
                 "updated_at": now,
             }
             # Sorted, so that two transactions that insert the same items wait for each other and do not deadlock.
-            for product_id, location in sorted(places)
+            for key in sorted(keys)
         ],
     )
 
@@ -97,6 +99,10 @@ def free(tx: Connection, locked: Mapping[int, Item], units: Mapping[int, int], n
             for item_id, quantity in units.items()
         ],
     )
+
+
+def _rows(keys: Iterable[ItemKey | ProductKey | StockKey]) -> list[dict[str, Any]]:
+    return [key._asdict() for key in set(keys)]
 
 
 def _item(row: Row[Any]) -> Item:
@@ -123,32 +129,33 @@ _COUNTERS: dict[str, TypeEngine[Any]] = {
 }
 
 _load = Statement(
-    lambda given: select(*COLUMNS).where(in_rows(_items.c.id, given.c.id)).order_by(_items.c.id),
+    lambda given: select(*COLUMNS).where(*is_each(_items, given, *ItemKey._fields)),
+    tenant=Text(),
     id=BigInteger(),
 )
 _load_products = Statement(
-    lambda given: select(*COLUMNS).where(in_rows(_items.c.product_id, given.c.product_id)),
+    lambda given: select(*COLUMNS).where(*is_each(_items, given, *ProductKey._fields)),
+    tenant=Text(),
     product_id=BigInteger(),
 )
 _lock_products = Statement(
     lambda given: (
         select(*COLUMNS)
-        .where(in_rows(_items.c.product_id, given.c.product_id))
+        .where(*is_each(_items, given, *ProductKey._fields))
         .order_by(_items.c.id)
         .with_for_update(of=_items)  # failpoint: item-row-lock
     ),
+    tenant=Text(),
     product_id=BigInteger(),
 )
 _lock_at = Statement(
     lambda given: (
         select(*COLUMNS)
-        .where(
-            in_rows(_items.c.product_id, given.c.product_id),
-            tuple_(_items.c.product_id, _items.c.location).in_(select(given.c.product_id, given.c.location)),
-        )
+        .where(*is_each(_items, given, *StockKey._fields))
         .order_by(_items.c.id)
         .with_for_update(of=_items)
     ),
+    tenant=Text(),
     product_id=BigInteger(),
     location=Text(),
 )
@@ -159,18 +166,18 @@ _lock_of_reservations = Statement(
         .where(
             in_rows(
                 _items.c.id,
-                select(_allocations.c.item_id).where(in_rows(_allocations.c.reservation_id, given.c.id)),
+                select(_allocations.c.item_id).where(*is_each(_allocations, given, "tenant", "reservation_id")),
             )
         )
         .order_by(_items.c.id)
         .with_for_update(of=_items)
     ),
-    id=Id(),
+    tenant=Text(),
+    reservation_id=Id(),
 )
 _insert_empty = insert_into(
     _items,
-    "product_id",
-    "location",
+    *StockKey._fields,
     "quantity",
     "reserved_quantity",
     "version",

@@ -9,20 +9,23 @@ from sqlalchemy import (
     CheckConstraint,
     Column,
     Computed,
-    ForeignKey,
+    ForeignKeyConstraint,
     Index,
     MetaData,
     Table,
     Text,
-    UniqueConstraint,
     text,
 )
 
 from shop_common.db.idempotency import IdempotencyKeys
 from shop_common.db.sql import NAMING_CONVENTION, Id, RowId, Timestamp
 from shop_common.events.outbox import Outbox
+from shop_common.identity import tenant
 
 metadata = MetaData(naming_convention=NAMING_CONVENTION)
+
+# The indexes for lookups by a caller's value have the tenant as their second column: the statements know both columns,
+# and the previous version, which does not know the tenant, finds its rows by the first one.
 
 # The conditions of the partial indexes. Queries must repeat these conditions literally: the planner cannot know that a
 # condition with a parameter implies the condition of an index, so a prepared statement would not use the index.
@@ -44,10 +47,12 @@ inventory_items = Table(
     Column("version", BigInteger, nullable=False),
     Column("created_at", Timestamp, nullable=False),
     Column("updated_at", Timestamp, nullable=False),
-    UniqueConstraint("product_id", "location"),
+    Column("tenant", Text, nullable=False, server_default=tenant.DEFAULT),
     CheckConstraint("reserved_quantity >= 0 AND reserved_quantity <= quantity", name="reserved_within_quantity"),
-    # For ListInventoryItems by location.
-    Index("ix_inventory_items_location_id", "location", "id"),
+    Index("ix_inventory_items_product_id_tenant_location", "product_id", "tenant", "location", unique=True),
+    # For ListInventoryItems, and by location.
+    Index("ix_inventory_items_tenant_id", "tenant", "id", unique=True),
+    Index("ix_inventory_items_location_tenant_id", "location", "tenant", "id"),
     sqlite_autoincrement=True,
 )
 
@@ -70,11 +75,17 @@ stock_reservations = Table(
     Column("sole_item_id", BigInteger, nullable=False, server_default=text("0")),
     # The time at which expiring or purging the reservation failed. An operator has to inspect it.
     Column("set_aside_at", Timestamp),
+    Column("tenant", Text, nullable=False, server_default=tenant.DEFAULT),
+    # The caller that made the reservation. Empty for order-api, and for rows from before this column.
+    Column("owner", Text, nullable=False, server_default=""),
     CheckConstraint("quantity > 0", name="quantity_positive"),
     CheckConstraint("state IN ('HELD', 'CONFIRMED', 'EXPIRED', 'RELEASED', 'FULFILLED')", name="state_known"),
     CheckConstraint("state <> 'HELD' OR expires_at IS NOT NULL", name="hold_expires"),
-    # For an order's reservations by state, and for ListReservations by order.
-    Index("ix_stock_reservations_order_id_state_id", "order_id", "state", "id"),
+    # For an order's reservations by state, and for ListReservations by order. The owner is last, because
+    # ListReservations reads the reservations of all owners in the order of their ids.
+    Index("ix_stock_reservations_order_id_tenant_state_id_owner", "order_id", "tenant", "state", "id", "owner"),
+    # For ListReservations, and for the foreign key of the allocations.
+    Index("ix_stock_reservations_tenant_id", "tenant", "id", unique=True),
     # For the reaper: due reservations, oldest first.
     Index(
         "ix_stock_reservations_due",
@@ -84,23 +95,25 @@ stock_reservations = Table(
     ),
     # For covering a shortage of a product.
     Index(
-        "ix_stock_reservations_product_due",
+        "ix_stock_reservations_product_tenant_due",
         "product_id",
+        "tenant",
         "expires_at",
         postgresql_where=HELD,
         sqlite_where=HELD,
     ),
     # For covering a shortage of a product at one location.
     Index(
-        "ix_stock_reservations_item_due",
+        "ix_stock_reservations_item_tenant_due",
         "sole_item_id",
         "product_id",
+        "tenant",
         "expires_at",
         postgresql_where=HELD,
         sqlite_where=HELD,
     ),
     # For ListReservations by product.
-    Index("ix_stock_reservations_product_id_id", "product_id", "id"),
+    Index("ix_stock_reservations_product_id_tenant_id", "product_id", "tenant", "id"),
     # For PurgeHistory.
     Index(
         "ix_stock_reservations_ended_at",
@@ -127,10 +140,15 @@ stock_reservations = Table(
 reservation_allocations = Table(
     "reservation_allocations",
     metadata,
-    Column("reservation_id", Id, ForeignKey(stock_reservations.c.id, ondelete="CASCADE"), primary_key=True),
+    Column("reservation_id", Id, primary_key=True),
     Column("item_id", BigInteger, primary_key=True),
     Column("quantity", BigInteger, nullable=False),
+    Column("tenant", Text, nullable=False, server_default=tenant.DEFAULT),
     CheckConstraint("quantity > 0", name="quantity_positive"),
+    # An allocation is always of the same tenant as its reservation.
+    ForeignKeyConstraint(
+        ["tenant", "reservation_id"], [stock_reservations.c.tenant, stock_reservations.c.id], ondelete="CASCADE"
+    ),
     Index("ix_reservation_allocations_item_id", "item_id"),
 )
 

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from sqlalchemy import Connection
 
 from inventory_api.domain.commands import StockQuestion
+from inventory_api.domain.model import StockKey
 from inventory_api.store import items
 from inventory_api.store.reservations import due
 from shop_common.api.valid import INT64_MAX
@@ -16,11 +17,12 @@ def check_stock(tx: Connection, questions: Sequence[StockQuestion]) -> list[int]
     The number is 0 for an unknown product. The sum over very many locations could exceed an int64, so a larger sum is
     returned as INT64_MAX.
     """
-    products = {question.product_id for question in questions}
+    products = {question.product for question in questions}
     due_units = due.units_by_item(tx, products)
-    available: dict[tuple[int, str | None], int] = {}
+    available: dict[StockKey, int] = {}
     for item in items.load_products(tx, products):
         units = item.available_quantity + due_units.get(item.id, 0)
-        available[item.product_id, item.location] = units
-        available[item.product_id, None] = available.get((item.product_id, None), 0) + units
-    return [min(available.get((question.product_id, question.location), 0), INT64_MAX) for question in questions]
+        available[item.stock_key] = units
+        everywhere = StockKey(item.tenant, item.product_id, None)
+        available[everywhere] = available.get(everywhere, 0) + units
+    return [min(available.get(question.key, 0), INT64_MAX) for question in questions]

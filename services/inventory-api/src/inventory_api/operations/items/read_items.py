@@ -7,36 +7,37 @@ from sqlalchemy import Connection
 
 from inventory_api.domain.commands import ItemFilter
 from inventory_api.domain.errors import ItemNotFound
-from inventory_api.domain.model import Item
+from inventory_api.domain.model import Item, ItemKey
 from inventory_api.store import items
 from inventory_api.store.reservations import due
 from shop_common.api.paging import Page, PageRequest, page_of
 from shop_common.errors import ShopError
 
 
-def get_items(tx: Connection, ids: Sequence[int]) -> list[Item | ShopError]:
-    """Return one outcome per id, in order: the item or ItemNotFound."""
-    stored = items.load(tx, ids)
-    return with_due(tx, [stored.get(each) or ItemNotFound(each) for each in ids])
+def get_items(tx: Connection, keys: Sequence[ItemKey]) -> list[Item | ShopError]:
+    """Return one outcome per key, in order: the item or ItemNotFound."""
+    stored = items.load(tx, keys)
+    return with_due(tx, [stored.get(key) or ItemNotFound(key.id) for key in keys])
 
 
 def list_items(tx: Connection, request: PageRequest[ItemFilter]) -> Page[Item]:
-    """Return a page of items, sorted by id."""
+    """Return a page of a tenant's items, sorted by id."""
     stored = items.load_page(
         tx,
+        request.filter.tenant,
         product_id=request.filter.product_id,
         location=request.filter.location,
         after_id=int(request.after[0]) if request.after else None,
         limit=request.size + 1,
     )
     page = page_of(stored, request.size, lambda item: (item.id,))
-    due_units = due.units_by_item(tx, [item.product_id for item in page.rows])
+    due_units = due.units_by_item(tx, [item.product for item in page.rows])
     return Page([replace(item, due=due_units.get(item.id, 0)) for item in page.rows], page.next_position)
 
 
 def with_due(tx: Connection, outcomes: Sequence[Item | ShopError]) -> list[Item | ShopError]:
     """Return the outcomes, with `due` set in each item: its units of due reservations, which count as available."""
-    due_units = due.units_by_item(tx, [item.product_id for item in outcomes if isinstance(item, Item)])
+    due_units = due.units_by_item(tx, [item.product for item in outcomes if isinstance(item, Item)])
     return [
         replace(item, due=due_units[item.id]) if isinstance(item, Item) and item.id in due_units else item
         for item in outcomes

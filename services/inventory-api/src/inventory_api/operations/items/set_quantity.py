@@ -1,6 +1,6 @@
 """Sets the quantity of items, for UpdateInventoryItem."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from sqlalchemy import Connection
@@ -8,7 +8,7 @@ from sqlalchemy import Connection
 from inventory_api.domain import events
 from inventory_api.domain.commands import SetQuantity
 from inventory_api.domain.errors import BelowReserved, ItemNotFound, VersionMismatch
-from inventory_api.domain.model import Item, StockKey
+from inventory_api.domain.model import Item, ItemKey, StockKey
 from inventory_api.operations.items.read_items import get_items, with_due
 from inventory_api.operations.reservations.cover_shortage import DUE_EXPIRED_MAX, cover_shortage
 from inventory_api.store import items, tables
@@ -28,7 +28,7 @@ def set_quantity(tx: Connection, requests: Sequence[SetQuantity]) -> list[Item |
     changes nothing and emits nothing.
     """
     claimed = tables.idempotency_keys.claim(tx, requests, [request.claim() for request in requests])
-    replayed = get_items(tx, [int(claim.resources[0]) for claim in claimed.replays])
+    replayed = get_items(tx, [ItemKey(claim.tenant, int(claim.resources[0])) for claim in claimed.replays])
     return claimed.settle(tx, replayed=replayed, new=_set_quantity(tx, claimed.new))
 
 
@@ -36,7 +36,7 @@ def _set_quantity(tx: Connection, requests: Sequence[SetQuantity]) -> list[Item 
     if not requests:
         return []
     # Lock all items of the products: a reservation that has to be expired may have allocations from several items.
-    products = {item.product_id for item in items.load(tx, (request.item_id for request in requests)).values()}
+    products = {item.product for item in items.load(tx, (request.item_key for request in requests)).values()}
     stock = {item.id: item for item in items.lock_products(tx, products)}
     is_contended = _expire_due(tx, requests, stock)
     timestamp = now(tx)
@@ -44,7 +44,7 @@ def _set_quantity(tx: Connection, requests: Sequence[SetQuantity]) -> list[Item 
     outcomes: list[Item | ShopError] = []
     messages = []
     for request in requests:
-        item = stock.get(request.item_id)
+        item = _requested(request, stock)
         if item is None:
             outcomes.append(ItemNotFound(request.item_id))
         elif request.version is not None and request.version != item.version:
@@ -66,6 +66,12 @@ def _set_quantity(tx: Connection, requests: Sequence[SetQuantity]) -> list[Item 
     return with_due(tx, outcomes)
 
 
+def _requested(request: SetQuantity, stock: Mapping[int, Item]) -> Item | None:
+    """Return the item, or None if the tenant of the request has no such item. `stock` has items of several tenants."""
+    item = stock.get(request.item_id)
+    return item if item is not None and item.tenant == request.tenant else None
+
+
 def _expire_due(tx: Connection, requests: Sequence[SetQuantity], stock: dict[int, Item]) -> bool:
     """Expire due reservations of items whose new quantity is below the reserved quantity.
 
@@ -73,11 +79,11 @@ def _expire_due(tx: Connection, requests: Sequence[SetQuantity], stock: dict[int
     """
     shortage: dict[StockKey, int] = {}
     for request in requests:
-        item = stock.get(request.item_id)
+        item = _requested(request, stock)
         if item is None or request.quantity is None or request.version not in (None, item.version):
             continue
         if request.quantity < item.reserved_quantity:
-            key = (item.product_id, item.location)
+            key = item.stock_key
             shortage[key] = max(shortage.get(key, 0), item.reserved_quantity - request.quantity)
     if not shortage:
         return False

@@ -12,7 +12,7 @@ from inventory_api.domain.errors import (
     ReservationReleased,
     ReservationsLimit,
 )
-from inventory_api.domain.model import Reservation, State
+from inventory_api.domain.model import Reservation, ReservationKey, State
 from inventory_api.domain.transitions import StateChanges
 from inventory_api.operations.reservations.state_changes import change_states
 from inventory_api.store.reservations import by_order, locks
@@ -28,37 +28,39 @@ def confirm(tx: Connection, orders: Sequence[OrderRequest]) -> list[Outcome]:
     although the call is refused. May be repeated: for a confirmed order it returns the same reservations and changes
     nothing. Emits one event per state change.
     """
-    overviews = by_order.overviews(tx, (order.order_id for order in orders))
+    overviews = by_order.overviews(tx, (order.order_key for order in orders))
     ids = by_order.unreleased(
-        tx, (order.order_id for order in orders if not overviews[order.order_id].size.is_too_large)
+        tx, (order.order_key for order in orders if not overviews[order.order_key].size.is_too_large)
     )
-    locked = locks.lock(tx, (reservation_id for of_order in ids.values() for reservation_id in of_order))
+    locked = locks.lock(
+        tx, (ReservationKey(order.tenant, each) for order, of_order in ids.items() for each in of_order)
+    )
     confirmations = {}
     changes: StateChanges = {}
     traceparents: dict[str, str | None] = {}
     for order in orders:
-        if order.order_id not in ids:
+        if order.order_key not in ids:
             continue
-        overview = overviews[order.order_id]
+        overview = overviews[order.order_key]
         confirmation = transitions.confirm(
             order.order_id,
-            [locked.reservations[each] for each in ids[order.order_id] if each in locked.reservations],
+            [locked.reservations[each] for each in ids[order.order_key] if each in locked.reservations],
             has_expired=overview.has_expired,
             has_released=overview.has_released,
             now=locked.now,
         )
-        confirmations[order.order_id] = confirmation
+        confirmations[order.order_key] = confirmation
         changes |= confirmation.changes
         traceparents |= dict.fromkeys(confirmation.changes, order.traceparent)
     change_states(tx, locked, changes, traceparents)
     outcomes: list[Outcome] = []
     for order in orders:
-        if order.order_id not in ids:
-            size = overviews[order.order_id].size
+        if order.order_key not in ids:
+            size = overviews[order.order_key].size
             outcomes.append(ReservationsLimit(order.order_id, size.reservations, size.allocations))
-        elif refusal := confirmations[order.order_id].refusal:
+        elif refusal := confirmations[order.order_key].refusal:
             outcomes.append(refusal)
         else:
-            of_order = [locked.reservations[each] for each in ids[order.order_id] if each in locked.reservations]
+            of_order = [locked.reservations[each] for each in ids[order.order_key] if each in locked.reservations]
             outcomes.append([each for each in of_order if each.state is not State.RELEASED])
     return outcomes

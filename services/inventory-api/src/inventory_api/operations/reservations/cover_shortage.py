@@ -28,7 +28,7 @@ def cover_shortage(
     """
     expired: list[Reservation] = []
 
-    while candidates := due.ids_to_cover(tx, shortage, stock, limit + 1):
+    while candidates := due.keys_to_cover(tx, shortage, stock, limit + 1):
         locked = locks.lock(tx, candidates[:limit])
 
         def expire(chosen: Sequence[Reservation], locked: Locked = locked) -> int:
@@ -41,7 +41,7 @@ def cover_shortage(
             id_of=lambda reservation: reservation.id,
             set_aside=lambda reservation_id: changes.set_aside(tx, reservation_id),
         )
-        bisection.run(choose_to_cover(shortage, [locked.reservations[each] for each in candidates[:limit]]))
+        bisection.run(choose_to_cover(shortage, [locked.reservations[key.id] for key in candidates[:limit]]))
         stock.update(locked.items)
         if expired or not bisection.set_aside_count:
             return expired, len(candidates) > limit

@@ -87,7 +87,7 @@ def expire_read(tx: Connection, reservations: Sequence[Reservation]) -> int:
     """
     if not reservations:
         return 0
-    locked = {item.id: item for item in items.lock_products(tx, {each.product_id for each in reservations})}
+    locked = {item.id: item for item in items.lock_products(tx, {each.product for each in reservations})}
     timestamp = now(tx)
     expired_ids = changes.expire(tx, [reservation.id for reservation in reservations])
     expired = [reservation for reservation in reservations if reservation.id in expired_ids]

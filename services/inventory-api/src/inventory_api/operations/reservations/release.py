@@ -11,25 +11,41 @@ from inventory_api.domain.model import State
 from inventory_api.operations.reservations import turns
 from inventory_api.operations.reservations.state_changes import change_states
 from inventory_api.store.reservations import locks
+from inventory_api.store.reservations.locks import Locked
 
 
 def release(tx: Connection, requests: Sequence[ReleaseRequest]) -> list[int | ReservationNotFound]:
-    """Release each reservation. Returns one outcome per request, in order: the released units or ReservationNotFound.
+    """Release each reservation.
 
-    The outcome is 0 for an expired, fulfilled or due reservation. A due reservation becomes EXPIRED. May be repeated: a
-    repeated call returns the same outcome and changes nothing. Emits one event per state change.
+    Returns one outcome per request, in order: the released units, or ReservationNotFound if the tenant has no such
+    reservation or the caller is not its owner. The outcome is 0 for an expired, fulfilled or due reservation. A due
+    reservation becomes EXPIRED. May be repeated: a repeated call returns the same outcome and changes nothing. Emits
+    one event per state change.
     """
-    locked = locks.lock(tx, (request.reservation_id for request in requests))
-    changes = transitions.release(locked.reservations.values(), locked.now)
-    change_states(tx, locked, changes, {request.reservation_id: request.traceparent for request in requests})
+    locked = locks.lock(tx, (request.reservation_key for request in requests))
+    permitted = [request for request in requests if _may_release(request, locked)]
+    reservations = {request.reservation_id: locked.reservations[request.reservation_id] for request in permitted}
+    changes = transitions.release(reservations.values(), locked.now)
+    change_states(tx, locked, changes, {request.reservation_id: request.traceparent for request in permitted})
     outcomes: list[int | ReservationNotFound] = []
     for request in requests:
-        reservation = locked.reservations.get(request.reservation_id)
-        if reservation is None:
+        if not _may_release(request, locked):
             outcomes.append(ReservationNotFound(reservation_id=request.reservation_id))
         else:
+            reservation = locked.reservations[request.reservation_id]
             outcomes.append(reservation.quantity if reservation.state is State.RELEASED else 0)
     return outcomes
+
+
+def _may_release(request: ReleaseRequest, locked: Locked) -> bool:
+    """Return whether the tenant of the request has the reservation, and the caller is its owner.
+
+    `locked` has reservations of several tenants. A caller without an owner may release all reservations of its tenant.
+    """
+    reservation = locked.reservations.get(request.reservation_id)
+    if reservation is None or reservation.tenant != request.tenant:
+        return False
+    return request.owner in ("", reservation.owner)
 
 
 def release_orders(tx: Connection, orders: Sequence[OrderRequest]) -> bool:

@@ -11,7 +11,7 @@ from uuid_utils import uuid7
 from inventory_api.domain import events
 from inventory_api.domain.commands import OrderLines
 from inventory_api.domain.errors import InsufficientStock, ReservationNotFound
-from inventory_api.domain.model import Item, OrderSize, Reservation, State
+from inventory_api.domain.model import Item, OrderKey, OrderSize, ProductKey, Reservation, ReservationKey, State
 from inventory_api.domain.reserving import UNDECIDED, Decision, decide
 from inventory_api.domain.shortage import shortage_of_orders
 from inventory_api.operations.reservations.cover_shortage import DUE_EXPIRED_MAX, cover_shortage
@@ -73,7 +73,7 @@ class _Planned:
             return None
         lines = [(line.product_id, line.quantity, line.location) for line in order.lines]
         content = fingerprint(order.order_id, lines, order.ttl_seconds)
-        return Claim(METHOD, "", order.request_id, content, tuple(self.ids.values()))
+        return Claim(METHOD, order.owner, order.request_id, content, tuple(self.ids.values()), order.tenant)
 
 
 def _reserve(tx: Connection, planned: Sequence[_Planned], default_ttl_seconds: float) -> list[Reservations | ShopError]:
@@ -81,9 +81,9 @@ def _reserve(tx: Connection, planned: Sequence[_Planned], default_ttl_seconds: f
     if not planned:
         return []
     orders = [each.order for each in planned]
-    products = {line.product_id for order in orders for line in order.lines}
+    products = {ProductKey(order.tenant, line.product_id) for order in orders for line in order.lines}
     stock = {item.id: item for item in items.lock_products(tx, products)}
-    timestamp, sizes = by_order.sizes(tx, (order.order_id for order in orders))
+    timestamp, sizes = by_order.sizes(tx, (order.order_key for order in orders))
     decisions, expired_count = _decide(tx, orders, stock, sizes)
     if expired_count:
         # Expiring took time. A reservation must not have an earlier timestamp than the expiry that freed its units.
@@ -99,6 +99,8 @@ def _reserve(tx: Connection, planned: Sequence[_Planned], default_ttl_seconds: f
         expires_at = timestamp + timedelta(seconds=order.ttl_seconds or default_ttl_seconds)
         reservations = [
             Reservation(
+                tenant=order.tenant,
+                owner=order.owner,
                 id=each.ids[product_id],
                 product_id=product_id,
                 quantity=sum(allocation.quantity for allocation in allocations),
@@ -121,7 +123,7 @@ def _reserve(tx: Connection, planned: Sequence[_Planned], default_ttl_seconds: f
 
 
 def _decide(
-    tx: Connection, orders: Sequence[OrderLines], stock: dict[int, Item], sizes: Mapping[str, OrderSize]
+    tx: Connection, orders: Sequence[OrderLines], stock: dict[int, Item], sizes: Mapping[OrderKey, OrderSize]
 ) -> tuple[list[Decision], int]:
     """Decide the orders one after another. If stock is missing, expire due reservations and decide all orders again.
 
@@ -170,7 +172,7 @@ def _replay(tx: Connection, claims: Sequence[Claim]) -> list[Reservations | Shop
     if not claims:
         return []
     timestamp = now(tx)
-    stored = rows.load(tx, (reservation_id for claim in claims for reservation_id in claim.resources))
+    stored = rows.load(tx, (ReservationKey(claim.tenant, each) for claim in claims for each in claim.resources))
     reservations = {reservation.id: reservation.as_of(timestamp) for reservation in stored}
     outcomes: list[Reservations | ShopError] = []
     for claim in claims:

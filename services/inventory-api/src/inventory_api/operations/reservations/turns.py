@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from sqlalchemy import Connection
 
 from inventory_api.domain.commands import OrderRequest
-from inventory_api.domain.model import State
+from inventory_api.domain.model import ReservationKey, State
 from inventory_api.store.reservations import by_order, locks
 from inventory_api.store.reservations.locks import Locked
 from shop_common.batching.turns import slices
@@ -33,11 +33,11 @@ def lock_turn(tx: Connection, orders: Sequence[OrderRequest], states: Sequence[S
     Another transaction may have changed a reservation before the lock, so a locked reservation may be in a different
     state.
     """
-    traceparents = {order.order_id: order.traceparent for order in orders}
+    traceparents = {order.order_key: order.traceparent for order in orders}
     candidates = by_order.in_states(tx, traceparents, states, TURN_RESERVATIONS + 1)
     turn = next(slices(candidates, lambda each: each.allocations, TURN_ALLOCATIONS, count_max=TURN_RESERVATIONS), ())
     return Turn(
-        locks.lock(tx, (each.id for each in turn)),
-        {each.id: traceparents[each.order_id] for each in turn},
+        locks.lock(tx, (ReservationKey(each.order.tenant, each.id) for each in turn)),
+        {each.id: traceparents[each.order] for each in turn},
         has_more=len(candidates) > len(turn),
     )

@@ -6,36 +6,36 @@ The number of rows that a statement reads for an order does not grow with its ex
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Any
 
 from sqlalchemy import (
     BigInteger,
+    ColumnElement,
     Connection,
     Exists,
     Label,
+    Row,
     ScalarSelect,
     Select,
     Subquery,
     Text,
+    and_,
     bindparam,
     exists,
     func,
     literal,
     select,
 )
+from sqlalchemy.types import TypeEngine
 
-from inventory_api.domain.model import ORDER_ALLOCATIONS_MAX, ORDER_RESERVATIONS_MAX, OrderSize, State
+from inventory_api.domain.model import ORDER_ALLOCATIONS_MAX, ORDER_RESERVATIONS_MAX, OrderKey, OrderSize, State
 from inventory_api.store import tables
-from shop_common.db.sql import Clock, Statement, count_by, in_rows
+from shop_common.db.sql import Clock, Statement, in_rows, is_each
 
 UNRELEASED_STATES = (State.HELD, State.CONFIRMED, State.FULFILLED)
 
 _reservations = tables.stock_reservations
 _allocations = tables.reservation_allocations
-
-# Counts reservations and not their allocations: without statistics PostgreSQL would read the allocations of all orders.
-# Expired and released reservations do not count: confirming does not read them, and their number has no limit.
-count_unreleased = count_by(_reservations.c.order_id, _reservations.c.state.in_(UNRELEASED_STATES))
-"""Returns the number of active and fulfilled reservations of each order, by order id."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,51 +51,69 @@ class Overview:
 class ReservationSize:
     """A reservation of an order and the number of its allocations."""
 
-    order_id: str
+    order: OrderKey
     id: str
     allocations: int
 
 
-def sizes(tx: Connection, order_ids: Iterable[str]) -> tuple[datetime, dict[str, OrderSize]]:
-    """Return the time of the database's clock, and the size of each order, by order id.
+def sizes(tx: Connection, orders: Iterable[OrderKey]) -> tuple[datetime, dict[OrderKey, OrderSize]]:
+    """Return the time of the database's clock, and the size of each order.
 
     Reservations that other transactions have not committed yet are not counted.
     """
-    rows = _sizes(tx, [{"order_id": order_id} for order_id in dict.fromkeys(order_ids)])
-    return rows[0].now, {row.order_id: OrderSize(row.reservations, row.allocations) for row in rows}
+    rows = _sizes(tx, _rows(orders))
+    return rows[0].now, {_key(row): OrderSize(row.reservations, row.allocations) for row in rows}
 
 
-def overviews(tx: Connection, order_ids: Iterable[str]) -> dict[str, Overview]:
-    """Return an overview of each order, by order id."""
-    rows = _overviews(tx, [{"order_id": order_id} for order_id in dict.fromkeys(order_ids)])
+def overviews(tx: Connection, orders: Iterable[OrderKey]) -> dict[OrderKey, Overview]:
+    """Return an overview of each order."""
     return {
-        row.order_id: Overview(
-            OrderSize(row.reservations, row.allocations), bool(row.has_expired), bool(row.has_released)
-        )
-        for row in rows
+        _key(row): Overview(OrderSize(row.reservations, row.allocations), bool(row.has_expired), bool(row.has_released))
+        for row in _overviews(tx, _rows(orders))
     }
 
 
-def unreleased(tx: Connection, order_ids: Iterable[str]) -> dict[str, list[str]]:
-    """Return, by order id, the sorted ids of each order's active and fulfilled reservations."""
-    ids: dict[str, list[str]] = {order_id: [] for order_id in order_ids}
-    for row in _unreleased(tx, [{"order_id": order_id} for order_id in ids]) if ids else ():
-        ids[row.order_id].append(row.id)
+def unreleased(tx: Connection, orders: Iterable[OrderKey]) -> dict[OrderKey, list[str]]:
+    """Return the sorted ids of each order's active and fulfilled reservations."""
+    ids: dict[OrderKey, list[str]] = {order: [] for order in orders}
+    for row in _unreleased(tx, _rows_by_state(ids, UNRELEASED_STATES)) if ids else ():
+        ids[_key(row)].append(row.id)
     return ids
 
 
-def in_states(tx: Connection, order_ids: Iterable[str], states: Iterable[State], limit: int) -> list[ReservationSize]:
+def in_states(tx: Connection, orders: Iterable[OrderKey], states: Iterable[State], limit: int) -> list[ReservationSize]:
     """Return at most `limit` reservations of these orders that are in one of the states, in no particular order."""
-    rows = [{"order_id": order_id, "state": state} for order_id in dict.fromkeys(order_ids) for state in states]
-    return [ReservationSize(*row) for row in _in_states(tx, rows, row_limit=limit)] if rows else []
+    rows = _rows_by_state(orders, states)
+    stored = _in_states(tx, rows, row_limit=limit) if rows else ()
+    return [ReservationSize(_key(row), row.id, row.allocations) for row in stored]
 
 
-def fulfilled_units(tx: Connection, order_ids: Iterable[str]) -> dict[str, dict[int, int]]:
-    """Return how many units of each product were fulfilled for each order, by order id and product id."""
-    units: dict[str, dict[int, int]] = {order_id: {} for order_id in order_ids}
-    for row in _fulfilled_units(tx, [{"order_id": order_id} for order_id in units]) if units else ():
-        units[row.order_id][row.product_id] = int(row.quantity)
+def fulfilled_units(tx: Connection, orders: Iterable[OrderKey]) -> dict[OrderKey, dict[int, int]]:
+    """Return how many units of each product were fulfilled for each order, by order and product id."""
+    units: dict[OrderKey, dict[int, int]] = {order: {} for order in orders}
+    for row in _fulfilled_units(tx, _rows_by_state(units, (State.FULFILLED,))) if units else ():
+        units[_key(row)][row.product_id] = int(row.quantity)
     return units
+
+
+def count_unreleased(tx: Connection, orders: Iterable[OrderKey]) -> dict[OrderKey, int]:
+    """Return the number of active and fulfilled reservations of each order that has any."""
+    rows = _rows_by_state(orders, UNRELEASED_STATES)
+    return {_key(row): row.reservations for row in _count_unreleased(tx, rows)} if rows else {}
+
+
+def _rows(orders: Iterable[OrderKey]) -> list[dict[str, str]]:
+    return [order._asdict() for order in dict.fromkeys(orders)]
+
+
+def _rows_by_state(orders: Iterable[OrderKey], states: Iterable[State]) -> list[dict[str, str]]:
+    # The states are input rows, not a condition: without statistics PostgreSQL would expect few rows to have these
+    # states, scan the whole table for them once, and compare each of them with each order.
+    return [{**order, "state": state} for order in _rows(orders) for state in states]
+
+
+def _key(row: Row[Any]) -> OrderKey:
+    return OrderKey(row.tenant, row.owner, row.order_id)
 
 
 def _count(rows: Select[tuple[int]], limit: int) -> ScalarSelect[int]:
@@ -106,10 +124,10 @@ def _count(rows: Select[tuple[int]], limit: int) -> ScalarSelect[int]:
 
 def _size_columns(given: Subquery) -> tuple[Label[int], Label[int]]:
     one = literal(1, literal_execute=True)
-    is_active = (_reservations.c.order_id == given.c.order_id, tables.ACTIVE)
-    active = select(one).select_from(_reservations).where(*is_active).correlate(given)
+    is_active = and_(*_of_order(given), tables.ACTIVE)
+    active = select(one).select_from(_reservations).where(is_active).correlate(given)
     # Do not use a join: without statistics, as after a restore, PostgreSQL would read all allocations for each order.
-    ids = select(_reservations.c.id).where(*is_active).limit(literal(ORDER_RESERVATIONS_MAX + 1, literal_execute=True))
+    ids = select(_reservations.c.id).where(is_active).limit(literal(ORDER_RESERVATIONS_MAX + 1, literal_execute=True))
     allocations = select(one).select_from(_allocations).where(in_rows(_allocations.c.reservation_id, ids, outer=given))
     return (
         _count(active, ORDER_RESERVATIONS_MAX).label("reservations"),
@@ -118,35 +136,49 @@ def _size_columns(given: Subquery) -> tuple[Label[int], Label[int]]:
 
 
 def _has(given: Subquery, state: State) -> Exists:
-    return exists().where(
-        _reservations.c.order_id == given.c.order_id,
-        _reservations.c.state == literal(state, literal_execute=True),
-    )
+    return exists().where(*_of_order(given), _reservations.c.state == literal(state, literal_execute=True))
+
+
+def _of_order(given: Subquery) -> tuple[ColumnElement[bool], ...]:
+    return tuple(_reservations.c[name] == given.c[name] for name in OrderKey._fields)
+
+
+_KEY: dict[str, TypeEngine[Any]] = {name: Text() for name in OrderKey._fields}
+_KEY_COLUMNS = [_reservations.c[name] for name in OrderKey._fields]
 
 
 _sizes = Statement(
-    lambda given: select(Clock().label("now"), given.c.order_id, *_size_columns(given)),
-    order_id=Text(),
+    lambda given: select(Clock().label("now"), *(given.c[name] for name in _KEY), *_size_columns(given)),
+    **_KEY,
 )
 _overviews = Statement(
     lambda given: select(
-        given.c.order_id,
+        *(given.c[name] for name in _KEY),
         *_size_columns(given),
         _has(given, State.EXPIRED).label("has_expired"),
         _has(given, State.RELEASED).label("has_released"),
     ),
-    order_id=Text(),
+    **_KEY,
+)
+# Counts reservations and not their allocations: without statistics PostgreSQL would read the allocations of all orders.
+# Expired and released reservations do not count: confirming does not read them, and their number has no limit.
+_count_unreleased = Statement(
+    lambda given: (
+        select(*_KEY_COLUMNS, func.count().label("reservations"))
+        .where(*is_each(_reservations, given, *_KEY, "state"))
+        .group_by(*_KEY_COLUMNS)
+    ),
+    **_KEY,
+    state=Text(),
 )
 _unreleased = Statement(
     lambda given: (
-        select(_reservations.c.order_id, _reservations.c.id)
-        .where(
-            in_rows(_reservations.c.order_id, given.c.order_id),
-            _reservations.c.state.in_(UNRELEASED_STATES),
-        )
+        select(*_KEY_COLUMNS, _reservations.c.id)
+        .where(*is_each(_reservations, given, *_KEY, "state"))
         .order_by(_reservations.c.id)
     ),
-    order_id=Text(),
+    **_KEY,
+    state=Text(),
 )
 _allocation_count = (
     select(func.count())
@@ -154,26 +186,23 @@ _allocation_count = (
     .where(_allocations.c.reservation_id == _reservations.c.id)
     .correlate(_reservations)
     .scalar_subquery()
+    .label("allocations")
 )
 _in_states = Statement(
     lambda given: (
-        select(_reservations.c.order_id, _reservations.c.id, _allocation_count)
-        .where(in_rows(_reservations.c.order_id, given.c.order_id), in_rows(_reservations.c.state, given.c.state))
+        select(*_KEY_COLUMNS, _reservations.c.id, _allocation_count)
+        .where(*is_each(_reservations, given, *_KEY, "state"))
         .limit(bindparam("row_limit", type_=BigInteger()))
     ),
-    order_id=Text(),
+    **_KEY,
     state=Text(),
 )
 _fulfilled_units = Statement(
     lambda given: (
-        select(
-            _reservations.c.order_id, _reservations.c.product_id, func.sum(_reservations.c.quantity).label("quantity")
-        )
-        .where(
-            in_rows(_reservations.c.order_id, given.c.order_id),
-            _reservations.c.state == literal(State.FULFILLED, literal_execute=True),
-        )
-        .group_by(_reservations.c.order_id, _reservations.c.product_id)
+        select(*_KEY_COLUMNS, _reservations.c.product_id, func.sum(_reservations.c.quantity).label("quantity"))
+        .where(*is_each(_reservations, given, *_KEY, "state"))
+        .group_by(*_KEY_COLUMNS, _reservations.c.product_id)
     ),
-    order_id=Text(),
+    **_KEY,
+    state=Text(),
 )

@@ -7,12 +7,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import BigInteger, Connection, Row, Select, bindparam, exists, func, literal, select
+from sqlalchemy import BigInteger, Connection, Row, Select, Text, bindparam, exists, func, literal, select
 
-from inventory_api.domain.model import Item, Reservation, StockKey
+from inventory_api.domain.model import Item, ProductKey, Reservation, ReservationKey, StockKey
 from inventory_api.store import tables
 from inventory_api.store.reservations import rows
-from shop_common.db.sql import Statement, clock, in_rows
+from shop_common.db.sql import Statement, clock, is_each
 
 _reservations = tables.stock_reservations
 _allocations = tables.reservation_allocations
@@ -30,38 +30,40 @@ def oldest(tx: Connection, limit: int, *, since: datetime | None = None) -> list
     return rows.with_allocations(tx, stored, rows.READ_ALLOCATIONS_MAX)
 
 
-def units_by_item(tx: Connection, product_ids: Iterable[int]) -> dict[int, int]:
+def units_by_item(tx: Connection, products: Iterable[ProductKey]) -> dict[int, int]:
     """Return how many units due reservations take from each item of these products, by item id."""
-    products = [{"product_id": product_id} for product_id in set(product_ids)]
-    return {row.item_id: int(row.quantity) for row in _units_by_item(tx, products)} if products else {}
+    rows = [product._asdict() for product in set(products)]
+    return {row.item_id: int(row.quantity) for row in _units_by_item(tx, rows)} if rows else {}
 
 
-def ids_to_cover(tx: Connection, shortage: Mapping[StockKey, int], stock: Mapping[int, Item], limit: int) -> list[str]:
-    """Return the ids of at most `limit` due reservations that may cover the shortage, sorted by expiry.
+def keys_to_cover(
+    tx: Connection, shortage: Mapping[StockKey, int], stock: Mapping[int, Item], limit: int
+) -> list[ReservationKey]:
+    """Return the keys of at most `limit` due reservations that may cover the shortage, sorted by expiry.
 
     `stock` has the items of the products, by id.
     """
-    item_ids = {(item.product_id, item.location): item.id for item in stock.values()}
-    products = [{"product_id": product_id} for product_id in dict.fromkeys(product_id for product_id, _ in shortage)]
-    has_due = {row.product_id for row in _products_with_due(tx, products)} if products else set()
-    expires_at: dict[str, datetime] = {}
-    for (product_id, location), units in shortage.items():
-        if product_id not in has_due:
+    item_ids = {item.stock_key: item.id for item in stock.values()}
+    products = [product._asdict() for product in dict.fromkeys(key.product for key in shortage)]
+    has_due = {ProductKey(*row) for row in _products_with_due(tx, products)} if products else set()
+    expires_at: dict[ReservationKey, datetime] = {}
+    for key, units in shortage.items():
+        if key.product not in has_due:
             continue
         # Each reservation frees at least one unit, so as many reservations as missing units are enough.
-        parameters = {"product_id": product_id, "row_limit": min(units, limit)}
-        if location is None:
+        parameters = {**key.product._asdict(), "row_limit": min(units, limit)}
+        if key.location is None:
             due = _execute(tx, _due_of_product, parameters)
-        elif item_id := item_ids.get((product_id, location)):
+        elif item_id := item_ids.get(key):
             at_item = parameters | {"item_id": item_id}
             due = [*_execute(tx, _due_of_item, at_item), *_execute(tx, _split_due_of_item, at_item)]
         else:
             due = []
-        expires_at |= {row.id: row.expires_at for row in due}
+        expires_at |= {ReservationKey(key.tenant, row.id): row.expires_at for row in due}
     return sorted(expires_at, key=expires_at.__getitem__)[:limit]
 
 
-def _execute(tx: Connection, query: Select[Any], parameters: Mapping[str, int]) -> Sequence[Row[Any]]:
+def _execute(tx: Connection, query: Select[Any], parameters: Mapping[str, Any]) -> Sequence[Row[Any]]:
     return tx.execute(query, parameters).all()
 
 
@@ -72,7 +74,11 @@ _IS_DUE = (
 )
 _OLDEST_OF_PRODUCT = (
     select(_reservations.c.id, _reservations.c.expires_at)
-    .where(*_IS_DUE, _reservations.c.product_id == bindparam("product_id", type_=BigInteger()))
+    .where(
+        *_IS_DUE,
+        _reservations.c.product_id == bindparam("product_id", type_=BigInteger()),
+        _reservations.c.tenant == bindparam("tenant", type_=Text()),
+    )
     .order_by(_reservations.c.expires_at)
     .limit(bindparam("row_limit", type_=BigInteger()))
 )
@@ -87,17 +93,19 @@ _split_due_of_item = _OLDEST_OF_PRODUCT.where(
     exists().where(_allocations.c.reservation_id == _reservations.c.id, _allocations.c.item_id == _item_id),
 )
 _products_with_due = Statement(
-    lambda given: select(given.c.product_id).where(
-        exists().where(*_IS_DUE, _reservations.c.product_id == given.c.product_id).correlate(given)
+    lambda given: select(given.c.tenant, given.c.product_id).where(
+        exists().where(*_IS_DUE, *is_each(_reservations, given, *ProductKey._fields)).correlate(given)
     ),
+    tenant=Text(),
     product_id=BigInteger(),
 )
 _units_by_item = Statement(
     lambda given: (
         select(_allocations.c.item_id, func.sum(_allocations.c.quantity).label("quantity"))
         .join_from(_reservations, _allocations, _allocations.c.reservation_id == _reservations.c.id)
-        .where(*_IS_DUE, in_rows(_reservations.c.product_id, given.c.product_id))
+        .where(*_IS_DUE, *is_each(_reservations, given, *ProductKey._fields))
         .group_by(_allocations.c.item_id)
     ),
+    tenant=Text(),
     product_id=BigInteger(),
 )

@@ -9,12 +9,12 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime
 
-from sqlalchemy import Connection, select
+from sqlalchemy import Connection, Text, select
 
-from inventory_api.domain.model import Item, Reservation
+from inventory_api.domain.model import Item, Reservation, ReservationKey
 from inventory_api.store import items, tables
 from inventory_api.store.reservations import rows
-from shop_common.db.sql import Id, Statement, in_rows, now
+from shop_common.db.sql import Id, Statement, is_each, now
 
 _reservations = tables.stock_reservations
 
@@ -31,13 +31,13 @@ class Locked:
     items: dict[int, Item]
 
 
-def lock(tx: Connection, ids: Iterable[str]) -> Locked:
-    """Lock the items of these reservations, then the reservations. Unknown ids are left out."""
-    ids = set(ids)
-    if not ids:
+def lock(tx: Connection, keys: Iterable[ReservationKey]) -> Locked:
+    """Lock the items of these reservations, then the reservations. Unknown keys are left out."""
+    keys = set(keys)
+    if not keys:
         return Locked(now(tx), {}, {})
-    locked_items = items.lock_of_reservations(tx, ids)
-    reservations = rows.with_allocations(tx, _lock(tx, [{"id": each} for each in ids]))
+    locked_items = items.lock_of_reservations(tx, keys)
+    reservations = rows.with_allocations(tx, _lock(tx, [key._asdict() for key in keys]))
     return Locked(
         now(tx),
         {reservation.id: reservation for reservation in reservations},
@@ -48,9 +48,10 @@ def lock(tx: Connection, ids: Iterable[str]) -> Locked:
 _lock = Statement(
     lambda given: (
         select(*rows.COLUMNS)
-        .where(in_rows(_reservations.c.id, given.c.id))
+        .where(*is_each(_reservations, given, *ReservationKey._fields))
         .order_by(_reservations.c.id)
         .with_for_update(of=_reservations)
     ),
+    tenant=Text(),
     id=Id(),
 )

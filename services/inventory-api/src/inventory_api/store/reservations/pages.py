@@ -27,7 +27,10 @@ _reservations = tables.stock_reservations
 
 
 def list_page(tx: Connection, request: PageRequest[ReservationFilter]) -> Page[Reservation]:
-    """Return a page of reservations, sorted by id. Ids grow with time, so new reservations are on later pages."""
+    """Return a page of a tenant's reservations, sorted by id.
+
+    Ids grow with time, so new reservations are on later pages.
+    """
     timestamp = now(tx)
     after = () if request.after is None else (_reservations.c.id > request.after[0],)
     scans = [
@@ -48,11 +51,16 @@ def list_page(tx: Connection, request: PageRequest[ReservationFilter]) -> Page[R
 
 def _index_scans(filter_: ReservationFilter) -> Sequence[tuple[ColumnElement[bool], ...]]:
     """Return the conditions of each scan. A scan reads one index in id order. All scans together find all matches."""
+    of_tenant = _reservations.c.tenant == filter_.tenant
     if filter_.order_id is not None:
         states = list(State) if filter_.state is None else _stored_states(filter_.state)
         of_order = _reservations.c.order_id == filter_.order_id
-        return [(of_order, _reservations.c.state == literal(state, literal_execute=True)) for state in states]
-    return [(_reservations.c.product_id == filter_.product_id,)] if filter_.product_id is not None else [()]
+        return [
+            (of_tenant, of_order, _reservations.c.state == literal(state, literal_execute=True)) for state in states
+        ]
+    if filter_.product_id is not None:
+        return [(of_tenant, _reservations.c.product_id == filter_.product_id)]
+    return [(of_tenant,)]
 
 
 def _merged(scans: Sequence[Select[Any]]) -> Any:

@@ -3,13 +3,13 @@
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from sqlalchemy import BigInteger, Connection, Row, bindparam, select
+from sqlalchemy import BigInteger, Connection, Row, Text, bindparam, select
 
 from inventory_api.domain.errors import ReservationNotFound
-from inventory_api.domain.model import Allocation, Reservation, State
+from inventory_api.domain.model import Allocation, Reservation, ReservationKey, State
 from inventory_api.store import tables
 from shop_common.api.valid import INT64_MAX
-from shop_common.db.sql import Id, Statement, count_by, in_rows, insert_into, now
+from shop_common.db.sql import Id, Statement, count_by, in_rows, insert_into, is_each, now
 
 _reservations = tables.stock_reservations
 _allocations = tables.reservation_allocations
@@ -20,24 +20,24 @@ COLUMNS = tuple(_reservations.c[name] for name in Reservation.__slots__ if name 
 READ_ALLOCATIONS_MAX = 25_000
 """The most allocations to read at once for many reservations. No single reservation of any version has so many."""
 
-count_allocations = count_by(_allocations.c.reservation_id)
-"""Returns the number of allocations of each reservation, by reservation id."""
+count_allocations = count_by(_allocations, "tenant", "reservation_id")
+"""Returns the number of allocations of each reservation."""
 
 
-def get(tx: Connection, ids: Sequence[str]) -> list[Reservation | ReservationNotFound]:
-    """Return one outcome per id, in order: the reservation or ReservationNotFound. A due reservation is EXPIRED."""
+def get(tx: Connection, keys: Sequence[ReservationKey]) -> list[Reservation | ReservationNotFound]:
+    """Return one outcome per key, in order: the reservation or ReservationNotFound. A due reservation is EXPIRED."""
     timestamp = now(tx)
-    reservations = {reservation.id: reservation.as_of(timestamp) for reservation in load(tx, ids)}
-    return [reservations.get(each) or ReservationNotFound(reservation_id=each) for each in ids]
+    reservations = {reservation.key: reservation.as_of(timestamp) for reservation in load(tx, keys)}
+    return [reservations.get(key) or ReservationNotFound(reservation_id=key.id) for key in keys]
 
 
-def load(tx: Connection, ids: Iterable[str]) -> list[Reservation]:
-    """Return reservations in their stored state, sorted by id, without a lock. Unknown ids are left out.
+def load(tx: Connection, keys: Iterable[ReservationKey]) -> list[Reservation]:
+    """Return reservations in their stored state, sorted by id, without a lock. Unknown keys are left out.
 
     If the reservations have more than READ_ALLOCATIONS_MAX allocations in total, the reservations with the largest ids
     are returned without allocations.
     """
-    rows = [{"id": each} for each in set(ids)]
+    rows = [key._asdict() for key in set(keys)]
     if not rows:
         return []
     stored = _load(tx, rows)
@@ -73,7 +73,12 @@ def insert(tx: Connection, reservations: Sequence[Reservation]) -> None:
     _insert_allocations(
         tx,
         [
-            {"reservation_id": reservation.id, "item_id": part.item_id, "quantity": part.quantity}
+            {
+                "tenant": reservation.tenant,
+                "reservation_id": reservation.id,
+                "item_id": part.item_id,
+                "quantity": part.quantity,
+            }
             for reservation in reservations
             for part in reservation.allocations
         ],
@@ -82,6 +87,8 @@ def insert(tx: Connection, reservations: Sequence[Reservation]) -> None:
 
 def _row(reservation: Reservation) -> dict[str, object]:
     return {
+        "tenant": reservation.tenant,
+        "owner": reservation.owner,
         "id": reservation.id,
         "product_id": reservation.product_id,
         "quantity": reservation.quantity,
@@ -95,6 +102,8 @@ def _row(reservation: Reservation) -> dict[str, object]:
 
 def _reservation(row: Row[Any], allocations: tuple[Allocation, ...]) -> Reservation:
     return Reservation(
+        row.tenant,
+        row.owner,
         row.id,
         row.product_id,
         row.quantity,
@@ -107,7 +116,10 @@ def _reservation(row: Row[Any], allocations: tuple[Allocation, ...]) -> Reservat
 
 
 _load = Statement(
-    lambda given: select(*COLUMNS).where(in_rows(_reservations.c.id, given.c.id)).order_by(_reservations.c.id),
+    lambda given: (
+        select(*COLUMNS).where(*is_each(_reservations, given, *ReservationKey._fields)).order_by(_reservations.c.id)
+    ),
+    tenant=Text(),
     id=Id(),
 )
 _allocations_of = Statement(
@@ -122,6 +134,8 @@ _allocations_of = Statement(
 )
 _insert_reservations = insert_into(
     _reservations,
+    "tenant",
+    "owner",
     "id",
     "product_id",
     "quantity",
@@ -131,4 +145,4 @@ _insert_reservations = insert_into(
     "expires_at",
     "sole_item_id",
 )
-_insert_allocations = insert_into(_allocations, "reservation_id", "item_id", "quantity")
+_insert_allocations = insert_into(_allocations, "tenant", "reservation_id", "item_id", "quantity")
