@@ -6,6 +6,7 @@ It runs on the Java of this machine. Maven downloads it at the first use; later 
 import hashlib
 import json
 import os
+import re
 import secrets
 import shutil
 import subprocess
@@ -29,6 +30,8 @@ SHA256 = "27a6535553c3cdcd083872ba40629efafb3475e3b758e0c6f691395561dd0f1f"
 _ARTIFACT = f"org.keycloak:keycloak-quarkus-dist:{VERSION}:zip"
 _ARCHIVE = f"keycloak-quarkus-dist-{VERSION}.zip"
 
+JAVA_OLDEST = 17
+JAVA_SECONDS = 60
 DOWNLOAD_SECONDS = 600
 START_SECONDS = 200
 REQUEST_SECONDS = 60
@@ -124,8 +127,11 @@ class Keycloak:
 
 def missing() -> str | None:
     """Return why Keycloak cannot be run on this machine, or None if the programs that it needs are there."""
-    if shutil.which("java") is None:
-        return "Keycloak needs Java, and `java` is not on the PATH"
+    version = _java_version()
+    if version is None:
+        return "Keycloak needs Java, and neither JAVA_HOME nor the PATH has one that runs"
+    if version < JAVA_OLDEST:
+        return f"Keycloak needs Java {JAVA_OLDEST} or newer, and this is Java {version}"
     if shutil.which("mvn") is None and not _cached_archive().exists():
         return f"Maven downloads Keycloak to {_cached_archive()}, and `mvn` is not on the PATH"
     return None
@@ -156,6 +162,19 @@ def _start(keycloak: Keycloak) -> None:
         keycloak.start()
     except (ProcessEnded, TimeoutError) as error:
         raise KeycloakUnavailable(f"Keycloak does not start: {error}") from error
+
+
+def _java_version() -> int | None:
+    """Return the major version of the Java that Keycloak's script would use, or None if there is none."""
+    home = os.environ.get("JAVA_HOME")
+    command = [f"{home}/bin/java" if home else "java", "-version"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=JAVA_SECONDS, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    # `openjdk version "17.0.15" 2025-04-15`. Java 8 calls itself 1.8.
+    found = re.search(r'version "(?:1\.)?(\d+)', done.stderr + done.stdout)
+    return int(found[1]) if found and done.returncode == 0 else None
 
 
 def _cached_archive() -> Path:
