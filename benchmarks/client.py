@@ -89,15 +89,25 @@ def _run(job: Job) -> Outcome:
 
 def _show(results: Results, console: Console) -> None:
     table = Table("callers", "side", title="reservations of one product, medians of the rounds", title_justify="left")
-    for name in ("a second", "ratio", "p50 ms", "p99 ms", "CPU server ms", "CPU database ms", "CPU client ms"):
+    for name in (
+        "a second",
+        "ratio",
+        "p50 ms",
+        "p99 ms",
+        "CPU server ms",
+        "CPU database ms",
+        "CPU client ms",
+        "CPU ratio",
+    ):
         table.add_column(name, justify="right")
     for (side, callers), outcomes in results.items():
-        # The ratio of each round to the single calls beside it varies less than the rates.
+        # The ratios of a round to the single calls beside it vary less than the numbers themselves.
         ratios = [own.rate / single.rate for own, single in zip(outcomes, results[CALLS, callers], strict=True)]
         spent = [
             f"{statistics.median(each.cpu_per_request.get(name, 0.0) for each in outcomes) * 1e3:.3f}"
             for name in ("server", "database", "client")
         ]
+        costs = [_cpu(own) / _cpu(single) for own, single in zip(outcomes, results[CALLS, callers], strict=True)]
         table.add_row(
             str(callers),
             TITLES[side],
@@ -106,8 +116,14 @@ def _show(results: Results, console: Console) -> None:
             f"{statistics.median(each.p50 for each in outcomes) * 1e3:.1f}",
             f"{statistics.median(each.p99 for each in outcomes) * 1e3:.1f}",
             *spent,
+            f"{statistics.median(costs):.2f}",
         )
     console.print(table)
+
+
+def _cpu(outcome: Outcome) -> float:
+    """Return the CPU time of a reservation in all processes."""
+    return sum(outcome.cpu_per_request.values())
 
 
 def _options(argv: Sequence[str] | None) -> argparse.Namespace:

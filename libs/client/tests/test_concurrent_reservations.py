@@ -214,6 +214,44 @@ def test_a_thread_that_stops_waiting_cancels_its_batch(apis: Stack, shop: Shop, 
     assert shop.reserve(product, 1, "patient").order_id == "patient"
 
 
+def test_a_call_without_time_is_not_sent(shop: Shop, product: int) -> None:
+    shop.add_stock(product, 10)
+    batches = watched(shop)
+
+    with pytest.raises(errors.DeadlineExceeded, match="not sent"):
+        shop.reserve(product, 1, "order-1", timeout_seconds=0)
+
+    assert batches.sizes == []
+    assert not shop._connected().coalescer._queues, "an idle queue is dropped"
+
+
+def test_a_signal_interrupts_a_lone_call_and_the_next_one_works(apis: Stack, product: int) -> None:
+    """Ctrl-C raises KeyboardInterrupt in the thread that waits for the response."""
+    run_program(INTERRUPT, apis.inventory_address, apis.orders_address, str(product), str(apis.inventory_api.pid))
+
+
+INTERRUPT = """
+import os, signal, sys, threading
+from shop_client import Settings, Shop
+
+inventory, orders, product, server = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
+signal.signal(signal.SIGINT, signal.default_int_handler)
+with Shop(Settings(inventory, orders, timeout_seconds=60)) as shop:
+    shop.add_stock(product, 10)
+    os.kill(server, signal.SIGSTOP)
+    try:
+        threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGINT)).start()
+        shop.reserve(product, 1, "interrupted")
+        sys.exit("the call was not interrupted")
+    except KeyboardInterrupt:
+        pass
+    finally:
+        os.kill(server, signal.SIGCONT)
+    assert shop.reserve(product, 1, "next").order_id == "next"
+    assert not shop._connected().coalescer._queues
+"""
+
+
 def test_a_server_may_restart_under_load(restarted: Stack, product: int) -> None:
     """Calls that were in flight are repeated with the same request_id: each has one effect."""
     settings = Settings(restarted.inventory_address, restarted.orders_address, timeout_seconds=120)
