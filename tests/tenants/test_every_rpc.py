@@ -1,0 +1,221 @@
+"""Every RPC of every service, called with the ids of another tenant's rows, behaves as if these rows did not exist.
+
+The requests are generated from the contract. A new RPC is covered without a new test, unless one of its fields has a
+new name: then `Rows.values` needs a value for the name.
+"""
+
+import re
+from base64 import b32encode
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+from uuid import uuid4
+
+import grpc
+import pytest
+from google.protobuf.descriptor import FieldDescriptor, MethodDescriptor
+from google.protobuf.descriptor_pb2 import MethodOptions
+from google.protobuf.message import Message
+from google.protobuf.message_factory import GetMessageClass
+from google.type.money_pb2 import Money
+
+from shop_common.identity.authenticator import TENANT
+from shop_common.rpc.tls import channel_credentials
+from shop_protos.access.v1.keys_pb2 import CreateApiKeyRequest
+from shop_protos.order.v1.order_pb2 import ORDER_STATUS_CANCELLED
+from testkit.calls import Outcome, outcome
+from tests.identity.apis import METHODS, Apis, every_method
+from tests.tenants.conftest import System
+
+USER = 1
+DAY_SECONDS = 24 * 3600
+READS = [
+    method
+    for method in METHODS
+    if method.GetOptions().idempotency_level == MethodOptions.IdempotencyLevel.NO_SIDE_EFFECTS
+]
+NOT_COMPARED = {
+    "id", "key", "item_id", "created_at", "updated_at", "expires_at", "reserved_until", "next_page_token", "details",
+}  # fmt: skip
+"""Fields of responses that are different in each response, and details of errors, whose messages are compared."""
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The values that identify a tenant's rows: an item, a reservation of its units, an order, and an API key."""
+
+    product: int
+    location: str
+    cart: str
+    item: int
+    reservation: str
+    order: str
+    api_key: str
+
+    @classmethod
+    def that_do_not_exist(cls) -> "Rows":
+        number = uuid4()
+        api_key = b32encode(number.bytes).decode().lower()[:16]
+        return cls(10**15, "nowhere", f"cart-{number}", 10**16, str(uuid4()), str(uuid4()), api_key)
+
+    def values(self, method: MethodDescriptor) -> Mapping[str, object]:
+        """The value of each field of a request, by name. Fields that are not here get none."""
+        ids = {"OrderService": self.order, "ApiKeyService": self.api_key}
+        of_inventory = self.item if method.name.endswith("InventoryItem") else self.reservation
+        return {
+            "id": ids.get(method.containing_service.name, of_inventory),
+            "name": "name",
+            "permissions": ["orders.read"],
+            "product_id": self.product,
+            "location": self.location,
+            "order_id": self.cart,
+            "reservation_id": self.reservation,
+            "user_id": USER,
+            "quantity": 3,
+            "required_quantity": 3,
+            "request_id": "request",
+            "status": 0 if method in READS else ORDER_STATUS_CANCELLED,
+            "price": Money(currency_code="EUR", units=5),
+            "grace": DAY_SECONDS,
+            "older_than": DAY_SECONDS,
+            **dict.fromkeys(OMITTED),
+        }
+
+    def named(self, text: str) -> str:
+        """The text with the name of each of these values instead of the value."""
+        for name, value in vars(self).items():
+            # Other numbers may be equal to the id of an item, so replace only what is certainly the id.
+            pattern = rf"^{value}$|(?<=item ){value}\b" if name == "item" else rf"\b{re.escape(str(value))}\b"
+            text = re.sub(pattern, f"<{name}>", text)
+        return text
+
+
+OMITTED = (
+    "version", "reason", "ttl", "state", "max_count", "page_size", "page_token", "created_after", "created_before",
+    "expires_in", "used_at", "traceparent", "tenant", "subject",
+)  # fmt: skip
+
+
+def request_for(method: MethodDescriptor, rows: Rows) -> Message:
+    request = GetMessageClass(method.input_type)()
+    _fill(request, rows.values(method))
+    return request
+
+
+def _fill(message: Any, values: Mapping[str, Any]) -> None:
+    for field in message.DESCRIPTOR.fields:
+        if field.name in values:
+            value = values[field.name]
+            if value is None:
+                continue
+            if field.message_type is not None and isinstance(value, int):
+                getattr(message, field.name).FromSeconds(value)
+            elif isinstance(value, Message):
+                getattr(message, field.name).CopyFrom(value)
+            elif field.is_repeated:
+                getattr(message, field.name).extend(value)
+            else:
+                setattr(message, field.name, value)
+        elif field.type == FieldDescriptor.TYPE_MESSAGE:
+            part = getattr(message, field.name)
+            _fill(part.add() if field.is_repeated else part, values)
+        else:
+            raise AssertionError(f"Rows.values has no value for the field {field.full_name}")
+
+
+@dataclass(frozen=True)
+class Answer:
+    """The response of a call, or its refusal, without the values of the rows that the request named."""
+
+    outcome: Outcome
+    text: str
+    """The text of the response, or the message of the refusal."""
+
+
+class Caller:
+    """Calls every RPC as one user of a tenant."""
+
+    def __init__(self, system: System, apis: Apis, tenant: str) -> None:
+        self._apis = apis
+        self.metadata = [("authorization", f"Bearer {system.token(tenant, USER)}")]
+
+    def answer(self, method: MethodDescriptor, rows: Rows) -> Answer:
+        texts: list[str] = []
+
+        def call() -> None:
+            try:
+                texts.append(_text(self._apis.response(method, request_for(method, rows), self.metadata)))
+            except grpc.RpcError as error:
+                texts.append(str(error.details()))
+                raise
+
+        ended = outcome(call)
+        metadata = {key: rows.named(value) for key, value in ended.metadata.items()}
+        return Answer(replace(ended, metadata=metadata), rows.named(texts[0]))
+
+
+def _text(response: Any) -> str:
+    _clear(response)
+    return str(response)
+
+
+def _clear(message: Any) -> None:
+    for field, value in message.ListFields():
+        if field.name in NOT_COMPARED:
+            message.ClearField(field.name)
+        elif field.type == FieldDescriptor.TYPE_MESSAGE:
+            for part in value if field.is_repeated else [value]:
+                _clear(part)
+
+
+@pytest.fixture(scope="module")
+def apis(system: System) -> Iterator[Apis]:
+    opened = Apis(system.stack, channel_credentials(system.files.for_clients.read()))
+    yield opened
+    opened.close()
+
+
+@pytest.fixture(scope="module")
+def tenant() -> str:
+    return f"acme-{uuid4().hex[:8]}"
+
+
+@pytest.fixture(scope="module")
+def rows(system: System, tenant: str) -> Rows:
+    """The rows of a tenant that the other tenants name in their requests."""
+    shop = system.shop(tenant, USER)
+    product, location, cart = shop.new_id(), "acme-warehouse", "acme-cart"
+    item = shop.add_stock(product, 41, location)
+    reservation = shop.reserve(product, 2, order_id=cart)
+    order = shop.create_order((product, 2), user_id=USER)
+    created = shop.api.call(
+        shop.api.api_keys.CreateApiKey, CreateApiKeyRequest(name="name", permissions=["orders.read"])
+    )
+    return Rows(product, location, cart, item.id, reservation.id, order.id, created.api_key.id)
+
+
+@every_method
+def test_the_rows_of_another_tenant_do_not_exist(
+    method: MethodDescriptor, system: System, apis: Apis, tenant: str, rows: Rows
+) -> None:
+    owner, other, unrelated = (Caller(system, apis, name) for name in (tenant, *(f"t{uuid4().hex}" for _ in range(2))))
+    unknown = Rows.that_do_not_exist()
+    before = [owner.answer(read, rows) for read in READS]
+
+    assert other.answer(method, rows) == unrelated.answer(method, unknown)
+
+    assert [owner.answer(read, rows) for read in READS] == before
+    if method in READS:
+        # The request does name rows, so the comparison above means something.
+        assert owner.answer(method, rows) != unrelated.answer(method, unknown)
+
+
+@every_method
+def test_a_user_cannot_choose_another_tenant(method: MethodDescriptor, system: System, apis: Apis, rows: Rows) -> None:
+    caller = Caller(system, apis, f"t{uuid4().hex}")
+    metadata = [*caller.metadata, (TENANT, "default")]
+
+    refused = outcome(lambda: apis.response(method, request_for(method, rows), metadata))
+
+    assert (refused.code, refused.reason) == (grpc.StatusCode.PERMISSION_DENIED, "PERMISSION_MISSING")
+    assert refused.metadata == {"permission": "delegate"}
