@@ -38,8 +38,10 @@ GRANTS = {
 class Side(Stored):
     """Both APIs, with these options."""
 
-    def __init__(self, name: str, databases: Databases, generator: Generator, pid: int, options: Options) -> None:
-        super().__init__(name, POSTGRESQL, databases, generator, [pid])
+    def __init__(
+        self, name: str, databases: Databases, generator: Generator, pids: list[int], options: Options
+    ) -> None:
+        super().__init__(name, POSTGRESQL, databases, generator, pids)
         self.serve_by(Stack(databases, NO_BROKER, Ports.free(), options))
         for process in self.processes["server"]:
             process.env.update(SAME_HASHES)
@@ -73,8 +75,8 @@ def _measure(options: argparse.Namespace, console: Console) -> Pairs:
         issuer = stack.enter_context(Issuer())
         server = command.synced_server(stack, console)
         generator = stack.enter_context(Generator())
-        open_side = Side("open", Databases.on_server(server), generator, server.pid, Options(environment=ALONE))
-        secured = _secured(folder, issuer, Databases.on_server(server), generator, server.pid)
+        open_side = Side("open", Databases.on_server(server), generator, [server.pid], Options(environment=ALONE))
+        secured, _ = secured_side(folder, issuer, Databases.on_server(server), generator, [server.pid])
         sides = [open_side, secured]
         for side in sides:
             stack.callback(side.stop)
@@ -85,7 +87,10 @@ def _measure(options: argparse.Namespace, console: Console) -> Pairs:
     return measured
 
 
-def _secured(folder: Path, issuer: Issuer, databases: Databases, generator: Generator, pid: int) -> Side:
+def secured_side(
+    folder: Path, issuer: Issuer, databases: Databases, generator: Generator, pids: list[int]
+) -> tuple[Side, Credentials]:
+    """Return the side with security, and the credentials of a user."""
     grants = folder / "grants.yaml"
     grants.write_text(yaml.safe_dump(GRANTS))
     files = certificates.make(folder / "certificates")
@@ -95,11 +100,11 @@ def _secured(folder: Path, issuer: Issuer, databases: Databases, generator: Gene
         "OIDC_AUDIENCE": AUDIENCE,
         "OIDC_TENANT_CLAIM": "tenant",
     }
-    side = Side("secured", databases, generator, pid, Options(environment=ALONE | identity, certificates=files))
+    side = Side("secured", databases, generator, pids, Options(environment=ALONE | identity, certificates=files))
     mine = files[certificates.OPERATOR]
     token = issuer.token(1, SCOPE, tenant="default")
     side.credentials = Credentials(str(mine.cert), str(mine.key), str(mine.ca), token)
-    return side
+    return side, side.credentials
 
 
 if __name__ == "__main__":

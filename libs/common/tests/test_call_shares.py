@@ -1,6 +1,7 @@
 """Shares of a server's calls and threads: one caller, with any number of connections, leaves room for the others."""
 
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -13,6 +14,7 @@ from google.protobuf.wrappers_pb2 import StringValue
 from devstack.certificates import Authority, Files, spiffe_id
 from devstack.servers.issuer import AUDIENCE, Issuer
 from libs.common.tests.echo_service import EchoSettings, echo_stub, serving
+from shop_common.batching.fair_queue import SHARED_SECONDS
 from shop_common.identity.authenticator import Authenticator
 from shop_common.identity.grants import Grants, Workload
 from shop_common.identity.key_set import KeySet
@@ -48,16 +50,18 @@ class Gate:
 class Callers:
     """Callers of a server. Each call has a connection of its own."""
 
-    def __init__(self, server: Server, stack: ExitStack, issuer: Issuer) -> None:
+    def __init__(self, server: Server, gate: Gate, stack: ExitStack, issuer: Issuer) -> None:
         self._server = server
+        self._gate = gate
         self._stack = stack
         self._tokens = {name: issuer.token(name, "reader") for name in (LARGE, SMALL)}
         self._issuer = issuer
         self._begun: list[Call] = []
         """All calls, because grpcio cancels a call that nothing refers to."""
 
-    def introduce(self, gate: Gate) -> None:
+    def introduce(self) -> None:
         """Make one call for each caller, so that the server knows their tokens."""
+        gate = self._gate
         gate.open.set()
         for name in (LARGE, SMALL):
             self.begin(name).result()
@@ -74,11 +78,11 @@ class Callers:
         return call
 
     def begin_many(self, name: str, count: int) -> list[Call]:
-        """Begin calls, and wait until the server has them and their messages."""
-        before = self._server._pool.calls
+        """Begin calls, and wait until the server has them, and runs as many as it has threads."""
+        pool = self._server._pool
+        total = pool.calls + count
         calls = [self.begin(name) for _ in range(count)]
-        # A call whose message has not arrived does not count yet.
-        eventually(lambda: self._server._pool.calls - self._server._waits.count == before + count)
+        eventually(lambda: pool.calls == total and len(self._gate.entered) == min(total, pool._threads_max))
         return calls
 
     def other_token(self, name: str) -> str:
@@ -109,10 +113,11 @@ def callers(gate: Gate, authenticator: tuple[Authenticator, Issuer]) -> Iterator
 def _callers(gate: Gate, authenticator: tuple[Authenticator, Issuer], *, threads: int) -> Iterator[Callers]:
     settings = EchoSettings(calls_max=8, grpc_threads=threads, listen_host="127.0.0.1")
     with ExitStack() as stack, serving(gate, settings, authenticator=authenticator[0]) as running:
-        callers = Callers(running.server, stack, authenticator[1])
-        callers.introduce(gate)
-        # The server counts as shared for a second after the calls of both.
-        eventually(lambda: not running.server._pool.is_shared())
+        callers = Callers(running.server, gate, stack, authenticator[1])
+        callers.introduce()
+        # The server counts as shared for some time after the calls of both.
+        introduced_at = time.monotonic()
+        eventually(lambda: time.monotonic() > introduced_at + SHARED_SECONDS)
         yield callers
         gate.open.set()
 

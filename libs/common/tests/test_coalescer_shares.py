@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from shop_common.api.command import Command
 from shop_common.batching.coalescer import QUEUE_REQUESTS_MAX, SHARED_WEIGHT_MAX, Coalescer
 from shop_common.errors import QueueFull, ShopError
 from shop_common.identity.caller import Caller
@@ -17,13 +18,14 @@ from shop_common.identity.current import set_caller
 from testkit.eventually import eventually
 
 PATIENCE_SECONDS = 60.0
+DEADLINE_SECONDS = 1_000.0
+"""Far longer than a held-up batch: a coalescer refuses calls that another batch as slow as the last one would delay."""
 
 
-@dataclass(frozen=True)
-class Order:
-    """A request of `caller`. Equal orders with the same `key` fold."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Order(Command):
+    """A request. Equal orders with the same `key` fold."""
 
-    caller: str
     number: int = 0
     lines: int = 1
     key: str | None = None
@@ -32,7 +34,7 @@ class Order:
 class Shop:
     """A coalescer that records its batches, and callers in threads. Its first batch is held up until `open` is set."""
 
-    def __init__(self, threads: ThreadPoolExecutor, *, per_request: bool = False) -> None:
+    def __init__(self, threads: ThreadPoolExecutor) -> None:
         self.batches: list[list[Order]] = []
         self.open = threading.Event()
         self._threads = threads
@@ -41,10 +43,9 @@ class Shop:
             self._bulk,
             key=lambda order: order.key,
             weigh=lambda order: order.lines,
-            caller_of=(lambda order: caller(order.caller)) if per_request else None,
             on_fatal=lambda reason, error: pytest.fail(f"{reason}: {error}"),
         )
-        self.first = self.call("first", Order("first"))
+        self.first = self.call("first", Order())
         eventually(lambda: len(self.batches) == 1)
 
     def call(self, name: str, *orders: Order) -> Future[list[int | ShopError]]:
@@ -56,7 +57,7 @@ class Shop:
 
     def _submit(self, name: str, orders: Sequence[Order]) -> list[int | ShopError]:
         set_caller(caller(name))
-        return self.coalescer.submit_many(orders, deadline=time.monotonic() + PATIENCE_SECONDS)
+        return self.coalescer.submit_many(orders, deadline=time.monotonic() + DEADLINE_SECONDS)
 
     def _bulk(self, orders: Sequence[Order]) -> list[int | ShopError]:
         self.batches.append(list(orders))
@@ -70,6 +71,9 @@ class Shop:
 
 def caller(name: str) -> Caller:
     return Caller(name, frozenset())
+
+
+LARGE, SMALL = caller("large"), caller("small")
 
 
 @pytest.fixture
@@ -90,14 +94,14 @@ def outcome(call: Future[Any]) -> Any:
 
 
 def test_a_later_caller_is_in_the_next_batch(shop: Shop) -> None:
-    large = [shop.call("large", *(Order("large", lines=10) for _ in range(500))) for _ in range(4)]
-    small = shop.call("small", Order("small", number=7))
+    large = [shop.call("large", *(Order(caller=LARGE, lines=10) for _ in range(500))) for _ in range(4)]
+    small = shop.call("small", Order(caller=SMALL, number=7))
     shop.open.set()
 
     assert outcome(small) == [7]
     second = shop.batches[1]
-    assert [order.caller for order in second[:2]] == ["large", "small"]
-    assert sum(order.lines for order in second if order.caller == "large") == SHARED_WEIGHT_MAX
+    assert [order.caller for order in second[:2]] == [LARGE, SMALL]
+    assert sum(order.lines for order in second if order.caller == LARGE) == SHARED_WEIGHT_MAX
     assert all(outcome(call) == [0] * 500 for call in large)
 
 
@@ -106,7 +110,7 @@ def test_one_caller_alone_has_the_whole_batch(threads: ThreadPoolExecutor, shop:
     outcome(shop.first)
     # The queue counts as shared for a second after "first".
     alone = Shop(threads)
-    call = alone.call("first", *(Order("first", lines=10) for _ in range(500)))
+    call = alone.call("first", *(Order(lines=10) for _ in range(500)))
     alone.close()
 
     assert outcome(call) == [0] * 500
@@ -115,11 +119,11 @@ def test_one_caller_alone_has_the_whole_batch(threads: ThreadPoolExecutor, shop:
 
 def test_a_caller_that_fills_the_queue_is_refused_alone(shop: Shop) -> None:
     quarter = QUEUE_REQUESTS_MAX // 4
-    full = [shop.call("large", *(Order("large") for _ in range(500))) for _ in range(quarter // 500)]
+    full = [shop.call("large", *(Order(caller=LARGE) for _ in range(500))) for _ in range(quarter // 500)]
 
     with pytest.raises(QueueFull):
-        outcome(shop.call("large", Order("large")))
-    small = shop.call("small", Order("small", number=3))
+        outcome(shop.call("large", Order(caller=LARGE)))
+    small = shop.call("small", Order(caller=SMALL, number=3))
     shop.open.set()
 
     assert outcome(small) == [3]
@@ -127,20 +131,20 @@ def test_a_caller_that_fills_the_queue_is_refused_alone(shop: Shop) -> None:
 
 
 def test_the_requests_of_one_call_count_for_their_own_callers(threads: ThreadPoolExecutor) -> None:
-    shop = Shop(threads, per_request=True)
-    orders = [*(Order("large", lines=100) for _ in range(10)), Order("small", number=1)]
+    shop = Shop(threads)
+    orders = [*(Order(caller=LARGE, lines=20) for _ in range(10)), Order(caller=SMALL, number=1)]
     shop.call("delegate", *orders)
     shop.open.set()
     shop.close()
 
-    assert [order.caller for order in shop.batches[1]] == ["large", "small", "large"]
+    assert [order.caller for order in shop.batches[1]] == [LARGE, SMALL, LARGE]
 
 
 def test_only_the_requests_of_the_caller_without_room_are_refused(threads: ThreadPoolExecutor) -> None:
-    shop = Shop(threads, per_request=True)
+    shop = Shop(threads)
     quarter = QUEUE_REQUESTS_MAX // 4
-    full = shop.call("delegate", *(Order("large") for _ in range(quarter)))
-    mixed = shop.call("delegate", Order("large"), Order("small", number=5))
+    full = shop.call("delegate", *(Order(caller=LARGE) for _ in range(quarter)))
+    mixed = shop.call("delegate", Order(caller=LARGE), Order(caller=SMALL, number=5))
     shop.open.set()
     shop.close()
 
@@ -152,8 +156,8 @@ def test_only_the_requests_of_the_caller_without_room_are_refused(threads: Threa
 
 def test_a_folded_request_weighs_nothing(shop: Shop) -> None:
     half = SHARED_WEIGHT_MAX // 2
-    twins = [shop.call("large", Order("large", number=1, lines=half, key="same")) for _ in range(10)]
-    other = shop.call("large", Order("large", number=2, lines=half))
+    twins = [shop.call("large", Order(caller=LARGE, number=1, lines=half, key="same")) for _ in range(10)]
+    other = shop.call("large", Order(caller=LARGE, number=2, lines=half))
     shop.open.set()
 
     assert [outcome(call) for call in twins] == [[1]] * 10

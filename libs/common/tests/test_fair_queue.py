@@ -18,8 +18,8 @@ def queue_of(*jobs: Job, size_max: int = 1_000, share_max: int = 1_000, now: flo
     return queue
 
 
-def batch_of(queue: FairQueue[Job], weight_max: int = 10_000, now: float = 0.0) -> list[Job]:
-    """Take a batch of at most this weight."""
+def batch_of(queue: FairQueue[Job], weight_max: int = 10_000, now: float = 0.0, *, is_done: bool = True) -> list[Job]:
+    """Take a batch of at most this weight, and end it at once if `is_done`."""
     queue.begin_batch(now)
     batch: list[Job] = []
     weight = 0
@@ -27,6 +27,9 @@ def batch_of(queue: FairQueue[Job], weight_max: int = 10_000, now: float = 0.0) 
         if not queue.exceeds_share(job[1]):
             batch.append(queue.pop(job[1]))
             weight += job[1]
+    if is_done:
+        for sharer, _ in batch:
+            queue.end(sharer, now)
     return batch
 
 
@@ -110,6 +113,23 @@ def test_a_caller_has_all_of_the_queue_again_after_the_others_have_left() -> Non
     assert queue.add("a", [("a", 1)] * 50, SHARED_SECONDS * 2)
 
 
+def test_a_queue_is_shared_while_a_batch_with_requests_of_others_runs() -> None:
+    queue = queue_of(("b", 1), *[("a", 1)] * 25, size_max=100)
+    assert sharers(batch_of(queue, weight_max=1, is_done=False)) == "b"
+
+    assert not queue.add("a", [("a", 1)] * 50, SHARED_SECONDS * 9)
+    queue.end("b", SHARED_SECONDS * 10)
+    assert not queue.add("a", [("a", 1)] * 50, SHARED_SECONDS * 10.5)
+    assert queue.add("a", [("a", 1)] * 50, SHARED_SECONDS * 12)
+
+
+def test_callers_that_come_one_after_the_other_do_not_share_the_queue() -> None:
+    queue = queue_of(("b", 1), size_max=100)
+    assert sharers(batch_of(queue)) == "b"
+
+    assert queue.add("a", [("a", 1)] * 50, SHARED_SECONDS * 2)
+
+
 def test_others_find_room_in_a_queue_that_one_caller_has_filled() -> None:
     queue = queue_of(*[("a", 1)] * 100, size_max=100)
 
@@ -121,7 +141,7 @@ def test_others_find_room_in_a_queue_that_one_caller_has_filled() -> None:
 
 def test_entries_that_were_put_back_cost_their_callers_nothing() -> None:
     queue = queue_of(("a", 10), ("a", 11), ("a", 12), *[("b", 1)] * 30)
-    batch = batch_of(queue, weight_max=30)
+    batch = batch_of(queue, weight_max=30, is_done=False)
 
     for job in reversed(batch):
         queue.put_back(job[0], job, job[1])
@@ -132,7 +152,7 @@ def test_entries_that_were_put_back_cost_their_callers_nothing() -> None:
 
 def test_a_lane_that_was_empty_is_put_back_in_front() -> None:
     queue = queue_of(("b", 1), *[("a", 1)] * 3)
-    assert sharers(batch_of(queue, weight_max=1)) == "b"
+    assert sharers(batch_of(queue, weight_max=1, is_done=False)) == "b"
 
     queue.put_back("b", ("b", 1), 1)
 

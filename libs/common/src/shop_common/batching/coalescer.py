@@ -17,11 +17,12 @@ from itertools import groupby
 from operator import attrgetter
 from typing import Generic, TypeVar, cast
 
+from shop_common.api.command import Command
 from shop_common.batching.coalescer_telemetry import CoalescerMetrics, Membership
 from shop_common.batching.fair_queue import FairQueue, Sharer, sharer_of
 from shop_common.db.database import is_statement_error
 from shop_common.errors import TIMEOUTS, DatabaseUnavailable, QueueFull, ShopError
-from shop_common.identity.caller import Caller
+from shop_common.identity.caller import ANYONE
 from shop_common.identity.current import caller
 from shop_common.telemetry import metrics, tracing
 
@@ -30,7 +31,7 @@ _Result = TypeVar("_Result")
 
 BATCH_REQUESTS_MAX = 500
 BATCH_WEIGHT_MAX = 2000
-SHARED_WEIGHT_MAX = 200
+SHARED_WEIGHT_MAX = 50
 """The largest weight that a batch takes from one caller while several callers use the coalescer, because the others
 wait for the whole batch. A larger request is the only one of its caller in its batch."""
 
@@ -94,6 +95,13 @@ class _Entry(Generic[_Request, _Result]):
         return cast("_Result | ShopError", self.outcome)
 
 
+def _sharer(request: object, of_call: Sharer) -> Sharer:
+    """Return the sharer for whom a request counts. One call of a delegate may contain commands of many callers."""
+    if isinstance(request, Command) and request.caller is not ANYONE:
+        return sharer_of(request.caller)
+    return of_call
+
+
 def time_to_wait(deadline: float) -> float:
     """Return how many seconds a caller waits for its outcome. `deadline` is a value of time.monotonic."""
     seconds_left = deadline - time.monotonic()
@@ -120,8 +128,8 @@ class Coalescer(Generic[_Request, _Result]):
     with the same key differ, the later one waits for the next batch. `weigh` returns the weight of a request; without
     `weigh` each request has the weight 1. A batch weighs at most `Limits.weight_max`, or has only one request. A folded
     request weighs nothing. `fold` returns the request that stands for a number of equal ones; without it, `bulk` cannot
-    see how many were folded. `caller_of` returns the caller of a request; without it, that is the caller of the call.
-    `on_fatal` is called if a flusher thread fails.
+    see how many were folded. A request counts for the caller that its command names, or else for the caller of the
+    call. `on_fatal` is called if a flusher thread fails.
     """
 
     def __init__(
@@ -131,7 +139,6 @@ class Coalescer(Generic[_Request, _Result]):
         *,
         key: Callable[[_Request], Hashable | None] | None = None,
         weigh: Callable[[_Request], int] | None = None,
-        caller_of: Callable[[_Request], Caller] | None = None,
         fold: Callable[[_Request, int], _Request] | None = None,
         limits: Limits | None = None,
         on_fatal: Callable[[str, BaseException], None],
@@ -140,7 +147,6 @@ class Coalescer(Generic[_Request, _Result]):
         self._bulk = bulk
         self._key = key
         self._weigh = weigh
-        self._caller_of = caller_of
         self._fold = fold
         self._limits = limits or Limits()
         self._on_fatal = on_fatal
@@ -212,17 +218,11 @@ class Coalescer(Generic[_Request, _Result]):
             thread.join()
 
     def _entries(self, requests: Sequence[_Request], call: _Call) -> list[_Entry[_Request, _Result]]:
-        if self._caller_of is None:
-            sharer = sharer_of(caller())
-            return [_Entry(request, call, sharer) for request in requests]
-        return [_Entry(request, call, sharer_of(self._caller_of(request))) for request in requests]
+        of_call = sharer_of(caller())
+        return [_Entry(request, call, _sharer(request, of_call)) for request in requests]
 
     def _enqueue(self, entries: Sequence[_Entry[_Request, _Result]], call: _Call) -> None:
         """Append the entries to the queue, and refuse those for which their callers have no room."""
-        if self._caller_of is None or len(entries) == 1:
-            if not self._queue.add(entries[0].sharer, entries, call.arrived_at):
-                raise self._full()
-            return
         refused = 0
         for sharer, group in groupby(entries, key=attrgetter("sharer")):
             of_sharer = list(group)
@@ -331,6 +331,7 @@ class Coalescer(Generic[_Request, _Result]):
 
     def _refuse(self, entry: _Entry[_Request, _Result]) -> None:
         call = entry.call
+        self._queue.end(entry.sharer, time.monotonic())
         entry.outcome = QueueFull(f"{self._name}: the call could not end before its deadline; nothing was done")
         call.waiting -= 1
         if not call.waiting:
@@ -354,15 +355,17 @@ class Coalescer(Generic[_Request, _Result]):
             self._metrics.flushed(len(decided), waits, time.monotonic() - began)
         finished = []
         with self._mutex:
+            now = time.monotonic()
             self._running_count -= 1
             # After a timeout the next batch has half the size, so assume that it takes half the time.
-            self._last_seconds = (time.monotonic() - began) / (1 if decided else 2)
+            self._last_seconds = (now - began) / (1 if decided else 2)
             self._put_back(rest)
             if self._queue and self._idle_flushers:
                 self._arrived.notify()
             for folded, outcome in zip(decided, outcomes, strict=True):
                 for entry in folded:
                     entry.outcome = outcome
+                    self._queue.end(entry.sharer, now)
                     entry.call.waiting -= 1
                     if not entry.call.waiting:
                         finished.append(entry.call)

@@ -11,7 +11,6 @@ from shop_common.batching.coalescer import BATCH_WEIGHT_MAX, Coalescer, Limits
 from shop_common.db.audit import AuditLog, Entry, entry
 from shop_common.db.database import Database
 from shop_common.errors import ShopError
-from shop_common.identity.caller import Caller
 
 _Request = TypeVar("_Request")
 _Result = TypeVar("_Result")
@@ -116,14 +115,13 @@ class Coalescers:
         *,
         key: Callable[[_Request], Hashable | None] | None = None,
         weigh: Callable[[_Request], int] | None = None,
-        caller_of: Callable[[_Request], Caller] | None = None,
         sizes: Sizes[_Request] | None = None,
         limits: Limits | None = None,
         audit: Audit[_Request, _Result] | None = None,
     ) -> Coalescer[_Request, _Result]:
         """Make a coalescer that runs each batch in a write transaction, one batch at a time by default.
 
-        `key`, `weigh` and `caller_of` are those of Coalescer. `sizes` bounds a batch whose requests do not contain
+        `key` and `weigh` are those of Coalescer. `sizes` bounds a batch whose requests do not contain
         their weight. With `audit`, the transaction also writes the rows of the audit log.
         """
         bounded = _bounded(operation, sizes)
@@ -136,7 +134,6 @@ class Coalescers:
             lambda requests: self._database.transact(lambda tx: bounded(tx, requests)),
             key=key,
             weigh=weigh,
-            caller_of=caller_of,
             fold=fold,
             limits=limits,
         )
@@ -168,14 +165,11 @@ class Coalescers:
         *,
         key: Callable[[_Request], Hashable | None] | None = None,
         weigh: Callable[[_Request], int] | None = None,
-        caller_of: Callable[[_Request], Caller] | None = None,
         fold: Callable[[_Request, int], _Request] | None = None,
         limits: Limits | None = None,
     ) -> Coalescer[_Request, _Result]:
         """Make a coalescer for a bulk operation that opens its own transactions or calls another service."""
-        coalescer = Coalescer(
-            name, bulk, key=key, weigh=weigh, caller_of=caller_of, fold=fold, limits=limits, on_fatal=self._on_fatal
-        )
+        coalescer = Coalescer(name, bulk, key=key, weigh=weigh, fold=fold, limits=limits, on_fatal=self._on_fatal)
         self._made.append(coalescer)
         return coalescer
 

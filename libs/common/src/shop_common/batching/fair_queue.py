@@ -15,10 +15,10 @@ from shop_common.identity.caller import Caller
 _T = TypeVar("_T")
 
 SHARED_SECONDS = 1.0
-"""A queue counts as shared for this time after it has changed from one caller to another.
+"""Something counts as shared for this time after several callers have used it.
 
-A caller that waits for each response before its next call has nothing in the queue in between. Without this time,
-another caller would fill a whole batch whenever that happens, and delay each of its calls by a whole batch.
+A caller that waits for each response before its next call uses nothing in between. Without this time, another caller
+would fill a whole batch whenever that happens, and delay each of its calls by a whole batch.
 """
 
 CALLER_SHARE = 4
@@ -34,22 +34,58 @@ def sharer_of(caller: Caller) -> Sharer:
 
 
 class Sharing:
-    """Whether several callers use a queue at present. Not safe to share between threads."""
+    """What each caller uses of a thing, and whether several callers use it. Not safe to share between threads."""
 
     def __init__(self) -> None:
+        self._used: dict[Sharer, int] = {}
         self._last: Sharer | None = None
-        self._shared_until = 0.0
+        self._last_at = float("-inf")
+        self._shared_until = float("-inf")
 
-    def note(self, sharer: Sharer, now: float) -> None:
-        """Note that this caller uses the queue now, by time.monotonic."""
-        if sharer != self._last:
-            if self._last is not None:
-                self._shared_until = now + SHARED_SECONDS
-            self._last = sharer
+    def used_by(self, sharer: Sharer) -> int:
+        """Return how much this caller uses."""
+        return self._used.get(sharer, 0)
 
     def is_shared(self, now: float) -> bool:
-        """Return whether several callers have used the queue within SHARED_SECONDS."""
-        return now < self._shared_until
+        """Return whether several callers use it, or have used it within SHARED_SECONDS. `now` is time.monotonic."""
+        return len(self._used) > 1 or now < self._shared_until
+
+    def is_shared_with(self, sharer: Sharer, now: float) -> bool:
+        """Return whether it is shared, or others than this caller use it."""
+        return self.is_shared(now) or any(other != sharer for other in self._used)
+
+    def begin(self, sharer: Sharer, amount: int, now: float) -> None:
+        """Note that this caller uses so much more."""
+        self._used[sharer] = self._used.get(sharer, 0) + amount
+        self.note(sharer, now)
+
+    def note(self, sharer: Sharer, now: float) -> None:
+        """Note that this caller wants to use it."""
+        if sharer != self._last:
+            if now < self._last_at + SHARED_SECONDS:
+                self._shared_until = now + SHARED_SECONDS
+            self._last = sharer
+        self._last_at = now
+
+    def end(self, sharer: Sharer, amount: int, now: float) -> None:
+        """Note that this caller uses so much less."""
+        if len(self._used) > 1:
+            self._shared_until = now + SHARED_SECONDS
+        self._last, self._last_at = sharer, now
+        self._reduce(sharer, amount)
+
+    def move(self, sharer: Sharer, to: Sharer) -> None:
+        """Note that one unit of what `sharer` uses is in fact used by `to`."""
+        self._used[to] = self._used.get(to, 0) + 1
+        self._reduce(sharer, 1)
+        if self._last == sharer:
+            self._last = to
+
+    def _reduce(self, sharer: Sharer, amount: int) -> None:
+        if left := self._used[sharer] - amount:
+            self._used[sharer] = left
+        else:
+            del self._used[sharer]
 
 
 class _Lane(Generic[_T]):
@@ -73,7 +109,8 @@ class FairQueue(Generic[_T]):
     One sharer alone may have `size_max` waiting entries. While several sharers use the queue, each of them may have a
     quarter of that. If one sharer has filled the queue while it was alone, the others together still have room for
     another quarter. While several sharers use the queue, a batch takes at most the weight `share_max` from each lane,
-    so that a batch stays short even if one caller has much work.
+    so that a batch stays short even if one caller has much work. A sharer uses the queue from `add` until `end`, so
+    also while a batch with its entries runs.
     """
 
     def __init__(self, *, size_max: int, share_max: int) -> None:
@@ -104,11 +141,12 @@ class FairQueue(Generic[_T]):
 
     def add(self, sharer: Sharer, entries: Sequence[_T], now: float) -> bool:
         """Append the entries, all or none. Returns False if there is no room."""
-        self._sharing.note(sharer, now)
         lane = self._lanes.get(sharer)
         count = len(entries)
-        if self._size + count > self._size_max // CALLER_SHARE and not self._has_room(lane, count, now):
+        if self._size + count > self._size_max // CALLER_SHARE and not self._has_room(sharer, lane, count, now):
+            self._sharing.note(sharer, now)
             return False
+        self._sharing.begin(sharer, count, now)
         self._lane(sharer).entries.extend(entries)
         self._size += count
         return True
@@ -118,7 +156,7 @@ class FairQueue(Generic[_T]):
         self._batch += 1
         self._ring.extend(self._set_aside)
         self._set_aside.clear()
-        self._is_shared = len(self._lanes) > 1 or self._sharing.is_shared(now)
+        self._is_shared = self._sharing.is_shared(now)
 
     def head(self) -> _T | None:
         """Return the entry that has the turn. Returns None if all entries left are beyond the share of their lanes."""
@@ -165,10 +203,13 @@ class FairQueue(Generic[_T]):
         lane.credit = min(1, lane.credit + weight)
         self._size += 1
 
-    def _has_room(self, lane: _Lane[_T] | None, count: int, now: float) -> bool:
+    def end(self, sharer: Sharer, now: float) -> None:
+        """Note that an entry of this sharer has its outcome."""
+        self._sharing.end(sharer, 1, now)
+
+    def _has_room(self, sharer: Sharer, lane: _Lane[_T] | None, count: int, now: float) -> bool:
         mine = len(lane.entries) if lane else 0
-        others = self._size - mine
-        is_shared = others > 0 or self._sharing.is_shared(now)
+        is_shared = self._sharing.is_shared_with(sharer, now)
         mine_max = self._size_max // CALLER_SHARE if is_shared else self._size_max
         total_max = self._size_max + self._size_max // CALLER_SHARE
         return mine + count <= mine_max and self._size + count <= total_max

@@ -62,7 +62,6 @@ class CallPool(futures.Executor):
         self._share_max = max(1, min(calls_max, threads_max) // CALLER_SHARE)
         self._waits = waits
         self._sharers = sharers
-        self._calls_of: dict[Sharer, int] = {}
         self._sharing = Sharing()
         self._waiting: FairQueue[_Task] = FairQueue(size_max=_UNBOUNDED, share_max=_UNBOUNDED)
         self._wake: SimpleQueue[bool] = SimpleQueue()
@@ -83,15 +82,15 @@ class CallPool(futures.Executor):
             if self._closed:
                 raise RuntimeError("the pool is closed")
             now = time.monotonic()
-            if not isinstance(sharer, Unknown):
-                self._sharing.note(sharer, now)
             is_admitted = self._has_room(sharer, now)
             if is_admitted:
                 self.calls += 1
-                self._calls_of[sharer] = self._calls_of.get(sharer, 0) + 1
+                self._sharing.begin(sharer, 1, now)
                 self._waiting.add(sharer, ((fn, args, sharer),), now)
                 if self.calls > len(self._threads) < self._threads_max:
                     self._add_thread()
+            else:
+                self._sharing.note(sharer, now)
         if is_admitted:
             self._wake.put(True)
         else:
@@ -105,14 +104,8 @@ class CallPool(futures.Executor):
             return
         sharer = self._sharers.learn(metadata, certified, caller)
         with self._lock:
-            self._forget_call(unknown)
-            self._calls_of[sharer] = self._calls_of.get(sharer, 0) + 1
+            self._sharing.move(unknown, sharer)
         _thread.sharer = sharer
-
-    def is_shared(self) -> bool:
-        """Return whether several callers have calls, or have had some within the last second."""
-        with self._lock:
-            return len(self._calls_of) > 1 or self._sharing.is_shared(time.monotonic())
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         """Accept no more calls. With `wait`, return after the accepted calls have run."""
@@ -126,12 +119,13 @@ class CallPool(futures.Executor):
         self._refusing.shutdown(wait=wait)
 
     def _has_room(self, sharer: Sharer, now: float) -> bool:
-        mine = self._calls_of.get(sharer, 0)
         # Do not count calls whose message has not arrived: they are ended as soon as other calls need their threads.
         calls = self.calls - self._waits.count
-        others = self.calls - mine
-        if others or self._sharing.is_shared(now):
-            return mine < self._share_max and calls < self._calls_max + self._calls_max // CALLER_SHARE
+        if self._sharing.is_shared_with(sharer, now):
+            return (
+                self._sharing.used_by(sharer) < self._share_max
+                and calls < self._calls_max + self._calls_max // CALLER_SHARE
+            )
         return calls < self._calls_max
 
     def _add_thread(self) -> None:
@@ -155,13 +149,7 @@ class CallPool(futures.Executor):
             del fn, args
             with lock:
                 self.calls -= 1
-                self._forget_call(thread.sharer)
-
-    def _forget_call(self, sharer: Sharer) -> None:
-        if left := self._calls_of[sharer] - 1:
-            self._calls_of[sharer] = left
-        else:
-            del self._calls_of[sharer]
+                self._sharing.end(thread.sharer, 1, time.monotonic())
 
 
 def _begin_refusing() -> None:

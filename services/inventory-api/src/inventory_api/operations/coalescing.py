@@ -52,8 +52,6 @@ class Operations:
             self._reserve_batch,
             key=lambda order: order.repeat_key,
             weigh=lambda order: len(order.lines),
-            # A batch of order-api has orders of many users, who take turns.
-            caller_of=lambda order: order.caller,
         )
         self._release = run.writes(
             "release", release, key=lambda request: request.reservation_key, sizes=batch_sizes.RELEASES
