@@ -14,6 +14,8 @@ from shop_protos.order.v1 import order_pb2, order_pb2_grpc
 from testkit.calls import Outcome, outcome
 
 CALL_SECONDS = 60
+UNITS = 100
+"""The units of each product to which `add_stock` adds."""
 
 
 class Clients:
@@ -34,8 +36,13 @@ class Clients:
 
     def add_stock(self, product_id: int, token: str) -> Outcome:
         """The outcome of a call to inventory-api that needs `inventory.write`."""
-        request = inventory_pb2.CreateInventoryItemRequest(product_id=product_id, quantity=100)
+        request = inventory_pb2.CreateInventoryItemRequest(product_id=product_id, quantity=UNITS)
         return outcome(lambda: self.inventory.CreateInventoryItem(request, **_with(token)))
+
+    def available(self, product_id: int, token: str) -> int:
+        """The units of the product that are available to the tenant of the token's user."""
+        request = inventory_pb2.CheckStockRequest(product_id=product_id, required_quantity=1)
+        return self.inventory.CheckStock(request, **_with(token)).available_quantity
 
     def list_orders(self, token: str) -> Outcome:
         """The outcome of a call to order-api that needs `orders.read`."""

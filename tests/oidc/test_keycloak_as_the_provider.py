@@ -11,8 +11,8 @@ from devstack.stack import READY_SECONDS, Stack
 from shop_common.identity.key_set import RETRY_SECONDS
 from testkit.calls import Outcome, refusal
 from testkit.eventually import eventually
-from tests.oidc.clients import Clients, load, more_calls
-from tests.oidc.realm import ALICE, ANOTHER_AUDIENCE, BOB, SHORT_LIVED, Realm
+from tests.oidc.clients import UNITS, Clients, load, more_calls
+from tests.oidc.realm import ADA, ALICE, ANOTHER_AUDIENCE, BOB, SHORT_LIVED, Realm
 
 PRODUCT = 7
 ACCEPTED = Outcome(grpc.StatusCode.OK)
@@ -66,11 +66,16 @@ def test_the_user_claim_decides_whose_orders_a_user_sees(clients: Clients, realm
 
 
 def test_the_tenant_claim_decides_whose_data_a_user_sees(clients: Clients, realm: Realm, stock: int) -> None:
-    order = clients.create_order(stock, ALICE, realm.token("alice"))
+    # Stella and Ada may see all orders, each of her own tenant.
+    stella, ada = realm.token("stella", "staff"), realm.token("ada", "staff")
+    assert clients.add_stock(stock, ada) == ACCEPTED  # the product id exists in the other tenant
 
-    # Ada has the role for all orders, and is of another tenant.
-    assert order.id not in clients.orders_of(realm.token("ada", "staff"))
-    assert order.id in clients.orders_of(realm.token("stella", "staff"))
+    hers = clients.create_order(stock, ALICE, realm.token("alice"))
+    other = clients.create_order(stock, ADA, ada)
+
+    assert hers.id in clients.orders_of(stella)
+    assert clients.orders_of(ada) == {other.id}
+    assert clients.available(stock, ada) == UNITS - 1
 
 
 @pytest.mark.parametrize("user", ["norman", "mallory", "nadia"])
