@@ -3,11 +3,21 @@
 import pytest
 from google.rpc.status_pb2 import Status
 
+from inventory_api.api import parse
 from shop_client import batches, errors
 from shop_client.batches import BATCHES_MAX, BYTES_MAX, LINES_MAX, ORDERS_MAX, STALLED_SECONDS, Batch, Entry, Queue
+from shop_common.batching import coalescer
+from shop_common.rpc import large_requests
 from shop_protos.inventory.v1 import inventory_pb2 as pb
 
 NOW = 1000.0
+
+
+def test_the_limits_are_those_of_the_server() -> None:
+    assert ORDERS_MAX == parse.BATCH_ORDERS_MAX
+    assert LINES_MAX == coalescer.BATCH_WEIGHT_MAX
+    assert LINES_MAX <= parse.BATCH_LINES_MAX
+    assert BYTES_MAX < large_requests.LARGE_REQUEST_BYTES
 
 
 def entry(order_id: str = "order", *, lines: int = 1, deadline: float = NOW + 10) -> Entry[None]:
