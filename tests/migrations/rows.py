@@ -112,6 +112,7 @@ ROWS: dict[tuple[str, str], Rows] = {
     ("inventory-api", "0001"): _INVENTORY_1 | _COMMON,
     ("order-api", "0001"): _ORDERS_1 | _COMMON,
     ("order-api", "0005"): _ORDERS_5,
+    ("inventory-api", "0009"): _AUDIT,
     ("order-api", "0006"): _AUDIT,
 }
 """(service, revision) → rows by table, in an order that foreign keys allow."""

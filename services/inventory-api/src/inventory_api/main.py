@@ -12,7 +12,7 @@ from inventory_api.migrations import SCHEMA
 from inventory_api.operations.coalescing import Operations
 from inventory_api.operations.held_reservations import HeldReservationsCollector
 from inventory_api.settings import InventorySettings
-from inventory_api.store.tables import outbox
+from inventory_api.store import tables
 from shop_common.db import schema
 from shop_common.db.database import Database
 from shop_common.db.schema import SchemaError
@@ -54,7 +54,10 @@ def serve(settings: InventorySettings) -> None:
     database = Database(settings.database_url)
     tracing.instrument(database.engine)
 
-    operations = Operations(database, ttl_seconds=settings.reservation_ttl, on_fatal=lifecycle.fatal)
+    audit_log = tables.audit_log if settings.has_audit_log else None
+    operations = Operations(
+        database, ttl_seconds=settings.reservation_ttl, on_fatal=lifecycle.fatal, audit_log=audit_log
+    )
     fetched_keys, api_keys = None, None
     if settings.order_target is not None and settings.grants_path is not None:
         fetched_keys = FetchedApiKeys(settings.order_target, certificates=tls.client_certificates(settings))
@@ -89,10 +92,10 @@ def serve(settings: InventorySettings) -> None:
             kafka=settings.kafka,
             group=consumer.GROUP,
             topic=consumer.TOPIC,
-            handlers=consumer.handlers(),
+            handlers=consumer.handlers(audit_log),
             describe=describe_event,
             weigh=consumer.weigh,
-            outbox=outbox,
+            outbox=tables.outbox,
             set_ready=lambda ready: server.health.set_ready("consumer", ready),
             on_fatal=lifecycle.fatal,
         )

@@ -26,6 +26,7 @@ from inventory_api.operations.reservations import bisection, reserve, turns
 from inventory_api.operations.reservations.release import release_orders
 from inventory_api.store import tables
 from inventory_api.store.reservations import counts, pages
+from shop_common.api.command import UNKNOWN_CAUSE
 from shop_common.db.database import Database
 from shop_common.db.sql import now
 from shop_common.errors import Contention, ShopError
@@ -285,7 +286,7 @@ def test_the_largest_event_of_every_state_fits(state: State) -> None:
         allocations=parts,
     )
 
-    message = EVENT_OF_STATE[state](reservation, timestamp, None)
+    message = EVENT_OF_STATE[state](reservation, timestamp, UNKNOWN_CAUSE)
 
     assert len(orjson.dumps(message.data)) < PAYLOAD_BYTES_MAX / 5
 

@@ -7,6 +7,7 @@ import pytest
 from inventory_api.domain import transitions
 from inventory_api.domain.errors import ReservationExpired, ReservationNotFound, ReservationReleased
 from inventory_api.domain.model import Allocation, Item, Reservation, State
+from shop_common.api.command import Cause
 from shop_common.identity.tenant import DEFAULT
 
 NOW = datetime(2026, 1, 1, 12, tzinfo=UTC)
@@ -46,7 +47,8 @@ def apply(
     changes: transitions.StateChanges, *reservations: Reservation, items: list[Item] | None = None
 ) -> transitions.Effect:
     stock = {each.id: each for each in items or [item(1, 10, 4)]}
-    return transitions.apply(changes, {each.id: each for each in reservations}, stock, NOW, {"a": "trace-a"})
+    causes = {"a": Cause("trace-a", "user:7")}
+    return transitions.apply(changes, {each.id: each for each in reservations}, stock, NOW, causes)
 
 
 def test_confirming_an_order_changes_its_held_reservations_only() -> None:

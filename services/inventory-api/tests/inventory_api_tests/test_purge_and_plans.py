@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from sqlalchemy import bindparam, case, event, func, select, text, update
 
-from inventory_api.domain.commands import PurgeRequest
+from inventory_api.domain.commands import ExpireRequest, PurgeRequest
 from inventory_api.domain.errors import ReservationNotFound
 from inventory_api.domain.model import ENDED, Item, Line, OrderSize, Reservation, State
 from inventory_api.operations.purge import Purge, Purged
@@ -243,7 +243,7 @@ def test_a_purge_scans_no_whole_table(long_history: Database, explained: list[st
 
 
 def test_expiring_scans_no_whole_table(long_history: Database, explained: list[str]) -> None:
-    assert ExpirySweep(long_history).expire_due(5) == 5
+    assert ExpirySweep(long_history).expire_due(ExpireRequest(5)) == 5
 
     assert "ix_stock_reservations_due" in explained[0]
 

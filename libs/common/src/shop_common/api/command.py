@@ -1,9 +1,19 @@
 """The base of all commands: the fields that every request for a change has."""
 
 from dataclasses import dataclass, field, replace
-from typing import Self
+from typing import NamedTuple, Self
 
 from shop_common.identity.caller import ANYONE, Caller
+
+
+class Cause(NamedTuple):
+    """The cause of an event: the trace and the actor of the call that made the change. Both may be unknown."""
+
+    traceparent: str | None = None
+    actor: str | None = None
+
+
+UNKNOWN_CAUSE = Cause()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -20,6 +30,11 @@ class Command:
     request_id: str | None = None
     traceparent: str | None = field(default=None, compare=False)
     calls: int = field(default=1, compare=False)
+
+    @property
+    def cause(self) -> Cause:
+        """The cause of the events of the change."""
+        return Cause(self.traceparent, self.caller.actor)
 
     def folded(self, calls: int) -> Self:
         """Return this command as the one that stands for so many equal calls."""

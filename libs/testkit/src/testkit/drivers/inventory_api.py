@@ -13,6 +13,7 @@ from sqlalchemy import Row, func, select, update
 
 from inventory_api.domain.commands import (
     AddStock,
+    ExpireRequest,
     ItemFilter,
     OrderLines,
     OrderRequest,
@@ -149,7 +150,7 @@ class InventoryDriver:
         return self.operations.release(ReleaseRequest(reservation.id, caller=self.caller), deadline=deadline())
 
     def expire(self, max_count: int = 1000) -> int:
-        return self.operations.expire(max_count, deadline=deadline())
+        return self.operations.expire(ExpireRequest(max_count, caller=self.caller), deadline=deadline())
 
     def cancel(self, *orders: str) -> None:
         """Release the reservations of the orders, as the handler of ORDER_CANCELLED does."""

@@ -7,6 +7,7 @@ from google.protobuf.duration_pb2 import Duration
 
 from inventory_api.domain.commands import (
     AddStock,
+    ExpireRequest,
     ItemFilter,
     OrderLines,
     OrderRequest,
@@ -230,12 +231,13 @@ def reservations_page(request: pb.ListReservationsRequest, caller: Caller) -> Pa
         )
 
 
-def max_count(request: maintenance_pb2.ExpireReservationsRequest | maintenance_pb2.PurgeHistoryRequest) -> int:
+def expire(request: maintenance_pb2.ExpireReservationsRequest, caller: Caller) -> ExpireRequest:
     with Fields() as check:
-        return check.between("max_count", request.max_count or MAINTENANCE_COUNT_DEFAULT, 1, MAINTENANCE_COUNT_MAX)
+        max_count = check.between("max_count", request.max_count or MAINTENANCE_COUNT_DEFAULT, 1, MAINTENANCE_COUNT_MAX)
+        return ExpireRequest(max_count, caller=caller)
 
 
-def purge(request: maintenance_pb2.PurgeHistoryRequest) -> PurgeRequest:
+def purge(request: maintenance_pb2.PurgeHistoryRequest, caller: Caller) -> PurgeRequest:
     with Fields() as check:
         return PurgeRequest(
             older_than_seconds=check.duration(
@@ -244,6 +246,7 @@ def purge(request: maintenance_pb2.PurgeHistoryRequest) -> PurgeRequest:
             max_count=check.between(
                 "max_count", request.max_count or MAINTENANCE_COUNT_DEFAULT, 1, MAINTENANCE_COUNT_MAX
             ),
+            caller=caller,
         )
 
 

@@ -105,13 +105,13 @@ class InventoryMaintenanceServicer(maintenance_pb2_grpc.InventoryMaintenanceServ
     def ExpireReservations(
         self, request: maintenance_pb2.ExpireReservationsRequest, context: ServicerContext
     ) -> maintenance_pb2.ExpireReservationsResponse:
-        expired = self._operations.expire(parse.max_count(request), deadline=deadline(context))
+        expired = self._operations.expire(parse.expire(request, caller()), deadline=deadline(context))
         return maintenance_pb2.ExpireReservationsResponse(expired_count=expired)
 
     def PurgeHistory(
         self, request: maintenance_pb2.PurgeHistoryRequest, context: ServicerContext
     ) -> maintenance_pb2.PurgeHistoryResponse:
-        purged = self._operations.purge(parse.purge(request), deadline=deadline(context))
+        purged = self._operations.purge(parse.purge(request, caller()), deadline=deadline(context))
         return maintenance_pb2.PurgeHistoryResponse(
             purged_keys_count=purged.keys, purged_reservations_count=purged.reservations
         )

@@ -138,7 +138,14 @@ class ReservationFilter:
 
 
 @dataclass(frozen=True, slots=True)
-class PurgeRequest:
+class ExpireRequest(Command):
+    """Expire at most `max_count` due reservations, of all tenants."""
+
+    max_count: int
+
+
+@dataclass(frozen=True, slots=True)
+class PurgeRequest(Command):
     """Delete idempotency keys and ended reservations that are older than this age, at most `max_count` of each."""
 
     older_than_seconds: float

@@ -5,6 +5,7 @@ from datetime import datetime
 from typing import Any
 
 from inventory_api.domain.model import Item, ProductKey, Reservation, State
+from shop_common.api.command import Cause
 from shop_common.events.outbox import Message
 from shop_common.identity import tenant
 from shop_common.timestamps import rfc3339
@@ -12,7 +13,7 @@ from shop_common.timestamps import rfc3339
 TOPIC = "inventory-events"
 
 
-def stock_updated(item: Item, now: datetime, traceparent: str | None) -> Message:
+def stock_updated(item: Item, now: datetime, cause: Cause) -> Message:
     """Return the event STOCK_UPDATED: the quantity of the item has changed."""
     data = {
         "item_id": item.id,
@@ -22,10 +23,10 @@ def stock_updated(item: Item, now: datetime, traceparent: str | None) -> Message
         "reserved_quantity": item.reserved_quantity,
         "version": item.version,
     }
-    return Message(TOPIC, _key(item.product), "STOCK_UPDATED", data, now, traceparent, item.tenant)
+    return Message(TOPIC, _key(item.product), "STOCK_UPDATED", data, now, cause.traceparent, item.tenant, cause.actor)
 
 
-def stock_reserved(reservation: Reservation, now: datetime, traceparent: str | None) -> Message:
+def stock_reserved(reservation: Reservation, now: datetime, cause: Cause) -> Message:
     """Return the event STOCK_RESERVED: the units are reserved until `expires_at`."""
     expires_at = reservation.expires_at
     return _reservation_event(
@@ -33,18 +34,18 @@ def stock_reserved(reservation: Reservation, now: datetime, traceparent: str | N
         reservation,
         {"reserved_quantity": reservation.quantity, "expires_at": rfc3339(expires_at) if expires_at else None},
         now,
-        traceparent,
+        cause,
     )
 
 
-def stock_reservation_confirmed(reservation: Reservation, now: datetime, traceparent: str | None) -> Message:
+def stock_reservation_confirmed(reservation: Reservation, now: datetime, cause: Cause) -> Message:
     """Return the event STOCK_RESERVATION_CONFIRMED: the reservation was confirmed and no longer expires."""
     return _reservation_event(
-        "STOCK_RESERVATION_CONFIRMED", reservation, {"quantity": reservation.quantity}, now, traceparent
+        "STOCK_RESERVATION_CONFIRMED", reservation, {"quantity": reservation.quantity}, now, cause
     )
 
 
-def stock_reservation_expired(reservation: Reservation, now: datetime, traceparent: str | None) -> Message:
+def stock_reservation_expired(reservation: Reservation, now: datetime, cause: Cause) -> Message:
     """Return the event STOCK_RESERVATION_EXPIRED: the reservation has passed its expiry, and its units are free."""
     expired_at = reservation.expires_at
     return _reservation_event(
@@ -52,27 +53,27 @@ def stock_reservation_expired(reservation: Reservation, now: datetime, tracepare
         reservation,
         {"quantity": reservation.quantity, "expired_at": rfc3339(expired_at) if expired_at else None},
         now,
-        traceparent,
+        cause,
     )
 
 
-def stock_released(reservation: Reservation, now: datetime, traceparent: str | None) -> Message:
+def stock_released(reservation: Reservation, now: datetime, cause: Cause) -> Message:
     """Return the event STOCK_RELEASED: the reservation was released, and its units are free."""
     quantity = reservation.quantity
     return _reservation_event(
-        "STOCK_RELEASED", reservation, {"quantity": quantity, "released_quantity": quantity}, now, traceparent
+        "STOCK_RELEASED", reservation, {"quantity": quantity, "released_quantity": quantity}, now, cause
     )
 
 
-def stock_fulfilled(reservation: Reservation, now: datetime, traceparent: str | None) -> Message:
+def stock_fulfilled(reservation: Reservation, now: datetime, cause: Cause) -> Message:
     """Return the event STOCK_FULFILLED: the units were shipped and have left the stock."""
     quantity = reservation.quantity
     return _reservation_event(
-        "STOCK_FULFILLED", reservation, {"quantity": quantity, "fulfilled_quantity": quantity}, now, traceparent
+        "STOCK_FULFILLED", reservation, {"quantity": quantity, "fulfilled_quantity": quantity}, now, cause
     )
 
 
-EVENT_OF_STATE: dict[State, Callable[[Reservation, datetime, str | None], Message]] = {
+EVENT_OF_STATE: dict[State, Callable[[Reservation, datetime, Cause], Message]] = {
     State.HELD: stock_reserved,
     State.CONFIRMED: stock_reservation_confirmed,
     State.EXPIRED: stock_reservation_expired,
@@ -83,7 +84,7 @@ EVENT_OF_STATE: dict[State, Callable[[Reservation, datetime, str | None], Messag
 
 
 def _reservation_event(
-    event_type: str, reservation: Reservation, details: dict[str, Any], now: datetime, traceparent: str | None
+    event_type: str, reservation: Reservation, details: dict[str, Any], now: datetime, cause: Cause
 ) -> Message:
     data = {
         "product_id": reservation.product_id,
@@ -94,7 +95,16 @@ def _reservation_event(
     }
     if reservation.owner:
         data["owner"] = reservation.owner
-    return Message(TOPIC, _key(reservation.product), event_type, data, now, traceparent, reservation.tenant)
+    return Message(
+        TOPIC,
+        _key(reservation.product),
+        event_type,
+        data,
+        now,
+        cause.traceparent,
+        reservation.tenant,
+        cause.actor,
+    )
 
 
 def _key(product: ProductKey) -> str:

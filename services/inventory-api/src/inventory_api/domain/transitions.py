@@ -10,6 +10,7 @@ from datetime import datetime
 from inventory_api.domain import events
 from inventory_api.domain.errors import ReservationExpired, ReservationNotFound, ReservationReleased
 from inventory_api.domain.model import ENDED, Item, Reservation, State
+from shop_common.api.command import UNKNOWN_CAUSE, Cause
 from shop_common.events.outbox import Message
 
 StateChanges = dict[str, State]
@@ -77,7 +78,7 @@ def apply(
     reservations: Mapping[str, Reservation],
     items: Mapping[int, Item],
     now: datetime,
-    traceparents: Mapping[str, str | None],
+    causes: Mapping[str, Cause],
 ) -> Effect:
     """Compute the effect of state changes on reservations and their items. The state changes must be legal.
 
@@ -87,11 +88,11 @@ def apply(
     """
     changed_reservations: dict[str, Reservation] = {}
     changed_items: dict[int, Item] = {}
-    fulfilled_items: dict[int, str | None] = {}
+    fulfilled_items: dict[int, Cause] = {}
     messages = []
     for reservation_id, state in changes.items():
         reservation = reservations[reservation_id]
-        traceparent = traceparents.get(reservation_id)
+        cause = causes.get(reservation_id, UNKNOWN_CAUSE)
         for part in reservation.allocations if state is not State.CONFIRMED else ():
             item = changed_items.get(part.item_id, items[part.item_id])
             taken_out = part.quantity if state is State.FULFILLED else 0
@@ -104,14 +105,11 @@ def apply(
                 updated_at=now,
             )
             if taken_out:
-                fulfilled_items[item.id] = traceparent
+                fulfilled_items[item.id] = cause
         changed = replace(reservation, state=state)
-        messages.append(events.EVENT_OF_STATE[state](changed, now, traceparent))
+        messages.append(events.EVENT_OF_STATE[state](changed, now, cause))
         changed_reservations[reservation_id] = (
             replace(changed, expires_at=None) if state is State.CONFIRMED else changed
         )
-    messages += [
-        events.stock_updated(changed_items[item_id], now, traceparent)
-        for item_id, traceparent in fulfilled_items.items()
-    ]
+    messages += [events.stock_updated(changed_items[item_id], now, cause) for item_id, cause in fulfilled_items.items()]
     return Effect(changed_reservations, changed_items, messages)

@@ -1,11 +1,12 @@
 """Runs each operation behind a coalescer. The servicer has no other access to the database."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from sqlalchemy import Connection
 
 from inventory_api.domain.commands import (
     AddStock,
+    ExpireRequest,
     ItemFilter,
     OrderLines,
     OrderRequest,
@@ -28,9 +29,32 @@ from inventory_api.operations.reservations.release import release
 from inventory_api.operations.reservations.reserve import Reservations, reserve
 from inventory_api.store.reservations import pages, rows
 from shop_common.api.paging import Page, PageRequest
-from shop_common.batching.coalescers import Coalescers
+from shop_common.batching.coalescers import Audit, Coalescers
+from shop_common.db.audit import AuditLog
 from shop_common.db.database import Database
 from shop_common.errors import ShopError
+
+
+def _ids(reservations: Iterable[Reservation]) -> list[str]:
+    return [reservation.id for reservation in reservations]
+
+
+_RESERVE = Audit[OrderLines, Reservations](
+    "ReserveStock", lambda command: command, OrderLines.folded, lambda _, reservations: _ids(reservations)
+)
+_RELEASE = Audit[ReleaseRequest, int](
+    "ReleaseStock", lambda command: command, ReleaseRequest.folded, lambda request, _: (request.reservation_id,)
+)
+_CONFIRM = Audit[OrderRequest, list[Reservation]](
+    "ConfirmReservations", lambda command: command, OrderRequest.folded, lambda _, reservations: _ids(reservations)
+)
+_ADD_STOCK = Audit[AddStock, Item](
+    "CreateInventoryItem", lambda command: command, AddStock.folded, lambda _, item: (str(item.id),)
+)
+_SET_QUANTITY = Audit[SetQuantity, Item](
+    "UpdateInventoryItem", lambda command: command, SetQuantity.folded, lambda _, item: (str(item.id),)
+)
+"""What the audit log has about each operation."""
 
 
 class Operations:
@@ -38,13 +62,18 @@ class Operations:
 
     `deadline` is the value of time.monotonic() at which the caller stops waiting. Each method raises the ShopError that
     refuses the request, QueueFull if the queue is full or the request was not started in time, and DatabaseUnavailable
-    if the database did not respond in time.
+    if the database did not respond in time. With `audit_log`, changes are recorded there.
     """
 
     def __init__(
-        self, database: Database, *, ttl_seconds: float, on_fatal: Callable[[str, BaseException], None]
+        self,
+        database: Database,
+        *,
+        ttl_seconds: float,
+        on_fatal: Callable[[str, BaseException], None],
+        audit_log: AuditLog | None = None,
     ) -> None:
-        run = Coalescers(database, on_fatal)
+        run = Coalescers(database, on_fatal, audit_log)
         self.close = run.close
         self._ttl_seconds = ttl_seconds
         self._reserve = run.writes(
@@ -52,20 +81,25 @@ class Operations:
             self._reserve_batch,
             key=lambda order: order.repeat_key,
             weigh=lambda order: len(order.lines),
+            audit=_RESERVE,
         )
         self._release = run.writes(
-            "release", release, key=lambda request: request.reservation_key, sizes=batch_sizes.RELEASES
+            "release", release, key=lambda request: request.reservation_key, sizes=batch_sizes.RELEASES, audit=_RELEASE
         )
-        self._confirm = run.writes("confirm", confirm, key=lambda order: order.order_key, sizes=batch_sizes.ORDERS)
-        self._add_stock = run.writes("add-stock", add_stock, key=lambda request: request.repeat_key)
-        self._set_quantity = run.writes("set-quantity", set_quantity, key=lambda request: request.repeat_key)
+        self._confirm = run.writes(
+            "confirm", confirm, key=lambda order: order.order_key, sizes=batch_sizes.ORDERS, audit=_CONFIRM
+        )
+        self._add_stock = run.writes("add-stock", add_stock, key=lambda request: request.repeat_key, audit=_ADD_STOCK)
+        self._set_quantity = run.writes(
+            "set-quantity", set_quantity, key=lambda request: request.repeat_key, audit=_SET_QUANTITY
+        )
         self._check_stock = run.reads("check-stock", check_stock, sizes=batch_sizes.QUESTIONS)
         self._get_item = run.reads("item", get_items)
         self._get_reservation = run.reads("reservation", rows.get, sizes=batch_sizes.RESERVATIONS)
         self._list_items = run.pages("items-page", list_items)
         self._list_reservations = run.pages("reservations-page", pages.list_page)
-        self._expire = run.alone("expire", ExpirySweep(database).expire_due)
-        self._purge = run.alone("purge", Purge(database).run)
+        self._expire = run.alone("expire", ExpirySweep(database, audit_log).expire_due)
+        self._purge = run.alone("purge", Purge(database, audit_log).run)
 
     def reserve(self, order: OrderLines, *, deadline: float) -> Reservations:
         return self._reserve.submit(order, deadline=deadline)
@@ -101,8 +135,8 @@ class Operations:
     def list_reservations(self, page: PageRequest[ReservationFilter], *, deadline: float) -> Page[Reservation]:
         return self._list_reservations.submit(page, deadline=deadline)
 
-    def expire(self, max_count: int, *, deadline: float) -> int:
-        return self._expire.submit(max_count, deadline=deadline)
+    def expire(self, request: ExpireRequest, *, deadline: float) -> int:
+        return self._expire.submit(request, deadline=deadline)
 
     def purge(self, request: PurgeRequest, *, deadline: float) -> Purged:
         return self._purge.submit(request, deadline=deadline)

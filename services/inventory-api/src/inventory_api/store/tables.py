@@ -17,6 +17,7 @@ from sqlalchemy import (
     text,
 )
 
+from shop_common.db.audit import AuditLog
 from shop_common.db.idempotency import IdempotencyKeys
 from shop_common.db.sql import NAMING_CONVENTION, Id, RowId, Timestamp
 from shop_common.events.outbox import Outbox
@@ -154,3 +155,4 @@ reservation_allocations = Table(
 
 outbox = Outbox(metadata)
 idempotency_keys = IdempotencyKeys(metadata)
+audit_log = AuditLog(metadata)

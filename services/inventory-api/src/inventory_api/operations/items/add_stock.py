@@ -50,7 +50,7 @@ def _add(tx: Connection, requests: Sequence[AddStock]) -> list[Item | ShopError]
             continue
         item = replace(item, quantity=item.quantity + request.quantity, version=item.version + 1, updated_at=timestamp)
         stock[request.stock_key] = item
-        messages.append(events.stock_updated(item, timestamp, request.traceparent))
+        messages.append(events.stock_updated(item, timestamp, request.cause))
         outcomes.append(item)
     if stock:
         items.save_counters(tx, stock.values())

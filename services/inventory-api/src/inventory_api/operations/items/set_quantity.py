@@ -58,7 +58,7 @@ def _set_quantity(tx: Connection, requests: Sequence[SetQuantity]) -> list[Item 
         else:
             item = replace(item, quantity=request.quantity, version=item.version + 1, updated_at=timestamp)
             stock[item.id] = changed[item.id] = item
-            messages.append(events.stock_updated(item, timestamp, request.traceparent))
+            messages.append(events.stock_updated(item, timestamp, request.cause))
             outcomes.append(item)
     if changed:
         items.save_counters(tx, changed.values())

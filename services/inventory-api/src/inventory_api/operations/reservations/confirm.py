@@ -16,6 +16,7 @@ from inventory_api.domain.model import Reservation, ReservationKey, State
 from inventory_api.domain.transitions import StateChanges
 from inventory_api.operations.reservations.state_changes import change_states
 from inventory_api.store.reservations import by_order, locks
+from shop_common.api.command import Cause
 
 Outcome = list[Reservation] | ReservationNotFound | ReservationExpired | ReservationReleased | ReservationsLimit
 
@@ -37,7 +38,7 @@ def confirm(tx: Connection, orders: Sequence[OrderRequest]) -> list[Outcome]:
     )
     confirmations = {}
     changes: StateChanges = {}
-    traceparents: dict[str, str | None] = {}
+    causes: dict[str, Cause] = {}
     for order in orders:
         if order.order_key not in ids:
             continue
@@ -51,8 +52,8 @@ def confirm(tx: Connection, orders: Sequence[OrderRequest]) -> list[Outcome]:
         )
         confirmations[order.order_key] = confirmation
         changes |= confirmation.changes
-        traceparents |= dict.fromkeys(confirmation.changes, order.traceparent)
-    change_states(tx, locked, changes, traceparents)
+        causes |= dict.fromkeys(confirmation.changes, order.cause)
+    change_states(tx, locked, changes, causes)
     outcomes: list[Outcome] = []
     for order in orders:
         if order.order_key not in ids:

@@ -12,6 +12,7 @@ from inventory_api.operations.reservations import turns
 from inventory_api.operations.reservations.state_changes import change_states
 from inventory_api.store.reservations import locks
 from inventory_api.store.reservations.locks import Locked
+from shop_common.db.audit import AuditLog
 
 
 def release(tx: Connection, requests: Sequence[ReleaseRequest]) -> list[int | ReservationNotFound]:
@@ -26,7 +27,7 @@ def release(tx: Connection, requests: Sequence[ReleaseRequest]) -> list[int | Re
     permitted = [request for request in requests if _may_release(request, locked)]
     reservations = {request.reservation_id: locked.reservations[request.reservation_id] for request in permitted}
     changes = transitions.release(reservations.values(), locked.now)
-    change_states(tx, locked, changes, {request.reservation_id: request.traceparent for request in permitted})
+    change_states(tx, locked, changes, {request.reservation_id: request.cause for request in permitted})
     outcomes: list[int | ReservationNotFound] = []
     for request in requests:
         if not _may_release(request, locked):
@@ -48,13 +49,16 @@ def _may_release(request: ReleaseRequest, locked: Locked) -> bool:
     return request.owner in ("", reservation.owner)
 
 
-def release_orders(tx: Connection, orders: Sequence[OrderRequest]) -> bool:
+def release_orders(tx: Connection, orders: Sequence[OrderRequest], audit_log: AuditLog | None = None) -> bool:
     """Release active reservations of cancelled orders, as many as one turn may change. A due one becomes EXPIRED.
 
     May be repeated. Returns True if there may be more active reservations: the caller then calls this function again in
     another transaction. Emits one event per state change.
+
+    With `audit_log`, writes a row there per order whose reservations it changed.
     """
     turn = turns.lock_turn(tx, orders, (State.HELD, State.CONFIRMED))
     changes = transitions.release(turn.locked.reservations.values(), turn.locked.now)
-    change_states(tx, turn.locked, changes, turn.traceparents)
+    change_states(tx, turn.locked, changes, turn.causes)
+    turn.record(tx, audit_log, "ORDER_CANCELLED", changes)
     return turn.has_more

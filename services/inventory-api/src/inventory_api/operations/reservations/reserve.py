@@ -114,7 +114,7 @@ def _reserve(tx: Connection, planned: Sequence[_Planned], default_ttl_seconds: f
         ]
         outcomes.append(reservations)
         created += reservations
-        messages += [events.stock_reserved(reservation, timestamp, order.traceparent) for reservation in reservations]
+        messages += [events.stock_reserved(reservation, timestamp, order.cause) for reservation in reservations]
     _save(tx, created, stock, timestamp)
     tables.outbox.append(tx, messages)
     refusals = [each for each in outcomes if isinstance(each, ShopError) and each is not UNDECIDED]

@@ -15,22 +15,23 @@ from inventory_api.domain.model import State
 from inventory_api.store import items, tables
 from inventory_api.store.reservations import changes as updates
 from inventory_api.store.reservations.locks import Locked
+from shop_common.api.command import Cause
 
 
 def change_states(
     tx: Connection,
     locked: Locked,
     changes: Mapping[str, State],
-    traceparents: Mapping[str, str | None] | None = None,
+    causes: Mapping[str, Cause] | None = None,
 ) -> None:
     """Write the new states and their effect on the items, append the events, and update `locked`.
 
-    The keys of `changes` and `traceparents` are reservation ids. The caller has checked that each change is legal for
+    The keys of `changes` and `causes` are reservation ids. The caller has checked that each change is legal for
     the state in `locked`.
     """
     if not changes:
         return
-    effect = transitions.apply(changes, locked.reservations, locked.items, locked.now, traceparents or {})
+    effect = transitions.apply(changes, locked.reservations, locked.items, locked.now, causes or {})
     updates.save_states(tx, effect.reservations.values(), locked.now)
     if effect.items:
         items.save_counters(tx, effect.items.values())
