@@ -204,6 +204,40 @@ def test_the_console_reads_every_table(sites: dict[str, Site]) -> None:
     assert len(names) > 5
 
 
+def test_row_security_protects_every_table_with_tenants(sites: dict[str, Site]) -> None:
+    for site in sites.values():
+        with site.connect("console") as console:
+            unprotected = console.execute(
+                "SELECT relname FROM pg_class JOIN pg_attribute ON attrelid = pg_class.oid"
+                " WHERE relkind = 'r' AND attname = 'tenant' AND NOT relrowsecurity"
+            ).fetchall()
+            protected = console.execute("SELECT count(*) FROM pg_class WHERE relrowsecurity").fetchone()
+        assert unprotected == []
+        assert protected is not None
+        assert protected[0] >= 3
+
+
+def test_the_api_sees_rows_of_its_tenants_only_and_the_console_all_rows(sites: dict[str, Site]) -> None:
+    site = sites["inventory"]
+    rows = (
+        "INSERT INTO inventory_items (tenant, product_id, location, quantity, reserved_quantity, version, created_at,"
+        " updated_at) VALUES (%s, 900, 'A', 1, 0, 1, now(), now())"
+    )
+    with site.connect("owner") as owner:
+        for tenant in ("acme", "other"):
+            owner.execute(rows, [tenant])
+    read = "SELECT tenant FROM inventory_items WHERE product_id = 900 ORDER BY tenant"
+    with site.connect("console") as console:
+        assert console.execute(read).fetchall() == [("acme",), ("other",)]
+    with site.connect("api") as api:
+        with pytest.raises(psycopg.errors.InvalidParameterValue, match="states no tenants"):
+            api.execute(read)
+        api.execute("SET shop.tenants = 'acme'")
+        assert api.execute(read).fetchall() == [("acme",)]
+        with pytest.raises(psycopg.errors.InsufficientPrivilege, match="row-level security"):
+            api.execute(rows, ["third"])
+
+
 def test_the_api_can_use_a_table_of_a_later_migration_at_once(sites: dict[str, Site]) -> None:
     site = sites["inventory"]
     with site.connect("owner") as owner:

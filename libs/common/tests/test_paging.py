@@ -20,6 +20,7 @@ AN_ID = "018f3d5e-7b7a-7c3e-9a52-0c8d5f0e9b11"
 class Filter:
     user: int | None = None
     status: str | None = None
+    tenant: str = "default"
 
 
 def token_of(position: Position, wanted: Filter = Filter(), kind: str = "parcels") -> str:

@@ -3,17 +3,15 @@
 from collections.abc import Callable, Iterator
 
 import pytest
-from alembic.migration import MigrationContext
-from alembic.operations import Operations
 from sqlalchemy import Column, Connection, MetaData, Table, Text, exc, insert, make_url, select, text
 
 from devstack.postgres import PostgresServer
 from shop_common.db.database import Database, cause_of
-from shop_common.db.row_security import ALL_TENANTS, only, protect
+from shop_common.db.row_security import ALL_TENANTS, only, protection
 from shop_common.errors import DatabaseNeedsRepair
 
 PARCELS = Table("parcels", MetaData(), Column("tenant", Text, primary_key=True), Column("id", Text, primary_key=True))
-ROLE = "parcels_api"
+ROLE, READER = "parcels_api", "parcels_console"
 
 
 @pytest.fixture
@@ -21,19 +19,22 @@ def database(postgres_server: PostgresServer) -> Iterator[Database]:
     """A database with one row of each of two tenants, opened by a role that does not own the table."""
     url = postgres_server.new_database("parcels")
     owner = Database(url)
-    with owner.write() as tx, Operations.context(MigrationContext.configure(tx)):
+    with owner.write() as tx:
         PARCELS.create(tx)
-        protect("parcels")
+        for role, rights in ((ROLE, "SELECT, INSERT, UPDATE, DELETE"), (READER, "SELECT")):
+            tx.execute(text(f"DROP ROLE IF EXISTS {role}"))
+            tx.execute(text(f"CREATE ROLE {role} LOGIN PASSWORD 'parcels'"))
+            tx.execute(text(f"GRANT {rights} ON parcels TO {role}"))
+        for statement in 2 * [*protection(["parcels"], api=ROLE, console=READER)]:
+            tx.execute(text(statement))
         tx.execute(insert(PARCELS), [{"tenant": "acme", "id": "1"}, {"tenant": "other", "id": "1"}])
-        tx.execute(text(f"DROP ROLE IF EXISTS {ROLE}"))
-        tx.execute(text(f"CREATE ROLE {ROLE} LOGIN PASSWORD 'parcels'"))
-        tx.execute(text(f"GRANT SELECT, INSERT, UPDATE, DELETE ON parcels TO {ROLE}"))
     database = Database(make_url(url).set(username=ROLE, password="parcels"))
     yield database
     database.close()
     with owner.write() as tx:
-        tx.execute(text(f"DROP OWNED BY {ROLE}"))
-        tx.execute(text(f"DROP ROLE {ROLE}"))
+        for role in (ROLE, READER):
+            tx.execute(text(f"DROP OWNED BY {role}"))
+            tx.execute(text(f"DROP ROLE {role}"))
     owner.close()
     postgres_server.drop_database(url)
 
@@ -83,6 +84,14 @@ def test_a_transaction_that_states_no_tenants_fails(database: Database) -> None:
             database.query(tenants)
         # After this the session has an empty value of the setting.
         assert database.query(tenants, only(["acme"])) == ["acme"]
+
+
+def test_the_reader_states_no_tenants_and_sees_all_rows(database: Database) -> None:
+    reader = Database(database.engine.url.set(username=READER))
+    try:
+        assert reader.query(tenants) == ["acme", "other"]
+    finally:
+        reader.close()
 
 
 @pytest.mark.parametrize("names", [[], ["a'b"], ["acme", "*"], ["A"], [""]])

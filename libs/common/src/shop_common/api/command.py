@@ -36,6 +36,10 @@ class Command:
         """The cause of the events of the change."""
         return Cause(self.traceparent, self.caller.actor)
 
+    @property
+    def tenant(self) -> str:
+        return self.caller.tenant
+
     def folded(self, calls: int) -> Self:
         """Return this command as the one that stands for so many equal calls."""
         return replace(self, calls=calls)

@@ -16,10 +16,12 @@ from uuid import UUID
 import orjson
 
 from shop_common.api.valid import IDENTIFIER_PATTERN, UUID_PATTERN, Fields
+from shop_common.identity.tenant import OfTenant
 from shop_common.timestamps import micros
 
 _Row = TypeVar("_Row")
 _Filter = TypeVar("_Filter")
+_TenantFilter = TypeVar("_TenantFilter", bound=OfTenant)
 
 TOKEN_LENGTH_MAX = 512
 Position = tuple[int | str, ...]
@@ -44,6 +46,11 @@ class PageRequest(Generic[_Filter]):
     filter: _Filter
     after: Position | None
     size: int
+
+    @property
+    def tenant(self: "PageRequest[_TenantFilter]") -> str:
+        """The tenant whose rows the list contains."""
+        return self.filter.tenant
 
 
 def page_of(rows: Sequence[_Row], size: int, position: Callable[[_Row], Position]) -> Page[_Row]:

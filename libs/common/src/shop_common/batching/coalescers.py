@@ -8,11 +8,14 @@ from sqlalchemy import Connection
 
 from shop_common.api.command import Command
 from shop_common.batching.coalescer import BATCH_WEIGHT_MAX, Coalescer, Limits
+from shop_common.db import row_security
 from shop_common.db.audit import AuditLog, Entry, entry
 from shop_common.db.database import Database
 from shop_common.errors import ShopError
+from shop_common.identity.tenant import OfTenant
 
 _Request = TypeVar("_Request")
+_OfTenant = TypeVar("_OfTenant", bound=OfTenant)
 _Result = TypeVar("_Result")
 
 Bulk = Callable[[Connection, Sequence[_Request]], Sequence[_Result | ShopError]]
@@ -111,15 +114,17 @@ class Coalescers:
     def writes(
         self,
         name: str,
-        operation: Bulk[_Request, _Result],
+        operation: Bulk[_OfTenant, _Result],
         *,
-        key: Callable[[_Request], Hashable | None] | None = None,
-        weigh: Callable[[_Request], int] | None = None,
-        sizes: Sizes[_Request] | None = None,
+        key: Callable[[_OfTenant], Hashable | None] | None = None,
+        weigh: Callable[[_OfTenant], int] | None = None,
+        sizes: Sizes[_OfTenant] | None = None,
         limits: Limits | None = None,
-        audit: Audit[_Request, _Result] | None = None,
-    ) -> Coalescer[_Request, _Result]:
+        audit: Audit[_OfTenant, _Result] | None = None,
+    ) -> Coalescer[_OfTenant, _Result]:
         """Make a coalescer that runs each batch in a write transaction, one batch at a time by default.
+
+        The transaction may access rows of the tenants of its requests only.
 
         `key` and `weigh` are those of Coalescer. `sizes` bounds a batch whose requests do not contain
         their weight. With `audit`, the transaction also writes the rows of the audit log.
@@ -131,7 +136,7 @@ class Coalescers:
             fold = audit.fold
         return self.own(
             name,
-            lambda requests: self._database.transact(lambda tx: bounded(tx, requests)),
+            lambda requests: self._database.transact(lambda tx: bounded(tx, requests), row_security.of(requests)),
             key=key,
             weigh=weigh,
             fold=fold,
@@ -141,16 +146,20 @@ class Coalescers:
     def reads(
         self,
         name: str,
-        operation: Bulk[_Request, _Result],
+        operation: Bulk[_OfTenant, _Result],
         *,
-        sizes: Sizes[_Request] | None = None,
+        sizes: Sizes[_OfTenant] | None = None,
         limits: Limits = READS,
-    ) -> Coalescer[_Request, _Result]:
+    ) -> Coalescer[_OfTenant, _Result]:
         """Make a coalescer that runs each batch in a read-only transaction. `sizes` is as in `writes`."""
         bounded = _bounded(operation, sizes)
-        return self.own(name, lambda requests: self._database.query(lambda tx: bounded(tx, requests)), limits=limits)
+        return self.own(
+            name,
+            lambda requests: self._database.query(lambda tx: bounded(tx, requests), row_security.of(requests)),
+            limits=limits,
+        )
 
-    def pages(self, name: str, operation: Callable[[Connection, _Request], _Result]) -> Coalescer[_Request, _Result]:
+    def pages(self, name: str, operation: Callable[[Connection, _OfTenant], _Result]) -> Coalescer[_OfTenant, _Result]:
         """Make a coalescer for an operation that reads one page. Each request is a batch. Up to 4 run at once."""
         return self.reads(name, lambda tx, requests: [operation(tx, request) for request in requests], limits=LISTS)
 

@@ -8,14 +8,18 @@ A transaction states its tenants together with BEGIN, so this costs no round tri
 requests of several tenants. Row-level security cannot find a missing join between those.
 """
 
-from collections.abc import Iterable
-
-from alembic import op
+from collections.abc import Iterable, Iterator
 
 from shop_common.identity import tenant
+from shop_common.identity.tenant import OfTenant
 
 ALL_TENANTS = "; SET LOCAL shop.tenants = '*'"
 """Setting of a transaction that works across tenants: expiry, purges, reconciliation, and counts for metrics."""
+
+
+def of(requests: Iterable[OfTenant]) -> str:
+    """Return the setting of a transaction for these requests. There must be at least one."""
+    return only(request.tenant for request in requests)
 
 
 def only(tenants: Iterable[str]) -> str:
@@ -29,17 +33,28 @@ def only(tenants: Iterable[str]) -> str:
     return f"; SET LOCAL shop.tenants = '{','.join(names)}'"
 
 
-def protect(*tables: str) -> None:
-    """In a migration: let transactions see and write only rows of their own tenants in these tables.
+def protection(tables: Iterable[str], *, api: str, console: str) -> Iterator[str]:
+    """Yield the statements that let the role `api` see and write only rows of the tenants of its transaction.
 
-    A transaction that states no tenants fails at the first statement on such a table. Does nothing on SQLite.
+    `tables` are tables with a column `tenant`. The role `console` reads the rows of all tenants, and other roles see no
+    rows. The owner of the tables runs the statements, and may repeat them. From then on, a transaction of `api` that
+    states no tenants fails at its first statement on one of the tables.
     """
-    if op.get_context().dialect.name != "postgresql":
-        return
-    op.execute(_FUNCTION)
+    yield _FUNCTION
     for table in tables:
-        op.execute(f"ALTER TABLE {table} ENABLE ROW LEVEL SECURITY")
-        op.execute(f"CREATE POLICY tenants ON {table} USING ({_IS_VISIBLE}) WITH CHECK ({_IS_VISIBLE})")
+        yield f"ALTER TABLE {_quoted(table)} ENABLE ROW LEVEL SECURITY"
+        for policy in ("tenants", "readers"):
+            yield f"DROP POLICY IF EXISTS {policy} ON {_quoted(table)}"
+        yield (
+            f"CREATE POLICY tenants ON {_quoted(table)} TO {_quoted(api)} "
+            f"USING ({_IS_VISIBLE}) WITH CHECK ({_IS_VISIBLE})"
+        )
+        yield f"CREATE POLICY readers ON {_quoted(table)} FOR SELECT TO {_quoted(console)} USING (TRUE)"
+
+
+def _quoted(name: str) -> str:
+    escaped = name.replace('"', '""')
+    return f'"{escaped}"'
 
 
 # PostgreSQL evaluates the function once per statement, because it is in a subquery without parameters.

@@ -26,7 +26,7 @@ from sqlalchemy import Connection
 from sqlalchemy.exc import StatementError
 
 from shop_common.batching.turns import slices
-from shop_common.db import sql
+from shop_common.db import row_security, sql
 from shop_common.db.database import Database
 from shop_common.db.errors import cause_of
 from shop_common.errors import (
@@ -257,7 +257,8 @@ class Consumer:
         # A lock timeout of a single event is retried: the cause is another transaction, not the event.
         raised = TIMEOUTS if len(events) > 1 else (TransactionTimeout,)
         with received.traced(events, self._describe) as traced:
-            while self._transact(lambda tx: self._handlers[event_type](tx, traced), raised):
+            tenants = row_security.of(events)
+            while self._transact(lambda tx: self._handlers[event_type](tx, traced), raised, tenants):
                 self._wait(0)
         self._metrics.handled(event_type, len(events), time.monotonic() - started_at)
 
@@ -291,14 +292,17 @@ class Consumer:
         ]
         self._outbox.append_records(tx, records)
 
-    def _transact(self, operation: Callable[[Connection], _T], raised: tuple[type[ShopError], ...] = ()) -> _T:
-        """Run the operation in a transaction. Retries without limit while the database is unavailable or busy.
+    def _transact(
+        self, operation: Callable[[Connection], _T], raised: tuple[type[ShopError], ...] = (), settings: str = ""
+    ) -> _T:
+        """Run the operation in a transaction with these settings.
 
-        Raises Stopped, every error that does not come from the database, and the errors in `raised`, without a retry.
+        Retries without limit while the database is unavailable or busy. Raises Stopped, every error that does not come
+        from the database, and the errors in `raised`, without a retry.
         """
         for attempt in itertools.count(1):
             try:
-                result = self._database.transact(operation)
+                result = self._database.transact(operation, settings)
             except raised:
                 raise
             except (Unavailable, Conflict, Overload) as error:

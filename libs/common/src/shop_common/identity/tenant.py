@@ -1,11 +1,19 @@
 """The names of tenants: organizations that share one installation and never see each other's data."""
 
 import re
+from typing import Protocol
 
 DEFAULT = "default"
 """The tenant of all data if identities are not checked, and of rows from before tenants existed."""
 
 _NAME = re.compile(r"[a-z0-9_-]{1,64}")
+
+
+class OfTenant(Protocol):
+    """A request, an event or a key that concerns the data of one tenant."""
+
+    @property
+    def tenant(self) -> str: ...
 
 
 def is_valid(name: object) -> bool:

@@ -7,6 +7,7 @@ import psycopg
 from psycopg import sql
 from sqlalchemy import URL
 
+from shop_common.db import row_security
 from shop_common.db.schema import LOCK_TIMEOUT_SECONDS
 from shopctl.terminal.failures import CommandFailed
 
@@ -63,6 +64,9 @@ def create(admin: URL, database: str, roles: Roles, passwords: Mapping[str, str]
         tables = _tables(connection)
         for statement in _rights(database, roles, tables):
             connection.execute(statement)
+        # The last statements run as the owner, since `_rights` has set the role.
+        for text in row_security.protection(_with_tenants(connection), api=roles.api, console=roles.console):
+            connection.execute(text.encode())
         return Report(created, has_tables="outbox" in tables)
 
 
@@ -113,6 +117,13 @@ def _become_member(connection: psycopg.Connection, owner: str) -> None:
 
 def _tables(connection: psycopg.Connection) -> list[str]:
     return [name for (name,) in connection.execute("SELECT tablename FROM pg_tables WHERE schemaname = 'public'")]
+
+
+def _with_tenants(connection: psycopg.Connection) -> list[str]:
+    columns = (
+        "SELECT table_name FROM information_schema.columns WHERE table_schema = 'public' AND column_name = 'tenant'"
+    )
+    return [name for (name,) in connection.execute(columns)]
 
 
 def _rights(database: str, roles: Roles, tables: list[str]) -> Iterator[sql.Composed]:

@@ -12,10 +12,6 @@ class Command(command.Command):
     """A request for a change of the caller's tenant."""
 
     @property
-    def tenant(self) -> str:
-        return self.caller.tenant
-
-    @property
     def owner(self) -> str:
         """The owner of the reservations, and the scope of the request_id.
 
@@ -109,6 +105,10 @@ class StockQuestion:
     """Count the available units under a stock key."""
 
     key: StockKey
+
+    @property
+    def tenant(self) -> str:
+        return self.key.tenant
 
     @property
     def product(self) -> ProductKey:

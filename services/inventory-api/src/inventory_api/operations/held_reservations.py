@@ -6,6 +6,7 @@ from sqlalchemy.exc import DBAPIError
 
 from inventory_api.store.reservations import counts
 from shop_common.db.database import FORCE_INDEX_PLANS, Database, cause_of
+from shop_common.db.row_security import ALL_TENANTS
 from shop_common.errors import ShopError
 from shop_common.telemetry import logs, metrics
 
@@ -53,7 +54,7 @@ class HeldReservationsCollector:
     def _run(self) -> None:
         while True:
             try:
-                count = self._database.query(counts.count, FORCE_INDEX_PLANS)
+                count = self._database.query(counts.count, FORCE_INDEX_PLANS + ALL_TENANTS)
             except (ShopError, DBAPIError) as error:
                 # A debug message is enough: calls that fail for the same reason log it, and no call needs the gauges.
                 _log.debug("held reservations were not counted", cause=cause_of(error))

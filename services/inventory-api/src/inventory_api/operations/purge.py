@@ -14,6 +14,7 @@ from inventory_api.store.reservations import changes, ended
 from shop_common.batching.turns import repeat
 from shop_common.db.audit import AuditLog, entry
 from shop_common.db.database import Database
+from shop_common.db.row_security import ALL_TENANTS
 from shop_common.db.sql import now
 
 TURN_ROWS = 500
@@ -44,7 +45,7 @@ class Purge:
         """
         before = self._database.query(now) - timedelta(seconds=request.older_than_seconds)
         self._in_turns(request, ended.fill_ended_at, request.max_count)
-        ids = self._database.query(lambda tx: ended.ids_ended_before(tx, before, request.max_count))
+        ids = self._database.query(lambda tx: ended.ids_ended_before(tx, before, request.max_count), ALL_TENANTS)
         bisection = Bisection(partial(self._delete, request), id_of=str, set_aside=self._set_aside)
         deleted = sum(bisection.run(ids[begin : begin + TURN_ROWS]) for begin in range(0, len(ids), TURN_ROWS))
         keys = self._in_turns(
@@ -66,10 +67,10 @@ class Purge:
                 self._audit_log.append(tx, [entry(request.caller, "PurgeHistory", ())])
             return count
 
-        return self._database.transact(run)
+        return self._database.transact(run, ALL_TENANTS)
 
     def _set_aside(self, reservation_id: str) -> None:
-        self._database.transact(lambda tx: changes.set_aside(tx, reservation_id))
+        self._database.transact(lambda tx: changes.set_aside(tx, reservation_id), ALL_TENANTS)
 
     def _delete(self, request: PurgeRequest, ids: Sequence[str]) -> int:
         return self._recorded(request, lambda tx: ended.delete_ended(tx, ids))

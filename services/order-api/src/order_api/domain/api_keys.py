@@ -32,6 +32,10 @@ class RevokeApiKey:
     id: str
     caller: Caller
 
+    @property
+    def tenant(self) -> str:
+        return self.caller.tenant
+
 
 @dataclass(frozen=True, slots=True)
 class ApiKeyFilter:

@@ -36,14 +36,14 @@ class NewOrder(Command):
 
     @property
     def key(self) -> OrderKey:
-        return OrderKey(self.caller.tenant, self.id)
+        return OrderKey(self.tenant, self.id)
 
     def claim(self) -> Claim | None:
         if self.request_id is None:
             return None
         lines = [(item.product_id, item.quantity, str(item.price)) for item in self.items]
         content = fingerprint(self.user_id, self.currency, lines, self.ttl_seconds)
-        return Claim(CREATE_METHOD, str(self.user_id), self.request_id, content, (self.id,), tenant=self.caller.tenant)
+        return Claim(CREATE_METHOD, str(self.user_id), self.request_id, content, (self.id,), tenant=self.tenant)
 
     def is_what_made(self, order: Order) -> bool:
         """Return whether this request has the same content as the one that created the order with its id."""
@@ -105,6 +105,10 @@ class ReservedOrder:
         """Return this order as the one that stands for so many equal calls."""
         return replace(self, order=self.order.folded(calls))
 
+    @property
+    def tenant(self) -> str:
+        return self.order.tenant
+
 
 @dataclass(frozen=True, slots=True)
 class ChangeStatus(Command):
@@ -116,12 +120,12 @@ class ChangeStatus(Command):
 
     @property
     def order_key(self) -> OrderKey:
-        return OrderKey(self.caller.tenant, self.order_id)
+        return OrderKey(self.tenant, self.order_id)
 
     @property
     def repeat_key(self) -> tuple[str, str, str] | None:
         """The key that repeats of this request share, or None if there is no request_id."""
-        return None if self.request_id is None else (self.caller.tenant, self._scope, self.request_id)
+        return None if self.request_id is None else (self.tenant, self._scope, self.request_id)
 
     @property
     def _scope(self) -> str:
@@ -141,7 +145,7 @@ class ChangeStatus(Command):
             self.request_id,
             content,
             (self.order_id,),
-            tenant=self.caller.tenant,
+            tenant=self.tenant,
         )
 
 

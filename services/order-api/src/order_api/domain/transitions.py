@@ -41,6 +41,10 @@ class ConfirmationResult:
         """Return this result as the one that stands for so many equal calls."""
         return replace(self, command=self.command.folded(calls))
 
+    @property
+    def tenant(self) -> str:
+        return self.command.tenant
+
 
 @dataclass(frozen=True, slots=True)
 class LostStock:

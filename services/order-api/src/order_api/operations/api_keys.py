@@ -22,9 +22,11 @@ from order_api.domain.api_keys import (
 )
 from order_api.store import api_keys
 from shop_common.api.paging import Page, PageRequest, Position
+from shop_common.batching.coalescer import Coalescer
 from shop_common.batching.coalescers import ALONE, Coalescers
 from shop_common.db.audit import AuditLog, entry
 from shop_common.db.database import Database
+from shop_common.db.row_security import ALL_TENANTS
 from shop_common.db.sql import now
 from shop_common.errors import ShopError
 from shop_common.identity import api_key
@@ -64,7 +66,7 @@ class StoredApiKeys:
         """Collect the uses, and return a page of keys by id. Raises ShopError. May be repeated."""
         self._collect(request.uses)
         self._store()
-        return self._database.query(lambda tx: api_keys.digests_page(tx, request.page))
+        return self._database.query(lambda tx: api_keys.digests_page(tx, request.page), ALL_TENANTS)
 
     def _collect(self, uses: Uses) -> None:
         latest = datetime.now(UTC)
@@ -80,7 +82,7 @@ class StoredApiKeys:
                 return
             uses, self._uses, self._stored_at = self._uses, {}, time.monotonic()
         try:
-            self._database.transact(lambda tx: api_keys.note_uses(tx, uses))
+            self._database.transact(lambda tx: api_keys.note_uses(tx, uses), ALL_TENANTS)
         except ShopError:
             self._collect(uses)
             raise
@@ -102,7 +104,11 @@ class ApiKeyOperations:
     ) -> None:
         run = Coalescers(database, on_fatal)
         self.close = run.close
-        self._create = run.writes("create-api-key", partial(_create, log=audit_log), limits=ALONE)
+        # Creating a key counts the keys of all tenants.
+        self._create: Coalescer[NewApiKey, CreatedApiKey] = run.alone(
+            "create-api-key",
+            lambda command: database.transact(lambda tx: _create(tx, command, audit_log), ALL_TENANTS),
+        )
         self._list = run.pages("api-keys-page", api_keys.list_page)
         self._revoke = run.writes("revoke-api-key", partial(_revoke, log=audit_log), limits=ALONE)
         self._fetch = run.alone("fetch-api-keys", stored.fetch)
@@ -124,17 +130,13 @@ class ApiKeyOperations:
         return self._fetch.submit(request, deadline=deadline)
 
 
-def _create(tx: Connection, commands: Sequence[NewApiKey], log: AuditLog | None) -> list[CreatedApiKey | ShopError]:
-    return [_create_one(tx, command, log) for command in commands]
-
-
-def _create_one(tx: Connection, command: NewApiKey, log: AuditLog | None) -> CreatedApiKey | ShopError:
+def _create(tx: Connection, command: NewApiKey, log: AuditLog | None) -> CreatedApiKey:
     tenant, at = command.creator.tenant, now(tx)
     # Two concurrent transactions may exceed a limit by one key. The limits bound memory, so this does no harm.
     of_tenant, in_all = api_keys.count_valid(tx, tenant, at)
     for count, limit in ((of_tenant, TENANT_KEYS_MAX), (in_all, KEYS_MAX)):
         if count >= limit:
-            return ApiKeysLimit(limit)
+            raise ApiKeysLimit(limit)
     key_id, text = api_key.new_text()
     lifetime = command.expires_in_seconds
     expires_at = None if lifetime is None else at + timedelta(seconds=lifetime)

@@ -13,6 +13,7 @@ from shop_common.api.valid import UUID_PATTERN
 from shop_common.batching.coalescers import Sizes
 from shop_common.db.audit import AuditLog, entry, event_entry
 from shop_common.db.database import Database
+from shop_common.db.row_security import ALL_TENANTS
 from shop_common.identity.caller import Caller
 
 TURN_LINES = 1_000
@@ -66,12 +67,12 @@ class AbandonedOrders:
         stock. One query reads all keys; each turn cancels some in its own transaction. Emits ORDER_CANCELLED.
         """
         keys: Sequence[OrderKey] = self._database.query(
-            lambda tx: orders.abandoned(tx, command.grace_seconds, command.max_count)
+            lambda tx: orders.abandoned(tx, command.grace_seconds, command.max_count), ALL_TENANTS
         )
         cancelled = 0
         while keys:
             looked_at, pending = self._database.transact(
-                partial(self._cancel_pending, caller=command.caller, keys=keys)
+                partial(self._cancel_pending, caller=command.caller, keys=keys), ALL_TENANTS
             )
             keys, cancelled = keys[looked_at:], cancelled + pending
         return cancelled

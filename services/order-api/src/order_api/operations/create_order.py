@@ -19,6 +19,7 @@ from order_api.inventory import Inventory, InventoryUnavailable
 from order_api.store import orders
 from shop_common.batching.coalescer import Coalescer, Limits
 from shop_common.batching.coalescers import Audit, Coalescers
+from shop_common.db import row_security
 from shop_common.db.database import Database
 from shop_common.errors import DatabaseUnavailable, ShopError
 
@@ -101,7 +102,9 @@ class OrderCreation:
             return [error] * len(new)
 
     def _earlier(self, orders_: Sequence[NewOrder]) -> dict[OrderKey, Order | ShopError]:
-        return self._database.query(lambda tx: orders.find_earlier(tx, orders_)) if orders_ else {}
+        if not orders_:
+            return {}
+        return self._database.query(lambda tx: orders.find_earlier(tx, orders_), row_security.of(orders_))
 
 
 def _weight(order: NewOrder) -> int:

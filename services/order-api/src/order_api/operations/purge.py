@@ -9,6 +9,7 @@ from order_api.store import tables
 from shop_common.batching.turns import repeat
 from shop_common.db.audit import AuditLog, entry
 from shop_common.db.database import Database
+from shop_common.db.row_security import ALL_TENANTS
 from shop_common.db.sql import now
 
 TURN_KEYS = 1_000
@@ -30,7 +31,7 @@ class KeyPurge:
         before = self._database.query(now) - timedelta(seconds=command.older_than_seconds)
 
         def purge_turn(limit: int) -> int:
-            return self._database.transact(lambda tx: self._purge(tx, command, before, limit))
+            return self._database.transact(lambda tx: self._purge(tx, command, before, limit), ALL_TENANTS)
 
         return repeat(purge_turn, most=command.max_count, turn_max=TURN_KEYS)
 

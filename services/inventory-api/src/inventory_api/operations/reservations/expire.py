@@ -18,6 +18,7 @@ from shop_common.api.command import UNKNOWN_CAUSE
 from shop_common.batching.turns import slices
 from shop_common.db.audit import AuditLog, entry
 from shop_common.db.database import Database
+from shop_common.db.row_security import ALL_TENANTS
 from shop_common.db.sql import now
 
 RESUME_SECONDS = 5.0
@@ -73,10 +74,10 @@ class ExpirySweep:
                 self._audit_log.append(tx, [entry(request.caller, "ExpireReservations", ids)])
             return len(expired)
 
-        return self._database.transact(expire)
+        return self._database.transact(expire, ALL_TENANTS)
 
     def _set_aside(self, reservation_id: str) -> None:
-        self._database.transact(lambda tx: changes.set_aside(tx, reservation_id))
+        self._database.transact(lambda tx: changes.set_aside(tx, reservation_id), ALL_TENANTS)
 
     def _read(self, max_count: int) -> Sequence[Reservation]:
         if self._since is not None and time.monotonic() < self._resume_until:
@@ -87,7 +88,7 @@ class ExpirySweep:
         return self._read_since(max_count, None)
 
     def _read_since(self, max_count: int, since: datetime | None) -> Sequence[Reservation]:
-        return self._database.query(lambda tx: due.oldest(tx, max_count, since=since))
+        return self._database.query(lambda tx: due.oldest(tx, max_count, since=since), ALL_TENANTS)
 
 
 def expire_read(tx: Connection, reservations: Sequence[Reservation]) -> list[Reservation]:
