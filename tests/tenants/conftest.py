@@ -22,6 +22,7 @@ _WORKLOADS = {
     spiffe_id(INVENTORY_API): ["keys.read"],
     spiffe_id(ORDER_API): ["stock.reserve", DELEGATE],
     spiffe_id(REAPER): ["maintenance"],
+    spiffe_id(OPERATOR): list(PERMISSIONS),
 }
 _OF_USERS = [permission for permission in PERMISSIONS if permission != DELEGATE]
 
