@@ -103,7 +103,10 @@ def count_unreleased(tx: Connection, orders: Iterable[OrderKey]) -> dict[OrderKe
 
 
 def _rows(orders: Iterable[OrderKey]) -> list[dict[str, str]]:
-    return [order._asdict() for order in dict.fromkeys(orders)]
+    # Not `_asdict`, which is slow: this runs for every order that is reserved.
+    return [
+        {"tenant": tenant, "owner": owner, "order_id": order_id} for tenant, owner, order_id in dict.fromkeys(orders)
+    ]
 
 
 def _rows_by_state(orders: Iterable[OrderKey], states: Iterable[State]) -> list[dict[str, str]]:
@@ -113,7 +116,8 @@ def _rows_by_state(orders: Iterable[OrderKey], states: Iterable[State]) -> list[
 
 
 def _key(row: Row[Any]) -> OrderKey:
-    return OrderKey(row.tenant, row.owner, row.order_id)
+    """Return the key of a row that begins with the columns of the key."""
+    return OrderKey(*row[:3])
 
 
 def _count(rows: Select[tuple[int]], limit: int) -> ScalarSelect[int]:
@@ -148,7 +152,7 @@ _KEY_COLUMNS = [_reservations.c[name] for name in OrderKey._fields]
 
 
 _sizes = Statement(
-    lambda given: select(Clock().label("now"), *(given.c[name] for name in _KEY), *_size_columns(given)),
+    lambda given: select(*(given.c[name] for name in _KEY), Clock().label("now"), *_size_columns(given)),
     **_KEY,
 )
 _overviews = Statement(
