@@ -17,7 +17,7 @@ from shop_common.batching.coalescers import Audit, Coalescers
 from shop_common.db.audit import CHARACTERS_MAX, AuditLog, entry
 from shop_common.db.database import Database
 from shop_common.db.sql import now
-from shop_common.errors import Refused, ShopError
+from shop_common.errors import DatabaseNeedsRepair, Refused, ShopError
 from shop_common.identity.caller import Caller
 from testkit.eventually import eventually
 
@@ -144,6 +144,17 @@ def test_a_change_that_is_rolled_back_has_no_row(coalescer: Coalescer[Send, int]
     found = [(row[1], row[-1]) for row in rows(database)]
     assert len(found) == len(expected)
     assert set(found) == expected
+
+
+def test_there_is_no_change_without_its_row(coalescer: Coalescer[Send, int], database: Database) -> None:
+    """If the row cannot be written, the change is rolled back."""
+    with database.write() as tx:
+        AUDIT_LOG.table.drop(tx)
+
+    outcomes = coalescer.submit_many([Send(1, caller=ALICE), Send(2, caller=BOB)], deadline=deadline())
+
+    assert [type(outcome) for outcome in outcomes] == [DatabaseNeedsRepair] * 2
+    assert database.query(lambda tx: tx.execute(select(func.count()).select_from(PARCELS)).scalar_one()) == 0
 
 
 def test_every_folded_call_has_a_row(database: Database) -> None:
