@@ -569,10 +569,13 @@ class OrderLines(_message.Message):
     The order's events continue this trace. Empty: they continue the trace of the call.
     """
     tenant: _builtins.str
-    """The tenant and the user for which the caller reserves the stock of this order. Only a caller with the permission
-    `delegate` may set them. Both empty: the tenant and the user of the call.
+    """The tenant for which the caller reserves the stock of this order. Only a caller with the permission `delegate` may
+    set it. If `tenant` and `subject` are both empty, they are those of the call.
     """
     subject: _builtins.str
+    """The user for whom the caller reserves the stock: 1–255 printable characters. As with `tenant`, the permission
+    `delegate` is needed.
+    """
     @_builtins.property
     def lines(self) -> _containers.RepeatedCompositeFieldContainer[Global___Line]:
         """1–200 lines. Several lines may name the same product."""
