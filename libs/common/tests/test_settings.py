@@ -7,6 +7,7 @@ import pytest
 from pydantic import ValidationError
 from sqlalchemy import make_url
 
+from shop_common.db.password import without_file
 from shop_common.db.settings import DatabaseSettings, DatabaseUrl
 from shop_common.environment.process_settings import ApiSettings, CallerSettings, GrpcPort, HealthPort, LogLevel, Target
 from shop_common.environment.settings import Settings, help_text, load
@@ -143,7 +144,7 @@ def test_a_setting_may_come_from_a_file(monkeypatch: pytest.MonkeyPatch, tmp_pat
     settings = load(ParcelSettings)
 
     assert settings.grpc_port == 1234
-    url = make_url(settings.database_url)
+    url = without_file(make_url(settings.database_url))
     assert url.password == (" p@ss/w:rd\n" if end else " p@ss/w:rd")
     assert str(url) == "postgresql+psycopg://shop:***@db:5433/parcels?sslmode=require"
     assert "p@ss" not in repr(settings)

@@ -6,7 +6,7 @@ from typing import Annotated
 from pydantic import Field
 
 from event_relay.leases import SECONDS_MAX
-from shop_common.db.settings import DatabaseAddress, password_of, shown
+from shop_common.db.settings import DatabaseAddress, PasswordPath, password_of, shown
 from shop_common.environment.process_settings import CommonSettings, HealthPort
 from shop_common.environment.settings import SECRET
 from shop_common.events.kafka_settings import KafkaSettings
@@ -22,10 +22,12 @@ class RelaySettings(CommonSettings, KafkaSettings):
     inventory_database_password: str | None = Field(
         None, description=password_of("INVENTORY_DATABASE_URL"), repr=False, json_schema_extra=SECRET
     )
+    inventory_database_password_file: PasswordPath = None
     inventory_database_url: _Url = None
     orders_database_password: str | None = Field(
         None, description=password_of("ORDERS_DATABASE_URL"), repr=False, json_schema_extra=SECRET
     )
+    orders_database_password_file: PasswordPath = None
     orders_database_url: _Url = None
     health_port: HealthPort = 50056
     lease_seconds: float = Field(

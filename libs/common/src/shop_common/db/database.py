@@ -21,6 +21,7 @@ from sqlalchemy.pool import ConnectionPoolEntry
 from shop_common.db import sqlite
 from shop_common.db.address import parse
 from shop_common.db.errors import Collision, Phase, StaleConnection, cause_of, classify, is_statement_error
+from shop_common.db.password import PasswordFile
 from shop_common.db.pool import PoolInvalidator
 from shop_common.db.sqlite import READ_ONLY, SqliteFile
 from shop_common.errors import DatabaseUnavailable, PoolTimeout
@@ -266,6 +267,8 @@ def _engine(url: URL, **pool: Any) -> Engine:
     )
     if not is_sqlite:
         event.listen(engine, "connect", _configure_postgres)
+        if (file := PasswordFile.of(url)) is not None:
+            event.listen(engine, "do_connect", file.connect)
     return engine
 
 

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Annotated
 
 import psycopg
@@ -12,15 +13,17 @@ from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.util import immutabledict
 
 from shop_common.db.address import parse
+from shop_common.db.password import with_file
 from shop_common.environment.process_settings import PORT_MAX
-from shop_common.environment.settings import SECRET, Settings
+from shop_common.environment.settings import INTERNAL, SECRET, Settings
 
 _FORMS = "must be sqlite:///PATH or postgresql://USER:PASSWORD@HOST:PORT/NAME"
 
 
 def _database_url(address: str, info: ValidationInfo) -> str:
     """Validate a database URL and insert the separately configured password, if there is one."""
-    # X_PASSWORD belongs to X_URL. Its field must be declared first: `info.data` has only the fields before this one.
+    # X_PASSWORD and X_PASSWORD_FILE belong to X_URL. Their fields must be declared first: `info.data` has only the
+    # fields before this one.
     setting = str(info.field_name).removesuffix("url") + "password"
     password = info.data.get(setting)
     if address.startswith("sqlite:///"):
@@ -32,7 +35,10 @@ def _database_url(address: str, info: ValidationInfo) -> str:
         return url.render_as_string(hide_password=False)
     if url.username is None or url.password is not None:
         raise ValueError(f"must have a user and no password of its own when {setting.upper()} is set")
-    return url.set(password=password).render_as_string(hide_password=False)
+    url = url.set(password=password)
+    if (path := info.data.get(f"{setting}_file")) is not None:
+        url = with_file(url, path.absolute())
+    return url.render_as_string(hide_password=False)
 
 
 def _sqlite(address: str) -> str:
@@ -64,7 +70,7 @@ def _postgres(address: str) -> URL:
 
 
 DatabaseAddress = Annotated[str, AfterValidator(_database_url)]
-"""Use this type for a field `…_url`. The class must declare the field `…_password` before it.
+"""Use this type for a field `…_url`. The class must declare the fields `…_password` and `…_password_file` before it.
 
 Names in the URL stay percent-encoded.
 """
@@ -87,7 +93,12 @@ def shown(url: str) -> str:
 
 def password_of(url_name: str) -> str:
     """Return the description of the password setting that belongs to `url_name`."""
-    return f"password that goes into {url_name}, which has a user and none of its own"
+    file = f"{url_name.removesuffix('URL')}PASSWORD_FILE"
+    return f"password that goes into {url_name}, which has a user and none of its own; a changed {file} is read again"
+
+
+PasswordPath = Annotated[Path | None, Field(description="path", json_schema_extra=INTERNAL)]
+"""The file of a password setting. The password setting has the content that the file had at the start."""
 
 
 class DatabaseSettings(Settings):
@@ -96,6 +107,7 @@ class DatabaseSettings(Settings):
     database_password: str | None = Field(
         default=None, description=password_of("DATABASE_URL"), repr=False, json_schema_extra=SECRET
     )
+    database_password_file: PasswordPath = None
     database_url: DatabaseUrl
 
     def facts(self) -> Iterator[tuple[str, object]]:

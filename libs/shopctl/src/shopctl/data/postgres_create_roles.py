@@ -18,6 +18,7 @@ import argparse
 from pydantic import Field
 
 from shop_common.db.address import parse
+from shop_common.db.password import without_file
 from shop_common.db.settings import DatabaseSettings, DatabaseUrl
 from shop_common.environment.settings import SECRET, read
 from shopctl.data import postgres_roles
@@ -53,7 +54,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Raises WrongSettings, CommandFailed and psycopg.Error. May be repeated."""
     settings = read(RoleSettings)
-    admin = parse(settings.database_url)
+    admin = without_file(parse(settings.database_url))
     if admin.get_backend_name() != "postgresql":
         raise CommandFailed("DATABASE_URL must be the URL of an administrator of a PostgreSQL server")
     names = {kind: getattr(options, kind) or f"{options.database}_{kind}" for kind in _RIGHTS}
