@@ -1,4 +1,4 @@
-# The images of the four deployables and, for docker-compose.yml, of the gateway and the load generator.
+# The images of the four deployables and, for docker-compose.yml, of the gateway and of shopctl.
 #
 #   docker build --target order-api --tag shop/order-api:1.2.3 --build-arg VERSION=1.2.3 .
 #
@@ -93,19 +93,18 @@ EXPOSE 50056 9464
 ENTRYPOINT ["python", "-m", "event_relay"]
 COPY --from=packages /packages/shared /packages/event-relay /venv/lib/python3.13/site-packages/
 
-# --- load generator of shopctl, for docker-compose.yml ---
+# --- shopctl: jobs and the load generator, for docker-compose.yml ---
 
 FROM dependencies AS shopctl-dependencies
 COPY requirements/shopctl.txt /requirements/
 RUN --mount=type=cache,target=/pip-cache \
     pip --python /venv install --disable-pip-version-check --only-binary=:all: --require-hashes --requirement /requirements/shopctl.txt
 
-FROM nobody AS load
+FROM nobody AS shopctl
 ARG VERSION=dev REVISION=unknown
-LABEL org.opencontainers.image.title=load org.opencontainers.image.version=${VERSION} org.opencontainers.image.revision=${REVISION}
+LABEL org.opencontainers.image.title=shopctl org.opencontainers.image.version=${VERSION} org.opencontainers.image.revision=${REVISION}
 COPY --from=shopctl-dependencies /venv /venv
 ENTRYPOINT ["python", "-m", "shopctl"]
-CMD ["load"]
 COPY --from=packages /packages/shared /packages/shopctl /venv/lib/python3.13/site-packages/
 
 # --- gateway: one address for the replicas of the APIs, for docker-compose.yml ---
@@ -118,5 +117,6 @@ COPY deploy/compose/gateway/haproxy.cfg /etc/haproxy/haproxy.cfg
 USER 10001:10001
 STOPSIGNAL SIGUSR1
 EXPOSE 50053 50054
-HEALTHCHECK --interval=5s --timeout=10s --retries=5 --start-period=120s CMD ["bash", "-c", "exec 3<>/dev/tcp/127.0.0.1/8405 && printf 'GET /ready HTTP/1.0\\r\\n\\r\\n' >&3 && grep -q ' 200 ' <&3"]
+# `docker compose up --wait` fails if a container is unhealthy, so allow the APIs two minutes to come back.
+HEALTHCHECK --interval=5s --timeout=10s --retries=24 --start-period=120s CMD ["bash", "-c", "exec 3<>/dev/tcp/127.0.0.1/8405 && printf 'GET /ready HTTP/1.0\\r\\n\\r\\n' >&3 && grep -q ' 200 ' <&3"]
 ENTRYPOINT ["haproxy", "-W", "-db", "-f", "/etc/haproxy/haproxy.cfg"]

@@ -111,6 +111,18 @@ def test_events_flow_from_the_relay_to_both_apis(shop: ShopDriver) -> None:
     shop.assert_consistent(product, stocked=5)
 
 
+def test_the_command_creates_users_and_changes_their_passwords(broker: SecuredBroker, tmp_path: Path) -> None:
+    user = Credentials("cashier", tmp_path)
+    broker.authority.issue(user.name, user.tls)
+    for password in ("first password", "second password"):
+        user.write_password(password)
+        outcomes = shopctl(broker.admin_settings, f"kafka-create-users {user.name}={user.password} --json")
+        assert outcomes == [{"user": user.name, "outcome": "password set"}]
+        eventually(lambda: accepts(user.connection(broker.bootstrap)))
+    user.write_password("first password")
+    assert not accepts(user.connection(broker.bootstrap))
+
+
 @pytest.mark.parametrize("name", [INVENTORY_API, ORDER_API, STRANGER])
 @pytest.mark.parametrize("topic", TOPICS)
 def test_nobody_but_the_relay_can_write_a_topic(

@@ -78,6 +78,24 @@ class Composition:
         package = tasks.package_of(arguments[0])
         return self._run([sys.executable, "-m", package, *arguments], check, COMMAND_SECONDS)
 
+    def calling_inside(self, *words: str, **environment: str) -> str:
+        """Run a command of shopctl as the workload `load`, inside the network, with changed settings.
+
+        Returns its output, also that of a failure.
+        """
+        changed = [word for name, value in environment.items() for word in ("--env", f"{name}={value}")]
+        command = ["docker", "compose", "run", "--rm", "--no-deps", "--no-TTY", *changed, "load", *words]
+        return self._run(command, check=False, seconds=COMMAND_SECONDS, with_errors=True)
+
+    def secret(self, name: str) -> str:
+        """The content of a file that the service `secrets` has made."""
+        path = f"/run/secrets/authority/{name}"
+        return self.compose("run", "--rm", "--no-deps", "--no-TTY", "--entrypoint", "cat", "secrets", path).strip()
+
+    def setting(self, **environment: str) -> None:
+        """Set variables of the compose file for later commands."""
+        self._environment |= environment
+
     def containers(self) -> list[dict[str, Any]]:
         """`docker inspect` of all long-running containers, stopped ones included."""
         ids = self.compose("ps", "--all", "--quiet", *SERVICES).split()
@@ -105,7 +123,7 @@ class Composition:
         )
         watchdog.forget(self.name)
 
-    def _run(self, command: Sequence[str], check: bool, seconds: float) -> str:
+    def _run(self, command: Sequence[str], check: bool, seconds: float, *, with_errors: bool = False) -> str:
         done = subprocess.run(
             command,
             cwd=self._folder,
@@ -117,7 +135,7 @@ class Composition:
         )
         output = f"{' '.join(command)} exited with {done.returncode}\n{done.stdout}\n{done.stderr}"
         assert done.returncode == 0 or not check, output
-        return done.stdout
+        return done.stdout + done.stderr if with_errors else done.stdout
 
 
 def service_of(container: dict[str, Any]) -> str:

@@ -12,8 +12,10 @@ from inventory_api.settings import InventorySettings
 from order_api.settings import OrderSettings
 from reservation_reaper.settings import ReaperSettings
 from shop_common.environment.process_settings import CommonSettings
+from shop_common.identity import grants
+from shop_common.identity.grants import Grants
+from shop_common.identity.rules import PERMISSIONS
 from shop_common.process.lifecycle import FLUSH_SECONDS_MAX
-from shopctl.events.topics import TOPICS
 from tests.compose.composition import FILE, ROOT
 
 Service = dict[str, Any]
@@ -147,9 +149,9 @@ def test_services_share_a_network_only_if_they_need_it() -> None:
     ]
     for outside in ("gateway", "load"):
         assert networks(outside) == {"edge"}
-    # These run without a network, or in the network of another container.
-    assert {name for name in SERVICES if not networks(name)} == {"secrets", "databases"}
-    assert all("network_mode" in SERVICES[name] for name in ("secrets", "databases"))
+    # These run without a network.
+    assert {name for name in SERVICES if not networks(name)} == {"secrets", "roles", "rights"}
+    assert all(SERVICES[name]["network_mode"] == "none" for name in ("secrets", "roles", "rights"))
 
 
 @pytest.mark.parametrize(
@@ -167,8 +169,62 @@ def test_a_caller_shares_a_network_with_its_callee(caller: str, called: str) -> 
     assert networks(caller) & networks(called)
 
 
-def test_every_topic_is_created() -> None:
-    script = (ROOT / "deploy/compose/topics.sh").read_text()
-    created = re.search(r"^for topic in (.+); do$", script, re.MULTILINE)
-    assert created
-    assert set(created[1].split()) == set(TOPICS)
+def mounts(name: str) -> dict[str, str]:
+    """Volume or file → where the service mounts it, and how."""
+    found = (mount.replace("${SHOP_GRANTS:-", "").replace("}:", ":") for mount in SERVICES[name].get("volumes", ()))
+    return dict(mount.split(":", 1) for mount in found)
+
+
+def test_a_container_has_only_the_secrets_that_it_uses() -> None:
+    volumes = [volume for volume in mounts("secrets") if not volume.startswith(".")]
+    for volume in volumes:
+        owner = volume.removesuffix("-secrets")
+        users = {name for name in SERVICES if volume in mounts(name)} - {"secrets"}
+        expected = {"authority": set(), "admin": {"roles", "rights", "migrate-inventory", "migrate-orders", "topics"}}
+        assert users == expected.get(owner, {owner})
+        assert all(mounts(name)[volume].endswith(":ro") for name in users)
+    assert {name for name in SERVICES if "postgres-socket" in mounts(name)} == {"postgres", "roles", "rights"}
+
+
+def test_only_the_service_that_makes_secrets_has_a_capability() -> None:
+    assert {name: service["cap_add"] for name, service in SERVICES.items() if "cap_add" in service} == {
+        "secrets": ["CHOWN"]
+    }
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_every_connection_of_a_process_is_encrypted_and_verified(name: str) -> None:
+    environment = SERVICES[name]["environment"]
+    assert "INSECURE" not in environment
+    for setting, value in environment.items():
+        if setting.endswith("DATABASE_URL"):
+            assert "?sslmode=verify-full&sslrootcert=/run/secrets/" in value
+        if setting == "KAFKA_BOOTSTRAP_SERVERS":
+            assert environment["KAFKA_SECURITY_PROTOCOL"] == "SASL_SSL"
+            assert environment["KAFKA_SASL_USERNAME"] == name
+        if setting.endswith("_TARGET"):
+            assert "TLS_CA_PATH" in environment
+        if setting == "TLS_CERT_PATH" and name.endswith("-api"):
+            assert {"TLS_CLIENT_CA_PATH", "GRANTS_PATH"} <= environment.keys()
+
+
+def grants_in(name: str) -> Grants:
+    return grants.read(ROOT / "deploy/compose" / name)
+
+
+def test_callers_at_the_gateway_need_no_token_by_default_and_may_do_everything() -> None:
+    default, with_tokens = grants_in("grants.yaml"), grants_in("grants-tokens.yaml")
+
+    assert default.workloads["spiffe://shop/gateway"].permissions == set(PERMISSIONS)
+    # Apart from the gateway, the two files are equal.
+    assert {name: of for name, of in default.workloads.items() if name != "spiffe://shop/gateway"} == (
+        with_tokens.workloads
+    )
+    assert with_tokens.scopes
+
+
+def test_every_workload_with_permissions_has_a_certificate() -> None:
+    script = (ROOT / "deploy/compose/secrets.sh").read_text()
+    made = re.search(r"^for name in (.+); do\n    make_certificate", script, re.MULTILINE)
+    assert made
+    assert {f"spiffe://shop/{name}" for name in made[1].split()} >= grants_in("grants.yaml").workloads.keys()

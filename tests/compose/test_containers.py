@@ -13,13 +13,21 @@ import pytest
 from google.type.money_pb2 import Money
 
 from devstack.__main__ import main
+from shop_common.errors import ShopError
+from shop_common.events.kafka_connection import (
+    KafkaConnection,
+    KafkaUnreachable,
+    Login,
+    SaslMechanism,
+    SecurityProtocol,
+)
 from shop_protos.inventory.v1 import inventory_pb2 as inventory
 from shop_protos.order.v1 import order_pb2 as orders
 from shopctl.client import Shop
 from shopctl.system import docker
 from shopctl.system.docker import engine
 from testkit.eventually import eventually
-from tests.compose.composition import REPLICAS, SERVICES, UP_SECONDS, Composition, service_of
+from tests.compose.composition import REPLICAS, ROOT, SERVICES, UP_SECONDS, Composition, service_of
 
 PRODUCT = 4711
 BACK_SECONDS = 120
@@ -174,29 +182,117 @@ def test_our_images_are_labelled(system: Composition) -> None:
         assert labels["org.opencontainers.image.revision"]
 
 
-def test_each_database_has_its_own_generated_password(system: Composition) -> None:
-    files = [f"/run/secrets/{name}/password" for name in ("inventory", "orders")]
-    (relay, *_) = system.of("event-relay")
-    inventory_password, orders_password = docker.run("exec", relay, "cat", *files).splitlines()
-    assert inventory_password != orders_password
-    assert min(len(inventory_password), len(orders_password)) >= 32
+def test_an_api_refuses_clients_without_a_certificate_and_calls_without_a_permission(system: Composition) -> None:
+    query = ("query-inventory", "--inventory", "inventory-api:50053", "--orders", "order-api:50054")
+    no_certificate = {"TLS_CERT_PATH": "", "TLS_KEY_PATH": ""}
 
-    def connect(user: str, password: str, database: str) -> None:
-        psycopg.connect(
-            host="127.0.0.1", port=system.postgres_port, user=user, password=password, dbname=database
-        ).close()
+    assert "items" in system.calling_inside(*query)
+    assert "UNAVAILABLE" in system.calling_inside(*query, **no_certificate)
+    assert "UNAVAILABLE" in system.calling_inside(*query, **no_certificate, TLS_CA_PATH="")
+    # The smoke test also calls the RPCs of maintenance.
+    assert "needs the permission maintenance" in system.calling_inside("test-grpc", *query[1:])
 
-    connect("inventory", inventory_password, "inventory")
-    connect("orders", orders_password, "orders")
+
+def test_postgresql_demands_tls_and_gives_each_role_its_own_password(system: Composition, tmp_path: Path) -> None:
+    names = [
+        f"postgres-{database}-{role}"
+        for database in ("inventory", "orders")
+        for role in ("owner", "api", "relay", "console")
+    ]
+    passwords = {name: system.secret(name) for name in names}
+    assert len(set(passwords.values())) == len(names)
+    assert min(map(len, passwords.values())) >= 32
+    authority = tmp_path / "ca.crt"
+    authority.write_text(system.secret("ca.crt"))
+
+    def connect(role: str, password: str, database: str, sslmode: str = "verify-full") -> psycopg.Connection:
+        return psycopg.connect(
+            host="127.0.0.1",
+            port=system.postgres_port,
+            user=f"{database}_{role}" if role != "owner" else database,
+            password=passwords[password],
+            dbname=database,
+            sslmode=sslmode,
+            sslrootcert=str(authority),
+        )
+
+    for database in ("inventory", "orders"):
+        for role in ("owner", "api", "relay", "console"):
+            connect(role, f"postgres-{database}-{role}", database).close()
+    with pytest.raises(psycopg.OperationalError, match="no encryption"):
+        connect("console", "postgres-orders-console", "orders", sslmode="disable")
     with pytest.raises(psycopg.OperationalError, match="password authentication failed"):
-        connect("inventory", orders_password, "inventory")
-    with pytest.raises(psycopg.OperationalError, match="permission denied for database"):
-        connect("inventory", inventory_password, "orders")
+        connect("console", "postgres-inventory-console", "orders")
+    with (
+        connect("api", "postgres-inventory-api", "inventory") as connection,
+        pytest.raises(psycopg.errors.InsufficientPrivilege),
+    ):
+        connection.execute("DELETE FROM outbox")
+
+
+def test_kafka_demands_tls_and_a_login(system: Composition, tmp_path: Path) -> None:
+    authority = tmp_path / "ca.crt"
+    authority.write_text(system.secret("ca.crt"))
+    bootstrap = f"127.0.0.1:{system.kafka_port}"
+    mechanism = SaslMechanism.SCRAM_SHA_512
+
+    KafkaConnection(
+        bootstrap,
+        SecurityProtocol.SASL_SSL,
+        Login(mechanism, "shopctl", system.secret("kafka-shopctl")),
+        ca_path=authority,
+    ).check()
+    for refused in (
+        KafkaConnection(bootstrap),
+        KafkaConnection(bootstrap, SecurityProtocol.SSL, ca_path=authority),
+        KafkaConnection(
+            bootstrap, SecurityProtocol.SASL_SSL, Login(mechanism, "shopctl", "a guess"), ca_path=authority
+        ),
+        # The administrator can log in only inside the network.
+        KafkaConnection(
+            bootstrap,
+            SecurityProtocol.SASL_SSL,
+            Login(SaslMechanism.PLAIN, "admin", system.secret("kafka-admin")),
+            ca_path=authority,
+        ),
+    ):
+        with pytest.raises(KafkaUnreachable):
+            refused.check()
+
+
+def test_each_file_with_a_secret_is_readable_by_one_user_only(system: Composition) -> None:
+    for service in ("inventory-api", "order-api", "event-relay", "reservation-reaper", "gateway", "postgres", "kafka"):
+        (name, *_) = system.of(service)
+        modes = docker.run("exec", name, "sh", "-c", f"stat -c '%a %u' /run/secrets/{service}/*; id -u").split()
+        user = modes.pop()
+        assert set(zip(modes[::2], modes[1::2], strict=True)) == {("400", user)}
+
+
+def test_with_other_grants_a_call_without_a_token_is_refused(system: Composition) -> None:
+    def refusal() -> str:
+        # Each time a new client: one whose connection has failed waits longer and longer.
+        with Shop.connect(f"127.0.0.1:{system.inventory_port}", f"127.0.0.1:{system.orders_port}") as shop:
+            try:
+                request = inventory.CheckStockRequest(product_id=PRODUCT, required_quantity=1)
+                shop.call(shop.inventory.CheckStock, request)
+            except ShopError as error:
+                return str(error)
+        return ""
+
+    system.setting(SHOP_GRANTS=str(ROOT / "deploy/compose/grants-tokens.yaml"))
+    try:
+        system.up()
+        eventually(lambda: "needs the permission inventory.read" in refusal(), within_seconds=BACK_SECONDS)
+        # The workloads inside still have their permissions.
+        assert "items" in system.calling_inside("query-inventory", "--inventory", "inventory-api:50053")
+    finally:
+        system.setting(SHOP_GRANTS="")
+        system.up()
+    eventually(lambda: not refusal(), within_seconds=BACK_SECONDS)
 
 
 def test_prometheus_and_jaeger_see_every_replica_under_load(system: Composition) -> None:
     # Not Grafana: tests/observability tests its dashboards.
-    system.compose("build", "load", seconds=UP_SECONDS)
     system.compose("up", "--no-deps", "--wait", "prometheus", "jaeger", "load", seconds=UP_SECONDS)
 
     def scraped() -> Counter[str]:

@@ -32,6 +32,7 @@ COMMANDS = {
     "kafka-address": Command("print the address of the broker", "shopctl.events.kafka_address"),
     "kafka-topics": Command("list the topics with their partitions and events", "shopctl.events.kafka_topics"),
     "kafka-create-topics": Command("create the topics that are missing", "shopctl.events.kafka_create_topics"),
+    "kafka-create-users": Command("create users of the broker", "shopctl.events.kafka_create_users"),
     "kafka-create-acls": Command("create the access rules that are missing", "shopctl.events.kafka_create_acls"),
     "kafka-consume-orders": Command("print order events", "shopctl.events.kafka_consume", {"topic": "order-events"}),
     "kafka-consume-inventory": Command(

@@ -9,7 +9,7 @@ from shopctl.system import compose
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--volumes", action="store_true", help="also remove all data and the passwords")
+    parser.add_argument("--volumes", action="store_true", help="also remove all data, certificates and passwords")
 
 
 def run(options: argparse.Namespace) -> int:

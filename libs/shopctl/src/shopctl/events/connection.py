@@ -1,4 +1,8 @@
-"""Connects commands to Kafka. An option chooses the address; the KAFKA_* settings choose TLS and login."""
+"""Connects commands to Kafka. An option chooses the address; the KAFKA_* settings choose TLS and login.
+
+Without an address, the commands connect to the broker of the running system. The broker of the containers has TLS and a
+login, which the commands then use.
+"""
 
 import argparse
 from dataclasses import replace
@@ -7,6 +11,7 @@ from shop_common.environment.settings import WrongSettings, read
 from shop_common.events.kafka_connection import KafkaConnection, SecurityProtocol
 from shop_common.events.kafka_settings import KafkaSettings
 from shopctl.system import target
+from shopctl.system.compose import Containers
 from shopctl.system.runfile import NotRunning
 
 CHECK_SECONDS = 10.0
@@ -18,7 +23,7 @@ def add_broker(parser: argparse.ArgumentParser) -> None:
         "--bootstrap",
         metavar="HOST:PORT",
         help="the Kafka broker (default: that of ./task dev, else of the containers, else KAFKA_BOOTSTRAP_SERVERS); "
-        "KAFKA_SECURITY_PROTOCOL and the other KAFKA_* settings choose TLS and login",
+        "KAFKA_SECURITY_PROTOCOL and the other KAFKA_* settings choose TLS and login, except for the containers",
     )
 
 
@@ -31,19 +36,22 @@ def connection(options: argparse.Namespace) -> KafkaConnection:
     settings = read(KafkaSettings)
     if faults := list(settings.start_faults()):
         raise WrongSettings(faults)
-    found = replace(settings.kafka, bootstrap_servers=_address(options, settings))
+    found = _connection(options, settings)
     if found.security_protocol is not SecurityProtocol.PLAINTEXT:
         # The errors of later requests do not contain the reason why there is no connection.
         found.check(CHECK_SECONDS)
     return found
 
 
-def _address(options: argparse.Namespace, settings: KafkaSettings) -> str:
+def _connection(options: argparse.Namespace, settings: KafkaSettings) -> KafkaConnection:
     if options.bootstrap:
-        return str(options.bootstrap)
+        return replace(settings.kafka, bootstrap_servers=str(options.bootstrap))
     try:
-        return target.system().bootstrap
+        system = target.system()
     except NotRunning:
         if "kafka_bootstrap_servers" in settings.model_fields_set:
-            return settings.kafka_bootstrap_servers
+            return settings.kafka
         raise
+    if isinstance(system, Containers):
+        return system.kafka
+    return replace(settings.kafka, bootstrap_servers=system.bootstrap)

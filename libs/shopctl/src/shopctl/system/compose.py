@@ -7,17 +7,27 @@ import json
 import os
 import shutil
 import subprocess
+import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Self
 
-from shopctl.system import docker
+from sqlalchemy import URL
+
+from shop_common.events.kafka_connection import KafkaConnection, Login, SaslMechanism, SecurityProtocol
+from shopctl.system import docker, private_file
 from shopctl.system.layout import INVENTORY_API, ORDER_API, REAPER, RELAY, Databases
 from shopctl.system.runfile import NotRunning
 from shopctl.terminal.failures import CommandFailed
 
 FILE = Path("docker-compose.yml")
+
+CA_FILE = Path("run/containers/ca.crt")
+"""A copy of the CA's certificate. The clients of PostgreSQL and Kafka read it from a file."""
+
+_KAFKA_USER = "shopctl"
 
 _COMMAND_SECONDS = 60
 _PROCESSES = [INVENTORY_API, ORDER_API, REAPER, RELAY]
@@ -83,16 +93,18 @@ class Containers:
         return self.address("kafka")
 
     @property
+    def kafka(self) -> KafkaConnection:
+        """Return the connection of the operators' user. Raises NotRunning or CommandFailed."""
+        login = Login(SaslMechanism.SCRAM_SHA_512, _KAFKA_USER, _passwords().kafka)
+        return KafkaConnection(self.bootstrap, SecurityProtocol.SASL_SSL, login, ca_path=CA_FILE.absolute())
+
+    @property
     def databases(self) -> Databases:
-        """Return the URLs with the passwords from the first start. Raises NotRunning or CommandFailed."""
+        """Return the URLs of the roles for people, which only read. Raises NotRunning or CommandFailed."""
         server = self.address("postgres")
-        files = [f"/run/secrets/{name}/password" for name in ("inventory", "orders")]
-        # Read the passwords in a new container, because the containers that have them may not be running.
-        passwords = call("run", "--rm", "--no-deps", "--no-TTY", "--entrypoint", "cat", "secrets", *files)
-        inventory, orders = passwords.split()
+        passwords = _passwords()
         return Databases(
-            f"postgresql+psycopg://inventory:{inventory}@{server}/inventory",
-            f"postgresql+psycopg://orders:{orders}@{server}/orders",
+            _console_url("inventory", passwords.inventory, server), _console_url("orders", passwords.orders, server)
         )
 
     def address(self, name: str) -> str:
@@ -164,6 +176,44 @@ def require() -> None:
         raise CommandFailed(f"Docker does not respond; start it and check `docker version`{instead}")
     if _run(["docker", "compose", "version"]).returncode != 0:
         raise CommandFailed("Docker Compose is missing; install the package docker-compose-plugin")
+
+
+@dataclass(frozen=True)
+class _Passwords:
+    """The passwords of the roles and the user for operators."""
+
+    inventory: str
+    orders: str
+    kafka: str
+
+
+_reading = threading.Lock()
+
+
+def _passwords() -> _Passwords:
+    """Return the passwords, and write CA_FILE: it may be that of a system that ran here before."""
+    # Several threads need them, and to read them takes a second.
+    with _reading:
+        return _read_passwords()
+
+
+@cache
+def _read_passwords() -> _Passwords:
+    names = ("postgres-inventory-console", "postgres-orders-console", f"kafka-{_KAFKA_USER}")
+    files = [f"/run/secrets/authority/{name}" for name in (*names, "ca.crt")]
+    # Read them in a new container, because the containers that have them may not be running.
+    content = call("run", "--rm", "--no-deps", "--no-TTY", "--entrypoint", "cat", "secrets", *files)
+    *passwords, certificate = content.split("\n", len(names))
+    CA_FILE.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    private_file.replace(CA_FILE, certificate.encode())
+    return _Passwords(*passwords)
+
+
+def _console_url(name: str, password: str, server: str) -> str:
+    host, _, port = server.partition(":")
+    tls = {"sslmode": "verify-full", "sslrootcert": str(CA_FILE.absolute())}
+    url = URL.create("postgresql+psycopg", f"{name}_console", password, host, int(port), name, tls)
+    return url.render_as_string(hide_password=False)
 
 
 def _container(listed: dict[str, object]) -> Container:
