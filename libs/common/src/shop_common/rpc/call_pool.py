@@ -107,6 +107,11 @@ class CallPool(futures.Executor):
             self._sharing.move(unknown, sharer)
         _thread.sharer = sharer
 
+    def is_shared(self) -> bool:
+        """Return whether several callers have calls, or have had some within the last second."""
+        with self._lock:
+            return self._sharing.is_shared(time.monotonic())
+
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         """Accept no more calls. With `wait`, return after the accepted calls have run."""
         with self._lock:

@@ -152,7 +152,7 @@ class _Methods(grpc.ServerInterceptor):
         self._waits = waits
         self._unread = unread
         self._authenticator = authenticator
-        self._large = LargeRequests()
+        self._large = LargeRequests(pool.is_shared)
         self._buckets = Buckets()
         self._handlers: dict[str, Handler] = {}
         """By the method's path."""
