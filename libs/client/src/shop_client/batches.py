@@ -23,8 +23,8 @@ ORDERS_MAX = 500
 LINES_MAX = 2000
 """The server decides at most this many lines in one transaction."""
 
-BYTES_MAX = 60_000
-"""The server admits requests of 65,536 bytes and more only one after another."""
+BYTES_MAX = 16_000
+"""The server admits requests of 16,384 bytes and more only a few at a time."""
 
 STALLED_SECONDS = 1.0
 BATCHES_MAX = 4

@@ -17,7 +17,7 @@ from shop_common.identity.current import caller
 
 _T = TypeVar("_T")
 
-LARGE_REQUEST_BYTES = 64 * 1024
+LARGE_REQUEST_BYTES = 16 * 1024
 """Smaller requests need no limit: one is decoded and validated before the interpreter switches to another thread."""
 
 WORKED_ON_BYTES_MAX = 1024 * 1024
