@@ -201,7 +201,6 @@ def test_the_console_reads_every_table(sites: dict[str, Site]) -> None:
             connection.execute(sql.SQL("SELECT FROM {}").format(sql.Identifier(name)))
         with pytest.raises(psycopg.errors.ReadOnlySqlTransaction):
             connection.execute("UPDATE inventory_items SET quantity = 1")
-        assert connection.execute("SHOW shop.tenants").fetchone() == ("*",)
     assert len(names) > 5
 
 

@@ -167,7 +167,7 @@ def test_sql_is_shown_whole_when_asked_for(shell: Shell, shop: Shop) -> None:
     order_id = _place_order(shop, product_id=5)
 
     assert "INSERT INTO orders …" in shell.text("trace", order_id)
-    assert "INSERT INTO orders (id, user_id, total_amount" in shell.text("trace", order_id, "--sql")
+    assert "INSERT INTO orders (tenant, id, user_id, total_amount" in shell.text("trace", order_id, "--sql")
 
 
 def test_the_error_for_an_unknown_order_is_one_sentence(

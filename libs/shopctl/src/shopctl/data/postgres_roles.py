@@ -61,10 +61,6 @@ def create(admin: URL, database: str, roles: Roles, passwords: Mapping[str, str]
             create = sql.SQL("CREATE DATABASE {} OWNER {} ENCODING 'UTF8' TEMPLATE template0")
             connection.execute(create.format(sql.Identifier(database), sql.Identifier(roles.owner)))
     with _connected(admin.set(database=database)) as connection, connection.transaction():
-        if connection.info.parameter_status("is_superuser") == "on":
-            # Row-level security shows the rows of the tenants in this setting. Only a superuser can set it for a role.
-            show_all = sql.SQL("ALTER ROLE {} SET shop.tenants = '*'")
-            connection.execute(show_all.format(sql.Identifier(roles.console)))
         tables = _tables(connection)
         for statement in _rights(database, roles, tables):
             connection.execute(statement)
