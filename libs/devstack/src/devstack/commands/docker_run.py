@@ -43,8 +43,8 @@ def run(options: argparse.Namespace) -> int:
         rows += [(name, f"http://{found.address(name)}") for name in ("grafana", "prometheus", "jaeger")]
     print_table("listening", ["", whole("address")], rows)
     console().print(
-        "\nThe APIs use plain text at these ports, and need no token unless SHOP_GRANTS demands one (.env.example).\n"
-        "PostgreSQL and Kafka need TLS and a login, which the commands of ./task find (docs/security.md)."
+        "\nThe APIs and Kafka use plain text at these ports, without a token or a login (.env.example has options).\n"
+        "PostgreSQL needs TLS and a login, which the commands of ./task find (docs/security.md)."
     )
     console().print(
         "\nTry: ./task test-grpc, ./task status, docker compose logs --follow; ./task docker-stop stops all.",

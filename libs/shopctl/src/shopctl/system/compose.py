@@ -94,7 +94,9 @@ class Containers:
 
     @property
     def kafka(self) -> KafkaConnection:
-        """Return the connection of the operators' user. Raises NotRunning or CommandFailed."""
+        """Return a connection to the published port. Raises NotRunning or CommandFailed."""
+        if not _kafka_demands_a_login():
+            return KafkaConnection(self.bootstrap)
         login = Login(SaslMechanism.SCRAM_SHA_512, _KAFKA_USER, _passwords().kafka)
         return KafkaConnection(self.bootstrap, SecurityProtocol.SASL_SSL, login, ca_path=CA_FILE.absolute())
 
@@ -185,6 +187,13 @@ class _Passwords:
     inventory: str
     orders: str
     kafka: str
+
+
+@cache
+def _kafka_demands_a_login() -> bool:
+    """Return whether SHOP_KAFKA_PROTOCOL, which may be set in the file .env, demands a login at the published port."""
+    kafka = json.loads(call("config", "--format", "json"))["services"]["kafka"]
+    return "HOST:PLAINTEXT" not in kafka["environment"]["KAFKA_LISTENER_SECURITY_PROTOCOL_MAP"]
 
 
 _reading = threading.Lock()
