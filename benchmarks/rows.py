@@ -135,7 +135,8 @@ class _Sql:
 def _filling(url: str, *filled: Table) -> Iterator[_Sql]:
     """Open one transaction without the services' timeouts. It drops the indexes first, and recreates them last."""
     engine = create_engine(url, poolclass=NullPool)
-    indexes = [index for table in filled for index in table.indexes]
+    # Foreign keys need the unique indexes.
+    indexes = [index for table in filled for index in table.indexes if not index.unique]
     with engine.begin() as tx:
         if tx.dialect.name == "postgresql":
             # Skip foreign keys: in PostgreSQL they are triggers, which are called for each row.

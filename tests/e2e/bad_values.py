@@ -25,7 +25,7 @@ INT32_MIN, INT32_MAX = -(2**31), 2**31 - 1
 INT64_MIN, INT64_MAX = -(2**63), 2**63 - 1
 
 # Free text accepts every character that is not a control character.
-FREE_TEXT = {"reason"}
+FREE_TEXT = {"reason", "subject"}
 
 
 @dataclass(frozen=True)
@@ -84,6 +84,8 @@ def _good_value(field: FieldDescriptor) -> Any:
         # A UUID is also a valid identifier, location and text. Each request gets a new request_id.
         if field.name == "permissions":
             return "inventory.read"
+        if field.name == "tenant":
+            return "default"
         return str(uuid4()) if field.name == "request_id" else A_UUID
     if field.type == FieldDescriptor.TYPE_BOOL:
         return True

@@ -45,15 +45,18 @@ class Shop:
             weigh=lambda order: order.lines,
             on_fatal=lambda reason, error: pytest.fail(f"{reason}: {error}"),
         )
-        self.first = self.call("first", Order())
+        self.first = self._start("first", [Order()])
         eventually(lambda: len(self.batches) == 1)
 
     def call(self, name: str, *orders: Order) -> Future[list[int | ShopError]]:
         """Make a call as this caller, and wait until its orders are in the queue or refused."""
         waiting = len(self.coalescer._queue)
-        call = self._threads.submit(copy_context().run, self._submit, name, orders)
-        eventually(lambda: len(self.coalescer._queue) > waiting or call.done() or not self.batches)
+        call = self._start(name, orders)
+        eventually(lambda: len(self.coalescer._queue) > waiting or call.done())
         return call
+
+    def _start(self, name: str, orders: Sequence[Order]) -> Future[list[int | ShopError]]:
+        return self._threads.submit(copy_context().run, self._submit, name, orders)
 
     def _submit(self, name: str, orders: Sequence[Order]) -> list[int | ShopError]:
         set_caller(caller(name))

@@ -182,10 +182,14 @@ def _acting(check: Fields, order: pb.OrderLines, caller: Caller) -> Caller:
     """Return the caller, acting for the tenant and the user that the order names, if it names any."""
     if not order.tenant and not order.subject:
         return caller
+    # Report malformed names first: a caller that may not name any gets PERMISSION_DENIED for well-formed names.
+    if order.tenant and not tenant.is_valid(order.tenant):
+        check.violate("tenant", "must be 1 to 64 characters of a-z 0-9 _ -")
+        return caller
     try:
         return delegated(caller, order.tenant, order.subject)
     except DelegationInvalid as error:
-        check.violate("subject" if tenant.is_valid(order.tenant or tenant.DEFAULT) else "tenant", error.message)
+        check.violate("subject", error.message)
         return caller
 
 
