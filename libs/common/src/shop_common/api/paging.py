@@ -1,7 +1,7 @@
 """Keyset pagination. An opaque page token contains the position of the last row, and a digest of list and filter.
 
-A token that is malformed, or from another list or filter, is a violation of `page_token`. Tokens are neither secret nor
-signed, because they contain only a position that the caller has already seen.
+A token that is malformed, or from another list, filter or tenant, is a violation of `page_token`. Tokens are neither
+secret nor signed, because they contain only a position that the caller has already seen.
 """
 
 import base64
@@ -16,11 +16,12 @@ from uuid import UUID
 import orjson
 
 from shop_common.api.valid import IDENTIFIER_PATTERN, UUID_PATTERN, Fields
+from shop_common.identity import tenant
 from shop_common.identity.tenant import OfTenant
 from shop_common.timestamps import micros
 
 _Row = TypeVar("_Row")
-_Filter = TypeVar("_Filter")
+_Filter = TypeVar("_Filter", bound=OfTenant | None)
 _TenantFilter = TypeVar("_TenantFilter", bound=OfTenant)
 
 TOKEN_LENGTH_MAX = 512
@@ -111,5 +112,7 @@ def _is_a(kind: type, part: object) -> bool:
     raise TypeError(f"a position has no parts of {kind}")
 
 
-def _digest(kind: str, row_filter: object) -> str:
+def _digest(kind: str, row_filter: OfTenant | None) -> str:
+    if row_filter is not None:
+        kind = tenant.qualified(row_filter.tenant, kind)
     return hashlib.blake2b(repr((kind, row_filter)).encode(), digest_size=6).hexdigest()

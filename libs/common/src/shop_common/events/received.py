@@ -135,7 +135,7 @@ def decode(message: Received) -> Event:
     if not isinstance(event_type, str) or not isinstance(data, dict) or occurred_at.tzinfo is None:
         raise Undecodable("not an event: event_type must be a string, data an object, timestamp a time with an offset")
     if not tenant.is_valid(tenant_name):
-        raise Undecodable(f"not an event: {TENANT_HEADER} must be 1 to 64 characters of a-z 0-9 _ -")
+        raise Undecodable(f"not an event: {TENANT_HEADER} must be {tenant.FORM}")
     return Event(
         type=event_type,
         key=key,

@@ -86,7 +86,7 @@ def delegated(caller: Caller, named_tenant: str, subject: str) -> Caller:
     """
     acting = caller.acting_for(named_tenant or tenant.DEFAULT, subject or None)
     if not tenant.is_valid(acting.tenant):
-        message = "the named tenant must be 1 to 64 characters of a-z 0-9 _ -"
+        message = f"the named tenant must be {tenant.FORM}"
         raise DelegationInvalid(message, caller.name, caller.tenant)
     if len(subject) > SUBJECT_CHARACTERS_MAX or not subject.isprintable():
         message = f"the named user must be 1 to {SUBJECT_CHARACTERS_MAX} printable characters"

@@ -6,6 +6,9 @@ from typing import Protocol
 DEFAULT = "default"
 """The tenant of all data if identities are not checked, and of rows from before tenants existed."""
 
+FORM = "1 to 64 characters of a-z 0-9 _ -"
+"""Describes valid names, for error messages."""
+
 _NAME = re.compile(r"[a-z0-9_-]{1,64}")
 
 
@@ -17,5 +20,13 @@ class OfTenant(Protocol):
 
 
 def is_valid(name: object) -> bool:
-    """Return whether the value is the name of a tenant: 1 to 64 characters of a-z 0-9 _ -."""
+    """Return whether the value is the name of a tenant, see FORM."""
     return isinstance(name, str) and _NAME.fullmatch(name) is not None
+
+
+def qualified(tenant: str, name: str) -> str:
+    """Return the name as it is within the tenant: `TENANT/NAME`, and NAME alone in the default tenant.
+
+    Names from before tenants existed, such as keys of events and ids that were derived from a name, stay as they were.
+    """
+    return name if tenant == DEFAULT else f"{tenant}/{name}"

@@ -115,10 +115,7 @@ class TokenVerifier:
         # Never fall back to the default tenant: a user without a tenant would see another organization's data.
         name = claims.get(self._tenant_claim)
         if not tenant.is_valid(name):
-            raise TokenInvalid(
-                f"the token's claim {self._tenant_claim!r} must be the name of a tenant: "
-                "1 to 64 characters of a-z 0-9 _ -"
-            )
+            raise TokenInvalid(f"the token's claim {self._tenant_claim!r} must be the name of a tenant: {tenant.FORM}")
         return str(name)
 
 

@@ -104,7 +104,7 @@ def system() -> RunFile | Containers:
 
 def _tenant(name: str) -> str:
     if not tenant.is_valid(name):
-        raise argparse.ArgumentTypeError("must be 1 to 64 characters of a-z 0-9 _ -")
+        raise argparse.ArgumentTypeError(f"must be {tenant.FORM}")
     return name
 
 

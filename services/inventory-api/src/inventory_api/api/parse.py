@@ -102,7 +102,7 @@ def items_page(request: pb.ListInventoryItemsRequest, caller: Caller) -> PageReq
         )
         return paging.page_request(
             check,
-            _page_name("items", caller),
+            "items",
             filter_,
             page_size=request.page_size,
             page_token=request.page_token,
@@ -184,7 +184,7 @@ def _acting(check: Fields, order: pb.OrderLines, caller: Caller) -> Caller:
         return caller
     # Report malformed names first: a caller that may not name any gets PERMISSION_DENIED for well-formed names.
     if order.tenant and not tenant.is_valid(order.tenant):
-        check.violate("tenant", "must be 1 to 64 characters of a-z 0-9 _ -")
+        check.violate("tenant", f"must be {tenant.FORM}")
         return caller
     try:
         return delegated(caller, order.tenant, order.subject)
@@ -227,7 +227,7 @@ def reservations_page(request: pb.ListReservationsRequest, caller: Caller) -> Pa
         )
         return paging.page_request(
             check,
-            _page_name("reservations", caller),
+            "reservations",
             filter_,
             page_size=request.page_size,
             page_token=request.page_token,
@@ -252,11 +252,6 @@ def purge(request: maintenance_pb2.PurgeHistoryRequest, caller: Caller) -> Purge
             ),
             caller=caller,
         )
-
-
-def _page_name(name: str, caller: Caller) -> str:
-    # In the default tenant, page tokens from before tenants existed are still valid.
-    return name if caller.tenant == tenant.DEFAULT else f"{caller.tenant}/{name}"
 
 
 def _ttl(check: Fields, ttl: Duration) -> float:

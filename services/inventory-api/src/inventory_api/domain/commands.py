@@ -119,7 +119,7 @@ class StockQuestion:
 class ItemFilter:
     """A filter for the items of a tenant. A field that is None matches any value."""
 
-    tenant: str = field(repr=False)  # page tokens contain a digest of the repr, and of the tenant's name
+    tenant: str = field(repr=False)  # page tokens contain a digest of the repr, and of the tenant
     product_id: int | None = None
     location: str | None = None
 

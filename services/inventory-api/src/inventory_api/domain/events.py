@@ -109,5 +109,4 @@ def _reservation_event(
 
 def _key(product: ProductKey) -> str:
     # The events of the default tenant keep the key, and so the partition, that they had before tenants existed.
-    prefix = "" if product.tenant == tenant.DEFAULT else f"{product.tenant}/"
-    return f"{prefix}{product.product_id}"
+    return tenant.qualified(product.tenant, str(product.product_id))

@@ -11,7 +11,6 @@ from order_api.domain.model import LINES_MAX, NewItem, OrderKey, Status
 from shop_common.api import money, paging
 from shop_common.api.paging import PageRequest
 from shop_common.api.valid import Fields
-from shop_common.identity import tenant
 from shop_common.identity.caller import Caller
 from shop_common.timestamps import from_micros
 from shop_protos.order.v1 import maintenance_pb2
@@ -109,8 +108,7 @@ def orders_page(request: pb.ListOrdersRequest, caller: Caller) -> PageRequest[Or
         )
         return paging.page_request(
             check,
-            # In the default tenant, tokens from before tenants existed are still valid.
-            "orders" if caller.tenant == tenant.DEFAULT else f"{caller.tenant}/orders",
+            "orders",
             wanted,
             page_size=request.page_size,
             page_token=request.page_token,

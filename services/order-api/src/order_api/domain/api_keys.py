@@ -39,7 +39,7 @@ class RevokeApiKey:
 
 @dataclass(frozen=True, slots=True)
 class ApiKeyFilter:
-    """A filter for API keys."""
+    """A filter for the API keys of a tenant."""
 
     tenant: str
 

@@ -85,8 +85,7 @@ def new_order(
 def _derived_id(tenant_name: str, user_id: int, request_id: str) -> str:
     # Orders from before tenants existed must keep their ids, so the default tenant is not part of the name. No other
     # tenant can have the same name: in the default tenant the digits at the start are followed by a colon.
-    prefix = "" if tenant_name == tenant.DEFAULT else f"{tenant_name}/"
-    return str(uuid5(_ORDER_NAMESPACE, f"{prefix}{user_id}:{request_id}"))
+    return str(uuid5(_ORDER_NAMESPACE, tenant.qualified(tenant_name, f"{user_id}:{request_id}")))
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,7 +155,7 @@ class OrderFilter:
     `created_after` is inclusive, `created_before` exclusive.
     """
 
-    tenant: str = field(repr=False)  # page tokens contain a digest of the repr, and of the tenant's name
+    tenant: str = field(repr=False)  # page tokens contain a digest of the repr, and of the tenant
     user_id: int | None = None
     status: Status | None = None
     created_after: datetime | None = None
