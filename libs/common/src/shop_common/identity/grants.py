@@ -63,10 +63,21 @@ class Grants:
 
 def read(path: Path) -> Grants:
     """Read the file. Raises GrantsError."""
+    return parsed(path, contents(path))
+
+
+def contents(path: Path) -> bytes:
+    """Return the unparsed contents of the file. Raises GrantsError."""
     try:
-        content: Any = yaml.safe_load(bounded_bytes(path, _BYTES_MAX))
+        return bounded_bytes(path, _BYTES_MAX)
     except FileUnusable as error:
         raise GrantsError(str(error)) from error
+
+
+def parsed(path: Path, data: bytes) -> Grants:
+    """Parse the contents of the file. Raises GrantsError, with `path` in its message."""
+    try:
+        content: Any = yaml.safe_load(data)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise GrantsError(f"{str(path)!r} is not YAML: {' '.join(str(error).split())}") from error
     faults = list(_faults(content))
@@ -111,7 +122,7 @@ def _faults_of_mapping(name: object, granted: Mapping[object, object]) -> Iterat
         if key not in _WORKLOAD_KEYS:
             yield f"workloads: {name!r} has {key!r}, but may have {' and '.join(_WORKLOAD_KEYS)} only"
     if not tenant.is_valid(granted.get("tenant", tenant.DEFAULT)):
-        yield f"workloads: the tenant of {name!r} must be 1 to 64 characters of a-z 0-9 _ -"
+        yield f"workloads: the tenant of {name!r} must be {tenant.FORM}"
 
 
 def _faults_of_grant(section: str, name: object, granted: object) -> Iterator[str]:

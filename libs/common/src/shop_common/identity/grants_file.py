@@ -18,7 +18,8 @@ class GrantsFile:
 
     def __init__(self, path: Path) -> None:
         """Read the file. Raises GrantsError."""
-        self.grants = grants.read(path)
+        self._contents = grants.contents(path)
+        self.grants = grants.parsed(path, self._contents)
         self._path = path
         self._fault = ""
         self._stopped = threading.Event()
@@ -37,13 +38,17 @@ class GrantsFile:
 
     def _check(self, on_change: Callable[[Grants], None]) -> None:
         try:
-            found = grants.read(self._path)
+            contents = grants.contents(self._path)
+            if contents == self._contents:
+                self._fault = ""
+                return  # the usual case: parsing YAML is slow
+            found = grants.parsed(self._path, contents)
         except GrantsError as error:
             if str(error) != self._fault:
                 self._fault = str(error)
                 _log.error("the new grants are not used", error=self._fault)
             return
-        self._fault = ""
+        self._fault, self._contents = "", contents
         if found != self.grants:
             self.grants = found
             on_change(found)
