@@ -22,7 +22,9 @@ _Request = TypeVar("_Request")
 _Result = TypeVar("_Result")
 
 Key = tuple[str, str, str, str]
-"""The tenant, the method, the scope and the request id. The scope is the user's id, or empty."""
+"""The tenant, the method, the scope and the request id. The scope is the user's id, a caller's name, or empty."""
+
+_KEY = ("tenant", "method", "scope", "request_id")
 
 
 class RequestIdReused(InvalidInput):
@@ -76,21 +78,20 @@ class IdempotencyKeys:
             Column("created_at", Timestamp, nullable=False, server_default=Clock()),
             Index("ix_idempotency_keys_created_at", "created_at"),
         )
-        names = ("tenant", "method", "scope", "request_id")
-        key = tuple(table.c[name] for name in names)
+        self._key = key = tuple(table.c[name] for name in _KEY)
         types = {column.name: column.type for column in key}
-        self._insert = insert_into(table, *names, "fingerprint", "resources", or_ignore=True, returning=key)
+        self._insert = insert_into(table, *_KEY, "fingerprint", "resources", or_ignore=True, returning=key)
         self._find = Statement(
             lambda given: select(*key, table.c.fingerprint, table.c.resources).where(
                 in_rows(table.c.request_id, given.c.request_id),
-                tuple_(*key).in_(select(*(given.c[name] for name in names))),
+                tuple_(*key).in_(select(*(given.c[name] for name in _KEY))),
             ),
             **types,
         )
         self._delete = Statement(
             lambda given: delete(table).where(
                 in_rows(table.c.request_id, given.c.request_id),
-                tuple_(*key).in_(select(*(given.c[name] for name in names))),
+                tuple_(*key).in_(select(*(given.c[name] for name in _KEY))),
             ),
             **types,
         )
@@ -130,20 +131,13 @@ class IdempotencyKeys:
         """Return the stored claims with these keys, by key."""
         if not keys:
             return {}
-        return {
-            claim.key: claim
-            for claim in (
-                Claim(
-                    row.method,
-                    row.scope,
-                    row.request_id,
-                    row.fingerprint,
-                    tuple(orjson.loads(row.resources)),
-                    row.tenant,
-                )
-                for row in self._find(tx, [_key_row(key) for key in keys])
+        claims = [
+            Claim(
+                row.method, row.scope, row.request_id, row.fingerprint, tuple(orjson.loads(row.resources)), row.tenant
             )
-        }
+            for row in self._find(tx, [_key_row(key) for key in keys])
+        ]
+        return {claim.key: claim for claim in claims}
 
     def take_back(self, tx: Connection, keys: Sequence[Key]) -> None:
         """Delete keys that this transaction has claimed for requests that were refused later."""
@@ -152,9 +146,9 @@ class IdempotencyKeys:
 
     def purge(self, tx: Connection, before: datetime, max_count: int) -> int:
         """Delete up to `max_count` keys that were claimed before `before`, oldest first. Returns the number of them."""
-        key = tuple(self.table.c[name] for name in ("tenant", "method", "scope", "request_id"))
-        oldest = select(*key).where(self.table.c.created_at < before).order_by(self.table.c.created_at).limit(max_count)
-        return len(tx.execute(delete(self.table).where(tuple_(*key).in_(oldest)).returning(key[3])).all())
+        created_at, request_id = self.table.c.created_at, self.table.c.request_id
+        oldest = select(*self._key).where(created_at < before).order_by(created_at).limit(max_count)
+        return len(tx.execute(delete(self.table).where(tuple_(*self._key).in_(oldest)).returning(request_id)).all())
 
 
 class Claimed(Generic[_Request]):
@@ -209,5 +203,4 @@ class Claimed(Generic[_Request]):
 
 
 def _key_row(key: Key) -> dict[str, str]:
-    tenant, method, scope, request_id = key
-    return {"tenant": tenant, "method": method, "scope": scope, "request_id": request_id}
+    return dict(zip(_KEY, key, strict=True))
