@@ -13,7 +13,6 @@ from sqlalchemy import (
     Subquery,
     Table,
     Text,
-    func,
     literal,
     literal_column,
     select,
@@ -30,7 +29,7 @@ from order_api.store import tables
 from shop_common.api.paging import Page, PageRequest, Position, page_of
 from shop_common.batching.coalescers import Sizes
 from shop_common.db.idempotency import RequestIdReused
-from shop_common.db.sql import Id, Statement, Timestamp, insert_into, join_rows, now
+from shop_common.db.sql import Id, Statement, Timestamp, count_by, insert_into, join_rows, now
 from shop_common.errors import ShopError
 from shop_common.events.outbox import Message
 from shop_common.timestamps import from_micros, micros
@@ -130,10 +129,8 @@ def statuses(tx: Connection, keys: Iterable[OrderKey]) -> dict[OrderKey, Status]
     return {OrderKey(row.tenant, row.id): Status(row.status) for row in _statuses_of(tx, rows)} if rows else {}
 
 
-def count_lines(tx: Connection, keys: Iterable[OrderKey]) -> dict[OrderKey, int]:
-    """Return the number of lines of each order that exists, by key."""
-    rows = _key_rows(keys)
-    return {OrderKey(row.tenant, row.order_id): row.lines for row in _count_lines(tx, rows)} if rows else {}
+count_lines = count_by(_items, "tenant", "order_id")
+"""Returns the number of lines of each order that exists, by key."""
 
 
 def _key_rows(keys: Iterable[OrderKey]) -> list[dict[str, str]]:
@@ -314,14 +311,6 @@ _lock = Statement(
 )
 _statuses_of = Statement(
     lambda given: select(_orders.c.tenant, _orders.c.id, _orders.c.status).where(*_has_key(_orders, given)), **_KEY
-)
-_count_lines = Statement(
-    lambda given: (
-        select(_items.c.tenant, _items.c.order_id, func.count().label("lines"))
-        .where(*_has_key(_items, given))
-        .group_by(_items.c.tenant, _items.c.order_id)
-    ),
-    **_KEY,
 )
 _items_of = Statement(
     lambda given: (
