@@ -13,7 +13,7 @@ from sqlalchemy import BigInteger, Column, Connection, MetaData, Table, event, f
 
 from shop_common.api.command import Command
 from shop_common.batching.coalescer import Coalescer
-from shop_common.batching.coalescers import Audit, Coalescers
+from shop_common.batching.coalescers import Coalescers, audit_of
 from shop_common.db.audit import CHARACTERS_MAX, AuditLog, entry
 from shop_common.db.database import Database
 from shop_common.db.sql import now
@@ -67,12 +67,7 @@ def coalescer(database: Database) -> Iterator[Coalescer[Send, int]]:
         "send",
         send,
         key=lambda command: command.request_id,
-        audit=Audit[Send, int](
-            METHOD,
-            command=lambda command: command,
-            fold=Send.folded,
-            resources=lambda _, parcel: (str(parcel),),
-        ),
+        audit=audit_of(Send, METHOD, lambda _, parcel: (str(parcel),)),
     )
     run.close()
 
@@ -170,9 +165,7 @@ def test_every_folded_call_has_a_row(database: Database) -> None:
         "send",
         slow,
         key=lambda command: command.request_id,
-        audit=Audit[Send, int](
-            METHOD, command=lambda command: command, fold=Send.folded, resources=lambda _, parcel: (str(parcel),)
-        ),
+        audit=audit_of(Send, METHOD, lambda _, parcel: (str(parcel),)),
     )
     try:
         with ThreadPoolExecutor(6) as threads:

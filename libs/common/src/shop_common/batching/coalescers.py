@@ -16,6 +16,7 @@ from shop_common.identity.tenant import OfTenant
 
 _Request = TypeVar("_Request")
 _OfTenant = TypeVar("_OfTenant", bound=OfTenant)
+_Command = TypeVar("_Command", bound=Command)
 _Result = TypeVar("_Result")
 
 Bulk = Callable[[Connection, Sequence[_Request]], Sequence[_Result | ShopError]]
@@ -97,6 +98,13 @@ class Audit(Generic[_Request, _Result]):
         return entries
 
 
+def audit_of(
+    kind: type[_Command], method: str, resources: Callable[[_Command, _Result], Iterable[str]]
+) -> Audit[_Command, _Result]:
+    """Return the Audit of an operation whose requests are commands of this kind."""
+    return Audit(method, lambda command: command, kind.folded, resources)
+
+
 class Coalescers:
     """Makes coalescers that run on one database, and closes them together. Without `audit_log`, nothing is audited."""
 
@@ -126,8 +134,8 @@ class Coalescers:
 
         The transaction may access rows of the tenants of its requests only.
 
-        `key` and `weigh` are those of Coalescer. `sizes` bounds a batch whose requests do not contain
-        their weight. With `audit`, the transaction also writes the rows of the audit log.
+        `key` and `weigh` are those of Coalescer. `sizes` bounds a batch whose requests do not contain their weight.
+        With `audit`, the transaction also writes the rows of the audit log.
         """
         bounded = _bounded(operation, sizes)
         fold = None

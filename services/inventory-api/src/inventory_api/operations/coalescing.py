@@ -29,7 +29,7 @@ from inventory_api.operations.reservations.release import release
 from inventory_api.operations.reservations.reserve import Reservations, reserve
 from inventory_api.store.reservations import pages, rows
 from shop_common.api.paging import Page, PageRequest
-from shop_common.batching.coalescers import Audit, Coalescers
+from shop_common.batching.coalescers import Audit, Coalescers, audit_of
 from shop_common.db.audit import AuditLog
 from shop_common.db.database import Database
 from shop_common.errors import ShopError
@@ -39,21 +39,17 @@ def _ids(reservations: Iterable[Reservation]) -> list[str]:
     return [reservation.id for reservation in reservations]
 
 
-_RESERVE = Audit[OrderLines, Reservations](
-    "ReserveStock", lambda command: command, OrderLines.folded, lambda _, reservations: _ids(reservations)
+_RESERVE: Audit[OrderLines, Reservations] = audit_of(
+    OrderLines, "ReserveStock", lambda _, reservations: _ids(reservations)
 )
-_RELEASE = Audit[ReleaseRequest, int](
-    "ReleaseStock", lambda command: command, ReleaseRequest.folded, lambda request, _: (request.reservation_id,)
+_RELEASE: Audit[ReleaseRequest, int] = audit_of(
+    ReleaseRequest, "ReleaseStock", lambda request, _: (request.reservation_id,)
 )
-_CONFIRM = Audit[OrderRequest, list[Reservation]](
-    "ConfirmReservations", lambda command: command, OrderRequest.folded, lambda _, reservations: _ids(reservations)
+_CONFIRM: Audit[OrderRequest, list[Reservation]] = audit_of(
+    OrderRequest, "ConfirmReservations", lambda _, reservations: _ids(reservations)
 )
-_ADD_STOCK = Audit[AddStock, Item](
-    "CreateInventoryItem", lambda command: command, AddStock.folded, lambda _, item: (str(item.id),)
-)
-_SET_QUANTITY = Audit[SetQuantity, Item](
-    "UpdateInventoryItem", lambda command: command, SetQuantity.folded, lambda _, item: (str(item.id),)
-)
+_ADD_STOCK: Audit[AddStock, Item] = audit_of(AddStock, "CreateInventoryItem", lambda _, item: (str(item.id),))
+_SET_QUANTITY: Audit[SetQuantity, Item] = audit_of(SetQuantity, "UpdateInventoryItem", lambda _, item: (str(item.id),))
 """What the audit log has about each operation."""
 
 

@@ -13,7 +13,7 @@ from order_api.operations.create_order import OrderCreation
 from order_api.operations.purge import KeyPurge
 from order_api.store import orders
 from shop_common.api.paging import Page, PageRequest
-from shop_common.batching.coalescers import Audit, Coalescers, Sizes
+from shop_common.batching.coalescers import Coalescers, Sizes, audit_of
 from shop_common.db.audit import AuditLog
 from shop_common.db.database import Database
 
@@ -45,12 +45,7 @@ class Operations:
             sizes=Sizes[ChangeStatus](
                 key=lambda command: command.order_key, read=orders.count_lines, size_max=LINES_MAX
             ),
-            audit=Audit[ChangeStatus, Order](
-                CHANGE_METHOD,
-                command=lambda command: command,
-                fold=ChangeStatus.folded,
-                resources=lambda command, _: (command.order_id,),
-            ),
+            audit=audit_of(ChangeStatus, CHANGE_METHOD, lambda command, _: (command.order_id,)),
         )
         self._get_order = run.reads(
             "order",
