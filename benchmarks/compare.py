@@ -19,7 +19,7 @@ from benchmarks.load import Generator
 from benchmarks.pairs import CALLS, SAME_HASHES, Pairs
 from benchmarks.revisions import PRESENT, Tree, checked_out
 from benchmarks.scenarios import CREATE_ORDER, RESERVE_HOT, Scenario
-from benchmarks.subjects import ALONE, NO_BROKER, Echo, Services, Stored
+from benchmarks.subjects import ALONE, NO_BROKER, Echo, FilledOnce, Services
 from devstack.process import Process, ProcessEnded
 from devstack.stack import Databases, Options, Ports, Stack
 
@@ -29,7 +29,7 @@ EMPTY = replace(RESERVE_HOT, name="empty", title="an empty call", reservations=0
 """A call of the echo, which costs only what the server itself costs."""
 
 
-class Side(Stored):
+class Side(FilledOnce):
     """Both APIs of one source tree."""
 
     def __init__(self, tree: Tree, databases: Databases, generator: Generator, database_pid: int) -> None:
@@ -48,10 +48,6 @@ class Side(Stored):
                 raise ProcessEnded(f"the migration of {module} ended with exit code {code}\n{migration.tail()}")
         stock.fill_inventory(self.databases.inventory)
         stock.fill_orders(self.databases.orders)
-
-    def start(self) -> None:
-        """Start the APIs only: `fill` runs once, but there are several starts."""
-        Services.start(self)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

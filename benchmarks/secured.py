@@ -22,7 +22,7 @@ from benchmarks.http2 import Credentials
 from benchmarks.load import Generator
 from benchmarks.pairs import CALLS, SAME_HASHES, Pairs
 from benchmarks.scenarios import CREATE_ORDER, RESERVE_HOT
-from benchmarks.subjects import ALONE, NO_BROKER, Services, Stored, fill_inventory, fill_orders
+from benchmarks.subjects import ALONE, NO_BROKER, FilledOnce
 from devstack import certificates
 from devstack.servers.issuer import AUDIENCE, Issuer
 from devstack.stack import Databases, Options, Ports, Stack
@@ -35,7 +35,7 @@ GRANTS = {
 }
 
 
-class Side(Stored):
+class Side(FilledOnce):
     """Both APIs, with these options."""
 
     def __init__(
@@ -45,15 +45,6 @@ class Side(Stored):
         self.serve_by(Stack(databases, NO_BROKER, Ports.free(), options))
         for process in self.processes["server"]:
             process.env.update(SAME_HASHES)
-
-    def fill(self) -> None:
-        """Create the schemas and the rows that the calls use."""
-        fill_inventory(self.databases.inventory)
-        fill_orders(self.databases.orders)
-
-    def start(self) -> None:
-        """Start the APIs only: `fill` runs once, but there are several starts."""
-        Services.start(self)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

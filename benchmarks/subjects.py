@@ -150,6 +150,13 @@ class Stored(Services):
         stock.check_orders(self.databases.orders, self.count(lambda each: each.orders), events=self.events_stay)
 
 
+class FilledOnce(Stored):
+    """Services that are started several times. The caller fills their databases once, before the first start."""
+
+    def start(self) -> None:
+        Services.start(self)
+
+
 def ours(
     database: str,
     databases: Databases,
