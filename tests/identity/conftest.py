@@ -10,14 +10,12 @@ from devstack import certificates
 from devstack.certificates import OPERATOR, Authority, Files
 from devstack.kafka import Kafka
 from devstack.servers.issuer import AUDIENCE, Issuer
-from devstack.stack import READY_SECONDS, Databases, Options, Stack
+from devstack.stack import Databases, Options, Stack
 from shop_common.identity.rules import PERMISSIONS
 from shop_common.rpc.tls import channel_credentials
 from shopctl.system.layout import INVENTORY_API, ORDER_API
+from testkit.apis import WITHOUT_EVENTS, running
 from tests.identity.apis import Apis
-
-WITHOUT_EVENTS = {"CONSUMER_ENABLED": "false"}
-"""Consumers here would take partitions from those of other systems on the same broker, in the same groups."""
 
 NOBODY = "not-in-the-grants"
 ACME_OPERATOR = "acme-operator"
@@ -100,17 +98,3 @@ def as_workload(secure_apis: Stack, workload_files: Path) -> Iterator[Callable[[
     yield connect
     for apis in opened.values():
         apis.close()
-
-
-def running(stack: Stack) -> Iterator[Stack]:
-    """Start both APIs of the stack for the block."""
-    apis = (stack.inventory_api, stack.order_api)
-    try:
-        stack.migrate()
-        for process in apis:
-            process.start()
-        for process in apis:
-            process.wait_ready(READY_SECONDS)
-        yield stack
-    finally:
-        stack.stop()

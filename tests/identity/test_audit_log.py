@@ -28,8 +28,9 @@ from shop_protos.order.v1 import order_pb2_grpc
 from shopctl.data import audit_log
 from shopctl.data.audit_log import AuditFilter
 from shopctl.system.layout import INVENTORY_API, ORDER_API
+from testkit.apis import WITHOUT_EVENTS, running
 from testkit.calls import refusal
-from tests.identity.conftest import WITHOUT_EVENTS, running, secured
+from tests.identity.conftest import secured
 
 TENANT_CLAIM = "organization"
 TENANTS = ("acme", "other")

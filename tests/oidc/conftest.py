@@ -15,7 +15,7 @@ from devstack.servers.keycloak import Keycloak
 from devstack.stack import Databases, Options, Stack
 from shop_common.rpc.tls import channel_credentials
 from shopctl.system.layout import INVENTORY_API, ORDER_API
-from tests.identity.conftest import WITHOUT_EVENTS, running
+from testkit.apis import WITHOUT_EVENTS, running
 from tests.oidc.clients import Clients
 from tests.oidc.realm import AUDIENCE, Realm
 

@@ -8,11 +8,9 @@ from pathlib import Path
 import pytest
 
 from devstack.kafka import Kafka
-from devstack.stack import READY_SECONDS, Databases, Options, Stack
+from devstack.stack import Databases, Options, Stack
 from shop_client import Settings, Shop
-
-WITHOUT_EVENTS = {"CONSUMER_ENABLED": "false"}
-"""Consumers here would take partitions from those of other systems on the same broker, in the same groups."""
+from testkit.apis import WITHOUT_EVENTS, running
 
 _ids = itertools.count(random.SystemRandom().randrange(2**40) * 1000 + 1)
 
@@ -39,20 +37,6 @@ def shop(settings: Settings) -> Iterator[Shop]:
 def product() -> int:
     """The id of a product that no other test uses."""
     return next(_ids)
-
-
-def running(stack: Stack) -> Iterator[Stack]:
-    """Start both APIs of the stack for the block."""
-    apis = (stack.inventory_api, stack.order_api)
-    try:
-        stack.migrate()
-        for process in apis:
-            process.start()
-        for process in apis:
-            process.wait_ready(READY_SECONDS)
-        yield stack
-    finally:
-        stack.stop()
 
 
 def folder_of_this_repository() -> Path:

@@ -16,10 +16,10 @@ from devstack.certificates import OPERATOR, Files
 from devstack.kafka import Kafka
 from devstack.servers.issuer import AUDIENCE, Issuer
 from devstack.stack import Databases, Options, Stack
-from libs.client.tests.conftest import WITHOUT_EVENTS, running
 from shop_client import AsyncShop, Reservation, Settings, Shop, ShopError, Tls, errors
 from shop_client.settings import TokenSource
 from shopctl.system.layout import INVENTORY_API, ORDER_API
+from testkit.apis import WITHOUT_EVENTS, running
 
 SCOPES = ("inventory.read", "inventory.write", "stock.reserve")
 

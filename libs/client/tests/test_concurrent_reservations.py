@@ -16,8 +16,8 @@ from opentelemetry import trace
 from devstack import postgres
 from devstack.kafka import Kafka
 from devstack.stack import READY_SECONDS, Databases, Options, Stack
-from libs.client.tests.conftest import WITHOUT_EVENTS, running
 from shop_client import AsyncShop, Line, OrderLines, ReservationState, Settings, Shop, errors
+from testkit.apis import WITHOUT_EVENTS, running
 from testkit.eventually import eventually
 
 THREADS = 64
