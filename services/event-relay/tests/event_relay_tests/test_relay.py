@@ -282,8 +282,9 @@ def test_new_credentials_replace_the_producer_between_two_batches(
     with structlog.testing.capture_logs() as log, running(relay):
         eventually(lambda: not driver.waiting())
         for content in ("second", "third"):
-            file.write_text(content)
-            lines = len(log)
+            lines = len(log)  # before the change: the relay may notice it at once
+            (tmp_path / "new").write_text(content)
+            (tmp_path / "new").replace(file)
 
             def is_replaced(lines: int = lines) -> bool:
                 nonlocal written
