@@ -1,27 +1,62 @@
 """Finds free TCP ports, and shows which process uses a busy port."""
 
+import fcntl
+import os
 import random
 import socket
+import tempfile
 from collections.abc import Iterable
+from functools import cache
+from pathlib import Path
+from threading import Lock
 
 import psutil
 
 # The range is below the ephemeral ports, which the system gives to outgoing connections (32768 and up on Linux). Until
 # our process binds a free port, only another search in this range can take the port.
 _LOWEST, _HIGHEST = 15_000, 32_000
+_TRIES = 10 * (_HIGHEST - _LOWEST)
 _COMMAND_LENGTH_MAX = 60
+
+_claimed: set[int] = set()
+_claiming = Lock()
 
 
 def free_ports(count: int) -> list[int]:
-    """Return `count` different ports on which no process listens."""
-    candidates = random.sample(range(_LOWEST, _HIGHEST), count + 500)
+    """Return `count` different ports on which no process listens.
+
+    The ports are this process's until it ends: neither a later call nor another process of this user gets them. So a
+    port stays free until its server is started, and while the server is started again.
+    """
     found: list[int] = []
-    for port in candidates:
+    for _ in range(_TRIES):
         if len(found) == count:
-            break
-        if not is_busy(port):
+            return found
+        port = random.randrange(_LOWEST, _HIGHEST)
+        if not is_busy(port) and _claim(port):
             found.append(port)
-    return found
+    raise RuntimeError(f"found only {len(found)} of {count} free ports from {_LOWEST} to {_HIGHEST - 1}")
+
+
+def _claim(port: int) -> bool:
+    """Claim the port for this process, and return whether no one had claimed it."""
+    with _claiming:
+        if port in _claimed:
+            return False
+        try:
+            # A record lock of one byte per port. The system drops it when the process ends, in whatever way.
+            fcntl.lockf(_claims_file(), fcntl.LOCK_EX | fcntl.LOCK_NB, 1, port)
+        except OSError:
+            return False
+        _claimed.add(port)
+        return True
+
+
+@cache
+def _claims_file() -> int:
+    # Never closed: if a process closes a file, the system drops all locks that the process holds on it.
+    path = Path(tempfile.gettempdir()) / f"shop-ports-{os.getuid()}"
+    return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
 
 
 def busy_ports(ports: Iterable[int]) -> list[int]:
