@@ -1,4 +1,4 @@
-"""Checks the results of calls and the events on Kafka against the databases: every unit, every call, every event.
+"""Compares the results of all calls, and all events on Kafka, with the rows of both databases.
 
 The rules, for a system at rest:
 

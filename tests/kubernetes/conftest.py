@@ -18,7 +18,9 @@ REQUIRE_VARIABLE = "TEST_REQUIRE_KUSTOMIZE"
 
 @pytest.fixture(scope="session")
 def rendered(tmp_path_factory: pytest.TempPathFactory) -> Rendered:
-    """Renders folders, each once, in a copy of the manifests for which a user has made passwords.
+    """Return a function that renders a folder and remembers the result.
+
+    It uses a copy of the manifests in which `make-passwords` has run.
     Skips the test without kustomize and kubectl, or fails it if TEST_REQUIRE_KUSTOMIZE=1.
     """
     command = renderer()

@@ -75,11 +75,11 @@ class OutboxRows:
     def oldest(self, tx: Connection, shards: Sequence[int], *, without_topics: Collection[str] = ()) -> list[OutboxRow]:
         """Return the oldest rows of these shards, at most 4,000, sorted by id within a shard.
 
-        If `shards` are all shards, the rows are the oldest of the outbox. Otherwise each shard has an equal part of the
-        4,000. Rows of `without_topics` are left out.
+        With all shards, these are the oldest rows of the outbox. With fewer shards, each has at most an equal part of
+        the 4,000. Rows of `without_topics` are left out.
 
-        Every read starts at the oldest row, because a row may become visible late: its transaction commits after rows
-        with higher ids were read and shipped.
+        Every read starts at the oldest row, never after the last id that was read: a transaction with lower ids may
+        commit later, and its rows would be skipped.
         """
         if not shards:
             return []

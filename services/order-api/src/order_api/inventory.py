@@ -24,6 +24,8 @@ from shop_protos.inventory.v1 import inventory_pb2_grpc
 RELEASES_WAITING_MAX = 1_000
 RELEASE_SECONDS = 1.0
 
+_LOGGED_RESERVATIONS_MAX = 20
+
 _ACTIVE = frozenset({pb.RESERVATION_STATE_HELD, pb.RESERVATION_STATE_CONFIRMED})
 
 _log = logs.get(__name__)
@@ -105,7 +107,13 @@ class Inventory:
                     headers=delegation_headers(reserved.order.caller),
                 )
         except ShopError as error:
-            _log.info("the reservations were not released and will expire", reason=error.reason, error=error.message)
+            _log.info(
+                "the reservations were not released and will expire",
+                order_id=reserved.key.id,
+                reservation_ids=reserved.reservation_ids[:_LOGGED_RESERVATIONS_MAX],
+                reason=error.reason,
+                error=error.message,
+            )
         finally:
             self._room.release()
 

@@ -122,7 +122,7 @@ class PeriodicTask:
             _log.info("task succeeded again", task=self.name)
             self._failure = None
         if total:
-            _log.info("task done", task=self.name, count=total)
+            _log.info("task has processed rows", task=self.name, rows=total)
         return True
 
     def _set_due(self, previous: datetime | None) -> None:

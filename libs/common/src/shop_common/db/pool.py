@@ -1,8 +1,8 @@
 """Replaces the connections of a pool after the server has failed, and removes data of callers from errors.
 
-If a server shuts down, disappears or becomes read-only, all older connections to it are useless. So each connection
-stores the number of its generation, and such a failure ends the current generation. At checkout the pool replaces
-connections of earlier generations. So one failure causes one error, not one error per idle connection.
+When a server shuts down, disappears or becomes read-only, no connection that was opened before is of use. So each
+connection has a generation number. A failure begins a new generation, and at checkout the pool replaces connections of
+earlier generations. So one failure causes one error, not one error per idle connection.
 """
 
 from collections.abc import MutableMapping

@@ -146,7 +146,7 @@ class Schema:
         except ShopError as error:
             set_ready(False)
             causes.add(cause_of(error))
-            _log.warning("the database is unavailable; not ready until it responds", cause=cause_of(error))
+            _log.warning("the database is unavailable at the start; not ready until it responds", cause=cause_of(error))
         arguments = (database, set_ready, on_fatal, causes)
         threading.Thread(target=self._watch, args=arguments, name="schema", daemon=True).start()
 

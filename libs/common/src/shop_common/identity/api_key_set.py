@@ -107,7 +107,8 @@ class ApiKeySet:
         now = time.monotonic()
         if now - self._logged_at >= LOG_SECONDS:
             self._logged_at = now
-            _log.warning("the API keys could not be read; using the last ones", error=str(error))
+            known = "no keys are known yet" if not self._keys else "using the keys of the last read"
+            _log.warning(f"the API keys could not be read; {known}", error=str(error))
 
 
 def _caller(key: ApiKey) -> Caller:

@@ -63,10 +63,8 @@ class Health:
     def set_ready(self, component: str, ready: bool) -> None:
         """Set whether one component is ready. The process is ready when all its components are ready.
 
-        The components of an API are `server`, `schema`, `consumer` and `identity`, those of the relay `server` and
-        `relay`, those of the reaper `server` and `tasks`, and those of a parent of workers `server` and `workers`.
-        A component counts from its first report on. `identity` reports only with OIDC_ISSUER. `schema` and `consumer`
-        report for the first time when they are not ready.
+        CONTRIBUTING.md lists the components of each process. A component counts from its first report on. `schema` and
+        `consumer` report for the first time when they are not ready.
         """
         with self._lock:
             self._ready_components[component] = ready

@@ -167,7 +167,10 @@ def _differences(response: Message, expected: dict[str, object]) -> list[str]:
 
 
 def _at(value: Any, path: Sequence[str]) -> Any:
-    """Return the field at the path. For a repeated field, return the list of its elements' fields, or its `count`.
+    """Return the field at the path.
+
+    After a repeated field, the path continues in each element, and the result is a list. The name `count` returns the
+    number of elements.
 
     Raises CommandFailed if there is no such field: then the smoke test is wrong, not the response.
     """

@@ -20,8 +20,14 @@ class InventoryServiceStub:
       INVALID_ARGUMENT   INVALID_FIELD. google.rpc.BadRequest lists every invalid field.
       UNAUTHENTICATED    CREDENTIALS_MISSING, TOKEN_INVALID, TOKEN_EXPIRED.
       PERMISSION_DENIED  PERMISSION_MISSING (metadata: permission): the caller lacks the permission that the RPC needs.
+                         DELEGATION_INVALID: only for a caller with the permission `delegate`; the call names a malformed
+                         tenant or user to act for.
       ABORTED            CONTENTION: other calls kept changing the same rows. Nothing was done; retry.
       RESOURCE_EXHAUSTED QUEUE_FULL, POOL_TIMEOUT, with google.rpc.RetryInfo. Nothing was done; retry later.
+                         RATE_LIMITED, with google.rpc.RetryInfo: the caller exceeds its rate. Nothing was done; retry
+                         after that time.
+                         ANSWER_TOO_LARGE: the response would exceed 4 MiB. A change has taken effect; request fewer
+                         entries at once.
       UNAVAILABLE        DATABASE_UNAVAILABLE. The call may have had its effect; see below for how to retry.
                          KEY_SET_UNAVAILABLE, API_KEYS_UNAVAILABLE: the token or API key could not be checked. Nothing
                          was done; retry.
@@ -140,8 +146,14 @@ class InventoryServiceServicer(metaclass=_abc_1.ABCMeta):
       INVALID_ARGUMENT   INVALID_FIELD. google.rpc.BadRequest lists every invalid field.
       UNAUTHENTICATED    CREDENTIALS_MISSING, TOKEN_INVALID, TOKEN_EXPIRED.
       PERMISSION_DENIED  PERMISSION_MISSING (metadata: permission): the caller lacks the permission that the RPC needs.
+                         DELEGATION_INVALID: only for a caller with the permission `delegate`; the call names a malformed
+                         tenant or user to act for.
       ABORTED            CONTENTION: other calls kept changing the same rows. Nothing was done; retry.
       RESOURCE_EXHAUSTED QUEUE_FULL, POOL_TIMEOUT, with google.rpc.RetryInfo. Nothing was done; retry later.
+                         RATE_LIMITED, with google.rpc.RetryInfo: the caller exceeds its rate. Nothing was done; retry
+                         after that time.
+                         ANSWER_TOO_LARGE: the response would exceed 4 MiB. A change has taken effect; request fewer
+                         entries at once.
       UNAVAILABLE        DATABASE_UNAVAILABLE. The call may have had its effect; see below for how to retry.
                          KEY_SET_UNAVAILABLE, API_KEYS_UNAVAILABLE: the token or API key could not be checked. Nothing
                          was done; retry.

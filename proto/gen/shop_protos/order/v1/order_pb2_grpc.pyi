@@ -21,9 +21,15 @@ class OrderServiceStub:
       UNAUTHENTICATED    CREDENTIALS_MISSING, TOKEN_INVALID, TOKEN_EXPIRED.
       PERMISSION_DENIED  PERMISSION_MISSING (metadata: permission): the caller lacks the permission that the RPC needs.
                          If the request names another user, the RPC needs the permission orders.any.
+                         DELEGATION_INVALID: only for a caller with the permission `delegate`; the call names a malformed
+                         tenant or user to act for.
       ABORTED            CONTENTION: other calls kept changing the same rows. Nothing was done; retry.
       RESOURCE_EXHAUSTED QUEUE_FULL, POOL_TIMEOUT, with google.rpc.RetryInfo. No order was created or changed. Stock may
                          have been reserved or confirmed for it; a retry with the same request_id continues with it.
+                         RATE_LIMITED, with google.rpc.RetryInfo: the caller exceeds its rate. Nothing was done; retry
+                         after that time.
+                         ANSWER_TOO_LARGE: the response would exceed 4 MiB. A change has taken effect; request fewer
+                         entries at once.
       UNAVAILABLE        DATABASE_UNAVAILABLE. The call may have had its effect; see below for how to retry.
                          KEY_SET_UNAVAILABLE, API_KEYS_UNAVAILABLE: the token or API key could not be checked. Nothing
                          was done; retry.
@@ -96,9 +102,15 @@ class OrderServiceServicer(metaclass=_abc_1.ABCMeta):
       UNAUTHENTICATED    CREDENTIALS_MISSING, TOKEN_INVALID, TOKEN_EXPIRED.
       PERMISSION_DENIED  PERMISSION_MISSING (metadata: permission): the caller lacks the permission that the RPC needs.
                          If the request names another user, the RPC needs the permission orders.any.
+                         DELEGATION_INVALID: only for a caller with the permission `delegate`; the call names a malformed
+                         tenant or user to act for.
       ABORTED            CONTENTION: other calls kept changing the same rows. Nothing was done; retry.
       RESOURCE_EXHAUSTED QUEUE_FULL, POOL_TIMEOUT, with google.rpc.RetryInfo. No order was created or changed. Stock may
                          have been reserved or confirmed for it; a retry with the same request_id continues with it.
+                         RATE_LIMITED, with google.rpc.RetryInfo: the caller exceeds its rate. Nothing was done; retry
+                         after that time.
+                         ANSWER_TOO_LARGE: the response would exceed 4 MiB. A change has taken effect; request fewer
+                         entries at once.
       UNAVAILABLE        DATABASE_UNAVAILABLE. The call may have had its effect; see below for how to retry.
                          KEY_SET_UNAVAILABLE, API_KEYS_UNAVAILABLE: the token or API key could not be checked. Nothing
                          was done; retry.

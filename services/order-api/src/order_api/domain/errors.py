@@ -1,11 +1,11 @@
-"""The errors that refuse a request about orders.
+"""The errors that refuse a request about orders. `shop_common.errors` has the gRPC status of NotFound and Refused.
 
-ShopError                       shop_common.errors lists the gRPC status of each kind
+ShopError
 ├── NotFound
 │   └── OrderNotFound
 └── Refused
     ├── IllegalTransition
-    ├── ReservationExpired      (when an order is created)
+    ├── ReservationExpired      (when an order is created; a confirmation gets this reason from inventory-api)
     └── ReservationReleased     (when an order is confirmed)
 """
 
