@@ -28,10 +28,10 @@ def test_without_a_database_it_is_alive_but_not_ready_and_logs_the_cause_once() 
     process = inventory_api({"DATABASE_URL": f"postgresql://shop:secret@127.0.0.1:{unused_port}/inventory"})
     try:
         process.start().wait_ready(30, service="liveness")
-        process.wait_for_line("the database is unavailable; not ready", 10)
+        process.wait_for_line("the database is unavailable at the start; not ready", 10)
 
         assert not process.is_ready()
-        assert process.log.count("the database is unavailable; not ready") == 1
+        assert process.log.count("the database is unavailable at the start; not ready") == 1
         assert "secret" not in process.log
         assert process.stop() == 0
     finally:
