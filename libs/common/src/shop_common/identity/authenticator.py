@@ -78,6 +78,11 @@ class Authenticator:
         return Caller(f"user:{verified.subject}", permissions, verified.subject, verified.tenant, rate)
 
 
+def has_token(metadata: Iterable[tuple[str, str | bytes]]) -> bool:
+    """Return whether the headers have a token or an API key, valid or not. It alone then identifies the caller."""
+    return any(key == AUTHORIZATION for key, _ in metadata)
+
+
 def delegated(caller: Caller, named_tenant: str, subject: str) -> Caller:
     """Return the caller, acting for the user of the tenant.
 

@@ -5,7 +5,6 @@ queued for a thread, or refused, before that. So this module remembers which cal
 belong to. It never decides what a caller may do.
 """
 
-import hashlib
 import threading
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ from typing import Any
 from grpc._cython import cygrpc  # type: ignore[attr-defined]  # the stubs do not have it
 
 from shop_common.batching.fair_queue import Sharer, sharer_of
-from shop_common.identity.authenticator import AUTHORIZATION, SUBJECT, TENANT
+from shop_common.identity.authenticator import AUTHORIZATION, SUBJECT, TENANT, has_token
 from shop_common.identity.caller import Caller
 from shop_common.rpc.tls import spiffe_id
 
@@ -34,28 +33,30 @@ class Sharers:
     """The callers of one server. Safe to share between threads."""
 
     def __init__(self) -> None:
-        self._known: dict[bytes, Sharer] = {}
-        """By the hash of the credentials."""
+        # By the hash of the credentials, so that this holds no secrets. The key of Python's hash is random and secret:
+        # nobody can choose a token with the hash of another. If two had the same hash, they would share their threads.
+        self._known: dict[int, Sharer] = {}
         self._lock = threading.Lock()  # guards additions; a lookup is atomic
 
     def of_event(self, event: Any) -> Sharer:
         """Return the sharer of a call that grpcio has received."""
         headers = _credentials(event.invocation_metadata)
         certified = None
-        if not _has_token(headers):
+        if not has_token(headers):
             # The public method for this needs a ServicerContext, which exists only on the thread of the call.
             certified = spiffe_id(_decoded(cygrpc.auth_context(event.call)))
-        return self._known.get(_digest(headers, certified), Unknown(certified))
+        known = self._known.get(_hash(headers, certified))
+        return Unknown(certified) if known is None else known
 
     def learn(self, metadata: Iterable[tuple[str, str | bytes]], certified: str | None, caller: Caller) -> Sharer:
         """Remember the caller of an authenticated call, by its headers and the SPIFFE id in its certificate."""
         headers = _credentials(metadata)
         sharer = sharer_of(caller)
-        digest = _digest(headers, None if _has_token(headers) else certified)
+        credentials = _hash(headers, None if has_token(headers) else certified)
         with self._lock:
             if len(self._known) >= REMEMBERED_MAX:
                 del self._known[next(iter(self._known))]  # the oldest
-            self._known[digest] = sharer
+            self._known[credentials] = sharer
         return sharer
 
 
@@ -63,12 +64,8 @@ def _credentials(metadata: Iterable[tuple[str, str | bytes]]) -> list[tuple[str,
     return [(key, value) for key, value in metadata if key in _HEADERS]
 
 
-def _has_token(headers: Iterable[tuple[str, str | bytes]]) -> bool:
-    return any(key == AUTHORIZATION for key, _ in headers)
-
-
-def _digest(headers: Iterable[tuple[str, str | bytes]], certified: str | None) -> bytes:
-    return hashlib.sha256(repr((headers, certified)).encode()).digest()
+def _hash(headers: Iterable[tuple[str, str | bytes]], certified: str | None) -> int:
+    return hash((*headers, certified))
 
 
 def _decoded(auth_context: Mapping[bytes, Any] | None) -> dict[str, Any]:
