@@ -253,7 +253,7 @@ ROWS = [
                 width=8,
             ),
             Panel(
-                "Expired reservations, cancelled orders, purged rows",
+                "Expired reservations, cancelled orders, purged rows, verified items",
                 "",
                 "cps",
                 [Query(per_second("shop_reaper_done_total", "task"), "{{task}}")],
@@ -261,7 +261,7 @@ ROWS = [
             ),
             Panel(
                 "Time since the last success",
-                "Purges run every hour or at the times of PURGE_CRON, other tasks every second.",
+                "Verifications run every hour, purges too or at the times of PURGE_CRON, other tasks every second.",
                 "s",
                 [Query("time() - max by (task) (shop_reaper_last_success_timestamp_seconds)", "{{task}}")],
                 width=8,

@@ -13,9 +13,11 @@ from typing import Any
 import psutil
 import pytest
 from google.protobuf.duration_pb2 import Duration
+from sqlalchemy import text
 
 from devstack import kafka
 from devstack.stack import Databases, Stack
+from shop_common.db.database import Database
 from shop_protos.inventory.v1.inventory_pb2 import CheckStockRequest
 from shopctl.smoke import every_rpc, smoke_test
 from shopctl.smoke.reporter import Reporter
@@ -155,6 +157,24 @@ def test_items_are_shown_by_filter_and_page_by_page(shell: Shell) -> None:
     table = shell.text("query-inventory --product-id 7005")
     assert "7005" in table
     assert "WAREHOUSE_B" in table
+
+
+def test_damaged_stock_is_named_and_repaired(shell: Shell, run_file: Path) -> None:
+    shell.text("seed-data --products 2 --warehouses 1 --first-product 8001 --quantity 7")
+    (item,) = shell.lines("query-inventory --product-id 8002")
+    assert shell.lines("verify") == []
+    database = Database(runfile.read(run_file).databases.inventory)
+    with database.write() as tx:
+        tx.execute(text("UPDATE inventory_items SET reserved_quantity = 1 WHERE id = :id"), {"id": item["id"]})
+    database.close()
+
+    (found,) = shell.lines("verify", code=1)
+    assert (found["kind"], found["item_id"]) == ("RESERVED_QUANTITY", item["id"])
+    assert (found["expected"], found["actual"], found["repaired"]) == (0, 1, False)
+    assert "RESERVED_QUANTITY" in shell.shown("verify", code=1)
+    (repaired,) = shell.lines("verify --repair")
+    assert repaired == found | {"repaired": True}
+    assert shell.lines("verify") == []
 
 
 def test_orders_are_shown_newest_first_and_by_filter(shell: Shell) -> None:

@@ -68,6 +68,7 @@ def test_a_wrong_command_line_exits_with_2(words: list[str]) -> None:
         "kafka-consume-orders",
         "kafka-consume-inventory",
         "dlq",
+        "verify",
     ],
 )
 def test_without_a_running_system_the_error_is_one_sentence(command: str, capsys: pytest.CaptureFixture[str]) -> None:

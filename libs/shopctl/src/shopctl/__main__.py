@@ -25,6 +25,7 @@ COMMANDS = {
     "seed-data": Command("create a product catalogue through the API", "shopctl.data.seed_data"),
     "load": Command("generate load at a steady rate, for a limited time", "shopctl.load.load"),
     "query-inventory": Command("show items", "shopctl.data.query_inventory"),
+    "verify": Command("compare the counters of the stock with its reservations", "shopctl.data.verify"),
     "keys": Command("create, list or revoke API keys", "shopctl.data.keys"),
     "query-orders": Command("show orders", "shopctl.data.query_orders"),
     "audit": Command("show which callers changed data", "shopctl.data.audit"),

@@ -9,6 +9,7 @@ from google.protobuf.duration_pb2 import Duration
 from reservation_reaper.periodic_task import PeriodicTask
 from reservation_reaper.schedule import Schedule
 from reservation_reaper.settings import ReaperSettings
+from reservation_reaper.stock_verification import StockVerification
 from reservation_reaper.triggers import Cron, Every, Trigger
 from shop_common.environment.settings import help_text, load
 from shop_common.process import lifecycle
@@ -33,7 +34,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run until SIGTERM or SIGINT. Returns the exit code."""
     argparse.ArgumentParser(
         prog="python -m reservation_reaper",
-        description="Calls both APIs periodically: expires due reservations, cancels abandoned orders, purges history.",
+        description="Calls both APIs periodically: expires due reservations, cancels abandoned orders, purges history,"
+        " verifies the stock.",
         epilog=help_text(ReaperSettings),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     ).parse_args(argv)
@@ -94,6 +96,9 @@ def _inventory_tasks(settings: ReaperSettings, client: Client) -> list[PeriodicT
         purged = client.call(api.PurgeHistory, request, timeout_seconds=settings.call_seconds)
         return max(purged.purged_keys_count, purged.purged_reservations_count)
 
+    def verify(request: inventory_pb2.VerifyStockRequest) -> inventory_pb2.VerifyStockResponse:
+        return client.call(api.VerifyStock, request, timeout_seconds=settings.call_seconds)
+
     return [
         PeriodicTask(
             "expire-reservations",
@@ -103,6 +108,12 @@ def _inventory_tasks(settings: ReaperSettings, client: Client) -> list[PeriodicT
             batch_seconds=EXPIRY_SECONDS,
         ),
         PeriodicTask("purge-inventory", purge, _purge_trigger(settings), batch_max=batch_max),
+        PeriodicTask(
+            "verify-stock",
+            StockVerification(verify).run_batch,
+            Every(settings.verify_interval_seconds),
+            batch_max=batch_max,
+        ),
     ]
 
 

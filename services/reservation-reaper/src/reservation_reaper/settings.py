@@ -24,7 +24,10 @@ class ReaperSettings(CommonSettings, CallerSettings):
         default=1.0, ge=0.05, le=3600, description="seconds between two runs of a task"
     )
     reap_batch_max: int = Field(
-        default=1000, ge=1, le=10_000, description="maximum number of rows that one call expires, cancels or purges"
+        default=1000,
+        ge=1,
+        le=10_000,
+        description="maximum number of rows that one call expires, cancels, purges or verifies",
     )
     abandoned_grace_seconds: int = Field(
         default=120,
@@ -37,6 +40,9 @@ class ReaperSettings(CommonSettings, CallerSettings):
         default=None,
         description='cron expression of the purges, in UTC, instead of an interval: "0 3 * * *" is every day at three, '
         '"0 3 * * sun" every Sunday',
+    )
+    verify_interval_seconds: float = Field(
+        default=3600.0, ge=1, description="seconds between two verifications of the stock"
     )
     history_kept_hours: int = Field(
         default=168,

@@ -20,7 +20,7 @@ PERMISSIONS: Mapping[str, str] = {
     DELEGATE: "act for the tenants and users that a call names; for order-api",
     "admin": "create, list and revoke API keys",
     "keys.read": "read the digests of API keys; for inventory-api",
-    "maintenance": "expire reservations, cancel abandoned orders and purge history; for reservation-reaper",
+    "maintenance": "expire reservations, cancel abandoned orders, purge history, verify stock; for reservation-reaper",
 }
 """Every permission, with a description of the calls that it allows."""
 

@@ -55,6 +55,7 @@ _OF_SOME_PROCESSES = [
     "REAP_INTERVAL_SECONDS",
     "RESERVATION_TTL",
     "TLS_CA_PATH",
+    "VERIFY_INTERVAL_SECONDS",
 ]
 
 SETTINGS_OF_ALL = {*_OF_SOME_PROCESSES, *(name.upper() for name in ApiSettings.model_fields)}

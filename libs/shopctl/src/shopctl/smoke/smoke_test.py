@@ -235,6 +235,11 @@ class SmokeTest:
             purged_reservations_count=0,
         )
         reporter.call(
+            reporter.shop.inventory_maintenance.VerifyStock,
+            stock_maintenance.VerifyStockRequest(max_count=10),
+            mismatches__count=0,
+        )
+        reporter.call(
             reporter.shop.order_maintenance.PurgeHistory,
             order_maintenance.PurgeHistoryRequest(older_than=_TEN_YEARS),
             purged_keys_count=0,

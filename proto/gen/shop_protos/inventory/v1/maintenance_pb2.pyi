@@ -3,9 +3,12 @@
 isort:skip_file
 """
 
+from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import duration_pb2 as _duration_pb2
 from google.protobuf import message as _message
+from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -16,6 +19,38 @@ else:
     from typing_extensions import TypeAlias as _TypeAlias, Never as _Never
 
 DESCRIPTOR: _descriptor.FileDescriptor
+
+class _StockMismatchKind:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _StockMismatchKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_StockMismatchKind.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    STOCK_MISMATCH_KIND_UNSPECIFIED: _StockMismatchKind.ValueType  # 0
+    """Not used."""
+    STOCK_MISMATCH_KIND_RESERVED_QUANTITY: _StockMismatchKind.ValueType  # 1
+    """The reserved quantity of an item is not the number of units that active reservations take from it. The repair sets
+    the reserved quantity, unless it would exceed the quantity, or allocations are wrong and cannot be repaired.
+    """
+    STOCK_MISMATCH_KIND_ALLOCATIONS: _StockMismatchKind.ValueType  # 2
+    """The allocations of an active reservation do not add up to its quantity. The repair restores the allocation of a
+    reservation that has none and takes all its units from this item.
+    """
+
+class StockMismatchKind(_StockMismatchKind, metaclass=_StockMismatchKindEnumTypeWrapper):
+    """What a mismatch is about."""
+
+STOCK_MISMATCH_KIND_UNSPECIFIED: StockMismatchKind.ValueType  # 0
+"""Not used."""
+STOCK_MISMATCH_KIND_RESERVED_QUANTITY: StockMismatchKind.ValueType  # 1
+"""The reserved quantity of an item is not the number of units that active reservations take from it. The repair sets
+the reserved quantity, unless it would exceed the quantity, or allocations are wrong and cannot be repaired.
+"""
+STOCK_MISMATCH_KIND_ALLOCATIONS: StockMismatchKind.ValueType  # 2
+"""The allocations of an active reservation do not add up to its quantity. The repair restores the allocation of a
+reservation that has none and takes all its units from this item.
+"""
+Global___StockMismatchKind: _TypeAlias = StockMismatchKind  # noqa: Y015
 
 @_typing.final
 class ExpireReservationsRequest(_message.Message):
@@ -114,3 +149,119 @@ class PurgeHistoryResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___PurgeHistoryResponse: _TypeAlias = PurgeHistoryResponse  # noqa: Y015
+
+@_typing.final
+class VerifyStockRequest(_message.Message):
+    """The items to verify."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    AFTER_ITEM_ID_FIELD_NUMBER: _builtins.int
+    MAX_COUNT_FIELD_NUMBER: _builtins.int
+    REPAIR_FIELD_NUMBER: _builtins.int
+    after_item_id: _builtins.int
+    """Verify items with ids above this one. 0 starts with the first item."""
+    max_count: _builtins.int
+    """At most this many items: 1 … 10,000. 0 means 1,000."""
+    repair: _builtins.bool
+    """Repair the mismatches that have only one right answer."""
+    def __init__(
+        self,
+        *,
+        after_item_id: _builtins.int = ...,
+        max_count: _builtins.int = ...,
+        repair: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["after_item_id", b"after_item_id", "max_count", b"max_count", "repair", b"repair"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___VerifyStockRequest: _TypeAlias = VerifyStockRequest  # noqa: Y015
+
+@_typing.final
+class VerifyStockResponse(_message.Message):
+    """The result of verifying a part of the items."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VERIFIED_COUNT_FIELD_NUMBER: _builtins.int
+    NEXT_AFTER_ITEM_ID_FIELD_NUMBER: _builtins.int
+    MISMATCHES_FIELD_NUMBER: _builtins.int
+    verified_count: _builtins.int
+    """Items that this call verified. Fewer than max_count if no item is left, or if there are many mismatches."""
+    next_after_item_id: _builtins.int
+    """The `after_item_id` of the next call. 0 if this call has verified the last item."""
+    @_builtins.property
+    def mismatches(self) -> _containers.RepeatedCompositeFieldContainer[Global___StockMismatch]:
+        """The mismatches, in the order of the item ids."""
+
+    def __init__(
+        self,
+        *,
+        verified_count: _builtins.int = ...,
+        next_after_item_id: _builtins.int = ...,
+        mismatches: _abc.Iterable[Global___StockMismatch] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["mismatches", b"mismatches", "next_after_item_id", b"next_after_item_id", "verified_count", b"verified_count"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___VerifyStockResponse: _TypeAlias = VerifyStockResponse  # noqa: Y015
+
+@_typing.final
+class StockMismatch(_message.Message):
+    """Two stored values that should be equal and are not."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KIND_FIELD_NUMBER: _builtins.int
+    TENANT_FIELD_NUMBER: _builtins.int
+    ITEM_ID_FIELD_NUMBER: _builtins.int
+    PRODUCT_ID_FIELD_NUMBER: _builtins.int
+    LOCATION_FIELD_NUMBER: _builtins.int
+    RESERVATION_ID_FIELD_NUMBER: _builtins.int
+    EXPECTED_FIELD_NUMBER: _builtins.int
+    ACTUAL_FIELD_NUMBER: _builtins.int
+    REPAIRED_FIELD_NUMBER: _builtins.int
+    kind: Global___StockMismatchKind.ValueType
+    """The values that were compared."""
+    tenant: _builtins.str
+    """The tenant of the item."""
+    item_id: _builtins.int
+    """The item."""
+    product_id: _builtins.int
+    """The product of the item."""
+    location: _builtins.str
+    """The location of the item."""
+    reservation_id: _builtins.str
+    """The reservation, for STOCK_MISMATCH_KIND_ALLOCATIONS; else empty."""
+    expected: _builtins.int
+    """The value that follows from the other rows."""
+    actual: _builtins.int
+    """The stored value."""
+    repaired: _builtins.bool
+    """Whether this call has repaired the mismatch."""
+    def __init__(
+        self,
+        *,
+        kind: Global___StockMismatchKind.ValueType = ...,
+        tenant: _builtins.str = ...,
+        item_id: _builtins.int = ...,
+        product_id: _builtins.int = ...,
+        location: _builtins.str = ...,
+        reservation_id: _builtins.str = ...,
+        expected: _builtins.int = ...,
+        actual: _builtins.int = ...,
+        repaired: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["actual", b"actual", "expected", b"expected", "item_id", b"item_id", "kind", b"kind", "location", b"location", "product_id", b"product_id", "repaired", b"repaired", "reservation_id", b"reservation_id", "tenant", b"tenant"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___StockMismatch: _TypeAlias = StockMismatch  # noqa: Y015

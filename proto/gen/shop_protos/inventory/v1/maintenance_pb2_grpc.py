@@ -28,7 +28,7 @@ if _version_not_supported:
 class InventoryMaintenanceServiceStub:
     """The reaper calls these RPCs on a schedule. No guarantee depends on this schedule: the stock of a due reservation is
     available at once. An RPC can return the errors that every RPC of InventoryService can return.
-    Both RPCs are repeatable.
+    All RPCs are repeatable.
     """
 
     def __init__(self, channel):
@@ -47,12 +47,17 @@ class InventoryMaintenanceServiceStub:
                 request_serializer=shop_dot_inventory_dot_v1_dot_maintenance__pb2.PurgeHistoryRequest.SerializeToString,
                 response_deserializer=shop_dot_inventory_dot_v1_dot_maintenance__pb2.PurgeHistoryResponse.FromString,
                 _registered_method=True)
+        self.VerifyStock = channel.unary_unary(
+                '/shop.inventory.v1.InventoryMaintenanceService/VerifyStock',
+                request_serializer=shop_dot_inventory_dot_v1_dot_maintenance__pb2.VerifyStockRequest.SerializeToString,
+                response_deserializer=shop_dot_inventory_dot_v1_dot_maintenance__pb2.VerifyStockResponse.FromString,
+                _registered_method=True)
 
 
 class InventoryMaintenanceServiceServicer:
     """The reaper calls these RPCs on a schedule. No guarantee depends on this schedule: the stock of a due reservation is
     available at once. An RPC can return the errors that every RPC of InventoryService can return.
-    Both RPCs are repeatable.
+    All RPCs are repeatable.
     """
 
     def ExpireReservations(self, request, context):
@@ -76,6 +81,16 @@ class InventoryMaintenanceServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def VerifyStock(self, request, context):
+        """Compares the reserved quantity of items of all tenants with the allocations of active reservations, in the order of
+        the item ids. Reads without locks. An item that does not match is read again under its lock before it is reported,
+        so that a change in progress is never reported. Every mismatch is also logged.
+        With `repair`, mismatches that have only one right answer are repaired: each kind states which. Emits nothing.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_InventoryMaintenanceServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -89,6 +104,11 @@ def add_InventoryMaintenanceServiceServicer_to_server(servicer, server):
                     request_deserializer=shop_dot_inventory_dot_v1_dot_maintenance__pb2.PurgeHistoryRequest.FromString,
                     response_serializer=shop_dot_inventory_dot_v1_dot_maintenance__pb2.PurgeHistoryResponse.SerializeToString,
             ),
+            'VerifyStock': grpc.unary_unary_rpc_method_handler(
+                    servicer.VerifyStock,
+                    request_deserializer=shop_dot_inventory_dot_v1_dot_maintenance__pb2.VerifyStockRequest.FromString,
+                    response_serializer=shop_dot_inventory_dot_v1_dot_maintenance__pb2.VerifyStockResponse.SerializeToString,
+            ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
             'shop.inventory.v1.InventoryMaintenanceService', rpc_method_handlers)
@@ -100,7 +120,7 @@ def add_InventoryMaintenanceServiceServicer_to_server(servicer, server):
 class InventoryMaintenanceService:
     """The reaper calls these RPCs on a schedule. No guarantee depends on this schedule: the stock of a due reservation is
     available at once. An RPC can return the errors that every RPC of InventoryService can return.
-    Both RPCs are repeatable.
+    All RPCs are repeatable.
     """
 
     @staticmethod
@@ -147,6 +167,33 @@ class InventoryMaintenanceService:
             '/shop.inventory.v1.InventoryMaintenanceService/PurgeHistory',
             shop_dot_inventory_dot_v1_dot_maintenance__pb2.PurgeHistoryRequest.SerializeToString,
             shop_dot_inventory_dot_v1_dot_maintenance__pb2.PurgeHistoryResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def VerifyStock(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/shop.inventory.v1.InventoryMaintenanceService/VerifyStock',
+            shop_dot_inventory_dot_v1_dot_maintenance__pb2.VerifyStockRequest.SerializeToString,
+            shop_dot_inventory_dot_v1_dot_maintenance__pb2.VerifyStockResponse.FromString,
             options,
             channel_credentials,
             insecure,

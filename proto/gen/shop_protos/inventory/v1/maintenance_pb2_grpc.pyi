@@ -15,7 +15,7 @@ GRPC_VERSION: str
 class InventoryMaintenanceServiceStub:
     """The reaper calls these RPCs on a schedule. No guarantee depends on this schedule: the stock of a due reservation is
     available at once. An RPC can return the errors that every RPC of InventoryService can return.
-    Both RPCs are repeatable.
+    All RPCs are repeatable.
     """
 
     def __init__(self, channel: _grpc.Channel) -> None: ...
@@ -32,11 +32,17 @@ class InventoryMaintenanceServiceStub:
     returned count is max_count, call again. A reservation that cannot be deleted is set aside, like one that cannot be
     expired. Emits nothing.
     """
+    VerifyStock: _grpc.UnaryUnaryMultiCallable[_maintenance_pb2.VerifyStockRequest, _maintenance_pb2.VerifyStockResponse]
+    """Compares the reserved quantity of items of all tenants with the allocations of active reservations, in the order of
+    the item ids. Reads without locks. An item that does not match is read again under its lock before it is reported,
+    so that a change in progress is never reported. Every mismatch is also logged.
+    With `repair`, mismatches that have only one right answer are repaired: each kind states which. Emits nothing.
+    """
 
 class InventoryMaintenanceServiceServicer(metaclass=_abc_1.ABCMeta):
     """The reaper calls these RPCs on a schedule. No guarantee depends on this schedule: the stock of a due reservation is
     available at once. An RPC can return the errors that every RPC of InventoryService can return.
-    Both RPCs are repeatable.
+    All RPCs are repeatable.
     """
 
     @_abc_1.abstractmethod
@@ -62,6 +68,18 @@ class InventoryMaintenanceServiceServicer(metaclass=_abc_1.ABCMeta):
         than that. A transaction deletes at most 500 rows of one kind. Never deletes items or active reservations. If a
         returned count is max_count, call again. A reservation that cannot be deleted is set aside, like one that cannot be
         expired. Emits nothing.
+        """
+
+    @_abc_1.abstractmethod
+    def VerifyStock(
+        self,
+        request: _maintenance_pb2.VerifyStockRequest,
+        context: _grpc.ServicerContext,
+    ) -> _maintenance_pb2.VerifyStockResponse:
+        """Compares the reserved quantity of items of all tenants with the allocations of active reservations, in the order of
+        the item ids. Reads without locks. An item that does not match is read again under its lock before it is reported,
+        so that a change in progress is never reported. Every mismatch is also logged.
+        With `repair`, mismatches that have only one right answer are repaired: each kind states which. Emits nothing.
         """
 
 def add_InventoryMaintenanceServiceServicer_to_server(servicer: InventoryMaintenanceServiceServicer, server: _grpc.Server) -> None: ...

@@ -16,6 +16,7 @@ from inventory_api.domain.commands import (
     ReservationFilter,
     SetQuantity,
     StockQuestion,
+    VerifyRequest,
 )
 from inventory_api.domain.model import (
     DEFAULT_LOCATION,
@@ -250,6 +251,18 @@ def purge(request: maintenance_pb2.PurgeHistoryRequest, caller: Caller) -> Purge
             max_count=check.between(
                 "max_count", request.max_count or MAINTENANCE_COUNT_DEFAULT, 1, MAINTENANCE_COUNT_MAX
             ),
+            caller=caller,
+        )
+
+
+def verify(request: maintenance_pb2.VerifyStockRequest, caller: Caller) -> VerifyRequest:
+    with Fields() as check:
+        return VerifyRequest(
+            after_item_id=check.between("after_item_id", request.after_item_id, 0, INT64_MAX),
+            max_count=check.between(
+                "max_count", request.max_count or MAINTENANCE_COUNT_DEFAULT, 1, MAINTENANCE_COUNT_MAX
+            ),
+            repair=request.repair,
             caller=caller,
         )
 

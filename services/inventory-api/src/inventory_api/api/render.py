@@ -5,16 +5,23 @@ from dataclasses import replace
 
 from inventory_api.api.parse import STATE_NUMBERS
 from inventory_api.domain.model import Item, Reservation
+from inventory_api.domain.verification import Mismatch, MismatchKind
 from shop_common.errors import ShopError
 from shop_common.rpc.status import to_status
 from shop_common.timestamps import to_proto, to_proto_or_none
 from shop_protos.inventory.v1 import inventory_pb2 as pb
+from shop_protos.inventory.v1 import maintenance_pb2
 
 RESPONSE_ALLOCATIONS_MAX = 25_000
 """The most allocations in a response.
 
 With 90 bytes per allocation, and 5,000 reservations of 200 bytes each, the response stays below 4 MB.
 """
+
+_KINDS: dict[MismatchKind, maintenance_pb2.StockMismatchKind.ValueType] = {
+    MismatchKind.RESERVED_QUANTITY: maintenance_pb2.STOCK_MISMATCH_KIND_RESERVED_QUANTITY,
+    MismatchKind.ALLOCATIONS: maintenance_pb2.STOCK_MISMATCH_KIND_ALLOCATIONS,
+}
 
 
 def item(value: Item) -> pb.InventoryItem:
@@ -65,3 +72,17 @@ def batch(outcomes: Sequence[list[Reservation] | ShopError]) -> pb.BatchReserveS
             pb.BatchReserveStockResult(reservations=pb.Reservations(reservations=[reservation(each) for each in shown]))
         )
     return pb.BatchReserveStockResponse(results=results)
+
+
+def mismatch(value: Mismatch) -> maintenance_pb2.StockMismatch:
+    return maintenance_pb2.StockMismatch(
+        kind=_KINDS[value.kind],
+        tenant=value.item.tenant,
+        item_id=value.item.id,
+        product_id=value.item.product_id,
+        location=value.item.location,
+        reservation_id=value.reservation_id,
+        expected=value.expected,
+        actual=value.actual,
+        repaired=value.repaired,
+    )

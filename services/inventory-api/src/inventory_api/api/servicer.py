@@ -115,3 +115,13 @@ class InventoryMaintenanceServicer(maintenance_pb2_grpc.InventoryMaintenanceServ
         return maintenance_pb2.PurgeHistoryResponse(
             purged_keys_count=purged.keys, purged_reservations_count=purged.reservations
         )
+
+    def VerifyStock(
+        self, request: maintenance_pb2.VerifyStockRequest, context: ServicerContext
+    ) -> maintenance_pb2.VerifyStockResponse:
+        verified = self._operations.verify_stock(parse.verify(request, caller()), deadline=deadline(context))
+        return maintenance_pb2.VerifyStockResponse(
+            verified_count=verified.count,
+            next_after_item_id=verified.next_after_id,
+            mismatches=map(render.mismatch, verified.mismatches),
+        )

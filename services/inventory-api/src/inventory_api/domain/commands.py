@@ -150,3 +150,12 @@ class PurgeRequest(Command):
 
     older_than_seconds: float
     max_count: int
+
+
+@dataclass(frozen=True, slots=True)
+class VerifyRequest(Command):
+    """Verify at most `max_count` items of all tenants with ids above `after_item_id`, and repair them if `repair`."""
+
+    after_item_id: int
+    max_count: int
+    repair: bool = False

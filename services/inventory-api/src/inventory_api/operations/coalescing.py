@@ -15,6 +15,7 @@ from inventory_api.domain.commands import (
     ReservationFilter,
     SetQuantity,
     StockQuestion,
+    VerifyRequest,
 )
 from inventory_api.domain.model import Item, ItemKey, Reservation, ReservationKey
 from inventory_api.operations import batch_sizes
@@ -27,6 +28,7 @@ from inventory_api.operations.reservations.confirm import confirm
 from inventory_api.operations.reservations.expire import ExpirySweep
 from inventory_api.operations.reservations.release import release
 from inventory_api.operations.reservations.reserve import Reservations, reserve
+from inventory_api.operations.verify_stock import StockVerification, Verified
 from inventory_api.store.reservations import pages, rows
 from shop_common.api.paging import Page, PageRequest
 from shop_common.batching.coalescers import Audit, Coalescers, audit_of
@@ -96,6 +98,7 @@ class Operations:
         self._list_reservations = run.pages("reservations-page", pages.list_page)
         self._expire = run.alone("expire", ExpirySweep(database, audit_log).expire_due)
         self._purge = run.alone("purge", Purge(database, audit_log).run)
+        self._verify_stock = run.alone("verify-stock", StockVerification(database, audit_log).run)
 
     def reserve(self, order: OrderLines, *, deadline: float) -> Reservations:
         return self._reserve.submit(order, deadline=deadline)
@@ -136,6 +139,9 @@ class Operations:
 
     def purge(self, request: PurgeRequest, *, deadline: float) -> Purged:
         return self._purge.submit(request, deadline=deadline)
+
+    def verify_stock(self, request: VerifyRequest, *, deadline: float) -> Verified:
+        return self._verify_stock.submit(request, deadline=deadline)
 
     def _reserve_batch(self, tx: Connection, orders: Sequence[OrderLines]) -> Sequence[Reservations | ShopError]:
         return reserve(tx, orders, default_ttl_seconds=self._ttl_seconds)
