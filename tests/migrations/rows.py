@@ -104,6 +104,22 @@ _ORDERS_5: Rows = {
     ],
 }
 
+_ORDERS_7: Rows = {
+    "order_status_changes": [
+        {
+            "order_id": _ORDERS[1],
+            "version": 2,
+            "status": "CONFIRMED",
+            "reason": "paid",
+            "actor": "user:1",
+            "changed_at": _MOMENT,
+        }
+    ],
+    "order_labels": [
+        {"order_id": _ORDERS[1], "name": "channel", "value": "web", "user_id": 1, "created_at": _MOMENT},
+    ],
+}
+
 _AUDIT: Rows = {
     "audit_log": [{"id": 1, "at": _MOMENT, "caller": "user:1", "method": "M", "request_id": "r", "resources": "[]"}]
 }
@@ -114,6 +130,7 @@ ROWS: dict[tuple[str, str], Rows] = {
     ("order-api", "0005"): _ORDERS_5,
     ("inventory-api", "0009"): _AUDIT,
     ("order-api", "0006"): _AUDIT,
+    ("order-api", "0007"): _ORDERS_7,
 }
 """(service, revision) → rows by table, in an order that foreign keys allow."""
 

@@ -143,7 +143,9 @@ def _lines(order: NewOrder) -> pb.OrderLines:
         order_id=order.id,
         # Set it even if the client sent none, so that a retry of our call never reserves twice.
         request_id=order.id,
-        lines=[pb.Line(product_id=item.product_id, quantity=item.quantity) for item in order.items],
+        lines=[
+            pb.Line(product_id=item.product_id, quantity=item.quantity, location=item.location) for item in order.items
+        ],
         ttl=None if order.ttl_seconds is None else _duration(order.ttl_seconds),
         traceparent=order.traceparent or "",
         tenant="" if order.caller.tenant == tenant.DEFAULT else order.caller.tenant,

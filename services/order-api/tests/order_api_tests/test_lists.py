@@ -1,6 +1,7 @@
 """ListOrders: pages, filters and page tokens."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from functools import partial
@@ -10,8 +11,19 @@ import pytest
 
 from order_api.api import parse, render
 from order_api.domain.commands import OrderFilter
-from order_api.domain.model import NewItem, Order, OrderItem, Status
+from order_api.domain.model import (
+    CHARGES_MAX,
+    LABELS_MAX,
+    Charge,
+    ChargeKind,
+    NewDetails,
+    NewItem,
+    Order,
+    OrderItem,
+    Status,
+)
 from order_api.store import orders
+from order_api.store.details import packed_charges, packed_labels
 from shop_common.api import paging
 from shop_common.api.paging import TOKEN_LENGTH_MAX, Page, PageRequest
 from shop_common.api.valid import TEXT_LENGTH_MAX
@@ -144,17 +156,49 @@ def test_a_page_reads_no_more_lines_than_it_has(database: Database) -> None:
     assert read == [UNKNOWN if database.is_sqlite else orders.PAGE_LINES_MAX]
 
 
-def test_the_largest_page_fits_into_a_response() -> None:
+FACE = "\N{GRINNING FACE}"
+LARGEST_LABELS = tuple((f"{number:064}", FACE * parse.LABEL_VALUE_LENGTH_MAX) for number in range(LABELS_MAX))
+SMALL_CHARGES = (Charge(ChargeKind.FEE, "", Decimal("1E-9")),) * CHARGES_MAX
+"""Of all charges, these are stored in the fewest bytes, compared with their size in a response."""
+
+
+@pytest.mark.parametrize(
+    ("details", "stored_bytes"),
+    [
+        (NewDetails(), 10**6),
+        (NewDetails(labels=LARGEST_LABELS), len(packed_labels(LARGEST_LABELS).encode())),
+        (NewDetails(charges=SMALL_CHARGES), len(packed_charges(SMALL_CHARGES))),
+    ],
+    ids=["neither", "labels", "charges"],
+)
+def test_the_largest_page_fits_into_a_response(details: NewDetails, stored_bytes: int) -> None:
     order_id, last = str(UUID(int=0)), datetime.max.replace(tzinfo=UTC)
-    item = OrderItem(2**63 - 1, 2**63 - 1, 10**9, Decimal(10**15) - Decimal("0.000000001"))
+    item = OrderItem(2**63 - 1, 2**63 - 1, 10**9, Decimal(10**15) - Decimal("0.000000001"), "W" * 64)
     order = Order(
         "default", order_id, 2**63 - 1, Decimal(10**15) - Decimal("0.000000001"), "EUR", Status.CANCELLED,
-        "\N{GRINNING FACE}" * TEXT_LENGTH_MAX, last, 2**63 - 1, last, last, (item,) * (orders.PAGE_LINES_MAX // 1000),
+        FACE * TEXT_LENGTH_MAX, last, 2**63 - 1, last, last, (item,) * (orders.PAGE_LINES_MAX // 1000),
+        external_reference=FACE * parse.REFERENCE_LENGTH_MAX,
     )  # fmt: skip
+    with_details = replace(order, charges=details.charges, labels=details.labels)
+    count = min(1000, orders.PAGE_DETAILS_BYTES_MAX // stored_bytes + 1)
 
-    page = pb.ListOrdersResponse(orders=[render.order(order)] * 1000, next_page_token="t" * TOKEN_LENGTH_MAX)
+    listed = [*[render.order(with_details)] * count, *[render.order(order)] * (1000 - count)]
+    page = pb.ListOrdersResponse(orders=listed, next_page_token="t" * TOKEN_LENGTH_MAX)
 
     assert page.ByteSize() < 4 * 1024 * 1024
+
+
+def test_a_page_of_orders_with_many_labels_has_fewer_orders(database: Database) -> None:
+    labels = tuple((f"{number:064}", "x" * 256) for number in range(LABELS_MAX))
+    fits = orders.PAGE_DETAILS_BYTES_MAX // (len(packed_labels(labels)) + len(packed_charges(())))
+    new = [new_order(details=NewDetails(labels=labels)) for _ in range(fits + 2)]
+    before = {order.id for order in stored(database, *new)}
+
+    first = database.query(lambda tx: orders.list_page(tx, PageRequest("orders", ALL, None, 1000)))
+    rest = database.query(lambda tx: orders.list_page(tx, PageRequest("orders", ALL, first.next_position, 1000)))
+
+    assert (len(first.rows), len(rest.rows)) == (fits, 2)
+    assert {order.id for page in (first, rest) for order in page.rows} == before
 
 
 def test_timestamps_are_stored_and_returned_unchanged(driver: OrderApiDriver) -> None:

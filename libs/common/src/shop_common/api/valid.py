@@ -28,6 +28,7 @@ VIOLATIONS_MAX = 20
 VIOLATION_BYTES_MAX = 200
 UUID_PATTERN = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}\Z")
 IDENTIFIER_PATTERN = re.compile(r"[\x20-\x7e]{1,64}\Z")
+LOCATION_PATTERN = re.compile(r"[A-Za-z0-9_-]{1,64}\Z")
 
 # C0 and C1 controls, line and paragraph separators, and characters that are invisible or change the text direction.
 # The two joiners (200C, 200D) are allowed, because Persian, Indic scripts and emoji need them.
@@ -91,6 +92,12 @@ class Fields:
         """Check an identifier: 1 to 64 printable ASCII characters."""
         if not IDENTIFIER_PATTERN.match(value):
             self.violate(field, f"must be 1 to {IDENTIFIER_LENGTH_MAX} printable ASCII characters")
+        return value
+
+    def location(self, field: str, value: str) -> str:
+        """Check the name of a location: 1 to 64 characters of `A-Z a-z 0-9 _ -`."""
+        if not LOCATION_PATTERN.match(value):
+            self.violate(field, "must be 1 to 64 characters of A-Z a-z 0-9 _ -")
         return value
 
     def request_id(self, value: str, field: str = "request_id") -> str | None:

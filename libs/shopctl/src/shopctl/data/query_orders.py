@@ -6,7 +6,7 @@ from typing import Any
 from rich.table import Column
 
 from shop_common.api import money
-from shop_protos.order.v1.order_pb2 import ListOrdersRequest, Order, OrderStatus
+from shop_protos.order.v1.order_pb2 import ChargeKind, ListOrdersRequest, Order, OrderStatus
 from shopctl.client import Shop
 from shopctl.data import pages
 from shopctl.system import target
@@ -64,12 +64,23 @@ def as_row(order: Order) -> dict[str, Any]:
         "version": order.version,
         "created_at": to_datetime(order.created_at),
         "updated_at": to_datetime(order.updated_at),
+        "external_reference": order.external_reference,
+        "labels": dict(order.labels),
+        "charges": [
+            {
+                "kind": ChargeKind.Name(charge.kind).removeprefix("CHARGE_KIND_"),
+                "label": charge.label,
+                "amount": _amount(charge.amount.units, charge.amount.nanos),
+            }
+            for charge in order.charges
+        ],
         "items": [
             {
                 "id": item.id,
                 "product_id": item.product_id,
                 "quantity": item.quantity,
                 "price": _amount(item.price.units, item.price.nanos),
+                "location": item.location,
             }
             for item in order.items
         ],

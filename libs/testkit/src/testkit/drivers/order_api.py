@@ -7,7 +7,6 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from decimal import Decimal
 from typing import Any, TypeVar
-from uuid import uuid4
 
 import grpc
 import orjson
@@ -17,8 +16,9 @@ from sqlalchemy import event, select
 
 from order_api.api.keys.servicer import ApiKeyServicer
 from order_api.api.servicer import OrderMaintenanceServicer, OrderServicer
+from order_api.domain import commands
 from order_api.domain.commands import NewOrder, ReservedOrder
-from order_api.domain.model import NewItem, Order
+from order_api.domain.model import NO_DETAILS, NewDetails, NewItem, Order
 from order_api.inventory import Inventory
 from order_api.operations.api_keys import ApiKeyOperations, StoredApiKeys
 from order_api.operations.coalescing import Operations
@@ -203,11 +203,11 @@ def new_order(
     *,
     user_id: int = 1,
     items: tuple[NewItem, ...] = (NewItem(1, 2, Decimal("1.5")),),
+    details: NewDetails = NO_DETAILS,
     caller: Caller = ANYONE,
 ) -> NewOrder:
     """Return an order to store, without reservations."""
-    total = money.total([(item.price, item.quantity) for item in items])
-    return NewOrder(str(uuid4()), user_id, items, total, "USD", None, caller=caller)
+    return commands.new_order(user_id, items, "USD", details=details, caller=caller)
 
 
 def stored(database: Database, *new_orders: NewOrder, reserved_seconds: float = 60) -> list[Order]:

@@ -62,11 +62,63 @@ ORDER_STATUS_CANCELLED: OrderStatus.ValueType  # 6
 """A caller cancelled the order, or its reserved stock was lost; `status_reason` has the reason. Final."""
 Global___OrderStatus: _TypeAlias = OrderStatus  # noqa: Y015
 
+class _ChargeKind:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _ChargeKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ChargeKind.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    CHARGE_KIND_UNSPECIFIED: _ChargeKind.ValueType  # 0
+    """Not set; it is refused."""
+    CHARGE_KIND_SHIPPING: _ChargeKind.ValueType  # 1
+    """Adds to the total."""
+    CHARGE_KIND_DISCOUNT: _ChargeKind.ValueType  # 2
+    """Reduces the total."""
+    CHARGE_KIND_TAX: _ChargeKind.ValueType  # 3
+    """Adds to the total."""
+    CHARGE_KIND_FEE: _ChargeKind.ValueType  # 4
+    """Adds to the total."""
+
+class ChargeKind(_ChargeKind, metaclass=_ChargeKindEnumTypeWrapper):
+    """The kind of a charge. It decides whether the charge adds to the total or reduces it."""
+
+CHARGE_KIND_UNSPECIFIED: ChargeKind.ValueType  # 0
+"""Not set; it is refused."""
+CHARGE_KIND_SHIPPING: ChargeKind.ValueType  # 1
+"""Adds to the total."""
+CHARGE_KIND_DISCOUNT: ChargeKind.ValueType  # 2
+"""Reduces the total."""
+CHARGE_KIND_TAX: ChargeKind.ValueType  # 3
+"""Adds to the total."""
+CHARGE_KIND_FEE: ChargeKind.ValueType  # 4
+"""Adds to the total."""
+Global___ChargeKind: _TypeAlias = ChargeKind  # noqa: Y015
+
 @_typing.final
 class Order(_message.Message):
     """An order."""
 
     DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class LabelsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
 
     ID_FIELD_NUMBER: _builtins.int
     USER_ID_FIELD_NUMBER: _builtins.int
@@ -78,6 +130,9 @@ class Order(_message.Message):
     VERSION_FIELD_NUMBER: _builtins.int
     CREATED_AT_FIELD_NUMBER: _builtins.int
     UPDATED_AT_FIELD_NUMBER: _builtins.int
+    CHARGES_FIELD_NUMBER: _builtins.int
+    EXTERNAL_REFERENCE_FIELD_NUMBER: _builtins.int
+    LABELS_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """A UUID, assigned by the server."""
     user_id: _builtins.int
@@ -88,13 +143,17 @@ class Order(_message.Message):
     """The reason for this status; empty if no reason was given."""
     version: _builtins.int
     """1 at first; each change adds 1."""
+    external_reference: _builtins.str
+    """The caller's own reference; empty if it gave none. Several orders may have the same reference."""
     @_builtins.property
     def items(self) -> _containers.RepeatedCompositeFieldContainer[Global___OrderItem]:
         """The lines, in the sequence of the request. They never change."""
 
     @_builtins.property
     def total_amount(self) -> _money_pb2.Money:
-        """The sum of price × quantity, exact; at most 10^15 units of its currency."""
+        """The sum of price × quantity over the lines, plus the charges, minus the discounts. Exact; 0 … 10^15 units of its
+        currency.
+        """
 
     @_builtins.property
     def reserved_until(self) -> _timestamp_pb2.Timestamp:
@@ -107,6 +166,14 @@ class Order(_message.Message):
     @_builtins.property
     def updated_at(self) -> _timestamp_pb2.Timestamp:
         """When the order last changed, UTC."""
+
+    @_builtins.property
+    def charges(self) -> _containers.RepeatedCompositeFieldContainer[Global___Charge]:
+        """The charges, in the sequence of the request. They never change."""
+
+    @_builtins.property
+    def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """The caller's own labels: a value by name."""
 
     def __init__(
         self,
@@ -121,14 +188,88 @@ class Order(_message.Message):
         version: _builtins.int = ...,
         created_at: _timestamp_pb2.Timestamp | None = ...,
         updated_at: _timestamp_pb2.Timestamp | None = ...,
+        charges: _abc.Iterable[Global___Charge] | None = ...,
+        external_reference: _builtins.str = ...,
+        labels: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["created_at", b"created_at", "reserved_until", b"reserved_until", "total_amount", b"total_amount", "updated_at", b"updated_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["created_at", b"created_at", "id", b"id", "items", b"items", "reserved_until", b"reserved_until", "status", b"status", "status_reason", b"status_reason", "total_amount", b"total_amount", "updated_at", b"updated_at", "user_id", b"user_id", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["charges", b"charges", "created_at", b"created_at", "external_reference", b"external_reference", "id", b"id", "items", b"items", "labels", b"labels", "reserved_until", b"reserved_until", "status", b"status", "status_reason", b"status_reason", "total_amount", b"total_amount", "updated_at", b"updated_at", "user_id", b"user_id", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Order: _TypeAlias = Order  # noqa: Y015
+
+@_typing.final
+class Charge(_message.Message):
+    """An amount that adds to the total of an order or reduces it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KIND_FIELD_NUMBER: _builtins.int
+    LABEL_FIELD_NUMBER: _builtins.int
+    AMOUNT_FIELD_NUMBER: _builtins.int
+    kind: Global___ChargeKind.ValueType
+    """Whether the charge adds or reduces, and why."""
+    label: _builtins.str
+    """A name for people: one line of 0–64 characters, without control characters and invisible characters."""
+    @_builtins.property
+    def amount(self) -> _money_pb2.Money:
+        """At least 0, also for a discount, in the currency of the order."""
+
+    def __init__(
+        self,
+        *,
+        kind: Global___ChargeKind.ValueType = ...,
+        label: _builtins.str = ...,
+        amount: _money_pb2.Money | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["amount", b"amount"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["amount", b"amount", "kind", b"kind", "label", b"label"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Charge: _TypeAlias = Charge  # noqa: Y015
+
+@_typing.final
+class StatusChange(_message.Message):
+    """A change of an order's status."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STATUS_FIELD_NUMBER: _builtins.int
+    TIME_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    ACTOR_FIELD_NUMBER: _builtins.int
+    status: Global___OrderStatus.ValueType
+    """The status after the change."""
+    reason: _builtins.str
+    """The reason; empty if no reason was given."""
+    actor: _builtins.str
+    """The caller that made the change: `user:` and a subject, a SPIFFE id, or `key:` and an id, cut off after 256
+    characters. Empty if no caller caused the change, if callers are not checked, or if the caller is unknown because
+    the change is from a release without history.
+    """
+    @_builtins.property
+    def time(self) -> _timestamp_pb2.Timestamp:
+        """When the order got this status, UTC."""
+
+    def __init__(
+        self,
+        *,
+        status: Global___OrderStatus.ValueType = ...,
+        time: _timestamp_pb2.Timestamp | None = ...,
+        reason: _builtins.str = ...,
+        actor: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["time", b"time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["actor", b"actor", "reason", b"reason", "status", b"status", "time", b"time"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___StatusChange: _TypeAlias = StatusChange  # noqa: Y015
 
 @_typing.final
 class OrderItem(_message.Message):
@@ -140,12 +281,15 @@ class OrderItem(_message.Message):
     PRODUCT_ID_FIELD_NUMBER: _builtins.int
     QUANTITY_FIELD_NUMBER: _builtins.int
     PRICE_FIELD_NUMBER: _builtins.int
+    LOCATION_FIELD_NUMBER: _builtins.int
     id: _builtins.int
     """Assigned by the server; positive."""
     product_id: _builtins.int
     """The product."""
     quantity: _builtins.int
     """Units ordered: 1 … 10^9."""
+    location: _builtins.str
+    """The location from which the stock was reserved, if the request named one; otherwise empty."""
     @_builtins.property
     def price(self) -> _money_pb2.Money:
         """The price of one unit."""
@@ -157,10 +301,11 @@ class OrderItem(_message.Message):
         product_id: _builtins.int = ...,
         quantity: _builtins.int = ...,
         price: _money_pb2.Money | None = ...,
+        location: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["price", b"price"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["id", b"id", "price", b"price", "product_id", b"product_id", "quantity", b"quantity"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["id", b"id", "location", b"location", "price", b"price", "product_id", b"product_id", "quantity", b"quantity"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -173,18 +318,26 @@ class OrderResponse(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     ORDER_FIELD_NUMBER: _builtins.int
+    HISTORY_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def order(self) -> Global___Order:
         """The order as it is after the call."""
+
+    @_builtins.property
+    def history(self) -> _containers.RepeatedCompositeFieldContainer[Global___StatusChange]:
+        """Only in the response of GetOrder: the changes of the order's status, the oldest first. The first one is its creation
+        as PENDING. Of changes made by a release without history, only the latest is known.
+        """
 
     def __init__(
         self,
         *,
         order: Global___Order | None = ...,
+        history: _abc.Iterable[Global___StatusChange] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["order", b"order"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["order", b"order"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["history", b"history", "order", b"order"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -196,23 +349,62 @@ class CreateOrderRequest(_message.Message):
 
     DESCRIPTOR: _descriptor.Descriptor
 
+    @_typing.final
+    class LabelsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     USER_ID_FIELD_NUMBER: _builtins.int
     ITEMS_FIELD_NUMBER: _builtins.int
     TTL_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
+    CHARGES_FIELD_NUMBER: _builtins.int
+    EXTERNAL_REFERENCE_FIELD_NUMBER: _builtins.int
+    LABELS_FIELD_NUMBER: _builtins.int
     user_id: _builtins.int
     """The buyer; positive."""
     request_id: _builtins.str
     """See the comments of the service and of CreateOrder. Empty: no id."""
+    external_reference: _builtins.str
+    """A reference of the caller, such as the number of its order: one line of 0–128 characters, without control characters
+    and invisible characters.
+    """
     @_builtins.property
     def items(self) -> _containers.RepeatedCompositeFieldContainer[Global___CreateOrderItem]:
-        """1–200 lines, all in one currency. Several lines may name the same product. Their total is at most 10^15 units of
-        the currency.
+        """1–200 lines, all in one currency. Several lines may name the same product. Their sum is at most 10^15 units of the
+        currency.
         """
 
     @_builtins.property
     def ttl(self) -> _duration_pb2.Duration:
         """How long the stock stays reserved: 1 s … 7 days. Absent: inventory-api's default, 30 minutes unless configured."""
+
+    @_builtins.property
+    def charges(self) -> _containers.RepeatedCompositeFieldContainer[Global___Charge]:
+        """0–16 charges, in the currency of the lines. The discounts are at most the lines and the other charges together, so
+        that the total is at least 0. The total is at most 10^15 units of the currency.
+        """
+
+    @_builtins.property
+    def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """0–16 labels: a value by name. A name is 1–64 printable ASCII characters. A value is one line of 0–256 characters,
+        without control characters and invisible characters.
+        """
 
     def __init__(
         self,
@@ -221,10 +413,13 @@ class CreateOrderRequest(_message.Message):
         items: _abc.Iterable[Global___CreateOrderItem] | None = ...,
         ttl: _duration_pb2.Duration | None = ...,
         request_id: _builtins.str = ...,
+        charges: _abc.Iterable[Global___Charge] | None = ...,
+        external_reference: _builtins.str = ...,
+        labels: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["ttl", b"ttl"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["items", b"items", "request_id", b"request_id", "ttl", b"ttl", "user_id", b"user_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["charges", b"charges", "external_reference", b"external_reference", "items", b"items", "labels", b"labels", "request_id", b"request_id", "ttl", b"ttl", "user_id", b"user_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -239,10 +434,13 @@ class CreateOrderItem(_message.Message):
     PRODUCT_ID_FIELD_NUMBER: _builtins.int
     QUANTITY_FIELD_NUMBER: _builtins.int
     PRICE_FIELD_NUMBER: _builtins.int
+    LOCATION_FIELD_NUMBER: _builtins.int
     product_id: _builtins.int
     """The product; positive."""
     quantity: _builtins.int
     """Units: 1 … 10^9."""
+    location: _builtins.str
+    """Reserve the units only at this location: 1–64 characters of `A-Z a-z 0-9 _ -`. Empty: at any location."""
     @_builtins.property
     def price(self) -> _money_pb2.Money:
         """The price of one unit: at least 0, with an ISO 4217 currency code of three capital letters. Required."""
@@ -253,10 +451,11 @@ class CreateOrderItem(_message.Message):
         product_id: _builtins.int = ...,
         quantity: _builtins.int = ...,
         price: _money_pb2.Money | None = ...,
+        location: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["price", b"price"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["price", b"price", "product_id", b"product_id", "quantity", b"quantity"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["location", b"location", "price", b"price", "product_id", b"product_id", "quantity", b"quantity"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

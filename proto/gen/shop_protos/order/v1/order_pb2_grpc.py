@@ -148,7 +148,7 @@ class OrderServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def GetOrder(self, request, context):
-        """Reads one order.
+        """Reads one order and its history.
         NOT_FOUND ORDER_NOT_FOUND (metadata: id).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)

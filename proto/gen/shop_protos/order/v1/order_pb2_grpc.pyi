@@ -66,7 +66,7 @@ class OrderServiceStub:
     Emits ORDER_CREATED.
     """
     GetOrder: _grpc.UnaryUnaryMultiCallable[_order_pb2.GetOrderRequest, _order_pb2.OrderResponse]
-    """Reads one order.
+    """Reads one order and its history.
       NOT_FOUND ORDER_NOT_FOUND (metadata: id).
     """
     UpdateOrderStatus: _grpc.UnaryUnaryMultiCallable[_order_pb2.UpdateOrderStatusRequest, _order_pb2.OrderResponse]
@@ -157,7 +157,7 @@ class OrderServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _order_pb2.GetOrderRequest,
         context: _grpc.ServicerContext,
     ) -> _order_pb2.OrderResponse:
-        """Reads one order.
+        """Reads one order and its history.
           NOT_FOUND ORDER_NOT_FOUND (metadata: id).
         """
 

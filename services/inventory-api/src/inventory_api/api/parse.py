@@ -1,6 +1,5 @@
 """Converts protobuf requests to commands. Every field of every request is validated here and nowhere else."""
 
-import re
 from uuid import UUID
 
 from google.protobuf.duration_pb2 import Duration
@@ -49,8 +48,6 @@ MAINTENANCE_COUNT_MAX = 10_000
 MAINTENANCE_COUNT_DEFAULT = 1_000
 HISTORY_SECONDS_MIN = 24 * 3600
 HISTORY_SECONDS_MAX = 10 * 366 * 24 * 3600
-
-_LOCATION = re.compile(r"[A-Za-z0-9_-]{1,64}\Z")
 
 STATE_NUMBERS: dict[State, pb.ReservationState.ValueType] = {
     State.HELD: pb.RESERVATION_STATE_HELD,
@@ -273,8 +270,4 @@ def _ttl(check: Fields, ttl: Duration) -> float:
 
 def _location(check: Fields, location: str) -> str | None:
     """Return the location, or None if the field is empty."""
-    if not location:
-        return None
-    if not _LOCATION.match(location):
-        check.violate("location", "must be 1 to 64 characters of A-Z a-z 0-9 _ -")
-    return location
+    return check.location("location", location) if location else None

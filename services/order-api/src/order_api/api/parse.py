@@ -7,16 +7,31 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from order_api.domain import commands
 from order_api.domain.commands import CancelAbandoned, ChangeStatus, NewOrder, OrderFilter, PurgeKeys
-from order_api.domain.model import LINES_MAX, NewItem, OrderKey, Status
+from order_api.domain.model import (
+    CHARGES_MAX,
+    LABELS_MAX,
+    LINES_MAX,
+    NO_DETAILS,
+    Charge,
+    ChargeKind,
+    Labels,
+    NewDetails,
+    NewItem,
+    OrderKey,
+    Status,
+)
 from shop_common.api import money, paging
 from shop_common.api.paging import PageRequest
-from shop_common.api.valid import Fields
+from shop_common.api.valid import IDENTIFIER_LENGTH_MAX, IDENTIFIER_PATTERN, Fields
 from shop_common.identity.caller import Caller
 from shop_common.timestamps import from_micros
 from shop_protos.order.v1 import maintenance_pb2
 from shop_protos.order.v1 import order_pb2 as pb
 
 LINE_QUANTITY_MAX = 1_000_000_000
+CHARGE_LABEL_LENGTH_MAX = 64
+REFERENCE_LENGTH_MAX = 128
+LABEL_VALUE_LENGTH_MAX = 256
 TTL_SECONDS_MIN = 1
 TTL_SECONDS_MAX = 7 * 24 * 3600
 GRACE_SECONDS_MIN = 60
@@ -36,6 +51,14 @@ STATUS_NUMBERS: dict[Status, pb.OrderStatus.ValueType] = {
 }
 _STATUSES: dict[int, Status] = {number: status for status, number in STATUS_NUMBERS.items()}
 
+CHARGE_NUMBERS: dict[ChargeKind, pb.ChargeKind.ValueType] = {
+    ChargeKind.SHIPPING: pb.CHARGE_KIND_SHIPPING,
+    ChargeKind.DISCOUNT: pb.CHARGE_KIND_DISCOUNT,
+    ChargeKind.TAX: pb.CHARGE_KIND_TAX,
+    ChargeKind.FEE: pb.CHARGE_KIND_FEE,
+}
+_CHARGE_KINDS: dict[int, ChargeKind] = {number: kind for kind, number in CHARGE_NUMBERS.items()}
+
 
 def new_order(request: pb.CreateOrderRequest, caller: Caller, traceparent: str | None) -> NewOrder:
     with Fields() as check:
@@ -45,17 +68,23 @@ def new_order(request: pb.CreateOrderRequest, caller: Caller, traceparent: str |
         if request.HasField("ttl"):
             ttl_seconds = check.duration("ttl", request.ttl, TTL_SECONDS_MIN, TTL_SECONDS_MAX)
         items, currency = _items(check, request)
+        details = _details(check, request, currency)
         order = commands.new_order(
             user_id,
             items,
             currency,
             ttl_seconds=ttl_seconds,
+            details=details,
             caller=caller,
             request_id=request_id,
             traceparent=traceparent,
         )
-        if order.total_amount > money.UNITS_MAX:
+        if money.total([(item.price, item.quantity) for item in items]) > money.UNITS_MAX:
             check.violate("items", f"must add up to at most {money.UNITS_MAX} units of their currency")
+        elif details.charges and order.total_amount < 0:
+            check.violate("charges", "must not have discounts above the sum of the lines and the other charges")
+        elif order.total_amount > money.UNITS_MAX:
+            check.violate("charges", f"must not make the total more than {money.UNITS_MAX} units of its currency")
     return order
 
 
@@ -72,8 +101,49 @@ def _items(check: Fields, request: pb.CreateOrderRequest) -> tuple[tuple[NewItem
         price = money.checked(at, "price", item.price)
         if money.is_currency(currency) and item.price.currency_code != currency:
             at.violate("price.currency_code", f"must be the same for all items of an order: {currency}")
-        items.append(NewItem(product_id, quantity, price))
+        location = at.location("location", item.location) if item.location else ""
+        items.append(NewItem(product_id, quantity, price, location))
     return tuple(items), currency
+
+
+def _details(check: Fields, request: pb.CreateOrderRequest, currency: str) -> NewDetails:
+    """Return the optional parts of the order. `currency` is that of the lines."""
+    if not (request.charges or request.external_reference or request.labels):
+        return NO_DETAILS  # most orders: share one value, and check nothing
+    return NewDetails(
+        _charges(check, request, currency),
+        check.text("external_reference", request.external_reference, REFERENCE_LENGTH_MAX),
+        _labels(check, request),
+    )
+
+
+def _charges(check: Fields, request: pb.CreateOrderRequest, currency: str) -> tuple[Charge, ...]:
+    if not check.size("charges", request.charges, 0, CHARGES_MAX):
+        return ()
+    charges = []
+    for index, charge in enumerate(request.charges):
+        at = check.at(f"charges[{index}]")
+        kind = at.member("kind", charge.kind, _CHARGE_KINDS)
+        label = at.text("label", charge.label, CHARGE_LABEL_LENGTH_MAX)
+        amount = money.checked(at, "amount", charge.amount)
+        if charge.amount.currency_code != currency and money.is_currency(charge.amount.currency_code):
+            at.violate("amount.currency_code", "must be the same as that of the items")
+        if kind is not None:
+            charges.append(Charge(kind, label, amount))
+    return tuple(charges)
+
+
+def _labels(check: Fields, request: pb.CreateOrderRequest) -> Labels:
+    if not check.size("labels", request.labels, 0, LABELS_MAX):
+        return ()
+    # The sequence of a map is not defined. Sorting makes repeats equal, and errors the same each time.
+    labels = sorted(request.labels.items())
+    for name, value in labels:
+        if IDENTIFIER_PATTERN.match(name):
+            check.text(f"labels[{name}]", value, LABEL_VALUE_LENGTH_MAX)
+        else:
+            check.violate("labels", f"must have names of 1 to {IDENTIFIER_LENGTH_MAX} printable ASCII characters")
+    return tuple(labels)
 
 
 def order_key(request: pb.GetOrderRequest, caller: Caller) -> OrderKey:

@@ -1,7 +1,7 @@
 """Converts domain values to protobuf."""
 
-from order_api.api.parse import STATUS_NUMBERS
-from order_api.domain.model import Order
+from order_api.api.parse import CHARGE_NUMBERS, STATUS_NUMBERS
+from order_api.domain.model import Order, StatusChange
 from shop_common.api import money
 from shop_common.timestamps import to_proto
 from shop_protos.order.v1 import order_pb2 as pb
@@ -18,6 +18,7 @@ def order(value: Order) -> pb.Order:
                 product_id=item.product_id,
                 quantity=item.quantity,
                 price=money.to_proto(item.price, currency),
+                location=item.location,
             )
             for item in value.items
         ],
@@ -28,4 +29,18 @@ def order(value: Order) -> pb.Order:
         version=value.version,
         created_at=to_proto(value.created_at),
         updated_at=to_proto(value.updated_at),
+        charges=[
+            pb.Charge(
+                kind=CHARGE_NUMBERS[charge.kind], label=charge.label, amount=money.to_proto(charge.amount, currency)
+            )
+            for charge in value.charges
+        ],
+        external_reference=value.external_reference,
+        labels=dict(value.labels),
+    )
+
+
+def status_change(value: StatusChange) -> pb.StatusChange:
+    return pb.StatusChange(
+        status=STATUS_NUMBERS[value.status], time=to_proto(value.time), reason=value.reason, actor=value.actor
     )

@@ -24,8 +24,8 @@ class OrderServicer(order_pb2_grpc.OrderServiceServicer):
 
     def GetOrder(self, request: pb.GetOrderRequest, context: ServicerContext) -> pb.OrderResponse:
         key = parse.order_key(request, caller())
-        order = self._operations.get_order(key, owner=caller().owner, deadline=deadline(context))
-        return pb.OrderResponse(order=render.order(order))
+        found = self._operations.get_order(key, owner=caller().owner, deadline=deadline(context))
+        return pb.OrderResponse(order=render.order(found.order), history=map(render.status_change, found.changes))
 
     def UpdateOrderStatus(self, request: pb.UpdateOrderStatusRequest, context: ServicerContext) -> pb.OrderResponse:
         command = parse.change_status(request, caller(), traceparent(context))

@@ -7,7 +7,7 @@ from uuid import UUID, uuid5
 
 from uuid_utils import uuid7
 
-from order_api.domain.model import NewItem, Order, OrderKey, Status
+from order_api.domain.model import NO_DETAILS, ChargeKind, NewDetails, NewItem, Order, OrderItem, OrderKey, Status
 from shop_common.api import money
 from shop_common.api.command import Command
 from shop_common.db.idempotency import Claim, fingerprint
@@ -33,6 +33,7 @@ class NewOrder(Command):
     total_amount: Decimal
     currency: str
     ttl_seconds: float | None
+    details: NewDetails = NO_DETAILS
 
     @property
     def key(self) -> OrderKey:
@@ -41,15 +42,28 @@ class NewOrder(Command):
     def claim(self) -> Claim | None:
         if self.request_id is None:
             return None
-        lines = [(item.product_id, item.quantity, str(item.price)) for item in self.items]
-        content = fingerprint(self.user_id, self.currency, lines, self.ttl_seconds)
+        lines = [_line(item, str(item.price)) for item in self.items]
+        # Fields that are not set must not change the fingerprint: an earlier release stored it without these fields.
+        details = () if self.details == NO_DETAILS else self.details.content()
+        content = fingerprint(self.user_id, self.currency, lines, self.ttl_seconds, *details)
         return Claim(CREATE_METHOD, str(self.user_id), self.request_id, content, (self.id,), tenant=self.tenant)
 
     def is_what_made(self, order: Order) -> bool:
         """Return whether this request has the same content as the one that created the order with its id."""
-        stored = [(item.product_id, item.quantity, item.price) for item in order.items]
-        requested = [(item.product_id, item.quantity, item.price) for item in self.items]
-        return stored == requested and self.user_id == order.user_id and self.currency == order.currency
+        stored = [_line(item, item.price) for item in order.items]
+        requested = [_line(item, item.price) for item in self.items]
+        details = NewDetails(order.charges, order.external_reference, order.labels)
+        return (
+            stored == requested
+            and self.details == details
+            and self.user_id == order.user_id
+            and self.currency == order.currency
+        )
+
+
+def _line(item: NewItem | OrderItem, price: object) -> tuple[object, ...]:
+    line = (item.product_id, item.quantity, price)
+    return (*line, item.location) if item.location else line
 
 
 def new_order(
@@ -58,17 +72,20 @@ def new_order(
     currency: str,
     *,
     ttl_seconds: float | None = None,
+    details: NewDetails = NO_DETAILS,
     caller: Caller = ANYONE,
     request_id: str | None = None,
     traceparent: str | None = None,
 ) -> NewOrder:
-    """Return an order to create, with the exact total of its lines.
+    """Return an order to create, with the exact total of its lines and charges.
 
     The order's id is derived from tenant, user and request_id, so that a repeat leads to the same order. Without a
     request_id the id is random.
     """
     order_id = str(uuid7()) if request_id is None else _derived_id(caller.tenant, user_id, request_id)
-    total = money.total([(item.price, item.quantity) for item in items])
+    lines = [(item.price, item.quantity) for item in items]
+    charges = [(each.amount, -1 if each.kind is ChargeKind.DISCOUNT else 1) for each in details.charges]
+    total = money.total([*lines, *charges])
     return NewOrder(
         order_id,
         user_id,
@@ -76,6 +93,7 @@ def new_order(
         total,
         currency,
         ttl_seconds,
+        details,
         caller=caller,
         request_id=request_id,
         traceparent=traceparent,

@@ -10,6 +10,10 @@ from typing import NamedTuple
 LINES_MAX = 200
 """The maximum number of lines in an order."""
 
+CHARGES_MAX = 16
+LABELS_MAX = 16
+"""The maximum number of charges and of labels of an order."""
+
 
 class Status(StrEnum):
     """The status of an order. docs/states.md draws the changes."""
@@ -34,6 +38,15 @@ LEGAL_CHANGES: dict[Status, tuple[Status, ...]] = {
 CANCELLABLE = frozenset(status for status, changes in LEGAL_CHANGES.items() if Status.CANCELLED in changes)
 
 
+class ChargeKind(StrEnum):
+    """The kind of a charge. A DISCOUNT reduces the total of its order, and every other charge adds to it."""
+
+    SHIPPING = "SHIPPING"
+    DISCOUNT = "DISCOUNT"
+    TAX = "TAX"
+    FEE = "FEE"
+
+
 class OrderKey(NamedTuple):
     """The tenant and the id of an order. No two tenants have orders with the same id."""
 
@@ -43,17 +56,37 @@ class OrderKey(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class OrderItem:
-    """A line of an order. `price` is per unit, in the order's currency. Lines never change."""
+    """A line of an order. `price` is per unit, in the order's currency. Lines never change.
+
+    `location` is the only one from which the line's stock may come. It is empty if the line named none.
+    """
 
     id: int
     product_id: int
     quantity: int
     price: Decimal
+    location: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Charge:
+    """An amount besides the lines, in the order's currency. It is never negative, not even for a discount."""
+
+    kind: ChargeKind
+    label: str
+    amount: Decimal
+
+
+Labels = tuple[tuple[str, str], ...]
+"""Pairs of name and value, sorted by name. No two pairs have the same name."""
 
 
 @dataclass(frozen=True, slots=True)
 class Order:
-    """A stored order. `items` are in the order of the request."""
+    """A stored order. `items` are in the order of the request.
+
+    `created_by` is the actor of the call that created it. It is empty if the actor is unknown.
+    """
 
     tenant: str
     id: str
@@ -67,6 +100,10 @@ class Order:
     created_at: datetime
     updated_at: datetime
     items: tuple[OrderItem, ...]
+    created_by: str = ""
+    external_reference: str = ""
+    charges: tuple[Charge, ...] = ()
+    labels: Labels = ()
 
     @property
     def key(self) -> OrderKey:
@@ -75,11 +112,58 @@ class Order:
 
 @dataclass(frozen=True, slots=True)
 class NewItem:
-    """A line of an order to create. `price` is per unit."""
+    """A line of an order to create. `price` is per unit. With a `location`, the stock comes only from there."""
 
     product_id: int
     quantity: int
     price: Decimal
+    location: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class NewDetails:
+    """The optional parts of an order to create."""
+
+    charges: tuple[Charge, ...] = ()
+    external_reference: str = ""
+    labels: Labels = ()
+
+    def content(self) -> tuple[object, ...]:
+        """Return what a repeated request must have in common with the first one."""
+        charges = [(each.kind.value, each.label, str(each.amount)) for each in self.charges]
+        return (charges, self.external_reference, self.labels)
+
+
+NO_DETAILS = NewDetails()
+
+
+@dataclass(frozen=True, slots=True)
+class StatusChange:
+    """A change of an order's status, as `version` of the order. `actor` is empty if it is unknown."""
+
+    version: int
+    status: Status
+    time: datetime
+    reason: str
+    actor: str
+
+
+class OrderHistory(NamedTuple):
+    """An order, and the changes of its status, the oldest first."""
+
+    order: Order
+    changes: tuple[StatusChange, ...]
+
+
+def history(order: Order, recorded: Iterable[StatusChange]) -> OrderHistory:
+    """Return an order with its history. `recorded` are its stored changes of status after the creation, by version.
+
+    A release without history recorded nothing. Of its changes, only the latest can be read from the order.
+    """
+    changes = [StatusChange(1, Status.PENDING, order.created_at, "", order.created_by), *recorded]
+    if changes[-1].status is not order.status:
+        changes.append(StatusChange(order.version, order.status, order.updated_at, order.status_reason, ""))
+    return OrderHistory(order, tuple(changes))
 
 
 @dataclass(frozen=True, slots=True)

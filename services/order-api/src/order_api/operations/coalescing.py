@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 from order_api.domain.commands import CHANGE_METHOD, CancelAbandoned, ChangeStatus, NewOrder, OrderFilter, PurgeKeys
 from order_api.domain.errors import OrderNotFound
-from order_api.domain.model import LINES_MAX, Order, OrderKey, Status
+from order_api.domain.model import LINES_MAX, Order, OrderHistory, OrderKey, Status
 from order_api.inventory import Inventory
 from order_api.operations.cancel_orders import AbandonedOrders
 from order_api.operations.change_status import change_status
@@ -49,7 +49,7 @@ class Operations:
         )
         self._get_order = run.reads(
             "order",
-            orders.get,
+            orders.get_with_history,
             sizes=Sizes[OrderKey](key=lambda order: order, read=orders.count_lines, size_max=LINES_MAX),
         )
         self._list_orders = run.pages("orders-page", orders.list_page)
@@ -67,12 +67,12 @@ class Operations:
             return self._confirmation.confirm(command, deadline=deadline)
         return self._set_status.submit(command, deadline=deadline)
 
-    def get_order(self, key: OrderKey, *, owner: int | None, deadline: float) -> Order:
-        """Return an order. If `owner` is not None, raises OrderNotFound for the order of another user."""
-        order = self._get_order.submit(key, deadline=deadline)
-        if owner not in (None, order.user_id):
+    def get_order(self, key: OrderKey, *, owner: int | None, deadline: float) -> OrderHistory:
+        """Return an order with its history. If `owner` is not None, raises OrderNotFound for another user's order."""
+        found = self._get_order.submit(key, deadline=deadline)
+        if owner not in (None, found.order.user_id):
             raise OrderNotFound(key.id)
-        return order
+        return found
 
     def list_orders(self, page: PageRequest[OrderFilter], *, deadline: float) -> Page[Order]:
         return self._list_orders.submit(page, deadline=deadline)

@@ -1,4 +1,4 @@
-"""All SQL on the tables orders and order_items: insert, read, list, and lock for a change of status."""
+"""All SQL on the tables orders, order_items and order_labels: insert, read, list, and lock for a change of status."""
 
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import replace
@@ -24,22 +24,38 @@ from sqlalchemy.types import TypeEngine
 from order_api.domain import events
 from order_api.domain.commands import NewOrder, OrderFilter, ReservedOrder
 from order_api.domain.errors import OrderNotFound
-from order_api.domain.model import LINES_MAX, NewItem, Order, OrderItem, OrderKey, Status
+from order_api.domain.model import (
+    LINES_MAX,
+    NewItem,
+    Order,
+    OrderHistory,
+    OrderItem,
+    OrderKey,
+    Status,
+    history,
+)
+from order_api.store import history as status_changes
 from order_api.store import tables
+from order_api.store.details import NO_CHARGES, NO_LABELS, charges_of, labels_of, packed_charges, packed_labels
 from shop_common.api.paging import Page, PageRequest, Position, page_of
 from shop_common.batching.coalescers import Sizes
 from shop_common.db.idempotency import RequestIdReused
 from shop_common.db.sql import Id, Statement, Timestamp, count_by, insert_into, join_rows, now
 from shop_common.errors import ShopError
-from shop_common.events.outbox import Message
+from shop_common.events.outbox import ACTOR_CHARACTERS_MAX, Message
 from shop_common.timestamps import from_micros, micros
 
 PAGE_LINES_MAX = 10_000
 """The most lines on one page, as many as fifty of the longest orders have: about 0.1 s of work. Even a page of a
-thousand orders with the longest texts and the largest amounts is smaller than the 4 MiB that gRPC clients accept."""
+thousand orders with the longest reasons and references and the largest amounts is smaller than the 4 MiB that gRPC
+clients accept. Charges and labels have a limit of their own."""
+
+PAGE_DETAILS_BYTES_MAX = 300_000
+"""The most bytes of charges and labels on one page, in their stored form, if it has more than one order."""
 
 _orders = tables.orders
 _items = tables.order_items
+_labels = tables.order_labels
 
 _COLUMNS = tuple(_orders.c[name] for name in Order.__slots__ if name != "items")
 
@@ -77,6 +93,8 @@ def _insert(tx: Connection, reserved: Sequence[ReservedOrder]) -> list[Order | S
             for order, new in ((order, by_key[order.key].order) for order in created)
         ]
         tables.outbox.append(tx, messages)
+        if labels := [row for order in created for row in _label_rows(order)]:
+            _insert_labels(tx, labels)
     if len(made) < len(reserved):
         # The other orders were stored before, but their keys were purged. So compare with the stored orders.
         for order in load(tx, by_key.keys() - made.keys()).values():
@@ -115,6 +133,16 @@ def get(tx: Connection, keys: Sequence[OrderKey]) -> list[Order | ShopError]:
     """Return one outcome per key, in order: the order or OrderNotFound."""
     found = load(tx, keys)
     return [found.get(key) or OrderNotFound(key.id) for key in keys]
+
+
+def get_with_history(tx: Connection, keys: Sequence[OrderKey]) -> list[OrderHistory | ShopError]:
+    """Return one outcome per key, in order: the order with its history, or OrderNotFound."""
+    found = load(tx, keys)
+    # The history of an order that has not changed is known from the order.
+    recorded = status_changes.of(tx, [order.key for order in found.values() if order.version > 1])
+    return [
+        history(order, recorded.get(key, ())) if (order := found.get(key)) else OrderNotFound(key.id) for key in keys
+    ]
 
 
 def load(tx: Connection, keys: Iterable[OrderKey]) -> dict[OrderKey, Order]:
@@ -160,9 +188,20 @@ def list_page(tx: Connection, request: PageRequest[OrderFilter]) -> Page[Order]:
         query = query.where(tuple_(_orders.c.created_at, _orders.c.id) < last)
     rows = tx.execute(query).all()
     # Lines never change, so the count is still right when they are read.
-    prefix = _PAGE_LINES.prefix_within(tx, rows[: request.size], PAGE_LINES_MAX)
+    prefix = _PAGE_LINES.prefix_within(tx, rows[: min(request.size, _count_within(rows))], PAGE_LINES_MAX)
     page = page_of(rows, len(prefix), _position)
     return Page(_with_items(tx, page.rows), page.next_position)
+
+
+def _count_within(rows: Sequence[Row[Any]]) -> int:
+    """Return how many of the rows, from the first one on, have at most PAGE_DETAILS_BYTES_MAX; at least one."""
+    bytes_ = 0
+    for count, row in enumerate(rows):
+        if row.charges != NO_CHARGES or row.labels != NO_LABELS:  # most orders have neither
+            bytes_ += len(row.charges.encode()) + len(row.labels.encode())
+            if count and bytes_ > PAGE_DETAILS_BYTES_MAX:
+                return count
+    return len(rows)
 
 
 _PAGE_LINES = Sizes[Row[Any]](key=lambda row: OrderKey(row.tenant, row.id), read=count_lines, size_max=LINES_MAX)
@@ -192,25 +231,28 @@ class Locked:
         self.orders = orders
         self._changed: set[OrderKey] = set()
         self._messages: list[Message] = []
+        self._history: list[tuple[Order, str]] = []
 
     def change_status(
         self, key: OrderKey, status: Status, reason: str, traceparent: str | None, actor: str | None = None
     ) -> Order:
         """Change the status of an order. The caller has checked that the change is legal. `save` writes it.
 
-        `traceparent` and `actor` are those of the event.
+        `traceparent` and `actor` are those of the event. The history has this actor too.
         """
         order = self.orders[key]
         order = replace(order, status=status, status_reason=reason, version=order.version + 1, updated_at=self.now)
         self.orders[key] = order
         self._changed.add(key)
         self._messages.append(events.status_changed(order, traceparent, actor))
+        self._history.append((order, _recorded(actor)))
         return order
 
     def save(self, tx: Connection) -> None:
-        """Write the changed orders, and one event per change, in the sequence of the changes."""
+        """Write the changed orders, and an event and a row of the history per change, in the order of the changes."""
         if self._changed:
             _set_status(tx, [_status_row(self.orders[each]) for each in self._changed])
+            status_changes.append(tx, self._history)
             tables.outbox.append(tx, self._messages)
 
 
@@ -235,7 +277,30 @@ def _row(reserved: ReservedOrder, created_at: datetime) -> dict[str, object]:
         "version": 1,
         "created_at": created_at,
         "updated_at": created_at,
+        "created_by": _recorded(order.caller.actor),
+        "external_reference": order.details.external_reference,
+        "charges": packed_charges(order.details.charges),
+        "labels": packed_labels(order.details.labels),
     }
+
+
+def _recorded(actor: str | None) -> str:
+    """Return the actor for the history: as in the event, or an empty string if the event has none."""
+    return (actor or "")[:ACTOR_CHARACTERS_MAX]
+
+
+def _label_rows(order: Order) -> list[dict[str, object]]:
+    return [
+        {
+            "tenant": order.tenant,
+            "order_id": order.id,
+            "name": name,
+            "value": value,
+            "user_id": order.user_id,
+            "created_at": order.created_at,
+        }
+        for name, value in order.labels
+    ]
 
 
 def _reserved_until(reserved: ReservedOrder, created_at: datetime) -> datetime:
@@ -249,15 +314,20 @@ def _line(order: OrderKey, item: NewItem) -> dict[str, object]:
         "product_id": item.product_id,
         "quantity": item.quantity,
         "price": item.price,
+        "location": item.location,
     }
 
 
 def _created(reserved: ReservedOrder, created_at: datetime, item_ids: Iterator[int]) -> Order:
     order = reserved.order
-    items = tuple(OrderItem(next(item_ids), item.product_id, item.quantity, item.price) for item in order.items)
+    items = tuple(
+        OrderItem(next(item_ids), item.product_id, item.quantity, item.price, item.location) for item in order.items
+    )
+    details = order.details
     return Order(
         reserved.key.tenant, order.id, order.user_id, order.total_amount, order.currency, Status.PENDING, "",
-        _reserved_until(reserved, created_at), 1, created_at, created_at, items,
+        _reserved_until(reserved, created_at), 1, created_at, created_at, items, _recorded(order.caller.actor),
+        details.external_reference, details.charges, details.labels,
     )  # fmt: skip
 
 
@@ -270,7 +340,8 @@ def _with_items(tx: Connection, rows: Sequence[Row[Any]]) -> list[Order]:
     return [
         Order(
             key.tenant, key.id, row.user_id, row.total_amount, row.currency, Status(row.status), row.status_reason,
-            row.reserved_until, row.version, row.created_at, row.updated_at, tuple(items),
+            row.reserved_until, row.version, row.created_at, row.updated_at, tuple(items), row.created_by,
+            row.external_reference, charges_of(row.charges), labels_of(row.labels),
         )
         for row, (key, items) in zip(rows, lines.items(), strict=True)
     ]  # fmt: skip
@@ -303,7 +374,10 @@ def _has_key(table: Table, given: Subquery) -> tuple[ColumnElement[bool], ...]:
 _insert_orders = insert_into(
     _orders, *(column.name for column in _COLUMNS), or_ignore=True, returning=(_orders.c.tenant, _orders.c.id)
 )
-_insert_items = insert_into(_items, "tenant", "order_id", "product_id", "quantity", "price", returning=(_items.c.id,))
+_insert_items = insert_into(
+    _items, "tenant", "order_id", "product_id", "quantity", "price", "location", returning=(_items.c.id,)
+)
+_insert_labels = insert_into(_labels, "tenant", "order_id", "name", "value", "user_id", "created_at")
 _load = Statement(lambda given: select(*_COLUMNS).where(*_has_key(_orders, given)), **_KEY)
 _lock = Statement(
     lambda given: select(*_COLUMNS).where(*_has_key(_orders, given)).order_by(_orders.c.id).with_for_update(of=_orders),
@@ -314,7 +388,9 @@ _statuses_of = Statement(
 )
 _items_of = Statement(
     lambda given: (
-        select(_items.c.tenant, _items.c.order_id, _items.c.id, _items.c.product_id, _items.c.quantity, _items.c.price)
+        select(
+            *(_items.c[name] for name in ("tenant", "order_id", "id", "product_id", "quantity", "price", "location"))
+        )
         .where(*_has_key(_items, given))
         .order_by(_items.c.id)
     ),

@@ -35,6 +35,12 @@ orders = Table(
     Column("created_at", Timestamp, nullable=False),
     Column("updated_at", Timestamp, nullable=False),
     Column("tenant", Text, nullable=False, server_default=tenant.DEFAULT),
+    Column("created_by", Text, nullable=False, server_default=""),
+    Column("external_reference", Text, nullable=False, server_default=""),
+    # JSON; store/details.py has the form. Charges and labels are always read with their order. Only order_labels can
+    # find an order by a label.
+    Column("charges", Text, nullable=False, server_default="[]"),
+    Column("labels", Text, nullable=False, server_default="{}"),
     # Amounts are text on SQLite; the cast makes both databases compare numbers.
     CheckConstraint("CAST(total_amount AS NUMERIC) >= 0", name="total_not_negative"),
     CheckConstraint("length(currency) = 3", name="currency_code"),
@@ -48,6 +54,22 @@ orders = Table(
     Index(None, "tenant", "user_id", "created_at", "id"),
     Index(None, "tenant", "status", "created_at", "id"),
     Index(None, "tenant", "user_id", "status", "created_at", "id"),
+    Index(None, "tenant", "updated_at", "id"),
+    # Most orders have no reference, and cost nothing here.
+    *(
+        Index(
+            f"ix_orders_{name}",
+            *columns,
+            "created_at",
+            "id",
+            postgresql_where=text("external_reference <> ''"),
+            sqlite_where=text("external_reference <> ''"),
+        )
+        for name, columns in (
+            ("reference", ("tenant", "external_reference")),
+            ("user_reference", ("tenant", "user_id", "external_reference")),
+        )
+    ),
     # Only the release without tenants uses these indexes. The release after the first one with tenants drops them.
     Index(None, "created_at", "id"),
     Index(None, "user_id", "created_at", "id"),
@@ -71,11 +93,44 @@ order_items = Table(
     Column("quantity", BigInteger, nullable=False),
     Column("price", Amount, nullable=False),
     Column("tenant", Text, nullable=False, server_default=tenant.DEFAULT),
+    Column("location", Text, nullable=False, server_default=""),
     # A line is always of the same tenant as its order.
     ForeignKeyConstraint(["tenant", "order_id"], [orders.c.tenant, orders.c.id]),
     CheckConstraint("quantity > 0", name="quantity_positive"),
     CheckConstraint("CAST(price AS NUMERIC) >= 0", name="price_not_negative"),
     Index(None, "order_id"),
+    # This index serves ListOrders by product. Ids of lines grow with the time at which their orders were stored.
+    Index(None, "tenant", "product_id", "id"),
+)
+
+order_status_changes = Table(
+    "order_status_changes",
+    metadata,
+    # The creation of an order is not stored here: it is known from the order.
+    Column("order_id", Id, primary_key=True),
+    Column("version", BigInteger, primary_key=True, autoincrement=False),
+    Column("tenant", Text, nullable=False, server_default=tenant.DEFAULT),
+    Column("status", Text, nullable=False),
+    Column("reason", Text, nullable=False),
+    Column("actor", Text, nullable=False),
+    Column("changed_at", Timestamp, nullable=False),
+    ForeignKeyConstraint(["tenant", "order_id"], [orders.c.tenant, orders.c.id]),
+)
+
+order_labels = Table(
+    "order_labels",
+    metadata,
+    # ListOrders finds orders by these rows only. The labels of an order are read from orders.labels.
+    Column("order_id", Id, primary_key=True),
+    Column("name", Text, primary_key=True),
+    Column("tenant", Text, nullable=False, server_default=tenant.DEFAULT),
+    Column("value", Text, nullable=False),
+    # Copies of the order's columns, because an index has columns of one table only. They never change.
+    Column("user_id", BigInteger, nullable=False),
+    Column("created_at", Timestamp, nullable=False),
+    ForeignKeyConstraint(["tenant", "order_id"], [orders.c.tenant, orders.c.id]),
+    Index("ix_order_labels_label", "tenant", "name", "value", "created_at", "order_id"),
+    Index("ix_order_labels_user_label", "tenant", "user_id", "name", "value", "created_at", "order_id"),
 )
 
 api_keys = Table(
