@@ -25,7 +25,7 @@ INT32_MIN, INT32_MAX = -(2**31), 2**31 - 1
 INT64_MIN, INT64_MAX = -(2**63), 2**63 - 1
 
 # Free text accepts every character that is not a control character.
-FREE_TEXT = {"reason", "subject"}
+FREE_TEXT = {"reason", "subject", "external_reference", "label", "value"}
 
 
 @dataclass(frozen=True)

@@ -92,7 +92,8 @@ class Rows:
 
 OMITTED = (
     "version", "reason", "ttl", "state", "max_count", "page_size", "page_token", "created_after", "created_before",
-    "expires_in", "used_at", "traceparent", "tenant", "subject", "after_item_id", "repair",
+    "expires_in", "used_at", "traceparent", "tenant", "subject", "after_item_id", "repair", "charges",
+    "external_reference", "labels",
 )  # fmt: skip
 
 

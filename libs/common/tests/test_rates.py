@@ -137,7 +137,7 @@ def test_a_token_has_the_highest_limit_of_its_scopes() -> None:
     [
         (inventory_pb2.ReserveStockRequest(product_id=1, quantity=99), 1),
         (order_pb2.CreateOrderRequest(), 1),
-        (order_pb2.CreateOrderRequest(items=[order_pb2.CreateOrderItem()] * 3, labels={"channel": "web"}), 3),
+        (order_pb2.CreateOrderRequest(items=[order_pb2.CreateOrderItem()] * 3), 3),
         (
             inventory_pb2.BatchReserveStockRequest(
                 orders=[

@@ -62,7 +62,7 @@ def with_details(*lines: tuple[int, int, str], request_id: str = "") -> pb.Creat
     request = new_request(*(lines or [(1, 1, "10")]), request_id=request_id)
     request.charges.extend([charge(SHIPPING, "4.9", "parcel"), charge(DISCOUNT, "3"), charge(TAX, "0.01")])
     request.external_reference = "web-1182"
-    request.labels.update({"channel": "web", "campaign": "été"})
+    request.labels.extend([pb.Label(name="channel", value="web"), pb.Label(name="campaign", value="été")])
     return request
 
 
@@ -78,8 +78,8 @@ def total(*charges: pb.Charge, lines: str = "10") -> Decimal:
     return parse.new_order(request, ANYONE, None).total_amount
 
 
-def labels(count: int) -> dict[str, str]:
-    return {str(number): "" for number in range(count)}
+def labels(count: int) -> list[pb.Label]:
+    return [pb.Label(name=str(number)) for number in range(count)]
 
 
 # --- parsing ---
@@ -105,12 +105,13 @@ def test_charges_add_to_the_total_and_discounts_reduce_it() -> None:
         (changed(lambda r: setattr(r.charges[0].amount, "currency_code", "EUR")), ["charges[0].amount.currency_code"]),
         (changed(lambda r: setattr(r, "external_reference", "x" * 129)), ["external_reference"]),
         (changed(lambda r: setattr(r, "external_reference", "a\nb")), ["external_reference"]),
-        (changed(lambda r: r.labels.update(labels(LABELS_MAX))), ["labels"]),
-        (changed(lambda r: r.labels.update({"": "x"})), ["labels"]),
-        (changed(lambda r: r.labels.update({"é": "x"})), ["labels"]),
-        (changed(lambda r: r.labels.update({"x" * 65: "x"})), ["labels"]),
-        (changed(lambda r: r.labels.update({"gift": "x" * 257})), ["labels[gift]"]),
-        (changed(lambda r: r.labels.update({"gift": "\u202e"})), ["labels[gift]"]),
+        (changed(lambda r: r.labels.extend(labels(LABELS_MAX - 1))), ["labels"]),
+        (changed(lambda r: r.labels.add(value="x")), ["labels[2].name"]),
+        (changed(lambda r: r.labels.add(name="é")), ["labels[2].name"]),
+        (changed(lambda r: r.labels.add(name="x" * 65)), ["labels[2].name"]),
+        (changed(lambda r: r.labels.add(name="channel", value="shop")), ["labels[2].name"]),
+        (changed(lambda r: r.labels.add(name="gift", value="x" * 257)), ["labels[2].value"]),
+        (changed(lambda r: r.labels.add(name="gift", value="\u202e")), ["labels[2].value"]),
         (changed(lambda r: setattr(r.items[0], "location", "north hall")), ["items[0].location"]),
         (changed(lambda r: setattr(r.items[0], "location", "x" * 65)), ["items[0].location"]),
     ],
@@ -130,8 +131,8 @@ def test_every_bad_field_is_named(request_: pb.CreateOrderRequest, fields: list[
         changed(lambda r: r.charges.add(kind=FEE, amount=Money(currency_code="USD", units=UNITS_MAX - 12))),
         changed(lambda r: setattr(r.charges[0], "label", "é" * 64)),
         changed(lambda r: setattr(r, "external_reference", "é" * 128)),
-        changed(lambda r: r.labels.update(labels(LABELS_MAX - 2))),
-        changed(lambda r: r.labels.update({"~ " * 32: "é" * 256})),
+        changed(lambda r: r.labels.extend(labels(LABELS_MAX - 2))),
+        changed(lambda r: r.labels.add(name="~ " * 32, value="é" * 256)),
         changed(lambda r: setattr(r.items[0], "location", "Aa0_-" + "x" * 59)),
     ],
 )
@@ -141,10 +142,8 @@ def test_values_just_within_the_bounds_are_accepted(request_: pb.CreateOrderRequ
 
 def test_labels_are_sorted_so_that_equal_requests_are_equal() -> None:
     one, other = new_request((1, 1, "1"), request_id="r"), new_request((1, 1, "1"), request_id="r")
-    for name in "abcdefgh":
-        one.labels[name] = name
-    for name in "hgfedcba":
-        other.labels[name] = name
+    one.labels.extend(labels(8))
+    other.labels.extend(reversed(labels(8)))
 
     assert parse.new_order(one, ANYONE, None) == parse.new_order(other, ANYONE, None)
 
@@ -165,8 +164,8 @@ def test_an_order_and_its_event_have_the_details(driver: OrderApiDriver, stock: 
 
     order = driver.create_order(request)
 
-    assert list(order.charges) == list(request.charges)
-    assert (order.external_reference, order.labels) == (request.external_reference, request.labels)
+    assert (list(order.charges), order.external_reference) == (list(request.charges), request.external_reference)
+    assert [(label.name, label.value) for label in order.labels] == [("campaign", "été"), ("channel", "web")]
     assert order.total_amount == dollars("11.91")
     assert driver.order(order.id) == order
     assert driver.list_orders() == [order]
@@ -209,7 +208,7 @@ def test_a_request_id_with_other_details_is_refused(driver: OrderApiDriver, stoc
     others = [new_request(line, request_id="r"), *(with_details(line, request_id="r") for _ in range(4))]
     others[1].charges[0].label = "letter"
     others[2].external_reference = "web-1183"
-    others[3].labels["channel"] = "shop"
+    others[3].labels[0].value = "shop"
     others[4].items[0].location = "WAREHOUSE_A"
 
     for purged in (False, True):

@@ -10,7 +10,7 @@ def lines_of(request: Message) -> int:
     """Return the number of lines in the request, at least 1.
 
     Lines are the entries of its lists of messages, and an entry that has such a list itself counts as its own lines. So
-    a CreateOrder has the lines and the charges of its order, a BatchReserveStock the lines of all its orders, and a
+    a BatchReserveStock has the lines of all its orders, a CreateOrder the lines, charges and labels of its order, and a
     request without such a list has one.
     """
     lists = _lists_of(request.DESCRIPTOR)
@@ -30,6 +30,4 @@ def _lists_of(message: Descriptor) -> tuple[tuple[str, bool], ...]:
 
 
 def _entry_of(field: FieldDescriptor) -> Descriptor | None:
-    entry = field.message_type if field.is_repeated else None
-    # A map is encoded as a list of messages, but its entries are no lines.
-    return None if entry is None or entry.GetOptions().map_entry else entry
+    return field.message_type if field.is_repeated else None

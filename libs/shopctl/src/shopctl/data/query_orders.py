@@ -65,7 +65,7 @@ def as_row(order: Order) -> dict[str, Any]:
         "created_at": to_datetime(order.created_at),
         "updated_at": to_datetime(order.updated_at),
         "external_reference": order.external_reference,
-        "labels": dict(order.labels),
+        "labels": {label.name: label.value for label in order.labels},
         "charges": [
             {
                 "kind": ChargeKind.Name(charge.kind).removeprefix("CHARGE_KIND_"),

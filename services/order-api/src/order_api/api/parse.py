@@ -22,7 +22,7 @@ from order_api.domain.model import (
 )
 from shop_common.api import money, paging
 from shop_common.api.paging import PageRequest
-from shop_common.api.valid import IDENTIFIER_LENGTH_MAX, IDENTIFIER_PATTERN, Fields
+from shop_common.api.valid import Fields
 from shop_common.identity.caller import Caller
 from shop_common.timestamps import from_micros
 from shop_protos.order.v1 import maintenance_pb2
@@ -136,14 +136,14 @@ def _charges(check: Fields, request: pb.CreateOrderRequest, currency: str) -> tu
 def _labels(check: Fields, request: pb.CreateOrderRequest) -> Labels:
     if not check.size("labels", request.labels, 0, LABELS_MAX):
         return ()
-    # The sequence of a map is not defined. Sorting makes repeats equal, and errors the same each time.
-    labels = sorted(request.labels.items())
-    for name, value in labels:
-        if IDENTIFIER_PATTERN.match(name):
-            check.text(f"labels[{name}]", value, LABEL_VALUE_LENGTH_MAX)
-        else:
-            check.violate("labels", f"must have names of 1 to {IDENTIFIER_LENGTH_MAX} printable ASCII characters")
-    return tuple(labels)
+    labels: dict[str, str] = {}
+    for index, label in enumerate(request.labels):
+        at = check.at(f"labels[{index}]")
+        name = at.identifier("name", label.name)
+        if name in labels:
+            at.violate("name", "must not be the name of another label")
+        labels[name] = at.text("value", label.value, LABEL_VALUE_LENGTH_MAX)
+    return tuple(sorted(labels.items()))
 
 
 def order_key(request: pb.GetOrderRequest, caller: Caller) -> OrderKey:

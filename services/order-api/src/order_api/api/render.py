@@ -36,7 +36,7 @@ def order(value: Order) -> pb.Order:
             for charge in value.charges
         ],
         external_reference=value.external_reference,
-        labels=dict(value.labels),
+        labels=[pb.Label(name=name, value=text) for name, text in value.labels],
     )
 
 
