@@ -13,6 +13,7 @@ from tests.kubernetes.rendered import Cluster, Labels, Object, Workload, selects
 Flow = tuple[int, str, str]
 
 ANYWHERE = "anywhere"
+BROKER = "kafka"
 OURS = {"app.kubernetes.io/part-of": "shop"}
 
 
@@ -52,12 +53,14 @@ def needed_egress(cluster: Cluster, workload: Workload) -> set[Flow]:
 
 
 def needed_ingress(cluster: Cluster, workload: Workload) -> set[Flow]:
-    """Calls from our other workloads according to their settings, calls from clients, and Prometheus."""
-    if workload.name not in PROCESSES:
-        return set()
-    flows = {(workload.ports["metrics"], "TCP", PROMETHEUS)}
+    """Connections from our workloads according to their settings, calls from clients, and Prometheus."""
+    flows: set[Flow] = set()
+    if workload.name in PROCESSES:
+        flows.add((workload.ports["metrics"], "TCP", PROMETHEUS))
     if "grpc" in workload.ports:
         flows.add((workload.ports["grpc"], "TCP", _clients(workload)))
+    if workload.name == BROKER:  # it connects to itself by its Service
+        flows.add((workload.ports[BROKER], "TCP", BROKER))
     for other in filter(is_ours, cluster.workloads()):
         for port, protocol, peer in needed_egress(cluster, other):
             if peer == workload.name:

@@ -57,6 +57,10 @@ def options(service: str) -> list[tuple[str, str | int]]:
         ("grpc.max_receive_message_length", RESPONSE_BYTES_MAX),
         ("grpc.keepalive_time_ms", 30_000),
         ("grpc.keepalive_timeout_ms", 10_000),
+        # A process that has stopped in the middle keeps its connections open. Each new call restarts the time after
+        # which a keepalive ping is sent, so that ping never comes. gRPC also sends pings to measure the connection, and
+        # by default it waits a minute for their answer.
+        ("grpc.http2.ping_timeout_ms", 5_000),
         # By default a channel waits up to two minutes before it connects to a restarted service again.
         ("grpc.initial_reconnect_backoff_ms", 100),
         ("grpc.min_reconnect_backoff_ms", 1_000),
