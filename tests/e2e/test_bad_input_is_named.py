@@ -15,7 +15,6 @@ from google.rpc.status_pb2 import Status
 
 from devstack.stack import Stack
 from shop_common.rpc.status import STATUS_KEY
-from shop_protos.inventory.v1.inventory_pb2 import BatchReserveStockResponse
 from shopctl.client import SERVICES
 from tests.e2e.bad_values import Case, cases, good
 
@@ -79,7 +78,7 @@ def test_an_empty_request_causes_no_internal_error(channels: Mapping[str, grpc.C
 def _answer(
     channels: Mapping[str, grpc.Channel], method: MethodDescriptor, request: bytes, case: Case | None = None
 ) -> Status:
-    """The status of the call. For BatchReserveStock, the status of its one order."""
+    """The status of the call. For a batch, the status of its one part."""
     service = method.containing_service
     # Without serializers, so that any bytes can be sent.
     call: grpc.UnaryUnaryMultiCallable[bytes, bytes] = channels[service.file.package].unary_unary(
@@ -95,7 +94,7 @@ def _answer(
         return Status(code=failed.code().value[0], message=failed.details())
     answer = GetMessageClass(method.output_type)()
     answer.ParseFromString(response)
-    return _of_batch(answer) if isinstance(answer, BatchReserveStockResponse) else Status()
+    return _of_batch(answer) if "results" in answer.DESCRIPTOR.fields_by_name else Status()
 
 
 def _of_batch(answer: Message) -> Status:
@@ -114,9 +113,9 @@ def _bad_fields(status: Status) -> list[str]:
 def _names(status: Status, path: str) -> bool:
     """True if a violation names this field, a message that contains it, or a part of it.
 
-    In a batch, the violations of an order name fields relative to that order.
+    In a batch, the violations of a part name fields relative to that part.
     """
-    paths = (path, path.removeprefix("orders[0]."))
+    paths = (path, path.removeprefix("orders[0].").removeprefix("requests[0]."))
     return any(_is_within(field, p) or _is_within(p, field) for field in _bad_fields(status) if field for p in paths)
 
 

@@ -1,11 +1,11 @@
-"""Queues: reservations travel in arrival order, within the limits of the server."""
+"""Queues: calls travel in arrival order, within the limits of the server."""
 
 import pytest
 from google.rpc.status_pb2 import Status
 
 from inventory_api.api import parse
-from shop_client import batches, errors
-from shop_client.batches import BATCHES_MAX, BYTES_MAX, LINES_MAX, ORDERS_MAX, STALLED_SECONDS, Batch, Entry, Queue
+from shop_client import Line, OrderLines, batches, calls, errors
+from shop_client.batches import BATCHES_MAX, BYTES_MAX, CALLS_MAX, LINES_MAX, STALLED_SECONDS, Batch, Entry, Queue
 from shop_common.batching import coalescer
 from shop_common.rpc import large_requests
 from shop_protos.inventory.v1 import inventory_pb2 as pb
@@ -14,15 +14,15 @@ NOW = 1000.0
 
 
 def test_the_limits_are_those_of_the_server() -> None:
-    assert ORDERS_MAX == parse.BATCH_ORDERS_MAX
+    assert CALLS_MAX == parse.BATCH_ORDERS_MAX == parse.BATCH_REQUESTS_MAX
     assert LINES_MAX == coalescer.BATCH_WEIGHT_MAX
     assert LINES_MAX <= parse.BATCH_LINES_MAX
     assert BYTES_MAX < large_requests.LARGE_REQUEST_BYTES
 
 
 def entry(order_id: str = "order", *, lines: int = 1, deadline: float = NOW + 10) -> Entry[None]:
-    order = pb.OrderLines(order_id=order_id, lines=[pb.Line(product_id=1, quantity=1)] * lines, request_id=order_id)
-    return Entry(order, deadline, None)
+    order = OrderLines(order_id, (Line(1, 1),) * lines, request_id=order_id)
+    return Entry(calls.reserve_lines(order, ""), deadline, None)
 
 
 def queue(*entries: Entry[None]) -> Queue[None]:
@@ -33,14 +33,14 @@ def queue(*entries: Entry[None]) -> Queue[None]:
 
 
 def ids(batch: Batch[None] | None) -> list[str]:
-    return [each.order.order_id for each in batch.entries] if batch else []
+    return [each.call.request_id for each in batch.entries] if batch else []
 
 
-def test_all_waiting_reservations_travel_in_arrival_order() -> None:
+def test_all_waiting_calls_travel_in_arrival_order() -> None:
     assert ids(queue(*(entry(str(n)) for n in range(10))).next_batch(NOW)) == [str(n) for n in range(10)]
 
 
-def test_while_a_batch_is_in_flight_reservations_collect() -> None:
+def test_while_a_batch_is_in_flight_calls_collect() -> None:
     waiting = queue(entry("first"))
     assert ids(waiting.next_batch(NOW)) == ["first"]
     waiting.add(entry("second"))
@@ -63,12 +63,12 @@ def test_a_stalled_batch_holds_up_the_others_for_a_second_only() -> None:
     assert waiting.next_batch(NOW + 100) is None, f"at most {BATCHES_MAX} batches are in flight"
 
 
-def test_a_batch_has_at_most_the_orders_of_one_call() -> None:
-    waiting = queue(*(entry(str(n)) for n in range(ORDERS_MAX + 1)))
+def test_a_batch_has_at_most_the_requests_of_one_rpc() -> None:
+    waiting = queue(*(entry(str(n)) for n in range(CALLS_MAX + 1)))
 
-    assert len(ids(waiting.next_batch(NOW))) == ORDERS_MAX
+    assert len(ids(waiting.next_batch(NOW))) == CALLS_MAX
     waiting.finish()
-    assert ids(waiting.next_batch(NOW)) == [str(ORDERS_MAX)]
+    assert ids(waiting.next_batch(NOW)) == [str(CALLS_MAX)]
 
 
 def test_a_batch_has_at_most_the_lines_of_one_transaction() -> None:
@@ -77,11 +77,11 @@ def test_a_batch_has_at_most_the_lines_of_one_transaction() -> None:
     first = waiting.next_batch(NOW)
 
     assert first is not None
-    assert sum(len(each.order.lines) for each in first.entries) == LINES_MAX
+    assert sum(each.call.lines for each in first.entries) == LINES_MAX
 
 
 def test_a_batch_has_at_most_the_bytes_of_a_request_that_the_server_does_not_queue() -> None:
-    waiting = queue(*(entry("x" * 64, lines=4) for _ in range(ORDERS_MAX)), entry("y" * 64))
+    waiting = queue(*(entry("x" * 64, lines=4) for _ in range(CALLS_MAX)), entry("y" * 64))
 
     first = waiting.next_batch(NOW)
 
@@ -89,13 +89,13 @@ def test_a_batch_has_at_most_the_bytes_of_a_request_that_the_server_does_not_que
     assert BYTES_MAX - 500 < first.request.ByteSize() <= BYTES_MAX
 
 
-def test_a_large_reservation_travels_alone() -> None:
+def test_a_large_call_travels_alone() -> None:
     waiting = queue(entry("large", lines=LINES_MAX + 1), entry("small"))
 
     assert ids(waiting.next_batch(NOW)) == ["large"]
 
 
-def test_reservations_that_nobody_waits_for_are_not_sent() -> None:
+def test_calls_that_nobody_waits_for_are_not_sent() -> None:
     late, abandoned, kept = entry("late", deadline=NOW - 1), entry("abandoned"), entry("kept")
     waiting = queue(late, abandoned, kept)
     abandoned.abandon()
@@ -137,7 +137,7 @@ def test_each_entry_gets_its_own_outcome() -> None:
 
     assert batch.settle(response) == [first, second]
 
-    assert first.result().reservations[0].id == "r"
+    assert first.result() == response.results[0]
     with pytest.raises(errors.Refused) as refused:
         second.result()
     assert refused.value.request_id == "second"

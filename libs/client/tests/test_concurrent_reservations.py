@@ -1,4 +1,4 @@
-"""Concurrent reservations travel together, and each caller gets its own outcome and keeps its own deadline."""
+"""Concurrent calls travel together, and each caller gets its own outcome and keeps its own deadline."""
 
 import asyncio
 import subprocess
@@ -16,10 +16,12 @@ from opentelemetry import trace
 from devstack import postgres
 from devstack.kafka import Kafka
 from devstack.stack import READY_SECONDS, Databases, Options, Stack
-from shop_client import AsyncShop, Line, OrderLines, ReservationState, Settings, Shop, errors
+from inventory_api.api.parse import LINES_MAX
+from shop_client import AsyncShop, Line, OrderLines, Reservation, ReservationState, Settings, Shop, errors
 from testkit.apis import WITHOUT_EVENTS, running
 from testkit.eventually import eventually
 
+RESERVE, CONFIRM, RELEASE = "BatchReserveStock", "BatchConfirmReservations", "BatchReleaseStock"
 THREADS = 64
 TASKS = 500
 
@@ -33,12 +35,13 @@ def restarted(embedded_broker: Kafka, tmp_path: Path) -> Iterator[Stack]:
 
 
 class Batches:
-    """Records the orders of each batch, and passes it on to the RPC."""
+    """Records the requests of each batch, and passes it on to the RPC."""
 
-    def __init__(self, method: Any) -> None:
+    def __init__(self, method: Any, field: str) -> None:
         self._method = method
+        self._field = field
         self.sizes: list[int] = []
-        self.orders: list[Any] = []
+        self.requests: list[Any] = []
 
     def __call__(self, request: Any, **options: Any) -> Any:
         self._record(request)
@@ -49,15 +52,20 @@ class Batches:
         return self._method.future(request, **options)
 
     def _record(self, request: Any) -> None:
-        self.orders += request.orders
-        self.sizes.append(len(request.orders))
+        requests = getattr(request, self._field)
+        self.requests += requests
+        self.sizes.append(len(requests))
 
 
-def watched(shop: Shop | AsyncShop) -> Batches:
-    """Observe the batches of the client from now on."""
-    coalescer = shop._connected().coalescer
-    batches = Batches(coalescer._method)
-    coalescer._method = batches
+def coalescer(shop: Shop | AsyncShop, rpc: str = RESERVE) -> Any:
+    return shop._connected().coalescers[rpc]
+
+
+def watched(shop: Shop | AsyncShop, rpc: str = RESERVE) -> Batches:
+    """Observe the batches of the RPC from now on."""
+    of_rpc = coalescer(shop, rpc)
+    batches = Batches(of_rpc._method, "orders" if rpc == RESERVE else "requests")
+    of_rpc._method = batches
     return batches
 
 
@@ -112,6 +120,78 @@ def test_tasks_share_batches_and_no_unit_is_sold_twice(settings: Settings, shop:
     assert sum(sizes) == TASKS * 2
     assert len(sizes) < TASKS / 10
     assert units(shop, product) == TASKS
+
+
+def test_confirmations_and_releases_travel_together(shop: Shop, product: int) -> None:
+    """Each caller gets the outcome of its own order: half of them are unknown, a third was released before."""
+    shop.add_stock(product, THREADS)
+    reservations = {n: shop.reserve(product, 1, f"order-{product}-{n}") for n in range(0, THREADS, 2)}
+    released = [n for n in reservations if n % 3 == 0]
+    confirmations, releases = watched(shop, CONFIRM), watched(shop, RELEASE)
+
+    def confirm(number: int) -> str:
+        try:
+            (confirmed,) = shop.confirm_reservations(f"order-{product}-{number}")
+        except errors.ShopError as error:
+            return type(error).__name__
+        assert (confirmed.id, confirmed.state) == (reservations[number].id, ReservationState.CONFIRMED)
+        return "confirmed"
+
+    with ThreadPoolExecutor(THREADS) as callers:
+        assert list(callers.map(lambda n: shop.release(reservations[n].id), released)) == [1] * len(released)
+        outcomes = dict(enumerate(callers.map(confirm, range(THREADS))))
+
+    assert outcomes == {
+        n: "ReservationNotFound" if n % 2 else "ReservationReleased" if n in released else "confirmed"
+        for n in range(THREADS)
+    }
+    assert (sum(confirmations.sizes), sum(releases.sizes)) == (THREADS, len(released))
+    assert len(confirmations.sizes) < THREADS
+    assert units(shop, product) == len(reservations) - len(released)
+
+
+def test_tasks_confirm_and_release_together(settings: Settings, shop: Shop, product: int) -> None:
+    shop.add_stock(product, TASKS)
+
+    async def use(client: AsyncShop, number: int) -> int:
+        reservation = await client.reserve(product, 1, f"order-{product}-{number}")
+        (confirmed,) = await client.confirm_reservations(reservation.order_id)
+        assert (confirmed.id, confirmed.state) == (reservation.id, ReservationState.CONFIRMED)
+        return await client.release(reservation.id)
+
+    async def run() -> tuple[list[int], list[Batches]]:
+        async with AsyncShop(settings) as client:
+            batches = [watched(client, rpc) for rpc in (RESERVE, CONFIRM, RELEASE)]
+            return await asyncio.gather(*(use(client, number) for number in range(TASKS))), batches
+
+    quantities, batches = asyncio.run(run())
+
+    assert quantities == [1] * TASKS
+    assert [sum(each.sizes) for each in batches] == [TASKS] * 3
+    assert all(len(each.sizes) < TASKS / 10 for each in batches)
+
+
+def test_an_order_without_room_in_the_response_of_its_batch_is_confirmed_alone(
+    settings: Settings, product: int
+) -> None:
+    """The response of a batch has room for 5 orders with 1,000 reservations each."""
+    products = range(product * 1000, product * 1000 + LINES_MAX)
+    orders = [f"order-{product}-{number}" for number in range(8)]
+    lines = [Line(each, 1) for each in products]
+
+    async def run() -> tuple[list[list[Reservation]], list[int]]:
+        async with AsyncShop(settings) as client:
+            await asyncio.gather(*(client.add_stock(each, 1000) for each in products))
+            await asyncio.gather(*(client.reserve_lines(order, lines) for order in orders * (1000 // LINES_MAX)))
+            batches = watched(client, CONFIRM)
+            return await asyncio.gather(*map(client.confirm_reservations, orders)), batches.sizes
+
+    confirmed, sizes = asyncio.run(run())
+
+    assert max(sizes) > 5
+    assert [{each.order_id for each in of_order} for of_order in confirmed] == [{order} for order in orders]
+    assert [len(of_order) for of_order in confirmed] == [1000] * len(orders)
+    assert {each.state for of_order in confirmed for each in of_order} == {ReservationState.CONFIRMED}
 
 
 def test_a_lone_call_is_sent_at_once(shop: Shop, product: int) -> None:
@@ -190,7 +270,7 @@ def test_a_batch_that_nobody_waits_for_is_cancelled(apis: Stack, settings: Setti
     async def run() -> None:
         async with AsyncShop(settings) as client:
             batches = watched(client)
-            queues = client._connected().coalescer._queues
+            queues = coalescer(client)._queues
             with apis.inventory_api.frozen():
                 task = asyncio.create_task(client.reserve(product, 1, "dropped"))
                 await until(lambda: bool(batches.sizes))
@@ -204,7 +284,7 @@ def test_a_batch_that_nobody_waits_for_is_cancelled(apis: Stack, settings: Setti
 def test_a_thread_that_stops_waiting_cancels_its_batch(apis: Stack, shop: Shop, product: int) -> None:
     shop.add_stock(product, 10)
     shop.check_stock(product)
-    queues = shop._connected().coalescer._queues
+    queues = coalescer(shop)._queues
 
     with apis.inventory_api.frozen():
         with pytest.raises(errors.DeadlineExceeded):
@@ -222,7 +302,7 @@ def test_a_call_without_time_is_not_sent(shop: Shop, product: int) -> None:
         shop.reserve(product, 1, "order-1", timeout_seconds=0)
 
     assert batches.sizes == []
-    assert not shop._connected().coalescer._queues, "an idle queue is dropped"
+    assert not coalescer(shop)._queues, "an idle queue is dropped"
 
 
 def test_a_signal_interrupts_a_lone_call_and_the_next_one_works(apis: Stack, product: int) -> None:
@@ -248,7 +328,7 @@ with Shop(Settings(inventory, orders, timeout_seconds=60)) as shop:
     finally:
         os.kill(server, signal.SIGCONT)
     assert shop.reserve(product, 1, "next").order_id == "next"
-    assert not shop._connected().coalescer._queues
+    assert not shop._connected().coalescers["BatchReserveStock"]._queues
 """
 
 
@@ -325,7 +405,7 @@ def test_each_reservation_of_a_batch_continues_the_trace_of_its_caller(apis: Sta
                 tasks = [asyncio.create_task(reserve(shop, number)) for number in (1, 2, 3)]
                 await until(lambda: bool(batches.sizes))
             await asyncio.gather(*tasks)
-            orders.extend(batches.orders)
+            orders.extend(batches.requests)
 
     asyncio.run(run())
 

@@ -64,6 +64,11 @@ def test_reservations_are_made_confirmed_listed_and_released(shop: Shop, product
     assert len(list(shop.list_reservations(order_id=order_id, page_size=1))) == 2
     assert shop.release(reservation.id) == 2
     assert shop.release(reservation.id) == 2
+    with pytest.raises(errors.ReservationNotFound):
+        shop.release(UNKNOWN_ID)
+    with pytest.raises(errors.InvalidInput) as malformed:
+        shop.release("no-uuid")
+    assert [each.field for each in malformed.value.violations] == ["reservation_id"]
     listed = list(shop.list_reservations(product_id=product, state=ReservationState.RELEASED))
     assert [each.id for each in listed] == [reservation.id]
 
@@ -147,14 +152,15 @@ def test_both_clients_have_the_same_methods() -> None:
 
 
 def test_every_rpc_for_callers_has_a_call() -> None:
-    """ReserveStock is the exception: `reserve` is a BatchReserveStock of one order, which does the same."""
+    """Except the single calls that the client sends as a batch of one."""
     services = (
         inventory_pb2.DESCRIPTOR.services_by_name["InventoryService"],
         order_pb2.DESCRIPTOR.services_by_name["OrderService"],
     )
     rpcs = {method.name for service in services for method in service.methods}
+    sent_as_batches = {"ReserveStock", "ReleaseStock"}
 
-    assert {each.name for each in vars(calls).values() if isinstance(each, Method)} == rpcs - {"ReserveStock"}
+    assert {each.name for each in vars(calls).values() if isinstance(each, Method)} == rpcs - sent_as_batches
 
 
 # --- errors ---

@@ -306,6 +306,24 @@ def test_a_deadline_that_expires_during_the_flush_is_an_unknown_outcome(rig: Rig
     assert rig.bulk.batches == [[Ask(13)]]
 
 
+def test_after_the_deadline_the_decided_requests_of_a_call_have_their_outcomes(rig: Rig) -> None:
+    coalescer = rig.coalescer()
+    rig.bulk.decides_max = 2
+    rig.bulk.failure = lambda _: rig.bulk.open.clear()  # holds up the second batch
+    try:
+        late = rig.call(coalescer, Ask(1), Ask(-1), Ask(3), Ask(4), Ask(5), seconds=1.5)
+        first, refused, *unknown = late.result(PATIENCE_SECONDS)
+    finally:
+        rig.bulk.failure = lambda _: None
+        rig.bulk.open.set()
+
+    assert first == 2
+    assert isinstance(refused, SoldOut)
+    assert [isinstance(each, DatabaseUnavailable) and each.rolled_back for each in unknown] == [False] * 3
+    coalescer.close()
+    assert [len(batch) for batch in rig.bulk.batches] == [5, 3], "requests without a caller are not started"
+
+
 def test_the_response_arrives_before_the_callers_deadline(rig: Rig) -> None:
     coalescer = rig.coalescer()
     with rig.bulk.held_up():

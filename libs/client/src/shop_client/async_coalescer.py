@@ -1,4 +1,4 @@
-"""Sends concurrent reservations of several asyncio tasks as one BatchReserveStock."""
+"""Sends the concurrent calls of several asyncio tasks as one RPC."""
 
 import asyncio
 import contextvars
@@ -6,27 +6,27 @@ import time
 from typing import Any
 
 import grpc
-from google.rpc.status_pb2 import Status
+from google.protobuf.message import Message
 
 from shop_client.batches import STALLED_SECONDS, Batch, Entry, Queue, cancelled
+from shop_client.calls import BatchedCall
 from shop_client.statuses import status_of
 from shop_client.transport import headers
-from shop_protos.inventory.v1 import inventory_pb2 as pb
 
 _Waiter = asyncio.Future[None]
 
 
 class AsyncCoalescer:
-    """Sends reservations with the RPC `method`. Belongs to one event loop."""
+    """Sends calls with the RPC `method`, which decides many of them. Belongs to one event loop."""
 
     def __init__(self, method: Any) -> None:
         self._method = method
         self._queues: dict[str, Queue[_Waiter]] = {}
         self._senders: set[asyncio.Task[None]] = set()
 
-    async def reserve(self, order: pb.OrderLines, *, deadline: float, token: str) -> pb.Reservations:
-        """Return the reservations of the order. Raises its ShopError, or DeadlineExceeded at the deadline."""
-        entry: Entry[_Waiter] = Entry(order, deadline, asyncio.get_running_loop().create_future())
+    async def submit(self, call: BatchedCall[Any], *, deadline: float, token: str) -> Any:
+        """Return the part of the response that `call.read` converts. Raises ShopError, DeadlineExceeded included."""
+        entry: Entry[_Waiter] = Entry(call, deadline, asyncio.get_running_loop().create_future())
         queue = self._queues.get(token)
         if queue is None:
             queue = self._queues[token] = Queue(token)
@@ -64,7 +64,7 @@ class AsyncCoalescer:
         try:
             outcome = await self._outcome(queue, batch)
             self._settle(batch, outcome)
-            # Let the woken tasks run before the next batch starts. Their next reservations then travel in it.
+            # Let the woken tasks run before the next batch starts. Their next calls then travel in it.
             await asyncio.sleep(0)
         except BaseException:  # the event loop is closing: nobody must wait for this batch
             self._settle(batch, cancelled("the event loop has cancelled the batch"))
@@ -74,7 +74,7 @@ class AsyncCoalescer:
             queue.finish()
         self._start(queue)
 
-    async def _outcome(self, queue: Queue[_Waiter], batch: Batch[_Waiter]) -> pb.BatchReserveStockResponse | Status:
+    async def _outcome(self, queue: Queue[_Waiter], batch: Batch[_Waiter]) -> Message:
         timeout = batch.deadline - time.monotonic()
         try:
             call = self._method(batch.request, timeout=timeout, metadata=headers(queue.token))
@@ -82,7 +82,7 @@ class AsyncCoalescer:
             return cancelled(str(error))
         batch.call = call
         try:
-            response: pb.BatchReserveStockResponse = await call
+            response: Message = await call
         except grpc.aio.AioRpcError as error:
             return status_of(error)
         except asyncio.CancelledError:
@@ -92,7 +92,7 @@ class AsyncCoalescer:
             return cancelled("the batch was cancelled")
         return response
 
-    def _settle(self, batch: Batch[_Waiter], outcome: pb.BatchReserveStockResponse | Status) -> None:
+    def _settle(self, batch: Batch[_Waiter], outcome: Message) -> None:
         for entry in batch.settle(outcome):
             if not entry.waiter.done():
                 entry.waiter.set_result(None)

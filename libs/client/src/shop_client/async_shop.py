@@ -15,8 +15,8 @@ import grpc
 
 from shop_client import calls, transport
 from shop_client.async_coalescer import AsyncCoalescer
-from shop_client.calls import BATCH_RESERVE_STOCK, INVENTORY_SERVICE, ORDER_SERVICE, PAGE_SIZE, Call, Method, Page
-from shop_client.errors import Cancelled, ShopError, Unavailable
+from shop_client.calls import BATCHED, INVENTORY_SERVICE, ORDER_SERVICE, PAGE_SIZE, BatchedCall, Call, Method, Page
+from shop_client.errors import AnswerTooLarge, Cancelled, ShopError, Unavailable
 from shop_client.forks import PROCESS
 from shop_client.settings import Settings
 from shop_client.statuses import error_of, status_of
@@ -140,17 +140,7 @@ class AsyncShop:
         timeout_seconds: float | None = None,
     ) -> list[Reservation]:
         order = OrderLines(order_id, tuple(lines), ttl_seconds, request_id)
-        message = calls.order_lines(order, transport.current_traceparent())
-        deadline = self._deadline(timeout_seconds)
-        pauses = transport.Pauses(deadline)
-        while True:
-            try:
-                coalescer = self._connected().coalescer
-                return calls.reservations(
-                    await coalescer.reserve(message, deadline=deadline, token=await self._token())
-                )
-            except Unavailable as error:
-                await asyncio.sleep(pauses.after(error))
+        return await self._run_in_batch(calls.reserve_lines(order, transport.current_traceparent()), timeout_seconds)
 
     async def batch_reserve(
         self, orders: Sequence[OrderLines], *, timeout_seconds: float | None = None
@@ -173,10 +163,16 @@ class AsyncShop:
         return outcomes
 
     async def release(self, reservation_id: str, *, timeout_seconds: float | None = None) -> int:
-        return await self._run(calls.release(reservation_id), timeout_seconds)
+        return await self._run_in_batch(calls.release(reservation_id, transport.current_traceparent()), timeout_seconds)
 
     async def confirm_reservations(self, order_id: str, *, timeout_seconds: float | None = None) -> list[Reservation]:
-        return await self._run(calls.confirm_reservations(order_id), timeout_seconds)
+        call = calls.confirm_reservations(order_id, transport.current_traceparent())
+        deadline = self._deadline(timeout_seconds)
+        try:
+            return await self._until_in_batch(call, deadline)
+        except AnswerTooLarge:
+            # The reservations are confirmed, but the response of their batch has no room for them.
+            return await self._until(calls.confirm_reservations_alone(order_id), deadline)
 
     async def get_reservation(self, reservation_id: str, *, timeout_seconds: float | None = None) -> Reservation:
         return await self._run(calls.get_reservation(reservation_id), timeout_seconds)
@@ -257,6 +253,18 @@ class AsyncShop:
             except Unavailable as error:
                 await asyncio.sleep(pauses.after(error))
 
+    async def _run_in_batch(self, call: BatchedCall[_Result], timeout_seconds: float | None) -> _Result:
+        return await self._until_in_batch(call, self._deadline(timeout_seconds))
+
+    async def _until_in_batch(self, call: BatchedCall[_Result], deadline: float) -> _Result:
+        pauses = transport.Pauses(deadline)
+        while True:
+            try:
+                coalescer = self._connected().coalescers[call.rpc.method.name]
+                return call.read(await coalescer.submit(call, deadline=deadline, token=await self._token()))
+            except Unavailable as error:
+                await asyncio.sleep(pauses.after(error))
+
     async def _attempt(self, call: Call[Any], deadline: float) -> Any:
         metadata = transport.headers(await self._token(), transport.current_traceparent())
         method = self._connected().method(call.method)
@@ -304,7 +312,7 @@ class _Connection:
             for service, target in targets.items()
         }
         self._methods: dict[str, Any] = {}
-        self.coalescer = AsyncCoalescer(self.method(BATCH_RESERVE_STOCK))
+        self.coalescers = {rpc.method.name: AsyncCoalescer(self.method(rpc.method)) for rpc in BATCHED}
 
     def method(self, method: Method) -> Any:
         """Return the callable of the RPC."""

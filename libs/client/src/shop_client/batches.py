@@ -1,24 +1,25 @@
-"""The queues of reservations that travel together, without threads or asyncio.
+"""The queues of calls that travel together, without threads or asyncio.
 
-The reservations of one credential share a queue. While a batch of the queue is in flight, further reservations collect,
-and travel as the next batch, in arrival order. So a batch has at least one reservation and grows with load.
+The calls of one RPC and one credential share a queue. While a batch of the queue is in flight, further calls collect,
+and travel as the next batch, in arrival order. So a batch has at least one call and grows with load.
 """
 
 from collections import deque
 from dataclasses import dataclass, field
-from typing import Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 import grpc
+from google.protobuf.message import Message
 from google.rpc.status_pb2 import Status
 
+from shop_client.calls import BatchedCall
 from shop_client.errors import DeadlineExceeded
 from shop_client.statuses import error_of
-from shop_protos.inventory.v1 import inventory_pb2 as pb
 
 _Waiter = TypeVar("_Waiter")
 
-ORDERS_MAX = 500
-"""The limit of BatchReserveStock."""
+CALLS_MAX = 500
+"""The limit of each RPC that decides many requests."""
 
 LINES_MAX = 2000
 """The server decides at most this many lines in one transaction."""
@@ -43,19 +44,20 @@ class RunningCall(Protocol):
 
 
 class Entry(Generic[_Waiter]):
-    """The reservation of one caller, who waits with `waiter` until there is an outcome."""
+    """The call of one caller, who waits with `waiter` until there is an outcome."""
 
-    __slots__ = ("batch", "deadline", "is_abandoned", "order", "outcome", "size", "waiter")
+    __slots__ = ("batch", "call", "deadline", "is_abandoned", "outcome", "size", "waiter")
 
-    def __init__(self, order: pb.OrderLines, deadline: float, waiter: _Waiter) -> None:
-        self.order = order
+    def __init__(self, call: BatchedCall[Any], deadline: float, waiter: _Waiter) -> None:
+        self.call = call
         self.deadline = deadline
         """The time.monotonic at which the caller stops waiting."""
         self.waiter = waiter
-        self.size = order.ByteSize() + 4  # the tag and length in the batch
+        self.size = call.message.ByteSize() + 4  # the tag and length in the batch
         self.batch: Batch[_Waiter] | None = None
-        """The batch that the reservation travels in; None while it is in the queue."""
-        self.outcome: pb.Reservations | Status | None = None
+        """The batch that the call travels in; None while it is in the queue."""
+        self.outcome: Message | None = None
+        """Its part of the response, or the Status of its failure."""
         self.is_abandoned = False
         """True if the caller has stopped waiting."""
 
@@ -67,21 +69,21 @@ class Entry(Generic[_Waiter]):
         self.batch.waiting -= 1
         return None if self.batch.waiting else self.batch.call
 
-    def result(self) -> pb.Reservations:
-        """Return the reservations. Raises the ShopError that is the outcome."""
+    def result(self) -> Message:
+        """Return the call's part of the response. Raises the ShopError that is the outcome."""
         assert self.outcome is not None
         if isinstance(self.outcome, Status):
-            raise error_of(self.outcome, self.order.request_id)
+            raise error_of(self.outcome, self.call.request_id)
         return self.outcome
 
     def deadline_error(self) -> DeadlineExceeded:
         what = "it was not sent" if self.batch is None else "the server has not answered its batch"
-        return DeadlineExceeded(f"the deadline passed: {what}", request_id=self.order.request_id)
+        return DeadlineExceeded(f"the deadline passed: {what}", request_id=self.call.request_id)
 
 
 @dataclass
 class Batch(Generic[_Waiter]):
-    """Reservations that travel together."""
+    """Calls that travel together."""
 
     entries: list[Entry[_Waiter]]
     waiting: int = field(init=False)
@@ -94,32 +96,34 @@ class Batch(Generic[_Waiter]):
             entry.batch = self
 
     @property
-    def request(self) -> pb.BatchReserveStockRequest:
-        return pb.BatchReserveStockRequest(orders=[entry.order for entry in self.entries])
+    def request(self) -> Message:
+        rpc = self.entries[0].call.rpc
+        return rpc.request([entry.call.message for entry in self.entries])
 
     @property
     def deadline(self) -> float:
         """The time at which the last caller stops waiting."""
         return max(entry.deadline for entry in self.entries)
 
-    def settle(self, outcome: pb.BatchReserveStockResponse | Status) -> list[Entry[_Waiter]]:
+    def settle(self, outcome: Message) -> list[Entry[_Waiter]]:
         """Give each entry its own outcome. Returns the entries whose callers still wait.
 
-        A failure of the whole batch is the outcome of every entry.
+        `outcome` is the response of the RPC, or the Status of its failure, which is the outcome of every entry.
         """
         if isinstance(outcome, Status):
             for entry in self.entries:
                 entry.outcome = outcome
-        elif len(outcome.results) != len(self.entries):
+            return [entry for entry in self.entries if not entry.is_abandoned]
+        response: Any = outcome
+        if len(response.results) != len(self.entries):
             return self.settle(Status(code=_INTERNAL, message="the response has another number of results"))
-        else:
-            for entry, result in zip(self.entries, outcome.results, strict=True):
-                entry.outcome = result.reservations if result.HasField("reservations") else result.error
+        for entry, result in zip(self.entries, response.results, strict=True):
+            entry.outcome = result.error if result.HasField("error") else result
         return [entry for entry in self.entries if not entry.is_abandoned]
 
 
 class Queue(Generic[_Waiter]):
-    """The waiting reservations of one credential. Not thread-safe."""
+    """The waiting calls of one credential. Not thread-safe."""
 
     def __init__(self, token: str) -> None:
         self.token = token
@@ -153,10 +157,10 @@ class Queue(Generic[_Waiter]):
         """Take entries in arrival order up to the limits of a batch. Drops those whose callers no longer wait."""
         taken: list[Entry[_Waiter]] = []
         lines = size = 0
-        while self._waiting and len(taken) < ORDERS_MAX:
+        while self._waiting and len(taken) < CALLS_MAX:
             entry = self._waiting[0]
             if not entry.is_abandoned and entry.deadline > now:
-                lines, size = lines + len(entry.order.lines), size + entry.size
+                lines, size = lines + entry.call.lines, size + entry.size
                 if taken and (lines > LINES_MAX or size > BYTES_MAX):
                     break
                 taken.append(entry)

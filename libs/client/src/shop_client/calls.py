@@ -66,6 +66,32 @@ class Call(Generic[_Result]):
     request_id: str = ""
 
 
+@dataclass(frozen=True)
+class BatchMethod:
+    """An RPC that decides many requests independently. They are in the field `requests` of the RPC's request."""
+
+    method: Method
+    requests: str
+
+    def request(self, messages: Sequence[Message]) -> Message:
+        fields: dict[str, Any] = {self.requests: messages}
+        return self.method.request(**fields)
+
+
+@dataclass(frozen=True, slots=True)
+class BatchedCall(Generic[_Result]):
+    """A call that travels in one RPC with the concurrent calls of other threads or tasks.
+
+    `message` is its part of the request, with this many `lines`. `read` converts its part of the response.
+    """
+
+    rpc: BatchMethod
+    message: Message
+    read: Callable[[Any], _Result]
+    request_id: str = ""
+    lines: int = 1
+
+
 @dataclass(frozen=True, slots=True)
 class Page(Generic[_Value]):
     """A page of a list. The last page has an empty `next_token`."""
@@ -85,7 +111,8 @@ UPDATE_INVENTORY_ITEM = _method(_INVENTORY, "UpdateInventoryItem")
 LIST_INVENTORY_ITEMS = _method(_INVENTORY, "ListInventoryItems")
 CHECK_STOCK = _method(_INVENTORY, "CheckStock")
 BATCH_RESERVE_STOCK = _method(_INVENTORY, "BatchReserveStock")
-RELEASE_STOCK = _method(_INVENTORY, "ReleaseStock")
+BATCH_RELEASE_STOCK = _method(_INVENTORY, "BatchReleaseStock")
+BATCH_CONFIRM_RESERVATIONS = _method(_INVENTORY, "BatchConfirmReservations")
 CONFIRM_RESERVATIONS = _method(_INVENTORY, "ConfirmReservations")
 GET_RESERVATION = _method(_INVENTORY, "GetReservation")
 LIST_RESERVATIONS = _method(_INVENTORY, "ListReservations")
@@ -93,6 +120,12 @@ CREATE_ORDER = _method(_ORDERS, "CreateOrder")
 GET_ORDER = _method(_ORDERS, "GetOrder")
 UPDATE_ORDER_STATUS = _method(_ORDERS, "UpdateOrderStatus")
 LIST_ORDERS = _method(_ORDERS, "ListOrders")
+
+_RESERVE = BatchMethod(BATCH_RESERVE_STOCK, "orders")
+_RELEASE = BatchMethod(BATCH_RELEASE_STOCK, "requests")
+_CONFIRM = BatchMethod(BATCH_CONFIRM_RESERVATIONS, "requests")
+BATCHED = (_RESERVE, _RELEASE, _CONFIRM)
+"""The RPCs in which concurrent calls travel together."""
 
 
 # --- stock ---
@@ -145,8 +178,9 @@ def order_lines(order: OrderLines, traceparent: str) -> inventory.OrderLines:
     )
 
 
-def reservations(message: inventory.Reservations) -> list[Reservation]:
-    return [convert.reservation(each) for each in message.reservations]
+def reserve_lines(order: OrderLines, traceparent: str) -> BatchedCall[list[Reservation]]:
+    message = order_lines(order, traceparent)
+    return BatchedCall(_RESERVE, message, _reserved, message.request_id, len(message.lines))
 
 
 def batch_reserve(orders_: Sequence[inventory.OrderLines]) -> Call[list[list[Reservation] | ShopError]]:
@@ -154,11 +188,18 @@ def batch_reserve(orders_: Sequence[inventory.OrderLines]) -> Call[list[list[Res
     return Call(BATCH_RESERVE_STOCK, request, partial(_outcomes, [order.request_id for order in orders_]))
 
 
-def release(reservation_id: str) -> Call[int]:
-    return Call(RELEASE_STOCK, inventory.ReleaseStockRequest(reservation_id=reservation_id), _released_quantity)
+def release(reservation_id: str, traceparent: str) -> BatchedCall[int]:
+    message = inventory.ReleaseStockRequest(reservation_id=reservation_id, traceparent=traceparent)
+    return BatchedCall(_RELEASE, message, _released_quantity)
 
 
-def confirm_reservations(order_id: str) -> Call[list[Reservation]]:
+def confirm_reservations(order_id: str, traceparent: str) -> BatchedCall[list[Reservation]]:
+    message = inventory.ConfirmReservationsRequest(order_id=order_id, traceparent=traceparent)
+    return BatchedCall(_CONFIRM, message, _confirmed_in_batch)
+
+
+def confirm_reservations_alone(order_id: str) -> Call[list[Reservation]]:
+    """Return the call for an order whose reservations do not fit into the response of a batch."""
     return Call(CONFIRM_RESERVATIONS, inventory.ConfirmReservationsRequest(order_id=order_id), _confirmed)
 
 
@@ -242,13 +283,21 @@ def _outcomes(
     request_ids: Sequence[str], response: inventory.BatchReserveStockResponse
 ) -> list[list[Reservation] | ShopError]:
     return [
-        reservations(result.reservations) if result.HasField("reservations") else error_of(result.error, request_id)
+        error_of(result.error, request_id) if result.HasField("error") else _reserved(result)
         for request_id, result in zip(request_ids, response.results, strict=True)
     ]
 
 
-def _released_quantity(response: inventory.ReleaseStockResponse) -> int:
-    return response.released_quantity
+def _reserved(result: inventory.BatchReserveStockResult) -> list[Reservation]:
+    return [convert.reservation(each) for each in result.reservations.reservations]
+
+
+def _released_quantity(result: inventory.BatchReleaseStockResult) -> int:
+    return result.response.released_quantity
+
+
+def _confirmed_in_batch(result: inventory.BatchConfirmReservationsResult) -> list[Reservation]:
+    return _confirmed(result.response)
 
 
 def _confirmed(response: inventory.ConfirmReservationsResponse) -> list[Reservation]:

@@ -1,8 +1,8 @@
-"""Sends concurrent reservations of several threads as one BatchReserveStock.
+"""Sends the concurrent calls of several threads as one RPC.
 
-There is no thread and no timer. The thread that reserves while no batch is in flight sends its reservation at once, and
-waits for the response itself, which costs less than a hand-over from a thread of gRPC. Reservations that collect in the
-meantime are the next batch. Its response arrives on a thread of gRPC, which wakes the callers and sends the next batch.
+There is no thread and no timer. The thread that calls while no batch is in flight sends its call at once, and waits for
+the response itself, which costs less than a hand-over from a thread of gRPC. Calls that collect in the meantime are the
+next batch. Its response arrives on a thread of gRPC, which wakes the callers and sends the next batch.
 """
 
 import threading
@@ -11,27 +11,27 @@ from functools import partial
 from typing import Any
 
 import grpc
-from google.rpc.status_pb2 import Status
+from google.protobuf.message import Message
 
 from shop_client.batches import STALLED_SECONDS, Batch, Entry, Queue, cancelled
+from shop_client.calls import BatchedCall
 from shop_client.statuses import status_of
 from shop_client.transport import headers
-from shop_protos.inventory.v1 import inventory_pb2 as pb
 
 
 class Coalescer:
-    """Sends reservations with the RPC `method`. Safe to share between threads."""
+    """Sends calls with the RPC `method`, which decides many of them. Safe to share between threads."""
 
     def __init__(self, method: Any) -> None:
         self._method = method
         self._mutex = threading.Lock()
         self._queues: dict[str, Queue[threading.Lock]] = {}
 
-    def reserve(self, order: pb.OrderLines, *, deadline: float, token: str) -> pb.Reservations:
-        """Return the reservations of the order. Raises its ShopError, or DeadlineExceeded at the deadline."""
+    def submit(self, call: BatchedCall[Any], *, deadline: float, token: str) -> Any:
+        """Return the part of the response that `call.read` converts. Raises ShopError, DeadlineExceeded included."""
         done = threading.Lock()
         done.acquire()
-        entry = Entry(order, deadline, done)
+        entry = Entry(call, deadline, done)
         with self._mutex:
             queue = self._queues.get(token)
             if queue is None:
@@ -79,7 +79,7 @@ class Coalescer:
 
     def _send_alone(self, queue: Queue[threading.Lock], batch: Batch[threading.Lock]) -> None:
         """Send the batch of one caller, and block until it has an outcome."""
-        outcome: pb.BatchReserveStockResponse | Status = cancelled("the call was interrupted")
+        outcome: Message = cancelled("the call was interrupted")
         try:
             timeout = batch.deadline - time.monotonic()
             outcome = self._method(batch.request, timeout=timeout, metadata=headers(queue.token))
@@ -105,7 +105,7 @@ class Coalescer:
         call.add_done_callback(partial(self._respond, queue, batch))
 
     def _respond(self, queue: Queue[threading.Lock], batch: Batch[threading.Lock], call: Any) -> None:
-        outcome: pb.BatchReserveStockResponse | Status
+        outcome: Message
         try:
             outcome = call.result()
         except grpc.RpcError:
@@ -114,9 +114,7 @@ class Coalescer:
             outcome = cancelled("the batch was cancelled")
         self._settle(queue, batch, outcome)
 
-    def _settle(
-        self, queue: Queue[threading.Lock], batch: Batch[threading.Lock], outcome: pb.BatchReserveStockResponse | Status
-    ) -> None:
+    def _settle(self, queue: Queue[threading.Lock], batch: Batch[threading.Lock], outcome: Message) -> None:
         with self._mutex:
             queue.finish()
             waiting = batch.settle(outcome)

@@ -13,9 +13,9 @@ from typing import Any, Self, TypeVar
 import grpc
 
 from shop_client import calls, transport
-from shop_client.calls import BATCH_RESERVE_STOCK, INVENTORY_SERVICE, ORDER_SERVICE, PAGE_SIZE, Call, Method, Page
+from shop_client.calls import BATCHED, INVENTORY_SERVICE, ORDER_SERVICE, PAGE_SIZE, BatchedCall, Call, Method, Page
 from shop_client.coalescer import Coalescer
-from shop_client.errors import Cancelled, ShopError, Unavailable
+from shop_client.errors import AnswerTooLarge, Cancelled, ShopError, Unavailable
 from shop_client.forks import PROCESS
 from shop_client.settings import Settings
 from shop_client.statuses import error_of, status_of
@@ -158,15 +158,7 @@ class Shop:
     ) -> list[Reservation]:
         """Reserve all lines of an order, or nothing. Returns one reservation per product. Raises InsufficientStock."""
         order = OrderLines(order_id, tuple(lines), ttl_seconds, request_id)
-        message = calls.order_lines(order, transport.current_traceparent())
-        deadline = self._deadline(timeout_seconds)
-        pauses = transport.Pauses(deadline)
-        while True:
-            try:
-                coalescer = self._connected().coalescer
-                return calls.reservations(coalescer.reserve(message, deadline=deadline, token=self._token()))
-            except Unavailable as error:
-                time.sleep(pauses.after(error))
+        return self._run_in_batch(calls.reserve_lines(order, transport.current_traceparent()), timeout_seconds)
 
     def batch_reserve(
         self, orders: Sequence[OrderLines], *, timeout_seconds: float | None = None
@@ -197,14 +189,20 @@ class Shop:
 
         Raises ReservationNotFound.
         """
-        return self._run(calls.release(reservation_id), timeout_seconds)
+        return self._run_in_batch(calls.release(reservation_id, transport.current_traceparent()), timeout_seconds)
 
     def confirm_reservations(self, order_id: str, *, timeout_seconds: float | None = None) -> list[Reservation]:
         """Confirm all reservations of an order, so that they no longer expire, or none. Repeatable.
 
         Raises ReservationNotFound, ReservationExpired or ReservationReleased.
         """
-        return self._run(calls.confirm_reservations(order_id), timeout_seconds)
+        call = calls.confirm_reservations(order_id, transport.current_traceparent())
+        deadline = self._deadline(timeout_seconds)
+        try:
+            return self._until_in_batch(call, deadline)
+        except AnswerTooLarge:
+            # The reservations are confirmed, but the response of their batch has no room for them.
+            return self._until(calls.confirm_reservations_alone(order_id), deadline)
 
     def get_reservation(self, reservation_id: str, *, timeout_seconds: float | None = None) -> Reservation:
         """Return one reservation. Raises ReservationNotFound."""
@@ -299,6 +297,18 @@ class Shop:
             except Unavailable as error:
                 time.sleep(pauses.after(error))
 
+    def _run_in_batch(self, call: BatchedCall[_Result], timeout_seconds: float | None) -> _Result:
+        return self._until_in_batch(call, self._deadline(timeout_seconds))
+
+    def _until_in_batch(self, call: BatchedCall[_Result], deadline: float) -> _Result:
+        pauses = transport.Pauses(deadline)
+        while True:
+            try:
+                coalescer = self._connected().coalescers[call.rpc.method.name]
+                return call.read(coalescer.submit(call, deadline=deadline, token=self._token()))
+            except Unavailable as error:
+                time.sleep(pauses.after(error))
+
     def _attempt(self, call: Call[Any], deadline: float) -> Any:
         metadata = transport.headers(self._token(), transport.current_traceparent())
         method = self._connected().method(call.method)
@@ -350,7 +360,7 @@ class _Connection:
             for service, target in targets.items()
         }
         self._methods: dict[str, Any] = {}
-        self.coalescer = Coalescer(self.method(BATCH_RESERVE_STOCK))
+        self.coalescers = {rpc.method.name: Coalescer(self.method(rpc.method)) for rpc in BATCHED}
 
     def method(self, method: Method) -> Any:
         """Return the callable of the RPC. Two threads may create the same one, which does no harm."""

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from inventory_api.api import parse
-from inventory_api.domain.commands import AddStock, OrderLines
+from inventory_api.domain.commands import AddStock, OrderLines, OrderRequest, ReleaseRequest
 from inventory_api.domain.errors import ReservationNotFound
 from inventory_api.domain.model import ORDER_RESERVATIONS_MAX, Line, OrderSize, State
 from inventory_api.domain.reserving import decide
@@ -14,7 +14,7 @@ from shop_common.identity.caller import ANYONE, Caller
 from shop_common.identity.errors import PermissionMissing
 from shop_common.identity.rules import DELEGATE
 from shop_protos.inventory.v1 import inventory_pb2 as pb
-from testkit.drivers.inventory_api import InventoryDriver
+from testkit.drivers.inventory_api import InventoryDriver, deadline
 
 ORDER_API = Caller("spiffe://shop/order-api", frozenset({"stock.reserve", DELEGATE}))
 USER = Caller("user:7", frozenset({"stock.reserve", "inventory.read"}), "7")
@@ -49,6 +49,27 @@ def test_a_caller_releases_its_own_reservations_only(stocked: InventoryDriver) -
     assert refused.value.message == f"there is no reservation {held.id}"
     assert user.state(held) is State.HELD
     assert user.release(held) == 1
+
+
+def test_each_part_of_a_batch_concerns_the_reservations_of_its_own_caller(stocked: InventoryDriver) -> None:
+    held = {caller.name: stocked.calling_as(caller).reserve(1, 1, order="same") for caller in (USER, COLLEAGUE)}
+    foreign = replace(USER, tenant="acme")
+
+    confirmed = stocked.operations.confirm_many(
+        [OrderRequest("same", caller=caller) for caller in (USER, ORDER_API, foreign, COLLEAGUE)], deadline=deadline()
+    )
+    released = stocked.operations.release_many(
+        [ReleaseRequest(held[USER.name].id, caller=caller) for caller in (COLLEAGUE, foreign, USER)],
+        deadline=deadline(),
+    )
+
+    of_user, of_order_api, of_foreigner, of_colleague = confirmed
+    assert [isinstance(each, ReservationNotFound) for each in (of_order_api, of_foreigner)] == [True, True]
+    assert isinstance(of_user, list)
+    assert isinstance(of_colleague, list)
+    assert [each.id for each in (*of_user, *of_colleague)] == [each.id for each in held.values()]
+    assert [isinstance(each, ReservationNotFound) for each in released] == [True, True, False]
+    assert released[-1] == 1
 
 
 def test_a_user_cannot_release_a_reservation_of_order_api_but_a_delegate_can_release_all(

@@ -3,8 +3,10 @@
 from datetime import UTC, datetime
 from uuid import UUID
 
+from grpc import StatusCode
+
 from inventory_api.api import render
-from inventory_api.api.parse import BATCH_LINES_MAX, BATCH_ORDERS_MAX
+from inventory_api.api.parse import BATCH_LINES_MAX, BATCH_ORDERS_MAX, BATCH_REQUESTS_MAX
 from inventory_api.domain.errors import InsufficientStock
 from inventory_api.domain.model import (
     ITEM_QUANTITY_MAX,
@@ -77,6 +79,18 @@ def test_the_largest_batch_fits_and_has_every_reservation() -> None:
     assert [len(result.reservations.reservations) for result in response.results] == [lines_each] * BATCH_ORDERS_MAX
     allocations = [len(each.allocations) for result in response.results for each in result.reservations.reservations]
     assert allocations == [LOCATIONS_MAX] * 50 + [0] * (BATCH_LINES_MAX - 50)
+
+
+def test_the_largest_batch_of_confirmations_fits() -> None:
+    most = render.RESPONSE_RESERVATIONS_MAX // ORDER_RESERVATIONS_MAX
+    large = [reservation(ORDER_ALLOCATIONS_MAX // ORDER_RESERVATIONS_MAX)] * ORDER_RESERVATIONS_MAX
+
+    response = render.batch_confirm([large] * BATCH_REQUESTS_MAX)
+
+    assert response.ByteSize() < BYTES_MAX
+    confirmed, too_many = response.results[:most], response.results[most:]
+    assert [len(each.response.reservations) for each in confirmed] == [ORDER_RESERVATIONS_MAX] * most
+    assert {each.error.code for each in too_many} == {StatusCode.RESOURCE_EXHAUSTED.value[0]}
 
 
 def test_a_batch_of_usual_orders_has_every_allocation() -> None:

@@ -77,6 +77,9 @@ class _Call:
         self.member = member
 
 
+_UNDECIDED = object()
+
+
 class _Entry(Generic[_Request, _Result]):
     """One request in the queue, and its outcome."""
 
@@ -86,7 +89,7 @@ class _Entry(Generic[_Request, _Result]):
         self.request = request
         self.call = call
         self.sharer = sharer
-        self.outcome: _Result | ShopError | Exception | None = None
+        self.outcome: _Result | ShopError | Exception | object = _UNDECIDED
 
     def take(self) -> _Result | ShopError:
         """Return the outcome: a result or a ShopError. Raises any other exception that this request caused."""
@@ -184,10 +187,10 @@ class Coalescer(Generic[_Request, _Result]):
         these transactions. So use this method only for RPCs that promise neither atomicity nor one snapshot for all
         their parts. Parts that need atomicity or one snapshot must be one request of `bulk`.
 
-        Raises QueueFull if the queue or the caller's part of it is full, or if no request was started before the
-        deadline: nothing was done. Raises DatabaseUnavailable if a request was started but the call did not end before
-        the deadline: the requests may have been done. Raises an exception other than ShopError that one of the requests
-        caused.
+        If the deadline passes after some requests were decided, the outcome of the others is DatabaseUnavailable: they
+        may have been done. Raises DatabaseUnavailable if a request was started, but none was decided before the
+        deadline. Raises QueueFull if the queue or the caller's part of it is full, or if no request was started before
+        the deadline: nothing was done. Raises an exception other than ShopError that one of the requests caused.
         """
         member = Membership.of_current_span()
         call = _Call(len(requests), member, deadline=time.monotonic() + time_to_wait(deadline))
@@ -204,7 +207,7 @@ class Coalescer(Generic[_Request, _Result]):
             if self._idle_flushers and not is_watched:
                 self._arrived.notify()
         if not call.done.acquire(timeout=max(0.0, call.deadline - time.monotonic())):
-            self._give_up(call)
+            return self._give_up(call, entries)
         if member is not None:
             member.end_span(self._name)
         return [entry.take() for entry in entries]
@@ -237,16 +240,19 @@ class Coalescer(Generic[_Request, _Result]):
     def _full(self) -> QueueFull:
         return QueueFull(f"{self._name}: too many calls are waiting; retry in a moment")
 
-    def _give_up(self, call: _Call) -> None:
+    def _give_up(self, call: _Call, entries: Sequence[_Entry[_Request, _Result]]) -> list[_Result | ShopError]:
+        """Stop waiting for the requests that are not decided. Returns one outcome per request; see submit_many."""
         with self._mutex:
-            if not call.waiting:
-                return  # the outcome arrived just now
-            call.abandoned = True
+            call.abandoned = bool(call.waiting)
+            is_decided = [entry.outcome is not _UNDECIDED for entry in entries]
         if call.member is not None:
-            call.member.end_span(self._name, given_up=True)
+            call.member.end_span(self._name, given_up=call.abandoned)
+        error: ShopError = DatabaseUnavailable(f"{self._name}: no answer within the deadline", rolled_back=False)
         if not call.started:
-            raise QueueFull(f"{self._name}: the call was not started before its deadline; nothing was done")
-        raise DatabaseUnavailable(f"{self._name}: no answer within the deadline", rolled_back=False)
+            error = QueueFull(f"{self._name}: the call was not started before its deadline; nothing was done")
+        if not any(is_decided):
+            raise error
+        return [entry.take() if decided else error for entry, decided in zip(entries, is_decided, strict=True)]
 
     def _run(self) -> None:
         try:

@@ -128,9 +128,26 @@ class SmokeTest:
         reporter.call(
             self._inventory.ListReservations, stock.ListReservationsRequest(order_id=refused), reservations__count=0
         )
-        release = stock.ReleaseStockRequest(reservation_id=held.id)
-        reporter.call(self._inventory.ReleaseStock, release, released_quantity=40)
+        self._batches_confirm_and_release(held)
         self._expect_available(65)
+
+    def _batches_confirm_and_release(self, held: stock.Reservation) -> None:
+        """Confirm and release the reservation, each beside a request with an unknown id."""
+        reporter, unknown = self._reporter, str(uuid4())
+        confirmations = [stock.ConfirmReservationsRequest(order_id=order) for order in (held.order_id, unknown)]
+        confirmed, refused = reporter.call(
+            self._inventory.BatchConfirmReservations,
+            stock.BatchConfirmReservationsRequest(requests=confirmations),
+            results__count=2,
+        ).results
+        reporter.expect("the confirmed reservations", [each.id for each in confirmed.response.reservations], [held.id])
+        reporter.expect("the outcome of an unknown order", refused.WhichOneof("outcome"), "error")
+        releases = [stock.ReleaseStockRequest(reservation_id=each) for each in (held.id, unknown)]
+        released, not_released = reporter.call(
+            self._inventory.BatchReleaseStock, stock.BatchReleaseStockRequest(requests=releases), results__count=2
+        ).results
+        reporter.expect("the released units", released.response.released_quantity, 40)
+        reporter.expect("the outcome of an unknown reservation", not_released.WhichOneof("outcome"), "error")
 
     def _an_order_ships(self) -> None:
         reporter = self._reporter

@@ -158,8 +158,9 @@ class Reservation(_message.Message):
 
     @_builtins.property
     def allocations(self) -> _containers.RepeatedCompositeFieldContainer[Global___Allocation]:
-        """The items from which the units come; at least one. Allocations never change. A response of BatchReserveStock, or of
-        a repeated call, that would have more than 25,000 allocations omits them; GetReservation returns them.
+        """The items from which the units come; at least one. Allocations never change. A response of BatchReserveStock,
+        BatchConfirmReservations, or of a repeated call, that would have more than 25,000 allocations omits them;
+        GetReservation returns them.
         """
 
     def __init__(
@@ -720,16 +721,22 @@ class ReleaseStockRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     RESERVATION_ID_FIELD_NUMBER: _builtins.int
+    TRACEPARENT_FIELD_NUMBER: _builtins.int
     reservation_id: _builtins.str
     """The reservation: a UUID."""
+    traceparent: _builtins.str
+    """W3C traceparent (version 00) of the caller of this request, if one batch contains the requests of several callers.
+    The events continue this trace. Empty: they continue the trace of the call.
+    """
     def __init__(
         self,
         *,
         reservation_id: _builtins.str = ...,
+        traceparent: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["reservation_id", b"reservation_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["reservation_id", b"reservation_id", "traceparent", b"traceparent"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -760,22 +767,108 @@ class ReleaseStockResponse(_message.Message):
 Global___ReleaseStockResponse: _TypeAlias = ReleaseStockResponse  # noqa: Y015
 
 @_typing.final
+class BatchReleaseStockRequest(_message.Message):
+    """The reservations to release."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REQUESTS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def requests(self) -> _containers.RepeatedCompositeFieldContainer[Global___ReleaseStockRequest]:
+        """1–500 requests."""
+
+    def __init__(
+        self,
+        *,
+        requests: _abc.Iterable[Global___ReleaseStockRequest] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["requests", b"requests"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BatchReleaseStockRequest: _TypeAlias = BatchReleaseStockRequest  # noqa: Y015
+
+@_typing.final
+class BatchReleaseStockResponse(_message.Message):
+    """The outcome of each request."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RESULTS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def results(self) -> _containers.RepeatedCompositeFieldContainer[Global___BatchReleaseStockResult]:
+        """One result per request, in the order of the requests."""
+
+    def __init__(
+        self,
+        *,
+        results: _abc.Iterable[Global___BatchReleaseStockResult] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["results", b"results"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BatchReleaseStockResponse: _TypeAlias = BatchReleaseStockResponse  # noqa: Y015
+
+@_typing.final
+class BatchReleaseStockResult(_message.Message):
+    """The outcome of one request."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RESPONSE_FIELD_NUMBER: _builtins.int
+    ERROR_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def response(self) -> Global___ReleaseStockResponse:
+        """The response that ReleaseStock would return."""
+
+    @_builtins.property
+    def error(self) -> _status_pb2.Status:
+        """The status that ReleaseStock would return, with code, message and details."""
+
+    def __init__(
+        self,
+        *,
+        response: Global___ReleaseStockResponse | None = ...,
+        error: _status_pb2.Status | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["error", b"error", "outcome", b"outcome", "response", b"response"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["error", b"error", "outcome", b"outcome", "response", b"response"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_outcome: _TypeAlias = _typing.Literal["response", "error"]  # noqa: Y015
+    _WhichOneofArgType_outcome: _TypeAlias = _typing.Literal["outcome", b"outcome"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_outcome) -> _WhichOneofReturnType_outcome | None: ...
+
+Global___BatchReleaseStockResult: _TypeAlias = BatchReleaseStockResult  # noqa: Y015
+
+@_typing.final
 class ConfirmReservationsRequest(_message.Message):
     """The order to confirm."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     ORDER_ID_FIELD_NUMBER: _builtins.int
+    TRACEPARENT_FIELD_NUMBER: _builtins.int
     order_id: _builtins.str
     """The order: 1–64 printable ASCII characters."""
+    traceparent: _builtins.str
+    """W3C traceparent (version 00) of the caller of this request, if one batch contains the requests of several callers.
+    The events continue this trace. Empty: they continue the trace of the call.
+    """
     def __init__(
         self,
         *,
         order_id: _builtins.str = ...,
+        traceparent: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["order_id", b"order_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["order_id", b"order_id", "traceparent", b"traceparent"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -804,6 +897,86 @@ class ConfirmReservationsResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ConfirmReservationsResponse: _TypeAlias = ConfirmReservationsResponse  # noqa: Y015
+
+@_typing.final
+class BatchConfirmReservationsRequest(_message.Message):
+    """The orders to confirm."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REQUESTS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def requests(self) -> _containers.RepeatedCompositeFieldContainer[Global___ConfirmReservationsRequest]:
+        """1–500 requests."""
+
+    def __init__(
+        self,
+        *,
+        requests: _abc.Iterable[Global___ConfirmReservationsRequest] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["requests", b"requests"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BatchConfirmReservationsRequest: _TypeAlias = BatchConfirmReservationsRequest  # noqa: Y015
+
+@_typing.final
+class BatchConfirmReservationsResponse(_message.Message):
+    """The outcome of each request."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RESULTS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def results(self) -> _containers.RepeatedCompositeFieldContainer[Global___BatchConfirmReservationsResult]:
+        """One result per request, in the order of the requests."""
+
+    def __init__(
+        self,
+        *,
+        results: _abc.Iterable[Global___BatchConfirmReservationsResult] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["results", b"results"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BatchConfirmReservationsResponse: _TypeAlias = BatchConfirmReservationsResponse  # noqa: Y015
+
+@_typing.final
+class BatchConfirmReservationsResult(_message.Message):
+    """The outcome of one request."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RESPONSE_FIELD_NUMBER: _builtins.int
+    ERROR_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def response(self) -> Global___ConfirmReservationsResponse:
+        """The response that ConfirmReservations would return."""
+
+    @_builtins.property
+    def error(self) -> _status_pb2.Status:
+        """The status that ConfirmReservations would return, with code, message and details."""
+
+    def __init__(
+        self,
+        *,
+        response: Global___ConfirmReservationsResponse | None = ...,
+        error: _status_pb2.Status | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["error", b"error", "outcome", b"outcome", "response", b"response"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["error", b"error", "outcome", b"outcome", "response", b"response"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_outcome: _TypeAlias = _typing.Literal["response", "error"]  # noqa: Y015
+    _WhichOneofArgType_outcome: _TypeAlias = _typing.Literal["outcome", b"outcome"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_outcome) -> _WhichOneofReturnType_outcome | None: ...
+
+Global___BatchConfirmReservationsResult: _TypeAlias = BatchConfirmReservationsResult  # noqa: Y015
 
 @_typing.final
 class GetReservationRequest(_message.Message):

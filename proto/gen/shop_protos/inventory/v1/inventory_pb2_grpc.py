@@ -104,10 +104,20 @@ class InventoryServiceStub:
                 request_serializer=shop_dot_inventory_dot_v1_dot_inventory__pb2.ReleaseStockRequest.SerializeToString,
                 response_deserializer=shop_dot_inventory_dot_v1_dot_inventory__pb2.ReleaseStockResponse.FromString,
                 _registered_method=True)
+        self.BatchReleaseStock = channel.unary_unary(
+                '/shop.inventory.v1.InventoryService/BatchReleaseStock',
+                request_serializer=shop_dot_inventory_dot_v1_dot_inventory__pb2.BatchReleaseStockRequest.SerializeToString,
+                response_deserializer=shop_dot_inventory_dot_v1_dot_inventory__pb2.BatchReleaseStockResponse.FromString,
+                _registered_method=True)
         self.ConfirmReservations = channel.unary_unary(
                 '/shop.inventory.v1.InventoryService/ConfirmReservations',
                 request_serializer=shop_dot_inventory_dot_v1_dot_inventory__pb2.ConfirmReservationsRequest.SerializeToString,
                 response_deserializer=shop_dot_inventory_dot_v1_dot_inventory__pb2.ConfirmReservationsResponse.FromString,
+                _registered_method=True)
+        self.BatchConfirmReservations = channel.unary_unary(
+                '/shop.inventory.v1.InventoryService/BatchConfirmReservations',
+                request_serializer=shop_dot_inventory_dot_v1_dot_inventory__pb2.BatchConfirmReservationsRequest.SerializeToString,
+                response_deserializer=shop_dot_inventory_dot_v1_dot_inventory__pb2.BatchConfirmReservationsResponse.FromString,
                 _registered_method=True)
         self.GetReservation = channel.unary_unary(
                 '/shop.inventory.v1.InventoryService/GetReservation',
@@ -232,13 +242,14 @@ class InventoryServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def BatchReserveStock(self, request, context):
-        """Does what ReserveStock does, for many orders of many lines in one transaction.
+        """Does what ReserveStock does, for many orders of many lines.
 
         For each order, it reserves all lines or nothing. The lines of one product become one reservation. Orders are
-        decided in the sequence of the request, and independently of each other: an error of one order, also an invalid
-        field, is that order's `error`, with the details that ReserveStock would return. The call itself fails only if
-        there is no order, or if there are more than 500 orders or 5,000 lines (INVALID_FIELD), or with a status that any
-        RPC can return.
+        decided in the sequence of the request, independently of each other, and perhaps in several transactions. An error
+        of one order, also an invalid field, is that order's `error`, with the details that ReserveStock would return. If
+        the time of the call runs out, the `error` of each order that is not decided yet is UNAVAILABLE
+        DATABASE_UNAVAILABLE. The call itself fails only if there is no order, or if there are more than 500 orders or 5,000
+        lines (INVALID_FIELD), or with a status that any RPC can return.
         Emits the same events as ReserveStock.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -250,6 +261,20 @@ class InventoryServiceServicer:
         For an EXPIRED or FULFILLED reservation, 0 units are released.
         NOT_FOUND RESERVATION_NOT_FOUND (metadata: reservation_id): also for the reservation of another caller.
         Emits STOCK_RELEASED, or STOCK_RESERVATION_EXPIRED for a due reservation. A repeat emits nothing.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def BatchReleaseStock(self, request, context):
+        """Does what ReleaseStock does, for many reservations.
+
+        The reservations are released independently of each other, and perhaps in several transactions. An error of one
+        request, also an invalid field, is the `error` of its result, with the details that ReleaseStock would return. If
+        the time of the call runs out, the result of each request that is not decided yet is UNAVAILABLE
+        DATABASE_UNAVAILABLE. The call itself fails only if there is no request, or if there are more than 500
+        (INVALID_FIELD), or with a status that any RPC can return. Repeatable.
+        Emits the same events as ReleaseStock.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -267,6 +292,23 @@ class InventoryServiceServicer:
         can be released.
         Emits STOCK_RESERVATION_CONFIRMED per reservation that becomes CONFIRMED, and STOCK_RESERVATION_EXPIRED per due
         reservation. A due reservation becomes EXPIRED although the call is refused.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def BatchConfirmReservations(self, request, context):
+        """Does what ConfirmReservations does, for many orders.
+
+        The orders are confirmed independently of each other, and perhaps in several transactions. An error of one request,
+        also an invalid field, is the `error` of its result, with the details that ConfirmReservations would return. If the
+        time of the call runs out, the result of each request that is not decided yet is UNAVAILABLE DATABASE_UNAVAILABLE.
+        The call itself fails only if there is no request, or if there are more than 500 (INVALID_FIELD), or with a status
+        that any RPC can return. Repeatable.
+        RESOURCE_EXHAUSTED ANSWER_TOO_LARGE, as the error of a result: the order is confirmed, but the response has no
+        room for its reservations. Together the results have at most 5,000 reservations;
+        ConfirmReservations or ListReservations returns the others.
+        Emits the same events as ConfirmReservations.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -332,10 +374,20 @@ def add_InventoryServiceServicer_to_server(servicer, server):
                     request_deserializer=shop_dot_inventory_dot_v1_dot_inventory__pb2.ReleaseStockRequest.FromString,
                     response_serializer=shop_dot_inventory_dot_v1_dot_inventory__pb2.ReleaseStockResponse.SerializeToString,
             ),
+            'BatchReleaseStock': grpc.unary_unary_rpc_method_handler(
+                    servicer.BatchReleaseStock,
+                    request_deserializer=shop_dot_inventory_dot_v1_dot_inventory__pb2.BatchReleaseStockRequest.FromString,
+                    response_serializer=shop_dot_inventory_dot_v1_dot_inventory__pb2.BatchReleaseStockResponse.SerializeToString,
+            ),
             'ConfirmReservations': grpc.unary_unary_rpc_method_handler(
                     servicer.ConfirmReservations,
                     request_deserializer=shop_dot_inventory_dot_v1_dot_inventory__pb2.ConfirmReservationsRequest.FromString,
                     response_serializer=shop_dot_inventory_dot_v1_dot_inventory__pb2.ConfirmReservationsResponse.SerializeToString,
+            ),
+            'BatchConfirmReservations': grpc.unary_unary_rpc_method_handler(
+                    servicer.BatchConfirmReservations,
+                    request_deserializer=shop_dot_inventory_dot_v1_dot_inventory__pb2.BatchConfirmReservationsRequest.FromString,
+                    response_serializer=shop_dot_inventory_dot_v1_dot_inventory__pb2.BatchConfirmReservationsResponse.SerializeToString,
             ),
             'GetReservation': grpc.unary_unary_rpc_method_handler(
                     servicer.GetReservation,
@@ -605,6 +657,33 @@ class InventoryService:
             _registered_method=True)
 
     @staticmethod
+    def BatchReleaseStock(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/shop.inventory.v1.InventoryService/BatchReleaseStock',
+            shop_dot_inventory_dot_v1_dot_inventory__pb2.BatchReleaseStockRequest.SerializeToString,
+            shop_dot_inventory_dot_v1_dot_inventory__pb2.BatchReleaseStockResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
     def ConfirmReservations(request,
             target,
             options=(),
@@ -621,6 +700,33 @@ class InventoryService:
             '/shop.inventory.v1.InventoryService/ConfirmReservations',
             shop_dot_inventory_dot_v1_dot_inventory__pb2.ConfirmReservationsRequest.SerializeToString,
             shop_dot_inventory_dot_v1_dot_inventory__pb2.ConfirmReservationsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def BatchConfirmReservations(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/shop.inventory.v1.InventoryService/BatchConfirmReservations',
+            shop_dot_inventory_dot_v1_dot_inventory__pb2.BatchConfirmReservationsRequest.SerializeToString,
+            shop_dot_inventory_dot_v1_dot_inventory__pb2.BatchConfirmReservationsResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -100,13 +100,14 @@ class InventoryServiceStub:
     Emits STOCK_RESERVED, and STOCK_RESERVATION_EXPIRED for each due reservation that it had to expire.
     """
     BatchReserveStock: _grpc.UnaryUnaryMultiCallable[_inventory_pb2.BatchReserveStockRequest, _inventory_pb2.BatchReserveStockResponse]
-    """Does what ReserveStock does, for many orders of many lines in one transaction.
+    """Does what ReserveStock does, for many orders of many lines.
 
     For each order, it reserves all lines or nothing. The lines of one product become one reservation. Orders are
-    decided in the sequence of the request, and independently of each other: an error of one order, also an invalid
-    field, is that order's `error`, with the details that ReserveStock would return. The call itself fails only if
-    there is no order, or if there are more than 500 orders or 5,000 lines (INVALID_FIELD), or with a status that any
-    RPC can return.
+    decided in the sequence of the request, independently of each other, and perhaps in several transactions. An error
+    of one order, also an invalid field, is that order's `error`, with the details that ReserveStock would return. If
+    the time of the call runs out, the `error` of each order that is not decided yet is UNAVAILABLE
+    DATABASE_UNAVAILABLE. The call itself fails only if there is no order, or if there are more than 500 orders or 5,000
+    lines (INVALID_FIELD), or with a status that any RPC can return.
     Emits the same events as ReserveStock.
     """
     ReleaseStock: _grpc.UnaryUnaryMultiCallable[_inventory_pb2.ReleaseStockRequest, _inventory_pb2.ReleaseStockResponse]
@@ -114,6 +115,16 @@ class InventoryServiceStub:
     For an EXPIRED or FULFILLED reservation, 0 units are released.
       NOT_FOUND RESERVATION_NOT_FOUND (metadata: reservation_id): also for the reservation of another caller.
     Emits STOCK_RELEASED, or STOCK_RESERVATION_EXPIRED for a due reservation. A repeat emits nothing.
+    """
+    BatchReleaseStock: _grpc.UnaryUnaryMultiCallable[_inventory_pb2.BatchReleaseStockRequest, _inventory_pb2.BatchReleaseStockResponse]
+    """Does what ReleaseStock does, for many reservations.
+
+    The reservations are released independently of each other, and perhaps in several transactions. An error of one
+    request, also an invalid field, is the `error` of its result, with the details that ReleaseStock would return. If
+    the time of the call runs out, the result of each request that is not decided yet is UNAVAILABLE
+    DATABASE_UNAVAILABLE. The call itself fails only if there is no request, or if there are more than 500
+    (INVALID_FIELD), or with a status that any RPC can return. Repeatable.
+    Emits the same events as ReleaseStock.
     """
     ConfirmReservations: _grpc.UnaryUnaryMultiCallable[_inventory_pb2.ConfirmReservationsRequest, _inventory_pb2.ConfirmReservationsResponse]
     """Confirms all HELD reservations that the caller made for an order, or none: they become CONFIRMED and no longer expire. RELEASED
@@ -127,6 +138,19 @@ class InventoryServiceStub:
                           can be released.
     Emits STOCK_RESERVATION_CONFIRMED per reservation that becomes CONFIRMED, and STOCK_RESERVATION_EXPIRED per due
     reservation. A due reservation becomes EXPIRED although the call is refused.
+    """
+    BatchConfirmReservations: _grpc.UnaryUnaryMultiCallable[_inventory_pb2.BatchConfirmReservationsRequest, _inventory_pb2.BatchConfirmReservationsResponse]
+    """Does what ConfirmReservations does, for many orders.
+
+    The orders are confirmed independently of each other, and perhaps in several transactions. An error of one request,
+    also an invalid field, is the `error` of its result, with the details that ConfirmReservations would return. If the
+    time of the call runs out, the result of each request that is not decided yet is UNAVAILABLE DATABASE_UNAVAILABLE.
+    The call itself fails only if there is no request, or if there are more than 500 (INVALID_FIELD), or with a status
+    that any RPC can return. Repeatable.
+      RESOURCE_EXHAUSTED ANSWER_TOO_LARGE, as the error of a result: the order is confirmed, but the response has no
+                         room for its reservations. Together the results have at most 5,000 reservations;
+                         ConfirmReservations or ListReservations returns the others.
+    Emits the same events as ConfirmReservations.
     """
     GetReservation: _grpc.UnaryUnaryMultiCallable[_inventory_pb2.GetReservationRequest, _inventory_pb2.GetReservationResponse]
     """Reads one reservation.
@@ -266,13 +290,14 @@ class InventoryServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _inventory_pb2.BatchReserveStockRequest,
         context: _grpc.ServicerContext,
     ) -> _inventory_pb2.BatchReserveStockResponse:
-        """Does what ReserveStock does, for many orders of many lines in one transaction.
+        """Does what ReserveStock does, for many orders of many lines.
 
         For each order, it reserves all lines or nothing. The lines of one product become one reservation. Orders are
-        decided in the sequence of the request, and independently of each other: an error of one order, also an invalid
-        field, is that order's `error`, with the details that ReserveStock would return. The call itself fails only if
-        there is no order, or if there are more than 500 orders or 5,000 lines (INVALID_FIELD), or with a status that any
-        RPC can return.
+        decided in the sequence of the request, independently of each other, and perhaps in several transactions. An error
+        of one order, also an invalid field, is that order's `error`, with the details that ReserveStock would return. If
+        the time of the call runs out, the `error` of each order that is not decided yet is UNAVAILABLE
+        DATABASE_UNAVAILABLE. The call itself fails only if there is no order, or if there are more than 500 orders or 5,000
+        lines (INVALID_FIELD), or with a status that any RPC can return.
         Emits the same events as ReserveStock.
         """
 
@@ -286,6 +311,22 @@ class InventoryServiceServicer(metaclass=_abc_1.ABCMeta):
         For an EXPIRED or FULFILLED reservation, 0 units are released.
           NOT_FOUND RESERVATION_NOT_FOUND (metadata: reservation_id): also for the reservation of another caller.
         Emits STOCK_RELEASED, or STOCK_RESERVATION_EXPIRED for a due reservation. A repeat emits nothing.
+        """
+
+    @_abc_1.abstractmethod
+    def BatchReleaseStock(
+        self,
+        request: _inventory_pb2.BatchReleaseStockRequest,
+        context: _grpc.ServicerContext,
+    ) -> _inventory_pb2.BatchReleaseStockResponse:
+        """Does what ReleaseStock does, for many reservations.
+
+        The reservations are released independently of each other, and perhaps in several transactions. An error of one
+        request, also an invalid field, is the `error` of its result, with the details that ReleaseStock would return. If
+        the time of the call runs out, the result of each request that is not decided yet is UNAVAILABLE
+        DATABASE_UNAVAILABLE. The call itself fails only if there is no request, or if there are more than 500
+        (INVALID_FIELD), or with a status that any RPC can return. Repeatable.
+        Emits the same events as ReleaseStock.
         """
 
     @_abc_1.abstractmethod
@@ -305,6 +346,25 @@ class InventoryServiceServicer(metaclass=_abc_1.ABCMeta):
                               can be released.
         Emits STOCK_RESERVATION_CONFIRMED per reservation that becomes CONFIRMED, and STOCK_RESERVATION_EXPIRED per due
         reservation. A due reservation becomes EXPIRED although the call is refused.
+        """
+
+    @_abc_1.abstractmethod
+    def BatchConfirmReservations(
+        self,
+        request: _inventory_pb2.BatchConfirmReservationsRequest,
+        context: _grpc.ServicerContext,
+    ) -> _inventory_pb2.BatchConfirmReservationsResponse:
+        """Does what ConfirmReservations does, for many orders.
+
+        The orders are confirmed independently of each other, and perhaps in several transactions. An error of one request,
+        also an invalid field, is the `error` of its result, with the details that ConfirmReservations would return. If the
+        time of the call runs out, the result of each request that is not decided yet is UNAVAILABLE DATABASE_UNAVAILABLE.
+        The call itself fails only if there is no request, or if there are more than 500 (INVALID_FIELD), or with a status
+        that any RPC can return. Repeatable.
+          RESOURCE_EXHAUSTED ANSWER_TOO_LARGE, as the error of a result: the order is confirmed, but the response has no
+                             room for its reservations. Together the results have at most 5,000 reservations;
+                             ConfirmReservations or ListReservations returns the others.
+        Emits the same events as ConfirmReservations.
         """
 
     @_abc_1.abstractmethod

@@ -1,5 +1,7 @@
 """Converts protobuf requests to commands. Every field of every request is validated here and nowhere else."""
 
+from collections.abc import Callable
+from typing import TypeVar
 from uuid import UUID
 
 from google.protobuf.duration_pb2 import Duration
@@ -38,10 +40,14 @@ from shop_common.telemetry import tracing
 from shop_protos.inventory.v1 import inventory_pb2 as pb
 from shop_protos.inventory.v1 import maintenance_pb2
 
+_Message = TypeVar("_Message")
+_Command = TypeVar("_Command")
+
 LINE_QUANTITY_MAX = 1_000_000_000
 LINES_MAX = 200
 BATCH_ORDERS_MAX = 500
 BATCH_LINES_MAX = 5_000
+BATCH_REQUESTS_MAX = 500
 TTL_SECONDS_MIN = 1
 TTL_SECONDS_MAX = 7 * 24 * 3600
 MAINTENANCE_COUNT_MAX = 10_000
@@ -144,13 +150,7 @@ def batch(
         is_within_limit = check.size("orders", request.orders, 1, BATCH_ORDERS_MAX)
         if is_within_limit and sum(len(order.lines) for order in request.orders) > BATCH_LINES_MAX:
             check.violate("orders", f"must have at most {BATCH_LINES_MAX} lines in total")
-    orders: list[OrderLines | InvalidInput] = []
-    for order in request.orders:
-        try:
-            orders.append(_order_lines(order, caller, traceparent))
-        except InvalidInput as error:
-            orders.append(error)
-    return orders
+    return [_outcome(_order_lines, order, caller, traceparent) for order in request.orders]
 
 
 def _order_lines(order: pb.OrderLines, caller: Caller, traceparent: str | None) -> OrderLines:
@@ -200,13 +200,50 @@ def _traceparent(check: Fields, value: str) -> str | None:
 def release(request: pb.ReleaseStockRequest, caller: Caller, traceparent: str | None) -> ReleaseRequest:
     with Fields() as check:
         return ReleaseRequest(
-            check.uuid("reservation_id", request.reservation_id), caller=caller, traceparent=traceparent
+            check.uuid("reservation_id", request.reservation_id),
+            caller=caller,
+            traceparent=_traceparent(check, request.traceparent) or traceparent,
         )
+
+
+def batch_release(
+    request: pb.BatchReleaseStockRequest, caller: Caller, traceparent: str | None
+) -> list[ReleaseRequest | InvalidInput]:
+    """Return a command, or the InvalidInput that refuses it, per request. Raises InvalidInput for their number."""
+    with Fields() as check:
+        check.size("requests", request.requests, 1, BATCH_REQUESTS_MAX)
+    return [_outcome(release, each, caller, traceparent) for each in request.requests]
 
 
 def confirm(request: pb.ConfirmReservationsRequest, caller: Caller, traceparent: str | None) -> OrderRequest:
     with Fields() as check:
-        return OrderRequest(check.identifier("order_id", request.order_id), caller=caller, traceparent=traceparent)
+        return OrderRequest(
+            check.identifier("order_id", request.order_id),
+            caller=caller,
+            traceparent=_traceparent(check, request.traceparent) or traceparent,
+        )
+
+
+def batch_confirm(
+    request: pb.BatchConfirmReservationsRequest, caller: Caller, traceparent: str | None
+) -> list[OrderRequest | InvalidInput]:
+    """Return a command, or the InvalidInput that refuses it, per request. Raises InvalidInput for their number."""
+    with Fields() as check:
+        check.size("requests", request.requests, 1, BATCH_REQUESTS_MAX)
+    return [_outcome(confirm, each, caller, traceparent) for each in request.requests]
+
+
+def _outcome(
+    parse: Callable[[_Message, Caller, str | None], _Command],
+    request: _Message,
+    caller: Caller,
+    traceparent: str | None,
+) -> _Command | InvalidInput:
+    """Return the command, or the InvalidInput that refuses this part of a batch."""
+    try:
+        return parse(request, caller, traceparent)
+    except InvalidInput as error:
+        return error
 
 
 def reservation_key(request: pb.GetReservationRequest, caller: Caller) -> ReservationKey:

@@ -3,11 +3,13 @@
 from collections.abc import Sequence
 from dataclasses import replace
 
+import grpc
+
 from inventory_api.api.parse import STATE_NUMBERS
 from inventory_api.domain.model import Item, Reservation
 from inventory_api.domain.verification import Mismatch, MismatchKind
 from shop_common.errors import ShopError
-from shop_common.rpc.status import to_status
+from shop_common.rpc.status import new_status, to_status
 from shop_common.timestamps import to_proto, to_proto_or_none
 from shop_protos.inventory.v1 import inventory_pb2 as pb
 from shop_protos.inventory.v1 import maintenance_pb2
@@ -18,10 +20,14 @@ RESPONSE_ALLOCATIONS_MAX = 25_000
 With 90 bytes per allocation, and 5,000 reservations of 200 bytes each, the response stays below 4 MB.
 """
 
+RESPONSE_RESERVATIONS_MAX = 5_000
+"""The most reservations in a response of BatchConfirmReservations, so that it stays below 4 MB."""
+
 _KINDS: dict[MismatchKind, maintenance_pb2.StockMismatchKind.ValueType] = {
     MismatchKind.RESERVED_QUANTITY: maintenance_pb2.STOCK_MISMATCH_KIND_RESERVED_QUANTITY,
     MismatchKind.ALLOCATIONS: maintenance_pb2.STOCK_MISMATCH_KIND_ALLOCATIONS,
 }
+_CONFIRMED_BUT_TOO_LARGE = "the order is confirmed, but the response has no room for its reservations"
 
 
 def item(value: Item) -> pb.InventoryItem:
@@ -55,22 +61,15 @@ def reservation(value: Reservation) -> pb.Reservation:
 
 
 def batch(outcomes: Sequence[list[Reservation] | ShopError]) -> pb.BatchReserveStockResponse:
-    """Render the outcomes of a batch.
-
-    If an order would bring the response above RESPONSE_ALLOCATIONS_MAX, the reservations of this order and of all later
-    orders are rendered without allocations.
-    """
-    left = RESPONSE_ALLOCATIONS_MAX
+    """Render the outcomes of a batch."""
+    room = _RoomForAllocations()
     results = []
     for outcome in outcomes:
         if isinstance(outcome, ShopError):
             results.append(pb.BatchReserveStockResult(error=to_status(outcome)))
-            continue
-        left -= sum(len(each.allocations) for each in outcome)
-        shown = outcome if left >= 0 else [replace(each, allocations=()) for each in outcome]
-        results.append(
-            pb.BatchReserveStockResult(reservations=pb.Reservations(reservations=[reservation(each) for each in shown]))
-        )
+        else:
+            reservations = pb.Reservations(reservations=[reservation(each) for each in room.take(outcome)])
+            results.append(pb.BatchReserveStockResult(reservations=reservations))
     return pb.BatchReserveStockResponse(results=results)
 
 
@@ -86,3 +85,50 @@ def mismatch(value: Mismatch) -> maintenance_pb2.StockMismatch:
         actual=value.actual,
         repaired=value.repaired,
     )
+
+
+def batch_release(outcomes: Sequence[int | ShopError]) -> pb.BatchReleaseStockResponse:
+    return pb.BatchReleaseStockResponse(
+        results=[
+            pb.BatchReleaseStockResult(error=to_status(outcome))
+            if isinstance(outcome, ShopError)
+            else pb.BatchReleaseStockResult(response=pb.ReleaseStockResponse(released_quantity=outcome))
+            for outcome in outcomes
+        ]
+    )
+
+
+def batch_confirm(outcomes: Sequence[list[Reservation] | ShopError]) -> pb.BatchConfirmReservationsResponse:
+    """Render the outcomes of a batch.
+
+    An order that would bring the response above RESPONSE_RESERVATIONS_MAX gets the error ANSWER_TOO_LARGE.
+    """
+    left, room = RESPONSE_RESERVATIONS_MAX, _RoomForAllocations()
+    results = []
+    for outcome in outcomes:
+        if isinstance(outcome, ShopError):
+            results.append(pb.BatchConfirmReservationsResult(error=to_status(outcome)))
+        elif len(outcome) > left:
+            error = new_status(grpc.StatusCode.RESOURCE_EXHAUSTED, _CONFIRMED_BUT_TOO_LARGE, "ANSWER_TOO_LARGE")
+            results.append(pb.BatchConfirmReservationsResult(error=error))
+        else:
+            left -= len(outcome)
+            response = pb.ConfirmReservationsResponse(reservations=[reservation(each) for each in room.take(outcome)])
+            results.append(pb.BatchConfirmReservationsResult(response=response))
+    return pb.BatchConfirmReservationsResponse(results=results)
+
+
+class _RoomForAllocations:
+    """Limits the allocations of one response to RESPONSE_ALLOCATIONS_MAX."""
+
+    def __init__(self) -> None:
+        self._left = RESPONSE_ALLOCATIONS_MAX
+
+    def take(self, reservations: list[Reservation]) -> list[Reservation]:
+        """Return the reservations of one order.
+
+        If this order would bring the response above the limit, its reservations and those of all later orders are
+        returned without allocations.
+        """
+        self._left -= sum(len(each.allocations) for each in reservations)
+        return reservations if self._left >= 0 else [replace(each, allocations=()) for each in reservations]

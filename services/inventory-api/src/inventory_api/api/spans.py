@@ -17,6 +17,8 @@ def describe(message: Message) -> dict[str, str | int | list[str]]:
         case pb.BatchReserveStockRequest():
             # The batch may contain orders with invalid fields. Their ids may be too long.
             return {"shop.order_ids": [order.order_id[:IDENTIFIER_LENGTH_MAX] for order in message.orders]}
+        case pb.BatchConfirmReservationsRequest():
+            return {"shop.order_ids": [each.order_id[:IDENTIFIER_LENGTH_MAX] for each in message.requests]}
         case pb.CreateInventoryItemRequest() | pb.CheckStockRequest():
             return {"shop.product_id": message.product_id}
         case pb.InventoryItemResponse():

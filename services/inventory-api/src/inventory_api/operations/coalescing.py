@@ -110,8 +110,16 @@ class Operations:
     def release(self, request: ReleaseRequest, *, deadline: float) -> int:
         return self._release.submit(request, deadline=deadline)
 
+    def release_many(self, requests: Sequence[ReleaseRequest], *, deadline: float) -> list[int | ShopError]:
+        """Release each reservation independently. Returns one outcome per request, in order."""
+        return self._release.submit_many(requests, deadline=deadline)
+
     def confirm(self, order: OrderRequest, *, deadline: float) -> list[Reservation]:
         return self._confirm.submit(order, deadline=deadline)
+
+    def confirm_many(self, orders: Sequence[OrderRequest], *, deadline: float) -> list[list[Reservation] | ShopError]:
+        """Confirm the reservations of each order independently. Returns one outcome per order, in order."""
+        return self._confirm.submit_many(orders, deadline=deadline)
 
     def add_stock(self, request: AddStock, *, deadline: float) -> Item:
         return self._add_stock.submit(request, deadline=deadline)
