@@ -124,11 +124,18 @@ _AUDIT: Rows = {
     "audit_log": [{"id": 1, "at": _MOMENT, "caller": "user:1", "method": "M", "request_id": "r", "resources": "[]"}]
 }
 
+_INVENTORY_12: Rows = {
+    "order_effects": [
+        {"order_id": str(_ORDERS[0]), "applied_version": 3, "totals": '{"1":[2,1]}', "updated_at": _MOMENT}
+    ]
+}
+
 ROWS: dict[tuple[str, str], Rows] = {
     ("inventory-api", "0001"): _INVENTORY_1 | _COMMON,
     ("order-api", "0001"): _ORDERS_1 | _COMMON,
     ("order-api", "0005"): _ORDERS_5,
     ("inventory-api", "0009"): _AUDIT,
+    ("inventory-api", "0012"): _INVENTORY_12,
     ("order-api", "0006"): _AUDIT,
     ("order-api", "0007"): _ORDERS_7,
 }

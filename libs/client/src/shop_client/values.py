@@ -14,6 +14,7 @@ class ReservationState(StrEnum):
     RELEASED = "RELEASED"
     EXPIRED = "EXPIRED"
     FULFILLED = "FULFILLED"
+    REPLACED = "REPLACED"
     UNKNOWN = "UNKNOWN"
 
 

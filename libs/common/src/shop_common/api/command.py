@@ -7,10 +7,14 @@ from shop_common.identity.caller import ANYONE, Caller
 
 
 class Cause(NamedTuple):
-    """The cause of an event: the trace and the actor of the call that made the change. Both may be unknown."""
+    """The cause of an event: the trace and the actor of the call that made the change. Both may be unknown.
+
+    `order_version` is set if the change follows from a change of an order, which has this version since then.
+    """
 
     traceparent: str | None = None
     actor: str | None = None
+    order_version: int | None = None
 
 
 UNKNOWN_CAUSE = Cause()

@@ -85,6 +85,18 @@ def replace_foreign_key(
         op.execute(f"ALTER TABLE {table} VALIDATE CONSTRAINT {new}")
 
 
+def replace_check(table: str, name: str, condition: str) -> None:
+    """Replace a check constraint, for PostgreSQL.
+
+    The table is locked for a change of the catalogue. Existing rows are checked afterwards, without that lock.
+    """
+    op.execute(
+        f"ALTER TABLE {table} DROP CONSTRAINT IF EXISTS {name}, ADD CONSTRAINT {name} CHECK ({condition}) NOT VALID"
+    )
+    with _outside_transaction():
+        op.execute(f"ALTER TABLE {table} VALIDATE CONSTRAINT {name}")
+
+
 def fill(table: TableClause, values: Mapping[str, Any], *where: ColumnElement[bool] | TextClause) -> None:
     """Update the rows that meet the condition, in the order of the column `id`. Each transaction scans TURN_ROWS rows.
 

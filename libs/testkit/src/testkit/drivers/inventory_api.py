@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import timedelta
@@ -33,8 +33,10 @@ from inventory_api.domain.model import (
     State,
     StockKey,
 )
+from inventory_api.domain.order_targets import OrderTargets, Totals
 from inventory_api.operations.coalescing import Operations
 from inventory_api.operations.reservations.fulfil import fulfil_orders
+from inventory_api.operations.reservations.reach_targets import reach_targets
 from inventory_api.operations.reservations.release import release_orders
 from inventory_api.store import tables
 from inventory_api.store.reservations import by_order, rows
@@ -67,6 +69,10 @@ _HISTORIES = {
         ["STOCK_RESERVED", "STOCK_RESERVATION_CONFIRMED", "STOCK_RELEASED"],
     ],
     State.FULFILLED: [["STOCK_RESERVED", "STOCK_RESERVATION_CONFIRMED", "STOCK_FULFILLED"]],
+    State.REPLACED: [
+        ["STOCK_RESERVED", "STOCK_RESERVATION_CHANGED"],
+        ["STOCK_RESERVED", "STOCK_RESERVATION_CONFIRMED", "STOCK_RESERVATION_CHANGED"],
+    ],
 }
 
 
@@ -169,6 +175,24 @@ class InventoryDriver:
             for key, units in self.database.query(lambda tx: by_order.fulfilled_units(tx, keys)).items()
         }
 
+    def change_order(
+        self, order: str, version: int, *, ordered: Mapping[int, int], targets: Mapping[int, tuple[int, int]]
+    ) -> dict[int, int]:
+        """Reach the targets of an order, as the handlers of its events do. Returns the missing units by product.
+
+        The targets are the kept and the shipped units by product.
+        """
+        request = OrderTargets(
+            order,
+            caller=self.caller,
+            version=version,
+            ordered=ordered,
+            targets={product: Totals(*units) for product, units in targets.items()},
+        )
+        while (reached := self.database.transact(lambda tx: reach_targets(tx, [request], "ORDER_SHIPPED"))).has_more:
+            pass
+        return reached.missing.get(request.order_key, {})
+
     def reservation(self, reservation: Reservation) -> Reservation:
         return self.operations.get_reservation(ReservationKey(self.caller.tenant, reservation.id), deadline=deadline())
 
@@ -236,8 +260,13 @@ class InventoryDriver:
         }
         types: dict[str, list[str]] = {row.id: [] for row in stored}
         for event in events:
-            if event.type != "STOCK_UPDATED":
-                types[event.data["reservation_id"]].append(event.type)
+            if event.type == "STOCK_UPDATED":
+                continue
+            of_reservation = types[event.data["reservation_id"]]
+            if event.type == "STOCK_RESERVATION_CHANGED":
+                # The parts continue the history of the reservation that they replace.
+                types.update((part["reservation_id"], of_reservation.copy()) for part in event.data["parts"])
+            of_reservation.append(event.type)
         for row in stored:
             assert types[row.id] in _HISTORIES[State(row.state)], (
                 f"{row.id} is {row.state}, its events are {types[row.id]}"

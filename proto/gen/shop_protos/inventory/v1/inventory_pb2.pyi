@@ -42,6 +42,10 @@ class _ReservationStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Rese
     """The reservation was not confirmed in time; its stock is available."""
     RESERVATION_STATE_FULFILLED: _ReservationState.ValueType  # 5
     """The order was shipped, and the stock is no longer in the item."""
+    RESERVATION_STATE_REPLACED: _ReservationState.ValueType  # 6
+    """Other reservations have replaced it, because only some of its units were shipped or cancelled. Their units add up
+    to those of this reservation.
+    """
 
 class ReservationState(_ReservationState, metaclass=_ReservationStateEnumTypeWrapper):
     """The state of a reservation. HELD becomes CONFIRMED, EXPIRED or RELEASED. CONFIRMED becomes RELEASED or FULFILLED. The
@@ -62,6 +66,10 @@ RESERVATION_STATE_EXPIRED: ReservationState.ValueType  # 4
 """The reservation was not confirmed in time; its stock is available."""
 RESERVATION_STATE_FULFILLED: ReservationState.ValueType  # 5
 """The order was shipped, and the stock is no longer in the item."""
+RESERVATION_STATE_REPLACED: ReservationState.ValueType  # 6
+"""Other reservations have replaced it, because only some of its units were shipped or cancelled. Their units add up
+to those of this reservation.
+"""
 Global___ReservationState: _TypeAlias = ReservationState  # noqa: Y015
 
 @_typing.final

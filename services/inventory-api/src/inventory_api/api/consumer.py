@@ -1,4 +1,8 @@
-"""Handles order events. A repeated delivery is safe, because the handlers check the state of each reservation."""
+"""Handles order events. A repeated delivery is safe.
+
+Events have cumulative targets and a version, which are compared with what was applied before. For events without
+targets, which the previous version emits, the handlers check the state of each reservation.
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -8,7 +12,9 @@ from typing import Any
 from sqlalchemy import Connection
 
 from inventory_api.domain.commands import OrderRequest
+from inventory_api.domain.order_targets import OrderTargets, Totals
 from inventory_api.operations.reservations.fulfil import fulfil_orders
+from inventory_api.operations.reservations.reach_targets import reach_targets
 from inventory_api.operations.reservations.release import release_orders
 from inventory_api.store.reservations import by_order
 from shop_common.db.audit import AuditLog
@@ -43,25 +49,70 @@ def weigh(event: Event) -> int:
 
 def release(tx: Connection, events: Sequence[Event], *, audit_log: AuditLog | None = None) -> bool:
     """Release reservations of cancelled orders, one turn per call. Returns True if another turn may be needed."""
-    return release_orders(tx, [_order(event) for event in events], audit_log)
+    with_targets, without = _by_targets(events)
+    if without and release_orders(tx, [_order(event) for event in without], audit_log):
+        return True
+    return _reach(tx, with_targets, "ORDER_CANCELLED", audit_log)
 
 
 def fulfil(tx: Connection, events: Sequence[Event], *, audit_log: AuditLog | None = None) -> bool:
     """Take units of shipped orders out of the stock, one turn per call. Returns True if another turn may be needed."""
+    with_targets, without = _by_targets(events)
+    if without and _fulfil_whole(tx, without, audit_log):
+        return True
+    return _reach(tx, with_targets, "ORDER_SHIPPED", audit_log)
+
+
+def _by_targets(events: Sequence[Event]) -> tuple[list[Event], list[Event]]:
+    """Return the events with targets and those without. A process of the previous version emits events without."""
+    with_targets = [event for event in events if "targets" in event.data]
+    return with_targets, [event for event in events if "targets" not in event.data]
+
+
+def _reach(tx: Connection, events: Sequence[Event], event_type: str, audit_log: AuditLog | None) -> bool:
+    orders = [_targets(event) for event in events]
+    reached = reach_targets(tx, orders, event_type, audit_log)
+    for order, missing in reached.missing.items():
+        _report_missing(order.order_id, missing)
+    return reached.has_more
+
+
+def _fulfil_whole(tx: Connection, events: Sequence[Event], audit_log: AuditLog | None) -> bool:
     orders = [_order(event) for event in events]
     if fulfil_orders(tx, orders, audit_log):
         return True
     # These units include the ones that earlier turns fulfilled.
     fulfilled = by_order.fulfilled_units(tx, (order.order_key for order in orders))
     for event, order in zip(events, orders, strict=True):
-        missing = _missing(event.data, fulfilled[order.order_key])
-        if missing:
-            # The goods were shipped, but the stock still has their units. An operator must correct the quantity.
-            _short_fulfilments().inc()
-            _log.error(
-                "an order was shipped with less stock than its lines", order_id=event.data["id"], missing=missing
-            )
+        _report_missing(order.order_id, _missing(event.data, fulfilled[order.order_key]))
     return False
+
+
+def _report_missing(order_id: str, missing: Mapping[int, int]) -> None:
+    if missing:
+        # The goods were shipped, but the stock still has their units. An operator must correct the quantity.
+        _short_fulfilments().inc()
+        _log.error("an order was shipped with less stock than its lines", order_id=order_id, missing=dict(missing))
+
+
+def _targets(event: Event) -> OrderTargets:
+    order, version = _order(event), event.data["version"]
+    targets = {each["product_id"]: Totals(each["kept"], each["shipped"]) for each in event.data["targets"]}
+    ordered = _ordered(event.data)
+    numbers = [version, *targets, *(units for target in targets.values() for units in target)]
+    if not all(isinstance(number, int) for number in numbers) or not all(
+        0 <= target.shipped <= target.kept <= ordered.get(product, 0) for product, target in targets.items()
+    ):
+        raise ValueError("the targets of the order are not possible")
+    return OrderTargets(
+        order.order_id,
+        caller=order.caller,
+        request_id=order.request_id,
+        traceparent=order.traceparent,
+        version=version,
+        ordered=ordered,
+        targets=targets,
+    )
 
 
 def _order(event: Event) -> OrderRequest:
@@ -72,11 +123,15 @@ def _order(event: Event) -> OrderRequest:
 
 
 def _missing(order: Mapping[str, Any], fulfilled: Mapping[int, int]) -> dict[int, int]:
+    return {
+        product: units - fulfilled.get(product, 0)
+        for product, units in _ordered(order).items()
+        if units > fulfilled.get(product, 0)
+    }
+
+
+def _ordered(order: Mapping[str, Any]) -> dict[int, int]:
     ordered: dict[int, int] = {}
     for line in order["items"]:
         ordered[line["product_id"]] = ordered.get(line["product_id"], 0) + line["quantity"]
-    return {
-        product: units - fulfilled.get(product, 0)
-        for product, units in ordered.items()
-        if units > fulfilled.get(product, 0)
-    }
+    return ordered

@@ -61,6 +61,7 @@ STATE_NUMBERS: dict[State, pb.ReservationState.ValueType] = {
     State.RELEASED: pb.RESERVATION_STATE_RELEASED,
     State.EXPIRED: pb.RESERVATION_STATE_EXPIRED,
     State.FULFILLED: pb.RESERVATION_STATE_FULFILLED,
+    State.REPLACED: pb.RESERVATION_STATE_REPLACED,
 }
 _STATES_BY_NUMBER: dict[int, State] = {number: state for state, number in STATE_NUMBERS.items()}
 

@@ -1,6 +1,6 @@
 """Makes the outbox messages of inventory-events. proto/asyncapi.yaml describes them."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import datetime
 from typing import Any
 
@@ -73,6 +73,19 @@ def stock_fulfilled(reservation: Reservation, now: datetime, cause: Cause) -> Me
     )
 
 
+def stock_reservation_changed(
+    reservation: Reservation, parts: Sequence[Reservation], now: datetime, cause: Cause
+) -> Message:
+    """Return the event STOCK_RESERVATION_CHANGED: the parts have replaced the reservation, in the same state."""
+    details = {
+        "quantity": reservation.quantity,
+        "parts": [
+            {"reservation_id": part.id, "quantity": part.quantity, "allocations": part.allocations} for part in parts
+        ],
+    }
+    return _reservation_event("STOCK_RESERVATION_CHANGED", reservation, details, now, cause)
+
+
 EVENT_OF_STATE: dict[State, Callable[[Reservation, datetime, Cause], Message]] = {
     State.HELD: stock_reserved,
     State.CONFIRMED: stock_reservation_confirmed,
@@ -95,6 +108,8 @@ def _reservation_event(
     }
     if reservation.owner:
         data["owner"] = reservation.owner
+    if cause.order_version is not None:
+        data["order_version"] = cause.order_version
     return Message(
         TOPIC,
         _key(reservation.product),

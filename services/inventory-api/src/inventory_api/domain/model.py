@@ -68,9 +68,10 @@ class State(StrEnum):
     EXPIRED = "EXPIRED"
     RELEASED = "RELEASED"
     FULFILLED = "FULFILLED"
+    REPLACED = "REPLACED"
 
 
-ENDED = frozenset({State.EXPIRED, State.RELEASED, State.FULFILLED})
+ENDED = frozenset({State.EXPIRED, State.RELEASED, State.FULFILLED, State.REPLACED})
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,6 +119,7 @@ class Allocation:
 class Reservation:
     """Units of one product that are reserved for an order. The quantities of `allocations` add up to `quantity`.
 
+    Product, quantity and allocations never change. To divide a reservation, other reservations replace it.
     Only the owner confirms and releases the reservation. The owner is empty if it is order-api.
     """
 

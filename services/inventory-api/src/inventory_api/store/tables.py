@@ -33,6 +33,7 @@ metadata = MetaData(naming_convention=NAMING_CONVENTION)
 HELD = text("state = 'HELD'")
 ACTIVE = text("state IN ('HELD', 'CONFIRMED')")
 ENDED = text("state IN ('EXPIRED', 'RELEASED', 'FULFILLED')")
+REPLACED = text("state = 'REPLACED'")
 SET_ASIDE = text("set_aside_at IS NOT NULL")
 
 inventory_items = Table(
@@ -80,7 +81,9 @@ stock_reservations = Table(
     # The caller that made the reservation. Empty for order-api, and for rows from before this column.
     Column("owner", Text, nullable=False, server_default=""),
     CheckConstraint("quantity > 0", name="quantity_positive"),
-    CheckConstraint("state IN ('HELD', 'CONFIRMED', 'EXPIRED', 'RELEASED', 'FULFILLED')", name="state_known"),
+    CheckConstraint(
+        "state IN ('HELD', 'CONFIRMED', 'EXPIRED', 'RELEASED', 'FULFILLED', 'REPLACED')", name="state_known"
+    ),
     CheckConstraint("state <> 'HELD' OR expires_at IS NOT NULL", name="hold_expires"),
     # For an order's reservations by state, and for ListReservations by order. The owner is last, because
     # ListReservations reads the reservations of all owners in the order of their ids.
@@ -122,6 +125,13 @@ stock_reservations = Table(
         postgresql_where=ENDED,
         sqlite_where=ENDED,
     ),
+    # For PurgeHistory. A separate index, because versions before the state REPLACED need the other one as it is.
+    Index(
+        "ix_stock_reservations_replaced",
+        "ended_at",
+        postgresql_where=REPLACED,
+        sqlite_where=REPLACED,
+    ),
     # Only versions before the column `ended_at` use this index. Drop it once no process of such a version can run.
     Index(
         "ix_stock_reservations_ended",
@@ -151,6 +161,19 @@ reservation_allocations = Table(
         ["tenant", "reservation_id"], [stock_reservations.c.tenant, stock_reservations.c.id], ondelete="CASCADE"
     ),
     Index("ix_reservation_allocations_item_id", "item_id"),
+)
+
+order_effects = Table(
+    "order_effects",
+    metadata,
+    Column("tenant", Text, primary_key=True, server_default=tenant.DEFAULT),
+    Column("order_id", Text, primary_key=True),
+    # The highest version of the order whose targets the reservations have reached. 0 while the first one is applied.
+    Column("applied_version", BigInteger, nullable=False),
+    # JSON: the units kept and shipped so far, by product. The rows outlive the reservations, so that an event that is
+    # repeated after the reservations were purged still changes nothing.
+    Column("totals", Text, nullable=False),
+    Column("updated_at", Timestamp, nullable=False),
 )
 
 outbox = Outbox(metadata)

@@ -37,9 +37,10 @@ def cancel_released(tx: Connection, events: Sequence[Event], *, audit_log: Audit
 
 
 def _losses(events: Sequence[Event], *, released: bool) -> list[LostStock]:
-    """Return the losses of orders. Other callers of inventory-api may reserve stock under the id of an order.
+    """Return the losses of orders.
 
-    Their reservations have an owner. Those of order-api have none.
+    Leaves out reservations with an owner, which are those of other callers: they may use the id of an order. Leaves out
+    releases that follow from a change of the order itself, which have the version of that change.
     """
     return [
         LostStock(
@@ -50,5 +51,5 @@ def _losses(events: Sequence[Event], *, released: bool) -> list[LostStock]:
             event.event_id,
         )
         for event in events
-        if not event.data.get("owner")
+        if not event.data.get("owner") and event.data.get("order_version") is None
     ]

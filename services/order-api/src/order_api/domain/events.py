@@ -5,7 +5,7 @@ from typing import Any
 
 import orjson
 
-from order_api.domain.model import Order, OrderItem, Status
+from order_api.domain.model import Order, OrderItem, Status, targets
 from shop_common.api.money import as_json_number
 from shop_common.events.outbox import Message
 from shop_common.timestamps import rfc3339
@@ -36,6 +36,10 @@ def status_changed(order: Order, traceparent: str | None, actor: str | None) -> 
         "status_reason": order.status_reason,
         "version": order.version,
         "items": [_item(item) for item in order.items],
+        "targets": [
+            {"product_id": product_id, "kept": units.kept, "shipped": units.shipped}
+            for product_id, units in targets(order).items()
+        ],
     }
     if order.charges:
         data["charges"] = [

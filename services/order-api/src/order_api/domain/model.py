@@ -186,3 +186,20 @@ def quantities(items: Iterable[NewItem | OrderItem]) -> dict[int, int]:
     for item in items:
         units[item.product_id] = units.get(item.product_id, 0) + item.quantity
     return units
+
+
+class Target(NamedTuple):
+    """Units of a product, since the order was created. The kept units include the shipped ones."""
+
+    kept: int
+    shipped: int
+
+
+def targets(order: Order) -> dict[int, Target]:
+    """Return the units of each product that the order keeps, and those that it has shipped, summed over all lines."""
+    kept = order.status is not Status.CANCELLED
+    shipped = order.status in (Status.SHIPPED, Status.DELIVERED)
+    return {
+        product_id: Target(units if kept else 0, units if shipped else 0)
+        for product_id, units in quantities(order.items).items()
+    }

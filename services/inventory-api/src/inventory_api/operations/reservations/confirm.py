@@ -1,6 +1,6 @@
 """Confirms the reservations of orders, for ConfirmReservations."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from sqlalchemy import Connection
 
@@ -12,10 +12,11 @@ from inventory_api.domain.errors import (
     ReservationReleased,
     ReservationsLimit,
 )
-from inventory_api.domain.model import Reservation, ReservationKey, State
+from inventory_api.domain.model import OrderKey, Reservation, ReservationKey, State
 from inventory_api.domain.transitions import StateChanges
 from inventory_api.operations.reservations.state_changes import change_states
 from inventory_api.store.reservations import by_order, locks
+from inventory_api.store.reservations.locks import Locked
 from shop_common.api.command import Cause
 
 Outcome = list[Reservation] | ReservationNotFound | ReservationExpired | ReservationReleased | ReservationsLimit
@@ -30,12 +31,7 @@ def confirm(tx: Connection, orders: Sequence[OrderRequest]) -> list[Outcome]:
     nothing. Emits one event per state change.
     """
     overviews = by_order.overviews(tx, (order.order_key for order in orders))
-    ids = by_order.unreleased(
-        tx, (order.order_key for order in orders if not overviews[order.order_key].size.is_too_large)
-    )
-    locked = locks.lock(
-        tx, (ReservationKey(order.tenant, each) for order, of_order in ids.items() for each in of_order)
-    )
+    ids, locked = _lock(tx, [each.order_key for each in orders if not overviews[each.order_key].size.is_too_large])
     confirmations = {}
     changes: StateChanges = {}
     causes: dict[str, Cause] = {}
@@ -65,3 +61,27 @@ def confirm(tx: Connection, orders: Sequence[OrderRequest]) -> list[Outcome]:
             of_order = [locked.reservations[each] for each in ids[order.order_key] if each in locked.reservations]
             outcomes.append([each for each in of_order if each.state is not State.RELEASED])
     return outcomes
+
+
+def _lock(tx: Connection, orders: Sequence[OrderKey]) -> tuple[dict[OrderKey, list[str]], Locked]:
+    """Lock the active and fulfilled reservations of the orders. Returns their ids by order, and the locked rows."""
+    ids = by_order.unreleased(tx, orders)
+    locked = locks.lock(tx, _keys(ids))
+    split = [
+        order
+        for order, of_order in ids.items()
+        if any(each in locked.reservations and locked.reservations[each].state is State.REPLACED for each in of_order)
+    ]
+    if split:
+        # Other reservations replaced them after we read and before we locked. Lock those too. They take their units
+        # from the same items, which are locked now, so they cannot be replaced again, and nobody waits for them.
+        again = by_order.unreleased(tx, split)
+        parts = locks.lock(tx, _keys(again))
+        locked.reservations.update(parts.reservations)
+        locked.items.update(parts.items)
+        ids.update(again)
+    return ids, locked
+
+
+def _keys(ids: Mapping[OrderKey, Sequence[str]]) -> list[ReservationKey]:
+    return [ReservationKey(order.tenant, each) for order, of_order in ids.items() for each in of_order]

@@ -19,9 +19,9 @@ def release(tx: Connection, requests: Sequence[ReleaseRequest]) -> list[int | Re
     """Release each reservation.
 
     Returns one outcome per request, in order: the released units, or ReservationNotFound if the tenant has no such
-    reservation or the caller is not its owner. The outcome is 0 for an expired, fulfilled or due reservation. A due
-    reservation becomes EXPIRED. May be repeated: a repeated call returns the same outcome and changes nothing. Emits
-    one event per state change.
+    reservation or the caller is not its owner. The outcome is 0 for a due reservation, which becomes EXPIRED, and for
+    one that has ended in another way than by a release. May be repeated: a repeated call returns the same outcome and
+    changes nothing. Emits one event per state change.
     """
     locked = locks.lock(tx, (request.reservation_key for request in requests))
     permitted = [request for request in requests if _may_release(request, locked)]

@@ -6,14 +6,17 @@ transactions never change the state of one reservation at the same time, and the
 equals the units that active reservations allocate from it.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from sqlalchemy import Connection
 
-from inventory_api.domain import transitions
+from inventory_api.domain import events, transitions
 from inventory_api.domain.model import State
+from inventory_api.domain.order_targets import Split
 from inventory_api.store import items, tables
 from inventory_api.store.reservations import changes as updates
+from inventory_api.store.reservations import rows
 from inventory_api.store.reservations.locks import Locked
 from shop_common.api.command import Cause
 
@@ -38,3 +41,24 @@ def change_states(
     tables.outbox.append(tx, effect.messages)
     locked.reservations.update(effect.reservations)
     locked.items.update(effect.items)
+
+
+def replace_by_parts(tx: Connection, locked: Locked, splits: Sequence[Split], causes: Mapping[str, Cause]) -> None:
+    """Insert the parts in the states of their reservations, end these reservations as REPLACED, and update `locked`.
+
+    The counters of the items do not change. Emits STOCK_RESERVATION_CHANGED per split. `causes` is by reservation id.
+    """
+    if not splits:
+        return
+    replaced = [replace(each.reservation, state=State.REPLACED) for each in splits]
+    parts = [part for each in splits for part in each.parts]
+    rows.insert(tx, parts)
+    updates.save_states(tx, replaced, locked.now)
+    tables.outbox.append(
+        tx,
+        [
+            events.stock_reservation_changed(each.reservation, each.parts, locked.now, causes[each.reservation.id])
+            for each in splits
+        ],
+    )
+    locked.reservations.update((each.id, each) for each in [*replaced, *parts])

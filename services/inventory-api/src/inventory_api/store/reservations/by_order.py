@@ -32,7 +32,8 @@ from inventory_api.domain.model import ORDER_ALLOCATIONS_MAX, ORDER_RESERVATIONS
 from inventory_api.store import tables
 from shop_common.db.sql import Clock, Statement, in_rows, is_each
 
-UNRELEASED_STATES = (State.HELD, State.CONFIRMED, State.FULFILLED)
+ACTIVE_STATES = (State.HELD, State.CONFIRMED)
+UNRELEASED_STATES = (*ACTIVE_STATES, State.FULFILLED)
 
 _reservations = tables.stock_reservations
 _allocations = tables.reservation_allocations
@@ -53,6 +54,17 @@ class ReservationSize:
 
     order: OrderKey
     id: str
+    allocations: int
+
+
+@dataclass(frozen=True, slots=True)
+class ActiveReservation:
+    """An active reservation of an order, and the number of its allocations."""
+
+    order: OrderKey
+    id: str
+    product_id: int
+    state: State
     allocations: int
 
 
@@ -99,7 +111,22 @@ def fulfilled_units(tx: Connection, orders: Iterable[OrderKey]) -> dict[OrderKey
 def count_unreleased(tx: Connection, orders: Iterable[OrderKey]) -> dict[OrderKey, int]:
     """Return the number of active and fulfilled reservations of each order that has any."""
     rows = _rows_by_state(orders, UNRELEASED_STATES)
-    return {_key(row): row.reservations for row in _count_unreleased(tx, rows)} if rows else {}
+    return {_key(row): row.reservations for row in _count_by_state(tx, rows)} if rows else {}
+
+
+def active(tx: Connection, orders: Iterable[OrderKey], limit: int) -> list[ActiveReservation]:
+    """Return at most `limit` active reservations of these orders, sorted by id."""
+    rows = _rows_by_state(orders, ACTIVE_STATES)
+    return [
+        ActiveReservation(_key(row), row.id, row.product_id, State(row.state), row.allocations)
+        for row in (_active(tx, rows, row_limit=limit) if rows else ())
+    ]
+
+
+def count_active(tx: Connection, orders: Iterable[OrderKey]) -> dict[OrderKey, int]:
+    """Return the number of active reservations of each order that has any."""
+    rows = _rows_by_state(orders, ACTIVE_STATES)
+    return {_key(row): row.reservations for row in _count_by_state(tx, rows)} if rows else {}
 
 
 def _rows(orders: Iterable[OrderKey]) -> list[dict[str, str]]:
@@ -166,7 +193,7 @@ _overviews = Statement(
 )
 # Counts reservations and not their allocations: without statistics PostgreSQL would read the allocations of all orders.
 # Expired and released reservations do not count: confirming does not read them, and their number has no limit.
-_count_unreleased = Statement(
+_count_by_state = Statement(
     lambda given: (
         select(*_KEY_COLUMNS, func.count().label("reservations"))
         .where(*is_each(_reservations, given, *_KEY, "state"))
@@ -196,6 +223,16 @@ _in_states = Statement(
     lambda given: (
         select(*_KEY_COLUMNS, _reservations.c.id, _allocation_count)
         .where(*is_each(_reservations, given, *_KEY, "state"))
+        .limit(bindparam("row_limit", type_=BigInteger()))
+    ),
+    **_KEY,
+    state=Text(),
+)
+_active = Statement(
+    lambda given: (
+        select(*_KEY_COLUMNS, _reservations.c.id, _reservations.c.product_id, _reservations.c.state, _allocation_count)
+        .where(*is_each(_reservations, given, *_KEY, "state"))
+        .order_by(_reservations.c.id)
         .limit(bindparam("row_limit", type_=BigInteger()))
     ),
     **_KEY,

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from datetime import datetime
 
-from sqlalchemy import Connection, delete, select, update
+from sqlalchemy import Connection, delete, or_, select, update
 
 from inventory_api.store import tables
 from shop_common.db.sql import Id, Statement, clock, in_rows
@@ -14,15 +14,21 @@ _reservations = tables.stock_reservations
 def ids_ended_before(tx: Connection, timestamp: datetime, limit: int) -> Sequence[str]:
     """Return the ids of at most `limit` reservations that ended before the timestamp, oldest end first.
 
-    Locks nothing. Reservations that were set aside are left out.
+    Replaced reservations come last. Locks nothing. Reservations that were set aside are left out.
     """
-    query = (
-        select(_reservations.c.id)
-        .where(tables.ENDED, _reservations.c.ended_at < timestamp, _reservations.c.set_aside_at.is_(None))
-        .order_by(_reservations.c.ended_at)
-        .limit(limit)
-    )
-    return tx.execute(query).scalars().all()
+    ids: list[str] = []
+    # One query for each index. Replaced reservations are few.
+    for has_ended in (tables.ENDED, tables.REPLACED):
+        if len(ids) == limit:
+            break
+        query = (
+            select(_reservations.c.id)
+            .where(has_ended, _reservations.c.ended_at < timestamp, _reservations.c.set_aside_at.is_(None))
+            .order_by(_reservations.c.ended_at)
+            .limit(limit - len(ids))
+        )
+        ids += tx.execute(query).scalars()
+    return ids
 
 
 def fill_ended_at(tx: Connection, limit: int) -> int:
@@ -41,7 +47,9 @@ def delete_ended(tx: Connection, ids: Sequence[str]) -> int:
 
 _delete = Statement(
     lambda given: (
-        delete(_reservations).where(in_rows(_reservations.c.id, given.c.id), tables.ENDED).returning(_reservations.c.id)
+        delete(_reservations)
+        .where(in_rows(_reservations.c.id, given.c.id), or_(tables.ENDED, tables.REPLACED))
+        .returning(_reservations.c.id)
     ),
     id=Id(),
 )

@@ -1,0 +1,167 @@
+"""Decides how the reservations of an order reach the order's targets. Needs no database.
+
+The targets are cumulative: how many units of each product the order keeps, and how many of them it has shipped, since
+it was created. Only the difference to the totals that were applied before is applied. So no unit is shipped or released
+twice, even if an event is repeated or late, and a newer event makes up for one that is missing. ADR 0025 has the table
+of crashes.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime
+from typing import NamedTuple
+from uuid import UUID, uuid5
+
+from inventory_api.domain.commands import OrderRequest
+from inventory_api.domain.model import Allocation, Reservation, State
+from inventory_api.domain.transitions import StateChanges
+
+
+class Totals(NamedTuple):
+    """Units of one product of an order, since the order was created. The kept units include the shipped ones."""
+
+    kept: int
+    shipped: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OrderTargets(OrderRequest):
+    """The targets of an order with a version, and the units that were ordered, by product."""
+
+    version: int
+    ordered: Mapping[int, int]
+    targets: Mapping[int, Totals]
+
+    @property
+    def is_final(self) -> bool:
+        """Whether the order needs no more reserved stock: all units that it keeps have been shipped."""
+        return all(target.kept == target.shipped for target in self.targets.values())
+
+
+@dataclass(slots=True)
+class Remaining:
+    """The units of one product that are still to be shipped and to be released for a version of an order."""
+
+    to_ship: int
+    to_release: int
+
+    def can_use(self, state: State) -> bool:
+        """Return whether a reservation in this state has units to ship or to release."""
+        return self.to_release > 0 or (self.to_ship > 0 and state is State.CONFIRMED)
+
+
+@dataclass(frozen=True, slots=True)
+class Split:
+    """A reservation and the parts that replace it, which are in its state."""
+
+    reservation: Reservation
+    parts: tuple[Reservation, ...]
+
+
+@dataclass(slots=True)
+class Decision:
+    """What happens to the reservations of an order: first the splits, then the state changes, by reservation id."""
+
+    splits: list[Split]
+    changes: StateChanges
+    applied: dict[int, Totals]
+    """The totals of each product after the decision."""
+
+
+def starting_totals(
+    order: OrderTargets, applied: Mapping[int, Totals], fulfilled: Mapping[int, int]
+) -> dict[int, Totals]:
+    """Return the totals of each product before the version is applied.
+
+    `applied` are the stored totals. A product without any is as it was ordered. Its `fulfilled` units were shipped
+    before, for an event without targets or by a process that does not know targets.
+    """
+    return {
+        product: applied.get(product) or Totals(order.ordered.get(product, target.kept), fulfilled.get(product, 0))
+        for product, target in order.targets.items()
+    }
+
+
+def remaining(order: OrderTargets, totals: Mapping[int, Totals]) -> dict[int, Remaining]:
+    """Return the units that are still to be shipped and released, by product."""
+    return {
+        product: Remaining(
+            to_ship=max(0, target.shipped - totals[product].shipped),
+            to_release=max(0, totals[product].kept - target.kept),
+        )
+        for product, target in order.targets.items()
+    }
+
+
+def decide(
+    order: OrderTargets, totals: Mapping[int, Totals], reservations: Iterable[Reservation], now: datetime
+) -> Decision:
+    """Decide about locked reservations of an order, in order. `totals` are the totals before, of each product.
+
+    Confirmed units are shipped before units are released. A reservation is split if only some of its units are shipped
+    or released. A due reservation expires instead of being released, because its time had ended before. A final order
+    keeps no reservation.
+    """
+    decision = Decision([], {}, dict(totals))
+    still = remaining(order, totals)
+    for reservation in reservations:
+        if reservation.state not in (State.HELD, State.CONFIRMED):
+            continue  # it has ended since it was read
+        product = reservation.product_id
+        left = still.setdefault(product, Remaining(0, 0))
+        if reservation.is_due(now):
+            if left.to_release or order.is_final:
+                decision.changes[reservation.id] = State.EXPIRED
+            continue
+        shipped = min(reservation.quantity, left.to_ship) if reservation.state is State.CONFIRMED else 0
+        rest = reservation.quantity - shipped
+        released = min(rest, left.to_release)
+        left.to_ship -= shipped
+        left.to_release -= released
+        if product in decision.applied:
+            before = decision.applied[product]
+            decision.applied[product] = Totals(before.kept - released, before.shipped + shipped)
+        if order.is_final:
+            released = rest
+        _change(decision, order, reservation, {State.FULFILLED: shipped, State.RELEASED: released})
+    return decision
+
+
+def _change(
+    decision: Decision, order: OrderTargets, reservation: Reservation, units_by_state: Mapping[State, int]
+) -> None:
+    wanted = {state: units for state, units in units_by_state.items() if units}
+    if not wanted:
+        return
+    if reservation.quantity in wanted.values():
+        (decision.changes[reservation.id],) = wanted
+        return
+    rest = reservation.quantity - sum(wanted.values())
+    states = [*wanted, *([reservation.state] if rest else [])]
+    parts = split(reservation, [*wanted.values(), *([rest] if rest else [])], names=states, version=order.version)
+    decision.splits.append(Split(reservation, parts))
+    decision.changes.update((part.id, state) for part, state in zip(parts, wanted, strict=False))
+
+
+def split(
+    reservation: Reservation, quantities: Sequence[int], *, names: Sequence[str], version: int
+) -> tuple[Reservation, ...]:
+    """Return reservations with these quantities, which add up to that of the reservation, and its allocations.
+
+    Their ids are derived from its id, the order's version and the names.
+    """
+    parts = []
+    allocations = list(reservation.allocations)
+    for quantity, name in zip(quantities, names, strict=True):
+        taken: list[Allocation] = []
+        missing = quantity
+        while missing:
+            first = allocations.pop(0)
+            units = min(missing, first.quantity)
+            taken.append(replace(first, quantity=units))
+            if units < first.quantity:
+                allocations.insert(0, replace(first, quantity=first.quantity - units))
+            missing -= units
+        part_id = str(uuid5(UUID(reservation.id), f"{version}:{name}"))
+        parts.append(replace(reservation, id=part_id, quantity=quantity, allocations=tuple(taken)))
+    return tuple(parts)

@@ -1,0 +1,99 @@
+"""All SQL on the table order_effects: what the events of orders have done to the stock so far."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+
+import orjson
+from sqlalchemy import BigInteger, Connection, Text, select, update
+
+from inventory_api.domain.model import OrderKey
+from inventory_api.domain.order_targets import Totals
+from inventory_api.store import tables
+from shop_common.db.sql import Statement, Timestamp, insert_into, is_each
+
+_effects = tables.order_effects
+
+
+@dataclass(frozen=True, slots=True)
+class OrderEffects:
+    """The highest version of an order that was applied in full, and the totals that were applied, by product."""
+
+    applied_version: int
+    totals: Mapping[int, Totals]
+
+
+def applied_versions(tx: Connection, orders: Iterable[OrderKey]) -> dict[OrderKey, int]:
+    """Return the applied version of each order of order-api that has one. Locks nothing."""
+    rows = _rows(orders)
+    return {OrderKey(row.tenant, "", row.order_id): row.applied_version for row in _versions(tx, rows)} if rows else {}
+
+
+def lock(tx: Connection, orders: Iterable[OrderKey], now: datetime) -> dict[OrderKey, OrderEffects]:
+    """Lock and return the effects of these orders of order-api, sorted by tenant and order. Inserts missing rows.
+
+    Call it before items and reservations are locked.
+    """
+    rows = _rows(orders)
+    # Sorted, so that two transactions that insert the same rows wait for each other and do not deadlock.
+    _insert(tx, [{**row, "applied_version": 0, "totals": "{}", "updated_at": now} for row in rows])
+    return {
+        OrderKey(row.tenant, "", row.order_id): OrderEffects(
+            row.applied_version,
+            {int(product): Totals(*units) for product, units in orjson.loads(row.totals).items()},
+        )
+        for row in _lock(tx, rows)
+    }
+
+
+def save(tx: Connection, effects: Mapping[OrderKey, OrderEffects], now: datetime) -> None:
+    """Write the effects of locked orders."""
+    _save(
+        tx,
+        [
+            {
+                "tenant": order.tenant,
+                "order_id": order.order_id,
+                "applied_version": each.applied_version,
+                "totals": orjson.dumps({str(product): [*units] for product, units in each.totals.items()}).decode(),
+                "updated_at": now,
+            }
+            for order, each in effects.items()
+        ],
+    )
+
+
+def _rows(orders: Iterable[OrderKey]) -> list[dict[str, object]]:
+    return [{"tenant": order.tenant, "order_id": order.order_id} for order in sorted(set(orders))]
+
+
+_versions = Statement(
+    lambda given: select(_effects.c.tenant, _effects.c.order_id, _effects.c.applied_version).where(
+        *is_each(_effects, given, "tenant", "order_id")
+    ),
+    tenant=Text(),
+    order_id=Text(),
+)
+_insert = insert_into(_effects, "tenant", "order_id", "applied_version", "totals", "updated_at", or_ignore=True)
+_lock = Statement(
+    lambda given: (
+        select(_effects)
+        .where(*is_each(_effects, given, "tenant", "order_id"))
+        .order_by(_effects.c.tenant, _effects.c.order_id)
+        .with_for_update(of=_effects)
+    ),
+    tenant=Text(),
+    order_id=Text(),
+)
+_save = Statement(
+    lambda given: (
+        update(_effects)
+        .values(applied_version=given.c.applied_version, totals=given.c.totals, updated_at=given.c.updated_at)
+        .where(*is_each(_effects, given, "tenant", "order_id"))
+    ),
+    tenant=Text(),
+    order_id=Text(),
+    applied_version=BigInteger(),
+    totals=Text(),
+    updated_at=Timestamp(),
+)
