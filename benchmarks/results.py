@@ -10,7 +10,15 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.generator import Outcome
-from benchmarks.scenarios import CREATE_ORDER, RESERVE_HOT, SCENARIOS, Scenario
+from benchmarks.scenarios import (
+    AVAILABILITY,
+    AVAILABILITY_PRODUCTS,
+    CHECK_ONE,
+    CREATE_ORDER,
+    RESERVE_HOT,
+    SCENARIOS,
+    Scenario,
+)
 
 KINDS = ("server", "relay", "database", "client")
 """The parts whose CPU time is measured separately. SQLite runs inside the servers."""
@@ -139,7 +147,21 @@ def judged(results: Results) -> list[Judged]:
         cpu_at_most(1.5, CREATE_ORDER),
         watched_at_most(1.1, RESERVE_HOT),
         watched_at_most(1.1, CREATE_ORDER),
+        _cheaper_together(results, 40),
     ]
+
+
+def _cheaper_together(results: Results, factor: float) -> Judged:
+    goal = f"{AVAILABILITY.title}: ≤ 1/{factor:g} of the CPU of as many CheckStock, at 16 calls"
+    together, alone = (
+        results.get(Cell(scenario.name, "postgresql", "ours", 16)) for scenario in (AVAILABILITY, CHECK_ONE)
+    )
+    if together is None or alone is None:
+        return Judged(goal, "not measured", None)
+    of_all = AVAILABILITY_PRODUCTS * alone.served
+    ratio = of_all / together.served
+    shown = f"1/{ratio:.0f} ({together.served * 1e3:.2f} to {of_all * 1e3:.0f} ms)"
+    return Judged(goal, shown, ratio >= factor)
 
 
 def show(results: Results, console: Console) -> None:

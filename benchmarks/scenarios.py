@@ -15,6 +15,7 @@ PRODUCTS = range(10_001, 20_001)
 USERS = range(1, 201)
 ORDERS_PER_USER = 20
 LINES = 3
+AVAILABILITY_PRODUCTS = 500
 PAGE_SIZE = 20
 
 _BODIES = 10_000
@@ -34,6 +35,8 @@ class Scenario:
     reservations: int = 0
     """The number of reservations, of one unit each, per call."""
     orders: int = 0
+    by_plain: bool = True
+    """Whether the plain variant serves the call, too."""
 
 
 def order_id(number: int) -> str:
@@ -48,6 +51,22 @@ def _reserve_hot() -> list[bytes]:
 def _reserve_spread() -> list[bytes]:
     products = random.sample(PRODUCTS, len(PRODUCTS))
     return [inventory_pb2.ReserveStockRequest(product_id=each, quantity=1).SerializeToString() for each in products]
+
+
+def _check_stock() -> list[bytes]:
+    products = random.sample(PRODUCTS, len(PRODUCTS))
+    return [
+        inventory_pb2.CheckStockRequest(product_id=each, required_quantity=1).SerializeToString() for each in products
+    ]
+
+
+def _availability() -> list[bytes]:
+    return [
+        inventory_pb2.BatchGetAvailabilityRequest(
+            product_ids=random.sample(PRODUCTS, AVAILABILITY_PRODUCTS)
+        ).SerializeToString()
+        for _ in range(200)
+    ]
 
 
 def _create_order() -> list[bytes]:
@@ -97,6 +116,15 @@ RESERVE_SPREAD = Scenario(
     _ORDER_ID,
     reservations=1,
 )
+CHECK_ONE = Scenario("check-stock", "CheckStock", INVENTORY, CHECK_STOCK, _check_stock, by_plain=False)
+AVAILABILITY = Scenario(
+    "availability",
+    f"BatchGetAvailability of {AVAILABILITY_PRODUCTS} products",
+    INVENTORY,
+    f"{_INVENTORY_SERVICE}/BatchGetAvailability",
+    _availability,
+    by_plain=False,
+)
 CREATE_ORDER = Scenario(
     "create-order",
     f"CreateOrder with {LINES} lines",
@@ -111,4 +139,4 @@ LIST_ORDERS = Scenario(
     "list-orders", f"ListOrders, a page of {PAGE_SIZE}", ORDERS, f"{_ORDER_SERVICE}/ListOrders", _list_orders
 )
 
-SCENARIOS = (RESERVE_HOT, RESERVE_SPREAD, CREATE_ORDER, GET_ORDER, LIST_ORDERS)
+SCENARIOS = (RESERVE_HOT, RESERVE_SPREAD, CHECK_ONE, AVAILABILITY, CREATE_ORDER, GET_ORDER, LIST_ORDERS)

@@ -82,7 +82,7 @@ class Services:
                 process.stop(STOP_SECONDS)
 
     def measures(self, scenario: Scenario) -> bool:
-        return scenario.service in self.targets
+        return scenario.service in self.targets and (scenario.by_plain or self.name != "plain")
 
     def measure(
         self, scenario: Scenario, calls: int, seconds: float, warmup_seconds: float, rate: float | None = None

@@ -25,7 +25,7 @@ INT32_MIN, INT32_MAX = -(2**31), 2**31 - 1
 INT64_MIN, INT64_MAX = -(2**63), 2**63 - 1
 
 # Free text accepts every character that is not a control character.
-FREE_TEXT = {"reason", "subject", "external_reference", "label", "value"}
+FREE_TEXT = {"reason", "region", "subject", "external_reference", "label", "value"}
 
 
 @dataclass(frozen=True)
@@ -134,9 +134,10 @@ def entries_allowed(field: FieldDescriptor) -> tuple[int, int]:
     assert message is not None, "extensions are not supported here"
     text = (PROTOS / message.file.name).read_text()
     (body,) = re.findall(rf"^message {message.name} \{{\n(.*?)^\}}", text, re.DOTALL | re.MULTILINE)
-    limits = re.search(rf"// (\d+)–(\d+) .*\n(?: *//.*\n)* *repeated [\w.]+ {field.name} = ", body)
+    limits = re.search(rf"// ([\d,]+)–([\d,]+) .*\n(?: *//.*\n)* *repeated [\w.]+ {field.name} = ", body)
     assert limits, f"{field.full_name}: its comment must begin with the number of entries, such as `1–200 lines`"
-    return int(limits[1]), int(limits[2])
+    fewest, most = (int(limit.replace(",", "")) for limit in limits.groups())
+    return fewest, most
 
 
 _Found = tuple[str, Callable[[Any], Any], Change, str, bool]
@@ -191,6 +192,8 @@ def _scalars(field: FieldDescriptor) -> Iterator[tuple[str, Any, bool]]:
         yield "zero", 0, False
         for number in (999, -1, INT32_MAX, INT32_MIN):
             yield f"unknown {number}", number, True
+    elif field.type == FieldDescriptor.TYPE_BOOL:
+        yield "false", False, False
     elif field.type in (FieldDescriptor.TYPE_INT64, FieldDescriptor.TYPE_INT32):
         wide = field.type == FieldDescriptor.TYPE_INT64
         yield "zero", 0, False

@@ -8,7 +8,7 @@ from decimal import Decimal
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import BigInteger, Connection, Text, column, insert, table
+from sqlalchemy import BigInteger, Boolean, Connection, Text, column, insert, table
 from sqlalchemy.types import TypeEngine
 
 from shop_common.db.sql import Amount, Id, Timestamp
@@ -130,12 +130,26 @@ _INVENTORY_12: Rows = {
     ]
 }
 
+_LOCATIONS: Rows = {
+    "locations": [
+        {
+            "location": "WAREHOUSE_A",
+            "is_active": False,
+            "priority": 1,
+            "region": "north",
+            "labels": "{}",
+            "updated_at": _MOMENT,
+        }
+    ]
+}
+
 ROWS: dict[tuple[str, str], Rows] = {
     ("inventory-api", "0001"): _INVENTORY_1 | _COMMON,
     ("order-api", "0001"): _ORDERS_1 | _COMMON,
     ("order-api", "0005"): _ORDERS_5,
     ("inventory-api", "0009"): _AUDIT,
     ("inventory-api", "0012"): _INVENTORY_12,
+    ("inventory-api", "0013"): _LOCATIONS,
     ("order-api", "0006"): _AUDIT,
     ("order-api", "0007"): _ORDERS_7,
 }
@@ -145,6 +159,7 @@ _TYPES: dict[type, TypeEngine[Any]] = {
     datetime: Timestamp(),
     Decimal: Amount(),
     UUID: Id(),
+    bool: Boolean(),
     int: BigInteger(),
     str: Text(),
 }

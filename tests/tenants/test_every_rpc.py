@@ -22,6 +22,7 @@ from google.type.money_pb2 import Money
 from shop_common.identity.authenticator import TENANT
 from shop_common.rpc.tls import channel_credentials
 from shop_protos.access.v1.keys_pb2 import CreateApiKeyRequest
+from shop_protos.inventory.v1.inventory_pb2 import UpdateLocationRequest
 from shop_protos.order.v1.order_pb2 import ORDER_STATUS_CANCELLED
 from testkit.calls import Outcome, outcome
 from tests.identity.apis import METHODS, Apis, every_method
@@ -36,6 +37,7 @@ READS = [
 ]
 NOT_COMPARED = {
     "id", "key", "item_id", "created_at", "updated_at", "expires_at", "reserved_until", "next_page_token", "details",
+    "read_at", "next_release_at",
 }  # fmt: skip
 """Fields of responses that are different in each response, and details of errors, whose messages are compared."""
 
@@ -67,6 +69,11 @@ class Rows:
             "name": "name",
             "permissions": ["orders.read"],
             "product_id": self.product,
+            "product_ids": [self.product],
+            "by_location": True,
+            "active": True,
+            "priority": 3,
+            "region": "region",
             "location": self.location,
             "order_id": self.cart,
             "reservation_id": self.reservation,
@@ -187,6 +194,7 @@ def rows(system: System, tenant: str) -> Rows:
     shop = system.shop(tenant, USER)
     product, location, cart = shop.new_id(), "acme-warehouse", "acme-cart"
     item = shop.add_stock(product, 41, location)
+    shop.api.call(shop.api.inventory.UpdateLocation, UpdateLocationRequest(location=location, region="north"))
     reservation = shop.reserve(product, 2, order_id=cart)
     order = shop.create_order((product, 2), user_id=USER)
     created = shop.api.call(

@@ -44,6 +44,38 @@ def test_stock_is_added_counted_and_listed(shop: Shop, product: int) -> None:
     assert not shop.check_stock(product, 8, location="WAREHOUSE_A").is_available
 
 
+def test_the_stock_of_products_is_read_at_one_moment(shop: Shop, product: int) -> None:
+    shop.add_stock(product, 10, "WAREHOUSE_A")
+    shop.add_stock(product, 5, "WAREHOUSE_B")
+    reservation = shop.reserve(product, 2, f"order-{product}", location="WAREHOUSE_B")
+
+    unknown, found = shop.get_availability([2**60, product], by_location=True)
+
+    assert (unknown.product_id, unknown.available_quantity, unknown.locations) == (2**60, 0, ())
+    assert (found.available_quantity, found.reserved_quantity) == (13, 2)
+    assert found.next_release_at == reservation.expires_at
+    assert abs(found.read_at - reservation.created_at) < timedelta(hours=1)
+    assert [(each.location, each.available_quantity, each.reserved_quantity) for each in found.locations] == [
+        ("WAREHOUSE_A", 10, 0),
+        ("WAREHOUSE_B", 3, 2),
+    ]
+
+
+def test_nothing_is_reserved_at_an_inactive_location(shop: Shop, product: int) -> None:
+    where = f"L{product}"
+    shop.add_stock(product, 10, where)
+
+    location = shop.update_location(where, is_active=False, priority=7, region="north", labels={"kind": "store"})
+
+    assert (location.location, location.is_active, location.priority, location.region) == (where, False, 7, "north")
+    assert location.labels == {"kind": "store"}
+    with pytest.raises(errors.InsufficientStock):
+        shop.reserve(product, 1, "order-1")
+    assert shop.update_location(where, is_active=True).labels == location.labels
+    assert where in [each.location for each in shop.list_locations(page_size=1)]
+    assert shop.reserve(product, 1, "order-1").quantity == 1
+
+
 def test_reservations_are_made_confirmed_listed_and_released(shop: Shop, product: int) -> None:
     shop.add_stock(product, 10)
     order_id = f"order-{product}"
@@ -123,6 +155,10 @@ def test_the_asyncio_client_makes_the_same_calls(settings: Settings, product: in
                 "WAREHOUSE_B",
             ]
             assert (await shop.check_stock(product, 25)).is_available
+            (availability,) = await shop.get_availability([product])
+            assert (availability.available_quantity, availability.locations) == (25, ())
+            location = await shop.update_location("WAREHOUSE_B", priority=1)
+            assert location in [each async for each in shop.list_locations()]
             order_id = f"order-{product}"
             reservation = await shop.reserve(product, 2, order_id)
             await shop.reserve_lines(order_id, [Line(product, 1)])

@@ -7,7 +7,7 @@ await shop.reserve(product_id=1, quantity=2, order_id="order-1")
 import asyncio
 import inspect
 import time
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import Any, Self, TypeVar
 
@@ -21,8 +21,10 @@ from shop_client.forks import PROCESS
 from shop_client.settings import Settings
 from shop_client.statuses import error_of, status_of
 from shop_client.values import (
+    Availability,
     Item,
     Line,
+    Location,
     NewItem,
     Order,
     OrderLines,
@@ -110,6 +112,30 @@ class AsyncShop:
         timeout_seconds: float | None = None,
     ) -> Stock:
         return await self._run(calls.check_stock(product_id, required_quantity, location), timeout_seconds)
+
+    async def get_availability(
+        self, product_ids: Iterable[int], *, by_location: bool = False, timeout_seconds: float | None = None
+    ) -> list[Availability]:
+        return await self._run(calls.get_availability(product_ids, by_location), timeout_seconds)
+
+    async def update_location(
+        self,
+        location: str,
+        *,
+        is_active: bool | None = None,
+        priority: int | None = None,
+        region: str | None = None,
+        labels: Mapping[str, str] | None = None,
+        request_id: str | None = None,
+        timeout_seconds: float | None = None,
+    ) -> Location:
+        call = calls.update_location(location, is_active, priority, region, labels, request_id)
+        return await self._run(call, timeout_seconds)
+
+    def list_locations(
+        self, *, page_size: int = PAGE_SIZE, timeout_seconds: float | None = None
+    ) -> AsyncIterator[Location]:
+        return self._pages(calls.list_locations(page_size), timeout_seconds)
 
     # --- reservations ---
 

@@ -4,7 +4,7 @@
 that a repeat has no second effect.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
@@ -19,7 +19,9 @@ from shop_client import convert
 from shop_client.errors import ShopError
 from shop_client.statuses import error_of
 from shop_client.values import (
+    Availability,
     Item,
+    Location,
     NewItem,
     Order,
     OrderLines,
@@ -110,6 +112,9 @@ GET_INVENTORY_ITEM = _method(_INVENTORY, "GetInventoryItem")
 UPDATE_INVENTORY_ITEM = _method(_INVENTORY, "UpdateInventoryItem")
 LIST_INVENTORY_ITEMS = _method(_INVENTORY, "ListInventoryItems")
 CHECK_STOCK = _method(_INVENTORY, "CheckStock")
+BATCH_GET_AVAILABILITY = _method(_INVENTORY, "BatchGetAvailability")
+UPDATE_LOCATION = _method(_INVENTORY, "UpdateLocation")
+LIST_LOCATIONS = _method(_INVENTORY, "ListLocations")
 BATCH_RESERVE_STOCK = _method(_INVENTORY, "BatchReserveStock")
 BATCH_RELEASE_STOCK = _method(_INVENTORY, "BatchReleaseStock")
 BATCH_CONFIRM_RESERVATIONS = _method(_INVENTORY, "BatchConfirmReservations")
@@ -159,6 +164,38 @@ def check_stock(product_id: int, required_quantity: int, location: str | None) -
         product_id=product_id, required_quantity=required_quantity, location=location or ""
     )
     return Call(CHECK_STOCK, request, convert.stock)
+
+
+def get_availability(product_ids: Iterable[int], by_location: bool) -> Call[list[Availability]]:
+    request = inventory.BatchGetAvailabilityRequest(product_ids=product_ids, by_location=by_location)
+    return Call(BATCH_GET_AVAILABILITY, request, convert.availabilities)
+
+
+def update_location(
+    location: str,
+    is_active: bool | None,
+    priority: int | None,
+    region: str | None,
+    labels: Mapping[str, str] | None,
+    request_id: str | None,
+) -> Call[Location]:
+    request = inventory.UpdateLocationRequest(
+        location=location,
+        active=is_active,
+        priority=priority,
+        region=region,
+        labels=None if labels is None else _labels(labels),
+        request_id=request_id or _new_id(),
+    )
+    return Call(UPDATE_LOCATION, request, _location, request.request_id)
+
+
+def _labels(labels: Mapping[str, str]) -> inventory.LocationLabels:
+    return inventory.LocationLabels(labels=[inventory.Label(name=name, value=value) for name, value in labels.items()])
+
+
+def list_locations(page_size: int) -> Call[Page[Location]]:
+    return Call(LIST_LOCATIONS, inventory.ListLocationsRequest(page_size=page_size), _locations)
 
 
 # --- reservations ---
@@ -277,6 +314,14 @@ def _item(response: inventory.InventoryItemResponse) -> Item:
 
 def _items(response: inventory.ListInventoryItemsResponse) -> Page[Item]:
     return Page(tuple(map(convert.item, response.items)), response.next_page_token)
+
+
+def _location(response: inventory.UpdateLocationResponse) -> Location:
+    return convert.location(response.location)
+
+
+def _locations(response: inventory.ListLocationsResponse) -> Page[Location]:
+    return Page(tuple(map(convert.location, response.locations)), response.next_page_token)
 
 
 def _outcomes(

@@ -9,7 +9,10 @@ from google.type.money_pb2 import Money
 
 from shop_client.values import (
     Allocation,
+    Availability,
     Item,
+    Location,
+    LocationAvailability,
     Order,
     OrderItem,
     OrderStatus,
@@ -51,6 +54,35 @@ def item(message: inventory.InventoryItem) -> Item:
 
 def stock(message: inventory.CheckStockResponse) -> Stock:
     return Stock(message.available, message.available_quantity)
+
+
+def availabilities(message: inventory.BatchGetAvailabilityResponse) -> list[Availability]:
+    read_at = _utc(message.read_at)
+    return [
+        Availability(
+            product_id=each.product_id,
+            available_quantity=each.available_quantity,
+            reserved_quantity=each.reserved_quantity,
+            next_release_at=_utc(each.next_release_at) if each.HasField("next_release_at") else None,
+            locations=tuple(
+                LocationAvailability(part.location, part.available_quantity, part.reserved_quantity)
+                for part in each.locations
+            ),
+            read_at=read_at,
+        )
+        for each in message.products
+    ]
+
+
+def location(message: inventory.Location) -> Location:
+    return Location(
+        location=message.location,
+        is_active=message.active,
+        priority=message.priority,
+        region=message.region,
+        labels={each.name: each.value for each in message.labels},
+        updated_at=_utc(message.updated_at),
+    )
 
 
 def reservation(message: inventory.Reservation) -> Reservation:

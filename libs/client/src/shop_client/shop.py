@@ -6,7 +6,7 @@ shop.reserve(product_id=1, quantity=2, order_id="order-1")
 
 import inspect
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import Any, Self, TypeVar
 
@@ -20,8 +20,10 @@ from shop_client.forks import PROCESS
 from shop_client.settings import Settings
 from shop_client.statuses import error_of, status_of
 from shop_client.values import (
+    Availability,
     Item,
     Line,
+    Location,
     NewItem,
     Order,
     OrderLines,
@@ -123,6 +125,31 @@ class Shop:
     ) -> Stock:
         """Return whether a quantity could be reserved now, and how many units are available. Reserves nothing."""
         return self._run(calls.check_stock(product_id, required_quantity, location), timeout_seconds)
+
+    def get_availability(
+        self, product_ids: Iterable[int], *, by_location: bool = False, timeout_seconds: float | None = None
+    ) -> list[Availability]:
+        """Return the stock of up to 1,000 products at one moment, in order. Reserves nothing."""
+        return self._run(calls.get_availability(product_ids, by_location), timeout_seconds)
+
+    def update_location(
+        self,
+        location: str,
+        *,
+        is_active: bool | None = None,
+        priority: int | None = None,
+        region: str | None = None,
+        labels: Mapping[str, str] | None = None,
+        request_id: str | None = None,
+        timeout_seconds: float | None = None,
+    ) -> Location:
+        """Change the properties of a location that are not None. Nothing is reserved at an inactive location."""
+        call = calls.update_location(location, is_active, priority, region, labels, request_id)
+        return self._run(call, timeout_seconds)
+
+    def list_locations(self, *, page_size: int = PAGE_SIZE, timeout_seconds: float | None = None) -> Iterator[Location]:
+        """Iterate over the locations that were updated, sorted by location. Reads a page when it is needed."""
+        return self._pages(calls.list_locations(page_size), timeout_seconds)
 
     # --- reservations ---
 

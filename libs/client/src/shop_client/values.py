@@ -1,5 +1,6 @@
 """The values that calls take and return. Amounts are Decimal, and times are datetime with UTC."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from decimal import Decimal
@@ -55,6 +56,43 @@ class Stock:
     is_available: bool
     """Whether the required quantity could be reserved now."""
     available_quantity: int
+
+
+@dataclass(frozen=True, slots=True)
+class LocationAvailability:
+    """The stock of a product at one location."""
+
+    location: str
+    available_quantity: int
+    """Units that can be reserved; 0 at an inactive location."""
+    reserved_quantity: int
+
+
+@dataclass(frozen=True, slots=True)
+class Availability:
+    """The stock of a product at all locations together, at the time `read_at`."""
+
+    product_id: int
+    available_quantity: int
+    """Units that can be reserved."""
+    reserved_quantity: int
+    next_release_at: datetime | None
+    """The earliest expiry of a HELD reservation; None if there is none."""
+    locations: tuple[LocationAvailability, ...]
+    """Sorted by location; empty unless the call has `by_location`."""
+    read_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Location:
+    """The properties of a location. Nothing is reserved at a location that is not active."""
+
+    location: str
+    is_active: bool
+    priority: int
+    region: str
+    labels: Mapping[str, str]
+    updated_at: datetime
 
 
 @dataclass(frozen=True, slots=True)

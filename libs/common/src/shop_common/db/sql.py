@@ -24,6 +24,7 @@ from sqlalchemy import (
     DateTime,
     Dialect,
     Executable,
+    FromClause,
     Insert,
     Integer,
     Numeric,
@@ -238,7 +239,7 @@ def _sqlite_each(element: _Each, compiler: Any, **options: Any) -> str:
     return str(compiler.process(element.clauses, **options))
 
 
-def is_each(table: Table, given: Subquery, *names: str) -> tuple[ColumnElement[bool], ...]:
+def is_each(table: Table, given: FromClause, *names: str) -> tuple[ColumnElement[bool], ...]:
     """Return the conditions that join the input rows with the rows of `table` that have equal values in these columns.
 
     Use it for keys of several columns, such as a tenant and an id. Both databases find the rows of one input row after

@@ -13,6 +13,7 @@ from sqlalchemy import Row, func, select, update
 
 from inventory_api.domain.commands import (
     AddStock,
+    AvailabilityQuestion,
     ExpireRequest,
     ItemFilter,
     OrderLines,
@@ -21,12 +22,14 @@ from inventory_api.domain.commands import (
     ReservationFilter,
     SetQuantity,
     StockQuestion,
+    UpdateLocation,
 )
 from inventory_api.domain.model import (
     DEFAULT_LOCATION,
     Item,
     ItemKey,
     Line,
+    Location,
     OrderKey,
     Reservation,
     ReservationKey,
@@ -35,6 +38,7 @@ from inventory_api.domain.model import (
 )
 from inventory_api.domain.order_targets import OrderTargets, Totals
 from inventory_api.operations.coalescing import Operations
+from inventory_api.operations.items.availability import Availabilities
 from inventory_api.operations.reservations.fulfil import fulfil_orders
 from inventory_api.operations.reservations.reach_targets import reach_targets
 from inventory_api.operations.reservations.release import release_orders
@@ -122,6 +126,25 @@ class InventoryDriver:
     def available(self, product: int, location: str | None = None) -> int:
         question = StockQuestion(StockKey(self.caller.tenant, product, location))
         return self.operations.check_stock(question, deadline=deadline())
+
+    def availability(self, *products: int, by_location: bool = False) -> Availabilities:
+        question = AvailabilityQuestion(self.caller.tenant, products, by_location)
+        return self.operations.get_availability(question, deadline=deadline())
+
+    def update_location(
+        self,
+        location: str,
+        *,
+        is_active: bool | None = None,
+        priority: int | None = None,
+        region: str | None = None,
+        labels: tuple[tuple[str, str], ...] | None = None,
+        request_id: str | None = None,
+    ) -> Location:
+        request = UpdateLocation(
+            location, is_active, priority, region, labels, caller=self.caller, request_id=request_id
+        )
+        return self.operations.update_location(request, deadline=deadline())
 
     def items_page(self, filter_: ItemFilter, *, size: int, after: Page[Item] | None = None) -> Page[Item]:
         request = PageRequest("items", filter_, after.next_position if after else None, size)

@@ -98,7 +98,7 @@ class InventoryItem(_message.Message):
     reserved_quantity: _builtins.int
     """Units counted as reserved: 0 … quantity. Includes units of due reservations that the database still has as HELD."""
     available_quantity: _builtins.int
-    """Units that can be reserved now: quantity − reserved_quantity + units of due reservations."""
+    """Units that can be reserved now: quantity − reserved_quantity + units of due reservations; 0 at an inactive location."""
     version: _builtins.int
     """Grows with every change of `quantity`; reservations do not change it. UpdateInventoryItem can check it."""
     @_builtins.property
@@ -422,7 +422,7 @@ class CheckStockRequest(_message.Message):
     required_quantity: _builtins.int
     """Units required: 1 … 10^9."""
     location: _builtins.str
-    """Count only the stock at this location. Empty: the stock at all locations together."""
+    """Count only the stock at this location. Empty: the stock at all active locations together."""
     def __init__(
         self,
         *,
@@ -465,6 +465,369 @@ class CheckStockResponse(_message.Message):
 Global___CheckStockResponse: _TypeAlias = CheckStockResponse  # noqa: Y015
 
 @_typing.final
+class BatchGetAvailabilityRequest(_message.Message):
+    """The products whose stock to read."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PRODUCT_IDS_FIELD_NUMBER: _builtins.int
+    BY_LOCATION_FIELD_NUMBER: _builtins.int
+    by_location: _builtins.bool
+    """True: return the stock of each product at each location, too."""
+    @_builtins.property
+    def product_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """1–1,000 products; positive, and each at most once."""
+
+    def __init__(
+        self,
+        *,
+        product_ids: _abc.Iterable[_builtins.int] | None = ...,
+        by_location: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["by_location", b"by_location", "product_ids", b"product_ids"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BatchGetAvailabilityRequest: _TypeAlias = BatchGetAvailabilityRequest  # noqa: Y015
+
+@_typing.final
+class BatchGetAvailabilityResponse(_message.Message):
+    """The stock of the products at one moment."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    READ_AT_FIELD_NUMBER: _builtins.int
+    PRODUCTS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def read_at(self) -> _timestamp_pb2.Timestamp:
+        """The moment, UTC, by the database's clock."""
+
+    @_builtins.property
+    def products(self) -> _containers.RepeatedCompositeFieldContainer[Global___ProductAvailability]:
+        """One per product, in the order of the request."""
+
+    def __init__(
+        self,
+        *,
+        read_at: _timestamp_pb2.Timestamp | None = ...,
+        products: _abc.Iterable[Global___ProductAvailability] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["read_at", b"read_at"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["products", b"products", "read_at", b"read_at"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BatchGetAvailabilityResponse: _TypeAlias = BatchGetAvailabilityResponse  # noqa: Y015
+
+@_typing.final
+class ProductAvailability(_message.Message):
+    """The stock of one product."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PRODUCT_ID_FIELD_NUMBER: _builtins.int
+    AVAILABLE_QUANTITY_FIELD_NUMBER: _builtins.int
+    RESERVED_QUANTITY_FIELD_NUMBER: _builtins.int
+    NEXT_RELEASE_AT_FIELD_NUMBER: _builtins.int
+    LOCATIONS_FIELD_NUMBER: _builtins.int
+    product_id: _builtins.int
+    """The product."""
+    available_quantity: _builtins.int
+    """Units that can be reserved, at all active locations together. A sum above 2^63−1 is returned as 2^63−1."""
+    reserved_quantity: _builtins.int
+    """Units of HELD and CONFIRMED reservations, at all locations together. Units of due reservations do not count: they
+    are available.
+    """
+    @_builtins.property
+    def next_release_at(self) -> _timestamp_pb2.Timestamp:
+        """The earliest `expires_at` of the product's HELD reservations, UTC: the time at which units may become available
+        again. Absent if there is no HELD reservation.
+        """
+
+    @_builtins.property
+    def locations(self) -> _containers.RepeatedCompositeFieldContainer[Global___LocationAvailability]:
+        """One per item of the product, by ascending location. Empty unless the request has `by_location`."""
+
+    def __init__(
+        self,
+        *,
+        product_id: _builtins.int = ...,
+        available_quantity: _builtins.int = ...,
+        reserved_quantity: _builtins.int = ...,
+        next_release_at: _timestamp_pb2.Timestamp | None = ...,
+        locations: _abc.Iterable[Global___LocationAvailability] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["next_release_at", b"next_release_at"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["available_quantity", b"available_quantity", "locations", b"locations", "next_release_at", b"next_release_at", "product_id", b"product_id", "reserved_quantity", b"reserved_quantity"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ProductAvailability: _TypeAlias = ProductAvailability  # noqa: Y015
+
+@_typing.final
+class LocationAvailability(_message.Message):
+    """The stock of one product at one location."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LOCATION_FIELD_NUMBER: _builtins.int
+    AVAILABLE_QUANTITY_FIELD_NUMBER: _builtins.int
+    RESERVED_QUANTITY_FIELD_NUMBER: _builtins.int
+    location: _builtins.str
+    """The location."""
+    available_quantity: _builtins.int
+    """Units that can be reserved. 0 at an inactive location."""
+    reserved_quantity: _builtins.int
+    """Units of HELD and CONFIRMED reservations, without those of due reservations."""
+    def __init__(
+        self,
+        *,
+        location: _builtins.str = ...,
+        available_quantity: _builtins.int = ...,
+        reserved_quantity: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["available_quantity", b"available_quantity", "location", b"location", "reserved_quantity", b"reserved_quantity"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LocationAvailability: _TypeAlias = LocationAvailability  # noqa: Y015
+
+@_typing.final
+class Location(_message.Message):
+    """The properties of a location."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LOCATION_FIELD_NUMBER: _builtins.int
+    ACTIVE_FIELD_NUMBER: _builtins.int
+    PRIORITY_FIELD_NUMBER: _builtins.int
+    REGION_FIELD_NUMBER: _builtins.int
+    LABELS_FIELD_NUMBER: _builtins.int
+    UPDATED_AT_FIELD_NUMBER: _builtins.int
+    location: _builtins.str
+    """The location, as items and reservations name it."""
+    active: _builtins.bool
+    """Whether stock can be reserved there."""
+    priority: _builtins.int
+    """Locations with a larger priority come first."""
+    region: _builtins.str
+    """A name that the caller gives to the area of the location. Empty: none."""
+    @_builtins.property
+    def labels(self) -> _containers.RepeatedCompositeFieldContainer[Global___Label]:
+        """Labels that the caller gives to the location, sorted by name."""
+
+    @_builtins.property
+    def updated_at(self) -> _timestamp_pb2.Timestamp:
+        """When the properties last changed, UTC."""
+
+    def __init__(
+        self,
+        *,
+        location: _builtins.str = ...,
+        active: _builtins.bool = ...,
+        priority: _builtins.int = ...,
+        region: _builtins.str = ...,
+        labels: _abc.Iterable[Global___Label] | None = ...,
+        updated_at: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["updated_at", b"updated_at"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["active", b"active", "labels", b"labels", "location", b"location", "priority", b"priority", "region", b"region", "updated_at", b"updated_at"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Location: _TypeAlias = Location  # noqa: Y015
+
+@_typing.final
+class UpdateLocationRequest(_message.Message):
+    """The properties of a location to change. At least one of them must be present."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LOCATION_FIELD_NUMBER: _builtins.int
+    ACTIVE_FIELD_NUMBER: _builtins.int
+    PRIORITY_FIELD_NUMBER: _builtins.int
+    REGION_FIELD_NUMBER: _builtins.int
+    LABELS_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    location: _builtins.str
+    """The location: 1–64 characters of `A-Z a-z 0-9 _ -`. It need not have any item yet."""
+    active: _builtins.bool
+    """Whether stock can be reserved there. Absent: no change."""
+    priority: _builtins.int
+    """Locations with a larger priority come first: 0 … 1,000,000. Absent: no change."""
+    region: _builtins.str
+    """One line of at most 64 characters. Empty: none. Absent: no change."""
+    request_id: _builtins.str
+    """See the comment of the service. Empty: no id."""
+    @_builtins.property
+    def labels(self) -> Global___LocationLabels:
+        """The new labels. They replace all labels of the location. Absent: no change."""
+
+    def __init__(
+        self,
+        *,
+        location: _builtins.str = ...,
+        active: _builtins.bool | None = ...,
+        priority: _builtins.int | None = ...,
+        region: _builtins.str | None = ...,
+        labels: Global___LocationLabels | None = ...,
+        request_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_active", b"_active", "_priority", b"_priority", "_region", b"_region", "active", b"active", "labels", b"labels", "priority", b"priority", "region", b"region"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_active", b"_active", "_priority", b"_priority", "_region", b"_region", "active", b"active", "labels", b"labels", "location", b"location", "priority", b"priority", "region", b"region", "request_id", b"request_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__active: _TypeAlias = _typing.Literal["active"]  # noqa: Y015
+    _WhichOneofArgType__active: _TypeAlias = _typing.Literal["_active", b"_active"]  # noqa: Y015
+    _WhichOneofReturnType__priority: _TypeAlias = _typing.Literal["priority"]  # noqa: Y015
+    _WhichOneofArgType__priority: _TypeAlias = _typing.Literal["_priority", b"_priority"]  # noqa: Y015
+    _WhichOneofReturnType__region: _TypeAlias = _typing.Literal["region"]  # noqa: Y015
+    _WhichOneofArgType__region: _TypeAlias = _typing.Literal["_region", b"_region"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__active) -> _WhichOneofReturnType__active | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__priority) -> _WhichOneofReturnType__priority | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__region) -> _WhichOneofReturnType__region | None: ...
+
+Global___UpdateLocationRequest: _TypeAlias = UpdateLocationRequest  # noqa: Y015
+
+@_typing.final
+class LocationLabels(_message.Message):
+    """All labels of a location."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LABELS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def labels(self) -> _containers.RepeatedCompositeFieldContainer[Global___Label]:
+        """0–16 labels, each with another name. Their sequence has no meaning."""
+
+    def __init__(
+        self,
+        *,
+        labels: _abc.Iterable[Global___Label] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["labels", b"labels"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LocationLabels: _TypeAlias = LocationLabels  # noqa: Y015
+
+@_typing.final
+class Label(_message.Message):
+    """A value that the caller has attached to a location under a name, such as `kind` and `store`."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    VALUE_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """1–64 printable ASCII characters."""
+    value: _builtins.str
+    """One line of 0–256 characters, without control characters and invisible characters."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        value: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "value", b"value"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Label: _TypeAlias = Label  # noqa: Y015
+
+@_typing.final
+class UpdateLocationResponse(_message.Message):
+    """The location."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LOCATION_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def location(self) -> Global___Location:
+        """The location as it is after the call."""
+
+    def __init__(
+        self,
+        *,
+        location: Global___Location | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["location", b"location"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["location", b"location"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UpdateLocationResponse: _TypeAlias = UpdateLocationResponse  # noqa: Y015
+
+@_typing.final
+class ListLocationsRequest(_message.Message):
+    """A page of locations to read."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    page_size: _builtins.int
+    """At most this many locations. 0 means 50, and a number above 1,000 means 1,000. A negative number is refused."""
+    page_token: _builtins.str
+    """`next_page_token` of the previous page. Empty: the first page."""
+    def __init__(
+        self,
+        *,
+        page_size: _builtins.int = ...,
+        page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["page_size", b"page_size", "page_token", b"page_token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListLocationsRequest: _TypeAlias = ListLocationsRequest  # noqa: Y015
+
+@_typing.final
+class ListLocationsResponse(_message.Message):
+    """A page of locations."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LOCATIONS_FIELD_NUMBER: _builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    next_page_token: _builtins.str
+    """Token of the next page; opaque. Empty on the last page."""
+    @_builtins.property
+    def locations(self) -> _containers.RepeatedCompositeFieldContainer[Global___Location]:
+        """By ascending location."""
+
+    def __init__(
+        self,
+        *,
+        locations: _abc.Iterable[Global___Location] | None = ...,
+        next_page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["locations", b"locations", "next_page_token", b"next_page_token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListLocationsResponse: _TypeAlias = ListLocationsResponse  # noqa: Y015
+
+@_typing.final
 class ReserveStockRequest(_message.Message):
     """Stock of one product to reserve."""
 
@@ -483,7 +846,7 @@ class ReserveStockRequest(_message.Message):
     order_id: _builtins.str
     """The order that the units are for: 1–64 printable ASCII characters. An order may reserve more than once."""
     location: _builtins.str
-    """Take the units only from this location. Empty: from any location."""
+    """Take the units only from this location. Empty: from any active location."""
     request_id: _builtins.str
     """See the comment of the service. Empty: no id."""
     @_builtins.property
@@ -626,7 +989,7 @@ class Line(_message.Message):
     quantity: _builtins.int
     """Units to reserve: 1 … 10^9."""
     location: _builtins.str
-    """Take the units only from this location. Empty: from any location."""
+    """Take the units only from this location. Empty: from any active location."""
     def __init__(
         self,
         *,

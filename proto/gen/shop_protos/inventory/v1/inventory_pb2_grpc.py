@@ -89,6 +89,21 @@ class InventoryServiceStub:
                 request_serializer=shop_dot_inventory_dot_v1_dot_inventory__pb2.CheckStockRequest.SerializeToString,
                 response_deserializer=shop_dot_inventory_dot_v1_dot_inventory__pb2.CheckStockResponse.FromString,
                 _registered_method=True)
+        self.BatchGetAvailability = channel.unary_unary(
+                '/shop.inventory.v1.InventoryService/BatchGetAvailability',
+                request_serializer=shop_dot_inventory_dot_v1_dot_inventory__pb2.BatchGetAvailabilityRequest.SerializeToString,
+                response_deserializer=shop_dot_inventory_dot_v1_dot_inventory__pb2.BatchGetAvailabilityResponse.FromString,
+                _registered_method=True)
+        self.UpdateLocation = channel.unary_unary(
+                '/shop.inventory.v1.InventoryService/UpdateLocation',
+                request_serializer=shop_dot_inventory_dot_v1_dot_inventory__pb2.UpdateLocationRequest.SerializeToString,
+                response_deserializer=shop_dot_inventory_dot_v1_dot_inventory__pb2.UpdateLocationResponse.FromString,
+                _registered_method=True)
+        self.ListLocations = channel.unary_unary(
+                '/shop.inventory.v1.InventoryService/ListLocations',
+                request_serializer=shop_dot_inventory_dot_v1_dot_inventory__pb2.ListLocationsRequest.SerializeToString,
+                response_deserializer=shop_dot_inventory_dot_v1_dot_inventory__pb2.ListLocationsResponse.FromString,
+                _registered_method=True)
         self.ReserveStock = channel.unary_unary(
                 '/shop.inventory.v1.InventoryService/ReserveStock',
                 request_serializer=shop_dot_inventory_dot_v1_dot_inventory__pb2.ReserveStockRequest.SerializeToString,
@@ -217,10 +232,41 @@ class InventoryServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def BatchGetAvailability(self, request, context):
+        """Returns the stock of up to 1,000 products at one moment. Reserves nothing: only ReserveStock guarantees the stock.
+        A product without any item is not an error: the response is that 0 units are available.
+        INVALID_ARGUMENT INVALID_FIELD: also if the products have more than 25,000 items together.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def UpdateLocation(self, request, context):
+        """Changes the properties of a location. Fields that are absent do not change. A location that was never changed is
+        active and has priority 0, no region and no labels; it may have items already, or get some later.
+
+        Nothing is reserved at an inactive location, and its units do not count as available. Its reservations do not
+        change: they can be confirmed, released and fulfilled. Stock can be added to its items and set. A call of
+        ReserveStock that runs at the same time may still reserve there.
+        Retry with the same request_id: without one, a retry may undo a change that another caller made in between.
+        INVALID_ARGUMENT REQUEST_ID_REUSED.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListLocations(self, request, context):
+        """Lists the locations that UpdateLocation has changed, by ascending location. Other locations are not listed,
+        although they may have items.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def ReserveStock(self, request, context):
         """Reserves all of the requested stock of one product for an order, for a limited time, or nothing.
 
-        If the request names no location, the server chooses. Of the locations that have enough stock alone, it takes the
+        If the request names no location, the server chooses. Of the active locations that have enough stock alone, it takes the
         one with the least stock left over. If no location has enough alone, it takes as few locations as possible, those
         with the most stock first. The stock of a reservation is available again as soon as its `expires_at` has passed.
         Retry with the same request_id: without one, a retry makes a second reservation.
@@ -358,6 +404,21 @@ def add_InventoryServiceServicer_to_server(servicer, server):
                     servicer.CheckStock,
                     request_deserializer=shop_dot_inventory_dot_v1_dot_inventory__pb2.CheckStockRequest.FromString,
                     response_serializer=shop_dot_inventory_dot_v1_dot_inventory__pb2.CheckStockResponse.SerializeToString,
+            ),
+            'BatchGetAvailability': grpc.unary_unary_rpc_method_handler(
+                    servicer.BatchGetAvailability,
+                    request_deserializer=shop_dot_inventory_dot_v1_dot_inventory__pb2.BatchGetAvailabilityRequest.FromString,
+                    response_serializer=shop_dot_inventory_dot_v1_dot_inventory__pb2.BatchGetAvailabilityResponse.SerializeToString,
+            ),
+            'UpdateLocation': grpc.unary_unary_rpc_method_handler(
+                    servicer.UpdateLocation,
+                    request_deserializer=shop_dot_inventory_dot_v1_dot_inventory__pb2.UpdateLocationRequest.FromString,
+                    response_serializer=shop_dot_inventory_dot_v1_dot_inventory__pb2.UpdateLocationResponse.SerializeToString,
+            ),
+            'ListLocations': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListLocations,
+                    request_deserializer=shop_dot_inventory_dot_v1_dot_inventory__pb2.ListLocationsRequest.FromString,
+                    response_serializer=shop_dot_inventory_dot_v1_dot_inventory__pb2.ListLocationsResponse.SerializeToString,
             ),
             'ReserveStock': grpc.unary_unary_rpc_method_handler(
                     servicer.ReserveStock,
@@ -565,6 +626,87 @@ class InventoryService:
             '/shop.inventory.v1.InventoryService/CheckStock',
             shop_dot_inventory_dot_v1_dot_inventory__pb2.CheckStockRequest.SerializeToString,
             shop_dot_inventory_dot_v1_dot_inventory__pb2.CheckStockResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def BatchGetAvailability(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/shop.inventory.v1.InventoryService/BatchGetAvailability',
+            shop_dot_inventory_dot_v1_dot_inventory__pb2.BatchGetAvailabilityRequest.SerializeToString,
+            shop_dot_inventory_dot_v1_dot_inventory__pb2.BatchGetAvailabilityResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UpdateLocation(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/shop.inventory.v1.InventoryService/UpdateLocation',
+            shop_dot_inventory_dot_v1_dot_inventory__pb2.UpdateLocationRequest.SerializeToString,
+            shop_dot_inventory_dot_v1_dot_inventory__pb2.UpdateLocationResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListLocations(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/shop.inventory.v1.InventoryService/ListLocations',
+            shop_dot_inventory_dot_v1_dot_inventory__pb2.ListLocationsRequest.SerializeToString,
+            shop_dot_inventory_dot_v1_dot_inventory__pb2.ListLocationsResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -79,10 +79,29 @@ class InventoryServiceStub:
     """Returns whether a quantity could be reserved now. Reserves nothing: only ReserveStock guarantees the stock.
     A product without any item is not an error: the response is that 0 units are available.
     """
+    BatchGetAvailability: _grpc.UnaryUnaryMultiCallable[_inventory_pb2.BatchGetAvailabilityRequest, _inventory_pb2.BatchGetAvailabilityResponse]
+    """Returns the stock of up to 1,000 products at one moment. Reserves nothing: only ReserveStock guarantees the stock.
+    A product without any item is not an error: the response is that 0 units are available.
+      INVALID_ARGUMENT INVALID_FIELD: also if the products have more than 25,000 items together.
+    """
+    UpdateLocation: _grpc.UnaryUnaryMultiCallable[_inventory_pb2.UpdateLocationRequest, _inventory_pb2.UpdateLocationResponse]
+    """Changes the properties of a location. Fields that are absent do not change. A location that was never changed is
+    active and has priority 0, no region and no labels; it may have items already, or get some later.
+
+    Nothing is reserved at an inactive location, and its units do not count as available. Its reservations do not
+    change: they can be confirmed, released and fulfilled. Stock can be added to its items and set. A call of
+    ReserveStock that runs at the same time may still reserve there.
+    Retry with the same request_id: without one, a retry may undo a change that another caller made in between.
+      INVALID_ARGUMENT REQUEST_ID_REUSED.
+    """
+    ListLocations: _grpc.UnaryUnaryMultiCallable[_inventory_pb2.ListLocationsRequest, _inventory_pb2.ListLocationsResponse]
+    """Lists the locations that UpdateLocation has changed, by ascending location. Other locations are not listed,
+    although they may have items.
+    """
     ReserveStock: _grpc.UnaryUnaryMultiCallable[_inventory_pb2.ReserveStockRequest, _inventory_pb2.ReserveStockResponse]
     """Reserves all of the requested stock of one product for an order, for a limited time, or nothing.
 
-    If the request names no location, the server chooses. Of the locations that have enough stock alone, it takes the
+    If the request names no location, the server chooses. Of the active locations that have enough stock alone, it takes the
     one with the least stock left over. If no location has enough alone, it takes as few locations as possible, those
     with the most stock first. The stock of a reservation is available again as soon as its `expires_at` has passed.
     Retry with the same request_id: without one, a retry makes a second reservation.
@@ -259,6 +278,43 @@ class InventoryServiceServicer(metaclass=_abc_1.ABCMeta):
         """
 
     @_abc_1.abstractmethod
+    def BatchGetAvailability(
+        self,
+        request: _inventory_pb2.BatchGetAvailabilityRequest,
+        context: _grpc.ServicerContext,
+    ) -> _inventory_pb2.BatchGetAvailabilityResponse:
+        """Returns the stock of up to 1,000 products at one moment. Reserves nothing: only ReserveStock guarantees the stock.
+        A product without any item is not an error: the response is that 0 units are available.
+          INVALID_ARGUMENT INVALID_FIELD: also if the products have more than 25,000 items together.
+        """
+
+    @_abc_1.abstractmethod
+    def UpdateLocation(
+        self,
+        request: _inventory_pb2.UpdateLocationRequest,
+        context: _grpc.ServicerContext,
+    ) -> _inventory_pb2.UpdateLocationResponse:
+        """Changes the properties of a location. Fields that are absent do not change. A location that was never changed is
+        active and has priority 0, no region and no labels; it may have items already, or get some later.
+
+        Nothing is reserved at an inactive location, and its units do not count as available. Its reservations do not
+        change: they can be confirmed, released and fulfilled. Stock can be added to its items and set. A call of
+        ReserveStock that runs at the same time may still reserve there.
+        Retry with the same request_id: without one, a retry may undo a change that another caller made in between.
+          INVALID_ARGUMENT REQUEST_ID_REUSED.
+        """
+
+    @_abc_1.abstractmethod
+    def ListLocations(
+        self,
+        request: _inventory_pb2.ListLocationsRequest,
+        context: _grpc.ServicerContext,
+    ) -> _inventory_pb2.ListLocationsResponse:
+        """Lists the locations that UpdateLocation has changed, by ascending location. Other locations are not listed,
+        although they may have items.
+        """
+
+    @_abc_1.abstractmethod
     def ReserveStock(
         self,
         request: _inventory_pb2.ReserveStockRequest,
@@ -266,7 +322,7 @@ class InventoryServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _inventory_pb2.ReserveStockResponse:
         """Reserves all of the requested stock of one product for an order, for a limited time, or nothing.
 
-        If the request names no location, the server chooses. Of the locations that have enough stock alone, it takes the
+        If the request names no location, the server chooses. Of the active locations that have enough stock alone, it takes the
         one with the least stock left over. If no location has enough alone, it takes as few locations as possible, those
         with the most stock first. The stock of a reservation is available again as soon as its `expires_at` has passed.
         Retry with the same request_id: without one, a retry makes a second reservation.

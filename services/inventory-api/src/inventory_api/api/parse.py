@@ -1,6 +1,6 @@
 """Converts protobuf requests to commands. Every field of every request is validated here and nowhere else."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TypeVar
 from uuid import UUID
 
@@ -8,8 +8,10 @@ from google.protobuf.duration_pb2 import Duration
 
 from inventory_api.domain.commands import (
     AddStock,
+    AvailabilityQuestion,
     ExpireRequest,
     ItemFilter,
+    LocationFilter,
     OrderLines,
     OrderRequest,
     PurgeRequest,
@@ -17,6 +19,7 @@ from inventory_api.domain.commands import (
     ReservationFilter,
     SetQuantity,
     StockQuestion,
+    UpdateLocation,
     VerifyRequest,
 )
 from inventory_api.domain.model import (
@@ -50,6 +53,11 @@ BATCH_LINES_MAX = 5_000
 BATCH_REQUESTS_MAX = 500
 TTL_SECONDS_MIN = 1
 TTL_SECONDS_MAX = 7 * 24 * 3600
+AVAILABILITY_PRODUCTS_MAX = 1_000
+PRIORITY_MAX = 1_000_000
+REGION_LENGTH_MAX = 64
+LABELS_MAX = 16
+LABEL_VALUE_LENGTH_MAX = 256
 MAINTENANCE_COUNT_MAX = 10_000
 MAINTENANCE_COUNT_DEFAULT = 1_000
 HISTORY_SECONDS_MIN = 24 * 3600
@@ -120,6 +128,65 @@ def stock_question(request: pb.CheckStockRequest, caller: Caller) -> StockQuesti
         check.between("required_quantity", request.required_quantity, 1, LINE_QUANTITY_MAX)
         product_id = check.identity("product_id", request.product_id)
         return StockQuestion(StockKey(caller.tenant, product_id, _location(check, request.location)))
+
+
+def availability(request: pb.BatchGetAvailabilityRequest, caller: Caller) -> AvailabilityQuestion:
+    with Fields() as check:
+        product_ids = request.product_ids
+        if check.size("product_ids", product_ids, 1, AVAILABILITY_PRODUCTS_MAX):
+            seen: set[int] = set()
+            for index, product_id in enumerate(product_ids):
+                check.identity(f"product_ids[{index}]", product_id)
+                if product_id in seen:
+                    check.violate(f"product_ids[{index}]", "must not repeat an earlier product")
+                seen.add(product_id)
+        return AvailabilityQuestion(caller.tenant, tuple(product_ids), request.by_location)
+
+
+def update_location(request: pb.UpdateLocationRequest, caller: Caller, traceparent: str | None) -> UpdateLocation:
+    with Fields() as check:
+        location = check.location("location", request.location)
+        active = request.active if request.HasField("active") else None
+        priority = request.priority if request.HasField("priority") else None
+        region = request.region if request.HasField("region") else None
+        labels = request.labels.labels if request.HasField("labels") else None
+        if active is None and priority is None and region is None and labels is None:
+            check.violate("active", "or one of priority, region and labels must be present")
+        return UpdateLocation(
+            location=location,
+            is_active=active,
+            priority=None if priority is None else check.between("priority", priority, 0, PRIORITY_MAX),
+            region=None if region is None else check.text("region", region, REGION_LENGTH_MAX),
+            labels=None if labels is None else _labels(check.at("labels"), labels),
+            caller=caller,
+            request_id=check.request_id(request.request_id),
+            traceparent=traceparent,
+        )
+
+
+def _labels(check: Fields, labels: Sequence[pb.Label]) -> tuple[tuple[str, str], ...]:
+    """Return the labels, sorted by name."""
+    values: dict[str, str] = {}
+    if check.size("labels", labels, 0, LABELS_MAX):
+        for index, label in enumerate(labels):
+            at = check.at(f"labels[{index}]")
+            name = at.identifier("name", label.name)
+            if name in values:
+                at.violate("name", "must not repeat the name of an earlier label")
+            values[name] = at.text("value", label.value, LABEL_VALUE_LENGTH_MAX)
+    return tuple(sorted(values.items()))
+
+
+def locations_page(request: pb.ListLocationsRequest, caller: Caller) -> PageRequest[LocationFilter]:
+    with Fields() as check:
+        return paging.page_request(
+            check,
+            "locations",
+            LocationFilter(tenant=caller.tenant),
+            page_size=request.page_size,
+            page_token=request.page_token,
+            position=(str,),
+        )
 
 
 def reserve_stock(request: pb.ReserveStockRequest, caller: Caller, traceparent: str | None) -> OrderLines:

@@ -6,8 +6,9 @@ from dataclasses import replace
 import grpc
 
 from inventory_api.api.parse import STATE_NUMBERS
-from inventory_api.domain.model import Item, Reservation
+from inventory_api.domain.model import Availability, Item, Location, Reservation
 from inventory_api.domain.verification import Mismatch, MismatchKind
+from inventory_api.operations.items.availability import Availabilities
 from shop_common.errors import ShopError
 from shop_common.rpc.status import new_status, to_status
 from shop_common.timestamps import to_proto, to_proto_or_none
@@ -41,6 +42,40 @@ def item(value: Item) -> pb.InventoryItem:
         version=value.version,
         created_at=to_proto(value.created_at),
         updated_at=to_proto(value.updated_at),
+    )
+
+
+def availability(value: Availabilities) -> pb.BatchGetAvailabilityResponse:
+    return pb.BatchGetAvailabilityResponse(
+        read_at=to_proto(value.read_at), products=[_product_availability(each) for each in value.products]
+    )
+
+
+def _product_availability(value: Availability) -> pb.ProductAvailability:
+    return pb.ProductAvailability(
+        product_id=value.product_id,
+        available_quantity=value.available_quantity,
+        reserved_quantity=value.reserved_quantity,
+        next_release_at=to_proto_or_none(value.next_release_at),
+        locations=[
+            pb.LocationAvailability(
+                location=each.location,
+                available_quantity=each.available_quantity,
+                reserved_quantity=each.reserved_quantity,
+            )
+            for each in value.locations
+        ],
+    )
+
+
+def location(value: Location) -> pb.Location:
+    return pb.Location(
+        location=value.location,
+        active=value.is_active,
+        priority=value.priority,
+        region=value.region,
+        labels=[pb.Label(name=name, value=text) for name, text in value.labels],
+        updated_at=to_proto_or_none(value.updated_at),
     )
 
 

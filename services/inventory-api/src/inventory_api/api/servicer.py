@@ -60,6 +60,25 @@ class InventoryServicer(inventory_pb2_grpc.InventoryServiceServicer):
         free = self._operations.check_stock(command, deadline=deadline(context))
         return pb.CheckStockResponse(available=free >= request.required_quantity, available_quantity=free)
 
+    def BatchGetAvailability(
+        self, request: pb.BatchGetAvailabilityRequest, context: ServicerContext
+    ) -> pb.BatchGetAvailabilityResponse:
+        command = parse.availability(request, caller())
+        return render.availability(self._operations.get_availability(command, deadline=deadline(context)))
+
+    def UpdateLocation(self, request: pb.UpdateLocationRequest, context: ServicerContext) -> pb.UpdateLocationResponse:
+        command = parse.update_location(request, caller(), traceparent(context))
+        location = self._operations.update_location(command, deadline=deadline(context))
+        return pb.UpdateLocationResponse(location=render.location(location))
+
+    def ListLocations(self, request: pb.ListLocationsRequest, context: ServicerContext) -> pb.ListLocationsResponse:
+        command = parse.locations_page(request, caller())
+        page = self._operations.list_locations(command, deadline=deadline(context))
+        return pb.ListLocationsResponse(
+            locations=[render.location(found) for found in page.rows],
+            next_page_token=paging.next_token(page, command),
+        )
+
     def ReserveStock(self, request: pb.ReserveStockRequest, context: ServicerContext) -> pb.ReserveStockResponse:
         command = parse.reserve_stock(request, caller(), traceparent(context))
         (reservation,) = self._operations.reserve(command, deadline=deadline(context))

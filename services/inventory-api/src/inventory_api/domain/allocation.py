@@ -24,7 +24,7 @@ class Shelves:
         self._by_product: dict[ProductKey, list[Shelf]] = {}
         self._by_item: dict[int, Shelf] = {}
         for item in items:
-            shelf = Shelf(item.id, item.location, item.quantity - item.reserved_quantity)
+            shelf = Shelf(item.id, item.location, item.free_quantity)
             self._by_product.setdefault(item.product, []).append(shelf)
             self._by_item[item.id] = shelf
 

@@ -2,7 +2,16 @@
 
 from dataclasses import dataclass, field
 
-from inventory_api.domain.model import ItemKey, Line, OrderKey, ProductKey, ReservationKey, State, StockKey
+from inventory_api.domain.model import (
+    ItemKey,
+    Line,
+    LocationKey,
+    OrderKey,
+    ProductKey,
+    ReservationKey,
+    State,
+    StockKey,
+)
 from shop_common.api import command
 from shop_common.db.idempotency import Claim, fingerprint
 
@@ -66,6 +75,27 @@ class SetQuantity(Command):
 
 
 @dataclass(frozen=True, slots=True)
+class UpdateLocation(Command):
+    """Change properties of a location. A property that is None does not change."""
+
+    location: str
+    is_active: bool | None = None
+    priority: int | None = None
+    region: str | None = None
+    labels: tuple[tuple[str, str], ...] | None = None
+
+    @property
+    def key(self) -> LocationKey:
+        return LocationKey(self.tenant, self.location)
+
+    def claim(self) -> Claim | None:
+        if self.request_id is None:
+            return None
+        content = fingerprint(self.location, self.is_active, self.priority, self.region, self.labels)
+        return Claim("UpdateLocation", self.owner, self.request_id, content, (self.location,), self.tenant)
+
+
+@dataclass(frozen=True, slots=True)
 class OrderLines(Command):
     """Reserve all lines of an order, or none. A `ttl_seconds` of None means the default of the service."""
 
@@ -113,6 +143,22 @@ class StockQuestion:
     @property
     def product(self) -> ProductKey:
         return self.key.product
+
+
+@dataclass(frozen=True, slots=True)
+class AvailabilityQuestion:
+    """Read the stock of these products of a tenant. They are distinct."""
+
+    tenant: str
+    product_ids: tuple[int, ...]
+    by_location: bool
+
+
+@dataclass(frozen=True, slots=True)
+class LocationFilter:
+    """Matches all locations of a tenant."""
+
+    tenant: str = field(repr=False)  # as in ItemFilter
 
 
 @dataclass(frozen=True, slots=True)

@@ -35,6 +35,13 @@ class StockKey(NamedTuple):
         return ProductKey(self.tenant, self.product_id)
 
 
+class LocationKey(NamedTuple):
+    """A location of a tenant. Tenants may use the same names of locations."""
+
+    tenant: str
+    location: str
+
+
 class ItemKey(NamedTuple):
     """The id of an item, as a caller of this tenant may use it. Ids are unique over all tenants."""
 
@@ -91,6 +98,10 @@ class Item:
     version: int
     created_at: datetime
     updated_at: datetime
+    is_active: bool = True
+    """Whether the location is active."""
+    priority: int = 0
+    """The priority of the location."""
     due: int = 0
 
     @property
@@ -102,8 +113,62 @@ class Item:
         return StockKey(self.tenant, self.product_id, self.location)
 
     @property
+    def free_quantity(self) -> int:
+        """Units that can be reserved without expiring a due reservation first."""
+        return units_available(self.quantity, self.reserved_quantity, self.is_active)
+
+    @property
     def available_quantity(self) -> int:
-        return self.quantity - self.reserved_quantity + self.due
+        """Units that can be reserved."""
+        return units_available(self.quantity, self.reserved_quantity, self.is_active, self.due)
+
+
+def units_available(quantity: int, reserved_quantity: int, is_active: bool, due: int = 0) -> int:
+    """Return the units of an item that can be reserved. Nothing can be reserved at an inactive location.
+
+    No other code computes this number.
+    """
+    return quantity - reserved_quantity + due if is_active else 0
+
+
+@dataclass(frozen=True, slots=True)
+class LocationAvailability:
+    """The stock of a product at one location. Units of due reservations are available, and not reserved."""
+
+    location: str
+    available_quantity: int
+    reserved_quantity: int
+
+
+@dataclass(frozen=True, slots=True)
+class Availability:
+    """The stock of a product at all locations together, and at each location, sorted by location.
+
+    `next_release_at` is the earliest expiry of its held reservations, or None if there are none.
+    """
+
+    product_id: int
+    available_quantity: int
+    reserved_quantity: int
+    next_release_at: datetime | None
+    locations: tuple[LocationAvailability, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Location:
+    """The properties of a location. A location whose properties were never set has the default values."""
+
+    tenant: str
+    location: str
+    is_active: bool = True
+    priority: int = 0
+    region: str = ""
+    labels: tuple[tuple[str, str], ...] = ()
+    updated_at: datetime | None = None
+
+    @property
+    def key(self) -> "LocationKey":
+        return LocationKey(self.tenant, self.location)
 
 
 @dataclass(frozen=True, slots=True)

@@ -35,7 +35,7 @@ def shortage_of_orders(
             if key.product in products:
                 shortage[key] = shortage.get(key, 0) + line.quantity
     for item in stock.values():
-        free = item.quantity - item.reserved_quantity
+        free = item.free_quantity
         # Lines that name the location take its free units first. Lines without a location take the remaining units.
         for key in (item.stock_key, StockKey(item.tenant, item.product_id, None)):
             taken = min(free, shortage.get(key, 0))

@@ -6,8 +6,10 @@ from sqlalchemy import Connection
 
 from inventory_api.domain.commands import (
     AddStock,
+    AvailabilityQuestion,
     ExpireRequest,
     ItemFilter,
+    LocationFilter,
     OrderLines,
     OrderRequest,
     PurgeRequest,
@@ -15,14 +17,17 @@ from inventory_api.domain.commands import (
     ReservationFilter,
     SetQuantity,
     StockQuestion,
+    UpdateLocation,
     VerifyRequest,
 )
-from inventory_api.domain.model import Item, ItemKey, Reservation, ReservationKey
+from inventory_api.domain.model import Item, ItemKey, Location, Reservation, ReservationKey
 from inventory_api.operations import batch_sizes
 from inventory_api.operations.items.add_stock import add_stock
+from inventory_api.operations.items.availability import Availabilities, get_availability
 from inventory_api.operations.items.check_stock import check_stock
 from inventory_api.operations.items.read_items import get_items, list_items
 from inventory_api.operations.items.set_quantity import set_quantity
+from inventory_api.operations.locations import list_locations, update_locations
 from inventory_api.operations.purge import Purge, Purged
 from inventory_api.operations.reservations.confirm import confirm
 from inventory_api.operations.reservations.expire import ExpirySweep
@@ -52,6 +57,9 @@ _CONFIRM: Audit[OrderRequest, list[Reservation]] = audit_of(
 )
 _ADD_STOCK: Audit[AddStock, Item] = audit_of(AddStock, "CreateInventoryItem", lambda _, item: (str(item.id),))
 _SET_QUANTITY: Audit[SetQuantity, Item] = audit_of(SetQuantity, "UpdateInventoryItem", lambda _, item: (str(item.id),))
+_UPDATE_LOCATION: Audit[UpdateLocation, Location] = audit_of(
+    UpdateLocation, "UpdateLocation", lambda _, location: (location.location,)
+)
 """What the audit log has about each operation."""
 
 
@@ -91,9 +99,14 @@ class Operations:
         self._set_quantity = run.writes(
             "set-quantity", set_quantity, key=lambda request: request.repeat_key, audit=_SET_QUANTITY
         )
+        self._update_location = run.writes(
+            "update-location", update_locations, key=lambda request: request.repeat_key, audit=_UPDATE_LOCATION
+        )
         self._check_stock = run.reads("check-stock", check_stock, sizes=batch_sizes.QUESTIONS)
         self._get_item = run.reads("item", get_items)
         self._get_reservation = run.reads("reservation", rows.get, sizes=batch_sizes.RESERVATIONS)
+        self._get_availability = run.pages("availability", get_availability)
+        self._list_locations = run.pages("locations-page", list_locations)
         self._list_items = run.pages("items-page", list_items)
         self._list_reservations = run.pages("reservations-page", pages.list_page)
         self._expire = run.alone("expire", ExpirySweep(database, audit_log).expire_due)
@@ -129,6 +142,15 @@ class Operations:
 
     def check_stock(self, question: StockQuestion, *, deadline: float) -> int:
         return self._check_stock.submit(question, deadline=deadline)
+
+    def get_availability(self, question: AvailabilityQuestion, *, deadline: float) -> Availabilities:
+        return self._get_availability.submit(question, deadline=deadline)
+
+    def update_location(self, request: UpdateLocation, *, deadline: float) -> Location:
+        return self._update_location.submit(request, deadline=deadline)
+
+    def list_locations(self, page: PageRequest[LocationFilter], *, deadline: float) -> Page[Location]:
+        return self._list_locations.submit(page, deadline=deadline)
 
     def get_item(self, key: ItemKey, *, deadline: float) -> Item:
         return self._get_item.submit(key, deadline=deadline)

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import BigInteger, Connection, Row, Text, select, update
+from sqlalchemy import BigInteger, Connection, Row, Text, and_, func, select, true, update
 from sqlalchemy.types import TypeEngine
 
 from inventory_api.domain.model import Item, ItemKey, ProductKey, ReservationKey, StockKey
@@ -14,7 +14,16 @@ from shop_common.db.sql import Id, Statement, Timestamp, count_by, in_rows, inse
 _items = tables.inventory_items
 _allocations = tables.reservation_allocations
 
-COLUMNS = tuple(_items.c[name] for name in Item.__slots__ if name != "due")
+_locations = tables.locations
+
+# Every statement that reads items reads the properties of their locations, too: an item without them would be active.
+_ITEMS = _items.outerjoin(_locations, and_(*is_each(_locations, _items, "tenant", "location")))
+_COLUMNS = (
+    *(_items.c[name] for name in Item.__slots__ if name not in ("is_active", "priority", "due")),
+    func.coalesce(_locations.c.is_active, true()),
+    func.coalesce(_locations.c.priority, 0),
+)
+SELECT = select(*_COLUMNS).select_from(_ITEMS)
 
 count_locations = count_by(_items, *ProductKey._fields)
 """Returns the number of locations of each product."""
@@ -39,7 +48,7 @@ def load_page(
 
     A value of None matches all items.
     """
-    query = select(*COLUMNS).where(_items.c.tenant == tenant).order_by(_items.c.id).limit(limit)
+    query = SELECT.where(_items.c.tenant == tenant).order_by(_items.c.id).limit(limit)
     if product_id is not None:
         query = query.where(_items.c.product_id == product_id)
     if location is not None:
@@ -129,19 +138,18 @@ _COUNTERS: dict[str, TypeEngine[Any]] = {
 }
 
 _load = Statement(
-    lambda given: select(*COLUMNS).where(*is_each(_items, given, *ItemKey._fields)),
+    lambda given: SELECT.where(*is_each(_items, given, *ItemKey._fields)),
     tenant=Text(),
     id=BigInteger(),
 )
 _load_products = Statement(
-    lambda given: select(*COLUMNS).where(*is_each(_items, given, *ProductKey._fields)),
+    lambda given: SELECT.where(*is_each(_items, given, *ProductKey._fields)),
     tenant=Text(),
     product_id=BigInteger(),
 )
 _lock_products = Statement(
     lambda given: (
-        select(*COLUMNS)
-        .where(*is_each(_items, given, *ProductKey._fields))
+        SELECT.where(*is_each(_items, given, *ProductKey._fields))
         .order_by(_items.c.id)
         .with_for_update(of=_items)  # failpoint: item-row-lock
     ),
@@ -150,10 +158,7 @@ _lock_products = Statement(
 )
 _lock_at = Statement(
     lambda given: (
-        select(*COLUMNS)
-        .where(*is_each(_items, given, *StockKey._fields))
-        .order_by(_items.c.id)
-        .with_for_update(of=_items)
+        SELECT.where(*is_each(_items, given, *StockKey._fields)).order_by(_items.c.id).with_for_update(of=_items)
     ),
     tenant=Text(),
     product_id=BigInteger(),
@@ -162,8 +167,7 @@ _lock_at = Statement(
 # The allocations of a reservation never change, so the subquery needs no lock.
 _lock_of_reservations = Statement(
     lambda given: (
-        select(*COLUMNS)
-        .where(
+        SELECT.where(
             in_rows(
                 _items.c.id,
                 select(_allocations.c.item_id).where(*is_each(_allocations, given, "tenant", "reservation_id")),

@@ -58,6 +58,21 @@ inventory_items = Table(
     sqlite_autoincrement=True,
 )
 
+# The properties of locations. A location without a row is active and has priority 0. Items name locations that have no
+# row, so there is no foreign key.
+locations = Table(
+    "locations",
+    metadata,
+    Column("tenant", Text, primary_key=True, server_default=tenant.DEFAULT),
+    Column("location", Text, primary_key=True),
+    Column("is_active", Boolean, nullable=False),
+    Column("priority", BigInteger, nullable=False),
+    Column("region", Text, nullable=False),
+    # A JSON object: the values of the labels by name.
+    Column("labels", Text, nullable=False),
+    Column("updated_at", Timestamp, nullable=False),
+)
+
 stock_reservations = Table(
     "stock_reservations",
     metadata,

@@ -98,7 +98,7 @@ _page = (
     .order_by(_items.c.id)
     .limit(bindparam("rows", type_=BigInteger()))
 )
-_lock = select(*items.COLUMNS).where(_items.c.id == _id).with_for_update(of=_items)
+_lock = items.SELECT.where(_items.c.id == _id).with_for_update(of=_items)
 _allocated_of = _allocated.where(_allocations.c.item_id == _id)
 
 _allocated_by_reservation = (

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from sqlalchemy import Connection
 
 from inventory_api.domain.commands import StockQuestion
-from inventory_api.domain.model import StockKey
+from inventory_api.domain.model import StockKey, units_available
 from inventory_api.store import items
 from inventory_api.store.reservations import due
 from shop_common.api.valid import INT64_MAX
@@ -21,7 +21,8 @@ def check_stock(tx: Connection, questions: Sequence[StockQuestion]) -> list[int]
     due_units = due.units_by_item(tx, products)
     available: dict[StockKey, int] = {}
     for item in items.load_products(tx, products):
-        units = item.available_quantity + due_units.get(item.id, 0)
+        due_here = due_units.get(item.id, 0)
+        units = units_available(item.quantity, item.reserved_quantity, item.is_active, due_here)
         available[item.stock_key] = units
         everywhere = StockKey(item.tenant, item.product_id, None)
         available[everywhere] = available.get(everywhere, 0) + units
