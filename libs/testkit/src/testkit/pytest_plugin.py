@@ -40,9 +40,12 @@ def pytest_report_header() -> list[str]:
     ]
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Run tests that share an expensive fixture (a module, a running stack) on one worker of pytest-xdist."""
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> Iterator[None]:
+    """Run tests that share an expensive fixture (a module, a running stack) on one worker of pytest-xdist.
+
+    The long groups come first: a long group at the end would keep one worker busy while the others have nothing to do.
+    """
     for item in items:
         kind = (
             item.callspec.params.get("database_kind")
@@ -51,6 +54,17 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         )
         needs_stack = isinstance(item, pytest.Function) and "stack" in item.fixturenames and kind is not None
         item.add_marker(pytest.mark.xdist_group(f"stack on {kind}" if needs_stack else str(item.path)))
+    yield
+    # After pytest's own sorting by fixtures, whose order stays within each turn.
+    items.sort(key=_turn)
+
+
+def _turn(item: pytest.Item) -> int:
+    """Return 0 for tests of a shared stack, then by folder: the modules of libs/common are the shortest."""
+    if any(str(mark.args[0]).startswith("stack on") for mark in item.iter_markers("xdist_group")):
+        return 0
+    folder = item.path.relative_to(item.config.rootpath).parts
+    return 1 if folder[0] == "tests" else 3 if folder[:2] == ("libs", "common") else 2
 
 
 @pytest.fixture(scope="session")
