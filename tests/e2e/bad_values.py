@@ -19,6 +19,9 @@ from google.type.money_pb2 import Money
 
 PROTOS = Path(__file__).resolve().parents[2] / "proto"
 TWO_DAYS_SECONDS = 2 * 24 * 3600
+REQUEST_BYTES = 1_000_000
+"""A request of this size is read: servers accept up to 1 MiB."""
+
 A_UUID = "018f3d5e-7b7a-7c3e-9a52-0c8d5f0e9b11"
 
 INT32_MIN, INT32_MAX = -(2**31), 2**31 - 1
@@ -158,7 +161,9 @@ def _changes(kind: Descriptor, prefix: str) -> Iterator[_Found]:
 
 def _repeated(field: FieldDescriptor, path: str) -> Iterator[_Found]:
     fewest, most = entries_allowed(field)
-    for count in {0, max(fewest - 1, 0), most + 1, 10 * most}:
+    entry = _good_value(field)
+    largest = REQUEST_BYTES // entry.ByteSize() if isinstance(entry, Message) else 10 * most
+    for count in {0, max(fewest - 1, 0), most + 1, min(10 * most, largest)}:
         yield path, _itself, _fill(field, count), f"with {count} entries", not fewest <= count <= most
     if field.message_type is None:
         for description, value, must_refuse in _scalars(field):

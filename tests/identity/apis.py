@@ -29,7 +29,11 @@ def request_of(method: MethodDescriptor, *, user: int = 0) -> Message:
     """An empty request; it names the user if the RPC has a field for one."""
     request = GetMessageClass(method.input_type)()
     if user and (field := method_rule(method).own_user_field):
-        setattr(request, field, user)
+        part: Any = request
+        *lists, name = field.split(".")
+        for each in lists:
+            part = getattr(part, each).add()
+        setattr(part, name, user)
     return request
 
 

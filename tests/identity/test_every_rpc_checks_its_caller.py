@@ -75,7 +75,8 @@ def test_a_caller_with_the_permission_alone_is_let_in(method: MethodDescriptor, 
 
 @pytest.mark.parametrize(
     "method",
-    [method for method in METHODS if method_rule(method).own_user_field],
+    # In a list of users, each is refused for itself.
+    [method for method in METHODS if (field := method_rule(method).own_user_field) and "." not in field],
     ids=lambda method: str(method.full_name),
 )
 def test_a_caller_names_another_user_only_with_a_permission_for_that(

@@ -11,6 +11,8 @@ from shop_client import (
     AsyncShop,
     Line,
     NewItem,
+    NewOrder,
+    Order,
     OrderLines,
     OrderStatus,
     ReservationState,
@@ -143,6 +145,25 @@ def test_orders_are_created_changed_and_listed(shop: Shop, product: int) -> None
     assert list(shop.list_orders(user_id=product, created_before=before)) == []
 
 
+def test_a_batch_of_orders_has_an_outcome_for_each(shop: Shop, product: int) -> None:
+    shop.add_stock(product, 3)
+    item = NewItem(product, 2, PRICE)
+
+    first, second, third = shop.batch_create_orders(
+        [
+            NewOrder(product, (item,), "EUR", ttl_seconds=60),
+            NewOrder(product, (item,), "EUR", request_id=f"second-{product}"),
+            NewOrder(0, (item,), "EUR"),
+        ]
+    )
+
+    assert isinstance(first, Order)
+    assert shop.get_order(first.id) == first
+    assert isinstance(second, errors.InsufficientStock)
+    assert (second.available, second.request_id) == (1, f"second-{product}")
+    assert isinstance(third, errors.InvalidInput)
+
+
 def test_the_asyncio_client_makes_the_same_calls(settings: Settings, product: int) -> None:
     async def use() -> None:
         async with AsyncShop(settings) as shop:
@@ -175,6 +196,8 @@ def test_the_asyncio_client_makes_the_same_calls(settings: Settings, product: in
             order = await shop.update_order_status(order.id, OrderStatus.CANCELLED)
             assert await shop.get_order(order.id) == order
             assert [each async for each in shop.list_orders(user_id=product)] == [order]
+            (other,) = await shop.batch_create_orders([NewOrder(product, (NewItem(product, 1, PRICE),), "EUR")])
+            assert isinstance(other, Order)
 
     asyncio.run(use())
 

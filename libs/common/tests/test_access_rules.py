@@ -22,6 +22,7 @@ def test_each_rpc_has_the_rule_that_its_contract_states() -> None:
 
     assert rules["/shop.order.v1.OrderService/CreateOrder"].permission == "orders.write"
     assert rules["/shop.order.v1.OrderService/CreateOrder"].own_user_field == "user_id"
+    assert rules["/shop.order.v1.OrderService/BatchCreateOrders"].own_user_field == "orders.user_id"
     assert rules["/shop.order.v1.OrderService/GetOrder"].own_user_field == ""
 
 
@@ -56,6 +57,10 @@ def _service(**access: str) -> ServiceDescriptor:
         (
             {"permission": "orders.read", "own_user_field": "permission"},
             "shop.test.Test.Do has no int64 field 'permission'",
+        ),
+        (
+            {"permission": "orders.read", "own_user_field": "permission.user_id"},
+            "shop.test.Test.Do has no int64 field 'permission.user_id'",
         ),
     ],
 )

@@ -26,6 +26,7 @@ from shop_client.values import (
     Line,
     Location,
     NewItem,
+    NewOrder,
     Order,
     OrderLines,
     OrderStatus,
@@ -226,7 +227,18 @@ class AsyncShop:
         request_id: str | None = None,
         timeout_seconds: float | None = None,
     ) -> Order:
-        return await self._run(calls.create_order(user_id, items, currency, ttl_seconds, request_id), timeout_seconds)
+        order = NewOrder(user_id, tuple(items), currency, ttl_seconds, request_id)
+        return await self._run(calls.create_order(order), timeout_seconds)
+
+    async def batch_create_orders(
+        self, orders: Sequence[NewOrder], *, timeout_seconds: float | None = None
+    ) -> list[Order | ShopError]:
+        """Create up to 500 orders. For each order, returns the order, or the error that refused it.
+
+        Orders are decided independently of each other. An order with the error Unavailable may have been created:
+        repeat it with the same `request_id`.
+        """
+        return await self._run(calls.batch_create_orders(orders), timeout_seconds)
 
     async def get_order(self, order_id: str, *, timeout_seconds: float | None = None) -> Order:
         return await self._run(calls.get_order(order_id), timeout_seconds)

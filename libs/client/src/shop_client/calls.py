@@ -22,7 +22,7 @@ from shop_client.values import (
     Availability,
     Item,
     Location,
-    NewItem,
+    NewOrder,
     Order,
     OrderLines,
     OrderStatus,
@@ -122,6 +122,7 @@ CONFIRM_RESERVATIONS = _method(_INVENTORY, "ConfirmReservations")
 GET_RESERVATION = _method(_INVENTORY, "GetReservation")
 LIST_RESERVATIONS = _method(_INVENTORY, "ListReservations")
 CREATE_ORDER = _method(_ORDERS, "CreateOrder")
+BATCH_CREATE_ORDERS = _method(_ORDERS, "BatchCreateOrders")
 GET_ORDER = _method(_ORDERS, "GetOrder")
 UPDATE_ORDER_STATUS = _method(_ORDERS, "UpdateOrderStatus")
 LIST_ORDERS = _method(_ORDERS, "ListOrders")
@@ -259,21 +260,29 @@ def list_reservations(
 # --- orders ---
 
 
-def create_order(
-    user_id: int, items: Iterable[NewItem], currency: str, ttl_seconds: float | None, request_id: str | None
-) -> Call[Order]:
-    request = orders.CreateOrderRequest(
-        user_id=user_id,
+def create_order(order: NewOrder) -> Call[Order]:
+    request = _new_order(order)
+    return Call(CREATE_ORDER, request, _order, request.request_id)
+
+
+def batch_create_orders(orders_: Iterable[NewOrder]) -> Call[list[Order | ShopError]]:
+    request = orders.BatchCreateOrdersRequest(orders=map(_new_order, orders_))
+    return Call(BATCH_CREATE_ORDERS, request, partial(_created, [order.request_id for order in request.orders]))
+
+
+def _new_order(order: NewOrder) -> orders.CreateOrderRequest:
+    """Return the message for an order. Without a request_id, it gets a new one."""
+    return orders.CreateOrderRequest(
+        user_id=order.user_id,
         items=[
             orders.CreateOrderItem(
-                product_id=item.product_id, quantity=item.quantity, price=convert.money(item.price, currency)
+                product_id=item.product_id, quantity=item.quantity, price=convert.money(item.price, order.currency)
             )
-            for item in items
+            for item in order.items
         ],
-        ttl=convert.duration(ttl_seconds),
-        request_id=request_id or _new_id(),
+        ttl=convert.duration(order.ttl_seconds),
+        request_id=order.request_id or _new_id(),
     )
-    return Call(CREATE_ORDER, request, _order, request.request_id)
 
 
 def get_order(order_id: str) -> Call[Order]:
@@ -359,6 +368,13 @@ def _reservations(response: inventory.ListReservationsResponse) -> Page[Reservat
 
 def _order(response: orders.OrderResponse) -> Order:
     return convert.order(response.order)
+
+
+def _created(request_ids: Sequence[str], response: orders.BatchCreateOrdersResponse) -> list[Order | ShopError]:
+    return [
+        error_of(result.error, request_id) if result.HasField("error") else convert.order(result.order)
+        for request_id, result in zip(request_ids, response.results, strict=True)
+    ]
 
 
 def _orders(response: orders.ListOrdersResponse) -> Page[Order]:

@@ -25,6 +25,7 @@ from shop_client.values import (
     Line,
     Location,
     NewItem,
+    NewOrder,
     Order,
     OrderLines,
     OrderStatus,
@@ -263,7 +264,18 @@ class Shop:
 
         Raises InsufficientStock.
         """
-        return self._run(calls.create_order(user_id, items, currency, ttl_seconds, request_id), timeout_seconds)
+        order = NewOrder(user_id, tuple(items), currency, ttl_seconds, request_id)
+        return self._run(calls.create_order(order), timeout_seconds)
+
+    def batch_create_orders(
+        self, orders: Sequence[NewOrder], *, timeout_seconds: float | None = None
+    ) -> list[Order | ShopError]:
+        """Create up to 500 orders. For each order, returns the order, or the error that refused it.
+
+        Orders are decided independently of each other. An order with the error Unavailable may have been created:
+        repeat it with the same `request_id`.
+        """
+        return self._run(calls.batch_create_orders(orders), timeout_seconds)
 
     def get_order(self, order_id: str, *, timeout_seconds: float | None = None) -> Order:
         """Return one order. Raises OrderNotFound."""

@@ -152,6 +152,20 @@ class NewItem:
 
 
 @dataclass(frozen=True, slots=True)
+class NewOrder:
+    """An order for `batch_create_orders`. Without a `request_id`, the client makes one.
+
+    `ttl_seconds` is the time for which the stock stays reserved; None is the server's default.
+    """
+
+    user_id: int
+    items: tuple[NewItem, ...]
+    currency: str
+    ttl_seconds: float | None = None
+    request_id: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class OrderItem:
     """A line of an order."""
 

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from google.protobuf.descriptor import FieldDescriptor, MethodDescriptor, ServiceDescriptor
+from google.protobuf.descriptor import Descriptor, FieldDescriptor, MethodDescriptor, ServiceDescriptor
 
 from shop_protos.access.v1 import access_pb2
 
@@ -29,7 +29,8 @@ PERMISSIONS: Mapping[str, str] = {
 class Rule:
     """The access rule of one RPC: the permission that its callers need.
 
-    `own_user_field` is the request field with the id of a user, and empty if there is no such field.
+    `own_user_field` is the request field with the id of a user, and empty if there is no such field. With a dot, it is
+    a field of each entry of a list, and the RPC itself checks each entry.
     """
 
     permission: str
@@ -62,6 +63,15 @@ def _faults(method: MethodDescriptor) -> Iterator[str]:
             else (f"{method.full_name} has the unknown permission {rule.permission!r}")
         )
     if rule.own_user_field:
-        field = method.input_type.fields_by_name.get(rule.own_user_field)
+        field = _field(method.input_type, rule.own_user_field)
         if field is None or field.type != FieldDescriptor.TYPE_INT64:
             yield f"{method.full_name} has no int64 field {rule.own_user_field!r}"
+
+
+def _field(message: Descriptor, path: str) -> FieldDescriptor | None:
+    """Return the field `name` of the message, or the field `list.name` of the entries of a list of messages."""
+    name, _, rest = path.partition(".")
+    field = message.fields_by_name.get(name)
+    if not rest or field is None:
+        return field
+    return _field(field.message_type, rest) if field.is_repeated and field.message_type is not None else None

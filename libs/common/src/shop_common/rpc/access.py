@@ -20,7 +20,8 @@ class Access:
 
     def __init__(self, rule: Rule, authenticator: Authenticator, pool: CallPool, buckets: Buckets) -> None:
         self._permission = rule.permission
-        self._own_user_field = rule.own_user_field
+        # The entries of a list are checked by the RPC, which refuses each for itself.
+        self._own_user_field = "" if "." in rule.own_user_field else rule.own_user_field
         self._authenticator = authenticator
         self._pool = pool
         self._buckets = buckets

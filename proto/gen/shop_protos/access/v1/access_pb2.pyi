@@ -30,7 +30,8 @@ class Access(_message.Message):
     """The permission that the caller needs. A deployment grants permissions to workloads and to the scopes of tokens."""
     own_user_field: _builtins.str
     """The field of the request that names a user; empty if there is none. Without the permission `orders.any`, callers
-    may name only themselves in it.
+    may name only themselves in it. `orders.user_id` is the field `user_id` of each entry of the list `orders`: the RPC
+    then refuses only the entries that name another user.
     """
     def __init__(
         self,

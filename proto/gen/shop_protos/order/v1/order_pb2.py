@@ -25,11 +25,12 @@ _sym_db = _symbol_database.Default()
 from google.api import field_behavior_pb2 as google_dot_api_dot_field__behavior__pb2
 from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
+from google.rpc import status_pb2 as google_dot_rpc_dot_status__pb2
 from google.type import money_pb2 as google_dot_type_dot_money__pb2
 from shop_protos.access.v1 import access_pb2 as shop_dot_access_dot_v1_dot_access__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19shop/order/v1/order.proto\x12\rshop.order.v1\x1a\x1fgoogle/api/field_behavior.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17google/type/money.proto\x1a\x1bshop/access/v1/access.proto\"\xc9\x03\n\x05Order\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0f\n\x07user_id\x18\x02 \x01(\x03\x12\'\n\x05items\x18\x03 \x03(\x0b\x32\x18.shop.order.v1.OrderItem\x12(\n\x0ctotal_amount\x18\x04 \x01(\x0b\x32\x12.google.type.Money\x12*\n\x06status\x18\x05 \x01(\x0e\x32\x1a.shop.order.v1.OrderStatus\x12\x15\n\rstatus_reason\x18\x06 \x01(\t\x12\x32\n\x0ereserved_until\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0f\n\x07version\x18\x08 \x01(\x03\x12.\n\ncreated_at\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\nupdated_at\x18\n \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12&\n\x07\x63harges\x18\x0b \x03(\x0b\x32\x15.shop.order.v1.Charge\x12\x1a\n\x12\x65xternal_reference\x18\x0c \x01(\t\x12$\n\x06labels\x18\r \x03(\x0b\x32\x14.shop.order.v1.Label\"v\n\x06\x43harge\x12-\n\x04kind\x18\x01 \x01(\x0e\x32\x19.shop.order.v1.ChargeKindB\x04\xe2\x41\x01\x02\x12\x13\n\x05label\x18\x02 \x01(\tB\x04\xe2\x41\x01\x01\x12(\n\x06\x61mount\x18\x03 \x01(\x0b\x32\x12.google.type.MoneyB\x04\xe2\x41\x01\x02\"0\n\x05Label\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x12\x13\n\x05value\x18\x02 \x01(\tB\x04\xe2\x41\x01\x01\"\x83\x01\n\x0cStatusChange\x12*\n\x06status\x18\x01 \x01(\x0e\x32\x1a.shop.order.v1.OrderStatus\x12(\n\x04time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0e\n\x06reason\x18\x03 \x01(\t\x12\r\n\x05\x61\x63tor\x18\x04 \x01(\t\"r\n\tOrderItem\x12\n\n\x02id\x18\x01 \x01(\x03\x12\x12\n\nproduct_id\x18\x02 \x01(\x03\x12\x10\n\x08quantity\x18\x03 \x01(\x03\x12!\n\x05price\x18\x04 \x01(\x0b\x32\x12.google.type.Money\x12\x10\n\x08location\x18\x05 \x01(\t\"b\n\rOrderResponse\x12#\n\x05order\x18\x01 \x01(\x0b\x32\x14.shop.order.v1.Order\x12,\n\x07history\x18\x02 \x03(\x0b\x32\x1b.shop.order.v1.StatusChange\"\xa4\x02\n\x12\x43reateOrderRequest\x12\x15\n\x07user_id\x18\x01 \x01(\x03\x42\x04\xe2\x41\x01\x02\x12\x33\n\x05items\x18\x02 \x03(\x0b\x32\x1e.shop.order.v1.CreateOrderItemB\x04\xe2\x41\x01\x02\x12,\n\x03ttl\x18\x03 \x01(\x0b\x32\x19.google.protobuf.DurationB\x04\xe2\x41\x01\x01\x12\x18\n\nrequest_id\x18\x04 \x01(\tB\x04\xe2\x41\x01\x01\x12,\n\x07\x63harges\x18\x05 \x03(\x0b\x32\x15.shop.order.v1.ChargeB\x04\xe2\x41\x01\x01\x12 \n\x12\x65xternal_reference\x18\x06 \x01(\tB\x04\xe2\x41\x01\x01\x12*\n\x06labels\x18\x07 \x03(\x0b\x32\x14.shop.order.v1.LabelB\x04\xe2\x41\x01\x01\"\x84\x01\n\x0f\x43reateOrderItem\x12\x18\n\nproduct_id\x18\x01 \x01(\x03\x42\x04\xe2\x41\x01\x02\x12\x16\n\x08quantity\x18\x02 \x01(\x03\x42\x04\xe2\x41\x01\x02\x12\'\n\x05price\x18\x03 \x01(\x0b\x32\x12.google.type.MoneyB\x04\xe2\x41\x01\x02\x12\x16\n\x08location\x18\x04 \x01(\tB\x04\xe2\x41\x01\x01\"#\n\x0fGetOrderRequest\x12\x10\n\x02id\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\"\x8e\x01\n\x18UpdateOrderStatusRequest\x12\x10\n\x02id\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x12\x30\n\x06status\x18\x02 \x01(\x0e\x32\x1a.shop.order.v1.OrderStatusB\x04\xe2\x41\x01\x02\x12\x14\n\x06reason\x18\x03 \x01(\tB\x04\xe2\x41\x01\x01\x12\x18\n\nrequest_id\x18\x04 \x01(\tB\x04\xe2\x41\x01\x01\"\x93\x02\n\x11ListOrdersRequest\x12\x1a\n\x07user_id\x18\x01 \x01(\x03\x42\x04\xe2\x41\x01\x01H\x00\x88\x01\x01\x12\x30\n\x06status\x18\x02 \x01(\x0e\x32\x1a.shop.order.v1.OrderStatusB\x04\xe2\x41\x01\x01\x12\x37\n\rcreated_after\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x01\x12\x38\n\x0e\x63reated_before\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x01\x12\x17\n\tpage_size\x18\x05 \x01(\x05\x42\x04\xe2\x41\x01\x01\x12\x18\n\npage_token\x18\x06 \x01(\tB\x04\xe2\x41\x01\x01\x42\n\n\x08_user_id\"S\n\x12ListOrdersResponse\x12$\n\x06orders\x18\x01 \x03(\x0b\x32\x14.shop.order.v1.Order\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t*\xd0\x01\n\x0bOrderStatus\x12\x1c\n\x18ORDER_STATUS_UNSPECIFIED\x10\x00\x12\x18\n\x14ORDER_STATUS_PENDING\x10\x01\x12\x1a\n\x16ORDER_STATUS_CONFIRMED\x10\x02\x12\x1b\n\x17ORDER_STATUS_PROCESSING\x10\x03\x12\x18\n\x14ORDER_STATUS_SHIPPED\x10\x04\x12\x1a\n\x16ORDER_STATUS_DELIVERED\x10\x05\x12\x1a\n\x16ORDER_STATUS_CANCELLED\x10\x06*\x87\x01\n\nChargeKind\x12\x1b\n\x17\x43HARGE_KIND_UNSPECIFIED\x10\x00\x12\x18\n\x14\x43HARGE_KIND_SHIPPING\x10\x01\x12\x18\n\x14\x43HARGE_KIND_DISCOUNT\x10\x02\x12\x13\n\x0f\x43HARGE_KIND_TAX\x10\x03\x12\x13\n\x0f\x43HARGE_KIND_FEE\x10\x04\x32\xc0\x03\n\x0cOrderService\x12k\n\x0b\x43reateOrder\x12!.shop.order.v1.CreateOrderRequest\x1a\x1c.shop.order.v1.OrderResponse\"\x1b\x8a\xb5\x18\x17\n\x0corders.write\x12\x07user_id\x12^\n\x08GetOrder\x12\x1e.shop.order.v1.GetOrderRequest\x1a\x1c.shop.order.v1.OrderResponse\"\x14\x90\x02\x01\x8a\xb5\x18\r\n\x0borders.read\x12q\n\x11UpdateOrderStatus\x12\'.shop.order.v1.UpdateOrderStatusRequest\x1a\x1c.shop.order.v1.OrderResponse\"\x15\x90\x02\x02\x8a\xb5\x18\x0e\n\x0corders.write\x12p\n\nListOrders\x12 .shop.order.v1.ListOrdersRequest\x1a!.shop.order.v1.ListOrdersResponse\"\x1d\x90\x02\x01\x8a\xb5\x18\x16\n\x0borders.read\x12\x07user_idB(\n\rshop.order.v1P\x01Z\x15shop/order/v1;orderv1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19shop/order/v1/order.proto\x12\rshop.order.v1\x1a\x1fgoogle/api/field_behavior.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17google/rpc/status.proto\x1a\x17google/type/money.proto\x1a\x1bshop/access/v1/access.proto\"\xc9\x03\n\x05Order\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0f\n\x07user_id\x18\x02 \x01(\x03\x12\'\n\x05items\x18\x03 \x03(\x0b\x32\x18.shop.order.v1.OrderItem\x12(\n\x0ctotal_amount\x18\x04 \x01(\x0b\x32\x12.google.type.Money\x12*\n\x06status\x18\x05 \x01(\x0e\x32\x1a.shop.order.v1.OrderStatus\x12\x15\n\rstatus_reason\x18\x06 \x01(\t\x12\x32\n\x0ereserved_until\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0f\n\x07version\x18\x08 \x01(\x03\x12.\n\ncreated_at\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\nupdated_at\x18\n \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12&\n\x07\x63harges\x18\x0b \x03(\x0b\x32\x15.shop.order.v1.Charge\x12\x1a\n\x12\x65xternal_reference\x18\x0c \x01(\t\x12$\n\x06labels\x18\r \x03(\x0b\x32\x14.shop.order.v1.Label\"v\n\x06\x43harge\x12-\n\x04kind\x18\x01 \x01(\x0e\x32\x19.shop.order.v1.ChargeKindB\x04\xe2\x41\x01\x02\x12\x13\n\x05label\x18\x02 \x01(\tB\x04\xe2\x41\x01\x01\x12(\n\x06\x61mount\x18\x03 \x01(\x0b\x32\x12.google.type.MoneyB\x04\xe2\x41\x01\x02\"0\n\x05Label\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x12\x13\n\x05value\x18\x02 \x01(\tB\x04\xe2\x41\x01\x01\"\x83\x01\n\x0cStatusChange\x12*\n\x06status\x18\x01 \x01(\x0e\x32\x1a.shop.order.v1.OrderStatus\x12(\n\x04time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0e\n\x06reason\x18\x03 \x01(\t\x12\r\n\x05\x61\x63tor\x18\x04 \x01(\t\"r\n\tOrderItem\x12\n\n\x02id\x18\x01 \x01(\x03\x12\x12\n\nproduct_id\x18\x02 \x01(\x03\x12\x10\n\x08quantity\x18\x03 \x01(\x03\x12!\n\x05price\x18\x04 \x01(\x0b\x32\x12.google.type.Money\x12\x10\n\x08location\x18\x05 \x01(\t\"b\n\rOrderResponse\x12#\n\x05order\x18\x01 \x01(\x0b\x32\x14.shop.order.v1.Order\x12,\n\x07history\x18\x02 \x03(\x0b\x32\x1b.shop.order.v1.StatusChange\"\xbf\x02\n\x12\x43reateOrderRequest\x12\x15\n\x07user_id\x18\x01 \x01(\x03\x42\x04\xe2\x41\x01\x02\x12\x33\n\x05items\x18\x02 \x03(\x0b\x32\x1e.shop.order.v1.CreateOrderItemB\x04\xe2\x41\x01\x02\x12,\n\x03ttl\x18\x03 \x01(\x0b\x32\x19.google.protobuf.DurationB\x04\xe2\x41\x01\x01\x12\x18\n\nrequest_id\x18\x04 \x01(\tB\x04\xe2\x41\x01\x01\x12,\n\x07\x63harges\x18\x05 \x03(\x0b\x32\x15.shop.order.v1.ChargeB\x04\xe2\x41\x01\x01\x12 \n\x12\x65xternal_reference\x18\x06 \x01(\tB\x04\xe2\x41\x01\x01\x12*\n\x06labels\x18\x07 \x03(\x0b\x32\x14.shop.order.v1.LabelB\x04\xe2\x41\x01\x01\x12\x19\n\x0btraceparent\x18\x08 \x01(\tB\x04\xe2\x41\x01\x01\"\x84\x01\n\x0f\x43reateOrderItem\x12\x18\n\nproduct_id\x18\x01 \x01(\x03\x42\x04\xe2\x41\x01\x02\x12\x16\n\x08quantity\x18\x02 \x01(\x03\x42\x04\xe2\x41\x01\x02\x12\'\n\x05price\x18\x03 \x01(\x0b\x32\x12.google.type.MoneyB\x04\xe2\x41\x01\x02\x12\x16\n\x08location\x18\x04 \x01(\tB\x04\xe2\x41\x01\x01\"S\n\x18\x42\x61tchCreateOrdersRequest\x12\x37\n\x06orders\x18\x01 \x03(\x0b\x32!.shop.order.v1.CreateOrderRequestB\x04\xe2\x41\x01\x02\"T\n\x19\x42\x61tchCreateOrdersResponse\x12\x37\n\x07results\x18\x01 \x03(\x0b\x32&.shop.order.v1.BatchCreateOrdersResult\"p\n\x17\x42\x61tchCreateOrdersResult\x12%\n\x05order\x18\x01 \x01(\x0b\x32\x14.shop.order.v1.OrderH\x00\x12#\n\x05\x65rror\x18\x02 \x01(\x0b\x32\x12.google.rpc.StatusH\x00\x42\t\n\x07outcome\"#\n\x0fGetOrderRequest\x12\x10\n\x02id\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\"\x8e\x01\n\x18UpdateOrderStatusRequest\x12\x10\n\x02id\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x12\x30\n\x06status\x18\x02 \x01(\x0e\x32\x1a.shop.order.v1.OrderStatusB\x04\xe2\x41\x01\x02\x12\x14\n\x06reason\x18\x03 \x01(\tB\x04\xe2\x41\x01\x01\x12\x18\n\nrequest_id\x18\x04 \x01(\tB\x04\xe2\x41\x01\x01\"\x93\x02\n\x11ListOrdersRequest\x12\x1a\n\x07user_id\x18\x01 \x01(\x03\x42\x04\xe2\x41\x01\x01H\x00\x88\x01\x01\x12\x30\n\x06status\x18\x02 \x01(\x0e\x32\x1a.shop.order.v1.OrderStatusB\x04\xe2\x41\x01\x01\x12\x37\n\rcreated_after\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x01\x12\x38\n\x0e\x63reated_before\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x01\x12\x17\n\tpage_size\x18\x05 \x01(\x05\x42\x04\xe2\x41\x01\x01\x12\x18\n\npage_token\x18\x06 \x01(\tB\x04\xe2\x41\x01\x01\x42\n\n\x08_user_id\"S\n\x12ListOrdersResponse\x12$\n\x06orders\x18\x01 \x03(\x0b\x32\x14.shop.order.v1.Order\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t*\xd0\x01\n\x0bOrderStatus\x12\x1c\n\x18ORDER_STATUS_UNSPECIFIED\x10\x00\x12\x18\n\x14ORDER_STATUS_PENDING\x10\x01\x12\x1a\n\x16ORDER_STATUS_CONFIRMED\x10\x02\x12\x1b\n\x17ORDER_STATUS_PROCESSING\x10\x03\x12\x18\n\x14ORDER_STATUS_SHIPPED\x10\x04\x12\x1a\n\x16ORDER_STATUS_DELIVERED\x10\x05\x12\x1a\n\x16ORDER_STATUS_CANCELLED\x10\x06*\x87\x01\n\nChargeKind\x12\x1b\n\x17\x43HARGE_KIND_UNSPECIFIED\x10\x00\x12\x18\n\x14\x43HARGE_KIND_SHIPPING\x10\x01\x12\x18\n\x14\x43HARGE_KIND_DISCOUNT\x10\x02\x12\x13\n\x0f\x43HARGE_KIND_TAX\x10\x03\x12\x13\n\x0f\x43HARGE_KIND_FEE\x10\x04\x32\xcd\x04\n\x0cOrderService\x12k\n\x0b\x43reateOrder\x12!.shop.order.v1.CreateOrderRequest\x1a\x1c.shop.order.v1.OrderResponse\"\x1b\x8a\xb5\x18\x17\n\x0corders.write\x12\x07user_id\x12\x8a\x01\n\x11\x42\x61tchCreateOrders\x12\'.shop.order.v1.BatchCreateOrdersRequest\x1a(.shop.order.v1.BatchCreateOrdersResponse\"\"\x8a\xb5\x18\x1e\n\x0corders.write\x12\x0eorders.user_id\x12^\n\x08GetOrder\x12\x1e.shop.order.v1.GetOrderRequest\x1a\x1c.shop.order.v1.OrderResponse\"\x14\x90\x02\x01\x8a\xb5\x18\r\n\x0borders.read\x12q\n\x11UpdateOrderStatus\x12\'.shop.order.v1.UpdateOrderStatusRequest\x1a\x1c.shop.order.v1.OrderResponse\"\x15\x90\x02\x02\x8a\xb5\x18\x0e\n\x0corders.write\x12p\n\nListOrders\x12 .shop.order.v1.ListOrdersRequest\x1a!.shop.order.v1.ListOrdersResponse\"\x1d\x90\x02\x01\x8a\xb5\x18\x16\n\x0borders.read\x12\x07user_idB(\n\rshop.order.v1P\x01Z\x15shop/order/v1;orderv1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -61,6 +62,8 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_CREATEORDERREQUEST'].fields_by_name['external_reference']._serialized_options = b'\342A\001\001'
   _globals['_CREATEORDERREQUEST'].fields_by_name['labels']._loaded_options = None
   _globals['_CREATEORDERREQUEST'].fields_by_name['labels']._serialized_options = b'\342A\001\001'
+  _globals['_CREATEORDERREQUEST'].fields_by_name['traceparent']._loaded_options = None
+  _globals['_CREATEORDERREQUEST'].fields_by_name['traceparent']._serialized_options = b'\342A\001\001'
   _globals['_CREATEORDERITEM'].fields_by_name['product_id']._loaded_options = None
   _globals['_CREATEORDERITEM'].fields_by_name['product_id']._serialized_options = b'\342A\001\002'
   _globals['_CREATEORDERITEM'].fields_by_name['quantity']._loaded_options = None
@@ -69,6 +72,8 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_CREATEORDERITEM'].fields_by_name['price']._serialized_options = b'\342A\001\002'
   _globals['_CREATEORDERITEM'].fields_by_name['location']._loaded_options = None
   _globals['_CREATEORDERITEM'].fields_by_name['location']._serialized_options = b'\342A\001\001'
+  _globals['_BATCHCREATEORDERSREQUEST'].fields_by_name['orders']._loaded_options = None
+  _globals['_BATCHCREATEORDERSREQUEST'].fields_by_name['orders']._serialized_options = b'\342A\001\002'
   _globals['_GETORDERREQUEST'].fields_by_name['id']._loaded_options = None
   _globals['_GETORDERREQUEST'].fields_by_name['id']._serialized_options = b'\342A\001\002'
   _globals['_UPDATEORDERSTATUSREQUEST'].fields_by_name['id']._loaded_options = None
@@ -93,40 +98,48 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_LISTORDERSREQUEST'].fields_by_name['page_token']._serialized_options = b'\342A\001\001'
   _globals['_ORDERSERVICE'].methods_by_name['CreateOrder']._loaded_options = None
   _globals['_ORDERSERVICE'].methods_by_name['CreateOrder']._serialized_options = b'\212\265\030\027\n\014orders.write\022\007user_id'
+  _globals['_ORDERSERVICE'].methods_by_name['BatchCreateOrders']._loaded_options = None
+  _globals['_ORDERSERVICE'].methods_by_name['BatchCreateOrders']._serialized_options = b'\212\265\030\036\n\014orders.write\022\016orders.user_id'
   _globals['_ORDERSERVICE'].methods_by_name['GetOrder']._loaded_options = None
   _globals['_ORDERSERVICE'].methods_by_name['GetOrder']._serialized_options = b'\220\002\001\212\265\030\r\n\013orders.read'
   _globals['_ORDERSERVICE'].methods_by_name['UpdateOrderStatus']._loaded_options = None
   _globals['_ORDERSERVICE'].methods_by_name['UpdateOrderStatus']._serialized_options = b'\220\002\002\212\265\030\016\n\014orders.write'
   _globals['_ORDERSERVICE'].methods_by_name['ListOrders']._loaded_options = None
   _globals['_ORDERSERVICE'].methods_by_name['ListOrders']._serialized_options = b'\220\002\001\212\265\030\026\n\013orders.read\022\007user_id'
-  _globals['_ORDERSTATUS']._serialized_start=2152
-  _globals['_ORDERSTATUS']._serialized_end=2360
-  _globals['_CHARGEKIND']._serialized_start=2363
-  _globals['_CHARGEKIND']._serialized_end=2498
-  _globals['_ORDER']._serialized_start=197
-  _globals['_ORDER']._serialized_end=654
-  _globals['_CHARGE']._serialized_start=656
-  _globals['_CHARGE']._serialized_end=774
-  _globals['_LABEL']._serialized_start=776
-  _globals['_LABEL']._serialized_end=824
-  _globals['_STATUSCHANGE']._serialized_start=827
-  _globals['_STATUSCHANGE']._serialized_end=958
-  _globals['_ORDERITEM']._serialized_start=960
-  _globals['_ORDERITEM']._serialized_end=1074
-  _globals['_ORDERRESPONSE']._serialized_start=1076
-  _globals['_ORDERRESPONSE']._serialized_end=1174
-  _globals['_CREATEORDERREQUEST']._serialized_start=1177
-  _globals['_CREATEORDERREQUEST']._serialized_end=1469
-  _globals['_CREATEORDERITEM']._serialized_start=1472
-  _globals['_CREATEORDERITEM']._serialized_end=1604
-  _globals['_GETORDERREQUEST']._serialized_start=1606
-  _globals['_GETORDERREQUEST']._serialized_end=1641
-  _globals['_UPDATEORDERSTATUSREQUEST']._serialized_start=1644
-  _globals['_UPDATEORDERSTATUSREQUEST']._serialized_end=1786
-  _globals['_LISTORDERSREQUEST']._serialized_start=1789
-  _globals['_LISTORDERSREQUEST']._serialized_end=2064
-  _globals['_LISTORDERSRESPONSE']._serialized_start=2066
-  _globals['_LISTORDERSRESPONSE']._serialized_end=2149
-  _globals['_ORDERSERVICE']._serialized_start=2501
-  _globals['_ORDERSERVICE']._serialized_end=2949
+  _globals['_ORDERSTATUS']._serialized_start=2489
+  _globals['_ORDERSTATUS']._serialized_end=2697
+  _globals['_CHARGEKIND']._serialized_start=2700
+  _globals['_CHARGEKIND']._serialized_end=2835
+  _globals['_ORDER']._serialized_start=222
+  _globals['_ORDER']._serialized_end=679
+  _globals['_CHARGE']._serialized_start=681
+  _globals['_CHARGE']._serialized_end=799
+  _globals['_LABEL']._serialized_start=801
+  _globals['_LABEL']._serialized_end=849
+  _globals['_STATUSCHANGE']._serialized_start=852
+  _globals['_STATUSCHANGE']._serialized_end=983
+  _globals['_ORDERITEM']._serialized_start=985
+  _globals['_ORDERITEM']._serialized_end=1099
+  _globals['_ORDERRESPONSE']._serialized_start=1101
+  _globals['_ORDERRESPONSE']._serialized_end=1199
+  _globals['_CREATEORDERREQUEST']._serialized_start=1202
+  _globals['_CREATEORDERREQUEST']._serialized_end=1521
+  _globals['_CREATEORDERITEM']._serialized_start=1524
+  _globals['_CREATEORDERITEM']._serialized_end=1656
+  _globals['_BATCHCREATEORDERSREQUEST']._serialized_start=1658
+  _globals['_BATCHCREATEORDERSREQUEST']._serialized_end=1741
+  _globals['_BATCHCREATEORDERSRESPONSE']._serialized_start=1743
+  _globals['_BATCHCREATEORDERSRESPONSE']._serialized_end=1827
+  _globals['_BATCHCREATEORDERSRESULT']._serialized_start=1829
+  _globals['_BATCHCREATEORDERSRESULT']._serialized_end=1941
+  _globals['_GETORDERREQUEST']._serialized_start=1943
+  _globals['_GETORDERREQUEST']._serialized_end=1978
+  _globals['_UPDATEORDERSTATUSREQUEST']._serialized_start=1981
+  _globals['_UPDATEORDERSTATUSREQUEST']._serialized_end=2123
+  _globals['_LISTORDERSREQUEST']._serialized_start=2126
+  _globals['_LISTORDERSREQUEST']._serialized_end=2401
+  _globals['_LISTORDERSRESPONSE']._serialized_start=2403
+  _globals['_LISTORDERSRESPONSE']._serialized_end=2486
+  _globals['_ORDERSERVICE']._serialized_start=2838
+  _globals['_ORDERSERVICE']._serialized_end=3427
 # @@protoc_insertion_point(module_scope)

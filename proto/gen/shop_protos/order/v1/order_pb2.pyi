@@ -10,6 +10,7 @@ from google.protobuf import message as _message
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
+from google.rpc import status_pb2 as _status_pb2
 from google.type import money_pb2 as _money_pb2
 import builtins as _builtins
 import sys
@@ -362,6 +363,7 @@ class CreateOrderRequest(_message.Message):
     CHARGES_FIELD_NUMBER: _builtins.int
     EXTERNAL_REFERENCE_FIELD_NUMBER: _builtins.int
     LABELS_FIELD_NUMBER: _builtins.int
+    TRACEPARENT_FIELD_NUMBER: _builtins.int
     user_id: _builtins.int
     """The buyer; positive."""
     request_id: _builtins.str
@@ -369,6 +371,10 @@ class CreateOrderRequest(_message.Message):
     external_reference: _builtins.str
     """A reference of the caller, such as the number of its order: one line of 0–128 characters, without control characters
     and invisible characters.
+    """
+    traceparent: _builtins.str
+    """W3C traceparent (version 00) of the caller of this order, if one call contains the orders of several callers. The
+    order's events continue this trace. Empty: they continue the trace of the call.
     """
     @_builtins.property
     def items(self) -> _containers.RepeatedCompositeFieldContainer[Global___CreateOrderItem]:
@@ -400,10 +406,11 @@ class CreateOrderRequest(_message.Message):
         charges: _abc.Iterable[Global___Charge] | None = ...,
         external_reference: _builtins.str = ...,
         labels: _abc.Iterable[Global___Label] | None = ...,
+        traceparent: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["ttl", b"ttl"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["charges", b"charges", "external_reference", b"external_reference", "items", b"items", "labels", b"labels", "request_id", b"request_id", "ttl", b"ttl", "user_id", b"user_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["charges", b"charges", "external_reference", b"external_reference", "items", b"items", "labels", b"labels", "request_id", b"request_id", "traceparent", b"traceparent", "ttl", b"ttl", "user_id", b"user_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -444,6 +451,86 @@ class CreateOrderItem(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___CreateOrderItem: _TypeAlias = CreateOrderItem  # noqa: Y015
+
+@_typing.final
+class BatchCreateOrdersRequest(_message.Message):
+    """The orders to create."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ORDERS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def orders(self) -> _containers.RepeatedCompositeFieldContainer[Global___CreateOrderRequest]:
+        """1–500 orders, with at most 5,000 items together."""
+
+    def __init__(
+        self,
+        *,
+        orders: _abc.Iterable[Global___CreateOrderRequest] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["orders", b"orders"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BatchCreateOrdersRequest: _TypeAlias = BatchCreateOrdersRequest  # noqa: Y015
+
+@_typing.final
+class BatchCreateOrdersResponse(_message.Message):
+    """The outcome of each order."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RESULTS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def results(self) -> _containers.RepeatedCompositeFieldContainer[Global___BatchCreateOrdersResult]:
+        """One result per order, in the order of the request."""
+
+    def __init__(
+        self,
+        *,
+        results: _abc.Iterable[Global___BatchCreateOrdersResult] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["results", b"results"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BatchCreateOrdersResponse: _TypeAlias = BatchCreateOrdersResponse  # noqa: Y015
+
+@_typing.final
+class BatchCreateOrdersResult(_message.Message):
+    """The outcome of one order."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ORDER_FIELD_NUMBER: _builtins.int
+    ERROR_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def order(self) -> Global___Order:
+        """The created order, or the order that an earlier call with this request_id created."""
+
+    @_builtins.property
+    def error(self) -> _status_pb2.Status:
+        """No order was created. This is the status that CreateOrder would return, with code, message and details."""
+
+    def __init__(
+        self,
+        *,
+        order: Global___Order | None = ...,
+        error: _status_pb2.Status | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["error", b"error", "order", b"order", "outcome", b"outcome"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["error", b"error", "order", b"order", "outcome", b"outcome"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_outcome: _TypeAlias = _typing.Literal["order", "error"]  # noqa: Y015
+    _WhichOneofArgType_outcome: _TypeAlias = _typing.Literal["outcome", b"outcome"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_outcome) -> _WhichOneofReturnType_outcome | None: ...
+
+Global___BatchCreateOrdersResult: _TypeAlias = BatchCreateOrdersResult  # noqa: Y015
 
 @_typing.final
 class GetOrderRequest(_message.Message):

@@ -58,7 +58,7 @@ class OrderServiceStub:
     with the same id and the same content have one effect; a repeat returns the order in its current state. A call with
     the same id and other content is refused: INVALID_ARGUMENT, REQUEST_ID_REUSED (metadata: request_id). A refused call
     stores nothing, so a repeat of that call is decided again. An id belongs to the tenant that used it. In
-    UpdateOrderStatus it belongs to the caller, and in CreateOrder to the user of the order.
+    UpdateOrderStatus it belongs to the caller, and in CreateOrder and BatchCreateOrders to the user of the order.
 
     Times are UTC. Ids of users and products are positive integers, ids of orders are UUIDs. Amounts are exact.
     """
@@ -73,6 +73,11 @@ class OrderServiceStub:
                 '/shop.order.v1.OrderService/CreateOrder',
                 request_serializer=shop_dot_order_dot_v1_dot_order__pb2.CreateOrderRequest.SerializeToString,
                 response_deserializer=shop_dot_order_dot_v1_dot_order__pb2.OrderResponse.FromString,
+                _registered_method=True)
+        self.BatchCreateOrders = channel.unary_unary(
+                '/shop.order.v1.OrderService/BatchCreateOrders',
+                request_serializer=shop_dot_order_dot_v1_dot_order__pb2.BatchCreateOrdersRequest.SerializeToString,
+                response_deserializer=shop_dot_order_dot_v1_dot_order__pb2.BatchCreateOrdersResponse.FromString,
                 _registered_method=True)
         self.GetOrder = channel.unary_unary(
                 '/shop.order.v1.OrderService/GetOrder',
@@ -124,7 +129,7 @@ class OrderServiceServicer:
     with the same id and the same content have one effect; a repeat returns the order in its current state. A call with
     the same id and other content is refused: INVALID_ARGUMENT, REQUEST_ID_REUSED (metadata: request_id). A refused call
     stores nothing, so a repeat of that call is decided again. An id belongs to the tenant that used it. In
-    UpdateOrderStatus it belongs to the caller, and in CreateOrder to the user of the order.
+    UpdateOrderStatus it belongs to the caller, and in CreateOrder and BatchCreateOrders to the user of the order.
 
     Times are UTC. Ids of users and products are positive integers, ids of orders are UUIDs. Amounts are exact.
     """
@@ -142,6 +147,22 @@ class OrderServiceServicer:
         INVALID_ARGUMENT    REQUEST_ID_REUSED.
         UNAVAILABLE         INVENTORY_UNAVAILABLE: inventory-api did not respond in time.
         Emits ORDER_CREATED.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def BatchCreateOrders(self, request, context):
+        """Does what CreateOrder does, for many orders. A batch costs far less than as many calls of CreateOrder.
+
+        Each order is decided for itself: an error of one order, also an invalid field or the id of another user, is that
+        order's `error`, with the details that CreateOrder would return. Orders of one batch may be stored in different
+        transactions. Two orders with the same user and request_id are one order, or the later one is refused with
+        REQUEST_ID_REUSED. If the time of the call runs out, the orders that are not decided have the error UNAVAILABLE:
+        repeat them with the same request_ids. The call itself fails only if there is no order, if there are more than 500
+        orders or 5,000 items (INVALID_FIELD), or with a status that any RPC or CreateOrder can return, before an order is
+        created.
+        Emits ORDER_CREATED per created order.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -193,6 +214,11 @@ def add_OrderServiceServicer_to_server(servicer, server):
                     servicer.CreateOrder,
                     request_deserializer=shop_dot_order_dot_v1_dot_order__pb2.CreateOrderRequest.FromString,
                     response_serializer=shop_dot_order_dot_v1_dot_order__pb2.OrderResponse.SerializeToString,
+            ),
+            'BatchCreateOrders': grpc.unary_unary_rpc_method_handler(
+                    servicer.BatchCreateOrders,
+                    request_deserializer=shop_dot_order_dot_v1_dot_order__pb2.BatchCreateOrdersRequest.FromString,
+                    response_serializer=shop_dot_order_dot_v1_dot_order__pb2.BatchCreateOrdersResponse.SerializeToString,
             ),
             'GetOrder': grpc.unary_unary_rpc_method_handler(
                     servicer.GetOrder,
@@ -250,7 +276,7 @@ class OrderService:
     with the same id and the same content have one effect; a repeat returns the order in its current state. A call with
     the same id and other content is refused: INVALID_ARGUMENT, REQUEST_ID_REUSED (metadata: request_id). A refused call
     stores nothing, so a repeat of that call is decided again. An id belongs to the tenant that used it. In
-    UpdateOrderStatus it belongs to the caller, and in CreateOrder to the user of the order.
+    UpdateOrderStatus it belongs to the caller, and in CreateOrder and BatchCreateOrders to the user of the order.
 
     Times are UTC. Ids of users and products are positive integers, ids of orders are UUIDs. Amounts are exact.
     """
@@ -272,6 +298,33 @@ class OrderService:
             '/shop.order.v1.OrderService/CreateOrder',
             shop_dot_order_dot_v1_dot_order__pb2.CreateOrderRequest.SerializeToString,
             shop_dot_order_dot_v1_dot_order__pb2.OrderResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def BatchCreateOrders(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/shop.order.v1.OrderService/BatchCreateOrders',
+            shop_dot_order_dot_v1_dot_order__pb2.BatchCreateOrdersRequest.SerializeToString,
+            shop_dot_order_dot_v1_dot_order__pb2.BatchCreateOrdersResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -45,7 +45,7 @@ class OrderServiceStub:
     with the same id and the same content have one effect; a repeat returns the order in its current state. A call with
     the same id and other content is refused: INVALID_ARGUMENT, REQUEST_ID_REUSED (metadata: request_id). A refused call
     stores nothing, so a repeat of that call is decided again. An id belongs to the tenant that used it. In
-    UpdateOrderStatus it belongs to the caller, and in CreateOrder to the user of the order.
+    UpdateOrderStatus it belongs to the caller, and in CreateOrder and BatchCreateOrders to the user of the order.
 
     Times are UTC. Ids of users and products are positive integers, ids of orders are UUIDs. Amounts are exact.
     """
@@ -64,6 +64,18 @@ class OrderServiceStub:
       INVALID_ARGUMENT    REQUEST_ID_REUSED.
       UNAVAILABLE         INVENTORY_UNAVAILABLE: inventory-api did not respond in time.
     Emits ORDER_CREATED.
+    """
+    BatchCreateOrders: _grpc.UnaryUnaryMultiCallable[_order_pb2.BatchCreateOrdersRequest, _order_pb2.BatchCreateOrdersResponse]
+    """Does what CreateOrder does, for many orders. A batch costs far less than as many calls of CreateOrder.
+
+    Each order is decided for itself: an error of one order, also an invalid field or the id of another user, is that
+    order's `error`, with the details that CreateOrder would return. Orders of one batch may be stored in different
+    transactions. Two orders with the same user and request_id are one order, or the later one is refused with
+    REQUEST_ID_REUSED. If the time of the call runs out, the orders that are not decided have the error UNAVAILABLE:
+    repeat them with the same request_ids. The call itself fails only if there is no order, if there are more than 500
+    orders or 5,000 items (INVALID_FIELD), or with a status that any RPC or CreateOrder can return, before an order is
+    created.
+    Emits ORDER_CREATED per created order.
     """
     GetOrder: _grpc.UnaryUnaryMultiCallable[_order_pb2.GetOrderRequest, _order_pb2.OrderResponse]
     """Reads one order and its history.
@@ -126,7 +138,7 @@ class OrderServiceServicer(metaclass=_abc_1.ABCMeta):
     with the same id and the same content have one effect; a repeat returns the order in its current state. A call with
     the same id and other content is refused: INVALID_ARGUMENT, REQUEST_ID_REUSED (metadata: request_id). A refused call
     stores nothing, so a repeat of that call is decided again. An id belongs to the tenant that used it. In
-    UpdateOrderStatus it belongs to the caller, and in CreateOrder to the user of the order.
+    UpdateOrderStatus it belongs to the caller, and in CreateOrder and BatchCreateOrders to the user of the order.
 
     Times are UTC. Ids of users and products are positive integers, ids of orders are UUIDs. Amounts are exact.
     """
@@ -149,6 +161,24 @@ class OrderServiceServicer(metaclass=_abc_1.ABCMeta):
           INVALID_ARGUMENT    REQUEST_ID_REUSED.
           UNAVAILABLE         INVENTORY_UNAVAILABLE: inventory-api did not respond in time.
         Emits ORDER_CREATED.
+        """
+
+    @_abc_1.abstractmethod
+    def BatchCreateOrders(
+        self,
+        request: _order_pb2.BatchCreateOrdersRequest,
+        context: _grpc.ServicerContext,
+    ) -> _order_pb2.BatchCreateOrdersResponse:
+        """Does what CreateOrder does, for many orders. A batch costs far less than as many calls of CreateOrder.
+
+        Each order is decided for itself: an error of one order, also an invalid field or the id of another user, is that
+        order's `error`, with the details that CreateOrder would return. Orders of one batch may be stored in different
+        transactions. Two orders with the same user and request_id are one order, or the later one is refused with
+        REQUEST_ID_REUSED. If the time of the call runs out, the orders that are not decided have the error UNAVAILABLE:
+        repeat them with the same request_ids. The call itself fails only if there is no order, if there are more than 500
+        orders or 5,000 items (INVALID_FIELD), or with a status that any RPC or CreateOrder can return, before an order is
+        created.
+        Emits ORDER_CREATED per created order.
         """
 
     @_abc_1.abstractmethod

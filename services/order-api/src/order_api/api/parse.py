@@ -23,12 +23,16 @@ from order_api.domain.model import (
 from shop_common.api import money, paging
 from shop_common.api.paging import PageRequest
 from shop_common.api.valid import Fields
+from shop_common.errors import InvalidInput, PermissionDenied, ShopError
 from shop_common.identity.caller import Caller
+from shop_common.telemetry import tracing
 from shop_common.timestamps import from_micros
 from shop_protos.order.v1 import maintenance_pb2
 from shop_protos.order.v1 import order_pb2 as pb
 
 LINE_QUANTITY_MAX = 1_000_000_000
+BATCH_ORDERS_MAX = 500
+BATCH_LINES_MAX = 5_000
 CHARGE_LABEL_LENGTH_MAX = 64
 REFERENCE_LENGTH_MAX = 128
 LABEL_VALUE_LENGTH_MAX = 256
@@ -77,7 +81,7 @@ def new_order(request: pb.CreateOrderRequest, caller: Caller, traceparent: str |
             details=details,
             caller=caller,
             request_id=request_id,
-            traceparent=traceparent,
+            traceparent=_traceparent(check, request.traceparent) or traceparent,
         )
         if money.total([(item.price, item.quantity) for item in items]) > money.UNITS_MAX:
             check.violate("items", f"must add up to at most {money.UNITS_MAX} units of their currency")
@@ -86,6 +90,27 @@ def new_order(request: pb.CreateOrderRequest, caller: Caller, traceparent: str |
         elif order.total_amount > money.UNITS_MAX:
             check.violate("charges", f"must not make the total more than {money.UNITS_MAX} units of its currency")
     return order
+
+
+def batch(request: pb.BatchCreateOrdersRequest, caller: Caller, traceparent: str | None) -> list[NewOrder | ShopError]:
+    """Return one outcome per order, in order: a command, or the error that refuses this order.
+
+    The error is InvalidInput, or PermissionDenied if the order is of a user for whom the caller may not act. Raises
+    InvalidInput if the number of orders or lines is invalid, which refuses the whole call.
+    """
+    with Fields() as check:
+        is_within_limit = check.size("orders", request.orders, 1, BATCH_ORDERS_MAX)
+        if is_within_limit and sum(len(order.items) for order in request.orders) > BATCH_LINES_MAX:
+            check.violate("orders", f"must have at most {BATCH_LINES_MAX} items in total")
+    orders: list[NewOrder | ShopError] = []
+    for order in request.orders:
+        try:
+            if order.user_id:  # as for CreateOrder, a missing user is an invalid field
+                caller.require_user(order.user_id)
+            orders.append(new_order(order, caller, traceparent))
+        except (InvalidInput, PermissionDenied) as error:
+            orders.append(error)
+    return orders
 
 
 def _items(check: Fields, request: pb.CreateOrderRequest) -> tuple[tuple[NewItem, ...], str]:
@@ -144,6 +169,12 @@ def _labels(check: Fields, request: pb.CreateOrderRequest) -> Labels:
             at.violate("name", "must not be the name of another label")
         labels[name] = at.text("value", label.value, LABEL_VALUE_LENGTH_MAX)
     return tuple(sorted(labels.items()))
+
+
+def _traceparent(check: Fields, value: str) -> str | None:
+    if value and tracing.valid_traceparent(value) is None:
+        check.violate("traceparent", "must be a W3C traceparent of version 00")
+    return value or None
 
 
 def order_key(request: pb.GetOrderRequest, caller: Caller) -> OrderKey:

@@ -1,8 +1,12 @@
 """Converts domain values to protobuf."""
 
+from collections.abc import Iterable
+
 from order_api.api.parse import CHARGE_NUMBERS, STATUS_NUMBERS
 from order_api.domain.model import Order, StatusChange
 from shop_common.api import money
+from shop_common.errors import ShopError
+from shop_common.rpc.status import to_status
 from shop_common.timestamps import to_proto
 from shop_protos.order.v1 import order_pb2 as pb
 
@@ -37,6 +41,17 @@ def order(value: Order) -> pb.Order:
         ],
         external_reference=value.external_reference,
         labels=[pb.Label(name=name, value=text) for name, text in value.labels],
+    )
+
+
+def batch(outcomes: Iterable[Order | ShopError]) -> pb.BatchCreateOrdersResponse:
+    return pb.BatchCreateOrdersResponse(
+        results=[
+            pb.BatchCreateOrdersResult(error=to_status(each))
+            if isinstance(each, ShopError)
+            else pb.BatchCreateOrdersResult(order=order(each))
+            for each in outcomes
+        ]
     )
 
 

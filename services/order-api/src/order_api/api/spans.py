@@ -6,13 +6,15 @@ from shop_common.events.consumer import Event
 from shop_protos.order.v1 import order_pb2 as pb
 
 
-def describe(message: Message) -> dict[str, str]:
+def describe(message: Message) -> dict[str, str | list[str]]:
     """Return the attributes of a request or a response."""
     match message:
         case pb.GetOrderRequest() | pb.UpdateOrderStatusRequest():
             return {"shop.order_id": message.id}
         case pb.OrderResponse():
             return {"shop.order_id": message.order.id}
+        case pb.BatchCreateOrdersResponse():
+            return {"shop.order_ids": [result.order.id for result in message.results if result.HasField("order")]}
         case _:
             return {}
 

@@ -1,6 +1,6 @@
 """The operations that the servicer calls. An operation reaches the database only through coalescers."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from order_api.domain.commands import CHANGE_METHOD, CancelAbandoned, ChangeStatus, NewOrder, OrderFilter, PurgeKeys
 from order_api.domain.errors import OrderNotFound
@@ -16,6 +16,7 @@ from shop_common.api.paging import Page, PageRequest
 from shop_common.batching.coalescers import Coalescers, Sizes, audit_of
 from shop_common.db.audit import AuditLog
 from shop_common.db.database import Database
+from shop_common.errors import ShopError
 
 
 class Operations:
@@ -58,6 +59,10 @@ class Operations:
 
     def create_order(self, order: NewOrder, *, deadline: float) -> Order:
         return self._creation.create(order, deadline=deadline)
+
+    def create_orders(self, new: Sequence[NewOrder], *, deadline: float) -> list[Order | ShopError]:
+        """Create many orders, each decided for itself. Returns one outcome per order, in order."""
+        return self._creation.create_many(new, deadline=deadline)
 
     def update_status(self, command: ChangeStatus, *, owner: int | None, deadline: float) -> Order:
         """Change the status of an order. A change to CONFIRMED calls inventory-api first. For `owner` see get_order."""

@@ -1,4 +1,4 @@
-"""CreateOrder: reserve the stock, then store the order.
+"""CreateOrder and BatchCreateOrders: reserve the stock, then store the order.
 
 The reservation comes first, since it can be refused and expires by itself. No order is stored without one. The state
 after an interruption:
@@ -11,6 +11,7 @@ after an interruption:
 """
 
 from collections.abc import Sequence
+from typing import TypeVar
 
 from order_api.domain.commands import CREATE_METHOD, NewOrder, ReservedOrder
 from order_api.domain.errors import ReservationExpired
@@ -22,6 +23,8 @@ from shop_common.batching.coalescers import Audit, Coalescers
 from shop_common.db import row_security
 from shop_common.db.database import Database
 from shop_common.errors import DatabaseUnavailable, ShopError
+
+_Outcome = TypeVar("_Outcome")
 
 CALLS = Limits(max_concurrency=4, patience_seconds=0.1)
 """The limits of calls of inventory-api: one at a time, and a further one if the last one takes more than 0.1 s."""
@@ -57,25 +60,51 @@ class OrderCreation:
 
         Raises the refusals of inventory-api, ReservationExpired and RequestIdReused. Emits ORDER_CREATED.
         """
+        (outcome,) = self.create_many([order], deadline=deadline)
+        if isinstance(outcome, ShopError):
+            raise outcome
+        return outcome
+
+    def create_many(self, new: Sequence[NewOrder], *, deadline: float) -> list[Order | ShopError]:
+        """Return one outcome per order, in order: the order or the error that `create` would raise.
+
+        Orders are decided independently, and may be stored in different transactions. Raises an error only if no order
+        is stored or decided. Emits ORDER_CREATED per stored order.
+        """
+        outcomes = self._reserved(new, deadline)
+        reserved = [each for each in outcomes if isinstance(each, ReservedOrder)]
+        stored = iter(self._stored(reserved, deadline) if reserved else ())
+        return [next(stored) if isinstance(each, ReservedOrder) else each for each in outcomes]
+
+    def _reserved(self, new: Sequence[NewOrder], deadline: float) -> list[ReservedOrder | Order | ShopError]:
         try:
-            reserved = self._reserve.submit(order, deadline=deadline)
+            return [_as_reservation_error(each) for each in self._reserve.submit_many(new, deadline=deadline)]
         except DatabaseUnavailable as error:
-            if error.rolled_back:
-                raise
-            # The reservation call timed out. Nothing was written to our database, which this stage only reads, but
-            # inventory-api may have reserved the stock.
-            raise InventoryUnavailable("the reservation took too long; the stock may be reserved") from error
-        if isinstance(reserved, Order):
-            return reserved
+            raise _as_reservation_error(error) from error
+
+    def _stored(self, reserved: Sequence[ReservedOrder], deadline: float) -> list[Order | ShopError]:
         try:
             # failpoint: before-order-insert
-            return self._insert.submit(reserved, deadline=deadline)
-        except Exception as error:
-            # Release the stock early; the reservation would expire anyway. Do not release it if another call may use
-            # the same reservation (same request_id), or if the order may have been stored.
-            if order.request_id is None and _rolled_back(error):
-                self._stock.release_soon(reserved)
+            outcomes = self._insert.submit_many(reserved, deadline=deadline)
+        except ShopError as error:
+            outcomes = [error] * len(reserved)
+        except Exception:
+            # One order caused the error, and its batch was rolled back. If there are others, they may be stored.
+            if len(reserved) == 1:
+                self._release(reserved[0])
             raise
+        for each, outcome in zip(reserved, outcomes, strict=True):
+            if isinstance(outcome, ShopError) and _rolled_back(outcome):
+                self._release(each)
+        return outcomes
+
+    def _release(self, reserved: ReservedOrder) -> None:
+        """Release the stock of an order that was not stored early; the reservation would expire anyway.
+
+        Another call with the same request_id may use the same reservation, so that of an order with one is kept.
+        """
+        if reserved.order.request_id is None:
+            self._stock.release_soon(reserved)
 
     def _reserve_all(self, orders_: Sequence[NewOrder]) -> list[ReservedOrder | Order | ShopError]:
         """Return one outcome per order: the reserved order, the order that is already stored, or the refusal."""
@@ -107,6 +136,16 @@ class OrderCreation:
         return self._database.query(lambda tx: orders.find_earlier(tx, orders_), row_security.of(orders_))
 
 
+def _as_reservation_error(outcome: _Outcome) -> _Outcome | InventoryUnavailable:
+    """Return the outcome of a reservation. A timeout becomes InventoryUnavailable.
+
+    Nothing was written to our database, which this stage only reads, but inventory-api may have reserved the stock.
+    """
+    if isinstance(outcome, DatabaseUnavailable) and not outcome.rolled_back:
+        return InventoryUnavailable("the reservation took too long; the stock may be reserved")
+    return outcome
+
+
 def _weight(order: NewOrder) -> int:
     return len(order.items)
 
@@ -117,6 +156,6 @@ def _seconds(order: NewOrder, reservation: OrderReservation) -> float:
     return order.ttl_seconds or DEFAULT_RESERVED_SECONDS
 
 
-def _rolled_back(error: Exception) -> bool:
+def _rolled_back(error: ShopError) -> bool:
     """Return whether it is certain that nothing was stored."""
     return not isinstance(error, DatabaseUnavailable) or error.rolled_back
