@@ -99,7 +99,7 @@ class Rows:
 
 OMITTED = (
     "version", "reason", "ttl", "state", "max_count", "page_size", "page_token", "created_after", "created_before",
-    "expires_in", "used_at", "traceparent", "tenant", "subject", "after_item_id", "repair", "charges",
+    "expires_in", "used_at", "traceparent", "tenant", "subject", "after_item_id", "repair", "charges", "policy",
     "external_reference", "labels",
 )  # fmt: skip
 

@@ -8,6 +8,8 @@ from decimal import Decimal
 import pytest
 
 from shop_client import (
+    AllocationPolicy,
+    AllocationStrategy,
     AsyncShop,
     Line,
     NewItem,
@@ -105,6 +107,20 @@ def test_reservations_are_made_confirmed_listed_and_released(shop: Shop, product
     assert [each.field for each in malformed.value.violations] == ["reservation_id"]
     listed = list(shop.list_reservations(product_id=product, state=ReservationState.RELEASED))
     assert [each.id for each in listed] == [reservation.id]
+
+
+def test_a_policy_chooses_the_locations_of_a_line(shop: Shop, product: int) -> None:
+    for name in ("A", "B", "C"):
+        shop.add_stock(product, 5, f"{name}{product}")
+    policy = AllocationPolicy(AllocationStrategy.AS_GIVEN, (f"C{product}", f"A{product}", f"B{product}"))
+
+    (reservation,) = shop.reserve_lines("order-1", [Line(product, 7, policy=policy)])
+
+    assert {part.location: part.quantity for part in reservation.allocations} == {f"C{product}": 5, f"A{product}": 2}
+    few = AllocationPolicy(max_locations=1, excluded_locations=(f"A{product}",))
+    with pytest.raises(errors.InsufficientStock) as refused:
+        shop.reserve_lines("order-1", [Line(product, 6, policy=few)])
+    assert refused.value.available == 5
 
 
 def test_a_batch_has_an_outcome_for_each_order(shop: Shop, product: int) -> None:

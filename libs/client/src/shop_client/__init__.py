@@ -7,8 +7,13 @@ from shop_client.settings import Settings, Tls
 from shop_client.shop import Shop
 from shop_client.values import (
     Allocation,
+    AllocationPolicy,
+    AllocationStrategy,
+    Availability,
     Item,
     Line,
+    Location,
+    LocationAvailability,
     NewItem,
     NewOrder,
     Order,
@@ -22,9 +27,14 @@ from shop_client.values import (
 
 __all__ = [
     "Allocation",
+    "AllocationPolicy",
+    "AllocationStrategy",
     "AsyncShop",
+    "Availability",
     "Item",
     "Line",
+    "Location",
+    "LocationAvailability",
     "NewItem",
     "NewOrder",
     "Order",

@@ -207,7 +207,12 @@ def order_lines(order: OrderLines, traceparent: str) -> inventory.OrderLines:
     return inventory.OrderLines(
         order_id=order.order_id,
         lines=[
-            inventory.Line(product_id=line.product_id, quantity=line.quantity, location=line.location or "")
+            inventory.Line(
+                product_id=line.product_id,
+                quantity=line.quantity,
+                location=line.location or "",
+                policy=convert.policy(line.policy),
+            )
             for line in order.lines
         ],
         ttl=convert.duration(order.ttl_seconds),

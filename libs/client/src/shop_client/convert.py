@@ -9,6 +9,7 @@ from google.type.money_pb2 import Money
 
 from shop_client.values import (
     Allocation,
+    AllocationPolicy,
     Availability,
     Item,
     Location,
@@ -126,6 +127,17 @@ def status_number(status: OrderStatus | None) -> orders.OrderStatus.ValueType:
     if status is OrderStatus.UNKNOWN:
         raise ValueError("UNKNOWN is not a status of the contract")
     return orders.ORDER_STATUS_UNSPECIFIED if status is None else _STATUS_NUMBERS[OrderStatus(status)]
+
+
+def policy(value: AllocationPolicy | None) -> inventory.AllocationPolicy | None:
+    if value is None:
+        return None
+    return inventory.AllocationPolicy(
+        strategy=inventory.AllocationStrategy.Value(f"ALLOCATION_STRATEGY_{value.strategy}"),
+        locations=value.locations,
+        excluded_locations=value.excluded_locations,
+        max_locations=value.max_locations or 0,
+    )
 
 
 def money(amount: Decimal, currency: str) -> Money:

@@ -119,13 +119,32 @@ class Reservation:
     allocations: tuple[Allocation, ...]
 
 
+class AllocationStrategy(StrEnum):
+    """The order in which locations give their units: as few locations as possible, by priority, or as given."""
+
+    FEWEST = "FEWEST"
+    PRIORITY = "PRIORITY"
+    AS_GIVEN = "AS_GIVEN"
+
+
+@dataclass(frozen=True, slots=True)
+class AllocationPolicy:
+    """How the server chooses the locations of a line: only `locations`, if there are any, and no excluded ones."""
+
+    strategy: AllocationStrategy = AllocationStrategy.FEWEST
+    locations: tuple[str, ...] = ()
+    excluded_locations: tuple[str, ...] = ()
+    max_locations: int | None = None
+
+
 @dataclass(frozen=True, slots=True)
 class Line:
-    """Units of a product to reserve, from `location` or, without one, from any location."""
+    """Units of a product to reserve, from `location` or, without one, from any location that `policy` allows."""
 
     product_id: int
     quantity: int
     location: str | None = None
+    policy: AllocationPolicy | None = None
 
 
 @dataclass(frozen=True, slots=True)

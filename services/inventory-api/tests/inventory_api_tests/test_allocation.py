@@ -8,9 +8,9 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from inventory_api.domain.allocation import Shelf, Shelves, allocate
+from inventory_api.domain.allocation import Shelf, Shelves, allocate, allocate_by, units_within
 from inventory_api.domain.errors import InsufficientStock
-from inventory_api.domain.model import Item, Line
+from inventory_api.domain.model import AllocationPolicy, Item, Line, Strategy
 from shop_common.identity.tenant import DEFAULT
 
 NOW = datetime(2024, 1, 15, tzinfo=UTC)
@@ -148,3 +148,105 @@ def test_the_error_names_the_first_line_that_lacks_stock() -> None:
         shelves.take(DEFAULT, [Line(1, 5), Line(3, 1), Line(2, 9)])
 
     assert (refused.value.product_id, refused.value.requested, refused.value.available) == (3, 1, 0)
+
+
+# --- policies ---
+
+policies = st.builds(
+    AllocationPolicy,
+    strategy=st.sampled_from(Strategy),
+    locations=st.permutations(LOCATIONS).map(tuple),
+    max_locations=st.one_of(st.none(), st.integers(1, 4)),
+)
+prioritized = st.lists(st.tuples(few, st.integers(0, 2)), max_size=len(LOCATIONS))
+
+
+def group_of(policy: AllocationPolicy, shelf: Shelf) -> int:
+    """The number of the shelf's group: groups with a smaller number give their units first."""
+    match policy.strategy:
+        case Strategy.FEWEST:
+            return 0
+        case Strategy.PRIORITY:
+            return -shelf.priority
+        case Strategy.AS_GIVEN:
+            return policy.locations.index(shelf.location)
+
+
+def units_by_group(
+    policy: AllocationPolicy, shelves: Sequence[Shelf], chosen: Sequence[Shelf], quantity: int
+) -> list[int]:
+    """How many units each group gives, first group first, if the quantity is taken from the chosen shelves."""
+    units = []
+    for group in sorted({group_of(policy, shelf) for shelf in shelves}):
+        part = min(quantity, sum(shelf.free for shelf in chosen if group_of(policy, shelf) == group))
+        units.append(part)
+        quantity -= part
+    return units
+
+
+@settings(deadline=None)  # a busy machine must not fail the test
+@given(free=prioritized, policy=policies, quantity=st.integers(1, 40))
+@example(free=[(1, 2), (1, 2), (1, 2), (9, 0)], policy=AllocationPolicy(Strategy.PRIORITY, max_locations=2), quantity=3)
+def test_a_policy_chooses_as_a_search_of_all_combinations_does(
+    free: list[tuple[int, int]], policy: AllocationPolicy, quantity: int
+) -> None:
+    shelves = [
+        Shelf(number, location, units, priority)
+        for number, (location, (units, priority)) in enumerate(zip(LOCATIONS, free, strict=False))
+    ]
+    most = policy.max_locations or len(shelves)
+    possible = [
+        chosen
+        for size in range(1, most + 1)
+        for chosen in combinations(shelves, size)
+        if sum(shelf.free for shelf in chosen) >= quantity
+    ]
+
+    parts = allocate_by(policy, quantity, shelves)
+
+    assert units_within(policy, shelves) == max(
+        (sum(shelf.free for shelf in chosen) for size in range(most + 1) for chosen in combinations(shelves, size)),
+        default=0,
+    )
+    if not possible:
+        assert parts is None
+        return
+    assert parts is not None
+    assert sum(units for _, units in parts) == quantity
+    assert all(0 < units <= shelf.free for shelf, units in parts)
+    taken = [shelf for shelf, _ in parts]
+    best = max(units_by_group(policy, shelves, chosen, quantity) for chosen in possible)
+    assert units_by_group(policy, shelves, taken, quantity) == best
+    assert [
+        sum(units for shelf, units in parts if group_of(policy, shelf) == group)
+        for group in sorted({group_of(policy, shelf) for shelf in shelves})
+    ] == best
+    assert len(taken) == min(
+        len(chosen) for chosen in possible if units_by_group(policy, shelves, chosen, quantity) == best
+    )
+
+
+@settings(deadline=None)  # a busy machine must not fail the test
+@given(free=stocks, quantity=st.integers(1, 60))
+def test_without_limits_and_priorities_the_policies_choose_like_no_policy(free: list[int], quantity: int) -> None:
+    for strategy in (Strategy.FEWEST, Strategy.PRIORITY):
+        shelves = shelves_of(free)
+        assert allocate_by(AllocationPolicy(strategy), quantity, shelves) == allocate(quantity, shelves)
+
+
+def test_lines_with_policies_take_their_units_after_lines_with_locations() -> None:
+    shelves = Shelves(stock_of({(1, "A"): 5, (1, "B"): 5}))
+    only_a = AllocationPolicy(locations=("A",))
+
+    taken = shelves.take(DEFAULT, [Line(1, 4), Line(1, 2, policy=only_a), Line(1, 3, "A")])
+
+    assert {part.location: part.quantity for part in taken[1]} == {"A": 5, "B": 4}
+
+
+def test_a_refusal_states_the_most_units_that_the_policy_allows() -> None:
+    shelves = Shelves(stock_of({(1, "A"): 5, (1, "B"): 4, (1, "C"): 3}))
+
+    with pytest.raises(InsufficientStock) as refused:
+        shelves.take(DEFAULT, [Line(1, 9, policy=AllocationPolicy(excluded_locations=("A",), max_locations=1))])
+
+    assert (refused.value.available, refused.value.location) == (4, None)

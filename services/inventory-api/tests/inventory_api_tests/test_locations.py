@@ -7,7 +7,7 @@ import pytest
 
 from inventory_api.domain.commands import LocationFilter
 from inventory_api.domain.errors import InsufficientStock
-from inventory_api.domain.model import Line, Location, State
+from inventory_api.domain.model import AllocationPolicy, Line, Location, State, Strategy
 from inventory_api.operations.items import availability
 from shop_common.api.paging import PageRequest
 from shop_common.db.idempotency import RequestIdReused
@@ -140,6 +140,47 @@ def test_an_inactive_location_of_another_tenant_changes_nothing(inventory: Inven
 
     assert inventory.available(1) == 5
     assert inventory.reserve_lines("order-1", Line(1, 5, "A"))
+
+
+# --- policies ---
+
+
+def test_a_policy_takes_units_by_the_priority_of_the_locations(inventory: InventoryDriver) -> None:
+    for name, priority in (("A", 1), ("B", 3), ("C", 2)):
+        inventory.add_stock(1, 5, name)
+        inventory.update_location(name, priority=priority)
+    policy = AllocationPolicy(Strategy.PRIORITY)
+
+    (reservation,) = inventory.reserve_lines("order-1", Line(1, 7, policy=policy))
+
+    assert {part.location: part.quantity for part in reservation.allocations} == {"B": 5, "C": 2}
+
+
+def test_due_reservations_free_the_units_that_a_policy_needs(inventory: InventoryDriver) -> None:
+    """Older due reservations at a location that the policy excludes do not help, so they stay as they are."""
+    for name in ("A", "B"):
+        inventory.add_stock(1, 20, name)
+    useless = [inventory.reserve(1, 1, location="A") for _ in range(20)]
+    useful = inventory.reserve(1, 20, location="B")
+    inventory.make_due(*useless, ago_seconds=60)
+    inventory.make_due(useful)
+    policy = AllocationPolicy(excluded_locations=("A",), max_locations=1)
+
+    (reservation,) = inventory.reserve_lines("order-1", Line(1, 15, policy=policy))
+
+    assert [part.location for part in reservation.allocations] == ["B"]
+    assert inventory.stored_state(useful) is State.EXPIRED
+    assert {inventory.stored_state(each) for each in useless} == {State.HELD}
+
+
+def test_a_repeat_with_another_policy_is_refused(inventory: InventoryDriver) -> None:
+    inventory.add_stock(1, 20, "A")
+    line = Line(1, 2, policy=AllocationPolicy(max_locations=1))
+    first = inventory.reserve_lines("order-1", line, request_id="r")
+
+    assert inventory.reserve_lines("order-1", line, request_id="r") == first
+    with pytest.raises(RequestIdReused):
+        inventory.reserve_lines("order-1", Line(1, 2), request_id="r")
 
 
 # --- availability ---

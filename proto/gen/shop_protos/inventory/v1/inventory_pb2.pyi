@@ -72,6 +72,38 @@ to those of this reservation.
 """
 Global___ReservationState: _TypeAlias = ReservationState  # noqa: Y015
 
+class _AllocationStrategy:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _AllocationStrategyEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_AllocationStrategy.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    ALLOCATION_STRATEGY_UNSPECIFIED: _AllocationStrategy.ValueType  # 0
+    """Not set: FEWEST."""
+    ALLOCATION_STRATEGY_FEWEST: _AllocationStrategy.ValueType  # 1
+    """As few locations as possible, as the comment of ReserveStock describes."""
+    ALLOCATION_STRATEGY_PRIORITY: _AllocationStrategy.ValueType  # 2
+    """As many units as possible from the locations with the largest priority, then from those with the next one. Among
+    locations of the same priority, as few as possible.
+    """
+    ALLOCATION_STRATEGY_AS_GIVEN: _AllocationStrategy.ValueType  # 3
+    """As many units as possible from the first of `locations`, then from the second one, and so on."""
+
+class AllocationStrategy(_AllocationStrategy, metaclass=_AllocationStrategyEnumTypeWrapper):
+    """The order in which locations give their units."""
+
+ALLOCATION_STRATEGY_UNSPECIFIED: AllocationStrategy.ValueType  # 0
+"""Not set: FEWEST."""
+ALLOCATION_STRATEGY_FEWEST: AllocationStrategy.ValueType  # 1
+"""As few locations as possible, as the comment of ReserveStock describes."""
+ALLOCATION_STRATEGY_PRIORITY: AllocationStrategy.ValueType  # 2
+"""As many units as possible from the locations with the largest priority, then from those with the next one. Among
+locations of the same priority, as few as possible.
+"""
+ALLOCATION_STRATEGY_AS_GIVEN: AllocationStrategy.ValueType  # 3
+"""As many units as possible from the first of `locations`, then from the second one, and so on."""
+Global___AllocationStrategy: _TypeAlias = AllocationStrategy  # noqa: Y015
+
 @_typing.final
 class InventoryItem(_message.Message):
     """The stock of one product at one location. There is one item per product and location."""
@@ -839,6 +871,7 @@ class ReserveStockRequest(_message.Message):
     LOCATION_FIELD_NUMBER: _builtins.int
     TTL_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
+    POLICY_FIELD_NUMBER: _builtins.int
     product_id: _builtins.int
     """The product; positive."""
     quantity: _builtins.int
@@ -853,6 +886,12 @@ class ReserveStockRequest(_message.Message):
     def ttl(self) -> _duration_pb2.Duration:
         """How long the units stay reserved: 1 s … 7 days. Absent: the server's default, 30 minutes unless configured."""
 
+    @_builtins.property
+    def policy(self) -> Global___AllocationPolicy:
+        """How to choose the locations; if `location` is set, too, the policy must allow it. Absent: as the comment of
+        ReserveStock describes.
+        """
+
     def __init__(
         self,
         *,
@@ -862,14 +901,59 @@ class ReserveStockRequest(_message.Message):
         location: _builtins.str = ...,
         ttl: _duration_pb2.Duration | None = ...,
         request_id: _builtins.str = ...,
+        policy: Global___AllocationPolicy | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["ttl", b"ttl"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["policy", b"policy", "ttl", b"ttl"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["location", b"location", "order_id", b"order_id", "product_id", b"product_id", "quantity", b"quantity", "request_id", b"request_id", "ttl", b"ttl"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["location", b"location", "order_id", b"order_id", "policy", b"policy", "product_id", b"product_id", "quantity", b"quantity", "request_id", b"request_id", "ttl", b"ttl"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ReserveStockRequest: _TypeAlias = ReserveStockRequest  # noqa: Y015
+
+@_typing.final
+class AllocationPolicy(_message.Message):
+    """How the server chooses the locations of a line. If the line cannot be reserved in this way, it is refused with
+    INSUFFICIENT_STOCK. `available` in its metadata is then the largest quantity that could be.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STRATEGY_FIELD_NUMBER: _builtins.int
+    LOCATIONS_FIELD_NUMBER: _builtins.int
+    EXCLUDED_LOCATIONS_FIELD_NUMBER: _builtins.int
+    MAX_LOCATIONS_FIELD_NUMBER: _builtins.int
+    strategy: Global___AllocationStrategy.ValueType
+    """The order in which locations give their units. UNSPECIFIED: FEWEST."""
+    max_locations: _builtins.int
+    """Take the units from at most this many locations: 1 … 500. 0: no limit but that of a reservation, 500. If this
+    limit forces a choice, the server still follows the strategy as far as the whole quantity can be reserved.
+    """
+    @_builtins.property
+    def locations(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """0–500 locations, each at most once: take units only from these. Empty: from any location. AS_GIVEN needs at least
+        one.
+        """
+
+    @_builtins.property
+    def excluded_locations(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """0–500 locations, each at most once: take no units from these."""
+
+    def __init__(
+        self,
+        *,
+        strategy: Global___AllocationStrategy.ValueType = ...,
+        locations: _abc.Iterable[_builtins.str] | None = ...,
+        excluded_locations: _abc.Iterable[_builtins.str] | None = ...,
+        max_locations: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["excluded_locations", b"excluded_locations", "locations", b"locations", "max_locations", b"max_locations", "strategy", b"strategy"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AllocationPolicy: _TypeAlias = AllocationPolicy  # noqa: Y015
 
 @_typing.final
 class ReserveStockResponse(_message.Message):
@@ -984,22 +1068,31 @@ class Line(_message.Message):
     PRODUCT_ID_FIELD_NUMBER: _builtins.int
     QUANTITY_FIELD_NUMBER: _builtins.int
     LOCATION_FIELD_NUMBER: _builtins.int
+    POLICY_FIELD_NUMBER: _builtins.int
     product_id: _builtins.int
     """The product; positive."""
     quantity: _builtins.int
     """Units to reserve: 1 … 10^9."""
     location: _builtins.str
     """Take the units only from this location. Empty: from any active location."""
+    @_builtins.property
+    def policy(self) -> Global___AllocationPolicy:
+        """How to choose the locations; if `location` is set, too, the policy must allow it. Absent: as the comment of
+        ReserveStock describes.
+        Of one product, lines with a location are decided first, then lines with a policy, in the sequence of the request.
+        """
+
     def __init__(
         self,
         *,
         product_id: _builtins.int = ...,
         quantity: _builtins.int = ...,
         location: _builtins.str = ...,
+        policy: Global___AllocationPolicy | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["policy", b"policy"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["location", b"location", "product_id", b"product_id", "quantity", b"quantity"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["location", b"location", "policy", b"policy", "product_id", b"product_id", "quantity", b"quantity"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

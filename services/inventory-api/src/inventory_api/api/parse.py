@@ -1,6 +1,7 @@
 """Converts protobuf requests to commands. Every field of every request is validated here and nowhere else."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import TypeVar
 from uuid import UUID
 
@@ -25,11 +26,14 @@ from inventory_api.domain.commands import (
 from inventory_api.domain.model import (
     DEFAULT_LOCATION,
     ITEM_QUANTITY_MAX,
+    LOCATIONS_MAX,
+    AllocationPolicy,
     ItemKey,
     Line,
     ReservationKey,
     State,
     StockKey,
+    Strategy,
 )
 from shop_common.api import paging
 from shop_common.api.paging import PageRequest
@@ -70,6 +74,11 @@ STATE_NUMBERS: dict[State, pb.ReservationState.ValueType] = {
     State.EXPIRED: pb.RESERVATION_STATE_EXPIRED,
     State.FULFILLED: pb.RESERVATION_STATE_FULFILLED,
     State.REPLACED: pb.RESERVATION_STATE_REPLACED,
+}
+_STRATEGIES_BY_NUMBER: dict[int, Strategy] = {
+    pb.ALLOCATION_STRATEGY_FEWEST: Strategy.FEWEST,
+    pb.ALLOCATION_STRATEGY_PRIORITY: Strategy.PRIORITY,
+    pb.ALLOCATION_STRATEGY_AS_GIVEN: Strategy.AS_GIVEN,
 }
 _STATES_BY_NUMBER: dict[int, State] = {number: state for state, number in STATE_NUMBERS.items()}
 
@@ -194,7 +203,10 @@ def reserve_stock(request: pb.ReserveStockRequest, caller: Caller, traceparent: 
         line = Line(
             product_id=check.identity("product_id", request.product_id),
             quantity=check.between("quantity", request.quantity, 1, LINE_QUANTITY_MAX),
-            location=_location(check, request.location),
+            location=None if request.HasField("policy") else _location(check, request.location),
+            policy=_policy(check.at("policy"), _location(check, request.location), request.policy)
+            if request.HasField("policy")
+            else None,
         )
         return OrderLines(
             order_id=check.identifier("order_id", request.order_id),
@@ -231,7 +243,10 @@ def _order_lines(order: pb.OrderLines, caller: Caller, traceparent: str | None) 
                     Line(
                         product_id=at.identity("product_id", line.product_id),
                         quantity=at.between("quantity", line.quantity, 1, LINE_QUANTITY_MAX),
-                        location=_location(at, line.location),
+                        location=None if line.HasField("policy") else _location(at, line.location),
+                        policy=_policy(at.at("policy"), _location(at, line.location), line.policy)
+                        if line.HasField("policy")
+                        else None,
                     )
                 )
         return OrderLines(
@@ -242,6 +257,33 @@ def _order_lines(order: pb.OrderLines, caller: Caller, traceparent: str | None) 
             request_id=check.request_id(order.request_id),
             traceparent=_traceparent(check, order.traceparent) or traceparent,
         )
+
+
+def _policy(check: Fields, location: str | None, policy: pb.AllocationPolicy) -> AllocationPolicy:
+    """Return the policy. If the line has a location, the policy allows this location only, or none."""
+    strategy = check.member("strategy", policy.strategy or pb.ALLOCATION_STRATEGY_FEWEST, _STRATEGIES_BY_NUMBER)
+    if strategy is Strategy.AS_GIVEN and not policy.locations:
+        check.violate("locations", "must not be empty if the strategy is AS_GIVEN")
+    parsed = AllocationPolicy(
+        strategy=strategy or Strategy.FEWEST,
+        locations=_distinct_locations(check, "locations", policy.locations),
+        excluded_locations=_distinct_locations(check, "excluded_locations", policy.excluded_locations),
+        max_locations=check.between("max_locations", policy.max_locations, 0, LOCATIONS_MAX) or None,
+    )
+    if location is None:
+        return parsed
+    excluded = () if parsed.allows(location) else (location,)
+    return replace(parsed, locations=(location,), excluded_locations=excluded)
+
+
+def _distinct_locations(check: Fields, field: str, locations: Sequence[str]) -> tuple[str, ...]:
+    if check.size(field, locations, 0, LOCATIONS_MAX):
+        seen: set[str] = set()
+        for index, location in enumerate(locations):
+            if check.location(f"{field}[{index}]", location) in seen:
+                check.violate(f"{field}[{index}]", "must not repeat an earlier location")
+            seen.add(location)
+    return tuple(locations)
 
 
 def _acting(check: Fields, order: pb.OrderLines, caller: Caller) -> Caller:

@@ -2,10 +2,25 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 
 from inventory_api.domain.errors import InsufficientStock, LocationsLimit
-from inventory_api.domain.model import LOCATIONS_MAX, Allocation, Item, Line, ProductKey
+from inventory_api.domain.model import (
+    LOCATIONS_MAX,
+    Allocation,
+    AllocationPolicy,
+    Item,
+    Line,
+    ProductKey,
+    Strategy,
+)
 from shop_common.errors import Refused
+
+Source = str | AllocationPolicy | None
+"""Where a line may take its units: at one location, where the policy allows it, or anywhere."""
+
+Parts = list[tuple["Shelf", int]]
+"""The shelves of an allocation, and the units to take from each."""
 
 
 @dataclass(slots=True)
@@ -15,6 +30,7 @@ class Shelf:
     item_id: int
     location: str
     free: int
+    priority: int = 0
 
 
 class Shelves:
@@ -24,16 +40,16 @@ class Shelves:
         self._by_product: dict[ProductKey, list[Shelf]] = {}
         self._by_item: dict[int, Shelf] = {}
         for item in items:
-            shelf = Shelf(item.id, item.location, item.free_quantity)
+            shelf = Shelf(item.id, item.location, item.free_quantity, item.priority)
             self._by_product.setdefault(item.product, []).append(shelf)
             self._by_item[item.id] = shelf
 
     def take(self, tenant: str, lines: Sequence[Line]) -> dict[int, tuple[Allocation, ...]]:
         """Take the units of all lines from the tenant's stock, or of none. Returns the allocations by product id.
 
-        Lines of the same product and location are added up first. Raises InsufficientStock for the first product,
-        in the order of the lines, that has too few free units, and LocationsLimit if a reservation would need more
-        than LOCATIONS_MAX locations.
+        Lines of the same product that may take their units from the same locations are added up first. Raises
+        InsufficientStock for the first product, in the order of the lines, that has too few free units, and
+        LocationsLimit if a reservation would need more than LOCATIONS_MAX locations.
         """
         taken: dict[int, tuple[Allocation, ...]] = {}
         try:
@@ -49,16 +65,17 @@ class Shelves:
         for allocation in allocations:
             self._by_item[allocation.item_id].free += allocation.quantity
 
-    def _take_product(self, product: ProductKey, quantities: dict[str | None, int]) -> tuple[Allocation, ...]:
+    def _take_product(self, product: ProductKey, quantities: dict[Source, int]) -> tuple[Allocation, ...]:
         shelves = self._by_product.get(product, ())
         taken: dict[int, int] = {}
-        # Lines that name a location come first, because they cannot take their units from another location.
-        for location, quantity in sorted(quantities.items(), key=lambda entry: entry[0] is None):
-            candidates = shelves if location is None else [s for s in shelves if s.location == location]
-            parts = allocate(quantity, candidates)
+        # Lines with less choice come first, because they cannot take their units from another location.
+        for source, quantity in sorted(quantities.items(), key=_choice):
+            candidates = shelves if source is None else [each for each in shelves if _may_take(source, each)]
+            parts = _parts(source, quantity, candidates)
             if parts is None:
-                available = sum(shelf.free for shelf in candidates)
+                available = units_within(source, candidates)
                 self._undo(taken)
+                location = source if isinstance(source, str) else None
                 raise InsufficientStock(product.product_id, quantity, available, location)
             for shelf, part in parts:
                 shelf.free -= part
@@ -78,7 +95,7 @@ class Shelves:
             self._by_item[item_id].free += quantity
 
 
-def allocate(quantity: int, shelves: Sequence[Shelf]) -> list[tuple[Shelf, int]] | None:
+def allocate(quantity: int, shelves: Sequence[Shelf]) -> Parts | None:
     """Choose the fewest shelves that together have `quantity` free units, and how many units to take from each.
 
     Returns None if all shelves together have too few. If single shelves have enough, the one of them with the fewest
@@ -90,8 +107,8 @@ def allocate(quantity: int, shelves: Sequence[Shelf]) -> list[tuple[Shelf, int]]
     sufficient = [shelf for shelf in shelves if shelf.free >= quantity]
     if sufficient:
         return [(min(sufficient, key=lambda shelf: (shelf.free, shelf.item_id)), quantity)]
-    parts: list[tuple[Shelf, int]] = []
-    for shelf in sorted(shelves, key=lambda shelf: (-shelf.free, shelf.item_id)):
+    parts: Parts = []
+    for shelf in _fullest_first(shelves):
         part = min(shelf.free, quantity)
         if part <= 0:
             break
@@ -102,9 +119,78 @@ def allocate(quantity: int, shelves: Sequence[Shelf]) -> list[tuple[Shelf, int]]
     return None
 
 
-def _quantities_by_product(lines: Sequence[Line]) -> dict[int, dict[str | None, int]]:
-    quantities: dict[int, dict[str | None, int]] = {}
+def allocate_by(policy: AllocationPolicy, quantity: int, shelves: Sequence[Shelf]) -> Parts | None:
+    """Choose shelves as the policy says, and how many units to take from each. The policy allows all of `shelves`.
+
+    The strategy divides the shelves into groups. The first group gives as many units as it can, then the second group,
+    and so on. Within the last group that is needed, `allocate` chooses. If `max_locations` forces a choice, an earlier
+    group gives fewer units only if the whole quantity could not be taken otherwise. Returns None if the quantity cannot
+    be taken from so few shelves.
+    """
+    slots = policy.max_locations or LOCATIONS_MAX
+    groups = _groups(policy, shelves)
+    taken: Parts = []
+    for index, group in enumerate(groups):
+        fewest = allocate(quantity, group)
+        if fewest is not None and len(fewest) <= slots:
+            return taken + fewest
+        later = _fullest_first([shelf for each in groups[index + 1 :] for shelf in each])
+        for count in range(min(slots, len(group)), -1, -1):
+            units = sum(shelf.free for shelf in group[:count])
+            if units < quantity <= units + sum(shelf.free for shelf in later[: slots - count]):
+                break
+        else:
+            return None
+        taken += [(shelf, shelf.free) for shelf in group[:count]]
+        quantity -= units
+        slots -= count
+    return None
+
+
+def units_within(source: Source, shelves: Sequence[Shelf]) -> int:
+    """Return the most units that can be taken from these shelves, all of which are allowed."""
+    if isinstance(source, AllocationPolicy) and source.max_locations is not None:
+        return sum(shelf.free for shelf in _fullest_first(shelves)[: source.max_locations])
+    return sum(shelf.free for shelf in shelves)
+
+
+def _parts(source: Source, quantity: int, candidates: Sequence[Shelf]) -> Parts | None:
+    if isinstance(source, AllocationPolicy):
+        return allocate_by(source, quantity, candidates)
+    return allocate(quantity, candidates)
+
+
+def _may_take(source: str | AllocationPolicy, shelf: Shelf) -> bool:
+    return shelf.location == source if isinstance(source, str) else source.allows(shelf.location)
+
+
+def _choice(entry: tuple[Source, int]) -> int:
+    source, _ = entry
+    return 2 if source is None else 0 if isinstance(source, str) else 1
+
+
+def _groups(policy: AllocationPolicy, shelves: Sequence[Shelf]) -> list[list[Shelf]]:
+    """Divide the shelves that have free units into the groups of the strategy. Within a group, the fullest is first."""
+    stocked = _fullest_first([shelf for shelf in shelves if shelf.free > 0])
+    match policy.strategy:
+        case Strategy.FEWEST:
+            return [stocked] if stocked else []
+        case Strategy.PRIORITY:
+            stocked.sort(key=lambda shelf: -shelf.priority)
+            return [list(group) for _, group in groupby(stocked, key=lambda shelf: shelf.priority)]
+        case Strategy.AS_GIVEN:
+            position = {location: index for index, location in enumerate(policy.locations)}
+            return [[shelf] for shelf in sorted(stocked, key=lambda shelf: position[shelf.location])]
+
+
+def _fullest_first(shelves: Sequence[Shelf]) -> list[Shelf]:
+    return sorted(shelves, key=lambda shelf: (-shelf.free, shelf.item_id))
+
+
+def _quantities_by_product(lines: Sequence[Line]) -> dict[int, dict[Source, int]]:
+    quantities: dict[int, dict[Source, int]] = {}
     for line in lines:
-        by_location = quantities.setdefault(line.product_id, {})
-        by_location[line.location] = by_location.get(line.location, 0) + line.quantity
+        by_source = quantities.setdefault(line.product_id, {})
+        source = line.location if line.policy is None else line.policy
+        by_source[source] = by_source.get(source, 0) + line.quantity
     return quantities

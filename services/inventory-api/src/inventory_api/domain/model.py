@@ -234,10 +234,38 @@ class OrderSize:
         return self.reservations > ORDER_RESERVATIONS_MAX or self.allocations > ORDER_ALLOCATIONS_MAX
 
 
+class Strategy(StrEnum):
+    """The order in which locations give their units. The comments of AllocationStrategy in the proto describe them."""
+
+    FEWEST = "FEWEST"
+    PRIORITY = "PRIORITY"
+    AS_GIVEN = "AS_GIVEN"
+
+
+@dataclass(frozen=True, slots=True)
+class AllocationPolicy:
+    """How the locations of a line are chosen. `locations` are the only ones allowed, or empty if all are.
+
+    A `max_locations` of None means the limit of a reservation.
+    """
+
+    strategy: Strategy = Strategy.FEWEST
+    locations: tuple[str, ...] = ()
+    excluded_locations: tuple[str, ...] = ()
+    max_locations: int | None = None
+
+    def allows(self, location: str) -> bool:
+        return (not self.locations or location in self.locations) and location not in self.excluded_locations
+
+
 @dataclass(frozen=True, slots=True)
 class Line:
-    """Units of a product that an order needs: from one location, or from any location if `location` is None."""
+    """Units of a product that an order needs: from one location, or from any location if `location` is None.
+
+    A line with a location has no policy.
+    """
 
     product_id: int
     quantity: int
     location: str | None = None
+    policy: AllocationPolicy | None = None

@@ -4,7 +4,7 @@ A shortage is the number of missing units by stock key. Units that must come fro
 with that location. Units that may come from any location are counted under the key with location None.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from inventory_api.domain.commands import OrderLines
 from inventory_api.domain.errors import InsufficientStock
@@ -27,7 +27,8 @@ def shortage_of_orders(
     ]
     if not refused:
         return {}
-    products = {ProductKey(order.tenant, line.product_id) for order, _ in refused for line in order.lines}
+    restricted = _restricted_products(refused, stock)
+    products = {ProductKey(order.tenant, line.product_id) for order, _ in refused for line in order.lines} - restricted
     shortage: dict[StockKey, int] = {}
     for order in orders:
         for line in order.lines:
@@ -46,8 +47,61 @@ def shortage_of_orders(
     # units that the refused order lacks.
     for order, refusal in refused:
         key = StockKey(order.tenant, refusal.product_id, refusal.location)
-        shortage[key] = max(shortage.get(key, 0), refusal.requested - refusal.available)
+        if key.product in products:
+            shortage[key] = max(shortage.get(key, 0), refusal.requested - refusal.available)
+    shortage |= _at_each_location(orders, refused, restricted, stock)
     return {key: units for key, units in shortage.items() if units}
+
+
+def _restricted_products(
+    refused: Sequence[tuple[OrderLines, InsufficientStock]], stock: Mapping[int, Item]
+) -> set[ProductKey]:
+    """Return the products with units that some line cannot use although it names no location.
+
+    Either a line of a refused order has a policy, or the product has an item at an inactive location.
+    """
+    inactive = {item.product for item in stock.values() if not item.is_active}
+    return {
+        ProductKey(order.tenant, line.product_id)
+        for order, _ in refused
+        for line in order.lines
+        if line.policy is not None or ProductKey(order.tenant, line.product_id) in inactive
+    }
+
+
+def _at_each_location(
+    orders: Sequence[OrderLines],
+    refused: Sequence[tuple[OrderLines, InsufficientStock]],
+    restricted: Collection[ProductKey],
+    stock: Mapping[int, Item],
+) -> dict[StockKey, int]:
+    """Return the shortage of restricted products, at each location from which a refused order may take units.
+
+    Expiring the oldest due reservations of the product could free units that no refused order can use, again and again,
+    while all other transactions of the product wait. So each usable location must get as many units as all orders of
+    the product need together. One round then frees all units that can help.
+    """
+    needed: dict[ProductKey, int] = {}
+    for order in orders if restricted else ():
+        for line in order.lines:
+            product = ProductKey(order.tenant, line.product_id)
+            needed[product] = needed.get(product, 0) + line.quantity
+    shortage: dict[StockKey, int] = {}
+    for item in stock.values():
+        if item.product not in restricted or not item.is_active:
+            continue
+        if any(order.tenant == item.tenant and _may_use(order, item) for order, _ in refused):
+            shortage[item.stock_key] = max(needed[item.product] - item.free_quantity, 0)
+    return shortage
+
+
+def _may_use(order: OrderLines, item: Item) -> bool:
+    return any(
+        line.product_id == item.product_id
+        and line.location in (None, item.location)
+        and (line.policy is None or line.policy.allows(item.location))
+        for line in order.lines
+    )
 
 
 def choose_to_cover(shortage: Mapping[StockKey, int], due: Sequence[Reservation]) -> list[Reservation]:

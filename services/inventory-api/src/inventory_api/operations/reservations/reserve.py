@@ -11,7 +11,7 @@ from uuid_utils import uuid7
 from inventory_api.domain import events
 from inventory_api.domain.commands import OrderLines
 from inventory_api.domain.errors import InsufficientStock, ReservationNotFound
-from inventory_api.domain.model import Item, OrderKey, OrderSize, ProductKey, Reservation, ReservationKey, State
+from inventory_api.domain.model import Item, Line, OrderKey, OrderSize, ProductKey, Reservation, ReservationKey, State
 from inventory_api.domain.reserving import UNDECIDED, Decision, decide
 from inventory_api.domain.shortage import shortage_of_orders
 from inventory_api.operations.reservations.cover_shortage import DUE_EXPIRED_MAX, cover_shortage
@@ -71,9 +71,18 @@ class _Planned:
         order = self.order
         if order.request_id is None:
             return None
-        lines = [(line.product_id, line.quantity, line.location) for line in order.lines]
+        lines = [_content(line) for line in order.lines]
         content = fingerprint(order.order_id, lines, order.ttl_seconds)
         return Claim(METHOD, order.owner, order.request_id, content, tuple(self.ids.values()), order.tenant)
+
+
+def _content(line: Line) -> tuple[object, ...]:
+    """Return the content of a line for the fingerprint. Optional parts of later releases count only if they are set."""
+    content = (line.product_id, line.quantity, line.location)
+    policy = line.policy
+    if policy is None:
+        return content
+    return (*content, str(policy.strategy), policy.locations, policy.excluded_locations, policy.max_locations)
 
 
 def _reserve(tx: Connection, planned: Sequence[_Planned], default_ttl_seconds: float) -> list[Reservations | ShopError]:
