@@ -4,6 +4,7 @@ import pytest
 from google.rpc.status_pb2 import Status
 
 from inventory_api.api import parse
+from order_api.api import parse as order_parse
 from shop_client import Line, OrderLines, batches, calls, errors
 from shop_client.batches import BATCHES_MAX, BYTES_MAX, CALLS_MAX, LINES_MAX, STALLED_SECONDS, Batch, Entry, Queue
 from shop_common.batching import coalescer
@@ -14,9 +15,10 @@ NOW = 1000.0
 
 
 def test_the_limits_are_those_of_the_server() -> None:
-    assert CALLS_MAX == parse.BATCH_ORDERS_MAX == parse.BATCH_REQUESTS_MAX
+    assert CALLS_MAX == parse.BATCH_ORDERS_MAX == parse.BATCH_REQUESTS_MAX == order_parse.BATCH_ORDERS_MAX
     assert LINES_MAX == coalescer.BATCH_WEIGHT_MAX
     assert LINES_MAX <= parse.BATCH_LINES_MAX
+    assert LINES_MAX <= order_parse.BATCH_LINES_MAX
     assert BYTES_MAX < large_requests.LARGE_REQUEST_BYTES
 
 

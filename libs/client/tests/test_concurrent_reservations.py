@@ -7,6 +7,7 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +18,23 @@ from devstack import postgres
 from devstack.kafka import Kafka
 from devstack.stack import READY_SECONDS, Databases, Options, Stack
 from inventory_api.api.parse import LINES_MAX
-from shop_client import AsyncShop, Line, OrderLines, Reservation, ReservationState, Settings, Shop, errors
+from shop_client import (
+    AsyncShop,
+    Line,
+    NewItem,
+    OrderLines,
+    OrderStatus,
+    Reservation,
+    ReservationState,
+    Settings,
+    Shop,
+    errors,
+)
 from testkit.apis import WITHOUT_EVENTS, running
 from testkit.eventually import eventually
 
 RESERVE, CONFIRM, RELEASE = "BatchReserveStock", "BatchConfirmReservations", "BatchReleaseStock"
+CREATE = "BatchCreateOrders"
 THREADS = 64
 TASKS = 500
 
@@ -64,7 +77,7 @@ def coalescer(shop: Shop | AsyncShop, rpc: str = RESERVE) -> Any:
 def watched(shop: Shop | AsyncShop, rpc: str = RESERVE) -> Batches:
     """Observe the batches of the RPC from now on."""
     of_rpc = coalescer(shop, rpc)
-    batches = Batches(of_rpc._method, "orders" if rpc == RESERVE else "requests")
+    batches = Batches(of_rpc._method, "orders" if rpc in {RESERVE, CREATE} else "requests")
     of_rpc._method = batches
     return batches
 
@@ -148,6 +161,35 @@ def test_confirmations_and_releases_travel_together(shop: Shop, product: int) ->
     assert (sum(confirmations.sizes), sum(releases.sizes)) == (THREADS, len(released))
     assert len(confirmations.sizes) < THREADS
     assert units(shop, product) == len(reservations) - len(released)
+
+
+def test_orders_are_created_together_and_no_unit_is_sold_twice(settings: Settings, shop: Shop, product: int) -> None:
+    shop.add_stock(product, TASKS)
+    item = NewItem(product, 2, Decimal("19.99"))
+
+    async def create(client: AsyncShop, number: int) -> str:
+        context = trace.SpanContext(number, number, is_remote=False, trace_flags=trace.TraceFlags(1))
+        with trace.use_span(trace.NonRecordingSpan(context)):
+            try:
+                order = await client.create_order(number, [item], "EUR")
+            except errors.InsufficientStock:
+                return "short"
+        assert (order.user_id, order.status, order.total_amount) == (number, OrderStatus.PENDING, Decimal("39.98"))
+        return "created"
+
+    async def run() -> tuple[list[str], Batches]:
+        async with AsyncShop(settings) as client:
+            batches = watched(client, CREATE)
+            return await asyncio.gather(*(create(client, number) for number in range(1, TASKS + 1))), batches
+
+    outcomes, batches = asyncio.run(run())
+
+    assert Counter(outcomes) == {"created": TASKS // 2, "short": TASKS // 2}
+    assert len(batches.sizes) < TASKS / 10
+    assert {order.user_id: order.traceparent for order in batches.requests} == {
+        number: f"00-{number:032x}-{number:016x}-01" for number in range(1, TASKS + 1)
+    }
+    assert units(shop, product) == TASKS
 
 
 def test_tasks_confirm_and_release_together(settings: Settings, shop: Shop, product: int) -> None:

@@ -228,7 +228,7 @@ class AsyncShop:
         timeout_seconds: float | None = None,
     ) -> Order:
         order = NewOrder(user_id, tuple(items), currency, ttl_seconds, request_id)
-        return await self._run(calls.create_order(order), timeout_seconds)
+        return await self._run_in_batch(calls.create_order(order, transport.current_traceparent()), timeout_seconds)
 
     async def batch_create_orders(
         self, orders: Sequence[NewOrder], *, timeout_seconds: float | None = None

@@ -121,7 +121,6 @@ BATCH_CONFIRM_RESERVATIONS = _method(_INVENTORY, "BatchConfirmReservations")
 CONFIRM_RESERVATIONS = _method(_INVENTORY, "ConfirmReservations")
 GET_RESERVATION = _method(_INVENTORY, "GetReservation")
 LIST_RESERVATIONS = _method(_INVENTORY, "ListReservations")
-CREATE_ORDER = _method(_ORDERS, "CreateOrder")
 BATCH_CREATE_ORDERS = _method(_ORDERS, "BatchCreateOrders")
 GET_ORDER = _method(_ORDERS, "GetOrder")
 UPDATE_ORDER_STATUS = _method(_ORDERS, "UpdateOrderStatus")
@@ -130,7 +129,8 @@ LIST_ORDERS = _method(_ORDERS, "ListOrders")
 _RESERVE = BatchMethod(BATCH_RESERVE_STOCK, "orders")
 _RELEASE = BatchMethod(BATCH_RELEASE_STOCK, "requests")
 _CONFIRM = BatchMethod(BATCH_CONFIRM_RESERVATIONS, "requests")
-BATCHED = (_RESERVE, _RELEASE, _CONFIRM)
+_CREATE = BatchMethod(BATCH_CREATE_ORDERS, "orders")
+BATCHED = (_RESERVE, _RELEASE, _CONFIRM, _CREATE)
 """The RPCs in which concurrent calls travel together."""
 
 
@@ -265,9 +265,10 @@ def list_reservations(
 # --- orders ---
 
 
-def create_order(order: NewOrder) -> Call[Order]:
-    request = _new_order(order)
-    return Call(CREATE_ORDER, request, _order, request.request_id)
+def create_order(order: NewOrder, traceparent: str) -> BatchedCall[Order]:
+    message = _new_order(order)
+    message.traceparent = traceparent
+    return BatchedCall(_CREATE, message, _created_in_batch, message.request_id, len(message.items))
 
 
 def batch_create_orders(orders_: Iterable[NewOrder]) -> Call[list[Order | ShopError]]:
@@ -373,6 +374,10 @@ def _reservations(response: inventory.ListReservationsResponse) -> Page[Reservat
 
 def _order(response: orders.OrderResponse) -> Order:
     return convert.order(response.order)
+
+
+def _created_in_batch(result: orders.BatchCreateOrdersResult) -> Order:
+    return convert.order(result.order)
 
 
 def _created(request_ids: Sequence[str], response: orders.BatchCreateOrdersResponse) -> list[Order | ShopError]:

@@ -262,10 +262,10 @@ class Shop:
     ) -> Order:
         """Reserve stock for all items and create a PENDING order. Confirm it before `reserved_until`.
 
-        Raises InsufficientStock.
+        Concurrent calls travel together. Raises InsufficientStock.
         """
         order = NewOrder(user_id, tuple(items), currency, ttl_seconds, request_id)
-        return self._run(calls.create_order(order), timeout_seconds)
+        return self._run_in_batch(calls.create_order(order, transport.current_traceparent()), timeout_seconds)
 
     def batch_create_orders(
         self, orders: Sequence[NewOrder], *, timeout_seconds: float | None = None
