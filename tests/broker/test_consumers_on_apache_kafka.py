@@ -16,8 +16,7 @@ from devstack.ports import free_ports
 from devstack.postgres import PostgresServer
 from devstack.process import Process
 from devstack.stack import Databases, Options, Stack
-from shop_protos.inventory.v1 import inventory_pb2 as inventory
-from shopctl.system.layout import INVENTORY_API, RELAY
+from shopctl.system.layout import INVENTORY_API, REAPER, RELAY
 from tests.e2e.shop_driver import CANCELLED, CONFIRMED, PROCESSING, SHIPPED, ShopDriver
 
 pytestmark = pytest.mark.timeout(500)
@@ -30,7 +29,7 @@ ADVISORY_LOCK = 77  # used by this file only
 
 @pytest.fixture(scope="module")
 def stack(postgres_server: PostgresServer, broker: Kafka) -> Iterator[Stack]:
-    options = Options(per_process={RELAY: {"LEASE_SECONDS": "3"}})
+    options = Options(per_process={RELAY: {"LEASE_SECONDS": "3"}, REAPER: {"VERIFY_INTERVAL_SECONDS": "1"}})
     with Stack(Databases.on_server(postgres_server), broker, options=options) as running:
         yield running
 
@@ -184,12 +183,39 @@ def test_events_deleted_before_they_were_handled_are_logged_and_others_are_handl
     assert "count=1" in line
     shop.eventually(lambda: shop.available(product) == 9, within_seconds=60)
 
-    # As in the runbook: an operator releases the reservation that the lost event would have released.
-    (held,) = [reservation for reservation in shop.reservations(product) if reservation.order_id == lost]
-    request = inventory.ReleaseStockRequest(reservation_id=held.id)
-    assert shop.api.call(shop.api.inventory.ReleaseStock, request).released_quantity == 1
-    assert shop.available(product) == 10
+    # The reaper makes the lost event good when its order has not changed for ten minutes.
+    make_old(shop, lost)
+    shop.eventually(lambda: shop.available(product) == 10, within_seconds=60)
     shop.assert_consistent(product, stocked=10)
+
+
+def make_old(shop: ShopDriver, *orders: str) -> None:
+    """Let the last status change of these orders be an hour old."""
+    address = make_url(shop.stack.databases.orders).set(drivername="postgresql")
+    with psycopg.connect(address.render_as_string(hide_password=False)) as connection:
+        connection.execute(
+            "UPDATE orders SET updated_at = updated_at - interval '1 hour' WHERE id = ANY (%s::uuid[])", [list(orders)]
+        )
+
+
+def test_the_effects_of_events_that_were_lost_with_their_topic_are_made_good(shop: ShopDriver) -> None:
+    product = shop.stocked_product(units=10)
+    orders = [confirmed(shop, product) for _ in range(4)]
+    stop_inventory(shop)
+    so_far = shop.kafka.size(TOPIC)
+    for number, order in enumerate(orders):
+        end(shop, order, number)
+    shop.eventually(lambda: shop.kafka.size(TOPIC) == so_far + 6, within_seconds=60)
+
+    admin = shop.kafka.admin()
+    (deleted,) = admin.delete_topics([TOPIC], request_timeout=ADMIN_SECONDS).values()
+    deleted.result(ADMIN_SECONDS)
+    shop.eventually(lambda: TOPIC not in shop.kafka.topics(), within_seconds=60)
+    shop.kafka.create_topics(TOPIC)
+    start_inventory(shop)
+    make_old(shop, *orders)
+
+    assert_once(shop, product, orders, stocked=10)
 
 
 def test_an_event_repeated_after_a_kill_between_effect_and_offset_commit_changes_nothing(shop: ShopDriver) -> None:

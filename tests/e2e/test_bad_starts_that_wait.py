@@ -142,13 +142,14 @@ def test_the_reaper_waits_for_the_apis_and_logs_each_failing_task_once(start: St
         settings = {"INVENTORY_TARGET": apis.address, "ORDER_TARGET": apis.address, "REAP_INTERVAL_SECONDS": "0.05"}
         reaper = start(REAPER, settings)
         reaper.wait_ready(START_SECONDS, "liveness")
-        eventually(lambda: len(warnings(reaper)) == 5)
+        eventually(lambda: len(warnings(reaper)) == 6)
         apis.wait_for_attempts()
 
     assert not reaper.is_ready()
     tasks = [line["task"] for line in warnings(reaper)]
     assert sorted(tasks) == [
-        "cancel-abandoned-orders", "expire-reservations", "purge-inventory", "purge-orders", "verify-stock",
+        "cancel-abandoned-orders", "expire-reservations", "purge-inventory", "purge-orders", "reconcile-orders",
+        "verify-stock",
     ]  # fmt: skip
 
 

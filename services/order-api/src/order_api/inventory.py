@@ -9,7 +9,7 @@ from typing import ClassVar
 from google.protobuf.duration_pb2 import Duration
 
 from order_api.domain.commands import ChangeStatus, NewOrder, ReservedOrder
-from order_api.domain.model import OrderReservation
+from order_api.domain.model import OrderKey, OrderReservation
 from shop_common.db.idempotency import RequestIdReused
 from shop_common.errors import InvalidInput, ShopError, Unavailable, Violation
 from shop_common.identity import tenant
@@ -19,7 +19,7 @@ from shop_common.rpc.status import from_status
 from shop_common.rpc.tls import ReloadedCertificates
 from shop_common.telemetry import logs
 from shop_protos.inventory.v1 import inventory_pb2 as pb
-from shop_protos.inventory.v1 import inventory_pb2_grpc
+from shop_protos.inventory.v1 import inventory_pb2_grpc, maintenance_pb2, maintenance_pb2_grpc
 
 RELEASES_WAITING_MAX = 1_000
 RELEASE_SECONDS = 1.0
@@ -50,6 +50,14 @@ class Inventory:
             unavailable_reason=InventoryUnavailable.reason,
             certificates=certificates,
         )
+        self._maintenance_client = Client(
+            target,
+            maintenance_pb2.DESCRIPTOR.services_by_name["InventoryMaintenanceService"],
+            repeatable=("ListReservedOrders", "SettleOrders"),
+            unavailable_reason=InventoryUnavailable.reason,
+            certificates=certificates,
+        )
+        self._maintenance = maintenance_pb2_grpc.InventoryMaintenanceServiceStub(self._maintenance_client.channel)
         self._stub = inventory_pb2_grpc.InventoryServiceStub(self._client.channel)
         self._call_seconds = call_seconds
         self._background = ThreadPoolExecutor(4, thread_name_prefix="release")
@@ -91,10 +99,47 @@ class Inventory:
             with suppress(RuntimeError):  # `close` was called
                 self._background.submit(self._release, reserved)
 
+    def reserved_orders(self, page_size: int, page_token: str) -> tuple[list[OrderKey], str]:
+        """Return a page of orders of all tenants that may have active reservations, and the token of the next page.
+
+        Some are unknown here: callers of ReserveStock choose order ids freely. Raises InvalidInput if the token is
+        invalid.
+        """
+        page = self._maintenance_client.call(
+            self._maintenance.ListReservedOrders,
+            maintenance_pb2.ListReservedOrdersRequest(page_size=page_size, page_token=page_token),
+            timeout_seconds=self._call_seconds,
+        )
+        return [OrderKey(order.tenant, order.order_id) for order in page.orders], page.next_page_token
+
+    def settle(self, orders: Sequence[tuple[OrderKey, bool]]) -> list[OrderKey]:
+        """Release the reservations of cancelled orders, and fulfil those of shipped ones. May be repeated.
+
+        The second part of each pair is True if the order was cancelled. Returns the orders whose reservations changed.
+        """
+        response = self._maintenance_client.call(
+            self._maintenance.SettleOrders,
+            maintenance_pb2.SettleOrdersRequest(
+                orders=[
+                    maintenance_pb2.SettledOrder(
+                        tenant=key.tenant,
+                        order_id=key.id,
+                        status=maintenance_pb2.FINAL_ORDER_STATUS_CANCELLED
+                        if is_cancelled
+                        else maintenance_pb2.FINAL_ORDER_STATUS_SHIPPED,
+                    )
+                    for key, is_cancelled in orders
+                ]
+            ),
+            timeout_seconds=self._call_seconds,
+        )
+        return [key for (key, _), changed in zip(orders, response.changed, strict=True) if changed]
+
     def close(self) -> None:
         """Drop the waiting releases, finish the running ones, and close the connections."""
         self._background.shutdown(cancel_futures=True)
         self._client.close()
+        self._maintenance_client.close()
 
     def _release(self, reserved: ReservedOrder) -> None:
         try:

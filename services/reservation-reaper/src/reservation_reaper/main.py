@@ -7,6 +7,7 @@ from types import ModuleType
 from google.protobuf.duration_pb2 import Duration
 
 from reservation_reaper.periodic_task import PeriodicTask
+from reservation_reaper.reconciliation import Reconciliation
 from reservation_reaper.schedule import Schedule
 from reservation_reaper.settings import ReaperSettings
 from reservation_reaper.stock_verification import StockVerification
@@ -35,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     argparse.ArgumentParser(
         prog="python -m reservation_reaper",
         description="Calls both APIs periodically: expires due reservations, cancels abandoned orders, purges history,"
-        " verifies the stock.",
+        " verifies the stock, reconciles orders with it.",
         epilog=help_text(ReaperSettings),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     ).parse_args(argv)
@@ -130,9 +131,18 @@ def _order_tasks(settings: ReaperSettings, client: Client) -> list[PeriodicTask]
         request = order_pb2.PurgeHistoryRequest(older_than=_history_age(settings), max_count=limit)
         return client.call(api.PurgeHistory, request, timeout_seconds=settings.call_seconds).purged_keys_count
 
+    def reconcile(request: order_pb2.ReconcileOrdersRequest) -> order_pb2.ReconcileOrdersResponse:
+        return client.call(api.ReconcileOrders, request, timeout_seconds=settings.call_seconds)
+
     return [
         PeriodicTask("cancel-abandoned-orders", cancel, Every(settings.reap_interval_seconds), batch_max=batch_max),
         PeriodicTask("purge-orders", purge, _purge_trigger(settings), batch_max=batch_max),
+        PeriodicTask(
+            "reconcile-orders",
+            Reconciliation(reconcile).run_batch,
+            Every(settings.verify_interval_seconds),
+            batch_max=batch_max,
+        ),
     ]
 
 

@@ -35,7 +35,7 @@ _runs = metrics.counter(
 _done = metrics.counter(
     __name__,
     "shop_reaper_done_total",
-    "Reservations expired, orders cancelled, rows of history purged, or items verified by a periodic task",
+    "Reservations expired, orders cancelled or compared, rows of history purged, or items verified by a periodic task",
     "task",
 )
 _last_success = metrics.gauge(

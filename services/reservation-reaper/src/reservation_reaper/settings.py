@@ -42,7 +42,7 @@ class ReaperSettings(CommonSettings, CallerSettings):
         '"0 3 * * sun" every Sunday',
     )
     verify_interval_seconds: float = Field(
-        default=3600.0, ge=1, description="seconds between two verifications of the stock"
+        default=3600.0, ge=1, description="seconds between two verifications of the stock and of the orders"
     )
     history_kept_hours: int = Field(
         default=168,

@@ -257,6 +257,27 @@ class SmokeTest:
             mismatches__count=0,
         )
         reporter.call(
+            reporter.shop.order_maintenance.ReconcileOrders,
+            order_maintenance.ReconcileOrdersRequest(grace=_WEEK, page_size=10),
+        )
+        reporter.call(
+            reporter.shop.inventory_maintenance.ListReservedOrders,
+            stock_maintenance.ListReservedOrdersRequest(page_size=10),
+        )
+        reporter.call(
+            reporter.shop.inventory_maintenance.SettleOrders,
+            stock_maintenance.SettleOrdersRequest(
+                orders=[
+                    stock_maintenance.SettledOrder(
+                        tenant="default",
+                        order_id=self._abandoned,
+                        status=stock_maintenance.FINAL_ORDER_STATUS_CANCELLED,
+                    )
+                ]
+            ),
+            changed=[False],
+        )
+        reporter.call(
             reporter.shop.order_maintenance.PurgeHistory,
             order_maintenance.PurgeHistoryRequest(older_than=_TEN_YEARS),
             purged_keys_count=0,

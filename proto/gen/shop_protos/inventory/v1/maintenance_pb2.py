@@ -27,7 +27,7 @@ from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb
 from shop_protos.access.v1 import access_pb2 as shop_dot_access_dot_v1_dot_access__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n#shop/inventory/v1/maintenance.proto\x12\x11shop.inventory.v1\x1a\x1fgoogle/api/field_behavior.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1bshop/access/v1/access.proto\"4\n\x19\x45xpireReservationsRequest\x12\x17\n\tmax_count\x18\x01 \x01(\x05\x42\x04\xe2\x41\x01\x01\"3\n\x1a\x45xpireReservationsResponse\x12\x15\n\rexpired_count\x18\x01 \x01(\x05\"c\n\x13PurgeHistoryRequest\x12\x33\n\nolder_than\x18\x01 \x01(\x0b\x32\x19.google.protobuf.DurationB\x04\xe2\x41\x01\x02\x12\x17\n\tmax_count\x18\x02 \x01(\x05\x42\x04\xe2\x41\x01\x01\"T\n\x14PurgeHistoryResponse\x12\x19\n\x11purged_keys_count\x18\x01 \x01(\x05\x12!\n\x19purged_reservations_count\x18\x02 \x01(\x05\"`\n\x12VerifyStockRequest\x12\x1b\n\rafter_item_id\x18\x01 \x01(\x03\x42\x04\xe2\x41\x01\x01\x12\x17\n\tmax_count\x18\x02 \x01(\x05\x42\x04\xe2\x41\x01\x01\x12\x14\n\x06repair\x18\x03 \x01(\x08\x42\x04\xe2\x41\x01\x01\"\x7f\n\x13VerifyStockResponse\x12\x16\n\x0everified_count\x18\x01 \x01(\x05\x12\x1a\n\x12next_after_item_id\x18\x02 \x01(\x03\x12\x34\n\nmismatches\x18\x03 \x03(\x0b\x32 .shop.inventory.v1.StockMismatch\"\xd6\x01\n\rStockMismatch\x12\x32\n\x04kind\x18\x01 \x01(\x0e\x32$.shop.inventory.v1.StockMismatchKind\x12\x0e\n\x06tenant\x18\x02 \x01(\t\x12\x0f\n\x07item_id\x18\x03 \x01(\x03\x12\x12\n\nproduct_id\x18\x04 \x01(\x03\x12\x10\n\x08location\x18\x05 \x01(\t\x12\x16\n\x0ereservation_id\x18\x06 \x01(\t\x12\x10\n\x08\x65xpected\x18\x07 \x01(\x03\x12\x0e\n\x06\x61\x63tual\x18\x08 \x01(\x03\x12\x10\n\x08repaired\x18\t \x01(\x08*\x88\x01\n\x11StockMismatchKind\x12#\n\x1fSTOCK_MISMATCH_KIND_UNSPECIFIED\x10\x00\x12)\n%STOCK_MISMATCH_KIND_RESERVED_QUANTITY\x10\x01\x12#\n\x1fSTOCK_MISMATCH_KIND_ALLOCATIONS\x10\x02\x32\x92\x03\n\x1bInventoryMaintenanceService\x12\x87\x01\n\x12\x45xpireReservations\x12,.shop.inventory.v1.ExpireReservationsRequest\x1a-.shop.inventory.v1.ExpireReservationsResponse\"\x14\x90\x02\x02\x8a\xb5\x18\r\n\x0bmaintenance\x12u\n\x0cPurgeHistory\x12&.shop.inventory.v1.PurgeHistoryRequest\x1a\'.shop.inventory.v1.PurgeHistoryResponse\"\x14\x90\x02\x02\x8a\xb5\x18\r\n\x0bmaintenance\x12r\n\x0bVerifyStock\x12%.shop.inventory.v1.VerifyStockRequest\x1a&.shop.inventory.v1.VerifyStockResponse\"\x14\x90\x02\x02\x8a\xb5\x18\r\n\x0bmaintenanceB4\n\x11shop.inventory.v1P\x01Z\x1dshop/inventory/v1;inventoryv1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n#shop/inventory/v1/maintenance.proto\x12\x11shop.inventory.v1\x1a\x1fgoogle/api/field_behavior.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1bshop/access/v1/access.proto\"4\n\x19\x45xpireReservationsRequest\x12\x17\n\tmax_count\x18\x01 \x01(\x05\x42\x04\xe2\x41\x01\x01\"3\n\x1a\x45xpireReservationsResponse\x12\x15\n\rexpired_count\x18\x01 \x01(\x05\"c\n\x13PurgeHistoryRequest\x12\x33\n\nolder_than\x18\x01 \x01(\x0b\x32\x19.google.protobuf.DurationB\x04\xe2\x41\x01\x02\x12\x17\n\tmax_count\x18\x02 \x01(\x05\x42\x04\xe2\x41\x01\x01\"T\n\x14PurgeHistoryResponse\x12\x19\n\x11purged_keys_count\x18\x01 \x01(\x05\x12!\n\x19purged_reservations_count\x18\x02 \x01(\x05\"`\n\x12VerifyStockRequest\x12\x1b\n\rafter_item_id\x18\x01 \x01(\x03\x42\x04\xe2\x41\x01\x01\x12\x17\n\tmax_count\x18\x02 \x01(\x05\x42\x04\xe2\x41\x01\x01\x12\x14\n\x06repair\x18\x03 \x01(\x08\x42\x04\xe2\x41\x01\x01\"\x7f\n\x13VerifyStockResponse\x12\x16\n\x0everified_count\x18\x01 \x01(\x05\x12\x1a\n\x12next_after_item_id\x18\x02 \x01(\x03\x12\x34\n\nmismatches\x18\x03 \x03(\x0b\x32 .shop.inventory.v1.StockMismatch\"\xd6\x01\n\rStockMismatch\x12\x32\n\x04kind\x18\x01 \x01(\x0e\x32$.shop.inventory.v1.StockMismatchKind\x12\x0e\n\x06tenant\x18\x02 \x01(\t\x12\x0f\n\x07item_id\x18\x03 \x01(\x03\x12\x12\n\nproduct_id\x18\x04 \x01(\x03\x12\x10\n\x08location\x18\x05 \x01(\t\x12\x16\n\x0ereservation_id\x18\x06 \x01(\t\x12\x10\n\x08\x65xpected\x18\x07 \x01(\x03\x12\x0e\n\x06\x61\x63tual\x18\x08 \x01(\x03\x12\x10\n\x08repaired\x18\t \x01(\x08\"N\n\x19ListReservedOrdersRequest\x12\x17\n\tpage_size\x18\x01 \x01(\x05\x42\x04\xe2\x41\x01\x01\x12\x18\n\npage_token\x18\x02 \x01(\tB\x04\xe2\x41\x01\x01\"g\n\x1aListReservedOrdersResponse\x12\x30\n\x06orders\x18\x01 \x03(\x0b\x32 .shop.inventory.v1.ReservedOrder\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"1\n\rReservedOrder\x12\x0e\n\x06tenant\x18\x01 \x01(\t\x12\x10\n\x08order_id\x18\x02 \x01(\t\"L\n\x13SettleOrdersRequest\x12\x35\n\x06orders\x18\x01 \x03(\x0b\x32\x1f.shop.inventory.v1.SettledOrderB\x04\xe2\x41\x01\x02\"w\n\x0cSettledOrder\x12\x14\n\x06tenant\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x12\x16\n\x08order_id\x18\x02 \x01(\tB\x04\xe2\x41\x01\x02\x12\x39\n\x06status\x18\x03 \x01(\x0e\x32#.shop.inventory.v1.FinalOrderStatusB\x04\xe2\x41\x01\x02\"\'\n\x14SettleOrdersResponse\x12\x0f\n\x07\x63hanged\x18\x01 \x03(\x08*\x88\x01\n\x11StockMismatchKind\x12#\n\x1fSTOCK_MISMATCH_KIND_UNSPECIFIED\x10\x00\x12)\n%STOCK_MISMATCH_KIND_RESERVED_QUANTITY\x10\x01\x12#\n\x1fSTOCK_MISMATCH_KIND_ALLOCATIONS\x10\x02*x\n\x10\x46inalOrderStatus\x12\"\n\x1e\x46INAL_ORDER_STATUS_UNSPECIFIED\x10\x00\x12 \n\x1c\x46INAL_ORDER_STATUS_CANCELLED\x10\x01\x12\x1e\n\x1a\x46INAL_ORDER_STATUS_SHIPPED\x10\x02\x32\x8d\x05\n\x1bInventoryMaintenanceService\x12\x87\x01\n\x12\x45xpireReservations\x12,.shop.inventory.v1.ExpireReservationsRequest\x1a-.shop.inventory.v1.ExpireReservationsResponse\"\x14\x90\x02\x02\x8a\xb5\x18\r\n\x0bmaintenance\x12u\n\x0cPurgeHistory\x12&.shop.inventory.v1.PurgeHistoryRequest\x1a\'.shop.inventory.v1.PurgeHistoryResponse\"\x14\x90\x02\x02\x8a\xb5\x18\r\n\x0bmaintenance\x12r\n\x0bVerifyStock\x12%.shop.inventory.v1.VerifyStockRequest\x1a&.shop.inventory.v1.VerifyStockResponse\"\x14\x90\x02\x02\x8a\xb5\x18\r\n\x0bmaintenance\x12\x84\x01\n\x12ListReservedOrders\x12,.shop.inventory.v1.ListReservedOrdersRequest\x1a-.shop.inventory.v1.ListReservedOrdersResponse\"\x11\x90\x02\x02\x8a\xb5\x18\n\n\x08\x64\x65legate\x12r\n\x0cSettleOrders\x12&.shop.inventory.v1.SettleOrdersRequest\x1a\'.shop.inventory.v1.SettleOrdersResponse\"\x11\x90\x02\x02\x8a\xb5\x18\n\n\x08\x64\x65legateB4\n\x11shop.inventory.v1P\x01Z\x1dshop/inventory/v1;inventoryv1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -47,14 +47,32 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_VERIFYSTOCKREQUEST'].fields_by_name['max_count']._serialized_options = b'\342A\001\001'
   _globals['_VERIFYSTOCKREQUEST'].fields_by_name['repair']._loaded_options = None
   _globals['_VERIFYSTOCKREQUEST'].fields_by_name['repair']._serialized_options = b'\342A\001\001'
+  _globals['_LISTRESERVEDORDERSREQUEST'].fields_by_name['page_size']._loaded_options = None
+  _globals['_LISTRESERVEDORDERSREQUEST'].fields_by_name['page_size']._serialized_options = b'\342A\001\001'
+  _globals['_LISTRESERVEDORDERSREQUEST'].fields_by_name['page_token']._loaded_options = None
+  _globals['_LISTRESERVEDORDERSREQUEST'].fields_by_name['page_token']._serialized_options = b'\342A\001\001'
+  _globals['_SETTLEORDERSREQUEST'].fields_by_name['orders']._loaded_options = None
+  _globals['_SETTLEORDERSREQUEST'].fields_by_name['orders']._serialized_options = b'\342A\001\002'
+  _globals['_SETTLEDORDER'].fields_by_name['tenant']._loaded_options = None
+  _globals['_SETTLEDORDER'].fields_by_name['tenant']._serialized_options = b'\342A\001\002'
+  _globals['_SETTLEDORDER'].fields_by_name['order_id']._loaded_options = None
+  _globals['_SETTLEDORDER'].fields_by_name['order_id']._serialized_options = b'\342A\001\002'
+  _globals['_SETTLEDORDER'].fields_by_name['status']._loaded_options = None
+  _globals['_SETTLEDORDER'].fields_by_name['status']._serialized_options = b'\342A\001\002'
   _globals['_INVENTORYMAINTENANCESERVICE'].methods_by_name['ExpireReservations']._loaded_options = None
   _globals['_INVENTORYMAINTENANCESERVICE'].methods_by_name['ExpireReservations']._serialized_options = b'\220\002\002\212\265\030\r\n\013maintenance'
   _globals['_INVENTORYMAINTENANCESERVICE'].methods_by_name['PurgeHistory']._loaded_options = None
   _globals['_INVENTORYMAINTENANCESERVICE'].methods_by_name['PurgeHistory']._serialized_options = b'\220\002\002\212\265\030\r\n\013maintenance'
   _globals['_INVENTORYMAINTENANCESERVICE'].methods_by_name['VerifyStock']._loaded_options = None
   _globals['_INVENTORYMAINTENANCESERVICE'].methods_by_name['VerifyStock']._serialized_options = b'\220\002\002\212\265\030\r\n\013maintenance'
-  _globals['_STOCKMISMATCHKIND']._serialized_start=891
-  _globals['_STOCKMISMATCHKIND']._serialized_end=1027
+  _globals['_INVENTORYMAINTENANCESERVICE'].methods_by_name['ListReservedOrders']._loaded_options = None
+  _globals['_INVENTORYMAINTENANCESERVICE'].methods_by_name['ListReservedOrders']._serialized_options = b'\220\002\002\212\265\030\n\n\010delegate'
+  _globals['_INVENTORYMAINTENANCESERVICE'].methods_by_name['SettleOrders']._loaded_options = None
+  _globals['_INVENTORYMAINTENANCESERVICE'].methods_by_name['SettleOrders']._serialized_options = b'\220\002\002\212\265\030\n\n\010delegate'
+  _globals['_STOCKMISMATCHKIND']._serialized_start=1367
+  _globals['_STOCKMISMATCHKIND']._serialized_end=1503
+  _globals['_FINALORDERSTATUS']._serialized_start=1505
+  _globals['_FINALORDERSTATUS']._serialized_end=1625
   _globals['_EXPIRERESERVATIONSREQUEST']._serialized_start=152
   _globals['_EXPIRERESERVATIONSREQUEST']._serialized_end=204
   _globals['_EXPIRERESERVATIONSRESPONSE']._serialized_start=206
@@ -69,6 +87,18 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_VERIFYSTOCKRESPONSE']._serialized_end=671
   _globals['_STOCKMISMATCH']._serialized_start=674
   _globals['_STOCKMISMATCH']._serialized_end=888
-  _globals['_INVENTORYMAINTENANCESERVICE']._serialized_start=1030
-  _globals['_INVENTORYMAINTENANCESERVICE']._serialized_end=1432
+  _globals['_LISTRESERVEDORDERSREQUEST']._serialized_start=890
+  _globals['_LISTRESERVEDORDERSREQUEST']._serialized_end=968
+  _globals['_LISTRESERVEDORDERSRESPONSE']._serialized_start=970
+  _globals['_LISTRESERVEDORDERSRESPONSE']._serialized_end=1073
+  _globals['_RESERVEDORDER']._serialized_start=1075
+  _globals['_RESERVEDORDER']._serialized_end=1124
+  _globals['_SETTLEORDERSREQUEST']._serialized_start=1126
+  _globals['_SETTLEORDERSREQUEST']._serialized_end=1202
+  _globals['_SETTLEDORDER']._serialized_start=1204
+  _globals['_SETTLEDORDER']._serialized_end=1323
+  _globals['_SETTLEORDERSRESPONSE']._serialized_start=1325
+  _globals['_SETTLEORDERSRESPONSE']._serialized_end=1364
+  _globals['_INVENTORYMAINTENANCESERVICE']._serialized_start=1628
+  _globals['_INVENTORYMAINTENANCESERVICE']._serialized_end=2281
 # @@protoc_insertion_point(module_scope)

@@ -52,6 +52,30 @@ reservation that has none and takes all its units from this item.
 """
 Global___StockMismatchKind: _TypeAlias = StockMismatchKind  # noqa: Y015
 
+class _FinalOrderStatus:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _FinalOrderStatusEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_FinalOrderStatus.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    FINAL_ORDER_STATUS_UNSPECIFIED: _FinalOrderStatus.ValueType  # 0
+    """Not used."""
+    FINAL_ORDER_STATUS_CANCELLED: _FinalOrderStatus.ValueType  # 1
+    """The order was cancelled."""
+    FINAL_ORDER_STATUS_SHIPPED: _FinalOrderStatus.ValueType  # 2
+    """The order was shipped. It may have been delivered since."""
+
+class FinalOrderStatus(_FinalOrderStatus, metaclass=_FinalOrderStatusEnumTypeWrapper):
+    """What has become of an order."""
+
+FINAL_ORDER_STATUS_UNSPECIFIED: FinalOrderStatus.ValueType  # 0
+"""Not used."""
+FINAL_ORDER_STATUS_CANCELLED: FinalOrderStatus.ValueType  # 1
+"""The order was cancelled."""
+FINAL_ORDER_STATUS_SHIPPED: FinalOrderStatus.ValueType  # 2
+"""The order was shipped. It may have been delivered since."""
+Global___FinalOrderStatus: _TypeAlias = FinalOrderStatus  # noqa: Y015
+
 @_typing.final
 class ExpireReservationsRequest(_message.Message):
     """How many due reservations to expire."""
@@ -265,3 +289,161 @@ class StockMismatch(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___StockMismatch: _TypeAlias = StockMismatch  # noqa: Y015
+
+@_typing.final
+class ListReservedOrdersRequest(_message.Message):
+    """The page of orders to list."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    page_size: _builtins.int
+    """At most this many orders. 0 means 50, and a number above 1,000 means 1,000. A negative number is refused."""
+    page_token: _builtins.str
+    """`next_page_token` of the previous page. Empty: the first page."""
+    def __init__(
+        self,
+        *,
+        page_size: _builtins.int = ...,
+        page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["page_size", b"page_size", "page_token", b"page_token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListReservedOrdersRequest: _TypeAlias = ListReservedOrdersRequest  # noqa: Y015
+
+@_typing.final
+class ListReservedOrdersResponse(_message.Message):
+    """A page of orders that may have active reservations."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ORDERS_FIELD_NUMBER: _builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    next_page_token: _builtins.str
+    """Token of the next page; opaque. Empty on the last page."""
+    @_builtins.property
+    def orders(self) -> _containers.RepeatedCompositeFieldContainer[Global___ReservedOrder]:
+        """Sorted by order id."""
+
+    def __init__(
+        self,
+        *,
+        orders: _abc.Iterable[Global___ReservedOrder] | None = ...,
+        next_page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["next_page_token", b"next_page_token", "orders", b"orders"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListReservedOrdersResponse: _TypeAlias = ListReservedOrdersResponse  # noqa: Y015
+
+@_typing.final
+class ReservedOrder(_message.Message):
+    """An order that may have active reservations."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TENANT_FIELD_NUMBER: _builtins.int
+    ORDER_ID_FIELD_NUMBER: _builtins.int
+    tenant: _builtins.str
+    """The tenant of the reservations."""
+    order_id: _builtins.str
+    """The id of the order. Callers that are not order-api may have reserved stock for ids of their own, too."""
+    def __init__(
+        self,
+        *,
+        tenant: _builtins.str = ...,
+        order_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["order_id", b"order_id", "tenant", b"tenant"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReservedOrder: _TypeAlias = ReservedOrder  # noqa: Y015
+
+@_typing.final
+class SettleOrdersRequest(_message.Message):
+    """Orders whose last event may be missing."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ORDERS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def orders(self) -> _containers.RepeatedCompositeFieldContainer[Global___SettledOrder]:
+        """1–500 orders, each at most once."""
+
+    def __init__(
+        self,
+        *,
+        orders: _abc.Iterable[Global___SettledOrder] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["orders", b"orders"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SettleOrdersRequest: _TypeAlias = SettleOrdersRequest  # noqa: Y015
+
+@_typing.final
+class SettledOrder(_message.Message):
+    """An order with a final status."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TENANT_FIELD_NUMBER: _builtins.int
+    ORDER_ID_FIELD_NUMBER: _builtins.int
+    STATUS_FIELD_NUMBER: _builtins.int
+    tenant: _builtins.str
+    """The tenant of the order."""
+    order_id: _builtins.str
+    """The id of the order: 1–64 printable ASCII characters. An unknown id is ignored."""
+    status: Global___FinalOrderStatus.ValueType
+    """What has become of the order."""
+    def __init__(
+        self,
+        *,
+        tenant: _builtins.str = ...,
+        order_id: _builtins.str = ...,
+        status: Global___FinalOrderStatus.ValueType = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["order_id", b"order_id", "status", b"status", "tenant", b"tenant"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SettledOrder: _TypeAlias = SettledOrder  # noqa: Y015
+
+@_typing.final
+class SettleOrdersResponse(_message.Message):
+    """The orders that were settled."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CHANGED_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def changed(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bool]:
+        """For each order of the request, in order: whether this call has changed reservations of the order."""
+
+    def __init__(
+        self,
+        *,
+        changed: _abc.Iterable[_builtins.bool] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["changed", b"changed"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SettleOrdersResponse: _TypeAlias = SettleOrdersResponse  # noqa: Y015

@@ -26,8 +26,8 @@ if _version_not_supported:
 
 
 class InventoryMaintenanceServiceStub:
-    """The reaper calls these RPCs on a schedule. No guarantee depends on this schedule: the stock of a due reservation is
-    available at once. An RPC can return the errors that every RPC of InventoryService can return.
+    """The reaper calls these RPCs on a schedule, except the two for order-api. No guarantee depends on this schedule: the
+    stock of a due reservation is available at once. An RPC can return the errors that every RPC of InventoryService can return.
     All RPCs are repeatable.
     """
 
@@ -52,11 +52,21 @@ class InventoryMaintenanceServiceStub:
                 request_serializer=shop_dot_inventory_dot_v1_dot_maintenance__pb2.VerifyStockRequest.SerializeToString,
                 response_deserializer=shop_dot_inventory_dot_v1_dot_maintenance__pb2.VerifyStockResponse.FromString,
                 _registered_method=True)
+        self.ListReservedOrders = channel.unary_unary(
+                '/shop.inventory.v1.InventoryMaintenanceService/ListReservedOrders',
+                request_serializer=shop_dot_inventory_dot_v1_dot_maintenance__pb2.ListReservedOrdersRequest.SerializeToString,
+                response_deserializer=shop_dot_inventory_dot_v1_dot_maintenance__pb2.ListReservedOrdersResponse.FromString,
+                _registered_method=True)
+        self.SettleOrders = channel.unary_unary(
+                '/shop.inventory.v1.InventoryMaintenanceService/SettleOrders',
+                request_serializer=shop_dot_inventory_dot_v1_dot_maintenance__pb2.SettleOrdersRequest.SerializeToString,
+                response_deserializer=shop_dot_inventory_dot_v1_dot_maintenance__pb2.SettleOrdersResponse.FromString,
+                _registered_method=True)
 
 
 class InventoryMaintenanceServiceServicer:
-    """The reaper calls these RPCs on a schedule. No guarantee depends on this schedule: the stock of a due reservation is
-    available at once. An RPC can return the errors that every RPC of InventoryService can return.
+    """The reaper calls these RPCs on a schedule, except the two for order-api. No guarantee depends on this schedule: the
+    stock of a due reservation is available at once. An RPC can return the errors that every RPC of InventoryService can return.
     All RPCs are repeatable.
     """
 
@@ -91,6 +101,28 @@ class InventoryMaintenanceServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListReservedOrders(self, request, context):
+        """Lists the orders of order-api, of all tenants, that have HELD or CONFIRMED reservations. order-api calls it for
+        ReconcileOrders. Orders are sorted by id. It may list orders without such reservations, too. A page may have fewer
+        orders than page_size, or none, even if it is not the last page.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def SettleOrders(self, request, context):
+        """Does for orders of order-api what their last event would have done: releases all active reservations of a cancelled
+        order, and fulfils the CONFIRMED reservations of a shipped one. order-api calls it for ReconcileOrders, because
+        events may have been lost with their topic. An order without such reservations does not change, so it does no harm
+        if the event arrives later. Works in transactions of at most 100 reservations. After an error, some orders may have
+        changed.
+        Emits STOCK_RELEASED, STOCK_RESERVATION_EXPIRED or STOCK_FULFILLED per reservation, and STOCK_UPDATED per item that
+        lost units.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_InventoryMaintenanceServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -109,6 +141,16 @@ def add_InventoryMaintenanceServiceServicer_to_server(servicer, server):
                     request_deserializer=shop_dot_inventory_dot_v1_dot_maintenance__pb2.VerifyStockRequest.FromString,
                     response_serializer=shop_dot_inventory_dot_v1_dot_maintenance__pb2.VerifyStockResponse.SerializeToString,
             ),
+            'ListReservedOrders': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListReservedOrders,
+                    request_deserializer=shop_dot_inventory_dot_v1_dot_maintenance__pb2.ListReservedOrdersRequest.FromString,
+                    response_serializer=shop_dot_inventory_dot_v1_dot_maintenance__pb2.ListReservedOrdersResponse.SerializeToString,
+            ),
+            'SettleOrders': grpc.unary_unary_rpc_method_handler(
+                    servicer.SettleOrders,
+                    request_deserializer=shop_dot_inventory_dot_v1_dot_maintenance__pb2.SettleOrdersRequest.FromString,
+                    response_serializer=shop_dot_inventory_dot_v1_dot_maintenance__pb2.SettleOrdersResponse.SerializeToString,
+            ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
             'shop.inventory.v1.InventoryMaintenanceService', rpc_method_handlers)
@@ -118,8 +160,8 @@ def add_InventoryMaintenanceServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class InventoryMaintenanceService:
-    """The reaper calls these RPCs on a schedule. No guarantee depends on this schedule: the stock of a due reservation is
-    available at once. An RPC can return the errors that every RPC of InventoryService can return.
+    """The reaper calls these RPCs on a schedule, except the two for order-api. No guarantee depends on this schedule: the
+    stock of a due reservation is available at once. An RPC can return the errors that every RPC of InventoryService can return.
     All RPCs are repeatable.
     """
 
@@ -194,6 +236,60 @@ class InventoryMaintenanceService:
             '/shop.inventory.v1.InventoryMaintenanceService/VerifyStock',
             shop_dot_inventory_dot_v1_dot_maintenance__pb2.VerifyStockRequest.SerializeToString,
             shop_dot_inventory_dot_v1_dot_maintenance__pb2.VerifyStockResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListReservedOrders(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/shop.inventory.v1.InventoryMaintenanceService/ListReservedOrders',
+            shop_dot_inventory_dot_v1_dot_maintenance__pb2.ListReservedOrdersRequest.SerializeToString,
+            shop_dot_inventory_dot_v1_dot_maintenance__pb2.ListReservedOrdersResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SettleOrders(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/shop.inventory.v1.InventoryMaintenanceService/SettleOrders',
+            shop_dot_inventory_dot_v1_dot_maintenance__pb2.SettleOrdersRequest.SerializeToString,
+            shop_dot_inventory_dot_v1_dot_maintenance__pb2.SettleOrdersResponse.FromString,
             options,
             channel_credentials,
             insecure,

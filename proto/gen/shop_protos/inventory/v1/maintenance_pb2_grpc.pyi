@@ -13,8 +13,8 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class InventoryMaintenanceServiceStub:
-    """The reaper calls these RPCs on a schedule. No guarantee depends on this schedule: the stock of a due reservation is
-    available at once. An RPC can return the errors that every RPC of InventoryService can return.
+    """The reaper calls these RPCs on a schedule, except the two for order-api. No guarantee depends on this schedule: the
+    stock of a due reservation is available at once. An RPC can return the errors that every RPC of InventoryService can return.
     All RPCs are repeatable.
     """
 
@@ -38,10 +38,24 @@ class InventoryMaintenanceServiceStub:
     so that a change in progress is never reported. Every mismatch is also logged.
     With `repair`, mismatches that have only one right answer are repaired: each kind states which. Emits nothing.
     """
+    ListReservedOrders: _grpc.UnaryUnaryMultiCallable[_maintenance_pb2.ListReservedOrdersRequest, _maintenance_pb2.ListReservedOrdersResponse]
+    """Lists the orders of order-api, of all tenants, that have HELD or CONFIRMED reservations. order-api calls it for
+    ReconcileOrders. Orders are sorted by id. It may list orders without such reservations, too. A page may have fewer
+    orders than page_size, or none, even if it is not the last page.
+    """
+    SettleOrders: _grpc.UnaryUnaryMultiCallable[_maintenance_pb2.SettleOrdersRequest, _maintenance_pb2.SettleOrdersResponse]
+    """Does for orders of order-api what their last event would have done: releases all active reservations of a cancelled
+    order, and fulfils the CONFIRMED reservations of a shipped one. order-api calls it for ReconcileOrders, because
+    events may have been lost with their topic. An order without such reservations does not change, so it does no harm
+    if the event arrives later. Works in transactions of at most 100 reservations. After an error, some orders may have
+    changed.
+    Emits STOCK_RELEASED, STOCK_RESERVATION_EXPIRED or STOCK_FULFILLED per reservation, and STOCK_UPDATED per item that
+    lost units.
+    """
 
 class InventoryMaintenanceServiceServicer(metaclass=_abc_1.ABCMeta):
-    """The reaper calls these RPCs on a schedule. No guarantee depends on this schedule: the stock of a due reservation is
-    available at once. An RPC can return the errors that every RPC of InventoryService can return.
+    """The reaper calls these RPCs on a schedule, except the two for order-api. No guarantee depends on this schedule: the
+    stock of a due reservation is available at once. An RPC can return the errors that every RPC of InventoryService can return.
     All RPCs are repeatable.
     """
 
@@ -80,6 +94,32 @@ class InventoryMaintenanceServiceServicer(metaclass=_abc_1.ABCMeta):
         the item ids. Reads without locks. An item that does not match is read again under its lock before it is reported,
         so that a change in progress is never reported. Every mismatch is also logged.
         With `repair`, mismatches that have only one right answer are repaired: each kind states which. Emits nothing.
+        """
+
+    @_abc_1.abstractmethod
+    def ListReservedOrders(
+        self,
+        request: _maintenance_pb2.ListReservedOrdersRequest,
+        context: _grpc.ServicerContext,
+    ) -> _maintenance_pb2.ListReservedOrdersResponse:
+        """Lists the orders of order-api, of all tenants, that have HELD or CONFIRMED reservations. order-api calls it for
+        ReconcileOrders. Orders are sorted by id. It may list orders without such reservations, too. A page may have fewer
+        orders than page_size, or none, even if it is not the last page.
+        """
+
+    @_abc_1.abstractmethod
+    def SettleOrders(
+        self,
+        request: _maintenance_pb2.SettleOrdersRequest,
+        context: _grpc.ServicerContext,
+    ) -> _maintenance_pb2.SettleOrdersResponse:
+        """Does for orders of order-api what their last event would have done: releases all active reservations of a cancelled
+        order, and fulfils the CONFIRMED reservations of a shipped one. order-api calls it for ReconcileOrders, because
+        events may have been lost with their topic. An order without such reservations does not change, so it does no harm
+        if the event arrives later. Works in transactions of at most 100 reservations. After an error, some orders may have
+        changed.
+        Emits STOCK_RELEASED, STOCK_RESERVATION_EXPIRED or STOCK_FULFILLED per reservation, and STOCK_UPDATED per item that
+        lost units.
         """
 
 def add_InventoryMaintenanceServiceServicer_to_server(servicer: InventoryMaintenanceServiceServicer, server: _grpc.Server) -> None: ...

@@ -116,3 +116,71 @@ class PurgeHistoryResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___PurgeHistoryResponse: _TypeAlias = PurgeHistoryResponse  # noqa: Y015
+
+@_typing.final
+class ReconcileOrdersRequest(_message.Message):
+    """The orders to compare with their reservations."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    GRACE_FIELD_NUMBER: _builtins.int
+    PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    page_size: _builtins.int
+    """At most this many orders. 0 means 50, and a number above 1,000 means 1,000. A negative number is refused."""
+    page_token: _builtins.str
+    """`next_page_token` of the previous call. Empty: from the first order."""
+    @_builtins.property
+    def grace(self) -> _duration_pb2.Duration:
+        """The time since the last status change of an order: 60 s … 7 days. It should be longer than events usually take.
+        Required.
+        """
+
+    def __init__(
+        self,
+        *,
+        grace: _duration_pb2.Duration | None = ...,
+        page_size: _builtins.int = ...,
+        page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["grace", b"grace"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["grace", b"grace", "page_size", b"page_size", "page_token", b"page_token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReconcileOrdersRequest: _TypeAlias = ReconcileOrdersRequest  # noqa: Y015
+
+@_typing.final
+class ReconcileOrdersResponse(_message.Message):
+    """The result of comparing a page of orders."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    COMPARED_COUNT_FIELD_NUMBER: _builtins.int
+    RELEASED_COUNT_FIELD_NUMBER: _builtins.int
+    FULFILLED_COUNT_FIELD_NUMBER: _builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    compared_count: _builtins.int
+    """Orders with active reservations that this call compared."""
+    released_count: _builtins.int
+    """CANCELLED orders whose reservations this call released."""
+    fulfilled_count: _builtins.int
+    """SHIPPED and DELIVERED orders whose reservations this call fulfilled."""
+    next_page_token: _builtins.str
+    """Token of the next call; opaque. Empty after the last order."""
+    def __init__(
+        self,
+        *,
+        compared_count: _builtins.int = ...,
+        released_count: _builtins.int = ...,
+        fulfilled_count: _builtins.int = ...,
+        next_page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["compared_count", b"compared_count", "fulfilled_count", b"fulfilled_count", "next_page_token", b"next_page_token", "released_count", b"released_count"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReconcileOrdersResponse: _TypeAlias = ReconcileOrdersResponse  # noqa: Y015

@@ -27,7 +27,7 @@ if _version_not_supported:
 
 class OrderMaintenanceServiceStub:
     """The reaper calls these RPCs on a schedule. An RPC can return the errors that every RPC of OrderService can return.
-    Both RPCs are repeatable.
+    All RPCs are repeatable.
     """
 
     def __init__(self, channel):
@@ -46,11 +46,16 @@ class OrderMaintenanceServiceStub:
                 request_serializer=shop_dot_order_dot_v1_dot_maintenance__pb2.PurgeHistoryRequest.SerializeToString,
                 response_deserializer=shop_dot_order_dot_v1_dot_maintenance__pb2.PurgeHistoryResponse.FromString,
                 _registered_method=True)
+        self.ReconcileOrders = channel.unary_unary(
+                '/shop.order.v1.OrderMaintenanceService/ReconcileOrders',
+                request_serializer=shop_dot_order_dot_v1_dot_maintenance__pb2.ReconcileOrdersRequest.SerializeToString,
+                response_deserializer=shop_dot_order_dot_v1_dot_maintenance__pb2.ReconcileOrdersResponse.FromString,
+                _registered_method=True)
 
 
 class OrderMaintenanceServiceServicer:
     """The reaper calls these RPCs on a schedule. An RPC can return the errors that every RPC of OrderService can return.
-    Both RPCs are repeatable.
+    All RPCs are repeatable.
     """
 
     def CancelAbandonedOrders(self, request, context):
@@ -72,6 +77,17 @@ class OrderMaintenanceServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ReconcileOrders(self, request, context):
+        """Compares orders with their reservations at inventory-api, a page at a time, and makes good what a lost event would
+        have done. If an order is CANCELLED and still has active reservations, they are released. If an order is SHIPPED or
+        DELIVERED and still has CONFIRMED reservations, they are fulfilled. An order whose status changed less than `grace`
+        ago is left alone, because its event may be on its way. The metric shop_orders_reconciled_total counts the orders.
+        inventory-api emits the events of the reservations.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_OrderMaintenanceServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -85,6 +101,11 @@ def add_OrderMaintenanceServiceServicer_to_server(servicer, server):
                     request_deserializer=shop_dot_order_dot_v1_dot_maintenance__pb2.PurgeHistoryRequest.FromString,
                     response_serializer=shop_dot_order_dot_v1_dot_maintenance__pb2.PurgeHistoryResponse.SerializeToString,
             ),
+            'ReconcileOrders': grpc.unary_unary_rpc_method_handler(
+                    servicer.ReconcileOrders,
+                    request_deserializer=shop_dot_order_dot_v1_dot_maintenance__pb2.ReconcileOrdersRequest.FromString,
+                    response_serializer=shop_dot_order_dot_v1_dot_maintenance__pb2.ReconcileOrdersResponse.SerializeToString,
+            ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
             'shop.order.v1.OrderMaintenanceService', rpc_method_handlers)
@@ -95,7 +116,7 @@ def add_OrderMaintenanceServiceServicer_to_server(servicer, server):
  # This class is part of an EXPERIMENTAL API.
 class OrderMaintenanceService:
     """The reaper calls these RPCs on a schedule. An RPC can return the errors that every RPC of OrderService can return.
-    Both RPCs are repeatable.
+    All RPCs are repeatable.
     """
 
     @staticmethod
@@ -142,6 +163,33 @@ class OrderMaintenanceService:
             '/shop.order.v1.OrderMaintenanceService/PurgeHistory',
             shop_dot_order_dot_v1_dot_maintenance__pb2.PurgeHistoryRequest.SerializeToString,
             shop_dot_order_dot_v1_dot_maintenance__pb2.PurgeHistoryResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ReconcileOrders(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/shop.order.v1.OrderMaintenanceService/ReconcileOrders',
+            shop_dot_order_dot_v1_dot_maintenance__pb2.ReconcileOrdersRequest.SerializeToString,
+            shop_dot_order_dot_v1_dot_maintenance__pb2.ReconcileOrdersResponse.FromString,
             options,
             channel_credentials,
             insecure,

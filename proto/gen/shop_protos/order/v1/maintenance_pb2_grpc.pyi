@@ -14,7 +14,7 @@ GRPC_VERSION: str
 
 class OrderMaintenanceServiceStub:
     """The reaper calls these RPCs on a schedule. An RPC can return the errors that every RPC of OrderService can return.
-    Both RPCs are repeatable.
+    All RPCs are repeatable.
     """
 
     def __init__(self, channel: _grpc.Channel) -> None: ...
@@ -29,10 +29,17 @@ class OrderMaintenanceServiceStub:
     """Deletes idempotency keys older than `older_than`, a limited number in each transaction. Never deletes orders. If
     the returned count is max_count, call again. Emits nothing.
     """
+    ReconcileOrders: _grpc.UnaryUnaryMultiCallable[_maintenance_pb2.ReconcileOrdersRequest, _maintenance_pb2.ReconcileOrdersResponse]
+    """Compares orders with their reservations at inventory-api, a page at a time, and makes good what a lost event would
+    have done. If an order is CANCELLED and still has active reservations, they are released. If an order is SHIPPED or
+    DELIVERED and still has CONFIRMED reservations, they are fulfilled. An order whose status changed less than `grace`
+    ago is left alone, because its event may be on its way. The metric shop_orders_reconciled_total counts the orders.
+    inventory-api emits the events of the reservations.
+    """
 
 class OrderMaintenanceServiceServicer(metaclass=_abc_1.ABCMeta):
     """The reaper calls these RPCs on a schedule. An RPC can return the errors that every RPC of OrderService can return.
-    Both RPCs are repeatable.
+    All RPCs are repeatable.
     """
 
     @_abc_1.abstractmethod
@@ -56,6 +63,19 @@ class OrderMaintenanceServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _maintenance_pb2.PurgeHistoryResponse:
         """Deletes idempotency keys older than `older_than`, a limited number in each transaction. Never deletes orders. If
         the returned count is max_count, call again. Emits nothing.
+        """
+
+    @_abc_1.abstractmethod
+    def ReconcileOrders(
+        self,
+        request: _maintenance_pb2.ReconcileOrdersRequest,
+        context: _grpc.ServicerContext,
+    ) -> _maintenance_pb2.ReconcileOrdersResponse:
+        """Compares orders with their reservations at inventory-api, a page at a time, and makes good what a lost event would
+        have done. If an order is CANCELLED and still has active reservations, they are released. If an order is SHIPPED or
+        DELIVERED and still has CONFIRMED reservations, they are fulfilled. An order whose status changed less than `grace`
+        ago is left alone, because its event may be on its way. The metric shop_orders_reconciled_total counts the orders.
+        inventory-api emits the events of the reservations.
         """
 
 def add_OrderMaintenanceServiceServicer_to_server(servicer: OrderMaintenanceServiceServicer, server: _grpc.Server) -> None: ...

@@ -19,6 +19,7 @@ from inventory_api.domain.commands import (
     ReleaseRequest,
     ReservationFilter,
     SetQuantity,
+    SettleRequest,
     StockQuestion,
     UpdateLocation,
     VerifyRequest,
@@ -55,6 +56,7 @@ LINES_MAX = 200
 BATCH_ORDERS_MAX = 500
 BATCH_LINES_MAX = 5_000
 BATCH_REQUESTS_MAX = 500
+SETTLED_ORDERS_MAX = 500
 TTL_SECONDS_MIN = 1
 TTL_SECONDS_MAX = 7 * 24 * 3600
 AVAILABILITY_PRODUCTS_MAX = 1_000
@@ -66,6 +68,9 @@ MAINTENANCE_COUNT_MAX = 10_000
 MAINTENANCE_COUNT_DEFAULT = 1_000
 HISTORY_SECONDS_MIN = 24 * 3600
 HISTORY_SECONDS_MAX = 10 * 366 * 24 * 3600
+
+_CANCELLED = maintenance_pb2.FINAL_ORDER_STATUS_CANCELLED
+_SHIPPED = maintenance_pb2.FINAL_ORDER_STATUS_SHIPPED
 
 STATE_NUMBERS: dict[State, pb.ReservationState.ValueType] = {
     State.HELD: pb.RESERVATION_STATE_HELD,
@@ -409,6 +414,41 @@ def verify(request: maintenance_pb2.VerifyStockRequest, caller: Caller) -> Verif
             repair=request.repair,
             caller=caller,
         )
+
+
+def reserved_orders(request: maintenance_pb2.ListReservedOrdersRequest) -> PageRequest[None]:
+    with Fields() as check:
+        return paging.page_request(
+            check,
+            "reserved orders",
+            None,
+            page_size=request.page_size,
+            page_token=request.page_token,
+            position=(str, str),
+        )
+
+
+def settle(request: maintenance_pb2.SettleOrdersRequest, caller: Caller, traceparent: str | None) -> SettleRequest:
+    orders: dict[int, list[OrderRequest]] = {_CANCELLED: [], _SHIPPED: []}
+    seen: set[tuple[str, str]] = set()
+    with Fields() as check:
+        if not check.size("orders", request.orders, 1, SETTLED_ORDERS_MAX):
+            return SettleRequest((), ())
+        for number, order in enumerate(request.orders):
+            field = f"orders[{number}]"
+            if not tenant.is_valid(order.tenant):
+                check.violate(f"{field}.tenant", f"must be {tenant.FORM}")
+            if order.status not in orders:
+                check.violate(f"{field}.status", "must be a known value of its enum, and not the unspecified one")
+            order_id = check.identifier(f"{field}.order_id", order.order_id)
+            if (order.tenant, order_id) in seen:
+                check.violate(f"{field}.order_id", "must not be of an order that the request already has")
+            seen.add((order.tenant, order_id))
+            # order-api has reserved the stock. Its reservations have no owner, and neither has a delegate.
+            orders.setdefault(order.status, []).append(
+                OrderRequest(order_id, caller=replace(caller, tenant=order.tenant), traceparent=traceparent)
+            )
+    return SettleRequest(tuple(orders[_CANCELLED]), tuple(orders[_SHIPPED]))
 
 
 def _ttl(check: Fields, ttl: Duration) -> float:

@@ -1,12 +1,12 @@
 """Converts domain values to protobuf messages."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 
 import grpc
 
 from inventory_api.api.parse import STATE_NUMBERS
-from inventory_api.domain.model import Availability, Item, Location, Reservation
+from inventory_api.domain.model import Availability, Item, Location, OrderKey, Reservation
 from inventory_api.domain.verification import Mismatch, MismatchKind
 from inventory_api.operations.items.availability import Availabilities
 from shop_common.errors import ShopError
@@ -167,3 +167,11 @@ class _RoomForAllocations:
         """
         self._left -= sum(len(each.allocations) for each in reservations)
         return reservations if self._left >= 0 else [replace(each, allocations=()) for each in reservations]
+
+
+def settled(
+    request: maintenance_pb2.SettleOrdersRequest, changed: Collection[OrderKey]
+) -> maintenance_pb2.SettleOrdersResponse:
+    return maintenance_pb2.SettleOrdersResponse(
+        changed=(OrderKey(order.tenant, "", order.order_id) in changed for order in request.orders)
+    )

@@ -163,6 +163,23 @@ class InventoryMaintenanceServicer(maintenance_pb2_grpc.InventoryMaintenanceServ
             mismatches=map(render.mismatch, verified.mismatches),
         )
 
+    def ListReservedOrders(
+        self, request: maintenance_pb2.ListReservedOrdersRequest, context: ServicerContext
+    ) -> maintenance_pb2.ListReservedOrdersResponse:
+        command = parse.reserved_orders(request)
+        page = self._operations.list_reserved_orders(command, deadline=deadline(context))
+        return maintenance_pb2.ListReservedOrdersResponse(
+            orders=[maintenance_pb2.ReservedOrder(tenant=key.tenant, order_id=key.order_id) for key in page.rows],
+            next_page_token=paging.next_token(page, command),
+        )
+
+    def SettleOrders(
+        self, request: maintenance_pb2.SettleOrdersRequest, context: ServicerContext
+    ) -> maintenance_pb2.SettleOrdersResponse:
+        command = parse.settle(request, caller(), traceparent(context))
+        changed = self._operations.settle_orders(command, deadline=deadline(context))
+        return render.settled(request, changed)
+
 
 def _valid(parsed: Sequence[_Command | InvalidInput]) -> list[_Command]:
     return [each for each in parsed if not isinstance(each, InvalidInput)]

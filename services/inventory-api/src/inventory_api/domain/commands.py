@@ -120,6 +120,17 @@ class OrderRequest(Command):
 
 
 @dataclass(frozen=True, slots=True)
+class SettleRequest:
+    """Release the reservations of cancelled orders, and fulfil those of shipped orders. The lists have no order twice.
+
+    Each order has a caller of its tenant.
+    """
+
+    cancelled: tuple[OrderRequest, ...]
+    shipped: tuple[OrderRequest, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class ReleaseRequest(Command):
     """Release one reservation."""
 

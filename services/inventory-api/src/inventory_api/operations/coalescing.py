@@ -16,11 +16,12 @@ from inventory_api.domain.commands import (
     ReleaseRequest,
     ReservationFilter,
     SetQuantity,
+    SettleRequest,
     StockQuestion,
     UpdateLocation,
     VerifyRequest,
 )
-from inventory_api.domain.model import Item, ItemKey, Location, Reservation, ReservationKey
+from inventory_api.domain.model import Item, ItemKey, Location, OrderKey, Reservation, ReservationKey
 from inventory_api.operations import batch_sizes
 from inventory_api.operations.items.add_stock import add_stock
 from inventory_api.operations.items.availability import Availabilities, get_availability
@@ -33,12 +34,14 @@ from inventory_api.operations.reservations.confirm import confirm
 from inventory_api.operations.reservations.expire import ExpirySweep
 from inventory_api.operations.reservations.release import release
 from inventory_api.operations.reservations.reserve import Reservations, reserve
+from inventory_api.operations.reservations.settle import Settlement
 from inventory_api.operations.verify_stock import StockVerification, Verified
-from inventory_api.store.reservations import pages, rows
+from inventory_api.store.reservations import pages, reserved_orders, rows
 from shop_common.api.paging import Page, PageRequest
 from shop_common.batching.coalescers import Audit, Coalescers, audit_of
 from shop_common.db.audit import AuditLog
 from shop_common.db.database import Database
+from shop_common.db.row_security import ALL_TENANTS
 from shop_common.errors import ShopError
 
 
@@ -81,6 +84,7 @@ class Operations:
     ) -> None:
         run = Coalescers(database, on_fatal, audit_log)
         self.close = run.close
+        self._database = database
         self._ttl_seconds = ttl_seconds
         self._reserve = run.writes(
             "reserve",
@@ -111,6 +115,8 @@ class Operations:
         self._list_reservations = run.pages("reservations-page", pages.list_page)
         self._expire = run.alone("expire", ExpirySweep(database, audit_log).expire_due)
         self._purge = run.alone("purge", Purge(database, audit_log).run)
+        self._list_reserved_orders = run.alone("reserved-orders", self._list_reserved)
+        self._settle_orders = run.alone("settle-orders", Settlement(database, audit_log).run)
         self._verify_stock = run.alone("verify-stock", StockVerification(database, audit_log).run)
 
     def reserve(self, order: OrderLines, *, deadline: float) -> Reservations:
@@ -172,6 +178,15 @@ class Operations:
 
     def verify_stock(self, request: VerifyRequest, *, deadline: float) -> Verified:
         return self._verify_stock.submit(request, deadline=deadline)
+
+    def list_reserved_orders(self, page: PageRequest[None], *, deadline: float) -> Page[OrderKey]:
+        return self._list_reserved_orders.submit(page, deadline=deadline)
+
+    def settle_orders(self, request: SettleRequest, *, deadline: float) -> set[OrderKey]:
+        return self._settle_orders.submit(request, deadline=deadline)
+
+    def _list_reserved(self, page: PageRequest[None]) -> Page[OrderKey]:
+        return self._database.query(lambda tx: reserved_orders.list_page(tx, page), ALL_TENANTS)
 
     def _reserve_batch(self, tx: Connection, orders: Sequence[OrderLines]) -> Sequence[Reservations | ShopError]:
         return reserve(tx, orders, default_ttl_seconds=self._ttl_seconds)

@@ -6,7 +6,7 @@ from uuid import UUID
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from order_api.domain import commands
-from order_api.domain.commands import CancelAbandoned, ChangeStatus, NewOrder, OrderFilter, PurgeKeys
+from order_api.domain.commands import CancelAbandoned, ChangeStatus, NewOrder, OrderFilter, PurgeKeys, Reconcile
 from order_api.domain.model import (
     CHARGES_MAX,
     LABELS_MAX,
@@ -228,6 +228,13 @@ def abandoned(request: maintenance_pb2.CancelAbandonedOrdersRequest, caller: Cal
     with Fields() as check:
         grace_seconds = check.duration("grace", request.grace, GRACE_SECONDS_MIN, GRACE_SECONDS_MAX)
         return CancelAbandoned(grace_seconds, _max_count(check, request.max_count), caller=caller)
+
+
+def reconcile(request: maintenance_pb2.ReconcileOrdersRequest, caller: Caller) -> Reconcile:
+    with Fields() as check:
+        grace_seconds = check.duration("grace", request.grace, GRACE_SECONDS_MIN, GRACE_SECONDS_MAX)
+        # inventory-api made the token, and checks it.
+        return Reconcile(grace_seconds, check.page_size(request.page_size), request.page_token, caller=caller)
 
 
 def purge(request: maintenance_pb2.PurgeHistoryRequest, caller: Caller) -> PurgeKeys:

@@ -62,6 +62,17 @@ class OrderMaintenanceServicer(maintenance_pb2_grpc.OrderMaintenanceServiceServi
         cancelled = self._operations.cancel_abandoned(parse.abandoned(request, caller()), deadline=deadline(context))
         return maintenance_pb2.CancelAbandonedOrdersResponse(cancelled_count=cancelled)
 
+    def ReconcileOrders(
+        self, request: maintenance_pb2.ReconcileOrdersRequest, context: ServicerContext
+    ) -> maintenance_pb2.ReconcileOrdersResponse:
+        reconciled = self._operations.reconcile(parse.reconcile(request, caller()), deadline=deadline(context))
+        return maintenance_pb2.ReconcileOrdersResponse(
+            compared_count=reconciled.compared,
+            released_count=reconciled.released,
+            fulfilled_count=reconciled.fulfilled,
+            next_page_token=reconciled.next_page_token,
+        )
+
     def PurgeHistory(
         self, request: maintenance_pb2.PurgeHistoryRequest, context: ServicerContext
     ) -> maintenance_pb2.PurgeHistoryResponse:

@@ -192,6 +192,18 @@ class CancelAbandoned(Command):
 
 
 @dataclass(frozen=True, slots=True)
+class Reconcile(Command):
+    """Compare a page of orders of all tenants with their reservations.
+
+    Leaves alone orders whose status changed less than `grace_seconds` ago. The token is that of inventory-api.
+    """
+
+    grace_seconds: float
+    page_size: int
+    page_token: str
+
+
+@dataclass(frozen=True, slots=True)
 class PurgeKeys(Command):
     """Delete up to `max_count` idempotency keys that are older than `older_than_seconds`, of all tenants."""
 

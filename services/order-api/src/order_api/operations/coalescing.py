@@ -2,7 +2,15 @@
 
 from collections.abc import Callable, Sequence
 
-from order_api.domain.commands import CHANGE_METHOD, CancelAbandoned, ChangeStatus, NewOrder, OrderFilter, PurgeKeys
+from order_api.domain.commands import (
+    CHANGE_METHOD,
+    CancelAbandoned,
+    ChangeStatus,
+    NewOrder,
+    OrderFilter,
+    PurgeKeys,
+    Reconcile,
+)
 from order_api.domain.errors import OrderNotFound
 from order_api.domain.model import LINES_MAX, Order, OrderHistory, OrderKey, Status
 from order_api.inventory import Inventory
@@ -11,6 +19,7 @@ from order_api.operations.change_status import change_status
 from order_api.operations.confirm_order import Confirmation
 from order_api.operations.create_order import OrderCreation
 from order_api.operations.purge import KeyPurge
+from order_api.operations.reconcile_orders import Reconciled, Reconciliation
 from order_api.store import orders
 from shop_common.api.paging import Page, PageRequest
 from shop_common.batching.coalescers import Coalescers, Sizes, audit_of
@@ -55,6 +64,7 @@ class Operations:
         )
         self._list_orders = run.pages("orders-page", orders.list_page)
         self._cancel_abandoned = run.alone("cancel-abandoned", AbandonedOrders(database, audit_log).cancel)
+        self._reconcile = run.alone("reconcile", Reconciliation(database, stock).run)
         self._purge_keys = run.alone("purge", KeyPurge(database, audit_log).purge)
 
     def create_order(self, order: NewOrder, *, deadline: float) -> Order:
@@ -84,6 +94,9 @@ class Operations:
 
     def cancel_abandoned(self, request: CancelAbandoned, *, deadline: float) -> int:
         return self._cancel_abandoned.submit(request, deadline=deadline)
+
+    def reconcile(self, request: Reconcile, *, deadline: float) -> Reconciled:
+        return self._reconcile.submit(request, deadline=deadline)
 
     def purge_keys(self, request: PurgeKeys, *, deadline: float) -> int:
         return self._purge_keys.submit(request, deadline=deadline)

@@ -157,6 +157,21 @@ def statuses(tx: Connection, keys: Iterable[OrderKey]) -> dict[OrderKey, Status]
     return {OrderKey(row.tenant, row.id): Status(row.status) for row in _statuses_of(tx, rows)} if rows else {}
 
 
+def unchanged_statuses(
+    tx: Connection, keys: Iterable[OrderKey], seconds: float, among: Collection[Status]
+) -> dict[OrderKey, Status]:
+    """Return the status of each order that has one of these statuses, and had it `seconds` ago. Locks nothing."""
+    rows = _key_rows(keys)
+    if not rows:
+        return {}
+    before = now(tx) - timedelta(seconds=seconds)
+    return {
+        OrderKey(row.tenant, row.id): Status(row.status)
+        for row in _statuses_of(tx, rows)
+        if row.status in among and row.updated_at <= before
+    }
+
+
 count_lines = count_by(_items, "tenant", "order_id")
 """Returns the number of lines of each order that exists, by key."""
 
@@ -384,7 +399,10 @@ _lock = Statement(
     **_KEY,
 )
 _statuses_of = Statement(
-    lambda given: select(_orders.c.tenant, _orders.c.id, _orders.c.status).where(*_has_key(_orders, given)), **_KEY
+    lambda given: select(_orders.c.tenant, _orders.c.id, _orders.c.status, _orders.c.updated_at).where(
+        *_has_key(_orders, given)
+    ),
+    **_KEY,
 )
 _items_of = Statement(
     lambda given: (

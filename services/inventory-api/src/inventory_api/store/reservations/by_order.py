@@ -100,6 +100,12 @@ def in_states(tx: Connection, orders: Iterable[OrderKey], states: Iterable[State
     return [ReservationSize(_key(row), row.id, row.allocations) for row in stored]
 
 
+def have_any(tx: Connection, orders: Iterable[OrderKey], states: Iterable[State]) -> set[OrderKey]:
+    """Return the orders that have a reservation in one of the states."""
+    rows = _rows_by_state(orders, states)
+    return {_key(row) for row in _have_any(tx, rows)} if rows else set()
+
+
 def fulfilled_units(tx: Connection, orders: Iterable[OrderKey]) -> dict[OrderKey, dict[int, int]]:
     """Return how many units of each product were fulfilled for each order, by order and product id."""
     units: dict[OrderKey, dict[int, int]] = {order: {} for order in orders}
@@ -234,6 +240,15 @@ _active = Statement(
         .where(*is_each(_reservations, given, *_KEY, "state"))
         .order_by(_reservations.c.id)
         .limit(bindparam("row_limit", type_=BigInteger()))
+    ),
+    **_KEY,
+    state=Text(),
+)
+_have_any = Statement(
+    lambda given: (
+        select(*(given.c[name] for name in _KEY))
+        .where(exists().where(*is_each(_reservations, given, *_KEY, "state")).correlate(given))
+        .distinct()
     ),
     **_KEY,
     state=Text(),

@@ -1,0 +1,65 @@
+"""SettleOrders: does for orders of order-api what an event would have done that was lost."""
+
+from collections.abc import Callable, Iterable, Sequence
+
+from sqlalchemy import Connection
+
+from inventory_api.domain.commands import OrderRequest, SettleRequest
+from inventory_api.domain.model import OrderKey, State
+from inventory_api.operations.reservations.fulfil import fulfil_orders
+from inventory_api.operations.reservations.release import release_orders
+from inventory_api.store.reservations import by_order
+from shop_common.db import row_security
+from shop_common.db.audit import AuditLog, entry
+from shop_common.db.database import Database
+
+CANCELLED_STATES = (State.HELD, State.CONFIRMED)
+SHIPPED_STATES = (State.CONFIRMED,)
+
+
+class Settlement:
+    """Settles orders in one database."""
+
+    def __init__(self, database: Database, audit_log: AuditLog | None = None) -> None:
+        self._database = database
+        self._audit_log = audit_log
+
+    def run(self, request: SettleRequest) -> set[OrderKey]:
+        """Settle the orders. Returns those of which reservations have changed.
+
+        Calls the operations that handle ORDER_CANCELLED and ORDER_SHIPPED, so a late event finds nothing to do. Works
+        in turns of one transaction each. May be repeated. Emits one event per reservation, and STOCK_UPDATED per item
+        that lost units.
+        """
+        released = self._unsettled(request.cancelled, CANCELLED_STATES)
+        self._in_turns(released, release_orders)
+        fulfilled = self._unsettled(request.shipped, SHIPPED_STATES)
+        self._in_turns(fulfilled, fulfil_orders)
+        return {order.order_key for order in (*released, *fulfilled)}
+
+    def _unsettled(self, orders: Sequence[OrderRequest], states: Sequence[State]) -> list[OrderRequest]:
+        if not orders:
+            return []
+        keys = [order.order_key for order in orders]
+        unsettled = self._database.query(lambda tx: by_order.have_any(tx, keys, states), row_security.of(orders))
+        return [order for order in orders if order.order_key in unsettled]
+
+    def _in_turns(
+        self, orders: Sequence[OrderRequest], act: Callable[[Connection, Sequence[OrderRequest]], bool]
+    ) -> None:
+        if not orders:
+            return
+        recorded = False
+
+        def turn(tx: Connection) -> bool:
+            has_more = act(tx, orders)
+            if not recorded:
+                self._record(tx, orders)
+            return has_more
+
+        while self._database.transact(turn, row_security.of(orders)):
+            recorded = True
+
+    def _record(self, tx: Connection, orders: Iterable[OrderRequest]) -> None:
+        if self._audit_log is not None:
+            self._audit_log.append(tx, [entry(order.caller, "SettleOrders", (order.order_id,)) for order in orders])

@@ -1,0 +1,90 @@
+"""ReconcileOrders: makes good the effect of order events that were lost before inventory-api handled them.
+
+It starts from the reservations, not from the orders: few orders have active reservations, however many there are. So it
+needs no record of what was compared before, and it also finds orders whose reservations came back with a backup.
+
+A repair is right whenever it happens, because no order leaves the statuses CANCELLED, SHIPPED and DELIVERED except from
+SHIPPED to DELIVERED. If the event arrives after all, it finds nothing to do.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from order_api.domain.commands import Reconcile
+from order_api.domain.model import OrderKey, Status
+from order_api.inventory import Inventory
+from order_api.store import orders
+from shop_common.api.valid import UUID_PATTERN
+from shop_common.db.database import Database
+from shop_common.db.row_security import ALL_TENANTS
+from shop_common.telemetry import logs, metrics
+
+SETTLED_AT_ONCE = 100
+"""The most orders that one call of inventory-api settles, so that the call ends in time."""
+
+_OUTCOMES: Mapping[Status, str] = {
+    Status.CANCELLED: "released",
+    Status.SHIPPED: "fulfilled",
+    Status.DELIVERED: "fulfilled",
+}
+"""What becomes of the reservations of an order, by its status. In the other statuses, it keeps them."""
+
+_log = logs.get(__name__)
+
+_reconciled = metrics.counter(
+    __name__,
+    "shop_orders_reconciled_total",
+    "Orders whose reservations were released or fulfilled by ReconcileOrders, because the event was lost",
+    "outcome",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Reconciled:
+    """The numbers of orders of one call. The token is empty after the last order."""
+
+    compared: int
+    released: int
+    fulfilled: int
+    next_page_token: str
+
+
+class Reconciliation:
+    """Compares the orders of one database with their reservations at inventory-api."""
+
+    def __init__(self, database: Database, stock: Inventory) -> None:
+        self._database = database
+        self._stock = stock
+
+    def run(self, command: Reconcile) -> Reconciled:
+        """Compare a page of orders, and settle those whose event was lost. May be repeated.
+
+        Raises the ShopError of inventory-api. Then some orders may have been settled. Our database does not change.
+        """
+        reserved, next_page_token = self._stock.reserved_orders(command.page_size, command.page_token)
+        # Callers of ReserveStock choose order ids freely.
+        ours = [key for key in reserved if UUID_PATTERN.match(key.id)]
+        settled = self._database.query(
+            lambda tx: orders.unchanged_statuses(tx, ours, command.grace_seconds, tuple(_OUTCOMES)), ALL_TENANTS
+        )
+        counts = dict.fromkeys(_OUTCOMES.values(), 0)
+        keys = sorted(settled)
+        for begin in range(0, len(keys), SETTLED_AT_ONCE):
+            for key in self._settle(keys[begin : begin + SETTLED_AT_ONCE], settled):
+                counts[_OUTCOMES[settled[key]]] += 1
+        return Reconciled(len(reserved), counts["released"], counts["fulfilled"], next_page_token)
+
+    def _settle(self, keys: Sequence[OrderKey], statuses: Mapping[OrderKey, Status]) -> list[OrderKey]:
+        """Settle the orders. Returns those whose reservations have changed."""
+        changed = self._stock.settle([(key, statuses[key] is Status.CANCELLED) for key in keys])
+        for key in changed:
+            outcome = _OUTCOMES[statuses[key]]
+            _reconciled(outcome).inc()
+            _log.warning(
+                "the event of an order was lost; its reservations were settled",
+                tenant=key.tenant,
+                order_id=key.id,
+                status=statuses[key],
+                outcome=outcome,
+            )
+        return changed
