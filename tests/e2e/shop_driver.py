@@ -36,6 +36,11 @@ _T = TypeVar("_T")
 _ids = itertools.count(random.SystemRandom().randrange(2**40) * 1000 + 1)
 
 
+def new_id() -> int:
+    """Return an id that no product and no user has."""
+    return next(_ids)
+
+
 class ShopDriver:
     """Connections to both APIs of a running stack."""
 
@@ -76,8 +81,7 @@ class ShopDriver:
     # --- stock ---
 
     def new_id(self) -> int:
-        """An id that no product and no user has."""
-        return next(_ids)
+        return new_id()
 
     def stocked_product(self, units: int = 0, **by_location: int) -> int:
         """Create a product with this stock, at the default location or at the named ones. Returns its id."""

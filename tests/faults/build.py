@@ -25,6 +25,10 @@ _FAILPOINT = re.compile(r"^( *)(\S.*)?# failpoint: ([a-z-]+)\n", re.MULTILINE)
 Mutant = Mapping[str, str]
 """Failpoint → the code that replaces its line."""
 
+LOCALHOST: Mutant = {"server-name": "options = [*self._options, ('grpc.ssl_target_name_override', 'localhost')]"}
+"""Every build expects the name localhost in certificates of servers. gRPC cannot verify the servers of a list of
+addresses otherwise, and the tests call all processes of a kind at such a list."""
+
 
 def failpoints() -> list[str]:
     """The names of all failpoints in the source, with repeats."""
@@ -35,8 +39,9 @@ def failpoints() -> list[str]:
 class Build:
     """A build in a folder, which it creates. Raises ValueError for a failpoint that the source does not have."""
 
-    def __init__(self, folder: Path, code: Mutant) -> None:
+    def __init__(self, folder: Path, code: Mutant | None = None) -> None:
         self.folder = folder
+        code = {**LOCALHOST, **(code or {})}
         used: set[str] = set()
 
         def replaced(line: re.Match[str]) -> str:

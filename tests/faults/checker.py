@@ -1,17 +1,22 @@
-"""Compares the results of all calls, and all events on Kafka, with the rows of both databases.
+"""Compares the results of all calls of a tenant, and its events on Kafka, with its rows in both databases.
 
 The rules, for a system at rest:
 
 - stock in = stock on hand + shipped stock; reserved = the sum of the active reservations; never oversold;
 - an acknowledged call took effect once; a refused one not at all; one without a response had its whole effect or none;
 - there is no effect without a call;
-- each effect has its events, none is missing, repeats have the same id, first occurrences are in order.
+- each effect has its events, none is missing, repeats have the same id, first occurrences are in order;
+- a tenant sees its own rows only, and no error names a row of another tenant.
+
+Tenants use the same products, users, order ids and request ids. So a row, a unit or an event that reaches the wrong
+tenant is an effect without a call there.
 """
 
+import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-from tests.faults.event_histories import EventHistories, check_events
+from tests.faults.event_histories import EventHistories, check_events, first_occurrences
 from tests.faults.history import (
     DEFECTS,
     AddStock,
@@ -40,6 +45,30 @@ RESERVATION_STATES = {
 }
 
 
+def check_tenants(histories: Sequence[History]) -> list[str]:
+    """Return one message for each violation of a rule in the histories of all tenants of a run."""
+    violations = [f"{history.tenant}: {text}" for history in histories for text in check(history)]
+    # The ids and numbers of events are unique over all tenants.
+    violations += first_occurrences(event for history in histories for event in history.events)[1]
+    for history in histories:
+        foreign = {name for other in histories if other is not history for name in _names_of(other)}
+        for call in history.calls:
+            for text in call.texts:
+                violations += [
+                    f"{history.tenant}: an error names {name} of another tenant: {text}"
+                    for name in foreign.intersection(_WORD.findall(text))
+                ]
+    return violations
+
+
+def _names_of(history: History) -> set[str]:
+    """The words that only this tenant may read. The ids of items are small numbers, which mean other things, too."""
+    return {history.tenant, *history.snapshot.reservations, *history.snapshot.orders}
+
+
+_WORD = re.compile(r"[\w-]+")
+
+
 def check(history: History) -> list[str]:
     """Return one message for each violation of a rule. Empty for a correct history."""
     histories, violations = check_events(history.events, history.snapshot)
@@ -51,6 +80,7 @@ def check(history: History) -> list[str]:
     violations += _check_orders(index, history.snapshot)
     violations += _check_status_changes(index, histories)
     violations += _check_dead_letters(history)
+    violations += _check_pages(history)
     return violations
 
 
@@ -228,6 +258,12 @@ def _check_dead_letters(history: History) -> Iterator[str]:
             yield f"event {event_id} became a dead letter, {count} times"
     for event_id in history.poison - set(history.dead_letters):
         yield f"the invalid event {event_id} did not become a dead letter"
+
+
+def _check_pages(history: History) -> Iterator[str]:
+    snapshot = history.snapshot
+    for row_id in history.seen - snapshot.items.keys() - snapshot.reservations.keys() - snapshot.orders.keys():
+        yield f"a page has the row {row_id}, which the tenant does not have"
 
 
 def _by_order(reservations: Mapping[str, Reservation]) -> dict[str, list[Reservation]]:

@@ -1,15 +1,18 @@
 """Clients that order, reserve, release and add stock, and record each call before they send it.
 
-They use plain channels without gRPC's retries, so that each attempt is recorded. A call without a response is repeated
-with its request id, or abandoned. A call with a response is sometimes repeated, as by a client that lost the response.
-The seed determines the calls of each client, but not how the calls of several clients interleave.
+They use channels without gRPC's retries, so that each attempt is recorded. A call without a response is repeated with
+its request id, or abandoned. A call with a response is sometimes repeated, as by a client that lost the response. The
+seed determines the calls of each client, but not how the calls of several clients interleave.
+
+Each client works for one tenant. Its twin works for another tenant, and begins each operation with the same product,
+user, order id and request id. So a row that is looked up without its tenant is often found.
 """
 
 import itertools
 import random
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Self
 from uuid import UUID
@@ -24,6 +27,7 @@ from shop_protos.inventory.v1 import inventory_pb2 as inventory
 from shop_protos.inventory.v1.inventory_pb2_grpc import InventoryServiceStub
 from shop_protos.order.v1 import order_pb2 as orders
 from shop_protos.order.v1.order_pb2_grpc import OrderServiceStub
+from tests.faults.access import Access, Header
 from tests.faults.history import (
     DEFECTS,
     AddStock,
@@ -35,6 +39,7 @@ from tests.faults.history import (
     Info,
     Operation,
     Outcome,
+    Read,
     Refusal,
     Release,
     Reserve,
@@ -48,6 +53,7 @@ GIVE_UP_SECONDS = 45.0
 ANSWERED_SECONDS = 120.0
 LOCATIONS = ("NORTH", "SOUTH")
 UNITS_MAX = 3
+_USER_ID_BITS = 40
 
 _DEFINITE = {
     grpc.StatusCode.INVALID_ARGUMENT,
@@ -56,34 +62,24 @@ _DEFINITE = {
     grpc.StatusCode.ABORTED,
     grpc.StatusCode.RESOURCE_EXHAUSTED,
 }
-user_ids = itertools.count(random.SystemRandom().randrange(2**40) * 1000 + 1)
-CHANNEL_OPTIONS = [
-    ("grpc.enable_retries", 0),
-    ("grpc.use_local_subchannel_pool", 1),
-    ("grpc.initial_reconnect_backoff_ms", 100),
-    ("grpc.min_reconnect_backoff_ms", 1_000),
-    ("grpc.max_reconnect_backoff_ms", 1_000),
-    ("grpc.service_config", '{"loadBalancingConfig": [{"round_robin": {}}]}'),
-]
 
 
 class Clients:
-    """Clients of one system for some products. The targets are addresses or gRPC targets of the two APIs."""
+    """Clients of one system for some products. All tenants use the same products."""
 
-    def __init__(
-        self, inventory_target: str, orders_target: str, call_log: CallLog, products: Sequence[int], seed: int
-    ) -> None:
+    def __init__(self, access: Access, call_log: CallLog, products: Sequence[int], seed: int) -> None:
+        self.access = access
         self.call_log = call_log
         self.products = products
         self._seed = seed
-        self.targets = (inventory_target, orders_target)
         self._added = itertools.count(20)  # each addition has another number of units
         self._done = threading.Event()
         self._failures: list[BaseException] = []
 
     def at_addresses(self, inventory_target: str, orders_target: str) -> Self:
         """More clients for the same products and with the same call log, which call these addresses."""
-        others = type(self)(inventory_target, orders_target, self.call_log, self.products, self._seed + 1)
+        access = self.access.at(inventory_target, orders_target)
+        others = type(self)(access, self.call_log, self.products, self._seed + 1)
         others._added = self._added
         return others
 
@@ -91,7 +87,7 @@ class Clients:
     def working(
         self, count: int = 6, pause_seconds: float = 0.02, weights: tuple[int, int, int] = (6, 3, 1)
     ) -> Iterator[None]:
-        """Runs `count` clients until the block ends; then each finishes its current operation.
+        """Runs `count` clients until the block ends, as many of each tenant; then each finishes its current operation.
 
         `weights` are the relative frequencies of orders, reservations and additions of stock.
         """
@@ -110,10 +106,11 @@ class Clients:
             raise self._failures[0]
 
     def add_stock(self, location: str, units: Callable[[], int]) -> None:
-        """Add units of each product at the location, in one call per product."""
-        with self._client("stock") as client:
-            for product in self.products:
-                client.add_stock(product, location, units())
+        """Add units of each product of each tenant at the location, in one call per product."""
+        for tenant in self.access.tenants:
+            with self._client(tenant, "stock") as client:
+                for product in self.products:
+                    client.add_stock(product, location, units())
 
     def wait_for(self, more: int, within_seconds: float = ANSWERED_SECONDS) -> None:
         """Wait for this many more acknowledged calls."""
@@ -132,20 +129,21 @@ class Clients:
             self._done.wait(0.05)
 
     def _work(self, number: int, pause_seconds: float, weights: tuple[int, int, int]) -> None:
+        twin, of_tenant = divmod(number, len(self.access.tenants))
         try:
-            with self._client(str(number)) as client:
+            with self._client(self.access.tenants[of_tenant], str(twin)) as client:
                 while not self._done.wait(pause_seconds):
                     client.run_one(weights)
         except BaseException as failure:  # raised again by `_wait` and at the end of `working`
             self._failures.append(failure)
 
     @contextmanager
-    def _client(self, name: str) -> Iterator["_Client"]:
-        to_inventory, to_orders = (grpc.insecure_channel(target, options=CHANNEL_OPTIONS) for target in self.targets)
-        with to_inventory, to_orders:
-            chance = random.Random(f"{self._seed}-{name}")
+    def _client(self, tenant: str, name: str) -> Iterator["_Client"]:
+        access = self.access
+        with access.channel(access.inventory_target) as to_inventory, access.channel(access.orders_target) as to_orders:
             stubs = InventoryServiceStub(to_inventory), OrderServiceStub(to_orders)
-            yield _Client(*stubs, self.call_log, self.products, chance, self._added)
+            as_tenant = tenant, access.headers(tenant)
+            yield _Client(*stubs, self.call_log, self.products, f"{self._seed}-{name}", self._added, *as_tenant)
 
 
 class _Client:
@@ -155,18 +153,28 @@ class _Client:
         order_api: OrderServiceStub,
         call_log: CallLog,
         products: Sequence[int],
-        chance: random.Random,
+        seed: str,
         added: Iterator[int],
+        tenant: str,
+        headers: Sequence[Header],
     ) -> None:
         self._inventory_api = inventory_api
         self._order_api = order_api
         self._call_log = call_log
         self._products = products
-        self._chance = chance
+        self._seed = seed
+        self._operations = itertools.count()
+        self._chance = random.Random(seed)
         self._added = added
+        self._tenant = tenant
+        self._headers = headers
 
     def run_one(self, weights: tuple[int, int, int]) -> None:
-        """Run one operation, chosen by the weights."""
+        """Run one operation, chosen by the weights, and sometimes read a page before."""
+        # The calls of an operation depend on the responses. A new start for each operation keeps the twins together.
+        self._chance = random.Random(f"{self._seed}-{next(self._operations)}")
+        if self._chance.random() < 0.2:
+            self._read()
         (operation,) = self._chance.choices((self._order, self._reserve, self._restock), weights)
         operation()
 
@@ -174,6 +182,23 @@ class _Client:
         request = inventory.CreateInventoryItemRequest(product_id=product, location=location, quantity=units)
         operation = AddStock(product, location, units)
         self._call(operation, self._inventory_api.CreateInventoryItem, request, lambda a: a.item.id)
+
+    def _read(self) -> None:
+        product = self._chance.choice(self._products)
+        items = inventory.ListInventoryItemsRequest(product_id=product)
+        reservations = inventory.ListReservationsRequest(product_id=product)
+        kind, method, request = self._chance.choice(
+            (
+                ("items", self._inventory_api.ListInventoryItems, items),
+                ("reservations", self._inventory_api.ListReservations, reservations),
+                ("orders", self._order_api.ListOrders, orders.ListOrdersRequest()),
+            )
+        )
+        self._call(Read(kind), method, request, lambda page: self._see(row.id for row in getattr(page, kind)))
+
+    def _see(self, ids: Iterable[str | int]) -> int:
+        self._call_log.add_page(self._tenant, ids)
+        return 0
 
     def _restock(self) -> None:
         # Each addition has another number of units, so that the checker can match calls with additions.
@@ -198,7 +223,7 @@ class _Client:
             self._call_concurrently([release] * self._chance.randint(1, 3))
 
     def _order(self) -> None:
-        user_id = next(user_ids)
+        user_id = 1 + self._chance.getrandbits(_USER_ID_BITS)
         products = self._chance.sample(self._products, self._chance.randint(1, len(self._products)))
         lines = tuple((product, self._chance.randint(1, UNITS_MAX)) for product in products)
         price = Money(currency_code="EUR", units=19, nanos=990_000_000)
@@ -238,16 +263,25 @@ class _Client:
             request_id = self._uuid()
             if "request_id" in copy.DESCRIPTOR.fields_by_name:
                 copy.request_id = request_id
-            calls.append((self._call_log.open(operation, request_id), method, copy, read))
+            calls.append((self._call_log.open(operation, request_id, self._tenant), method, copy, read))
         retries = self._chance.random() < 0.8
         deadline = time.monotonic() + (GIVE_UP_SECONDS if retries else 0)
         pending = calls
         while pending:
-            _send(pending)
+            self._send(pending)
             pending = [each for each in pending if _may_retry(each[0]) and time.monotonic() < deadline]
         if self._chance.random() < 0.1:
-            _send([each for each in calls if each[0].fate == "done"])
+            self._send([each for each in calls if each[0].fate == "done"])
         return [call.answers[0] if call.answers else None for call, *_ in calls]
+
+    def _send(self, calls: Sequence[tuple[Call, Any, Any, Callable[[Any], str | int]]]) -> None:
+        sent_at = time.monotonic()
+        sent = [
+            (call, method.future(request, timeout=CALL_SECONDS, metadata=self._headers), read)
+            for call, method, request, read in calls
+        ]
+        for call, answer, read in sent:
+            call.add(sent_at, outcome_of(answer, read))
 
     def _uuid(self) -> str:
         return str(UUID(int=self._chance.getrandbits(128), version=4))
@@ -270,25 +304,19 @@ def _may_retry(call: Call) -> bool:
     return call.fate == "unknown" and DEFECTS.isdisjoint(call.infos)
 
 
-def _send(calls: Sequence[tuple[Call, Any, Any, Callable[[Any], str | int]]]) -> None:
-    sent_at = time.monotonic()
-    sent = [(call, method.future(request, timeout=CALL_SECONDS), read) for call, method, request, read in calls]
-    for call, answer, read in sent:
-        call.add(sent_at, outcome_of(answer, read))
-
-
 def outcome_of(answer: Any, read: Callable[[Any], str | int]) -> Outcome:
     """The outcome of a finished call. `read` returns the value of its response."""
     code = answer.code()
     if code is grpc.StatusCode.OK:
         return Answer(read(answer.result()))
+    text = str(answer.details())
     if code not in _DEFINITE:
-        return Info(code.name)
+        return Info(code.name, text)
     for key, value in answer.trailing_metadata() or ():
         if key == "grpc-status-details-bin":
             for detail in Status.FromString(value).details:
                 info = ErrorInfo()
                 if detail.Unpack(info):
-                    return Refusal(info.reason)
+                    return Refusal(info.reason, f"{text} {dict(info.metadata)}")
     # Without ErrorInfo the error comes from gRPC itself, for example after a broken connection.
-    return Info(code.name)
+    return Info(code.name, text)

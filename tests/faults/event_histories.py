@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
-from tests.faults.history import Event, Snapshot
+from tests.faults.history import DEFAULT_TENANT, Event, Snapshot
 
 # Status or state → the next ones that are legal.
 ORDER_CHANGES = {
@@ -47,15 +47,16 @@ class EventHistories:
 
 def check_events(events: Iterable[Event], snapshot: Snapshot) -> tuple[EventHistories, list[str]]:
     """Return the event histories and one message for each violation found in them."""
-    first, violations = _first_occurrences(events)
+    first, violations = first_occurrences(events)
     histories = EventHistories()
+    violations += _check_keys(first)
     violations += _check_orders(first, snapshot, histories)
     violations += _check_reservations(first, snapshot, histories)
     violations += _check_items(first, snapshot, histories)
     return histories, violations
 
 
-def _first_occurrences(events: Iterable[Event]) -> tuple[list[Event], list[str]]:
+def first_occurrences(events: Iterable[Event]) -> tuple[list[Event], list[str]]:
     """Each event once, in partition order. Violations: differing repeats, reused numbers, keys in two partitions."""
     violations: list[str] = []
     first: dict[str, Event] = {}
@@ -72,6 +73,17 @@ def _first_occurrences(events: Iterable[Event]) -> tuple[list[Event], list[str]]
         if partitions.setdefault((event.topic, event.key), event.partition) != event.partition:
             violations.append(f"{event.topic}: the key {event.key} is in two partitions")
     return list(first.values()), violations
+
+
+def _check_keys(events: Iterable[Event]) -> Iterator[str]:
+    for event in events:
+        if event.type in _ORDER_STATES:
+            expected = event.data["id"]
+        else:
+            product = event.data["product_id"]
+            expected = str(product) if event.tenant == DEFAULT_TENANT else f"{event.tenant}/{product}"
+        if event.key != expected:
+            yield f"an event of {event.tenant} has the key {event.key}: {event.type}"
 
 
 def _check_orders(events: Sequence[Event], snapshot: Snapshot, histories: EventHistories) -> Iterator[str]:

@@ -1,13 +1,16 @@
 """The input of the checker: the operations of clients, the events on Kafka, and a snapshot of the databases.
 
-This module imports no code of the services.
+This module imports no code of the services. There is one history for each tenant of a run.
 """
 
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
+
+DEFAULT_TENANT = "default"
+"""The tenant of all calls if identities are not checked."""
 
 
 @dataclass(frozen=True)
@@ -51,21 +54,29 @@ class ChangeStatus:
     status: str
 
 
-Operation = AddStock | Reserve | Release | CreateOrder | ChangeStatus
+@dataclass(frozen=True)
+class Read:
+    """Read a page of the items or reservations of a product, or of the orders. It has no effect."""
+
+    kind: str
+
+
+Operation = AddStock | Reserve | Release | CreateOrder | ChangeStatus | Read
 
 
 @dataclass(frozen=True)
 class Answer:
-    """The operation succeeded: the id of the item, reservation or order, the units released, or the status."""
+    """The operation succeeded: the id of the item, reservation or order, the units released, or 0 for a page."""
 
     value: str | int
 
 
 @dataclass(frozen=True)
 class Refusal:
-    """The API refused the operation."""
+    """The API refused the operation. `text` is the message and the metadata of the error."""
 
     reason: str
+    text: str = field(default="", compare=False)
 
 
 @dataclass(frozen=True)
@@ -73,6 +84,7 @@ class Info:
     """The outcome is unknown: the connection broke, the deadline passed, or the API returned INTERNAL (Jepsen info)."""
 
     code: str
+    text: str = field(default="", compare=False)
 
 
 DEFECTS = frozenset({"INTERNAL", "UNKNOWN", "UNIMPLEMENTED", "DATA_LOSS"})
@@ -97,6 +109,7 @@ class Call:
     operation: Operation
     request_id: str
     attempts: list[Attempt] = field(default_factory=list)
+    tenant: str = DEFAULT_TENANT
 
     def add(self, sent_at: float, outcome: Outcome) -> None:
         self.attempts.append(Attempt(sent_at, time.monotonic(), outcome))
@@ -114,6 +127,11 @@ class Call:
         return [attempt.outcome.reason for attempt in self.attempts if isinstance(attempt.outcome, Refusal)]
 
     @property
+    def texts(self) -> list[str]:
+        """The messages of all errors."""
+        return [each.outcome.text for each in self.attempts if not isinstance(each.outcome, Answer)]
+
+    @property
     def fate(self) -> Literal["done", "refused", "unknown"]:
         """`done` after at least one answer. Without an answer, a single `Info` makes it `unknown`."""
         if self.answers:
@@ -126,14 +144,21 @@ class CallLog:
 
     def __init__(self) -> None:
         self.calls: list[Call] = []
+        self.seen: dict[str, set[str | int]] = {}
+        """Tenant → the ids of all rows on the pages that it has read."""
         self._lock = threading.Lock()
 
-    def open(self, operation: Operation, request_id: str) -> Call:
+    def open(self, operation: Operation, request_id: str, tenant: str) -> Call:
         """Record a call. Must run before its first request: the checker reports any effect without a recorded call."""
-        call = Call(operation, request_id)
+        call = Call(operation, request_id, tenant=tenant)
         with self._lock:
             self.calls.append(call)
         return call
+
+    def add_page(self, tenant: str, ids: Iterable[str | int]) -> None:
+        """Record the ids of the rows on a page."""
+        with self._lock:
+            self.seen.setdefault(tenant, set()).update(ids)
 
     def count(self, fate: str = "done") -> int:
         """The number of calls whose fate is this one now."""
@@ -153,6 +178,7 @@ class Event:
     type: str
     sequence: int
     data: Mapping[str, Any]
+    tenant: str = DEFAULT_TENANT
 
 
 @dataclass(frozen=True)
@@ -194,16 +220,19 @@ class Order:
 
 @dataclass(frozen=True)
 class Snapshot:
-    """The rows of both databases, read when the system was at rest."""
+    """The rows of one tenant in both databases, read when the system was at rest."""
 
-    items: Mapping[int, Item]
-    reservations: Mapping[str, Reservation]
-    orders: Mapping[str, Order]
+    items: dict[int, Item] = field(default_factory=dict)
+    reservations: dict[str, Reservation] = field(default_factory=dict)
+    orders: dict[str, Order] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class History:
-    """Everything recorded in a run. `fault_free`: no fault was injected, so every call must have an answer."""
+    """Everything recorded for one tenant in a run.
+
+    `fault_free`: no fault was injected, so every call must have an answer.
+    """
 
     calls: list[Call]
     events: list[Event]
@@ -215,3 +244,6 @@ class History:
     fault_free: bool = False
     unfinished: str = ""
     """The work that was left when the system did not come to rest in time. Empty if it did."""
+    tenant: str = DEFAULT_TENANT
+    seen: frozenset[str | int] = frozenset()
+    """The ids of all rows on the pages that the tenant has read."""

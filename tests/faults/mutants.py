@@ -25,5 +25,14 @@ AUTOINCREMENT: Mutant = {"sqlite-autoincrement": "sqlite_autoincrement=False,"}
 BEGIN_IMMEDIATE: Mutant = {"sqlite-begin": '_BEGIN_WRITE = "BEGIN"'}
 """SQLite takes the write lock at the first write, after the first read."""
 
+STOCK_OF_TENANT: Mutant = {
+    "shelf-of-tenant": "self._by_product.setdefault(ProductKey('', item.product_id), []).append(shelf)",
+    "shelves-of-tenant": "shelves = self._by_product.get(ProductKey('', product.product_id), ())",
+}
+"""An order takes the units of all tenants that its batch has locked."""
+
+PAGE_OF_TENANT: Mutant = {"page-of-tenant": "query = in_order"}
+"""A page of items has the items of all tenants."""
+
 DATABASE_CLOCK: Mutant = {"database-clock": "timestamp = datetime.now(__import__('datetime').UTC)"}
 """Each process uses its own clock."""

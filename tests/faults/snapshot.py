@@ -1,5 +1,6 @@
 """Reads both databases with plain SQL. Uses neither the code nor the table definitions of the services."""
 
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -39,36 +40,36 @@ class Readers:
         """Shard of the orders' outbox → owner of its lease."""
         return {str(shard): owner for shard, owner in _rows(self._orders, "SELECT shard, owner FROM relay_lease")}
 
-    def snapshot(self, products: Iterable[int]) -> Snapshot:
-        """All rows that concern these products."""
+    def snapshots(self, products: Iterable[int]) -> dict[str, Snapshot]:
+        """All rows that concern these products, by tenant."""
         ours = set(products)
-        items = [Item(*row) for row in _rows(self._inventory, _ITEMS)]
-        parts: dict[str, dict[int, int]] = {}
-        for reservation_id, item_id, units in _rows(self._inventory, _ALLOCATIONS):
-            parts.setdefault(str(reservation_id), {})[item_id] = units
-        reservations = [
-            Reservation(str(row_id), product, units, order_id, state, parts.get(str(row_id), {}), expires_at is None)
-            for row_id, product, units, order_id, state, expires_at in _rows(self._inventory, _RESERVATIONS)
-        ]
-        lines: dict[str, dict[int, int]] = {}
-        for order_id, product, units in _rows(self._orders, _LINES):
-            lines.setdefault(str(order_id), {})[product] = units
-        orders = [
-            Order(str(row[0]), row[1], row[2], row[3], lines.get(str(row[0]), {}))
-            for row in _rows(self._orders, _ORDERS)
-        ]
-        return Snapshot(
-            {item.id: item for item in items if item.product in ours},
-            {each.id: each for each in reservations if each.product in ours},
-            {order.id: order for order in orders if ours.intersection(order.lines)},
-        )
+        found: dict[str, Snapshot] = defaultdict(Snapshot)
+        for tenant, *row in _rows(self._inventory, _ITEMS):
+            if (item := Item(*row)).product in ours:
+                found[tenant].items[item.id] = item
+        parts: dict[tuple[str, str], dict[int, int]] = defaultdict(dict)
+        for tenant, reservation_id, item_id, units in _rows(self._inventory, _ALLOCATIONS):
+            parts[tenant, str(reservation_id)][item_id] = units
+        for tenant, row_id, product, units, order_id, state, expires_at in _rows(self._inventory, _RESERVATIONS):
+            if product in ours:
+                own = parts[tenant, str(row_id)]
+                reservation = Reservation(str(row_id), product, units, order_id, state, own, expires_at is None)
+                found[tenant].reservations[reservation.id] = reservation
+        lines: dict[tuple[str, str], dict[int, int]] = defaultdict(dict)
+        for tenant, order_id, product, units in _rows(self._orders, _LINES):
+            lines[tenant, str(order_id)][product] = units
+        for tenant, order_id, user_id, status, version in _rows(self._orders, _ORDERS):
+            of_order = lines[tenant, str(order_id)]
+            if ours.intersection(of_order):
+                found[tenant].orders[str(order_id)] = Order(str(order_id), user_id, status, version, of_order)
+        return found
 
 
-_ITEMS = "SELECT id, product_id, location, quantity, reserved_quantity, version FROM inventory_items"
-_RESERVATIONS = "SELECT id, product_id, quantity, order_id, state, expires_at FROM stock_reservations"
-_ALLOCATIONS = "SELECT reservation_id, item_id, quantity FROM reservation_allocations"
-_ORDERS = "SELECT id, user_id, status, version FROM orders"
-_LINES = "SELECT order_id, product_id, quantity FROM order_items"
+_ITEMS = "SELECT tenant, id, product_id, location, quantity, reserved_quantity, version FROM inventory_items"
+_RESERVATIONS = "SELECT tenant, id, product_id, quantity, order_id, state, expires_at FROM stock_reservations"
+_ALLOCATIONS = "SELECT tenant, reservation_id, item_id, quantity FROM reservation_allocations"
+_ORDERS = "SELECT tenant, id, user_id, status, version FROM orders"
+_LINES = "SELECT tenant, order_id, product_id, quantity FROM order_items"
 
 
 def _rows(engine: Engine, query: str, **parameters: str) -> Sequence[Any]:

@@ -8,7 +8,7 @@ from confluent_kafka import Consumer, KafkaException, TopicPartition
 
 from devstack.kafka import Kafka, Record
 from shop_common.events import received
-from tests.faults.history import Event
+from tests.faults.history import DEFAULT_TENANT, Event
 
 ORDERS, INVENTORY = "order-events", "inventory-events"
 TOPICS = (ORDERS, INVENTORY)
@@ -87,6 +87,7 @@ def events(records: Iterable[Record], products: Iterable[int]) -> list[Event]:
                 Event(
                     *(record.topic, record.partition, record.offset, record.key or ""),
                     *(headers["ce_id"], headers["ce_type"], int(headers["ce_sequence"]), data),
+                    headers.get("ce_tenant", DEFAULT_TENANT),
                 )
             )
     return found

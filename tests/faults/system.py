@@ -1,9 +1,13 @@
 """The whole system under test: starts it, runs clients, waits until it is at rest, and runs the checker."""
 
+import secrets
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import replace
+from pathlib import Path
 
 from confluent_kafka import KafkaException
 from sqlalchemy.exc import DBAPIError
@@ -11,11 +15,15 @@ from sqlalchemy.exc import DBAPIError
 from devstack.kafka import Kafka
 from devstack.process import Process
 from devstack.stack import Databases, Options, Ports, Stack, target_of
+from shop_common.rpc.tls import ReloadedCertificates
+from shopctl.client import Shop
 from shopctl.system.layout import INVENTORY_API, ORDER_API, REAPER, RELAY
-from tests.e2e.shop_driver import ShopDriver
-from tests.faults.checker import check
+from tests.e2e.shop_driver import ShopDriver, new_id
+from tests.faults import identities
+from tests.faults.access import Access
+from tests.faults.checker import check_tenants
 from tests.faults.clients import Clients
-from tests.faults.history import CallLog, History
+from tests.faults.history import CallLog, History, Snapshot
 from tests.faults.proxy import Proxy
 from tests.faults.snapshot import Readers
 from tests.faults.stream import DEAD_LETTERS, INVENTORY, ORDERS, Stream, events
@@ -24,6 +32,7 @@ LEASE_SECONDS = 3
 REST_SECONDS = 90
 READY_SECONDS = 120
 PRODUCTS = 3
+TENANTS = 2
 _POLL_SECONDS = 0.1
 Proxies = Mapping[str, Proxy]
 """API → the proxy in front of it, if there is one."""
@@ -34,10 +43,9 @@ _GROUPS = {INVENTORY_API: ORDERS, ORDER_API: INVENTORY}
 class System:
     """One or more processes of each kind over the same databases, with readers of the databases and of Kafka."""
 
-    def __init__(self, stacks: list[Stack], inventory_target: str, orders_target: str, proxies: Proxies) -> None:
+    def __init__(self, stacks: list[Stack], access: Access, proxies: Proxies) -> None:
         self.stacks = stacks
-        self.inventory_target = inventory_target
-        self.orders_target = orders_target
+        self.access = access
         self.proxies = proxies
         self.kafka = stacks[0].kafka
         self.readers = Readers(stacks[0].databases)
@@ -51,8 +59,11 @@ class System:
         return process
 
     def wait_ready(self) -> None:
+        files = self.access.files
+        certificates = None if files is None else ReloadedCertificates(files.for_clients)
         for stack in self.stacks:
-            with ShopDriver.connect(stack) as shop:
+            api = Shop.connect(stack.inventory_address, stack.orders_address, certificates)
+            with ShopDriver(stack, api) as shop:
                 shop.wait_ready(READY_SECONDS)
 
     @contextmanager
@@ -65,17 +76,19 @@ class System:
         poison: frozenset[str] = frozenset(),
         rest_seconds: float = REST_SECONDS,
     ) -> Iterator[Clients]:
-        """Clients for new products. After the block, waits until the system is at rest and checks the history."""
+        """Clients for new products. After the block, waits until the system is at rest and checks the histories."""
         recording = self.record(seed, products)
         yield recording.clients
-        history = recording.at_rest(fault_free=fault_free, poison=poison, within_seconds=rest_seconds)
-        violations = check(history)
+        histories = recording.at_rest(fault_free=fault_free, poison=poison, within_seconds=rest_seconds)
+        violations = check_tenants(histories)
         first = "\n".join(violations[:20])
         assert not violations, f"seed {seed}: {len(violations)} violations\n{first}"
-        assert len([call for call in history.calls if call.fate == "done"]) > 20, "too few calls to test anything"
+        for history in histories:
+            done = sum(call.fate == "done" for call in history.calls)
+            assert done > 10, f"too few calls of {history.tenant} to test anything: {done}"
 
     def record(self, seed: int, products: int = PRODUCTS) -> "Recording":
-        """Start to record a history."""
+        """Start to record the histories of new tenants. They are `default` only if identities are not checked."""
         return Recording(self, seed, products)
 
     def eventually(self, condition: Callable[[], object], within_seconds: float, description: str) -> None:
@@ -110,28 +123,43 @@ class System:
 
 
 class Recording:
-    """A history that is being recorded: its clients, their calls and the events on Kafka."""
+    """Histories that are being recorded: their clients, the calls and the events on Kafka."""
 
     def __init__(self, system: System, seed: int, products: int = PRODUCTS) -> None:
         self._system = system
-        with ShopDriver.connect(system.stacks[0]) as shop:
-            self._products = [shop.new_id() for _ in range(products)]
+        self._products = [new_id() for _ in range(products)]
         self.call_log = CallLog()
         self.stream = Stream(system.kafka)
-        targets = system.inventory_target, system.orders_target
-        self.clients = Clients(*targets, self.call_log, self._products, seed)
+        access = system.access
+        if access.files is not None:
+            # New names, because the clients of two histories with the same seed use the same request ids.
+            access = replace(access, tenants=tuple(f"tenant-{secrets.token_hex(4)}" for _ in range(TENANTS)))
+        self.clients = Clients(access, self.call_log, self._products, seed)
 
     def at_rest(
         self, *, fault_free: bool = False, poison: frozenset[str] = frozenset(), within_seconds: float = REST_SECONDS
-    ) -> History:
-        """Wait until the system is at rest or the time is over. Returns the history."""
+    ) -> list[History]:
+        """Wait until the system is at rest or the time is over. Returns the history of each tenant."""
         unfinished = self._system.wait_until_at_rest(self._products, within_seconds)
-        records = self.stream.read()
+        read = events(self.stream.read(), self._products)
         dead_letters = [record.headers["ce_id"] for record in self.stream.read(DEAD_LETTERS)]
-        snapshot = self._system.readers.snapshot(self._products)
-        return History(
-            self.call_log.calls, events(records, self._products), snapshot, dead_letters, poison, fault_free, unfinished
-        )
+        snapshots = self._system.readers.snapshots(self._products)
+        # A row or an event of any other tenant is an effect without a call.
+        tenants = {*self.clients.access.tenants, *snapshots, *(event.tenant for event in read)}
+        return [
+            History(
+                [call for call in self.call_log.calls if call.tenant == tenant],
+                [event for event in read if event.tenant == tenant],
+                snapshots.get(tenant, Snapshot()),
+                dead_letters,
+                poison,
+                fault_free,
+                unfinished,
+                tenant,
+                frozenset(self.call_log.seen.get(tenant, ())),
+            )
+            for tenant in sorted(tenants)
+        ]
 
 
 @contextmanager
@@ -145,8 +173,13 @@ def running(
     per_replica: Sequence[Mapping[str, str]] = (),
     proxy_for: Callable[[int], Proxy] | None = None,
     metrics: bool = False,
+    is_secured: bool = True,
 ) -> Iterator[System]:
-    """Starts `replicas` processes of each kind. An API is called at all its addresses, or through `proxy_for(port)`."""
+    """Starts `replicas` processes of each kind. An API is called at all its addresses, or through `proxy_for(port)`.
+
+    With `is_secured`, the processes use TLS and check identities, the clients are of several tenants, and the processes
+    use roles of PostgreSQL with row-level security. Several replicas then need a Build.
+    """
     ports = [Ports.free(metrics=metrics) for _ in range(replicas)]
     proxies = {}
     if proxy_for is not None:
@@ -159,18 +192,28 @@ def running(
         RELAY: {"LEASE_SECONDS": str(LEASE_SECONDS)},
     }
     settings = {name: own.get(name, {}) | dict((per_process or {}).get(name, {})) for name in (INVENTORY_API, *own)}
-    stacks = []
-    for each, own_environment in zip(ports, per_replica or [{}] * replicas, strict=True):
-        options = Options(environment={**(environment or {}), **own_environment}, per_process=settings)
-        stacks.append(Stack(databases, kafka, each, options))
     with ExitStack() as at_the_end:
-        for number, stack in enumerate(stacks):
-            if number == 0:
-                at_the_end.enter_context(stack)
-            else:
-                at_the_end.callback(stack.stop)
-                stack.start()
-        system = System(stacks, inventory, orders, proxies)
+        identity = None
+        if is_secured:
+            identity = identities.make(Path(at_the_end.enter_context(tempfile.TemporaryDirectory())))
+        options = Options(environment=environment or {}, per_process=settings)
+        Stack(databases, kafka, ports[0], options).migrate()
+        if identity is not None:
+            roles = at_the_end.enter_context(identities.roles(databases))
+            settings = {
+                name: {**of_process, **identity.settings.get(name, {}), **roles.get(name, {})}
+                for name, of_process in settings.items()
+            }
+            options = replace(options, certificates=identity.certificates, per_process=settings)
+        stacks = []
+        for each, own_environment in zip(ports, per_replica or [{}] * replicas, strict=True):
+            stack = Stack(
+                databases, kafka, each, replace(options, environment={**options.environment, **own_environment})
+            )
+            at_the_end.callback(stack.stop)
+            stacks.append(stack.start())
+        access = Access(inventory, orders, None if identity is None else identity.of_clients)
+        system = System(stacks, access, proxies)
         system.wait_ready()
         yield system
 

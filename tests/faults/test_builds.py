@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from tests.faults import mutants
-from tests.faults.build import PACKAGES, ROOT, STOP_POINTS, Build, Mutant, StoppableBuild, failpoints
+from tests.faults.build import LOCALHOST, PACKAGES, ROOT, STOP_POINTS, Build, Mutant, StoppableBuild, failpoints
 
 pytestmark = pytest.mark.short
 MUTANTS: dict[str, Mutant] = {name: value for name, value in vars(mutants).items() if name.isupper()}
@@ -30,7 +30,7 @@ def test_each_stop_point_is_marked_once(tmp_path: Path) -> None:
 
 
 def test_every_failpoint_in_the_source_is_used() -> None:
-    used = {*STOP_POINTS, *(name for mutant in MUTANTS.values() for name in mutant)}
+    used = {*STOP_POINTS, *LOCALHOST, *(name for mutant in MUTANTS.values() for name in mutant)}
 
     assert set(failpoints()) == used
 

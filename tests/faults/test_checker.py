@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from tests.faults.checker import check
+from tests.faults.checker import check, check_tenants
 from tests.faults.history import (
     AddStock,
     Answer,
@@ -311,8 +311,57 @@ def test_a_confirmed_reservation_may_be_released() -> None:
             id="invalid event did not become a dead letter",
         ),
         pytest.param(lambda history: replace(history, unfinished="work is left"), "work is left", id="not at rest"),
+        pytest.param(
+            lambda history: replace(history, seen=frozenset({ITEM, "second", "of-another-tenant"})),
+            "a page has the row of-another-tenant",
+            id="row of another tenant on a page",
+        ),
+        pytest.param(
+            with_event(replace(of_order("CREATED", 9, 1), key="other-order")),
+            "has the key other-order",
+            id="key of an event",
+        ),
     ],
 )
 def test_a_violation_is_found(change: Callable[[History], History], expected: str) -> None:
     violations = check(change(correct()))
     assert any(expected in violation for violation in violations), violations
+
+
+def of_tenant(history: History, tenant: str) -> History:
+    """The same history, of a tenant whose rows and events have other ids."""
+    snapshot = history.snapshot
+    events = [
+        replace(
+            each,
+            tenant=tenant,
+            id=f"{tenant}-{each.id}",
+            key=f"{tenant}/{each.key}" if each.topic == "inventory-events" else each.key,
+            sequence=each.sequence + 100,
+        )
+        for each in history.events
+    ]
+    return replace(history, tenant=tenant, events=events, snapshot=snapshot)
+
+
+def test_tenants_with_the_same_history_pass() -> None:
+    assert check_tenants([of_tenant(correct(), "acme"), correct()]) == []
+
+
+@pytest.mark.parametrize("name", ["other", "order", "second"])
+def test_an_error_that_names_another_tenant_or_its_rows_is_found(name: str) -> None:
+    refused = call(Release("unknown"), Refusal("RESERVATION_NOT_FOUND", f"there is a reservation: {name}"))
+    acme = History([refused], [], Snapshot(), tenant="acme")
+
+    found = check_tenants([acme, of_tenant(correct(), "other")])
+
+    assert any(f"acme: an error names {name} of another tenant" in violation for violation in found), found
+
+
+def test_an_event_that_two_tenants_share_is_found() -> None:
+    shared = of_tenant(correct(), "acme")
+    shared.events[0] = replace(shared.events[0], id="event-inventory-events-1")
+
+    found = check_tenants([shared, correct()])
+
+    assert "two different events have the id event-inventory-events-1: STOCK_UPDATED and STOCK_UPDATED" in found

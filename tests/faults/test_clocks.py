@@ -57,9 +57,11 @@ def clocks(tmp_path: Path) -> list[Mapping[str, str]]:
 
 @pytest.mark.short
 def test_reservations_expire_by_the_clock_of_the_database(
-    clocks: list[Mapping[str, str]], postgres_server: PostgresServer, own_broker: Kafka, seed: int
+    clocks: list[Mapping[str, str]], postgres_server: PostgresServer, own_broker: Kafka, tmp_path: Path, seed: int
 ) -> None:
-    with running(Databases.on_server(postgres_server), own_broker, replicas=2, per_replica=clocks) as system:
+    build = Build(tmp_path / "build")
+    shifted = [with_build(clock, build) for clock in clocks]
+    with running(Databases.on_server(postgres_server), own_broker, replicas=2, per_replica=shifted) as system:
         for stack, shift in zip(system.stacks, (HOUR_SECONDS, -HOUR_SECONDS), strict=True):
             assert all(f"the clock is off by {shift}" in process.log for process in stack.processes)
         with system.history(seed, fault_free=True) as clients, clients.working():
@@ -71,12 +73,16 @@ def test_with_the_clocks_of_the_processes_reservations_expire_too_early(
     clocks: list[Mapping[str, str]], postgres_server: PostgresServer, own_broker: Kafka, tmp_path: Path, seed: int
 ) -> None:
     build = Build(tmp_path / "build", DATABASE_CLOCK)
-    wrong = [{"PYTHONPATH": f"{clock['PYTHONPATH']}:{build.folder}"} for clock in clocks]
+    wrong = [with_build(clock, build) for clock in clocks]
     with running(Databases.on_server(postgres_server), own_broker, replicas=2, per_replica=wrong) as system:
         clients = system.record(seed).clients
         with clients.working():
             clients.wait_for(200)
     assert expired_too_early(clients) > 0
+
+
+def with_build(clock: Mapping[str, str], build: Build) -> Mapping[str, str]:
+    return {"PYTHONPATH": f"{clock['PYTHONPATH']}:{build.folder}"}
 
 
 def expired_too_early(clients: Clients) -> int:

@@ -38,7 +38,7 @@ pytestmark = pytest.mark.timeout(600 + int(os.environ.get(REQUESTS_VARIABLE, "0"
 
 @pytest.fixture(scope="module")
 def system(postgres_server: PostgresServer, own_broker: Kafka) -> Iterator[System]:
-    with running(Databases.on_server(postgres_server), own_broker) as system:
+    with running(Databases.on_server(postgres_server), own_broker, is_secured=False) as system:
         yield system
 
 

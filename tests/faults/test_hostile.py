@@ -78,7 +78,9 @@ def system(
     collector = {"OTEL_EXPORTER_OTLP_ENDPOINT": f"http://127.0.0.1:{unused_port}"}
     # A relay is ready while its last pass is younger than a lease. On a busy machine that takes the default of 10 s.
     relay = {RELAY: {"LEASE_SECONDS": "10"}}
-    with running(databases, own_broker, environment=collector, per_process=relay, metrics=True) as system:
+    with running(
+        databases, own_broker, environment=collector, per_process=relay, metrics=True, is_secured=False
+    ) as system:
         yield system
 
 

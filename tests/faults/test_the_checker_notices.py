@@ -11,13 +11,15 @@ from devstack.stack import Databases
 from shopctl.system.layout import INVENTORY_API, ORDER_API, RELAY
 from tests.faults import mutants
 from tests.faults.build import BEFORE_PRODUCE, Build, Mutant, StoppableBuild
-from tests.faults.checker import check
+from tests.faults.checker import check_tenants
 from tests.faults.system import Recording, System, running
+from tests.faults.test_database import execute
 
 pytestmark = [pytest.mark.timeout(400), pytest.mark.short]
 WORKERS = {name: {"WORKERS": "2"} for name in (INVENTORY_API, ORDER_API)}
 RESTART_SECONDS = 120
 ANSWERS, ANSWERS_SHORT = 600, 450
+ANSWERS_OF_PAGES = 150
 DAMAGED_REST_SECONDS, DAMAGED_REST_SECONDS_SHORT = 20, 10
 """A mutant may never come to rest, which is a violation, too."""
 
@@ -31,7 +33,7 @@ def violations(system: System, seed: int, is_short: bool, during: Callable[[], N
         recording.clients.wait_for(answers // 2)
         during()
         recording.clients.wait_for(answers // 2)
-    return check(recording.at_rest(fault_free=True, within_seconds=rest_seconds))
+    return check_tenants(recording.at_rest(fault_free=True, within_seconds=rest_seconds))
 
 
 @pytest.mark.parametrize(
@@ -41,6 +43,8 @@ def violations(system: System, seed: int, is_short: bool, during: Callable[[], N
         pytest.param(mutants.RESERVATION_STATE, "follows", id="state of a reservation"),
         pytest.param(mutants.ORDER_STATUS, "follows", id="state of an order"),
         pytest.param(mutants.IDEMPOTENCY_CLAIM, "took effect 2 times", id="idempotency claim"),
+        # Both tenants are in the same batch, so row-level security lets the transaction see the rows of both.
+        pytest.param(mutants.STOCK_OF_TENANT, "has an allocation from None", id="tenant of the stock"),
     ],
 )
 def test_on_postgresql(
@@ -57,6 +61,24 @@ def test_on_postgresql(
     with running(databases, own_broker, replicas=2, environment=build.environment) as system:
         found = violations(system, seed, is_short)
     assert any(expected in violation for violation in found), "\n".join(found) or "no violation was found"
+
+
+def test_a_page_without_its_tenant(
+    postgres_server: PostgresServer, own_broker: Kafka, tmp_path: Path, seed: int
+) -> None:
+    build = Build(tmp_path / "build", mutants.PAGE_OF_TENANT)
+    databases = Databases.on_server(postgres_server)
+    with running(databases, own_broker, environment=build.environment) as system:
+        # Row-level security is the second line: it hides the rows of other tenants, so the mutant does no harm.
+        with system.history(seed, fault_free=True) as clients, clients.working():
+            clients.wait_for(ANSWERS_OF_PAGES)
+        execute(databases, "ALTER TABLE IF EXISTS inventory_items DISABLE ROW LEVEL SECURITY")
+        recording = Recording(system, seed)
+        with recording.clients.working():
+            recording.clients.wait_for(ANSWERS_OF_PAGES)
+        found = check_tenants(recording.at_rest(fault_free=True))
+    assert found
+    assert all("a page has the row" in violation for violation in found), "\n".join(found)
 
 
 def test_delete_after_acknowledge(

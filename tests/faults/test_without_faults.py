@@ -8,6 +8,7 @@ from devstack.kafka import Kafka
 from devstack.postgres import PostgresServer
 from devstack.stack import Databases
 from shopctl.system.layout import INVENTORY_API, ORDER_API
+from tests.faults.build import Build
 from tests.faults.system import running
 
 pytestmark = pytest.mark.timeout(400)
@@ -24,9 +25,13 @@ def test_a_history_without_faults_on_sqlite(small_broker: Kafka, tmp_path: Path,
         clients.wait_for(400)
 
 
-def test_a_history_without_faults_on_postgresql(postgres_server: PostgresServer, own_broker: Kafka, seed: int) -> None:
+def test_a_history_without_faults_on_postgresql(
+    postgres_server: PostgresServer, own_broker: Kafka, tmp_path: Path, seed: int
+) -> None:
+    build = Build(tmp_path / "build")
+    databases = Databases.on_server(postgres_server)
     with (
-        running(Databases.on_server(postgres_server), own_broker, replicas=2) as system,
+        running(databases, own_broker, replicas=2, environment=build.environment) as system,
         system.history(seed, fault_free=True) as clients,
         clients.working(),
     ):

@@ -76,7 +76,8 @@ class ReloadingChannel(grpc.Channel):
 
     def _connect(self, certificates: Certificates) -> "_Connection":
         credentials = channel_credentials(certificates)
-        return _Connection(certificates, grpc.secure_channel(self._target, credentials, options=self._options))
+        options = self._options  # failpoint: server-name
+        return _Connection(certificates, grpc.secure_channel(self._target, credentials, options=options))
 
     def _watch(self) -> None:
         while not self._closed.wait(CHECK_SECONDS):

@@ -41,7 +41,7 @@ class Shelves:
         self._by_item: dict[int, Shelf] = {}
         for item in items:
             shelf = Shelf(item.id, item.location, item.free_quantity, item.priority)
-            self._by_product.setdefault(item.product, []).append(shelf)
+            self._by_product.setdefault(item.product, []).append(shelf)  # failpoint: shelf-of-tenant
             self._by_item[item.id] = shelf
 
     def take(self, tenant: str, lines: Sequence[Line]) -> dict[int, tuple[Allocation, ...]]:
@@ -66,7 +66,7 @@ class Shelves:
             self._by_item[allocation.item_id].free += allocation.quantity
 
     def _take_product(self, product: ProductKey, quantities: dict[Source, int]) -> tuple[Allocation, ...]:
-        shelves = self._by_product.get(product, ())
+        shelves = self._by_product.get(product, ())  # failpoint: shelves-of-tenant
         taken: dict[int, int] = {}
         # Lines with less choice come first, because they cannot take their units from another location.
         for source, quantity in sorted(quantities.items(), key=_choice):

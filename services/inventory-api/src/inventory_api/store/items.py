@@ -48,7 +48,8 @@ def load_page(
 
     A value of None matches all items.
     """
-    query = SELECT.where(_items.c.tenant == tenant).order_by(_items.c.id).limit(limit)
+    in_order = SELECT.order_by(_items.c.id).limit(limit)
+    query = in_order.where(_items.c.tenant == tenant)  # failpoint: page-of-tenant
     if product_id is not None:
         query = query.where(_items.c.product_id == product_id)
     if location is not None:
