@@ -99,7 +99,7 @@ def test_the_smoke_test_fails_if_it_leaves_out_an_rpc(shell: Shell, monkeypatch:
 
     output = shell.text("test-grpc", code=1)
 
-    assert "does not call shop.inventory.v1.InventoryMaintenanceService/PurgeHistory" in output
+    assert "does not call shop.inventory.v1.InventoryMaintenanceService/ListReservedOrders, shop.inventory" in output
 
 
 def test_the_smoke_test_ends_at_a_wrong_response_and_names_it(shell: Shell, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -34,6 +34,7 @@ class SmokeTest:
         """Run all steps, in order."""
         self._an_order_is_abandoned()
         self._stock_is_added()
+        self._a_location_is_changed()
         self._stock_is_reserved_and_released()
         self._a_batch_is_reserved()
         self._an_order_ships()
@@ -74,6 +75,19 @@ class SmokeTest:
             stock.ListInventoryItemsRequest(product_id=self._product),
             items__quantity=[20, 30, 15],
         )
+        reporter.call(
+            self._inventory.BatchGetAvailability,
+            stock.BatchGetAvailabilityRequest(product_ids=[self._product], by_location=True),
+            products__available_quantity=[65],
+        )
+
+    def _a_location_is_changed(self) -> None:
+        reporter = self._reporter
+        reporter.heading("A location gets a region")
+        # No item is at this location, so the change affects no stock. It can be repeated.
+        change = stock.UpdateLocationRequest(location="SMOKE_TEST", region="smoke test")
+        reporter.call(self._inventory.UpdateLocation, change, location__region="smoke test")
+        reporter.call(self._inventory.ListLocations, stock.ListLocationsRequest(page_size=1), locations__count=1)
 
     def _stock_is_reserved_and_released(self) -> None:
         reporter = self._reporter
@@ -189,7 +203,8 @@ class SmokeTest:
     def _an_order_is_cancelled(self) -> None:
         reporter = self._reporter
         reporter.heading("Another order is confirmed and cancelled: its stock is available again")
-        order = reporter.call(self._orders.CreateOrder, self._new_order((self._product, 30, 1))).order
+        batch = orders.BatchCreateOrdersRequest(orders=[self._new_order((self._product, 30, 1))])
+        order = reporter.call(self._orders.BatchCreateOrders, batch, results__count=1).results[0].order
         self._change_status(order.id, orders.ORDER_STATUS_CONFIRMED)
         self._expect_available(20)
         self._change_status(order.id, orders.ORDER_STATUS_CANCELLED)
