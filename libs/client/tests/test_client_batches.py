@@ -5,7 +5,7 @@ from google.rpc.status_pb2 import Status
 
 from inventory_api.api import parse
 from order_api.api import parse as order_parse
-from shop_client import Line, OrderLines, batches, calls, errors
+from shop_client import Line, OrderLines, Stock, batches, calls, errors
 from shop_client.batches import BATCHES_MAX, BYTES_MAX, CALLS_MAX, LINES_MAX, STALLED_SECONDS, Batch, Entry, Queue
 from shop_common.batching import coalescer
 from shop_common.rpc import large_requests
@@ -163,3 +163,26 @@ def test_a_status_for_the_whole_batch_is_the_outcome_of_every_entry() -> None:
     first.abandon()
 
     assert batch.settle(batches.cancelled("closed")) == [second]
+
+
+def test_a_product_is_read_once_in_a_batch_of_checks() -> None:
+    checks = [calls.check_stock_in_batch(product, required, None) for product, required in ((1, 1), (2, 5), (1, 9))]
+    batch = queue(*(Entry(each, NOW + 10, None) for each in checks if each)).next_batch(NOW)
+    assert batch is not None
+    assert batch.request == pb.BatchGetAvailabilityRequest(product_ids=[1, 2])
+    products = [pb.ProductAvailability(product_id=each, available_quantity=each * 4) for each in (1, 2)]
+
+    batch.settle(pb.BatchGetAvailabilityResponse(products=products))
+
+    stocks = [entry.call.read(entry.result()) for entry in batch.entries]
+    assert stocks == [Stock(True, 4), Stock(True, 8), Stock(False, 4)]
+    batch.settle(pb.BatchGetAvailabilityResponse(products=products[:1]))
+    assert isinstance(batch.entries[0].outcome, Status), "a product is missing"
+
+
+@pytest.mark.parametrize(
+    ("product", "required", "location"),
+    [(0, 1, None), (2**63, 1, None), (1, 0, None), (1, 10**9 + 1, None), (1, 1, "A")],
+)
+def test_a_check_that_a_batch_cannot_carry_is_sent_alone(product: int, required: int, location: str | None) -> None:
+    assert calls.check_stock_in_batch(product, required, location) is None

@@ -7,6 +7,7 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from devstack import postgres
 from devstack.kafka import Kafka
 from devstack.stack import READY_SECONDS, Databases, Options, Stack
 from inventory_api.api.parse import LINES_MAX
+from inventory_api.store.tables import inventory_items
 from shop_client import (
     AsyncShop,
     Line,
@@ -28,13 +30,15 @@ from shop_client import (
     ReservationState,
     Settings,
     Shop,
+    Stock,
     errors,
 )
+from shop_common.db.database import Database
 from testkit.apis import WITHOUT_EVENTS, running
 from testkit.eventually import eventually
 
 RESERVE, CONFIRM, RELEASE = "BatchReserveStock", "BatchConfirmReservations", "BatchReleaseStock"
-CREATE = "BatchCreateOrders"
+CREATE, CHECK = "BatchCreateOrders", "BatchGetAvailability"
 THREADS = 64
 TASKS = 500
 
@@ -77,7 +81,8 @@ def coalescer(shop: Shop | AsyncShop, rpc: str = RESERVE) -> Any:
 def watched(shop: Shop | AsyncShop, rpc: str = RESERVE) -> Batches:
     """Observe the batches of the RPC from now on."""
     of_rpc = coalescer(shop, rpc)
-    batches = Batches(of_rpc._method, "orders" if rpc in {RESERVE, CREATE} else "requests")
+    field = {RESERVE: "orders", CREATE: "orders", CHECK: "product_ids"}.get(rpc, "requests")
+    batches = Batches(of_rpc._method, field)
     of_rpc._method = batches
     return batches
 
@@ -161,6 +166,58 @@ def test_confirmations_and_releases_travel_together(shop: Shop, product: int) ->
     assert (sum(confirmations.sizes), sum(releases.sizes)) == (THREADS, len(released))
     assert len(confirmations.sizes) < THREADS
     assert units(shop, product) == len(reservations) - len(released)
+
+
+def test_stock_is_checked_together_and_each_product_is_read_once_in_a_batch(settings: Settings, product: int) -> None:
+    """The products have 0 to 9 units. Invalid checks, and those of one location, are sent alone."""
+    products = [product * 1000 + units for units in range(10)]
+
+    async def check(client: AsyncShop, number: int) -> None:
+        units = number % 10
+        stock = await client.check_stock(products[units], required_quantity=5)
+        assert (stock.is_available, stock.available_quantity) == (units >= 5, units)
+
+    async def run() -> Batches:
+        async with AsyncShop(settings) as client:
+            for units in range(1, 10):
+                await client.add_stock(products[units], units)
+            batches = watched(client, CHECK)
+            with pytest.raises(errors.InvalidInput) as invalid:
+                await client.check_stock(0, required_quantity=10**9 + 1)
+            assert [each.field for each in invalid.value.violations] == ["required_quantity", "product_id"]
+            assert not (await client.check_stock(products[9], location="ELSEWHERE")).is_available
+            assert batches.sizes == []
+            await asyncio.gather(*(check(client, number) for number in range(TASKS)))
+            return batches
+
+    batches = asyncio.run(run())
+
+    assert max(batches.sizes) == len(products)
+    assert len(batches.sizes) < TASKS / 10
+
+
+def test_checks_whose_products_have_too_many_items_for_one_response_are_sent_alone(
+    apis: Stack, settings: Settings, product: int
+) -> None:
+    """A response has room for 25,000 items; 60 products have 500 items each."""
+    products = [product * 1000 + number for number in range(60)]
+    now = datetime.now(UTC)
+    of_item = {"quantity": 1, "reserved_quantity": 0, "version": 1, "created_at": now, "updated_at": now}
+    items = [{"product_id": each, "location": f"SHELF_{n}", **of_item} for each in products for n in range(500)]
+    database = Database(apis.databases.inventory)
+    with database.write() as tx:
+        tx.execute(inventory_items.insert(), items)
+    database.close()
+
+    async def run() -> tuple[list[Stock], list[int]]:
+        async with AsyncShop(settings) as client:
+            batches = watched(client, CHECK)
+            return await asyncio.gather(*map(client.check_stock, products)), batches.sizes
+
+    stocks, sizes = asyncio.run(run())
+
+    assert [each.available_quantity for each in stocks] == [500] * len(products)
+    assert max(sizes) > 50
 
 
 def test_orders_are_created_together_and_no_unit_is_sold_twice(settings: Settings, shop: Shop, product: int) -> None:

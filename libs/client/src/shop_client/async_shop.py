@@ -16,7 +16,7 @@ import grpc
 from shop_client import calls, transport
 from shop_client.async_coalescer import AsyncCoalescer
 from shop_client.calls import BATCHED, INVENTORY_SERVICE, ORDER_SERVICE, PAGE_SIZE, BatchedCall, Call, Method, Page
-from shop_client.errors import AnswerTooLarge, Cancelled, ShopError, Unavailable
+from shop_client.errors import AnswerTooLarge, Cancelled, InvalidInput, ShopError, Unavailable
 from shop_client.forks import PROCESS
 from shop_client.settings import Settings
 from shop_client.statuses import error_of, status_of
@@ -112,7 +112,14 @@ class AsyncShop:
         location: str | None = None,
         timeout_seconds: float | None = None,
     ) -> Stock:
-        return await self._run(calls.check_stock(product_id, required_quantity, location), timeout_seconds)
+        deadline = self._deadline(timeout_seconds)
+        together = calls.check_stock_in_batch(product_id, required_quantity, location)
+        if together is not None:
+            try:
+                return await self._until_in_batch(together, deadline)
+            except InvalidInput:
+                pass  # the products of the batch have more items than one response may have
+        return await self._until(calls.check_stock(product_id, required_quantity, location), deadline)
 
     async def get_availability(
         self, product_ids: Iterable[int], *, by_location: bool = False, timeout_seconds: float | None = None

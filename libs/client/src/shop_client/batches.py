@@ -114,11 +114,12 @@ class Batch(Generic[_Waiter]):
             for entry in self.entries:
                 entry.outcome = outcome
             return [entry for entry in self.entries if not entry.is_abandoned]
-        response: Any = outcome
-        if len(response.results) != len(self.entries):
+        rpc = self.entries[0].call.rpc
+        results = rpc.results([entry.call.message for entry in self.entries], outcome)
+        if len(results) != len(self.entries):
             return self.settle(Status(code=_INTERNAL, message="the response has another number of results"))
-        for entry, result in zip(self.entries, response.results, strict=True):
-            entry.outcome = result.error if result.HasField("error") else result
+        for entry, result in zip(self.entries, results, strict=True):
+            entry.outcome = result
         return [entry for entry in self.entries if not entry.is_abandoned]
 
 

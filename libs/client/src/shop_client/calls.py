@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 from uuid import uuid4
 
 from google.protobuf.descriptor import ServiceDescriptor
@@ -40,6 +40,10 @@ _INVENTORY = inventory.DESCRIPTOR.services_by_name["InventoryService"]
 _ORDERS = orders.DESCRIPTOR.services_by_name["OrderService"]
 INVENTORY_SERVICE, ORDER_SERVICE = _INVENTORY.full_name, _ORDERS.full_name
 
+_INT64_MAX = 2**63 - 1
+_QUANTITY_MAX = 10**9
+"""The largest quantity of a CheckStock."""
+
 PAGE_SIZE = 200
 """The number of entries that an iterator reads at once."""
 
@@ -68,6 +72,21 @@ class Call(Generic[_Result]):
     request_id: str = ""
 
 
+class BatchRpc(Protocol):
+    """An RPC in which concurrent calls travel together."""
+
+    @property
+    def method(self) -> Method: ...
+
+    def request(self, messages: Sequence[Any]) -> Message:
+        """Return the request of the RPC for the messages of these calls."""
+        ...
+
+    def results(self, messages: Sequence[Any], response: Any) -> Sequence[Message]:
+        """Return the part of the response of each call, in order, or the Status of its failure."""
+        ...
+
+
 @dataclass(frozen=True)
 class BatchMethod:
     """An RPC that decides many requests independently. They are in the field `requests` of the RPC's request."""
@@ -75,9 +94,27 @@ class BatchMethod:
     method: Method
     requests: str
 
-    def request(self, messages: Sequence[Message]) -> Message:
+    def request(self, messages: Sequence[Any]) -> Message:
         fields: dict[str, Any] = {self.requests: messages}
         return self.method.request(**fields)
+
+    def results(self, messages: Sequence[Any], response: Any) -> Sequence[Message]:
+        return [result.error if result.HasField("error") else result for result in response.results]
+
+
+@dataclass(frozen=True)
+class AvailabilityBatch:
+    """BatchGetAvailability for the products of many CheckStockRequest. Several may name the same product."""
+
+    method: Method
+
+    def request(self, messages: Sequence[Any]) -> Message:
+        products = dict.fromkeys(message.product_id for message in messages)
+        return inventory.BatchGetAvailabilityRequest(product_ids=products)
+
+    def results(self, messages: Sequence[Any], response: Any) -> Sequence[Message]:
+        found = {each.product_id: each for each in response.products}
+        return [found[message.product_id] for message in messages if message.product_id in found]
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +124,7 @@ class BatchedCall(Generic[_Result]):
     `message` is its part of the request, with this many `lines`. `read` converts its part of the response.
     """
 
-    rpc: BatchMethod
+    rpc: BatchRpc
     message: Message
     read: Callable[[Any], _Result]
     request_id: str = ""
@@ -130,7 +167,8 @@ _RESERVE = BatchMethod(BATCH_RESERVE_STOCK, "orders")
 _RELEASE = BatchMethod(BATCH_RELEASE_STOCK, "requests")
 _CONFIRM = BatchMethod(BATCH_CONFIRM_RESERVATIONS, "requests")
 _CREATE = BatchMethod(BATCH_CREATE_ORDERS, "orders")
-BATCHED = (_RESERVE, _RELEASE, _CONFIRM, _CREATE)
+_CHECK = AvailabilityBatch(BATCH_GET_AVAILABILITY)
+BATCHED: tuple[BatchRpc, ...] = (_RESERVE, _RELEASE, _CONFIRM, _CREATE, _CHECK)
 """The RPCs in which concurrent calls travel together."""
 
 
@@ -158,6 +196,14 @@ def set_quantity(item_id: int, quantity: int, version: int | None, request_id: s
 def list_items(product_id: int | None, location: str | None, page_size: int) -> Call[Page[Item]]:
     request = inventory.ListInventoryItemsRequest(product_id=product_id, location=location or "", page_size=page_size)
     return Call(LIST_INVENTORY_ITEMS, request, _items)
+
+
+def check_stock_in_batch(product_id: int, required_quantity: int, location: str | None) -> BatchedCall[Stock] | None:
+    """Return the call, or None if it has a location or an invalid value, which would refuse the whole batch."""
+    if location or not 0 < product_id <= _INT64_MAX or not 0 < required_quantity <= _QUANTITY_MAX:
+        return None
+    message = inventory.CheckStockRequest(product_id=product_id, required_quantity=required_quantity)
+    return BatchedCall(_CHECK, message, partial(convert.stock_of_product, required_quantity))
 
 
 def check_stock(product_id: int, required_quantity: int, location: str | None) -> Call[Stock]:

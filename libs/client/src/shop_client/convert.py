@@ -86,6 +86,10 @@ def location(message: inventory.Location) -> Location:
     )
 
 
+def stock_of_product(required_quantity: int, message: inventory.ProductAvailability) -> Stock:
+    return Stock(message.available_quantity >= required_quantity, message.available_quantity)
+
+
 def reservation(message: inventory.Reservation) -> Reservation:
     return Reservation(
         id=message.id,

@@ -15,7 +15,7 @@ import grpc
 from shop_client import calls, transport
 from shop_client.calls import BATCHED, INVENTORY_SERVICE, ORDER_SERVICE, PAGE_SIZE, BatchedCall, Call, Method, Page
 from shop_client.coalescer import Coalescer
-from shop_client.errors import AnswerTooLarge, Cancelled, ShopError, Unavailable
+from shop_client.errors import AnswerTooLarge, Cancelled, InvalidInput, ShopError, Unavailable
 from shop_client.forks import PROCESS
 from shop_client.settings import Settings
 from shop_client.statuses import error_of, status_of
@@ -124,8 +124,18 @@ class Shop:
         location: str | None = None,
         timeout_seconds: float | None = None,
     ) -> Stock:
-        """Return whether a quantity could be reserved now, and how many units are available. Reserves nothing."""
-        return self._run(calls.check_stock(product_id, required_quantity, location), timeout_seconds)
+        """Return whether a quantity could be reserved now, and how many units are available. Reserves nothing.
+
+        Concurrent calls without a location travel together.
+        """
+        deadline = self._deadline(timeout_seconds)
+        together = calls.check_stock_in_batch(product_id, required_quantity, location)
+        if together is not None:
+            try:
+                return self._until_in_batch(together, deadline)
+            except InvalidInput:
+                pass  # the products of the batch have more items than one response may have
+        return self._until(calls.check_stock(product_id, required_quantity, location), deadline)
 
     def get_availability(
         self, product_ids: Iterable[int], *, by_location: bool = False, timeout_seconds: float | None = None
