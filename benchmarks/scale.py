@@ -104,7 +104,7 @@ def scenarios(count: int, now: datetime) -> list[Scenario]:
         return order_pb2.ListOrdersRequest(page_size=PAGE_SIZE, page_token=token(number, OrderFilter(DEFAULT)))
 
     def deep_of_status(number: int) -> Message:
-        filter_ = OrderFilter(DEFAULT, status=Status.DELIVERED)
+        filter_ = OrderFilter(DEFAULT, statuses=(Status.DELIVERED,))
         return order_pb2.ListOrdersRequest(
             page_size=PAGE_SIZE, status=order_pb2.ORDER_STATUS_DELIVERED, page_token=token(number, filter_)
         )

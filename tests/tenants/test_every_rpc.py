@@ -68,7 +68,8 @@ class Rows:
             "id": ids.get(method.containing_service.name, of_inventory),
             "name": "name",
             "permissions": ["orders.read"],
-            "product_id": self.product,
+            # ListOrders does not take a product together with the user of the caller.
+            "product_id": None if method.name == "ListOrders" else self.product,
             "product_ids": [self.product],
             "by_location": True,
             "active": True,
@@ -100,7 +101,7 @@ class Rows:
 OMITTED = (
     "version", "reason", "ttl", "state", "max_count", "page_size", "page_token", "created_after", "created_before",
     "expires_in", "used_at", "traceparent", "tenant", "subject", "after_item_id", "repair", "charges", "policy",
-    "external_reference", "labels",
+    "external_reference", "labels", "label", "statuses", "updated_after", "updated_before",
 )  # fmt: skip
 
 

@@ -187,6 +187,13 @@ def test_orders_are_shown_newest_first_and_by_filter(shell: Shell) -> None:
     (delivered,) = shell.lines(f"query-orders --user-id {newest['user_id']} --status delivered --since 1h")
     assert (delivered["total_amount"], delivered["currency"]) == ("300", "USD")
     assert [item["price"] for item in delivered["items"]] == ["20", "20"]
+    product = delivered["items"][0]["product_id"]
+    assert delivered["id"] in [order["id"] for order in shell.lines(f"query-orders --product-id {product}")]
+    several = shell.lines("query-orders --status delivered --status cancelled --all")
+    assert {newest["id"], delivered["id"]} <= {order["id"] for order in several}
+    assert shell.lines("query-orders --reference unknown") == []
+    assert shell.lines("query-orders --label channel=unknown") == []
+    assert shell.lines("query-orders --updated-since 2999-01-01") == []
     assert shell.lines("query-orders --since 2999-01-01") == []
     assert delivered["id"] in shell.text(f"query-orders --user-id {newest['user_id']}")
 

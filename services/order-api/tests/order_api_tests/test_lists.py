@@ -22,7 +22,7 @@ from order_api.domain.model import (
     OrderItem,
     Status,
 )
-from order_api.store import orders
+from order_api.store import order_lists
 from order_api.store.details import packed_charges, packed_labels
 from shop_common.api import paging
 from shop_common.api.paging import TOKEN_LENGTH_MAX, Page, PageRequest
@@ -131,13 +131,13 @@ def test_page_sizes_are_bounded(driver: OrderApiDriver) -> None:
 
 def test_a_page_of_very_long_orders_has_fewer_orders(database: Database) -> None:
     long = tuple(NewItem(product, 10**9, Decimal("0.000000001")) for product in range(1, 201))
-    count = orders.PAGE_LINES_MAX // len(long) + 2
+    count = order_lists.PAGE_LINES_MAX // len(long) + 2
     before = {order.id for order in stored(database, *(new_order(items=long) for _ in range(count)))}
 
-    first = database.query(lambda tx: orders.list_page(tx, PageRequest("orders", ALL, None, 1000)))
-    rest = database.query(lambda tx: orders.list_page(tx, PageRequest("orders", ALL, first.next_position, 1000)))
+    first = database.query(lambda tx: order_lists.list_page(tx, PageRequest("orders", ALL, None, 1000)))
+    rest = database.query(lambda tx: order_lists.list_page(tx, PageRequest("orders", ALL, first.next_position, 1000)))
 
-    assert sum(len(order.items) for order in first.rows) == orders.PAGE_LINES_MAX
+    assert sum(len(order.items) for order in first.rows) == order_lists.PAGE_LINES_MAX
     assert rest.next_position is None
     found = [order.id for page in (first, rest) for order in page.rows]
     assert len(found) == count
@@ -147,13 +147,13 @@ def test_a_page_of_very_long_orders_has_fewer_orders(database: Database) -> None
 def test_a_page_reads_no_more_lines_than_it_has(database: Database) -> None:
     long = tuple(NewItem(product, 1, Decimal(1)) for product in range(1, 201))
     for _ in range(3):
-        stored(database, *(new_order(items=long) for _ in range(orders.PAGE_LINES_MAX // 600)))
+        stored(database, *(new_order(items=long) for _ in range(order_lists.PAGE_LINES_MAX // 600)))
     stored(database, *(new_order(items=long) for _ in range(20)))
     with lines_read(database) as read:
-        page = database.query(lambda tx: orders.list_page(tx, PageRequest("orders", ALL, None, 1000)))
+        page = database.query(lambda tx: order_lists.list_page(tx, PageRequest("orders", ALL, None, 1000)))
 
-    assert sum(len(order.items) for order in page.rows) == orders.PAGE_LINES_MAX
-    assert read == [UNKNOWN if database.is_sqlite else orders.PAGE_LINES_MAX]
+    assert sum(len(order.items) for order in page.rows) == order_lists.PAGE_LINES_MAX
+    assert read == [UNKNOWN if database.is_sqlite else order_lists.PAGE_LINES_MAX]
 
 
 FACE = "\N{GRINNING FACE}"
@@ -176,11 +176,11 @@ def test_the_largest_page_fits_into_a_response(details: NewDetails, stored_bytes
     item = OrderItem(2**63 - 1, 2**63 - 1, 10**9, Decimal(10**15) - Decimal("0.000000001"), "W" * 64)
     order = Order(
         "default", order_id, 2**63 - 1, Decimal(10**15) - Decimal("0.000000001"), "EUR", Status.CANCELLED,
-        FACE * TEXT_LENGTH_MAX, last, 2**63 - 1, last, last, (item,) * (orders.PAGE_LINES_MAX // 1000),
+        FACE * TEXT_LENGTH_MAX, last, 2**63 - 1, last, last, (item,) * (order_lists.PAGE_LINES_MAX // 1000),
         external_reference=FACE * parse.REFERENCE_LENGTH_MAX,
     )  # fmt: skip
     with_details = replace(order, charges=details.charges, labels=details.labels)
-    count = min(1000, orders.PAGE_DETAILS_BYTES_MAX // stored_bytes + 1)
+    count = min(1000, order_lists.PAGE_DETAILS_BYTES_MAX // stored_bytes + 1)
 
     listed = [*[render.order(with_details)] * count, *[render.order(order)] * (1000 - count)]
     page = pb.ListOrdersResponse(orders=listed, next_page_token="t" * TOKEN_LENGTH_MAX)
@@ -190,12 +190,12 @@ def test_the_largest_page_fits_into_a_response(details: NewDetails, stored_bytes
 
 def test_a_page_of_orders_with_many_labels_has_fewer_orders(database: Database) -> None:
     labels = tuple((f"{number:064}", "x" * 256) for number in range(LABELS_MAX))
-    fits = orders.PAGE_DETAILS_BYTES_MAX // (len(packed_labels(labels)) + len(packed_charges(())))
+    fits = order_lists.PAGE_DETAILS_BYTES_MAX // (len(packed_labels(labels)) + len(packed_charges(())))
     new = [new_order(details=NewDetails(labels=labels)) for _ in range(fits + 2)]
     before = {order.id for order in stored(database, *new)}
 
-    first = database.query(lambda tx: orders.list_page(tx, PageRequest("orders", ALL, None, 1000)))
-    rest = database.query(lambda tx: orders.list_page(tx, PageRequest("orders", ALL, first.next_position, 1000)))
+    first = database.query(lambda tx: order_lists.list_page(tx, PageRequest("orders", ALL, None, 1000)))
+    rest = database.query(lambda tx: order_lists.list_page(tx, PageRequest("orders", ALL, first.next_position, 1000)))
 
     assert (len(first.rows), len(rest.rows)) == (fits, 2)
     assert {order.id for page in (first, rest) for order in page.rows} == before

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
@@ -10,9 +11,9 @@ from sqlalchemy import event, make_url, text
 
 from devstack.postgres import PostgresServer
 from order_api.domain.commands import OrderFilter
-from order_api.domain.model import Order, Status
+from order_api.domain.model import NO_DETAILS, NewDetails, Order, Status
 from order_api.migrations import SCHEMA
-from order_api.store import orders
+from order_api.store import order_lists, orders
 from shop_common.api.paging import PageRequest
 from shop_common.db import row_security
 from shop_common.db.database import Database
@@ -25,8 +26,16 @@ API, CONSOLE = "plans_api", "plans_console"
 LISTS = [
     OrderFilter(TENANTS[7]),
     OrderFilter(TENANTS[7], user_id=1),
-    OrderFilter(TENANTS[7], status=Status.PENDING),
-    OrderFilter(TENANTS[7], user_id=1, status=Status.PENDING),
+    OrderFilter(TENANTS[7], statuses=(Status.PENDING,)),
+    OrderFilter(TENANTS[7], user_id=1, statuses=(Status.PENDING,)),
+    OrderFilter(TENANTS[7], statuses=(Status.PENDING, Status.CANCELLED)),
+    OrderFilter(TENANTS[7], user_id=1, statuses=(Status.PENDING, Status.CANCELLED)),
+    OrderFilter(TENANTS[7], product_id=1),
+    OrderFilter(TENANTS[7], external_reference="web-7"),
+    OrderFilter(TENANTS[7], user_id=1, external_reference="web-7"),
+    OrderFilter(TENANTS[7], label=("channel", "web")),
+    OrderFilter(TENANTS[7], user_id=1, label=("channel", "web")),
+    OrderFilter(TENANTS[7], updated_after=datetime(2024, 1, 1, tzinfo=UTC)),
 ]
 
 
@@ -34,7 +43,15 @@ def fill(database: Database) -> list[Order]:
     """Store orders of all tenants, in batches with one order of each tenant."""
     created: list[Order] = []
     for number in range(ORDERS_PER_TENANT):
-        of_user = [new_order(user_id=1 + number % 7, caller=replace(ANYONE, tenant=tenant)) for tenant in TENANTS]
+        details = (
+            NewDetails((), f"web-{number}", (("channel", "web" if number % 2 else "shop"),))
+            if number % 5
+            else NO_DETAILS
+        )
+        of_user = [
+            new_order(user_id=1 + number % 7, details=details, caller=replace(ANYONE, tenant=tenant))
+            for tenant in TENANTS
+        ]
         created += stored(database, *of_user)
     return created
 
@@ -67,7 +84,9 @@ def protected(postgres_server: PostgresServer) -> Iterator[tuple[Database, Datab
         for role in (API, CONSOLE):
             tx.execute(text(f"CREATE ROLE {role} LOGIN PASSWORD '{role}'"))
         tx.execute(text(f"GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA public TO {API}"))
-        for statement in row_security.protection(["orders", "order_items"], api=API, console=CONSOLE):
+        for statement in row_security.protection(
+            ["orders", "order_items", "order_labels", "order_status_changes"], api=API, console=CONSOLE
+        ):
             tx.execute(text(statement))
     api = Database(make_url(url).set(username=API, password=API))
     yield owner, api
@@ -118,7 +137,7 @@ def check_plans(database: Database, filled: list[Order]) -> None:
                 locked.save(tx)
         with database.read(row_security.of(LISTS)) as tx:
             for each in LISTS:
-                orders.list_page(tx, PageRequest("orders", each, None, 10))
+                order_lists.list_page(tx, PageRequest("orders", each, None, 10))
 
-    full_scans = ("SCAN orders", "SCAN order_items") if database.is_sqlite else ("Seq Scan",)
+    full_scans = ("SCAN orders", "SCAN order_items", "SCAN order_labels") if database.is_sqlite else ("Seq Scan",)
     assert [plan for plan in collected if any(scan in plan for scan in full_scans)] == []

@@ -15,7 +15,7 @@ from order_api.domain.transitions import ConfirmationResult
 from order_api.operations.cancel_orders import AbandonedOrders
 from order_api.operations.change_status import change_status
 from order_api.operations.confirm_order import finish, needs_call
-from order_api.store import orders, tables
+from order_api.store import order_lists, orders, tables
 from shop_common.api import paging
 from shop_common.api.paging import Page
 from shop_common.db.database import Database
@@ -163,7 +163,7 @@ def test_a_list_has_the_orders_of_one_tenant(database: Database) -> None:
     for caller in CALLERS:
         for query in (pb.ListOrdersRequest(), pb.ListOrdersRequest(user_id=1, status=pb.ORDER_STATUS_PENDING)):
             request = parse.orders_page(query, caller)
-            page = database.query(lambda tx, request=request: orders.list_page(tx, request))  # type: ignore[misc]
+            page = database.query(lambda tx, request=request: order_lists.list_page(tx, request))  # type: ignore[misc]
             assert {order.id for order in page.rows} == {o.id for o in created if o.tenant == caller.tenant}
 
 

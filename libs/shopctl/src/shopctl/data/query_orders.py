@@ -6,7 +6,7 @@ from typing import Any
 from rich.table import Column
 
 from shop_common.api import money
-from shop_protos.order.v1.order_pb2 import ChargeKind, ListOrdersRequest, Order, OrderStatus
+from shop_protos.order.v1.order_pb2 import ChargeKind, Label, ListOrdersRequest, Order, OrderStatus
 from shopctl.client import Shop
 from shopctl.data import pages
 from shopctl.system import target
@@ -19,12 +19,28 @@ _PREFIX = "ORDER_STATUS_"
 def configure(parser: argparse.ArgumentParser) -> None:
     statuses = [name.removeprefix(_PREFIX) for name in OrderStatus.keys()[1:]]
     parser.add_argument("--user-id", type=int, metavar="ID", help="only orders of this user")
-    parser.add_argument("--status", type=str.upper, choices=statuses, help="only orders in this status")
+    parser.add_argument(
+        "--status",
+        type=str.upper,
+        choices=statuses,
+        action="append",
+        default=[],
+        help="only orders in this status; may be repeated, for orders in one of several statuses",
+    )
+    parser.add_argument("--product-id", type=int, metavar="ID", help="only orders with a line of this product")
+    parser.add_argument("--reference", default="", metavar="TEXT", help="only orders with this external reference")
+    parser.add_argument("--label", type=_label, metavar="NAME=VALUE", help="only orders with this label")
     parser.add_argument(
         "--since",
         type=since.parse,
         metavar="WHEN",
         help=f"only orders created since then: {since.FORMS}",
+    )
+    parser.add_argument(
+        "--updated-since",
+        type=since.parse,
+        metavar="WHEN",
+        help=f"only orders that changed since then, the oldest change first: {since.FORMS}",
     )
     pages.configure(parser)
     target.add_apis(parser)
@@ -91,11 +107,26 @@ def _amount(units: int, nanos: int) -> str:
     return money.as_json_number(money.exact(units, nanos)).decode()
 
 
+def _label(text: str) -> Label:
+    name, equals, value = text.partition("=")
+    if not equals:
+        raise argparse.ArgumentTypeError(f"{text!r} is not of the form NAME=VALUE")
+    return Label(name=name, value=value)
+
+
 def _page(shop: Shop, options: argparse.Namespace, size: int, token: str) -> tuple[list[Order], str]:
-    request = ListOrdersRequest(user_id=options.user_id, page_size=size, page_token=token)
-    if options.status:
-        request.status = OrderStatus.Value(f"{_PREFIX}{options.status}")
+    request = ListOrdersRequest(
+        user_id=options.user_id,
+        page_size=size,
+        page_token=token,
+        product_id=options.product_id,
+        external_reference=options.reference,
+        label=options.label,
+        statuses=[OrderStatus.Value(f"{_PREFIX}{status}") for status in options.status],
+    )
     if options.since:
         request.created_after.FromDatetime(options.since)
+    if options.updated_since:
+        request.updated_after.FromDatetime(options.updated_since)
     response = shop.call(shop.orders.ListOrders, request)
     return list(response.orders), response.next_page_token

@@ -602,6 +602,12 @@ class ListOrdersRequest(_message.Message):
     CREATED_BEFORE_FIELD_NUMBER: _builtins.int
     PAGE_SIZE_FIELD_NUMBER: _builtins.int
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    PRODUCT_ID_FIELD_NUMBER: _builtins.int
+    EXTERNAL_REFERENCE_FIELD_NUMBER: _builtins.int
+    LABEL_FIELD_NUMBER: _builtins.int
+    STATUSES_FIELD_NUMBER: _builtins.int
+    UPDATED_AFTER_FIELD_NUMBER: _builtins.int
+    UPDATED_BEFORE_FIELD_NUMBER: _builtins.int
     user_id: _builtins.int
     """Only orders of this user; positive. Absent: any."""
     status: Global___OrderStatus.ValueType
@@ -610,6 +616,12 @@ class ListOrdersRequest(_message.Message):
     """At most this many orders. 0 means 50, and a number above 1,000 means 1,000. A negative number is refused."""
     page_token: _builtins.str
     """`next_page_token` of the previous page, with the same filters. Empty: the first page."""
+    product_id: _builtins.int
+    """Only orders with a line of this product; positive. Absent: any."""
+    external_reference: _builtins.str
+    """Only orders with this reference: one line of 1–128 characters, without control characters and invisible characters.
+    Empty: any.
+    """
     @_builtins.property
     def created_after(self) -> _timestamp_pb2.Timestamp:
         """Only orders created at this time or later, UTC; inclusive. Absent: from the first order on."""
@@ -620,6 +632,22 @@ class ListOrdersRequest(_message.Message):
         repeat orders. Absent: up to the last order.
         """
 
+    @_builtins.property
+    def label(self) -> Global___Label:
+        """Only orders with this label, name and value. Absent: any."""
+
+    @_builtins.property
+    def statuses(self) -> _containers.RepeatedScalarFieldContainer[Global___OrderStatus.ValueType]:
+        """0–6 statuses. Only orders in one of them. If `status` is set too, both must match. Empty: any."""
+
+    @_builtins.property
+    def updated_after(self) -> _timestamp_pb2.Timestamp:
+        """Only orders that last changed at this time or later, UTC; inclusive. Absent: any."""
+
+    @_builtins.property
+    def updated_before(self) -> _timestamp_pb2.Timestamp:
+        """Only orders that last changed before this time, UTC; exclusive. Absent: any."""
+
     def __init__(
         self,
         *,
@@ -629,13 +657,24 @@ class ListOrdersRequest(_message.Message):
         created_before: _timestamp_pb2.Timestamp | None = ...,
         page_size: _builtins.int = ...,
         page_token: _builtins.str = ...,
+        product_id: _builtins.int | None = ...,
+        external_reference: _builtins.str = ...,
+        label: Global___Label | None = ...,
+        statuses: _abc.Iterable[Global___OrderStatus.ValueType] | None = ...,
+        updated_after: _timestamp_pb2.Timestamp | None = ...,
+        updated_before: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_user_id", b"_user_id", "created_after", b"created_after", "created_before", b"created_before", "user_id", b"user_id"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_product_id", b"_product_id", "_user_id", b"_user_id", "created_after", b"created_after", "created_before", b"created_before", "label", b"label", "product_id", b"product_id", "updated_after", b"updated_after", "updated_before", b"updated_before", "user_id", b"user_id"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_user_id", b"_user_id", "created_after", b"created_after", "created_before", b"created_before", "page_size", b"page_size", "page_token", b"page_token", "status", b"status", "user_id", b"user_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_product_id", b"_product_id", "_user_id", b"_user_id", "created_after", b"created_after", "created_before", b"created_before", "external_reference", b"external_reference", "label", b"label", "page_size", b"page_size", "page_token", b"page_token", "product_id", b"product_id", "status", b"status", "statuses", b"statuses", "updated_after", b"updated_after", "updated_before", b"updated_before", "user_id", b"user_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__product_id: _TypeAlias = _typing.Literal["product_id"]  # noqa: Y015
+    _WhichOneofArgType__product_id: _TypeAlias = _typing.Literal["_product_id", b"_product_id"]  # noqa: Y015
     _WhichOneofReturnType__user_id: _TypeAlias = _typing.Literal["user_id"]  # noqa: Y015
     _WhichOneofArgType__user_id: _TypeAlias = _typing.Literal["_user_id", b"_user_id"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__product_id) -> _WhichOneofReturnType__product_id | None: ...
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__user_id) -> _WhichOneofReturnType__user_id | None: ...
 
 Global___ListOrdersRequest: _TypeAlias = ListOrdersRequest  # noqa: Y015

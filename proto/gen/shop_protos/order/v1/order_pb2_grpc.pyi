@@ -103,6 +103,16 @@ class OrderServiceStub:
     ListOrders: _grpc.UnaryUnaryMultiCallable[_order_pb2.ListOrdersRequest, _order_pb2.ListOrdersResponse]
     """Lists orders, newest first: by creation time and id, descending. Every order that existed before the
     first page and still matches appears once.
+
+    With `product_id`, the orders are sorted by the sequence in which they were stored, the newest first. With
+    `updated_after` or `updated_before`, they are sorted by the time of their last change, the oldest first. An order that
+    changes while the pages are read may then appear again, with its new state, so none is missed. A change becomes
+    visible shortly after its time, so read changes up to some seconds ago only.
+
+    A list costs as much with few orders as with many. Combinations of filters for which this would not be true are
+    refused with INVALID_FIELD, which names the filter: `product_id` with any other filter; `updated_after` and
+    `updated_before` with any other filter; `external_reference` and `label` with each other, and with a status. A caller
+    without the permission orders.any lists by its own user_id, so it cannot use the filters that do not go with it.
     """
 
 class OrderServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -224,6 +234,16 @@ class OrderServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _order_pb2.ListOrdersResponse:
         """Lists orders, newest first: by creation time and id, descending. Every order that existed before the
         first page and still matches appears once.
+
+        With `product_id`, the orders are sorted by the sequence in which they were stored, the newest first. With
+        `updated_after` or `updated_before`, they are sorted by the time of their last change, the oldest first. An order that
+        changes while the pages are read may then appear again, with its new state, so none is missed. A change becomes
+        visible shortly after its time, so read changes up to some seconds ago only.
+
+        A list costs as much with few orders as with many. Combinations of filters for which this would not be true are
+        refused with INVALID_FIELD, which names the filter: `product_id` with any other filter; `updated_after` and
+        `updated_before` with any other filter; `external_reference` and `label` with each other, and with a status. A caller
+        without the permission orders.any lists by its own user_id, so it cannot use the filters that do not go with it.
         """
 
 def add_OrderServiceServicer_to_server(servicer: OrderServiceServicer, server: _grpc.Server) -> None: ...

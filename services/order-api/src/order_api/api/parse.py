@@ -203,18 +203,41 @@ def orders_page(request: pb.ListOrdersRequest, caller: Caller) -> PageRequest[Or
         wanted = OrderFilter(
             tenant=caller.tenant,
             user_id=check.identity("user_id", request.user_id) if request.HasField("user_id") else owner,
-            status=check.member("status", request.status, _STATUSES) if request.status else None,
+            statuses=_statuses(check, request),
             created_after=_timestamp(check, request, "created_after"),
             created_before=_timestamp(check, request, "created_before"),
+            product_id=check.identity("product_id", request.product_id) if request.HasField("product_id") else None,
+            external_reference=check.text("external_reference", request.external_reference, REFERENCE_LENGTH_MAX),
+            label=_label(check.at("label"), request.label) if request.HasField("label") else None,
+            updated_after=_timestamp(check, request, "updated_after"),
+            updated_before=_timestamp(check, request, "updated_before"),
         )
+        for name, other in wanted.conflicts():
+            check.violate(name, f"must not be combined with {other}")
         return paging.page_request(
             check,
             "orders",
             wanted,
             page_size=request.page_size,
             page_token=request.page_token,
-            position=(datetime, UUID),
+            # The position of order_lists.list_page.
+            position=(datetime, UUID) if wanted.product_id is None else (int,),
         )
+
+
+def _statuses(check: Fields, request: pb.ListOrdersRequest) -> tuple[Status, ...] | None:
+    """Return the statuses that match both fields, or None if neither is set."""
+    single: set[Status | None] = {check.member("status", request.status, _STATUSES)} if request.status else set(Status)
+    several: set[Status | None] = set(Status)
+    if request.statuses and check.size("statuses", request.statuses, 0, len(Status)):
+        several = {check.member(f"statuses[{index}]", each, _STATUSES) for index, each in enumerate(request.statuses)}
+    if not request.status and not request.statuses:
+        return None
+    return tuple(status for status in Status if status in single & several)
+
+
+def _label(check: Fields, label: pb.Label) -> tuple[str, str]:
+    return check.identifier("name", label.name), check.text("value", label.value, LABEL_VALUE_LENGTH_MAX)
 
 
 def _timestamp(check: Fields, request: pb.ListOrdersRequest, field: str) -> datetime | None:

@@ -1,5 +1,6 @@
 """The commands about orders: parsed and validated requests."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from decimal import Decimal
@@ -168,16 +169,47 @@ class ChangeStatus(Command):
 
 @dataclass(frozen=True, slots=True)
 class OrderFilter:
-    """A filter for the orders of a tenant; None matches any order.
+    """A filter for the orders of a tenant. None, and an empty reference, match any order.
 
-    `created_after` is inclusive, `created_before` exclusive.
+    `statuses` are sorted. None of them matches no order. The first time of each range is inclusive, the second one
+    exclusive. Not all fields may be set together: `OrderFilter.conflicts` names those that may not.
     """
 
     tenant: str = field(repr=False)  # page tokens contain a digest of the repr, and of the tenant
     user_id: int | None = None
-    status: Status | None = None
+    statuses: tuple[Status, ...] | None = None
     created_after: datetime | None = None
     created_before: datetime | None = None
+    product_id: int | None = None
+    external_reference: str = ""
+    label: tuple[str, str] | None = None
+    updated_after: datetime | None = None
+    updated_before: datetime | None = None
+
+    @property
+    def is_by_update(self) -> bool:
+        """Whether the list is sorted by the last change of the orders, the oldest first."""
+        return self.updated_after is not None or self.updated_before is not None
+
+    def conflicts(self) -> Iterator[tuple[str, str]]:
+        """Yield the name of each field that no index serves together with another field, and the other field."""
+        for name, others in _CONFLICTS.items():
+            if self._is_set(name):
+                yield from ((name, other) for other in others if self._is_set(other))
+
+    def _is_set(self, name: str) -> bool:
+        return getattr(self, name) not in (None, "")
+
+
+_CREATED = ("created_after", "created_before")
+_ORDINARY = ("user_id", "statuses", *_CREATED)
+_CONFLICTS: dict[str, tuple[str, ...]] = {
+    "product_id": (*_ORDINARY, "external_reference", "label", "updated_after", "updated_before"),
+    "external_reference": ("statuses", "label"),
+    "label": ("statuses",),
+    "updated_after": (*_ORDINARY, "external_reference", "label"),
+    "updated_before": (*_ORDINARY, "external_reference", "label"),
+}
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,7 +20,7 @@ from order_api.operations.confirm_order import Confirmation
 from order_api.operations.create_order import OrderCreation
 from order_api.operations.purge import KeyPurge
 from order_api.operations.reconcile_orders import Reconciled, Reconciliation
-from order_api.store import orders
+from order_api.store import order_lists, orders
 from shop_common.api.paging import Page, PageRequest
 from shop_common.batching.coalescers import Coalescers, Sizes, audit_of
 from shop_common.db.audit import AuditLog
@@ -62,7 +62,7 @@ class Operations:
             orders.get_with_history,
             sizes=Sizes[OrderKey](key=lambda order: order, read=orders.count_lines, size_max=LINES_MAX),
         )
-        self._list_orders = run.pages("orders-page", orders.list_page)
+        self._list_orders = run.pages("orders-page", order_lists.list_page)
         self._cancel_abandoned = run.alone("cancel-abandoned", AbandonedOrders(database, audit_log).cancel)
         self._reconcile = run.alone("reconcile", Reconciliation(database, stock).run)
         self._purge_keys = run.alone("purge", KeyPurge(database, audit_log).purge)

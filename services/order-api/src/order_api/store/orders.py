@@ -13,19 +13,16 @@ from sqlalchemy import (
     Subquery,
     Table,
     Text,
-    literal,
     literal_column,
     select,
-    tuple_,
     update,
 )
 from sqlalchemy.types import TypeEngine
 
 from order_api.domain import events
-from order_api.domain.commands import NewOrder, OrderFilter, ReservedOrder
+from order_api.domain.commands import NewOrder, ReservedOrder
 from order_api.domain.errors import OrderNotFound
 from order_api.domain.model import (
-    LINES_MAX,
     NewItem,
     Order,
     OrderHistory,
@@ -36,28 +33,17 @@ from order_api.domain.model import (
 )
 from order_api.store import history as status_changes
 from order_api.store import tables
-from order_api.store.details import NO_CHARGES, NO_LABELS, charges_of, labels_of, packed_charges, packed_labels
-from shop_common.api.paging import Page, PageRequest, Position, page_of
-from shop_common.batching.coalescers import Sizes
+from order_api.store.details import charges_of, labels_of, packed_charges, packed_labels
 from shop_common.db.idempotency import RequestIdReused
 from shop_common.db.sql import Id, Statement, Timestamp, count_by, insert_into, join_rows, now
 from shop_common.errors import ShopError
 from shop_common.events.outbox import ACTOR_CHARACTERS_MAX, Message
-from shop_common.timestamps import from_micros, micros
-
-PAGE_LINES_MAX = 10_000
-"""The most lines on one page, as many as fifty of the longest orders have: about 0.1 s of work. Even a page of a
-thousand orders with the longest reasons and references and the largest amounts is smaller than the 4 MiB that gRPC
-clients accept. Charges and labels have a limit of their own."""
-
-PAGE_DETAILS_BYTES_MAX = 300_000
-"""The most bytes of charges and labels on one page, in their stored form, if it has more than one order."""
 
 _orders = tables.orders
 _items = tables.order_items
 _labels = tables.order_labels
 
-_COLUMNS = tuple(_orders.c[name] for name in Order.__slots__ if name != "items")
+COLUMNS = tuple(_orders.c[name] for name in Order.__slots__ if name != "items")
 
 
 def insert(tx: Connection, reserved: Sequence[ReservedOrder]) -> list[Order | ShopError]:
@@ -148,7 +134,7 @@ def get_with_history(tx: Connection, keys: Sequence[OrderKey]) -> list[OrderHist
 def load(tx: Connection, keys: Iterable[OrderKey]) -> dict[OrderKey, Order]:
     """Return the orders that exist, by key. Locks nothing."""
     rows = _key_rows(keys)
-    return {order.key: order for order in _with_items(tx, _load(tx, rows))} if rows else {}
+    return {order.key: order for order in with_items(tx, _load(tx, rows))} if rows else {}
 
 
 def statuses(tx: Connection, keys: Iterable[OrderKey]) -> dict[OrderKey, Status]:
@@ -178,48 +164,6 @@ count_lines = count_by(_items, "tenant", "order_id")
 
 def _key_rows(keys: Iterable[OrderKey]) -> list[dict[str, str]]:
     return [{"tenant": key.tenant, "id": key.id} for key in set(keys)]
-
-
-def list_page(tx: Connection, request: PageRequest[OrderFilter]) -> Page[Order]:
-    """Return a page by creation time and id, newest first. It is shorter than requested if the orders are very long."""
-    order_filter = request.filter
-    query = (
-        select(*_COLUMNS)
-        .where(_orders.c.tenant == order_filter.tenant)
-        .order_by(_orders.c.created_at.desc(), _orders.c.id.desc())
-        .limit(request.size + 1)
-    )
-    if order_filter.user_id is not None:
-        query = query.where(_orders.c.user_id == order_filter.user_id)
-    if order_filter.status is not None:
-        query = query.where(_orders.c.status == order_filter.status)
-    if order_filter.created_after is not None:
-        query = query.where(_orders.c.created_at >= order_filter.created_after)
-    if order_filter.created_before is not None:
-        query = query.where(_orders.c.created_at < order_filter.created_before)
-    if request.after is not None:
-        created_at, order_id = request.after
-        last = tuple_(literal(from_micros(int(created_at)), Timestamp()), literal(order_id, Id()))
-        query = query.where(tuple_(_orders.c.created_at, _orders.c.id) < last)
-    rows = tx.execute(query).all()
-    # Lines never change, so the count is still right when they are read.
-    prefix = _PAGE_LINES.prefix_within(tx, rows[: min(request.size, _count_within(rows))], PAGE_LINES_MAX)
-    page = page_of(rows, len(prefix), _position)
-    return Page(_with_items(tx, page.rows), page.next_position)
-
-
-def _count_within(rows: Sequence[Row[Any]]) -> int:
-    """Return how many of the rows, from the first one on, have at most PAGE_DETAILS_BYTES_MAX; at least one."""
-    bytes_ = 0
-    for count, row in enumerate(rows):
-        if row.charges != NO_CHARGES or row.labels != NO_LABELS:  # most orders have neither
-            bytes_ += len(row.charges.encode()) + len(row.labels.encode())
-            if count and bytes_ > PAGE_DETAILS_BYTES_MAX:
-                return count
-    return len(rows)
-
-
-_PAGE_LINES = Sizes[Row[Any]](key=lambda row: OrderKey(row.tenant, row.id), read=count_lines, size_max=LINES_MAX)
 
 
 def abandoned(tx: Connection, grace_seconds: float, max_count: int) -> list[OrderKey]:
@@ -274,7 +218,7 @@ class Locked:
 def lock(tx: Connection, keys: Iterable[OrderKey]) -> Locked:
     """Lock the orders, sorted by id. Keys of orders that do not exist are left out."""
     rows = _key_rows(keys)
-    found = _with_items(tx, _lock(tx, rows)) if rows else []
+    found = with_items(tx, _lock(tx, rows)) if rows else []
     return Locked(now(tx), {order.key: order for order in found})
 
 
@@ -346,7 +290,8 @@ def _created(reserved: ReservedOrder, created_at: datetime, item_ids: Iterator[i
     )  # fmt: skip
 
 
-def _with_items(tx: Connection, rows: Sequence[Row[Any]]) -> list[Order]:
+def with_items(tx: Connection, rows: Sequence[Row[Any]]) -> list[Order]:
+    """Return the orders of these rows, which have COLUMNS, each with its lines. No two rows are of one order."""
     if not rows:
         return []
     lines: dict[OrderKey, list[OrderItem]] = {OrderKey(row.tenant, row.id): [] for row in rows}
@@ -360,10 +305,6 @@ def _with_items(tx: Connection, rows: Sequence[Row[Any]]) -> list[Order]:
         )
         for row, (key, items) in zip(rows, lines.items(), strict=True)
     ]  # fmt: skip
-
-
-def _position(order: Order | Row[Any]) -> Position:
-    return (micros(order.created_at), order.id)
 
 
 def _status_row(order: Order) -> dict[str, object]:
@@ -387,15 +328,15 @@ def _has_key(table: Table, given: Subquery) -> tuple[ColumnElement[bool], ...]:
 
 
 _insert_orders = insert_into(
-    _orders, *(column.name for column in _COLUMNS), or_ignore=True, returning=(_orders.c.tenant, _orders.c.id)
+    _orders, *(column.name for column in COLUMNS), or_ignore=True, returning=(_orders.c.tenant, _orders.c.id)
 )
 _insert_items = insert_into(
     _items, "tenant", "order_id", "product_id", "quantity", "price", "location", returning=(_items.c.id,)
 )
 _insert_labels = insert_into(_labels, "tenant", "order_id", "name", "value", "user_id", "created_at")
-_load = Statement(lambda given: select(*_COLUMNS).where(*_has_key(_orders, given)), **_KEY)
+_load = Statement(lambda given: select(*COLUMNS).where(*_has_key(_orders, given)), **_KEY)
 _lock = Statement(
-    lambda given: select(*_COLUMNS).where(*_has_key(_orders, given)).order_by(_orders.c.id).with_for_update(of=_orders),
+    lambda given: select(*COLUMNS).where(*_has_key(_orders, given)).order_by(_orders.c.id).with_for_update(of=_orders),
     **_KEY,
 )
 _statuses_of = Statement(
