@@ -73,6 +73,7 @@ class Rows:
             "product_ids": [self.product],
             "by_location": True,
             "active": True,
+            "allow_partial": True,
             "priority": 3,
             "region": "region",
             "location": self.location,

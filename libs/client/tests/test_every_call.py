@@ -123,6 +123,18 @@ def test_a_policy_chooses_the_locations_of_a_line(shop: Shop, product: int) -> N
     assert refused.value.available == 5
 
 
+def test_what_is_available_is_reserved_in_part(shop: Shop, product: int) -> None:
+    shop.add_stock(product, 5)
+
+    (reservation,) = shop.reserve_lines(
+        "order-1", [Line(product, 7), Line(2**60, 1)], allow_partial=True, request_id=f"part-{product}"
+    )
+
+    assert (reservation.product_id, reservation.quantity) == (product, 5)
+    with pytest.raises(errors.InsufficientStock):
+        shop.reserve_lines("order-1", [Line(product, 7)], allow_partial=True)
+
+
 def test_a_batch_has_an_outcome_for_each_order(shop: Shop, product: int) -> None:
     shop.add_stock(product, 3)
 

@@ -169,11 +169,12 @@ class AsyncShop:
         order_id: str,
         lines: Iterable[Line],
         *,
+        allow_partial: bool = False,
         ttl_seconds: float | None = None,
         request_id: str | None = None,
         timeout_seconds: float | None = None,
     ) -> list[Reservation]:
-        order = OrderLines(order_id, tuple(lines), ttl_seconds, request_id)
+        order = OrderLines(order_id, tuple(lines), ttl_seconds, request_id, allow_partial)
         return await self._run_in_batch(calls.reserve_lines(order, transport.current_traceparent()), timeout_seconds)
 
     async def batch_reserve(

@@ -264,6 +264,7 @@ def order_lines(order: OrderLines, traceparent: str) -> inventory.OrderLines:
         ttl=convert.duration(order.ttl_seconds),
         request_id=order.request_id or _new_id(),
         traceparent=traceparent,
+        allow_partial=order.allow_partial,
     )
 
 

@@ -190,12 +190,16 @@ class Shop:
         order_id: str,
         lines: Iterable[Line],
         *,
+        allow_partial: bool = False,
         ttl_seconds: float | None = None,
         request_id: str | None = None,
         timeout_seconds: float | None = None,
     ) -> list[Reservation]:
-        """Reserve all lines of an order, or nothing. Returns one reservation per product. Raises InsufficientStock."""
-        order = OrderLines(order_id, tuple(lines), ttl_seconds, request_id)
+        """Reserve all lines of an order, or nothing. Returns one reservation per product. Raises InsufficientStock.
+
+        With `allow_partial`, reserves what is available of each line, and raises InsufficientStock only if nothing is.
+        """
+        order = OrderLines(order_id, tuple(lines), ttl_seconds, request_id, allow_partial)
         return self._run_in_batch(calls.reserve_lines(order, transport.current_traceparent()), timeout_seconds)
 
     def batch_reserve(

@@ -151,14 +151,16 @@ class Line:
 class OrderLines:
     """The lines of one order for `batch_reserve`. Either all of them are reserved, or none.
 
-    Without a `request_id`, the client makes one. `ttl_seconds` is the time for which the stock stays reserved; None is
-    the server's default.
+    With `allow_partial`, what is available is reserved; compare the quantities of the reservations with those of the
+    lines. Without a `request_id`, the client makes one. `ttl_seconds` is the time for which the stock stays reserved;
+    None is the server's default.
     """
 
     order_id: str
     lines: tuple[Line, ...]
     ttl_seconds: float | None = None
     request_id: str | None = None
+    allow_partial: bool = False
 
 
 @dataclass(frozen=True, slots=True)

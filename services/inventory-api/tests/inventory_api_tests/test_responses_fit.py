@@ -6,7 +6,14 @@ from uuid import UUID
 from grpc import StatusCode
 
 from inventory_api.api import render
-from inventory_api.api.parse import BATCH_LINES_MAX, BATCH_ORDERS_MAX, BATCH_REQUESTS_MAX
+from inventory_api.api.parse import (
+    AVAILABILITY_PRODUCTS_MAX,
+    BATCH_LINES_MAX,
+    BATCH_ORDERS_MAX,
+    BATCH_REQUESTS_MAX,
+    LINE_QUANTITY_MAX,
+)
+from inventory_api.domain.commands import OrderLines
 from inventory_api.domain.errors import InsufficientStock
 from inventory_api.domain.model import (
     ITEM_QUANTITY_MAX,
@@ -14,12 +21,17 @@ from inventory_api.domain.model import (
     ORDER_ALLOCATIONS_MAX,
     ORDER_RESERVATIONS_MAX,
     Allocation,
+    Availability,
     Item,
+    Line,
+    LocationAvailability,
     Reservation,
     State,
 )
+from inventory_api.operations.items.availability import ITEMS_MAX, Availabilities
 from inventory_api.store.reservations import pages
 from shop_common.api.valid import INT64_MAX
+from shop_common.errors import ShopError
 from shop_common.identity.tenant import DEFAULT
 from shop_protos.inventory.v1 import inventory_pb2 as pb
 
@@ -62,6 +74,16 @@ def test_the_largest_page_of_items_fits() -> None:
     assert pb.ListInventoryItemsResponse(items=[render.item(item)] * PAGE_SIZE_MAX).ByteSize() < BYTES_MAX
 
 
+def test_the_largest_availability_fits() -> None:
+    at = LocationAvailability("W" * 64, ITEM_QUANTITY_MAX, ITEM_QUANTITY_MAX)
+    each = ITEMS_MAX // AVAILABILITY_PRODUCTS_MAX
+    product = Availability(INT64_MAX, INT64_MAX, INT64_MAX, LATE, (at,) * each)
+
+    response = render.availability(Availabilities(LATE, [product] * AVAILABILITY_PRODUCTS_MAX))
+
+    assert response.ByteSize() < BYTES_MAX
+
+
 def test_the_largest_confirmation_fits() -> None:
     each = ORDER_ALLOCATIONS_MAX // ORDER_RESERVATIONS_MAX
     confirmed = [render.reservation(reservation(each))] * ORDER_RESERVATIONS_MAX
@@ -71,9 +93,12 @@ def test_the_largest_confirmation_fits() -> None:
 
 def test_the_largest_batch_fits_and_has_every_reservation() -> None:
     lines_each = BATCH_LINES_MAX // BATCH_ORDERS_MAX
-    outcomes = [[reservation(LOCATIONS_MAX)] * lines_each] * BATCH_ORDERS_MAX
+    outcomes: list[list[Reservation] | ShopError] = [[reservation(LOCATIONS_MAX)] * lines_each] * BATCH_ORDERS_MAX
 
-    response = render.batch(outcomes)
+    # Every product of the order has a shortfall, too.
+    lines = tuple(Line(INT64_MAX - number, LINE_QUANTITY_MAX) for number in range(lines_each))
+
+    response = render.batch([OrderLines("order", lines, allow_partial=True)] * BATCH_ORDERS_MAX, outcomes)
 
     assert response.ByteSize() < BYTES_MAX
     assert [len(result.reservations.reservations) for result in response.results] == [lines_each] * BATCH_ORDERS_MAX
@@ -96,7 +121,9 @@ def test_the_largest_batch_of_confirmations_fits() -> None:
 def test_a_batch_of_usual_orders_has_every_allocation() -> None:
     refusal = InsufficientStock(1, 2, 1)
 
-    response = render.batch([[reservation(5)] * 10] * 500 + [refusal])
+    outcomes: list[list[Reservation] | ShopError] = [*([[reservation(5)] * 10] * 500), refusal]
+
+    response = render.batch([OrderLines("order", (Line(1, 1),))] * 501, outcomes)
 
     assert [len(result.reservations.reservations[0].allocations) for result in response.results[:-1]] == [5] * 500
     assert response.results[-1].HasField("error")

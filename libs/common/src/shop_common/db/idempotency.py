@@ -12,9 +12,9 @@ from datetime import datetime
 from typing import Any, ClassVar, Generic, TypeVar
 
 import orjson
-from sqlalchemy import Column, Connection, Index, MetaData, Table, Text, delete, select, tuple_
+from sqlalchemy import Column, Connection, Index, MetaData, Table, Text, delete, select, tuple_, update
 
-from shop_common.db.sql import Clock, Statement, Timestamp, in_rows, insert_into
+from shop_common.db.sql import Clock, Statement, Timestamp, in_rows, insert_into, is_each
 from shop_common.errors import InvalidInput, ShopError, Violation
 from shop_common.identity.tenant import DEFAULT
 
@@ -88,6 +88,11 @@ class IdempotencyKeys:
             ),
             **types,
         )
+        self._replace_resources = Statement(
+            lambda given: update(table).values(resources=given.c.resources).where(*is_each(table, given, *_KEY)),
+            **types,
+            resources=Text(),
+        )
         self._delete = Statement(
             lambda given: delete(table).where(
                 in_rows(table.c.request_id, given.c.request_id),
@@ -143,6 +148,12 @@ class IdempotencyKeys:
         """Delete keys that this transaction has claimed for requests that were refused later."""
         if keys:
             self._delete(tx, [_key_row(key) for key in keys])
+
+    def replace_resources(self, tx: Connection, claims: Sequence[Claim]) -> None:
+        """Replace the resources of claims that this transaction has inserted, before it knew what it would create."""
+        if claims:
+            rows = [{**_key_row(claim.key), "resources": orjson.dumps(claim.resources).decode()} for claim in claims]
+            self._replace_resources(tx, rows)
 
     def purge(self, tx: Connection, before: datetime, max_count: int) -> int:
         """Delete up to `max_count` keys that were claimed before `before`, oldest first. Returns the number of them."""

@@ -166,11 +166,15 @@ class InventoryDriver:
         return reservation
 
     def reserve_lines(
-        self, order: str, *lines: Line, ttl: float | None = None, request_id: str | None = None
+        self,
+        order: str,
+        *lines: Line,
+        ttl: float | None = None,
+        allow_partial: bool = False,
+        request_id: str | None = None,
     ) -> list[Reservation]:
-        return self.operations.reserve(
-            OrderLines(order, lines, ttl, caller=self.caller, request_id=request_id), deadline=deadline()
-        )
+        request = OrderLines(order, lines, ttl, allow_partial, caller=self.caller, request_id=request_id)
+        return self.operations.reserve(request, deadline=deadline())
 
     def confirm(self, order: str = "order-1") -> list[Reservation]:
         return self.operations.confirm(OrderRequest(order, caller=self.caller), deadline=deadline())

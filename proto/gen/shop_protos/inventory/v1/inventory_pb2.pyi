@@ -872,6 +872,7 @@ class ReserveStockRequest(_message.Message):
     TTL_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     POLICY_FIELD_NUMBER: _builtins.int
+    ALLOW_PARTIAL_FIELD_NUMBER: _builtins.int
     product_id: _builtins.int
     """The product; positive."""
     quantity: _builtins.int
@@ -882,6 +883,10 @@ class ReserveStockRequest(_message.Message):
     """Take the units only from this location. Empty: from any active location."""
     request_id: _builtins.str
     """See the comment of the service. Empty: no id."""
+    allow_partial: _builtins.bool
+    """True: if less stock is available, reserve what is available, and return the rest as a shortfall. The call is refused
+    with INSUFFICIENT_STOCK only if nothing is available.
+    """
     @_builtins.property
     def ttl(self) -> _duration_pb2.Duration:
         """How long the units stay reserved: 1 s … 7 days. Absent: the server's default, 30 minutes unless configured."""
@@ -902,10 +907,11 @@ class ReserveStockRequest(_message.Message):
         ttl: _duration_pb2.Duration | None = ...,
         request_id: _builtins.str = ...,
         policy: Global___AllocationPolicy | None = ...,
+        allow_partial: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["policy", b"policy", "ttl", b"ttl"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["location", b"location", "order_id", b"order_id", "policy", b"policy", "product_id", b"product_id", "quantity", b"quantity", "request_id", b"request_id", "ttl", b"ttl"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["allow_partial", b"allow_partial", "location", b"location", "order_id", b"order_id", "policy", b"policy", "product_id", b"product_id", "quantity", b"quantity", "request_id", b"request_id", "ttl", b"ttl"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -962,22 +968,60 @@ class ReserveStockResponse(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     RESERVATION_FIELD_NUMBER: _builtins.int
+    SHORTFALLS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def reservation(self) -> Global___Reservation:
         """A new reservation is HELD. If an earlier call with this request_id made it, its state may have changed since then."""
+
+    @_builtins.property
+    def shortfalls(self) -> _containers.RepeatedCompositeFieldContainer[Global___Shortfall]:
+        """The units that were not available. Empty if everything is reserved, and always empty without `allow_partial`. A
+        repeat with the same request_id returns the same shortfalls.
+        """
 
     def __init__(
         self,
         *,
         reservation: Global___Reservation | None = ...,
+        shortfalls: _abc.Iterable[Global___Shortfall] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["reservation", b"reservation"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["reservation", b"reservation"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["reservation", b"reservation", "shortfalls", b"shortfalls"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ReserveStockResponse: _TypeAlias = ReserveStockResponse  # noqa: Y015
+
+@_typing.final
+class Shortfall(_message.Message):
+    """A product of which less stock was available than requested."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PRODUCT_ID_FIELD_NUMBER: _builtins.int
+    REQUESTED_QUANTITY_FIELD_NUMBER: _builtins.int
+    RESERVED_QUANTITY_FIELD_NUMBER: _builtins.int
+    product_id: _builtins.int
+    """The product."""
+    requested_quantity: _builtins.int
+    """Units requested, by all lines of the product together."""
+    reserved_quantity: _builtins.int
+    """Units reserved: 0 … requested_quantity − 1."""
+    def __init__(
+        self,
+        *,
+        product_id: _builtins.int = ...,
+        requested_quantity: _builtins.int = ...,
+        reserved_quantity: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["product_id", b"product_id", "requested_quantity", b"requested_quantity", "reserved_quantity", b"reserved_quantity"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Shortfall: _TypeAlias = Shortfall  # noqa: Y015
 
 @_typing.final
 class BatchReserveStockRequest(_message.Message):
@@ -1005,7 +1049,7 @@ Global___BatchReserveStockRequest: _TypeAlias = BatchReserveStockRequest  # noqa
 
 @_typing.final
 class OrderLines(_message.Message):
-    """The lines of one order. Either all of them are reserved, or none."""
+    """The lines of one order. Either all of them are reserved, or none, unless `allow_partial` is true."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -1016,6 +1060,7 @@ class OrderLines(_message.Message):
     TRACEPARENT_FIELD_NUMBER: _builtins.int
     TENANT_FIELD_NUMBER: _builtins.int
     SUBJECT_FIELD_NUMBER: _builtins.int
+    ALLOW_PARTIAL_FIELD_NUMBER: _builtins.int
     order_id: _builtins.str
     """The order: 1–64 printable ASCII characters."""
     request_id: _builtins.str
@@ -1031,6 +1076,10 @@ class OrderLines(_message.Message):
     subject: _builtins.str
     """The user for whom the caller reserves the stock: 1–255 printable characters. As with `tenant`, the permission
     `delegate` is needed.
+    """
+    allow_partial: _builtins.bool
+    """True: if less stock is available, reserve what is available of each line, and return the rest as shortfalls. The
+    order is refused with INSUFFICIENT_STOCK only if nothing of any line is available.
     """
     @_builtins.property
     def lines(self) -> _containers.RepeatedCompositeFieldContainer[Global___Line]:
@@ -1050,10 +1099,11 @@ class OrderLines(_message.Message):
         traceparent: _builtins.str = ...,
         tenant: _builtins.str = ...,
         subject: _builtins.str = ...,
+        allow_partial: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["ttl", b"ttl"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["lines", b"lines", "order_id", b"order_id", "request_id", b"request_id", "subject", b"subject", "tenant", b"tenant", "traceparent", b"traceparent", "ttl", b"ttl"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["allow_partial", b"allow_partial", "lines", b"lines", "order_id", b"order_id", "request_id", b"request_id", "subject", b"subject", "tenant", b"tenant", "traceparent", b"traceparent", "ttl", b"ttl"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1132,7 +1182,7 @@ class BatchReserveStockResult(_message.Message):
     ERROR_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def reservations(self) -> Global___Reservations:
-        """All stock of the order is reserved."""
+        """All stock of the order is reserved, or what was available of it if the order has `allow_partial`."""
 
     @_builtins.property
     def error(self) -> _status_pb2.Status:
@@ -1161,18 +1211,28 @@ class Reservations(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     RESERVATIONS_FIELD_NUMBER: _builtins.int
+    SHORTFALLS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def reservations(self) -> _containers.RepeatedCompositeFieldContainer[Global___Reservation]:
-        """One per product, in the sequence in which the lines first name the products."""
+        """One per product, in the sequence in which the lines first name the products. Products of which nothing was available
+        have none.
+        """
+
+    @_builtins.property
+    def shortfalls(self) -> _containers.RepeatedCompositeFieldContainer[Global___Shortfall]:
+        """The units that were not available, one entry per product with too little stock, in the same sequence. Empty if
+        everything is reserved, and always empty without `allow_partial`.
+        """
 
     def __init__(
         self,
         *,
         reservations: _abc.Iterable[Global___Reservation] | None = ...,
+        shortfalls: _abc.Iterable[Global___Shortfall] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["reservations", b"reservations"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["reservations", b"reservations", "shortfalls", b"shortfalls"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

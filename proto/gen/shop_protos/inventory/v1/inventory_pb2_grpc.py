@@ -264,7 +264,8 @@ class InventoryServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ReserveStock(self, request, context):
-        """Reserves all of the requested stock of one product for an order, for a limited time, or nothing.
+        """Reserves all of the requested stock of one product for an order, for a limited time, or nothing. With
+        `allow_partial`, it reserves what is available.
 
         If the request names no location, the server chooses. Of the active locations that have enough stock alone, it takes the
         one with the least stock left over. If no location has enough alone, it takes as few locations as possible, those
@@ -290,7 +291,7 @@ class InventoryServiceServicer:
     def BatchReserveStock(self, request, context):
         """Does what ReserveStock does, for many orders of many lines.
 
-        For each order, it reserves all lines or nothing. The lines of one product become one reservation. Orders are
+        For each order, it reserves all lines or nothing, unless the order has `allow_partial`. The lines of one product become one reservation. Orders are
         decided in the sequence of the request, independently of each other, and perhaps in several transactions. An error
         of one order, also an invalid field, is that order's `error`, with the details that ReserveStock would return. If
         the time of the call runs out, the `error` of each order that is not decided yet is UNAVAILABLE

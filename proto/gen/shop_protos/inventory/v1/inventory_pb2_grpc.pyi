@@ -99,7 +99,8 @@ class InventoryServiceStub:
     although they may have items.
     """
     ReserveStock: _grpc.UnaryUnaryMultiCallable[_inventory_pb2.ReserveStockRequest, _inventory_pb2.ReserveStockResponse]
-    """Reserves all of the requested stock of one product for an order, for a limited time, or nothing.
+    """Reserves all of the requested stock of one product for an order, for a limited time, or nothing. With
+    `allow_partial`, it reserves what is available.
 
     If the request names no location, the server chooses. Of the active locations that have enough stock alone, it takes the
     one with the least stock left over. If no location has enough alone, it takes as few locations as possible, those
@@ -121,7 +122,7 @@ class InventoryServiceStub:
     BatchReserveStock: _grpc.UnaryUnaryMultiCallable[_inventory_pb2.BatchReserveStockRequest, _inventory_pb2.BatchReserveStockResponse]
     """Does what ReserveStock does, for many orders of many lines.
 
-    For each order, it reserves all lines or nothing. The lines of one product become one reservation. Orders are
+    For each order, it reserves all lines or nothing, unless the order has `allow_partial`. The lines of one product become one reservation. Orders are
     decided in the sequence of the request, independently of each other, and perhaps in several transactions. An error
     of one order, also an invalid field, is that order's `error`, with the details that ReserveStock would return. If
     the time of the call runs out, the `error` of each order that is not decided yet is UNAVAILABLE
@@ -320,7 +321,8 @@ class InventoryServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _inventory_pb2.ReserveStockRequest,
         context: _grpc.ServicerContext,
     ) -> _inventory_pb2.ReserveStockResponse:
-        """Reserves all of the requested stock of one product for an order, for a limited time, or nothing.
+        """Reserves all of the requested stock of one product for an order, for a limited time, or nothing. With
+        `allow_partial`, it reserves what is available.
 
         If the request names no location, the server chooses. Of the active locations that have enough stock alone, it takes the
         one with the least stock left over. If no location has enough alone, it takes as few locations as possible, those
@@ -348,7 +350,7 @@ class InventoryServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _inventory_pb2.BatchReserveStockResponse:
         """Does what ReserveStock does, for many orders of many lines.
 
-        For each order, it reserves all lines or nothing. The lines of one product become one reservation. Orders are
+        For each order, it reserves all lines or nothing, unless the order has `allow_partial`. The lines of one product become one reservation. Orders are
         decided in the sequence of the request, independently of each other, and perhaps in several transactions. An error
         of one order, also an invalid field, is that order's `error`, with the details that ReserveStock would return. If
         the time of the call runs out, the `error` of each order that is not decided yet is UNAVAILABLE

@@ -2,14 +2,17 @@
 
 from collections.abc import Collection, Sequence
 from dataclasses import replace
+from typing import cast
 
 import grpc
 
 from inventory_api.api.parse import STATE_NUMBERS
+from inventory_api.domain.commands import OrderLines
 from inventory_api.domain.model import Availability, Item, Location, OrderKey, Reservation
+from inventory_api.domain.reserving import shortfalls
 from inventory_api.domain.verification import Mismatch, MismatchKind
 from inventory_api.operations.items.availability import Availabilities
-from shop_common.errors import ShopError
+from shop_common.errors import InvalidInput, ShopError
 from shop_common.rpc.status import new_status, to_status
 from shop_common.timestamps import to_proto, to_proto_or_none
 from shop_protos.inventory.v1 import inventory_pb2 as pb
@@ -95,15 +98,35 @@ def reservation(value: Reservation) -> pb.Reservation:
     )
 
 
-def batch(outcomes: Sequence[list[Reservation] | ShopError]) -> pb.BatchReserveStockResponse:
-    """Render the outcomes of a batch."""
+def reserved(order: OrderLines, reservations: Sequence[Reservation]) -> pb.ReserveStockResponse:
+    """Render the reservation of an order with one line."""
+    (only,) = reservations
+    return pb.ReserveStockResponse(reservation=reservation(only), shortfalls=_shortfalls(order, reservations))
+
+
+def _shortfalls(order: OrderLines, reservations: Sequence[Reservation]) -> list[pb.Shortfall]:
+    if not order.allow_partial:
+        return []
+    return [
+        pb.Shortfall(product_id=each.product_id, requested_quantity=each.requested, reserved_quantity=each.reserved)
+        for each in shortfalls(order, reservations)
+    ]
+
+
+def batch(
+    orders: Sequence[OrderLines | InvalidInput], outcomes: Sequence[list[Reservation] | ShopError]
+) -> pb.BatchReserveStockResponse:
+    """Render the outcomes of a batch, one per order."""
     room = _RoomForAllocations()
     results = []
-    for outcome in outcomes:
-        if isinstance(outcome, ShopError):
-            results.append(pb.BatchReserveStockResult(error=to_status(outcome)))
+    for order, outcome in zip(orders, outcomes, strict=True):
+        if isinstance(outcome, ShopError) or isinstance(order, ShopError):
+            results.append(pb.BatchReserveStockResult(error=to_status(cast("ShopError", outcome))))
         else:
-            reservations = pb.Reservations(reservations=[reservation(each) for each in room.take(outcome)])
+            reservations = pb.Reservations(
+                reservations=[reservation(each) for each in room.take(outcome)],
+                shortfalls=_shortfalls(order, outcome),
+            )
             results.append(pb.BatchReserveStockResult(reservations=reservations))
     return pb.BatchReserveStockResponse(results=results)
 

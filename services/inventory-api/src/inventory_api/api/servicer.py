@@ -81,15 +81,15 @@ class InventoryServicer(inventory_pb2_grpc.InventoryServiceServicer):
 
     def ReserveStock(self, request: pb.ReserveStockRequest, context: ServicerContext) -> pb.ReserveStockResponse:
         command = parse.reserve_stock(request, caller(), traceparent(context))
-        (reservation,) = self._operations.reserve(command, deadline=deadline(context))
-        return pb.ReserveStockResponse(reservation=render.reservation(reservation))
+        reservations = self._operations.reserve(command, deadline=deadline(context))
+        return render.reserved(command, reservations)
 
     def BatchReserveStock(
         self, request: pb.BatchReserveStockRequest, context: ServicerContext
     ) -> pb.BatchReserveStockResponse:
         orders = parse.batch(request, caller(), traceparent(context))
         decided = self._operations.reserve_many(_valid(orders), deadline=deadline(context))
-        return render.batch(_outcomes(orders, decided))
+        return render.batch(orders, _outcomes(orders, decided))
 
     def ReleaseStock(self, request: pb.ReleaseStockRequest, context: ServicerContext) -> pb.ReleaseStockResponse:
         command = parse.release(request, caller(), traceparent(context))

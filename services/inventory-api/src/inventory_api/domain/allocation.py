@@ -1,6 +1,6 @@
 """Decides from which locations the units of an order line are taken. Needs no database."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
@@ -56,30 +56,62 @@ class Shelves:
             for product_id, quantities in _quantities_by_product(lines).items():
                 taken[product_id] = self._take_product(ProductKey(tenant, product_id), quantities)
         except Refused:
-            self.put_back(allocation for allocations in taken.values() for allocation in allocations)
+            self._put_back_all(taken)
             raise
         return taken
+
+    def take_free(self, tenant: str, lines: Sequence[Line]) -> dict[int, tuple[Allocation, ...]]:
+        """Take as many units of each line as are free. Returns the allocations by product id.
+
+        Products of which nothing is free are left out. Raises InsufficientStock for the first product if nothing is
+        free of any product, and LocationsLimit as `take` does.
+        """
+        taken: dict[int, tuple[Allocation, ...]] = {}
+        refusal: InsufficientStock | None = None
+        try:
+            for product_id, quantities in _quantities_by_product(lines).items():
+                try:
+                    taken[product_id] = self._take_product(ProductKey(tenant, product_id), quantities, in_part=True)
+                except InsufficientStock as error:
+                    refusal = refusal or error
+            if refusal is not None and not taken:
+                raise refusal
+        except Refused:
+            self._put_back_all(taken)
+            raise
+        return taken
+
+    def _put_back_all(self, taken: Mapping[int, tuple[Allocation, ...]]) -> None:
+        self.put_back(allocation for allocations in taken.values() for allocation in allocations)
 
     def put_back(self, allocations: Iterable[Allocation]) -> None:
         """Make the units of these allocations free again."""
         for allocation in allocations:
             self._by_item[allocation.item_id].free += allocation.quantity
 
-    def _take_product(self, product: ProductKey, quantities: dict[Source, int]) -> tuple[Allocation, ...]:
+    def _take_product(
+        self, product: ProductKey, quantities: dict[Source, int], *, in_part: bool = False
+    ) -> tuple[Allocation, ...]:
         shelves = self._by_product.get(product, ())  # failpoint: shelves-of-tenant
         taken: dict[int, int] = {}
+        refusal: InsufficientStock | None = None
         # Lines with less choice come first, because they cannot take their units from another location.
         for source, quantity in sorted(quantities.items(), key=_choice):
             candidates = shelves if source is None else [each for each in shelves if _may_take(source, each)]
             parts = _parts(source, quantity, candidates)
             if parts is None:
                 available = units_within(source, candidates)
-                self._undo(taken)
                 location = source if isinstance(source, str) else None
-                raise InsufficientStock(product.product_id, quantity, available, location)
+                refusal = refusal or InsufficientStock(product.product_id, quantity, available, location)
+                if not in_part:
+                    break
+                parts = (_parts(source, available, candidates) if available else None) or []
             for shelf, part in parts:
                 shelf.free -= part
                 taken[shelf.item_id] = taken.get(shelf.item_id, 0) + part
+        if refusal is not None and not (in_part and taken):
+            self._undo(taken)
+            raise refusal
         if len(taken) > LOCATIONS_MAX:
             self._undo(taken)
             raise LocationsLimit(

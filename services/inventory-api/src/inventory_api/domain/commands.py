@@ -97,11 +97,15 @@ class UpdateLocation(Command):
 
 @dataclass(frozen=True, slots=True)
 class OrderLines(Command):
-    """Reserve all lines of an order, or none. A `ttl_seconds` of None means the default of the service."""
+    """Reserve all lines of an order, or none. A `ttl_seconds` of None means the default of the service.
+
+    With `allow_partial`, reserve as many units of the lines as are available, but at least one.
+    """
 
     order_id: str
     lines: tuple[Line, ...]
     ttl_seconds: float | None = None
+    allow_partial: bool = False
 
     @property
     def order_key(self) -> OrderKey:

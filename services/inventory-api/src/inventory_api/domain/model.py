@@ -259,6 +259,15 @@ class AllocationPolicy:
 
 
 @dataclass(frozen=True, slots=True)
+class Shortfall:
+    """A product of which fewer units were reserved for an order than its lines request together."""
+
+    product_id: int
+    requested: int
+    reserved: int
+
+
+@dataclass(frozen=True, slots=True)
 class Line:
     """Units of a product that an order needs: from one location, or from any location if `location` is None.
 

@@ -1,7 +1,7 @@
 """Reserves stock for orders, for ReserveStock and BatchReserveStock."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
@@ -40,6 +40,9 @@ def reserve(
 ) -> list[Reservations | ShopError]:
     """Reserve stock for each order, all of its lines or none, with one reservation per product.
 
+    For an order with `allow_partial`, reserve what is available. Products of which nothing is available then have no
+    reservation.
+
     Decides the orders one after another. They do not affect each other except by the stock that they take. Returns one
     outcome per order, in order: its reservations, or the error that refused the order. The errors are
     InsufficientStock, ReservationsLimit, LocationsLimit, RequestIdReused, and Contention if more than DUE_EXPIRED_MAX
@@ -72,8 +75,14 @@ class _Planned:
         if order.request_id is None:
             return None
         lines = [_content(line) for line in order.lines]
-        content = fingerprint(order.order_id, lines, order.ttl_seconds)
+        partial = ("allow_partial",) if order.allow_partial else ()
+        content = fingerprint(order.order_id, lines, order.ttl_seconds, *partial)
         return Claim(METHOD, order.owner, order.request_id, content, tuple(self.ids.values()), order.tenant)
+
+    def claim_of(self, product_ids: Collection[int]) -> Claim | None:
+        """Return the claim with the ids of the reservations of these products only."""
+        claim = self.claim()
+        return None if claim is None else replace(claim, resources=tuple(self.ids[each] for each in product_ids))
 
 
 def _content(line: Line) -> tuple[object, ...]:
@@ -100,6 +109,7 @@ def _reserve(tx: Connection, planned: Sequence[_Planned], default_ttl_seconds: f
     outcomes: list[Reservations | ShopError] = []
     created: Reservations = []
     messages = []
+    narrowed: list[Claim] = []
     for each, decision in zip(planned, decisions, strict=True):
         order = each.order
         if isinstance(decision, ShopError):
@@ -123,8 +133,11 @@ def _reserve(tx: Connection, planned: Sequence[_Planned], default_ttl_seconds: f
         ]
         outcomes.append(reservations)
         created += reservations
+        if len(decision) < len(each.ids) and (claim := each.claim_of(decision)):
+            narrowed.append(claim)
         messages += [events.stock_reserved(reservation, timestamp, order.cause) for reservation in reservations]
     _save(tx, created, stock, timestamp)
+    tables.idempotency_keys.replace_resources(tx, narrowed)
     tables.outbox.append(tx, messages)
     refusals = [each for each in outcomes if isinstance(each, ShopError) and each is not UNDECIDED]
     count_after_commit(tx, _refusals, Counter((each.reason,) for each in refusals))
@@ -149,8 +162,22 @@ def _decide(
         expired, has_more = cover_shortage(tx, shortage, stock, DUE_EXPIRED_MAX - expired_count)
         count_after_commit(tx, _rescued, {(): len(expired)})
         if not expired:
-            return _contended(decisions) if has_more else decisions, expired_count
+            return _contended(decisions) if has_more else _in_part(orders, decisions, stock, sizes), expired_count
         expired_count += len(expired)
+
+
+def _in_part(
+    orders: Sequence[OrderLines],
+    decisions: list[Decision],
+    stock: Mapping[int, Item],
+    sizes: Mapping[OrderKey, OrderSize],
+) -> list[Decision]:
+    """Decide the orders again, in part where an order allows it. No due reservation is left that could cover more."""
+    lacks_stock = any(
+        order.allow_partial and isinstance(decision, InsufficientStock)
+        for order, decision in zip(orders, decisions, strict=True)
+    )
+    return decide(orders, stock, sizes, in_part=True) if lacks_stock else decisions
 
 
 def _contended(decisions: Sequence[Decision]) -> list[Decision]:
