@@ -178,6 +178,16 @@ class ShopDriver:
         request = orders.UpdateOrderStatusRequest(id=order_id, status=last)
         return self.api.call(self.api.orders.UpdateOrderStatus, request, timeout_seconds=timeout_seconds).order
 
+    def ship(self, order_id: str, units: Mapping[int, int], *, request_id: str = "") -> orders.Order:
+        """Ship units of an order. `units` are by the id of the line."""
+        request = orders.CreateShipmentRequest(id=order_id, items=_units(units), carrier="DHL", request_id=request_id)
+        return self.api.call(self.api.orders.CreateShipment, request).order
+
+    def cancel_items(self, order_id: str, units: Mapping[int, int]) -> orders.Order:
+        """Cancel units of an order. `units` are by the id of the line."""
+        request = orders.CancelOrderItemsRequest(id=order_id, items=_units(units))
+        return self.api.call(self.api.orders.CancelOrderItems, request).order
+
     # --- events ---
 
     def eventually(self, condition: Callable[[], bool], within_seconds: float = 60) -> None:
@@ -262,6 +272,10 @@ def _duration(seconds: float | None) -> Duration | None:
     duration = Duration()
     duration.FromNanoseconds(int(seconds * 1e9))
     return duration
+
+
+def _units(units: Mapping[int, int]) -> list[orders.ItemUnits]:
+    return [orders.ItemUnits(item_id=item_id, quantity=quantity) for item_id, quantity in units.items()]
 
 
 def _price() -> Money:

@@ -66,6 +66,27 @@ def test_shipping_reduces_the_quantity(shop: ShopDriver) -> None:
     assert shop.change_status(order.id, DELIVERED).status == DELIVERED
 
 
+def test_half_of_an_order_is_shipped_and_the_other_half_is_cancelled(shop: ShopDriver) -> None:
+    product = shop.stocked_product(NORTH=4, SOUTH=6)
+    order = shop.create_order((product, 8))
+    shop.change_status(order.id, CONFIRMED, PROCESSING)
+    (item,) = order.items
+
+    for _ in range(2):
+        shop.ship(order.id, {item.id: 3}, request_id="half")
+    shop.eventually(lambda: shop.on_hand(product) == 7)
+    assert shop.available(product) == 2
+    with pytest.raises(Refused) as refusal:
+        shop.change_status(order.id, CANCELLED)
+    ended = shop.cancel_items(order.id, {item.id: 5})
+
+    assert refusal.value.metadata()["legal"] == "SHIPPED"
+    assert (ended.status, ended.items[0].shipped, ended.items[0].cancelled) == (SHIPPED, 3, 5)
+    shop.eventually(lambda: shop.available(product) == 7)
+    assert shop.order_events(order.id, "ORDER_SHIPPED")[-2:] == ["ORDER_PARTIALLY_SHIPPED", "ORDER_SHIPPED"]
+    shop.assert_consistent(product, stocked=10)
+
+
 def test_events_of_an_order_arrive_in_the_order_of_its_status_changes(shop: ShopDriver) -> None:
     product = shop.stocked_product(units=50)
     order_ids = [shop.create_order((product, 1)).id for _ in range(20)]

@@ -124,6 +124,19 @@ _AUDIT: Rows = {
     "audit_log": [{"id": 1, "at": _MOMENT, "caller": "user:1", "method": "M", "request_id": "r", "resources": "[]"}]
 }
 
+_ORDERS_8: Rows = {
+    "shipments": [
+        {
+            "id": UUID(int=31),
+            "order_id": _ORDERS[0],
+            "carrier": "a carrier",
+            "tracking_number": "1",
+            "items": "[[1,1]]",
+            "created_at": _MOMENT,
+        }
+    ]
+}
+
 _INVENTORY_12: Rows = {
     "order_effects": [
         {"order_id": str(_ORDERS[0]), "applied_version": 3, "totals": '{"1":[2,1]}', "updated_at": _MOMENT}
@@ -150,6 +163,7 @@ ROWS: dict[tuple[str, str], Rows] = {
     ("inventory-api", "0009"): _AUDIT,
     ("inventory-api", "0012"): _INVENTORY_12,
     ("inventory-api", "0013"): _LOCATIONS,
+    ("order-api", "0008"): _ORDERS_8,
     ("order-api", "0006"): _AUDIT,
     ("order-api", "0007"): _ORDERS_7,
 }

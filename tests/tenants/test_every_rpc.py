@@ -80,6 +80,7 @@ class Rows:
             "order_id": self.cart,
             "reservation_id": self.reservation,
             "user_id": USER,
+            "item_id": 1,
             "quantity": 3,
             "required_quantity": 3,
             "request_id": "request",
@@ -103,6 +104,7 @@ OMITTED = (
     "version", "reason", "ttl", "state", "max_count", "page_size", "page_token", "created_after", "created_before",
     "expires_in", "used_at", "traceparent", "tenant", "subject", "after_item_id", "repair", "charges", "policy",
     "external_reference", "labels", "label", "statuses", "updated_after", "updated_before",
+    "carrier", "tracking_number",
 )  # fmt: skip
 
 

@@ -11,6 +11,7 @@ from shop_client import (
     AllocationPolicy,
     AllocationStrategy,
     AsyncShop,
+    ItemUnits,
     Line,
     NewItem,
     NewOrder,
@@ -192,6 +193,25 @@ def test_a_batch_of_orders_has_an_outcome_for_each(shop: Shop, product: int) -> 
     assert isinstance(third, errors.InvalidInput)
 
 
+def test_half_an_order_is_shipped_and_the_rest_is_cancelled(shop: Shop, product: int) -> None:
+    shop.add_stock(product, 10)
+    order = shop.create_order(product, [NewItem(product, 2, PRICE)], "EUR")
+    for status in (OrderStatus.CONFIRMED, OrderStatus.PROCESSING):
+        shop.update_order_status(order.id, status)
+    one = ItemUnits(order.items[0].id, 1)
+
+    partial = shop.create_shipment(order.id, [one], carrier="DHL", tracking_number="17")
+    ended = shop.cancel_order_items(order.id, [one], reason="the last one was damaged")
+
+    (shipment,) = partial.shipments
+    assert (shipment.items, shipment.carrier, shipment.tracking_number) == ((one,), "DHL", "17")
+    assert (partial.status, partial.items[0].shipped) == (OrderStatus.PROCESSING, 1)
+    assert (ended.status, ended.items[0].shipped, ended.items[0].cancelled) == (OrderStatus.SHIPPED, 1, 1)
+    assert shop.get_order(order.id) == ended
+    with pytest.raises(errors.IllegalTransition):
+        shop.create_shipment(order.id)
+
+
 def test_the_asyncio_client_makes_the_same_calls(settings: Settings, product: int) -> None:
     async def use() -> None:
         async with AsyncShop(settings) as shop:
@@ -223,7 +243,12 @@ def test_the_asyncio_client_makes_the_same_calls(settings: Settings, product: in
             order = await shop.create_order(product, [NewItem(product, 1, PRICE)], "EUR")
             order = await shop.update_order_status(order.id, OrderStatus.CANCELLED)
             assert await shop.get_order(order.id) == order
-            assert [each async for each in shop.list_orders(user_id=product)] == [order]
+            cancelled = await shop.create_order(product, [NewItem(product, 1, PRICE)], "EUR")
+            cancelled = await shop.cancel_order_items(cancelled.id, [ItemUnits(cancelled.items[0].id, 1)])
+            assert cancelled.status is OrderStatus.CANCELLED
+            with pytest.raises(errors.IllegalTransition):
+                await shop.create_shipment(cancelled.id)
+            assert [each async for each in shop.list_orders(user_id=product)] == [cancelled, order]
             (other,) = await shop.batch_create_orders([NewOrder(product, (NewItem(product, 1, PRICE),), "EUR")])
             assert isinstance(other, Order)
 

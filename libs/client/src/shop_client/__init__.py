@@ -11,6 +11,7 @@ from shop_client.values import (
     AllocationStrategy,
     Availability,
     Item,
+    ItemUnits,
     Line,
     Location,
     LocationAvailability,
@@ -22,6 +23,7 @@ from shop_client.values import (
     OrderStatus,
     Reservation,
     ReservationState,
+    Shipment,
     Stock,
 )
 
@@ -32,6 +34,7 @@ __all__ = [
     "AsyncShop",
     "Availability",
     "Item",
+    "ItemUnits",
     "Line",
     "Location",
     "LocationAvailability",
@@ -44,6 +47,7 @@ __all__ = [
     "Reservation",
     "ReservationState",
     "Settings",
+    "Shipment",
     "Shop",
     "ShopError",
     "Stock",

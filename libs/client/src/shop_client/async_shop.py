@@ -23,6 +23,7 @@ from shop_client.statuses import error_of, status_of
 from shop_client.values import (
     Availability,
     Item,
+    ItemUnits,
     Line,
     Location,
     NewItem,
@@ -261,6 +262,30 @@ class AsyncShop:
         timeout_seconds: float | None = None,
     ) -> Order:
         return await self._run(calls.update_order_status(order_id, status, reason, request_id), timeout_seconds)
+
+    async def create_shipment(
+        self,
+        order_id: str,
+        items: Sequence[ItemUnits] = (),
+        *,
+        carrier: str = "",
+        tracking_number: str = "",
+        request_id: str | None = None,
+        timeout_seconds: float | None = None,
+    ) -> Order:
+        call = calls.create_shipment(order_id, items, carrier, tracking_number, request_id)
+        return await self._run(call, timeout_seconds)
+
+    async def cancel_order_items(
+        self,
+        order_id: str,
+        items: Sequence[ItemUnits],
+        *,
+        reason: str = "",
+        request_id: str | None = None,
+        timeout_seconds: float | None = None,
+    ) -> Order:
+        return await self._run(calls.cancel_order_items(order_id, items, reason, request_id), timeout_seconds)
 
     def list_orders(
         self,

@@ -21,6 +21,7 @@ from shop_client.statuses import error_of
 from shop_client.values import (
     Availability,
     Item,
+    ItemUnits,
     Location,
     NewOrder,
     Order,
@@ -161,6 +162,8 @@ LIST_RESERVATIONS = _method(_INVENTORY, "ListReservations")
 BATCH_CREATE_ORDERS = _method(_ORDERS, "BatchCreateOrders")
 GET_ORDER = _method(_ORDERS, "GetOrder")
 UPDATE_ORDER_STATUS = _method(_ORDERS, "UpdateOrderStatus")
+CREATE_SHIPMENT = _method(_ORDERS, "CreateShipment")
+CANCEL_ORDER_ITEMS = _method(_ORDERS, "CancelOrderItems")
 LIST_ORDERS = _method(_ORDERS, "ListOrders")
 
 _RESERVE = BatchMethod(BATCH_RESERVE_STOCK, "orders")
@@ -347,6 +350,30 @@ def update_order_status(order_id: str, status: OrderStatus, reason: str, request
         id=order_id, status=convert.status_number(status), reason=reason, request_id=request_id or _new_id()
     )
     return Call(UPDATE_ORDER_STATUS, request, _order, request.request_id)
+
+
+def create_shipment(
+    order_id: str, items: Sequence[ItemUnits], carrier: str, tracking_number: str, request_id: str | None
+) -> Call[Order]:
+    request = orders.CreateShipmentRequest(
+        id=order_id,
+        items=_units(items),
+        carrier=carrier,
+        tracking_number=tracking_number,
+        request_id=request_id or _new_id(),
+    )
+    return Call(CREATE_SHIPMENT, request, _order, request.request_id)
+
+
+def cancel_order_items(order_id: str, items: Sequence[ItemUnits], reason: str, request_id: str | None) -> Call[Order]:
+    request = orders.CancelOrderItemsRequest(
+        id=order_id, items=_units(items), reason=reason, request_id=request_id or _new_id()
+    )
+    return Call(CANCEL_ORDER_ITEMS, request, _order, request.request_id)
+
+
+def _units(items: Sequence[ItemUnits]) -> list[orders.ItemUnits]:
+    return [orders.ItemUnits(item_id=each.item_id, quantity=each.quantity) for each in items]
 
 
 def list_orders(

@@ -12,6 +12,7 @@ from shop_client.values import (
     AllocationPolicy,
     Availability,
     Item,
+    ItemUnits,
     Location,
     LocationAvailability,
     Order,
@@ -19,6 +20,7 @@ from shop_client.values import (
     OrderStatus,
     Reservation,
     ReservationState,
+    Shipment,
     Stock,
 )
 from shop_protos.inventory.v1 import inventory_pb2 as inventory
@@ -107,7 +109,7 @@ def order(message: orders.Order) -> Order:
     return Order(
         id=message.id,
         user_id=message.user_id,
-        items=tuple(OrderItem(each.id, each.product_id, each.quantity, _amount(each.price)) for each in message.items),
+        items=tuple(_order_item(each) for each in message.items),
         total_amount=_amount(message.total_amount),
         currency=message.total_amount.currency_code,
         status=_STATUSES.get(message.status, OrderStatus.UNKNOWN),
@@ -116,7 +118,19 @@ def order(message: orders.Order) -> Order:
         version=message.version,
         created_at=_utc(message.created_at),
         updated_at=_utc(message.updated_at),
+        shipments=tuple(_shipment(each) for each in message.shipments),
     )
+
+
+def _order_item(message: orders.OrderItem) -> OrderItem:
+    return OrderItem(
+        message.id, message.product_id, message.quantity, _amount(message.price), message.shipped, message.cancelled
+    )
+
+
+def _shipment(message: orders.Shipment) -> Shipment:
+    items = tuple(ItemUnits(each.item_id, each.quantity) for each in message.items)
+    return Shipment(message.id, message.carrier, message.tracking_number, items, _utc(message.created_at))
 
 
 def state_number(state: ReservationState | None) -> inventory.ReservationState.ValueType:

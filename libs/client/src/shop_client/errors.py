@@ -13,10 +13,13 @@ ShopError
 ├── NotFound                 NOT_FOUND
 │   ├── ItemNotFound                              ITEM_NOT_FOUND
 │   ├── OrderNotFound                             ORDER_NOT_FOUND
+│   ├── OrderItemNotFound                         ORDER_ITEM_NOT_FOUND
 │   └── ReservationNotFound                       RESERVATION_NOT_FOUND
 ├── Refused                  FAILED_PRECONDITION
 │   ├── InsufficientStock                         INSUFFICIENT_STOCK
 │   ├── IllegalTransition                         ILLEGAL_TRANSITION
+│   ├── UnitsNotOpen                              UNITS_NOT_OPEN
+│   ├── ShipmentsLimit                            SHIPMENTS_LIMIT
 │   ├── ReservationExpired                        RESERVATION_EXPIRED
 │   ├── ReservationReleased                       RESERVATION_RELEASED
 │   ├── BelowReserved                             BELOW_RESERVED
@@ -36,6 +39,8 @@ ShopError
 │   ├── InventoryUnavailable                      INVENTORY_UNAVAILABLE
 │   ├── KeySetUnavailable                         KEY_SET_UNAVAILABLE
 │   └── ApiKeysUnavailable                        API_KEYS_UNAVAILABLE
+├── NotSupported             UNIMPLEMENTED
+│   └── PartialChangesDisabled                    PARTIAL_CHANGES_DISABLED
 ├── DeadlineExceeded         DEADLINE_EXCEEDED
 ├── Cancelled                CANCELLED
 └── InternalError            INTERNAL
@@ -163,6 +168,12 @@ class OrderNotFound(NotFound):
     REASON = "ORDER_NOT_FOUND"
 
 
+class OrderItemNotFound(NotFound):
+    """The order has no line with this id."""
+
+    REASON = "ORDER_ITEM_NOT_FOUND"
+
+
 class ReservationNotFound(NotFound):
     """No reservation has this id, or the order has no reservation."""
 
@@ -205,6 +216,18 @@ class IllegalTransition(Refused):
     def legal(self) -> tuple[str, ...]:
         """The statuses to which the order can change."""
         return tuple(status for status in self.metadata["legal"].split(",") if status)
+
+
+class UnitsNotOpen(Refused):
+    """More units of a line were requested than are neither shipped nor cancelled. `metadata` has `open`."""
+
+    REASON = "UNITS_NOT_OPEN"
+
+
+class ShipmentsLimit(Refused):
+    """The order has as many shipments as it may have. Ship the rest with `update_order_status`."""
+
+    REASON = "SHIPMENTS_LIMIT"
 
 
 class ReservationExpired(Refused):
@@ -309,6 +332,16 @@ class AnswerTooLarge(Overload):
     """The response would be too large: request fewer entries. If the call made a change, it has its effect."""
 
     REASON = "ANSWER_TOO_LARGE"
+
+
+class NotSupported(ShopError):
+    """The server does not serve the call, whatever the state: it is too old, or the operator has switched it off."""
+
+
+class PartialChangesDisabled(NotSupported):
+    """The operator has switched off changes of some units of an order, as during an update."""
+
+    REASON = "PARTIAL_CHANGES_DISABLED"
 
 
 class Unavailable(ShopError):

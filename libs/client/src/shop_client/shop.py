@@ -22,6 +22,7 @@ from shop_client.statuses import error_of, status_of
 from shop_client.values import (
     Availability,
     Item,
+    ItemUnits,
     Line,
     Location,
     NewItem,
@@ -309,6 +310,38 @@ class Shop:
         Raises OrderNotFound or IllegalTransition; for CONFIRMED also ReservationExpired or ReservationReleased.
         """
         return self._run(calls.update_order_status(order_id, status, reason, request_id), timeout_seconds)
+
+    def create_shipment(
+        self,
+        order_id: str,
+        items: Sequence[ItemUnits] = (),
+        *,
+        carrier: str = "",
+        tracking_number: str = "",
+        request_id: str | None = None,
+        timeout_seconds: float | None = None,
+    ) -> Order:
+        """Ship units of a PROCESSING order; without `items`, all units that are left.
+
+        Raises OrderNotFound, OrderItemNotFound, IllegalTransition, UnitsNotOpen or ShipmentsLimit.
+        """
+        call = calls.create_shipment(order_id, items, carrier, tracking_number, request_id)
+        return self._run(call, timeout_seconds)
+
+    def cancel_order_items(
+        self,
+        order_id: str,
+        items: Sequence[ItemUnits],
+        *,
+        reason: str = "",
+        request_id: str | None = None,
+        timeout_seconds: float | None = None,
+    ) -> Order:
+        """Cancel units of an order that have not shipped. The last units cancel the order, or end it as SHIPPED.
+
+        Raises OrderNotFound, OrderItemNotFound, IllegalTransition or UnitsNotOpen.
+        """
+        return self._run(calls.cancel_order_items(order_id, items, reason, request_id), timeout_seconds)
 
     def list_orders(
         self,

@@ -26,6 +26,7 @@ _KINDS: dict[int, type[ShopError]] = {
         (grpc.StatusCode.FAILED_PRECONDITION, errors.Refused),
         (grpc.StatusCode.ABORTED, errors.Conflict),
         (grpc.StatusCode.RESOURCE_EXHAUSTED, errors.Overload),
+        (grpc.StatusCode.UNIMPLEMENTED, errors.NotSupported),
         (grpc.StatusCode.UNAVAILABLE, errors.Unavailable),
         (grpc.StatusCode.DEADLINE_EXCEEDED, errors.DeadlineExceeded),
         (grpc.StatusCode.CANCELLED, errors.Cancelled),

@@ -187,13 +187,34 @@ class NewOrder:
 
 
 @dataclass(frozen=True, slots=True)
+class ItemUnits:
+    """Units of a line of an order. `item_id` is the id of the line."""
+
+    item_id: int
+    quantity: int
+
+
+@dataclass(frozen=True, slots=True)
+class Shipment:
+    """Units of an order that were shipped together. `carrier` and `tracking_number` may be empty."""
+
+    id: str
+    carrier: str
+    tracking_number: str
+    items: tuple[ItemUnits, ...]
+    created_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
 class OrderItem:
-    """A line of an order."""
+    """A line of an order, and how many of its units have been shipped and cancelled."""
 
     id: int
     product_id: int
     quantity: int
     price: Decimal
+    shipped: int = 0
+    cancelled: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,3 +233,5 @@ class Order:
     version: int
     created_at: datetime
     updated_at: datetime
+    shipments: tuple[Shipment, ...] = ()
+    """The shipments by `create_shipment`, the oldest first. Empty in the orders of `list_orders`."""

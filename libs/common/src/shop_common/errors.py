@@ -12,6 +12,7 @@ ShopError
   Overload                       RESOURCE_EXHAUSTED
     QueueFull
     PoolTimeout
+  NotSupported                   UNIMPLEMENTED
   Unavailable                    UNAVAILABLE
     DatabaseUnavailable
       DatabaseNeedsRepair
@@ -81,6 +82,10 @@ class NotFound(ShopError):
 
 class Refused(ShopError):
     """The current state does not allow the call. The same call may succeed later."""
+
+
+class NotSupported(ShopError):
+    """This installation does not serve the call, whatever the state. An operator can change that."""
 
 
 class Conflict(ShopError):

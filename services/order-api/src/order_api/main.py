@@ -62,7 +62,13 @@ def serve(settings: OrderSettings) -> None:
         certificates=tls.client_certificates(settings),
     )
     audit_log = tables.audit_log if settings.has_audit_log else None
-    operations = Operations(database, stock, on_fatal=lifecycle.fatal, audit_log=audit_log)
+    operations = Operations(
+        database,
+        stock,
+        on_fatal=lifecycle.fatal,
+        audit_log=audit_log,
+        partial_changes=settings.partial_changes_enabled,
+    )
     stored_keys = StoredApiKeys(database)
     key_operations = ApiKeyOperations(database, stored_keys, on_fatal=lifecycle.fatal, audit_log=audit_log)
     api_keys = ApiKeySet(stored_keys.read)

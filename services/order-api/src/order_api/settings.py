@@ -26,6 +26,11 @@ class OrderSettings(ApiSettings, CallerSettings, IdentitySettings, DatabaseSetti
         True, description="consume inventory-events; off where consumers are scaled separately from the API"
     )
 
+    partial_changes_enabled: bool = Field(
+        True,
+        description="serve CreateShipment and CancelOrderItems; off until no process of a release without them runs",
+    )
+
     def contradictions(self) -> Iterator[str]:
         yield from super().contradictions()
         if self.grace_seconds < self.inventory_call_seconds:

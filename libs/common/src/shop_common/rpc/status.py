@@ -18,6 +18,7 @@ from shop_common.errors import (
     Conflict,
     InvalidInput,
     NotFound,
+    NotSupported,
     Overload,
     PermissionDenied,
     Refused,
@@ -44,6 +45,7 @@ _CODES: dict[type[ShopError], grpc.StatusCode] = {
     Refused: grpc.StatusCode.FAILED_PRECONDITION,
     Conflict: grpc.StatusCode.ABORTED,
     Overload: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    NotSupported: grpc.StatusCode.UNIMPLEMENTED,
     Unavailable: grpc.StatusCode.UNAVAILABLE,
 }
 

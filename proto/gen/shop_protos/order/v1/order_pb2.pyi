@@ -114,6 +114,7 @@ class Order(_message.Message):
     CHARGES_FIELD_NUMBER: _builtins.int
     EXTERNAL_REFERENCE_FIELD_NUMBER: _builtins.int
     LABELS_FIELD_NUMBER: _builtins.int
+    SHIPMENTS_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """A UUID, assigned by the server."""
     user_id: _builtins.int
@@ -128,7 +129,7 @@ class Order(_message.Message):
     """The caller's own reference; empty if it gave none. Several orders may have the same reference."""
     @_builtins.property
     def items(self) -> _containers.RepeatedCompositeFieldContainer[Global___OrderItem]:
-        """The lines, in the sequence of the request. They never change."""
+        """The lines, in the sequence of the request. Only their shipped and cancelled units change."""
 
     @_builtins.property
     def total_amount(self) -> _money_pb2.Money:
@@ -156,6 +157,10 @@ class Order(_message.Message):
     def labels(self) -> _containers.RepeatedCompositeFieldContainer[Global___Label]:
         """The caller's own labels, sorted by name."""
 
+    @_builtins.property
+    def shipments(self) -> _containers.RepeatedCompositeFieldContainer[Global___Shipment]:
+        """The shipments by CreateShipment, the oldest first. ListOrders does not return them."""
+
     def __init__(
         self,
         *,
@@ -172,10 +177,11 @@ class Order(_message.Message):
         charges: _abc.Iterable[Global___Charge] | None = ...,
         external_reference: _builtins.str = ...,
         labels: _abc.Iterable[Global___Label] | None = ...,
+        shipments: _abc.Iterable[Global___Shipment] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["created_at", b"created_at", "reserved_until", b"reserved_until", "total_amount", b"total_amount", "updated_at", b"updated_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["charges", b"charges", "created_at", b"created_at", "external_reference", b"external_reference", "id", b"id", "items", b"items", "labels", b"labels", "reserved_until", b"reserved_until", "status", b"status", "status_reason", b"status_reason", "total_amount", b"total_amount", "updated_at", b"updated_at", "user_id", b"user_id", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["charges", b"charges", "created_at", b"created_at", "external_reference", b"external_reference", "id", b"id", "items", b"items", "labels", b"labels", "reserved_until", b"reserved_until", "shipments", b"shipments", "status", b"status", "status_reason", b"status_reason", "total_amount", b"total_amount", "updated_at", b"updated_at", "user_id", b"user_id", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -240,6 +246,152 @@ class Label(_message.Message):
 Global___Label: _TypeAlias = Label  # noqa: Y015
 
 @_typing.final
+class ItemUnits(_message.Message):
+    """Units of a line of an order."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ITEM_ID_FIELD_NUMBER: _builtins.int
+    QUANTITY_FIELD_NUMBER: _builtins.int
+    item_id: _builtins.int
+    """The id of the line."""
+    quantity: _builtins.int
+    """Units: 1 … 10^9."""
+    def __init__(
+        self,
+        *,
+        item_id: _builtins.int = ...,
+        quantity: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["item_id", b"item_id", "quantity", b"quantity"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ItemUnits: _TypeAlias = ItemUnits  # noqa: Y015
+
+@_typing.final
+class Shipment(_message.Message):
+    """Units of an order that were shipped together."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    CARRIER_FIELD_NUMBER: _builtins.int
+    TRACKING_NUMBER_FIELD_NUMBER: _builtins.int
+    ITEMS_FIELD_NUMBER: _builtins.int
+    CREATED_AT_FIELD_NUMBER: _builtins.int
+    id: _builtins.str
+    """A UUID, assigned by the server."""
+    carrier: _builtins.str
+    """The carrier; empty if none was given."""
+    tracking_number: _builtins.str
+    """The carrier's number for the shipment; empty if none was given."""
+    @_builtins.property
+    def items(self) -> _containers.RepeatedCompositeFieldContainer[Global___ItemUnits]:
+        """The shipped units."""
+
+    @_builtins.property
+    def created_at(self) -> _timestamp_pb2.Timestamp:
+        """When the shipment was created, UTC."""
+
+    def __init__(
+        self,
+        *,
+        id: _builtins.str = ...,
+        carrier: _builtins.str = ...,
+        tracking_number: _builtins.str = ...,
+        items: _abc.Iterable[Global___ItemUnits] | None = ...,
+        created_at: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["created_at", b"created_at"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["carrier", b"carrier", "created_at", b"created_at", "id", b"id", "items", b"items", "tracking_number", b"tracking_number"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Shipment: _TypeAlias = Shipment  # noqa: Y015
+
+@_typing.final
+class CreateShipmentRequest(_message.Message):
+    """Units of an order to ship."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    ITEMS_FIELD_NUMBER: _builtins.int
+    CARRIER_FIELD_NUMBER: _builtins.int
+    TRACKING_NUMBER_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    id: _builtins.str
+    """The order: a UUID."""
+    carrier: _builtins.str
+    """The carrier: one line of 0–64 characters, without control characters and invisible characters."""
+    tracking_number: _builtins.str
+    """The carrier's number: one line of 0–128 characters, without control characters and invisible characters."""
+    request_id: _builtins.str
+    """See the comment of the service. Empty: no id; a retry ships further units."""
+    @_builtins.property
+    def items(self) -> _containers.RepeatedCompositeFieldContainer[Global___ItemUnits]:
+        """0–200 different lines of the order. Empty: all units that are neither shipped nor cancelled."""
+
+    def __init__(
+        self,
+        *,
+        id: _builtins.str = ...,
+        items: _abc.Iterable[Global___ItemUnits] | None = ...,
+        carrier: _builtins.str = ...,
+        tracking_number: _builtins.str = ...,
+        request_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["carrier", b"carrier", "id", b"id", "items", b"items", "request_id", b"request_id", "tracking_number", b"tracking_number"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CreateShipmentRequest: _TypeAlias = CreateShipmentRequest  # noqa: Y015
+
+@_typing.final
+class CancelOrderItemsRequest(_message.Message):
+    """Units of an order to cancel."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    ITEMS_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    id: _builtins.str
+    """The order: a UUID."""
+    reason: _builtins.str
+    """The reason, for people: one line of 0–500 characters, without control characters and invisible characters. It
+    becomes the order's `status_reason` if the status changes.
+    """
+    request_id: _builtins.str
+    """See the comment of the service. Empty: no id; a retry cancels further units."""
+    @_builtins.property
+    def items(self) -> _containers.RepeatedCompositeFieldContainer[Global___ItemUnits]:
+        """1–200 different lines of the order."""
+
+    def __init__(
+        self,
+        *,
+        id: _builtins.str = ...,
+        items: _abc.Iterable[Global___ItemUnits] | None = ...,
+        reason: _builtins.str = ...,
+        request_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["id", b"id", "items", b"items", "reason", b"reason", "request_id", b"request_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CancelOrderItemsRequest: _TypeAlias = CancelOrderItemsRequest  # noqa: Y015
+
+@_typing.final
 class StatusChange(_message.Message):
     """A change of an order's status."""
 
@@ -289,6 +441,8 @@ class OrderItem(_message.Message):
     QUANTITY_FIELD_NUMBER: _builtins.int
     PRICE_FIELD_NUMBER: _builtins.int
     LOCATION_FIELD_NUMBER: _builtins.int
+    SHIPPED_FIELD_NUMBER: _builtins.int
+    CANCELLED_FIELD_NUMBER: _builtins.int
     id: _builtins.int
     """Assigned by the server; positive."""
     product_id: _builtins.int
@@ -297,6 +451,10 @@ class OrderItem(_message.Message):
     """Units ordered: 1 … 10^9."""
     location: _builtins.str
     """The location from which the stock was reserved, if the request named one; otherwise empty."""
+    shipped: _builtins.int
+    """The units that have been shipped."""
+    cancelled: _builtins.int
+    """The units that have been cancelled."""
     @_builtins.property
     def price(self) -> _money_pb2.Money:
         """The price of one unit."""
@@ -309,10 +467,12 @@ class OrderItem(_message.Message):
         quantity: _builtins.int = ...,
         price: _money_pb2.Money | None = ...,
         location: _builtins.str = ...,
+        shipped: _builtins.int = ...,
+        cancelled: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["price", b"price"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["id", b"id", "location", b"location", "price", b"price", "product_id", b"product_id", "quantity", b"quantity"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cancelled", b"cancelled", "id", b"id", "location", b"location", "price", b"price", "product_id", b"product_id", "quantity", b"quantity", "shipped", b"shipped"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -89,6 +89,16 @@ class OrderServiceStub:
                 request_serializer=shop_dot_order_dot_v1_dot_order__pb2.UpdateOrderStatusRequest.SerializeToString,
                 response_deserializer=shop_dot_order_dot_v1_dot_order__pb2.OrderResponse.FromString,
                 _registered_method=True)
+        self.CreateShipment = channel.unary_unary(
+                '/shop.order.v1.OrderService/CreateShipment',
+                request_serializer=shop_dot_order_dot_v1_dot_order__pb2.CreateShipmentRequest.SerializeToString,
+                response_deserializer=shop_dot_order_dot_v1_dot_order__pb2.OrderResponse.FromString,
+                _registered_method=True)
+        self.CancelOrderItems = channel.unary_unary(
+                '/shop.order.v1.OrderService/CancelOrderItems',
+                request_serializer=shop_dot_order_dot_v1_dot_order__pb2.CancelOrderItemsRequest.SerializeToString,
+                response_deserializer=shop_dot_order_dot_v1_dot_order__pb2.OrderResponse.FromString,
+                _registered_method=True)
         self.ListOrders = channel.unary_unary(
                 '/shop.order.v1.OrderService/ListOrders',
                 request_serializer=shop_dot_order_dot_v1_dot_order__pb2.ListOrdersRequest.SerializeToString,
@@ -178,7 +188,8 @@ class OrderServiceServicer:
 
     def UpdateOrderStatus(self, request, context):
         """Changes the status of an order: PENDING → CONFIRMED → PROCESSING → SHIPPED → DELIVERED, or to CANCELLED from
-        PENDING, CONFIRMED or PROCESSING. Repeatable: setting the current status again changes nothing.
+        PENDING, CONFIRMED or PROCESSING. An order with a shipment cannot be cancelled: use CancelOrderItems. A change to
+        SHIPPED ships all units that are left. Repeatable: setting the current status again changes nothing.
 
         A change to CONFIRMED also confirms the order's reservations, so that they no longer expire. If a reservation has
         expired, was released or was purged, the call cancels the order and is refused. After a change to CANCELLED,
@@ -194,6 +205,38 @@ class OrderServiceServicer:
         INVALID_ARGUMENT    REQUEST_ID_REUSED.
         UNAVAILABLE         INVENTORY_UNAVAILABLE: only for CONFIRMED; the order may or may not be confirmed.
         Emits ORDER_CONFIRMED, ORDER_PROCESSING, ORDER_SHIPPED, ORDER_DELIVERED or ORDER_CANCELLED.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CreateShipment(self, request, context):
+        """Ships some units of a PROCESSING order. The order becomes SHIPPED when all units are shipped or cancelled; until
+        then it stays PROCESSING, and can no longer be cancelled as a whole. inventory-api removes the stock of the units
+        shortly after the call, when it receives the event. Retry with the same request_id.
+        NOT_FOUND           ORDER_NOT_FOUND (metadata: id). ORDER_ITEM_NOT_FOUND (metadata: id, item_id).
+        FAILED_PRECONDITION ILLEGAL_TRANSITION (metadata: id, from, to, and legal): the order is not PROCESSING.
+        UNITS_NOT_OPEN (metadata: id, item_id, requested, open): fewer units are neither shipped nor
+        cancelled. SHIPMENTS_LIMIT (metadata: id, limit): ship the rest with UpdateOrderStatus.
+        INVALID_ARGUMENT    REQUEST_ID_REUSED.
+        UNIMPLEMENTED       PARTIAL_CHANGES_DISABLED: the operator has switched off changes of some units.
+        Emits ORDER_PARTIALLY_SHIPPED, or ORDER_SHIPPED for the last units.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CancelOrderItems(self, request, context):
+        """Cancels units of an order that have not shipped; the rest of the order goes on. The order must be PENDING, CONFIRMED
+        or PROCESSING. If no unit is left to ship, the order becomes SHIPPED if any unit has been shipped, and CANCELLED
+        otherwise. inventory-api releases the stock of the units shortly after the call, when it receives the event. The
+        total of the order does not change. Retry with the same request_id.
+        NOT_FOUND           ORDER_NOT_FOUND (metadata: id). ORDER_ITEM_NOT_FOUND (metadata: id, item_id).
+        FAILED_PRECONDITION ILLEGAL_TRANSITION (metadata: id, from, to, and legal).
+        UNITS_NOT_OPEN (metadata: id, item_id, requested, open).
+        INVALID_ARGUMENT    REQUEST_ID_REUSED.
+        UNIMPLEMENTED       PARTIAL_CHANGES_DISABLED: the operator has switched off changes of some units.
+        Emits ORDER_ITEMS_CANCELLED, or ORDER_CANCELLED or ORDER_SHIPPED for the last units.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -238,6 +281,16 @@ def add_OrderServiceServicer_to_server(servicer, server):
             'UpdateOrderStatus': grpc.unary_unary_rpc_method_handler(
                     servicer.UpdateOrderStatus,
                     request_deserializer=shop_dot_order_dot_v1_dot_order__pb2.UpdateOrderStatusRequest.FromString,
+                    response_serializer=shop_dot_order_dot_v1_dot_order__pb2.OrderResponse.SerializeToString,
+            ),
+            'CreateShipment': grpc.unary_unary_rpc_method_handler(
+                    servicer.CreateShipment,
+                    request_deserializer=shop_dot_order_dot_v1_dot_order__pb2.CreateShipmentRequest.FromString,
+                    response_serializer=shop_dot_order_dot_v1_dot_order__pb2.OrderResponse.SerializeToString,
+            ),
+            'CancelOrderItems': grpc.unary_unary_rpc_method_handler(
+                    servicer.CancelOrderItems,
+                    request_deserializer=shop_dot_order_dot_v1_dot_order__pb2.CancelOrderItemsRequest.FromString,
                     response_serializer=shop_dot_order_dot_v1_dot_order__pb2.OrderResponse.SerializeToString,
             ),
             'ListOrders': grpc.unary_unary_rpc_method_handler(
@@ -388,6 +441,60 @@ class OrderService:
             target,
             '/shop.order.v1.OrderService/UpdateOrderStatus',
             shop_dot_order_dot_v1_dot_order__pb2.UpdateOrderStatusRequest.SerializeToString,
+            shop_dot_order_dot_v1_dot_order__pb2.OrderResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CreateShipment(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/shop.order.v1.OrderService/CreateShipment',
+            shop_dot_order_dot_v1_dot_order__pb2.CreateShipmentRequest.SerializeToString,
+            shop_dot_order_dot_v1_dot_order__pb2.OrderResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CancelOrderItems(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/shop.order.v1.OrderService/CancelOrderItems',
+            shop_dot_order_dot_v1_dot_order__pb2.CancelOrderItemsRequest.SerializeToString,
             shop_dot_order_dot_v1_dot_order__pb2.OrderResponse.FromString,
             options,
             channel_credentials,

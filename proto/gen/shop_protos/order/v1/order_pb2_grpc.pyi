@@ -83,7 +83,8 @@ class OrderServiceStub:
     """
     UpdateOrderStatus: _grpc.UnaryUnaryMultiCallable[_order_pb2.UpdateOrderStatusRequest, _order_pb2.OrderResponse]
     """Changes the status of an order: PENDING → CONFIRMED → PROCESSING → SHIPPED → DELIVERED, or to CANCELLED from
-    PENDING, CONFIRMED or PROCESSING. Repeatable: setting the current status again changes nothing.
+    PENDING, CONFIRMED or PROCESSING. An order with a shipment cannot be cancelled: use CancelOrderItems. A change to
+    SHIPPED ships all units that are left. Repeatable: setting the current status again changes nothing.
 
     A change to CONFIRMED also confirms the order's reservations, so that they no longer expire. If a reservation has
     expired, was released or was purged, the call cancels the order and is refused. After a change to CANCELLED,
@@ -99,6 +100,30 @@ class OrderServiceStub:
       INVALID_ARGUMENT    REQUEST_ID_REUSED.
       UNAVAILABLE         INVENTORY_UNAVAILABLE: only for CONFIRMED; the order may or may not be confirmed.
     Emits ORDER_CONFIRMED, ORDER_PROCESSING, ORDER_SHIPPED, ORDER_DELIVERED or ORDER_CANCELLED.
+    """
+    CreateShipment: _grpc.UnaryUnaryMultiCallable[_order_pb2.CreateShipmentRequest, _order_pb2.OrderResponse]
+    """Ships some units of a PROCESSING order. The order becomes SHIPPED when all units are shipped or cancelled; until
+    then it stays PROCESSING, and can no longer be cancelled as a whole. inventory-api removes the stock of the units
+    shortly after the call, when it receives the event. Retry with the same request_id.
+      NOT_FOUND           ORDER_NOT_FOUND (metadata: id). ORDER_ITEM_NOT_FOUND (metadata: id, item_id).
+      FAILED_PRECONDITION ILLEGAL_TRANSITION (metadata: id, from, to, and legal): the order is not PROCESSING.
+                          UNITS_NOT_OPEN (metadata: id, item_id, requested, open): fewer units are neither shipped nor
+                          cancelled. SHIPMENTS_LIMIT (metadata: id, limit): ship the rest with UpdateOrderStatus.
+      INVALID_ARGUMENT    REQUEST_ID_REUSED.
+      UNIMPLEMENTED       PARTIAL_CHANGES_DISABLED: the operator has switched off changes of some units.
+    Emits ORDER_PARTIALLY_SHIPPED, or ORDER_SHIPPED for the last units.
+    """
+    CancelOrderItems: _grpc.UnaryUnaryMultiCallable[_order_pb2.CancelOrderItemsRequest, _order_pb2.OrderResponse]
+    """Cancels units of an order that have not shipped; the rest of the order goes on. The order must be PENDING, CONFIRMED
+    or PROCESSING. If no unit is left to ship, the order becomes SHIPPED if any unit has been shipped, and CANCELLED
+    otherwise. inventory-api releases the stock of the units shortly after the call, when it receives the event. The
+    total of the order does not change. Retry with the same request_id.
+      NOT_FOUND           ORDER_NOT_FOUND (metadata: id). ORDER_ITEM_NOT_FOUND (metadata: id, item_id).
+      FAILED_PRECONDITION ILLEGAL_TRANSITION (metadata: id, from, to, and legal).
+                          UNITS_NOT_OPEN (metadata: id, item_id, requested, open).
+      INVALID_ARGUMENT    REQUEST_ID_REUSED.
+      UNIMPLEMENTED       PARTIAL_CHANGES_DISABLED: the operator has switched off changes of some units.
+    Emits ORDER_ITEMS_CANCELLED, or ORDER_CANCELLED or ORDER_SHIPPED for the last units.
     """
     ListOrders: _grpc.UnaryUnaryMultiCallable[_order_pb2.ListOrdersRequest, _order_pb2.ListOrdersResponse]
     """Lists orders, newest first: by creation time and id, descending. Every order that existed before the
@@ -208,7 +233,8 @@ class OrderServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _grpc.ServicerContext,
     ) -> _order_pb2.OrderResponse:
         """Changes the status of an order: PENDING → CONFIRMED → PROCESSING → SHIPPED → DELIVERED, or to CANCELLED from
-        PENDING, CONFIRMED or PROCESSING. Repeatable: setting the current status again changes nothing.
+        PENDING, CONFIRMED or PROCESSING. An order with a shipment cannot be cancelled: use CancelOrderItems. A change to
+        SHIPPED ships all units that are left. Repeatable: setting the current status again changes nothing.
 
         A change to CONFIRMED also confirms the order's reservations, so that they no longer expire. If a reservation has
         expired, was released or was purged, the call cancels the order and is refused. After a change to CANCELLED,
@@ -224,6 +250,42 @@ class OrderServiceServicer(metaclass=_abc_1.ABCMeta):
           INVALID_ARGUMENT    REQUEST_ID_REUSED.
           UNAVAILABLE         INVENTORY_UNAVAILABLE: only for CONFIRMED; the order may or may not be confirmed.
         Emits ORDER_CONFIRMED, ORDER_PROCESSING, ORDER_SHIPPED, ORDER_DELIVERED or ORDER_CANCELLED.
+        """
+
+    @_abc_1.abstractmethod
+    def CreateShipment(
+        self,
+        request: _order_pb2.CreateShipmentRequest,
+        context: _grpc.ServicerContext,
+    ) -> _order_pb2.OrderResponse:
+        """Ships some units of a PROCESSING order. The order becomes SHIPPED when all units are shipped or cancelled; until
+        then it stays PROCESSING, and can no longer be cancelled as a whole. inventory-api removes the stock of the units
+        shortly after the call, when it receives the event. Retry with the same request_id.
+          NOT_FOUND           ORDER_NOT_FOUND (metadata: id). ORDER_ITEM_NOT_FOUND (metadata: id, item_id).
+          FAILED_PRECONDITION ILLEGAL_TRANSITION (metadata: id, from, to, and legal): the order is not PROCESSING.
+                              UNITS_NOT_OPEN (metadata: id, item_id, requested, open): fewer units are neither shipped nor
+                              cancelled. SHIPMENTS_LIMIT (metadata: id, limit): ship the rest with UpdateOrderStatus.
+          INVALID_ARGUMENT    REQUEST_ID_REUSED.
+          UNIMPLEMENTED       PARTIAL_CHANGES_DISABLED: the operator has switched off changes of some units.
+        Emits ORDER_PARTIALLY_SHIPPED, or ORDER_SHIPPED for the last units.
+        """
+
+    @_abc_1.abstractmethod
+    def CancelOrderItems(
+        self,
+        request: _order_pb2.CancelOrderItemsRequest,
+        context: _grpc.ServicerContext,
+    ) -> _order_pb2.OrderResponse:
+        """Cancels units of an order that have not shipped; the rest of the order goes on. The order must be PENDING, CONFIRMED
+        or PROCESSING. If no unit is left to ship, the order becomes SHIPPED if any unit has been shipped, and CANCELLED
+        otherwise. inventory-api releases the stock of the units shortly after the call, when it receives the event. The
+        total of the order does not change. Retry with the same request_id.
+          NOT_FOUND           ORDER_NOT_FOUND (metadata: id). ORDER_ITEM_NOT_FOUND (metadata: id, item_id).
+          FAILED_PRECONDITION ILLEGAL_TRANSITION (metadata: id, from, to, and legal).
+                              UNITS_NOT_OPEN (metadata: id, item_id, requested, open).
+          INVALID_ARGUMENT    REQUEST_ID_REUSED.
+          UNIMPLEMENTED       PARTIAL_CHANGES_DISABLED: the operator has switched off changes of some units.
+        Emits ORDER_ITEMS_CANCELLED, or ORDER_CANCELLED or ORDER_SHIPPED for the last units.
         """
 
     @_abc_1.abstractmethod

@@ -39,6 +39,8 @@ def handlers(audit_log: AuditLog | None = None) -> Mapping[str, Handler]:
     return {
         "ORDER_CANCELLED": partial(release, audit_log=audit_log),
         "ORDER_SHIPPED": partial(fulfil, audit_log=audit_log),
+        "ORDER_PARTIALLY_SHIPPED": partial(_reach, event_type="ORDER_PARTIALLY_SHIPPED", audit_log=audit_log),
+        "ORDER_ITEMS_CANCELLED": partial(_reach, event_type="ORDER_ITEMS_CANCELLED", audit_log=audit_log),
     }
 
 
@@ -52,7 +54,7 @@ def release(tx: Connection, events: Sequence[Event], *, audit_log: AuditLog | No
     with_targets, without = _by_targets(events)
     if without and release_orders(tx, [_order(event) for event in without], audit_log):
         return True
-    return _reach(tx, with_targets, "ORDER_CANCELLED", audit_log)
+    return _reach(tx, with_targets, event_type="ORDER_CANCELLED", audit_log=audit_log)
 
 
 def fulfil(tx: Connection, events: Sequence[Event], *, audit_log: AuditLog | None = None) -> bool:
@@ -60,7 +62,7 @@ def fulfil(tx: Connection, events: Sequence[Event], *, audit_log: AuditLog | Non
     with_targets, without = _by_targets(events)
     if without and _fulfil_whole(tx, without, audit_log):
         return True
-    return _reach(tx, with_targets, "ORDER_SHIPPED", audit_log)
+    return _reach(tx, with_targets, event_type="ORDER_SHIPPED", audit_log=audit_log)
 
 
 def _by_targets(events: Sequence[Event]) -> tuple[list[Event], list[Event]]:
@@ -69,7 +71,8 @@ def _by_targets(events: Sequence[Event]) -> tuple[list[Event], list[Event]]:
     return with_targets, [event for event in events if "targets" not in event.data]
 
 
-def _reach(tx: Connection, events: Sequence[Event], event_type: str, audit_log: AuditLog | None) -> bool:
+def _reach(tx: Connection, events: Sequence[Event], *, event_type: str, audit_log: AuditLog | None) -> bool:
+    """Ship and release units of orders, one turn per call. Returns True if another turn may be needed."""
     orders = [_targets(event) for event in events]
     reached = reach_targets(tx, orders, event_type, audit_log)
     for order, missing in reached.missing.items():

@@ -49,6 +49,7 @@ def _losses(events: Sequence[Event], *, released: bool) -> list[LostStock]:
             event.traceparent,
             event.actor,
             event.event_id,
+            event.data.get("product_id"),
         )
         for event in events
         if not event.data.get("owner") and event.data.get("order_version") is None

@@ -1,12 +1,22 @@
 """Converts protobuf requests to commands. Every field of every request is checked here and nowhere else."""
 
+from collections.abc import Sequence
 from datetime import datetime
 from uuid import UUID
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from order_api.domain import commands
-from order_api.domain.commands import CancelAbandoned, ChangeStatus, NewOrder, OrderFilter, PurgeKeys, Reconcile
+from order_api.domain.commands import (
+    CancelAbandoned,
+    CancelItems,
+    ChangeStatus,
+    NewOrder,
+    OrderFilter,
+    PurgeKeys,
+    Reconcile,
+    ShipItems,
+)
 from order_api.domain.model import (
     CHARGES_MAX,
     LABELS_MAX,
@@ -33,6 +43,8 @@ from shop_protos.order.v1 import order_pb2 as pb
 LINE_QUANTITY_MAX = 1_000_000_000
 BATCH_ORDERS_MAX = 500
 BATCH_LINES_MAX = 5_000
+CARRIER_LENGTH_MAX = 64
+TRACKING_LENGTH_MAX = 128
 CHARGE_LABEL_LENGTH_MAX = 64
 REFERENCE_LENGTH_MAX = 128
 LABEL_VALUE_LENGTH_MAX = 256
@@ -190,6 +202,45 @@ def change_status(request: pb.UpdateOrderStatusRequest, caller: Caller, tracepar
         request_id = check.request_id(request.request_id)
     assert status is not None, "an unknown status raises at the end of the block"
     return ChangeStatus(order_id, status, reason, caller=caller, request_id=request_id, traceparent=traceparent)
+
+
+def ship_items(request: pb.CreateShipmentRequest, caller: Caller, traceparent: str | None) -> ShipItems:
+    with Fields() as check:
+        return ShipItems(
+            check.uuid("id", request.id),
+            _units(check, request.items, 0),
+            check.text("carrier", request.carrier, CARRIER_LENGTH_MAX),
+            check.text("tracking_number", request.tracking_number, TRACKING_LENGTH_MAX),
+            caller=caller,
+            request_id=check.request_id(request.request_id),
+            traceparent=traceparent,
+        )
+
+
+def cancel_items(request: pb.CancelOrderItemsRequest, caller: Caller, traceparent: str | None) -> CancelItems:
+    with Fields() as check:
+        return CancelItems(
+            check.uuid("id", request.id),
+            _units(check, request.items, 1),
+            check.text("reason", request.reason),
+            caller=caller,
+            request_id=check.request_id(request.request_id),
+            traceparent=traceparent,
+        )
+
+
+def _units(check: Fields, items: Sequence[pb.ItemUnits], count_min: int) -> tuple[tuple[int, int], ...]:
+    """Return pairs of the id of a line and its units. No line may occur twice."""
+    if not check.size("items", items, count_min, LINES_MAX):
+        return ()
+    units: dict[int, int] = {}
+    for index, item in enumerate(items):
+        at = check.at(f"items[{index}]")
+        item_id = at.identity("item_id", item.item_id)
+        if item_id in units:
+            at.violate("item_id", "must not occur twice")
+        units[item_id] = at.between("quantity", item.quantity, 1, LINE_QUANTITY_MAX)
+    return tuple(units.items())
 
 
 def orders_page(request: pb.ListOrdersRequest, caller: Caller) -> PageRequest[OrderFilter]:

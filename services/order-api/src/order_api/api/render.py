@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 
 from order_api.api.parse import CHARGE_NUMBERS, STATUS_NUMBERS
+from order_api.domain import units
 from order_api.domain.model import Order, StatusChange
 from shop_common.api import money
 from shop_common.errors import ShopError
@@ -23,6 +24,8 @@ def order(value: Order) -> pb.Order:
                 quantity=item.quantity,
                 price=money.to_proto(item.price, currency),
                 location=item.location,
+                shipped=units.shipped(value, item),
+                cancelled=item.quantity - units.kept(value, item),
             )
             for item in value.items
         ],
@@ -41,6 +44,16 @@ def order(value: Order) -> pb.Order:
         ],
         external_reference=value.external_reference,
         labels=[pb.Label(name=name, value=text) for name, text in value.labels],
+        shipments=[
+            pb.Shipment(
+                id=shipment.id,
+                carrier=shipment.carrier,
+                tracking_number=shipment.tracking_number,
+                items=[pb.ItemUnits(item_id=item_id, quantity=quantity) for item_id, quantity in shipment.units],
+                created_at=to_proto(shipment.created_at),
+            )
+            for shipment in value.shipments
+        ],
     )
 
 

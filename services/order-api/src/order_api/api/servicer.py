@@ -41,6 +41,16 @@ class OrderServicer(order_pb2_grpc.OrderServiceServicer):
         order = self._operations.update_status(command, owner=caller().owner, deadline=deadline(context))
         return pb.OrderResponse(order=render.order(order))
 
+    def CreateShipment(self, request: pb.CreateShipmentRequest, context: ServicerContext) -> pb.OrderResponse:
+        command = parse.ship_items(request, caller(), traceparent(context))
+        order = self._operations.ship_items(command, owner=caller().owner, deadline=deadline(context))
+        return pb.OrderResponse(order=render.order(order))
+
+    def CancelOrderItems(self, request: pb.CancelOrderItemsRequest, context: ServicerContext) -> pb.OrderResponse:
+        command = parse.cancel_items(request, caller(), traceparent(context))
+        order = self._operations.cancel_items(command, owner=caller().owner, deadline=deadline(context))
+        return pb.OrderResponse(order=render.order(order))
+
     def ListOrders(self, request: pb.ListOrdersRequest, context: ServicerContext) -> pb.ListOrdersResponse:
         command = parse.orders_page(request, caller())
         page = self._operations.list_orders(command, deadline=deadline(context))

@@ -9,7 +9,12 @@ from shop_protos.order.v1 import order_pb2 as pb
 def describe(message: Message) -> dict[str, str | list[str]]:
     """Return the attributes of a request or a response."""
     match message:
-        case pb.GetOrderRequest() | pb.UpdateOrderStatusRequest():
+        case (
+            pb.GetOrderRequest()
+            | pb.UpdateOrderStatusRequest()
+            | pb.CreateShipmentRequest()
+            | pb.CancelOrderItemsRequest()
+        ):
             return {"shop.order_id": message.id}
         case pb.OrderResponse():
             return {"shop.order_id": message.order.id}

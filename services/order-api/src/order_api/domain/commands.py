@@ -21,6 +21,8 @@ _ORDER_NAMESPACE = UUID("5b0c6d0e-6f5c-4f0b-9d5e-3a1f7c2e8b44")
 
 CREATE_METHOD = "CreateOrder"
 CHANGE_METHOD = "UpdateOrderStatus"
+SHIP_METHOD = "CreateShipment"
+CANCEL_ITEMS_METHOD = "CancelOrderItems"
 """Names of RPCs, in the keys of their request_ids and in the audit log."""
 
 
@@ -129,12 +131,10 @@ class ReservedOrder:
 
 
 @dataclass(frozen=True, slots=True)
-class ChangeStatus(Command):
-    """Change the status of an order."""
+class OrderCommand(Command):
+    """A change of an existing order."""
 
     order_id: str
-    status: Status
-    reason: str = ""
 
     @property
     def order_key(self) -> OrderKey:
@@ -153,18 +153,51 @@ class ChangeStatus(Command):
         """
         return "" if self.caller.name == ANYONE.name else self.caller.name
 
-    def claim(self) -> Claim | None:
+    def _claim(self, method: str, *content: object) -> Claim | None:
         if self.request_id is None:
             return None
-        content = fingerprint(self.order_id, self.status.value, self.reason)
         return Claim(
-            CHANGE_METHOD,
+            method,
             self._scope,
             self.request_id,
-            content,
+            fingerprint(self.order_id, *content),
             (self.order_id,),
             tenant=self.tenant,
         )
+
+
+@dataclass(frozen=True, slots=True)
+class ChangeStatus(OrderCommand):
+    """Change the status of an order."""
+
+    status: Status
+    reason: str = ""
+
+    def claim(self) -> Claim | None:
+        return self._claim(CHANGE_METHOD, self.status.value, self.reason)
+
+
+@dataclass(frozen=True, slots=True)
+class ShipItems(OrderCommand):
+    """Ship units of an order. `units` are pairs of the id of a line and its units; if empty, all open units."""
+
+    units: tuple[tuple[int, int], ...]
+    carrier: str = ""
+    tracking_number: str = ""
+
+    def claim(self) -> Claim | None:
+        return self._claim(SHIP_METHOD, self.units, self.carrier, self.tracking_number)
+
+
+@dataclass(frozen=True, slots=True)
+class CancelItems(OrderCommand):
+    """Cancel units of an order. `units` are pairs of the id of a line and its units."""
+
+    units: tuple[tuple[int, int], ...]
+    reason: str = ""
+
+    def claim(self) -> Claim | None:
+        return self._claim(CANCEL_ITEMS_METHOD, self.units, self.reason)
 
 
 @dataclass(frozen=True, slots=True)

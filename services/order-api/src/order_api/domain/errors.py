@@ -1,18 +1,33 @@
 """The errors that refuse a request about orders. `shop_common.errors` has the gRPC status of NotFound and Refused.
 
 ShopError
+├── NotSupported
+│   └── PartialChangesDisabled
 ├── NotFound
-│   └── OrderNotFound
+│   ├── OrderNotFound
+│   └── OrderItemNotFound
 └── Refused
     ├── IllegalTransition
+    ├── UnitsNotOpen
+    ├── ShipmentsLimit
     ├── ReservationExpired      (when an order is created; a confirmation gets this reason from inventory-api)
     └── ReservationReleased     (when an order is confirmed)
 """
 
+from collections.abc import Sequence
 from typing import ClassVar
 
-from order_api.domain.model import LEGAL_CHANGES, Status
-from shop_common.errors import NotFound, Refused
+from order_api.domain.model import LEGAL_CHANGES, SHIPMENTS_MAX, Status
+from shop_common.errors import NotFound, NotSupported, Refused
+
+
+class PartialChangesDisabled(NotSupported):
+    """Changes of some units of an order are switched off by PARTIAL_CHANGES_ENABLED, as during an update."""
+
+    reason: ClassVar[str] = "PARTIAL_CHANGES_DISABLED"
+
+    def __init__(self) -> None:
+        super().__init__("changes of some units of an order are switched off")
 
 
 class OrderNotFound(NotFound):
@@ -33,10 +48,53 @@ class IllegalTransition(Refused):
 
     reason: ClassVar[str] = "ILLEGAL_TRANSITION"
 
-    def __init__(self, order_id: str, present: Status, requested: Status) -> None:
-        legal = ",".join(LEGAL_CHANGES[present])
+    def __init__(
+        self, order_id: str, present: Status, requested: Status, legal_changes: Sequence[Status] | None = None
+    ) -> None:
+        legal = ",".join(LEGAL_CHANGES[present] if legal_changes is None else legal_changes)
         super().__init__(f"order {order_id} is {present} and can't become {requested}; legal: {legal or 'none'}")
         self._metadata = {"id": order_id, "from": present.value, "to": requested.value, "legal": legal}
+
+    def metadata(self) -> dict[str, str]:
+        return self._metadata
+
+
+class OrderItemNotFound(NotFound):
+    """The order has no line with this id."""
+
+    reason: ClassVar[str] = "ORDER_ITEM_NOT_FOUND"
+
+    def __init__(self, order_id: str, item_id: int) -> None:
+        super().__init__(f"order {order_id} has no item {item_id}")
+        self._metadata = {"id": order_id, "item_id": str(item_id)}
+
+    def metadata(self) -> dict[str, str]:
+        return self._metadata
+
+
+class UnitsNotOpen(Refused):
+    """More units of a line were requested than are neither shipped nor cancelled."""
+
+    reason: ClassVar[str] = "UNITS_NOT_OPEN"
+
+    def __init__(self, order_id: str, item_id: int, requested: int, open_units: int) -> None:
+        super().__init__(f"item {item_id} of order {order_id} has {open_units} open units, not {requested}")
+        self._metadata = {
+            "id": order_id, "item_id": str(item_id), "requested": str(requested), "open": str(open_units),
+        }  # fmt: skip
+
+    def metadata(self) -> dict[str, str]:
+        return self._metadata
+
+
+class ShipmentsLimit(Refused):
+    """The order has as many shipments as it may have. Ship the rest with UpdateOrderStatus."""
+
+    reason: ClassVar[str] = "SHIPMENTS_LIMIT"
+
+    def __init__(self, order_id: str) -> None:
+        super().__init__(f"order {order_id} has {SHIPMENTS_MAX} shipments already")
+        self._metadata = {"id": order_id, "limit": str(SHIPMENTS_MAX)}
 
     def metadata(self) -> dict[str, str]:
         return self._metadata

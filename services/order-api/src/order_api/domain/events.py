@@ -1,11 +1,13 @@
 """The events of orders, keyed by order id. proto/asyncapi.yaml describes them."""
 
+from collections.abc import Iterable, Mapping
 from decimal import Decimal
 from typing import Any
 
 import orjson
 
-from order_api.domain.model import Order, OrderItem, Status, targets
+from order_api.domain.model import Order, OrderItem, Shipment, Status
+from order_api.domain.units import targets
 from shop_common.api.money import as_json_number
 from shop_common.events.outbox import Message
 from shop_common.timestamps import rfc3339
@@ -27,6 +29,33 @@ def status_changed(order: Order, traceparent: str | None, actor: str | None) -> 
 
     The event always has the lines of the order, because consumers need them.
     """
+    return _message(order, _TYPES[order.status], _data(order), traceparent, actor)
+
+
+def units_shipped(order: Order, shipment: Shipment, traceparent: str | None, actor: str | None) -> Message:
+    """Return the event for a shipment of some units: ORDER_SHIPPED if the order has no open unit any more."""
+    event_type = "ORDER_SHIPPED" if order.status is Status.SHIPPED else "ORDER_PARTIALLY_SHIPPED"
+    data = _data(order)
+    data["shipment"] = {
+        "id": shipment.id,
+        "carrier": shipment.carrier,
+        "tracking_number": shipment.tracking_number,
+        "items": _units(order, shipment.units),
+    }
+    return _message(order, event_type, data, traceparent, actor)
+
+
+def units_cancelled(
+    before: Order, order: Order, units: Mapping[int, int], reason: str, traceparent: str | None, actor: str | None
+) -> Message:
+    """Return the event for a cancellation of some units: that of the new status if the status has changed."""
+    event_type = "ORDER_ITEMS_CANCELLED" if order.status is before.status else _TYPES[order.status]
+    data = _data(order)
+    data["cancellation"] = {"reason": reason, "items": _units(order, units.items())}
+    return _message(order, event_type, data, traceparent, actor)
+
+
+def _data(order: Order) -> dict[str, Any]:
     data: dict[str, Any] = {
         "id": order.id,
         "user_id": order.user_id,
@@ -51,8 +80,18 @@ def status_changed(order: Order, traceparent: str | None, actor: str | None) -> 
         data["labels"] = dict(order.labels)
     if order.status is Status.PENDING:
         data["reserved_until"] = rfc3339(order.reserved_until)
-    event_type = _TYPES[order.status]
+    return data
+
+
+def _message(
+    order: Order, event_type: str, data: dict[str, Any], traceparent: str | None, actor: str | None
+) -> Message:
     return Message(TOPIC, order.id, event_type, data, order.updated_at, traceparent, tenant=order.tenant, actor=actor)
+
+
+def _units(order: Order, units: Iterable[tuple[int, int]]) -> list[dict[str, int]]:
+    products = {item.id: item.product_id for item in order.items}
+    return [{"product_id": products[item_id], "quantity": quantity} for item_id, quantity in units]
 
 
 def _item(item: OrderItem) -> dict[str, Any]:

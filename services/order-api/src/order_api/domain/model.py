@@ -10,6 +10,9 @@ from typing import NamedTuple
 LINES_MAX = 200
 """The maximum number of lines in an order."""
 
+SHIPMENTS_MAX = 100
+"""The maximum number of shipments of an order."""
+
 CHARGES_MAX = 16
 LABELS_MAX = 16
 """The maximum number of charges and of labels of an order."""
@@ -56,7 +59,10 @@ class OrderKey(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class OrderItem:
-    """A line of an order. `price` is per unit, in the order's currency. Lines never change.
+    """A line of an order. `price` is per unit, in the order's currency.
+
+    Only `shipped` and `cancelled` change: the units that calls about single units have shipped and cancelled. See
+    domain/units.py for the units of an order that was shipped or cancelled as a whole.
 
     `location` is the only one from which the line's stock may come. It is empty if the line named none.
     """
@@ -66,6 +72,19 @@ class OrderItem:
     quantity: int
     price: Decimal
     location: str = ""
+    shipped: int = 0
+    cancelled: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Shipment:
+    """Units of an order that were shipped together. `units` are pairs of the id of a line and its units."""
+
+    id: str
+    carrier: str
+    tracking_number: str
+    units: tuple[tuple[int, int], ...]
+    created_at: datetime
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +103,8 @@ Labels = tuple[tuple[str, str], ...]
 @dataclass(frozen=True, slots=True)
 class Order:
     """A stored order. `items` are in the order of the request.
+
+    `shipments` are those that named their units, oldest first. They are empty in lists of orders.
 
     `created_by` is the actor of the call that created it. It is empty if the actor is unknown.
     """
@@ -104,6 +125,7 @@ class Order:
     external_reference: str = ""
     charges: tuple[Charge, ...] = ()
     labels: Labels = ()
+    shipments: tuple[Shipment, ...] = ()
 
     @property
     def key(self) -> OrderKey:
@@ -186,20 +208,3 @@ def quantities(items: Iterable[NewItem | OrderItem]) -> dict[int, int]:
     for item in items:
         units[item.product_id] = units.get(item.product_id, 0) + item.quantity
     return units
-
-
-class Target(NamedTuple):
-    """Units of a product, since the order was created. The kept units include the shipped ones."""
-
-    kept: int
-    shipped: int
-
-
-def targets(order: Order) -> dict[int, Target]:
-    """Return the units of each product that the order keeps, and those that it has shipped, summed over all lines."""
-    kept = order.status is not Status.CANCELLED
-    shipped = order.status in (Status.SHIPPED, Status.DELIVERED)
-    return {
-        product_id: Target(units if kept else 0, units if shipped else 0)
-        for product_id, units in quantities(order.items).items()
-    }

@@ -6,7 +6,8 @@ from typing import TypeGuard
 
 from order_api.domain.commands import ChangeStatus
 from order_api.domain.errors import IllegalTransition, OrderNotFound, ReservationReleased
-from order_api.domain.model import CANCELLABLE, LEGAL_CHANGES, Order, OrderKey, Status, quantities
+from order_api.domain.model import CANCELLABLE, Order, OrderKey, Status
+from order_api.domain.units import kept_units, legal_changes
 from shop_common.errors import Contention, ShopError
 
 _LOST = {
@@ -50,7 +51,8 @@ class ConfirmationResult:
 class LostStock:
     """An order has lost reserved stock: somebody released it, or its reservation expired.
 
-    `traceparent`, `actor` and `event_id` are those of the event that reports the loss.
+    `product_id` is None if the event does not name the product. `traceparent`, `actor` and `event_id` are those of the
+    event that reports the loss.
     """
 
     order: OrderKey
@@ -58,6 +60,7 @@ class LostStock:
     traceparent: str | None = None
     actor: str | None = None
     event_id: str = ""
+    product_id: int | None = None
 
     @property
     def event_type(self) -> str:
@@ -79,8 +82,8 @@ def change(order: Order | None, command: ChangeStatus) -> Transition:
         return Transition(refusal=OrderNotFound(command.order_id))
     if order.status is command.status:
         return Transition()
-    if command.status not in LEGAL_CHANGES[order.status]:  # failpoint: order-status-check
-        return Transition(refusal=IllegalTransition(order.id, order.status, command.status))
+    if command.status not in legal_changes(order):  # failpoint: order-status-check
+        return Transition(refusal=IllegalTransition(order.id, order.status, command.status, legal_changes(order)))
     return Transition(command.status, command.reason)
 
 
@@ -101,7 +104,7 @@ def confirm(order: Order | None, result: ConfirmationResult) -> Transition:
         # Another transaction created the order after we read and before we locked.
         return Transition(refusal=Contention(f"order {order.id} was created a moment ago; try again"))
     if not isinstance(answer, ShopError):
-        if all(answer.get(product_id, 0) >= units for product_id, units in quantities(order.items).items()):
+        if all(answer.get(product_id, 0) >= units for product_id, units in kept_units(order).items()):
             return transition
         # inventory-api does not return released reservations. The ORDER_CANCELLED event releases the others.
         answer = ReservationReleased(order.id)

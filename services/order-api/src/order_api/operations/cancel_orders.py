@@ -5,13 +5,15 @@ from functools import partial
 
 from sqlalchemy import Connection
 
+from order_api.domain import units
 from order_api.domain.commands import CancelAbandoned
-from order_api.domain.model import LINES_MAX, OrderKey, Status
+from order_api.domain.model import LINES_MAX, Order, OrderKey, Status
 from order_api.domain.transitions import LostStock
 from order_api.store import orders
+from order_api.store.orders import Locked
 from shop_common.api.valid import UUID_PATTERN
 from shop_common.batching.coalescers import Sizes
-from shop_common.db.audit import AuditLog, entry, event_entry
+from shop_common.db.audit import AuditLog, Entry, entry, event_entry
 from shop_common.db.database import Database
 from shop_common.db.row_security import ALL_TENANTS
 from shop_common.identity.caller import Caller
@@ -25,32 +27,49 @@ _TURN = Sizes[OrderKey](key=lambda order: order, read=orders.count_lines, size_m
 def cancel_lost(tx: Connection, losses: Sequence[LostStock], audit_log: AuditLog | None = None) -> bool:
     """Cancel orders whose stock is lost: PENDING orders after an expiry, orders not yet shipped after a release.
 
-    Cancels a limited number of orders. Returns whether some are left for another transaction. May be repeated. Ignores
-    unknown order ids, because other callers of ReserveStock choose order ids freely. Emits ORDER_CANCELLED.
+    Of an order with a shipment, cancels only the open units of the lost product. Changes a limited number of orders.
+    Returns whether some are left for another transaction. May be repeated. Ignores unknown order ids, because other
+    callers of ReserveStock choose order ids freely. Emits ORDER_CANCELLED; for an order with a shipment
+    ORDER_ITEMS_CANCELLED, or ORDER_SHIPPED if no unit is open any more.
 
-    With `audit_log`, writes a row there per cancelled order.
+    With `audit_log`, writes a row there per change of an order.
     """
     ours = [loss for loss in losses if UUID_PATTERN.match(loss.order.id)]
     # Read without locks first, because most events need no change: an earlier event has cancelled the order, or its
     # cancellation caused the event. An order never returns to an earlier status. So an order that need not be cancelled
     # now never has to be cancelled for this loss.
     present = orders.statuses(tx, (loss.order for loss in ours))
-    lost: dict[OrderKey, LostStock] = {}
+    lost: dict[OrderKey, list[LostStock]] = {}
     for loss in ours:
         if loss.order in present and loss.cancels(present[loss.order]):
-            lost.setdefault(loss.order, loss)
+            lost.setdefault(loss.order, []).append(loss)
     turn = _TURN.prefix_within(tx, list(lost), TURN_LINES)
     locked = orders.lock(tx, turn)
-    entries = []
+    entries: list[Entry] = []
     for order in list(locked.orders.values()):
-        loss = lost[order.key]
-        if loss.cancels(order.status):
-            locked.change_status(order.key, Status.CANCELLED, loss.reason, loss.traceparent, loss.actor)
-            entries.append(event_entry(loss.event_type, order.tenant, loss.event_id, [order.id]))
+        entries += [
+            event_entry(loss.event_type, order.tenant, loss.event_id, [order.id])
+            for loss in lost[order.key]
+            if _cancel(locked, locked.orders[order.key], loss)
+        ]
     locked.save(tx)
     if audit_log is not None:
         audit_log.append(tx, entries)
     return len(turn) < len(lost)
+
+
+def _cancel(locked: Locked, order: Order, loss: LostStock) -> bool:
+    """Cancel what a loss concerns. Returns whether the order has changed."""
+    if not loss.cancels(order.status):
+        return False
+    if not units.has_shipped(order):
+        locked.change_status(order.key, Status.CANCELLED, loss.reason, loss.traceparent, loss.actor)
+        return True
+    change = None if loss.product_id is None else units.cancel_product(order, loss.product_id)
+    if change is None or not change.units:
+        return False
+    locked.cancel_units(change.order, change.units, loss.reason, loss.traceparent, loss.actor)
+    return True
 
 
 class AbandonedOrders:

@@ -1,21 +1,28 @@
 """The operations that the servicer calls. An operation reaches the database only through coalescers."""
 
 from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 from order_api.domain.commands import (
+    CANCEL_ITEMS_METHOD,
     CHANGE_METHOD,
+    SHIP_METHOD,
     CancelAbandoned,
+    CancelItems,
     ChangeStatus,
     NewOrder,
+    OrderCommand,
     OrderFilter,
     PurgeKeys,
     Reconcile,
+    ShipItems,
 )
-from order_api.domain.errors import OrderNotFound
+from order_api.domain.errors import OrderNotFound, PartialChangesDisabled
 from order_api.domain.model import LINES_MAX, Order, OrderHistory, OrderKey, Status
 from order_api.inventory import Inventory
 from order_api.operations.cancel_orders import AbandonedOrders
 from order_api.operations.change_status import change_status
+from order_api.operations.change_units import cancel_items, ship_items
 from order_api.operations.confirm_order import Confirmation
 from order_api.operations.create_order import OrderCreation
 from order_api.operations.purge import KeyPurge
@@ -26,6 +33,12 @@ from shop_common.batching.coalescers import Coalescers, Sizes, audit_of
 from shop_common.db.audit import AuditLog
 from shop_common.db.database import Database
 from shop_common.errors import ShopError
+
+_Command = TypeVar("_Command", bound=OrderCommand)
+
+
+def _lines_of(_: type[_Command]) -> Sizes[_Command]:
+    return Sizes(key=lambda command: command.order_key, read=orders.count_lines, size_max=LINES_MAX)
 
 
 class Operations:
@@ -43,6 +56,7 @@ class Operations:
         *,
         on_fatal: Callable[[str, BaseException], None],
         audit_log: AuditLog | None = None,
+        partial_changes: bool = True,
     ) -> None:
         run = Coalescers(database, on_fatal, audit_log)
         self.close = run.close
@@ -52,10 +66,23 @@ class Operations:
             "set-status",
             change_status,
             key=lambda command: command.repeat_key,
-            sizes=Sizes[ChangeStatus](
-                key=lambda command: command.order_key, read=orders.count_lines, size_max=LINES_MAX
-            ),
+            sizes=_lines_of(ChangeStatus),
             audit=audit_of(ChangeStatus, CHANGE_METHOD, lambda command, _: (command.order_id,)),
+        )
+        self._partial_changes = partial_changes
+        self._ship_items = run.writes(
+            "ship-items",
+            ship_items,
+            key=lambda command: command.repeat_key,
+            sizes=_lines_of(ShipItems),
+            audit=audit_of(ShipItems, SHIP_METHOD, lambda command, _: (command.order_id,)),
+        )
+        self._cancel_items = run.writes(
+            "cancel-items",
+            cancel_items,
+            key=lambda command: command.repeat_key,
+            sizes=_lines_of(CancelItems),
+            audit=audit_of(CancelItems, CANCEL_ITEMS_METHOD, lambda command, _: (command.order_id,)),
         )
         self._get_order = run.reads(
             "order",
@@ -81,6 +108,22 @@ class Operations:
         if command.status is Status.CONFIRMED:
             return self._confirmation.confirm(command, deadline=deadline)
         return self._set_status.submit(command, deadline=deadline)
+
+    def ship_items(self, command: ShipItems, *, owner: int | None, deadline: float) -> Order:
+        """Ship units of an order. Raises PartialChangesDisabled. For `owner` see get_order."""
+        self._check_partial_change(command, owner, deadline)
+        return self._ship_items.submit(command, deadline=deadline)
+
+    def cancel_items(self, command: CancelItems, *, owner: int | None, deadline: float) -> Order:
+        """Cancel units of an order. Raises PartialChangesDisabled. For `owner` see get_order."""
+        self._check_partial_change(command, owner, deadline)
+        return self._cancel_items.submit(command, deadline=deadline)
+
+    def _check_partial_change(self, command: OrderCommand, owner: int | None, deadline: float) -> None:
+        if not self._partial_changes:
+            raise PartialChangesDisabled
+        if owner is not None:
+            self.get_order(command.order_key, owner=owner, deadline=deadline)
 
     def get_order(self, key: OrderKey, *, owner: int | None, deadline: float) -> OrderHistory:
         """Return an order with its history. If `owner` is not None, raises OrderNotFound for another user's order."""

@@ -1,6 +1,6 @@
 """All SQL on the tables orders, order_items and order_labels: insert, read, list, and lock for a change of status."""
 
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Any
@@ -28,11 +28,12 @@ from order_api.domain.model import (
     OrderHistory,
     OrderItem,
     OrderKey,
+    Shipment,
     Status,
     history,
 )
 from order_api.store import history as status_changes
-from order_api.store import tables
+from order_api.store import shipments, tables
 from order_api.store.details import charges_of, labels_of, packed_charges, packed_labels
 from shop_common.db.idempotency import RequestIdReused
 from shop_common.db.sql import Id, Statement, Timestamp, count_by, insert_into, join_rows, now
@@ -43,7 +44,7 @@ _orders = tables.orders
 _items = tables.order_items
 _labels = tables.order_labels
 
-COLUMNS = tuple(_orders.c[name] for name in Order.__slots__ if name != "items")
+COLUMNS = tuple(_orders.c[name] for name in Order.__slots__ if name not in ("items", "shipments"))
 
 
 def insert(tx: Connection, reserved: Sequence[ReservedOrder]) -> list[Order | ShopError]:
@@ -134,7 +135,7 @@ def get_with_history(tx: Connection, keys: Sequence[OrderKey]) -> list[OrderHist
 def load(tx: Connection, keys: Iterable[OrderKey]) -> dict[OrderKey, Order]:
     """Return the orders that exist, by key. Locks nothing."""
     rows = _key_rows(keys)
-    return {order.key: order for order in with_items(tx, _load(tx, rows))} if rows else {}
+    return {order.key: order for order in _with_shipments(tx, with_items(tx, _load(tx, rows)))} if rows else {}
 
 
 def statuses(tx: Connection, keys: Iterable[OrderKey]) -> dict[OrderKey, Status]:
@@ -189,6 +190,8 @@ class Locked:
         self.now = now
         self.orders = orders
         self._changed: set[OrderKey] = set()
+        self._units: dict[int, dict[str, object]] = {}
+        self._shipments: list[tuple[OrderKey, Shipment]] = []
         self._messages: list[Message] = []
         self._history: list[tuple[Order, str]] = []
 
@@ -207,10 +210,54 @@ class Locked:
         self._history.append((order, _recorded(actor)))
         return order
 
+    def ship(self, changed: Order, shipment: Shipment, traceparent: str | None, actor: str | None) -> Order:
+        """Change the shipped units and the status of an order to those of `changed`, and add the shipment."""
+        changed = replace(changed, shipments=(*changed.shipments, shipment))
+        reason = "" if changed.status is Status.SHIPPED else changed.status_reason
+        order = self._change_units(replace(changed, status_reason=reason), actor)
+        self._shipments.append((order.key, shipment))
+        self._messages.append(events.units_shipped(order, shipment, traceparent, actor))
+        return order
+
+    def cancel_units(
+        self, changed: Order, units: Mapping[int, int], reason: str, traceparent: str | None, actor: str | None
+    ) -> Order:
+        """Change the cancelled units and the status of an order to those of `changed`.
+
+        `units` are the cancelled units by the id of their line. The reason becomes the status_reason if the status
+        changes.
+        """
+        before = self.orders[changed.key]
+        if changed.status is not before.status:
+            changed = replace(changed, status_reason=reason)
+        order = self._change_units(changed, actor)
+        self._messages.append(events.units_cancelled(before, order, units, reason, traceparent, actor))
+        return order
+
+    def _change_units(self, changed: Order, actor: str | None) -> Order:
+        before = self.orders[changed.key]
+        order = replace(changed, version=before.version + 1, updated_at=self.now)
+        self.orders[order.key] = order
+        self._changed.add(order.key)
+        self._units.update(
+            (item.id, {"id": item.id, "shipped": item.shipped, "cancelled": item.cancelled})
+            for item, earlier in zip(order.items, before.items, strict=True)
+            if item != earlier
+        )
+        if order.status is not before.status:
+            self._history.append((order, _recorded(actor)))
+        return order
+
     def save(self, tx: Connection) -> None:
-        """Write the changed orders, and an event and a row of the history per change, in the order of the changes."""
+        """Write the changed orders, and an event per change, in the order of the changes.
+
+        Also writes a row of the history per change of a status.
+        """
         if self._changed:
             _set_status(tx, [_status_row(self.orders[each]) for each in self._changed])
+            if self._units:
+                _set_units(tx, list(self._units.values()))
+            shipments.append(tx, self._shipments)
             status_changes.append(tx, self._history)
             tables.outbox.append(tx, self._messages)
 
@@ -218,7 +265,7 @@ class Locked:
 def lock(tx: Connection, keys: Iterable[OrderKey]) -> Locked:
     """Lock the orders, sorted by id. Keys of orders that do not exist are left out."""
     rows = _key_rows(keys)
-    found = with_items(tx, _lock(tx, rows)) if rows else []
+    found = _with_shipments(tx, with_items(tx, _lock(tx, rows))) if rows else []
     return Locked(now(tx), {order.key: order for order in found})
 
 
@@ -307,6 +354,15 @@ def with_items(tx: Connection, rows: Sequence[Row[Any]]) -> list[Order]:
     ]  # fmt: skip
 
 
+def _with_shipments(tx: Connection, found: list[Order]) -> list[Order]:
+    """Return the orders with their shipments. Reads nothing if no call about units has shipped any of them."""
+    shipped = [order.key for order in found if any(item.shipped for item in order.items)]
+    if not shipped:
+        return found
+    of_orders = shipments.of(tx, shipped)
+    return [replace(order, shipments=tuple(of_orders.get(order.key, ()))) for order in found]
+
+
 def _status_row(order: Order) -> dict[str, object]:
     return {name: getattr(order, name) for name in (*_KEY, *_STATUS)}
 
@@ -348,7 +404,9 @@ _statuses_of = Statement(
 _items_of = Statement(
     lambda given: (
         select(
-            *(_items.c[name] for name in ("tenant", "order_id", "id", "product_id", "quantity", "price", "location"))
+            *(_items.c[name] for name in ("tenant", "order_id", "id", "product_id", "quantity", "price", "location")),
+            _items.c.shipped,
+            _items.c.cancelled,
         )
         .where(*_has_key(_items, given))
         .order_by(_items.c.id)
@@ -359,4 +417,15 @@ _set_status = Statement(
     lambda given: update(_orders).values({name: given.c[name] for name in _STATUS}).where(*_has_key(_orders, given)),
     **_KEY,
     **_STATUS,
+)
+_set_units = Statement(
+    lambda given: (
+        update(_items)
+        .values(shipped=given.c.shipped, cancelled=given.c.cancelled)
+        # The ids are those of lines that were read by tenant, and are unique over all tenants.
+        .where(*join_rows(_items.c.id, given.c.id))
+    ),
+    id=BigInteger(),
+    shipped=BigInteger(),
+    cancelled=BigInteger(),
 )

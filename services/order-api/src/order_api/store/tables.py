@@ -94,6 +94,9 @@ order_items = Table(
     Column("price", Amount, nullable=False),
     Column("tenant", Text, nullable=False, server_default=tenant.DEFAULT),
     Column("location", Text, nullable=False, server_default=""),
+    # The units that were shipped and cancelled by calls about units. See domain/units.py.
+    Column("shipped", BigInteger, nullable=False, server_default=text("0")),
+    Column("cancelled", BigInteger, nullable=False, server_default=text("0")),
     # A line is always of the same tenant as its order.
     ForeignKeyConstraint(["tenant", "order_id"], [orders.c.tenant, orders.c.id]),
     CheckConstraint("quantity > 0", name="quantity_positive"),
@@ -101,6 +104,21 @@ order_items = Table(
     Index(None, "order_id"),
     # This index serves ListOrders by product. Ids of lines grow with the time at which their orders were stored.
     Index(None, "tenant", "product_id", "id"),
+)
+
+shipments = Table(
+    "shipments",
+    metadata,
+    Column("id", Id, primary_key=True),
+    Column("tenant", Text, nullable=False, server_default=tenant.DEFAULT),
+    Column("order_id", Id, nullable=False),
+    Column("carrier", Text, nullable=False),
+    Column("tracking_number", Text, nullable=False),
+    # JSON: pairs of the id of a line and its units. Shipments are always read as a whole.
+    Column("items", Text, nullable=False),
+    Column("created_at", Timestamp, nullable=False),
+    ForeignKeyConstraint(["tenant", "order_id"], [orders.c.tenant, orders.c.id]),
+    Index(None, "tenant", "order_id"),
 )
 
 order_status_changes = Table(

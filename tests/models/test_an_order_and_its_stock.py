@@ -1,0 +1,247 @@
+"""Random histories of an order and its events: order, reservations and items agree with a model in plain Python."""
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from decimal import Decimal
+from functools import partial
+from random import Random
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from sqlalchemy import Connection, select
+
+import inventory_api.api.consumer
+import inventory_api.migrations
+import inventory_api.store.tables
+import order_api.api.consumer
+import order_api.migrations
+import order_api.store.tables
+from inventory_api.domain.model import Line
+from inventory_api.operations.coalescing import Operations
+from order_api.domain.commands import CancelItems, ChangeStatus, ShipItems
+from order_api.domain.model import NewItem, Order, Status
+from order_api.operations.change_status import change_status
+from order_api.operations.change_units import cancel_items, ship_items
+from order_api.store import orders
+from shop_common.db.database import Database
+from shop_common.errors import ShopError
+from shop_common.events.consumer import Event, Handler
+from shop_common.events.outbox import Outbox
+from testkit.drivers.inventory_api import TTL_SECONDS, InventoryDriver, empty
+from testkit.drivers.order_api import new_order, stored
+
+PRODUCTS = (1, 2)
+STOCK = 30
+SETTINGS = settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+
+
+@dataclass
+class Model:
+    """An order with a line per product. `open` units are neither shipped nor cancelled."""
+
+    ordered: dict[int, int]
+    status: Status = Status.PENDING
+    shipped: dict[int, int] = field(default_factory=lambda: dict.fromkeys(PRODUCTS, 0))
+    open: dict[int, int] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.open = dict(self.ordered)
+
+    def ship(self, units: dict[int, int]) -> bool:
+        """Return whether the order permits this shipment, and make it."""
+        if self.status is not Status.PROCESSING or not self._are_open(units):
+            return False
+        for product, count in units.items():
+            self.open[product] -= count
+            self.shipped[product] += count
+        self._settle()
+        return True
+
+    def cancel(self, units: dict[int, int]) -> bool:
+        """Return whether the order permits this cancellation, and make it."""
+        if self.status not in (Status.PENDING, Status.CONFIRMED, Status.PROCESSING) or not self._are_open(units):
+            return False
+        for product, count in units.items():
+            self.open[product] -= count
+        self._settle()
+        return True
+
+    def change(self, status: Status) -> bool:
+        """Return whether the order permits this change of its status, and make it."""
+        legal = {
+            Status.PENDING: {Status.CONFIRMED, Status.CANCELLED},
+            Status.CONFIRMED: {Status.PROCESSING, Status.CANCELLED},
+            Status.PROCESSING: {Status.SHIPPED} | (set() if any(self.shipped.values()) else {Status.CANCELLED}),
+            Status.SHIPPED: {Status.DELIVERED},
+        }
+        if status is self.status:
+            return True
+        if status not in legal.get(self.status, set()):
+            return False
+        self.status = status
+        if status is Status.SHIPPED:
+            self.shipped = {product: self.shipped[product] + self.open[product] for product in PRODUCTS}
+        if status in (Status.SHIPPED, Status.CANCELLED):
+            self.open = dict.fromkeys(PRODUCTS, 0)
+        return True
+
+    def _are_open(self, units: dict[int, int]) -> bool:
+        return all(count <= self.open[product] for product, count in units.items())
+
+    def _settle(self) -> None:
+        if not any(self.open.values()):
+            self.status = Status.SHIPPED if any(self.shipped.values()) else Status.CANCELLED
+
+
+class System:
+    """Orders and stock in their two databases. A test delivers the events, in any order."""
+
+    def __init__(self, orders_database: Database, inventory: InventoryDriver) -> None:
+        self.orders = orders_database
+        self.inventory = inventory
+
+    def create(self, ordered: dict[int, int]) -> Order:
+        """Empty both databases, and create an order whose stock is reserved at two locations."""
+        empty(self.inventory.database)
+        with self.orders.write() as tx:
+            for table in reversed(order_api.store.tables.metadata.sorted_tables):
+                tx.execute(table.delete())
+        for product in PRODUCTS:
+            for location in ("A", "B"):
+                self.inventory.add_stock(product, STOCK // 2, location)
+        new = new_order(items=tuple(NewItem(product, count, Decimal(1)) for product, count in ordered.items()))
+        self.inventory.reserve_lines(new.id, *(Line(product, count) for product, count in ordered.items()))
+        (order,) = stored(self.orders, new)
+        return order
+
+    def change(self, order: Order, status: Status) -> Order | ShopError:
+        if status is Status.CONFIRMED and self.load(order).status is Status.PENDING:
+            self.inventory.confirm(order.id)
+        return self.orders.transact(lambda tx: change_status(tx, [ChangeStatus(order.id, status)]))[0]
+
+    def ship(self, order: Order, units: dict[int, int]) -> Order | ShopError:
+        command = ShipItems(order.id, self._by_line(order, units))
+        return self.orders.transact(lambda tx: ship_items(tx, [command]))[0]
+
+    def cancel(self, order: Order, units: dict[int, int]) -> Order | ShopError:
+        command = CancelItems(order.id, self._by_line(order, units))
+        return self.orders.transact(lambda tx: cancel_items(tx, [command]))[0]
+
+    def load(self, order: Order) -> Order:
+        return self.orders.query(lambda tx: orders.load(tx, [order.key]))[order.key]
+
+    def deliver_to_inventory(self, choose: Callable[[list[Event]], list[Event]]) -> None:
+        """Deliver some of the order's events that were written so far, in the chosen sequence."""
+        handlers = inventory_api.api.consumer.handlers()
+        written = events_of(self.orders, order_api.store.tables.outbox)
+        deliver(self.inventory.database, handlers, choose([each for each in written if each.type in handlers]))
+
+    def deliver_to_orders(self) -> None:
+        handlers = order_api.api.consumer.handlers()
+        written = events_of(self.inventory.database, inventory_api.store.tables.outbox)
+        deliver(self.orders, handlers, [each for each in written if each.type in handlers])
+
+    def stock(self) -> dict[int, tuple[int, int]]:
+        """Return the quantity and the reserved quantity of each product."""
+        items = inventory_api.store.tables.inventory_items
+        with self.inventory.database.read() as tx:
+            rows = tx.execute(select(items)).all()
+        return {
+            product: (
+                sum(row.quantity for row in rows if row.product_id == product),
+                sum(row.reserved_quantity for row in rows if row.product_id == product),
+            )
+            for product in PRODUCTS
+        }
+
+    @staticmethod
+    def _by_line(order: Order, units: dict[int, int]) -> tuple[tuple[int, int], ...]:
+        return tuple((item.id, units[item.product_id]) for item in order.items if item.product_id in units)
+
+
+def events_of(database: Database, outbox: Outbox) -> list[Event]:
+    with database.read() as tx:
+        rows = tx.execute(select(outbox.table).order_by(outbox.table.c.id)).all()
+    return [
+        Event(
+            row.type, row.key, str(row.event_id), json.loads(row.payload)["data"], datetime.now(UTC), None, row.topic,
+            0, row.id,
+        )
+        for row in rows
+    ]  # fmt: skip
+
+
+def deliver(database: Database, handlers: Mapping[str, Handler], events: list[Event]) -> None:
+    for event in events:
+        while database.transact(partial(handle, handlers[event.type], event)):
+            pass
+
+
+def handle(handler: Handler, event: Event, tx: Connection) -> bool | None:
+    return handler(tx, [event])
+
+
+@pytest.fixture
+def system(new_database: Callable[[str], str]) -> Iterator[System]:
+    orders_database, stock_database = Database(new_database("orders")), Database(new_database("inventory"))
+    order_api.migrations.SCHEMA.upgrade(orders_database)
+    inventory_api.migrations.SCHEMA.upgrade(stock_database)
+    fatal: list[str] = []
+    operations = Operations(
+        stock_database, ttl_seconds=TTL_SECONDS, on_fatal=lambda reason, error: fatal.append(f"{reason}: {error!r}")
+    )
+    yield System(orders_database, InventoryDriver(stock_database, operations))
+    operations.close()
+    orders_database.close()
+    stock_database.close()
+    assert fatal == []
+
+
+counts = st.dictionaries(st.sampled_from(PRODUCTS), st.integers(1, 4), min_size=1)
+forward = st.sampled_from([Status.CONFIRMED, Status.PROCESSING])
+steps = st.one_of(
+    st.tuples(st.just("ship"), counts),
+    st.tuples(st.just("ship"), counts),
+    st.tuples(st.just("cancel"), counts),
+    st.tuples(st.just("change"), forward),
+    st.tuples(st.just("change"), st.sampled_from([Status.SHIPPED, Status.CANCELLED, Status.DELIVERED])),
+    st.tuples(st.just("deliver"), st.none()),
+)
+
+
+def test_any_history_of_an_order_leaves_its_stock_as_the_model_has_it(system: System) -> None:
+    @SETTINGS
+    @given(
+        st.integers(1, 8), st.integers(1, 8), st.booleans(), st.lists(steps, max_size=10),
+        st.randoms(use_true_random=False),
+    )  # fmt: skip
+    def check(first: int, second: int, starts_processing: bool, history: list[tuple[str, Any]], random: Random) -> None:
+        model = Model({1: first, 2: second})
+        order = system.create(model.ordered)
+        start = [("change", Status.CONFIRMED), ("change", Status.PROCESSING)] if starts_processing else []
+        for operation, value in [*start, *history]:
+            if operation == "deliver":
+                # Repeated and out of order. Events that are not chosen are late.
+                system.deliver_to_inventory(partial(some_of, random))
+                continue
+            permitted = getattr(model, operation)(value)
+            outcome = getattr(system, operation)(order, value)
+            assert isinstance(outcome, ShopError) is not permitted, (operation, value, outcome)
+        system.deliver_to_inventory(lambda events: random.sample(events, k=len(events)))
+        system.deliver_to_orders()
+
+        assert system.load(order).status is model.status
+        assert system.stock() == {
+            product: (STOCK - model.shipped[product], model.open[product]) for product in PRODUCTS
+        }
+        system.inventory.check_consistency()
+
+    check()
+
+
+def some_of(random: Random, events: list[Event]) -> list[Event]:
+    return random.choices(events, k=len(events)) if events else []
