@@ -114,3 +114,18 @@ def test_a_short_grace_is_refused(driver: OrderApiDriver) -> None:
     refused = refusal(lambda: driver.maintenance.ReconcileOrders(request, timeout=CALL_SECONDS))
 
     assert (refused.code, refused.fields) == (grpc.StatusCode.INVALID_ARGUMENT, ["grace"])
+
+
+def test_a_shipped_order_with_cancelled_units_is_left_to_an_operator(
+    driver: OrderApiDriver, stock: InventoryClient, new_order: NewOrder
+) -> None:
+    order = new_order(*SHIPPING[:2])
+    one = [pb.ItemUnits(item_id=order.items[0].id, quantity=1)]
+    driver.stub.CreateShipment(pb.CreateShipmentRequest(id=order.id, items=one), timeout=CALL_SECONDS)
+    driver.stub.CancelOrderItems(pb.CancelOrderItemsRequest(id=order.id, items=one), timeout=CALL_SECONDS)
+    age(driver, order)
+
+    assert reconcile(driver).fulfilled_count == 0
+
+    assert driver.order(order.id).status == pb.ORDER_STATUS_SHIPPED
+    assert stock.states(order.id) == ["CONFIRMED"]

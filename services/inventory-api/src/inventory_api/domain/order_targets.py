@@ -73,13 +73,15 @@ def starting_totals(
 ) -> dict[int, Totals]:
     """Return the totals of each product before the version is applied.
 
-    `applied` are the stored totals. A product without any is as it was ordered. Its `fulfilled` units were shipped
-    before, for an event without targets or by a process that does not know targets.
+    `applied` are the stored totals. A product without any is as it was ordered. `fulfilled` are the units of fulfilled
+    reservations: more than the stored total if units were shipped for an event without targets, by a process that does
+    not know targets, or by SettleOrders, and fewer after reservations were purged.
     """
-    return {
-        product: applied.get(product) or Totals(order.ordered.get(product, target.kept), fulfilled.get(product, 0))
-        for product, target in order.targets.items()
-    }
+    totals = {}
+    for product, target in order.targets.items():
+        before = applied.get(product, Totals(order.ordered.get(product, target.kept), 0))
+        totals[product] = Totals(before.kept, max(before.shipped, fulfilled.get(product, 0)))
+    return totals
 
 
 def remaining(order: OrderTargets, totals: Mapping[int, Totals]) -> dict[int, Remaining]:

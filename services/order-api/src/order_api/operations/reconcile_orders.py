@@ -3,6 +3,9 @@
 It starts from the reservations, not from the orders: few orders have active reservations, however many there are. So it
 needs no record of what was compared before, and it also finds orders whose reservations came back with a backup.
 
+An order that was shipped after some of its units were cancelled is left alone: the repair would also ship the cancelled
+units. A warning names the order. An operator sends its events again, or corrects the quantity.
+
 A repair is right whenever it happens, because no order leaves the statuses CANCELLED, SHIPPED and DELIVERED except from
 SHIPPED to DELIVERED. If the event arrives after all, it finds nothing to do.
 """
@@ -67,12 +70,25 @@ class Reconciliation:
         settled = self._database.query(
             lambda tx: orders.unchanged_statuses(tx, ours, command.grace_seconds, tuple(_OUTCOMES)), ALL_TENANTS
         )
+        settled = self._without_cancelled_units(settled)
         counts = dict.fromkeys(_OUTCOMES.values(), 0)
         keys = sorted(settled)
         for begin in range(0, len(keys), SETTLED_AT_ONCE):
             for key in self._settle(keys[begin : begin + SETTLED_AT_ONCE], settled):
                 counts[_OUTCOMES[settled[key]]] += 1
         return Reconciled(len(reserved), counts["released"], counts["fulfilled"], next_page_token)
+
+    def _without_cancelled_units(self, settled: Mapping[OrderKey, Status]) -> dict[OrderKey, Status]:
+        """Return the orders except shipped ones with cancelled units, which are reported."""
+        shipped = [key for key, status in settled.items() if status is not Status.CANCELLED]
+        partial = self._database.query(lambda tx: orders.with_cancelled_units(tx, shipped), ALL_TENANTS)
+        for key in sorted(partial):
+            _log.warning(
+                "an order with cancelled units was shipped, and stock may still be reserved for it",
+                tenant=key.tenant,
+                order_id=key.id,
+            )
+        return {key: status for key, status in settled.items() if key not in partial}
 
     def _settle(self, keys: Sequence[OrderKey], statuses: Mapping[OrderKey, Status]) -> list[OrderKey]:
         """Settle the orders. Returns those whose reservations have changed."""

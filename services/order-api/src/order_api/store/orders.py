@@ -144,6 +144,12 @@ def statuses(tx: Connection, keys: Iterable[OrderKey]) -> dict[OrderKey, Status]
     return {OrderKey(row.tenant, row.id): Status(row.status) for row in _statuses_of(tx, rows)} if rows else {}
 
 
+def with_cancelled_units(tx: Connection, keys: Iterable[OrderKey]) -> set[OrderKey]:
+    """Return the orders of which a call has cancelled some units. Locks nothing."""
+    rows = _key_rows(keys)
+    return {OrderKey(*row) for row in _with_cancelled_units(tx, rows)} if rows else set()
+
+
 def unchanged_statuses(
     tx: Connection, keys: Iterable[OrderKey], seconds: float, among: Collection[Status]
 ) -> dict[OrderKey, Status]:
@@ -417,6 +423,12 @@ _set_status = Statement(
     lambda given: update(_orders).values({name: given.c[name] for name in _STATUS}).where(*_has_key(_orders, given)),
     **_KEY,
     **_STATUS,
+)
+_with_cancelled_units = Statement(
+    lambda given: (
+        select(_items.c.tenant, _items.c.order_id).where(*_has_key(_items, given), _items.c.cancelled > 0).distinct()
+    ),
+    **_KEY,
 )
 _set_units = Statement(
     lambda given: (
