@@ -39,6 +39,7 @@ class SmokeTest:
         self._a_batch_is_reserved()
         self._an_order_ships()
         self._an_order_is_cancelled()
+        self._an_order_ships_in_parts()
         self._the_reservation_has_expired()
         self._an_api_key_is_revoked()
         self._maintenance()
@@ -199,6 +200,39 @@ class SmokeTest:
         too_late = orders.UpdateOrderStatusRequest(id=order.id, status=orders.ORDER_STATUS_CANCELLED)
         reporter.refused(self._orders.UpdateOrderStatus, too_late, "ILLEGAL_TRANSITION")
         self._change_status(order.id, orders.ORDER_STATUS_DELIVERED)
+
+    def _an_order_ships_in_parts(self) -> None:
+        reporter = self._reporter
+        reporter.heading("One unit of an order is shipped, and the other two are cancelled")
+        request = self._new_order((self._product, 3, 20))
+        order = reporter.call(self._orders.CreateOrder, request, order__status=orders.ORDER_STATUS_PENDING).order
+        for status in (orders.ORDER_STATUS_CONFIRMED, orders.ORDER_STATUS_PROCESSING):
+            self._change_status(order.id, status)
+        (item,) = order.items
+        shipment = orders.CreateShipmentRequest(
+            id=order.id, items=[orders.ItemUnits(item_id=item.id, quantity=1)], carrier="smoke test"
+        )
+        reporter.call(
+            self._orders.CreateShipment,
+            shipment,
+            order__status=orders.ORDER_STATUS_PROCESSING,
+            order__items__shipped=[1],
+        )
+        cancellation = orders.CancelOrderItemsRequest(
+            id=order.id, items=[orders.ItemUnits(item_id=item.id, quantity=2)]
+        )
+        reporter.call(
+            self._orders.CancelOrderItems,
+            cancellation,
+            order__status=orders.ORDER_STATUS_SHIPPED,
+            order__items__cancelled=[2],
+        )
+        reporter.eventually(
+            self._inventory.CheckStock,
+            stock.CheckStockRequest(product_id=self._product, required_quantity=49),
+            available=True,
+            available_quantity=49,
+        )
 
     def _an_order_is_cancelled(self) -> None:
         reporter = self._reporter
