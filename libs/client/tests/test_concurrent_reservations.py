@@ -24,6 +24,8 @@ from shop_client import (
     AsyncShop,
     Line,
     NewItem,
+    NewOrder,
+    Order,
     OrderLines,
     OrderStatus,
     Reservation,
@@ -478,6 +480,8 @@ def test_reservations_of_a_batch_that_the_database_interrupts_are_repeated(
                 first = [callers.submit(shop.reserve, product, 1, f"first-{number}") for number in range(16)]
                 (single,) = shop.batch_reserve([OrderLines("single", (Line(product, 1),))], timeout_seconds=5)
                 assert isinstance(single, errors.Unavailable)
+                order = NewOrder(1, (NewItem(product, 1, Decimal(5)),), "EUR", request_id=f"order-{product}")
+                later = callers.submit(shop.batch_create_orders, [order])
                 server.start_again()
 
                 assert [call.result().order_id for call in first] == [f"first-{number}" for number in range(16)]
@@ -485,7 +489,9 @@ def test_reservations_of_a_batch_that_the_database_interrupts_are_repeated(
                     [OrderLines("single", (Line(product, 1),), request_id=single.request_id)]
                 )
                 assert isinstance(repeated, list)
-                assert units(shop, product) == 17
+                (created,) = later.result()
+                assert isinstance(created, Order)
+                assert units(shop, product) == 18
 
 
 def test_each_reservation_of_a_batch_continues_the_trace_of_its_caller(apis: Stack, settings: Settings) -> None:

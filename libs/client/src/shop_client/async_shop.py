@@ -7,7 +7,7 @@ await shop.reserve(product_id=1, quantity=2, order_id="order-1")
 import asyncio
 import inspect
 import time
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import Any, Self, TypeVar
 
@@ -38,6 +38,7 @@ from shop_client.values import (
 
 _Result = TypeVar("_Result")
 _Value = TypeVar("_Value")
+_Message = TypeVar("_Message")
 
 
 class AsyncShop:
@@ -183,20 +184,7 @@ class AsyncShop:
     ) -> list[list[Reservation] | ShopError]:
         traceparent = transport.current_traceparent()
         messages = [calls.order_lines(order, traceparent) for order in orders]
-        deadline = self._deadline(timeout_seconds)
-        outcomes = await self._until(calls.batch_reserve(messages), deadline)
-        pauses = transport.Pauses(deadline)
-        while (again := [n for n, each in enumerate(outcomes) if isinstance(each, Unavailable)]) and (
-            pause := pauses.next()
-        ):
-            await asyncio.sleep(pause)
-            try:
-                repeated = await self._until(calls.batch_reserve([messages[n] for n in again]), deadline)
-            except ShopError:
-                return outcomes  # with Unavailable for the orders that are not decided
-            for n, outcome in zip(again, repeated, strict=True):
-                outcomes[n] = outcome
-        return outcomes
+        return await self._decided(messages, calls.batch_reserve, timeout_seconds)
 
     async def release(self, reservation_id: str, *, timeout_seconds: float | None = None) -> int:
         return await self._run_in_batch(calls.release(reservation_id, transport.current_traceparent()), timeout_seconds)
@@ -244,10 +232,12 @@ class AsyncShop:
     ) -> list[Order | ShopError]:
         """Create up to 500 orders. For each order, returns the order, or the error that refused it.
 
-        Orders are decided independently of each other. An order with the error Unavailable may have been created:
-        repeat it with the same `request_id`.
+        Orders are decided independently of each other. An order with the error Unavailable was repeated until the
+        deadline. It may have been created: repeat it with the error's `request_id`.
         """
-        return await self._run(calls.batch_create_orders(orders), timeout_seconds)
+        traceparent = transport.current_traceparent()
+        messages = [calls.new_order(order, traceparent) for order in orders]
+        return await self._decided(messages, calls.batch_create_orders, timeout_seconds)
 
     async def get_order(self, order_id: str, *, timeout_seconds: float | None = None) -> Order:
         return await self._run(calls.get_order(order_id), timeout_seconds)
@@ -323,6 +313,28 @@ class AsyncShop:
                 return call.read(await self._attempt(call, deadline))
             except Unavailable as error:
                 await asyncio.sleep(pauses.after(error))
+
+    async def _decided(
+        self,
+        messages: Sequence[_Message],
+        batch: Callable[[Sequence[_Message]], Call[list[_Value | ShopError]]],
+        timeout_seconds: float | None,
+    ) -> list[_Value | ShopError]:
+        """Send the batch, and repeat its parts with the outcome Unavailable until the deadline."""
+        deadline = self._deadline(timeout_seconds)
+        outcomes = await self._until(batch(messages), deadline)
+        pauses = transport.Pauses(deadline)
+        while (again := [n for n, each in enumerate(outcomes) if isinstance(each, Unavailable)]) and (
+            pause := pauses.next()
+        ):
+            await asyncio.sleep(pause)
+            try:
+                repeated = await self._until(batch([messages[n] for n in again]), deadline)
+            except ShopError:
+                return outcomes  # with Unavailable for the parts that are not decided
+            for n, outcome in zip(again, repeated, strict=True):
+                outcomes[n] = outcome
+        return outcomes
 
     async def _run_in_batch(self, call: BatchedCall[_Result], timeout_seconds: float | None) -> _Result:
         return await self._until_in_batch(call, self._deadline(timeout_seconds))

@@ -316,18 +316,17 @@ def list_reservations(
 
 
 def create_order(order: NewOrder, traceparent: str) -> BatchedCall[Order]:
-    message = _new_order(order)
-    message.traceparent = traceparent
+    message = new_order(order, traceparent)
     return BatchedCall(_CREATE, message, _created_in_batch, message.request_id, len(message.items))
 
 
-def batch_create_orders(orders_: Iterable[NewOrder]) -> Call[list[Order | ShopError]]:
-    request = orders.BatchCreateOrdersRequest(orders=map(_new_order, orders_))
+def batch_create_orders(orders_: Sequence[orders.CreateOrderRequest]) -> Call[list[Order | ShopError]]:
+    request = orders.BatchCreateOrdersRequest(orders=orders_)
     return Call(BATCH_CREATE_ORDERS, request, partial(_created, [order.request_id for order in request.orders]))
 
 
-def _new_order(order: NewOrder) -> orders.CreateOrderRequest:
-    """Return the message for an order. Without a request_id, it gets a new one."""
+def new_order(order: NewOrder, traceparent: str) -> orders.CreateOrderRequest:
+    """Return the message for one order of a batch. Without a request_id, it gets a new one."""
     return orders.CreateOrderRequest(
         user_id=order.user_id,
         items=[
@@ -338,6 +337,7 @@ def _new_order(order: NewOrder) -> orders.CreateOrderRequest:
         ],
         ttl=convert.duration(order.ttl_seconds),
         request_id=order.request_id or _new_id(),
+        traceparent=traceparent,
     )
 
 

@@ -6,7 +6,7 @@ shop.reserve(product_id=1, quantity=2, order_id="order-1")
 
 import inspect
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import Any, Self, TypeVar
 
@@ -37,6 +37,7 @@ from shop_client.values import (
 
 _Result = TypeVar("_Result")
 _Value = TypeVar("_Value")
+_Message = TypeVar("_Message")
 
 
 class Shop:
@@ -212,20 +213,7 @@ class Shop:
         """
         traceparent = transport.current_traceparent()
         messages = [calls.order_lines(order, traceparent) for order in orders]
-        deadline = self._deadline(timeout_seconds)
-        outcomes = self._until(calls.batch_reserve(messages), deadline)
-        pauses = transport.Pauses(deadline)
-        while (again := [n for n, each in enumerate(outcomes) if isinstance(each, Unavailable)]) and (
-            pause := pauses.next()
-        ):
-            time.sleep(pause)
-            try:
-                repeated = self._until(calls.batch_reserve([messages[n] for n in again]), deadline)
-            except ShopError:
-                return outcomes  # with Unavailable for the orders that are not decided
-            for n, outcome in zip(again, repeated, strict=True):
-                outcomes[n] = outcome
-        return outcomes
+        return self._decided(messages, calls.batch_reserve, timeout_seconds)
 
     def release(self, reservation_id: str, *, timeout_seconds: float | None = None) -> int:
         """Release a reservation, and return its units, or 0 if it is expired or fulfilled. Repeatable.
@@ -287,10 +275,12 @@ class Shop:
     ) -> list[Order | ShopError]:
         """Create up to 500 orders. For each order, returns the order, or the error that refused it.
 
-        Orders are decided independently of each other. An order with the error Unavailable may have been created:
-        repeat it with the same `request_id`.
+        Orders are decided independently of each other. An order with the error Unavailable was repeated until the
+        deadline. It may have been created: repeat it with the error's `request_id`.
         """
-        return self._run(calls.batch_create_orders(orders), timeout_seconds)
+        traceparent = transport.current_traceparent()
+        messages = [calls.new_order(order, traceparent) for order in orders]
+        return self._decided(messages, calls.batch_create_orders, timeout_seconds)
 
     def get_order(self, order_id: str, *, timeout_seconds: float | None = None) -> Order:
         """Return one order. Raises OrderNotFound."""
@@ -382,6 +372,28 @@ class Shop:
                 return call.read(self._attempt(call, deadline))
             except Unavailable as error:
                 time.sleep(pauses.after(error))
+
+    def _decided(
+        self,
+        messages: Sequence[_Message],
+        batch: Callable[[Sequence[_Message]], Call[list[_Value | ShopError]]],
+        timeout_seconds: float | None,
+    ) -> list[_Value | ShopError]:
+        """Send the batch, and repeat its parts with the outcome Unavailable until the deadline."""
+        deadline = self._deadline(timeout_seconds)
+        outcomes = self._until(batch(messages), deadline)
+        pauses = transport.Pauses(deadline)
+        while (again := [n for n, each in enumerate(outcomes) if isinstance(each, Unavailable)]) and (
+            pause := pauses.next()
+        ):
+            time.sleep(pause)
+            try:
+                repeated = self._until(batch([messages[n] for n in again]), deadline)
+            except ShopError:
+                return outcomes  # with Unavailable for the parts that are not decided
+            for n, outcome in zip(again, repeated, strict=True):
+                outcomes[n] = outcome
+        return outcomes
 
     def _run_in_batch(self, call: BatchedCall[_Result], timeout_seconds: float | None) -> _Result:
         return self._until_in_batch(call, self._deadline(timeout_seconds))
