@@ -147,13 +147,15 @@ def stock_question(request: pb.CheckStockRequest, caller: Caller) -> StockQuesti
 def availability(request: pb.BatchGetAvailabilityRequest, caller: Caller) -> AvailabilityQuestion:
     with Fields() as check:
         product_ids = request.product_ids
-        if check.size("product_ids", product_ids, 1, AVAILABILITY_PRODUCTS_MAX):
-            seen: set[int] = set()
-            for index, product_id in enumerate(product_ids):
+        seen: set[int] = set()
+        for index, product_id in enumerate(
+            product_ids if check.size("product_ids", product_ids, 1, AVAILABILITY_PRODUCTS_MAX) else ()
+        ):
+            if product_id < 1:
                 check.identity(f"product_ids[{index}]", product_id)
-                if product_id in seen:
-                    check.violate(f"product_ids[{index}]", "must not repeat an earlier product")
-                seen.add(product_id)
+            if product_id in seen:
+                check.violate(f"product_ids[{index}]", "must not repeat an earlier product")
+            seen.add(product_id)
         return AvailabilityQuestion(caller.tenant, tuple(product_ids), request.by_location)
 
 

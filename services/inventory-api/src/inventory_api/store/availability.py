@@ -3,11 +3,11 @@
 from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import BigInteger, Connection, Row, Subquery, Text, and_, bindparam, func, select, true
+from sqlalchemy import BigInteger, Connection, Row, Subquery, Text, and_, bindparam, cast, func, select, true
 
 from inventory_api.domain.model import ProductKey
 from inventory_api.store import tables
-from shop_common.db.sql import Clock, Statement, is_each
+from shop_common.db.sql import Clock, Statement, is_each, micros_of
 
 _items = tables.inventory_items
 _locations = tables.locations
@@ -19,7 +19,8 @@ def rows(tx: Connection, products: Sequence[ProductKey], limit: int) -> Sequence
     """Return at most `limit` rows, one per item of these products, and one for a product without items.
 
     Each row has the product_id, the item's location (None without an item), quantity, reserved_quantity, whether its
-    location is_active, its `due` units, the product's `next_release_at`, and the time of the reading, `read_at`.
+    location is_active, its `due` units, the product's `next_release_at`, and `read_at`, the time of the reading in
+    microseconds since 1970.
     """
     return _rows(tx, [product._asdict() for product in products], row_limit=limit)
 
@@ -55,9 +56,10 @@ def _build(given: Subquery) -> Any:
             func.coalesce(_items.c.quantity, 0).label("quantity"),
             func.coalesce(_items.c.reserved_quantity, 0).label("reserved_quantity"),
             func.coalesce(_locations.c.is_active, true()).label("is_active"),
-            func.coalesce(due.c.quantity, 0).label("due"),
+            # Integers: a sum is numeric on PostgreSQL, and a Decimal or datetime for each row is expensive to read.
+            cast(func.coalesce(due.c.quantity, 0), BigInteger).label("due"),
             next_release_at.label("next_release_at"),
-            timestamp.label("read_at"),
+            micros_of(timestamp).label("read_at"),
         )
         .select_from(
             given.outerjoin(_items, of_product)
