@@ -32,7 +32,12 @@ def test_an_unconfirmed_reservation_expires_and_its_order_is_cancelled(shop: Sho
     (expired,) = shop.reservations(product)
     assert expired.state == inventory.RESERVATION_STATE_EXPIRED
     events = shop.stock_events(product, "STOCK_RESERVATION_EXPIRED")
-    assert [event_type for event_type, _ in events] == ["STOCK_UPDATED", "STOCK_RESERVED", "STOCK_RESERVATION_EXPIRED"]
+    assert [event_type for event_type, _ in events] == [
+        "STOCK_UPDATED",
+        "STOCK_MOVED",
+        "STOCK_RESERVED",
+        "STOCK_RESERVATION_EXPIRED",
+    ]
     shop.assert_consistent(product, stocked=1)
 
 

@@ -120,6 +120,24 @@ _ORDERS_7: Rows = {
     ],
 }
 
+_INVENTORY_14: Rows = {
+    "stock_movements": [
+        {
+            "id": 1_000,
+            "tenant": "default",
+            "item_id": 1,
+            "product_id": 1,
+            "location": "WAREHOUSE_A",
+            "revision": 1_000,
+            "kind": "FULFILLED",
+            "quantity": -1,
+            "quantity_after": 9_000_000_000_000_000,
+            "order_id": "an order's id",
+            "created_at": _MOMENT,
+        }
+    ],
+}
+
 _AUDIT: Rows = {
     "audit_log": [{"id": 1, "at": _MOMENT, "caller": "user:1", "method": "M", "request_id": "r", "resources": "[]"}]
 }
@@ -164,6 +182,7 @@ ROWS: dict[tuple[str, str], Rows] = {
     ("inventory-api", "0012"): _INVENTORY_12,
     ("inventory-api", "0013"): _LOCATIONS,
     ("order-api", "0008"): _ORDERS_8,
+    ("inventory-api", "0014"): _INVENTORY_14,
     ("order-api", "0006"): _AUDIT,
     ("order-api", "0007"): _ORDERS_7,
 }

@@ -105,6 +105,7 @@ OMITTED = (
     "expires_in", "used_at", "traceparent", "tenant", "subject", "after_item_id", "repair", "charges", "policy",
     "external_reference", "labels", "label", "statuses", "updated_after", "updated_before",
     "carrier", "tracking_number",
+    "kind", "actor",
 )  # fmt: skip
 
 

@@ -13,6 +13,7 @@ from shop_client import (
     AsyncShop,
     ItemUnits,
     Line,
+    MovementKind,
     NewItem,
     NewOrder,
     Order,
@@ -44,6 +45,13 @@ def test_stock_is_added_counted_and_listed(shop: Shop, product: int) -> None:
     assert shop.set_quantity(item.id, 7, version=item.version).quantity == 7
     assert [each.id for each in shop.list_items(product_id=product, page_size=1)] == [item.id, other.id]
     assert [each.id for each in shop.list_items(product_id=product, location="WAREHOUSE_B")] == [other.id]
+    counted, received = shop.list_movements(product_id=product, location="WAREHOUSE_A", page_size=1)
+    assert (counted.kind, counted.quantity, counted.quantity_after) == (MovementKind.COUNTED, -3, 7)
+    assert [received] == list(
+        shop.list_movements(
+            product_id=product, created_before=counted.created_at, kind=received.kind, location="WAREHOUSE_A"
+        )
+    )
     stock = shop.check_stock(product, 12)
     assert (stock.is_available, stock.available_quantity) == (True, 12)
     assert not shop.check_stock(product, 8, location="WAREHOUSE_A").is_available
@@ -223,6 +231,7 @@ def test_the_asyncio_client_makes_the_same_calls(settings: Settings, product: in
                 "WAREHOUSE_A",
                 "WAREHOUSE_B",
             ]
+            assert len([each async for each in shop.list_movements(product_id=product, page_size=1)]) == 3
             assert (await shop.check_stock(product, 25)).is_available
             (availability,) = await shop.get_availability([product])
             assert (availability.available_quantity, availability.locations) == (25, ())

@@ -26,6 +26,8 @@ from shop_client.values import (
     ItemUnits,
     Line,
     Location,
+    Movement,
+    MovementKind,
     NewItem,
     NewOrder,
     Order,
@@ -105,6 +107,24 @@ class AsyncShop:
         timeout_seconds: float | None = None,
     ) -> AsyncIterator[Item]:
         return self._pages(calls.list_items(product_id, location, page_size), timeout_seconds)
+
+    def list_movements(
+        self,
+        *,
+        product_id: int | None = None,
+        location: str | None = None,
+        order_id: str | None = None,
+        kind: MovementKind | None = None,
+        actor: str | None = None,
+        created_after: datetime | None = None,
+        created_before: datetime | None = None,
+        page_size: int = PAGE_SIZE,
+        timeout_seconds: float | None = None,
+    ) -> AsyncIterator[Movement]:
+        return self._pages(
+            calls.list_movements(product_id, location, order_id, kind, actor, created_after, created_before, page_size),
+            timeout_seconds,
+        )
 
     async def check_stock(
         self,

@@ -23,6 +23,8 @@ from shop_client.values import (
     Item,
     ItemUnits,
     Location,
+    Movement,
+    MovementKind,
     NewOrder,
     Order,
     OrderLines,
@@ -149,6 +151,7 @@ CREATE_INVENTORY_ITEM = _method(_INVENTORY, "CreateInventoryItem")
 GET_INVENTORY_ITEM = _method(_INVENTORY, "GetInventoryItem")
 UPDATE_INVENTORY_ITEM = _method(_INVENTORY, "UpdateInventoryItem")
 LIST_INVENTORY_ITEMS = _method(_INVENTORY, "ListInventoryItems")
+LIST_MOVEMENTS = _method(_INVENTORY, "ListMovements")
 CHECK_STOCK = _method(_INVENTORY, "CheckStock")
 BATCH_GET_AVAILABILITY = _method(_INVENTORY, "BatchGetAvailability")
 UPDATE_LOCATION = _method(_INVENTORY, "UpdateLocation")
@@ -207,6 +210,29 @@ def check_stock_in_batch(product_id: int, required_quantity: int, location: str 
         return None
     message = inventory.CheckStockRequest(product_id=product_id, required_quantity=required_quantity)
     return BatchedCall(_CHECK, message, partial(convert.stock_of_product, required_quantity))
+
+
+def list_movements(
+    product_id: int | None,
+    location: str | None,
+    order_id: str | None,
+    kind: MovementKind | None,
+    actor: str | None,
+    created_after: datetime | None,
+    created_before: datetime | None,
+    page_size: int,
+) -> Call[Page[Movement]]:
+    request = inventory.ListMovementsRequest(
+        product_id=product_id,
+        location=location or "",
+        order_id=order_id or "",
+        kind=convert.movement_kind_number(kind),
+        actor=actor or "",
+        created_after=convert.timestamp(created_after),
+        created_before=convert.timestamp(created_before),
+        page_size=page_size,
+    )
+    return Call(LIST_MOVEMENTS, request, _movements)
 
 
 def check_stock(product_id: int, required_quantity: int, location: str | None) -> Call[Stock]:
@@ -411,6 +437,10 @@ def _location(response: inventory.UpdateLocationResponse) -> Location:
 
 def _locations(response: inventory.ListLocationsResponse) -> Page[Location]:
     return Page(tuple(map(convert.location, response.locations)), response.next_page_token)
+
+
+def _movements(response: inventory.ListMovementsResponse) -> Page[Movement]:
+    return Page(tuple(map(convert.movement, response.movements)), response.next_page_token)
 
 
 def _outcomes(

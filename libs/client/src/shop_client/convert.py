@@ -15,6 +15,8 @@ from shop_client.values import (
     ItemUnits,
     Location,
     LocationAvailability,
+    Movement,
+    MovementKind,
     Order,
     OrderItem,
     OrderStatus,
@@ -35,6 +37,12 @@ _STATES = {
     if number
 }
 _STATE_NUMBERS = {state: number for number, state in _STATES.items()}
+_MOVEMENT_KINDS = {
+    number: MovementKind(name.removeprefix("MOVEMENT_KIND_"))
+    for name, number in inventory.MovementKind.items()
+    if number
+}
+_MOVEMENT_KIND_NUMBERS = {kind: number for number, kind in _MOVEMENT_KINDS.items()}
 _STATUSES = {
     number: OrderStatus(name.removeprefix("ORDER_STATUS_")) for name, number in orders.OrderStatus.items() if number
 }
@@ -92,6 +100,22 @@ def stock_of_product(required_quantity: int, message: inventory.ProductAvailabil
     return Stock(message.available_quantity >= required_quantity, message.available_quantity)
 
 
+def movement(message: inventory.Movement) -> Movement:
+    return Movement(
+        item_id=message.item_id,
+        product_id=message.product_id,
+        location=message.location,
+        revision=message.revision,
+        kind=_MOVEMENT_KINDS.get(message.kind, MovementKind.UNKNOWN),
+        quantity=message.quantity,
+        quantity_after=message.quantity_after,
+        order_id=message.order_id,
+        reason=message.reason,
+        actor=message.actor,
+        created_at=_utc(message.created_at),
+    )
+
+
 def reservation(message: inventory.Reservation) -> Reservation:
     return Reservation(
         id=message.id,
@@ -138,6 +162,13 @@ def state_number(state: ReservationState | None) -> inventory.ReservationState.V
     if state is ReservationState.UNKNOWN:
         raise ValueError("UNKNOWN is not a state of the contract")
     return inventory.RESERVATION_STATE_UNSPECIFIED if state is None else _STATE_NUMBERS[ReservationState(state)]
+
+
+def movement_kind_number(kind: MovementKind | None) -> inventory.MovementKind.ValueType:
+    """Return the number of the kind, or of UNSPECIFIED for None. Raises ValueError for UNKNOWN."""
+    if kind is MovementKind.UNKNOWN:
+        raise ValueError("UNKNOWN is not a kind of the contract")
+    return inventory.MOVEMENT_KIND_UNSPECIFIED if kind is None else _MOVEMENT_KIND_NUMBERS[MovementKind(kind)]
 
 
 def status_number(status: OrderStatus | None) -> orders.OrderStatus.ValueType:

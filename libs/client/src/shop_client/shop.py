@@ -25,6 +25,8 @@ from shop_client.values import (
     ItemUnits,
     Line,
     Location,
+    Movement,
+    MovementKind,
     NewItem,
     NewOrder,
     Order,
@@ -117,6 +119,28 @@ class Shop:
     ) -> Iterator[Item]:
         """Iterate over the items that match, by ascending id. Reads a page when it is needed."""
         return self._pages(calls.list_items(product_id, location, page_size), timeout_seconds)
+
+    def list_movements(
+        self,
+        *,
+        product_id: int | None = None,
+        location: str | None = None,
+        order_id: str | None = None,
+        kind: MovementKind | None = None,
+        actor: str | None = None,
+        created_after: datetime | None = None,
+        created_before: datetime | None = None,
+        page_size: int = PAGE_SIZE,
+        timeout_seconds: float | None = None,
+    ) -> Iterator[Movement]:
+        """Iterate over the movements that match, newest first. Reads a page when it is needed.
+
+        `created_after` is inclusive, `created_before` exclusive; both need a time zone.
+        """
+        return self._pages(
+            calls.list_movements(product_id, location, order_id, kind, actor, created_after, created_before, page_size),
+            timeout_seconds,
+        )
 
     def check_stock(
         self,

@@ -19,6 +19,16 @@ class ReservationState(StrEnum):
     UNKNOWN = "UNKNOWN"
 
 
+class MovementKind(StrEnum):
+    """Why the quantity of an item changed. UNKNOWN is a kind of a newer server."""
+
+    RECEIVED = "RECEIVED"
+    ADJUSTED = "ADJUSTED"
+    COUNTED = "COUNTED"
+    FULFILLED = "FULFILLED"
+    UNKNOWN = "UNKNOWN"
+
+
 class OrderStatus(StrEnum):
     """The status of an order. UNKNOWN is a status of a newer server."""
 
@@ -135,6 +145,25 @@ class AllocationPolicy:
     locations: tuple[str, ...] = ()
     excluded_locations: tuple[str, ...] = ()
     max_locations: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Movement:
+    """A change of the quantity of one item. The quantities of all movements of an item add up to its quantity."""
+
+    item_id: int
+    product_id: int
+    location: str
+    revision: int
+    """The number of the movement among those of the item, without gaps."""
+    kind: MovementKind
+    quantity: int
+    """The change; negative if units left the item."""
+    quantity_after: int
+    order_id: str
+    reason: str
+    actor: str
+    created_at: datetime
 
 
 @dataclass(frozen=True, slots=True)

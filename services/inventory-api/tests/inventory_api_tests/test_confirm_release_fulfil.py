@@ -13,7 +13,11 @@ from testkit.drivers.inventory_api import InventoryDriver, at_once
 
 def event_types(inventory: InventoryDriver) -> list[str]:
     """The event types of reservations, except STOCK_RESERVED."""
-    return [event.type for event in inventory.events() if event.type not in ("STOCK_RESERVED", "STOCK_UPDATED")]
+    return [
+        event.type
+        for event in inventory.events()
+        if event.type not in ("STOCK_RESERVED", "STOCK_UPDATED", "STOCK_MOVED")
+    ]
 
 
 # --- confirm ---

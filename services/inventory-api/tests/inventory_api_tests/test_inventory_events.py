@@ -52,7 +52,9 @@ def test_events_of_one_product_have_one_key_and_increasing_ids(inventory: Invent
     events = inventory.events()
     assert [(event.key, event.type) for event in events] == [
         ("7", "STOCK_UPDATED"),
+        ("7", "STOCK_MOVED"),
         ("8", "STOCK_UPDATED"),
+        ("8", "STOCK_MOVED"),
         ("7", "STOCK_RESERVED"),
         ("7", "STOCK_RELEASED"),
     ]

@@ -6,7 +6,7 @@
 Such a revision must do nothing else, because it commits in between: after a failure it runs again from the start.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -16,7 +16,7 @@ from sqlalchemy import Column, ColumnElement, TableClause, TextClause, select, u
 from shop_common.db.database import OUTSIDE_TRANSACTION
 
 TURN_ROWS = 2000
-"""The number of rows that `fill` scans in one transaction."""
+"""The number of rows that `fill` and `in_turns` scan in one transaction."""
 
 
 def add_index(name: str, table: str, columns: Sequence[str], **options: Any) -> None:
@@ -104,14 +104,28 @@ def fill(table: TableClause, values: Mapping[str, Any], *where: ColumnElement[bo
     it has locks, and a writer waits for at most one transaction of `fill`.
     """
     key = table.c.id
+
+    def fill_turn(within: Sequence[ColumnElement[bool]]) -> None:
+        chosen = select(key).where(*within, *where).with_for_update(skip_locked=True)
+        op.get_bind().execute(update(table).where(key.in_(chosen)).values(dict(values)))
+
+    in_turns(table, fill_turn)
+
+
+def in_turns(table: TableClause, act: Callable[[Sequence[ColumnElement[bool]]], None]) -> None:
+    """Call `act` for one part of the table after another, in the order of the column `id`.
+
+    A part has TURN_ROWS rows. `act` receives the conditions that select the rows of the part. On PostgreSQL each of its
+    statements is a transaction of its own.
+    """
+    key = table.c.id
     after = None
     with _outside_transaction():
         while True:
             beyond = () if after is None else (key > after,)
             last = _scalar(select(key).where(*beyond).order_by(key).offset(TURN_ROWS - 1).limit(1))
             within = beyond if last is None else (*beyond, key <= last)
-            chosen = select(key).where(*within, *where).with_for_update(skip_locked=True)
-            op.get_bind().execute(update(table).where(key.in_(chosen)).values(dict(values)))
+            act(within)
             if last is None:
                 return
             after = last

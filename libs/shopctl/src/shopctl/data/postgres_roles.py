@@ -157,8 +157,8 @@ def _rights(database: str, roles: Roles, tables: list[str]) -> Iterator[sql.Comp
     yield later + sql.SQL("GRANT SELECT, INSERT, UPDATE, DELETE ON TABLES TO {api}").format(**names)
     yield later + sql.SQL("GRANT SELECT ON TABLES TO {console}").format(**names)
     yield later + sql.SQL("GRANT USAGE ON SEQUENCES TO {api}").format(**names)
-    # The API only appends to the outbox and to the audit log, does not touch the leases, and only reads the version of
-    # the schema.
+    # The API only appends to the outbox, the audit log and the movements, does not touch the leases, and only reads
+    # the version of the schema.
     for table in tables:
         names["table"] = sql.Identifier(table)
         if table == "outbox":
@@ -166,6 +166,8 @@ def _rights(database: str, roles: Roles, tables: list[str]) -> Iterator[sql.Comp
             yield sql.SQL("GRANT SELECT, DELETE ON {table} TO {relay}").format(**names)
         elif table == "audit_log":
             yield sql.SQL("REVOKE SELECT, UPDATE, DELETE ON {table} FROM {api}").format(**names)
+        elif table == "stock_movements":
+            yield sql.SQL("REVOKE UPDATE, DELETE ON {table} FROM {api}").format(**names)
         elif table == "relay_lease":
             yield sql.SQL("REVOKE ALL ON {table} FROM {api}").format(**names)
             yield sql.SQL("GRANT SELECT, INSERT, UPDATE, DELETE ON {table} TO {relay}").format(**names)

@@ -16,6 +16,7 @@ from inventory_api.domain.commands import (
     AvailabilityQuestion,
     ExpireRequest,
     ItemFilter,
+    MovementFilter,
     OrderLines,
     OrderRequest,
     ReleaseRequest,
@@ -36,6 +37,7 @@ from inventory_api.domain.model import (
     State,
     StockKey,
 )
+from inventory_api.domain.movements import Movement
 from inventory_api.domain.order_targets import OrderTargets, Totals
 from inventory_api.operations.coalescing import Operations
 from inventory_api.operations.items.availability import Availabilities
@@ -149,6 +151,22 @@ class InventoryDriver:
     def items_page(self, filter_: ItemFilter, *, size: int, after: Page[Item] | None = None) -> Page[Item]:
         request = PageRequest("items", filter_, after.next_position if after else None, size)
         return self.operations.list_items(request, deadline=deadline())
+
+    def movements_page(
+        self, filter_: MovementFilter, *, size: int, after: Page[Movement] | None = None
+    ) -> Page[Movement]:
+        request = PageRequest("movements", filter_, after.next_position if after else None, size)
+        return self.operations.list_movements(request, deadline=deadline())
+
+    def movements(self, filter_: MovementFilter | None = None, *, size: int = 1000) -> list[Movement]:
+        """Return all movements that match, newest first."""
+        wanted = filter_ or MovementFilter(self.caller.tenant)
+        page = self.movements_page(wanted, size=size)
+        found = list(page.rows)
+        while page.next_position is not None:
+            page = self.movements_page(wanted, size=size, after=page)
+            found += page.rows
+        return found
 
     # --- reservations ---
 
@@ -281,13 +299,14 @@ class InventoryDriver:
         assert {row.id: row.quantity for row in stored} == {each: int(units) for each, units in parts}
 
         events = self.events()
+        self._check_movements(items, events)
         totals = {event.data["item_id"]: event.data for event in events if event.type == "STOCK_UPDATED"}
         assert {each: (data["quantity"], data["version"]) for each, data in totals.items()} == {
             item.id: (item.quantity, item.version) for item in items.values() if item.version
         }
         types: dict[str, list[str]] = {row.id: [] for row in stored}
         for event in events:
-            if event.type == "STOCK_UPDATED":
+            if event.type in ("STOCK_UPDATED", "STOCK_MOVED"):
                 continue
             of_reservation = types[event.data["reservation_id"]]
             if event.type == "STOCK_RESERVATION_CHANGED":
@@ -299,6 +318,30 @@ class InventoryDriver:
                 f"{row.id} is {row.state}, its events are {types[row.id]}"
             )
         self.check_events_against_contract()
+
+    def _check_movements(self, items: Mapping[int, Row[Any]], events: Sequence[Event]) -> None:
+        """Check that the movements of each item are a chain without gaps that ends at its quantity, each with an event.
+
+        An item that was inserted without a movement has a quantity that is not booked yet.
+        """
+        table = tables.stock_movements
+        with self.database.read() as tx:
+            movements = tx.execute(select(table).order_by(table.c.item_id, table.c.revision)).all()
+        chains: dict[int, list[Row[Any]]] = {}
+        for movement in movements:
+            chain = chains.setdefault(movement.item_id, [])
+            before = chain[-1].quantity_after if chain else 0
+            assert (movement.revision, movement.quantity_after) == (len(chain) + 1, before + movement.quantity)
+            chain.append(movement)
+        for item in items.values():
+            chain = chains.pop(item.id, [])
+            booked = chain[-1].quantity_after if chain else 0
+            assert (item.revision, item.booked_quantity) == (len(chain), booked), item
+            assert not chain or item.quantity == booked, item
+        assert not chains
+        moved = {(event.data["item_id"], event.data["revision"]) for event in events if event.type == "STOCK_MOVED"}
+        # The migration emits no events for the opening movements.
+        assert moved == {(each.item_id, each.revision) for each in movements if each.reason != "OPENING"}
 
     def check_events_against_contract(self) -> None:
         """Check the first ten and the last ten events of the outbox against the contract.

@@ -72,6 +72,38 @@ to those of this reservation.
 """
 Global___ReservationState: _TypeAlias = ReservationState  # noqa: Y015
 
+class _MovementKind:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _MovementKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_MovementKind.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    MOVEMENT_KIND_UNSPECIFIED: _MovementKind.ValueType  # 0
+    """Not set. As a filter: any kind."""
+    MOVEMENT_KIND_RECEIVED: _MovementKind.ValueType  # 1
+    """Units were added, by CreateInventoryItem."""
+    MOVEMENT_KIND_ADJUSTED: _MovementKind.ValueType  # 2
+    """A correction. See `reason` of the movement."""
+    MOVEMENT_KIND_COUNTED: _MovementKind.ValueType  # 3
+    """The quantity was set, by UpdateInventoryItem."""
+    MOVEMENT_KIND_FULFILLED: _MovementKind.ValueType  # 4
+    """Units left the stock, because their order was shipped."""
+
+class MovementKind(_MovementKind, metaclass=_MovementKindEnumTypeWrapper):
+    """Why the quantity of an item changed."""
+
+MOVEMENT_KIND_UNSPECIFIED: MovementKind.ValueType  # 0
+"""Not set. As a filter: any kind."""
+MOVEMENT_KIND_RECEIVED: MovementKind.ValueType  # 1
+"""Units were added, by CreateInventoryItem."""
+MOVEMENT_KIND_ADJUSTED: MovementKind.ValueType  # 2
+"""A correction. See `reason` of the movement."""
+MOVEMENT_KIND_COUNTED: MovementKind.ValueType  # 3
+"""The quantity was set, by UpdateInventoryItem."""
+MOVEMENT_KIND_FULFILLED: MovementKind.ValueType  # 4
+"""Units left the stock, because their order was shipped."""
+Global___MovementKind: _TypeAlias = MovementKind  # noqa: Y015
+
 class _AllocationStrategy:
     ValueType = _typing.NewType("ValueType", _builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015
@@ -103,6 +135,74 @@ locations of the same priority, as few as possible.
 ALLOCATION_STRATEGY_AS_GIVEN: AllocationStrategy.ValueType  # 3
 """As many units as possible from the first of `locations`, then from the second one, and so on."""
 Global___AllocationStrategy: _TypeAlias = AllocationStrategy  # noqa: Y015
+
+@_typing.final
+class Movement(_message.Message):
+    """A change of the quantity of one item. The quantities of all movements of an item add up to its quantity."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ITEM_ID_FIELD_NUMBER: _builtins.int
+    PRODUCT_ID_FIELD_NUMBER: _builtins.int
+    LOCATION_FIELD_NUMBER: _builtins.int
+    REVISION_FIELD_NUMBER: _builtins.int
+    KIND_FIELD_NUMBER: _builtins.int
+    QUANTITY_FIELD_NUMBER: _builtins.int
+    QUANTITY_AFTER_FIELD_NUMBER: _builtins.int
+    ORDER_ID_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    ACTOR_FIELD_NUMBER: _builtins.int
+    CREATED_AT_FIELD_NUMBER: _builtins.int
+    item_id: _builtins.int
+    """The item."""
+    product_id: _builtins.int
+    """The item's product."""
+    location: _builtins.str
+    """The item's location."""
+    revision: _builtins.int
+    """The number of this movement among those of the item: 1, 2, 3 and so on, without gaps."""
+    kind: Global___MovementKind.ValueType
+    """Why the quantity changed."""
+    quantity: _builtins.int
+    """The change of the quantity: negative if units left the item. 0 if a call set the quantity that the item had already,
+    or added no units.
+    """
+    quantity_after: _builtins.int
+    """The item's quantity after the movement."""
+    order_id: _builtins.str
+    """The order whose shipment is the cause. Empty for other kinds than FULFILLED."""
+    reason: _builtins.str
+    """OPENING for the first movement of an item that is older than the movements. UPGRADE for changes that a process of an
+    older version made during an upgrade. Else empty.
+    """
+    actor: _builtins.str
+    """The caller that made the change; at most 256 characters. Empty if it is unknown."""
+    @_builtins.property
+    def created_at(self) -> _timestamp_pb2.Timestamp:
+        """When the movement was written, UTC."""
+
+    def __init__(
+        self,
+        *,
+        item_id: _builtins.int = ...,
+        product_id: _builtins.int = ...,
+        location: _builtins.str = ...,
+        revision: _builtins.int = ...,
+        kind: Global___MovementKind.ValueType = ...,
+        quantity: _builtins.int = ...,
+        quantity_after: _builtins.int = ...,
+        order_id: _builtins.str = ...,
+        reason: _builtins.str = ...,
+        actor: _builtins.str = ...,
+        created_at: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["created_at", b"created_at"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["actor", b"actor", "created_at", b"created_at", "item_id", b"item_id", "kind", b"kind", "location", b"location", "order_id", b"order_id", "product_id", b"product_id", "quantity", b"quantity", "quantity_after", b"quantity_after", "reason", b"reason", "revision", b"revision"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Movement: _TypeAlias = Movement  # noqa: Y015
 
 @_typing.final
 class InventoryItem(_message.Message):
@@ -1547,6 +1647,96 @@ class GetReservationResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___GetReservationResponse: _TypeAlias = GetReservationResponse  # noqa: Y015
+
+@_typing.final
+class ListMovementsRequest(_message.Message):
+    """A page of movements to read. A movement must match all filters that are set."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PRODUCT_ID_FIELD_NUMBER: _builtins.int
+    LOCATION_FIELD_NUMBER: _builtins.int
+    ORDER_ID_FIELD_NUMBER: _builtins.int
+    KIND_FIELD_NUMBER: _builtins.int
+    ACTOR_FIELD_NUMBER: _builtins.int
+    CREATED_AFTER_FIELD_NUMBER: _builtins.int
+    CREATED_BEFORE_FIELD_NUMBER: _builtins.int
+    PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    product_id: _builtins.int
+    """Only movements of this product; positive. Absent: any."""
+    location: _builtins.str
+    """Only movements at this location. Empty: any."""
+    order_id: _builtins.str
+    """Only movements of this order: 1–64 printable ASCII characters. Empty: any."""
+    kind: Global___MovementKind.ValueType
+    """Only movements of this kind. UNSPECIFIED: any."""
+    actor: _builtins.str
+    """Only movements that this caller made: 1–256 characters. Empty: any."""
+    page_size: _builtins.int
+    """At most this many movements; a page can have fewer. 0 means 50, and a number above 1,000 means 1,000. A negative
+    number is refused.
+    """
+    page_token: _builtins.str
+    """`next_page_token` of the previous page, with the same filters. Empty: the first page."""
+    @_builtins.property
+    def created_after(self) -> _timestamp_pb2.Timestamp:
+        """Only movements written at or after this time. Absent: no lower limit."""
+
+    @_builtins.property
+    def created_before(self) -> _timestamp_pb2.Timestamp:
+        """Only movements written before this time. Absent: no upper limit."""
+
+    def __init__(
+        self,
+        *,
+        product_id: _builtins.int | None = ...,
+        location: _builtins.str = ...,
+        order_id: _builtins.str = ...,
+        kind: Global___MovementKind.ValueType = ...,
+        actor: _builtins.str = ...,
+        created_after: _timestamp_pb2.Timestamp | None = ...,
+        created_before: _timestamp_pb2.Timestamp | None = ...,
+        page_size: _builtins.int = ...,
+        page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_product_id", b"_product_id", "created_after", b"created_after", "created_before", b"created_before", "product_id", b"product_id"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_product_id", b"_product_id", "actor", b"actor", "created_after", b"created_after", "created_before", b"created_before", "kind", b"kind", "location", b"location", "order_id", b"order_id", "page_size", b"page_size", "page_token", b"page_token", "product_id", b"product_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__product_id: _TypeAlias = _typing.Literal["product_id"]  # noqa: Y015
+    _WhichOneofArgType__product_id: _TypeAlias = _typing.Literal["_product_id", b"_product_id"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__product_id) -> _WhichOneofReturnType__product_id | None: ...
+
+Global___ListMovementsRequest: _TypeAlias = ListMovementsRequest  # noqa: Y015
+
+@_typing.final
+class ListMovementsResponse(_message.Message):
+    """A page of movements."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MOVEMENTS_FIELD_NUMBER: _builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    next_page_token: _builtins.str
+    """Token of the next page; opaque. Empty on the last page."""
+    @_builtins.property
+    def movements(self) -> _containers.RepeatedCompositeFieldContainer[Global___Movement]:
+        """Newest first."""
+
+    def __init__(
+        self,
+        *,
+        movements: _abc.Iterable[Global___Movement] | None = ...,
+        next_page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["movements", b"movements", "next_page_token", b"next_page_token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListMovementsResponse: _TypeAlias = ListMovementsResponse  # noqa: Y015
 
 @_typing.final
 class ListReservationsRequest(_message.Message):

@@ -84,6 +84,11 @@ class InventoryServiceStub:
                 request_serializer=shop_dot_inventory_dot_v1_dot_inventory__pb2.ListInventoryItemsRequest.SerializeToString,
                 response_deserializer=shop_dot_inventory_dot_v1_dot_inventory__pb2.ListInventoryItemsResponse.FromString,
                 _registered_method=True)
+        self.ListMovements = channel.unary_unary(
+                '/shop.inventory.v1.InventoryService/ListMovements',
+                request_serializer=shop_dot_inventory_dot_v1_dot_inventory__pb2.ListMovementsRequest.SerializeToString,
+                response_deserializer=shop_dot_inventory_dot_v1_dot_inventory__pb2.ListMovementsResponse.FromString,
+                _registered_method=True)
         self.CheckStock = channel.unary_unary(
                 '/shop.inventory.v1.InventoryService/CheckStock',
                 request_serializer=shop_dot_inventory_dot_v1_dot_inventory__pb2.CheckStockRequest.SerializeToString,
@@ -187,7 +192,7 @@ class InventoryServiceServicer:
         LOCATIONS_LIMIT (metadata: product_id, limit): the item does not exist yet, and the product
         has items at 500 locations already.
         INVALID_ARGUMENT    REQUEST_ID_REUSED.
-        Emits STOCK_UPDATED.
+        Writes a movement of the kind RECEIVED. Emits STOCK_UPDATED and STOCK_MOVED.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -210,7 +215,8 @@ class InventoryServiceServicer:
         INVALID_ARGUMENT    REQUEST_ID_REUSED.
         ABORTED             VERSION_MISMATCH (metadata: id, expected, actual): the item's quantity has changed
         since the caller read this version.
-        Emits STOCK_UPDATED, and STOCK_RESERVATION_EXPIRED for each due reservation that it had to expire.
+        Writes a movement of the kind COUNTED. Emits STOCK_UPDATED and STOCK_MOVED, and STOCK_RESERVATION_EXPIRED for each
+        due reservation that it had to expire.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -219,6 +225,17 @@ class InventoryServiceServicer:
     def ListInventoryItems(self, request, context):
         """Lists items by ascending id. Every item that existed before the first page and still matches appears
         once.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListMovements(self, request, context):
+        """Lists the movements of items, newest first. A movement is written with every change of an item's quantity, and never
+        changes. Every movement that existed before the first page and matches appears once.
+        A page can have fewer movements than requested, or none, although there is a next page. A page reads at most 5,000
+        movements: those of `order_id`, else of `product_id`, else of `location`, within the time range. The other filters
+        apply to the movements that were read.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -400,6 +417,11 @@ def add_InventoryServiceServicer_to_server(servicer, server):
                     servicer.ListInventoryItems,
                     request_deserializer=shop_dot_inventory_dot_v1_dot_inventory__pb2.ListInventoryItemsRequest.FromString,
                     response_serializer=shop_dot_inventory_dot_v1_dot_inventory__pb2.ListInventoryItemsResponse.SerializeToString,
+            ),
+            'ListMovements': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListMovements,
+                    request_deserializer=shop_dot_inventory_dot_v1_dot_inventory__pb2.ListMovementsRequest.FromString,
+                    response_serializer=shop_dot_inventory_dot_v1_dot_inventory__pb2.ListMovementsResponse.SerializeToString,
             ),
             'CheckStock': grpc.unary_unary_rpc_method_handler(
                     servicer.CheckStock,
@@ -600,6 +622,33 @@ class InventoryService:
             '/shop.inventory.v1.InventoryService/ListInventoryItems',
             shop_dot_inventory_dot_v1_dot_inventory__pb2.ListInventoryItemsRequest.SerializeToString,
             shop_dot_inventory_dot_v1_dot_inventory__pb2.ListInventoryItemsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListMovements(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/shop.inventory.v1.InventoryService/ListMovements',
+            shop_dot_inventory_dot_v1_dot_inventory__pb2.ListMovementsRequest.SerializeToString,
+            shop_dot_inventory_dot_v1_dot_inventory__pb2.ListMovementsResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -54,7 +54,7 @@ class InventoryServiceStub:
                           LOCATIONS_LIMIT (metadata: product_id, limit): the item does not exist yet, and the product
                           has items at 500 locations already.
       INVALID_ARGUMENT    REQUEST_ID_REUSED.
-    Emits STOCK_UPDATED.
+    Writes a movement of the kind RECEIVED. Emits STOCK_UPDATED and STOCK_MOVED.
     """
     GetInventoryItem: _grpc.UnaryUnaryMultiCallable[_inventory_pb2.GetInventoryItemRequest, _inventory_pb2.InventoryItemResponse]
     """Reads one item.
@@ -69,11 +69,19 @@ class InventoryServiceStub:
       INVALID_ARGUMENT    REQUEST_ID_REUSED.
       ABORTED             VERSION_MISMATCH (metadata: id, expected, actual): the item's quantity has changed
                           since the caller read this version.
-    Emits STOCK_UPDATED, and STOCK_RESERVATION_EXPIRED for each due reservation that it had to expire.
+    Writes a movement of the kind COUNTED. Emits STOCK_UPDATED and STOCK_MOVED, and STOCK_RESERVATION_EXPIRED for each
+    due reservation that it had to expire.
     """
     ListInventoryItems: _grpc.UnaryUnaryMultiCallable[_inventory_pb2.ListInventoryItemsRequest, _inventory_pb2.ListInventoryItemsResponse]
     """Lists items by ascending id. Every item that existed before the first page and still matches appears
     once.
+    """
+    ListMovements: _grpc.UnaryUnaryMultiCallable[_inventory_pb2.ListMovementsRequest, _inventory_pb2.ListMovementsResponse]
+    """Lists the movements of items, newest first. A movement is written with every change of an item's quantity, and never
+    changes. Every movement that existed before the first page and matches appears once.
+    A page can have fewer movements than requested, or none, although there is a next page. A page reads at most 5,000
+    movements: those of `order_id`, else of `product_id`, else of `location`, within the time range. The other filters
+    apply to the movements that were read.
     """
     CheckStock: _grpc.UnaryUnaryMultiCallable[_inventory_pb2.CheckStockRequest, _inventory_pb2.CheckStockResponse]
     """Returns whether a quantity could be reserved now. Reserves nothing: only ReserveStock guarantees the stock.
@@ -228,7 +236,7 @@ class InventoryServiceServicer(metaclass=_abc_1.ABCMeta):
                               LOCATIONS_LIMIT (metadata: product_id, limit): the item does not exist yet, and the product
                               has items at 500 locations already.
           INVALID_ARGUMENT    REQUEST_ID_REUSED.
-        Emits STOCK_UPDATED.
+        Writes a movement of the kind RECEIVED. Emits STOCK_UPDATED and STOCK_MOVED.
         """
 
     @_abc_1.abstractmethod
@@ -255,7 +263,8 @@ class InventoryServiceServicer(metaclass=_abc_1.ABCMeta):
           INVALID_ARGUMENT    REQUEST_ID_REUSED.
           ABORTED             VERSION_MISMATCH (metadata: id, expected, actual): the item's quantity has changed
                               since the caller read this version.
-        Emits STOCK_UPDATED, and STOCK_RESERVATION_EXPIRED for each due reservation that it had to expire.
+        Writes a movement of the kind COUNTED. Emits STOCK_UPDATED and STOCK_MOVED, and STOCK_RESERVATION_EXPIRED for each
+        due reservation that it had to expire.
         """
 
     @_abc_1.abstractmethod
@@ -266,6 +275,19 @@ class InventoryServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _inventory_pb2.ListInventoryItemsResponse:
         """Lists items by ascending id. Every item that existed before the first page and still matches appears
         once.
+        """
+
+    @_abc_1.abstractmethod
+    def ListMovements(
+        self,
+        request: _inventory_pb2.ListMovementsRequest,
+        context: _grpc.ServicerContext,
+    ) -> _inventory_pb2.ListMovementsResponse:
+        """Lists the movements of items, newest first. A movement is written with every change of an item's quantity, and never
+        changes. Every movement that existed before the first page and matches appears once.
+        A page can have fewer movements than requested, or none, although there is a next page. A page reads at most 5,000
+        movements: those of `order_id`, else of `product_id`, else of `location`, within the time range. The other filters
+        apply to the movements that were read.
         """
 
     @_abc_1.abstractmethod

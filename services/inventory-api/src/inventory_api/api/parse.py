@@ -2,10 +2,12 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from datetime import datetime
 from typing import TypeVar
 from uuid import UUID
 
 from google.protobuf.duration_pb2 import Duration
+from google.protobuf.timestamp_pb2 import Timestamp
 
 from inventory_api.domain.commands import (
     AddStock,
@@ -13,6 +15,7 @@ from inventory_api.domain.commands import (
     ExpireRequest,
     ItemFilter,
     LocationFilter,
+    MovementFilter,
     OrderLines,
     OrderRequest,
     PurgeRequest,
@@ -36,15 +39,18 @@ from inventory_api.domain.model import (
     StockKey,
     Strategy,
 )
+from inventory_api.domain.movements import MovementKind
 from shop_common.api import paging
 from shop_common.api.paging import PageRequest
 from shop_common.api.valid import INT64_MAX, Fields
 from shop_common.errors import InvalidInput
+from shop_common.events.outbox import ACTOR_CHARACTERS_MAX
 from shop_common.identity import tenant
 from shop_common.identity.authenticator import delegated
 from shop_common.identity.caller import Caller
 from shop_common.identity.errors import DelegationInvalid
 from shop_common.telemetry import tracing
+from shop_common.timestamps import from_micros
 from shop_protos.inventory.v1 import inventory_pb2 as pb
 from shop_protos.inventory.v1 import maintenance_pb2
 
@@ -85,6 +91,13 @@ _STRATEGIES_BY_NUMBER: dict[int, Strategy] = {
     pb.ALLOCATION_STRATEGY_PRIORITY: Strategy.PRIORITY,
     pb.ALLOCATION_STRATEGY_AS_GIVEN: Strategy.AS_GIVEN,
 }
+MOVEMENT_KIND_NUMBERS: dict[MovementKind, pb.MovementKind.ValueType] = {
+    MovementKind.RECEIVED: pb.MOVEMENT_KIND_RECEIVED,
+    MovementKind.ADJUSTED: pb.MOVEMENT_KIND_ADJUSTED,
+    MovementKind.COUNTED: pb.MOVEMENT_KIND_COUNTED,
+    MovementKind.FULFILLED: pb.MOVEMENT_KIND_FULFILLED,
+}
+_MOVEMENT_KINDS_BY_NUMBER: dict[int, MovementKind] = {number: kind for kind, number in MOVEMENT_KIND_NUMBERS.items()}
 _STATES_BY_NUMBER: dict[int, State] = {number: state for state, number in STATE_NUMBERS.items()}
 
 
@@ -134,6 +147,34 @@ def items_page(request: pb.ListInventoryItemsRequest, caller: Caller) -> PageReq
             page_size=request.page_size,
             page_token=request.page_token,
             position=(int,),
+        )
+
+
+def movements_page(request: pb.ListMovementsRequest, caller: Caller) -> PageRequest[MovementFilter]:
+    with Fields() as check:
+        filter_ = MovementFilter(
+            tenant=caller.tenant,
+            product_id=check.identity("product_id", request.product_id) if request.HasField("product_id") else None,
+            location=_location(check, request.location),
+            order_id=check.identifier("order_id", request.order_id) if request.order_id else None,
+            kind=check.member("kind", request.kind, _MOVEMENT_KINDS_BY_NUMBER) if request.kind else None,
+            actor=check.text("actor", request.actor, ACTOR_CHARACTERS_MAX) if request.actor else None,
+            created_after=(
+                _timestamp(check, "created_after", request.created_after) if request.HasField("created_after") else None
+            ),
+            created_before=(
+                _timestamp(check, "created_before", request.created_before)
+                if request.HasField("created_before")
+                else None
+            ),
+        )
+        return paging.page_request(
+            check,
+            "movements",
+            filter_,
+            page_size=request.page_size,
+            page_token=request.page_token,
+            position=(datetime, int),
         )
 
 
@@ -457,6 +498,10 @@ def settle(request: maintenance_pb2.SettleOrdersRequest, caller: Caller, tracepa
 
 def _ttl(check: Fields, ttl: Duration) -> float:
     return check.duration("ttl", ttl, TTL_SECONDS_MIN, TTL_SECONDS_MAX)
+
+
+def _timestamp(check: Fields, field: str, value: Timestamp) -> datetime:
+    return from_micros(check.instant_micros(field, value))
 
 
 def _location(check: Fields, location: str) -> str | None:

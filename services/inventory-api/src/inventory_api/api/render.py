@@ -6,9 +6,10 @@ from typing import cast
 
 import grpc
 
-from inventory_api.api.parse import STATE_NUMBERS
+from inventory_api.api.parse import MOVEMENT_KIND_NUMBERS, STATE_NUMBERS
 from inventory_api.domain.commands import OrderLines
 from inventory_api.domain.model import Availability, Item, Location, OrderKey, Reservation
+from inventory_api.domain.movements import Movement
 from inventory_api.domain.reserving import shortfalls
 from inventory_api.domain.verification import Mismatch, MismatchKind
 from inventory_api.operations.items.availability import Availabilities
@@ -79,6 +80,22 @@ def location(value: Location) -> pb.Location:
         region=value.region,
         labels=[pb.Label(name=name, value=text) for name, text in value.labels],
         updated_at=to_proto_or_none(value.updated_at),
+    )
+
+
+def movement(value: Movement) -> pb.Movement:
+    return pb.Movement(
+        item_id=value.item_id,
+        product_id=value.product_id,
+        location=value.location,
+        revision=value.revision,
+        kind=MOVEMENT_KIND_NUMBERS[value.kind],
+        quantity=value.quantity,
+        quantity_after=value.quantity_after,
+        order_id=value.order_id,
+        reason=value.reason,
+        actor=value.actor,
+        created_at=to_proto(value.created_at),
     )
 
 

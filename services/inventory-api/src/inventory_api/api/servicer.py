@@ -55,6 +55,14 @@ class InventoryServicer(inventory_pb2_grpc.InventoryServiceServicer):
             next_page_token=paging.next_token(page, command),
         )
 
+    def ListMovements(self, request: pb.ListMovementsRequest, context: ServicerContext) -> pb.ListMovementsResponse:
+        command = parse.movements_page(request, caller())
+        page = self._operations.list_movements(command, deadline=deadline(context))
+        return pb.ListMovementsResponse(
+            movements=[render.movement(found) for found in page.rows],
+            next_page_token=paging.next_token(page, command),
+        )
+
     def CheckStock(self, request: pb.CheckStockRequest, context: ServicerContext) -> pb.CheckStockResponse:
         command = parse.stock_question(request, caller())
         free = self._operations.check_stock(command, deadline=deadline(context))

@@ -1,6 +1,7 @@
 """Parsed requests, from callers and from events. An operation takes a list of requests."""
 
 from dataclasses import dataclass, field
+from datetime import datetime
 
 from inventory_api.domain.model import (
     ItemKey,
@@ -12,6 +13,7 @@ from inventory_api.domain.model import (
     State,
     StockKey,
 )
+from inventory_api.domain.movements import MovementKind
 from shop_common.api import command
 from shop_common.db.idempotency import Claim, fingerprint
 
@@ -183,6 +185,23 @@ class ItemFilter:
     tenant: str = field(repr=False)  # page tokens contain a digest of the repr, and of the tenant
     product_id: int | None = None
     location: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class MovementFilter:
+    """A filter for the movements of a tenant. A field that is None matches any value.
+
+    `created_after` is inclusive, `created_before` exclusive.
+    """
+
+    tenant: str = field(repr=False)  # as in ItemFilter
+    product_id: int | None = None
+    location: str | None = None
+    order_id: str | None = None
+    kind: MovementKind | None = None
+    actor: str | None = None
+    created_after: datetime | None = None
+    created_before: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True)

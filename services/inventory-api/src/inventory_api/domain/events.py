@@ -5,6 +5,7 @@ from datetime import datetime
 from typing import Any
 
 from inventory_api.domain.model import Item, ProductKey, Reservation, State
+from inventory_api.domain.movements import Movement
 from shop_common.api.command import Cause
 from shop_common.events.outbox import Message
 from shop_common.identity import tenant
@@ -24,6 +25,25 @@ def stock_updated(item: Item, now: datetime, cause: Cause) -> Message:
         "version": item.version,
     }
     return Message(TOPIC, _key(item.product), "STOCK_UPDATED", data, now, cause.traceparent, item.tenant, cause.actor)
+
+
+def stock_moved(movement: Movement, now: datetime, cause: Cause) -> Message:
+    """Return the event STOCK_MOVED: a movement of the item was recorded."""
+    data: dict[str, Any] = {
+        "item_id": movement.item_id,
+        "product_id": movement.product_id,
+        "location": movement.location,
+        "revision": movement.revision,
+        "kind": movement.kind,
+        "quantity": movement.quantity,
+        "quantity_after": movement.quantity_after,
+    }
+    if movement.order_id:
+        data["order_id"] = movement.order_id
+    if movement.reason:
+        data["reason"] = movement.reason
+    key = _key(movement.product)
+    return Message(TOPIC, key, "STOCK_MOVED", data, now, cause.traceparent, movement.tenant, cause.actor)
 
 
 def stock_reserved(reservation: Reservation, now: datetime, cause: Cause) -> Message:

@@ -10,6 +10,7 @@ from datetime import datetime
 from inventory_api.domain import events
 from inventory_api.domain.errors import ReservationExpired, ReservationNotFound, ReservationReleased
 from inventory_api.domain.model import ENDED, Item, Reservation, State
+from inventory_api.domain.movements import MovementKind, QuantityChange
 from shop_common.api.command import UNKNOWN_CAUSE, Cause
 from shop_common.events.outbox import Message
 
@@ -66,11 +67,12 @@ def expire(reservations: Iterable[Reservation], now: datetime) -> StateChanges:
 
 @dataclass(frozen=True, slots=True)
 class Effect:
-    """The changed reservations and items, by id, and the events of the changes."""
+    """The changed reservations and items, by id, the events of the changes, and the changes of quantities."""
 
     reservations: dict[str, Reservation]
     items: dict[int, Item]
     messages: list[Message]
+    quantity_changes: list[QuantityChange]
 
 
 def apply(
@@ -89,6 +91,7 @@ def apply(
     changed_reservations: dict[str, Reservation] = {}
     changed_items: dict[int, Item] = {}
     fulfilled_items: dict[int, Cause] = {}
+    quantity_changes = []
     messages = []
     for reservation_id, state in changes.items():
         reservation = reservations[reservation_id]
@@ -106,10 +109,15 @@ def apply(
             )
             if taken_out:
                 fulfilled_items[item.id] = cause
+                quantity_changes.append(
+                    QuantityChange(
+                        changed_items[item.id], MovementKind.FULFILLED, -taken_out, cause, reservation.order_id
+                    )
+                )
         changed = replace(reservation, state=state)
         messages.append(events.EVENT_OF_STATE[state](changed, now, cause))
         changed_reservations[reservation_id] = (
             replace(changed, expires_at=None) if state is State.CONFIRMED else changed
         )
     messages += [events.stock_updated(changed_items[item_id], now, cause) for item_id, cause in fulfilled_items.items()]
-    return Effect(changed_reservations, changed_items, messages)
+    return Effect(changed_reservations, changed_items, messages, quantity_changes)

@@ -10,6 +10,7 @@ from inventory_api.domain.commands import (
     ExpireRequest,
     ItemFilter,
     LocationFilter,
+    MovementFilter,
     OrderLines,
     OrderRequest,
     PurgeRequest,
@@ -22,6 +23,7 @@ from inventory_api.domain.commands import (
     VerifyRequest,
 )
 from inventory_api.domain.model import Item, ItemKey, Location, OrderKey, Reservation, ReservationKey
+from inventory_api.domain.movements import Movement
 from inventory_api.operations import batch_sizes
 from inventory_api.operations.items.add_stock import add_stock
 from inventory_api.operations.items.availability import Availabilities, get_availability
@@ -36,6 +38,7 @@ from inventory_api.operations.reservations.release import release
 from inventory_api.operations.reservations.reserve import Reservations, reserve
 from inventory_api.operations.reservations.settle import Settlement
 from inventory_api.operations.verify_stock import StockVerification, Verified
+from inventory_api.store import movements
 from inventory_api.store.reservations import pages, reserved_orders, rows
 from shop_common.api.paging import Page, PageRequest
 from shop_common.batching.coalescers import Audit, Coalescers, audit_of
@@ -112,6 +115,7 @@ class Operations:
         self._get_availability = run.pages("availability", get_availability)
         self._list_locations = run.pages("locations-page", list_locations)
         self._list_items = run.pages("items-page", list_items)
+        self._list_movements = run.pages("movements-page", movements.list_page)
         self._list_reservations = run.pages("reservations-page", pages.list_page)
         self._expire = run.alone("expire", ExpirySweep(database, audit_log).expire_due)
         self._purge = run.alone("purge", Purge(database, audit_log).run)
@@ -166,6 +170,9 @@ class Operations:
 
     def list_items(self, page: PageRequest[ItemFilter], *, deadline: float) -> Page[Item]:
         return self._list_items.submit(page, deadline=deadline)
+
+    def list_movements(self, page: PageRequest[MovementFilter], *, deadline: float) -> Page[Movement]:
+        return self._list_movements.submit(page, deadline=deadline)
 
     def list_reservations(self, page: PageRequest[ReservationFilter], *, deadline: float) -> Page[Reservation]:
         return self._list_reservations.submit(page, deadline=deadline)

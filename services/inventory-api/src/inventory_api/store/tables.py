@@ -10,6 +10,7 @@ from sqlalchemy import (
     Column,
     Computed,
     ForeignKeyConstraint,
+    Identity,
     Index,
     MetaData,
     Table,
@@ -35,6 +36,7 @@ ACTIVE = text("state IN ('HELD', 'CONFIRMED')")
 ENDED = text("state IN ('EXPIRED', 'RELEASED', 'FULFILLED')")
 REPLACED = text("state = 'REPLACED'")
 SET_ASIDE = text("set_aside_at IS NOT NULL")
+OF_ORDER = text("order_id <> ''")
 
 inventory_items = Table(
     "inventory_items",
@@ -50,6 +52,9 @@ inventory_items = Table(
     Column("created_at", Timestamp, nullable=False),
     Column("updated_at", Timestamp, nullable=False),
     Column("tenant", Text, nullable=False, server_default=tenant.DEFAULT),
+    # The number of movements, and what they add up to. A process from before the movements changes only the quantity.
+    Column("revision", BigInteger, nullable=False, server_default=text("0")),
+    Column("booked_quantity", BigInteger, nullable=False, server_default=text("0")),
     CheckConstraint("reserved_quantity >= 0 AND reserved_quantity <= quantity", name="reserved_within_quantity"),
     Index("ix_inventory_items_product_id_tenant_location", "product_id", "tenant", "location", unique=True),
     # For ListInventoryItems, and by location.
@@ -189,6 +194,40 @@ order_effects = Table(
     # repeated after the reservations were purged still changes nothing.
     Column("totals", Text, nullable=False),
     Column("updated_at", Timestamp, nullable=False),
+)
+
+# Rows are only inserted. Product and location are those of the item, which never change.
+stock_movements = Table(
+    "stock_movements",
+    metadata,
+    Column("id", RowId, Identity(cache=1), primary_key=True),
+    Column("tenant", Text, nullable=False),
+    Column("item_id", BigInteger, nullable=False),
+    Column("product_id", BigInteger, nullable=False),
+    Column("location", Text, nullable=False),
+    Column("revision", BigInteger, nullable=False),
+    Column("kind", Text, nullable=False),
+    Column("quantity", BigInteger, nullable=False),
+    Column("quantity_after", BigInteger, nullable=False),
+    Column("order_id", Text, nullable=False, server_default=""),
+    Column("reason", Text, nullable=False, server_default=""),
+    Column("actor", Text, nullable=False, server_default=""),
+    Column("created_at", Timestamp, nullable=False),
+    Index("ix_stock_movements_item_id_revision", "item_id", "revision", unique=True),
+    # For ListMovements, and by product, location and order.
+    Index("ix_stock_movements_tenant_created_at_id", "tenant", "created_at", "id"),
+    Index("ix_stock_movements_product_id_tenant_created_at_id", "product_id", "tenant", "created_at", "id"),
+    Index("ix_stock_movements_location_tenant_created_at_id", "location", "tenant", "created_at", "id"),
+    Index(
+        "ix_stock_movements_order_id_tenant_created_at_id",
+        "order_id",
+        "tenant",
+        "created_at",
+        "id",
+        postgresql_where=OF_ORDER,
+        sqlite_where=OF_ORDER,
+    ),
+    sqlite_autoincrement=True,
 )
 
 outbox = Outbox(metadata)

@@ -9,7 +9,9 @@ from inventory_api.domain import events
 from inventory_api.domain.commands import AddStock
 from inventory_api.domain.errors import LocationsLimit, QuantityLimit
 from inventory_api.domain.model import ITEM_QUANTITY_MAX, LOCATIONS_MAX, Item, StockKey
+from inventory_api.domain.movements import MovementKind, QuantityChange
 from inventory_api.operations.items.read_items import with_due
+from inventory_api.operations.items.record_movements import record_movements
 from inventory_api.store import items, tables
 from shop_common.db.idempotency import Claim
 from shop_common.db.sql import now
@@ -23,7 +25,7 @@ def add_stock(tx: Connection, requests: Sequence[AddStock]) -> list[Item | ShopE
     QuantityLimit if the item would have too many units, LocationsLimit if the product would have too many locations,
     and RequestIdReused. A repeated request_id returns the item as it is now and adds nothing.
 
-    Emits STOCK_UPDATED per request that was neither refused nor repeated.
+    Emits STOCK_UPDATED and STOCK_MOVED per request that was neither refused nor repeated.
     """
     claimed = tables.idempotency_keys.claim(tx, requests, [request.claim() for request in requests])
     return claimed.settle(tx, replayed=_replay(tx, claimed.replays), new=_add(tx, claimed.new))
@@ -39,6 +41,7 @@ def _add(tx: Connection, requests: Sequence[AddStock]) -> list[Item | ShopError]
     timestamp = now(tx)
     outcomes: list[Item | ShopError] = []
     messages = []
+    changes = []
     for request in requests:
         item = stock.get(request.stock_key)
         if item is None:
@@ -51,10 +54,11 @@ def _add(tx: Connection, requests: Sequence[AddStock]) -> list[Item | ShopError]
         item = replace(item, quantity=item.quantity + request.quantity, version=item.version + 1, updated_at=timestamp)
         stock[request.stock_key] = item
         messages.append(events.stock_updated(item, timestamp, request.cause))
+        changes.append(QuantityChange(item, MovementKind.RECEIVED, request.quantity, request.cause))
         outcomes.append(item)
     if stock:
         items.save_counters(tx, stock.values())
-    tables.outbox.append(tx, messages)
+    tables.outbox.append(tx, [*messages, *record_movements(tx, changes, timestamp)])
     return with_due(tx, outcomes)
 
 

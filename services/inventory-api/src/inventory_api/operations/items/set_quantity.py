@@ -9,7 +9,9 @@ from inventory_api.domain import events
 from inventory_api.domain.commands import SetQuantity
 from inventory_api.domain.errors import BelowReserved, ItemNotFound, VersionMismatch
 from inventory_api.domain.model import Item, ItemKey, StockKey
+from inventory_api.domain.movements import MovementKind, QuantityChange
 from inventory_api.operations.items.read_items import get_items, with_due
+from inventory_api.operations.items.record_movements import record_movements
 from inventory_api.operations.reservations.cover_shortage import DUE_EXPIRED_MAX, cover_shortage
 from inventory_api.store import items, tables
 from shop_common.db.sql import now
@@ -24,8 +26,8 @@ def set_quantity(tx: Connection, requests: Sequence[SetQuantity]) -> list[Item |
     were expired, and Contention if more than DUE_EXPIRED_MAX due reservations would have to be expired. A repeated
     request_id returns the item as it is now.
 
-    Emits STOCK_UPDATED per change, and STOCK_RESERVATION_EXPIRED per expired reservation. A request without a quantity
-    changes nothing and emits nothing.
+    Emits STOCK_UPDATED and STOCK_MOVED per change, and STOCK_RESERVATION_EXPIRED per expired reservation. A request
+    without a quantity changes nothing and emits nothing.
     """
     claimed = tables.idempotency_keys.claim(tx, requests, [request.claim() for request in requests])
     replayed = get_items(tx, [ItemKey(claim.tenant, int(claim.resources[0])) for claim in claimed.replays])
@@ -43,6 +45,7 @@ def _set_quantity(tx: Connection, requests: Sequence[SetQuantity]) -> list[Item 
     changed: dict[int, Item] = {}
     outcomes: list[Item | ShopError] = []
     messages = []
+    quantity_changes = []
     for request in requests:
         item = _requested(request, stock)
         if item is None:
@@ -56,13 +59,15 @@ def _set_quantity(tx: Connection, requests: Sequence[SetQuantity]) -> list[Item 
         elif request.quantity < item.reserved_quantity:
             outcomes.append(BelowReserved(item.id, request.quantity, item.reserved_quantity))
         else:
+            difference = request.quantity - item.quantity
             item = replace(item, quantity=request.quantity, version=item.version + 1, updated_at=timestamp)
             stock[item.id] = changed[item.id] = item
             messages.append(events.stock_updated(item, timestamp, request.cause))
+            quantity_changes.append(QuantityChange(item, MovementKind.COUNTED, difference, request.cause))
             outcomes.append(item)
     if changed:
         items.save_counters(tx, changed.values())
-        tables.outbox.append(tx, messages)
+        tables.outbox.append(tx, [*messages, *record_movements(tx, quantity_changes, timestamp)])
     return with_due(tx, outcomes)
 
 

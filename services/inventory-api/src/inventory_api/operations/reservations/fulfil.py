@@ -16,8 +16,8 @@ def fulfil_orders(tx: Connection, orders: Sequence[OrderRequest], audit_log: Aud
     """Fulfil confirmed reservations of shipped orders, as many as one turn may change.
 
     A held reservation does not change; it expires later. May be repeated. Returns True if there may be more confirmed
-    reservations: the caller then calls this function again in another transaction. Emits one event per reservation, and
-    STOCK_UPDATED per item.
+    reservations: the caller then calls this function again in another transaction. Emits one event per reservation,
+    STOCK_UPDATED per item, and STOCK_MOVED per allocation.
 
     With `audit_log`, writes a row there per order whose reservations it changed.
     """

@@ -14,6 +14,7 @@ from sqlalchemy import Connection
 from inventory_api.domain import events, transitions
 from inventory_api.domain.model import State
 from inventory_api.domain.order_targets import Split
+from inventory_api.operations.items.record_movements import record_movements
 from inventory_api.store import items, tables
 from inventory_api.store.reservations import changes as updates
 from inventory_api.store.reservations import rows
@@ -38,7 +39,8 @@ def change_states(
     updates.save_states(tx, effect.reservations.values(), locked.now)
     if effect.items:
         items.save_counters(tx, effect.items.values())
-    tables.outbox.append(tx, effect.messages)
+    moved = record_movements(tx, effect.quantity_changes, locked.now)
+    tables.outbox.append(tx, [*effect.messages, *moved])
     locked.reservations.update(effect.reservations)
     locked.items.update(effect.items)
 
