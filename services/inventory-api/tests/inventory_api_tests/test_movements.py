@@ -4,7 +4,7 @@ from datetime import UTC, datetime
 from functools import partial
 
 import pytest
-from sqlalchemy import update
+from sqlalchemy import Connection, update
 
 from inventory_api.domain.commands import MovementFilter, SetQuantity
 from inventory_api.domain.model import Item, Line
@@ -132,9 +132,12 @@ def test_concurrent_changes_in_two_processes_leave_no_gap(
 def test_a_failed_transaction_leaves_no_movement(inventory: InventoryDriver) -> None:
     stocked = inventory.add_stock(1, 5)
 
-    with pytest.raises(ZeroDivisionError), inventory.database.write() as tx:
+    def fail(tx: Connection) -> None:
         set_quantity(tx, [SetQuantity(stocked.id, 3)])
-        _ = 1 / 0
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        inventory.database.transact(fail)
 
     assert summaries(inventory.movements()) == [("RECEIVED", 5, 5)]
 
