@@ -134,6 +134,9 @@ def _check_items(events: Sequence[Event], snapshot: Snapshot, histories: EventHi
         if event.type == "STOCK_UPDATED":
             item_id = event.data["item_id"]
             yield from counters.setdefault(item_id, _ItemCounters(item_id)).update(event)
+        elif event.type == "STOCK_MOVED":
+            item_id = event.data["item_id"]
+            yield from counters.setdefault(item_id, _ItemCounters(item_id)).move(event)
         elif event.type in _RESERVATION_STATES:
             for item_id, units in _allocations(event).items():
                 yield from counters.setdefault(item_id, _ItemCounters(item_id)).apply(event, units)
@@ -142,6 +145,8 @@ def _check_items(events: Sequence[Event], snapshot: Snapshot, histories: EventHi
         histories.additions[item.id] = computed.additions
         if (computed.quantity, computed.reserved, computed.version) != (item.quantity, item.reserved, item.version):
             yield f"item {item.id} is {item}, but by its events it is {computed}"
+        if (computed.moved, computed.moved_out) != (item.quantity, computed.fulfilled):
+            yield f"item {item.id} is {item}, but its movements add up to {computed}"
     for item_id in counters.keys() - snapshot.items.keys():
         yield f"item {item_id} has events, but there is no such item"
 
@@ -156,6 +161,12 @@ class _ItemCounters:
     version: int = 0
     sequence: int = 0
     additions: list[int] = field(default_factory=list)
+    fulfilled: int = 0
+    revision: int = 0
+    moved: int = 0
+    """The sum of all movements."""
+    moved_out: int = 0
+    """The units of the movements of the kind FULFILLED."""
 
     def update(self, event: Event) -> Iterator[str]:
         """Apply a STOCK_UPDATED event. Yields violations."""
@@ -170,6 +181,16 @@ class _ItemCounters:
             self.additions.append(added)
         self.quantity, self.reserved, self.version = data["quantity"], data["reserved_quantity"], data["version"]
 
+    def move(self, event: Event) -> Iterator[str]:
+        """Apply a STOCK_MOVED event. Yields violations."""
+        data = event.data
+        self.moved += data["quantity"]
+        if data["kind"] == "FULFILLED":
+            self.moved_out -= data["quantity"]
+        if (data["revision"], data["quantity_after"]) != (self.revision + 1, self.moved):
+            yield f"item {self.item_id}: the movement {dict(data)} follows revision {self.revision}"
+        self.revision = data["revision"]
+
     def apply(self, event: Event, units: int) -> Iterator[str]:
         """Apply an event of a reservation that draws this many units from the item. Yields violations."""
         yield from self._check_number(event)
@@ -179,6 +200,7 @@ class _ItemCounters:
             self.reserved -= units
         if event.type == "STOCK_FULFILLED":
             self.quantity -= units
+            self.fulfilled += units
         if not 0 <= self.reserved <= self.quantity:
             yield f"item {self.item_id}: {self.reserved} of {self.quantity} units are reserved after {event.type}"
 
