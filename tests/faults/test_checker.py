@@ -36,7 +36,7 @@ def call(operation: Operation, *outcomes: Outcome) -> Call:
     return Call(operation, "request", [Attempt(0, 1, outcome) for outcome in outcomes])
 
 
-def event(kind: str, number: int, **data: Any) -> Event:
+def event(kind: str, number: int, /, **data: Any) -> Event:
     topic = "order-events" if kind.startswith("ORDER") else "inventory-events"
     key = str(data.get("product_id", data.get("id")))
     return Event(topic, 0, number, key, f"event-{topic}-{number}", kind, number, data)
