@@ -18,6 +18,10 @@ def test_every_type_of_event_is_emitted_and_matches_the_contract(inventory: Inve
     inventory.cancel("cancelled")
     inventory.make_due(inventory.reserve(1, 3, order="expired"))
     inventory.expire()
+    inventory.add_stock(3, 2)
+    inventory.reserve(3, 2, order="partial")
+    inventory.confirm("partial")
+    inventory.change_order("partial", 4, ordered={3: 2}, targets={3: (2, 1)})
 
     inventory.check_events_against_contract()
     assert {event.type for event in inventory.events()} == set(validator().types("inventory-events"))
