@@ -85,8 +85,9 @@ def delete_without_events(inventory: InventoryDriver) -> None:
     """Delete the rows that the test inserted without events. The consistency check after the test would report them."""
     with inventory.database.write() as tx:
         tx.execute(tables.outbox.table.delete())
+        tx.execute(tables.stock_movements.delete())
         tx.execute(tables.stock_reservations.delete())
-        tx.execute(update(tables.inventory_items).values(reserved_quantity=0, version=0))
+        tx.execute(update(tables.inventory_items).values(reserved_quantity=0, version=0, revision=0, booked_quantity=0))
 
 
 # --- the reservations of an order ---

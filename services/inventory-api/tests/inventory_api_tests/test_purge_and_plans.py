@@ -77,8 +77,9 @@ def test_only_old_reservations_that_have_ended_are_purged(inventory: InventoryDr
     # The consistency check after the test would report the events of purged reservations.
     with inventory.database.write() as tx:
         tx.execute(tables.outbox.table.delete())
+        tx.execute(tables.stock_movements.delete())
         tx.execute(tables.stock_reservations.delete())
-        tx.execute(update(tables.inventory_items).values(reserved_quantity=0, version=0))
+        tx.execute(update(tables.inventory_items).values(reserved_quantity=0, version=0, revision=0, booked_quantity=0))
 
 
 def test_a_reservation_that_ended_today_is_kept_however_old_it_is(inventory: InventoryDriver) -> None:
@@ -127,7 +128,8 @@ def test_a_purge_deletes_at_most_max_count_oldest_first(inventory: InventoryDriv
     age_keys(inventory, days=2)
     with inventory.database.write() as tx:
         tx.execute(tables.outbox.table.delete())
-        tx.execute(update(tables.inventory_items).values(version=0))
+        tx.execute(tables.stock_movements.delete())
+        tx.execute(update(tables.inventory_items).values(version=0, revision=0, booked_quantity=0))
 
     assert purge(inventory, max_count=2) == Purged(keys=2, reservations=2)
 
@@ -164,7 +166,8 @@ def test_a_repeat_whose_reservation_was_purged_reserves_nothing(inventory: Inven
     purge(inventory)
     with inventory.database.write() as tx:
         tx.execute(tables.outbox.table.delete())
-        tx.execute(update(tables.inventory_items).values(version=0))
+        tx.execute(tables.stock_movements.delete())
+        tx.execute(update(tables.inventory_items).values(version=0, revision=0, booked_quantity=0))
 
     with pytest.raises(ReservationNotFound):
         inventory.reserve_lines("order-1", Line(1, 1), request_id="r")
