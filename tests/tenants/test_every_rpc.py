@@ -77,7 +77,8 @@ class Rows:
             "priority": 3,
             "region": "region",
             "location": self.location,
-            "order_id": self.cart,
+            # The stock of the cart is not shipped, so there is no movement of this order.
+            "order_id": "" if method.name == "ListMovements" else self.cart,
             "reservation_id": self.reservation,
             "user_id": USER,
             "item_id": 1,

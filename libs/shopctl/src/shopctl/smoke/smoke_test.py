@@ -77,6 +77,11 @@ class SmokeTest:
             items__quantity=[20, 30, 15],
         )
         reporter.call(
+            self._inventory.ListMovements,
+            stock.ListMovementsRequest(product_id=self._product),
+            movements__quantity=[5, 10, 30, 20],
+        )
+        reporter.call(
             self._inventory.BatchGetAvailability,
             stock.BatchGetAvailabilityRequest(product_ids=[self._product], by_location=True),
             products__available_quantity=[65],
