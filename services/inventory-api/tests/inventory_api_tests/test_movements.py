@@ -147,9 +147,9 @@ def test_a_failed_transaction_leaves_no_movement(inventory: InventoryDriver) -> 
 
 @pytest.mark.parametrize("size", [1, 2, 50])
 def test_movements_are_filtered_by_every_field(inventory: InventoryDriver, size: int) -> None:
-    for product in (1, 2):
-        for location in ("A", "B"):
-            stocked = inventory.add_stock(product, 5, location)
+    for product, location in ((1, "A"), (1, "B"), (2, "A")):
+        inventory.add_stock(product, 5, location)
+    stocked = inventory.add_stock(2, 5, "B")
     inventory.reserve_lines("order-1", Line(1, 1, "A"), Line(2, 1, "B"))
     inventory.confirm("order-1")
     inventory.ship("order-1")

@@ -6,7 +6,7 @@ Movements are only inserted. Nothing changes or deletes them.
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from sqlalchemy import BigInteger, Connection, Row, literal, select, tuple_, update
+from sqlalchemy import BigInteger, ColumnElement, Connection, Row, TextClause, literal, select, tuple_, update
 
 from inventory_api.domain.commands import MovementFilter
 from inventory_api.domain.movements import Booked, Movement, MovementKind
@@ -66,7 +66,7 @@ def list_page(tx: Connection, request: PageRequest[MovementFilter]) -> Page[Move
 
 def _window(request: PageRequest[MovementFilter]) -> Any:
     wanted = request.filter
-    conditions = [_movements.c.tenant == wanted.tenant]
+    conditions: list[ColumnElement[bool] | TextClause] = [_movements.c.tenant == wanted.tenant]
     if wanted.order_id is not None:
         # The condition of the partial index.
         conditions += [_movements.c.order_id == wanted.order_id, tables.OF_ORDER]
