@@ -135,6 +135,51 @@ def test_a_reservation_that_ended_before_the_lock_is_not_restored(inventory: Inv
     verify(inventory, repair=True)
 
 
+def test_a_deleted_movement_is_named(inventory: InventoryDriver) -> None:
+    item = inventory.add_stock(1, 5)
+    inventory.add_stock(1, 2)
+    inventory.add_stock(1, 3)
+    table = tables.stock_movements
+    with inventory.database.write() as tx:
+        of_second = (table.c.item_id == item.id, table.c.revision == 2)
+        (lost,) = tx.execute(select(table).where(*of_second)).all()
+        tx.execute(delete(table).where(*of_second))
+
+    found = named(verify(inventory, repair=True))
+
+    assert found == [(MismatchKind.MOVEMENTS, item.id, "", 3, 2, False)]
+    with inventory.database.write() as tx:  # for the consistency check after the test
+        tx.execute(table.insert().values(lost._asdict()))
+    assert verify(inventory).mismatches == []
+
+
+def test_a_quantity_that_changed_without_a_movement_is_named(inventory: InventoryDriver) -> None:
+    item = inventory.add_stock(1, 5)
+    table = tables.inventory_items
+    quantity = update(table).where(table.c.id == item.id)
+    with inventory.database.write() as tx:
+        tx.execute(quantity.values(quantity=6))
+
+    found = named(verify(inventory, repair=True))
+
+    assert found == [(MismatchKind.QUANTITY, item.id, "", 5, 6, False)]
+    with inventory.database.write() as tx:
+        tx.execute(quantity.values(quantity=5))
+
+
+def test_a_movement_whose_quantity_was_changed_is_named(inventory: InventoryDriver) -> None:
+    item = inventory.add_stock(1, 5)
+    table = tables.stock_movements
+    with inventory.database.write() as tx:
+        tx.execute(update(table).where(table.c.item_id == item.id).values(quantity=4))
+
+    found = named(verify(inventory))
+
+    assert found == [(MismatchKind.QUANTITY, item.id, "", 4, 5, False)]
+    with inventory.database.write() as tx:
+        tx.execute(update(table).where(table.c.item_id == item.id).values(quantity=5))
+
+
 def test_a_call_verifies_a_part_and_returns_where_the_next_one_starts(inventory: InventoryDriver) -> None:
     items = [inventory.add_stock(product, 5) for product in range(1, 6)]
     inventory.reserve(5, 1)

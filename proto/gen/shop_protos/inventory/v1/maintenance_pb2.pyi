@@ -36,6 +36,12 @@ class _StockMismatchKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Sto
     """The allocations of an active reservation do not add up to its quantity. The repair restores the allocation of a
     reservation that has none and takes all its units from this item.
     """
+    STOCK_MISMATCH_KIND_MOVEMENTS: _StockMismatchKind.ValueType  # 3
+    """The number of an item's movements is not its revision: movements were deleted or added. Not repaired."""
+    STOCK_MISMATCH_KIND_QUANTITY: _StockMismatchKind.ValueType  # 4
+    """The quantity of an item is not the sum of its movements. Not repaired. Also found during an upgrade, if a process
+    from before movements changed the quantity: the next change writes the missing movement.
+    """
 
 class StockMismatchKind(_StockMismatchKind, metaclass=_StockMismatchKindEnumTypeWrapper):
     """What a mismatch is about."""
@@ -49,6 +55,12 @@ the reserved quantity, unless it would exceed the quantity, or allocations are w
 STOCK_MISMATCH_KIND_ALLOCATIONS: StockMismatchKind.ValueType  # 2
 """The allocations of an active reservation do not add up to its quantity. The repair restores the allocation of a
 reservation that has none and takes all its units from this item.
+"""
+STOCK_MISMATCH_KIND_MOVEMENTS: StockMismatchKind.ValueType  # 3
+"""The number of an item's movements is not its revision: movements were deleted or added. Not repaired."""
+STOCK_MISMATCH_KIND_QUANTITY: StockMismatchKind.ValueType  # 4
+"""The quantity of an item is not the sum of its movements. Not repaired. Also found during an upgrade, if a process
+from before movements changed the quantity: the next change writes the missing movement.
 """
 Global___StockMismatchKind: _TypeAlias = StockMismatchKind  # noqa: Y015
 

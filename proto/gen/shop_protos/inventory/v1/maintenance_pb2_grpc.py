@@ -92,8 +92,8 @@ class InventoryMaintenanceServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def VerifyStock(self, request, context):
-        """Compares the reserved quantity of items of all tenants with the allocations of active reservations, in the order of
-        the item ids. Reads without locks. An item that does not match is read again under its lock before it is reported,
+        """Compares the reserved quantity of items of all tenants with the allocations of active reservations, and the quantity
+        with the movements, in the order of the item ids. Reads without locks. An item that does not match is read again under its lock before it is reported,
         so that a change in progress is never reported. Every mismatch is also logged.
         With `repair`, mismatches that have only one right answer are repaired: each kind states which. Emits nothing.
         """

@@ -33,8 +33,8 @@ class InventoryMaintenanceServiceStub:
     expired. Emits nothing.
     """
     VerifyStock: _grpc.UnaryUnaryMultiCallable[_maintenance_pb2.VerifyStockRequest, _maintenance_pb2.VerifyStockResponse]
-    """Compares the reserved quantity of items of all tenants with the allocations of active reservations, in the order of
-    the item ids. Reads without locks. An item that does not match is read again under its lock before it is reported,
+    """Compares the reserved quantity of items of all tenants with the allocations of active reservations, and the quantity
+    with the movements, in the order of the item ids. Reads without locks. An item that does not match is read again under its lock before it is reported,
     so that a change in progress is never reported. Every mismatch is also logged.
     With `repair`, mismatches that have only one right answer are repaired: each kind states which. Emits nothing.
     """
@@ -90,8 +90,8 @@ class InventoryMaintenanceServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _maintenance_pb2.VerifyStockRequest,
         context: _grpc.ServicerContext,
     ) -> _maintenance_pb2.VerifyStockResponse:
-        """Compares the reserved quantity of items of all tenants with the allocations of active reservations, in the order of
-        the item ids. Reads without locks. An item that does not match is read again under its lock before it is reported,
+        """Compares the reserved quantity of items of all tenants with the allocations of active reservations, and the quantity
+        with the movements, in the order of the item ids. Reads without locks. An item that does not match is read again under its lock before it is reported,
         so that a change in progress is never reported. Every mismatch is also logged.
         With `repair`, mismatches that have only one right answer are repaired: each kind states which. Emits nothing.
         """

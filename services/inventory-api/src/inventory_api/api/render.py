@@ -31,6 +31,8 @@ RESPONSE_RESERVATIONS_MAX = 5_000
 _KINDS: dict[MismatchKind, maintenance_pb2.StockMismatchKind.ValueType] = {
     MismatchKind.RESERVED_QUANTITY: maintenance_pb2.STOCK_MISMATCH_KIND_RESERVED_QUANTITY,
     MismatchKind.ALLOCATIONS: maintenance_pb2.STOCK_MISMATCH_KIND_ALLOCATIONS,
+    MismatchKind.MOVEMENTS: maintenance_pb2.STOCK_MISMATCH_KIND_MOVEMENTS,
+    MismatchKind.QUANTITY: maintenance_pb2.STOCK_MISMATCH_KIND_QUANTITY,
 }
 _CONFIRMED_BUT_TOO_LARGE = "the order is confirmed, but the response has no room for its reservations"
 

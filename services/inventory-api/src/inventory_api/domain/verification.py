@@ -1,4 +1,4 @@
-"""Decides whether the counters and the allocations of an item match, and which mismatches have one right answer."""
+"""Decides whether an item matches its allocations and its movements, and which mismatches have one right answer."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,6 +12,46 @@ class MismatchKind(StrEnum):
 
     RESERVED_QUANTITY = "RESERVED_QUANTITY"
     ALLOCATIONS = "ALLOCATIONS"
+    MOVEMENTS = "MOVEMENTS"
+    QUANTITY = "QUANTITY"
+
+
+@dataclass(frozen=True, slots=True)
+class Counters:
+    """The counters of an item, and what the rows from which they follow add up to.
+
+    `allocated` is the number of units that active reservations take from the item. `movements` is the number of its
+    movements, and `moved` the sum of their quantities.
+    """
+
+    item_id: int
+    quantity: int
+    reserved_quantity: int
+    booked_quantity: int
+    revision: int
+    allocated: int
+    movements: int
+    moved: int
+
+    @property
+    def expected_quantity(self) -> int:
+        """The quantity according to the movements.
+
+        If movements are missing, this is the quantity after the last one, which the item also has. If there never was
+        one, as after an upgrade while the item was locked, the first change of the quantity writes them.
+        """
+        if self.revision == self.movements == 0:
+            return self.quantity
+        return self.moved if self.movements == self.revision else self.booked_quantity
+
+    @property
+    def is_sound(self) -> bool:
+        """Whether all of them match."""
+        return (
+            self.reserved_quantity == self.allocated
+            and self.revision == self.movements
+            and self.quantity == self.expected_quantity
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,11 +85,10 @@ class WrongAllocations:
         return self.sole_item_id != 0 and self.allocated == 0
 
 
-def mismatches(item: Item, allocated: int, wrong: Sequence[WrongAllocations]) -> list[Mismatch]:
+def mismatches(item: Item, counters: Counters, wrong: Sequence[WrongAllocations]) -> list[Mismatch]:
     """Return the mismatches of an item.
 
-    `allocated` is the number of units that active reservations take from the item. `wrong` has the reservations of its
-    product with wrong allocations that may concern this item.
+    `wrong` has the reservations of its product with wrong allocations that may concern this item.
     """
     found = [
         Mismatch(
@@ -63,7 +102,7 @@ def mismatches(item: Item, allocated: int, wrong: Sequence[WrongAllocations]) ->
         for each in wrong
     ]
     # The counter includes the units of lost allocations.
-    expected = allocated + sum(each.quantity for each in wrong if each.has_one_answer)
+    expected = counters.allocated + sum(each.quantity for each in wrong if each.has_one_answer)
     if expected != item.reserved_quantity:
         has_one_answer = expected <= item.quantity and all(each.has_one_answer for each in wrong)
         found.append(
@@ -75,4 +114,10 @@ def mismatches(item: Item, allocated: int, wrong: Sequence[WrongAllocations]) ->
                 has_one_answer=has_one_answer,
             )
         )
+    # A lost movement cannot be restored: its reason and its actor are gone. If the quantity changed without a movement,
+    # either of the two may be right.
+    if counters.movements != counters.revision:
+        found.append(Mismatch(MismatchKind.MOVEMENTS, item, counters.revision, counters.movements))
+    if counters.quantity != counters.expected_quantity:
+        found.append(Mismatch(MismatchKind.QUANTITY, item, counters.expected_quantity, counters.quantity))
     return found

@@ -7,7 +7,7 @@ from sqlalchemy import Connection
 
 from inventory_api.domain.commands import VerifyRequest
 from inventory_api.domain.model import Item
-from inventory_api.domain.verification import Mismatch, MismatchKind, WrongAllocations, mismatches
+from inventory_api.domain.verification import Counters, Mismatch, MismatchKind, WrongAllocations, mismatches
 from inventory_api.store import items, verification
 from shop_common.db.audit import AuditLog, entry
 from shop_common.db.database import Database
@@ -55,13 +55,13 @@ class StockVerification:
                 return Verified(count, 0, found)
             for counters in turn:
                 count, after_id = count + 1, counters.item_id
-                if counters.reserved_quantity != counters.allocated:
+                if not counters.is_sound:
                     found += self._recheck(request, counters.item_id)
                     if len(found) >= MISMATCHES_MAX:
                         return Verified(count, after_id, found)
         return Verified(count, after_id, found)
 
-    def _read(self, after_id: int, limit: int) -> list[verification.Counters]:
+    def _read(self, after_id: int, limit: int) -> list[Counters]:
         return self._database.query(lambda tx: verification.read_counters(tx, after_id, limit), ALL_TENANTS)
 
     def _recheck(self, request: VerifyRequest, item_id: int) -> list[Mismatch]:
@@ -87,9 +87,9 @@ class StockVerification:
     def _check_locked(
         self, tx: Connection, request: VerifyRequest, item_id: int, read: Sequence[WrongAllocations]
     ) -> list[Mismatch]:
-        item, allocated = verification.lock_item(tx, item_id)
+        item, counters = verification.lock_item(tx, item_id)
         wrong = verification.lock_wrong_allocations(tx, read)
-        found = mismatches(item, allocated, wrong)
+        found = mismatches(item, counters, wrong)
         if not request.repair or not any(mismatch.has_one_answer for mismatch in found):
             return found
         _repair(tx, item, found, wrong)

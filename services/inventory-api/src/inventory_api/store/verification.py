@@ -1,12 +1,11 @@
 """Reads what VerifyStock compares, and restores allocations."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 from sqlalchemy import BigInteger, Connection, and_, bindparam, func, or_, select
 
 from inventory_api.domain.model import Item
-from inventory_api.domain.verification import WrongAllocations
+from inventory_api.domain.verification import Counters, WrongAllocations
 from inventory_api.store import items, tables
 from shop_common.db.sql import Id, Statement, in_rows, insert_into
 
@@ -16,30 +15,23 @@ WRONG_ALLOCATIONS_MAX = 100
 _items = tables.inventory_items
 _reservations = tables.stock_reservations
 _allocations = tables.reservation_allocations
-
-
-class Counters(NamedTuple):
-    """The reserved quantity of an item, and the units that active reservations take from it."""
-
-    item_id: int
-    reserved_quantity: int
-    allocated: int
+_movements = tables.stock_movements
 
 
 def read_counters(tx: Connection, after_id: int, limit: int) -> list[Counters]:
     """Return the counters of at most `limit` items with ids above `after_id`, sorted by id. Locks nothing.
 
-    One statement reads both values, so both are from the same snapshot. Every transaction that changes one of them
-    also changes the other, so they differ only if the data is damaged.
+    One statement reads all values, so they are from the same snapshot. Every transaction that changes one of them also
+    changes the others, so they contradict each other only if the data is damaged.
     """
-    return [Counters(row[0], row[1], int(row[2])) for row in tx.execute(_page, {"after_id": after_id, "rows": limit})]
+    return [Counters(*map(int, row)) for row in tx.execute(_page, {"after_id": after_id, "rows": limit})]
 
 
-def lock_item(tx: Connection, item_id: int) -> tuple[Item, int]:
-    """Lock an item. Returns it, and the units that active reservations take from it. Items are never deleted."""
+def lock_item(tx: Connection, item_id: int) -> tuple[Item, Counters]:
+    """Lock an item. Returns it and its counters. Items are never deleted."""
     item = Item(*tx.execute(_lock, {"id": item_id}).one())
     # A new statement: it sees what was committed while this transaction waited for the lock.
-    return item, int(tx.execute(_allocated_of, {"id": item_id}).scalar_one())
+    return item, Counters(*map(int, tx.execute(_counters_of, {"id": item_id}).one()))
 
 
 def wrong_allocations(tx: Connection, item_id: int) -> list[WrongAllocations]:
@@ -88,18 +80,25 @@ _allocated = (
     .join_from(_allocations, _reservations, _reservations.c.id == _allocations.c.reservation_id)
     .where(_reservations.c.is_active)
 )
+_of_item = select(func.count()).select_from(_movements).where(_movements.c.item_id == _items.c.id).correlate(_items)
+_moved = func.coalesce(func.sum(_movements.c.quantity), 0)
+_counters = select(
+    _items.c.id,
+    _items.c.quantity,
+    _items.c.reserved_quantity,
+    _items.c.booked_quantity,
+    _items.c.revision,
+    _allocated.where(_allocations.c.item_id == _items.c.id).correlate(_items).scalar_subquery(),
+    _of_item.scalar_subquery(),
+    _of_item.with_only_columns(_moved).scalar_subquery(),
+)
 _page = (
-    select(
-        _items.c.id,
-        _items.c.reserved_quantity,
-        _allocated.where(_allocations.c.item_id == _items.c.id).correlate(_items).scalar_subquery(),
-    )
-    .where(_items.c.id > bindparam("after_id", type_=BigInteger()))
+    _counters.where(_items.c.id > bindparam("after_id", type_=BigInteger()))
     .order_by(_items.c.id)
     .limit(bindparam("rows", type_=BigInteger()))
 )
 _lock = items.SELECT.where(_items.c.id == _id).with_for_update(of=_items)
-_allocated_of = _allocated.where(_allocations.c.item_id == _id)
+_counters_of = _counters.where(_items.c.id == _id)
 
 _allocated_by_reservation = (
     select(func.coalesce(func.sum(_allocations.c.quantity), 0))
