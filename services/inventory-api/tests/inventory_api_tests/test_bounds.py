@@ -270,7 +270,7 @@ def test_a_reservation_draws_on_at_most_five_hundred_locations(
     assert inventory.available(1) == 2
 
 
-@pytest.mark.parametrize("state", list(State))
+@pytest.mark.parametrize("state", list(EVENT_OF_STATE))
 def test_the_largest_event_of_every_state_fits(state: State) -> None:
     timestamp = datetime(2026, 12, 31, 23, 59, 59, 999_999, tzinfo=UTC)
     parts = tuple(Allocation(2**63 - 1, "W" * 64, ITEM_QUANTITY_MAX) for _ in range(LOCATIONS_MAX))
