@@ -1,5 +1,6 @@
 """ApiKeyService: keys are created, listed, revoked, and read by the processes that check them."""
 
+import json
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -12,8 +13,10 @@ from google.protobuf.duration_pb2 import Duration
 from sqlalchemy import select, update
 
 from order_api.domain.api_keys import ApiKeyNotFound, ApiKeysLimit, CreatedApiKey, NewApiKey, RevokeApiKey
+from order_api.domain.commands import PurgeKeys
 from order_api.operations import api_keys as operations
 from order_api.operations.api_keys import ApiKeyOperations, StoredApiKeys
+from order_api.operations.purge import KeyPurge, Purged
 from order_api.store import tables
 from shop_common.db.database import Database
 from shop_common.identity import api_key
@@ -25,6 +28,7 @@ from shop_protos.access.v1.keys_pb2_grpc import ApiKeyServiceStub
 from testkit.calls import refusal
 from testkit.drivers.order_api import OrderApiDriver
 
+DAY_SECONDS = 24 * 3600
 ADMIN = Caller("spiffe://shop/shopctl", frozenset({"admin", "inventory.read", "orders.read"}), tenant="acme")
 
 
@@ -184,6 +188,39 @@ def test_an_expired_key_is_known_for_thirty_days(
     assert [key.id for key in stored.read({})] == [created.id]
     expire(31)
     assert not list(stored.read({}))
+
+
+def test_ended_keys_are_purged_after_ninety_days(
+    keys: ApiKeyOperations, stored: StoredApiKeys, database: Database
+) -> None:
+    days = (89, 91, 100)
+    used, *revoked = (_create(keys).key.id for _ in (0, *days))
+    expired = [_create(keys, creator=replace(ADMIN, tenant="other")).key.id for _ in days]
+    for key_ids, column in ((revoked, "revoked_at"), (expired, "expires_at")):
+        for key_id, age in zip(key_ids, days, strict=True):
+            _set(database, key_id, column, datetime.now(UTC) - timedelta(days=age))
+    purge = KeyPurge(database, tables.audit_log).purge
+
+    assert purge(PurgeKeys(95 * DAY_SECONDS, 10)) == Purged(0, 2)
+    assert purge(PurgeKeys(DAY_SECONDS, 1)) == Purged(0, 1)
+    assert purge(PurgeKeys(DAY_SECONDS, 10)) == Purged(0, 1)
+    assert purge(PurgeKeys(DAY_SECONDS, 10)) == Purged(0, 0)
+
+    left = database.query(lambda tx: set(tx.execute(select(tables.api_keys.c.id)).scalars()))
+    assert left == {used, revoked[0], expired[0]}
+    assert [key.id for key in stored.read({})] == [used]
+    audited = database.query(
+        lambda tx: tx.execute(
+            select(tables.audit_log.table.c.resources).where(tables.audit_log.table.c.method == "PurgeHistory")
+        ).scalars()
+    )
+    assert sorted(key_id for row in audited for key_id in json.loads(row)) == sorted([*revoked[1:], *expired[1:]])
+
+
+def _set(database: Database, key_id: str, column: str, at: datetime) -> None:
+    database.transact(
+        lambda tx: tx.execute(update(tables.api_keys).where(tables.api_keys.c.id == key_id).values({column: at}))
+    )
 
 
 def test_last_uses_are_stored_once_a_minute_and_never_move_back(

@@ -103,9 +103,9 @@ def test_keys_are_purged_in_turns(database: Database) -> None:
     claims = [Claim("CreateOrder", "1", f"key-{number}", "", ()) for number in range(2 * TURN_KEYS + 50)]
     database.transact(lambda tx: tables.idempotency_keys.insert(tx, claims))
 
-    assert KeyPurge(database).purge(PurgeKeys(-60, TURN_KEYS + 1)) == TURN_KEYS + 1
-    assert KeyPurge(database).purge(PurgeKeys(-60, 10 * TURN_KEYS)) == TURN_KEYS + 49
-    assert KeyPurge(database).purge(PurgeKeys(-60, TURN_KEYS)) == 0
+    assert KeyPurge(database).purge(PurgeKeys(-60, TURN_KEYS + 1)).keys == TURN_KEYS + 1
+    assert KeyPurge(database).purge(PurgeKeys(-60, 10 * TURN_KEYS)).keys == TURN_KEYS + 49
+    assert KeyPurge(database).purge(PurgeKeys(-60, TURN_KEYS)).keys == 0
 
 
 def test_a_repeat_with_fewer_lines_is_refused_without_reading_the_lines_of_the_order(database: Database) -> None:

@@ -39,7 +39,7 @@ def count(database: Database) -> int:
 
 def purge_request_ids(database: Database) -> None:
     # A negative age: all keys are older than a minute from now.
-    assert KeyPurge(database).purge(PurgeKeys(-60, 1000)) > 0
+    assert KeyPurge(database).purge(PurgeKeys(-60, 1000)).keys > 0
 
 
 def test_a_new_order_is_pending_and_its_stock_is_held(driver: OrderApiDriver, stock: InventoryClient) -> None:

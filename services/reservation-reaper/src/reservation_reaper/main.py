@@ -129,7 +129,8 @@ def _order_tasks(settings: ReaperSettings, client: Client) -> list[PeriodicTask]
 
     def purge(limit: int) -> int:
         request = order_pb2.PurgeHistoryRequest(older_than=_history_age(settings), max_count=limit)
-        return client.call(api.PurgeHistory, request, timeout_seconds=settings.call_seconds).purged_keys_count
+        purged = client.call(api.PurgeHistory, request, timeout_seconds=settings.call_seconds)
+        return max(purged.purged_keys_count, purged.purged_api_keys_count)
 
     def reconcile(request: order_pb2.ReconcileOrdersRequest) -> order_pb2.ReconcileOrdersResponse:
         return client.call(api.ReconcileOrders, request, timeout_seconds=settings.call_seconds)

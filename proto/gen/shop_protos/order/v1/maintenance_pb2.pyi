@@ -76,7 +76,7 @@ class PurgeHistoryRequest(_message.Message):
     OLDER_THAN_FIELD_NUMBER: _builtins.int
     MAX_COUNT_FIELD_NUMBER: _builtins.int
     max_count: _builtins.int
-    """At most this many keys: 1 … 10,000. 0 means 1,000."""
+    """At most this many keys of each kind: 1 … 10,000. 0 means 1,000."""
     @_builtins.property
     def older_than(self) -> _duration_pb2.Duration:
         """The age: 24 h … 10 years. Required."""
@@ -102,16 +102,20 @@ class PurgeHistoryResponse(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     PURGED_KEYS_COUNT_FIELD_NUMBER: _builtins.int
+    PURGED_API_KEYS_COUNT_FIELD_NUMBER: _builtins.int
     purged_keys_count: _builtins.int
     """Idempotency keys deleted."""
+    purged_api_keys_count: _builtins.int
+    """API keys deleted."""
     def __init__(
         self,
         *,
         purged_keys_count: _builtins.int = ...,
+        purged_api_keys_count: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["purged_keys_count", b"purged_keys_count"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["purged_api_keys_count", b"purged_api_keys_count", "purged_keys_count", b"purged_keys_count"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -87,4 +87,6 @@ class OrderMaintenanceServicer(maintenance_pb2_grpc.OrderMaintenanceServiceServi
         self, request: maintenance_pb2.PurgeHistoryRequest, context: ServicerContext
     ) -> maintenance_pb2.PurgeHistoryResponse:
         purged = self._operations.purge_keys(parse.purge(request, caller()), deadline=deadline(context))
-        return maintenance_pb2.PurgeHistoryResponse(purged_keys_count=purged)
+        return maintenance_pb2.PurgeHistoryResponse(
+            purged_keys_count=purged.keys, purged_api_keys_count=purged.api_keys
+        )

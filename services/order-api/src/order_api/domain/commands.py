@@ -270,7 +270,7 @@ class Reconcile(Command):
 
 @dataclass(frozen=True, slots=True)
 class PurgeKeys(Command):
-    """Delete up to `max_count` idempotency keys that are older than `older_than_seconds`, of all tenants."""
+    """Delete old idempotency keys and API keys of all tenants, up to `max_count` of each kind."""
 
     older_than_seconds: float
     max_count: int

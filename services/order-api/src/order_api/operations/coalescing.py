@@ -25,7 +25,7 @@ from order_api.operations.change_status import change_status
 from order_api.operations.change_units import cancel_items, ship_items
 from order_api.operations.confirm_order import Confirmation
 from order_api.operations.create_order import OrderCreation
-from order_api.operations.purge import KeyPurge
+from order_api.operations.purge import KeyPurge, Purged
 from order_api.operations.reconcile_orders import Reconciled, Reconciliation
 from order_api.store import order_lists, orders
 from shop_common.api.paging import Page, PageRequest
@@ -141,5 +141,5 @@ class Operations:
     def reconcile(self, request: Reconcile, *, deadline: float) -> Reconciled:
         return self._reconcile.submit(request, deadline=deadline)
 
-    def purge_keys(self, request: PurgeKeys, *, deadline: float) -> int:
+    def purge_keys(self, request: PurgeKeys, *, deadline: float) -> Purged:
         return self._purge_keys.submit(request, deadline=deadline)

@@ -3,7 +3,7 @@
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import Connection, Row, Text, case, func, insert, literal, or_, select, tuple_, update
+from sqlalchemy import Connection, Row, Text, case, delete, func, insert, literal, or_, select, tuple_, update
 
 from order_api.domain.api_keys import ApiKeyFilter, ApiKeyInfo
 from order_api.store import tables
@@ -62,6 +62,12 @@ def list_page(tx: Connection, request: PageRequest[ApiKeyFilter]) -> Page[ApiKey
         last = tuple_(literal(from_micros(int(created_at)), Timestamp()), literal(key_id, Text()))
         query = query.where(tuple_(_keys.c.created_at, _keys.c.id) < last)
     return page_of([_info(row) for row in tx.execute(query)], request.size, _position)
+
+
+def delete_ended(tx: Connection, before: datetime, max_count: int) -> list[str]:
+    """Delete up to `max_count` keys that were revoked or had expired before `before`. Returns their ids."""
+    ended = select(_keys.c.id).where(or_(_keys.c.revoked_at < before, _keys.c.expires_at < before)).limit(max_count)
+    return sorted(tx.execute(delete(_keys).where(_keys.c.id.in_(ended)).returning(_keys.c.id)).scalars())
 
 
 def digests_page(tx: Connection, request: PageRequest[None]) -> Page[ApiKey]:
