@@ -180,22 +180,23 @@ def test_damaged_stock_is_named_and_repaired(shell: Shell, run_file: Path) -> No
 def test_orders_are_shown_newest_first_and_by_filter(shell: Shell) -> None:
     shell.text("test-grpc")
 
-    newest, *_ = found = shell.lines("query-orders --limit 3")
+    found = shell.lines("query-orders --limit 3")
+    cancelled, *_ = shell.lines("query-orders --status cancelled --limit 1")
 
     assert sorted((order["created_at"] for order in found), reverse=True) == [order["created_at"] for order in found]
-    assert newest["status"] == "CANCELLED"
-    (delivered,) = shell.lines(f"query-orders --user-id {newest['user_id']} --status delivered --since 1h")
+    assert cancelled["status"] == "CANCELLED"
+    (delivered,) = shell.lines(f"query-orders --user-id {cancelled['user_id']} --status delivered --since 1h")
     assert (delivered["total_amount"], delivered["currency"]) == ("300", "USD")
     assert [item["price"] for item in delivered["items"]] == ["20", "20"]
     product = delivered["items"][0]["product_id"]
     assert delivered["id"] in [order["id"] for order in shell.lines(f"query-orders --product-id {product}")]
     several = shell.lines("query-orders --status delivered --status cancelled --all")
-    assert {newest["id"], delivered["id"]} <= {order["id"] for order in several}
+    assert {cancelled["id"], delivered["id"]} <= {order["id"] for order in several}
     assert shell.lines("query-orders --reference unknown") == []
     assert shell.lines("query-orders --label channel=unknown") == []
     assert shell.lines("query-orders --updated-since 2999-01-01") == []
     assert shell.lines("query-orders --since 2999-01-01") == []
-    assert delivered["id"] in shell.text(f"query-orders --user-id {newest['user_id']}")
+    assert delivered["id"] in shell.text(f"query-orders --user-id {cancelled['user_id']}")
 
 
 def test_a_filter_that_the_api_refuses_shows_the_apis_message(shell: Shell) -> None:
