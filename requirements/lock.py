@@ -28,6 +28,7 @@ SOURCES = {
     "order-api": ["services/order-api/pyproject.toml"],
     "reservation-reaper": ["services/reservation-reaper/pyproject.toml"],
     "event-relay": ["services/event-relay/pyproject.toml"],
+    "console": ["services/console/pyproject.toml"],
 }
 
 

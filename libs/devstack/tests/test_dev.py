@@ -353,9 +353,9 @@ def _starting(folder: Path) -> Iterator[Start]:
 
 
 def _port_options() -> list[str]:
-    """Return the required ports, without metrics."""
+    """Return the required ports, without metrics and without the console, which has tests of its own."""
     ports = zip(PORT_OPTIONS, free_ports(len(PORT_OPTIONS)), strict=True)
-    return ["--no-metrics", *(f"{option}={port}" for option, port in ports)]
+    return ["--no-metrics", "--no-console", *(f"{option}={port}" for option, port in ports)]
 
 
 def _kept_lines(folder: Path, *, until: str) -> list[Line]:

@@ -28,7 +28,7 @@ PORT_OPTIONS = [*PORTS, "--kafka-port"]
 @pytest.fixture(scope="module")
 def dev(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Process]:
     ports = zip(PORT_OPTIONS, free_ports(len(PORT_OPTIONS)), strict=True)
-    options = ["--no-metrics", *(f"{option}={port}" for option, port in ports)]
+    options = ["--no-metrics", "--no-console", *(f"{option}={port}" for option, port in ports)]
     folder = tmp_path_factory.mktemp("dev")
     dev = Process("dev", [sys.executable, "-m", "devstack.dev", *options], folder=folder).start()
     try:

@@ -52,7 +52,7 @@ def start(folder: Path) -> Iterator[Start]:
     with ExitStack() as afterwards:
 
         def start(**environment: str) -> Process:
-            command = [sys.executable, "-m", "devstack.dev", "--no-metrics", *ports]
+            command = [sys.executable, "-m", "devstack.dev", "--no-metrics", "--no-console", *ports]
             dev = Process("dev", command, environment, folder=folder).start()
             afterwards.callback(dev.kill)
             dev.wait_for_line("next: ", HEALTHY_SECONDS)

@@ -17,13 +17,13 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from shop_common.environment.certificates import CertificateFiles
 from shopctl.system import private_file, runfile
-from shopctl.system.layout import INVENTORY_API, ORDER_API, REAPER, RELAY
+from shopctl.system.layout import CONSOLE, INVENTORY_API, ORDER_API, REAPER, RELAY
 
 FOLDER = runfile.PATH.with_name("certificates")
 
 TRUST_DOMAIN = "shop"
 OPERATOR = "shopctl"
-WORKLOADS = (INVENTORY_API, ORDER_API, REAPER, RELAY, OPERATOR)
+WORKLOADS = (INVENTORY_API, ORDER_API, REAPER, RELAY, CONSOLE, OPERATOR)
 
 VALID = timedelta(days=90)
 _CA_VALID = timedelta(days=3650)

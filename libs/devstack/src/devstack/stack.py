@@ -1,4 +1,4 @@
-"""Runs the whole system on one machine: the four processes, with two databases and a broker.
+"""Runs the whole system on one machine: the four processes and the console, with two databases and a broker.
 
 `dev`, the end-to-end tests and the benchmarks use it. Each process gets all of its settings from here, and none from
 the caller's environment.
@@ -6,7 +6,7 @@ the caller's environment.
 
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Self
 
@@ -16,6 +16,7 @@ from devstack.ports import free_ports
 from devstack.process import Process, ProcessEnded
 from shop_common.environment.listen import is_loopback
 from shopctl.system.layout import (
+    CONSOLE,
     INVENTORY_API,
     INVENTORY_PORT,
     ORDER_API,
@@ -36,7 +37,7 @@ _POLL_SECONDS = 0.05
 
 @dataclass(frozen=True)
 class Ports:
-    """The ports of the processes: gRPC with health, health only (for probes), and metrics (0 means off)."""
+    """The ports of the processes: gRPC with health, the page, health only (for probes), and metrics (0 means off)."""
 
     inventory: int = INVENTORY_PORT
     orders: int = ORDERS_PORT
@@ -44,16 +45,19 @@ class Ports:
     relay: int = 50056
     inventory_health: int = 50063
     orders_health: int = 50064
+    console: int = 50080
+    console_health: int = 50057
     inventory_metrics: int = 9464
     orders_metrics: int = 9465
     reaper_metrics: int = 9466
     relay_metrics: int = 9467
+    console_metrics: int = 9468
 
     @classmethod
     def free(cls, *, metrics: bool = False) -> Self:
         """Return free ports. Metrics are off, unless `metrics` is set."""
-        found = free_ports(10 if metrics else 6)
-        return cls(*found, *([] if metrics else [0] * 4))
+        found = free_ports(13 if metrics else 8)
+        return cls(*found, *([] if metrics else [0] * 5))
 
     def all(self) -> list[int]:
         return [port for port in vars(self).values() if port]
@@ -63,7 +67,8 @@ class Ports:
 class Options:
     """Settings of a stack. `environment` applies to all processes, and `per_process` to the process that it names.
 
-    `certificates` has the files of each workload. If it is set, the processes use mutual TLS.
+    `certificates` has the files of each workload. If it is set, the processes use mutual TLS. The console runs
+    only with `has_console`.
     """
 
     log_format: str = "console"
@@ -73,10 +78,11 @@ class Options:
     environment: Mapping[str, str] = field(default_factory=dict)
     per_process: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     certificates: Mapping[str, Files] | None = None
+    has_console: bool = False
 
 
 class Stack:
-    """The four processes. On entry, a stack migrates both schemas and starts all processes; on exit, it stops them."""
+    """The processes. On entry, a stack migrates both schemas and starts all processes; on exit, it stops them."""
 
     def __init__(
         self,
@@ -95,10 +101,12 @@ class Stack:
         self.order_api = self._process(ORDER_API)
         self.reaper = self._process(REAPER)
         self.relay = self._process(RELAY)
+        self.console = self._process(CONSOLE)
 
     @property
     def processes(self) -> list[Process]:
-        return [self.inventory_api, self.order_api, self.reaper, self.relay]
+        found = [self.inventory_api, self.order_api, self.reaper, self.relay]
+        return [*found, self.console] if self._options.has_console else found
 
     @property
     def inventory_address(self) -> str:
@@ -136,7 +144,7 @@ class Stack:
                     migration.kill()
 
     def start(self) -> Self:
-        """Start all four processes and wait until all are ready. Raises ProcessEnded or TimeoutError."""
+        """Start all processes and wait until all are ready. Raises ProcessEnded or TimeoutError."""
         for process in self.processes:
             process.start()
         self.wait_ready()
@@ -181,6 +189,8 @@ class Stack:
     def _health_address(self, name: str) -> str:
         """Return the address for health checks: without TLS, an API's own port; in all other cases, the health port."""
         is_secure, ports = self._options.certificates is not None, self.ports
+        if name == CONSOLE:
+            return f"127.0.0.1:{ports.console_health}"
         return self._address(
             {
                 INVENTORY_API: ports.inventory_health if is_secure else ports.inventory,
@@ -199,8 +209,19 @@ class Stack:
             "TLS_CERT_PATH": str(files.cert.absolute()),
             "TLS_KEY_PATH": str(files.key.absolute()),
             "TLS_CA_PATH": str(files.ca.absolute()),
-            "TLS_CLIENT_CA_PATH": str(files.ca.absolute()),
+            # The console serves browsers, which sign in with a key or a token instead of a certificate.
+            **({"SIGN_IN": "true"} if name == CONSOLE else {"TLS_CLIENT_CA_PATH": str(files.ca.absolute())}),
         }
+
+    def _watched(self) -> Iterator[str]:
+        ports = self.ports
+        for name, health, metrics in (
+            (INVENTORY_API, ports.inventory_health, ports.inventory_metrics),
+            (ORDER_API, ports.orders_health, ports.orders_metrics),
+            (REAPER, ports.reaper, ports.reaper_metrics),
+            (RELAY, ports.relay, ports.relay_metrics),
+        ):
+            yield f"{name}={self._address(health)}" + (f"/{self._address(metrics)}" if metrics else "")
 
     def _environment(self, name: str) -> dict[str, str]:
         options, ports = self._options, self.ports
@@ -239,6 +260,17 @@ class Stack:
                 "ORDERS_DATABASE_URL": self.databases.orders,
                 "HEALTH_PORT": str(ports.relay),
                 "METRICS_PORT": str(ports.relay_metrics),
+            },
+            CONSOLE: {
+                # Everyone who reaches the page can use it, so it stays on this machine.
+                "LISTEN_HOST": "127.0.0.1",
+                "HTTP_PORT": str(ports.console),
+                "HEALTH_PORT": str(ports.console_health),
+                "METRICS_PORT": str(ports.console_metrics),
+                "INVENTORY_TARGET": self.inventory_address,
+                "ORDER_TARGET": self.orders_address,
+                "PROCESSES": ",".join(self._watched()),
+                "GRACE_SECONDS": "1",
             },
         }
         return (

@@ -2,10 +2,10 @@
 
     python -m devstack.dev [--database sqlite|postgresql://USER:PASSWORD@HOST:PORT] [--data-dir run/data]
 
-It creates missing databases, starts the embedded broker and the four processes, and shows and stores their logs. It
-restarts a process that ends. If a process never becomes ready, or if the broker ends, everything ends with exit code 1.
-The first signal (Ctrl-C, SIGTERM or SIGHUP) ends everything after all events were handled. A second signal ends
-everything at once.
+It creates missing databases, starts the embedded broker, the four processes and the console, and shows and stores their
+logs. It restarts a process that ends. If a process never becomes ready, or if the broker ends, everything ends with
+exit code 1. The first signal (Ctrl-C, SIGTERM or SIGHUP) ends everything after all events were handled. A second signal
+ends everything at once.
 
 It collects spans for `./task trace`, and passes the OTEL_* variables of its environment to the four processes.
 """
@@ -39,7 +39,7 @@ from devstack.process import Process, ProcessEnded
 from devstack.stack import Databases, Options, Stack
 from shopctl.system import runfile
 from shopctl.system.grpc_health import health
-from shopctl.system.layout import reachable
+from shopctl.system.layout import CONSOLE, INVENTORY_API, ORDER_API, REAPER, RELAY, reachable
 from shopctl.system.runfile import Endpoint, RunFile
 from shopctl.terminal.colours import BROKER, COLOURS
 
@@ -163,6 +163,7 @@ class Dev:
             environment=self._environment,
             per_process=self._identity,
             certificates=certificates.make(certificates.FOLDER) if self._options.is_secure else None,
+            has_console=self._options.has_console,
         )
         return Stack(databases, broker, self._options.ports, options, self._screen.log)
 
@@ -206,6 +207,8 @@ class Dev:
 
     def _print_addresses(self, stack: Stack) -> None:
         listen = self._options.listen
+        if self._options.has_console:
+            self._screen.say(f"console: http://localhost:{stack.ports.console}", "bold")
         table = Table(title="all healthy", title_justify="left", box=box.SIMPLE_HEAD)
         for column in ("process", "address", "health", "metrics"):
             table.add_column(column, no_wrap=True)
@@ -248,17 +251,24 @@ class Dev:
 
 
 def _endpoints(stack: Stack, listen: str) -> dict[str, Endpoint]:
-    ports = stack.ports
-    addresses = (ports.inventory, ports.orders, ports.reaper, ports.relay)
-    metrics = (ports.inventory_metrics, ports.orders_metrics, ports.reaper_metrics, ports.relay_metrics)
-    probes = (ports.inventory_health, ports.orders_health, ports.reaper, ports.relay)
-    host = reachable(listen)
-    return {
-        process.name: Endpoint(
-            process.pid, f"{host}:{address}", f"{host}:{metrics_port}" if metrics_port else None, f"{host}:{probe}"
-        )
-        for process, address, metrics_port, probe in zip(stack.processes, addresses, metrics, probes, strict=True)
+    ports, host = stack.ports, reachable(listen)
+    # The address, the port of the metrics and that of the health of each process.
+    found = {
+        INVENTORY_API: (f"{host}:{ports.inventory}", ports.inventory_metrics, ports.inventory_health),
+        ORDER_API: (f"{host}:{ports.orders}", ports.orders_metrics, ports.orders_health),
+        REAPER: (f"{host}:{ports.reaper}", ports.reaper_metrics, ports.reaper),
+        RELAY: (f"{host}:{ports.relay}", ports.relay_metrics, ports.relay),
+        # The page is on this machine only, whatever --listen is.
+        CONSOLE: (f"127.0.0.1:{ports.console}", ports.console_metrics, ports.console_health),
     }
+    endpoints = {}
+    for process in stack.processes:
+        address, metrics, probe = found[process.name]
+        at = host if process.name != CONSOLE else "127.0.0.1"
+        endpoints[process.name] = Endpoint(
+            process.pid, address, f"{at}:{metrics}" if metrics else None, f"{at}:{probe}"
+        )
+    return endpoints
 
 
 def _operator_files() -> certificates.Files:

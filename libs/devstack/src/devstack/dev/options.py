@@ -28,6 +28,9 @@ _CONNECT_SECONDS = 5
 _SET_BY_OPTIONS = {
     "LISTEN_HOST": "--listen",
     "GRPC_PORT": "--inventory-port or --order-port",
+    "HTTP_PORT": "--console-port",
+    "PROCESSES": "--inventory-health-port and the like",
+    "SIGN_IN": "--secure",
     "HEALTH_PORT": "--reaper-port, --relay-port, --inventory-health-port or --order-health-port",
     "METRICS_PORT": "--inventory-metrics-port and the like",
     "INVENTORY_TARGET": "--inventory-port",
@@ -64,6 +67,7 @@ class DevOptions:
     traces_port: int
     environment: Mapping[str, str]
     is_secure: bool
+    has_console: bool
 
     @property
     def is_open(self) -> bool:
@@ -87,6 +91,7 @@ def parse(arguments: Sequence[str] | None) -> DevOptions:
         traces_port=words.traces_port,
         environment=dict(words.env),
         is_secure=words.secure,
+        has_console=not words.no_console,
     )
 
 
@@ -113,7 +118,8 @@ def _check_address(listen: str) -> None:
 
 
 def _check_ports(options: DevOptions) -> None:
-    chosen = {port_option(name): port for name, port in vars(options.ports).items() if port}
+    ports = vars(options.ports)
+    chosen = {port_option(name): port for name, port in ports.items() if port and _is_used(name, options)}
     chosen |= {_KAFKA_PORT: options.kafka_port, **({_TRACES_PORT: options.traces_port} if options.traces_port else {})}
     counts = Counter(chosen.values())
     if twice := [option for option, port in chosen.items() if counts[port] > 1]:
@@ -121,6 +127,10 @@ def _check_ports(options: DevOptions) -> None:
     busy = [f"{option} {port}: {_taken(port)}" for option, port in chosen.items() if is_busy(port)]
     if busy:
         raise CannotStart(f"{'; '.join(busy)}. Choose other ports with these options, or end what uses them")
+
+
+def _is_used(port_name: str, options: DevOptions) -> bool:
+    return options.has_console or not port_name.startswith("console")
 
 
 def _taken(port: int) -> str:
@@ -227,6 +237,7 @@ def _parser() -> argparse.ArgumentParser:
         " certificate, and users also need a token. Each start makes new certificates and tokens in"
         f" {certificates.FOLDER.parent}",
     )
+    parser.add_argument("--no-console", action="store_true", help="do not start the console, the page for browsers")
     parser.add_argument("--no-metrics", action="store_true", help="open no metrics ports")
     parser.add_argument(
         "--env",
@@ -234,7 +245,7 @@ def _parser() -> argparse.ArgumentParser:
         default=[],
         type=_variable,
         metavar="NAME=VALUE",
-        help="a setting for all four processes, such as RESERVATION_TTL=60; may be repeated",
+        help="a setting for all processes, such as RESERVATION_TTL=60; may be repeated",
     )
     return parser
 

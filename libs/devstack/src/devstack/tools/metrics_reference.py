@@ -15,7 +15,7 @@ from pathlib import Path
 
 from shop_common.telemetry import metrics
 from shop_common.telemetry.metrics import Declaration
-from shopctl.system.layout import INVENTORY_API, ORDER_API, REAPER, RELAY
+from shopctl.system.layout import CONSOLE, INVENTORY_API, ORDER_API, REAPER, RELAY
 
 FILE = Path("docs/metrics.md")
 
@@ -27,6 +27,7 @@ PROCESSES = {
     "order_api": (ORDER_API,),
     "event_relay": (RELAY,),
     "reservation_reaper": (REAPER,),
+    "console": (CONSOLE,),
     "shop_common.batching.coalescer_telemetry": _APIS,
     "shop_common.events.consumer_metrics": _APIS,
     "shop_common.db.database": (*_APIS, RELAY),
@@ -35,8 +36,8 @@ PROCESSES = {
     "shop_common.rpc.tls": (*_APIS, REAPER),
     "shop_common.identity.api_key_set": _APIS,
     "shop_common.identity.key_set": _APIS,
-    "shop_common.rpc.health": (*_APIS, RELAY, REAPER),
-    "shop_common.telemetry.logs": (*_APIS, RELAY, REAPER),
+    "shop_common.rpc.health": (*_APIS, RELAY, REAPER, CONSOLE),
+    "shop_common.telemetry.logs": (*_APIS, RELAY, REAPER, CONSOLE),
     "shop_common.events.outbox": _APIS,
 }
 
@@ -73,14 +74,14 @@ def reference() -> Iterator[str]:
     yield _INTRODUCTION
     found = sorted(declarations(), key=lambda one: one.name)
     yield from _section("Metrics of several processes", filter(_is_common, found), with_processes=True)
-    for process in (INVENTORY_API, ORDER_API, RELAY, REAPER):
+    for process in (INVENTORY_API, ORDER_API, RELAY, REAPER, CONSOLE):
         own = [one for one in found if not _is_common(one) and process in processes_of(one)]
         if own:
             yield from _section(process, own, with_processes=False)
 
 
 def declarations() -> Sequence[Declaration]:
-    """Return all metrics of the four deployables."""
+    """Return all metrics of all processes."""
     packages = {module.partition(".")[0] for module in PROCESSES}
     for package in packages:
         for module in pkgutil.walk_packages(importlib.import_module(package).__path__, f"{package}."):

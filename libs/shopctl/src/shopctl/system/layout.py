@@ -1,4 +1,4 @@
-"""The names of the four processes, their default ports, and their databases."""
+"""The names of the processes, their default ports, and their databases."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +10,7 @@ INVENTORY_API = "inventory-api"
 ORDER_API = "order-api"
 REAPER = "reservation-reaper"
 RELAY = "event-relay"
+CONSOLE = "console"
 
 INVENTORY_PORT = 50053
 ORDERS_PORT = 50054

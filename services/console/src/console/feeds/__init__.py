@@ -1,0 +1,1 @@
+"""What the views show, read again and again while somebody looks."""

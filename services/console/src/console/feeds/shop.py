@@ -1,0 +1,107 @@
+"""Orders and stock, read through the published client with the viewer's own credentials."""
+
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Generic, TypeVar
+
+from shop_client import AsyncShop
+from shop_client.values import Item, Order, OrderStatus, Reservation, ReservationState
+
+_Value = TypeVar("_Value")
+
+PAGE_ROWS = 50
+RESERVATIONS_MAX = 200
+
+NEXT_STATUSES: dict[OrderStatus, tuple[OrderStatus, ...]] = {
+    OrderStatus.PENDING: (OrderStatus.CONFIRMED, OrderStatus.CANCELLED),
+    OrderStatus.CONFIRMED: (OrderStatus.PROCESSING, OrderStatus.CANCELLED),
+    OrderStatus.PROCESSING: (OrderStatus.SHIPPED, OrderStatus.CANCELLED),
+    OrderStatus.SHIPPED: (OrderStatus.DELIVERED,),
+}
+"""The status changes of docs/states.md. They choose the buttons; order-api decides whether a change is allowed."""
+
+
+@dataclass(frozen=True)
+class Rows(Generic[_Value]):
+    """The first rows of a list. `has_more` is true if the list continues."""
+
+    rows: tuple[_Value, ...]
+    has_more: bool
+
+
+@dataclass(frozen=True)
+class OrderDetails:
+    """An order and its reservations."""
+
+    order: Order
+    reservations: Rows[Reservation]
+
+
+@dataclass(frozen=True)
+class OrderFilter:
+    """The filters of the list of orders. None means all."""
+
+    user_id: int | None = None
+    status: OrderStatus | None = None
+    rows: int = PAGE_ROWS
+
+
+@dataclass(frozen=True)
+class Event:
+    """An entry of the timeline of an order: something that has happened, or a deadline."""
+
+    at: datetime
+    title: str
+    detail: str = ""
+
+
+async def orders(shop: AsyncShop, chosen: OrderFilter) -> Rows[Order]:
+    """Return the newest orders that match the filter."""
+    return await _first(
+        shop.list_orders(user_id=chosen.user_id, status=chosen.status, page_size=chosen.rows + 1), chosen.rows
+    )
+
+
+async def order(shop: AsyncShop, order_id: str) -> OrderDetails:
+    """Return an order with its reservations. Raises OrderNotFound."""
+    found = await shop.get_order(order_id)
+    return OrderDetails(
+        found, await _first(shop.list_reservations(order_id=order_id, page_size=RESERVATIONS_MAX + 1), RESERVATIONS_MAX)
+    )
+
+
+async def items(shop: AsyncShop, product_id: int | None, rows: int) -> Rows[Item]:
+    """Return the stock by product and location."""
+    return await _first(shop.list_items(product_id=product_id, page_size=rows + 1), rows)
+
+
+async def held_reservations(shop: AsyncShop, product_id: int) -> Rows[Reservation]:
+    """Return the reservations of a product that are neither confirmed nor over."""
+    return await _first(
+        shop.list_reservations(product_id=product_id, state=ReservationState.HELD, page_size=PAGE_ROWS + 1), PAGE_ROWS
+    )
+
+
+def timeline(details: OrderDetails) -> list[Event]:
+    """Return what has happened to an order and what is due, the oldest first."""
+    order = details.order
+    events = [Event(order.created_at, "Order created", f"by user {order.user_id}")]
+    for each in details.reservations.rows:
+        where = ", ".join(f"{part.quantity:,} from {part.location}" for part in each.allocations)
+        title = f"{each.quantity:,} of product {each.product_id} reserved"
+        events.append(Event(each.created_at, title, f"{where}; now {each.state.lower()}"))
+    if order.status is OrderStatus.PENDING:
+        events.append(Event(order.reserved_until, "Reservation expires", "unless the order is confirmed before"))
+    else:
+        events.append(Event(order.updated_at, f"Order {order.status.lower()}", order.status_reason))
+    return sorted(events, key=lambda event: event.at)
+
+
+async def _first(values: AsyncIterator[_Value], limit: int) -> Rows[_Value]:
+    found: list[_Value] = []
+    async for value in values:
+        if len(found) == limit:
+            return Rows(tuple(found), has_more=True)
+        found.append(value)
+    return Rows(tuple(found), has_more=False)

@@ -1,0 +1,12 @@
+"""The views, one module each."""
+
+from console.pages import orders, stock, system
+from console.pages.frame import Site
+
+__all__ = ["Site", "add"]
+
+
+def add(site: Site) -> None:
+    """Add all pages to the site."""
+    for module in (system, orders, stock):
+        module.add(site)

@@ -1,0 +1,182 @@
+"""The frame of each page: navigation, the viewer, live sections, and questions before actions."""
+
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import tzinfo
+from importlib import resources
+from typing import Any, TypeVar
+
+from fastapi import Request
+from nicegui import ui
+from nicegui.elements.mixins.text_element import TextElement
+
+from console import words
+from console.feeds.feed import Feeds, Reading, TooManyViews, in_words
+from console.feeds.processes import SystemReader
+from console.site.guard import SESSION_COOKIE, SIGN_IN_PATH
+from console.site.viewers import Viewer, Viewers
+from shop_client.errors import ShopError
+
+_Value = TypeVar("_Value")
+
+REFRESH_SECONDS = 0.4
+_CONNECT_SECONDS = 30.0
+
+_VIEWS = {"System": "/", "Orders": "/orders", "Stock": "/stock"}
+_STYLE = resources.files("console.pages").joinpath("style.css").read_text()
+
+
+@dataclass(frozen=True)
+class Site:
+    """What all pages share."""
+
+    viewers: Viewers
+    feeds: Feeds
+    system: SystemReader
+
+
+@dataclass(frozen=True)
+class Page:
+    """One open page in a browser."""
+
+    site: Site
+    viewer: Viewer
+    zone: tzinfo
+
+    def live(
+        self,
+        view: str,
+        key: object,
+        fetch: Callable[[], Awaitable[_Value]],
+        render: Callable[[_Value], object],
+        *,
+        waiting: str = "Reading …",
+    ) -> None:
+        """Add a section that shows the newest value of a feed. `render` adds the elements of a value."""
+        section = ui.element("section").classes("live")
+        seen = -1
+
+        def refresh() -> None:
+            nonlocal seen
+            if not self.viewer.is_active:
+                ui.navigate.to(SIGN_IN_PATH)
+                return
+            try:
+                reading = self.site.feeds.look(view, (self.viewer.id, key), fetch)
+            except TooManyViews:
+                reading = Reading(None, "Too many views are open in this console. Close some of them.")
+            if reading.version == seen and reading.value is not None:
+                return
+            seen = reading.version
+            section.clear()
+            with section:
+                if reading.error is not None:
+                    text(reading.error, classes="note").props("role=alert")
+                if reading.value is not None:
+                    render(reading.value)
+                elif reading.error is None:
+                    text(waiting, classes="soft")
+
+        refresh()
+        ui.timer(REFRESH_SECONDS, refresh)
+
+
+@contextmanager
+def page(site: Site, viewer: Viewer, title: str, zone: tzinfo) -> Iterator[Page]:
+    """Add the frame of a page. The block adds the view."""
+    ui.page_title(f"{title} – Shop console")
+    ui.add_css(_STYLE)
+    ui.colors(primary="#0b57a4", negative="#b3261e", positive="#146c2e")
+    # Quasar's page is the element `main`, and the navigation belongs before it.
+    with ui.context.client.layout:
+        header = tag("header").classes("top")
+        header.move(target_index=0)
+    with header:
+        text("Shop console", "span", classes="name")
+        with tag("nav").props('aria-label="Views"'):
+            for name, path in _VIEWS.items():
+                link = text(name, "a").props(f'href="{path}"')
+                if name == title:
+                    link.props('aria-current="page"')
+        if site.viewers.sign_in_required:
+            with tag("form").props('method="post" action="/sign-out"'):
+                text("Sign out", "button").props("type=submit")
+    with tag("div").classes("view"):
+        yield Page(site, viewer, zone)
+
+
+async def viewer_of(site: Site, request: Request) -> tuple[Viewer, tzinfo]:
+    """Return the viewer of a page and the viewer's time zone, after the browser has connected.
+
+    Raises PermissionError if the session has ended since the guard checked it.
+    """
+    viewer = site.viewers.of(request.cookies.get(SESSION_COOKIE))
+    if viewer is None:
+        raise PermissionError("sign in first")
+    await ui.context.client.connected(timeout=_CONNECT_SECONDS)
+    name = await ui.run_javascript("Intl.DateTimeFormat().resolvedOptions().timeZone", timeout=_CONNECT_SECONDS)
+    return viewer, words.zone_named(name)
+
+
+def tag(name: str) -> ui.element:
+    """Add an element of HTML."""
+    return ui.element(name)
+
+
+def text(content: str, name: str = "p", *, classes: str = "") -> TextElement:
+    """Add an element of HTML with text, which the browser never treats as HTML."""
+    element = TextElement(tag=name, text=content)
+    return element.classes(classes) if classes else element
+
+
+def table(caption: str, columns: Mapping[str, str], rows: Sequence[Sequence[str | Callable[[], Any]]]) -> None:
+    """Add a table. `columns` maps each title to the class of its cells. A cell is text or a function that adds it."""
+    # A wide table scrolls by itself, also with the keyboard.
+    with tag("div").classes("scroll").props(f'tabindex=0 role=region aria-label="{caption}"'), tag("table"):
+        with tag("thead"), tag("tr"):
+            for title, classes in columns.items():
+                text(title, "th", classes=classes).props("scope=col")
+        with tag("tbody"):
+            for row in rows:
+                with tag("tr"):
+                    for cell, classes in zip(row, columns.values(), strict=True):
+                        if isinstance(cell, str):
+                            text(cell, "td", classes=classes)
+                        else:
+                            with tag("td").classes(classes):
+                                cell()
+
+
+def state(name: str) -> None:
+    """Add the name of a status in its colour."""
+    text(name.lower(), "span", classes=f"state {name}")
+
+
+async def act(question: str, consequence: str, verb: str, action: Callable[[], Awaitable[object]], done: str) -> bool:
+    """Ask once, then run the action and show how it ended. Returns whether it was done."""
+    # A live section may remove the button that was clicked. So the question belongs to the page, outside the section.
+    with ui.context.client.content, ui.dialog() as dialog, tag("div").classes("question"):
+        text(question, "h2")
+        text(consequence)
+        with tag("div").classes("actions"):
+            ui.button(verb, on_click=lambda: dialog.submit(True)).props("no-caps unelevated").classes("confirm")
+            ui.button("Back", on_click=lambda: dialog.submit(False)).props("no-caps outline")
+    is_confirmed = await dialog
+    with dialog.client.content:
+        dialog.delete()
+        return bool(is_confirmed) and await run(action, done)
+
+
+async def run(action: Callable[[], Awaitable[object]], done: str) -> bool:
+    """Run an action and show how it ended. Returns whether it was done."""
+    content = ui.context.client.content
+    try:
+        await action()
+    except ShopError as error:
+        with content:
+            ui.notify(in_words(error), type="negative", timeout=10_000, close_button="Close")
+        return False
+    with content:
+        ui.notify(done, type="positive")
+    return True

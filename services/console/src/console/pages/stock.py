@@ -1,0 +1,172 @@
+"""The view of stock: bars by product and location, reservations with their time left, and forms to change it."""
+
+from collections.abc import Awaitable, Callable, Sequence
+from datetime import UTC, datetime
+from functools import partial
+from itertools import groupby
+from urllib.parse import quote
+
+from fastapi import Request
+from nicegui import ui
+
+from console import words
+from console.feeds import shop
+from console.feeds.shop import Rows
+from console.pages.frame import Page, Site, act, page, run, table, tag, text, viewer_of
+from shop_client.values import Item, Reservation
+
+_ITEMS_MAX = 200
+
+
+def add(site: Site) -> None:
+    @ui.page("/stock")
+    async def stock(request: Request, product: str = "") -> None:
+        viewer, zone = await viewer_of(site, request)
+        product_id = int(product) if product.isdecimal() and int(product) else None
+        with page(site, viewer, "Stock", zone) as here:
+            text("Stock" if product_id is None else f"Stock of product {product_id}", "h1")
+            _filter(product_id)
+            fetch = partial(shop.items, viewer.shop, product_id, _ITEMS_MAX)
+            here.live("items", product_id, fetch, partial(_items, here))
+            if product_id is not None:
+                text("Reservations that are not confirmed", "h2")
+                held = partial(shop.held_reservations, viewer.shop, product_id)
+                here.live("held", product_id, partial(_with_now, held), _held)
+            if viewer.may.change_stock:
+                _form(here, product_id)
+
+
+def _filter(product_id: int | None) -> None:
+    with tag("form").classes("row-of-fields").props('method="get" action="/stock" aria-label="Filter"'):
+        with text("Product ", "label"):
+            field = tag("input").props('name="product" inputmode="numeric" size="8"')
+            field.props["value"] = str(product_id or "")
+        text("Show", "button").props("type=submit")
+
+
+def _items(here: Page, found: Rows[Item]) -> None:
+    if not found.rows:
+        text("There is no stock here. Add some below, or run ./task seed-data.", classes="empty")
+        return
+    with tag("p"):
+        text("", "span", classes="key available")
+        text("available", "span")
+        text("", "span", classes="key reserved")
+        text("reserved", "span")
+    columns = {
+        "Product": "",
+        "Location": "",
+        "Stock": "",
+        "Available": "number",
+        "Reserved": "number phone-off",
+    }
+    if here.viewer.may.change_stock:
+        columns["Change"] = ""
+    ordered = sorted(found.rows, key=lambda item: (item.product_id, item.location))
+    largest = {product: max(item.quantity for item in items) for product, items in _by_product(ordered)}
+    table("Stock", columns, [_row(here, item, largest[item.product_id]) for item in ordered])
+    if found.has_more:
+        text(f"The first {len(found.rows):,} rows. Show one product to see all of its locations.", classes="soft")
+
+
+def _by_product(ordered: Sequence[Item]) -> list[tuple[int, list[Item]]]:
+    return [(product, list(items)) for product, items in groupby(ordered, key=lambda item: item.product_id)]
+
+
+def _row(here: Page, item: Item, largest: int) -> list[str | Callable[[], object]]:
+    return [
+        partial(_link, item.product_id),
+        item.location,
+        partial(_bar, item, largest),
+        words.whole(item.available_quantity),
+        words.whole(item.reserved_quantity),
+        *([partial(_adjust, here, item)] if here.viewer.may.change_stock else []),
+    ]
+
+
+def _link(product_id: int) -> None:
+    text(f"{product_id}", "a").props(f'href="/stock?product={product_id}"')
+
+
+def _bar(item: Item, largest: int) -> None:
+    """Add the bar of an item. The bars of a product have the same scale."""
+    label = f"{item.available_quantity:,} available, {item.reserved_quantity:,} reserved"
+    with tag("div").classes("bar").props(f'role=img aria-label="{label}"'):
+        for name, units in (("available", item.available_quantity), ("reserved", item.reserved_quantity)):
+            tag("div").classes(name).style(f"width: {100 * units / max(largest, 1):.2f}%")
+
+
+def _adjust(here: Page, item: Item) -> None:
+    async def clicked() -> None:
+        content = ui.context.client.content
+        with content, ui.dialog() as dialog, tag("div").classes("question"):
+            text(f"Set the quantity of product {item.product_id} in {item.location}", "h2")
+            text(f"It is {item.quantity:,}, of which {item.reserved_quantity:,} are reserved.")
+            quantity = ui.number("New quantity", value=item.quantity, min=0, precision=0).props("outlined dense")
+            with tag("div").classes("actions"):
+                ui.button("Set", on_click=lambda: dialog.submit(True)).props("no-caps unelevated").classes("confirm")
+                ui.button("Back", on_click=lambda: dialog.submit(False)).props("no-caps outline")
+        is_confirmed = await dialog
+        dialog.delete()
+
+        async def change() -> None:
+            # With the version, a change that somebody else has made meanwhile is not overwritten.
+            await here.viewer.shop.set_quantity(item.id, int(quantity.value or 0), version=item.version)
+
+        with content:
+            if is_confirmed and await run(change, "The quantity was set."):
+                here.site.feeds.read_now("items")
+
+    label = f"Adjust product {item.product_id} in {item.location}"
+    button = ui.button("Adjust", on_click=clicked).props("no-caps outline dense padding='2px 10px'")
+    button.props["aria-label"] = label
+
+
+async def _with_now(
+    fetch: Callable[[], Awaitable[Rows[Reservation]]],
+) -> tuple[Rows[Reservation], datetime]:
+    """Return the reservations with the current second, so that the time left is rendered again each second."""
+    return await fetch(), datetime.now(UTC).replace(microsecond=0)
+
+
+def _held(found: tuple[Rows[Reservation], datetime]) -> None:
+    reservations, now = found
+    if not reservations.rows:
+        text("No unit is waiting for a confirmation.", classes="empty")
+        return
+    columns = {"Order": "id", "Quantity": "number", "Time left": "time"}
+    rows: list[Sequence[str | Callable[[], object]]] = [
+        [
+            partial(_order_link, each.order_id),
+            words.whole(each.quantity),
+            words.countdown(each.expires_at, now) if each.expires_at else words.NONE,
+        ]
+        for each in reservations.rows
+    ]
+    table("Reservations that are not confirmed", columns, rows)
+    if reservations.has_more:
+        text(f"The first {len(reservations.rows):,}.", classes="soft")
+
+
+def _order_link(order_id: str) -> None:
+    text(order_id, "a").props["href"] = f"/orders/{quote(order_id, safe='')}"
+
+
+def _form(here: Page, product_id: int | None) -> None:
+    text("Add stock", "h2")
+    with tag("div").classes("row-of-fields").props('role=group aria-label="Add stock"'):
+        product = ui.number("Product", value=product_id or 1, min=1, precision=0).props("outlined dense")
+        quantity = ui.number("Quantity", value=10, min=1, precision=0).props("outlined dense")
+        location = ui.input("Location (optional)").props("outlined dense")
+
+        async def add_stock() -> None:
+            units, number = int(quantity.value or 0), int(product.value or 0)
+
+            async def call() -> None:
+                await here.viewer.shop.add_stock(number, units, location.value or None)
+
+            question = f"Add {units:,} units of product {number}?"
+            if await act(question, "They can be reserved at once.", "Add", call, "The stock was added."):
+                here.site.feeds.read_now("items")
+
+        ui.button("Add stock", on_click=add_stock).props("no-caps unelevated")

@@ -1,0 +1,192 @@
+"""The console in a real browser, in front of real processes."""
+
+import os
+import re
+from decimal import Decimal
+from pathlib import Path
+
+import pytest
+
+from shop_client.values import NewItem, OrderStatus
+from testkit.eventually import eventually
+from tests.console import axe
+from tests.console.browser import DESKTOP, PHONE, Browser
+from tests.console.conftest import System
+
+PICTURES_VARIABLE = "TEST_PICTURES"
+_VIEWS = ("/", "/orders", "/stock?product=21", "/stock")
+
+
+def _sign_in(page: Browser, token: str) -> None:
+    page.open("/")
+    page.fill("API key or token", token)
+    page.click("Sign in")
+    page.sees("processes are ready")
+
+
+def test_an_order_goes_from_its_creation_to_its_delivery_by_clicking(system: System, page: Browser) -> None:
+    _sign_in(page, system.token("acme"))
+    page.click("Stock")
+    page.sees("There is no stock here")
+    page.fill("Product", "11", form="Add stock")
+    page.fill("Quantity", "1500", form="Add stock")
+    page.fill("Location (optional)", "WAREHOUSE_A", form="Add stock")
+    page.act("Add stock", "Add 1,500 units")
+    page.sees("1,500")
+
+    page.click("Orders")
+    page.sees("There are no orders yet")
+    page.fill("Product", "11")
+    page.fill("Quantity", "2")
+    page.act("Create order", "Create an order")
+    page.sees("2 of product 11 reserved")
+    for verb, status in (
+        ("Confirm", "confirmed"),
+        ("Start processing", "processing"),
+        ("Mark as shipped", "shipped"),
+        ("Mark as delivered", "delivered"),
+    ):
+        page.act(verb, verb)
+        page.sees(f"Order {status}")
+
+    with system.shop("acme") as shop:
+        (order,) = shop.list_orders()
+        assert (order.status, order.items[0].quantity) == (OrderStatus.DELIVERED, 2)
+    assert page.errors() == []
+
+
+def test_a_refusal_is_shown_in_the_words_of_the_api(system: System, page: Browser) -> None:
+    _sign_in(page, system.token("poor"))
+    page.click("Orders")
+    page.fill("Product", "999")
+    page.act("Create order", "Create an order")
+
+    page.sees("(INSUFFICIENT_STOCK)")
+
+
+def test_a_change_by_somebody_else_shows_without_reloading(system: System, page: Browser) -> None:
+    with system.shop("live") as shop:
+        item = shop.add_stock(12, 40)
+        _sign_in(page, system.token("live"))
+        page.open("/stock?product=12")
+        page.sees("40")
+
+        shop.reserve(12, 7, "an-order")
+
+        page.sees("33")
+        page.sees("an-order")
+        page.sees("left")
+        shop.set_quantity(item.id, 2777)
+        page.sees("2,770")
+
+
+def test_a_killed_process_is_red_and_is_green_again_after_its_restart(system: System, page: Browser) -> None:
+    _sign_in(page, system.token("acme"))
+    relay = system.stack.relay
+
+    relay.kill()
+
+    eventually(lambda: page.state_of("event-relay") == "down")
+    page.sees("event-relay does not accept connections")
+    relay.start()
+    eventually(lambda: page.state_of("event-relay") == "ready")
+    page.sees("processes are ready")
+
+
+def test_a_frozen_process_is_shown_as_frozen(system: System, page: Browser) -> None:
+    _sign_in(page, system.token("acme"))
+    reaper = system.stack.reaper
+
+    reaper.freeze()
+    try:
+        eventually(lambda: page.state_of("reservation-reaper") == "frozen")
+    finally:
+        reaper.thaw()
+
+    eventually(lambda: page.state_of("reservation-reaper") == "ready")
+
+
+def test_data_of_another_tenant_is_never_there(system: System, page: Browser) -> None:
+    with system.shop("owner") as shop:
+        shop.add_stock(4711, 10, "SECRET_PLACE")
+        order = shop.create_order(1, [NewItem(4711, 1, Decimal(1))], "EUR")
+    _sign_in(page, system.token("stranger"))
+
+    for path, ready in (
+        ("/orders", "There are no orders yet"),
+        ("/stock", "There is no stock here"),
+        ("/stock?product=4711", "No unit is waiting"),
+        (f"/orders/{order.id}", "(ORDER_NOT_FOUND)"),
+    ):
+        page.open(path)
+        page.sees(ready)
+        assert "SECRET_PLACE" not in page.text()
+        assert "reserved for" not in page.text()
+
+
+def test_a_viewer_who_may_only_read_has_no_buttons_for_changes(system: System, page: Browser) -> None:
+    with system.shop("readers") as shop:
+        shop.add_stock(13, 10)
+        order = shop.create_order(1, [NewItem(13, 1, Decimal(1))], "EUR")
+    _sign_in(page, system.token("readers", may_change=False))
+
+    page.open(f"/orders/{order.id}")
+    page.sees("Reservation expires")
+    assert "Cancel order" not in page.text()
+    page.open("/stock")
+    page.sees("WAREHOUSE")
+    assert "Adjust" not in page.text()
+    assert "Add stock" not in page.text()
+
+
+def test_nobody_gets_in_without_a_valid_token_and_no_page_has_the_token(system: System, page: Browser) -> None:
+    page.open("/orders")
+    page.fill("API key or token", "nonsense")
+    page.click("Sign in")
+    page.sees("(TOKEN_INVALID)")
+    token = system.token("acme")
+    _sign_in(page, token)
+    assert token not in page.driver.page_source
+
+    page.click("Sign out")
+    page.sees("API key or token")
+    page.open("/stock")
+    page.sees("API key or token")
+
+
+def test_each_view_fits_its_screen_and_is_accessible(system: System, page: Browser, tmp_path: Path) -> None:
+    _fill(system)
+    _sign_in(page, system.token("pictures"))
+    with system.shop("pictures") as shop:
+        order = next(shop.list_orders())
+    pictures = Path(os.environ.get(PICTURES_VARIABLE, tmp_path))
+    for path in (*_VIEWS, f"/orders/{order.id}"):
+        for (width, height), dark in ((DESKTOP, False), (PHONE, True)):
+            page.resize(width, height, dark=dark)
+            page.open(path)
+            eventually(lambda: re.search(r"ready\.|in all|WAREHOUSE", page.text()))
+            needed = page.driver.execute_script("return document.documentElement.scrollWidth")
+            assert needed <= width, path
+            page.driver.save_screenshot(str(pictures / f"console-{_name(path)}-{width}.png"))
+            if axe.script() is not None:
+                assert axe.serious_findings(page.driver) == [], (path, width, dark)
+    if axe.script() is None:
+        pytest.skip("axe-core is not available, so only the sizes were checked (it comes with npm)")
+
+
+def _name(path: str) -> str:
+    """Return the name of the picture of a view."""
+    return {"/": "system", "/orders": "orders", "/stock": "stock", "/stock?product=21": "product"}.get(path, "order")
+
+
+def _fill(system: System) -> None:
+    chain = (OrderStatus.CONFIRMED, OrderStatus.PROCESSING, OrderStatus.SHIPPED, OrderStatus.DELIVERED)
+    with system.shop("pictures") as shop:
+        for product in range(20, 24):
+            shop.add_stock(product, 1200, "WAREHOUSE_A")
+            shop.add_stock(product, 300 * (product - 19), "WAREHOUSE_B")
+        for number in range(9):
+            items = [NewItem(20 + number % 4, 30 + 40 * number, Decimal("9.90")), NewItem(21, 3, Decimal("1234.50"))]
+            order = shop.create_order(100 + number % 3, items, "EUR")
+            for status in chain[: number % 5] if number != 8 else ():
+                shop.update_order_status(order.id, status)
