@@ -195,6 +195,13 @@ def long_history(database: Database) -> Database:
             )  # inserting so many rows may take long on a busy machine
         tx.execute(
             text(
+                "INSERT INTO inventory_items"
+                " (id, product_id, location, quantity, reserved_quantity, version, created_at, updated_at)"
+                f" SELECT n - 1, n - 1, 'A', 9, 9, 1, {timestamp}, {timestamp} FROM {series} AS g WHERE n <= 5000"
+            )
+        )
+        tx.execute(
+            text(
                 "INSERT INTO stock_reservations"
                 " (id, product_id, quantity, order_id, state, created_at, expires_at, ended_at, sole_item_id)"
                 f" SELECT {uuid}, n % 5000, 1, 'order-' || n,"

@@ -287,6 +287,18 @@ def test_an_allocation_cannot_be_of_another_tenant_than_its_reservation(drivers:
         )
 
 
+def test_an_allocation_cannot_be_of_another_tenant_than_its_item(drivers: list[InventoryDriver]) -> None:
+    _, acme, other = drivers
+    held, item = acme.reserve(1, 1), other.add_stock(2, 1)
+
+    with pytest.raises(IntegrityError), acme.database.engine.begin() as tx:
+        tx.execute(
+            insert(tables.reservation_allocations).values(
+                tenant="acme", reservation_id=held.id, item_id=item.id, quantity=1
+            )
+        )
+
+
 def test_units_stay_apart_in_concurrent_batches_of_all_tenants(
     inventory: InventoryDriver, second_process: InventoryDriver
 ) -> None:

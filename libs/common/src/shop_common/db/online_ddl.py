@@ -58,31 +58,33 @@ def replace_primary_key(table: str, columns: Sequence[str]) -> None:
     op.execute(f"ALTER TABLE {table} DROP CONSTRAINT {name}, ADD CONSTRAINT {name} PRIMARY KEY USING INDEX new_{name}")
 
 
-def replace_foreign_key(
+def add_foreign_key(
     table: str,
-    old: str,
-    new: str,
+    name: str,
     columns: Sequence[str],
     referred: str,
     referred_columns: Sequence[str],
     *,
+    replaced: str | None = None,
     on_delete: str = "NO ACTION",
 ) -> None:
-    """Replace a foreign key of `table`, for PostgreSQL. A unique index on the referred columns must exist.
+    """Add a foreign key to `table`, or replace the one named `replaced`, for PostgreSQL.
 
-    Both tables are locked for two changes of the catalogue. Existing rows are checked afterwards, while others read and
-    write.
+    A unique index on the referred columns must exist. Both tables are locked for a change of the catalogue. Existing
+    rows are checked afterwards, while others read and write. A failed check leaves a key that is not valid. The next
+    run replaces it.
     """
     # Transactions write the referred table first. Lock in the same order, so that none of them is caught in a deadlock.
     for each in (referred, table):
         op.execute(f"LOCK TABLE {each} IN ACCESS EXCLUSIVE MODE")
+    drops = "".join(f"DROP CONSTRAINT IF EXISTS {each}, " for each in (replaced, name) if each is not None)
     op.execute(
-        f"ALTER TABLE {table} DROP CONSTRAINT IF EXISTS {old}, DROP CONSTRAINT IF EXISTS {new}, ADD CONSTRAINT {new}"
+        f"ALTER TABLE {table} {drops}ADD CONSTRAINT {name}"
         f" FOREIGN KEY ({', '.join(columns)}) REFERENCES {referred} ({', '.join(referred_columns)})"
         f" ON DELETE {on_delete} NOT VALID"
     )
     with _outside_transaction():
-        op.execute(f"ALTER TABLE {table} VALIDATE CONSTRAINT {new}")
+        op.execute(f"ALTER TABLE {table} VALIDATE CONSTRAINT {name}")
 
 
 def replace_check(table: str, name: str, condition: str) -> None:

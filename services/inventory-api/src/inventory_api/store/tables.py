@@ -180,6 +180,9 @@ reservation_allocations = Table(
     ForeignKeyConstraint(
         ["tenant", "reservation_id"], [stock_reservations.c.tenant, stock_reservations.c.id], ondelete="CASCADE"
     ),
+    # An allocation takes units from an item of its own tenant. Row-level security cannot ensure this in a transaction
+    # that serves several tenants.
+    ForeignKeyConstraint(["tenant", "item_id"], [inventory_items.c.tenant, inventory_items.c.id]),
     Index("ix_reservation_allocations_item_id", "item_id"),
 )
 

@@ -80,8 +80,8 @@ def _replace_foreign_key_of_allocations() -> None:
             allocations.drop_constraint(_OLD_KEY, type_="foreignkey")
             allocations.create_foreign_key(_KEY, _RESERVATIONS, _KEY_COLUMNS, _REFERRED, ondelete="CASCADE")
         return
-    online_ddl.replace_foreign_key(
-        _ALLOCATIONS, _OLD_KEY, _KEY, _KEY_COLUMNS, _RESERVATIONS, _REFERRED, on_delete="CASCADE"
+    online_ddl.add_foreign_key(
+        _ALLOCATIONS, _KEY, _KEY_COLUMNS, _RESERVATIONS, _REFERRED, replaced=_OLD_KEY, on_delete="CASCADE"
     )
 
 

@@ -33,4 +33,4 @@ def upgrade() -> None:
             items.drop_constraint(_OLD_KEY, type_="foreignkey")
             items.create_foreign_key(_KEY, "orders", _COLUMNS, _REFERRED)
     else:
-        online_ddl.replace_foreign_key("order_items", _OLD_KEY, _KEY, _COLUMNS, "orders", _REFERRED)
+        online_ddl.add_foreign_key("order_items", _KEY, _COLUMNS, "orders", _REFERRED, replaced=_OLD_KEY)
