@@ -70,11 +70,6 @@ orders = Table(
             ("user_reference", ("tenant", "user_id", "external_reference")),
         )
     ),
-    # Only the release without tenants uses these indexes. The release after the first one with tenants drops them.
-    Index(None, "created_at", "id"),
-    Index(None, "user_id", "created_at", "id"),
-    Index(None, "status", "created_at", "id"),
-    Index(None, "user_id", "status", "created_at", "id"),
     # This index serves CancelAbandonedOrders: all tenants' orders still PENDING after their reservations have expired.
     Index(
         "ix_orders_abandoned",

@@ -67,7 +67,7 @@ def _above_applied_version(orders: Sequence[OrderTargets], applied: Mapping[Orde
     for order in orders:
         known = newest.get(order.order_key)
         is_newer = known is None or order.version > known.version
-        if is_newer and order.version > applied.get(order.order_key, 0):  # failpoint: order-version-check
+        if is_newer and order.version > applied.get(order.order_key, 0):
             newest[order.order_key] = order
     return list(newest.values())
 

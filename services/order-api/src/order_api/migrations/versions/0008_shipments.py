@@ -3,7 +3,8 @@
 A process of the previous version neither writes the columns nor reads them: for it, every unit of an order has the
 status of the order. So order-api changes some units of orders only if PARTIAL_CHANGES_ENABLED is set (docs/release.md).
 
-A failed run is repeated from the start.
+A failed run is repeated from the start. The foreign key locks `orders` first and the columns `order_items` second, in
+the order of a transaction that creates an order. The other way round, they would deadlock.
 """
 
 import sqlalchemy as sa
@@ -17,10 +18,6 @@ down_revision = "0007"
 
 
 def upgrade() -> None:
-    for name in ("shipped", "cancelled"):
-        online_ddl.add_column(
-            "order_items", sa.Column(name, sa.BigInteger, nullable=False, server_default=sa.text("0"))
-        )
     op.create_table(
         "shipments",
         sa.Column("id", Id, nullable=False),
@@ -37,3 +34,7 @@ def upgrade() -> None:
         if_not_exists=True,
     )
     op.create_index("ix_shipments_tenant_order_id", "shipments", ["tenant", "order_id"], if_not_exists=True)
+    for name in ("shipped", "cancelled"):
+        online_ddl.add_column(
+            "order_items", sa.Column(name, sa.BigInteger, nullable=False, server_default=sa.text("0"))
+        )
