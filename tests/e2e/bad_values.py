@@ -28,7 +28,9 @@ INT32_MIN, INT32_MAX = -(2**31), 2**31 - 1
 INT64_MIN, INT64_MAX = -(2**63), 2**63 - 1
 
 # Free text accepts every character that is not a control character.
-FREE_TEXT = {"reason", "region", "subject", "external_reference", "label", "value"}
+FREE_TEXT = {
+    "actor", "carrier", "external_reference", "label", "reason", "region", "subject", "tracking_number", "value"
+}  # fmt: skip
 
 
 NOT_TOGETHER = {

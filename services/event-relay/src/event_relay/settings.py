@@ -41,8 +41,8 @@ class RelaySettings(CommonSettings, KafkaSettings):
         0.02,
         ge=0.001,
         le=10,
-        description="pause after a poll that found no events: a tenth of this right after an event, up to all of it "
-        "within a second, then five times this",
+        description="pause after a poll without events. Right after an event it is a tenth of this, grows to this "
+        "within a second, and is five times this later",
     )
 
     def contradictions(self) -> Iterator[str]:

@@ -22,7 +22,10 @@ _log = logs.get(__name__)
 
 
 class Schedule:
-    """Runs each task when its trigger is due, until `stop` is called. No task runs twice at the same time.
+    """Runs each task when its trigger is due, until `stop` is called. In one process, no task runs twice at once.
+
+    Several reapers may run the same task at once. The APIs check the state of each row in the transaction that changes
+    it.
 
     Calls `set_ready` several times a second with True if all tasks are ready. Calls `on_fatal` if a task raises an
     exception. This is a defect, because a task handles the failures of its API.

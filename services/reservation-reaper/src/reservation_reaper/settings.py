@@ -21,7 +21,10 @@ class ReaperSettings(CommonSettings, CallerSettings):
     inventory_target: Target = Field(default="localhost:50053", description="inventory-api: HOST:PORT")
     order_target: Target = Field(default="localhost:50054", description="order-api: HOST:PORT")
     reap_interval_seconds: float = Field(
-        default=1.0, ge=0.05, le=3600, description="seconds between two runs of a task"
+        default=1.0,
+        ge=0.05,
+        le=3600,
+        description="seconds between two searches for due rows",
     )
     reap_batch_max: int = Field(
         default=1000,
@@ -33,7 +36,8 @@ class ReaperSettings(CommonSettings, CallerSettings):
         default=120,
         ge=60,
         le=7 * 24 * 3600,
-        description="seconds from the end of a PENDING order's reservations to its cancellation; longer than any call",
+        description="seconds from the end of a PENDING order's reservations to its cancellation; keep it longer than "
+        "any call, which could still confirm the order",
     )
     purge_interval_seconds: float = Field(default=3600.0, ge=1, description="seconds between two purges of old history")
     purge_cron: Annotated[str, AfterValidator(_cron)] | None = Field(

@@ -125,7 +125,9 @@ class EventConsumer:
             try:
                 self._dead_letters.send(message, reason, error)
             except (KafkaException, BufferError) as failure:
-                _log.error("%s waits, because it cannot be sent to the dead letters: %s", _position(message), failure)
+                _log.error(
+                    "%s waits, because it cannot be written to the dead-letter topic: %s", _position(message), failure
+                )
             else:
                 _log.error("%s was sent to the dead letters: %s %r", _position(message), reason, error)
                 return True

@@ -31,6 +31,8 @@ _Result = TypeVar("_Result")
 
 BATCH_REQUESTS_MAX = 500
 BATCH_WEIGHT_MAX = 2000
+"""The limits of one transaction, for operations without `limits` of their own. Equal requests with the same key count
+once, and a request that exceeds the weight alone runs alone."""
 SHARED_WEIGHT_MAX = 50
 """The largest weight that a batch takes from one caller while several callers use the coalescer, because the others
 wait for the whole batch. A larger request is the only one of its caller in its batch."""

@@ -36,7 +36,7 @@ class Authenticator:
         self._grants = grants
 
     def caller(self, metadata: Iterable[tuple[str, str | bytes]], spiffe_id: str | None) -> Caller:
-        """Return the caller. `metadata` are the headers; `spiffe_id` is the id in the client's certificate, if any.
+        """Return the caller. `metadata` are the headers; `spiffe_id` is from `rpc.tls.spiffe_id`, if any.
 
         If there is a token, the certificate is ignored: a gateway's certificate adds no permissions to its users. If
         the headers name a tenant or a user, the caller acts for them. Raises CredentialsMissing, TokenInvalid,

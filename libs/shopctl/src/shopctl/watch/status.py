@@ -1,11 +1,11 @@
 """Show the state of the system: processes, databases and consumers. The first line lists the problems.
 
-  oldest unshipped   age of the oldest event in the outbox; above a few seconds, Kafka or the relay does not work
+  oldest unshipped   age of the oldest event in the outbox; above 10 s, Kafka or the relay does not work
   lag                events of a topic that its consumer has not handled yet
   dead letters       events that a consumer set aside and that were not redriven; ./task dlq lists them
 
 The command changes nothing. A part that does not respond is shown as unavailable, with the reason. The exit code is 0
-if every part responded and every process serves, otherwise 1.
+if every part responded and every process serves, otherwise 1. Waiting events and dead letters do not change it.
 """
 
 import argparse

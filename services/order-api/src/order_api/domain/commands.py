@@ -52,7 +52,10 @@ class NewOrder(Command):
         return Claim(CREATE_METHOD, str(self.user_id), self.request_id, content, (self.id,), tenant=self.tenant)
 
     def is_what_made(self, order: Order) -> bool:
-        """Return whether this request has the same content as the one that created the order with its id."""
+        """Return whether this request has the same content as the one that created the order with its id.
+
+        The ttl is not compared, because an order does not store it.
+        """
         stored = [_line(item, item.price) for item in order.items]
         requested = [_line(item, item.price) for item in self.items]
         details = NewDetails(order.charges, order.external_reference, order.labels)

@@ -2,7 +2,8 @@
 
 Units are ordered, then shipped or cancelled, and never come back. A line stores how many were shipped and cancelled by
 calls about units. A status that concerns the whole order counts for all lines, and is not stored per line: all units
-of a CANCELLED order are cancelled, and all others of a SHIPPED or DELIVERED order are shipped.
+of a CANCELLED order are cancelled, and all others of a SHIPPED or DELIVERED order are shipped. The total of an order
+never changes, whichever units are cancelled.
 """
 
 from collections.abc import Mapping

@@ -84,7 +84,7 @@ class Reconciliation:
         partial = self._database.query(lambda tx: orders.with_cancelled_units(tx, shipped), ALL_TENANTS)
         for key in sorted(partial):
             _log.warning(
-                "an order with cancelled units was shipped, and stock may still be reserved for it",
+                "an order with cancelled units was shipped, and stock may still be reserved: send its events again",
                 tenant=key.tenant,
                 order_id=key.id,
             )
