@@ -75,7 +75,9 @@ def test_the_runbook_has_no_section_without_an_alert() -> None:
 
 def test_prometheus_scrapes_every_deployable() -> None:
     jobs = yaml.safe_load((DEPLOYED / "prometheus.yml").read_text())["scrape_configs"]
-    deployables = sorted(path.name for path in (ROOT / "services").iterdir())
+    composed = yaml.safe_load((ROOT / "docker-compose.yml").read_text())["services"]
+    deployables = sorted(path.name for path in (ROOT / "services").iterdir() if path.name in composed)
+    assert "order-api" in deployables
 
     assert sorted(job["job_name"] for job in jobs) == deployables
     for job in jobs:

@@ -58,6 +58,8 @@ class Reconciliation:
     def __init__(self, database: Database, stock: Inventory) -> None:
         self._database = database
         self._stock = stock
+        for outcome in set(_OUTCOMES.values()):
+            _reconciled(outcome).inc(0)  # a series that begins at 0, so that Prometheus sees its first increment
 
     def run(self, command: Reconcile) -> Reconciled:
         """Compare a page of orders, and settle those whose event was lost. May be repeated.
