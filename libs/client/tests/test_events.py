@@ -14,7 +14,7 @@ from uuid import uuid4
 import pytest
 from confluent_kafka import Message
 
-from devstack.kafka import Kafka
+from devstack.kafka import EMBEDDED, Kafka
 from libs.client.tests.conftest import folder_of_this_repository
 from shop_client.events import Event, EventConsumer
 from shop_client.events.consumer import Handler
@@ -144,6 +144,8 @@ def test_repeats_are_dropped_and_failures_go_to_the_dead_letters(embedded_broker
 
 def test_an_event_that_cannot_become_a_dead_letter_is_not_skipped(best_broker: Kafka) -> None:
     """The name of the dead-letter topic is invalid, because the name of the group is no part of a topic's name."""
+    if best_broker.description == EMBEDDED:
+        pytest.skip("the embedded broker accepts every name of a topic")
     topic, group = f"client-{uuid4().hex}", "no topic!"
     best_broker.create_topics(topic, partitions=1)
     produce(best_broker, topic, 1)

@@ -34,6 +34,7 @@ def start() -> Iterator[Start]:
             environment = {"LISTEN_HOST": "127.0.0.1", "DRAIN_SECONDS": "0", "LOG_FORMAT": "json"}
             environment |= {name.upper(): str(value) for name, value in settings.items()}
             environment.setdefault("GRPC_PORT", str(free_ports(1)[0]))
+            environment.setdefault("HEALTH_PORT", str(free_ports(1)[0]))  # the default may be a port of the test
             address = f"127.0.0.1:{environment['GRPC_PORT']}"
             process = Process("echo", [sys.executable, PROGRAM], environment, health_address=address)
             after.callback(process.stop)

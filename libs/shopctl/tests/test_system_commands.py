@@ -160,8 +160,8 @@ def test_items_are_shown_by_filter_and_page_by_page(shell: Shell) -> None:
 
 
 def test_damaged_stock_is_named_and_repaired(shell: Shell, run_file: Path) -> None:
-    shell.text("seed-data --products 2 --warehouses 1 --first-product 8001 --quantity 7")
-    (item,) = shell.lines("query-inventory --product-id 8002")
+    shell.text("seed-data --products 2 --warehouses 1 --first-product 9001 --quantity 7")
+    (item,) = shell.lines("query-inventory --product-id 9002")
     assert shell.lines("verify") == []
     database = Database(runfile.read(run_file).databases.inventory)
     with database.write() as tx:

@@ -85,12 +85,16 @@ def test_a_reservation_is_active_while_it_is_held_or_confirmed(database: Databas
     assert active == {"HELD": True, "CONFIRMED": True, "EXPIRED": False, "RELEASED": False, "FULFILLED": False}
 
 
-def test_an_allocation_has_units_and_a_reservation(database: Database) -> None:
+def test_an_allocation_has_units_an_item_and_a_reservation(database: Database) -> None:
+    write(database, tables.inventory_items, ITEM, id=1)
+    write(database, tables.inventory_items, ITEM, id=2, location="B")
     write(database, tables.stock_reservations, RESERVATION)
     write(database, tables.reservation_allocations, ALLOCATION)
 
     with pytest.raises(IntegrityError):
         write(database, tables.reservation_allocations, ALLOCATION, item_id=2, quantity=0)
+    with pytest.raises(IntegrityError):
+        write(database, tables.reservation_allocations, ALLOCATION, item_id=3)
     with pytest.raises(IntegrityError):
         write(database, tables.reservation_allocations, ALLOCATION)
     with pytest.raises(IntegrityError):
@@ -100,6 +104,7 @@ def test_an_allocation_has_units_and_a_reservation(database: Database) -> None:
 
 
 def test_allocations_are_deleted_with_their_reservation(database: Database) -> None:
+    write(database, tables.inventory_items, ITEM, id=1)
     write(database, tables.stock_reservations, RESERVATION)
     write(database, tables.reservation_allocations, ALLOCATION)
 

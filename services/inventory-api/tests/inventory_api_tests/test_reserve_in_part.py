@@ -84,7 +84,9 @@ def test_a_repeat_after_a_purge_finds_no_reservation(inventory: InventoryDriver)
     inventory.release(reservation)
     with inventory.database.write() as tx:
         tx.execute(delete(tables.stock_reservations))
-        tx.execute(delete(tables.outbox.table).where(tables.outbox.table.c.type != "STOCK_UPDATED"))
+        tx.execute(
+            delete(tables.outbox.table).where(tables.outbox.table.c.type.not_in(("STOCK_UPDATED", "STOCK_MOVED")))
+        )
 
     with pytest.raises(ReservationNotFound):
         inventory.reserve_lines("order-1", *lines, allow_partial=True, request_id="r")

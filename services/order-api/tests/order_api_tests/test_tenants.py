@@ -178,15 +178,6 @@ def test_a_page_token_of_another_tenant_is_refused() -> None:
             parse.orders_page(again, caller)
 
 
-def test_a_page_token_from_before_tenants_existed_is_valid_in_the_default_tenant() -> None:
-    token = "WyJhMjczZmQwYWI4MzkiLDE3MDAwMDAwMDAwMDAwMDAsIjc4NzdiZTBlLWE3MmItNGNlMS05MGExLWI5MGVjZmRmZmM2YiJd"
-    request = pb.ListOrdersRequest(user_id=7, page_token=token)
-
-    assert parse.orders_page(request, ANYONE).filter == OrderFilter("default", user_id=7)
-    with pytest.raises(InvalidInput):
-        parse.orders_page(request, ACME)
-
-
 def lost(order_id: str, tenant: str, **data: str) -> Event:
     """A STOCK_RELEASED event for a reservation under this order id."""
     return Event(

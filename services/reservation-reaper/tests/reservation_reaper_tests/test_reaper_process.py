@@ -138,7 +138,7 @@ def reserve(inventory: Process, *order_ids: str) -> None:
 def expired(reaper: Process) -> int:
     """Return how many reservations the reaper has expired, from its log."""
     lines = [json.loads(line) for line in reaper.log.splitlines() if line.startswith("{")]
-    return sum(line["count"] for line in lines if line.get("task") == "expire-reservations" and "count" in line)
+    return sum(line["rows"] for line in lines if line.get("task") == "expire-reservations" and "rows" in line)
 
 
 def eventually_expired(reaper: Process, count: int) -> None:
