@@ -8,7 +8,7 @@ import pytest
 from sqlalchemy import select
 
 from order_api.api import consumer, parse
-from order_api.domain.commands import CancelAbandoned, ChangeStatus, NewOrder, OrderFilter, ReservedOrder
+from order_api.domain.commands import CancelAbandoned, ChangeStatus, NewOrder, ReservedOrder
 from order_api.domain.errors import OrderNotFound
 from order_api.domain.model import Order, OrderKey, Status
 from order_api.domain.transitions import ConfirmationResult
