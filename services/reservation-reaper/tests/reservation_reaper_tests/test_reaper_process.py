@@ -33,7 +33,7 @@ import time
 
 FILE = pathlib.Path({file!r})
 OURS = ("apscheduler", "reservation_reaper")
-_time, _datetime = time.time, datetime.datetime
+_time = time.time
 
 
 def shift():
@@ -44,7 +44,8 @@ def shift():
 class Shifted(datetime.datetime):
     @classmethod
     def now(cls, tz=None):
-        return _datetime.now(tz) + datetime.timedelta(seconds=shift())
+        # An instance of this class: APScheduler takes any other for a date, and runs its task at once.
+        return super().now(tz) + datetime.timedelta(seconds=shift())
 
 
 time.time = lambda: _time() + shift()
