@@ -7,6 +7,7 @@ import pytest
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
 
+from shop_common import timestamps
 from shop_common.api.valid import INT64_MAX, TEXT_LENGTH_MAX, VIOLATION_BYTES_MAX, VIOLATIONS_MAX, Fields, seconds_of
 from shop_common.errors import InvalidInput
 
@@ -216,7 +217,7 @@ def test_a_duration_is_read_as_seconds() -> None:
 )
 def test_an_instant_is_in_the_years_that_a_timestamp_has(value: Timestamp, micros: int | None) -> None:
     check = Fields()
-    found = check.instant_micros("from", value)
+    found = timestamps.micros(check.instant("from", value))
 
     assert (check._violations == []) == (micros is not None)
     assert found == (micros or 0)

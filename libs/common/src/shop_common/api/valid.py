@@ -12,6 +12,7 @@ The end of the block raises InvalidInput if there was a violation. So the return
 
 import re
 from collections.abc import Sized
+from datetime import datetime
 from types import TracebackType
 from typing import Self, TypeVar
 
@@ -19,6 +20,8 @@ from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from shop_common.errors import InvalidInput, Violation
+from shop_common.telemetry import tracing
+from shop_common.timestamps import from_micros
 
 INT64_MAX = 2**63 - 1
 IDENTIFIER_LENGTH_MAX = 64
@@ -143,12 +146,18 @@ class Fields:
             return low
         return seconds
 
-    def instant_micros(self, field: str, value: Timestamp) -> int:
-        """Check a Timestamp. Returns microseconds since 1970 UTC, rounded down."""
+    def instant(self, field: str, value: Timestamp) -> datetime:
+        """Check a Timestamp. Returns the time in UTC, rounded down to microseconds."""
         if not _TIMESTAMP_SECONDS_MIN <= value.seconds <= _TIMESTAMP_SECONDS_MAX or not 0 <= value.nanos < _NANOS:
             self.violate(field, "must be a time in the years 1 to 9999, with nanos between 0 and 999999999")
-            return 0
-        return value.seconds * 1_000_000 + value.nanos // 1000
+            return from_micros(0)
+        return from_micros(value.seconds * 1_000_000 + value.nanos // 1000)
+
+    def traceparent(self, value: str) -> str | None:
+        """Check a W3C traceparent. Returns None if the caller sent none."""
+        if value and tracing.valid_traceparent(value) is None:
+            self.violate("traceparent", "must be a W3C traceparent of version 00")
+        return value or None
 
     def member(self, field: str, value: int, known: dict[int, _T]) -> _T | None:
         """Return the domain value of an enum number. An unknown number is a violation."""

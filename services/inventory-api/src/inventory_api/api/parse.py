@@ -7,7 +7,6 @@ from typing import TypeVar
 from uuid import UUID
 
 from google.protobuf.duration_pb2 import Duration
-from google.protobuf.timestamp_pb2 import Timestamp
 
 from inventory_api.domain.commands import (
     AddStock,
@@ -41,16 +40,15 @@ from inventory_api.domain.model import (
 )
 from inventory_api.domain.movements import MovementKind
 from shop_common.api import paging
+from shop_common.api.labels import checked as checked_labels
 from shop_common.api.paging import PageRequest
 from shop_common.api.valid import INT64_MAX, Fields
-from shop_common.errors import InvalidInput
+from shop_common.errors import InvalidInput, ShopError
 from shop_common.events.outbox import ACTOR_CHARACTERS_MAX
 from shop_common.identity import tenant
 from shop_common.identity.authenticator import delegated
 from shop_common.identity.caller import Caller
 from shop_common.identity.errors import DelegationInvalid
-from shop_common.telemetry import tracing
-from shop_common.timestamps import from_micros
 from shop_protos.inventory.v1 import inventory_pb2 as pb
 from shop_protos.inventory.v1 import maintenance_pb2
 
@@ -160,12 +158,10 @@ def movements_page(request: pb.ListMovementsRequest, caller: Caller) -> PageRequ
             kind=check.member("kind", request.kind, _MOVEMENT_KINDS_BY_NUMBER) if request.kind else None,
             actor=check.text("actor", request.actor, ACTOR_CHARACTERS_MAX) if request.actor else None,
             created_after=(
-                _timestamp(check, "created_after", request.created_after) if request.HasField("created_after") else None
+                check.instant("created_after", request.created_after) if request.HasField("created_after") else None
             ),
             created_before=(
-                _timestamp(check, "created_before", request.created_before)
-                if request.HasField("created_before")
-                else None
+                check.instant("created_before", request.created_before) if request.HasField("created_before") else None
             ),
         )
         return paging.page_request(
@@ -214,24 +210,13 @@ def update_location(request: pb.UpdateLocationRequest, caller: Caller, tracepare
             is_active=active,
             priority=None if priority is None else check.between("priority", priority, 0, PRIORITY_MAX),
             region=None if region is None else check.text("region", region, REGION_LENGTH_MAX),
-            labels=None if labels is None else _labels(check.at("labels"), labels),
+            labels=None
+            if labels is None
+            else checked_labels(check.at("labels"), labels, LABELS_MAX, LABEL_VALUE_LENGTH_MAX),
             caller=caller,
             request_id=check.request_id(request.request_id),
             traceparent=traceparent,
         )
-
-
-def _labels(check: Fields, labels: Sequence[pb.Label]) -> tuple[tuple[str, str], ...]:
-    """Return the labels, sorted by name."""
-    values: dict[str, str] = {}
-    if check.size("labels", labels, 0, LABELS_MAX):
-        for index, label in enumerate(labels):
-            at = check.at(f"labels[{index}]")
-            name = at.identifier("name", label.name)
-            if name in values:
-                at.violate("name", "must not repeat the name of an earlier label")
-            values[name] = at.text("value", label.value, LABEL_VALUE_LENGTH_MAX)
-    return tuple(sorted(values.items()))
 
 
 def locations_page(request: pb.ListLocationsRequest, caller: Caller) -> PageRequest[LocationFilter]:
@@ -248,14 +233,7 @@ def locations_page(request: pb.ListLocationsRequest, caller: Caller) -> PageRequ
 
 def reserve_stock(request: pb.ReserveStockRequest, caller: Caller, traceparent: str | None) -> OrderLines:
     with Fields() as check:
-        line = Line(
-            product_id=check.identity("product_id", request.product_id),
-            quantity=check.between("quantity", request.quantity, 1, LINE_QUANTITY_MAX),
-            location=None if request.HasField("policy") else _location(check, request.location),
-            policy=_policy(check.at("policy"), _location(check, request.location), request.policy)
-            if request.HasField("policy")
-            else None,
-        )
+        line = _line(check, request)
         return OrderLines(
             order_id=check.identifier("order_id", request.order_id),
             lines=(line,),
@@ -269,7 +247,7 @@ def reserve_stock(request: pb.ReserveStockRequest, caller: Caller, traceparent: 
 
 def batch(
     request: pb.BatchReserveStockRequest, caller: Caller, traceparent: str | None
-) -> list[OrderLines | InvalidInput]:
+) -> list[OrderLines | ShopError]:
     """Return one outcome per order, in order: a command, or the InvalidInput that refuses this order.
 
     Raises InvalidInput if the number of orders or lines is invalid, and PermissionMissing if an order names a tenant or
@@ -286,18 +264,7 @@ def _order_lines(order: pb.OrderLines, caller: Caller, traceparent: str | None) 
     with Fields() as check:
         lines: list[Line] = []
         if check.size("lines", order.lines, 1, LINES_MAX):
-            for index, line in enumerate(order.lines):
-                at = check.at(f"lines[{index}]")
-                lines.append(
-                    Line(
-                        product_id=at.identity("product_id", line.product_id),
-                        quantity=at.between("quantity", line.quantity, 1, LINE_QUANTITY_MAX),
-                        location=None if line.HasField("policy") else _location(at, line.location),
-                        policy=_policy(at.at("policy"), _location(at, line.location), line.policy)
-                        if line.HasField("policy")
-                        else None,
-                    )
-                )
+            lines = [_line(check.at(f"lines[{index}]"), line) for index, line in enumerate(order.lines)]
         return OrderLines(
             order_id=check.identifier("order_id", order.order_id),
             lines=tuple(lines),
@@ -305,8 +272,17 @@ def _order_lines(order: pb.OrderLines, caller: Caller, traceparent: str | None) 
             allow_partial=order.allow_partial,
             caller=_acting(check, order, caller),
             request_id=check.request_id(order.request_id),
-            traceparent=_traceparent(check, order.traceparent) or traceparent,
+            traceparent=check.traceparent(order.traceparent) or traceparent,
         )
+
+
+def _line(check: Fields, line: pb.Line | pb.ReserveStockRequest) -> Line:
+    product_id = check.identity("product_id", line.product_id)
+    quantity = check.between("quantity", line.quantity, 1, LINE_QUANTITY_MAX)
+    location = _location(check, line.location)
+    if line.HasField("policy"):
+        return Line(product_id, quantity, policy=_policy(check.at("policy"), location, line.policy))
+    return Line(product_id, quantity, location)
 
 
 def _policy(check: Fields, location: str | None, policy: pb.AllocationPolicy) -> AllocationPolicy:
@@ -351,28 +327,19 @@ def _acting(check: Fields, order: pb.OrderLines, caller: Caller) -> Caller:
         return caller
 
 
-def _traceparent(check: Fields, value: str) -> str | None:
-    if value and tracing.valid_traceparent(value) is None:
-        check.violate("traceparent", "must be a W3C traceparent of version 00")
-    return value or None
-
-
 def release(request: pb.ReleaseStockRequest, caller: Caller, traceparent: str | None) -> ReleaseRequest:
     with Fields() as check:
         return ReleaseRequest(
             check.uuid("reservation_id", request.reservation_id),
             caller=caller,
-            traceparent=_traceparent(check, request.traceparent) or traceparent,
+            traceparent=check.traceparent(request.traceparent) or traceparent,
         )
 
 
 def batch_release(
     request: pb.BatchReleaseStockRequest, caller: Caller, traceparent: str | None
-) -> list[ReleaseRequest | InvalidInput]:
-    """Return a command, or the InvalidInput that refuses it, per request. Raises InvalidInput for their number."""
-    with Fields() as check:
-        check.size("requests", request.requests, 1, BATCH_REQUESTS_MAX)
-    return [_outcome(release, each, caller, traceparent) for each in request.requests]
+) -> list[ReleaseRequest | ShopError]:
+    return _parts(release, request.requests, caller, traceparent)
 
 
 def confirm(request: pb.ConfirmReservationsRequest, caller: Caller, traceparent: str | None) -> OrderRequest:
@@ -380,17 +347,26 @@ def confirm(request: pb.ConfirmReservationsRequest, caller: Caller, traceparent:
         return OrderRequest(
             check.identifier("order_id", request.order_id),
             caller=caller,
-            traceparent=_traceparent(check, request.traceparent) or traceparent,
+            traceparent=check.traceparent(request.traceparent) or traceparent,
         )
 
 
 def batch_confirm(
     request: pb.BatchConfirmReservationsRequest, caller: Caller, traceparent: str | None
-) -> list[OrderRequest | InvalidInput]:
+) -> list[OrderRequest | ShopError]:
+    return _parts(confirm, request.requests, caller, traceparent)
+
+
+def _parts(
+    parse: Callable[[_Message, Caller, str | None], _Command],
+    requests: Sequence[_Message],
+    caller: Caller,
+    traceparent: str | None,
+) -> list[_Command | ShopError]:
     """Return a command, or the InvalidInput that refuses it, per request. Raises InvalidInput for their number."""
     with Fields() as check:
-        check.size("requests", request.requests, 1, BATCH_REQUESTS_MAX)
-    return [_outcome(confirm, each, caller, traceparent) for each in request.requests]
+        check.size("requests", requests, 1, BATCH_REQUESTS_MAX)
+    return [_outcome(parse, each, caller, traceparent) for each in requests]
 
 
 def _outcome(
@@ -398,7 +374,7 @@ def _outcome(
     request: _Message,
     caller: Caller,
     traceparent: str | None,
-) -> _Command | InvalidInput:
+) -> _Command | ShopError:
     """Return the command, or the InvalidInput that refuses this part of a batch."""
     try:
         return parse(request, caller, traceparent)
@@ -432,8 +408,7 @@ def reservations_page(request: pb.ListReservationsRequest, caller: Caller) -> Pa
 
 def expire(request: maintenance_pb2.ExpireReservationsRequest, caller: Caller) -> ExpireRequest:
     with Fields() as check:
-        max_count = check.between("max_count", request.max_count or MAINTENANCE_COUNT_DEFAULT, 1, MAINTENANCE_COUNT_MAX)
-        return ExpireRequest(max_count, caller=caller)
+        return ExpireRequest(_max_count(check, request.max_count), caller=caller)
 
 
 def purge(request: maintenance_pb2.PurgeHistoryRequest, caller: Caller) -> PurgeRequest:
@@ -442,20 +417,20 @@ def purge(request: maintenance_pb2.PurgeHistoryRequest, caller: Caller) -> Purge
             older_than_seconds=check.duration(
                 "older_than", request.older_than, HISTORY_SECONDS_MIN, HISTORY_SECONDS_MAX
             ),
-            max_count=check.between(
-                "max_count", request.max_count or MAINTENANCE_COUNT_DEFAULT, 1, MAINTENANCE_COUNT_MAX
-            ),
+            max_count=_max_count(check, request.max_count),
             caller=caller,
         )
+
+
+def _max_count(check: Fields, value: int) -> int:
+    return check.between("max_count", value or MAINTENANCE_COUNT_DEFAULT, 1, MAINTENANCE_COUNT_MAX)
 
 
 def verify(request: maintenance_pb2.VerifyStockRequest, caller: Caller) -> VerifyRequest:
     with Fields() as check:
         return VerifyRequest(
             after_item_id=check.between("after_item_id", request.after_item_id, 0, INT64_MAX),
-            max_count=check.between(
-                "max_count", request.max_count or MAINTENANCE_COUNT_DEFAULT, 1, MAINTENANCE_COUNT_MAX
-            ),
+            max_count=_max_count(check, request.max_count),
             repair=request.repair,
             caller=caller,
         )
@@ -480,28 +455,24 @@ def settle(request: maintenance_pb2.SettleOrdersRequest, caller: Caller, tracepa
         if not check.size("orders", request.orders, 1, SETTLED_ORDERS_MAX):
             return SettleRequest((), ())
         for number, order in enumerate(request.orders):
-            field = f"orders[{number}]"
+            at = check.at(f"orders[{number}]")
             if not tenant.is_valid(order.tenant):
-                check.violate(f"{field}.tenant", f"must be {tenant.FORM}")
-            if order.status not in orders:
-                check.violate(f"{field}.status", "must be a known value of its enum, and not the unspecified one")
-            order_id = check.identifier(f"{field}.order_id", order.order_id)
+                at.violate("tenant", f"must be {tenant.FORM}")
+            of_status = at.member("status", order.status, orders)
+            order_id = at.identifier("order_id", order.order_id)
             if (order.tenant, order_id) in seen:
-                check.violate(f"{field}.order_id", "must not be of an order that the request already has")
+                at.violate("order_id", "must not be of an order that the request already has")
             seen.add((order.tenant, order_id))
-            # order-api has reserved the stock. Its reservations have no owner, and neither has a delegate.
-            orders.setdefault(order.status, []).append(
-                OrderRequest(order_id, caller=replace(caller, tenant=order.tenant), traceparent=traceparent)
-            )
+            if of_status is not None:
+                # order-api has reserved the stock. Its reservations have no owner, and neither has a delegate.
+                of_status.append(
+                    OrderRequest(order_id, caller=replace(caller, tenant=order.tenant), traceparent=traceparent)
+                )
     return SettleRequest(tuple(orders[_CANCELLED]), tuple(orders[_SHIPPED]))
 
 
 def _ttl(check: Fields, ttl: Duration) -> float:
     return check.duration("ttl", ttl, TTL_SECONDS_MIN, TTL_SECONDS_MAX)
-
-
-def _timestamp(check: Fields, field: str, value: Timestamp) -> datetime:
-    return from_micros(check.instant_micros(field, value))
 
 
 def _location(check: Fields, location: str) -> str | None:

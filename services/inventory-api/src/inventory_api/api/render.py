@@ -13,7 +13,7 @@ from inventory_api.domain.movements import Movement
 from inventory_api.domain.reserving import shortfalls
 from inventory_api.domain.verification import Mismatch, MismatchKind
 from inventory_api.operations.items.availability import Availabilities
-from shop_common.errors import InvalidInput, ShopError
+from shop_common.errors import ShopError
 from shop_common.rpc.status import new_status, to_status
 from shop_common.timestamps import to_proto, to_proto_or_none
 from shop_protos.inventory.v1 import inventory_pb2 as pb
@@ -133,7 +133,7 @@ def _shortfalls(order: OrderLines, reservations: Sequence[Reservation]) -> list[
 
 
 def batch(
-    orders: Sequence[OrderLines | InvalidInput], outcomes: Sequence[list[Reservation] | ShopError]
+    orders: Sequence[OrderLines | ShopError], outcomes: Sequence[list[Reservation] | ShopError]
 ) -> pb.BatchReserveStockResponse:
     """Render the outcomes of a batch, one per order."""
     room = _RoomForAllocations()

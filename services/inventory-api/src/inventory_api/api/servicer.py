@@ -1,21 +1,14 @@
 """One method per RPC: it parses the request, calls one operation and renders the result. It decides nothing itself."""
 
-from collections.abc import Iterable, Sequence
-from typing import TypeVar
-
 from grpc import ServicerContext
 
 from inventory_api.api import parse, render
 from inventory_api.operations.coalescing import Operations
-from shop_common.api import paging
-from shop_common.errors import InvalidInput, ShopError
+from shop_common.api import paging, parts
 from shop_common.identity.current import caller
 from shop_common.rpc.call import deadline, traceparent
 from shop_protos.inventory.v1 import inventory_pb2 as pb
 from shop_protos.inventory.v1 import inventory_pb2_grpc, maintenance_pb2, maintenance_pb2_grpc
-
-_Command = TypeVar("_Command")
-_Result = TypeVar("_Result")
 
 
 class InventoryServicer(inventory_pb2_grpc.InventoryServiceServicer):
@@ -96,8 +89,8 @@ class InventoryServicer(inventory_pb2_grpc.InventoryServiceServicer):
         self, request: pb.BatchReserveStockRequest, context: ServicerContext
     ) -> pb.BatchReserveStockResponse:
         orders = parse.batch(request, caller(), traceparent(context))
-        decided = self._operations.reserve_many(_valid(orders), deadline=deadline(context))
-        return render.batch(orders, _outcomes(orders, decided))
+        decided = self._operations.reserve_many(parts.valid(orders), deadline=deadline(context))
+        return render.batch(orders, parts.outcomes(orders, decided))
 
     def ReleaseStock(self, request: pb.ReleaseStockRequest, context: ServicerContext) -> pb.ReleaseStockResponse:
         command = parse.release(request, caller(), traceparent(context))
@@ -107,8 +100,8 @@ class InventoryServicer(inventory_pb2_grpc.InventoryServiceServicer):
         self, request: pb.BatchReleaseStockRequest, context: ServicerContext
     ) -> pb.BatchReleaseStockResponse:
         commands = parse.batch_release(request, caller(), traceparent(context))
-        decided = self._operations.release_many(_valid(commands), deadline=deadline(context))
-        return render.batch_release(_outcomes(commands, decided))
+        decided = self._operations.release_many(parts.valid(commands), deadline=deadline(context))
+        return render.batch_release(parts.outcomes(commands, decided))
 
     def ConfirmReservations(
         self, request: pb.ConfirmReservationsRequest, context: ServicerContext
@@ -121,8 +114,8 @@ class InventoryServicer(inventory_pb2_grpc.InventoryServiceServicer):
         self, request: pb.BatchConfirmReservationsRequest, context: ServicerContext
     ) -> pb.BatchConfirmReservationsResponse:
         commands = parse.batch_confirm(request, caller(), traceparent(context))
-        decided = self._operations.confirm_many(_valid(commands), deadline=deadline(context))
-        return render.batch_confirm(_outcomes(commands, decided))
+        decided = self._operations.confirm_many(parts.valid(commands), deadline=deadline(context))
+        return render.batch_confirm(parts.outcomes(commands, decided))
 
     def GetReservation(self, request: pb.GetReservationRequest, context: ServicerContext) -> pb.GetReservationResponse:
         command = parse.reservation_key(request, caller())
@@ -187,15 +180,3 @@ class InventoryMaintenanceServicer(maintenance_pb2_grpc.InventoryMaintenanceServ
         command = parse.settle(request, caller(), traceparent(context))
         changed = self._operations.settle_orders(command, deadline=deadline(context))
         return render.settled(request, changed)
-
-
-def _valid(parsed: Sequence[_Command | InvalidInput]) -> list[_Command]:
-    return [each for each in parsed if not isinstance(each, InvalidInput)]
-
-
-def _outcomes(
-    parsed: Sequence[_Command | InvalidInput], decided: Iterable[_Result | ShopError]
-) -> list[_Result | ShopError]:
-    """Return one outcome per part of a batch, in order: its InvalidInput, or the next one of `decided`."""
-    outcomes = iter(decided)
-    return [each if isinstance(each, InvalidInput) else next(outcomes) for each in parsed]

@@ -24,19 +24,17 @@ from order_api.domain.model import (
     NO_DETAILS,
     Charge,
     ChargeKind,
-    Labels,
     NewDetails,
     NewItem,
     OrderKey,
     Status,
 )
 from shop_common.api import money, paging
+from shop_common.api.labels import checked as checked_labels
 from shop_common.api.paging import PageRequest
 from shop_common.api.valid import Fields
 from shop_common.errors import InvalidInput, PermissionDenied, ShopError
 from shop_common.identity.caller import Caller
-from shop_common.telemetry import tracing
-from shop_common.timestamps import from_micros
 from shop_protos.order.v1 import maintenance_pb2
 from shop_protos.order.v1 import order_pb2 as pb
 
@@ -93,7 +91,7 @@ def new_order(request: pb.CreateOrderRequest, caller: Caller, traceparent: str |
             details=details,
             caller=caller,
             request_id=request_id,
-            traceparent=_traceparent(check, request.traceparent) or traceparent,
+            traceparent=check.traceparent(request.traceparent) or traceparent,
         )
         if money.total([(item.price, item.quantity) for item in items]) > money.UNITS_MAX:
             check.violate("items", f"must add up to at most {money.UNITS_MAX} units of their currency")
@@ -150,7 +148,7 @@ def _details(check: Fields, request: pb.CreateOrderRequest, currency: str) -> Ne
     return NewDetails(
         _charges(check, request, currency),
         check.text("external_reference", request.external_reference, REFERENCE_LENGTH_MAX),
-        _labels(check, request),
+        checked_labels(check, request.labels, LABELS_MAX, LABEL_VALUE_LENGTH_MAX),
     )
 
 
@@ -168,25 +166,6 @@ def _charges(check: Fields, request: pb.CreateOrderRequest, currency: str) -> tu
         if kind is not None:
             charges.append(Charge(kind, label, amount))
     return tuple(charges)
-
-
-def _labels(check: Fields, request: pb.CreateOrderRequest) -> Labels:
-    if not check.size("labels", request.labels, 0, LABELS_MAX):
-        return ()
-    labels: dict[str, str] = {}
-    for index, label in enumerate(request.labels):
-        at = check.at(f"labels[{index}]")
-        name = at.identifier("name", label.name)
-        if name in labels:
-            at.violate("name", "must not be the name of another label")
-        labels[name] = at.text("value", label.value, LABEL_VALUE_LENGTH_MAX)
-    return tuple(sorted(labels.items()))
-
-
-def _traceparent(check: Fields, value: str) -> str | None:
-    if value and tracing.valid_traceparent(value) is None:
-        check.violate("traceparent", "must be a W3C traceparent of version 00")
-    return value or None
 
 
 def order_key(request: pb.GetOrderRequest, caller: Caller) -> OrderKey:
@@ -295,7 +274,7 @@ def _timestamp(check: Fields, request: pb.ListOrdersRequest, field: str) -> date
     if not request.HasField(field):  # type: ignore[arg-type]  # the stubs want a literal
         return None
     moment: Timestamp = getattr(request, field)
-    return from_micros(check.instant_micros(field, moment))
+    return check.instant(field, moment)
 
 
 def abandoned(request: maintenance_pb2.CancelAbandonedOrdersRequest, caller: Caller) -> CancelAbandoned:

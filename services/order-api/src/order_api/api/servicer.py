@@ -4,8 +4,7 @@ from grpc import ServicerContext
 
 from order_api.api import parse, render
 from order_api.operations.coalescing import Operations
-from shop_common.api import paging
-from shop_common.errors import ShopError
+from shop_common.api import paging, parts
 from shop_common.identity.current import caller
 from shop_common.rpc.call import deadline, traceparent
 from shop_protos.order.v1 import maintenance_pb2, maintenance_pb2_grpc, order_pb2_grpc
@@ -27,9 +26,8 @@ class OrderServicer(order_pb2_grpc.OrderServiceServicer):
         self, request: pb.BatchCreateOrdersRequest, context: ServicerContext
     ) -> pb.BatchCreateOrdersResponse:
         orders = parse.batch(request, caller(), traceparent(context))
-        valid = [order for order in orders if not isinstance(order, ShopError)]
-        decided = iter(self._operations.create_orders(valid, deadline=deadline(context)))
-        return render.batch(order if isinstance(order, ShopError) else next(decided) for order in orders)
+        decided = self._operations.create_orders(parts.valid(orders), deadline=deadline(context))
+        return render.batch(parts.outcomes(orders, decided))
 
     def GetOrder(self, request: pb.GetOrderRequest, context: ServicerContext) -> pb.OrderResponse:
         key = parse.order_key(request, caller())

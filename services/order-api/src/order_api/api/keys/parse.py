@@ -9,7 +9,6 @@ from shop_common.api.valid import Fields
 from shop_common.identity.api_key import ID_PATTERN
 from shop_common.identity.caller import Caller
 from shop_common.identity.rules import PERMISSIONS
-from shop_common.timestamps import from_micros
 from shop_protos.access.v1 import keys_pb2 as pb
 
 PERMISSIONS_MAX = 50
@@ -56,7 +55,7 @@ def fetch(request: pb.FetchApiKeysRequest) -> FetchApiKeys:
         if check.size("uses", request.uses, 0, USES_MAX):
             for index, use in enumerate(request.uses):
                 at = check.at(f"uses[{index}]")
-                used_at = from_micros(at.instant_micros("used_at", use.used_at))
+                used_at = at.instant("used_at", use.used_at)
                 uses[at.identifier("id", use.id)] = used_at
         page = paging.page_request(
             check,
