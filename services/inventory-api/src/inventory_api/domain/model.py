@@ -78,6 +78,9 @@ class State(StrEnum):
     REPLACED = "REPLACED"
 
 
+ACTIVE = (State.HELD, State.CONFIRMED)
+"""The states in which a reservation reserves units."""
+
 ENDED = frozenset({State.EXPIRED, State.RELEASED, State.FULFILLED, State.REPLACED})
 
 

@@ -13,7 +13,7 @@ from typing import NamedTuple
 from uuid import UUID, uuid5
 
 from inventory_api.domain.commands import OrderRequest
-from inventory_api.domain.model import Allocation, Reservation, State
+from inventory_api.domain.model import ACTIVE, Allocation, Reservation, State
 from inventory_api.domain.transitions import StateChanges
 
 
@@ -107,7 +107,7 @@ def decide(
     decision = Decision([], {}, dict(totals))
     still = remaining(order, totals)
     for reservation in reservations:
-        if reservation.state not in (State.HELD, State.CONFIRMED):
+        if reservation.state not in ACTIVE:
             continue  # it has ended since it was read
         product = reservation.product_id
         left = still.setdefault(product, Remaining(0, 0))

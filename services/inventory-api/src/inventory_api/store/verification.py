@@ -7,7 +7,8 @@ from sqlalchemy import BigInteger, Connection, and_, bindparam, func, or_, selec
 from inventory_api.domain.model import Item
 from inventory_api.domain.verification import Counters, WrongAllocations
 from inventory_api.store import items, tables
-from shop_common.db.sql import Id, Statement, in_rows, insert_into
+from inventory_api.store.reservations import rows
+from shop_common.db.sql import Id, Statement, in_rows
 
 WRONG_ALLOCATIONS_MAX = 100
 """The most reservations with wrong allocations that are read for one item."""
@@ -59,7 +60,7 @@ def lock_wrong_allocations(tx: Connection, found: Sequence[WrongAllocations]) ->
 def restore_allocations(tx: Connection, item: Item, lost: Sequence[WrongAllocations]) -> None:
     """Insert the lost allocations of locked reservations that take all their units from this item."""
     if lost:
-        _insert(
+        rows.insert_allocations(
             tx,
             [
                 {
@@ -131,4 +132,3 @@ _lock_active = Statement(
     ),
     id=Id(),
 )
-_insert = insert_into(_allocations, "tenant", "reservation_id", "item_id", "quantity")

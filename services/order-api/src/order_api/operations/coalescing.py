@@ -29,7 +29,8 @@ from order_api.operations.purge import KeyPurge, Purged
 from order_api.operations.reconcile_orders import Reconciled, Reconciliation
 from order_api.store import order_lists, orders
 from shop_common.api.paging import Page, PageRequest
-from shop_common.batching.coalescers import Coalescers, Sizes, audit_of
+from shop_common.batching.coalescer import Coalescer
+from shop_common.batching.coalescers import Bulk, Coalescers, Sizes, audit_of
 from shop_common.db.audit import AuditLog
 from shop_common.db.database import Database
 from shop_common.errors import ShopError
@@ -37,8 +38,17 @@ from shop_common.errors import ShopError
 _Command = TypeVar("_Command", bound=OrderCommand)
 
 
-def _lines_of(_: type[_Command]) -> Sizes[_Command]:
-    return Sizes(key=lambda command: command.order_key, read=orders.count_lines, size_max=LINES_MAX)
+def _changes(
+    run: Coalescers, name: str, change: Bulk[_Command, Order], kind: type[_Command], method: str
+) -> Coalescer[_Command, Order]:
+    """Return the coalescer of an operation that changes existing orders. `method` is its name in the audit log."""
+    return run.writes(
+        name,
+        change,
+        key=lambda command: command.repeat_key,
+        sizes=Sizes[_Command](key=lambda command: command.order_key, read=orders.count_lines, size_max=LINES_MAX),
+        audit=audit_of(kind, method, lambda command, _: (command.order_id,)),
+    )
 
 
 class Operations:
@@ -62,28 +72,10 @@ class Operations:
         self.close = run.close
         self._creation = OrderCreation(database, stock, run)
         self._confirmation = Confirmation(stock, run, audit_log)
-        self._set_status = run.writes(
-            "set-status",
-            change_status,
-            key=lambda command: command.repeat_key,
-            sizes=_lines_of(ChangeStatus),
-            audit=audit_of(ChangeStatus, CHANGE_METHOD, lambda command, _: (command.order_id,)),
-        )
+        self._set_status = _changes(run, "set-status", change_status, ChangeStatus, CHANGE_METHOD)
         self._partial_changes = partial_changes
-        self._ship_items = run.writes(
-            "ship-items",
-            ship_items,
-            key=lambda command: command.repeat_key,
-            sizes=_lines_of(ShipItems),
-            audit=audit_of(ShipItems, SHIP_METHOD, lambda command, _: (command.order_id,)),
-        )
-        self._cancel_items = run.writes(
-            "cancel-items",
-            cancel_items,
-            key=lambda command: command.repeat_key,
-            sizes=_lines_of(CancelItems),
-            audit=audit_of(CancelItems, CANCEL_ITEMS_METHOD, lambda command, _: (command.order_id,)),
-        )
+        self._ship_items = _changes(run, "ship-items", ship_items, ShipItems, SHIP_METHOD)
+        self._cancel_items = _changes(run, "cancel-items", cancel_items, CancelItems, CANCEL_ITEMS_METHOD)
         self._get_order = run.reads(
             "order",
             orders.get_with_history,
@@ -103,8 +95,7 @@ class Operations:
 
     def update_status(self, command: ChangeStatus, *, owner: int | None, deadline: float) -> Order:
         """Change the status of an order. A change to CONFIRMED calls inventory-api first. For `owner` see get_order."""
-        if owner is not None:
-            self.get_order(command.order_key, owner=owner, deadline=deadline)  # an order never changes its user
+        self._check_owner(command, owner, deadline)
         if command.status is Status.CONFIRMED:
             return self._confirmation.confirm(command, deadline=deadline)
         return self._set_status.submit(command, deadline=deadline)
@@ -122,8 +113,11 @@ class Operations:
     def _check_partial_change(self, command: OrderCommand, owner: int | None, deadline: float) -> None:
         if not self._partial_changes:
             raise PartialChangesDisabled
+        self._check_owner(command, owner, deadline)
+
+    def _check_owner(self, command: OrderCommand, owner: int | None, deadline: float) -> None:
         if owner is not None:
-            self.get_order(command.order_key, owner=owner, deadline=deadline)
+            self.get_order(command.order_key, owner=owner, deadline=deadline)  # an order never changes its user
 
     def get_order(self, key: OrderKey, *, owner: int | None, deadline: float) -> OrderHistory:
         """Return an order with its history. If `owner` is not None, raises OrderNotFound for another user's order."""

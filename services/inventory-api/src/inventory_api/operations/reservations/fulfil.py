@@ -11,6 +11,9 @@ from inventory_api.operations.reservations import turns
 from inventory_api.operations.reservations.state_changes import change_states
 from shop_common.db.audit import AuditLog
 
+STATES = (State.CONFIRMED,)
+"""The states of the reservations that `fulfil_orders` fulfils."""
+
 
 def fulfil_orders(tx: Connection, orders: Sequence[OrderRequest], audit_log: AuditLog | None = None) -> bool:
     """Fulfil confirmed reservations of shipped orders, as many as one turn may change.
@@ -21,7 +24,7 @@ def fulfil_orders(tx: Connection, orders: Sequence[OrderRequest], audit_log: Aud
 
     With `audit_log`, writes a row there per order whose reservations it changed.
     """
-    turn = turns.lock_turn(tx, orders, (State.CONFIRMED,))
+    turn = turns.lock_turn(tx, orders, STATES)
     changes = transitions.fulfil(turn.locked.reservations.values())
     change_states(tx, turn.locked, changes, turn.causes)
     turn.record(tx, audit_log, "ORDER_SHIPPED", changes)

@@ -7,12 +7,15 @@ from sqlalchemy import Connection
 from inventory_api.domain import transitions
 from inventory_api.domain.commands import OrderRequest, ReleaseRequest
 from inventory_api.domain.errors import ReservationNotFound
-from inventory_api.domain.model import State
+from inventory_api.domain.model import ACTIVE, State
 from inventory_api.operations.reservations import turns
 from inventory_api.operations.reservations.state_changes import change_states
 from inventory_api.store.reservations import locks
 from inventory_api.store.reservations.locks import Locked
 from shop_common.db.audit import AuditLog
+
+STATES = ACTIVE
+"""The states of the reservations that `release_orders` releases."""
 
 
 def release(tx: Connection, requests: Sequence[ReleaseRequest]) -> list[int | ReservationNotFound]:
@@ -57,7 +60,7 @@ def release_orders(tx: Connection, orders: Sequence[OrderRequest], audit_log: Au
 
     With `audit_log`, writes a row there per order whose reservations it changed.
     """
-    turn = turns.lock_turn(tx, orders, (State.HELD, State.CONFIRMED))
+    turn = turns.lock_turn(tx, orders, STATES)
     changes = transitions.release(turn.locked.reservations.values(), turn.locked.now)
     change_states(tx, turn.locked, changes, turn.causes)
     turn.record(tx, audit_log, "ORDER_CANCELLED", changes)

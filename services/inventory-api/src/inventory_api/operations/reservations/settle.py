@@ -6,15 +6,11 @@ from sqlalchemy import Connection
 
 from inventory_api.domain.commands import OrderRequest, SettleRequest
 from inventory_api.domain.model import OrderKey, State
-from inventory_api.operations.reservations.fulfil import fulfil_orders
-from inventory_api.operations.reservations.release import release_orders
+from inventory_api.operations.reservations import fulfil, release
 from inventory_api.store.reservations import by_order
 from shop_common.db import row_security
 from shop_common.db.audit import AuditLog, entry
 from shop_common.db.database import Database
-
-CANCELLED_STATES = (State.HELD, State.CONFIRMED)
-SHIPPED_STATES = (State.CONFIRMED,)
 
 
 class Settlement:
@@ -31,10 +27,10 @@ class Settlement:
         in turns of one transaction each. May be repeated. Emits one event per reservation, and STOCK_UPDATED per item
         that lost units.
         """
-        released = self._unsettled(request.cancelled, CANCELLED_STATES)
-        self._in_turns(released, release_orders)
-        fulfilled = self._unsettled(request.shipped, SHIPPED_STATES)
-        self._in_turns(fulfilled, fulfil_orders)
+        released = self._unsettled(request.cancelled, release.STATES)
+        self._in_turns(released, release.release_orders)
+        fulfilled = self._unsettled(request.shipped, fulfil.STATES)
+        self._in_turns(fulfilled, fulfil.fulfil_orders)
         return {order.order_key for order in (*released, *fulfilled)}
 
     def _unsettled(self, orders: Sequence[OrderRequest], states: Sequence[State]) -> list[OrderRequest]:

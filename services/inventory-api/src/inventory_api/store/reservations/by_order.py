@@ -28,12 +28,11 @@ from sqlalchemy import (
 )
 from sqlalchemy.types import TypeEngine
 
-from inventory_api.domain.model import ORDER_ALLOCATIONS_MAX, ORDER_RESERVATIONS_MAX, OrderKey, OrderSize, State
+from inventory_api.domain.model import ACTIVE, ORDER_ALLOCATIONS_MAX, ORDER_RESERVATIONS_MAX, OrderKey, OrderSize, State
 from inventory_api.store import tables
 from shop_common.db.sql import Clock, Statement, in_rows, is_each
 
-ACTIVE_STATES = (State.HELD, State.CONFIRMED)
-UNRELEASED_STATES = (*ACTIVE_STATES, State.FULFILLED)
+UNRELEASED_STATES = (*ACTIVE, State.FULFILLED)
 
 _reservations = tables.stock_reservations
 _allocations = tables.reservation_allocations
@@ -116,22 +115,25 @@ def fulfilled_units(tx: Connection, orders: Iterable[OrderKey]) -> dict[OrderKey
 
 def count_unreleased(tx: Connection, orders: Iterable[OrderKey]) -> dict[OrderKey, int]:
     """Return the number of active and fulfilled reservations of each order that has any."""
-    rows = _rows_by_state(orders, UNRELEASED_STATES)
-    return {_key(row): row.reservations for row in _count_by_state(tx, rows)} if rows else {}
+    return _count_in(tx, orders, UNRELEASED_STATES)
+
+
+def count_active(tx: Connection, orders: Iterable[OrderKey]) -> dict[OrderKey, int]:
+    """Return the number of active reservations of each order that has any."""
+    return _count_in(tx, orders, ACTIVE)
 
 
 def active(tx: Connection, orders: Iterable[OrderKey], limit: int) -> list[ActiveReservation]:
     """Return at most `limit` active reservations of these orders, sorted by id."""
-    rows = _rows_by_state(orders, ACTIVE_STATES)
+    rows = _rows_by_state(orders, ACTIVE)
     return [
         ActiveReservation(_key(row), row.id, row.product_id, State(row.state), row.allocations)
         for row in (_active(tx, rows, row_limit=limit) if rows else ())
     ]
 
 
-def count_active(tx: Connection, orders: Iterable[OrderKey]) -> dict[OrderKey, int]:
-    """Return the number of active reservations of each order that has any."""
-    rows = _rows_by_state(orders, ACTIVE_STATES)
+def _count_in(tx: Connection, orders: Iterable[OrderKey], states: Iterable[State]) -> dict[OrderKey, int]:
+    rows = _rows_by_state(orders, states)
     return {_key(row): row.reservations for row in _count_by_state(tx, rows)} if rows else {}
 
 

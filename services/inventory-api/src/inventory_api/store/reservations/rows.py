@@ -70,7 +70,7 @@ def with_allocations(tx: Connection, rows: Sequence[Row[Any]], limit: int | None
 def insert(tx: Connection, reservations: Sequence[Reservation]) -> None:
     """Insert new reservations and their allocations."""
     _insert_reservations(tx, [_row(reservation) for reservation in reservations])
-    _insert_allocations(
+    insert_allocations(
         tx,
         [
             {
@@ -145,4 +145,5 @@ _insert_reservations = insert_into(
     "expires_at",
     "sole_item_id",
 )
-_insert_allocations = insert_into(_allocations, "tenant", "reservation_id", "item_id", "quantity")
+insert_allocations = insert_into(_allocations, "tenant", "reservation_id", "item_id", "quantity")
+"""Inserts allocations. A row has the tenant, reservation_id, item_id and quantity."""
