@@ -9,25 +9,20 @@ import pytest
 
 from devstack import certificates
 from devstack import kafka as kafka_brokers
-from devstack.certificates import OPERATOR, spiffe_id
+from devstack.certificates import OPERATOR
+from devstack.dev.identity import WORKLOADS
 from devstack.servers.issuer import Issuer
 from devstack.stack import Databases, Options, Ports, Stack
 from shop_client import Shop
 from shop_client.settings import Settings, Tls
 from shop_common.identity.rules import DELEGATE, PERMISSIONS
-from shopctl.system.layout import INVENTORY_API, ORDER_API, REAPER
+from shopctl.system.layout import INVENTORY_API, ORDER_API
 from tests.console import browser
 from tests.console.browser import Browser
 from tests.identity.conftest import secured
 
 REQUIRE_BROWSER_VARIABLE = "TEST_REQUIRE_BROWSER"
 
-_WORKLOADS = {
-    spiffe_id(INVENTORY_API): ["keys.read"],
-    spiffe_id(ORDER_API): ["stock.reserve", DELEGATE],
-    spiffe_id(REAPER): ["maintenance"],
-    spiffe_id(OPERATOR): list(PERMISSIONS),
-}
 _STAFF = [permission for permission in PERMISSIONS if permission != DELEGATE]
 _READER = ["inventory.read", "orders.read", "orders.any"]
 
@@ -67,7 +62,7 @@ def system(chromium: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator
     folder = tmp_path_factory.mktemp("console")
     files = certificates.make(folder / "certificates")
     with Issuer() as issuer, kafka_brokers.provide(containers=False) as broker:
-        settings = secured(issuer, folder, workloads=_WORKLOADS) | {"OIDC_TENANT_CLAIM": "tenant"}
+        settings = secured(issuer, folder, workloads=WORKLOADS) | {"OIDC_TENANT_CLAIM": "tenant"}
         options = Options(
             per_process={INVENTORY_API: settings, ORDER_API: settings}, certificates=files, has_console=True
         )

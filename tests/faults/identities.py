@@ -12,21 +12,12 @@ from psycopg import sql
 from sqlalchemy import URL, make_url
 
 from devstack import certificates
-from devstack.certificates import OPERATOR, Files, spiffe_id
+from devstack.certificates import OPERATOR, Files
+from devstack.dev.identity import WORKLOADS
 from devstack.stack import Databases
-from shop_common.identity.rules import DELEGATE, PERMISSIONS
 from shopctl.data import postgres_roles
 from shopctl.data.postgres_roles import Roles
-from shopctl.system.layout import INVENTORY_API, ORDER_API, REAPER, RELAY
-
-# Clients and order-api may act for any tenant. So the reservations of all tenants have the same owner, and only the
-# tenant keeps them apart.
-_WORKLOADS = {
-    spiffe_id(INVENTORY_API): ["keys.read"],
-    spiffe_id(ORDER_API): ["stock.reserve", DELEGATE],
-    spiffe_id(REAPER): ["maintenance"],
-    spiffe_id(OPERATOR): list(PERMISSIONS),
-}
+from shopctl.system.layout import INVENTORY_API, ORDER_API, RELAY
 
 
 @dataclass(frozen=True)
@@ -44,7 +35,9 @@ class Identities:
 def make(folder: Path) -> Identities:
     """Write the certificates and the grants into the folder."""
     grants = folder / "grants.yaml"
-    grants.write_text(yaml.safe_dump({"workloads": _WORKLOADS}))
+    # Clients and order-api may act for any tenant. So the reservations of all tenants have the same owner, and only the
+    # tenant keeps them apart.
+    grants.write_text(yaml.safe_dump({"workloads": dict(WORKLOADS)}))
     of_apis = {"GRANTS_PATH": str(grants)}
     return Identities(certificates.make(folder / "certificates"), {INVENTORY_API: of_apis, ORDER_API: of_apis})
 

@@ -8,22 +8,17 @@ import pytest
 
 from devstack import certificates
 from devstack import kafka as kafka_brokers
-from devstack.certificates import OPERATOR, Files, spiffe_id
+from devstack.certificates import OPERATOR, Files
+from devstack.dev.identity import WORKLOADS
 from devstack.servers.issuer import Issuer
 from devstack.stack import Databases, Options, Stack
 from shop_common.identity.rules import DELEGATE, PERMISSIONS
 from shop_common.rpc.tls import ReloadedCertificates
 from shopctl.client import Shop
-from shopctl.system.layout import INVENTORY_API, ORDER_API, REAPER
+from shopctl.system.layout import INVENTORY_API, ORDER_API
 from tests.e2e.shop_driver import ShopDriver
 from tests.identity.conftest import secured
 
-_WORKLOADS = {
-    spiffe_id(INVENTORY_API): ["keys.read"],
-    spiffe_id(ORDER_API): ["stock.reserve", DELEGATE],
-    spiffe_id(REAPER): ["maintenance"],
-    spiffe_id(OPERATOR): list(PERMISSIONS),
-}
 _OF_USERS = [permission for permission in PERMISSIONS if permission != DELEGATE]
 
 
@@ -64,7 +59,7 @@ def system(
     )
     files = certificates.make(folder / "certificates")
     with Issuer() as issuer, kafka_brokers.provide(containers=False) as broker, ExitStack() as clients:
-        settings = secured(issuer, folder, workloads=_WORKLOADS) | {"OIDC_TENANT_CLAIM": "tenant"}
+        settings = secured(issuer, folder, workloads=WORKLOADS) | {"OIDC_TENANT_CLAIM": "tenant"}
         options = Options(per_process={INVENTORY_API: settings, ORDER_API: settings}, certificates=files)
         with Stack(databases, broker, options=options) as stack:
             running = System(stack, issuer, files[OPERATOR], clients)

@@ -59,6 +59,26 @@ class Ports:
         found = free_ports(13 if metrics else 8)
         return cls(*found, *([] if metrics else [0] * 5))
 
+    def health_of(self, process: str) -> int:
+        """Return the port of the process for probes."""
+        return {
+            INVENTORY_API: self.inventory_health,
+            ORDER_API: self.orders_health,
+            REAPER: self.reaper,
+            RELAY: self.relay,
+            CONSOLE: self.console_health,
+        }[process]
+
+    def metrics_of(self, process: str) -> int:
+        """Return the port of the metrics of the process, or 0."""
+        return {
+            INVENTORY_API: self.inventory_metrics,
+            ORDER_API: self.orders_metrics,
+            REAPER: self.reaper_metrics,
+            RELAY: self.relay_metrics,
+            CONSOLE: self.console_metrics,
+        }[process]
+
     def all(self) -> list[int]:
         return [port for port in vars(self).values() if port]
 
@@ -188,17 +208,11 @@ class Stack:
 
     def _health_address(self, name: str) -> str:
         """Return the address for health checks: without TLS, an API's own port; in all other cases, the health port."""
-        is_secure, ports = self._options.certificates is not None, self.ports
         if name == CONSOLE:
-            return f"127.0.0.1:{ports.console_health}"
-        return self._address(
-            {
-                INVENTORY_API: ports.inventory_health if is_secure else ports.inventory,
-                ORDER_API: ports.orders_health if is_secure else ports.orders,
-                REAPER: ports.reaper,
-                RELAY: ports.relay,
-            }[name]
-        )
+            return f"127.0.0.1:{self.ports.health_of(name)}"
+        if self._options.certificates is None and name in (INVENTORY_API, ORDER_API):
+            return self.inventory_address if name == INVENTORY_API else self.orders_address
+        return self._address(self.ports.health_of(name))
 
     def _security(self, name: str) -> dict[str, str]:
         if self._options.certificates is None:
@@ -214,13 +228,8 @@ class Stack:
         }
 
     def _watched(self) -> Iterator[str]:
-        ports = self.ports
-        for name, health, metrics in (
-            (INVENTORY_API, ports.inventory_health, ports.inventory_metrics),
-            (ORDER_API, ports.orders_health, ports.orders_metrics),
-            (REAPER, ports.reaper, ports.reaper_metrics),
-            (RELAY, ports.relay, ports.relay_metrics),
-        ):
+        for name in (INVENTORY_API, ORDER_API, REAPER, RELAY):
+            health, metrics = self.ports.health_of(name), self.ports.metrics_of(name)
             yield f"{name}={self._address(health)}" + (f"/{self._address(metrics)}" if metrics else "")
 
     def _environment(self, name: str) -> dict[str, str]:
@@ -228,6 +237,8 @@ class Stack:
         common = {
             "LOG_FORMAT": options.log_format,
             "LISTEN_HOST": options.listen_host,
+            "HEALTH_PORT": str(ports.health_of(name)),
+            "METRICS_PORT": str(ports.metrics_of(name)),
             "DRAIN_SECONDS": f"{options.drain_seconds:g}",
             "KAFKA_BOOTSTRAP_SERVERS": self.kafka.bootstrap,
         }
@@ -235,38 +246,28 @@ class Stack:
             INVENTORY_API: {
                 "DATABASE_URL": self.databases.inventory,
                 "GRPC_PORT": str(ports.inventory),
-                "HEALTH_PORT": str(ports.inventory_health),
                 "REFLECTION": "true",
-                "METRICS_PORT": str(ports.inventory_metrics),
                 "ORDER_TARGET": self.orders_address,
             },
             ORDER_API: {
                 "DATABASE_URL": self.databases.orders,
                 "GRPC_PORT": str(ports.orders),
-                "HEALTH_PORT": str(ports.orders_health),
                 "REFLECTION": "true",
-                "METRICS_PORT": str(ports.orders_metrics),
                 "INVENTORY_TARGET": self.inventory_address,
             },
             REAPER: {
                 "INVENTORY_TARGET": self.inventory_address,
                 "ORDER_TARGET": self.orders_address,
-                "HEALTH_PORT": str(ports.reaper),
-                "METRICS_PORT": str(ports.reaper_metrics),
                 "REAP_INTERVAL_SECONDS": f"{options.reap_interval_seconds:g}",
             },
             RELAY: {
                 "INVENTORY_DATABASE_URL": self.databases.inventory,
                 "ORDERS_DATABASE_URL": self.databases.orders,
-                "HEALTH_PORT": str(ports.relay),
-                "METRICS_PORT": str(ports.relay_metrics),
             },
             CONSOLE: {
                 # Everyone who reaches the page can use it, so it stays on this machine.
                 "LISTEN_HOST": "127.0.0.1",
                 "HTTP_PORT": str(ports.console),
-                "HEALTH_PORT": str(ports.console_health),
-                "METRICS_PORT": str(ports.console_metrics),
                 "INVENTORY_TARGET": self.inventory_address,
                 "ORDER_TARGET": self.orders_address,
                 "PROCESSES": ",".join(self._watched()),

@@ -251,24 +251,27 @@ class Dev:
 
 
 def _endpoints(stack: Stack, listen: str) -> dict[str, Endpoint]:
-    ports, host = stack.ports, reachable(listen)
-    # The address, the port of the metrics and that of the health of each process.
-    found = {
-        INVENTORY_API: (f"{host}:{ports.inventory}", ports.inventory_metrics, ports.inventory_health),
-        ORDER_API: (f"{host}:{ports.orders}", ports.orders_metrics, ports.orders_health),
-        REAPER: (f"{host}:{ports.reaper}", ports.reaper_metrics, ports.reaper),
-        RELAY: (f"{host}:{ports.relay}", ports.relay_metrics, ports.relay),
-        # The page is on this machine only, whatever --listen is.
-        CONSOLE: (f"127.0.0.1:{ports.console}", ports.console_metrics, ports.console_health),
+    ports = stack.ports
+    served = {
+        INVENTORY_API: ports.inventory,
+        ORDER_API: ports.orders,
+        REAPER: ports.reaper,
+        RELAY: ports.relay,
+        CONSOLE: ports.console,
     }
-    endpoints = {}
-    for process in stack.processes:
-        address, metrics, probe = found[process.name]
-        at = host if process.name != CONSOLE else "127.0.0.1"
-        endpoints[process.name] = Endpoint(
-            process.pid, address, f"{at}:{metrics}" if metrics else None, f"{at}:{probe}"
+
+    def endpoint(process: Process) -> Endpoint:
+        # The page is on this machine only, whatever --listen is.
+        host = "127.0.0.1" if process.name == CONSOLE else reachable(listen)
+        metrics, health = ports.metrics_of(process.name), ports.health_of(process.name)
+        return Endpoint(
+            process.pid,
+            f"{host}:{served[process.name]}",
+            f"{host}:{metrics}" if metrics else None,
+            f"{host}:{health}",
         )
-    return endpoints
+
+    return {process.name: endpoint(process) for process in stack.processes}
 
 
 def _operator_files() -> certificates.Files:

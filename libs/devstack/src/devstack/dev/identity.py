@@ -11,20 +11,23 @@ import yaml
 
 from devstack.certificates import OPERATOR, spiffe_id
 from devstack.servers.issuer import AUDIENCE, Issuer
-from shop_common.identity.rules import PERMISSIONS
+from shop_common.identity.rules import DELEGATE, PERMISSIONS
 from shopctl.system import private_file, runfile
 from shopctl.system.layout import INVENTORY_API, ORDER_API, REAPER
 
 FOLDER = runfile.PATH.with_name("identity")
 TOKEN_SECONDS = 24 * 3600
 
+WORKLOADS: Mapping[str, list[str]] = {
+    spiffe_id(INVENTORY_API): ["keys.read"],
+    spiffe_id(ORDER_API): ["stock.reserve", DELEGATE],
+    spiffe_id(REAPER): ["maintenance"],
+    spiffe_id(OPERATOR): list(PERMISSIONS),
+}
+"""The permissions that the processes need, and those of an operator, for the grants file."""
+
 _GRANTS = {
-    "workloads": {
-        spiffe_id(INVENTORY_API): ["keys.read"],
-        spiffe_id(ORDER_API): ["stock.reserve", "delegate"],
-        spiffe_id(REAPER): ["maintenance"],
-        spiffe_id(OPERATOR): list(PERMISSIONS),
-    },
+    "workloads": dict(WORKLOADS),
     "scopes": {
         "shopper": ["inventory.read", "orders.read", "orders.write"],
         "staff": ["inventory.read", "inventory.write", "orders.read", "orders.write", "orders.any"],

@@ -15,15 +15,13 @@ from shopctl.system import target
 from shopctl.system.process_state import state_of
 from shopctl.system.runfile import RunFile
 from shopctl.watch import database_state, health
+from shopctl.watch.backlog import OLDEST_SECONDS_MAX
 from shopctl.watch.database_state import DatabaseState
 from shopctl.watch.health import SERVING
 from shopctl.watch.parallel import query_all
 from shopctl.watch.unavailable import Unavailable
 
 ALL_IS_WELL = "All is well."
-
-OLDEST_SECONDS_MAX = 10.0
-"""An older event in an outbox is a problem. While the relay and the broker work, events wait for less time."""
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,8 @@ from rich.text import Text
 from shopctl.system.layout import INVENTORY_API, ORDER_API, REAPER, RELAY
 from shopctl.terminal.colours import COLOURS
 from shopctl.terminal.output import number, printable, whole
+from shopctl.watch.backlog import OLDEST_SECONDS_MAX
 from shopctl.watch.scrape import Histogram, Interval, Key
-from shopctl.watch.system_status import OLDEST_SECONDS_MAX
 from shopctl.watch.unavailable import Unavailable
 
 _Value = TypeVar("_Value")

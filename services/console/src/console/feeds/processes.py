@@ -12,14 +12,13 @@ from grpc_health.v1 import health_pb2
 
 from console import words
 from console.settings import Watched
+from shopctl.watch.backlog import OLDEST_SECONDS_MAX
 from shopctl.watch.scrape import Interval, Scrape, scrape
 
 HEALTH_SECONDS = 1.0
 """A process that does not respond within this time is shown as frozen."""
 
 SCRAPE_SECONDS = 1.5
-BACKLOG_SECONDS_MAX = 10.0
-"""An older event in an outbox is trouble. While the relay and the broker work, events wait for less time."""
 
 _OPTIONS = (
     # After a restart, connect at once. By default gRPC would wait for up to two minutes.
@@ -143,7 +142,7 @@ def troubles(states: Mapping[str, str], intervals: Iterable[Interval]) -> Iterat
     for interval in intervals:
         oldest = interval.gauge("shop_outbox_oldest_event_age_seconds", "database")
         for (database,), seconds in sorted(oldest.items()):
-            if seconds > BACKLOG_SECONDS_MAX:
+            if seconds > OLDEST_SECONDS_MAX:
                 waiting = words.duration(seconds)
                 yield f"Events of the {database} database have waited for {waiting}: the relay or the broker is slow."
         for (database,), shards in sorted(interval.gauge("shop_relay_blocked_shards", "database").items()):
