@@ -58,13 +58,17 @@ class Browser:
         found = f"*[self::button or self::a][normalize-space()='{text}' or @aria-label='{text}']"
         self._once(f"{within}//{found}", WebElement.click)
 
-    def act(self, button: str, question: str) -> None:
+    def act(self, button: str, question: str, **fields: str) -> None:
         """Click on a button, confirm the question that it asks, and wait until the question has gone.
+
+        `fields` are the values of the fields in the question, by label with underscores for spaces.
 
         The page may replace the button at the moment of the click, so click until the question is there.
         """
         asked = f"//*[contains(@class, 'question')][h2[starts-with(., '{question}')]]"
         eventually(lambda: self._asks(button, asked), describe=self.text)
+        for label, value in fields.items():
+            self.fill(label.replace("_", " "), value)
         self._once(f"{asked}//button[contains(@class, 'confirm')]", WebElement.click)
         eventually(lambda: not self._shows(asked), describe=self.text)
 

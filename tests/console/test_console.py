@@ -80,6 +80,18 @@ def test_a_change_by_somebody_else_shows_without_reloading(system: System, page:
         page.sees("2,770")
 
 
+def test_a_quantity_is_set_in_the_question(system: System, page: Browser) -> None:
+    with system.shop("counted") as shop:
+        item = shop.add_stock(14, 40, "WAREHOUSE_A")
+        _sign_in(page, system.token("counted"))
+        page.open("/stock?product=14")
+
+        page.act("Adjust product 14 in WAREHOUSE_A", "Set the quantity of product 14", New_quantity="1350")
+
+        page.sees("1,350")
+        assert shop.get_item(item.id).quantity == 1350
+
+
 def test_a_killed_process_is_red_and_is_green_again_after_its_restart(system: System, page: Browser) -> None:
     _sign_in(page, system.token("acme"))
     relay = system.stack.relay

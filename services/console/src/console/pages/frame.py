@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from datetime import tzinfo
 from importlib import resources
 from typing import Any, TypeVar
+from urllib.parse import quote
 
 from fastapi import Request
 from nicegui import ui
@@ -130,6 +131,16 @@ def text(content: str, name: str = "p", *, classes: str = "") -> TextElement:
     return element.classes(classes) if classes else element
 
 
+def order_link(order_id: str) -> None:
+    """Add a link to the page of an order."""
+    text(order_id, "a").props["href"] = order_path(order_id)
+
+
+def order_path(order_id: str) -> str:
+    """Return the path of the page of an order."""
+    return f"/orders/{quote(order_id, safe='')}"
+
+
 def table(caption: str, columns: Mapping[str, str], rows: Sequence[Sequence[str | Callable[[], Any]]]) -> None:
     """Add a table. `columns` maps each title to the class of its cells. A cell is text or a function that adds it."""
     # A wide table scrolls by itself, also with the keyboard.
@@ -153,22 +164,35 @@ def state(name: str) -> None:
     text(name.lower(), "span", classes=f"state {name}")
 
 
-async def act(question: str, consequence: str, verb: str, action: Callable[[], Awaitable[object]], done: str) -> bool:
-    """Ask once, then run the action and show how it ended. Returns whether it was done."""
+async def act(
+    question: str,
+    consequence: str,
+    verb: str,
+    action: Callable[[], Awaitable[object]],
+    done: str,
+    *,
+    add_fields: Callable[[], object] | None = None,
+) -> bool:
+    """Ask once, then run the action and show how it ended. Returns whether it was done.
+
+    `add_fields` adds the fields that the question has.
+    """
     # A live section may remove the button that was clicked. So the question belongs to the page, outside the section.
     with ui.context.client.content, ui.dialog() as dialog, tag("div").classes("question"):
         text(question, "h2")
         text(consequence)
+        if add_fields is not None:
+            add_fields()
         with tag("div").classes("actions"):
             ui.button(verb, on_click=lambda: dialog.submit(True)).props("no-caps unelevated").classes("confirm")
             ui.button("Back", on_click=lambda: dialog.submit(False)).props("no-caps outline")
     is_confirmed = await dialog
     with dialog.client.content:
         dialog.delete()
-        return bool(is_confirmed) and await run(action, done)
+        return bool(is_confirmed) and await _run(action, done)
 
 
-async def run(action: Callable[[], Awaitable[object]], done: str) -> bool:
+async def _run(action: Callable[[], Awaitable[object]], done: str) -> bool:
     """Run an action and show how it ended. Returns whether it was done."""
     content = ui.context.client.content
     try:

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from decimal import Decimal, InvalidOperation
 from functools import partial
-from urllib.parse import quote, urlencode
+from urllib.parse import urlencode
 
 from fastapi import Request
 from nicegui import ui
@@ -12,7 +12,7 @@ from nicegui import ui
 from console import words
 from console.feeds import shop
 from console.feeds.shop import NEXT_STATUSES, PAGE_ROWS, OrderDetails, OrderFilter, Rows
-from console.pages.frame import Page, Site, act, page, state, table, tag, text, viewer_of
+from console.pages.frame import Page, Site, act, order_link, order_path, page, state, table, tag, text, viewer_of
 from shop_client.values import NewItem, Order, OrderStatus, Reservation
 
 _ROWS_MAX = 450
@@ -97,17 +97,13 @@ def _list(here: Page, chosen: OrderFilter, found: Rows[Order]) -> None:
 
 def _row(here: Page, order: Order) -> list[str | Callable[[], object]]:
     return [
-        partial(_link, order.id),
+        partial(order_link, order.id),
         partial(state, order.status),
         f"{order.user_id}",
         words.amount(order.total_amount, order.currency),
         words.whole(len(order.items)),
         words.at(order.created_at, here.zone),
     ]
-
-
-def _link(order_id: str) -> None:
-    text(order_id, "a").props["href"] = f"/orders/{quote(order_id, safe='')}"
 
 
 def _details(here: Page, found: OrderDetails) -> None:
@@ -191,6 +187,6 @@ def _form(here: Page) -> None:
 
             question = f"Create an order of {item.quantity:,} × product {item.product_id}?"
             if await act(question, "Its stock is reserved at once.", "Create", call, "The order was created."):
-                ui.navigate.to(f"/orders/{quote(created[0].id, safe='')}")
+                ui.navigate.to(order_path(created[0].id))
 
         ui.button("Create order", on_click=create).props("no-caps unelevated")

@@ -4,7 +4,6 @@ from collections.abc import Awaitable, Callable, Sequence
 from datetime import UTC, datetime
 from functools import partial
 from itertools import groupby
-from urllib.parse import quote
 
 from fastapi import Request
 from nicegui import ui
@@ -12,7 +11,7 @@ from nicegui import ui
 from console import words
 from console.feeds import shop
 from console.feeds.shop import Rows
-from console.pages.frame import Page, Site, act, page, run, table, tag, text, viewer_of
+from console.pages.frame import Page, Site, act, order_link, page, table, tag, text, viewer_of
 from shop_client.values import Item, Reservation
 
 _ITEMS_MAX = 200
@@ -98,24 +97,21 @@ def _bar(item: Item, largest: int) -> None:
 
 def _adjust(here: Page, item: Item) -> None:
     async def clicked() -> None:
-        content = ui.context.client.content
-        with content, ui.dialog() as dialog, tag("div").classes("question"):
-            text(f"Set the quantity of product {item.product_id} in {item.location}", "h2")
-            text(f"It is {item.quantity:,}, of which {item.reserved_quantity:,} are reserved.")
-            quantity = ui.number("New quantity", value=item.quantity, min=0, precision=0).props("outlined dense")
-            with tag("div").classes("actions"):
-                ui.button("Set", on_click=lambda: dialog.submit(True)).props("no-caps unelevated").classes("confirm")
-                ui.button("Back", on_click=lambda: dialog.submit(False)).props("no-caps outline")
-        is_confirmed = await dialog
-        dialog.delete()
+        fields: list[ui.number] = []
+
+        def add_fields() -> None:
+            field = ui.number("New quantity", value=item.quantity, min=0, precision=0).props("outlined dense")
+            fields.append(field)
 
         async def change() -> None:
+            (quantity,) = fields
             # With the version, a change that somebody else has made meanwhile is not overwritten.
             await here.viewer.shop.set_quantity(item.id, int(quantity.value or 0), version=item.version)
 
-        with content:
-            if is_confirmed and await run(change, "The quantity was set."):
-                here.site.feeds.read_now("items")
+        question = f"Set the quantity of product {item.product_id} in {item.location}"
+        present = f"It is {item.quantity:,}, of which {item.reserved_quantity:,} are reserved."
+        if await act(question, present, "Set", change, "The quantity was set.", add_fields=add_fields):
+            here.site.feeds.read_now("items")
 
     label = f"Adjust product {item.product_id} in {item.location}"
     button = ui.button("Adjust", on_click=clicked).props("no-caps outline dense padding='2px 10px'")
@@ -137,7 +133,7 @@ def _held(found: tuple[Rows[Reservation], datetime]) -> None:
     columns = {"Order": "id", "Quantity": "number", "Time left": "time"}
     rows: list[Sequence[str | Callable[[], object]]] = [
         [
-            partial(_order_link, each.order_id),
+            partial(order_link, each.order_id),
             words.whole(each.quantity),
             words.countdown(each.expires_at, now) if each.expires_at else words.NONE,
         ]
@@ -146,10 +142,6 @@ def _held(found: tuple[Rows[Reservation], datetime]) -> None:
     table("Reservations that are not confirmed", columns, rows)
     if reservations.has_more:
         text(f"The first {len(reservations.rows):,}.", classes="soft")
-
-
-def _order_link(order_id: str) -> None:
-    text(order_id, "a").props["href"] = f"/orders/{quote(order_id, safe='')}"
 
 
 def _form(here: Page, product_id: int | None) -> None:
