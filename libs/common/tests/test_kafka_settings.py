@@ -1,5 +1,6 @@
 """The settings of Kafka connections: what they become, and which are refused."""
 
+import contextlib
 import os
 import threading
 from collections.abc import Callable, Mapping
@@ -280,18 +281,20 @@ class _InPlainText(StreamRequestHandler):
     def handle(self) -> None:
         self.request.recv(1)
         self.request.sendall(b"this is not TLS")
-        self.rfile.read()
+        with contextlib.suppress(ConnectionResetError):  # the client leaves without reading everything
+            self.rfile.read()
 
 
 def test_a_broker_is_checked_with_the_reason_of_librdkafka(embedded_broker: Kafka, files: Files) -> None:
     embedded_broker.connection.check()
 
     # A broker without TLS may reset the connection, and then the reason depends on what librdkafka has read by then.
+    # librdkafka names the handshake or quotes the error of OpenSSL, depending on which thread reports it first.
     with ThreadingTCPServer(("127.0.0.1", 0), _InPlainText) as server:
         server.daemon_threads = True
         threading.Thread(target=server.serve_forever, daemon=True).start()
         secured = KafkaConnection(f"127.0.0.1:{server.server_address[1]}", SecurityProtocol.SSL, ca_path=files.ca)
-        with pytest.raises(KafkaUnreachable, match="SSL handshake failed"):
+        with pytest.raises(KafkaUnreachable, match=r"SSL handshake failed|SSL routines::wrong version number"):
             secured.check()
         server.shutdown()
 
