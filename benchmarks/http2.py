@@ -29,7 +29,7 @@ _TIMEOUT = "30S"
 
 @dataclass(frozen=True)
 class Credentials:
-    """What a client shows the server: the paths of its certificate, its key and the CAs that it trusts, and a token."""
+    """The credentials of a client: the paths of its certificate, its key and the CAs that it trusts, and a token."""
 
     cert: str
     key: str

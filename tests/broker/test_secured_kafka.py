@@ -1,4 +1,4 @@
-"""Kafka with TLS, logins and access rules: each process has its rights and no more, and credentials change at work."""
+"""Kafka with TLS, logins and access rules: each process has its rights and no more, and reads new credentials."""
 
 import json
 import os
@@ -74,7 +74,7 @@ def start(tmp_path: Path) -> Iterator[Start]:
 
 
 def shopctl(settings: dict[str, str], command: str) -> Any:
-    """What an operator's command prints, with these settings."""
+    """Return what an operator's command prints with these settings."""
     program = [sys.executable, "-m", "shopctl", *command.split(), "--bootstrap", settings["KAFKA_BOOTSTRAP_SERVERS"]]
     environment = {name: value for name, value in os.environ.items() if not name.startswith("KAFKA_")}
     done = subprocess.run(program, env=environment | settings, capture_output=True, text=True, timeout=120, check=False)

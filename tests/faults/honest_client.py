@@ -1,4 +1,4 @@
-"""What must hold during an attack: a well-behaved client is served, and every process stays healthy."""
+"""The conditions that hold during an attack: a well-behaved client is served, and every process stays healthy."""
 
 import random
 import threading

@@ -1,4 +1,4 @@
-"""Without faults, every call gets a response, and the history is correct. On both kinds of database."""
+"""Without faults, every call gets a response, and the history is correct, on both kinds of database."""
 
 from pathlib import Path
 

@@ -58,7 +58,7 @@ def objects_match_their_schemas(cluster: Cluster) -> Iterator[str]:
 
 
 def references_are_complete(cluster: Cluster) -> Iterator[str]:
-    """Each process has a Deployment, and every object that is referred to is rendered or is a Secret of the user."""
+    """Each process has a Deployment. Every referenced object is rendered, or is a Secret that the user creates."""
     if missing := set(PROCESSES) - {workload.name for workload in deployments(cluster)}:
         yield f"no Deployment of {', '.join(sorted(missing))}"
     accounts = {account["metadata"]["name"]: account for account in cluster.of_kind("ServiceAccount")}

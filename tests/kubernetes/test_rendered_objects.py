@@ -65,7 +65,7 @@ def test_production_verifies_its_servers(rendered: Rendered, check: Check) -> No
 
 
 def test_only_the_trial_serves_plain_text(rendered: Rendered) -> None:
-    """Also shows that the checks above notice it."""
+    """Shows too that the checks above notice plain text."""
     assert list(security.apis_authenticate_their_callers(rendered(LOCAL))) != []
 
 

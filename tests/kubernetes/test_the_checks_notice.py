@@ -357,7 +357,7 @@ DETECTED_BY: dict[Fault, Check] = {
 
 @pytest.mark.parametrize("fault", DETECTED_BY, ids=lambda fault: fault.__name__)
 def test_a_fault_is_detected(rendered: Rendered, fault: Fault) -> None:
-    """Without the fault the check passes: test_rendered_objects runs it on the same folder."""
+    """test_rendered_objects shows that the check passes without the fault."""
     cluster = Cluster(copy.deepcopy(rendered(FOLDER).objects))
 
     fault(cluster)

@@ -41,7 +41,7 @@ def database(postgres_server: PostgresServer) -> Iterator[Database]:
 
 
 def create_and_confirm(tx: Connection) -> None:
-    """What the release before does for an order, in one transaction."""
+    """Does in one transaction what the previous release does for an order."""
     order = {"id": tx.execute(text(INSERT_ORDERS), {"count": 1}).scalar_one()}
     for statement in (f"{INSERT_LINES} WHERE id = :id", *CONFIRM):
         tx.execute(text(statement), order)

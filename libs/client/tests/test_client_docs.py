@@ -49,7 +49,7 @@ def test_every_class_of_a_reason_has_an_example() -> None:
 
 
 def test_every_reason_of_the_readme_has_a_class() -> None:
-    """Except the reasons of the RPCs that manage API keys, which the client does not call."""
+    """The client does not manage API keys, so the reasons of those RPCs have no class."""
     section = (ROOT / "README.md").read_text().partition("## Errors and retries")[2].partition("## ")[0]
     reasons = set(re.findall(r"`([A-Z]+_[A-Z_]+)`", section)) - {code.name for code in grpc.StatusCode}
     assert "INSUFFICIENT_STOCK" in reasons

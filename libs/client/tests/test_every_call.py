@@ -273,7 +273,7 @@ def test_both_clients_have_the_same_methods() -> None:
 
 
 def test_every_rpc_for_callers_has_a_call() -> None:
-    """Except the single calls that the client sends as a batch of one."""
+    """Single calls that the client sends as a batch of one need no call of their own."""
     services = (
         inventory_pb2.DESCRIPTOR.services_by_name["InventoryService"],
         order_pb2.DESCRIPTOR.services_by_name["OrderService"],

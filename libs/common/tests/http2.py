@@ -1,4 +1,4 @@
-"""An HTTP/2 client for what no gRPC client does: calls without a message, responses that are never read."""
+"""An HTTP/2 client that misbehaves as no gRPC client does: calls without a message, responses that are never read."""
 
 import socket
 from collections import deque

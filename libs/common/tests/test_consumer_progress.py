@@ -88,7 +88,7 @@ def test_an_unavailable_database_is_not_a_stall(desk: Desk, capfd: pytest.Captur
 
 
 def test_transactions_of_other_producers_do_not_block_the_consumer(desk: Desk) -> None:
-    """Neither one that is never ended, nor the mark that an ended one leaves behind its last message."""
+    """A transaction that never ends does not block the consumer, nor does the marker at the end of another one."""
     settings = desk.kafka.connection.configuration({"transaction.timeout.ms": TIMEOUT_SECONDS * 2 * 1000})
     consumer = desk.consumer({"OPENED": note}, stall_seconds=STALL_SECONDS)
     ended, left_open = (Producer(settings | {"transactional.id": f"{desk.topic}-{name}"}) for name in ("ended", "open"))

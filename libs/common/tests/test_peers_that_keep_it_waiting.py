@@ -276,7 +276,7 @@ def _check(channel: grpc.Channel, service: str = SERVICE) -> str:
 
 
 def _first_status(channel: grpc.Channel) -> int | None:
-    """What a new watch is told first; None when it is refused as gRPC's clients understand it."""
+    """Return the first status of a new watch, or None if the server refuses it in the way that gRPC clients expect."""
     watch = _stub(channel).Watch(health_pb2.HealthCheckRequest(service=SERVICE))
     try:
         return int(next(watch).status)

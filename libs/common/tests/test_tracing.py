@@ -1,4 +1,4 @@
-"""What is logged when the collector of spans is unavailable."""
+"""The log lines of a process whose span collector is unavailable."""
 
 from collections.abc import Sequence
 

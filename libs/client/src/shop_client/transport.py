@@ -1,4 +1,4 @@
-"""What both clients have in common: service config, credentials, headers, and the pauses between retries."""
+"""The parts that both clients share: service config, credentials, headers, and the pauses between retries."""
 
 import json
 import random

@@ -1,4 +1,4 @@
-"""What is read is shared between viewers, and nothing is read when nobody looks."""
+"""Viewers share what was read, and nothing is read when nobody looks."""
 
 import asyncio
 from collections.abc import Awaitable, Callable

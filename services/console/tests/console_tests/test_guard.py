@@ -1,4 +1,4 @@
-"""Requests that do not come from a page of the console reach nothing."""
+"""Requests from other origins than a page of the console are refused."""
 
 import asyncio
 from typing import Any

@@ -1,4 +1,4 @@
-"""With many tenants, every statement finds its rows by an index, also before the database has statistics."""
+"""Every statement finds its rows by an index when there are many tenants, also before the database has statistics."""
 
 import re
 from collections.abc import Iterator

@@ -34,7 +34,7 @@ def sharer_of(caller: Caller) -> Sharer:
 
 
 class Sharing:
-    """What each caller uses of a thing, and whether several callers use it. Not safe to share between threads."""
+    """Counts each caller's use of a resource, and whether several callers use it. Not safe to share between threads."""
 
     def __init__(self) -> None:
         self._used: dict[Sharer, int] = {}

@@ -27,6 +27,6 @@ def is_valid(name: object) -> bool:
 def qualified(tenant: str, name: str) -> str:
     """Return the name as it is within the tenant: `TENANT/NAME`, and NAME alone in the default tenant.
 
-    Names from before tenants existed, such as keys of events and ids that were derived from a name, stay as they were.
+    So names that are older than tenants stay as they were, for example keys of events, and ids derived from a name.
     """
     return name if tenant == DEFAULT else f"{tenant}/{name}"

@@ -40,8 +40,9 @@ class _Remembered:
 class TokenVerifier:
     """Verifies tokens of one issuer for one audience. Safe to share between threads.
 
-    Verified tokens are cached by their SHA-256, because verifying a signature costs a hundred times as much. An entry
-    is valid for REMEMBERED_SECONDS at most, and ends earlier if the token expires or the keys of the issuer change.
+    Verified tokens are cached by their SHA-256, because verifying a signature costs a hundred times as much as a
+    lookup. An entry is valid for REMEMBERED_SECONDS at most, and ends earlier if the token expires or the keys of the
+    issuer change.
     """
 
     def __init__(

@@ -75,7 +75,7 @@ def _metrics_folder() -> "tempfile.TemporaryDirectory[str]":
 
 
 def follow_parent(settings: CommonSettings, is_ready: Callable[[], bool]) -> None:
-    """In a worker, send heartbeats to the parent. If the parent has ended, stop as after SIGTERM."""
+    """Send a worker's heartbeats to the parent. If the parent has ended, stop as after SIGTERM."""
     pipe = getattr(settings, "worker_pipe", None)
     if pipe is None:
         return
@@ -213,4 +213,4 @@ class _Parent:
 
 
 def _ignore(_number: int, _frame: FrameType | None) -> None:
-    """Do nothing: Python has written the number to the pipe."""
+    """Do nothing. Python itself writes the number of the signal to the pipe."""

@@ -35,7 +35,7 @@ class Roles:
 
 @dataclass(frozen=True)
 class Report:
-    """What `create` did. `created` names the new roles. `has_tables` is whether the first migration has run."""
+    """The result of `create`. `created` names the new roles. `has_tables` is whether the first migration has run."""
 
     created: frozenset[str]
     has_tables: bool

@@ -1,1 +1,1 @@
-"""What the views show, read again and again while somebody looks."""
+"""The data of the views. It is read repeatedly while somebody looks."""
