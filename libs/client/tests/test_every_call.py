@@ -29,6 +29,7 @@ from shop_client import (
 from shop_client.calls import Method
 from shop_protos.inventory.v1 import inventory_pb2
 from shop_protos.order.v1 import order_pb2
+from testkit.eventually import eventually
 
 PRICE = Decimal("19.99")
 UNKNOWN_ID = "00000000-0000-4000-8000-000000000000"
@@ -116,6 +117,21 @@ def test_reservations_are_made_confirmed_listed_and_released(shop: Shop, product
     assert [each.field for each in malformed.value.violations] == ["reservation_id"]
     listed = list(shop.list_reservations(product_id=product, state=ReservationState.RELEASED))
     assert [each.id for each in listed] == [reservation.id]
+
+
+def test_expired_reservations_are_taken_again(shop: Shop, product: int) -> None:
+    shop.add_stock(product, 3)
+    order_id = f"order-{product}"
+    expired = shop.reserve(product, 2, order_id, ttl_seconds=1)
+    eventually(lambda: shop.get_reservation(expired.id).state is ReservationState.EXPIRED)
+    with pytest.raises(errors.ReservationExpired):
+        shop.confirm_reservations(order_id)
+
+    (retaken,) = shop.confirm_reservations(order_id, retake=True)
+
+    assert (retaken.state, retaken.quantity) == (ReservationState.CONFIRMED, 2)
+    assert shop.get_reservation(expired.id).state is ReservationState.REPLACED
+    assert shop.confirm_reservations(order_id) == [retaken]
 
 
 def test_a_policy_chooses_the_locations_of_a_line(shop: Shop, product: int) -> None:

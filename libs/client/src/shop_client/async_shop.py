@@ -209,8 +209,10 @@ class AsyncShop:
     async def release(self, reservation_id: str, *, timeout_seconds: float | None = None) -> int:
         return await self._run_in_batch(calls.release(reservation_id, transport.current_traceparent()), timeout_seconds)
 
-    async def confirm_reservations(self, order_id: str, *, timeout_seconds: float | None = None) -> list[Reservation]:
-        call = calls.confirm_reservations(order_id, transport.current_traceparent())
+    async def confirm_reservations(
+        self, order_id: str, *, retake: bool = False, timeout_seconds: float | None = None
+    ) -> list[Reservation]:
+        call = calls.confirm_reservations(order_id, retake, transport.current_traceparent())
         deadline = self._deadline(timeout_seconds)
         try:
             return await self._until_in_batch(call, deadline)

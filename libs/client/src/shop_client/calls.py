@@ -312,8 +312,8 @@ def release(reservation_id: str, traceparent: str) -> BatchedCall[int]:
     return BatchedCall(_RELEASE, message, _released_quantity)
 
 
-def confirm_reservations(order_id: str, traceparent: str) -> BatchedCall[list[Reservation]]:
-    message = inventory.ConfirmReservationsRequest(order_id=order_id, traceparent=traceparent)
+def confirm_reservations(order_id: str, retake: bool, traceparent: str) -> BatchedCall[list[Reservation]]:
+    message = inventory.ConfirmReservationsRequest(order_id=order_id, traceparent=traceparent, retake=retake)
     return BatchedCall(_CONFIRM, message, _confirmed_in_batch)
 
 

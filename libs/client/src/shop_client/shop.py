@@ -246,12 +246,15 @@ class Shop:
         """
         return self._run_in_batch(calls.release(reservation_id, transport.current_traceparent()), timeout_seconds)
 
-    def confirm_reservations(self, order_id: str, *, timeout_seconds: float | None = None) -> list[Reservation]:
+    def confirm_reservations(
+        self, order_id: str, *, retake: bool = False, timeout_seconds: float | None = None
+    ) -> list[Reservation]:
         """Confirm all reservations of an order, so that they no longer expire, or none. Repeatable.
 
-        Raises ReservationNotFound, ReservationExpired or ReservationReleased.
+        With `retake`, reserves the units of expired reservations again, at the same locations. Raises
+        ReservationNotFound, ReservationReleased, and ReservationExpired, or with `retake` InsufficientStock.
         """
-        call = calls.confirm_reservations(order_id, transport.current_traceparent())
+        call = calls.confirm_reservations(order_id, retake, transport.current_traceparent())
         deadline = self._deadline(timeout_seconds)
         try:
             return self._until_in_batch(call, deadline)

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from inventory_api.api import parse
-from inventory_api.domain.commands import AddStock, OrderLines, OrderRequest, ReleaseRequest
+from inventory_api.domain.commands import AddStock, OrderLines, OrderRequest, ReleaseRequest, RetakeRequest
 from inventory_api.domain.errors import ReservationNotFound
 from inventory_api.domain.model import ORDER_RESERVATIONS_MAX, Line, OrderSize, State
 from inventory_api.domain.reserving import decide
@@ -37,6 +37,31 @@ def test_a_caller_confirms_its_own_reservations_of_an_order_only(stocked: Invent
     with pytest.raises(ReservationNotFound) as refused:
         stocked.calling_as(COLLEAGUE).confirm("same")
     assert refused.value.message == "order same has no reservation"
+
+
+def test_a_caller_takes_again_its_own_reservations_only(stocked: InventoryDriver) -> None:
+    order_api, user = stocked.calling_as(ORDER_API), stocked.calling_as(USER)
+    acme = stocked.calling_as(replace(USER, tenant="acme"))
+    acme.add_stock(1, 10)
+    ours, theirs, foreign = (each.reserve(1, 1, order="same") for each in (order_api, user, acme))
+    stocked.make_due(ours, theirs, foreign)
+
+    user.retake("same")
+
+    assert (user.state(theirs), order_api.state(ours)) == (State.REPLACED, State.EXPIRED)
+    assert acme.state(foreign) is State.EXPIRED
+    with pytest.raises(ReservationNotFound):
+        stocked.calling_as(COLLEAGUE).retake("same")
+
+
+def test_only_order_api_names_the_version_of_an_order() -> None:
+    request = pb.ConfirmReservationsRequest(order_id="same", retake=True, order_version=3)
+
+    with pytest.raises(InvalidInput) as refused:
+        parse.confirm(request, USER, None)
+
+    assert [each.field for each in refused.value.violations] == ["order_version"]
+    assert parse.confirm(request, ORDER_API, None) == RetakeRequest("same", caller=ORDER_API, order_version=3)
 
 
 def test_a_caller_releases_its_own_reservations_only(stocked: InventoryDriver) -> None:

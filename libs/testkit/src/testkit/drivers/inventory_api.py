@@ -21,6 +21,7 @@ from inventory_api.domain.commands import (
     OrderRequest,
     ReleaseRequest,
     ReservationFilter,
+    RetakeRequest,
     SetQuantity,
     StockQuestion,
     UpdateLocation,
@@ -77,6 +78,7 @@ _HISTORIES = {
     State.FULFILLED: [["STOCK_RESERVED", "STOCK_RESERVATION_CONFIRMED", "STOCK_FULFILLED"]],
     State.REPLACED: [
         ["STOCK_RESERVED", "STOCK_RESERVATION_CHANGED"],
+        ["STOCK_RESERVED", "STOCK_RESERVATION_EXPIRED", "STOCK_RESERVATION_CHANGED"],
         ["STOCK_RESERVED", "STOCK_RESERVATION_CONFIRMED", "STOCK_RESERVATION_CHANGED"],
     ],
 }
@@ -197,6 +199,10 @@ class InventoryDriver:
     def confirm(self, order: str = "order-1") -> list[Reservation]:
         return self.operations.confirm(OrderRequest(order, caller=self.caller), deadline=deadline())
 
+    def retake(self, order: str = "order-1", *, version: int | None = None) -> list[Reservation]:
+        request = RetakeRequest(order, caller=self.caller, order_version=version)
+        return self.operations.confirm(request, deadline=deadline())
+
     def release(self, reservation: Reservation) -> int:
         return self.operations.release(ReleaseRequest(reservation.id, caller=self.caller), deadline=deadline())
 
@@ -310,8 +316,9 @@ class InventoryDriver:
                 continue
             of_reservation = types[event.data["reservation_id"]]
             if event.type == "STOCK_RESERVATION_CHANGED":
-                # The parts continue the history of the reservation that they replace.
-                types.update((part["reservation_id"], of_reservation.copy()) for part in event.data["parts"])
+                # The parts continue the history of the reservation that they replace, unless it has expired.
+                history = [] if "STOCK_RESERVATION_EXPIRED" in of_reservation else of_reservation
+                types.update((part["reservation_id"], history.copy()) for part in event.data["parts"])
             of_reservation.append(event.type)
         for row in stored:
             assert types[row.id] in _HISTORIES[State(row.state)], (

@@ -1478,23 +1478,35 @@ class ConfirmReservationsRequest(_message.Message):
 
     ORDER_ID_FIELD_NUMBER: _builtins.int
     TRACEPARENT_FIELD_NUMBER: _builtins.int
+    RETAKE_FIELD_NUMBER: _builtins.int
+    ORDER_VERSION_FIELD_NUMBER: _builtins.int
     order_id: _builtins.str
     """The order: 1–64 printable ASCII characters."""
     traceparent: _builtins.str
     """W3C traceparent (version 00) of the caller of this request, if one batch contains the requests of several callers.
     The events continue this trace. Empty: they continue the trace of the call.
     """
+    retake: _builtins.bool
+    """Whether to reserve the units of expired reservations again. See the comment of the RPC."""
+    order_version: _builtins.int
+    """Only order-api may set this field: the version of the order for which the units are reserved again. Events of the
+    order with lower versions then no longer change its reservations. Ignored without `retake`.
+    """
     def __init__(
         self,
         *,
         order_id: _builtins.str = ...,
         traceparent: _builtins.str = ...,
+        retake: _builtins.bool = ...,
+        order_version: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_order_version", b"_order_version", "order_version", b"order_version"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["order_id", b"order_id", "traceparent", b"traceparent"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_order_version", b"_order_version", "order_id", b"order_id", "order_version", b"order_version", "retake", b"retake", "traceparent", b"traceparent"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__order_version: _TypeAlias = _typing.Literal["order_version"]  # noqa: Y015
+    _WhichOneofArgType__order_version: _TypeAlias = _typing.Literal["_order_version", b"_order_version"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__order_version) -> _WhichOneofReturnType__order_version | None: ...
 
 Global___ConfirmReservationsRequest: _TypeAlias = ConfirmReservationsRequest  # noqa: Y015
 

@@ -155,17 +155,27 @@ class InventoryServiceStub:
     Emits the same events as ReleaseStock.
     """
     ConfirmReservations: _grpc.UnaryUnaryMultiCallable[_inventory_pb2.ConfirmReservationsRequest, _inventory_pb2.ConfirmReservationsResponse]
-    """Confirms all HELD reservations that the caller made for an order, or none: they become CONFIRMED and no longer expire. RELEASED
-    reservations are ignored. Repeatable: if all reservations are CONFIRMED already, it returns the same response.
+    """Confirms all HELD reservations that the caller made for an order, or none: they become CONFIRMED and no longer
+    expire. RELEASED reservations are ignored. Repeatable: if all reservations are CONFIRMED already, it returns the same
+    response.
+
+    With `retake`, an expired reservation does not refuse the call. Its units are reserved again at the same locations, if
+    enough units are available there; otherwise nothing is confirmed. The expired reservation becomes REPLACED, and a
+    CONFIRMED one with another id takes its place.
       NOT_FOUND           RESERVATION_NOT_FOUND (metadata: order_id): the order has no reservation, because the caller
                           reserved nothing for it or its reservations were purged.
       FAILED_PRECONDITION RESERVATION_EXPIRED (metadata: order_id): a reservation has expired; nothing is confirmed.
+                          Never with `retake`.
+                          INSUFFICIENT_STOCK (metadata: product_id, requested, available): only with `retake`; the
+                          units of an expired reservation are not available any more. Nothing is confirmed.
                           RESERVATION_RELEASED (metadata: order_id): all reservations of the order were released.
                           RESERVATIONS_LIMIT (metadata: order_id, reservations, allocations; both are counted only up
                           to one more than the limit): the order was made before the limit existed. Its reservations
                           can be released.
+      ABORTED             CONTENTION: only with `retake`; see ReserveStock. Try again.
     Emits STOCK_RESERVATION_CONFIRMED per reservation that becomes CONFIRMED, and STOCK_RESERVATION_EXPIRED per due
-    reservation. A due reservation becomes EXPIRED although the call is refused.
+    reservation. A due reservation becomes EXPIRED although the call is refused. With `retake`, also emits
+    STOCK_RESERVATION_CHANGED and STOCK_RESERVED per expired reservation whose units are reserved again.
     """
     BatchConfirmReservations: _grpc.UnaryUnaryMultiCallable[_inventory_pb2.BatchConfirmReservationsRequest, _inventory_pb2.BatchConfirmReservationsResponse]
     """Does what ConfirmReservations does, for many orders.
@@ -415,17 +425,27 @@ class InventoryServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _inventory_pb2.ConfirmReservationsRequest,
         context: _grpc.ServicerContext,
     ) -> _inventory_pb2.ConfirmReservationsResponse:
-        """Confirms all HELD reservations that the caller made for an order, or none: they become CONFIRMED and no longer expire. RELEASED
-        reservations are ignored. Repeatable: if all reservations are CONFIRMED already, it returns the same response.
+        """Confirms all HELD reservations that the caller made for an order, or none: they become CONFIRMED and no longer
+        expire. RELEASED reservations are ignored. Repeatable: if all reservations are CONFIRMED already, it returns the same
+        response.
+
+        With `retake`, an expired reservation does not refuse the call. Its units are reserved again at the same locations, if
+        enough units are available there; otherwise nothing is confirmed. The expired reservation becomes REPLACED, and a
+        CONFIRMED one with another id takes its place.
           NOT_FOUND           RESERVATION_NOT_FOUND (metadata: order_id): the order has no reservation, because the caller
                               reserved nothing for it or its reservations were purged.
           FAILED_PRECONDITION RESERVATION_EXPIRED (metadata: order_id): a reservation has expired; nothing is confirmed.
+                              Never with `retake`.
+                              INSUFFICIENT_STOCK (metadata: product_id, requested, available): only with `retake`; the
+                              units of an expired reservation are not available any more. Nothing is confirmed.
                               RESERVATION_RELEASED (metadata: order_id): all reservations of the order were released.
                               RESERVATIONS_LIMIT (metadata: order_id, reservations, allocations; both are counted only up
                               to one more than the limit): the order was made before the limit existed. Its reservations
                               can be released.
+          ABORTED             CONTENTION: only with `retake`; see ReserveStock. Try again.
         Emits STOCK_RESERVATION_CONFIRMED per reservation that becomes CONFIRMED, and STOCK_RESERVATION_EXPIRED per due
-        reservation. A due reservation becomes EXPIRED although the call is refused.
+        reservation. A due reservation becomes EXPIRED although the call is refused. With `retake`, also emits
+        STOCK_RESERVATION_CHANGED and STOCK_RESERVED per expired reservation whose units are reserved again.
         """
 
     @_abc_1.abstractmethod

@@ -20,6 +20,7 @@ from inventory_api.domain.commands import (
     PurgeRequest,
     ReleaseRequest,
     ReservationFilter,
+    RetakeRequest,
     SetQuantity,
     SettleRequest,
     StockQuestion,
@@ -344,11 +345,19 @@ def batch_release(
 
 def confirm(request: pb.ConfirmReservationsRequest, caller: Caller, traceparent: str | None) -> OrderRequest:
     with Fields() as check:
-        return OrderRequest(
-            check.identifier("order_id", request.order_id),
-            caller=caller,
-            traceparent=check.traceparent(request.traceparent) or traceparent,
-        )
+        order_id = check.identifier("order_id", request.order_id)
+        traceparent = check.traceparent(request.traceparent) or traceparent
+        version = _order_version(check, request, caller) if request.HasField("order_version") else None
+    if not request.retake:
+        return OrderRequest(order_id, caller=caller, traceparent=traceparent)
+    return RetakeRequest(order_id, caller=caller, traceparent=traceparent, order_version=version)
+
+
+def _order_version(check: Fields, request: pb.ConfirmReservationsRequest, caller: Caller) -> int:
+    # The reservations of order-api have no owner. Only its orders have versions.
+    if caller.reservation_owner:
+        check.violate("order_version", "must be set by order-api only")
+    return check.between("order_version", request.order_version, 1, INT64_MAX)
 
 
 def batch_confirm(

@@ -125,6 +125,17 @@ class OrderRequest(Command):
         return OrderKey(self.tenant, self.owner, self.order_id)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RetakeRequest(OrderRequest):
+    """Confirm the caller's reservations of an order, and reserve the units of the expired ones again.
+
+    With `order_version`, events of the order with lower versions no longer change its reservations. Only order-api may
+    set it.
+    """
+
+    order_version: int | None = None
+
+
 @dataclass(frozen=True, slots=True)
 class SettleRequest:
     """Release the reservations of cancelled orders, and fulfil those of shipped orders. The lists have no order twice.

@@ -152,18 +152,30 @@ def split(
 
     Their ids are derived from its id, the order's version and the names.
     """
+    return tuple(
+        replace(
+            reservation,
+            id=str(uuid5(UUID(reservation.id), f"{version}:{name}")),
+            quantity=quantity,
+            allocations=allocations,
+        )
+        for quantity, name, allocations in zip(quantities, names, cut(reservation.allocations, quantities), strict=True)
+    )
+
+
+def cut(allocations: Sequence[Allocation], quantities: Sequence[int]) -> list[tuple[Allocation, ...]]:
+    """Divide allocations into parts with these quantities, which add up to the units of the allocations."""
+    left = list(allocations)
     parts = []
-    allocations = list(reservation.allocations)
-    for quantity, name in zip(quantities, names, strict=True):
+    for quantity in quantities:
         taken: list[Allocation] = []
         missing = quantity
         while missing:
-            first = allocations.pop(0)
+            first = left.pop(0)
             units = min(missing, first.quantity)
             taken.append(replace(first, quantity=units))
             if units < first.quantity:
-                allocations.insert(0, replace(first, quantity=first.quantity - units))
+                left.insert(0, replace(first, quantity=first.quantity - units))
             missing -= units
-        part_id = str(uuid5(UUID(reservation.id), f"{version}:{name}"))
-        parts.append(replace(reservation, id=part_id, quantity=quantity, allocations=tuple(taken)))
-    return tuple(parts)
+        parts.append(tuple(taken))
+    return parts

@@ -16,6 +16,7 @@ from inventory_api.domain.commands import (
     PurgeRequest,
     ReleaseRequest,
     ReservationFilter,
+    RetakeRequest,
     SetQuantity,
     SettleRequest,
     StockQuestion,
@@ -36,12 +37,13 @@ from inventory_api.operations.reservations.confirm import confirm
 from inventory_api.operations.reservations.expire import ExpirySweep
 from inventory_api.operations.reservations.release import release
 from inventory_api.operations.reservations.reserve import Reservations, reserve
+from inventory_api.operations.reservations.retake import retake
 from inventory_api.operations.reservations.settle import Settlement
 from inventory_api.operations.verify_stock import StockVerification, Verified
 from inventory_api.store import movements
 from inventory_api.store.reservations import pages, reserved_orders, rows
 from shop_common.api.paging import Page, PageRequest
-from shop_common.batching.coalescers import Audit, Coalescers, audit_of
+from shop_common.batching.coalescers import ALONE, Audit, Coalescers, audit_of
 from shop_common.db.audit import AuditLog
 from shop_common.db.database import Database
 from shop_common.db.row_security import ALL_TENANTS
@@ -60,6 +62,9 @@ _RELEASE: Audit[ReleaseRequest, int] = audit_of(
 )
 _CONFIRM: Audit[OrderRequest, list[Reservation]] = audit_of(
     OrderRequest, "ConfirmReservations", lambda _, reservations: _ids(reservations)
+)
+_RETAKE: Audit[RetakeRequest, list[Reservation]] = audit_of(
+    RetakeRequest, "ConfirmReservations", lambda _, reservations: _ids(reservations)
 )
 _ADD_STOCK: Audit[AddStock, Item] = audit_of(AddStock, "CreateInventoryItem", lambda _, item: (str(item.id),))
 _SET_QUANTITY: Audit[SetQuantity, Item] = audit_of(SetQuantity, "UpdateInventoryItem", lambda _, item: (str(item.id),))
@@ -102,6 +107,7 @@ class Operations:
         self._confirm = run.writes(
             "confirm", confirm, key=lambda order: order.order_key, sizes=batch_sizes.ORDERS, audit=_CONFIRM
         )
+        self._retake = run.writes("retake", self._retake_one, limits=ALONE, audit=_RETAKE)
         self._add_stock = run.writes("add-stock", add_stock, key=lambda request: request.repeat_key, audit=_ADD_STOCK)
         self._set_quantity = run.writes(
             "set-quantity", set_quantity, key=lambda request: request.repeat_key, audit=_SET_QUANTITY
@@ -138,11 +144,20 @@ class Operations:
         return self._release.submit_many(requests, deadline=deadline)
 
     def confirm(self, order: OrderRequest, *, deadline: float) -> list[Reservation]:
+        """Confirm the reservations of an order. A RetakeRequest also reserves the units of expired ones again."""
+        if isinstance(order, RetakeRequest):
+            return self._retake.submit(order, deadline=deadline)
         return self._confirm.submit(order, deadline=deadline)
 
     def confirm_many(self, orders: Sequence[OrderRequest], *, deadline: float) -> list[list[Reservation] | ShopError]:
         """Confirm the reservations of each order independently. Returns one outcome per order, in order."""
-        return self._confirm.submit_many(orders, deadline=deadline)
+        retakes = [order for order in orders if isinstance(order, RetakeRequest)]
+        if not retakes:
+            return self._confirm.submit_many(orders, deadline=deadline)
+        others = [order for order in orders if not isinstance(order, RetakeRequest)]
+        confirmed = iter(self._confirm.submit_many(others, deadline=deadline) if others else ())
+        retaken = iter(self._retake.submit_many(retakes, deadline=deadline))
+        return [next(retaken if isinstance(order, RetakeRequest) else confirmed) for order in orders]
 
     def add_stock(self, request: AddStock, *, deadline: float) -> Item:
         return self._add_stock.submit(request, deadline=deadline)
@@ -194,6 +209,9 @@ class Operations:
 
     def _list_reserved(self, page: PageRequest[None]) -> Page[OrderKey]:
         return self._database.query(lambda tx: reserved_orders.list_page(tx, page), ALL_TENANTS)
+
+    def _retake_one(self, tx: Connection, requests: Sequence[RetakeRequest]) -> list[list[Reservation] | ShopError]:
+        return retake(tx, requests, default_ttl_seconds=self._ttl_seconds)
 
     def _reserve_batch(self, tx: Connection, orders: Sequence[OrderLines]) -> Sequence[Reservations | ShopError]:
         return reserve(tx, orders, default_ttl_seconds=self._ttl_seconds)

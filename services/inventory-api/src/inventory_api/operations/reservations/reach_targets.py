@@ -10,14 +10,14 @@ from dataclasses import dataclass
 from sqlalchemy import Connection
 
 from inventory_api.domain import order_targets
-from inventory_api.domain.model import ORDER_RESERVATIONS_MAX, OrderKey, ReservationKey, State
+from inventory_api.domain.model import ACTIVE, ORDER_RESERVATIONS_MAX, OrderKey, ReservationKey, State
 from inventory_api.domain.order_targets import Decision, OrderTargets, Totals
 from inventory_api.operations.reservations.state_changes import change_states, replace_by_parts
 from inventory_api.operations.reservations.turns import TURN_ALLOCATIONS, TURN_RESERVATIONS, Turn
 from inventory_api.store import order_effects
 from inventory_api.store.order_effects import OrderEffects
 from inventory_api.store.reservations import by_order, locks
-from inventory_api.store.reservations.by_order import ActiveReservation
+from inventory_api.store.reservations.by_order import ReservationSummary
 from shop_common.api.command import Cause
 from shop_common.batching.coalescers import Sizes
 from shop_common.batching.turns import slices
@@ -130,14 +130,14 @@ def _apply(
 
 def _choose(
     tx: Connection, orders: Sequence[OrderTargets], totals: Mapping[OrderKey, Mapping[int, Totals]]
-) -> list[ActiveReservation]:
+) -> list[ReservationSummary]:
     """Return the active reservations that the versions use, confirmed ones first. Each of them is changed when locked.
 
     So every turn makes progress. An order of an old version may have more reservations than are read: the others stay.
     """
     by_key = {order.order_key: order for order in orders}
     still = {key: order_targets.remaining(order, totals[key]) for key, order in by_key.items()}
-    found = by_order.active(tx, by_key, 2 * ORDER_RESERVATIONS_MAX)
+    found = by_order.summaries(tx, by_key, ACTIVE, 2 * ORDER_RESERVATIONS_MAX)
     chosen = [
         each
         for each in found

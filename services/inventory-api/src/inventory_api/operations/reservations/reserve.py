@@ -102,7 +102,7 @@ def _reserve(tx: Connection, planned: Sequence[_Planned], default_ttl_seconds: f
     products = {ProductKey(order.tenant, line.product_id) for order in orders for line in order.lines}
     stock = {item.id: item for item in items.lock_products(tx, products)}
     timestamp, sizes = by_order.sizes(tx, (order.order_key for order in orders))
-    decisions, expired_count = _decide(tx, orders, stock, sizes)
+    decisions, expired_count = decide_with_due(tx, orders, stock, sizes)
     if expired_count:
         # Expiring took time. A reservation must not have an earlier timestamp than the expiry that freed its units.
         timestamp = now(tx)
@@ -136,7 +136,7 @@ def _reserve(tx: Connection, planned: Sequence[_Planned], default_ttl_seconds: f
         if len(decision) < len(each.ids) and (claim := each.claim_of(decision)):
             narrowed.append(claim)
         messages += [events.stock_reserved(reservation, timestamp, order.cause) for reservation in reservations]
-    _save(tx, created, stock, timestamp)
+    insert_reserved(tx, created, stock, timestamp)
     tables.idempotency_keys.replace_resources(tx, narrowed)
     tables.outbox.append(tx, messages)
     refusals = [each for each in outcomes if isinstance(each, ShopError) and each is not UNDECIDED]
@@ -144,7 +144,7 @@ def _reserve(tx: Connection, planned: Sequence[_Planned], default_ttl_seconds: f
     return outcomes
 
 
-def _decide(
+def decide_with_due(
     tx: Connection, orders: Sequence[OrderLines], stock: dict[int, Item], sizes: Mapping[OrderKey, OrderSize]
 ) -> tuple[list[Decision], int]:
     """Decide the orders one after another. If stock is missing, expire due reservations and decide all orders again.
@@ -186,7 +186,8 @@ def _contended(decisions: Sequence[Decision]) -> list[Decision]:
     return [Contention(message) if isinstance(each, InsufficientStock) else each for each in decisions]
 
 
-def _save(tx: Connection, created: Reservations, stock: dict[int, Item], now: datetime) -> None:
+def insert_reserved(tx: Connection, created: Reservations, stock: Mapping[int, Item], now: datetime) -> None:
+    """Insert new reservations, and add their units to the reserved quantities of their items. `stock` has the items."""
     if not created:
         return
     taken: dict[int, int] = {}

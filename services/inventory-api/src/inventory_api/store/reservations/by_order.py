@@ -57,8 +57,8 @@ class ReservationSize:
 
 
 @dataclass(frozen=True, slots=True)
-class ActiveReservation:
-    """An active reservation of an order, and the number of its allocations."""
+class ReservationSummary:
+    """A reservation of an order with its product and its state, and the number of its allocations."""
 
     order: OrderKey
     id: str
@@ -123,12 +123,14 @@ def count_active(tx: Connection, orders: Iterable[OrderKey]) -> dict[OrderKey, i
     return _count_in(tx, orders, ACTIVE)
 
 
-def active(tx: Connection, orders: Iterable[OrderKey], limit: int) -> list[ActiveReservation]:
-    """Return at most `limit` active reservations of these orders, sorted by id."""
-    rows = _rows_by_state(orders, ACTIVE)
+def summaries(
+    tx: Connection, orders: Iterable[OrderKey], states: Iterable[State], limit: int
+) -> list[ReservationSummary]:
+    """Return at most `limit` reservations of these orders that are in one of the states, sorted by id."""
+    rows = _rows_by_state(orders, states)
     return [
-        ActiveReservation(_key(row), row.id, row.product_id, State(row.state), row.allocations)
-        for row in (_active(tx, rows, row_limit=limit) if rows else ())
+        ReservationSummary(_key(row), row.id, row.product_id, State(row.state), row.allocations)
+        for row in (_summaries(tx, rows, row_limit=limit) if rows else ())
     ]
 
 
@@ -236,7 +238,7 @@ _in_states = Statement(
     **_KEY,
     state=Text(),
 )
-_active = Statement(
+_summaries = Statement(
     lambda given: (
         select(*_KEY_COLUMNS, _reservations.c.id, _reservations.c.product_id, _reservations.c.state, _allocation_count)
         .where(*is_each(_reservations, given, *_KEY, "state"))
