@@ -74,6 +74,7 @@ class Rows:
             "by_location": True,
             "active": True,
             "allow_partial": True,
+            "retake": True,
             "priority": 3,
             "region": "region",
             "location": self.location,
@@ -105,7 +106,7 @@ OMITTED = (
     "version", "reason", "ttl", "state", "max_count", "page_size", "page_token", "created_after", "created_before",
     "expires_in", "used_at", "traceparent", "tenant", "subject", "after_item_id", "repair", "charges", "policy",
     "external_reference", "labels", "label", "statuses", "updated_after", "updated_before",
-    "carrier", "tracking_number",
+    "carrier", "tracking_number", "order_version",
     "kind", "actor",
 )  # fmt: skip
 
