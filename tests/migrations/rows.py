@@ -155,6 +155,18 @@ _ORDERS_8: Rows = {
     ]
 }
 
+_ORDERS_10: Rows = {
+    "order_returns": [
+        {
+            "id": UUID(int=41),
+            "order_id": _ORDERS[0],
+            "reason": "too small",
+            "items": '[[1,1,"RESTOCK","WAREHOUSE_A"]]',
+            "created_at": _MOMENT,
+        }
+    ]
+}
+
 _INVENTORY_12: Rows = {
     "order_effects": [
         {"order_id": str(_ORDERS[0]), "applied_version": 3, "totals": '{"1":[2,1]}', "updated_at": _MOMENT}
@@ -185,6 +197,7 @@ ROWS: dict[tuple[str, str], Rows] = {
     ("inventory-api", "0014"): _INVENTORY_14,
     ("order-api", "0006"): _AUDIT,
     ("order-api", "0007"): _ORDERS_7,
+    ("order-api", "0010"): _ORDERS_10,
 }
 """(service, revision) → rows by table, in an order that foreign keys allow."""
 

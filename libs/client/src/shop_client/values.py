@@ -26,6 +26,7 @@ class MovementKind(StrEnum):
     ADJUSTED = "ADJUSTED"
     COUNTED = "COUNTED"
     FULFILLED = "FULFILLED"
+    RETURNED = "RETURNED"
     UNKNOWN = "UNKNOWN"
 
 

@@ -28,7 +28,10 @@ class OrderSettings(ApiSettings, CallerSettings, IdentitySettings, DatabaseSetti
 
     partial_changes_enabled: bool = Field(
         True,
-        description="serve CreateShipment and CancelOrderItems; off until no process of a release without them runs",
+        description=(
+            "serve CreateShipment, CancelOrderItems and CreateReturn; "
+            "off until no process of a release without them runs"
+        ),
     )
 
     def contradictions(self) -> Iterator[str]:

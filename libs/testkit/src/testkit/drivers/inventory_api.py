@@ -43,7 +43,7 @@ from inventory_api.domain.order_targets import OrderTargets, Totals
 from inventory_api.operations.coalescing import Operations
 from inventory_api.operations.items.availability import Availabilities
 from inventory_api.operations.reservations.fulfil import fulfil_orders
-from inventory_api.operations.reservations.reach_targets import reach_targets
+from inventory_api.operations.reservations.reach_targets import Reached, reach_targets
 from inventory_api.operations.reservations.release import release_orders
 from inventory_api.store import tables
 from inventory_api.store.reservations import by_order, rows
@@ -227,11 +227,11 @@ class InventoryDriver:
         }
 
     def change_order(
-        self, order: str, version: int, *, ordered: Mapping[int, int], targets: Mapping[int, tuple[int, int]]
+        self, order: str, version: int, *, ordered: Mapping[int, int], targets: Mapping[int, tuple[int, int] | Totals]
     ) -> dict[int, int]:
         """Reach the targets of an order, as the handlers of its events do. Returns the missing units by product.
 
-        The targets are the kept and the shipped units by product.
+        The targets are the kept and the shipped units by product, and the restocked ones if there are any.
         """
         request = OrderTargets(
             order,
@@ -240,9 +240,14 @@ class InventoryDriver:
             ordered=ordered,
             targets={product: Totals(*units) for product, units in targets.items()},
         )
-        while (reached := self.database.transact(lambda tx: reach_targets(tx, [request], "ORDER_SHIPPED"))).has_more:
-            pass
-        return reached.missing.get(request.order_key, {})
+        return self.reach(request)[-1].missing.get(request.order_key, {})
+
+    def reach(self, request: OrderTargets) -> list[Reached]:
+        """Reach the targets of an order. Returns the result of each turn."""
+        turns = [self.database.transact(lambda tx: reach_targets(tx, [request], "ORDER_SHIPPED"))]
+        while turns[-1].has_more:
+            turns.append(self.database.transact(lambda tx: reach_targets(tx, [request], "ORDER_SHIPPED")))
+        return turns
 
     def reservation(self, reservation: Reservation) -> Reservation:
         return self.operations.get_reservation(ReservationKey(self.caller.tenant, reservation.id), deadline=deadline())

@@ -88,6 +88,8 @@ class _MovementKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Movement
     """The quantity was set, by UpdateInventoryItem."""
     MOVEMENT_KIND_FULFILLED: _MovementKind.ValueType  # 4
     """Units left the stock, because their order was shipped."""
+    MOVEMENT_KIND_RETURNED: _MovementKind.ValueType  # 5
+    """Units of an order came back, and were added to the stock."""
 
 class MovementKind(_MovementKind, metaclass=_MovementKindEnumTypeWrapper):
     """Why the quantity of an item changed."""
@@ -102,6 +104,8 @@ MOVEMENT_KIND_COUNTED: MovementKind.ValueType  # 3
 """The quantity was set, by UpdateInventoryItem."""
 MOVEMENT_KIND_FULFILLED: MovementKind.ValueType  # 4
 """Units left the stock, because their order was shipped."""
+MOVEMENT_KIND_RETURNED: MovementKind.ValueType  # 5
+"""Units of an order came back, and were added to the stock."""
 Global___MovementKind: _TypeAlias = MovementKind  # noqa: Y015
 
 class _AllocationStrategy:

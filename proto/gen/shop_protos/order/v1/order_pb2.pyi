@@ -95,6 +95,30 @@ CHARGE_KIND_FEE: ChargeKind.ValueType  # 4
 """Adds to the total."""
 Global___ChargeKind: _TypeAlias = ChargeKind  # noqa: Y015
 
+class _ReturnTreatment:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _ReturnTreatmentEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ReturnTreatment.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    RETURN_TREATMENT_UNSPECIFIED: _ReturnTreatment.ValueType  # 0
+    """Not set; it is refused."""
+    RETURN_TREATMENT_RESTOCK: _ReturnTreatment.ValueType  # 1
+    """The units are added to the stock of a location, and can be sold again."""
+    RETURN_TREATMENT_DISCARD: _ReturnTreatment.ValueType  # 2
+    """The units are not added to the stock, because they cannot be sold again."""
+
+class ReturnTreatment(_ReturnTreatment, metaclass=_ReturnTreatmentEnumTypeWrapper):
+    """What happens to returned units."""
+
+RETURN_TREATMENT_UNSPECIFIED: ReturnTreatment.ValueType  # 0
+"""Not set; it is refused."""
+RETURN_TREATMENT_RESTOCK: ReturnTreatment.ValueType  # 1
+"""The units are added to the stock of a location, and can be sold again."""
+RETURN_TREATMENT_DISCARD: ReturnTreatment.ValueType  # 2
+"""The units are not added to the stock, because they cannot be sold again."""
+Global___ReturnTreatment: _TypeAlias = ReturnTreatment  # noqa: Y015
+
 @_typing.final
 class Order(_message.Message):
     """An order."""
@@ -115,6 +139,7 @@ class Order(_message.Message):
     EXTERNAL_REFERENCE_FIELD_NUMBER: _builtins.int
     LABELS_FIELD_NUMBER: _builtins.int
     SHIPMENTS_FIELD_NUMBER: _builtins.int
+    RETURNS_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """A UUID, assigned by the server."""
     user_id: _builtins.int
@@ -129,7 +154,7 @@ class Order(_message.Message):
     """The caller's own reference; empty if it gave none. Several orders may have the same reference."""
     @_builtins.property
     def items(self) -> _containers.RepeatedCompositeFieldContainer[Global___OrderItem]:
-        """The lines, in the sequence of the request. Only their shipped and cancelled units change."""
+        """The lines, in the sequence of the request. Only their shipped, cancelled and returned units change."""
 
     @_builtins.property
     def total_amount(self) -> _money_pb2.Money:
@@ -161,6 +186,10 @@ class Order(_message.Message):
     def shipments(self) -> _containers.RepeatedCompositeFieldContainer[Global___Shipment]:
         """The shipments by CreateShipment, the oldest first. ListOrders does not return them."""
 
+    @_builtins.property
+    def returns(self) -> _containers.RepeatedCompositeFieldContainer[Global___Return]:
+        """The returns by CreateReturn, the oldest first. ListOrders does not return them."""
+
     def __init__(
         self,
         *,
@@ -178,10 +207,11 @@ class Order(_message.Message):
         external_reference: _builtins.str = ...,
         labels: _abc.Iterable[Global___Label] | None = ...,
         shipments: _abc.Iterable[Global___Shipment] | None = ...,
+        returns: _abc.Iterable[Global___Return] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["created_at", b"created_at", "reserved_until", b"reserved_until", "total_amount", b"total_amount", "updated_at", b"updated_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["charges", b"charges", "created_at", b"created_at", "external_reference", b"external_reference", "id", b"id", "items", b"items", "labels", b"labels", "reserved_until", b"reserved_until", "shipments", b"shipments", "status", b"status", "status_reason", b"status_reason", "total_amount", b"total_amount", "updated_at", b"updated_at", "user_id", b"user_id", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["charges", b"charges", "created_at", b"created_at", "external_reference", b"external_reference", "id", b"id", "items", b"items", "labels", b"labels", "reserved_until", b"reserved_until", "returns", b"returns", "shipments", b"shipments", "status", b"status", "status_reason", b"status_reason", "total_amount", b"total_amount", "updated_at", b"updated_at", "user_id", b"user_id", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -392,6 +422,118 @@ class CancelOrderItemsRequest(_message.Message):
 Global___CancelOrderItemsRequest: _TypeAlias = CancelOrderItemsRequest  # noqa: Y015
 
 @_typing.final
+class ReturnedUnits(_message.Message):
+    """Units of a line of an order that came back."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ITEM_ID_FIELD_NUMBER: _builtins.int
+    QUANTITY_FIELD_NUMBER: _builtins.int
+    TREATMENT_FIELD_NUMBER: _builtins.int
+    LOCATION_FIELD_NUMBER: _builtins.int
+    item_id: _builtins.int
+    """The id of the line."""
+    quantity: _builtins.int
+    """Units: 1 … 10^9."""
+    treatment: Global___ReturnTreatment.ValueType
+    """What happens to the units."""
+    location: _builtins.str
+    """Only with RESTOCK, which needs it: the location to whose stock the units are added. 1–64 characters of
+    `A-Z a-z 0-9 _ -`.
+    """
+    def __init__(
+        self,
+        *,
+        item_id: _builtins.int = ...,
+        quantity: _builtins.int = ...,
+        treatment: Global___ReturnTreatment.ValueType = ...,
+        location: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["item_id", b"item_id", "location", b"location", "quantity", b"quantity", "treatment", b"treatment"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReturnedUnits: _TypeAlias = ReturnedUnits  # noqa: Y015
+
+@_typing.final
+class Return(_message.Message):
+    """Units of an order that came back together."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    ITEMS_FIELD_NUMBER: _builtins.int
+    CREATED_AT_FIELD_NUMBER: _builtins.int
+    id: _builtins.str
+    """A UUID, assigned by the server."""
+    reason: _builtins.str
+    """The reason; empty if none was given."""
+    @_builtins.property
+    def items(self) -> _containers.RepeatedCompositeFieldContainer[Global___ReturnedUnits]:
+        """The returned units."""
+
+    @_builtins.property
+    def created_at(self) -> _timestamp_pb2.Timestamp:
+        """When the return was created, UTC."""
+
+    def __init__(
+        self,
+        *,
+        id: _builtins.str = ...,
+        reason: _builtins.str = ...,
+        items: _abc.Iterable[Global___ReturnedUnits] | None = ...,
+        created_at: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["created_at", b"created_at"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["created_at", b"created_at", "id", b"id", "items", b"items", "reason", b"reason"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Return: _TypeAlias = Return  # noqa: Y015
+
+@_typing.final
+class CreateReturnRequest(_message.Message):
+    """Shipped units of an order that came back."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    ITEMS_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    id: _builtins.str
+    """The order: a UUID."""
+    reason: _builtins.str
+    """The reason, for people: one line of 0–500 characters, without control characters and invisible characters."""
+    request_id: _builtins.str
+    """See the comment of the service. Empty: no id; a retry returns further units."""
+    @_builtins.property
+    def items(self) -> _containers.RepeatedCompositeFieldContainer[Global___ReturnedUnits]:
+        """1–200 items. A line may occur several times, each time with another treatment or location. The returns of an order
+        have at most 500 items together.
+        """
+
+    def __init__(
+        self,
+        *,
+        id: _builtins.str = ...,
+        items: _abc.Iterable[Global___ReturnedUnits] | None = ...,
+        reason: _builtins.str = ...,
+        request_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["id", b"id", "items", b"items", "reason", b"reason", "request_id", b"request_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CreateReturnRequest: _TypeAlias = CreateReturnRequest  # noqa: Y015
+
+@_typing.final
 class StatusChange(_message.Message):
     """A change of an order's status."""
 
@@ -443,6 +585,7 @@ class OrderItem(_message.Message):
     LOCATION_FIELD_NUMBER: _builtins.int
     SHIPPED_FIELD_NUMBER: _builtins.int
     CANCELLED_FIELD_NUMBER: _builtins.int
+    RETURNED_FIELD_NUMBER: _builtins.int
     id: _builtins.int
     """Assigned by the server; positive."""
     product_id: _builtins.int
@@ -455,6 +598,8 @@ class OrderItem(_message.Message):
     """The units that have been shipped."""
     cancelled: _builtins.int
     """The units that have been cancelled."""
+    returned: _builtins.int
+    """The shipped units that have come back. They still count as shipped."""
     @_builtins.property
     def price(self) -> _money_pb2.Money:
         """The price of one unit."""
@@ -469,10 +614,11 @@ class OrderItem(_message.Message):
         location: _builtins.str = ...,
         shipped: _builtins.int = ...,
         cancelled: _builtins.int = ...,
+        returned: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["price", b"price"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cancelled", b"cancelled", "id", b"id", "location", b"location", "price", b"price", "product_id", b"product_id", "quantity", b"quantity", "shipped", b"shipped"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cancelled", b"cancelled", "id", b"id", "location", b"location", "price", b"price", "product_id", b"product_id", "quantity", b"quantity", "returned", b"returned", "shipped", b"shipped"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

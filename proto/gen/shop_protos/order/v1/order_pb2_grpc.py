@@ -99,6 +99,11 @@ class OrderServiceStub:
                 request_serializer=shop_dot_order_dot_v1_dot_order__pb2.CancelOrderItemsRequest.SerializeToString,
                 response_deserializer=shop_dot_order_dot_v1_dot_order__pb2.OrderResponse.FromString,
                 _registered_method=True)
+        self.CreateReturn = channel.unary_unary(
+                '/shop.order.v1.OrderService/CreateReturn',
+                request_serializer=shop_dot_order_dot_v1_dot_order__pb2.CreateReturnRequest.SerializeToString,
+                response_deserializer=shop_dot_order_dot_v1_dot_order__pb2.OrderResponse.FromString,
+                _registered_method=True)
         self.ListOrders = channel.unary_unary(
                 '/shop.order.v1.OrderService/ListOrders',
                 request_serializer=shop_dot_order_dot_v1_dot_order__pb2.ListOrdersRequest.SerializeToString,
@@ -242,6 +247,23 @@ class OrderServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def CreateReturn(self, request, context):
+        """Records that shipped units of an order came back. Units may come back before the rest of the order has shipped, and
+        also after its delivery. The status and the total of the order do not change. inventory-api adds units with the
+        treatment RESTOCK to the stock of their location shortly after the call, when it receives the event. Retry with the
+        same request_id.
+        NOT_FOUND           ORDER_NOT_FOUND (metadata: id). ORDER_ITEM_NOT_FOUND (metadata: id, item_id).
+        FAILED_PRECONDITION UNITS_NOT_RETURNABLE (metadata: id, item_id, requested, returnable): fewer units have been
+        shipped and have not come back. RETURNS_LIMIT (metadata: id, limit): the returns of the order
+        would have more items than that.
+        INVALID_ARGUMENT    REQUEST_ID_REUSED.
+        UNIMPLEMENTED       PARTIAL_CHANGES_DISABLED: the operator has switched off changes of some units.
+        Emits ORDER_RETURNED.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def ListOrders(self, request, context):
         """Lists orders, newest first: by creation time and id, descending. Every order that existed before the
         first page and still matches appears once.
@@ -291,6 +313,11 @@ def add_OrderServiceServicer_to_server(servicer, server):
             'CancelOrderItems': grpc.unary_unary_rpc_method_handler(
                     servicer.CancelOrderItems,
                     request_deserializer=shop_dot_order_dot_v1_dot_order__pb2.CancelOrderItemsRequest.FromString,
+                    response_serializer=shop_dot_order_dot_v1_dot_order__pb2.OrderResponse.SerializeToString,
+            ),
+            'CreateReturn': grpc.unary_unary_rpc_method_handler(
+                    servicer.CreateReturn,
+                    request_deserializer=shop_dot_order_dot_v1_dot_order__pb2.CreateReturnRequest.FromString,
                     response_serializer=shop_dot_order_dot_v1_dot_order__pb2.OrderResponse.SerializeToString,
             ),
             'ListOrders': grpc.unary_unary_rpc_method_handler(
@@ -495,6 +522,33 @@ class OrderService:
             target,
             '/shop.order.v1.OrderService/CancelOrderItems',
             shop_dot_order_dot_v1_dot_order__pb2.CancelOrderItemsRequest.SerializeToString,
+            shop_dot_order_dot_v1_dot_order__pb2.OrderResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CreateReturn(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/shop.order.v1.OrderService/CreateReturn',
+            shop_dot_order_dot_v1_dot_order__pb2.CreateReturnRequest.SerializeToString,
             shop_dot_order_dot_v1_dot_order__pb2.OrderResponse.FromString,
             options,
             channel_credentials,

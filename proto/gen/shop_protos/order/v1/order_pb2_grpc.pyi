@@ -125,6 +125,19 @@ class OrderServiceStub:
       UNIMPLEMENTED       PARTIAL_CHANGES_DISABLED: the operator has switched off changes of some units.
     Emits ORDER_ITEMS_CANCELLED, or ORDER_CANCELLED or ORDER_SHIPPED for the last units.
     """
+    CreateReturn: _grpc.UnaryUnaryMultiCallable[_order_pb2.CreateReturnRequest, _order_pb2.OrderResponse]
+    """Records that shipped units of an order came back. Units may come back before the rest of the order has shipped, and
+    also after its delivery. The status and the total of the order do not change. inventory-api adds units with the
+    treatment RESTOCK to the stock of their location shortly after the call, when it receives the event. Retry with the
+    same request_id.
+      NOT_FOUND           ORDER_NOT_FOUND (metadata: id). ORDER_ITEM_NOT_FOUND (metadata: id, item_id).
+      FAILED_PRECONDITION UNITS_NOT_RETURNABLE (metadata: id, item_id, requested, returnable): fewer units have been
+                          shipped and have not come back. RETURNS_LIMIT (metadata: id, limit): the returns of the order
+                          would have more items than that.
+      INVALID_ARGUMENT    REQUEST_ID_REUSED.
+      UNIMPLEMENTED       PARTIAL_CHANGES_DISABLED: the operator has switched off changes of some units.
+    Emits ORDER_RETURNED.
+    """
     ListOrders: _grpc.UnaryUnaryMultiCallable[_order_pb2.ListOrdersRequest, _order_pb2.ListOrdersResponse]
     """Lists orders, newest first: by creation time and id, descending. Every order that existed before the
     first page and still matches appears once.
@@ -286,6 +299,25 @@ class OrderServiceServicer(metaclass=_abc_1.ABCMeta):
           INVALID_ARGUMENT    REQUEST_ID_REUSED.
           UNIMPLEMENTED       PARTIAL_CHANGES_DISABLED: the operator has switched off changes of some units.
         Emits ORDER_ITEMS_CANCELLED, or ORDER_CANCELLED or ORDER_SHIPPED for the last units.
+        """
+
+    @_abc_1.abstractmethod
+    def CreateReturn(
+        self,
+        request: _order_pb2.CreateReturnRequest,
+        context: _grpc.ServicerContext,
+    ) -> _order_pb2.OrderResponse:
+        """Records that shipped units of an order came back. Units may come back before the rest of the order has shipped, and
+        also after its delivery. The status and the total of the order do not change. inventory-api adds units with the
+        treatment RESTOCK to the stock of their location shortly after the call, when it receives the event. Retry with the
+        same request_id.
+          NOT_FOUND           ORDER_NOT_FOUND (metadata: id). ORDER_ITEM_NOT_FOUND (metadata: id, item_id).
+          FAILED_PRECONDITION UNITS_NOT_RETURNABLE (metadata: id, item_id, requested, returnable): fewer units have been
+                              shipped and have not come back. RETURNS_LIMIT (metadata: id, limit): the returns of the order
+                              would have more items than that.
+          INVALID_ARGUMENT    REQUEST_ID_REUSED.
+          UNIMPLEMENTED       PARTIAL_CHANGES_DISABLED: the operator has switched off changes of some units.
+        Emits ORDER_RETURNED.
         """
 
     @_abc_1.abstractmethod

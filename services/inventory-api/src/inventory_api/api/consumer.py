@@ -4,7 +4,7 @@ Events have cumulative targets and a version, which are compared with what was a
 targets, which the previous version emits, the handlers check the state of each reservation.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -17,6 +17,7 @@ from inventory_api.operations.reservations.fulfil import fulfil_orders
 from inventory_api.operations.reservations.reach_targets import reach_targets
 from inventory_api.operations.reservations.release import release_orders
 from inventory_api.store.reservations import by_order
+from shop_common.api.valid import LOCATION_PATTERN
 from shop_common.db.audit import AuditLog
 from shop_common.events.consumer import Event, Handler
 from shop_common.identity.caller import ANYONE
@@ -40,6 +41,7 @@ def handlers(audit_log: AuditLog | None = None) -> Mapping[str, Handler]:
         "ORDER_CANCELLED": partial(release, audit_log=audit_log),
         "ORDER_SHIPPED": partial(fulfil, audit_log=audit_log),
         "ORDER_PARTIALLY_SHIPPED": partial(_reach, event_type="ORDER_PARTIALLY_SHIPPED", audit_log=audit_log),
+        "ORDER_RETURNED": partial(_reach, event_type="ORDER_RETURNED", audit_log=audit_log),
         "ORDER_ITEMS_CANCELLED": partial(_reach, event_type="ORDER_ITEMS_CANCELLED", audit_log=audit_log),
     }
 
@@ -72,11 +74,20 @@ def _by_targets(events: Sequence[Event]) -> tuple[list[Event], list[Event]]:
 
 
 def _reach(tx: Connection, events: Sequence[Event], *, event_type: str, audit_log: AuditLog | None) -> bool:
-    """Ship and release units of orders, one turn per call. Returns True if another turn may be needed."""
+    """Restock, ship and release units of orders, one turn per call. Returns True if another turn may be needed."""
     orders = [_targets(event) for event in events]
     reached = reach_targets(tx, orders, event_type, audit_log)
-    for order, missing in reached.missing.items():
+    # A return may come after the reservations were purged. If the order was shipped by a process without targets, its
+    # units then seem to be missing, although they were fulfilled.
+    for order, missing in reached.missing.items() if event_type != "ORDER_RETURNED" else ():
         _report_missing(order.order_id, missing)
+    for order, errors in reached.not_restocked.items():
+        # The goods are at the location, but the stock does not have their units. An operator must add them.
+        _log.error(
+            "returned units were not added to the stock",
+            order_id=order.order_id,
+            errors=[error.message for error in errors],
+        )
     return reached.has_more
 
 
@@ -100,11 +111,17 @@ def _report_missing(order_id: str, missing: Mapping[int, int]) -> None:
 
 def _targets(event: Event) -> OrderTargets:
     order, version = _order(event), event.data["version"]
-    targets = {each["product_id"]: Totals(each["kept"], each["shipped"]) for each in event.data["targets"]}
+    targets = {
+        each["product_id"]: Totals(each["kept"], each["shipped"], _restocked(each.get("returned", ())))
+        for each in event.data["targets"]
+    }
     ordered = _ordered(event.data)
-    numbers = [version, *targets, *(units for target in targets.values() for units in target)]
+    numbers = [version, *targets]
+    for target in targets.values():
+        numbers += [target.kept, target.shipped, *(units for _, units in target.restocked)]
     if not all(isinstance(number, int) for number in numbers) or not all(
-        0 <= target.shipped <= target.kept <= ordered.get(product, 0) for product, target in targets.items()
+        0 <= sum(units for _, units in target.restocked) <= target.shipped <= target.kept <= ordered.get(product, 0)
+        for product, target in targets.items()
     ):
         raise ValueError("the targets of the order are not possible")
     return OrderTargets(
@@ -116,6 +133,19 @@ def _targets(event: Event) -> OrderTargets:
         ordered=ordered,
         targets=targets,
     )
+
+
+def _restocked(returned: Iterable[Mapping[str, Any]]) -> tuple[tuple[str, int], ...]:
+    """Return the units to add to the stock of each location. Discarded units have no effect on the stock."""
+    restocked: dict[str, int] = {}
+    for each in returned:
+        if each["treatment"] == "DISCARD":
+            continue
+        location, units = each["location"], each["quantity"]
+        if each["treatment"] != "RESTOCK" or not LOCATION_PATTERN.match(location) or units < 1:
+            raise ValueError("the returned units of the order are not possible")
+        restocked[location] = units
+    return tuple(restocked.items())
 
 
 def _order(event: Event) -> OrderRequest:

@@ -95,6 +95,7 @@ MOVEMENT_KIND_NUMBERS: dict[MovementKind, pb.MovementKind.ValueType] = {
     MovementKind.ADJUSTED: pb.MOVEMENT_KIND_ADJUSTED,
     MovementKind.COUNTED: pb.MOVEMENT_KIND_COUNTED,
     MovementKind.FULFILLED: pb.MOVEMENT_KIND_FULFILLED,
+    MovementKind.RETURNED: pb.MOVEMENT_KIND_RETURNED,
 }
 _MOVEMENT_KINDS_BY_NUMBER: dict[int, MovementKind] = {number: kind for kind, number in MOVEMENT_KIND_NUMBERS.items()}
 _STATES_BY_NUMBER: dict[int, State] = {number: state for state, number in STATE_NUMBERS.items()}

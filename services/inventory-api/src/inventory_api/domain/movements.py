@@ -20,6 +20,7 @@ class MovementKind(StrEnum):
     ADJUSTED = "ADJUSTED"
     COUNTED = "COUNTED"
     FULFILLED = "FULFILLED"
+    RETURNED = "RETURNED"
 
 
 OPENING = "OPENING"

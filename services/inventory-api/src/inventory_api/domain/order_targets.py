@@ -1,9 +1,9 @@
-"""Decides how the reservations of an order reach the order's targets. Needs no database.
+"""Decides how the stock of an order reaches the order's targets. Needs no database.
 
-The targets are cumulative: how many units of each product the order keeps, and how many of them it has shipped, since
-it was created. Only the difference to the totals that were applied before is applied. So no unit is shipped or released
-twice, even if an event is repeated or late, and a newer event makes up for one that is missing. ADR 0025 has the table
-of crashes.
+The targets are cumulative: how many units of each product the order keeps, how many of them it has shipped, and how
+many of these came back, since it was created. Only the difference to the totals that were applied before is applied. So
+no unit is shipped, released or restocked twice, even if an event is repeated or late, and a newer event makes up for
+one that is missing. ADR 0025 has the table of crashes.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -18,10 +18,20 @@ from inventory_api.domain.transitions import StateChanges
 
 
 class Totals(NamedTuple):
-    """Units of one product of an order, since the order was created. The kept units include the shipped ones."""
+    """Units of one product of an order, since the order was created. The kept units include the shipped ones.
+
+    `restocked` are pairs of a location and the returned units that were added to its stock.
+    """
 
     kept: int
     shipped: int
+    restocked: tuple[tuple[str, int], ...] = ()
+
+    def plus_restocked(self, location: str, units: int) -> "Totals":
+        """Return the totals after so many more units were restocked at the location."""
+        restocked = dict(self.restocked)
+        restocked[location] = restocked.get(location, 0) + units
+        return self._replace(restocked=tuple(restocked.items()))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,8 +90,34 @@ def starting_totals(
     totals = {}
     for product, target in order.targets.items():
         before = applied.get(product, Totals(order.ordered.get(product, target.kept), 0))
-        totals[product] = Totals(before.kept, max(before.shipped, fulfilled.get(product, 0)))
+        totals[product] = before._replace(shipped=max(before.shipped, fulfilled.get(product, 0)))
     return totals
+
+
+def to_restock(order: OrderTargets, totals: Mapping[int, Totals]) -> dict[tuple[int, str], int]:
+    """Return the returned units that are still to be added to the stock, by product and location."""
+    missing: dict[tuple[int, str], int] = {}
+    for product, target in order.targets.items():
+        before = dict(totals[product].restocked)
+        for location, units in target.restocked:
+            if units > before.get(location, 0):
+                missing[product, location] = units - before.get(location, 0)
+    return missing
+
+
+def final_totals(order: OrderTargets, totals: Mapping[int, Totals]) -> dict[int, Totals]:
+    """Return the totals of each product after the version was applied. `totals` are the totals before.
+
+    Restocked units never become fewer: a process that does not know returns emits targets without them, and a later
+    version would restock the units again.
+    """
+    final = {}
+    for product, target in order.targets.items():
+        restocked = dict(totals[product].restocked)
+        for location, units in target.restocked:
+            restocked[location] = max(units, restocked.get(location, 0))
+        final[product] = target._replace(restocked=tuple(restocked.items()))
+    return final
 
 
 def remaining(order: OrderTargets, totals: Mapping[int, Totals]) -> dict[int, Remaining]:
@@ -122,7 +158,7 @@ def decide(
         left.to_release -= released
         if product in decision.applied:
             before = decision.applied[product]
-            decision.applied[product] = Totals(before.kept - released, before.shipped + shipped)
+            decision.applied[product] = before._replace(kept=before.kept - released, shipped=before.shipped + shipped)
         if order.is_final:
             released = rest
         _change(decision, order, reservation, {State.FULFILLED: shipped, State.RELEASED: released})

@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
+from itertools import chain
 
 import orjson
 from sqlalchemy import BigInteger, Connection, Text, select, update
@@ -40,7 +41,7 @@ def lock(tx: Connection, orders: Iterable[OrderKey], now: datetime) -> dict[Orde
     return {
         OrderKey(row.tenant, "", row.order_id): OrderEffects(
             row.applied_version,
-            {int(product): Totals(*units) for product, units in orjson.loads(row.totals).items()},
+            _unpacked(row.totals),
         )
         for row in _lock(tx, rows)
     }
@@ -55,7 +56,7 @@ def save(tx: Connection, effects: Mapping[OrderKey, OrderEffects], now: datetime
                 "tenant": order.tenant,
                 "order_id": order.order_id,
                 "applied_version": each.applied_version,
-                "totals": orjson.dumps({str(product): [*units] for product, units in each.totals.items()}).decode(),
+                "totals": _packed(each.totals),
                 "updated_at": now,
             }
             for order, each in effects.items()
@@ -65,6 +66,23 @@ def save(tx: Connection, effects: Mapping[OrderKey, OrderEffects], now: datetime
 
 def _rows(orders: Iterable[OrderKey]) -> list[dict[str, object]]:
     return [{"tenant": order.tenant, "order_id": order.order_id} for order in sorted(set(orders))]
+
+
+def _packed(totals: Mapping[int, Totals]) -> str:
+    # Most orders have no returns.
+    return orjson.dumps(
+        {
+            str(product): [each.kept, each.shipped, *([each.restocked] if each.restocked else [])]
+            for product, each in totals.items()
+        }
+    ).decode()
+
+
+def _unpacked(text: str) -> dict[int, Totals]:
+    return {
+        int(product): Totals(kept, shipped, tuple((location, units) for location, units in chain(*restocked)))
+        for product, (kept, shipped, *restocked) in orjson.loads(text).items()
+    }
 
 
 _versions = Statement(

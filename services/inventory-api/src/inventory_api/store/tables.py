@@ -193,8 +193,8 @@ order_effects = Table(
     Column("order_id", Text, primary_key=True),
     # The highest version of the order whose targets the reservations have reached. 0 while the first one is applied.
     Column("applied_version", BigInteger, nullable=False),
-    # JSON: the units kept and shipped so far, by product. The rows outlive the reservations, so that an event that is
-    # repeated after the reservations were purged still changes nothing.
+    # JSON: the units kept, shipped and restocked so far, by product. The rows outlive the reservations, so that an
+    # event that is repeated after the reservations were purged still changes nothing.
     Column("totals", Text, nullable=False),
     Column("updated_at", Timestamp, nullable=False),
 )

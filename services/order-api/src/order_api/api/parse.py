@@ -15,6 +15,7 @@ from order_api.domain.commands import (
     OrderFilter,
     PurgeKeys,
     Reconcile,
+    ReturnItems,
     ShipItems,
 )
 from order_api.domain.model import (
@@ -27,7 +28,9 @@ from order_api.domain.model import (
     NewDetails,
     NewItem,
     OrderKey,
+    ReturnedUnits,
     Status,
+    Treatment,
 )
 from shop_common.api import money, paging
 from shop_common.api.labels import checked as checked_labels
@@ -72,6 +75,13 @@ CHARGE_NUMBERS: dict[ChargeKind, pb.ChargeKind.ValueType] = {
     ChargeKind.FEE: pb.CHARGE_KIND_FEE,
 }
 _CHARGE_KINDS: dict[int, ChargeKind] = {number: kind for kind, number in CHARGE_NUMBERS.items()}
+
+
+TREATMENT_NUMBERS: dict[Treatment, pb.ReturnTreatment.ValueType] = {
+    Treatment.RESTOCK: pb.RETURN_TREATMENT_RESTOCK,
+    Treatment.DISCARD: pb.RETURN_TREATMENT_DISCARD,
+}
+_TREATMENTS: dict[int, Treatment] = {number: treatment for treatment, number in TREATMENT_NUMBERS.items()}
 
 
 def new_order(request: pb.CreateOrderRequest, caller: Caller, traceparent: str | None) -> NewOrder:
@@ -220,6 +230,40 @@ def _units(check: Fields, items: Sequence[pb.ItemUnits], count_min: int) -> tupl
             at.violate("item_id", "must not occur twice")
         units[item_id] = at.between("quantity", item.quantity, 1, LINE_QUANTITY_MAX)
     return tuple(units.items())
+
+
+def return_items(request: pb.CreateReturnRequest, caller: Caller, traceparent: str | None) -> ReturnItems:
+    with Fields() as check:
+        return ReturnItems(
+            check.uuid("id", request.id),
+            _returned(check, request.items),
+            check.text("reason", request.reason),
+            caller=caller,
+            request_id=check.request_id(request.request_id),
+            traceparent=traceparent,
+        )
+
+
+def _returned(check: Fields, items: Sequence[pb.ReturnedUnits]) -> tuple[ReturnedUnits, ...]:
+    if not check.size("items", items, 1, LINES_MAX):
+        return ()
+    returned: dict[tuple[int, Treatment, str], ReturnedUnits] = {}
+    for index, item in enumerate(items):
+        at = check.at(f"items[{index}]")
+        item_id = at.identity("item_id", item.item_id)
+        quantity = at.between("quantity", item.quantity, 1, LINE_QUANTITY_MAX)
+        treatment = at.member("treatment", item.treatment, _TREATMENTS)
+        location = item.location
+        if treatment is Treatment.RESTOCK:
+            location = at.location("location", location)
+        elif location:
+            at.violate("location", "must be empty unless the units are restocked")
+        if treatment is None:
+            continue
+        if (item_id, treatment, location) in returned:
+            at.violate("item_id", "must not occur twice with the same treatment and location")
+        returned[item_id, treatment, location] = ReturnedUnits(item_id, quantity, treatment, location)
+    return tuple(returned.values())
 
 
 def orders_page(request: pb.ListOrdersRequest, caller: Caller) -> PageRequest[OrderFilter]:

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 
-from order_api.api.parse import CHARGE_NUMBERS, STATUS_NUMBERS
+from order_api.api.parse import CHARGE_NUMBERS, STATUS_NUMBERS, TREATMENT_NUMBERS
 from order_api.domain import units
 from order_api.domain.model import Order, StatusChange
 from shop_common.api import money
@@ -26,6 +26,7 @@ def order(value: Order) -> pb.Order:
                 location=item.location,
                 shipped=units.shipped(value, item),
                 cancelled=item.quantity - units.kept(value, item),
+                returned=item.returned,
             )
             for item in value.items
         ],
@@ -53,6 +54,23 @@ def order(value: Order) -> pb.Order:
                 created_at=to_proto(shipment.created_at),
             )
             for shipment in value.shipments
+        ],
+        returns=[
+            pb.Return(
+                id=each.id,
+                reason=each.reason,
+                items=[
+                    pb.ReturnedUnits(
+                        item_id=returned.item_id,
+                        quantity=returned.quantity,
+                        treatment=TREATMENT_NUMBERS[returned.treatment],
+                        location=returned.location,
+                    )
+                    for returned in each.units
+                ],
+                created_at=to_proto(each.created_at),
+            )
+            for each in value.returns
         ],
     )
 

@@ -14,6 +14,7 @@ def describe(message: Message) -> dict[str, str | list[str]]:
             | pb.UpdateOrderStatusRequest()
             | pb.CreateShipmentRequest()
             | pb.CancelOrderItemsRequest()
+            | pb.CreateReturnRequest()
         ):
             return {"shop.order_id": message.id}
         case pb.OrderResponse():

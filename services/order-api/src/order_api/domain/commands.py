@@ -8,7 +8,17 @@ from uuid import UUID, uuid5
 
 from uuid_utils import uuid7
 
-from order_api.domain.model import NO_DETAILS, ChargeKind, NewDetails, NewItem, Order, OrderItem, OrderKey, Status
+from order_api.domain.model import (
+    NO_DETAILS,
+    ChargeKind,
+    NewDetails,
+    NewItem,
+    Order,
+    OrderItem,
+    OrderKey,
+    ReturnedUnits,
+    Status,
+)
 from shop_common.api import money
 from shop_common.api.command import Command
 from shop_common.db.idempotency import Claim, fingerprint
@@ -23,6 +33,7 @@ CREATE_METHOD = "CreateOrder"
 CHANGE_METHOD = "UpdateOrderStatus"
 SHIP_METHOD = "CreateShipment"
 CANCEL_ITEMS_METHOD = "CancelOrderItems"
+RETURN_METHOD = "CreateReturn"
 """Names of RPCs, in the keys of their request_ids and in the audit log."""
 
 
@@ -201,6 +212,19 @@ class CancelItems(OrderCommand):
 
     def claim(self) -> Claim | None:
         return self._claim(CANCEL_ITEMS_METHOD, self.units, self.reason)
+
+
+@dataclass(frozen=True, slots=True)
+class ReturnItems(OrderCommand):
+    """Record that shipped units of an order came back."""
+
+    units: tuple[ReturnedUnits, ...]
+    reason: str = ""
+
+    def claim(self) -> Claim | None:
+        # The fingerprint must not depend on names in the code.
+        units = tuple((each.item_id, each.quantity, each.treatment.value, each.location) for each in self.units)
+        return self._claim(RETURN_METHOD, units, self.reason)
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,6 +10,8 @@ ShopError
     ├── IllegalTransition
     ├── UnitsNotOpen
     ├── ShipmentsLimit
+    ├── UnitsNotReturnable
+    ├── ReturnsLimit
     ├── ReservationExpired      (when an order is created; a confirmation gets this reason from inventory-api)
     └── ReservationReleased     (when an order is confirmed)
 """
@@ -17,7 +19,7 @@ ShopError
 from collections.abc import Sequence
 from typing import ClassVar
 
-from order_api.domain.model import LEGAL_CHANGES, SHIPMENTS_MAX, Status
+from order_api.domain.model import LEGAL_CHANGES, RETURN_ITEMS_MAX, SHIPMENTS_MAX, Status
 from shop_common.errors import NotFound, NotSupported, Refused
 
 
@@ -95,6 +97,34 @@ class ShipmentsLimit(Refused):
     def __init__(self, order_id: str) -> None:
         super().__init__(f"order {order_id} has {SHIPMENTS_MAX} shipments already")
         self._metadata = {"id": order_id, "limit": str(SHIPMENTS_MAX)}
+
+    def metadata(self) -> dict[str, str]:
+        return self._metadata
+
+
+class UnitsNotReturnable(Refused):
+    """More units of a line were to be returned than have been shipped and have not been returned."""
+
+    reason: ClassVar[str] = "UNITS_NOT_RETURNABLE"
+
+    def __init__(self, order_id: str, item_id: int, requested: int, returnable: int) -> None:
+        super().__init__(f"item {item_id} of order {order_id} has {returnable} units to return, not {requested}")
+        self._metadata = {
+            "id": order_id, "item_id": str(item_id), "requested": str(requested), "returnable": str(returnable),
+        }  # fmt: skip
+
+    def metadata(self) -> dict[str, str]:
+        return self._metadata
+
+
+class ReturnsLimit(Refused):
+    """The returns of the order would have more items together than they may have."""
+
+    reason: ClassVar[str] = "RETURNS_LIMIT"
+
+    def __init__(self, order_id: str) -> None:
+        super().__init__(f"the returns of order {order_id} would have more than {RETURN_ITEMS_MAX} items")
+        self._metadata = {"id": order_id, "limit": str(RETURN_ITEMS_MAX)}
 
     def metadata(self) -> dict[str, str]:
         return self._metadata

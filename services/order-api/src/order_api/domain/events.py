@@ -6,8 +6,8 @@ from typing import Any
 
 import orjson
 
-from order_api.domain.model import Order, OrderItem, Shipment, Status
-from order_api.domain.units import targets
+from order_api.domain.model import Order, OrderItem, Return, Shipment, Status, Treatment
+from order_api.domain.units import Target, returned, targets
 from shop_common.api.money import as_json_number
 from shop_common.events.outbox import Message
 from shop_common.timestamps import rfc3339
@@ -55,7 +55,23 @@ def units_cancelled(
     return _message(order, event_type, data, traceparent, actor)
 
 
+def units_returned(order: Order, returning: Return, traceparent: str | None, actor: str | None) -> Message:
+    """Return the event for a return of shipped units. The order has its present status."""
+    products = {item.id: item.product_id for item in order.items}
+    data = _data(order)
+    data["return"] = {
+        "id": returning.id,
+        "reason": returning.reason,
+        "items": [
+            {"product_id": products[each.item_id], **_treated(each.treatment, each.location, each.quantity)}
+            for each in returning.units
+        ],
+    }
+    return _message(order, "ORDER_RETURNED", data, traceparent, actor)
+
+
 def _data(order: Order) -> dict[str, Any]:
+    returns = returned(order)
     data: dict[str, Any] = {
         "id": order.id,
         "user_id": order.user_id,
@@ -66,8 +82,7 @@ def _data(order: Order) -> dict[str, Any]:
         "version": order.version,
         "items": [_item(item) for item in order.items],
         "targets": [
-            {"product_id": product_id, "kept": units.kept, "shipped": units.shipped}
-            for product_id, units in targets(order).items()
+            _target(product_id, units, returns.get(product_id)) for product_id, units in targets(order).items()
         ],
     }
     if order.charges:
@@ -81,6 +96,22 @@ def _data(order: Order) -> dict[str, Any]:
     if order.status is Status.PENDING:
         data["reserved_until"] = rfc3339(order.reserved_until)
     return data
+
+
+def _target(product_id: int, units: Target, returns: Mapping[tuple[Treatment, str], int] | None) -> dict[str, Any]:
+    target: dict[str, Any] = {"product_id": product_id, "kept": units.kept, "shipped": units.shipped}
+    if returns:
+        target["returned"] = [
+            _treated(treatment, location, quantity) for (treatment, location), quantity in returns.items()
+        ]
+    return target
+
+
+def _treated(treatment: Treatment, location: str, quantity: int) -> dict[str, Any]:
+    treated: dict[str, Any] = {"treatment": treatment, "quantity": quantity}
+    if location:
+        treated["location"] = location
+    return treated
 
 
 def _message(

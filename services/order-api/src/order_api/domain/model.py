@@ -13,6 +13,9 @@ LINES_MAX = 200
 SHIPMENTS_MAX = 100
 """The maximum number of shipments of an order."""
 
+RETURN_ITEMS_MAX = 500
+"""The maximum number of items in all returns of an order. It bounds the events, which have the sums of all returns."""
+
 CHARGES_MAX = 16
 LABELS_MAX = 16
 """The maximum number of charges and of labels of an order."""
@@ -50,6 +53,13 @@ class ChargeKind(StrEnum):
     FEE = "FEE"
 
 
+class Treatment(StrEnum):
+    """What happens to returned units: they are added to the stock of a location, or they are not."""
+
+    RESTOCK = "RESTOCK"
+    DISCARD = "DISCARD"
+
+
 class OrderKey(NamedTuple):
     """The tenant and the id of an order. No two tenants have orders with the same id."""
 
@@ -61,8 +71,8 @@ class OrderKey(NamedTuple):
 class OrderItem:
     """A line of an order. `price` is per unit, in the order's currency.
 
-    Only `shipped` and `cancelled` change: the units that calls about single units have shipped and cancelled. See
-    domain/units.py for the units of an order that was shipped or cancelled as a whole.
+    Only `shipped`, `cancelled` and `returned` change: the units that calls about single units have shipped, cancelled
+    and returned. See domain/units.py for the units of an order that was shipped or cancelled as a whole.
 
     `location` is the only one from which the line's stock may come. It is empty if the line named none.
     """
@@ -74,6 +84,7 @@ class OrderItem:
     location: str = ""
     shipped: int = 0
     cancelled: int = 0
+    returned: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +95,25 @@ class Shipment:
     carrier: str
     tracking_number: str
     units: tuple[tuple[int, int], ...]
+    created_at: datetime
+
+
+class ReturnedUnits(NamedTuple):
+    """Units of a line that came back. `location` is where they are restocked, or empty if they are discarded."""
+
+    item_id: int
+    quantity: int
+    treatment: Treatment
+    location: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Return:
+    """Units of an order that came back together."""
+
+    id: str
+    reason: str
+    units: tuple[ReturnedUnits, ...]
     created_at: datetime
 
 
@@ -104,7 +134,7 @@ Labels = tuple[tuple[str, str], ...]
 class Order:
     """A stored order. `items` are in the order of the request.
 
-    `shipments` are those that named their units, oldest first. They are empty in lists of orders.
+    `shipments` are those that named their units, oldest first. So are `returns`. Both are empty in lists of orders.
 
     `created_by` is the actor of the call that created it. It is empty if the actor is unknown.
     """
@@ -126,6 +156,7 @@ class Order:
     charges: tuple[Charge, ...] = ()
     labels: Labels = ()
     shipments: tuple[Shipment, ...] = ()
+    returns: tuple[Return, ...] = ()
 
     @property
     def key(self) -> OrderKey:

@@ -1,18 +1,34 @@
-"""Counts the units of an order's lines, and decides shipments and cancellations of some of them. Needs no database.
+"""Counts the units of an order's lines, and decides shipments, cancellations and returns. Needs no database.
 
-Units are ordered, then shipped or cancelled, and never come back. A line stores how many were shipped and cancelled by
-calls about units. A status that concerns the whole order counts for all lines, and is not stored per line: all units
-of a CANCELLED order are cancelled, and all others of a SHIPPED or DELIVERED order are shipped. The total of an order
-never changes, whichever units are cancelled.
+Units are ordered, then shipped or cancelled. Shipped units may come back, and still count as shipped. A line stores how
+many were shipped, cancelled and returned by calls about units. A status that concerns the whole order counts for all
+lines, and is not stored per line: all units of a CANCELLED order are cancelled, and all others of a SHIPPED or
+DELIVERED order are shipped. The total of an order never changes, whichever units are cancelled or come back.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
-from order_api.domain.commands import CancelItems, ShipItems
-from order_api.domain.errors import IllegalTransition, OrderItemNotFound, ShipmentsLimit, UnitsNotOpen
-from order_api.domain.model import CANCELLABLE, LEGAL_CHANGES, SHIPMENTS_MAX, Order, OrderItem, Status
+from order_api.domain.commands import CancelItems, ReturnItems, ShipItems
+from order_api.domain.errors import (
+    IllegalTransition,
+    OrderItemNotFound,
+    ReturnsLimit,
+    ShipmentsLimit,
+    UnitsNotOpen,
+    UnitsNotReturnable,
+)
+from order_api.domain.model import (
+    CANCELLABLE,
+    LEGAL_CHANGES,
+    RETURN_ITEMS_MAX,
+    SHIPMENTS_MAX,
+    Order,
+    OrderItem,
+    Status,
+    Treatment,
+)
 from shop_common.errors import ShopError
 
 _SHIPPED = (Status.SHIPPED, Status.DELIVERED)
@@ -27,7 +43,7 @@ class Target(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class UnitsChange:
-    """An order after some of its units were shipped or cancelled, and these units, by the id of their line."""
+    """An order after some units were shipped, cancelled or returned, and these units, by the id of their line."""
 
     order: Order
     units: Mapping[int, int]
@@ -58,6 +74,18 @@ def targets(order: Order) -> dict[int, Target]:
 
 
 _NONE = Target(0, 0)
+
+
+def returned(order: Order) -> dict[int, dict[tuple[Treatment, str], int]]:
+    """Return the returned units of each product that has any, by treatment and location."""
+    products = {item.id: item.product_id for item in order.items}
+    totals: dict[int, dict[tuple[Treatment, str], int]] = {}
+    for each in order.returns:
+        for units in each.units:
+            of_product = totals.setdefault(products[units.item_id], {})
+            key = (units.treatment, units.location)
+            of_product[key] = of_product.get(key, 0) + units.quantity
+    return totals
 
 
 def kept_units(order: Order) -> dict[int, int]:
@@ -110,6 +138,24 @@ def cancel_units(order: Order, units: Mapping[int, int]) -> UnitsChange:
     """
     items = tuple(replace(item, cancelled=item.cancelled + units.get(item.id, 0)) for item in order.items)
     return UnitsChange(_settled(replace(order, items=items)), units)
+
+
+def take_back(order: Order, command: ReturnItems) -> UnitsChange | ShopError:
+    """Decide a return of shipped units. The order keeps its status, whatever it is."""
+    if sum(len(each.units) for each in order.returns) + len(command.units) > RETURN_ITEMS_MAX:
+        return ReturnsLimit(order.id)
+    units: dict[int, int] = {}
+    for each in command.units:
+        units[each.item_id] = units.get(each.item_id, 0) + each.quantity
+    items = {item.id: item for item in order.items}
+    for item_id, count in units.items():
+        if item_id not in items:
+            return OrderItemNotFound(order.id, item_id)
+        returnable = shipped(order, items[item_id]) - items[item_id].returned
+        if count > returnable:
+            return UnitsNotReturnable(order.id, item_id, count, returnable)
+    changed = tuple(replace(item, returned=item.returned + units.get(item.id, 0)) for item in order.items)
+    return UnitsChange(replace(order, items=changed), units)
 
 
 def _open(order: Order, item: OrderItem) -> int:

@@ -1,11 +1,11 @@
-"""CreateShipment and CancelOrderItems: changes of some units of an order.
+"""CreateShipment, CancelOrderItems and CreateReturn: changes of some units of an order.
 
-Only the orders database is written. inventory-api ships and releases the units when it receives the event. The targets
-of the event are cumulative (ADR 0025). The state after an interruption:
+Only the orders database is written. inventory-api ships, releases and restocks the units when it receives the event.
+The targets of the event are cumulative (ADR 0025). The state after an interruption:
 
     before the commit            nothing happened
-    committed, no response       a repeat with the same request_id returns the order; without one, a repeat ships or
-                                 cancels further units, or is refused if too few are open
+    committed, no response       a repeat with the same request_id returns the order; without one, a repeat ships,
+                                 cancels or returns further units, or is refused if there are too few
     committed, event not handled the relay sends the event until it is acknowledged; the stock follows
 """
 
@@ -16,15 +16,15 @@ from sqlalchemy import Connection
 from uuid_utils import uuid7
 
 from order_api.domain import units
-from order_api.domain.commands import CancelItems, ShipItems
+from order_api.domain.commands import CancelItems, ReturnItems, ShipItems
 from order_api.domain.errors import OrderNotFound
-from order_api.domain.model import Order, OrderKey, Shipment
+from order_api.domain.model import Order, OrderKey, Return, Shipment
 from order_api.domain.units import UnitsChange
 from order_api.store import orders, tables
 from order_api.store.orders import Locked
 from shop_common.errors import ShopError
 
-_Command = TypeVar("_Command", ShipItems, CancelItems)
+_Command = TypeVar("_Command", ShipItems, CancelItems, ReturnItems)
 
 
 def ship_items(tx: Connection, commands: Sequence[ShipItems]) -> list[Order | ShopError]:
@@ -41,6 +41,14 @@ def cancel_items(tx: Connection, commands: Sequence[CancelItems]) -> list[Order 
     Emits ORDER_ITEMS_CANCELLED; if no unit is open any more, ORDER_SHIPPED or ORDER_CANCELLED.
     """
     return _change(tx, commands, units.cancel, _save_cancellation)
+
+
+def return_items(tx: Connection, commands: Sequence[ReturnItems]) -> list[Order | ShopError]:
+    """Record returns of orders. Returns one outcome per command, in order: the order, or the refusal.
+
+    Emits ORDER_RETURNED.
+    """
+    return _change(tx, commands, units.take_back, _save_return)
 
 
 def _change(
@@ -73,3 +81,8 @@ def _save_shipment(locked: Locked, change: UnitsChange, command: ShipItems) -> O
 
 def _save_cancellation(locked: Locked, change: UnitsChange, command: CancelItems) -> Order:
     return locked.cancel_units(change.order, change.units, command.reason, command.traceparent, command.caller.actor)
+
+
+def _save_return(locked: Locked, change: UnitsChange, command: ReturnItems) -> Order:
+    returning = Return(str(uuid7()), command.reason, command.units, locked.now)
+    return locked.take_back(change.order, returning, command.traceparent, command.caller.actor)

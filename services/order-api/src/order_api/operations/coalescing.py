@@ -6,6 +6,7 @@ from typing import TypeVar
 from order_api.domain.commands import (
     CANCEL_ITEMS_METHOD,
     CHANGE_METHOD,
+    RETURN_METHOD,
     SHIP_METHOD,
     CancelAbandoned,
     CancelItems,
@@ -15,6 +16,7 @@ from order_api.domain.commands import (
     OrderFilter,
     PurgeKeys,
     Reconcile,
+    ReturnItems,
     ShipItems,
 )
 from order_api.domain.errors import OrderNotFound, PartialChangesDisabled
@@ -22,7 +24,7 @@ from order_api.domain.model import LINES_MAX, Order, OrderHistory, OrderKey, Sta
 from order_api.inventory import Inventory
 from order_api.operations.cancel_orders import AbandonedOrders
 from order_api.operations.change_status import change_status
-from order_api.operations.change_units import cancel_items, ship_items
+from order_api.operations.change_units import cancel_items, return_items, ship_items
 from order_api.operations.confirm_order import Confirmation
 from order_api.operations.create_order import OrderCreation
 from order_api.operations.purge import KeyPurge, Purged
@@ -76,6 +78,7 @@ class Operations:
         self._partial_changes = partial_changes
         self._ship_items = _changes(run, "ship-items", ship_items, ShipItems, SHIP_METHOD)
         self._cancel_items = _changes(run, "cancel-items", cancel_items, CancelItems, CANCEL_ITEMS_METHOD)
+        self._return_items = _changes(run, "return-items", return_items, ReturnItems, RETURN_METHOD)
         self._get_order = run.reads(
             "order",
             orders.get_with_history,
@@ -109,6 +112,11 @@ class Operations:
         """Cancel units of an order. Raises PartialChangesDisabled. For `owner` see get_order."""
         self._check_partial_change(command, owner, deadline)
         return self._cancel_items.submit(command, deadline=deadline)
+
+    def return_items(self, command: ReturnItems, *, owner: int | None, deadline: float) -> Order:
+        """Record that units of an order came back. Raises PartialChangesDisabled. For `owner` see get_order."""
+        self._check_partial_change(command, owner, deadline)
+        return self._return_items.submit(command, deadline=deadline)
 
     def _check_partial_change(self, command: OrderCommand, owner: int | None, deadline: float) -> None:
         if not self._partial_changes:

@@ -28,12 +28,13 @@ from order_api.domain.model import (
     OrderHistory,
     OrderItem,
     OrderKey,
+    Return,
     Shipment,
     Status,
     history,
 )
 from order_api.store import history as status_changes
-from order_api.store import shipments, tables
+from order_api.store import returns, shipments, tables
 from order_api.store.details import charges_of, labels_of, packed_charges, packed_labels
 from shop_common.db.idempotency import RequestIdReused
 from shop_common.db.sql import Id, Statement, Timestamp, count_by, insert_into, join_rows, now
@@ -44,7 +45,7 @@ _orders = tables.orders
 _items = tables.order_items
 _labels = tables.order_labels
 
-COLUMNS = tuple(_orders.c[name] for name in Order.__slots__ if name not in ("items", "shipments"))
+COLUMNS = tuple(_orders.c[name] for name in Order.__slots__ if name not in ("items", "shipments", "returns"))
 
 
 def insert(tx: Connection, reserved: Sequence[ReservedOrder]) -> list[Order | ShopError]:
@@ -135,7 +136,7 @@ def get_with_history(tx: Connection, keys: Sequence[OrderKey]) -> list[OrderHist
 def load(tx: Connection, keys: Iterable[OrderKey]) -> dict[OrderKey, Order]:
     """Return the orders that exist, by key. Locks nothing."""
     rows = _key_rows(keys)
-    return {order.key: order for order in _with_shipments(tx, with_items(tx, _load(tx, rows)))} if rows else {}
+    return {order.key: order for order in _with_parts(tx, with_items(tx, _load(tx, rows)))} if rows else {}
 
 
 def statuses(tx: Connection, keys: Iterable[OrderKey]) -> dict[OrderKey, Status]:
@@ -198,6 +199,7 @@ class Locked:
         self._changed: set[OrderKey] = set()
         self._units: dict[int, dict[str, object]] = {}
         self._shipments: list[tuple[OrderKey, Shipment]] = []
+        self._returns: list[tuple[OrderKey, Return]] = []
         self._messages: list[Message] = []
         self._history: list[tuple[Order, str]] = []
 
@@ -240,13 +242,20 @@ class Locked:
         self._messages.append(events.units_cancelled(before, order, units, reason, traceparent, actor))
         return order
 
+    def take_back(self, changed: Order, returning: Return, traceparent: str | None, actor: str | None) -> Order:
+        """Change the returned units of an order to those of `changed`, and add the return."""
+        order = self._change_units(replace(changed, returns=(*changed.returns, returning)), actor)
+        self._returns.append((order.key, returning))
+        self._messages.append(events.units_returned(order, returning, traceparent, actor))
+        return order
+
     def _change_units(self, changed: Order, actor: str | None) -> Order:
         before = self.orders[changed.key]
         order = replace(changed, version=before.version + 1, updated_at=self.now)
         self.orders[order.key] = order
         self._changed.add(order.key)
         self._units.update(
-            (item.id, {"id": item.id, "shipped": item.shipped, "cancelled": item.cancelled})
+            (item.id, {"id": item.id, **{name: getattr(item, name) for name in _UNITS}})
             for item, earlier in zip(order.items, before.items, strict=True)
             if item != earlier
         )
@@ -264,6 +273,7 @@ class Locked:
             if self._units:
                 _set_units(tx, list(self._units.values()))
             shipments.append(tx, self._shipments)
+            returns.append(tx, self._returns)
             status_changes.append(tx, self._history)
             tables.outbox.append(tx, self._messages)
 
@@ -271,7 +281,7 @@ class Locked:
 def lock(tx: Connection, keys: Iterable[OrderKey]) -> Locked:
     """Lock the orders, sorted by id. Keys of orders that do not exist are left out."""
     rows = _key_rows(keys)
-    found = _with_shipments(tx, with_items(tx, _lock(tx, rows))) if rows else []
+    found = _with_parts(tx, with_items(tx, _lock(tx, rows))) if rows else []
     return Locked(now(tx), {order.key: order for order in found})
 
 
@@ -360,13 +370,21 @@ def with_items(tx: Connection, rows: Sequence[Row[Any]]) -> list[Order]:
     ]  # fmt: skip
 
 
-def _with_shipments(tx: Connection, found: list[Order]) -> list[Order]:
-    """Return the orders with their shipments. Reads nothing if no call about units has shipped any of them."""
+def _with_parts(tx: Connection, found: list[Order]) -> list[Order]:
+    """Return the orders with their shipments and returns. Reads nothing of orders without shipped or returned units."""
     shipped = [order.key for order in found if any(item.shipped for item in order.items)]
-    if not shipped:
+    returned = [order.key for order in found if any(item.returned for item in order.items)]
+    if not shipped and not returned:
         return found
-    of_orders = shipments.of(tx, shipped)
-    return [replace(order, shipments=tuple(of_orders.get(order.key, ()))) for order in found]
+    shipped_parts, returned_parts = shipments.of(tx, shipped), returns.of(tx, returned)
+    return [
+        replace(
+            order,
+            shipments=tuple(shipped_parts.get(order.key, ())),
+            returns=tuple(returned_parts.get(order.key, ())),
+        )
+        for order in found
+    ]
 
 
 def _status_row(order: Order) -> dict[str, object]:
@@ -374,6 +392,12 @@ def _status_row(order: Order) -> dict[str, object]:
 
 
 _KEY: dict[str, TypeEngine[Any]] = {"tenant": Text(), "id": Id()}
+
+_UNITS: dict[str, TypeEngine[Any]] = {
+    "shipped": BigInteger(),
+    "cancelled": BigInteger(),
+    "returned": BigInteger(),
+}
 
 _STATUS: dict[str, TypeEngine[Any]] = {
     "status": Text(),
@@ -411,8 +435,7 @@ _items_of = Statement(
     lambda given: (
         select(
             *(_items.c[name] for name in ("tenant", "order_id", "id", "product_id", "quantity", "price", "location")),
-            _items.c.shipped,
-            _items.c.cancelled,
+            *(_items.c[name] for name in _UNITS),
         )
         .where(*_has_key(_items, given))
         .order_by(_items.c.id)
@@ -433,11 +456,10 @@ _with_cancelled_units = Statement(
 _set_units = Statement(
     lambda given: (
         update(_items)
-        .values(shipped=given.c.shipped, cancelled=given.c.cancelled)
+        .values({name: given.c[name] for name in _UNITS})
         # The ids are those of lines that were read by tenant, and are unique over all tenants.
         .where(*join_rows(_items.c.id, given.c.id))
     ),
     id=BigInteger(),
-    shipped=BigInteger(),
-    cancelled=BigInteger(),
+    **_UNITS,
 )

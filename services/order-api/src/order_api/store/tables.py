@@ -89,13 +89,18 @@ order_items = Table(
     Column("price", Amount, nullable=False),
     Column("tenant", Text, nullable=False, server_default=tenant.DEFAULT),
     Column("location", Text, nullable=False, server_default=""),
-    # The units that were shipped and cancelled by calls about units. See domain/units.py.
+    # The units that were shipped, cancelled and returned by calls about units. See domain/units.py.
     Column("shipped", BigInteger, nullable=False, server_default=text("0")),
     Column("cancelled", BigInteger, nullable=False, server_default=text("0")),
+    Column("returned", BigInteger, nullable=False, server_default=text("0")),
     # A line is always of the same tenant as its order.
     ForeignKeyConstraint(["tenant", "order_id"], [orders.c.tenant, orders.c.id]),
     CheckConstraint("quantity > 0", name="quantity_positive"),
     CheckConstraint("CAST(price AS NUMERIC) >= 0", name="price_not_negative"),
+    # Returned units may exceed `shipped`: an order that was shipped as a whole has no shipped units here.
+    CheckConstraint(
+        "shipped + cancelled <= quantity AND returned + cancelled <= quantity", name="units_within_quantity"
+    ),
     Index(None, "order_id"),
     # This index serves ListOrders by product. Ids of lines grow with the time at which their orders were stored.
     Index(None, "tenant", "product_id", "id"),
@@ -110,6 +115,20 @@ shipments = Table(
     Column("carrier", Text, nullable=False),
     Column("tracking_number", Text, nullable=False),
     # JSON: pairs of the id of a line and its units. Shipments are always read as a whole.
+    Column("items", Text, nullable=False),
+    Column("created_at", Timestamp, nullable=False),
+    ForeignKeyConstraint(["tenant", "order_id"], [orders.c.tenant, orders.c.id]),
+    Index(None, "tenant", "order_id"),
+)
+
+order_returns = Table(
+    "order_returns",
+    metadata,
+    Column("id", Id, primary_key=True),
+    Column("tenant", Text, nullable=False, server_default=tenant.DEFAULT),
+    Column("order_id", Id, nullable=False),
+    Column("reason", Text, nullable=False),
+    # JSON: for each item the id of the line, its units, their treatment and their location. Always read as a whole.
     Column("items", Text, nullable=False),
     Column("created_at", Timestamp, nullable=False),
     ForeignKeyConstraint(["tenant", "order_id"], [orders.c.tenant, orders.c.id]),

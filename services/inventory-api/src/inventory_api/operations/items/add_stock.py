@@ -1,7 +1,7 @@
-"""Adds units to items, for CreateInventoryItem."""
+"""Adds units to items: received ones for CreateInventoryItem, and returned ones for ORDER_RETURNED."""
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from sqlalchemy import Connection
 
@@ -13,28 +13,54 @@ from inventory_api.domain.movements import MovementKind, QuantityChange
 from inventory_api.operations.items.read_items import with_due
 from inventory_api.operations.items.record_movements import record_movements
 from inventory_api.store import items, tables
+from shop_common.api.command import Cause
 from shop_common.db.idempotency import Claim
 from shop_common.db.sql import now
 from shop_common.errors import ShopError
 
 
-def add_stock(tx: Connection, requests: Sequence[AddStock]) -> list[Item | ShopError]:
-    """Add units to the item of each product and location. Creates the item if it does not exist.
+@dataclass(frozen=True, slots=True)
+class Addition:
+    """Units to add to the item under a stock key. The movement has the kind, the order and the cause."""
 
-    Returns one outcome per request, in order: the item, or the error that refused the request. The errors are
-    QuantityLimit if the item would have too many units, LocationsLimit if the product would have too many locations,
-    and RequestIdReused. A repeated request_id returns the item as it is now and adds nothing.
+    key: StockKey
+    quantity: int
+    kind: MovementKind
+    cause: Cause
+    order_id: str = ""
+
+
+def add_stock(tx: Connection, requests: Sequence[AddStock]) -> list[Item | ShopError]:
+    """Add units to the item of each product and location, for CreateInventoryItem.
+
+    Returns one outcome per request, in order: the item, or the error that refused the request. The errors are those of
+    `add_units` and RequestIdReused. A repeated request_id returns the item as it is now and adds nothing.
 
     Emits STOCK_UPDATED and STOCK_MOVED per request that was neither refused nor repeated.
     """
     claimed = tables.idempotency_keys.claim(tx, requests, [request.claim() for request in requests])
-    return claimed.settle(tx, replayed=_replay(tx, claimed.replays), new=_add(tx, claimed.new))
+    return claimed.settle(tx, replayed=_replay(tx, claimed.replays), new=_receive(tx, claimed.new))
 
 
-def _add(tx: Connection, requests: Sequence[AddStock]) -> list[Item | ShopError]:
+def _receive(tx: Connection, requests: Sequence[AddStock]) -> list[Item | ShopError]:
     if not requests:
         return []
-    keys = list(dict.fromkeys(request.stock_key for request in requests))
+    additions = [
+        Addition(request.stock_key, request.quantity, MovementKind.RECEIVED, request.cause) for request in requests
+    ]
+    return with_due(tx, add_units(tx, additions))
+
+
+def add_units(tx: Connection, additions: Sequence[Addition]) -> list[Item | ShopError]:
+    """Add units to items. Creates items that do not exist.
+
+    Returns one outcome per addition, in order: the item, or the error that refused the addition. The errors are
+    QuantityLimit if the item would have too many units, and LocationsLimit if the product would have too many
+    locations.
+
+    Emits STOCK_UPDATED and STOCK_MOVED per addition that was not refused.
+    """
+    keys = list(dict.fromkeys(addition.key for addition in additions))
     stock = {item.stock_key: item for item in items.lock_at(tx, keys)}
     if absent := [key for key in keys if key not in stock]:
         stock |= {item.stock_key: item for item in _create(tx, _within_limit(tx, absent))}
@@ -42,24 +68,25 @@ def _add(tx: Connection, requests: Sequence[AddStock]) -> list[Item | ShopError]
     outcomes: list[Item | ShopError] = []
     messages = []
     changes = []
-    for request in requests:
-        item = stock.get(request.stock_key)
+    for addition in additions:
+        product_id = addition.key.product_id
+        item = stock.get(addition.key)
         if item is None:
-            message = f"product {request.product_id} is already at {LOCATIONS_MAX} locations, the maximum"
-            outcomes.append(LocationsLimit(request.product_id, message))
+            message = f"product {product_id} is already at {LOCATIONS_MAX} locations, the maximum"
+            outcomes.append(LocationsLimit(product_id, message))
             continue
-        if item.quantity + request.quantity > ITEM_QUANTITY_MAX:
-            outcomes.append(QuantityLimit(item.product_id, item.location, item.quantity))
+        if item.quantity + addition.quantity > ITEM_QUANTITY_MAX:
+            outcomes.append(QuantityLimit(product_id, item.location, item.quantity))
             continue
-        item = replace(item, quantity=item.quantity + request.quantity, version=item.version + 1, updated_at=timestamp)
-        stock[request.stock_key] = item
-        messages.append(events.stock_updated(item, timestamp, request.cause))
-        changes.append(QuantityChange(item, MovementKind.RECEIVED, request.quantity, request.cause))
+        item = replace(item, quantity=item.quantity + addition.quantity, version=item.version + 1, updated_at=timestamp)
+        stock[addition.key] = item
+        messages.append(events.stock_updated(item, timestamp, addition.cause))
+        changes.append(QuantityChange(item, addition.kind, addition.quantity, addition.cause, addition.order_id))
         outcomes.append(item)
     if stock:
         items.save_counters(tx, stock.values())
     tables.outbox.append(tx, [*messages, *record_movements(tx, changes, timestamp)])
-    return with_due(tx, outcomes)
+    return outcomes
 
 
 def _within_limit(tx: Connection, absent: Sequence[StockKey]) -> list[StockKey]:

@@ -1,11 +1,13 @@
-"""Ships and releases reserved units until the stock has reached the targets of orders, for the events of orders.
+"""Restocks, ships and releases units until the stock has reached the targets of orders, for the events of orders.
 
-Works in turns: each turn is one transaction, which changes a bounded number of reservations and stores the totals that
-it has reached. So a turn that is repeated after a crash continues where the last committed turn ended.
+Works in turns: each turn is one transaction, which changes a bounded number of items or reservations and stores the
+totals that it has reached. So a turn that is repeated after a crash continues where the last committed turn ended.
+
+A turn that restocks changes no reservation: the items of a transaction must be locked together, before reservations.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from sqlalchemy import Connection
 
@@ -14,6 +16,7 @@ from inventory_api.domain.model import ACTIVE, ORDER_RESERVATIONS_MAX, OrderKey,
 from inventory_api.domain.order_targets import Decision, OrderTargets, Totals
 from inventory_api.operations.reservations.state_changes import change_states, replace_by_parts
 from inventory_api.operations.reservations.turns import TURN_ALLOCATIONS, TURN_RESERVATIONS, Turn
+from inventory_api.operations.restock import restock
 from inventory_api.store import order_effects
 from inventory_api.store.order_effects import OrderEffects
 from inventory_api.store.reservations import by_order, locks
@@ -23,31 +26,34 @@ from shop_common.batching.coalescers import Sizes
 from shop_common.batching.turns import slices
 from shop_common.db.audit import AuditLog
 from shop_common.db.sql import now
+from shop_common.errors import ShopError
 
 _SIZES = Sizes[OrderTargets](key=lambda order: order.order_key, read=by_order.count_active)
 
 
 @dataclass(frozen=True, slots=True)
 class Reached:
-    """The result of a turn: whether there is more to do, and the units that orders shipped but that were not reserved.
+    """The result of a turn: whether there is more to do, and what could not be done.
 
-    `missing` is by order and product. It has the orders that reached their targets in this turn.
+    `missing` are the units that orders shipped but that were not reserved, by order and product. It has the orders that
+    reached their targets in this turn. `not_restocked` are the errors of returned units that the stock cannot take.
     """
 
     has_more: bool
     missing: dict[OrderKey, dict[int, int]]
+    not_restocked: dict[OrderKey, list[ShopError]] = field(default_factory=dict)
 
 
 def reach_targets(
     tx: Connection, orders: Sequence[OrderTargets], event_type: str, audit_log: AuditLog | None = None
 ) -> Reached:
-    """Ship and release units of orders, as many reservations as one turn may change.
+    """Restock, ship and release units of orders, as many as one turn may change.
 
     Ignores a version that is not above the applied one. May be repeated. If `has_more`, the caller calls this function
     again in another transaction. Emits STOCK_RESERVATION_CHANGED per reservation that is split, one event per state
-    change, and STOCK_UPDATED per item that lost units.
+    change, and STOCK_UPDATED and STOCK_MOVED per item whose quantity changes.
 
-    With `audit_log`, writes a row there per order whose reservations it changed.
+    With `audit_log`, writes a row there per order whose items or reservations it changed.
     """
     waiting = _above_applied_version(orders, order_effects.applied_versions(tx, (each.order_key for each in orders)))
     if not waiting:
@@ -89,6 +95,10 @@ def _apply(
         )
         for order in orders
     }
+    restocked = restock(tx, orders, effects, totals, event_type, audit_log)
+    if restocked.reached:
+        order_effects.save(tx, restocked.reached, now(tx))
+        return Reached(True, {}, restocked.errors)
     chosen = _choose(tx, orders, totals)
     (turn, *later) = [
         *slices(chosen, lambda each: each.allocations, TURN_ALLOCATIONS, count_max=TURN_RESERVATIONS)
@@ -113,7 +123,7 @@ def _apply(
             reached[key] = OrderEffects(effects[key].applied_version, {**effects[key].totals, **decision.applied})
         else:
             # Units that were not reserved are not looked for again, so the totals are the targets now.
-            reached[key] = OrderEffects(order.version, dict(order.targets))
+            reached[key] = OrderEffects(order.version, order_targets.final_totals(order, totals[key]))
             missing[key] = {
                 product: left.to_ship
                 for product, left in order_targets.remaining(order, decision.applied).items()
