@@ -188,6 +188,11 @@ class ShopDriver:
         request = orders.CancelOrderItemsRequest(id=order_id, items=_units(units))
         return self.api.call(self.api.orders.CancelOrderItems, request).order
 
+    def take_back(self, order_id: str, *units: orders.ReturnedUnits, request_id: str = "") -> orders.Order:
+        """Record that units of an order came back."""
+        request = orders.CreateReturnRequest(id=order_id, items=units, request_id=request_id)
+        return self.api.call(self.api.orders.CreateReturn, request).order
+
     # --- events ---
 
     def eventually(self, condition: Callable[[], bool], within_seconds: float = 60) -> None:

@@ -92,6 +92,31 @@ def test_half_of_an_order_is_shipped_and_the_other_half_is_cancelled(shop: ShopD
     shop.assert_consistent(product, stocked=10)
 
 
+def test_one_returned_unit_is_sold_again_and_a_damaged_one_is_not(shop: ShopDriver) -> None:
+    product = shop.stocked_product(NORTH=5)
+    order = shop.create_order((product, 4))
+    shop.change_status(order.id, CONFIRMED, PROCESSING, SHIPPED, DELIVERED)
+    (item,) = order.items
+    sound = orders.ReturnedUnits(
+        item_id=item.id, quantity=1, treatment=orders.RETURN_TREATMENT_RESTOCK, location="SOUTH"
+    )
+    damaged = orders.ReturnedUnits(item_id=item.id, quantity=1, treatment=orders.RETURN_TREATMENT_DISCARD)
+
+    for _ in range(2):
+        back = shop.take_back(order.id, sound, damaged, request_id="return")
+
+    assert (back.status, back.items[0].shipped, back.items[0].returned) == (DELIVERED, 4, 2)
+    shop.eventually(lambda: shop.available(product) == 2)
+    assert shop.order_events(order.id, "ORDER_RETURNED").count("ORDER_RETURNED") == 1
+    with pytest.raises(Refused) as refusal:
+        shop.take_back(
+            order.id, orders.ReturnedUnits(item_id=item.id, quantity=3, treatment=orders.RETURN_TREATMENT_DISCARD)
+        )
+    assert refusal.value.metadata()["returnable"] == "2"
+    # 5 units came in, 4 went out, and 1 came back.
+    shop.assert_consistent(product, stocked=6)
+
+
 def test_events_of_an_order_arrive_in_the_order_of_its_status_changes(shop: ShopDriver) -> None:
     product = shop.stocked_product(units=50)
     order_ids = [shop.create_order((product, 1)).id for _ in range(20)]

@@ -23,7 +23,7 @@ from shop_common.identity.authenticator import TENANT
 from shop_common.rpc.tls import channel_credentials
 from shop_protos.access.v1.keys_pb2 import CreateApiKeyRequest
 from shop_protos.inventory.v1.inventory_pb2 import UpdateLocationRequest
-from shop_protos.order.v1.order_pb2 import ORDER_STATUS_CANCELLED
+from shop_protos.order.v1.order_pb2 import ORDER_STATUS_CANCELLED, RETURN_TREATMENT_RESTOCK
 from testkit.calls import Outcome, outcome
 from tests.identity.apis import METHODS, Apis, every_method
 from tests.tenants.conftest import System
@@ -86,6 +86,7 @@ class Rows:
             "quantity": 3,
             "required_quantity": 3,
             "request_id": "request",
+            "treatment": RETURN_TREATMENT_RESTOCK,
             "status": 0 if method in READS else ORDER_STATUS_CANCELLED,
             "price": Money(currency_code="EUR", units=5),
             "grace": DAY_SECONDS,

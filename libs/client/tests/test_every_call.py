@@ -20,6 +20,8 @@ from shop_client import (
     OrderLines,
     OrderStatus,
     ReservationState,
+    ReturnedUnits,
+    ReturnTreatment,
     Settings,
     Shop,
     ShopError,
@@ -236,6 +238,30 @@ def test_half_an_order_is_shipped_and_the_rest_is_cancelled(shop: Shop, product:
         shop.create_shipment(order.id)
 
 
+def test_a_shipped_unit_of_an_order_comes_back(shop: Shop, product: int) -> None:
+    shop.add_stock(product, 5)
+    order = shop.create_order(product, [NewItem(product, 2, PRICE)], "EUR")
+    for status in (OrderStatus.CONFIRMED, OrderStatus.PROCESSING, OrderStatus.SHIPPED):
+        shop.update_order_status(order.id, status)
+    item_id = order.items[0].id
+    units = (
+        ReturnedUnits(item_id, 1, ReturnTreatment.RESTOCK, "WAREHOUSE_B"),
+        ReturnedUnits(item_id, 1, ReturnTreatment.DISCARD),
+    )
+
+    back = shop.create_return(order.id, units, reason="too small")
+
+    (found,) = back.returns
+    assert (found.items, found.reason) == (units, "too small")
+    assert (back.status, back.items[0].shipped, back.items[0].returned) == (OrderStatus.SHIPPED, 2, 2)
+    assert shop.get_order(order.id) == back
+    with pytest.raises(errors.UnitsNotReturnable) as refused:
+        shop.create_return(order.id, units)
+    assert refused.value.metadata["returnable"] == "0"
+    with pytest.raises(ValueError, match="UNKNOWN"):
+        shop.create_return(order.id, [ReturnedUnits(item_id, 1, ReturnTreatment.UNKNOWN)])
+
+
 def test_the_asyncio_client_makes_the_same_calls(settings: Settings, product: int) -> None:
     async def use() -> None:
         async with AsyncShop(settings) as shop:
@@ -273,6 +299,9 @@ def test_the_asyncio_client_makes_the_same_calls(settings: Settings, product: in
             assert cancelled.status is OrderStatus.CANCELLED
             with pytest.raises(errors.IllegalTransition):
                 await shop.create_shipment(cancelled.id)
+            unit = ReturnedUnits(cancelled.items[0].id, 1, ReturnTreatment.DISCARD)
+            with pytest.raises(errors.UnitsNotReturnable):
+                await shop.create_return(cancelled.id, [unit])
             assert [each async for each in shop.list_orders(user_id=product)] == [cancelled, order]
             (other,) = await shop.batch_create_orders([NewOrder(product, (NewItem(product, 1, PRICE),), "EUR")])
             assert isinstance(other, Order)

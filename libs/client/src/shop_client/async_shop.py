@@ -35,6 +35,7 @@ from shop_client.values import (
     OrderStatus,
     Reservation,
     ReservationState,
+    ReturnedUnits,
     Stock,
 )
 
@@ -298,6 +299,17 @@ class AsyncShop:
         timeout_seconds: float | None = None,
     ) -> Order:
         return await self._run(calls.cancel_order_items(order_id, items, reason, request_id), timeout_seconds)
+
+    async def create_return(
+        self,
+        order_id: str,
+        items: Sequence[ReturnedUnits],
+        *,
+        reason: str = "",
+        request_id: str | None = None,
+        timeout_seconds: float | None = None,
+    ) -> Order:
+        return await self._run(calls.create_return(order_id, items, reason, request_id), timeout_seconds)
 
     def list_orders(
         self,

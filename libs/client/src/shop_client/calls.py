@@ -31,6 +31,7 @@ from shop_client.values import (
     OrderStatus,
     Reservation,
     ReservationState,
+    ReturnedUnits,
     Stock,
 )
 from shop_protos.inventory.v1 import inventory_pb2 as inventory
@@ -167,6 +168,7 @@ GET_ORDER = _method(_ORDERS, "GetOrder")
 UPDATE_ORDER_STATUS = _method(_ORDERS, "UpdateOrderStatus")
 CREATE_SHIPMENT = _method(_ORDERS, "CreateShipment")
 CANCEL_ORDER_ITEMS = _method(_ORDERS, "CancelOrderItems")
+CREATE_RETURN = _method(_ORDERS, "CreateReturn")
 LIST_ORDERS = _method(_ORDERS, "ListOrders")
 
 _RESERVE = BatchMethod(BATCH_RESERVE_STOCK, "orders")
@@ -396,6 +398,16 @@ def cancel_order_items(order_id: str, items: Sequence[ItemUnits], reason: str, r
         id=order_id, items=_units(items), reason=reason, request_id=request_id or _new_id()
     )
     return Call(CANCEL_ORDER_ITEMS, request, _order, request.request_id)
+
+
+def create_return(order_id: str, items: Sequence[ReturnedUnits], reason: str, request_id: str | None) -> Call[Order]:
+    request = orders.CreateReturnRequest(
+        id=order_id,
+        items=[convert.returned_units(each) for each in items],
+        reason=reason,
+        request_id=request_id or _new_id(),
+    )
+    return Call(CREATE_RETURN, request, _order, request.request_id)
 
 
 def _units(items: Sequence[ItemUnits]) -> list[orders.ItemUnits]:

@@ -22,6 +22,9 @@ from shop_client.values import (
     OrderStatus,
     Reservation,
     ReservationState,
+    Return,
+    ReturnedUnits,
+    ReturnTreatment,
     Shipment,
     Stock,
 )
@@ -46,6 +49,12 @@ _MOVEMENT_KIND_NUMBERS = {kind: number for number, kind in _MOVEMENT_KINDS.items
 _STATUSES = {
     number: OrderStatus(name.removeprefix("ORDER_STATUS_")) for name, number in orders.OrderStatus.items() if number
 }
+_TREATMENTS = {
+    number: ReturnTreatment(name.removeprefix("RETURN_TREATMENT_"))
+    for name, number in orders.ReturnTreatment.items()
+    if number
+}
+_TREATMENT_NUMBERS = {treatment: number for number, treatment in _TREATMENTS.items()}
 _STATUS_NUMBERS = {status: number for number, status in _STATUSES.items()}
 
 
@@ -143,18 +152,50 @@ def order(message: orders.Order) -> Order:
         created_at=_utc(message.created_at),
         updated_at=_utc(message.updated_at),
         shipments=tuple(_shipment(each) for each in message.shipments),
+        returns=tuple(_return(each) for each in message.returns),
     )
 
 
 def _order_item(message: orders.OrderItem) -> OrderItem:
     return OrderItem(
-        message.id, message.product_id, message.quantity, _amount(message.price), message.shipped, message.cancelled
+        id=message.id,
+        product_id=message.product_id,
+        quantity=message.quantity,
+        price=_amount(message.price),
+        shipped=message.shipped,
+        cancelled=message.cancelled,
+        returned=message.returned,
     )
 
 
 def _shipment(message: orders.Shipment) -> Shipment:
     items = tuple(ItemUnits(each.item_id, each.quantity) for each in message.items)
     return Shipment(message.id, message.carrier, message.tracking_number, items, _utc(message.created_at))
+
+
+def _return(message: orders.Return) -> Return:
+    items = tuple(
+        ReturnedUnits(
+            each.item_id,
+            each.quantity,
+            _TREATMENTS.get(each.treatment, ReturnTreatment.UNKNOWN),
+            each.location or None,
+        )
+        for each in message.items
+    )
+    return Return(message.id, message.reason, items, _utc(message.created_at))
+
+
+def returned_units(value: ReturnedUnits) -> orders.ReturnedUnits:
+    """Convert returned units. Raises ValueError for the treatment UNKNOWN."""
+    if value.treatment is ReturnTreatment.UNKNOWN:
+        raise ValueError("UNKNOWN is not a treatment of the contract")
+    return orders.ReturnedUnits(
+        item_id=value.item_id,
+        quantity=value.quantity,
+        treatment=_TREATMENT_NUMBERS[ReturnTreatment(value.treatment)],
+        location=value.location or "",
+    )
 
 
 def state_number(state: ReservationState | None) -> inventory.ReservationState.ValueType:

@@ -20,6 +20,8 @@ ShopError
 │   ├── IllegalTransition                         ILLEGAL_TRANSITION
 │   ├── UnitsNotOpen                              UNITS_NOT_OPEN
 │   ├── ShipmentsLimit                            SHIPMENTS_LIMIT
+│   ├── UnitsNotReturnable                        UNITS_NOT_RETURNABLE
+│   ├── ReturnsLimit                              RETURNS_LIMIT
 │   ├── ReservationExpired                        RESERVATION_EXPIRED
 │   ├── ReservationReleased                       RESERVATION_RELEASED
 │   ├── BelowReserved                             BELOW_RESERVED
@@ -228,6 +230,18 @@ class ShipmentsLimit(Refused):
     """The order has as many shipments as it may have. Ship the rest with `update_order_status`."""
 
     REASON = "SHIPMENTS_LIMIT"
+
+
+class UnitsNotReturnable(Refused):
+    """Fewer units of a line have been shipped and have not come back; see `metadata`."""
+
+    REASON = "UNITS_NOT_RETURNABLE"
+
+
+class ReturnsLimit(Refused):
+    """The returns of the order would have more items than they may have."""
+
+    REASON = "RETURNS_LIMIT"
 
 
 class ReservationExpired(Refused):

@@ -34,6 +34,7 @@ from shop_client.values import (
     OrderStatus,
     Reservation,
     ReservationState,
+    ReturnedUnits,
     Stock,
 )
 
@@ -359,6 +360,21 @@ class Shop:
         Raises OrderNotFound, OrderItemNotFound, IllegalTransition or UnitsNotOpen.
         """
         return self._run(calls.cancel_order_items(order_id, items, reason, request_id), timeout_seconds)
+
+    def create_return(
+        self,
+        order_id: str,
+        items: Sequence[ReturnedUnits],
+        *,
+        reason: str = "",
+        request_id: str | None = None,
+        timeout_seconds: float | None = None,
+    ) -> Order:
+        """Record that shipped units of an order came back. Restocked ones are added to the stock soon afterwards.
+
+        Raises OrderNotFound, OrderItemNotFound, UnitsNotReturnable or ReturnsLimit.
+        """
+        return self._run(calls.create_return(order_id, items, reason, request_id), timeout_seconds)
 
     def list_orders(
         self,

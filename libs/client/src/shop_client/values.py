@@ -42,6 +42,14 @@ class OrderStatus(StrEnum):
     UNKNOWN = "UNKNOWN"
 
 
+class ReturnTreatment(StrEnum):
+    """What happens to returned units: they can be sold again, or not. UNKNOWN is a treatment of a newer server."""
+
+    RESTOCK = "RESTOCK"
+    DISCARD = "DISCARD"
+    UNKNOWN = "UNKNOWN"
+
+
 @dataclass(frozen=True, slots=True)
 class Item:
     """The stock of one product at one location."""
@@ -236,8 +244,28 @@ class Shipment:
 
 
 @dataclass(frozen=True, slots=True)
+class ReturnedUnits:
+    """Units of a line that came back. RESTOCK needs the location to whose stock the units are added."""
+
+    item_id: int
+    quantity: int
+    treatment: ReturnTreatment
+    location: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Return:
+    """Units of an order that came back together. `reason` may be empty."""
+
+    id: str
+    reason: str
+    items: tuple[ReturnedUnits, ...]
+    created_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
 class OrderItem:
-    """A line of an order, and how many of its units have been shipped and cancelled."""
+    """A line of an order, and how many of its units have been shipped, cancelled and returned."""
 
     id: int
     product_id: int
@@ -245,6 +273,8 @@ class OrderItem:
     price: Decimal
     shipped: int = 0
     cancelled: int = 0
+    returned: int = 0
+    """Shipped units that came back. They still count as shipped."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -265,3 +295,5 @@ class Order:
     updated_at: datetime
     shipments: tuple[Shipment, ...] = ()
     """The shipments by `create_shipment`, the oldest first. Empty in the orders of `list_orders`."""
+    returns: tuple[Return, ...] = ()
+    """The returns by `create_return`, the oldest first. Empty in the orders of `list_orders`."""

@@ -238,6 +238,23 @@ class SmokeTest:
             available=True,
             available_quantity=49,
         )
+        reporter.heading("The shipped unit comes back, and is sold again")
+        units = orders.ReturnedUnits(
+            item_id=item.id, quantity=1, treatment=orders.RETURN_TREATMENT_RESTOCK, location="WAREHOUSE_A"
+        )
+        back = orders.CreateReturnRequest(id=order.id, items=[units], reason="smoke test")
+        reporter.call(
+            self._orders.CreateReturn,
+            back,
+            order__status=orders.ORDER_STATUS_SHIPPED,
+            order__items__returned=[1],
+        )
+        reporter.eventually(
+            self._inventory.CheckStock,
+            stock.CheckStockRequest(product_id=self._product, required_quantity=50),
+            available=True,
+            available_quantity=50,
+        )
 
     def _an_order_is_cancelled(self) -> None:
         reporter = self._reporter
