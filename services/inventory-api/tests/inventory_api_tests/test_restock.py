@@ -5,7 +5,7 @@ from datetime import UTC, datetime
 from functools import partial
 
 import pytest
-from sqlalchemy import select
+from sqlalchemy import Connection, select
 
 from inventory_api.api import consumer
 from inventory_api.domain import order_targets
@@ -154,7 +154,9 @@ def test_a_crash_between_two_turns_restocks_nothing_twice(
     monkeypatch.setattr(restock, "TURN_ITEMS", 1)
     shipped_order(inventory)
     event = returned_event(*({"treatment": "RESTOCK", "location": each, "quantity": 1} for each in "ABC"))
-    handle = partial(consumer.handlers()["ORDER_RETURNED"], events=[event])
+
+    def handle(tx: Connection) -> bool | None:
+        return consumer.handlers()["ORDER_RETURNED"](tx, [event])
 
     assert inventory.database.transact(handle)
     assert quantities(inventory) == {"A": 6}
