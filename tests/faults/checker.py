@@ -33,15 +33,12 @@ from tests.faults.history import (
 
 ACTIVE = {"HELD", "CONFIRMED"}
 
-# Status of an order → the states that its reservations may have.
-RESERVATION_STATES = {
+# Status of an order → the states that the reservations of its open units may have.
+OPEN_STATES = {
     # A PENDING order with confirmed stock is an interrupted confirmation, which a repeated call completes.
     "PENDING": {"HELD", "CONFIRMED"},
     "CONFIRMED": {"CONFIRMED"},
     "PROCESSING": {"CONFIRMED"},
-    "SHIPPED": {"FULFILLED"},
-    "DELIVERED": {"FULFILLED"},
-    "CANCELLED": {"RELEASED", "EXPIRED"},
 }
 
 
@@ -75,6 +72,7 @@ def check(history: History) -> list[str]:
     index = CallIndex(history.calls)
     violations += _check_results(history)
     violations += _check_stock(history.snapshot, histories)
+    violations += _check_returns(history.snapshot, histories)
     violations += _check_additions(index, history.snapshot, histories)
     violations += _check_reservations(index, history.snapshot)
     violations += _check_orders(index, history.snapshot)
@@ -132,13 +130,21 @@ def _check_stock(snapshot: Snapshot, histories: EventHistories) -> Iterator[str]
             reserved[item_id] += units * (reservation.state in ACTIVE)
             shipped[item_id] += units * (reservation.state == "FULFILLED")
     for item in snapshot.items.values():
-        added = sum(histories.additions.get(item.id, ()))
+        added = sum(histories.additions.get(item.id, ())) + histories.returned.get(item.id, 0)
         if added != item.quantity + shipped[item.id]:
             yield f"item {item.id}: {added} units added, but {item.quantity} on hand and {shipped[item.id]} shipped"
         if item.reserved != reserved[item.id]:
             yield f"item {item.id}: {item.reserved} units reserved, but {reserved[item.id]} in active reservations"
         if not 0 <= item.reserved <= item.quantity:
             yield f"item {item.id}: {item.reserved} of {item.quantity} units are reserved"
+
+
+def _check_returns(snapshot: Snapshot, histories: EventHistories) -> Iterator[str]:
+    items = {(item.product, item.location): item.id for item in snapshot.items.values()}
+    for stock_key in items.keys() | histories.restocked.keys():
+        restocked = histories.returned.get(items.get(stock_key, 0), 0)
+        if restocked != histories.restocked[stock_key]:
+            yield f"{restocked} units of {stock_key} were restocked, but {histories.restocked[stock_key]} came back"
 
 
 def _check_additions(index: CallIndex, snapshot: Snapshot, histories: EventHistories) -> Iterator[str]:
@@ -198,7 +204,7 @@ def _may_be_released(reservation: Reservation, index: CallIndex, snapshot: Snaps
         return False
     # A cancelled order releases its stock. A CreateOrder that failed to store its order may release it, too.
     order = snapshot.orders.get(reservation.order_id)
-    return order is None or order.status == "CANCELLED"
+    return order is None or order.cancelled_units(reservation.product) > 0
 
 
 def _check_orders(index: CallIndex, snapshot: Snapshot) -> Iterator[str]:
@@ -231,12 +237,28 @@ def _check_created_orders(index: CallIndex, snapshot: Snapshot) -> Iterator[str]
 
 
 def _check_reservations_of(order: Order, reservations: list[Reservation]) -> Iterator[str]:
-    reserved = sorted((reservation.product, reservation.units) for reservation in reservations)
-    if reserved != sorted(order.lines.items()):
+    current = [reservation for reservation in reservations if reservation.state != "REPLACED"]
+    reserved: Counter[int] = Counter()
+    ended: dict[str, Counter[int]] = {"FULFILLED": Counter(), "RELEASED": Counter(), "EXPIRED": Counter()}
+    for reservation in current:
+        reserved[reservation.product] += reservation.units
+        if reservation.state in ended:
+            ended[reservation.state][reservation.product] += reservation.units
+    if reserved != order.lines:
         yield f"{order} has the reservations {reservations}"
-    wrong = [each for each in reservations if each.state not in RESERVATION_STATES[order.status]]
-    if wrong:
-        yield f"{order} is {order.status}, but has reservations in the wrong state: {wrong}"
+    wrong = [
+        reservation
+        for reservation in current
+        if reservation.state in ACTIVE and reservation.state not in OPEN_STATES.get(order.status, ())
+    ]
+    # Each unit has exactly one reservation, so the other units are reserved.
+    are_right = all(
+        ended["FULFILLED"][product] == order.shipped_units(product)
+        and ended["RELEASED"][product] + ended["EXPIRED"][product] == order.cancelled_units(product)
+        for product in order.lines
+    )
+    if wrong or not are_right:
+        yield f"{order} is {order.status}, but has reservations in the wrong state: {wrong or current}"
 
 
 def _check_status_changes(index: CallIndex, histories: EventHistories) -> Iterator[str]:

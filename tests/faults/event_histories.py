@@ -1,9 +1,11 @@
 """Second half of the checker: compares the events on Kafka with each other and with the snapshot of the databases."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from tests.faults.history import DEFAULT_TENANT, Event, Snapshot
+from tests.faults.item_counters import ItemCounters, allocations_of
 
 # Status or state → the next ones that are legal.
 ORDER_CHANGES = {
@@ -17,15 +19,22 @@ ORDER_CHANGES = {
 }
 RESERVATION_CHANGES = {
     None: {"HELD"},
-    "HELD": {"CONFIRMED", "EXPIRED", "RELEASED"},
-    "CONFIRMED": {"RELEASED", "FULFILLED"},
+    "HELD": {"CONFIRMED", "EXPIRED", "RELEASED", "REPLACED"},
+    "CONFIRMED": {"RELEASED", "FULFILLED", "REPLACED"},
     "EXPIRED": set(),
     "RELEASED": set(),
     "FULFILLED": set(),
+    "REPLACED": set(),
 }
 _ORDER_STATES = {
     "ORDER_CREATED": "PENDING",
     **{f"ORDER_{status}": status for status in ("CONFIRMED", "PROCESSING", "SHIPPED", "DELIVERED", "CANCELLED")},
+}
+# Changes of some units of an order, which leave its status as it is → the statuses in which they are legal.
+_UNIT_CHANGES = {
+    "ORDER_PARTIALLY_SHIPPED": {"PROCESSING"},
+    "ORDER_ITEMS_CANCELLED": {"PENDING", "CONFIRMED", "PROCESSING"},
+    "ORDER_RETURNED": {"PROCESSING", "SHIPPED", "DELIVERED"},
 }
 _RESERVATION_STATES = {
     "STOCK_RESERVED": "HELD",
@@ -34,15 +43,22 @@ _RESERVATION_STATES = {
     "STOCK_RELEASED": "RELEASED",
     "STOCK_FULFILLED": "FULFILLED",
 }
+_SPLIT = "STOCK_RESERVATION_CHANGED"
 
 
 @dataclass
 class EventHistories:
-    """From first occurrences: statuses by order, states by reservation, units added by item, each in event order."""
+    """From first occurrences: statuses by order, states by reservation, units added by item, each in event order.
+
+    `returned` are the returned units by item, which are not in `additions`. `restocked` are the returned units that the
+    orders have reported, by product and location.
+    """
 
     orders: dict[str, list[str]] = field(default_factory=dict)
     reservations: dict[str, list[str]] = field(default_factory=dict)
     additions: dict[int, list[int]] = field(default_factory=dict)
+    returned: dict[int, int] = field(default_factory=dict)
+    restocked: Counter[tuple[int, str]] = field(default_factory=Counter)
 
 
 def check_events(events: Iterable[Event], snapshot: Snapshot) -> tuple[EventHistories, list[str]]:
@@ -77,7 +93,7 @@ def first_occurrences(events: Iterable[Event]) -> tuple[list[Event], list[str]]:
 
 def _check_keys(events: Iterable[Event]) -> Iterator[str]:
     for event in events:
-        if event.type in _ORDER_STATES:
+        if event.topic == "order-events":
             expected = event.data["id"]
         else:
             product = event.data["product_id"]
@@ -87,28 +103,64 @@ def _check_keys(events: Iterable[Event]) -> Iterator[str]:
 
 
 def _check_orders(events: Sequence[Event], snapshot: Snapshot, histories: EventHistories) -> Iterator[str]:
-    by_order = _group((event.data["id"], event) for event in events if event.type in _ORDER_STATES)
+    by_order = _group((event.data["id"], event) for event in events if event.topic == "order-events")
     for order_id, of_order in by_order.items():
-        statuses = histories.orders[order_id] = [_ORDER_STATES[event.type] for event in of_order]
         name = f"order {order_id}"
+        statuses = histories.orders[order_id] = []
+        for event in of_order:
+            if event.type in _ORDER_STATES:
+                statuses.append(_ORDER_STATES[event.type])
+            elif not statuses or statuses[-1] not in _UNIT_CHANGES.get(event.type, ()):
+                yield f"{name}: {event.type} follows {statuses}"
         yield from _check_changes(name, statuses, ORDER_CHANGES)
         yield from _check_numbers(name, of_order)
+        yield from _check_targets(name, of_order)
+        histories.restocked.update(_restocked(of_order[-1]))
         versions = [event.data["version"] for event in of_order]
         if versions != list(range(1, len(of_order) + 1)):
             yield f"{name}: its events have the versions {versions}"
         order = snapshot.orders.get(order_id)
         if order is None:
             yield f"{name}: its events are {statuses}, but there is no such order"
-        elif (order.status, order.version) != (statuses[-1], len(of_order)):
+        elif ([order.status], order.version) != (statuses[-1:], len(of_order)):
             yield f"{name} is {order.status} in version {order.version}, but its events are {statuses}"
     for order_id in snapshot.orders.keys() - by_order.keys():
         yield f"order {order_id} has no events"
 
 
+def _check_targets(name: str, events: Iterable[Event]) -> Iterator[str]:
+    """An order never keeps more units than before, and never ships or gets back fewer."""
+    before: dict[int, tuple[int, int, int]] = {}
+    for event in events:
+        for target in event.data.get("targets", ()):
+            product, kept, shipped = target["product_id"], target["kept"], target["shipped"]
+            returned = sum(each["quantity"] for each in target.get("returned", ()))
+            last_kept, last_shipped, last_returned = before.get(product, (kept, 0, 0))
+            if not (last_returned <= returned <= shipped and last_shipped <= shipped <= kept <= last_kept):
+                yield f"{name}: the targets {target} follow {before.get(product)}"
+            before[product] = kept, shipped, returned
+
+
+def _restocked(event: Event) -> dict[tuple[int, str], int]:
+    return {
+        (target["product_id"], each["location"]): each["quantity"]
+        for target in event.data.get("targets", ())
+        for each in target.get("returned", ())
+        if each["treatment"] == "RESTOCK"
+    }
+
+
 def _check_reservations(events: Sequence[Event], snapshot: Snapshot, histories: EventHistories) -> Iterator[str]:
-    by_id = _group((event.data["reservation_id"], event) for event in events if event.type in _RESERVATION_STATES)
-    for reservation_id, of_reservation in by_id.items():
-        states = histories.reservations[reservation_id] = [_RESERVATION_STATES[event.type] for event in of_reservation]
+    by_id: dict[str, list[Event]] = {}
+    for event in events:
+        if event.type in _RESERVATION_STATES:
+            by_id.setdefault(event.data["reservation_id"], []).append(event)
+            histories.reservations.setdefault(event.data["reservation_id"], []).append(_RESERVATION_STATES[event.type])
+        elif event.type == _SPLIT:
+            by_id.setdefault(event.data["reservation_id"], []).append(event)
+            yield from _split(event, snapshot, histories)
+    for reservation_id, states in histories.reservations.items():
+        of_reservation = by_id.get(reservation_id, [])
         name = f"reservation {reservation_id}"
         yield from _check_changes(name, states, RESERVATION_CHANGES)
         yield from _check_numbers(name, of_reservation)
@@ -121,93 +173,61 @@ def _check_reservations(events: Sequence[Event], snapshot: Snapshot, histories: 
             # Confirmation is the only optional transition, so the other events do not reveal that its event is missing.
             confirmed = "confirmed" if reservation.was_confirmed else "never confirmed"
             yield f"{name} was {confirmed}, but its events are {states}"
-        elif any(_allocations(event) != reservation.allocations for event in of_reservation):
+        elif any(allocations_of(event) != reservation.allocations for event in of_reservation):
             yield f"{name}: its events have other allocations than {reservation.allocations}"
-    for reservation_id in snapshot.reservations.keys() - by_id.keys():
+    for reservation_id in snapshot.reservations.keys() - histories.reservations.keys():
         yield f"reservation {reservation_id} has no events"
+
+
+def _split(event: Event, snapshot: Snapshot, histories: EventHistories) -> Iterator[str]:
+    """Let the parts begin with the states of the reservation that they replace. Yields violations."""
+    states = histories.reservations.setdefault(event.data["reservation_id"], [])
+    units: Counter[int] = Counter()
+    for part in event.data["parts"]:
+        if part["reservation_id"] in histories.reservations:
+            yield f"reservation {part['reservation_id']} has events before it replaces another one"
+        histories.reservations[part["reservation_id"]] = list(states)
+        allocations = {each["item_id"]: each["quantity"] for each in part["allocations"]}
+        units.update(allocations)
+        reservation = snapshot.reservations.get(part["reservation_id"])
+        if reservation is not None and reservation.allocations != allocations:
+            yield f"{reservation} was reported with the allocations {allocations}"
+    if units != allocations_of(event):
+        yield f"reservation {event.data['reservation_id']}: its parts have the units {dict(units)}"
+    states.append("REPLACED")
 
 
 def _check_items(events: Sequence[Event], snapshot: Snapshot, histories: EventHistories) -> Iterator[str]:
     """Recompute the counters of each item event by event. Reserved units must never exceed the quantity."""
-    counters: dict[int, _ItemCounters] = {}
+    counters: dict[int, ItemCounters] = {}
     for event in events:
         if event.type == "STOCK_UPDATED":
             item_id = event.data["item_id"]
-            yield from counters.setdefault(item_id, _ItemCounters(item_id)).update(event)
+            yield from counters.setdefault(item_id, ItemCounters(item_id)).update(event)
         elif event.type == "STOCK_MOVED":
             item_id = event.data["item_id"]
-            yield from counters.setdefault(item_id, _ItemCounters(item_id)).move(event)
+            yield from counters.setdefault(item_id, ItemCounters(item_id)).move(event)
         elif event.type in _RESERVATION_STATES:
-            for item_id, units in _allocations(event).items():
-                yield from counters.setdefault(item_id, _ItemCounters(item_id)).apply(event, units)
-    for item in snapshot.items.values():
-        computed = counters.get(item.id, _ItemCounters(item.id))
-        histories.additions[item.id] = computed.additions
-        if (computed.quantity, computed.reserved, computed.version) != (item.quantity, item.reserved, item.version):
-            yield f"item {item.id} is {item}, but by its events it is {computed}"
-        if (computed.moved, computed.moved_out) != (item.quantity, computed.fulfilled):
-            yield f"item {item.id} is {item}, but its movements add up to {computed}"
+            for item_id, units in allocations_of(event).items():
+                yield from counters.setdefault(item_id, ItemCounters(item_id)).apply(event, units)
+    yield from _check_counters(counters, snapshot, histories)
     for item_id in counters.keys() - snapshot.items.keys():
         yield f"item {item_id} has events, but there is no such item"
 
 
-@dataclass
-class _ItemCounters:
-    """The counters of an item after its events so far."""
-
-    item_id: int
-    quantity: int = 0
-    reserved: int = 0
-    version: int = 0
-    sequence: int = 0
-    additions: list[int] = field(default_factory=list)
-    fulfilled: int = 0
-    revision: int = 0
-    moved: int = 0
-    """The sum of all movements."""
-    moved_out: int = 0
-    """The units of the movements of the kind FULFILLED."""
-
-    def update(self, event: Event) -> Iterator[str]:
-        """Apply a STOCK_UPDATED event. Yields violations."""
-        yield from self._check_number(event)
-        data = event.data
-        if data["version"] != self.version + 1 or data["reserved_quantity"] != self.reserved:
-            yield f"item {self.item_id}: {dict(data)} follows {self}"
-        added = data["quantity"] - self.quantity
-        if added < 0:
-            yield f"item {self.item_id}: {-added} units were removed without an event"
-        elif added:
-            self.additions.append(added)
-        self.quantity, self.reserved, self.version = data["quantity"], data["reserved_quantity"], data["version"]
-
-    def move(self, event: Event) -> Iterator[str]:
-        """Apply a STOCK_MOVED event. Yields violations."""
-        data = event.data
-        self.moved += data["quantity"]
-        if data["kind"] == "FULFILLED":
-            self.moved_out -= data["quantity"]
-        if (data["revision"], data["quantity_after"]) != (self.revision + 1, self.moved):
-            yield f"item {self.item_id}: the movement {dict(data)} follows revision {self.revision}"
-        self.revision = data["revision"]
-
-    def apply(self, event: Event, units: int) -> Iterator[str]:
-        """Apply an event of a reservation that draws this many units from the item. Yields violations."""
-        yield from self._check_number(event)
-        if event.type == "STOCK_RESERVED":
-            self.reserved += units
-        elif event.type != "STOCK_RESERVATION_CONFIRMED":
-            self.reserved -= units
-        if event.type == "STOCK_FULFILLED":
-            self.quantity -= units
-            self.fulfilled += units
-        if not 0 <= self.reserved <= self.quantity:
-            yield f"item {self.item_id}: {self.reserved} of {self.quantity} units are reserved after {event.type}"
-
-    def _check_number(self, event: Event) -> Iterator[str]:
-        if event.sequence <= self.sequence:
-            yield f"item {self.item_id}: number {event.sequence} follows {self.sequence}"
-        self.sequence = event.sequence
+def _check_counters(
+    counters: Mapping[int, ItemCounters], snapshot: Snapshot, histories: EventHistories
+) -> Iterator[str]:
+    for item in snapshot.items.values():
+        computed = counters.get(item.id, ItemCounters(item.id))
+        histories.additions[item.id] = list((Counter(computed.additions) - Counter(computed.returned)).elements())
+        histories.returned[item.id] = sum(computed.returned)
+        if Counter(computed.returned) - Counter(computed.additions):
+            yield f"item {item.id}: the returned units {computed.returned} were not all added"
+        if (computed.quantity, computed.reserved, computed.version) != (item.quantity, item.reserved, item.version):
+            yield f"item {item.id} is {item}, but by its events it is {computed}"
+        if (computed.moved, computed.moved_out) != (item.quantity, computed.fulfilled):
+            yield f"item {item.id} is {item}, but its movements add up to {computed}"
 
 
 def _group(pairs: Iterable[tuple[str, Event]]) -> dict[str, list[Event]]:
@@ -215,10 +235,6 @@ def _group(pairs: Iterable[tuple[str, Event]]) -> dict[str, list[Event]]:
     for key, event in pairs:
         grouped.setdefault(key, []).append(event)
     return grouped
-
-
-def _allocations(event: Event) -> dict[int, int]:
-    return {part["item_id"]: part["quantity"] for part in event.data["allocations"]}
 
 
 def _check_changes(name: str, states: Sequence[str], legal: dict[str | None, set[str]]) -> Iterator[str]:

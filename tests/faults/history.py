@@ -209,13 +209,28 @@ class Reservation:
 
 @dataclass(frozen=True)
 class Order:
-    """A row with its lines: units by product."""
+    """A row with its lines: units by product.
+
+    `shipped` and `cancelled` are the units that calls about single units have shipped and cancelled.
+    """
 
     id: str
     user_id: int
     status: str
     version: int
     lines: Mapping[int, int]
+    shipped: Mapping[int, int] = field(default_factory=dict)
+    cancelled: Mapping[int, int] = field(default_factory=dict)
+
+    def cancelled_units(self, product: int) -> int:
+        """The cancelled units of the product. The status CANCELLED concerns all of them."""
+        return self.lines[product] if self.status == "CANCELLED" else self.cancelled.get(product, 0)
+
+    def shipped_units(self, product: int) -> int:
+        """The shipped units of the product. The statuses SHIPPED and DELIVERED concern all that are not cancelled."""
+        if self.status in {"SHIPPED", "DELIVERED"}:
+            return self.lines[product] - self.cancelled_units(product)
+        return self.shipped.get(product, 0)
 
 
 @dataclass(frozen=True)

@@ -56,12 +56,18 @@ class Readers:
                 reservation = Reservation(str(row_id), product, units, order_id, state, own, expires_at is None)
                 found[tenant].reservations[reservation.id] = reservation
         lines: dict[tuple[str, str], dict[int, int]] = defaultdict(dict)
-        for tenant, order_id, product, units in _rows(self._orders, _LINES):
-            lines[tenant, str(order_id)][product] = units
+        shipped: dict[tuple[str, str], dict[int, int]] = defaultdict(dict)
+        cancelled: dict[tuple[str, str], dict[int, int]] = defaultdict(dict)
+        for tenant, order_id, product, units, shipped_units, cancelled_units in _rows(self._orders, _LINES):
+            key = tenant, str(order_id)
+            lines[key][product] = units
+            shipped[key][product], cancelled[key][product] = shipped_units, cancelled_units
         for tenant, order_id, user_id, status, version in _rows(self._orders, _ORDERS):
-            of_order = lines[tenant, str(order_id)]
-            if ours.intersection(of_order):
-                found[tenant].orders[str(order_id)] = Order(str(order_id), user_id, status, version, of_order)
+            key = tenant, str(order_id)
+            if ours.intersection(lines[key]):
+                found[tenant].orders[str(order_id)] = Order(
+                    str(order_id), user_id, status, version, lines[key], shipped[key], cancelled[key]
+                )
         return found
 
 
@@ -69,7 +75,7 @@ _ITEMS = "SELECT tenant, id, product_id, location, quantity, reserved_quantity, 
 _RESERVATIONS = "SELECT tenant, id, product_id, quantity, order_id, state, expires_at FROM stock_reservations"
 _ALLOCATIONS = "SELECT tenant, reservation_id, item_id, quantity FROM reservation_allocations"
 _ORDERS = "SELECT tenant, id, user_id, status, version FROM orders"
-_LINES = "SELECT tenant, order_id, product_id, quantity FROM order_items"
+_LINES = "SELECT tenant, order_id, product_id, quantity, shipped, cancelled FROM order_items"
 
 
 def _rows(engine: Engine, query: str, **parameters: str) -> Sequence[Any]:
