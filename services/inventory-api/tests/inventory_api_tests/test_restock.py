@@ -196,3 +196,21 @@ def test_units_that_an_item_cannot_take_are_reported_and_not_tried_again(invento
     assert [error.reason for error in errors] == ["QUANTITY_LIMIT"]
     assert quantities(inventory) == {"A": 6, "B": ITEM_QUANTITY_MAX - 1}
     assert [turn.has_more for turn in reached] == [True, False]
+
+
+def test_the_audit_log_has_the_items_of_a_return(inventory: InventoryDriver) -> None:
+    shipped_order(inventory)
+    event = returned_event(
+        {"treatment": "RESTOCK", "location": "A", "quantity": 1}, {"treatment": "DISCARD", "quantity": 1}
+    )
+    handle = consumer.handlers(tables.audit_log)["ORDER_RETURNED"]
+
+    for _ in range(2):  # the event is delivered twice
+        while inventory.database.transact(lambda tx: handle(tx, [event])):
+            pass
+
+    log = tables.audit_log.table
+    with inventory.database.read() as tx:
+        rows = tx.execute(select(log.c.caller, log.c.request_id, log.c.resources)).all()
+        (item_id,) = tx.execute(select(tables.inventory_items.c.id)).scalars()
+    assert [tuple(row) for row in rows] == [("event:ORDER_RETURNED", "event-5", f'["{item_id}"]')]
