@@ -78,6 +78,8 @@ _NONE = Target(0, 0)
 
 def returned(order: Order) -> dict[int, dict[tuple[Treatment, str], int]]:
     """Return the returned units of each product that has any, by treatment and location."""
+    if not order.returns:
+        return {}  # most orders
     products = {item.id: item.product_id for item in order.items}
     totals: dict[int, dict[tuple[Treatment, str], int]] = {}
     for each in order.returns:
