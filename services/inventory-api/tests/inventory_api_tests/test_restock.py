@@ -136,6 +136,16 @@ def test_an_older_process_that_omits_the_returns_does_not_cause_a_second_restock
     assert quantities(inventory) == {"A": 8}
 
 
+def test_a_confirmation_with_retake_does_not_cause_a_second_restocking(inventory: InventoryDriver) -> None:
+    shipped_order(inventory)
+    change(inventory, 5, ("A", 3))
+
+    inventory.retake(ORDER, version=6)
+    change(inventory, 7, ("A", 3))
+
+    assert quantities(inventory) == {"A": 8}
+
+
 def test_a_return_also_makes_up_for_a_shipment_whose_event_is_missing(inventory: InventoryDriver) -> None:
     inventory.add_stock(1, 10, "A")
     inventory.reserve(1, 5, order=ORDER)

@@ -90,7 +90,7 @@ def _retake(tx: Connection, request: RetakeRequest, default_ttl_seconds: float) 
     change_states(tx, locked, held, dict.fromkeys(held, cause))
     unreleased = [each for each in locked.reservations.values() if each.state in UNRELEASED_STATES]
     if effects is not None and version is not None:
-        applied = OrderEffects(version, {**effects.totals, **_totals(unreleased)})
+        applied = OrderEffects(version, {**effects.totals, **_totals(unreleased, effects.totals)})
         order_effects.save(tx, {key: applied}, locked.now)
     return sorted(unreleased, key=lambda each: each.id)
 
@@ -165,11 +165,15 @@ def _replace(
     locked.reservations.update((each.id, each) for each in [*replaced, *successors.values()])
 
 
-def _totals(reservations: Sequence[Reservation]) -> dict[int, Totals]:
-    """Return the totals that the order has reached. The units that an earlier version cancelled are kept again."""
+def _totals(reservations: Sequence[Reservation], applied: Mapping[int, Totals]) -> dict[int, Totals]:
+    """Return the totals that the order has reached. The units that an earlier version cancelled are kept again.
+
+    Restocked units stay in the totals, or the next event of the order would restock them again.
+    """
     totals: dict[int, Totals] = {}
     for each in reservations:
-        before = totals.get(each.product_id, Totals(0, 0))
+        restocked = applied[each.product_id].restocked if each.product_id in applied else ()
+        before = totals.get(each.product_id, Totals(0, 0, restocked))
         shipped = each.quantity if each.state is State.FULFILLED else 0
-        totals[each.product_id] = Totals(before.kept + each.quantity, before.shipped + shipped)
+        totals[each.product_id] = before._replace(kept=before.kept + each.quantity, shipped=before.shipped + shipped)
     return totals
