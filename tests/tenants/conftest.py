@@ -11,7 +11,7 @@ from devstack import kafka as kafka_brokers
 from devstack.certificates import OPERATOR, Files
 from devstack.dev.identity import WORKLOADS
 from devstack.servers.issuer import Issuer
-from devstack.stack import Databases, Options, Stack
+from devstack.stack import Databases, Options, Ports, Stack
 from shop_common.identity.rules import DELEGATE, PERMISSIONS
 from shop_common.rpc.tls import ReloadedCertificates
 from shopctl.client import Shop
@@ -61,7 +61,7 @@ def system(
     with Issuer() as issuer, kafka_brokers.provide(containers=False) as broker, ExitStack() as clients:
         settings = secured(issuer, folder, workloads=WORKLOADS) | {"OIDC_TENANT_CLAIM": "tenant"}
         options = Options(per_process={INVENTORY_API: settings, ORDER_API: settings}, certificates=files)
-        with Stack(databases, broker, options=options) as stack:
+        with Stack(databases, broker, Ports.free(metrics=True), options) as stack:
             running = System(stack, issuer, files[OPERATOR], clients)
             running.shop("default").wait_ready()
             yield running

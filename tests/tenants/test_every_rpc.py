@@ -24,7 +24,10 @@ from shop_common.rpc.tls import channel_credentials
 from shop_protos.access.v1.keys_pb2 import CreateApiKeyRequest
 from shop_protos.inventory.v1.inventory_pb2 import UpdateLocationRequest
 from shop_protos.order.v1.order_pb2 import ORDER_STATUS_CANCELLED, RETURN_TREATMENT_RESTOCK
+from shopctl.system.layout import RELAY
+from shopctl.watch.scrape import Labels, Scrape, scrape
 from testkit.calls import Outcome, outcome
+from testkit.eventually import eventually
 from tests.identity.apis import METHODS, Apis, every_method
 from tests.tenants.conftest import System
 
@@ -151,9 +154,9 @@ class Answer:
 class Caller:
     """Calls every RPC as one user of a tenant."""
 
-    def __init__(self, system: System, apis: Apis, tenant: str) -> None:
+    def __init__(self, system: System, apis: Apis, tenant: str, user: object = USER) -> None:
         self._apis = apis
-        self.metadata = [("authorization", f"Bearer {system.token(tenant, USER)}")]
+        self.metadata = [("authorization", f"Bearer {system.token(tenant, user)}")]
 
     def answer(self, method: MethodDescriptor, rows: Rows) -> Answer:
         texts: list[str] = []
@@ -236,3 +239,43 @@ def test_a_user_cannot_choose_another_tenant(method: MethodDescriptor, system: S
 
     assert (refused.code, refused.reason) == (grpc.StatusCode.PERMISSION_DENIED, "PERMISSION_MISSING")
     assert refused.metadata == {"permission": "delegate"}
+
+
+def test_no_label_of_a_metric_has_a_value_of_a_caller(system: System, apis: Apis, tenant: str, rows: Rows) -> None:
+    user, stranger, request_id = (f"{kind}-{uuid4().hex}" for kind in ("user", "stranger", "request"))
+    owner, other = Caller(system, apis, tenant, user), Caller(system, apis, stranger)
+    shop = system.shop(tenant, user)
+    shipped = _shipped(system)
+
+    order = shop.create_order((rows.product, 1), user_id=shop.new_id(), request_id=request_id)
+    for method in METHODS:
+        owner.answer(method, rows)
+        other.answer(method, rows)
+        outcome(lambda method=method: apis.response(method, request_for(method, rows), [(TENANT, stranger)]))  # type: ignore[misc]
+    shop.change_status(order.id, ORDER_STATUS_CANCELLED)
+    eventually(lambda: all(_shipped(system)[database] > count for database, count in shipped.items()))
+
+    seen = {
+        value for process in system.stack.processes for labels in _samples(system, process.name) for _, value in labels
+    }
+    # The calls above are counted, so the processes had these values when they chose their labels.
+    assert {f"{method.containing_service.full_name}/{method.name}" for method in METHODS} <= seen
+    of_callers = (tenant, user, stranger, request_id, order.id, str(order.user_id), str(rows.product), rows.location,
+                  rows.cart, rows.reservation, rows.order, rows.api_key)  # fmt: skip
+    assert [value for value in seen if any(each in value for each in of_callers)] == []
+
+
+def _shipped(system: System) -> Mapping[str, float]:
+    """The number of events that the relay has shipped, by database."""
+    scraped = _scraped(system, RELAY)
+    return {dict(labels)["database"]: n for labels, n in scraped.samples["shop_relay_shipped_events_total"].items()}
+
+
+def _samples(system: System, process: str) -> list[Labels]:
+    return [labels for of_name in _scraped(system, process).samples.values() for labels in of_name]
+
+
+def _scraped(system: System, process: str) -> Scrape:
+    scraped = scrape(f"127.0.0.1:{system.stack.ports.metrics_of(process)}")
+    assert isinstance(scraped, Scrape), scraped
+    return scraped
