@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from shop_common.api.command import Command
-from shop_common.batching.coalescer import QUEUE_REQUESTS_MAX, SHARED_WEIGHT_MAX, Coalescer
+from shop_common.batching.coalescer import QUEUE_REQUESTS_MAX, SHARED_WEIGHT_MAX, Coalescer, Limits
 from shop_common.errors import QueueFull, ShopError
 from shop_common.identity.caller import Caller
 from shop_common.identity.current import set_caller
@@ -32,9 +32,12 @@ class Order(Command):
 
 
 class Shop:
-    """A coalescer that records its batches, and callers in threads. Its first batch is held up until `open` is set."""
+    """A coalescer that records its batches, and callers in threads.
 
-    def __init__(self, threads: ThreadPoolExecutor) -> None:
+    Until `open` is set, all batches are held up except those of SMALL alone. The first call is made at once.
+    """
+
+    def __init__(self, threads: ThreadPoolExecutor, limits: Limits | None = None, *first: Order) -> None:
         self.batches: list[list[Order]] = []
         self.open = threading.Event()
         self._threads = threads
@@ -43,10 +46,11 @@ class Shop:
             self._bulk,
             key=lambda order: order.key,
             weigh=lambda order: order.lines,
+            limits=limits,
             on_fatal=lambda reason, error: pytest.fail(f"{reason}: {error}"),
         )
-        self.first = self._start("first", [Order()])
-        eventually(lambda: len(self.batches) == 1)
+        self.first = self._start("first", first or [Order()])
+        eventually(lambda: self.batches)
 
     def call(self, name: str, *orders: Order) -> Future[list[int | ShopError]]:
         """Make a call as this caller, and wait until its orders are in the queue or refused."""
@@ -64,7 +68,8 @@ class Shop:
 
     def _bulk(self, orders: Sequence[Order]) -> list[int | ShopError]:
         self.batches.append(list(orders))
-        assert self.open.wait(PATIENCE_SECONDS)
+        if any(order.caller != SMALL for order in orders):
+            assert self.open.wait(PATIENCE_SECONDS)
         return [order.number for order in orders]
 
     def close(self) -> None:
@@ -106,6 +111,23 @@ def test_a_later_caller_is_in_the_next_batch(shop: Shop) -> None:
     assert [order.caller for order in second[:2]] == [LARGE, SMALL]
     assert sum(order.lines for order in second if order.caller == LARGE) == SHARED_WEIGHT_MAX
     assert all(outcome(call) == [0] * 500 for call in large)
+
+
+def test_a_small_request_does_not_wait_for_a_large_one_of_another_caller(threads: ThreadPoolExecutor) -> None:
+    limits = Limits(max_concurrency=2, patience_seconds=DEADLINE_SECONDS)
+    large, small = Order(caller=LARGE, lines=SHARED_WEIGHT_MAX + 1), Order(caller=SMALL, number=7)
+    shop = Shop(threads, limits, large, small)
+    eventually(lambda: len(shop.batches) == 2)
+    second = shop.call("large", large)
+
+    # While the first large request runs, the second one leaves the other thread to small requests.
+    assert outcome(shop.call("small", small)) == [7]
+    assert shop.batches == [[large], [small], [small]]
+    shop.open.set()
+    assert outcome(second) == [0]
+    shop.close()
+
+    assert shop.batches == [[large], [small], [small], [large]]
 
 
 def test_one_caller_alone_has_the_whole_batch(threads: ThreadPoolExecutor, shop: Shop) -> None:

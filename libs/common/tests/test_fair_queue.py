@@ -84,10 +84,36 @@ def test_a_batch_takes_no_more_than_its_share_from_a_caller_while_others_use_the
     assert sharers(batch_of(queue, now=SHARED_SECONDS * 2)) == "a" * 10
 
 
-def test_a_request_larger_than_the_share_is_alone_with_those_of_other_callers() -> None:
+def test_a_request_larger_than_the_share_is_the_only_one_of_its_batch_while_others_use_the_queue() -> None:
     queue = queue_of(("a", 500), ("a", 500), ("b", 1), ("b", 1), share_max=100)
 
-    assert batch_of(queue) == [("a", 500), ("b", 1), ("b", 1)]
+    assert [batch_of(queue) for _ in range(3)] == [[("a", 500)], [("b", 1), ("b", 1)], [("a", 500)]]
+
+
+def test_a_caller_alone_may_have_several_large_requests_in_a_batch() -> None:
+    queue = queue_of(("a", 500), ("a", 500), share_max=100)
+
+    assert batch_of(queue) == [("a", 500), ("a", 500)]
+
+
+def test_a_large_request_has_its_turn_although_small_ones_never_cease() -> None:
+    queue = queue_of(("b", 1), ("a", 101), share_max=100)
+    batches: list[str] = []
+    while len(queue) and len(batches) < 10:
+        batches.append(sharers(batch_of(queue)))
+        assert queue.add("b", [("b", 1)], 0.0)
+
+    assert "a" in batches[:2]
+
+
+def test_a_batch_beside_a_large_request_takes_only_small_ones() -> None:
+    queue = queue_of(("a", 500), ("b", 1), share_max=100)
+
+    queue.begin_batch(0.0, takes_large=False)
+    assert queue.exceeds_share(500)
+    assert queue.pop(1) == ("b", 1)
+    assert queue.head() is None
+
     assert batch_of(queue) == [("a", 500)]
 
 

@@ -35,7 +35,7 @@ BATCH_WEIGHT_MAX = 2000
 once, and a request that exceeds the weight alone runs alone."""
 SHARED_WEIGHT_MAX = 50
 """The largest weight that a batch takes from one caller while several callers use the coalescer, because the others
-wait for the whole batch. A larger request is the only one of its caller in its batch."""
+wait for the whole batch. A larger request then has a batch of its own, and only one such batch runs at a time."""
 
 QUEUE_REQUESTS_MAX = 10_000
 BISECT_SECONDS_MAX = 5.0
@@ -52,7 +52,8 @@ class Limits:
     """Limits on the size of a batch and on the number of concurrent batches.
 
     While a batch runs, another one starts no sooner than `patience_seconds` after it has started. Until then requests
-    collect, because a few large batches cost less than many small ones.
+    collect, because a few large batches cost less than many small ones. The batch of a single request above
+    SHARED_WEIGHT_MAX delays no other one.
     """
 
     requests_max: int = BATCH_REQUESTS_MAX
@@ -163,6 +164,9 @@ class Coalescer(Generic[_Request, _Result]):
         self._arrived = threading.Condition(self._mutex)
         self._idle_flushers = 0
         self._running_count = 0
+        """The number of running batches without the one of a single large request."""
+        self._large_batch: list[list[_Entry[_Request, _Result]]] | None = None
+        """The running batch of a request that must be alone in its batch."""
         self._last_start = 0.0
         self._requests_max = self._limits.requests_max
         """The size limit of the next batch. After a timeout it is less than the configured limit."""
@@ -279,11 +283,17 @@ class Coalescer(Generic[_Request, _Result]):
                 if batch:
                     if self._metrics is not None:
                         self._metrics.waiting(len(self._queue), self._queue.lanes, self._queue.longest)
-                    self._running_count += 1
-                    self._last_start = time.monotonic()
+                    if batch is not self._large_batch:
+                        self._running_count += 1
+                        self._last_start = time.monotonic()
                     if self._queue and self._idle_flushers:
                         self._arrived.notify()
                     return batch
+                if self._queue:
+                    # Only large requests wait, and one of them runs.
+                    self._idle_flushers += 1
+                    self._arrived.wait()
+                    self._idle_flushers -= 1
 
     def _patience(self) -> float:
         """Return how many more seconds requests collect before another batch may start while one runs."""
@@ -297,7 +307,7 @@ class Coalescer(Generic[_Request, _Result]):
         by_key: dict[Hashable, list[_Entry[_Request, _Result]]] = {}
         later: list[_Entry[_Request, _Result]] = []
         weight = 0
-        queue.begin_batch(time.monotonic())
+        queue.begin_batch(time.monotonic(), takes_large=self._large_batch is None)
         while len(batch) < self._requests_max and (entry := queue.head()) is not None:
             if entry.call.abandoned or self._comes_too_late(entry.call):
                 self._refuse(queue.pop(0))
@@ -322,6 +332,8 @@ class Coalescer(Generic[_Request, _Result]):
             entry.call.started += 1
             folded = [entry]
             batch.append(folded)
+            if queue.is_alone(entry_weight):
+                self._large_batch = batch
             if key is not None:
                 by_key[key] = folded
         for entry in reversed(later):
@@ -364,12 +376,9 @@ class Coalescer(Generic[_Request, _Result]):
         finished = []
         with self._mutex:
             now = time.monotonic()
-            self._running_count -= 1
             # After a timeout the next batch has half the size, so assume that it takes half the time.
             self._last_seconds = (now - began) / (1 if decided else 2)
-            self._put_back(rest)
-            if self._queue and self._idle_flushers:
-                self._arrived.notify()
+            self._end(batch, rest)
             for folded, outcome in zip(decided, outcomes, strict=True):
                 for entry in folded:
                     entry.outcome = outcome
@@ -379,6 +388,22 @@ class Coalescer(Generic[_Request, _Result]):
                         finished.append(entry.call)
         for call in finished:
             call.done.release()
+
+    def _end(
+        self,
+        batch: list[list[_Entry[_Request, _Result]]],
+        undecided: Sequence[list[_Entry[_Request, _Result]]],
+    ) -> None:
+        """Return the undecided requests of the batch to the queue, and wake the flushers that wait for its end."""
+        if batch is self._large_batch:
+            self._large_batch = None
+        else:
+            self._running_count -= 1
+        self._put_back(undecided)
+        if self._closing:
+            self._arrived.notify_all()
+        elif self._queue and self._idle_flushers:
+            self._arrived.notify()
 
     def _request_of(self, folded: Sequence[_Entry[_Request, _Result]]) -> _Request:
         request = folded[0].request

@@ -109,8 +109,9 @@ class FairQueue(Generic[_T]):
     One sharer alone may have `size_max` waiting entries. While several sharers use the queue, each of them may have a
     quarter of that. If one sharer has filled the queue while it was alone, the others together still have room for
     another quarter. While several sharers use the queue, a batch takes at most the weight `share_max` from each lane,
-    so that a batch stays short even if one caller has much work. A sharer uses the queue from `add` until `end`, so
-    also while a batch with its entries runs.
+    so that a batch stays short even if one caller has much work. A larger entry is then the only one of its batch, so
+    that no other caller waits for it in the same transaction. A sharer uses the queue from `add` until `end`, so also
+    while a batch with its entries runs.
     """
 
     def __init__(self, *, size_max: int, share_max: int) -> None:
@@ -121,9 +122,15 @@ class FairQueue(Generic[_T]):
         """The lanes that may be taken from. The first lane has the turn."""
         self._set_aside: list[_Lane[_T]] = []
         """The lanes that have used up their share of the present batch."""
+        self._passed_over: list[_Lane[_T]] = []
+        """The lanes whose next entry had the turn, but must be the only one of its batch. They have the next turns."""
         self._size = 0
         self._batch = 0
         self._is_shared = False
+        self._takes_large = True
+        """Whether the present batch may still take an entry that is larger than `share_max`."""
+        self._is_full = False
+        """Whether the present batch has taken such an entry."""
         self._sharing = Sharing()
 
     def __len__(self) -> int:
@@ -151,17 +158,23 @@ class FairQueue(Generic[_T]):
         self._size += count
         return True
 
-    def begin_batch(self, now: float) -> None:
-        """Begin a batch: each lane has its whole share again."""
+    def begin_batch(self, now: float, *, takes_large: bool = True) -> None:
+        """Begin a batch: each lane has its whole share again.
+
+        Without `takes_large`, the batch takes no entry that must be the only one of its batch.
+        """
         self._batch += 1
+        self._takes_large, self._is_full = takes_large, False
         self._ring.extend(self._set_aside)
+        self._ring.extendleft(reversed(self._passed_over))
         self._set_aside.clear()
+        self._passed_over.clear()
         self._is_shared = self._sharing.is_shared(now)
 
     def head(self) -> _T | None:
-        """Return the entry that has the turn. Returns None if all entries left are beyond the share of their lanes."""
+        """Return the entry that has the turn. Returns None if the batch can take none of the entries that are left."""
         ring = self._ring
-        if not ring:
+        if not ring or self._is_full:
             return None
         if len(ring) > 1:
             while ring[0].credit <= 0:
@@ -169,13 +182,23 @@ class FairQueue(Generic[_T]):
                 ring.rotate(-1)
         return ring[0].entries[0]
 
-    def exceeds_share(self, weight: int) -> bool:
-        """Return whether the entry at the head, of this weight, exceeds the share of its lane. It then loses the turn.
+    def is_alone(self, weight: int) -> bool:
+        """Return whether an entry of this weight must be the only one of the present batch."""
+        return weight > self._share_max and self._is_shared
 
-        The first entry that a batch takes from a lane never exceeds the share.
+    def exceeds_share(self, weight: int) -> bool:
+        """Return whether the batch cannot take the entry at the head, of this weight. Its lane then loses the turn.
+
+        An entry within `share_max` is never refused as the first one of its lane.
         """
+        if not self._is_shared:
+            return False
+        if self.is_alone(weight):
+            if not self._takes_large:
+                self._passed_over.append(self._ring.popleft())
+            return not self._takes_large
         lane = self._ring[0]
-        if not self._is_shared or lane.batch != self._batch or lane.taken + weight <= self._share_max:
+        if lane.batch != self._batch or lane.taken + weight <= self._share_max:
             return False
         self._set_aside.append(self._ring.popleft())
         return True
@@ -185,6 +208,8 @@ class FairQueue(Generic[_T]):
         lane = self._ring[0]
         entry = lane.entries.popleft()
         self._size -= 1
+        if weight:
+            self._takes_large, self._is_full = False, self.is_alone(weight)
         if not lane.entries:
             del self._ring[0], self._lanes[lane.sharer]
             return entry
