@@ -1,4 +1,4 @@
-# The images of the four deployables and, for docker-compose.yml, of the gateway and of shopctl.
+# The images of the four deployables, of the console and, for docker-compose.yml, of the gateway and of shopctl.
 #
 #   docker build --target order-api --tag shop/order-api:1.2.3 --build-arg VERSION=1.2.3 .
 #
@@ -30,17 +30,19 @@ RUN --mount=type=cache,target=/pip-cache \
     && /build/bin/pip install --disable-pip-version-check --only-binary=:all: --require-hashes --requirement /requirements/bootstrap.txt
 # The version of the packages, or 0.0.0 if it is a word such as `dev`. The build has no git history.
 ARG VERSION=dev
+COPY libs/client /src/libs/client
 COPY libs/common /src/libs/common
 COPY libs/shopctl /src/libs/shopctl
 COPY proto /src/proto
 COPY services /src/services
-# One folder for shared packages, one for shopctl and one per service. Bytecode is never checked against its source, since
+# One folder for shared packages, one each for the client and for shopctl, and one per service. Bytecode is never checked against its source, since
 # neither changes in an image.
 RUN cd /src \
     && install() { /build/bin/uv pip install --quiet --offline --no-deps --no-build-isolation --python /build --target "$@"; } \
     && SETUPTOOLS_SCM_PRETEND_VERSION=$(echo "$VERSION" | grep '^[0-9]' || echo 0.0.0) \
     && export PATH=/build/bin:$PATH SETUPTOOLS_SCM_PRETEND_VERSION \
     && install /packages/shared ./libs/common ./proto \
+    && install /packages/client ./libs/client \
     && install /packages/shopctl ./libs/shopctl \
     && for service in services/*; do install "/packages/${service##*/}" "./$service"; done \
     && rm /packages/*/.lock \
@@ -92,6 +94,22 @@ ENV HEALTH_PORT=50056
 EXPOSE 50056 9464
 ENTRYPOINT ["python", "-m", "event_relay"]
 COPY --from=packages /packages/shared /packages/event-relay /venv/lib/python3.13/site-packages/
+
+# --- console: it has dependencies that no other process has ---
+
+FROM dependencies AS console-dependencies
+COPY requirements/console.txt /requirements/
+RUN --mount=type=cache,target=/pip-cache \
+    pip --python /venv install --disable-pip-version-check --only-binary=:all: --require-hashes --requirement /requirements/console.txt
+
+FROM runtime AS console
+ARG VERSION=dev REVISION=unknown
+LABEL org.opencontainers.image.title=console org.opencontainers.image.version=${VERSION} org.opencontainers.image.revision=${REVISION}
+ENV HTTP_PORT=50080 HEALTH_PORT=50057
+EXPOSE 50080 50057 9464
+COPY --from=console-dependencies /venv /venv
+ENTRYPOINT ["python", "-m", "console"]
+COPY --from=packages /packages/shared /packages/client /packages/shopctl /packages/console /venv/lib/python3.13/site-packages/
 
 # --- shopctl: jobs and the load generator, for docker-compose.yml ---
 

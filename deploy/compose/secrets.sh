@@ -55,15 +55,15 @@ make_certificate() {
 }
 
 make_authority
-for name in inventory-api order-api reservation-reaper load gateway postgres kafka; do
+for name in inventory-api order-api reservation-reaper load console gateway postgres kafka; do
     make_certificate "$name"
 done
 
-for name in inventory-api order-api reservation-reaper load; do
+for name in inventory-api order-api reservation-reaper load console; do
     put "$name/tls.crt" $PROCESS <"authority/$name.crt"
     put "$name/tls.key" $PROCESS <"authority/$name.key"
 done
-for name in inventory-api order-api reservation-reaper load event-relay gateway admin; do
+for name in inventory-api order-api reservation-reaper load console event-relay gateway admin; do
     put "$name/ca.crt" $PROCESS <authority/ca.crt
 done
 # HAProxy reads the key from the file of the certificate.

@@ -7,6 +7,7 @@ import pytest
 import yaml
 from pydantic_settings import BaseSettings
 
+from console.settings import ConsoleSettings, Watched
 from event_relay.settings import RelaySettings
 from inventory_api.settings import InventorySettings
 from order_api.settings import OrderSettings
@@ -32,7 +33,10 @@ SETTINGS: dict[str, type[BaseSettings]] = {
     "migrate-orders": OrderSettings,
     "reservation-reaper": ReaperSettings,
     "event-relay": RelaySettings,
+    "console": ConsoleSettings,
 }
+
+PROCESSES = [name for name in SETTINGS if name in LASTING]
 
 every_service = pytest.mark.parametrize("service", SERVICES.values(), ids=SERVICES)
 
@@ -106,7 +110,7 @@ def test_the_environment_has_only_settings_of_the_process(name: str) -> None:
     assert set_here <= known
 
 
-@pytest.mark.parametrize("name", ["inventory-api", "order-api", "reservation-reaper", "event-relay"])
+@pytest.mark.parametrize("name", PROCESSES)
 def test_the_grace_period_is_long_enough_to_drain(name: str) -> None:
     fields = CommonSettings.model_fields
     needed = fields["drain_seconds"].default + fields["grace_seconds"].default + FLUSH_SECONDS_MAX
@@ -119,7 +123,7 @@ def test_every_variable_is_in_env_example() -> None:
     assert shown == used
 
 
-@pytest.mark.parametrize("name", ["inventory-api", "order-api", "reservation-reaper", "event-relay"])
+@pytest.mark.parametrize("name", PROCESSES)
 def test_spans_are_sent_to_the_jaeger_of_the_profile(name: str) -> None:
     assert SERVICES[name]["environment"]["OTEL_EXPORTER_OTLP_ENDPOINT"].endswith("-http://jaeger:4317}")
     assert SERVICES["jaeger"]["profiles"] == ["observability"]
@@ -127,7 +131,9 @@ def test_spans_are_sent_to_the_jaeger_of_the_profile(name: str) -> None:
 
 def test_only_the_system_starts_without_a_profile() -> None:
     profiles = {name: service["profiles"] for name, service in SERVICES.items() if "profiles" in service}
-    assert profiles == {name: ["observability"] for name in ("jaeger", "prometheus", "grafana")} | {"load": ["load"]}
+    assert profiles == {name: ["observability"] for name in ("jaeger", "prometheus", "grafana")} | {
+        name: [name] for name in ("console", "load")
+    }
 
 
 def networks(name: str) -> set[str]:
@@ -160,6 +166,7 @@ def test_services_share_a_network_only_if_they_need_it() -> None:
         *(("gateway", api) for api in ("inventory-api", "order-api")),
         *(("reservation-reaper", api) for api in ("inventory-api", "order-api")),
         ("order-api", "inventory-api"),
+        *(("console", process) for process in PROCESSES),
         *((name, "jaeger") for name in LASTING if name in SETTINGS),
         *(("prometheus", name) for name in LASTING if name in SETTINGS),
         ("grafana", "prometheus"),
@@ -206,6 +213,21 @@ def test_every_connection_of_a_process_is_encrypted_and_verified(name: str) -> N
             assert "TLS_CA_PATH" in environment
         if setting == "TLS_CERT_PATH" and name.endswith("-api"):
             assert {"TLS_CLIENT_CA_PATH", "GRANTS_PATH"} <= environment.keys()
+
+
+def test_the_console_watches_each_process_at_its_ports() -> None:
+    settings = ConsoleSettings.model_construct(processes=SERVICES["console"]["environment"]["PROCESSES"])
+
+    assert settings.watched == [
+        Watched(name, f"{name}:{SETTINGS[name].model_fields['health_port'].default}", f"{name}:9464")
+        for name in PROCESSES
+        if name != "console"
+    ]
+
+
+def test_the_console_has_no_permissions_of_its_own_and_each_viewer_signs_in() -> None:
+    assert "spiffe://shop/console" not in grants_in("grants.yaml").workloads
+    assert SERVICES["console"]["environment"]["SIGN_IN"] == "true"
 
 
 def grants_in(name: str) -> Grants:

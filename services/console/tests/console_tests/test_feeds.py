@@ -4,13 +4,16 @@ import asyncio
 from collections.abc import Awaitable, Callable
 
 import pytest
+from opentelemetry.trace import NonRecordingSpan
 
 from console.feeds import feed
 from console.feeds.feed import Feeds, Reading
 from console.feeds.processes import troubles
 from console.feeds.shop import NEXT_STATUSES
+from libs.common.tests.recorded import Spans
 from order_api.domain.model import LEGAL_CHANGES
 from shop_client.errors import OrderNotFound
+from shop_common.telemetry import tracing
 
 
 async def _until(condition: Callable[[], bool]) -> None:
@@ -85,6 +88,24 @@ def test_a_failed_read_keeps_the_value_and_shows_the_reason() -> None:
         assert (look().value, look().error) == ("an order", "There is no order 7 (ORDER_NOT_FOUND)")
 
     asyncio.run(run())
+
+
+def test_each_read_is_a_span_and_its_calls_are_below_it() -> None:
+    spans = Spans()
+
+    async def run() -> str | None:
+        async def read() -> str | None:
+            return tracing.current_traceparent()
+
+        feeds = Feeds()
+        await _until(lambda: feeds.look("orders", 1, read, every=60).value is not None)
+        return feeds.look("orders", 1, read, every=60).value
+
+    traceparent = asyncio.run(run())
+
+    (span,) = spans.all()
+    assert span.name == "read orders"
+    assert tracing.traceparent_of(NonRecordingSpan(span.get_span_context())) == traceparent
 
 
 def test_the_worst_trouble_comes_first() -> None:

@@ -7,7 +7,7 @@ image tag, see .env.example.
 import argparse
 
 from shopctl.system import compose
-from shopctl.system.layout import INVENTORY_API, ORDER_API
+from shopctl.system.layout import CONSOLE, INVENTORY_API, ORDER_API
 from shopctl.terminal.failures import CommandFailed
 from shopctl.terminal.output import console, print_table, whole
 
@@ -26,8 +26,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--profile",
         action="append",
         default=[],
-        choices=["observability", "load"],
-        help="also start Jaeger, Prometheus and Grafana, or the load generator; may be repeated",
+        choices=["console", "observability", "load"],
+        help="also start the console, or Jaeger, Prometheus and Grafana, or the load generator; may be repeated",
     )
 
 
@@ -39,6 +39,9 @@ def run(options: argparse.Namespace) -> int:
     if found is None:
         raise CommandFailed("the containers ended right after their start; see `docker compose logs`")
     rows = [(name, found.address(name)) for name in (INVENTORY_API, ORDER_API, "postgres", "kafka")]
+    if CONSOLE in options.profile:
+        # By this name, and not by its IP address: the console accepts no other host.
+        rows.append((CONSOLE, f"http://{found.address(CONSOLE).replace('127.0.0.1', 'localhost')}"))
     if "observability" in options.profile:
         rows += [(name, f"http://{found.address(name)}") for name in ("grafana", "prometheus", "jaeger")]
     print_table("listening", ["", whole("address")], rows)

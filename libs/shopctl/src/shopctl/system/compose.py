@@ -18,7 +18,7 @@ from sqlalchemy import URL
 
 from shop_common.events.kafka_connection import KafkaConnection, Login, SaslMechanism, SecurityProtocol
 from shopctl.system import docker, private_file
-from shopctl.system.layout import INVENTORY_API, ORDER_API, REAPER, RELAY, Databases
+from shopctl.system.layout import CONSOLE, INVENTORY_API, ORDER_API, REAPER, RELAY, Databases
 from shopctl.system.runfile import NotRunning
 from shopctl.terminal.failures import CommandFailed
 
@@ -37,6 +37,7 @@ _PUBLISHED = {
     ORDER_API: ("gateway", 50054),
     "kafka": ("kafka", 9093),
     "postgres": ("postgres", 5432),
+    CONSOLE: (CONSOLE, 50080),
     "grafana": ("grafana", 3000),
     "prometheus": ("prometheus", 9090),
     "jaeger": ("jaeger", 16686),

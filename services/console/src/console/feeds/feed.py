@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Generic, TypeVar, cast
 
 from shop_client.errors import ShopError
-from shop_common.telemetry import logs, metrics
+from shop_common.telemetry import logs, metrics, tracing
 
 FETCH_SECONDS = 0.5
 UNWATCHED_SECONDS = 3.0
@@ -107,7 +107,8 @@ class _Feed(Generic[_Value]):
         before = self._reading
         value, error = before.value, None
         try:
-            value = await self._fetch()
+            with tracing.span(f"read {self._view}"):
+                value = await self._fetch()
         except ShopError as refusal:
             error = in_words(refusal)
         except Exception:

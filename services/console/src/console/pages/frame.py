@@ -18,6 +18,7 @@ from console.feeds.processes import SystemReader
 from console.site.guard import SESSION_COOKIE, SIGN_IN_PATH
 from console.site.viewers import Viewer, Viewers
 from shop_client.errors import ShopError
+from shop_common.telemetry import tracing
 
 _Value = TypeVar("_Value")
 
@@ -189,14 +190,15 @@ async def act(
     is_confirmed = await dialog
     with dialog.client.content:
         dialog.delete()
-        return bool(is_confirmed) and await _run(action, done)
+        return bool(is_confirmed) and await _run(verb, action, done)
 
 
-async def _run(action: Callable[[], Awaitable[object]], done: str) -> bool:
+async def _run(verb: str, action: Callable[[], Awaitable[object]], done: str) -> bool:
     """Run an action and show how it ended. Returns whether it was done."""
     content = ui.context.client.content
     try:
-        await action()
+        with tracing.span(verb):
+            await action()
     except ShopError as error:
         with content:
             ui.notify(in_words(error), type="negative", timeout=10_000, close_button="Close")

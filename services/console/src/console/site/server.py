@@ -69,7 +69,9 @@ def opened(settings: ConsoleSettings) -> socket.socket:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
         listen.probe(settings.listen_host, settings.http_port)
-        return socket.create_server((host, settings.http_port), family=family)
+        # By default, Python's servers on every address of IPv6 refuse IPv4.
+        dual = host == "::" and socket.has_dualstack_ipv6()
+        return socket.create_server((host, settings.http_port), family=family, dualstack_ipv6=dual)
     except OSError as error:
         raise listen.PortBusy(listen.refusal(settings.listen_host, settings.http_port, error)) from error
 
