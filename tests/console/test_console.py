@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from shop_client.values import NewItem, OrderStatus
+from shop_client.values import ItemUnits, NewItem, OrderStatus
 from testkit.eventually import eventually
 from tests.console import axe
 from tests.console.browser import DESKTOP, PHONE, Browser
@@ -52,6 +52,10 @@ def test_an_order_goes_from_its_creation_to_its_delivery_by_clicking(system: Sys
     with system.shop("acme") as shop:
         (order,) = shop.list_orders()
         assert (order.status, order.items[0].quantity) == (OrderStatus.DELIVERED, 2)
+    page.open("/stock?product=11")
+    page.sees("received")
+    page.sees("fulfilled")
+    page.sees("1,498")
     assert page.errors() == []
 
 
@@ -90,6 +94,23 @@ def test_a_quantity_is_set_in_the_question(system: System, page: Browser) -> Non
 
         page.sees("1,350")
         assert shop.get_item(item.id).quantity == 1350
+
+
+def test_a_shipment_and_cancelled_units_are_in_the_order(system: System, page: Browser) -> None:
+    with system.shop("partial") as shop:
+        shop.add_stock(15, 10)
+        order = shop.create_order(1, [NewItem(15, 5, Decimal(1))], "EUR")
+        for status in (OrderStatus.CONFIRMED, OrderStatus.PROCESSING):
+            shop.update_order_status(order.id, status)
+        line = order.items[0].id
+        shop.create_shipment(order.id, [ItemUnits(line, 3)], carrier="DHL", tracking_number="TRACK-17")
+        shop.cancel_order_items(order.id, [ItemUnits(line, 2)], reason="two were damaged")
+    _sign_in(page, system.token("partial"))
+
+    page.open(f"/orders/{order.id}")
+
+    for shown in ("Shipment of 3 of product 15", "DHL TRACK-17", "Cancelled", "Order shipped", "by user:staff"):
+        page.sees(shown)
 
 
 def test_a_killed_process_is_red_and_is_green_again_after_its_restart(system: System, page: Browser) -> None:
@@ -202,3 +223,9 @@ def _fill(system: System) -> None:
             order = shop.create_order(100 + number % 3, items, "EUR")
             for status in chain[: number % 5] if number != 8 else ():
                 shop.update_order_status(order.id, status)
+        # One of many events, with a shipment.
+        order = shop.create_order(7, [NewItem(21, 12, Decimal("9.90")), NewItem(22, 3, Decimal("1234.50"))], "EUR")
+        for status in chain[:2]:
+            shop.update_order_status(order.id, status)
+        shop.create_shipment(order.id, [ItemUnits(order.items[0].id, 8)], carrier="DHL", tracking_number="JD0146000")
+        shop.cancel_order_items(order.id, [ItemUnits(order.items[0].id, 4)], reason="damaged")

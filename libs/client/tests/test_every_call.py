@@ -233,7 +233,12 @@ def test_half_an_order_is_shipped_and_the_rest_is_cancelled(shop: Shop, product:
     assert (shipment.items, shipment.carrier, shipment.tracking_number) == ((one,), "DHL", "17")
     assert (partial.status, partial.items[0].shipped) == (OrderStatus.PROCESSING, 1)
     assert (ended.status, ended.items[0].shipped, ended.items[0].cancelled) == (OrderStatus.SHIPPED, 1, 1)
-    assert shop.get_order(order.id) == ended
+    found = shop.get_order(order.id)
+    assert found == ended
+    assert [each.status for each in found.history] == [
+        *(OrderStatus.PENDING, OrderStatus.CONFIRMED, OrderStatus.PROCESSING, OrderStatus.SHIPPED)
+    ]
+    assert found.history[0].at == found.created_at
     with pytest.raises(errors.IllegalTransition):
         shop.create_shipment(order.id)
 

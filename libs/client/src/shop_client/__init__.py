@@ -29,6 +29,7 @@ from shop_client.values import (
     ReturnedUnits,
     ReturnTreatment,
     Shipment,
+    StatusChange,
     Stock,
 )
 
@@ -60,6 +61,7 @@ __all__ = [
     "Shipment",
     "Shop",
     "ShopError",
+    "StatusChange",
     "Stock",
     "Tls",
     "errors",

@@ -489,7 +489,7 @@ def _reservations(response: inventory.ListReservationsResponse) -> Page[Reservat
 
 
 def _order(response: orders.OrderResponse) -> Order:
-    return convert.order(response.order)
+    return convert.order(response.order, response.history)
 
 
 def _created_in_batch(result: orders.BatchCreateOrdersResult) -> Order:

@@ -1,5 +1,6 @@
 """Converts between the messages of the contract and the values of this package."""
 
+from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 
@@ -26,6 +27,7 @@ from shop_client.values import (
     ReturnedUnits,
     ReturnTreatment,
     Shipment,
+    StatusChange,
     Stock,
 )
 from shop_protos.inventory.v1 import inventory_pb2 as inventory
@@ -138,7 +140,7 @@ def reservation(message: inventory.Reservation) -> Reservation:
     )
 
 
-def order(message: orders.Order) -> Order:
+def order(message: orders.Order, history: Iterable[orders.StatusChange] = ()) -> Order:
     return Order(
         id=message.id,
         user_id=message.user_id,
@@ -153,6 +155,7 @@ def order(message: orders.Order) -> Order:
         updated_at=_utc(message.updated_at),
         shipments=tuple(_shipment(each) for each in message.shipments),
         returns=tuple(_return(each) for each in message.returns),
+        history=tuple(_status_change(each) for each in history),
     )
 
 
@@ -166,6 +169,11 @@ def _order_item(message: orders.OrderItem) -> OrderItem:
         cancelled=message.cancelled,
         returned=message.returned,
     )
+
+
+def _status_change(message: orders.StatusChange) -> StatusChange:
+    status = _STATUSES.get(message.status, OrderStatus.UNKNOWN)
+    return StatusChange(status, _utc(message.time), message.reason, message.actor)
 
 
 def _shipment(message: orders.Shipment) -> Shipment:

@@ -1,7 +1,7 @@
 """The values that calls take and return. Amounts are Decimal, and times are datetime with UTC."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from decimal import Decimal
 from enum import StrEnum
@@ -264,6 +264,18 @@ class Return:
 
 
 @dataclass(frozen=True, slots=True)
+class StatusChange:
+    """A change of an order's status. `reason` and `actor` may be empty."""
+
+    status: OrderStatus
+    """The status after the change."""
+    at: datetime
+    reason: str
+    actor: str
+    """The caller that made the change."""
+
+
+@dataclass(frozen=True, slots=True)
 class OrderItem:
     """A line of an order, and how many of its units have been shipped, cancelled and returned."""
 
@@ -297,3 +309,6 @@ class Order:
     """The shipments by `create_shipment`, the oldest first. Empty in the orders of `list_orders`."""
     returns: tuple[Return, ...] = ()
     """The returns by `create_return`, the oldest first. Empty in the orders of `list_orders`."""
+    history: tuple[StatusChange, ...] = field(default=(), compare=False)
+    """The changes of the status, the oldest first; the first one is the creation. Only `get_order` sets it, and it does
+    not count when two orders are compared."""

@@ -6,7 +6,7 @@ from datetime import datetime
 from typing import Generic, TypeVar
 
 from shop_client import AsyncShop
-from shop_client.values import Item, Order, OrderStatus, Reservation, ReservationState
+from shop_client.values import Item, Movement, Order, OrderStatus, Reservation, ReservationState, Shipment
 
 _Value = TypeVar("_Value")
 
@@ -83,19 +83,40 @@ async def held_reservations(shop: AsyncShop, product_id: int) -> Rows[Reservatio
     )
 
 
+async def movements(shop: AsyncShop, product_id: int) -> Rows[Movement]:
+    """Return the newest changes of the quantities of a product."""
+    return await _first(shop.list_movements(product_id=product_id, page_size=PAGE_ROWS + 1), PAGE_ROWS)
+
+
 def timeline(details: OrderDetails) -> list[Event]:
     """Return what has happened to an order and what is due, the oldest first."""
     order = details.order
-    events = [Event(order.created_at, "Order created", f"by user {order.user_id}")]
+    created_by = order.history[0].actor if order.history else ""
+    # Events at the same time keep this order: a shipment of the last units comes before the status that it causes.
+    events = [Event(order.created_at, f"Order created for user {order.user_id}", _by(created_by))]
     for each in details.reservations.rows:
         where = ", ".join(f"{part.quantity:,} from {part.location}" for part in each.allocations)
         title = f"{each.quantity:,} of product {each.product_id} reserved"
         events.append(Event(each.created_at, title, f"{where}; now {each.state.lower()}"))
+    events += [_shipment(order, each) for each in order.shipments]
+    for change in order.history[1:]:
+        detail = "; ".join(filter(None, (change.reason, _by(change.actor))))
+        events.append(Event(change.at, f"Order {change.status.lower()}", detail))
     if order.status is OrderStatus.PENDING:
         events.append(Event(order.reserved_until, "Reservation expires", "unless the order is confirmed before"))
-    else:
-        events.append(Event(order.updated_at, f"Order {order.status.lower()}", order.status_reason))
     return sorted(events, key=lambda event: event.at)
+
+
+def _by(actor: str) -> str:
+    return f"by {actor}" if actor else ""
+
+
+def _shipment(order: Order, shipment: Shipment) -> Event:
+    products = {line.id: line.product_id for line in order.items}
+    units = ", ".join(f"{each.quantity:,} of product {products[each.item_id]}" for each in shipment.items)
+    return Event(
+        shipment.created_at, f"Shipment of {units}", " ".join((shipment.carrier, shipment.tracking_number)).strip()
+    )
 
 
 async def _first(values: AsyncIterator[_Value], limit: int) -> Rows[_Value]:

@@ -120,9 +120,7 @@ def _details(here: Page, found: OrderDetails) -> None:
     text("Timeline", "h2")
     _timeline(here, found)
     text("Lines", "h2")
-    columns = {"Product": "", "Quantity": "number", "Price": "number"}
-    lines = [[f"{e.product_id}", f"{e.quantity:,}", words.amount(e.price, order.currency)] for e in order.items]
-    table("Lines", columns, lines)
+    _lines(order)
     text("Reservations", "h2")
     _reservations(here, found.reservations)
 
@@ -139,6 +137,22 @@ def _button(here: Page, order: Order, status: OrderStatus) -> None:
 
     button = ui.button(verb, on_click=clicked).props("no-caps")
     button.props("outline color=negative" if status is OrderStatus.CANCELLED else "unelevated")
+
+
+def _lines(order: Order) -> None:
+    """Add the table of the lines. Units that were shipped or cancelled have columns if there are any."""
+    columns = {"Product": "", "Quantity": "number"}
+    rows = [[f"{line.product_id}", f"{line.quantity:,}"] for line in order.items]
+    partly = {"Shipped": [line.shipped for line in order.items], "Cancelled": [line.cancelled for line in order.items]}
+    for title, units in partly.items():
+        if any(units):
+            columns[title] = "number"
+            for row, count in zip(rows, units, strict=True):
+                row.append(f"{count:,}")
+    columns["Price"] = "number"
+    for row, line in zip(rows, order.items, strict=True):
+        row.append(words.amount(line.price, order.currency))
+    table("Lines", columns, rows)
 
 
 def _timeline(here: Page, found: OrderDetails) -> None:

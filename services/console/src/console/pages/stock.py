@@ -12,7 +12,7 @@ from console import words
 from console.feeds import shop
 from console.feeds.shop import Rows
 from console.pages.frame import Page, Site, act, order_link, page, table, tag, text, viewer_of
-from shop_client.values import Item, Reservation
+from shop_client.values import Item, Movement, Reservation
 
 _ITEMS_MAX = 200
 
@@ -31,6 +31,9 @@ def add(site: Site) -> None:
                 text("Reservations that are not confirmed", "h2")
                 held = partial(shop.held_reservations, viewer.shop, product_id)
                 here.live("held", product_id, partial(_with_now, held), _held)
+                text("Movements", "h2")
+                moved = partial(shop.movements, viewer.shop, product_id)
+                here.live("movements", product_id, moved, partial(_movements, here))
             if viewer.may.change_stock:
                 _form(here, product_id)
 
@@ -111,7 +114,7 @@ def _adjust(here: Page, item: Item) -> None:
         question = f"Set the quantity of product {item.product_id} in {item.location}"
         present = f"It is {item.quantity:,}, of which {item.reserved_quantity:,} are reserved."
         if await act(question, present, "Set", change, "The quantity was set.", add_fields=add_fields):
-            here.site.feeds.read_now("items")
+            _read_now(here)
 
     label = f"Adjust product {item.product_id} in {item.location}"
     button = ui.button("Adjust", on_click=clicked).props("no-caps outline dense padding='2px 10px'")
@@ -144,6 +147,41 @@ def _held(found: tuple[Rows[Reservation], datetime]) -> None:
         text(f"The first {len(reservations.rows):,}.", classes="soft")
 
 
+def _movements(here: Page, found: Rows[Movement]) -> None:
+    if not found.rows:
+        text("No movement is known. Each change of the stock adds one.", classes="empty")
+        return
+    columns = {
+        "Time": "time",
+        "Location": "",
+        "Kind": "",
+        "Change": "number",
+        "Units after": "number phone-off",
+        "Order or reason": "id phone-off",
+        "By": "id phone-off",
+    }
+    table("Movements", columns, [_movement(here, each) for each in found.rows])
+    if found.has_more:
+        text(f"The newest {len(found.rows):,}.", classes="soft")
+
+
+def _movement(here: Page, movement: Movement) -> list[str | Callable[[], object]]:
+    return [
+        words.at(movement.created_at, here.zone),
+        movement.location,
+        movement.kind.lower(),
+        f"{movement.quantity:+,}",
+        words.whole(movement.quantity_after),
+        partial(order_link, movement.order_id) if movement.order_id else movement.reason,
+        movement.actor,
+    ]
+
+
+def _read_now(here: Page) -> None:
+    for view in ("items", "movements"):
+        here.site.feeds.read_now(view)
+
+
 def _form(here: Page, product_id: int | None) -> None:
     text("Add stock", "h2")
     with tag("div").classes("row-of-fields").props('role=group aria-label="Add stock"'):
@@ -159,6 +197,6 @@ def _form(here: Page, product_id: int | None) -> None:
 
             question = f"Add {units:,} units of product {number}?"
             if await act(question, "They can be reserved at once.", "Add", call, "The stock was added."):
-                here.site.feeds.read_now("items")
+                _read_now(here)
 
         ui.button("Add stock", on_click=add_stock).props("no-caps unelevated")

@@ -1,0 +1,58 @@
+"""The timeline of an order."""
+
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+
+from console.feeds.shop import Event, OrderDetails, Rows, timeline
+from shop_client.values import ItemUnits, Order, OrderItem, OrderStatus, Shipment, StatusChange
+
+_START = datetime(2026, 1, 2, tzinfo=UTC)
+
+
+def _after(minutes: int) -> datetime:
+    return _START + timedelta(minutes=minutes)
+
+
+def _order(status: OrderStatus, history: tuple[StatusChange, ...], shipments: tuple[Shipment, ...] = ()) -> Order:
+    return Order(
+        id="an-order",
+        user_id=7,
+        items=(OrderItem(1, 4711, 2000, Decimal(1)),),
+        total_amount=Decimal(2000),
+        currency="EUR",
+        status=status,
+        status_reason="",
+        reserved_until=_after(15),
+        version=1,
+        created_at=_START,
+        updated_at=_START,
+        shipments=shipments,
+        history=history,
+    )
+
+
+def _timeline(order: Order) -> list[Event]:
+    return timeline(OrderDetails(order, Rows((), has_more=False)))
+
+
+def test_it_has_each_change_with_its_reason_and_its_caller_and_each_shipment() -> None:
+    history = (
+        StatusChange(OrderStatus.PENDING, _START, "", "user:anna"),
+        StatusChange(OrderStatus.CONFIRMED, _after(1), "paid", "key:3"),
+        StatusChange(OrderStatus.SHIPPED, _after(2), "", ""),
+    )
+    shipment = Shipment("a-shipment", "DHL", "17", (ItemUnits(1, 2000),), _after(2))
+
+    assert _timeline(_order(OrderStatus.SHIPPED, history, (shipment,))) == [
+        Event(_START, "Order created for user 7", "by user:anna"),
+        Event(_after(1), "Order confirmed", "paid; by key:3"),
+        Event(_after(2), "Shipment of 2,000 of product 4711", "DHL 17"),
+        Event(_after(2), "Order shipped"),
+    ]
+
+
+def test_a_pending_order_ends_with_the_expiry_of_its_reservation() -> None:
+    assert [event.title for event in _timeline(_order(OrderStatus.PENDING, ()))] == [
+        "Order created for user 7",
+        "Reservation expires",
+    ]
