@@ -8,10 +8,10 @@ from sqlalchemy import make_url
 
 from shop_common.process.lifecycle import FLUSH_SECONDS_MAX
 from shop_common.rpc.health import LIVENESS
-from shopctl.system.layout import INVENTORY_API, ORDER_API, REAPER, RELAY
+from shopctl.system.layout import CONSOLE, INVENTORY_API, ORDER_API, REAPER, RELAY
 from testkit.contract import ASYNCAPI, Contract
 from tests.kubernetes import network
-from tests.kubernetes.processes import PROCESSES, SettingsRefused, address_settings, loaded, setting_of
+from tests.kubernetes.processes import PROCESSES, REQUIRED, SettingsRefused, address_settings, loaded, setting_of
 from tests.kubernetes.rendered import Cluster, Object, Workload, files
 
 Check = Callable[[Cluster], Iterator[str]]
@@ -26,7 +26,7 @@ USER_SECRETS = {
         for name in ("inventory", "orders")
         for role in ("owner", "api", "relay")
     },
-    **{f"{name}-tls": _CERTIFICATE for name in (INVENTORY_API, ORDER_API, REAPER)},
+    **{f"{name}-tls": _CERTIFICATE for name in (INVENTORY_API, ORDER_API, REAPER, CONSOLE)},
     "postgresql-ca": {"ca.crt"},
     **{f"kafka-{name}": {"username", "password", "ca.crt"} for name in (INVENTORY_API, ORDER_API, RELAY, "topics")},
 }
@@ -58,8 +58,8 @@ def objects_match_their_schemas(cluster: Cluster) -> Iterator[str]:
 
 
 def references_are_complete(cluster: Cluster) -> Iterator[str]:
-    """Each process has a Deployment. Every referenced object is rendered, or is a Secret that the user creates."""
-    if missing := set(PROCESSES) - {workload.name for workload in deployments(cluster)}:
+    """The required processes have Deployments. Every referenced object is rendered, or is a Secret of the user."""
+    if missing := REQUIRED - {workload.name for workload in deployments(cluster)}:
         yield f"no Deployment of {', '.join(sorted(missing))}"
     accounts = {account["metadata"]["name"]: account for account in cluster.of_kind("ServiceAccount")}
     for workload in cluster.workloads():
@@ -160,7 +160,7 @@ def images_are_pinned(cluster: Cluster) -> Iterator[str]:
         process = workload.name.removesuffix("-migration")
         if process in PROCESSES and images[workload.name] != images[process]:
             yield f"{workload}: its image is {images[workload.name]}, that of {process} is {images[process]}"
-    for process in PROCESSES:
+    for process in PROCESSES.keys() & images.keys():
         if not images[process].rpartition(":")[0].endswith(f"shop/{process}"):
             yield f"Deployment {process}: its image is {images[process]}"
 

@@ -26,7 +26,7 @@ PROMETHEUS = _others(namespaces={"shop-monitoring": "true"}, pods={"app.kubernet
 
 
 def _clients(workload: Workload) -> str:
-    """The clients of one API. The label of their namespace is needed too: whoever creates a pod chooses its labels."""
+    """The clients of one process. The label of their namespace is needed too: whoever creates a pod chooses labels."""
     return _others(namespaces={"shop-clients": "true"}, pods={f"{workload.name}-client": "true"})
 
 
@@ -57,8 +57,8 @@ def needed_ingress(cluster: Cluster, workload: Workload) -> set[Flow]:
     flows: set[Flow] = set()
     if workload.name in PROCESSES:
         flows.add((workload.ports["metrics"], "TCP", PROMETHEUS))
-    if "grpc" in workload.ports:
-        flows.add((workload.ports["grpc"], "TCP", _clients(workload)))
+    for served in {"grpc", "http"} & workload.ports.keys():
+        flows.add((workload.ports[served], "TCP", _clients(workload)))
     if workload.name == BROKER:  # it connects to itself by its Service
         flows.add((workload.ports[BROKER], "TCP", BROKER))
     for other in filter(is_ours, cluster.workloads()):

@@ -12,6 +12,7 @@ from unittest import mock
 
 from google.protobuf.descriptor import FileDescriptor
 
+from console.settings import ConsoleSettings
 from event_relay.settings import RelaySettings
 from inventory_api.settings import InventorySettings
 from order_api.settings import OrderSettings
@@ -23,9 +24,13 @@ from shop_protos.inventory.v1 import inventory_pb2
 from shop_protos.inventory.v1 import maintenance_pb2 as inventory_maintenance_pb2
 from shop_protos.order.v1 import maintenance_pb2 as order_maintenance_pb2
 from shop_protos.order.v1 import order_pb2
-from shopctl.system.layout import INVENTORY_API, ORDER_API, REAPER, RELAY
+from shopctl.system.layout import CONSOLE, INVENTORY_API, ORDER_API, REAPER, RELAY
 
-_ADDRESS = re.compile(r"_(url|target|servers|endpoint|issuer)$")
+_ADDRESS = re.compile(r"_(url|target|servers|endpoint|issuer)$|^processes$")
+_WATCHED = "PROCESSES"
+"""The setting of the console with two addresses for each process that it watches."""
+_OWN = "PUBLIC_URL"
+"""The address at which browsers reach the console; it does not connect to it."""
 _DEFAULT_PORTS = {"postgresql": 5432, "http": 80, "https": 443}
 
 
@@ -56,7 +61,11 @@ PROCESSES: Mapping[str, Process] = {
     ),
     REAPER: Process(ReaperSettings, frozenset()),
     RELAY: Process(RelaySettings, frozenset()),
+    CONSOLE: Process(ConsoleSettings, frozenset()),
 }
+
+REQUIRED = frozenset(PROCESSES) - {CONSOLE}
+"""The processes that every overlay has."""
 
 
 class SettingsRefused(Exception):
@@ -96,10 +105,18 @@ def addresses(environment: Mapping[str, str]) -> set[tuple[str, int]]:
     """(host, port) for every address in the environment."""
     found = set()
     for variable, value in environment.items():
-        if not _ADDRESS.search(setting_of(variable)) or variable.endswith("_FILE"):
+        if not _ADDRESS.search(setting_of(variable)) or variable.endswith("_FILE") or variable == _OWN:
+            continue
+        if variable == _WATCHED:
+            found |= {_host_and_port(one) for each in value.split(",") for one in each.partition("=")[2].split("/")}
             continue
         scheme, _, rest = value.rpartition("://")
         for address in re.split(r"[/?]", rest)[0].rpartition("@")[2].split(","):
             host, _, port = address.partition(":")
             found.add((host, int(port) if port else _DEFAULT_PORTS[scheme]))
     return found
+
+
+def _host_and_port(address: str) -> tuple[str, int]:
+    host, _, port = address.partition(":")
+    return host, int(port)

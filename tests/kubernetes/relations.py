@@ -7,9 +7,14 @@ from tests.kubernetes.checks import deployments
 from tests.kubernetes.processes import PROCESSES, addresses
 from tests.kubernetes.rendered import Cluster, Object, Workload, selects
 
+_HEALTH = "-health"
+
 
 def selectors_match_one_workload(cluster: Cluster) -> Iterator[str]:
-    """A workload, Service or PodDisruptionBudget selects the pods of the workload with its name and no others."""
+    """A workload, Service or PodDisruptionBudget selects the pods of the workload with its name and no others.
+
+    The name of a Service for health and metrics ends in `-health`.
+    """
     for workload in cluster.workloads("Deployment", "StatefulSet"):
         if cluster.selected(workload.object["spec"]["selector"]) != [workload.name]:
             yield f"{workload}: selects {cluster.selected(workload.object['spec']['selector'])}"
@@ -27,7 +32,7 @@ def selectors_match_one_workload(cluster: Cluster) -> Iterator[str]:
 
 def _selects_its_own(cluster: Cluster, manifest: Object, selector: Object) -> Iterator[str]:
     name = manifest["metadata"]["name"]
-    if cluster.selected(selector) != [name]:
+    if cluster.selected(selector) != [name.removesuffix(_HEALTH)]:
         yield f"{manifest['kind']} {name}: selects {cluster.selected(selector)}"
 
 
@@ -40,7 +45,7 @@ def services_target_open_ports(cluster: Cluster) -> Iterator[str]:
             yield f"Service {name}: is not headless"
         for port in spec["ports"]:
             # A headless Service maps no ports: clients connect to the port of the container.
-            if workloads[name].ports.get(port["targetPort"]) != port["port"]:
+            if workloads[name.removesuffix(_HEALTH)].ports.get(port["targetPort"]) != port["port"]:
                 yield f"Service {name}: {port['name']} targets {port['targetPort']}, which is not {port['port']}"
     for workload in deployments(cluster):
         if "grpc" in workload.ports and not _service(cluster, workload.name):
@@ -115,7 +120,7 @@ def metrics_are_scraped(cluster: Cluster) -> Iterator[str]:
     """A PodMonitor selects every process, and names the port of its metrics."""
     for monitor in cluster.of_kind("PodMonitor"):
         spec = monitor["spec"]
-        if cluster.selected(spec["selector"]) != sorted(PROCESSES):
+        if cluster.selected(spec["selector"]) != sorted(each.name for each in deployments(cluster)):
             yield f"PodMonitor: selects {cluster.selected(spec['selector'])}"
         for workload in deployments(cluster):
             yield from _has_metrics(cluster, workload, spec["podMetricsEndpoints"][0]["port"])

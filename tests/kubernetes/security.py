@@ -10,7 +10,7 @@ from sqlalchemy import URL, make_url
 from devstack.certificates import spiffe_id
 from shop_common.environment.process_settings import ApiSettings, CallerSettings
 from shop_common.identity import grants
-from shopctl.system.layout import INVENTORY_API, ORDER_API, REAPER
+from shopctl.system.layout import CONSOLE, INVENTORY_API, ORDER_API, REAPER
 from tests.kubernetes.checks import deployments, secret_keys
 from tests.kubernetes.network import is_ours
 from tests.kubernetes.processes import PROCESSES, addresses, loaded
@@ -20,6 +20,8 @@ NEEDED = {
     INVENTORY_API: {"keys.read"},
     ORDER_API: {"stock.reserve", "delegate"},
     REAPER: {"maintenance"},
+    # It calls with the tokens of its viewers. Without a token, a caller has the permissions of the certificate.
+    CONSOLE: set(),
 }
 """The permissions that each process needs for its own calls."""
 

@@ -20,7 +20,7 @@ from shopctl.system.layout import INVENTORY_API, ORDER_API
 from testkit.calls import outcome, refusal
 from testkit.eventually import eventually
 from tests.kubernetes.checks import deployments
-from tests.kubernetes.processes import PROCESSES
+from tests.kubernetes.processes import REQUIRED
 from tests.kubernetes.rendered import Cluster, Rendered
 
 FOLDER = "deploy/kubernetes/overlays/production"
@@ -93,7 +93,7 @@ def test_an_unknown_service_name_is_not_found(running: Stack) -> None:
     """Shows that the test above can fail."""
     found = {name: grpc_health.health(address, "shop.Nobody") for name, address in _health_addresses(running).items()}
 
-    assert found == dict.fromkeys(PROCESSES, "NOT_FOUND")
+    assert found == dict.fromkeys(REQUIRED, "NOT_FOUND")
 
 
 def test_the_grants_suffice_from_an_order_to_its_expiry(inventory: grpc.Channel, orders: grpc.Channel) -> None:
