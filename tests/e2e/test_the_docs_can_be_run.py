@@ -56,6 +56,9 @@ REASONS = {
     "docker compose --profile observability --profile load up --wait": (
         "tests/compose/test_containers.py starts the same profiles, on ports of its own"
     ),
+    "docker compose --profile console up --wait": (
+        "tests/compose/test_containers.py starts the same profile, on ports of its own"
+    ),
     "deploy/kubernetes/overlays/local/make-passwords": "tests/kubernetes runs it in a copy; it writes files",
     "overlay=path/to/your/overlay": CLUSTER,
 }
