@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from shop_client.values import ItemUnits, NewItem, OrderStatus
+from shop_client.values import ItemUnits, NewItem, OrderStatus, ReturnedUnits, ReturnTreatment
 from testkit.eventually import eventually
 from tests.console import axe
 from tests.console.browser import DESKTOP, PHONE, Browser
@@ -96,7 +96,7 @@ def test_a_quantity_is_set_in_the_question(system: System, page: Browser) -> Non
         assert shop.get_item(item.id).quantity == 1350
 
 
-def test_a_shipment_and_cancelled_units_are_in_the_order(system: System, page: Browser) -> None:
+def test_a_shipment_a_return_and_cancelled_units_are_in_the_order(system: System, page: Browser) -> None:
     with system.shop("partial") as shop:
         shop.add_stock(15, 10)
         order = shop.create_order(1, [NewItem(15, 5, Decimal(1))], "EUR")
@@ -105,11 +105,18 @@ def test_a_shipment_and_cancelled_units_are_in_the_order(system: System, page: B
         line = order.items[0].id
         shop.create_shipment(order.id, [ItemUnits(line, 3)], carrier="DHL", tracking_number="TRACK-17")
         shop.cancel_order_items(order.id, [ItemUnits(line, 2)], reason="two were damaged")
+        shop.create_return(order.id, [ReturnedUnits(line, 1, ReturnTreatment.DISCARD)], reason="too small")
     _sign_in(page, system.token("partial"))
 
     page.open(f"/orders/{order.id}")
 
-    for shown in ("Shipment of 3 of product 15", "DHL TRACK-17", "Cancelled", "Order shipped", "by user:staff"):
+    for shown in (
+        "Shipment of 3 of product 15",
+        "DHL TRACK-17",
+        "Cancelled",
+        "Return of 1 of product 15",
+        "by user:staff",
+    ):
         page.sees(shown)
 
 

@@ -105,7 +105,9 @@ def test_each_read_is_a_span_and_its_calls_are_below_it() -> None:
 
     (span,) = spans.all()
     assert span.name == "read orders"
-    assert tracing.traceparent_of(NonRecordingSpan(span.get_span_context())) == traceparent
+    context = span.get_span_context()
+    assert context is not None
+    assert tracing.traceparent_of(NonRecordingSpan(context)) == traceparent
 
 
 def test_the_worst_trouble_comes_first() -> None:

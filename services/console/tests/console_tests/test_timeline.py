@@ -4,7 +4,17 @@ from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 
 from console.feeds.shop import Event, OrderDetails, Rows, timeline
-from shop_client.values import ItemUnits, Order, OrderItem, OrderStatus, Shipment, StatusChange
+from shop_client.values import (
+    ItemUnits,
+    Order,
+    OrderItem,
+    OrderStatus,
+    Return,
+    ReturnedUnits,
+    ReturnTreatment,
+    Shipment,
+    StatusChange,
+)
 
 _START = datetime(2026, 1, 2, tzinfo=UTC)
 
@@ -13,7 +23,12 @@ def _after(minutes: int) -> datetime:
     return _START + timedelta(minutes=minutes)
 
 
-def _order(status: OrderStatus, history: tuple[StatusChange, ...], shipments: tuple[Shipment, ...] = ()) -> Order:
+def _order(
+    status: OrderStatus,
+    history: tuple[StatusChange, ...] = (),
+    shipments: tuple[Shipment, ...] = (),
+    returns: tuple[Return, ...] = (),
+) -> Order:
     return Order(
         id="an-order",
         user_id=7,
@@ -27,6 +42,7 @@ def _order(status: OrderStatus, history: tuple[StatusChange, ...], shipments: tu
         created_at=_START,
         updated_at=_START,
         shipments=shipments,
+        returns=returns,
         history=history,
     )
 
@@ -51,8 +67,23 @@ def test_it_has_each_change_with_its_reason_and_its_caller_and_each_shipment() -
     ]
 
 
+def test_it_has_each_return_with_its_reason_and_what_happened_to_the_units() -> None:
+    units = (
+        ReturnedUnits(1, 2, ReturnTreatment.RESTOCK, "WAREHOUSE_A"),
+        ReturnedUnits(1, 1, ReturnTreatment.DISCARD),
+    )
+
+    *_, last = _timeline(_order(OrderStatus.DELIVERED, returns=(Return("a-return", "too small", units, _after(3)),)))
+
+    assert last == Event(
+        _after(3),
+        "Return of 2 of product 4711, 1 of product 4711",
+        "too small; 2 restocked in WAREHOUSE_A; 1 discarded",
+    )
+
+
 def test_a_pending_order_ends_with_the_expiry_of_its_reservation() -> None:
-    assert [event.title for event in _timeline(_order(OrderStatus.PENDING, ()))] == [
+    assert [event.title for event in _timeline(_order(OrderStatus.PENDING))] == [
         "Order created for user 7",
         "Reservation expires",
     ]

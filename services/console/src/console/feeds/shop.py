@@ -6,12 +6,28 @@ from datetime import datetime
 from typing import Generic, TypeVar
 
 from shop_client import AsyncShop
-from shop_client.values import Item, Movement, Order, OrderStatus, Reservation, ReservationState, Shipment
+from shop_client.values import (
+    Item,
+    Movement,
+    Order,
+    OrderStatus,
+    Reservation,
+    ReservationState,
+    Return,
+    ReturnTreatment,
+    Shipment,
+)
 
 _Value = TypeVar("_Value")
 
 PAGE_ROWS = 50
 RESERVATIONS_MAX = 200
+
+_TREATMENTS = {
+    ReturnTreatment.RESTOCK: "restocked",
+    ReturnTreatment.DISCARD: "discarded",
+    ReturnTreatment.UNKNOWN: "treated in a way that this console does not know",
+}
 
 NEXT_STATUSES: dict[OrderStatus, tuple[OrderStatus, ...]] = {
     OrderStatus.PENDING: (OrderStatus.CONFIRMED, OrderStatus.CANCELLED),
@@ -99,6 +115,7 @@ def timeline(details: OrderDetails) -> list[Event]:
         title = f"{each.quantity:,} of product {each.product_id} reserved"
         events.append(Event(each.created_at, title, f"{where}; now {each.state.lower()}"))
     events += [_shipment(order, each) for each in order.shipments]
+    events += [_return(order, each) for each in order.returns]
     for change in order.history[1:]:
         detail = "; ".join(filter(None, (change.reason, _by(change.actor))))
         events.append(Event(change.at, f"Order {change.status.lower()}", detail))
@@ -117,6 +134,16 @@ def _shipment(order: Order, shipment: Shipment) -> Event:
     return Event(
         shipment.created_at, f"Shipment of {units}", " ".join((shipment.carrier, shipment.tracking_number)).strip()
     )
+
+
+def _return(order: Order, returned: Return) -> Event:
+    products = {line.id: line.product_id for line in order.items}
+    units = ", ".join(f"{each.quantity:,} of product {products[each.item_id]}" for each in returned.items)
+    treatments = (
+        f"{each.quantity:,} {_TREATMENTS[each.treatment]}{f' in {each.location}' if each.location else ''}"
+        for each in returned.items
+    )
+    return Event(returned.created_at, f"Return of {units}", "; ".join(filter(None, (returned.reason, *treatments))))
 
 
 async def _first(values: AsyncIterator[_Value], limit: int) -> Rows[_Value]:

@@ -140,10 +140,14 @@ def _button(here: Page, order: Order, status: OrderStatus) -> None:
 
 
 def _lines(order: Order) -> None:
-    """Add the table of the lines. Units that were shipped or cancelled have columns if there are any."""
+    """Add the table of the lines. Shipped, cancelled and returned units have columns if there are any."""
     columns = {"Product": "", "Quantity": "number"}
     rows = [[f"{line.product_id}", f"{line.quantity:,}"] for line in order.items]
-    partly = {"Shipped": [line.shipped for line in order.items], "Cancelled": [line.cancelled for line in order.items]}
+    partly = {
+        "Shipped": [line.shipped for line in order.items],
+        "Cancelled": [line.cancelled for line in order.items],
+        "Returned": [line.returned for line in order.items],
+    }
     for title, units in partly.items():
         if any(units):
             columns[title] = "number"
