@@ -6,14 +6,20 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from datetime import timedelta
 from typing import Any, Self, TypeVar
 from uuid import uuid4
 
 from google.protobuf.duration_pb2 import Duration
 from google.type.money_pb2 import Money
+from sqlalchemy import update
 
 from devstack.kafka import Kafka, Record
 from devstack.stack import Stack
+from inventory_api.store import tables
+from shop_common.db.database import Database
+from shop_common.db.sql import now
 from shop_common.errors import Refused, ShopError
 from shop_protos.inventory.v1 import inventory_pb2 as inventory
 from shop_protos.order.v1 import order_pb2 as orders
@@ -192,6 +198,17 @@ class ShopDriver:
         """Record that units of an order came back."""
         request = orders.CreateReturnRequest(id=order_id, items=units, request_id=request_id)
         return self.api.call(self.api.orders.CreateReturn, request).order
+
+    def reinstate(self, order_id: str) -> orders.Order:
+        request = orders.ReinstateOrderRequest(id=order_id, reason="paid late")
+        return self.api.call(self.api.orders.ReinstateOrder, request).order
+
+    def expire(self, order_id: str, *, ago_seconds: float) -> None:
+        """Set the expiry of the order's reservations to `ago_seconds` ago, as if so much time had passed since."""
+        table = tables.stock_reservations
+        with closing(Database(self.stack.databases.inventory)) as database, database.write() as tx:
+            expires_at = now(tx) - timedelta(seconds=ago_seconds)
+            tx.execute(update(table).where(table.c.order_id == order_id).values(expires_at=expires_at))
 
     # --- events ---
 

@@ -156,6 +156,35 @@ def test_releasing_the_stock_of_a_confirmed_order_cancels_it(shop: ShopDriver) -
     shop.assert_consistent(product, stocked=1)
 
 
+@pytest.mark.parametrize("free", [True, False], ids=["with free stock", "without free stock"])
+def test_an_order_that_is_paid_ten_minutes_late_is_reinstated_if_its_stock_is_free(
+    shop: ShopDriver, free: bool
+) -> None:
+    product = shop.stocked_product(units=2)
+    order = shop.create_order((product, 2))
+    shop.expire(order.id, ago_seconds=600)
+    shop.eventually(lambda: shop.order(order.id).status == CANCELLED)
+    if not free:
+        shop.reserve(product, 1)
+
+    if free:
+        reinstated = shop.reinstate(order.id)
+        assert (reinstated.status, reinstated.version) == (CONFIRMED, 4)
+        assert shop.available(product) == 0
+        # The events of the cancellation and of the expiry have been handled by now, since later ones have.
+        shop.change_status(order.id, PROCESSING, SHIPPED)
+        shop.eventually(lambda: shop.on_hand(product) == 0)
+        assert shop.order(order.id).status == SHIPPED
+        types = shop.order_events(order.id, "ORDER_SHIPPED")
+        assert types == ["ORDER_CREATED", "ORDER_CANCELLED", "ORDER_CONFIRMED", "ORDER_PROCESSING", "ORDER_SHIPPED"]
+    else:
+        with pytest.raises(Refused) as refusal:
+            shop.reinstate(order.id)
+        assert (refusal.value.reason, refusal.value.metadata()["available"]) == ("INSUFFICIENT_STOCK", "1")
+        assert shop.order(order.id).status == CANCELLED
+    shop.assert_consistent(product, stocked=2)
+
+
 def test_confirming_after_the_reservation_has_expired_cancels_the_order(shop: ShopDriver) -> None:
     product = shop.stocked_product(units=1)
     # The reaper is frozen, so that no expiry event cancels the order before the confirmation.

@@ -267,6 +267,23 @@ def test_a_shipped_unit_of_an_order_comes_back(shop: Shop, product: int) -> None
         shop.create_return(order.id, [ReturnedUnits(item_id, 1, ReturnTreatment.UNKNOWN)])
 
 
+def test_an_order_that_expired_is_reinstated(shop: Shop, product: int) -> None:
+    shop.add_stock(product, 2)
+    order = shop.create_order(product, [NewItem(product, 2, PRICE)], "EUR", ttl_seconds=1)
+    with pytest.raises(errors.NotReinstatable) as pending:
+        shop.reinstate_order(order.id)
+    assert pending.value.metadata["status"] == "PENDING"
+    eventually(lambda: shop.check_stock(product).available_quantity == 2)
+    with pytest.raises(errors.ReservationExpired):
+        shop.update_order_status(order.id, OrderStatus.CONFIRMED)
+
+    reinstated = shop.reinstate_order(order.id, reason="paid late")
+
+    assert (reinstated.status, reinstated.status_reason) == (OrderStatus.CONFIRMED, "paid late")
+    assert shop.get_order(order.id) == reinstated
+    assert shop.check_stock(product).available_quantity == 0
+
+
 def test_the_asyncio_client_makes_the_same_calls(settings: Settings, product: int) -> None:
     async def use() -> None:
         async with AsyncShop(settings) as shop:
@@ -307,6 +324,8 @@ def test_the_asyncio_client_makes_the_same_calls(settings: Settings, product: in
             unit = ReturnedUnits(cancelled.items[0].id, 1, ReturnTreatment.DISCARD)
             with pytest.raises(errors.UnitsNotReturnable):
                 await shop.create_return(cancelled.id, [unit])
+            with pytest.raises(errors.NotReinstatable):
+                await shop.reinstate_order(cancelled.id)
             assert [each async for each in shop.list_orders(user_id=product)] == [cancelled, order]
             (other,) = await shop.batch_create_orders([NewOrder(product, (NewItem(product, 1, PRICE),), "EUR")])
             assert isinstance(other, Order)

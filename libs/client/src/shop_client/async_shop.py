@@ -311,6 +311,11 @@ class AsyncShop:
     ) -> Order:
         return await self._run(calls.create_return(order_id, items, reason, request_id), timeout_seconds)
 
+    async def reinstate_order(
+        self, order_id: str, *, reason: str = "", request_id: str | None = None, timeout_seconds: float | None = None
+    ) -> Order:
+        return await self._run(calls.reinstate_order(order_id, reason, request_id), timeout_seconds)
+
     def list_orders(
         self,
         *,

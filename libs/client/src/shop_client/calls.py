@@ -169,6 +169,7 @@ UPDATE_ORDER_STATUS = _method(_ORDERS, "UpdateOrderStatus")
 CREATE_SHIPMENT = _method(_ORDERS, "CreateShipment")
 CANCEL_ORDER_ITEMS = _method(_ORDERS, "CancelOrderItems")
 CREATE_RETURN = _method(_ORDERS, "CreateReturn")
+REINSTATE_ORDER = _method(_ORDERS, "ReinstateOrder")
 LIST_ORDERS = _method(_ORDERS, "ListOrders")
 
 _RESERVE = BatchMethod(BATCH_RESERVE_STOCK, "orders")
@@ -408,6 +409,11 @@ def create_return(order_id: str, items: Sequence[ReturnedUnits], reason: str, re
         request_id=request_id or _new_id(),
     )
     return Call(CREATE_RETURN, request, _order, request.request_id)
+
+
+def reinstate_order(order_id: str, reason: str, request_id: str | None) -> Call[Order]:
+    request = orders.ReinstateOrderRequest(id=order_id, reason=reason, request_id=request_id or _new_id())
+    return Call(REINSTATE_ORDER, request, _order, request.request_id)
 
 
 def _units(items: Sequence[ItemUnits]) -> list[orders.ItemUnits]:

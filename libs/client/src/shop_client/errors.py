@@ -18,6 +18,7 @@ ShopError
 ├── Refused                  FAILED_PRECONDITION
 │   ├── InsufficientStock                         INSUFFICIENT_STOCK
 │   ├── IllegalTransition                         ILLEGAL_TRANSITION
+│   ├── NotReinstatable                           NOT_REINSTATABLE
 │   ├── UnitsNotOpen                              UNITS_NOT_OPEN
 │   ├── ShipmentsLimit                            SHIPMENTS_LIMIT
 │   ├── UnitsNotReturnable                        UNITS_NOT_RETURNABLE
@@ -220,6 +221,12 @@ class IllegalTransition(Refused):
         return tuple(status for status in self.metadata["legal"].split(",") if status)
 
 
+class NotReinstatable(Refused):
+    """The order is not CANCELLED, or was cancelled for another reason than the expiry of its reservation."""
+
+    REASON = "NOT_REINSTATABLE"
+
+
 class UnitsNotOpen(Refused):
     """More units of a line were requested than are neither shipped nor cancelled. `metadata` has `open`."""
 
@@ -245,7 +252,7 @@ class ReturnsLimit(Refused):
 
 
 class ReservationExpired(Refused):
-    """A reservation of the order has expired. Create a new order, with a new request_id."""
+    """A reservation of the order has expired. Reinstate the order, or create a new one with a new request_id."""
 
     REASON = "RESERVATION_EXPIRED"
 

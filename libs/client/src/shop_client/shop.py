@@ -376,6 +376,15 @@ class Shop:
         """
         return self._run(calls.create_return(order_id, items, reason, request_id), timeout_seconds)
 
+    def reinstate_order(
+        self, order_id: str, *, reason: str = "", request_id: str | None = None, timeout_seconds: float | None = None
+    ) -> Order:
+        """Take up an order again that was cancelled because its reservation expired, and confirm it.
+
+        Raises OrderNotFound, NotReinstatable, InsufficientStock, ReservationReleased or ReservationNotFound.
+        """
+        return self._run(calls.reinstate_order(order_id, reason, request_id), timeout_seconds)
+
     def list_orders(
         self,
         *,

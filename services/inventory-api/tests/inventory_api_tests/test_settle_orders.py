@@ -3,7 +3,7 @@
 import pytest
 from sqlalchemy import select
 
-from inventory_api.domain.commands import OrderRequest, SettleRequest
+from inventory_api.domain.commands import SettledOrder, SettleRequest
 from inventory_api.domain.model import OrderKey, State
 from inventory_api.operations.reservations.settle import Settlement
 from inventory_api.store import tables
@@ -29,9 +29,11 @@ def listed(inventory: InventoryDriver, *, size: int = 1000) -> list[OrderKey]:
             return found
 
 
-def settle(inventory: InventoryDriver, cancelled: list[str], shipped: list[str]) -> set[str]:
-    def requests(orders: list[str]) -> tuple[OrderRequest, ...]:
-        return tuple(OrderRequest(order, caller=ORDER_API) for order in orders)
+def settle(
+    inventory: InventoryDriver, cancelled: list[str], shipped: list[str], *, version: int | None = None
+) -> set[str]:
+    def requests(orders: list[str]) -> tuple[SettledOrder, ...]:
+        return tuple(SettledOrder(order, caller=ORDER_API, version=version) for order in orders)
 
     changed = inventory.operations.settle_orders(
         SettleRequest(requests(cancelled), requests(shipped)), deadline=deadline()
@@ -96,6 +98,21 @@ def test_a_cancelled_order_is_released_and_a_shipped_one_is_fulfilled_once(inven
     assert inventory.item(item).quantity == 18
 
 
+def test_an_order_that_was_reinstated_since_it_was_read_is_left_alone(inventory: InventoryDriver) -> None:
+    inventory.add_stock(1, 20)
+    inventory.make_due(inventory.reserve(1, 2))
+    (retaken,) = inventory.retake(version=3)
+
+    settle(inventory, ["order-1"], [], version=2)
+    assert inventory.state(retaken) is State.CONFIRMED
+
+    # The order is still CANCELLED, because a crash interrupted its reinstatement.
+    assert settle(inventory, ["order-1"], [], version=3) == {"order-1"}
+    assert inventory.state(retaken) is State.RELEASED
+    (released,) = inventory.events("STOCK_RELEASED")
+    assert released.data["order_version"] == 3
+
+
 def test_the_held_reservations_of_a_shipped_order_stay(inventory: InventoryDriver) -> None:
     inventory.add_stock(1, 20)
     held = inventory.reserve(1, 2)
@@ -119,7 +136,7 @@ def test_each_settled_order_has_a_row_in_the_audit_log(inventory: InventoryDrive
     inventory.add_stock(1, 20)
     inventory.reserve(1, 2, order="c")
     settlement = Settlement(inventory.database, tables.audit_log)
-    request = SettleRequest(tuple(OrderRequest(order, caller=ORDER_API) for order in ("c", "nothing")), ())
+    request = SettleRequest(tuple(SettledOrder(order, caller=ORDER_API) for order in ("c", "nothing")), ())
 
     for _ in range(2):
         settlement.run(request)

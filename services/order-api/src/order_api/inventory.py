@@ -1,15 +1,15 @@
 """A client of inventory-api: reserves, confirms and releases the stock of orders."""
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from typing import ClassVar
 
 from google.protobuf.duration_pb2 import Duration
 
-from order_api.domain.commands import ChangeStatus, NewOrder, ReservedOrder
-from order_api.domain.model import OrderKey, OrderReservation
+from order_api.domain.commands import ChangeStatus, NewOrder, Reinstate, ReservedOrder
+from order_api.domain.model import OrderKey, OrderReservation, Status, VersionedStatus
 from shop_common.db.idempotency import RequestIdReused
 from shop_common.errors import InvalidInput, ShopError, Unavailable, Violation
 from shop_common.identity import tenant
@@ -93,6 +93,21 @@ class Inventory:
         )
         return _active_units(response.reservations)
 
+    def retake(self, command: Reinstate, version: int, *, seconds_left: float) -> dict[int, int]:
+        """Confirm the reservations of the command's order, and reserve the units of the expired ones again.
+
+        Events of the order with versions below this one no longer change its reservations. Returns and raises as
+        `confirm` does, but raises InsufficientStock instead of ReservationExpired. May be repeated.
+        """
+        response = self._client.call(
+            self._stub.ConfirmReservations,
+            pb.ConfirmReservationsRequest(order_id=command.order_id, retake=True, order_version=version),
+            timeout_seconds=min(self._call_seconds, seconds_left),
+            traceparent=command.traceparent,
+            headers=delegation_headers(command.caller),
+        )
+        return _active_units(response.reservations)
+
     def release_soon(self, reserved: ReservedOrder) -> None:
         """Release the reservations in the background. If the queue is full, they expire. Never waits or raises."""
         if self._room.acquire(blocking=False):
@@ -112,10 +127,11 @@ class Inventory:
         )
         return [OrderKey(order.tenant, order.order_id) for order in page.orders], page.next_page_token
 
-    def settle(self, orders: Sequence[tuple[OrderKey, bool]]) -> list[OrderKey]:
+    def settle(self, orders: Mapping[OrderKey, VersionedStatus]) -> list[OrderKey]:
         """Release the reservations of cancelled orders, and fulfil those of shipped ones. May be repeated.
 
-        The second part of each pair is True if the order was cancelled. Returns the orders whose reservations changed.
+        inventory-api leaves out orders to which it has applied a later version. Returns the orders whose reservations
+        changed.
         """
         response = self._maintenance_client.call(
             self._maintenance.SettleOrders,
@@ -125,15 +141,16 @@ class Inventory:
                         tenant=key.tenant,
                         order_id=key.id,
                         status=maintenance_pb2.FINAL_ORDER_STATUS_CANCELLED
-                        if is_cancelled
+                        if settled.status is Status.CANCELLED
                         else maintenance_pb2.FINAL_ORDER_STATUS_SHIPPED,
+                        version=settled.version,
                     )
-                    for key, is_cancelled in orders
+                    for key, settled in orders.items()
                 ]
             ),
             timeout_seconds=self._call_seconds,
         )
-        return [key for (key, _), changed in zip(orders, response.changed, strict=True) if changed]
+        return [key for key, changed in zip(orders, response.changed, strict=True) if changed]
 
     def close(self) -> None:
         """Drop the waiting releases, finish the running ones, and close the connections."""

@@ -415,24 +415,32 @@ class SettledOrder(_message.Message):
     TENANT_FIELD_NUMBER: _builtins.int
     ORDER_ID_FIELD_NUMBER: _builtins.int
     STATUS_FIELD_NUMBER: _builtins.int
+    VERSION_FIELD_NUMBER: _builtins.int
     tenant: _builtins.str
     """The tenant of the order."""
     order_id: _builtins.str
     """The id of the order: 1–64 printable ASCII characters. An unknown id is ignored."""
     status: Global___FinalOrderStatus.ValueType
     """What has become of the order."""
+    version: _builtins.int
+    """The version of the order when it had this status. If a later version has been applied to its reservations, as when
+    the order was reinstated, the order is ignored. Absent: the order is not ignored.
+    """
     def __init__(
         self,
         *,
         tenant: _builtins.str = ...,
         order_id: _builtins.str = ...,
         status: Global___FinalOrderStatus.ValueType = ...,
+        version: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_version", b"_version", "version", b"version"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["order_id", b"order_id", "status", b"status", "tenant", b"tenant"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_version", b"_version", "order_id", b"order_id", "status", b"status", "tenant", b"tenant", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__version: _TypeAlias = _typing.Literal["version"]  # noqa: Y015
+    _WhichOneofArgType__version: _TypeAlias = _typing.Literal["_version", b"_version"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__version) -> _WhichOneofReturnType__version | None: ...
 
 Global___SettledOrder: _TypeAlias = SettledOrder  # noqa: Y015
 

@@ -534,6 +534,38 @@ class CreateReturnRequest(_message.Message):
 Global___CreateReturnRequest: _TypeAlias = CreateReturnRequest  # noqa: Y015
 
 @_typing.final
+class ReinstateOrderRequest(_message.Message):
+    """A cancelled order to take up again."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    id: _builtins.str
+    """The order: a UUID."""
+    reason: _builtins.str
+    """The reason, for people: one line of 0–500 characters, without control characters and invisible characters. It
+    becomes the order's `status_reason`.
+    """
+    request_id: _builtins.str
+    """See the comment of the service. Empty: no id."""
+    def __init__(
+        self,
+        *,
+        id: _builtins.str = ...,
+        reason: _builtins.str = ...,
+        request_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["id", b"id", "reason", b"reason", "request_id", b"request_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReinstateOrderRequest: _TypeAlias = ReinstateOrderRequest  # noqa: Y015
+
+@_typing.final
 class StatusChange(_message.Message):
     """A change of an order's status."""
 

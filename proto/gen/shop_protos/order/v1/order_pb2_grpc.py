@@ -104,6 +104,11 @@ class OrderServiceStub:
                 request_serializer=shop_dot_order_dot_v1_dot_order__pb2.CreateReturnRequest.SerializeToString,
                 response_deserializer=shop_dot_order_dot_v1_dot_order__pb2.OrderResponse.FromString,
                 _registered_method=True)
+        self.ReinstateOrder = channel.unary_unary(
+                '/shop.order.v1.OrderService/ReinstateOrder',
+                request_serializer=shop_dot_order_dot_v1_dot_order__pb2.ReinstateOrderRequest.SerializeToString,
+                response_deserializer=shop_dot_order_dot_v1_dot_order__pb2.OrderResponse.FromString,
+                _registered_method=True)
         self.ListOrders = channel.unary_unary(
                 '/shop.order.v1.OrderService/ListOrders',
                 request_serializer=shop_dot_order_dot_v1_dot_order__pb2.ListOrdersRequest.SerializeToString,
@@ -264,6 +269,32 @@ class OrderServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ReinstateOrder(self, request, context):
+        """Takes up an order again that was cancelled because its reservation expired, for a payment that comes late. Reserves
+        its units again, at the same locations, if enough units are available there. The order becomes CONFIRMED in the same
+        call. A refused call leaves the order CANCELLED. Confirm a PENDING order with UpdateOrderStatus. Repeatable: an order
+        that is CONFIRMED already is returned unchanged.
+        NOT_FOUND           ORDER_NOT_FOUND (metadata: id).
+        RESERVATION_NOT_FOUND (metadata: order_id): the order's reservations were purged.
+        FAILED_PRECONDITION NOT_REINSTATABLE (metadata: id, status): the order is not CANCELLED, or was cancelled for
+        another reason.
+        INSUFFICIENT_STOCK (metadata: product_id, requested, available): other orders have the units.
+        Another call may succeed later.
+        RESERVATION_RELEASED (metadata: order_id): some of the order's reservations were released. The
+        order cannot be reinstated any more.
+        RESERVATION_EXPIRED (metadata: order_id): inventory-api is of a release that cannot reserve
+        expired units again.
+        INVALID_ARGUMENT    REQUEST_ID_REUSED.
+        ABORTED             CONTENTION: another call reinstates or cancels the order. Read it, then try again.
+        UNAVAILABLE         INVENTORY_UNAVAILABLE: the order is CANCELLED, but its units may be reserved. A repeat
+        finishes. Without one, ReconcileOrders releases the units.
+        UNIMPLEMENTED       PARTIAL_CHANGES_DISABLED: the operator has switched it off, as during an update.
+        Emits ORDER_CONFIRMED.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def ListOrders(self, request, context):
         """Lists orders, newest first: by creation time and id, descending. Every order that existed before the
         first page and still matches appears once.
@@ -318,6 +349,11 @@ def add_OrderServiceServicer_to_server(servicer, server):
             'CreateReturn': grpc.unary_unary_rpc_method_handler(
                     servicer.CreateReturn,
                     request_deserializer=shop_dot_order_dot_v1_dot_order__pb2.CreateReturnRequest.FromString,
+                    response_serializer=shop_dot_order_dot_v1_dot_order__pb2.OrderResponse.SerializeToString,
+            ),
+            'ReinstateOrder': grpc.unary_unary_rpc_method_handler(
+                    servicer.ReinstateOrder,
+                    request_deserializer=shop_dot_order_dot_v1_dot_order__pb2.ReinstateOrderRequest.FromString,
                     response_serializer=shop_dot_order_dot_v1_dot_order__pb2.OrderResponse.SerializeToString,
             ),
             'ListOrders': grpc.unary_unary_rpc_method_handler(
@@ -549,6 +585,33 @@ class OrderService:
             target,
             '/shop.order.v1.OrderService/CreateReturn',
             shop_dot_order_dot_v1_dot_order__pb2.CreateReturnRequest.SerializeToString,
+            shop_dot_order_dot_v1_dot_order__pb2.OrderResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ReinstateOrder(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/shop.order.v1.OrderService/ReinstateOrder',
+            shop_dot_order_dot_v1_dot_order__pb2.ReinstateOrderRequest.SerializeToString,
             shop_dot_order_dot_v1_dot_order__pb2.OrderResponse.FromString,
             options,
             channel_credentials,

@@ -138,6 +138,28 @@ class OrderServiceStub:
       UNIMPLEMENTED       PARTIAL_CHANGES_DISABLED: the operator has switched off changes of some units.
     Emits ORDER_RETURNED.
     """
+    ReinstateOrder: _grpc.UnaryUnaryMultiCallable[_order_pb2.ReinstateOrderRequest, _order_pb2.OrderResponse]
+    """Takes up an order again that was cancelled because its reservation expired, for a payment that comes late. Reserves
+    its units again, at the same locations, if enough units are available there. The order becomes CONFIRMED in the same
+    call. A refused call leaves the order CANCELLED. Confirm a PENDING order with UpdateOrderStatus. Repeatable: an order
+    that is CONFIRMED already is returned unchanged.
+      NOT_FOUND           ORDER_NOT_FOUND (metadata: id).
+                          RESERVATION_NOT_FOUND (metadata: order_id): the order's reservations were purged.
+      FAILED_PRECONDITION NOT_REINSTATABLE (metadata: id, status): the order is not CANCELLED, or was cancelled for
+                          another reason.
+                          INSUFFICIENT_STOCK (metadata: product_id, requested, available): other orders have the units.
+                          Another call may succeed later.
+                          RESERVATION_RELEASED (metadata: order_id): some of the order's reservations were released. The
+                          order cannot be reinstated any more.
+                          RESERVATION_EXPIRED (metadata: order_id): inventory-api is of a release that cannot reserve
+                          expired units again.
+      INVALID_ARGUMENT    REQUEST_ID_REUSED.
+      ABORTED             CONTENTION: another call reinstates or cancels the order. Read it, then try again.
+      UNAVAILABLE         INVENTORY_UNAVAILABLE: the order is CANCELLED, but its units may be reserved. A repeat
+                          finishes. Without one, ReconcileOrders releases the units.
+      UNIMPLEMENTED       PARTIAL_CHANGES_DISABLED: the operator has switched it off, as during an update.
+    Emits ORDER_CONFIRMED.
+    """
     ListOrders: _grpc.UnaryUnaryMultiCallable[_order_pb2.ListOrdersRequest, _order_pb2.ListOrdersResponse]
     """Lists orders, newest first: by creation time and id, descending. Every order that existed before the
     first page and still matches appears once.
@@ -318,6 +340,34 @@ class OrderServiceServicer(metaclass=_abc_1.ABCMeta):
           INVALID_ARGUMENT    REQUEST_ID_REUSED.
           UNIMPLEMENTED       PARTIAL_CHANGES_DISABLED: the operator has switched off changes of some units.
         Emits ORDER_RETURNED.
+        """
+
+    @_abc_1.abstractmethod
+    def ReinstateOrder(
+        self,
+        request: _order_pb2.ReinstateOrderRequest,
+        context: _grpc.ServicerContext,
+    ) -> _order_pb2.OrderResponse:
+        """Takes up an order again that was cancelled because its reservation expired, for a payment that comes late. Reserves
+        its units again, at the same locations, if enough units are available there. The order becomes CONFIRMED in the same
+        call. A refused call leaves the order CANCELLED. Confirm a PENDING order with UpdateOrderStatus. Repeatable: an order
+        that is CONFIRMED already is returned unchanged.
+          NOT_FOUND           ORDER_NOT_FOUND (metadata: id).
+                              RESERVATION_NOT_FOUND (metadata: order_id): the order's reservations were purged.
+          FAILED_PRECONDITION NOT_REINSTATABLE (metadata: id, status): the order is not CANCELLED, or was cancelled for
+                              another reason.
+                              INSUFFICIENT_STOCK (metadata: product_id, requested, available): other orders have the units.
+                              Another call may succeed later.
+                              RESERVATION_RELEASED (metadata: order_id): some of the order's reservations were released. The
+                              order cannot be reinstated any more.
+                              RESERVATION_EXPIRED (metadata: order_id): inventory-api is of a release that cannot reserve
+                              expired units again.
+          INVALID_ARGUMENT    REQUEST_ID_REUSED.
+          ABORTED             CONTENTION: another call reinstates or cancels the order. Read it, then try again.
+          UNAVAILABLE         INVENTORY_UNAVAILABLE: the order is CANCELLED, but its units may be reserved. A repeat
+                              finishes. Without one, ReconcileOrders releases the units.
+          UNIMPLEMENTED       PARTIAL_CHANGES_DISABLED: the operator has switched it off, as during an update.
+        Emits ORDER_CONFIRMED.
         """
 
     @_abc_1.abstractmethod

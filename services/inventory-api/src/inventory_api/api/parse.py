@@ -22,6 +22,7 @@ from inventory_api.domain.commands import (
     ReservationFilter,
     RetakeRequest,
     SetQuantity,
+    SettledOrder,
     SettleRequest,
     StockQuestion,
     UpdateLocation,
@@ -459,7 +460,7 @@ def reserved_orders(request: maintenance_pb2.ListReservedOrdersRequest) -> PageR
 
 
 def settle(request: maintenance_pb2.SettleOrdersRequest, caller: Caller, traceparent: str | None) -> SettleRequest:
-    orders: dict[int, list[OrderRequest]] = {_CANCELLED: [], _SHIPPED: []}
+    orders: dict[int, list[SettledOrder]] = {_CANCELLED: [], _SHIPPED: []}
     seen: set[tuple[str, str]] = set()
     with Fields() as check:
         if not check.size("orders", request.orders, 1, SETTLED_ORDERS_MAX):
@@ -473,11 +474,11 @@ def settle(request: maintenance_pb2.SettleOrdersRequest, caller: Caller, tracepa
             if (order.tenant, order_id) in seen:
                 at.violate("order_id", "must not be of an order that the request already has")
             seen.add((order.tenant, order_id))
+            version = at.between("version", order.version, 1, INT64_MAX) if order.HasField("version") else None
             if of_status is not None:
                 # order-api has reserved the stock. Its reservations have no owner, and neither has a delegate.
-                of_status.append(
-                    OrderRequest(order_id, caller=replace(caller, tenant=order.tenant), traceparent=traceparent)
-                )
+                acting = replace(caller, tenant=order.tenant)
+                of_status.append(SettledOrder(order_id, caller=acting, traceparent=traceparent, version=version))
     return SettleRequest(tuple(orders[_CANCELLED]), tuple(orders[_SHIPPED]))
 
 

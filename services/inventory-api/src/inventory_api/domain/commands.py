@@ -15,6 +15,7 @@ from inventory_api.domain.model import (
 )
 from inventory_api.domain.movements import MovementKind
 from shop_common.api import command
+from shop_common.api.command import Cause
 from shop_common.db.idempotency import Claim, fingerprint
 
 
@@ -143,8 +144,20 @@ class SettleRequest:
     Each order has a caller of its tenant.
     """
 
-    cancelled: tuple[OrderRequest, ...]
-    shipped: tuple[OrderRequest, ...]
+    cancelled: tuple["SettledOrder", ...]
+    shipped: tuple["SettledOrder", ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SettledOrder(OrderRequest):
+    """An order with a final status, and the version in which it has it, or None if that is unknown."""
+
+    version: int | None = None
+
+    @property
+    def cause(self) -> Cause:
+        """The cause of the events. With the version, order-api knows that the order itself caused them."""
+        return Cause(self.traceparent, self.caller.actor, self.version)
 
 
 @dataclass(frozen=True, slots=True)

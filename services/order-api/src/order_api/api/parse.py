@@ -15,6 +15,7 @@ from order_api.domain.commands import (
     OrderFilter,
     PurgeKeys,
     Reconcile,
+    Reinstate,
     ReturnItems,
     ShipItems,
 )
@@ -191,6 +192,18 @@ def change_status(request: pb.UpdateOrderStatusRequest, caller: Caller, tracepar
         request_id = check.request_id(request.request_id)
     assert status is not None, "an unknown status raises at the end of the block"
     return ChangeStatus(order_id, status, reason, caller=caller, request_id=request_id, traceparent=traceparent)
+
+
+def reinstate(request: pb.ReinstateOrderRequest, caller: Caller, traceparent: str | None) -> Reinstate:
+    with Fields() as check:
+        return Reinstate(
+            check.uuid("id", request.id),
+            Status.CONFIRMED,
+            check.text("reason", request.reason),
+            caller=caller,
+            request_id=check.request_id(request.request_id),
+            traceparent=traceparent,
+        )
 
 
 def ship_items(request: pb.CreateShipmentRequest, caller: Caller, traceparent: str | None) -> ShipItems:

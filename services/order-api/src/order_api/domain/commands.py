@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from decimal import Decimal
+from typing import ClassVar
 from uuid import UUID, uuid5
 
 from uuid_utils import uuid7
@@ -34,6 +35,7 @@ CHANGE_METHOD = "UpdateOrderStatus"
 SHIP_METHOD = "CreateShipment"
 CANCEL_ITEMS_METHOD = "CancelOrderItems"
 RETURN_METHOD = "CreateReturn"
+REINSTATE_METHOD = "ReinstateOrder"
 """Names of RPCs, in the keys of their request_ids and in the audit log."""
 
 
@@ -187,8 +189,17 @@ class ChangeStatus(OrderCommand):
     status: Status
     reason: str = ""
 
+    method: ClassVar[str] = CHANGE_METHOD
+
     def claim(self) -> Claim | None:
-        return self._claim(CHANGE_METHOD, self.status.value, self.reason)
+        return self._claim(self.method, self.status.value, self.reason)
+
+
+@dataclass(frozen=True, slots=True)
+class Reinstate(ChangeStatus):
+    """Confirm a cancelled order whose reservation expired. The status is CONFIRMED."""
+
+    method: ClassVar[str] = REINSTATE_METHOD
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,6 +8,7 @@ ShopError
 │   └── OrderItemNotFound
 └── Refused
     ├── IllegalTransition
+    ├── NotReinstatable
     ├── UnitsNotOpen
     ├── ShipmentsLimit
     ├── UnitsNotReturnable
@@ -56,6 +57,19 @@ class IllegalTransition(Refused):
         legal = ",".join(LEGAL_CHANGES[present] if legal_changes is None else legal_changes)
         super().__init__(f"order {order_id} is {present} and can't become {requested}; legal: {legal or 'none'}")
         self._metadata = {"id": order_id, "from": present.value, "to": requested.value, "legal": legal}
+
+    def metadata(self) -> dict[str, str]:
+        return self._metadata
+
+
+class NotReinstatable(Refused):
+    """The order is not CANCELLED, or was cancelled for another reason than the expiry of its reservation."""
+
+    reason: ClassVar[str] = "NOT_REINSTATABLE"
+
+    def __init__(self, order_id: str, status: Status) -> None:
+        super().__init__(f"order {order_id} is {status}, and not because its reservation expired")
+        self._metadata = {"id": order_id, "status": status.value}
 
     def metadata(self) -> dict[str, str]:
         return self._metadata

@@ -190,6 +190,13 @@ class NewDetails:
 NO_DETAILS = NewDetails()
 
 
+class VersionedStatus(NamedTuple):
+    """The status of an order, and the version in which the order has it."""
+
+    status: Status
+    version: int
+
+
 @dataclass(frozen=True, slots=True)
 class StatusChange:
     """A change of an order's status, as `version` of the order. `actor` is empty if it is unknown."""

@@ -4,14 +4,22 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TypeGuard
 
-from order_api.domain.commands import ChangeStatus
-from order_api.domain.errors import IllegalTransition, OrderNotFound, ReservationReleased
+from order_api.domain.commands import ChangeStatus, Reinstate
+from order_api.domain.errors import IllegalTransition, NotReinstatable, OrderNotFound, ReservationReleased
 from order_api.domain.model import CANCELLABLE, Order, OrderKey, Status
-from order_api.domain.units import kept_units, legal_changes
+from order_api.domain.units import kept_units, legal_changes, uncancelled_units
 from shop_common.errors import Contention, ShopError
 
+NOT_CONFIRMED_IN_TIME = "it was not confirmed in time"
+_EXPIRED = "its reservation expired"
+_EXPIRED_BEFORE_CONFIRMATION = "its reservation had expired when it was to be confirmed"
+
+_EXPIRY_REASONS = frozenset({NOT_CONFIRMED_IN_TIME, _EXPIRED, _EXPIRED_BEFORE_CONFIRMATION})
+"""Each status_reason that an order gets when it is cancelled because its reservation expired. Releases before this one
+stored the same words, so never change them."""
+
 _LOST = {
-    "RESERVATION_EXPIRED": "its reservation had expired when it was to be confirmed",
+    "RESERVATION_EXPIRED": _EXPIRED_BEFORE_CONFIRMATION,
     "RESERVATION_RELEASED": "its stock had been released when it was to be confirmed",
     "RESERVATION_NOT_FOUND": "no stock was reserved for it when it was to be confirmed",
 }
@@ -48,6 +56,26 @@ class ConfirmationResult:
 
 
 @dataclass(frozen=True, slots=True)
+class ReinstatementResult:
+    """The response of inventory-api to the reinstatement of an order, as in ConfirmationResult.
+
+    `version` is the one to which the order was raised before the call, or None if inventory-api was not called.
+    """
+
+    command: Reinstate
+    version: int | None
+    answer: Mapping[int, int] | ShopError | None
+
+    def folded(self, calls: int) -> "ReinstatementResult":
+        """Return this result as the one that stands for so many equal calls."""
+        return replace(self, command=self.command.folded(calls))
+
+    @property
+    def tenant(self) -> str:
+        return self.command.tenant
+
+
+@dataclass(frozen=True, slots=True)
 class LostStock:
     """An order has lost reserved stock: somebody released it, or its reservation expired.
 
@@ -69,7 +97,7 @@ class LostStock:
     @property
     def reason(self) -> str:
         """Return the status_reason of an order that is cancelled because of this loss."""
-        return "its stock was released" if self.released else "its reservation expired"
+        return "its stock was released" if self.released else _EXPIRED
 
     def cancels(self, status: Status) -> bool:
         """Return whether an order with this status is cancelled because of this loss."""
@@ -111,6 +139,36 @@ def confirm(order: Order | None, result: ConfirmationResult) -> Transition:
     if _is_lost(answer):
         return Transition(Status.CANCELLED, _LOST[answer.reason], answer)
     return Transition(refusal=answer)
+
+
+def is_reinstatable(order: Order) -> bool:
+    """Return whether the order was cancelled because its reservation expired."""
+    return order.status is Status.CANCELLED and order.status_reason in _EXPIRY_REASONS
+
+
+def reinstate(order: Order | None, result: ReinstatementResult) -> Transition:
+    """Return the transition for the response of inventory-api.
+
+    If the units of all lines are reserved again, the order becomes CONFIRMED. If some of them were released, it is
+    cancelled once more: the event releases what inventory-api has confirmed. Any other failure changes nothing and is
+    the refusal. An order that is CONFIRMED already does not change.
+    """
+    command, answer = result.command, result.answer
+    if order is None:
+        return Transition(refusal=OrderNotFound(command.order_id))
+    if order.status is Status.CONFIRMED:
+        return Transition()
+    if not is_reinstatable(order):
+        return Transition(refusal=NotReinstatable(order.id, order.status))
+    if isinstance(answer, ShopError):
+        return Transition(refusal=answer)
+    if answer is None or order.version != result.version:
+        # Another call has changed the order since we called inventory-api, or before we could.
+        return Transition(refusal=Contention(f"another call changes order {order.id}; try again"))
+    if all(answer.get(product_id, 0) >= units for product_id, units in uncancelled_units(order).items()):
+        return Transition(Status.CONFIRMED, command.reason)
+    released = ReservationReleased(order.id)
+    return Transition(Status.CANCELLED, "its stock had been released when it was to be reinstated", released)
 
 
 def _is_lost(answer: object) -> TypeGuard[ShopError]:

@@ -1,9 +1,10 @@
 """Counts the units of an order's lines, and decides shipments, cancellations and returns. Needs no database.
 
-Units are ordered, then shipped or cancelled. Shipped units may come back, and still count as shipped. A line stores how
-many were shipped, cancelled and returned by calls about units. A status that concerns the whole order counts for all
-lines, and is not stored per line: all units of a CANCELLED order are cancelled, and all others of a SHIPPED or
-DELIVERED order are shipped. The total of an order never changes, whichever units are cancelled or come back.
+Units are ordered, then shipped or cancelled. Cancelled units become open again only if the whole order is reinstated.
+Shipped units may come back, and still count as shipped. A line stores how many were shipped, cancelled and returned by
+calls about units. A status that concerns the whole order counts for all lines, and is not stored per line: all units of
+a CANCELLED order are cancelled, and all others of a SHIPPED or DELIVERED order are shipped. The total of an order never
+changes, whichever units are cancelled or come back.
 """
 
 from collections.abc import Mapping
@@ -93,6 +94,11 @@ def returned(order: Order) -> dict[int, dict[tuple[Treatment, str], int]]:
 def kept_units(order: Order) -> dict[int, int]:
     """Return the units of each product that are not cancelled."""
     return {product_id: target.kept for product_id, target in targets(order).items()}
+
+
+def uncancelled_units(order: Order) -> dict[int, int]:
+    """Return the units of each product that no call about units has cancelled, also for a CANCELLED order."""
+    return kept_units(replace(order, status=Status.CONFIRMED))
 
 
 def legal_changes(order: Order) -> tuple[Status, ...]:

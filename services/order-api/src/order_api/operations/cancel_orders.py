@@ -8,7 +8,7 @@ from sqlalchemy import Connection
 from order_api.domain import units
 from order_api.domain.commands import CancelAbandoned
 from order_api.domain.model import LINES_MAX, Order, OrderKey, Status
-from order_api.domain.transitions import LostStock
+from order_api.domain.transitions import NOT_CONFIRMED_IN_TIME, LostStock
 from order_api.store import orders
 from order_api.store.orders import Locked
 from shop_common.api.valid import UUID_PATTERN
@@ -36,8 +36,8 @@ def cancel_lost(tx: Connection, losses: Sequence[LostStock], audit_log: AuditLog
     """
     ours = [loss for loss in losses if UUID_PATTERN.match(loss.order.id)]
     # Read without locks first, because most events need no change: an earlier event has cancelled the order, or its
-    # cancellation caused the event. An order never returns to an earlier status. So an order that need not be cancelled
-    # now never has to be cancelled for this loss.
+    # cancellation caused the event. An order never becomes PENDING again, and has other reservations if it is
+    # reinstated. So an order that need not be cancelled now never has to be cancelled for this loss.
     present = orders.statuses(tx, (loss.order for loss in ours))
     lost: dict[OrderKey, list[LostStock]] = {}
     for loss in ours:
@@ -106,7 +106,7 @@ class AbandonedOrders:
         # An order that was confirmed or cancelled before we got the lock is not abandoned any more.
         pending = [order for order in locked.orders.values() if order.status is Status.PENDING]
         for order in pending:
-            locked.change_status(order.key, Status.CANCELLED, "it was not confirmed in time", None, caller.actor)
+            locked.change_status(order.key, Status.CANCELLED, NOT_CONFIRMED_IN_TIME, None, caller.actor)
         locked.save(tx)
         if self._audit_log is not None and pending:
             self._audit_log.append(tx, [entry(caller, "CancelAbandonedOrders", (order.id for order in pending))])

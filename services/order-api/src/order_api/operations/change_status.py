@@ -10,7 +10,7 @@ from typing import TypeVar
 from sqlalchemy import Connection
 
 from order_api.domain import transitions
-from order_api.domain.commands import CHANGE_METHOD, ChangeStatus
+from order_api.domain.commands import ChangeStatus
 from order_api.domain.model import Order, OrderKey
 from order_api.domain.transitions import Transition
 from order_api.store import orders, tables
@@ -67,7 +67,7 @@ def _apply(
                 order.key, transition.status, transition.reason, command.traceparent, command.caller.actor
             )
             if transition.refusal is not None:
-                refused_changes.append(entry(command.caller, CHANGE_METHOD, [order.id], command.request_id))
+                refused_changes.append(entry(command.caller, command.method, [order.id], command.request_id))
         outcome = transition.refusal or order
         assert outcome is not None, "an order that does not exist is refused"
         outcomes.append(outcome)

@@ -16,6 +16,7 @@ from order_api.domain.commands import (
     OrderFilter,
     PurgeKeys,
     Reconcile,
+    Reinstate,
     ReturnItems,
     ShipItems,
 )
@@ -29,6 +30,8 @@ from order_api.operations.confirm_order import Confirmation
 from order_api.operations.create_order import OrderCreation
 from order_api.operations.purge import KeyPurge, Purged
 from order_api.operations.reconcile_orders import Reconciled, Reconciliation
+from order_api.operations.reinstate_order import Reinstatement
+from order_api.operations.stock_calls import StockCalls
 from order_api.store import order_lists, orders
 from shop_common.api.paging import Page, PageRequest
 from shop_common.batching.coalescer import Coalescer
@@ -73,7 +76,9 @@ class Operations:
         run = Coalescers(database, on_fatal, audit_log)
         self.close = run.close
         self._creation = OrderCreation(database, stock, run)
-        self._confirmation = Confirmation(stock, run, audit_log)
+        calls = StockCalls()
+        self._confirmation = Confirmation(stock, calls, run, audit_log)
+        self._reinstatement = Reinstatement(stock, calls, run, audit_log)
         self._set_status = _changes(run, "set-status", change_status, ChangeStatus, CHANGE_METHOD)
         self._partial_changes = partial_changes
         self._ship_items = _changes(run, "ship-items", ship_items, ShipItems, SHIP_METHOD)
@@ -102,6 +107,11 @@ class Operations:
         if command.status is Status.CONFIRMED:
             return self._confirmation.confirm(command, deadline=deadline)
         return self._set_status.submit(command, deadline=deadline)
+
+    def reinstate(self, command: Reinstate, *, owner: int | None, deadline: float) -> Order:
+        """Reinstate an order. Raises PartialChangesDisabled. For `owner` see get_order."""
+        self._check_partial_change(command, owner, deadline)
+        return self._reinstatement.reinstate(command, deadline=deadline)
 
     def ship_items(self, command: ShipItems, *, owner: int | None, deadline: float) -> Order:
         """Ship units of an order. Raises PartialChangesDisabled. For `owner` see get_order."""

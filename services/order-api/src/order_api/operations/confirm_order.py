@@ -9,8 +9,6 @@ No transaction is open during the call. The state after an interruption:
     order confirmed, no response      a repeat returns the order
 """
 
-import threading
-import time
 from collections.abc import Sequence
 from functools import partial
 
@@ -22,24 +20,20 @@ from order_api.domain.model import LINES_MAX, Order, Status
 from order_api.domain.transitions import ConfirmationResult
 from order_api.inventory import Inventory
 from order_api.operations.change_status import apply
+from order_api.operations.stock_calls import StockCalls
 from order_api.store import orders, tables
-from shop_common.batching.coalescer import time_to_wait
 from shop_common.batching.coalescers import Audit, Coalescers, Sizes
 from shop_common.db.audit import AuditLog
 from shop_common.errors import QueueFull, ShopError
-
-CALLS_MAX = 64
-"""The maximum number of concurrent calls of inventory-api. The time limit of a call begins when the call is sent. Until
-then, the caller waits for its turn, up to its own deadline. After the deadline it gets QUEUE_FULL."""
 
 
 class Confirmation:
     """Confirms orders: two coalesced transactions, and between them one call of inventory-api per order."""
 
-    def __init__(self, stock: Inventory, run: Coalescers, audit_log: AuditLog | None = None) -> None:
+    def __init__(self, stock: Inventory, calls: StockCalls, run: Coalescers, audit_log: AuditLog | None = None) -> None:
         self._stock = stock
+        self._calls = calls
         self._needs_call = run.reads("to-be-confirmed", needs_call)
-        self._turns = threading.BoundedSemaphore(CALLS_MAX)
         self._finish = run.writes(
             "confirm",
             partial(finish, audit_log=audit_log),
@@ -72,15 +66,9 @@ class Confirmation:
             raise QueueFull(message) from full
 
     def _call(self, command: ChangeStatus, deadline: float) -> dict[int, int] | ShopError:
-        if not self._turns.acquire(timeout=time_to_wait(deadline)):
-            raise QueueFull("confirm: the call was not started before its deadline; nothing was done")
-        try:
-            seconds_left = deadline - time.monotonic()
-            return self._stock.confirm(command, seconds_left=seconds_left)
-        except ShopError as refusal:
-            return refusal
-        finally:
-            self._turns.release()
+        return self._calls.answer(
+            lambda seconds_left: self._stock.confirm(command, seconds_left=seconds_left), "confirm", deadline
+        )
 
 
 def needs_call(tx: Connection, commands: Sequence[ChangeStatus]) -> list[bool]:

@@ -6,15 +6,18 @@ needs no record of what was compared before, and it also finds orders whose rese
 An order that was shipped after some of its units were cancelled is left alone: the repair would also ship the cancelled
 units. A warning names the order. An operator sends its events again, or corrects the quantity.
 
-A repair is right whenever it happens, because no order leaves the statuses CANCELLED, SHIPPED and DELIVERED except from
-SHIPPED to DELIVERED. If the event arrives after all, it finds nothing to do.
+A repair is right whenever it happens. No order leaves SHIPPED except for DELIVERED. A cancelled order may be reinstated
+after we read it, so the repair has the version that we read, and inventory-api ignores it if a later one was applied.
+If the event arrives after all, it finds nothing to do.
+
+The repair also releases the stock of an order whose reinstatement was interrupted (reinstate_order.py).
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from order_api.domain.commands import Reconcile
-from order_api.domain.model import OrderKey, Status
+from order_api.domain.model import OrderKey, Status, VersionedStatus
 from order_api.inventory import Inventory
 from order_api.store import orders
 from shop_common.api.valid import UUID_PATTERN
@@ -77,12 +80,12 @@ class Reconciliation:
         keys = sorted(settled)
         for begin in range(0, len(keys), SETTLED_AT_ONCE):
             for key in self._settle(keys[begin : begin + SETTLED_AT_ONCE], settled):
-                counts[_OUTCOMES[settled[key]]] += 1
+                counts[_OUTCOMES[settled[key].status]] += 1
         return Reconciled(len(reserved), counts["released"], counts["fulfilled"], next_page_token)
 
-    def _without_cancelled_units(self, settled: Mapping[OrderKey, Status]) -> dict[OrderKey, Status]:
+    def _without_cancelled_units(self, settled: Mapping[OrderKey, VersionedStatus]) -> dict[OrderKey, VersionedStatus]:
         """Return the orders except shipped ones with cancelled units, which are reported."""
-        shipped = [key for key, status in settled.items() if status is not Status.CANCELLED]
+        shipped = [key for key, each in settled.items() if each.status is not Status.CANCELLED]
         partial = self._database.query(lambda tx: orders.with_cancelled_units(tx, shipped), ALL_TENANTS)
         for key in sorted(partial):
             _log.warning(
@@ -90,19 +93,19 @@ class Reconciliation:
                 tenant=key.tenant,
                 order_id=key.id,
             )
-        return {key: status for key, status in settled.items() if key not in partial}
+        return {key: each for key, each in settled.items() if key not in partial}
 
-    def _settle(self, keys: Sequence[OrderKey], statuses: Mapping[OrderKey, Status]) -> list[OrderKey]:
+    def _settle(self, keys: Sequence[OrderKey], settled: Mapping[OrderKey, VersionedStatus]) -> list[OrderKey]:
         """Settle the orders. Returns those whose reservations have changed."""
-        changed = self._stock.settle([(key, statuses[key] is Status.CANCELLED) for key in keys])
+        changed = self._stock.settle({key: settled[key] for key in keys})
         for key in changed:
-            outcome = _OUTCOMES[statuses[key]]
+            outcome = _OUTCOMES[settled[key].status]
             _reconciled(outcome).inc()
             _log.warning(
                 "the event of an order was lost; its reservations were settled",
                 tenant=key.tenant,
                 order_id=key.id,
-                status=statuses[key],
+                status=settled[key].status,
                 outcome=outcome,
             )
         return changed

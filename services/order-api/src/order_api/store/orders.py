@@ -31,6 +31,7 @@ from order_api.domain.model import (
     Return,
     Shipment,
     Status,
+    VersionedStatus,
     history,
 )
 from order_api.store import history as status_changes
@@ -153,14 +154,14 @@ def with_cancelled_units(tx: Connection, keys: Iterable[OrderKey]) -> set[OrderK
 
 def unchanged_statuses(
     tx: Connection, keys: Iterable[OrderKey], seconds: float, among: Collection[Status]
-) -> dict[OrderKey, Status]:
-    """Return the status of each order that has one of these statuses, and had it `seconds` ago. Locks nothing."""
+) -> dict[OrderKey, VersionedStatus]:
+    """Return the status of each order that has one of these, and has not changed for `seconds`. Locks nothing."""
     rows = _key_rows(keys)
     if not rows:
         return {}
     before = now(tx) - timedelta(seconds=seconds)
     return {
-        OrderKey(row.tenant, row.id): Status(row.status)
+        OrderKey(row.tenant, row.id): VersionedStatus(Status(row.status), row.version)
         for row in _statuses_of(tx, rows)
         if row.status in among and row.updated_at <= before
     }
@@ -216,6 +217,13 @@ class Locked:
         self._changed.add(key)
         self._messages.append(events.status_changed(order, traceparent, actor))
         self._history.append((order, _recorded(actor)))
+        return order
+
+    def raise_version(self, key: OrderKey) -> Order:
+        """Raise the version of an order before a change whose effect on the stock comes first. Emits nothing."""
+        order = replace(self.orders[key], version=self.orders[key].version + 1, updated_at=self.now)
+        self.orders[key] = order
+        self._changed.add(key)
         return order
 
     def ship(self, changed: Order, shipment: Shipment, traceparent: str | None, actor: str | None) -> Order:
@@ -426,9 +434,9 @@ _lock = Statement(
     **_KEY,
 )
 _statuses_of = Statement(
-    lambda given: select(_orders.c.tenant, _orders.c.id, _orders.c.status, _orders.c.updated_at).where(
-        *_has_key(_orders, given)
-    ),
+    lambda given: select(
+        _orders.c.tenant, _orders.c.id, _orders.c.status, _orders.c.version, _orders.c.updated_at
+    ).where(*_has_key(_orders, given)),
     **_KEY,
 )
 _items_of = Statement(
