@@ -42,7 +42,6 @@ _RESERVATION_STATES = {
     "STOCK_RESERVATION_EXPIRED": "EXPIRED",
     "STOCK_RELEASED": "RELEASED",
     "STOCK_FULFILLED": "FULFILLED",
-    "STOCK_RESERVATION_CHANGED": "REPLACED",
 }
 _SPLIT = "STOCK_RESERVATION_CHANGED"
 
@@ -181,19 +180,24 @@ def _check_reservations(events: Sequence[Event], snapshot: Snapshot, histories: 
 
 
 def _split(event: Event, snapshot: Snapshot, histories: EventHistories) -> Iterator[str]:
-    """Let the parts begin with the states of the reservation that they replace. Yields violations."""
+    """Let the parts begin with the states of the reservation that they replace. Yields violations.
+
+    If it had expired, its units are reserved again, perhaps differently, and the part begins with its STOCK_RESERVED.
+    """
     states = histories.reservations.setdefault(event.data["reservation_id"], [])
+    has_expired = states[-1:] == ["EXPIRED"]
     units: Counter[int] = Counter()
     for part in event.data["parts"]:
         if part["reservation_id"] in histories.reservations:
             yield f"reservation {part['reservation_id']} has events before it replaces another one"
-        histories.reservations[part["reservation_id"]] = list(states)
+        histories.reservations[part["reservation_id"]] = [] if has_expired else list(states)
         allocations = {each["item_id"]: each["quantity"] for each in part["allocations"]}
         units.update(allocations)
         reservation = snapshot.reservations.get(part["reservation_id"])
         if reservation is not None and reservation.allocations != allocations:
             yield f"{reservation} was reported with the allocations {allocations}"
-    if units != allocations_of(event):
+    replaced = allocations_of(event)
+    if units.total() != sum(replaced.values()) or (units != replaced and not has_expired):
         yield f"reservation {event.data['reservation_id']}: its parts have the units {dict(units)}"
     states.append("REPLACED")
 

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from tests.faults.checker import check
+from tests.faults.event_histories import check_events
 from tests.faults.history import (
     AddStock,
     Answer,
@@ -153,3 +154,22 @@ def test_a_violation_is_found(change: Callable[[History], History], expected: st
     violations = check(change(correct()))
 
     assert any(expected in violation for violation in violations), violations
+
+
+def test_units_of_an_expired_reservation_may_be_reserved_again() -> None:
+    events = [
+        of_item(1, 10, 0, 1),
+        of_movement(21, 1, "RECEIVED", 10, 10),
+        of_reservation("RESERVED", 2, "old", 4),
+        of_reservation("RESERVATION_EXPIRED", 3, "old", 4),
+        split(4, "old", 4, new=4),
+        of_reservation("RESERVED", 5, "new", 4),
+        of_reservation("RESERVATION_CONFIRMED", 6, "new", 4),
+    ]
+    old = replace(reservation("old", 4, "REPLACED"), was_confirmed=False)
+    rows = {"old": old, "new": reservation("new", 4, "CONFIRMED")}
+    snapshot = Snapshot({ITEM: Item(ITEM, PRODUCT, "NORTH", 10, 4, 1)}, rows)
+
+    assert check_events(events, snapshot)[1] == []
+    assert check_events([*events[:4], *events[5:]], snapshot)[1], "the replacement has no event"
+    assert check_events([*events[:5], *events[6:]], snapshot)[1], "the units were not reserved again"
