@@ -11,6 +11,7 @@ from shop_client import (
     AllocationPolicy,
     AllocationStrategy,
     AsyncShop,
+    ErasedUser,
     ItemUnits,
     Line,
     MovementKind,
@@ -284,6 +285,18 @@ def test_an_order_that_expired_is_reinstated(shop: Shop, product: int) -> None:
     assert shop.check_stock(product).available_quantity == 0
 
 
+def test_a_user_is_erased_from_ended_orders(shop: Shop, product: int) -> None:
+    shop.add_stock(product, 5)
+    ended, other = (shop.create_order(product, [NewItem(product, 1, PRICE)], "EUR") for _ in range(2))
+    shop.update_order_status(ended.id, OrderStatus.CANCELLED, reason="too late")
+
+    assert shop.erase_user(product) == ErasedUser(1, has_more=False, has_open_orders=True)
+
+    erased = shop.get_order(ended.id)
+    assert (erased.user_id, erased.status, erased.status_reason) == (0, OrderStatus.CANCELLED, "")
+    assert [order.id for order in shop.list_orders(user_id=product)] == [other.id]
+
+
 def test_the_asyncio_client_makes_the_same_calls(settings: Settings, product: int) -> None:
     async def use() -> None:
         async with AsyncShop(settings) as shop:
@@ -329,6 +342,7 @@ def test_the_asyncio_client_makes_the_same_calls(settings: Settings, product: in
             assert [each async for each in shop.list_orders(user_id=product)] == [cancelled, order]
             (other,) = await shop.batch_create_orders([NewOrder(product, (NewItem(product, 1, PRICE),), "EUR")])
             assert isinstance(other, Order)
+            assert (await shop.erase_user(product)).erased_orders == 2
 
     asyncio.run(use())
 

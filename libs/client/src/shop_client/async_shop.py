@@ -22,6 +22,7 @@ from shop_client.settings import Settings
 from shop_client.statuses import error_of, status_of
 from shop_client.values import (
     Availability,
+    ErasedUser,
     Item,
     ItemUnits,
     Line,
@@ -329,6 +330,9 @@ class AsyncShop:
         return self._pages(
             calls.list_orders(user_id, status, created_after, created_before, page_size), timeout_seconds
         )
+
+    async def erase_user(self, user_id: int, *, timeout_seconds: float | None = None) -> ErasedUser:
+        return await self._run(calls.erase_user(user_id), timeout_seconds)
 
     # --- sending ---
 

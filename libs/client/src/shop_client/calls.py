@@ -20,6 +20,7 @@ from shop_client.errors import ShopError
 from shop_client.statuses import error_of
 from shop_client.values import (
     Availability,
+    ErasedUser,
     Item,
     ItemUnits,
     Location,
@@ -171,6 +172,7 @@ CANCEL_ORDER_ITEMS = _method(_ORDERS, "CancelOrderItems")
 CREATE_RETURN = _method(_ORDERS, "CreateReturn")
 REINSTATE_ORDER = _method(_ORDERS, "ReinstateOrder")
 LIST_ORDERS = _method(_ORDERS, "ListOrders")
+ERASE_USER = _method(_ORDERS, "EraseUser")
 
 _RESERVE = BatchMethod(BATCH_RESERVE_STOCK, "orders")
 _RELEASE = BatchMethod(BATCH_RELEASE_STOCK, "requests")
@@ -414,6 +416,10 @@ def create_return(order_id: str, items: Sequence[ReturnedUnits], reason: str, re
 def reinstate_order(order_id: str, reason: str, request_id: str | None) -> Call[Order]:
     request = orders.ReinstateOrderRequest(id=order_id, reason=reason, request_id=request_id or _new_id())
     return Call(REINSTATE_ORDER, request, _order, request.request_id)
+
+
+def erase_user(user_id: int) -> Call[ErasedUser]:
+    return Call(ERASE_USER, orders.EraseUserRequest(user_id=user_id), convert.erased_user)
 
 
 def _units(items: Sequence[ItemUnits]) -> list[orders.ItemUnits]:

@@ -12,6 +12,7 @@ from shop_client.values import (
     Allocation,
     AllocationPolicy,
     Availability,
+    ErasedUser,
     Item,
     ItemUnits,
     Location,
@@ -252,6 +253,10 @@ def money(amount: Decimal, currency: str) -> Money:
         raise ValueError(f"an amount has at most nine decimals: {amount}")
     units, nanos = divmod(nanos, _NANOS)
     return Money(currency_code=currency, units=-units if sign else units, nanos=-nanos if sign else nanos)
+
+
+def erased_user(message: orders.EraseUserResponse) -> ErasedUser:
+    return ErasedUser(message.erased_count, message.has_more, message.has_open_orders)
 
 
 def duration(seconds: float | None) -> Duration | None:

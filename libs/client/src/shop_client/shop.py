@@ -21,6 +21,7 @@ from shop_client.settings import Settings
 from shop_client.statuses import error_of, status_of
 from shop_client.values import (
     Availability,
+    ErasedUser,
     Item,
     ItemUnits,
     Line,
@@ -402,6 +403,10 @@ class Shop:
         return self._pages(
             calls.list_orders(user_id, status, created_after, created_before, page_size), timeout_seconds
         )
+
+    def erase_user(self, user_id: int, *, timeout_seconds: float | None = None) -> ErasedUser:
+        """Erase a user from the user's orders that are SHIPPED, DELIVERED or CANCELLED, at most 1,000 in one call."""
+        return self._run(calls.erase_user(user_id), timeout_seconds)
 
     # --- sending ---
 

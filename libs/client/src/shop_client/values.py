@@ -295,6 +295,7 @@ class Order:
 
     id: str
     user_id: int
+    """The buyer; 0 if the buyer was erased."""
     items: tuple[OrderItem, ...]
     total_amount: Decimal
     currency: str
@@ -312,3 +313,14 @@ class Order:
     history: tuple[StatusChange, ...] = field(default=(), compare=False)
     """The changes of the status, the oldest first; the first one is the creation. Only `get_order` sets it, and it does
     not count when two orders are compared."""
+
+
+@dataclass(frozen=True, slots=True)
+class ErasedUser:
+    """The result of `erase_user`: how many orders it erased, and which orders of the user are left."""
+
+    erased_orders: int
+    has_more: bool
+    """Whether more orders can be erased now. If so, call again."""
+    has_open_orders: bool
+    """Whether the user has orders that are PENDING, CONFIRMED or PROCESSING, which were not erased."""

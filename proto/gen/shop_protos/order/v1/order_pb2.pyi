@@ -143,7 +143,7 @@ class Order(_message.Message):
     id: _builtins.str
     """A UUID, assigned by the server."""
     user_id: _builtins.int
-    """The buyer."""
+    """The buyer. 0 if EraseUser has erased the buyer."""
     status: Global___OrderStatus.ValueType
     """The current status."""
     status_reason: _builtins.str
@@ -1044,3 +1044,55 @@ class ListOrdersResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ListOrdersResponse: _TypeAlias = ListOrdersResponse  # noqa: Y015
+
+@_typing.final
+class EraseUserRequest(_message.Message):
+    """The user to erase."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    USER_ID_FIELD_NUMBER: _builtins.int
+    user_id: _builtins.int
+    """The user."""
+    def __init__(
+        self,
+        *,
+        user_id: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["user_id", b"user_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___EraseUserRequest: _TypeAlias = EraseUserRequest  # noqa: Y015
+
+@_typing.final
+class EraseUserResponse(_message.Message):
+    """What was erased."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ERASED_COUNT_FIELD_NUMBER: _builtins.int
+    HAS_MORE_FIELD_NUMBER: _builtins.int
+    HAS_OPEN_ORDERS_FIELD_NUMBER: _builtins.int
+    erased_count: _builtins.int
+    """Orders that this call erased."""
+    has_more: _builtins.bool
+    """Whether the user has more orders that can be erased now."""
+    has_open_orders: _builtins.bool
+    """Whether the user has orders that are PENDING, CONFIRMED or PROCESSING, which were not erased."""
+    def __init__(
+        self,
+        *,
+        erased_count: _builtins.int = ...,
+        has_more: _builtins.bool = ...,
+        has_open_orders: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["erased_count", b"erased_count", "has_more", b"has_more", "has_open_orders", b"has_open_orders"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___EraseUserResponse: _TypeAlias = EraseUserResponse  # noqa: Y015

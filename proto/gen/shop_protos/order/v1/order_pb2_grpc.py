@@ -114,6 +114,11 @@ class OrderServiceStub:
                 request_serializer=shop_dot_order_dot_v1_dot_order__pb2.ListOrdersRequest.SerializeToString,
                 response_deserializer=shop_dot_order_dot_v1_dot_order__pb2.ListOrdersResponse.FromString,
                 _registered_method=True)
+        self.EraseUser = channel.unary_unary(
+                '/shop.order.v1.OrderService/EraseUser',
+                request_serializer=shop_dot_order_dot_v1_dot_order__pb2.EraseUserRequest.SerializeToString,
+                response_deserializer=shop_dot_order_dot_v1_dot_order__pb2.EraseUserResponse.FromString,
+                _registered_method=True)
 
 
 class OrderServiceServicer:
@@ -313,6 +318,22 @@ class OrderServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def EraseUser(self, request, context):
+        """Erases a user of the caller's tenant from the user's orders that are SHIPPED, DELIVERED or CANCELLED. An order that
+        is still open keeps its user, who must receive it; call again when it has ended.
+
+        The user_id of an erased order is 0. Its external reference, labels, status reasons, labels of charges, tracking
+        numbers and reasons of returns are empty, and so is the actor of each change that the user made. Its id, lines,
+        amounts, statuses and times do not change. This cannot be undone. docs/personal-data.md lists what is stored
+        elsewhere, and for how long.
+
+        Erases at most 1,000 orders, a limited number in each transaction. If `has_more`, call again. Repeatable.
+        Emits ORDER_USER_ERASED per order.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_OrderServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -360,6 +381,11 @@ def add_OrderServiceServicer_to_server(servicer, server):
                     servicer.ListOrders,
                     request_deserializer=shop_dot_order_dot_v1_dot_order__pb2.ListOrdersRequest.FromString,
                     response_serializer=shop_dot_order_dot_v1_dot_order__pb2.ListOrdersResponse.SerializeToString,
+            ),
+            'EraseUser': grpc.unary_unary_rpc_method_handler(
+                    servicer.EraseUser,
+                    request_deserializer=shop_dot_order_dot_v1_dot_order__pb2.EraseUserRequest.FromString,
+                    response_serializer=shop_dot_order_dot_v1_dot_order__pb2.EraseUserResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -640,6 +666,33 @@ class OrderService:
             '/shop.order.v1.OrderService/ListOrders',
             shop_dot_order_dot_v1_dot_order__pb2.ListOrdersRequest.SerializeToString,
             shop_dot_order_dot_v1_dot_order__pb2.ListOrdersResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def EraseUser(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/shop.order.v1.OrderService/EraseUser',
+            shop_dot_order_dot_v1_dot_order__pb2.EraseUserRequest.SerializeToString,
+            shop_dot_order_dot_v1_dot_order__pb2.EraseUserResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -174,6 +174,18 @@ class OrderServiceStub:
     `updated_before` with any other filter; `external_reference` and `label` with each other, and with a status. A caller
     without the permission orders.any lists by its own user_id, so it cannot use the filters that do not go with it.
     """
+    EraseUser: _grpc.UnaryUnaryMultiCallable[_order_pb2.EraseUserRequest, _order_pb2.EraseUserResponse]
+    """Erases a user of the caller's tenant from the user's orders that are SHIPPED, DELIVERED or CANCELLED. An order that
+    is still open keeps its user, who must receive it; call again when it has ended.
+
+    The user_id of an erased order is 0. Its external reference, labels, status reasons, labels of charges, tracking
+    numbers and reasons of returns are empty, and so is the actor of each change that the user made. Its id, lines,
+    amounts, statuses and times do not change. This cannot be undone. docs/personal-data.md lists what is stored
+    elsewhere, and for how long.
+
+    Erases at most 1,000 orders, a limited number in each transaction. If `has_more`, call again. Repeatable.
+    Emits ORDER_USER_ERASED per order.
+    """
 
 class OrderServiceServicer(metaclass=_abc_1.ABCMeta):
     """Orders, from their creation to their delivery.
@@ -388,6 +400,24 @@ class OrderServiceServicer(metaclass=_abc_1.ABCMeta):
         refused with INVALID_FIELD, which names the filter: `product_id` with any other filter; `updated_after` and
         `updated_before` with any other filter; `external_reference` and `label` with each other, and with a status. A caller
         without the permission orders.any lists by its own user_id, so it cannot use the filters that do not go with it.
+        """
+
+    @_abc_1.abstractmethod
+    def EraseUser(
+        self,
+        request: _order_pb2.EraseUserRequest,
+        context: _grpc.ServicerContext,
+    ) -> _order_pb2.EraseUserResponse:
+        """Erases a user of the caller's tenant from the user's orders that are SHIPPED, DELIVERED or CANCELLED. An order that
+        is still open keeps its user, who must receive it; call again when it has ended.
+
+        The user_id of an erased order is 0. Its external reference, labels, status reasons, labels of charges, tracking
+        numbers and reasons of returns are empty, and so is the actor of each change that the user made. Its id, lines,
+        amounts, statuses and times do not change. This cannot be undone. docs/personal-data.md lists what is stored
+        elsewhere, and for how long.
+
+        Erases at most 1,000 orders, a limited number in each transaction. If `has_more`, call again. Repeatable.
+        Emits ORDER_USER_ERASED per order.
         """
 
 def add_OrderServiceServicer_to_server(servicer: OrderServiceServicer, server: _grpc.Server) -> None: ...

@@ -11,6 +11,7 @@ from order_api.domain.commands import (
     CancelAbandoned,
     CancelItems,
     ChangeStatus,
+    EraseUser,
     NewOrder,
     OrderFilter,
     PurgeKeys,
@@ -277,6 +278,11 @@ def _returned(check: Fields, items: Sequence[pb.ReturnedUnits]) -> tuple[Returne
             at.violate("item_id", "must not occur twice with the same treatment and location")
         returned[item_id, treatment, location] = ReturnedUnits(item_id, quantity, treatment, location)
     return tuple(returned.values())
+
+
+def erase_user(request: pb.EraseUserRequest, caller: Caller, traceparent: str | None) -> EraseUser:
+    with Fields() as check:
+        return EraseUser(check.identity("user_id", request.user_id), caller=caller, traceparent=traceparent)
 
 
 def orders_page(request: pb.ListOrdersRequest, caller: Caller) -> PageRequest[OrderFilter]:

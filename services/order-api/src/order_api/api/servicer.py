@@ -67,6 +67,13 @@ class OrderServicer(order_pb2_grpc.OrderServiceServicer):
             next_page_token=paging.next_token(page, command),
         )
 
+    def EraseUser(self, request: pb.EraseUserRequest, context: ServicerContext) -> pb.EraseUserResponse:
+        command = parse.erase_user(request, caller(), traceparent(context))
+        erased = self._operations.erase_user(command, deadline=deadline(context))
+        return pb.EraseUserResponse(
+            erased_count=erased.orders, has_more=erased.has_more, has_open_orders=erased.has_open
+        )
+
 
 class OrderMaintenanceServicer(maintenance_pb2_grpc.OrderMaintenanceServiceServicer):
     """Implements shop.order.v1.OrderMaintenanceService, which the reaper calls."""

@@ -36,6 +36,7 @@ SHIP_METHOD = "CreateShipment"
 CANCEL_ITEMS_METHOD = "CancelOrderItems"
 RETURN_METHOD = "CreateReturn"
 REINSTATE_METHOD = "ReinstateOrder"
+ERASE_METHOD = "EraseUser"
 """Names of RPCs, in the keys of their request_ids and in the audit log."""
 
 
@@ -236,6 +237,13 @@ class ReturnItems(OrderCommand):
         # The fingerprint must not depend on names in the code.
         units = tuple((each.item_id, each.quantity, each.treatment.value, each.location) for each in self.units)
         return self._claim(RETURN_METHOD, units, self.reason)
+
+
+@dataclass(frozen=True, slots=True)
+class EraseUser(Command):
+    """Erase a user from the user's orders that have ended."""
+
+    user_id: int
 
 
 @dataclass(frozen=True, slots=True)

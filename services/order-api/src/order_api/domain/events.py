@@ -70,6 +70,11 @@ def units_returned(order: Order, returning: Return, traceparent: str | None, act
     return _message(order, "ORDER_RETURNED", data, traceparent, actor)
 
 
+def user_erased(order: Order, traceparent: str | None, actor: str | None) -> Message:
+    """Return the event for an order whose user was erased. It has no personal data."""
+    return _message(order, "ORDER_USER_ERASED", _data(order), traceparent, actor)
+
+
 def _data(order: Order) -> dict[str, Any]:
     returns = returned(order)
     data: dict[str, Any] = {

@@ -11,6 +11,7 @@ from order_api.domain.commands import (
     CancelAbandoned,
     CancelItems,
     ChangeStatus,
+    EraseUser,
     NewOrder,
     OrderCommand,
     OrderFilter,
@@ -28,6 +29,7 @@ from order_api.operations.change_status import change_status
 from order_api.operations.change_units import cancel_items, return_items, ship_items
 from order_api.operations.confirm_order import Confirmation
 from order_api.operations.create_order import OrderCreation
+from order_api.operations.erase_user import Erased, UserErasure
 from order_api.operations.purge import KeyPurge, Purged
 from order_api.operations.reconcile_orders import Reconciled, Reconciliation
 from order_api.operations.reinstate_order import Reinstatement
@@ -90,6 +92,7 @@ class Operations:
             sizes=Sizes[OrderKey](key=lambda order: order, read=orders.count_lines, size_max=LINES_MAX),
         )
         self._list_orders = run.pages("orders-page", order_lists.list_page)
+        self._erase_user = run.alone("erase-user", UserErasure(database, audit_log).erase)
         self._cancel_abandoned = run.alone("cancel-abandoned", AbandonedOrders(database, audit_log).cancel)
         self._reconcile = run.alone("reconcile", Reconciliation(database, stock).run)
         self._purge_keys = run.alone("purge", KeyPurge(database, audit_log).purge)
@@ -135,7 +138,7 @@ class Operations:
 
     def _check_owner(self, command: OrderCommand, owner: int | None, deadline: float) -> None:
         if owner is not None:
-            self.get_order(command.order_key, owner=owner, deadline=deadline)  # an order never changes its user
+            self.get_order(command.order_key, owner=owner, deadline=deadline)  # no other user ever gets the order
 
     def get_order(self, key: OrderKey, *, owner: int | None, deadline: float) -> OrderHistory:
         """Return an order with its history. If `owner` is not None, raises OrderNotFound for another user's order."""
@@ -146,6 +149,10 @@ class Operations:
 
     def list_orders(self, page: PageRequest[OrderFilter], *, deadline: float) -> Page[Order]:
         return self._list_orders.submit(page, deadline=deadline)
+
+    def erase_user(self, command: EraseUser, *, deadline: float) -> Erased:
+        """Erase a user from the user's orders that have ended. See UserErasure."""
+        return self._erase_user.submit(command, deadline=deadline)
 
     def cancel_abandoned(self, request: CancelAbandoned, *, deadline: float) -> int:
         return self._cancel_abandoned.submit(request, deadline=deadline)
