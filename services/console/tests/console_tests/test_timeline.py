@@ -9,6 +9,8 @@ from shop_client.values import (
     Order,
     OrderItem,
     OrderStatus,
+    Reservation,
+    ReservationState,
     Return,
     ReturnedUnits,
     ReturnTreatment,
@@ -80,6 +82,25 @@ def test_it_has_each_return_with_its_reason_and_what_happened_to_the_units() -> 
         "Return of 2 of product 4711, 1 of product 4711",
         "too small; 2 restocked in WAREHOUSE_A; 1 discarded",
     )
+
+
+def test_a_split_reservation_is_shown_as_its_parts_and_an_expired_one_that_was_replaced_stays() -> None:
+    def reservation(quantity: int, state: ReservationState, minutes: int) -> Reservation:
+        return Reservation(f"{quantity}-{state}", 4711, quantity, "an-order", state, _after(minutes), None, ())
+
+    reservations = (
+        reservation(5, ReservationState.REPLACED, 0),
+        reservation(3, ReservationState.REPLACED, 1),
+        reservation(2, ReservationState.FULFILLED, 1),
+        reservation(1, ReservationState.CONFIRMED, 1),
+    )
+    details = OrderDetails(_order(OrderStatus.PROCESSING), Rows(reservations, has_more=False))
+
+    assert [event.title for event in timeline(details)[1:]] == [
+        "5 of product 4711 reserved",
+        "2 of product 4711 reserved",
+        "1 of product 4711 reserved",
+    ]
 
 
 def test_a_pending_order_ends_with_the_expiry_of_its_reservation() -> None:

@@ -1,6 +1,6 @@
 """Orders and stock, read through the published client with the viewer's own credentials."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Generic, TypeVar
@@ -110,7 +110,7 @@ def timeline(details: OrderDetails) -> list[Event]:
     created_by = order.history[0].actor if order.history else ""
     # Events at the same time keep this order: a shipment of the last units comes before the status that it causes.
     events = [Event(order.created_at, f"Order created for user {order.user_id}", _by(created_by))]
-    for each in details.reservations.rows:
+    for each in _without_split(details.reservations.rows):
         where = ", ".join(f"{part.quantity:,} from {part.location}" for part in each.allocations)
         title = f"{each.quantity:,} of product {each.product_id} reserved"
         events.append(Event(each.created_at, title, f"{where}; now {each.state.lower()}"))
@@ -122,6 +122,16 @@ def timeline(details: OrderDetails) -> list[Event]:
     if order.status is OrderStatus.PENDING:
         events.append(Event(order.reserved_until, "Reservation expires", "unless the order is confirmed before"))
     return sorted(events, key=lambda event: event.at)
+
+
+def _without_split(reservations: Sequence[Reservation]) -> list[Reservation]:
+    """Return the reservations without those of which the parts are among them: they have the same units."""
+    parts = {(each.product_id, each.created_at) for each in reservations if each.state is not ReservationState.REPLACED}
+    return [
+        each
+        for each in reservations
+        if each.state is not ReservationState.REPLACED or (each.product_id, each.created_at) not in parts
+    ]
 
 
 def _by(actor: str) -> str:

@@ -26,7 +26,7 @@ def add(site: Site) -> None:
             text("Stock" if product_id is None else f"Stock of product {product_id}", "h1")
             _filter(product_id)
             fetch = partial(shop.items, viewer.shop, product_id, _ITEMS_MAX)
-            here.live("items", product_id, fetch, partial(_items, here))
+            here.live("items", product_id, fetch, partial(_items, here, product_id))
             if product_id is not None:
                 text("Reservations that are not confirmed", "h2")
                 held = partial(shop.held_reservations, viewer.shop, product_id)
@@ -46,7 +46,7 @@ def _filter(product_id: int | None) -> None:
         text("Show", "button").props("type=submit")
 
 
-def _items(here: Page, found: Rows[Item]) -> None:
+def _items(here: Page, product_id: int | None, found: Rows[Item]) -> None:
     if not found.rows:
         text("There is no stock here. Add some below, or run ./task seed-data.", classes="empty")
         return
@@ -56,7 +56,8 @@ def _items(here: Page, found: Rows[Item]) -> None:
         text("", "span", classes="key reserved")
         text("reserved", "span")
     columns = {
-        "Product": "",
+        # A phone has no room for it, and the title of the page has the product.
+        "Product": "" if product_id is None else "phone-off",
         "Location": "",
         "Stock": "",
         "Available": "number",
@@ -153,10 +154,10 @@ def _movements(here: Page, found: Rows[Movement]) -> None:
         return
     columns = {
         "Time": "time",
-        "Location": "",
         "Kind": "",
         "Change": "number",
         "Units after": "number phone-off",
+        "Location": "",
         "Order or reason": "id phone-off",
         "By": "id phone-off",
     }
@@ -168,10 +169,10 @@ def _movements(here: Page, found: Rows[Movement]) -> None:
 def _movement(here: Page, movement: Movement) -> list[str | Callable[[], object]]:
     return [
         words.at(movement.created_at, here.zone),
-        movement.location,
         movement.kind.lower(),
         f"{movement.quantity:+,}",
         words.whole(movement.quantity_after),
+        movement.location,
         partial(order_link, movement.order_id) if movement.order_id else movement.reason,
         movement.actor,
     ]
