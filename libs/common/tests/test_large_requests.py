@@ -1,5 +1,6 @@
 """Large requests of one caller leave room for those of other callers."""
 
+import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from contextvars import copy_context
@@ -10,6 +11,7 @@ from shop_common.errors import QueueFull
 from shop_common.identity.caller import Caller
 from shop_common.identity.current import set_caller
 from shop_common.rpc.large_requests import WORKED_ON_BYTES_MAX, LargeRequests
+from shop_common.rpc.switch_interval import SHARED_SWITCH_SECONDS
 
 SIZE = WORKED_ON_BYTES_MAX // 5
 
@@ -45,3 +47,13 @@ def test_a_caller_alone_has_all_of_them() -> None:
             stack.enter_context(in_progress(requests, "large"))
         with pytest.raises(QueueFull), in_progress(requests, "large"):
             pass
+
+
+def test_only_beside_others_a_large_request_shortens_the_switch_interval() -> None:
+    normal = sys.getswitchinterval()
+    assert normal > SHARED_SWITCH_SECONDS
+
+    with in_progress(LargeRequests(lambda: True), "large"):
+        assert sys.getswitchinterval() == pytest.approx(SHARED_SWITCH_SECONDS)
+    with in_progress(LargeRequests(lambda: False), "large"):
+        assert sys.getswitchinterval() == normal

@@ -8,12 +8,13 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent import futures
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import TypeVar
 
 from shop_common.batching.fair_queue import CALLER_SHARE, Sharer, sharer_of
 from shop_common.errors import QueueFull
 from shop_common.identity.current import caller
+from shop_common.rpc.switch_interval import shortened
 
 _T = TypeVar("_T")
 
@@ -72,7 +73,8 @@ class LargeRequests:
             self._worked_on += size
             self._worked_on_by[sharer] += size
         try:
-            yield
+            with shortened() if self._is_shared() else nullcontext():
+                yield
         finally:
             with self._changed:
                 self._worked_on -= size
