@@ -138,6 +138,21 @@ _INVENTORY_14: Rows = {
     ],
 }
 
+_INVENTORY_16: Rows = {
+    "stock_movements": [
+        {
+            **_INVENTORY_14["stock_movements"][0],
+            "id": 1_001,
+            "revision": 1_001,
+            "kind": "ADJUSTED",
+            "order_id": "",
+            "reason": "damaged",
+            "reference": "note 7",
+            "occurred_at": _MOMENT,
+        }
+    ],
+}
+
 _AUDIT: Rows = {
     "audit_log": [{"id": 1, "at": _MOMENT, "caller": "user:1", "method": "M", "request_id": "r", "resources": "[]"}]
 }
@@ -195,6 +210,7 @@ ROWS: dict[tuple[str, str], Rows] = {
     ("inventory-api", "0013"): _LOCATIONS,
     ("order-api", "0008"): _ORDERS_8,
     ("inventory-api", "0014"): _INVENTORY_14,
+    ("inventory-api", "0016"): _INVENTORY_16,
     ("order-api", "0006"): _AUDIT,
     ("order-api", "0007"): _ORDERS_7,
     ("order-api", "0010"): _ORDERS_10,

@@ -87,6 +87,7 @@ class Rows:
             "user_id": USER,
             "item_id": 1,
             "quantity": 3,
+            "received": 3,
             "required_quantity": 3,
             "request_id": "request",
             "treatment": RETURN_TREATMENT_RESTOCK,
@@ -111,7 +112,7 @@ OMITTED = (
     "expires_in", "used_at", "traceparent", "tenant", "subject", "after_item_id", "repair", "charges", "policy",
     "external_reference", "labels", "label", "statuses", "updated_after", "updated_before",
     "carrier", "tracking_number", "order_version",
-    "kind", "actor",
+    "kind", "actor", "adjusted", "counted", "reference", "occurred_at", "atomic",
 )  # fmt: skip
 
 

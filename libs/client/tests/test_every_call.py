@@ -12,6 +12,7 @@ from shop_client import (
     AllocationStrategy,
     AsyncShop,
     ErasedUser,
+    Item,
     ItemUnits,
     Line,
     MovementKind,
@@ -26,6 +27,7 @@ from shop_client import (
     Settings,
     Shop,
     ShopError,
+    StockChange,
     calls,
     errors,
 )
@@ -59,6 +61,33 @@ def test_stock_is_added_counted_and_listed(shop: Shop, product: int) -> None:
     stock = shop.check_stock(product, 12)
     assert (stock.is_available, stock.available_quantity) == (True, 12)
     assert not shop.check_stock(product, 8, location="WAREHOUSE_A").is_available
+
+
+def test_a_batch_changes_the_stock_of_items(shop: Shop, product: int) -> None:
+    happened = datetime(2024, 1, 15, tzinfo=UTC)
+    changes = [
+        StockChange(product, received=5, reason="delivery", reference="note 7", occurred_at=happened),
+        StockChange(product, "WAREHOUSE_B", adjusted=-1),
+        StockChange(product, counted=3),
+    ]
+
+    for _ in range(2):
+        received, absent, counted = shop.batch_change_stock(changes, request_id=f"changes-{product}")
+        assert isinstance(absent, errors.ItemNotFound)
+        assert isinstance(received, Item)
+        assert isinstance(counted, Item)
+        assert counted.quantity == 3
+
+    _, movement = shop.list_movements(product_id=product)
+    assert (movement.kind, movement.quantity, movement.reason) == (MovementKind.RECEIVED, 5, "delivery")
+    assert (movement.reference, movement.occurred_at) == ("note 7", happened)
+    with pytest.raises(errors.ChangesRefused) as refused:
+        shop.batch_change_stock(
+            [StockChange(product, received=1), StockChange(product, counted=9, version=1)], atomic=True
+        )
+    assert (refused.value.change, refused.value.change_reason) == (1, "VERSION_MISMATCH")
+    with pytest.raises(ValueError, match="exactly one"):
+        shop.batch_change_stock([StockChange(product)])
 
 
 def test_the_stock_of_products_is_read_at_one_moment(shop: Shop, product: int) -> None:

@@ -32,6 +32,7 @@ from shop_client.values import (
     Shipment,
     StatusChange,
     Stock,
+    StockChange,
 )
 
 __all__ = [
@@ -65,6 +66,7 @@ __all__ = [
     "ShopError",
     "StatusChange",
     "Stock",
+    "StockChange",
     "Tls",
     "errors",
 ]

@@ -38,6 +38,7 @@ from shop_client.values import (
     ReservationState,
     ReturnedUnits,
     Stock,
+    StockChange,
 )
 
 _Result = TypeVar("_Result")
@@ -99,6 +100,27 @@ class AsyncShop:
         timeout_seconds: float | None = None,
     ) -> Item:
         return await self._run(calls.set_quantity(item_id, quantity, version, request_id), timeout_seconds)
+
+    async def batch_change_stock(
+        self,
+        changes: Sequence[StockChange],
+        *,
+        atomic: bool = False,
+        request_id: str | None = None,
+        timeout_seconds: float | None = None,
+    ) -> list[Item | ShopError]:
+        call = calls.batch_change_stock(changes, atomic, request_id)
+        deadline = self._deadline(timeout_seconds)
+        outcomes = await self._until(call, deadline)
+        pauses = transport.Pauses(deadline)
+        while any(isinstance(each, Unavailable) for each in outcomes) and (pause := pauses.next()):
+            await asyncio.sleep(pause)
+            try:
+                # A repeat of the whole call makes only the changes that were not made.
+                outcomes = await self._until(call, deadline)
+            except ShopError:
+                return outcomes  # with Unavailable for the changes that are not decided
+        return outcomes
 
     def list_items(
         self,

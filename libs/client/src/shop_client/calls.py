@@ -34,6 +34,7 @@ from shop_client.values import (
     ReservationState,
     ReturnedUnits,
     Stock,
+    StockChange,
 )
 from shop_protos.inventory.v1 import inventory_pb2 as inventory
 from shop_protos.order.v1 import order_pb2 as orders
@@ -152,6 +153,7 @@ def _method(service: ServiceDescriptor, name: str) -> Method:
 CREATE_INVENTORY_ITEM = _method(_INVENTORY, "CreateInventoryItem")
 GET_INVENTORY_ITEM = _method(_INVENTORY, "GetInventoryItem")
 UPDATE_INVENTORY_ITEM = _method(_INVENTORY, "UpdateInventoryItem")
+BATCH_CHANGE_STOCK = _method(_INVENTORY, "BatchChangeStock")
 LIST_INVENTORY_ITEMS = _method(_INVENTORY, "ListInventoryItems")
 LIST_MOVEMENTS = _method(_INVENTORY, "ListMovements")
 CHECK_STOCK = _method(_INVENTORY, "CheckStock")
@@ -202,6 +204,31 @@ def set_quantity(item_id: int, quantity: int, version: int | None, request_id: s
         id=item_id, quantity=quantity, version=version, request_id=request_id or _new_id()
     )
     return Call(UPDATE_INVENTORY_ITEM, request, _item, request.request_id)
+
+
+def batch_change_stock(
+    changes: Iterable[StockChange], atomic: bool, request_id: str | None
+) -> Call[list[Item | ShopError]]:
+    request = inventory.BatchChangeStockRequest(
+        changes=map(_stock_change, changes), atomic=atomic, request_id=request_id or _new_id()
+    )
+    return Call(BATCH_CHANGE_STOCK, request, partial(_changed, request.request_id), request.request_id)
+
+
+def _stock_change(change: StockChange) -> inventory.StockChange:
+    values = {"received": change.received, "adjusted": change.adjusted, "counted": change.counted}
+    quantity: dict[str, Any] = {name: value for name, value in values.items() if value is not None}
+    if len(quantity) != 1:
+        raise ValueError("a change of stock has exactly one of received, adjusted and counted")
+    return inventory.StockChange(
+        product_id=change.product_id,
+        location=change.location or "",
+        **quantity,
+        version=change.version,
+        reason=change.reason,
+        reference=change.reference,
+        occurred_at=convert.timestamp(change.occurred_at),
+    )
 
 
 def list_items(product_id: int | None, location: str | None, page_size: int) -> Call[Page[Item]]:
@@ -461,6 +488,13 @@ def _location(response: inventory.UpdateLocationResponse) -> Location:
 
 def _locations(response: inventory.ListLocationsResponse) -> Page[Location]:
     return Page(tuple(map(convert.location, response.locations)), response.next_page_token)
+
+
+def _changed(request_id: str, response: inventory.BatchChangeStockResponse) -> list[Item | ShopError]:
+    return [
+        error_of(result.error, request_id) if result.HasField("error") else convert.item(result.item)
+        for result in response.results
+    ]
 
 
 def _movements(response: inventory.ListMovementsResponse) -> Page[Movement]:

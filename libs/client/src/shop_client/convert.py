@@ -123,7 +123,9 @@ def movement(message: inventory.Movement) -> Movement:
         quantity_after=message.quantity_after,
         order_id=message.order_id,
         reason=message.reason,
+        reference=message.reference,
         actor=message.actor,
+        occurred_at=_utc(message.occurred_at) if message.HasField("occurred_at") else None,
         created_at=_utc(message.created_at),
     )
 

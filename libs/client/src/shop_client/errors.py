@@ -28,7 +28,8 @@ ShopError
 │   ├── BelowReserved                             BELOW_RESERVED
 │   ├── QuantityLimit                             QUANTITY_LIMIT
 │   ├── LocationsLimit                            LOCATIONS_LIMIT
-│   └── ReservationsLimit                         RESERVATIONS_LIMIT
+│   ├── ReservationsLimit                         RESERVATIONS_LIMIT
+│   └── ChangesRefused                            CHANGES_REFUSED
 ├── Conflict                 ABORTED
 │   ├── VersionMismatch                           VERSION_MISMATCH
 │   └── Contention                                CONTENTION
@@ -160,7 +161,7 @@ class NotFound(ShopError):
 
 
 class ItemNotFound(NotFound):
-    """No item has this id."""
+    """No item has this id, or the product has no item at this location."""
 
     REASON = "ITEM_NOT_FOUND"
 
@@ -301,6 +302,22 @@ class ReservationsLimit(Refused):
     """The order would have too many reservations or too many allocations."""
 
     REASON = "RESERVATIONS_LIMIT"
+
+
+class ChangesRefused(Refused):
+    """No change of an atomic call was made, because one of them was refused. `metadata` has its numbers, too."""
+
+    REASON = "CHANGES_REFUSED"
+
+    @property
+    def change(self) -> int:
+        """The position of the refused change, from 0."""
+        return self._number("change")
+
+    @property
+    def change_reason(self) -> str:
+        """The reason of the refused change."""
+        return self.metadata["change_reason"]
 
 
 class Conflict(ShopError):

@@ -37,6 +37,7 @@ from shop_client.values import (
     ReservationState,
     ReturnedUnits,
     Stock,
+    StockChange,
 )
 
 _Result = TypeVar("_Result")
@@ -110,6 +111,33 @@ class Shop:
         Raises ItemNotFound, BelowReserved or VersionMismatch.
         """
         return self._run(calls.set_quantity(item_id, quantity, version, request_id), timeout_seconds)
+
+    def batch_change_stock(
+        self,
+        changes: Sequence[StockChange],
+        *,
+        atomic: bool = False,
+        request_id: str | None = None,
+        timeout_seconds: float | None = None,
+    ) -> list[Item | ShopError]:
+        """Change the stock of up to 5,000 items. For each change, returns the item, or the error that refused it.
+
+        With `atomic`, all of up to 400 changes are made, or none: then raises ChangesRefused. Without it, a change with
+        the error Unavailable was repeated until the deadline, and may have been made: repeat the call with the error's
+        `request_id`, and the same changes.
+        """
+        call = calls.batch_change_stock(changes, atomic, request_id)
+        deadline = self._deadline(timeout_seconds)
+        outcomes = self._until(call, deadline)
+        pauses = transport.Pauses(deadline)
+        while any(isinstance(each, Unavailable) for each in outcomes) and (pause := pauses.next()):
+            time.sleep(pause)
+            try:
+                # A repeat of the whole call makes only the changes that were not made.
+                outcomes = self._until(call, deadline)
+            except ShopError:
+                return outcomes  # with Unavailable for the changes that are not decided
+        return outcomes
 
     def list_items(
         self,

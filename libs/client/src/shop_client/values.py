@@ -171,8 +171,30 @@ class Movement:
     quantity_after: int
     order_id: str
     reason: str
+    reference: str
     actor: str
+    occurred_at: datetime | None
+    """When the change happened, as the caller stated it."""
     created_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class StockChange:
+    """A change for `batch_change_stock`. Set exactly one of `received`, `adjusted` and `counted`.
+
+    `received` is the number of added units, `adjusted` the difference, and `counted` the new quantity. With `version`,
+    the change is made only if the item still has this version. `occurred_at` needs a time zone.
+    """
+
+    product_id: int
+    location: str | None = None
+    received: int | None = None
+    adjusted: int | None = None
+    counted: int | None = None
+    version: int | None = None
+    reason: str = ""
+    reference: str = ""
+    occurred_at: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,7 +20,7 @@ from inventory_api.domain.model import (
     Reservation,
     State,
 )
-from inventory_api.operations.items import add_stock, set_quantity
+from inventory_api.operations.items import create_items, set_quantity
 from inventory_api.operations.purge import Purge, Purged
 from inventory_api.operations.reservations import bisection, reserve, turns
 from inventory_api.operations.reservations.release import release_orders
@@ -238,7 +238,7 @@ def test_a_turn_is_bounded_by_allocations_as_well(inventory: InventoryDriver, mo
 def test_a_product_has_at_most_five_hundred_locations(
     inventory: InventoryDriver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(add_stock, "LOCATIONS_MAX", 3)
+    monkeypatch.setattr(create_items, "LOCATIONS_MAX", 3)
     for location in "ABC":
         inventory.add_stock(1, 1, location)
 
@@ -251,7 +251,7 @@ def test_a_product_has_at_most_five_hundred_locations(
     assert refused.value.reason == "LOCATIONS_LIMIT"
     assert refused.value.metadata() == {"product_id": "1", "limit": "500"}
     assert again.quantity == 2
-    monkeypatch.setattr(add_stock, "LOCATIONS_MAX", 4)
+    monkeypatch.setattr(create_items, "LOCATIONS_MAX", 4)
     assert inventory.add_stock(1, 1, "D", request_id="again").quantity == 1
 
 

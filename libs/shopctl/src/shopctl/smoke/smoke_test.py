@@ -71,6 +71,15 @@ class SmokeTest:
         reporter.call(self._inventory.UpdateInventoryItem, recount, item__quantity=15)
         stale = stock.UpdateInventoryItemRequest(id=third.id, quantity=16, version=third.version)
         reporter.refused(self._inventory.UpdateInventoryItem, stale, "VERSION_MISMATCH")
+        changes = stock.BatchChangeStockRequest(
+            changes=[
+                stock.StockChange(product_id=self._product, location="WAREHOUSE_C", adjusted=-1, reason="damaged"),
+                stock.StockChange(product_id=self._product, location="WAREHOUSE_C", counted=15, reference="count 7"),
+            ],
+            request_id=str(uuid4()),
+        )
+        for _ in range(2):
+            reporter.call(self._inventory.BatchChangeStock, changes, results__count=2)
         reporter.call(
             self._inventory.ListInventoryItems,
             stock.ListInventoryItemsRequest(product_id=self._product),
@@ -79,7 +88,7 @@ class SmokeTest:
         reporter.call(
             self._inventory.ListMovements,
             stock.ListMovementsRequest(product_id=self._product),
-            movements__quantity=[5, 10, 30, 20],
+            movements__quantity=[1, -1, 5, 10, 30, 20],
         )
         reporter.call(
             self._inventory.BatchGetAvailability,

@@ -4,7 +4,7 @@ import json
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from threading import Barrier
 from typing import Any, TypeVar
@@ -14,6 +14,7 @@ from sqlalchemy import Row, func, select, update
 from inventory_api.domain.commands import (
     AddStock,
     AvailabilityQuestion,
+    ChangeStock,
     ExpireRequest,
     ItemFilter,
     MovementFilter,
@@ -23,6 +24,7 @@ from inventory_api.domain.commands import (
     ReservationFilter,
     RetakeRequest,
     SetQuantity,
+    StockChange,
     StockQuestion,
     UpdateLocation,
 )
@@ -123,6 +125,18 @@ class InventoryDriver:
         return self.operations.set_quantity(
             SetQuantity(item.id, units, version, caller=self.caller, request_id=request_id), deadline=deadline()
         )
+
+    def change_stock(
+        self, *changes: StockChange, is_atomic: bool = False, request_id: str | None = None
+    ) -> list[Item | ShopError]:
+        """Make the changes, each with its position as its number. Raises the error that refuses an atomic call."""
+        request = ChangeStock(
+            tuple(replace(change, number=number) for number, change in enumerate(changes)),
+            is_atomic,
+            caller=self.caller,
+            request_id=request_id,
+        )
+        return self.operations.change_stock(request, deadline=deadline())
 
     def item(self, item: Item) -> Item:
         return self.operations.get_item(ItemKey(self.caller.tenant, item.id), deadline=deadline())

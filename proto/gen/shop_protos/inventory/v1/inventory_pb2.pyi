@@ -81,11 +81,11 @@ class _MovementKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Movement
     MOVEMENT_KIND_UNSPECIFIED: _MovementKind.ValueType  # 0
     """Not set. As a filter: any kind."""
     MOVEMENT_KIND_RECEIVED: _MovementKind.ValueType  # 1
-    """Units were added, by CreateInventoryItem."""
+    """Units were added, by CreateInventoryItem or BatchChangeStock."""
     MOVEMENT_KIND_ADJUSTED: _MovementKind.ValueType  # 2
-    """A correction. See `reason` of the movement."""
+    """A correction, by BatchChangeStock or by the server. See `reason` of the movement."""
     MOVEMENT_KIND_COUNTED: _MovementKind.ValueType  # 3
-    """The quantity was set, by UpdateInventoryItem."""
+    """The quantity was set, by UpdateInventoryItem or BatchChangeStock."""
     MOVEMENT_KIND_FULFILLED: _MovementKind.ValueType  # 4
     """Units left the stock, because their order was shipped."""
     MOVEMENT_KIND_RETURNED: _MovementKind.ValueType  # 5
@@ -97,11 +97,11 @@ class MovementKind(_MovementKind, metaclass=_MovementKindEnumTypeWrapper):
 MOVEMENT_KIND_UNSPECIFIED: MovementKind.ValueType  # 0
 """Not set. As a filter: any kind."""
 MOVEMENT_KIND_RECEIVED: MovementKind.ValueType  # 1
-"""Units were added, by CreateInventoryItem."""
+"""Units were added, by CreateInventoryItem or BatchChangeStock."""
 MOVEMENT_KIND_ADJUSTED: MovementKind.ValueType  # 2
-"""A correction. See `reason` of the movement."""
+"""A correction, by BatchChangeStock or by the server. See `reason` of the movement."""
 MOVEMENT_KIND_COUNTED: MovementKind.ValueType  # 3
-"""The quantity was set, by UpdateInventoryItem."""
+"""The quantity was set, by UpdateInventoryItem or BatchChangeStock."""
 MOVEMENT_KIND_FULFILLED: MovementKind.ValueType  # 4
 """Units left the stock, because their order was shipped."""
 MOVEMENT_KIND_RETURNED: MovementKind.ValueType  # 5
@@ -157,6 +157,8 @@ class Movement(_message.Message):
     REASON_FIELD_NUMBER: _builtins.int
     ACTOR_FIELD_NUMBER: _builtins.int
     CREATED_AT_FIELD_NUMBER: _builtins.int
+    REFERENCE_FIELD_NUMBER: _builtins.int
+    OCCURRED_AT_FIELD_NUMBER: _builtins.int
     item_id: _builtins.int
     """The item."""
     product_id: _builtins.int
@@ -177,13 +179,19 @@ class Movement(_message.Message):
     """The order whose shipment is the cause. Empty for other kinds than FULFILLED."""
     reason: _builtins.str
     """OPENING for the first movement of an item that is older than the movements. UPGRADE for changes that a process of an
-    older version made during an upgrade. Else empty.
+    older version made during an upgrade. Else the reason that the caller of BatchChangeStock gave, or empty.
     """
     actor: _builtins.str
     """The caller that made the change; at most 256 characters. Empty if it is unknown."""
+    reference: _builtins.str
+    """The reference that the caller of BatchChangeStock gave. Empty if there is none."""
     @_builtins.property
     def created_at(self) -> _timestamp_pb2.Timestamp:
         """When the movement was written, UTC."""
+
+    @_builtins.property
+    def occurred_at(self) -> _timestamp_pb2.Timestamp:
+        """When the change happened, as the caller of BatchChangeStock stated it, UTC. Absent if it stated no time."""
 
     def __init__(
         self,
@@ -199,10 +207,12 @@ class Movement(_message.Message):
         reason: _builtins.str = ...,
         actor: _builtins.str = ...,
         created_at: _timestamp_pb2.Timestamp | None = ...,
+        reference: _builtins.str = ...,
+        occurred_at: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["created_at", b"created_at"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["created_at", b"created_at", "occurred_at", b"occurred_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["actor", b"actor", "created_at", b"created_at", "item_id", b"item_id", "kind", b"kind", "location", b"location", "order_id", b"order_id", "product_id", b"product_id", "quantity", b"quantity", "quantity_after", b"quantity_after", "reason", b"reason", "revision", b"revision"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["actor", b"actor", "created_at", b"created_at", "item_id", b"item_id", "kind", b"kind", "location", b"location", "occurred_at", b"occurred_at", "order_id", b"order_id", "product_id", b"product_id", "quantity", b"quantity", "quantity_after", b"quantity_after", "reason", b"reason", "reference", b"reference", "revision", b"revision"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -479,6 +489,161 @@ class UpdateInventoryItemRequest(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__version) -> _WhichOneofReturnType__version | None: ...
 
 Global___UpdateInventoryItemRequest: _TypeAlias = UpdateInventoryItemRequest  # noqa: Y015
+
+@_typing.final
+class BatchChangeStockRequest(_message.Message):
+    """The changes to make."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CHANGES_FIELD_NUMBER: _builtins.int
+    ATOMIC_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    atomic: _builtins.bool
+    """True: make all changes or none."""
+    request_id: _builtins.str
+    """See the comment of the service. It identifies each change together with the place of the change in `changes`.
+    Empty: no id.
+    """
+    @_builtins.property
+    def changes(self) -> _containers.RepeatedCompositeFieldContainer[Global___StockChange]:
+        """1–5,000 changes, or 1–400 with `atomic`. Several may concern the same item."""
+
+    def __init__(
+        self,
+        *,
+        changes: _abc.Iterable[Global___StockChange] | None = ...,
+        atomic: _builtins.bool = ...,
+        request_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["atomic", b"atomic", "changes", b"changes", "request_id", b"request_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BatchChangeStockRequest: _TypeAlias = BatchChangeStockRequest  # noqa: Y015
+
+@_typing.final
+class StockChange(_message.Message):
+    """A change of the quantity of one item."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PRODUCT_ID_FIELD_NUMBER: _builtins.int
+    LOCATION_FIELD_NUMBER: _builtins.int
+    RECEIVED_FIELD_NUMBER: _builtins.int
+    ADJUSTED_FIELD_NUMBER: _builtins.int
+    COUNTED_FIELD_NUMBER: _builtins.int
+    VERSION_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    REFERENCE_FIELD_NUMBER: _builtins.int
+    OCCURRED_AT_FIELD_NUMBER: _builtins.int
+    product_id: _builtins.int
+    """The product; positive."""
+    location: _builtins.str
+    """The location of the item. Empty: WAREHOUSE_A."""
+    received: _builtins.int
+    """Units that were added: 1 … 9×10^15."""
+    adjusted: _builtins.int
+    """A correction: units to add, or if negative, to take out; not 0, and at most 9×10^15 in size."""
+    counted: _builtins.int
+    """The number of units that were counted, reserved ones included: 0 … 9×10^15. It becomes the quantity of the item."""
+    version: _builtins.int
+    """The version of the item that the caller has read; positive. If present and the item has another version, the change
+    is refused with VERSION_MISMATCH. Each change of an item, also in the same call, gives the item a new version.
+    """
+    reason: _builtins.str
+    """Why the quantity has changed, such as `damaged`: one line of at most 64 characters, and neither OPENING nor UPGRADE."""
+    reference: _builtins.str
+    """The caller's document, such as the number of a delivery note: one line of at most 64 characters."""
+    @_builtins.property
+    def occurred_at(self) -> _timestamp_pb2.Timestamp:
+        """When the change happened. The server stores it in the movement, and does nothing else with it. Absent: not stated."""
+
+    def __init__(
+        self,
+        *,
+        product_id: _builtins.int = ...,
+        location: _builtins.str = ...,
+        received: _builtins.int = ...,
+        adjusted: _builtins.int = ...,
+        counted: _builtins.int = ...,
+        version: _builtins.int | None = ...,
+        reason: _builtins.str = ...,
+        reference: _builtins.str = ...,
+        occurred_at: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_version", b"_version", "adjusted", b"adjusted", "change", b"change", "counted", b"counted", "occurred_at", b"occurred_at", "received", b"received", "version", b"version"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_version", b"_version", "adjusted", b"adjusted", "change", b"change", "counted", b"counted", "location", b"location", "occurred_at", b"occurred_at", "product_id", b"product_id", "reason", b"reason", "received", b"received", "reference", b"reference", "version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__version: _TypeAlias = _typing.Literal["version"]  # noqa: Y015
+    _WhichOneofArgType__version: _TypeAlias = _typing.Literal["_version", b"_version"]  # noqa: Y015
+    _WhichOneofReturnType_change: _TypeAlias = _typing.Literal["received", "adjusted", "counted"]  # noqa: Y015
+    _WhichOneofArgType_change: _TypeAlias = _typing.Literal["change", b"change"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__version) -> _WhichOneofReturnType__version | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_change) -> _WhichOneofReturnType_change | None: ...
+
+Global___StockChange: _TypeAlias = StockChange  # noqa: Y015
+
+@_typing.final
+class BatchChangeStockResponse(_message.Message):
+    """The outcome of each change."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RESULTS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def results(self) -> _containers.RepeatedCompositeFieldContainer[Global___BatchChangeStockResult]:
+        """One result per change, in the order of the request."""
+
+    def __init__(
+        self,
+        *,
+        results: _abc.Iterable[Global___BatchChangeStockResult] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["results", b"results"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BatchChangeStockResponse: _TypeAlias = BatchChangeStockResponse  # noqa: Y015
+
+@_typing.final
+class BatchChangeStockResult(_message.Message):
+    """The outcome of one change."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ITEM_FIELD_NUMBER: _builtins.int
+    ERROR_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def item(self) -> Global___InventoryItem:
+        """The item after this change."""
+
+    @_builtins.property
+    def error(self) -> _status_pb2.Status:
+        """The change was not made. See the comment of BatchChangeStock."""
+
+    def __init__(
+        self,
+        *,
+        item: Global___InventoryItem | None = ...,
+        error: _status_pb2.Status | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["error", b"error", "item", b"item", "outcome", b"outcome"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["error", b"error", "item", b"item", "outcome", b"outcome"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_outcome: _TypeAlias = _typing.Literal["item", "error"]  # noqa: Y015
+    _WhichOneofArgType_outcome: _TypeAlias = _typing.Literal["outcome", b"outcome"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_outcome) -> _WhichOneofReturnType_outcome | None: ...
+
+Global___BatchChangeStockResult: _TypeAlias = BatchChangeStockResult  # noqa: Y015
 
 @_typing.final
 class ListInventoryItemsRequest(_message.Message):

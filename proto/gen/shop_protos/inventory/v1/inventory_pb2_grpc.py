@@ -79,6 +79,11 @@ class InventoryServiceStub:
                 request_serializer=shop_dot_inventory_dot_v1_dot_inventory__pb2.UpdateInventoryItemRequest.SerializeToString,
                 response_deserializer=shop_dot_inventory_dot_v1_dot_inventory__pb2.InventoryItemResponse.FromString,
                 _registered_method=True)
+        self.BatchChangeStock = channel.unary_unary(
+                '/shop.inventory.v1.InventoryService/BatchChangeStock',
+                request_serializer=shop_dot_inventory_dot_v1_dot_inventory__pb2.BatchChangeStockRequest.SerializeToString,
+                response_deserializer=shop_dot_inventory_dot_v1_dot_inventory__pb2.BatchChangeStockResponse.FromString,
+                _registered_method=True)
         self.ListInventoryItems = channel.unary_unary(
                 '/shop.inventory.v1.InventoryService/ListInventoryItems',
                 request_serializer=shop_dot_inventory_dot_v1_dot_inventory__pb2.ListInventoryItemsRequest.SerializeToString,
@@ -217,6 +222,34 @@ class InventoryServiceServicer:
         since the caller read this version.
         Writes a movement of the kind COUNTED. Emits STOCK_UPDATED and STOCK_MOVED, and STOCK_RESERVATION_EXPIRED for each
         due reservation that it had to expire.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def BatchChangeStock(self, request, context):
+        """Changes the quantities of many items, for example after a delivery, a correction or a stock count.
+
+        The changes are made in the sequence of the request. Each of them is made or refused independently, and they are
+        perhaps in several transactions. An error of one change, also an invalid field, is the `error` of its result. If the
+        time of the call runs out, the result of each change that is not decided yet is UNAVAILABLE DATABASE_UNAVAILABLE.
+        With `atomic`, either all changes are made, in one transaction, or none; any error is then the status of the call.
+
+        Retry with the same request_id and the same changes, in the same sequence. A change that was made is not made again:
+        its result is the item as it is now. A change that was refused is decided again.
+        NOT_FOUND           ITEM_NOT_FOUND (metadata: product_id, location): the product has no item at the location, and
+        the change has a `version` or a negative `adjusted`. Other changes create the item.
+        FAILED_PRECONDITION BELOW_RESERVED (metadata: id, requested, reserved): the new quantity, `requested`, is less
+        than the reserved quantity without due reservations.
+        QUANTITY_LIMIT, LOCATIONS_LIMIT: as for CreateInventoryItem.
+        CHANGES_REFUSED: only with `atomic`. Nothing is changed because of one change. `change` in the
+        metadata is its number, from 0, and `change_reason` the reason that its result would have
+        without `atomic`. The rest of the metadata is that of this reason.
+        ABORTED             VERSION_MISMATCH (metadata: id, expected, actual): the item's quantity has changed since the
+        caller read this version.
+        INVALID_ARGUMENT    REQUEST_ID_REUSED: another change was made at the same place of a call with this request_id.
+        Writes one movement per change, of the kind that the change names. Emits STOCK_UPDATED and STOCK_MOVED for each, and
+        STOCK_RESERVATION_EXPIRED for each due reservation that it had to expire.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -423,6 +456,11 @@ def add_InventoryServiceServicer_to_server(servicer, server):
                     request_deserializer=shop_dot_inventory_dot_v1_dot_inventory__pb2.UpdateInventoryItemRequest.FromString,
                     response_serializer=shop_dot_inventory_dot_v1_dot_inventory__pb2.InventoryItemResponse.SerializeToString,
             ),
+            'BatchChangeStock': grpc.unary_unary_rpc_method_handler(
+                    servicer.BatchChangeStock,
+                    request_deserializer=shop_dot_inventory_dot_v1_dot_inventory__pb2.BatchChangeStockRequest.FromString,
+                    response_serializer=shop_dot_inventory_dot_v1_dot_inventory__pb2.BatchChangeStockResponse.SerializeToString,
+            ),
             'ListInventoryItems': grpc.unary_unary_rpc_method_handler(
                     servicer.ListInventoryItems,
                     request_deserializer=shop_dot_inventory_dot_v1_dot_inventory__pb2.ListInventoryItemsRequest.FromString,
@@ -605,6 +643,33 @@ class InventoryService:
             '/shop.inventory.v1.InventoryService/UpdateInventoryItem',
             shop_dot_inventory_dot_v1_dot_inventory__pb2.UpdateInventoryItemRequest.SerializeToString,
             shop_dot_inventory_dot_v1_dot_inventory__pb2.InventoryItemResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def BatchChangeStock(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/shop.inventory.v1.InventoryService/BatchChangeStock',
+            shop_dot_inventory_dot_v1_dot_inventory__pb2.BatchChangeStockRequest.SerializeToString,
+            shop_dot_inventory_dot_v1_dot_inventory__pb2.BatchChangeStockResponse.FromString,
             options,
             channel_credentials,
             insecure,

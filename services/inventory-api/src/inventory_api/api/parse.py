@@ -11,6 +11,7 @@ from google.protobuf.duration_pb2 import Duration
 from inventory_api.domain.commands import (
     AddStock,
     AvailabilityQuestion,
+    ChangeStock,
     ExpireRequest,
     ItemFilter,
     LocationFilter,
@@ -24,6 +25,7 @@ from inventory_api.domain.commands import (
     SetQuantity,
     SettledOrder,
     SettleRequest,
+    StockChange,
     StockQuestion,
     UpdateLocation,
     VerifyRequest,
@@ -40,7 +42,7 @@ from inventory_api.domain.model import (
     StockKey,
     Strategy,
 )
-from inventory_api.domain.movements import MovementKind
+from inventory_api.domain.movements import OPENING, UPGRADE, MovementKind
 from shop_common.api import paging
 from shop_common.api.labels import checked as checked_labels
 from shop_common.api.paging import PageRequest
@@ -63,6 +65,10 @@ BATCH_ORDERS_MAX = 500
 BATCH_LINES_MAX = 5_000
 BATCH_REQUESTS_MAX = 500
 SETTLED_ORDERS_MAX = 500
+CHANGES_MAX = 5_000
+ATOMIC_CHANGES_MAX = 400
+REASON_LENGTH_MAX = 64
+REFERENCE_LENGTH_MAX = 64
 TTL_SECONDS_MIN = 1
 TTL_SECONDS_MAX = 7 * 24 * 3600
 AVAILABILITY_PRODUCTS_MAX = 1_000
@@ -131,6 +137,70 @@ def set_quantity(request: pb.UpdateInventoryItemRequest, caller: Caller, tracepa
             request_id=check.request_id(request.request_id),
             traceparent=traceparent,
         )
+
+
+def change_stock(
+    request: pb.BatchChangeStockRequest, caller: Caller, traceparent: str | None
+) -> tuple[ChangeStock, list[StockChange | InvalidInput]]:
+    """Return the command with the valid changes, and one outcome per change: the change, or its InvalidInput.
+
+    Raises InvalidInput if the number of changes or the request_id is invalid, or if a change is invalid and the changes
+    are atomic. This refuses the whole call.
+    """
+    changes: list[StockChange | InvalidInput] = []
+    with Fields() as check:
+        most = ATOMIC_CHANGES_MAX if request.atomic else CHANGES_MAX
+        if check.size("changes", request.changes, 1, most):
+            for number, change in enumerate(request.changes):
+                if request.atomic:
+                    changes.append(_stock_change(check.at(f"changes[{number}]"), number, change))
+                else:
+                    changes.append(_stock_change_or_error(number, change))
+        command = ChangeStock(
+            changes=tuple(change for change in changes if not isinstance(change, InvalidInput)),
+            is_atomic=request.atomic,
+            caller=caller,
+            request_id=check.request_id(request.request_id),
+            traceparent=traceparent,
+        )
+    return command, changes
+
+
+def _stock_change_or_error(number: int, change: pb.StockChange) -> StockChange | InvalidInput:
+    try:
+        with Fields() as check:
+            return _stock_change(check, number, change)
+    except InvalidInput as error:
+        return error
+
+
+def _stock_change(check: Fields, number: int, change: pb.StockChange) -> StockChange:
+    kind, quantity = MovementKind.COUNTED, 0
+    match change.WhichOneof("change"):
+        case "received":
+            kind, quantity = MovementKind.RECEIVED, check.between("received", change.received, 1, ITEM_QUANTITY_MAX)
+        case "adjusted":
+            kind, quantity = MovementKind.ADJUSTED, change.adjusted
+            if not quantity or abs(quantity) > ITEM_QUANTITY_MAX:
+                check.violate("adjusted", f"must be between -{ITEM_QUANTITY_MAX} and {ITEM_QUANTITY_MAX}, and not 0")
+        case "counted":
+            quantity = check.between("counted", change.counted, 0, ITEM_QUANTITY_MAX)
+        case _:
+            check.violate("change", "must be one of received, adjusted and counted")
+    reason = check.text("reason", change.reason, REASON_LENGTH_MAX)
+    if reason in (OPENING, UPGRADE):
+        check.violate("reason", f"must not be {OPENING} or {UPGRADE}, which only the server uses")
+    return StockChange(
+        number=number,
+        product_id=check.identity("product_id", change.product_id),
+        location=_location(check, change.location) or DEFAULT_LOCATION,
+        kind=kind,
+        quantity=quantity,
+        version=check.between("version", change.version, 1, INT64_MAX) if change.HasField("version") else None,
+        reason=reason,
+        reference=check.text("reference", change.reference, REFERENCE_LENGTH_MAX),
+        occurred_at=_timestamp(check, "occurred_at", change.occurred_at) if change.HasField("occurred_at") else None,
+    )
 
 
 def items_page(request: pb.ListInventoryItemsRequest, caller: Caller) -> PageRequest[ItemFilter]:

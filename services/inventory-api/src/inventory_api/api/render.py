@@ -96,7 +96,9 @@ def movement(value: Movement) -> pb.Movement:
         quantity_after=value.quantity_after,
         order_id=value.order_id,
         reason=value.reason,
+        reference=value.reference,
         actor=value.actor,
+        occurred_at=to_proto_or_none(value.occurred_at),
         created_at=to_proto(value.created_at),
     )
 
@@ -161,6 +163,17 @@ def mismatch(value: Mismatch) -> maintenance_pb2.StockMismatch:
         expected=value.expected,
         actual=value.actual,
         repaired=value.repaired,
+    )
+
+
+def changed_stock(outcomes: Sequence[Item | ShopError]) -> pb.BatchChangeStockResponse:
+    return pb.BatchChangeStockResponse(
+        results=[
+            pb.BatchChangeStockResult(error=to_status(outcome))
+            if isinstance(outcome, ShopError)
+            else pb.BatchChangeStockResult(item=item(outcome))
+            for outcome in outcomes
+        ]
     )
 
 

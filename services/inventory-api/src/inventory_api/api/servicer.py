@@ -38,6 +38,13 @@ class InventoryServicer(inventory_pb2_grpc.InventoryServiceServicer):
         item = self._operations.set_quantity(command, deadline=deadline(context))
         return pb.InventoryItemResponse(item=render.item(item))
 
+    def BatchChangeStock(
+        self, request: pb.BatchChangeStockRequest, context: ServicerContext
+    ) -> pb.BatchChangeStockResponse:
+        command, changes = parse.change_stock(request, caller(), traceparent(context))
+        decided = self._operations.change_stock(command, deadline=deadline(context))
+        return render.changed_stock(_outcomes(changes, decided))
+
     def ListInventoryItems(
         self, request: pb.ListInventoryItemsRequest, context: ServicerContext
     ) -> pb.ListInventoryItemsResponse:

@@ -1,6 +1,6 @@
 """Parsed requests, from callers and from events. An operation takes a list of requests."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 
 from inventory_api.domain.model import (
@@ -75,6 +75,74 @@ class SetQuantity(Command):
             return None
         content = fingerprint(self.item_id, self.quantity, self.version)
         return Claim("UpdateInventoryItem", self.owner, self.request_id, content, (str(self.item_id),), self.tenant)
+
+
+TURN_CHANGES = 100
+"""The most changes of stock in one transaction, unless they are atomic. It locks their items for about 20 ms."""
+
+
+@dataclass(frozen=True, slots=True)
+class StockChange:
+    """A change of the quantity of one item. `quantity` is the difference, or for COUNTED the new quantity.
+
+    `number` is its position in the call. A `version` of None matches any version. `occurred_at` is the time that the
+    caller states, or None.
+    """
+
+    number: int
+    product_id: int
+    location: str
+    kind: MovementKind
+    quantity: int
+    version: int | None = None
+    reason: str = ""
+    reference: str = ""
+    occurred_at: datetime | None = None
+
+    @property
+    def creates_item(self) -> bool:
+        """Whether a missing item is created. Units cannot be taken from it, and it has no version to compare."""
+        return self.quantity >= 0 and self.version is None
+
+    @property
+    def content(self) -> tuple[tuple[str, object], ...]:
+        """The fields that are set, for the fingerprint, without the position."""
+        values = ((name, getattr(self, name)) for name in self.__slots__ if name != "number")
+        return tuple((name, str(value)) for name, value in values if value not in (None, ""))
+
+
+@dataclass(frozen=True, slots=True)
+class ChangeStock(Command):
+    """Make each change, or with `is_atomic` all of them or none."""
+
+    changes: tuple[StockChange, ...]
+    is_atomic: bool = False
+
+    @property
+    def parts(self) -> list[tuple[StockChange, ...]]:
+        """The changes, divided into parts that are made or refused independently of each other."""
+        return [self.changes] if self.is_atomic else [(change,) for change in self.changes]
+
+    @property
+    def turns(self) -> list["ChangeStock"]:
+        """Commands that together make the changes, one per transaction, if they are not atomic."""
+        starts = range(0, len(self.changes), TURN_CHANGES)
+        return [replace(self, changes=self.changes[start : start + TURN_CHANGES]) for start in starts]
+
+    def stock_key(self, change: StockChange) -> StockKey:
+        return StockKey(self.tenant, change.product_id, change.location)
+
+    def claims(self) -> list[Claim | None]:
+        """Return the claim of each part, whose key is the request_id and the position of its first change."""
+        return [self._claim(part) for part in self.parts]
+
+    def _claim(self, part: tuple[StockChange, ...]) -> Claim | None:
+        if self.request_id is None:
+            return None
+        key = f"{self.request_id}#{part[0].number}"
+        content = fingerprint(*(change.content for change in part))
+        resources = tuple(name for change in part for name in (str(change.product_id), change.location))
+        return Claim("BatchChangeStock", self.owner, key, content, resources, self.tenant)
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,8 @@ ShopError
 │   ├── ReservationReleased     RESERVATION_RELEASED
 │   ├── BelowReserved           BELOW_RESERVED
 │   ├── QuantityLimit           QUANTITY_LIMIT
-│   └── LocationsLimit          LOCATIONS_LIMIT
+│   ├── LocationsLimit          LOCATIONS_LIMIT
+│   └── ChangesRefused          CHANGES_REFUSED
 └── Conflict
     └── VersionMismatch         VERSION_MISMATCH
 
@@ -21,20 +22,22 @@ ShopError
 from typing import ClassVar
 
 from inventory_api.domain.model import ITEM_QUANTITY_MAX, LOCATIONS_MAX, ORDER_ALLOCATIONS_MAX, ORDER_RESERVATIONS_MAX
-from shop_common.errors import Conflict, NotFound, Refused
+from shop_common.errors import Conflict, NotFound, Refused, ShopError
 
 
 class ItemNotFound(NotFound):
-    """No item has this id."""
+    """No item has this id, or the product has no item at this location."""
 
     reason: ClassVar[str] = "ITEM_NOT_FOUND"
 
-    def __init__(self, item_id: int) -> None:
-        super().__init__(f"there is no inventory item {item_id}")
-        self.item_id = item_id
+    def __init__(self, item_id: int = 0, *, product_id: int = 0, location: str = "") -> None:
+        super().__init__(
+            f"there is no inventory item {item_id}" if item_id else f"product {product_id} has no item at {location}"
+        )
+        self._metadata = {"id": str(item_id)} if item_id else {"product_id": str(product_id), "location": location}
 
     def metadata(self) -> dict[str, str]:
-        return {"id": str(self.item_id)}
+        return self._metadata
 
 
 class ReservationNotFound(NotFound):
@@ -154,6 +157,19 @@ class LocationsLimit(Refused):
     def __init__(self, product_id: int, message: str) -> None:
         super().__init__(message)
         self._metadata = {"product_id": str(product_id), "limit": str(LOCATIONS_MAX)}
+
+    def metadata(self) -> dict[str, str]:
+        return self._metadata
+
+
+class ChangesRefused(Refused):
+    """All changes of an atomic call were refused, because of one of them. `number` counts the changes from 0."""
+
+    reason: ClassVar[str] = "CHANGES_REFUSED"
+
+    def __init__(self, number: int, cause: ShopError) -> None:
+        super().__init__(f"changes[{number}]: {cause.message}")
+        self._metadata = {**cause.metadata(), "change": str(number), "change_reason": cause.reason}
 
     def metadata(self) -> dict[str, str]:
         return self._metadata

@@ -42,6 +42,10 @@ def stock_moved(movement: Movement, now: datetime, cause: Cause) -> Message:
         data["order_id"] = movement.order_id
     if movement.reason:
         data["reason"] = movement.reason
+    if movement.reference:
+        data["reference"] = movement.reference
+    if movement.occurred_at is not None:
+        data["occurred_at"] = rfc3339(movement.occurred_at)
     key = _key(movement.product)
     return Message(TOPIC, key, "STOCK_MOVED", data, now, cause.traceparent, movement.tenant, cause.actor)
 

@@ -40,13 +40,16 @@ class QuantityChange:
     cause: Cause = UNKNOWN_CAUSE
     order_id: str = ""
     reason: str = ""
+    reference: str = ""
+    occurred_at: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Movement:
     """One row of the table stock_movements. `quantity` is the difference, `quantity_after` the total after it.
 
-    `order_id`, `reason` and `actor` are empty if there is none.
+    `order_id`, `reason`, `reference` and `actor` are empty if there is none. `occurred_at` is the time that the caller
+    stated for the change, and `created_at` the time at which the movement was written.
     """
 
     tenant: str
@@ -59,7 +62,9 @@ class Movement:
     quantity_after: int
     order_id: str
     reason: str
+    reference: str
     actor: str
+    occurred_at: datetime | None
     created_at: datetime
 
     @property
@@ -109,6 +114,8 @@ def _movement(change: QuantityChange, last: dict[int, Booked], now: datetime) ->
         quantity_after=after.quantity,
         order_id=change.order_id,
         reason=change.reason,
+        reference=change.reference,
         actor=(change.cause.actor or "")[:ACTOR_CHARACTERS_MAX],
+        occurred_at=change.occurred_at,
         created_at=now,
     )

@@ -7,6 +7,7 @@ from sqlalchemy import Connection
 from inventory_api.domain.commands import (
     AddStock,
     AvailabilityQuestion,
+    ChangeStock,
     ExpireRequest,
     ItemFilter,
     LocationFilter,
@@ -28,6 +29,7 @@ from inventory_api.domain.movements import Movement
 from inventory_api.operations import batch_sizes
 from inventory_api.operations.items.add_stock import add_stock
 from inventory_api.operations.items.availability import Availabilities, get_availability
+from inventory_api.operations.items.change_stock import change_stock
 from inventory_api.operations.items.check_stock import check_stock
 from inventory_api.operations.items.read_items import get_items, list_items
 from inventory_api.operations.items.set_quantity import set_quantity
@@ -68,6 +70,11 @@ _RETAKE: Audit[RetakeRequest, list[Reservation]] = audit_of(
 )
 _ADD_STOCK: Audit[AddStock, Item] = audit_of(AddStock, "CreateInventoryItem", lambda _, item: (str(item.id),))
 _SET_QUANTITY: Audit[SetQuantity, Item] = audit_of(SetQuantity, "UpdateInventoryItem", lambda _, item: (str(item.id),))
+_CHANGE_STOCK: Audit[ChangeStock, list[Item | ShopError]] = audit_of(
+    ChangeStock,
+    "BatchChangeStock",
+    lambda _, outcomes: dict.fromkeys(str(each.id) for each in outcomes if isinstance(each, Item)),
+)
 _UPDATE_LOCATION: Audit[UpdateLocation, Location] = audit_of(
     UpdateLocation, "UpdateLocation", lambda _, location: (location.location,)
 )
@@ -111,6 +118,13 @@ class Operations:
         self._add_stock = run.writes("add-stock", add_stock, key=lambda request: request.repeat_key, audit=_ADD_STOCK)
         self._set_quantity = run.writes(
             "set-quantity", set_quantity, key=lambda request: request.repeat_key, audit=_SET_QUANTITY
+        )
+        self._change_stock = run.writes(
+            "change-stock",
+            lambda tx, turns: [change_stock(tx, turn) for turn in turns],
+            weigh=lambda turn: len(turn.changes),
+            limits=ALONE,
+            audit=_CHANGE_STOCK,
         )
         self._update_location = run.writes(
             "update-location", update_locations, key=lambda request: request.repeat_key, audit=_UPDATE_LOCATION
@@ -164,6 +178,21 @@ class Operations:
 
     def set_quantity(self, request: SetQuantity, *, deadline: float) -> Item:
         return self._set_quantity.submit(request, deadline=deadline)
+
+    def change_stock(self, request: ChangeStock, *, deadline: float) -> list[Item | ShopError]:
+        """Make the changes, in order. Returns one outcome per change, in order.
+
+        Raises the ShopError that refused the changes if they are atomic.
+        """
+        if request.is_atomic:
+            return self._change_stock.submit(request, deadline=deadline)
+        turns = request.turns
+        outcomes = self._change_stock.submit_many(turns, deadline=deadline)
+        return [
+            each
+            for turn, outcome in zip(turns, outcomes, strict=True)
+            for each in ([outcome] * len(turn.changes) if isinstance(outcome, ShopError) else outcome)
+        ]
 
     def check_stock(self, question: StockQuestion, *, deadline: float) -> int:
         return self._check_stock.submit(question, deadline=deadline)

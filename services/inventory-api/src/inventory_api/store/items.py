@@ -59,6 +59,11 @@ def load_page(
     return [_item(row) for row in tx.execute(query)]
 
 
+def load_at(tx: Connection, keys: Iterable[StockKey]) -> list[Item]:
+    """Return the items with these stock keys, without a lock, in no particular order. Missing items are left out."""
+    return [_item(row) for row in _load_at(tx, _rows(keys))]
+
+
 def lock_products(tx: Connection, products: Iterable[ProductKey]) -> list[Item]:
     """Lock and return all items of these products, sorted by id. Products without items are left out."""
     rows = _rows(products)
@@ -147,6 +152,12 @@ _load_products = Statement(
     lambda given: SELECT.where(*is_each(_items, given, *ProductKey._fields)),
     tenant=Text(),
     product_id=BigInteger(),
+)
+_load_at = Statement(
+    lambda given: SELECT.where(*is_each(_items, given, *StockKey._fields)),
+    tenant=Text(),
+    product_id=BigInteger(),
+    location=Text(),
 )
 _lock_products = Statement(
     lambda given: (

@@ -216,6 +216,9 @@ stock_movements = Table(
     Column("reason", Text, nullable=False, server_default=""),
     Column("actor", Text, nullable=False, server_default=""),
     Column("created_at", Timestamp, nullable=False),
+    Column("reference", Text, nullable=False, server_default=""),
+    # The time that the caller stated. NULL if it stated none.
+    Column("occurred_at", Timestamp),
     Index("ix_stock_movements_item_id_revision", "item_id", "revision", unique=True),
     # For ListMovements, and by product, location and order.
     Index("ix_stock_movements_tenant_created_at_id", "tenant", "created_at", "id"),

@@ -10,6 +10,7 @@ from inventory_api.domain.commands import AddStock
 from inventory_api.domain.errors import LocationsLimit, QuantityLimit
 from inventory_api.domain.model import ITEM_QUANTITY_MAX, LOCATIONS_MAX, Item, StockKey
 from inventory_api.domain.movements import MovementKind, QuantityChange
+from inventory_api.operations.items.create_items import create_missing
 from inventory_api.operations.items.read_items import with_due
 from inventory_api.operations.items.record_movements import record_movements
 from inventory_api.store import items, tables
@@ -61,9 +62,8 @@ def add_units(tx: Connection, additions: Sequence[Addition]) -> list[Item | Shop
     Emits STOCK_UPDATED and STOCK_MOVED per addition that was not refused.
     """
     keys = list(dict.fromkeys(addition.key for addition in additions))
+    create_missing(tx, keys)
     stock = {item.stock_key: item for item in items.lock_at(tx, keys)}
-    if absent := [key for key in keys if key not in stock]:
-        stock |= {item.stock_key: item for item in _create(tx, _within_limit(tx, absent))}
     timestamp = now(tx)
     outcomes: list[Item | ShopError] = []
     messages = []
@@ -87,32 +87,6 @@ def add_units(tx: Connection, additions: Sequence[Addition]) -> list[Item | Shop
         items.save_counters(tx, stock.values())
     tables.outbox.append(tx, [*messages, *record_movements(tx, changes, timestamp)])
     return outcomes
-
-
-def _within_limit(tx: Connection, absent: Sequence[StockKey]) -> list[StockKey]:
-    """Return the keys, in order, whose product may still get another location.
-
-    The limit is not exact: two transactions that add locations to one product at the same time do not see each
-    other's items. So the product may get a few more locations than LOCATIONS_MAX.
-    """
-    locations = items.count_locations(tx, {key.product for key in absent})
-    allowed = []
-    for key in absent:
-        if locations.get(key.product, 0) < LOCATIONS_MAX:
-            locations[key.product] = locations.get(key.product, 0) + 1
-            allowed.append(key)
-    return allowed
-
-
-def _create(tx: Connection, keys: Sequence[StockKey]) -> list[Item]:
-    """Create empty items, lock them and return them.
-
-    Another transaction may have created some of these items after this transaction read. They keep their units.
-    """
-    if not keys:
-        return []
-    items.insert_empty(tx, keys, now(tx))
-    return items.lock_at(tx, keys)
 
 
 def _replay(tx: Connection, claims: Sequence[Claim]) -> list[Item | ShopError]:
