@@ -11,8 +11,8 @@ from shop_client import (
     AllocationPolicy,
     AllocationStrategy,
     AsyncShop,
+    ChangedStock,
     ErasedUser,
-    Item,
     ItemUnits,
     Line,
     MovementKind,
@@ -74,9 +74,9 @@ def test_a_batch_changes_the_stock_of_items(shop: Shop, product: int) -> None:
     for _ in range(2):
         received, absent, counted = shop.batch_change_stock(changes, request_id=f"changes-{product}")
         assert isinstance(absent, errors.ItemNotFound)
-        assert isinstance(received, Item)
-        assert isinstance(counted, Item)
-        assert counted.quantity == 3
+        assert isinstance(received, ChangedStock)
+        assert isinstance(counted, ChangedStock)
+        assert (counted.item.quantity, counted.target) == (3, None)
 
     _, movement = shop.list_movements(product_id=product)
     assert (movement.kind, movement.quantity, movement.reason) == (MovementKind.RECEIVED, 5, "delivery")
@@ -86,6 +86,12 @@ def test_a_batch_changes_the_stock_of_items(shop: Shop, product: int) -> None:
             [StockChange(product, received=1), StockChange(product, counted=9, version=1)], atomic=True
         )
     assert (refused.value.change, refused.value.change_reason) == (1, "VERSION_MISMATCH")
+    (moved,) = shop.batch_change_stock([StockChange(product, moved=2, to_location="WAREHOUSE_B")])
+    assert isinstance(moved, ChangedStock)
+    assert moved.target is not None
+    assert (moved.item.quantity, moved.target.location, moved.target.quantity) == (1, "WAREHOUSE_B", 2)
+    with pytest.raises(ValueError, match="needs one"):
+        shop.batch_change_stock([StockChange(product, moved=2)])
     with pytest.raises(ValueError, match="exactly one"):
         shop.batch_change_stock([StockChange(product)])
 

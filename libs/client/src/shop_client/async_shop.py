@@ -22,6 +22,7 @@ from shop_client.settings import Settings
 from shop_client.statuses import error_of, status_of
 from shop_client.values import (
     Availability,
+    ChangedStock,
     ErasedUser,
     Item,
     ItemUnits,
@@ -108,7 +109,7 @@ class AsyncShop:
         atomic: bool = False,
         request_id: str | None = None,
         timeout_seconds: float | None = None,
-    ) -> list[Item | ShopError]:
+    ) -> list[ChangedStock | ShopError]:
         call = calls.batch_change_stock(changes, atomic, request_id)
         deadline = self._deadline(timeout_seconds)
         outcomes = await self._until(call, deadline)

@@ -20,6 +20,7 @@ from shop_client.errors import ShopError
 from shop_client.statuses import error_of
 from shop_client.values import (
     Availability,
+    ChangedStock,
     ErasedUser,
     Item,
     ItemUnits,
@@ -208,7 +209,7 @@ def set_quantity(item_id: int, quantity: int, version: int | None, request_id: s
 
 def batch_change_stock(
     changes: Iterable[StockChange], atomic: bool, request_id: str | None
-) -> Call[list[Item | ShopError]]:
+) -> Call[list[ChangedStock | ShopError]]:
     request = inventory.BatchChangeStockRequest(
         changes=map(_stock_change, changes), atomic=atomic, request_id=request_id or _new_id()
     )
@@ -216,10 +217,14 @@ def batch_change_stock(
 
 
 def _stock_change(change: StockChange) -> inventory.StockChange:
-    values = {"received": change.received, "adjusted": change.adjusted, "counted": change.counted}
+    values = {"received": change.received, "adjusted": change.adjusted, "counted": change.counted, "move": change.moved}
     quantity: dict[str, Any] = {name: value for name, value in values.items() if value is not None}
     if len(quantity) != 1:
-        raise ValueError("a change of stock has exactly one of received, adjusted and counted")
+        raise ValueError("a change of stock has exactly one of received, adjusted, counted and moved")
+    if (change.moved is None) != (change.to_location is None):
+        raise ValueError("only a move has a to_location, and it needs one")
+    if change.moved is not None:
+        quantity["move"] = inventory.StockMove(to_location=change.to_location or "", quantity=change.moved)
     return inventory.StockChange(
         product_id=change.product_id,
         location=change.location or "",
@@ -490,9 +495,9 @@ def _locations(response: inventory.ListLocationsResponse) -> Page[Location]:
     return Page(tuple(map(convert.location, response.locations)), response.next_page_token)
 
 
-def _changed(request_id: str, response: inventory.BatchChangeStockResponse) -> list[Item | ShopError]:
+def _changed(request_id: str, response: inventory.BatchChangeStockResponse) -> list[ChangedStock | ShopError]:
     return [
-        error_of(result.error, request_id) if result.HasField("error") else convert.item(result.item)
+        error_of(result.error, request_id) if result.HasField("error") else convert.changed_stock(result)
         for result in response.results
     ]
 

@@ -12,6 +12,7 @@ from shop_client.values import (
     Allocation,
     AllocationPolicy,
     Availability,
+    ChangedStock,
     ErasedUser,
     Item,
     ItemUnits,
@@ -110,6 +111,10 @@ def location(message: inventory.Location) -> Location:
 
 def stock_of_product(required_quantity: int, message: inventory.ProductAvailability) -> Stock:
     return Stock(message.available_quantity >= required_quantity, message.available_quantity)
+
+
+def changed_stock(message: inventory.BatchChangeStockResult) -> ChangedStock:
+    return ChangedStock(item(message.item), item(message.target) if message.HasField("target") else None)
 
 
 def movement(message: inventory.Movement) -> Movement:

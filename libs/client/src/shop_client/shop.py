@@ -21,6 +21,7 @@ from shop_client.settings import Settings
 from shop_client.statuses import error_of, status_of
 from shop_client.values import (
     Availability,
+    ChangedStock,
     ErasedUser,
     Item,
     ItemUnits,
@@ -119,8 +120,8 @@ class Shop:
         atomic: bool = False,
         request_id: str | None = None,
         timeout_seconds: float | None = None,
-    ) -> list[Item | ShopError]:
-        """Change the stock of up to 5,000 items. For each change, returns the item, or the error that refused it.
+    ) -> list[ChangedStock | ShopError]:
+        """Change the stock of up to 5,000 items. For each change, returns the items, or its error.
 
         With `atomic`, all of up to 400 changes are made, or none: then raises ChangesRefused. Without it, a change with
         the error Unavailable was repeated until the deadline, and may have been made: repeat the call with the error's

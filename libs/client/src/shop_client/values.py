@@ -27,6 +27,7 @@ class MovementKind(StrEnum):
     COUNTED = "COUNTED"
     FULFILLED = "FULFILLED"
     RETURNED = "RETURNED"
+    MOVED = "MOVED"
     UNKNOWN = "UNKNOWN"
 
 
@@ -180,10 +181,11 @@ class Movement:
 
 @dataclass(frozen=True, slots=True)
 class StockChange:
-    """A change for `batch_change_stock`. Set exactly one of `received`, `adjusted` and `counted`.
+    """A change for `batch_change_stock`. Set exactly one of `received`, `adjusted`, `counted` and `moved`.
 
-    `received` is the number of added units, `adjusted` the difference, and `counted` the new quantity. With `version`,
-    the change is made only if the item still has this version. `occurred_at` needs a time zone.
+    `received` is the number of added units, `adjusted` the difference, `counted` the new quantity, and `moved` the
+    number of units that were moved to `to_location`, which only a move has. With `version`, the change is made only if
+    the item still has this version. `occurred_at` needs a time zone.
     """
 
     product_id: int
@@ -191,10 +193,20 @@ class StockChange:
     received: int | None = None
     adjusted: int | None = None
     counted: int | None = None
+    moved: int | None = None
+    to_location: str | None = None
     version: int | None = None
     reason: str = ""
     reference: str = ""
     occurred_at: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ChangedStock:
+    """A change that was made: the item, and after a move also the item to which the units were moved."""
+
+    item: Item
+    target: Item | None = None
 
 
 @dataclass(frozen=True, slots=True)

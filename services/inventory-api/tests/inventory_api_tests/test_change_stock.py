@@ -10,6 +10,7 @@ from inventory_api.domain.commands import TURN_CHANGES, ItemFilter, StockChange
 from inventory_api.domain.errors import (
     BelowReserved,
     ChangesRefused,
+    InsufficientStock,
     ItemNotFound,
     LocationsLimit,
     QuantityLimit,
@@ -17,6 +18,7 @@ from inventory_api.domain.errors import (
 )
 from inventory_api.domain.model import ITEM_QUANTITY_MAX, LOCATIONS_MAX, Item
 from inventory_api.domain.movements import MovementKind
+from inventory_api.domain.stock_changes import ChangedStock
 from shop_common.db.idempotency import RequestIdReused
 from shop_common.errors import InvalidInput, ShopError
 from shop_common.identity.caller import ANYONE
@@ -33,12 +35,16 @@ adjusted = partial(change, MovementKind.ADJUSTED)
 counted = partial(change, MovementKind.COUNTED)
 
 
+def moved(quantity: int, to_location: str, product: int = 1, location: str = "A", **values: object) -> StockChange:
+    return change(MovementKind.MOVED, quantity, product, location, to_location=to_location, **values)
+
+
 def items(inventory: InventoryDriver, product: int) -> list[Item]:
     return list(inventory.items_page(ItemFilter(inventory.caller.tenant, product_id=product), size=10).rows)
 
 
-def quantities(outcomes: list[Item | ShopError]) -> list[int | str]:
-    return [each.quantity if isinstance(each, Item) else each.reason for each in outcomes]
+def quantities(outcomes: list[ChangedStock | ShopError]) -> list[int | str]:
+    return [each.item.quantity if isinstance(each, ChangedStock) else each.reason for each in outcomes]
 
 
 def test_changes_are_made_in_their_sequence(inventory: InventoryDriver) -> None:
@@ -89,8 +95,8 @@ def test_a_refused_change_does_not_affect_the_others(inventory: InventoryDriver)
     for each in absent:
         assert isinstance(each, ItemNotFound)
         assert each.metadata() == {"product_id": "1", "location": "B"}
-    assert isinstance(last, Item)
-    assert (last.quantity, last.available_quantity) == (4, 0)
+    assert isinstance(last, ChangedStock)
+    assert (last.item.quantity, last.item.available_quantity) == (4, 0)
     assert len(items(inventory, 1)) == 1
 
 
@@ -209,6 +215,99 @@ def test_concurrent_changes_of_two_processes_do_not_deadlock(
     assert [inventory.available(each) for each in products] == [24, *[16] * 6, 24]
 
 
+# --- moves ---
+
+
+def test_a_move_is_two_movements(inventory: InventoryDriver) -> None:
+    inventory.add_stock(1, 5, "A")
+
+    for _ in range(2):
+        (outcome,) = inventory.change_stock(moved(3, "B", reason="full"), request_id="r")
+
+        assert isinstance(outcome, ChangedStock)
+        assert outcome.target is not None
+        assert (outcome.item.location, outcome.item.quantity) == ("A", 2)
+        assert (outcome.target.location, outcome.target.quantity) == ("B", 3)
+
+    assert [(each.location, each.kind.value, each.quantity, each.reason) for each in inventory.movements()] == [
+        ("B", "MOVED", 3, "full"),
+        ("A", "MOVED", -3, "full"),
+        ("A", "RECEIVED", 5, ""),
+    ]
+
+
+@pytest.mark.parametrize("is_atomic", [False, True])
+def test_a_refused_move_leaves_no_item_at_its_target(inventory: InventoryDriver, is_atomic: bool) -> None:
+    stocked = inventory.add_stock(1, 5, "A")
+    inventory.reserve(1, 3)
+
+    if is_atomic:
+        with pytest.raises(ChangesRefused):
+            inventory.change_stock(moved(3, "B"), is_atomic=True)
+    else:
+        short, absent, stale = inventory.change_stock(
+            moved(3, "B"), moved(1, "B", location="C"), moved(1, "B", version=stocked.version + 1)
+        )
+        assert isinstance(short, InsufficientStock)
+        assert short.metadata() == {"product_id": "1", "requested": "3", "available": "2", "location": "A"}
+        assert isinstance(absent, ItemNotFound)
+        assert isinstance(stale, VersionMismatch)
+
+    assert [each.location for each in items(inventory, 1)] == ["A"]
+
+
+def test_a_move_expires_due_reservations_and_empties_an_inactive_location(inventory: InventoryDriver) -> None:
+    inventory.add_stock(1, 5, "A")
+    expired = inventory.reserve(1, 4)
+    inventory.make_due(expired)
+    inventory.update_location("A", is_active=False)
+
+    outcomes = inventory.change_stock(moved(5, "B"))
+
+    assert quantities(outcomes) == [0]
+    assert inventory.stored_state(expired) == "EXPIRED"
+    assert inventory.available(1) == 5
+
+
+def test_a_chain_of_moves_is_made_in_its_sequence(inventory: InventoryDriver) -> None:
+    inventory.add_stock(1, 5, "A")
+
+    outcomes = inventory.change_stock(
+        moved(5, "B"), moved(5, "C", location="B"), moved(2, "A", location="C"), is_atomic=True
+    )
+
+    assert quantities(outcomes) == [0, 0, 3]
+    assert {each.location: each.quantity for each in items(inventory, 1)} == {"A": 2, "B": 0, "C": 3}
+
+
+def test_concurrent_moves_in_both_directions_beside_reservations_do_not_deadlock(
+    inventory: InventoryDriver, second_process: InventoryDriver
+) -> None:
+    for product in (1, 2):
+        inventory.add_stock(product, 100, "A")
+        inventory.add_stock(product, 100, "B")
+    calls = [
+        call
+        for number, process in enumerate((inventory, second_process) * 4)
+        for call in (
+            partial(process.change_stock, moved(5, "B"), moved(5, "B", product=2), moved(1, f"N{number % 3}")),
+            partial(process.change_stock, moved(1, "B", product=2), moved(1, "B"), is_atomic=True),
+            partial(process.change_stock, moved(1, "A", product=2, location="B"), moved(1, "A", location="B")),
+            partial(process.add_stock, 1, 1, "N1"),
+            partial(process.reserve, 1, 1, order=f"order-{number}"),
+            partial(process.reserve, 2, 1, order=f"order-{number}"),
+        )
+    ]
+
+    outcomes = at_once(calls)
+
+    assert refusals(outcomes) == []
+    changed = [each for outcome in outcomes if isinstance(outcome, list) for each in outcome]
+    assert all(isinstance(each, ChangedStock) for each in changed)
+    assert sum(each.quantity for each in items(inventory, 1)) == 208
+    assert {each.location: each.quantity for each in items(inventory, 2)} == {"A": 60, "B": 140}
+
+
 # --- parsing ---
 
 
@@ -226,6 +325,11 @@ def parsed(*changes: pb.StockChange, atomic: bool = False) -> list[StockChange |
         (pb.StockChange(product_id=1, adjusted=0), ["adjusted"]),
         (pb.StockChange(product_id=1, adjusted=-ITEM_QUANTITY_MAX - 1), ["adjusted"]),
         (pb.StockChange(product_id=1, counted=-1), ["counted"]),
+        (pb.StockChange(product_id=1, move=pb.StockMove()), ["move.quantity", "move.to_location"]),
+        (
+            pb.StockChange(product_id=1, location="A", move=pb.StockMove(to_location="A", quantity=1)),
+            ["move.to_location"],
+        ),
         (pb.StockChange(product_id=1, counted=1, version=0), ["version"]),
         (pb.StockChange(product_id=1, counted=1, location="a b"), ["location"]),
         (pb.StockChange(product_id=1, counted=1, reason="UPGRADE"), ["reason"]),

@@ -75,11 +75,21 @@ class SmokeTest:
             changes=[
                 stock.StockChange(product_id=self._product, location="WAREHOUSE_C", adjusted=-1, reason="damaged"),
                 stock.StockChange(product_id=self._product, location="WAREHOUSE_C", counted=15, reference="count 7"),
+                stock.StockChange(
+                    product_id=self._product,
+                    location="WAREHOUSE_C",
+                    move=stock.StockMove(to_location="WAREHOUSE_A", quantity=5),
+                ),
+                stock.StockChange(
+                    product_id=self._product,
+                    location="WAREHOUSE_A",
+                    move=stock.StockMove(to_location="WAREHOUSE_C", quantity=5),
+                ),
             ],
             request_id=str(uuid4()),
         )
         for _ in range(2):
-            reporter.call(self._inventory.BatchChangeStock, changes, results__count=2)
+            reporter.call(self._inventory.BatchChangeStock, changes, results__count=4)
         reporter.call(
             self._inventory.ListInventoryItems,
             stock.ListInventoryItemsRequest(product_id=self._product),
@@ -88,7 +98,7 @@ class SmokeTest:
         reporter.call(
             self._inventory.ListMovements,
             stock.ListMovementsRequest(product_id=self._product),
-            movements__quantity=[1, -1, 5, 10, 30, 20],
+            movements__quantity=[5, -5, 5, -5, 1, -1, 5, 10, 30, 20],
         )
         reporter.call(
             self._inventory.BatchGetAvailability,

@@ -42,6 +42,7 @@ from inventory_api.domain.model import (
 )
 from inventory_api.domain.movements import Movement
 from inventory_api.domain.order_targets import OrderTargets, Totals
+from inventory_api.domain.stock_changes import ChangedStock
 from inventory_api.operations.coalescing import Operations
 from inventory_api.operations.items.availability import Availabilities
 from inventory_api.operations.reservations.fulfil import fulfil_orders
@@ -128,7 +129,7 @@ class InventoryDriver:
 
     def change_stock(
         self, *changes: StockChange, is_atomic: bool = False, request_id: str | None = None
-    ) -> list[Item | ShopError]:
+    ) -> list[ChangedStock | ShopError]:
         """Make the changes, each with its position as its number. Raises the error that refuses an atomic call."""
         request = ChangeStock(
             tuple(replace(change, number=number) for number, change in enumerate(changes)),

@@ -90,6 +90,8 @@ class _MovementKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Movement
     """Units left the stock, because their order was shipped."""
     MOVEMENT_KIND_RETURNED: _MovementKind.ValueType  # 5
     """Units of an order came back, and were added to the stock."""
+    MOVEMENT_KIND_MOVED: _MovementKind.ValueType  # 6
+    """Units were moved to or from another location of the product, by BatchChangeStock."""
 
 class MovementKind(_MovementKind, metaclass=_MovementKindEnumTypeWrapper):
     """Why the quantity of an item changed."""
@@ -106,6 +108,8 @@ MOVEMENT_KIND_FULFILLED: MovementKind.ValueType  # 4
 """Units left the stock, because their order was shipped."""
 MOVEMENT_KIND_RETURNED: MovementKind.ValueType  # 5
 """Units of an order came back, and were added to the stock."""
+MOVEMENT_KIND_MOVED: MovementKind.ValueType  # 6
+"""Units were moved to or from another location of the product, by BatchChangeStock."""
 Global___MovementKind: _TypeAlias = MovementKind  # noqa: Y015
 
 class _AllocationStrategy:
@@ -535,6 +539,7 @@ class StockChange(_message.Message):
     RECEIVED_FIELD_NUMBER: _builtins.int
     ADJUSTED_FIELD_NUMBER: _builtins.int
     COUNTED_FIELD_NUMBER: _builtins.int
+    MOVE_FIELD_NUMBER: _builtins.int
     VERSION_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int
     REFERENCE_FIELD_NUMBER: _builtins.int
@@ -558,6 +563,10 @@ class StockChange(_message.Message):
     reference: _builtins.str
     """The caller's document, such as the number of a delivery note: one line of at most 64 characters."""
     @_builtins.property
+    def move(self) -> Global___StockMove:
+        """Units that were moved to another location. Reserved units cannot be moved."""
+
+    @_builtins.property
     def occurred_at(self) -> _timestamp_pb2.Timestamp:
         """When the change happened. The server stores it in the movement, and does nothing else with it. Absent: not stated."""
 
@@ -569,18 +578,19 @@ class StockChange(_message.Message):
         received: _builtins.int = ...,
         adjusted: _builtins.int = ...,
         counted: _builtins.int = ...,
+        move: Global___StockMove | None = ...,
         version: _builtins.int | None = ...,
         reason: _builtins.str = ...,
         reference: _builtins.str = ...,
         occurred_at: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_version", b"_version", "adjusted", b"adjusted", "change", b"change", "counted", b"counted", "occurred_at", b"occurred_at", "received", b"received", "version", b"version"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_version", b"_version", "adjusted", b"adjusted", "change", b"change", "counted", b"counted", "move", b"move", "occurred_at", b"occurred_at", "received", b"received", "version", b"version"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_version", b"_version", "adjusted", b"adjusted", "change", b"change", "counted", b"counted", "location", b"location", "occurred_at", b"occurred_at", "product_id", b"product_id", "reason", b"reason", "received", b"received", "reference", b"reference", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_version", b"_version", "adjusted", b"adjusted", "change", b"change", "counted", b"counted", "location", b"location", "move", b"move", "occurred_at", b"occurred_at", "product_id", b"product_id", "reason", b"reason", "received", b"received", "reference", b"reference", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__version: _TypeAlias = _typing.Literal["version"]  # noqa: Y015
     _WhichOneofArgType__version: _TypeAlias = _typing.Literal["_version", b"_version"]  # noqa: Y015
-    _WhichOneofReturnType_change: _TypeAlias = _typing.Literal["received", "adjusted", "counted"]  # noqa: Y015
+    _WhichOneofReturnType_change: _TypeAlias = _typing.Literal["received", "adjusted", "counted", "move"]  # noqa: Y015
     _WhichOneofArgType_change: _TypeAlias = _typing.Literal["change", b"change"]  # noqa: Y015
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__version) -> _WhichOneofReturnType__version | None: ...
@@ -588,6 +598,32 @@ class StockChange(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType_change) -> _WhichOneofReturnType_change | None: ...
 
 Global___StockChange: _TypeAlias = StockChange  # noqa: Y015
+
+@_typing.final
+class StockMove(_message.Message):
+    """Units of a product that were moved from the location of the change to another one."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TO_LOCATION_FIELD_NUMBER: _builtins.int
+    QUANTITY_FIELD_NUMBER: _builtins.int
+    to_location: _builtins.str
+    """Where the units are now: 1–64 characters of `A-Z a-z 0-9 _ -`; another location than that of the change."""
+    quantity: _builtins.int
+    """Units that were moved: 1 … 9×10^15."""
+    def __init__(
+        self,
+        *,
+        to_location: _builtins.str = ...,
+        quantity: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["quantity", b"quantity", "to_location", b"to_location"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___StockMove: _TypeAlias = StockMove  # noqa: Y015
 
 @_typing.final
 class BatchChangeStockResponse(_message.Message):
@@ -621,6 +657,7 @@ class BatchChangeStockResult(_message.Message):
 
     ITEM_FIELD_NUMBER: _builtins.int
     ERROR_FIELD_NUMBER: _builtins.int
+    TARGET_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def item(self) -> Global___InventoryItem:
         """The item after this change."""
@@ -629,15 +666,20 @@ class BatchChangeStockResult(_message.Message):
     def error(self) -> _status_pb2.Status:
         """The change was not made. See the comment of BatchChangeStock."""
 
+    @_builtins.property
+    def target(self) -> Global___InventoryItem:
+        """The item at `to_location` after this change. Absent unless the change is a move that was made."""
+
     def __init__(
         self,
         *,
         item: Global___InventoryItem | None = ...,
         error: _status_pb2.Status | None = ...,
+        target: Global___InventoryItem | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["error", b"error", "item", b"item", "outcome", b"outcome"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["error", b"error", "item", b"item", "outcome", b"outcome", "target", b"target"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["error", b"error", "item", b"item", "outcome", b"outcome"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["error", b"error", "item", b"item", "outcome", b"outcome", "target", b"target"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_outcome: _TypeAlias = _typing.Literal["item", "error"]  # noqa: Y015
     _WhichOneofArgType_outcome: _TypeAlias = _typing.Literal["outcome", b"outcome"]  # noqa: Y015

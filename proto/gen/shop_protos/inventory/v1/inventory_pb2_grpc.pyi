@@ -73,7 +73,8 @@ class InventoryServiceStub:
     due reservation that it had to expire.
     """
     BatchChangeStock: _grpc.UnaryUnaryMultiCallable[_inventory_pb2.BatchChangeStockRequest, _inventory_pb2.BatchChangeStockResponse]
-    """Changes the quantities of many items, for example after a delivery, a correction or a stock count.
+    """Changes the quantities of many items, for example after a delivery, a correction, a stock count or a move to another
+    location.
 
     The changes are made in the sequence of the request. Each of them is made or refused independently, and they are
     perhaps in several transactions. An error of one change, also an invalid field, is the `error` of its result. If the
@@ -83,9 +84,12 @@ class InventoryServiceStub:
     Retry with the same request_id and the same changes, in the same sequence. A change that was made is not made again:
     its result is the item as it is now. A change that was refused is decided again.
       NOT_FOUND           ITEM_NOT_FOUND (metadata: product_id, location): the product has no item at the location, and
-                          the change has a `version` or a negative `adjusted`. Other changes create the item.
+                          the change has a `version`, a negative `adjusted` or a `move`. Other changes create the item,
+                          and a move creates the item at `to_location`.
       FAILED_PRECONDITION BELOW_RESERVED (metadata: id, requested, reserved): the new quantity, `requested`, is less
                           than the reserved quantity without due reservations.
+                          INSUFFICIENT_STOCK (metadata: product_id, requested, available, location): the location has
+                          fewer units that are not reserved than the move needs.
                           QUANTITY_LIMIT, LOCATIONS_LIMIT: as for CreateInventoryItem.
                           CHANGES_REFUSED: only with `atomic`. Nothing is changed because of one change. `change` in the
                           metadata is its number, from 0, and `change_reason` the reason that its result would have
@@ -93,8 +97,8 @@ class InventoryServiceStub:
       ABORTED             VERSION_MISMATCH (metadata: id, expected, actual): the item's quantity has changed since the
                           caller read this version.
       INVALID_ARGUMENT    REQUEST_ID_REUSED: another change was made at the same place of a call with this request_id.
-    Writes one movement per change, of the kind that the change names. Emits STOCK_UPDATED and STOCK_MOVED for each, and
-    STOCK_RESERVATION_EXPIRED for each due reservation that it had to expire.
+    Writes one movement per change, of the kind that the change names, or two for a move: one of its item, and one of the
+    item at `to_location`. Emits STOCK_UPDATED and STOCK_MOVED for each movement, and STOCK_RESERVATION_EXPIRED for each due reservation that it had to expire.
     """
     ListInventoryItems: _grpc.UnaryUnaryMultiCallable[_inventory_pb2.ListInventoryItemsRequest, _inventory_pb2.ListInventoryItemsResponse]
     """Lists items by ascending id. Every item that existed before the first page and still matches appears
@@ -307,7 +311,8 @@ class InventoryServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _inventory_pb2.BatchChangeStockRequest,
         context: _grpc.ServicerContext,
     ) -> _inventory_pb2.BatchChangeStockResponse:
-        """Changes the quantities of many items, for example after a delivery, a correction or a stock count.
+        """Changes the quantities of many items, for example after a delivery, a correction, a stock count or a move to another
+        location.
 
         The changes are made in the sequence of the request. Each of them is made or refused independently, and they are
         perhaps in several transactions. An error of one change, also an invalid field, is the `error` of its result. If the
@@ -317,9 +322,12 @@ class InventoryServiceServicer(metaclass=_abc_1.ABCMeta):
         Retry with the same request_id and the same changes, in the same sequence. A change that was made is not made again:
         its result is the item as it is now. A change that was refused is decided again.
           NOT_FOUND           ITEM_NOT_FOUND (metadata: product_id, location): the product has no item at the location, and
-                              the change has a `version` or a negative `adjusted`. Other changes create the item.
+                              the change has a `version`, a negative `adjusted` or a `move`. Other changes create the item,
+                              and a move creates the item at `to_location`.
           FAILED_PRECONDITION BELOW_RESERVED (metadata: id, requested, reserved): the new quantity, `requested`, is less
                               than the reserved quantity without due reservations.
+                              INSUFFICIENT_STOCK (metadata: product_id, requested, available, location): the location has
+                              fewer units that are not reserved than the move needs.
                               QUANTITY_LIMIT, LOCATIONS_LIMIT: as for CreateInventoryItem.
                               CHANGES_REFUSED: only with `atomic`. Nothing is changed because of one change. `change` in the
                               metadata is its number, from 0, and `change_reason` the reason that its result would have
@@ -327,8 +335,8 @@ class InventoryServiceServicer(metaclass=_abc_1.ABCMeta):
           ABORTED             VERSION_MISMATCH (metadata: id, expected, actual): the item's quantity has changed since the
                               caller read this version.
           INVALID_ARGUMENT    REQUEST_ID_REUSED: another change was made at the same place of a call with this request_id.
-        Writes one movement per change, of the kind that the change names. Emits STOCK_UPDATED and STOCK_MOVED for each, and
-        STOCK_RESERVATION_EXPIRED for each due reservation that it had to expire.
+        Writes one movement per change, of the kind that the change names, or two for a move: one of its item, and one of the
+        item at `to_location`. Emits STOCK_UPDATED and STOCK_MOVED for each movement, and STOCK_RESERVATION_EXPIRED for each due reservation that it had to expire.
         """
 
     @_abc_1.abstractmethod

@@ -101,6 +101,7 @@ MOVEMENT_KIND_NUMBERS: dict[MovementKind, pb.MovementKind.ValueType] = {
     MovementKind.RECEIVED: pb.MOVEMENT_KIND_RECEIVED,
     MovementKind.ADJUSTED: pb.MOVEMENT_KIND_ADJUSTED,
     MovementKind.COUNTED: pb.MOVEMENT_KIND_COUNTED,
+    MovementKind.MOVED: pb.MOVEMENT_KIND_MOVED,
     MovementKind.FULFILLED: pb.MOVEMENT_KIND_FULFILLED,
     MovementKind.RETURNED: pb.MOVEMENT_KIND_RETURNED,
 }
@@ -175,7 +176,7 @@ def _stock_change_or_error(number: int, change: pb.StockChange) -> StockChange |
 
 
 def _stock_change(check: Fields, number: int, change: pb.StockChange) -> StockChange:
-    kind, quantity = MovementKind.COUNTED, 0
+    kind, quantity, to_location = MovementKind.COUNTED, 0, None
     match change.WhichOneof("change"):
         case "received":
             kind, quantity = MovementKind.RECEIVED, check.between("received", change.received, 1, ITEM_QUANTITY_MAX)
@@ -185,17 +186,25 @@ def _stock_change(check: Fields, number: int, change: pb.StockChange) -> StockCh
                 check.violate("adjusted", f"must be between -{ITEM_QUANTITY_MAX} and {ITEM_QUANTITY_MAX}, and not 0")
         case "counted":
             quantity = check.between("counted", change.counted, 0, ITEM_QUANTITY_MAX)
+        case "move":
+            at = check.at("move")
+            kind, quantity = MovementKind.MOVED, at.between("quantity", change.move.quantity, 1, ITEM_QUANTITY_MAX)
+            to_location = at.location("to_location", change.move.to_location)
         case _:
-            check.violate("change", "must be one of received, adjusted and counted")
+            check.violate("change", "must be one of received, adjusted, counted and move")
+    location = _location(check, change.location) or DEFAULT_LOCATION
+    if to_location == location:
+        check.violate("move.to_location", "must be another location")
     reason = check.text("reason", change.reason, REASON_LENGTH_MAX)
     if reason in (OPENING, UPGRADE):
         check.violate("reason", f"must not be {OPENING} or {UPGRADE}, which only the server uses")
     return StockChange(
         number=number,
         product_id=check.identity("product_id", change.product_id),
-        location=_location(check, change.location) or DEFAULT_LOCATION,
+        location=location,
         kind=kind,
         quantity=quantity,
+        to_location=to_location,
         version=check.between("version", change.version, 1, INT64_MAX) if change.HasField("version") else None,
         reason=reason,
         reference=check.text("reference", change.reference, REFERENCE_LENGTH_MAX),

@@ -11,6 +11,7 @@ from inventory_api.domain.commands import OrderLines
 from inventory_api.domain.model import Availability, Item, Location, OrderKey, Reservation
 from inventory_api.domain.movements import Movement
 from inventory_api.domain.reserving import shortfalls
+from inventory_api.domain.stock_changes import ChangedStock
 from inventory_api.domain.verification import Mismatch, MismatchKind
 from inventory_api.operations.items.availability import Availabilities
 from shop_common.errors import ShopError
@@ -166,12 +167,14 @@ def mismatch(value: Mismatch) -> maintenance_pb2.StockMismatch:
     )
 
 
-def changed_stock(outcomes: Sequence[Item | ShopError]) -> pb.BatchChangeStockResponse:
+def changed_stock(outcomes: Sequence[ChangedStock | ShopError]) -> pb.BatchChangeStockResponse:
     return pb.BatchChangeStockResponse(
         results=[
             pb.BatchChangeStockResult(error=to_status(outcome))
             if isinstance(outcome, ShopError)
-            else pb.BatchChangeStockResult(item=item(outcome))
+            else pb.BatchChangeStockResult(
+                item=item(outcome.item), target=None if outcome.target is None else item(outcome.target)
+            )
             for outcome in outcomes
         ]
     )

@@ -83,8 +83,9 @@ TURN_CHANGES = 100
 
 @dataclass(frozen=True, slots=True)
 class StockChange:
-    """A change of the quantity of one item. `quantity` is the difference, or for COUNTED the new quantity.
+    """A change of the quantity of one item, or for MOVED of two.
 
+    `quantity` is the difference, for COUNTED the new quantity, and for MOVED the units that move to `to_location`.
     `number` is its position in the call. A `version` of None matches any version. `occurred_at` is the time that the
     caller states, or None.
     """
@@ -98,11 +99,12 @@ class StockChange:
     reason: str = ""
     reference: str = ""
     occurred_at: datetime | None = None
+    to_location: str | None = None
 
     @property
     def creates_item(self) -> bool:
         """Whether a missing item is created. Units cannot be taken from it, and it has no version to compare."""
-        return self.quantity >= 0 and self.version is None
+        return self.quantity >= 0 and self.version is None and self.kind is not MovementKind.MOVED
 
     @property
     def content(self) -> tuple[tuple[str, object], ...]:
@@ -132,6 +134,10 @@ class ChangeStock(Command):
     def stock_key(self, change: StockChange) -> StockKey:
         return StockKey(self.tenant, change.product_id, change.location)
 
+    def target_key(self, change: StockChange) -> StockKey | None:
+        """Return the stock key to which the units move, or None if the change is no move."""
+        return None if change.to_location is None else StockKey(self.tenant, change.product_id, change.to_location)
+
     def claims(self) -> list[Claim | None]:
         """Return the claim of each part, whose key is the request_id and the position of its first change."""
         return [self._claim(part) for part in self.parts]
@@ -141,7 +147,9 @@ class ChangeStock(Command):
             return None
         key = f"{self.request_id}#{part[0].number}"
         content = fingerprint(*(change.content for change in part))
-        resources = tuple(name for change in part for name in (str(change.product_id), change.location))
+        resources = tuple(
+            name for change in part for name in (str(change.product_id), change.location, change.to_location or "")
+        )
         return Claim("BatchChangeStock", self.owner, key, content, resources, self.tenant)
 
 

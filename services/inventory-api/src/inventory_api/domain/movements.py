@@ -19,6 +19,7 @@ class MovementKind(StrEnum):
     RECEIVED = "RECEIVED"
     ADJUSTED = "ADJUSTED"
     COUNTED = "COUNTED"
+    MOVED = "MOVED"
     FULFILLED = "FULFILLED"
     RETURNED = "RETURNED"
 

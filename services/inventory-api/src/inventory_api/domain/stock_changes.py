@@ -1,20 +1,35 @@
 """Decides the changes of BatchChangeStock. Needs no database."""
 
 from collections.abc import Iterable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import datetime
 
 from inventory_api.domain.commands import ChangeStock, StockChange
-from inventory_api.domain.errors import BelowReserved, ItemNotFound, LocationsLimit, QuantityLimit, VersionMismatch
-from inventory_api.domain.model import ITEM_QUANTITY_MAX, LOCATIONS_MAX, Item, StockKey
+from inventory_api.domain.errors import (
+    BelowReserved,
+    InsufficientStock,
+    ItemNotFound,
+    LocationsLimit,
+    QuantityLimit,
+    VersionMismatch,
+)
+from inventory_api.domain.model import ITEM_QUANTITY_MAX, LOCATIONS_MAX, Item, StockKey, units_available
 from inventory_api.domain.movements import MovementKind, QuantityChange
 from shop_common.errors import ShopError
 
 
+@dataclass(frozen=True, slots=True)
+class ChangedStock:
+    """The result of a change: the item, and for a move also the item to which the units moved."""
+
+    item: Item
+    target: Item | None = None
+
+
 def decide(
     request: ChangeStock, change: StockChange, stock: Mapping[StockKey, Item], now: datetime
-) -> QuantityChange | ShopError:
-    """Return the change of the item, or the error that refuses it.
+) -> list[QuantityChange] | ShopError:
+    """Return the change of the item, for a move also that of its target, or the error that refuses the change.
 
     `stock` has the locked items as the changes before this one leave them. An item is missing from `stock` if it does
     not exist and was not created.
@@ -23,30 +38,44 @@ def decide(
     if item is None:
         if not change.creates_item:
             return ItemNotFound(product_id=change.product_id, location=change.location)
-        message = f"product {change.product_id} is already at {LOCATIONS_MAX} locations, the maximum"
-        return LocationsLimit(change.product_id, message)
+        return _locations_limit(change)
     if change.version is not None and change.version != item.version:
         return VersionMismatch(item.id, change.version, item.version)
     quantity = _after(change, item.quantity)
     if quantity < item.reserved_quantity:
-        return BelowReserved(item.id, quantity, item.reserved_quantity)
-    if quantity > ITEM_QUANTITY_MAX:
-        return QuantityLimit(item.product_id, item.location, item.quantity)
-    return QuantityChange(
-        replace(item, quantity=quantity, version=item.version + 1, updated_at=now),
-        change.kind,
-        quantity - item.quantity,
-        request.cause,
-        reason=change.reason,
-        reference=change.reference,
-        occurred_at=change.occurred_at,
-    )
+        if change.kind is not MovementKind.MOVED:
+            return BelowReserved(item.id, quantity, item.reserved_quantity)
+        # Units can also be moved away from an inactive location.
+        movable = units_available(item.quantity, item.reserved_quantity, is_active=True)
+        return InsufficientStock(item.product_id, change.quantity, movable, item.location)
+    after = [(item, quantity)]
+    target_key = request.target_key(change)
+    if target_key is not None:
+        target = stock.get(target_key)
+        if target is None:
+            return _locations_limit(change)
+        after.append((target, target.quantity + change.quantity))
+    for each, changed_quantity in after:
+        if changed_quantity > ITEM_QUANTITY_MAX:
+            return QuantityLimit(each.product_id, each.location, each.quantity)
+    return [
+        QuantityChange(
+            replace(each, quantity=changed_quantity, version=each.version + 1, updated_at=now),
+            change.kind,
+            changed_quantity - each.quantity,
+            request.cause,
+            reason=change.reason,
+            reference=change.reference,
+            occurred_at=change.occurred_at,
+        )
+        for each, changed_quantity in after
+    ]
 
 
 def shortage_of_changes(
     request: ChangeStock, changes: Iterable[StockChange], stock: Mapping[StockKey, Item]
 ) -> dict[StockKey, int]:
-    """Return how many reserved units would have to become free so that no change is refused with BelowReserved."""
+    """Return how many reserved units would have to become free so that no change lacks units."""
     quantities: dict[StockKey, int] = {}
     shortage: dict[StockKey, int] = {}
     for change in changes:
@@ -55,6 +84,9 @@ def shortage_of_changes(
         if item is None or change.version not in (None, item.version):
             continue
         quantity = quantities[key] = _after(change, quantities.get(key, item.quantity))
+        target_key = request.target_key(change)
+        if target_key is not None and target_key in stock:
+            quantities[target_key] = quantities.get(target_key, stock[target_key].quantity) + change.quantity
         if quantity < item.reserved_quantity:
             shortage[key] = max(shortage.get(key, 0), item.reserved_quantity - quantity)
     return shortage
@@ -62,4 +94,11 @@ def shortage_of_changes(
 
 def _after(change: StockChange, quantity: int) -> int:
     """Return the quantity of an item after the change, from its quantity before the change."""
-    return change.quantity if change.kind is MovementKind.COUNTED else quantity + change.quantity
+    if change.kind is MovementKind.COUNTED:
+        return change.quantity
+    return quantity - change.quantity if change.kind is MovementKind.MOVED else quantity + change.quantity
+
+
+def _locations_limit(change: StockChange) -> LocationsLimit:
+    message = f"product {change.product_id} is already at {LOCATIONS_MAX} locations, the maximum"
+    return LocationsLimit(change.product_id, message)

@@ -26,6 +26,7 @@ from inventory_api.domain.commands import (
 )
 from inventory_api.domain.model import Item, ItemKey, Location, OrderKey, Reservation, ReservationKey
 from inventory_api.domain.movements import Movement
+from inventory_api.domain.stock_changes import ChangedStock
 from inventory_api.operations import batch_sizes
 from inventory_api.operations.items.add_stock import add_stock
 from inventory_api.operations.items.availability import Availabilities, get_availability
@@ -70,10 +71,16 @@ _RETAKE: Audit[RetakeRequest, list[Reservation]] = audit_of(
 )
 _ADD_STOCK: Audit[AddStock, Item] = audit_of(AddStock, "CreateInventoryItem", lambda _, item: (str(item.id),))
 _SET_QUANTITY: Audit[SetQuantity, Item] = audit_of(SetQuantity, "UpdateInventoryItem", lambda _, item: (str(item.id),))
-_CHANGE_STOCK: Audit[ChangeStock, list[Item | ShopError]] = audit_of(
+_CHANGE_STOCK: Audit[ChangeStock, list[ChangedStock | ShopError]] = audit_of(
     ChangeStock,
     "BatchChangeStock",
-    lambda _, outcomes: dict.fromkeys(str(each.id) for each in outcomes if isinstance(each, Item)),
+    lambda _, outcomes: dict.fromkeys(
+        str(item.id)
+        for each in outcomes
+        if isinstance(each, ChangedStock)
+        for item in (each.item, each.target)
+        if item is not None
+    ),
 )
 _UPDATE_LOCATION: Audit[UpdateLocation, Location] = audit_of(
     UpdateLocation, "UpdateLocation", lambda _, location: (location.location,)
@@ -179,7 +186,7 @@ class Operations:
     def set_quantity(self, request: SetQuantity, *, deadline: float) -> Item:
         return self._set_quantity.submit(request, deadline=deadline)
 
-    def change_stock(self, request: ChangeStock, *, deadline: float) -> list[Item | ShopError]:
+    def change_stock(self, request: ChangeStock, *, deadline: float) -> list[ChangedStock | ShopError]:
         """Make the changes, in order. Returns one outcome per change, in order.
 
         Raises the ShopError that refused the changes if they are atomic.

@@ -1,10 +1,11 @@
 """All SQL on the table inventory_items."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
 from sqlalchemy import BigInteger, Connection, Row, Text, and_, func, select, true, update
+from sqlalchemy import delete as delete_from
 from sqlalchemy.types import TypeEngine
 
 from inventory_api.domain.model import Item, ItemKey, ProductKey, ReservationKey, StockKey
@@ -98,6 +99,12 @@ def insert_empty(tx: Connection, keys: Iterable[StockKey], now: datetime) -> Non
             for key in sorted(keys)
         ],
     )
+
+
+def delete(tx: Connection, item_ids: Sequence[int]) -> None:
+    """Delete locked items that this transaction has inserted and does not need. No other transaction has seen them."""
+    if item_ids:
+        _delete(tx, [{"id": item_id} for item_id in item_ids])
 
 
 def save_counters(tx: Connection, changed: Iterable[Item]) -> None:
@@ -201,6 +208,7 @@ _insert_empty = insert_into(
     "updated_at",
     or_ignore=True,
 )
+_delete = Statement(lambda given: delete_from(_items).where(in_rows(_items.c.id, given.c.id)), id=BigInteger())
 _save = Statement(
     lambda given: (
         update(_items)

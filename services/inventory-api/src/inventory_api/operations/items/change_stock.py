@@ -1,104 +1,121 @@
 """Changes the quantities of many items, for BatchChangeStock."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass, replace
 
 from sqlalchemy import Connection
 
 from inventory_api.domain import events
 from inventory_api.domain.commands import ChangeStock, StockChange
-from inventory_api.domain.errors import BelowReserved, ChangesRefused
+from inventory_api.domain.errors import BelowReserved, ChangesRefused, InsufficientStock
 from inventory_api.domain.model import Item, StockKey
 from inventory_api.domain.movements import QuantityChange
-from inventory_api.domain.stock_changes import decide, shortage_of_changes
+from inventory_api.domain.stock_changes import ChangedStock, decide, shortage_of_changes
 from inventory_api.operations.items.create_items import create_missing
-from inventory_api.operations.items.read_items import with_due
 from inventory_api.operations.items.record_movements import record_movements
 from inventory_api.operations.reservations.cover_shortage import DUE_EXPIRED_MAX, cover_shortage
 from inventory_api.store import items, tables
+from inventory_api.store.reservations import due
 from shop_common.db.errors import Collision
 from shop_common.db.idempotency import Claim
 from shop_common.db.sql import now
 from shop_common.errors import Contention, ShopError
 
+_Part = list[ChangedStock] | ShopError
+"""The outcome of changes that are made or refused together."""
 
-def change_stock(tx: Connection, request: ChangeStock) -> list[Item | ShopError]:
+
+def change_stock(tx: Connection, request: ChangeStock) -> list[ChangedStock | ShopError]:
     """Make the changes of one turn, in order.
 
-    Returns one outcome per change, in order: the item, or the error that refused the change. The errors are
-    ItemNotFound, LocationsLimit, VersionMismatch, BelowReserved, QuantityLimit, RequestIdReused, and Contention if more
-    than DUE_EXPIRED_MAX due reservations would have to be expired. A repeated change returns the item as it is now. If
-    the changes are atomic, raises the error instead: ChangesRefused, RequestIdReused or Contention.
+    Returns one outcome per change, in order: the changed items, or the error that refused the change. The errors are
+    ItemNotFound, LocationsLimit, VersionMismatch, BelowReserved, InsufficientStock, QuantityLimit, RequestIdReused, and
+    Contention if more than DUE_EXPIRED_MAX due reservations would have to be expired. A repeated change returns the
+    items as they are now. If the changes are atomic, raises the error instead: ChangesRefused, RequestIdReused or
+    Contention.
 
-    Emits STOCK_UPDATED and STOCK_MOVED per change that was neither refused nor repeated, and STOCK_RESERVATION_EXPIRED
-    per expired reservation.
+    Emits STOCK_UPDATED and STOCK_MOVED per item and change that was neither refused nor repeated, and
+    STOCK_RESERVATION_EXPIRED per expired reservation.
     """
     claimed = tables.idempotency_keys.claim(tx, request.parts, request.claims())
-    outcomes: list[list[Item] | ShopError] = claimed.settle(
+    outcomes: list[_Part] = claimed.settle(
         tx,
         replayed=[_replay(tx, claim) for claim in claimed.replays],
         new=_change(tx, request, claimed.new),
     )
     if not request.is_atomic:
-        flat = [outcome if isinstance(outcome, ShopError) else outcome[0] for outcome in outcomes]
-        return with_due(tx, flat)
+        return _with_due(tx, [outcome if isinstance(outcome, ShopError) else outcome[0] for outcome in outcomes])
     (of_all,) = outcomes
     if isinstance(of_all, ShopError):
         raise of_all  # the transaction is rolled back
-    return with_due(tx, of_all)
+    return _with_due(tx, of_all)
 
 
-def _change(
-    tx: Connection, request: ChangeStock, parts: Sequence[tuple[StockChange, ...]]
-) -> list[list[Item] | ShopError]:
+def _change(tx: Connection, request: ChangeStock, parts: Sequence[tuple[StockChange, ...]]) -> list[_Part]:
     """Make the changes of these parts of the request. Returns one outcome per part."""
     if not parts:
         return []
-    changes = [change for part in parts for change in part]
-    stock, is_contended = _lock(tx, request, changes)
+    locked = _lock(tx, request, [change for part in parts for change in part])
     timestamp = now(tx)
-    outcomes: list[list[Item] | ShopError] = []
     made: list[QuantityChange] = []
+    outcomes: list[_Part] = []
     for part in parts:
-        changed: list[Item] = []
-        outcome: list[Item] | ShopError = changed
+        changed: list[ChangedStock] = []
+        outcome: _Part = changed
         for change in part:
-            decided = decide(request, change, stock, timestamp)
+            decided = decide(request, change, locked.stock, timestamp)
             if isinstance(decided, ShopError):
-                if isinstance(decided, BelowReserved) and is_contended:
-                    outcome = Contention(f"more than {DUE_EXPIRED_MAX} reservations are due; try again")
-                else:
-                    outcome = ChangesRefused(change.number, decided) if request.is_atomic else decided
+                outcome = _refusal(request, change, decided, locked.is_contended)
                 break
-            stock[decided.item.stock_key] = decided.item
-            changed.append(decided.item)
-            made.append(decided)
+            locked.stock.update((each.item.stock_key, each.item) for each in decided)
+            changed.append(ChangedStock(*(each.item for each in decided)))
+            made += decided
         outcomes.append(outcome)
     if request.is_atomic and isinstance(outcomes[0], ShopError):
-        return outcomes
+        return outcomes  # nothing is saved
     _save(tx, made)
+    # An item that was created for a move must not remain if the move was refused.
+    items.delete(tx, [locked.stock[key].id for key in locked.created if not locked.stock[key].version])
     return outcomes
 
 
-def _lock(tx: Connection, request: ChangeStock, changes: Sequence[StockChange]) -> tuple[dict[StockKey, Item], bool]:
+def _refusal(request: ChangeStock, change: StockChange, error: ShopError, is_contended: bool) -> ShopError:
+    if is_contended and isinstance(error, BelowReserved | InsufficientStock):
+        return Contention(f"more than {DUE_EXPIRED_MAX} reservations are due; try again")
+    return ChangesRefused(change.number, error) if request.is_atomic else error
+
+
+@dataclass(frozen=True, slots=True)
+class _Locked:
+    """The locked items by stock key, the keys of items that did not exist before, and whether too many are due."""
+
+    stock: dict[StockKey, Item]
+    created: Collection[StockKey]
+    is_contended: bool = False
+
+
+def _lock(tx: Connection, request: ChangeStock, changes: Sequence[StockChange]) -> _Locked:
     """Create the missing items, lock all items in one statement, and expire due reservations whose units are needed.
 
-    Returns the items by stock key, and whether more reservations are due than one transaction may expire.
+    No deadlock is possible: items are created before any of them is locked, and locked in the order of their ids.
     """
-    keys = list(dict.fromkeys(request.stock_key(change) for change in changes))
-    create_missing(tx, list(dict.fromkeys(request.stock_key(change) for change in changes if change.creates_item)))
-    expected = shortage_of_changes(request, changes, _by_key(items.load_at(tx, keys)))
-    if not expected:
+    sources = dict.fromkeys(request.stock_key(change) for change in changes)
+    creating = dict.fromkeys(request.stock_key(change) for change in changes if change.creates_item)
+    targets = dict.fromkeys(key for change in changes if (key := request.target_key(change)) is not None)
+    keys = list(sources | targets)
+    created = create_missing(tx, list(creating | targets))
+    if not shortage_of_changes(request, changes, _by_key(items.load_at(tx, keys))):
         stock = _by_key(items.lock_at(tx, keys))
         if shortage_of_changes(request, changes, stock):
             # Expiring a reservation needs the locks of all its items. Locking them now could deadlock, so start again.
             raise Collision("another transaction reserved units of the same items; retry")
-        return stock, False
+        return _Locked(stock, [key for key in created if key in stock])
     locked = {item.id: item for item in items.lock_products(tx, {key.product for key in keys})}
-    shortage = shortage_of_changes(request, changes, _by_key(locked.values()))
     is_contended = False
-    if shortage:
+    if shortage := shortage_of_changes(request, changes, _by_key(locked.values())):
         _, is_contended = cover_shortage(tx, shortage, locked, DUE_EXPIRED_MAX)
-    return _by_key(locked.values()), is_contended
+    stock = _by_key(locked.values())
+    return _Locked(stock, [key for key in created if key in stock], is_contended)
 
 
 def _save(tx: Connection, made: Sequence[QuantityChange]) -> None:
@@ -109,14 +126,30 @@ def _save(tx: Connection, made: Sequence[QuantityChange]) -> None:
     tables.outbox.append(tx, [*updated, *record_movements(tx, made, made[0].item.updated_at)])
 
 
-def _replay(tx: Connection, claim: Claim) -> list[Item]:
-    """Return the items that an earlier call has changed, as they are now, one per change of the part."""
+def _replay(tx: Connection, claim: Claim) -> list[ChangedStock]:
+    """Return the items that an earlier call has changed, as they are now, one result per change of the part."""
     names = iter(claim.resources)
     keys = [
-        StockKey(claim.tenant, int(product_id), location) for product_id, location in zip(names, names, strict=True)
+        (StockKey(claim.tenant, int(product_id), location), StockKey(claim.tenant, int(product_id), to_location))
+        for product_id, location, to_location in zip(names, names, names, strict=True)
     ]
-    stock = _by_key(items.load_at(tx, keys))
-    return [stock[key] for key in keys]
+    stock = _by_key(items.load_at(tx, (key for pair in keys for key in pair)))
+    return [ChangedStock(stock[source], stock.get(target)) for source, target in keys]
+
+
+def _with_due(tx: Connection, outcomes: Sequence[ChangedStock | ShopError]) -> list[ChangedStock | ShopError]:
+    """Return the outcomes, with `due` set in each item."""
+    units = due.units_by_item(tx, {each.item.product for each in outcomes if isinstance(each, ChangedStock)})
+
+    def shown(item: Item) -> Item:
+        return replace(item, due=units.get(item.id, 0))
+
+    return [
+        each
+        if isinstance(each, ShopError)
+        else ChangedStock(shown(each.item), None if each.target is None else shown(each.target))
+        for each in outcomes
+    ]
 
 
 def _by_key(found: Iterable[Item]) -> dict[StockKey, Item]:

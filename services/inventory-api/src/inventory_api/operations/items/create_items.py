@@ -9,16 +9,19 @@ from inventory_api.store import items
 from shop_common.db.sql import now
 
 
-def create_missing(tx: Connection, keys: Collection[StockKey]) -> None:
+def create_missing(tx: Connection, keys: Collection[StockKey]) -> list[StockKey]:
     """Create an empty item for each stock key that has none, unless its product is at LOCATIONS_MAX locations already.
 
-    Call this before the transaction locks an item. A transaction that inserts an item waits for another one that has
-    inserted the same item, so the two could deadlock if they also had locks on other items.
+    Returns the keys that had no item before. Call this before the transaction locks an item. A transaction that inserts
+    an item waits for another one that has inserted the same item, so the two could deadlock if they also had locks on
+    other items.
     """
     present = {item.stock_key for item in items.load_at(tx, keys)} if keys else set()
-    if absent := _within_limit(tx, [key for key in keys if key not in present]):
+    absent = _within_limit(tx, [key for key in keys if key not in present])
+    if absent:
         # Another transaction may have created some of these items after this transaction read. They keep their units.
         items.insert_empty(tx, absent, now(tx))
+    return absent
 
 
 def _within_limit(tx: Connection, absent: Sequence[StockKey]) -> list[StockKey]:
