@@ -112,7 +112,7 @@ OMITTED = (
     "expires_in", "used_at", "traceparent", "tenant", "subject", "after_item_id", "repair", "charges", "policy",
     "external_reference", "labels", "label", "statuses", "updated_after", "updated_before",
     "carrier", "tracking_number", "order_version",
-    "kind", "actor", "adjusted", "counted", "reference", "occurred_at", "atomic", "move",
+    "kind", "actor", "adjusted", "counted", "reference", "occurred_at", "atomic", "move", "as_of",
 )  # fmt: skip
 
 

@@ -58,6 +58,11 @@ def test_stock_is_added_counted_and_listed(shop: Shop, product: int) -> None:
             product_id=product, created_before=counted.created_at, kind=received.kind, location="WAREHOUSE_A"
         )
     )
+    assert shop.get_past_item(item.id, received.created_at).quantity == 10
+    past = list(shop.list_past_items(counted.created_at, product_id=product, page_size=1))
+    assert [(each.id, each.location, each.quantity) for each in past][:1] == [(item.id, "WAREHOUSE_A", 7)]
+    with pytest.raises(errors.ItemNotFound):
+        shop.get_past_item(item.id, received.created_at - timedelta(seconds=1))
     stock = shop.check_stock(product, 12)
     assert (stock.is_available, stock.available_quantity) == (True, 12)
     assert not shop.check_stock(product, 8, location="WAREHOUSE_A").is_available

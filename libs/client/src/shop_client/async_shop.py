@@ -35,6 +35,7 @@ from shop_client.values import (
     Order,
     OrderLines,
     OrderStatus,
+    PastItem,
     Reservation,
     ReservationState,
     ReturnedUnits,
@@ -91,6 +92,9 @@ class AsyncShop:
     async def get_item(self, item_id: int, *, timeout_seconds: float | None = None) -> Item:
         return await self._run(calls.get_item(item_id), timeout_seconds)
 
+    async def get_past_item(self, item_id: int, as_of: datetime, *, timeout_seconds: float | None = None) -> PastItem:
+        return await self._run(calls.get_past_item(item_id, as_of), timeout_seconds)
+
     async def set_quantity(
         self,
         item_id: int,
@@ -132,6 +136,17 @@ class AsyncShop:
         timeout_seconds: float | None = None,
     ) -> AsyncIterator[Item]:
         return self._pages(calls.list_items(product_id, location, page_size), timeout_seconds)
+
+    def list_past_items(
+        self,
+        as_of: datetime,
+        *,
+        product_id: int | None = None,
+        location: str | None = None,
+        page_size: int = PAGE_SIZE,
+        timeout_seconds: float | None = None,
+    ) -> AsyncIterator[PastItem]:
+        return self._pages(calls.list_past_items(as_of, product_id, location, page_size), timeout_seconds)
 
     def list_movements(
         self,

@@ -31,6 +31,7 @@ from shop_client.values import (
     Order,
     OrderLines,
     OrderStatus,
+    PastItem,
     Reservation,
     ReservationState,
     ReturnedUnits,
@@ -200,6 +201,11 @@ def get_item(item_id: int) -> Call[Item]:
     return Call(GET_INVENTORY_ITEM, inventory.GetInventoryItemRequest(id=item_id), _item)
 
 
+def get_past_item(item_id: int, as_of: datetime) -> Call[PastItem]:
+    request = inventory.GetInventoryItemRequest(id=item_id, as_of=convert.timestamp(as_of))
+    return Call(GET_INVENTORY_ITEM, request, _past_item)
+
+
 def set_quantity(item_id: int, quantity: int, version: int | None, request_id: str | None) -> Call[Item]:
     request = inventory.UpdateInventoryItemRequest(
         id=item_id, quantity=quantity, version=version, request_id=request_id or _new_id()
@@ -239,6 +245,15 @@ def _stock_change(change: StockChange) -> inventory.StockChange:
 def list_items(product_id: int | None, location: str | None, page_size: int) -> Call[Page[Item]]:
     request = inventory.ListInventoryItemsRequest(product_id=product_id, location=location or "", page_size=page_size)
     return Call(LIST_INVENTORY_ITEMS, request, _items)
+
+
+def list_past_items(
+    as_of: datetime, product_id: int | None, location: str | None, page_size: int
+) -> Call[Page[PastItem]]:
+    request = inventory.ListInventoryItemsRequest(
+        product_id=product_id, location=location or "", page_size=page_size, as_of=convert.timestamp(as_of)
+    )
+    return Call(LIST_INVENTORY_ITEMS, request, _past_items)
 
 
 def check_stock_in_batch(product_id: int, required_quantity: int, location: str | None) -> BatchedCall[Stock] | None:
@@ -493,6 +508,14 @@ def _location(response: inventory.UpdateLocationResponse) -> Location:
 
 def _locations(response: inventory.ListLocationsResponse) -> Page[Location]:
     return Page(tuple(map(convert.location, response.locations)), response.next_page_token)
+
+
+def _past_item(response: inventory.InventoryItemResponse) -> PastItem:
+    return convert.past_item(response.item)
+
+
+def _past_items(response: inventory.ListInventoryItemsResponse) -> Page[PastItem]:
+    return Page(tuple(map(convert.past_item, response.items)), response.next_page_token)
 
 
 def _changed(request_id: str, response: inventory.BatchChangeStockResponse) -> list[ChangedStock | ShopError]:

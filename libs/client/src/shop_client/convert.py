@@ -23,6 +23,7 @@ from shop_client.values import (
     Order,
     OrderItem,
     OrderStatus,
+    PastItem,
     Reservation,
     ReservationState,
     Return,
@@ -111,6 +112,10 @@ def location(message: inventory.Location) -> Location:
 
 def stock_of_product(required_quantity: int, message: inventory.ProductAvailability) -> Stock:
     return Stock(message.available_quantity >= required_quantity, message.available_quantity)
+
+
+def past_item(message: inventory.InventoryItem) -> PastItem:
+    return PastItem(message.id, message.product_id, message.location, message.quantity, _utc(message.created_at))
 
 
 def changed_stock(message: inventory.BatchChangeStockResult) -> ChangedStock:

@@ -34,6 +34,7 @@ from shop_client.values import (
     Order,
     OrderLines,
     OrderStatus,
+    PastItem,
     Reservation,
     ReservationState,
     ReturnedUnits,
@@ -98,6 +99,10 @@ class Shop:
         """Return one item. Raises ItemNotFound."""
         return self._run(calls.get_item(item_id), timeout_seconds)
 
+    def get_past_item(self, item_id: int, as_of: datetime, *, timeout_seconds: float | None = None) -> PastItem:
+        """Return one item with its quantity at an earlier time. Raises ItemNotFound, also if it had no movement yet."""
+        return self._run(calls.get_past_item(item_id, as_of), timeout_seconds)
+
     def set_quantity(
         self,
         item_id: int,
@@ -150,6 +155,18 @@ class Shop:
     ) -> Iterator[Item]:
         """Iterate over the items that match, by ascending id. Reads a page when it is needed."""
         return self._pages(calls.list_items(product_id, location, page_size), timeout_seconds)
+
+    def list_past_items(
+        self,
+        as_of: datetime,
+        *,
+        product_id: int | None = None,
+        location: str | None = None,
+        page_size: int = PAGE_SIZE,
+        timeout_seconds: float | None = None,
+    ) -> Iterator[PastItem]:
+        """Iterate over the items that match, with their quantities at an earlier time. Reads a page when needed."""
+        return self._pages(calls.list_past_items(as_of, product_id, location, page_size), timeout_seconds)
 
     def list_movements(
         self,

@@ -202,6 +202,17 @@ class StockChange:
 
 
 @dataclass(frozen=True, slots=True)
+class PastItem:
+    """The stock of one product at one location, at an earlier time."""
+
+    id: int
+    product_id: int
+    location: str
+    quantity: int
+    created_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
 class ChangedStock:
     """A change that was made: the item, and after a move also the item to which the units were moved."""
 

@@ -436,16 +436,25 @@ class GetInventoryItemRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     ID_FIELD_NUMBER: _builtins.int
+    AS_OF_FIELD_NUMBER: _builtins.int
     id: _builtins.int
     """The item; positive."""
+    @_builtins.property
+    def as_of(self) -> _timestamp_pb2.Timestamp:
+        """Return the quantity that the item had at this time, from its movements. The response then has only `id`,
+        `product_id`, `location`, `quantity` and `created_at`. The time is compared with `created_at` of the movements, not
+        with their `occurred_at`. Absent: the item as it is now.
+        """
+
     def __init__(
         self,
         *,
         id: _builtins.int = ...,
+        as_of: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["as_of", b"as_of"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["id", b"id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["as_of", b"as_of", "id", b"id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -695,6 +704,7 @@ class ListInventoryItemsRequest(_message.Message):
 
     PRODUCT_ID_FIELD_NUMBER: _builtins.int
     LOCATION_FIELD_NUMBER: _builtins.int
+    AS_OF_FIELD_NUMBER: _builtins.int
     PAGE_SIZE_FIELD_NUMBER: _builtins.int
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     product_id: _builtins.int
@@ -705,17 +715,24 @@ class ListInventoryItemsRequest(_message.Message):
     """At most this many items. 0 means 50, and a number above 1,000 means 1,000. A negative number is refused."""
     page_token: _builtins.str
     """`next_page_token` of the previous page, with the same filters. Empty: the first page."""
+    @_builtins.property
+    def as_of(self) -> _timestamp_pb2.Timestamp:
+        """List the items with the quantities that they had at this time, with the same fields as for GetInventoryItem. Items
+        without a movement until then are left out. Absent: the items as they are now.
+        """
+
     def __init__(
         self,
         *,
         product_id: _builtins.int | None = ...,
         location: _builtins.str = ...,
+        as_of: _timestamp_pb2.Timestamp | None = ...,
         page_size: _builtins.int = ...,
         page_token: _builtins.str = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_product_id", b"_product_id", "product_id", b"product_id"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_product_id", b"_product_id", "as_of", b"as_of", "product_id", b"product_id"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_product_id", b"_product_id", "location", b"location", "page_size", b"page_size", "page_token", b"page_token", "product_id", b"product_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_product_id", b"_product_id", "as_of", b"as_of", "location", b"location", "page_size", b"page_size", "page_token", b"page_token", "product_id", b"product_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__product_id: _TypeAlias = _typing.Literal["product_id"]  # noqa: Y015
     _WhichOneofArgType__product_id: _TypeAlias = _typing.Literal["_product_id", b"_product_id"]  # noqa: Y015

@@ -204,8 +204,8 @@ class InventoryServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def GetInventoryItem(self, request, context):
-        """Reads one item.
-        NOT_FOUND ITEM_NOT_FOUND (metadata: id).
+        """Reads one item, or its quantity at an earlier time.
+        NOT_FOUND ITEM_NOT_FOUND (metadata: id): also if the item has no movement until `as_of`.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -261,7 +261,7 @@ class InventoryServiceServicer:
 
     def ListInventoryItems(self, request, context):
         """Lists items by ascending id. Every item that existed before the first page and still matches appears
-        once.
+        once. With `as_of`, a page can have fewer items than requested, or none, although there is a next page.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

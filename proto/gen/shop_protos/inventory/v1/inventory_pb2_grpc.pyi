@@ -57,8 +57,8 @@ class InventoryServiceStub:
     Writes a movement of the kind RECEIVED. Emits STOCK_UPDATED and STOCK_MOVED.
     """
     GetInventoryItem: _grpc.UnaryUnaryMultiCallable[_inventory_pb2.GetInventoryItemRequest, _inventory_pb2.InventoryItemResponse]
-    """Reads one item.
-      NOT_FOUND ITEM_NOT_FOUND (metadata: id).
+    """Reads one item, or its quantity at an earlier time.
+      NOT_FOUND ITEM_NOT_FOUND (metadata: id): also if the item has no movement until `as_of`.
     """
     UpdateInventoryItem: _grpc.UnaryUnaryMultiCallable[_inventory_pb2.UpdateInventoryItemRequest, _inventory_pb2.InventoryItemResponse]
     """Sets an item's quantity to an absolute number, for example after a stock count. Active reservations do not change.
@@ -102,7 +102,7 @@ class InventoryServiceStub:
     """
     ListInventoryItems: _grpc.UnaryUnaryMultiCallable[_inventory_pb2.ListInventoryItemsRequest, _inventory_pb2.ListInventoryItemsResponse]
     """Lists items by ascending id. Every item that existed before the first page and still matches appears
-    once.
+    once. With `as_of`, a page can have fewer items than requested, or none, although there is a next page.
     """
     ListMovements: _grpc.UnaryUnaryMultiCallable[_inventory_pb2.ListMovementsRequest, _inventory_pb2.ListMovementsResponse]
     """Lists the movements of items, newest first. A movement is written with every change of an item's quantity, and never
@@ -283,8 +283,8 @@ class InventoryServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _inventory_pb2.GetInventoryItemRequest,
         context: _grpc.ServicerContext,
     ) -> _inventory_pb2.InventoryItemResponse:
-        """Reads one item.
-          NOT_FOUND ITEM_NOT_FOUND (metadata: id).
+        """Reads one item, or its quantity at an earlier time.
+          NOT_FOUND ITEM_NOT_FOUND (metadata: id): also if the item has no movement until `as_of`.
         """
 
     @_abc_1.abstractmethod
@@ -346,7 +346,7 @@ class InventoryServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _grpc.ServicerContext,
     ) -> _inventory_pb2.ListInventoryItemsResponse:
         """Lists items by ascending id. Every item that existed before the first page and still matches appears
-        once.
+        once. With `as_of`, a page can have fewer items than requested, or none, although there is a next page.
         """
 
     @_abc_1.abstractmethod

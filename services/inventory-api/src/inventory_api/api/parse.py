@@ -18,6 +18,7 @@ from inventory_api.domain.commands import (
     MovementFilter,
     OrderLines,
     OrderRequest,
+    PastItemQuestion,
     PurgeRequest,
     ReleaseRequest,
     ReservationFilter,
@@ -126,6 +127,12 @@ def item_key(request: pb.GetInventoryItemRequest, caller: Caller) -> ItemKey:
         return ItemKey(caller.tenant, check.identity("id", request.id))
 
 
+def past_item(request: pb.GetInventoryItemRequest, caller: Caller) -> PastItemQuestion:
+    with Fields() as check:
+        key = ItemKey(caller.tenant, check.identity("id", request.id))
+        return PastItemQuestion(key, _timestamp(check, "as_of", request.as_of))
+
+
 def set_quantity(request: pb.UpdateInventoryItemRequest, caller: Caller, traceparent: str | None) -> SetQuantity:
     quantity = request.quantity if request.HasField("quantity") else None
     version = request.version if request.HasField("version") else None
@@ -219,6 +226,7 @@ def items_page(request: pb.ListInventoryItemsRequest, caller: Caller) -> PageReq
             tenant=caller.tenant,
             product_id=None if product_id is None else check.identity("product_id", product_id),
             location=_location(check, request.location),
+            as_of=_timestamp(check, "as_of", request.as_of) if request.HasField("as_of") else None,
         )
         return paging.page_request(
             check,

@@ -8,7 +8,7 @@ import grpc
 
 from inventory_api.api.parse import MOVEMENT_KIND_NUMBERS, STATE_NUMBERS
 from inventory_api.domain.commands import OrderLines
-from inventory_api.domain.model import Availability, Item, Location, OrderKey, Reservation
+from inventory_api.domain.model import Availability, Item, Location, OrderKey, PastItem, Reservation
 from inventory_api.domain.movements import Movement
 from inventory_api.domain.reserving import shortfalls
 from inventory_api.domain.stock_changes import ChangedStock
@@ -49,6 +49,16 @@ def item(value: Item) -> pb.InventoryItem:
         version=value.version,
         created_at=to_proto(value.created_at),
         updated_at=to_proto(value.updated_at),
+    )
+
+
+def past_item(value: PastItem) -> pb.InventoryItem:
+    return pb.InventoryItem(
+        id=value.item.id,
+        product_id=value.item.product_id,
+        location=value.item.location,
+        quantity=value.quantity,
+        created_at=to_proto(value.item.created_at),
     )
 
 

@@ -27,6 +27,10 @@ class InventoryServicer(inventory_pb2_grpc.InventoryServiceServicer):
     def GetInventoryItem(
         self, request: pb.GetInventoryItemRequest, context: ServicerContext
     ) -> pb.InventoryItemResponse:
+        if request.HasField("as_of"):
+            question = parse.past_item(request, caller())
+            past = self._operations.get_past_item(question, deadline=deadline(context))
+            return pb.InventoryItemResponse(item=render.past_item(past))
         command = parse.item_key(request, caller())
         item = self._operations.get_item(command, deadline=deadline(context))
         return pb.InventoryItemResponse(item=render.item(item))
@@ -49,6 +53,12 @@ class InventoryServicer(inventory_pb2_grpc.InventoryServiceServicer):
         self, request: pb.ListInventoryItemsRequest, context: ServicerContext
     ) -> pb.ListInventoryItemsResponse:
         command = parse.items_page(request, caller())
+        if request.HasField("as_of"):
+            past = self._operations.list_past_items(command, deadline=deadline(context))
+            return pb.ListInventoryItemsResponse(
+                items=[render.past_item(found) for found in past.rows],
+                next_page_token=paging.next_token(past, command),
+            )
         page = self._operations.list_items(command, deadline=deadline(context))
         return pb.ListInventoryItemsResponse(
             items=[render.item(found) for found in page.rows],

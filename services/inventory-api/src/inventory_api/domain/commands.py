@@ -263,6 +263,18 @@ class StockQuestion:
 
 
 @dataclass(frozen=True, slots=True)
+class PastItemQuestion:
+    """Read the quantity that an item had at the time `as_of`."""
+
+    key: ItemKey
+    as_of: datetime
+
+    @property
+    def tenant(self) -> str:
+        return self.key.tenant
+
+
+@dataclass(frozen=True, slots=True)
 class AvailabilityQuestion:
     """Read the stock of these products of a tenant. They are distinct."""
 
@@ -280,11 +292,15 @@ class LocationFilter:
 
 @dataclass(frozen=True, slots=True)
 class ItemFilter:
-    """A filter for the items of a tenant. A field that is None matches any value."""
+    """A filter for the items of a tenant. A field that is None matches any value.
+
+    With `as_of`, it matches the items that had a movement until this time.
+    """
 
     tenant: str = field(repr=False)  # page tokens contain a digest of the repr, and of the tenant
     product_id: int | None = None
     location: str | None = None
+    as_of: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -126,6 +126,14 @@ class Item:
         return units_available(self.quantity, self.reserved_quantity, self.is_active, self.due)
 
 
+@dataclass(frozen=True, slots=True)
+class PastItem:
+    """An item at an earlier time. Only its quantity at that time is known."""
+
+    item: Item
+    quantity: int
+
+
 def units_available(quantity: int, reserved_quantity: int, is_active: bool, due: int = 0) -> int:
     """Return the units of an item that can be reserved. Nothing can be reserved at an inactive location.
 

@@ -14,6 +14,7 @@ from inventory_api.domain.commands import (
     MovementFilter,
     OrderLines,
     OrderRequest,
+    PastItemQuestion,
     PurgeRequest,
     ReleaseRequest,
     ReservationFilter,
@@ -24,7 +25,7 @@ from inventory_api.domain.commands import (
     UpdateLocation,
     VerifyRequest,
 )
-from inventory_api.domain.model import Item, ItemKey, Location, OrderKey, Reservation, ReservationKey
+from inventory_api.domain.model import Item, ItemKey, Location, OrderKey, PastItem, Reservation, ReservationKey
 from inventory_api.domain.movements import Movement
 from inventory_api.domain.stock_changes import ChangedStock
 from inventory_api.operations import batch_sizes
@@ -32,7 +33,7 @@ from inventory_api.operations.items.add_stock import add_stock
 from inventory_api.operations.items.availability import Availabilities, get_availability
 from inventory_api.operations.items.change_stock import change_stock
 from inventory_api.operations.items.check_stock import check_stock
-from inventory_api.operations.items.read_items import get_items, list_items
+from inventory_api.operations.items.read_items import get_items, get_past_item, list_items, list_past_items
 from inventory_api.operations.items.set_quantity import set_quantity
 from inventory_api.operations.locations import list_locations, update_locations
 from inventory_api.operations.purge import Purge, Purged
@@ -142,6 +143,8 @@ class Operations:
         self._get_availability = run.pages("availability", get_availability)
         self._list_locations = run.pages("locations-page", list_locations)
         self._list_items = run.pages("items-page", list_items)
+        self._get_past_item = run.pages("past-item", get_past_item)
+        self._list_past_items = run.pages("past-items-page", list_past_items)
         self._list_movements = run.pages("movements-page", movements.list_page)
         self._list_reservations = run.pages("reservations-page", pages.list_page)
         self._expire = run.alone("expire", ExpirySweep(database, audit_log).expire_due)
@@ -221,6 +224,13 @@ class Operations:
 
     def list_items(self, page: PageRequest[ItemFilter], *, deadline: float) -> Page[Item]:
         return self._list_items.submit(page, deadline=deadline)
+
+    def get_past_item(self, question: PastItemQuestion, *, deadline: float) -> PastItem:
+        return self._get_past_item.submit(question, deadline=deadline)
+
+    def list_past_items(self, page: PageRequest[ItemFilter], *, deadline: float) -> Page[PastItem]:
+        """Return a page of the items as of the time of the filter."""
+        return self._list_past_items.submit(page, deadline=deadline)
 
     def list_movements(self, page: PageRequest[MovementFilter], *, deadline: float) -> Page[Movement]:
         return self._list_movements.submit(page, deadline=deadline)

@@ -4,9 +4,22 @@ Movements are only inserted. Nothing changes or deletes them.
 """
 
 from collections.abc import Iterable, Sequence
+from datetime import datetime
 from typing import Any
 
-from sqlalchemy import BigInteger, ColumnElement, Connection, Row, TextClause, literal, select, tuple_, update
+from sqlalchemy import (
+    BigInteger,
+    ColumnElement,
+    Connection,
+    Row,
+    Subquery,
+    TextClause,
+    bindparam,
+    literal,
+    select,
+    tuple_,
+    update,
+)
 
 from inventory_api.domain.commands import MovementFilter
 from inventory_api.domain.movements import Booked, Movement, MovementKind
@@ -27,6 +40,13 @@ def load_booked(tx: Connection, item_ids: Iterable[int]) -> dict[int, Booked]:
     """Return what the movements of these locked items add up to, by item id."""
     rows = _load_booked(tx, [{"id": item_id} for item_id in item_ids])
     return {row.id: Booked(row.revision, row.booked_quantity) for row in rows}
+
+
+def quantities_at(tx: Connection, item_ids: Iterable[int], as_of: datetime) -> dict[int, int]:
+    """Return the quantity of each item at a time, by item id. Items without a movement until then are left out."""
+    rows = [{"id": item_id} for item_id in item_ids]
+    found = _quantities_at(tx, rows, as_of=as_of) if rows else ()
+    return {row.id: row.quantity for row in found if row.quantity is not None}
 
 
 def append(tx: Connection, written: Sequence[Movement]) -> None:
@@ -117,6 +137,21 @@ _load_booked = Statement(
     ),
     id=BigInteger(),
 )
+
+
+def _last_until(given: Subquery) -> Any:
+    """Return the subquery for the quantity after the last movement of an item until `as_of`."""
+    return (
+        select(_movements.c.quantity_after)
+        .where(_movements.c.item_id == given.c.id, _movements.c.created_at <= bindparam("as_of", type_=Timestamp()))
+        .order_by(_movements.c.created_at.desc(), _movements.c.revision.desc())
+        .limit(1)
+        .correlate(given)
+        .scalar_subquery()
+    )
+
+
+_quantities_at = Statement(lambda given: select(given.c.id, _last_until(given).label("quantity")), id=BigInteger())
 _insert = insert_into(_movements, *Movement.__slots__)
 _save_booked = Statement(
     lambda given: (

@@ -220,6 +220,8 @@ stock_movements = Table(
     # The time that the caller stated. NULL if it stated none.
     Column("occurred_at", Timestamp),
     Index("ix_stock_movements_item_id_revision", "item_id", "revision", unique=True),
+    # For the quantity of an item at an earlier time.
+    Index("ix_stock_movements_item_id_created_at_revision", "item_id", "created_at", "revision"),
     # For ListMovements, and by product, location and order.
     Index("ix_stock_movements_tenant_created_at_id", "tenant", "created_at", "id"),
     Index("ix_stock_movements_product_id_tenant_created_at_id", "product_id", "tenant", "created_at", "id"),
