@@ -29,8 +29,12 @@ INT64_MIN, INT64_MAX = -(2**63), 2**63 - 1
 
 # Free text accepts every character that is not a control character.
 FREE_TEXT = {
-    "actor", "carrier", "external_reference", "label", "reason", "region", "subject", "tracking_number", "value"
+    "actor", "carrier", "external_reference", "label", "reason", "reference", "region", "subject", "tracking_number",
+    "value"
 }  # fmt: skip
+
+# Numbers that may be negative.
+SIGNED = {"adjusted"}
 
 
 NOT_TOGETHER = {
@@ -68,10 +72,14 @@ def cases(method: MethodDescriptor) -> Iterator[Case]:
 
 
 def good(kind: Descriptor) -> Message:
-    """A valid request in which every field is set, and each repeated field has one entry."""
+    """A valid request in which every field is set, and each repeated field has one entry.
+
+    Of the fields of a oneof, the first one is set.
+    """
     message: Any = GetMessageClass(kind)()
     for field in kind.fields:
-        if field.containing_oneof and not field.containing_oneof.name.startswith("_"):
+        oneof = field.containing_oneof
+        if oneof and not oneof.name.startswith("_") and field.name != oneof.fields[0].name:
             continue
         if field.name in NOT_TOGETHER.get(kind.full_name, ()):
             continue
@@ -214,7 +222,7 @@ def _scalars(field: FieldDescriptor) -> Iterator[tuple[str, Any, bool]]:
     elif field.type in (FieldDescriptor.TYPE_INT64, FieldDescriptor.TYPE_INT32):
         wide = field.type == FieldDescriptor.TYPE_INT64
         yield "zero", 0, False
-        yield "negative", -1, True
+        yield "negative", -1, field.name not in SIGNED
         yield "smallest", INT64_MIN if wide else INT32_MIN, True
         yield "largest", INT64_MAX if wide else INT32_MAX, False
 
