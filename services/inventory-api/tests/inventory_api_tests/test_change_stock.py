@@ -6,7 +6,7 @@ from functools import partial
 import pytest
 
 from inventory_api.api import parse
-from inventory_api.domain.commands import TURN_CHANGES, ItemFilter, StockChange
+from inventory_api.domain.commands import TURN_CHANGES, ChangeStock, ItemFilter, StockChange
 from inventory_api.domain.errors import (
     BelowReserved,
     ChangesRefused,
@@ -16,9 +16,10 @@ from inventory_api.domain.errors import (
     QuantityLimit,
     VersionMismatch,
 )
-from inventory_api.domain.model import ITEM_QUANTITY_MAX, LOCATIONS_MAX, Item
+from inventory_api.domain.model import ITEM_QUANTITY_MAX, LOCATIONS_MAX, Item, StockKey
 from inventory_api.domain.movements import MovementKind
-from inventory_api.domain.stock_changes import ChangedStock
+from inventory_api.domain.stock_changes import ChangedStock, shortage_of_changes
+from inventory_api.operations.items import change_stock
 from shop_common.db.idempotency import RequestIdReused
 from shop_common.errors import InvalidInput, ShopError
 from shop_common.identity.caller import ANYONE
@@ -170,6 +171,33 @@ def test_due_reservations_make_room_for_a_change(inventory: InventoryDriver) -> 
 
     assert quantities(outcomes) == [3, 0, 0]
     assert inventory.stored_state(expired) == "EXPIRED"
+
+
+def test_more_due_reservations_than_one_transaction_may_expire_refuse_a_change(
+    inventory: InventoryDriver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(change_stock, "DUE_EXPIRED_MAX", 1)
+    inventory.add_stock(1, 5, "A")
+    inventory.make_due(inventory.reserve(1, 2), inventory.reserve(1, 2))
+
+    outcomes = inventory.change_stock(counted(1), received(1, 2), counted(9))
+
+    assert quantities(outcomes) == ["CONTENTION", 1, 9]
+    assert quantities(inventory.change_stock(counted(0))) == [0]
+
+
+def test_units_that_nobody_can_free_are_not_counted_as_missing() -> None:
+    now = datetime(2024, 1, 15, tzinfo=UTC)
+    request = ChangeStock((adjusted(-ITEM_QUANTITY_MAX), adjusted(-ITEM_QUANTITY_MAX), adjusted(-9, location="B")))
+    stock = {
+        each.stock_key: each
+        for each in (
+            Item("default", 1, 1, "A", 5, 3, 1, now, now),
+            Item("default", 2, 1, "B", 5, 0, 1, now, now),
+        )
+    }
+
+    assert shortage_of_changes(request, request.changes, stock) == {StockKey("default", 1, "A"): 3}
 
 
 def test_a_product_has_at_most_500_locations(inventory: InventoryDriver) -> None:

@@ -87,8 +87,10 @@ def shortage_of_changes(
         target_key = request.target_key(change)
         if target_key is not None and target_key in stock:
             quantities[target_key] = quantities.get(target_key, stock[target_key].quantity) + change.quantity
-        if quantity < item.reserved_quantity:
-            shortage[key] = max(shortage.get(key, 0), item.reserved_quantity - quantity)
+        # More than the reserved units cannot become free. Some changes are then refused in any case.
+        missing = min(item.reserved_quantity - quantity, item.reserved_quantity)
+        if missing > 0:
+            shortage[key] = max(shortage.get(key, 0), missing)
     return shortage
 
 
