@@ -12,14 +12,18 @@ from sqlalchemy import select
 from inventory_api.api import consumer
 from inventory_api.domain.commands import (
     AddStock,
+    ChangeStock,
     ExpireRequest,
     OrderLines,
     OrderRequest,
     PurgeRequest,
     ReleaseRequest,
     SetQuantity,
+    StockChange,
 )
 from inventory_api.domain.model import DEFAULT_LOCATION, Line
+from inventory_api.domain.movements import MovementKind
+from inventory_api.domain.stock_changes import ChangedStock
 from inventory_api.operations.coalescing import Operations
 from inventory_api.store import tables
 from shop_common.db.database import Database
@@ -127,6 +131,27 @@ def test_the_orders_of_a_batch_have_the_tenants_and_users_for_which_order_api_ac
     ]
     # Each added stock has two events.
     assert actors(database)[4:] == [("STOCK_RESERVED", f"user:{caller.subject}") for caller in callers]
+
+
+def test_a_transaction_of_a_batch_of_changes_has_one_row_with_the_changed_items(
+    operations: Operations, database: Database
+) -> None:
+    changes = (
+        StockChange(0, 1, "A", MovementKind.RECEIVED, 5),
+        StockChange(1, 2, "A", MovementKind.ADJUSTED, -1),
+        StockChange(2, 1, "A", MovementKind.MOVED, 2, to_location="B"),
+    )
+
+    received, absent, moved = operations.change_stock(
+        ChangeStock(changes, caller=CALLERS[0], request_id="r"), deadline=deadline()
+    )
+
+    assert isinstance(received, ChangedStock)
+    assert isinstance(absent, ShopError)
+    assert isinstance(moved, ChangedStock)
+    assert moved.target is not None
+    ids = [str(received.item.id), str(moved.target.id)]
+    assert rows(database) == [("default", "user:0", "0", "BatchChangeStock", "r", ids)]
 
 
 def test_refused_calls_have_no_rows(operations: Operations, database: Database) -> None:
