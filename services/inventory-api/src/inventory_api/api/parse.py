@@ -130,7 +130,7 @@ def item_key(request: pb.GetInventoryItemRequest, caller: Caller) -> ItemKey:
 def past_item(request: pb.GetInventoryItemRequest, caller: Caller) -> PastItemQuestion:
     with Fields() as check:
         key = ItemKey(caller.tenant, check.identity("id", request.id))
-        return PastItemQuestion(key, _timestamp(check, "as_of", request.as_of))
+        return PastItemQuestion(key, check.instant("as_of", request.as_of))
 
 
 def set_quantity(request: pb.UpdateInventoryItemRequest, caller: Caller, traceparent: str | None) -> SetQuantity:
@@ -215,7 +215,7 @@ def _stock_change(check: Fields, number: int, change: pb.StockChange) -> StockCh
         version=check.between("version", change.version, 1, INT64_MAX) if change.HasField("version") else None,
         reason=reason,
         reference=check.text("reference", change.reference, REFERENCE_LENGTH_MAX),
-        occurred_at=_timestamp(check, "occurred_at", change.occurred_at) if change.HasField("occurred_at") else None,
+        occurred_at=check.instant("occurred_at", change.occurred_at) if change.HasField("occurred_at") else None,
     )
 
 
@@ -226,7 +226,7 @@ def items_page(request: pb.ListInventoryItemsRequest, caller: Caller) -> PageReq
             tenant=caller.tenant,
             product_id=None if product_id is None else check.identity("product_id", product_id),
             location=_location(check, request.location),
-            as_of=_timestamp(check, "as_of", request.as_of) if request.HasField("as_of") else None,
+            as_of=check.instant("as_of", request.as_of) if request.HasField("as_of") else None,
         )
         return paging.page_request(
             check,

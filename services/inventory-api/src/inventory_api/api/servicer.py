@@ -47,7 +47,7 @@ class InventoryServicer(inventory_pb2_grpc.InventoryServiceServicer):
     ) -> pb.BatchChangeStockResponse:
         command, changes = parse.change_stock(request, caller(), traceparent(context))
         decided = self._operations.change_stock(command, deadline=deadline(context))
-        return render.changed_stock(_outcomes(changes, decided))
+        return render.changed_stock(parts.outcomes(changes, decided))
 
     def ListInventoryItems(
         self, request: pb.ListInventoryItemsRequest, context: ServicerContext
