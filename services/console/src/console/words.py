@@ -48,6 +48,11 @@ def amount(value: Decimal, currency: str) -> str:
     return f"{whole_part}.{decimals.ljust(2, '0')} {currency}"
 
 
+def buyer(user_id: int) -> str:
+    """Return the buyer of an order. The id 0 stands for a buyer who was erased."""
+    return f"user {user_id}" if user_id else "an erased user"
+
+
 def at(time: datetime, zone: tzinfo) -> str:
     """Return the date and the time in the viewer's zone."""
     return time.astimezone(zone).strftime("%Y-%m-%d %H:%M:%S")

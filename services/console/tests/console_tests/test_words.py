@@ -44,3 +44,7 @@ def test_times_are_in_the_viewers_zone_or_else_in_utc() -> None:
     assert words.at(NOW, words.zone_named("Asia/Tokyo")) == "2026-03-01 21:00:00"
     for unknown in (None, "Nowhere/Land", "../../etc/passwd"):
         assert words.at(NOW, words.zone_named(unknown)) == "2026-03-01 12:00:00"
+
+
+def test_a_buyer_who_was_erased_has_no_id() -> None:
+    assert (words.buyer(7), words.buyer(0)) == ("user 7", "an erased user")

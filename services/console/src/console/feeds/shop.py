@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Generic, TypeVar
 
+from console import words
 from shop_client import AsyncShop
 from shop_client.values import (
     Item,
@@ -109,7 +110,7 @@ def timeline(details: OrderDetails) -> list[Event]:
     order = details.order
     created_by = order.history[0].actor if order.history else ""
     # Events at the same time keep this order: a shipment of the last units comes before the status that it causes.
-    events = [Event(order.created_at, f"Order created for user {order.user_id}", _by(created_by))]
+    events = [Event(order.created_at, f"Order created for {words.buyer(order.user_id)}", _by(created_by))]
     for each in _without_split(details.reservations.rows):
         where = ", ".join(f"{part.quantity:,} from {part.location}" for part in each.allocations)
         title = f"{each.quantity:,} of product {each.product_id} reserved"

@@ -99,7 +99,7 @@ def _row(here: Page, order: Order) -> list[str | Callable[[], object]]:
     return [
         partial(order_link, order.id),
         partial(state, order.status),
-        f"{order.user_id}",
+        f"{order.user_id}" if order.user_id else "erased",
         words.amount(order.total_amount, order.currency),
         words.whole(len(order.items)),
         words.at(order.created_at, here.zone),
@@ -110,7 +110,7 @@ def _details(here: Page, found: OrderDetails) -> None:
     order = found.order
     with tag("div").classes("headline"):
         state(order.status)
-        text(f" {words.amount(order.total_amount, order.currency)}, user {order.user_id}", "span")
+        text(f" {words.amount(order.total_amount, order.currency)}, {words.buyer(order.user_id)}", "span")
         if order.status_reason:
             text(f"Reason: {order.status_reason}", "div", classes="soft")
     if here.viewer.may.change_orders and order.status in NEXT_STATUSES:
