@@ -44,8 +44,8 @@ class Composition:
         try:
             self.compose("build", seconds=UP_SECONDS)
             # After the build, which takes long: other tests could take the free ports in the meantime.
-            self.inventory_port, self.orders_port, self.postgres_port, self.kafka_port, *others = free_ports(6)
-            self.prometheus_port, self.jaeger_port = others
+            self.inventory_port, self.orders_port, self.postgres_port, self.kafka_port, *others = free_ports(7)
+            self.prometheus_port, self.jaeger_port, self.console_port = others
             self._environment |= {
                 "SHOP_INVENTORY_PORT": str(self.inventory_port),
                 "SHOP_ORDERS_PORT": str(self.orders_port),
@@ -53,6 +53,7 @@ class Composition:
                 "SHOP_KAFKA_PORT": str(self.kafka_port),
                 "SHOP_PROMETHEUS_PORT": str(self.prometheus_port),
                 "SHOP_JAEGER_PORT": str(self.jaeger_port),
+                "SHOP_CONSOLE_PORT": str(self.console_port),
             }
             self.up()
         except BaseException:

@@ -5,8 +5,10 @@ import re
 import urllib.request
 from collections import Counter
 from collections.abc import Iterator
+from http.client import HTTPConnection, HTTPResponse
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlencode
 
 import psycopg
 import pytest
@@ -303,6 +305,32 @@ def test_prometheus_and_jaeger_see_every_replica_under_load(system: Composition)
     eventually(lambda: set(get(system.jaeger_port, "api/services")) >= set(REPLICAS), within_seconds=BACK_SECONDS)
     eventually(lambda: " delivered" in system.compose("logs", "load"), within_seconds=BACK_SECONDS)
     assert not [rule for rule in rules(system) if rule["health"] == "err"]
+
+
+def test_a_viewer_signs_in_to_the_console_with_an_api_key(system: Composition) -> None:
+    system.compose("up", "--build", "--no-deps", "--wait", "console", seconds=UP_SECONDS)
+    grants = ("--permissions", "inventory.read,orders.read", "--expires-in", "1d")
+    key = system.task("keys", "create", "--name", "viewer", *grants).strip()
+    console = HTTPConnection("localhost", system.console_port, timeout=30)
+
+    def sign_in(token: str) -> HTTPResponse:
+        headers = {
+            "Origin": f"http://localhost:{system.console_port}",
+            "Content-Type": "application/x-www-form-urlencoded",
+        }
+        console.request("POST", "/sign-in", urlencode({"token": token}), headers)
+        response = console.getresponse()
+        response.read()
+        return response
+
+    assert sign_in(f"{key}x").status == 401
+    # Each API accepts a new key after a few seconds.
+    eventually(lambda: sign_in(key).status == 303, within_seconds=BACK_SECONDS)
+    cookie = sign_in(key).getheader("Set-Cookie", "").partition(";")[0]
+    console.request("GET", "/orders", headers={"Cookie": cookie})
+    page = console.getresponse()
+    assert page.status == 200
+    assert key not in page.read().decode()
 
 
 def rules(system: Composition) -> list[dict[str, Any]]:
