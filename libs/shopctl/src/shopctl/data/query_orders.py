@@ -1,6 +1,7 @@
 """Show orders, newest first. With --json, each order is one line with its items; amounts are decimal strings."""
 
 import argparse
+from collections.abc import Mapping
 from typing import Any
 
 from rich.table import Column
@@ -53,6 +54,10 @@ def run(options: argparse.Namespace) -> int:
         "status",
         number("total"),
         number("lines"),
+        number("units"),
+        number("shipped"),
+        number("cancelled"),
+        number("returned"),
         "created_at",
         "status_reason",
     ]
@@ -60,9 +65,7 @@ def run(options: argparse.Namespace) -> int:
         found = pages.fetch_rows(options, lambda size, token: _page(shop, options, size, token))
         rows = (as_row(order) for order in found)
         if not options.json:
-            rows = (
-                row | {"total": f"{row['total_amount']} {row['currency']}", "lines": len(row["items"])} for row in rows
-            )
+            rows = (row | _sums(row) for row in rows)
         pages.show(options, "orders", columns, rows)
     return 0
 
@@ -97,9 +100,23 @@ def as_row(order: Order) -> dict[str, Any]:
                 "quantity": item.quantity,
                 "price": _amount(item.price.units, item.price.nanos),
                 "location": item.location,
+                "shipped": item.shipped,
+                "cancelled": item.cancelled,
+                "returned": item.returned,
             }
             for item in order.items
         ],
+    }
+
+
+def _sums(row: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the cells of the table that are not in the row itself: the total, and the units of all lines together."""
+    items = row["items"]
+    return {
+        "total": f"{row['total_amount']} {row['currency']}",
+        "lines": len(items),
+        "units": sum(item["quantity"] for item in items),
+        **{name: sum(item[name] for item in items) for name in ("shipped", "cancelled", "returned")},
     }
 
 

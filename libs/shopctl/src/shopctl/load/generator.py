@@ -1,4 +1,7 @@
-"""The load generator creates orders at a given rate, and changes the status of each order in steps, with pauses."""
+"""The load generator creates orders at a given rate, and then confirms, ships, returns or cancels them.
+
+Each order is changed in steps, with pauses.
+"""
 
 import heapq
 import itertools
@@ -8,6 +11,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from enum import Enum
 from typing import Self
 from uuid import uuid4
 
@@ -37,21 +41,38 @@ _UNITS = 1_000
 _ABANDONED_TTL_SECONDS = 3
 _PAUSE_SECONDS = (0.1, 1.5)
 
-_CONFIRMED, _PROCESSING, _SHIPPED, _DELIVERED, _CANCELLED = (
-    orders.ORDER_STATUS_CONFIRMED,
-    orders.ORDER_STATUS_PROCESSING,
-    orders.ORDER_STATUS_SHIPPED,
-    orders.ORDER_STATUS_DELIVERED,
-    orders.ORDER_STATUS_CANCELLED,
-)
 
-_COURSES: dict[tuple["orders.OrderStatus.ValueType", ...], int] = {
-    (_CONFIRMED, _PROCESSING, _SHIPPED, _DELIVERED): 60,
-    (_CANCELLED,): 10,
-    (_CONFIRMED, _CANCELLED): 10,
+class _Change(Enum):
+    """A change of an order. The value is the word for it in the summary."""
+
+    CONFIRM = "confirmed"
+    PROCESS = "processing"
+    SHIP_ONE_LINE = "partly shipped"
+    SHIP = "shipped"
+    DELIVER = "delivered"
+    RETURN_ONE_LINE = "returned"
+    CANCEL = "cancelled"
+
+
+_STATUSES: "dict[_Change, orders.OrderStatus.ValueType]" = {
+    _Change.CONFIRM: orders.ORDER_STATUS_CONFIRMED,
+    _Change.PROCESS: orders.ORDER_STATUS_PROCESSING,
+    _Change.SHIP: orders.ORDER_STATUS_SHIPPED,
+    _Change.DELIVER: orders.ORDER_STATUS_DELIVERED,
+    _Change.CANCEL: orders.ORDER_STATUS_CANCELLED,
+}
+"""The statuses that UpdateOrderStatus sets. Other changes are about single lines."""
+
+_PAID = (_Change.CONFIRM, _Change.PROCESS)
+_COURSES: dict[tuple[_Change, ...], int] = {
+    (*_PAID, _Change.SHIP, _Change.DELIVER): 40,
+    (*_PAID, _Change.SHIP_ONE_LINE, _Change.SHIP, _Change.DELIVER): 10,
+    (*_PAID, _Change.SHIP, _Change.DELIVER, _Change.RETURN_ONE_LINE): 10,
+    (_Change.CANCEL,): 10,
+    (_Change.CONFIRM, _Change.CANCEL): 10,
     (): 20,  # abandoned: its reservation expires
 }
-"""The possible series of status changes of an order, with the percentage of orders that go through each series."""
+"""The possible series of changes of an order, with the percentage of orders that go through each series."""
 
 
 @dataclass(frozen=True)
@@ -142,20 +163,39 @@ class LoadGenerator:
             ),
         ).order
         self._count("ordered")
-        return self._next_change(order.id, course)
+        return self._next_change(order.id, order.items[0].id, course)
 
-    def _next_change(self, order_id: str, course: tuple["orders.OrderStatus.ValueType", ...]) -> _Next | None:
+    def _next_change(self, order_id: str, line_id: int, course: tuple[_Change, ...]) -> _Next | None:
+        """Return the step that makes the first change of the course. Changes of one line are about the line given."""
         if not course:
             return None
-        status, *rest = course
+        change, *rest = course
 
-        def change_status() -> _Next | None:
-            request = orders.UpdateOrderStatusRequest(id=order_id, status=status)
-            self._shop.call(self._shop.orders.UpdateOrderStatus, request)
-            self._count(orders.OrderStatus.Name(status).removeprefix("ORDER_STATUS_").lower())
-            return self._next_change(order_id, tuple(rest))
+        def make_change() -> _Next | None:
+            self._change(order_id, line_id, change)
+            self._count(change.value)
+            return self._next_change(order_id, line_id, tuple(rest))
 
-        return _Next(change_status, random.uniform(*_PAUSE_SECONDS))
+        return _Next(make_change, random.uniform(*_PAUSE_SECONDS))
+
+    def _change(self, order_id: str, line_id: int, change: _Change) -> None:
+        api, request_id = self._shop.orders, str(uuid4())
+        match change:
+            case _Change.SHIP_ONE_LINE:
+                units = orders.ItemUnits(item_id=line_id, quantity=1)
+                shipment = orders.CreateShipmentRequest(id=order_id, items=[units], request_id=request_id)
+                self._shop.call(api.CreateShipment, shipment)
+            case _Change.RETURN_ONE_LINE:
+                returned = orders.ReturnedUnits(
+                    item_id=line_id, quantity=1, treatment=orders.RETURN_TREATMENT_RESTOCK, location=_warehouse()
+                )
+                self._shop.call(
+                    api.CreateReturn, orders.CreateReturnRequest(id=order_id, items=[returned], request_id=request_id)
+                )
+            case _:
+                # An order with one line is SHIPPED after its line has shipped. Setting SHIPPED again changes nothing.
+                status = orders.UpdateOrderStatusRequest(id=order_id, status=_STATUSES[change])
+                self._shop.call(api.UpdateOrderStatus, status)
 
     def _restock(self) -> _Next | None:
         # Schedule the next restocking first: a failed call must not end the series.
@@ -169,9 +209,7 @@ class LoadGenerator:
         request = stock.CheckStockRequest(product_id=product, required_quantity=units)
         response = self._shop.call(self._shop.inventory.CheckStock, request)
         if not response.available:
-            addition = stock.CreateInventoryItemRequest(
-                product_id=product, quantity=units, location=f"WAREHOUSE_{random.choice('ABC')}"
-            )
+            addition = stock.CreateInventoryItemRequest(product_id=product, quantity=units, location=_warehouse())
             self._shop.call(self._shop.inventory.CreateInventoryItem, addition)
 
     # --- the schedule ---
@@ -204,3 +242,7 @@ class LoadGenerator:
     def _count(self, what: str) -> None:
         with self._changed:
             self._counts[what] += 1
+
+
+def _warehouse() -> str:
+    return f"WAREHOUSE_{random.choice('ABC')}"

@@ -28,7 +28,8 @@ class SmokeTest:
         self._reporter = reporter
         self._inventory = reporter.shop.inventory
         self._orders = reporter.shop.orders
-        self._product, self._scarce, self._user = random.sample(range(_NEW_ID_MIN, _NEW_ID_MAX), 3)
+        new_ids = random.sample(range(_NEW_ID_MIN, _NEW_ID_MAX), 4)
+        self._product, self._scarce, self._user, self._erased_user = new_ids
 
     def run(self) -> None:
         """Run all steps, in order."""
@@ -41,6 +42,8 @@ class SmokeTest:
         self._an_order_is_cancelled()
         self._an_order_ships_in_parts()
         self._the_reservation_has_expired()
+        self._an_order_is_reinstated()
+        self._a_user_is_erased()
         self._an_api_key_is_revoked()
         self._maintenance()
 
@@ -312,6 +315,35 @@ class SmokeTest:
             stock.ListReservationsRequest(order_id=self._abandoned),
             reservations__state=[stock.RESERVATION_STATE_EXPIRED],
         )
+
+    def _an_order_is_reinstated(self) -> None:
+        reporter = self._reporter
+        reporter.heading("The abandoned order is paid after all: it is reinstated, and later cancelled")
+        reinstatement = orders.ReinstateOrderRequest(id=self._abandoned, reason="smoke test")
+        reporter.call(self._orders.ReinstateOrder, reinstatement, order__status=orders.ORDER_STATUS_CONFIRMED)
+        self._change_status(self._abandoned, orders.ORDER_STATUS_CANCELLED)
+        reporter.eventually(
+            self._inventory.CheckStock,
+            stock.CheckStockRequest(product_id=self._scarce, required_quantity=5),
+            available=True,
+            available_quantity=5,
+        )
+
+    def _a_user_is_erased(self) -> None:
+        reporter = self._reporter
+        reporter.heading("A user is erased from a cancelled order")
+        request = self._new_order((self._product, 1, 1))
+        request.user_id = self._erased_user
+        order = reporter.call(self._orders.CreateOrder, request, order__user_id=self._erased_user).order
+        self._change_status(order.id, orders.ORDER_STATUS_CANCELLED)
+        reporter.call(
+            self._orders.EraseUser,
+            orders.EraseUserRequest(user_id=self._erased_user),
+            erased_count=1,
+            has_more=False,
+            has_open_orders=False,
+        )
+        reporter.call(self._orders.GetOrder, orders.GetOrderRequest(id=order.id), order__user_id=0)
 
     def _an_api_key_is_revoked(self) -> None:
         reporter, stub = self._reporter, self._reporter.shop.api_keys
