@@ -25,6 +25,13 @@ COMMANDS = {
     "seed-data": Command("create a product catalogue through the API", "shopctl.data.seed_data"),
     "load": Command("generate load at a steady rate, for a limited time", "shopctl.load.load"),
     "query-inventory": Command("show items", "shopctl.data.query_inventory"),
+    "adjust": Command("correct the quantity of an item", "shopctl.stock.change", {"kind": "adjust"}),
+    "count": Command(
+        "set the quantity of an item to the units that were counted", "shopctl.stock.change", {"kind": "count"}
+    ),
+    "move": Command("move units to another location", "shopctl.stock.change", {"kind": "move"}),
+    "import": Command("change stock as a CSV file describes it", "shopctl.stock.import_stock"),
+    "export": Command("write stock or movements as CSV", "shopctl.stock.export"),
     "verify": Command("compare the counters of the stock with its reservations", "shopctl.data.verify"),
     "keys": Command("create, list or revoke API keys", "shopctl.data.keys"),
     "query-orders": Command("show orders", "shopctl.data.query_orders"),

@@ -4,7 +4,7 @@ import json
 import sys
 from collections.abc import Iterable
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, TextIO
 
 from google.protobuf.timestamp_pb2 import Timestamp
 from rich.console import Console
@@ -19,9 +19,9 @@ def add_json(parser: Any) -> None:
     parser.add_argument("--json", action="store_true", help="write JSON instead of tables")
 
 
-def print_json(document: Any) -> None:
-    """Print one JSON document on one line; times are RFC 3339 in UTC."""
-    print(json.dumps(document, default=_plain, ensure_ascii=False), flush=True)
+def print_json(document: Any, file: TextIO | None = None) -> None:
+    """Print one JSON document on one line, to standard output or to the file; times are RFC 3339 in UTC."""
+    print(json.dumps(document, default=_plain, ensure_ascii=False), flush=file is None, file=file)
 
 
 def console() -> Console:

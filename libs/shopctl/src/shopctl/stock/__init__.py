@@ -1,0 +1,1 @@
+"""Commands for warehouses: change stock, and exchange it with spreadsheets as CSV files."""
