@@ -27,13 +27,14 @@ BRIEF = ("--rounds", "1", "--seconds", "0.3")
         (("benchmarks", "--quick", "--only", "create-order", "--with-relay"), "CreateOrder with 3 lines"),
         (("benchmarks.scale", *BRIEF, "--rows", "1000", "2000"), "list-deep-status"),
         (("benchmarks.reaping", "--holds", "20000", "--seconds", "0.5", "--windows", "1"), "p99 ≤ 2 × before"),
+        (("benchmarks.importing", "--rows", "2000", "--databases", "sqlite"), "2,000 rows"),
         (("benchmarks.footprint", *BRIEF, "--workers", "2", "--databases", "postgresql"), "reservation-reaper"),
         (("benchmarks.compare", "HEAD", "--quick"), "an empty call"),
         (("benchmarks.secured", "--quick"), "secured: server"),
         (("benchmarks.client", *BRIEF, "--callers", "1", "16"), "client, tasks"),
         (("benchmarks.relay", "--quick", "--sides", "ours", "loop"), "loop"),
     ],
-    ids=["calls", "scale", "reaping", "footprint", "compare", "secured", "client", "relay"],
+    ids=["calls", "scale", "reaping", "importing", "footprint", "compare", "secured", "client", "relay"],
 )
 def test_a_benchmark_runs_and_its_counts_are_right(command: tuple[str, ...], printed: str) -> None:
     result = subprocess.run(
