@@ -12,6 +12,8 @@ from shop_client import (
     AllocationStrategy,
     AsyncShop,
     ChangedStock,
+    Charge,
+    ChargeKind,
     ErasedUser,
     ItemUnits,
     Line,
@@ -239,6 +241,45 @@ def test_orders_are_created_changed_and_listed(shop: Shop, product: int) -> None
     assert [each.id for each in listed] == [second.id, order.id]
     assert [each.id for each in shop.list_orders(user_id=product, status=OrderStatus.CONFIRMED)] == [order.id]
     assert list(shop.list_orders(user_id=product, created_before=before)) == []
+
+
+def test_an_order_has_charges_a_reference_labels_locations_and_a_history(shop: Shop, product: int) -> None:
+    shop.add_stock(product, 10, "WAREHOUSE_A")
+    charges = [
+        Charge(ChargeKind.SHIPPING, Decimal("4.90"), "parcel"),
+        Charge(ChargeKind.DISCOUNT, Decimal("1.50")),
+    ]
+    reference, labels = f"cart-{product}", {"channel": f"web-{product}"}
+
+    order = shop.create_order(
+        product,
+        [NewItem(product, 2, PRICE, "WAREHOUSE_A")],
+        "EUR",
+        charges=charges,
+        external_reference=reference,
+        labels=labels,
+    )
+
+    assert order.total_amount == Decimal("43.38")
+    assert (order.charges, order.external_reference, order.labels) == (tuple(charges), reference, labels)
+    assert [item.location for item in order.items] == ["WAREHOUSE_A"]
+    assert hash(order) == hash(shop.get_order(order.id))
+    shop.update_order_status(order.id, OrderStatus.CONFIRMED, reason="paid")
+    history = shop.get_order(order.id).history
+    assert [(each.status, each.reason) for each in history] == [
+        (OrderStatus.PENDING, ""),
+        (OrderStatus.CONFIRMED, "paid"),
+    ]
+    assert order.created_at <= history[0].at <= history[1].at
+    for found in (
+        shop.list_orders(external_reference=reference),
+        shop.list_orders(label=("channel", labels["channel"])),
+        shop.list_orders(product_id=product),
+        shop.list_orders(user_id=product, statuses=[OrderStatus.CONFIRMED, OrderStatus.SHIPPED]),
+    ):
+        assert [each.id for each in found] == [order.id]
+    after = history[1].at + timedelta(hours=1)
+    assert list(shop.list_orders(updated_after=after)) == []
 
 
 def test_a_batch_of_orders_has_an_outcome_for_each(shop: Shop, product: int) -> None:

@@ -23,6 +23,7 @@ from shop_client.statuses import error_of, status_of
 from shop_client.values import (
     Availability,
     ChangedStock,
+    Charge,
     ErasedUser,
     Item,
     ItemUnits,
@@ -282,11 +283,23 @@ class AsyncShop:
         items: Iterable[NewItem],
         currency: str,
         *,
+        charges: Iterable[Charge] = (),
+        external_reference: str = "",
+        labels: Mapping[str, str] | None = None,
         ttl_seconds: float | None = None,
         request_id: str | None = None,
         timeout_seconds: float | None = None,
     ) -> Order:
-        order = NewOrder(user_id, tuple(items), currency, ttl_seconds, request_id)
+        order = NewOrder(
+            user_id,
+            tuple(items),
+            currency,
+            ttl_seconds,
+            request_id,
+            charges=tuple(charges),
+            external_reference=external_reference,
+            labels=labels or {},
+        )
         return await self._run_in_batch(calls.create_order(order, transport.current_traceparent()), timeout_seconds)
 
     async def batch_create_orders(
@@ -360,14 +373,31 @@ class AsyncShop:
         *,
         user_id: int | None = None,
         status: OrderStatus | None = None,
+        statuses: Iterable[OrderStatus] = (),
+        product_id: int | None = None,
+        external_reference: str | None = None,
+        label: tuple[str, str] | None = None,
         created_after: datetime | None = None,
         created_before: datetime | None = None,
+        updated_after: datetime | None = None,
+        updated_before: datetime | None = None,
         page_size: int = PAGE_SIZE,
         timeout_seconds: float | None = None,
     ) -> AsyncIterator[Order]:
-        return self._pages(
-            calls.list_orders(user_id, status, created_after, created_before, page_size), timeout_seconds
+        call = calls.list_orders(
+            user_id=user_id,
+            status=status,
+            statuses=statuses,
+            product_id=product_id,
+            external_reference=external_reference,
+            label=label,
+            created_after=created_after,
+            created_before=created_before,
+            updated_after=updated_after,
+            updated_before=updated_before,
+            page_size=page_size,
         )
+        return self._pages(call, timeout_seconds)
 
     async def erase_user(self, user_id: int, *, timeout_seconds: float | None = None) -> ErasedUser:
         return await self._run(calls.erase_user(user_id), timeout_seconds)

@@ -409,13 +409,19 @@ def new_order(order: NewOrder, traceparent: str) -> orders.CreateOrderRequest:
         user_id=order.user_id,
         items=[
             orders.CreateOrderItem(
-                product_id=item.product_id, quantity=item.quantity, price=convert.money(item.price, order.currency)
+                product_id=item.product_id,
+                quantity=item.quantity,
+                price=convert.money(item.price, order.currency),
+                location=item.location or "",
             )
             for item in order.items
         ],
         ttl=convert.duration(order.ttl_seconds),
         request_id=order.request_id or _new_id(),
         traceparent=traceparent,
+        charges=[convert.charge(each, order.currency) for each in order.charges],
+        external_reference=order.external_reference,
+        labels=convert.labels(order.labels),
     )
 
 
@@ -474,17 +480,30 @@ def _units(items: Sequence[ItemUnits]) -> list[orders.ItemUnits]:
 
 
 def list_orders(
+    *,
     user_id: int | None,
     status: OrderStatus | None,
+    statuses: Iterable[OrderStatus],
+    product_id: int | None,
+    external_reference: str | None,
+    label: tuple[str, str] | None,
     created_after: datetime | None,
     created_before: datetime | None,
+    updated_after: datetime | None,
+    updated_before: datetime | None,
     page_size: int,
 ) -> Call[Page[Order]]:
     request = orders.ListOrdersRequest(
         user_id=user_id,
         status=convert.status_number(status),
+        statuses=[convert.status_number(each) for each in statuses],
+        product_id=product_id,
+        external_reference=external_reference or "",
+        label=None if label is None else orders.Label(name=label[0], value=label[1]),
         created_after=convert.timestamp(created_after),
         created_before=convert.timestamp(created_before),
+        updated_after=convert.timestamp(updated_after),
+        updated_before=convert.timestamp(updated_before),
         page_size=page_size,
     )
     return Call(LIST_ORDERS, request, _orders)

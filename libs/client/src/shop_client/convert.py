@@ -1,6 +1,6 @@
 """Converts between the messages of the contract and the values of this package."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 
@@ -13,6 +13,8 @@ from shop_client.values import (
     AllocationPolicy,
     Availability,
     ChangedStock,
+    Charge,
+    ChargeKind,
     ErasedUser,
     Item,
     ItemUnits,
@@ -61,6 +63,10 @@ _TREATMENTS = {
 }
 _TREATMENT_NUMBERS = {treatment: number for number, treatment in _TREATMENTS.items()}
 _STATUS_NUMBERS = {status: number for number, status in _STATUSES.items()}
+_CHARGE_KINDS = {
+    number: ChargeKind(name.removeprefix("CHARGE_KIND_")) for name, number in orders.ChargeKind.items() if number
+}
+_CHARGE_KIND_NUMBERS = {kind: number for number, kind in _CHARGE_KINDS.items()}
 
 
 def item(message: inventory.InventoryItem) -> Item:
@@ -169,6 +175,9 @@ def order(message: orders.Order, history: Iterable[orders.StatusChange] = ()) ->
         shipments=tuple(_shipment(each) for each in message.shipments),
         returns=tuple(_return(each) for each in message.returns),
         history=tuple(_status_change(each) for each in history),
+        charges=tuple(_charge(each) for each in message.charges),
+        external_reference=message.external_reference,
+        labels={each.name: each.value for each in message.labels},
     )
 
 
@@ -181,12 +190,17 @@ def _order_item(message: orders.OrderItem) -> OrderItem:
         shipped=message.shipped,
         cancelled=message.cancelled,
         returned=message.returned,
+        location=message.location,
     )
 
 
 def _status_change(message: orders.StatusChange) -> StatusChange:
     status = _STATUSES.get(message.status, OrderStatus.UNKNOWN)
     return StatusChange(status, _utc(message.time), message.reason, message.actor)
+
+
+def _charge(message: orders.Charge) -> Charge:
+    return Charge(_CHARGE_KINDS.get(message.kind, ChargeKind.UNKNOWN), _amount(message.amount), message.label)
 
 
 def _shipment(message: orders.Shipment) -> Shipment:
@@ -238,6 +252,18 @@ def status_number(status: OrderStatus | None) -> orders.OrderStatus.ValueType:
     if status is OrderStatus.UNKNOWN:
         raise ValueError("UNKNOWN is not a status of the contract")
     return orders.ORDER_STATUS_UNSPECIFIED if status is None else _STATUS_NUMBERS[OrderStatus(status)]
+
+
+def charge(value: Charge, currency: str) -> orders.Charge:
+    """Convert a charge. Raises ValueError for the kind UNKNOWN, and what `money` raises."""
+    if value.kind is ChargeKind.UNKNOWN:
+        raise ValueError("UNKNOWN is not a kind of the contract")
+    kind = _CHARGE_KIND_NUMBERS[ChargeKind(value.kind)]
+    return orders.Charge(kind=kind, label=value.label, amount=money(value.amount, currency))
+
+
+def labels(values: Mapping[str, str]) -> list[orders.Label]:
+    return [orders.Label(name=name, value=value) for name, value in values.items()]
 
 
 def policy(value: AllocationPolicy | None) -> inventory.AllocationPolicy | None:

@@ -22,6 +22,7 @@ from shop_client.statuses import error_of, status_of
 from shop_client.values import (
     Availability,
     ChangedStock,
+    Charge,
     ErasedUser,
     Item,
     ItemUnits,
@@ -334,6 +335,9 @@ class Shop:
         items: Iterable[NewItem],
         currency: str,
         *,
+        charges: Iterable[Charge] = (),
+        external_reference: str = "",
+        labels: Mapping[str, str] | None = None,
         ttl_seconds: float | None = None,
         request_id: str | None = None,
         timeout_seconds: float | None = None,
@@ -342,7 +346,16 @@ class Shop:
 
         Concurrent calls travel together. Raises InsufficientStock.
         """
-        order = NewOrder(user_id, tuple(items), currency, ttl_seconds, request_id)
+        order = NewOrder(
+            user_id,
+            tuple(items),
+            currency,
+            ttl_seconds,
+            request_id,
+            charges=tuple(charges),
+            external_reference=external_reference,
+            labels=labels or {},
+        )
         return self._run_in_batch(calls.create_order(order, transport.current_traceparent()), timeout_seconds)
 
     def batch_create_orders(
@@ -358,7 +371,7 @@ class Shop:
         return self._decided(messages, calls.batch_create_orders, timeout_seconds)
 
     def get_order(self, order_id: str, *, timeout_seconds: float | None = None) -> Order:
-        """Return one order. Raises OrderNotFound."""
+        """Return one order, with its history. Raises OrderNotFound."""
         return self._run(calls.get_order(order_id), timeout_seconds)
 
     def update_order_status(
@@ -437,18 +450,37 @@ class Shop:
         *,
         user_id: int | None = None,
         status: OrderStatus | None = None,
+        statuses: Iterable[OrderStatus] = (),
+        product_id: int | None = None,
+        external_reference: str | None = None,
+        label: tuple[str, str] | None = None,
         created_after: datetime | None = None,
         created_before: datetime | None = None,
+        updated_after: datetime | None = None,
+        updated_before: datetime | None = None,
         page_size: int = PAGE_SIZE,
         timeout_seconds: float | None = None,
     ) -> Iterator[Order]:
         """Iterate over the orders that match, newest first. Reads a page when it is needed.
 
-        `created_after` is inclusive, `created_before` exclusive; both need a time zone.
+        `created_after` and `updated_after` are inclusive, `created_before` and `updated_before` exclusive; all need a
+        time zone. An order in one of `statuses` matches. `label` is a name and its value. The comment of ListOrders
+        lists the filters that do not go together.
         """
-        return self._pages(
-            calls.list_orders(user_id, status, created_after, created_before, page_size), timeout_seconds
+        call = calls.list_orders(
+            user_id=user_id,
+            status=status,
+            statuses=statuses,
+            product_id=product_id,
+            external_reference=external_reference,
+            label=label,
+            created_after=created_after,
+            created_before=created_before,
+            updated_after=updated_after,
+            updated_before=updated_before,
+            page_size=page_size,
         )
+        return self._pages(call, timeout_seconds)
 
     def erase_user(self, user_id: int, *, timeout_seconds: float | None = None) -> ErasedUser:
         """Erase a user from the user's orders that are SHIPPED, DELIVERED or CANCELLED, at most 1,000 in one call."""

@@ -51,6 +51,16 @@ class ReturnTreatment(StrEnum):
     UNKNOWN = "UNKNOWN"
 
 
+class ChargeKind(StrEnum):
+    """Why a charge adds to the total of an order. A DISCOUNT reduces the total. UNKNOWN is a kind of a newer server."""
+
+    SHIPPING = "SHIPPING"
+    DISCOUNT = "DISCOUNT"
+    TAX = "TAX"
+    FEE = "FEE"
+    UNKNOWN = "UNKNOWN"
+
+
 @dataclass(frozen=True, slots=True)
 class Item:
     """The stock of one product at one location."""
@@ -248,11 +258,25 @@ class OrderLines:
 
 @dataclass(frozen=True, slots=True)
 class NewItem:
-    """A line of an order to create. `price` is the price of one unit, with at most nine decimals."""
+    """A line of an order to create. `price` is the price of one unit, with at most nine decimals.
+
+    With a `location`, the units are reserved only there.
+    """
 
     product_id: int
     quantity: int
     price: Decimal
+    location: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Charge:
+    """An amount that adds to the total of an order. A DISCOUNT reduces the total; its amount is positive, too."""
+
+    kind: ChargeKind
+    amount: Decimal
+    label: str = ""
+    """A name for people."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -267,6 +291,10 @@ class NewOrder:
     currency: str
     ttl_seconds: float | None = None
     request_id: str | None = None
+    charges: tuple[Charge, ...] = ()
+    external_reference: str = ""
+    """A reference of your own, such as the number of a cart. Several orders may have the same reference."""
+    labels: Mapping[str, str] = field(default_factory=dict, hash=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -332,6 +360,8 @@ class OrderItem:
     cancelled: int = 0
     returned: int = 0
     """Shipped units that came back. They still count as shipped."""
+    location: str = ""
+    """The location of `NewItem`; empty if it had none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -355,6 +385,9 @@ class Order:
     """The shipments by `create_shipment`, the oldest first. Empty in the orders of `list_orders`."""
     returns: tuple[Return, ...] = ()
     """The returns by `create_return`, the oldest first. Empty in the orders of `list_orders`."""
+    charges: tuple[Charge, ...] = ()
+    external_reference: str = ""
+    labels: Mapping[str, str] = field(default_factory=dict, hash=False)
     history: tuple[StatusChange, ...] = field(default=(), compare=False)
     """The changes of the status, the oldest first; the first one is the creation. Only `get_order` sets it, and it does
     not count when two orders are compared."""
