@@ -50,7 +50,8 @@ def test_every_field_of_a_request_is_sent() -> None:
 
 
 def test_every_field_of_a_response_is_returned() -> None:
-    fields, returned = set(), set()
+    fields: set[str] = set()
+    returned: set[str] = set()
     for method, _, read in full_calls():
         response = method.response()
         expected = dict(fill(response, count(1_000)))
