@@ -6,7 +6,17 @@ from google.rpc.status_pb2 import Status
 from inventory_api.api import parse
 from order_api.api import parse as order_parse
 from shop_client import Line, OrderLines, Stock, batches, calls, errors
-from shop_client.batches import BATCHES_MAX, BYTES_MAX, CALLS_MAX, LINES_MAX, STALLED_SECONDS, Batch, Entry, Queue
+from shop_client.batches import (
+    BATCHES_MAX,
+    BYTES_MAX,
+    CALLS_MAX,
+    LINES_MAX,
+    OVERLAP_CALLS_MIN,
+    STALLED_SECONDS,
+    Batch,
+    Entry,
+    Queue,
+)
 from shop_common.batching import coalescer
 from shop_common.rpc import large_requests
 from shop_protos.inventory.v1 import inventory_pb2 as pb
@@ -44,19 +54,59 @@ def test_all_waiting_calls_travel_in_arrival_order() -> None:
 
 def test_while_a_batch_is_in_flight_calls_collect() -> None:
     waiting = queue(entry("first"))
-    assert ids(waiting.next_batch(NOW)) == ["first"]
+    first = waiting.next_batch(NOW)
+    assert ids(first) == ["first"]
     waiting.add(entry("second"))
     waiting.add(entry("third"))
 
     assert waiting.next_batch(NOW + 0.1) is None
-    waiting.finish()
-    assert ids(waiting.next_batch(NOW + 0.1)) == ["second", "third"]
-    waiting.finish()
+    second = finish_and_take(waiting, first)
+    assert ids(second) == ["second", "third"]
+    assert finish_and_take(waiting, second) is None
     assert waiting.is_idle
 
 
+def finish_and_take(waiting: Queue[None], batch: Batch[None] | None) -> Batch[None] | None:
+    assert batch is not None
+    waiting.finish(batch)
+    return waiting.next_batch(NOW + 0.1)
+
+
+def test_a_second_batch_starts_when_as_many_calls_wait_as_are_in_flight() -> None:
+    waiting = queue(entry("first"))
+    first = waiting.next_batch(NOW)
+    assert ids(first) == ["first"]
+
+    sizes = []
+    for number in range(3 * OVERLAP_CALLS_MIN - 1):
+        waiting.add(entry(str(number)))
+        sizes.append(len(ids(waiting.next_batch(NOW))))
+
+    started = OVERLAP_CALLS_MIN - 1
+    assert [n for n, size in enumerate(sizes) if size] == [started], "the second batch, and no third one"
+    assert sizes[started] == OVERLAP_CALLS_MIN
+    third = finish_and_take(waiting, first)
+    assert len(ids(third)) == 3 * OVERLAP_CALLS_MIN // 2 - 1
+    assert waiting.next_batch(NOW) is None
+
+
+def test_the_calls_of_many_callers_are_two_batches_of_the_same_size() -> None:
+    waiting = queue(*(entry(str(n)) for n in range(4 * OVERLAP_CALLS_MIN)))
+
+    batches = [waiting.next_batch(NOW), waiting.next_batch(NOW)]
+
+    assert [len(ids(batch)) for batch in batches] == [2 * OVERLAP_CALLS_MIN] * 2
+    assert waiting.next_batch(NOW) is None
+
+
+def test_few_calls_are_one_batch() -> None:
+    waiting = queue(*(entry(str(n)) for n in range(2 * OVERLAP_CALLS_MIN - 1)))
+
+    assert len(ids(waiting.next_batch(NOW))) == 2 * OVERLAP_CALLS_MIN - 1
+
+
 def test_a_stalled_batch_holds_up_the_others_for_a_second_only() -> None:
-    waiting = queue(*(entry(str(n), lines=LINES_MAX // 10, deadline=NOW + 1000) for n in range(100)))
+    waiting = queue(*(entry(str(n), lines=LINES_MAX // 10, deadline=NOW + 1000) for n in range(50)))
     assert waiting.next_batch(NOW)
 
     for number in range(1, BATCHES_MAX):
@@ -66,11 +116,12 @@ def test_a_stalled_batch_holds_up_the_others_for_a_second_only() -> None:
 
 
 def test_a_batch_has_at_most_the_requests_of_one_rpc() -> None:
-    waiting = queue(*(entry(str(n)) for n in range(CALLS_MAX + 1)))
+    waiting = queue(*(entry(str(n)) for n in range(2 * CALLS_MAX + 1)))
 
-    assert len(ids(waiting.next_batch(NOW))) == CALLS_MAX
-    waiting.finish()
-    assert ids(waiting.next_batch(NOW)) == [str(CALLS_MAX)]
+    first, second = waiting.next_batch(NOW), waiting.next_batch(NOW)
+    assert len(ids(first)) == len(ids(second)) == CALLS_MAX
+    assert finish_and_take(waiting, first) is None
+    assert ids(finish_and_take(waiting, second)) == [str(2 * CALLS_MAX)]
 
 
 def test_a_batch_has_at_most_the_lines_of_one_transaction() -> None:

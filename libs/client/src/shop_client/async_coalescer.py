@@ -48,16 +48,14 @@ class AsyncCoalescer:
             unwanted.cancel()
 
     def _start(self, queue: Queue[_Waiter]) -> None:
-        """Send the next batch of the queue, unless one is in flight."""
-        batch = queue.next_batch(time.monotonic())
-        if batch is None:
-            if queue.is_idle and self._queues.get(queue.token) is queue:
-                del self._queues[queue.token]
-            return
-        # The task runs in an empty context, so that the batch is no part of the trace of its first caller.
-        sender = asyncio.get_running_loop().create_task(self._send(queue, batch), context=contextvars.Context())
-        self._senders.add(sender)
-        sender.add_done_callback(self._senders.discard)
+        """Send the batches of the queue that do not have to wait for one in flight."""
+        while (batch := queue.next_batch(time.monotonic())) is not None:
+            # The task runs in an empty context, so that the batch is no part of the trace of its first caller.
+            sender = asyncio.get_running_loop().create_task(self._send(queue, batch), context=contextvars.Context())
+            self._senders.add(sender)
+            sender.add_done_callback(self._senders.discard)
+        if queue.is_idle and self._queues.get(queue.token) is queue:
+            del self._queues[queue.token]
 
     async def _send(self, queue: Queue[_Waiter], batch: Batch[_Waiter]) -> None:
         stalled = asyncio.get_running_loop().call_later(STALLED_SECONDS, self._start, queue)
@@ -71,7 +69,7 @@ class AsyncCoalescer:
             raise
         finally:
             stalled.cancel()
-            queue.finish()
+            queue.finish(batch)
         self._start(queue)
 
     async def _outcome(self, queue: Queue[_Waiter], batch: Batch[_Waiter]) -> Message:

@@ -1,7 +1,8 @@
 """The queues of calls that travel together, without threads or asyncio.
 
 The calls of one RPC and one credential share a queue. While a batch of the queue is in flight, further calls collect,
-and travel as the next batch, in arrival order. So a batch has at least one call and grows with load.
+and travel as the next batch, in arrival order. So a batch has at least one call and grows with load. Under high load,
+two batches are in flight, so that the server works on one while the client packs and reads the other.
 """
 
 from collections import deque
@@ -26,6 +27,10 @@ LINES_MAX = 2000
 
 BYTES_MAX = 16_000
 """The server admits requests of 16,384 bytes and more only a few at a time."""
+
+OVERLAP_CALLS_MIN = 64
+"""The fewest calls of a batch that starts while another one is in flight. Smaller batches cost more CPU than the
+overlap saves."""
 
 STALLED_SECONDS = 1.0
 BATCHES_MAX = 4
@@ -130,6 +135,7 @@ class Queue(Generic[_Waiter]):
         self.token = token
         self._waiting: deque[Entry[_Waiter]] = deque()
         self._in_flight = 0
+        self._calls_in_flight = 0
         self._last_start = 0.0
 
     @property
@@ -140,25 +146,39 @@ class Queue(Generic[_Waiter]):
         self._waiting.append(entry)
 
     def next_batch(self, now: float) -> Batch[_Waiter] | None:
-        """Take the next batch, or return None if there is none or a batch is in flight."""
-        if self._in_flight and (self._in_flight >= BATCHES_MAX or now - self._last_start < STALLED_SECONDS):
+        """Take the next batch, or return None if it is empty or has to wait for a batch in flight."""
+        if not self._may_start(now):
             return None
         entries = self._take(now)
         if not entries:
             return None
         self._in_flight += 1
+        self._calls_in_flight += len(entries)
         self._last_start = now
         return Batch(entries)
 
-    def finish(self) -> None:
-        """Note that a batch is no longer in flight."""
+    def finish(self, batch: Batch[_Waiter]) -> None:
+        """Note that the batch is no longer in flight."""
         self._in_flight -= 1
+        self._calls_in_flight -= len(batch.entries)
+
+    def _may_start(self, now: float) -> bool:
+        if not self._in_flight:
+            return True
+        if self._in_flight == 1 and len(self._waiting) >= max(OVERLAP_CALLS_MIN, self._calls_in_flight):
+            return True
+        return self._in_flight < BATCHES_MAX and now - self._last_start >= STALLED_SECONDS
 
     def _take(self, now: float) -> list[Entry[_Waiter]]:
         """Take entries in arrival order up to the limits of a batch. Drops those whose callers no longer wait."""
         taken: list[Entry[_Waiter]] = []
         lines = size = 0
-        while self._waiting and len(taken) < CALLS_MAX:
+        calls_max = CALLS_MAX
+        outstanding = len(self._waiting) + self._calls_in_flight
+        if outstanding >= 2 * OVERLAP_CALLS_MIN:
+            # One batch of all calls would leave none for a second batch.
+            calls_max = min(CALLS_MAX, outstanding // 2)
+        while self._waiting and len(taken) < calls_max:
             entry = self._waiting[0]
             if not entry.is_abandoned and entry.deadline > now:
                 lines, size = lines + entry.call.lines, size + entry.size

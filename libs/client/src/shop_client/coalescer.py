@@ -2,7 +2,8 @@
 
 There is no thread and no timer. The thread that calls while no batch is in flight sends its call at once, and waits for
 the response itself, which costs less than a hand-over from a thread of gRPC. Calls that collect in the meantime are the
-next batch. Its response arrives on a thread of gRPC, which wakes the callers and sends the next batch.
+next batch. Its response arrives on a thread of gRPC, which wakes the callers and sends the next batch. If many calls
+collect, the thread of the last one sends them while the first batch is still in flight.
 """
 
 import threading
@@ -64,10 +65,12 @@ class Coalescer:
             unwanted.cancel()
 
     def _start(self, queue: Queue[threading.Lock]) -> None:
-        """Send the next batch of the queue, unless one is in flight."""
-        with self._mutex:
-            batch = self._next_batch(queue)
-        if batch is not None:
+        """Send the batches of the queue that do not have to wait for one in flight."""
+        while True:
+            with self._mutex:
+                batch = self._next_batch(queue)
+            if batch is None:
+                return
             self._send(queue, batch)
 
     def _next_batch(self, queue: Queue[threading.Lock]) -> Batch[threading.Lock] | None:
@@ -116,7 +119,7 @@ class Coalescer:
 
     def _settle(self, queue: Queue[threading.Lock], batch: Batch[threading.Lock], outcome: Message) -> None:
         with self._mutex:
-            queue.finish()
+            queue.finish(batch)
             waiting = batch.settle(outcome)
         for entry in waiting:
             entry.waiter.release()
