@@ -164,6 +164,22 @@ def test_reservations_are_made_confirmed_listed_and_released(shop: Shop, product
     assert [each.id for each in listed] == [reservation.id]
 
 
+def test_reservations_are_extended_up_to_a_limit(shop: Shop, product: int) -> None:
+    shop.add_stock(product, 3)
+    order_id = f"order-{product}"
+    held = shop.reserve(product, 2, order_id, ttl_seconds=60)
+
+    (extended,) = shop.extend_reservations(order_id, 3600)
+
+    assert held.expires_at is not None
+    assert extended.expires_at is not None
+    assert timedelta(seconds=3500) < extended.expires_at - held.expires_at < timedelta(seconds=3600 + 600)
+    assert shop.get_reservation(held.id) == extended
+    with pytest.raises(errors.ExtensionLimit) as limit:
+        shop.extend_reservations(order_id, 7 * 24 * 3600)
+    assert limit.value.metadata["order_id"] == order_id
+
+
 def test_expired_reservations_are_taken_again(shop: Shop, product: int) -> None:
     shop.add_stock(product, 3)
     order_id = f"order-{product}"
@@ -349,6 +365,20 @@ def test_a_shipped_unit_of_an_order_comes_back(shop: Shop, product: int) -> None
         shop.create_return(order.id, [ReturnedUnits(item_id, 1, ReturnTreatment.UNKNOWN)])
 
 
+def test_the_stock_of_an_order_is_held_for_longer(shop: Shop, product: int) -> None:
+    shop.add_stock(product, 2)
+    order = shop.create_order(product, [NewItem(product, 2, PRICE)], "EUR", ttl_seconds=60)
+
+    extended = shop.extend_order(order.id, 7200)
+
+    assert extended.reserved_until - order.reserved_until > timedelta(seconds=7000)
+    assert shop.get_order(order.id) == extended
+    shop.update_order_status(order.id, OrderStatus.CANCELLED)
+    with pytest.raises(errors.OrderNotPending) as refused:
+        shop.extend_order(order.id, 7200)
+    assert refused.value.metadata["status"] == "CANCELLED"
+
+
 def test_an_order_that_expired_is_reinstated(shop: Shop, product: int) -> None:
     shop.add_stock(product, 2)
     order = shop.create_order(product, [NewItem(product, 2, PRICE)], "EUR", ttl_seconds=1)
@@ -403,6 +433,7 @@ def test_the_asyncio_client_makes_the_same_calls(settings: Settings, product: in
             assert refused.value.available == 22
             (kept,) = await shop.batch_reserve([OrderLines(order_id, (Line(product, 1),))])
             assert isinstance(kept, list)
+            assert len(await shop.extend_reservations(order_id, 3600)) == 3
             assert len(await shop.confirm_reservations(order_id)) == 3
             assert (await shop.get_reservation(reservation.id)).state is ReservationState.CONFIRMED
             assert len([each async for each in shop.list_reservations(order_id=order_id, page_size=2)]) == 3
@@ -420,6 +451,8 @@ def test_the_asyncio_client_makes_the_same_calls(settings: Settings, product: in
                 await shop.create_return(cancelled.id, [unit])
             with pytest.raises(errors.NotReinstatable):
                 await shop.reinstate_order(cancelled.id)
+            with pytest.raises(errors.OrderNotPending):
+                await shop.extend_order(cancelled.id, 60)
             assert [each async for each in shop.list_orders(user_id=product)] == [cancelled, order]
             (other,) = await shop.batch_create_orders([NewOrder(product, (NewItem(product, 1, PRICE),), "EUR")])
             assert isinstance(other, Order)

@@ -261,6 +261,11 @@ class AsyncShop:
             # The reservations are confirmed, but the response of their batch has no room for them.
             return await self._until(calls.confirm_reservations_alone(order_id), deadline)
 
+    async def extend_reservations(
+        self, order_id: str, ttl_seconds: float, *, timeout_seconds: float | None = None
+    ) -> list[Reservation]:
+        return await self._run(calls.extend_reservations(order_id, ttl_seconds), timeout_seconds)
+
     async def get_reservation(self, reservation_id: str, *, timeout_seconds: float | None = None) -> Reservation:
         return await self._run(calls.get_reservation(reservation_id), timeout_seconds)
 
@@ -362,6 +367,9 @@ class AsyncShop:
         timeout_seconds: float | None = None,
     ) -> Order:
         return await self._run(calls.create_return(order_id, items, reason, request_id), timeout_seconds)
+
+    async def extend_order(self, order_id: str, ttl_seconds: float, *, timeout_seconds: float | None = None) -> Order:
+        return await self._run(calls.extend_order(order_id, ttl_seconds), timeout_seconds)
 
     async def reinstate_order(
         self, order_id: str, *, reason: str = "", request_id: str | None = None, timeout_seconds: float | None = None

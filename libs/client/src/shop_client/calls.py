@@ -166,6 +166,7 @@ BATCH_RESERVE_STOCK = _method(_INVENTORY, "BatchReserveStock")
 BATCH_RELEASE_STOCK = _method(_INVENTORY, "BatchReleaseStock")
 BATCH_CONFIRM_RESERVATIONS = _method(_INVENTORY, "BatchConfirmReservations")
 CONFIRM_RESERVATIONS = _method(_INVENTORY, "ConfirmReservations")
+EXTEND_RESERVATIONS = _method(_INVENTORY, "ExtendReservations")
 GET_RESERVATION = _method(_INVENTORY, "GetReservation")
 LIST_RESERVATIONS = _method(_INVENTORY, "ListReservations")
 BATCH_CREATE_ORDERS = _method(_ORDERS, "BatchCreateOrders")
@@ -174,6 +175,7 @@ UPDATE_ORDER_STATUS = _method(_ORDERS, "UpdateOrderStatus")
 CREATE_SHIPMENT = _method(_ORDERS, "CreateShipment")
 CANCEL_ORDER_ITEMS = _method(_ORDERS, "CancelOrderItems")
 CREATE_RETURN = _method(_ORDERS, "CreateReturn")
+EXTEND_ORDER = _method(_ORDERS, "ExtendOrder")
 REINSTATE_ORDER = _method(_ORDERS, "ReinstateOrder")
 LIST_ORDERS = _method(_ORDERS, "ListOrders")
 ERASE_USER = _method(_ORDERS, "EraseUser")
@@ -374,6 +376,11 @@ def confirm_reservations_alone(order_id: str) -> Call[list[Reservation]]:
     return Call(CONFIRM_RESERVATIONS, inventory.ConfirmReservationsRequest(order_id=order_id), _confirmed)
 
 
+def extend_reservations(order_id: str, ttl_seconds: float) -> Call[list[Reservation]]:
+    request = inventory.ExtendReservationsRequest(order_id=order_id, ttl=convert.duration(ttl_seconds))
+    return Call(EXTEND_RESERVATIONS, request, _extended)
+
+
 def get_reservation(reservation_id: str) -> Call[Reservation]:
     return Call(GET_RESERVATION, inventory.GetReservationRequest(id=reservation_id), _reservation)
 
@@ -464,6 +471,10 @@ def create_return(order_id: str, items: Sequence[ReturnedUnits], reason: str, re
         request_id=request_id or _new_id(),
     )
     return Call(CREATE_RETURN, request, _order, request.request_id)
+
+
+def extend_order(order_id: str, ttl_seconds: float) -> Call[Order]:
+    return Call(EXTEND_ORDER, orders.ExtendOrderRequest(id=order_id, ttl=convert.duration(ttl_seconds)), _order)
 
 
 def reinstate_order(order_id: str, reason: str, request_id: str | None) -> Call[Order]:
@@ -570,6 +581,10 @@ def _confirmed_in_batch(result: inventory.BatchConfirmReservationsResult) -> lis
 
 
 def _confirmed(response: inventory.ConfirmReservationsResponse) -> list[Reservation]:
+    return [convert.reservation(each) for each in response.reservations]
+
+
+def _extended(response: inventory.ExtendReservationsResponse) -> list[Reservation]:
     return [convert.reservation(each) for each in response.reservations]
 
 

@@ -19,12 +19,14 @@ ShopError
 │   ├── InsufficientStock                         INSUFFICIENT_STOCK
 │   ├── IllegalTransition                         ILLEGAL_TRANSITION
 │   ├── NotReinstatable                           NOT_REINSTATABLE
+│   ├── OrderNotPending                           ORDER_NOT_PENDING
 │   ├── UnitsNotOpen                              UNITS_NOT_OPEN
 │   ├── ShipmentsLimit                            SHIPMENTS_LIMIT
 │   ├── UnitsNotReturnable                        UNITS_NOT_RETURNABLE
 │   ├── ReturnsLimit                              RETURNS_LIMIT
 │   ├── ReservationExpired                        RESERVATION_EXPIRED
 │   ├── ReservationReleased                       RESERVATION_RELEASED
+│   ├── ExtensionLimit                            EXTENSION_LIMIT
 │   ├── BelowReserved                             BELOW_RESERVED
 │   ├── QuantityLimit                             QUANTITY_LIMIT
 │   ├── LocationsLimit                            LOCATIONS_LIMIT
@@ -228,6 +230,12 @@ class NotReinstatable(Refused):
     REASON = "NOT_REINSTATABLE"
 
 
+class OrderNotPending(Refused):
+    """The order is not PENDING, so its stock has no expiry that could be moved. `metadata` has `status`."""
+
+    REASON = "ORDER_NOT_PENDING"
+
+
 class UnitsNotOpen(Refused):
     """More units of a line were requested than are neither shipped nor cancelled. `metadata` has `open`."""
 
@@ -262,6 +270,12 @@ class ReservationReleased(Refused):
     """Reservations of the order were released."""
 
     REASON = "RESERVATION_RELEASED"
+
+
+class ExtensionLimit(Refused):
+    """A reservation would be held for more than 7 days. `metadata` has `latest`, the latest possible expiry."""
+
+    REASON = "EXTENSION_LIMIT"
 
 
 class BelowReserved(Refused):

@@ -311,6 +311,15 @@ class Shop:
             # The reservations are confirmed, but the response of their batch has no room for them.
             return self._until(calls.confirm_reservations_alone(order_id), deadline)
 
+    def extend_reservations(
+        self, order_id: str, ttl_seconds: float, *, timeout_seconds: float | None = None
+    ) -> list[Reservation]:
+        """Let the held reservations of an order expire `ttl_seconds` from now, or later. Repeatable.
+
+        Raises ReservationNotFound, ReservationExpired, ReservationReleased, or ExtensionLimit after 7 days in all.
+        """
+        return self._run(calls.extend_reservations(order_id, ttl_seconds), timeout_seconds)
+
     def get_reservation(self, reservation_id: str, *, timeout_seconds: float | None = None) -> Reservation:
         """Return one reservation. Raises ReservationNotFound."""
         return self._run(calls.get_reservation(reservation_id), timeout_seconds)
@@ -435,6 +444,13 @@ class Shop:
         Raises OrderNotFound, OrderItemNotFound, UnitsNotReturnable or ReturnsLimit.
         """
         return self._run(calls.create_return(order_id, items, reason, request_id), timeout_seconds)
+
+    def extend_order(self, order_id: str, ttl_seconds: float, *, timeout_seconds: float | None = None) -> Order:
+        """Hold the stock of a PENDING order until `ttl_seconds` from now, or longer. Repeatable.
+
+        Raises OrderNotFound, OrderNotPending, ReservationExpired, ReservationReleased or ExtensionLimit.
+        """
+        return self._run(calls.extend_order(order_id, ttl_seconds), timeout_seconds)
 
     def reinstate_order(
         self, order_id: str, *, reason: str = "", request_id: str | None = None, timeout_seconds: float | None = None

@@ -8,7 +8,7 @@ from typing import ClassVar
 
 from google.protobuf.duration_pb2 import Duration
 
-from order_api.domain.commands import ChangeStatus, NewOrder, Reinstate, ReservedOrder
+from order_api.domain.commands import ChangeStatus, ExtendOrder, NewOrder, Reinstate, ReservedOrder
 from order_api.domain.model import OrderKey, OrderReservation, Status, VersionedStatus
 from shop_common.db.idempotency import RequestIdReused
 from shop_common.errors import InvalidInput, ShopError, Unavailable, Violation
@@ -46,7 +46,7 @@ class Inventory:
             target,
             service,
             # BatchReserveStock may be repeated because it always has request_ids. The others check the state.
-            repeatable=("BatchReserveStock", "ConfirmReservations", "ReleaseStock"),
+            repeatable=("BatchReserveStock", "ConfirmReservations", "ExtendReservations", "ReleaseStock"),
             unavailable_reason=InventoryUnavailable.reason,
             certificates=certificates,
         )
@@ -107,6 +107,19 @@ class Inventory:
             headers=delegation_headers(command.caller),
         )
         return _active_units(response.reservations)
+
+    def extend(self, command: ExtendOrder, *, seconds_left: float) -> None:
+        """Extend the reservations of the command's order. May be repeated.
+
+        Raises the refusals of ExtendReservations. Raises Unavailable if the outcome is unknown.
+        """
+        self._client.call(
+            self._stub.ExtendReservations,
+            pb.ExtendReservationsRequest(order_id=command.order_id, ttl=_duration(command.ttl_seconds)),
+            timeout_seconds=min(self._call_seconds, seconds_left),
+            traceparent=command.traceparent,
+            headers=delegation_headers(command.caller),
+        )
 
     def release_soon(self, reserved: ReservedOrder) -> None:
         """Release the reservations in the background. If the queue is full, they expire. Never waits or raises."""

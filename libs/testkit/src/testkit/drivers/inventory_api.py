@@ -16,6 +16,7 @@ from inventory_api.domain.commands import (
     AvailabilityQuestion,
     ChangeStock,
     ExpireRequest,
+    ExtendRequest,
     ItemFilter,
     MovementFilter,
     OrderLines,
@@ -214,6 +215,9 @@ class InventoryDriver:
     def confirm(self, order: str = "order-1") -> list[Reservation]:
         return self.operations.confirm(OrderRequest(order, caller=self.caller), deadline=deadline())
 
+    def extend(self, ttl: float, order: str = "order-1") -> list[Reservation]:
+        return self.operations.extend(ExtendRequest(order, ttl_seconds=ttl, caller=self.caller), deadline=deadline())
+
     def retake(self, order: str = "order-1", *, version: int | None = None) -> list[Reservation]:
         request = RetakeRequest(order, caller=self.caller, order_version=version)
         return self.operations.confirm(request, deadline=deadline())
@@ -332,7 +336,7 @@ class InventoryDriver:
         }
         types: dict[str, list[str]] = {row.id: [] for row in stored}
         for event in events:
-            if event.type in ("STOCK_UPDATED", "STOCK_MOVED"):
+            if event.type in ("STOCK_UPDATED", "STOCK_MOVED", "STOCK_RESERVATION_EXTENDED"):
                 continue
             of_reservation = types[event.data["reservation_id"]]
             if event.type == "STOCK_RESERVATION_CHANGED":

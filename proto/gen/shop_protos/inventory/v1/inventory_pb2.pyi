@@ -1763,6 +1763,58 @@ class ConfirmReservationsResponse(_message.Message):
 Global___ConfirmReservationsResponse: _TypeAlias = ConfirmReservationsResponse  # noqa: Y015
 
 @_typing.final
+class ExtendReservationsRequest(_message.Message):
+    """The order whose reservations to extend."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ORDER_ID_FIELD_NUMBER: _builtins.int
+    TTL_FIELD_NUMBER: _builtins.int
+    order_id: _builtins.str
+    """The order: 1–64 printable ASCII characters."""
+    @_builtins.property
+    def ttl(self) -> _duration_pb2.Duration:
+        """The time from now to the new expiry: 1 s – 7 days."""
+
+    def __init__(
+        self,
+        *,
+        order_id: _builtins.str = ...,
+        ttl: _duration_pb2.Duration | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["ttl", b"ttl"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["order_id", b"order_id", "ttl", b"ttl"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ExtendReservationsRequest: _TypeAlias = ExtendReservationsRequest  # noqa: Y015
+
+@_typing.final
+class ExtendReservationsResponse(_message.Message):
+    """The reservations of the order."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RESERVATIONS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def reservations(self) -> _containers.RepeatedCompositeFieldContainer[Global___Reservation]:
+        """The order's HELD, CONFIRMED and FULFILLED reservations, by ascending id."""
+
+    def __init__(
+        self,
+        *,
+        reservations: _abc.Iterable[Global___Reservation] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["reservations", b"reservations"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ExtendReservationsResponse: _TypeAlias = ExtendReservationsResponse  # noqa: Y015
+
+@_typing.final
 class BatchConfirmReservationsRequest(_message.Message):
     """The orders to confirm."""
 

@@ -139,6 +139,11 @@ class InventoryServiceStub:
                 request_serializer=shop_dot_inventory_dot_v1_dot_inventory__pb2.ConfirmReservationsRequest.SerializeToString,
                 response_deserializer=shop_dot_inventory_dot_v1_dot_inventory__pb2.ConfirmReservationsResponse.FromString,
                 _registered_method=True)
+        self.ExtendReservations = channel.unary_unary(
+                '/shop.inventory.v1.InventoryService/ExtendReservations',
+                request_serializer=shop_dot_inventory_dot_v1_dot_inventory__pb2.ExtendReservationsRequest.SerializeToString,
+                response_deserializer=shop_dot_inventory_dot_v1_dot_inventory__pb2.ExtendReservationsResponse.FromString,
+                _registered_method=True)
         self.BatchConfirmReservations = channel.unary_unary(
                 '/shop.inventory.v1.InventoryService/BatchConfirmReservations',
                 request_serializer=shop_dot_inventory_dot_v1_dot_inventory__pb2.BatchConfirmReservationsRequest.SerializeToString,
@@ -408,6 +413,23 @@ class InventoryServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ExtendReservations(self, request, context):
+        """Moves the expiry of all HELD reservations that the caller made for an order to `ttl` from now, or of none. A later
+        expiry stays as it is. CONFIRMED reservations do not expire, and are returned unchanged. A reservation is held for at
+        most 7 days in all. Repeatable: a repeat may only move the expiry to a later time.
+        NOT_FOUND           RESERVATION_NOT_FOUND (metadata: order_id): the order has no reservation, because the caller
+        reserved nothing for it or its reservations were purged.
+        FAILED_PRECONDITION RESERVATION_EXPIRED (metadata: order_id): a reservation has expired; none is extended.
+        RESERVATION_RELEASED (metadata: order_id): all reservations of the order were released.
+        EXTENSION_LIMIT (metadata: order_id, latest): a reservation would be held for more than 7
+        days. `latest` is the latest possible expiry, in RFC 3339.
+        RESERVATIONS_LIMIT: as for ConfirmReservations.
+        Emits STOCK_RESERVATION_EXTENDED per reservation that has a later expiry.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def BatchConfirmReservations(self, request, context):
         """Does what ConfirmReservations does, for many orders.
 
@@ -519,6 +541,11 @@ def add_InventoryServiceServicer_to_server(servicer, server):
                     servicer.ConfirmReservations,
                     request_deserializer=shop_dot_inventory_dot_v1_dot_inventory__pb2.ConfirmReservationsRequest.FromString,
                     response_serializer=shop_dot_inventory_dot_v1_dot_inventory__pb2.ConfirmReservationsResponse.SerializeToString,
+            ),
+            'ExtendReservations': grpc.unary_unary_rpc_method_handler(
+                    servicer.ExtendReservations,
+                    request_deserializer=shop_dot_inventory_dot_v1_dot_inventory__pb2.ExtendReservationsRequest.FromString,
+                    response_serializer=shop_dot_inventory_dot_v1_dot_inventory__pb2.ExtendReservationsResponse.SerializeToString,
             ),
             'BatchConfirmReservations': grpc.unary_unary_rpc_method_handler(
                     servicer.BatchConfirmReservations,
@@ -971,6 +998,33 @@ class InventoryService:
             '/shop.inventory.v1.InventoryService/ConfirmReservations',
             shop_dot_inventory_dot_v1_dot_inventory__pb2.ConfirmReservationsRequest.SerializeToString,
             shop_dot_inventory_dot_v1_dot_inventory__pb2.ConfirmReservationsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ExtendReservations(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/shop.inventory.v1.InventoryService/ExtendReservations',
+            shop_dot_inventory_dot_v1_dot_inventory__pb2.ExtendReservationsRequest.SerializeToString,
+            shop_dot_inventory_dot_v1_dot_inventory__pb2.ExtendReservationsResponse.FromString,
             options,
             channel_credentials,
             insecure,

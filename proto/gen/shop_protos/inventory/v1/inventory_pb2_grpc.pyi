@@ -205,6 +205,19 @@ class InventoryServiceStub:
     reservation. A due reservation becomes EXPIRED although the call is refused. With `retake`, also emits
     STOCK_RESERVATION_CHANGED and STOCK_RESERVED per expired reservation whose units are reserved again.
     """
+    ExtendReservations: _grpc.UnaryUnaryMultiCallable[_inventory_pb2.ExtendReservationsRequest, _inventory_pb2.ExtendReservationsResponse]
+    """Moves the expiry of all HELD reservations that the caller made for an order to `ttl` from now, or of none. A later
+    expiry stays as it is. CONFIRMED reservations do not expire, and are returned unchanged. A reservation is held for at
+    most 7 days in all. Repeatable: a repeat may only move the expiry to a later time.
+      NOT_FOUND           RESERVATION_NOT_FOUND (metadata: order_id): the order has no reservation, because the caller
+                          reserved nothing for it or its reservations were purged.
+      FAILED_PRECONDITION RESERVATION_EXPIRED (metadata: order_id): a reservation has expired; none is extended.
+                          RESERVATION_RELEASED (metadata: order_id): all reservations of the order were released.
+                          EXTENSION_LIMIT (metadata: order_id, latest): a reservation would be held for more than 7
+                          days. `latest` is the latest possible expiry, in RFC 3339.
+                          RESERVATIONS_LIMIT: as for ConfirmReservations.
+    Emits STOCK_RESERVATION_EXTENDED per reservation that has a later expiry.
+    """
     BatchConfirmReservations: _grpc.UnaryUnaryMultiCallable[_inventory_pb2.BatchConfirmReservationsRequest, _inventory_pb2.BatchConfirmReservationsResponse]
     """Does what ConfirmReservations does, for many orders.
 
@@ -508,6 +521,25 @@ class InventoryServiceServicer(metaclass=_abc_1.ABCMeta):
         Emits STOCK_RESERVATION_CONFIRMED per reservation that becomes CONFIRMED, and STOCK_RESERVATION_EXPIRED per due
         reservation. A due reservation becomes EXPIRED although the call is refused. With `retake`, also emits
         STOCK_RESERVATION_CHANGED and STOCK_RESERVED per expired reservation whose units are reserved again.
+        """
+
+    @_abc_1.abstractmethod
+    def ExtendReservations(
+        self,
+        request: _inventory_pb2.ExtendReservationsRequest,
+        context: _grpc.ServicerContext,
+    ) -> _inventory_pb2.ExtendReservationsResponse:
+        """Moves the expiry of all HELD reservations that the caller made for an order to `ttl` from now, or of none. A later
+        expiry stays as it is. CONFIRMED reservations do not expire, and are returned unchanged. A reservation is held for at
+        most 7 days in all. Repeatable: a repeat may only move the expiry to a later time.
+          NOT_FOUND           RESERVATION_NOT_FOUND (metadata: order_id): the order has no reservation, because the caller
+                              reserved nothing for it or its reservations were purged.
+          FAILED_PRECONDITION RESERVATION_EXPIRED (metadata: order_id): a reservation has expired; none is extended.
+                              RESERVATION_RELEASED (metadata: order_id): all reservations of the order were released.
+                              EXTENSION_LIMIT (metadata: order_id, latest): a reservation would be held for more than 7
+                              days. `latest` is the latest possible expiry, in RFC 3339.
+                              RESERVATIONS_LIMIT: as for ConfirmReservations.
+        Emits STOCK_RESERVATION_EXTENDED per reservation that has a later expiry.
         """
 
     @_abc_1.abstractmethod

@@ -534,6 +534,34 @@ class CreateReturnRequest(_message.Message):
 Global___CreateReturnRequest: _TypeAlias = CreateReturnRequest  # noqa: Y015
 
 @_typing.final
+class ExtendOrderRequest(_message.Message):
+    """An order whose stock to hold for longer."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    TTL_FIELD_NUMBER: _builtins.int
+    id: _builtins.str
+    """The order: a UUID."""
+    @_builtins.property
+    def ttl(self) -> _duration_pb2.Duration:
+        """The time from now for which the stock is held: 1 s – 7 days."""
+
+    def __init__(
+        self,
+        *,
+        id: _builtins.str = ...,
+        ttl: _duration_pb2.Duration | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["ttl", b"ttl"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["id", b"id", "ttl", b"ttl"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ExtendOrderRequest: _TypeAlias = ExtendOrderRequest  # noqa: Y015
+
+@_typing.final
 class ReinstateOrderRequest(_message.Message):
     """A cancelled order to take up again."""
 

@@ -104,6 +104,11 @@ class OrderServiceStub:
                 request_serializer=shop_dot_order_dot_v1_dot_order__pb2.CreateReturnRequest.SerializeToString,
                 response_deserializer=shop_dot_order_dot_v1_dot_order__pb2.OrderResponse.FromString,
                 _registered_method=True)
+        self.ExtendOrder = channel.unary_unary(
+                '/shop.order.v1.OrderService/ExtendOrder',
+                request_serializer=shop_dot_order_dot_v1_dot_order__pb2.ExtendOrderRequest.SerializeToString,
+                response_deserializer=shop_dot_order_dot_v1_dot_order__pb2.OrderResponse.FromString,
+                _registered_method=True)
         self.ReinstateOrder = channel.unary_unary(
                 '/shop.order.v1.OrderService/ReinstateOrder',
                 request_serializer=shop_dot_order_dot_v1_dot_order__pb2.ReinstateOrderRequest.SerializeToString,
@@ -274,6 +279,25 @@ class OrderServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ExtendOrder(self, request, context):
+        """Holds the stock of a PENDING order until `ttl` from now, so that the buyer has more time to pay. If it is held for
+        longer already, nothing changes. `reserved_until` follows. Stock is held for at most 7 days in all. Repeatable: a
+        repeat may only move `reserved_until` to a later time.
+        NOT_FOUND           ORDER_NOT_FOUND (metadata: id).
+        RESERVATION_NOT_FOUND (metadata: order_id): the order's reservations were purged.
+        FAILED_PRECONDITION ORDER_NOT_PENDING (metadata: id, status).
+        RESERVATION_EXPIRED, RESERVATION_RELEASED (metadata: order_id): the stock is lost, and the
+        order will be cancelled.
+        EXTENSION_LIMIT (metadata: order_id, latest): the stock would be held for more than 7 days.
+        `latest` is the latest possible expiry, in RFC 3339.
+        RESERVATIONS_LIMIT: as for UpdateOrderStatus.
+        UNAVAILABLE         INVENTORY_UNAVAILABLE: the stock may be held for longer. A repeat finishes.
+        Emits ORDER_EXTENDED if `reserved_until` has changed.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def ReinstateOrder(self, request, context):
         """Takes up an order again that was cancelled because its reservation expired, for a payment that comes late. Reserves
         its units again, at the same locations, if enough units are available there. The order becomes CONFIRMED in the same
@@ -370,6 +394,11 @@ def add_OrderServiceServicer_to_server(servicer, server):
             'CreateReturn': grpc.unary_unary_rpc_method_handler(
                     servicer.CreateReturn,
                     request_deserializer=shop_dot_order_dot_v1_dot_order__pb2.CreateReturnRequest.FromString,
+                    response_serializer=shop_dot_order_dot_v1_dot_order__pb2.OrderResponse.SerializeToString,
+            ),
+            'ExtendOrder': grpc.unary_unary_rpc_method_handler(
+                    servicer.ExtendOrder,
+                    request_deserializer=shop_dot_order_dot_v1_dot_order__pb2.ExtendOrderRequest.FromString,
                     response_serializer=shop_dot_order_dot_v1_dot_order__pb2.OrderResponse.SerializeToString,
             ),
             'ReinstateOrder': grpc.unary_unary_rpc_method_handler(
@@ -611,6 +640,33 @@ class OrderService:
             target,
             '/shop.order.v1.OrderService/CreateReturn',
             shop_dot_order_dot_v1_dot_order__pb2.CreateReturnRequest.SerializeToString,
+            shop_dot_order_dot_v1_dot_order__pb2.OrderResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ExtendOrder(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/shop.order.v1.OrderService/ExtendOrder',
+            shop_dot_order_dot_v1_dot_order__pb2.ExtendOrderRequest.SerializeToString,
             shop_dot_order_dot_v1_dot_order__pb2.OrderResponse.FromString,
             options,
             channel_credentials,

@@ -138,6 +138,21 @@ class OrderServiceStub:
       UNIMPLEMENTED       PARTIAL_CHANGES_DISABLED: the operator has switched off changes of some units.
     Emits ORDER_RETURNED.
     """
+    ExtendOrder: _grpc.UnaryUnaryMultiCallable[_order_pb2.ExtendOrderRequest, _order_pb2.OrderResponse]
+    """Holds the stock of a PENDING order until `ttl` from now, so that the buyer has more time to pay. If it is held for
+    longer already, nothing changes. `reserved_until` follows. Stock is held for at most 7 days in all. Repeatable: a
+    repeat may only move `reserved_until` to a later time.
+      NOT_FOUND           ORDER_NOT_FOUND (metadata: id).
+                          RESERVATION_NOT_FOUND (metadata: order_id): the order's reservations were purged.
+      FAILED_PRECONDITION ORDER_NOT_PENDING (metadata: id, status).
+                          RESERVATION_EXPIRED, RESERVATION_RELEASED (metadata: order_id): the stock is lost, and the
+                          order will be cancelled.
+                          EXTENSION_LIMIT (metadata: order_id, latest): the stock would be held for more than 7 days.
+                          `latest` is the latest possible expiry, in RFC 3339.
+                          RESERVATIONS_LIMIT: as for UpdateOrderStatus.
+      UNAVAILABLE         INVENTORY_UNAVAILABLE: the stock may be held for longer. A repeat finishes.
+    Emits ORDER_EXTENDED if `reserved_until` has changed.
+    """
     ReinstateOrder: _grpc.UnaryUnaryMultiCallable[_order_pb2.ReinstateOrderRequest, _order_pb2.OrderResponse]
     """Takes up an order again that was cancelled because its reservation expired, for a payment that comes late. Reserves
     its units again, at the same locations, if enough units are available there. The order becomes CONFIRMED in the same
@@ -352,6 +367,27 @@ class OrderServiceServicer(metaclass=_abc_1.ABCMeta):
           INVALID_ARGUMENT    REQUEST_ID_REUSED.
           UNIMPLEMENTED       PARTIAL_CHANGES_DISABLED: the operator has switched off changes of some units.
         Emits ORDER_RETURNED.
+        """
+
+    @_abc_1.abstractmethod
+    def ExtendOrder(
+        self,
+        request: _order_pb2.ExtendOrderRequest,
+        context: _grpc.ServicerContext,
+    ) -> _order_pb2.OrderResponse:
+        """Holds the stock of a PENDING order until `ttl` from now, so that the buyer has more time to pay. If it is held for
+        longer already, nothing changes. `reserved_until` follows. Stock is held for at most 7 days in all. Repeatable: a
+        repeat may only move `reserved_until` to a later time.
+          NOT_FOUND           ORDER_NOT_FOUND (metadata: id).
+                              RESERVATION_NOT_FOUND (metadata: order_id): the order's reservations were purged.
+          FAILED_PRECONDITION ORDER_NOT_PENDING (metadata: id, status).
+                              RESERVATION_EXPIRED, RESERVATION_RELEASED (metadata: order_id): the stock is lost, and the
+                              order will be cancelled.
+                              EXTENSION_LIMIT (metadata: order_id, latest): the stock would be held for more than 7 days.
+                              `latest` is the latest possible expiry, in RFC 3339.
+                              RESERVATIONS_LIMIT: as for UpdateOrderStatus.
+          UNAVAILABLE         INVENTORY_UNAVAILABLE: the stock may be held for longer. A repeat finishes.
+        Emits ORDER_EXTENDED if `reserved_until` has changed.
         """
 
     @_abc_1.abstractmethod

@@ -13,6 +13,7 @@ from inventory_api.domain.commands import (
     AvailabilityQuestion,
     ChangeStock,
     ExpireRequest,
+    ExtendRequest,
     ItemFilter,
     LocationFilter,
     MovementFilter,
@@ -447,6 +448,16 @@ def _order_version(check: Fields, request: pb.ConfirmReservationsRequest, caller
     if caller.reservation_owner:
         check.violate("order_version", "must be set by order-api only")
     return check.between("order_version", request.order_version, 1, INT64_MAX)
+
+
+def extend(request: pb.ExtendReservationsRequest, caller: Caller, traceparent: str | None) -> ExtendRequest:
+    with Fields() as check:
+        return ExtendRequest(
+            check.identifier("order_id", request.order_id),
+            ttl_seconds=_ttl(check, request.ttl),
+            caller=caller,
+            traceparent=traceparent,
+        )
 
 
 def batch_confirm(

@@ -127,6 +127,13 @@ class InventoryServicer(inventory_pb2_grpc.InventoryServiceServicer):
         confirmed = self._operations.confirm(command, deadline=deadline(context))
         return pb.ConfirmReservationsResponse(reservations=[render.reservation(each) for each in confirmed])
 
+    def ExtendReservations(
+        self, request: pb.ExtendReservationsRequest, context: ServicerContext
+    ) -> pb.ExtendReservationsResponse:
+        command = parse.extend(request, caller(), traceparent(context))
+        reservations = self._operations.extend(command, deadline=deadline(context))
+        return pb.ExtendReservationsResponse(reservations=[render.reservation(each) for each in reservations])
+
     def BatchConfirmReservations(
         self, request: pb.BatchConfirmReservationsRequest, context: ServicerContext
     ) -> pb.BatchConfirmReservationsResponse:

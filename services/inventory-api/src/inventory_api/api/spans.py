@@ -12,7 +12,7 @@ def describe(message: Message) -> dict[str, str | int | list[str]]:
     match message:
         case pb.ReserveStockRequest():
             return {"shop.order_id": message.order_id, "shop.product_id": message.product_id}
-        case pb.ConfirmReservationsRequest():
+        case pb.ConfirmReservationsRequest() | pb.ExtendReservationsRequest():
             return {"shop.order_id": message.order_id}
         case pb.BatchReserveStockRequest():
             # The batch may contain orders with invalid fields. Their ids may be too long.

@@ -203,6 +203,13 @@ class OrderRequest(Command):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ExtendRequest(OrderRequest):
+    """Move the expiry of the caller's reservations of an order to this time from now."""
+
+    ttl_seconds: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RetakeRequest(OrderRequest):
     """Confirm the caller's reservations of an order, and reserve the units of the expired ones again.
 

@@ -9,6 +9,7 @@ ShopError
 │   ├── ReservationsLimit       RESERVATIONS_LIMIT
 │   ├── ReservationExpired      RESERVATION_EXPIRED
 │   ├── ReservationReleased     RESERVATION_RELEASED
+│   ├── ExtensionLimit          EXTENSION_LIMIT
 │   ├── BelowReserved           BELOW_RESERVED
 │   ├── QuantityLimit           QUANTITY_LIMIT
 │   ├── LocationsLimit          LOCATIONS_LIMIT
@@ -19,10 +20,12 @@ ShopError
 `shop_common.errors` defines the kinds, and `shop_common.rpc.status` maps each kind to a gRPC status.
 """
 
+from datetime import datetime
 from typing import ClassVar
 
 from inventory_api.domain.model import ITEM_QUANTITY_MAX, LOCATIONS_MAX, ORDER_ALLOCATIONS_MAX, ORDER_RESERVATIONS_MAX
 from shop_common.errors import Conflict, NotFound, Refused, ShopError
+from shop_common.timestamps import rfc3339
 
 
 class ItemNotFound(NotFound):
@@ -119,6 +122,19 @@ class ReservationReleased(_OrderRefused):
 
     def __init__(self, order_id: str) -> None:
         super().__init__(order_id, f"all reservations of order {order_id} were released")
+
+
+class ExtensionLimit(_OrderRefused):
+    """A reservation of the order would be held for longer than a reservation may be held in all."""
+
+    reason: ClassVar[str] = "EXTENSION_LIMIT"
+
+    def __init__(self, order_id: str, latest: datetime) -> None:
+        super().__init__(order_id, f"the reservations of order {order_id} cannot be held after {rfc3339(latest)}")
+        self._latest = latest
+
+    def metadata(self) -> dict[str, str]:
+        return super().metadata() | {"latest": rfc3339(self._latest)}
 
 
 class BelowReserved(Refused):

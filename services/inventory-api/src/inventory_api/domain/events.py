@@ -81,6 +81,13 @@ def stock_reservation_expired(reservation: Reservation, now: datetime, cause: Ca
     )
 
 
+def stock_reservation_extended(reservation: Reservation, now: datetime, cause: Cause) -> Message:
+    """Return the event STOCK_RESERVATION_EXTENDED: the reservation is held until the later `expires_at`."""
+    expires_at = reservation.expires_at
+    details = {"quantity": reservation.quantity, "expires_at": rfc3339(expires_at) if expires_at else None}
+    return _reservation_event("STOCK_RESERVATION_EXTENDED", reservation, details, now, cause)
+
+
 def stock_released(reservation: Reservation, now: datetime, cause: Cause) -> Message:
     """Return the event STOCK_RELEASED: the reservation was released, and its units are free."""
     quantity = reservation.quantity

@@ -8,6 +8,8 @@ from typing import NamedTuple
 DEFAULT_LOCATION = "WAREHOUSE_A"
 ITEM_QUANTITY_MAX = 9 * 10**15
 """The most units of an item. Every JSON parser reads whole numbers up to this one exactly."""
+HELD_SECONDS_MAX = 7 * 24 * 3600
+"""The longest time for which a reservation is held, extensions included."""
 LOCATIONS_MAX = 500
 """The most locations of a product. A reservation has at most as many allocations, so its events stay small."""
 ORDER_RESERVATIONS_MAX = 1_000

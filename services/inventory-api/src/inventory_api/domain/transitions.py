@@ -5,11 +5,11 @@ docs/states.md draws the states. The caller has locked the reservations and thei
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from datetime import datetime
+from datetime import datetime, timedelta
 
 from inventory_api.domain import events
-from inventory_api.domain.errors import ReservationExpired, ReservationNotFound, ReservationReleased
-from inventory_api.domain.model import ENDED, Item, Reservation, State
+from inventory_api.domain.errors import ExtensionLimit, ReservationExpired, ReservationNotFound, ReservationReleased
+from inventory_api.domain.model import ENDED, HELD_SECONDS_MAX, Item, Reservation, State
 from inventory_api.domain.movements import MovementKind, QuantityChange
 from shop_common.api.command import UNKNOWN_CAUSE, Cause
 from shop_common.events.outbox import Message
@@ -44,6 +44,44 @@ def confirm(
     if reservations or has_released:
         return Confirmation({}, ReservationReleased(order_id))
     return Confirmation({}, ReservationNotFound(order_id=order_id))
+
+
+@dataclass(frozen=True, slots=True)
+class Extension:
+    """The result of extending an order: its reservations with a later expiry, and the error for the caller, if any."""
+
+    extended: list[Reservation]
+    refusal: ReservationNotFound | ReservationExpired | ReservationReleased | ExtensionLimit | None = None
+
+
+def extend(
+    order_id: str,
+    reservations: Sequence[Reservation],
+    ttl_seconds: float,
+    *,
+    has_expired: bool,
+    has_released: bool,
+    now: datetime,
+) -> Extension:
+    """Decide whether all held reservations of an order get a later expiry, or none.
+
+    The parameters are as for `confirm`. A reservation that expires later anyway does not change. The parts of a split
+    reservation were created when it was, so a split does not prolong the time for which the units may be held.
+    """
+    unreleased = [each for each in reservations if each.state is not State.RELEASED]
+    if has_expired or any(each.state is State.EXPIRED or each.is_due(now) for each in unreleased):
+        return Extension([], ReservationExpired(order_id))
+    if not unreleased:
+        released = bool(reservations) or has_released
+        return Extension([], ReservationReleased(order_id) if released else ReservationNotFound(order_id=order_id))
+    held = [each for each in unreleased if each.state is State.HELD]
+    expires_at = now + timedelta(seconds=ttl_seconds)
+    latest = min((each.created_at for each in held), default=now) + timedelta(seconds=HELD_SECONDS_MAX)
+    if held and expires_at > latest:
+        return Extension([], ExtensionLimit(order_id, latest))
+    return Extension(
+        [replace(each, expires_at=expires_at) for each in held if each.expires_at and each.expires_at < expires_at]
+    )
 
 
 def release(reservations: Iterable[Reservation], now: datetime) -> StateChanges:

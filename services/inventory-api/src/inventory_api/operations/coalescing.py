@@ -9,6 +9,7 @@ from inventory_api.domain.commands import (
     AvailabilityQuestion,
     ChangeStock,
     ExpireRequest,
+    ExtendRequest,
     ItemFilter,
     LocationFilter,
     MovementFilter,
@@ -39,6 +40,7 @@ from inventory_api.operations.locations import list_locations, update_locations
 from inventory_api.operations.purge import Purge, Purged
 from inventory_api.operations.reservations.confirm import confirm
 from inventory_api.operations.reservations.expire import ExpirySweep
+from inventory_api.operations.reservations.extend import extend
 from inventory_api.operations.reservations.release import release
 from inventory_api.operations.reservations.reserve import Reservations, reserve
 from inventory_api.operations.reservations.retake import retake
@@ -66,6 +68,9 @@ _RELEASE: Audit[ReleaseRequest, int] = audit_of(
 )
 _CONFIRM: Audit[OrderRequest, list[Reservation]] = audit_of(
     OrderRequest, "ConfirmReservations", lambda _, reservations: _ids(reservations)
+)
+_EXTEND: Audit[ExtendRequest, list[Reservation]] = audit_of(
+    ExtendRequest, "ExtendReservations", lambda _, reservations: _ids(reservations)
 )
 _RETAKE: Audit[RetakeRequest, list[Reservation]] = audit_of(
     RetakeRequest, "ConfirmReservations", lambda _, reservations: _ids(reservations)
@@ -122,6 +127,13 @@ class Operations:
         self._confirm = run.writes(
             "confirm", confirm, key=lambda order: order.order_key, sizes=batch_sizes.ORDERS, audit=_CONFIRM
         )
+        self._extend = run.writes(
+            "extend",
+            extend,
+            key=lambda order: (order.order_key, order.ttl_seconds),
+            sizes=batch_sizes.EXTENSIONS,
+            audit=_EXTEND,
+        )
         self._retake = run.writes("retake", self._retake_one, limits=ALONE, audit=_RETAKE)
         self._add_stock = run.writes("add-stock", add_stock, key=lambda request: request.repeat_key, audit=_ADD_STOCK)
         self._set_quantity = run.writes(
@@ -172,6 +184,9 @@ class Operations:
         if isinstance(order, RetakeRequest):
             return self._retake.submit(order, deadline=deadline)
         return self._confirm.submit(order, deadline=deadline)
+
+    def extend(self, request: ExtendRequest, *, deadline: float) -> list[Reservation]:
+        return self._extend.submit(request, deadline=deadline)
 
     def confirm_many(self, orders: Sequence[OrderRequest], *, deadline: float) -> list[list[Reservation] | ShopError]:
         """Confirm the reservations of each order independently. Returns one outcome per order, in order."""

@@ -12,6 +12,7 @@ from order_api.domain.commands import (
     CancelItems,
     ChangeStatus,
     EraseUser,
+    ExtendOrder,
     NewOrder,
     OrderFilter,
     PurgeKeys,
@@ -193,6 +194,16 @@ def change_status(request: pb.UpdateOrderStatusRequest, caller: Caller, tracepar
         request_id = check.request_id(request.request_id)
     assert status is not None, "an unknown status raises at the end of the block"
     return ChangeStatus(order_id, status, reason, caller=caller, request_id=request_id, traceparent=traceparent)
+
+
+def extend(request: pb.ExtendOrderRequest, caller: Caller, traceparent: str | None) -> ExtendOrder:
+    with Fields() as check:
+        return ExtendOrder(
+            check.uuid("id", request.id),
+            check.duration("ttl", request.ttl, TTL_SECONDS_MIN, TTL_SECONDS_MAX),
+            caller=caller,
+            traceparent=traceparent,
+        )
 
 
 def reinstate(request: pb.ReinstateOrderRequest, caller: Caller, traceparent: str | None) -> Reinstate:

@@ -54,6 +54,11 @@ class OrderServicer(order_pb2_grpc.OrderServiceServicer):
         order = self._operations.return_items(command, owner=caller().owner, deadline=deadline(context))
         return pb.OrderResponse(order=render.order(order))
 
+    def ExtendOrder(self, request: pb.ExtendOrderRequest, context: ServicerContext) -> pb.OrderResponse:
+        command = parse.extend(request, caller(), traceparent(context))
+        order = self._operations.extend(command, owner=caller().owner, deadline=deadline(context))
+        return pb.OrderResponse(order=render.order(order))
+
     def ReinstateOrder(self, request: pb.ReinstateOrderRequest, context: ServicerContext) -> pb.OrderResponse:
         command = parse.reinstate(request, caller(), traceparent(context))
         order = self._operations.reinstate(command, owner=caller().owner, deadline=deadline(context))

@@ -16,6 +16,7 @@ def describe(message: Message) -> dict[str, str | list[str]]:
             | pb.CancelOrderItemsRequest()
             | pb.CreateReturnRequest()
             | pb.ReinstateOrderRequest()
+            | pb.ExtendOrderRequest()
         ):
             return {"shop.order_id": message.id}
         case pb.OrderResponse():

@@ -37,6 +37,7 @@ CANCEL_ITEMS_METHOD = "CancelOrderItems"
 RETURN_METHOD = "CreateReturn"
 REINSTATE_METHOD = "ReinstateOrder"
 ERASE_METHOD = "EraseUser"
+EXTEND_METHOD = "ExtendOrder"
 """Names of RPCs, in the keys of their request_ids and in the audit log."""
 
 
@@ -201,6 +202,13 @@ class Reinstate(ChangeStatus):
     """Confirm a cancelled order whose reservation expired. The status is CONFIRMED."""
 
     method: ClassVar[str] = REINSTATE_METHOD
+
+
+@dataclass(frozen=True, slots=True)
+class ExtendOrder(OrderCommand):
+    """Hold the stock of an order until this time from now."""
+
+    ttl_seconds: float
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,6 +9,7 @@ ShopError
 └── Refused
     ├── IllegalTransition
     ├── NotReinstatable
+    ├── OrderNotPending
     ├── UnitsNotOpen
     ├── ShipmentsLimit
     ├── UnitsNotReturnable
@@ -69,6 +70,19 @@ class NotReinstatable(Refused):
 
     def __init__(self, order_id: str, status: Status) -> None:
         super().__init__(f"order {order_id} is {status}, and not because its reservation expired")
+        self._metadata = {"id": order_id, "status": status.value}
+
+    def metadata(self) -> dict[str, str]:
+        return self._metadata
+
+
+class OrderNotPending(Refused):
+    """The order is not PENDING, so its stock has no expiry that could be moved."""
+
+    reason: ClassVar[str] = "ORDER_NOT_PENDING"
+
+    def __init__(self, order_id: str, status: Status) -> None:
+        super().__init__(f"order {order_id} is {status}, not PENDING")
         self._metadata = {"id": order_id, "status": status.value}
 
     def metadata(self) -> dict[str, str]:

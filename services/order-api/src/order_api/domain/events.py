@@ -32,6 +32,11 @@ def status_changed(order: Order, traceparent: str | None, actor: str | None) -> 
     return _message(order, _TYPES[order.status], _data(order), traceparent, actor)
 
 
+def extended(order: Order, traceparent: str | None, actor: str | None) -> Message:
+    """Return the event ORDER_EXTENDED: the stock of the PENDING order is held until the later `reserved_until`."""
+    return _message(order, "ORDER_EXTENDED", _data(order), traceparent, actor)
+
+
 def units_shipped(order: Order, shipment: Shipment, traceparent: str | None, actor: str | None) -> Message:
     """Return the event for a shipment of some units: ORDER_SHIPPED if the order has no open unit any more."""
     event_type = "ORDER_SHIPPED" if order.status is Status.SHIPPED else "ORDER_PARTIALLY_SHIPPED"

@@ -12,6 +12,7 @@ from order_api.domain.commands import (
     CancelItems,
     ChangeStatus,
     EraseUser,
+    ExtendOrder,
     NewOrder,
     OrderCommand,
     OrderFilter,
@@ -30,6 +31,7 @@ from order_api.operations.change_units import cancel_items, return_items, ship_i
 from order_api.operations.confirm_order import Confirmation
 from order_api.operations.create_order import OrderCreation
 from order_api.operations.erase_user import Erased, UserErasure
+from order_api.operations.extend_order import Extension
 from order_api.operations.purge import KeyPurge, Purged
 from order_api.operations.reconcile_orders import Reconciled, Reconciliation
 from order_api.operations.reinstate_order import Reinstatement
@@ -80,6 +82,7 @@ class Operations:
         self._creation = OrderCreation(database, stock, run)
         calls = StockCalls()
         self._confirmation = Confirmation(stock, calls, run, audit_log)
+        self._extension = Extension(stock, calls, run)
         self._reinstatement = Reinstatement(stock, calls, run, audit_log)
         self._set_status = _changes(run, "set-status", change_status, ChangeStatus, CHANGE_METHOD)
         self._partial_changes = partial_changes
@@ -110,6 +113,11 @@ class Operations:
         if command.status is Status.CONFIRMED:
             return self._confirmation.confirm(command, deadline=deadline)
         return self._set_status.submit(command, deadline=deadline)
+
+    def extend(self, command: ExtendOrder, *, owner: int | None, deadline: float) -> Order:
+        """Hold the stock of an order for longer. For `owner` see get_order."""
+        self._check_owner(command, owner, deadline)
+        return self._extension.extend(command, deadline=deadline)
 
     def reinstate(self, command: Reinstate, *, owner: int | None, deadline: float) -> Order:
         """Reinstate an order. Raises PartialChangesDisabled. For `owner` see get_order."""

@@ -220,10 +220,17 @@ class Locked:
         return order
 
     def raise_version(self, key: OrderKey) -> Order:
-        """Raise the version of an order before a change whose effect on the stock comes first. Emits nothing."""
+        """Raise the version of an order. Emits nothing."""
         order = replace(self.orders[key], version=self.orders[key].version + 1, updated_at=self.now)
         self.orders[key] = order
         self._changed.add(key)
+        return order
+
+    def extend(self, key: OrderKey, reserved_until: datetime, traceparent: str | None, actor: str | None) -> Order:
+        """Move `reserved_until` of a PENDING order. `save` writes it, and emits ORDER_EXTENDED."""
+        order = replace(self.raise_version(key), reserved_until=reserved_until)
+        self.orders[key] = order
+        self._messages.append(events.extended(order, traceparent, actor))
         return order
 
     def ship(self, changed: Order, shipment: Shipment, traceparent: str | None, actor: str | None) -> Order:
@@ -410,6 +417,7 @@ _UNITS: dict[str, TypeEngine[Any]] = {
 _STATUS: dict[str, TypeEngine[Any]] = {
     "status": Text(),
     "status_reason": Text(),
+    "reserved_until": Timestamp(),
     "version": BigInteger(),
     "updated_at": Timestamp(),
 }

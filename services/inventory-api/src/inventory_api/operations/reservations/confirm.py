@@ -31,7 +31,9 @@ def confirm(tx: Connection, orders: Sequence[OrderRequest]) -> list[Outcome]:
     nothing. Emits one event per state change.
     """
     overviews = by_order.overviews(tx, (order.order_key for order in orders))
-    ids, locked = _lock(tx, [each.order_key for each in orders if not overviews[each.order_key].size.is_too_large])
+    ids, locked = lock_unreleased(
+        tx, [each.order_key for each in orders if not overviews[each.order_key].size.is_too_large]
+    )
     confirmations = {}
     changes: StateChanges = {}
     causes: dict[str, Cause] = {}
@@ -63,7 +65,7 @@ def confirm(tx: Connection, orders: Sequence[OrderRequest]) -> list[Outcome]:
     return outcomes
 
 
-def _lock(tx: Connection, orders: Sequence[OrderKey]) -> tuple[dict[OrderKey, list[str]], Locked]:
+def lock_unreleased(tx: Connection, orders: Sequence[OrderKey]) -> tuple[dict[OrderKey, list[str]], Locked]:
     """Lock the active and fulfilled reservations of the orders. Returns their ids by order, and the locked rows."""
     ids = by_order.unreleased(tx, orders)
     locked = locks.lock(tx, _keys(ids))
