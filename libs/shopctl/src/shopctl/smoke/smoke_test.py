@@ -137,6 +137,11 @@ class SmokeTest:
             reservation__order_id=held.order_id,
             reservation__state=stock.RESERVATION_STATE_HELD,
         )
+        reporter.call(
+            self._inventory.ExtendReservations,
+            stock.ExtendReservationsRequest(order_id=held.order_id, ttl=Duration(seconds=3600)),
+            reservations__id=[held.id],
+        )
         for _ in range(2):
             release = stock.ReleaseStockRequest(reservation_id=held.id)
             reporter.call(self._inventory.ReleaseStock, release, released_quantity=25)
@@ -202,6 +207,11 @@ class SmokeTest:
             order__total_amount=Money(currency_code="USD", units=300),
         ).order
         reporter.call(self._orders.CreateOrder, request, order__id=order.id)
+        reporter.call(
+            self._orders.ExtendOrder,
+            orders.ExtendOrderRequest(id=order.id, ttl=Duration(seconds=3600)),
+            order__status=orders.ORDER_STATUS_PENDING,
+        )
         self._expect_available(50)
         reporter.call(self._orders.GetOrder, orders.GetOrderRequest(id=order.id), order__items__quantity=[10, 5])
         reporter.call(

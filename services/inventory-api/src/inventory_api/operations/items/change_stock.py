@@ -40,7 +40,7 @@ def change_stock(tx: Connection, request: ChangeStock) -> list[ChangedStock | Sh
     claimed = tables.idempotency_keys.claim(tx, request.parts, request.claims())
     outcomes: list[_Part] = claimed.settle(
         tx,
-        replayed=[_replay(tx, claim) for claim in claimed.replays],
+        replayed=_replay(tx, claimed.replays),
         new=_change(tx, request, claimed.new),
     )
     if not request.is_atomic:
@@ -126,15 +126,22 @@ def _save(tx: Connection, made: Sequence[QuantityChange]) -> None:
     tables.outbox.append(tx, [*updated, *record_movements(tx, made, made[0].item.updated_at)])
 
 
-def _replay(tx: Connection, claim: Claim) -> list[ChangedStock]:
-    """Return the items that an earlier call has changed, as they are now, one result per change of the part."""
+def _replay(tx: Connection, claims: Sequence[Claim]) -> list[_Part]:
+    """Return the items that earlier calls have changed, as they are now: one part per claim, one result per change."""
+    if not claims:
+        return []
+    changed = [_changed_keys(claim) for claim in claims]
+    stock = _by_key(items.load_at(tx, {key for keys in changed for pair in keys for key in pair}))
+    return [[ChangedStock(stock[source], stock.get(target)) for source, target in keys] for keys in changed]
+
+
+def _changed_keys(claim: Claim) -> list[tuple[StockKey, StockKey]]:
+    """Return the item of each change of the claim, and the item to which a move moved units."""
     names = iter(claim.resources)
-    keys = [
+    return [
         (StockKey(claim.tenant, int(product_id), location), StockKey(claim.tenant, int(product_id), to_location))
         for product_id, location, to_location in zip(names, names, names, strict=True)
     ]
-    stock = _by_key(items.load_at(tx, (key for pair in keys for key in pair)))
-    return [ChangedStock(stock[source], stock.get(target)) for source, target in keys]
 
 
 def _with_due(tx: Connection, outcomes: Sequence[ChangedStock | ShopError]) -> list[ChangedStock | ShopError]:
