@@ -35,7 +35,7 @@ PORT_OPTIONS = {"--inventory-port": "50053", "--order-port": "50054", "--reaper-
 OTHER_PORT_OPTIONS = sorted({"--kafka-port", *(port_option(field.name) for field in fields(Ports))} - set(PORT_OPTIONS))
 
 DEV = "./task dev"
-CLUSTER = "needs a cluster; tests/kubernetes renders the manifests and checks them"
+CLUSTER = "needs a cluster; tests/cluster runs it where TEST_KUBECONFIG names one"
 ITSELF = "runs tests, of which this is one"
 REASONS = {
     "./task test": ITSELF,
@@ -59,6 +59,8 @@ REASONS = {
     "docker compose --profile console up --wait": (
         "tests/compose/test_containers.py starts the same profile, on ports of its own"
     ),
+    "./task cluster-deploy": CLUSTER,
+    "TEST_KUBECONFIG=$HOME/.kube/config ./task test tests/cluster -rP": ITSELF,
     "deploy/kubernetes/overlays/local/make-passwords": "tests/kubernetes runs it in a copy; it writes files",
     "overlay=path/to/your/overlay": CLUSTER,
 }

@@ -28,6 +28,9 @@ COMMANDS = {
     "docker-build": Command("build the images and show their sizes", "devstack.commands.docker_build"),
     "docker-run": Command("start everything in containers", "devstack.commands.docker_run"),
     "docker-stop": Command("stop the containers and keep the data", "devstack.commands.docker_stop"),
+    "cluster-deploy": Command(
+        "build, and deploy everything to a Kubernetes cluster", "devstack.commands.cluster_deploy"
+    ),
 }
 
 

@@ -53,6 +53,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> Iterator[None]:
             else None
         )
         needs_stack = isinstance(item, pytest.Function) and "stack" in item.fixturenames and kind is not None
+        if item.get_closest_marker("xdist_group") is not None:
+            continue  # several modules share a fixture
         item.add_marker(pytest.mark.xdist_group(f"stack on {kind}" if needs_stack else str(item.path)))
     yield
     # After pytest's own sorting by fixtures, whose order stays within each turn.

@@ -1,0 +1,74 @@
+"""Load on the system from a pod of the cluster, with a record of each call."""
+
+import json
+import subprocess
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+from tests.cluster.cluster import ADDRESSES, CALLER, CLIENTS, Cluster
+
+CALLS_MIN = 200
+_EXPECTED = {"INSUFFICIENT_STOCK"}
+"""One product of the load generator is always scarce."""
+
+
+@dataclass(frozen=True)
+class Call:
+    """`began` is in seconds since the epoch. `reason` is that of the error, or empty."""
+
+    began: float
+    seconds: float
+    reason: str
+
+    @property
+    def ended(self) -> float:
+        return self.began + self.seconds
+
+    @property
+    def has_failed(self) -> bool:
+        return bool(self.reason) and self.reason not in _EXPECTED
+
+
+@dataclass
+class Calls:
+    """The calls of the load generator. Complete after its `with` block."""
+
+    all: list[Call] = field(default_factory=list)
+
+    @property
+    def failed(self) -> list[Call]:
+        return [call for call in self.all if call.has_failed]
+
+    def report(self, what: str) -> str:
+        """Print the number of calls and of failed calls, and return the text for an assertion."""
+        longest = max(call.seconds for call in self.all)
+        failed = dict(Counter(call.reason for call in self.failed))
+        text = f"{what}: {len(self.all)} calls, failed: {failed or 0}, the longest call took {longest:.1f} s"
+        print(text)
+        return text
+
+
+@contextmanager
+def load(cluster: Cluster) -> Iterator[Calls]:
+    """Generate load, 20 orders a second, during the `with` block, which begins after the first calls."""
+    calls = Calls()
+    with subprocess.Popen(
+        cluster.python(CLIENTS, CALLER, "load.py", *ADDRESSES),
+        env=cluster.environment(),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as generator:
+        assert generator.stdin is not None
+        assert generator.stdout is not None
+        try:
+            assert generator.stdout.readline() == "started\n"
+            yield calls
+        finally:
+            # The generator ends when its input is closed.
+            generator.stdin.close()
+        record = json.loads(generator.stdout.read())
+    calls.all += [Call(*call) for call in record]
+    assert len(calls.all) >= CALLS_MIN
