@@ -5,6 +5,7 @@ import re
 import urllib.request
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import closing
 from http.client import HTTPConnection, HTTPResponse
 from pathlib import Path
 from typing import Any
@@ -311,11 +312,14 @@ def test_a_viewer_signs_in_to_the_console_with_an_api_key(system: Composition) -
     system.compose("up", "--build", "--no-deps", "--wait", "console", seconds=UP_SECONDS)
     grants = ("--permissions", "inventory.read,orders.read", "--expires-in", "1d")
     key = system.task("keys", "create", "--name", "viewer", *grants).strip()
-    console = HTTPConnection("localhost", system.console_port, timeout=30)
+    with closing(HTTPConnection("localhost", system.console_port, timeout=30)) as console:
+        _sign_in_and_read(console, system.console_port, key)
 
+
+def _sign_in_and_read(console: HTTPConnection, port: int, key: str) -> None:
     def sign_in(token: str) -> HTTPResponse:
         headers = {
-            "Origin": f"http://localhost:{system.console_port}",
+            "Origin": f"http://localhost:{port}",
             "Content-Type": "application/x-www-form-urlencoded",
         }
         console.request("POST", "/sign-in", urlencode({"token": token}), headers)

@@ -16,8 +16,8 @@ EVENTS = [example for example in EXAMPLES if not example.topic.endswith(".dlq")]
 
 Damage = Callable[[dict[str, Any]], Any]
 
-DETAILS = {"charges", "external_reference", "labels"}
-"""The fields that only some events of orders have."""
+DETAILS = {"charges", "external_reference", "labels", "order_version"}
+"""The fields that only some events of their type have."""
 
 
 @pytest.fixture
@@ -62,7 +62,7 @@ def test_fields_may_be_added_to_the_data(contract: Contract, example: Example) -
     [(example, field) for example in EVENTS for field in example.payload["data"] if field in DETAILS],
     ids=lambda value: value if isinstance(value, str) else value.type,
 )
-def test_the_details_of_an_order_may_be_left_out(contract: Contract, example: Example, field: str) -> None:
+def test_details_may_be_left_out(contract: Contract, example: Example, field: str) -> None:
     payload = copy.deepcopy(example.payload)
     del payload["data"][field]
 

@@ -14,6 +14,7 @@ def test_every_type_of_event_is_emitted_and_matches_the_contract(inventory: Inve
     inventory.ship("shipped")
     inventory.release(inventory.reserve(1, 2, order="released"))
     inventory.reserve(2, 6, order="cancelled")
+    inventory.extend(24 * 3600, order="cancelled")
     inventory.confirm("cancelled")
     inventory.cancel("cancelled")
     inventory.make_due(inventory.reserve(1, 3, order="expired"))
