@@ -300,7 +300,8 @@ def test_prometheus_and_jaeger_see_every_replica_under_load(system: Composition)
 
     def scraped() -> Counter[str]:
         targets = get(system.prometheus_port, "api/v1/targets")["activeTargets"]
-        return Counter(target["labels"]["job"] for target in targets if target["health"] == "up")
+        jobs = (target["labels"]["job"] for target in targets if target["health"] == "up")
+        return Counter(job for job in jobs if job in REPLICAS)
 
     eventually(lambda: scraped() == Counter(REPLICAS), within_seconds=BACK_SECONDS)
     eventually(lambda: set(get(system.jaeger_port, "api/services")) >= set(REPLICAS), within_seconds=BACK_SECONDS)
