@@ -84,14 +84,8 @@ class Inventory:
 
         May be repeated. Raises the refusals of ConfirmReservations. Raises Unavailable if the outcome is unknown.
         """
-        response = self._client.call(
-            self._stub.ConfirmReservations,
-            pb.ConfirmReservationsRequest(order_id=command.order_id),
-            timeout_seconds=min(self._call_seconds, seconds_left),
-            traceparent=command.traceparent,
-            headers=delegation_headers(command.caller),
-        )
-        return _active_units(response.reservations)
+        request = pb.ConfirmReservationsRequest(order_id=command.order_id)
+        return self._confirm(command, request, seconds_left)
 
     def retake(self, command: Reinstate, version: int, *, seconds_left: float) -> dict[int, int]:
         """Confirm the reservations of the command's order, and reserve the units of the expired ones again.
@@ -99,9 +93,15 @@ class Inventory:
         Events of the order with versions below this one no longer change its reservations. Returns and raises as
         `confirm` does, but raises InsufficientStock instead of ReservationExpired. May be repeated.
         """
+        request = pb.ConfirmReservationsRequest(order_id=command.order_id, retake=True, order_version=version)
+        return self._confirm(command, request, seconds_left)
+
+    def _confirm(
+        self, command: ChangeStatus, request: pb.ConfirmReservationsRequest, seconds_left: float
+    ) -> dict[int, int]:
         response = self._client.call(
             self._stub.ConfirmReservations,
-            pb.ConfirmReservationsRequest(order_id=command.order_id, retake=True, order_version=version),
+            request,
             timeout_seconds=min(self._call_seconds, seconds_left),
             traceparent=command.traceparent,
             headers=delegation_headers(command.caller),

@@ -73,7 +73,7 @@ def decide(
     items = (OrderItem(1, 7, 3, Decimal(1), cancelled=1), OrderItem(2, 8, 1, Decimal(1)))
     order = Order("default", "o", 1, Decimal(4), "EUR", status, reason, NOW, 3, NOW, NOW, items)
     command = Reinstate("o", Status.CONFIRMED, "paid late")
-    return transitions.reinstate(order, ReinstatementResult(command, version, answer))
+    return transitions.reinstate(order, ReinstatementResult(command, answer, version))
 
 
 @pytest.mark.parametrize("reason", sorted(transitions._EXPIRY_REASONS))

@@ -132,6 +132,14 @@ class IdempotencyKeys:
         inserted = {tuple(row) for row in self._insert(tx, rows)}
         return self.find(tx, [claim.key for claim in claims if claim.key not in inserted])
 
+    def are_repeats(self, tx: Connection, claims: Sequence[Claim | None]) -> list[bool]:
+        """Return, for each claim, whether an earlier call has stored its key. A claim of None is no repeat.
+
+        Locks nothing, so the answer may change until `claim` is called.
+        """
+        stored = self.find(tx, [claim.key for claim in claims if claim is not None])
+        return [claim is not None and claim.key in stored for claim in claims]
+
     def find(self, tx: Connection, keys: Sequence[Key]) -> dict[Key, Claim]:
         """Return the stored claims with these keys, by key."""
         if not keys:

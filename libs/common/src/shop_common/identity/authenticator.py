@@ -6,7 +6,7 @@ from urllib.parse import quote, unquote
 
 from shop_common.identity import api_key, tenant
 from shop_common.identity.api_key_set import ApiKeySet
-from shop_common.identity.caller import Caller
+from shop_common.identity.caller import Caller, user_name
 from shop_common.identity.errors import CredentialsMissing, DelegationInvalid, TokenInvalid
 from shop_common.identity.grants import Grants
 from shop_common.identity.tokens import SUBJECT_CHARACTERS_MAX, TokenVerifier
@@ -75,7 +75,7 @@ class Authenticator:
         verified = self._tokens.verify(token)
         permissions = self._grants.of_scopes(verified.scopes)
         rate = self._grants.limits.of_scopes(verified.scopes)
-        return Caller(f"user:{verified.subject}", permissions, verified.subject, verified.tenant, rate)
+        return Caller(user_name(verified.subject), permissions, verified.subject, verified.tenant, rate)
 
 
 def has_token(metadata: Iterable[tuple[str, str | bytes]]) -> bool:

@@ -10,6 +10,11 @@ from shop_common.identity.tenant import DEFAULT
 _USER_ID_MAX = 2**63 - 1
 
 
+def user_name(subject: str) -> str:
+    """Return the name of a caller that is the user with this subject."""
+    return f"user:{subject}"
+
+
 @dataclass(frozen=True, slots=True)
 class Caller:
     """An authenticated caller.
@@ -53,7 +58,7 @@ class Caller:
         """
         if self.name == ANYONE.name:
             return None
-        return f"user:{self.subject}" if self.subject and DELEGATE in self.permissions else self.name
+        return user_name(self.subject) if self.subject and DELEGATE in self.permissions else self.name
 
     @property
     def reservation_owner(self) -> str:

@@ -28,16 +28,18 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def fetch_rows(options: argparse.Namespace, fetch: Callable[[int, str], tuple[Iterable[_Row], str]]) -> Iterator[_Row]:
     """Yield the rows. `fetch` takes a page size and a token, and returns the page's rows and the next token."""
     limit = None if options.all else options.limit
+    size = min(limit or PAGE_SIZE_MAX, PAGE_SIZE_MAX)
+    return islice(every(lambda token: fetch(size, token)), limit)
 
-    def every() -> Iterator[_Row]:
-        token = ""
-        while True:
-            page, token = fetch(min(limit or PAGE_SIZE_MAX, PAGE_SIZE_MAX), token)
-            yield from page
-            if not token:
-                return
 
-    return islice(every(), limit)
+def every(fetch: Callable[[str], tuple[Iterable[_Row], str]]) -> Iterator[_Row]:
+    """Yield the rows of all pages. `fetch` takes a token, and returns the page's rows and the next token."""
+    token = ""
+    while True:
+        page, token = fetch(token)
+        yield from page
+        if not token:
+            return
 
 
 def show(

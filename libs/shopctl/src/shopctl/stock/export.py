@@ -13,7 +13,7 @@ import argparse
 import csv
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
@@ -29,7 +29,8 @@ from shop_protos.inventory.v1.inventory_pb2 import (
     MovementKind,
 )
 from shopctl.client import Shop
-from shopctl.data.pages import PAGE_SIZE_MAX
+from shopctl.data.pages import PAGE_SIZE_MAX, every
+from shopctl.data.query_inventory import as_row
 from shopctl.system import target
 from shopctl.terminal import since
 from shopctl.terminal.output import add_json, error_console, print_json, timestamp, to_datetime
@@ -84,14 +85,14 @@ def _stock(shop: Shop, options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     )
     if options.as_of is not None:
         request.as_of.FromDatetime(options.as_of)
-    while True:
+
+    def fetch(token: str) -> tuple[Iterable[InventoryItem], str]:
+        request.page_token = token
         response = shop.call(shop.inventory.ListInventoryItems, request, timeout_seconds=CALL_SECONDS)
-        for item in response.items:
-            row = _item(item)
-            yield row if options.as_of is None else {name: row[name] for name in _PAST_COLUMNS}
-        if not response.next_page_token:
-            return
-        request.page_token = response.next_page_token
+        return response.items, response.next_page_token
+
+    for row in map(_item, every(fetch)):
+        yield row if options.as_of is None else {name: row[name] for name in _PAST_COLUMNS}
 
 
 def _movements(shop: Shop, options: argparse.Namespace) -> Iterator[dict[str, Any]]:
@@ -105,26 +106,18 @@ def _movements(shop: Shop, options: argparse.Namespace) -> Iterator[dict[str, An
         request.created_after.FromDatetime(options.since)
     if options.before is not None:
         request.created_before.FromDatetime(options.before)
-    while True:
+
+    def fetch(token: str) -> tuple[Iterable[Movement], str]:
+        request.page_token = token
         response = shop.call(shop.inventory.ListMovements, request, timeout_seconds=CALL_SECONDS)
-        yield from map(_movement, response.movements)
-        if not response.next_page_token:
-            return
-        request.page_token = response.next_page_token
+        return response.movements, response.next_page_token
+
+    return map(_movement, every(fetch))
 
 
 def _item(item: InventoryItem) -> dict[str, Any]:
-    return {
-        "item_id": item.id,
-        "product_id": item.product_id,
-        "location": item.location,
-        "quantity": item.quantity,
-        "reserved_quantity": item.reserved_quantity,
-        "available_quantity": item.available_quantity,
-        "version": item.version,
-        "created_at": to_datetime(item.created_at),
-        "updated_at": to_datetime(item.updated_at),
-    }
+    row = as_row(item)
+    return {"item_id": row.pop("id"), **row}
 
 
 def _movement(movement: Movement) -> dict[str, Any]:

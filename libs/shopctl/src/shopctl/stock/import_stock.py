@@ -76,8 +76,7 @@ def run(options: argparse.Namespace) -> int:
     began = time.monotonic()
     file = StockFile(options.file)
     # Read the whole file before the first change, so that a file that is not CSV after some lines changes nothing.
-    rows = sum(1 for _ in file.rows())
-    counts = _Counts(rows)
+    counts = _Counts(file.count())
     with ExitStack() as stack:
         report = _Report(options, file, stack)
         shop = None if options.dry_run else stack.enter_context(target.shop(options))
@@ -91,7 +90,7 @@ def run(options: argparse.Namespace) -> int:
             redirect_stdout=sys.stdout.isatty(),
             redirect_stderr=False,
         )
-        bar = stack.enter_context(progress).add_task("rows", total=rows)
+        bar = stack.enter_context(progress).add_task("rows", total=counts.rows)
         for batch in _batches(file.rows()):
             errors = _import(shop, digest, batch)
             for row, code, message in errors:

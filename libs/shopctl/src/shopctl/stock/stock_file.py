@@ -60,8 +60,17 @@ class StockFile:
                 digest.update(part)
         return digest.hexdigest()
 
+    def count(self) -> int:
+        """Return the number of rows. Raises CommandFailed if the file is not CSV in UTF-8."""
+        return sum(1 for _ in self._cells())
+
     def rows(self) -> Iterator[Row]:
         """Yield the rows in order, without empty ones. Raises CommandFailed if the file is not CSV in UTF-8."""
+        for line, cells in self._cells():
+            yield self._row(line, cells)
+
+    def _cells(self) -> Iterator[tuple[int, list[str]]]:
+        """Yield the cells of each row that is not empty, with the number of its first line."""
         with self._text() as text:
             _, lines = self._header(text)
             reader = csv.reader(text, strict=True)
@@ -70,7 +79,7 @@ class StockFile:
                 for values in reader:
                     cells = [value.strip() for value in values]
                     if any(cells):
-                        yield self._row(line, cells)
+                        yield line, cells
                     line = lines + reader.line_num + 1
             except csv.Error as error:
                 raise CommandFailed(f"{self._path}, line {line}: this is not CSV: {error}") from None

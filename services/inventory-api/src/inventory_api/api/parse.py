@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import datetime
-from typing import TypeVar
+from typing import ParamSpec, TypeVar
 from uuid import UUID
 
 from google.protobuf.duration_pb2 import Duration
@@ -34,6 +34,7 @@ from inventory_api.domain.commands import (
 )
 from inventory_api.domain.model import (
     DEFAULT_LOCATION,
+    HELD_SECONDS_MAX,
     ITEM_QUANTITY_MAX,
     LOCATIONS_MAX,
     AllocationPolicy,
@@ -60,6 +61,7 @@ from shop_protos.inventory.v1 import maintenance_pb2
 
 _Message = TypeVar("_Message")
 _Command = TypeVar("_Command")
+_Arguments = ParamSpec("_Arguments")
 
 LINE_QUANTITY_MAX = 1_000_000_000
 LINES_MAX = 200
@@ -72,7 +74,7 @@ ATOMIC_CHANGES_MAX = 400
 REASON_LENGTH_MAX = 64
 REFERENCE_LENGTH_MAX = 64
 TTL_SECONDS_MIN = 1
-TTL_SECONDS_MAX = 7 * 24 * 3600
+TTL_SECONDS_MAX = HELD_SECONDS_MAX
 AVAILABILITY_PRODUCTS_MAX = 1_000
 PRIORITY_MAX = 1_000_000
 REGION_LENGTH_MAX = 64
@@ -164,7 +166,7 @@ def change_stock(
                 if request.atomic:
                     changes.append(_stock_change(check.at(f"changes[{number}]"), number, change))
                 else:
-                    changes.append(_stock_change_or_error(number, change))
+                    changes.append(_outcome(_independent_change, number, change))
         command = ChangeStock(
             changes=tuple(change for change in changes if not isinstance(change, InvalidInput)),
             is_atomic=request.atomic,
@@ -175,12 +177,9 @@ def change_stock(
     return command, changes
 
 
-def _stock_change_or_error(number: int, change: pb.StockChange) -> StockChange | InvalidInput:
-    try:
-        with Fields() as check:
-            return _stock_change(check, number, change)
-    except InvalidInput as error:
-        return error
+def _independent_change(number: int, change: pb.StockChange) -> StockChange:
+    with Fields() as check:
+        return _stock_change(check, number, change)
 
 
 def _stock_change(check: Fields, number: int, change: pb.StockChange) -> StockChange:
@@ -479,14 +478,11 @@ def _parts(
 
 
 def _outcome(
-    parse: Callable[[_Message, Caller, str | None], _Command],
-    request: _Message,
-    caller: Caller,
-    traceparent: str | None,
-) -> _Command | ShopError:
+    parse: Callable[_Arguments, _Command], *arguments: _Arguments.args, **named: _Arguments.kwargs
+) -> _Command | InvalidInput:
     """Return the command, or the InvalidInput that refuses this part of a batch."""
     try:
-        return parse(request, caller, traceparent)
+        return parse(*arguments, **named)
     except InvalidInput as error:
         return error
 

@@ -21,7 +21,7 @@ ShopError
 """
 
 from datetime import datetime
-from typing import ClassVar
+from typing import ClassVar, Self
 
 from inventory_api.domain.model import ITEM_QUANTITY_MAX, LOCATIONS_MAX, ORDER_ALLOCATIONS_MAX, ORDER_RESERVATIONS_MAX
 from shop_common.errors import Conflict, NotFound, Refused, ShopError
@@ -173,6 +173,11 @@ class LocationsLimit(Refused):
     def __init__(self, product_id: int, message: str) -> None:
         super().__init__(message)
         self._metadata = {"product_id": str(product_id), "limit": str(LOCATIONS_MAX)}
+
+    @classmethod
+    def of_product(cls, product_id: int) -> Self:
+        """Return the error for a product that cannot get another location."""
+        return cls(product_id, f"product {product_id} is already at {LOCATIONS_MAX} locations, the maximum")
 
     def metadata(self) -> dict[str, str]:
         return self._metadata

@@ -13,7 +13,7 @@ from inventory_api.domain.errors import (
     QuantityLimit,
     VersionMismatch,
 )
-from inventory_api.domain.model import ITEM_QUANTITY_MAX, LOCATIONS_MAX, Item, StockKey, units_available
+from inventory_api.domain.model import ITEM_QUANTITY_MAX, Item, StockKey, units_available
 from inventory_api.domain.movements import MovementKind, QuantityChange
 from shop_common.errors import ShopError
 
@@ -38,7 +38,7 @@ def decide(
     if item is None:
         if not change.creates_item:
             return ItemNotFound(product_id=change.product_id, location=change.location)
-        return _locations_limit(change)
+        return LocationsLimit.of_product(change.product_id)
     if change.version is not None and change.version != item.version:
         return VersionMismatch(item.id, change.version, item.version)
     quantity = _after(change, item.quantity)
@@ -53,7 +53,7 @@ def decide(
     if target_key is not None:
         target = stock.get(target_key)
         if target is None:
-            return _locations_limit(change)
+            return LocationsLimit.of_product(change.product_id)
         after.append((target, target.quantity + change.quantity))
     for each, changed_quantity in after:
         if changed_quantity > ITEM_QUANTITY_MAX:
@@ -99,8 +99,3 @@ def _after(change: StockChange, quantity: int) -> int:
     if change.kind is MovementKind.COUNTED:
         return change.quantity
     return quantity - change.quantity if change.kind is MovementKind.MOVED else quantity + change.quantity
-
-
-def _locations_limit(change: StockChange) -> LocationsLimit:
-    message = f"product {change.product_id} is already at {LOCATIONS_MAX} locations, the maximum"
-    return LocationsLimit(change.product_id, message)

@@ -4,19 +4,16 @@ from dataclasses import replace
 from datetime import datetime
 
 from order_api.domain.model import Order, Status
+from shop_common.identity.caller import user_name
 
 NO_USER = 0
 """The user of an erased order. No request may name it."""
 
-OPEN = (Status.PENDING, Status.CONFIRMED, Status.PROCESSING)
 ERASABLE = (Status.SHIPPED, Status.DELIVERED, Status.CANCELLED)
 """Orders are erased only after they have left the warehouse: until then, consumers of events need the buyer to ship
 them. SHIPPED orders are erased too, because not every shop reports deliveries."""
 
-
-def actor_of(user_id: int) -> str:
-    """Return the actor of changes that this user made."""
-    return f"user:{user_id}"
+OPEN = tuple(status for status in Status if status not in ERASABLE)
 
 
 def erased(order: Order, now: datetime) -> Order:
@@ -27,7 +24,7 @@ def erased(order: Order, now: datetime) -> Order:
         status_reason="",
         version=order.version + 1,
         updated_at=now,
-        created_by="" if order.created_by == actor_of(order.user_id) else order.created_by,
+        created_by="" if order.created_by == user_name(str(order.user_id)) else order.created_by,
         external_reference="",
         charges=tuple(replace(each, label="") for each in order.charges),
         labels=(),

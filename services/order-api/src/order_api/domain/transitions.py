@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import TypeGuard
+from typing import Self, TypeGuard
 
 from order_api.domain.commands import ChangeStatus, Reinstate
 from order_api.domain.errors import IllegalTransition, NotReinstatable, OrderNotFound, ReservationReleased
@@ -46,7 +46,7 @@ class ConfirmationResult:
     command: ChangeStatus
     answer: Mapping[int, int] | ShopError | None
 
-    def folded(self, calls: int) -> "ConfirmationResult":
+    def folded(self, calls: int) -> Self:
         """Return this result as the one that stands for so many equal calls."""
         return replace(self, command=self.command.folded(calls))
 
@@ -56,23 +56,14 @@ class ConfirmationResult:
 
 
 @dataclass(frozen=True, slots=True)
-class ReinstatementResult:
-    """The response of inventory-api to the reinstatement of an order, as in ConfirmationResult.
+class ReinstatementResult(ConfirmationResult):
+    """The response of inventory-api to the reinstatement of an order.
 
     `version` is the one to which the order was raised before the call, or None if inventory-api was not called.
     """
 
     command: Reinstate
     version: int | None
-    answer: Mapping[int, int] | ShopError | None
-
-    def folded(self, calls: int) -> "ReinstatementResult":
-        """Return this result as the one that stands for so many equal calls."""
-        return replace(self, command=self.command.folded(calls))
-
-    @property
-    def tenant(self) -> str:
-        return self.command.tenant
 
 
 @dataclass(frozen=True, slots=True)

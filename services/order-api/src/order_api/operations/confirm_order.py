@@ -73,12 +73,11 @@ class Confirmation:
 
 def needs_call(tx: Connection, commands: Sequence[ChangeStatus]) -> list[bool]:
     """Return, for each command, whether to call inventory-api: the order is PENDING and the command is not a repeat."""
-    claims = [command.claim() for command in commands]
-    repeats = tables.idempotency_keys.find(tx, [claim.key for claim in claims if claim])
+    repeats = tables.idempotency_keys.are_repeats(tx, [command.claim() for command in commands])
     present = orders.statuses(tx, (command.order_key for command in commands))
     return [
-        present.get(command.order_key) is Status.PENDING and not (claim and claim.key in repeats)
-        for command, claim in zip(commands, claims, strict=True)
+        present.get(command.order_key) is Status.PENDING and not is_repeat
+        for command, is_repeat in zip(commands, repeats, strict=True)
     ]
 
 

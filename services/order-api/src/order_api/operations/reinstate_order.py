@@ -71,7 +71,7 @@ class Reinstatement:
         answer = None if version is None else self._call(command, version, deadline)
         # failpoint: before-order-reinstated
         try:
-            return self._finish.submit(ReinstatementResult(command, version, answer), deadline=deadline)
+            return self._finish.submit(ReinstatementResult(command, answer, version), deadline=deadline)
         except QueueFull as full:
             if answer is None:
                 raise
@@ -90,10 +90,9 @@ def begin(tx: Connection, commands: Sequence[Reinstate]) -> list[int | None]:
     Returns, for each command, the version with which to call inventory-api, or None if it must not be called: the order
     cannot be reinstated, or the command is a repeat. Emits nothing.
     """
-    claims = [command.claim() for command in commands]
-    repeats = tables.idempotency_keys.find(tx, [claim.key for claim in claims if claim])
-    are_new = [claim is None or claim.key not in repeats for claim in claims]
-    locked = orders.lock(tx, (command.order_key for command, is_new in zip(commands, are_new, strict=True) if is_new))
+    repeats = tables.idempotency_keys.are_repeats(tx, [command.claim() for command in commands])
+    new = [command.order_key for command, is_repeat in zip(commands, repeats, strict=True) if not is_repeat]
+    locked = orders.lock(tx, new)
     # Concurrent commands for one order share a version, so none of them makes the others fail.
     raised = {
         order.key: locked.raise_version(order.key).version
@@ -102,7 +101,8 @@ def begin(tx: Connection, commands: Sequence[Reinstate]) -> list[int | None]:
     }
     locked.save(tx)
     return [
-        raised.get(command.order_key) if is_new else None for command, is_new in zip(commands, are_new, strict=True)
+        None if is_repeat else raised.get(command.order_key)
+        for command, is_repeat in zip(commands, repeats, strict=True)
     ]
 
 

@@ -18,11 +18,12 @@ from sqlalchemy import (
 )
 from sqlalchemy.types import TypeEngine
 
-from order_api.domain.erasure import ERASABLE, OPEN, actor_of
+from order_api.domain.erasure import ERASABLE, OPEN
 from order_api.domain.model import Order, OrderKey
 from order_api.store import tables
 from order_api.store.details import NO_LABELS, packed_charges
 from shop_common.db.sql import Id, Statement, Timestamp, in_rows, is_each, join_rows
+from shop_common.identity.caller import user_name
 
 _orders = tables.orders
 _labels = tables.order_labels
@@ -52,7 +53,7 @@ def save(tx: Connection, erased: Sequence[Order], user_id: int) -> None:
     keys = [{"tenant": order.tenant, "order_id": order.id} for order in erased]
     _save_orders(tx, [_order_row(order) for order in erased])
     _delete_labels(tx, keys)
-    _clear_history(tx, [{**key, "actor": actor_of(user_id)} for key in keys])
+    _clear_history(tx, [{**key, "actor": user_name(str(user_id))} for key in keys])
     _clear_shipments(tx, keys)
     _clear_returns(tx, keys)
 

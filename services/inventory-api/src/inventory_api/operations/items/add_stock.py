@@ -8,7 +8,7 @@ from sqlalchemy import Connection
 from inventory_api.domain import events
 from inventory_api.domain.commands import AddStock
 from inventory_api.domain.errors import LocationsLimit, QuantityLimit
-from inventory_api.domain.model import ITEM_QUANTITY_MAX, LOCATIONS_MAX, Item, StockKey
+from inventory_api.domain.model import ITEM_QUANTITY_MAX, Item, StockKey
 from inventory_api.domain.movements import MovementKind, QuantityChange
 from inventory_api.operations.items.create_items import create_missing
 from inventory_api.operations.items.read_items import with_due
@@ -72,8 +72,7 @@ def add_units(tx: Connection, additions: Sequence[Addition]) -> list[Item | Shop
         product_id = addition.key.product_id
         item = stock.get(addition.key)
         if item is None:
-            message = f"product {product_id} is already at {LOCATIONS_MAX} locations, the maximum"
-            outcomes.append(LocationsLimit(product_id, message))
+            outcomes.append(LocationsLimit.of_product(product_id))
             continue
         if item.quantity + addition.quantity > ITEM_QUANTITY_MAX:
             outcomes.append(QuantityLimit(product_id, item.location, item.quantity))
