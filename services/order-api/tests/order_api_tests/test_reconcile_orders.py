@@ -5,10 +5,8 @@ from collections.abc import Callable
 import grpc
 import pytest
 from google.protobuf.duration_pb2 import Duration
-from sqlalchemy import update
 
-from order_api.store import tables
-from shop_common.db.sql import now
+from order_api_tests.reconciling import age, reconcile
 from shop_protos.order.v1 import maintenance_pb2
 from shop_protos.order.v1 import order_pb2 as pb
 from testkit.calls import refusal
@@ -16,7 +14,6 @@ from testkit.drivers.order_api import CALL_SECONDS, InventoryClient, OrderApiDri
 
 CANCELLED, CONFIRMED = pb.ORDER_STATUS_CANCELLED, pb.ORDER_STATUS_CONFIRMED
 SHIPPING = (CONFIRMED, pb.ORDER_STATUS_PROCESSING, pb.ORDER_STATUS_SHIPPED)
-Totals = maintenance_pb2.ReconcileOrdersResponse
 NewOrder = Callable[..., pb.Order]
 
 
@@ -33,36 +30,11 @@ def new_order(driver: OrderApiDriver, stock: InventoryClient) -> NewOrder:
     return create
 
 
-def age(driver: OrderApiDriver, *orders: pb.Order) -> None:
-    """Let the last status change of the orders be an hour old."""
-    table = tables.orders
-    with driver.database.write() as tx:
-        then = now(tx).replace(year=now(tx).year - 1)
-        tx.execute(update(table).where(table.c.id.in_([order.id for order in orders])).values(updated_at=then))
-
-
-def reconcile(driver: OrderApiDriver, *, page_size: int = 1000) -> Totals:
-    """Reconcile all orders, page by page, and return the sums."""
-    totals = Totals()
-    token = ""
-    while True:
-        request = maintenance_pb2.ReconcileOrdersRequest(
-            grace=Duration(seconds=60), page_size=page_size, page_token=token
-        )
-        response = driver.maintenance.ReconcileOrders(request, timeout=CALL_SECONDS)
-        totals.compared_count += response.compared_count
-        totals.released_count += response.released_count
-        totals.fulfilled_count += response.fulfilled_count
-        token = response.next_page_token
-        if not token:
-            return totals
-
-
 def test_an_order_cancelled_without_its_event_is_released(
     driver: OrderApiDriver, stock: InventoryClient, new_order: NewOrder
 ) -> None:
     confirmed, pending = new_order(CONFIRMED, CANCELLED), new_order(CANCELLED)
-    age(driver, confirmed, pending)
+    age(driver, confirmed.id, pending.id)
     assert (stock.states(confirmed.id), stock.states(pending.id)) == (["CONFIRMED"], ["HELD"])
 
     assert reconcile(driver, page_size=1).released_count == 2
@@ -76,7 +48,7 @@ def test_an_order_shipped_without_its_event_is_fulfilled(
     driver: OrderApiDriver, stock: InventoryClient, new_order: NewOrder, is_delivered: bool
 ) -> None:
     order = new_order(*SHIPPING, *[pb.ORDER_STATUS_DELIVERED] * is_delivered)
-    age(driver, order)
+    age(driver, order.id)
 
     assert reconcile(driver).fulfilled_count == 1
 
@@ -90,7 +62,7 @@ def test_open_orders_and_recent_changes_are_left_alone(
 ) -> None:
     pending, confirmed, processing = new_order(), new_order(CONFIRMED), new_order(*SHIPPING[:2])
     recent = new_order(CONFIRMED, CANCELLED)
-    age(driver, pending, confirmed, processing)
+    age(driver, pending.id, confirmed.id, processing.id)
 
     totals = reconcile(driver)
 
@@ -123,7 +95,7 @@ def test_a_shipped_order_with_cancelled_units_is_left_to_an_operator(
     one = [pb.ItemUnits(item_id=order.items[0].id, quantity=1)]
     driver.stub.CreateShipment(pb.CreateShipmentRequest(id=order.id, items=one), timeout=CALL_SECONDS)
     driver.stub.CancelOrderItems(pb.CancelOrderItemsRequest(id=order.id, items=one), timeout=CALL_SECONDS)
-    age(driver, order)
+    age(driver, order.id)
 
     assert reconcile(driver).fulfilled_count == 0
 

@@ -10,7 +10,6 @@ from decimal import Decimal
 
 import grpc
 import pytest
-from google.protobuf.duration_pb2 import Duration
 from sqlalchemy import update
 
 from order_api.domain import transitions
@@ -20,11 +19,10 @@ from order_api.domain.model import Order, OrderItem, Status
 from order_api.domain.transitions import ReinstatementResult, Transition
 from order_api.operations import reinstate_order
 from order_api.store import tables
+from order_api_tests.reconciling import age, reconcile
 from shop_common.db.database import Database
-from shop_common.db.sql import now
 from shop_common.errors import Contention, ShopError
 from shop_protos.inventory.v1 import inventory_pb2
-from shop_protos.order.v1 import maintenance_pb2
 from shop_protos.order.v1 import order_pb2 as pb
 from testkit.calls import refusal
 from testkit.drivers.order_api import (
@@ -196,14 +194,6 @@ def confirm_stock(stock: InventoryClient, order_id: str, version: int) -> None:
     stock.stub.ConfirmReservations(request, timeout=CALL_SECONDS)
 
 
-def age(driver: OrderApiDriver, order_id: str) -> None:
-    """Let the last change of the order be long ago."""
-    table = tables.orders
-    with driver.database.write() as tx:
-        then = now(tx).replace(year=now(tx).year - 1)
-        tx.execute(update(table).where(table.c.id == order_id).values(updated_at=then))
-
-
 def test_a_repeat_begins_again_after_the_version_was_raised(
     driver: OrderApiDriver, stock: InventoryClient, expired: NewOrder
 ) -> None:
@@ -231,12 +221,11 @@ def test_without_a_repeat_the_confirmed_stock_is_released(
 ) -> None:
     order = expired(stock.product(units=2))
     confirm_stock(stock, order.id, begin(driver, order.id))
-    request = maintenance_pb2.ReconcileOrdersRequest(grace=Duration(seconds=60), page_size=1000)
-    driver.maintenance.ReconcileOrders(request, timeout=CALL_SECONDS)
+    reconcile(driver)
     assert stock.states(order.id) == ["CONFIRMED", "REPLACED"], "the reinstatement may still be running"
     age(driver, order.id)
 
-    driver.maintenance.ReconcileOrders(request, timeout=CALL_SECONDS)
+    reconcile(driver)
 
     assert stock.states(order.id) == ["RELEASED", "REPLACED"]
     assert refusal(lambda: reinstate(driver, order.id)).reason == "RESERVATION_RELEASED"
