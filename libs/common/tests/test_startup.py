@@ -202,3 +202,13 @@ def test_a_start_that_takes_too_long_shows_the_stacks_of_its_threads_once(
     slow.wait_for_line("in find_spec", SECONDS)
     assert slow.log.count("Timeout") == 1
     assert "Timeout" not in ready.log
+
+
+def test_a_crash_in_native_code_prints_a_traceback() -> None:
+    program = (
+        "from shop_common.environment import startup\nstartup.prepare()\nimport faulthandler\nfaulthandler._sigsegv()"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=SECONDS, check=False)
+    assert done.returncode == -signal.SIGSEGV
+    assert "Fatal Python error: Segmentation fault" in done.stderr
+    assert "most recent call first" in done.stderr

@@ -6,7 +6,7 @@
     from inventory_api.main import main
 
 After `prepare`, SIGTERM and SIGINT end the process even while it starts, writes to standard output never fail, and a
-slow start prints a traceback of each thread.
+slow start or a crash in native code prints a traceback of each thread.
 """
 
 import faulthandler
@@ -38,7 +38,9 @@ def prepare() -> None:
     os.environ.setdefault("GRPC_VERBOSITY", "ERROR")  # noqa: TID251 - set for gRPC, which reads it at its import
     _open_closed_files()
     sys.stdout, sys.stderr = _text(1), _text(2)
-    # faulthandler uses a C thread: it works even if a library holds the interpreter lock or an import hangs.
+    # A crash in a library's native code would otherwise leave nothing but the number of the signal.
+    faulthandler.enable(file=2)
+    # This uses a C thread: it works even if a library holds the interpreter lock or an import hangs.
     faulthandler.dump_traceback_later(SLOW_START_SECONDS, file=2)
 
 
