@@ -16,6 +16,7 @@ from google.protobuf.message import Message
 
 from shop_client.batches import STALLED_SECONDS, Batch, Entry, Queue, cancelled
 from shop_client.calls import BatchedCall
+from shop_client.forks import PROCESS
 from shop_client.statuses import status_of
 from shop_client.transport import headers
 
@@ -84,8 +85,9 @@ class Coalescer:
         """Send the batch of one caller, and block until it has an outcome."""
         outcome: Message = cancelled("the call was interrupted")
         try:
-            timeout = batch.deadline - time.monotonic()
-            outcome = self._method(batch.request, timeout=timeout, metadata=headers(queue.token))
+            with PROCESS.rpcs:
+                timeout = batch.deadline - time.monotonic()
+                outcome = self._method(batch.request, timeout=timeout, metadata=headers(queue.token))
         except grpc.RpcError as error:
             failed: Any = error
             outcome = status_of(failed)
@@ -95,19 +97,23 @@ class Coalescer:
             self._settle(queue, batch, outcome)
 
     def _send(self, queue: Queue[threading.Lock], batch: Batch[threading.Lock]) -> None:
-        timeout = batch.deadline - time.monotonic()
+        PROCESS.rpcs.begin()
         try:
+            timeout = batch.deadline - time.monotonic()
             call = self._method.future(batch.request, timeout=timeout, metadata=headers(queue.token))
         except Exception as error:  # nothing was sent, for example because the channel is closed
+            PROCESS.rpcs.end()
             self._settle(queue, batch, cancelled(str(error)))
             return
         except BaseException:  # KeyboardInterrupt: other callers wait for the end of this batch
+            PROCESS.rpcs.end()
             self._settle(queue, batch, cancelled("the call was interrupted"))
             raise
         batch.call = call
         call.add_done_callback(partial(self._respond, queue, batch))
 
     def _respond(self, queue: Queue[threading.Lock], batch: Batch[threading.Lock], call: Any) -> None:
+        PROCESS.rpcs.end()
         outcome: Message
         try:
             outcome = call.result()

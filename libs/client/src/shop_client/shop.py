@@ -562,7 +562,8 @@ class Shop:
         metadata = transport.headers(self._token(), transport.current_traceparent())
         method = self._connected().method(call.method)
         try:
-            return method(call.request, timeout=deadline - time.monotonic(), metadata=metadata)
+            with PROCESS.rpcs:
+                return method(call.request, timeout=deadline - time.monotonic(), metadata=metadata)
         except grpc.RpcError as error:
             failed: Any = error
             raise error_of(status_of(failed), call.request_id) from error
@@ -591,7 +592,8 @@ class Shop:
             connection = self._connection
             if connection is None or connection.generation != PROCESS.generation:
                 PROCESS.inherited.append(connection)
-                connection = self._connection = _Connection(self._settings)
+                with PROCESS.rpcs:
+                    connection = self._connection = _Connection(self._settings)
             return connection
 
 

