@@ -14,7 +14,7 @@ from tests.console.browser import DESKTOP, PHONE, Browser
 from tests.console.conftest import System
 
 PICTURES_VARIABLE = "TEST_PICTURES"
-_VIEWS = ("/", "/orders", "/stock?product=21", "/stock")
+_VIEWS = ("/", "/orders", "/stock?product=21", "/stock", "/logs")
 
 
 def _sign_in(page: Browser, token: str) -> None:
@@ -156,6 +156,7 @@ def test_data_of_another_tenant_is_never_there(system: System, page: Browser) ->
         ("/orders", "There are no orders yet"),
         ("/stock", "There is no stock here"),
         ("/stock?product=4711", "No unit is waiting"),
+        ("/logs", "The logs concern all tenants"),
         (f"/orders/{order.id}", "(ORDER_NOT_FOUND)"),
     ):
         page.open(path)
@@ -204,7 +205,7 @@ def test_each_view_fits_its_screen_and_is_accessible(system: System, page: Brows
         for (width, height), dark in ((DESKTOP, False), (PHONE, True)):
             page.resize(width, height, dark=dark)
             page.open(path)
-            eventually(lambda: re.search(r"ready\.|in all|WAREHOUSE", page.text()))
+            eventually(lambda: re.search(r"ready\.|in all|WAREHOUSE|all tenants", page.text()))
             needed = page.driver.execute_script("return document.documentElement.scrollWidth")
             assert needed <= width, path
             page.driver.save_screenshot(str(pictures / f"console-{_name(path)}-{width}.png"))
@@ -216,7 +217,13 @@ def test_each_view_fits_its_screen_and_is_accessible(system: System, page: Brows
 
 def _name(path: str) -> str:
     """Return the name of the picture of a view."""
-    return {"/": "system", "/orders": "orders", "/stock": "stock", "/stock?product=21": "product"}.get(path, "order")
+    return {
+        "/": "system",
+        "/orders": "orders",
+        "/stock": "stock",
+        "/stock?product=21": "product",
+        "/logs": "logs-signed-in",
+    }.get(path, "order")
 
 
 def _fill(system: System) -> None:

@@ -15,8 +15,7 @@ import pytest
 
 from devstack import postgres
 from devstack.certificates import Files
-from devstack.dev import drain, log_book
-from devstack.dev.log_book import Line
+from devstack.dev import drain
 from devstack.dev.options import port_option
 from devstack.ports import free_ports
 from devstack.process import Process, inherited_environment
@@ -24,8 +23,9 @@ from devstack.stack import Databases, Ports
 from shop_common.rpc.tls import channel_credentials
 from shop_protos.inventory.v1 import inventory_pb2, inventory_pb2_grpc
 from shop_protos.order.v1 import order_pb2, order_pb2_grpc
-from shopctl.system import runfile
+from shopctl.system import log_book, runfile
 from shopctl.system.grpc_health import health
+from shopctl.system.log_book import Line
 from shopctl.system.runfile import RunFile
 from testkit.calls import outcome
 from testkit.eventually import eventually

@@ -39,7 +39,7 @@ def main() -> None:
     viewers = Viewers(settings)
     app = FastAPI(openapi_url=None)
     sign_in.add_to(app, viewers, is_https=any(origin.startswith("https:") for origin in origins))
-    pages.add(pages.Site(viewers, Feeds(), SystemReader(settings.watched)))
+    pages.add(pages.Site(viewers, Feeds(), SystemReader(settings.watched), settings.logs_path))
     ui.run_with(app, title="Shop console", dark=None, language="en-US", tailwind=False, show_welcome_message=False)
     site = server.SiteServer(listener, Guard(app, viewers, origins), settings)
     lifecycle.serve(site, settings, on_stop=[tracing.shutdown])

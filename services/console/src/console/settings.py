@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated
 from urllib.parse import urlsplit
 
@@ -66,6 +67,11 @@ class ConsoleSettings(CommonSettings, CallerSettings):
         description="address of the page for browsers, if it is not http://LISTEN_HOST:HTTP_PORT, such as the "
         "https address of a proxy. Required to listen beyond loopback",
     )
+    logs_path: Path | None = Field(
+        default=None,
+        description="file in which dev stores the logs of the processes, to show them. dev sets it. Impossible with "
+        "SIGN_IN, because the logs concern all tenants",
+    )
 
     def contradictions(self) -> Iterator[str]:
         yield from super().contradictions()
@@ -74,6 +80,8 @@ class ConsoleSettings(CommonSettings, CallerSettings):
         if self.tls_cert_path and not self.sign_in:
             # Without a token, the APIs would use the identity of the console's own certificate for every viewer.
             yield "SIGN_IN: must be true when TLS_CERT_PATH is set"
+        if self.logs_path and self.sign_in:
+            yield "LOGS_PATH: must not be set when SIGN_IN is true, because the logs concern all tenants"
         if not is_loopback(self.listen_host):
             if not self.public_url:
                 yield f"PUBLIC_URL: must be set, because other machines reach {self.listen_host!r}"

@@ -58,6 +58,11 @@ def at(time: datetime, zone: tzinfo) -> str:
     return time.astimezone(zone).strftime("%Y-%m-%d %H:%M:%S")
 
 
+def clock(time: datetime, zone: tzinfo) -> str:
+    """Return the time of day in the viewer's zone, to the millisecond."""
+    return time.astimezone(zone).isoformat(sep=" ", timespec="milliseconds")[11:23]
+
+
 def zone_named(name: str | None) -> tzinfo:
     """Return the zone that a browser reports, or UTC if this machine does not know it."""
     try:

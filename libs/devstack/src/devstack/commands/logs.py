@@ -10,10 +10,9 @@ import time
 from dataclasses import asdict
 from datetime import datetime
 
-from devstack.dev import log_book
-from devstack.dev.log_book import LEVELS, Line
 from devstack.dev.screen import DEV, named, prefix
-from shopctl.system import runfile
+from shopctl.system import log_book, runfile
+from shopctl.system.log_book import LEVELS, Line
 from shopctl.system.runfile import NotRunning
 from shopctl.terminal import since
 from shopctl.terminal.colours import COLOURS

@@ -11,9 +11,9 @@ from contextlib import suppress
 
 import psutil
 
-from devstack.dev import log_book, run_folder
+from devstack.dev import run_folder
 from devstack.dev.screen import DEV
-from shopctl.system import runfile
+from shopctl.system import log_book, runfile
 from shopctl.system.process_state import state_of
 from shopctl.terminal.failures import CommandFailed
 from shopctl.terminal.output import console

@@ -30,16 +30,16 @@ from devstack import certificates, kafka
 from devstack.dev import collector, identity, run_folder
 from devstack.dev import options as dev_options
 from devstack.dev.drain import drain
-from devstack.dev.log_book import LogBook
 from devstack.dev.options import CannotStart, DevOptions
 from devstack.dev.screen import Screen
 from devstack.dev.supervisor import Supervisor, how_it_ended
 from devstack.kafka import Kafka
 from devstack.process import Process, ProcessEnded
 from devstack.stack import Databases, Options, Stack
-from shopctl.system import runfile
+from shopctl.system import log_book, runfile
 from shopctl.system.grpc_health import health
 from shopctl.system.layout import CONSOLE, INVENTORY_API, ORDER_API, REAPER, RELAY, reachable
+from shopctl.system.log_book import LogBook
 from shopctl.system.runfile import Endpoint, RunFile
 from shopctl.terminal.colours import BROKER, COLOURS
 
@@ -161,7 +161,8 @@ class Dev:
         options = Options(
             listen_host=self._options.listen,
             environment=self._environment,
-            per_process=self._identity,
+            # The logs concern all tenants, so the console does not show them to viewers who sign in.
+            per_process=self._identity or {CONSOLE: {"LOGS_PATH": str(log_book.PATH.absolute())}},
             certificates=certificates.make(certificates.FOLDER) if self._options.is_secure else None,
             has_console=self._options.has_console,
         )

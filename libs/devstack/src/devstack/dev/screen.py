@@ -7,7 +7,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from devstack.dev.log_book import LogBook
+from shopctl.system.log_book import LogBook
 from shopctl.terminal.colours import COLOURS
 
 DEV = "dev"

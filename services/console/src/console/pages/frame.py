@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import tzinfo
 from importlib import resources
+from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import quote
 
@@ -25,7 +26,7 @@ _Value = TypeVar("_Value")
 REFRESH_SECONDS = 0.4
 _CONNECT_SECONDS = 30.0
 
-_VIEWS = {"System": "/", "Orders": "/orders", "Stock": "/stock"}
+_VIEWS = {"System": "/", "Orders": "/orders", "Stock": "/stock", "Logs": "/logs"}
 _STYLE = resources.files("console.pages").joinpath("style.css").read_text()
 
 
@@ -36,6 +37,8 @@ class Site:
     viewers: Viewers
     feeds: Feeds
     system: SystemReader
+    logs_path: Path | None
+    """The logs that `dev` stores, or None elsewhere."""
 
 
 @dataclass(frozen=True)

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from devstack.dev import log_book
-from devstack.dev.log_book import FILES_MAX, LogBook
+from shopctl.system import log_book
+from shopctl.system.log_book import FILES_MAX, LogBook
 
 Add = Callable[..., None]
 

@@ -98,8 +98,8 @@ class LogBook:
             self._file.close()
             self._file = None
             for number in range(FILES_MAX - 2, -1, -1):
-                if (older := _numbered(self._path, number)).exists():
-                    older.replace(_numbered(self._path, number + 1))
+                if (older := numbered(self._path, number)).exists():
+                    older.replace(numbered(self._path, number + 1))
         self._path.parent.mkdir(parents=True, exist_ok=True)
         # The file contains requests and addresses, so only its owner may read it.
         self._path.touch(mode=0o600)
@@ -112,7 +112,7 @@ def read(path: Path = PATH, keep_following: Callable[[float], bool] | None = Non
     `keep_following` gets the number of seconds that it should wait before it returns.
     """
     for number in range(FILES_MAX - 1, 0, -1):
-        if (file := _opened(_numbered(path, number))) is not None:
+        if (file := _opened(numbered(path, number))) is not None:
             with file:
                 yield from _lines(file)
     yield from _lines_from(_opened(path), path, keep_following)
@@ -166,10 +166,16 @@ def _lines(file: TextIO) -> Iterator[Line]:
         if not text.endswith("\n"):
             file.seek(began)
             return
-        try:
-            yield Line(**json.loads(text))
-        except (ValueError, TypeError):
-            continue  # an incomplete line, for example after a full disk
+        if (line := parsed(text)) is not None:
+            yield line
+
+
+def parsed(text: str | bytes) -> Line | None:
+    """Return the line that a line of a file contains, or None if it is incomplete, for example after a full disk."""
+    try:
+        return Line(**json.loads(text))
+    except (ValueError, TypeError):
+        return None
 
 
 def _level_of(line: str) -> str | None:
@@ -180,5 +186,6 @@ def _level_of(line: str) -> str | None:
     return level if level in LEVELS else None
 
 
-def _numbered(path: Path, number: int) -> Path:
+def numbered(path: Path, number: int) -> Path:
+    """Return the path of a file: 0 is the file that is written now, and FILES_MAX - 1 is the oldest."""
     return path.with_name(f"{path.name}.{number}") if number else path
