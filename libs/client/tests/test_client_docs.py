@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from uuid import uuid4
 
 import grpc
 import pytest
@@ -14,10 +15,12 @@ from devstack.stack import Stack
 from libs.client.tests.conftest import folder_of_this_repository
 from shop_client import ShopError, errors
 from shop_client.calls import Method
+from shopctl.system import docker
 from tests.markdown import code_blocks
 
 ROOT = folder_of_this_repository()
 PAGE = (ROOT / "docs" / "client.md").read_text()
+IMAGE = "python:3.13-slim"
 INSTALL_SECONDS = 300
 PROGRAM_SECONDS = 120
 
@@ -128,6 +131,31 @@ def test_the_wheels_are_all_that_a_program_needs(apis: Stack, wheels: list[str],
     }
     # The installed package has types: mypy finds them, and finds no fault in the program.
     run(sys.executable, "-m", "mypy", "--strict", "--python-executable", python, "page.py", folder=tmp_path)
+
+
+@pytest.mark.timeout(2 * INSTALL_SECONDS)
+def test_the_wheels_are_all_that_a_program_needs_in_a_container(
+    apis: Stack, docker_engine: str, wheels: list[str], tmp_path: Path
+) -> None:
+    """Installs the wheels into an image that has Python 3.13 and nothing of this repository."""
+    (tmp_path / "page.py").write_text("\n".join(programs(apis)))
+    for wheel in wheels:
+        shutil.copy(wheel, tmp_path)
+    install = "python -m pip install --quiet --root-user-action=ignore --only-binary=:all: /test/*.whl"
+    name = f"shop-tests-wheels-{uuid4().hex[:8]}"
+    try:
+        # On the host's network, where the APIs listen on loopback.
+        output = docker.run(
+            *("run", "--rm", "--name", name, "--network", "host", "--volume", f"{tmp_path}:/test:ro"),
+            *("--workdir", "/tmp", IMAGE, "sh", "-ec", f"{install} && python --version && python /test/page.py"),
+            seconds=INSTALL_SECONDS,
+        )
+    finally:
+        # Also after a timeout, which ends docker's command but not the container.
+        subprocess.run(["docker", "rm", "--force", name], capture_output=True, check=False)
+
+    assert "Python 3.13." in output
+    assert "CONFIRMED 39.98 EUR" in output
 
 
 def run(*command: str, folder: Path) -> str:
