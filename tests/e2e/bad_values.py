@@ -34,7 +34,7 @@ FREE_TEXT = {
 }  # fmt: skip
 
 # Numbers that may be negative.
-SIGNED = {"adjusted"}
+SIGNED = {"adjusted", "shop.inventory.v1.StockWithholding.quantity"}
 
 
 NOT_TOGETHER = {
@@ -222,7 +222,7 @@ def _scalars(field: FieldDescriptor) -> Iterator[tuple[str, Any, bool]]:
     elif field.type in (FieldDescriptor.TYPE_INT64, FieldDescriptor.TYPE_INT32):
         wide = field.type == FieldDescriptor.TYPE_INT64
         yield "zero", 0, False
-        yield "negative", -1, field.name not in SIGNED
+        yield "negative", -1, not SIGNED & {field.name, field.full_name}
         yield "smallest", INT64_MIN if wide else INT32_MIN, True
         yield "largest", INT64_MAX if wide else INT32_MAX, False
 

@@ -234,6 +234,8 @@ def _check_counters(
             yield f"item {item.id} is {item}, but by its events it is {computed}"
         if (computed.moved, computed.moved_out) != (item.quantity, computed.fulfilled):
             yield f"item {item.id} is {item}, but its movements add up to {computed}"
+        if not computed.withheld == computed.moved_withheld == item.withheld == item.withholdings:
+            yield f"item {item.id} is {item}, but its withheld units are {computed}"
 
 
 def _group(pairs: Iterable[tuple[str, Event]]) -> dict[str, list[Event]]:

@@ -191,6 +191,8 @@ class Item:
     quantity: int
     reserved: int
     version: int
+    withheld: int = 0
+    withholdings: int = 0
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,9 @@ class ItemCounters:
     item_id: int
     quantity: int = 0
     reserved: int = 0
+    withheld: int = 0
+    moved_withheld: int = 0
+    """The sum of the withheld units of all movements."""
     version: int = 0
     sequence: int = 0
     additions: list[int] = field(default_factory=list)
@@ -37,6 +40,7 @@ class ItemCounters:
         if data["version"] != self.version + 1 or data["reserved_quantity"] != self.reserved:
             yield f"item {self.item_id}: {dict(data)} follows {self}"
         added = data["quantity"] - self.quantity
+        self.withheld = data.get("withheld_quantity", 0)
         if added < 0:
             yield f"item {self.item_id}: {-added} units were removed without an event"
         elif added:
@@ -51,7 +55,9 @@ class ItemCounters:
             self.moved_out -= data["quantity"]
         if data["kind"] == "RETURNED":
             self.returned.append(data["quantity"])
-        if (data["revision"], data["quantity_after"]) != (self.revision + 1, self.moved):
+        self.moved_withheld += data.get("withheld", 0)
+        after = (data["revision"], data["quantity_after"], data.get("withheld_after", 0))
+        if after != (self.revision + 1, self.moved, self.moved_withheld):
             yield f"item {self.item_id}: the movement {dict(data)} follows revision {self.revision}"
         self.revision = data["revision"]
 
@@ -65,8 +71,11 @@ class ItemCounters:
         if event.type == "STOCK_FULFILLED":
             self.quantity -= units
             self.fulfilled += units
-        if not 0 <= self.reserved <= self.quantity:
-            yield f"item {self.item_id}: {self.reserved} of {self.quantity} units are reserved after {event.type}"
+        if not 0 <= self.reserved <= self.quantity - self.withheld:
+            yield (
+                f"item {self.item_id}: {self.reserved} of {self.quantity} units are reserved after {event.type}, "
+                f"and {self.withheld} are withheld"
+            )
 
     def _check_number(self, event: Event) -> Iterator[str]:
         if event.sequence <= self.sequence:

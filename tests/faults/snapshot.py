@@ -71,7 +71,11 @@ class Readers:
         return found
 
 
-_ITEMS = "SELECT tenant, id, product_id, location, quantity, reserved_quantity, version FROM inventory_items"
+_ITEMS = (
+    "SELECT tenant, id, product_id, location, quantity, reserved_quantity, version, withheld_quantity,"
+    " (SELECT coalesce(sum(quantity), 0) FROM stock_withholdings WHERE item_id = inventory_items.id)"
+    " FROM inventory_items"
+)
 _RESERVATIONS = "SELECT tenant, id, product_id, quantity, order_id, state, expires_at FROM stock_reservations"
 _ALLOCATIONS = "SELECT tenant, reservation_id, item_id, quantity FROM reservation_allocations"
 _ORDERS = "SELECT tenant, id, user_id, status, version FROM orders"

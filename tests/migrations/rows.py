@@ -153,6 +153,10 @@ _INVENTORY_16: Rows = {
     ],
 }
 
+_INVENTORY_18: Rows = {
+    "stock_withholdings": [{"tenant": "default", "item_id": 1, "reason": "DAMAGED", "quantity": 1}],
+}
+
 _AUDIT: Rows = {
     "audit_log": [{"id": 1, "at": _MOMENT, "caller": "user:1", "method": "M", "request_id": "r", "resources": "[]"}]
 }
@@ -211,6 +215,7 @@ ROWS: dict[tuple[str, str], Rows] = {
     ("order-api", "0008"): _ORDERS_8,
     ("inventory-api", "0014"): _INVENTORY_14,
     ("inventory-api", "0016"): _INVENTORY_16,
+    ("inventory-api", "0018"): _INVENTORY_18,
     ("order-api", "0006"): _AUDIT,
     ("order-api", "0007"): _ORDERS_7,
     ("order-api", "0010"): _ORDERS_10,

@@ -93,6 +93,7 @@ CHANGES = (
     StockChange(1, "A", adjusted=1),
     StockChange(1, "A", counted=1),
     StockChange(1, "A", moved=1, to_location="B"),
+    StockChange(1, "A", withheld=1, reason="A"),
 )
 """A change has exactly one of these quantities."""
 

@@ -230,6 +230,23 @@ def test_single_items_are_adjusted_counted_and_moved(shell: Shell, shop: Shop, p
     assert quantities(shop, product) == {"A": 6, "B": 2}
 
 
+def test_units_are_withheld_and_given_back(shell: Shell, product: int) -> None:
+    shell.lines("count", product, "A", 10)
+    (withheld,) = shell.lines("withhold", product, "A", 3, "--reason", "DAMAGED")
+    (given_back,) = shell.lines("give-back", product, "A", 1, "--reason", "DAMAGED")
+
+    shown = [
+        (item["quantity"], item["withheld_quantity"], item["available_quantity"]) for item in (withheld, given_back)
+    ]
+    assert shown == [(10, 3, 7), (10, 2, 8)]
+    assert "withheld" in shell.error("give-back", product, "A", 3, "--reason", "DAMAGED")
+    movements = shell.lines("export", "movements", "--product-id", product)
+    assert [(each["kind"], each["withheld"], each["withheld_after"], each["reason"]) for each in movements[:2]] == [
+        ("WITHHELD", -1, 2, "DAMAGED"),
+        ("WITHHELD", 3, 3, "DAMAGED"),
+    ]
+
+
 def test_an_unknown_outcome_names_the_request_id(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["adjust", "1", "A", "-3", "--inventory", NOBODY, "--request-id", "mine"]) == 1
 

@@ -58,7 +58,7 @@ def test_what_spreadsheets_write_is_understood(file: Path) -> None:
 @pytest.mark.parametrize(
     ("row", "error"),
     [
-        ("1,A,,,,,,,,", "exactly one of received, adjusted, counted, moved must have a value"),
+        ("1,A,,,,,,,,", "exactly one of received, adjusted, counted, moved, withheld must have a value"),
         ("1,A,1,,2,,,,,", "exactly one of"),
         ("1,,1,,,,,,,", "location is missing"),
         (",A,1,,,,,,,", "product_id is missing"),
@@ -89,7 +89,7 @@ def test_a_wrong_row_is_named_and_the_others_are_read(file: Path, row: str, erro
         ("product_id;location;received\n1;A;2\n", "line 1: the columns are separated by semicolons"),
         ("product_id\tlocation\treceived\n", "line 1: the columns are separated by tabs"),
         ("product,location,received\n", "'product' is not a column; product_id is missing"),
-        ("product_id,location,quantity\n", "one of received, adjusted, counted, moved is missing"),
+        ("product_id,location,quantity\n", "one of received, adjusted, counted, moved, withheld is missing"),
         ("product_id,location,received,received\n", "received is there twice"),
         ("1,A,5\n", "'1' is not a column"),
         ('product_id,location,received\n1,A,"5\n2,A,3\n', "line 2: this is not CSV"),

@@ -16,7 +16,15 @@ EVENTS = [example for example in EXAMPLES if not example.topic.endswith(".dlq")]
 
 Damage = Callable[[dict[str, Any]], Any]
 
-DETAILS = {"charges", "external_reference", "labels", "order_version"}
+DETAILS = {
+    "charges",
+    "external_reference",
+    "labels",
+    "order_version",
+    "withheld",
+    "withheld_after",
+    "withheld_quantity",
+}
 """The fields that only some events of their type have."""
 
 

@@ -225,20 +225,28 @@ def batch_change_stock(
 
 
 def _stock_change(change: StockChange) -> inventory.StockChange:
-    values = {"received": change.received, "adjusted": change.adjusted, "counted": change.counted, "move": change.moved}
+    values = {
+        "received": change.received,
+        "adjusted": change.adjusted,
+        "counted": change.counted,
+        "move": change.moved,
+        "withheld": change.withheld,
+    }
     quantity: dict[str, Any] = {name: value for name, value in values.items() if value is not None}
     if len(quantity) != 1:
-        raise ValueError("a change of stock has exactly one of received, adjusted, counted and moved")
+        raise ValueError("a change of stock has exactly one of received, adjusted, counted, moved and withheld")
     if (change.moved is None) != (change.to_location is None):
         raise ValueError("only a move has a to_location, and it needs one")
     if change.moved is not None:
         quantity["move"] = inventory.StockMove(to_location=change.to_location or "", quantity=change.moved)
+    if change.withheld is not None:
+        quantity["withheld"] = inventory.StockWithholding(reason=change.reason, quantity=change.withheld)
     return inventory.StockChange(
         product_id=change.product_id,
         location=change.location or "",
         **quantity,
         version=change.version,
-        reason=change.reason,
+        reason=change.reason if change.withheld is None else "",
         reference=change.reference,
         occurred_at=convert.timestamp(change.occurred_at),
     )

@@ -80,6 +80,8 @@ def item(message: inventory.InventoryItem) -> Item:
         version=message.version,
         created_at=_utc(message.created_at),
         updated_at=_utc(message.updated_at),
+        withheld_quantity=message.withheld_quantity,
+        withholdings={each.reason: each.quantity for each in message.withholdings},
     )
 
 
@@ -94,9 +96,12 @@ def availabilities(message: inventory.BatchGetAvailabilityResponse) -> list[Avai
             product_id=each.product_id,
             available_quantity=each.available_quantity,
             reserved_quantity=each.reserved_quantity,
+            withheld_quantity=each.withheld_quantity,
             next_release_at=_utc(each.next_release_at) if each.HasField("next_release_at") else None,
             locations=tuple(
-                LocationAvailability(part.location, part.available_quantity, part.reserved_quantity)
+                LocationAvailability(
+                    part.location, part.available_quantity, part.reserved_quantity, part.withheld_quantity
+                )
                 for part in each.locations
             ),
             read_at=read_at,
@@ -121,7 +126,14 @@ def stock_of_product(required_quantity: int, message: inventory.ProductAvailabil
 
 
 def past_item(message: inventory.InventoryItem) -> PastItem:
-    return PastItem(message.id, message.product_id, message.location, message.quantity, _utc(message.created_at))
+    return PastItem(
+        id=message.id,
+        product_id=message.product_id,
+        location=message.location,
+        quantity=message.quantity,
+        created_at=_utc(message.created_at),
+        withheld_quantity=message.withheld_quantity,
+    )
 
 
 def changed_stock(message: inventory.BatchChangeStockResult) -> ChangedStock:
@@ -143,6 +155,8 @@ def movement(message: inventory.Movement) -> Movement:
         actor=message.actor,
         occurred_at=_utc(message.occurred_at) if message.HasField("occurred_at") else None,
         created_at=_utc(message.created_at),
+        withheld=message.withheld,
+        withheld_after=message.withheld_after,
     )
 
 

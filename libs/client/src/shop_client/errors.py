@@ -28,6 +28,8 @@ ShopError
 │   ├── ReservationReleased                       RESERVATION_RELEASED
 │   ├── ExtensionLimit                            EXTENSION_LIMIT
 │   ├── BelowReserved                             BELOW_RESERVED
+│   ├── InsufficientWithheld                      INSUFFICIENT_WITHHELD
+│   ├── WithholdingsLimit                         WITHHOLDINGS_LIMIT
 │   ├── QuantityLimit                             QUANTITY_LIMIT
 │   ├── LocationsLimit                            LOCATIONS_LIMIT
 │   ├── ReservationsLimit                         RESERVATIONS_LIMIT
@@ -46,7 +48,8 @@ ShopError
 │   ├── KeySetUnavailable                         KEY_SET_UNAVAILABLE
 │   └── ApiKeysUnavailable                        API_KEYS_UNAVAILABLE
 ├── NotSupported             UNIMPLEMENTED
-│   └── PartialChangesDisabled                    PARTIAL_CHANGES_DISABLED
+│   ├── PartialChangesDisabled                    PARTIAL_CHANGES_DISABLED
+│   └── WithholdingDisabled                       WITHHOLDING_DISABLED
 ├── DeadlineExceeded         DEADLINE_EXCEEDED
 ├── Cancelled                CANCELLED
 └── InternalError            INTERNAL
@@ -279,7 +282,7 @@ class ExtensionLimit(Refused):
 
 
 class BelowReserved(Refused):
-    """The new quantity of the item would be less than its reserved quantity."""
+    """The new quantity of the item would be less than its reserved and its withheld units together."""
 
     REASON = "BELOW_RESERVED"
 
@@ -290,6 +293,34 @@ class BelowReserved(Refused):
     @property
     def reserved(self) -> int:
         return self._number("reserved")
+
+    @property
+    def withheld(self) -> int:
+        return self._number("withheld")
+
+
+class InsufficientWithheld(Refused):
+    """Fewer units are withheld for the reason than the change gives back."""
+
+    REASON = "INSUFFICIENT_WITHHELD"
+
+    @property
+    def requested(self) -> int:
+        return self._number("requested")
+
+    @property
+    def withheld(self) -> int:
+        return self._number("withheld")
+
+
+class WithholdingsLimit(Refused):
+    """The units of the item are already withheld for as many reasons as possible."""
+
+    REASON = "WITHHOLDINGS_LIMIT"
+
+    @property
+    def limit(self) -> int:
+        return self._number("limit")
 
 
 class QuantityLimit(Refused):
@@ -394,6 +425,12 @@ class PartialChangesDisabled(NotSupported):
     """The operator has switched off changes of some units of an order, as during an update."""
 
     REASON = "PARTIAL_CHANGES_DISABLED"
+
+
+class WithholdingDisabled(NotSupported):
+    """The operator has switched off withholding units, as during an update."""
+
+    REASON = "WITHHOLDING_DISABLED"
 
 
 class Unavailable(ShopError):

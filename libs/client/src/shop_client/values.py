@@ -28,6 +28,7 @@ class MovementKind(StrEnum):
     FULFILLED = "FULFILLED"
     RETURNED = "RETURNED"
     MOVED = "MOVED"
+    WITHHELD = "WITHHELD"
     UNKNOWN = "UNKNOWN"
 
 
@@ -69,14 +70,18 @@ class Item:
     product_id: int
     location: str
     quantity: int
-    """Units in stock, reserved ones included."""
+    """Units in stock, reserved and withheld ones included."""
     reserved_quantity: int
     available_quantity: int
     """Units that can be reserved now."""
     version: int
-    """Grows with every change of `quantity`."""
+    """Grows with every change of `quantity` or `withheld_quantity`."""
     created_at: datetime
     updated_at: datetime
+    withheld_quantity: int
+    """Units that are in stock but not for sale."""
+    withholdings: Mapping[str, int]
+    """The withheld units by reason. Only in the items of `get_item` and `list_items`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +101,7 @@ class LocationAvailability:
     available_quantity: int
     """Units that can be reserved; 0 at an inactive location."""
     reserved_quantity: int
+    withheld_quantity: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +112,7 @@ class Availability:
     available_quantity: int
     """Units that can be reserved."""
     reserved_quantity: int
+    withheld_quantity: int
     next_release_at: datetime | None
     """The earliest expiry of a HELD reservation; None if there is none."""
     locations: tuple[LocationAvailability, ...]
@@ -169,7 +176,10 @@ class AllocationPolicy:
 
 @dataclass(frozen=True, slots=True)
 class Movement:
-    """A change of the quantity of one item. The quantities of all movements of an item add up to its quantity."""
+    """A change of the quantity of one item, or of its withheld units.
+
+    The quantities of all movements of an item add up to its quantity, and their withheld units to its withheld ones.
+    """
 
     item_id: int
     product_id: int
@@ -187,15 +197,19 @@ class Movement:
     occurred_at: datetime | None
     """When the change happened, as the caller stated it."""
     created_at: datetime
+    withheld: int
+    """The change of the withheld units; negative if units were given back."""
+    withheld_after: int
 
 
 @dataclass(frozen=True, slots=True)
 class StockChange:
-    """A change for `batch_change_stock`. Set exactly one of `received`, `adjusted`, `counted` and `moved`.
+    """A change for `batch_change_stock`. Set exactly one of `received`, `adjusted`, `counted`, `moved` and `withheld`.
 
     `received` is the number of added units, `adjusted` the difference, `counted` the new quantity, and `moved` the
-    number of units that were moved to `to_location`, which only a move has. With `version`, the change is made only if
-    the item still has this version. `occurred_at` needs a time zone.
+    number of units that were moved to `to_location`, which only a move has. `withheld` is the number of units that are
+    not for sale, or if negative, that are for sale again; `reason` is then a word such as DAMAGED. With `version`, the
+    change is made only if the item still has this version. `occurred_at` needs a time zone.
     """
 
     product_id: int
@@ -209,6 +223,7 @@ class StockChange:
     reason: str = ""
     reference: str = ""
     occurred_at: datetime | None = None
+    withheld: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -220,6 +235,7 @@ class PastItem:
     location: str
     quantity: int
     created_at: datetime
+    withheld_quantity: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -30,6 +30,8 @@ COMMANDS = {
         "set the quantity of an item to the units that were counted", "shopctl.stock.change", {"kind": "count"}
     ),
     "move": Command("move units to another location", "shopctl.stock.change", {"kind": "move"}),
+    "withhold": Command("take units of an item out of sale", "shopctl.stock.change", {"kind": "withhold"}),
+    "give-back": Command("put withheld units on sale again", "shopctl.stock.change", {"kind": "give-back"}),
     "import": Command("change stock as a CSV file describes it", "shopctl.stock.import_stock"),
     "export": Command("write stock or movements as CSV", "shopctl.stock.export"),
     "verify": Command("compare the counters of the stock with its reservations", "shopctl.data.verify"),

@@ -56,7 +56,11 @@ def serve(settings: InventorySettings) -> None:
 
     audit_log = tables.audit_log if settings.has_audit_log else None
     operations = Operations(
-        database, ttl_seconds=settings.reservation_ttl, on_fatal=lifecycle.fatal, audit_log=audit_log
+        database,
+        ttl_seconds=settings.reservation_ttl,
+        on_fatal=lifecycle.fatal,
+        audit_log=audit_log,
+        withholding=settings.withholding_enabled,
     )
     fetched_keys, api_keys = None, None
     if settings.order_target is not None and settings.grants_path is not None:

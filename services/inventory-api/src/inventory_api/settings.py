@@ -22,6 +22,10 @@ class InventorySettings(ApiSettings, CallerSettings, IdentitySettings, DatabaseS
     )
     consumer_enabled: bool = Field(True, description="consume order-events; if false, this process handles only calls")
 
+    withholding_enabled: bool = Field(
+        True, description="withhold units for BatchChangeStock; off until no process of a release without it runs"
+    )
+
     @property
     def calls_apis(self) -> bool:
         return self.order_target is not None

@@ -89,7 +89,7 @@ def test_a_refused_change_does_not_affect_the_others(inventory: InventoryDriver)
 
     below, also_below, above, stale, *absent, last = outcomes
     assert isinstance(below, BelowReserved)
-    assert below.metadata() == {"id": str(stocked.id), "requested": "3", "reserved": "4"}
+    assert below.metadata() == {"id": str(stocked.id), "requested": "3", "reserved": "4", "withheld": "0"}
     assert isinstance(also_below, BelowReserved)
     assert isinstance(above, QuantityLimit)
     assert isinstance(stale, VersionMismatch)
@@ -125,6 +125,7 @@ def test_a_refused_atomic_call_changes_nothing(inventory: InventoryDriver) -> No
         "id": str(items(inventory, 1)[0].id),
         "requested": "-1",
         "reserved": "0",
+        "withheld": "0",
         "change": "1",
         "change_reason": "BELOW_RESERVED",
     }

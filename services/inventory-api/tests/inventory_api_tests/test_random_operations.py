@@ -17,15 +17,17 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from inventory_api.domain.commands import AddStock, StockQuestion
+from inventory_api.domain.commands import AddStock, StockChange, StockQuestion
 from inventory_api.domain.errors import (
     BelowReserved,
     InsufficientStock,
+    InsufficientWithheld,
     ReservationExpired,
     ReservationNotFound,
     ReservationReleased,
 )
 from inventory_api.domain.model import Line, Reservation, State
+from inventory_api.domain.movements import MovementKind
 from shop_common.errors import ShopError
 from testkit.drivers.inventory_api import InventoryDriver, deadline, empty, stock_key
 
@@ -66,6 +68,7 @@ class Model:
         empty(inventory.database)
         self.inventory = inventory
         self.quantity = dict.fromkeys(STOCK_KEYS, 6)
+        self.withheld = dict.fromkeys(STOCK_KEYS, 0)
         self.held: dict[str, ModelReservation] = {}
         inventory.operations._add_stock.submit_many([AddStock(*key, 6) for key in STOCK_KEYS], deadline=deadline())
 
@@ -86,6 +89,19 @@ class Model:
         assert isinstance(outcome, BelowReserved) == (count < reserved)
         if not isinstance(outcome, ShopError):
             self.quantity[key] = count
+
+    def withhold(self, key: tuple[int, str], count: int) -> None:
+        """Withhold up to six units, or give up to three units back."""
+        product, location = key
+        units = count - 3 or 1
+        change = StockChange(0, product, location, MovementKind.WITHHELD, units, reason="DAMAGED")
+        (outcome,) = self.inventory.change_stock(change)
+
+        assert isinstance(outcome, InsufficientStock) == (units > self.available(*key))
+        assert isinstance(outcome, InsufficientWithheld) == (self.withheld[key] + units < 0)
+        if not isinstance(outcome, ShopError):
+            self.withheld[key] += units
+            assert outcome.item.withheld_quantity == self.withheld[key]
 
     def reserve(self, order: str, order_lines: list[Line]) -> list[str]:
         possible = self.fits(order_lines)
@@ -151,7 +167,11 @@ class Model:
             self.change_states([held], {State.HELD}, State.EXPIRED)
 
     def available(self, product: int, location: str | None = None) -> int:
-        total = sum(count for key, count in self.quantity.items() if key[0] == product and location in (None, key[1]))
+        total = sum(
+            count - self.withheld[key]
+            for key, count in self.quantity.items()
+            if key[0] == product and location in (None, key[1])
+        )
         return total - sum(
             part.quantity
             for each in self.held.values()
@@ -219,7 +239,11 @@ class RandomOperations(RuleBasedStateMachine):
     def end_reservation(self, reservation_id: str, operation: Callable[[Model, ModelReservation], None]) -> None:
         operation(self.model, self.model.held[reservation_id])
 
-    @rule(key=stock_keys, count=st.integers(0, 9), operation=st.sampled_from([Model.add, Model.set_quantity]))
+    @rule(
+        key=stock_keys,
+        count=st.integers(0, 9),
+        operation=st.sampled_from([Model.add, Model.set_quantity, Model.withhold]),
+    )
     def change_stock(
         self, key: tuple[int, str], count: int, operation: Callable[[Model, tuple[int, str], int], None]
     ) -> None:

@@ -20,6 +20,7 @@ from inventory_api.domain.model import (
     LOCATIONS_MAX,
     ORDER_ALLOCATIONS_MAX,
     ORDER_RESERVATIONS_MAX,
+    WITHHOLDINGS_MAX,
     Allocation,
     Availability,
     Item,
@@ -69,15 +70,27 @@ def test_the_largest_page_of_reservations_fits() -> None:
 
 
 def test_the_largest_page_of_items_fits() -> None:
-    item = Item(DEFAULT, INT64_MAX, INT64_MAX, "W" * 64, ITEM_QUANTITY_MAX, ITEM_QUANTITY_MAX, INT64_MAX, LATE, LATE)
+    item = Item(
+        DEFAULT,
+        INT64_MAX,
+        INT64_MAX,
+        "W" * 64,
+        ITEM_QUANTITY_MAX,
+        ITEM_QUANTITY_MAX,
+        INT64_MAX,
+        LATE,
+        LATE,
+        withheld_quantity=ITEM_QUANTITY_MAX,
+        withholdings=(("R" * 64, ITEM_QUANTITY_MAX),) * WITHHOLDINGS_MAX,
+    )
 
     assert pb.ListInventoryItemsResponse(items=[render.item(item)] * PAGE_SIZE_MAX).ByteSize() < BYTES_MAX
 
 
 def test_the_largest_availability_fits() -> None:
-    at = LocationAvailability("W" * 64, ITEM_QUANTITY_MAX, ITEM_QUANTITY_MAX)
+    at = LocationAvailability("W" * 64, ITEM_QUANTITY_MAX, ITEM_QUANTITY_MAX, ITEM_QUANTITY_MAX)
     each = ITEMS_MAX // AVAILABILITY_PRODUCTS_MAX
-    product = Availability(INT64_MAX, INT64_MAX, INT64_MAX, LATE, (at,) * each)
+    product = Availability(INT64_MAX, INT64_MAX, INT64_MAX, INT64_MAX, LATE, (at,) * each)
 
     response = render.availability(Availabilities(LATE, [product] * AVAILABILITY_PRODUCTS_MAX))
 

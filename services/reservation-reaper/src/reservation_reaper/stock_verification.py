@@ -15,7 +15,7 @@ _mismatches = metrics.gauge(
     __name__,
     "shop_stock_mismatches",
     "Mismatches that the last complete round of VerifyStock found, or the present round if that has found more, by"
-    " kind: RESERVED_QUANTITY, ALLOCATIONS, MOVEMENTS, QUANTITY",
+    " kind: RESERVED_QUANTITY, ALLOCATIONS, MOVEMENTS, QUANTITY, WITHHELD_QUANTITY",
     "kind",
     over_workers="livemax",
 )

@@ -1,7 +1,7 @@
 """Show items, by ascending id: the stock of each product at each location.
 
-`available_quantity` is the number of units that can be reserved now: the quantity minus the units of active
-reservations that are not due. With --json, each item is one line.
+`available_quantity` is the number of units that can be reserved now: the quantity minus the withheld units and those of
+active reservations that are not due. With --json, each item is one line.
 """
 
 import argparse
@@ -28,7 +28,7 @@ def run(options: argparse.Namespace) -> int:
         whole("id"),
         whole("product_id"),
         "location",
-        *map(number, ("quantity", "reserved_quantity", "available_quantity")),
+        *map(number, ("quantity", "withheld_quantity", "reserved_quantity", "available_quantity")),
         "updated_at",
     ]
     with target.shop(options) as shop:
@@ -44,6 +44,7 @@ def as_row(item: InventoryItem) -> dict[str, Any]:
         "product_id": item.product_id,
         "location": item.location,
         "quantity": item.quantity,
+        "withheld_quantity": item.withheld_quantity,
         "reserved_quantity": item.reserved_quantity,
         "available_quantity": item.available_quantity,
         "version": item.version,

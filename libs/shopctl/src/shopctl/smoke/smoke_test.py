@@ -88,11 +88,13 @@ class SmokeTest:
                     location="WAREHOUSE_A",
                     move=stock.StockMove(to_location="WAREHOUSE_C", quantity=5),
                 ),
+                self._withheld(2),
+                self._withheld(-2),
             ],
             request_id=str(uuid4()),
         )
         for _ in range(2):
-            reporter.call(self._inventory.BatchChangeStock, changes, results__count=4)
+            reporter.call(self._inventory.BatchChangeStock, changes, results__count=6)
         reporter.call(
             self._inventory.ListInventoryItems,
             stock.ListInventoryItemsRequest(product_id=self._product),
@@ -101,13 +103,17 @@ class SmokeTest:
         reporter.call(
             self._inventory.ListMovements,
             stock.ListMovementsRequest(product_id=self._product),
-            movements__quantity=[5, -5, 5, -5, 1, -1, 5, 10, 30, 20],
+            movements__quantity=[0, 0, 5, -5, 5, -5, 1, -1, 5, 10, 30, 20],
         )
         reporter.call(
             self._inventory.BatchGetAvailability,
             stock.BatchGetAvailabilityRequest(product_ids=[self._product], by_location=True),
             products__available_quantity=[65],
         )
+
+    def _withheld(self, units: int) -> stock.StockChange:
+        withholding = stock.StockWithholding(reason="DAMAGED", quantity=units)
+        return stock.StockChange(product_id=self._product, location="WAREHOUSE_C", withheld=withholding)
 
     def _a_location_is_changed(self) -> None:
         reporter = self._reporter

@@ -1,8 +1,10 @@
-"""Change the quantity of one item of the stock, with a reason and a reference for its movement.
+"""Change one item of the stock, with a reason and a reference for its movement.
 
-  adjust 1001 WAREHOUSE_A -3 --reason damaged     takes three units out; a positive number adds units
-  count 1001 WAREHOUSE_A 40 --reference count-7   sets the quantity to 40, reserved units included
+  adjust 1001 WAREHOUSE_A -3 --reason lost        takes three units out; a positive number adds units
+  count 1001 WAREHOUSE_A 40 --reference count-7   sets the quantity to 40, reserved and withheld units included
   move 1001 WAREHOUSE_A WAREHOUSE_B 5             moves five units that are not reserved to another location
+  withhold 1001 WAREHOUSE_A 3 --reason DAMAGED    takes three units that are not reserved out of sale
+  give-back 1001 WAREHOUSE_A 2 --reason DAMAGED   puts two of these units on sale again
 
 The item is shown after the change, or with --json printed on one line; after a move, so is the item at the new
 location. With --version, the change is refused if the item has changed since this version was read.
@@ -17,11 +19,13 @@ from uuid import uuid4
 
 from shop_common.errors import Unavailable
 from shop_common.rpc.status import from_status
-from shop_protos.inventory.v1.inventory_pb2 import BatchChangeStockRequest, StockChange, StockMove
+from shop_protos.inventory.v1.inventory_pb2 import BatchChangeStockRequest, StockChange, StockMove, StockWithholding
 from shopctl.data import query_inventory
 from shopctl.system import target
 from shopctl.terminal.failures import CommandFailed
 from shopctl.terminal.output import add_json, print_json, print_table
+
+_WITHHOLDING = ("withhold", "give-back")
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -30,7 +34,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
     if parser.get_default("kind") == "move":
         parser.add_argument("to_location", metavar="TO_LOCATION")
     parser.add_argument("units", type=_whole, metavar="UNITS")
-    parser.add_argument("--reason", default="", help="why, such as damaged: at most 64 characters")
+    if parser.get_default("kind") in _WITHHOLDING:
+        parser.add_argument(
+            "--reason", required=True, help="why, such as DAMAGED or QUALITY_CONTROL: at most 64 of A-Z a-z 0-9 _ -"
+        )
+    else:
+        parser.add_argument("--reason", default="", help="why, such as lost: at most 64 characters")
     parser.add_argument("--reference", default="", help="your document, such as a delivery note: at most 64 characters")
     parser.add_argument("--version", type=_whole, metavar="N", help="only if the item still has this version")
     parser.add_argument("--request-id", default="", metavar="ID", help="repeat the command with this id")
@@ -65,7 +74,7 @@ def _change(options: argparse.Namespace) -> StockChange:
         product_id=options.product_id,
         location=options.location,
         version=options.version,
-        reason=options.reason,
+        reason="" if options.kind in _WITHHOLDING else options.reason,
         reference=options.reference,
     )
     match options.kind:
@@ -73,6 +82,9 @@ def _change(options: argparse.Namespace) -> StockChange:
             change.adjusted = options.units
         case "count":
             change.counted = options.units
+        case "withhold" | "give-back":
+            sign = 1 if options.kind == "withhold" else -1
+            change.withheld.CopyFrom(StockWithholding(reason=options.reason, quantity=sign * options.units))
         case _:
             change.move.CopyFrom(StockMove(to_location=options.to_location, quantity=options.units))
     return change

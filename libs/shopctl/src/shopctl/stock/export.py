@@ -128,6 +128,8 @@ def _movement(movement: Movement) -> dict[str, Any]:
         "location": movement.location,
         "quantity": movement.quantity,
         "quantity_after": movement.quantity_after,
+        "withheld": movement.withheld,
+        "withheld_after": movement.withheld_after,
         "reason": movement.reason,
         "reference": movement.reference,
         "order_id": movement.order_id,
@@ -138,7 +140,7 @@ def _movement(movement: Movement) -> dict[str, Any]:
     }
 
 
-_PAST_COLUMNS = ("item_id", "product_id", "location", "quantity", "created_at")
+_PAST_COLUMNS = ("item_id", "product_id", "location", "quantity", "withheld_quantity", "created_at")
 _STOCK_COLUMNS = tuple(_item(InventoryItem()))
 _MOVEMENT_COLUMNS = tuple(_movement(Movement()))
 

@@ -11,13 +11,21 @@ from typing import TextIO
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from shop_protos.inventory.v1.inventory_pb2 import StockChange, StockMove
+from shop_protos.inventory.v1.inventory_pb2 import StockChange, StockMove, StockWithholding
 from shopctl.terminal.failures import CommandFailed
 
 REQUIRED = ("product_id", "location")
-CHANGES = ("received", "adjusted", "counted", "moved")
+CHANGES = ("received", "adjusted", "counted", "moved", "withheld")
 OPTIONAL = ("to_location", "version", "reason", "reference", "occurred_at")
-OF_EXPORT = ("item_id", "quantity", "reserved_quantity", "available_quantity", "created_at", "updated_at")
+OF_EXPORT = (
+    "item_id",
+    "quantity",
+    "withheld_quantity",
+    "reserved_quantity",
+    "available_quantity",
+    "created_at",
+    "updated_at",
+)
 """Columns that `export stock` writes and an import ignores, so that an export can be used as a count sheet."""
 
 EXPECTED = (
@@ -151,9 +159,18 @@ def _change(values: Mapping[str, str]) -> StockChange:
     change = StockChange(
         product_id=_integer(values, "product_id"),
         location=values["location"],
-        reason=values.get("reason", ""),
+        reason="" if kind == "withheld" else values.get("reason", ""),
         reference=values.get("reference", ""),
     )
+    _set_quantity(change, kind, values)
+    if "version" in values:
+        change.version = _integer(values, "version")
+    if "occurred_at" in values:
+        change.occurred_at.CopyFrom(_timestamp(values["occurred_at"]))
+    return change
+
+
+def _set_quantity(change: StockChange, kind: str, values: Mapping[str, str]) -> None:
     match kind:
         case "received":
             change.received = _integer(values, kind)
@@ -161,13 +178,11 @@ def _change(values: Mapping[str, str]) -> StockChange:
             change.adjusted = _integer(values, kind)
         case "counted":
             change.counted = _integer(values, kind)
+        case "withheld":
+            withholding = StockWithholding(reason=values.get("reason", ""), quantity=_integer(values, kind))
+            change.withheld.CopyFrom(withholding)
         case _:
             change.move.CopyFrom(StockMove(to_location=values["to_location"], quantity=_integer(values, kind)))
-    if "version" in values:
-        change.version = _integer(values, "version")
-    if "occurred_at" in values:
-        change.occurred_at.CopyFrom(_timestamp(values["occurred_at"]))
-    return change
 
 
 def _integer(values: Mapping[str, str], name: str) -> int:

@@ -69,6 +69,7 @@ CALL_SECONDS = 20.0
 _reservations = tables.stock_reservations
 _allocations = tables.reservation_allocations
 _items = tables.inventory_items
+_withholdings = tables.stock_withholdings
 
 # The possible event types of a reservation in each state, oldest first.
 _HISTORIES = {
@@ -327,13 +328,19 @@ class InventoryDriver:
         reserved = {item_id: int(units) for item_id, units in drawn}
         assert {item.id: item.reserved_quantity for item in items.values() if item.reserved_quantity} == reserved
         assert {row.id: row.quantity for row in stored} == {each: int(units) for each, units in parts}
+        with self.database.read() as tx:
+            held_back = tx.execute(
+                select(_withholdings.c.item_id, func.sum(_withholdings.c.quantity)).group_by(_withholdings.c.item_id)
+            ).all()
+        withheld = {item_id: int(units) for item_id, units in held_back}
+        assert {item.id: item.withheld_quantity for item in items.values() if item.withheld_quantity} == withheld
 
         events = self.events()
         self._check_movements(items, events)
         totals = {event.data["item_id"]: event.data for event in events if event.type == "STOCK_UPDATED"}
-        assert {each: (data["quantity"], data["version"]) for each, data in totals.items()} == {
-            item.id: (item.quantity, item.version) for item in items.values() if item.version
-        }
+        assert {
+            each: (data["quantity"], data.get("withheld_quantity", 0), data["version"]) for each, data in totals.items()
+        } == {item.id: (item.quantity, item.withheld_quantity, item.version) for item in items.values() if item.version}
         types: dict[str, list[str]] = {row.id: [] for row in stored}
         for event in events:
             if event.type in ("STOCK_UPDATED", "STOCK_MOVED", "STOCK_RESERVATION_EXTENDED"):
@@ -361,14 +368,16 @@ class InventoryDriver:
         chains: dict[int, list[Row[Any]]] = {}
         for movement in movements:
             chain = chains.setdefault(movement.item_id, [])
-            before = chain[-1].quantity_after if chain else 0
+            before, withheld = (chain[-1].quantity_after, chain[-1].withheld_after) if chain else (0, 0)
             assert (movement.revision, movement.quantity_after) == (len(chain) + 1, before + movement.quantity)
+            assert movement.withheld_after == withheld + movement.withheld, movement
             chain.append(movement)
         for item in items.values():
             chain = chains.pop(item.id, [])
             booked = chain[-1].quantity_after if chain else 0
             assert (item.revision, item.booked_quantity) == (len(chain), booked), item
             assert not chain or item.quantity == booked, item
+            assert item.withheld_quantity == (chain[-1].withheld_after if chain else 0), item
         assert not chains
         moved = {(event.data["item_id"], event.data["revision"]) for event in events if event.type == "STOCK_MOVED"}
         # The migration emits no events for the opening movements.

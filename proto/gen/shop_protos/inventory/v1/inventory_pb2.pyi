@@ -92,9 +92,11 @@ class _MovementKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Movement
     """Units of an order came back, and were added to the stock."""
     MOVEMENT_KIND_MOVED: _MovementKind.ValueType  # 6
     """Units were moved to or from another location of the product, by BatchChangeStock."""
+    MOVEMENT_KIND_WITHHELD: _MovementKind.ValueType  # 7
+    """Units were withheld or given back, by BatchChangeStock. The quantity did not change."""
 
 class MovementKind(_MovementKind, metaclass=_MovementKindEnumTypeWrapper):
-    """Why the quantity of an item changed."""
+    """Why the quantity of an item, or the number of its withheld units, changed."""
 
 MOVEMENT_KIND_UNSPECIFIED: MovementKind.ValueType  # 0
 """Not set. As a filter: any kind."""
@@ -110,6 +112,8 @@ MOVEMENT_KIND_RETURNED: MovementKind.ValueType  # 5
 """Units of an order came back, and were added to the stock."""
 MOVEMENT_KIND_MOVED: MovementKind.ValueType  # 6
 """Units were moved to or from another location of the product, by BatchChangeStock."""
+MOVEMENT_KIND_WITHHELD: MovementKind.ValueType  # 7
+"""Units were withheld or given back, by BatchChangeStock. The quantity did not change."""
 Global___MovementKind: _TypeAlias = MovementKind  # noqa: Y015
 
 class _AllocationStrategy:
@@ -146,7 +150,9 @@ Global___AllocationStrategy: _TypeAlias = AllocationStrategy  # noqa: Y015
 
 @_typing.final
 class Movement(_message.Message):
-    """A change of the quantity of one item. The quantities of all movements of an item add up to its quantity."""
+    """A change of the quantity of one item, or of its withheld units. The quantities of all movements of an item add up to its
+    quantity, and their withheld units to its `withheld_quantity`.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -163,6 +169,8 @@ class Movement(_message.Message):
     CREATED_AT_FIELD_NUMBER: _builtins.int
     REFERENCE_FIELD_NUMBER: _builtins.int
     OCCURRED_AT_FIELD_NUMBER: _builtins.int
+    WITHHELD_FIELD_NUMBER: _builtins.int
+    WITHHELD_AFTER_FIELD_NUMBER: _builtins.int
     item_id: _builtins.int
     """The item."""
     product_id: _builtins.int
@@ -183,12 +191,17 @@ class Movement(_message.Message):
     """The order whose shipment is the cause. Empty for other kinds than FULFILLED."""
     reason: _builtins.str
     """OPENING for the first movement of an item that is older than the movements. UPGRADE for changes that a process of an
-    older version made during an upgrade. Else the reason that the caller of BatchChangeStock gave, or empty.
+    older version made during an upgrade. Else the reason that the caller of BatchChangeStock gave, or empty. For
+    WITHHELD, the reason for which units are withheld.
     """
     actor: _builtins.str
     """The caller that made the change; at most 256 characters. Empty if it is unknown."""
     reference: _builtins.str
     """The reference that the caller of BatchChangeStock gave. Empty if there is none."""
+    withheld: _builtins.int
+    """The change of the withheld units: negative if units were given back. 0 for other kinds than WITHHELD."""
+    withheld_after: _builtins.int
+    """The item's withheld units after the movement."""
     @_builtins.property
     def created_at(self) -> _timestamp_pb2.Timestamp:
         """When the movement was written, UTC."""
@@ -213,10 +226,12 @@ class Movement(_message.Message):
         created_at: _timestamp_pb2.Timestamp | None = ...,
         reference: _builtins.str = ...,
         occurred_at: _timestamp_pb2.Timestamp | None = ...,
+        withheld: _builtins.int = ...,
+        withheld_after: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["created_at", b"created_at", "occurred_at", b"occurred_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["actor", b"actor", "created_at", b"created_at", "item_id", b"item_id", "kind", b"kind", "location", b"location", "occurred_at", b"occurred_at", "order_id", b"order_id", "product_id", b"product_id", "quantity", b"quantity", "quantity_after", b"quantity_after", "reason", b"reason", "reference", b"reference", "revision", b"revision"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["actor", b"actor", "created_at", b"created_at", "item_id", b"item_id", "kind", b"kind", "location", b"location", "occurred_at", b"occurred_at", "order_id", b"order_id", "product_id", b"product_id", "quantity", b"quantity", "quantity_after", b"quantity_after", "reason", b"reason", "reference", b"reference", "revision", b"revision", "withheld", b"withheld", "withheld_after", b"withheld_after"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -237,6 +252,8 @@ class InventoryItem(_message.Message):
     VERSION_FIELD_NUMBER: _builtins.int
     CREATED_AT_FIELD_NUMBER: _builtins.int
     UPDATED_AT_FIELD_NUMBER: _builtins.int
+    WITHHELD_QUANTITY_FIELD_NUMBER: _builtins.int
+    WITHHOLDINGS_FIELD_NUMBER: _builtins.int
     id: _builtins.int
     """Assigned by the server; positive."""
     product_id: _builtins.int
@@ -244,13 +261,17 @@ class InventoryItem(_message.Message):
     location: _builtins.str
     """Where the stock is."""
     quantity: _builtins.int
-    """Units in stock, reserved ones included: 0 … 9×10^15."""
+    """Units in stock, reserved and withheld ones included: 0 … 9×10^15."""
     reserved_quantity: _builtins.int
-    """Units counted as reserved: 0 … quantity. Includes units of due reservations that the database still has as HELD."""
+    """Units counted as reserved: 0 … quantity − withheld_quantity. Includes units of due reservations that the database still has as HELD."""
     available_quantity: _builtins.int
-    """Units that can be reserved now: quantity − reserved_quantity + units of due reservations; 0 at an inactive location."""
+    """Units that can be reserved now: quantity − withheld_quantity − reserved_quantity + units of due reservations; 0 at an
+    inactive location.
+    """
     version: _builtins.int
-    """Grows with every change of `quantity`; reservations do not change it. UpdateInventoryItem can check it."""
+    """Grows with every change of `quantity` or `withheld_quantity`; reservations do not change it. UpdateInventoryItem can check it."""
+    withheld_quantity: _builtins.int
+    """Units that are in stock but not for sale. See StockWithholding."""
     @_builtins.property
     def created_at(self) -> _timestamp_pb2.Timestamp:
         """When the item was created, UTC."""
@@ -258,6 +279,12 @@ class InventoryItem(_message.Message):
     @_builtins.property
     def updated_at(self) -> _timestamp_pb2.Timestamp:
         """When the item last changed, UTC."""
+
+    @_builtins.property
+    def withholdings(self) -> _containers.RepeatedCompositeFieldContainer[Global___Withholding]:
+        """How many units are withheld for each reason, sorted by reason. Only in responses of GetInventoryItem and
+        ListInventoryItems without `as_of`.
+        """
 
     def __init__(
         self,
@@ -271,14 +298,42 @@ class InventoryItem(_message.Message):
         version: _builtins.int = ...,
         created_at: _timestamp_pb2.Timestamp | None = ...,
         updated_at: _timestamp_pb2.Timestamp | None = ...,
+        withheld_quantity: _builtins.int = ...,
+        withholdings: _abc.Iterable[Global___Withholding] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["created_at", b"created_at", "updated_at", b"updated_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["available_quantity", b"available_quantity", "created_at", b"created_at", "id", b"id", "location", b"location", "product_id", b"product_id", "quantity", b"quantity", "reserved_quantity", b"reserved_quantity", "updated_at", b"updated_at", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["available_quantity", b"available_quantity", "created_at", b"created_at", "id", b"id", "location", b"location", "product_id", b"product_id", "quantity", b"quantity", "reserved_quantity", b"reserved_quantity", "updated_at", b"updated_at", "version", b"version", "withheld_quantity", b"withheld_quantity", "withholdings", b"withholdings"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___InventoryItem: _TypeAlias = InventoryItem  # noqa: Y015
+
+@_typing.final
+class Withholding(_message.Message):
+    """Units of an item that are withheld for one reason."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REASON_FIELD_NUMBER: _builtins.int
+    QUANTITY_FIELD_NUMBER: _builtins.int
+    reason: _builtins.str
+    """Why they are not for sale."""
+    quantity: _builtins.int
+    """The number of units; positive."""
+    def __init__(
+        self,
+        *,
+        reason: _builtins.str = ...,
+        quantity: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["quantity", b"quantity", "reason", b"reason"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Withholding: _TypeAlias = Withholding  # noqa: Y015
 
 @_typing.final
 class Reservation(_message.Message):
@@ -442,7 +497,7 @@ class GetInventoryItemRequest(_message.Message):
     @_builtins.property
     def as_of(self) -> _timestamp_pb2.Timestamp:
         """Return the quantity that the item had at this time, from its movements. The response then has only `id`,
-        `product_id`, `location`, `quantity` and `created_at`. The time is compared with `created_at` of the movements, not
+        `product_id`, `location`, `quantity`, `withheld_quantity` and `created_at`. The time is compared with `created_at` of the movements, not
         with their `occurred_at`. Absent: the item as it is now.
         """
 
@@ -473,7 +528,7 @@ class UpdateInventoryItemRequest(_message.Message):
     id: _builtins.int
     """The item; positive."""
     quantity: _builtins.int
-    """The new number of units in stock, reserved ones included: 0 … 9×10^15. Absent: no change, and no event."""
+    """The new number of units in stock, reserved and withheld ones included: 0 … 9×10^15. Absent: no change, and no event."""
     version: _builtins.int
     """The version that the caller has read; positive. If present and the item has another version, the call is refused
     with VERSION_MISMATCH.
@@ -539,7 +594,7 @@ Global___BatchChangeStockRequest: _TypeAlias = BatchChangeStockRequest  # noqa: 
 
 @_typing.final
 class StockChange(_message.Message):
-    """A change of the quantity of one item."""
+    """A change of the quantity of one item, or of its withheld units."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -549,6 +604,7 @@ class StockChange(_message.Message):
     ADJUSTED_FIELD_NUMBER: _builtins.int
     COUNTED_FIELD_NUMBER: _builtins.int
     MOVE_FIELD_NUMBER: _builtins.int
+    WITHHELD_FIELD_NUMBER: _builtins.int
     VERSION_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int
     REFERENCE_FIELD_NUMBER: _builtins.int
@@ -562,18 +618,24 @@ class StockChange(_message.Message):
     adjusted: _builtins.int
     """A correction: units to add, or if negative, to take out; not 0, and at most 9×10^15 in size."""
     counted: _builtins.int
-    """The number of units that were counted, reserved ones included: 0 … 9×10^15. It becomes the quantity of the item."""
+    """The number of units that were counted, reserved and withheld ones included: 0 … 9×10^15. It becomes the quantity of the item."""
     version: _builtins.int
     """The version of the item that the caller has read; positive. If present and the item has another version, the change
     is refused with VERSION_MISMATCH. Each change of an item, also in the same call, gives the item a new version.
     """
     reason: _builtins.str
-    """Why the quantity has changed, such as `damaged`: one line of at most 64 characters, and neither OPENING nor UPGRADE."""
+    """Why the quantity has changed, such as `damaged`: one line of at most 64 characters, and neither OPENING nor UPGRADE.
+    Empty if the change is `withheld`, which has a reason of its own.
+    """
     reference: _builtins.str
     """The caller's document, such as the number of a delivery note: one line of at most 64 characters."""
     @_builtins.property
     def move(self) -> Global___StockMove:
-        """Units that were moved to another location. Reserved units cannot be moved."""
+        """Units that were moved to another location. Reserved and withheld units cannot be moved."""
+
+    @_builtins.property
+    def withheld(self) -> Global___StockWithholding:
+        """Units that are not for sale, or are for sale again."""
 
     @_builtins.property
     def occurred_at(self) -> _timestamp_pb2.Timestamp:
@@ -588,18 +650,19 @@ class StockChange(_message.Message):
         adjusted: _builtins.int = ...,
         counted: _builtins.int = ...,
         move: Global___StockMove | None = ...,
+        withheld: Global___StockWithholding | None = ...,
         version: _builtins.int | None = ...,
         reason: _builtins.str = ...,
         reference: _builtins.str = ...,
         occurred_at: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_version", b"_version", "adjusted", b"adjusted", "change", b"change", "counted", b"counted", "move", b"move", "occurred_at", b"occurred_at", "received", b"received", "version", b"version"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_version", b"_version", "adjusted", b"adjusted", "change", b"change", "counted", b"counted", "move", b"move", "occurred_at", b"occurred_at", "received", b"received", "version", b"version", "withheld", b"withheld"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_version", b"_version", "adjusted", b"adjusted", "change", b"change", "counted", b"counted", "location", b"location", "move", b"move", "occurred_at", b"occurred_at", "product_id", b"product_id", "reason", b"reason", "received", b"received", "reference", b"reference", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_version", b"_version", "adjusted", b"adjusted", "change", b"change", "counted", b"counted", "location", b"location", "move", b"move", "occurred_at", b"occurred_at", "product_id", b"product_id", "reason", b"reason", "received", b"received", "reference", b"reference", "version", b"version", "withheld", b"withheld"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__version: _TypeAlias = _typing.Literal["version"]  # noqa: Y015
     _WhichOneofArgType__version: _TypeAlias = _typing.Literal["_version", b"_version"]  # noqa: Y015
-    _WhichOneofReturnType_change: _TypeAlias = _typing.Literal["received", "adjusted", "counted", "move"]  # noqa: Y015
+    _WhichOneofReturnType_change: _TypeAlias = _typing.Literal["received", "adjusted", "counted", "move", "withheld"]  # noqa: Y015
     _WhichOneofArgType_change: _TypeAlias = _typing.Literal["change", b"change"]  # noqa: Y015
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__version) -> _WhichOneofReturnType__version | None: ...
@@ -633,6 +696,36 @@ class StockMove(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___StockMove: _TypeAlias = StockMove  # noqa: Y015
+
+@_typing.final
+class StockWithholding(_message.Message):
+    """Units of an item that are withheld from sale, or given back. Withheld units stay in the quantity of the item, but cannot
+    be reserved, moved or taken out until they are given back.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REASON_FIELD_NUMBER: _builtins.int
+    QUANTITY_FIELD_NUMBER: _builtins.int
+    reason: _builtins.str
+    """Why the units are not for sale, such as DAMAGED, QUALITY_CONTROL or SAFETY_STOCK: 1–64 characters of
+    `A-Z a-z 0-9 _ -`, and neither OPENING nor UPGRADE.
+    """
+    quantity: _builtins.int
+    """Units to withhold, or if negative, to give back; not 0, and at most 9×10^15 in size."""
+    def __init__(
+        self,
+        *,
+        reason: _builtins.str = ...,
+        quantity: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["quantity", b"quantity", "reason", b"reason"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___StockWithholding: _TypeAlias = StockWithholding  # noqa: Y015
 
 @_typing.final
 class BatchChangeStockResponse(_message.Message):
@@ -893,6 +986,7 @@ class ProductAvailability(_message.Message):
     RESERVED_QUANTITY_FIELD_NUMBER: _builtins.int
     NEXT_RELEASE_AT_FIELD_NUMBER: _builtins.int
     LOCATIONS_FIELD_NUMBER: _builtins.int
+    WITHHELD_QUANTITY_FIELD_NUMBER: _builtins.int
     product_id: _builtins.int
     """The product."""
     available_quantity: _builtins.int
@@ -901,6 +995,8 @@ class ProductAvailability(_message.Message):
     """Units of HELD and CONFIRMED reservations, at all locations together. Units of due reservations do not count: they
     are available.
     """
+    withheld_quantity: _builtins.int
+    """Units that are in stock but not for sale, at all locations together."""
     @_builtins.property
     def next_release_at(self) -> _timestamp_pb2.Timestamp:
         """The earliest `expires_at` of the product's HELD reservations, UTC: the time at which units may become available
@@ -919,10 +1015,11 @@ class ProductAvailability(_message.Message):
         reserved_quantity: _builtins.int = ...,
         next_release_at: _timestamp_pb2.Timestamp | None = ...,
         locations: _abc.Iterable[Global___LocationAvailability] | None = ...,
+        withheld_quantity: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["next_release_at", b"next_release_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["available_quantity", b"available_quantity", "locations", b"locations", "next_release_at", b"next_release_at", "product_id", b"product_id", "reserved_quantity", b"reserved_quantity"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["available_quantity", b"available_quantity", "locations", b"locations", "next_release_at", b"next_release_at", "product_id", b"product_id", "reserved_quantity", b"reserved_quantity", "withheld_quantity", b"withheld_quantity"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -937,22 +1034,26 @@ class LocationAvailability(_message.Message):
     LOCATION_FIELD_NUMBER: _builtins.int
     AVAILABLE_QUANTITY_FIELD_NUMBER: _builtins.int
     RESERVED_QUANTITY_FIELD_NUMBER: _builtins.int
+    WITHHELD_QUANTITY_FIELD_NUMBER: _builtins.int
     location: _builtins.str
     """The location."""
     available_quantity: _builtins.int
     """Units that can be reserved. 0 at an inactive location."""
     reserved_quantity: _builtins.int
     """Units of HELD and CONFIRMED reservations, without those of due reservations."""
+    withheld_quantity: _builtins.int
+    """Units that are in stock but not for sale."""
     def __init__(
         self,
         *,
         location: _builtins.str = ...,
         available_quantity: _builtins.int = ...,
         reserved_quantity: _builtins.int = ...,
+        withheld_quantity: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["available_quantity", b"available_quantity", "location", b"location", "reserved_quantity", b"reserved_quantity"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["available_quantity", b"available_quantity", "location", b"location", "reserved_quantity", b"reserved_quantity", "withheld_quantity", b"withheld_quantity"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

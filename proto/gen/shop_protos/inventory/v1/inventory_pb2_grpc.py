@@ -220,8 +220,8 @@ class InventoryServiceServicer:
         """Sets an item's quantity to an absolute number, for example after a stock count. Active reservations do not change.
         Retry with the same request_id, or with a version.
         NOT_FOUND           ITEM_NOT_FOUND (metadata: id).
-        FAILED_PRECONDITION BELOW_RESERVED (metadata: id, requested, reserved): the new quantity is less than the
-        reserved quantity without due reservations.
+        FAILED_PRECONDITION BELOW_RESERVED (metadata: id, requested, reserved, withheld): the new quantity is less than
+        the withheld units and the reserved ones without due reservations together.
         INVALID_ARGUMENT    REQUEST_ID_REUSED.
         ABORTED             VERSION_MISMATCH (metadata: id, expected, actual): the item's quantity has changed
         since the caller read this version.
@@ -234,7 +234,7 @@ class InventoryServiceServicer:
 
     def BatchChangeStock(self, request, context):
         """Changes the quantities of many items, for example after a delivery, a correction, a stock count or a move to another
-        location.
+        location, or withholds units that are not for sale.
 
         The changes are made in the sequence of the request. Each of them is made or refused independently, and they are
         perhaps in several transactions. An error of one change, also an invalid field, is the `error` of its result. If the
@@ -244,12 +244,16 @@ class InventoryServiceServicer:
         Retry with the same request_id and the same changes, in the same sequence. A change that was made is not made again:
         its result is the item as it is now. A change that was refused is decided again.
         NOT_FOUND           ITEM_NOT_FOUND (metadata: product_id, location): the product has no item at the location, and
-        the change has a `version`, a negative `adjusted` or a `move`. Other changes create the item,
-        and a move creates the item at `to_location`.
-        FAILED_PRECONDITION BELOW_RESERVED (metadata: id, requested, reserved): the new quantity, `requested`, is less
-        than the reserved quantity without due reservations.
+        the change has a `version`, a negative `adjusted`, a `move` or `withheld`. Other changes
+        create the item, and a move creates the item at `to_location`.
+        FAILED_PRECONDITION BELOW_RESERVED (metadata: id, requested, reserved, withheld): the new quantity, `requested`,
+        is less than the withheld units and the reserved ones without due reservations together.
         INSUFFICIENT_STOCK (metadata: product_id, requested, available, location): the location has
-        fewer units that are not reserved than the move needs.
+        fewer units that are neither reserved nor withheld than are to be moved or withheld.
+        INSUFFICIENT_WITHHELD (metadata: product_id, location, withheld_reason, requested, withheld):
+        fewer units are withheld for the reason than the change gives back.
+        WITHHOLDINGS_LIMIT (metadata: product_id, location, limit): the units of the item are already
+        withheld for 20 reasons.
         QUANTITY_LIMIT, LOCATIONS_LIMIT: as for CreateInventoryItem.
         CHANGES_REFUSED: only with `atomic`. Nothing is changed because of one change. `change` in the
         metadata is its number, from 0, and `change_reason` the reason that its result would have
@@ -257,6 +261,8 @@ class InventoryServiceServicer:
         ABORTED             VERSION_MISMATCH (metadata: id, expected, actual): the item's quantity has changed since the
         caller read this version.
         INVALID_ARGUMENT    REQUEST_ID_REUSED: another change was made at the same place of a call with this request_id.
+        UNIMPLEMENTED       WITHHOLDING_DISABLED, as the status of the call: a change is `withheld`, and the operator has
+        switched this off, as during an update. Nothing was done.
         Writes one movement per change, of the kind that the change names, or two for a move: one of its item, and one of the
         item at `to_location`. Emits STOCK_UPDATED and STOCK_MOVED for each movement, and STOCK_RESERVATION_EXPIRED for each due reservation that it had to expire.
         """
@@ -273,8 +279,8 @@ class InventoryServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ListMovements(self, request, context):
-        """Lists the movements of items, newest first. A movement is written with every change of an item's quantity, and never
-        changes. Every movement that existed before the first page and matches appears once.
+        """Lists the movements of items, newest first. A movement is written with every change of an item's quantity or of its
+        withheld units, and never changes. Every movement that existed before the first page and matches appears once.
         A page can have fewer movements than requested, or none, although there is a next page. A page reads at most 5,000
         movements: those of `order_id`, else of `product_id`, else of `location`, within the time range. The other filters
         apply to the movements that were read.

@@ -30,7 +30,7 @@ class _StockMismatchKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Sto
     """Not used."""
     STOCK_MISMATCH_KIND_RESERVED_QUANTITY: _StockMismatchKind.ValueType  # 1
     """The reserved quantity of an item is not the number of units that active reservations take from it. The repair sets
-    the reserved quantity, unless it would exceed the quantity, or allocations are wrong and cannot be repaired.
+    the reserved quantity, unless the item has too few units, or allocations are wrong and cannot be repaired.
     """
     STOCK_MISMATCH_KIND_ALLOCATIONS: _StockMismatchKind.ValueType  # 2
     """The allocations of an active reservation do not add up to its quantity. The repair restores the allocation of a
@@ -42,6 +42,10 @@ class _StockMismatchKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Sto
     """The quantity of an item is not the sum of its movements. Not repaired. Also found during an upgrade, if a process
     from before movements changed the quantity: the next change writes the missing movement.
     """
+    STOCK_MISMATCH_KIND_WITHHELD_QUANTITY: _StockMismatchKind.ValueType  # 5
+    """The withheld units of an item are not those of its withholdings, or not those of its movements. The repair sets
+    them if the withholdings and the movements agree, and the item has enough units.
+    """
 
 class StockMismatchKind(_StockMismatchKind, metaclass=_StockMismatchKindEnumTypeWrapper):
     """What a mismatch is about."""
@@ -50,7 +54,7 @@ STOCK_MISMATCH_KIND_UNSPECIFIED: StockMismatchKind.ValueType  # 0
 """Not used."""
 STOCK_MISMATCH_KIND_RESERVED_QUANTITY: StockMismatchKind.ValueType  # 1
 """The reserved quantity of an item is not the number of units that active reservations take from it. The repair sets
-the reserved quantity, unless it would exceed the quantity, or allocations are wrong and cannot be repaired.
+the reserved quantity, unless the item has too few units, or allocations are wrong and cannot be repaired.
 """
 STOCK_MISMATCH_KIND_ALLOCATIONS: StockMismatchKind.ValueType  # 2
 """The allocations of an active reservation do not add up to its quantity. The repair restores the allocation of a
@@ -61,6 +65,10 @@ STOCK_MISMATCH_KIND_MOVEMENTS: StockMismatchKind.ValueType  # 3
 STOCK_MISMATCH_KIND_QUANTITY: StockMismatchKind.ValueType  # 4
 """The quantity of an item is not the sum of its movements. Not repaired. Also found during an upgrade, if a process
 from before movements changed the quantity: the next change writes the missing movement.
+"""
+STOCK_MISMATCH_KIND_WITHHELD_QUANTITY: StockMismatchKind.ValueType  # 5
+"""The withheld units of an item are not those of its withholdings, or not those of its movements. The repair sets
+them if the withholdings and the movements agree, and the item has enough units.
 """
 Global___StockMismatchKind: _TypeAlias = StockMismatchKind  # noqa: Y015
 

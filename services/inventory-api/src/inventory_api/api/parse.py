@@ -108,6 +108,7 @@ MOVEMENT_KIND_NUMBERS: dict[MovementKind, pb.MovementKind.ValueType] = {
     MovementKind.MOVED: pb.MOVEMENT_KIND_MOVED,
     MovementKind.FULFILLED: pb.MOVEMENT_KIND_FULFILLED,
     MovementKind.RETURNED: pb.MOVEMENT_KIND_RETURNED,
+    MovementKind.WITHHELD: pb.MOVEMENT_KIND_WITHHELD,
 }
 _MOVEMENT_KINDS_BY_NUMBER: dict[int, MovementKind] = {number: kind for kind, number in MOVEMENT_KIND_NUMBERS.items()}
 _STATES_BY_NUMBER: dict[int, State] = {number: state for state, number in STATE_NUMBERS.items()}
@@ -184,27 +185,32 @@ def _independent_change(number: int, change: pb.StockChange) -> StockChange:
 
 def _stock_change(check: Fields, number: int, change: pb.StockChange) -> StockChange:
     kind, quantity, to_location = MovementKind.COUNTED, 0, None
+    reason = check.text("reason", change.reason, REASON_LENGTH_MAX)
+    reason_field = "reason"
     match change.WhichOneof("change"):
         case "received":
             kind, quantity = MovementKind.RECEIVED, check.between("received", change.received, 1, ITEM_QUANTITY_MAX)
         case "adjusted":
-            kind, quantity = MovementKind.ADJUSTED, change.adjusted
-            if not quantity or abs(quantity) > ITEM_QUANTITY_MAX:
-                check.violate("adjusted", f"must be between -{ITEM_QUANTITY_MAX} and {ITEM_QUANTITY_MAX}, and not 0")
+            kind, quantity = MovementKind.ADJUSTED, _difference(check, "adjusted", change.adjusted)
         case "counted":
             quantity = check.between("counted", change.counted, 0, ITEM_QUANTITY_MAX)
         case "move":
             at = check.at("move")
             kind, quantity = MovementKind.MOVED, at.between("quantity", change.move.quantity, 1, ITEM_QUANTITY_MAX)
             to_location = at.location("to_location", change.move.to_location)
+        case "withheld":
+            at = check.at("withheld")
+            kind, quantity = MovementKind.WITHHELD, _difference(at, "quantity", change.withheld.quantity)
+            if change.reason:
+                check.violate("reason", "must be empty, because `withheld` has a reason of its own")
+            reason, reason_field = at.location("reason", change.withheld.reason), "withheld.reason"
         case _:
-            check.violate("change", "must be one of received, adjusted, counted and move")
+            check.violate("change", "must be one of received, adjusted, counted, move and withheld")
     location = _location(check, change.location) or DEFAULT_LOCATION
     if to_location == location:
         check.violate("move.to_location", "must be another location")
-    reason = check.text("reason", change.reason, REASON_LENGTH_MAX)
     if reason in (OPENING, UPGRADE):
-        check.violate("reason", f"must not be {OPENING} or {UPGRADE}, which only the server uses")
+        check.violate(reason_field, f"must not be {OPENING} or {UPGRADE}, which only the server uses")
     return StockChange(
         number=number,
         product_id=check.identity("product_id", change.product_id),
@@ -217,6 +223,12 @@ def _stock_change(check: Fields, number: int, change: pb.StockChange) -> StockCh
         reference=check.text("reference", change.reference, REFERENCE_LENGTH_MAX),
         occurred_at=check.instant("occurred_at", change.occurred_at) if change.HasField("occurred_at") else None,
     )
+
+
+def _difference(check: Fields, field: str, units: int) -> int:
+    if not units or abs(units) > ITEM_QUANTITY_MAX:
+        check.violate(field, f"must be between -{ITEM_QUANTITY_MAX} and {ITEM_QUANTITY_MAX}, and not 0")
+    return units
 
 
 def items_page(request: pb.ListInventoryItemsRequest, caller: Caller) -> PageRequest[ItemFilter]:

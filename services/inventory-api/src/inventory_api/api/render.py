@@ -34,6 +34,7 @@ _KINDS: dict[MismatchKind, maintenance_pb2.StockMismatchKind.ValueType] = {
     MismatchKind.ALLOCATIONS: maintenance_pb2.STOCK_MISMATCH_KIND_ALLOCATIONS,
     MismatchKind.MOVEMENTS: maintenance_pb2.STOCK_MISMATCH_KIND_MOVEMENTS,
     MismatchKind.QUANTITY: maintenance_pb2.STOCK_MISMATCH_KIND_QUANTITY,
+    MismatchKind.WITHHELD_QUANTITY: maintenance_pb2.STOCK_MISMATCH_KIND_WITHHELD_QUANTITY,
 }
 _CONFIRMED_BUT_TOO_LARGE = "the order is confirmed, but the response has no room for its reservations"
 
@@ -49,6 +50,8 @@ def item(value: Item) -> pb.InventoryItem:
         version=value.version,
         created_at=to_proto(value.created_at),
         updated_at=to_proto(value.updated_at),
+        withheld_quantity=value.withheld_quantity,
+        withholdings=[pb.Withholding(reason=reason, quantity=units) for reason, units in value.withholdings],
     )
 
 
@@ -58,6 +61,7 @@ def past_item(value: PastItem) -> pb.InventoryItem:
         product_id=value.item.product_id,
         location=value.item.location,
         quantity=value.quantity,
+        withheld_quantity=value.withheld_quantity,
         created_at=to_proto(value.item.created_at),
     )
 
@@ -73,12 +77,14 @@ def _product_availability(value: Availability) -> pb.ProductAvailability:
         product_id=value.product_id,
         available_quantity=value.available_quantity,
         reserved_quantity=value.reserved_quantity,
+        withheld_quantity=value.withheld_quantity,
         next_release_at=to_proto_or_none(value.next_release_at),
         locations=[
             pb.LocationAvailability(
                 location=each.location,
                 available_quantity=each.available_quantity,
                 reserved_quantity=each.reserved_quantity,
+                withheld_quantity=each.withheld_quantity,
             )
             for each in value.locations
         ],
@@ -111,6 +117,8 @@ def movement(value: Movement) -> pb.Movement:
         actor=value.actor,
         occurred_at=to_proto_or_none(value.occurred_at),
         created_at=to_proto(value.created_at),
+        withheld=value.withheld,
+        withheld_after=value.withheld_after,
     )
 
 

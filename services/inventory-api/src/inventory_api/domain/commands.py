@@ -83,9 +83,10 @@ TURN_CHANGES = 100
 
 @dataclass(frozen=True, slots=True)
 class StockChange:
-    """A change of the quantity of one item, or for MOVED of two.
+    """A change of the quantity of one item, or for MOVED of two, or for WITHHELD of its withheld units.
 
-    `quantity` is the difference, for COUNTED the new quantity, and for MOVED the units that move to `to_location`.
+    `quantity` is the difference, for COUNTED the new quantity, and for MOVED the units that move to `to_location`. For
+    WITHHELD, `reason` is the reason of the withholding.
     `number` is its position in the call. A `version` of None matches any version. `occurred_at` is the time that the
     caller states, or None.
     """
@@ -104,7 +105,8 @@ class StockChange:
     @property
     def creates_item(self) -> bool:
         """Whether a missing item is created. Units cannot be taken from it, and it has no version to compare."""
-        return self.quantity >= 0 and self.version is None and self.kind is not MovementKind.MOVED
+        takes_units = self.kind in (MovementKind.MOVED, MovementKind.WITHHELD)
+        return self.quantity >= 0 and self.version is None and not takes_units
 
     @property
     def content(self) -> tuple[tuple[str, object], ...]:

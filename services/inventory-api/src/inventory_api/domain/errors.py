@@ -1,6 +1,8 @@
 """The errors with which inventory-api refuses a request, and their reasons.
 
 ShopError
+├── NotSupported
+│   └── WithholdingDisabled     WITHHOLDING_DISABLED
 ├── NotFound
 │   ├── ItemNotFound            ITEM_NOT_FOUND
 │   └── ReservationNotFound     RESERVATION_NOT_FOUND
@@ -11,6 +13,8 @@ ShopError
 │   ├── ReservationReleased     RESERVATION_RELEASED
 │   ├── ExtensionLimit          EXTENSION_LIMIT
 │   ├── BelowReserved           BELOW_RESERVED
+│   ├── InsufficientWithheld    INSUFFICIENT_WITHHELD
+│   ├── WithholdingsLimit       WITHHOLDINGS_LIMIT
 │   ├── QuantityLimit           QUANTITY_LIMIT
 │   ├── LocationsLimit          LOCATIONS_LIMIT
 │   └── ChangesRefused          CHANGES_REFUSED
@@ -23,9 +27,25 @@ ShopError
 from datetime import datetime
 from typing import ClassVar, Self
 
-from inventory_api.domain.model import ITEM_QUANTITY_MAX, LOCATIONS_MAX, ORDER_ALLOCATIONS_MAX, ORDER_RESERVATIONS_MAX
-from shop_common.errors import Conflict, NotFound, Refused, ShopError
+from inventory_api.domain.model import (
+    ITEM_QUANTITY_MAX,
+    LOCATIONS_MAX,
+    ORDER_ALLOCATIONS_MAX,
+    ORDER_RESERVATIONS_MAX,
+    WITHHOLDINGS_MAX,
+    Item,
+)
+from shop_common.errors import Conflict, NotFound, NotSupported, Refused, ShopError
 from shop_common.timestamps import rfc3339
+
+
+class WithholdingDisabled(NotSupported):
+    """Withholding is switched off by WITHHOLDING_ENABLED, as during an update."""
+
+    reason: ClassVar[str] = "WITHHOLDING_DISABLED"
+
+    def __init__(self) -> None:
+        super().__init__("withholding units is switched off, as during an update")
 
 
 class ItemNotFound(NotFound):
@@ -138,13 +158,61 @@ class ExtensionLimit(_OrderRefused):
 
 
 class BelowReserved(Refused):
-    """The new quantity is less than the reserved quantity."""
+    """The new quantity is less than the reserved and the withheld units together."""
 
     reason: ClassVar[str] = "BELOW_RESERVED"
 
-    def __init__(self, item_id: int, requested: int, reserved: int) -> None:
-        super().__init__(f"item {item_id}: quantity {requested} is below the {reserved} reserved units")
-        self._metadata = {"id": str(item_id), "requested": str(requested), "reserved": str(reserved)}
+    def __init__(self, item: Item, requested: int) -> None:
+        reserved, withheld = item.reserved_quantity, item.withheld_quantity
+        units = f"{reserved} reserved and {withheld} withheld units" if withheld else f"{reserved} reserved units"
+        super().__init__(f"item {item.id}: quantity {requested} is below the {units}")
+        self._metadata = {
+            "id": str(item.id),
+            "requested": str(requested),
+            "reserved": str(reserved),
+            "withheld": str(withheld),
+        }
+
+    def metadata(self) -> dict[str, str]:
+        return self._metadata
+
+
+class InsufficientWithheld(Refused):
+    """Fewer units are withheld for the reason than are to be given back."""
+
+    reason: ClassVar[str] = "INSUFFICIENT_WITHHELD"
+
+    def __init__(self, item: Item, withheld_reason: str, requested: int, withheld: int) -> None:
+        super().__init__(
+            f"product {item.product_id} at {item.location}: {requested} units to give back, {withheld} withheld"
+        )
+        self._metadata = {
+            "product_id": str(item.product_id),
+            "location": item.location,
+            "withheld_reason": withheld_reason,
+            "requested": str(requested),
+            "withheld": str(withheld),
+        }
+
+    def metadata(self) -> dict[str, str]:
+        return self._metadata
+
+
+class WithholdingsLimit(Refused):
+    """The units of the item would be withheld for too many reasons."""
+
+    reason: ClassVar[str] = "WITHHOLDINGS_LIMIT"
+
+    def __init__(self, item: Item) -> None:
+        super().__init__(
+            f"units of product {item.product_id} at {item.location} are already withheld for {WITHHOLDINGS_MAX} "
+            "reasons, the maximum"
+        )
+        self._metadata = {
+            "product_id": str(item.product_id),
+            "location": item.location,
+            "limit": str(WITHHOLDINGS_MAX),
+        }
 
     def metadata(self) -> dict[str, str]:
         return self._metadata

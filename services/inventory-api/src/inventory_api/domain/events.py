@@ -15,7 +15,7 @@ TOPIC = "inventory-events"
 
 
 def stock_updated(item: Item, now: datetime, cause: Cause) -> Message:
-    """Return the event STOCK_UPDATED: the quantity of the item has changed."""
+    """Return the event STOCK_UPDATED: the quantity or the withheld units of the item have changed."""
     data = {
         "item_id": item.id,
         "product_id": item.product_id,
@@ -24,6 +24,8 @@ def stock_updated(item: Item, now: datetime, cause: Cause) -> Message:
         "reserved_quantity": item.reserved_quantity,
         "version": item.version,
     }
+    if item.withheld_quantity:
+        data["withheld_quantity"] = item.withheld_quantity
     return Message(TOPIC, _key(item.product), "STOCK_UPDATED", data, now, cause.traceparent, item.tenant, cause.actor)
 
 
@@ -38,6 +40,9 @@ def stock_moved(movement: Movement, now: datetime, cause: Cause) -> Message:
         "quantity": movement.quantity,
         "quantity_after": movement.quantity_after,
     }
+    if movement.withheld or movement.withheld_after:
+        data["withheld"] = movement.withheld
+        data["withheld_after"] = movement.withheld_after
     if movement.order_id:
         data["order_id"] = movement.order_id
     if movement.reason:

@@ -10,6 +10,8 @@ ITEM_QUANTITY_MAX = 9 * 10**15
 """The most units of an item. Every JSON parser reads whole numbers up to this one exactly."""
 HELD_SECONDS_MAX = 7 * 24 * 3600
 """The longest time for which a reservation is held, extensions included."""
+WITHHOLDINGS_MAX = 20
+"""The most reasons for which units of an item are withheld at the same time, so that responses stay small."""
 LOCATIONS_MAX = 500
 """The most locations of a product. A reservation has at most as many allocations, so its events stay small."""
 ORDER_RESERVATIONS_MAX = 1_000
@@ -91,7 +93,8 @@ class Item:
     """Stock of one product at one location.
 
     `reserved_quantity` counts the units of all active reservations. `due` counts the units of due reservations. The
-    database still counts these units as reserved, but they are available.
+    database still counts these units as reserved, but they are available. `withheld_quantity` counts the units that
+    are not for sale.
     """
 
     tenant: str
@@ -103,11 +106,14 @@ class Item:
     version: int
     created_at: datetime
     updated_at: datetime
+    withheld_quantity: int = 0
     is_active: bool = True
     """Whether the location is active."""
     priority: int = 0
     """The priority of the location."""
     due: int = 0
+    withholdings: tuple[tuple[str, int], ...] = ()
+    """The withheld units by reason, sorted by reason. Empty, too, if they were not read."""
 
     @property
     def product(self) -> ProductKey:
@@ -120,28 +126,36 @@ class Item:
     @property
     def free_quantity(self) -> int:
         """Units that can be reserved without expiring a due reservation first."""
-        return units_available(self.quantity, self.reserved_quantity, self.is_active)
+        return units_available(self.quantity, self.withheld_quantity, self.reserved_quantity, self.is_active)
 
     @property
     def available_quantity(self) -> int:
         """Units that can be reserved."""
-        return units_available(self.quantity, self.reserved_quantity, self.is_active, self.due)
+        return units_available(self.quantity, self.withheld_quantity, self.reserved_quantity, self.is_active, self.due)
+
+    @property
+    def bound_quantity(self) -> int:
+        """Units that must stay in the item: it cannot have fewer."""
+        return self.withheld_quantity + self.reserved_quantity
 
 
 @dataclass(frozen=True, slots=True)
 class PastItem:
-    """An item at an earlier time. Only its quantity at that time is known."""
+    """An item at an earlier time. Only its quantity and its withheld units at that time are known."""
 
     item: Item
     quantity: int
+    withheld_quantity: int
 
 
-def units_available(quantity: int, reserved_quantity: int, is_active: bool, due: int = 0) -> int:
+def units_available(
+    quantity: int, withheld_quantity: int, reserved_quantity: int, is_active: bool, due: int = 0
+) -> int:
     """Return the units of an item that can be reserved. Nothing can be reserved at an inactive location.
 
     No other code computes this number.
     """
-    return quantity - reserved_quantity + due if is_active else 0
+    return quantity - withheld_quantity - reserved_quantity + due if is_active else 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,6 +165,7 @@ class LocationAvailability:
     location: str
     available_quantity: int
     reserved_quantity: int
+    withheld_quantity: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,6 +178,7 @@ class Availability:
     product_id: int
     available_quantity: int
     reserved_quantity: int
+    withheld_quantity: int
     next_release_at: datetime | None
     locations: tuple[LocationAvailability, ...]
 

@@ -1,10 +1,11 @@
-"""The movements of an item: one for each change of its quantity. Needs no database.
+"""The movements of an item: one for each change of its quantity or of its withheld units. Needs no database.
 
-The revisions of an item's movements are 1, 2, 3 and so on. The quantities add up to the quantity of the item.
+The revisions of an item's movements are 1, 2, 3 and so on. The quantities add up to the quantity of the item, and the
+withheld units to its withheld units.
 """
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from enum import StrEnum
 
@@ -14,7 +15,7 @@ from shop_common.events.outbox import ACTOR_CHARACTERS_MAX
 
 
 class MovementKind(StrEnum):
-    """Why the quantity of an item changed. The proto describes each kind."""
+    """Why the quantity or the withheld units of an item changed. The proto describes each kind."""
 
     RECEIVED = "RECEIVED"
     ADJUSTED = "ADJUSTED"
@@ -22,6 +23,7 @@ class MovementKind(StrEnum):
     MOVED = "MOVED"
     FULFILLED = "FULFILLED"
     RETURNED = "RETURNED"
+    WITHHELD = "WITHHELD"
 
 
 OPENING = "OPENING"
@@ -33,7 +35,10 @@ UPGRADE = "UPGRADE"
 
 @dataclass(frozen=True, slots=True)
 class QuantityChange:
-    """A change of the quantity of a locked item. `item` is the item after the change, `quantity` the difference."""
+    """A change of the quantity or of the withheld units of a locked item.
+
+    `item` is the item after the change. `quantity` and `withheld` are the differences.
+    """
 
     item: Item
     kind: MovementKind
@@ -43,12 +48,14 @@ class QuantityChange:
     reason: str = ""
     reference: str = ""
     occurred_at: datetime | None = None
+    withheld: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Movement:
     """One row of the table stock_movements. `quantity` is the difference, `quantity_after` the total after it.
 
+    `withheld` and `withheld_after` are the same for the withheld units.
     `order_id`, `reason`, `reference` and `actor` are empty if there is none. `occurred_at` is the time that the caller
     stated for the change, and `created_at` the time at which the movement was written.
     """
@@ -67,6 +74,8 @@ class Movement:
     actor: str
     occurred_at: datetime | None
     created_at: datetime
+    withheld: int
+    withheld_after: int
 
     @property
     def product(self) -> ProductKey:
@@ -94,7 +103,8 @@ def movements_of(
         item = change.item
         missing = item.quantity - change.quantity - last[item.id].quantity
         if missing:
-            upgrade = QuantityChange(item, MovementKind.ADJUSTED, missing, reason=UPGRADE)
+            before = replace(item, withheld_quantity=item.withheld_quantity - change.withheld)
+            upgrade = QuantityChange(before, MovementKind.ADJUSTED, missing, reason=UPGRADE)
             movements.append((_movement(upgrade, last, now), UNKNOWN_CAUSE))
         movements.append((_movement(change, last, now), change.cause))
     return movements
@@ -119,4 +129,6 @@ def _movement(change: QuantityChange, last: dict[int, Booked], now: datetime) ->
         actor=(change.cause.actor or "")[:ACTOR_CHARACTERS_MAX],
         occurred_at=change.occurred_at,
         created_at=now,
+        withheld=change.withheld,
+        withheld_after=item.withheld_quantity,
     )

@@ -8,12 +8,14 @@ from inventory_api.domain.commands import ChangeStock, StockChange
 from inventory_api.domain.errors import (
     BelowReserved,
     InsufficientStock,
+    InsufficientWithheld,
     ItemNotFound,
     LocationsLimit,
     QuantityLimit,
     VersionMismatch,
+    WithholdingsLimit,
 )
-from inventory_api.domain.model import ITEM_QUANTITY_MAX, Item, StockKey, units_available
+from inventory_api.domain.model import ITEM_QUANTITY_MAX, WITHHOLDINGS_MAX, Item, StockKey, units_available
 from inventory_api.domain.movements import MovementKind, QuantityChange
 from shop_common.errors import ShopError
 
@@ -31,8 +33,8 @@ def decide(
 ) -> list[QuantityChange] | ShopError:
     """Return the change of the item, for a move also that of its target, or the error that refuses the change.
 
-    `stock` has the locked items as the changes before this one leave them. An item is missing from `stock` if it does
-    not exist and was not created.
+    `stock` has the locked items as the changes before this one leave them, with their withholdings if the change is
+    WITHHELD. An item is missing from `stock` if it does not exist and was not created.
     """
     item = stock.get(request.stock_key(change))
     if item is None:
@@ -41,13 +43,19 @@ def decide(
         return LocationsLimit.of_product(change.product_id)
     if change.version is not None and change.version != item.version:
         return VersionMismatch(item.id, change.version, item.version)
+    if change.kind is MovementKind.WITHHELD:
+        return _withhold(request, change, item, now)
+    return _change_quantity(request, change, item, stock, now)
+
+
+def _change_quantity(
+    request: ChangeStock, change: StockChange, item: Item, stock: Mapping[StockKey, Item], now: datetime
+) -> list[QuantityChange] | ShopError:
     quantity = _after(change, item.quantity)
-    if quantity < item.reserved_quantity:
+    if quantity < item.bound_quantity:
         if change.kind is not MovementKind.MOVED:
-            return BelowReserved(item.id, quantity, item.reserved_quantity)
-        # Units can also be moved away from an inactive location.
-        movable = units_available(item.quantity, item.reserved_quantity, is_active=True)
-        return InsufficientStock(item.product_id, change.quantity, movable, item.location)
+            return BelowReserved(item, quantity)
+        return InsufficientStock(item.product_id, change.quantity, _takeable(item), item.location)
     after = [(item, quantity)]
     target_key = request.target_key(change)
     if target_key is not None:
@@ -72,11 +80,48 @@ def decide(
     ]
 
 
+def _withhold(request: ChangeStock, change: StockChange, item: Item, now: datetime) -> list[QuantityChange] | ShopError:
+    by_reason = dict(item.withholdings)
+    withheld = by_reason.get(change.reason, 0)
+    if change.quantity > _takeable(item):
+        return InsufficientStock(item.product_id, change.quantity, _takeable(item), item.location)
+    if withheld + change.quantity < 0:
+        return InsufficientWithheld(item, change.reason, -change.quantity, withheld)
+    if not withheld and len(by_reason) >= WITHHOLDINGS_MAX:
+        return WithholdingsLimit(item)
+    by_reason[change.reason] = withheld + change.quantity
+    changed = replace(
+        item,
+        withheld_quantity=item.withheld_quantity + change.quantity,
+        withholdings=tuple(sorted((reason, units) for reason, units in by_reason.items() if units)),
+        version=item.version + 1,
+        updated_at=now,
+    )
+    return [
+        QuantityChange(
+            changed,
+            change.kind,
+            0,
+            request.cause,
+            reason=change.reason,
+            reference=change.reference,
+            occurred_at=change.occurred_at,
+            withheld=change.quantity,
+        )
+    ]
+
+
+def _takeable(item: Item) -> int:
+    """Return the units that can be moved or withheld, also at an inactive location."""
+    return units_available(item.quantity, item.withheld_quantity, item.reserved_quantity, is_active=True)
+
+
 def shortage_of_changes(
     request: ChangeStock, changes: Iterable[StockChange], stock: Mapping[StockKey, Item]
 ) -> dict[StockKey, int]:
     """Return how many reserved units would have to become free so that no change lacks units."""
     quantities: dict[StockKey, int] = {}
+    withheld: dict[StockKey, int] = {}
     shortage: dict[StockKey, int] = {}
     for change in changes:
         key = request.stock_key(change)
@@ -84,11 +129,15 @@ def shortage_of_changes(
         if item is None or change.version not in (None, item.version):
             continue
         quantity = quantities[key] = _after(change, quantities.get(key, item.quantity))
+        units = withheld.get(key, item.withheld_quantity)
+        if change.kind is MovementKind.WITHHELD:
+            # Units to give back do not count, because giving them back may be refused.
+            units = withheld[key] = units + max(0, change.quantity)
         target_key = request.target_key(change)
         if target_key is not None and target_key in stock:
             quantities[target_key] = quantities.get(target_key, stock[target_key].quantity) + change.quantity
         # More than the reserved units cannot become free. Some changes are then refused in any case.
-        missing = min(item.reserved_quantity - quantity, item.reserved_quantity)
+        missing = min(item.reserved_quantity + units - quantity, item.reserved_quantity)
         if missing > 0:
             shortage[key] = max(shortage.get(key, 0), missing)
     return shortage
@@ -96,6 +145,8 @@ def shortage_of_changes(
 
 def _after(change: StockChange, quantity: int) -> int:
     """Return the quantity of an item after the change, from its quantity before the change."""
+    if change.kind is MovementKind.WITHHELD:
+        return quantity
     if change.kind is MovementKind.COUNTED:
         return change.quantity
     return quantity - change.quantity if change.kind is MovementKind.MOVED else quantity + change.quantity

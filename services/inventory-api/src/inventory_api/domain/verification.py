@@ -14,6 +14,7 @@ class MismatchKind(StrEnum):
     ALLOCATIONS = "ALLOCATIONS"
     MOVEMENTS = "MOVEMENTS"
     QUANTITY = "QUANTITY"
+    WITHHELD_QUANTITY = "WITHHELD_QUANTITY"
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,7 +22,8 @@ class Counters:
     """The counters of an item, and what the rows from which they follow add up to.
 
     `allocated` is the number of units that active reservations take from the item. `movements` is the number of its
-    movements, and `moved` the sum of their quantities.
+    movements, `moved` the sum of their quantities, and `moved_withheld` the sum of their withheld units. `withholdings`
+    is the sum of the item's withholdings.
     """
 
     item_id: int
@@ -32,6 +34,9 @@ class Counters:
     allocated: int
     movements: int
     moved: int
+    withheld_quantity: int
+    withholdings: int
+    moved_withheld: int
 
     @property
     def expected_quantity(self) -> int:
@@ -51,7 +56,13 @@ class Counters:
             self.reserved_quantity == self.allocated
             and self.revision == self.movements
             and self.quantity == self.expected_quantity
+            and self.withheld_quantity == self.withholdings == self.expected_withheld
         )
+
+    @property
+    def expected_withheld(self) -> int:
+        """The withheld units according to the movements, or to the withholdings if movements are missing."""
+        return self.moved_withheld if self.movements == self.revision else self.withholdings
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +115,9 @@ def mismatches(item: Item, counters: Counters, wrong: Sequence[WrongAllocations]
     # The counter includes the units of lost allocations.
     expected = counters.allocated + sum(each.quantity for each in wrong if each.has_one_answer)
     if expected != item.reserved_quantity:
-        has_one_answer = expected <= item.quantity and all(each.has_one_answer for each in wrong)
+        has_one_answer = expected + item.withheld_quantity <= item.quantity and all(
+            each.has_one_answer for each in wrong
+        )
         found.append(
             Mismatch(
                 MismatchKind.RESERVED_QUANTITY,
@@ -120,4 +133,22 @@ def mismatches(item: Item, counters: Counters, wrong: Sequence[WrongAllocations]
         found.append(Mismatch(MismatchKind.MOVEMENTS, item, counters.revision, counters.movements))
     if counters.quantity != counters.expected_quantity:
         found.append(Mismatch(MismatchKind.QUANTITY, item, counters.expected_quantity, counters.quantity))
+    if not counters.withheld_quantity == counters.withholdings == counters.expected_withheld:
+        found.append(_withheld_mismatch(item, counters))
     return found
+
+
+def _withheld_mismatch(item: Item, counters: Counters) -> Mismatch:
+    if counters.withheld_quantity == counters.withholdings:
+        # The movements say something else. They may be right, but then the reasons of the units are not known.
+        expected, has_one_answer = counters.expected_withheld, False
+    else:
+        expected = counters.withholdings
+        has_one_answer = (
+            counters.movements == counters.revision
+            and counters.moved_withheld == expected
+            and expected + item.reserved_quantity <= item.quantity
+        )
+    return Mismatch(
+        MismatchKind.WITHHELD_QUANTITY, item, expected, counters.withheld_quantity, has_one_answer=has_one_answer
+    )

@@ -26,8 +26,9 @@ from inventory_api.domain.commands import (
     UpdateLocation,
     VerifyRequest,
 )
+from inventory_api.domain.errors import WithholdingDisabled
 from inventory_api.domain.model import Item, ItemKey, Location, OrderKey, PastItem, Reservation, ReservationKey
-from inventory_api.domain.movements import Movement
+from inventory_api.domain.movements import Movement, MovementKind
 from inventory_api.domain.stock_changes import ChangedStock
 from inventory_api.operations import batch_sizes
 from inventory_api.operations.items.add_stock import add_stock
@@ -109,11 +110,13 @@ class Operations:
         ttl_seconds: float,
         on_fatal: Callable[[str, BaseException], None],
         audit_log: AuditLog | None = None,
+        withholding: bool = True,
     ) -> None:
         run = Coalescers(database, on_fatal, audit_log)
         self.close = run.close
         self._database = database
         self._ttl_seconds = ttl_seconds
+        self._withholding = withholding
         self._reserve = run.writes(
             "reserve",
             self._reserve_batch,
@@ -207,8 +210,10 @@ class Operations:
     def change_stock(self, request: ChangeStock, *, deadline: float) -> list[ChangedStock | ShopError]:
         """Make the changes, in order. Returns one outcome per change, in order.
 
-        Raises the ShopError that refused the changes if they are atomic.
+        Raises WithholdingDisabled, and the ShopError that refused the changes if they are atomic.
         """
+        if not self._withholding and any(each.kind is MovementKind.WITHHELD for each in request.changes):
+            raise WithholdingDisabled
         if request.is_atomic:
             return self._change_stock.submit(request, deadline=deadline)
         turns = request.turns

@@ -100,6 +100,11 @@ class StockVerification:
 
 def _repair(tx: Connection, item: Item, found: Sequence[Mismatch], wrong: Sequence[WrongAllocations]) -> None:
     verification.restore_allocations(tx, item, [each for each in wrong if each.has_one_answer])
+    repaired = item
     for mismatch in found:
         if mismatch.kind is MismatchKind.RESERVED_QUANTITY and mismatch.has_one_answer:
-            items.save_counters(tx, [replace(item, reserved_quantity=mismatch.expected, updated_at=now(tx))])
+            repaired = replace(repaired, reserved_quantity=mismatch.expected)
+        if mismatch.kind is MismatchKind.WITHHELD_QUANTITY and mismatch.has_one_answer:
+            repaired = replace(repaired, withheld_quantity=mismatch.expected)
+    if repaired != item:
+        items.save_counters(tx, [replace(repaired, updated_at=now(tx))])

@@ -18,9 +18,9 @@ _allocations = tables.reservation_allocations
 def rows(tx: Connection, products: Sequence[ProductKey], limit: int) -> Sequence[Row[Any]]:
     """Return at most `limit` rows, one per item of these products, and one for a product without items.
 
-    Each row has the product_id, the item's location (None without an item), quantity, reserved_quantity, whether its
-    location is_active, its `due` units, the product's `next_release_at`, and `read_at`, the time of the reading in
-    microseconds since 1970.
+    Each row has the product_id, the item's location (None without an item), quantity, reserved_quantity,
+    withheld_quantity, whether its location is_active, its `due` units, the product's `next_release_at`, and `read_at`,
+    the time of the reading in microseconds since 1970.
     """
     return _rows(tx, [product._asdict() for product in products], row_limit=limit)
 
@@ -55,6 +55,7 @@ def _build(given: Subquery) -> Any:
             _items.c.location,
             func.coalesce(_items.c.quantity, 0).label("quantity"),
             func.coalesce(_items.c.reserved_quantity, 0).label("reserved_quantity"),
+            func.coalesce(_items.c.withheld_quantity, 0).label("withheld_quantity"),
             func.coalesce(_locations.c.is_active, true()).label("is_active"),
             # Integers: a sum is numeric on PostgreSQL, and a Decimal or datetime for each row is expensive to read.
             cast(func.coalesce(due.c.quantity, 0), BigInteger).label("due"),

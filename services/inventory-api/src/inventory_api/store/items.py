@@ -19,8 +19,9 @@ _locations = tables.locations
 
 # Every statement that reads items reads the properties of their locations, too: an item without them would be active.
 _ITEMS = _items.outerjoin(_locations, and_(*is_each(_locations, _items, "tenant", "location")))
+_NO_COLUMNS = ("is_active", "priority", "due", "withholdings")
 _COLUMNS = (
-    *(_items.c[name] for name in Item.__slots__ if name not in ("is_active", "priority", "due")),
+    *(_items.c[name] for name in Item.__slots__ if name not in _NO_COLUMNS),
     func.coalesce(_locations.c.is_active, true()),
     func.coalesce(_locations.c.priority, 0),
 )
@@ -137,6 +138,7 @@ def _counters(item: Item, reserved_quantity: int, now: datetime) -> dict[str, ob
         "id": item.id,
         "quantity": item.quantity,
         "reserved_quantity": reserved_quantity,
+        "withheld_quantity": item.withheld_quantity,
         "version": item.version,
         "updated_at": now,
     }
@@ -146,6 +148,7 @@ _COUNTERS: dict[str, TypeEngine[Any]] = {
     "id": BigInteger(),
     "quantity": BigInteger(),
     "reserved_quantity": BigInteger(),
+    "withheld_quantity": BigInteger(),
     "version": BigInteger(),
     "updated_at": Timestamp(),
 }

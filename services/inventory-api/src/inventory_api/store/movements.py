@@ -42,11 +42,14 @@ def load_booked(tx: Connection, item_ids: Iterable[int]) -> dict[int, Booked]:
     return {row.id: Booked(row.revision, row.booked_quantity) for row in rows}
 
 
-def quantities_at(tx: Connection, item_ids: Iterable[int], as_of: datetime) -> dict[int, int]:
-    """Return the quantity of each item at a time, by item id. Items without a movement until then are left out."""
+def quantities_at(tx: Connection, item_ids: Iterable[int], as_of: datetime) -> dict[int, tuple[int, int]]:
+    """Return the quantity and the withheld units of each item at a time, by item id.
+
+    Items without a movement until then are left out.
+    """
     rows = [{"id": item_id} for item_id in item_ids]
     found = _quantities_at(tx, rows, as_of=as_of) if rows else ()
-    return {row.id: row.quantity for row in found if row.quantity is not None}
+    return {row.id: (row.quantity, row.withheld) for row in found if row.quantity is not None}
 
 
 def append(tx: Connection, written: Sequence[Movement]) -> None:
@@ -139,10 +142,10 @@ _load_booked = Statement(
 )
 
 
-def _last_until(given: Subquery) -> Any:
-    """Return the subquery for the quantity after the last movement of an item until `as_of`."""
+def _last_until(given: Subquery, value: ColumnElement[int]) -> Any:
+    """Return the subquery for a value of the last movement of an item until `as_of`."""
     return (
-        select(_movements.c.quantity_after)
+        select(value)
         .where(_movements.c.item_id == given.c.id, _movements.c.created_at <= bindparam("as_of", type_=Timestamp()))
         .order_by(_movements.c.created_at.desc(), _movements.c.revision.desc())
         .limit(1)
@@ -151,7 +154,14 @@ def _last_until(given: Subquery) -> Any:
     )
 
 
-_quantities_at = Statement(lambda given: select(given.c.id, _last_until(given).label("quantity")), id=BigInteger())
+_quantities_at = Statement(
+    lambda given: select(
+        given.c.id,
+        _last_until(given, _movements.c.quantity_after).label("quantity"),
+        _last_until(given, _movements.c.withheld_after).label("withheld"),
+    ),
+    id=BigInteger(),
+)
 _insert = insert_into(_movements, *Movement.__slots__)
 _save_booked = Statement(
     lambda given: (

@@ -55,12 +55,30 @@ inventory_items = Table(
     # The number of movements, and what they add up to. A process from before the movements changes only the quantity.
     Column("revision", BigInteger, nullable=False, server_default=text("0")),
     Column("booked_quantity", BigInteger, nullable=False, server_default=text("0")),
-    CheckConstraint("reserved_quantity >= 0 AND reserved_quantity <= quantity", name="reserved_within_quantity"),
+    # The units that are in stock but not for sale: the sum of the item's rows in stock_withholdings.
+    Column("withheld_quantity", BigInteger, nullable=False, server_default=text("0")),
+    CheckConstraint(
+        "reserved_quantity >= 0 AND withheld_quantity >= 0 AND withheld_quantity + reserved_quantity <= quantity",
+        name="reserved_within_quantity",
+    ),
     Index("ix_inventory_items_product_id_tenant_location", "product_id", "tenant", "location", unique=True),
     # For ListInventoryItems, and by location.
     Index("ix_inventory_items_tenant_id", "tenant", "id", unique=True),
     Index("ix_inventory_items_location_tenant_id", "location", "tenant", "id"),
     sqlite_autoincrement=True,
+)
+
+# The units of an item that are withheld for a reason. A row is only written under the lock of its item.
+stock_withholdings = Table(
+    "stock_withholdings",
+    metadata,
+    Column("tenant", Text, nullable=False),
+    Column("item_id", BigInteger, primary_key=True),
+    Column("reason", Text, primary_key=True),
+    Column("quantity", BigInteger, nullable=False),
+    CheckConstraint("quantity > 0", name="quantity_positive"),
+    # A withholding is always of the same tenant as its item.
+    ForeignKeyConstraint(["tenant", "item_id"], [inventory_items.c.tenant, inventory_items.c.id]),
 )
 
 # The properties of locations. A location without a row is active and has priority 0. Items name locations that have no
@@ -219,6 +237,9 @@ stock_movements = Table(
     Column("reference", Text, nullable=False, server_default=""),
     # The time that the caller stated. NULL if it stated none.
     Column("occurred_at", Timestamp),
+    # As `quantity` and `quantity_after`, for the withheld units.
+    Column("withheld", BigInteger, nullable=False, server_default=text("0")),
+    Column("withheld_after", BigInteger, nullable=False, server_default=text("0")),
     Index("ix_stock_movements_item_id_revision", "item_id", "revision", unique=True),
     # For the quantity of an item at an earlier time.
     Index("ix_stock_movements_item_id_created_at_revision", "item_id", "created_at", "revision"),

@@ -17,6 +17,7 @@ _items = tables.inventory_items
 _reservations = tables.stock_reservations
 _allocations = tables.reservation_allocations
 _movements = tables.stock_movements
+_withholdings = tables.stock_withholdings
 
 
 def read_counters(tx: Connection, after_id: int, limit: int) -> list[Counters]:
@@ -92,6 +93,12 @@ _counters = select(
     _allocated.where(_allocations.c.item_id == _items.c.id).correlate(_items).scalar_subquery(),
     _of_item.scalar_subquery(),
     _of_item.with_only_columns(_moved).scalar_subquery(),
+    _items.c.withheld_quantity,
+    select(func.coalesce(func.sum(_withholdings.c.quantity), 0))
+    .where(_withholdings.c.item_id == _items.c.id)
+    .correlate(_items)
+    .scalar_subquery(),
+    _of_item.with_only_columns(func.coalesce(func.sum(_movements.c.withheld), 0)).scalar_subquery(),
 )
 _page = (
     _counters.where(_items.c.id > bindparam("after_id", type_=BigInteger()))

@@ -9,12 +9,12 @@ from inventory_api.domain import events
 from inventory_api.domain.commands import ChangeStock, StockChange
 from inventory_api.domain.errors import BelowReserved, ChangesRefused, InsufficientStock
 from inventory_api.domain.model import Item, StockKey
-from inventory_api.domain.movements import QuantityChange
+from inventory_api.domain.movements import MovementKind, QuantityChange
 from inventory_api.domain.stock_changes import ChangedStock, decide, shortage_of_changes
 from inventory_api.operations.items.create_items import create_missing
 from inventory_api.operations.items.record_movements import record_movements
 from inventory_api.operations.reservations.cover_shortage import DUE_EXPIRED_MAX, cover_shortage
-from inventory_api.store import items, tables
+from inventory_api.store import items, tables, withholdings
 from inventory_api.store.reservations import due
 from shop_common.db.errors import Collision
 from shop_common.db.idempotency import Claim
@@ -29,10 +29,10 @@ def change_stock(tx: Connection, request: ChangeStock) -> list[ChangedStock | Sh
     """Make the changes of one turn, in order.
 
     Returns one outcome per change, in order: the changed items, or the error that refused the change. The errors are
-    ItemNotFound, LocationsLimit, VersionMismatch, BelowReserved, InsufficientStock, QuantityLimit, RequestIdReused, and
-    Contention if more than DUE_EXPIRED_MAX due reservations would have to be expired. A repeated change returns the
-    items as they are now. If the changes are atomic, raises the error instead: ChangesRefused, RequestIdReused or
-    Contention.
+    ItemNotFound, LocationsLimit, VersionMismatch, BelowReserved, InsufficientStock, InsufficientWithheld,
+    WithholdingsLimit, QuantityLimit, RequestIdReused, and Contention if more than DUE_EXPIRED_MAX due reservations
+    would have to be expired. A repeated change returns the items as they are now. If the changes are atomic, raises the
+    error instead: ChangesRefused, RequestIdReused or Contention.
 
     Emits STOCK_UPDATED and STOCK_MOVED per item and change that was neither refused nor repeated, and
     STOCK_RESERVATION_EXPIRED per expired reservation.
@@ -56,6 +56,7 @@ def _change(tx: Connection, request: ChangeStock, parts: Sequence[tuple[StockCha
     if not parts:
         return []
     locked = _lock(tx, request, [change for part in parts for change in part])
+    _read_withholdings(tx, request, parts, locked)
     timestamp = now(tx)
     made: list[QuantityChange] = []
     outcomes: list[_Part] = []
@@ -77,6 +78,18 @@ def _change(tx: Connection, request: ChangeStock, parts: Sequence[tuple[StockCha
     # An item that was created for a move must not remain if the move was refused.
     items.delete(tx, [locked.stock[key].id for key in locked.created if not locked.stock[key].version])
     return outcomes
+
+
+def _read_withholdings(
+    tx: Connection, request: ChangeStock, parts: Sequence[tuple[StockChange, ...]], locked: "_Locked"
+) -> None:
+    """Set the withholdings of the locked items whose units are withheld or given back."""
+    keys = {
+        request.stock_key(change) for part in parts for change in part if change.kind is MovementKind.WITHHELD
+    } & locked.stock.keys()
+    if keys:
+        changing = [locked.stock[key] for key in keys]
+        locked.stock.update((item.stock_key, item) for item in withholdings.with_withholdings(tx, changing))
 
 
 def _refusal(request: ChangeStock, change: StockChange, error: ShopError, is_contended: bool) -> ShopError:
@@ -121,7 +134,9 @@ def _lock(tx: Connection, request: ChangeStock, changes: Sequence[StockChange]) 
 def _save(tx: Connection, made: Sequence[QuantityChange]) -> None:
     if not made:
         return
-    items.save_counters(tx, {change.item.id: change.item for change in made}.values())
+    changed = {change.item.id: change.item for change in made}
+    items.save_counters(tx, changed.values())
+    withholdings.save(tx, [changed[item_id] for item_id in {change.item.id for change in made if change.withheld}])
     updated = [events.stock_updated(change.item, change.item.updated_at, change.cause) for change in made]
     tables.outbox.append(tx, [*updated, *record_movements(tx, made, made[0].item.updated_at)])
 
@@ -145,11 +160,11 @@ def _changed_keys(claim: Claim) -> list[tuple[StockKey, StockKey]]:
 
 
 def _with_due(tx: Connection, outcomes: Sequence[ChangedStock | ShopError]) -> list[ChangedStock | ShopError]:
-    """Return the outcomes, with `due` set in each item."""
+    """Return the outcomes, with `due` set in each item, and without its withholdings."""
     units = due.units_by_item(tx, {each.item.product for each in outcomes if isinstance(each, ChangedStock)})
 
     def shown(item: Item) -> Item:
-        return replace(item, due=units.get(item.id, 0))
+        return replace(item, due=units.get(item.id, 0), withholdings=())
 
     return [
         each

@@ -22,7 +22,7 @@ def check_stock(tx: Connection, questions: Sequence[StockQuestion]) -> list[int]
     available: dict[StockKey, int] = {}
     for item in items.load_products(tx, products):
         due_here = due_units.get(item.id, 0)
-        units = units_available(item.quantity, item.reserved_quantity, item.is_active, due_here)
+        units = units_available(item.quantity, item.withheld_quantity, item.reserved_quantity, item.is_active, due_here)
         available[item.stock_key] = units
         everywhere = StockKey(item.tenant, item.product_id, None)
         available[everywhere] = available.get(everywhere, 0) + units

@@ -8,7 +8,7 @@ from sqlalchemy import Connection
 from inventory_api.domain.commands import ItemFilter, PastItemQuestion
 from inventory_api.domain.errors import ItemNotFound
 from inventory_api.domain.model import Item, ItemKey, PastItem
-from inventory_api.store import items, movements
+from inventory_api.store import items, movements, withholdings
 from inventory_api.store.reservations import due
 from shop_common.api.paging import Page, PageRequest, page_of
 from shop_common.db.sql import now
@@ -18,23 +18,25 @@ from shop_common.errors import ShopError
 def get_items(tx: Connection, keys: Sequence[ItemKey]) -> list[Item | ShopError]:
     """Return one outcome per key, in order: the item or ItemNotFound."""
     stored = items.load(tx, keys)
-    return with_due(tx, [stored.get(key) or ItemNotFound(key.id) for key in keys])
+    found = {item.id: item for item in withholdings.with_withholdings(tx, list(stored.values()))}
+    return with_due(tx, [found[key.id] if key in stored else ItemNotFound(key.id) for key in keys])
 
 
 def list_items(tx: Connection, request: PageRequest[ItemFilter]) -> Page[Item]:
     """Return a page of a tenant's items, sorted by id."""
     page = _stored_page(tx, request)
     due_units = due.units_by_item(tx, [item.product for item in page.rows])
-    return Page([replace(item, due=due_units.get(item.id, 0)) for item in page.rows], page.next_position)
+    found = withholdings.with_withholdings(tx, page.rows)
+    return Page([replace(item, due=due_units.get(item.id, 0)) for item in found], page.next_position)
 
 
 def get_past_item(tx: Connection, question: PastItemQuestion) -> PastItem:
     """Return the item as of the time. Raises ItemNotFound, also if the item had no movement until then."""
     item = items.load(tx, [question.key]).get(question.key)
-    quantity = None if item is None else movements.quantities_at(tx, [item.id], question.as_of).get(item.id)
-    if item is None or quantity is None:
+    past = None if item is None else movements.quantities_at(tx, [item.id], question.as_of).get(item.id)
+    if item is None or past is None:
         raise ItemNotFound(question.key.id)
-    return PastItem(item, quantity)
+    return PastItem(item, *past)
 
 
 def list_past_items(tx: Connection, request: PageRequest[ItemFilter]) -> Page[PastItem]:
@@ -46,7 +48,7 @@ def list_past_items(tx: Connection, request: PageRequest[ItemFilter]) -> Page[Pa
     page = _stored_page(tx, request)
     as_of = request.filter.as_of or now(tx)
     quantities = movements.quantities_at(tx, [item.id for item in page.rows], as_of)
-    rows = [PastItem(item, quantities[item.id]) for item in page.rows if item.id in quantities]
+    rows = [PastItem(item, *quantities[item.id]) for item in page.rows if item.id in quantities]
     return Page(rows, page.next_position)
 
 

@@ -10,7 +10,7 @@ from inventory_api.domain.commands import SetQuantity
 from inventory_api.domain.errors import BelowReserved, ItemNotFound, VersionMismatch
 from inventory_api.domain.model import Item, ItemKey, StockKey
 from inventory_api.domain.movements import MovementKind, QuantityChange
-from inventory_api.operations.items.read_items import get_items, with_due
+from inventory_api.operations.items.read_items import with_due
 from inventory_api.operations.items.record_movements import record_movements
 from inventory_api.operations.reservations.cover_shortage import DUE_EXPIRED_MAX, cover_shortage
 from inventory_api.store import items, tables
@@ -22,16 +22,19 @@ def set_quantity(tx: Connection, requests: Sequence[SetQuantity]) -> list[Item |
     """Set the quantity of each item.
 
     Returns one outcome per request, in order: the item, or the error that refused the request. The errors are
-    ItemNotFound, VersionMismatch, RequestIdReused, BelowReserved if more units are reserved even after due reservations
-    were expired, and Contention if more than DUE_EXPIRED_MAX due reservations would have to be expired. A repeated
-    request_id returns the item as it is now.
+    ItemNotFound, VersionMismatch, RequestIdReused, BelowReserved if more units are reserved and withheld even after due
+    reservations were expired, and Contention if more than DUE_EXPIRED_MAX due reservations would have to be expired. A
+    repeated request_id returns the item as it is now.
 
     Emits STOCK_UPDATED and STOCK_MOVED per change, and STOCK_RESERVATION_EXPIRED per expired reservation. A request
     without a quantity changes nothing and emits nothing.
     """
     claimed = tables.idempotency_keys.claim(tx, requests, [request.claim() for request in requests])
-    replayed = get_items(tx, [ItemKey(claim.tenant, int(claim.resources[0])) for claim in claimed.replays])
-    return claimed.settle(tx, replayed=replayed, new=_set_quantity(tx, claimed.new))
+    replayed = [ItemKey(claim.tenant, int(claim.resources[0])) for claim in claimed.replays]
+    stored = items.load(tx, replayed)
+    return claimed.settle(
+        tx, replayed=with_due(tx, [stored[key] for key in replayed]), new=_set_quantity(tx, claimed.new)
+    )
 
 
 def _set_quantity(tx: Connection, requests: Sequence[SetQuantity]) -> list[Item | ShopError]:
@@ -54,10 +57,10 @@ def _set_quantity(tx: Connection, requests: Sequence[SetQuantity]) -> list[Item 
             outcomes.append(VersionMismatch(item.id, request.version, item.version))
         elif request.quantity is None:
             outcomes.append(item)
-        elif request.quantity < item.reserved_quantity and is_contended:
+        elif request.quantity < item.bound_quantity and is_contended:
             outcomes.append(Contention(f"more than {DUE_EXPIRED_MAX} reservations are due; try again"))
-        elif request.quantity < item.reserved_quantity:
-            outcomes.append(BelowReserved(item.id, request.quantity, item.reserved_quantity))
+        elif request.quantity < item.bound_quantity:
+            outcomes.append(BelowReserved(item, request.quantity))
         else:
             difference = request.quantity - item.quantity
             item = replace(item, quantity=request.quantity, version=item.version + 1, updated_at=timestamp)
@@ -78,7 +81,7 @@ def _requested(request: SetQuantity, stock: Mapping[int, Item]) -> Item | None:
 
 
 def _expire_due(tx: Connection, requests: Sequence[SetQuantity], stock: dict[int, Item]) -> bool:
-    """Expire due reservations of items whose new quantity is below the reserved quantity.
+    """Expire due reservations of items whose new quantity is below the reserved and withheld units.
 
     Returns True if more reservations are due than one transaction may expire.
     """
@@ -87,9 +90,10 @@ def _expire_due(tx: Connection, requests: Sequence[SetQuantity], stock: dict[int
         item = _requested(request, stock)
         if item is None or request.quantity is None or request.version not in (None, item.version):
             continue
-        if request.quantity < item.reserved_quantity:
-            key = item.stock_key
-            shortage[key] = max(shortage.get(key, 0), item.reserved_quantity - request.quantity)
+        # More than the reserved units cannot become free.
+        missing = min(item.bound_quantity - request.quantity, item.reserved_quantity)
+        if missing > 0:
+            shortage[item.stock_key] = max(shortage.get(item.stock_key, 0), missing)
     if not shortage:
         return False
     _, has_more = cover_shortage(tx, shortage, stock, DUE_EXPIRED_MAX)
