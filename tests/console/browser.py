@@ -58,10 +58,11 @@ class Browser:
         found = f"*[self::button or self::a][normalize-space()='{text}' or @aria-label='{text}']"
         self._once(f"{within}//{found}", WebElement.click)
 
-    def act(self, button: str, question: str, **fields: str) -> None:
+    def act(self, button: str, question: str, *, choice: str = "", **fields: str) -> None:
         """Click on a button, confirm the question that it asks, and wait until the question has gone.
 
-        `fields` are the values of the fields in the question, by label with underscores for spaces.
+        `fields` are the values of the fields in the question, by label with underscores for spaces. `choice` is the
+        beginning of the text of a radio button in it.
 
         The page may replace the button at the moment of the click, so click until the question is there.
         """
@@ -69,6 +70,8 @@ class Browser:
         eventually(lambda: self._asks(button, asked), describe=self.text)
         for label, value in fields.items():
             self.fill(label.replace("_", " "), value)
+        if choice:
+            self._once(f"{asked}//*[@role='radio'][starts-with(@aria-label, '{choice}')]", WebElement.click)
         self._once(f"{asked}//button[contains(@class, 'confirm')]", WebElement.click)
         eventually(lambda: not self._shows(asked), describe=self.text)
 

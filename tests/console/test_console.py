@@ -120,6 +120,68 @@ def test_a_shipment_a_return_and_cancelled_units_are_in_the_order(system: System
         page.sees(shown)
 
 
+def test_some_units_are_shipped_and_returned_by_clicking(system: System, page: Browser) -> None:
+    with system.shop("clerk") as shop:
+        shop.add_stock(16, 10, "WAREHOUSE_A")
+        order = shop.create_order(1, [NewItem(16, 5, Decimal(1))], "EUR")
+        for status in (OrderStatus.CONFIRMED, OrderStatus.PROCESSING):
+            shop.update_order_status(order.id, status)
+        _sign_in(page, system.token("clerk"))
+        page.open(f"/orders/{order.id}")
+
+        page.act("Ship some units", "Ship some units", Product_16="3", Carrier="DHL", Tracking_number="TRACK-18")
+        page.sees("Shipment of 3 of product 16")
+        page.act("Record a return", "Record a return", Product_16="2", Location_to_restock="WAREHOUSE_B")
+        page.sees("2 restocked in WAREHOUSE_B")
+        page.act("Record a return", "Record a return", choice="Discard", Product_16="1", Reason="broken")
+        page.sees("1 discarded")
+
+        (shipment,) = shop.get_order(order.id).shipments
+        assert (shipment.carrier, shipment.tracking_number, shipment.items[0].quantity) == ("DHL", "TRACK-18", 3)
+        restocked, discarded = shop.get_order(order.id).returns
+        assert (restocked.items[0].treatment, restocked.items[0].location) == (ReturnTreatment.RESTOCK, "WAREHOUSE_B")
+        assert (discarded.items[0].treatment, discarded.reason) == (ReturnTreatment.DISCARD, "broken")
+    assert page.errors() == []
+
+
+def test_a_shipment_without_units_ships_nothing(system: System, page: Browser) -> None:
+    with system.shop("careful") as shop:
+        shop.add_stock(17, 10)
+        order = shop.create_order(1, [NewItem(17, 5, Decimal(1))], "EUR")
+        for status in (OrderStatus.CONFIRMED, OrderStatus.PROCESSING):
+            shop.update_order_status(order.id, status)
+        _sign_in(page, system.token("careful"))
+        page.open(f"/orders/{order.id}")
+
+        page.act("Ship some units", "Ship some units", Product_17="0")
+
+        page.sees("Enter the units of at least one line")
+        assert shop.get_order(order.id).shipments == ()
+
+
+def test_stock_is_moved_and_counted_by_clicking(system: System, page: Browser) -> None:
+    with system.shop("mover") as shop:
+        item = shop.add_stock(18, 40, "WAREHOUSE_A")
+        _sign_in(page, system.token("mover"))
+        page.open("/stock?product=18")
+
+        for units, target in (("15", "WAREHOUSE_B"), ("999", "WAREHOUSE_B")):
+            page.fill("Quantity", units, form="Move stock")
+            page.fill("To location", target, form="Move stock")
+            page.act("Move stock", f"Move {units} units of product 18 from WAREHOUSE_A to WAREHOUSE_B")
+        page.sees("(INSUFFICIENT_STOCK)")
+        page.click("Close")
+        page.sees("WAREHOUSE_B")
+        assert shop.get_item(item.id).quantity == 25
+
+        page.fill("Counted units", "1234", form="Count stock")
+        page.fill("Reason (optional)", "yearly", form="Count stock")
+        page.act("Count stock", "Record 1,234 counted units of product 18")
+        page.sees("counted")
+        page.sees("yearly")
+        assert shop.get_item(item.id).quantity == 1234
+
+
 def test_a_killed_process_is_red_and_is_green_again_after_its_restart(system: System, page: Browser) -> None:
     _sign_in(page, system.token("acme"))
     relay = system.stack.relay
@@ -178,6 +240,7 @@ def test_a_viewer_who_may_only_read_has_no_buttons_for_changes(system: System, p
     page.sees("WAREHOUSE")
     assert "Adjust" not in page.text()
     assert "Add stock" not in page.text()
+    assert "Move stock" not in page.text()
 
 
 def test_nobody_gets_in_without_a_valid_token_and_no_page_has_the_token(system: System, page: Browser) -> None:

@@ -25,9 +25,14 @@ _Value = TypeVar("_Value")
 
 REFRESH_SECONDS = 0.4
 _CONNECT_SECONDS = 30.0
+_NUMBER_MAX = 2**63 - 1
 
 _VIEWS = {"System": "/", "Orders": "/orders", "Stock": "/stock", "Logs": "/logs"}
 _STYLE = resources.files("console.pages").joinpath("style.css").read_text()
+
+
+class Unusable(Exception):
+    """The fields of a question cannot be sent. The message is for the viewer."""
 
 
 @dataclass(frozen=True)
@@ -163,6 +168,14 @@ def table(caption: str, columns: Mapping[str, str], rows: Sequence[Sequence[str 
                                 cell()
 
 
+def whole(field: ui.number) -> int:
+    """Return the number in a field, or 0 if it is empty. The APIs name the field whose number they refuse.
+
+    A number that has no place in a message becomes the nearest one that has.
+    """
+    return int(min(max(field.value or 0, -_NUMBER_MAX), _NUMBER_MAX))
+
+
 def state(name: str) -> None:
     """Add the name of a status in its colour."""
     text(name.lower(), "span", classes=f"state {name}")
@@ -182,7 +195,12 @@ async def act(
     `add_fields` adds the fields that the question has.
     """
     # A live section may remove the button that was clicked. So the question belongs to the page, outside the section.
-    with ui.context.client.content, ui.dialog() as dialog, tag("div").classes("question"):
+    # It has no animation, since its buttons must not move while the viewer clicks on them.
+    with (
+        ui.context.client.content,
+        ui.dialog().props("transition-duration=0") as dialog,
+        tag("div").classes("question"),
+    ):
         text(question, "h2")
         text(consequence)
         if add_fields is not None:
@@ -202,9 +220,11 @@ async def _run(verb: str, action: Callable[[], Awaitable[object]], done: str) ->
     try:
         with tracing.span(verb):
             await action()
-    except ShopError as error:
+    except (ShopError, Unusable) as error:
+        message = in_words(error) if isinstance(error, ShopError) else str(error)
         with content:
-            ui.notify(in_words(error), type="negative", timeout=10_000, close_button="Close")
+            # It stays until it is closed, so that slow readers do not miss it.
+            ui.notify(message, type="negative", timeout=0, close_button="Close")
         return False
     with content:
         ui.notify(done, type="positive")

@@ -12,7 +12,8 @@ from nicegui import ui
 from console import words
 from console.feeds import shop
 from console.feeds.shop import NEXT_STATUSES, PAGE_ROWS, OrderDetails, OrderFilter, Rows
-from console.pages.frame import Page, Site, act, order_link, order_path, page, state, table, tag, text, viewer_of
+from console.pages import partial_changes
+from console.pages.frame import Page, Site, act, order_link, order_path, page, state, table, tag, text, viewer_of, whole
 from shop_client.values import NewItem, Order, OrderStatus, Reservation
 
 _ROWS_MAX = 450
@@ -113,10 +114,12 @@ def _details(here: Page, found: OrderDetails) -> None:
         text(f" {words.amount(order.total_amount, order.currency)}, {words.buyer(order.user_id)}", "span")
         if order.status_reason:
             text(f"Reason: {order.status_reason}", "div", classes="soft")
-    if here.viewer.may.change_orders and order.status in NEXT_STATUSES:
+    next_statuses = NEXT_STATUSES.get(order.status, ())
+    if here.viewer.may.change_orders and (next_statuses or partial_changes.has_actions(order)):
         with tag("div").classes("actions"):
-            for status in NEXT_STATUSES[order.status]:
+            for status in next_statuses:
                 _button(here, order, status)
+            partial_changes.add_buttons(here, order)
     text("Timeline", "h2")
     _timeline(here, found)
     text("Lines", "h2")
@@ -194,14 +197,14 @@ def _form(here: Page) -> None:
 
         async def create() -> None:
             try:
-                item = NewItem(int(product.value or 0), int(quantity.value or 0), Decimal(price.value or "0"))
+                item = NewItem(whole(product), whole(quantity), Decimal(price.value or "0"))
             except InvalidOperation:
                 ui.notify("The price must be a number, such as 9.90.", type="negative")
                 return
             created: list[Order] = []
 
             async def call() -> None:
-                created.append(await here.viewer.shop.create_order(int(user.value or 0), [item], _CURRENCY))
+                created.append(await here.viewer.shop.create_order(whole(user), [item], _CURRENCY))
 
             question = f"Create an order of {item.quantity:,} × product {item.product_id}?"
             if await act(question, "Its stock is reserved at once.", "Create", call, "The order was created."):

@@ -1,4 +1,4 @@
-"""The view of stock: bars by product and location, reservations with their time left, and forms to change it."""
+"""The view of stock: bars by product and location, reservations with their time left, and movements."""
 
 from collections.abc import Awaitable, Callable, Sequence
 from datetime import UTC, datetime
@@ -11,7 +11,8 @@ from nicegui import ui
 from console import words
 from console.feeds import shop
 from console.feeds.shop import Rows
-from console.pages.frame import Page, Site, act, order_link, page, table, tag, text, viewer_of
+from console.pages import stock_forms
+from console.pages.frame import Page, Site, act, order_link, page, table, tag, text, viewer_of, whole
 from shop_client.values import Item, Movement, Reservation
 
 _ITEMS_MAX = 200
@@ -35,7 +36,7 @@ def add(site: Site) -> None:
                 moved = partial(shop.movements, viewer.shop, product_id)
                 here.live("movements", product_id, moved, partial(_movements, here))
             if viewer.may.change_stock:
-                _form(here, product_id)
+                stock_forms.add_forms(here, product_id)
 
 
 def _filter(product_id: int | None) -> None:
@@ -110,12 +111,12 @@ def _adjust(here: Page, item: Item) -> None:
         async def change() -> None:
             (quantity,) = fields
             # With the version, a change that somebody else has made meanwhile is not overwritten.
-            await here.viewer.shop.set_quantity(item.id, int(quantity.value or 0), version=item.version)
+            await here.viewer.shop.set_quantity(item.id, whole(quantity), version=item.version)
 
         question = f"Set the quantity of product {item.product_id} in {item.location}"
         present = f"It is {item.quantity:,}, of which {item.reserved_quantity:,} are reserved."
         if await act(question, present, "Set", change, "The quantity was set.", add_fields=add_fields):
-            _read_now(here)
+            stock_forms.read_now(here)
 
     label = f"Adjust product {item.product_id} in {item.location}"
     button = ui.button("Adjust", on_click=clicked).props("no-caps outline dense padding='2px 10px'")
@@ -176,28 +177,3 @@ def _movement(here: Page, movement: Movement) -> list[str | Callable[[], object]
         partial(order_link, movement.order_id) if movement.order_id else movement.reason,
         movement.actor,
     ]
-
-
-def _read_now(here: Page) -> None:
-    for view in ("items", "movements"):
-        here.site.feeds.read_now(view)
-
-
-def _form(here: Page, product_id: int | None) -> None:
-    text("Add stock", "h2")
-    with tag("div").classes("row-of-fields").props('role=group aria-label="Add stock"'):
-        product = ui.number("Product", value=product_id or 1, min=1, precision=0).props("outlined dense")
-        quantity = ui.number("Quantity", value=10, min=1, precision=0).props("outlined dense")
-        location = ui.input("Location (optional)").props("outlined dense")
-
-        async def add_stock() -> None:
-            units, number = int(quantity.value or 0), int(product.value or 0)
-
-            async def call() -> None:
-                await here.viewer.shop.add_stock(number, units, location.value or None)
-
-            question = f"Add {units:,} units of product {number}?"
-            if await act(question, "They can be reserved at once.", "Add", call, "The stock was added."):
-                _read_now(here)
-
-        ui.button("Add stock", on_click=add_stock).props("no-caps unelevated")
