@@ -14,7 +14,7 @@ from tests.console.browser import DESKTOP, PHONE, Browser
 from tests.console.conftest import System
 
 PICTURES_VARIABLE = "TEST_PICTURES"
-_VIEWS = ("/", "/orders", "/stock?product=21", "/stock", "/logs")
+_VIEWS = ("/", "/orders", "/stock?product=21", "/stock", "/logs", "/settings")
 
 
 def _sign_in(page: Browser, token: str) -> None:
@@ -219,6 +219,7 @@ def test_data_of_another_tenant_is_never_there(system: System, page: Browser) ->
         ("/stock", "There is no stock here"),
         ("/stock?product=4711", "No unit is waiting"),
         ("/logs", "The logs concern all tenants"),
+        ("/settings", "The settings concern all tenants"),
         (f"/orders/{order.id}", "(ORDER_NOT_FOUND)"),
     ):
         page.open(path)
@@ -286,6 +287,7 @@ def _name(path: str) -> str:
         "/stock": "stock",
         "/stock?product=21": "product",
         "/logs": "logs-signed-in",
+        "/settings": "settings-signed-in",
     }.get(path, "order")
 
 

@@ -14,7 +14,7 @@ from cryptography.hazmat.primitives import serialization
 
 from devstack.certificates import Authority, Files
 from devstack.kafka import Kafka
-from shop_common.environment.settings import WrongSettings, help_text, load, read
+from shop_common.environment.settings import WrongSettings, help_text, load, read, shown
 from shop_common.events import kafka_connection, topic_reader
 from shop_common.events.kafka_connection import (
     KafkaConnection,
@@ -253,7 +253,7 @@ def test_secrets_are_never_shown(
     settings: Callable[[Mapping[str, object]], KafkaSettings],
 ) -> None:
     found = settings(LOGIN | {"KAFKA_OPTIONS": '{"ssl.key.password": "hunter2"}'})
-    assert "hunter2" not in f"{found!r} {found.kafka!r} {list(found.facts())} {help_text(KafkaSettings)}"
+    assert "hunter2" not in f"{found!r} {found.kafka!r} {list(found.facts())} {help_text(KafkaSettings)} {shown(found)}"
 
     monkeypatch.setenv("KAFKA_SECURITY_PROTOCOL", "PLAINTEXT")
     with pytest.raises(SystemExit):

@@ -1,20 +1,23 @@
 """The metrics port, with slow and silent clients."""
 
+import json
 import socket
 import threading
 from contextlib import ExitStack
-from urllib.request import urlopen
+from urllib.error import HTTPError
+from urllib.request import Request, urlopen
 
 import pytest
 from prometheus_client import CollectorRegistry, Counter
 
 from devstack.ports import free_ports
+from shop_common.environment.process_settings import CommonSettings
 from shop_common.telemetry import metrics_server
 from shop_common.telemetry.metrics_server import CONNECTIONS_MAX
 
 
-def _page(port: int) -> str:
-    with urlopen(f"http://127.0.0.1:{port}/metrics", timeout=60) as page:
+def _page(port: int, path: str = "/metrics") -> str:
+    with urlopen(f"http://127.0.0.1:{port}{path}", timeout=60) as page:
         return str(page.read().decode())
 
 
@@ -48,6 +51,26 @@ def test_half_a_request_does_not_block_scrapes(port: int, capfd: pytest.CaptureF
         assert "parcels_total 1.0" in _page(port)
 
     assert "Traceback" not in capfd.readouterr().err
+
+
+def test_the_settings_are_served_on_this_machine_only() -> None:
+    local, public = free_ports(2)
+    metrics_server.serve(CommonSettings(metrics_port=local), CollectorRegistry())
+    metrics_server.serve(CommonSettings(metrics_port=public, listen_host="0.0.0.0"), CollectorRegistry())
+
+    assert json.loads(_page(local, "/settings"))["METRICS_PORT"] == str(local)
+    # Every other path is a page of metrics.
+    assert "METRICS_PORT" not in _page(public, "/settings")
+
+
+def test_a_page_of_another_site_does_not_get_the_settings() -> None:
+    (port,) = free_ports(1)
+    metrics_server.serve(CommonSettings(metrics_port=port), CollectorRegistry())
+
+    for host in ("rebound.example", "rebound.example:80", "[", ""):
+        request = Request(f"http://127.0.0.1:{port}/settings", headers={"Host": host})
+        with pytest.raises(HTTPError, match="421"):
+            urlopen(request, timeout=60)
 
 
 def test_a_busy_port_is_reported(port: int) -> None:

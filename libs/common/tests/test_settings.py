@@ -10,7 +10,7 @@ from sqlalchemy import make_url
 from shop_common.db.password import without_file
 from shop_common.db.settings import DatabaseSettings, DatabaseUrl
 from shop_common.environment.process_settings import ApiSettings, CallerSettings, GrpcPort, HealthPort, LogLevel, Target
-from shop_common.environment.settings import Settings, help_text, load
+from shop_common.environment.settings import Settings, help_text, load, shown
 from shop_common.events.kafka_settings import KafkaSettings
 
 
@@ -43,6 +43,20 @@ def test_without_environment_the_defaults_hold() -> None:
     assert settings.database_url == "sqlite:///./parcels.db"
     assert settings.kafka_bootstrap_servers == "localhost:9092"
     assert settings.workers == 1
+
+
+def test_the_settings_in_force_have_no_secret_and_no_internal_setting(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DATABASE_URL", "postgresql://api:hunter2@db:5432/parcels?sslpassword=hunter2")
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://collector:hun/t@er2@otel:4317/?key=hunter2")
+    monkeypatch.setenv("REFLECTION", "true")
+
+    found = shown(load(ParcelSettings))
+
+    assert found["DATABASE_URL"] == "(hidden)"
+    assert found["OTEL_EXPORTER_OTLP_ENDPOINT"] == "http://(hidden)@otel:4317/?(hidden)"
+    assert (found["REFLECTION"], found["GRPC_PORT"], found["TLS_CERT_PATH"]) == ("true", "50099", "")
+    assert "WORKER_PIPE" not in found
+    assert "hun" not in str(found)
 
 
 def test_the_environment_wins_in_any_case(monkeypatch: pytest.MonkeyPatch) -> None:

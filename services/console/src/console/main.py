@@ -8,12 +8,13 @@ from nicegui import ui
 from console import pages
 from console.feeds.feed import Feeds
 from console.feeds.processes import SystemReader
+from console.feeds.settings_in_force import SettingsReader
 from console.settings import ConsoleSettings
 from console.site import server, sign_in
 from console.site.guard import Guard
 from console.site.viewers import Viewers
 from shop_common.environment.listen import PortBusy
-from shop_common.environment.settings import help_text, load
+from shop_common.environment.settings import help_text, load, shown
 from shop_common.process import lifecycle
 from shop_common.telemetry import metrics_server, tracing
 
@@ -39,7 +40,8 @@ def main() -> None:
     viewers = Viewers(settings)
     app = FastAPI(openapi_url=None)
     sign_in.add_to(app, viewers, is_https=any(origin.startswith("https:") for origin in origins))
-    pages.add(pages.Site(viewers, Feeds(), SystemReader(settings.watched), settings.logs_path))
+    in_force = None if settings.sign_in else SettingsReader(settings.watched, shown(settings))
+    pages.add(pages.Site(viewers, Feeds(), SystemReader(settings.watched), settings.logs_path, in_force))
     ui.run_with(app, title="Shop console", dark=None, language="en-US", tailwind=False, show_welcome_message=False)
     site = server.SiteServer(listener, Guard(app, viewers, origins), settings)
     lifecycle.serve(site, settings, on_stop=[tracing.shutdown])

@@ -5,6 +5,7 @@ example a secret that is mounted into a container. The settings themselves are i
 that use them.
 """
 
+import re
 import sys
 import textwrap
 from collections.abc import Iterator
@@ -25,6 +26,7 @@ INTERNAL: dict[str, JsonValue] = {"internal": True}
 WRONG_SETTINGS_EXIT_CODE = 2
 
 _FILE_FAULT = "settings_file"
+_HIDDEN = "(hidden)"
 
 
 class Settings(BaseSettings):
@@ -142,6 +144,32 @@ def help_text(settings: type[Settings]) -> str:
         "settings, read from environment variables: NAME, or NAME_FILE with the path of a file that contains the value"
     )
     return "\n".join([*textwrap.wrap(title, 76), *entries])
+
+
+def shown(settings: Settings) -> dict[str, str]:
+    """Return the values in force for people, by the names of the settings. An unset setting is empty.
+
+    The value of a secret is hidden, and so are the user, the password and the options in every URL.
+    """
+    found = {}
+    for name, field in sorted(type(settings).model_fields.items()):
+        if _marked(field, INTERNAL):
+            continue
+        value = getattr(settings, name)
+        if value is None or value == "":
+            found[name.upper()] = ""
+        elif _marked(field, SECRET):
+            found[name.upper()] = _HIDDEN
+        else:
+            found[name.upper()] = _without_credentials(str(value).lower() if isinstance(value, bool) else str(value))
+    return found
+
+
+def _without_credentials(value: str) -> str:
+    if "://" not in value:
+        return value
+    # Up to the last @ and from the first ?, since a password that is not encoded may contain any character.
+    return re.sub(r"\?.*", f"?{_HIDDEN}", re.sub(r"://.*@", f"://{_HIDDEN}@", value, flags=re.DOTALL), flags=re.DOTALL)
 
 
 def _default(field: FieldInfo) -> str:

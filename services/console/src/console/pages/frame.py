@@ -14,8 +14,9 @@ from nicegui import ui
 from nicegui.elements.mixins.text_element import TextElement
 
 from console import words
-from console.feeds.feed import Feeds, Reading, TooManyViews, in_words
+from console.feeds.feed import FETCH_SECONDS, Feeds, Reading, TooManyViews, in_words
 from console.feeds.processes import SystemReader
+from console.feeds.settings_in_force import SettingsReader
 from console.site.guard import SESSION_COOKIE, SIGN_IN_PATH
 from console.site.viewers import Viewer, Viewers
 from shop_client.errors import ShopError
@@ -27,7 +28,7 @@ REFRESH_SECONDS = 0.4
 _CONNECT_SECONDS = 30.0
 _NUMBER_MAX = 2**63 - 1
 
-_VIEWS = {"System": "/", "Orders": "/orders", "Stock": "/stock", "Logs": "/logs"}
+_VIEWS = {"System": "/", "Orders": "/orders", "Stock": "/stock", "Logs": "/logs", "Settings": "/settings"}
 _STYLE = resources.files("console.pages").joinpath("style.css").read_text()
 
 
@@ -44,6 +45,8 @@ class Site:
     system: SystemReader
     logs_path: Path | None
     """The logs that `dev` stores, or None elsewhere."""
+    settings: SettingsReader | None
+    """None if viewers sign in, because the settings concern all tenants."""
 
 
 @dataclass(frozen=True)
@@ -62,8 +65,12 @@ class Page:
         render: Callable[[_Value], object],
         *,
         waiting: str = "Reading …",
+        every: float = FETCH_SECONDS,
     ) -> None:
-        """Add a section that shows the newest value of a feed. `render` adds the elements of a value."""
+        """Add a section that shows the newest value of a feed. `render` adds the elements of a value.
+
+        The feed reads its value again after `every` seconds.
+        """
         section = ui.element("section").classes("live")
         seen = -1
 
@@ -73,7 +80,7 @@ class Page:
                 ui.navigate.to(SIGN_IN_PATH)
                 return
             try:
-                reading = self.site.feeds.look(view, (self.viewer.id, key), fetch)
+                reading = self.site.feeds.look(view, (self.viewer.id, key), fetch, every=every)
             except TooManyViews:
                 reading = Reading(None, "Too many views are open in this console. Close some of them.")
             if reading.version == seen and reading.value is not None:

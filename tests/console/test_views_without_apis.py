@@ -1,4 +1,4 @@
-"""The view of logs in a real browser."""
+"""The views of logs and settings in a real browser. They call no API, so the console runs alone."""
 
 import os
 import sys
@@ -35,9 +35,12 @@ def book(logs_path: Path) -> Iterator[LogBook]:
 
 @pytest.fixture(scope="module")
 def address(chromium: None, logs_path: Path) -> Iterator[str]:
-    """A console alone: this view calls no API."""
-    http, health = free_ports(2)
+    """A console that watches itself under the name order-api, and a relay that is not there."""
+    http, health, metrics, nobody = free_ports(4)
     environment = {
+        "METRICS_PORT": str(metrics),
+        "PROCESSES": f"order-api=localhost:{health}/localhost:{metrics},event-relay=localhost:{nobody}/[::1]:{nobody}",
+        "OTEL_EXPORTER_OTLP_ENDPOINT": f"http://user:hunter2@localhost:{nobody}",
         "HTTP_PORT": str(http),
         "HEALTH_PORT": str(health),
         "LOGS_PATH": str(logs_path),
@@ -88,19 +91,33 @@ def test_the_filters_are_part_of_the_address(page: Browser, book: LogBook) -> No
     assert "level=warning&contains=nothing+like+this" in page.driver.current_url
 
 
-def test_the_view_fits_its_screen_and_is_accessible(page: Browser, book: LogBook, tmp_path: Path) -> None:
+def test_the_settings_of_each_process_are_shown_without_secrets(page: Browser, logs_path: Path) -> None:
+    page.open("/settings")
+    page.sees("The process does not respond on its metrics port")
+
+    shown = page.text()
+
+    # Of the console that is asked on its metrics port, and of this one.
+    assert shown.count(str(logs_path)) == 2
+    assert "http://(hidden)@localhost" in shown
+    assert "hunter2" not in page.driver.page_source
+    assert page.errors() == []
+
+
+def test_each_view_fits_its_screen_and_is_accessible(page: Browser, book: LogBook, tmp_path: Path) -> None:
     book.add("inventory-api", "12:30:00.000000 [info     ] serving port=50053 version=1.0.0 health_port=50063")
     book.add("order-api", "12:30:00.000000 [warning  ] slow work=confirm seconds=2.5 trace_id=4bf92f3577b34da6a3ce929d")
     book.add("reservation-reaper", "12:30:00.000000 [error    ] cannot expire reservations error=" + "x" * 300)
     pictures = Path(os.environ.get(PICTURES_VARIABLE, tmp_path))
     for (width, height), dark in ((DESKTOP, False), (PHONE, True)):
         page.resize(width, height, dark=dark)
-        page.open("/logs")
-        page.sees("cannot expire reservations")
-        needed = page.driver.execute_script("return document.documentElement.scrollWidth")
-        assert needed <= width
-        page.driver.save_screenshot(str(pictures / f"console-logs-{width}.png"))
-        if axe.script() is not None:
-            assert axe.serious_findings(page.driver) == [], (width, dark)
+        for view, content in (("logs", "cannot expire reservations"), ("settings", "does not respond")):
+            page.open(f"/{view}")
+            page.sees(content)
+            needed = page.driver.execute_script("return document.documentElement.scrollWidth")
+            assert needed <= width, view
+            page.driver.save_screenshot(str(pictures / f"console-{view}-{width}.png"))
+            if axe.script() is not None:
+                assert axe.serious_findings(page.driver) == [], (view, width, dark)
     if axe.script() is None:
         pytest.skip("axe-core is not available, so only the sizes were checked (it comes with npm)")

@@ -1,0 +1,48 @@
+"""The settings with which each process runs, from its metrics port. Processes hide their secrets themselves."""
+
+import asyncio
+import json
+import urllib.request
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from console.settings import Watched
+from shop_common.telemetry.metrics_server import SETTINGS_PATH
+
+_TIMEOUT_SECONDS = 2.0
+_BYTES_MAX = 256 * 1024
+# Ignore the environment's proxy: it cannot reach the processes.
+_WITHOUT_PROXY = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+
+
+@dataclass(frozen=True)
+class ProcessSettings:
+    """The settings of a process by name, or why they are not known."""
+
+    process: str
+    values: Mapping[str, str]
+    unknown: str = ""
+
+
+class SettingsReader:
+    """Reads the settings of the watched processes. `own` are those of this process."""
+
+    def __init__(self, watched: Sequence[Watched], own: Mapping[str, str]) -> None:
+        self._watched = watched
+        self._own = ProcessSettings("console", own)
+
+    async def read(self) -> tuple[ProcessSettings, ...]:
+        """Ask all processes."""
+        found = await asyncio.gather(*(asyncio.to_thread(_read, one) for one in self._watched))
+        return *found, self._own
+
+
+def _read(process: Watched) -> ProcessSettings:
+    if process.metrics is None:
+        return ProcessSettings(process.name, {}, "The console knows no metrics port of this process. See PROCESSES.")
+    try:
+        with _WITHOUT_PROXY.open(f"http://{process.metrics}{SETTINGS_PATH}", timeout=_TIMEOUT_SECONDS) as response:
+            values = json.loads(response.read(_BYTES_MAX))
+    except (OSError, ValueError):  # the errors of urllib are OSErrors
+        return ProcessSettings(process.name, {}, "The process does not respond on its metrics port.")
+    return ProcessSettings(process.name, {str(name): str(value) for name, value in values.items()})
