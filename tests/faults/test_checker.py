@@ -104,7 +104,7 @@ def correct() -> History:
 
 
 def without_event(number: int) -> Callable[[History], History]:
-    return lambda history: replace(history, events=history.events[:number] + history.events[number + 1 :])
+    return lambda history: replace(history, events=[each for each in history.events if each != history.events[number]])
 
 
 def with_event(another: Event, at: int | None = None) -> Callable[[History], History]:
@@ -156,6 +156,47 @@ def swapped(one: int, other: int) -> Callable[[History], History]:
 
 def test_a_correct_history_passes() -> None:
     assert check(correct()) == []
+
+
+def withheld() -> History:
+    """The correct history, and then two of the free units are withheld."""
+    updated = event(
+        "STOCK_UPDATED",
+        30,
+        product_id=PRODUCT,
+        item_id=ITEM,
+        quantity=6,
+        reserved_quantity=3,
+        withheld_quantity=2,
+        version=3,
+    )
+    history = with_event(of_withholding(31, 3, 2, 2))(with_event(updated)(correct()))
+    return with_item(version=3, withheld=2, withholdings=2)(history)
+
+
+def of_withholding(number: int, revision: int, units: int, after: int) -> Event:
+    movement = of_movement(number, revision, "WITHHELD", 0, 6)
+    return replace(movement, data={**movement.data, "withheld": units, "withheld_after": after})
+
+
+def test_a_correct_history_with_withheld_units_passes() -> None:
+    assert check(withheld()) == []
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        pytest.param(without_event(-1), id="no movement"),
+        pytest.param(with_event(of_withholding(32, 4, 2, 4)), id="two movements"),
+        pytest.param(with_event(of_withholding(32, 4, 0, 0)), id="another total"),
+        pytest.param(with_item(withheld=0), id="the counter is left"),
+        pytest.param(with_item(withholdings=0), id="no withholding"),
+        pytest.param(with_event(of_reservation("RESERVED", 33, "fourth", 2)), id="withheld units are reserved"),
+    ],
+)
+def test_a_violation_of_withheld_units_is_found(change: Callable[[History], History]) -> None:
+    violations = check(change(withheld()))
+    assert any(f"item {ITEM}" in violation for violation in violations), violations
 
 
 def test_repeats_with_the_same_id_pass() -> None:

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from datetime import timedelta
 from functools import partial
+from types import ModuleType
 
 import pytest
 from sqlalchemy import delete, text, update
@@ -23,7 +24,9 @@ from inventory_api.domain.movements import MovementKind
 from inventory_api.domain.stock_changes import ChangedStock
 from inventory_api.domain.verification import Mismatch, MismatchKind
 from inventory_api.operations.coalescing import Operations
-from inventory_api.store import tables
+from inventory_api.operations.items import change_stock
+from inventory_api.operations.items.record_movements import record_movements
+from inventory_api.store import items, tables, withholdings
 from shop_common.db.database import Database
 from shop_common.errors import InvalidInput, ShopError
 from shop_common.identity.caller import ANYONE
@@ -301,6 +304,39 @@ def test_verification_reports_a_lost_withholding(inventory: InventoryDriver) -> 
     )
     with inventory.database.write() as tx:
         tx.execute(table.insert(), {"tenant": item.tenant, "item_id": item.id, "reason": "DAMAGED", "quantity": 3})
+
+
+@pytest.mark.parametrize(
+    ("module", "name"),
+    [(change_stock, "record_movements"), (items, "save_counters"), (withholdings, "save")],
+    ids=["no movement", "the counter is left", "no withholding"],
+)
+def test_verification_finds_what_a_wrong_build_leaves_out(
+    database: Database, operations: Operations, monkeypatch: pytest.MonkeyPatch, module: ModuleType, name: str
+) -> None:
+    inventory = InventoryDriver(database, operations)  # whose consistency is not checked after the test
+    item = inventory.add_stock(1, 5, "A")
+    monkeypatch.setattr(module, name, lambda *_: [])
+
+    inventory.change_stock(withheld(3))
+
+    found = verify(inventory)
+    assert [(each.kind, each.item.id) for each in found] == [(MismatchKind.WITHHELD_QUANTITY, item.id)]
+
+
+def test_verification_finds_a_movement_that_a_wrong_build_writes_twice(
+    database: Database, operations: Operations, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inventory = InventoryDriver(database, operations)  # whose consistency is not checked after the test
+    inventory.add_stock(1, 5, "A")
+    monkeypatch.setattr(
+        change_stock, "record_movements", lambda tx, made, now: record_movements(tx, [*made, *made], now)
+    )
+
+    inventory.change_stock(withheld(3))
+
+    (found,) = verify(inventory)
+    assert (found.kind, found.expected, found.actual) == (MismatchKind.WITHHELD_QUANTITY, 6, 3)
 
 
 @pytest.mark.parametrize(
