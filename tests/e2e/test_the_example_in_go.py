@@ -1,6 +1,7 @@
 """examples/go builds from the protos as its README says, and orders from a running system."""
 
 import os
+import re
 import shutil
 import subprocess
 import sysconfig
@@ -15,6 +16,8 @@ from tests.e2e.shop_driver import CONFIRMED, ShopDriver
 ROOT = Path(__file__).resolve().parents[2]
 EXAMPLE = ROOT / "examples" / "go"
 REQUIRE_VARIABLE = "TEST_REQUIRE_GO"
+OLDEST_GO = (1, 24)
+"""The first version that reads tools from go.mod."""
 BUILD_SECONDS = 600
 """Go fetches the modules and compiles gRPC, unless it has done so before."""
 RUN_SECONDS = 120
@@ -22,11 +25,11 @@ RUN_SECONDS = 120
 
 @pytest.fixture(scope="session")
 def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The compiled example. Without Go, the test is skipped, or fails if TEST_REQUIRE_GO=1."""
-    if shutil.which("go") is None:
+    """The compiled example. Without a Go that is new enough, the test is skipped, or fails if TEST_REQUIRE_GO=1."""
+    if go_version() < OLDEST_GO:
         if os.environ.get(REQUIRE_VARIABLE) == "1":
-            pytest.fail(f"there is no `go`, and {REQUIRE_VARIABLE} is set")
-        pytest.skip("there is no `go`")
+            pytest.fail(f"there is no Go {OLDEST_GO[0]}.{OLDEST_GO[1]} or newer, and {REQUIRE_VARIABLE} is set")
+        pytest.skip(f"there is no Go {OLDEST_GO[0]}.{OLDEST_GO[1]} or newer")
     folder = tmp_path_factory.mktemp("go") / "example"
     shutil.copytree(EXAMPLE, folder, ignore=shutil.ignore_patterns("gen"))
     buf = str(Path(sysconfig.get_path("scripts"), "buf"))
@@ -34,6 +37,15 @@ def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
     run("go", "vet", ".", folder=folder)
     run("go", "build", "-o", "program", ".", folder=folder)
     return folder / "program"
+
+
+def go_version() -> tuple[int, int]:
+    """The version of the installed Go, such as (1, 26). Without Go, (0, 0)."""
+    if shutil.which("go") is None:
+        return (0, 0)
+    printed = subprocess.run(["go", "version"], capture_output=True, text=True, check=False).stdout
+    found = re.search(r"go(\d+)\.(\d+)", printed)
+    return (int(found[1]), int(found[2])) if found else (0, 0)
 
 
 def run(*command: str, folder: Path) -> None:
