@@ -48,7 +48,7 @@ def fill_expired_holds(url: str, holds: int, now: datetime) -> None:
     # Item ids follow the sequence of filling: first the hot product, then the others.
     item, product = f"{turn} + 2", f"{turn} + {PRODUCTS.start}"
     expires_at = f"{micros(now) - HOUR} + i * {HOUR // holds}"
-    # So recent that the reaper does not purge the reservations right after it has expired them.
+    # The reservations are recent, so that the reaper does not purge them right after it has expired them.
     made_at = micros(now) - 2 * HOUR
     _fill_reservations(url, holds, made_at, item=item, product=product, state="'HELD'", expires_at=expires_at)
     with _filling(url) as sql:

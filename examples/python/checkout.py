@@ -32,7 +32,7 @@ class State(TypedDict):
 
 @asynccontextmanager
 async def lifespan(_: FastAPI) -> AsyncIterator[State]:
-    """One client for the whole process: concurrent requests travel together in its batches."""
+    """One client for the whole process: it sends concurrent requests in one batch."""
     async with AsyncShop() as shop:
         yield State(shop=shop)
 

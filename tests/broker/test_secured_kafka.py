@@ -261,7 +261,7 @@ def test_an_api_that_cannot_verify_the_broker_serves_calls_and_logs_the_reason(
 ) -> None:
     url = f"sqlite:///{tmp_path}/shop.db"
     migrate(SCHEMAS[name], url)
-    # In a group of nobody else: with the rights of the stranger, it would not get into its own.
+    # The stranger may not join the consumer group of the API, so this process does not disturb that group.
     credentials = Credentials(STRANGER, tmp_path / "api")
     broker.authority.issue(STRANGER, credentials.tls, trusts=[Authority.create()])
     credentials.write_password("first password")

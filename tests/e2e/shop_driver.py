@@ -38,7 +38,7 @@ ACTIVE = (inventory.RESERVATION_STATE_HELD, inventory.RESERVATION_STATE_CONFIRME
 
 _T = TypeVar("_T")
 
-# Each test uses new product ids, so that tests can share the running system, and test runs a database.
+# Each test uses new product ids, so that tests can share the running system, and test runs can share a database.
 _ids = itertools.count(random.SystemRandom().randrange(2**40) * 1000 + 1)
 
 

@@ -65,7 +65,7 @@ def _check_that_the_first_is_left(processes: tuple[Process, Process], channel: g
 
     processes[0].freeze()
 
-    # Of two calls in a row one would go to the frozen process, and end at its deadline.
+    # If the frozen process were still in use, one of two successive calls would go to it and end at its deadline.
     eventually(lambda: all(succeeds() for _ in range(6)), within_seconds=LEFT_SECONDS)
     assert processes[0].alive
 

@@ -74,7 +74,7 @@ def postgres_on_a_small_disk() -> Iterator[tuple[PostgresServer, SmallDisk, Cont
     """The server, its disk and its container, until the block ends."""
     (port,) = free_ports(1)
     password = secrets.token_urlsafe(24)
-    # On the host's network, so that the server has the same port after its container was restarted.
+    # Use the host's network, so that the server keeps its port when its container is restarted.
     settings = postmaster.settings(durable=False) | _SMALL | {"listen_addresses": "127.0.0.1", "port": str(port)}
     with ExitStack() as at_the_end:
         disk = [(_volume(at_the_end), _DATA, "rw")]

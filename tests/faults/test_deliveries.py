@@ -50,7 +50,7 @@ def repeating(system: System, sent: Stream, chance: random.Random, poison: froze
                 again = list({record.headers["ce_id"]: record for record in fresh}.values()) * REPEATS
                 chance.shuffle(again)
                 if left and fresh:
-                    # With the key of a real order, between its events.
+                    # Insert a bad message with the key of a real order between the events of that order.
                     again.insert(len(again) // 2, poisoned(chance.choice(fresh), left.pop()))
                 for record in again:
                     producer.produce(record.topic, record.value, record.key, headers=dict(record.headers))

@@ -57,7 +57,7 @@ SCRAPE_SECONDS = 30
 THREADS_MAX = 300
 LINES_MAX = 200
 TRIES_MAX = 40
-"""Of each of very many concurrent callers: most calls are refused at first, and all succeed in the end."""
+"""The limit of tries per caller. With many concurrent callers, most calls are refused at first; all succeed later."""
 PLENTY = 10**9
 TOPICS = (ORDERS, INVENTORY)
 EFFECT_SECONDS = 300

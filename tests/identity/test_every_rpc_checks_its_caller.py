@@ -75,7 +75,7 @@ def test_a_caller_with_the_permission_alone_is_let_in(method: MethodDescriptor, 
 
 @pytest.mark.parametrize(
     "method",
-    # In a list of users, each is refused for itself.
+    # Leave out lists of users: there, each entry is refused separately.
     [method for method in METHODS if (field := method_rule(method).own_user_field) and "." not in field],
     ids=lambda method: str(method.full_name),
 )

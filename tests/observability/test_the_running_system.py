@@ -41,7 +41,7 @@ FIRE_SECONDS = 60
 RESOLVE_SECONDS = 90
 
 RATE = 8
-"""Of the load generator, in orders a second."""
+"""The rate of the load generator, in orders a second."""
 
 # Thresholds in seconds are not divided by the speedup.
 THRESHOLDS = {

@@ -104,7 +104,7 @@ def load(clients: Clients, token: str) -> Iterator[Load]:
 
 
 def more_calls(running: Load, count: int) -> Callable[[], bool]:
-    """A condition: the load has made so many calls since now."""
+    """Return a condition that is true after the load has made `count` more calls."""
     before = running.calls
     return lambda: running.calls >= before + count
 

@@ -52,7 +52,7 @@ def provide(server: PostgresServer, folder: Path) -> Iterator[PgBouncer]:
     remove = ["rm", "--force", name]
     watchdog.run(name, ["docker", *remove])
     try:
-        # On the host's network: the server listens on loopback only, and PgBouncer should, too.
+        # Use the host's network: the server listens on loopback only, and PgBouncer should, too.
         mount = f"{folder}:/etc/pgbouncer:ro"
         docker.run(
             "run", "--detach", "--network", "host", "--name", name, "--volume", mount, _IMAGE, "/etc/pgbouncer/ini"

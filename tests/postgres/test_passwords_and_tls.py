@@ -181,7 +181,7 @@ def test_a_password_changes_under_load_without_a_failed_call(
     database = connect()
     with load(database) as reconnect:
         for password in (NEW, NEWEST, OLD, NEW):
-            # The file first. Until the server has the new password, new connections use the old one.
+            # Write the file first. Until the server has the new password, new connections use the old one.
             write_password(password_file, password)
             reconnect()
             server.execute(f"ALTER ROLE {ROLE} PASSWORD '{password}'")

@@ -1,4 +1,4 @@
-"""Queues: calls travel in arrival order, within the limits of the server."""
+"""Queues: calls are sent in arrival order, within the limits of the server."""
 
 import pytest
 from google.rpc.status_pb2 import Status
@@ -112,7 +112,7 @@ def test_a_stalled_batch_holds_up_the_others_for_a_second_only() -> None:
     for number in range(1, BATCHES_MAX):
         assert waiting.next_batch(NOW + (number - 0.5) * STALLED_SECONDS) is None
         assert waiting.next_batch(NOW + number * STALLED_SECONDS)
-    assert waiting.next_batch(NOW + 100) is None, f"at most {BATCHES_MAX} batches are in flight"
+    assert waiting.next_batch(NOW + 100) is None, f"at most {BATCHES_MAX} batches are outstanding"
 
 
 def test_a_batch_has_at_most_the_requests_of_one_rpc() -> None:

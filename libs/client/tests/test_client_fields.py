@@ -26,7 +26,7 @@ NOT_SENT = {
     "OrderLines.tenant",  # only order-api may set these fields
     "OrderLines.subject",
     "ConfirmReservationsRequest.order_version",
-    "ListInventoryItemsRequest.page_token",  # the iterator of the pages sets them
+    "ListInventoryItemsRequest.page_token",  # the iterators over pages set the tokens
     "ListMovementsRequest.page_token",
     "ListLocationsRequest.page_token",
     "ListReservationsRequest.page_token",

@@ -1,4 +1,4 @@
-"""Concurrent calls travel together, and each caller gets its own outcome and keeps its own deadline."""
+"""Concurrent calls are sent as one batch, and each caller gets its own outcome and keeps its own deadline."""
 
 import asyncio
 import subprocess
@@ -350,7 +350,7 @@ def test_a_cancelled_task_affects_no_other_task(apis: Stack, settings: Settings,
             batches = watched(client)
             with apis.inventory_api.frozen():
                 tasks = [asyncio.create_task(client.reserve(product, 1, f"order-{number}")) for number in range(20)]
-                await until(lambda: bool(batches.sizes))  # some are in flight, the others wait
+                await until(lambda: bool(batches.sizes))  # some are outstanding, the others wait
                 for task in tasks[::2]:
                     task.cancel()
                 await asyncio.wait(tasks[::2])
@@ -376,7 +376,7 @@ def test_a_batch_that_nobody_waits_for_is_cancelled(apis: Stack, settings: Setti
                 task = asyncio.create_task(client.reserve(product, 1, "dropped"))
                 await until(lambda: bool(batches.sizes))
                 task.cancel()
-                await until(lambda: not queues)  # nothing is in flight although the server has not answered
+                await until(lambda: not queues)  # nothing is outstanding although the server has not answered
             assert (await client.reserve(product, 1, "kept")).order_id == "kept"
 
     asyncio.run(run())
@@ -434,7 +434,7 @@ with Shop(Settings(inventory, orders, timeout_seconds=60)) as shop:
 
 
 def test_a_server_may_restart_under_load(restarted: Stack, product: int) -> None:
-    """Calls that were in flight are repeated with the same request_id: each has one effect."""
+    """Calls that were outstanding are repeated with the same request_id: each has one effect."""
     settings = Settings(restarted.inventory_address, restarted.orders_address, timeout_seconds=120)
     with Shop(settings) as shop:
         shop.add_stock(product, 10**6)
@@ -495,7 +495,7 @@ def test_reservations_of_a_batch_that_the_database_interrupts_are_repeated(
 
 
 def test_each_reservation_of_a_batch_continues_the_trace_of_its_caller(apis: Stack, settings: Settings) -> None:
-    """Two reservations travel together, each with the span of its own task."""
+    """Two reservations are sent in one batch, each with the span of its own task."""
     orders: list[Any] = []
 
     async def reserve(shop: AsyncShop, number: int) -> None:

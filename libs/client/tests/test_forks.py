@@ -1,4 +1,4 @@
-"""A fork waits for the RPCs in flight."""
+"""A fork waits for the running RPCs."""
 
 import threading
 from collections.abc import Callable

@@ -42,7 +42,7 @@ class Ask:
 
 
 class Bulk:
-    """A bulk operation that doubles, remembers its batches, and can be held up in the middle of one."""
+    """A bulk operation that doubles, remembers its batches, and can be blocked in the middle of one."""
 
     def __init__(self) -> None:
         self.batches: list[list[Ask]] = []
@@ -99,7 +99,7 @@ class Rig:
         return self._callers.submit(coalescer.submit_many, asks, deadline=time.monotonic() + seconds)
 
     def queue_up(self, coalescer: Coalescer[Ask, int], *asks: Ask) -> list[Future[Any]]:
-        """Calls of one request each that arrive in this sequence, while a flush is held up."""
+        """Make one call per request, in this sequence. Call it while a flush is blocked, so that the calls wait."""
         calls = []
         for ask in asks:
             waiting = len(coalescer._queue) + 1

@@ -34,7 +34,7 @@ class Order(Command):
 class Shop:
     """A coalescer that records its batches, and callers in threads.
 
-    Until `open` is set, all batches are held up except those of SMALL alone. The first call is made at once.
+    Until `open` is set, all batches are blocked except those of SMALL alone. The first call is made at once.
     """
 
     def __init__(self, threads: ThreadPoolExecutor, limits: Limits | None = None, *first: Order) -> None:

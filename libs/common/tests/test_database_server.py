@@ -226,7 +226,7 @@ PIDS = "SELECT pid FROM pg_stat_activity WHERE datname = current_database() AND 
 
 def test_when_the_server_takes_writes_again_the_very_next_transaction_writes(database: Database, url: str) -> None:
     administer(url, "CREATE TABLE parcels (id int PRIMARY KEY)")
-    # As on a standby: what a connection may do was decided when it was made.
+    # Simulates a standby: a connection stays read-only, even after the server takes writes again.
     administer(url, f"ALTER DATABASE {name_of(url)} SET default_transaction_read_only = on")
     with_all_connections_open(database)
     with pytest.raises(DatabaseUnavailable) as read_only:

@@ -179,7 +179,7 @@ def test_a_service_that_was_away_is_found_soon_after_it_is_back() -> None:
 
 def test_a_call_waits_for_a_service_that_is_being_restarted() -> None:
     settings = EchoSettings(grpc_port=free_ports(1)[0], listen_host="127.0.0.1")
-    # Not among the repeatable: to wait for a connection is safe for every call.
+    # The method is not repeatable, but the client may wait for a connection in any call.
     with connected(settings.grpc_port) as call:
         with serving(lambda request, _: request, settings):
             assert call("before") == "before"

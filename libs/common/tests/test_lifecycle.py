@@ -200,7 +200,7 @@ def test_workers_share_the_port_and_end_well_together(start: Start) -> None:
     assert process.log.count("flushed first") == 2
 
 
-# As on a read-only file system. Run by Python itself when it starts.
+# Python runs this code when it starts. It simulates a read-only file system.
 NO_TEMPORARY_FOLDER = "import tempfile; tempfile._candidate_tempdir_list = lambda: ['/nowhere']"
 NO_FOLDER_AT_ALL = "import os; os.mkdir = lambda *_: os.rmdir('/nowhere')"
 

@@ -197,7 +197,7 @@ def test_watches_of_a_process_are_bounded(running: Echo) -> None:
     def is_full() -> bool:
         if _first_status(running.channel) is None:
             return True
-        # Of many that begin at once on a busy machine, some are ended before their message has come.
+        # On a busy machine, the server ends some watches before their message arrives. So begin another one.
         watch_from_another_connection()
         return False
 
@@ -223,7 +223,7 @@ def test_connections_and_streams_are_bounded() -> None:
     with serving(echo, settings) as running, ExitStack() as peers:
         assert running.call("in") == "in"
         peer = peers.enter_context(connected(_address(running)))
-        # What is above the bound is refused or left to wait, and all of it ends.
+        # Streams above the limit are refused or have to wait, and all of them end.
         peer.begin(METHOD, calls=100)
         assert running.call("still in", seconds=SOON_SECONDS) == "still in"
 

@@ -51,7 +51,7 @@ def slow_imports(tmp_path: Path) -> dict[str, str]:
     return {"PYTHONPATH": str(tmp_path)}
 
 
-# How a shell gives a program outputs that can't be written.
+# Redirections with which a shell starts a program whose outputs can't be written.
 UNWRITABLE = {
     "a full disk": ">/dev/full 2>/dev/full",
     "closed": ">&- 2>&-",

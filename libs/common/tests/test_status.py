@@ -64,7 +64,7 @@ def test_each_kind_keeps_what_it_says_across_a_service(error: ShopError, kind: t
 
     assert isinstance(came, kind)
     assert (came.reason, came.message, came.metadata()) == (error.reason, error.message, error.metadata())
-    # And so it does across a second one.
+    # The error also survives a second process.
     assert to_status(came) == status
 
 

@@ -24,7 +24,7 @@ def server(request: pytest.FixtureRequest) -> Iterator[PostgresServer]:
 
 
 def test_there_is_a_server_on_every_machine_that_has_the_dev_dependencies() -> None:
-    assert any("of a wheel" in source.description for source in postgres.sources())
+    assert any("from a Python package" in source.description for source in postgres.sources())
 
 
 def test_a_new_database_is_empty_and_does_not_see_its_neighbour(server: PostgresServer) -> None:

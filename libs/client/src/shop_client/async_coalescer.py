@@ -48,7 +48,7 @@ class AsyncCoalescer:
             unwanted.cancel()
 
     def _start(self, queue: Queue[_Waiter]) -> None:
-        """Send the batches of the queue that do not have to wait for one in flight."""
+        """Send the batches of the queue that do not have to wait for an outstanding one."""
         while (batch := queue.next_batch(time.monotonic())) is not None:
             # The task runs in an empty context, so that the batch is no part of the trace of its first caller.
             sender = asyncio.get_running_loop().create_task(self._send(queue, batch), context=contextvars.Context())
@@ -62,7 +62,7 @@ class AsyncCoalescer:
         try:
             outcome = await self._outcome(queue, batch)
             self._settle(batch, outcome)
-            # Let the woken tasks run before the next batch starts. Their next calls then travel in it.
+            # Let the woken tasks run before the next batch starts. That batch then contains their next calls.
             await asyncio.sleep(0)
         except BaseException:  # the event loop is closing: nobody must wait for this batch
             self._settle(batch, cancelled("the event loop has cancelled the batch"))

@@ -1,8 +1,8 @@
-"""The queues of calls that travel together, without threads or asyncio.
+"""The queues of calls that are sent in batches, without threads or asyncio.
 
-The calls of one RPC and one credential share a queue. While a batch of the queue is in flight, further calls collect,
-and travel as the next batch, in arrival order. So a batch has at least one call and grows with load. Under high load,
-two batches are in flight, so that the server works on one while the client packs and reads the other.
+The calls of one RPC and one credential share a queue. While a batch of the queue is outstanding, further calls collect,
+and are sent as the next batch, in arrival order. So a batch has at least one call and grows with load. Under high load,
+two batches are outstanding, so that the server works on one while the client packs and reads the other.
 """
 
 from collections import deque
@@ -29,13 +29,13 @@ BYTES_MAX = 16_000
 """The server admits requests of 16,384 bytes and more only a few at a time."""
 
 OVERLAP_CALLS_MIN = 64
-"""The fewest calls of a batch that starts while another one is in flight. Smaller batches cost more CPU than the
+"""The fewest calls of a batch that starts while another one is outstanding. Smaller batches cost more CPU than the
 overlap saves."""
 
 STALLED_SECONDS = 1.0
 BATCHES_MAX = 4
-"""If a batch is in flight longer than STALLED_SECONDS, its server may be frozen. The next batch does not wait for it,
-and gRPC sends it to the next server. At most BATCHES_MAX batches of a queue are in flight."""
+"""If a batch is outstanding longer than STALLED_SECONDS, its server may be frozen. The next batch does not wait for it,
+and gRPC sends the next batch to another server. At most BATCHES_MAX batches of a queue are outstanding."""
 
 
 _INTERNAL: int = grpc.StatusCode.INTERNAL.value[0]
@@ -60,7 +60,7 @@ class Entry(Generic[_Waiter]):
         self.waiter = waiter
         self.size = call.message.ByteSize() + 4  # the tag and length in the batch
         self.batch: Batch[_Waiter] | None = None
-        """The batch that the call travels in; None while it is in the queue."""
+        """The batch that contains the call; None while the call is in the queue."""
         self.outcome: Message | None = None
         """Its part of the response, or the Status of its failure."""
         self.is_abandoned = False
@@ -88,7 +88,7 @@ class Entry(Generic[_Waiter]):
 
 @dataclass
 class Batch(Generic[_Waiter]):
-    """Calls that travel together."""
+    """Calls that are sent in one RPC."""
 
     entries: list[Entry[_Waiter]]
     waiting: int = field(init=False)
@@ -146,7 +146,7 @@ class Queue(Generic[_Waiter]):
         self._waiting.append(entry)
 
     def next_batch(self, now: float) -> Batch[_Waiter] | None:
-        """Take the next batch, or return None if it is empty or has to wait for a batch in flight."""
+        """Take the next batch, or return None if it is empty or has to wait for an outstanding batch."""
         if not self._may_start(now):
             return None
         entries = self._take(now)
@@ -158,7 +158,7 @@ class Queue(Generic[_Waiter]):
         return Batch(entries)
 
     def finish(self, batch: Batch[_Waiter]) -> None:
-        """Note that the batch is no longer in flight."""
+        """Note that the batch is no longer outstanding."""
         self._in_flight -= 1
         self._calls_in_flight -= len(batch.entries)
 

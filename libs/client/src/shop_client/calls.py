@@ -81,7 +81,7 @@ class Call(Generic[_Result]):
 
 
 class BatchRpc(Protocol):
-    """An RPC in which concurrent calls travel together."""
+    """An RPC that sends concurrent calls as one batch."""
 
     @property
     def method(self) -> Method: ...
@@ -127,7 +127,7 @@ class AvailabilityBatch:
 
 @dataclass(frozen=True, slots=True)
 class BatchedCall(Generic[_Result]):
-    """A call that travels in one RPC with the concurrent calls of other threads or tasks.
+    """A call that is sent in one RPC with the concurrent calls of other threads or tasks.
 
     `message` is its part of the request, with this many `lines`. `read` converts its part of the response.
     """
@@ -186,7 +186,7 @@ _CONFIRM = BatchMethod(BATCH_CONFIRM_RESERVATIONS, "requests")
 _CREATE = BatchMethod(BATCH_CREATE_ORDERS, "orders")
 _CHECK = AvailabilityBatch(BATCH_GET_AVAILABILITY)
 BATCHED: tuple[BatchRpc, ...] = (_RESERVE, _RELEASE, _CONFIRM, _CREATE, _CHECK)
-"""The RPCs in which concurrent calls travel together."""
+"""The RPCs that send concurrent calls as one batch."""
 
 
 # --- stock ---

@@ -1,9 +1,9 @@
 """Sends the concurrent calls of several threads as one RPC.
 
-There is no thread and no timer. The thread that calls while no batch is in flight sends its call at once, and waits for
-the response itself, which costs less than a hand-over from a thread of gRPC. Calls that collect in the meantime are the
-next batch. Its response arrives on a thread of gRPC, which wakes the callers and sends the next batch. If many calls
-collect, the thread of the last one sends them while the first batch is still in flight.
+There is no thread and no timer. The thread that calls while no batch is outstanding sends its call at once, and waits
+for the response itself, which costs less than a hand-over from a thread of gRPC. Calls that collect in the meantime are
+the next batch. Its response arrives on a thread of gRPC, which wakes the callers and sends the next batch. If many
+calls collect, the thread of the last one sends them while the first batch is still outstanding.
 """
 
 import threading
@@ -56,7 +56,7 @@ class Coalescer:
         while (seconds_left := entry.deadline - time.monotonic()) > 0:
             if entry.waiter.acquire(timeout=min(seconds_left, STALLED_SECONDS)):
                 return
-            self._start(queue)  # the batch in flight may be stalled
+            self._start(queue)  # the outstanding batch may be stalled
         raise entry.deadline_error()
 
     def _abandon(self, entry: Entry[threading.Lock]) -> None:
@@ -66,7 +66,7 @@ class Coalescer:
             unwanted.cancel()
 
     def _start(self, queue: Queue[threading.Lock]) -> None:
-        """Send the batches of the queue that do not have to wait for one in flight."""
+        """Send the batches of the queue that do not have to wait for an outstanding one."""
         while True:
             with self._mutex:
                 batch = self._next_batch(queue)

@@ -1,6 +1,6 @@
 """Lets a program fork while it uses this client.
 
-gRPC survives a fork only if no thread is in one of its functions. So a fork waits until the RPCs in flight have ended,
+gRPC survives a fork only if no thread is in one of its functions. So a fork waits until the running RPCs have ended,
 and other threads start new RPCs only after it. The threads of the parent, gRPC's included, do not exist in the child.
 So the child makes new connections and new locks.
 """
@@ -11,13 +11,13 @@ import time
 from types import TracebackType
 
 WAIT_SECONDS_MAX = 10.0
-"""The longest time that a fork waits for the RPCs in flight. After it, the process forks all the same."""
+"""The longest time that a fork waits for the running RPCs. Then the process forks anyway."""
 
 _POLL_SECONDS = 0.001
 
 
 class Rpcs:
-    """The RPCs in flight. `with` counts one; RPCs that end on another thread use `begin` and `end`."""
+    """The running RPCs. `with` counts one; RPCs that end on another thread use `begin` and `end`."""
 
     def __init__(self) -> None:
         self._starting = threading.Lock()
@@ -44,9 +44,9 @@ class Rpcs:
         self.end()
 
     def pause(self) -> None:
-        """Wait until no RPC is in flight, at most WAIT_SECONDS_MAX, and let none start before `resume`."""
+        """Wait until no RPC is running, at most WAIT_SECONDS_MAX, and let none start before `resume`."""
         deadline = time.monotonic() + WAIT_SECONDS_MAX
-        # With a timeout: a signal handler that forks may have interrupted `begin` on this very thread.
+        # Use a timeout: a signal handler that forks may have interrupted `begin` on this thread, which has the lock.
         self._is_paused = self._starting.acquire(timeout=WAIT_SECONDS_MAX)
         while self._started > self._ended and time.monotonic() < deadline:
             time.sleep(_POLL_SECONDS)

@@ -201,7 +201,7 @@ class Shop:
     ) -> Stock:
         """Return whether a quantity could be reserved now, and how many units are available. Reserves nothing.
 
-        Concurrent calls without a location travel together.
+        Concurrent calls without a location are sent as one batch.
         """
         deadline = self._deadline(timeout_seconds)
         together = calls.check_stock_in_batch(product_id, required_quantity, location)
@@ -252,7 +252,7 @@ class Shop:
     ) -> Reservation:
         """Reserve units of one product for an order, or nothing.
 
-        Concurrent calls of `reserve` and `reserve_lines` travel together. Raises InsufficientStock.
+        Concurrent calls of `reserve` and `reserve_lines` are sent as one batch. Raises InsufficientStock.
         """
         line = Line(product_id, quantity, location)
         (reservation,) = self.reserve_lines(
@@ -353,7 +353,7 @@ class Shop:
     ) -> Order:
         """Reserve stock for all items and create a PENDING order. Confirm it before `reserved_until`.
 
-        Concurrent calls travel together. Raises InsufficientStock.
+        Concurrent calls are sent as one batch. Raises InsufficientStock.
         """
         order = NewOrder(
             user_id,

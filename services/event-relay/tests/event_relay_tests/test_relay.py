@@ -113,7 +113,7 @@ def test_another_event_with_the_same_row_id_is_shipped_and_not_deleted(driver: O
     relay = driver.relay()
     driver.write(driver.event("7", 1))
     assert relay.relay_once() == 1
-    # As after the restore of a backup between shipping and deletion.
+    # Simulates a backup that is restored after the events were shipped and before they were deleted.
     driver.database.transact(
         lambda tx: tx.execute(update(driver.outbox.table).values(event_id=str(uuid7()), payload="2"))
     )

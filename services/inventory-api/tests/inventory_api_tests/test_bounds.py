@@ -303,7 +303,7 @@ def test_a_reservation_over_the_limits_can_end_although_its_event_is_too_large(
         names = [f"{number:04d}-{'x' * 59}" for number in range(9_000)]
         rows = [item | times | {"id": number, "location": name} for number, name in enumerate(names, 1_000)]
         tx.execute(insert(tables.inventory_items), rows)
-    # As many allocations as fitted into one event of the version without limits.
+    # The most allocations that fitted into one event before their number was limited.
     part = orjson.dumps({"item_id": 1_000, "location": names[0], "quantity": 1})
     locations = (900_000 - 300) // (len(part) + 1)
     store(

@@ -305,7 +305,7 @@ def test_counting_held_reservations_scans_no_whole_table(long_history: Database)
 
     def explain(tx: object, cursor: Any, statement: str, parameters: Any, *_: object) -> None:
         if "stock_reservations" in statement:
-            # In the same transaction, because its settings change the plan.
+            # Explain in the transaction of the statement, because the settings of the transaction change the plan.
             plans.append(_explained(cursor.connection, long_history, statement, parameters))
 
     event.listen(long_history.engine, "before_cursor_execute", explain)

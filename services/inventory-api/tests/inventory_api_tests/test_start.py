@@ -56,7 +56,7 @@ def test_it_is_not_ready_while_its_database_file_is_missing_and_logs_the_path(tm
         aside.rename(path)
 
         process.wait_ready(120)
-        assert process.log.count("the database needs its operator") == 1
+        assert process.log.count("the database needs a repair") == 1
     finally:
         process.kill()
 

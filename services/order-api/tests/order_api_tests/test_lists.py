@@ -159,7 +159,7 @@ def test_a_page_reads_no_more_lines_than_it_has(database: Database) -> None:
 FACE = "\N{GRINNING FACE}"
 LARGEST_LABELS = tuple((f"{number:064}", FACE * parse.LABEL_VALUE_LENGTH_MAX) for number in range(LABELS_MAX))
 SMALL_CHARGES = (Charge(ChargeKind.FEE, "", Decimal("1E-9")),) * CHARGES_MAX
-"""Of all charges, these are stored in the fewest bytes, compared with their size in a response."""
+"""The charges with the fewest stored bytes, compared with their size in a response."""
 
 
 @pytest.mark.parametrize(

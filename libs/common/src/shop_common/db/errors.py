@@ -95,7 +95,7 @@ def classify(error: exc.DBAPIError, phase: Phase) -> Exception:
     if is_statement_error(error):
         return error
     if _needs_repair(error):
-        return DatabaseNeedsRepair("the database needs its operator; retries fail until it is repaired")
+        return DatabaseNeedsRepair("the database needs a repair by its operator; retries fail until then")
     return DatabaseUnavailable("the database is not available")
 
 

@@ -137,7 +137,7 @@ class Schema:
 
         So processes may start in any order. Raises the SchemaError of the first check. After a SchemaError of a later
         check, calls `on_fatal`. After a successful check, a thread probes the database every second, and reports not
-        ready while the database needs its operator. If the database then becomes unavailable, readiness does not
+        ready while the database needs a repair. If the database then becomes unavailable, readiness does not
         change: otherwise all replicas would leave the load balancer, and callers would no longer get the reason.
         """
         causes: set[str] = set()
@@ -170,13 +170,13 @@ class Schema:
                 if not needs_repair:
                     needs_repair = True
                     set_ready(False)
-                    _log.error("the database needs its operator; not ready until then", cause=cause_of(error))
+                    _log.error("the database needs a repair; not ready until then", cause=cause_of(error))
             except (ShopError, DBAPIError):
                 pass  # calls fail with the same error and log it
             else:
                 if needs_repair:
                     needs_repair = False
-                    _log.info("the database no longer needs its operator")
+                    _log.info("the database has been repaired")
                     set_ready(True)
 
     def _wait(

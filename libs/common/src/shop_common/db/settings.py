@@ -46,7 +46,7 @@ def _sqlite(address: str) -> str:
     if "?" in address:
         raise ValueError("must have no options: a ? in the path is written as %3F, and a % as %25")
     if url.database in {None, "", ":memory:"}:
-        raise ValueError("must name a file: each connection would have an empty database of its own in memory")
+        raise ValueError("must name a file: without a file, each connection would have an empty database in memory")
     return address
 
 

@@ -46,7 +46,7 @@ class SqliteFile:
     def check(self) -> None:
         """Check the path before a transaction. Raises DatabaseNeedsRepair if the file was removed or replaced."""
         if (why := self._missing()) is not None:
-            raise DatabaseNeedsRepair("the database needs its operator") from FileNotFoundError(why)
+            raise DatabaseNeedsRepair("the database needs a repair by its operator") from FileNotFoundError(why)
 
     def check_commit(self) -> None:
         """Check the path after a commit. Raises DatabaseUnavailable if the commit may be lost."""

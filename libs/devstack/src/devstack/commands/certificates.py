@@ -16,7 +16,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--folder", type=Path, default=certificates.FOLDER, help="the folder of the certificates (default: %(default)s)"
     )
     parser.add_argument(
-        "--namespace", help="also for the names of the workloads in this namespace of a Kubernetes cluster"
+        "--namespace", help="make the certificates also valid for the workloads' names in this Kubernetes namespace"
     )
 
 

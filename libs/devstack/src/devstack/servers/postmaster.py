@@ -142,7 +142,7 @@ def from_the_wheel() -> Installation | None:
     # On Linux the libraries are beside the package and are loaded by a relative path.
     libraries = package.with_name(f"{_WHEEL}.libs")
     folders = [found.bin_folder.parent] + ([libraries] if libraries.exists() else [])
-    return replace(found, description=f"{found.description} of a wheel", relocatable=tuple(folders))
+    return replace(found, description=f"{found.description} from a Python package", relocatable=tuple(folders))
 
 
 def settings(*, durable: bool) -> dict[str, str]:

@@ -22,8 +22,8 @@ def add_broker(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--bootstrap",
         metavar="HOST:PORT",
-        help="the Kafka broker (default: that of ./task dev, else of the containers, else KAFKA_BOOTSTRAP_SERVERS); "
-        "KAFKA_SECURITY_PROTOCOL and the other KAFKA_* settings choose TLS and login, except for the containers",
+        help="the Kafka broker (default: the broker of ./task dev if it runs, else that of the containers if they run, "
+        "else KAFKA_BOOTSTRAP_SERVERS). The KAFKA_* settings choose TLS and login; the containers need none",
     )
 
 

@@ -82,8 +82,8 @@ class OrderMaintenanceServiceServicer:
         """Compares orders with their reservations at inventory-api, a page at a time, and makes good what a lost event would
         have done. If an order is CANCELLED and still has active reservations, they are released. If an order is SHIPPED or
         DELIVERED and still has CONFIRMED reservations, they are fulfilled. An order whose status changed less than `grace`
-        ago is left alone, because its event may be on its way. The metric shop_orders_reconciled_total counts the orders.
-        inventory-api emits the events of the reservations.
+        ago is left alone, because its event may not have been handled yet. The metric shop_orders_reconciled_total counts the
+        orders. inventory-api emits the events of the reservations.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

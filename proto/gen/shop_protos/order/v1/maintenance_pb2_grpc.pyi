@@ -34,8 +34,8 @@ class OrderMaintenanceServiceStub:
     """Compares orders with their reservations at inventory-api, a page at a time, and makes good what a lost event would
     have done. If an order is CANCELLED and still has active reservations, they are released. If an order is SHIPPED or
     DELIVERED and still has CONFIRMED reservations, they are fulfilled. An order whose status changed less than `grace`
-    ago is left alone, because its event may be on its way. The metric shop_orders_reconciled_total counts the orders.
-    inventory-api emits the events of the reservations.
+    ago is left alone, because its event may not have been handled yet. The metric shop_orders_reconciled_total counts the
+    orders. inventory-api emits the events of the reservations.
     """
 
 class OrderMaintenanceServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -76,8 +76,8 @@ class OrderMaintenanceServiceServicer(metaclass=_abc_1.ABCMeta):
         """Compares orders with their reservations at inventory-api, a page at a time, and makes good what a lost event would
         have done. If an order is CANCELLED and still has active reservations, they are released. If an order is SHIPPED or
         DELIVERED and still has CONFIRMED reservations, they are fulfilled. An order whose status changed less than `grace`
-        ago is left alone, because its event may be on its way. The metric shop_orders_reconciled_total counts the orders.
-        inventory-api emits the events of the reservations.
+        ago is left alone, because its event may not have been handled yet. The metric shop_orders_reconciled_total counts the
+        orders. inventory-api emits the events of the reservations.
         """
 
 def add_OrderMaintenanceServiceServicer_to_server(servicer: OrderMaintenanceServiceServicer, server: _grpc.Server) -> None: ...

@@ -129,7 +129,7 @@ class ChangeStock(Command):
 
     @property
     def turns(self) -> list["ChangeStock"]:
-        """Commands that together make the changes, one per transaction, if they are not atomic."""
+        """Smaller commands that make the same changes, one per transaction. Only for changes that are not atomic."""
         starts = range(0, len(self.changes), TURN_CHANGES)
         return [replace(self, changes=self.changes[start : start + TURN_CHANGES]) for start in starts]
 

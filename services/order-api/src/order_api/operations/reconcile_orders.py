@@ -33,7 +33,7 @@ _OUTCOMES: Mapping[Status, str] = {
     Status.SHIPPED: "fulfilled",
     Status.DELIVERED: "fulfilled",
 }
-"""What becomes of the reservations of an order, by its status. In the other statuses, it keeps them."""
+"""The final state of an order's reservations, by the order's status. In the other statuses, the order keeps them."""
 
 _log = logs.get(__name__)
 
@@ -65,9 +65,10 @@ class Reconciliation:
             _reconciled(outcome).inc(0)  # a series that begins at 0, so that Prometheus sees its first increment
 
     def run(self, command: Reconcile) -> Reconciled:
-        """Compare a page of orders, and settle those whose event was lost. May be repeated.
+        """Compare a page of orders with their reservations, and correct the reservations if an event was lost.
 
-        Raises the ShopError of inventory-api. Then some orders may have been settled. Our database does not change.
+        May be repeated. Raises the ShopError of inventory-api. Then the reservations of some orders may have been
+        corrected. Our database does not change.
         """
         reserved, next_page_token = self._stock.reserved_orders(command.page_size, command.page_token)
         # Callers of ReserveStock choose order ids freely.
@@ -96,13 +97,13 @@ class Reconciliation:
         return {key: each for key, each in settled.items() if key not in partial}
 
     def _settle(self, keys: Sequence[OrderKey], settled: Mapping[OrderKey, VersionedStatus]) -> list[OrderKey]:
-        """Settle the orders. Returns those whose reservations have changed."""
+        """Correct the reservations of the orders. Returns the orders whose reservations have changed."""
         changed = self._stock.settle({key: settled[key] for key in keys})
         for key in changed:
             outcome = _OUTCOMES[settled[key].status]
             _reconciled(outcome).inc()
             _log.warning(
-                "the event of an order was lost; its reservations were settled",
+                "the event of an order was lost; its reservations were corrected",
                 tenant=key.tenant,
                 order_id=key.id,
                 status=settled[key].status,

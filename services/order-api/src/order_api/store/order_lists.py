@@ -168,7 +168,7 @@ def _count_within(rows: Sequence[Row[Any]]) -> int:
     """Return how many of the rows, from the first one on, have at most PAGE_DETAILS_BYTES_MAX; at least one."""
     bytes_ = 0
     for count, row in enumerate(rows):
-        if row.charges != NO_CHARGES or row.labels != NO_LABELS:  # most orders have neither
+        if row.charges != NO_CHARGES or row.labels != NO_LABELS:  # most orders have no charges and no labels
             bytes_ += len(row.charges.encode()) + len(row.labels.encode())
             if count and bytes_ > PAGE_DETAILS_BYTES_MAX:
                 return count

@@ -37,7 +37,7 @@ def upgrade() -> None:
     )
     op.create_index("ix_order_returns_tenant_order_id", "order_returns", ["tenant", "order_id"], if_not_exists=True)
     if op.get_context().dialect.name == "sqlite":
-        # SQLite adds constraints only with a column, and checks the existing rows. This copies no row.
+        # SQLite can add a constraint only together with a column. It checks the existing rows but does not copy them.
         op.execute(
             f"ALTER TABLE {_TABLE} ADD COLUMN returned BIGINT NOT NULL DEFAULT 0"
             f" CONSTRAINT {_CONSTRAINT} CHECK ({_CONDITION})"
