@@ -204,7 +204,7 @@ class FairQueue(Generic[_T]):
         return True
 
     def pop(self, weight: int) -> _T:
-        """Take the entry at the head, at the cost of this weight."""
+        """Take the entry at the head. Its weight counts against the share of its caller."""
         lane = self._ring[0]
         entry = lane.entries.popleft()
         self._size -= 1

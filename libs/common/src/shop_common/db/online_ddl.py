@@ -38,7 +38,7 @@ def drop_index(name: str, table: str) -> None:
 
 def add_column(table: str, column: Column[Any]) -> None:
     """Add a column, unless an earlier run has added it. A constant default rewrites no rows."""
-    # On SQLite a failed run is rolled back. It has no IF NOT EXISTS for columns.
+    # On SQLite a failed run is rolled back. SQLite has no IF NOT EXISTS for columns.
     op.add_column(table, column, if_not_exists=op.get_context().dialect.name != "sqlite")
 
 

@@ -33,7 +33,7 @@ class Sharers:
     """The callers of one server. Safe to share between threads."""
 
     def __init__(self) -> None:
-        # By the hash of the credentials, so that this holds no secrets. The key of Python's hash is random and secret:
+        # The keys are hashes of credentials, so this holds no secrets. Python's hash has a random, secret key:
         # nobody can choose a token with the hash of another. If two had the same hash, they would share their threads.
         self._known: dict[int, Sharer] = {}
         self._lock = threading.Lock()  # guards additions; a lookup is atomic
