@@ -45,6 +45,10 @@ NOT_TOGETHER = {
 """Fields that a valid request may not have together with its other fields. The tests set one of them at a time."""
 
 
+NOT_BESIDE = {"shop.inventory.v1.StockChange.withheld": {"reason"}}
+"""Fields that a valid message may not have together with a field of a oneof."""
+
+
 @dataclass(frozen=True)
 class Case:
     """A request with one bad field. `must_refuse` if no field of this type accepts the value."""
@@ -200,7 +204,7 @@ def _message(field: FieldDescriptor, path: str) -> Iterator[_Found]:
             yield path, _itself, _copy(field.name, value), description, True
         return
     for nested, reach, change, description, must_refuse in _changes(_kind(field), f"{path}."):
-        yield nested, _part(field.name, reach), change, description, must_refuse
+        yield nested, _part(field, reach), change, description, must_refuse
 
 
 def _scalars(field: FieldDescriptor) -> Iterator[tuple[str, Any, bool]]:
@@ -237,8 +241,15 @@ def _itself(message: Any) -> Any:
     return message
 
 
-def _part(name: str, then: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    return lambda message: then(getattr(message, name))
+def _part(field: FieldDescriptor, then: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    def part(message: Any) -> Any:
+        if not message.HasField(field.name):  # the valid request has another field of the oneof
+            getattr(message, field.name).CopyFrom(good(_kind(field)))
+            for other in NOT_BESIDE.get(field.full_name, ()):
+                message.ClearField(other)
+        return then(getattr(message, field.name))
+
+    return part
 
 
 def _first(name: str, then: Callable[[Any], Any]) -> Callable[[Any], Any]:
