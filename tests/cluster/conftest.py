@@ -30,6 +30,8 @@ TWO_REPLICAS = "deploy/kubernetes/overlays/two-replicas"
 """The trial with two replicas of each API. With one replica, the callers notice each restart."""
 CHANGED = "deploy/kubernetes/overlays/changed"
 """TWO_REPLICAS with a changed setting, to which every process is upgraded."""
+CONSOLE = "deploy/kubernetes/overlays/console"
+"""TWO_REPLICAS with the console, in plain text like the trial."""
 
 _OVERLAYS = {
     TWO_REPLICAS: """
@@ -39,6 +41,27 @@ replicas: [{name: inventory-api, count: 2}, {name: order-api, count: 2}, {name: 
     CHANGED: """
 resources: [../two-replicas]
 configMapGenerator: [{name: shop, behavior: merge, literals: [GRACE_SECONDS=9]}]
+""",
+    CONSOLE: """
+resources: [../two-replicas, ../../optional/console]
+configMapGenerator:
+  - name: console
+    behavior: replace
+    literals:
+      - INVENTORY_TARGET=inventory-api:50053
+      - ORDER_TARGET=order-api:50054
+      - SIGN_IN=true
+      - PUBLIC_URL=http://console.shop:50080
+patches:
+  - patch: |
+      apiVersion: apps/v1
+      kind: Deployment
+      metadata: {name: console}
+      spec:
+        template:
+          spec:
+            containers: [{name: console, volumeMounts: [{mountPath: /secrets/tls, $patch: delete}]}]
+            volumes: [{name: tls, $patch: delete}]
 """,
 }
 

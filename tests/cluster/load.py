@@ -44,8 +44,12 @@ class Calls:
     def report(self, what: str) -> str:
         """Print the number of calls and of failed calls, and return the text for an assertion."""
         longest = max(call.seconds for call in self.all)
+        rate = len(self.all) / (max(call.ended for call in self.all) - min(call.began for call in self.all))
         failed = dict(Counter(call.reason for call in self.failed))
-        text = f"{what}: {len(self.all)} calls, failed: {failed or 0}, the longest call took {longest:.1f} s"
+        text = (
+            f"{what}: {len(self.all)} calls ({rate:.0f} a second), failed: {failed or 0}, "
+            f"the longest call took {longest:.1f} s"
+        )
         print(text)
         return text
 

@@ -14,6 +14,10 @@ WAIT_SECONDS = 5.0
 """A call that takes longer has waited for a process that does not respond: the channel's pings end it."""
 LEFT_SECONDS = 15.0
 
+LOCKED = "CONTENTION"
+"""The database ends the transaction of a stopped process after 5 seconds. Until then, a call that needs its rows may
+fail with this reason, and may be repeated."""
+
 
 def test_no_call_fails_in_a_rolling_restart_of_every_process(system: Cluster) -> None:
     with load(system) as calls:
@@ -80,7 +84,7 @@ def test_callers_leave_a_stopped_process_within_15_seconds(system: Cluster) -> N
     waited = [call for call in calls.all if call.ended > stopped and call.seconds > WAIT_SECONDS]
     left = max((call.ended for call in waited), default=stopped) - stopped
     print(f"stopped process: {len(waited)} calls waited for it, the last of them until {left:.1f} s after the stop")
-    assert calls.failed == [], report
+    assert [call for call in calls.failed if call.reason != LOCKED or call.began > stopped + LEFT_SECONDS] == [], report
     assert [call for call in waited if call.began > stopped + LEFT_SECONDS] == []
 
 
