@@ -4,7 +4,7 @@ import itertools
 import random
 import threading
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from datetime import timedelta
@@ -162,10 +162,7 @@ class ShopDriver:
         """Create an order with (product id, quantity) lines, each at a price of 19.99 EUR."""
         request = orders.CreateOrderRequest(
             user_id=user_id,
-            items=[
-                orders.CreateOrderItem(product_id=product_id, quantity=quantity, price=_price())
-                for product_id, quantity in lines
-            ],
+            items=_lines(lines),
             ttl=_duration(ttl_seconds),
             request_id=request_id,
         )
@@ -193,6 +190,19 @@ class ShopDriver:
         """Cancel units of an order. `units` are by the id of the line."""
         request = orders.CancelOrderItemsRequest(id=order_id, items=_units(units))
         return self.api.call(self.api.orders.CancelOrderItems, request).order
+
+    def change_order(
+        self, order: orders.Order, quantities: Mapping[int, int], *new_lines: tuple[int, int], request_id: str = ""
+    ) -> orders.Order:
+        """Change the order that was read. `quantities` are by the id of the line, and new lines as in create_order."""
+        request = orders.ChangeOrderRequest(
+            id=order.id,
+            version=order.version,
+            items=[orders.ChangedItem(item_id=item_id, quantity=quantity) for item_id, quantity in quantities.items()],
+            new_items=_lines(new_lines),
+            request_id=request_id,
+        )
+        return self.api.call(self.api.orders.ChangeOrder, request).order
 
     def take_back(self, order_id: str, *units: orders.ReturnedUnits, request_id: str = "") -> orders.Order:
         """Record that units of an order came back."""
@@ -298,6 +308,13 @@ def _duration(seconds: float | None) -> Duration | None:
 
 def _units(units: Mapping[int, int]) -> list[orders.ItemUnits]:
     return [orders.ItemUnits(item_id=item_id, quantity=quantity) for item_id, quantity in units.items()]
+
+
+def _lines(lines: Iterable[tuple[int, int]]) -> list[orders.CreateOrderItem]:
+    return [
+        orders.CreateOrderItem(product_id=product_id, quantity=quantity, price=_price())
+        for product_id, quantity in lines
+    ]
 
 
 def _price() -> Money:

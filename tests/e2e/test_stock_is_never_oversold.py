@@ -3,7 +3,8 @@
 import pytest
 
 from shop_common.errors import Refused, ShopError
-from tests.e2e.shop_driver import ShopDriver, call_concurrently, reason_counts, succeeded
+from shop_protos.order.v1 import order_pb2 as orders
+from tests.e2e.shop_driver import CONFIRMED, ShopDriver, call_concurrently, reason_counts, succeeded
 
 
 def test_one_of_100_concurrent_reservations_gets_the_last_unit(shop: ShopDriver) -> None:
@@ -70,3 +71,28 @@ def test_concurrent_orders_of_two_products_in_either_order_sell_exactly_the_stoc
     assert shop.available(one) == shop.available(two) == 0
     shop.assert_consistent(one, stocked=30)
     shop.assert_consistent(two, stocked=30)
+
+
+def test_a_change_and_another_buyer_want_the_last_unit_at_the_same_moment(shop: ShopDriver) -> None:
+    for _ in range(100):
+        product = shop.stocked_product(units=3)
+        order = shop.create_order((product, 2))
+        order = shop.change_status(order.id, CONFIRMED)
+        (kept,) = shop.reservations(product)
+
+        def want(number: int, product: int = product, order: orders.Order = order) -> orders.Order:
+            if number:
+                return shop.create_order((product, 1))
+            return shop.change_order(order, {order.items[0].id: 3})
+
+        outcomes = call_concurrently(2, want)
+
+        assert len(succeeded(outcomes)) == 1
+        assert reason_counts(outcomes) == {"INSUFFICIENT_STOCK": 1}
+        has_won = not isinstance(outcomes[0], ShopError)
+        present = shop.order(order.id)
+        assert (present.items[0].quantity, present.status) == (3 if has_won else 2, CONFIRMED)
+        # What the order had was never let go.
+        assert kept in shop.reservations(product)
+        assert shop.available(product) == 0
+        shop.assert_consistent(product, stocked=3)

@@ -156,6 +156,27 @@ def test_releasing_the_stock_of_a_confirmed_order_cancels_it(shop: ShopDriver) -
     shop.assert_consistent(product, stocked=1)
 
 
+def test_an_order_is_changed_and_its_stock_follows(shop: ShopDriver) -> None:
+    first, second = shop.stocked_product(units=5), shop.stocked_product(units=5)
+    order = shop.create_order((first, 3))
+    line = order.items[0].id
+
+    order = shop.change_order(order, {line: 5}, (second, 2))
+    assert (shop.available(first), shop.available(second)) == (0, 3)
+    order = shop.change_status(order.id, CONFIRMED)
+    order = shop.change_order(order, {line: 1}, (second, 1))
+    shop.eventually(lambda: shop.available(first) == 4)
+    shop.change_status(order.id, PROCESSING, SHIPPED)
+
+    shop.eventually(lambda: (shop.on_hand(first), shop.on_hand(second)) == (4, 2))
+    types = shop.order_events(order.id, "ORDER_SHIPPED")
+    assert types == [
+        "ORDER_CREATED", "ORDER_CHANGED", "ORDER_CONFIRMED", "ORDER_CHANGED", "ORDER_PROCESSING", "ORDER_SHIPPED",
+    ]  # fmt: skip
+    for product in (first, second):
+        shop.assert_consistent(product, stocked=5)
+
+
 @pytest.mark.parametrize("free", [True, False], ids=["with free stock", "without free stock"])
 def test_an_order_that_is_paid_ten_minutes_late_is_reinstated_if_its_stock_is_free(
     shop: ShopDriver, free: bool

@@ -186,6 +186,19 @@ _ORDERS_10: Rows = {
     ]
 }
 
+_ORDERS_11: Rows = {
+    "order_intents": [
+        {
+            "order_id": _ORDERS[0],
+            "change_id": UUID(int=51),
+            "version": 4,
+            "content": "a digest",
+            "is_uncertain": False,
+            "created_at": _MOMENT,
+        }
+    ]
+}
+
 _INVENTORY_12: Rows = {
     "order_effects": [
         {"order_id": str(_ORDERS[0]), "applied_version": 3, "totals": '{"1":[2,1]}', "updated_at": _MOMENT}
@@ -219,6 +232,7 @@ ROWS: dict[tuple[str, str], Rows] = {
     ("order-api", "0006"): _AUDIT,
     ("order-api", "0007"): _ORDERS_7,
     ("order-api", "0010"): _ORDERS_10,
+    ("order-api", "0011"): _ORDERS_11,
 }
 """(service, revision) → rows by table, in an order that foreign keys allow."""
 

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
-from sqlalchemy import Connection, select
+from sqlalchemy import Connection, select, update
 
 import inventory_api.api.consumer
 import inventory_api.migrations
@@ -22,8 +22,10 @@ import order_api.migrations
 import order_api.store.tables
 from inventory_api.domain.model import Line
 from inventory_api.operations.coalescing import Operations
-from order_api.domain.commands import CancelItems, ChangeStatus, ReturnItems, ShipItems
+from order_api.domain.changes import ChangeResult
+from order_api.domain.commands import CancelItems, ChangeLines, ChangeStatus, ReturnItems, ShipItems
 from order_api.domain.model import NewItem, Order, ReturnedUnits, Status, Treatment
+from order_api.operations import change_order
 from order_api.operations.change_status import change_status
 from order_api.operations.change_units import cancel_items, return_items, ship_items
 from order_api.store import orders
@@ -31,6 +33,7 @@ from shop_common.db.database import Database
 from shop_common.errors import ShopError
 from shop_common.events.consumer import Event, Handler
 from shop_common.events.outbox import Outbox
+from shop_common.identity.caller import ANYONE
 from testkit.drivers.inventory_api import TTL_SECONDS, InventoryDriver, empty
 from testkit.drivers.order_api import new_order, stored
 
@@ -73,6 +76,15 @@ class Model:
         for product, count in units.items():
             self.open[product] -= count
         self._settle()
+        return True
+
+    def add(self, value: tuple[dict[int, int], str]) -> bool:
+        """Return whether the order permits these units to be added, and add them unless the change is interrupted."""
+        units, interruption = value
+        if self.status not in (Status.PENDING, Status.CONFIRMED, Status.PROCESSING):
+            return False
+        for product, count in units.items() if not interruption else ():
+            self.open[product] += count
         return True
 
     def restock(self, units: dict[int, int]) -> bool:
@@ -151,6 +163,45 @@ class System:
     def cancel(self, order: Order, units: dict[int, int]) -> Order | ShopError:
         command = CancelItems(order.id, self._by_line(order, units))
         return self.orders.transact(lambda tx: cancel_items(tx, [command]))[0]
+
+    def add(self, order: Order, value: tuple[dict[int, int], str]) -> Order | ShopError:
+        """Add units, or die after the step with this name."""
+        units, interruption = value
+        self.end_interrupted_changes()
+        present = self.load(order)
+        command = ChangeLines(
+            order.id,
+            version=present.version,
+            quantities=tuple(
+                (item.id, item.quantity - item.cancelled + units[item.product_id])
+                for item in present.items
+                if item.product_id in units
+            ),
+        )
+        (begun,) = self.orders.transact(lambda tx: change_order.begin(tx, [command]))
+        if isinstance(begun, ShopError) or interruption == "begun":
+            return begun if isinstance(begun, ShopError) else present
+        assert begun.change_id is not None
+        assert begun.ordered is not None
+        self.inventory.add(
+            begun.version,
+            *(Line(each.product_id, each.quantity) for each in begun.added),
+            ordered=begun.ordered,
+            order=order.id,
+            change_id=begun.change_id,
+            confirmed=begun.is_confirmed,
+        )
+        if interruption == "reserved":
+            return present
+        result = ChangeResult(command, begun)
+        return self.orders.transact(lambda tx: change_order.finish(tx, [result]))[0]
+
+    def end_interrupted_changes(self) -> None:
+        """Do what ReconcileOrders does a minute later."""
+        intents = order_api.store.tables.order_intents
+        with self.orders.write() as tx:
+            tx.execute(update(intents).values(created_at=datetime(2024, 1, 1, tzinfo=UTC)))
+        change_order.StaleChanges(self.orders).end(ANYONE)
 
     def restock(self, order: Order, units: dict[int, int]) -> Order | ShopError:
         # A location that had this product before, and one that never had.
@@ -234,11 +285,13 @@ def system(new_database: Callable[[str], str]) -> Iterator[System]:
 
 
 counts = st.dictionaries(st.sampled_from(PRODUCTS), st.integers(1, 4), min_size=1)
+one_more = st.dictionaries(st.sampled_from(PRODUCTS), st.just(1), min_size=1)
 forward = st.sampled_from([Status.CONFIRMED, Status.PROCESSING])
 steps = st.one_of(
     st.tuples(st.just("ship"), counts),
     st.tuples(st.just("ship"), counts),
     st.tuples(st.just("cancel"), counts),
+    st.tuples(st.just("add"), st.tuples(one_more, st.sampled_from(["", "", "begun", "reserved"]))),
     st.tuples(st.just("restock"), counts),
     st.tuples(st.just("discard"), counts),
     st.tuples(st.just("change"), forward),
@@ -253,8 +306,15 @@ def test_any_history_of_an_order_leaves_its_stock_as_the_model_has_it(system: Sy
         ("restock", {1: 1, 2: 2}), ("deliver", None), ("discard", {1: 1}), ("restock", {1: 2}), ("discard", {1: 9}),
     ]  # fmt: skip
 
+    changes: list[tuple[str, Any]] = [
+        ("add", ({1: 1, 2: 1}, "")), ("ship", {1: 2}), ("deliver", None), ("add", ({2: 1}, "reserved")),
+        ("cancel", {2: 2}), ("add", ({1: 1}, "begun")), ("deliver", None), ("add", ({1: 1}, "")), ("ship", {1: 2}),
+    ]  # fmt: skip
+
     @SETTINGS
     @example(5, 4, True, returns, Random(1))
+    @example(5, 4, True, changes, Random(1))
+    @example(5, 4, False, changes, Random(2))
     @given(
         st.integers(1, 8), st.integers(1, 8), st.booleans(), st.lists(steps, max_size=10),
         st.randoms(use_true_random=False),
@@ -271,6 +331,7 @@ def test_any_history_of_an_order_leaves_its_stock_as_the_model_has_it(system: Sy
             permitted = getattr(model, operation)(value)
             outcome = getattr(system, operation)(order, value)
             assert isinstance(outcome, ShopError) is not permitted, (operation, value, outcome)
+        system.end_interrupted_changes()
         system.deliver_to_inventory(lambda events: random.sample(events, k=len(events)))
         system.deliver_to_orders()
 

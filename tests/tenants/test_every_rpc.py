@@ -9,7 +9,7 @@ from base64 import b32encode
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 import grpc
 import pytest
@@ -93,6 +93,10 @@ class Rows:
             "treatment": RETURN_TREATMENT_RESTOCK,
             "status": 0 if method in READS else ORDER_STATUS_CANCELLED,
             "price": Money(currency_code="EUR", units=5),
+            # Only for ChangeOrder it is required.
+            "version": 1 if method.name == "ChangeOrder" else None,
+            "change_id": str(UUID(int=1)),
+            "confirmed": True,
             "grace": DAY_SECONDS,
             "older_than": DAY_SECONDS,
             **dict.fromkeys(OMITTED),
@@ -108,7 +112,7 @@ class Rows:
 
 
 OMITTED = (
-    "version", "reason", "ttl", "state", "max_count", "page_size", "page_token", "created_after", "created_before",
+    "reason", "ttl", "state", "max_count", "page_size", "page_token", "created_after", "created_before",
     "expires_in", "used_at", "traceparent", "tenant", "subject", "after_item_id", "repair", "charges", "policy",
     "external_reference", "labels", "label", "statuses", "updated_after", "updated_before",
     "carrier", "tracking_number", "order_version",

@@ -379,6 +379,30 @@ def test_the_stock_of_an_order_is_held_for_longer(shop: Shop, product: int) -> N
     assert refused.value.metadata["status"] == "CANCELLED"
 
 
+def test_the_lines_of_an_order_are_changed(shop: Shop, product: int) -> None:
+    shop.add_stock(product, 5)
+    order = shop.create_order(product, [NewItem(product, 2, PRICE)], "EUR")
+    fee = Charge(ChargeKind.FEE, Decimal(1))
+    units = [ItemUnits(order.items[0].id, 3)]
+
+    changed = shop.change_order(
+        order.id, order.version, items=units, new_items=[NewItem(product, 1, PRICE)], charges=[fee], currency="EUR"
+    )
+
+    assert [item.quantity for item in changed.items] == [3, 1]
+    assert (changed.total_amount, changed.charges) == (4 * PRICE + 1, (fee,))
+    assert shop.get_order(order.id) == changed
+    with pytest.raises(errors.VersionMismatch) as refused:
+        shop.change_order(order.id, order.version, items=units)
+    assert (refused.value.expected, refused.value.actual) == (order.version, changed.version)
+    with pytest.raises(errors.InsufficientStock):
+        shop.change_order(order.id, changed.version, items=[ItemUnits(order.items[0].id, 6)])
+    shop.update_order_status(order.id, OrderStatus.CANCELLED)
+    with pytest.raises(errors.OrderNotChangeable) as ended:
+        shop.change_order(order.id, changed.version, items=units)
+    assert ended.value.metadata["status"] == "CANCELLED"
+
+
 def test_an_order_that_expired_is_reinstated(shop: Shop, product: int) -> None:
     shop.add_stock(product, 2)
     order = shop.create_order(product, [NewItem(product, 2, PRICE)], "EUR", ttl_seconds=1)
@@ -451,6 +475,8 @@ def test_the_asyncio_client_makes_the_same_calls(settings: Settings, product: in
                 await shop.create_return(cancelled.id, [unit])
             with pytest.raises(errors.NotReinstatable):
                 await shop.reinstate_order(cancelled.id)
+            with pytest.raises(errors.OrderNotChangeable):
+                await shop.change_order(cancelled.id, 1, charges=())
             with pytest.raises(errors.OrderNotPending):
                 await shop.extend_order(cancelled.id, 60)
             assert [each async for each in shop.list_orders(user_id=product)] == [cancelled, order]

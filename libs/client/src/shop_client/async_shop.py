@@ -368,6 +368,22 @@ class AsyncShop:
     ) -> Order:
         return await self._run(calls.create_return(order_id, items, reason, request_id), timeout_seconds)
 
+    async def change_order(
+        self,
+        order_id: str,
+        version: int,
+        *,
+        items: Sequence[ItemUnits] = (),
+        new_items: Sequence[NewItem] = (),
+        charges: Sequence[Charge] | None = None,
+        currency: str = "",
+        reason: str = "",
+        request_id: str | None = None,
+        timeout_seconds: float | None = None,
+    ) -> Order:
+        call = calls.change_order(order_id, version, items, new_items, charges, currency, reason, request_id)
+        return await self._run(call, timeout_seconds)
+
     async def extend_order(self, order_id: str, ttl_seconds: float, *, timeout_seconds: float | None = None) -> Order:
         return await self._run(calls.extend_order(order_id, ttl_seconds), timeout_seconds)
 

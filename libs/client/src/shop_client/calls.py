@@ -21,12 +21,14 @@ from shop_client.statuses import error_of
 from shop_client.values import (
     Availability,
     ChangedStock,
+    Charge,
     ErasedUser,
     Item,
     ItemUnits,
     Location,
     Movement,
     MovementKind,
+    NewItem,
     NewOrder,
     Order,
     OrderLines,
@@ -175,6 +177,7 @@ UPDATE_ORDER_STATUS = _method(_ORDERS, "UpdateOrderStatus")
 CREATE_SHIPMENT = _method(_ORDERS, "CreateShipment")
 CANCEL_ORDER_ITEMS = _method(_ORDERS, "CancelOrderItems")
 CREATE_RETURN = _method(_ORDERS, "CreateReturn")
+CHANGE_ORDER = _method(_ORDERS, "ChangeOrder")
 EXTEND_ORDER = _method(_ORDERS, "ExtendOrder")
 REINSTATE_ORDER = _method(_ORDERS, "ReinstateOrder")
 LIST_ORDERS = _method(_ORDERS, "ListOrders")
@@ -422,15 +425,7 @@ def new_order(order: NewOrder, traceparent: str) -> orders.CreateOrderRequest:
     """Return the message for one order of a batch. Without a request_id, it gets a new one."""
     return orders.CreateOrderRequest(
         user_id=order.user_id,
-        items=[
-            orders.CreateOrderItem(
-                product_id=item.product_id,
-                quantity=item.quantity,
-                price=convert.money(item.price, order.currency),
-                location=item.location or "",
-            )
-            for item in order.items
-        ],
+        items=_new_items(order.items, order.currency),
         ttl=convert.duration(order.ttl_seconds),
         request_id=order.request_id or _new_id(),
         traceparent=traceparent,
@@ -438,6 +433,18 @@ def new_order(order: NewOrder, traceparent: str) -> orders.CreateOrderRequest:
         external_reference=order.external_reference,
         labels=convert.labels(order.labels),
     )
+
+
+def _new_items(items: Iterable[NewItem], currency: str) -> list[orders.CreateOrderItem]:
+    return [
+        orders.CreateOrderItem(
+            product_id=item.product_id,
+            quantity=item.quantity,
+            price=convert.money(item.price, currency),
+            location=item.location or "",
+        )
+        for item in items
+    ]
 
 
 def get_order(order_id: str) -> Call[Order]:
@@ -479,6 +486,30 @@ def create_return(order_id: str, items: Sequence[ReturnedUnits], reason: str, re
         request_id=request_id or _new_id(),
     )
     return Call(CREATE_RETURN, request, _order, request.request_id)
+
+
+def change_order(
+    order_id: str,
+    version: int,
+    items: Sequence[ItemUnits],
+    new_items: Sequence[NewItem],
+    charges: Sequence[Charge] | None,
+    currency: str,
+    reason: str,
+    request_id: str | None,
+) -> Call[Order]:
+    request = orders.ChangeOrderRequest(
+        id=order_id,
+        version=version,
+        items=[orders.ChangedItem(item_id=each.item_id, quantity=each.quantity) for each in items],
+        new_items=_new_items(new_items, currency),
+        charges=None
+        if charges is None
+        else orders.ChangedCharges(charges=[convert.charge(each, currency) for each in charges]),
+        reason=reason,
+        request_id=request_id or _new_id(),
+    )
+    return Call(CHANGE_ORDER, request, _order, request.request_id)
 
 
 def extend_order(order_id: str, ttl_seconds: float) -> Call[Order]:

@@ -20,6 +20,7 @@ ShopError
 │   ├── IllegalTransition                         ILLEGAL_TRANSITION
 │   ├── NotReinstatable                           NOT_REINSTATABLE
 │   ├── OrderNotPending                           ORDER_NOT_PENDING
+│   ├── OrderNotChangeable                        ORDER_NOT_CHANGEABLE
 │   ├── UnitsNotOpen                              UNITS_NOT_OPEN
 │   ├── ShipmentsLimit                            SHIPMENTS_LIMIT
 │   ├── UnitsNotReturnable                        UNITS_NOT_RETURNABLE
@@ -233,6 +234,12 @@ class NotReinstatable(Refused):
     REASON = "NOT_REINSTATABLE"
 
 
+class OrderNotChangeable(Refused):
+    """The order is not PENDING, CONFIRMED or PROCESSING, so its lines cannot be changed."""
+
+    REASON = "ORDER_NOT_CHANGEABLE"
+
+
 class OrderNotPending(Refused):
     """The order is not PENDING, so its stock has no expiry that could be moved. `metadata` has `status`."""
 
@@ -370,7 +377,7 @@ class Conflict(ShopError):
 
 
 class VersionMismatch(Conflict):
-    """The item has changed since the caller read it."""
+    """The item or the order has changed since the caller read it."""
 
     REASON = "VERSION_MISMATCH"
 

@@ -445,6 +445,30 @@ class Shop:
         """
         return self._run(calls.create_return(order_id, items, reason, request_id), timeout_seconds)
 
+    def change_order(
+        self,
+        order_id: str,
+        version: int,
+        *,
+        items: Sequence[ItemUnits] = (),
+        new_items: Sequence[NewItem] = (),
+        charges: Sequence[Charge] | None = None,
+        currency: str = "",
+        reason: str = "",
+        request_id: str | None = None,
+        timeout_seconds: float | None = None,
+    ) -> Order:
+        """Change lines and charges of an order that has this version. New units are reserved before the order changes.
+
+        `items` are lines with the units that they shall keep, `new_items` are lines to add, and `charges` replace those
+        of the order if they are not None. `currency` is that of the order; it is needed for new lines and for charges.
+
+        Raises OrderNotFound, OrderItemNotFound, OrderNotChangeable, VersionMismatch, UnitsNotOpen, InsufficientStock,
+        ReservationExpired or ReservationReleased.
+        """
+        call = calls.change_order(order_id, version, items, new_items, charges, currency, reason, request_id)
+        return self._run(call, timeout_seconds)
+
     def extend_order(self, order_id: str, ttl_seconds: float, *, timeout_seconds: float | None = None) -> Order:
         """Hold the stock of a PENDING order until `ttl_seconds` from now, or longer. Repeatable.
 

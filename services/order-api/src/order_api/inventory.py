@@ -8,7 +8,8 @@ from typing import ClassVar
 
 from google.protobuf.duration_pb2 import Duration
 
-from order_api.domain.commands import ChangeStatus, ExtendOrder, NewOrder, Reinstate, ReservedOrder
+from order_api.domain.changes import BegunChange
+from order_api.domain.commands import ChangeLines, ChangeStatus, ExtendOrder, NewOrder, Reinstate, ReservedOrder
 from order_api.domain.model import OrderKey, OrderReservation, Status, VersionedStatus
 from shop_common.db.idempotency import RequestIdReused
 from shop_common.errors import InvalidInput, ShopError, Unavailable, Violation
@@ -119,6 +120,34 @@ class Inventory:
             timeout_seconds=min(self._call_seconds, seconds_left),
             traceparent=command.traceparent,
             headers=delegation_headers(command.caller),
+        )
+
+    def reserve_additions(self, command: ChangeLines, begun: BegunChange, *, seconds_left: float) -> None:
+        """Reserve the units that a change adds to the command's order. May be repeated.
+
+        Raises the refusals of ReserveAdditions. Raises Unavailable if the outcome is unknown. Sends the request once: a
+        refusal of a second one would not tell that the first one has reserved nothing.
+        """
+        request = maintenance_pb2.ReserveAdditionsRequest(
+            tenant=command.tenant,
+            order_id=command.order_id,
+            version=begun.version,
+            change_id=begun.change_id or "",
+            confirmed=begun.is_confirmed,
+            lines=[
+                maintenance_pb2.AddedLine(product_id=each.product_id, quantity=each.quantity, location=each.location)
+                for each in begun.added
+            ],
+            ordered=[
+                maintenance_pb2.OrderedUnits(product_id=product_id, quantity=quantity)
+                for product_id, quantity in (begun.ordered or {}).items()
+            ],
+        )
+        self._maintenance_client.call(
+            self._maintenance.ReserveAdditions,
+            request,
+            timeout_seconds=min(self._call_seconds, seconds_left),
+            traceparent=command.traceparent,
         )
 
     def release_soon(self, reserved: ReservedOrder) -> None:

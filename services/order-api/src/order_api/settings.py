@@ -29,7 +29,7 @@ class OrderSettings(ApiSettings, CallerSettings, IdentitySettings, DatabaseSetti
     partial_changes_enabled: bool = Field(
         True,
         description=(
-            "serve CreateShipment, CancelOrderItems and CreateReturn; "
+            "serve CreateShipment, CancelOrderItems, CreateReturn, ChangeOrder and ReinstateOrder; "
             "off until no process of a release without them runs"
         ),
     )

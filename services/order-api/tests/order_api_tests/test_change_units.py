@@ -7,7 +7,7 @@ from decimal import Decimal
 import pytest
 
 from order_api.domain import transitions, units
-from order_api.domain.commands import CancelItems, ChangeStatus, ReturnItems, ShipItems
+from order_api.domain.commands import CancelItems, ChangeLines, ChangeStatus, ReturnItems, ShipItems
 from order_api.domain.errors import (
     IllegalTransition,
     OrderItemNotFound,
@@ -231,6 +231,8 @@ def test_changes_of_units_are_refused_while_they_are_switched_off(database: Data
             operations.cancel_items(CancelItems("o", ((1, 1),)), owner=None, deadline=0)
         with pytest.raises(PartialChangesDisabled):
             operations.return_items(ReturnItems("o", ()), owner=None, deadline=0)
+        with pytest.raises(PartialChangesDisabled):
+            operations.change_lines(ChangeLines("o", version=1), owner=None, deadline=0)
     finally:
         operations.close()
         stock.close()

@@ -1,5 +1,6 @@
 """The status changes that requests and events cause, without a database."""
 
+from dataclasses import replace
 from datetime import UTC, datetime
 from decimal import Decimal
 from itertools import product
@@ -73,6 +74,16 @@ def test_any_other_failure_changes_nothing() -> None:
     assert confirm(order(Status.PENDING), ConfirmationResult(command(Status.CONFIRMED), error)) == Transition(
         refusal=error
     )
+
+
+def test_an_order_that_changed_during_the_call_is_a_conflict() -> None:
+    before = order(Status.PENDING)
+    result = ConfirmationResult(command(Status.CONFIRMED), {7: 3, 8: 1}, before.version)
+
+    assert confirm(before, result).status is Status.CONFIRMED
+    transition = confirm(replace(before, version=before.version + 1), result)
+    assert transition.status is None
+    assert isinstance(transition.refusal, Contention)
 
 
 def test_an_order_that_was_created_after_the_read_is_a_conflict() -> None:

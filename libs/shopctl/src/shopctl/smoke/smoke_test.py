@@ -43,6 +43,7 @@ class SmokeTest:
         self._an_order_ships_in_parts()
         self._the_reservation_has_expired()
         self._an_order_is_reinstated()
+        self._an_order_is_changed()
         self._a_user_is_erased()
         self._an_api_key_is_revoked()
         self._maintenance()
@@ -345,6 +346,32 @@ class SmokeTest:
             available_quantity=5,
         )
 
+    def _an_order_is_changed(self) -> None:
+        reporter = self._reporter
+        reporter.heading("An order gets more units, which are reserved first, and gives some of them up again")
+        request = self._new_order((self._scarce, 2, 3))
+        order = reporter.call(self._orders.CreateOrder, request).order
+        item_id = order.items[0].id
+        for version, quantity in ((1, 5), (2, 1)):
+            reporter.call(
+                self._orders.ChangeOrder,
+                orders.ChangeOrderRequest(
+                    id=order.id,
+                    version=version,
+                    items=[orders.ChangedItem(item_id=item_id, quantity=quantity)],
+                    request_id=str(uuid4()),
+                ),
+                order__version=version + 1,
+                order__total_amount=Money(currency_code="USD", units=3 * quantity),
+            )
+        reporter.eventually(
+            self._inventory.CheckStock,
+            stock.CheckStockRequest(product_id=self._scarce, required_quantity=4),
+            available=True,
+            available_quantity=4,
+        )
+        self._change_status(order.id, orders.ORDER_STATUS_CANCELLED)
+
     def _a_user_is_erased(self) -> None:
         reporter = self._reporter
         reporter.heading("A user is erased from a cancelled order")
@@ -415,6 +442,15 @@ class SmokeTest:
             ),
             changed=[False],
         )
+        unknown = stock_maintenance.ReserveAdditionsRequest(
+            tenant="default",
+            order_id=str(uuid4()),
+            version=2,
+            change_id=str(uuid4()),
+            lines=[stock_maintenance.AddedLine(product_id=self._product, quantity=1)],
+            ordered=[stock_maintenance.OrderedUnits(product_id=self._product, quantity=1)],
+        )
+        reporter.refused(reporter.shop.inventory_maintenance.ReserveAdditions, unknown, "RESERVATION_NOT_FOUND")
         reporter.call(
             reporter.shop.order_maintenance.PurgeHistory,
             order_maintenance.PurgeHistoryRequest(older_than=_TEN_YEARS),

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 from sqlalchemy import Row, func, select, update
 
 from inventory_api.domain.commands import (
+    AddRequest,
     AddStock,
     AvailabilityQuestion,
     ChangeStock,
@@ -222,6 +223,27 @@ class InventoryDriver:
     def retake(self, order: str = "order-1", *, version: int | None = None) -> list[Reservation]:
         request = RetakeRequest(order, caller=self.caller, order_version=version)
         return self.operations.confirm(request, deadline=deadline())
+
+    def add(
+        self,
+        version: int,
+        *lines: Line,
+        ordered: Mapping[int, int],
+        order: str = "order-1",
+        change_id: str = "01930d4a-5f1d-7c02-a1f7-d06b3e5c8a99",
+        confirmed: bool = False,
+    ) -> list[Reservation]:
+        """Reserve more units for a change that gives the order this version. `ordered` are the units before."""
+        request = AddRequest(
+            order,
+            version=version,
+            change_id=change_id,
+            is_confirmed=confirmed,
+            lines=lines,
+            ordered=ordered,
+            caller=self.caller,
+        )
+        return self.operations.add(request, deadline=deadline())
 
     def release(self, reservation: Reservation) -> int:
         return self.operations.release(ReleaseRequest(reservation.id, caller=self.caller), deadline=deadline())

@@ -27,7 +27,7 @@ from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb
 from shop_protos.access.v1 import access_pb2 as shop_dot_access_dot_v1_dot_access__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n#shop/inventory/v1/maintenance.proto\x12\x11shop.inventory.v1\x1a\x1fgoogle/api/field_behavior.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1bshop/access/v1/access.proto\"4\n\x19\x45xpireReservationsRequest\x12\x17\n\tmax_count\x18\x01 \x01(\x05\x42\x04\xe2\x41\x01\x01\"3\n\x1a\x45xpireReservationsResponse\x12\x15\n\rexpired_count\x18\x01 \x01(\x05\"c\n\x13PurgeHistoryRequest\x12\x33\n\nolder_than\x18\x01 \x01(\x0b\x32\x19.google.protobuf.DurationB\x04\xe2\x41\x01\x02\x12\x17\n\tmax_count\x18\x02 \x01(\x05\x42\x04\xe2\x41\x01\x01\"T\n\x14PurgeHistoryResponse\x12\x19\n\x11purged_keys_count\x18\x01 \x01(\x05\x12!\n\x19purged_reservations_count\x18\x02 \x01(\x05\"`\n\x12VerifyStockRequest\x12\x1b\n\rafter_item_id\x18\x01 \x01(\x03\x42\x04\xe2\x41\x01\x01\x12\x17\n\tmax_count\x18\x02 \x01(\x05\x42\x04\xe2\x41\x01\x01\x12\x14\n\x06repair\x18\x03 \x01(\x08\x42\x04\xe2\x41\x01\x01\"\x7f\n\x13VerifyStockResponse\x12\x16\n\x0everified_count\x18\x01 \x01(\x05\x12\x1a\n\x12next_after_item_id\x18\x02 \x01(\x03\x12\x34\n\nmismatches\x18\x03 \x03(\x0b\x32 .shop.inventory.v1.StockMismatch\"\xd6\x01\n\rStockMismatch\x12\x32\n\x04kind\x18\x01 \x01(\x0e\x32$.shop.inventory.v1.StockMismatchKind\x12\x0e\n\x06tenant\x18\x02 \x01(\t\x12\x0f\n\x07item_id\x18\x03 \x01(\x03\x12\x12\n\nproduct_id\x18\x04 \x01(\x03\x12\x10\n\x08location\x18\x05 \x01(\t\x12\x16\n\x0ereservation_id\x18\x06 \x01(\t\x12\x10\n\x08\x65xpected\x18\x07 \x01(\x03\x12\x0e\n\x06\x61\x63tual\x18\x08 \x01(\x03\x12\x10\n\x08repaired\x18\t \x01(\x08\"N\n\x19ListReservedOrdersRequest\x12\x17\n\tpage_size\x18\x01 \x01(\x05\x42\x04\xe2\x41\x01\x01\x12\x18\n\npage_token\x18\x02 \x01(\tB\x04\xe2\x41\x01\x01\"g\n\x1aListReservedOrdersResponse\x12\x30\n\x06orders\x18\x01 \x03(\x0b\x32 .shop.inventory.v1.ReservedOrder\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"1\n\rReservedOrder\x12\x0e\n\x06tenant\x18\x01 \x01(\t\x12\x10\n\x08order_id\x18\x02 \x01(\t\"L\n\x13SettleOrdersRequest\x12\x35\n\x06orders\x18\x01 \x03(\x0b\x32\x1f.shop.inventory.v1.SettledOrderB\x04\xe2\x41\x01\x02\"\x9f\x01\n\x0cSettledOrder\x12\x14\n\x06tenant\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x12\x16\n\x08order_id\x18\x02 \x01(\tB\x04\xe2\x41\x01\x02\x12\x39\n\x06status\x18\x03 \x01(\x0e\x32#.shop.inventory.v1.FinalOrderStatusB\x04\xe2\x41\x01\x02\x12\x1a\n\x07version\x18\x04 \x01(\x03\x42\x04\xe2\x41\x01\x01H\x00\x88\x01\x01\x42\n\n\x08_version\"\'\n\x14SettleOrdersResponse\x12\x0f\n\x07\x63hanged\x18\x01 \x03(\x08*\xf8\x01\n\x11StockMismatchKind\x12#\n\x1fSTOCK_MISMATCH_KIND_UNSPECIFIED\x10\x00\x12)\n%STOCK_MISMATCH_KIND_RESERVED_QUANTITY\x10\x01\x12#\n\x1fSTOCK_MISMATCH_KIND_ALLOCATIONS\x10\x02\x12!\n\x1dSTOCK_MISMATCH_KIND_MOVEMENTS\x10\x03\x12 \n\x1cSTOCK_MISMATCH_KIND_QUANTITY\x10\x04\x12)\n%STOCK_MISMATCH_KIND_WITHHELD_QUANTITY\x10\x05*x\n\x10\x46inalOrderStatus\x12\"\n\x1e\x46INAL_ORDER_STATUS_UNSPECIFIED\x10\x00\x12 \n\x1c\x46INAL_ORDER_STATUS_CANCELLED\x10\x01\x12\x1e\n\x1a\x46INAL_ORDER_STATUS_SHIPPED\x10\x02\x32\x8d\x05\n\x1bInventoryMaintenanceService\x12\x87\x01\n\x12\x45xpireReservations\x12,.shop.inventory.v1.ExpireReservationsRequest\x1a-.shop.inventory.v1.ExpireReservationsResponse\"\x14\x90\x02\x02\x8a\xb5\x18\r\n\x0bmaintenance\x12u\n\x0cPurgeHistory\x12&.shop.inventory.v1.PurgeHistoryRequest\x1a\'.shop.inventory.v1.PurgeHistoryResponse\"\x14\x90\x02\x02\x8a\xb5\x18\r\n\x0bmaintenance\x12r\n\x0bVerifyStock\x12%.shop.inventory.v1.VerifyStockRequest\x1a&.shop.inventory.v1.VerifyStockResponse\"\x14\x90\x02\x02\x8a\xb5\x18\r\n\x0bmaintenance\x12\x84\x01\n\x12ListReservedOrders\x12,.shop.inventory.v1.ListReservedOrdersRequest\x1a-.shop.inventory.v1.ListReservedOrdersResponse\"\x11\x90\x02\x02\x8a\xb5\x18\n\n\x08\x64\x65legate\x12r\n\x0cSettleOrders\x12&.shop.inventory.v1.SettleOrdersRequest\x1a\'.shop.inventory.v1.SettleOrdersResponse\"\x11\x90\x02\x02\x8a\xb5\x18\n\n\x08\x64\x65legateB4\n\x11shop.inventory.v1P\x01Z\x1dshop/inventory/v1;inventoryv1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n#shop/inventory/v1/maintenance.proto\x12\x11shop.inventory.v1\x1a\x1fgoogle/api/field_behavior.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1bshop/access/v1/access.proto\"4\n\x19\x45xpireReservationsRequest\x12\x17\n\tmax_count\x18\x01 \x01(\x05\x42\x04\xe2\x41\x01\x01\"3\n\x1a\x45xpireReservationsResponse\x12\x15\n\rexpired_count\x18\x01 \x01(\x05\"c\n\x13PurgeHistoryRequest\x12\x33\n\nolder_than\x18\x01 \x01(\x0b\x32\x19.google.protobuf.DurationB\x04\xe2\x41\x01\x02\x12\x17\n\tmax_count\x18\x02 \x01(\x05\x42\x04\xe2\x41\x01\x01\"T\n\x14PurgeHistoryResponse\x12\x19\n\x11purged_keys_count\x18\x01 \x01(\x05\x12!\n\x19purged_reservations_count\x18\x02 \x01(\x05\"`\n\x12VerifyStockRequest\x12\x1b\n\rafter_item_id\x18\x01 \x01(\x03\x42\x04\xe2\x41\x01\x01\x12\x17\n\tmax_count\x18\x02 \x01(\x05\x42\x04\xe2\x41\x01\x01\x12\x14\n\x06repair\x18\x03 \x01(\x08\x42\x04\xe2\x41\x01\x01\"\x7f\n\x13VerifyStockResponse\x12\x16\n\x0everified_count\x18\x01 \x01(\x05\x12\x1a\n\x12next_after_item_id\x18\x02 \x01(\x03\x12\x34\n\nmismatches\x18\x03 \x03(\x0b\x32 .shop.inventory.v1.StockMismatch\"\xd6\x01\n\rStockMismatch\x12\x32\n\x04kind\x18\x01 \x01(\x0e\x32$.shop.inventory.v1.StockMismatchKind\x12\x0e\n\x06tenant\x18\x02 \x01(\t\x12\x0f\n\x07item_id\x18\x03 \x01(\x03\x12\x12\n\nproduct_id\x18\x04 \x01(\x03\x12\x10\n\x08location\x18\x05 \x01(\t\x12\x16\n\x0ereservation_id\x18\x06 \x01(\t\x12\x10\n\x08\x65xpected\x18\x07 \x01(\x03\x12\x0e\n\x06\x61\x63tual\x18\x08 \x01(\x03\x12\x10\n\x08repaired\x18\t \x01(\x08\"N\n\x19ListReservedOrdersRequest\x12\x17\n\tpage_size\x18\x01 \x01(\x05\x42\x04\xe2\x41\x01\x01\x12\x18\n\npage_token\x18\x02 \x01(\tB\x04\xe2\x41\x01\x01\"g\n\x1aListReservedOrdersResponse\x12\x30\n\x06orders\x18\x01 \x03(\x0b\x32 .shop.inventory.v1.ReservedOrder\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"1\n\rReservedOrder\x12\x0e\n\x06tenant\x18\x01 \x01(\t\x12\x10\n\x08order_id\x18\x02 \x01(\t\"L\n\x13SettleOrdersRequest\x12\x35\n\x06orders\x18\x01 \x03(\x0b\x32\x1f.shop.inventory.v1.SettledOrderB\x04\xe2\x41\x01\x02\"\x9f\x01\n\x0cSettledOrder\x12\x14\n\x06tenant\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x12\x16\n\x08order_id\x18\x02 \x01(\tB\x04\xe2\x41\x01\x02\x12\x39\n\x06status\x18\x03 \x01(\x0e\x32#.shop.inventory.v1.FinalOrderStatusB\x04\xe2\x41\x01\x02\x12\x1a\n\x07version\x18\x04 \x01(\x03\x42\x04\xe2\x41\x01\x01H\x00\x88\x01\x01\x42\n\n\x08_version\"\'\n\x14SettleOrdersResponse\x12\x0f\n\x07\x63hanged\x18\x01 \x03(\x08\"\xfb\x01\n\x17ReserveAdditionsRequest\x12\x14\n\x06tenant\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x12\x16\n\x08order_id\x18\x02 \x01(\tB\x04\xe2\x41\x01\x02\x12\x15\n\x07version\x18\x03 \x01(\x03\x42\x04\xe2\x41\x01\x02\x12\x17\n\tchange_id\x18\x04 \x01(\tB\x04\xe2\x41\x01\x02\x12\x17\n\tconfirmed\x18\x05 \x01(\x08\x42\x04\xe2\x41\x01\x01\x12\x31\n\x05lines\x18\x06 \x03(\x0b\x32\x1c.shop.inventory.v1.AddedLineB\x04\xe2\x41\x01\x02\x12\x36\n\x07ordered\x18\x07 \x03(\x0b\x32\x1f.shop.inventory.v1.OrderedUnitsB\x04\xe2\x41\x01\x02\"U\n\tAddedLine\x12\x18\n\nproduct_id\x18\x01 \x01(\x03\x42\x04\xe2\x41\x01\x02\x12\x16\n\x08quantity\x18\x02 \x01(\x03\x42\x04\xe2\x41\x01\x02\x12\x16\n\x08location\x18\x03 \x01(\tB\x04\xe2\x41\x01\x01\"@\n\x0cOrderedUnits\x12\x18\n\nproduct_id\x18\x01 \x01(\x03\x42\x04\xe2\x41\x01\x02\x12\x16\n\x08quantity\x18\x02 \x01(\x03\x42\x04\xe2\x41\x01\x02\"3\n\x18ReserveAdditionsResponse\x12\x17\n\x0freservation_ids\x18\x01 \x03(\t*\xf8\x01\n\x11StockMismatchKind\x12#\n\x1fSTOCK_MISMATCH_KIND_UNSPECIFIED\x10\x00\x12)\n%STOCK_MISMATCH_KIND_RESERVED_QUANTITY\x10\x01\x12#\n\x1fSTOCK_MISMATCH_KIND_ALLOCATIONS\x10\x02\x12!\n\x1dSTOCK_MISMATCH_KIND_MOVEMENTS\x10\x03\x12 \n\x1cSTOCK_MISMATCH_KIND_QUANTITY\x10\x04\x12)\n%STOCK_MISMATCH_KIND_WITHHELD_QUANTITY\x10\x05*x\n\x10\x46inalOrderStatus\x12\"\n\x1e\x46INAL_ORDER_STATUS_UNSPECIFIED\x10\x00\x12 \n\x1c\x46INAL_ORDER_STATUS_CANCELLED\x10\x01\x12\x1e\n\x1a\x46INAL_ORDER_STATUS_SHIPPED\x10\x02\x32\x8d\x06\n\x1bInventoryMaintenanceService\x12\x87\x01\n\x12\x45xpireReservations\x12,.shop.inventory.v1.ExpireReservationsRequest\x1a-.shop.inventory.v1.ExpireReservationsResponse\"\x14\x90\x02\x02\x8a\xb5\x18\r\n\x0bmaintenance\x12u\n\x0cPurgeHistory\x12&.shop.inventory.v1.PurgeHistoryRequest\x1a\'.shop.inventory.v1.PurgeHistoryResponse\"\x14\x90\x02\x02\x8a\xb5\x18\r\n\x0bmaintenance\x12r\n\x0bVerifyStock\x12%.shop.inventory.v1.VerifyStockRequest\x1a&.shop.inventory.v1.VerifyStockResponse\"\x14\x90\x02\x02\x8a\xb5\x18\r\n\x0bmaintenance\x12\x84\x01\n\x12ListReservedOrders\x12,.shop.inventory.v1.ListReservedOrdersRequest\x1a-.shop.inventory.v1.ListReservedOrdersResponse\"\x11\x90\x02\x02\x8a\xb5\x18\n\n\x08\x64\x65legate\x12r\n\x0cSettleOrders\x12&.shop.inventory.v1.SettleOrdersRequest\x1a\'.shop.inventory.v1.SettleOrdersResponse\"\x11\x90\x02\x02\x8a\xb5\x18\n\n\x08\x64\x65legate\x12~\n\x10ReserveAdditions\x12*.shop.inventory.v1.ReserveAdditionsRequest\x1a+.shop.inventory.v1.ReserveAdditionsResponse\"\x11\x90\x02\x02\x8a\xb5\x18\n\n\x08\x64\x65legateB4\n\x11shop.inventory.v1P\x01Z\x1dshop/inventory/v1;inventoryv1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -61,6 +61,30 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_SETTLEDORDER'].fields_by_name['status']._serialized_options = b'\342A\001\002'
   _globals['_SETTLEDORDER'].fields_by_name['version']._loaded_options = None
   _globals['_SETTLEDORDER'].fields_by_name['version']._serialized_options = b'\342A\001\001'
+  _globals['_RESERVEADDITIONSREQUEST'].fields_by_name['tenant']._loaded_options = None
+  _globals['_RESERVEADDITIONSREQUEST'].fields_by_name['tenant']._serialized_options = b'\342A\001\002'
+  _globals['_RESERVEADDITIONSREQUEST'].fields_by_name['order_id']._loaded_options = None
+  _globals['_RESERVEADDITIONSREQUEST'].fields_by_name['order_id']._serialized_options = b'\342A\001\002'
+  _globals['_RESERVEADDITIONSREQUEST'].fields_by_name['version']._loaded_options = None
+  _globals['_RESERVEADDITIONSREQUEST'].fields_by_name['version']._serialized_options = b'\342A\001\002'
+  _globals['_RESERVEADDITIONSREQUEST'].fields_by_name['change_id']._loaded_options = None
+  _globals['_RESERVEADDITIONSREQUEST'].fields_by_name['change_id']._serialized_options = b'\342A\001\002'
+  _globals['_RESERVEADDITIONSREQUEST'].fields_by_name['confirmed']._loaded_options = None
+  _globals['_RESERVEADDITIONSREQUEST'].fields_by_name['confirmed']._serialized_options = b'\342A\001\001'
+  _globals['_RESERVEADDITIONSREQUEST'].fields_by_name['lines']._loaded_options = None
+  _globals['_RESERVEADDITIONSREQUEST'].fields_by_name['lines']._serialized_options = b'\342A\001\002'
+  _globals['_RESERVEADDITIONSREQUEST'].fields_by_name['ordered']._loaded_options = None
+  _globals['_RESERVEADDITIONSREQUEST'].fields_by_name['ordered']._serialized_options = b'\342A\001\002'
+  _globals['_ADDEDLINE'].fields_by_name['product_id']._loaded_options = None
+  _globals['_ADDEDLINE'].fields_by_name['product_id']._serialized_options = b'\342A\001\002'
+  _globals['_ADDEDLINE'].fields_by_name['quantity']._loaded_options = None
+  _globals['_ADDEDLINE'].fields_by_name['quantity']._serialized_options = b'\342A\001\002'
+  _globals['_ADDEDLINE'].fields_by_name['location']._loaded_options = None
+  _globals['_ADDEDLINE'].fields_by_name['location']._serialized_options = b'\342A\001\001'
+  _globals['_ORDEREDUNITS'].fields_by_name['product_id']._loaded_options = None
+  _globals['_ORDEREDUNITS'].fields_by_name['product_id']._serialized_options = b'\342A\001\002'
+  _globals['_ORDEREDUNITS'].fields_by_name['quantity']._loaded_options = None
+  _globals['_ORDEREDUNITS'].fields_by_name['quantity']._serialized_options = b'\342A\001\002'
   _globals['_INVENTORYMAINTENANCESERVICE'].methods_by_name['ExpireReservations']._loaded_options = None
   _globals['_INVENTORYMAINTENANCESERVICE'].methods_by_name['ExpireReservations']._serialized_options = b'\220\002\002\212\265\030\r\n\013maintenance'
   _globals['_INVENTORYMAINTENANCESERVICE'].methods_by_name['PurgeHistory']._loaded_options = None
@@ -71,10 +95,12 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_INVENTORYMAINTENANCESERVICE'].methods_by_name['ListReservedOrders']._serialized_options = b'\220\002\002\212\265\030\n\n\010delegate'
   _globals['_INVENTORYMAINTENANCESERVICE'].methods_by_name['SettleOrders']._loaded_options = None
   _globals['_INVENTORYMAINTENANCESERVICE'].methods_by_name['SettleOrders']._serialized_options = b'\220\002\002\212\265\030\n\n\010delegate'
-  _globals['_STOCKMISMATCHKIND']._serialized_start=1408
-  _globals['_STOCKMISMATCHKIND']._serialized_end=1656
-  _globals['_FINALORDERSTATUS']._serialized_start=1658
-  _globals['_FINALORDERSTATUS']._serialized_end=1778
+  _globals['_INVENTORYMAINTENANCESERVICE'].methods_by_name['ReserveAdditions']._loaded_options = None
+  _globals['_INVENTORYMAINTENANCESERVICE'].methods_by_name['ReserveAdditions']._serialized_options = b'\220\002\002\212\265\030\n\n\010delegate'
+  _globals['_STOCKMISMATCHKIND']._serialized_start=1868
+  _globals['_STOCKMISMATCHKIND']._serialized_end=2116
+  _globals['_FINALORDERSTATUS']._serialized_start=2118
+  _globals['_FINALORDERSTATUS']._serialized_end=2238
   _globals['_EXPIRERESERVATIONSREQUEST']._serialized_start=152
   _globals['_EXPIRERESERVATIONSREQUEST']._serialized_end=204
   _globals['_EXPIRERESERVATIONSRESPONSE']._serialized_start=206
@@ -101,6 +127,14 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_SETTLEDORDER']._serialized_end=1364
   _globals['_SETTLEORDERSRESPONSE']._serialized_start=1366
   _globals['_SETTLEORDERSRESPONSE']._serialized_end=1405
-  _globals['_INVENTORYMAINTENANCESERVICE']._serialized_start=1781
-  _globals['_INVENTORYMAINTENANCESERVICE']._serialized_end=2434
+  _globals['_RESERVEADDITIONSREQUEST']._serialized_start=1408
+  _globals['_RESERVEADDITIONSREQUEST']._serialized_end=1659
+  _globals['_ADDEDLINE']._serialized_start=1661
+  _globals['_ADDEDLINE']._serialized_end=1746
+  _globals['_ORDEREDUNITS']._serialized_start=1748
+  _globals['_ORDEREDUNITS']._serialized_end=1812
+  _globals['_RESERVEADDITIONSRESPONSE']._serialized_start=1814
+  _globals['_RESERVEADDITIONSRESPONSE']._serialized_end=1865
+  _globals['_INVENTORYMAINTENANCESERVICE']._serialized_start=2241
+  _globals['_INVENTORYMAINTENANCESERVICE']._serialized_end=3022
 # @@protoc_insertion_point(module_scope)

@@ -475,3 +475,133 @@ class SettleOrdersResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___SettleOrdersResponse: _TypeAlias = SettleOrdersResponse  # noqa: Y015
+
+@_typing.final
+class ReserveAdditionsRequest(_message.Message):
+    """Units that an order needs in addition."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TENANT_FIELD_NUMBER: _builtins.int
+    ORDER_ID_FIELD_NUMBER: _builtins.int
+    VERSION_FIELD_NUMBER: _builtins.int
+    CHANGE_ID_FIELD_NUMBER: _builtins.int
+    CONFIRMED_FIELD_NUMBER: _builtins.int
+    LINES_FIELD_NUMBER: _builtins.int
+    ORDERED_FIELD_NUMBER: _builtins.int
+    tenant: _builtins.str
+    """The tenant of the order."""
+    order_id: _builtins.str
+    """The id of the order: 1–64 printable ASCII characters."""
+    version: _builtins.int
+    """The version that the order gets by the change; positive."""
+    change_id: _builtins.str
+    """The change: a UUID. It is another one for each attempt whose outcome is known."""
+    confirmed: _builtins.bool
+    """Whether the order is confirmed, so that its reservations do not expire."""
+    @_builtins.property
+    def lines(self) -> _containers.RepeatedCompositeFieldContainer[Global___AddedLine]:
+        """1–200 lines. Several lines may name the same product."""
+
+    @_builtins.property
+    def ordered(self) -> _containers.RepeatedCompositeFieldContainer[Global___OrderedUnits]:
+        """1–200 products that the order has before the change, each once, with the units that its lines ordered."""
+
+    def __init__(
+        self,
+        *,
+        tenant: _builtins.str = ...,
+        order_id: _builtins.str = ...,
+        version: _builtins.int = ...,
+        change_id: _builtins.str = ...,
+        confirmed: _builtins.bool = ...,
+        lines: _abc.Iterable[Global___AddedLine] | None = ...,
+        ordered: _abc.Iterable[Global___OrderedUnits] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["change_id", b"change_id", "confirmed", b"confirmed", "lines", b"lines", "order_id", b"order_id", "ordered", b"ordered", "tenant", b"tenant", "version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReserveAdditionsRequest: _TypeAlias = ReserveAdditionsRequest  # noqa: Y015
+
+@_typing.final
+class AddedLine(_message.Message):
+    """Units to reserve."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PRODUCT_ID_FIELD_NUMBER: _builtins.int
+    QUANTITY_FIELD_NUMBER: _builtins.int
+    LOCATION_FIELD_NUMBER: _builtins.int
+    product_id: _builtins.int
+    """The product; positive."""
+    quantity: _builtins.int
+    """Units: 1 … 10^9."""
+    location: _builtins.str
+    """Reserve the units only at this location: 1–64 characters of `A-Z a-z 0-9 _ -`. Empty: at any location."""
+    def __init__(
+        self,
+        *,
+        product_id: _builtins.int = ...,
+        quantity: _builtins.int = ...,
+        location: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["location", b"location", "product_id", b"product_id", "quantity", b"quantity"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AddedLine: _TypeAlias = AddedLine  # noqa: Y015
+
+@_typing.final
+class OrderedUnits(_message.Message):
+    """Units of a product that an order has ordered since it was created, whether it still keeps them or not."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PRODUCT_ID_FIELD_NUMBER: _builtins.int
+    QUANTITY_FIELD_NUMBER: _builtins.int
+    product_id: _builtins.int
+    """The product; positive."""
+    quantity: _builtins.int
+    """Units: 1 … 2 × 10^11."""
+    def __init__(
+        self,
+        *,
+        product_id: _builtins.int = ...,
+        quantity: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["product_id", b"product_id", "quantity", b"quantity"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___OrderedUnits: _TypeAlias = OrderedUnits  # noqa: Y015
+
+@_typing.final
+class ReserveAdditionsResponse(_message.Message):
+    """The reserved units."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RESERVATION_IDS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def reservation_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """The ids of the reservations."""
+
+    def __init__(
+        self,
+        *,
+        reservation_ids: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["reservation_ids", b"reservation_ids"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReserveAdditionsResponse: _TypeAlias = ReserveAdditionsResponse  # noqa: Y015

@@ -26,7 +26,7 @@ if _version_not_supported:
 
 
 class InventoryMaintenanceServiceStub:
-    """The reaper calls these RPCs on a schedule, except the two for order-api. No guarantee depends on this schedule: the
+    """The reaper calls these RPCs on a schedule, except the three for order-api. No guarantee depends on this schedule: the
     stock of a due reservation is available at once. An RPC can return the errors that every RPC of InventoryService can return.
     All RPCs are repeatable.
     """
@@ -62,10 +62,15 @@ class InventoryMaintenanceServiceStub:
                 request_serializer=shop_dot_inventory_dot_v1_dot_maintenance__pb2.SettleOrdersRequest.SerializeToString,
                 response_deserializer=shop_dot_inventory_dot_v1_dot_maintenance__pb2.SettleOrdersResponse.FromString,
                 _registered_method=True)
+        self.ReserveAdditions = channel.unary_unary(
+                '/shop.inventory.v1.InventoryMaintenanceService/ReserveAdditions',
+                request_serializer=shop_dot_inventory_dot_v1_dot_maintenance__pb2.ReserveAdditionsRequest.SerializeToString,
+                response_deserializer=shop_dot_inventory_dot_v1_dot_maintenance__pb2.ReserveAdditionsResponse.FromString,
+                _registered_method=True)
 
 
 class InventoryMaintenanceServiceServicer:
-    """The reaper calls these RPCs on a schedule, except the two for order-api. No guarantee depends on this schedule: the
+    """The reaper calls these RPCs on a schedule, except the three for order-api. No guarantee depends on this schedule: the
     stock of a due reservation is available at once. An RPC can return the errors that every RPC of InventoryService can return.
     All RPCs are repeatable.
     """
@@ -123,6 +128,23 @@ class InventoryMaintenanceServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ReserveAdditions(self, request, context):
+        """Reserves units in addition to those that an order of order-api has, all lines or none, with one reservation per
+        product. order-api calls it for ChangeOrder, before it stores the change. The reservations are CONFIRMED if the order
+        or one of its reservations is confirmed. Otherwise they are HELD, and expire together with the others of the order.
+        Later events of the order with this version or a later one decide whether the order keeps the units: those that the
+        event's targets do not have are released. Repeatable: a repeat with the same change_id returns the same reservations.
+        NOT_FOUND           RESERVATION_NOT_FOUND (metadata: order_id): the order has no reservation.
+        FAILED_PRECONDITION INSUFFICIENT_STOCK, LOCATIONS_LIMIT, RESERVATIONS_LIMIT: as for ReserveStock.
+        RESERVATION_EXPIRED, RESERVATION_RELEASED (metadata: order_id): the stock of the order is lost.
+        ABORTED             CONTENTION: an event of this version or a later one was applied.
+        Emits STOCK_RESERVED per reservation, STOCK_RESERVATION_CONFIRMED per confirmed one, and STOCK_RESERVATION_EXPIRED
+        per due reservation that had to be expired.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_InventoryMaintenanceServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -151,6 +173,11 @@ def add_InventoryMaintenanceServiceServicer_to_server(servicer, server):
                     request_deserializer=shop_dot_inventory_dot_v1_dot_maintenance__pb2.SettleOrdersRequest.FromString,
                     response_serializer=shop_dot_inventory_dot_v1_dot_maintenance__pb2.SettleOrdersResponse.SerializeToString,
             ),
+            'ReserveAdditions': grpc.unary_unary_rpc_method_handler(
+                    servicer.ReserveAdditions,
+                    request_deserializer=shop_dot_inventory_dot_v1_dot_maintenance__pb2.ReserveAdditionsRequest.FromString,
+                    response_serializer=shop_dot_inventory_dot_v1_dot_maintenance__pb2.ReserveAdditionsResponse.SerializeToString,
+            ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
             'shop.inventory.v1.InventoryMaintenanceService', rpc_method_handlers)
@@ -160,7 +187,7 @@ def add_InventoryMaintenanceServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class InventoryMaintenanceService:
-    """The reaper calls these RPCs on a schedule, except the two for order-api. No guarantee depends on this schedule: the
+    """The reaper calls these RPCs on a schedule, except the three for order-api. No guarantee depends on this schedule: the
     stock of a due reservation is available at once. An RPC can return the errors that every RPC of InventoryService can return.
     All RPCs are repeatable.
     """
@@ -290,6 +317,33 @@ class InventoryMaintenanceService:
             '/shop.inventory.v1.InventoryMaintenanceService/SettleOrders',
             shop_dot_inventory_dot_v1_dot_maintenance__pb2.SettleOrdersRequest.SerializeToString,
             shop_dot_inventory_dot_v1_dot_maintenance__pb2.SettleOrdersResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ReserveAdditions(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/shop.inventory.v1.InventoryMaintenanceService/ReserveAdditions',
+            shop_dot_inventory_dot_v1_dot_maintenance__pb2.ReserveAdditionsRequest.SerializeToString,
+            shop_dot_inventory_dot_v1_dot_maintenance__pb2.ReserveAdditionsResponse.FromString,
             options,
             channel_credentials,
             insecure,

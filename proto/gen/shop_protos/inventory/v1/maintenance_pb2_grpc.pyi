@@ -13,7 +13,7 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class InventoryMaintenanceServiceStub:
-    """The reaper calls these RPCs on a schedule, except the two for order-api. No guarantee depends on this schedule: the
+    """The reaper calls these RPCs on a schedule, except the three for order-api. No guarantee depends on this schedule: the
     stock of a due reservation is available at once. An RPC can return the errors that every RPC of InventoryService can return.
     All RPCs are repeatable.
     """
@@ -52,9 +52,22 @@ class InventoryMaintenanceServiceStub:
     Emits STOCK_RELEASED, STOCK_RESERVATION_EXPIRED or STOCK_FULFILLED per reservation, and STOCK_UPDATED per item that
     lost units.
     """
+    ReserveAdditions: _grpc.UnaryUnaryMultiCallable[_maintenance_pb2.ReserveAdditionsRequest, _maintenance_pb2.ReserveAdditionsResponse]
+    """Reserves units in addition to those that an order of order-api has, all lines or none, with one reservation per
+    product. order-api calls it for ChangeOrder, before it stores the change. The reservations are CONFIRMED if the order
+    or one of its reservations is confirmed. Otherwise they are HELD, and expire together with the others of the order.
+    Later events of the order with this version or a later one decide whether the order keeps the units: those that the
+    event's targets do not have are released. Repeatable: a repeat with the same change_id returns the same reservations.
+      NOT_FOUND           RESERVATION_NOT_FOUND (metadata: order_id): the order has no reservation.
+      FAILED_PRECONDITION INSUFFICIENT_STOCK, LOCATIONS_LIMIT, RESERVATIONS_LIMIT: as for ReserveStock.
+                          RESERVATION_EXPIRED, RESERVATION_RELEASED (metadata: order_id): the stock of the order is lost.
+      ABORTED             CONTENTION: an event of this version or a later one was applied.
+    Emits STOCK_RESERVED per reservation, STOCK_RESERVATION_CONFIRMED per confirmed one, and STOCK_RESERVATION_EXPIRED
+    per due reservation that had to be expired.
+    """
 
 class InventoryMaintenanceServiceServicer(metaclass=_abc_1.ABCMeta):
-    """The reaper calls these RPCs on a schedule, except the two for order-api. No guarantee depends on this schedule: the
+    """The reaper calls these RPCs on a schedule, except the three for order-api. No guarantee depends on this schedule: the
     stock of a due reservation is available at once. An RPC can return the errors that every RPC of InventoryService can return.
     All RPCs are repeatable.
     """
@@ -120,6 +133,25 @@ class InventoryMaintenanceServiceServicer(metaclass=_abc_1.ABCMeta):
         changed.
         Emits STOCK_RELEASED, STOCK_RESERVATION_EXPIRED or STOCK_FULFILLED per reservation, and STOCK_UPDATED per item that
         lost units.
+        """
+
+    @_abc_1.abstractmethod
+    def ReserveAdditions(
+        self,
+        request: _maintenance_pb2.ReserveAdditionsRequest,
+        context: _grpc.ServicerContext,
+    ) -> _maintenance_pb2.ReserveAdditionsResponse:
+        """Reserves units in addition to those that an order of order-api has, all lines or none, with one reservation per
+        product. order-api calls it for ChangeOrder, before it stores the change. The reservations are CONFIRMED if the order
+        or one of its reservations is confirmed. Otherwise they are HELD, and expire together with the others of the order.
+        Later events of the order with this version or a later one decide whether the order keeps the units: those that the
+        event's targets do not have are released. Repeatable: a repeat with the same change_id returns the same reservations.
+          NOT_FOUND           RESERVATION_NOT_FOUND (metadata: order_id): the order has no reservation.
+          FAILED_PRECONDITION INSUFFICIENT_STOCK, LOCATIONS_LIMIT, RESERVATIONS_LIMIT: as for ReserveStock.
+                              RESERVATION_EXPIRED, RESERVATION_RELEASED (metadata: order_id): the stock of the order is lost.
+          ABORTED             CONTENTION: an event of this version or a later one was applied.
+        Emits STOCK_RESERVED per reservation, STOCK_RESERVATION_CONFIRMED per confirmed one, and STOCK_RESERVATION_EXPIRED
+        per due reservation that had to be expired.
         """
 
 def add_InventoryMaintenanceServiceServicer_to_server(servicer: InventoryMaintenanceServiceServicer, server: _grpc.Server) -> None: ...

@@ -154,12 +154,12 @@ class Order(_message.Message):
     """The caller's own reference; empty if it gave none. Several orders may have the same reference."""
     @_builtins.property
     def items(self) -> _containers.RepeatedCompositeFieldContainer[Global___OrderItem]:
-        """The lines, in the sequence of the request. Only their shipped, cancelled and returned units change."""
+        """The lines, in the sequence of the requests. Only the units of a line change. ChangeOrder adds lines at the end."""
 
     @_builtins.property
     def total_amount(self) -> _money_pb2.Money:
         """The sum of price × quantity over the lines, plus the charges, minus the discounts. Exact; 0 … 10^15 units of its
-        currency.
+        currency. CancelOrderItems does not change it. ChangeOrder computes it again, without the cancelled units.
         """
 
     @_builtins.property
@@ -176,7 +176,7 @@ class Order(_message.Message):
 
     @_builtins.property
     def charges(self) -> _containers.RepeatedCompositeFieldContainer[Global___Charge]:
-        """The charges, in the sequence of the request. They never change."""
+        """The charges, in the sequence of the request. Only ChangeOrder replaces them."""
 
     @_builtins.property
     def labels(self) -> _containers.RepeatedCompositeFieldContainer[Global___Label]:
@@ -534,6 +534,114 @@ class CreateReturnRequest(_message.Message):
 Global___CreateReturnRequest: _TypeAlias = CreateReturnRequest  # noqa: Y015
 
 @_typing.final
+class ChangeOrderRequest(_message.Message):
+    """A change of an order's lines and charges. At least one of `items`, `new_items` and `charges` must be set."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    VERSION_FIELD_NUMBER: _builtins.int
+    ITEMS_FIELD_NUMBER: _builtins.int
+    NEW_ITEMS_FIELD_NUMBER: _builtins.int
+    CHARGES_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    id: _builtins.str
+    """The order: a UUID."""
+    version: _builtins.int
+    """The `version` of the order that the caller has read; positive. The call is refused if the order has another one."""
+    reason: _builtins.str
+    """The reason, for people: one line of 0–500 characters, without control characters and invisible characters. It
+    becomes the order's `status_reason` if the status changes.
+    """
+    request_id: _builtins.str
+    """See the comment of the service. Empty: no id."""
+    @_builtins.property
+    def items(self) -> _containers.RepeatedCompositeFieldContainer[Global___ChangedItem]:
+        """0–200 lines of the order that get another quantity, each line at most once."""
+
+    @_builtins.property
+    def new_items(self) -> _containers.RepeatedCompositeFieldContainer[Global___CreateOrderItem]:
+        """0–200 lines to add, in the currency of the order. Several lines may name the same product. The order has at most 200
+        lines, those with cancelled units only included.
+        """
+
+    @_builtins.property
+    def charges(self) -> Global___ChangedCharges:
+        """The charges that replace those of the order. Absent: the charges stay."""
+
+    def __init__(
+        self,
+        *,
+        id: _builtins.str = ...,
+        version: _builtins.int = ...,
+        items: _abc.Iterable[Global___ChangedItem] | None = ...,
+        new_items: _abc.Iterable[Global___CreateOrderItem] | None = ...,
+        charges: Global___ChangedCharges | None = ...,
+        reason: _builtins.str = ...,
+        request_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["charges", b"charges"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["charges", b"charges", "id", b"id", "items", b"items", "new_items", b"new_items", "reason", b"reason", "request_id", b"request_id", "version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ChangeOrderRequest: _TypeAlias = ChangeOrderRequest  # noqa: Y015
+
+@_typing.final
+class ChangedItem(_message.Message):
+    """The new quantity of a line."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ITEM_ID_FIELD_NUMBER: _builtins.int
+    QUANTITY_FIELD_NUMBER: _builtins.int
+    item_id: _builtins.int
+    """The line; positive."""
+    quantity: _builtins.int
+    """The units that the line shall keep, shipped ones included and cancelled ones not: 0 … 10^9. Not fewer than were
+    shipped.
+    """
+    def __init__(
+        self,
+        *,
+        item_id: _builtins.int = ...,
+        quantity: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["item_id", b"item_id", "quantity", b"quantity"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ChangedItem: _TypeAlias = ChangedItem  # noqa: Y015
+
+@_typing.final
+class ChangedCharges(_message.Message):
+    """All charges of an order after the change."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CHARGES_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def charges(self) -> _containers.RepeatedCompositeFieldContainer[Global___Charge]:
+        """0–16 charges, in the currency of the order. The total must be at least 0, and at most 10^15 units of the currency."""
+
+    def __init__(
+        self,
+        *,
+        charges: _abc.Iterable[Global___Charge] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["charges", b"charges"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ChangedCharges: _TypeAlias = ChangedCharges  # noqa: Y015
+
+@_typing.final
 class ExtendOrderRequest(_message.Message):
     """An order whose stock to hold for longer."""
 
@@ -651,7 +759,7 @@ class OrderItem(_message.Message):
     product_id: _builtins.int
     """The product."""
     quantity: _builtins.int
-    """Units ordered: 1 … 10^9."""
+    """Units ordered: 1 … 10^9. ChangeOrder can only raise it: units that it takes away are `cancelled`."""
     location: _builtins.str
     """The location from which the stock was reserved, if the request named one; otherwise empty."""
     shipped: _builtins.int

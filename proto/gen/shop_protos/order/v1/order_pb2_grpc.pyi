@@ -138,6 +138,39 @@ class OrderServiceStub:
       UNIMPLEMENTED       PARTIAL_CHANGES_DISABLED: the operator has switched off changes of some units.
     Emits ORDER_RETURNED.
     """
+    ChangeOrder: _grpc.UnaryUnaryMultiCallable[_order_pb2.ChangeOrderRequest, _order_pb2.OrderResponse]
+    """Changes the lines and the charges of an order that is PENDING, CONFIRMED or PROCESSING: other quantities of lines,
+    new lines, and other charges. Lines that the request does not name stay as they are. Units that the order has and
+    keeps stay reserved all the time. New units are reserved before the order changes; if they are not available, the
+    call is refused and the order stays as it is. inventory-api releases the units that the order no longer keeps
+    shortly after the call, when it receives the event. The new total is the sum of the lines, without their cancelled
+    units, and of the charges. `reserved_until` does not change.
+
+    If a line gets fewer units, the others count as cancelled. A line that gets none stays in the order, with all its
+    units cancelled. If no unit is left to ship, the order becomes SHIPPED if any unit has been shipped, and CANCELLED
+    otherwise. One call cannot both add and take away units of one product: make two calls.
+
+    If several calls change an order at the same time, one of them succeeds. Retry with the same request_id: the retry
+    continues an interrupted call. A call that is not retried is ended by ReconcileOrders after 60 seconds, and the
+    order then has a new version but the same lines.
+      NOT_FOUND           ORDER_NOT_FOUND (metadata: id). ORDER_ITEM_NOT_FOUND (metadata: id, item_id).
+                          RESERVATION_NOT_FOUND (metadata: order_id): the order's reservations were purged.
+      FAILED_PRECONDITION ORDER_NOT_CHANGEABLE (metadata: id, status): the order is not in one of the three statuses.
+                          UNITS_NOT_OPEN (metadata: id, item_id, requested, open): more units were to be taken away than
+                          are neither shipped nor cancelled.
+                          INSUFFICIENT_STOCK, LOCATIONS_LIMIT, RESERVATIONS_LIMIT: as for CreateOrder, about the new
+                          units.
+                          RESERVATION_EXPIRED, RESERVATION_RELEASED (metadata: order_id): the stock of the order is
+                          lost, and the order will be cancelled.
+      ABORTED             VERSION_MISMATCH (metadata: id, expected, actual): the order has changed since the caller read
+                          it. Read it again.
+                          CONTENTION: another call is changing the order. Read it, then try again.
+      INVALID_ARGUMENT    REQUEST_ID_REUSED. INVALID_FIELD also if the changed order would not be a valid one.
+      UNAVAILABLE         INVENTORY_UNAVAILABLE: the order is unchanged, but the new units may be reserved. A repeat
+                          continues.
+      UNIMPLEMENTED       PARTIAL_CHANGES_DISABLED: the operator has switched it off, as during an update.
+    Emits ORDER_CHANGED, or ORDER_CANCELLED or ORDER_SHIPPED if no unit is left to ship.
+    """
     ExtendOrder: _grpc.UnaryUnaryMultiCallable[_order_pb2.ExtendOrderRequest, _order_pb2.OrderResponse]
     """Holds the stock of a PENDING order until `ttl` from now, so that the buyer has more time to pay. If it is held for
     longer already, nothing changes. `reserved_until` follows. Stock is held for at most 7 days in all. Repeatable: a
@@ -367,6 +400,45 @@ class OrderServiceServicer(metaclass=_abc_1.ABCMeta):
           INVALID_ARGUMENT    REQUEST_ID_REUSED.
           UNIMPLEMENTED       PARTIAL_CHANGES_DISABLED: the operator has switched off changes of some units.
         Emits ORDER_RETURNED.
+        """
+
+    @_abc_1.abstractmethod
+    def ChangeOrder(
+        self,
+        request: _order_pb2.ChangeOrderRequest,
+        context: _grpc.ServicerContext,
+    ) -> _order_pb2.OrderResponse:
+        """Changes the lines and the charges of an order that is PENDING, CONFIRMED or PROCESSING: other quantities of lines,
+        new lines, and other charges. Lines that the request does not name stay as they are. Units that the order has and
+        keeps stay reserved all the time. New units are reserved before the order changes; if they are not available, the
+        call is refused and the order stays as it is. inventory-api releases the units that the order no longer keeps
+        shortly after the call, when it receives the event. The new total is the sum of the lines, without their cancelled
+        units, and of the charges. `reserved_until` does not change.
+
+        If a line gets fewer units, the others count as cancelled. A line that gets none stays in the order, with all its
+        units cancelled. If no unit is left to ship, the order becomes SHIPPED if any unit has been shipped, and CANCELLED
+        otherwise. One call cannot both add and take away units of one product: make two calls.
+
+        If several calls change an order at the same time, one of them succeeds. Retry with the same request_id: the retry
+        continues an interrupted call. A call that is not retried is ended by ReconcileOrders after 60 seconds, and the
+        order then has a new version but the same lines.
+          NOT_FOUND           ORDER_NOT_FOUND (metadata: id). ORDER_ITEM_NOT_FOUND (metadata: id, item_id).
+                              RESERVATION_NOT_FOUND (metadata: order_id): the order's reservations were purged.
+          FAILED_PRECONDITION ORDER_NOT_CHANGEABLE (metadata: id, status): the order is not in one of the three statuses.
+                              UNITS_NOT_OPEN (metadata: id, item_id, requested, open): more units were to be taken away than
+                              are neither shipped nor cancelled.
+                              INSUFFICIENT_STOCK, LOCATIONS_LIMIT, RESERVATIONS_LIMIT: as for CreateOrder, about the new
+                              units.
+                              RESERVATION_EXPIRED, RESERVATION_RELEASED (metadata: order_id): the stock of the order is
+                              lost, and the order will be cancelled.
+          ABORTED             VERSION_MISMATCH (metadata: id, expected, actual): the order has changed since the caller read
+                              it. Read it again.
+                              CONTENTION: another call is changing the order. Read it, then try again.
+          INVALID_ARGUMENT    REQUEST_ID_REUSED. INVALID_FIELD also if the changed order would not be a valid one.
+          UNAVAILABLE         INVENTORY_UNAVAILABLE: the order is unchanged, but the new units may be reserved. A repeat
+                              continues.
+          UNIMPLEMENTED       PARTIAL_CHANGES_DISABLED: the operator has switched it off, as during an update.
+        Emits ORDER_CHANGED, or ORDER_CANCELLED or ORDER_SHIPPED if no unit is left to ship.
         """
 
     @_abc_1.abstractmethod

@@ -42,6 +42,7 @@ def handlers(audit_log: AuditLog | None = None) -> Mapping[str, Handler]:
         "ORDER_SHIPPED": partial(fulfil, audit_log=audit_log),
         "ORDER_PARTIALLY_SHIPPED": partial(_reach, event_type="ORDER_PARTIALLY_SHIPPED", audit_log=audit_log),
         "ORDER_RETURNED": partial(_reach, event_type="ORDER_RETURNED", audit_log=audit_log),
+        "ORDER_CHANGED": partial(_reach, event_type="ORDER_CHANGED", audit_log=audit_log),
         "ORDER_ITEMS_CANCELLED": partial(_reach, event_type="ORDER_ITEMS_CANCELLED", audit_log=audit_log),
     }
 

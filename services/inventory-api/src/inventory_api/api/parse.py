@@ -9,6 +9,7 @@ from uuid import UUID
 from google.protobuf.duration_pb2 import Duration
 
 from inventory_api.domain.commands import (
+    AddRequest,
     AddStock,
     AvailabilityQuestion,
     ChangeStock,
@@ -68,6 +69,7 @@ LINES_MAX = 200
 BATCH_ORDERS_MAX = 500
 BATCH_LINES_MAX = 5_000
 BATCH_REQUESTS_MAX = 500
+ADDED_LINES_MAX = 200
 SETTLED_ORDERS_MAX = 500
 CHANGES_MAX = 5_000
 ATOMIC_CHANGES_MAX = 400
@@ -586,6 +588,38 @@ def settle(request: maintenance_pb2.SettleOrdersRequest, caller: Caller, tracepa
                 acting = replace(caller, tenant=order.tenant)
                 of_status.append(SettledOrder(order_id, caller=acting, traceparent=traceparent, version=version))
     return SettleRequest(tuple(orders[_CANCELLED]), tuple(orders[_SHIPPED]))
+
+
+def additions(request: maintenance_pb2.ReserveAdditionsRequest, caller: Caller, traceparent: str | None) -> AddRequest:
+    with Fields() as check:
+        if not tenant.is_valid(request.tenant):
+            check.violate("tenant", f"must be {tenant.FORM}")
+        lines: list[Line] = []
+        for number, line in enumerate(request.lines if check.size("lines", request.lines, 1, ADDED_LINES_MAX) else ()):
+            at = check.at(f"lines[{number}]")
+            product_id = at.identity("product_id", line.product_id)
+            quantity = at.between("quantity", line.quantity, 1, LINE_QUANTITY_MAX)
+            lines.append(Line(product_id, quantity, _location(at, line.location)))
+        ordered: dict[int, int] = {}
+        for number, units in enumerate(
+            request.ordered if check.size("ordered", request.ordered, 1, ADDED_LINES_MAX) else ()
+        ):
+            at = check.at(f"ordered[{number}]")
+            product_id = at.identity("product_id", units.product_id)
+            if product_id in ordered:
+                at.violate("product_id", "must not occur twice")
+            ordered[product_id] = at.between("quantity", units.quantity, 1, ADDED_LINES_MAX * LINE_QUANTITY_MAX)
+        return AddRequest(
+            check.identifier("order_id", request.order_id),
+            version=check.between("version", request.version, 1, INT64_MAX),
+            change_id=check.uuid("change_id", request.change_id),
+            is_confirmed=request.confirmed,
+            lines=tuple(lines),
+            ordered=ordered,
+            # order-api has reserved the stock. Its reservations have no owner, and neither has a delegate.
+            caller=replace(caller, tenant=request.tenant),
+            traceparent=traceparent,
+        )
 
 
 def _ttl(check: Fields, ttl: Duration) -> float:

@@ -204,3 +204,10 @@ class InventoryMaintenanceServicer(maintenance_pb2_grpc.InventoryMaintenanceServ
         command = parse.settle(request, caller(), traceparent(context))
         changed = self._operations.settle_orders(command, deadline=deadline(context))
         return render.settled(request, changed)
+
+    def ReserveAdditions(
+        self, request: maintenance_pb2.ReserveAdditionsRequest, context: ServicerContext
+    ) -> maintenance_pb2.ReserveAdditionsResponse:
+        command = parse.additions(request, caller(), traceparent(context))
+        added = self._operations.add(command, deadline=deadline(context))
+        return maintenance_pb2.ReserveAdditionsResponse(reservation_ids=(each.id for each in added))

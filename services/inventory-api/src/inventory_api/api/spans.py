@@ -5,6 +5,7 @@ from google.protobuf.message import Message
 from shop_common.api.valid import IDENTIFIER_LENGTH_MAX
 from shop_common.events.consumer import Event
 from shop_protos.inventory.v1 import inventory_pb2 as pb
+from shop_protos.inventory.v1 import maintenance_pb2
 
 
 def describe(message: Message) -> dict[str, str | int | list[str]]:
@@ -12,7 +13,9 @@ def describe(message: Message) -> dict[str, str | int | list[str]]:
     match message:
         case pb.ReserveStockRequest():
             return {"shop.order_id": message.order_id, "shop.product_id": message.product_id}
-        case pb.ConfirmReservationsRequest() | pb.ExtendReservationsRequest():
+        case (
+            pb.ConfirmReservationsRequest() | pb.ExtendReservationsRequest() | maintenance_pb2.ReserveAdditionsRequest()
+        ):
             return {"shop.order_id": message.order_id}
         case pb.BatchReserveStockRequest():
             # The batch may contain orders with invalid fields. Their ids may be too long.

@@ -1,5 +1,6 @@
 """Parsed requests, from callers and from events. An operation takes a list of requests."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 
@@ -220,6 +221,20 @@ class RetakeRequest(OrderRequest):
     """
 
     order_version: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AddRequest(OrderRequest):
+    """Reserve more units for an order of order-api, for a change that gives it this version.
+
+    `ordered` are the units that the lines of the order ordered before the change, by product.
+    """
+
+    version: int
+    change_id: str
+    is_confirmed: bool
+    lines: tuple[Line, ...]
+    ordered: Mapping[int, int]
 
 
 @dataclass(frozen=True, slots=True)

@@ -34,6 +34,18 @@ class Totals(NamedTuple):
         return self._replace(restocked=tuple(restocked.items()))
 
 
+class Addition(NamedTuple):
+    """Reservations that were made for a change of an order, before order-api has stored the change.
+
+    `version` is the one that the order gets by the change. Whether the order was changed is known from the targets of
+    the first event with this version or a later one. Events with lower versions do not concern these reservations.
+    """
+
+    version: int
+    change_id: str
+    reservation_ids: tuple[str, ...]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OrderTargets(OrderRequest):
     """The targets of an order with a version, and the units that were ordered, by product."""
@@ -129,6 +141,25 @@ def remaining(order: OrderTargets, totals: Mapping[int, Totals]) -> dict[int, Re
         )
         for product, target in order.targets.items()
     }
+
+
+def decide_additions(
+    order: OrderTargets, totals: Mapping[int, Totals], added: Sequence[Reservation], now: datetime
+) -> Decision:
+    """Decide which of the locked reservations that were added for changes the order keeps. `added` are active.
+
+    `totals` are those before, without the added units. An order that was not changed has targets without the added
+    units: these are released, and no other units. Added units that have expired were never kept.
+    """
+    units: dict[int, int] = {}
+    for each in added:
+        if not each.is_due(now):
+            units[each.product_id] = units.get(each.product_id, 0) + each.quantity
+    before = {product: total._replace(kept=total.kept + units.get(product, 0)) for product, total in totals.items()}
+    # A product that the order does not have was never part of it, because no line of an order is deleted.
+    kept = {product: order.targets[product].kept if product in order.targets else 0 for product in before}
+    wanted = replace(order, targets={product: total._replace(kept=kept[product]) for product, total in before.items()})
+    return decide(wanted, before, added, now)
 
 
 def decide(

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable, Sequence
 from sqlalchemy import Connection
 
 from inventory_api.domain.commands import (
+    AddRequest,
     AddStock,
     AvailabilityQuestion,
     ChangeStock,
@@ -39,6 +40,7 @@ from inventory_api.operations.items.read_items import get_items, get_past_item, 
 from inventory_api.operations.items.set_quantity import set_quantity
 from inventory_api.operations.locations import list_locations, update_locations
 from inventory_api.operations.purge import Purge, Purged
+from inventory_api.operations.reservations.add import add
 from inventory_api.operations.reservations.confirm import confirm
 from inventory_api.operations.reservations.expire import ExpirySweep
 from inventory_api.operations.reservations.extend import extend
@@ -75,6 +77,9 @@ _EXTEND: Audit[ExtendRequest, list[Reservation]] = audit_of(
 )
 _RETAKE: Audit[RetakeRequest, list[Reservation]] = audit_of(
     RetakeRequest, "ConfirmReservations", lambda _, reservations: _ids(reservations)
+)
+_ADD: Audit[AddRequest, list[Reservation]] = audit_of(
+    AddRequest, "ReserveAdditions", lambda _, reservations: _ids(reservations)
 )
 _ADD_STOCK: Audit[AddStock, Item] = audit_of(AddStock, "CreateInventoryItem", lambda _, item: (str(item.id),))
 _SET_QUANTITY: Audit[SetQuantity, Item] = audit_of(SetQuantity, "UpdateInventoryItem", lambda _, item: (str(item.id),))
@@ -138,6 +143,7 @@ class Operations:
             audit=_EXTEND,
         )
         self._retake = run.writes("retake", self._retake_one, limits=ALONE, audit=_RETAKE)
+        self._add = run.writes("add", self._add_one, limits=ALONE, audit=_ADD)
         self._add_stock = run.writes("add-stock", add_stock, key=lambda request: request.repeat_key, audit=_ADD_STOCK)
         self._set_quantity = run.writes(
             "set-quantity", set_quantity, key=lambda request: request.repeat_key, audit=_SET_QUANTITY
@@ -187,6 +193,10 @@ class Operations:
         if isinstance(order, RetakeRequest):
             return self._retake.submit(order, deadline=deadline)
         return self._confirm.submit(order, deadline=deadline)
+
+    def add(self, request: AddRequest, *, deadline: float) -> list[Reservation]:
+        """Reserve more units for an order that is about to be changed."""
+        return self._add.submit(request, deadline=deadline)
 
     def extend(self, request: ExtendRequest, *, deadline: float) -> list[Reservation]:
         return self._extend.submit(request, deadline=deadline)
@@ -275,6 +285,9 @@ class Operations:
 
     def _list_reserved(self, page: PageRequest[None]) -> Page[OrderKey]:
         return self._database.query(lambda tx: reserved_orders.list_page(tx, page), ALL_TENANTS)
+
+    def _add_one(self, tx: Connection, requests: Sequence[AddRequest]) -> list[list[Reservation] | ShopError]:
+        return add(tx, requests, default_ttl_seconds=self._ttl_seconds)
 
     def _retake_one(self, tx: Connection, requests: Sequence[RetakeRequest]) -> list[list[Reservation] | ShopError]:
         return retake(tx, requests, default_ttl_seconds=self._ttl_seconds)

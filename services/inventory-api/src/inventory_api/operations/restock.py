@@ -1,7 +1,7 @@
 """Adds the returned units of orders to the stock, for the events of orders."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from sqlalchemy import Connection
 
@@ -69,7 +69,7 @@ def restock(
         key = order.order_key
         before = reached.get(key, effects[key])
         of_product = before.totals.get(product, totals[key][product]).plus_restocked(location, units)
-        reached[key] = OrderEffects(before.applied_version, {**before.totals, product: of_product})
+        reached[key] = replace(before, totals={**before.totals, product: of_product})
         if isinstance(outcome, ShopError):
             errors.setdefault(key, []).append(outcome)
         else:

@@ -9,7 +9,7 @@ import orjson
 from sqlalchemy import BigInteger, Connection, Text, select, update
 
 from inventory_api.domain.model import OrderKey
-from inventory_api.domain.order_targets import Totals
+from inventory_api.domain.order_targets import Addition, Totals
 from inventory_api.store import tables
 from shop_common.db.sql import Statement, Timestamp, insert_into, is_each
 
@@ -18,10 +18,14 @@ _effects = tables.order_effects
 
 @dataclass(frozen=True, slots=True)
 class OrderEffects:
-    """The highest version of an order that was applied in full, and the totals that were applied, by product."""
+    """The highest version of an order that was applied in full, and the totals that were applied, by product.
+
+    `additions` are reserved but not part of the totals yet.
+    """
 
     applied_version: int
     totals: Mapping[int, Totals]
+    additions: tuple[Addition, ...] = ()
 
 
 def applied_versions(tx: Connection, orders: Iterable[OrderKey]) -> dict[OrderKey, int]:
@@ -42,6 +46,7 @@ def lock(tx: Connection, orders: Iterable[OrderKey], now: datetime) -> dict[Orde
         OrderKey(row.tenant, "", row.order_id): OrderEffects(
             row.applied_version,
             _unpacked(row.totals),
+            _additions(row.additions),
         )
         for row in _lock(tx, rows)
     }
@@ -57,6 +62,7 @@ def save(tx: Connection, effects: Mapping[OrderKey, OrderEffects], now: datetime
                 "order_id": order.order_id,
                 "applied_version": each.applied_version,
                 "totals": _packed(each.totals),
+                "additions": orjson.dumps([tuple(addition) for addition in each.additions]).decode(),
                 "updated_at": now,
             }
             for order, each in effects.items()
@@ -85,6 +91,13 @@ def _unpacked(text: str) -> dict[int, Totals]:
     }
 
 
+def _additions(text: str) -> tuple[Addition, ...]:
+    if text == _NO_ADDITIONS:
+        return ()
+    return tuple(Addition(version, change_id, tuple(ids)) for version, change_id, ids in orjson.loads(text))
+
+
+_NO_ADDITIONS = "[]"
 _versions = Statement(
     lambda given: select(_effects.c.tenant, _effects.c.order_id, _effects.c.applied_version).where(
         *is_each(_effects, given, "tenant", "order_id")
@@ -106,12 +119,13 @@ _lock = Statement(
 _save = Statement(
     lambda given: (
         update(_effects)
-        .values(applied_version=given.c.applied_version, totals=given.c.totals, updated_at=given.c.updated_at)
+        .values({name: given.c[name] for name in ("applied_version", "totals", "additions", "updated_at")})
         .where(*is_each(_effects, given, "tenant", "order_id"))
     ),
     tenant=Text(),
     order_id=Text(),
     applied_version=BigInteger(),
     totals=Text(),
+    additions=Text(),
     updated_at=Timestamp(),
 )

@@ -215,6 +215,8 @@ order_effects = Table(
     # event that is repeated after the reservations were purged still changes nothing.
     Column("totals", Text, nullable=False),
     Column("updated_at", Timestamp, nullable=False),
+    # JSON: the reservations that were added for changes of the order and are not part of the totals yet.
+    Column("additions", Text, nullable=False, server_default="[]"),
 )
 
 # Rows are only inserted. Product and location are those of the item, which never change.

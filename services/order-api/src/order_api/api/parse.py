@@ -10,6 +10,7 @@ from order_api.domain import commands
 from order_api.domain.commands import (
     CancelAbandoned,
     CancelItems,
+    ChangeLines,
     ChangeStatus,
     EraseUser,
     ExtendOrder,
@@ -24,6 +25,7 @@ from order_api.domain.commands import (
 from order_api.domain.model import (
     CHARGES_MAX,
     LABELS_MAX,
+    LINE_QUANTITY_MAX,
     LINES_MAX,
     NO_DETAILS,
     Charge,
@@ -38,13 +40,12 @@ from order_api.domain.model import (
 from shop_common.api import money, paging
 from shop_common.api.labels import checked as checked_labels
 from shop_common.api.paging import PageRequest
-from shop_common.api.valid import Fields
+from shop_common.api.valid import INT64_MAX, Fields
 from shop_common.errors import InvalidInput, PermissionDenied, ShopError
 from shop_common.identity.caller import Caller
 from shop_protos.order.v1 import maintenance_pb2
 from shop_protos.order.v1 import order_pb2 as pb
 
-LINE_QUANTITY_MAX = 1_000_000_000
 BATCH_ORDERS_MAX = 500
 BATCH_LINES_MAX = 5_000
 CARRIER_LENGTH_MAX = 64
@@ -141,9 +142,13 @@ def _items(check: Fields, request: pb.CreateOrderRequest) -> tuple[tuple[NewItem
     if not check.size("items", request.items, 1, LINES_MAX):
         return (), ""
     currency = request.items[0].price.currency_code
+    return _lines(check, "items", request.items, currency), currency
+
+
+def _lines(check: Fields, field: str, requested: Sequence[pb.CreateOrderItem], currency: str) -> tuple[NewItem, ...]:
     items = []
-    for index, item in enumerate(request.items):
-        at = check.at(f"items[{index}]")
+    for index, item in enumerate(requested):
+        at = check.at(f"{field}[{index}]")
         product_id = at.identity("product_id", item.product_id)
         quantity = at.between("quantity", item.quantity, 1, LINE_QUANTITY_MAX)
         price = money.checked(at, "price", item.price)
@@ -151,7 +156,7 @@ def _items(check: Fields, request: pb.CreateOrderRequest) -> tuple[tuple[NewItem
             at.violate("price.currency_code", f"must be the same for all items of an order: {currency}")
         location = at.location("location", item.location) if item.location else ""
         items.append(NewItem(product_id, quantity, price, location))
-    return tuple(items), currency
+    return tuple(items)
 
 
 def _details(check: Fields, request: pb.CreateOrderRequest, currency: str) -> NewDetails:
@@ -159,17 +164,17 @@ def _details(check: Fields, request: pb.CreateOrderRequest, currency: str) -> Ne
     if not (request.charges or request.external_reference or request.labels):
         return NO_DETAILS  # most orders: share one value, and check nothing
     return NewDetails(
-        _charges(check, request, currency),
+        _charges(check, request.charges, currency),
         check.text("external_reference", request.external_reference, REFERENCE_LENGTH_MAX),
         checked_labels(check, request.labels, LABELS_MAX, LABEL_VALUE_LENGTH_MAX),
     )
 
 
-def _charges(check: Fields, request: pb.CreateOrderRequest, currency: str) -> tuple[Charge, ...]:
-    if not check.size("charges", request.charges, 0, CHARGES_MAX):
+def _charges(check: Fields, requested: Sequence[pb.Charge], currency: str) -> tuple[Charge, ...]:
+    if not check.size("charges", requested, 0, CHARGES_MAX):
         return ()
     charges = []
-    for index, charge in enumerate(request.charges):
+    for index, charge in enumerate(requested):
         at = check.at(f"charges[{index}]")
         kind = at.member("kind", charge.kind, _CHARGE_KINDS)
         label = at.text("label", charge.label, CHARGE_LABEL_LENGTH_MAX)
@@ -255,6 +260,36 @@ def _units(check: Fields, items: Sequence[pb.ItemUnits], count_min: int) -> tupl
             at.violate("item_id", "must not occur twice")
         units[item_id] = at.between("quantity", item.quantity, 1, LINE_QUANTITY_MAX)
     return tuple(units.items())
+
+
+def change_lines(request: pb.ChangeOrderRequest, caller: Caller, traceparent: str | None) -> ChangeLines:
+    with Fields() as check:
+        has_charges = request.HasField("charges")
+        if not (request.items or request.new_items or has_charges):
+            check.violate("items", "or one of new_items and charges must be present")
+        new_items, charges = request.new_items, request.charges.charges
+        amounts = [*(item.price for item in new_items[:1]), *(charge.amount for charge in charges[:1])]
+        currency = amounts[0].currency_code if amounts else None
+        quantities: dict[int, int] = {}
+        for index, item in enumerate(request.items if check.size("items", request.items, 0, LINES_MAX) else ()):
+            at = check.at(f"items[{index}]")
+            item_id = at.identity("item_id", item.item_id)
+            if item_id in quantities:
+                at.violate("item_id", "must not occur twice")
+            quantities[item_id] = at.between("quantity", item.quantity, 0, LINE_QUANTITY_MAX)
+        is_within_limit = check.size("new_items", new_items, 0, LINES_MAX)
+        return ChangeLines(
+            check.uuid("id", request.id),
+            version=check.between("version", request.version, 1, INT64_MAX),
+            quantities=tuple(quantities.items()),
+            new_items=_lines(check, "new_items", new_items, currency or "") if is_within_limit else (),
+            charges=_charges(check.at("charges"), charges, currency or "") if has_charges else None,
+            currency=currency,
+            reason=check.text("reason", request.reason),
+            caller=caller,
+            request_id=check.request_id(request.request_id),
+            traceparent=traceparent,
+        )
 
 
 def return_items(request: pb.CreateReturnRequest, caller: Caller, traceparent: str | None) -> ReturnItems:

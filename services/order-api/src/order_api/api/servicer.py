@@ -54,6 +54,11 @@ class OrderServicer(order_pb2_grpc.OrderServiceServicer):
         order = self._operations.return_items(command, owner=caller().owner, deadline=deadline(context))
         return pb.OrderResponse(order=render.order(order))
 
+    def ChangeOrder(self, request: pb.ChangeOrderRequest, context: ServicerContext) -> pb.OrderResponse:
+        command = parse.change_lines(request, caller(), traceparent(context))
+        order = self._operations.change_lines(command, owner=caller().owner, deadline=deadline(context))
+        return pb.OrderResponse(order=render.order(order))
+
     def ExtendOrder(self, request: pb.ExtendOrderRequest, context: ServicerContext) -> pb.OrderResponse:
         command = parse.extend(request, caller(), traceparent(context))
         order = self._operations.extend(command, owner=caller().owner, deadline=deadline(context))

@@ -15,6 +15,7 @@ def describe(message: Message) -> dict[str, str | list[str]]:
             | pb.CreateShipmentRequest()
             | pb.CancelOrderItemsRequest()
             | pb.CreateReturnRequest()
+            | pb.ChangeOrderRequest()
             | pb.ReinstateOrderRequest()
             | pb.ExtendOrderRequest()
         ):

@@ -11,6 +11,7 @@ from uuid_utils import uuid7
 
 from order_api.domain.model import (
     NO_DETAILS,
+    Charge,
     ChargeKind,
     NewDetails,
     NewItem,
@@ -35,6 +36,7 @@ CHANGE_METHOD = "UpdateOrderStatus"
 SHIP_METHOD = "CreateShipment"
 CANCEL_ITEMS_METHOD = "CancelOrderItems"
 RETURN_METHOD = "CreateReturn"
+CHANGE_ORDER_METHOD = "ChangeOrder"
 REINSTATE_METHOD = "ReinstateOrder"
 ERASE_METHOD = "EraseUser"
 EXTEND_METHOD = "ExtendOrder"
@@ -232,6 +234,31 @@ class CancelItems(OrderCommand):
 
     def claim(self) -> Claim | None:
         return self._claim(CANCEL_ITEMS_METHOD, self.units, self.reason)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChangeLines(OrderCommand):
+    """Change the lines and the charges of an order that has this version.
+
+    `quantities` are pairs of the id of a line and the units that it shall keep. `charges` are None if they stay.
+    `currency` is that of all amounts, or None if there are none.
+    """
+
+    version: int
+    quantities: tuple[tuple[int, int], ...] = ()
+    new_items: tuple[NewItem, ...] = ()
+    charges: tuple[Charge, ...] | None = None
+    currency: str | None = None
+    reason: str = ""
+
+    def claim(self) -> Claim | None:
+        return self._claim(CHANGE_ORDER_METHOD, self.content())
+
+    def content(self) -> str:
+        """Return a digest of what the change does."""
+        lines = [_line(item, str(item.price)) for item in self.new_items]
+        charges = None if self.charges is None else NewDetails(self.charges).content()
+        return fingerprint(self.version, self.quantities, lines, charges, self.currency, self.reason)
 
 
 @dataclass(frozen=True, slots=True)

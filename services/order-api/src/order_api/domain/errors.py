@@ -6,10 +6,13 @@ ShopError
 ├── NotFound
 │   ├── OrderNotFound
 │   └── OrderItemNotFound
+├── Conflict
+│   └── VersionMismatch
 └── Refused
     ├── IllegalTransition
     ├── NotReinstatable
     ├── OrderNotPending
+    ├── OrderNotChangeable
     ├── UnitsNotOpen
     ├── ShipmentsLimit
     ├── UnitsNotReturnable
@@ -22,7 +25,7 @@ from collections.abc import Sequence
 from typing import ClassVar
 
 from order_api.domain.model import LEGAL_CHANGES, RETURN_ITEMS_MAX, SHIPMENTS_MAX, Status
-from shop_common.errors import NotFound, NotSupported, Refused
+from shop_common.errors import Conflict, NotFound, NotSupported, Refused
 
 
 class PartialChangesDisabled(NotSupported):
@@ -84,6 +87,32 @@ class OrderNotPending(Refused):
     def __init__(self, order_id: str, status: Status) -> None:
         super().__init__(f"order {order_id} is {status}, not PENDING")
         self._metadata = {"id": order_id, "status": status.value}
+
+    def metadata(self) -> dict[str, str]:
+        return self._metadata
+
+
+class OrderNotChangeable(Refused):
+    """The order is not PENDING, CONFIRMED or PROCESSING, so its lines cannot be changed."""
+
+    reason: ClassVar[str] = "ORDER_NOT_CHANGEABLE"
+
+    def __init__(self, order_id: str, status: Status) -> None:
+        super().__init__(f"order {order_id} is {status}, and can't be changed any more")
+        self._metadata = {"id": order_id, "status": status.value}
+
+    def metadata(self) -> dict[str, str]:
+        return self._metadata
+
+
+class VersionMismatch(Conflict):
+    """The order has changed since the caller read it."""
+
+    reason: ClassVar[str] = "VERSION_MISMATCH"
+
+    def __init__(self, order_id: str, expected: int, actual: int) -> None:
+        super().__init__(f"order {order_id} has version {actual}, not {expected}")
+        self._metadata = {"id": order_id, "expected": str(expected), "actual": str(actual)}
 
     def metadata(self) -> dict[str, str]:
         return self._metadata

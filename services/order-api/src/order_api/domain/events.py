@@ -60,6 +60,15 @@ def units_cancelled(
     return _message(order, event_type, data, traceparent, actor)
 
 
+def changed(before: Order, order: Order, traceparent: str | None, actor: str | None) -> Message:
+    """Return the event for a change of the lines or the charges: that of the new status if the status has changed.
+
+    If a change was given up, the order has only a new version. The event then tells inventory-api so.
+    """
+    event_type = "ORDER_CHANGED" if order.status is before.status else _TYPES[order.status]
+    return _message(order, event_type, _data(order), traceparent, actor)
+
+
 def units_returned(order: Order, returning: Return, traceparent: str | None, actor: str | None) -> Message:
     """Return the event for a return of shipped units. The order has its present status."""
     products = {item.id: item.product_id for item in order.items}

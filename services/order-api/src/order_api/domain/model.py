@@ -10,6 +10,9 @@ from typing import NamedTuple
 LINES_MAX = 200
 """The maximum number of lines in an order."""
 
+LINE_QUANTITY_MAX = 1_000_000_000
+"""The maximum number of units that a line orders."""
+
 SHIPMENTS_MAX = 100
 """The maximum number of shipments of an order."""
 
@@ -71,8 +74,9 @@ class OrderKey(NamedTuple):
 class OrderItem:
     """A line of an order. `price` is per unit, in the order's currency.
 
-    Only `shipped`, `cancelled` and `returned` change: the units that calls about single units have shipped, cancelled
-    and returned. See domain/units.py for the units of an order that was shipped or cancelled as a whole.
+    Only the units change, and never become fewer: those that were ordered, and those that calls about single units have
+    shipped, cancelled and returned. See domain/units.py for the units of an order that was shipped or cancelled as a
+    whole.
 
     `location` is the only one from which the line's stock may come. It is empty if the line named none.
     """

@@ -33,6 +33,8 @@ class Transition:
     status: Status | None = None
     reason: str = ""
     refusal: ShopError | None = None
+    has_surplus: bool = False
+    """Whether more units are reserved for the order than it keeps, so that an event must state its targets."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,11 +42,12 @@ class ConfirmationResult:
     """The response of inventory-api to the confirmation of an order.
 
     `answer` is the confirmed units of each product, or the refusal. It is None if inventory-api was not called, because
-    the order was not PENDING.
+    the order was not PENDING. `version` is that of the order before the call.
     """
 
     command: ChangeStatus
     answer: Mapping[int, int] | ShopError | None
+    version: int | None = None
 
     def folded(self, calls: int) -> Self:
         """Return this result as the one that stands for so many equal calls."""
@@ -63,7 +66,6 @@ class ReinstatementResult(ConfirmationResult):
     """
 
     command: Reinstate
-    version: int | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,6 +125,9 @@ def confirm(order: Order | None, result: ConfirmationResult) -> Transition:
         # Another transaction created the order after we read and before we locked.
         return Transition(refusal=Contention(f"order {order.id} was created a moment ago; try again"))
     if not isinstance(answer, ShopError):
+        if result.version is not None and result.version != order.version:
+            # Another call may have added units to the order after inventory-api confirmed the others.
+            return Transition(refusal=Contention(f"another call changes order {order.id}; try again"))
         if all(answer.get(product_id, 0) >= units for product_id, units in kept_units(order).items()):
             return transition
         # inventory-api does not return released reservations. The ORDER_CANCELLED event releases the others.
@@ -156,8 +161,10 @@ def reinstate(order: Order | None, result: ReinstatementResult) -> Transition:
     if answer is None or order.version != result.version:
         # Another call has changed the order since we called inventory-api, or before we could.
         return Transition(refusal=Contention(f"another call changes order {order.id}; try again"))
-    if all(answer.get(product_id, 0) >= units for product_id, units in uncancelled_units(order).items()):
-        return Transition(Status.CONFIRMED, command.reason)
+    kept = uncancelled_units(order)
+    if all(answer.get(product_id, 0) >= units for product_id, units in kept.items()):
+        # Units of a change that was not stored are reserved again too, if they expired with the order.
+        return Transition(Status.CONFIRMED, command.reason, has_surplus=dict(answer) != kept)
     released = ReservationReleased(order.id)
     return Transition(Status.CANCELLED, "its stock had been released when it was to be reinstated", released)
 

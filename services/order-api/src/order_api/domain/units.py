@@ -3,8 +3,8 @@
 Units are ordered, then shipped or cancelled. Cancelled units become open again only if the whole order is reinstated.
 Shipped units may come back, and still count as shipped. A line stores how many were shipped, cancelled and returned by
 calls about units. A status that concerns the whole order counts for all lines, and is not stored per line: all units of
-a CANCELLED order are cancelled, and all others of a SHIPPED or DELIVERED order are shipped. The total of an order never
-changes, whichever units are cancelled or come back.
+a CANCELLED order are cancelled, and all others of a SHIPPED or DELIVERED order are shipped. The total of an order does
+not change when units are cancelled or come back, but a change of the order (changes.py) computes it again.
 """
 
 from collections.abc import Mapping
@@ -121,7 +121,7 @@ def ship(order: Order, command: ShipItems) -> UnitsChange | ShopError:
     if refusal is not None:
         return refusal
     items = tuple(replace(item, shipped=item.shipped + units.get(item.id, 0)) for item in order.items)
-    return UnitsChange(_settled(replace(order, items=items)), units)
+    return UnitsChange(settled(replace(order, items=items)), units)
 
 
 def cancel(order: Order, command: CancelItems) -> UnitsChange | ShopError:
@@ -145,7 +145,7 @@ def cancel_units(order: Order, units: Mapping[int, int]) -> UnitsChange:
     CANCELLED.
     """
     items = tuple(replace(item, cancelled=item.cancelled + units.get(item.id, 0)) for item in order.items)
-    return UnitsChange(_settled(replace(order, items=items)), units)
+    return UnitsChange(settled(replace(order, items=items)), units)
 
 
 def take_back(order: Order, command: ReturnItems) -> UnitsChange | ShopError:
@@ -180,7 +180,8 @@ def _refusal(order: Order, units: Mapping[int, int]) -> OrderItemNotFound | Unit
     return None
 
 
-def _settled(order: Order) -> Order:
+def settled(order: Order) -> Order:
+    """Return the order as SHIPPED or CANCELLED if no unit is open any more."""
     if any(_open(order, item) for item in order.items):
         return order
     return replace(order, status=Status.SHIPPED if has_shipped(order) else Status.CANCELLED)

@@ -66,6 +66,8 @@ def _apply(
             order = locked.change_status(
                 order.key, transition.status, transition.reason, command.traceparent, command.caller.actor
             )
+            if transition.has_surplus:
+                locked.state_targets(order.key, command.traceparent, command.caller.actor)
             if transition.refusal is not None:
                 refused_changes.append(entry(command.caller, command.method, [order.id], command.request_id))
         outcome = transition.refusal or order

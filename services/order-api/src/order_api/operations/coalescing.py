@@ -10,6 +10,7 @@ from order_api.domain.commands import (
     SHIP_METHOD,
     CancelAbandoned,
     CancelItems,
+    ChangeLines,
     ChangeStatus,
     EraseUser,
     ExtendOrder,
@@ -26,6 +27,7 @@ from order_api.domain.errors import OrderNotFound, PartialChangesDisabled
 from order_api.domain.model import LINES_MAX, Order, OrderHistory, OrderKey, Status
 from order_api.inventory import Inventory
 from order_api.operations.cancel_orders import AbandonedOrders
+from order_api.operations.change_order import OrderChange
 from order_api.operations.change_status import change_status
 from order_api.operations.change_units import cancel_items, return_items, ship_items
 from order_api.operations.confirm_order import Confirmation
@@ -83,6 +85,7 @@ class Operations:
         calls = StockCalls()
         self._confirmation = Confirmation(stock, calls, run, audit_log)
         self._extension = Extension(stock, calls, run)
+        self._change = OrderChange(stock, calls, run, audit_log)
         self._reinstatement = Reinstatement(stock, calls, run, audit_log)
         self._set_status = _changes(run, "set-status", change_status, ChangeStatus, CHANGE_METHOD)
         self._partial_changes = partial_changes
@@ -97,7 +100,7 @@ class Operations:
         self._list_orders = run.pages("orders-page", order_lists.list_page)
         self._erase_user = run.alone("erase-user", UserErasure(database, audit_log).erase)
         self._cancel_abandoned = run.alone("cancel-abandoned", AbandonedOrders(database, audit_log).cancel)
-        self._reconcile = run.alone("reconcile", Reconciliation(database, stock).run)
+        self._reconcile = run.alone("reconcile", Reconciliation(database, stock, audit_log).run)
         self._purge_keys = run.alone("purge", KeyPurge(database, audit_log).purge)
 
     def create_order(self, order: NewOrder, *, deadline: float) -> Order:
@@ -123,6 +126,11 @@ class Operations:
         """Reinstate an order. Raises PartialChangesDisabled. For `owner` see get_order."""
         self._check_partial_change(command, owner, deadline)
         return self._reinstatement.reinstate(command, deadline=deadline)
+
+    def change_lines(self, command: ChangeLines, *, owner: int | None, deadline: float) -> Order:
+        """Change the lines and the charges of an order. Raises PartialChangesDisabled. For `owner` see get_order."""
+        self._check_partial_change(command, owner, deadline)
+        return self._change.change(command, deadline=deadline)
 
     def ship_items(self, command: ShipItems, *, owner: int | None, deadline: float) -> Order:
         """Ship units of an order. Raises PartialChangesDisabled. For `owner` see get_order."""

@@ -5,6 +5,7 @@ No transaction is open during the call. The state after an interruption:
     before the call                   nothing happened
     stock confirmed, order PENDING    a repeat finds the stock confirmed and finishes; otherwise CancelAbandonedOrders
                                       cancels the order, and its event releases the stock
+    order changed during the call     the call is refused with CONTENTION; a repeat confirms what was added as well
     order cancelled during the call   its event releases the stock, confirmed or not; the order cannot become CONFIRMED
     order confirmed, no response      a repeat returns the order
 """
@@ -55,10 +56,11 @@ class Confirmation:
         Raises QueueFull if a transaction or the call did not start in time. Then the order is unchanged, but
         inventory-api may have confirmed its stock. A repeat finishes the confirmation.
         """
-        answer = self._call(command, deadline) if self._needs_call.submit(command, deadline=deadline) else None
+        version = self._needs_call.submit(command, deadline=deadline)
+        answer = None if version is None else self._call(command, deadline)
         # failpoint: before-order-confirmed
         try:
-            return self._finish.submit(ConfirmationResult(command, answer), deadline=deadline)
+            return self._finish.submit(ConfirmationResult(command, answer, version), deadline=deadline)
         except QueueFull as full:
             if answer is None:
                 raise
@@ -71,12 +73,17 @@ class Confirmation:
         )
 
 
-def needs_call(tx: Connection, commands: Sequence[ChangeStatus]) -> list[bool]:
-    """Return, for each command, whether to call inventory-api: the order is PENDING and the command is not a repeat."""
+def needs_call(tx: Connection, commands: Sequence[ChangeStatus]) -> list[int | None]:
+    """Return, for each command, the version of its order, or None if inventory-api must not be called.
+
+    It is called if the order is PENDING and the command is not a repeat.
+    """
     repeats = tables.idempotency_keys.are_repeats(tx, [command.claim() for command in commands])
-    present = orders.statuses(tx, (command.order_key for command in commands))
+    present = orders.versioned_statuses(tx, (command.order_key for command in commands))
     return [
-        present.get(command.order_key) is Status.PENDING and not is_repeat
+        found.version
+        if (found := present.get(command.order_key)) and found.status is Status.PENDING and not is_repeat
+        else None
         for command, is_repeat in zip(commands, repeats, strict=True)
     ]
 

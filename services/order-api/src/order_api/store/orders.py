@@ -38,7 +38,7 @@ from order_api.store import history as status_changes
 from order_api.store import returns, shipments, tables
 from order_api.store.details import charges_of, labels_of, packed_charges, packed_labels
 from shop_common.db.idempotency import RequestIdReused
-from shop_common.db.sql import Id, Statement, Timestamp, count_by, insert_into, join_rows, now
+from shop_common.db.sql import Amount, Id, Statement, Timestamp, count_by, insert_into, join_rows, now
 from shop_common.errors import ShopError
 from shop_common.events.outbox import ACTOR_CHARACTERS_MAX, Message
 
@@ -99,16 +99,16 @@ def find_earlier(tx: Connection, new: Collection[NewOrder]) -> dict[OrderKey, Or
         return {}
     claims = {key: claim for key in stored if (claim := by_key[key].claim())}
     claimed = tables.idempotency_keys.find(tx, [claim.key for claim in claims.values()])
-    # The stored order may be far longer than the request: read no more lines than the request has.
-    lines = count_lines(tx, stored)
-    of_same_length = load(tx, [key for key in stored if lines[key] == len(by_key[key].items)])
-    found: dict[OrderKey, Order | ShopError] = {}
+    same_content: dict[OrderKey, bool | None] = {}
     for key in stored:
         claim = claims.get(key)
         earlier = claimed.get(claim.key) if claim else None
-        same_content = earlier.fingerprint == claim.fingerprint if claim and earlier else None
-        found[key] = _settled(by_key[key], of_same_length.get(key), same_content)
-    return found
+        same_content[key] = earlier.fingerprint == claim.fingerprint if claim and earlier else None
+    # The stored order may be far longer than the request: read no more lines than the request has. An order with the
+    # same content may have been changed since.
+    lines = count_lines(tx, stored)
+    loaded = load(tx, [key for key in stored if same_content[key] or lines[key] == len(by_key[key].items)])
+    return {key: _settled(by_key[key], loaded.get(key), same_content[key]) for key in stored}
 
 
 def _settled(new: NewOrder, stored: Order | None, same_content: bool | None) -> Order | ShopError:
@@ -144,6 +144,13 @@ def statuses(tx: Connection, keys: Iterable[OrderKey]) -> dict[OrderKey, Status]
     """Return the status of each order that exists, by key. Locks nothing."""
     rows = _key_rows(keys)
     return {OrderKey(row.tenant, row.id): Status(row.status) for row in _statuses_of(tx, rows)} if rows else {}
+
+
+def versioned_statuses(tx: Connection, keys: Iterable[OrderKey]) -> dict[OrderKey, VersionedStatus]:
+    """Return the status and the version of each order that exists, by key. Locks nothing."""
+    rows = _key_rows(keys)
+    found = _statuses_of(tx, rows) if rows else ()
+    return {OrderKey(row.tenant, row.id): VersionedStatus(Status(row.status), row.version) for row in found}
 
 
 def with_cancelled_units(tx: Connection, keys: Iterable[OrderKey]) -> set[OrderKey]:
@@ -202,6 +209,7 @@ class Locked:
         self._shipments: list[tuple[OrderKey, Shipment]] = []
         self._returns: list[tuple[OrderKey, Return]] = []
         self._messages: list[Message] = []
+        self._totals: dict[OrderKey, Order] = {}
         self._history: list[tuple[Order, str]] = []
 
     def change_status(
@@ -257,6 +265,30 @@ class Locked:
         self._messages.append(events.units_cancelled(before, order, units, reason, traceparent, actor))
         return order
 
+    def change(self, changed: Order, reason: str, traceparent: str | None, actor: str | None) -> Order:
+        """Change the lines, the charges, the total and the status of an order to those of `changed`.
+
+        Its new lines come last, and are stored already. The reason becomes the status_reason if the status changes.
+        """
+        before = self.orders[changed.key]
+        if changed.status is not before.status:
+            changed = replace(changed, status_reason=reason)
+        order = self._change_units(changed, actor)
+        self._totals[order.key] = order
+        self._messages.append(events.changed(before, order, traceparent, actor))
+        return order
+
+    def give_up_change(self, key: OrderKey, traceparent: str | None, actor: str | None) -> Order:
+        """Raise the version of an order whose lines stay as they are. `save` writes it, and emits ORDER_CHANGED."""
+        self.raise_version(key)
+        return self.state_targets(key, traceparent, actor)
+
+    def state_targets(self, key: OrderKey, traceparent: str | None, actor: str | None) -> Order:
+        """Emit ORDER_CHANGED with the order as it is, after another change in this transaction."""
+        order = self.orders[key]
+        self._messages.append(events.changed(order, order, traceparent, actor))
+        return order
+
     def take_back(self, changed: Order, returning: Return, traceparent: str | None, actor: str | None) -> Order:
         """Change the returned units of an order to those of `changed`, and add the return."""
         order = self._change_units(replace(changed, returns=(*changed.returns, returning)), actor)
@@ -270,8 +302,8 @@ class Locked:
         self.orders[order.key] = order
         self._changed.add(order.key)
         self._units.update(
-            (item.id, {"id": item.id, **{name: getattr(item, name) for name in _UNITS}})
-            for item, earlier in zip(order.items, before.items, strict=True)
+            (item.id, {"id": item.id, **{name: getattr(item, name) for name in _LINE_UNITS}})
+            for item, earlier in zip(order.items, before.items, strict=False)  # new lines come last
             if item != earlier
         )
         if order.status is not before.status:
@@ -287,6 +319,8 @@ class Locked:
             _set_status(tx, [_status_row(self.orders[each]) for each in self._changed])
             if self._units:
                 _set_units(tx, list(self._units.values()))
+            if self._totals:
+                _set_totals(tx, [_totals_row(each) for each in self._totals.values()])
             shipments.append(tx, self._shipments)
             returns.append(tx, self._returns)
             status_changes.append(tx, self._history)
@@ -298,6 +332,17 @@ def lock(tx: Connection, keys: Iterable[OrderKey]) -> Locked:
     rows = _key_rows(keys)
     found = _with_parts(tx, with_items(tx, _lock(tx, rows))) if rows else []
     return Locked(now(tx), {order.key: order for order in found})
+
+
+def add_lines(tx: Connection, order: OrderKey, items: Sequence[NewItem]) -> tuple[OrderItem, ...]:
+    """Store lines of an order that this transaction has locked. Returns them, in order."""
+    if not items:
+        return ()
+    ids = sorted(row.id for row in _insert_items(tx, [_line(order, item) for item in items]))
+    return tuple(
+        OrderItem(item_id, item.product_id, item.quantity, item.price, item.location)
+        for item_id, item in zip(ids, items, strict=True)
+    )
 
 
 def _row(reserved: ReservedOrder, created_at: datetime) -> dict[str, object]:
@@ -406,6 +451,11 @@ def _status_row(order: Order) -> dict[str, object]:
     return {name: getattr(order, name) for name in (*_KEY, *_STATUS)}
 
 
+def _totals_row(order: Order) -> dict[str, object]:
+    charges = packed_charges(order.charges)
+    return {"tenant": order.tenant, "id": order.id, "total_amount": order.total_amount, "charges": charges}
+
+
 _KEY: dict[str, TypeEngine[Any]] = {"tenant": Text(), "id": Id()}
 
 _UNITS: dict[str, TypeEngine[Any]] = {
@@ -413,6 +463,10 @@ _UNITS: dict[str, TypeEngine[Any]] = {
     "cancelled": BigInteger(),
     "returned": BigInteger(),
 }
+
+_LINE_UNITS = {"quantity": BigInteger(), **_UNITS}
+
+_TOTALS: dict[str, TypeEngine[Any]] = {"total_amount": Amount(), "charges": Text()}
 
 _STATUS: dict[str, TypeEngine[Any]] = {
     "status": Text(),
@@ -472,10 +526,15 @@ _with_cancelled_units = Statement(
 _set_units = Statement(
     lambda given: (
         update(_items)
-        .values({name: given.c[name] for name in _UNITS})
+        .values({name: given.c[name] for name in _LINE_UNITS})
         # The ids are those of lines that were read by tenant, and are unique over all tenants.
         .where(*join_rows(_items.c.id, given.c.id))
     ),
     id=BigInteger(),
-    **_UNITS,
+    **_LINE_UNITS,
+)
+_set_totals = Statement(
+    lambda given: update(_orders).values({name: given.c[name] for name in _TOTALS}).where(*_has_key(_orders, given)),
+    **_KEY,
+    **_TOTALS,
 )

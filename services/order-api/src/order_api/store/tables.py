@@ -2,6 +2,7 @@
 
 from sqlalchemy import (
     BigInteger,
+    Boolean,
     CheckConstraint,
     Column,
     ForeignKeyConstraint,
@@ -133,6 +134,25 @@ order_returns = Table(
     Column("created_at", Timestamp, nullable=False),
     ForeignKeyConstraint(["tenant", "order_id"], [orders.c.tenant, orders.c.id]),
     Index(None, "tenant", "order_id"),
+)
+
+# Changes of orders that have begun: inventory-api is asked to reserve stock for them. Deleted when they have ended.
+order_intents = Table(
+    "order_intents",
+    metadata,
+    Column("order_id", Id, primary_key=True),
+    Column("tenant", Text, nullable=False, server_default=tenant.DEFAULT),
+    Column("change_id", Id, nullable=False),
+    # The version that the order gets by the change.
+    Column("version", BigInteger, nullable=False),
+    # A digest of what the change does, by which a repeat continues it.
+    Column("content", Text, nullable=False),
+    # Whether inventory-api may have reserved stock, also if it refuses the present call.
+    Column("is_uncertain", Boolean, nullable=False),
+    Column("created_at", Timestamp, nullable=False),
+    ForeignKeyConstraint(["tenant", "order_id"], [orders.c.tenant, orders.c.id]),
+    # For ReconcileOrders.
+    Index(None, "created_at"),
 )
 
 order_status_changes = Table(

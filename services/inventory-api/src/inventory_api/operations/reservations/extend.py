@@ -23,7 +23,12 @@ def extend(tx: Connection, requests: Sequence[ExtendRequest]) -> list[list[Reser
     change. May be repeated: an expiry never becomes earlier. Emits STOCK_RESERVATION_EXTENDED per changed reservation.
     """
     overviews = by_order.overviews(tx, (request.order_key for request in requests))
-    ids, locked = lock_unreleased(tx, [key for key, each in overviews.items() if not each.size.is_too_large])
+    extendable = [key for key, each in overviews.items() if not each.size.is_too_large]
+    # A change of the order may add reservations after we read and before we locked. It locks those that the order has,
+    # so it has ended now: lock again, with what it added.
+    ids, locked = lock_unreleased(tx, extendable)
+    if by_order.unreleased(tx, extendable) != ids:
+        ids, locked = lock_unreleased(tx, extendable)
     outcomes: list[list[Reservation] | ShopError] = []
     messages = []
     changed: dict[str, Reservation] = {}

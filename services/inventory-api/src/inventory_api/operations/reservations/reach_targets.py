@@ -3,17 +3,19 @@
 Works in turns: each turn is one transaction, which changes a bounded number of items or reservations and stores the
 totals that it has reached. So a turn that is repeated after a crash continues where the last committed turn ended.
 
-A turn that restocks changes no reservation: the items of a transaction must be locked together, before reservations.
+A turn that restocks changes no reservation: the items of a transaction must be locked together, before reservations. A
+turn that decides about the additions of an order does nothing else, for the same reason.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence, Set
+from dataclasses import dataclass, field, replace
 
 from sqlalchemy import Connection
 
 from inventory_api.domain import order_targets
 from inventory_api.domain.model import ACTIVE, ORDER_RESERVATIONS_MAX, OrderKey, ReservationKey, State
 from inventory_api.domain.order_targets import Decision, OrderTargets, Totals
+from inventory_api.operations.reservations.absorb_additions import absorb_additions, undecided
 from inventory_api.operations.reservations.state_changes import change_states, replace_by_parts
 from inventory_api.operations.reservations.turns import TURN_ALLOCATIONS, TURN_RESERVATIONS, Turn
 from inventory_api.operations.restock import restock
@@ -87,6 +89,9 @@ def _apply(
     *,
     has_more: bool,
 ) -> Reached:
+    for order in orders:
+        if absorb_additions(tx, order, effects[order.order_key], event_type, audit_log):
+            return Reached(True, {})  # the other orders in later turns: the items of a turn are locked together
     keys = [order.order_key for order in orders]
     fulfilled = by_order.fulfilled_units(tx, keys)
     totals = {
@@ -99,7 +104,7 @@ def _apply(
     if restocked.reached:
         order_effects.save(tx, restocked.reached, now(tx))
         return Reached(True, {}, restocked.errors)
-    chosen = _choose(tx, orders, totals)
+    chosen = _choose(tx, orders, totals, undecided(effects))
     (turn, *later) = [
         *slices(chosen, lambda each: each.allocations, TURN_ALLOCATIONS, count_max=TURN_RESERVATIONS)
     ] or [()]
@@ -120,10 +125,11 @@ def _apply(
         causes.update((each.id, cause) for each in reservations)
         causes.update((part.id, cause) for split in decision.splits for part in split.parts)
         if key in unfinished:
-            reached[key] = OrderEffects(effects[key].applied_version, {**effects[key].totals, **decision.applied})
+            reached[key] = replace(effects[key], totals={**effects[key].totals, **decision.applied})
         else:
             # Units that were not reserved are not looked for again, so the totals are the targets now.
-            reached[key] = OrderEffects(order.version, order_targets.final_totals(order, totals[key]))
+            final = order_targets.final_totals(order, totals[key])
+            reached[key] = OrderEffects(order.version, final, effects[key].additions)
             missing[key] = {
                 product: left.to_ship
                 for product, left in order_targets.remaining(order, decision.applied).items()
@@ -139,11 +145,15 @@ def _apply(
 
 
 def _choose(
-    tx: Connection, orders: Sequence[OrderTargets], totals: Mapping[OrderKey, Mapping[int, Totals]]
+    tx: Connection,
+    orders: Sequence[OrderTargets],
+    totals: Mapping[OrderKey, Mapping[int, Totals]],
+    excluded: Set[str],
 ) -> list[ReservationSummary]:
     """Return the active reservations that the versions use, confirmed ones first. Each of them is changed when locked.
 
     So every turn makes progress. An order of an old version may have more reservations than are read: the others stay.
+    `excluded` are the ids of reservations that these versions do not concern.
     """
     by_key = {order.order_key: order for order in orders}
     still = {key: order_targets.remaining(order, totals[key]) for key, order in by_key.items()}
@@ -151,7 +161,10 @@ def _choose(
     chosen = [
         each
         for each in found
-        if by_key[each.order].is_final
-        or (each.product_id in still[each.order] and still[each.order][each.product_id].can_use(each.state))
+        if each.id not in excluded
+        and (
+            by_key[each.order].is_final
+            or (each.product_id in still[each.order] and still[each.order][each.product_id].can_use(each.state))
+        )
     ]
     return sorted(chosen, key=lambda each: each.state is State.HELD)

@@ -90,7 +90,9 @@ def _retake(tx: Connection, request: RetakeRequest, default_ttl_seconds: float) 
     change_states(tx, locked, held, dict.fromkeys(held, cause))
     unreleased = [each for each in locked.reservations.values() if each.state in UNRELEASED_STATES]
     if effects is not None and version is not None:
-        applied = OrderEffects(version, {**effects.totals, **_totals(unreleased, effects.totals)})
+        # The totals have the units of all reservations, also of those that were added for changes.
+        later = tuple(each for each in effects.additions if each.version > version)
+        applied = OrderEffects(version, {**effects.totals, **_totals(unreleased, effects.totals)}, later)
         order_effects.save(tx, {key: applied}, locked.now)
     return sorted(unreleased, key=lambda each: each.id)
 

@@ -1,0 +1,309 @@
+"""ChangeOrder: other lines and charges of an order that has not been shipped as a whole.
+
+If the order gets more units of a product, the change begins with an intent: a row that states which version the order
+will get, and by which change. Then inventory-api reserves the new units for this version, and only then the order
+changes. The units that the order has stay reserved. Those that it gives up are released by the targets of the event.
+
+The intent does not change the order. So other calls go on as usual, and the first one that raises the version of the
+order wins: the change then ends without effect. inventory-api counts the new units as the order's when an event has
+the version of the change or a later one, and releases those that the event's targets do not have. So whoever ends an
+intent without the change only raises the version, and emits ORDER_CHANGED with the lines as they are. No transaction
+is open during the call. The state after an interruption or a disorder:
+
+    before the intent                 nothing happened
+    intent, no call                   the order is unchanged; a repeat continues; otherwise ReconcileOrders ends the
+                                      intent after STALE_SECONDS
+    units reserved, order unchanged   a repeat finds the units reserved and finishes; otherwise ReconcileOrders ends the
+                                      intent, and its event releases them
+    order changed, no response        a repeat with the same request_id returns the order; another one is refused,
+                                      because the version is not the one that it has read
+    the call is refused               the intent is deleted. If an earlier call for it may still reserve the units, the
+                                      intent ends with an event instead
+    order cancelled or shipped        the event of the new status releases all units that the order does not keep;
+    during the call                   inventory-api refuses a call that comes later
+    another change of the order       the change ends with an event, which releases the new units
+    during the call
+    a late call of an ended intent    inventory-api refuses it if the event was applied, or else the event releases what
+                                      it reserves
+    a late event of a lower version   inventory-api applies it to the other units only
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from datetime import timedelta
+from functools import partial
+
+from sqlalchemy import Connection
+from uuid_utils import uuid7
+
+from order_api.domain import changes
+from order_api.domain.changes import BegunChange, Change, ChangeResult
+from order_api.domain.commands import CHANGE_ORDER_METHOD, ChangeLines
+from order_api.domain.errors import OrderNotFound, VersionMismatch
+from order_api.domain.model import CANCELLABLE, LINES_MAX, Order, OrderKey, Status, quantities
+from order_api.inventory import Inventory
+from order_api.operations.stock_calls import StockCalls
+from order_api.store import intents, orders, tables
+from order_api.store.intents import Intent
+from order_api.store.orders import Locked
+from shop_common.batching.coalescers import Audit, Coalescers, Sizes
+from shop_common.db.audit import AuditLog, entry
+from shop_common.db.database import Database
+from shop_common.db.row_security import ALL_TENANTS
+from shop_common.db.sql import now
+from shop_common.errors import Contention, NotFound, QueueFull, Refused, ShopError
+from shop_common.identity.caller import Caller
+
+STALE_SECONDS = 60
+"""The age of an intent from which on others may end it. A call of inventory-api takes less time."""
+
+STALE_MAX = 100
+"""The most intents that one call of ReconcileOrders ends."""
+
+
+class OrderChange:
+    """Changes orders: two coalesced transactions, and between them at most one call of inventory-api for each."""
+
+    def __init__(self, stock: Inventory, calls: StockCalls, run: Coalescers, audit_log: AuditLog | None = None) -> None:
+        self._stock = stock
+        self._calls = calls
+        self._begin = run.writes(
+            "change-begin",
+            begin,
+            sizes=Sizes[ChangeLines](
+                key=lambda command: command.order_key, read=orders.count_lines, size_max=LINES_MAX
+            ),
+        )
+        self._finish = run.writes(
+            "change",
+            partial(finish, audit_log=audit_log),
+            key=lambda result: result.command.repeat_key,
+            weigh=lambda result: 1 + len(result.command.new_items),
+            sizes=Sizes[ChangeResult](
+                key=lambda result: result.command.order_key, read=orders.count_lines, size_max=LINES_MAX
+            ),
+            audit=Audit[ChangeResult, Order](
+                CHANGE_ORDER_METHOD,
+                command=lambda result: result.command,
+                fold=ChangeResult.folded,
+                resources=lambda result, _: (result.command.order_id,),
+            ),
+        )
+
+    def change(self, command: ChangeLines, *, deadline: float) -> Order:
+        """Change the order and return it.
+
+        Raises OrderNotFound, OrderItemNotFound, OrderNotChangeable, VersionMismatch, UnitsNotOpen, InvalidInput,
+        Contention, RequestIdReused and the refusals of inventory-api: then the order is unchanged. Raises QueueFull if
+        a transaction or the call did not start in time. Then a repeat continues.
+        """
+        begun = self._begin.submit(command, deadline=deadline)
+        refusal = None if begun.change_id is None else self._call(command, begun, deadline)
+        # failpoint: before-order-changed
+        try:
+            return self._finish.submit(ChangeResult(command, begun, refusal), deadline=deadline)
+        except QueueFull as full:
+            if begun.change_id is None:
+                raise
+            message = "change: the order is unchanged, but the new units may be reserved; a repeat continues"
+            raise QueueFull(message) from full
+
+    def _call(self, command: ChangeLines, begun: BegunChange, deadline: float) -> ShopError | None:
+        return self._calls.answer(
+            lambda seconds_left: self._stock.reserve_additions(command, begun, seconds_left=seconds_left),
+            "change",
+            deadline,
+        )
+
+
+def begin(tx: Connection, commands: Sequence[ChangeLines]) -> list[BegunChange | ShopError]:
+    """Store an intent for each command that needs more stock, or continue the intent of an earlier equal command.
+
+    Returns one outcome per command, in order: the call to make, or the refusal. A repeat of a finished call needs no
+    call. Emits nothing, except ORDER_CHANGED for another intent that was never ended.
+    """
+    repeats = tables.idempotency_keys.are_repeats(tx, [command.claim() for command in commands])
+    new = [command.order_key for command, is_repeat in zip(commands, repeats, strict=True) if not is_repeat]
+    locked = orders.lock(tx, new)
+    present = intents.of(tx, locked.orders)
+    begun: dict[OrderKey, Intent] = {}
+    ended: set[OrderKey] = set()
+    outcomes: list[BegunChange | ShopError] = []
+    for command, is_repeat in zip(commands, repeats, strict=True):
+        if is_repeat:
+            outcomes.append(BegunChange())
+            continue
+        order = locked.orders.get(command.order_key)
+        if order is None:
+            outcomes.append(OrderNotFound(command.order_id))
+            continue
+        change = changes.decide(order, command)
+        if isinstance(change, ShopError):
+            outcomes.append(change)
+            continue
+        if not change.added:
+            outcomes.append(BegunChange())
+            continue
+        intent = _intent(order, command, present.get(order.key), locked)
+        if intent is None:
+            if _is_stale(present[order.key], locked):
+                _give_up(locked, order, command.traceparent, command.caller)
+                ended.add(order.key)
+                del present[order.key]
+                outcomes.append(VersionMismatch(order.id, command.version, locked.orders[order.key].version))
+            else:
+                outcomes.append(Contention(f"another call changes order {order.id}; read it, then try again"))
+            continue
+        present[order.key] = begun[order.key] = intent
+        outcomes.append(
+            BegunChange(
+                intent.change_id,
+                intent.version,
+                order.status is not Status.PENDING,
+                change.added,
+                quantities(order.items),
+            )
+        )
+    locked.save(tx)
+    intents.remove(tx, ended - begun.keys())
+    intents.replace(tx, list(begun.values()))
+    return outcomes
+
+
+def _intent(order: Order, command: ChangeLines, present: Intent | None, locked: Locked) -> Intent | None:
+    """Return the intent with which to call inventory-api, or None if another change of the order has begun."""
+    version, content = order.version + 1, command.content()
+    if present is not None and present.version == version:
+        if present.content != content:
+            return None
+        # The earlier call may still be running, or its response was lost.
+        return replace(present, is_uncertain=True, created_at=locked.now)
+    # An intent with a lower version has no effect any more. The event of this change will release its units.
+    return Intent(order.key, str(uuid7()), version, content, present is not None, locked.now)
+
+
+def _is_stale(intent: Intent, locked: Locked) -> bool:
+    return intent.created_at < locked.now - timedelta(seconds=STALE_SECONDS)
+
+
+def finish(
+    tx: Connection, results: Sequence[ChangeResult], audit_log: AuditLog | None = None
+) -> list[Order | ShopError]:
+    """Change the orders for which inventory-api has reserved the new units, and end the intents.
+
+    Returns one outcome per result, in order. The outcome of a repeated request_id is the order as it is now. Emits
+    ORDER_CHANGED, or ORDER_CANCELLED or ORDER_SHIPPED if no unit is open any more.
+
+    With `audit_log`, writes a row there for each change that is refused and yet raises the version of its order.
+    """
+    commands = [result.command for result in results]
+    claimed = tables.idempotency_keys.claim(tx, results, [command.claim() for command in commands])
+    replayed = orders.get(tx, [OrderKey(claim.tenant, claim.resources[0]) for claim in claimed.replays])
+    outcomes: list[Order | ShopError] = []
+    if claimed.new:
+        locked = orders.lock(tx, (result.command.order_key for result in claimed.new))
+        finishing = _Finishing(tx, locked, intents.of(tx, locked.orders))
+        outcomes = [finishing.outcome(result) for result in claimed.new]
+        locked.save(tx)
+        intents.remove(tx, finishing.ended)
+        if audit_log is not None:
+            audit_log.append(
+                tx,
+                [
+                    entry(each.caller, CHANGE_ORDER_METHOD, [each.order_id], each.request_id)
+                    for each in finishing.given_up
+                ],
+            )
+    return claimed.settle(tx, replayed=replayed, new=outcomes)
+
+
+class _Finishing:
+    """Decides changes one after another, each on the order that the one before has left."""
+
+    def __init__(self, tx: Connection, locked: Locked, present: dict[OrderKey, Intent]) -> None:
+        self._tx = tx
+        self._locked = locked
+        self._present = present
+        self.ended: list[OrderKey] = []
+        self.given_up: list[ChangeLines] = []
+
+    def outcome(self, result: ChangeResult) -> Order | ShopError:
+        command, change_id = result.command, result.begun.change_id
+        order = self._locked.orders.get(command.order_key)
+        if order is None:
+            return OrderNotFound(command.order_id)
+        intent = self._present.get(order.key)
+        is_ours = intent is not None and intent.change_id == change_id
+        change = changes.decide(order, command)
+        if isinstance(change, ShopError):
+            if is_ours:
+                self._give_up(order, command)
+            return change
+        if intent is None or not is_ours:
+            if change_id is None and not change.added:
+                return self._save(change, command)
+            # Another call has ended the intent, or has changed the order after we began.
+            return Contention(f"another call changes order {order.id}; read it, then try again")
+        if result.refusal is None:
+            self._end(order.key)
+            return self._save(change, command)
+        if isinstance(result.refusal, Refused | NotFound):
+            if intent.is_uncertain:
+                self._give_up(order, command)
+            else:
+                self._end(order.key)
+        # Otherwise the outcome of the call is unknown. The intent stays, and a repeat continues.
+        return result.refusal
+
+    def _save(self, change: Change, command: ChangeLines) -> Order:
+        added = orders.add_lines(self._tx, change.order.key, change.new_items)
+        changed = changes.with_new_items(change.order, added)
+        return self._locked.change(changed, command.reason, command.traceparent, command.caller.actor)
+
+    def _give_up(self, order: Order, command: ChangeLines) -> None:
+        self._end(order.key)
+        if _give_up(self._locked, order, command.traceparent, command.caller):
+            self.given_up.append(command)
+
+    def _end(self, key: OrderKey) -> None:
+        self.ended.append(key)
+        del self._present[key]
+
+
+def _give_up(locked: Locked, order: Order, traceparent: str | None, caller: Caller) -> bool:
+    """End an intent without its change: the event lets inventory-api release the units. Returns whether it is needed.
+
+    The event of an order that was cancelled or shipped as a whole releases all units that the order does not keep.
+    """
+    if order.status not in CANCELLABLE:
+        return False
+    locked.give_up_change(order.key, traceparent, caller.actor)
+    return True
+
+
+class StaleChanges:
+    """Changes of orders of all tenants in one database that began long ago and were never ended."""
+
+    def __init__(self, database: Database, audit_log: AuditLog | None = None) -> None:
+        self._database = database
+        self._audit_log = audit_log
+
+    def end(self, caller: Caller) -> int:
+        """End up to STALE_MAX of them without their change, the oldest first. Returns how many. Emits ORDER_CHANGED."""
+        keys = self._database.query(
+            lambda tx: intents.begun_before(tx, now(tx) - timedelta(seconds=STALE_SECONDS), STALE_MAX), ALL_TENANTS
+        )
+        if not keys:
+            return 0
+        return self._database.transact(partial(self._end, caller=caller, keys=keys), ALL_TENANTS)
+
+    def _end(self, tx: Connection, *, caller: Caller, keys: Sequence[OrderKey]) -> int:
+        locked = orders.lock(tx, keys)
+        # A repeat may have continued or ended the intent before we got the lock.
+        stale = [key for key, intent in intents.of(tx, locked.orders).items() if _is_stale(intent, locked)]
+        changed = [key for key in stale if _give_up(locked, locked.orders[key], None, caller)]
+        locked.save(tx)
+        intents.remove(tx, stale)
+        if self._audit_log is not None and changed:
+            self._audit_log.append(tx, [entry(caller, "ReconcileOrders", (key.id for key in changed))])
+        return len(stale)
