@@ -185,7 +185,7 @@ def test_the_quantity_may_be_set_to_the_reserved_units_and_not_below(inventory: 
     with pytest.raises(BelowReserved) as refused:
         inventory.set_quantity(item, 3)
 
-    assert refused.value.metadata() == {"id": str(item.id), "requested": "3", "reserved": "4"}
+    assert refused.value.metadata() == {"id": str(item.id), "requested": "3", "reserved": "4", "withheld": "0"}
     assert inventory.set_quantity(item, 4).available_quantity == 0
     assert inventory.set_quantity(item, 9).available_quantity == 5
 
