@@ -3,7 +3,8 @@
 import json
 import os
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -71,10 +72,20 @@ class Cluster:
         pods = self.objects("pods", "-l", f"app.kubernetes.io/name={name}")
         return [pod for pod in pods if "deletionTimestamp" not in pod["metadata"]]
 
+    @contextmanager
+    def without(self, *nodes: str) -> Iterator[None]:
+        """Let no new pod run on these nodes, during the `with` block."""
+        for node in nodes:
+            self.kubectl("cordon", node)
+        try:
+            yield
+        finally:
+            for node in nodes:
+                self.kubectl("uncordon", node)
+
     def python(self, namespace: str, pod: str, program: str, *arguments: str) -> list[str]:
         """Return the command that runs a program of the folder in_pod in a pod."""
-        source = (_IN_POD / program).read_text()
-        return ["kubectl", "exec", "-i", "-n", namespace, pod, "--", "python", "-c", source, *arguments]
+        return ["kubectl", "exec", "-i", "-n", namespace, pod, "--", *python_command(program, *arguments)]
 
     def run_python(self, namespace: str, pod: str, program: str, *arguments: str) -> Any:
         """Run a program of the folder in_pod in a pod. Returns the JSON document that it prints."""
@@ -107,6 +118,11 @@ class Cluster:
             timeout=COMMAND_SECONDS,
             check=False,
         )
+
+
+def python_command(program: str, *arguments: str) -> list[str]:
+    """Return the command of a container that runs a program of the folder in_pod."""
+    return ["python", "-c", (_IN_POD / program).read_text(), *arguments]
 
 
 def namespace(name: str, *labels: str) -> Object:

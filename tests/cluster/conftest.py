@@ -30,8 +30,19 @@ TWO_REPLICAS = "deploy/kubernetes/overlays/two-replicas"
 """The trial with two replicas of each API. With one replica, the callers notice each restart."""
 CHANGED = "deploy/kubernetes/overlays/changed"
 """TWO_REPLICAS with a changed setting, to which every process is upgraded."""
+ABSENT_IMAGE = "deploy/kubernetes/overlays/absent-image"
+"""TWO_REPLICAS with an image of order-api that does not exist."""
+WRONG_SETTING = "deploy/kubernetes/overlays/wrong-setting"
+"""TWO_REPLICAS with a setting that every process refuses at its start."""
 CONSOLE = "deploy/kubernetes/overlays/console"
 """TWO_REPLICAS with the console, in plain text like the trial."""
+
+_STOPS_SOON = """
+patches:
+  - target: {kind: Deployment}
+    patch: '[{"op": "replace", "path": "/spec/progressDeadlineSeconds", "value": 45}]'
+"""
+"""A rollout that makes no progress is reported after 45 seconds instead of five minutes."""
 
 _OVERLAYS = {
     TWO_REPLICAS: """
@@ -42,6 +53,14 @@ replicas: [{name: inventory-api, count: 2}, {name: order-api, count: 2}, {name: 
 resources: [../two-replicas]
 configMapGenerator: [{name: shop, behavior: merge, literals: [GRACE_SECONDS=9]}]
 """,
+    ABSENT_IMAGE: f"""
+resources: [../two-replicas]
+images: [{{name: shop/order-api, newTag: absent}}]
+{_STOPS_SOON}""",
+    WRONG_SETTING: f"""
+resources: [../two-replicas]
+configMapGenerator: [{{name: shop, behavior: merge, literals: [GRACE_SECONDS=soon]}}]
+{_STOPS_SOON}""",
     CONSOLE: """
 resources: [../two-replicas, ../../optional/console]
 configMapGenerator:
