@@ -157,12 +157,13 @@ class ShopDriver:
         user_id: int = 1,
         ttl_seconds: float | None = None,
         request_id: str = "",
+        buyer_limit: int = 0,
         timeout_seconds: float = 20,
     ) -> orders.Order:
-        """Create an order with (product id, quantity) lines, each at a price of 19.99 EUR."""
+        """Create an order with (product id, quantity) lines, each at a price of 19.99 EUR and with this limit."""
         request = orders.CreateOrderRequest(
             user_id=user_id,
-            items=_lines(lines),
+            items=_lines(lines, buyer_limit),
             ttl=_duration(ttl_seconds),
             request_id=request_id,
         )
@@ -310,9 +311,9 @@ def _units(units: Mapping[int, int]) -> list[orders.ItemUnits]:
     return [orders.ItemUnits(item_id=item_id, quantity=quantity) for item_id, quantity in units.items()]
 
 
-def _lines(lines: Iterable[tuple[int, int]]) -> list[orders.CreateOrderItem]:
+def _lines(lines: Iterable[tuple[int, int]], buyer_limit: int = 0) -> list[orders.CreateOrderItem]:
     return [
-        orders.CreateOrderItem(product_id=product_id, quantity=quantity, price=_price())
+        orders.CreateOrderItem(product_id=product_id, quantity=quantity, price=_price(), buyer_limit=buyer_limit)
         for product_id, quantity in lines
     ]
 

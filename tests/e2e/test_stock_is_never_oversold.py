@@ -4,7 +4,17 @@ import pytest
 
 from shop_common.errors import Refused, ShopError
 from shop_protos.order.v1 import order_pb2 as orders
-from tests.e2e.shop_driver import CONFIRMED, ShopDriver, call_concurrently, reason_counts, succeeded
+from tests.e2e.shop_driver import (
+    CANCELLED,
+    CONFIRMED,
+    PENDING,
+    PROCESSING,
+    SHIPPED,
+    ShopDriver,
+    call_concurrently,
+    reason_counts,
+    succeeded,
+)
 
 
 def test_one_of_100_concurrent_reservations_gets_the_last_unit(shop: ShopDriver) -> None:
@@ -26,6 +36,27 @@ def test_one_of_100_concurrent_orders_gets_the_last_unit(shop: ShopDriver) -> No
     assert len(succeeded(outcomes)) == 1
     assert reason_counts(outcomes) == {"INSUFFICIENT_STOCK": 99}
     shop.assert_consistent(product, stocked=1)
+
+
+def test_of_50_concurrent_orders_of_one_buyer_two_are_within_the_limit(shop: ShopDriver) -> None:
+    product = shop.stocked_product(units=100)
+
+    outcomes = call_concurrently(50, lambda _: shop.create_order((product, 1), user_id=product, buyer_limit=2))
+
+    first, second = succeeded(outcomes)
+    assert reason_counts(outcomes) == {"BUYER_LIMIT_EXCEEDED": 48}
+    shop.eventually(lambda: shop.available(product) == 98)
+    # A cancelled order makes room for the next one.
+    shop.change_status(first.id, CANCELLED)
+    third = shop.create_order((product, 1), user_id=product, buyer_limit=2)
+    # Units that have shipped count.
+    shop.change_status(second.id, CONFIRMED, PROCESSING, SHIPPED)
+    with pytest.raises(Refused) as refusal:
+        shop.create_order((product, 1), user_id=product, buyer_limit=2)
+    assert refusal.value.metadata() == {"product_id": str(product), "limit": "2", "bought": "2", "requested": "1"}
+    assert shop.order(third.id).status == PENDING
+    shop.eventually(lambda: shop.on_hand(product) == 99 and shop.available(product) == 98)
+    shop.assert_consistent(product, stocked=100)
 
 
 def test_an_order_refused_for_one_line_reserves_nothing_for_the_others(shop: ShopDriver) -> None:

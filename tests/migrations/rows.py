@@ -199,6 +199,8 @@ _ORDERS_11: Rows = {
     ]
 }
 
+_ORDERS_12: Rows = {"order_buyer_limits": [{"order_id": _ORDERS[0], "product_id": 1, "units": 2}]}
+
 _INVENTORY_12: Rows = {
     "order_effects": [
         {"order_id": str(_ORDERS[0]), "applied_version": 3, "totals": '{"1":[2,1]}', "updated_at": _MOMENT}
@@ -233,6 +235,7 @@ ROWS: dict[tuple[str, str], Rows] = {
     ("order-api", "0007"): _ORDERS_7,
     ("order-api", "0010"): _ORDERS_10,
     ("order-api", "0011"): _ORDERS_11,
+    ("order-api", "0012"): _ORDERS_12,
 }
 """(service, revision) → rows by table, in an order that foreign keys allow."""
 

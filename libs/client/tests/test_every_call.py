@@ -259,6 +259,18 @@ def test_orders_are_created_changed_and_listed(shop: Shop, product: int) -> None
     assert list(shop.list_orders(user_id=product, created_before=before)) == []
 
 
+def test_a_buyer_gets_no_more_units_than_the_limit(shop: Shop, product: int) -> None:
+    shop.add_stock(product, 10)
+    item = NewItem(product, 2, PRICE, buyer_limit=3)
+    shop.create_order(product, [item], "EUR")
+
+    with pytest.raises(errors.BuyerLimitExceeded) as refused:
+        shop.create_order(product, [item], "EUR")
+
+    error = refused.value
+    assert (error.product_id, error.limit, error.bought, error.requested) == (product, 3, 2, 2)
+
+
 def test_an_order_has_charges_a_reference_labels_locations_and_a_history(shop: Shop, product: int) -> None:
     shop.add_stock(product, 10, "WAREHOUSE_A")
     charges = [

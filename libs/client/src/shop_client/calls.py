@@ -442,6 +442,7 @@ def _new_items(items: Iterable[NewItem], currency: str) -> list[orders.CreateOrd
             quantity=item.quantity,
             price=convert.money(item.price, currency),
             location=item.location or "",
+            buyer_limit=item.buyer_limit or 0,
         )
         for item in items
     ]

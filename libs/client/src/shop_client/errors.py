@@ -25,6 +25,8 @@ ShopError
 │   ├── ShipmentsLimit                            SHIPMENTS_LIMIT
 │   ├── UnitsNotReturnable                        UNITS_NOT_RETURNABLE
 │   ├── ReturnsLimit                              RETURNS_LIMIT
+│   ├── BuyerLimitExceeded                        BUYER_LIMIT_EXCEEDED
+│   ├── BuyerOrdersLimit                          BUYER_ORDERS_LIMIT
 │   ├── ReservationExpired                        RESERVATION_EXPIRED
 │   ├── ReservationReleased                       RESERVATION_RELEASED
 │   ├── ExtensionLimit                            EXTENSION_LIMIT
@@ -268,6 +270,39 @@ class ReturnsLimit(Refused):
     """The returns of the order would have more items than they may have."""
 
     REASON = "RETURNS_LIMIT"
+
+
+class BuyerLimitExceeded(Refused):
+    """With the order, its buyer would have more units of a product than `NewItem.buyer_limit` allows."""
+
+    REASON = "BUYER_LIMIT_EXCEEDED"
+
+    @property
+    def product_id(self) -> int:
+        return self._number("product_id")
+
+    @property
+    def limit(self) -> int:
+        return self._number("limit")
+
+    @property
+    def bought(self) -> int:
+        """The units that the buyer has already."""
+        return self._number("bought")
+
+    @property
+    def requested(self) -> int:
+        return self._number("requested")
+
+
+class BuyerOrdersLimit(Refused):
+    """The order has a `buyer_limit`, and its buyer has more open orders than can be counted; see `limit`."""
+
+    REASON = "BUYER_ORDERS_LIMIT"
+
+    @property
+    def limit(self) -> int:
+        return self._number("limit")
 
 
 class ReservationExpired(Refused):

@@ -353,7 +353,8 @@ class Shop:
     ) -> Order:
         """Reserve stock for all items and create a PENDING order. Confirm it before `reserved_until`.
 
-        Concurrent calls are sent as one batch. Raises InsufficientStock.
+        Concurrent calls are sent as one batch. Raises InsufficientStock, or BuyerLimitExceeded if a line has a
+        `buyer_limit`.
         """
         order = NewOrder(
             user_id,
@@ -464,7 +465,7 @@ class Shop:
         of the order if they are not None. `currency` is that of the order; it is needed for new lines and for charges.
 
         Raises OrderNotFound, OrderItemNotFound, OrderNotChangeable, VersionMismatch, UnitsNotOpen, InsufficientStock,
-        ReservationExpired or ReservationReleased.
+        BuyerLimitExceeded, ReservationExpired or ReservationReleased.
         """
         call = calls.change_order(order_id, version, items, new_items, charges, currency, reason, request_id)
         return self._run(call, timeout_seconds)
@@ -481,7 +482,8 @@ class Shop:
     ) -> Order:
         """Take up an order again that was cancelled because its reservation expired, and confirm it.
 
-        Raises OrderNotFound, NotReinstatable, InsufficientStock, ReservationReleased or ReservationNotFound.
+        Raises OrderNotFound, NotReinstatable, InsufficientStock, BuyerLimitExceeded, ReservationReleased or
+        ReservationNotFound.
         """
         return self._run(calls.reinstate_order(order_id, reason, request_id), timeout_seconds)
 

@@ -274,15 +274,17 @@ class OrderLines:
 
 @dataclass(frozen=True, slots=True)
 class NewItem:
-    """A line of an order to create. `price` is the price of one unit, with at most nine decimals.
+    """A line of an order to create, or to add. `price` is the price of one unit, with at most nine decimals.
 
-    With a `location`, the units are reserved only there.
+    With a `location`, the units are reserved only there. With a `buyer_limit`, the order is refused if its buyer would
+    have more units of the product than that, together with all earlier orders that are not cancelled.
     """
 
     product_id: int
     quantity: int
     price: Decimal
     location: str | None = None
+    buyer_limit: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

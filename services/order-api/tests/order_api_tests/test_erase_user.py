@@ -42,7 +42,7 @@ PERSONAL = NewDetails(
 )
 ERASED_TABLES = (
     tables.orders, tables.order_items, tables.order_labels, tables.order_status_changes, tables.shipments,
-    tables.order_returns,
+    tables.order_returns, tables.order_buyer_limits,
 )  # fmt: skip
 
 

@@ -185,7 +185,7 @@ def test_concurrent_calls_reinstate_an_order_once(
 def begin(driver: OrderApiDriver, order_id: str) -> int:
     """Raise the version of the order, and end there, as a crash does."""
     (version,) = driver.database.transact(lambda tx: reinstate_order.begin(tx, [Reinstate(order_id, Status.CONFIRMED)]))
-    assert version is not None
+    assert isinstance(version, int)
     return version
 
 

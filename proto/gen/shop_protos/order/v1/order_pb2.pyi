@@ -900,12 +900,26 @@ class CreateOrderItem(_message.Message):
     QUANTITY_FIELD_NUMBER: _builtins.int
     PRICE_FIELD_NUMBER: _builtins.int
     LOCATION_FIELD_NUMBER: _builtins.int
+    BUYER_LIMIT_FIELD_NUMBER: _builtins.int
     product_id: _builtins.int
     """The product; positive."""
     quantity: _builtins.int
     """Units: 1 … 10^9."""
     location: _builtins.str
     """Reserve the units only at this location: 1–64 characters of `A-Z a-z 0-9 _ -`. Empty: at any location."""
+    buyer_limit: _builtins.int
+    """The most units of the product that the buyer may have, with this order: 0 … 10^9. 0: no limit. Otherwise the call is
+    refused with BUYER_LIMIT_EXCEEDED, however many calls run at once.
+
+    The buyer has the units of the product in all orders of the user_id that are not CANCELLED, also in those without a
+    limit. Units that were cancelled or returned do not count, and units that were shipped do. Of the SHIPPED and of the
+    DELIVERED orders, the newest 500 each count. A PENDING order counts until it is cancelled, which is shortly after its
+    `reserved_until`. Orders that EraseUser has erased do not count.
+
+    The limit is checked when this order is created, again when it is reinstated, and when ChangeOrder gives it more units
+    of the product. A new line of ChangeOrder may have a limit too. Other orders are not checked, so set the limit in each
+    order of the product. If several lines of the product have a limit, the lowest one counts.
+    """
     @_builtins.property
     def price(self) -> _money_pb2.Money:
         """The price of one unit: at least 0, with an ISO 4217 currency code of three capital letters. Required."""
@@ -917,10 +931,11 @@ class CreateOrderItem(_message.Message):
         quantity: _builtins.int = ...,
         price: _money_pb2.Money | None = ...,
         location: _builtins.str = ...,
+        buyer_limit: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["price", b"price"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["location", b"location", "price", b"price", "product_id", b"product_id", "quantity", b"quantity"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["buyer_limit", b"buyer_limit", "location", b"location", "price", b"price", "product_id", b"product_id", "quantity", b"quantity"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

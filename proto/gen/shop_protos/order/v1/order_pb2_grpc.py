@@ -179,6 +179,11 @@ class OrderServiceServicer:
         reservations, allocations): the stock is spread over too many locations; see ReserveStock.
         RESERVATION_EXPIRED (metadata: order_id): an earlier call with this request_id reserved the
         stock but did not create the order, and its reservation has ended. Use a new request_id.
+        BUYER_LIMIT_EXCEEDED (metadata: product_id, limit, bought, requested): the buyer would have
+        more units of the product than a `buyer_limit` allows. To order again later, use a new
+        request_id.
+        BUYER_ORDERS_LIMIT (metadata: limit): only with a `buyer_limit`; the buyer has more open
+        orders than can be counted.
         INVALID_ARGUMENT    REQUEST_ID_REUSED.
         UNAVAILABLE         INVENTORY_UNAVAILABLE: inventory-api did not respond in time.
         Emits ORDER_CREATED.
@@ -306,6 +311,10 @@ class OrderServiceServicer:
         are neither shipped nor cancelled.
         INSUFFICIENT_STOCK, LOCATIONS_LIMIT, RESERVATIONS_LIMIT: as for CreateOrder, about the new
         units.
+        BUYER_LIMIT_EXCEEDED, BUYER_ORDERS_LIMIT: as for CreateOrder, about products of which the
+        change adds units and the order or the request has a `buyer_limit`. `bought` contains the
+        units that the order has already. If another call has used up the limit meanwhile, the order
+        has a new version but the same lines.
         RESERVATION_EXPIRED, RESERVATION_RELEASED (metadata: order_id): the stock of the order is
         lost, and the order will be cancelled.
         ABORTED             VERSION_MISMATCH (metadata: id, expected, actual): the order has changed since the caller read
@@ -355,6 +364,8 @@ class OrderServiceServicer:
         order cannot be reinstated any more.
         RESERVATION_EXPIRED (metadata: order_id): inventory-api is of a release that cannot reserve
         expired units again.
+        BUYER_LIMIT_EXCEEDED, BUYER_ORDERS_LIMIT: as for CreateOrder; the order was created with a
+        `buyer_limit`. Another call may succeed later.
         INVALID_ARGUMENT    REQUEST_ID_REUSED.
         ABORTED             CONTENTION: another call reinstates or cancels the order. Read it, then try again.
         UNAVAILABLE         INVENTORY_UNAVAILABLE: the order is CANCELLED, but its units may be reserved. A repeat

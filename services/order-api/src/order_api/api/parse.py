@@ -155,7 +155,8 @@ def _lines(check: Fields, field: str, requested: Sequence[pb.CreateOrderItem], c
         if money.is_currency(currency) and item.price.currency_code != currency:
             at.violate("price.currency_code", f"must be the same for all items of an order: {currency}")
         location = at.location("location", item.location) if item.location else ""
-        items.append(NewItem(product_id, quantity, price, location))
+        buyer_limit = at.between("buyer_limit", item.buyer_limit, 0, LINE_QUANTITY_MAX) if item.buyer_limit else 0
+        items.append(NewItem(product_id, quantity, price, location, buyer_limit))
     return tuple(items)
 
 

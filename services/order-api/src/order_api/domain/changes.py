@@ -10,6 +10,7 @@ from decimal import Decimal
 from typing import Self
 
 from order_api.domain import units
+from order_api.domain.buyer_limits import Purchase
 from order_api.domain.commands import ChangeLines
 from order_api.domain.errors import OrderItemNotFound, OrderNotChangeable, UnitsNotOpen, VersionMismatch
 from order_api.domain.model import (
@@ -49,7 +50,8 @@ class BegunChange:
     """A change that has begun. `change_id` is None if inventory-api need not be called.
 
     Otherwise `version` is the one that the order gets by the change, `added` are the units to reserve, and `ordered`
-    are the units that the order has ordered before the change, by product.
+    are the units that the order has ordered before the change, by product. `purchase` is None if no added unit has a
+    limit per buyer.
     """
 
     change_id: str | None = None
@@ -57,6 +59,7 @@ class BegunChange:
     is_confirmed: bool = False
     added: tuple[AddedUnits, ...] = ()
     ordered: Mapping[int, int] | None = None
+    purchase: Purchase | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,6 +148,14 @@ def _total(order: Order, new_items: tuple[NewItem, ...]) -> Decimal | ShopError:
 def signed(charge: Charge) -> tuple[Decimal, int]:
     """Return the amount of a charge, and the factor with which it counts in the total."""
     return charge.amount, -1 if charge.kind is ChargeKind.DISCOUNT else 1
+
+
+def added_units(change: Change) -> dict[int, int]:
+    """Return the units of each product that the change adds."""
+    total: dict[int, int] = {}
+    for each in change.added:
+        total[each.product_id] = total.get(each.product_id, 0) + each.quantity
+    return total
 
 
 def with_new_items(order: Order, added: tuple[OrderItem, ...]) -> Order:

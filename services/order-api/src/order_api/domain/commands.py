@@ -1,6 +1,6 @@
 """The commands about orders: parsed and validated requests."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from decimal import Decimal
@@ -59,19 +59,27 @@ class NewOrder(Command):
     def key(self) -> OrderKey:
         return OrderKey(self.tenant, self.id)
 
+    @property
+    def buyer_limits(self) -> dict[int, int]:
+        """The most units of each product that the buyer may have. Products without a limit are missing."""
+        return _buyer_limits(self.items)
+
     def claim(self) -> Claim | None:
         if self.request_id is None:
             return None
         lines = [_line(item, str(item.price)) for item in self.items]
         # Fields that are not set must not change the fingerprint: an earlier release stored it without these fields.
         details = () if self.details == NO_DETAILS else self.details.content()
-        content = fingerprint(self.user_id, self.currency, lines, self.ttl_seconds, *details)
+        limits = sorted(self.buyer_limits.items())
+        content = fingerprint(
+            self.user_id, self.currency, lines, self.ttl_seconds, *details, *((limits,) if limits else ())
+        )
         return Claim(CREATE_METHOD, str(self.user_id), self.request_id, content, (self.id,), tenant=self.tenant)
 
     def is_what_made(self, order: Order) -> bool:
         """Return whether this request has the same content as the one that created the order with its id.
 
-        The ttl is not compared, because an order does not store it.
+        The ttl and the limits are not compared, because they are no part of an order.
         """
         stored = [_line(item, item.price) for item in order.items]
         requested = [_line(item, item.price) for item in self.items]
@@ -87,6 +95,14 @@ class NewOrder(Command):
 def _line(item: NewItem | OrderItem, price: object) -> tuple[object, ...]:
     line = (item.product_id, item.quantity, price)
     return (*line, item.location) if item.location else line
+
+
+def _buyer_limits(items: Iterable[NewItem]) -> dict[int, int]:
+    limits: dict[int, int] = {}
+    for item in items:
+        if item.buyer_limit:
+            limits[item.product_id] = min(item.buyer_limit, limits.get(item.product_id, item.buyer_limit))
+    return limits
 
 
 def new_order(
@@ -254,11 +270,20 @@ class ChangeLines(OrderCommand):
     def claim(self) -> Claim | None:
         return self._claim(CHANGE_ORDER_METHOD, self.content())
 
+    @property
+    def buyer_limits(self) -> dict[int, int]:
+        """The most units of the products of new lines that the buyer may have. Products without a limit are missing."""
+        return _buyer_limits(self.new_items)
+
     def content(self) -> str:
         """Return a digest of what the change does."""
         lines = [_line(item, str(item.price)) for item in self.new_items]
         charges = None if self.charges is None else NewDetails(self.charges).content()
-        return fingerprint(self.version, self.quantities, lines, charges, self.currency, self.reason)
+        # A change without limits must have the digest of the release before limits.
+        limits = sorted(self.buyer_limits.items())
+        return fingerprint(
+            self.version, self.quantities, lines, charges, self.currency, self.reason, *((limits,) if limits else ())
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,6 +17,8 @@ ShopError
     ├── ShipmentsLimit
     ├── UnitsNotReturnable
     ├── ReturnsLimit
+    ├── BuyerLimitExceeded
+    ├── BuyerOrdersLimit
     ├── ReservationExpired      (when an order is created; a confirmation gets this reason from inventory-api)
     └── ReservationReleased     (when an order is confirmed)
 """
@@ -24,7 +26,7 @@ ShopError
 from collections.abc import Sequence
 from typing import ClassVar
 
-from order_api.domain.model import LEGAL_CHANGES, RETURN_ITEMS_MAX, SHIPMENTS_MAX, Status
+from order_api.domain.model import COUNTED_ORDERS_MAX, LEGAL_CHANGES, RETURN_ITEMS_MAX, SHIPMENTS_MAX, Status
 from shop_common.errors import Conflict, NotFound, NotSupported, Refused
 
 
@@ -185,6 +187,36 @@ class ReturnsLimit(Refused):
 
     def metadata(self) -> dict[str, str]:
         return self._metadata
+
+
+class BuyerLimitExceeded(Refused):
+    """With the order, its buyer would have more units of a product than the order's limit allows."""
+
+    reason: ClassVar[str] = "BUYER_LIMIT_EXCEEDED"
+
+    def __init__(self, product_id: int, limit: int, bought: int, requested: int) -> None:
+        super().__init__(
+            f"a buyer may have {limit} units of product {product_id}: "
+            f"this one has {bought} already, and {requested} were requested"
+        )
+        self._metadata = {
+            "product_id": str(product_id), "limit": str(limit), "bought": str(bought), "requested": str(requested),
+        }  # fmt: skip
+
+    def metadata(self) -> dict[str, str]:
+        return self._metadata
+
+
+class BuyerOrdersLimit(Refused):
+    """The order has a limit per buyer, and its buyer has more open orders than are counted for it."""
+
+    reason: ClassVar[str] = "BUYER_ORDERS_LIMIT"
+
+    def __init__(self) -> None:
+        super().__init__(f"the buyer has more than {COUNTED_ORDERS_MAX} open orders, too many to count their units")
+
+    def metadata(self) -> dict[str, str]:
+        return {"limit": str(COUNTED_ORDERS_MAX)}
 
 
 class ReservationExpired(Refused):

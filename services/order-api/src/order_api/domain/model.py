@@ -19,6 +19,10 @@ SHIPMENTS_MAX = 100
 RETURN_ITEMS_MAX = 500
 """The maximum number of items in all returns of an order. It bounds the events, which have the sums of all returns."""
 
+COUNTED_ORDERS_MAX = 500
+"""The maximum number of open orders of a buyer whose units can be counted for a limit per buyer. Of the SHIPPED and of
+the DELIVERED orders, the newest ones of this number each count."""
+
 CHARGES_MAX = 16
 LABELS_MAX = 16
 """The maximum number of charges and of labels of an order."""
@@ -169,12 +173,16 @@ class Order:
 
 @dataclass(frozen=True, slots=True)
 class NewItem:
-    """A line of an order to create. `price` is per unit. With a `location`, the stock comes only from there."""
+    """A line of an order to create. `price` is per unit. With a `location`, the stock comes only from there.
+
+    `buyer_limit` is the most units of the product that the buyer may have, or 0 if there is no limit.
+    """
 
     product_id: int
     quantity: int
     price: Decimal
     location: str = ""
+    buyer_limit: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,6 +17,8 @@ is open during the call. The state after an interruption or a disorder:
                                       intent, and its event releases them
     order changed, no response        a repeat with the same request_id returns the order; another one is refused,
                                       because the version is not the one that it has read
+    units reserved, but the limits    the change ends with an event, which releases the new units
+    per buyer are now exceeded
     the call is refused               the intent is deleted. If an earlier call for it may still reserve the units, the
                                       intent ends with an event instead
     order cancelled or shipped        the event of the new status releases all units that the order does not keep;
@@ -36,14 +38,16 @@ from functools import partial
 from sqlalchemy import Connection
 from uuid_utils import uuid7
 
+from order_api.domain import buyer_limits as limits
 from order_api.domain import changes
+from order_api.domain.buyer_limits import Bought, Purchase
 from order_api.domain.changes import BegunChange, Change, ChangeResult
 from order_api.domain.commands import CHANGE_ORDER_METHOD, ChangeLines
 from order_api.domain.errors import OrderNotFound, VersionMismatch
 from order_api.domain.model import CANCELLABLE, LINES_MAX, Order, OrderKey, Status, quantities
 from order_api.inventory import Inventory
 from order_api.operations.stock_calls import StockCalls
-from order_api.store import intents, orders, tables
+from order_api.store import buyer_limits, intents, orders, tables
 from order_api.store.intents import Intent
 from order_api.store.orders import Locked
 from shop_common.batching.coalescers import Audit, Coalescers, Sizes
@@ -93,9 +97,10 @@ class OrderChange:
     def change(self, command: ChangeLines, *, deadline: float) -> Order:
         """Change the order and return it.
 
-        Raises OrderNotFound, OrderItemNotFound, OrderNotChangeable, VersionMismatch, UnitsNotOpen, InvalidInput,
-        Contention, RequestIdReused and the refusals of inventory-api: then the order is unchanged. Raises QueueFull if
-        a transaction or the call did not start in time. Then a repeat continues.
+        Raises OrderNotFound, OrderItemNotFound, OrderNotChangeable, VersionMismatch, UnitsNotOpen, BuyerLimitExceeded,
+        BuyerOrdersLimit, InvalidInput, Contention, RequestIdReused and the refusals of inventory-api: then the lines of
+        the order are unchanged. Raises QueueFull if a transaction or the call did not start in time. Then a repeat
+        continues.
         """
         begun = self._begin.submit(command, deadline=deadline)
         refusal = None if begun.change_id is None else self._call(command, begun, deadline)
@@ -119,13 +124,15 @@ class OrderChange:
 def begin(tx: Connection, commands: Sequence[ChangeLines]) -> list[BegunChange | ShopError]:
     """Store an intent for each command that needs more stock, or continue the intent of an earlier equal command.
 
-    Returns one outcome per command, in order: the call to make, or the refusal. A repeat of a finished call needs no
-    call. Emits nothing, except ORDER_CHANGED for another intent that was never ended.
+    Returns one outcome per command, in order: the call to make, or the refusal. Refuses with BuyerLimitExceeded and
+    BuyerOrdersLimit, as `finish` would, before any unit is reserved. A repeat of a finished call
+    needs no call. Emits nothing, except ORDER_CHANGED for another intent that was never ended.
     """
     repeats = tables.idempotency_keys.are_repeats(tx, [command.claim() for command in commands])
     new = [command.order_key for command, is_repeat in zip(commands, repeats, strict=True) if not is_repeat]
     locked = orders.lock(tx, new)
     present = intents.of(tx, locked.orders)
+    wanted = _Wanted(tx, locked, commands)
     begun: dict[OrderKey, Intent] = {}
     ended: set[OrderKey] = set()
     outcomes: list[BegunChange | ShopError] = []
@@ -144,6 +151,9 @@ def begin(tx: Connection, commands: Sequence[ChangeLines]) -> list[BegunChange |
         if not change.added:
             outcomes.append(BegunChange())
             continue
+        if order.key in ended:
+            outcomes.append(Contention(f"another call changes order {order.id}; read it, then try again"))
+            continue
         intent = _intent(order, command, present.get(order.key), locked)
         if intent is None:
             if _is_stale(present[order.key], locked):
@@ -154,6 +164,13 @@ def begin(tx: Connection, commands: Sequence[ChangeLines]) -> list[BegunChange |
             else:
                 outcomes.append(Contention(f"another call changes order {order.id}; read it, then try again"))
             continue
+        earlier = present.get(order.key)
+        purchase = wanted.purchase(order, change, command)
+        refusal = None if purchase is None else wanted.bought.refusal(purchase)
+        # The units may be reserved if an earlier call has begun this intent. Then `finish` refuses and releases them.
+        if refusal is not None and (earlier is None or earlier.change_id != intent.change_id):
+            outcomes.append(refusal)
+            continue
         present[order.key] = begun[order.key] = intent
         outcomes.append(
             BegunChange(
@@ -162,12 +179,34 @@ def begin(tx: Connection, commands: Sequence[ChangeLines]) -> list[BegunChange |
                 order.status is not Status.PENDING,
                 change.added,
                 quantities(order.items),
+                purchase,
             )
         )
     locked.save(tx)
     intents.remove(tx, ended - begun.keys())
     intents.replace(tx, list(begun.values()))
     return outcomes
+
+
+class _Wanted:
+    """What buyers want by changes of locked orders, and have. Runs one statement if no order has a limit per buyer."""
+
+    def __init__(self, tx: Connection, locked: Locked, commands: Sequence[ChangeLines]) -> None:
+        self._limits = buyer_limits.of(tx, locked.orders)
+        purchases = []
+        for command in commands:
+            order = locked.orders.get(command.order_key)
+            if order is not None and (order.key in self._limits or command.buyer_limits):
+                change = changes.decide(order, command)
+                if isinstance(change, Change) and (purchase := self.purchase(order, change, command)):
+                    purchases.append(purchase)
+        # Without a lock: it is checked again before the change is stored.
+        self.bought = buyer_limits.bought(tx, purchases) if purchases else Bought({})
+
+    def purchase(self, order: Order, change: Change, command: ChangeLines) -> Purchase | None:
+        """Return what the change adds, or None if none of it has a limit."""
+        lowest = limits.lowest(self._limits.get(order.key, {}), command.buyer_limits)
+        return limits.of_changed(order, changes.added_units(change), lowest) if lowest else None
 
 
 def _intent(order: Order, command: ChangeLines, present: Intent | None, locked: Locked) -> Intent | None:
@@ -191,18 +230,26 @@ def finish(
 ) -> list[Order | ShopError]:
     """Change the orders for which inventory-api has reserved the new units, and end the intents.
 
-    Returns one outcome per result, in order. The outcome of a repeated request_id is the order as it is now. Emits
-    ORDER_CHANGED, or ORDER_CANCELLED or ORDER_SHIPPED if no unit is open any more.
+    Returns one outcome per result, in order. The outcome of a repeated request_id is the order as it is now. Refuses
+    with BuyerLimitExceeded and BuyerOrdersLimit. Emits ORDER_CHANGED, or ORDER_CANCELLED or ORDER_SHIPPED if no unit is
+    open any more.
 
     With `audit_log`, writes a row there for each change that is refused and yet raises the version of its order.
     """
     commands = [result.command for result in results]
+    # The order still has the version of `begun` if it is changed. So the purchase is still right.
+    purchases = [each.begun.purchase for each in results if each.begun.purchase and each.refusal is None]
+    bought = Bought({})
+    if purchases:
+        # This lock comes before those of request_ids and of orders; see its sequence there.
+        buyer_limits.lock(tx, purchases)
+        bought = buyer_limits.bought(tx, purchases)
     claimed = tables.idempotency_keys.claim(tx, results, [command.claim() for command in commands])
     replayed = orders.get(tx, [OrderKey(claim.tenant, claim.resources[0]) for claim in claimed.replays])
     outcomes: list[Order | ShopError] = []
     if claimed.new:
         locked = orders.lock(tx, (result.command.order_key for result in claimed.new))
-        finishing = _Finishing(tx, locked, intents.of(tx, locked.orders))
+        finishing = _Finishing(tx, locked, intents.of(tx, locked.orders), bought)
         outcomes = [finishing.outcome(result) for result in claimed.new]
         locked.save(tx)
         intents.remove(tx, finishing.ended)
@@ -220,10 +267,11 @@ def finish(
 class _Finishing:
     """Decides changes one after another, each on the order that the one before has left."""
 
-    def __init__(self, tx: Connection, locked: Locked, present: dict[OrderKey, Intent]) -> None:
+    def __init__(self, tx: Connection, locked: Locked, present: dict[OrderKey, Intent], bought: Bought) -> None:
         self._tx = tx
         self._locked = locked
         self._present = present
+        self._bought = bought
         self.ended: list[OrderKey] = []
         self.given_up: list[ChangeLines] = []
 
@@ -245,8 +293,7 @@ class _Finishing:
             # Another call has ended the intent, or has changed the order after we began.
             return Contention(f"another call changes order {order.id}; read it, then try again")
         if result.refusal is None:
-            self._end(order.key)
-            return self._save(change, command)
+            return self._finish(order, change, command, result.begun.purchase)
         if isinstance(result.refusal, Refused | NotFound):
             if intent.is_uncertain:
                 self._give_up(order, command)
@@ -254,6 +301,20 @@ class _Finishing:
                 self._end(order.key)
         # Otherwise the outcome of the call is unknown. The intent stays, and a repeat continues.
         return result.refusal
+
+    def _finish(
+        self, order: Order, change: Change, command: ChangeLines, purchase: Purchase | None
+    ) -> Order | ShopError:
+        if purchase is not None:
+            refusal = self._bought.take(purchase)
+            if refusal is not None:
+                self._give_up(order, command)  # inventory-api has reserved the units: the event releases them
+                return refusal
+            # The order keeps the limits of the new lines, for later changes and for a reinstatement.
+            given = {product_id: purchase.limits[product_id] for product_id in command.buyer_limits}
+            buyer_limits.replace(self._tx, order.key, given)
+        self._end(order.key)
+        return self._save(change, command)
 
     def _save(self, change: Change, command: ChangeLines) -> Order:
         added = orders.add_lines(self._tx, change.order.key, change.new_items)

@@ -7,17 +7,20 @@ after an interruption:
     stock reserved, order not stored the reservation expires. A repeat with the same request_id gets the same
                                      reservation and stores the order; after the reservation has ended, a call with this
                                      request_id fails with RESERVATION_EXPIRED
+    limit per buyer exceeded, stock  the reservation expires; a repeat is refused again, or stores the order if other
+    not released                     orders of the buyer were cancelled
     order stored, no response        a repeat with the same request_id returns the order
 """
 
 from collections.abc import Sequence
 from typing import TypeVar
 
+from order_api.domain import buyer_limits as limits
 from order_api.domain.commands import CREATE_METHOD, NewOrder, ReservedOrder
-from order_api.domain.errors import ReservationExpired
+from order_api.domain.errors import BuyerLimitExceeded, BuyerOrdersLimit, ReservationExpired
 from order_api.domain.model import Order, OrderKey, OrderReservation, quantities
 from order_api.inventory import Inventory, InventoryUnavailable
-from order_api.store import orders
+from order_api.store import buyer_limits, orders
 from shop_common.batching.coalescer import Coalescer, Limits
 from shop_common.batching.coalescers import Audit, Coalescers
 from shop_common.db import row_security
@@ -58,7 +61,8 @@ class OrderCreation:
     def create(self, order: NewOrder, *, deadline: float) -> Order:
         """Return the stored order. This call stores it, or an earlier call with the same request_id has stored it.
 
-        Raises the refusals of inventory-api, ReservationExpired and RequestIdReused. Emits ORDER_CREATED.
+        Raises the refusals of inventory-api, ReservationExpired, BuyerLimitExceeded, BuyerOrdersLimit and
+        RequestIdReused. Emits ORDER_CREATED.
         """
         (outcome,) = self.create_many([order], deadline=deadline)
         if isinstance(outcome, ShopError):
@@ -95,21 +99,24 @@ class OrderCreation:
             raise
         for each, outcome in zip(reserved, outcomes, strict=True):
             if isinstance(outcome, ShopError) and _rolled_back(outcome):
-                self._release(each)
+                self._release(each, outcome)
         return outcomes
 
-    def _release(self, reserved: ReservedOrder) -> None:
+    def _release(self, reserved: ReservedOrder, outcome: ShopError | None = None) -> None:
         """Release the stock of an order that was not stored early; the reservation would expire anyway.
 
-        Another call with the same request_id may use the same reservation, so that of an order with one is kept.
+        Another call with the same request_id may use the same reservation, so that of an order with one is kept. That
+        of an order above a limit per buyer is always released: many calls of one buyer at once, of which the limit
+        allows one, would otherwise keep the stock from other buyers until the reservations expire.
         """
-        if reserved.order.request_id is None:
+        if reserved.order.request_id is None or isinstance(outcome, BuyerLimitExceeded | BuyerOrdersLimit):
             self._stock.release_soon(reserved)
 
     def _reserve_all(self, orders_: Sequence[NewOrder]) -> list[ReservedOrder | Order | ShopError]:
         """Return one outcome per order: the reserved order, the order that is already stored, or the refusal."""
         outcomes: dict[OrderKey, ReservedOrder | Order | ShopError] = {}
         outcomes.update(self._earlier([order for order in orders_ if order.request_id is not None]))
+        outcomes.update(self._over_limit([order for order in orders_ if order.key not in outcomes]))
         new = [order for order in orders_ if order.key not in outcomes]
         ended = []
         for order, reservation in zip(new, self._call(new), strict=True):
@@ -129,6 +136,17 @@ class OrderCreation:
             return self._stock.reserve(new) if new else ()
         except ShopError as error:  # the outcome of these orders, but not of the repeats in the batch
             return [error] * len(new)
+
+    def _over_limit(self, new: Sequence[NewOrder]) -> dict[OrderKey, ShopError]:
+        """Return, by key, the refusals of orders that exceed a limit per buyer even if no other one is stored.
+
+        The stock of these orders need not be reserved. `orders.insert` decides the others under a lock.
+        """
+        purchases = [purchase for order in new if (purchase := limits.of_new(order))]
+        if not purchases:
+            return {}
+        bought = self._database.query(lambda tx: buyer_limits.bought(tx, purchases), row_security.of(new))
+        return {each.order: refusal for each in purchases if (refusal := bought.refusal(each))}
 
     def _earlier(self, orders_: Sequence[NewOrder]) -> dict[OrderKey, Order | ShopError]:
         if not orders_:

@@ -10,25 +10,29 @@ disorder:
     version raised, no call           the order is CANCELLED, and nothing is reserved for it; a repeat begins again
     stock confirmed, order CANCELLED  a repeat finds the stock confirmed and finishes; otherwise ReconcileOrders
                                       releases the stock, and the order stays CANCELLED
+    stock confirmed, and the limits   the order is cancelled once more: the event releases the stock. A repeat may
+    per buyer are now exceeded        succeed later
     order confirmed, no response      a repeat returns the order
     a late ORDER_CANCELLED            inventory-api ignores it, because its version is lower
     a late call of an earlier attempt inventory-api refuses it, because its version is lower
     a late ReconcileOrders            inventory-api ignores it, because it has the version that was read
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from functools import partial
 
 from sqlalchemy import Connection
 
+from order_api.domain import buyer_limits as limits
 from order_api.domain import transitions
+from order_api.domain.buyer_limits import Purchase
 from order_api.domain.commands import REINSTATE_METHOD, Reinstate
-from order_api.domain.model import LINES_MAX, Order
-from order_api.domain.transitions import ReinstatementResult
+from order_api.domain.model import LINES_MAX, Order, OrderKey, Status
+from order_api.domain.transitions import ReinstatementResult, Transition
 from order_api.inventory import Inventory
 from order_api.operations.change_status import apply
 from order_api.operations.stock_calls import StockCalls
-from order_api.store import orders, tables
+from order_api.store import buyer_limits, orders, tables
 from shop_common.batching.coalescers import Audit, Coalescers, Sizes
 from shop_common.db.audit import AuditLog
 from shop_common.errors import QueueFull, ShopError
@@ -63,9 +67,9 @@ class Reinstatement:
     def reinstate(self, command: Reinstate, *, deadline: float) -> Order:
         """Reserve the units of the order again, confirm the order, and return it.
 
-        Raises OrderNotFound, NotReinstatable, Contention and the refusals of inventory-api. Raises QueueFull if a
-        transaction or the call did not start in time. Then the order is CANCELLED, but inventory-api may have confirmed
-        its stock. A repeat finishes.
+        Raises OrderNotFound, NotReinstatable, BuyerLimitExceeded, BuyerOrdersLimit, Contention and the refusals of
+        inventory-api. Raises QueueFull if a transaction or the call did not start in time. Then the order is CANCELLED,
+        but inventory-api may have confirmed its stock. A repeat finishes.
         """
         version = self._begin.submit(command, deadline=deadline)
         answer = None if version is None else self._call(command, version, deadline)
@@ -84,21 +88,24 @@ class Reinstatement:
         )
 
 
-def begin(tx: Connection, commands: Sequence[Reinstate]) -> list[int | None]:
+def begin(tx: Connection, commands: Sequence[Reinstate]) -> list[int | ShopError | None]:
     """Raise the version of each order that can be reinstated.
 
     Returns, for each command, the version with which to call inventory-api, or None if it must not be called: the order
-    cannot be reinstated, or the command is a repeat. Emits nothing.
+    cannot be reinstated, or the command is a repeat. Refuses with BuyerLimitExceeded and BuyerOrdersLimit, as `finish`
+    would. Emits nothing.
     """
     repeats = tables.idempotency_keys.are_repeats(tx, [command.claim() for command in commands])
     new = [command.order_key for command, is_repeat in zip(commands, repeats, strict=True) if not is_repeat]
     locked = orders.lock(tx, new)
-    # Concurrent commands for one order share a version, so none of them makes the others fail.
-    raised = {
-        order.key: locked.raise_version(order.key).version
-        for order in list(locked.orders.values())
-        if transitions.is_reinstatable(order)
-    }
+    reinstatable = [order for order in locked.orders.values() if transitions.is_reinstatable(order)]
+    purchases = _purchases(tx, reinstatable)
+    bought = buyer_limits.bought(tx, list(purchases.values())) if purchases else None
+    raised: dict[OrderKey, int | ShopError] = {}
+    for order in reinstatable:
+        refusal = bought.refusal(purchases[order.key]) if bought and order.key in purchases else None
+        # Concurrent commands for one order share a version, so none of them makes the others fail.
+        raised[order.key] = refusal or locked.raise_version(order.key).version
     locked.save(tx)
     return [
         None if is_repeat else raised.get(command.order_key)
@@ -112,6 +119,29 @@ def finish(
     """Confirm the orders whose units inventory-api has reserved again.
 
     Returns one outcome per result, in order. May be repeated. Emits ORDER_CONFIRMED, or ORDER_CANCELLED if some units
-    were released and the others are confirmed.
+    were released and the others are confirmed, or if the units exceed a limit per buyer.
     """
-    return apply(tx, results, [result.command for result in results], transitions.reinstate, audit_log)
+    confirmed = [result.command.order_key for result in results if isinstance(result.answer, Mapping)]
+    # Read the orders without a lock. The answers are used only if the orders still have the versions of `begin`.
+    purchases = _purchases(tx, orders.load(tx, confirmed).values())
+    if not purchases:
+        return apply(tx, results, [result.command for result in results], transitions.reinstate, audit_log)
+    # This lock comes before those of request_ids and of orders; see its sequence there.
+    buyer_limits.lock(tx, purchases.values())
+    bought = buyer_limits.bought(tx, list(purchases.values()))
+
+    def decide(order: Order | None, result: ReinstatementResult) -> Transition:
+        transition = transitions.reinstate(order, result)
+        if order is None or transition.status is not Status.CONFIRMED or order.key not in purchases:
+            return transition
+        refusal = bought.take(purchases[order.key])
+        # The same reason as before: the order can still be reinstated.
+        return transition if refusal is None else Transition(Status.CANCELLED, order.status_reason, refusal)
+
+    return apply(tx, results, [result.command for result in results], decide, audit_log)
+
+
+def _purchases(tx: Connection, cancelled: Collection[Order]) -> dict[OrderKey, Purchase]:
+    """Return the purchases of the orders that were created with a limit per buyer, by key."""
+    limited = buyer_limits.of(tx, [order.key for order in cancelled])
+    return {order.key: limits.of_cancelled(order, limited[order.key]) for order in cancelled if order.key in limited}

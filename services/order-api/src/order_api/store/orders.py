@@ -19,7 +19,9 @@ from sqlalchemy import (
 )
 from sqlalchemy.types import TypeEngine
 
+from order_api.domain import buyer_limits as limits
 from order_api.domain import events
+from order_api.domain.buyer_limits import Purchase
 from order_api.domain.commands import NewOrder, ReservedOrder
 from order_api.domain.errors import OrderNotFound
 from order_api.domain.model import (
@@ -34,8 +36,8 @@ from order_api.domain.model import (
     VersionedStatus,
     history,
 )
+from order_api.store import buyer_limits, returns, shipments, tables
 from order_api.store import history as status_changes
-from order_api.store import returns, shipments, tables
 from order_api.store.details import charges_of, labels_of, packed_charges, packed_labels
 from shop_common.db.idempotency import RequestIdReused
 from shop_common.db.sql import Amount, Id, Statement, Timestamp, count_by, insert_into, join_rows, now
@@ -54,6 +56,7 @@ def insert(tx: Connection, reserved: Sequence[ReservedOrder]) -> list[Order | Sh
 
     An order whose id is already stored is a repeat, even if its request_id was purged. The outcome is then the current
     order, or RequestIdReused if the earlier call had other content. A batch contains an order's key at most once.
+    Refuses orders that exceed a limit per buyer, with BuyerLimitExceeded or BuyerOrdersLimit.
 
     Emits ORDER_CREATED.
     """
@@ -63,8 +66,23 @@ def insert(tx: Connection, reserved: Sequence[ReservedOrder]) -> list[Order | Sh
 
 
 def _insert(tx: Connection, reserved: Sequence[ReservedOrder]) -> list[Order | ShopError]:
-    if not reserved:
-        return []
+    limited = {each.key: purchase for each in reserved if (purchase := limits.of_new(each.order))}
+    outcomes: dict[OrderKey, Order | ShopError] = {}
+    if limited:
+        purchases = list(limited.values())
+        buyer_limits.lock(tx, purchases)
+        bought = buyer_limits.bought(tx, purchases)
+        outcomes.update((each.order, refusal) for each in purchases if (refusal := bought.take(each)))
+    allowed = [each for each in reserved if each.key not in outcomes]
+    if allowed:
+        outcomes.update(_insert_allowed(tx, allowed, limited))
+    return [outcomes[each.key] for each in reserved]
+
+
+def _insert_allowed(
+    tx: Connection, reserved: Sequence[ReservedOrder], limited: Mapping[OrderKey, Purchase]
+) -> dict[OrderKey, Order | ShopError]:
+    """Return one outcome per order, by key. `limited` are the purchases of the orders with limits, by key."""
     created_at = now(tx)
     by_key = {each.key: each for each in reserved}
     # No need to sort: two transactions with the same order id have the same request_id, so one of them has already
@@ -84,11 +102,13 @@ def _insert(tx: Connection, reserved: Sequence[ReservedOrder]) -> list[Order | S
         tables.outbox.append(tx, messages)
         if labels := [row for order in created for row in _label_rows(order)]:
             _insert_labels(tx, labels)
+        if limited:
+            buyer_limits.insert(tx, [limited[key] for key in added if key in limited])
     if len(made) < len(reserved):
         # The other orders were stored before, but their keys were purged. So compare with the stored orders.
         for order in load(tx, by_key.keys() - made.keys()).values():
             made[order.key] = _settled(by_key[order.key].order, order, None)
-    return [made[each.key] for each in reserved]
+    return made
 
 
 def find_earlier(tx: Connection, new: Collection[NewOrder]) -> dict[OrderKey, Order | ShopError]:

@@ -185,6 +185,18 @@ order_labels = Table(
     Index("ix_order_labels_user_label", "tenant", "user_id", "name", "value", "created_at", "order_id"),
 )
 
+order_buyer_limits = Table(
+    "order_buyer_limits",
+    metadata,
+    # The limits per buyer that an order was created with, to check them again if the order is reinstated.
+    Column("order_id", Id, primary_key=True),
+    Column("product_id", BigInteger, primary_key=True, autoincrement=False),
+    Column("tenant", Text, nullable=False, server_default=tenant.DEFAULT),
+    Column("units", BigInteger, nullable=False),
+    ForeignKeyConstraint(["tenant", "order_id"], [orders.c.tenant, orders.c.id]),
+    CheckConstraint("units > 0", name="units_positive"),
+)
+
 api_keys = Table(
     "api_keys",
     metadata,
