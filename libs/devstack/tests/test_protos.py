@@ -91,7 +91,7 @@ def test_lint_names_a_field_without_a_comment(copy: Path) -> None:
 
 
 def test_breaking_names_a_field_that_is_gone(copy: Path) -> None:
-    _replace(copy / INVENTORY, "int64 available_quantity = 6;", "int64 free_quantity = 10;")
+    _replace(copy / INVENTORY, "int64 available_quantity = 6;", "int64 free_quantity = 90;")
 
     with pytest.raises(protos.ToolRefused, match=r'"6" with name "available_quantity"'):
         protos.breaking(copy)
