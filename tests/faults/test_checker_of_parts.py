@@ -113,7 +113,7 @@ def with_changed_event(index: int, another: Event) -> Callable[[History], Histor
     return change
 
 
-def test_a_correct_history_passes() -> None:
+def test_a_correct_history_of_parts_passes() -> None:
     assert check(correct()) == []
 
 

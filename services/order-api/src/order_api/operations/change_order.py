@@ -104,7 +104,6 @@ class OrderChange:
         """
         begun = self._begin.submit(command, deadline=deadline)
         refusal = None if begun.change_id is None else self._call(command, begun, deadline)
-        # failpoint: before-order-changed
         try:
             return self._finish.submit(ChangeResult(command, begun, refusal), deadline=deadline)
         except QueueFull as full:

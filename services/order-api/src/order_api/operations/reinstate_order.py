@@ -73,7 +73,6 @@ class Reinstatement:
         """
         version = self._begin.submit(command, deadline=deadline)
         answer = None if version is None else self._call(command, version, deadline)
-        # failpoint: before-order-reinstated
         try:
             return self._finish.submit(ReinstatementResult(command, answer, version), deadline=deadline)
         except QueueFull as full:
