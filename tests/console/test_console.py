@@ -1,19 +1,15 @@
 """The console in a real browser, in front of real processes."""
 
-import os
 import re
 from decimal import Decimal
 from pathlib import Path
 
-import pytest
-
 from shop_client.values import ItemUnits, NewItem, OrderStatus, ReturnedUnits, ReturnTreatment
 from testkit.eventually import eventually
-from tests.console import axe
-from tests.console.browser import DESKTOP, PHONE, Browser
+from tests.console import views
+from tests.console.browser import Browser
 from tests.console.conftest import System
 
-PICTURES_VARIABLE = "TEST_PICTURES"
 _VIEWS = ("/", "/orders", "/stock?product=21", "/stock", "/logs", "/settings")
 
 
@@ -264,19 +260,12 @@ def test_each_view_fits_its_screen_and_is_accessible(system: System, page: Brows
     _sign_in(page, system.token("pictures"))
     with system.shop("pictures") as shop:
         order = next(shop.list_orders())
-    pictures = Path(os.environ.get(PICTURES_VARIABLE, tmp_path))
     for path in (*_VIEWS, f"/orders/{order.id}"):
-        for (width, height), dark in ((DESKTOP, False), (PHONE, True)):
-            page.resize(width, height, dark=dark)
+        for width in views.sizes(page):
             page.open(path)
             eventually(lambda: re.search(r"ready\.|in all|WAREHOUSE|all tenants", page.text()))
-            needed = page.driver.execute_script("return document.documentElement.scrollWidth")
-            assert needed <= width, path
-            page.driver.save_screenshot(str(pictures / f"console-{_name(path)}-{width}.png"))
-            if axe.script() is not None:
-                assert axe.serious_findings(page.driver) == [], (path, width, dark)
-    if axe.script() is None:
-        pytest.skip("axe-core is not available, so only the sizes were checked (it comes with npm)")
+            views.check(page, _name(path), width, tmp_path)
+    views.skip_without_axe()
 
 
 def _name(path: str) -> str:

@@ -1,6 +1,5 @@
 """The views of logs and settings in a real browser. They call no API, so the console runs alone."""
 
-import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,9 +10,8 @@ from devstack.ports import free_ports
 from devstack.process import Process
 from shopctl.system.log_book import LogBook
 from testkit.eventually import eventually
-from tests.console import axe, browser
-from tests.console.browser import DESKTOP, PHONE, Browser
-from tests.console.test_console import PICTURES_VARIABLE
+from tests.console import browser, views
+from tests.console.browser import Browser
 
 _START_SECONDS = 180
 
@@ -108,16 +106,9 @@ def test_each_view_fits_its_screen_and_is_accessible(page: Browser, book: LogBoo
     book.add("inventory-api", "12:30:00.000000 [info     ] serving port=50053 version=1.0.0 health_port=50063")
     book.add("order-api", "12:30:00.000000 [warning  ] slow work=confirm seconds=2.5 trace_id=4bf92f3577b34da6a3ce929d")
     book.add("reservation-reaper", "12:30:00.000000 [error    ] cannot expire reservations error=" + "x" * 300)
-    pictures = Path(os.environ.get(PICTURES_VARIABLE, tmp_path))
-    for (width, height), dark in ((DESKTOP, False), (PHONE, True)):
-        page.resize(width, height, dark=dark)
+    for width in views.sizes(page):
         for view, content in (("logs", "cannot expire reservations"), ("settings", "does not respond")):
             page.open(f"/{view}")
             page.sees(content)
-            needed = page.driver.execute_script("return document.documentElement.scrollWidth")
-            assert needed <= width, view
-            page.driver.save_screenshot(str(pictures / f"console-{view}-{width}.png"))
-            if axe.script() is not None:
-                assert axe.serious_findings(page.driver) == [], (view, width, dark)
-    if axe.script() is None:
-        pytest.skip("axe-core is not available, so only the sizes were checked (it comes with npm)")
+            views.check(page, view, width, tmp_path)
+    views.skip_without_axe()

@@ -32,15 +32,24 @@ class Scrape:
 def scrape(address: str) -> Scrape | Unavailable:
     """Scrape http://ADDRESS/metrics."""
     try:
-        with _WITHOUT_PROXY.open(f"http://{address}/metrics", timeout=_TIMEOUT_SECONDS) as response:
-            text = response.read().decode()
-    except (OSError, ValueError) as error:  # URLError and the error of a broken connection are OSErrors
+        text = get(address, "/metrics").decode()
+    except (OSError, ValueError) as error:
         return Unavailable(str(getattr(error, "reason", error)))
     samples: dict[str, dict[Labels, float]] = defaultdict(dict)
     for family in text_string_to_metric_families(text):
         for sample in family.samples:
             samples[sample.name][frozenset(sample.labels.items())] = sample.value
     return Scrape(time.monotonic(), samples)
+
+
+def get(address: str, path: str, bytes_max: int | None = None) -> bytes:
+    """Return what the metrics port serves at the path, or the beginning of it. Raises OSError, or ValueError.
+
+    The errors of urllib, also that of a broken connection, are OSErrors.
+    """
+    with _WITHOUT_PROXY.open(f"http://{address}{path}", timeout=_TIMEOUT_SECONDS) as response:
+        body: bytes = response.read(bytes_max)
+        return body
 
 
 @dataclass(frozen=True)

@@ -2,17 +2,14 @@
 
 import asyncio
 import json
-import urllib.request
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from console.settings import Watched
 from shop_common.telemetry.metrics_server import SETTINGS_PATH
+from shopctl.watch.scrape import get
 
-_TIMEOUT_SECONDS = 2.0
 _BYTES_MAX = 256 * 1024
-# Ignore the environment's proxy: it cannot reach the processes.
-_WITHOUT_PROXY = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 
 @dataclass(frozen=True)
@@ -41,8 +38,7 @@ def _read(process: Watched) -> ProcessSettings:
     if process.metrics is None:
         return ProcessSettings(process.name, {}, "The console knows no metrics port of this process. See PROCESSES.")
     try:
-        with _WITHOUT_PROXY.open(f"http://{process.metrics}{SETTINGS_PATH}", timeout=_TIMEOUT_SECONDS) as response:
-            values = json.loads(response.read(_BYTES_MAX))
-    except (OSError, ValueError):  # the errors of urllib are OSErrors
+        values = json.loads(get(process.metrics, SETTINGS_PATH, _BYTES_MAX))
+    except (OSError, ValueError):
         return ProcessSettings(process.name, {}, "The process does not respond on its metrics port.")
     return ProcessSettings(process.name, {str(name): str(value) for name, value in values.items()})

@@ -69,7 +69,6 @@ LINES_MAX = 200
 BATCH_ORDERS_MAX = 500
 BATCH_LINES_MAX = 5_000
 BATCH_REQUESTS_MAX = 500
-ADDED_LINES_MAX = 200
 SETTLED_ORDERS_MAX = 500
 CHANGES_MAX = 5_000
 ATOMIC_CHANGES_MAX = 400
@@ -381,12 +380,19 @@ def _order_lines(order: pb.OrderLines, caller: Caller, traceparent: str | None) 
 
 
 def _line(check: Fields, line: pb.Line | pb.ReserveStockRequest) -> Line:
-    product_id = check.identity("product_id", line.product_id)
-    quantity = check.between("quantity", line.quantity, 1, LINE_QUANTITY_MAX)
-    location = _location(check, line.location)
+    plain = _line_at_location(check, line)
     if line.HasField("policy"):
-        return Line(product_id, quantity, policy=_policy(check.at("policy"), location, line.policy))
-    return Line(product_id, quantity, location)
+        policy = _policy(check.at("policy"), plain.location, line.policy)
+        return Line(plain.product_id, plain.quantity, policy=policy)
+    return plain
+
+
+def _line_at_location(check: Fields, line: pb.Line | pb.ReserveStockRequest | maintenance_pb2.AddedLine) -> Line:
+    return Line(
+        check.identity("product_id", line.product_id),
+        check.between("quantity", line.quantity, 1, LINE_QUANTITY_MAX),
+        _location(check, line.location),
+    )
 
 
 def _policy(check: Fields, location: str | None, policy: pb.AllocationPolicy) -> AllocationPolicy:
@@ -595,20 +601,15 @@ def additions(request: maintenance_pb2.ReserveAdditionsRequest, caller: Caller, 
         if not tenant.is_valid(request.tenant):
             check.violate("tenant", f"must be {tenant.FORM}")
         lines: list[Line] = []
-        for number, line in enumerate(request.lines if check.size("lines", request.lines, 1, ADDED_LINES_MAX) else ()):
-            at = check.at(f"lines[{number}]")
-            product_id = at.identity("product_id", line.product_id)
-            quantity = at.between("quantity", line.quantity, 1, LINE_QUANTITY_MAX)
-            lines.append(Line(product_id, quantity, _location(at, line.location)))
+        for number, line in enumerate(request.lines if check.size("lines", request.lines, 1, LINES_MAX) else ()):
+            lines.append(_line_at_location(check.at(f"lines[{number}]"), line))
         ordered: dict[int, int] = {}
-        for number, units in enumerate(
-            request.ordered if check.size("ordered", request.ordered, 1, ADDED_LINES_MAX) else ()
-        ):
+        for number, units in enumerate(request.ordered if check.size("ordered", request.ordered, 1, LINES_MAX) else ()):
             at = check.at(f"ordered[{number}]")
             product_id = at.identity("product_id", units.product_id)
             if product_id in ordered:
                 at.violate("product_id", "must not occur twice")
-            ordered[product_id] = at.between("quantity", units.quantity, 1, ADDED_LINES_MAX * LINE_QUANTITY_MAX)
+            ordered[product_id] = at.between("quantity", units.quantity, 1, LINES_MAX * LINE_QUANTITY_MAX)
         return AddRequest(
             check.identifier("order_id", request.order_id),
             version=check.between("version", request.version, 1, INT64_MAX),

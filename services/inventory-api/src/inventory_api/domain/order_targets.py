@@ -96,14 +96,25 @@ def starting_totals(
     """Return the totals of each product before the version is applied.
 
     `applied` are the stored totals. A product without any is as it was ordered. `fulfilled` are the units of fulfilled
-    reservations: more than the stored total if units were shipped for an event without targets, by a process that does
-    not know targets, or by SettleOrders, and fewer after reservations were purged.
+    reservations.
     """
-    totals = {}
-    for product, target in order.targets.items():
-        before = applied.get(product, Totals(order.ordered.get(product, target.kept), 0))
-        totals[product] = before._replace(shipped=max(before.shipped, fulfilled.get(product, 0)))
-    return totals
+    stored = {
+        product: applied.get(product, Totals(order.ordered.get(product, target.kept), 0))
+        for product, target in order.targets.items()
+    }
+    return with_fulfilled(stored, fulfilled)
+
+
+def with_fulfilled(totals: Mapping[int, Totals], fulfilled: Mapping[int, int]) -> dict[int, Totals]:
+    """Return the totals with at least the units of fulfilled reservations as shipped.
+
+    These are more than the stored total if units were shipped for an event without targets, by a process that does not
+    know targets, or by SettleOrders, and fewer after reservations were purged.
+    """
+    return {
+        product: total._replace(shipped=max(total.shipped, fulfilled.get(product, 0)))
+        for product, total in totals.items()
+    }
 
 
 def to_restock(order: OrderTargets, totals: Mapping[int, Totals]) -> dict[tuple[int, str], int]:

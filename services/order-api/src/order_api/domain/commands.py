@@ -70,10 +70,8 @@ class NewOrder(Command):
         lines = [_line(item, str(item.price)) for item in self.items]
         # Fields that are not set must not change the fingerprint: an earlier release stored it without these fields.
         details = () if self.details == NO_DETAILS else self.details.content()
-        limits = sorted(self.buyer_limits.items())
-        content = fingerprint(
-            self.user_id, self.currency, lines, self.ttl_seconds, *details, *((limits,) if limits else ())
-        )
+        limits = _limits_content(self.buyer_limits)
+        content = fingerprint(self.user_id, self.currency, lines, self.ttl_seconds, *details, *limits)
         return Claim(CREATE_METHOD, str(self.user_id), self.request_id, content, (self.id,), tenant=self.tenant)
 
     def is_what_made(self, order: Order) -> bool:
@@ -103,6 +101,11 @@ def _buyer_limits(items: Iterable[NewItem]) -> dict[int, int]:
         if item.buyer_limit:
             limits[item.product_id] = min(item.buyer_limit, limits.get(item.product_id, item.buyer_limit))
     return limits
+
+
+def _limits_content(limits: dict[int, int]) -> tuple[object, ...]:
+    """Return what the limits add to a fingerprint: without limits nothing, as in a release that knew none."""
+    return (sorted(limits.items()),) if limits else ()
 
 
 def new_order(
@@ -279,11 +282,8 @@ class ChangeLines(OrderCommand):
         """Return a digest of what the change does."""
         lines = [_line(item, str(item.price)) for item in self.new_items]
         charges = None if self.charges is None else NewDetails(self.charges).content()
-        # A change without limits must have the digest of the release before limits.
-        limits = sorted(self.buyer_limits.items())
-        return fingerprint(
-            self.version, self.quantities, lines, charges, self.currency, self.reason, *((limits,) if limits else ())
-        )
+        limits = _limits_content(self.buyer_limits)
+        return fingerprint(self.version, self.quantities, lines, charges, self.currency, self.reason, *limits)
 
 
 @dataclass(frozen=True, slots=True)

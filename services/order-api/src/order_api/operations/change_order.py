@@ -124,67 +124,71 @@ def begin(tx: Connection, commands: Sequence[ChangeLines]) -> list[BegunChange |
     """Store an intent for each command that needs more stock, or continue the intent of an earlier equal command.
 
     Returns one outcome per command, in order: the call to make, or the refusal. Refuses with BuyerLimitExceeded and
-    BuyerOrdersLimit, as `finish` would, before any unit is reserved. A repeat of a finished call
-    needs no call. Emits nothing, except ORDER_CHANGED for another intent that was never ended.
+    BuyerOrdersLimit, as `finish` would, before any unit is reserved. A repeat of a finished call needs no call. Emits
+    nothing, except ORDER_CHANGED for another intent that was never ended.
     """
     repeats = tables.idempotency_keys.are_repeats(tx, [command.claim() for command in commands])
-    new = [command.order_key for command, is_repeat in zip(commands, repeats, strict=True) if not is_repeat]
-    locked = orders.lock(tx, new)
-    present = intents.of(tx, locked.orders)
-    wanted = _Wanted(tx, locked, commands)
-    begun: dict[OrderKey, Intent] = {}
-    ended: set[OrderKey] = set()
-    outcomes: list[BegunChange | ShopError] = []
-    for command, is_repeat in zip(commands, repeats, strict=True):
-        if is_repeat:
-            outcomes.append(BegunChange())
-            continue
-        order = locked.orders.get(command.order_key)
+    new = [command for command, is_repeat in zip(commands, repeats, strict=True) if not is_repeat]
+    locked = orders.lock(tx, (command.order_key for command in new))
+    beginning = _Beginning(locked, intents.of(tx, locked.orders), _Wanted(tx, locked, commands))
+    outcomes = [
+        BegunChange() if is_repeat else beginning.outcome(command)
+        for command, is_repeat in zip(commands, repeats, strict=True)
+    ]
+    locked.save(tx)
+    intents.remove(tx, beginning.ended)
+    intents.replace(tx, list(beginning.begun.values()))
+    return outcomes
+
+
+class _Beginning:
+    """Decides which changes begin, one after another."""
+
+    def __init__(self, locked: Locked, present: dict[OrderKey, Intent], wanted: "_Wanted") -> None:
+        self._locked = locked
+        self._present = present
+        self._wanted = wanted
+        self.begun: dict[OrderKey, Intent] = {}
+        self.ended: set[OrderKey] = set()
+
+    def outcome(self, command: ChangeLines) -> BegunChange | ShopError:
+        order = self._locked.orders.get(command.order_key)
         if order is None:
-            outcomes.append(OrderNotFound(command.order_id))
-            continue
+            return OrderNotFound(command.order_id)
         change = changes.decide(order, command)
         if isinstance(change, ShopError):
-            outcomes.append(change)
-            continue
+            return change
         if not change.added:
-            outcomes.append(BegunChange())
-            continue
-        if order.key in ended:
-            outcomes.append(Contention(f"another call changes order {order.id}; read it, then try again"))
-            continue
-        intent = _intent(order, command, present.get(order.key), locked)
+            return BegunChange()
+        if order.key in self.ended:
+            return _contention(order)
+        earlier = self._present.get(order.key)
+        intent = _intent(order, command, earlier, self._locked)
         if intent is None:
-            if _is_stale(present[order.key], locked):
-                _give_up(locked, order, command.traceparent, command.caller)
-                ended.add(order.key)
-                del present[order.key]
-                outcomes.append(VersionMismatch(order.id, command.version, locked.orders[order.key].version))
-            else:
-                outcomes.append(Contention(f"another call changes order {order.id}; read it, then try again"))
-            continue
-        earlier = present.get(order.key)
-        purchase = wanted.purchase(order, change, command)
-        refusal = None if purchase is None else wanted.bought.refusal(purchase)
+            return self._refuse_for(self._present[order.key], order, command)
+        purchase = self._wanted.purchase(order, change, command)
+        refusal = None if purchase is None else self._wanted.bought.refusal(purchase)
         # The units may be reserved if an earlier call has begun this intent. Then `finish` refuses and releases them.
         if refusal is not None and (earlier is None or earlier.change_id != intent.change_id):
-            outcomes.append(refusal)
-            continue
-        present[order.key] = begun[order.key] = intent
-        outcomes.append(
-            BegunChange(
-                intent.change_id,
-                intent.version,
-                order.status is not Status.PENDING,
-                change.added,
-                quantities(order.items),
-                purchase,
-            )
+            return refusal
+        self._present[order.key] = self.begun[order.key] = intent
+        return BegunChange(
+            intent.change_id,
+            intent.version,
+            order.status is not Status.PENDING,
+            change.added,
+            quantities(order.items),
+            purchase,
         )
-    locked.save(tx)
-    intents.remove(tx, ended - begun.keys())
-    intents.replace(tx, list(begun.values()))
-    return outcomes
+
+    def _refuse_for(self, other: Intent, order: Order, command: ChangeLines) -> ShopError:
+        """Return the refusal of a command because of another change. Ends that change if nobody else will."""
+        if not _is_stale(other, self._locked):
+            return _contention(order)
+        _give_up(self._locked, order, command.traceparent, command.caller)
+        self.ended.add(order.key)
+        del self._present[order.key]
+        return VersionMismatch(order.id, command.version, self._locked.orders[order.key].version)
 
 
 class _Wanted:
@@ -218,6 +222,10 @@ def _intent(order: Order, command: ChangeLines, present: Intent | None, locked: 
         return replace(present, is_uncertain=True, created_at=locked.now)
     # An intent with a lower version has no effect any more. The event of this change will release its units.
     return Intent(order.key, str(uuid7()), version, content, present is not None, locked.now)
+
+
+def _contention(order: Order) -> Contention:
+    return Contention(f"another call changes order {order.id}; read it, then try again")
 
 
 def _is_stale(intent: Intent, locked: Locked) -> bool:
@@ -290,7 +298,7 @@ class _Finishing:
             if change_id is None and not change.added:
                 return self._save(change, command)
             # Another call has ended the intent, or has changed the order after we began.
-            return Contention(f"another call changes order {order.id}; read it, then try again")
+            return _contention(order)
         if result.refusal is None:
             return self._finish(order, change, command, result.begun.purchase)
         if isinstance(result.refusal, Refused | NotFound):

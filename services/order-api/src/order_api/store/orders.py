@@ -162,8 +162,7 @@ def load(tx: Connection, keys: Iterable[OrderKey]) -> dict[OrderKey, Order]:
 
 def statuses(tx: Connection, keys: Iterable[OrderKey]) -> dict[OrderKey, Status]:
     """Return the status of each order that exists, by key. Locks nothing."""
-    rows = _key_rows(keys)
-    return {OrderKey(row.tenant, row.id): Status(row.status) for row in _statuses_of(tx, rows)} if rows else {}
+    return {key: each.status for key, each in versioned_statuses(tx, keys).items()}
 
 
 def versioned_statuses(tx: Connection, keys: Iterable[OrderKey]) -> dict[OrderKey, VersionedStatus]:

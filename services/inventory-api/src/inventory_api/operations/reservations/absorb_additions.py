@@ -38,11 +38,7 @@ def absorb_additions(
     ids = [each for addition in decided for each in addition.reservation_ids]
     locked = locks.lock(tx, (ReservationKey(key.tenant, each) for each in ids))
     added = [each for each in locked.reservations.values() if each.state in ACTIVE and not each.is_due(locked.now)]
-    fulfilled = by_order.fulfilled_units(tx, [key])[key]
-    totals = {
-        product: total._replace(shipped=max(total.shipped, fulfilled.get(product, 0)))
-        for product, total in effects.totals.items()
-    }
+    totals = order_targets.with_fulfilled(effects.totals, by_order.fulfilled_units(tx, [key])[key])
     decision = order_targets.decide_additions(order, totals, added, locked.now)
     cause = order.cause._replace(order_version=order.version)
     causes = dict.fromkeys(
