@@ -1,6 +1,6 @@
 """Changes the quantities of many items, for BatchChangeStock."""
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from sqlalchemy import Connection
@@ -119,7 +119,7 @@ def _lock(tx: Connection, request: ChangeStock, changes: Sequence[StockChange]) 
     created = create_missing(tx, list(creating | targets))
     if not shortage_of_changes(request, changes, _by_key(items.load_at(tx, keys))):
         stock = _by_key(items.lock_at(tx, keys))
-        if shortage_of_changes(request, changes, stock):
+        if _may_be_covered(tx, shortage_of_changes(request, changes, stock), stock):
             # Expiring a reservation needs the locks of all its items. Locking them now could deadlock, so start again.
             raise Collision("another transaction reserved units of the same items; retry")
         return _Locked(stock, [key for key in created if key in stock])
@@ -129,6 +129,14 @@ def _lock(tx: Connection, request: ChangeStock, changes: Sequence[StockChange]) 
         _, is_contended = cover_shortage(tx, shortage, locked, DUE_EXPIRED_MAX)
     stock = _by_key(locked.values())
     return _Locked(stock, [key for key in created if key in stock], is_contended)
+
+
+def _may_be_covered(tx: Connection, shortage: Mapping[StockKey, int], stock: Mapping[StockKey, Item]) -> bool:
+    """Return whether due reservations have units of an item that lacks some. Otherwise nothing can become free."""
+    if not shortage:
+        return False
+    due_units = due.units_by_item(tx, {key.product for key in shortage})
+    return any(due_units.get(stock[key].id) for key in shortage)
 
 
 def _save(tx: Connection, made: Sequence[QuantityChange]) -> None:
