@@ -190,9 +190,9 @@ class Movement(_message.Message):
     order_id: _builtins.str
     """The order whose shipment is the cause. Empty for other kinds than FULFILLED."""
     reason: _builtins.str
-    """OPENING for the first movement of an item that is older than the movements. UPGRADE for changes that a process of an
-    older version made during an upgrade. Else the reason that the caller of BatchChangeStock gave, or empty. For
-    WITHHELD, the reason for which units are withheld.
+    """OPENING for the first movement of an item that was created before movements were recorded. UPGRADE for changes that
+    a process of an older version made during an upgrade. Else the reason that the caller of BatchChangeStock gave, or
+    empty. For WITHHELD, the reason for which units are withheld.
     """
     actor: _builtins.str
     """The caller that made the change; at most 256 characters. Empty if it is unknown."""
@@ -371,9 +371,9 @@ class Reservation(_message.Message):
 
     @_builtins.property
     def allocations(self) -> _containers.RepeatedCompositeFieldContainer[Global___Allocation]:
-        """The items from which the units come; at least one. Allocations never change. A response of BatchReserveStock,
-        BatchConfirmReservations, or of a repeated call, that would have more than 25,000 allocations omits them;
-        GetReservation returns them.
+        """The items from which the units come; at least one. Allocations never change. A response of BatchReserveStock, of
+        BatchConfirmReservations or of a repeated call omits allocations if it would have more than 25,000. GetReservation
+        returns them.
         """
 
     def __init__(
@@ -1349,7 +1349,7 @@ Global___ReserveStockRequest: _TypeAlias = ReserveStockRequest  # noqa: Y015
 @_typing.final
 class AllocationPolicy(_message.Message):
     """How the server chooses the locations of a line. If the line cannot be reserved in this way, it is refused with
-    INSUFFICIENT_STOCK. `available` in its metadata is then the largest quantity that could be.
+    INSUFFICIENT_STOCK. `available` in the metadata is then the largest quantity that could be reserved in this way.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -1361,8 +1361,8 @@ class AllocationPolicy(_message.Message):
     strategy: Global___AllocationStrategy.ValueType
     """The order in which locations give their units. UNSPECIFIED: FEWEST."""
     max_locations: _builtins.int
-    """Take the units from at most this many locations: 1 … 500. 0: no limit but that of a reservation, 500. If this
-    limit forces a choice, the server still follows the strategy as far as the whole quantity can be reserved.
+    """Take the units from at most this many locations: 1 … 500. 0: only the limit of a reservation applies, 500. The
+    server follows the strategy as closely as it can while it reserves the whole quantity from so few locations.
     """
     @_builtins.property
     def locations(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
@@ -1558,7 +1558,8 @@ class Line(_message.Message):
     def policy(self) -> Global___AllocationPolicy:
         """How to choose the locations; if `location` is set, too, the policy must allow it. Absent: as the comment of
         ReserveStock describes.
-        Of one product, lines with a location are decided first, then lines with a policy, in the sequence of the request.
+        Among the lines of one product, those with a location are decided first, then those with a policy, each in the
+        sequence of the request.
         """
 
     def __init__(
@@ -1643,8 +1644,8 @@ class Reservations(_message.Message):
     SHORTFALLS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def reservations(self) -> _containers.RepeatedCompositeFieldContainer[Global___Reservation]:
-        """One per product, in the sequence in which the lines first name the products. Products of which nothing was available
-        have none.
+        """One per product, in the sequence in which the lines first name the products. A product of which nothing was
+        available has no reservation.
         """
 
     @_builtins.property

@@ -221,7 +221,7 @@ class InventoryServiceServicer:
         Retry with the same request_id, or with a version.
         NOT_FOUND           ITEM_NOT_FOUND (metadata: id).
         FAILED_PRECONDITION BELOW_RESERVED (metadata: id, requested, reserved, withheld): the new quantity is less than
-        the withheld units and the reserved ones without due reservations together.
+        the sum of `withheld` and `reserved`. Units of due reservations are not in `reserved`.
         INVALID_ARGUMENT    REQUEST_ID_REUSED.
         ABORTED             VERSION_MISMATCH (metadata: id, expected, actual): the item's quantity has changed
         since the caller read this version.
@@ -236,10 +236,11 @@ class InventoryServiceServicer:
         """Changes the quantities of many items, for example after a delivery, a correction, a stock count or a move to another
         location, or withholds units that are not for sale.
 
-        The changes are made in the sequence of the request. Each of them is made or refused independently, and they are
-        perhaps in several transactions. An error of one change, also an invalid field, is the `error` of its result. If the
-        time of the call runs out, the result of each change that is not decided yet is UNAVAILABLE DATABASE_UNAVAILABLE.
-        With `atomic`, either all changes are made, in one transaction, or none; any error is then the status of the call.
+        The changes are made in the sequence of the request. Each change is made or refused independently of the others,
+        and they may be in several transactions. An error of one change, also an invalid field, is the `error` of its
+        result. If the time of the call runs out, the result of each change that is not decided yet is UNAVAILABLE
+        DATABASE_UNAVAILABLE. With `atomic`, either all changes are made, in one transaction, or none; any error is then
+        the status of the call.
 
         Retry with the same request_id and the same changes, in the same sequence. A change that was made is not made again:
         its result is the item as it is now. A change that was refused is decided again.
@@ -247,9 +248,11 @@ class InventoryServiceServicer:
         the change has a `version`, a negative `adjusted`, a `move` or `withheld`. Other changes
         create the item, and a move creates the item at `to_location`.
         FAILED_PRECONDITION BELOW_RESERVED (metadata: id, requested, reserved, withheld): the new quantity, `requested`,
-        is less than the withheld units and the reserved ones without due reservations together.
-        INSUFFICIENT_STOCK (metadata: product_id, requested, available, location): the location has
-        fewer units that are neither reserved nor withheld than are to be moved or withheld.
+        is less than the sum of `withheld` and `reserved`. Units of due reservations are not in
+        `reserved`.
+        INSUFFICIENT_STOCK (metadata: product_id, requested, available, location): the change moves or
+        withholds `requested` units, but only `available` units at the location are neither reserved
+        nor withheld.
         INSUFFICIENT_WITHHELD (metadata: product_id, location, withheld_reason, requested, withheld):
         fewer units are withheld for the reason than the change gives back.
         WITHHOLDINGS_LIMIT (metadata: product_id, location, limit): the units of the item are already
@@ -282,8 +285,8 @@ class InventoryServiceServicer:
         """Lists the movements of items, newest first. A movement is written with every change of an item's quantity or of its
         withheld units, and never changes. Every movement that existed before the first page and matches appears once.
         A page can have fewer movements than requested, or none, although there is a next page. A page reads at most 5,000
-        movements: those of `order_id`, else of `product_id`, else of `location`, within the time range. The other filters
-        apply to the movements that were read.
+        movements, which it selects by the time range and by the first of `order_id`, `product_id` and `location` that is
+        set. The other filters apply to the movements that were read.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -311,8 +314,8 @@ class InventoryServiceServicer:
         active and has priority 0, no region and no labels; it may have items already, or get some later.
 
         Nothing is reserved at an inactive location, and its units do not count as available. Its reservations do not
-        change: they can be confirmed, released and fulfilled. Stock can be added to its items and set. A call of
-        ReserveStock that runs at the same time may still reserve there.
+        change: they can be confirmed, released and fulfilled. Stock can still be added to its items, and their quantities
+        can be set. A call of ReserveStock that runs at the same time may still reserve there.
         Retry with the same request_id: without one, a retry may undo a change that another caller made in between.
         INVALID_ARGUMENT REQUEST_ID_REUSED.
         """
@@ -356,12 +359,12 @@ class InventoryServiceServicer:
     def BatchReserveStock(self, request, context):
         """Does what ReserveStock does, for many orders of many lines.
 
-        For each order, it reserves all lines or nothing, unless the order has `allow_partial`. The lines of one product become one reservation. Orders are
-        decided in the sequence of the request, independently of each other, and perhaps in several transactions. An error
-        of one order, also an invalid field, is that order's `error`, with the details that ReserveStock would return. If
-        the time of the call runs out, the `error` of each order that is not decided yet is UNAVAILABLE
-        DATABASE_UNAVAILABLE. The call itself fails only if there is no order, or if there are more than 500 orders or 5,000
-        lines (INVALID_FIELD), or with a status that any RPC can return.
+        For each order, it reserves all lines or nothing, unless the order has `allow_partial`. The lines of one product
+        become one reservation. Orders are decided in the sequence of the request, independently of each other. They may be
+        decided in several transactions. An error of one order, also an invalid field, is that order's `error`, with the
+        details that ReserveStock would return. If the time of the call runs out, the `error` of each order that is not
+        decided yet is UNAVAILABLE DATABASE_UNAVAILABLE. The call itself fails only if there is no order, or if there are
+        more than 500 orders or 5,000 lines (INVALID_FIELD), or with a status that any RPC can return.
         Emits the same events as ReserveStock.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -420,9 +423,10 @@ class InventoryServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ExtendReservations(self, request, context):
-        """Moves the expiry of all HELD reservations that the caller made for an order to `ttl` from now, or of none. A later
-        expiry stays as it is. CONFIRMED reservations do not expire, and are returned unchanged. A reservation is held for at
-        most 7 days in all. Repeatable: a repeat may only move the expiry to a later time.
+        """Sets the expiry of all HELD reservations that the caller made for an order to `ttl` from now, or changes none of
+        them. An expiry that is already later does not change. CONFIRMED reservations do not expire, and are returned
+        unchanged. A reservation is held for at most 7 days in all. Repeatable: a repeat may only move the expiry to a
+        later time.
         NOT_FOUND           RESERVATION_NOT_FOUND (metadata: order_id): the order has no reservation, because the caller
         reserved nothing for it or its reservations were purged.
         FAILED_PRECONDITION RESERVATION_EXPIRED (metadata: order_id): a reservation has expired; none is extended.

@@ -33,14 +33,14 @@ class _StockMismatchKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Sto
     the reserved quantity, unless the item has too few units, or allocations are wrong and cannot be repaired.
     """
     STOCK_MISMATCH_KIND_ALLOCATIONS: _StockMismatchKind.ValueType  # 2
-    """The allocations of an active reservation do not add up to its quantity. The repair restores the allocation of a
-    reservation that has none and takes all its units from this item.
+    """The allocations of an active reservation do not add up to its quantity. If all units of the reservation are from
+    this item and it has no allocation, the repair restores the allocation.
     """
     STOCK_MISMATCH_KIND_MOVEMENTS: _StockMismatchKind.ValueType  # 3
     """The number of an item's movements is not its revision: movements were deleted or added. Not repaired."""
     STOCK_MISMATCH_KIND_QUANTITY: _StockMismatchKind.ValueType  # 4
     """The quantity of an item is not the sum of its movements. Not repaired. Also found during an upgrade, if a process
-    from before movements changed the quantity: the next change writes the missing movement.
+    of a version without movements has changed the quantity. The next change of the item writes the missing movement.
     """
     STOCK_MISMATCH_KIND_WITHHELD_QUANTITY: _StockMismatchKind.ValueType  # 5
     """The withheld units of an item are not those of its withholdings, or not those of its movements. The repair sets
@@ -57,14 +57,14 @@ STOCK_MISMATCH_KIND_RESERVED_QUANTITY: StockMismatchKind.ValueType  # 1
 the reserved quantity, unless the item has too few units, or allocations are wrong and cannot be repaired.
 """
 STOCK_MISMATCH_KIND_ALLOCATIONS: StockMismatchKind.ValueType  # 2
-"""The allocations of an active reservation do not add up to its quantity. The repair restores the allocation of a
-reservation that has none and takes all its units from this item.
+"""The allocations of an active reservation do not add up to its quantity. If all units of the reservation are from
+this item and it has no allocation, the repair restores the allocation.
 """
 STOCK_MISMATCH_KIND_MOVEMENTS: StockMismatchKind.ValueType  # 3
 """The number of an item's movements is not its revision: movements were deleted or added. Not repaired."""
 STOCK_MISMATCH_KIND_QUANTITY: StockMismatchKind.ValueType  # 4
 """The quantity of an item is not the sum of its movements. Not repaired. Also found during an upgrade, if a process
-from before movements changed the quantity: the next change writes the missing movement.
+of a version without movements has changed the quantity. The next change of the item writes the missing movement.
 """
 STOCK_MISMATCH_KIND_WITHHELD_QUANTITY: StockMismatchKind.ValueType  # 5
 """The withheld units of an item are not those of its withholdings, or not those of its movements. The repair sets
@@ -496,7 +496,9 @@ class ReserveAdditionsRequest(_message.Message):
     version: _builtins.int
     """The version that the order gets by the change; positive."""
     change_id: _builtins.str
-    """The change: a UUID. It is another one for each attempt whose outcome is known."""
+    """The change: a UUID. A repeat of an attempt whose outcome is unknown has the same UUID. Any other attempt has a new
+    one.
+    """
     confirmed: _builtins.bool
     """Whether the order is confirmed, so that its reservations do not expire."""
     @_builtins.property

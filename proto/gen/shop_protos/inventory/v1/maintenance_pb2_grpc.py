@@ -132,8 +132,9 @@ class InventoryMaintenanceServiceServicer:
         """Reserves units in addition to those that an order of order-api has, all lines or none, with one reservation per
         product. order-api calls it for ChangeOrder, before it stores the change. The reservations are CONFIRMED if the order
         or one of its reservations is confirmed. Otherwise they are HELD, and expire together with the others of the order.
-        Later events of the order with this version or a later one decide whether the order keeps the units: those that the
-        event's targets do not have are released. Repeatable: a repeat with the same change_id returns the same reservations.
+        The first event of the order with this version or a later one decides whether the order keeps the units: units that
+        the event's targets do not have are released. Repeatable: a repeat with the same change_id returns the same
+        reservations.
         NOT_FOUND           RESERVATION_NOT_FOUND (metadata: order_id): the order has no reservation.
         FAILED_PRECONDITION INSUFFICIENT_STOCK, LOCATIONS_LIMIT, RESERVATIONS_LIMIT: as for ReserveStock.
         RESERVATION_EXPIRED, RESERVATION_RELEASED (metadata: order_id): the stock of the order is lost.

@@ -70,9 +70,9 @@ class OrderMaintenanceServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def PurgeHistory(self, request, context):
-        """Deletes idempotency keys older than `older_than`, and API keys that were revoked or have expired before that time
-        and at least 90 days ago, a limited number in each transaction. Never deletes orders. If one of the returned counts
-        is max_count, call again. Emits nothing.
+        """Deletes idempotency keys older than `older_than`, and API keys that were revoked or expired before that time and at
+        least 90 days ago. Each transaction deletes a limited number of rows. Never deletes orders. If one of the returned
+        counts is max_count, call again. Emits nothing.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

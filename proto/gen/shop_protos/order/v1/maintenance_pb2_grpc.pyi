@@ -26,9 +26,9 @@ class OrderMaintenanceServiceStub:
     Emits ORDER_CANCELLED per order.
     """
     PurgeHistory: _grpc.UnaryUnaryMultiCallable[_maintenance_pb2.PurgeHistoryRequest, _maintenance_pb2.PurgeHistoryResponse]
-    """Deletes idempotency keys older than `older_than`, and API keys that were revoked or have expired before that time
-    and at least 90 days ago, a limited number in each transaction. Never deletes orders. If one of the returned counts
-    is max_count, call again. Emits nothing.
+    """Deletes idempotency keys older than `older_than`, and API keys that were revoked or expired before that time and at
+    least 90 days ago. Each transaction deletes a limited number of rows. Never deletes orders. If one of the returned
+    counts is max_count, call again. Emits nothing.
     """
     ReconcileOrders: _grpc.UnaryUnaryMultiCallable[_maintenance_pb2.ReconcileOrdersRequest, _maintenance_pb2.ReconcileOrdersResponse]
     """Compares orders with their reservations at inventory-api, a page at a time, and makes good what a lost event would
@@ -62,9 +62,9 @@ class OrderMaintenanceServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _maintenance_pb2.PurgeHistoryRequest,
         context: _grpc.ServicerContext,
     ) -> _maintenance_pb2.PurgeHistoryResponse:
-        """Deletes idempotency keys older than `older_than`, and API keys that were revoked or have expired before that time
-        and at least 90 days ago, a limited number in each transaction. Never deletes orders. If one of the returned counts
-        is max_count, call again. Emits nothing.
+        """Deletes idempotency keys older than `older_than`, and API keys that were revoked or expired before that time and at
+        least 90 days ago. Each transaction deletes a limited number of rows. Never deletes orders. If one of the returned
+        counts is max_count, call again. Emits nothing.
         """
 
     @_abc_1.abstractmethod

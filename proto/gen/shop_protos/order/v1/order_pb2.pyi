@@ -563,7 +563,7 @@ class ChangeOrderRequest(_message.Message):
     @_builtins.property
     def new_items(self) -> _containers.RepeatedCompositeFieldContainer[Global___CreateOrderItem]:
         """0–200 lines to add, in the currency of the order. Several lines may name the same product. The order has at most 200
-        lines, those with cancelled units only included.
+        lines, including lines whose units are all cancelled.
         """
 
     @_builtins.property
@@ -600,8 +600,8 @@ class ChangedItem(_message.Message):
     item_id: _builtins.int
     """The line; positive."""
     quantity: _builtins.int
-    """The units that the line shall keep, shipped ones included and cancelled ones not: 0 … 10^9. Not fewer than were
-    shipped.
+    """The units that the line shall keep: 0 … 10^9. Shipped units count, cancelled ones do not. At least the number of
+    shipped units.
     """
     def __init__(
         self,
@@ -671,7 +671,7 @@ Global___ExtendOrderRequest: _TypeAlias = ExtendOrderRequest  # noqa: Y015
 
 @_typing.final
 class ReinstateOrderRequest(_message.Message):
-    """A cancelled order to take up again."""
+    """A cancelled order to reinstate."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -807,7 +807,7 @@ class OrderResponse(_message.Message):
     @_builtins.property
     def history(self) -> _containers.RepeatedCompositeFieldContainer[Global___StatusChange]:
         """Only in the response of GetOrder: the changes of the order's status, the oldest first. The first one is its creation
-        as PENDING. Of changes made by a release without history, only the latest is known.
+        as PENDING. If a release without history made changes, only the latest of them is known.
         """
 
     def __init__(
@@ -912,9 +912,9 @@ class CreateOrderItem(_message.Message):
     refused with BUYER_LIMIT_EXCEEDED, however many calls run at once.
 
     The buyer has the units of the product in all orders of the user_id that are not CANCELLED, also in those without a
-    limit. Units that were cancelled or returned do not count, and units that were shipped do. Of the SHIPPED and of the
-    DELIVERED orders, the newest 500 each count. A PENDING order counts until it is cancelled, which is shortly after its
-    `reserved_until`. Orders that EraseUser has erased do not count.
+    limit. Units that were cancelled or returned do not count, and units that were shipped do. The newest 500 SHIPPED
+    orders and the newest 500 DELIVERED orders count; older ones do not. A PENDING order counts until it is cancelled,
+    which is shortly after its `reserved_until`. Orders that EraseUser has erased do not count.
 
     The limit is checked when this order is created, again when it is reinstated, and when ChangeOrder gives it more units
     of the product. A new line of ChangeOrder may have a limit too. Other orders are not checked, so set the limit in each
@@ -1232,7 +1232,7 @@ class EraseUserResponse(_message.Message):
     has_more: _builtins.bool
     """Whether the user has more orders that can be erased now."""
     has_open_orders: _builtins.bool
-    """Whether the user has orders that are PENDING, CONFIRMED or PROCESSING, which were not erased."""
+    """Whether the user still has orders that are PENDING, CONFIRMED or PROCESSING. They were not erased."""
     def __init__(
         self,
         *,

@@ -195,13 +195,13 @@ class OrderServiceServicer:
     def BatchCreateOrders(self, request, context):
         """Does what CreateOrder does, for many orders. A batch costs far less than as many calls of CreateOrder.
 
-        Each order is decided for itself: an error of one order, also an invalid field or the id of another user, is that
-        order's `error`, with the details that CreateOrder would return. Orders of one batch may be stored in different
-        transactions. Two orders with the same user and request_id are one order, or the later one is refused with
-        REQUEST_ID_REUSED. If the time of the call runs out, the orders that are not decided have the error UNAVAILABLE:
-        repeat them with the same request_ids. The call itself fails only if there is no order, if there are more than 500
-        orders or 5,000 items (INVALID_FIELD), or with a status that any RPC or CreateOrder can return, before an order is
-        created.
+        Each order is decided independently of the others: an error of one order, also an invalid field or the id of
+        another user, is that order's `error`, with the details that CreateOrder would return. Orders of one batch may be
+        stored in different transactions. Two orders with the same user and request_id are one order, or the later one is
+        refused with REQUEST_ID_REUSED. If the time of the call runs out, the orders that are not decided have the error
+        UNAVAILABLE: repeat them with the same request_ids. The call itself fails only if there is no order, if there are
+        more than 500 orders or 5,000 items (INVALID_FIELD), or with a status that any RPC or CreateOrder can return,
+        before an order is created.
         Emits ORDER_CREATED per created order.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -246,8 +246,9 @@ class OrderServiceServicer:
         shortly after the call, when it receives the event. Retry with the same request_id.
         NOT_FOUND           ORDER_NOT_FOUND (metadata: id). ORDER_ITEM_NOT_FOUND (metadata: id, item_id).
         FAILED_PRECONDITION ILLEGAL_TRANSITION (metadata: id, from, to, and legal): the order is not PROCESSING.
-        UNITS_NOT_OPEN (metadata: id, item_id, requested, open): fewer units are neither shipped nor
-        cancelled. SHIPMENTS_LIMIT (metadata: id, limit): ship the rest with UpdateOrderStatus.
+        UNITS_NOT_OPEN (metadata: id, item_id, requested, open): the request has more units than are
+        open. Open units are neither shipped nor cancelled. SHIPMENTS_LIMIT (metadata: id, limit):
+        ship the rest with UpdateOrderStatus.
         INVALID_ARGUMENT    REQUEST_ID_REUSED.
         UNIMPLEMENTED       PARTIAL_CHANGES_DISABLED: the operator has switched off changes of some units.
         Emits ORDER_PARTIALLY_SHIPPED, or ORDER_SHIPPED for the last units.
@@ -279,8 +280,8 @@ class OrderServiceServicer:
         same request_id.
         NOT_FOUND           ORDER_NOT_FOUND (metadata: id). ORDER_ITEM_NOT_FOUND (metadata: id, item_id).
         FAILED_PRECONDITION UNITS_NOT_RETURNABLE (metadata: id, item_id, requested, returnable): fewer units have been
-        shipped and have not come back. RETURNS_LIMIT (metadata: id, limit): the returns of the order
-        would have more items than that.
+        shipped and have not come back yet. RETURNS_LIMIT (metadata: id, limit): the returns of the
+        order would have more than `limit` items.
         INVALID_ARGUMENT    REQUEST_ID_REUSED.
         UNIMPLEMENTED       PARTIAL_CHANGES_DISABLED: the operator has switched off changes of some units.
         Emits ORDER_RETURNED.
@@ -307,14 +308,14 @@ class OrderServiceServicer:
         NOT_FOUND           ORDER_NOT_FOUND (metadata: id). ORDER_ITEM_NOT_FOUND (metadata: id, item_id).
         RESERVATION_NOT_FOUND (metadata: order_id): the order's reservations were purged.
         FAILED_PRECONDITION ORDER_NOT_CHANGEABLE (metadata: id, status): the order is not in one of the three statuses.
-        UNITS_NOT_OPEN (metadata: id, item_id, requested, open): more units were to be taken away than
-        are neither shipped nor cancelled.
+        UNITS_NOT_OPEN (metadata: id, item_id, requested, open): the request takes away more units
+        than are open. Open units are neither shipped nor cancelled.
         INSUFFICIENT_STOCK, LOCATIONS_LIMIT, RESERVATIONS_LIMIT: as for CreateOrder, about the new
         units.
-        BUYER_LIMIT_EXCEEDED, BUYER_ORDERS_LIMIT: as for CreateOrder, about products of which the
-        change adds units and the order or the request has a `buyer_limit`. `bought` contains the
-        units that the order has already. If another call has used up the limit meanwhile, the order
-        has a new version but the same lines.
+        BUYER_LIMIT_EXCEEDED, BUYER_ORDERS_LIMIT: as for CreateOrder, about products that get more
+        units and have a `buyer_limit`, in the order or in the request. `bought` contains the units
+        that the order has already. If another call has used up the limit meanwhile, the order has a
+        new version but the same lines.
         RESERVATION_EXPIRED, RESERVATION_RELEASED (metadata: order_id): the stock of the order is
         lost, and the order will be cancelled.
         ABORTED             VERSION_MISMATCH (metadata: id, expected, actual): the order has changed since the caller read
@@ -332,8 +333,8 @@ class OrderServiceServicer:
 
     def ExtendOrder(self, request, context):
         """Holds the stock of a PENDING order until `ttl` from now, so that the buyer has more time to pay. If it is held for
-        longer already, nothing changes. `reserved_until` follows. Stock is held for at most 7 days in all. Repeatable: a
-        repeat may only move `reserved_until` to a later time.
+        longer already, nothing changes. Otherwise `reserved_until` changes to that time. Stock is held for at most 7 days
+        in all. Repeatable: a repeat may only move `reserved_until` to a later time.
         NOT_FOUND           ORDER_NOT_FOUND (metadata: id).
         RESERVATION_NOT_FOUND (metadata: order_id): the order's reservations were purged.
         FAILED_PRECONDITION ORDER_NOT_PENDING (metadata: id, status).
@@ -350,10 +351,10 @@ class OrderServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ReinstateOrder(self, request, context):
-        """Takes up an order again that was cancelled because its reservation expired, for a payment that comes late. Reserves
-        its units again, at the same locations, if enough units are available there. The order becomes CONFIRMED in the same
-        call. A refused call leaves the order CANCELLED. Confirm a PENDING order with UpdateOrderStatus. Repeatable: an order
-        that is CONFIRMED already is returned unchanged.
+        """Reinstates an order that was cancelled because its reservation expired, for example when a payment comes late.
+        Reserves the units of the order again, at the same locations, if enough units are available there. The order
+        becomes CONFIRMED in the same call. A refused call leaves the order CANCELLED. Confirm a PENDING order with
+        UpdateOrderStatus. Repeatable: an order that is CONFIRMED already is returned unchanged.
         NOT_FOUND           ORDER_NOT_FOUND (metadata: id).
         RESERVATION_NOT_FOUND (metadata: order_id): the order's reservations were purged.
         FAILED_PRECONDITION NOT_REINSTATABLE (metadata: id, status): the order is not CANCELLED, or was cancelled for
@@ -383,13 +384,14 @@ class OrderServiceServicer:
 
         With `product_id`, the orders are sorted by the sequence in which they were stored, the newest first. With
         `updated_after` or `updated_before`, they are sorted by the time of their last change, the oldest first. An order that
-        changes while the pages are read may then appear again, with its new state, so none is missed. A change becomes
-        visible shortly after its time, so read changes up to some seconds ago only.
+        changes while the pages are read may then appear again, with its new state, so none is missed. A change can become
+        visible some seconds after its time, so set `updated_before` to a time some seconds ago.
 
         A list costs as much with few orders as with many. Combinations of filters for which this would not be true are
         refused with INVALID_FIELD, which names the filter: `product_id` with any other filter; `updated_after` and
         `updated_before` with any other filter; `external_reference` and `label` with each other, and with a status. A caller
-        without the permission orders.any lists by its own user_id, so it cannot use the filters that do not go with it.
+        without the permission orders.any lists by its own user_id, so it cannot use the filters that cannot be combined
+        with `user_id`.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
