@@ -73,6 +73,6 @@ def _run(relay: Relay, stop: threading.Event) -> None:
 
 
 def _report_readiness(health: Health, relays: list[Relay], stop: threading.Event) -> None:
-    # Poll readiness, because a loop that hangs in a call of a frozen database cannot report it.
+    # Poll readiness, because a loop that hangs in a call to a frozen database cannot report that it hangs.
     while not stop.wait(READINESS_SECONDS):
         health.set_ready("relay", any(relay.ready for relay in relays))

@@ -51,7 +51,7 @@ class Halves:
 class Stall:
     """Watches the oldest row while this relay owns no shard. If the row stays the same for long, no relay ships it.
 
-    It compares row ids and measures time by the clock of this process, because the age of a row is wrong after the
+    It compares row ids, and measures time by the clock of this process. The age of the row would be wrong after the
     database's clock was set back.
     """
 

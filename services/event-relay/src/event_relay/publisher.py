@@ -292,7 +292,7 @@ class Publisher:
                 _log.info("topic can be used again", topic=topic)
             return True
         if topic not in self._absent_topics:
-            # A topic without partitions has no error, but is absent, too.
+            # A topic without partitions counts as absent, although it has no error.
             absent = found.error is None or found.error.code() == KafkaError.UNKNOWN_TOPIC_OR_PART
             brokers = self._connection.bootstrap_servers
             command = f"kafka-topics.sh --bootstrap-server {brokers} --create --topic {topic}"

@@ -255,7 +255,7 @@ class Relay:
             # Other relays may reach the broker although we do not.
             self._release_leases()
         self._tables_seen = False
-        # Log an outage once, not at each attempt: after hours, the log would have nothing else.
+        # Log an outage once, not at each attempt. Otherwise an outage of hours would fill the log.
         if self._outage is not type(error):
             cause = {"cause": cause_of(error)} if isinstance(error, ShopError) else {}
             # Do not log SQLAlchemy's own text: it quotes the statement and its rows.

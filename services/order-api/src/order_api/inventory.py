@@ -125,8 +125,8 @@ class Inventory:
     def reserve_additions(self, command: ChangeLines, begun: BegunChange, *, seconds_left: float) -> None:
         """Reserve the units that a change adds to the command's order. May be repeated.
 
-        Raises the refusals of ReserveAdditions. Raises Unavailable if the outcome is unknown. Sends the request once: a
-        refusal of a second one would not tell that the first one has reserved nothing.
+        Raises the refusals of ReserveAdditions. Raises Unavailable if the outcome is unknown. Sends the request only
+        once: if a retry is refused, the first attempt may still have reserved the units.
         """
         request = maintenance_pb2.ReserveAdditionsRequest(
             tenant=command.tenant,
@@ -159,8 +159,8 @@ class Inventory:
     def reserved_orders(self, page_size: int, page_token: str) -> tuple[list[OrderKey], str]:
         """Return a page of orders of all tenants that may have active reservations, and the token of the next page.
 
-        Some are unknown here: callers of ReserveStock choose order ids freely. Raises InvalidInput if the token is
-        invalid.
+        order-api may not know some of them, because callers of ReserveStock choose order ids freely. Raises
+        InvalidInput if the token is invalid.
         """
         page = self._maintenance_client.call(
             self._maintenance.ListReservedOrders,

@@ -54,8 +54,8 @@ class Feeds:
     ) -> Reading[_Value]:
         """Return the newest reading. Starts the feed at the first look; each look keeps it running.
 
-        Viewers with the same view and key share one feed. So the key must contain whatever decides the value, above
-        all the viewer's session. Raises TooManyViews.
+        Viewers with the same view and key share one feed. So the key must contain everything on which the value
+        depends, above all the viewer's session. Raises TooManyViews.
         """
         feed = self._feeds.get((view, key))
         if feed is None:
@@ -112,7 +112,7 @@ class _Feed(Generic[_Value]):
         except ShopError as refusal:
             error = in_words(refusal)
         except Exception:
-            # The view shows that it is old. The next read may succeed.
+            # The view shows that the value is old. The next read may succeed.
             _log.exception("cannot read the value of a view", view=self._view)
             error = "The console could not read this. Its log has the cause."
         _fetches(self._view, "failed" if error else "done").inc()

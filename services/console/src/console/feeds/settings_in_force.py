@@ -14,7 +14,7 @@ _BYTES_MAX = 256 * 1024
 
 @dataclass(frozen=True)
 class ProcessSettings:
-    """The settings of a process by name, or why they are not known."""
+    """The settings of a process by name, or the reason why they are unknown."""
 
     process: str
     values: Mapping[str, str]

@@ -126,7 +126,7 @@ def timeline(details: OrderDetails) -> list[Event]:
 
 
 def _without_split(reservations: Sequence[Reservation]) -> list[Reservation]:
-    """Return the reservations without those of which the parts are among them: they have the same units."""
+    """Return the reservations, without split ones whose parts are also there: the parts have the same units."""
     parts = {(each.product_id, each.created_at) for each in reservations if each.state is not ReservationState.REPLACED}
     return [
         each

@@ -105,7 +105,7 @@ def page(site: Site, viewer: Viewer, title: str, zone: tzinfo) -> Iterator[Page]
     ui.page_title(f"{title} – Shop console")
     ui.add_css(_STYLE)
     ui.colors(primary="#0b57a4", negative="#b3261e", positive="#146c2e")
-    # Quasar's page is the element `main`, and the navigation belongs before it.
+    # Quasar renders the page as the element `main`. The navigation must come before it.
     with ui.context.client.layout:
         header = tag("header").classes("top")
         header.move(target_index=0)
@@ -178,7 +178,7 @@ def table(caption: str, columns: Mapping[str, str], rows: Sequence[Sequence[str 
 def whole(field: ui.number) -> int:
     """Return the number in a field, or 0 if it is empty. The APIs name the field whose number they refuse.
 
-    A number that has no place in a message becomes the nearest one that has.
+    A number that does not fit into a field of a message becomes the nearest one that fits.
     """
     return int(min(max(field.value or 0, -_NUMBER_MAX), _NUMBER_MAX))
 
@@ -201,8 +201,8 @@ async def act(
 
     `add_fields` adds the fields that the question has.
     """
-    # A live section may remove the button that was clicked. So the question belongs to the page, outside the section.
-    # It has no animation, since its buttons must not move while the viewer clicks on them.
+    # A live section may remove the button that was clicked. So the dialog with the question is an element of the page,
+    # outside the section. The dialog has no animation, since its buttons must not move while the viewer clicks on them.
     with (
         ui.context.client.content,
         ui.dialog().props("transition-duration=0") as dialog,

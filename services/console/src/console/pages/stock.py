@@ -57,7 +57,7 @@ def _items(here: Page, product_id: int | None, found: Rows[Item]) -> None:
         text("", "span", classes="key reserved")
         text("reserved", "span")
     columns = {
-        # A phone has no room for it, and the title of the page has the product.
+        # A phone has no room for this column, and the title of the page shows the product.
         "Product": "" if product_id is None else "phone-off",
         "Location": "",
         "Stock": "",
@@ -110,7 +110,7 @@ def _adjust(here: Page, item: Item) -> None:
 
         async def change() -> None:
             (quantity,) = fields
-            # With the version, a change that somebody else has made meanwhile is not overwritten.
+            # The version prevents that this change overwrites one that somebody else has made meanwhile.
             await here.viewer.shop.set_quantity(item.id, whole(quantity), version=item.version)
 
         question = f"Set the quantity of product {item.product_id} in {item.location}"

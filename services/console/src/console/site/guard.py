@@ -1,4 +1,4 @@
-"""Protects the site from pages of other sites, and keeps everyone out who has not signed in.
+"""Protects the site from pages of other sites, and from viewers who have not signed in.
 
 A page of another site can send requests to this one from the browser of a viewer, and can even open a web socket. So
 each request must name an address of this site as its host, and each request that can act must come from a page of this
@@ -18,8 +18,8 @@ from console.site.viewers import Viewers
 SESSION_COOKIE = "console_session"
 SIGN_IN_PATH = "/sign-in"
 
-# NiceGUI compiles its templates in the browser, which needs 'unsafe-inline' and 'unsafe-eval'. Everything else,
-# above all loading from and sending to other sites, is off.
+# NiceGUI compiles its templates in the browser, which needs 'unsafe-inline' and 'unsafe-eval'. The policy forbids
+# everything else, above all loading from other sites and sending to them.
 CONTENT_SECURITY_POLICY = (
     "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval'; style-src 'self' 'unsafe-inline'; "
     "img-src 'self' data:; font-src 'self' data:; object-src 'none'; frame-ancestors 'none'; form-action 'self'; "

@@ -69,7 +69,7 @@ def fulfil(tx: Connection, events: Sequence[Event], *, audit_log: AuditLog | Non
 
 
 def _by_targets(events: Sequence[Event]) -> tuple[list[Event], list[Event]]:
-    """Return the events with targets and those without. A process of the previous version emits events without."""
+    """Return the events with targets and those without. A process of the previous version emits the latter."""
     with_targets = [event for event in events if "targets" in event.data]
     return with_targets, [event for event in events if "targets" not in event.data]
 
@@ -150,8 +150,8 @@ def _restocked(returned: Iterable[Mapping[str, Any]]) -> tuple[tuple[str, int], 
 
 
 def _order(event: Event) -> OrderRequest:
-    # The events are about the reservations of order-api, whose owner is empty as ANYONE's is. The actor of the event is
-    # also that of the events that follow from it.
+    # The events concern reservations of order-api, which have no owner. ANYONE has none either. The events that follow
+    # from this event have its actor.
     caller = replace(ANYONE, tenant=event.tenant, name=event.actor or ANYONE.name)
     return OrderRequest(str(event.data["id"]), caller=caller, request_id=event.event_id, traceparent=event.traceparent)
 

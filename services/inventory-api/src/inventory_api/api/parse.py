@@ -426,7 +426,7 @@ def _acting(check: Fields, order: pb.OrderLines, caller: Caller) -> Caller:
     """Return the caller, acting for the tenant and the user that the order names, if it names any."""
     if not order.tenant and not order.subject:
         return caller
-    # Report malformed names first: a caller that may not name any gets PERMISSION_DENIED for well-formed names.
+    # Report malformed names first. For well-formed names, a caller that may not act for others gets PERMISSION_DENIED.
     if order.tenant and not tenant.is_valid(order.tenant):
         check.violate("tenant", f"must be {tenant.FORM}")
         return caller

@@ -28,7 +28,7 @@ class Command(command.Command):
     def owner(self) -> str:
         """The owner of the reservations, and the scope of the request_id.
 
-        So a caller cannot use up the request_ids of another one.
+        Owners may use the same request_ids, so that none can use up those of another.
         """
         return self.caller.reservation_owner
 
@@ -118,7 +118,7 @@ class StockChange:
 
 @dataclass(frozen=True, slots=True)
 class ChangeStock(Command):
-    """Make each change, or with `is_atomic` all of them or none."""
+    """Make each change independently, or with `is_atomic`, make all of them or none."""
 
     changes: tuple[StockChange, ...]
     is_atomic: bool = False
@@ -239,7 +239,7 @@ class AddRequest(OrderRequest):
 
 @dataclass(frozen=True, slots=True)
 class SettleRequest:
-    """Release the reservations of cancelled orders, and fulfil those of shipped orders. The lists have no order twice.
+    """Release the reservations of cancelled orders, and fulfil those of shipped orders. No order is there twice.
 
     Each order has a caller of its tenant.
     """
@@ -250,7 +250,7 @@ class SettleRequest:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SettledOrder(OrderRequest):
-    """An order with a final status, and the version in which it has it, or None if that is unknown."""
+    """An order with a final status, and the version of the order with this status, or None if that is unknown."""
 
     version: int | None = None
 

@@ -145,7 +145,7 @@ class ReservationReleased(_OrderRefused):
 
 
 class ExtensionLimit(_OrderRefused):
-    """A reservation of the order would be held for longer than a reservation may be held in all."""
+    """A reservation of the order would be held for longer than the limit for its whole life."""
 
     reason: ClassVar[str] = "EXTENSION_LIMIT"
 
@@ -178,7 +178,7 @@ class BelowReserved(Refused):
 
 
 class InsufficientWithheld(Refused):
-    """Fewer units are withheld for the reason than are to be given back."""
+    """The change gives back more units than are withheld for its reason."""
 
     reason: ClassVar[str] = "INSUFFICIENT_WITHHELD"
 

@@ -273,7 +273,7 @@ class Strategy(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class AllocationPolicy:
-    """How the locations of a line are chosen. `locations` are the only ones allowed, or empty if all are.
+    """How the locations of a line are chosen. Only `locations` are allowed, or all if it is empty.
 
     A `max_locations` of None means the limit of a reservation.
     """

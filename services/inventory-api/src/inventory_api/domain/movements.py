@@ -55,7 +55,7 @@ class QuantityChange:
 class Movement:
     """One row of the table stock_movements. `quantity` is the difference, `quantity_after` the total after it.
 
-    `withheld` and `withheld_after` are the same for the withheld units.
+    `withheld` and `withheld_after` are the same numbers for the withheld units.
     `order_id`, `reason`, `reference` and `actor` are empty if there is none. `occurred_at` is the time that the caller
     stated for the change, and `created_at` the time at which the movement was written.
     """

@@ -48,7 +48,7 @@ class Addition(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OrderTargets(OrderRequest):
-    """The targets of an order with a version, and the units that were ordered, by product."""
+    """The targets of one version of an order, and the units that were ordered, by product."""
 
     version: int
     ordered: Mapping[int, int]
@@ -95,8 +95,8 @@ def starting_totals(
 ) -> dict[int, Totals]:
     """Return the totals of each product before the version is applied.
 
-    `applied` are the stored totals. A product without any is as it was ordered. `fulfilled` are the units of fulfilled
-    reservations.
+    `applied` are the stored totals. If a product has none, all its ordered units are kept and none is shipped.
+    `fulfilled` are the units of fulfilled reservations.
     """
     stored = {
         product: applied.get(product, Totals(order.ordered.get(product, target.kept), 0))
@@ -106,10 +106,10 @@ def starting_totals(
 
 
 def with_fulfilled(totals: Mapping[int, Totals], fulfilled: Mapping[int, int]) -> dict[int, Totals]:
-    """Return the totals with at least the units of fulfilled reservations as shipped.
+    """Return the totals, where at least the units of fulfilled reservations count as shipped.
 
-    These are more than the stored total if units were shipped for an event without targets, by a process that does not
-    know targets, or by SettleOrders, and fewer after reservations were purged.
+    Fulfilled reservations have more units than the stored total if units were shipped for an event without targets, by
+    a process that does not know targets, or by SettleOrders. They have fewer after reservations were purged.
     """
     return {
         product: total._replace(shipped=max(total.shipped, fulfilled.get(product, 0)))
@@ -159,8 +159,8 @@ def decide_additions(
 ) -> Decision:
     """Decide which of the locked reservations that were added for changes the order keeps. `added` are active.
 
-    `totals` are those before, without the added units. An order that was not changed has targets without the added
-    units: these are released, and no other units. Added units that have expired were never kept.
+    `totals` are those before, without the added units. If the order was not changed, its targets do not have the added
+    units: then these units are released, and no others. Added units that have expired were never kept.
     """
     units: dict[int, int] = {}
     for each in added:
@@ -176,7 +176,9 @@ def decide_additions(
 def decide(
     order: OrderTargets, totals: Mapping[int, Totals], reservations: Iterable[Reservation], now: datetime
 ) -> Decision:
-    """Decide about locked reservations of an order, in order. `totals` are the totals before, of each product.
+    """Decide about locked reservations of an order, in their sequence.
+
+    `totals` are the totals of each product before.
 
     Confirmed units are shipped before units are released. A reservation is split if only some of its units are shipped
     or released. A due reservation expires instead of being released, because its time had ended before. A final order
@@ -226,9 +228,9 @@ def _change(
 def split(
     reservation: Reservation, quantities: Sequence[int], *, names: Sequence[str], version: int
 ) -> tuple[Reservation, ...]:
-    """Return reservations with these quantities, which add up to that of the reservation, and its allocations.
+    """Divide a reservation and its allocations into parts. `quantities` add up to the quantity of the reservation.
 
-    Their ids are derived from its id, the order's version and the names.
+    The ids of the parts are derived from the reservation's id, the order's version and the names.
     """
     return tuple(
         replace(

@@ -33,8 +33,8 @@ def decide(
 ) -> list[QuantityChange] | ShopError:
     """Return the change of the item, for a move also that of its target, or the error that refuses the change.
 
-    `stock` has the locked items as the changes before this one leave them, with their withholdings if the change is
-    WITHHELD. An item is missing from `stock` if it does not exist and was not created.
+    `stock` has the locked items after the earlier changes, with their withholdings if this change is WITHHELD. An item
+    is missing from `stock` if it does not exist and was not created.
     """
     item = stock.get(request.stock_key(change))
     if item is None:
@@ -136,7 +136,7 @@ def shortage_of_changes(
         target_key = request.target_key(change)
         if target_key is not None and target_key in stock:
             quantities[target_key] = quantities.get(target_key, stock[target_key].quantity) + change.quantity
-        # More than the reserved units cannot become free. Some changes are then refused in any case.
+        # At most the reserved units can become free. If the changes need more, some of them are refused in any case.
         missing = min(item.reserved_quantity + units - quantity, item.reserved_quantity)
         if missing > 0:
             shortage[key] = max(shortage.get(key, 0), missing)

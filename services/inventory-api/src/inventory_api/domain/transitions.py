@@ -66,7 +66,7 @@ def extend(
     """Decide whether all held reservations of an order get a later expiry, or none.
 
     The parameters are as for `confirm`. A reservation that expires later anyway does not change. The parts of a split
-    reservation were created when it was, so a split does not prolong the time for which the units may be held.
+    reservation have its creation time, so a split does not prolong the time for which the units may be held.
     """
     unreleased = [each for each in reservations if each.state is not State.RELEASED]
     if has_expired or any(each.state is State.EXPIRED or each.is_due(now) for each in unreleased):

@@ -19,7 +19,7 @@ class MismatchKind(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Counters:
-    """The counters of an item, and what the rows from which they follow add up to.
+    """The counters of an item, and the sums of the rows from which the counters follow.
 
     `allocated` is the number of units that active reservations take from the item. `movements` is the number of its
     movements, `moved` the sum of their quantities, and `moved_withheld` the sum of their withheld units. `withholdings`
@@ -42,8 +42,8 @@ class Counters:
     def expected_quantity(self) -> int:
         """The quantity according to the movements.
 
-        If movements are missing, this is the quantity after the last one, which the item also has. If there never was
-        one, as after an upgrade while the item was locked, the first change of the quantity writes them.
+        If movements are missing, this is the quantity after the last movement, which the item stores. An item that was
+        locked during the upgrade has no movement yet: its quantity is right, and its next change writes the movement.
         """
         if self.revision == self.movements == 0:
             return self.quantity
@@ -91,8 +91,8 @@ class WrongAllocations:
 
     @property
     def has_one_answer(self) -> bool:
-        # Allocations are written once and never change. So a reservation of one item without an allocation has lost its
-        # row. If there is a row with another quantity, either of the two quantities may be the damaged one.
+        # Allocations are written once and never change. So if a reservation of one item has no allocation, the row was
+        # lost. If there is a row with another quantity, either of the two quantities may be the damaged one.
         return self.sole_item_id != 0 and self.allocated == 0
 
 
@@ -140,7 +140,8 @@ def mismatches(item: Item, counters: Counters, wrong: Sequence[WrongAllocations]
 
 def _withheld_mismatch(item: Item, counters: Counters) -> Mismatch:
     if counters.withheld_quantity == counters.withholdings:
-        # The movements say something else. They may be right, but then the reasons of the units are not known.
+        # The movements contradict the counter and the withholdings. If the movements are right, nobody knows the
+        # reasons for which the units are withheld.
         expected, has_one_answer = counters.expected_withheld, False
     else:
         expected = counters.withholdings

@@ -17,7 +17,8 @@ _allocations = tables.reservation_allocations
 
 _locations = tables.locations
 
-# Every statement that reads items reads the properties of their locations, too: an item without them would be active.
+# Every statement that reads items also reads the properties of their locations. Without them, every location would seem
+# to be active.
 _ITEMS = _items.outerjoin(_locations, and_(*is_each(_locations, _items, "tenant", "location")))
 _NO_COLUMNS = ("is_active", "priority", "due", "withholdings")
 _COLUMNS = (

@@ -68,9 +68,9 @@ def append(tx: Connection, written: Sequence[Movement]) -> None:
 def list_page(tx: Connection, request: PageRequest[MovementFilter]) -> Page[Movement]:
     """Return a page of a tenant's movements, newest first.
 
-    A page reads at most WINDOW_ROWS rows of one index. Order, product, location and times narrow what is read, in this
-    order: only one of the first three has an index with the times. The other filters apply to the rows that were read,
-    so a page may have fewer rows than requested, or none, even if it is not the last one.
+    A page reads at most WINDOW_ROWS rows of one index. The index is chosen by the first of order, product and location
+    that the filter has. The times limit the range of that index. The other filters apply to the rows that were read, so
+    a page may have fewer rows than requested, or none, even if it is not the last one.
     """
     window = _window(request)
     matching = select(window).where(*_matches(window.c, request.filter))

@@ -26,8 +26,8 @@ from shop_common.identity import tenant
 
 metadata = MetaData(naming_convention=NAMING_CONVENTION)
 
-# The indexes for lookups by a caller's value have the tenant as their second column: the statements know both columns,
-# and the previous version, which does not know the tenant, finds its rows by the first one.
+# Indexes for lookups by a caller's value have the tenant as their second column. All statements state both columns. A
+# version without tenants can use the index by its first column.
 
 # The conditions of the partial indexes. Queries must repeat these conditions literally: the planner cannot know that a
 # condition with a parameter implies the condition of an index, so a prepared statement would not use the index.
@@ -239,7 +239,7 @@ stock_movements = Table(
     Column("reference", Text, nullable=False, server_default=""),
     # The time that the caller stated. NULL if it stated none.
     Column("occurred_at", Timestamp),
-    # As `quantity` and `quantity_after`, for the withheld units.
+    # Like `quantity` and `quantity_after`, for the withheld units.
     Column("withheld", BigInteger, nullable=False, server_default=text("0")),
     Column("withheld_after", BigInteger, nullable=False, server_default=text("0")),
     Index("ix_stock_movements_item_id_revision", "item_id", "revision", unique=True),

@@ -39,8 +39,8 @@ def cancel_released(tx: Connection, events: Sequence[Event], *, audit_log: Audit
 def _losses(events: Sequence[Event], *, released: bool) -> list[LostStock]:
     """Return the losses of orders.
 
-    Leaves out reservations with an owner, which are those of other callers: they may use the id of an order. Leaves out
-    releases that follow from a change of the order itself, which have the version of that change.
+    Leaves out reservations with an owner. Other callers made them, and may use the id of an order. Leaves out releases
+    with an order_version, because a change of the order itself caused them.
     """
     return [
         LostStock(

@@ -119,7 +119,7 @@ def new_order(request: pb.CreateOrderRequest, caller: Caller, traceparent: str |
 def batch(request: pb.BatchCreateOrdersRequest, caller: Caller, traceparent: str | None) -> list[NewOrder | ShopError]:
     """Return one outcome per order, in order: a command, or the error that refuses this order.
 
-    The error is InvalidInput, or PermissionDenied if the order is of a user for whom the caller may not act. Raises
+    The error is InvalidInput, or PermissionDenied if the caller may not act for the user of the order. Raises
     InvalidInput if the number of orders or lines is invalid, which refuses the whole call.
     """
     with Fields() as check:
@@ -335,8 +335,8 @@ def erase_user(request: pb.EraseUserRequest, caller: Caller, traceparent: str | 
 def orders_page(request: pb.ListOrdersRequest, caller: Caller) -> PageRequest[OrderFilter]:
     """Return the requested page of the tenant's orders.
 
-    If the request has no user, a caller that may access its own orders only gets only these. Raises PermissionDenied if
-    such a caller is no user.
+    If the request names no user, a caller that may only access its own orders gets its own. Raises PermissionDenied if
+    such a caller is not a user.
     """
     owner = caller.owner
     with Fields() as check:

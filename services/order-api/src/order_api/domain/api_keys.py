@@ -46,7 +46,7 @@ class ApiKeyFilter:
 
 @dataclass(frozen=True, slots=True)
 class FetchApiKeys:
-    """Read a page of what processes need to check keys. `uses` are the uses that the process reports."""
+    """Read a page of the digests with which processes check keys. `uses` are the uses that the process reports."""
 
     uses: Uses
     page: PageRequest[None]

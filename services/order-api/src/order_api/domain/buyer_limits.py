@@ -22,7 +22,7 @@ class Buyer(NamedTuple):
 class Purchase:
     """The units of each product that a buyer wants with one order, and the limits for them, by product.
 
-    `has` are the units of the limited products that the buyer has by this order already, if the order is to be changed.
+    `has` are the units of the limited products that the buyer already has by this order, before a change of the order.
     """
 
     order: OrderKey
@@ -69,7 +69,7 @@ class Counted:
 
 
 class Bought:
-    """What buyers have, without the order that is decided. Purchases that are taken count for the next ones."""
+    """What buyers have, without the order that is decided. Each purchase that is taken counts for later decisions."""
 
     def __init__(self, counted: Mapping[tuple[OrderKey, int], Counted]) -> None:
         self._counted = counted

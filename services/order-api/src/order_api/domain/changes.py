@@ -1,4 +1,4 @@
-"""Decides what becomes of an order by ChangeOrder. Needs no database.
+"""Decides how ChangeOrder changes an order. Needs no database.
 
 No line is ever deleted, and the ordered units of a line never become fewer: units that a change takes away count as
 cancelled. So the targets of every later event have all products that the order ever had (ADR 0025).
@@ -49,9 +49,9 @@ class Change:
 class BegunChange:
     """A change that has begun. `change_id` is None if inventory-api need not be called.
 
-    Otherwise `version` is the one that the order gets by the change, `added` are the units to reserve, and `ordered`
-    are the units that the order has ordered before the change, by product. `purchase` is None if no added unit has a
-    limit per buyer.
+    Otherwise `version` is the version that the order will have after the change, `added` are the units to reserve, and
+    `ordered` are the ordered units of each product before the change. `purchase` is None if no added unit has a limit
+    per buyer.
     """
 
     change_id: str | None = None
@@ -71,7 +71,7 @@ class ChangeResult:
     refusal: ShopError | None = None
 
     def folded(self, calls: int) -> Self:
-        """Return this result as the one that stands for so many equal calls."""
+        """Return a copy of this result that stands for so many equal calls."""
         return replace(self, command=self.command.folded(calls))
 
     @property
@@ -127,7 +127,8 @@ def _changed_lines(
             items[item_id] = replace(item, cancelled=item.cancelled - more)
             taken_products.add(item.product_id)
     if taken_products & {each.product_id for each in added}:
-        # The stock knows the units of an order by product, and could release the ones that were added.
+        # The targets of an event count units by product, not by line. So inventory-api could release the added units
+        # instead.
         return _invalid("items", "must not take away units of a product of which the call adds units; make two calls")
     return tuple(items.values()), tuple(added)
 

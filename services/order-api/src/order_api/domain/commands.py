@@ -104,7 +104,7 @@ def _buyer_limits(items: Iterable[NewItem]) -> dict[int, int]:
 
 
 def _limits_content(limits: dict[int, int]) -> tuple[object, ...]:
-    """Return what the limits add to a fingerprint: without limits nothing, as in a release that knew none."""
+    """Return what the limits add to a fingerprint. Without limits this is nothing, as in releases before them."""
     return (sorted(limits.items()),) if limits else ()
 
 
@@ -161,7 +161,7 @@ class ReservedOrder:
         return self.order.key
 
     def folded(self, calls: int) -> "ReservedOrder":
-        """Return this order as the one that stands for so many equal calls."""
+        """Return a copy of this order that stands for so many equal calls."""
         return replace(self, order=self.order.folded(calls))
 
     @property
@@ -220,7 +220,7 @@ class ChangeStatus(OrderCommand):
 
 @dataclass(frozen=True, slots=True)
 class Reinstate(ChangeStatus):
-    """Confirm a cancelled order whose reservation expired. The status is CONFIRMED."""
+    """Confirm a cancelled order whose reservation expired."""
 
     method: ClassVar[str] = REINSTATE_METHOD
 
@@ -259,8 +259,8 @@ class CancelItems(OrderCommand):
 class ChangeLines(OrderCommand):
     """Change the lines and the charges of an order that has this version.
 
-    `quantities` are pairs of the id of a line and the units that it shall keep. `charges` are None if they stay.
-    `currency` is that of all amounts, or None if there are none.
+    `quantities` are pairs of the id of a line and the units that it shall keep. A `charges` of None keeps the charges.
+    `currency` is that of all amounts, or None if the command has no amount.
     """
 
     version: int
@@ -310,8 +310,8 @@ class EraseUser(Command):
 class OrderFilter:
     """A filter for the orders of a tenant. None, and an empty reference, match any order.
 
-    `statuses` are sorted. None of them matches no order. The first time of each range is inclusive, the second one
-    exclusive. Not all fields may be set together: `OrderFilter.conflicts` names those that may not.
+    `statuses` are sorted. An empty tuple matches no order. The first time of each range is inclusive, the second one
+    exclusive. Some fields exclude each other: `conflicts` names them.
     """
 
     tenant: str = field(repr=False)  # page tokens contain a digest of the repr, and of the tenant

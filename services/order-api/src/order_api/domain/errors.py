@@ -134,7 +134,7 @@ class OrderItemNotFound(NotFound):
 
 
 class UnitsNotOpen(Refused):
-    """More units of a line were requested than are neither shipped nor cancelled."""
+    """The request has more units of a line than are open."""
 
     reason: ClassVar[str] = "UNITS_NOT_OPEN"
 
@@ -162,7 +162,7 @@ class ShipmentsLimit(Refused):
 
 
 class UnitsNotReturnable(Refused):
-    """More units of a line were to be returned than have been shipped and have not been returned."""
+    """The request returns more units of a line than were shipped and have not come back yet."""
 
     reason: ClassVar[str] = "UNITS_NOT_RETURNABLE"
 
@@ -177,7 +177,7 @@ class UnitsNotReturnable(Refused):
 
 
 class ReturnsLimit(Refused):
-    """The returns of the order would have more items together than they may have."""
+    """The returns of the order would have too many items together."""
 
     reason: ClassVar[str] = "RETURNS_LIMIT"
 
@@ -190,7 +190,7 @@ class ReturnsLimit(Refused):
 
 
 class BuyerLimitExceeded(Refused):
-    """With the order, its buyer would have more units of a product than the order's limit allows."""
+    """The order's buyer would have more units of a product than the order's limit allows."""
 
     reason: ClassVar[str] = "BUYER_LIMIT_EXCEEDED"
 

@@ -38,7 +38,7 @@ def extended(order: Order, traceparent: str | None, actor: str | None) -> Messag
 
 
 def units_shipped(order: Order, shipment: Shipment, traceparent: str | None, actor: str | None) -> Message:
-    """Return the event for a shipment of some units: ORDER_SHIPPED if the order has no open unit any more."""
+    """Return the event for a shipment of some units. It is ORDER_SHIPPED if the order has no open unit any more."""
     event_type = "ORDER_SHIPPED" if order.status is Status.SHIPPED else "ORDER_PARTIALLY_SHIPPED"
     data = _data(order)
     data["shipment"] = {
@@ -53,7 +53,7 @@ def units_shipped(order: Order, shipment: Shipment, traceparent: str | None, act
 def units_cancelled(
     before: Order, order: Order, units: Mapping[int, int], reason: str, traceparent: str | None, actor: str | None
 ) -> Message:
-    """Return the event for a cancellation of some units: that of the new status if the status has changed."""
+    """Return the event for a cancellation of some units. If the status has changed, it is that of the new status."""
     event_type = "ORDER_ITEMS_CANCELLED" if order.status is before.status else _TYPES[order.status]
     data = _data(order)
     data["cancellation"] = {"reason": reason, "items": _units(order, units.items())}
@@ -61,9 +61,10 @@ def units_cancelled(
 
 
 def changed(before: Order, order: Order, traceparent: str | None, actor: str | None) -> Message:
-    """Return the event for a change of the lines or the charges: that of the new status if the status has changed.
+    """Return the event for a change of lines or charges. If the status has changed, it is that of the new status.
 
-    If a change was given up, the order has only a new version. The event then tells inventory-api so.
+    If a change was given up, only the version of the order is new. The event then tells inventory-api that no unit was
+    added.
     """
     event_type = "ORDER_CHANGED" if order.status is before.status else _TYPES[order.status]
     return _message(order, event_type, _data(order), traceparent, actor)

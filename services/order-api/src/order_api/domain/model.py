@@ -78,9 +78,9 @@ class OrderKey(NamedTuple):
 class OrderItem:
     """A line of an order. `price` is per unit, in the order's currency.
 
-    Only the units change, and never become fewer: those that were ordered, and those that calls about single units have
-    shipped, cancelled and returned. See domain/units.py for the units of an order that was shipped or cancelled as a
-    whole.
+    Only the numbers of units change, and they never decrease: the ordered units, and those that calls about single
+    units have shipped, cancelled and returned. See domain/units.py for the units of an order that was shipped or
+    cancelled as a whole.
 
     `location` is the only one from which the line's stock may come. It is empty if the line named none.
     """
@@ -142,7 +142,8 @@ Labels = tuple[tuple[str, str], ...]
 class Order:
     """A stored order. `items` are in the order of the request.
 
-    `shipments` are those that named their units, oldest first. So are `returns`. Both are empty in lists of orders.
+    `shipments` are those by CreateShipment, and `returns` those by CreateReturn, the oldest first. Both are empty in
+    lists of orders.
 
     `created_by` is the actor of the call that created it. It is empty if the actor is unknown.
     """
@@ -194,7 +195,7 @@ class NewDetails:
     labels: Labels = ()
 
     def content(self) -> tuple[object, ...]:
-        """Return what a repeated request must have in common with the first one."""
+        """Return the content that a repeated request must share with the first one."""
         charges = [(each.kind.value, each.label, str(each.amount)) for each in self.charges]
         return (charges, self.external_reference, self.labels)
 
@@ -203,7 +204,7 @@ NO_DETAILS = NewDetails()
 
 
 class VersionedStatus(NamedTuple):
-    """The status of an order, and the version in which the order has it."""
+    """The status of an order, and the version of the order with this status."""
 
     status: Status
     version: int
@@ -230,7 +231,7 @@ class OrderHistory(NamedTuple):
 def history(order: Order, recorded: Iterable[StatusChange]) -> OrderHistory:
     """Return an order with its history. `recorded` are its stored changes of status after the creation, by version.
 
-    A release without history recorded nothing. Of its changes, only the latest can be read from the order.
+    A release without history recorded no changes. Only the latest of them is known, from the order itself.
     """
     changes = [StatusChange(1, Status.PENDING, order.created_at, "", order.created_by), *recorded]
     if changes[-1].status is not order.status:

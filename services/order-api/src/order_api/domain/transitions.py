@@ -50,7 +50,7 @@ class ConfirmationResult:
     version: int | None = None
 
     def folded(self, calls: int) -> Self:
-        """Return this result as the one that stands for so many equal calls."""
+        """Return a copy of this result that stands for so many equal calls."""
         return replace(self, command=self.command.folded(calls))
 
     @property
@@ -62,7 +62,7 @@ class ConfirmationResult:
 class ReinstatementResult(ConfirmationResult):
     """The response of inventory-api to the reinstatement of an order.
 
-    `version` is the one to which the order was raised before the call, or None if inventory-api was not called.
+    `version` is the version that the order got before the call, or None if inventory-api was not called.
     """
 
     command: Reinstate
@@ -159,11 +159,12 @@ def reinstate(order: Order | None, result: ReinstatementResult) -> Transition:
     if isinstance(answer, ShopError):
         return Transition(refusal=answer)
     if answer is None or order.version != result.version:
-        # Another call has changed the order since we called inventory-api, or before we could.
+        # Another call has changed the order before or after we called inventory-api.
         return Transition(refusal=Contention(f"another call changes order {order.id}; try again"))
     kept = uncancelled_units(order)
     if all(answer.get(product_id, 0) >= units for product_id, units in kept.items()):
-        # Units of a change that was not stored are reserved again too, if they expired with the order.
+        # The response may have more units than the order: those of a change that was not stored expired with the order,
+        # and are reserved again with it.
         return Transition(Status.CONFIRMED, command.reason, has_surplus=dict(answer) != kept)
     released = ReservationReleased(order.id)
     return Transition(Status.CANCELLED, "its stock had been released when it was to be reinstated", released)

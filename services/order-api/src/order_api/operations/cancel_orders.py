@@ -36,8 +36,8 @@ def cancel_lost(tx: Connection, losses: Sequence[LostStock], audit_log: AuditLog
     """
     ours = [loss for loss in losses if UUID_PATTERN.match(loss.order.id)]
     # Read without locks first, because most events need no change: an earlier event has cancelled the order, or its
-    # cancellation caused the event. An order never becomes PENDING again, and has other reservations if it is
-    # reinstated. So an order that need not be cancelled now never has to be cancelled for this loss.
+    # cancellation caused the event. An order never becomes PENDING again, and a reinstated order has other
+    # reservations. So if an order need not be cancelled now, this loss never cancels it.
     present = orders.statuses(tx, (loss.order for loss in ours))
     lost: dict[OrderKey, list[LostStock]] = {}
     for loss in ours:
@@ -59,7 +59,7 @@ def cancel_lost(tx: Connection, losses: Sequence[LostStock], audit_log: AuditLog
 
 
 def _cancel(locked: Locked, order: Order, loss: LostStock) -> bool:
-    """Cancel what a loss concerns. Returns whether the order has changed."""
+    """Cancel the order, or the units that were lost. Returns whether the order has changed."""
     if not loss.cancels(order.status):
         return False
     if not units.has_shipped(order):

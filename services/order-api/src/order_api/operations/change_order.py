@@ -2,13 +2,14 @@
 
 If the order gets more units of a product, the change begins with an intent: a row that states which version the order
 will get, and by which change. Then inventory-api reserves the new units for this version, and only then the order
-changes. The units that the order has stay reserved. Those that it gives up are released by the targets of the event.
+changes. The units that the order has stay reserved. Units that it no longer keeps are released when inventory-api
+handles the event, whose targets do not have them.
 
-The intent does not change the order. So other calls go on as usual, and the first one that raises the version of the
-order wins: the change then ends without effect. inventory-api counts the new units as the order's when an event has
-the version of the change or a later one, and releases those that the event's targets do not have. So whoever ends an
-intent without the change only raises the version, and emits ORDER_CHANGED with the lines as they are. No transaction
-is open during the call. The state after an interruption or a disorder:
+The intent does not change the order, so it does not block other calls. If another call raises the version of the order
+first, the change ends without effect. inventory-api counts the new units as the order's when an event has
+the version of the change or a later one, and releases those that the event's targets do not have. So to end an intent
+without the change, it is enough to raise the version and emit ORDER_CHANGED with the unchanged lines. No transaction is
+open during the call. The state after an interruption, or if events or calls are late:
 
     before the intent                 nothing happened
     intent, no call                   the order is unchanged; a repeat continues; otherwise ReconcileOrders ends the
@@ -182,7 +183,7 @@ class _Beginning:
         )
 
     def _refuse_for(self, other: Intent, order: Order, command: ChangeLines) -> ShopError:
-        """Return the refusal of a command because of another change. Ends that change if nobody else will."""
+        """Return the refusal of a command because of another change. Ends that change if it is stale."""
         if not _is_stale(other, self._locked):
             return _contention(order)
         _give_up(self._locked, order, command.traceparent, command.caller)
@@ -192,7 +193,7 @@ class _Beginning:
 
 
 class _Wanted:
-    """What buyers want by changes of locked orders, and have. Runs one statement if no order has a limit per buyer."""
+    """What buyers want by changes of locked orders, and what they have. Runs one statement if no order has a limit."""
 
     def __init__(self, tx: Connection, locked: Locked, commands: Sequence[ChangeLines]) -> None:
         self._limits = buyer_limits.of(tx, locked.orders)
@@ -203,7 +204,7 @@ class _Wanted:
                 change = changes.decide(order, command)
                 if isinstance(change, Change) and (purchase := self.purchase(order, change, command)):
                     purchases.append(purchase)
-        # Without a lock: it is checked again before the change is stored.
+        # This needs no lock of the buyers, because the limit is checked again before the change is stored.
         self.bought = buyer_limits.bought(tx, purchases) if purchases else Bought({})
 
     def purchase(self, order: Order, change: Change, command: ChangeLines) -> Purchase | None:
@@ -244,11 +245,11 @@ def finish(
     With `audit_log`, writes a row there for each change that is refused and yet raises the version of its order.
     """
     commands = [result.command for result in results]
-    # The order still has the version of `begun` if it is changed. So the purchase is still right.
+    # The order is changed only if it still has the version of `begun`. Then the purchase is still right.
     purchases = [each.begun.purchase for each in results if each.begun.purchase and each.refusal is None]
     bought = Bought({})
     if purchases:
-        # This lock comes before those of request_ids and of orders; see its sequence there.
+        # Lock the buyers before the request_ids and the orders; `buyer_limits.lock` states the sequence of all locks.
         buyer_limits.lock(tx, purchases)
         bought = buyer_limits.bought(tx, purchases)
     claimed = tables.idempotency_keys.claim(tx, results, [command.claim() for command in commands])
@@ -272,7 +273,7 @@ def finish(
 
 
 class _Finishing:
-    """Decides changes one after another, each on the order that the one before has left."""
+    """Decides changes one after another, each on the order as the previous change left it."""
 
     def __init__(self, tx: Connection, locked: Locked, present: dict[OrderKey, Intent], bought: Bought) -> None:
         self._tx = tx

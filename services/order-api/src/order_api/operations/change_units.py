@@ -57,7 +57,7 @@ def _change(
     decide: Callable[[Order, _Command], UnitsChange | ShopError],
     save: Callable[[Locked, UnitsChange, _Command], Order],
 ) -> list[Order | ShopError]:
-    """Decide the commands one after another, each on the order that the one before has left.
+    """Decide the commands one after another, each on the order as the previous command left it.
 
     The outcome of a repeated request_id is the order as it is now.
     """

@@ -107,7 +107,7 @@ class Operations:
         return self._creation.create(order, deadline=deadline)
 
     def create_orders(self, new: Sequence[NewOrder], *, deadline: float) -> list[Order | ShopError]:
-        """Create many orders, each decided for itself. Returns one outcome per order, in order."""
+        """Create many orders independently. Returns one outcome per order, in order."""
         return self._creation.create_many(new, deadline=deadline)
 
     def update_status(self, command: ChangeStatus, *, owner: int | None, deadline: float) -> Order:

@@ -93,7 +93,7 @@ class OrderCreation:
         except ShopError as error:
             outcomes = [error] * len(reserved)
         except Exception:
-            # One order caused the error, and its batch was rolled back. If there are others, they may be stored.
+            # One order caused the error, and its batch was rolled back. Other orders of this call may be stored.
             if len(reserved) == 1:
                 self._release(reserved[0])
             raise
@@ -103,11 +103,12 @@ class OrderCreation:
         return outcomes
 
     def _release(self, reserved: ReservedOrder, outcome: ShopError | None = None) -> None:
-        """Release the stock of an order that was not stored early; the reservation would expire anyway.
+        """Release the stock of an order that was not stored, before its reservation expires.
 
-        Another call with the same request_id may use the same reservation, so that of an order with one is kept. That
-        of an order above a limit per buyer is always released: many calls of one buyer at once, of which the limit
-        allows one, would otherwise keep the stock from other buyers until the reservations expire.
+        If the order has a request_id, the reservation is kept, because another call with the same request_id may use
+        it. If the order exceeds a limit per buyer, its reservation is always released. Otherwise one buyer with many
+        calls at once, of which the limit allows one, would keep the stock from other buyers until the reservations
+        expire.
         """
         if reserved.order.request_id is None or isinstance(outcome, BuyerLimitExceeded | BuyerOrdersLimit):
             self._stock.release_soon(reserved)

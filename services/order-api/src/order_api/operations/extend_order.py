@@ -1,4 +1,4 @@
-"""ExtendOrder: inventory-api extends the order's reservations, and then `reserved_until` of the order follows.
+"""ExtendOrder: inventory-api extends the order's reservations, and then order-api moves `reserved_until` of the order.
 
 No transaction is open during the call. The state after an interruption:
 

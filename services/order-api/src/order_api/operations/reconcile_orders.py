@@ -1,12 +1,13 @@
-"""ReconcileOrders: makes good the effect of order events that were lost before inventory-api handled them.
+"""ReconcileOrders: repairs the stock of orders whose events were lost before inventory-api handled them.
 
-It starts from the reservations, not from the orders: few orders have active reservations, however many there are. So it
-needs no record of what was compared before, and it also finds orders whose reservations came back with a backup.
+It starts from the reservations, not from the orders: only few orders have active reservations, even if millions of
+orders are stored. So it needs no record of what was compared before, and it also finds orders whose reservations came
+back with a backup.
 
 An order that was shipped after some of its units were cancelled is left alone: the repair would also ship the cancelled
 units. A warning names the order. An operator sends its events again, or corrects the quantity.
 
-A repair is right whenever it happens. No order leaves SHIPPED except for DELIVERED. A cancelled order may be reinstated
+A repair is right at any time. No order leaves SHIPPED except for DELIVERED. A cancelled order may be reinstated
 after we read it, so the repair has the version that we read, and inventory-api ignores it if a later one was applied.
 If the event arrives after all, it finds nothing to do.
 

@@ -3,8 +3,8 @@
 First the version of the order is raised. Then inventory-api reserves the units again and confirms them, with that
 version, and only then the order changes its status. No transaction is open during the call. inventory-api ignores
 events of lower versions: a late ORDER_CANCELLED of the earlier cancellation releases nothing. order-api ignores the
-stock events that such an event has caused, because they have an `order_version`. The state after an interruption or a
-disorder:
+stock events that such an event has caused, because they have an `order_version`. The state after an interruption, or if
+events or calls are late:
 
     before the version is raised      nothing happened
     version raised, no call           the order is CANCELLED, and nothing is reserved for it; a repeat begins again
@@ -125,7 +125,7 @@ def finish(
     purchases = _purchases(tx, orders.load(tx, confirmed).values())
     if not purchases:
         return apply(tx, results, [result.command for result in results], transitions.reinstate, audit_log)
-    # This lock comes before those of request_ids and of orders; see its sequence there.
+    # Lock the buyers before the request_ids and the orders; `buyer_limits.lock` states the sequence of all locks.
     buyer_limits.lock(tx, purchases.values())
     bought = buyer_limits.bought(tx, list(purchases.values()))
 
@@ -134,7 +134,7 @@ def finish(
         if order is None or transition.status is not Status.CONFIRMED or order.key not in purchases:
             return transition
         refusal = bought.take(purchases[order.key])
-        # The same reason as before: the order can still be reinstated.
+        # Keep the status_reason, so that the order can still be reinstated.
         return transition if refusal is None else Transition(Status.CANCELLED, order.status_reason, refusal)
 
     return apply(tx, results, [result.command for result in results], decide, audit_log)

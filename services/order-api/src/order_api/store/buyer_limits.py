@@ -1,7 +1,7 @@
 """The SQL of limits per buyer: the limits that orders were created with, and the units that buyers have.
 
-The units are summed over the lines of the buyer's orders, which an index finds. So they are right whatever has changed
-an order, and an order without a limit costs nothing.
+The units are summed over the lines of the buyer's orders, which an index finds. So they are right after every kind of
+change of an order, and an order without a limit costs nothing.
 """
 
 import zlib
@@ -58,8 +58,8 @@ def lock(tx: Connection, purchases: Iterable[Purchase]) -> None:
     """Lock the buyers until the transaction ends: no other transaction takes a purchase of theirs meanwhile.
 
     Afterwards, `bought` sees every purchase that was taken before. All transactions lock in this sequence, so that they
-    cannot deadlock: the request_ids of CreateOrder, the buyers, the request_ids of other calls, the orders. Take the
-    locks of buyers once in a transaction: they are sorted.
+    cannot deadlock: the request_ids of CreateOrder, the buyers, the request_ids of other calls, the orders. Call this
+    once per transaction, because the locks of one call are sorted.
     """
     if tx.dialect.name == "sqlite":
         return  # a transaction that writes excludes all others

@@ -1,6 +1,6 @@
 """The SQL of ListOrders: one query for each combination of filters, each served by an index.
 
-A page is one range of an index. Several statuses are as many ranges, of which the query takes the first rows.
+A page is one range of an index. For several statuses, the query takes the first rows of one range per status.
 """
 
 from collections.abc import Iterator, Sequence
@@ -81,7 +81,8 @@ def _newest(
 ) -> Select[Any]:
     """Return the query for the newest orders after the position. It is sorted by the two columns.
 
-    The columns are those of the table whose index serves the query, which also has a tenant and a user.
+    `created_at` and `order_id` are columns of the table whose index serves the query. That table also has a tenant and
+    a user.
     """
     table = created_at.table
     query = (

@@ -124,8 +124,8 @@ def find_earlier(tx: Connection, new: Collection[NewOrder]) -> dict[OrderKey, Or
         claim = claims.get(key)
         earlier = claimed.get(claim.key) if claim else None
         same_content[key] = earlier.fingerprint == claim.fingerprint if claim and earlier else None
-    # The stored order may be far longer than the request: read no more lines than the request has. An order with the
-    # same content may have been changed since.
+    # The stored order may be far longer than the request, so load it only if it has as many lines. Also load orders
+    # with the same content, which may have been changed since.
     lines = count_lines(tx, stored)
     loaded = load(tx, [key for key in stored if same_content[key] or lines[key] == len(by_key[key].items)])
     return {key: _settled(by_key[key], loaded.get(key), same_content[key]) for key in stored}
@@ -433,7 +433,7 @@ def _created(reserved: ReservedOrder, created_at: datetime, item_ids: Iterator[i
 
 
 def with_items(tx: Connection, rows: Sequence[Row[Any]]) -> list[Order]:
-    """Return the orders of these rows, which have COLUMNS, each with its lines. No two rows are of one order."""
+    """Return the orders of these rows, each with its lines. The rows have COLUMNS, and each is of another order."""
     if not rows:
         return []
     lines: dict[OrderKey, list[OrderItem]] = {OrderKey(row.tenant, row.id): [] for row in rows}

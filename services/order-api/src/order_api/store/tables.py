@@ -30,7 +30,7 @@ orders = Table(
     Column("currency", Text, nullable=False),
     Column("status", Text, nullable=False),
     Column("status_reason", Text, nullable=False),
-    # An estimate by this database's clock. inventory-api decides when the reservations expire.
+    # An estimate, by the clock of this database. inventory-api decides when the reservations expire.
     Column("reserved_until", Timestamp, nullable=False),
     Column("version", BigInteger, nullable=False),
     Column("created_at", Timestamp, nullable=False),
@@ -56,7 +56,7 @@ orders = Table(
     Index(None, "tenant", "status", "created_at", "id"),
     Index(None, "tenant", "user_id", "status", "created_at", "id"),
     Index(None, "tenant", "updated_at", "id"),
-    # Most orders have no reference, and cost nothing here.
+    # Most orders have no reference, and so no entry in this index.
     *(
         Index(
             f"ix_orders_{name}",
@@ -136,7 +136,7 @@ order_returns = Table(
     Index(None, "tenant", "order_id"),
 )
 
-# Changes of orders that have begun: inventory-api is asked to reserve stock for them. Deleted when they have ended.
+# Changes of orders for which inventory-api is being asked to reserve stock. A row is deleted when its change has ended.
 order_intents = Table(
     "order_intents",
     metadata,
@@ -147,7 +147,7 @@ order_intents = Table(
     Column("version", BigInteger, nullable=False),
     # A digest of what the change does, by which a repeat continues it.
     Column("content", Text, nullable=False),
-    # Whether inventory-api may have reserved stock, also if it refuses the present call.
+    # Whether an earlier call may have reserved the stock, even if inventory-api refuses the present one.
     Column("is_uncertain", Boolean, nullable=False),
     Column("created_at", Timestamp, nullable=False),
     ForeignKeyConstraint(["tenant", "order_id"], [orders.c.tenant, orders.c.id]),

@@ -1,7 +1,7 @@
 """Creates the table of what orders have done to the stock, and lets reservations be replaced by others.
 
 A process of the previous version neither writes the table nor replaces reservations, and cannot read reservations in
-the state REPLACED. There are none until an event asks for some units of a reservation only.
+the state REPLACED. There are none until an event concerns only some units of a reservation.
 
 A failed run is repeated from the start.
 """

@@ -1,4 +1,4 @@
-"""Adds the reservations that changes of orders added to the effects of orders.
+"""Adds a column to the effects of orders, for the reservations that were added for changes of orders.
 
 A process of the previous version neither writes the column nor reads it. The constant default rewrites no row.
 """

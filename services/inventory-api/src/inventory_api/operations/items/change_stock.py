@@ -100,7 +100,7 @@ def _refusal(request: ChangeStock, change: StockChange, error: ShopError, is_con
 
 @dataclass(frozen=True, slots=True)
 class _Locked:
-    """The locked items by stock key, the keys of items that did not exist before, and whether too many are due."""
+    """The locked items by stock key, the keys of new items, and whether too many reservations are due."""
 
     stock: dict[StockKey, Item]
     created: Collection[StockKey]
@@ -132,7 +132,7 @@ def _lock(tx: Connection, request: ChangeStock, changes: Sequence[StockChange]) 
 
 
 def _may_be_covered(tx: Connection, shortage: Mapping[StockKey, int], stock: Mapping[StockKey, Item]) -> bool:
-    """Return whether due reservations have units of an item that lacks some. Otherwise nothing can become free."""
+    """Return whether due reservations have units of an item that lacks units. Otherwise no unit can become free."""
     if not shortage:
         return False
     due_units = due.units_by_item(tx, {key.product for key in shortage})
@@ -159,7 +159,7 @@ def _replay(tx: Connection, claims: Sequence[Claim]) -> list[_Part]:
 
 
 def _changed_keys(claim: Claim) -> list[tuple[StockKey, StockKey]]:
-    """Return the item of each change of the claim, and the item to which a move moved units."""
+    """Return, for each change of the claim, the key of its item and the key of the item to which a move moved units."""
     names = iter(claim.resources)
     return [
         (StockKey(claim.tenant, int(product_id), location), StockKey(claim.tenant, int(product_id), to_location))

@@ -22,9 +22,9 @@ def set_quantity(tx: Connection, requests: Sequence[SetQuantity]) -> list[Item |
     """Set the quantity of each item.
 
     Returns one outcome per request, in order: the item, or the error that refused the request. The errors are
-    ItemNotFound, VersionMismatch, RequestIdReused, BelowReserved if more units are reserved and withheld even after due
-    reservations were expired, and Contention if more than DUE_EXPIRED_MAX due reservations would have to be expired. A
-    repeated request_id returns the item as it is now.
+    ItemNotFound, VersionMismatch, RequestIdReused, BelowReserved if the reserved and withheld units exceed it even
+    after due reservations were expired, and Contention if more than DUE_EXPIRED_MAX due reservations would have to be
+    expired. A repeated request_id returns the item as it is now.
 
     Emits STOCK_UPDATED and STOCK_MOVED per change, and STOCK_RESERVATION_EXPIRED per expired reservation. A request
     without a quantity changes nothing and emits nothing.
@@ -90,7 +90,7 @@ def _expire_due(tx: Connection, requests: Sequence[SetQuantity], stock: dict[int
         item = _requested(request, stock)
         if item is None or request.quantity is None or request.version not in (None, item.version):
             continue
-        # More than the reserved units cannot become free.
+        # At most the reserved units can become free.
         missing = min(item.bound_quantity - request.quantity, item.reserved_quantity)
         if missing > 0:
             shortage[item.stock_key] = max(shortage.get(item.stock_key, 0), missing)

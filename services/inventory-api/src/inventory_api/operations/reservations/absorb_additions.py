@@ -1,7 +1,8 @@
-"""Decides about the reservations that were added for changes of orders, for the first event that knows the outcome.
+"""Keeps or releases the reservations that were added for changes of orders, when an event shows the outcome.
 
-An event with the version of the change or a later one has it in its targets, or it was never stored. What the targets
-do not have is released, from the added reservations only. The rest counts as kept from then on.
+The first event with the version of the change or a later one shows whether order-api stored the change: if so, the
+targets of the event have the added units. Added units that the targets do not have are released. The other added units
+count as kept from then on.
 """
 
 from collections.abc import Mapping
@@ -26,7 +27,7 @@ def absorb_additions(
     event_type: str,
     audit_log: AuditLog | None = None,
 ) -> bool:
-    """Absorb the additions of which this version knows the outcome. Returns whether there were any.
+    """Decide about the additions whose outcome this version shows. Returns whether there were any.
 
     `effects` are the locked effects of the order. Emits STOCK_RESERVATION_CHANGED per reservation that is split, and
     STOCK_RELEASED per released one. With `audit_log`, writes a row there if it released any.
@@ -60,5 +61,5 @@ def absorb_additions(
 
 
 def undecided(orders: Mapping[OrderKey, OrderEffects]) -> set[str]:
-    """Return the ids of added reservations of which no applied event knows whether the order keeps them."""
+    """Return the ids of the added reservations whose outcome no applied event has shown."""
     return {each for effects in orders.values() for addition in effects.additions for each in addition.reservation_ids}

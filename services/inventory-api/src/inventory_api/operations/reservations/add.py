@@ -155,8 +155,8 @@ def _expiry(
 def _starting_totals(request: AddRequest, effects: OrderEffects) -> dict[int, Totals]:
     """Return the totals of each product before the change.
 
-    A product without totals is as it was ordered: no event has changed it. That is stored now, because the lines of
-    later events also have the units that the change adds.
+    A product without totals still has the units that were ordered: no event has changed it. Store these totals now,
+    because the lines of later events also have the units that the change adds.
     """
     ordered = {line.product_id: 0 for line in request.lines} | dict(request.ordered)
     return {product: Totals(units, 0) for product, units in ordered.items()} | dict(effects.totals)

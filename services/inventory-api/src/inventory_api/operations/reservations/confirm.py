@@ -75,8 +75,8 @@ def lock_unreleased(tx: Connection, orders: Sequence[OrderKey]) -> tuple[dict[Or
         if any(each in locked.reservations and locked.reservations[each].state is State.REPLACED for each in of_order)
     ]
     if split:
-        # Other reservations replaced them after we read and before we locked. Lock those too. They take their units
-        # from the same items, which are locked now, so they cannot be replaced again, and nobody waits for them.
+        # After we read and before we locked, other reservations replaced these. Lock the new ones too. They take their
+        # units from the same items, which are locked now. So no other transaction can lock or replace them.
         again = by_order.unreleased(tx, split)
         parts = locks.lock(tx, _keys(again))
         locked.reservations.update(parts.reservations)

@@ -16,7 +16,7 @@ from shop_common.errors import ShopError
 
 
 def extend(tx: Connection, requests: Sequence[ExtendRequest]) -> list[list[Reservation] | ShopError]:
-    """Move the expiry of all held reservations of each order to a later time, or of none of them.
+    """For each order, move the expiry of all its held reservations to a later time, or of none of them.
 
     Returns one outcome per request, in order: the active and fulfilled reservations of the order, or the error that
     refused it. The errors are those of `confirm` and ExtensionLimit. A due reservation refuses its order, and does not
@@ -24,8 +24,8 @@ def extend(tx: Connection, requests: Sequence[ExtendRequest]) -> list[list[Reser
     """
     overviews = by_order.overviews(tx, (request.order_key for request in requests))
     extendable = [key for key, each in overviews.items() if not each.size.is_too_large]
-    # A change of the order may add reservations after we read and before we locked. It locks those that the order has,
-    # so it has ended now: lock again, with what it added.
+    # Another transaction may have added reservations to the order after we read and before we locked. It locked the
+    # other reservations of the order first, so it has ended now. Lock again, with the added reservations.
     ids, locked = lock_unreleased(tx, extendable)
     if by_order.unreleased(tx, extendable) != ids:
         ids, locked = lock_unreleased(tx, extendable)

@@ -37,8 +37,9 @@ _SIZES = Sizes[OrderTargets](key=lambda order: order.order_key, read=by_order.co
 class Reached:
     """The result of a turn: whether there is more to do, and what could not be done.
 
-    `missing` are the units that orders shipped but that were not reserved, by order and product. It has the orders that
-    reached their targets in this turn. `not_restocked` are the errors of returned units that the stock cannot take.
+    `missing` are the units that orders shipped but that were not reserved, by order and product. Only orders that
+    reached their targets in this turn are in it. `not_restocked` are the errors of returned units that the stock cannot
+    take.
     """
 
     has_more: bool
@@ -127,7 +128,8 @@ def _apply(
         if key in unfinished:
             reached[key] = replace(effects[key], totals={**effects[key].totals, **decision.applied})
         else:
-            # Units that were not reserved are not looked for again, so the totals are the targets now.
+            # The totals are the targets now, even if some units were not reserved: later turns must not look for them
+            # again.
             final = order_targets.final_totals(order, totals[key])
             reached[key] = OrderEffects(order.version, final, effects[key].additions)
             missing[key] = {
@@ -150,10 +152,11 @@ def _choose(
     totals: Mapping[OrderKey, Mapping[int, Totals]],
     excluded: Set[str],
 ) -> list[ReservationSummary]:
-    """Return the active reservations that the versions use, confirmed ones first. Each of them is changed when locked.
+    """Return the active reservations with units to ship or to release, confirmed ones first.
 
-    So every turn makes progress. An order of an old version may have more reservations than are read: the others stay.
-    `excluded` are the ids of reservations that these versions do not concern.
+    The turn changes each of them, so every turn makes progress. An order that an old version made may have more
+    reservations than this function reads. The rest do not change. `excluded` are the ids of reservations that these
+    versions do not concern.
     """
     by_key = {order.order_key: order for order in orders}
     still = {key: order_targets.remaining(order, totals[key]) for key, order in by_key.items()}

@@ -1,7 +1,8 @@
 """Confirms an order and reserves the units of its expired reservations again, for ConfirmReservations with `retake`.
 
-Product, quantity and allocations of a reservation never change, and an expired one never becomes active again. So
-another reservation with a derived id takes its place, and it ends as REPLACED, which confirming leaves out.
+Product, quantity and allocations of a reservation never change, and an expired one never becomes active again. So a new
+reservation with a derived id takes the place of the expired one, which becomes REPLACED. A confirmation ignores
+REPLACED reservations.
 """
 
 from collections.abc import Mapping, Sequence

@@ -1,4 +1,4 @@
-"""SettleOrders: does for orders of order-api what an event would have done that was lost."""
+"""SettleOrders: does for orders of order-api what a lost event would have done."""
 
 from collections.abc import Callable, Iterable, Sequence
 

@@ -1,4 +1,4 @@
-"""Reads the pages of ListReservations. Reading a page takes a bounded number of rows. A page fits into a response.
+"""Reads the pages of ListReservations. Each page reads a bounded number of rows and fits into a response.
 
 A page may have fewer rows than requested, or none, even if it is not the last page. That happens if too few of the
 WINDOW_ROWS rows that were read match the filter, or if the reservations have many allocations.

@@ -1,4 +1,4 @@
-"""Walks the orders of order-api that have active reservations. Reading a page takes a bounded number of rows."""
+"""Walks the orders of order-api that have active reservations. Each page reads a bounded number of rows."""
 
 from typing import Any
 

@@ -1,6 +1,6 @@
 """Creates the tables of orders and their lines, and those of every service: outbox, leases, idempotency keys.
 
-Frozen: these are the tables of the first version, whatever tables.py contains today.
+Do not change this revision: it creates the tables of the first version, which differ from today's tables.py.
 """
 
 import sqlalchemy as sa

@@ -12,7 +12,7 @@ down_revision = "0001"
 def upgrade() -> None:
     if op.get_context().dialect.name != "postgresql":
         return
-    # The outbox becomes empty again and again. To truncate it, vacuum would each time take a lock that blocks writers.
+    # The outbox often becomes empty. Vacuum would then truncate its file each time, under a lock that blocks writers.
     op.execute("ALTER TABLE outbox SET (vacuum_truncate = off)")
     # The reaper reads PENDING orders from the earliest `reserved_until` on, and a purge reads keys from the oldest on.
     # Both first read the index entries of dead rows. By default, up to a fifth of a table is dead before a vacuum. In a
