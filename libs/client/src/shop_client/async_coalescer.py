@@ -64,7 +64,7 @@ class AsyncCoalescer:
             self._settle(batch, outcome)
             # Let the woken tasks run before the next batch starts. That batch then contains their next calls.
             await asyncio.sleep(0)
-        except BaseException:  # the event loop is closing: nobody must wait for this batch
+        except BaseException:  # the event loop is closing: end the wait of all callers of this batch
             self._settle(batch, cancelled("the event loop has cancelled the batch"))
             raise
         finally:

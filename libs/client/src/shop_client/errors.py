@@ -249,7 +249,7 @@ class OrderNotPending(Refused):
 
 
 class UnitsNotOpen(Refused):
-    """More units of a line were requested than are neither shipped nor cancelled. `metadata` has `open`."""
+    """The call has more units of a line than are open. `metadata` has `open`."""
 
     REASON = "UNITS_NOT_OPEN"
 
@@ -261,19 +261,19 @@ class ShipmentsLimit(Refused):
 
 
 class UnitsNotReturnable(Refused):
-    """Fewer units of a line have been shipped and have not come back; see `metadata`."""
+    """The call returns more units of a line than were shipped and have not come back yet; see `metadata`."""
 
     REASON = "UNITS_NOT_RETURNABLE"
 
 
 class ReturnsLimit(Refused):
-    """The returns of the order would have more items than they may have."""
+    """The returns of the order would have too many items together."""
 
     REASON = "RETURNS_LIMIT"
 
 
 class BuyerLimitExceeded(Refused):
-    """With the order, its buyer would have more units of a product than `NewItem.buyer_limit` allows."""
+    """The order's buyer would have more units of a product than `NewItem.buyer_limit` allows."""
 
     REASON = "BUYER_LIMIT_EXCEEDED"
 
@@ -392,7 +392,7 @@ class ReservationsLimit(Refused):
 
 
 class ChangesRefused(Refused):
-    """No change of an atomic call was made, because one of them was refused. `metadata` has its numbers, too."""
+    """No change of an atomic call was made, because one was refused. `metadata` also has the values of its error."""
 
     REASON = "CHANGES_REFUSED"
 
@@ -448,13 +448,13 @@ class PoolTimeout(Overload):
 
 
 class RateLimited(Overload):
-    """The caller makes more calls than its share allows."""
+    """The caller sends more lines per second than its limit allows."""
 
     REASON = "RATE_LIMITED"
 
 
 class AnswerTooLarge(Overload):
-    """The response would be too large: request fewer entries. If the call made a change, it has its effect."""
+    """The response would be too large: request fewer entries. A change that the call made has taken effect."""
 
     REASON = "ANSWER_TOO_LARGE"
 

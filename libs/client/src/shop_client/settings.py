@@ -18,7 +18,7 @@ TokenSource = Callable[[], str] | Callable[[], Awaitable[str]]
 
 @dataclass(frozen=True)
 class Tls:
-    """The files of a TLS connection, in PEM format. Without `ca_path`, the CAs that gRPC brings verify the server.
+    """The files of a TLS connection, in PEM format. Without `ca_path`, gRPC's own CAs verify the server.
 
     With `cert_path` and `key_path`, the client presents a certificate.
     """

@@ -425,7 +425,7 @@ class Shop:
         request_id: str | None = None,
         timeout_seconds: float | None = None,
     ) -> Order:
-        """Cancel units of an order that have not shipped. The last units cancel the order, or end it as SHIPPED.
+        """Cancel units of an order that have not shipped. If none is left to ship, the order is CANCELLED or SHIPPED.
 
         Raises OrderNotFound, OrderItemNotFound, IllegalTransition or UnitsNotOpen.
         """
@@ -480,7 +480,7 @@ class Shop:
     def reinstate_order(
         self, order_id: str, *, reason: str = "", request_id: str | None = None, timeout_seconds: float | None = None
     ) -> Order:
-        """Take up an order again that was cancelled because its reservation expired, and confirm it.
+        """Reserve the units of an order again that was cancelled because its reservation expired, and confirm it.
 
         Raises OrderNotFound, NotReinstatable, InsufficientStock, BuyerLimitExceeded, ReservationReleased or
         ReservationNotFound.
@@ -507,7 +507,7 @@ class Shop:
 
         `created_after` and `updated_after` are inclusive, `created_before` and `updated_before` exclusive; all need a
         time zone. An order in one of `statuses` matches. `label` is a name and its value. The comment of ListOrders
-        lists the filters that do not go together.
+        lists the filters that cannot be combined.
         """
         call = calls.list_orders(
             user_id=user_id,

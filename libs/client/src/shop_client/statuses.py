@@ -65,7 +65,7 @@ def error_of(status: Status, request_id: str = "") -> ShopError:
     known = _REASONS.get(reason, kind)
     bad = _unpacked(status, details.BadRequest)
     retry = _unpacked(status, details.RetryInfo)
-    # A known reason with another status code is the reason of a newer server that means something else.
+    # A known reason with another status code comes from a newer server, where it means something else.
     return (known if issubclass(known, kind) else kind)(
         status.message,
         reason=reason or _NAMES.get(status.code, "UNKNOWN"),

@@ -44,7 +44,7 @@ def _claim(port: int) -> bool:
         if port in _claimed:
             return False
         try:
-            # A record lock of one byte per port. The system drops it when the process ends, in whatever way.
+            # A record lock of one byte per port. The system drops it when the process ends for any reason.
             fcntl.lockf(_claims_file(), fcntl.LOCK_EX | fcntl.LOCK_NB, 1, port)
         except OSError:
             return False

@@ -57,12 +57,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> Iterator[None]:
             continue  # several modules share a fixture
         item.add_marker(pytest.mark.xdist_group(f"stack on {kind}" if needs_stack else str(item.path)))
     yield
-    # After pytest's own sorting by fixtures, whose order stays within each turn.
+    # This runs after pytest's own sorting by fixtures. Within each turn, that sequence stays.
     items.sort(key=_turn)
 
 
 def _turn(item: pytest.Item) -> int:
-    """Return 0 for tests of a shared stack, then by folder: the modules of libs/common are the shortest."""
+    """Return 0 for tests of a shared stack. Others follow by folder, those of libs/common last: they are short."""
     if any(str(mark.args[0]).startswith("stack on") for mark in item.iter_markers("xdist_group")):
         return 0
     folder = item.path.relative_to(item.config.rootpath).parts

@@ -40,7 +40,7 @@ class Event:
 
     @property
     def entity(self) -> str:
-        """The order, reservation or item whose events this event is one of, such as `reservation/ID`."""
+        """The order, reservation or item that this event is about, such as `reservation/ID`."""
         for field, kind in (("reservation_id", "reservation"), ("item_id", "item")):
             if field in self.data:
                 return f"{kind}/{self.data[field]}"

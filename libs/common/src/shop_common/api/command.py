@@ -9,7 +9,7 @@ from shop_common.identity.caller import ANYONE, Caller
 class Cause(NamedTuple):
     """The cause of an event: the trace and the actor of the call that made the change. Both may be unknown.
 
-    `order_version` is set if the change follows from a change of an order, which has this version since then.
+    If a change of an order caused the change, `order_version` is the version that the order got by it.
     """
 
     traceparent: str | None = None
@@ -45,5 +45,5 @@ class Command:
         return self.caller.tenant
 
     def folded(self, calls: int) -> Self:
-        """Return this command as the one that stands for so many equal calls."""
+        """Return a copy of this command that stands for so many equal calls."""
         return replace(self, calls=calls)

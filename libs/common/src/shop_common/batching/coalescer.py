@@ -52,8 +52,8 @@ class Limits:
     """Limits on the size of a batch and on the number of concurrent batches.
 
     While a batch runs, another one starts no sooner than `patience_seconds` after it has started. Until then requests
-    collect, because a few large batches cost less than many small ones. The batch of a single request above
-    SHARED_WEIGHT_MAX delays no other one.
+    collect, because a few large batches cost less than many small ones. If a batch is a single request above
+    SHARED_WEIGHT_MAX, it delays no other batch.
     """
 
     requests_max: int = BATCH_REQUESTS_MAX

@@ -75,7 +75,7 @@ class Sharing:
         self._reduce(sharer, amount)
 
     def move(self, sharer: Sharer, to: Sharer) -> None:
-        """Note that one unit of what `sharer` uses is in fact used by `to`."""
+        """Count one unit of the use by `sharer` as used by `to` instead."""
         self._used[to] = self._used.get(to, 0) + 1
         self._reduce(sharer, 1)
         if self._last == sharer:
@@ -221,7 +221,7 @@ class FairQueue(Generic[_T]):
         return entry
 
     def put_back(self, sharer: Sharer, entry: _T, weight: int) -> None:
-        """Return an entry to the head of its lane, and its weight. A lane that was empty gets the first turn."""
+        """Put an entry back at the head of its lane, and refund its weight. An empty lane gets the first turn."""
         lane = self._lane(sharer, is_first=True)
         lane.entries.appendleft(entry)
         # Weight that was not charged, because the lane was the only one, must not become credit.

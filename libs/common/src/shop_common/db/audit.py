@@ -73,7 +73,7 @@ class AuditLog:
             self._insert(tx, entries)
 
     def purge(self, tx: Connection, before: datetime, max_count: int) -> int:
-        """Delete up to `max_count` rows from before `before`, oldest first. Returns the number of deleted rows.
+        """Delete up to `max_count` rows that are older than `before`, oldest first. Returns the number of deleted rows.
 
         Only the owner of the table can do this on PostgreSQL.
         """

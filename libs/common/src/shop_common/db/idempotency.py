@@ -158,7 +158,7 @@ class IdempotencyKeys:
             self._delete(tx, [_key_row(key) for key in keys])
 
     def replace_resources(self, tx: Connection, claims: Sequence[Claim]) -> None:
-        """Replace the resources of claims that this transaction has inserted, before it knew what it would create."""
+        """Replace the resources of claims that this transaction inserted before it knew what it would create."""
         if claims:
             rows = [{**_key_row(claim.key), "resources": orjson.dumps(claim.resources).decode()} for claim in claims]
             self._replace_resources(tx, rows)

@@ -23,7 +23,7 @@ def with_file(url: URL, path: Path) -> URL:
 
 
 def without_file(url: URL) -> URL:
-    """Return the URL as PostgreSQL's client library knows it."""
+    """Return the URL without the path of the file, which PostgreSQL's client library does not know."""
     return url.difference_update_query([_OPTION])
 
 

@@ -112,7 +112,8 @@ class TopicReader:
                 self._kafka.store_offsets(offsets=[TopicPartition(self._topic, partition, offset)])
                 self.progress.handled(partition, offset)
             except KafkaException:
-                # The offset is not committed. A repeated event has no second effect.
+                # The offset stays uncommitted, so another consumer handles the event again. A repeat has no second
+                # effect.
                 _log.info(
                     "the partition was assigned to another consumer, which handles these events again",
                     topic=self._topic,

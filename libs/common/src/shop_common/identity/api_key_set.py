@@ -1,7 +1,7 @@
 """The API keys that a process accepts, read again in the background every ten seconds.
 
-So a call needs no database, a new key works and a revoked key stops after ten seconds. While the keys cannot be read,
-the process uses those that it has read last, for up to a day.
+So a call needs no database. Within ten seconds, a new key works and a revoked key no longer works. While the keys
+cannot be read, the process uses those that it has read last, for up to a day.
 """
 
 import hmac

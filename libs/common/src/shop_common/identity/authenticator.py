@@ -79,7 +79,7 @@ class Authenticator:
 
 
 def has_token(metadata: Iterable[tuple[str, str | bytes]]) -> bool:
-    """Return whether the headers have a token or an API key, valid or not. It alone then identifies the caller."""
+    """Return whether the headers have a token or an API key, valid or not. If so, only this identifies the caller."""
     return any(key == AUTHORIZATION for key, _ in metadata)
 
 

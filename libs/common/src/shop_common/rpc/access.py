@@ -20,7 +20,7 @@ class Access:
 
     def __init__(self, rule: Rule, authenticator: Authenticator, pool: CallPool, buckets: Buckets) -> None:
         self._permission = rule.permission
-        # The entries of a list are checked by the RPC, which refuses each for itself.
+        # The RPC checks the entries of a list itself, so that it can refuse single entries.
         self._own_user_field = "" if "." in rule.own_user_field else rule.own_user_field
         self._authenticator = authenticator
         self._pool = pool
@@ -56,5 +56,5 @@ class Access:
 
 
 def _bucket(found: Caller) -> Hashable:
-    # The limit of a delegate applies to all its calls together, for whichever users it makes them.
+    # The limit of a delegate applies to all its calls together, whichever users it acts for.
     return found.name if DELEGATE in found.permissions else (found.tenant, found.name)

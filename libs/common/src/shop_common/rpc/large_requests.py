@@ -32,7 +32,7 @@ class LargeRequests:
     """Admission of large requests on one server. Safe to share between threads.
 
     While `is_shared` returns True, one caller may have a quarter of the bytes that wait, and a quarter of those that
-    are processed, but always one request. Otherwise its threads would keep the interpreter busy, and every other call
+    are processed, but at least one request. Otherwise its threads would keep the interpreter busy, and every other call
     would be slow.
     """
 

@@ -40,7 +40,7 @@ def run(options: argparse.Namespace) -> int:
         raise CommandFailed("the containers ended right after their start; see `docker compose logs`")
     rows = [(name, found.address(name)) for name in (INVENTORY_API, ORDER_API, "postgres", "kafka")]
     if CONSOLE in options.profile:
-        # By this name, and not by its IP address: the console accepts no other host.
+        # Show this name and not the IP address, because the console accepts no other host.
         rows.append((CONSOLE, f"http://{found.address(CONSOLE).replace('127.0.0.1', 'localhost')}"))
     if "observability" in options.profile:
         rows += [(name, f"http://{found.address(name)}") for name in ("grafana", "prometheus", "jaeger")]

@@ -287,6 +287,6 @@ def _variable(value: str) -> tuple[str, str]:
     if not (name and equals):
         raise argparse.ArgumentTypeError("must be NAME=VALUE")
     if option := _SET_BY_OPTIONS.get(name.upper().removesuffix("_FILE")):
-        # Otherwise the processes would contradict the printed addresses, or not find each other.
+        # With another value, a process would not listen at the printed address, or would not find the others.
         raise argparse.ArgumentTypeError(f"{name} is set by dev itself; use {option}")
     return name, content

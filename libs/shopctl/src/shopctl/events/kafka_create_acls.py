@@ -108,7 +108,7 @@ def _allow(principal: str, operation: AclOperation, resource: ResourceType, name
 
 
 def _existing(admin: AdminClient) -> list[AclBinding]:
-    any_text: Any = None  # None matches any text, although the annotations of confluent-kafka exclude it
+    any_text: Any = None  # the value None matches any text; the annotations of confluent-kafka lack it
     everything = AclBindingFilter(
         *(ResourceType.ANY, any_text, ResourcePatternType.ANY, any_text, any_text),
         *(AclOperation.ANY, AclPermissionType.ANY),

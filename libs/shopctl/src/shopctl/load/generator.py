@@ -166,7 +166,7 @@ class LoadGenerator:
         return self._next_change(order.id, order.items[0].id, course)
 
     def _next_change(self, order_id: str, line_id: int, course: tuple[_Change, ...]) -> _Next | None:
-        """Return the step that makes the first change of the course. Changes of one line are about the line given."""
+        """Return the step that makes the first change of the course. Changes of one line concern the line `line_id`."""
         if not course:
             return None
         change, *rest = course

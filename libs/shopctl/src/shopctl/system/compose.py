@@ -201,8 +201,8 @@ _reading = threading.Lock()
 
 
 def _passwords() -> _Passwords:
-    """Return the passwords, and write CA_FILE: it may be that of a system that ran here before."""
-    # Several threads need them, and to read them takes a second.
+    """Return the passwords, and write CA_FILE, which may still be that of an earlier system."""
+    # Several threads need the passwords, and reading them takes a second.
     with _reading:
         return _read_passwords()
 

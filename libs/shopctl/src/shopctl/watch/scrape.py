@@ -43,9 +43,9 @@ def scrape(address: str) -> Scrape | Unavailable:
 
 
 def get(address: str, path: str, bytes_max: int | None = None) -> bytes:
-    """Return what the metrics port serves at the path, or the beginning of it. Raises OSError, or ValueError.
+    """Return the content at a path of the metrics port, at most `bytes_max` of it. Raises OSError or ValueError.
 
-    The errors of urllib, also that of a broken connection, are OSErrors.
+    All errors of urllib, including that of a broken connection, are OSErrors.
     """
     with _WITHOUT_PROXY.open(f"http://{address}{path}", timeout=_TIMEOUT_SECONDS) as response:
         body: bytes = response.read(bytes_max)

@@ -233,7 +233,7 @@ class InventoryDriver:
         change_id: str = "01930d4a-5f1d-7c02-a1f7-d06b3e5c8a99",
         confirmed: bool = False,
     ) -> list[Reservation]:
-        """Reserve more units for a change that gives the order this version. `ordered` are the units before."""
+        """Reserve more units for a change that gives the order this version. `ordered` are the ordered units before."""
         request = AddRequest(
             order,
             version=version,
