@@ -53,7 +53,8 @@ def _measure(options: argparse.Namespace, console: Console) -> Results:
         columns = (TextColumn("{task.description:55}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
         with Progress(*columns, console=console) as progress:
             task = progress.add_task("", total=len(cells) * options.rounds)
-            # Measure in rounds, with the variants next to each other: other load on the machine then affects all alike.
+            # Measure in rounds, and all variants in each round: other load on the machine then affects all variants
+            # alike.
             for _ in range(options.rounds):
                 for subject, scenario, calls in cells:
                     description = f"{scenario.name}, {calls} calls, {subject.name} {subject.database}"

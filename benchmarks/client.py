@@ -59,7 +59,7 @@ def _measure(options: argparse.Namespace, console: Console) -> Results:
         stack.callback(server.stop, STOP_SECONDS)
         server.wait_ready(READY_SECONDS)
         processes = {"server": [server.pid]} | ({"database": pids} if pids else {})
-        # Measure in rounds, with the sides next to each other: other load on the machine then affects all alike.
+        # Measure in rounds, and both sides in each round: other load on the machine then affects both alike.
         for _ in range(options.rounds):
             for callers in options.callers:
                 for side in SIDES:
@@ -101,7 +101,7 @@ def _show(results: Results, console: Console) -> None:
     ):
         table.add_column(name, justify="right")
     for (side, callers), outcomes in results.items():
-        # The ratios of a round to the single calls beside it vary less than the numbers themselves.
+        # The ratio to the single calls of the same round varies less than the numbers themselves.
         ratios = [own.rate / single.rate for own, single in zip(outcomes, results[CALLS, callers], strict=True)]
         spent = [
             f"{statistics.median(each.cpu_per_request.get(name, 0.0) for each in outcomes) * 1e3:.3f}"

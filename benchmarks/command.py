@@ -88,7 +88,7 @@ def folder(stack: ExitStack) -> Path:
 def databases(
     kind: str, stack: ExitStack, console: Console, *, shared_buffers: str | None = None
 ) -> tuple[Callable[[], Databases], list[int]]:
-    """Return a function that creates a pair of databases, and the pids of the database server."""
+    """Return two values: a function that creates a pair of databases, and the pids of the database server."""
     if kind == POSTGRESQL:
         server = synced_server(stack, console, shared_buffers=shared_buffers)
         return lambda: Databases.on_server(server), [server.pid]

@@ -174,7 +174,7 @@ def _subjects(options: argparse.Namespace, stack: ExitStack, console: Console) -
 
 
 def _round(found: Sequence[Sized], results: Results, options: argparse.Namespace, console: Console) -> None:
-    """Measure each kind of call, with the sizes next to each other, because the machine's speed varies."""
+    """Measure each kind of call with all sizes in one round, because the machine's speed varies."""
     for several in zip(*(subject.scenarios for subject in found), strict=True):
         for subject, scenario in zip(found, several, strict=True):
             console.print(f"{scenario.name}, {subject.name} rows, {subject.database}", highlight=False)

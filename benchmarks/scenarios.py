@@ -24,7 +24,7 @@ _BUYERS = range(1_001, 2_001)
 
 @dataclass(frozen=True)
 class Scenario:
-    """A call that is repeated. `tail_field` is the number of the text field with a unique value."""
+    """A call that is repeated. `tail_field` is the number of a text field, which has another value in each call."""
 
     name: str
     title: str

@@ -8,7 +8,9 @@ from benchmarks.ratios import ratio_of
 
 
 def noisy(factor: float, pairs: int) -> tuple[list[float], list[float]]:
-    """Pairs of measurements. Both of a pair share a load of the machine; each has its own noise and rare outliers."""
+    """Pairs of measurements. The machine's load affects both of a pair alike; each also has its own noise and rare
+    outliers.
+    """
     chance = random.Random(f"{factor} {pairs}")
     before, after = [], []
     for _ in range(pairs):

@@ -168,7 +168,7 @@ class SecuredBroker:
             "KAFKA_LISTENER_SECURITY_PROTOCOL_MAP": "SECURE:SASL_SSL,INTERNAL:PLAINTEXT,CONTROLLER:PLAINTEXT",
             "KAFKA_INTER_BROKER_LISTENER_NAME": "INTERNAL",
             "KAFKA_AUTHORIZER_CLASS_NAME": "org.apache.kafka.metadata.authorizer.StandardAuthorizer",
-            # The broker itself has no login on its internal listeners, which nobody else reaches.
+            # The broker's internal listeners need no login, because only the broker itself reaches them.
             "KAFKA_SUPER_USERS": f"User:ANONYMOUS;User:{ADMIN};User:{TOPIC_ADMIN}",
             f"{prefix}_SASL_ENABLED_MECHANISMS": "SCRAM-SHA-512,PLAIN",
             f"{prefix}_PLAIN_SASL_JAAS_CONFIG": plain,

@@ -174,7 +174,7 @@ def test_events_deleted_before_they_were_handled_are_logged_and_others_are_handl
     everything = [TopicPartition(TOPIC, partition, -1) for partition in range(3)]
     for answer in admin.delete_records(everything, request_timeout=ADMIN_SECONDS).values():
         answer.result(ADMIN_SECONDS)
-    # Has the key of the lost event, so that it is the next in that partition.
+    # This order has the key of the lost event, so its event is the next one in that partition.
     shop.kafka.produce(TOPIC, lost, '{"event_type": "NOTED", "timestamp": "2024-01-15T10:30:00Z", "data": {}}')
     shop.change_status(kept, CANCELLED)
     start_inventory(shop)
@@ -183,7 +183,7 @@ def test_events_deleted_before_they_were_handled_are_logged_and_others_are_handl
     assert "count=1" in line
     shop.eventually(lambda: shop.available(product) == 9, within_seconds=60)
 
-    # The reaper makes the lost event good when its order has not changed for ten minutes.
+    # The reaper repairs the effect of the lost event when its order has not changed for ten minutes.
     make_old(shop, lost)
     shop.eventually(lambda: shop.available(product) == 10, within_seconds=60)
     shop.assert_consistent(product, stocked=10)
@@ -227,7 +227,8 @@ def test_an_event_repeated_after_a_kill_between_effect_and_offset_commit_changes
         with commits_blocked(database):
             shop.change_status(order, CANCELLED)
             shop.eventually(lambda: commit_waits(database), within_seconds=60)
-            # It has sent its COMMIT. It is frozen before the response, after which it would commit its offset.
+            # The process has sent its COMMIT. It is frozen before the response arrives, after which it would commit its
+            # offset.
             shop.stack.inventory_api.freeze()
         shop.eventually(lambda: reserved(database, product) == 0, within_seconds=60)
         shop.stack.inventory_api.kill()

@@ -54,7 +54,8 @@ def test_no_event_is_lost_when_the_broker_is_killed(stream: Stream, broker: Kafk
             broker.start_again()
     stream.wait_until_all_arrived()
 
-    # Once for the batch and once for the broker, and again for each batch that a slow broker acknowledges too late.
+    # The message is logged once for the batch and once for the broker, and again for each batch that a slow broker
+    # acknowledges too late.
     assert len(stream.log_lines("relay interrupted")) <= 5 * 3
     assert stream.log_lines("relay works again")
 
@@ -119,7 +120,7 @@ def test_an_event_over_the_topics_size_limit_blocks_only_its_shard_and_is_report
     configure(broker, stream.topic, "max.message.bytes", "20000")
     keys = (f"key-{number}" for number in range(300))
     others = [key for key in keys if shard_of(key) != shard_of("big")]
-    # Together these events exceed the limit, so that a whole batch would, too; "big" exceeds it alone.
+    # All events together exceed the limit, so a batch of all of them would be refused. "big" exceeds it alone.
     stream.write(*others)
     stream.write("big", size=50_000)
     stream.write("big", *others)

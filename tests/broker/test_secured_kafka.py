@@ -199,7 +199,7 @@ def test_operators_read_everything_and_redrive(broker: SecuredBroker, users: dic
 
 
 def test_a_rule_that_lets_a_stranger_write_is_listed(broker: SecuredBroker, users: dict[str, Credentials]) -> None:
-    # With another name for the relay, the rules of the first name are those of a stranger.
+    # If the relay has another name, the rules of its first name belong to a stranger.
     rules = shopctl(broker.admin_settings, "kafka-create-acls --event-relay User:relay-2 --json")
 
     strangers = {rule["principal"] for rule in rules if rule["outcome"].startswith("not one of these")}
@@ -300,7 +300,7 @@ def orders_being_cancelled(shop: ShopDriver, product: int) -> Iterator[list[str]
 
 
 def renewals(stack: Stack) -> list[int]:
-    """How often each process has replaced its client; event-relay has one for each database."""
+    """How often each process has replaced its client. event-relay has one client for each database."""
     processes = (stack.relay, stack.inventory_api, stack.order_api)
     return [process.log.count("new Kafka credentials are in use") for process in processes]
 
@@ -326,7 +326,8 @@ def test_passwords_certificates_and_ca_change_under_load_without_a_lost_event(
         for user in processes:
             broker.set_password(user.name, "second password")
             user.write_password("second password")
-        # A relay that was just connecting when its password changed reads the file again, and replaces no producer.
+        # If a relay was just connecting when its password changed, it reads the file again and does not replace its
+        # producer.
         eventually(lambda: renewed(2, 2, 2), DONE_SECONDS, stack.order_api.tail)
 
         # From now on only the new credentials are accepted, and every client has to log in again.

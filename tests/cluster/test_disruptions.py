@@ -29,7 +29,7 @@ def test_no_call_fails_in_a_rolling_restart_of_every_process(system: Cluster) ->
 
 
 def test_no_call_fails_when_each_node_is_drained(system: Cluster) -> None:
-    """The database and the broker stay: the trial has one of each."""
+    """The database and the broker are not moved, because the trial has only one of each."""
     nodes = [node["metadata"]["name"] for node in system.objects("nodes")]
     if len(nodes) < 2:
         pytest.skip("the cluster has one node, so evicted pods have no other")

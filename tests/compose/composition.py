@@ -43,7 +43,8 @@ class Composition:
         )
         try:
             self.compose("build", seconds=UP_SECONDS)
-            # After the build, which takes long: other tests could take the free ports in the meantime.
+            # Choose the ports after the build. It takes long, and other tests could take the free ports in the
+            # meantime.
             self.inventory_port, self.orders_port, self.postgres_port, self.kafka_port, *others = free_ports(7)
             self.prometheus_port, self.jaeger_port, self.console_port = others
             self._environment |= {

@@ -140,7 +140,7 @@ def test_services_can_be_stopped_and_started_in_any_order_without_loss(system: C
     exit_codes = {one["Name"]: one["State"]["ExitCode"] for one in system.containers() if service_of(one) in REPLICAS}
     assert set(exit_codes.values()) == {0}, f"not all drained and exited with 0: {exit_codes}"
 
-    # The reverse of their dependencies: a service starts before those it calls.
+    # Start the services in the reverse sequence of their dependencies: each one before those that it calls.
     for service in ["gateway", "reservation-reaper", "event-relay", "order-api", "inventory-api", "kafka", "postgres"]:
         docker.run("start", *system.of(service))
 
@@ -273,7 +273,7 @@ def test_each_file_with_a_secret_is_readable_by_one_user_only(system: Compositio
 
 def test_with_other_grants_a_call_without_a_token_is_refused(system: Composition) -> None:
     def refusal() -> str:
-        # Each time a new client: one whose connection has failed waits longer and longer.
+        # Use a new client each time, because a client whose connection has failed waits longer after each failure.
         with Shop.connect(f"127.0.0.1:{system.inventory_port}", f"127.0.0.1:{system.orders_port}") as shop:
             try:
                 request = inventory.CheckStockRequest(product_id=PRODUCT, required_quantity=1)

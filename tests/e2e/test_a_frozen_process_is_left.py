@@ -60,7 +60,7 @@ def _check_that_the_first_is_left(processes: tuple[Process, Process], channel: g
             return False
         return True
 
-    # Both are connected: several calls in a row go to both in turn.
+    # Both processes are connected: successive calls go to both in turn.
     eventually(lambda: {stub(StringValue(value="pid")).value for _ in range(4)} == {str(p.pid) for p in processes})
 
     processes[0].freeze()

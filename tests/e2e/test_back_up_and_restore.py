@@ -26,7 +26,9 @@ OF_POSTGRESQL = re.compile(r"pg_dump|pg_restore|psql")
 
 @pytest.fixture
 def broker() -> Iterator[Kafka]:
-    """A broker for this test alone: it holds events of lost orders, and sequence numbers start again."""
+    """This test has its own broker, because the broker will have events of lost orders, and sequence numbers start
+    again.
+    """
     with kafka_brokers.provide() as broker:
         yield broker
 

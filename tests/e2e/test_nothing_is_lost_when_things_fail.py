@@ -202,7 +202,8 @@ def test_a_repeated_event_has_its_effect_once(shop: ShopDriver) -> None:
 
     for _ in range(3):
         shop.kafka.produce("order-events", shipped.key, shipped.value, shipped.headers)
-    # The events of a later order are handled after the repeats. They may be in another partition, so look at the lag.
+    # The repeats are handled before the events of a later order, unless these are in another partition. So look at the
+    # lag.
     other = shop.create_order((product, 1))
     shop.change_status(other.id, CANCELLED)
 

@@ -21,7 +21,7 @@ from tests.e2e.shop_driver import CANCELLED, CONFIRMED, PROCESSING, SHIPPED, Sho
 
 ROUNDS = 3
 UNITS = 10_000
-PAUSE_SECONDS = 0.1  # between a buyer's purchases: the embedded broker keeps a limited number of events
+PAUSE_SECONDS = 0.1  # between purchases of a buyer, because the embedded broker keeps a limited number of events
 STOP_SECONDS = 30
 READY_SECONDS = 120
 

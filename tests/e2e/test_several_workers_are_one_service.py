@@ -14,7 +14,7 @@ from tests.e2e.shop_driver import CANCELLED, ShopDriver, call_concurrently, succ
 @pytest.fixture
 def shop_of_workers(postgres_server: PostgresServer) -> Iterator[ShopDriver]:
     options = Options(per_process={name: {"WORKERS": "2"} for name in (INVENTORY_API, ORDER_API)})
-    # A broker of its own: in a consumer group that two stacks share, each would get the other's events.
+    # This stack has its own broker. If two stacks shared a consumer group, each would get events of the other.
     with (
         kafka.provide() as broker,
         Stack(Databases.on_server(postgres_server), broker, options=options) as stack,

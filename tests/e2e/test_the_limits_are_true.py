@@ -22,7 +22,7 @@ def documented_limits() -> list[tuple[str, float]]:
         names = _CODE.findall(cells[-1])
         if not line.startswith("| ") or not names:
             continue
-        # In a row with two names, the second number follows the first or is in the column of the caller's error.
+        # If a row has two names, the second number is after the first one or in the column of the caller's error.
         numbers = _NUMBER.findall(_CODE.sub("", " ".join(cells[1:-1])))
         values = [float(number.replace(",", "")) * (_MEGABYTE if unit else 1) for number, unit in numbers]
         if values:  # a row without a number derives its limit from another

@@ -59,7 +59,9 @@ def check_tenants(histories: Sequence[History]) -> list[str]:
 
 
 def _names_of(history: History) -> set[str]:
-    """The words that only this tenant may read. The ids of items are small numbers, which mean other things, too."""
+    """The words that only this tenant may read, without the ids of items: these are small numbers, which occur
+    elsewhere too.
+    """
     return {history.tenant, *history.snapshot.reservations, *history.snapshot.orders}
 
 

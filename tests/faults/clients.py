@@ -87,7 +87,8 @@ class Clients:
     def working(
         self, count: int = 6, pause_seconds: float = 0.02, weights: tuple[int, int, int] = (6, 3, 1)
     ) -> Iterator[None]:
-        """Runs `count` clients until the block ends, as many of each tenant; then each finishes its current operation.
+        """Runs `count` clients until the block ends, the same number for each tenant. Then each finishes its current
+        operation.
 
         `weights` are the relative frequencies of orders, reservations and additions of stock.
         """
@@ -171,7 +172,8 @@ class _Client:
 
     def run_one(self, weights: tuple[int, int, int]) -> None:
         """Run one operation, chosen by the weights, and sometimes read a page before."""
-        # The calls of an operation depend on the responses. A new start for each operation keeps the twins together.
+        # The calls of an operation depend on the responses. So each operation has a new seed, which keeps the twins
+        # together.
         self._chance = random.Random(f"{self._seed}-{next(self._operations)}")
         if self._chance.random() < 0.2:
             self._read()
@@ -254,7 +256,7 @@ class _Client:
     ) -> list[str | int | None]:
         """Send all calls at the same time. Repeat, or abandon, each that gets no response.
 
-        Returns the value of the first answer to each, None without one.
+        Returns the value of the first answer to each call, or None if it had no answer.
         """
         calls = []
         for operation, method, request, read in operations:

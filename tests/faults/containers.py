@@ -55,7 +55,7 @@ def start(
 class SmallDisk:
     """The disk of a server: a tmpfs of a fixed size.
 
-    A second container keeps it mounted, so that its contents survive the end of the server's container.
+    A second container keeps the disk mounted, so that its contents survive the end of the server's container.
     """
 
     def __init__(self, keeper: Container) -> None:

@@ -30,7 +30,7 @@ _ORDER_STATES = {
     "ORDER_CREATED": "PENDING",
     **{f"ORDER_{status}": status for status in ("CONFIRMED", "PROCESSING", "SHIPPED", "DELIVERED", "CANCELLED")},
 }
-# Changes of some units of an order, which leave its status as it is → the statuses in which they are legal.
+# Event of a change that leaves the order's status as it is → the statuses in which the change is legal.
 _UNIT_CHANGES = {
     "ORDER_PARTIALLY_SHIPPED": {"PROCESSING"},
     "ORDER_ITEMS_CANCELLED": {"PENDING", "CONFIRMED", "PROCESSING"},
@@ -172,7 +172,8 @@ def _check_reservations(events: Sequence[Event], snapshot: Snapshot, histories: 
         elif reservation.state != states[-1]:
             yield f"{name} is {reservation.state}, but its events are {states}"
         elif reservation.was_confirmed != ("CONFIRMED" in states):
-            # Confirmation is the only optional transition, so the other events do not reveal that its event is missing.
+            # Confirmation is the only state change that may be left out, so the other events do not reveal that its
+            # event is missing.
             confirmed = "confirmed" if reservation.was_confirmed else "never confirmed"
             yield f"{name} was {confirmed}, but its events are {states}"
         elif any(allocations_of(event) != reservation.allocations for event in of_reservation):
@@ -184,7 +185,8 @@ def _check_reservations(events: Sequence[Event], snapshot: Snapshot, histories: 
 def _split(event: Event, snapshot: Snapshot, histories: EventHistories) -> Iterator[str]:
     """Let the parts begin with the states of the reservation that they replace. Yields violations.
 
-    If it had expired, its units are reserved again, perhaps differently, and the part begins with its STOCK_RESERVED.
+    If the reservation had expired, its units are reserved again, perhaps from other items, and the part begins with
+    STOCK_RESERVED.
     """
     states = histories.reservations.setdefault(event.data["reservation_id"], [])
     has_expired = states[-1:] == ["EXPIRED"]

@@ -225,11 +225,11 @@ class Order:
     cancelled: Mapping[int, int] = field(default_factory=dict)
 
     def cancelled_units(self, product: int) -> int:
-        """The cancelled units of the product. The status CANCELLED concerns all of them."""
+        """The cancelled units of the product: all units if the status is CANCELLED."""
         return self.lines[product] if self.status == "CANCELLED" else self.cancelled.get(product, 0)
 
     def shipped_units(self, product: int) -> int:
-        """The shipped units of the product. The statuses SHIPPED and DELIVERED concern all that are not cancelled."""
+        """The shipped units of the product: all units that are not cancelled if the status is SHIPPED or DELIVERED."""
         if self.status in {"SHIPPED", "DELIVERED"}:
             return self.lines[product] - self.cancelled_units(product)
         return self.shipped.get(product, 0)

@@ -58,7 +58,9 @@ class HonestClient:
             self._product = shop.stocked_product(UNITS)
 
     def wait_for_orders(self, orders: int = 3) -> None:
-        """Wait until it has created and cancelled this many more orders. Raises AssertionError if a call has failed."""
+        """Wait until the client has created and cancelled this many more orders. Raises AssertionError if a call has
+        failed.
+        """
         with self._changed:
             # The current order does not count: it was started before this call.
             target = self._orders + 1 + orders
@@ -72,7 +74,7 @@ class HonestClient:
 
     @contextmanager
     def working(self) -> Iterator[None]:
-        """Runs until the block ends. Then the stock of all cancelled orders must be released, which events do."""
+        """Runs until the block ends. Then the events of all cancelled orders must have released their stock."""
         worker = threading.Thread(target=self._work, name="honest client")
         worker.start()
         try:

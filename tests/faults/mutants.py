@@ -1,4 +1,4 @@
-"""Mutants: builds in which one safeguard is switched off. The checker has to notice each."""
+"""Mutants: builds in which one safeguard is switched off. The checker must find violations in the histories of each."""
 
 from tests.faults.build import Mutant
 

@@ -1,4 +1,4 @@
-"""Hostile callers, by what they send or do not send: an honest client is served all the time.
+"""Hostile callers send wrong data, too much or nothing, and an honest client is served all the time.
 
 Each test is one attack. During it, orders are created, confirmed and cancelled, health checks succeed, memory stays
 bounded, and no process ends; see `honest_client`.
@@ -141,7 +141,7 @@ def test_messages_that_come_byte_by_byte(system: System) -> None:
         streams = [(each, each.call(path)) for each, path in zip(apis, paths, strict=True) for _ in range(1_000)]
         for number in range(5):
             for each, stream in streams:
-                # The server may have ended this stream. Then it gets a frame on a closed stream.
+                # The server may have ended this stream already. Then it receives a frame on a closed stream.
                 each.send(peer.frame(peer.DATA, 0, stream, body[number : number + 1]))
             honest.wait_for_orders(1)
 
@@ -326,7 +326,8 @@ def test_a_message_that_unpacks_to_a_hundred_times_its_size(system: System) -> N
     packed = b"".join(packer.compress(bytes(2**20)) for _ in range(400)) + packer.flush()
     with honest_client(system) as honest, to_apis(system) as (_, order_api):
         for _ in range(3):
-            # Larger than the server's flow-control window, so that it may close the connection before the end.
+            # The message is larger than the server's flow-control window, so the server may close the connection before
+            # its end.
             with suppress(OSError):
                 order_api.call(
                     GET_ORDER, message(packed, compressed=True), end=True, extra=[(b"grpc-encoding", b"gzip")]

@@ -51,8 +51,8 @@ def test_ten_times_the_sustainable_rate(
         print(f"sustainable {sustainable:.0f}/s, sent {sent:.0f}/s, outcomes {counts}, MB {before} -> {after}")
 
         assert min(counts["QUEUE_FULL"], counts["done"]) > 0, f"some calls are served and some are refused: {counts}"
-        # UNAVAILABLE: a call that ran when its time was up may have taken effect. CANCELLED: gRPC reports some
-        # refusals so if they arrive before it has sent the whole request. Clients repeat both.
+        # UNAVAILABLE: a call that was running at its deadline may have taken effect. CANCELLED: gRPC reports a refusal
+        # as CANCELLED if it arrives before the whole request was sent. Clients repeat both.
         assert set(counts) <= {"done", "QUEUE_FULL", "UNAVAILABLE", "CANCELLED", "DEADLINE_EXCEEDED"}
         if not is_short:
             # Rates depend on what else runs on the machine, so the short form, which CI runs, does not check them.

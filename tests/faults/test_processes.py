@@ -95,7 +95,8 @@ def test_the_other_process_serves_while_an_api_is_frozen_in_its_transaction(
     with system.history(seed) as clients, clients.working():
         clients.wait_for(20)
         frozen = freeze(system, stoppable, name, build.BEFORE_COMMIT)
-        # The database ends the idle transaction, and those that wait for its rows continue. These clients call only
+        # The database ends the idle transaction, and the transactions that wait for its rows continue. These clients
+        # call only
         # the healthy process: clients that call both would spend half of their calls on timeouts.
         (healthy,) = (stack for stack in system.stacks if frozen not in stack.processes)
         others = clients.at_addresses(healthy.inventory_address, healthy.orders_address)

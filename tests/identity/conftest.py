@@ -55,7 +55,9 @@ def shop(issuer: Issuer, embedded_broker: Kafka, tmp_path_factory: pytest.TempPa
 
 @pytest.fixture(scope="session")
 def workload_files(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder with a certificate for each workload of the system, for each permission, and for the two above."""
+    """The folder with a certificate for each workload of the system, for each permission, and for the two workloads
+    above.
+    """
     made = tmp_path_factory.mktemp("certificates")
     certificates.make(made)
     authority = Authority.load(made)

@@ -1,4 +1,4 @@
-"""Without the permission orders.any, the orders of others do not exist."""
+"""For a caller without the permission orders.any, the orders of other users do not exist."""
 
 from collections.abc import Callable, Iterator
 from typing import Any

@@ -317,7 +317,7 @@ def tags(span: Json) -> Json:
 
 @pytest.fixture(scope="module")
 def defects(prometheus: Prometheus, system: Stack, broker: Kafka) -> None:
-    """Causes everything that should never happen, except lost events, which tests/broker causes."""
+    """Causes everything that must never happen and that an alert reports. tests/broker causes lost events."""
     wait_until_resolved(prometheus, *DEFECT_ALERTS)
     with ShopDriver.connect(system) as shop:
         shop.wait_ready()

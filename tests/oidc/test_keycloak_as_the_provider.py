@@ -155,6 +155,8 @@ def test_calls_continue_while_the_provider_is_down(
 
 
 def test_the_example_realm_gives_tokens_to_no_password(keycloak: Keycloak, realm: Realm) -> None:
-    """The client of the example serves browsers only. Its users never type their passwords into an application."""
+    """The example's client is for browsers only: users type their passwords into Keycloak's page, never into an
+    application.
+    """
     with pytest.raises(HTTPError, match=r"HTTP Error 40[01]"):
         realm.token("alice", client="shop-web")

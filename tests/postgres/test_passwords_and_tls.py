@@ -24,7 +24,7 @@ CALLERS = 8
 OLD, NEW, NEWEST = "the old password", "the new password", "the newest password"
 ROLE = "inventory_api"
 
-# Without the program, the files would be readable by every user, and PostgreSQL refuses such a key.
+# This program changes the rights of the files. Otherwise every user could read the key, and PostgreSQL would refuse it.
 START = """
 install -o postgres -m 600 /dev/null /etc/server.key
 echo "$CHAIN" > /etc/server.crt

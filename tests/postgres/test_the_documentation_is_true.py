@@ -20,7 +20,7 @@ def test_the_timeouts_fit_together() -> None:
     calls = OrderSettings.model_fields["inventory_call_seconds"].default
     grace = InventorySettings.model_fields["grace_seconds"].default
 
-    # A lock timeout comes first, so that the error names it rather than the statement, the pool or the caller.
+    # The lock timeout is the shortest, so that the error names the lock and not the statement, the pool or the caller.
     assert lock < database.POOL_TIMEOUT_SECONDS < statement
     assert lock < calls
     assert calls > database.POOL_TIMEOUT_SECONDS

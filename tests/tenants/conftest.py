@@ -32,7 +32,7 @@ class System:
     clients: ExitStack
 
     def token(self, tenant: str, user: object) -> str:
-        """The token of a user of a tenant. The user may do everything but act for others."""
+        """The token of a user of a tenant. The user may do everything except act for others."""
         return self.issuer.token(user, *_OF_USERS, tenant=tenant)
 
     def shop(self, tenant: str, user: object = "staff") -> ShopDriver:

@@ -105,7 +105,7 @@ class Rows:
     def named(self, text: str) -> str:
         """The text with the name of each of these values instead of the value."""
         for name, value in vars(self).items():
-            # Other numbers may be equal to the id of an item, so replace only what is certainly the id.
+            # Other numbers may be equal to the id of an item, so replace it only where it can be nothing else.
             pattern = rf"^{value}$|(?<=item ){value}\b" if name == "item" else rf"\b{re.escape(str(value))}\b"
             text = re.sub(pattern, f"<{name}>", text)
         return text

@@ -39,7 +39,7 @@ def main() -> None:
     closed = threading.Event()
 
     def wait_for_the_end() -> None:
-        # The test, or its kubectl, closes the other end, also when it is killed.
+        # The test or its kubectl closes the other end of the pipe, even if it is killed.
         sys.stdin.read()
         closed.set()
 
