@@ -89,7 +89,7 @@ def test_a_missing_permission_is_named(secured: Stack, tls: Tls, issuer: Issuer,
 
 
 def test_each_thread_reserves_with_its_own_token(secured: Stack, tls: Tls, issuer: Issuer, product: int) -> None:
-    """Half of the callers may not reserve. Their reservations are in no batch of the other half."""
+    """Half of the callers may not reserve. Their calls are never in a batch with those of the other half."""
     current = threading.local()
 
     def token() -> str:

@@ -133,7 +133,7 @@ def test_an_error_has_violations_and_the_pause_that_the_server_asks_for() -> Non
 
 
 def test_an_error_can_be_pickled() -> None:
-    """A process pool pickles the errors of its workers."""
+    """Errors can be pickled, as a process pool does with the errors of its workers."""
     info = details.ErrorInfo(reason="INSUFFICIENT_STOCK", domain="shop", metadata={"available": "3"})
     error = error_of(status(grpc.StatusCode.FAILED_PRECONDITION, info), "my-id")
 

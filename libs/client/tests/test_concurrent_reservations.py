@@ -320,7 +320,7 @@ def test_each_caller_keeps_its_own_deadline(apis: Stack, shop: Shop, product: in
         thread.join()
 
     assert len(late) == 4
-    # The outcome of the impatient call is unknown. A repeat with its request_id settles it.
+    # The outcome of the impatient call is unknown. A repeat with its request_id shows the outcome.
     shop.reserve(product, 1, "impatient", request_id=f"impatient-{product}")
     assert units(shop, product) == 5
 
@@ -565,7 +565,9 @@ assert not failures, failures
 
 
 def test_the_children_of_a_fork_connect_for_themselves(apis: Stack, shop: Shop, product: int) -> None:
-    """Also while other threads call: gRPC would crash in a child that is forked in the middle of its functions."""
+    """This also works while other threads call, although gRPC would crash in a child that is forked in one of its
+    functions.
+    """
     shop.add_stock(product, 10**6)
 
     run_program(FORK, apis.inventory_address, apis.orders_address, str(product))

@@ -36,7 +36,7 @@ def test_an_rpc_starts_after_the_pause() -> None:
 
 
 def test_a_pause_does_not_wait_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
-    """For example when a signal handler forks, which has interrupted the RPC that it would wait for."""
+    """For example, a signal handler forks after it has interrupted the RPC for which the pause would wait."""
     monkeypatch.setattr(forks, "WAIT_SECONDS_MAX", 0.2)
     rpcs = Rpcs()
     rpcs.begin()

@@ -1,6 +1,6 @@
-"""A whole small process, built as a service's main builds one; its one method does what its message asks for.
+"""A small process, which starts as a service does. The text of a request states what its only method does.
 
-Run as a program it is the process under test; imported it gives the same service to tests in this process.
+A test can run this file as a process, or import the same service and run it in its own process.
 """
 
 import os
@@ -41,7 +41,7 @@ class EchoSettings(ApiSettings):
 
 
 def echo_service() -> ServiceDescriptor:
-    """The descriptor of EchoService, made by hand, since this package has no protos of its own."""
+    """The descriptor of EchoService. It is written in Python because this package has no protos."""
     file = FileDescriptorProto(
         name="shop/echo/v1/echo.proto",
         package="shop.echo.v1",
@@ -74,7 +74,7 @@ def echo_stub(channel: grpc.Channel) -> "grpc.UnaryUnaryMultiCallable[StringValu
 
 @dataclass(frozen=True)
 class Echo:
-    """A server in this process, and a way to it."""
+    """A server in this process, and a channel to it."""
 
     server: Server
     channel: grpc.Channel

@@ -1,4 +1,4 @@
-"""An HTTP/2 client that misbehaves as no gRPC client does: calls without a message, responses that are never read."""
+"""An HTTP/2 client that can do what no gRPC client does: send calls without a message, and never read a response."""
 
 import socket
 from collections import deque
@@ -26,7 +26,7 @@ class Peer:
         self._flush()
 
     def begin(self, path: str, *, calls: int = 1) -> list[int]:
-        """Open this many calls by their headers alone. Returns their streams."""
+        """Open this many calls by sending only their headers. Returns their streams."""
         headers = [
             (":method", "POST"),
             (":scheme", "http"),
@@ -78,7 +78,7 @@ class Peer:
                 return
 
     def is_closed(self, seconds: float) -> bool:
-        """Whether the other side closes the connection in this time."""
+        """Return whether the server closes the connection within this time."""
         self._connection.settimeout(seconds)
         try:
             while self._connection.recv(_RECEIVE_BYTES):
@@ -105,7 +105,7 @@ class Peer:
 
 @contextmanager
 def connected(address: str, *, reads_answers: bool = True) -> Iterator[Peer]:
-    """A connection to HOST:PORT; without `reads_answers` its window never opens, so that no response can be sent."""
+    """A connection to HOST:PORT. Without `reads_answers`, its window stays 0, so the server cannot send a response."""
     host, _, port = address.rpartition(":")
     with socket.create_connection((host, int(port)), 20) as connection:
         yield Peer(connection, reads_answers=reads_answers)

@@ -1,4 +1,4 @@
-"""A process with one consumer, as in a service: its handler copies the events of one type into a table.
+"""A process with a consumer like that of a service. Its handler copies the events of one type into a table.
 
     python reading_process.py BOOTSTRAP TOPIC DATABASE_URL
 

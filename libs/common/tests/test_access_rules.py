@@ -1,4 +1,4 @@
-"""The access rules of the contract, and the grants file that names who has which permission."""
+"""The access rules of the contract, and the grants file, which states who has which permission."""
 
 from pathlib import Path
 

@@ -104,7 +104,7 @@ def reader(kafka: Kafka, database_url: str) -> Iterator[Reader]:
 
 
 def test_a_header_name_that_is_not_utf8_ends_no_process_however_often_it_comes(reader: Reader) -> None:
-    """Thousands of them, since CPython runs hot code in another way."""
+    """Thousands of messages are sent, because CPython runs hot code in another way."""
     bad = BAD["a header's name is not UTF-8"]
     reader.send(*(message for number in range(2000) for message in (good(number), bad)))
     reader.process.start()
@@ -135,7 +135,7 @@ def test_what_is_no_event_is_set_aside_and_what_is_one_is_handled(reader: Reader
 
 
 def test_nothing_reads_headers_in_the_unchecked_way() -> None:
-    """`message.headers()` may end the process: `received.headers_of` alone may ask for them."""
+    """`message.headers()` can crash the process, so only `received.headers_of` may call it."""
     root = Path(__file__).parents[3]
     sources = [path for folder in ("libs", "services", "tests", "benchmarks") for path in (root / folder).rglob("*.py")]
     asks = "message" + ".headers()"

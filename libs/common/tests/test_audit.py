@@ -129,7 +129,7 @@ def test_a_refused_call_has_no_row(coalescer: Coalescer[Send, int], database: Da
 
 
 def test_a_change_that_is_rolled_back_has_no_row(coalescer: Coalescer[Send, int], database: Database) -> None:
-    """The batch fails because of one parcel. The coalescer runs the others again, in smaller batches."""
+    """The batch fails because of one parcel. The coalescer runs the other parcels again, in smaller batches."""
     coalescer.submit(Send(50, caller=ALICE), deadline=deadline())
 
     with pytest.raises(Exception, match=r"(?i)unique"):
@@ -153,7 +153,7 @@ def test_there_is_no_change_without_its_row(coalescer: Coalescer[Send, int], dat
 
 
 def test_every_folded_call_has_a_row(database: Database) -> None:
-    """The first batch holds up the others until all calls wait. Then the equal ones are folded."""
+    """The first batch runs until all other calls wait. Then the equal calls are folded."""
     may_run = threading.Event()
 
     def slow(tx: Connection, commands: Sequence[Send]) -> list[int | ShopError]:

@@ -1,4 +1,4 @@
-"""Shares of a server's calls and threads: one caller, with any number of connections, leaves room for the others."""
+"""Shares of a server's calls and threads: one caller, with any number of connections, leaves room for others."""
 
 import threading
 import time
@@ -115,7 +115,7 @@ def _callers(gate: Gate, authenticator: tuple[Authenticator, Issuer], *, threads
     with ExitStack() as stack, serving(gate, settings, authenticator=authenticator[0]) as running:
         callers = Callers(running.server, gate, stack, authenticator[1])
         callers.introduce()
-        # The server counts as shared for some time after the calls of both.
+        # After calls of several callers, the server counts as shared for some time.
         introduced_at = time.monotonic()
         eventually(lambda: time.monotonic() > introduced_at + SHARED_SECONDS)
         yield callers
@@ -171,7 +171,7 @@ def test_callers_take_turns_for_threads(gate: Gate, authenticator: tuple[Authent
         for call in calls:
             call.result()
 
-    # One call runs and one has the turn when the other caller arrives.
+    # When the small caller arrives, one call is running and another one has already been chosen to run next.
     assert gate.entered.index(SMALL) <= 2
 
 

@@ -111,7 +111,7 @@ class Rig:
         return len(coalescer._queue) == count
 
     def busy(self, coalescer: Coalescer[Ask, int]) -> Future[Any]:
-        """A first call, so that its flusher is in the middle of a batch."""
+        """Make a first call. Returns when a flusher is running it."""
         call = self.call(coalescer, Ask(0))
         assert self.bulk.running.acquire(timeout=PATIENCE_SECONDS)
         return call
@@ -218,7 +218,7 @@ def test_the_next_batch_starts_beside_a_slow_one(rig: Rig) -> None:
     coalescer = rig.coalescer(max_concurrency=4, patience_seconds=0.05, requests_max=2)
     with rig.bulk.held_up():
         calls = [rig.busy(coalescer), *(rig.call(coalescer, Ask(n)) for n in range(1, 6))]
-        # All six are on their way though not one batch has ended.
+        # All six requests are in running batches, although no batch has ended.
         eventually(lambda: sum(map(len, rig.bulk.batches)) == 6)
 
     assert sorted(results(calls)) == [[0], [2], [4], [6], [8], [10]]

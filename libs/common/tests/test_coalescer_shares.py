@@ -1,4 +1,6 @@
-"""Shares of a coalescer: a caller with many requests delays the others by a short batch, and only it is refused."""
+"""Shares of a coalescer: a caller with many requests delays the others by one short batch at most, and only it is
+refused.
+"""
 
 import threading
 import time
@@ -120,7 +122,7 @@ def test_a_small_request_does_not_wait_for_a_large_one_of_another_caller(threads
     eventually(lambda: len(shop.batches) == 2)
     second = shop.call("large", large)
 
-    # While the first large request runs, the second one leaves the other thread to small requests.
+    # While the first large request runs, the second one waits, so that the other thread can run small requests.
     assert outcome(shop.call("small", small)) == [7]
     assert shop.batches == [[large], [small], [small]]
     shop.open.set()

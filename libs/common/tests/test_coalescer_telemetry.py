@@ -67,7 +67,7 @@ def test_a_batch_and_the_calls_in_it_name_each_other(spans: Spans, new_database:
         assert wait.attributes is not None
         assert wait.attributes["shop.batch.size"] == 2
     assert len(waits) == 2
-    # One of the calls shows in its own trace all that the batch did.
+    # The trace of one of the calls shows everything that the batch did.
     assert _trace_of(batch) in {_trace_of(span) for span in calls}
     statements = [span for span in made if span.attributes and "SELECT 42" in str(span.attributes.values())]
     assert _trace_of(batch) in {_trace_of(span) for span in statements}

@@ -117,7 +117,7 @@ def test_a_row_that_another_transaction_has_locked_fails_the_request_that_needs_
 
 
 def test_a_batch_holds_as_many_requests_as_are_within_its_limit_of_rows(run: Coalescers) -> None:
-    # The name of a parcel is its size; a parcel that is not known has none.
+    # The name of a parcel is its size. An unknown parcel has no size.
     sizes = Sizes[Parcel](
         key=abs, read=lambda tx, names: {name: name for name in names if name < 10_000}, size_max=1500
     )

@@ -325,7 +325,7 @@ def test_a_batch_weighs_no_more_than_one_transaction_should(desk: Desk) -> None:
 
 
 def test_a_missing_table_is_logged_and_waited_for(desk: Desk, capfd: pytest.CaptureFixture[str]) -> None:
-    """A table that is missing, or a grant, is the operator's to mend: no event is set aside for it."""
+    """An operator has to create a missing table or grant. Until then the events wait, and none is set aside."""
     with desk.database.write() as tx:
         tx.execute(text("ALTER TABLE noted RENAME TO noted_elsewhere"))
     desk.tell(*(("OPENED", f"key-{number}", number) for number in range(8)))
@@ -440,7 +440,7 @@ def test_locked_rows_are_waited_for(desk: Desk, database_url: str) -> None:
         tx.execute(text(lock))
         desk.tell(("OPENED", "a", 1))
         desk.consumer({"OPENED": handler})
-        if not desk.database.is_sqlite:  # there it does not even begin
+        if not desk.database.is_sqlite:  # on SQLite, the transaction of the handler cannot begin
             assert tried.wait(TIMEOUT_SECONDS)
         eventually(lambda: len(desk.readiness) > 0)
 
@@ -471,7 +471,7 @@ def test_a_stopped_consumer_has_committed_and_the_next_goes_on_from_there(desk: 
     first = desk.consumer({"OPENED": note})
     eventually(lambda: len(desk.noted()) == 1)
     first.stop()
-    # Nobody is left who could commit; the broker may take a moment to show it.
+    # The consumer committed its offset before it stopped. The broker may show the commit a moment later.
     eventually(lambda: desk.uncommitted() == 0)
 
     desk.consumer({"OPENED": note})
@@ -509,7 +509,7 @@ def test_a_partition_that_was_paused_when_it_went_is_read_when_it_comes_back(des
     desk.consumer({"OPENED": flaky})
     eventually(lambda: desk.readiness == [False])
     other = desk.consumer({"OPENED": note})
-    eventually(lambda: bool(seen()))  # a part of the topic has gone to the other
+    eventually(lambda: bool(seen()))  # the other consumer has some of the partitions
     away.clear()
     eventually(lambda: len(seen()) == 60)
 
@@ -554,7 +554,7 @@ def test_new_credentials_replace_the_client_between_two_batches(
         desk.tell(("OPENED", "the last", sent))
         eventually(lambda: ("OPENED", "the last", sent) in desk.noted() and not desk.uncommitted())
 
-    # Neither lost, nor handled again: what was handled was committed first.
+    # No event was lost or handled twice, because the handled events were committed before the client was replaced.
     assert sorted(number for _, _, number in desk.noted()) == list(range(sent + 1))
     assert not desk.fatal_errors
 

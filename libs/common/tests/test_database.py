@@ -1,4 +1,4 @@
-"""Transactions on both databases, and the errors of callers when the database fails or hangs."""
+"""Transactions on both databases, and the errors that callers get when the database fails or hangs."""
 
 import threading
 import time
@@ -421,7 +421,7 @@ def test_a_connection_that_dies_in_the_middle_is_told_and_nothing_was_done(on_po
         on_postgres.transact(cut_off)
 
     assert lost.value.rolled_back
-    assert tries == [1]  # it may have been the statement that killed the server: no second try of its own
+    assert tries == [1]  # the statement may have crashed the server, so it is not repeated
     assert weights(on_postgres) == {}
 
 
@@ -470,7 +470,7 @@ def test_callers_of_a_frozen_database_are_answered_within_their_deadline_and_it_
 
         assert not unknown.value.rolled_back
         assert coalescer.submit(3, deadline=time.monotonic() + PATIENCE_SECONDS) == 3
-        assert list(weights(database)) == [1, 3]  # the first was committed, although nobody could know
+        assert list(weights(database)) == [1, 3]  # the first one was committed, although its outcome was unknown
         coalescer.close()
         database.close()
         assert fatal_errors == []

@@ -1,4 +1,4 @@
-"""A PostgreSQL that means something else by its defaults, fails over, or changes under statements that are prepared."""
+"""PostgreSQL with unusual defaults, after a failover, and after a change of the schema that prepared statements use."""
 
 import threading
 import traceback
@@ -49,7 +49,7 @@ def odd_url(url: str) -> str:
 
 @pytest.fixture
 def database(url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Database]:
-    # Many connections are made at once here, on a machine that may be busy.
+    # Many connections are opened at the same time, perhaps on a busy machine.
     for limit in ("CONNECT_TIMEOUT_SECONDS", "POOL_TIMEOUT_SECONDS"):
         monkeypatch.setattr(database_module, limit, 60)
     database = Database(url)
@@ -77,7 +77,7 @@ def name_of(url: str) -> str:
 
 
 def end_connections(url: str, condition: str = "true") -> int:
-    """End those of the database from the server's side, wait until they are gone, and count them."""
+    """End the connections to the database from the server's side, wait until they are gone, and return their number."""
     ended = administer(
         url,
         "SELECT pg_terminate_backend(pid, 10000) FROM pg_stat_activity"
@@ -92,7 +92,7 @@ def one(tx: Connection) -> int:
 
 
 def at_once(count: int, run: Callable[[], int]) -> list[int]:
-    """Each on a thread of its own; raises what one of them raises."""
+    """Run the function on `count` threads at the same time, and return the results. Raises the error of any of them."""
     with ThreadPoolExecutor(count) as callers:
         return [done.result(PATIENCE_SECONDS) for done in [callers.submit(run) for _ in range(count)]]
 
@@ -179,7 +179,7 @@ def test_the_name_of_a_host_is_percent_decoded(url: str) -> None:
     database.close()
 
 
-# --- connections that are of no more use ---
+# --- connections that cannot be used any more ---
 
 
 def test_ended_idle_connections_are_replaced_without_an_error(database: Database, url: str) -> None:
@@ -280,7 +280,7 @@ def test_a_table_that_changes_under_prepared_statements_is_not_noticed(database:
         assert at_once(CONNECTIONS_MAX, lambda: len(database.query(read))) == [1] * CONNECTIONS_MAX
 
 
-# --- what an error tells ---
+# --- the text of errors ---
 
 
 def test_an_error_quotes_no_row_and_no_parameter(database: Database, url: str) -> None:

@@ -55,7 +55,7 @@ def test_a_turn_is_weighed() -> None:
 
     taken = sharers(batch_of(queue))
 
-    # After its first entry, `a` waits until `b` has had as much.
+    # After its first entry, `a` waits until `b` has had the same weight.
     assert taken == "a" + "b" * 10 + "a" + "b" * 10 + "a" + "b" * 5
 
 

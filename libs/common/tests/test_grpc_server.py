@@ -138,7 +138,7 @@ def test_an_answer_that_clients_would_not_take_is_refused_with_a_reason() -> Non
     def boast(request: StringValue, _context: grpc.ServicerContext) -> StringValue:
         return StringValue(value="x" * int(request.value))
 
-    # A field of a message costs a few bytes beside its text.
+    # A field of a message takes a few bytes more than its text.
     with serving(boast) as running:
         assert len(running.call(str(RESPONSE_BYTES_MAX - 5))) == RESPONSE_BYTES_MAX - 5
         with pytest.raises(grpc.RpcError) as refused:
@@ -359,7 +359,7 @@ def test_large_requests_are_worked_on_one_after_the_other() -> None:
         calls = [running_echo.begin("x" * size, seconds=60) for _ in range(2 * waiting)]
         for call in calls:
             call.add_done_callback(ended.put)
-        # One is worked on, as many wait as may, and the others are told so at once.
+        # One request is processed, some wait, and all others are refused at once.
         for _ in range(len(calls) - waiting - 1):
             assert ended.get(timeout=60).code() is grpc.StatusCode.RESOURCE_EXHAUSTED
         assert running_echo.call("small", seconds=60) == ""

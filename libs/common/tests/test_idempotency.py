@@ -183,7 +183,7 @@ def test_equal_content_has_one_fingerprint_and_other_content_another() -> None:
 
 
 def _until_another_waits(tx: Connection) -> None:
-    """Until another transaction is in the queue for ours; SQLite tells nobody who waits."""
+    """Wait until another transaction waits for ours. SQLite does not show which transactions wait."""
     if tx.dialect.name == "sqlite":
         return
     deadline = time.monotonic() + PATIENCE_SECONDS

@@ -1,4 +1,4 @@
-"""The settings of Kafka connections: what they become, and which are refused."""
+"""The settings of Kafka connections: the options that follow from them, and which settings are refused."""
 
 import contextlib
 import os
@@ -49,7 +49,7 @@ def settings(monkeypatch: pytest.MonkeyPatch) -> Callable[[Mapping[str, object]]
 
 @pytest.fixture
 def complaints(settings: Callable[[Mapping[str, object]], KafkaSettings]) -> Callable[[Mapping[str, object]], str]:
-    """Why these settings are refused, one complaint a line."""
+    """Return the faults of these settings, one in each line."""
 
     def refused(environment: Mapping[str, object]) -> str:
         with pytest.raises(WrongSettings) as error:
@@ -288,7 +288,7 @@ class _InPlainText(StreamRequestHandler):
 def test_a_broker_is_checked_with_the_reason_of_librdkafka(embedded_broker: Kafka, files: Files) -> None:
     embedded_broker.connection.check()
 
-    # A broker without TLS may reset the connection, and then the reason depends on what librdkafka has read by then.
+    # A broker without TLS may reset the connection. Then the reason depends on how much librdkafka has read before.
     # librdkafka names the handshake or quotes the error of OpenSSL, depending on which thread reports it first.
     with ThreadingTCPServer(("127.0.0.1", 0), _InPlainText) as server:
         server.daemon_threads = True
@@ -301,7 +301,7 @@ def test_a_broker_is_checked_with_the_reason_of_librdkafka(embedded_broker: Kafk
 
 @pytest.fixture
 def watched(embedded_broker: Kafka, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> KafkaConnection:
-    """A connection with a file, which a broker without TLS does not need."""
+    """A connection with the file of a CA. The broker has no TLS, so the content of the file does not matter."""
     monkeypatch.setattr(kafka_connection, "CHECK_INTERVAL_SECONDS", 0)
     monkeypatch.setattr(kafka_connection, "RETRY_SECONDS", 0)
     (tmp_path / "ca.crt").write_text("first")
@@ -318,7 +318,7 @@ def test_a_client_is_renewed_once_its_files_have_changed_and_are_at_rest(
     eventually(files.renewed)
     assert not files.renewed()
 
-    # A file that is rewritten with what it held is not new.
+    # A file that is rewritten with the same content has not changed.
     (tmp_path / "ca.crt").write_text("second")
     assert [files.renewed() for _ in range(3)] == [False, False, False]
 

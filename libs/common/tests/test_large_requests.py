@@ -18,7 +18,7 @@ SIZE = WORKED_ON_BYTES_MAX // 5
 
 @contextmanager
 def in_progress(requests: LargeRequests, name: str) -> Iterator[None]:
-    """Process a request of this caller during the block, if it need not wait."""
+    """Process a request of this caller during the block. It must not have to wait."""
     context = copy_context()
     context.run(set_caller, Caller(name, frozenset()))
     turn = requests.turn(SIZE, 0)

@@ -54,13 +54,13 @@ def test_sigterm_drains_in_order_and_ends_well(start: Start) -> None:
         process.wait_for_line("asleep", 10)
         process.terminate()
 
-        # First nobody is sent here any more, while those who come are still served ...
+        # First the process reports NOT_SERVING, but still serves new calls ...
         eventually(lambda: health(address) == "NOT_SERVING")
         assert health(address, "liveness") == "SERVING"
         assert _say(address, "pid") == str(process.pid)
-        # ... then what runs is finished, ...
+        # ... then it finishes the running calls ...
         assert running.result().value == "sleep 3"
-    # ... then the rest is flushed.
+    # ... and at last it runs the functions of `on_stop`.
     assert process.wait(10) == 0
     places = [process.log.index(step) for step in ('"stopping"', "awake", "flushed first", '"stopped"')]
     assert places == sorted(places)
@@ -186,7 +186,7 @@ def test_workers_share_the_port_and_end_well_together(start: Start) -> None:
         return set(answers) == workers
 
     eventually(both_answered)
-    # Their metrics are one, at their parent's.
+    # The parent serves the metrics of both workers together.
     with urlopen(f"http://127.0.0.1:{metrics}/metrics", timeout=10) as page:
         counted = [
             line for line in page.read().decode().splitlines() if line.startswith("rpc_server_call_duration_seconds_c")

@@ -39,7 +39,7 @@ def test_scrapes_succeed_beside_hundreds_of_silent_connections(port: int) -> Non
                 assert "parcels_total 1.0" in _page(port)
 
         assert "parcels_total 1.0" in _page(port)
-        # Those that were closed to make room may not have ended yet.
+        # The threads of connections that were closed to make room may not have ended yet.
         while threading.active_count() > before + CONNECTIONS_MAX:
             threading.Event().wait(0.01)
 

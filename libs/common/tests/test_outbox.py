@@ -97,6 +97,6 @@ def test_a_time_is_written_in_utc_wherever_it_comes_from(database: Database) -> 
 
 
 def test_a_key_never_changes_its_shard() -> None:
-    # Written down: rows that wait would be shipped by two owners if this ever changed.
+    # The numbers are literal. If they ever changed, two owners would ship waiting rows of the same key.
     assert [shard_of(key) for key in ("", "1", "2", "12345", "018f3d5e-7b7a-7c3e-9a52-0c8d5f0e9b11")] == KNOWN_SHARDS
     assert {shard_of(str(number)) for number in range(1000)} == set(range(SHARDS))

@@ -95,7 +95,7 @@ def test_calls_are_answered_beside_hundreds_that_send_nothing(running: Echo, pat
         for _ in range(4):
             peers.enter_context(connected(_address(running))).begin(path, calls=500)
 
-        # While ten times as many arrive as there are threads, a call may be refused and has to come again.
+        # While ten times as many calls arrive as there are threads, a call may be refused and has to be repeated.
         eventually(lambda: _is_answered(running))
         answers = [running.call(str(n), seconds=SOON_SECONDS) for n in range(50)]
 
@@ -197,7 +197,7 @@ def test_watches_of_a_process_are_bounded(running: Echo) -> None:
     def is_full() -> bool:
         if _first_status(running.channel) is None:
             return True
-        # On a busy machine, the server ends some watches before their message arrives. So begin another one.
+        # On a busy machine, the server ends some watches before their message arrives. So start a new watch for each.
         watch_from_another_connection()
         return False
 
@@ -254,7 +254,7 @@ def test_connections_without_a_call_do_not_keep_probes_out(speaks_http: bool) ->
             else:
                 connections.enter_context(socket.create_connection(("127.0.0.1", server.port), 20))
 
-        # gRPC by itself closes them after a minute; kubelet has ended the process by then.
+        # gRPC itself would close these connections after a minute. By then kubelet would have ended the process.
         address = f"127.0.0.1:{server.port}"
         eventually(
             lambda: probe.check(address, timeout_seconds=5).name == probe.SERVING, within_seconds=SOON_SECONDS / 2
@@ -292,7 +292,7 @@ def _is_answered(running: Echo) -> bool:
     try:
         return running.call("first", seconds=SOON_SECONDS) == "first"
     except grpc.RpcError as refused:
-        # A refusal that overtakes its request becomes CANCELLED at the client.
+        # If the refusal arrives before the client has sent the whole request, the client reports CANCELLED.
         if refused.code() not in (grpc.StatusCode.RESOURCE_EXHAUSTED, grpc.StatusCode.CANCELLED):
             raise
         return False

@@ -23,7 +23,7 @@ PROGRAM = str(Path(__file__).with_name("echo_service.py"))
 
 
 class Listener:
-    """Something that takes connections, and knows when the first one came."""
+    """Accepts connections, and records that there was one."""
 
     def __init__(self) -> None:
         self._socket = socket.create_server(("127.0.0.1", 0))
@@ -75,7 +75,7 @@ def test_a_client_and_the_tools_go_past_it(
         finally:
             client.close()
         assert health(address, timeout_seconds=SECONDS) == "SERVING"
-    scrape(f"127.0.0.1:{free_ports(1)[0]}")  # nobody is there, and nobody else is asked
+    scrape(f"127.0.0.1:{free_ports(1)[0]}")  # nothing listens at this address, and the proxy is not used
     assert not proxy.was_called.is_set()
 
 
@@ -88,7 +88,7 @@ def test_traces_go_past_it(proxy: Listener, proxies: dict[str, str], at_the_end:
         "GRPC_PORT": address.rpartition(":")[2],
         "OTEL_EXPORTER_OTLP_ENDPOINT": f"http://{collector.address}",
         "OTEL_BSP_SCHEDULE_DELAY": "50",
-        "OTEL_EXPORTER_OTLP_TIMEOUT": "",  # as compose passes what is not set
+        "OTEL_EXPORTER_OTLP_TIMEOUT": "",  # docker compose passes an unset variable in this way
     }
     process = Process("echo", [sys.executable, PROGRAM], environment | proxies, health_address=address)
     at_the_end.callback(process.stop)

@@ -50,7 +50,7 @@ def buckets(clock: Clock) -> Buckets:
 
 
 def wait_of(buckets: Buckets, key: str = "caller") -> float:
-    """How long a refused caller shall wait."""
+    """The time that a refused caller has to wait."""
     with pytest.raises(RateLimited) as refused:
         buckets.check(key, RATE)
     return refused.value.retry_after_seconds

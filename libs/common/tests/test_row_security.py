@@ -82,7 +82,7 @@ def test_a_transaction_that_states_no_tenants_fails(database: Database) -> None:
     for _ in range(2):
         with pytest.raises(exc.DBAPIError, match="states no tenants"):
             database.query(tenants)
-        # After this the session has an empty value of the setting.
+        # After this transaction, the session has an empty value of the setting.
         assert database.query(tenants, only(["acme"])) == ["acme"]
 
 

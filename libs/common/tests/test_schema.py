@@ -207,7 +207,7 @@ def builds_an_index(database: Database) -> bool:
 
 
 def wants_a_turn(database: Database) -> bool:
-    """Whether two idle transactions are open: who has the turn, and who tries again and again to get it."""
+    """Return whether two idle transactions are open: one has the migration lock, and the other one polls for it."""
     idle = "SELECT FROM pg_stat_activity WHERE starts_with(query, 'SET LOCAL idle') AND datname = current_database()"
     with database.read() as tx:
         return len(tx.exec_driver_sql(idle).all()) == 2

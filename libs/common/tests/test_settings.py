@@ -1,4 +1,4 @@
-"""Settings, as a service declares and the environment gives them."""
+"""Settings: a service declares them, and the environment has their values."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +15,7 @@ from shop_common.events.kafka_settings import KafkaSettings
 
 
 class ParcelSettings(ApiSettings, DatabaseSettings, KafkaSettings):
-    """A made-up service's settings."""
+    """The settings of a service for these tests."""
 
     grpc_port: GrpcPort = 50099
     health_port: HealthPort = 50109
@@ -23,15 +23,15 @@ class ParcelSettings(ApiSettings, DatabaseSettings, KafkaSettings):
 
 
 class CallingParcelSettings(ParcelSettings, CallerSettings):
-    """Settings of the made-up service where it calls another one."""
+    """The settings of the service if it calls another one."""
 
 
 class AddressSettings(ApiSettings, DatabaseSettings):
-    """A made-up service's settings, with two that have no default."""
+    """The settings of a service, two of which have no default."""
 
 
 class CarrierSettings(Settings):
-    """Settings of one who calls the made-up service."""
+    """The settings of a process that calls the service."""
 
     parcel_target: Target
 

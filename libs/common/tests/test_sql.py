@@ -1,4 +1,4 @@
-"""Statements over sets of rows, column types and the clock, alike on both databases."""
+"""Statements over sets of rows, column types and the clock behave alike on both databases."""
 
 import time
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""A process whose output cannot be written, or that is told to end while it still starts."""
+"""A process whose output cannot be written, or that gets a signal while it starts."""
 
 import os
 import signal
@@ -22,7 +22,7 @@ from shopctl.system.grpc_health import health
 PROGRAM = str(Path(__file__).with_name("echo_service.py"))
 SECONDS = 60
 
-# A disk so slow that an import takes longer than anyone waits. Run by Python itself when it starts.
+# Simulates a disk on which an import takes longer than any test waits. Python runs this when it starts.
 SLOW_IMPORTS = """
 import sys
 import time
@@ -51,7 +51,7 @@ def slow_imports(tmp_path: Path) -> dict[str, str]:
     return {"PYTHONPATH": str(tmp_path)}
 
 
-# Redirections with which a shell starts a program whose outputs can't be written.
+# Redirections of a shell that start a program with outputs that cannot be written.
 UNWRITABLE = {
     "a full disk": ">/dev/full 2>/dev/full",
     "closed": ">&- 2>&-",
@@ -100,7 +100,7 @@ def test_a_vital_part_that_dies_ends_the_process_though_it_cannot_say_so(outputs
     with echo(outputs, {}) as (process, address):
         wait_ready(address)
         with grpc.insecure_channel(address) as channel:
-            # Kept, since a call that nobody holds is cancelled.
+            # Keep a reference to the call, because grpcio cancels a call without one.
             _call = echo_stub(channel).future(StringValue(value="fatal"), timeout=SECONDS)
             assert process.wait(SECONDS) == 1
 
@@ -132,7 +132,7 @@ def test_a_pipe_that_nobody_reads_holds_up_no_call() -> None:
         try:
             wait_ready(address)
             with grpc.insecure_channel(address) as channel:
-                for _ in range(100):  # with tracebacks, more than a pipe holds
+                for _ in range(100):  # their tracebacks are more than the buffer of a pipe can hold
                     with pytest.raises(grpc.RpcError) as failed:
                         echo_stub(channel)(StringValue(value=f"fail {'x' * 1000}"), timeout=SECONDS)
                     assert failed.value.code() is grpc.StatusCode.INTERNAL
@@ -163,7 +163,7 @@ def test_a_signal_during_the_imports_is_heard(
     process.start()
     process.wait_for_line("importing", SECONDS)
 
-    # Without a handler, process 1 of a container would not get it at all.
+    # Without a handler, process 1 of a container would never get the signal.
     process.send_signal(signum)
 
     assert process.wait(SECONDS) == 128 + signum

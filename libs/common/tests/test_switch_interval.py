@@ -1,4 +1,4 @@
-"""The short switch interval while large requests run beside calls of others."""
+"""The switch interval is short while large requests run beside calls of other callers."""
 
 import sys
 from collections.abc import Iterator

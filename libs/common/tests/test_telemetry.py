@@ -102,7 +102,7 @@ def test_one_trace_runs_through_client_and_server(spans: Spans) -> None:
     assert outgoing.parent is not None
     assert server.parent.span_id == outgoing.context.span_id
     assert outgoing.parent.span_id == work.context.span_id
-    # An outbox row would continue the trace from the server's span.
+    # A row of the outbox would have this traceparent, which is that of the server's span.
     assert seen == [f"00-{TRACE_ID}-{format_span_id(server.context.span_id)}-01"]
 
 

@@ -167,7 +167,7 @@ def test_new_certificates_and_a_new_ca_fail_no_call(
             calls.wait_for_more()
 
         replace(authority, [authority])
-        # First all trust both CAs, then all have certificates of the new one, then the old one is removed.
+        # First all processes trust both CAs. Then all get certificates of the new CA. Then the old CA is removed.
         replace(authority, [authority, new_authority])
         replace(new_authority, [authority, new_authority])
         replace(new_authority, [new_authority])
@@ -329,7 +329,7 @@ def calling(say: Callable[[str], str]) -> Iterator[Calls]:
 
 @contextmanager
 def client(server: Process, files: Files, *, has_certificate: bool = True) -> Iterator[Callable[[str], str]]:
-    """A Client of the process that has these files, except for the certificate where `has_certificate` is false."""
+    """A Client with these files. Without `has_certificate`, it presents no certificate."""
     own_cert, own_key = (files.cert, files.key) if has_certificate else (None, None)
     connected = Client(
         address(server),

@@ -1,4 +1,4 @@
-"""Tokens are verified against a real issuer, that rotates its keys, revokes them and is away."""
+"""Tokens are verified with the keys of a real issuer, which rotates and revokes keys, and may be unavailable."""
 
 import base64
 import hmac
@@ -135,7 +135,7 @@ def _without_a_signature(issuer: Issuer) -> str:
 
 
 def _signed_with_the_public_key(issuer: Issuer) -> str:
-    """The classic attack: an HMAC whose secret is the key that everybody can read."""
+    """A well-known attack: an HMAC whose secret is the public key."""
     document = issuer.document("/keys")
     assert document is not None
     (key,) = document["keys"]
@@ -174,7 +174,7 @@ def test_a_remembered_token_is_refused_once_it_has_expired(checked: _Fixture, mo
     checked.verifier.verify(token)  # fetches the keys
     assert checked.verifier.verify(token) is checked.verifier.verify(token), "it is remembered"
 
-    # A minute later by every clock of this process, those of PyJWT included.
+    # Set all clocks of this process a minute ahead, including those that PyJWT reads.
     now, utc = time.time, datetime.now
     monkeypatch.setattr(time, "time", lambda: now() + 60)
     monkeypatch.setattr(

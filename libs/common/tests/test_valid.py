@@ -1,4 +1,4 @@
-"""Every bound on both of its sides, and every bad field named at once."""
+"""Each bound is tested on both sides, and one error names all bad fields."""
 
 from collections.abc import Callable
 from typing import Any
@@ -16,7 +16,7 @@ YEAR_1, YEAR_9999 = -62_135_596_800, 253_402_300_799
 
 
 def violations(run: Callable[[Fields], object]) -> list[str]:
-    """The fields that are found wrong."""
+    """Return the fields that the checks refuse."""
     try:
         with Fields() as check:
             run(check)

@@ -277,7 +277,7 @@ def test_a_broker_that_dies_ends_all_since_its_events_are_gone(start: Start, tmp
 
 
 def test_what_it_shows_may_go_nowhere(tmp_path: Path) -> None:
-    """The system continues and stores its logs if the reader of its output goes away, as with `| head`."""
+    """The system continues and stores its logs if the reader of its output ends, as with `| head`."""
     command = [sys.executable, "-m", "devstack.dev", *_port_options()]
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, env=inherited_environment(), cwd=tmp_path, start_new_session=True

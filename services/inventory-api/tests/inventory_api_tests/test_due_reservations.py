@@ -290,7 +290,7 @@ def test_a_batch_starts_where_the_last_one_ended_and_misses_nothing(inventory: I
         inventory.make_due(reservation, ago_seconds=ago_seconds)
     assert inventory.expire(2) == 2
 
-    # It expired before the position where that batch ended, but was committed after the batch was read.
+    # This reservation expired before the last one of that batch, but it was committed after the batch was read.
     inventory.make_due(reservations[5], ago_seconds=70)
 
     assert inventory.expire(2) == 2

@@ -1,4 +1,4 @@
-"""Every event matches proto/asyncapi.yaml, with the names that the users' documentation fixes."""
+"""Every event matches proto/asyncapi.yaml, and has the names that docs/events.md promises."""
 
 from inventory_api.domain.model import Line
 from testkit.contract import validator

@@ -174,7 +174,7 @@ def test_a_crash_between_two_turns_ships_nothing_twice(
 
     assert inventory.database.transact(lambda tx: consumer.fulfil(tx, [event]))
     assert sum(stock(inventory, product)[0] for product in (1, 2)) > 2 * STOCK - 8  # only some units so far
-    # The process dies here; the event is delivered again, to another one.
+    # The process dies here. The event is delivered again, to another process.
     while inventory.database.transact(lambda tx: consumer.fulfil(tx, [event])):
         pass
 

@@ -25,7 +25,7 @@ DAY = 24 * 3600.0
 
 
 def age(inventory: InventoryDriver, *reservations: Reservation, days: float) -> None:
-    """Make the reservations this many days old. Those that have ended, ended then, too."""
+    """Make the reservations this many days old, and also the ends of those that have ended."""
     table = tables.stock_reservations
     with inventory.database.write() as tx:
         then = now(tx) - timedelta(days=days)

@@ -170,7 +170,7 @@ def test_a_crash_between_two_turns_restocks_nothing_twice(
 
     assert inventory.database.transact(handle)
     assert quantities(inventory) == {"A": 6}
-    # The process ends here; the event is delivered again, to another one.
+    # The process ends here. The event is delivered again, to another process.
     while inventory.database.transact(handle):
         pass
 

@@ -133,7 +133,7 @@ def test_a_change_reserves_what_is_new_and_keeps_what_stays(
     assert (changed.status, changed.version, list(changed.charges)) == (status, order.version + 1, [shipping])
     assert changed.reserved_until == order.reserved_until
     assert driver.order(order.id) == changed
-    # The event has not arrived yet: what the order gives up is still reserved.
+    # The event has not arrived yet, so the units that the order gives up are still reserved.
     after = {each.id: each.quantity for each in stock.reservations(order.id)}
     assert before.items() <= after.items()
     state = "HELD" if status == PENDING else "CONFIRMED"

@@ -38,7 +38,7 @@ def count(database: Database) -> int:
 
 
 def purge_request_ids(database: Database) -> None:
-    # A negative age: all keys are older than a minute from now.
+    # The age is negative, so that all keys are older than the limit, which is a minute from now.
     assert KeyPurge(database).purge(PurgeKeys(-60, 1000)).keys > 0
 
 
@@ -256,7 +256,7 @@ def test_without_inventory_api_nothing_is_stored(database: Database) -> None:
 def test_a_call_fails_before_its_deadline_when_inventory_api_hangs(database: Database) -> None:
     silent = socket.create_server(("localhost", 0))  # accepts connections and sends nothing
     with silent, OrderApiDriver.serving(database, f"localhost:{silent.getsockname()[1]}") as driver:
-        # The longer the deadline, the more time remains for the response on a busy machine.
+        # With a long deadline, enough time remains for the response on a busy machine.
         refused = refusal(lambda: driver.stub.CreateOrder(new_request((1, 1, "1")), timeout=5))
 
     assert (refused.code, refused.reason) == (grpc.StatusCode.UNAVAILABLE, "INVENTORY_UNAVAILABLE")

@@ -1,4 +1,4 @@
-"""ReconcileOrders makes good the effect of lost events. The inventory-api of these tests gets no events at all."""
+"""ReconcileOrders repairs the effect of lost events. The inventory-api of these tests gets no events at all."""
 
 from collections.abc import Callable
 

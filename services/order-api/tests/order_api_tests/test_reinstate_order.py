@@ -49,7 +49,7 @@ def reinstate(driver: OrderApiDriver, order_id: str, *, reason: str = "", reques
 
 @pytest.fixture
 def expired(driver: OrderApiDriver, stock: InventoryClient) -> NewOrder:
-    """Creates an order of two units of a product, which is cancelled when it is to be confirmed: it has expired."""
+    """Creates an order of two units and lets its reservation expire. The attempt to confirm it cancels it."""
 
     def create(product: int) -> pb.Order:
         order = driver.create_order(new_request((product, 2, "1"), ttl_seconds=1))

@@ -82,7 +82,7 @@ def test_other_content_is_compared_with_the_request_of_the_same_tenant(database:
 def test_ids_of_the_default_tenant_stay_and_no_other_tenant_can_derive_them() -> None:
     assert requested(ANYONE, request_id="r").id == "6b52690a-b2d8-5d7a-bb84-9a8d28179486"
 
-    # The names have the same parts, however they are joined.
+    # Joined with colons, the parts of both names are equal.
     named_one = Caller("user:2", PERMISSIONS, "2", "1")
     assert requested(ANYONE, user_id=1, request_id="2:r").id != requested(named_one, user_id=2, request_id="r").id
 
