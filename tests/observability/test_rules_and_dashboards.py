@@ -73,6 +73,16 @@ def test_the_runbook_has_no_section_without_an_alert() -> None:
     assert set(re.findall(r"^### (Shop\w+)$", RUNBOOK, re.MULTILINE)) == {alert["alert"] for alert in alerts()}
 
 
+def test_the_runbook_quotes_titles_of_dashboards_and_panels() -> None:
+    _, _, after = RUNBOOK.partition("\n## Alerts\n")
+    quoted = set(re.findall(r'"([A-Z][^"]*)"', " ".join(after.split())))
+
+    dashboards = [json.loads(path.read_text()) for path in (GRAFANA / "dashboards").glob("*.json")]
+    titles = {each["title"] for dashboard in dashboards for each in [dashboard, *dashboard["panels"]]}
+    assert quoted
+    assert quoted <= titles
+
+
 def test_prometheus_scrapes_every_deployable() -> None:
     jobs = yaml.safe_load((DEPLOYED / "prometheus.yml").read_text())["scrape_configs"]
     composed = yaml.safe_load((ROOT / "docker-compose.yml").read_text())["services"]
