@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from shop_common.api.command import Command
-from shop_common.batching.coalescer import QUEUE_REQUESTS_MAX, SHARED_WEIGHT_MAX, Coalescer, Limits
+from shop_common.batching.coalescer import LARGE_WEIGHT, QUEUE_REQUESTS_MAX, SHARED_WEIGHT_MAX, Coalescer, Limits
 from shop_common.errors import QueueFull, ShopError
 from shop_common.identity.caller import Caller
 from shop_common.identity.current import set_caller
@@ -117,7 +117,7 @@ def test_a_later_caller_is_in_the_next_batch(shop: Shop) -> None:
 
 def test_a_small_request_does_not_wait_for_a_large_one_of_another_caller(threads: ThreadPoolExecutor) -> None:
     limits = Limits(max_concurrency=2, patience_seconds=DEADLINE_SECONDS)
-    large, small = Order(caller=LARGE, lines=SHARED_WEIGHT_MAX + 1), Order(caller=SMALL, number=7)
+    large, small = Order(caller=LARGE, lines=LARGE_WEIGHT + 1), Order(caller=SMALL, number=7)
     shop = Shop(threads, limits, large, small)
     eventually(lambda: len(shop.batches) == 2)
     second = shop.call("large", large)
@@ -159,7 +159,7 @@ def test_a_caller_that_fills_the_queue_is_refused_alone(shop: Shop) -> None:
 
 def test_the_requests_of_one_call_count_for_their_own_callers(threads: ThreadPoolExecutor) -> None:
     shop = Shop(threads)
-    orders = [*(Order(caller=LARGE, lines=20) for _ in range(10)), Order(caller=SMALL, number=1)]
+    orders = [*(Order(caller=LARGE, lines=SHARED_WEIGHT_MAX // 2) for _ in range(10)), Order(caller=SMALL, number=1)]
     shop.call("delegate", *orders)
     shop.open.set()
     shop.close()

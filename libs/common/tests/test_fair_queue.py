@@ -11,8 +11,10 @@ Job = tuple[str, int]
 """The sharer and the weight of an entry."""
 
 
-def queue_of(*jobs: Job, size_max: int = 1_000, share_max: int = 1_000, now: float = 0.0) -> FairQueue[Job]:
-    queue: FairQueue[Job] = FairQueue(size_max=size_max, share_max=share_max)
+def queue_of(
+    *jobs: Job, size_max: int = 1_000, share_max: int = 1_000, entry_max: int = 1_000, now: float = 0.0
+) -> FairQueue[Job]:
+    queue: FairQueue[Job] = FairQueue(size_max=size_max, share_max=share_max, entry_max=entry_max)
     for job in jobs:
         assert queue.add(job[0], [job], now)
     return queue
@@ -84,20 +86,26 @@ def test_a_batch_takes_no_more_than_its_share_from_a_caller_while_others_use_the
     assert sharers(batch_of(queue, now=SHARED_SECONDS * 2)) == "a" * 10
 
 
-def test_a_request_larger_than_the_share_is_the_only_one_of_its_batch_while_others_use_the_queue() -> None:
-    queue = queue_of(("a", 500), ("a", 500), ("b", 1), ("b", 1), share_max=100)
+def test_a_request_larger_than_the_share_takes_all_of_it_while_others_use_the_queue() -> None:
+    queue = queue_of(("a", 150), ("a", 1), ("b", 1), ("b", 1), share_max=100, entry_max=200)
+
+    assert [batch_of(queue) for _ in range(2)] == [[("a", 150), ("b", 1), ("b", 1)], [("a", 1)]]
+
+
+def test_a_very_large_request_is_the_only_one_of_its_batch_while_others_use_the_queue() -> None:
+    queue = queue_of(("a", 500), ("a", 500), ("b", 1), ("b", 1), share_max=100, entry_max=100)
 
     assert [batch_of(queue) for _ in range(3)] == [[("a", 500)], [("b", 1), ("b", 1)], [("a", 500)]]
 
 
 def test_a_caller_alone_may_have_several_large_requests_in_a_batch() -> None:
-    queue = queue_of(("a", 500), ("a", 500), share_max=100)
+    queue = queue_of(("a", 500), ("a", 500), share_max=100, entry_max=100)
 
     assert batch_of(queue) == [("a", 500), ("a", 500)]
 
 
 def test_a_large_request_has_its_turn_although_small_ones_never_cease() -> None:
-    queue = queue_of(("b", 1), ("a", 101), share_max=100)
+    queue = queue_of(("b", 1), ("a", 101), share_max=100, entry_max=100)
     batches: list[str] = []
     while len(queue) and len(batches) < 10:
         batches.append(sharers(batch_of(queue)))
@@ -107,7 +115,7 @@ def test_a_large_request_has_its_turn_although_small_ones_never_cease() -> None:
 
 
 def test_a_batch_beside_a_large_request_takes_only_small_ones() -> None:
-    queue = queue_of(("a", 500), ("b", 1), share_max=100)
+    queue = queue_of(("a", 500), ("b", 1), share_max=100, entry_max=100)
 
     queue.begin_batch(0.0, takes_large=False)
     assert queue.exceeds_share(500)

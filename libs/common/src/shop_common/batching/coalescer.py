@@ -33,9 +33,12 @@ BATCH_REQUESTS_MAX = 500
 BATCH_WEIGHT_MAX = 2000
 """The limits of one transaction, for operations without `limits` of their own. Equal requests with the same key count
 once, and a request that exceeds the weight alone runs alone."""
-SHARED_WEIGHT_MAX = 50
-"""The largest weight that a batch takes from one caller while several callers use the coalescer, because the others
-wait for the whole batch. A larger request then has a batch of its own, and only one such batch runs at a time."""
+SHARED_WEIGHT_MAX = 20
+"""The weight that a batch takes from one caller while several callers use the coalescer, because the others wait for
+the whole batch. A larger request may still be the caller's first one in a batch."""
+LARGE_WEIGHT = 50
+"""While several callers use the coalescer, a request that is heavier has a batch of its own, and only one such batch
+runs at a time."""
 
 QUEUE_REQUESTS_MAX = 10_000
 BISECT_SECONDS_MAX = 5.0
@@ -53,7 +56,7 @@ class Limits:
 
     While a batch runs, another one starts no sooner than `patience_seconds` after it has started. Until then requests
     collect, because a few large batches cost less than many small ones. If a batch is a single request above
-    SHARED_WEIGHT_MAX, it delays no other batch.
+    LARGE_WEIGHT, it delays no other batch.
     """
 
     requests_max: int = BATCH_REQUESTS_MAX
@@ -158,7 +161,7 @@ class Coalescer(Generic[_Request, _Result]):
         self._on_fatal = on_fatal
         self._metrics = CoalescerMetrics(name) if metrics.is_enabled() else None
         self._queue: FairQueue[_Entry[_Request, _Result]] = FairQueue(
-            size_max=QUEUE_REQUESTS_MAX, share_max=SHARED_WEIGHT_MAX
+            size_max=QUEUE_REQUESTS_MAX, share_max=SHARED_WEIGHT_MAX, entry_max=LARGE_WEIGHT
         )
         self._mutex = threading.Lock()
         self._arrived = threading.Condition(self._mutex)

@@ -109,14 +109,15 @@ class FairQueue(Generic[_T]):
     One sharer alone may have `size_max` waiting entries. While several sharers use the queue, each of them may have a
     quarter of that. If one sharer has filled the queue while it was alone, the others together still have room for
     another quarter. While several sharers use the queue, a batch takes at most the weight `share_max` from each lane,
-    so that a batch stays short even if one caller has much work. A larger entry is then the only one of its batch, so
-    that no other caller waits for it in the same transaction. A sharer uses the queue from `add` until `end`, so also
-    while a batch with its entries runs.
+    so that a batch stays short even if one caller has much work. The first entry of a lane may be larger. An entry
+    above `entry_max` is then the only one of its batch, so that no other caller waits for it in the same transaction.
+    A sharer uses the queue from `add` until `end`, so also while a batch with its entries runs.
     """
 
-    def __init__(self, *, size_max: int, share_max: int) -> None:
+    def __init__(self, *, size_max: int, share_max: int, entry_max: int) -> None:
         self._size_max = size_max
         self._share_max = share_max
+        self._entry_max = entry_max
         self._lanes: dict[Sharer, _Lane[_T]] = {}
         self._ring: deque[_Lane[_T]] = deque()
         """The lanes that may be taken from. The first lane has the turn."""
@@ -128,7 +129,7 @@ class FairQueue(Generic[_T]):
         self._batch = 0
         self._is_shared = False
         self._takes_large = True
-        """Whether the present batch may still take an entry that is larger than `share_max`."""
+        """Whether the present batch may still take an entry that is larger than `entry_max`."""
         self._is_full = False
         """Whether the present batch has taken such an entry."""
         self._sharing = Sharing()
@@ -184,12 +185,12 @@ class FairQueue(Generic[_T]):
 
     def is_alone(self, weight: int) -> bool:
         """Return whether an entry of this weight must be the only one of the present batch."""
-        return weight > self._share_max and self._is_shared
+        return weight > self._entry_max and self._is_shared
 
     def exceeds_share(self, weight: int) -> bool:
         """Return whether the batch cannot take the entry at the head, of this weight. Its lane then loses the turn.
 
-        An entry within `share_max` is never refused as the first one of its lane.
+        An entry within `entry_max` is never refused as the first one of its lane.
         """
         if not self._is_shared:
             return False

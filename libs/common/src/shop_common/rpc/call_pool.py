@@ -63,7 +63,7 @@ class CallPool(futures.Executor):
         self._waits = waits
         self._sharers = sharers
         self._sharing = Sharing()
-        self._waiting: FairQueue[_Task] = FairQueue(size_max=_UNBOUNDED, share_max=_UNBOUNDED)
+        self._waiting: FairQueue[_Task] = FairQueue(size_max=_UNBOUNDED, share_max=_UNBOUNDED, entry_max=_UNBOUNDED)
         self._wake: SimpleQueue[bool] = SimpleQueue()
         """True for each call that waits in `_waiting`; False ends a thread."""
         self._threads: list[threading.Thread] = []
