@@ -3,6 +3,7 @@
 import re
 from decimal import Decimal
 from pathlib import Path
+from uuid import uuid4
 
 from shop_client.values import ItemUnits, NewItem, OrderStatus, ReturnedUnits, ReturnTreatment
 from testkit.eventually import eventually
@@ -10,7 +11,9 @@ from tests.console import views
 from tests.console.browser import Browser
 from tests.console.conftest import System
 
-_VIEWS = ("/", "/orders", "/stock?product=21", "/stock", "/logs", "/settings")
+_VIEWS = ("/", "/orders", "/stock?product=21", "/stock", "/events", "/logs", "/settings")
+_SHOWN = r"ready\.|in all|WAREHOUSE|all tenants|ORDER_CREATED[\s\S]*FAILED"
+"""A text of each view, when its content is there."""
 
 
 def _sign_in(page: Browser, token: str) -> None:
@@ -208,12 +211,14 @@ def test_data_of_another_tenant_is_never_there(system: System, page: Browser) ->
     with system.shop("owner") as shop:
         shop.add_stock(4711, 10, "SECRET_PLACE")
         order = shop.create_order(1, [NewItem(4711, 1, Decimal(1))], "EUR")
+    _set_aside(system, "owner", order.id, "ValueError: in SECRET_PLACE")
     _sign_in(page, system.token("stranger"))
 
     for path, ready in (
         ("/orders", "There are no orders yet"),
         ("/stock", "There is no stock here"),
         ("/stock?product=4711", "No unit is waiting"),
+        ("/events", "There are no recent dead letters"),
         ("/logs", "The logs concern all tenants"),
         ("/settings", "The settings concern all tenants"),
         (f"/orders/{order.id}", "(ORDER_NOT_FOUND)"),
@@ -222,6 +227,51 @@ def test_data_of_another_tenant_is_never_there(system: System, page: Browser) ->
         page.sees(ready)
         assert "SECRET_PLACE" not in page.text()
         assert "reserved for" not in page.text()
+
+
+def test_events_appear_while_the_viewer_looks_and_are_filtered_by_type_and_id(system: System, page: Browser) -> None:
+    with system.shop("eventful") as shop:
+        _sign_in(page, system.token("eventful"))
+        page.click("Events")
+        page.sees("There are no recent events")
+        page.sees("There are no recent dead letters")
+
+        shop.add_stock(31, 10)
+        order = shop.create_order(1, [NewItem(31, 2, Decimal(1))], "EUR")
+
+        page.sees("ORDER_CREATED")
+        page.sees("STOCK_RESERVED")
+        page.sees("user:staff")
+        _set_aside(system, "eventful", order.id, "ValueError: no such item")
+        page.sees("ValueError: no such item")
+        page.sees("waiting")
+
+        page.fill("Type", "stock_res")
+        page.click("Filter")
+        page.sees("STOCK_RESERVED")
+        assert "ORDER_CREATED" not in page.text()
+        page.open(f"/events?id={order.id}")
+        page.sees("ORDER_CREATED")
+        assert "STOCK_UPDATED" not in page.text()
+        page.click(order.id)
+        page.sees("2 of product 31 reserved")
+    assert page.errors() == []
+
+
+def test_a_viewer_sees_the_events_that_the_permissions_allow(system: System, page: Browser) -> None:
+    with system.shop("allowed") as shop:
+        shop.add_stock(32, 10)
+        order = shop.create_order(1, [NewItem(32, 2, Decimal(1))], "EUR")
+    _set_aside(system, "allowed", order.id, "ValueError: a secret")
+    _sign_in(page, system.issuer.token("clerk", "inventory.read", "orders.read", tenant="allowed"))
+
+    page.open("/events")
+
+    page.sees("Your permissions allow the events of inventory-events only")
+    page.sees("STOCK_RESERVED")
+    page.sees("you need the permission admin")
+    assert "ORDER_CREATED" not in page.text()
+    assert "a secret" not in page.text()
 
 
 def test_a_viewer_who_may_only_read_has_no_buttons_for_changes(system: System, page: Browser) -> None:
@@ -257,15 +307,24 @@ def test_nobody_gets_in_without_a_valid_token_and_no_page_has_the_token(system: 
 
 def test_each_view_fits_its_screen_and_is_accessible(system: System, page: Browser, tmp_path: Path) -> None:
     _fill(system)
+    _set_aside(system, "pictures", str(uuid4()), "ItemNotFound: there is no item of product 21 in WAREHOUSE_C")
     _sign_in(page, system.token("pictures"))
     with system.shop("pictures") as shop:
         order = next(shop.list_orders())
     for path in (*_VIEWS, f"/orders/{order.id}"):
         for width in views.sizes(page):
             page.open(path)
-            eventually(lambda: re.search(r"ready\.|in all|WAREHOUSE|all tenants", page.text()))
+            eventually(lambda: re.search(_SHOWN, page.text()))
             views.check(page, _name(path), width, tmp_path)
     views.skip_without_axe()
+
+
+def _set_aside(system: System, tenant: str, order_id: str, error: str) -> None:
+    """Write a dead letter of an order's event, as inventory-api would."""
+    origin = {"dlq_topic": "order-events", "dlq_partition": "0", "dlq_offset": "0", "dlq_consumer": "inventory-api"}
+    event = {"ce_id": str(uuid4()), "ce_type": "ORDER_CANCELLED", "ce_tenant": tenant}
+    reason = {"dlq_reason": "FAILED", "dlq_error": error}
+    system.stack.kafka.produce("order-events.dlq", order_id, b"{}", event | origin | reason)
 
 
 def _name(path: str) -> str:
@@ -275,6 +334,7 @@ def _name(path: str) -> str:
         "/orders": "orders",
         "/stock": "stock",
         "/stock?product=21": "product",
+        "/events": "events",
         "/logs": "logs-signed-in",
         "/settings": "settings-signed-in",
     }.get(path, "order")

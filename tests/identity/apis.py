@@ -22,7 +22,13 @@ every_method = pytest.mark.parametrize("method", METHODS, ids=lambda method: str
 
 def method_rule(method: MethodDescriptor) -> Rule:
     """The access rule of the RPC."""
-    return rules_of(method.containing_service)[_path(method)]
+    return rules_of(method.containing_service)[f"/{method.containing_service.full_name}/{method.name}"]
+
+
+every_method_with_permission = pytest.mark.parametrize(
+    "method", [method for method in METHODS if method_rule(method).permission], ids=lambda method: str(method.full_name)
+)
+"""Every RPC that needs a permission. The others let in every caller that is known."""
 
 
 def request_of(method: MethodDescriptor, *, user: int = 0) -> Message:
@@ -63,7 +69,7 @@ class Apis:
     def response(self, method: MethodDescriptor, request: Message, metadata: Sequence[tuple[str, str]]) -> Message:
         """The response to a call with this metadata. Raises grpc.RpcError."""
         rpc: Any = self.channels[method.containing_service.file.package].unary_unary(
-            _path(method),
+            f"/{method.containing_service.full_name}/{method.name}",
             request_serializer=lambda message: message.SerializeToString(),
             response_deserializer=GetMessageClass(method.output_type).FromString,
         )
@@ -73,7 +79,3 @@ class Apis:
     def close(self) -> None:
         for channel in self.channels.values():
             channel.close()
-
-
-def _path(method: MethodDescriptor) -> str:
-    return f"/{method.containing_service.full_name}/{method.name}"

@@ -18,7 +18,7 @@ from shop_protos.inventory.v1 import inventory_pb2
 from shop_protos.order.v1 import order_pb2
 from testkit.calls import Outcome, refusal
 from testkit.eventually import eventually
-from tests.identity.apis import Apis, every_method, method_rule, request_of
+from tests.identity.apis import Apis, every_method, every_method_with_permission, method_rule, request_of
 from tests.identity.conftest import ACME_OPERATOR, NOBODY
 
 CHECK_STOCK = inventory_pb2.DESCRIPTOR.services_by_name["InventoryService"].methods_by_name["CheckStock"]
@@ -110,7 +110,7 @@ def test_a_caller_without_a_valid_key_is_unauthenticated(method: MethodDescripto
     assert (refused.code, refused.reason, refused.metadata) == (grpc.StatusCode.UNAUTHENTICATED, reason, {})
 
 
-@every_method
+@every_method_with_permission
 def test_a_key_with_the_permission_alone_is_let_in(method: MethodDescriptor, keys: Keys) -> None:
     result = keys.call(method, keys.by_permission[method_rule(method).permission])
 
@@ -119,7 +119,7 @@ def test_a_key_with_the_permission_alone_is_let_in(method: MethodDescriptor, key
         assert result.metadata == {"permission": ORDERS_ANY}
 
 
-@every_method
+@every_method_with_permission
 def test_a_key_without_the_permission_is_denied(method: MethodDescriptor, keys: Keys) -> None:
     needed = method_rule(method).permission
     other = next(permission for permission in PERMISSIONS if permission not in (needed, "delegate"))

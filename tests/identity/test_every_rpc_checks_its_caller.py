@@ -7,11 +7,14 @@ from typing import Any
 import grpc
 import pytest
 from google.protobuf.descriptor import MethodDescriptor
+from google.protobuf.message import Message
 
 from devstack.servers.issuer import Issuer
 from devstack.stack import Stack
 from shop_common.identity.rules import ORDERS_ANY, PERMISSIONS
-from tests.identity.apis import METHODS, Apis, every_method, method_rule, request_of
+from shop_protos.order.v1 import order_pb2
+from shop_protos.order.v1.order_pb2 import GetCallerRequest, GetCallerResponse
+from tests.identity.apis import METHODS, Apis, every_method, every_method_with_permission, method_rule, request_of
 
 USER, ANOTHER_USER = 1, 2
 _NOT_ALLOWED = {grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED}
@@ -53,7 +56,7 @@ def test_a_caller_that_is_not_known_is_unauthenticated(
     assert (refused.code, refused.reason, refused.metadata) == (grpc.StatusCode.UNAUTHENTICATED, reason, {})
 
 
-@every_method
+@every_method_with_permission
 def test_a_caller_without_the_permission_is_denied_whatever_else_it_may_do(
     method: MethodDescriptor, called: Apis, issuer: Issuer
 ) -> None:
@@ -66,7 +69,7 @@ def test_a_caller_without_the_permission_is_denied_whatever_else_it_may_do(
     assert refused.metadata == {"permission": needed}
 
 
-@every_method
+@every_method_with_permission
 def test_a_caller_with_the_permission_alone_is_let_in(method: MethodDescriptor, called: Apis, issuer: Issuer) -> None:
     allowed = called.call(method, request_of(method, user=USER), _token(issuer, method_rule(method).permission))
 
@@ -90,6 +93,18 @@ def test_a_caller_names_another_user_only_with_a_permission_for_that(
     assert (refused.code, refused.reason) == (grpc.StatusCode.PERMISSION_DENIED, "PERMISSION_MISSING")
     assert refused.metadata == {"permission": ORDERS_ANY}
     assert allowed.code not in _NOT_ALLOWED
+
+
+def test_a_caller_learns_who_it_is_also_without_any_permission(called: Apis, issuer: Issuer) -> None:
+    method = order_pb2.DESCRIPTOR.services_by_name["OrderService"].methods_by_name["GetCaller"]
+
+    def found(*scopes: str) -> Message:
+        return called.response(method, GetCallerRequest(), [("authorization", _token(issuer, *scopes))])
+
+    assert found("unknown-scope") == GetCallerResponse(name=f"user:{USER}", tenant="default")
+    assert found("orders.write", "inventory.read") == GetCallerResponse(
+        name=f"user:{USER}", tenant="default", permissions=["inventory.read", "orders.write"]
+    )
 
 
 def test_a_caller_is_refused_before_its_message_has_come(apis: Stack) -> None:

@@ -7,11 +7,11 @@ from google.protobuf.descriptor import MethodDescriptor
 
 from devstack.servers.issuer import Issuer
 from shop_common.identity.rules import ORDERS_ANY
-from tests.identity.apis import Apis, every_method, method_rule, request_of
+from tests.identity.apis import Apis, every_method_with_permission, method_rule, request_of
 from tests.identity.conftest import NOBODY
 
 
-@every_method
+@every_method_with_permission
 def test_a_workload_with_the_permission_alone_is_let_in(
     method: MethodDescriptor, as_workload: Callable[[str], Apis]
 ) -> None:
@@ -22,7 +22,7 @@ def test_a_workload_with_the_permission_alone_is_let_in(
         assert result.metadata == {"permission": ORDERS_ANY}
 
 
-@every_method
+@every_method_with_permission
 def test_a_workload_without_grants_is_denied(method: MethodDescriptor, as_workload: Callable[[str], Apis]) -> None:
     refused = as_workload(NOBODY).call(method, request_of(method))
 
@@ -30,7 +30,7 @@ def test_a_workload_without_grants_is_denied(method: MethodDescriptor, as_worklo
     assert refused.metadata == {"permission": method_rule(method).permission}
 
 
-@every_method
+@every_method_with_permission
 def test_a_token_decides_alone_whatever_the_certificate_is_granted(
     method: MethodDescriptor, as_workload: Callable[[str], Apis], issuer: Issuer
 ) -> None:

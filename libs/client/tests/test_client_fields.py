@@ -158,7 +158,10 @@ def fill(message: Message, numbers: Iterator[int]) -> Iterator[tuple[str, Any]]:
             yield name, True
         else:
             own = str(number) if field.type == FieldDescriptor.TYPE_STRING else number
-            setattr(message, field.name, own)
+            if field.is_repeated:
+                value.append(own)
+            else:
+                setattr(message, field.name, own)
             yield name, own
 
 

@@ -432,6 +432,13 @@ def test_an_order_that_expired_is_reinstated(shop: Shop, product: int) -> None:
     assert shop.check_stock(product).available_quantity == 0
 
 
+def test_the_caller_is_known(shop: Shop) -> None:
+    caller = shop.get_caller()
+
+    assert (caller.name, caller.tenant) == ("anyone", "default")
+    assert {"admin", "orders.any"} <= set(caller.permissions)
+
+
 def test_a_user_is_erased_from_ended_orders(shop: Shop, product: int) -> None:
     shop.add_stock(product, 5)
     ended, other = (shop.create_order(product, [NewItem(product, 1, PRICE)], "EUR") for _ in range(2))
@@ -495,6 +502,7 @@ def test_the_asyncio_client_makes_the_same_calls(settings: Settings, product: in
             (other,) = await shop.batch_create_orders([NewOrder(product, (NewItem(product, 1, PRICE),), "EUR")])
             assert isinstance(other, Order)
             assert (await shop.erase_user(product)).erased_orders == 2
+            assert (await shop.get_caller()).tenant == "default"
 
     asyncio.run(use())
 

@@ -1,6 +1,7 @@
 """The access rules of the contract, and the grants file, which states who has which permission."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import structlog
@@ -24,10 +25,11 @@ def test_each_rpc_has_the_rule_that_its_contract_states() -> None:
     assert rules["/shop.order.v1.OrderService/CreateOrder"].own_user_field == "user_id"
     assert rules["/shop.order.v1.OrderService/BatchCreateOrders"].own_user_field == "orders.user_id"
     assert rules["/shop.order.v1.OrderService/GetOrder"].own_user_field == ""
+    assert rules["/shop.order.v1.OrderService/GetCaller"].permission == ""
 
 
-def _service(**access: str) -> ServiceDescriptor:
-    """A service with one RPC, which takes an Access message (of text fields only) and has this rule."""
+def _service(**access: Any) -> ServiceDescriptor:
+    """A service with one RPC, which takes an Access message (without an int64 field) and has this rule."""
     file = descriptor_pb2.FileDescriptorProto(
         name="shop/test.proto", package="shop.test", syntax="proto3", dependency=["shop/access/v1/access.proto"]
     )
@@ -51,6 +53,10 @@ def _service(**access: str) -> ServiceDescriptor:
         ({}, "shop.test.Test.Do has no rule"),
         ({"permission": "orders.eat"}, "shop.test.Test.Do has the unknown permission 'orders.eat'"),
         (
+            {"permission": "orders.read", "any_caller": True},
+            "shop.test.Test.Do is for any caller, but has the permission 'orders.read'",
+        ),
+        (
             {"permission": "orders.read", "own_user_field": "user_id"},
             "shop.test.Test.Do has no int64 field 'user_id'",
         ),
@@ -64,7 +70,7 @@ def _service(**access: str) -> ServiceDescriptor:
         ),
     ],
 )
-def test_an_rpc_without_a_rule_that_can_be_applied_is_refused(access: dict[str, str], fault: str) -> None:
+def test_an_rpc_without_a_rule_that_can_be_applied_is_refused(access: dict[str, Any], fault: str) -> None:
     with pytest.raises(RuleMissing) as refused:
         rules_of(_service(**access))
 

@@ -22,6 +22,7 @@ from shop_client.settings import Settings
 from shop_client.statuses import error_of, status_of
 from shop_client.values import (
     Availability,
+    Caller,
     ChangedStock,
     Charge,
     ErasedUser,
@@ -425,6 +426,9 @@ class AsyncShop:
 
     async def erase_user(self, user_id: int, *, timeout_seconds: float | None = None) -> ErasedUser:
         return await self._run(calls.erase_user(user_id), timeout_seconds)
+
+    async def get_caller(self, *, timeout_seconds: float | None = None) -> Caller:
+        return await self._run(calls.get_caller(), timeout_seconds)
 
     # --- sending ---
 

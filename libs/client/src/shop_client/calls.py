@@ -20,6 +20,7 @@ from shop_client.errors import ShopError
 from shop_client.statuses import error_of
 from shop_client.values import (
     Availability,
+    Caller,
     ChangedStock,
     Charge,
     ErasedUser,
@@ -182,6 +183,7 @@ EXTEND_ORDER = _method(_ORDERS, "ExtendOrder")
 REINSTATE_ORDER = _method(_ORDERS, "ReinstateOrder")
 LIST_ORDERS = _method(_ORDERS, "ListOrders")
 ERASE_USER = _method(_ORDERS, "EraseUser")
+GET_CALLER = _method(_ORDERS, "GetCaller")
 
 _RESERVE = BatchMethod(BATCH_RESERVE_STOCK, "orders")
 _RELEASE = BatchMethod(BATCH_RELEASE_STOCK, "requests")
@@ -524,6 +526,10 @@ def reinstate_order(order_id: str, reason: str, request_id: str | None) -> Call[
 
 def erase_user(user_id: int) -> Call[ErasedUser]:
     return Call(ERASE_USER, orders.EraseUserRequest(user_id=user_id), convert.erased_user)
+
+
+def get_caller() -> Call[Caller]:
+    return Call(GET_CALLER, orders.GetCallerRequest(), convert.caller)
 
 
 def _units(items: Sequence[ItemUnits]) -> list[orders.ItemUnits]:

@@ -12,6 +12,7 @@ from shop_client.values import (
     Allocation,
     AllocationPolicy,
     Availability,
+    Caller,
     ChangedStock,
     Charge,
     ChargeKind,
@@ -309,6 +310,10 @@ def money(amount: Decimal, currency: str) -> Money:
 
 def erased_user(message: orders.EraseUserResponse) -> ErasedUser:
     return ErasedUser(message.erased_count, message.has_more, message.has_open_orders)
+
+
+def caller(message: orders.GetCallerResponse) -> Caller:
+    return Caller(message.name, message.tenant, tuple(message.permissions))
 
 
 def duration(seconds: float | None) -> Duration | None:

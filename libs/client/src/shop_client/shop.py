@@ -21,6 +21,7 @@ from shop_client.settings import Settings
 from shop_client.statuses import error_of, status_of
 from shop_client.values import (
     Availability,
+    Caller,
     ChangedStock,
     Charge,
     ErasedUser,
@@ -527,6 +528,10 @@ class Shop:
     def erase_user(self, user_id: int, *, timeout_seconds: float | None = None) -> ErasedUser:
         """Erase a user from the user's orders that are SHIPPED, DELIVERED or CANCELLED, at most 1,000 in one call."""
         return self._run(calls.erase_user(user_id), timeout_seconds)
+
+    def get_caller(self, *, timeout_seconds: float | None = None) -> Caller:
+        """Return whose credentials this client uses, as order-api sees them."""
+        return self._run(calls.get_caller(), timeout_seconds)
 
     # --- sending ---
 

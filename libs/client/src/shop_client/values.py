@@ -412,6 +412,15 @@ class Order:
 
 
 @dataclass(frozen=True, slots=True)
+class Caller:
+    """Whose credentials a client uses. `permissions` are sorted."""
+
+    name: str
+    tenant: str
+    permissions: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class ErasedUser:
     """The result of `erase_user`: how many orders it erased, and which orders of the user are left."""
 

@@ -6,6 +6,7 @@ from fastapi import FastAPI
 from nicegui import ui
 
 from console import pages
+from console.feeds.events import EventReader
 from console.feeds.feed import Feeds
 from console.feeds.processes import SystemReader
 from console.feeds.settings_in_force import SettingsReader
@@ -41,7 +42,8 @@ def main() -> None:
     app = FastAPI(openapi_url=None)
     sign_in.add_to(app, viewers, is_https=any(origin.startswith("https:") for origin in origins))
     in_force = None if settings.sign_in else SettingsReader(settings.watched, shown(settings))
-    pages.add(pages.Site(viewers, Feeds(), SystemReader(settings.watched), settings.logs_path, in_force))
+    events = EventReader(settings.broker)
+    pages.add(pages.Site(viewers, Feeds(), SystemReader(settings.watched), events, settings.logs_path, in_force))
     ui.run_with(app, title="Shop console", dark=None, language="en-US", tailwind=False, show_welcome_message=False)
     site = server.SiteServer(listener, Guard(app, viewers, origins), settings)
-    lifecycle.serve(site, settings, on_stop=[tracing.shutdown])
+    lifecycle.serve(site, settings, on_stop=[events.stop, tracing.shutdown])

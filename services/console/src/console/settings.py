@@ -12,6 +12,8 @@ from shop_client.settings import Settings as ClientSettings
 from shop_client.settings import Tls
 from shop_common.environment.listen import is_loopback
 from shop_common.environment.process_settings import CallerSettings, CommonSettings, HealthPort, Target, addresses
+from shop_common.events.kafka_connection import KafkaConnection
+from shop_common.events.kafka_settings import KafkaSettings
 
 _PROCESSES = (
     "inventory-api=localhost:50063,order-api=localhost:50064,"
@@ -45,7 +47,7 @@ def _url(value: str) -> str:
     return value.rstrip("/")
 
 
-class ConsoleSettings(CommonSettings, CallerSettings):
+class ConsoleSettings(CommonSettings, CallerSettings, KafkaSettings):
     """The console's settings."""
 
     health_port: HealthPort = 50057
@@ -97,6 +99,11 @@ class ConsoleSettings(CommonSettings, CallerSettings):
             health, _, metrics = both.partition("/")
             found.append(Watched(name, health, metrics or None))
         return found
+
+    @property
+    def broker(self) -> KafkaConnection | None:
+        """Return the connection to the broker, or None if KAFKA_BOOTSTRAP_SERVERS is not set."""
+        return self.kafka if "kafka_bootstrap_servers" in self.model_fields_set else None
 
     def client(self, token: str) -> ClientSettings:
         """Return the settings of a client that calls the APIs for the owner of this token. An empty token is none."""

@@ -27,7 +27,7 @@ PERMISSIONS: Mapping[str, str] = {
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """The access rule of one RPC: the permission that its callers need.
+    """The access rule of one RPC: the permission that its callers need. It is empty if every known caller may call it.
 
     `own_user_field` is the request field with the id of a user, and empty if there is no such field. With a dot, it is
     a field of each entry of a list, and the RPC itself checks each entry.
@@ -56,12 +56,13 @@ def _rule(method: MethodDescriptor) -> Rule:
 
 def _faults(method: MethodDescriptor) -> Iterator[str]:
     rule = _rule(method)
-    if rule.permission not in PERMISSIONS:
-        yield (
-            f"{method.full_name} has no rule"
-            if not rule.permission
-            else (f"{method.full_name} has the unknown permission {rule.permission!r}")
-        )
+    if method.GetOptions().Extensions[access_pb2.access].any_caller:
+        if rule.permission:
+            yield f"{method.full_name} is for any caller, but has the permission {rule.permission!r}"
+    elif not rule.permission:
+        yield f"{method.full_name} has no rule"
+    elif rule.permission not in PERMISSIONS:
+        yield f"{method.full_name} has the unknown permission {rule.permission!r}"
     if rule.own_user_field:
         field = _field(method.input_type, rule.own_user_field)
         if field is None or field.type != FieldDescriptor.TYPE_INT64:

@@ -36,7 +36,8 @@ class Access:
         # With a token, the certificate does not matter. Reading it costs as much as finding the caller of the token.
         certified = None if has_token(metadata) else spiffe_id(context.auth_context())
         found = self._authenticator.caller(metadata, certified)
-        found.require(self._permission)
+        if self._permission:
+            found.require(self._permission)
         self._pool.identify(metadata, certified, found)
         set_caller(found)
         if found.rate is not None:

@@ -29,6 +29,7 @@ REQUEST_SECONDS = 5
 SILENCE_SECONDS_MAX = 15
 """How long to wait for an event that is known to exist."""
 
+_BUFFER_KILOBYTES = 64 * 1024
 _BATCH = 500
 _POLL_SECONDS = 0.2
 
@@ -82,13 +83,16 @@ class Commit:
 class Broker:
     """A connection to a broker. It reads and writes the commits of `group`. Methods raise KafkaException."""
 
-    def __init__(self, kafka: KafkaConnection, group: str = READ_GROUP) -> None:
+    def __init__(
+        self, kafka: KafkaConnection, group: str = READ_GROUP, *, buffer_kilobytes: int = _BUFFER_KILOBYTES
+    ) -> None:
         # Failures raise exceptions. librdkafka's log is off, because a failed command must print only one sentence.
         own = {
             "group.id": group,
             "enable.auto.commit": False,
             "enable.partition.eof": True,
             "fetch.wait.max.ms": 50,
+            "queued.max.messages.kbytes": buffer_kilobytes,
             "log_level": 0,
             "error_cb": self._note,
         }
@@ -158,6 +162,25 @@ class Broker:
             for message in self._poll():
                 if not _is_end(message):
                     yield _event(message)
+
+    def start_at(self, offsets: Mapping[tuple[str, int], int]) -> None:
+        """Read these partitions from these offsets on, with `next_events`. Partitions are pairs of topic and number."""
+        self._consumer.assign([TopicPartition(topic, number, offset) for (topic, number), offset in offsets.items()])
+
+    def next_events(self) -> tuple[list[Event], dict[tuple[str, int], int]]:
+        """Return the events that come next, and the offset up to which each of their partitions is now read.
+
+        Both are empty if nothing comes within a moment. Transactions write control records, which are no events: so a
+        partition is reported at its end even if there was no event.
+        """
+        events: list[Event] = []
+        reached: dict[tuple[str, int], int] = {}
+        for message in self._poll():
+            at_end, offset = _is_end(message), message.offset() or 0
+            reached[message.topic() or "", message.partition() or 0] = offset if at_end else offset + 1
+            if not at_end:
+                events.append(_event(message))
+        return events, reached
 
     def _poll(self) -> list[Message]:
         messages = self._consumer.consume(_BATCH, _POLL_SECONDS)

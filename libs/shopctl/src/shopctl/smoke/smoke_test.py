@@ -45,6 +45,7 @@ class SmokeTest:
         self._an_order_is_reinstated()
         self._an_order_is_changed()
         self._a_user_is_erased()
+        self._the_caller_is_known()
         self._an_api_key_is_revoked()
         self._maintenance()
 
@@ -387,6 +388,10 @@ class SmokeTest:
             has_open_orders=False,
         )
         reporter.call(self._orders.GetOrder, orders.GetOrderRequest(id=order.id), order__user_id=0)
+
+    def _the_caller_is_known(self) -> None:
+        self._reporter.heading("order-api knows its caller")
+        self._reporter.call(self._orders.GetCaller, orders.GetCallerRequest())
 
     def _an_api_key_is_revoked(self) -> None:
         reporter, stub = self._reporter, self._reporter.shop.api_keys

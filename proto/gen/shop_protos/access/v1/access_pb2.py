@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from google.protobuf import descriptor_pb2 as google_dot_protobuf_dot_descriptor__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1bshop/access/v1/access.proto\x12\x0eshop.access.v1\x1a google/protobuf/descriptor.proto\"4\n\x06\x41\x63\x63\x65ss\x12\x12\n\npermission\x18\x01 \x01(\t\x12\x16\n\x0eown_user_field\x18\x02 \x01(\t:H\n\x06\x61\x63\x63\x65ss\x12\x1e.google.protobuf.MethodOptions\x18\xd1\x86\x03 \x01(\x0b\x32\x16.shop.access.v1.AccessB+\n\x0eshop.access.v1P\x01Z\x17shop/access/v1;accessv1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1bshop/access/v1/access.proto\x12\x0eshop.access.v1\x1a google/protobuf/descriptor.proto\"H\n\x06\x41\x63\x63\x65ss\x12\x12\n\npermission\x18\x01 \x01(\t\x12\x16\n\x0eown_user_field\x18\x02 \x01(\t\x12\x12\n\nany_caller\x18\x03 \x01(\x08:H\n\x06\x61\x63\x63\x65ss\x12\x1e.google.protobuf.MethodOptions\x18\xd1\x86\x03 \x01(\x0b\x32\x16.shop.access.v1.AccessB+\n\x0eshop.access.v1P\x01Z\x17shop/access/v1;accessv1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -34,5 +34,5 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['DESCRIPTOR']._loaded_options = None
   _globals['DESCRIPTOR']._serialized_options = b'\n\016shop.access.v1P\001Z\027shop/access/v1;accessv1'
   _globals['_ACCESS']._serialized_start=81
-  _globals['_ACCESS']._serialized_end=133
+  _globals['_ACCESS']._serialized_end=153
 # @@protoc_insertion_point(module_scope)

@@ -26,22 +26,26 @@ class Access(_message.Message):
 
     PERMISSION_FIELD_NUMBER: _builtins.int
     OWN_USER_FIELD_FIELD_NUMBER: _builtins.int
+    ANY_CALLER_FIELD_NUMBER: _builtins.int
     permission: _builtins.str
-    """The permission that the caller needs. A deployment grants permissions to workloads and to the scopes of tokens."""
+    """The permission that the caller needs; empty only with `any_caller`. A deployment grants permissions to workloads and to the scopes of tokens."""
     own_user_field: _builtins.str
     """The field of the request that names a user; empty if there is none. Without the permission `orders.any`, callers
     may name only themselves in it. `orders.user_id` is the field `user_id` of each entry of the list `orders`: the RPC
     then refuses only the entries that name another user.
     """
+    any_caller: _builtins.bool
+    """Every caller whose identity is known may call the RPC, also without any permission. `permission` is then empty."""
     def __init__(
         self,
         *,
         permission: _builtins.str = ...,
         own_user_field: _builtins.str = ...,
+        any_caller: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["own_user_field", b"own_user_field", "permission", b"permission"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["any_caller", b"any_caller", "own_user_field", b"own_user_field", "permission", b"permission"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

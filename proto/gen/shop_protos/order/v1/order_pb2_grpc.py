@@ -129,6 +129,11 @@ class OrderServiceStub:
                 request_serializer=shop_dot_order_dot_v1_dot_order__pb2.EraseUserRequest.SerializeToString,
                 response_deserializer=shop_dot_order_dot_v1_dot_order__pb2.EraseUserResponse.FromString,
                 _registered_method=True)
+        self.GetCaller = channel.unary_unary(
+                '/shop.order.v1.OrderService/GetCaller',
+                request_serializer=shop_dot_order_dot_v1_dot_order__pb2.GetCallerRequest.SerializeToString,
+                response_deserializer=shop_dot_order_dot_v1_dot_order__pb2.GetCallerResponse.FromString,
+                _registered_method=True)
 
 
 class OrderServiceServicer:
@@ -413,6 +418,14 @@ class OrderServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GetCaller(self, request, context):
+        """Returns who the caller is: the name, the tenant and the permissions that order-api found for its token, API key or
+        certificate. If identities are not checked, this is `anyone` of the tenant `default`, who has every permission.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_OrderServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -475,6 +488,11 @@ def add_OrderServiceServicer_to_server(servicer, server):
                     servicer.EraseUser,
                     request_deserializer=shop_dot_order_dot_v1_dot_order__pb2.EraseUserRequest.FromString,
                     response_serializer=shop_dot_order_dot_v1_dot_order__pb2.EraseUserResponse.SerializeToString,
+            ),
+            'GetCaller': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetCaller,
+                    request_deserializer=shop_dot_order_dot_v1_dot_order__pb2.GetCallerRequest.FromString,
+                    response_serializer=shop_dot_order_dot_v1_dot_order__pb2.GetCallerResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -836,6 +854,33 @@ class OrderService:
             '/shop.order.v1.OrderService/EraseUser',
             shop_dot_order_dot_v1_dot_order__pb2.EraseUserRequest.SerializeToString,
             shop_dot_order_dot_v1_dot_order__pb2.EraseUserResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetCaller(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/shop.order.v1.OrderService/GetCaller',
+            shop_dot_order_dot_v1_dot_order__pb2.GetCallerRequest.SerializeToString,
+            shop_dot_order_dot_v1_dot_order__pb2.GetCallerResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -247,6 +247,10 @@ class OrderServiceStub:
     Erases at most 1,000 orders, a limited number in each transaction. If `has_more`, call again. Repeatable.
     Emits ORDER_USER_ERASED per order.
     """
+    GetCaller: _grpc.UnaryUnaryMultiCallable[_order_pb2.GetCallerRequest, _order_pb2.GetCallerResponse]
+    """Returns who the caller is: the name, the tenant and the permissions that order-api found for its token, API key or
+    certificate. If identities are not checked, this is `anyone` of the tenant `default`, who has every permission.
+    """
 
 class OrderServiceServicer(metaclass=_abc_1.ABCMeta):
     """Orders, from their creation to their delivery.
@@ -552,6 +556,16 @@ class OrderServiceServicer(metaclass=_abc_1.ABCMeta):
 
         Erases at most 1,000 orders, a limited number in each transaction. If `has_more`, call again. Repeatable.
         Emits ORDER_USER_ERASED per order.
+        """
+
+    @_abc_1.abstractmethod
+    def GetCaller(
+        self,
+        request: _order_pb2.GetCallerRequest,
+        context: _grpc.ServicerContext,
+    ) -> _order_pb2.GetCallerResponse:
+        """Returns who the caller is: the name, the tenant and the permissions that order-api found for its token, API key or
+        certificate. If identities are not checked, this is `anyone` of the tenant `default`, who has every permission.
         """
 
 def add_OrderServiceServicer_to_server(servicer: OrderServiceServicer, server: _grpc.Server) -> None: ...

@@ -39,6 +39,10 @@ class TooManyViews(Exception):
     """FEEDS_MAX different views are open."""
 
 
+class Unreadable(Exception):
+    """The value of a view cannot be read now. The message is for the viewer."""
+
+
 class Feeds:
     """The running feeds of this process. Use it from the event loop only."""
 
@@ -111,6 +115,8 @@ class _Feed(Generic[_Value]):
                 value = await self._fetch()
         except ShopError as refusal:
             error = in_words(refusal)
+        except Unreadable as fault:
+            error = str(fault)
         except Exception:
             # The view shows that the value is old. The next read may succeed.
             _log.exception("cannot read the value of a view", view=self._view)

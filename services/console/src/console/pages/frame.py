@@ -14,6 +14,7 @@ from nicegui import ui
 from nicegui.elements.mixins.text_element import TextElement
 
 from console import words
+from console.feeds.events import EventReader
 from console.feeds.feed import FETCH_SECONDS, Feeds, Reading, TooManyViews, in_words
 from console.feeds.processes import SystemReader
 from console.feeds.settings_in_force import SettingsReader
@@ -28,7 +29,14 @@ REFRESH_SECONDS = 0.4
 _CONNECT_SECONDS = 30.0
 _NUMBER_MAX = 2**63 - 1
 
-_VIEWS = {"System": "/", "Orders": "/orders", "Stock": "/stock", "Logs": "/logs", "Settings": "/settings"}
+_VIEWS = {
+    "System": "/",
+    "Orders": "/orders",
+    "Stock": "/stock",
+    "Events": "/events",
+    "Logs": "/logs",
+    "Settings": "/settings",
+}
 _STYLE = resources.files("console.pages").joinpath("style.css").read_text()
 
 
@@ -43,6 +51,7 @@ class Site:
     viewers: Viewers
     feeds: Feeds
     system: SystemReader
+    events: EventReader
     logs_path: Path | None
     """The logs that `dev` stores, or None elsewhere."""
     settings: SettingsReader | None
@@ -117,6 +126,7 @@ def page(site: Site, viewer: Viewer, title: str, zone: tzinfo) -> Iterator[Page]
                 if name == title:
                     link.props('aria-current="page"')
         if site.viewers.sign_in_required:
+            text(f"{viewer.name}, {viewer.tenant}", "span", classes="who soft")
             with tag("form").props('method="post" action="/sign-out"'):
                 text("Sign out", "button").props("type=submit")
     with tag("div").classes("view"):

@@ -84,6 +84,10 @@ class OrderServicer(order_pb2_grpc.OrderServiceServicer):
             erased_count=erased.orders, has_more=erased.has_more, has_open_orders=erased.has_open
         )
 
+    def GetCaller(self, request: pb.GetCallerRequest, context: ServicerContext) -> pb.GetCallerResponse:
+        found = caller()
+        return pb.GetCallerResponse(name=found.name, tenant=found.tenant, permissions=sorted(found.permissions))
+
 
 class OrderMaintenanceServicer(maintenance_pb2_grpc.OrderMaintenanceServiceServicer):
     """Implements shop.order.v1.OrderMaintenanceService, which the reaper calls."""

@@ -1,0 +1,129 @@
+"""The view of the events and the dead letters of the viewer's tenant."""
+
+from functools import partial
+
+from fastapi import Request
+from nicegui import ui
+
+from console import words
+from console.feeds.events import EVENT_TOPICS, LETTER_TOPICS, ROWS_MAX, EventFilter, Events, ShownEvent
+from console.pages.frame import Page, Site, order_link, page, table, tag, text, viewer_of
+from console.site.viewers import Permissions
+
+_TEXT_MAX = 100
+_ORDER_EVENTS, _STOCK_EVENTS = EVENT_TOPICS
+_COLUMNS = {"Time": "time", "Type": "", "Key": "id", "By": "phone-off", "Content": "phone-off data"}
+_LETTER_COLUMNS = {
+    "Time": "time",
+    "Type": "",
+    "Reason": "",
+    "Error": "data",
+    "Set aside by": "phone-off",
+    "Position": "phone-off time",
+    "State": "",
+}
+
+
+def add(site: Site) -> None:
+    @ui.page("/events")
+    async def events(request: Request, type: str = "", id: str = "") -> None:  # noqa: A002 - parts of the address
+        viewer, zone = await viewer_of(site, request)
+        with page(site, viewer, "Events", zone) as here:
+            text("Events", "h1")
+            if not site.events.is_connected:
+                text(
+                    "This console is not connected to the broker. Set KAFKA_BOOTSTRAP_SERVERS, or run "
+                    "./task kafka-consume-orders and ./task dlq.",
+                    classes="empty",
+                )
+                return
+            _add_events(here, type[:_TEXT_MAX].strip(), id[:_TEXT_MAX].strip())
+            _add_dead_letters(here)
+
+
+def _add_events(here: Page, type_: str, id_: str) -> None:
+    topics = _readable(here.viewer.may)
+    if not topics:
+        text("To see events, you need the permission inventory.read, or orders.read and orders.any.", classes="empty")
+        return
+    if len(topics) < len(EVENT_TOPICS):
+        text(f"Your permissions allow the events of {topics[0]} only.", classes="soft")
+    # A plain form of HTML, so that the filter is part of the address.
+    with tag("form").classes("row-of-fields").props('method="get" action="/events" aria-label="Filter"'):
+        for title, name, value in (("Type", "type", type_), ("Order, product or other id", "id", id_)):
+            with text(f"{title} ", "label"):
+                field = tag("input").props(f'name="{name}" maxlength="{_TEXT_MAX}"')
+                field.props["value"] = value
+        text("Filter", "button").props("type=submit")
+    chosen = EventFilter(topics, type_, id_)
+    here.live(
+        "events", chosen, partial(here.site.events.read, here.viewer.tenant, chosen), partial(_list, here, chosen)
+    )
+
+
+def _readable(may: Permissions) -> tuple[str, ...]:
+    """Return the topics whose events the viewer could also learn from the APIs."""
+    allowed = {_ORDER_EVENTS: may.read_all_orders, _STOCK_EVENTS: may.read_stock}
+    return tuple(topic for topic in EVENT_TOPICS if allowed[topic])
+
+
+def _list(here: Page, chosen: EventFilter, found: Events) -> None:
+    if not found.rows:
+        is_filtered = bool(chosen.type or chosen.id)
+        text(
+            "No recent event matches the filter. New ones appear here."
+            if is_filtered
+            else "There are no recent events. Create an order, and its events appear here.",
+            classes="empty",
+        )
+        return
+    if found.has_older:
+        text(f"The newest {ROWS_MAX:,} events. ./task kafka-consume-orders shows older ones.", classes="soft older")
+    table("Events", _COLUMNS, [_row(here, event) for event in found.rows])
+
+
+def _row(here: Page, event: ShownEvent) -> list[str | partial[None]]:
+    is_order = event.topic == _ORDER_EVENTS
+    return [
+        words.clock(event.at, here.zone),
+        event.type or words.NONE,
+        partial(order_link, event.key) if is_order and event.key else event.key or words.NONE,
+        event.actor or words.NONE,
+        event.data,
+    ]
+
+
+def _add_dead_letters(here: Page) -> None:
+    text("Dead letters", "h2")
+    if not here.viewer.may.administer:
+        text("To see dead letters, you need the permission admin.", classes="empty")
+        return
+    text("Events that a process could not handle. It set them aside and went on.", classes="soft")
+    chosen = EventFilter(LETTER_TOPICS)
+    read = partial(here.site.events.read, here.viewer.tenant, chosen)
+    here.live("dead letters", None, read, partial(_list_letters, here))
+
+
+def _list_letters(here: Page, found: Events) -> None:
+    if not found.rows:
+        text("There are no recent dead letters.", classes="empty")
+        return
+    if any(not letter.is_redriven for letter in found.rows):
+        text("When the cause is mended, ./task dlq redrive sends them to their consumers again.", classes="note")
+    table("Dead letters", _LETTER_COLUMNS, [_letter_row(here, letter) for letter in found.rows])
+
+
+def _letter_row(here: Page, letter: ShownEvent) -> list[str | partial[None]]:
+    return [
+        words.at(letter.at, here.zone),
+        letter.type or words.NONE,
+        letter.reason or words.NONE,
+        letter.error or words.NONE,
+        letter.consumer or words.NONE,
+        f"{letter.topic} {letter.partition}:{letter.offset}",
+        partial(_state, is_redriven=letter.is_redriven),
+    ]
+
+
+def _state(*, is_redriven: bool) -> None:
+    text("redriven" if is_redriven else "waiting", "span", classes=f"state {'ready' if is_redriven else 'starting'}")
