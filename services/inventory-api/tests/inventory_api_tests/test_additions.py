@@ -1,5 +1,6 @@
 """ReserveAdditions reserves units for a change that may or may not follow. The events of the order decide."""
 
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -188,6 +189,58 @@ def test_a_reduction_is_measured_from_the_units_before_the_change(inventory: Inv
     inventory.change_order("order-1", 3, ordered={1: 3, 2: 2}, targets={1: (1, 0), 2: (2, 0)})
 
     assert [stock(inventory, product) for product in (1, 2)] == [(20, 1), (5, 2)]
+
+
+def test_a_late_event_does_not_know_the_added_product(inventory: InventoryDriver) -> None:
+    confirmed(inventory)
+    inventory.add_stock(2, 5)
+    inventory.add(3, Line(2, 2), ordered={1: 3}, confirmed=True)
+    inventory.change_order("order-1", 2, ordered={1: 3}, targets={1: (3, 0)})
+
+    inventory.change_order("order-1", 3, ordered={1: 3, 2: 2}, targets={1: (0, 0), 2: (2, 0)})
+
+    assert [stock(inventory, product) for product in (1, 2)] == [(20, 0), (5, 2)]
+    inventory.check_consistency()
+
+
+def test_the_added_product_of_a_change_that_was_given_up_is_released_after_a_late_event(
+    inventory: InventoryDriver,
+) -> None:
+    confirmed(inventory)
+    inventory.add_stock(2, 5)
+    inventory.add(3, Line(2, 2), ordered={1: 3}, confirmed=True)
+    inventory.change_order("order-1", 2, ordered={1: 3}, targets={1: (2, 0)})
+
+    inventory.change_order("order-1", 3, ordered={1: 3}, targets={1: (2, 0)})
+
+    assert [stock(inventory, product) for product in (1, 2)] == [(20, 2), (5, 0)]
+
+
+def test_two_changes_add_a_product_around_a_late_event(inventory: InventoryDriver) -> None:
+    confirmed(inventory)
+    inventory.add_stock(2, 5)
+    inventory.add(3, Line(2, 2), ordered={1: 3}, confirmed=True)
+    inventory.change_order("order-1", 2, ordered={1: 3}, targets={1: (3, 0)})
+    inventory.add(4, Line(2, 1), ordered={1: 3, 2: 2}, change_id=OTHER_CHANGE, confirmed=True)
+
+    inventory.change_order("order-1", 4, ordered={1: 3, 2: 3}, targets={1: (3, 0), 2: (3, 0)})
+
+    assert [stock(inventory, product) for product in (1, 2)] == [(20, 3), (5, 3)]
+
+
+def test_the_previous_release_forgets_the_added_product(inventory: InventoryDriver) -> None:
+    confirmed(inventory)
+    inventory.add_stock(2, 5)
+    inventory.add(3, Line(2, 2), ordered={1: 3}, confirmed=True)
+    key = order_key("order-1")
+    with inventory.database.write() as tx:
+        effects = order_effects.lock(tx, [key], now(tx))[key]
+        totals = {product: total for product, total in effects.totals.items() if product == 1}
+        order_effects.save(tx, {key: replace(effects, totals=totals)}, now(tx))
+
+    inventory.change_order("order-1", 3, ordered={1: 3, 2: 2}, targets={1: (0, 0), 2: (2, 0)})
+
+    assert [stock(inventory, product) for product in (1, 2)] == [(20, 0), (5, 2)]
 
 
 def test_an_extension_meets_an_addition(inventory: InventoryDriver, second_process: InventoryDriver) -> None:

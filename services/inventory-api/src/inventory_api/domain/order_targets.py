@@ -166,7 +166,9 @@ def decide_additions(
     for each in added:
         if not each.is_due(now):
             units[each.product_id] = units.get(each.product_id, 0) + each.quantity
-    before = {product: total._replace(kept=total.kept + units.get(product, 0)) for product, total in totals.items()}
+    # A process of an earlier release removes the totals of products that an event of a lower version does not have.
+    known = {product: Totals(0, 0) for product in units} | dict(totals)
+    before = {product: total._replace(kept=total.kept + units.get(product, 0)) for product, total in known.items()}
     # A product that the order does not have was never part of it, because no line of an order is deleted.
     kept = {product: order.targets[product].kept if product in order.targets else 0 for product in before}
     wanted = replace(order, targets={product: total._replace(kept=kept[product]) for product, total in before.items()})

@@ -130,7 +130,8 @@ def _apply(
         else:
             # The totals are the targets now, even if some units were not reserved: later turns must not look for them
             # again.
-            final = order_targets.final_totals(order, totals[key])
+            # The version may not know products that were added for a later one.
+            final = {**effects[key].totals, **order_targets.final_totals(order, totals[key])}
             reached[key] = OrderEffects(order.version, final, effects[key].additions)
             missing[key] = {
                 product: left.to_ship
