@@ -36,6 +36,21 @@ def test_lost_stock_cancels_its_order_once_however_often_the_event_is_delivered(
     assert [each["event_type"] for each in events(database, lost.id)] == ["ORDER_CREATED", "ORDER_CANCELLED"]
 
 
+@pytest.mark.parametrize(
+    ("event_type", "status"),
+    [("STOCK_RESERVATION_EXPIRED", Status.CANCELLED), ("STOCK_RELEASED", Status.PENDING)],
+)
+def test_a_change_of_an_order_may_find_that_its_reservation_is_due(
+    database: Database, event_type: str, status: Status
+) -> None:
+    (order,) = stored(database, new_order())
+    caused = event(event_type, {"order_id": order.id, "product_id": 1, "order_version": 2})
+
+    database.transact(lambda tx: consumer.handlers()[event_type](tx, [caused]))
+
+    assert database.query(lambda tx: orders.load(tx, [order.key]))[order.key].status is status
+
+
 def test_every_handler_accepts_the_examples_of_the_contract(database: Database) -> None:
     handlers = consumer.handlers()
     examples = [example for example in contract.validator().examples() if example.topic == consumer.TOPIC]

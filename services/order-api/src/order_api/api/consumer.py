@@ -40,7 +40,8 @@ def _losses(events: Sequence[Event], *, released: bool) -> list[LostStock]:
     """Return the losses of orders.
 
     Leaves out reservations with an owner. Other callers made them, and may use the id of an order. Leaves out releases
-    with an order_version, because a change of the order itself caused them.
+    with an order_version, because a change of the order itself caused them. An expiry with an order_version counts: the
+    change has found that the reservation of a PENDING order was due.
     """
     return [
         LostStock(
@@ -52,5 +53,5 @@ def _losses(events: Sequence[Event], *, released: bool) -> list[LostStock]:
             event.data.get("product_id"),
         )
         for event in events
-        if not event.data.get("owner") and event.data.get("order_version") is None
+        if not event.data.get("owner") and not (released and event.data.get("order_version") is not None)
     ]
