@@ -98,6 +98,7 @@ BEFORE_COMMIT, AFTER_COMMIT = "before-commit", "after-commit"
 BEFORE_PRODUCE, BEFORE_DELETE = "before-produce", "before-delete"
 BEFORE_OFFSET = "before-offset-commit"
 BEFORE_INSERT, BEFORE_CONFIRMED = "before-order-insert", "before-order-confirmed"
+BEFORE_CHANGED = "before-order-changed"
 
 STOP_POINTS = (
     BEFORE_COMMIT,
@@ -107,6 +108,7 @@ STOP_POINTS = (
     BEFORE_OFFSET,
     BEFORE_INSERT,
     BEFORE_CONFIRMED,
+    BEFORE_CHANGED,
 )
 
 

@@ -21,6 +21,8 @@ from tests.faults.history import (
     DEFECTS,
     AddStock,
     Call,
+    CancelUnits,
+    ChangeLines,
     ChangeStatus,
     CreateOrder,
     History,
@@ -28,6 +30,8 @@ from tests.faults.history import (
     Release,
     Reservation,
     Reserve,
+    ReturnUnits,
+    ShipUnits,
     Snapshot,
 )
 
@@ -76,9 +80,11 @@ def check(history: History) -> list[str]:
     violations += _check_stock(history.snapshot, histories)
     violations += _check_returns(history.snapshot, histories)
     violations += _check_additions(index, history.snapshot, histories)
-    violations += _check_reservations(index, history.snapshot)
-    violations += _check_orders(index, history.snapshot)
+    outcomes = ChangeOutcomes(index, histories)
+    violations += _check_reservations(index, history.snapshot, outcomes)
+    violations += _check_orders(index, history.snapshot, histories, outcomes)
     violations += _check_status_changes(index, histories)
+    violations += _check_unit_changes(index, histories)
     violations += _check_dead_letters(history)
     violations += _check_pages(history)
     return violations
@@ -93,6 +99,8 @@ class CallIndex:
         self.releases: dict[str, list[Call]] = {}
         self.orders: dict[int, Call] = {}
         self.changes: dict[tuple[str, str], list[Call]] = {}
+        self.unit_changes: dict[str, Call] = {}
+        self.unit_changes_of: dict[str, list[Call]] = {}
         for call in calls:
             match call.operation:
                 case AddStock(product, location, units):
@@ -105,6 +113,27 @@ class CallIndex:
                     self.orders[user_id] = call
                 case ChangeStatus(order_id, status):
                     self.changes.setdefault((order_id, status), []).append(call)
+                case ShipUnits(order_id) | CancelUnits(order_id) | ReturnUnits(order_id) | ChangeLines(order_id):
+                    self.unit_changes[call.request_id] = call
+                    self.unit_changes_of.setdefault(order_id, []).append(call)
+
+
+class ChangeOutcomes:
+    """The units that changes of lines wanted to add to orders, but did not."""
+
+    def __init__(self, index: CallIndex, histories: EventHistories) -> None:
+        self._not_added: dict[str, Counter[int]] = {}
+        for order_id, calls in index.unit_changes_of.items():
+            history = histories.units.get(order_id)
+            effective = {request_id for request_id, _ in history.reports} if history else set()
+            not_added = self._not_added[order_id] = Counter()
+            for call in calls:
+                if isinstance(call.operation, ChangeLines) and call.request_id not in effective:
+                    not_added.update(dict(call.operation.added))
+
+    def not_added(self, order_id: str) -> Counter[int]:
+        """The units by product. Some of them may have been reserved; then they are released."""
+        return self._not_added.get(order_id, Counter())
 
 
 def _check_results(history: History) -> Iterator[str]:
@@ -171,7 +200,7 @@ def _check_effects(call: Call, count: int) -> Iterator[str]:
         yield f"{call.operation} is {call.fate} {reasons or ''}, but took effect {count} times"
 
 
-def _check_reservations(index: CallIndex, snapshot: Snapshot) -> Iterator[str]:
+def _check_reservations(index: CallIndex, snapshot: Snapshot, outcomes: ChangeOutcomes) -> Iterator[str]:
     by_order = _by_order(snapshot.reservations)
     for order_id, call in index.reservations.items():
         assert isinstance(call.operation, Reserve)
@@ -185,7 +214,7 @@ def _check_reservations(index: CallIndex, snapshot: Snapshot) -> Iterator[str]:
     for reservation_id, calls in index.releases.items():
         yield from _check_releases(calls, snapshot.reservations.get(reservation_id))
     for reservation in snapshot.reservations.values():
-        if reservation.state == "RELEASED" and not _may_be_released(reservation, index, snapshot):
+        if reservation.state == "RELEASED" and not _may_be_released(reservation, index, snapshot, outcomes):
             yield f"{reservation} was released without a call"
 
 
@@ -199,21 +228,29 @@ def _check_releases(calls: list[Call], reservation: Reservation | None) -> Itera
             yield f"{call.operation} returned {call.answers[0]} units, but the reservation is {reservation}"
 
 
-def _may_be_released(reservation: Reservation, index: CallIndex, snapshot: Snapshot) -> bool:
+def _may_be_released(reservation: Reservation, index: CallIndex, snapshot: Snapshot, outcomes: ChangeOutcomes) -> bool:
     if any(call.fate != "refused" for call in index.releases.get(reservation.id, ())):
         return True
     if reservation.order_id in index.reservations:
         return False
-    # A cancelled order releases its stock. A CreateOrder that failed to store its order may release it, too.
+    # A cancelled order releases its stock, and a change that fails releases its new units. A CreateOrder that failed to
+    # store its order may release its stock, too.
     order = snapshot.orders.get(reservation.order_id)
-    return order is None or order.cancelled_units(reservation.product) > 0
+    product = reservation.product
+    return order is None or order.cancelled_units(product) > 0 or outcomes.not_added(order.id)[product] > 0
 
 
-def _check_orders(index: CallIndex, snapshot: Snapshot) -> Iterator[str]:
-    yield from _check_created_orders(index, snapshot)
+def _check_orders(
+    index: CallIndex, snapshot: Snapshot, histories: EventHistories, outcomes: ChangeOutcomes
+) -> Iterator[str]:
+    yield from _check_created_orders(index, snapshot, histories)
     by_order = _by_order(snapshot.reservations)
     for order in snapshot.orders.values():
-        yield from _check_reservations_of(order, by_order.get(order.id, []))
+        # The units that an interrupted change has reserved stay until its intent ends.
+        has_intent = order.id in snapshot.intents
+        yield from _check_reservations_of(
+            order, by_order.get(order.id, []), outcomes.not_added(order.id), has_intent=has_intent
+        )
     for order_id, reservations in by_order.items():
         if order_id in snapshot.orders or order_id in index.reservations:
             continue
@@ -221,7 +258,7 @@ def _check_orders(index: CallIndex, snapshot: Snapshot) -> Iterator[str]:
             yield f"there is no order {order_id}, but it has {reservations}"
 
 
-def _check_created_orders(index: CallIndex, snapshot: Snapshot) -> Iterator[str]:
+def _check_created_orders(index: CallIndex, snapshot: Snapshot, histories: EventHistories) -> Iterator[str]:
     by_user: dict[int, list[Order]] = {}
     for order in snapshot.orders.values():
         by_user.setdefault(order.user_id, []).append(order)
@@ -232,32 +269,43 @@ def _check_created_orders(index: CallIndex, snapshot: Snapshot) -> Iterator[str]
         orders = by_user.get(user_id, [])
         yield from _check_effects(call, len(orders))
         for order in orders:
-            if order.lines != dict(call.operation.lines):
-                yield f"{call.operation} created {order}"
+            history = histories.units.get(order.id)
+            added = history.added if history else Counter[int]()
+            if order.lines != Counter(dict(call.operation.lines)) + added:
+                yield f"{call.operation} created {order}, and changes have added {dict(added)}"
+            if history and history.kept:
+                kept = {product: order.kept_units(product) for product in order.lines}
+                if kept != history.last_kept:
+                    yield f"{order} keeps {kept}, but its last event has {history.last_kept}"
             if call.answers and call.answers[0] != order.id:
                 yield f"{call.operation} returned {call.answers[0]}, but created {order.id}"
 
 
-def _check_reservations_of(order: Order, reservations: list[Reservation]) -> Iterator[str]:
+def _check_reservations_of(
+    order: Order, reservations: list[Reservation], not_added: Counter[int], *, has_intent: bool
+) -> Iterator[str]:
     current = [reservation for reservation in reservations if reservation.state != "REPLACED"]
-    reserved: Counter[int] = Counter()
-    ended: dict[str, Counter[int]] = {"FULFILLED": Counter(), "RELEASED": Counter(), "EXPIRED": Counter()}
+    units: dict[str, Counter[int]] = {"active": Counter(), "FULFILLED": Counter(), "ended": Counter()}
     for reservation in current:
-        reserved[reservation.product] += reservation.units
-        if reservation.state in ended:
-            ended[reservation.state][reservation.product] += reservation.units
-    if reserved != order.lines:
+        kind = "active" if reservation.state in ACTIVE else reservation.state
+        units[kind if kind in units else "ended"][reservation.product] += reservation.units
+    products = order.lines.keys() | {reservation.product for reservation in current}
+    # Each unit of the order has exactly one reservation. Units that failed changes did not add may have one, too.
+    surplus = {product: sum(each[product] for each in units.values()) for product in products}
+    surplus = {product: count - order.lines.get(product, 0) for product, count in surplus.items()}
+    if any(not 0 <= count <= not_added[product] for product, count in surplus.items()):
         yield f"{order} has the reservations {reservations}"
     wrong = [
         reservation
         for reservation in current
         if reservation.state in ACTIVE and reservation.state not in OPEN_STATES.get(order.status, ())
     ]
-    # Each unit has exactly one reservation, so the other units are reserved.
     are_right = all(
-        ended["FULFILLED"][product] == order.shipped_units(product)
-        and ended["RELEASED"][product] + ended["EXPIRED"][product] == order.cancelled_units(product)
-        for product in order.lines
+        units["FULFILLED"][product] == order.shipped_units(product)
+        and 0
+        <= units["active"][product] - (order.kept_units(product) - order.shipped_units(product))
+        <= (not_added[product] if has_intent else 0)
+        for product in products
     )
     if wrong or not are_right:
         yield f"{order} is {order.status}, but has reservations in the wrong state: {wrong or current}"
@@ -271,9 +319,31 @@ def _check_status_changes(index: CallIndex, histories: EventHistories) -> Iterat
                 yield f"{call.operation} succeeded, but has no event: {histories.orders.get(order_id)}"
     for order_id, statuses in histories.orders.items():
         # PENDING is checked with the created orders. Lost stock cancels an order without a call.
-        for status in set(statuses) - {"PENDING", "CANCELLED"}:
+        unchecked = {"PENDING", "CANCELLED"}
+        if any(call.fate != "refused" for call in index.unit_changes_of.get(order_id, ())):
+            unchecked.add("SHIPPED")  # no unit is left to ship after the change
+        for status in set(statuses) - unchecked:
             if all(call.fate == "refused" for call in index.changes.get((order_id, status), ())):
                 yield f"order {order_id} became {status} without a call, or although all calls were refused"
+
+
+def _check_unit_changes(index: CallIndex, histories: EventHistories) -> Iterator[str]:
+    reported: dict[str, list[dict[int, int]]] = {}
+    for units in histories.units.values():
+        for request_id, changed in units.reports:
+            reported.setdefault(request_id, []).append(changed)
+    for request_id, call in index.unit_changes.items():
+        yield from _check_effects(call, len(reported.get(request_id, ())))
+    for request_id, effects in reported.items():
+        change = index.unit_changes.get(request_id)
+        if change is None:
+            yield f"units of an order were changed without a call: {effects}"
+        elif isinstance(change.operation, ShipUnits | CancelUnits | ReturnUnits | ChangeLines):
+            yield from (
+                f"{change.operation} had the effect {effect}"
+                for effect in effects
+                if effect != dict(change.operation.units)
+            )
 
 
 def _check_dead_letters(history: History) -> Iterator[str]:

@@ -12,6 +12,7 @@ import itertools
 import random
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Self
@@ -34,6 +35,8 @@ from tests.faults.history import (
     Answer,
     Call,
     CallLog,
+    CancelUnits,
+    ChangeLines,
     ChangeStatus,
     CreateOrder,
     Info,
@@ -43,6 +46,8 @@ from tests.faults.history import (
     Refusal,
     Release,
     Reserve,
+    ReturnUnits,
+    ShipUnits,
 )
 from tests.faults.snapshot import LONG
 
@@ -62,6 +67,10 @@ _DEFINITE = {
     grpc.StatusCode.ABORTED,
     grpc.StatusCode.RESOURCE_EXHAUSTED,
 }
+
+
+_Operation = tuple[Operation, Any, Any, Callable[[Any], str | int]]
+"""An operation, the method of the stub, the request, and the function that reads the value of the response."""
 
 
 class Clients:
@@ -169,6 +178,7 @@ class _Client:
         self._added = added
         self._tenant = tenant
         self._headers = headers
+        self._order_as_seen: Any = None
 
     def run_one(self, weights: tuple[int, int, int]) -> None:
         """Run one operation, chosen by the weights, and sometimes read a page before."""
@@ -228,22 +238,103 @@ class _Client:
         user_id = 1 + self._chance.getrandbits(_USER_ID_BITS)
         products = self._chance.sample(self._products, self._chance.randint(1, len(self._products)))
         lines = tuple((product, self._chance.randint(1, UNITS_MAX)) for product in products)
-        price = Money(currency_code="EUR", units=19, nanos=990_000_000)
         request = orders.CreateOrderRequest(
             user_id=user_id,
-            items=[orders.CreateOrderItem(product_id=product, quantity=n, price=price) for product, n in lines],
+            items=[orders.CreateOrderItem(product_id=product, quantity=n, price=_PRICE) for product, n in lines],
             ttl=Duration(seconds=SHORT_SECONDS),
         )
-        order_id = self._call(CreateOrder(user_id, lines), self._order_api.CreateOrder, request, lambda a: a.order.id)
+        self._order_as_seen = None
+        order_id = self._call(CreateOrder(user_id, lines), self._order_api.CreateOrder, request, self._see_order)
         if order_id is None or self._chance.random() < 0.1:
             return
-        for statuses in self._chance.choice(_STATUS_SEQUENCES):
-            self._call_concurrently([self._change(str(order_id), status) for status in statuses])
+        for steps in self._chance.choice(_COURSES):
+            calls = [self._step(step) for step in steps]
+            self._call_concurrently([call for call in calls if call is not None])
 
-    def _change(self, order_id: str, status: str) -> Any:
-        number = orders.OrderStatus.Value(f"ORDER_STATUS_{status}")
-        request = orders.UpdateOrderStatusRequest(id=order_id, status=number)
-        return ChangeStatus(order_id, status), self._order_api.UpdateOrderStatus, request, lambda a: a.order.id
+    def _see_order(self, response: orders.OrderResponse) -> str:
+        """Remember the newest order that a response has. Returns its id."""
+        order = response.order
+        if self._order_as_seen is None or order.version > self._order_as_seen.version:
+            self._order_as_seen = order
+        return order.id
+
+    def _step(self, step: str) -> _Operation | None:
+        """The call of a step for the order as it was last seen. None if it has no units for the step."""
+        order = self._order_as_seen
+        match step:
+            case "change":
+                return self._change_lines(order)
+            case "ship":
+                return self._change_units(order, ShipUnits, self._order_api.CreateShipment, _open)
+            case "cancel":
+                return self._change_units(order, CancelUnits, self._order_api.CancelOrderItems, _open)
+            case "return":
+                return self._change_units(order, ReturnUnits, self._order_api.CreateReturn, _with_buyer)
+        number = orders.OrderStatus.Value(f"ORDER_STATUS_{step}")
+        request = orders.UpdateOrderStatusRequest(id=order.id, status=number)
+        return ChangeStatus(order.id, step), self._order_api.UpdateOrderStatus, request, self._see_order
+
+    def _change_units(
+        self,
+        order: orders.Order,
+        operation: Callable[[str, tuple[tuple[int, int], ...]], Operation],
+        method: Any,
+        available: Callable[[orders.OrderItem], int],
+    ) -> _Operation | None:
+        """Ship, cancel or return some of the available units of some lines."""
+        lines = [item for item in order.items if available(item) > 0]
+        if not lines:
+            return None
+        chosen = self._chance.sample(lines, self._chance.randint(1, len(lines)))
+        units = [(item, self._chance.randint(1, available(item))) for item in chosen]
+        if operation is ReturnUnits:
+            request: Any = orders.CreateReturnRequest(id=order.id, items=[self._returned(*each) for each in units])
+        else:
+            of_lines = [orders.ItemUnits(item_id=item.id, quantity=count) for item, count in units]
+            kind = orders.CreateShipmentRequest if operation is ShipUnits else orders.CancelOrderItemsRequest
+            request = kind(id=order.id, items=of_lines)
+        by_product = _by_product((item.product_id, count) for item, count in units)
+        return operation(order.id, by_product), method, request, self._see_order
+
+    def _returned(self, item: orders.OrderItem, count: int) -> orders.ReturnedUnits:
+        if self._chance.random() < 0.3:
+            return orders.ReturnedUnits(item_id=item.id, quantity=count, treatment=orders.RETURN_TREATMENT_DISCARD)
+        return orders.ReturnedUnits(
+            item_id=item.id,
+            quantity=count,
+            treatment=orders.RETURN_TREATMENT_RESTOCK,
+            location=self._chance.choice(LOCATIONS),
+        )
+
+    def _change_lines(self, order: orders.Order) -> _Operation:
+        """Raise or lower lines, remove lines and add lines. One call never does both to the same product."""
+        kept = Counter[int]()
+        added = Counter[int]()
+        fee = orders.Charge(kind=orders.CHARGE_KIND_FEE, amount=Money(currency_code="EUR", units=1))
+        request = orders.ChangeOrderRequest(id=order.id, version=order.version)
+        request.charges.charges.append(fee)
+        for product in self._products:
+            lines = [item for item in order.items if item.product_id == product]
+            kept[product] = sum(item.quantity - item.cancelled for item in lines)
+            line = self._chance.choice(lines) if lines else None
+            change = self._chance.choice(("raise", "lower", "remove", "add", "keep", "keep"))
+            units = self._chance.randint(1, UNITS_MAX)
+            if change in {"lower", "remove"} and line is not None and _open(line) > 0:
+                units = _open(line) if change == "remove" else min(units, _open(line))
+                kept[product] -= units
+                quantity = line.quantity - line.cancelled - units
+                request.items.append(orders.ChangedItem(item_id=line.id, quantity=quantity))
+            elif change == "raise" and line is not None:
+                added[product] = units
+                quantity = line.quantity - line.cancelled + units
+                request.items.append(orders.ChangedItem(item_id=line.id, quantity=quantity))
+            elif change == "add":
+                added[product] = units
+                request.new_items.append(orders.CreateOrderItem(product_id=product, quantity=units, price=_PRICE))
+            if not lines and product not in added:
+                del kept[product]
+        operation = ChangeLines(order.id, _by_product([*kept.items(), *added.items()]), _by_product(added.items()))
+        return operation, self._order_api.ChangeOrder, request, self._see_order
 
     def _call(
         self, operation: Operation, method: Any, request: Any, read: Callable[[Any], str | int]
@@ -251,9 +342,7 @@ class _Client:
         (answer,) = self._call_concurrently([(operation, method, request, read)])
         return answer
 
-    def _call_concurrently(
-        self, operations: Sequence[tuple[Operation, Any, Any, Callable[[Any], str | int]]]
-    ) -> list[str | int | None]:
+    def _call_concurrently(self, operations: Sequence[_Operation]) -> list[str | int | None]:
         """Send all calls at the same time. Repeat, or abandon, each that gets no response.
 
         Returns the value of the first answer to each call, or None if it had no answer.
@@ -265,6 +354,7 @@ class _Client:
             request_id = self._uuid()
             if "request_id" in copy.DESCRIPTOR.fields_by_name:
                 copy.request_id = request_id
+            _mark(copy, request_id)
             calls.append((self._call_log.open(operation, request_id, self._tenant), method, copy, read))
         retries = self._chance.random() < 0.8
         deadline = time.monotonic() + (GIVE_UP_SECONDS if retries else 0)
@@ -289,8 +379,8 @@ class _Client:
         return str(UUID(int=self._chance.getrandbits(128), version=4))
 
 
-# The status changes of an order. Those in one tuple are requested concurrently.
-_STATUS_SEQUENCES = (
+# The steps of an order: statuses, and changes of some units. Those in one tuple are requested concurrently.
+_COURSES = (
     [("CONFIRMED",)],
     [("CONFIRMED",), ("PROCESSING",), ("SHIPPED",), ("DELIVERED",)],
     [("CONFIRMED",), ("PROCESSING",), ("SHIPPED",)],
@@ -299,7 +389,43 @@ _STATUS_SEQUENCES = (
     [("CONFIRMED", "CONFIRMED"), ("SHIPPED",), ("PROCESSING", "PROCESSING"), ("SHIPPED", "SHIPPED"), ("CANCELLED",)],
     [("CANCELLED", "CANCELLED")],
     [("SHIPPED",), ("CONFIRMED",), ("CANCELLED",)],
+    [("CONFIRMED",), ("PROCESSING",), ("ship",), ("change",), ("ship",), ("SHIPPED",), ("return",)],
+    [("change",), ("CONFIRMED",), ("change",), ("PROCESSING",), ("change", "ship"), ("SHIPPED", "cancel"), ("return",)],
+    [("change", "CONFIRMED"), ("change", "change"), ("PROCESSING",), ("ship", "cancel"), ("change",), ("ship",)],
+    [("CONFIRMED",), ("change", "CANCELLED"), ("change",)],
+    [("change", "change"), ("cancel",), ("change",)],
+    [("CONFIRMED",), ("PROCESSING",), ("SHIPPED",), ("return", "return"), ("DELIVERED",), ("return",)],
+    [("CONFIRMED",), ("PROCESSING",), ("ship", "ship"), ("change", "cancel"), ("cancel", "cancel"), ("return",)],
 )
+_PRICE = Money(currency_code="EUR", units=19, nanos=990_000_000)
+
+
+def _open(item: orders.OrderItem) -> int:
+    """The units of a line that can be shipped or cancelled."""
+    return item.quantity - item.shipped - item.cancelled
+
+
+def _with_buyer(item: orders.OrderItem) -> int:
+    """The units of a line that can come back."""
+    return item.shipped - item.returned
+
+
+def _by_product(units: Iterable[tuple[int, int]]) -> tuple[tuple[int, int], ...]:
+    added = Counter[int]()
+    for product, count in units:
+        added[product] += count
+    return tuple(sorted(added.items()))
+
+
+def _mark(request: Any, request_id: str) -> None:
+    """Make the request name its id in a field that the event of its effect contains."""
+    match request:
+        case orders.CreateShipmentRequest():
+            request.tracking_number = request_id
+        case orders.CancelOrderItemsRequest() | orders.CreateReturnRequest():
+            request.reason = request_id
+        case orders.ChangeOrderRequest():
+            request.charges.charges[0].label = request_id
 
 
 def _may_retry(call: Call) -> bool:

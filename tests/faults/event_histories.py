@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from tests.faults.history import DEFAULT_TENANT, Event, Snapshot
 from tests.faults.item_counters import ItemCounters, allocations_of
+from tests.faults.order_units import OrderUnits
 
 # Status or state → the next ones that are legal.
 ORDER_CHANGES = {
@@ -57,6 +58,7 @@ class EventHistories:
     """
 
     orders: dict[str, list[str]] = field(default_factory=dict)
+    units: dict[str, OrderUnits] = field(default_factory=dict)
     reservations: dict[str, list[str]] = field(default_factory=dict)
     additions: dict[int, list[int]] = field(default_factory=dict)
     returned: dict[int, int] = field(default_factory=dict)
@@ -109,15 +111,16 @@ def _check_orders(events: Sequence[Event], snapshot: Snapshot, histories: EventH
     for order_id, of_order in by_order.items():
         name = f"order {order_id}"
         statuses = histories.orders[order_id] = []
+        units = histories.units[order_id] = OrderUnits(name)
         for event in of_order:
+            yield from units.add(event)
             if event.type in _ORDER_STATES:
                 statuses.append(_ORDER_STATES[event.type])
             elif not statuses or statuses[-1] not in _UNIT_CHANGES.get(event.type, ()):
                 yield f"{name}: {event.type} follows {statuses}"
         yield from _check_changes(name, statuses, ORDER_CHANGES)
         yield from _check_numbers(name, of_order)
-        yield from _check_targets(name, of_order)
-        histories.restocked.update(_restocked(of_order[-1]))
+        histories.restocked.update(units.restocked)
         versions = [event.data["version"] for event in of_order]
         if versions != list(range(1, len(of_order) + 1)):
             yield f"{name}: its events have the versions {versions}"
@@ -130,34 +133,14 @@ def _check_orders(events: Sequence[Event], snapshot: Snapshot, histories: EventH
         yield f"order {order_id} has no events"
 
 
-def _check_targets(name: str, events: Iterable[Event]) -> Iterator[str]:
-    """An order never keeps more units than before, and never ships or gets back fewer."""
-    before: dict[int, tuple[int, int, int]] = {}
-    for event in events:
-        for target in event.data.get("targets", ()):
-            product, kept, shipped = target["product_id"], target["kept"], target["shipped"]
-            returned = sum(each["quantity"] for each in target.get("returned", ()))
-            last_kept, last_shipped, last_returned = before.get(product, (kept, 0, 0))
-            if not (last_returned <= returned <= shipped and last_shipped <= shipped <= kept <= last_kept):
-                yield f"{name}: the targets {target} follow {before.get(product)}"
-            before[product] = kept, shipped, returned
-
-
-def _restocked(event: Event) -> dict[tuple[int, str], int]:
-    return {
-        (target["product_id"], each["location"]): each["quantity"]
-        for target in event.data.get("targets", ())
-        for each in target.get("returned", ())
-        if each["treatment"] == "RESTOCK"
-    }
-
-
 def _check_reservations(events: Sequence[Event], snapshot: Snapshot, histories: EventHistories) -> Iterator[str]:
     by_id: dict[str, list[Event]] = {}
+    let_go = _LetGo(histories.units)
     for event in events:
         if event.type in _RESERVATION_STATES:
             by_id.setdefault(event.data["reservation_id"], []).append(event)
             histories.reservations.setdefault(event.data["reservation_id"], []).append(_RESERVATION_STATES[event.type])
+            yield from let_go.check(event)
         elif event.type == _SPLIT:
             by_id.setdefault(event.data["reservation_id"], []).append(event)
             yield from _split(event, snapshot, histories)
@@ -180,6 +163,36 @@ def _check_reservations(events: Sequence[Event], snapshot: Snapshot, histories: 
             yield f"{name}: its events have other allocations than {reservation.allocations}"
     for reservation_id in snapshot.reservations.keys() - histories.reservations.keys():
         yield f"reservation {reservation_id} has no events"
+
+
+class _LetGo:
+    """Counts the units that orders have, shipped ones included. An order never has fewer than it keeps.
+
+    The event of a release has the version of the order that caused it. A held order expires as a whole, so it is not
+    checked after its first expired reservation.
+    """
+
+    def __init__(self, orders: Mapping[str, OrderUnits]) -> None:
+        self._orders = orders
+        self._units: Counter[tuple[str, int]] = Counter()
+        self._expired: set[tuple[str, int]] = set()
+
+    def check(self, event: Event) -> Iterator[str]:
+        key = event.data.get("order_id", ""), event.data["product_id"]
+        units = sum(allocations_of(event).values())
+        if event.type == "STOCK_RESERVED":
+            self._units[key] += units
+        elif event.type == "STOCK_RESERVATION_EXPIRED":
+            self._expired.add(key)
+        elif event.type == "STOCK_RELEASED":
+            self._units[key] -= units
+            version = event.data.get("order_version", 0)
+            kept = self._orders[key[0]].kept.get(version, {}).get(key[1], 0) if key[0] in self._orders else 0
+            if self._units[key] < kept and key not in self._expired:
+                yield (
+                    f"order {key[0]} keeps {kept} units of {key[1]} in version {version}, but {units} units were let go"
+                    f" and {self._units[key]} are left"
+                )
 
 
 def _split(event: Event, snapshot: Snapshot, histories: EventHistories) -> Iterator[str]:

@@ -55,13 +55,50 @@ class ChangeStatus:
 
 
 @dataclass(frozen=True)
+class ShipUnits:
+    """Ship some open units of an order: (product, units)."""
+
+    order_id: str
+    units: tuple[tuple[int, int], ...]
+
+
+@dataclass(frozen=True)
+class CancelUnits:
+    """Cancel some open units of an order: (product, units)."""
+
+    order_id: str
+    units: tuple[tuple[int, int], ...]
+
+
+@dataclass(frozen=True)
+class ReturnUnits:
+    """Take back some shipped units of an order: (product, units)."""
+
+    order_id: str
+    units: tuple[tuple[int, int], ...]
+
+
+@dataclass(frozen=True)
+class ChangeLines:
+    """Let the order keep these units of each product, `added` ones among them: (product, units)."""
+
+    order_id: str
+    units: tuple[tuple[int, int], ...]
+    added: tuple[tuple[int, int], ...]
+
+
+UnitChange = ShipUnits | CancelUnits | ReturnUnits | ChangeLines
+"""An operation on some units of an order. The event of its effect contains its request id."""
+
+
+@dataclass(frozen=True)
 class Read:
     """Read a page of the items or reservations of a product, or of the orders. It has no effect."""
 
     kind: str
 
 
-Operation = AddStock | Reserve | Release | CreateOrder | ChangeStatus | Read
+Operation = AddStock | Reserve | Release | CreateOrder | ChangeStatus | UnitChange | Read
 
 
 @dataclass(frozen=True)
@@ -211,7 +248,7 @@ class Reservation:
 
 @dataclass(frozen=True)
 class Order:
-    """A row with its lines: units by product.
+    """A row with its lines: units by product, those of several lines added up.
 
     `shipped` and `cancelled` are the units that calls about single units have shipped and cancelled.
     """
@@ -226,13 +263,17 @@ class Order:
 
     def cancelled_units(self, product: int) -> int:
         """The cancelled units of the product: all units if the status is CANCELLED."""
-        return self.lines[product] if self.status == "CANCELLED" else self.cancelled.get(product, 0)
+        return self.lines.get(product, 0) if self.status == "CANCELLED" else self.cancelled.get(product, 0)
 
     def shipped_units(self, product: int) -> int:
         """The shipped units of the product: all units that are not cancelled if the status is SHIPPED or DELIVERED."""
         if self.status in {"SHIPPED", "DELIVERED"}:
-            return self.lines[product] - self.cancelled_units(product)
+            return self.kept_units(product)
         return self.shipped.get(product, 0)
+
+    def kept_units(self, product: int) -> int:
+        """The units of the product that are not cancelled."""
+        return self.lines.get(product, 0) - self.cancelled_units(product)
 
 
 @dataclass(frozen=True)
@@ -242,6 +283,8 @@ class Snapshot:
     items: dict[int, Item] = field(default_factory=dict)
     reservations: dict[str, Reservation] = field(default_factory=dict)
     orders: dict[str, Order] = field(default_factory=dict)
+    intents: frozenset[str] = frozenset()
+    """The ids of the orders of which a change has begun and not ended."""
 
 
 @dataclass(frozen=True)

@@ -34,5 +34,11 @@ STOCK_OF_TENANT: Mutant = {
 PAGE_OF_TENANT: Mutant = {"page-of-tenant": "query = in_order"}
 """A page of items has the items of all tenants."""
 
+CHANGE_WITHOUT_STOCK: Mutant = {"units-of-a-change": "pass"}
+"""An order gets more units by a change, although they were not reserved."""
+
+TARGETS_AGAIN: Mutant = {"totals": "final = dict(effects[key].totals)"}
+"""Each event of an order releases and ships again what earlier events did."""
+
 DATABASE_CLOCK: Mutant = {"database-clock": "timestamp = datetime.now(__import__('datetime').UTC)"}
 """Each process uses its own clock."""

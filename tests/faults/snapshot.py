@@ -1,7 +1,8 @@
 """Reads both databases with plain SQL. Uses neither the code nor the table definitions of the services."""
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import Any
 
 from sqlalchemy import Engine, NullPool, create_engine, text
@@ -55,20 +56,24 @@ class Readers:
                 own = parts[tenant, str(row_id)]
                 reservation = Reservation(str(row_id), product, units, order_id, state, own, expires_at is None)
                 found[tenant].reservations[reservation.id] = reservation
-        lines: dict[tuple[str, str], dict[int, int]] = defaultdict(dict)
-        shipped: dict[tuple[str, str], dict[int, int]] = defaultdict(dict)
-        cancelled: dict[tuple[str, str], dict[int, int]] = defaultdict(dict)
+        lines: dict[tuple[str, str], Counter[int]] = defaultdict(Counter)
+        shipped: dict[tuple[str, str], Counter[int]] = defaultdict(Counter)
+        cancelled: dict[tuple[str, str], Counter[int]] = defaultdict(Counter)
         for tenant, order_id, product, units, shipped_units, cancelled_units in _rows(self._orders, _LINES):
             key = tenant, str(order_id)
-            lines[key][product] = units
-            shipped[key][product], cancelled[key][product] = shipped_units, cancelled_units
+            lines[key][product] += units
+            shipped[key][product] += shipped_units
+            cancelled[key][product] += cancelled_units
         for tenant, order_id, user_id, status, version in _rows(self._orders, _ORDERS):
             key = tenant, str(order_id)
             if ours.intersection(lines[key]):
                 found[tenant].orders[str(order_id)] = Order(
                     str(order_id), user_id, status, version, lines[key], shipped[key], cancelled[key]
                 )
-        return found
+        intents: dict[str, set[str]] = defaultdict(set)
+        for tenant, order_id in _rows(self._orders, _INTENTS):
+            intents[tenant].add(str(order_id))
+        return {tenant: replace(each, intents=frozenset(intents[tenant])) for tenant, each in found.items()}
 
 
 _ITEMS = (
@@ -80,6 +85,7 @@ _RESERVATIONS = "SELECT tenant, id, product_id, quantity, order_id, state, expir
 _ALLOCATIONS = "SELECT tenant, reservation_id, item_id, quantity FROM reservation_allocations"
 _ORDERS = "SELECT tenant, id, user_id, status, version FROM orders"
 _LINES = "SELECT tenant, order_id, product_id, quantity, shipped, cancelled FROM order_items"
+_INTENTS = "SELECT tenant, order_id FROM order_intents"
 
 
 def _rows(engine: Engine, query: str, **parameters: str) -> Sequence[Any]:

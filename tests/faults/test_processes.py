@@ -28,6 +28,7 @@ STOP_POINTS = [
     *((api, build.BEFORE_OFFSET) for api in (INVENTORY_API, ORDER_API)),
     (ORDER_API, build.BEFORE_INSERT),
     (ORDER_API, build.BEFORE_CONFIRMED),
+    (ORDER_API, build.BEFORE_CHANGED),
     *((RELAY, name) for name in (build.BEFORE_PRODUCE, build.BEFORE_DELETE, build.BEFORE_COMMIT, build.AFTER_COMMIT)),
 ]
 

@@ -43,6 +43,8 @@ def violations(system: System, seed: int, is_short: bool, during: Callable[[], N
         pytest.param(mutants.RESERVATION_STATE, "follows", id="state of a reservation"),
         pytest.param(mutants.ORDER_STATUS, "follows", id="state of an order"),
         pytest.param(mutants.IDEMPOTENCY_CLAIM, "took effect 2 times", id="idempotency claim"),
+        pytest.param(mutants.CHANGE_WITHOUT_STOCK, "has the reservations", id="stock of a change"),
+        pytest.param(mutants.TARGETS_AGAIN, "were let go", id="totals of an order"),
     ],
 )
 def test_on_postgresql(

@@ -36,7 +36,7 @@ def load(stack: Stack) -> Iterator[Process]:
 
 
 def test_orders_take_every_course(stack: Stack, load: Process) -> None:
-    for outcome in ("delivered", "cancelled", "partly shipped", "returned", "refused INSUFFICIENT_STOCK"):
+    for outcome in ("changed", "delivered", "cancelled", "partly shipped", "returned", "refused INSUFFICIENT_STOCK"):
         load.wait_for_line(outcome, DO_SECONDS)
     assert " refused UNAVAILABLE" not in load.log
 

@@ -1,4 +1,4 @@
-"""The load generator creates orders at a given rate, and then confirms, ships, returns or cancels them.
+"""The load generator creates orders at a given rate, and then changes, confirms, ships, returns or cancels them.
 
 Each order is changed in steps, with pauses.
 """
@@ -45,6 +45,7 @@ _PAUSE_SECONDS = (0.1, 1.5)
 class _Change(Enum):
     """A change of an order. The value is the word for it in the summary."""
 
+    LINES = "changed"
     CONFIRM = "confirmed"
     PROCESS = "processing"
     SHIP_ONE_LINE = "partly shipped"
@@ -65,7 +66,9 @@ _STATUSES: "dict[_Change, orders.OrderStatus.ValueType]" = {
 
 _PAID = (_Change.CONFIRM, _Change.PROCESS)
 _COURSES: dict[tuple[_Change, ...], int] = {
-    (*_PAID, _Change.SHIP, _Change.DELIVER): 40,
+    (*_PAID, _Change.SHIP, _Change.DELIVER): 30,
+    (_Change.LINES, *_PAID, _Change.SHIP, _Change.DELIVER): 5,
+    (*_PAID, _Change.LINES, _Change.SHIP_ONE_LINE, _Change.SHIP, _Change.DELIVER): 5,
     (*_PAID, _Change.SHIP_ONE_LINE, _Change.SHIP, _Change.DELIVER): 10,
     (*_PAID, _Change.SHIP, _Change.DELIVER, _Change.RETURN_ONE_LINE): 10,
     (_Change.CANCEL,): 10,
@@ -181,6 +184,9 @@ class LoadGenerator:
     def _change(self, order_id: str, line_id: int, change: _Change) -> None:
         api, request_id = self._shop.orders, str(uuid4())
         match change:
+            case _Change.LINES:
+                order = self._shop.call(api.GetOrder, orders.GetOrderRequest(id=order_id)).order
+                self._shop.call(api.ChangeOrder, _other_lines(order, request_id))
             case _Change.SHIP_ONE_LINE:
                 units = orders.ItemUnits(item_id=line_id, quantity=1)
                 shipment = orders.CreateShipmentRequest(id=order_id, items=[units], request_id=request_id)
@@ -242,6 +248,24 @@ class LoadGenerator:
     def _count(self, what: str) -> None:
         with self._changed:
             self._counts[what] += 1
+
+
+def _other_lines(order: orders.Order, request_id: str) -> orders.ChangeOrderRequest:
+    """Return a change of the order that gives a line one unit more or less, or adds a line. No unit was shipped yet.
+
+    The first line keeps a unit, because later changes of the order may ship or return it.
+    """
+    request = orders.ChangeOrderRequest(id=order.id, version=order.version, request_id=request_id)
+    line = random.choice([None, *order.items])
+    if line is None:
+        price = order.items[0].price
+        request.new_items.add(product_id=random.choice(PRODUCTS[1:]), quantity=1, price=price)
+        return request
+    kept = line.quantity - line.cancelled
+    fewest = 1 if line.id == order.items[0].id else 0
+    less = kept > fewest and random.random() < 0.5
+    request.items.add(item_id=line.id, quantity=kept - 1 if less else kept + 1)
+    return request
 
 
 def _warehouse() -> str:

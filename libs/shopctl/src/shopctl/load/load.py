@@ -1,4 +1,4 @@
-"""Generate load at a steady rate: check stock, create orders, then confirm, ship, return, cancel or abandon them.
+"""Generate load at a steady rate: check stock, create orders, then change, ship, return, cancel or abandon them.
 
 The load generator calls the APIs as any client does. It has its own products and restocks them. One product is
 always scarce, so some orders are refused. It ends after --minutes, or at Ctrl-C.

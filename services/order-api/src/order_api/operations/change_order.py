@@ -104,8 +104,11 @@ class OrderChange:
         continues.
         """
         begun = self._begin.submit(command, deadline=deadline)
-        refusal = None if begun.change_id is None else self._call(command, begun, deadline)
+        refusal = None
+        if begun.change_id is not None:
+            refusal = self._call(command, begun, deadline)  # failpoint: units-of-a-change
         try:
+            # failpoint: before-order-changed
             return self._finish.submit(ChangeResult(command, begun, refusal), deadline=deadline)
         except QueueFull as full:
             if begun.change_id is None:

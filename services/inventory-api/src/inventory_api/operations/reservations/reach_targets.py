@@ -131,7 +131,7 @@ def _apply(
             # The totals are the targets now, even if some units were not reserved: later turns must not look for them
             # again.
             # The version may not know products that were added for a later one.
-            final = {**effects[key].totals, **order_targets.final_totals(order, totals[key])}
+            final = {**effects[key].totals, **order_targets.final_totals(order, totals[key])}  # failpoint: totals
             reached[key] = OrderEffects(order.version, final, effects[key].additions)
             missing[key] = {
                 product: left.to_ship
