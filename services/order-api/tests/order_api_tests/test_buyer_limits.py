@@ -21,6 +21,7 @@ from order_api.operations import change_order, reinstate_order
 from order_api.operations.erase_user import UserErasure
 from order_api.store import buyer_limits, tables
 from order_api_tests import test_change_order as changing
+from order_api_tests.test_create_order import reserve_only
 from order_api_tests.test_reinstate_order import begin, confirm_stock, reinstate
 from shop_common.db.database import Database
 from shop_common.errors import Contention, InvalidInput
@@ -262,6 +263,41 @@ def test_50_calls_at_once_get_two_units_and_no_stock_stays_reserved_for_the_othe
 
     assert len(created) == units(driver.database, product) == 2
     eventually(lambda: stock.available(product) == 98)
+
+
+def above_the_limit_with_stock(
+    driver: OrderApiDriver, stock: InventoryClient, product: int, ttl_seconds: float | None = None
+) -> tuple[pb.CreateOrderRequest, pb.Order]:
+    """A call that crashed after it was refused, before its stock was released, and the order that has used the limit.
+
+    Another order of the buyer was stored while its stock was reserved.
+    """
+    request = limited_request(product, 1, 1, request_id=f"{product}", ttl_seconds=ttl_seconds)
+    order_id = reserve_only(stock, request)
+    other = driver.create_order(limited_request(product, 1, 1))
+    assert stock.states(order_id) == ["HELD"]
+    return request, other
+
+
+def test_stock_of_a_refused_order_that_was_not_released_expires(driver: OrderApiDriver, stock: InventoryClient) -> None:
+    product = stock.product(units=10)
+    above_the_limit_with_stock(driver, stock, product, ttl_seconds=2)
+
+    eventually(lambda: stock.available(product) == 9)
+
+
+def test_a_repeat_of_a_refused_order_is_refused_until_the_limit_permits_it(
+    driver: OrderApiDriver, stock: InventoryClient
+) -> None:
+    product = stock.product(units=10)
+    request, other = above_the_limit_with_stock(driver, stock, product)
+
+    assert refusal(lambda: driver.create_order(request)).reason == "BUYER_LIMIT_EXCEEDED"
+    driver.change_status(other.id, CANCELLED)
+
+    order = driver.create_order(request)
+    assert (order.status, stock.states(order.id)) == (PENDING, ["HELD"])
+    assert stock.available(product) == 8, "the events of the cancelled order do not reach this inventory-api"
 
 
 def test_several_processes_with_one_database_share_the_limit(

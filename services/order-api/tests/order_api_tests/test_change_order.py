@@ -1,6 +1,7 @@
 """ChangeOrder: other lines and charges of an order. The rows of its table of crashes are here.
 
-The rows about events are tests of inventory-api: see test_additions.py there. The inventory-api of these tests gets no
+The row about limits per buyer is in test_buyer_limits.py. The rows about events are tests of inventory-api: see
+test_additions.py there. The inventory-api of these tests gets no
 events, so the effect of each event on the stock is late.
 """
 
@@ -10,7 +11,7 @@ from datetime import timedelta
 import grpc
 import pytest
 from google.type.money_pb2 import Money
-from sqlalchemy import select, update
+from sqlalchemy import Connection, select, update
 
 from order_api.domain.changes import BegunChange, ChangeResult
 from order_api.domain.commands import ChangeLines
@@ -335,6 +336,20 @@ def finish(
 def order(driver: OrderApiDriver, stock: InventoryClient) -> pb.Order:
     """A confirmed order of two units of a product with ten."""
     return confirmed(driver, (stock.product(units=10), 2))
+
+
+def test_before_the_intent_nothing_has_happened(
+    driver: OrderApiDriver, stock: InventoryClient, order: pb.Order
+) -> None:
+    def crash(tx: Connection) -> None:
+        change_order.begin(tx, [command_of(order, 5)])
+        raise InterruptedError
+
+    with pytest.raises(InterruptedError):
+        driver.database.transact(crash)
+
+    assert (driver.order(order.id), intents(driver, order.id)) == (order, 0)
+    assert states(stock, order.id) == {"CONFIRMED": 2}
 
 
 @pytest.mark.parametrize("is_reserved", [False, True])

@@ -1,6 +1,7 @@
 """ReinstateOrder: an order whose reservation expired is confirmed after all. The rows of its table of crashes are here.
 
-The last three rows are about inventory-api: see test_retake.py and test_settle_orders.py there. The inventory-api of
+The row about limits per buyer is in test_buyer_limits.py. The last three rows are about inventory-api: see
+test_retake.py and test_settle_orders.py there. The inventory-api of
 these tests gets no events, so the event of each cancellation is late.
 """
 
@@ -10,7 +11,7 @@ from decimal import Decimal
 
 import grpc
 import pytest
-from sqlalchemy import update
+from sqlalchemy import Connection, update
 
 from order_api.domain import transitions
 from order_api.domain.commands import Reinstate
@@ -192,6 +193,32 @@ def begin(driver: OrderApiDriver, order_id: str) -> int:
 def confirm_stock(stock: InventoryClient, order_id: str, version: int) -> None:
     request = inventory_pb2.ConfirmReservationsRequest(order_id=order_id, retake=True, order_version=version)
     stock.stub.ConfirmReservations(request, timeout=CALL_SECONDS)
+
+
+def test_before_the_version_is_raised_nothing_has_happened(
+    driver: OrderApiDriver, stock: InventoryClient, expired: NewOrder
+) -> None:
+    order = expired(stock.product(units=3))
+
+    def crash(tx: Connection) -> None:
+        reinstate_order.begin(tx, [Reinstate(order.id, Status.CONFIRMED)])
+        raise InterruptedError
+
+    with pytest.raises(InterruptedError):
+        driver.database.transact(crash)
+
+    assert (driver.order(order.id), stock.states(order.id)) == (order, ["EXPIRED"])
+    assert reinstate(driver, order.id).version == order.version + 2
+
+
+def test_a_repeat_of_a_finished_call_returns_the_order(
+    driver: OrderApiDriver, stock: InventoryClient, expired: NewOrder
+) -> None:
+    order = expired(stock.product(units=3))
+    reinstated = reinstate(driver, order.id, request_id="the same")
+
+    assert reinstate(driver, order.id, request_id="the same") == reinstated
+    assert stock.states(order.id) == ["CONFIRMED", "REPLACED"]
 
 
 def test_a_repeat_begins_again_after_the_version_was_raised(
