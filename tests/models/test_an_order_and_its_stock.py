@@ -39,6 +39,9 @@ from testkit.drivers.order_api import new_order, stored
 
 PRODUCTS = (1, 2)
 STOCK = 30
+LIMIT = 9
+"""The units of a product that the buyer may have. Each order has at most one less at first."""
+
 SETTINGS = settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 
@@ -83,9 +86,15 @@ class Model:
         units, interruption = value
         if self.status not in (Status.PENDING, Status.CONFIRMED, Status.PROCESSING):
             return False
+        if any(self._bought(product) + count > LIMIT for product, count in units.items()):
+            return False
         for product, count in units.items() if not interruption else ():
             self.open[product] += count
         return True
+
+    def lower(self, units: dict[int, int]) -> bool:
+        """Return whether the order permits these units to be taken away from its lines, and take them away."""
+        return self.cancel(units)
 
     def restock(self, units: dict[int, int]) -> bool:
         """Return whether the order permits these units to come back, and add them to the stock."""
@@ -122,6 +131,10 @@ class Model:
             returned[product] += count
         return True
 
+    def _bought(self, product: int) -> int:
+        """Return the units that count for the limit per buyer."""
+        return self.open[product] + self.shipped[product] - self.restocked[product] - self.discarded[product]
+
     def _are_open(self, units: dict[int, int]) -> bool:
         return all(count <= self.open[product] for product, count in units.items())
 
@@ -146,7 +159,9 @@ class System:
         for product in PRODUCTS:
             for location in ("A", "B"):
                 self.inventory.add_stock(product, STOCK // 2, location)
-        new = new_order(items=tuple(NewItem(product, count, Decimal(1)) for product, count in ordered.items()))
+        new = new_order(
+            items=tuple(NewItem(product, count, Decimal(1), "", LIMIT) for product, count in ordered.items())
+        )
         self.inventory.reserve_lines(new.id, *(Line(product, count) for product, count in ordered.items()))
         (order,) = stored(self.orders, new)
         return order
@@ -193,6 +208,25 @@ class System:
         )
         if interruption == "reserved":
             return present
+        result = ChangeResult(command, begun)
+        return self.orders.transact(lambda tx: change_order.finish(tx, [result]))[0]
+
+    def lower(self, order: Order, units: dict[int, int]) -> Order | ShopError:
+        """Take units away from lines by a change of the order. It needs no intent."""
+        present = self.load(order)
+        command = ChangeLines(
+            order.id,
+            version=present.version,
+            quantities=tuple(
+                (item.id, item.quantity - item.cancelled - units[item.product_id])
+                for item in present.items
+                if item.product_id in units
+            ),
+        )
+        (begun,) = self.orders.transact(lambda tx: change_order.begin(tx, [command]))
+        if isinstance(begun, ShopError):
+            return begun
+        assert begun.change_id is None
         result = ChangeResult(command, begun)
         return self.orders.transact(lambda tx: change_order.finish(tx, [result]))[0]
 
@@ -291,6 +325,7 @@ steps = st.one_of(
     st.tuples(st.just("ship"), counts),
     st.tuples(st.just("ship"), counts),
     st.tuples(st.just("cancel"), counts),
+    st.tuples(st.just("lower"), counts),
     st.tuples(st.just("add"), st.tuples(one_more, st.sampled_from(["", "", "begun", "reserved"]))),
     st.tuples(st.just("restock"), counts),
     st.tuples(st.just("discard"), counts),
@@ -308,7 +343,8 @@ def test_any_history_of_an_order_leaves_its_stock_as_the_model_has_it(system: Sy
 
     changes: list[tuple[str, Any]] = [
         ("add", ({1: 1, 2: 1}, "")), ("ship", {1: 2}), ("deliver", None), ("add", ({2: 1}, "reserved")),
-        ("cancel", {2: 2}), ("add", ({1: 1}, "begun")), ("deliver", None), ("add", ({1: 1}, "")), ("ship", {1: 2}),
+        ("lower", {2: 1}), ("cancel", {2: 1}), ("add", ({1: 1}, "begun")), ("deliver", None), ("add", ({1: 1}, "")),
+        ("ship", {1: 2}), ("lower", {1: 1}),
     ]  # fmt: skip
 
     @SETTINGS
